@@ -1,0 +1,54 @@
+// Package require decides what a test does when something outside the Go
+// toolchain is missing: skip with the reason, or fail where the environment
+// variable LOCKSTEP_REQUIRE (a comma-separated list) names it.
+package require
+
+import (
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+)
+
+// TB is the part of testing.TB that this package uses; non-test code that
+// imports it does not link package testing.
+type TB interface {
+	Helper()
+	Skipf(format string, args ...any)
+	Fatalf(format string, args ...any)
+}
+
+// Names that LOCKSTEP_REQUIRE may list.
+const (
+	KVM       = "kvm"       // /dev/kvm can create a VM
+	QEMU      = "qemu"      // qemu-system-x86_64 and the qemu-utils tools
+	NetNS     = "netns"     // network namespaces can be made (root, iproute2)
+	NBD       = "nbd"       // nbdcopy, nbdinfo and nbdkit
+	Assembler = "assembler" // GNU as and ld for x86-64
+)
+
+// Wanted reports whether LOCKSTEP_REQUIRE names what.
+func Wanted(what string) bool {
+	return slices.Contains(strings.Split(os.Getenv("LOCKSTEP_REQUIRE"), ","), what)
+}
+
+// Missing skips the test because what is not there, or fails it if
+// LOCKSTEP_REQUIRE names what. It does not return.
+func Missing(t TB, what string, why error) {
+	t.Helper()
+	if Wanted(what) {
+		t.Fatalf("%s is required but missing: %v", what, why)
+	}
+	t.Skipf("needs %s: %v", what, why)
+}
+
+// Program returns the path of an executable that belongs to what, or calls
+// Missing.
+func Program(t TB, what, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		Missing(t, what, err)
+	}
+	return path
+}

@@ -1,0 +1,279 @@
+package vmstate
+
+import (
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+)
+
+// A Struct is a device, a part of one, or a subsection, as decoded with nothing
+// but its description.
+type Struct struct {
+	VMSD        string
+	Version     uint32
+	Fields      []Field
+	Subsections []Struct
+}
+
+// A Field is one named value. Its Value is, by Type:
+//
+//	bool                       bool
+//	uint8 … uint64, bitmap     uint64 (a bitmap of one word)
+//	int8 … int64, timer        int64
+//	struct, vstruct, tmp       Struct
+//	qtailq, qlist              []any of Struct
+//	everything else            []byte, a part of the body
+//
+// and []any of these for an array.
+type Field struct {
+	Name  string
+	Type  string
+	Value any
+}
+
+// Find returns the field of that name, or nil.
+func (s Struct) Find(name string) *Field {
+	for i := range s.Fields {
+		if s.Fields[i].Name == name {
+			return &s.Fields[i]
+		}
+	}
+	return nil
+}
+
+// MarshalJSON writes the fields as an object in wire order, bytes in hex, and
+// the subsections, if any, as "subsections": {name: {…}}.
+func (s Struct) MarshalJSON() ([]byte, error) {
+	out := []byte{'{'}
+	put := func(name string, v any) error {
+		if len(out) > 1 {
+			out = append(out, ',')
+		}
+		key, err := json.Marshal(name)
+		if err != nil {
+			return err
+		}
+		value, err := json.Marshal(jsonValue(v))
+		if err != nil {
+			return err
+		}
+		out = append(append(append(out, key...), ':'), value...)
+		return nil
+	}
+	for _, f := range s.Fields {
+		if err := put(f.Name, f.Value); err != nil {
+			return nil, err
+		}
+	}
+	if len(s.Subsections) > 0 {
+		subs := Struct{}
+		for _, sub := range s.Subsections {
+			subs.Fields = append(subs.Fields, Field{Name: sub.VMSD, Value: sub})
+		}
+		if err := put("subsections", subs); err != nil {
+			return nil, err
+		}
+	}
+	return append(out, '}'), nil
+}
+
+func jsonValue(v any) any {
+	switch v := v.(type) {
+	case []byte:
+		return hex.EncodeToString(v)
+	case []any:
+		list := make([]any, len(v))
+		for i := range v {
+			list[i] = jsonValue(v[i])
+		}
+		return list
+	}
+	return v
+}
+
+// Decode takes a body apart. Every byte must be accounted for; otherwise the
+// error wraps [ErrDescription]. Values of type []byte are views of body.
+func (d *DeviceDesc) Decode(body []byte) (Struct, error) {
+	b := &bodyReader{left: body}
+	var s Struct
+	if d.Size >= 0 && d.VMSD == "" {
+		s.VMSD = d.Name
+		s.Fields = []Field{{Name: "data", Type: "buffer", Value: b.take(d.Size)}}
+	} else {
+		s = b.structure(&d.StructDesc)
+	}
+	if b.err == nil && len(b.left) > 0 {
+		b.fail("%d bytes are not described", len(b.left))
+	}
+	if b.err != nil {
+		return Struct{}, fmt.Errorf("vmstate: %w of %s/%d: %w", ErrDescription, d.Name, d.Instance, b.err)
+	}
+	return s, nil
+}
+
+type bodyReader struct {
+	left []byte
+	err  error
+}
+
+func (b *bodyReader) fail(format string, args ...any) {
+	if b.err == nil {
+		b.err = fmt.Errorf(format, args...)
+	}
+}
+
+func (b *bodyReader) take(n int64) []byte {
+	if n > int64(len(b.left)) {
+		b.fail("%d bytes described where %d are left", n, len(b.left))
+	}
+	if b.err != nil {
+		return nil
+	}
+	p := b.left[:n:n]
+	b.left = b.left[n:]
+	return p
+}
+
+func (b *bodyReader) structure(d *StructDesc) Struct {
+	s := Struct{VMSD: d.VMSD, Version: d.Version}
+	for i := range d.Fields {
+		if b.err != nil {
+			break
+		}
+		f := &d.Fields[i]
+		s.Fields = append(s.Fields, Field{Name: f.name(), Type: f.Type, Value: b.field(f)})
+	}
+	for i := range d.Subsections {
+		sub := &d.Subsections[i]
+		head := b.take(2 + int64(len(sub.VMSD)) + 4)
+		if b.err != nil {
+			break
+		}
+		if head[0] != byte(Subsection) || string(head[2:len(head)-4]) != sub.VMSD ||
+			binary.BigEndian.Uint32(head[len(head)-4:]) != sub.Version {
+			b.fail("no subsection %s", sub.VMSD)
+			break
+		}
+		s.Subsections = append(s.Subsections, b.structure(sub))
+	}
+	return s
+}
+
+// name tells the elements of an array apart.
+func (f *FieldDesc) name() string {
+	if f.Index >= 0 {
+		return fmt.Sprintf("%s[%d]", f.Name, f.Index)
+	}
+	return f.Name
+}
+
+func (b *bodyReader) field(f *FieldDesc) any {
+	if f.Count == 1 {
+		return b.element(f)
+	}
+	if f.Size == 1 && !f.structured() || f.Size == 0 {
+		return b.take(f.Size * f.Count) // bytes are not worth a list
+	}
+	if f.Size*f.Count > int64(len(b.left)) {
+		b.fail("%d×%d bytes described where %d are left", f.Count, f.Size, len(b.left))
+		return nil
+	}
+	list := make([]any, 0, f.Count)
+	for range f.Count {
+		if b.err != nil {
+			return nil
+		}
+		list = append(list, b.element(f))
+	}
+	return list
+}
+
+func (f *FieldDesc) structured() bool { return len(f.Parts) > 0 }
+
+func (b *bodyReader) element(f *FieldDesc) any {
+	p := b.take(f.Size)
+	if b.err != nil {
+		return nil
+	}
+	if f.structured() {
+		return b.part(f, p)
+	}
+	switch bits := kindBits(f.Type); {
+	case f.Type == "bool" && len(p) == 1:
+		return p[0] != 0
+	case bits == 8*len(p) && bits != 0:
+		return unsigned(p)
+	case bits == -8*len(p) && bits != 0:
+		shift := 64 + bits
+		return int64(unsigned(p)<<shift) >> shift
+	}
+	return p
+}
+
+// kindBits returns the width of an integer type, negative for a signed one, and
+// 0 for everything else.
+func kindBits(typ string) int {
+	switch strings.TrimSuffix(strings.TrimSuffix(typ, " equal"), " le") {
+	case "uint8":
+		return 8
+	case "uint16":
+		return 16
+	case "uint32":
+		return 32
+	case "uint64", "bitmap", "CPU_Double_U":
+		return 64
+	case "int8":
+		return -8
+	case "int16":
+		return -16
+	case "int32":
+		return -32
+	case "int64", "timer":
+		return -64
+	}
+	return 0
+}
+
+func unsigned(p []byte) (v uint64) {
+	for _, c := range p {
+		v = v<<8 | uint64(c)
+	}
+	return v
+}
+
+// part decodes a field that has descriptions of its own. Its size is known, so
+// that what cannot be taken apart (a tree, whose keys are not described) is
+// kept as bytes.
+func (b *bodyReader) part(f *FieldDesc, p []byte) any {
+	inner := &bodyReader{left: p}
+	switch f.Type {
+	case "qtailq", "qlist":
+		var list []any
+		for i := range f.Parts {
+			if m := inner.take(1); inner.err == nil && m[0] != 1 {
+				inner.fail("no element")
+			}
+			list = append(list, inner.structure(&f.Parts[i]))
+		}
+		if end := inner.take(1); inner.err == nil && end[0] == 0 && len(inner.left) == 0 {
+			return list
+		}
+		return p
+	case "gtree":
+		return p
+	}
+	if len(f.Parts) != 1 {
+		return p
+	}
+	s := inner.structure(&f.Parts[0])
+	if inner.err == nil && len(inner.left) > 0 {
+		inner.fail("%d bytes are not described", len(inner.left))
+	}
+	if inner.err != nil {
+		b.fail("%s: %w", f.Name, inner.err)
+		return nil
+	}
+	return s
+}

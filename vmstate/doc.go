@@ -1,0 +1,100 @@
+// Package vmstate has the sections of a QEMU migration stream, and the state of
+// devices as lists of fields. It reads and writes the stream as QEMU does, byte
+// for byte, and can be used alone: to inspect, check, convert or produce one.
+//
+// # A stream
+//
+// A stream is a header ([PutFileHeader], [PutConfiguration]), then sections and
+// commands up to an EOF, then a description of the devices. Devices of some size
+// are live: a START section when saving begins, PART sections while the guest
+// runs, an END section when it has stopped. All others have one FULL section.
+//
+//	PutFileHeader(w)
+//	PutConfiguration(w, Configuration{Machine: "pc"})
+//	reg.SaveSetup(w)               // START
+//	for !done {
+//		done, err = reg.SaveIterate(w) // PART
+//	}
+//	… the guest stops …
+//	reg.SaveComplete(w)            // END
+//	reg.SaveDevices(w)             // FULL
+//	PutEOF(w)
+//	reg.PutVMDesc(w)
+//	w.Flush()
+//
+// # Devices
+//
+// A [Device] names its fields once, in wire order, and [Fields] carries them
+// out of it, into it, or into a description of it. So the three cannot drift
+// apart, and no field has a tag: what is on the wire is the values, back to back.
+//
+//	func (t *timer) VMState(f *vmstate.Fields) {
+//		f.Timer("deadline", &t.deadline)
+//		f.Uint8("mode", &t.mode)
+//		if f.Version() >= 2 {
+//			f.Uint32("drift", &t.drift)
+//		}
+//		f.Subsection("timer/latched", 1, t.latched != 0, func(f *vmstate.Fields) {
+//			f.Uint64("latched", &t.latched)
+//		})
+//	}
+//
+// # Loading is all or nothing
+//
+// What a peer sends is hostile until it is proven otherwise. [Registry.Load]
+// decodes and checks; it writes into the devices and remembers what was there.
+// [Registry.Commit] then applies it (PostLoad), or [Registry.Rollback] puts
+// every field back. A load that fails has rolled back already. Counts are bounded
+// before they are used, memory is taken as bytes arrive, and every error says in
+// which section and at which offset ([SectionError]) it arose.
+//
+// # Without the devices
+//
+// The description at the end of a stream ([VMDesc]) tells names, types and sizes
+// of every field. [ReadDocument] and [Scanner] use it to read a stream of unknown
+// devices; a [Document] writes the same bytes again. Bodies of live devices are
+// left to a [LiveDecoder]: a guest's memory need not fit into ours.
+//
+// # The other direction
+//
+// On the return path a destination answers: [ReturnReader] and [ReturnWriter]
+// are its two ends. [Incoming] says which commands a destination may be given
+// when, and [Switchover] when it may agree to the guest being stopped.
+//
+// # What QEMU's savevm has, and where it is here
+//
+//	qemu_savevm_state_blocked                 Registry.Blocked
+//	qemu_savevm_non_migratable_list           Registry.NonMigratable
+//	qemu_savevm_state_setup                   Registry.SaveSetup
+//	qemu_savevm_state_guest_unplug_pending    Registry.GuestUnplugPending
+//	qemu_savevm_state_resume_prepare          Registry.ResumePrepare
+//	qemu_savevm_state_header                  PutFileHeader, PutConfiguration
+//	qemu_savevm_state_iterate                 Registry.SaveIterate
+//	qemu_savevm_state_cleanup                 Registry.SaveCleanup
+//	qemu_savevm_state_complete_postcopy       Registry.SaveCompletePostcopy
+//	qemu_savevm_state_complete_precopy        Registry.SaveComplete, SaveDevices, PutEOF, PutVMDesc
+//	   … iterable_only                        Registry.SaveComplete, or SaveCompleteInPostcopy
+//	   … _non_iterable                        Registry.SaveDevices, PutEOF, PutVMDesc
+//	qemu_savevm_state_pending_exact           Registry.Pending(true)
+//	qemu_savevm_state_pending_estimate        Registry.Pending(false)
+//	qemu_savevm_send_ping                     PutCommand(w, Ping(v))
+//	qemu_savevm_send_open_return_path         PutCommand(w, OpenReturnPath())
+//	qemu_savevm_send_packaged                 PutPackaged
+//	qemu_savevm_send_postcopy_advise          PutCommand(w, PostcopyAdvise{…}.Command())
+//	qemu_savevm_send_postcopy_listen          PutCommand(w, PostcopyListen())
+//	qemu_savevm_send_postcopy_run             PutCommand(w, PostcopyRun())
+//	qemu_savevm_send_postcopy_resume          PutCommand(w, PostcopyResume())
+//	qemu_savevm_send_recv_bitmap              PutCommand(w, RecvBitmap(block))
+//	qemu_savevm_send_postcopy_ram_discard     PutRAMDiscard
+//	qemu_savevm_send_colo_enable              PutCommand(w, EnableCOLO())
+//	qemu_savevm_live_state                    Registry.SaveComplete, PutEOF
+//	qemu_save_device_state                    Registry.SaveDevices, PutEOF
+//	qemu_loadvm_state                         Registry.Blocked, ReadFileHeader, ReadConfiguration, Registry.Load, ReadVMDesc
+//	qemu_loadvm_state_cleanup                 Registry.Rollback, NewSession
+//	qemu_loadvm_state_main                    Registry.Load
+//	qemu_load_device_state                    Registry.LoadDevices, Commit
+//	qemu_loadvm_approve_switchover            Switchover.Approve
+//
+// The commands of QEMU flush, and so do the methods of [ReturnWriter]; the others
+// here do not: the caller decides what leaves together.
+package vmstate

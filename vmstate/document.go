@@ -1,0 +1,128 @@
+package vmstate
+
+import (
+	"fmt"
+
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// FileHeader is the type of the [Record] of a stream's magic and version. It is
+// not a section type of the wire, but the first byte of the magic.
+const FileHeader SectionType = 0x51
+
+// A Record is one part of a stream as it was found. Which fields are set depends
+// on its Type:
+//
+//	FileHeader, EOF       nothing more
+//	Configured            Configuration
+//	SectionStart, Part, End   Header; the body follows, see Live
+//	Footer                Header of the live section that it closes
+//	SectionFull           Header, Body, Desc; its footer is part of it
+//	CommandRecord         Command, and Package if it is a PACKAGED
+//	Description           Body, the JSON text
+type Record struct {
+	Offset        int64 // in bytes from the start of the stream
+	Length        int64 // bytes of the record, those of a live body not included
+	Type          SectionType
+	Header        Header // PART and END carry the name their START has given
+	Configuration Configuration
+	Command       Command
+	Package       []Record // a PACKAGED's nested stream; offsets are the outer stream's
+	Body          []byte
+	Desc          *DeviceDesc // of a FULL section, nil if nothing describes it
+	NoFooter      bool        // of a FULL section in a stream without footers
+	Live          LiveBody    // in a Document: the body of a live section
+}
+
+// A LiveBody is the body of a live section, as somebody who knows the device has
+// decoded it. Put writes it as it was read, byte for byte.
+type LiveBody interface {
+	Put(w *qemufile.Writer)
+}
+
+// A LiveDecoder reads the body of one live section, and exactly that: r is after
+// the header and must be left before the footer. What it keeps is up to it; for
+// a guest's memory, best a summary, or a file.
+type LiveDecoder interface {
+	DecodeLive(h Header, r *qemufile.Reader) (LiveBody, error)
+}
+
+// Put writes the record. That of a live section is its header, and its body if
+// Live has it; the footer is a Record of its own.
+func (rec *Record) Put(w *qemufile.Writer) {
+	switch rec.Type {
+	case FileHeader:
+		PutFileHeader(w)
+	case Configured:
+		PutConfiguration(w, rec.Configuration)
+	case SectionStart, SectionPart, SectionEnd:
+		rec.Header.Put(w)
+		if rec.Live != nil {
+			rec.Live.Put(w)
+		}
+	case Footer:
+		PutFooter(w, rec.Header.ID)
+	case SectionFull:
+		rec.Header.Put(w)
+		w.Write(rec.Body)
+		if !rec.NoFooter {
+			PutFooter(w, rec.Header.ID)
+		}
+	case CommandRecord:
+		PutCommand(w, rec.Command)
+		for i := range rec.Package {
+			rec.Package[i].Put(w)
+		}
+	case Description:
+		PutDescription(w, rec.Body)
+	default:
+		PutEOF(w)
+	}
+}
+
+// Decode takes the body of a FULL section apart. Its error wraps
+// [ErrDescription] if nothing describes the section.
+func (rec *Record) Decode() (Struct, error) {
+	if rec.Desc == nil {
+		return Struct{}, fmt.Errorf("vmstate: no %w of %s", ErrDescription, rec.Header)
+	}
+	return rec.Desc.Decode(rec.Body)
+}
+
+// A Document is a whole stream, taken apart without knowing its devices. Writing
+// it again gives the same bytes.
+type Document struct {
+	Records []Record
+	// VMDesc describes the devices; nil if the stream does not have it.
+	VMDesc *VMDesc
+}
+
+// ReadDocument reads a stream from its file header to its description, or to
+// its EOF where it has none. Bodies of live sections are left to live. What
+// memory the rest takes is bounded by the defaults of [Scanner]. When it fails,
+// the Document has what was read before.
+func ReadDocument(r *qemufile.Reader, live LiveDecoder) (*Document, error) {
+	d := &Document{}
+	s := Scanner{
+		Record: func(rec *Record) error {
+			d.Records = append(d.Records, *rec)
+			return nil
+		},
+		Live: func(h Header, r *qemufile.Reader) error {
+			body, err := live.DecodeLive(h, r)
+			d.Records[len(d.Records)-1].Live = body
+			return err
+		},
+	}
+	err := s.Stream(r)
+	d.VMDesc = s.Devices
+	return d, err
+}
+
+// Put writes the document to w, which it does not flush, and returns w's error.
+func (d *Document) Put(w *qemufile.Writer) error {
+	for i := range d.Records {
+		d.Records[i].Put(w)
+	}
+	return w.Err()
+}

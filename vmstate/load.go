@@ -1,0 +1,267 @@
+package vmstate
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// A LiveLoader takes the sections of a live device: each START, PART and END
+// brings one body. It reads exactly the body; whatever it returns as an error
+// ends the load. Undoing what it took is its own affair, when its host tells it.
+type LiveLoader interface {
+	LoadState(r *qemufile.Reader, version uint32) error
+}
+
+// maxPackaged is the default of Registry.MaxPackaged.
+const maxPackaged = 256 << 20
+
+// Load reads sections up to and including EOF. Live sections go to their
+// loaders. Device sections are decoded, checked and staged: the fields have
+// their new values, and wait for [Registry.Commit] or [Registry.Rollback];
+// several loads may precede either.
+//
+// Commands go to onCommand, on this goroutine, in stream order; nil ignores
+// them. The payload is onCommand's to keep, and its error ends the load. After
+// PACKAGED, Load reads the nested stream itself (bounded by MaxPackaged).
+//
+// At POSTCOPY_RUN Load returns [ErrPostcopyRun]: everything is staged as at EOF,
+// and the sections that still follow, up to EOF, are for a further Load.
+//
+// Any other error is a [*SectionError], and everything staged since the last
+// Commit has been undone. A stream that ends between sections, but before EOF,
+// is an io.ErrUnexpectedEOF like every other truncation.
+func (reg *Registry) Load(r *qemufile.Reader, onCommand func(Command) error) error {
+	err := reg.load(r, onCommand)
+	if err != nil && !errors.Is(err, ErrPostcopyRun) {
+		reg.Rollback()
+	}
+	return err
+}
+
+// LoadDevices is Load for a device state in memory, such as a COLO checkpoint
+// has: it must end with its EOF, and what follows is [ErrTrailing]. The memory
+// is the caller's again when it returns.
+func (reg *Registry) LoadDevices(state []byte, onCommand func(Command) error) error {
+	reg.memory.ResetBytes(state)
+	defer reg.memory.ResetBytes(nil)
+	err := reg.load(&reg.memory, onCommand)
+	if n := reg.memory.Buffered(); err == nil && n > 0 {
+		err = streamError(reg.memory.Offset(), fmt.Errorf("%d %w", n, ErrTrailing))
+	}
+	if err != nil && !errors.Is(err, ErrPostcopyRun) {
+		reg.Rollback()
+	}
+	return err
+}
+
+func (reg *Registry) load(r *qemufile.Reader, onCommand func(Command) error) error {
+	for {
+		start := r.Offset()
+		t := SectionType(r.Byte())
+		if err := r.Err(); err != nil {
+			return streamError(start, err)
+		}
+		var err error
+		switch t {
+		case EOF:
+			return nil
+		case SectionStart, SectionFull:
+			err = reg.loadIntroduced(t, r, start)
+		case SectionPart, SectionEnd:
+			err = reg.loadContinued(t, r, start)
+		case CommandRecord:
+			err = reg.loadCommand(r, start, onCommand)
+		default:
+			err = streamError(start, fmt.Errorf("%w %d", ErrSectionType, byte(t)))
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// loadIntroduced loads a section that names its device.
+func (reg *Registry) loadIntroduced(t SectionType, r *qemufile.Reader, start int64) error {
+	h, e, err := reg.introduce(t, r)
+	if err == nil {
+		err = reg.loadBody(r, e, h, start)
+	}
+	return sectionError(h, start, err)
+}
+
+// introduce reads a header and finds its device. In the usual case of a device
+// that is known, it allocates nothing.
+func (reg *Registry) introduce(t SectionType, r *qemufile.Reader) (Header, *entry, error) {
+	h := Header{Type: t, ID: r.BE32()}
+	// The name stays a view until the device is found by it.
+	n := int(r.Byte())
+	if r.Err() == nil && n == 0 {
+		return h, nil, fmt.Errorf("section %d without a name: %w", h.ID, ErrUnknownSection)
+	}
+	tail := r.Next(n + 8)
+	if err := r.Err(); err != nil {
+		return h, nil, err
+	}
+	h.Instance = binary.BigEndian.Uint32(tail[n:])
+	h.Version = binary.BigEndian.Uint32(tail[n+4:])
+	e := reg.names[Alias{string(tail[:n]), h.Instance}]
+	if e == nil {
+		h.Name = string(tail[:n])
+		return h, nil, ErrUnknownSection
+	}
+	h.Name = e.Name
+	switch owner := reg.peers[h.ID]; {
+	case h.Version > e.Version:
+		return h, nil, fmt.Errorf("%w: newer than %d", ErrVersion, e.Version)
+	case h.Version < e.MinVersion:
+		return h, nil, fmt.Errorf("%w: older than %d", ErrVersion, e.MinVersion)
+	case owner != nil && owner != e:
+		return h, nil, fmt.Errorf("%w: %d is %s/%d", ErrSectionID, h.ID, owner.Name, owner.Instance)
+	}
+	if e.known && e.peerID != h.ID {
+		delete(reg.peers, e.peerID) // one id per device bounds the map
+	}
+	if !e.known || e.peerID != h.ID {
+		reg.peers[h.ID] = e
+	}
+	e.known, e.peerID, e.peerVersion = true, h.ID, h.Version
+	return h, e, nil
+}
+
+// loadContinued loads a section that refers to one before it.
+func (reg *Registry) loadContinued(t SectionType, r *qemufile.Reader, start int64) error {
+	h := Header{Type: t, ID: r.BE32()}
+	err := r.Err()
+	if err == nil {
+		e := reg.peers[h.ID]
+		if e == nil {
+			err = fmt.Errorf("%w: no section %d", ErrUnknownSection, h.ID)
+		} else {
+			h.Name, h.Instance, h.Version = e.Name, e.Instance, e.peerVersion
+			err = reg.loadBody(r, e, h, start)
+		}
+	}
+	return sectionError(h, start, err)
+}
+
+// loadBody loads body and footer.
+func (reg *Registry) loadBody(r *qemufile.Reader, e *entry, h Header, start int64) error {
+	switch {
+	case e.device != nil && h.Type.introduces():
+		f := &reg.fields
+		*f = Fields{mode: loading, r: r, undo: &reg.undo, version: h.Version, vmsd: e.VMSD}
+		e.device.VMState(f)
+		f.end()
+		if err := f.Err(); err != nil {
+			return err
+		}
+		reg.stage(staged{e, h, start, h.Version})
+	case e.device != nil:
+		return fmt.Errorf("%w: device %s/%d is not live", ErrUnknownSection, e.Name, e.Instance)
+	case e.loader == nil:
+		return fmt.Errorf("%w: nothing here loads %s/%d", ErrUnknownSection, e.Name, e.Instance)
+	default:
+		if err := e.loader.LoadState(r, h.Version); err != nil {
+			return err
+		}
+	}
+	if reg.NoFooters {
+		return r.Err()
+	}
+	return ReadFooter(r, h.ID)
+}
+
+// stage queues a device for Commit; a device that comes twice is committed once,
+// as it came last.
+func (reg *Registry) stage(s staged) {
+	for i := range reg.staged {
+		if reg.staged[i].entry == s.entry {
+			reg.staged = append(reg.staged[:i], reg.staged[i+1:]...)
+			break
+		}
+	}
+	reg.staged = append(reg.staged, s)
+}
+
+func (reg *Registry) loadCommand(r *qemufile.Reader, start int64, onCommand func(Command) error) error {
+	c, err := ReadCommand(r)
+	if err == nil && onCommand != nil {
+		err = onCommand(c)
+	}
+	if err == nil {
+		switch c.Type {
+		case CommandPackaged:
+			return reg.loadPackaged(r, c, onCommand)
+		case CommandPostcopyRun:
+			return ErrPostcopyRun
+		}
+	}
+	return sectionError(Header{Type: CommandRecord}, start, err)
+}
+
+// loadPackaged loads the stream inside a PACKAGED command, which ends with RUN
+// or EOF.
+func (reg *Registry) loadPackaged(r *qemufile.Reader, c Command, onCommand func(Command) error) error {
+	start := r.Offset()
+	h := Header{Type: CommandRecord}
+	if reg.nested > 0 {
+		return sectionError(h, start, fmt.Errorf("%w: %v inside %v", ErrCommand, c, c))
+	}
+	n, err := c.AsPackaged()
+	if err != nil {
+		return sectionError(h, start, err)
+	}
+	limit := reg.MaxPackaged
+	if limit == 0 {
+		limit = maxPackaged
+	}
+	body := r.Bytes(uint64(n), limit)
+	if err := r.Err(); err != nil {
+		return sectionError(h, start, err)
+	}
+	var inner qemufile.Reader
+	inner.ResetBytes(body)
+	reg.nested++
+	err = reg.load(&inner, onCommand)
+	reg.nested--
+	var se *SectionError
+	if errors.As(err, &se) {
+		se.Offset += start
+	}
+	if left := inner.Buffered(); left > 0 && (err == nil || err == ErrPostcopyRun) {
+		err = sectionError(h, start+inner.Offset(), fmt.Errorf("%d %w in %v", left, ErrTrailing, c))
+	}
+	return err
+}
+
+// Commit applies what is staged: it calls PostLoad of every staged device that
+// has one, in stream order, and forgets how to undo. It stops at the first
+// error, a [*SectionError]; the devices before it have then been applied and
+// those after it have not, and Rollback still restores the fields.
+func (reg *Registry) Commit() error {
+	for _, s := range reg.staged {
+		if p, ok := s.entry.device.(PostLoader); ok {
+			if err := p.PostLoad(s.version); err != nil {
+				return sectionError(s.header, s.offset, err)
+			}
+		}
+	}
+	reg.forget()
+	return nil
+}
+
+// Rollback undoes everything staged: every field has exactly the value it had
+// after the last Commit. Without anything staged it does nothing.
+func (reg *Registry) Rollback() {
+	reg.undo.rollback()
+	reg.forget()
+}
+
+func (reg *Registry) forget() {
+	reg.undo.forget()
+	clear(reg.staged)
+	reg.staged = reg.staged[:0]
+}

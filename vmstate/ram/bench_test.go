@@ -1,0 +1,479 @@
+package ram
+
+import (
+	"bytes"
+	"encoding/binary"
+	"io"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/mapping"
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// A benchmark here measures its own bound, the least that the machine needs for
+// the same bytes, in the same run and in turns with what is measured, and
+// reports the ratio of the medians: other work on the machine disturbs single
+// turns.
+
+type turns []time.Duration
+
+func (t *turns) time(fn func()) {
+	start := time.Now()
+	fn()
+	*t = append(*t, time.Since(start))
+}
+
+// median returns the median in nanoseconds.
+func (t turns) median() float64 {
+	s := slices.Sorted(slices.Values(t))
+	return float64(s[len(s)/2].Nanoseconds())
+}
+
+// versus runs ours and bound in turns, b.N times each, n bytes a time, and
+// returns what they took in nanoseconds.
+func versus(b *testing.B, n int, ours, bound func()) (oursNS, boundNS float64) {
+	ours()
+	bound()
+	var o, d turns
+	b.SetBytes(int64(n))
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		d.time(bound)
+		b.StartTimer()
+		o.time(ours)
+	}
+	b.ReportMetric(float64(n)/o.median(), "GB/s")
+	b.ReportMetric(float64(n)/d.median(), "bound-GB/s")
+	return o.median(), d.median()
+}
+
+func loopback(b *testing.B) (a, z *net.TCPConn) {
+	b.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer ln.Close()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		b.Fatal(err)
+	}
+	d, err := ln.Accept()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { c.Close(); d.Close() })
+	return c.(*net.TCPConn), d.(*net.TCPConn)
+}
+
+const benchPages = 16384 // 64 MiB
+
+// benchGuest returns a guest with random contents, none of it zero.
+func benchGuest(b *testing.B) *guest {
+	g := newGuest(b, pages(b, "ram", benchPages))
+	r := rand.New(rand.NewPCG(1, 2))
+	host := g.blocks[0].Host
+	for i := 0; i < len(host); i += 8 {
+		binary.LittleEndian.PutUint64(host[i:], r.Uint64()|1)
+	}
+	return g
+}
+
+// BenchmarkSendTCP puts a round of SaveIterate on a loopback connection beside
+// a bare writev of the same bytes: headers that are ready, and pages.
+func BenchmarkSendTCP(b *testing.B) {
+	g := benchGuest(b)
+	conn, peer := loopback(b)
+	go io.Copy(io.Discard, onlyReader{peer})
+	w := qemufile.NewWriter(conn)
+	s := NewSaver(g.blocks, g, SaverConfig{IterateBytes: 4 << 20})
+	if err := s.SaveSetup(w); err != nil {
+		b.Fatal(err)
+	}
+	host := g.blocks[0].Host
+	v := make(net.Buffers, 0, 1024)
+	heads := make([]byte, benchPages*8)
+	ours, bound := versus(b, len(host), func() {
+		g.dirty["ram"].SetRange(0, benchPages)
+		s.Pending(true)
+		for done := false; !done; {
+			var err error
+			if done, err = s.SaveIterate(w); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := w.Flush(); err != nil {
+			b.Fatal(err)
+		}
+	}, func() {
+		for off := 0; off < len(host); {
+			v = v[:0]
+			for len(v) < 512 && off < len(host) {
+				i := off / PageSize
+				v = append(v, heads[i*8:(i+1)*8], host[off:off+PageSize])
+				off += PageSize
+			}
+			u := v
+			if _, err := u.WriteTo(conn); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.ReportMetric(bound/ours, "of-writev")
+}
+
+// BenchmarkSendCaptureTCP sends a captured checkpoint of 4096 pages; the bound
+// is a bare write of as many bytes.
+func BenchmarkSendCaptureTCP(b *testing.B) {
+	const n = 4096
+	g := benchGuest(b)
+	conn, peer := loopback(b)
+	go io.Copy(io.Discard, onlyReader{peer})
+	w := qemufile.NewWriter(conn)
+	s := NewSaver(g.blocks, g, SaverConfig{})
+	if err := s.SaveSetup(w); err != nil {
+		b.Fatal(err)
+	}
+	if err := s.SaveComplete(w); err != nil {
+		b.Fatal(err)
+	}
+	flat := make([]byte, n*(PageSize+8))
+	var o, d turns
+	b.ReportAllocs()
+	for b.Loop() {
+		d.time(func() {
+			if _, err := conn.Write(flat); err != nil {
+				b.Fatal(err)
+			}
+		})
+		g.dirty["ram"].SetRange(0, n)
+		if whole, err := s.Capture(); err != nil || !whole {
+			b.Fatal(whole, err)
+		}
+		o.time(func() {
+			if err := s.SaveComplete(w); err != nil {
+				b.Fatal(err)
+			}
+			if err := w.Flush(); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+	b.ReportMetric(float64(len(flat))/o.median(), "GB/s")
+	b.ReportMetric(d.median()/o.median(), "of-write")
+}
+
+// onlyReader hides the fast paths of a connection, which splice and would make
+// the peer another than a reader of pages.
+type onlyReader struct{ io.Reader }
+
+// BenchmarkReceiveTCP stages a round of pages from a loopback connection; the
+// bound reads as many bytes from it straight into the same memory.
+func BenchmarkReceiveTCP(b *testing.B) {
+	g := benchGuest(b)
+	conn, peer := loopback(b)
+	c := newCache(b, g, CacheConfig{})
+	in := body(b, func(w *qemufile.Writer) {
+		s := NewSaver(g.blocks, g, SaverConfig{MaxCapture: 2 * benchPages * PageSize})
+		if err := s.SaveSetup(w); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.SaveComplete(w); err != nil {
+			b.Fatal(err)
+		}
+	})
+	in = in[8+4+8+8:] // the block list's section
+	go func() {
+		for {
+			if _, err := conn.Write(in); err != nil {
+				return
+			}
+		}
+	}()
+	r := qemufile.NewReader(peer)
+	mem := c.blocks[0].page
+	rest := make([]byte, len(in)-len(mem))
+	// The bound has to take the stream where the reader left it: it reads as
+	// much as is sent, less what is in the reader's buffer, from both.
+	ours, bound := versus(b, len(mem), func() {
+		if err := c.LoadState(r, Version); err != nil {
+			b.Fatal(err)
+		}
+	}, func() {
+		n := r.Buffered()
+		head := r.Next(n)
+		copy(mem, head)
+		if _, err := io.ReadFull(peer, mem[n:]); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := io.ReadFull(peer, rest); err != nil {
+			b.Fatal(err)
+		}
+	})
+	b.ReportMetric(bound/ours, "of-read")
+	peer.Close()
+}
+
+// scattered returns n pages of a guest in random order.
+func scattered(n int) []int {
+	return rand.New(rand.NewPCG(5, 6)).Perm(benchPages)[:n]
+}
+
+// BenchmarkCapture captures scattered dirty pages, which is what the guest
+// waits for; the bound copies pages scattered in the same way to memory that is
+// reused in the same way.
+func BenchmarkCapture(b *testing.B) {
+	for _, x := range []struct {
+		name string
+		n    int
+	}{{"64", 64}, {"1000", 1000}, {"4000", 4000}} {
+		b.Run(x.name, func(b *testing.B) {
+			g := benchGuest(b)
+			s := NewSaver(g.blocks, g, SaverConfig{})
+			w := qemufile.NewWriter(io.Discard)
+			if err := s.SaveSetup(w); err != nil {
+				b.Fatal(err)
+			}
+			if err := s.SaveComplete(w); err != nil {
+				b.Fatal(err)
+			}
+			s.arena.prepare(2 * x.n * PageSize)
+			host := g.blocks[0].Host
+			dst := make([]byte, x.n*(PageSize))
+			order := scattered(x.n)
+			var captured, idle, copied turns
+			for b.Loop() {
+				// Each finds the processor's cache as the other left it.
+				copied.time(func() {
+					for j, i := range order {
+						copy(dst[j*PageSize:(j+1)*PageSize], host[i*PageSize:])
+					}
+				})
+				idle.time(func() {
+					if _, err := s.Capture(); err != nil {
+						b.Fatal(err)
+					}
+				})
+				for _, i := range order {
+					g.dirty["ram"].Set(i)
+				}
+				captured.time(func() {
+					if whole, err := s.Capture(); err != nil || !whole {
+						b.Fatal(whole, err)
+					}
+				})
+				if err := s.SaveComplete(w); err != nil {
+					b.Fatal(err)
+				}
+			}
+			growth := captured.median() - idle.median()
+			b.ReportMetric(growth/float64(x.n), "ns/page")
+			b.ReportMetric(copied.median()/float64(x.n), "copy-ns/page")
+			b.ReportMetric(growth/copied.median(), "x-copy")
+			b.ReportMetric(idle.median(), "idle-ns")
+		})
+	}
+}
+
+// BenchmarkFlush commits scattered pages; the bound is as for Capture.
+func BenchmarkFlush(b *testing.B) {
+	const n = 4000
+	g := benchGuest(b)
+	c := newCache(b, g, CacheConfig{})
+	if err := c.Flush(); err != nil {
+		b.Fatal(err)
+	}
+	host, cache := g.blocks[0].Host, c.blocks[0].page
+	order := scattered(n)
+	ours, bound := versus(b, n*PageSize, func() {
+		for _, i := range order {
+			g.dirty["ram"].Set(i)
+		}
+		if err := c.Flush(); err != nil {
+			b.Fatal(err)
+		}
+	}, func() {
+		for _, i := range order {
+			copy(host[i*PageSize:(i+1)*PageSize], cache[i*PageSize:])
+		}
+	})
+	b.ReportMetric(ours/bound, "x-copy")
+	b.ReportMetric(ours/n, "ns/page")
+}
+
+// BenchmarkZeroTest tests the pages of a large memory; the bound compares each
+// with a page of zeros.
+func BenchmarkZeroTest(b *testing.B) {
+	zeros := make([]byte, PageSize)
+	for _, x := range []struct {
+		name    string
+		n       int
+		written bool
+	}{{"in-cache", 1, true}, {"written", benchPages, true}, {"never-written", benchPages, false}} {
+		b.Run(x.name, func(b *testing.B) {
+			mem, err := mapping.New(x.n * PageSize)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer mapping.Free(mem)
+			if x.written {
+				for i := 0; i < len(mem); i += PageSize {
+					mem[i] = 0
+				}
+			}
+			ours, bound := versus(b, len(mem), func() {
+				for off := 0; off < len(mem); off += PageSize {
+					if !isZero(mem[off : off+PageSize]) {
+						b.Fatal("not zero")
+					}
+				}
+			}, func() {
+				for off := 0; off < len(mem); off += PageSize {
+					if !bytes.Equal(mem[off:off+PageSize], zeros) {
+						b.Fatal("not zero")
+					}
+				}
+			})
+			b.ReportMetric(bound/ours, "of-equal")
+		})
+	}
+	b.Run("other", func(b *testing.B) {
+		p := make([]byte, PageSize)
+		p[100] = 1
+		for b.Loop() {
+			if isZero(p) {
+				b.Fatal("zero")
+			}
+		}
+	})
+}
+
+// The codec alone, memory to memory: the bound is a copy of the same bytes, page
+// by page. (A copy of all of them at once goes round the processor's cache, which
+// pays only where nobody reads the bytes next.)
+
+func BenchmarkEncodePages(b *testing.B) {
+	g := benchGuest(b)
+	s := NewSaver(g.blocks, g, SaverConfig{IterateBytes: 1 << 30})
+	host := g.blocks[0].Host
+	dst := make([]byte, len(host)+benchPages*8+100)
+	heads := make([]byte, benchPages*8)
+	v := make(net.Buffers, 0, 512)
+	mem := &memory{p: dst}
+	w := qemufile.NewWriter(mem)
+	if err := s.SaveSetup(w); err != nil {
+		b.Fatal(err)
+	}
+	if err := w.Flush(); err != nil {
+		b.Fatal(err)
+	}
+	ours, bound := versus(b, len(host), func() {
+		mem.n = 0
+		g.dirty["ram"].SetRange(0, benchPages)
+		s.Pending(true)
+		if done, err := s.SaveIterate(w); err != nil || !done {
+			b.Fatal(done, err)
+		}
+		if err := w.Flush(); err != nil {
+			b.Fatal(err)
+		}
+	}, func() {
+		mem.n = 0
+		for i := 0; i < benchPages; {
+			v := v[:0]
+			for ; len(v) < 512; i++ {
+				v = append(v, heads[i*8:(i+1)*8], host[i*PageSize:(i+1)*PageSize])
+			}
+			if _, err := mem.WriteBuffers(&v); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.ReportMetric(bound/ours, "of-copy")
+}
+
+// memory takes what is written to it, in pieces, as a socket does.
+type memory struct {
+	p []byte
+	n int
+}
+
+func (m *memory) Write(p []byte) (int, error) {
+	m.n += copy(m.p[m.n:], p)
+	return len(p), nil
+}
+
+// WriteBuffers implements qemufile.BuffersWriter.
+func (m *memory) WriteBuffers(v *net.Buffers) (int64, error) {
+	start := m.n
+	for _, p := range *v {
+		m.n += copy(m.p[m.n:], p)
+	}
+	return int64(m.n - start), nil
+}
+
+func BenchmarkDecodePages(b *testing.B) {
+	g := benchGuest(b)
+	c := newCache(b, g, CacheConfig{})
+	in := body(b, func(w *qemufile.Writer) {
+		s := NewSaver(g.blocks, g, SaverConfig{})
+		if err := s.SaveSetup(w); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.SaveComplete(w); err != nil {
+			b.Fatal(err)
+		}
+	})
+	in = in[8+4+8+8:]
+	mem := c.blocks[0].page
+	var r qemufile.Reader
+	ours, bound := versus(b, len(mem), func() {
+		r.ResetBytes(in)
+		if err := c.LoadState(&r, Version); err != nil {
+			b.Fatal(err)
+		}
+	}, func() {
+		for i := range benchPages {
+			copy(mem[i*PageSize:(i+1)*PageSize], in[i*(PageSize+8)+8:])
+		}
+	})
+	b.ReportMetric(bound/ours, "of-copy")
+}
+
+func BenchmarkSaveXBZRLE(b *testing.B) {
+	const n = 1000
+	g := benchGuest(b)
+	s := NewSaver(g.blocks, g, SaverConfig{XBZRLE: n * PageSize})
+	w := qemufile.NewWriter(io.Discard)
+	if err := s.SaveSetup(w); err != nil {
+		b.Fatal(err)
+	}
+	if err := s.SaveComplete(w); err != nil {
+		b.Fatal(err)
+	}
+	r := rand.New(rand.NewPCG(1, 1))
+	b.SetBytes(n * PageSize)
+	b.ReportAllocs()
+	for b.Loop() {
+		b.StopTimer()
+		for i := range n {
+			for range 40 {
+				g.blocks[0].Host[i*PageSize+r.IntN(PageSize)]++
+			}
+			g.dirty["ram"].Set(i)
+		}
+		b.StartTimer()
+		if _, err := s.Capture(); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.SaveComplete(w); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(s.Stats().Bytes)/n, "wire-B/page")
+}

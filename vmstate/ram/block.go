@@ -1,0 +1,122 @@
+package ram
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// PageSize is the size of a page in the stream, in bytes: the target page of
+// x86. The bits of a record's address below it are its flags.
+const PageSize = 4096
+
+// Block is one RAM block of a guest. Saver and cache of a pair need blocks of
+// the same names and lengths; their order does not matter.
+type Block struct {
+	// Name identifies the block in the stream: 1 to 255 bytes, unique in the
+	// guest ("pc.ram").
+	Name string
+
+	// Host is the guest's memory as the host sees it, a multiple of PageSize
+	// long. It stays the caller's, who keeps it mapped as long as a Saver or
+	// Cache is in use. For a resizable block it is as long as the block can
+	// become.
+	Host []byte
+
+	// Used is the length of the block now, in bytes, a multiple of PageSize;
+	// 0 means all of Host.
+	Used uint64
+
+	// Resizable lets a cache accept a block of another length than Used, up
+	// to that of Host. Resize, if not nil, is then told of the new length, in
+	// [Cache.Flush] and before memory changes.
+	Resizable bool
+	Resize    func(used uint64) error
+
+	// Shared says that the other side sees the same memory, through a shared
+	// file. With the x-ignore-shared capability (see [Format]) such a block is
+	// listed and its pages are not sent.
+	Shared bool
+
+	// GPA is where the block begins in the guest's physical address space.
+	// Only x-ignore-shared looks at it.
+	GPA uint64
+
+	// HostPageSize is the size of the pages that back Host, where they are
+	// not ordinary ones (2097152 for huge pages); 0 means ordinary. It is in
+	// the block list only if postcopy was advised.
+	HostPageSize uint64
+}
+
+// Format is what the block list contains beyond names and lengths. Nothing in
+// the RAM section tells: both sides know it from the capabilities of the
+// migration, so it has to be the same on both.
+type Format struct {
+	// IgnoreShared is QEMU's capability x-ignore-shared: every block is
+	// listed with its guest physical address. A stream announces it in its
+	// configuration section.
+	IgnoreShared bool
+
+	// Postcopy says that the POSTCOPY_ADVISE command is in the stream: a
+	// block on pages of another size than the host's is listed with that
+	// size.
+	Postcopy bool
+}
+
+// DirtyLog tells which pages were written. A Saver reads the primary guest's,
+// a Cache the secondary's.
+type DirtyLog interface {
+	// ReadDirty marks the pages of a block that were dirtied since the last
+	// call, and forgets them: bit i&63 of bitmap[i>>6] is page i. Bits that
+	// are set already stay set. It is called from the goroutine that uses the
+	// Saver or Cache, with a bitmap that covers all of Host.
+	ReadDirty(block string, bitmap []uint64) error
+}
+
+// LogSwitch is implemented by a DirtyLog that costs something while it is on.
+// Starting a log that runs and stopping one that does not are no errors.
+type LogSwitch interface {
+	StartDirtyLog() error
+	StopDirtyLog() error
+}
+
+// used returns how much of Host is in use, in bytes.
+func (b *Block) used() uint64 {
+	if b.Used == 0 {
+		return uint64(len(b.Host))
+	}
+	return b.Used
+}
+
+// hugePages returns the page size that the block list carries if postcopy was
+// advised, or 0.
+func (b *Block) hugePages() uint64 {
+	if b.HostPageSize == uint64(os.Getpagesize()) {
+		return 0
+	}
+	return b.HostPageSize
+}
+
+// checkBlocks reports what is wrong with a host's blocks.
+func checkBlocks(blocks []Block) error {
+	seen := make(map[string]bool, len(blocks))
+	for i := range blocks {
+		b := &blocks[i]
+		var err error
+		switch {
+		case len(b.Name) == 0 || len(b.Name) > 255:
+			err = errors.New("name is not 1 to 255 bytes long")
+		case seen[b.Name]:
+			err = errors.New("name is not unique")
+		case len(b.Host)%PageSize != 0:
+			err = fmt.Errorf("%d bytes are not a multiple of %d", len(b.Host), PageSize)
+		case b.Used%PageSize != 0 || b.Used > uint64(len(b.Host)):
+			err = fmt.Errorf("%d bytes used of %d", b.Used, len(b.Host))
+		}
+		if err != nil {
+			return &Error{Op: "block", Block: b.Name, Stream: -1, Err: err}
+		}
+		seen[b.Name] = true
+	}
+	return nil
+}

@@ -1,0 +1,59 @@
+package ram
+
+import (
+	"fmt"
+
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// BlockInfo is one entry of the block list, the MEM_SIZE record that begins
+// the stream of memory.
+type BlockInfo struct {
+	Name     string
+	Length   uint64 // bytes in use
+	PageSize uint64 // of the memory behind it; 0 if the list does not say ([Format].Postcopy)
+	GPA      uint64 // with [Format].IgnoreShared
+}
+
+// maxBlocks bounds the length of a list that is read without a guest to
+// compare it with. QEMU machines have a few dozen blocks.
+const maxBlocks = 1 << 12
+
+// putBlockList writes the MEM_SIZE record of blocks.
+func putBlockList(w *qemufile.Writer, blocks []BlockInfo, total uint64, f Format) {
+	w.PutBE64(total | flagMemSize)
+	for i := range blocks {
+		b := &blocks[i]
+		w.PutCountedString(b.Name)
+		w.PutBE64(b.Length)
+		if f.Postcopy && b.PageSize != 0 {
+			w.PutBE64(b.PageSize)
+		}
+		if f.IgnoreShared {
+			w.PutBE64(b.GPA)
+		}
+	}
+}
+
+// readBlockInfo reads one entry after its name; pageSize says whether one is
+// there. What is left of the list's total is checked here: QEMU subtracts and
+// goes on reading page data as names when the sum does not come out at 0.
+func readBlockInfo(r *qemufile.Reader, f Format, pageSize bool, left uint64) (b BlockInfo, err error) {
+	b.Length = r.BE64()
+	if pageSize {
+		b.PageSize = r.BE64()
+	}
+	if f.IgnoreShared {
+		b.GPA = r.BE64()
+	}
+	if err := r.Err(); err != nil {
+		return b, err
+	}
+	if pageSize && b.PageSize == 0 {
+		return b, fmt.Errorf("%w: page size 0", ErrBlockList)
+	}
+	if b.Length > left {
+		return b, fmt.Errorf("%w: length %#x, of the total %#x is left", ErrBlockList, b.Length, left)
+	}
+	return b, nil
+}

@@ -1,0 +1,89 @@
+package ram
+
+import "math/bits"
+
+// Capture reads the dirty log of the paused guest and copies the dirty pages
+// into the capture arena, as the records that SaveComplete will send. whole
+// means that the guest may run before SaveComplete; otherwise the arena is full
+// (SaverConfig.MaxCapture) and SaveComplete reads the rest from the guest's
+// memory.
+//
+// A capture that the saver does not get to send, because Capture, SaveIterate,
+// SaveSetup or SaveCleanup comes before SaveComplete, is given up: its pages
+// count as dirty again. The writer that the last SaveComplete wrote to must
+// have been flushed.
+func (s *Saver) Capture() (whole bool, err error) {
+	if err := s.ready(); err != nil {
+		return false, err
+	}
+	s.abandon()
+	s.begin()
+	if err := s.sync(); err != nil {
+		return false, err
+	}
+	s.beforeCapture = s.stats
+	s.captured, s.whole = true, true
+	for bi := range s.blocks {
+		if !s.captureBlock(bi) {
+			s.whole = false
+			s.dirty = 0
+			for i := bi; i < len(s.blocks); i++ {
+				s.dirty += s.blocks[i].dirty.Count()
+			}
+			return false, nil
+		}
+	}
+	s.dirty = 0
+	return true, nil
+}
+
+// captureBlock moves the block's dirty pages to the arena, and their bits from
+// dirty to taken. It reports whether all of them fitted.
+func (s *Saver) captureBlock(bi int) bool {
+	b := &s.blocks[bi]
+	for wi, word := range b.dirty {
+		for m := word; m != 0; m &= m - 1 {
+			if !s.capture(bi, wi<<6|bits.TrailingZeros64(m)) {
+				b.dirty[wi] = m
+				b.taken[wi] |= word &^ m
+				return false
+			}
+		}
+		if word != 0 {
+			b.dirty[wi] = 0
+			b.taken[wi] |= word
+		}
+	}
+	return true
+}
+
+// abandon gives up a capture: as far as the peer is concerned its pages were
+// never read.
+func (s *Saver) abandon() {
+	if !s.captured {
+		return
+	}
+	s.captured, s.whole = false, false
+	s.arena.reset()
+	s.stats = s.beforeCapture
+	// The records named blocks that the peer will not hear of.
+	s.last = noBlock
+	s.dirty = 0
+	for bi := range s.blocks {
+		b := &s.blocks[bi]
+		for wi, word := range b.taken {
+			if word == 0 {
+				continue
+			}
+			b.dirty[wi] |= word
+			b.taken[wi] = 0
+			if s.deltas == nil {
+				continue
+			}
+			for ; word != 0; word &= word - 1 {
+				s.deltas.Drop(pageKey(bi, wi<<6|bits.TrailingZeros64(word)))
+			}
+		}
+		s.dirty += b.dirty.Count()
+	}
+}

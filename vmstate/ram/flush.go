@@ -1,0 +1,180 @@
+package ram
+
+import (
+	"math/bits"
+
+	"github.com/gocolo/lockstep/internal/mapping"
+)
+
+// Flush makes what is staged the guest's: it copies the pages received since
+// the last Flush, and those that the secondary's guest dirtied itself, from the
+// cache to the guest's memory. The guest is paused.
+//
+// The first Flush of a session makes everything received the guest's, switches
+// the dirty log on if it is a [LogSwitch], and takes what the peer did not send
+// (memory the guest never had, a discarded area) from the guest into the cache:
+// from then on the cache is what the guest is rolled back to.
+//
+// If the dirty log fails the guest is unchanged and Flush may be called again.
+// Flush returns [ErrDiscarded] when there is nothing valid to make the guest's.
+func (c *Cache) Flush() error {
+	if c.void || c.closed {
+		return &Error{Op: "flush", Stream: -1, Err: ErrDiscarded}
+	}
+	if c.statsDone {
+		c.stats, c.statsDone = CacheStats{}, false
+	}
+	if err := c.readLog(); err != nil {
+		return err
+	}
+	for i := range c.blocks {
+		b := &c.blocks[i]
+		if b.told == b.length {
+			continue
+		}
+		if b.Resize != nil {
+			if err := b.Resize(b.length); err != nil {
+				return &Error{Op: "flush", Block: b.Name, Stream: -1, Err: err}
+			}
+		}
+		b.told = b.length
+	}
+	for i := range c.blocks {
+		b := &c.blocks[i]
+		if b.page == nil {
+			continue
+		}
+		if c.first {
+			b.takeMissing()
+		}
+		c.stats.Flushed += b.flush()
+	}
+	c.first, c.statsDone = false, true
+	return nil
+}
+
+// readLog adds what the secondary's guest dirtied to what is staged, for all
+// blocks before any memory changes. Before the first flush the guest was not
+// the primary's: what it dirtied does not matter.
+func (c *Cache) readLog() error {
+	if c.log == nil {
+		return nil
+	}
+	if sw, ok := c.log.(LogSwitch); ok && !c.logging {
+		if err := sw.StartDirtyLog(); err != nil {
+			return &Error{Op: "dirty log", Stream: -1, Err: err}
+		}
+		c.logging = true
+	}
+	for i := range c.blocks {
+		b := &c.blocks[i]
+		if b.page == nil {
+			continue
+		}
+		dirty := b.staged
+		if c.first {
+			dirty = NewBitmap(len(b.Host) / PageSize)
+		}
+		if err := c.log.ReadDirty(b.Name, dirty); err != nil {
+			return &Error{Op: "dirty log", Block: b.Name, Stream: -1, Err: err}
+		}
+	}
+	return nil
+}
+
+// flush copies the staged pages to the guest and returns how many they were.
+func (b *cacheBlock) flush() (pages uint64) {
+	b.staged.ClearRange(int(b.length/PageSize), 64*len(b.staged))
+	for wi, word := range b.staged {
+		if word == 0 {
+			continue
+		}
+		data := b.data[wi]
+		for m := word; m != 0; m &= m - 1 {
+			bit := bits.TrailingZeros64(m)
+			off := (wi<<6 | bit) * PageSize
+			guest := b.Host[off : off+PageSize : off+PageSize]
+			switch {
+			case data>>bit&1 != 0:
+				copy(guest, b.page[off:off+PageSize])
+			case !isZero(guest):
+				clear(guest)
+			}
+		}
+		pages += uint64(bits.OnesCount64(word))
+		b.staged[wi] = 0
+	}
+	return pages
+}
+
+// takeMissing makes the pages of the cache that were not received the guest's.
+func (b *cacheBlock) takeMissing() {
+	pages := int(b.length / PageSize)
+	for wi, word := range b.staged {
+		for m := ^word; m != 0; m &= m - 1 {
+			i := wi<<6 | bits.TrailingZeros64(m)
+			if i >= pages {
+				return
+			}
+			off := i * PageSize
+			guest := b.Host[off : off+PageSize : off+PageSize]
+			switch {
+			case !isZero(guest):
+				copy(b.page[off:off+PageSize], guest)
+				b.data.Set(i)
+			case b.data.Has(i):
+				clear(b.page[off : off+PageSize])
+				b.data.Clear(i)
+			}
+		}
+	}
+}
+
+// Discard makes what is staged void, because the link broke or the load failed.
+// The guest's memory is what the last Flush made it and what the guest did
+// since. The dirty log is switched off if the cache switched it on. The cache
+// can be used again after NewSession, or when a peer begins with a block list.
+func (c *Cache) Discard() {
+	c.drop()
+	c.void = true
+	if c.logging {
+		c.logging = false
+		// There is nobody to tell, and nothing depends on it.
+		_ = c.log.(LogSwitch).StopDirtyLog()
+	}
+}
+
+// drop forgets what is staged and what belongs to the connection.
+func (c *Cache) drop() {
+	c.last = noBlock
+	c.stats, c.statsDone = CacheStats{}, false
+	for i := range c.blocks {
+		b := &c.blocks[i]
+		clear(b.staged)
+		b.length = b.told
+	}
+}
+
+// Close discards what is staged and unmaps the cache. The guest's memory stays
+// as it is. Closing twice is no error.
+func (c *Cache) Close() error {
+	if c.closed {
+		return nil
+	}
+	c.Discard()
+	c.closed = true
+	return c.unmap()
+}
+
+// unmap frees the memory of all blocks and returns the first error.
+func (c *Cache) unmap() error {
+	var first error
+	for i := range c.blocks {
+		b := &c.blocks[i]
+		if err := mapping.Free(b.page); err != nil && first == nil {
+			first = &Error{Op: "block", Block: b.Name, Stream: -1, Err: err}
+		}
+		b.page = nil
+	}
+	return first
+}

@@ -1,0 +1,160 @@
+package multifd
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// maxData bounds the contents of a packet of pages: what is twice as long as
+// the pages that it makes is no compression of them.
+const maxData = 2 * MaxPages * ram.PageSize
+
+// defaultDevice is the default of Reader.MaxDevice. QEMU's VFIO sends device
+// state in pieces of 1 MiB.
+const defaultDevice = 4 << 20
+
+// Reader reads the packets of one channel. It belongs to one goroutine, and a
+// migration has one for each channel.
+type Reader struct {
+	// MaxDevice bounds the contents of a packet of device state, in bytes;
+	// 0 means 4 MiB.
+	MaxDevice uint32
+
+	r       *qemufile.Reader
+	packet  Packet
+	device  Device
+	block   string // of the last packet that had one
+	offsets [MaxPages]uint64
+	data    []byte
+}
+
+// NewReader returns a Reader of the channel r, whose [Init] has been read.
+func NewReader(r *qemufile.Reader) *Reader { return &Reader{r: r} }
+
+// Read returns the next packet, which is valid until the next call. The end of
+// the channel between two packets is io.EOF. Every other error is an [*Error];
+// the channel is then of no more use.
+//
+// What depends on the guest is not checked: whether there is such a block, and
+// whether the pages are in it.
+func (c *Reader) Read() (*Packet, error) {
+	at := c.r.Offset()
+	if err := c.read(); err != nil {
+		if c.r.Offset() == at && errors.Is(err, io.EOF) {
+			return nil, io.EOF
+		}
+		return nil, wrap(at, qemufile.NoEOF(err))
+	}
+	return &c.packet, nil
+}
+
+func (c *Reader) read() error {
+	h := c.r.Next(prefixLen)
+	if err := c.r.Err(); err != nil {
+		return err
+	}
+	if err := checkMagic(h); err != nil {
+		return err
+	}
+	flags := binary.BigEndian.Uint32(h[8:])
+	c.packet = Packet{
+		Sync:   flags&flagSync != 0,
+		Method: Method(flags >> methodShift & methodMask),
+	}
+	if flags&^knownFlags != 0 {
+		return fmt.Errorf("%w: %#x", ErrFlags, flags)
+	}
+	var size uint32
+	var err error
+	if flags&flagDeviceState != 0 {
+		size, err = c.readDevice()
+	} else {
+		size, err = c.readPages()
+	}
+	if err == nil {
+		err = c.packet.check(size)
+	}
+	if err != nil {
+		return err
+	}
+	// The length is bounded now, and memory for it is kept.
+	c.data = slices.Grow(c.data[:0], int(size))[:size]
+	c.packet.Data = c.data
+	return c.r.ReadFull(c.data)
+}
+
+// readPages reads the rest of a header of pages and returns the length of what
+// follows it.
+func (c *Reader) readPages() (size uint32, err error) {
+	h := c.r.Next(headerLen - prefixLen)
+	if err := c.r.Err(); err != nil {
+		return 0, qemufile.NoEOF(err)
+	}
+	p := &c.packet
+	alloc := binary.BigEndian.Uint32(h)
+	normal := binary.BigEndian.Uint32(h[4:])
+	size = binary.BigEndian.Uint32(h[8:])
+	p.Number = binary.BigEndian.Uint64(h[12:])
+	zero := binary.BigEndian.Uint32(h[20:])
+	if alloc > MaxPages || normal > alloc || zero > alloc-normal {
+		return 0, fmt.Errorf("%w: %d normal and %d zero of %d pages", ErrCount, normal, zero, alloc)
+	}
+	if normal == 0 {
+		// QEMU up to 8 leaves the length of the packet before in a packet
+		// without contents.
+		size = 0
+	}
+	if size > maxData {
+		return 0, fmt.Errorf("%w: %d bytes for %d pages", ErrSize, size, normal)
+	}
+	if normal+zero > 0 {
+		c.block, err = name(h[fixedLen-nameLen-prefixLen:], c.block)
+		p.Block = c.block
+	}
+	offsets := h[fixedLen-prefixLen:]
+	for i := range normal + zero {
+		c.offsets[i] = binary.BigEndian.Uint64(offsets[8*i:])
+	}
+	p.Normal = c.offsets[:normal:normal]
+	p.Zero = c.offsets[normal : normal+zero : normal+zero]
+	return size, err
+}
+
+func (c *Reader) readDevice() (size uint32, err error) {
+	h := c.r.Next(deviceLen - prefixLen)
+	if err := c.r.Err(); err != nil {
+		return 0, qemufile.NoEOF(err)
+	}
+	c.device.Instance = binary.BigEndian.Uint32(h[nameLen:])
+	size = binary.BigEndian.Uint32(h[nameLen+4:])
+	limit := c.MaxDevice
+	if limit == 0 {
+		limit = defaultDevice
+	}
+	if size > limit {
+		return 0, fmt.Errorf("%w: %d bytes of device state, at most %d", ErrSize, size, limit)
+	}
+	c.device.Name, err = name(h, c.device.Name)
+	c.packet.Device = &c.device
+	return size, err
+}
+
+// name returns the name in the first 256 bytes of p, up to the zero that ends
+// it; was is what it may well be again.
+func name(p []byte, was string) (string, error) {
+	n := bytes.IndexByte(p[:nameLen], 0)
+	if n < 0 {
+		return "", fmt.Errorf("%w: no end", ErrBlock)
+	}
+	if string(p[:n]) == was {
+		return was, nil
+	}
+	return string(p[:n]), nil
+}

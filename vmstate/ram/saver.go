@@ -1,0 +1,342 @@
+package ram
+
+import (
+	"math/bits"
+
+	"github.com/gocolo/lockstep/internal/xbzrle"
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// SaverConfig is how a [Saver] works; the zero value is right for most.
+type SaverConfig struct {
+	// Format is what the block list contains. The peer's has to be the same.
+	Format Format
+
+	// IterateBytes is about how much one SaveIterate sends; 0 means 4 MiB.
+	IterateBytes int
+
+	// MaxCapture bounds the memory that Capture copies dirty pages into, in
+	// bytes. 0 means 256 MiB, or what the whole guest needs if that is less.
+	// Memory is taken as captures need it, and kept.
+	MaxCapture uint64
+
+	// XBZRLE is the memory for pages as they were last sent, in bytes, from
+	// which those sent again are sent as differences. 0 means none. It pays
+	// where a guest changes little of each page it dirties and the link is
+	// slower than about 1 GB/s. A QEMU peer should have its capability xbzrle
+	// set.
+	XBZRLE int64
+}
+
+// Stats counts what one checkpoint, or the synchronisation before the first,
+// carried.
+type Stats struct {
+	Pages          uint64 // page records, of every kind
+	ZeroPages      uint64 // of them without contents
+	XBZRLEPages    uint64 // of them as differences
+	UnchangedPages uint64 // dirty, but what the peer has already (only with XBZRLE): no record
+	Bytes          uint64 // in the stream, without section headers
+}
+
+// Saver sends a guest's memory: all of it once, then what was dirtied. It is a
+// [vmstate.LiveSaver] with the optional methods; register it under
+// [SectionName] and [Version].
+//
+// The guest may run while SaveIterate is called. It must be paused from Capture
+// or, without one, SaveComplete on; when a Capture took everything the guest
+// may run again at once, and SaveComplete later sends what Capture copied.
+//
+// After an error the peer's memory is unknown and the saver has to start over
+// with SaveSetup. A Saver belongs to one goroutine at a time.
+//
+// [vmstate.LiveSaver]: https://pkg.go.dev/github.com/gocolo/lockstep/vmstate#LiveSaver
+type Saver struct {
+	blocks []saverBlock
+	log    DirtyLog
+	cfg    SaverConfig
+	bad    error // the blocks are wrong: nothing can be saved
+	err    error // of the dirty log, met where no error could be returned
+
+	dirty   int // pages known to be dirty
+	last    int // the block of the last record on this connection, or noBlock
+	atBlock int // where SaveIterate goes on
+	atPage  int
+
+	arena    arena
+	captured bool // Capture was called and SaveComplete not yet
+	whole    bool // it took everything
+
+	deltas     *xbzrle.Cache // nil: off
+	sendDeltas bool          // the first round, in which every page is new, is over
+	delta      [PageSize]byte
+
+	stats         Stats
+	statsDone     bool  // stats are those of a checkpoint that is complete
+	beforeCapture Stats // what they were without the capture
+	logging       bool
+}
+
+type saverBlock struct {
+	Block
+	mem   []byte // the part of Host in use; empty if the block is not sent
+	dirty Bitmap
+	taken Bitmap // dirty pages that are in the arena
+}
+
+// noBlock is the value of last before any record named a block.
+const noBlock = -1
+
+const (
+	defaultIterate = 4 << 20
+	defaultCapture = 256 << 20
+	firstPrepare   = 8 << 20
+)
+
+// NewSaver returns a Saver of blocks, whose dirty pages log tells. What is
+// wrong with the blocks is returned by SaveSetup.
+func NewSaver(blocks []Block, log DirtyLog, cfg SaverConfig) *Saver {
+	s := &Saver{log: log, cfg: cfg, bad: checkBlocks(blocks), last: noBlock}
+	if s.cfg.IterateBytes <= 0 {
+		s.cfg.IterateBytes = defaultIterate
+	}
+	if s.bad != nil {
+		return s
+	}
+	var guest uint64
+	for _, b := range blocks {
+		sb := saverBlock{Block: b, mem: b.Host[:b.used()]}
+		if cfg.Format.IgnoreShared && b.Shared {
+			sb.mem = nil
+		}
+		pages := len(b.Host) / PageSize
+		sb.dirty, sb.taken = NewBitmap(pages), NewBitmap(pages)
+		guest += uint64(len(sb.mem) / PageSize * (PageSize + 8))
+		s.blocks = append(s.blocks, sb)
+	}
+	if s.cfg.MaxCapture == 0 {
+		// A chunk's end is not used up to the last byte.
+		s.cfg.MaxCapture = min(defaultCapture, guest+guest/64+chunkSize)
+	}
+	s.arena = newArena(s.cfg.MaxCapture)
+	if cfg.XBZRLE > 0 {
+		s.deltas = xbzrle.NewCache(PageSize, cfg.XBZRLE)
+	}
+	return s
+}
+
+// NewSession forgets what the peer has: the connection's block context, a
+// capture that was not sent, and the pages kept for differences. SaveSetup does
+// the same and more.
+func (s *Saver) NewSession() {
+	s.abandon()
+	s.last = noBlock
+	if s.deltas != nil {
+		s.deltas.Reset()
+	}
+	s.sendDeltas = false
+	s.atBlock, s.atPage = 0, 0
+	s.err = nil
+	s.stats, s.statsDone = Stats{}, false
+}
+
+// SaveSetup begins a session: it switches the dirty log on if it is a
+// [LogSwitch], writes the block list and marks every page dirty.
+func (s *Saver) SaveSetup(w *qemufile.Writer) error {
+	if s.bad != nil {
+		return s.bad
+	}
+	s.NewSession()
+	if sw, ok := s.log.(LogSwitch); ok && !s.logging {
+		if err := sw.StartDirtyLog(); err != nil {
+			return &Error{Op: "dirty log", Stream: -1, Err: err}
+		}
+		s.logging = true
+	}
+	// What the log knows of the time before does not have to be sent twice.
+	if err := s.sync(); err != nil {
+		return err
+	}
+	s.dirty, s.sendDeltas = 0, false
+	var total uint64
+	list := make([]BlockInfo, len(s.blocks))
+	for i := range s.blocks {
+		b := &s.blocks[i]
+		b.dirty.SetRange(0, len(b.mem)/PageSize)
+		s.dirty += len(b.mem) / PageSize
+		list[i] = BlockInfo{Name: b.Name, Length: b.used(), PageSize: b.hugePages(), GPA: b.GPA}
+		total += list[i].Length
+	}
+	s.arena.prepare(min(firstPrepare, s.dirty*PageSize))
+	start := w.Transferred()
+	putBlockList(w, list, total, s.cfg.Format)
+	w.PutBE64(flagEOS)
+	s.stats.Bytes += uint64(w.Transferred() - start)
+	return s.saved(w)
+}
+
+// SaveIterate sends up to about SaverConfig.IterateBytes of dirty pages, less
+// if the writer's rate limit says so, straight from the guest's memory. done
+// means that no page is known to be dirty any more; what the guest dirtied
+// since the log was last read only Pending(true) finds. A capture that was not
+// sent is given up.
+//
+// Pages are queued by reference: the guest may write them until they leave,
+// since it then dirties them again.
+func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
+	if err := s.ready(); err != nil {
+		return false, err
+	}
+	s.abandon()
+	s.begin()
+	start := w.Transferred()
+	limit := start + int64(s.cfg.IterateBytes)
+	// A zero page costs few bytes, but its time: count pages too.
+	for pages := 16 * s.cfg.IterateBytes / PageSize; s.dirty > 0 && pages >= 0; pages-- {
+		if w.Transferred() >= limit || w.Err() != nil || pages&15 == 0 && w.RateExceeded() {
+			break
+		}
+		b := &s.blocks[s.atBlock]
+		i := b.dirty.Next(s.atPage)
+		if i < 0 {
+			s.atBlock, s.atPage = (s.atBlock+1)%len(s.blocks), 0
+			continue
+		}
+		b.dirty.Clear(i)
+		s.dirty--
+		s.atPage = i + 1
+		s.send(w, s.atBlock, i)
+	}
+	w.PutBE64(flagEOS)
+	s.stats.Bytes += uint64(w.Transferred() - start)
+	return s.dirty == 0, s.saved(w)
+}
+
+// Pending returns how many bytes are still to be sent, all of which can only be
+// sent before the switch-over. exact reads the dirty log first, which ends the
+// round; otherwise the figure is what was known and not sent. An error of the
+// log is returned by the next method that can.
+func (s *Saver) Pending(exact bool) (mustPrecopy, canPostcopy uint64) {
+	if exact && s.bad == nil && !s.captured && s.err == nil {
+		s.err = s.sync()
+	}
+	return uint64(s.dirty) * PageSize, 0
+}
+
+// SaveComplete sends the rest: what Capture took, and if that was not
+// everything, or Capture was not called, what is dirty in the paused guest's
+// memory. In the latter case it flushes w, so that the guest may run when it
+// returns; otherwise the caller flushes w before the next Capture.
+//
+// On an error the pages count as dirty again.
+func (s *Saver) SaveComplete(w *qemufile.Writer) error {
+	if err := s.ready(); err != nil {
+		return err
+	}
+	s.begin()
+	if !s.captured {
+		if err := s.sync(); err != nil {
+			return err
+		}
+	}
+	start := w.Transferred()
+	for i, n := range s.arena.used {
+		w.WriteRef(s.arena.chunks[i][:n])
+	}
+	fromGuest := s.dirty > 0 && !s.whole
+	if fromGuest {
+		for bi := range s.blocks {
+			b := &s.blocks[bi]
+			for wi, word := range b.dirty {
+				for m := word; m != 0; m &= m - 1 {
+					s.send(w, bi, wi<<6|bits.TrailingZeros64(m))
+				}
+				b.dirty[wi] = 0
+			}
+		}
+		s.dirty = 0
+	}
+	w.PutBE64(flagEOS)
+	s.stats.Bytes += uint64(w.Transferred() - start)
+	err := w.Err()
+	if err == nil && fromGuest {
+		err = w.Flush()
+	}
+	if err != nil {
+		s.abandon()
+		return &Error{Op: "save", Stream: w.Transferred(), Err: err}
+	}
+	if s.whole {
+		// The guest runs: a good time to make memory ready for a larger
+		// capture.
+		s.arena.prepare(2*s.arena.bytes() + chunkSize)
+	}
+	if s.captured {
+		for i := range s.blocks {
+			clear(s.blocks[i].taken)
+		}
+	}
+	s.captured, s.whole = false, false
+	s.arena.reset()
+	s.statsDone = true
+	return nil
+}
+
+// SaveCleanup ends saving: it gives up a capture, frees the arena and switches
+// the dirty log off. SaveSetup begins anew.
+func (s *Saver) SaveCleanup() {
+	s.abandon()
+	if s.bad == nil {
+		s.arena = newArena(s.cfg.MaxCapture)
+	}
+	if s.logging {
+		s.logging = false
+		// There is nobody to tell, and nothing depends on it.
+		_ = s.log.(LogSwitch).StopDirtyLog()
+	}
+}
+
+// Stats returns the counts of the checkpoint in progress, or of the last one
+// from SaveComplete until the next begins. What the initial synchronisation
+// sent counts as one, ended by its SaveComplete.
+func (s *Saver) Stats() Stats { return s.stats }
+
+// begin starts the counts of a checkpoint with its first record.
+func (s *Saver) begin() {
+	if s.statsDone {
+		s.stats, s.statsDone = Stats{}, false
+	}
+}
+
+// ready returns why nothing can be saved.
+func (s *Saver) ready() error {
+	if s.bad != nil {
+		return s.bad
+	}
+	return s.err
+}
+
+// saved wraps the writer's error, if there is one.
+func (s *Saver) saved(w *qemufile.Writer) error {
+	if err := w.Err(); err != nil {
+		return &Error{Op: "save", Stream: w.Transferred(), Err: err}
+	}
+	return nil
+}
+
+// sync adds what the dirty log knows to the dirty pages.
+func (s *Saver) sync() error {
+	s.dirty = 0
+	var err error
+	for i := range s.blocks {
+		b := &s.blocks[i]
+		if len(b.mem) > 0 && err == nil {
+			if err = s.log.ReadDirty(b.Name, b.dirty); err != nil {
+				err = &Error{Op: "dirty log", Block: b.Name, Stream: -1, Err: err}
+			}
+			b.dirty.ClearRange(len(b.mem)/PageSize, 64*len(b.dirty))
+		}
+		s.dirty += b.dirty.Count()
+	}
+	s.sendDeltas = true
+	return err
+}

@@ -1,0 +1,419 @@
+package ram
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"testing"
+
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+func unhex(t testing.TB, s string) []byte {
+	t.Helper()
+	b, err := hex.DecodeString(strings.NewReplacer(" ", "", "|", "").Replace(s))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func TestBlockListIsTheOneQEMUWrites(t *testing.T) {
+	ram := pages(t, "ram", 256)
+	for _, x := range []struct {
+		name string
+		b    Block
+		f    Format
+		want string
+	}{
+		{"plain", ram, Format{}, "0000000000100004 03 72616d 0000000000100000 0000000000000010"},
+		{"x-ignore-shared", ram, Format{IgnoreShared: true},
+			"0000000000100004 03 72616d 0000000000100000 0000000000000000 0000000000000010"},
+		{"postcopy, ordinary pages", ram, Format{Postcopy: true},
+			"0000000000100004 03 72616d 0000000000100000 0000000000000010"},
+		{"postcopy, huge pages, shared", Block{Name: "ram", Host: ram.Host, HostPageSize: 2 << 20, GPA: 1 << 32},
+			Format{Postcopy: true, IgnoreShared: true},
+			"0000000000100004 03 72616d 0000000000100000 0000000000200000 0000000100000000 0000000000000010"},
+		{"half used", Block{Name: "ram", Host: ram.Host, Used: 0x80000}, Format{},
+			"0000000000080004 03 72616d 0000000000080000 0000000000000010"},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			g := newGuest(t, x.b)
+			s := NewSaver(g.blocks, g, SaverConfig{Format: x.f})
+			got := body(t, func(w *qemufile.Writer) {
+				if err := s.SaveSetup(w); err != nil {
+					t.Fatal(err)
+				}
+			})
+			if want := unhex(t, x.want); !bytes.Equal(got, want) {
+				t.Fatalf("% x\nwant % x", got, want)
+			}
+		})
+	}
+}
+
+func TestRoundTripWithRandomDirtying(t *testing.T) {
+	for _, cfg := range []struct {
+		name string
+		SaverConfig
+	}{
+		{"plain", SaverConfig{}},
+		{"small arena, small steps", SaverConfig{MaxCapture: 10 * PageSize, IterateBytes: 5 * PageSize}},
+		{"differences", SaverConfig{XBZRLE: 30 * PageSize}},
+		{"differences of every page", SaverConfig{XBZRLE: 1 << 20, MaxCapture: 20 * PageSize}},
+	} {
+		t.Run(cfg.name, func(t *testing.T) {
+			r := rand.New(rand.NewPCG(7, 8))
+			for range 8 {
+				prim := newGuest(t, pages(t, "pc.ram", 100), pages(t, "vga", 7), pages(t, "rom", 70))
+				prim.scribble(r, 50)
+				sec := prim.twin(t)
+				sec.scribble(r, 50)
+				s := NewSaver(prim.blocks, prim, cfg.SaverConfig)
+				c := newCache(t, sec, CacheConfig{})
+				l := newLink(t)
+				l.setup(s)
+				for !l.iterate(s) || r.IntN(3) == 0 {
+					if r.IntN(3) == 0 {
+						prim.scribble(r, 10)
+					}
+					if r.IntN(2) == 0 {
+						s.Pending(true)
+					}
+				}
+				l.complete(s)
+				want := prim.snapshot()
+				l.load(c)
+				flush(t, c)
+				wantMemory(t, "after the initial synchronisation", sec, want)
+				for range 30 {
+					prim.scribble(r, r.IntN(60))
+					sec.scribble(r, r.IntN(40))
+					if r.IntN(3) == 0 { // memory ahead
+						s.Pending(true)
+						for !l.iterate(s) && r.IntN(4) > 0 {
+							prim.scribble(r, 3)
+						}
+					}
+					switch r.IntN(4) {
+					case 0: // not captured
+						want = prim.snapshot()
+					case 1: // captured, given up, and captured
+						capture(t, s)
+						prim.scribble(r, 10)
+						fallthrough
+					default:
+						want = prim.snapshot()
+						if capture(t, s) {
+							prim.scribble(r, 10)
+						}
+					}
+					l.complete(s)
+					l.load(c)
+					flush(t, c)
+					wantMemory(t, "after a checkpoint", sec, want)
+				}
+			}
+		})
+	}
+}
+
+func TestSaveCompleteSendsWhatCaptureTook(t *testing.T) {
+	prim := newGuest(t, pages(t, "ram", 40))
+	sec := prim.twin(t)
+	s, c, l := NewSaver(prim.blocks, prim, SaverConfig{}), newCache(t, sec, CacheConfig{}), newLink(t)
+	l.sync(s, c)
+	prim.write(0, 3*PageSize, page(1)...)
+	prim.write(0, 7*PageSize, page(2)...)
+	prim.write(0, 8*PageSize, make([]byte, PageSize)...)
+	want := prim.snapshot()
+	if !capture(t, s) {
+		t.Fatal("three pages did not fit the arena")
+	}
+	// The guest runs on before anything is sent.
+	prim.write(0, 3*PageSize, page(9)...)
+	prim.write(0, 8*PageSize, page(9)...)
+	prim.write(0, 20*PageSize, page(9)...)
+	l.complete(s)
+	if got, want := s.Stats(), (Stats{Pages: 3, ZeroPages: 1, Bytes: 2*(8+PageSize) + 9 + 8}); got != want {
+		t.Errorf("Stats = %+v, want %+v", got, want)
+	}
+	l.load(c)
+	flush(t, c)
+	wantMemory(t, "the captured state", sec, want)
+	if must, _ := s.Pending(true); must != 3*PageSize {
+		t.Errorf("%d bytes are pending, want those of the 3 pages written since", must)
+	}
+}
+
+func TestCaptureThatDoesNotFitIsCompletedFromTheGuest(t *testing.T) {
+	prim := newGuest(t, pages(t, "ram", 100))
+	sec := prim.twin(t)
+	s := NewSaver(prim.blocks, prim, SaverConfig{MaxCapture: 16 * PageSize})
+	c, l := newCache(t, sec, CacheConfig{}), newLink(t)
+	l.sync(s, c)
+	for i := range 50 {
+		prim.write(0, i*2*PageSize, page(byte(i+1))...)
+	}
+	want := prim.snapshot()
+	if capture(t, s) {
+		t.Fatal("50 pages fitted an arena of 16")
+	}
+	if got := s.arena.bytes(); got > 16*PageSize {
+		t.Errorf("%d bytes are captured, more than the limit", got)
+	}
+	if must, _ := s.Pending(false); must == 0 || must == 50*PageSize {
+		t.Errorf("%d bytes are said to be left in the guest", must)
+	}
+	reads, before := prim.reads, l.w.Transferred()
+	l.complete(s)
+	if prim.reads != reads {
+		t.Error("SaveComplete read the dirty log again")
+	}
+	if l.w.Transferred()-before != int64(l.buf.Len()) {
+		t.Error("guest memory is still queued when SaveComplete returns")
+	}
+	l.load(c)
+	flush(t, c)
+	wantMemory(t, "after the checkpoint", sec, want)
+}
+
+func TestAbandonedCaptureLosesNothing(t *testing.T) {
+	for _, deltas := range []int64{0, 1 << 20} {
+		prim := newGuest(t, pages(t, "a", 20), pages(t, "b", 20))
+		sec := prim.twin(t)
+		s := NewSaver(prim.blocks, prim, SaverConfig{XBZRLE: deltas})
+		c, l := newCache(t, sec, CacheConfig{}), newLink(t)
+		l.sync(s, c)
+		for round := range byte(4) {
+			prim.write(0, 5*PageSize+10, round+1)
+			prim.write(1, 6*PageSize+10, round+1)
+			capture(t, s)
+			prim.write(0, 5*PageSize+20, round+7) // in the meantime
+			switch round {
+			case 0:
+				capture(t, s)
+			case 1:
+				l.iterate(s)
+			case 2:
+				s.NewSession()
+				if must, _ := s.Pending(false); must != 2*PageSize {
+					t.Errorf("%d bytes are pending after a new session, want 2 pages", must)
+				}
+			case 3:
+				s.SaveCleanup()
+			}
+			want := prim.snapshot()
+			l.complete(s)
+			l.load(c)
+			flush(t, c)
+			wantMemory(t, "after the checkpoint", sec, want)
+		}
+	}
+}
+
+// failWriter fails after n bytes.
+type failWriter struct{ n int }
+
+func (f *failWriter) Write(p []byte) (int, error) {
+	if f.n -= len(p); f.n < 0 {
+		return 0, io.ErrClosedPipe
+	}
+	return len(p), nil
+}
+
+func TestFailedSendPutsThePagesBack(t *testing.T) {
+	g := newGuest(t, pages(t, "ram", 4000))
+	s := NewSaver(g.blocks, g, SaverConfig{})
+	if err := s.SaveSetup(qemufile.NewWriter(io.Discard)); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3000 {
+		g.write(0, i*PageSize, 1)
+	}
+	if !capture(t, s) {
+		t.Fatal("did not fit")
+	}
+	err := s.SaveComplete(qemufile.NewWriter(&failWriter{n: 1 << 20}))
+	var e *Error
+	if !errors.Is(err, io.ErrClosedPipe) || !errors.As(err, &e) || e.Op != "save" {
+		t.Fatalf("SaveComplete = %v", err)
+	}
+	if must, _ := s.Pending(false); must != 4000*PageSize {
+		t.Errorf("%d pages are dirty, want all 4000", must/PageSize)
+	}
+	// A new session sends everything.
+	l, sec := newLink(t), g.twin(t)
+	c := newCache(t, sec, CacheConfig{})
+	l.sync(s, c)
+	wantMemory(t, "after the second attempt", sec, g.snapshot())
+}
+
+// TestConvergence drives the saver the way a migration does: until what is
+// pending is small, looking at the log only when the estimate says so.
+func TestConvergence(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 3))
+	prim := newGuest(t, pages(t, "ram", 1000))
+	for i := range 1000 {
+		prim.write(0, i*PageSize, byte(i))
+	}
+	sec := prim.twin(t)
+	s := NewSaver(prim.blocks, prim, SaverConfig{IterateBytes: 64 * PageSize})
+	c, l := newCache(t, sec, CacheConfig{}), newLink(t)
+	l.setup(s)
+	const threshold = 20 * PageSize
+	exact, steps := 0, 0
+	for {
+		if must, _ := s.Pending(false); must < threshold {
+			exact++
+			if must, _ = s.Pending(true); must < threshold {
+				break
+			}
+		}
+		l.iterate(s)
+		prim.scribble(r, 10)
+		if steps++; steps > 1000 {
+			t.Fatal("does not converge")
+		}
+	}
+	if steps < 1000/64 {
+		t.Errorf("%d calls sent 1000 pages: more than asked for at a time", steps)
+	}
+	if exact > steps/2 {
+		t.Errorf("the log was read %d times in %d steps", exact, steps)
+	}
+	want := prim.snapshot()
+	l.complete(s)
+	l.load(c)
+	flush(t, c)
+	wantMemory(t, "after the migration", sec, want)
+}
+
+func TestContinueOutlivesSectionsAndCheckpoints(t *testing.T) {
+	g := newGuest(t, pages(t, "ram", 4))
+	s := NewSaver(g.blocks, g, SaverConfig{})
+	body(t, func(w *qemufile.Writer) {
+		if err := s.SaveSetup(w); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.SaveIterate(w); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.SaveComplete(w); err != nil {
+			t.Fatal(err)
+		}
+	})
+	g.write(0, 0, 5)
+	capture(t, s)
+	got := body(t, func(w *qemufile.Writer) {
+		if err := s.SaveComplete(w); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if !bytes.HasPrefix(got, unhex(t, "0000000000000028 05")) {
+		t.Errorf("the checkpoint's first page is % x, want CONTINUE and no name", got[:16])
+	}
+}
+
+func TestSharedBlocksAreListedAndNotSent(t *testing.T) {
+	shared := pages(t, "shared", 8)
+	shared.Shared, shared.GPA = true, 1<<30
+	prim := newGuest(t, pages(t, "ram", 8), shared)
+	sec := prim.twin(t)
+	sec.blocks[1].Host = prim.blocks[1].Host
+	f := Format{IgnoreShared: true}
+	s := NewSaver(prim.blocks, prim, SaverConfig{Format: f})
+	c, l := newCache(t, sec, CacheConfig{Format: f}), newLink(t)
+	prim.write(0, 0, 1)
+	prim.write(1, 0, 2)
+	l.sync(s, c)
+	wantMemory(t, "after the initial synchronisation", sec, prim.snapshot())
+	if n := s.Stats().Pages; n != 8 {
+		t.Errorf("%d pages were sent, want the 8 of the block that is not shared", n)
+	}
+	if c.blocks[1].page != nil {
+		t.Error("the shared block has a cache")
+	}
+}
+
+func TestDirtyLogIsSwitchedOnAndOff(t *testing.T) {
+	g := newGuest(t, pages(t, "ram", 1))
+	s := NewSaver(g.blocks, g, SaverConfig{})
+	if err := s.SaveSetup(qemufile.NewWriter(io.Discard)); err != nil || !g.on {
+		t.Fatalf("%v, log on: %v", err, g.on)
+	}
+	s.SaveCleanup()
+	if g.on {
+		t.Error("the log is on after SaveCleanup")
+	}
+}
+
+func TestDirtyLogErrorsAreReturnedAndLoseNothing(t *testing.T) {
+	g := newGuest(t, pages(t, "ram", 4))
+	s := NewSaver(g.blocks, g, SaverConfig{})
+	w := qemufile.NewWriter(io.Discard)
+	if err := s.SaveSetup(w); err != nil {
+		t.Fatal(err)
+	}
+	boom := errors.New("boom")
+	g.fail = boom
+	var e *Error
+	if _, err := s.Capture(); !errors.Is(err, boom) || !errors.As(err, &e) || e.Block != "ram" {
+		t.Errorf("Capture = %v", err)
+	}
+	if must, _ := s.Pending(false); must != 4*PageSize {
+		t.Errorf("%d bytes pending", must)
+	}
+	s.Pending(true)
+	if _, err := s.SaveIterate(w); !errors.Is(err, boom) {
+		t.Errorf("SaveIterate after a failed Pending = %v", err)
+	}
+	if err := s.SaveComplete(w); !errors.Is(err, boom) {
+		t.Errorf("SaveComplete = %v", err)
+	}
+	g.fail = nil
+	if err := s.SaveSetup(w); err != nil {
+		t.Errorf("a new session: %v", err)
+	}
+}
+
+func TestBadBlocksAreRefused(t *testing.T) {
+	mem := newMemory(t, 2*PageSize)
+	for _, x := range []struct {
+		name   string
+		blocks []Block
+	}{
+		{"no name", []Block{{Host: mem}}},
+		{"a name of 256 bytes", []Block{{Name: strings.Repeat("x", 256), Host: mem}}},
+		{"the same name twice", []Block{{Name: "a", Host: mem}, {Name: "a", Host: mem}}},
+		{"half a page", []Block{{Name: "a", Host: mem[:PageSize/2]}}},
+		{"more used than there is", []Block{{Name: "a", Host: mem, Used: 3 * PageSize}}},
+		{"half a page used", []Block{{Name: "a", Host: mem, Used: 100}}},
+	} {
+		t.Run(x.name, func(t *testing.T) {
+			var e *Error
+			if _, err := NewCache(x.blocks, nil, CacheConfig{}); !errors.As(err, &e) {
+				t.Errorf("NewCache = %v", err)
+			}
+			s := NewSaver(x.blocks, nil, SaverConfig{})
+			w := qemufile.NewWriter(io.Discard)
+			if err := s.SaveSetup(w); !errors.As(err, &e) {
+				t.Errorf("SaveSetup = %v", err)
+			}
+			if _, err := s.SaveIterate(w); err == nil {
+				t.Error("SaveIterate went on")
+			}
+			if _, err := s.Capture(); err == nil {
+				t.Error("Capture went on")
+			}
+			if err := s.SaveComplete(w); err == nil {
+				t.Error("SaveComplete went on")
+			}
+			s.Pending(true)
+			s.SaveCleanup()
+		})
+	}
+}

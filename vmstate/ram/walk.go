@@ -1,0 +1,281 @@
+package ram
+
+import (
+	"fmt"
+
+	"github.com/gocolo/lockstep/internal/xbzrle"
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// Kind is what a [Record] is.
+type Kind uint8
+
+// The kinds of records, by the name that String gives.
+const (
+	KindBlockList    Kind = iota + 1 // "block-list": MEM_SIZE
+	KindZero                         // "zero"
+	KindPage                         // "page"
+	KindXBZRLE                       // "xbzrle"
+	KindCompressed                   // "compressed"
+	KindMultiFDFlush                 // "multifd-flush"
+	KindEOS                          // "eos"
+)
+
+var kindNames = [...]string{
+	KindBlockList: "block-list", KindZero: "zero", KindPage: "page", KindXBZRLE: "xbzrle",
+	KindCompressed: "compressed", KindMultiFDFlush: "multifd-flush", KindEOS: "eos",
+}
+
+// String returns the kind's name, or its number.
+func (k Kind) String() string {
+	if int(k) < len(kindNames) && kindNames[k] != "" {
+		return kindNames[k]
+	}
+	return fmt.Sprintf("kind-%d", uint8(k))
+}
+
+// Record is one record of a RAM section.
+type Record struct {
+	Kind   Kind
+	Stream int64 // where it begins in the stream, in bytes
+	Length int64 // of all of it in the stream, in bytes
+
+	// Block and Offset are the page's place, for the kinds that have one.
+	// Continue says that the record does not name the block itself. For EOS
+	// and multifd-flush, Offset is the address as found, which means nothing.
+	Block    string
+	Offset   uint64
+	Continue bool
+
+	Fill   byte        // of a zero record
+	Data   []byte      // the page, XBZRLE delta or zlib stream; valid in the callback only
+	Total  uint64      // of a block list: the sum of the lengths
+	Blocks []BlockInfo // of a block list
+}
+
+// Page reports whether the record carries a page, in whatever form.
+func (rec *Record) Page() bool { return rec.Kind >= KindZero && rec.Kind <= KindCompressed }
+
+// Put writes the record as it was read, byte for byte. f has to be the format
+// that it was read with. The writer's error sticks as usual.
+func (rec *Record) Put(w *qemufile.Writer, f Format) {
+	word := rec.Offset
+	if rec.Continue {
+		word |= flagContinue
+	}
+	switch rec.Kind {
+	case KindBlockList:
+		// A CONTINUE flag means nothing here, and stays.
+		putBlockList(w, rec.Blocks, rec.Total|word&flagMask, f)
+	case KindZero:
+		rec.putHead(w, word|flagZero)
+		w.PutByte(rec.Fill)
+	case KindPage:
+		rec.putHead(w, word|flagPage)
+		w.Write(rec.Data)
+	case KindXBZRLE:
+		rec.putHead(w, word|flagXBZRLE)
+		w.PutByte(encodingXBZRLE)
+		w.PutBE16(uint16(len(rec.Data)))
+		w.Write(rec.Data)
+	case KindCompressed:
+		rec.putHead(w, word|flagCompressed)
+		w.PutBE32(uint32(len(rec.Data)))
+		w.Write(rec.Data)
+	case KindMultiFDFlush:
+		w.PutBE64(word | flagMultiFDFlush)
+	case KindEOS:
+		w.PutBE64(word | flagEOS)
+	default:
+		w.Fail(fmt.Errorf("ram: record of %v", rec.Kind))
+	}
+}
+
+func (rec *Record) putHead(w *qemufile.Writer, word uint64) {
+	w.PutBE64(word)
+	if !rec.Continue {
+		w.PutCountedString(rec.Block)
+	}
+}
+
+// Apply makes page, which is PageSize bytes and holds the page as it was, what
+// the record says. It does nothing for a record without a page. A delta or
+// compressed page that is corrupt gives [ErrXBZRLE] or [ErrCompressed].
+func (rec *Record) Apply(page []byte) error {
+	page = page[:PageSize]
+	switch rec.Kind {
+	case KindZero:
+		for i := range page {
+			page[i] = rec.Fill
+		}
+	case KindPage:
+		copy(page, rec.Data)
+	case KindXBZRLE:
+		if err := xbzrle.Decode(page, rec.Data); err != nil {
+			return fmt.Errorf("%w: %w", ErrXBZRLE, err)
+		}
+	case KindCompressed:
+		var f inflater
+		p, err := f.page(rec.Data)
+		if err != nil {
+			return err
+		}
+		copy(page, p)
+	}
+	return nil
+}
+
+// Walker reads RAM sections record by record, without a guest and in constant
+// memory. One Walker belongs to one connection, whose block context and block
+// list it keeps, and to one goroutine. The zero value is ready.
+type Walker struct {
+	// Format is what the block list contains. It may be changed between
+	// sections, as the stream tells.
+	Format Format
+
+	// LargePages says of which blocks a list holds the page size, if postcopy
+	// was advised: those on memory of another page size than the sender's.
+	// nil means none.
+	LargePages func(block string) bool
+
+	block  string
+	named  bool
+	blocks map[string]uint64 // lengths; nil before a list
+	page   [PageSize]byte
+	rec    Record
+}
+
+// Walk reads one section's body, up to and including EOS, and calls fn for
+// each record, EOS too. The record and its Data are valid until fn returns. It
+// checks what can be checked without a guest, with the errors of
+// [Cache.LoadState]; once a block list was read, also the pages' places against
+// it. An error of fn ends the walk and is returned as it is.
+func (k *Walker) Walk(r *qemufile.Reader, fn func(*Record) error) error {
+	for {
+		at := r.Offset()
+		k.rec = Record{Stream: at}
+		rec := &k.rec
+		if err := k.read(r, rec); err != nil {
+			e, ok := err.(*Error)
+			if !ok {
+				e = &Error{Block: rec.Block, Offset: rec.Offset, Err: qemufile.NoEOF(err)}
+			}
+			e.Op, e.Stream = "walk", at
+			return e
+		}
+		rec.Length = r.Offset() - at
+		if err := fn(rec); err != nil {
+			return err
+		}
+		if rec.Kind == KindEOS {
+			return nil
+		}
+	}
+}
+
+func (k *Walker) read(r *qemufile.Reader, rec *Record) error {
+	word := r.BE64()
+	if err := r.Err(); err != nil {
+		return err
+	}
+	rec.Continue = word&flagContinue != 0
+	off := word &^ flagMask
+	rec.Offset = off
+	switch word & flagMask &^ flagContinue {
+	case flagPage:
+		rec.Kind = KindPage
+		if err := k.place(r, rec); err != nil {
+			return err
+		}
+		rec.Data = k.page[:]
+		return r.ReadFull(rec.Data)
+	case flagZero:
+		rec.Kind = KindZero
+		if err := k.place(r, rec); err != nil {
+			return err
+		}
+		rec.Fill = r.Byte()
+		return r.Err()
+	case flagXBZRLE:
+		rec.Kind = KindXBZRLE
+		err := k.place(r, rec)
+		if err == nil {
+			rec.Data, err = readDelta(r)
+		}
+		return err
+	case flagCompressed:
+		rec.Kind = KindCompressed
+		err := k.place(r, rec)
+		if err == nil {
+			rec.Data, err = readCompressed(r)
+		}
+		return err
+	case flagMemSize:
+		rec.Kind, rec.Offset, rec.Total = KindBlockList, 0, off
+		return k.list(r, rec)
+	case flagMultiFDFlush:
+		rec.Kind = KindMultiFDFlush
+		return nil
+	case flagEOS:
+		rec.Kind = KindEOS
+		return nil
+	}
+	return fmt.Errorf("%w: %#x", ErrFlags, word&flagMask)
+}
+
+// place finds the record's block and checks the offset in it.
+func (k *Walker) place(r *qemufile.Reader, rec *Record) error {
+	if !rec.Continue {
+		name := r.CountedBytes()
+		if err := r.Err(); err != nil {
+			return err
+		}
+		if string(name) != k.block || !k.named {
+			k.block, k.named = string(name), true
+		}
+	} else if !k.named {
+		return ErrNoBlock
+	}
+	rec.Block = k.block
+	if k.blocks == nil {
+		return nil
+	}
+	length, ok := k.blocks[rec.Block]
+	if !ok {
+		return ErrUnknownBlock
+	}
+	if rec.Offset >= length {
+		return fmt.Errorf("%w: length %#x", ErrOffset, length)
+	}
+	return nil
+}
+
+func (k *Walker) list(r *qemufile.Reader, rec *Record) error {
+	blocks := make(map[string]uint64)
+	for left := rec.Total; left > 0; {
+		if len(blocks) == maxBlocks {
+			return fmt.Errorf("%w: more than %d blocks", ErrBlockList, maxBlocks)
+		}
+		name := r.CountedString()
+		if err := r.Err(); err != nil {
+			return err
+		}
+		if _, ok := blocks[name]; ok {
+			return &Error{Block: name, Err: fmt.Errorf("%w: listed twice", ErrBlockList)}
+		}
+		large := k.Format.Postcopy && k.LargePages != nil && k.LargePages(name)
+		info, err := readBlockInfo(r, k.Format, large, left)
+		if err != nil {
+			return &Error{Block: name, Err: qemufile.NoEOF(err)}
+		}
+		info.Name = name
+		blocks[name] = info.Length
+		rec.Blocks = append(rec.Blocks, info)
+		left -= info.Length
+	}
+	k.blocks = blocks
+	if rec.Total == 0 {
+		k.blocks = nil
+	}
+	return nil
+}

@@ -1,0 +1,205 @@
+package vmstate
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// A Device is state that fits into one section. VMState names every field, in
+// wire order; see [Fields] for what it may do. It is called on the goroutine
+// that uses the Registry, with the guest paused when saving.
+type Device interface {
+	VMState(*Fields)
+}
+
+// A PreSaver is a Device that gathers its state (from the hypervisor, say)
+// before it is saved. The guest is paused. It is not called for a description.
+type PreSaver interface {
+	PreSave() error
+}
+
+// A PostLoader is a Device that applies its decoded state, to the hypervisor or
+// to what is derived from the fields. [Registry.Commit] calls it, in stream
+// order, when nothing of the load can be refused any more. version is the
+// section's.
+type PostLoader interface {
+	PostLoad(version uint32) error
+}
+
+// A Needer is a Device or LiveSaver that may have nothing to save: if Needed
+// says no, there is no section at all, and the receiver keeps what it has.
+type Needer interface {
+	Needed() bool
+}
+
+// An Alias is another name under which a stream may bring a device, such as an
+// older or a shorter one. It is never written.
+type Alias struct {
+	Name     string
+	Instance uint32
+}
+
+// An Entry says under what name and versions a device is in the stream.
+type Entry struct {
+	// Name identifies the device together with Instance; 1 to 255 bytes. In
+	// QEMU: the device's path, a slash, and the name of its description; or the
+	// latter alone.
+	Name     string
+	Instance uint32
+	// VMSD is the name of the device's description, which begins the name of
+	// each of its subsections. Empty: Name.
+	VMSD string
+	// Version is written; versions from MinVersion to Version are read.
+	Version, MinVersion uint32
+	// Priority orders devices when saving: greater first, then as registered
+	// (MigrationPriority in include/migration/vmstate.h).
+	Priority int
+	// Aliases are further names to load from.
+	Aliases []Alias
+	// Unmigratable is why the device cannot be saved; empty: it can.
+	Unmigratable string
+}
+
+type entry struct {
+	Entry
+	id     uint32 // ours, when saving
+	device Device // nil if live
+	saver  LiveSaver
+	loader LiveLoader
+
+	known       bool   // the peer has introduced it
+	peerID      uint32 // under this id
+	peerVersion uint32
+
+	saved    bool  // by the last SaveDevices
+	savedLen int64 // length of that body
+}
+
+// header is the entry's as we write it.
+func (e *entry) header(t SectionType) Header {
+	return Header{Type: t, ID: e.id, Name: e.Name, Instance: e.Instance, Version: e.Version}
+}
+
+func (e *entry) live() bool { return e.device == nil }
+
+// A Registry is the devices of one guest, in both of its roles: it saves them
+// and it loads them. The zero value is ready.
+//
+// It remembers which section ids a peer has introduced, because a checkpoint
+// refers to live devices by the id of the initial migration;
+// [Registry.NewSession] ends that memory.
+//
+// A Registry is used by one goroutine at a time.
+type Registry struct {
+	// NoFooters says that sections have no footer (the machine property
+	// send-section-footer=off). The stream does not tell.
+	NoFooters bool
+	// MaxPackaged bounds the nested stream of a PACKAGED command, in bytes, as
+	// it is held in memory. 0: 256 MiB.
+	MaxPackaged uint64
+
+	entries []*entry // as registered
+	order   []*entry // as saved
+	names   map[Alias]*entry
+	peers   map[uint32]*entry // by the peer's section id
+
+	fields Fields
+	undo   undoLog
+	staged []staged
+	nested int             // depth of PACKAGED
+	memory qemufile.Reader // reads device states in memory
+}
+
+// staged is a device that waits for Commit.
+type staged struct {
+	entry   *entry
+	header  Header
+	offset  int64
+	version uint32
+}
+
+// Register adds a device that is saved as one FULL section. Its error is
+// [ErrDuplicate] if the name and instance, or an alias, are taken.
+func (reg *Registry) Register(e Entry, d Device) error {
+	if d == nil {
+		return fmt.Errorf("vmstate: register %s/%d: no device", e.Name, e.Instance)
+	}
+	return reg.register(&entry{Entry: e, device: d})
+}
+
+// RegisterLive adds a device that is saved while the guest runs, as START, PART
+// and END sections. The saver or the loader may be nil if the guest never has
+// that role.
+func (reg *Registry) RegisterLive(e Entry, s LiveSaver, l LiveLoader) error {
+	if s == nil && l == nil {
+		return fmt.Errorf("vmstate: register %s/%d: neither saver nor loader", e.Name, e.Instance)
+	}
+	return reg.register(&entry{Entry: e, saver: s, loader: l})
+}
+
+func (reg *Registry) register(e *entry) error {
+	if e.Name == "" || len(e.Name) > 255 {
+		return fmt.Errorf("vmstate: register: a name of %d bytes, want 1 to 255", len(e.Name))
+	}
+	if e.MinVersion > e.Version {
+		return fmt.Errorf("vmstate: register %s/%d: %w: minimum %d above %d", e.Name, e.Instance, ErrVersion, e.MinVersion, e.Version)
+	}
+	if e.VMSD == "" {
+		e.VMSD = e.Name
+	}
+	keys := append([]Alias{{e.Name, e.Instance}}, e.Aliases...)
+	for _, k := range keys {
+		if reg.names[k] != nil {
+			return fmt.Errorf("vmstate: register %s/%d: %w", k.Name, k.Instance, ErrDuplicate)
+		}
+	}
+	if reg.names == nil {
+		reg.names = make(map[Alias]*entry)
+		reg.peers = make(map[uint32]*entry)
+	}
+	for _, k := range keys {
+		reg.names[k] = e
+	}
+	e.id = uint32(len(reg.entries))
+	reg.entries = append(reg.entries, e)
+	reg.order = append(reg.order, e)
+	slices.SortStableFunc(reg.order, func(a, b *entry) int { return cmp.Compare(b.Priority, a.Priority) })
+	return nil
+}
+
+// NewSession forgets the section ids the peer has introduced and undoes what is
+// staged. It is called where a new connection begins.
+func (reg *Registry) NewSession() {
+	reg.Rollback()
+	clear(reg.peers)
+	for _, e := range reg.entries {
+		e.known, e.saved = false, false
+	}
+}
+
+// Blocked returns an error that wraps [ErrUnmigratable] and names the first
+// device registered that cannot be migrated, or nil. It is asked before saving
+// and before loading.
+func (reg *Registry) Blocked() error {
+	for _, e := range reg.entries {
+		if e.Unmigratable != "" {
+			return fmt.Errorf("vmstate: %w %s: %s", ErrUnmigratable, e.Name, e.Unmigratable)
+		}
+	}
+	return nil
+}
+
+// NonMigratable lists every device that blocks migration, the last registered
+// first, in the words of query-migrate's blocked-reasons.
+func (reg *Registry) NonMigratable() []string {
+	var list []string
+	for _, e := range slices.Backward(reg.entries) {
+		if e.Unmigratable != "" {
+			list = append(list, "non-migratable device: "+e.Name)
+		}
+	}
+	return list
+}

@@ -1,0 +1,503 @@
+package vmstate
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// counter is a device with one value and all the hooks.
+type counter struct {
+	N       uint32
+	pre     int
+	posted  []uint32
+	log     *[]string
+	preErr  error
+	postErr error
+	absent  bool
+}
+
+func (c *counter) VMState(f *Fields) { f.Uint32("n", &c.N) }
+func (c *counter) PreSave() error    { c.pre++; return c.preErr }
+func (c *counter) Needed() bool      { return !c.absent }
+func (c *counter) PostLoad(v uint32) error {
+	c.posted = append(c.posted, c.N)
+	if c.log != nil {
+		*c.log = append(*c.log, "post "+strings.Repeat("I", int(c.N)))
+	}
+	return c.postErr
+}
+
+// live is a live device whose sections are one byte each.
+type live struct {
+	setup, part, end byte
+	done             bool
+	captured         bool
+	must, can        uint64
+	cleaned          int
+	got              []byte
+	version          uint32
+	postcopy         bool
+	resumed, unplug  bool
+	err              error
+}
+
+func (l *live) SaveSetup(w *qemufile.Writer) error { w.PutByte(l.setup); return l.err }
+func (l *live) SaveIterate(w *qemufile.Writer) (bool, error) {
+	w.PutByte(l.part)
+	return l.done, l.err
+}
+func (l *live) SaveComplete(w *qemufile.Writer) error         { w.PutByte(l.end); return l.err }
+func (l *live) SaveCompletePostcopy(w *qemufile.Writer) error { w.PutByte(l.end + 1); return l.err }
+func (l *live) HasPostcopy() bool                             { return l.postcopy }
+func (l *live) Capture() (bool, error)                        { l.captured = true; return !l.postcopy, l.err }
+func (l *live) Pending(exact bool) (uint64, uint64)           { return l.must, l.can }
+func (l *live) SaveCleanup()                                  { l.cleaned++ }
+func (l *live) ResumePrepare() error                          { l.resumed = true; return l.err }
+func (l *live) GuestUnplugPending() bool                      { return l.unplug }
+func (l *live) SwitchoverAckNeeded() bool                     { return true }
+func (l *live) LoadState(r *qemufile.Reader, version uint32) error {
+	l.got = append(l.got, r.Byte())
+	l.version = version
+	return r.Err()
+}
+
+// plainLive has none of the optional methods.
+type plainLive struct{}
+
+func (plainLive) SaveSetup(*qemufile.Writer) error           { return nil }
+func (plainLive) SaveIterate(*qemufile.Writer) (bool, error) { return true, nil }
+func (plainLive) SaveComplete(*qemufile.Writer) error        { return nil }
+
+func TestAMigrationByteByByte(t *testing.T) {
+	ram := &live{setup: 1, part: 2, end: 3, done: true}
+	a, b := &counter{N: 10}, &counter{N: 11}
+	var reg Registry
+	wantNil(t, "register", reg.Register(Entry{Name: "a", Version: 1}, a))
+	wantNil(t, "register", reg.RegisterLive(Entry{Name: "ram", Version: 4}, ram, ram))
+	wantNil(t, "register", reg.Register(Entry{Name: "first", Instance: 1, Version: 2, Priority: 5}, b))
+	stream := written(t, func(w *qemufile.Writer) {
+		PutFileHeader(w)
+		PutConfiguration(w, Configuration{Machine: "none"})
+		PutCommand(w, EnableCOLO())
+		w.Fail(reg.SaveSetup(w))
+		done, err := reg.SaveIterate(w)
+		if w.Fail(err); !done {
+			t.Error("the only saver is done")
+		}
+		w.Fail(reg.SaveComplete(w))
+		w.Fail(reg.SaveDevices(w))
+		PutEOF(w)
+		reg.PutVMDesc(w)
+	})
+	want := hexBytes(t, `
+		"QEVM" 00000003
+		07 00000004 "none"
+		08 0008 0000
+		01 00000001 03 "ram" 00000000 00000004 01 7e 00000001
+		02 00000001 02 7e 00000001
+		03 00000001 03 7e 00000001
+		04 00000002 05 "first" 00000001 00000002 0000000b 7e 00000002
+		04 00000000 01 "a" 00000000 00000001 0000000a 7e 00000000
+		00
+		06`)
+	desc := `{"page_size": 4096, "devices": [` +
+		`{"name": "first", "instance_id": 1, "vmsd_name": "first", "version": 2, "fields": [{"name": "n", "type": "uint32", "size": 4}]}, ` +
+		`{"name": "a", "instance_id": 0, "vmsd_name": "a", "version": 1, "fields": [{"name": "n", "type": "uint32", "size": 4}]}]}`
+	want = append(append(want, be32(uint32(len(desc)))...), desc...)
+	if !bytes.Equal(stream, want) {
+		t.Fatalf("got  %q\nwant %q", stream, want)
+	}
+
+	r := reader(stream)
+	wantNil(t, "header", ReadFileHeader(r))
+	c, err := ReadConfiguration(r)
+	if err != nil || c.Machine != "none" {
+		t.Fatalf("configuration %+v, %v", c, err)
+	}
+	a.N, b.N = 0, 0
+	var log []string
+	a.log, b.log = &log, &log
+	a.posted, b.posted = nil, nil
+	var commands []string
+	wantNil(t, "load", reg.Load(r, func(c Command) error {
+		commands = append(commands, c.String())
+		return nil
+	}))
+	text, err := ReadVMDesc(r, 0)
+	if err != nil || string(text) != desc {
+		t.Errorf("description %q, %v", text, err)
+	}
+	if a.N != 10 || b.N != 11 || string(ram.got) != "\x01\x02\x03" || ram.version != 4 || !slices.Equal(commands, []string{"enable-colo"}) {
+		t.Errorf("loaded %d %d %x %v", a.N, b.N, ram.got, commands)
+	}
+	if len(log) != 0 {
+		t.Errorf("applied before the commit: %v", log)
+	}
+	wantNil(t, "commit", reg.Commit())
+	if want := []string{"post IIIIIIIIIII", "post IIIIIIIIII"}; !slices.Equal(log, want) {
+		t.Errorf("applied %v, want %v", log, want)
+	}
+	if reg.Commit(); len(log) != 2 {
+		t.Error("a second commit applies again")
+	}
+}
+
+func TestACheckpointUsesTheIDsOfTheSession(t *testing.T) {
+	ram := &live{setup: 1, end: 3}
+	var reg Registry
+	wantNil(t, "register", reg.RegisterLive(Entry{Name: "ram", Version: 4}, ram, ram))
+	end := hexBytes(t, "03 00000063 07 7e 00000063 00")
+	wantError(t, "an id nobody has introduced", reg.Load(reader(end), nil), ErrUnknownSection)
+	wantError(t, "no id 0 by default", reg.Load(reader(hexBytes(t, "02 00000000 07 7e 00000000 00")), nil), ErrUnknownSection)
+	wantNil(t, "start", reg.Load(reader(hexBytes(t, `01 00000063 03 "ram" 00000000 00000004 01 7e 00000063 00`)), nil))
+	for range 3 {
+		wantNil(t, "checkpoint", reg.Load(reader(end), nil))
+	}
+	wantNil(t, "nothing but EOF", reg.Load(reader([]byte{0}), nil))
+	reg.NewSession()
+	wantError(t, "another session", reg.Load(reader(end), nil), ErrUnknownSection)
+}
+
+func TestLoadRefuses(t *testing.T) {
+	const ok = `04 00000001 01 "a" 00000000 00000002 00000009 7e 00000001 `
+	for why, x := range map[string]struct {
+		stream string
+		want   error
+	}{
+		"an unknown device":             {`04 00000001 01 "x" 00000000 00000002`, ErrUnknownSection},
+		"an unknown instance":           {`04 00000001 01 "a" 00000001 00000002`, ErrUnknownSection},
+		"a name of no length":           {`04 00000001 00 00000001 00000002`, ErrUnknownSection},
+		"a version that is too new":     {`04 00000001 01 "a" 00000000 00000003`, ErrVersion},
+		"a version that is too old":     {`04 00000001 01 "a" 00000000 00000000`, ErrVersion},
+		"a missing footer":              {`04 00000001 01 "a" 00000000 00000002 00000009 00`, ErrFooter},
+		"a footer with another id":      {`04 00000001 01 "a" 00000000 00000002 00000009 7e 00000002`, ErrFooter},
+		"a part of a device":            {`02 00000001`, ErrUnknownSection},
+		"a device's id for another":     {`04 00000001 01 "b" 00000000 00000000`, ErrSectionID},
+		"a subsection as a section":     {`05`, ErrSectionType},
+		"a description in the sections": {`06`, ErrSectionType},
+		"a configuration later on":      {`07`, ErrSectionType},
+		"a footer alone":                {`7e`, ErrSectionType},
+		"a section type nobody knows":   {`09`, ErrSectionType},
+		"command 0":                     {`08 0000 0000`, ErrCommand},
+		"command 12":                    {`08 000c 0000`, ErrCommand},
+		"a command with a bad length":   {`08 0008 0001 00`, ErrCommand},
+		"no EOF":                        {``, io.ErrUnexpectedEOF},
+	} {
+		a, b := &counter{N: 5}, &counter{N: 6}
+		var reg Registry
+		wantNil(t, "register", reg.Register(Entry{Name: "a", Version: 2, MinVersion: 1}, a))
+		wantNil(t, "register", reg.Register(Entry{Name: "b"}, b))
+		stream := hexBytes(t, ok+x.stream)
+		err := reg.Load(reader(stream), nil)
+		wantError(t, why, err, x.want)
+		var se *SectionError
+		if !errors.As(err, &se) || se.Offset != 24 {
+			t.Errorf("%s: not at offset 24: %#v", why, se)
+		}
+		if a.N != 5 || b.N != 6 {
+			t.Errorf("%s: devices are %d and %d, want them as they were", why, a.N, b.N)
+		}
+		wantNil(t, "commit of nothing", reg.Commit())
+		if len(a.posted) != 0 {
+			t.Errorf("%s: a device of a failed load was applied", why)
+		}
+	}
+}
+
+func TestADeviceStateEndsAtItsEOF(t *testing.T) {
+	a := &counter{N: 5}
+	reg := registry(t, Entry{Name: "a"}, a)
+	state := saved(t, reg)
+	a.N = 7
+	wantNil(t, "load", reg.LoadDevices(state, nil))
+	if a.N != 5 {
+		t.Errorf("n is %d", a.N)
+	}
+	reg.Rollback()
+	err := reg.LoadDevices(append(bytes.Clone(state), 0, 0), nil)
+	wantError(t, "more after EOF", err, ErrTrailing)
+	wantError(t, "no EOF", reg.LoadDevices(state[:len(state)-1], nil), io.ErrUnexpectedEOF)
+	wantError(t, "nothing", reg.LoadDevices(nil, nil), io.ErrUnexpectedEOF)
+	wantError(t, "a file header", reg.LoadDevices([]byte("QEVM"), nil), ErrSectionType)
+	if a.N != 7 {
+		t.Errorf("n is %d after failed loads", a.N)
+	}
+}
+
+func TestSeveralLoadsBeforeACommit(t *testing.T) {
+	a, b := &counter{N: 1}, &counter{N: 1}
+	var reg Registry
+	wantNil(t, "register", reg.Register(Entry{Name: "a"}, a))
+	wantNil(t, "register", reg.Register(Entry{Name: "b"}, b))
+	stateA := hexBytes(t, `04 00000000 01 "a" 00000000 00000000 00000009 7e 00000000 00`)
+	stateB := hexBytes(t, `04 00000001 01 "b" 00000000 00000000 00000009 7e 00000001 00`)
+	wantNil(t, "first", reg.LoadDevices(stateA, nil))
+	wantNil(t, "second", reg.LoadDevices(stateB, nil))
+	wantNil(t, "first again", reg.LoadDevices(stateA, nil))
+	wantError(t, "third", reg.LoadDevices(stateB[:9], nil), io.ErrUnexpectedEOF)
+	if a.N != 1 || b.N != 1 {
+		t.Errorf("a failed load must undo those before it: %d %d", a.N, b.N)
+	}
+	wantNil(t, "first", reg.LoadDevices(stateA, nil))
+	wantNil(t, "first again", reg.LoadDevices(stateA, nil))
+	wantNil(t, "commit", reg.Commit())
+	if len(a.posted) != 1 {
+		t.Errorf("a device that came twice was applied %d times", len(a.posted))
+	}
+	reg.Rollback()
+	if a.N != 9 {
+		t.Errorf("a commit can be rolled back: %d", a.N)
+	}
+}
+
+func TestAFailedCommitSaysWhere(t *testing.T) {
+	boom := errors.New("boom")
+	a := &counter{N: 1, postErr: boom}
+	reg := registry(t, Entry{Name: "a"}, a)
+	state := saved(t, reg)
+	a.N = 2
+	wantNil(t, "load", reg.LoadDevices(state, nil))
+	err := reg.Commit()
+	var se *SectionError
+	if !errors.Is(err, boom) || !errors.As(err, &se) || se.Section.Name != "a" {
+		t.Errorf("commit: %v", err)
+	}
+	if reg.Rollback(); a.N != 2 {
+		t.Errorf("rollback after a failed commit left %d", a.N)
+	}
+}
+
+func TestSaversAreAskedInTurn(t *testing.T) {
+	boom := errors.New("boom")
+	a, b := &live{must: 1, can: 2, postcopy: true, end: 8}, &live{must: 10, can: 20, done: true}
+	var reg Registry
+	wantNil(t, "register", reg.RegisterLive(Entry{Name: "a"}, a, a))
+	wantNil(t, "register", reg.RegisterLive(Entry{Name: "b"}, b, nil))
+	if must, can := reg.Pending(true); must != 11 || can != 22 {
+		t.Errorf("pending %d %d", must, can)
+	}
+	w := qemufile.NewWriter(io.Discard)
+	if done, err := reg.SaveIterate(w); done || err != nil {
+		t.Errorf("done %t, %v", done, err)
+	}
+	if whole, err := reg.Capture(); whole || err != nil || !a.captured || !b.captured {
+		t.Errorf("capture %t, %v", whole, err)
+	}
+	got := written(t, func(w *qemufile.Writer) { w.Fail(reg.SaveCompleteInPostcopy(w)) })
+	if want := hexBytes(t, "03 00000001 00 7e 00000001"); !bytes.Equal(got, want) {
+		t.Errorf("complete in postcopy: %x", got)
+	}
+	got = written(t, func(w *qemufile.Writer) { w.Fail(reg.SaveCompletePostcopy(w)) })
+	if want := hexBytes(t, "03 00000000 09 7e 00000000 00"); !bytes.Equal(got, want) {
+		t.Errorf("complete postcopy: %x", got)
+	}
+	a.postcopy, a.done = false, true
+	if done, _ := reg.SaveIterate(w); !done {
+		t.Error("all are done")
+	}
+	if whole, _ := reg.Capture(); !whole {
+		t.Error("all have captured")
+	}
+	w.SetRateLimit(1)
+	if done, err := reg.SaveIterate(w); done || err != nil {
+		t.Errorf("beyond the rate limit: done %t, %v", done, err)
+	}
+	w.SetRateLimit(0)
+	if wantNil(t, "resume", reg.ResumePrepare()); !a.resumed || !b.resumed {
+		t.Error("not all were prepared")
+	}
+	if reg.GuestUnplugPending() {
+		t.Error("nothing waits for the guest")
+	}
+	if b.unplug = true; !reg.GuestUnplugPending() {
+		t.Error("a device waits for the guest")
+	}
+	wantNil(t, "register", reg.RegisterLive(Entry{Name: "c"}, plainLive{}, nil))
+	if whole, _ := reg.Capture(); whole {
+		t.Error("a saver that cannot capture needs the guest to stay paused")
+	}
+	wantError(t, "a device without a loader", reg.Load(reader(hexBytes(t, `01 00000007 01 "c" 00000000 00000000`)), nil), ErrUnknownSection)
+	reg.SaveCleanup()
+	if a.cleaned != 1 || b.cleaned != 1 {
+		t.Error("cleanup")
+	}
+	a.err = boom
+	w = qemufile.NewWriter(io.Discard)
+	_, iterate := reg.SaveIterate(w)
+	_, capture := reg.Capture()
+	for why, err := range map[string]error{
+		"setup": reg.SaveSetup(w), "iterate": iterate, "complete": reg.SaveComplete(w), "capture": capture, "resume": reg.ResumePrepare(),
+	} {
+		wantError(t, why, err, boom)
+	}
+}
+
+func TestRegisterRefuses(t *testing.T) {
+	var reg Registry
+	d := &counter{}
+	wantNil(t, "register", reg.Register(Entry{Name: "a", Aliases: []Alias{{"old", 3}}}, d))
+	wantError(t, "the same again", reg.Register(Entry{Name: "a"}, d), ErrDuplicate)
+	wantError(t, "an alias", reg.Register(Entry{Name: "old", Instance: 3}, d), ErrDuplicate)
+	wantError(t, "a minimum above the version", reg.Register(Entry{Name: "v", MinVersion: 1}, d), ErrVersion)
+	wantNil(t, "another instance", reg.Register(Entry{Name: "a", Instance: 1}, d))
+	for why, err := range map[string]error{
+		"no name":    reg.Register(Entry{}, d),
+		"long name":  reg.Register(Entry{Name: strings.Repeat("x", 256)}, d),
+		"no device":  reg.Register(Entry{Name: "n"}, nil),
+		"no saver":   reg.RegisterLive(Entry{Name: "n"}, nil, nil),
+		"nil device": reg.Register(Entry{Name: "n"}, nil),
+	} {
+		if err == nil {
+			t.Errorf("%s is accepted", why)
+		}
+	}
+}
+
+func TestAnAliasLoadsAndIsNotSaved(t *testing.T) {
+	d := &counter{N: 1}
+	reg := registry(t, Entry{Name: "new", Aliases: []Alias{{"old", 3}}}, d)
+	wantNil(t, "load", reg.Load(reader(hexBytes(t, `04 00000000 03 "old" 00000003 00000000 00000009 7e 00000000 00`)), nil))
+	if d.N != 9 {
+		t.Errorf("n is %d", d.N)
+	}
+	if s := saved(t, reg); !bytes.Contains(s, []byte("new")) {
+		t.Errorf("saved %q", s)
+	}
+}
+
+func TestUnmigratableDevicesAreListed(t *testing.T) {
+	var reg Registry
+	wantNil(t, "register", reg.Register(Entry{Name: "a"}, &counter{}))
+	wantNil(t, "nothing blocks", reg.Blocked())
+	wantNil(t, "register", reg.Register(Entry{Name: "b", Unmigratable: "has a host device"}, &counter{}))
+	wantNil(t, "register", reg.Register(Entry{Name: "c", Unmigratable: "is new"}, &counter{}))
+	wantError(t, "blocked", reg.Blocked(), ErrUnmigratable)
+	if err := reg.Blocked(); !strings.Contains(err.Error(), "b: has a host device") {
+		t.Errorf("%v", err)
+	}
+	if got, want := reg.NonMigratable(), []string{"non-migratable device: c", "non-migratable device: b"}; !slices.Equal(got, want) {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestADeviceThatIsNotNeededHasNoSection(t *testing.T) {
+	d := &counter{absent: true}
+	reg := registry(t, Entry{Name: "a"}, d)
+	if s := saved(t, reg); len(s) != 1 || d.pre != 0 {
+		t.Errorf("saved %x", s)
+	}
+	if text, err := reg.VMDesc(); err != nil || string(text) != `{"page_size": 4096, "devices": []}` {
+		t.Errorf("described %s, %v", text, err)
+	}
+}
+
+func TestPreSaveMayRefuse(t *testing.T) {
+	d := &counter{preErr: errors.New("boom")}
+	reg := registry(t, Entry{Name: "a"}, d)
+	wantError(t, "save", reg.SaveDevices(qemufile.NewWriter(io.Discard)), d.preErr)
+}
+
+func TestFootersMayBeAbsent(t *testing.T) {
+	d := &counter{N: 5}
+	reg := registry(t, Entry{Name: "a"}, d)
+	reg.NoFooters = true
+	stream := saved(t, reg)
+	if want := hexBytes(t, `04 00000000 01 "a" 00000000 00000000 00000005 00`); !bytes.Equal(stream, want) {
+		t.Errorf("saved %x", stream)
+	}
+	d.N = 0
+	wantNil(t, "load", reg.Load(reader(stream), nil))
+	reg.NoFooters = false
+	wantError(t, "to one who wants footers", reg.Load(reader(stream), nil), ErrFooter)
+}
+
+func TestCommandsMayEndALoad(t *testing.T) {
+	boom := errors.New("boom")
+	reg := registry(t, Entry{Name: "a"}, &counter{})
+	err := reg.Load(reader(hexBytes(t, "08 0008 0000 00")), func(Command) error { return boom })
+	wantError(t, "refused", err, boom)
+	wantNil(t, "ignored", reg.Load(reader(hexBytes(t, "08 0008 0000 00")), nil))
+}
+
+func TestAPackageIsLoadedWhereItStands(t *testing.T) {
+	d := &counter{}
+	ram := &live{}
+	var reg Registry
+	wantNil(t, "register", reg.Register(Entry{Name: "a"}, d))
+	wantNil(t, "register", reg.RegisterLive(Entry{Name: "ram"}, ram, ram))
+	device := hexBytes(t, `04 00000000 01 "a" 00000000 00000000 00000009 7e 00000000`)
+	pack := func(tail string) []byte {
+		nested := written(t, func(w *qemufile.Writer) {
+			PutCommand(w, PostcopyListen())
+			w.Write(device)
+			w.Write(hexBytes(t, tail))
+		})
+		return written(t, func(w *qemufile.Writer) {
+			PutPackaged(w, nested)
+			w.Write(hexBytes(t, `01 00000001 03 "ram" 00000000 00000000 07 7e 00000001 00`))
+		})
+	}
+	var got []string
+	note := func(c Command) error { got = append(got, c.String()); return nil }
+	r := reader(pack("08 0005 0000"))
+	wantError(t, "run ends the loop", reg.Load(r, note), ErrPostcopyRun)
+	if d.N != 9 || !slices.Equal(got, []string{"packaged", "postcopy-listen", "postcopy-run"}) {
+		t.Errorf("n %d after %v", d.N, got)
+	}
+	wantNil(t, "commit", reg.Commit())
+	wantNil(t, "the rest", reg.Load(r, note))
+	if string(ram.got) != "\x07" {
+		t.Errorf("ram %x", ram.got)
+	}
+	wantNil(t, "EOF ends only the package", reg.Load(reader(pack("00")), nil))
+	d.N = 1
+	wantNil(t, "commit", reg.Commit())
+	for why, x := range map[string]struct {
+		stream []byte
+		want   error
+	}{
+		"neither RUN nor EOF":     {pack(""), io.ErrUnexpectedEOF},
+		"more after RUN":          {pack("08 0005 0000 00"), ErrTrailing},
+		"more after EOF":          {pack("00 00"), ErrTrailing},
+		"a package in a package":  {pack("08 0007 0004 00000001 00"), ErrCommand},
+		"a package of 4 GiB":      {hexBytes(t, "08 0007 0004 ffffffff"), qemufile.ErrTooLong},
+		"a package of no length":  {hexBytes(t, "08 0007 0004 00000000 00"), io.ErrUnexpectedEOF},
+		"a package that is short": {hexBytes(t, "08 0007 0004 00000010 00"), io.ErrUnexpectedEOF},
+	} {
+		err := reg.Load(reader(x.stream), nil)
+		wantError(t, why, err, x.want)
+		var se *SectionError
+		if !errors.As(err, &se) || se.Offset > int64(len(x.stream)) {
+			t.Errorf("%s: %v", why, err)
+		}
+		if d.N != 1 {
+			t.Errorf("%s: n is %d", why, d.N)
+		}
+	}
+}
+
+func TestSwitchoverWaitsForEveryDevice(t *testing.T) {
+	var reg Registry
+	if !reg.Switchover().Approved() {
+		t.Error("nobody has to approve")
+	}
+	for _, name := range []string{"a", "b"} {
+		wantNil(t, "register", reg.RegisterLive(Entry{Name: name}, nil, &live{}))
+	}
+	s := reg.Switchover()
+	if last, err := s.Approve(); last || err != nil || s.Approved() {
+		t.Errorf("first: %t %v", last, err)
+	}
+	if last, err := s.Approve(); !last || err != nil || !s.Approved() {
+		t.Errorf("second: %t %v", last, err)
+	}
+	if _, err := s.Approve(); err == nil {
+		t.Error("one approval too many")
+	}
+}
