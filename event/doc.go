@@ -1,0 +1,16 @@
+// Package event names the facts that a COLO session reports and carries them
+// from the session to whoever wants to know.
+//
+// Each fact is a type ([COLOExit], [CheckpointCommit], ...) whose JSON is the
+// data of the QMP event of that name. A session publishes it on a [Bus]; a
+// subscriber is a function that the publisher calls. There is no queue and no
+// goroutine in between, so nothing is lost and nothing has to be closed, and a
+// subscriber that is slow slows the checkpoint down. One that cannot promise
+// to be quick puts a [Buffered] in front of itself.
+//
+// [Record] is an event with its time. It marshals to the envelope that QEMU
+// prints on its monitor, so a management layer that reads QMP events reads
+// these; [Decode] goes the other way.
+//
+// The bus reports; it never controls.
+package event

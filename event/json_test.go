@@ -1,0 +1,194 @@
+package event_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/google/go-cmp/cmp"
+)
+
+var update = flag.Bool("update", false, "rewrite the files under testdata")
+
+func compact(t *testing.T, line []byte) string {
+	t.Helper()
+	var b bytes.Buffer
+	if err := json.Compact(&b, line); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// The lines of this file are in the form that QEMU 7.2.22 prints on its
+// monitor; COLO_EXIT, STOP, SHUTDOWN and QUORUM_REPORT_BAD were printed by it.
+func TestQEMULinesSurviveDecodeAndEncode(t *testing.T) {
+	file, err := os.ReadFile("testdata/qemu-7.2.jsonl")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range bytes.Lines(file) {
+		crlf := append(bytes.TrimSpace(bytes.Clone(line)), "\r\n"...) // as the monitor ends its lines
+		r, err := event.Decode(crlf)
+		if err != nil {
+			t.Errorf("%s: %v", line, err)
+			continue
+		}
+		got, err := json.Marshal(r)
+		if err != nil {
+			t.Errorf("%s: %v", line, err)
+			continue
+		}
+		if want := compact(t, line); string(got) != want {
+			t.Errorf("encoded again, order and all:\ngot  %s\nwant %s", got, want)
+		}
+	}
+}
+
+func records() []event.Record {
+	at := time.Unix(1795170336, 804038999) // QMP has microseconds, the rest is cut
+	all := []event.Event{
+		event.COLOExit{Mode: event.ModeSecondary, Reason: event.ExitRequest},
+		event.COLOExit{Mode: event.ModePrimary, Reason: event.ExitError, Error: "Connection reset by peer"},
+		event.COLOExit{},
+		event.Stop{},
+		event.Resume{},
+		event.Migration{Status: event.MigrationCOLO},
+		event.MigrationPass{Pass: 3},
+		event.CheckpointStart{Mode: event.ModePrimary, Epoch: 0, Cause: event.CauseInitial},
+		event.CheckpointCommit{Mode: event.ModePrimary, Epoch: 1 << 63, Cause: event.CauseDivergence, Pages: 64,
+			Bytes: 266240, PauseNS: 412000, TransferNS: 1200000, CommitNS: 90000, EarlyResume: true},
+		event.FailoverDone{Mode: event.ModeSecondary, Epoch: 7, Status: "completed"},
+		event.Unknown{Event: "NIC_RX_FILTER_CHANGED", Data: json.RawMessage(`{"path":"/machine"}`)},
+		event.Unknown{Event: "SUSPEND"},
+	}
+	var rs []event.Record
+	for _, e := range all {
+		rs = append(rs, event.Record{Time: at, Event: e})
+	}
+	return rs
+}
+
+func TestEachEventHasItsGoldenLine(t *testing.T) {
+	var got bytes.Buffer
+	enc := json.NewEncoder(&got)
+	for _, r := range records() {
+		if err := enc.Encode(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const name = "testdata/events.jsonl"
+	if *update {
+		if err := os.WriteFile(name, got.Bytes(), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(string(want), got.String()); d != "" {
+		t.Errorf("lines differ (-want +got):\n%s", d)
+	}
+}
+
+func TestDecodeGivesBackWhatWasEncoded(t *testing.T) {
+	for _, r := range records() {
+		line, err := json.Marshal(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got event.Record
+		if err := json.Unmarshal(line, &got); err != nil {
+			t.Errorf("%s: %v", line, err)
+			continue
+		}
+		want := r
+		want.Time = r.Time.Truncate(time.Microsecond)
+		if e, ok := want.Event.(event.COLOExit); ok && e == (event.COLOExit{}) {
+			want.Event = event.COLOExit{Mode: event.ModeNone, Reason: event.ExitNone}
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%s (-want +got):\n%s", line, d)
+		}
+	}
+}
+
+func TestOlderSpellingsOfCOLOExitAreUnderstood(t *testing.T) {
+	for _, c := range []struct {
+		why, line string
+		want      event.COLOExit
+	}{
+		{"the first proposals had an error text",
+			`{"timestamp": {"seconds": 1368697518, "microseconds": 326866}, "event": "COLO_EXIT", "data": {"mode": "primary", "reason": "error", "error": "Broken pipe"}}`,
+			event.COLOExit{Mode: event.ModePrimary, Reason: event.ExitError, Error: "Broken pipe"}},
+		{"none was once called unknown",
+			`{"event": "COLO_EXIT", "data": {"mode": "unknown", "reason": "unknown"}, "timestamp": {"seconds": 1, "microseconds": 2}}`,
+			event.COLOExit{Mode: event.ModeNone, Reason: event.ExitNone}},
+		{"members that are not known are not needed, and a time stamp neither",
+			`{"event": "COLO_EXIT", "data": {"mode": "secondary", "reason": "request", "more": [1]}}`,
+			event.COLOExit{Mode: event.ModeSecondary, Reason: event.ExitRequest}},
+	} {
+		r, err := event.Decode([]byte(c.line))
+		if err != nil {
+			t.Errorf("%s: %v", c.why, err)
+			continue
+		}
+		if d := cmp.Diff(event.Event(c.want), r.Event); d != "" {
+			t.Errorf("%s (-want +got):\n%s", c.why, d)
+		}
+	}
+}
+
+func TestDecodeRefusesWhatIsNoEvent(t *testing.T) {
+	for _, line := range []string{
+		`{"QMP": {"version": {}, "capabilities": ["oob"]}}`, `{"return": {}}`, `{}`, `{"event": ""}`, `{"event": null}`, `null`,
+	} {
+		if _, err := event.Decode([]byte(line)); !errors.Is(err, event.ErrNotEvent) {
+			t.Errorf("%s: %v, want ErrNotEvent", line, err)
+		}
+	}
+	for _, line := range []string{``, `{`, `[]`, `{"event": 5}`, `{"event": "MIGRATION_PASS", "data": {"pass": "x"}}`} {
+		if _, err := event.Decode([]byte(line)); err == nil || errors.Is(err, event.ErrNotEvent) {
+			t.Errorf("%q: %v, want an error of the decoder", line, err)
+		}
+	}
+	for _, line := range []string{
+		`{"event": "COLO_EXIT", "data": {"mode": "third", "reason": "request"}}`,
+		`{"event": "COLO_EXIT", "data": {"mode": "primary", "reason": ""}}`,
+		`{"event": "CHECKPOINT_START", "data": {"cause": "unknown"}}`,
+	} {
+		var ee *event.EnumError
+		if _, err := event.Decode([]byte(line)); !errors.As(err, &ee) {
+			t.Errorf("%s: %v, want an EnumError", line, err)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, r := range records() {
+		line, _ := json.Marshal(r)
+		f.Add(line)
+	}
+	f.Fuzz(func(t *testing.T, line []byte) {
+		r, err := event.Decode(line)
+		if err != nil {
+			return
+		}
+		again, err := json.Marshal(r)
+		if err != nil {
+			t.Fatalf("%q decodes to %#v, which does not encode: %v", line, r, err)
+		}
+		r2, err := event.Decode(again)
+		if err != nil {
+			t.Fatalf("%q encodes as %q, which does not decode: %v", line, again, err)
+		}
+		if third, _ := json.Marshal(r2); !bytes.Equal(again, third) {
+			t.Fatalf("%q, then %q", again, third)
+		}
+	})
+}

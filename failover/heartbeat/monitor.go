@@ -1,0 +1,40 @@
+package heartbeat
+
+import "time"
+
+// A Monitor judges the silence of a peer. It has no clock: every method that
+// cares is told the time. It belongs to one goroutine.
+type Monitor struct {
+	// Timeout is how long the peer may be silent.
+	Timeout time.Duration
+
+	last time.Time
+}
+
+// Beat says that the peer was heard at now. The first Beat is that of the
+// caller itself, when it begins to listen. Time does not go back: a beat
+// earlier than the last one is as good as the last one.
+func (m *Monitor) Beat(now time.Time) {
+	if now.After(m.last) {
+		m.last = now
+	}
+}
+
+// Deadline returns when the peer will be lost if it stays silent.
+func (m *Monitor) Deadline() time.Time { return m.last.Add(m.Timeout) }
+
+// Lost reports whether at now the peer has been silent for the whole timeout.
+func (m *Monitor) Lost(now time.Time) bool { return !now.Before(m.Deadline()) }
+
+// Excuse reports whether the silence may be our own: now, the time at which
+// the caller got to look, is more than grace after the deadline at which it
+// meant to look. A process that was stopped (or whose machine was) finds
+// itself there, with the peer's beats waiting to be read. If so, the deadline
+// moves to grace after now.
+func (m *Monitor) Excuse(now time.Time, grace time.Duration) bool {
+	if now.Sub(m.Deadline()) <= grace {
+		return false
+	}
+	m.last = now.Add(grace - m.Timeout)
+	return true
+}

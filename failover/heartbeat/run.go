@@ -1,0 +1,169 @@
+package heartbeat
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// What is sent over the connection, one byte each way at a time. A single byte
+// cannot be cut in two.
+const (
+	beat    byte = 'B' // I am here
+	goodbye byte = 'G' // I leave, in good order, and am not lost
+)
+
+var (
+	// ErrLost says that the peer is lost: it was silent for the whole timeout,
+	// or the connection broke without a goodbye. In the second case the error
+	// also wraps the connection's own.
+	ErrLost = errors.New("heartbeat: peer lost")
+
+	// ErrGoodbye says that the peer stopped its Run in good order.
+	ErrGoodbye = errors.New("heartbeat: peer said goodbye")
+
+	// ErrProtocol says that what came over the connection was not a heartbeat.
+	ErrProtocol = errors.New("heartbeat: not a heartbeat")
+)
+
+// Run sends a beat at once and then every interval, and watches for the
+// peer's. It owns conn and closes it before it returns, and it returns only
+// when the two goroutines that it starts, a reader and a writer, have ended
+// (conn's Close must therefore wake both).
+//
+// It returns [ErrLost], [ErrGoodbye], [ErrProtocol], or, after sending a
+// goodbye, the cause of the end of ctx. Timeout must be greater than interval;
+// three to five times is usual.
+func Run(ctx context.Context, conn io.ReadWriteCloser, interval, timeout time.Duration) error {
+	if interval <= 0 || timeout <= interval {
+		conn.Close()
+		return fmt.Errorf("heartbeat: timeout %v must be greater than interval %v, and that than 0", timeout, interval)
+	}
+	r := &runner{
+		conn: conn,
+		in:   make(chan error, 1),
+		out:  make(chan byte, 1),
+		sent: make(chan struct{}),
+		read: make(chan struct{}),
+		mon:  Monitor{Timeout: timeout},
+	}
+	r.mon.Beat(time.Now())
+	go r.reader()
+	go r.writer()
+	err, ours := r.loop(ctx, interval)
+	if ours {
+		r.leave(timeout)
+	}
+	conn.Close()
+	close(r.out)
+	<-r.sent
+	for {
+		select {
+		case <-r.in: // the reader may be waiting to say what it read
+		case <-r.read:
+			return err
+		}
+	}
+}
+
+// runner holds what Run's goroutines share. The monitor belongs to the loop.
+type runner struct {
+	conn io.ReadWriteCloser
+	in   chan error    // nil: a beat; otherwise why the reader ended
+	out  chan byte     // what the writer is to send
+	sent chan struct{} // closed when the writer has ended
+	read chan struct{} // closed when the reader has ended
+	mon  Monitor
+}
+
+// loop runs until there is something to report; ours says that it is the end
+// of ctx.
+func (r *runner) loop(ctx context.Context, interval time.Duration) (err error, ours bool) {
+	send := time.NewTicker(interval)
+	defer send.Stop()
+	due := time.NewTimer(time.Until(r.mon.Deadline()))
+	defer due.Stop()
+	r.out <- beat // there is room for one
+	for {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx), true
+		case err := <-r.in:
+			if err != nil {
+				return err, false
+			}
+			r.mon.Beat(time.Now())
+		case <-send.C:
+			select {
+			case r.out <- beat:
+			default: // the last one is still being written; it will do
+			}
+		case <-due.C:
+			now := time.Now()
+			if r.mon.Lost(now) && !r.mon.Excuse(now, interval) {
+				return ErrLost, false
+			}
+			due.Reset(r.mon.Deadline().Sub(now))
+		}
+	}
+}
+
+// leave sends a goodbye, and gives it no longer than timeout.
+func (r *runner) leave(timeout time.Duration) {
+	limit := time.NewTimer(timeout)
+	defer limit.Stop()
+	for {
+		select {
+		case r.out <- goodbye:
+			select {
+			case <-r.sent: // the writer ends after a goodbye
+			case <-limit.C:
+			}
+			return
+		case <-r.sent:
+			return
+		case <-r.in: // nobody listens any more
+		case <-limit.C:
+			return
+		}
+	}
+}
+
+// writer sends what it is given. A failed write is not a verdict: the reader
+// sees the same connection break, or a goodbye that was there before.
+func (r *runner) writer() {
+	defer close(r.sent)
+	for b := range r.out {
+		if _, err := r.conn.Write([]byte{b}); err != nil || b == goodbye {
+			return
+		}
+	}
+}
+
+func (r *runner) reader() {
+	defer close(r.read)
+	buf := make([]byte, 64)
+	for {
+		n, err := r.conn.Read(buf)
+		for _, b := range buf[:n] {
+			switch b {
+			case beat:
+			case goodbye:
+				r.in <- ErrGoodbye
+				return
+			default:
+				r.in <- fmt.Errorf("%w: byte %#x", ErrProtocol, b)
+				return
+			}
+		}
+		if n > 0 {
+			r.in <- nil
+		}
+		if err != nil {
+			r.in <- fmt.Errorf("%w: %w", ErrLost, err)
+			return
+		}
+	}
+}
