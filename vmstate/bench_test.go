@@ -94,6 +94,54 @@ func TestSavingAndLoadingAllocateNothing(t *testing.T) {
 	}
 }
 
+func TestLiveSectionsAllocateNothing(t *testing.T) {
+	var reg Registry
+	l := &steady{}
+	wantNil(t, "register", reg.RegisterLive(Entry{Name: "ram", Version: 4}, l, l))
+	var blob bytes.Buffer
+	w := qemufile.NewWriter(&blob)
+	wantNil(t, "setup", reg.SaveSetup(w))
+	PutEOF(w)
+	wantNil(t, "flush", w.Flush())
+	r := reader(nil)
+	src := bytes.NewReader(nil)
+	load := func() {
+		src.Reset(blob.Bytes())
+		r.Reset(src)
+		if err := reg.Load(r, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	load()
+	round := func() {
+		blob.Reset()
+		if _, err := reg.SaveIterate(w); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := reg.Capture(); err != nil {
+			t.Fatal(err)
+		}
+		if err := reg.SaveComplete(w); err != nil {
+			t.Fatal(err)
+		}
+		PutEOF(w)
+		reg.Pending(true)
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		load()
+	}
+	round()
+	if n := testing.AllocsPerRun(100, round); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// steady is a live device of one byte that keeps nothing.
+type steady struct{ live }
+
+func (s *steady) LoadState(r *qemufile.Reader, _ uint32) error { r.Byte(); return r.Err() }
+
 // copyTime is the bound of both benchmarks: moving the same bytes.
 func copyTime(n int) time.Duration {
 	a, b := make([]byte, n), make([]byte, n)

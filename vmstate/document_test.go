@@ -128,8 +128,10 @@ func TestEveryTruncationOfAStream(t *testing.T) {
 		doc, err := ReadDocument(reader(stream), decoder(name))
 		wantNil(t, name, err)
 		end := doc.Records[len(doc.Records)-1].Offset // of the description
+		r := reader(nil)
 		for n := range stream {
-			cut, err := ReadDocument(reader(stream[:n]), decoder(name))
+			r.Reset(bytes.NewReader(stream[:n]))
+			cut, err := ReadDocument(r, decoder(name))
 			switch {
 			case n == 0:
 				wantError(t, "nothing at all", err, io.EOF)

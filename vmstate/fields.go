@@ -30,6 +30,10 @@ const (
 //
 // The first error sticks; after it nothing is loaded any more. A Fields is only
 // valid during the call it is passed to.
+//
+// There is a method or function for every kind of field that QEMU has
+// (include/migration/vmstate.h), but for file descriptors, which travel beside
+// the bytes of a stream. A pointer to one value needs none: name the value.
 type Fields struct {
 	mode    mode
 	w       *qemufile.Writer // saving
@@ -107,7 +111,7 @@ func (f *Fields) Count(n uint64, max int) int {
 }
 
 // Elems returns the first n elements of s, for an array whose length is an
-// earlier field (VARRAY and VBUFFER). It fails with [ErrBounds] and returns nil
+// earlier field (VARRAY and VBUFFER). It fails with [ErrBounds] and returns none
 // if s has fewer.
 func Elems[T any](f *Fields, s []T, n uint64) []T { return s[:f.Count(n, len(s))] }
 

@@ -199,8 +199,10 @@ func TestEveryTruncationUndoesTheLoad(t *testing.T) {
 	stream := saved(t, registry(t, allEntry, full()))
 	got := empty()
 	reg := registry(t, allEntry, got)
+	r := reader(nil)
 	for n := range len(stream) {
-		err := reg.Load(reader(stream[:n]), nil)
+		r.Reset(bytes.NewReader(stream[:n]))
+		err := reg.Load(r, nil)
 		wantError(t, "cut", err, io.ErrUnexpectedEOF)
 		var se *SectionError
 		if !errors.As(err, &se) || se.Offset > int64(n) {

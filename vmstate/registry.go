@@ -171,12 +171,19 @@ func (reg *Registry) register(e *entry) error {
 }
 
 // NewSession forgets the section ids the peer has introduced and undoes what is
-// staged. It is called where a new connection begins.
+// staged. A live saver or loader with a method NewSession() is told too. It is
+// called where a new connection begins.
 func (reg *Registry) NewSession() {
 	reg.Rollback()
 	clear(reg.peers)
 	for _, e := range reg.entries {
 		e.known, e.saved = false, false
+		if s, ok := e.saver.(interface{ NewSession() }); ok {
+			s.NewSession()
+		}
+		if l, ok := e.loader.(interface{ NewSession() }); ok {
+			l.NewSession()
+		}
 	}
 }
 

@@ -146,6 +146,9 @@ func (c *cutter) cut(at int) bool {
 }
 
 func (c *cutter) wrong(at int, err error) bool {
+	if e, ok := err.(*qemufile.Error); ok {
+		err = e.Err // its offset is not the stream's
+	}
 	if at >= c.furthest {
 		c.furthest, c.err = at, err
 	}

@@ -92,8 +92,8 @@ const (
 	firstPrepare   = 8 << 20
 )
 
-// NewSaver returns a Saver of blocks, whose dirty pages log tells. What is
-// wrong with the blocks is returned by SaveSetup.
+// NewSaver returns a Saver of blocks. log, which must not be nil, tells which
+// pages are dirty. What is wrong with the blocks is returned by SaveSetup.
 func NewSaver(blocks []Block, log DirtyLog, cfg SaverConfig) *Saver {
 	s := &Saver{log: log, cfg: cfg, bad: checkBlocks(blocks), last: noBlock}
 	if s.cfg.IterateBytes <= 0 {

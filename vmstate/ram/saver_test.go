@@ -67,7 +67,7 @@ func TestRoundTripWithRandomDirtying(t *testing.T) {
 	} {
 		t.Run(cfg.name, func(t *testing.T) {
 			r := rand.New(rand.NewPCG(7, 8))
-			for range 8 {
+			for range 4 {
 				prim := newGuest(t, pages(t, "pc.ram", 100), pages(t, "vga", 7), pages(t, "rom", 70))
 				prim.scribble(r, 50)
 				sec := prim.twin(t)
@@ -113,11 +113,91 @@ func TestRoundTripWithRandomDirtying(t *testing.T) {
 					}
 					l.complete(s)
 					l.load(c)
+					wantSameDeltas(t, s, c)
 					flush(t, c)
 					wantMemory(t, "after a checkpoint", sec, want)
 				}
 			}
 		})
+	}
+}
+
+// wantSameDeltas compares the pages that differences are made from with those
+// that they are applied to.
+func wantSameDeltas(t *testing.T, s *Saver, c *Cache) {
+	t.Helper()
+	if s.deltas == nil {
+		return
+	}
+	for bi := range s.blocks {
+		for i := range len(s.blocks[bi].mem) / PageSize {
+			kept := s.deltas.Get(pageKey(bi, i))
+			if kept != nil && !bytes.Equal(kept, c.blocks[bi].page[i*PageSize:(i+1)*PageSize]) {
+				t.Fatalf("page %d of block %q is kept as it was not sent", i, s.blocks[bi].Name)
+			}
+		}
+	}
+}
+
+func TestDifferencesAreSentWhereTheyAreShorter(t *testing.T) {
+	r := rand.New(rand.NewPCG(2, 2))
+	prim := newGuest(t, pages(t, "a", 8), pages(t, "b", 1))
+	for i := range 8 {
+		prim.write(0, i*PageSize, randomPage(r)...)
+	}
+	sec := prim.twin(t)
+	s, c, l := NewSaver(prim.blocks, prim, SaverConfig{XBZRLE: 1 << 20}), newCache(t, sec, CacheConfig{}), newLink(t)
+	l.sync(s, c)
+	step := func(captured bool, want Stats) {
+		t.Helper()
+		if captured {
+			capture(t, s)
+		}
+		l.complete(s)
+		got := s.Stats()
+		want.Bytes = got.Bytes
+		if got != want || s.Pages() != want.Pages {
+			t.Errorf("Stats = %+v, want %+v", got, want)
+		}
+		l.load(c)
+		wantSameDeltas(t, s, c)
+		flush(t, c)
+		wantMemory(t, "after a checkpoint", sec, prim.snapshot())
+	}
+	for v, captured := range []bool{false, true} {
+		prim.write(0, 0, randomPage(r)...)
+		prim.write(0, PageSize+5, byte(v)+1)
+		prim.write(1, 100, 1, 2)
+		if captured {
+			step(captured, Stats{Pages: 2, XBZRLEPages: 1, UnchangedPages: 1}) // page 0 overflows
+		} else {
+			step(captured, Stats{Pages: 3}) // none of them was sent since the first round
+		}
+		prim.write(0, 9, 1, 2, 3)
+		prim.write(0, PageSize+5, byte(v)+1) // the same again
+		prim.write(1, 0, make([]byte, PageSize)...)
+		step(captured, Stats{Pages: 2, XBZRLEPages: 1, ZeroPages: 1, UnchangedPages: 1})
+		prim.write(1, 100, 1, 2)
+		step(captured, Stats{Pages: 1, XBZRLEPages: 1}) // from a page of zeros
+	}
+}
+
+func TestRateLimitShortensAStep(t *testing.T) {
+	g := newGuest(t, pages(t, "ram", 1000))
+	for i := range 1000 {
+		g.write(0, i*PageSize, 1)
+	}
+	s := NewSaver(g.blocks, g, SaverConfig{})
+	w := qemufile.NewWriter(io.Discard)
+	w.SetRateLimit(100 * PageSize / 0.1) // 100 pages in the Writer's window
+	if err := s.SaveSetup(w); err != nil {
+		t.Fatal(err)
+	}
+	if done, err := s.SaveIterate(w); done || err != nil {
+		t.Fatalf("SaveIterate = %v, %v", done, err)
+	}
+	if n := s.Stats().Pages; n == 0 || n == 1000 {
+		t.Errorf("%d pages of 1000 were sent where 100 are allowed", n)
 	}
 }
 

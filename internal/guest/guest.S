@@ -1,0 +1,146 @@
+# The flat test program: one load loop per vCPU, entered at CPL3 in 64-bit mode
+# with paging on (identity map) and RDI holding the address of the vCPU's state
+# page. It takes no interrupts, makes no calls, has no stack and never leaves the
+# loop. Offsets and constants are those of layout.go; the arithmetic is that of
+# round.go and model.go.
+#
+#   as --64 -o guest.o guest.S && ld -Ttext=0x8000 --oformat=binary -o guest.bin guest.o
+
+	.intel_syntax noprefix
+
+	# State page.
+	.set SEED,   0x08
+	.set SET,    0x10		# working set: address
+	.set PAGES,  0x18		# working set: pages
+	.set TOUCH,  0x20		# pages touched per round
+	.set TSC,    0x28		# rounds that take in the TSC, per mille
+	.set DELAY,  0x30		# idle loop iterations at the end of a round
+	.set RING,   0x38		# ring: address
+	.set FRAME,  0x40		# frame buffer: address
+
+	# Frame buffer: le32 length, frame. Payload fields, all big-endian.
+	.set PAYLOAD_N, 54
+	.set PAYLOAD_H, 62
+	.set PAYLOAD_T, 70
+	.set POLLS, 0x80		# status reads so far, little-endian
+
+	.set PORT_STATUS, 0x600
+	.set PORT_EMIT,   0x604
+
+# x = (x ^ v) * K; x ^= x >> 32
+	.macro mix v
+	xor	r13, \v
+	imul	r13, r15
+	mov	rax, r13
+	shr	rax, 32
+	xor	r13, rax
+	.endm
+
+	.text
+	.globl	_start
+_start:
+	mov	rbx, rdi		# state page
+	movabs	r15, 0x9e3779b97f4a7c15	# K
+	xor	r11d, r11d		# status reads
+	xor	r12d, r12d		# n: rounds begun
+	mov	r13, [rbx+SEED]		# x: running hash
+	mov	r14, r13		# k: an integer that is never in memory
+	not	r14
+	xorpd	xmm0, xmm0		# the accumulator, never in memory either
+
+round:
+	inc	r12
+
+	# Touch pages page, page+1, … of the working set, wrapping; the first is
+	# floor(x * pages / 2^64). In each, the first word (so that a stale page
+	# is noticed at its next visit) and one that differs from round to round
+	# (so that all of it matters).
+	mov	r8, [rbx+TOUCH]
+	test	r8, r8
+	jz	3f
+	mov	rax, r13
+	mul	qword ptr [rbx+PAGES]
+	mov	r9, rdx
+	imul	r10, r12, 181
+	and	r10d, 511
+1:	mov	rdi, r9
+	shl	rdi, 12
+	add	rdi, [rbx+SET]
+	mix	[rdi]
+	mov	[rdi], r13
+	mix	[rdi+r10*8]
+	mov	[rdi+r10*8], r13
+	add	r10d, 7
+	and	r10d, 511
+	inc	r9
+	cmp	r9, [rbx+PAGES]
+	jb	2f
+	xor	r9d, r9d
+2:	dec	r8
+	jnz	1b
+
+	# acc = acc * 0.75 + (x >> 12)
+3:	mov	rax, r13
+	shr	rax, 12
+	cvtsi2sd xmm1, rax
+	mulsd	xmm0, [rip+decay]
+	addsd	xmm0, xmm1
+	movq	rcx, xmm0
+	mix	rcx
+
+	# k = k * 0x2545f491 + n
+	imul	r14, r14, 0x2545f491
+	add	r14, r12
+	mix	r14
+
+	# t = TSC in the given share of the rounds, else 0
+	xor	esi, esi
+	mov	rax, r12
+	imul	rax, r15
+	mov	ecx, 1000
+	mul	rcx
+	cmp	rdx, [rbx+TSC]
+	jae	4f
+	rdtsc
+	shl	rdx, 32
+	or	rax, rdx
+	mov	rsi, rax
+4:	mix	rsi
+
+	# h = x. The ring remembers (n, h).
+	movzx	eax, r12w
+	shl	eax, 4
+	add	rax, [rbx+RING]
+	mov	[rax], r12
+	mov	[rax+8], r13
+
+	# The frame tells (n, h, t); its headers and vCPU number are in place.
+	mov	rdi, [rbx+FRAME]
+	mov	rax, r12
+	bswap	rax
+	mov	[rdi+PAYLOAD_N], rax
+	mov	rax, r13
+	bswap	rax
+	mov	[rdi+PAYLOAD_H], rax
+	mov	rax, rsi
+	bswap	rax
+	mov	[rdi+PAYLOAD_T], rax
+
+	mov	edx, PORT_STATUS
+5:	in	al, dx
+	inc	r11
+	test	al, 1
+	jz	5b
+	mov	[rdi+POLLS], r11
+	mov	edx, PORT_EMIT
+	mov	eax, edi
+	out	dx, eax
+
+	mov	rcx, [rbx+DELAY]
+6:	test	rcx, rcx
+	jz	round
+	dec	rcx
+	jmp	6b
+
+	.balign	8, 0x90
+decay:	.double	0.75

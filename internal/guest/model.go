@@ -1,0 +1,71 @@
+package guest
+
+import (
+	"math"
+	"math/bits"
+	"slices"
+)
+
+// Model follows one vCPU without its memory: it keeps a working set of its own
+// and takes from outside only the time-stamp counters that the guest took in.
+// A client that sees every frame of a vCPU from round 1 on can so tell whether
+// the guest's state was ever anything but right. It belongs to one goroutine.
+type Model struct {
+	n, x, k uint64
+	acc     float64
+	set     []uint64
+	touch   int
+	tsc     uint64
+}
+
+// NewModel returns the model of a vCPU before its first round.
+func NewModel(p Params, vcpu int) (*Model, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	p = p.withDefaults()
+	m := &Model{x: p.seed(vcpu), touch: p.Touch, tsc: uint64(p.TSCPerMille), set: make([]uint64, p.Pages*(PageSize/8))}
+	m.k = ^m.x
+	for i := range m.set {
+		m.set[i] = p.word(vcpu, uint64(i))
+	}
+	return m, nil
+}
+
+// Next performs the next round, in which the guest took in t (0: nothing), and
+// returns the round's number and hash.
+func (m *Model) Next(t uint64) (n, h uint64) {
+	const perPage = PageSize / 8
+	m.n++
+	first, _ := bits.Mul64(m.x, uint64(len(m.set)/perPage))
+	for i := range uint64(m.touch) {
+		page := m.set[(first+i)%uint64(len(m.set)/perPage)*perPage:][:perPage]
+		for _, w := range [2]uint64{0, (m.n*wordStep + i*pageStep) % perPage} {
+			m.x = mix(m.x, page[w])
+			page[w] = m.x
+		}
+	}
+	m.acc = accumulate(m.acc, m.x)
+	m.k = m.k*lcg + m.n
+	for _, v := range [3]uint64{math.Float64bits(m.acc), m.k, t} {
+		m.x = mix(m.x, v)
+	}
+	return m.n, m.x
+}
+
+// Round returns the number of the last round.
+func (m *Model) Round() uint64 { return m.n }
+
+// TakesTSC reports whether round n takes in the time-stamp counter; t of any
+// other round's frame must be 0.
+func (m *Model) TakesTSC(n uint64) bool { return takesTSC(n, m.tsc) }
+
+// Word returns word i of the working set, as the guest's memory should have it.
+func (m *Model) Word(i int) uint64 { return m.set[i] }
+
+// Clone returns an independent copy of the model in its present state.
+func (m *Model) Clone() *Model {
+	c := *m
+	c.set = slices.Clone(m.set)
+	return &c
+}

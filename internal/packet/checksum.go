@@ -1,0 +1,78 @@
+package packet
+
+import (
+	"encoding/binary"
+	"math/bits"
+)
+
+// Sum adds the 16-bit words of b to sum, in ones' complement (RFC 1071). An odd
+// last byte counts as if followed by zero; only the last piece may be odd.
+func Sum(sum uint16, b []byte) uint16 {
+	acc := uint64(sum)
+	var c uint64
+	for len(b) >= 32 {
+		acc, c = bits.Add64(acc, binary.BigEndian.Uint64(b), 0)
+		acc, c = bits.Add64(acc, binary.BigEndian.Uint64(b[8:]), c)
+		acc, c = bits.Add64(acc, binary.BigEndian.Uint64(b[16:]), c)
+		acc, c = bits.Add64(acc, binary.BigEndian.Uint64(b[24:]), c)
+		acc, c = bits.Add64(acc, 0, c)
+		acc += c
+		b = b[32:]
+	}
+	for len(b) >= 8 {
+		acc, c = bits.Add64(acc, binary.BigEndian.Uint64(b), 0)
+		acc, c = bits.Add64(acc, 0, c)
+		acc += c
+		b = b[8:]
+	}
+	acc = acc>>32 + acc&0xffffffff
+	for len(b) >= 2 {
+		acc += uint64(binary.BigEndian.Uint16(b))
+		b = b[2:]
+	}
+	if len(b) > 0 {
+		acc += uint64(b[0]) << 8
+	}
+	acc = acc>>32 + acc&0xffffffff
+	acc = acc>>16 + acc&0xffff
+	acc = acc>>16 + acc&0xffff
+	return uint16(acc>>16 + acc)
+}
+
+// Checksum returns the Internet checksum of b.
+func Checksum(b []byte) uint16 { return ^Sum(0, b) }
+
+// PseudoSum returns the sum of the pseudo-header of an IP packet (RFC 9293
+// section 3.1, RFC 8200 section 8.1) for the protocol and length of what is at
+// L4.
+func (p *Packet) PseudoSum() uint16 {
+	var sum uint16
+	if p.Kind == IP4 {
+		sum = Sum(0, p.Frame[p.L3+12:p.L3+20])
+	} else {
+		sum = Sum(0, p.Frame[p.L3+8:p.L3+40])
+	}
+	return add(add(sum, uint16(p.Proto)), uint16(p.End-p.L4))
+}
+
+// TCPChecksum returns what the segment's checksum ought to be, whatever it is
+// now. IsTCP reports whether there is a segment.
+func (p *Packet) TCPChecksum() uint16 {
+	b := p.Frame[p.L4:p.End]
+	return ^Sum(Sum(p.PseudoSum(), b[:16]), b[18:])
+}
+
+// Update returns the checksum sum after a 32-bit field that it covers, at an
+// even offset, went from old to new (RFC 1624, equation 3). It is as right or
+// wrong as sum was.
+func Update(sum uint16, old, new uint32) uint16 {
+	s := uint32(^sum) + uint32(^uint16(old>>16)) + uint32(^uint16(old)) + new>>16 + new&0xffff
+	s = s>>16 + s&0xffff
+	return ^uint16(s>>16 + s)
+}
+
+// add is ones' complement addition.
+func add(a, b uint16) uint16 {
+	s := uint32(a) + uint32(b)
+	return uint16(s>>16 + s)
+}

@@ -1,0 +1,214 @@
+package packet
+
+import "encoding/binary"
+
+// A Kind says how far a frame could be understood.
+type Kind uint8
+
+// The kinds.
+const (
+	Malformed Kind = iota // too short, or a header that contradicts itself
+	Other                 // some other EtherType
+	ARP
+	IP4
+	IP6
+)
+
+// A Packet says where the parts of a frame are. It is reused: Parse sets all
+// of it. Offsets count from the beginning of the frame.
+type Packet struct {
+	Frame []byte // as given, without a virtio-net header
+	Kind  Kind
+	Tags  int    // VLAN tags
+	Type  uint16 // the EtherType behind the tags
+
+	L3  int // the network header
+	L4  int // what the IP header and its extensions are followed by
+	End int // the end of the IP packet; what is behind it is padding
+
+	Proto    uint8 // of what is at L4
+	Fragment bool  // the packet is a fragment: what is at L4 is part of something
+	First    bool  // it is the first one, and has the transport header
+	L4OK     bool  // TCP, UDP, ICMP and ICMPv6: the transport header is whole and consistent
+}
+
+// Parse looks at a frame. It keeps the slice and returns the kind.
+func (p *Packet) Parse(frame []byte) Kind {
+	*p = Packet{Frame: frame}
+	if len(frame) < EthernetLen {
+		return Malformed
+	}
+	p.L3 = EthernetLen
+	p.Type = binary.BigEndian.Uint16(frame[12:])
+	for p.Type == TypeVLAN || p.Type == TypeQinQ {
+		if len(frame) < p.L3+TagLen {
+			return Malformed
+		}
+		p.Type = binary.BigEndian.Uint16(frame[p.L3+2:])
+		p.L3 += TagLen
+		p.Tags++
+	}
+	switch p.Type {
+	case TypeIPv4:
+		if p.ipv4() {
+			p.Kind = IP4
+		}
+	case TypeIPv6:
+		if p.ipv6() {
+			p.Kind = IP6
+		}
+	case TypeARP:
+		p.Kind = ARP
+	default:
+		p.Kind = Other
+	}
+	if p.Kind == IP4 || p.Kind == IP6 {
+		p.L4OK = p.transport()
+	}
+	return p.Kind
+}
+
+func (p *Packet) ipv4() bool {
+	b := p.Frame[p.L3:]
+	if len(b) < IPv4Len {
+		return false
+	}
+	h := IPv4(b)
+	n, total := h.HeaderLen(), h.TotalLen()
+	if h.Version() != 4 || n < IPv4Len || total < n || total > len(b) {
+		return false
+	}
+	p.L4, p.End = p.L3+n, p.L3+total
+	p.Proto = h.Proto()
+	p.First = h.FragmentOffset() == 0
+	p.Fragment = !p.First || h.MoreFragments()
+	return true
+}
+
+func (p *Packet) ipv6() bool {
+	b := p.Frame[p.L3:]
+	if len(b) < IPv6Len {
+		return false
+	}
+	h := IPv6(b)
+	if h.Version() != 6 || h.PayloadLen() > len(b)-IPv6Len {
+		return false
+	}
+	at, end := p.L3+IPv6Len, p.L3+IPv6Len+h.PayloadLen()
+	next := h.NextHeader()
+	p.First = true
+	for {
+		var n int
+		switch next {
+		case ProtoHopByHop, ProtoRouting, ProtoDestOpts, ProtoMobility, ProtoHIP, ProtoShim6:
+			if end-at < 8 {
+				return false
+			}
+			n = 8 + 8*int(p.Frame[at+1])
+		case ProtoAH:
+			if end-at < 8 {
+				return false
+			}
+			n = 8 + 4*int(p.Frame[at+1])
+		case ProtoFragment:
+			if end-at < 8 {
+				return false
+			}
+			v := binary.BigEndian.Uint16(p.Frame[at+2:])
+			p.Fragment = p.Fragment || v&^6 != 0 // an atomic fragment is none (RFC 6946)
+			p.First = p.First && v&^7 == 0
+			n = 8
+		default:
+			p.L4, p.End, p.Proto = at, end, next
+			return true
+		}
+		if n > end-at {
+			return false
+		}
+		next = p.Frame[at]
+		at += n
+		if !p.First { // what follows is the middle of something
+			p.L4, p.End, p.Proto = at, end, next
+			return true
+		}
+	}
+}
+
+func (p *Packet) transport() bool {
+	b := p.Frame[p.L4:p.End]
+	switch {
+	case !p.First:
+		return false
+	case p.Proto == ProtoTCP:
+		return len(b) >= TCPLen && TCP(b).HeaderLen() >= TCPLen && TCP(b).HeaderLen() <= len(b)
+	case p.Proto == ProtoUDP:
+		return len(b) >= UDPLen && UDP(b).Len() >= UDPLen && (UDP(b).Len() <= len(b) || p.Fragment)
+	case p.Proto == ProtoICMP && p.Kind == IP4, p.Proto == ProtoICMPv6 && p.Kind == IP6:
+		return len(b) >= ICMPLen
+	}
+	return false
+}
+
+// IPv4 returns the packet without padding. The kind is IP4.
+func (p *Packet) IPv4() IPv4 { return IPv4(p.Frame[p.L3:p.End]) }
+
+// IPv6 returns the packet without padding. The kind is IP6.
+func (p *Packet) IPv6() IPv6 { return IPv6(p.Frame[p.L3:p.End]) }
+
+// IsTCP reports whether the frame has one whole TCP segment.
+func (p *Packet) IsTCP() bool { return p.Proto == ProtoTCP && p.L4OK && !p.Fragment }
+
+// TCP returns the segment. IsTCP reports whether there is one.
+func (p *Packet) TCP() TCP { return TCP(p.Frame[p.L4:p.End]) }
+
+// UDP returns the datagram. The protocol is UDP, and L4OK.
+func (p *Packet) UDP() UDP { return UDP(p.Frame[p.L4:p.End]) }
+
+// Payload returns what is behind the IP header and its extensions.
+func (p *Packet) Payload() []byte { return p.Frame[p.L4:p.End] }
+
+// A Key names a flow in one direction. It is comparable.
+type Key struct {
+	Src, Dst [16]byte // an IPv4 address is in the first four bytes
+	Ports    uint32   // source port, destination port; what stands for them elsewhere, or 0
+	Proto    uint8
+	Kind     Kind
+	VLAN     uint16 // the innermost VLAN, 0 if untagged
+}
+
+// Key sets k to the flow of an IP packet. What is a fragment has no ports, all
+// of the fragments between two hosts are one flow.
+func (p *Packet) Key(k *Key) {
+	*k = Key{Proto: p.Proto, Kind: p.Kind}
+	if p.Tags > 0 {
+		k.VLAN = binary.BigEndian.Uint16(p.Frame[p.L3-4:]) & 0xfff
+	}
+	if p.Kind == IP4 {
+		copy(k.Src[:4], p.Frame[p.L3+12:])
+		copy(k.Dst[:4], p.Frame[p.L3+16:])
+	} else {
+		copy(k.Src[:], p.Frame[p.L3+8:])
+		copy(k.Dst[:], p.Frame[p.L3+24:])
+	}
+	if p.Fragment {
+		return
+	}
+	b := p.Frame[p.L4:p.End]
+	switch p.Proto {
+	case ProtoTCP, ProtoUDP, ProtoDCCP, ProtoESP, ProtoSCTP, ProtoUDPLite:
+		if len(b) >= 4 {
+			k.Ports = binary.BigEndian.Uint32(b)
+		}
+	case ProtoAH:
+		if len(b) >= 8 {
+			k.Ports = binary.BigEndian.Uint32(b[4:])
+		}
+	}
+}
+
+// Reverse returns the key of the other direction.
+func (k Key) Reverse() Key {
+	k.Src, k.Dst = k.Dst, k.Src
+	k.Ports = k.Ports<<16 | k.Ports>>16
+	return k
+}
