@@ -284,6 +284,9 @@ func TestBadParametersAndBadMemoryAreRefused(t *testing.T) {
 	if _, err := Boot(mem, MaxVCPUs); err == nil {
 		t.Error("a vCPU too many booted")
 	}
+	if _, err := Polls(mem, MaxVCPUs); err == nil {
+		t.Error("the polls of a vCPU too many were read")
+	}
 	if _, err := ReadRing(mem, 5); err == nil {
 		t.Error("a ring outside memory was read")
 	}

@@ -1,0 +1,179 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"errors"
+	"fmt"
+	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"golang.org/x/sys/unix"
+
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// Interrupt controllers of a VM, and how much of struct kvm_irqchip each fills.
+const (
+	chips      = 3 // both PICs, IOAPIC
+	picSize    = 16
+	ioapicSize = 216
+)
+
+// ChipState is the state of a VM's interrupt controllers and timer between KVM
+// and a stream, as far as they are in the kernel. It belongs to one goroutine at
+// a time.
+type ChipState struct {
+	hasChips, hasPIT bool
+	chip             [chips]gokvm.IRQChip
+	pit              gokvm.PITState2
+}
+
+// NewChipState returns a state for a VM, whose interrupt controllers and timer
+// must have been created, if ever they are.
+func NewChipState(vm int) (*ChipState, error) {
+	s := &ChipState{}
+	absent := func(err error) bool {
+		return errors.Is(err, unix.ENXIO) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EINVAL)
+	}
+	err := s.saveChips(vm)
+	s.hasChips = err == nil
+	if err != nil && !absent(err) {
+		return nil, err
+	}
+	err = s.savePIT(vm)
+	s.hasPIT = err == nil
+	if err != nil && !absent(err) {
+		return nil, err
+	}
+	return s, nil
+}
+
+// Save reads the state of a VM whose vCPUs are stopped.
+func (s *ChipState) Save(vm int) error {
+	if s.hasChips {
+		if err := s.saveChips(vm); err != nil {
+			return err
+		}
+	}
+	if s.hasPIT {
+		return s.savePIT(vm)
+	}
+	return nil
+}
+
+// Restore writes the state to a VM whose vCPUs are stopped, before theirs.
+func (s *ChipState) Restore(vm int) error {
+	if s.hasChips {
+		if err := s.restoreChips(vm); err != nil {
+			return err
+		}
+	}
+	if s.hasPIT {
+		return s.restorePIT(vm)
+	}
+	return nil
+}
+
+// VMState names the fields of the state, for a vmstate.Registry.
+func (s *ChipState) VMState(f *vmstate.Fields) {
+	s.chipFields(f)
+	s.pitFields(f)
+}
+
+func (s *ChipState) saveChips(vm int) error {
+	for i := range s.chip {
+		s.chip[i].ChipID = uint32(i)
+		if _, err := ioctl(vm, "KVM_GET_IRQCHIP", kvmGetIRQChip, unsafe.Pointer(&s.chip[i])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *ChipState) restoreChips(vm int) error {
+	for i := range s.chip {
+		s.chip[i].ChipID = uint32(i)
+		if _, err := ioctl(vm, "KVM_SET_IRQCHIP", kvmSetIRQChip, unsafe.Pointer(&s.chip[i])); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *ChipState) savePIT(vm int) error {
+	_, err := ioctl(vm, "KVM_GET_PIT2", kvmGetPIT2, unsafe.Pointer(&s.pit))
+	return err
+}
+
+func (s *ChipState) restorePIT(vm int) error {
+	_, err := ioctl(vm, "KVM_SET_PIT2", kvmSetPIT2, unsafe.Pointer(&s.pit))
+	return err
+}
+
+// chipFields names the interrupt controllers' fields. That a VM has them or not
+// is decided when it is made; both sides must agree.
+func (s *ChipState) chipFields(f *vmstate.Fields) {
+	present := s.hasChips
+	f.Bool("present", &present)
+	f.Check("present", present == s.hasChips)
+	if !s.hasChips {
+		return
+	}
+	f.Info("pic_master", "kvm_pic_state", s.chip[0].Chip[:picSize])
+	f.Info("pic_slave", "kvm_pic_state", s.chip[1].Chip[:picSize])
+	f.Info("ioapic", "kvm_ioapic_state", s.chip[2].Chip[:ioapicSize])
+}
+
+// pitCountMax is a 16-bit counter's period, which is written as 0.
+const pitCountMax = 0x10000
+
+func (s *ChipState) pitFields(f *vmstate.Fields) {
+	present := s.hasPIT
+	f.Bool("present", &present)
+	f.Check("present", present == s.hasPIT)
+	if !s.hasPIT {
+		return
+	}
+	f.StructArray("channels", "kvm/pit/channel", 1, len(s.pit.Channels), func(i int, f *vmstate.Fields) {
+		c := &s.pit.Channels[i]
+		f.Uint32("count", &c.Count)
+		f.Uint16("latched_count", &c.LatchedCount)
+		f.Uint8("count_latched", &c.CountLatched)
+		f.Uint8("status_latched", &c.StatusLatched)
+		f.Uint8("status", &c.Status)
+		f.Uint8("read_state", &c.ReadState)
+		f.Uint8("write_state", &c.WriteState)
+		f.Uint8("write_latch", &c.WriteLatch)
+		f.Uint8("rw_mode", &c.RWMode)
+		f.Uint8("mode", &c.Mode)
+		f.Uint8("bcd", &c.BCD)
+		f.Uint8("gate", &c.Gate)
+		f.Int64("count_load_time", &c.CountLoadTime)
+		if f.Loading() && c.Count > pitCountMax {
+			f.Fail(fmt.Errorf("%w: PIT channel %d counts from %d", ErrState, i, c.Count))
+		}
+	})
+	f.Uint32("flags", &s.pit.Flags)
+}
+
+// ClockState is the VM's paravirtual clock (kvmclock) between KVM and a stream.
+type ClockState struct{ data gokvm.ClockData }
+
+// Save reads the clock of a VM whose vCPUs are stopped.
+func (s *ClockState) Save(vm int) error {
+	_, err := ioctl(vm, "KVM_GET_CLOCK", kvmGetClock, unsafe.Pointer(&s.data))
+	return err
+}
+
+// Restore sets the clock, after the vCPUs have been restored. The flags are 0:
+// with KVM_CLOCK_REALTIME the guest's clock would jump by the time that has
+// passed since Save, and kernels before 5.16 refuse any.
+func (s *ClockState) Restore(vm int) error {
+	s.data = gokvm.ClockData{Clock: s.data.Clock}
+	_, err := ioctl(vm, "KVM_SET_CLOCK", kvmSetClock, unsafe.Pointer(&s.data))
+	return err
+}
+
+// VMState names the fields of the state, for a vmstate.Registry.
+func (s *ClockState) VMState(f *vmstate.Fields) { f.Uint64("clock", &s.data.Clock) }

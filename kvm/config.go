@@ -1,0 +1,67 @@
+package kvm
+
+// PageSize is the unit of dirty logging.
+const PageSize = 4096
+
+// Slot is a range of guest memory and the part of a RAM block that it shows.
+type Slot struct {
+	ID     uint32 // KVM's number of the slot
+	Block  string // RAM block, as in ReadDirty; several slots may show parts of one
+	Offset uint64 // where in the block Mem begins; a multiple of 256 KiB
+	GPA    uint64 // guest-physical address, a multiple of PageSize
+	Mem    []byte // the host's mapping, page-aligned, not moved or unmapped while the VM lives
+
+	ReadOnly bool // the guest's writes are exits (KVM_MEM_READONLY)
+}
+
+// AttachConfig says how a VM is adopted. The zero value is the usual case.
+type AttachConfig struct {
+	// KVM is a descriptor of /dev/kvm, which stays the caller's; 0 opens it
+	// for the duration of Attach.
+	KVM int
+	// DirtyRing is the number of entries in each vCPU's dirty ring, a power of
+	// two of at least 1024; 0 logs in bitmaps. A ring must be chosen before
+	// the first vCPU of the VM is created.
+	DirtyRing int
+}
+
+// Config says what Create makes.
+type Config struct {
+	VCPUs     int    // number of vCPUs; 0 means 1
+	Memory    uint64 // bytes, a multiple of PageSize; what does not fit below 3 GiB begins at 4 GiB
+	DirtyRing int    // as in AttachConfig
+}
+
+// RAMBlock is the name of the one RAM block of a VM that Create made.
+const RAMBlock = "ram"
+
+// Handler has one function for each kind of exit, called on the vCPU's own
+// goroutine. An error ends Run with that error. A nil function is an exit that
+// nobody handles: Run ends with an ExitError.
+//
+// The functions must not call Pause, which waits for them. What they are passed
+// is valid during the call only.
+type Handler struct {
+	IO       func(*IO) error
+	MMIO     func(*MMIO) error
+	Halt     func() error         // HLT, where no interrupt controller in the kernel waits it out
+	Shutdown func() error         // triple fault
+	Other    func(*RunData) error // anything else
+}
+
+// IO is a port access. For an instruction with a repeat prefix, Count elements
+// of Size bytes are accessed one after the other.
+type IO struct {
+	In    bool // the guest reads: the handler fills Data
+	Port  uint16
+	Size  int    // bytes of one element: 1, 2 or 4
+	Count int    // elements, at least 1
+	Data  []byte // Size*Count bytes, shared with KVM
+}
+
+// MMIO is an access to memory that no slot backs.
+type MMIO struct {
+	Write bool // otherwise the handler fills Data
+	Addr  uint64
+	Data  []byte // 1 to 8 bytes, shared with KVM
+}

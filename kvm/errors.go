@@ -1,0 +1,105 @@
+package kvm
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Errors that callers tell apart with errors.Is.
+var (
+	// ErrRunning: the call needs vCPUs that are paused or not in Run.
+	ErrRunning = errors.New("kvm: vCPU is running")
+	// ErrLogOff: the dirty log of a slot is off, so what was written is not
+	// known.
+	ErrLogOff = errors.New("kvm: dirty log is off")
+	// ErrResumed: Resume was called while Pause was waiting.
+	ErrResumed = errors.New("kvm: resumed while pausing")
+	// ErrClosed: the VM is closed.
+	ErrClosed = errors.New("kvm: VM is closed")
+	// ErrState: saved state that this VM cannot take.
+	ErrState = errors.New("kvm: state does not fit")
+)
+
+// CapabilityError says that KVM lacks a capability. It wraps
+// [errors.ErrUnsupported].
+type CapabilityError struct {
+	Name string // as in the KVM api, such as KVM_CAP_DIRTY_LOG_RING
+	For  string // what needs it
+}
+
+// Error implements error.
+func (e *CapabilityError) Error() string {
+	return fmt.Sprintf("kvm: the kernel lacks %s, needed for %s", e.Name, e.For)
+}
+
+// Unwrap returns [errors.ErrUnsupported].
+func (e *CapabilityError) Unwrap() error { return errors.ErrUnsupported }
+
+// ExitError is an exit that ends a vCPU's Run: an error that KVM reports, or an
+// exit that nobody handles.
+type ExitError struct {
+	VCPU   int
+	Reason uint32   // KVM_EXIT_*
+	Code   uint64   // internal error: its suberror; failed entry: the hardware's reason
+	Data   []uint64 // internal error: what KVM tells of it
+}
+
+// Error implements error.
+func (e *ExitError) Error() string {
+	s := fmt.Sprintf("kvm: vCPU %d: exit %d (%s)", e.VCPU, e.Reason, exitName(e.Reason))
+	switch e.Reason {
+	case exitInternalError, exitFailEntry:
+		s += fmt.Sprintf(", code %#x", e.Code)
+	}
+	if len(e.Data) > 0 {
+		s += fmt.Sprintf(", data %#x", e.Data)
+	}
+	return s
+}
+
+// MSRError says which MSR could not be restored.
+type MSRError struct {
+	Index uint32
+	Value uint64
+}
+
+// Error implements error.
+func (e *MSRError) Error() string {
+	return fmt.Sprintf("kvm: MSR %#x does not take %#x here", e.Index, e.Value)
+}
+
+// Is reports whether target is [ErrState].
+func (e *MSRError) Is(target error) bool { return target == ErrState }
+
+// Exit reasons (KVM_EXIT_* in linux/kvm.h).
+const (
+	exitUnknown       = 0
+	exitIO            = 2
+	exitHalt          = 5
+	exitMMIO          = 6
+	exitShutdown      = 8
+	exitFailEntry     = 9
+	exitIntr          = 10
+	exitInternalError = 17
+	exitDirtyRingFull = 31
+)
+
+func exitName(reason uint32) string {
+	switch reason {
+	case exitUnknown:
+		return "unknown"
+	case exitIO:
+		return "port access"
+	case exitHalt:
+		return "halt"
+	case exitMMIO:
+		return "memory-mapped access"
+	case exitShutdown:
+		return "shutdown: triple fault"
+	case exitFailEntry:
+		return "failed entry"
+	case exitInternalError:
+		return "internal error"
+	}
+	return "not handled"
+}

@@ -1,0 +1,81 @@
+//go:build !linux || !amd64
+
+package kvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// errPlatform wraps errors.ErrUnsupported. It is what everything here returns.
+var errPlatform = fmt.Errorf("kvm: %s/%s: %w", runtime.GOOS, runtime.GOARCH, errors.ErrUnsupported)
+
+// VM is a KVM guest. There is none on this platform.
+type VM struct{ _ int }
+
+// VCPU is one vCPU of a VM. There is none on this platform.
+type VCPU struct{ _ int }
+
+// RunData stands for the part of struct kvm_run that says why a vCPU left the
+// guest.
+type RunData struct{ ExitReason uint32 }
+
+// Probe fails with an error that wraps errors.ErrUnsupported.
+func Probe() error { return errPlatform }
+
+// Attach fails with an error that wraps errors.ErrUnsupported.
+func Attach(vmfd uintptr, cfg AttachConfig) (*VM, error) { return nil, errPlatform }
+
+// Create fails with an error that wraps errors.ErrUnsupported.
+func Create(cfg Config) (*VM, error) { return nil, errPlatform }
+
+// AddSlot fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) AddSlot(s Slot) error { return errPlatform }
+
+// AddVCPU fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) { return nil, errPlatform }
+
+// VCPUs returns nil.
+func (vm *VM) VCPUs() []*VCPU { return nil }
+
+// Memory returns nil.
+func (vm *VM) Memory() []byte { return nil }
+
+// Pause fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) Pause(ctx context.Context) error { return errPlatform }
+
+// Resume fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) Resume(ctx context.Context) error { return errPlatform }
+
+// StartDirtyLog fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) StartDirtyLog() error { return errPlatform }
+
+// StopDirtyLog fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) StopDirtyLog() error { return errPlatform }
+
+// ReadDirty fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) ReadDirty(block string, bitmap []uint64) error { return errPlatform }
+
+// MarkDirty does nothing.
+func (vm *VM) MarkDirty(gpa, n uint64) {}
+
+// Register fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) Register(reg *vmstate.Registry) error { return errPlatform }
+
+// Close does nothing.
+func (vm *VM) Close() error { return nil }
+
+// Index returns 0.
+func (v *VCPU) Index() int { return 0 }
+
+// Run fails with an error that wraps errors.ErrUnsupported.
+func (v *VCPU) Run(ctx context.Context, handle func(*RunData) error) error { return errPlatform }
+
+// Dispatch returns a function that fails.
+func (v *VCPU) Dispatch(h Handler) func(*RunData) error {
+	return func(*RunData) error { return errPlatform }
+}

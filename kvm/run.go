@@ -1,0 +1,195 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	"golang.org/x/sys/unix"
+)
+
+// Run runs the vCPU until ctx ends, handle fails, or KVM reports an error that
+// ends it (an ExitError or the error of KVM_RUN), and returns which of them. It
+// locks its goroutine to its thread, parks while the VM is paused, and is called
+// once at a time; a vCPU whose Run has returned is stopped and may be saved, or
+// run again.
+//
+// handle is called for each exit but those that are KVM's own affair, with the
+// shared struct kvm_run; see Dispatch for a typed view. What it changes there (a
+// port that is read) reaches the guest. An exit counts as handled even if handle
+// returns an error: before Run returns or parks, KVM has completed the
+// instruction, and for that handle may be called again (a repeated port access, an
+// access across a page).
+func (v *VCPU) Run(ctx context.Context, handle func(*RunData) error) (err error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := v.begin(); err != nil {
+		return err
+	}
+	defer v.end()
+	canceled := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		v.vm.mu.Lock()
+		v.kick()
+		v.vm.cond.Broadcast()
+		v.vm.mu.Unlock()
+		close(canceled)
+	})
+	defer func() {
+		if !stop() {
+			<-canceled
+		}
+	}()
+
+	for {
+		if v.kicked.Load() {
+			if err := v.complete(handle); err != nil {
+				return err
+			}
+			if err := v.park(ctx); err != nil {
+				return err
+			}
+		}
+		switch errno := enterGuest(v.fd); errno {
+		case 0:
+			if err := v.exit(handle); err != nil {
+				if cerr := v.complete(handle); cerr != nil {
+					err = errors.Join(err, cerr)
+				}
+				return err
+			}
+		case unix.EINTR:
+			// The reason of the last exit is still there, and has been dealt
+			// with. KVM completes a pending exit before it looks for signals.
+			v.pending = false
+		case unix.EAGAIN: // a vCPU that was just started by another
+		default:
+			return v.failed(errno)
+		}
+	}
+}
+
+// exit deals with one exit. Those that say nothing went wrong and nothing is
+// wanted are not pending.
+func (v *VCPU) exit(handle func(*RunData) error) error {
+	switch v.data.ExitReason {
+	case exitIntr:
+		return nil
+	case exitDirtyRingFull:
+		return v.vm.drainRings()
+	case exitInternalError, exitFailEntry:
+		return v.exitError()
+	}
+	v.pending = true
+	return handle(v.data)
+}
+
+// complete lets KVM finish the instruction whose exit has been handled, without
+// entering the guest (KVM api, "immediate_exit"). It may take more exits; their
+// first error is returned when all are done.
+func (v *VCPU) complete(handle func(*RunData) error) (err error) {
+	if !v.pending {
+		return nil
+	}
+	v.data.ImmediateExit = 1
+	for {
+		switch errno := enterGuest(v.fd); errno {
+		case 0:
+			if e := v.exit(handle); err == nil {
+				err = e
+			}
+		case unix.EINTR, unix.EAGAIN:
+			v.pending = false
+			return err
+		default:
+			return errors.Join(err, v.failed(errno))
+		}
+	}
+}
+
+func (v *VCPU) failed(errno unix.Errno) error {
+	return fmt.Errorf("kvm: vCPU %d: %w", v.index, &os.SyscallError{Syscall: "ioctl KVM_RUN", Err: errno})
+}
+
+func (v *VCPU) exitError() *ExitError {
+	d := v.data
+	e := &ExitError{VCPU: v.index, Reason: d.ExitReason}
+	switch d.ExitReason {
+	case exitInternalError: // suberror, ndata, data[16]
+		e.Code = d.Data[0] & 0xffffffff
+		n := min(d.Data[0]>>32, 16)
+		e.Data = append(e.Data, d.Data[1:1+n]...)
+	case exitFailEntry:
+		e.Code = d.Data[0]
+	}
+	return e
+}
+
+// begin enters Run, parked.
+func (v *VCPU) begin() error {
+	v.vm.mu.Lock()
+	defer v.vm.mu.Unlock()
+	switch {
+	case v.vm.closed:
+		return ErrClosed
+	case v.inRun:
+		return fmt.Errorf("vCPU %d: %w", v.index, ErrRunning)
+	}
+	v.inRun = true
+	v.kicked.Store(true) // look around first
+	return nil
+}
+
+// end leaves Run.
+func (v *VCPU) end() {
+	v.vm.mu.Lock()
+	defer v.vm.mu.Unlock()
+	v.release()
+	v.inRun = false
+}
+
+// release gives the vCPU up. vm.mu is held.
+func (v *VCPU) release() {
+	if v.active {
+		v.active, v.tid = false, 0
+		v.vm.active--
+		v.own.Unlock()
+		v.vm.cond.Broadcast()
+	}
+}
+
+// park gives the vCPU up while the VM is paused. When it returns nil, the vCPU
+// is taken and may enter the guest.
+func (v *VCPU) park(ctx context.Context) error {
+	vm := v.vm
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		switch {
+		case vm.paused:
+			v.release()
+			vm.cond.Wait()
+			continue
+		case v.active:
+		case v.own.TryLock():
+			v.active, v.tid = true, unix.Gettid()
+			vm.active++
+		default: // somebody is inside a call that needs the vCPU stopped
+			vm.mu.Unlock()
+			v.own.Lock()
+			v.own.Unlock() // taken only to wait for them
+			vm.mu.Lock()
+			continue
+		}
+		v.kicked.Store(false)
+		v.data.ImmediateExit = 0
+		return nil
+	}
+}

@@ -1,0 +1,120 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Most MSRs and CPUID entries that are carried. KVM's own limits are about 150
+// and 256 (KVM_MAX_CPUID_ENTRIES).
+const (
+	maxMSRs  = 512
+	maxCPUID = 256
+)
+
+// MSRs with a rule of their own.
+const (
+	msrTSCDeadline  = 0x6e0
+	msrWallClock    = 0x11       // MSR_KVM_WALL_CLOCK
+	msrWallClockNew = 0x4b564d00 // MSR_KVM_WALL_CLOCK_NEW
+)
+
+// System is what this host's KVM can do for a VM. It is read once, never
+// changes, and may be shared.
+type System struct {
+	msrs       []uint32 // to save, in the order to restore
+	xsaveSize  int      // bytes of KVM_GET_XSAVE(2)
+	xsave2     bool
+	xcrs       bool
+	sregs2     bool
+	debugRegs  bool
+	tscKHz     bool // KVM_GET_TSC_KHZ
+	tscControl bool // any frequency can be set
+	clock      bool
+}
+
+// ReadSystem asks KVM what it can do for a VM: kvm is a descriptor of /dev/kvm,
+// vm one of the VM. It fails with a CapabilityError where KVM cannot pause or
+// save at all.
+func ReadSystem(kvm, vm int) (*System, error) {
+	for _, c := range []struct {
+		cap       uintptr
+		name, why string
+	}{
+		{capImmediateExit, "KVM_CAP_IMMEDIATE_EXIT", "pausing"},
+		{capMPState, "KVM_CAP_MP_STATE", "saving a vCPU"},
+		{capVCPUEvents, "KVM_CAP_VCPU_EVENTS", "saving a vCPU"},
+		{capXSave, "KVM_CAP_XSAVE", "saving a vCPU"},
+	} {
+		if capability(vm, c.cap) == 0 {
+			return nil, &CapabilityError{c.name, c.why}
+		}
+	}
+	s := &System{
+		xsaveSize:  capability(vm, capXSave2),
+		xcrs:       capability(vm, capXCRS) != 0,
+		sregs2:     capability(vm, capSregs2) != 0,
+		debugRegs:  capability(vm, capDebugRegs) != 0,
+		tscKHz:     capability(vm, capGetTSCKHz) != 0,
+		tscControl: capability(vm, capTSCControl) != 0,
+		clock:      capability(vm, capAdjustClock) != 0,
+	}
+	s.xsave2 = s.xsaveSize >= xsaveMin
+	s.xsaveSize = max(s.xsaveSize, xsaveMin)
+
+	var list struct {
+		n       uint32
+		indices [maxMSRs]uint32
+	}
+	list.n = maxMSRs
+	if _, err := ioctl(kvm, "KVM_GET_MSR_INDEX_LIST", kvmGetMSRIndexList, unsafe.Pointer(&list)); err != nil {
+		return nil, fmt.Errorf("kvm: %w", err)
+	}
+	// Setting one of the wall-clock MSRs writes guest memory, and the value
+	// says only where. The deadline is compared with the TSC when it is set,
+	// so it comes after it.
+	for _, index := range list.indices[:min(list.n, maxMSRs)] {
+		if index != msrWallClock && index != msrWallClockNew && index != msrTSCDeadline {
+			s.msrs = append(s.msrs, index)
+		}
+	}
+	if slices.Contains(list.indices[:min(list.n, maxMSRs)], msrTSCDeadline) {
+		s.msrs = append(s.msrs, msrTSCDeadline)
+	}
+	return s, nil
+}
+
+// Probe returns nil if VMs can be created, run and saved here, and otherwise
+// what is in the way: /dev/kvm is missing, may not be opened or works only in
+// name, or a capability is missing. It creates a VM and closes it.
+func Probe() error {
+	vm, err := Create(Config{Memory: PageSize})
+	if err != nil {
+		return err
+	}
+	return vm.Close()
+}
+
+// openKVM opens /dev/kvm and checks its version. (KVM api, section 4.1: the
+// version is 12 for good.)
+func openKVM() (int, error) {
+	fd, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: "/dev/kvm", Err: err}
+	}
+	version, err := ioctlValue(fd, "KVM_GET_API_VERSION", kvmGetAPIVersion, 0)
+	if err == nil && version != 12 {
+		err = fmt.Errorf("kvm: API version %d, want 12", version)
+	}
+	if err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}

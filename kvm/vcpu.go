@@ -1,0 +1,181 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+
+	"golang.org/x/sys/unix"
+)
+
+// Types of gokvm's that are the kernel's byte for byte.
+type (
+	// RunData is the part of struct kvm_run that says why a vCPU left the
+	// guest.
+	RunData = gokvm.RunData
+	// Regs are a vCPU's general registers.
+	Regs = gokvm.Regs
+	// Sregs are a vCPU's special registers.
+	Sregs = gokvm.Sregs
+	// CPUIDEntry is one entry of a vCPU's CPUID table.
+	CPUIDEntry = gokvm.CPUIDEntry2
+)
+
+// VCPU is one vCPU of a VM. All its methods but Run need it stopped (the VM
+// paused, or Run not being called) and fail with ErrRunning otherwise. They may
+// be called from any goroutine.
+type VCPU struct {
+	vm    *VM
+	index int
+	fd    int
+	run   []byte // struct kvm_run and the data behind it
+	data  *RunData
+	state *VCPUState
+	ring  *ring // nil: bitmaps
+
+	// own is held by Run except while parked, and by whoever else touches the
+	// vCPU, who only tries.
+	own sync.Mutex
+
+	// pending says that an exit has been handled and KVM has not been told;
+	// only Run uses it.
+	pending bool
+
+	inRun  bool        // under vm.mu
+	active bool        // in Run and not parked; under vm.mu
+	tid    int         // its thread while active; under vm.mu
+	kicked atomic.Bool // set under vm.mu
+}
+
+// AddVCPU adopts a vCPU: its descriptor and the mapping of its struct kvm_run
+// (KVM_GET_VCPU_MMAP_SIZE bytes), which stay the caller's and must outlive the
+// VM. The order of the calls is the vCPUs' numbering in saved state. CPUID, if
+// not set by SetCPUID, must have been set before the first save.
+func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
+	if len(run) < PageSize {
+		return nil, fmt.Errorf("kvm: struct kvm_run mapped with %d bytes", len(run))
+	}
+	state, err := NewVCPUState(vm.sys, int(fd))
+	if err != nil {
+		return nil, err
+	}
+	v := &VCPU{vm: vm, fd: int(fd), run: run, data: (*RunData)(unsafe.Pointer(&run[0])), state: state}
+	if vm.ring > 0 {
+		if v.ring, err = mapRing(v.fd, vm.ring); err != nil {
+			return nil, err
+		}
+	}
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	if vm.closed {
+		return nil, errors.Join(ErrClosed, v.ring.unmap())
+	}
+	v.index = len(vm.vcpus)
+	vm.vcpus = append(vm.vcpus, v)
+	return v, nil
+}
+
+// Index returns the vCPU's place in the order of AddVCPU.
+func (v *VCPU) Index() int { return v.index }
+
+// with calls fn with the descriptor of the vCPU while it is stopped.
+func (v *VCPU) with(fn func(fd int) error) error {
+	if !v.own.TryLock() {
+		v.vm.mu.Lock()
+		defer v.vm.mu.Unlock()
+		if v.vm.closed {
+			return ErrClosed
+		}
+		return ErrRunning
+	}
+	defer v.own.Unlock()
+	if err := fn(v.fd); err != nil {
+		return fmt.Errorf("kvm: vCPU %d: %w", v.index, err)
+	}
+	return nil
+}
+
+// Regs reads the general registers.
+func (v *VCPU) Regs() (Regs, error) {
+	var r Regs
+	return r, v.with(func(fd int) error {
+		_, err := ioctl(fd, "KVM_GET_REGS", kvmGetRegs, unsafe.Pointer(&r))
+		return err
+	})
+}
+
+// SetRegs writes the general registers.
+func (v *VCPU) SetRegs(r Regs) error {
+	return v.with(func(fd int) error {
+		_, err := ioctl(fd, "KVM_SET_REGS", kvmSetRegs, unsafe.Pointer(&r))
+		return err
+	})
+}
+
+// Sregs reads the special registers.
+func (v *VCPU) Sregs() (Sregs, error) {
+	var r Sregs
+	return r, v.with(func(fd int) error {
+		_, err := ioctl(fd, "KVM_GET_SREGS", kvmGetSregs, unsafe.Pointer(&r))
+		return err
+	})
+}
+
+// SetSregs writes the special registers.
+func (v *VCPU) SetSregs(r Sregs) error {
+	return v.with(func(fd int) error {
+		_, err := ioctl(fd, "KVM_SET_SREGS", kvmSetSregs, unsafe.Pointer(&r))
+		return err
+	})
+}
+
+// SetRunnable makes a vCPU run from its present registers that otherwise would
+// wait for another to start it.
+func (v *VCPU) SetRunnable() error {
+	return v.with(func(fd int) error {
+		mp := gokvm.MPState{State: gokvm.MPStateRunnable}
+		_, err := ioctl(fd, "KVM_SET_MP_STATE", kvmSetMPState, unsafe.Pointer(&mp))
+		return err
+	})
+}
+
+// CPUID returns the vCPU's CPUID table.
+func (v *VCPU) CPUID() ([]CPUIDEntry, error) {
+	var entries []CPUIDEntry
+	return entries, v.with(func(fd int) error {
+		err := v.state.readCPUID(fd)
+		entries = slices.Clone(v.state.hasCPUID)
+		return err
+	})
+}
+
+// SetCPUID sets the vCPU's CPUID table, which must be done before its first Run.
+func (v *VCPU) SetCPUID(entries []CPUIDEntry) error {
+	return v.with(func(fd int) error {
+		if len(entries) == 0 || len(entries) > maxCPUID {
+			return fmt.Errorf("%d CPUID entries, want 1 to %d", len(entries), maxCPUID)
+		}
+		table := &cpuidTable{n: uint32(len(entries))}
+		copy(table.entries[:], entries)
+		return v.state.setCPUID(fd, table)
+	})
+}
+
+// kick makes an active vCPU leave the guest, or not enter it, and look around.
+// The flag covers the time before KVM_RUN looks at it, the signal the time after.
+// SIGURG is the signal with which Go's runtime preempts its own threads: its
+// handler is there, and does not mind one more. vm.mu is held.
+func (v *VCPU) kick() {
+	v.kicked.Store(true)
+	v.data.ImmediateExit = 1
+	if v.active {
+		unix.Tgkill(unix.Getpid(), v.tid, unix.SIGURG)
+	}
+}

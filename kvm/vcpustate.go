@@ -1,0 +1,343 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"golang.org/x/sys/unix"
+)
+
+// Sizes of an XSAVE area: without AMX-like state, and the most that is taken
+// from a stream.
+const (
+	xsaveMin = 4096
+	xsaveMax = 64 << 10
+)
+
+// cpuidTable is struct kvm_cpuid2.
+type cpuidTable struct {
+	n, _    uint32
+	entries [maxCPUID]gokvm.CPUIDEntry2
+}
+
+// msrTable is struct kvm_msrs.
+type msrTable struct {
+	n, _    uint32
+	entries [maxMSRs]gokvm.MSREntry
+}
+
+// VCPUState is the state of one vCPU between KVM and a stream. Save fills it from
+// a vCPU, VMState carries it, Restore puts it into a vCPU. It is large and meant
+// to be kept: what does not change while a guest runs (CPUID, TSC frequency) is
+// read once. It belongs to one vCPU and one goroutine at a time.
+type VCPUState struct {
+	sys  *System
+	msrs []uint32 // of sys.msrs, those that this vCPU has
+	apic bool     // its local APIC is in the kernel
+
+	// What the vCPU is known to have; an empty table is not known.
+	hasCPUID  []gokvm.CPUIDEntry2
+	hasTSCKHz uint32
+
+	cpuid  cpuidTable
+	tscKHz uint32
+	mp     gokvm.MPState
+	sregs  gokvm.SRegs2
+	regs   gokvm.Regs
+	xcrs   gokvm.XCRS
+	debug  gokvm.DebugRegs
+	lapic  gokvm.LAPICState
+	msr    msrTable
+	events gokvm.VCPUEvents
+
+	xsaveSize uint32
+	xsave     []byte // sys.xsaveSize bytes
+}
+
+// NewVCPUState returns a state for a vCPU, which must not run during the call
+// and whose TSC frequency must have been chosen. CPUID may follow until the first
+// Save.
+func NewVCPUState(sys *System, vcpu int) (*VCPUState, error) {
+	s := &VCPUState{sys: sys, msrs: slices.Clone(sys.msrs), xsave: make([]byte, sys.xsaveSize)}
+	_, err := ioctl(vcpu, "KVM_GET_LAPIC", kvmGetLAPIC, unsafe.Pointer(&s.lapic))
+	switch {
+	case err == nil:
+		s.apic = true
+	case !errors.Is(err, unix.EINVAL): // there is none in the kernel
+		return nil, err
+	}
+	if sys.tscKHz {
+		khz, err := ioctlValue(vcpu, "KVM_GET_TSC_KHZ", kvmGetTSCKHz, 0)
+		if err != nil {
+			return nil, err
+		}
+		s.hasTSCKHz = uint32(khz)
+	}
+	return s, nil
+}
+
+// Save reads the state of a stopped vCPU with no exit pending. The order is MP
+// state first, because reading it settles a pending INIT or SIPI, and events
+// last.
+func (s *VCPUState) Save(vcpu int) error {
+	if err := s.readOnce(vcpu); err != nil {
+		return err
+	}
+	if _, err := ioctl(vcpu, "KVM_GET_MP_STATE", kvmGetMPState, unsafe.Pointer(&s.mp)); err != nil {
+		return err
+	}
+	if _, err := ioctl(vcpu, "KVM_GET_REGS", kvmGetRegs, unsafe.Pointer(&s.regs)); err != nil {
+		return err
+	}
+	if err := s.getSregs(vcpu); err != nil {
+		return err
+	}
+	const eferSVME, cr4VMXE = 1 << 12, 1 << 13
+	if s.sregs.EFER&eferSVME != 0 || s.sregs.CR4&cr4VMXE != 0 {
+		return errors.New("kvm: the guest uses nested virtualization, whose state is not saved")
+	}
+	if err := s.getXSave(vcpu); err != nil {
+		return err
+	}
+	if s.sys.xcrs {
+		if _, err := ioctl(vcpu, "KVM_GET_XCRS", kvmGetXCRS, unsafe.Pointer(&s.xcrs)); err != nil {
+			return err
+		}
+	}
+	if s.sys.debugRegs {
+		if _, err := ioctl(vcpu, "KVM_GET_DEBUGREGS", kvmGetDebugRegs, unsafe.Pointer(&s.debug)); err != nil {
+			return err
+		}
+	}
+	if s.apic {
+		if _, err := ioctl(vcpu, "KVM_GET_LAPIC", kvmGetLAPIC, unsafe.Pointer(&s.lapic)); err != nil {
+			return err
+		}
+	}
+	if err := s.getMSRs(vcpu); err != nil {
+		return err
+	}
+	_, err := ioctl(vcpu, "KVM_GET_VCPU_EVENTS", kvmGetVCPUEvents, unsafe.Pointer(&s.events))
+	return err
+}
+
+// Restore writes the state to a stopped vCPU, which may have run before. The
+// interrupt controllers must have been restored, the clock not yet. The order is
+// what KVM needs: CPUID before the registers it legalises; the local APIC before
+// the TSC deadline, which its mode decides on; the TSC before the deadline;
+// events last, because setting registers drops a pending exception.
+//
+// It fails with an MSRError for a value that KVM refuses. The vCPU is then
+// neither in its old state nor in the new one.
+func (s *VCPUState) Restore(vcpu int) error {
+	if s.tscKHz != 0 && s.hasTSCKHz != 0 && s.tscKHz != s.hasTSCKHz {
+		// Refused where frequencies cannot be scaled; the small difference
+		// that decoding has let through does not matter then.
+		_, err := ioctlValue(vcpu, "KVM_SET_TSC_KHZ", kvmSetTSCKHz, uintptr(s.tscKHz))
+		if err != nil && !nearby(s.tscKHz, s.hasTSCKHz) {
+			return err
+		}
+		s.hasTSCKHz = s.tscKHz
+	}
+	if err := s.readCPUID(vcpu); err != nil {
+		return err
+	}
+	if entries := s.cpuid.entries[:s.cpuid.n]; !slices.Equal(entries, s.hasCPUID) {
+		if err := s.setCPUID(vcpu, &s.cpuid); err != nil {
+			return err
+		}
+	}
+	if _, err := ioctl(vcpu, "KVM_SET_MP_STATE", kvmSetMPState, unsafe.Pointer(&s.mp)); err != nil {
+		return err
+	}
+	if err := s.setSregs(vcpu); err != nil {
+		return err
+	}
+	if _, err := ioctl(vcpu, "KVM_SET_REGS", kvmSetRegs, unsafe.Pointer(&s.regs)); err != nil {
+		return err
+	}
+	if s.sys.xcrs {
+		if _, err := ioctl(vcpu, "KVM_SET_XCRS", kvmSetXCRS, unsafe.Pointer(&s.xcrs)); err != nil {
+			return err
+		}
+	}
+	clear(s.xsave[s.xsaveSize:])
+	if _, err := ioctl(vcpu, "KVM_SET_XSAVE", kvmSetXSave, unsafe.Pointer(&s.xsave[0])); err != nil {
+		return err
+	}
+	if s.sys.debugRegs {
+		if _, err := ioctl(vcpu, "KVM_SET_DEBUGREGS", kvmSetDebugRegs, unsafe.Pointer(&s.debug)); err != nil {
+			return err
+		}
+	}
+	if s.apic {
+		if _, err := ioctl(vcpu, "KVM_SET_LAPIC", kvmSetLAPIC, unsafe.Pointer(&s.lapic)); err != nil {
+			return err
+		}
+	}
+	if err := s.setMSRs(vcpu); err != nil {
+		return err
+	}
+	_, err := ioctl(vcpu, "KVM_SET_VCPU_EVENTS", kvmSetVCPUEvents, unsafe.Pointer(&s.events))
+	return err
+}
+
+// readOnce fills in what a guest cannot change.
+func (s *VCPUState) readOnce(vcpu int) error {
+	s.tscKHz = s.hasTSCKHz
+	if err := s.readCPUID(vcpu); err != nil {
+		return err
+	}
+	s.cpuid.n = uint32(copy(s.cpuid.entries[:], s.hasCPUID))
+	return nil
+}
+
+// readCPUID reads the vCPU's table unless it is known.
+func (s *VCPUState) readCPUID(vcpu int) error {
+	if len(s.hasCPUID) > 0 {
+		return nil
+	}
+	table := &cpuidTable{n: maxCPUID}
+	if _, err := ioctl(vcpu, "KVM_GET_CPUID2", kvmGetCPUID2, unsafe.Pointer(table)); err != nil {
+		return err
+	}
+	// Kernels up to 6.1 leave the count as it was and the rest zero.
+	for table.n > 0 && table.entries[table.n-1] == (gokvm.CPUIDEntry2{}) {
+		table.n--
+	}
+	s.hasCPUID = slices.Clone(table.entries[:table.n])
+	return nil
+}
+
+// setCPUID gives the vCPU a table and remembers it.
+func (s *VCPUState) setCPUID(vcpu int, table *cpuidTable) error {
+	if _, err := ioctl(vcpu, "KVM_SET_CPUID2", kvmSetCPUID2, unsafe.Pointer(table)); err != nil {
+		return err
+	}
+	s.hasCPUID = append(s.hasCPUID[:0], table.entries[:table.n]...)
+	return nil
+}
+
+func (s *VCPUState) getSregs(vcpu int) error {
+	if s.sys.sregs2 {
+		_, err := ioctl(vcpu, "KVM_GET_SREGS2", kvmGetSregs2, unsafe.Pointer(&s.sregs))
+		return err
+	}
+	var old gokvm.Sregs
+	if _, err := ioctl(vcpu, "KVM_GET_SREGS", kvmGetSregs, unsafe.Pointer(&old)); err != nil {
+		return err
+	}
+	s.sregs = gokvm.SRegs2{
+		CS: old.CS, DS: old.DS, ES: old.ES, FS: old.FS, GS: old.GS, SS: old.SS, TR: old.TR, LDT: old.LDT,
+		GDT: old.GDT, IDT: old.IDT, CR0: old.CR0, CR2: old.CR2, CR3: old.CR3, CR4: old.CR4, CR8: old.CR8,
+		EFER: old.EFER, APICBase: old.ApicBase,
+	}
+	return nil
+}
+
+// setSregs leaves the interrupt bitmap of the older call empty: the events hold
+// an interrupt that is being delivered.
+func (s *VCPUState) setSregs(vcpu int) error {
+	if s.sys.sregs2 {
+		_, err := ioctl(vcpu, "KVM_SET_SREGS2", kvmSetSregs2, unsafe.Pointer(&s.sregs))
+		return err
+	}
+	n := &s.sregs
+	old := gokvm.Sregs{
+		CS: n.CS, DS: n.DS, ES: n.ES, FS: n.FS, GS: n.GS, SS: n.SS, TR: n.TR, LDT: n.LDT,
+		GDT: n.GDT, IDT: n.IDT, CR0: n.CR0, CR2: n.CR2, CR3: n.CR3, CR4: n.CR4, CR8: n.CR8,
+		EFER: n.EFER, ApicBase: n.APICBase,
+	}
+	_, err := ioctl(vcpu, "KVM_SET_SREGS", kvmSetSregs, unsafe.Pointer(&old))
+	return err
+}
+
+// getXSave reads the FPU and vector state. (KVM_GET_FPU and KVM_SET_FPU would
+// lose it: the header of the area is not theirs.)
+func (s *VCPUState) getXSave(vcpu int) error {
+	s.xsaveSize = uint32(len(s.xsave))
+	if s.sys.xsave2 {
+		_, err := ioctl(vcpu, "KVM_GET_XSAVE2", kvmGetXSave2, unsafe.Pointer(&s.xsave[0]))
+		return err
+	}
+	_, err := ioctl(vcpu, "KVM_GET_XSAVE", kvmGetXSave, unsafe.Pointer(&s.xsave[0]))
+	return err
+}
+
+// getMSRs reads all MSRs. KVM stops at the first that it cannot read and returns
+// how many it has read; that one is left out from then on.
+func (s *VCPUState) getMSRs(vcpu int) error {
+	for {
+		s.msr.n = uint32(len(s.msrs))
+		for i, index := range s.msrs {
+			s.msr.entries[i] = gokvm.MSREntry{Index: index}
+		}
+		n, err := ioctl(vcpu, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(&s.msr))
+		if err != nil {
+			return err
+		}
+		if n == len(s.msrs) {
+			return nil
+		}
+		s.msrs = slices.Delete(s.msrs, n, n+1)
+	}
+}
+
+// setMSRs writes all MSRs in order. KVM stops at the first that it refuses;
+// that is an error unless the vCPU has that value anyway.
+func (s *VCPUState) setMSRs(vcpu int) error {
+	all := s.msr.n
+	defer func() { s.msr.n = all }()
+	for first := uint32(0); first < all; {
+		// The kernel wants the count right before the entries. What it
+		// overwrites has been set already, or is put back.
+		table := &s.msr
+		if first > 0 {
+			table = &msrTable{}
+			copy(table.entries[:], s.msr.entries[first:all])
+		}
+		table.n = all - first
+		n, err := ioctl(vcpu, "KVM_SET_MSRS", kvmSetMSRs, unsafe.Pointer(table))
+		if err != nil {
+			return err
+		}
+		first += uint32(n)
+		if first == all {
+			break
+		}
+		refused := s.msr.entries[first]
+		one := &msrTable{n: 1}
+		one.entries[0].Index = refused.Index
+		n, err = ioctl(vcpu, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(one))
+		if err != nil {
+			return err
+		}
+		// An MSR that does not exist here is as good as one that is 0.
+		if one.entries[0].Data != refused.Data || n == 0 && refused.Data != 0 {
+			return &MSRError{refused.Index, refused.Data}
+		}
+		first++
+	}
+	return nil
+}
+
+// nearby reports whether two TSC frequencies are as good as the same: KVM itself
+// does not scale below 250 parts per million.
+func nearby(a, b uint32) bool {
+	return max(a, b)-min(a, b) <= b/4000
+}
+
+// checkTSCKHz reports whether this host can give a guest a TSC of that
+// frequency.
+func (s *VCPUState) checkTSCKHz() error {
+	if s.tscKHz == 0 || s.hasTSCKHz == 0 || s.sys.tscControl || nearby(s.tscKHz, s.hasTSCKHz) {
+		return nil
+	}
+	return fmt.Errorf("kvm: the guest's TSC runs at %d kHz, this host's at %d: %w", s.tscKHz, s.hasTSCKHz,
+		&CapabilityError{"KVM_CAP_TSC_CONTROL", "another TSC frequency"})
+}

@@ -1,0 +1,273 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// VM is a KVM guest: adopted by Attach, or made by Create. It satisfies colo.VM,
+// ram.DirtyLog and ram.LogSwitch. Its methods may be called from any goroutine
+// unless they say otherwise; slots and vCPUs are added before the first Run.
+type VM struct {
+	fd     int
+	sys    *System
+	chips  *ChipState
+	clock  ClockState
+	ring   int // bytes of each vCPU's dirty ring; 0: bitmaps
+	closer func() error
+	memory []byte // of a VM that Create made
+
+	mu     sync.Mutex
+	cond   sync.Cond // active, paused or a context changed
+	paused bool
+	closed bool
+	active int // vCPUs in Run and not parked
+	vcpus  []*VCPU
+
+	slots atomic.Pointer[[]*slot]
+	logMu sync.Mutex // dirty logs and rings; never held while waiting
+	logOn bool
+}
+
+// Attach adopts a VM by its descriptor, which stays the caller's. The interrupt
+// controllers and the PIT, if the VM is to have them in the kernel, must have
+// been created; vCPUs must not, if a dirty ring is asked for.
+func Attach(vmfd uintptr, cfg AttachConfig) (*VM, error) {
+	kvm := cfg.KVM
+	if kvm == 0 {
+		fd, err := openKVM()
+		if err != nil {
+			return nil, err
+		}
+		defer unix.Close(fd)
+		kvm = fd
+	}
+	vm := &VM{fd: int(vmfd)}
+	vm.cond.L = &vm.mu
+	vm.slots.Store(new([]*slot))
+	var err error
+	if vm.sys, err = ReadSystem(kvm, vm.fd); err != nil {
+		return nil, err
+	}
+	if vm.chips, err = NewChipState(vm.fd); err != nil {
+		return nil, err
+	}
+	if cfg.DirtyRing != 0 {
+		if err := vm.enableRing(cfg.DirtyRing); err != nil {
+			return nil, err
+		}
+	}
+	return vm, nil
+}
+
+// System returns what this host's KVM can do for the VM.
+func (vm *VM) System() *System { return vm.sys }
+
+// VCPUs returns the vCPUs in the order in which they were added.
+func (vm *VM) VCPUs() []*VCPU {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return append([]*VCPU(nil), vm.vcpus...)
+}
+
+// Pause stops all vCPUs and returns when none of them runs and none has an exit
+// pending. A vCPU whose Run is called later waits there. Pausing a paused VM is
+// no error. The host's own devices are the host's to stop.
+//
+// It waits for handlers that are being called, so they must not call it. If ctx
+// ends first, the vCPUs go on and the context's error is returned; ErrResumed
+// if Resume was called meanwhile.
+func (vm *VM) Pause(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, vm.wake)
+	defer stop()
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	if vm.closed {
+		return ErrClosed
+	}
+	vm.paused = true
+	for _, v := range vm.vcpus {
+		v.kick()
+	}
+	for vm.active > 0 {
+		if err := ctx.Err(); err != nil {
+			vm.resume()
+			return fmt.Errorf("kvm: pause: %w", err)
+		}
+		if !vm.paused {
+			return ErrResumed
+		}
+		vm.cond.Wait()
+	}
+	return nil
+}
+
+// Resume lets the vCPUs run on. Resuming a running VM is no error.
+func (vm *VM) Resume(context.Context) error {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	if vm.closed {
+		return ErrClosed
+	}
+	vm.resume()
+	return nil
+}
+
+// resume is called with mu held.
+func (vm *VM) resume() {
+	vm.paused = false
+	vm.cond.Broadcast()
+}
+
+// wake makes everybody who waits look again.
+func (vm *VM) wake() {
+	vm.mu.Lock()
+	vm.cond.Broadcast()
+	vm.mu.Unlock()
+}
+
+// stopped fails with ErrRunning if a vCPU runs.
+func (vm *VM) stopped() error {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	switch {
+	case vm.closed:
+		return ErrClosed
+	case vm.active > 0:
+		return ErrRunning
+	}
+	return nil
+}
+
+func (vm *VM) isClosed() bool {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return vm.closed
+}
+
+// Close lets go of everything that was made here: an adopted VM's dirty rings,
+// or all of a VM that Create made, including its memory. Run must have returned
+// for every vCPU, or it fails with ErrRunning. Closing twice is no error.
+func (vm *VM) Close() error {
+	vm.mu.Lock()
+	if vm.closed {
+		vm.mu.Unlock()
+		return nil
+	}
+	for _, v := range vm.vcpus {
+		if v.inRun {
+			vm.mu.Unlock()
+			return ErrRunning
+		}
+	}
+	vm.closed = true
+	vcpus := vm.vcpus
+	vm.mu.Unlock()
+
+	vm.logMu.Lock()
+	defer vm.logMu.Unlock()
+	vm.logOn = false
+	var errs []error
+	for _, v := range vcpus {
+		v.own.Lock() // no call is inside any more, and none will get in
+		errs = append(errs, v.ring.unmap())
+	}
+	if vm.closer != nil {
+		errs = append(errs, vm.closer())
+	}
+	return errors.Join(errs...)
+}
+
+// Register adds the VM's devices to a registry, in the order in which they must
+// be restored: interrupt controllers, timer, vCPUs, clock. All vCPUs must have
+// been added. The devices save and restore only while the vCPUs are stopped, and
+// otherwise fail with ErrRunning.
+func (vm *VM) Register(reg *vmstate.Registry) error {
+	entry := vmstate.Entry{Version: 1, MinVersion: 1}
+	entry.Name = "kvm/irqchip"
+	if err := reg.Register(entry, chipDevice{vm}); err != nil {
+		return err
+	}
+	entry.Name = "kvm/pit"
+	if err := reg.Register(entry, pitDevice{vm}); err != nil {
+		return err
+	}
+	entry.Name = "kvm/vcpu"
+	for i, v := range vm.VCPUs() {
+		entry.Instance = uint32(i)
+		if err := reg.Register(entry, vcpuDevice{v}); err != nil {
+			return err
+		}
+	}
+	entry.Name, entry.Instance = "kvm/clock", 0
+	return reg.Register(entry, clockDevice{vm})
+}
+
+// The devices of a VM, for a registry.
+type (
+	chipDevice  struct{ vm *VM }
+	pitDevice   struct{ vm *VM }
+	clockDevice struct{ vm *VM }
+	vcpuDevice  struct{ v *VCPU }
+)
+
+func (d chipDevice) VMState(f *vmstate.Fields) { d.vm.chips.chipFields(f) }
+
+func (d chipDevice) PreSave() error {
+	if err := d.vm.stopped(); err != nil || !d.vm.chips.hasChips {
+		return err
+	}
+	return d.vm.chips.saveChips(d.vm.fd)
+}
+
+func (d chipDevice) PostLoad(uint32) error {
+	if err := d.vm.stopped(); err != nil || !d.vm.chips.hasChips {
+		return err
+	}
+	return d.vm.chips.restoreChips(d.vm.fd)
+}
+
+func (d pitDevice) VMState(f *vmstate.Fields) { d.vm.chips.pitFields(f) }
+
+func (d pitDevice) PreSave() error {
+	if err := d.vm.stopped(); err != nil || !d.vm.chips.hasPIT {
+		return err
+	}
+	return d.vm.chips.savePIT(d.vm.fd)
+}
+
+func (d pitDevice) PostLoad(uint32) error {
+	if err := d.vm.stopped(); err != nil || !d.vm.chips.hasPIT {
+		return err
+	}
+	return d.vm.chips.restorePIT(d.vm.fd)
+}
+
+func (d clockDevice) VMState(f *vmstate.Fields) { d.vm.clock.VMState(f) }
+
+func (d clockDevice) PreSave() error {
+	if err := d.vm.stopped(); err != nil || !d.vm.sys.clock {
+		return err
+	}
+	return d.vm.clock.Save(d.vm.fd)
+}
+
+func (d clockDevice) PostLoad(uint32) error {
+	if err := d.vm.stopped(); err != nil || !d.vm.sys.clock {
+		return err
+	}
+	return d.vm.clock.Restore(d.vm.fd)
+}
+
+func (d vcpuDevice) VMState(f *vmstate.Fields) { d.v.state.VMState(f) }
+func (d vcpuDevice) PreSave() error            { return d.v.with(d.v.state.Save) }
+func (d vcpuDevice) PostLoad(uint32) error     { return d.v.with(d.v.state.Restore) }
