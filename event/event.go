@@ -58,8 +58,8 @@ func (MigrationPass) Name() string { return "MIGRATION_PASS" }
 // event; QEMU reports single checkpoints only to its trace.
 type CheckpointStart struct {
 	Mode  Mode   `json:"mode"`
-	Epoch uint64 `json:"epoch"` // the epoch that the checkpoint ends; 0 is the initial synchronisation
-	Cause Cause  `json:"cause"`
+	Epoch uint64 `json:"epoch"`           // the epoch that the checkpoint ends; 0 is the initial synchronisation
+	Cause Cause  `json:"cause,omitempty"` // known to the primary only
 }
 
 // Name returns "CHECKPOINT_START".
@@ -70,9 +70,9 @@ func (CheckpointStart) Name() string { return "CHECKPOINT_START" }
 type CheckpointCommit struct {
 	Mode  Mode   `json:"mode"`
 	Epoch uint64 `json:"epoch"`
-	Cause Cause  `json:"cause"`
-	Pages uint64 `json:"pages"` // pages of guest memory that were sent or staged
-	Bytes uint64 `json:"bytes"` // bytes on the wire, memory and devices
+	Cause Cause  `json:"cause,omitempty"` // known to the primary only
+	Pages uint64 `json:"pages"`           // pages of guest memory that were sent; 0 on a secondary
+	Bytes uint64 `json:"bytes"`           // bytes on the wire, memory and devices
 
 	PauseNS    int64 `json:"pause-ns"`    // the guest stood still, nanoseconds
 	TransferNS int64 `json:"transfer-ns"` // from the first byte of state to its receipt, nanoseconds

@@ -1,0 +1,50 @@
+package colo
+
+import (
+	"context"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// aheadPause is for how many timer checkpoints sending ahead is left off after
+// it did not pay.
+const aheadPause = 8
+
+// ahead returns the step that sends memory while the guest still runs, or nil
+// where a checkpoint should pause at once: packets wait for any checkpoint that
+// is not the timer's. The secondary takes the PART sections as it takes END
+// ones.
+func (p *Primary) ahead(cause event.Cause) func(context.Context) error {
+	if cause != event.CauseTimer || p.cfg.AheadThreshold < 0 || p.last <= uint64(p.cfg.AheadThreshold) {
+		return nil
+	}
+	if p.aheadRest > 0 {
+		p.aheadRest--
+		return nil
+	}
+	return func(ctx context.Context) error {
+		if err := p.sendVMStateSend(ctx); err != nil {
+			return err
+		}
+		before := p.link.W.Transferred()
+		p.state.Pending(true) // what the guest has dirtied since the last checkpoint
+		for done := false; !done; {
+			var err error
+			if done, err = p.state.SaveIterate(p.link.W); err != nil {
+				return err
+			}
+			if err := p.interrupted(ctx); err != nil {
+				return err
+			}
+		}
+		p.sentAhead = uint64(p.link.W.Transferred() - before)
+		return p.link.Flush() // not while the guest stands still
+	}
+}
+
+// backOff notices when the guest had dirtied again most of what was sent ahead.
+func (p *Primary) backOff() {
+	if p.sentAhead > 0 && p.cp.Bytes-p.sentAhead > p.sentAhead/2 {
+		p.aheadRest = aheadPause
+	}
+}

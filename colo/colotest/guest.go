@@ -1,0 +1,605 @@
+package colotest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/mapping"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+var (
+	// ErrRunning: the guest runs, and what was asked needs it to stand still.
+	ErrRunning = errors.New("colotest: guest runs")
+	// ErrPaused: the guest is paused, and what was asked needs it to run.
+	ErrPaused = errors.New("colotest: guest is paused")
+)
+
+// GuestConfig says what a [Guest] does. The zero value is a small guest that
+// dirties nothing but what a round needs.
+type GuestConfig struct {
+	VCPUs       int    // number of vCPUs, 1 to 8; 0: 1
+	Pages       int    // working set of each vCPU, in pages of 4 KiB; 0: 256
+	Touch       int    // pages of it that a round writes; at most Pages
+	TSCPerMille int    // share of the rounds that take in TSC, 0 to 1000: in these two guests differ
+	Seed        uint64 // what the guest starts from; both sides' must agree
+	Memory      uint64 // size of memory in bytes, a multiple of 4 KiB; 0: the least, [GuestConfig.MinMemory]
+
+	// Interval is the time from one round of a vCPU to its next, on average:
+	// a vCPU that slept too long catches up. 0: 100 µs. Negative: none; the
+	// guest then keeps a CPU of the host busy per vCPU.
+	Interval time.Duration
+
+	// Output is given each round's frame, on the vCPU's goroutine; the frame
+	// is valid until it returns. An error refuses the frame (a full buffer):
+	// the vCPU offers it again after a moment and does nothing else until it
+	// is taken. Nil: frames vanish.
+	Output func(frame []byte) error
+
+	// TSC is the time-stamp counter. Nil: nanoseconds since the guest was
+	// made. Called on the vCPUs' goroutines.
+	TSC func() uint64
+}
+
+// Block is the name of the guest's only RAM block.
+const Block = "guest.ram"
+
+// vcpuVersion of the device state.
+const vcpuVersion = 1
+
+const (
+	defaultInterval = 100 * time.Microsecond
+	retryInterval   = 100 * time.Microsecond // after a refused frame
+	maxBehind       = 10 * time.Millisecond  // what a vCPU catches up at most
+)
+
+func (c GuestConfig) pages() int {
+	if c.Pages == 0 {
+		return 256
+	}
+	return c.Pages
+}
+
+func (c GuestConfig) params() guest.Params {
+	return guest.Params{VCPUs: max(c.VCPUs, 1), Pages: c.pages(), Touch: c.Touch, TSCPerMille: c.TSCPerMille, Seed: c.Seed}
+}
+
+// MinMemory returns the least Memory that the guest can do with.
+func (c GuestConfig) MinMemory() uint64 { return c.params().MemSize() }
+
+// Guest is a guest in pure Go: memory, a dirty log, and vCPUs that run this
+// project's test program, a round at a time. It is a colo.VM, a ram.DirtyLog
+// and LogSwitch, and its vCPUs are devices of a vmstate.Registry.
+//
+// A new guest is paused. Its rounds happen in [Guest.Run], on goroutines that
+// end with it, or in [Guest.Step]. Its methods may be called from any
+// goroutine, but for those that say otherwise.
+type Guest struct {
+	cfg    GuestConfig
+	params guest.Params
+	mem    []byte
+	dirty  []uint64 // bitmap; words are accessed atomically
+	vcpus  []*vcpu
+	origin time.Time
+	logs   atomic.Bool // the dirty log is on
+	stop   atomic.Bool // what paused says, for the vCPUs to look at between rounds
+
+	mu      sync.Mutex
+	paused  bool
+	running bool          // Run or Step is under way
+	awake   int           // vCPUs that may be inside a round
+	still   chan struct{} // closed when awake gets to 0; nil if nobody waits
+	gate    chan struct{} // closed by Resume; nil unless paused
+}
+
+// NewGuest makes a guest, in its first state. Close frees its memory.
+func NewGuest(cfg GuestConfig) (*Guest, error) {
+	p := cfg.params()
+	if err := p.Validate(); err != nil {
+		return nil, fmt.Errorf("colotest: %w", err)
+	}
+	size := max(cfg.Memory, p.MemSize())
+	if size%ram.PageSize != 0 || size > guest.MaxMemory {
+		return nil, fmt.Errorf("colotest: %d bytes of memory: want a multiple of %d, at most %d", size, ram.PageSize, guest.MaxMemory)
+	}
+	mem, err := mapping.New(int(size))
+	if err != nil {
+		return nil, err
+	}
+	g := &Guest{
+		cfg: cfg, params: p, mem: mem, origin: time.Now(),
+		dirty: make([]uint64, (size/ram.PageSize+63)/64),
+		gate:  make(chan struct{}), paused: true,
+	}
+	g.stop.Store(true)
+	for range p.VCPUs {
+		v := &vcpu{g: g, pages: make([]uint32, 0, 2*p.Touch+8)}
+		v.touched, v.tsc = v.touch, g.tsc
+		g.vcpus = append(g.vcpus, v)
+	}
+	if err := g.Reset(); err != nil {
+		g.Close()
+		return nil, err
+	}
+	return g, nil
+}
+
+// Reset puts the guest back into its first state, with an empty dirty log that
+// is on. The guest must be paused.
+func (g *Guest) Reset() error {
+	if !g.Paused() {
+		return ErrRunning
+	}
+	if err := guest.Load(g.mem, g.params); err != nil {
+		return err
+	}
+	clear(g.mem[g.params.MemSize():])
+	clear(g.dirty)
+	g.logs.Store(true)
+	for i, v := range g.vcpus {
+		var err error
+		if v.regs, err = guest.Boot(g.mem, i); err != nil {
+			return err
+		}
+		v.frame = 0
+	}
+	return nil
+}
+
+// Close frees the guest's memory. It must not be called while Run or Step runs,
+// and nothing of the guest may be used afterwards.
+func (g *Guest) Close() error {
+	mem := g.mem
+	g.mem = nil
+	return mapping.Free(mem)
+}
+
+// Memory returns the guest's memory, from guest-physical address 0. It is the
+// guest's and changes while the guest runs.
+func (g *Guest) Memory() []byte { return g.mem }
+
+// Blocks returns the guest's memory as a saver or a cache wants it.
+func (g *Guest) Blocks() []ram.Block { return []ram.Block{{Name: Block, Host: g.mem}} }
+
+// Register registers the guest's devices: one "vcpu" for each vCPU.
+func (g *Guest) Register(reg *vmstate.Registry) error {
+	for i, v := range g.vcpus {
+		if err := reg.Register(vmstate.Entry{Name: "vcpu", Instance: uint32(i), Version: vcpuVersion, MinVersion: vcpuVersion}, v); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RegisterPrimary registers the guest's devices and its memory as a primary's,
+// which is the returned saver's.
+func (g *Guest) RegisterPrimary(reg *vmstate.Registry, cfg ram.SaverConfig) (*ram.Saver, error) {
+	s := ram.NewSaver(g.Blocks(), g, cfg)
+	if err := reg.RegisterLive(vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}, s, nil); err != nil {
+		return nil, err
+	}
+	return s, g.Register(reg)
+}
+
+// RegisterSecondary registers the guest's devices and its memory as a
+// secondary's, by way of the returned cache, which the caller closes.
+func (g *Guest) RegisterSecondary(reg *vmstate.Registry, cfg ram.CacheConfig) (*ram.Cache, error) {
+	c, err := ram.NewCache(g.Blocks(), g, cfg)
+	if err != nil {
+		return nil, err
+	}
+	err = reg.RegisterLive(vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}, nil, c)
+	if err == nil {
+		err = g.Register(reg)
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+// Pause returns when every vCPU stands still, between two rounds. Pausing a
+// paused guest does nothing. If ctx ends first, the guest runs on and the error
+// is the context's.
+func (g *Guest) Pause(ctx context.Context) error {
+	g.mu.Lock()
+	if !g.paused {
+		g.paused = true
+		g.gate = make(chan struct{})
+		g.stop.Store(true)
+	}
+	if g.awake == 0 {
+		g.mu.Unlock()
+		return nil
+	}
+	if g.still == nil {
+		g.still = make(chan struct{})
+	}
+	still := g.still
+	g.mu.Unlock()
+	select {
+	case <-still:
+		return nil
+	case <-ctx.Done():
+	}
+	select {
+	case <-still: // both, and the guest stands
+		return nil
+	default:
+		g.open()
+		return fmt.Errorf("colotest: pause: %w", context.Cause(ctx))
+	}
+}
+
+// Resume lets the vCPUs run. Resuming a running guest does nothing. It fails if
+// ctx has ended.
+func (g *Guest) Resume(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("colotest: resume: %w", context.Cause(ctx))
+	}
+	g.open()
+	return nil
+}
+
+func (g *Guest) open() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.paused {
+		g.paused, g.still = false, nil
+		g.stop.Store(false)
+		close(g.gate)
+	}
+}
+
+// Paused reports whether the guest is paused and stands still.
+func (g *Guest) Paused() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.paused && g.awake == 0
+}
+
+// Run runs the vCPUs until ctx ends, and returns the context's cause. They make
+// no step while the guest is paused. The goroutines that it starts, one for each
+// vCPU, have ended when it returns.
+func (g *Guest) Run(ctx context.Context) error {
+	if err := g.begin(); err != nil {
+		return err
+	}
+	defer g.finish()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for _, v := range g.vcpus {
+		wg.Go(func() {
+			if err := v.loop(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	return context.Cause(ctx)
+}
+
+// Step performs n rounds on each vCPU, one vCPU after the other, on the caller's
+// goroutine. The guest must not be paused ([ErrPaused]) nor be in Run
+// ([ErrRunning]); a Pause from another goroutine waits for the end of it. A
+// frame that is refused ends it with Output's error; the next Step offers that
+// frame again.
+func (g *Guest) Step(n int) error {
+	if err := g.begin(); err != nil {
+		return err
+	}
+	defer g.finish()
+	if !g.wake() {
+		return ErrPaused
+	}
+	defer g.rest()
+	for _, v := range g.vcpus {
+		for range n {
+			if err := v.emit(); err != nil {
+				return err
+			}
+			if err := v.round(); err != nil {
+				return err
+			}
+			if err := v.emit(); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// begin takes the guest for Run or Step.
+func (g *Guest) begin() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.running {
+		return ErrRunning
+	}
+	g.running = true
+	return nil
+}
+
+func (g *Guest) finish() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.running = false
+}
+
+// wake counts a vCPU as one that may be inside a round, unless the guest is
+// paused.
+func (g *Guest) wake() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.paused {
+		return false
+	}
+	g.awake++
+	return true
+}
+
+// rest says that a vCPU stands between two rounds and stays there until wake.
+func (g *Guest) rest() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.awake--
+	if g.awake == 0 && g.still != nil {
+		close(g.still)
+		g.still = nil
+	}
+}
+
+// admit is wake that waits for Resume.
+func (g *Guest) admit(ctx context.Context) error {
+	for !g.wake() {
+		g.mu.Lock()
+		gate := g.gate
+		g.mu.Unlock()
+		select {
+		case <-gate:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// Rounds returns how many rounds each vCPU has done. The guest must stand still.
+func (g *Guest) Rounds() []uint64 {
+	n := make([]uint64, len(g.vcpus))
+	for i, v := range g.vcpus {
+		n[i] = v.regs.N
+	}
+	return n
+}
+
+func (g *Guest) tsc() uint64 {
+	if g.cfg.TSC != nil {
+		return g.cfg.TSC()
+	}
+	return uint64(time.Since(g.origin))
+}
+
+// ReadDirty implements ram.DirtyLog.
+func (g *Guest) ReadDirty(block string, bitmap []uint64) error {
+	if block != Block {
+		return fmt.Errorf("colotest: no RAM block %q", block)
+	}
+	if len(bitmap) < len(g.dirty) {
+		return fmt.Errorf("colotest: bitmap of %d words for %d", len(bitmap), len(g.dirty))
+	}
+	for i := range g.dirty {
+		if atomic.LoadUint64(&g.dirty[i]) != 0 {
+			bitmap[i] |= atomic.SwapUint64(&g.dirty[i], 0)
+		}
+	}
+	return nil
+}
+
+// StartDirtyLog implements ram.LogSwitch. The log of a new guest is on.
+func (g *Guest) StartDirtyLog() error {
+	g.logs.Store(true)
+	return nil
+}
+
+// StopDirtyLog implements ram.LogSwitch.
+func (g *Guest) StopDirtyLog() error {
+	g.logs.Store(false)
+	return nil
+}
+
+// mark sets the dirty bit of a page that has been written.
+func (g *Guest) mark(page uint32) {
+	word, bit := &g.dirty[page/64], uint64(1)<<(page%64)
+	if atomic.LoadUint64(word)&bit == 0 {
+		atomic.OrUint64(word, bit)
+	}
+}
+
+// vcpu is one vCPU, and its device state.
+type vcpu struct {
+	g       *Guest
+	regs    guest.Regs
+	frame   uint64 // address of the frame that waits to be taken; 0: none
+	pages   []uint32
+	touched func(off, n uint64)
+	tsc     func() uint64
+
+	image image
+}
+
+// image is a vCPU's registers in the stream.
+type image struct{ n, x, k, acc, frame uint64 }
+
+// loop runs the vCPU until ctx ends.
+func (v *vcpu) loop(ctx context.Context) error {
+	g := v.g
+	interval := g.cfg.Interval
+	if interval == 0 {
+		interval = defaultInterval
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	<-timer.C
+	for due := time.Now(); ; {
+		if err := g.admit(ctx); err != nil {
+			return err
+		}
+		wait, err := v.burst(ctx, interval, &due)
+		g.rest()
+		if err != nil {
+			return err
+		}
+		if wait > 0 {
+			// Asleep is as good as paused, so nobody has to wake a vCPU in
+			// order to pause it.
+			timer.Reset(wait)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+	}
+}
+
+// burst does the rounds that are due and returns for how long there is nothing
+// to do.
+func (v *vcpu) burst(ctx context.Context, interval time.Duration, due *time.Time) (time.Duration, error) {
+	for n := 1; !v.g.stop.Load(); n++ {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
+		if interval > 0 {
+			now := time.Now()
+			if wait := due.Sub(now); wait > 0 {
+				return wait, nil
+			} else if wait < -maxBehind {
+				*due = now
+			}
+		}
+		if v.emit() != nil {
+			return retryInterval, nil
+		}
+		if err := v.round(); err != nil {
+			return 0, err
+		}
+		*due = due.Add(interval)
+		if v.emit() != nil {
+			return retryInterval, nil
+		}
+		if interval < 0 && n%64 == 0 {
+			runtime.Gosched() // whoever wants to pause us may need this CPU
+		}
+	}
+	return 0, nil
+}
+
+// round does one round. The pages that it wrote are marked after they were
+// written: a reader that clears a mark and then reads the page must find in it
+// what the mark was for.
+func (v *vcpu) round() error {
+	v.pages = v.pages[:0]
+	frame, err := guest.Round(v.g.mem, &v.regs, v.tsc, v.touched)
+	if v.g.logs.Load() {
+		for _, p := range v.pages {
+			v.g.mark(p)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	v.frame = frame
+	return nil
+}
+
+// touch notes which pages the round writes.
+func (v *vcpu) touch(off, n uint64) {
+	for p := uint32(off / ram.PageSize); uint64(p)*ram.PageSize < off+n; p++ {
+		if len(v.pages) == 0 || v.pages[len(v.pages)-1] != p {
+			v.pages = append(v.pages, p)
+		}
+	}
+}
+
+// emit offers the frame that waits, if there is one.
+func (v *vcpu) emit() error {
+	if v.frame == 0 {
+		return nil
+	}
+	if v.g.cfg.Output != nil {
+		b, err := guest.Emitted(v.g.mem, v.frame)
+		if err != nil {
+			return err
+		}
+		if err := v.g.cfg.Output(b); err != nil {
+			return err
+		}
+	}
+	v.frame = 0
+	return nil
+}
+
+// PreSave implements vmstate.PreSaver: like a real hypervisor, which does not
+// give out the registers of a vCPU that runs.
+func (v *vcpu) PreSave() error {
+	if !v.g.Paused() {
+		return ErrRunning
+	}
+	v.image = v.now()
+	return nil
+}
+
+func (v *vcpu) now() image {
+	return image{v.regs.N, v.regs.X, v.regs.K, math.Float64bits(v.regs.Acc), v.frame}
+}
+
+// VMState implements vmstate.Device.
+func (v *vcpu) VMState(f *vmstate.Fields) {
+	if f.Loading() && !v.g.Paused() {
+		f.Fail(ErrRunning)
+		return
+	}
+	f.Uint64("n", &v.image.n)
+	f.Uint64("x", &v.image.x)
+	f.Uint64("k", &v.image.k)
+	f.Uint64("acc", &v.image.acc)
+	f.Uint64("frame", &v.image.frame)
+	f.Check("frame within memory", v.image.frame < uint64(len(v.g.mem)))
+}
+
+// PostLoad implements vmstate.PostLoader.
+func (v *vcpu) PostLoad(uint32) error {
+	if !v.g.Paused() {
+		return ErrRunning
+	}
+	i := v.image
+	v.regs.N, v.regs.X, v.regs.K, v.regs.Acc = i.n, i.x, i.k, math.Float64frombits(i.acc)
+	v.frame = i.frame
+	return nil
+}
+
+// History returns the hashes of the rounds that the guest's memory knows of (the
+// last 65536 of each vCPU), vCPU after vCPU. The guest must stand still.
+func (g *Guest) History() ([]uint64, error) {
+	var hashes []uint64
+	for i := range g.vcpus {
+		ring, err := guest.ReadRing(g.mem, i)
+		if err != nil {
+			return nil, err
+		}
+		for _, e := range ring {
+			hashes = append(hashes, e.H)
+		}
+	}
+	return hashes, nil
+}

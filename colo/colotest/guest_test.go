@@ -1,0 +1,224 @@
+package colotest
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// running returns a guest in Run, until the end of the test.
+func running(t *testing.T, cfg GuestConfig) *Guest {
+	t.Helper()
+	g, err := NewGuest(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		if err := g.Run(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("Run: %v", err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return g
+}
+
+func hostOf(g *Guest) Host {
+	return Host{VM: g, Log: g, Blocks: g.Blocks(), Register: g.Register}
+}
+
+func TestGuestIsAHost(t *testing.T) {
+	for name, cfg := range map[string]GuestConfig{
+		"one vCPU":          {Touch: 16, TSCPerMille: 500},
+		"four vCPUs":        {VCPUs: 4, Pages: 64, Touch: 8},
+		"as fast as it can": {VCPUs: 2, Pages: 64, Touch: 8, Interval: -1},
+		"frames refused":    {Touch: 4, Output: refuseSome()},
+	} {
+		t.Run(name, func(t *testing.T) {
+			TestVM(t, func(t *testing.T) Host { return hostOf(running(t, cfg)) })
+		})
+	}
+}
+
+func refuseSome() func([]byte) error {
+	var mu sync.Mutex
+	n := 0
+	return func([]byte) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if n++; n%3 == 0 {
+			return ErrFull
+		}
+		return nil
+	}
+}
+
+// The broken hosts below each break one promise.
+type (
+	neverPauses  struct{ *Guest }
+	countsPauses struct {
+		*Guest
+		n *int
+	}
+	ignoresContext struct {
+		*Guest
+		never chan struct{}
+	}
+	forgetsPages struct{ *Guest }
+	keepsLog     struct{ *Guest }
+	overwrites   struct{ *Guest }
+	loadsAnytime struct{ *vcpu }
+	losesField   struct{ *vcpu }
+	appliesEarly struct{ *vcpu }
+)
+
+func (neverPauses) Pause(context.Context) error { return nil }
+
+func (c countsPauses) Pause(ctx context.Context) error {
+	*c.n++
+	return c.Guest.Pause(ctx)
+}
+
+func (c countsPauses) Resume(ctx context.Context) error {
+	if *c.n--; *c.n > 0 {
+		return nil
+	}
+	return c.Guest.Resume(ctx)
+}
+
+func (i ignoresContext) Pause(ctx context.Context) error {
+	if ctx.Err() != nil {
+		<-i.never
+	}
+	return i.Guest.Pause(ctx)
+}
+
+func (f forgetsPages) ReadDirty(block string, bitmap []uint64) error {
+	err := f.Guest.ReadDirty(block, bitmap)
+	if err == nil {
+		bitmap[ringPageWord] &= 1<<63 - 1<<1
+	}
+	return err
+}
+
+// ringPageWord is the word of the bitmap that has the first ring.
+const ringPageWord = (1 << 20) / ram.PageSize / 64
+
+func (k keepsLog) ReadDirty(block string, bitmap []uint64) error {
+	err := k.Guest.ReadDirty(block, bitmap)
+	for i, w := range bitmap {
+		k.Guest.dirty[i] |= w
+	}
+	return err
+}
+
+func (o overwrites) ReadDirty(block string, bitmap []uint64) error {
+	clear(bitmap)
+	return o.Guest.ReadDirty(block, bitmap)
+}
+
+func (l loadsAnytime) VMState(f *vmstate.Fields) {
+	var n uint64
+	f.Uint64("n", &n)
+}
+func (loadsAnytime) PreSave() error        { return nil }
+func (loadsAnytime) PostLoad(uint32) error { return nil }
+
+func (l losesField) PostLoad(v uint32) error {
+	k := l.vcpu.regs.K
+	err := l.vcpu.PostLoad(v)
+	l.vcpu.regs.K = k
+	return err
+}
+
+func (a appliesEarly) VMState(f *vmstate.Fields) {
+	a.vcpu.VMState(f)
+	if f.Loading() && f.Err() == nil {
+		_ = a.vcpu.PostLoad(vcpuVersion)
+	}
+}
+
+func registers(d vmstate.Device) func(*vmstate.Registry) error {
+	return func(reg *vmstate.Registry) error {
+		return reg.Register(vmstate.Entry{Name: "vcpu", Version: vcpuVersion}, d)
+	}
+}
+
+func TestTestVMSaysWhatIsWrong(t *testing.T) {
+	never := make(chan struct{})
+	defer close(never)
+	for _, c := range []struct {
+		name string
+		host func(Host, *Guest) Host
+		fn   func(*subject) error
+		want string
+	}{
+		{"pause does nothing", func(h Host, g *Guest) Host { h.VM = neverPauses{g}; return h },
+			(*subject).pauseStandsStill, "changed after Pause had returned"},
+		{"pauses are counted", func(h Host, g *Guest) Host { h.VM = countsPauses{g, new(int)}; return h },
+			(*subject).repeats, "after two Pauses one Resume must let the guest run"},
+		{"a context is ignored", func(h Host, g *Guest) Host { h.VM = ignoresContext{g, never}; return h },
+			(*subject).contexts, "Pause does not return when its context has ended"},
+		{"a page is not logged", func(h Host, g *Guest) Host { h.Log = forgetsPages{g}; return h },
+			(*subject).dirtyLog, "changed and the dirty log does not say so"},
+		{"a page is not logged, while running", func(h Host, g *Guest) Host { h.Log = forgetsPages{g}; return h },
+			(*subject).dirtyLogRunning, "changed and the dirty log does not say so"},
+		{"a page is not logged, over generations", func(h Host, g *Guest) Host { h.Log = forgetsPages{g}; return h },
+			(*subject).generations, "a copy that follows the dirty log differs"},
+		{"the log is not cleared", func(h Host, g *Guest) Host { h.Log = keepsLog{g}; return h },
+			(*subject).dirtyLog, "reading must clear the log"},
+		{"the bitmap is overwritten", func(h Host, g *Guest) Host { h.Log = overwrites{g}; return h },
+			(*subject).dirtyLog, "it must add to them"},
+		{"a register is not loaded", func(h Host, g *Guest) Host { h.Register = registers(losesField{g.vcpus[0]}); return h },
+			(*subject).rollBack, "byte "},
+		{"a running guest is loaded", func(h Host, g *Guest) Host { h.Register = registers(loadsAnytime{g.vcpus[0]}); return h },
+			(*subject).loadRunning, "it must be refused"},
+		{"staging touches the guest", func(h Host, g *Guest) Host { h.Register = registers(appliesEarly{g.vcpus[0]}); return h },
+			(*subject).loadRolledBack, "VMState must change nothing"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := running(t, GuestConfig{Touch: 4})
+			s := newSubject(c.host(hostOf(g), g))
+			s.patience /= 20
+			err := s.check(c.fn)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("the check says %v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestRoundsAllocateNothing(t *testing.T) {
+	g, err := NewGuest(GuestConfig{Touch: 8, TSCPerMille: 500, Output: func([]byte) error { return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if err := g.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	bitmap := make([]uint64, len(g.dirty))
+	if n := testing.AllocsPerRun(100, func() {
+		if err := errors.Join(g.Step(10), g.ReadDirty(Block, bitmap)); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("ten rounds and a look at the dirty log allocate %v times", n)
+	}
+}

@@ -1,0 +1,564 @@
+package colotest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// Host is what a VMM brings to a session, for [TestVM] to check: a guest with a
+// load that writes memory whenever it runs.
+type Host struct {
+	// VM is the guest. It is paused, and whatever runs its vCPUs when it is
+	// resumed has been started.
+	VM colo.VM
+	// Log is its dirty log, switched on if it is a ram.LogSwitch.
+	Log ram.DirtyLog
+	// Blocks are its memory.
+	Blocks []ram.Block
+	// Register registers its devices.
+	Register func(*vmstate.Registry) error
+}
+
+// TestVM checks a host VMM's implementation of colo.VM, ram.DirtyLog and
+// vmstate.Device against what a session relies on. It runs real time, a second
+// or so. newHost makes a guest for one check and frees it with t.Cleanup.
+//
+// Clocks that go on while the guest is paused are no fault: what changes between
+// two saves of a guest that stands still is not compared after a load. A dirty
+// log may report more pages than were written.
+func TestVM(t *testing.T, newHost func(t *testing.T) Host) {
+	for _, c := range vmChecks {
+		t.Run(c.name, func(t *testing.T) {
+			if err := newSubject(newHost(t)).check(c.fn); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+var vmChecks = []struct {
+	name string
+	fn   func(*subject) error
+}{
+	{"pause stands still", (*subject).pauseStandsStill},
+	{"pause and resume may be repeated", (*subject).repeats},
+	{"contexts are honoured", (*subject).contexts},
+	{"dirty log reports what changed", (*subject).dirtyLog},
+	{"dirty log forgets nothing while the guest runs", (*subject).dirtyLogRunning},
+	{"generations by the dirty log alone", (*subject).generations},
+	{"devices load what they saved", (*subject).roundTrip},
+	{"roll back into a running guest", (*subject).rollBack},
+	{"load is refused while the guest runs", (*subject).loadRunning},
+	{"a load that is rolled back leaves no trace", (*subject).loadRolledBack},
+}
+
+// hang is how long a check waits for a host; only one that is stuck needs it.
+const hang = 10 * time.Second
+
+// subject is a host under test.
+type subject struct {
+	Host
+	reg      vmstate.Registry
+	patience time.Duration
+}
+
+func newSubject(h Host) *subject { return &subject{Host: h, patience: hang} }
+
+func (s *subject) check(fn func(*subject) error) error {
+	if sw, ok := s.Log.(ram.LogSwitch); ok {
+		if err := sw.StartDirtyLog(); err != nil {
+			return fmt.Errorf("the dirty log cannot be switched on: %w", err)
+		}
+	}
+	if err := s.Register(&s.reg); err != nil {
+		return fmt.Errorf("the devices cannot be registered: %w", err)
+	}
+	return fn(s)
+}
+
+func (s *subject) pause() error {
+	ctx, cancel := context.WithTimeout(context.Background(), s.patience)
+	defer cancel()
+	if err := s.VM.Pause(ctx); err != nil {
+		return fmt.Errorf("Pause failed: %w", err)
+	}
+	return nil
+}
+
+func (s *subject) resume() error {
+	ctx, cancel := context.WithTimeout(context.Background(), s.patience)
+	defer cancel()
+	if err := s.VM.Resume(ctx); err != nil {
+		return fmt.Errorf("Resume failed: %w", err)
+	}
+	return nil
+}
+
+// snapshot copies all of memory.
+func (s *subject) snapshot() [][]byte {
+	var list [][]byte
+	for _, b := range s.Blocks {
+		list = append(list, bytes.Clone(b.Host))
+	}
+	return list
+}
+
+func (s *subject) restore(list [][]byte) {
+	for i, b := range s.Blocks {
+		copy(b.Host, list[i])
+	}
+}
+
+// differ calls fn for each page that differs from a snapshot, until it returns
+// false.
+func (s *subject) differ(list [][]byte, fn func(block, page int) bool) {
+	for i, b := range s.Blocks {
+		for at := 0; at < len(b.Host); at += ram.PageSize {
+			if !bytes.Equal(b.Host[at:at+ram.PageSize], list[i][at:at+ram.PageSize]) && !fn(i, at/ram.PageSize) {
+				return
+			}
+		}
+	}
+}
+
+// changed returns the first page that differs, in words.
+func (s *subject) changed(list [][]byte) (where string, ok bool) {
+	s.differ(list, func(block, page int) bool {
+		where, ok = fmt.Sprintf("page %d of block %q", page, s.Blocks[block].Name), true
+		return false
+	})
+	return where, ok
+}
+
+func (s *subject) bitmaps() [][]uint64 {
+	var maps [][]uint64
+	for _, b := range s.Blocks {
+		maps = append(maps, make([]uint64, (len(b.Host)/ram.PageSize+63)/64))
+	}
+	return maps
+}
+
+func (s *subject) readDirty(maps [][]uint64) error {
+	for i, b := range s.Blocks {
+		if err := s.Log.ReadDirty(b.Name, maps[i]); err != nil {
+			return fmt.Errorf("ReadDirty of block %q failed: %w", b.Name, err)
+		}
+		if n := len(b.Host) / ram.PageSize; n%64 != 0 && maps[i][n/64]>>(n%64) != 0 {
+			return fmt.Errorf("ReadDirty of block %q sets bits beyond its %d pages", b.Name, n)
+		}
+	}
+	return nil
+}
+
+func count(maps [][]uint64) (n int) {
+	for _, m := range maps {
+		n += ram.Bitmap(m).Count()
+	}
+	return n
+}
+
+// run lets the guest run until it has written memory, and pauses it.
+func (s *subject) run() error {
+	before := s.snapshot()
+	if err := s.resume(); err != nil {
+		return err
+	}
+	for start := time.Now(); ; {
+		time.Sleep(2 * time.Millisecond)
+		if _, ok := s.changed(before); ok {
+			return s.pause()
+		}
+		if time.Since(start) > s.patience {
+			return errors.New("the guest was resumed and wrote no memory: a resumed guest must run (and the guest of this test must have a load that writes)")
+		}
+	}
+}
+
+func (s *subject) save() ([]byte, error) {
+	var b bytes.Buffer
+	w := qemufile.NewWriter(&b)
+	if err := s.reg.SaveDevices(w); err != nil {
+		return nil, fmt.Errorf("the devices of a paused guest cannot be saved: %w", err)
+	}
+	vmstate.PutEOF(w)
+	if err := w.Flush(); err != nil {
+		return nil, fmt.Errorf("the devices of a paused guest cannot be saved: %w", err)
+	}
+	return b.Bytes(), nil
+}
+
+// load stages and commits.
+func (s *subject) load(state []byte) error {
+	if err := s.reg.LoadDevices(state, nil); err != nil {
+		return fmt.Errorf("the devices do not stage what they saved themselves: %w", err)
+	}
+	if err := s.reg.Commit(); err != nil {
+		return fmt.Errorf("the devices do not commit what they staged, which leaves the guest torn: %w", err)
+	}
+	return nil
+}
+
+// steady is a saved state, and which bytes of it a guest that stands still
+// changes: clocks.
+type steady struct {
+	state []byte
+	clock []bool
+}
+
+// saveSteady saves several times.
+func (s *subject) saveSteady() (steady, error) {
+	state, err := s.save()
+	if err != nil {
+		return steady{}, err
+	}
+	y := steady{state, make([]bool, len(state))}
+	for range 4 {
+		time.Sleep(2 * time.Millisecond)
+		again, err := s.save()
+		if err != nil {
+			return steady{}, err
+		}
+		if len(again) != len(state) {
+			return steady{}, fmt.Errorf("a guest that stands still saves %d bytes of device state, then %d: pending work must be finished before Pause returns", len(state), len(again))
+		}
+		for i := range state {
+			if state[i] != again[i] {
+				// A clock that is read later differs in more bytes.
+				for k := max(0, i-7); k < min(len(state), i+8); k++ {
+					y.clock[k] = true
+				}
+			}
+		}
+	}
+	return y, nil
+}
+
+// same compares another save with y, clocks apart.
+func (y steady) same(state []byte) error {
+	if len(state) != len(y.state) {
+		return fmt.Errorf("%d bytes of device state, %d expected", len(state), len(y.state))
+	}
+	for i, b := range state {
+		if b != y.state[i] && !y.clock[i] {
+			return fmt.Errorf("byte %d of the device state is %#02x, %#02x expected", i, b, y.state[i])
+		}
+	}
+	return nil
+}
+
+func (s *subject) pauseStandsStill() error {
+	for range 3 {
+		if err := s.run(); err != nil {
+			return err
+		}
+		before := s.snapshot()
+		time.Sleep(10 * time.Millisecond)
+		if where, ok := s.changed(before); ok {
+			return fmt.Errorf("%s changed after Pause had returned: no vCPU may run and no device may write memory until Resume", where)
+		}
+	}
+	return nil
+}
+
+func (s *subject) repeats() error {
+	for range 2 {
+		if err := s.pause(); err != nil {
+			return fmt.Errorf("pausing a paused guest must do nothing: %w", err)
+		}
+	}
+	if err := s.run(); err != nil {
+		return fmt.Errorf("after two Pauses one Resume must let the guest run: %w", err)
+	}
+	for range 2 {
+		if err := s.resume(); err != nil {
+			return fmt.Errorf("resuming a running guest must do nothing: %w", err)
+		}
+	}
+	if err := s.pause(); err != nil {
+		return err
+	}
+	before := s.snapshot()
+	time.Sleep(10 * time.Millisecond)
+	if where, ok := s.changed(before); ok {
+		return fmt.Errorf("%s changed: after two Resumes one Pause must stop the guest", where)
+	}
+	for range 50 { // in quick succession: a Resume that is overtaken by a Pause
+		if err := errors.Join(s.resume(), s.pause()); err != nil {
+			return fmt.Errorf("Resume and Pause at once: %w", err)
+		}
+	}
+	before = s.snapshot()
+	time.Sleep(10 * time.Millisecond)
+	if where, ok := s.changed(before); ok {
+		return fmt.Errorf("%s changed after many quick Resumes and Pauses, the last of which was a Pause", where)
+	}
+	return s.run()
+}
+
+func (s *subject) contexts() error {
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	for _, c := range []struct {
+		name  string
+		ready func() error
+		call  func(context.Context) error
+	}{
+		{"Pause", s.resume, s.VM.Pause},
+		{"Resume", s.pause, s.VM.Resume},
+	} {
+		if err := c.ready(); err != nil {
+			return err
+		}
+		done := make(chan error, 1)
+		go func() { done <- c.call(ended) }()
+		select {
+		case err := <-done:
+			if err != nil && !errors.Is(err, context.Canceled) {
+				return fmt.Errorf("%s with a context that has ended: %w; want nil if it was done all the same, or the context's error", c.name, err)
+			}
+		case <-time.After(s.patience):
+			return fmt.Errorf("%s does not return when its context has ended", c.name)
+		}
+		// Whichever it was: the guest must not be stuck half way.
+		if err := s.run(); err != nil {
+			return fmt.Errorf("after a %s whose context had ended: %w", c.name, err)
+		}
+	}
+	return nil
+}
+
+func (s *subject) dirtyLog() error {
+	if err := s.Log.ReadDirty("no such block", make([]uint64, 1)); err == nil {
+		return errors.New("ReadDirty of a block that the guest does not have must fail")
+	}
+	if err := s.readDirty(s.bitmaps()); err != nil {
+		return err
+	}
+	for round := range 5 {
+		maps := s.bitmaps()
+		maps[0][0] |= 1 << 63
+		before := s.snapshot()
+		if err := s.run(); err != nil {
+			return err
+		}
+		if err := s.readDirty(maps); err != nil {
+			return err
+		}
+		if len(s.Blocks[0].Host) >= 64*ram.PageSize && maps[0][0]>>63 == 0 {
+			return errors.New("ReadDirty clears bits of the caller's bitmap: it must add to them")
+		}
+		if err := s.covered(before, maps); err != nil {
+			return err
+		}
+		again := s.bitmaps()
+		if err := s.readDirty(again); err != nil {
+			return err
+		}
+		if n := count(again); n > 0 {
+			return fmt.Errorf("round %d: ReadDirty of a guest that stands still reports %d pages a second time: reading must clear the log", round, n)
+		}
+	}
+	return nil
+}
+
+// covered checks that every page that differs from before is in maps.
+func (s *subject) covered(before [][]byte, maps [][]uint64) (err error) {
+	s.differ(before, func(block, page int) bool {
+		if maps[block][page/64]>>(page%64)&1 == 0 {
+			err = fmt.Errorf("page %d of block %q changed and the dirty log does not say so: the secondary would keep the old page", page, s.Blocks[block].Name)
+		}
+		return err == nil
+	})
+	return err
+}
+
+func (s *subject) dirtyLogRunning() error {
+	if err := s.readDirty(s.bitmaps()); err != nil {
+		return err
+	}
+	before, maps := s.snapshot(), s.bitmaps()
+	if err := s.resume(); err != nil {
+		return err
+	}
+	for start := time.Now(); time.Since(start) < 30*time.Millisecond; {
+		if err := s.readDirty(maps); err != nil {
+			return fmt.Errorf("while the guest runs: %w", err)
+		}
+	}
+	if err := s.pause(); err != nil {
+		return err
+	}
+	if err := s.readDirty(maps); err != nil {
+		return err
+	}
+	return s.covered(before, maps)
+}
+
+func (s *subject) generations() error {
+	if err := s.readDirty(s.bitmaps()); err != nil {
+		return err
+	}
+	shadow := s.snapshot()
+	take := func() error {
+		maps := s.bitmaps()
+		if err := s.readDirty(maps); err != nil {
+			return err
+		}
+		for i, b := range s.Blocks {
+			for p := range ram.Bitmap(maps[i]).All() {
+				copy(shadow[i][p*ram.PageSize:], b.Host[p*ram.PageSize:(p+1)*ram.PageSize])
+			}
+		}
+		return nil
+	}
+	for g := 1; g <= 20; g++ {
+		if err := s.resume(); err != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+		if g%2 == 0 { // memory sent ahead, while the guest writes it
+			if err := take(); err != nil {
+				return fmt.Errorf("while the guest runs: %w", err)
+			}
+		}
+		if err := s.pause(); err != nil {
+			return err
+		}
+		// Saving a device may write guest memory; the log must know.
+		if _, err := s.save(); err != nil {
+			return err
+		}
+		if err := take(); err != nil {
+			return err
+		}
+		if where, ok := s.changed(shadow); ok {
+			return fmt.Errorf("generation %d: a copy that follows the dirty log differs from the guest in %s: a write was not logged, or was logged before it was done", g, where)
+		}
+	}
+	return nil
+}
+
+func (s *subject) roundTrip() error {
+	if err := s.run(); err != nil {
+		return err
+	}
+	y, err := s.saveSteady()
+	if err != nil {
+		return err
+	}
+	memory := s.snapshot()
+	if err := s.load(y.state); err != nil {
+		return err
+	}
+	state, err := s.save()
+	if err != nil {
+		return err
+	}
+	if err := y.same(state); err != nil {
+		return fmt.Errorf("the devices of a guest that stands still were saved, loaded and saved again: %w", err)
+	}
+	if where, ok := s.changed(memory); ok {
+		return fmt.Errorf("loading the devices changed %s: memory is the session's to restore", where)
+	}
+	return s.run()
+}
+
+func (s *subject) rollBack() error {
+	if err := s.run(); err != nil {
+		return err
+	}
+	y, err := s.saveSteady()
+	if err != nil {
+		return err
+	}
+	memory := s.snapshot()
+	for i := range 5 {
+		if err := s.run(); err != nil {
+			return fmt.Errorf("after %d roll-backs: %w", i, err)
+		}
+		s.restore(memory)
+		if err := s.load(y.state); err != nil {
+			return fmt.Errorf("roll-back %d of a guest that has run on: %w", i+1, err)
+		}
+		state, err := s.save()
+		if err != nil {
+			return err
+		}
+		if err := y.same(state); err != nil {
+			return fmt.Errorf("roll-back %d of a guest that has run on: %w", i+1, err)
+		}
+	}
+	return s.run()
+}
+
+func (s *subject) loadRunning() error {
+	if err := s.run(); err != nil {
+		return err
+	}
+	state, err := s.save()
+	if err != nil {
+		return err
+	}
+	if err := s.resume(); err != nil {
+		return err
+	}
+	done := make(chan error, 1)
+	go func() {
+		err := s.reg.LoadDevices(state, nil)
+		if err == nil {
+			err = s.reg.Commit()
+		}
+		s.reg.Rollback()
+		done <- err
+	}()
+	select {
+	case err = <-done:
+	case <-time.After(s.patience):
+		return errors.New("loading the devices of a running guest hangs: it must be refused")
+	}
+	if err == nil {
+		return errors.New("loading the devices of a running guest succeeds: it must be refused, by VMState or by PostLoad, or two states get mixed")
+	}
+	if err := s.pause(); err != nil {
+		return err
+	}
+	return s.run() // none the worse for it
+}
+
+func (s *subject) loadRolledBack() error {
+	if err := s.run(); err != nil {
+		return err
+	}
+	old, err := s.save()
+	if err != nil {
+		return err
+	}
+	if err := s.run(); err != nil {
+		return err
+	}
+	y, err := s.saveSteady()
+	if err != nil {
+		return err
+	}
+	if err := s.reg.LoadDevices(old, nil); err != nil {
+		return fmt.Errorf("the devices do not stage what they saved themselves: %w", err)
+	}
+	s.reg.Rollback()
+	state, err := s.save()
+	if err != nil {
+		return err
+	}
+	if err := y.same(state); err != nil {
+		return fmt.Errorf("a state was staged and rolled back, and the guest is not what it was: %w; VMState must change nothing but the fields it is given", err)
+	}
+	return s.run()
+}

@@ -1,0 +1,169 @@
+package compare
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// Config configures an [Engine]. The zero value is usable.
+type Config struct {
+	// Strict makes the engine do what colo-compare of QEMU 7.2 does, its
+	// mistakes included. Of the other fields only Timeout, Scan, MaxQueue and
+	// Marks have a meaning then.
+	Strict bool
+
+	// Timeout is how long a packet may wait for its twin before a checkpoint
+	// is asked for. Zero is 3 s (colo-compare's compare_timeout).
+	Timeout time.Duration
+
+	// Scan is how often that is looked at. Zero is 1 s (expired_scan_cycle).
+	Scan time.Duration
+
+	// MaxQueue is how many packets of one side may wait on one connection when
+	// another one comes, before a checkpoint is asked for. Zero is 1024 (max_queue_size). More of
+	// the primary's are held all the same; more of the secondary's are dropped,
+	// and the connection waits for the checkpoint.
+	MaxQueue int
+
+	// MaxBytes bounds the memory for waiting packets. Zero is 64 MiB. At half
+	// of it a checkpoint is asked for; at the limit the primary's packets are
+	// not taken.
+	MaxBytes int
+
+	// MaxConns bounds the number of connections. Zero is 16384. Idle ones are
+	// forgotten first; if there is none, packets of new connections wait for
+	// a checkpoint, which is asked for.
+	MaxConns int
+
+	// Idle is after how long a connection without waiting packets is
+	// forgotten. Zero is one hour.
+	Idle time.Duration
+
+	// Marks says that the secondary's stream has epoch markers, for which
+	// SecondaryMark is called. Without them the secondary's packets count from
+	// Loaded on.
+	Marks bool
+
+	// HoldUncompared holds what cannot be compared until the next checkpoint,
+	// instead of letting it pass.
+	HoldUncompared bool
+
+	// CompareVLAN compares tagged packets like others, within their VLAN. QEMU
+	// lets them pass.
+	CompareVLAN bool
+
+	// PatientAcks makes a segment whose data agrees, but which acknowledges
+	// more than the secondary's guest has, wait for that guest until Timeout.
+	// Without it a checkpoint is asked for at once, as QEMU does. Guests that
+	// are not in step to the microsecond want it.
+	PatientAcks bool
+
+	// ReleaseRetransmits lets a segment that repeats what has been compared
+	// leave at once. Without it, it waits for the next packet that the
+	// secondary's guest sends on that connection, as with QEMU.
+	ReleaseRetransmits bool
+}
+
+func (c Config) withDefaults() Config {
+	def := func(p *time.Duration, d time.Duration) {
+		if *p <= 0 {
+			*p = d
+		}
+	}
+	num := func(p *int, d int) {
+		if *p <= 0 {
+			*p = d
+		}
+	}
+	def(&c.Timeout, 3*time.Second)
+	def(&c.Scan, time.Second)
+	def(&c.Idle, time.Hour)
+	num(&c.MaxQueue, 1024)
+	num(&c.MaxBytes, 64<<20)
+	num(&c.MaxConns, 16384)
+	return c
+}
+
+// A Reason says why a checkpoint is wanted.
+type Reason uint8
+
+// The reasons.
+const (
+	ReasonNone     Reason = iota
+	ReasonData            // the bytes differ
+	ReasonPosition        // the secondary's stream has a hole where the primary's has bytes
+	ReasonAck             // the data agrees, the primary acknowledges more
+	ReasonFlags           // SYN, FIN or RST against something else
+	ReasonPacket          // no packet of the secondary's equals the primary's
+	ReasonTimeout         // a packet has waited too long
+	ReasonLimit           // too many packets, bytes or connections
+	reasons
+)
+
+var reasonNames = [reasons]string{"none", "data", "position", "ack", "flags", "packet", "timeout", "limit"}
+
+func (r Reason) String() string {
+	if r < reasons {
+		return reasonNames[r]
+	}
+	return "unknown"
+}
+
+// A Frame is an Ethernet frame.
+type Frame struct {
+	Data    []byte
+	VNetHdr int // the length of the virtio-net header that Data begins with
+}
+
+// A Result says what follows from a call. The slices in it belong to the engine
+// (or are the frame that was passed in) and are valid until the next call.
+type Result struct {
+	Release  []Frame // may leave now, in this order
+	Diverged bool    // a checkpoint is wanted
+	Reason   Reason  // why, if so
+	Flow     Flow    // whose packets differ, if it is one connection's that do
+	Full     bool    // the frame was not taken: there is no memory for it; pass it again after a release
+}
+
+// A Flow names the packets from one address to another. Without ports (what is
+// no TCP or UDP, fragments) they are zero. The zero Flow is none.
+type Flow struct {
+	Src, Dst netip.AddrPort
+	Proto    uint8  // IANA's protocol number
+	VLAN     uint16 // 0: untagged
+}
+
+func (f Flow) String() string {
+	if !f.Src.IsValid() {
+		return "-"
+	}
+	return fmt.Sprintf("%v > %v proto %d", f.Src, f.Dst, f.Proto)
+}
+
+func flowOf(k *packet.Key) Flow {
+	f := Flow{Proto: k.Proto, VLAN: k.VLAN}
+	src, dst := netip.AddrFrom16(k.Src), netip.AddrFrom16(k.Dst)
+	if k.Kind == packet.IP4 {
+		src, dst = netip.AddrFrom4([4]byte(k.Src[:4])), netip.AddrFrom4([4]byte(k.Dst[:4]))
+	}
+	f.Src = netip.AddrPortFrom(src, uint16(k.Ports>>16))
+	f.Dst = netip.AddrPortFrom(dst, uint16(k.Ports))
+	return f
+}
+
+// Stats counts since the engine was made, except for what is "now".
+type Stats struct {
+	Matched    uint64 // packets of the primary's that left because the secondary said the same
+	Passed     uint64 // that left uncompared
+	Checkpoint uint64 // that left because a checkpoint covered them
+	Diverged   [reasons]uint64
+	Recovered  uint64 // divergences after which the connection went on without a checkpoint: false ones
+	Stale      uint64 // packets of the secondary's of an older epoch
+	Dropped    uint64 // packets of the secondary's that were not wanted
+
+	Held, HeldBytes int // now: waiting packets of both sides, and the memory for them
+	Conns           int // now
+}

@@ -1,0 +1,611 @@
+package compare_test
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// rig drives an engine and writes down what it does.
+type rig struct {
+	*compare.Engine
+	t   *testing.T
+	now time.Time
+}
+
+func newRig(t *testing.T, cfg compare.Config) *rig {
+	return &rig{compare.NewEngine(cfg), t, time.Unix(1000, 0)}
+}
+
+// show names a frame by its data.
+func show(r compare.Result) string {
+	var out []string
+	for _, f := range r.Release {
+		var p packet.Packet
+		p.Parse(f.Data[f.VNetHdr:])
+		switch {
+		case p.IsTCP():
+			h := p.TCP()
+			s := string(h.Payload())
+			for _, f := range []struct {
+				bit  uint8
+				name string
+			}{{packet.SYN, "SYN"}, {packet.FIN, "FIN"}, {packet.RST, "RST"}} {
+				if h.Flags()&f.bit != 0 {
+					s += f.name
+				}
+			}
+			if s == "" {
+				s = fmt.Sprint("ack", h.Ack())
+			}
+			out = append(out, s)
+		case p.Proto == packet.ProtoUDP:
+			out = append(out, string(p.UDP()[8:]))
+		default:
+			out = append(out, fmt.Sprintf("type%x", p.Type))
+		}
+	}
+	s := strings.Join(out, " ")
+	if r.Diverged {
+		s += " !" + r.Reason.String()
+	}
+	if r.Full {
+		s += " full"
+	}
+	return strings.TrimSpace(s)
+}
+
+func (x *rig) want(why string, r compare.Result, want string) {
+	x.t.Helper()
+	if got := show(r); got != want {
+		x.t.Errorf("%s: %q, want %q", why, got, want)
+	}
+}
+
+func (x *rig) p(s seg) compare.Result { return x.Primary(s.frame(), x.now) }
+func (x *rig) s(s seg) compare.Result { return x.Secondary(s.frame(), x.now) }
+
+func (x *rig) mark(e uint64) {
+	x.t.Helper()
+	if err := x.Mark(e); err != nil {
+		x.t.Fatal(err)
+	}
+}
+
+func (x *rig) received(e uint64) compare.Result {
+	x.t.Helper()
+	r, err := x.Received(e)
+	if err != nil {
+		x.t.Fatal(err)
+	}
+	return r
+}
+
+func TestStalePacketOfTheSecondaryReleasesNothing(t *testing.T) {
+	for _, marks := range []bool{true, false} {
+		x := newRig(t, compare.Config{Marks: marks})
+		begin := func(e uint64) compare.Result {
+			t.Helper()
+			if !marks {
+				if err := x.Loaded(e); err != nil {
+					t.Fatal(err)
+				}
+				return compare.Result{}
+			}
+			r, err := x.SecondaryMark(e)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r
+		}
+		x.mark(0)
+		x.want("the synchronisation releases what there was", x.received(0), "")
+		begin(0)
+		x.want("", x.Primary(udp("a"), x.now), "")
+		x.want("equal packets of one epoch", x.Secondary(udp("a"), x.now), "a")
+		x.want("held at the mark", x.Primary(udp("b"), x.now), "")
+		x.mark(1)
+		x.want("the primary goes on", x.Primary(udp("c"), x.now), "")
+		x.want("a packet of the old epoch, equal to one of the new", x.Secondary(udp("c"), x.now), "")
+		x.want("or to one that is marked", x.Secondary(udp("b"), x.now), "")
+		x.want("a receipt releases what was marked and no more", x.received(1), "b")
+		x.want("still of the old epoch", x.Secondary(udp("c"), x.now), "")
+		if marks {
+			x.Loaded(1)
+			x.want("only the marker ends it", x.Secondary(udp("c"), x.now), "")
+		}
+		x.want("", begin(1), "")
+		x.want("the secondary of the new epoch says it too", x.Secondary(udp("c"), x.now), "c")
+		if s := x.Stats(); s.Stale != uint64(3+btoi(marks)) || s.Matched != 2 || s.Checkpoint != 1 || s.Held != 0 || s.HeldBytes != 0 {
+			t.Errorf("%+v", s)
+		}
+	}
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func TestSecondarysMarkerIsAReceipt(t *testing.T) {
+	x := newRig(t, compare.Config{Marks: true})
+	x.Primary(udp("a"), x.now)
+	x.mark(0)
+	r, err := x.SecondaryMark(0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.want("who commits an epoch has it", r, "a")
+	x.Primary(udp("b"), x.now)
+	x.want("and speaks of the next", x.Secondary(udp("b"), x.now), "b")
+	x.want("the message comes later and changes nothing", x.received(0), "")
+}
+
+func TestStepsOutOfOrderAreRefused(t *testing.T) {
+	for _, strict := range []bool{false, true} {
+		e := compare.NewEngine(compare.Config{Strict: strict, Marks: true})
+		second := func(_ compare.Result, err error) error { return err }
+		for why, err := range map[string]error{
+			"a mark left out":                 e.Mark(1),
+			"a receipt of what is not marked": second(e.Received(0)),
+			"a load of what is not marked":    e.Loaded(0),
+			"a marker of what is not marked":  second(e.SecondaryMark(0)),
+		} {
+			if !errors.Is(err, compare.ErrEpoch) {
+				t.Errorf("%s: %v", why, err)
+			}
+		}
+	}
+}
+
+func TestFailoverReleasesEverythingInOrderAndThenPasses(t *testing.T) {
+	for _, strict := range []bool{false, true} {
+		x := newRig(t, compare.Config{Strict: strict})
+		x.p(seg{port: 1, seq: 100, flags: push, data: "a", ack: 1})
+		x.mark(0)
+		x.p(seg{port: 1, seq: 101, flags: push, data: "b", ack: 1})
+		x.Primary(udp("c"), x.now)
+		x.want("all of it", x.Failover(), "a b c")
+		x.want("packets pass", x.Primary(udp("d"), x.now), "d")
+		x.want("a secondary that is not there has nothing to say", x.Secondary(udp("d"), x.now), "")
+		x.mark(0)
+		x.want("until there is another one", x.Primary(udp("e"), x.now), "")
+	}
+}
+
+func TestConnectionOpensTalksAndCloses(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		x := newRig(t, compare.Config{})
+		s := func(seq, ack uint32, flags uint8, data string, id uint16) seg {
+			return seg{port: 9, seq: seq, ack: ack, flags: flags, data: data, id: id, v6: v6}
+		}
+		x.want("the opening waits for the secondary's", x.p(s(1000, 501, packet.SYN|packet.ACK, "", 1)), "")
+		x.want("which has another number", x.s(s(9000, 501, packet.SYN|packet.ACK, "", 2)), "SYN")
+		x.want("", x.p(s(1001, 501, push, "hello,", 3)), "")
+		x.want("", x.p(s(1007, 501, push, "world", 4)), "")
+		x.want("cut otherwise", x.s(s(1001, 501, push, "hello,wor", 5)), "hello,")
+		x.want("", x.s(s(1010, 501, push, "ld", 6)), "world")
+		x.want("the client must not hear what the secondary has not acknowledged", x.p(s(1012, 600, ackOnly, "", 7)), "")
+		x.want("until it has", x.s(s(1012, 600, ackOnly, "", 8)), "ack600")
+		x.want("the same acknowledgment again waits for nobody", x.p(s(1012, 600, ackOnly, "", 9)), "ack600")
+		x.want("the end", x.p(s(1012, 600, packet.FIN|packet.ACK, "!", 10)), "")
+		x.want("data without the end", x.s(s(1012, 600, push, "!", 11)), "")
+		x.want("the end itself", x.s(s(1013, 600, packet.FIN|packet.ACK, "", 12)), "!FIN")
+		x.want("", x.p(s(1014, 601, ackOnly, "", 13)), "")
+		x.want("", x.s(s(1014, 601, ackOnly, "", 14)), "ack601")
+		if st := x.Stats(); st.Held != 0 || st.HeldBytes != 0 {
+			t.Errorf("%+v", st)
+		}
+	}
+}
+
+func TestEventsOfTheStreamMustAgree(t *testing.T) {
+	d := seg{port: 9, seq: 100, ack: 1, flags: push, data: "abcd"}
+	with := func(s seg, flags uint8, data string) seg { s.flags, s.data = flags, data; return s }
+	for _, c := range []struct {
+		why  string
+		p, s seg
+		want string
+	}{
+		{"an end against more data", with(d, packet.FIN|packet.ACK, "ab"), d, "!flags"},
+		{"data against an end", d, with(d, packet.FIN|packet.ACK, "ab"), "!flags"},
+		{"data against a reset", d, with(d, packet.RST, ""), "!flags"},
+		{"an end against a reset", with(d, packet.FIN|packet.ACK, ""), with(d, packet.RST, ""), "!flags"},
+		{"a reset against an end", with(d, packet.RST, ""), with(d, packet.FIN|packet.ACK, ""), "!flags"},
+		{"an opening against a reset", with(d, packet.SYN|packet.ACK, ""), with(d, packet.RST|packet.ACK, ""), "!flags"},
+		{"an answer against an opening", with(d, packet.SYN|packet.ACK, ""), with(d, packet.SYN, ""), "!flags"},
+		{"an opening with data against one with other data", with(d, packet.SYN, "abcd"), with(d, packet.SYN, "efgh"), ""},
+		{"a reset against a reset", with(d, packet.RST, ""), with(d, packet.RST|packet.ACK, ""), "RST"},
+	} {
+		x := newRig(t, compare.Config{})
+		alone := ""
+		if c.p.flags&packet.SYN != 0 && c.p.data != "" {
+			alone = "!flags" // nobody can agree with it
+		}
+		x.want(c.why+": alone it waits", x.p(c.p), alone)
+		x.want(c.why, x.s(c.s), c.want)
+		if c.p.flags&packet.SYN != 0 && c.s.flags&packet.RST != 0 || alone != "" {
+			continue // what was reset before may have been another connection
+		}
+		y := newRig(t, compare.Config{})
+		y.want(c.why+": the other way round it waits", y.s(c.s), "")
+		y.want(c.why+": the other way round", y.p(c.p), c.want)
+	}
+}
+
+func TestDivergenceNamesItsFlow(t *testing.T) {
+	x := newRig(t, compare.Config{})
+	x.p(seg{port: 9, seq: 1, ack: 1, flags: push, data: "a"})
+	r := x.s(seg{port: 9, seq: 1, ack: 1, flags: push, data: "b"})
+	if got := r.Flow.String(); got != "10.0.0.1:80 > 10.0.0.2:9 proto 6" {
+		t.Errorf("%s", got)
+	}
+	if got := (compare.Flow{}).String(); got != "-" {
+		t.Errorf("%s", got)
+	}
+}
+
+func TestPatientEngineWaitsForAcknowledgments(t *testing.T) {
+	x := newRig(t, compare.Config{PatientAcks: true, ReleaseRetransmits: true})
+	a := seg{port: 9, seq: 100, ack: 50, flags: push, data: "abcd"}
+	b := a
+	b.ack = 40
+	x.want("", x.p(a), "")
+	x.want("the data agrees, the acknowledgment may come", x.s(b), "")
+	x.want("", x.s(seg{port: 9, seq: 104, ack: 50, flags: ackOnly}), "abcd")
+	x.want("a retransmission goes", x.p(a), "abcd")
+	a.ack = 60
+	x.want("but not with news", x.p(a), "")
+	x.now = x.now.Add(4 * time.Second)
+	x.want("for ever", x.Tick(x.now), "!timeout")
+}
+
+func TestCheckpointInTheMiddleOfAConnectionLeavesNothingBehind(t *testing.T) {
+	x := newRig(t, compare.Config{})
+	s := func(seq, ack uint32, flags uint8, data string) seg {
+		return seg{port: 9, seq: seq, ack: ack, flags: flags, data: data}
+	}
+	x.p(s(1000, 501, packet.SYN|packet.ACK, ""))
+	x.s(s(9000, 501, packet.SYN|packet.ACK, ""))
+	x.want("", x.p(s(1001, 501, push, "differs")), "")
+	x.want("", x.s(s(1001, 501, push, "DIFFERS")), "!data")
+	x.want("", x.p(s(1008, 700, push, "more")), "")
+	x.mark(0)
+	x.want("in the order of the guest's sending", x.received(0), "differs more")
+	x.Loaded(0)
+	x.want("the next data is found though its predecessor was never compared", x.p(s(1012, 700, push, "next")), "")
+	x.want("", x.s(s(1012, 700, push, "next")), "next")
+	x.want("what was acknowledged before the mark is known to the secondary", x.p(s(1016, 700, ackOnly, "")), "ack700")
+	x.s(s(1001, 700, push, "differsmore")) // it sends again what the mark covers
+	x.now = x.now.Add(time.Minute)
+	x.want("and nobody waits for the primary's", x.Tick(x.now), "")
+}
+
+func TestTimeoutsAskAgainAtEachScan(t *testing.T) {
+	for _, strict := range []bool{false, true} {
+		x := newRig(t, compare.Config{Strict: strict, Timeout: 200 * time.Millisecond, Scan: 100 * time.Millisecond})
+		x.want("", x.Tick(x.now), "")
+		x.Primary(udp("a"), x.now)
+		asked := 0
+		for range 100 {
+			x.now = x.now.Add(10 * time.Millisecond)
+			r := x.Tick(x.now)
+			if len(r.Release) > 0 {
+				t.Error("a timer releases nothing")
+			}
+			asked += btoi(r.Diverged)
+		}
+		if asked != 8 { // at 0.3, 0.4 ... 1.0 s
+			t.Errorf("strict %t: asked %d times in a second", strict, asked)
+		}
+		if x.Deadline().Sub(x.now) > 100*time.Millisecond {
+			t.Errorf("deadline %v at %v", x.Deadline(), x.now)
+		}
+	}
+}
+
+func TestLimitsHoldAndAskAndLoseNothing(t *testing.T) {
+	x := newRig(t, compare.Config{MaxConns: 2, MaxBytes: 4096})
+	one := func(port uint16) seg { return seg{port: port, seq: 1, flags: push, data: fmt.Sprint(port), ack: 1} }
+	x.want("", x.p(one(1)), "")
+	x.want("", x.p(one(2)), "")
+	x.want("a connection too many waits", x.p(one(3)), "!limit")
+	x.want("and is asked for once", x.p(one(4)), "")
+	var got []string
+	n := 0
+	for ; n < 100; n++ {
+		r := x.Primary(udp("x"), x.now)
+		if r.Full {
+			break
+		}
+	}
+	if n == 100 {
+		t.Error("never full")
+	}
+	x.mark(0)
+	r := x.received(0)
+	got = strings.Fields(show(r))
+	if want := append([]string{"1", "2", "3", "4"}, slices.Repeat([]string{"x"}, n)...); !slices.Equal(got, want) {
+		t.Errorf("released %v", got)
+	}
+	x.Loaded(0)
+	x.want("room again: an idle connection gives way", x.p(one(5)), "")
+	x.want("", x.s(one(5)), "5")
+	if s := x.Stats(); s.Conns != 2 || s.Held != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestIdleConnectionsAreForgotten(t *testing.T) {
+	x := newRig(t, compare.Config{Idle: time.Minute})
+	x.p(seg{port: 1, seq: 1, flags: ackOnly, ack: 1})
+	x.now = x.now.Add(2 * time.Minute)
+	x.p(seg{port: 2, seq: 1, flags: ackOnly, ack: 1})
+	x.Tick(x.now)
+	if n := x.Stats().Conns; n != 1 {
+		t.Errorf("%d connections", n)
+	}
+}
+
+func TestPolicyForWhatCannotBeCompared(t *testing.T) {
+	arp := compare.Frame{Data: append(make([]byte, 12), 8, 6, 0, 1)}
+	tagged := func(data string) compare.Frame {
+		f := udp(data).Data
+		return compare.Frame{Data: slices.Concat(f[:12], []byte{0x81, 0, 0, 5}, f[12:])}
+	}
+	x := newRig(t, compare.Config{})
+	x.want("it passes", x.Primary(arp, x.now), "type806")
+	x.want("", x.Primary(tagged("a"), x.now), "a")
+	x.want("the secondary's is dropped", x.Secondary(arp, x.now), "")
+	if s := x.Stats(); s.Passed != 2 || s.Dropped != 1 {
+		t.Errorf("%+v", s)
+	}
+	x = newRig(t, compare.Config{HoldUncompared: true, CompareVLAN: true})
+	x.want("or is held", x.Primary(arp, x.now), "")
+	x.want("", x.Primary(tagged("a"), x.now), "")
+	x.want("or compared", x.Secondary(tagged("a"), x.now), "a")
+	x.mark(0)
+	x.want("to the checkpoint", x.received(0), "type806")
+}
+
+// Two guests send the same stream, cut, repeated and padded each in its own
+// way, and the engine sees the packets of either in the order of their sending,
+// interleaved at random. In half of the runs one byte of the secondary's differs.
+func TestStreamsAreComparedHoweverTheyAreCut(t *testing.T) {
+	for seed := range uint64(2000) {
+		rnd := rand.New(rand.NewPCG(seed, 3))
+		size := 1 + rnd.IntN(400)
+		stream := make([]byte, size)
+		for i := range stream {
+			stream[i] = 'a' + byte(rnd.IntN(26))
+		}
+		isn := rnd.Uint32()
+		if seed%3 == 0 {
+			isn = -uint32(rnd.IntN(size)) // across the wrap
+		}
+		bad := -1
+		if seed%2 == 1 {
+			bad = rnd.IntN(size)
+		}
+		cut := func(data []byte) (segs []seg) {
+			for at := 0; at < size; {
+				n := min(1+rnd.IntN(100), size-at)
+				if rnd.IntN(5) == 0 && at > 0 { // go back: a retransmission, cut anew
+					at -= rnd.IntN(at + 1)
+				}
+				segs = append(segs, seg{port: 7, seq: isn + uint32(at), ack: 5, flags: push, data: string(data[at : at+n]), id: uint16(rnd.Uint32()), pad: rnd.IntN(7), v6: seed%5 == 0})
+				at += n
+			}
+			return segs
+		}
+		theirs := bytes.Clone(stream)
+		if bad >= 0 {
+			theirs[bad] = '#'
+		}
+		ps, ss := cut(stream), cut(theirs)
+		x := newRig(t, compare.Config{ReleaseRetransmits: true})
+		released, sent, said := 0, 0, 0 // said: how far the secondary's stream has come
+		diverged := false
+		check := func(r compare.Result) {
+			for _, f := range r.Release {
+				released++
+				var p packet.Packet
+				p.Parse(f.Data)
+				from := int(p.TCP().Seq() - isn)
+				to := from + len(p.TCP().Payload())
+				if string(p.TCP().Payload()) != string(stream[from:to]) {
+					t.Fatalf("seed %d: released %q for bytes %d to %d", seed, p.TCP().Payload(), from, to)
+				}
+				if to > said {
+					t.Fatalf("seed %d: released up to %d, the secondary has said %d", seed, to, said)
+				}
+				if bad >= 0 && to > bad {
+					t.Fatalf("seed %d: released bytes up to %d, byte %d differs", seed, to, bad)
+				}
+			}
+			diverged = diverged || r.Diverged
+		}
+		for len(ps)+len(ss) > 0 {
+			if len(ss) == 0 || len(ps) > 0 && rnd.IntN(2) == 0 {
+				check(x.p(ps[0]))
+				ps = ps[1:]
+				sent++
+			} else {
+				said = max(said, int(ss[0].seq-isn)+len(ss[0].data))
+				check(x.s(ss[0]))
+				ss = ss[1:]
+			}
+		}
+		if bad < 0 && (diverged || released != sent) {
+			t.Fatalf("seed %d: equal streams: diverged %t, %d of %d packets left", seed, diverged, released, sent)
+		}
+		if bad >= 0 && !diverged {
+			t.Fatalf("seed %d: byte %d differs, and nobody has noticed", seed, bad)
+		}
+		x.mark(0)
+		if r := x.received(0); released+len(r.Release) != sent {
+			t.Fatalf("seed %d: %d packets sent, %d left, %d at the checkpoint", seed, sent, released, len(r.Release))
+		}
+		if s := x.Stats(); s.Held != 0 || s.HeldBytes != 0 {
+			t.Fatalf("seed %d: %+v", seed, s)
+		}
+	}
+}
+
+func FuzzCompare(f *testing.F) {
+	f.Add([]byte{0, 100, 50, push, 4, 3, 100, 50, push, 4, 6, 0, 0, 0, 0, 7, 0, 0, 0, 0}, false)
+	f.Add([]byte{3, 100, 50, 2, 0, 0, 90, 50, 2, 0, 0, 91, 50, 17, 9, 3, 101, 50, 17, 9}, false)
+	f.Add([]byte{16, 100, 50, push, 4, 12, 9, 0, 7, 0, 0, 0, 0, 65, 1, 2, 4, 3}, true)
+	f.Fuzz(func(t *testing.T, script []byte, strict bool) {
+		x := newRig(t, compare.Config{Strict: strict, MaxBytes: 1 << 16, MaxQueue: 3, MaxConns: 3, Marks: len(script)%2 == 0})
+		next := func() byte {
+			if len(script) == 0 {
+				return 0
+			}
+			b := script[0]
+			script = script[1:]
+			return b
+		}
+		var epoch uint64
+		sent, left, full := 0, 0, false
+		take := func(r compare.Result, err error) {
+			left += len(r.Release)
+			full = r.Full
+		}
+		for len(script) > 0 {
+			op := next()
+			fr := seg{port: uint16(op >> 6), seq: uint32(int8(next())), ack: uint32(next()), flags: next(), data: strings.Repeat("x", int(next()&15)), v6: op&32 != 0}.frame()
+			if op&16 != 0 && len(script) > 3 { // break it
+				fr.Data[int(next())%len(fr.Data)] = next()
+				fr.VNetHdr = int(int8(next()))
+			}
+			x.now = x.now.Add(time.Duration(op) * 10 * time.Millisecond)
+			switch op & 7 {
+			case 0, 1, 2:
+				sent++
+				if take(x.Primary(fr, x.now), nil); full {
+					sent--
+				}
+			case 3, 4, 5:
+				take(x.Secondary(fr, x.now), nil)
+			case 6:
+				if x.Mark(epoch) == nil {
+					epoch++
+				}
+			case 7:
+				take(x.Received(epoch - 1))
+				take(x.SecondaryMark(epoch - 1))
+				x.Loaded(epoch - 1)
+				take(x.Tick(x.now), nil)
+			}
+			if s := x.Stats(); s.HeldBytes > 1<<16+1<<11 {
+				t.Fatalf("%+v", s)
+			}
+		}
+		take(x.Failover(), nil)
+		if left != sent && !strict { // a strict engine loses packets, as QEMU does
+			t.Fatalf("%d packets were sent, %d left", sent, left)
+		}
+		if s := x.Stats(); !strict && (s.Held != 0 || s.HeldBytes != 0) {
+			t.Fatalf("%+v", s)
+		}
+	})
+}
+
+func TestMatchedPacketsAllocateNothing(t *testing.T) {
+	for _, first := range []bool{true, false} {
+		x := newRig(t, compare.Config{})
+		p := seg{port: 9, seq: 1, ack: 1, flags: push, data: strings.Repeat("d", 1460)}.frame()
+		s := seg{port: 9, seq: 1, ack: 1, flags: push, data: strings.Repeat("d", 1460), id: 7}.frame()
+		u := udp("ping")
+		seq := uint32(1)
+		n := testing.AllocsPerRun(1000, func() {
+			setSeq(p, seq)
+			setSeq(s, seq)
+			seq += 1460
+			var r compare.Result
+			if first {
+				x.Primary(p, x.now)
+				r = x.Secondary(s, x.now)
+			} else {
+				x.Secondary(s, x.now)
+				r = x.Primary(p, x.now)
+			}
+			if len(r.Release) != 1 {
+				t.Fatal("not released")
+			}
+			x.Secondary(u, x.now)
+			if r = x.Primary(u, x.now); len(r.Release) != 1 {
+				t.Fatal("not released")
+			}
+		})
+		if n != 0 {
+			t.Errorf("%v allocations", n)
+		}
+	}
+}
+
+func setSeq(f compare.Frame, seq uint32) {
+	packet.TCP(f.Data[34:]).SetSeq(seq)
+}
+
+// The bound is a bare parse of both headers and a comparison of the payloads.
+func BenchmarkPair(b *testing.B) {
+	for _, c := range []struct {
+		name  string
+		size  int
+		conns int
+	}{{"64B", 64 - 54, 10}, {"1460B", 1460, 10}, {"64B-10000conns", 10, 10000}} {
+		b.Run(c.name, func(b *testing.B) {
+			e := compare.NewEngine(compare.Config{})
+			now := time.Unix(1, 0)
+			ps, ss := make([]compare.Frame, c.conns), make([]compare.Frame, c.conns)
+			for i := range ps {
+				s := seg{port: uint16(i + 1), seq: 1, ack: 1, flags: push, data: strings.Repeat("d", c.size)}
+				ps[i], ss[i] = s.frame(), s.frame()
+			}
+			bare := func() float64 { // nanoseconds a pair
+				const n = 500000
+				var p, s packet.Packet
+				begin := time.Now()
+				for i := range n {
+					p.Parse(ps[i%c.conns].Data)
+					s.Parse(ss[i%c.conns].Data)
+					if !bytes.Equal(p.TCP().Payload(), s.TCP().Payload()) {
+						b.Fatal("differ")
+					}
+				}
+				return float64(time.Since(begin).Nanoseconds()) / n
+			}()
+			b.ReportAllocs()
+			seq := uint32(1)
+			i := 0
+			for b.Loop() {
+				if i == c.conns {
+					i = 0
+					seq += uint32(c.size)
+				}
+				setSeq(ps[i], seq)
+				setSeq(ss[i], seq)
+				e.Primary(ps[i], now)
+				if r := e.Secondary(ss[i], now); len(r.Release) != 1 {
+					b.Fatal("not released")
+				}
+				i++
+			}
+			ns := float64(b.Elapsed().Nanoseconds()) / float64(b.N)
+			b.ReportMetric(1e3/ns, "Mpairs/s")
+			b.ReportMetric(ns/bare, "x-bare")
+		})
+	}
+}

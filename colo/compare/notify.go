@@ -1,0 +1,78 @@
+package compare
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// The messages of colo-compare's notify_dev, each a frame without a NUL.
+const (
+	notifyInit    = "COLO_USERSPACE_PROXY_INIT" // to us
+	notifyInitAck = "COLO_COMPARE_GET_XEN_INIT" // our answer
+	notifyFlush   = "COLO_CHECKPOINT"           // to us: a checkpoint is done
+	notifyWanted  = "DO_CHECKPOINT"             // from us
+)
+
+// ServeNotify lets somebody else orchestrate the checkpoints, as Xen does with
+// QEMU's colo-compare over its notify_dev: DO_CHECKPOINT goes out when a
+// checkpoint is wanted, and COLO_CHECKPOINT releases everything, as a whole
+// checkpoint does. Messages that are not known are ignored.
+//
+// It runs until reading or writing fails or ctx ends, and returns why. It
+// starts one goroutine, which has ended when it returns: a read or a write that
+// blocks is ended by closing the connection. With virtio-net headers QEMU
+// expects their length in front of what it receives, and does not write it:
+// that is why r and w are two.
+func (c *Comparer) ServeNotify(ctx context.Context, r PacketReader, w PacketWriter) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wmu sync.Mutex
+	send := func(msg string) error {
+		wmu.Lock()
+		defer wmu.Unlock()
+		return w.WritePacket([]byte(msg))
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-c.note:
+				if err := send(notifyWanted); err != nil {
+					cancel(err)
+					return
+				}
+			}
+		}
+	})
+	err := c.serve(ctx, r, func(f Frame) error {
+		switch string(f.Data[min(f.VNetHdr, len(f.Data)):]) {
+		case notifyInit:
+			return send(notifyInitAck)
+		case notifyFlush:
+			return c.checkpoint()
+		}
+		return nil
+	})
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	cancel(nil)
+	wg.Wait()
+	return err
+}
+
+// checkpoint is all the steps of one.
+func (c *Comparer) checkpoint() error {
+	_, err := c.do(func(e *Engine, _ time.Time) (Result, error) {
+		epoch := e.next
+		if err := e.Mark(epoch); err != nil {
+			return Result{}, err
+		}
+		res, err := e.Received(epoch)
+		e.hear()
+		return res, err
+	})
+	return err
+}

@@ -1,0 +1,117 @@
+package compare
+
+import (
+	"math/bits"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// A pkt is a packet that waits, or the one that has just come.
+type pkt struct {
+	Frame
+	packet.Packet        // of Frame, behind the virtio-net header
+	id            uint64 // in the order of arrival
+	at            time.Time
+	class         int8 // of the pool; -1: Data is the caller's
+
+	// A whole TCP segment
+	segment  bool
+	dat      int // where its data begins
+	seq, ack uint32
+	end      uint32 // seq and the length of the data
+	ok       uint32 // the data before this sequence number agrees
+	flags    uint8
+}
+
+func (p *pkt) data() []byte { return p.Packet.Frame[p.dat:p.End] }
+
+// A pool keeps the memory of packets that have left, by size.
+type pool struct {
+	free  [12][]*pkt
+	bytes int // in use
+}
+
+const poolMin = 7 // 128 bytes
+
+func classOf(n int) int8 { return int8(max(bits.Len(uint(max(n, 1)-1)), poolMin) - poolMin) }
+
+// copy returns a copy of p that may be kept.
+func (o *pool) copy(p *pkt) *pkt {
+	c := classOf(len(p.Data))
+	o.bytes += 1 << (poolMin + c)
+	var q *pkt
+	if l := o.free[c]; len(l) > 0 {
+		q = l[len(l)-1]
+		o.free[c] = l[:len(l)-1]
+	} else {
+		q = &pkt{Frame: Frame{Data: make([]byte, 1<<(poolMin+c))}}
+	}
+	mem := q.Data[:cap(q.Data)]
+	*q = *p
+	q.class = c
+	q.Data = mem[:copy(mem, p.Data)]
+	q.Packet.Frame = q.Data[q.VNetHdr:]
+	return q
+}
+
+func (o *pool) put(p *pkt) {
+	if p.class < 0 {
+		return
+	}
+	o.bytes -= 1 << (poolMin + p.class)
+	o.free[p.class] = append(o.free[p.class], p)
+}
+
+// A queue holds packets in order. Taking from the front is cheap.
+type queue struct {
+	items []*pkt
+	head  int
+}
+
+func (q *queue) len() int      { return len(q.items) - q.head }
+func (q *queue) at(i int) *pkt { return q.items[q.head+i] }
+func (q *queue) all() []*pkt   { return q.items[q.head:] }
+func (q *queue) push(p *pkt)   { q.insert(q.len(), p) }
+func (q *queue) clear()        { clear(q.items); q.items, q.head = q.items[:0], 0 }
+
+func (q *queue) insert(i int, p *pkt) {
+	if q.head > 0 && len(q.items) == cap(q.items) {
+		n := copy(q.items, q.items[q.head:])
+		clear(q.items[n:])
+		q.items, q.head = q.items[:n], 0
+	}
+	q.items = append(q.items, nil)
+	s := q.items[q.head:]
+	copy(s[i+1:], s[i:])
+	s[i] = p
+}
+
+func (q *queue) remove(i int) *pkt {
+	s := q.items[q.head:]
+	p := s[i]
+	if i == 0 {
+		s[0] = nil
+		q.head++
+	} else {
+		copy(s[i:], s[i+1:])
+		s[len(s)-1] = nil
+		q.items = q.items[:len(q.items)-1]
+	}
+	if q.head == len(q.items) {
+		q.items, q.head = q.items[:0], 0
+	}
+	return p
+}
+
+// bySeq inserts p behind all packets that do not come after it in the stream.
+func (q *queue) bySeq(p *pkt) {
+	i := q.len()
+	for i > 0 && after(q.at(i-1).seq, p.seq) {
+		i--
+	}
+	q.insert(i, p)
+}
+
+// after is serial number arithmetic (RFC 1982).
+func after(a, b uint32) bool { return int32(a-b) > 0 }

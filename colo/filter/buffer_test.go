@@ -1,0 +1,622 @@
+package filter_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/google/go-cmp/cmp"
+)
+
+// What package colo asks of a network; a Buffer is both.
+var _ interface {
+	Mark(epoch uint64) error
+	Received(epoch uint64) error
+	Loaded(epoch uint64) error
+	Commit(epoch uint64) error
+	Resumed(epoch uint64) error
+	Failover() error
+} = (*filter.Buffer)(nil)
+
+// A network that keeps what it is given.
+type network struct {
+	mu    sync.Mutex
+	got   []string
+	delay func() // before each packet is taken
+	err   error
+}
+
+func (n *network) WritePacket(p []byte) error {
+	if n.delay != nil {
+		n.delay()
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.err != nil {
+		return n.err
+	}
+	n.got = append(n.got, string(p))
+	return nil
+}
+
+func (n *network) taken() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.got)
+}
+
+// bench is a Buffer with its Run, in a bubble.
+type bench struct {
+	*filter.Buffer
+	t    *testing.T
+	out  network
+	done chan error
+	stop context.CancelFunc
+}
+
+func start(t *testing.T, b *filter.Buffer) *bench {
+	ctx, stop := context.WithCancel(t.Context())
+	x := &bench{Buffer: b, t: t, done: make(chan error, 1), stop: stop}
+	go func() { x.done <- b.Run(ctx, &x.out) }()
+	return x
+}
+
+func (x *bench) end() {
+	x.t.Helper()
+	x.stop()
+	if err := <-x.done; !errors.Is(err, context.Canceled) {
+		x.t.Errorf("Run returned %v", err)
+	}
+}
+
+func (x *bench) send(packets ...string) {
+	x.t.Helper()
+	for _, p := range packets {
+		if err := x.WritePacket([]byte(p)); err != nil {
+			x.t.Fatalf("%s: %v", p, err)
+		}
+	}
+}
+
+func (x *bench) wantOut(why, packets string) {
+	x.t.Helper()
+	synctest.Wait()
+	if got := strings.Join(x.out.taken(), " "); got != packets {
+		x.t.Errorf("%s: %q left, want %q", why, got, packets)
+	}
+}
+
+func (x *bench) wantErr(why string, err, want error) {
+	x.t.Helper()
+	var fe *filter.Error
+	if !errors.Is(err, want) || want != nil && !errors.As(err, &fe) {
+		x.t.Errorf("%s: %v, want %v", why, err, want)
+	}
+}
+
+func TestPrimaryHoldsUntilTheCheckpointIsReceived(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := start(t, filter.NewBuffer(filter.BufferConfig{}))
+		x.send("a", "b")
+		x.wantOut("without a session packets pass", "a b")
+		x.wantErr("the session begins", x.Mark(0), nil)
+		x.send("c")
+		x.wantOut("from the first mark on they are held", "a b")
+		x.wantErr("the synchronisation covers what was before the mark", x.Received(0), nil)
+		x.wantErr("", x.Loaded(0), nil)
+		x.wantOut("and nothing after it", "a b")
+		x.send("d")
+		x.wantErr("", x.Mark(1), nil)
+		x.send("e")
+		x.wantOut("a mark by itself lets nothing leave", "a b")
+		x.wantErr("an epoch that is not received cannot be loaded", x.Loaded(1), filter.ErrEpoch)
+		x.wantErr("", x.Received(1), nil)
+		x.wantOut("a receipt lets leave what was before its mark", "a b c d")
+		x.wantErr("", x.Loaded(1), nil)
+		if d := cmp.Diff(filter.BufferStats{Held: 1, HeldBytes: 1, Written: 4, WrittenBytes: 4}, x.Stats()); d != "" {
+			t.Error(d)
+		}
+		x.wantErr("", x.Failover(), nil)
+		x.wantOut("alone, what is held leaves", "a b c d e")
+		x.send("f")
+		x.wantOut("and packets pass", "a b c d e f")
+		x.wantErr("the survivor gets a new secondary", x.Mark(0), nil)
+		x.send("g")
+		x.wantOut("and holds again", "a b c d e f")
+		x.end()
+	})
+}
+
+func TestSecondaryDropsItsOwnOutputAtEachCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := start(t, filter.NewBuffer(filter.BufferConfig{}))
+		x.wantErr("", x.Commit(0), nil)
+		x.wantErr("", x.Resumed(0), nil)
+		x.send("a", "b")
+		x.wantErr("", x.Commit(1), nil)
+		x.wantErr("", x.Resumed(1), nil)
+		x.send("c", "d")
+		x.wantOut("a secondary says nothing", "")
+		x.wantErr("", x.Failover(), nil)
+		x.wantOut("until it takes over, and then what its guest said since the commit", "c d")
+		x.send("e")
+		x.wantOut("", "c d e")
+		if d := cmp.Diff(filter.BufferStats{Written: 3, WrittenBytes: 3, Dropped: 2, DroppedBytes: 2}, x.Stats()); d != "" {
+			t.Error(d)
+		}
+		x.wantErr("it may then be a primary", x.Mark(0), nil)
+		x.send("f")
+		x.wantOut("", "c d e")
+		x.end()
+	})
+}
+
+func TestStepsOutOfOrderAreRefused(t *testing.T) {
+	b := func(steps ...func(*filter.Buffer) error) *filter.Buffer {
+		b := filter.NewBuffer(filter.BufferConfig{})
+		for _, s := range steps {
+			if err := s(b); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return b
+	}
+	mark0 := func(b *filter.Buffer) error { return b.Mark(0) }
+	recv0 := func(b *filter.Buffer) error { return b.Received(0) }
+	commit0 := func(b *filter.Buffer) error { return b.Commit(0) }
+	for why, err := range map[string]error{
+		"a mark before the first":         b().Mark(1),
+		"a mark left out":                 b(mark0).Mark(2),
+		"a receipt without a mark":        b().Received(0),
+		"a second receipt":                b(mark0, recv0).Received(0),
+		"a receipt of what is to come":    b(mark0).Received(1),
+		"loaded what is not received":     b(mark0).Loaded(0),
+		"loaded without a session":        b().Loaded(0),
+		"a commit left out":               b(commit0).Commit(2),
+		"resumed another epoch":           b(commit0).Resumed(1),
+		"resumed without a commit":        b().Resumed(0),
+		"a mark on the secondary":         b(commit0).Mark(0),
+		"a receipt after the failover":    b(mark0, (*filter.Buffer).Failover).Received(0),
+		"a mark in the middle of nothing": b(mark0, (*filter.Buffer).Failover).Mark(1),
+	} {
+		if !errors.Is(err, filter.ErrEpoch) {
+			t.Errorf("%s: %v, want ErrEpoch", why, err)
+		}
+	}
+	if err := b(mark0, recv0).Mark(0); err != nil {
+		t.Errorf("a session that ended without a failover may be followed by another: %v", err)
+	}
+}
+
+func TestFullBufferLeavesThePacketWithTheDevice(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		x := start(t, filter.NewBuffer(filter.BufferConfig{Limit: 300 << 10, Soft: 100 << 10, Full: func() { asked++ }}))
+		x.Mark(0)
+		x.Received(0)
+		big := strings.Repeat("x", 10<<10)
+		n := 0
+		for ; x.WritePacket([]byte(big)) == nil; n++ {
+			if want := min(1, (n+1)/10); asked != want { // ten and what is counted for each exceed the soft limit
+				t.Fatalf("after %d packets a checkpoint was asked for %d times", n, asked)
+			}
+		}
+		if n < 25 || n > 30 {
+			t.Errorf("%d packets of 10 KiB were taken under a limit of 300 KiB", n)
+		}
+		if err := x.WritePacket([]byte(big)); err != filter.ErrFull {
+			t.Errorf("%v, want ErrFull", err)
+		}
+		select {
+		case <-x.Room():
+			t.Error("there is no room")
+		default:
+		}
+		x.Mark(1)
+		x.Received(1)
+		<-x.Room()
+		x.send(big)
+		synctest.Wait()
+		if got := x.out.taken(); len(got) != n {
+			t.Errorf("%d packets left, want %d", len(got), n)
+		}
+		if asked != 1 {
+			t.Errorf("a checkpoint was asked for %d times in one epoch", asked)
+		}
+		for x.WritePacket([]byte(big)) == nil {
+		}
+		if asked != 2 {
+			t.Errorf("and %d times in two", asked)
+		}
+		if s := x.Stats(); s.Asked != 2 || s.Refused != 3 {
+			t.Errorf("%+v", s)
+		}
+		for _, c := range []struct {
+			n    int
+			want error
+		}{{0, filter.ErrFrame}, {filter.MaxFrame + 1, filter.ErrFrameTooBig}} {
+			x.wantErr("what is no packet is refused as such", x.WritePacket(make([]byte, c.n)), c.want)
+		}
+		x.end()
+	})
+}
+
+func TestSecondaryOffersRoomAtItsCommit(t *testing.T) {
+	b := filter.NewBuffer(filter.BufferConfig{Limit: 1})
+	b.Commit(0)
+	p := make([]byte, filter.MaxFrame)
+	n := 0
+	for ; b.WritePacket(p) == nil; n++ {
+	}
+	if n != 4 {
+		t.Errorf("%d of the greatest packets fit under the least limit, want 4", n)
+	}
+	b.Commit(1)
+	select {
+	case <-b.Room():
+	default:
+		t.Error("the commit made room and did not say so")
+	}
+	if err := b.WritePacket(p); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestSlowNetworkHoldsNobodyUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := filter.NewBuffer(filter.BufferConfig{})
+		x := &bench{Buffer: b, t: t, done: make(chan error, 1)}
+		gate := make(chan struct{})
+		x.out.delay = func() { <-gate }
+		ctx, stop := context.WithCancel(t.Context())
+		x.stop = stop
+		go func() { x.done <- b.Run(ctx, &x.out) }()
+		x.send("a", "b")
+		synctest.Wait() // a is with the network now, which does not take it
+		x.Mark(0)
+		x.send("c")
+		x.Received(0)
+		x.Mark(1)
+		x.send("d")
+		x.Received(1)
+		x.Loaded(1)
+		if d := cmp.Diff(filter.BufferStats{Held: 1, HeldBytes: 1, Queued: 3, QueuedBytes: 3}, x.Stats()); d != "" {
+			t.Error(d)
+		}
+		for range 3 {
+			gate <- struct{}{}
+		}
+		x.wantOut("in order, at the network's pace", "a b c")
+		x.end()
+	})
+}
+
+func TestFailedWriteIsTheFirstOfTheNextRun(t *testing.T) {
+	b := filter.NewBuffer(filter.BufferConfig{})
+	broken := &network{err: errors.New("no carrier")}
+	b.WritePacket([]byte("a"))
+	var fe *filter.Error
+	if err := b.Run(t.Context(), broken); !errors.Is(err, broken.err) || !errors.As(err, &fe) {
+		t.Errorf("%v", err)
+	}
+	if s := b.Stats(); s.Queued != 1 || s.Written != 0 {
+		t.Errorf("%+v", s)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	good := &network{delay: cancel}
+	if err := b.Run(ctx, good); err != context.Canceled {
+		t.Errorf("%v", err)
+	}
+	if d := cmp.Diff([]string{"a"}, good.taken()); d != "" {
+		t.Error(d)
+	}
+}
+
+// A secondary role that begins while Run still writes a packet of the time
+// before: the packet's memory is not reused under it.
+func TestCommitDoesNotTouchThePacketThatIsBeingWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := filter.NewBuffer(filter.BufferConfig{})
+		x := &bench{Buffer: b, t: t, done: make(chan error, 1)}
+		gate := make(chan struct{})
+		x.out.delay = func() { <-gate }
+		ctx, stop := context.WithCancel(t.Context())
+		x.stop = stop
+		go func() { x.done <- b.Run(ctx, &x.out) }()
+		x.send("before", "gone")
+		synctest.Wait()
+		x.Commit(0)
+		x.send("BEFORE", "AFTER")
+		gate <- struct{}{}
+		x.wantOut("the packet as it was", "before")
+		close(gate)
+		x.Failover()
+		x.wantOut("", "before BEFORE AFTER")
+		x.end()
+	})
+}
+
+func TestPacketsAreHeldAndReleasedWithoutAllocation(t *testing.T) {
+	b := filter.NewBuffer(filter.BufferConfig{})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() { b.Run(ctx, discard{}) })
+	p := make([]byte, 1500)
+	epoch := uint64(0)
+	round := func() {
+		b.Mark(epoch)
+		for range 100 {
+			if err := b.WritePacket(p); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.Received(epoch)
+		epoch++
+	}
+	for range 20 { // until the memory has its size
+		round()
+	}
+	if n := testing.AllocsPerRun(100, func() {
+		round()
+		for b.Stats().Queued > 0 { // Run keeps up, so that no more memory is needed
+			time.Sleep(time.Microsecond)
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations in 100 packets", n)
+	}
+	cancel()
+	wg.Wait()
+}
+
+type discard struct{}
+
+func (discard) WritePacket([]byte) error { return nil }
+
+// A pair of guests that say 0, 1, 2, ... is checkpointed, with an initial
+// synchronisation, at random points of everything else: more packets, a
+// network that takes packets slowly, and in the end a death.
+func TestNothingIsLostReorderedOrEarlyWhateverHappens(t *testing.T) {
+	for seed := range uint64(300) {
+		synctest.Test(t, func(t *testing.T) { pair(t, seed) })
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
+func pair(t *testing.T, seed uint64) {
+	rnd := rand.New(rand.NewPCG(seed, 2))
+	limit := 0
+	if seed%2 == 1 {
+		limit = 1 // the least
+	}
+	newHost := func() *host {
+		h := &host{bench: start(t, filter.NewBuffer(filter.BufferConfig{Limit: limit}))}
+		return h
+	}
+	p, s := newHost(), newHost()
+	slow := rnd.IntN(4)
+	var rmu sync.Mutex // the network delays on another goroutine
+	p.out.delay = func() {
+		rmu.Lock()
+		d := time.Duration(rnd.IntN(10*slow + 1))
+		rmu.Unlock()
+		time.Sleep(d)
+	}
+	intn := func(n int) int {
+		rmu.Lock()
+		defer rmu.Unlock()
+		return rnd.IntN(n)
+	}
+	p.say(intn(5), intn)
+
+	// early is the last packet that may leave the primary; a checkpoint's
+	// receipt moves it. -1: everything.
+	early, saved := -1, 0
+	checkEarly := func() {
+		synctest.Wait()
+		if got := p.out.taken(); early >= 0 && len(got) > early {
+			t.Errorf("%d packets left, %d may", len(got), early)
+		}
+	}
+	committed := false
+	epochs := intn(6)
+	for e := range uint64(epochs) {
+		if err := p.Mark(e); err != nil {
+			t.Fatal(err)
+		}
+		mark := p.next
+		if e == 0 {
+			early = mark
+		}
+		state := save(t, p.Buffer)
+		p.say(intn(20), intn)
+		time.Sleep(time.Duration(intn(50)))
+		checkEarly()
+		if e > 0 {
+			s.say(intn(20), intn)
+		}
+		if intn(10) == 0 {
+			break // the primary dies, or the secondary, before that
+		}
+		load(t, s.Buffer, state)
+		early = mark
+		if err := p.Received(e); err != nil {
+			t.Fatal(err)
+		}
+		p.say(intn(10), intn)
+		time.Sleep(time.Duration(intn(50)))
+		checkEarly()
+		if err := s.Commit(e); err != nil {
+			t.Fatal(err)
+		}
+		s.next = mark // the guest is now the primary's
+		saved, committed = mark, true
+		s.say(intn(20), intn)
+		if err := p.Loaded(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := s.out.taken(); len(got) > 0 {
+		t.Errorf("the secondary said %d packets while the primary was there", len(got))
+	}
+	if !committed || intn(2) == 0 {
+		// The secondary dies.
+		if err := p.Failover(); err != nil {
+			t.Fatal(err)
+		}
+		p.say(intn(5), intn)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		p.check(t, "the primary alone", p.out.taken(), 0)
+		if got := p.out.taken(); len(got) != p.next {
+			t.Errorf("%d packets left, the guest sent %d", len(got), p.next)
+		}
+	} else {
+		// The primary dies: what the network has taken is out, no more.
+		p.stop()
+		first := p.out.taken()
+		p.check(t, "the primary", first, 0)
+		if err := s.Failover(); err != nil {
+			t.Fatal(err)
+		}
+		s.say(intn(5), intn)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		then := s.out.taken()
+		if len(then) > 0 {
+			var from int
+			fmt.Sscan(then[0], &from)
+			s.check(t, "the secondary", then, from)
+			if from > len(first) {
+				t.Errorf("the primary said up to %d, the secondary goes on at %d", len(first), from)
+			}
+		} else if len(first) < saved {
+			t.Errorf("the primary said %d packets, the secondary's guest remembers %d", len(first), saved)
+		}
+		if from(then)+len(then) != s.next && len(then) > 0 {
+			t.Errorf("the secondary's guest sent %d, %d left last", s.next, from(then)+len(then))
+		}
+	}
+	time.Sleep(time.Hour)
+	p.stop()
+	s.end()
+	<-p.done
+}
+
+func from(packets []string) (n int) {
+	if len(packets) > 0 {
+		fmt.Sscan(packets[0], &n)
+	}
+	return n
+}
+
+type host struct {
+	*bench
+	next int // what the guest says next
+}
+
+// say makes the guest send n packets; a device that finds the buffer full keeps
+// the packet, and here the guest then waits for another time.
+func (h *host) say(n int, intn func(int) int) {
+	for range n {
+		p := fmt.Sprint(h.next)
+		if intn(8) == 0 {
+			p += strings.Repeat(" ", intn(60000))
+		}
+		if h.WritePacket([]byte(p)) != nil {
+			return
+		}
+		h.next++
+	}
+}
+
+func (h *host) check(t *testing.T, who string, packets []string, first int) {
+	for i, p := range packets {
+		if strings.TrimSpace(p) != fmt.Sprint(first+i) {
+			t.Fatalf("%s said %.20q as number %d", who, p, first+i)
+		}
+	}
+}
+
+// Many goroutines at once, for the race detector.
+func TestBufferIsSafeForConcurrentUse(t *testing.T) {
+	b := filter.NewBuffer(filter.BufferConfig{Limit: 1, Soft: 1000, Full: func() {}})
+	out := &network{}
+	ctx, cancel := context.WithCancel(t.Context())
+	var run, guests sync.WaitGroup
+	run.Go(func() { b.Run(ctx, out) })
+	const n = 2000
+	for g := range 2 {
+		guests.Go(func() {
+			for i := range n {
+				p := fmt.Appendf(nil, "%d %d", g, i)
+				for b.WritePacket(p) != nil {
+					<-b.Room()
+				}
+			}
+		})
+	}
+	done := make(chan struct{})
+	run.Go(func() {
+		for e := uint64(0); ; e++ {
+			b.Mark(e)
+			b.PreSave()
+			b.Received(e)
+			b.Loaded(e)
+			b.Stats()
+			select {
+			case <-done:
+				b.Failover()
+				return
+			default:
+				time.Sleep(time.Microsecond)
+			}
+		}
+	})
+	guests.Wait()
+	close(done)
+	for len(out.taken()) < 2*n {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	run.Wait()
+	next := [2]int{}
+	for _, p := range out.taken() {
+		var g, i int
+		fmt.Sscan(p, &g, &i)
+		if i != next[g] {
+			t.Fatalf("guest %d: packet %d where %d was due", g, i, next[g])
+		}
+		next[g]++
+	}
+}
+
+func BenchmarkBuffer(b *testing.B) {
+	for _, size := range []int{64, 1500} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			buf := filter.NewBuffer(filter.BufferConfig{})
+			ctx, cancel := context.WithCancel(b.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { buf.Run(ctx, discard{}) })
+			p := make([]byte, size)
+			b.SetBytes(int64(size))
+			b.ReportAllocs()
+			for b.Loop() {
+				for buf.WritePacket(p) != nil {
+					<-buf.Room()
+				}
+			}
+			cancel()
+			wg.Wait()
+		})
+	}
+}

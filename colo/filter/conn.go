@@ -1,0 +1,268 @@
+package filter
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"sync"
+)
+
+const (
+	// MaxFrame is the greatest length of a frame in bytes, its virtio-net
+	// header included: 64 KiB of packet and 4 KiB on top (NET_BUFSIZE of
+	// QEMU's include/net/net.h).
+	MaxFrame = 4096 + 65536
+
+	// MaxVNetHdr is the greatest length of a virtio-net header in bytes
+	// (struct virtio_net_hdr_v1_hash).
+	MaxVNetHdr = 20
+
+	// markMagic stands in the place of a length and announces an epoch marker:
+	// be64 epoch follows. It is greater than any length, so that a reader that
+	// knows no markers refuses it as a frame that is too big. ("COLO")
+	markMagic = 0x434f4c4f
+	markLen   = 4 + 8
+)
+
+// A PacketReader is where frames come from. What ReadPacket returns is valid
+// until the next call.
+type PacketReader interface {
+	ReadPacket() ([]byte, error)
+}
+
+// A PacketWriter is where frames go. WritePacket does not keep p.
+type PacketWriter interface {
+	WritePacket(p []byte) error
+}
+
+// ConnConfig says what the two ends of a connection have agreed upon; nothing
+// on the wire tells it. The zero ConnConfig is QEMU's default: no virtio-net
+// headers, no markers.
+type ConnConfig struct {
+	// VNetHdr adds the length of the virtio-net header to each frame. (QEMU's
+	// property vnet_hdr_support.)
+	VNetHdr bool
+
+	// VNetHdrLen is the length, in bytes, of the virtio-net header that frames
+	// given to WritePacket begin with. It is written only with VNetHdr.
+	VNetHdrLen int
+
+	// Marks allows epoch markers between the frames. A QEMU knows none.
+	Marks bool
+
+	// OnMark is called for each marker, from within ReadPacket, after the
+	// frames before it were returned and before any after it. Nil ignores
+	// markers.
+	OnMark func(epoch uint64) error
+}
+
+// A Conn carries frames over a stream, in the framing that QEMU's filters and
+// colo-compare use (net_fill_rstate in net/net.c):
+//
+//	be32 length | be32 virtio-net header length, with VNetHdr | length bytes
+//
+// The length counts the virtio-net header, which is the beginning of the
+// frame's bytes, and not the length words.
+//
+// A Conn is for one connection: a new connection has a new Conn, so that half
+// a frame of the old one cannot confuse it. Closing the connection is the
+// owner's business. ReadPacket belongs to one goroutine; writes may come from
+// several, and from others than the reader's.
+type Conn struct {
+	cfg ConnConfig
+
+	r      io.Reader
+	buf    []byte // read and not yet returned: buf[lo:hi]
+	lo, hi int
+	off    int64 // stream offset of buf[lo]
+	vnet   int   // of the last frame
+	rerr   error // sticky
+
+	wmu  sync.Mutex // serialises whole frames
+	w    io.Writer
+	wbuf []byte
+	woff int64
+	werr error // sticky: after a partial write the stream is of no use
+}
+
+// NewConn returns a Conn on rw. It reads nothing yet.
+func NewConn(rw io.ReadWriter, cfg ConnConfig) *Conn {
+	return &Conn{cfg: cfg, r: rw, w: rw}
+}
+
+// readBuffer holds one frame of any length, and otherwise many small ones for
+// one read.
+const readBuffer = MaxFrame + 8 + 64<<10
+
+// ReadPacket returns the next frame, with its virtio-net header if it has one.
+// The slice is valid until the next call. At the end of the stream the error
+// is io.EOF; inside a frame it is an [*Error] with io.ErrUnexpectedEOF. A frame
+// that is too long or malformed is an [*Error] with [ErrFrameTooBig] or
+// [ErrFrame]. All errors stick.
+func (c *Conn) ReadPacket() ([]byte, error) {
+	if c.rerr != nil {
+		return nil, c.rerr
+	}
+	for {
+		p, mark, err := c.next()
+		if err != nil {
+			c.rerr = err
+			return nil, err
+		}
+		if p != nil {
+			return p, nil
+		}
+		if c.cfg.OnMark != nil {
+			if err := c.cfg.OnMark(mark); err != nil {
+				c.rerr = err
+				return nil, err
+			}
+		}
+	}
+}
+
+// VNetHdrLen returns the length of the virtio-net header of the frame that
+// ReadPacket returned last: the peer's word with VNetHdr, otherwise 0.
+func (c *Conn) VNetHdrLen() int { return c.vnet }
+
+// next consumes one frame or one marker (then p is nil).
+func (c *Conn) next() (p []byte, mark uint64, err error) {
+	head := 4
+	if c.cfg.VNetHdr {
+		head = 8
+	}
+	if err := c.fill(4); err != nil {
+		return nil, 0, err
+	}
+	n := binary.BigEndian.Uint32(c.buf[c.lo:])
+	switch {
+	case n == markMagic && c.cfg.Marks:
+		if err := c.fill(markLen); err != nil {
+			return nil, 0, err
+		}
+		mark = binary.BigEndian.Uint64(c.buf[c.lo+4:])
+		c.skip(markLen)
+		return nil, mark, nil
+	case n > MaxFrame:
+		return nil, 0, c.fail(fmt.Errorf("%w: %d bytes, %d at most", ErrFrameTooBig, n, MaxFrame))
+	case n == 0:
+		return nil, 0, c.fail(fmt.Errorf("%w: length zero", ErrFrame))
+	}
+	c.vnet = 0
+	if c.cfg.VNetHdr {
+		if err := c.fill(head); err != nil {
+			return nil, 0, err
+		}
+		v := binary.BigEndian.Uint32(c.buf[c.lo+4:])
+		if v > MaxVNetHdr || v > n {
+			return nil, 0, c.fail(fmt.Errorf("%w: virtio-net header of %d bytes in a frame of %d", ErrFrame, v, n))
+		}
+		c.vnet = int(v)
+	}
+	if err := c.fill(head + int(n)); err != nil {
+		return nil, 0, err
+	}
+	p = c.buf[c.lo+head : c.lo+head+int(n) : c.lo+head+int(n)]
+	c.skip(head + int(n))
+	return p, 0, nil
+}
+
+func (c *Conn) skip(n int) { c.lo += n; c.off += int64(n) }
+
+// fill makes buf[lo:] hold at least n bytes, n <= readBuffer.
+func (c *Conn) fill(n int) error {
+	if c.hi-c.lo >= n {
+		return nil
+	}
+	if c.buf == nil {
+		c.buf = make([]byte, readBuffer)
+	}
+	if len(c.buf)-c.lo < n || c.lo == c.hi {
+		c.hi = copy(c.buf, c.buf[c.lo:c.hi])
+		c.lo = 0
+	}
+	for idle := 0; c.hi-c.lo < n; {
+		k, err := c.r.Read(c.buf[c.hi:])
+		c.hi += k
+		switch {
+		case c.hi-c.lo >= n:
+			return nil
+		case err == io.EOF && c.hi == c.lo:
+			return io.EOF
+		case err == io.EOF:
+			return c.fail(io.ErrUnexpectedEOF)
+		case err != nil:
+			return c.fail(err)
+		case k > 0:
+			idle = 0
+		default:
+			if idle++; idle == 100 {
+				return c.fail(io.ErrNoProgress)
+			}
+		}
+	}
+	return nil
+}
+
+func (c *Conn) fail(err error) error { return &Error{Op: "read", Offset: c.off, Err: err} }
+
+// WritePacket sends one frame as one write to the connection. The frame begins
+// with a virtio-net header of the configuration's VNetHdrLen bytes. A frame
+// that cannot be sent is an [*Error] with [ErrFrame] or [ErrFrameTooBig], and
+// harms nothing; an error of the connection sticks.
+func (c *Conn) WritePacket(p []byte) error { return c.WriteVNetPacket(p, c.cfg.VNetHdrLen) }
+
+// WriteVNetPacket is WritePacket for a frame that begins with a virtio-net
+// header of hdrLen bytes.
+func (c *Conn) WriteVNetPacket(p []byte, hdrLen int) error {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	var bad error
+	switch {
+	case c.werr != nil:
+		return c.werr
+	case len(p) > MaxFrame:
+		bad = ErrFrameTooBig
+	case len(p) == 0, c.cfg.VNetHdr && (hdrLen < 0 || hdrLen > MaxVNetHdr || hdrLen > len(p)):
+		bad = ErrFrame
+	}
+	if bad != nil {
+		return &Error{Op: "write", Offset: c.woff, Err: bad}
+	}
+	b := binary.BigEndian.AppendUint32(c.wbuf[:0], uint32(len(p)))
+	if c.cfg.VNetHdr {
+		b = binary.BigEndian.AppendUint32(b, uint32(hdrLen))
+	}
+	return c.send(append(b, p...))
+}
+
+// WriteMark sends an epoch marker: the frames before it belong to epoch, the
+// frames after it to the next one. Without Marks in the configuration it does
+// nothing, because the peer would not understand.
+func (c *Conn) WriteMark(epoch uint64) error {
+	if !c.cfg.Marks {
+		return nil
+	}
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if c.werr != nil {
+		return c.werr
+	}
+	b := binary.BigEndian.AppendUint32(c.wbuf[:0], markMagic)
+	return c.send(binary.BigEndian.AppendUint64(b, epoch))
+}
+
+// send writes b, which is in wbuf's memory or replaces it.
+func (c *Conn) send(b []byte) error {
+	c.wbuf = b
+	n, err := c.w.Write(b)
+	if err == nil && n < len(b) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		c.werr = &Error{Op: "write", Offset: c.woff, Err: err}
+		return c.werr
+	}
+	c.woff += int64(n)
+	return nil
+}

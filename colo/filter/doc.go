@@ -1,0 +1,19 @@
+// Package filter carries a guest's packets: over a stream between hosts, and
+// past the checkpoints.
+//
+// [Conn] is the framing in which QEMU's filters and colo-compare exchange
+// packets, with epoch markers between the packets as an option among peers of
+// this library.
+//
+// [Buffer] holds the guest's output until the checkpoint that covers it is
+// received. It is all of the network that continuous checkpointing needs, and
+// what it holds travels with the checkpoints, so that a secondary that takes
+// over says everything its guest remembers to have said.
+//
+// [Chain] is the filters between a guest's NIC and its network, in the order and
+// with the properties that QEMU gives them: [Mirror] copies the primary's input,
+// by way of an [Outbox], and an [Inlet] gives it to the secondary's guest, each
+// packet in its epoch; [Redirector] takes packets elsewhere and
+// [Chain.Serve] brings them in; [Rewriter] makes the secondary's guest fit into
+// the primary's TCP connections; [Dump] writes a pcap file.
+package filter

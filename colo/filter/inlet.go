@@ -1,0 +1,127 @@
+package filter
+
+import (
+	"context"
+	"sync"
+)
+
+// An Inlet gives the secondary's guest the input that the primary's guest gets,
+// each packet in the epoch that it belongs to. What came before the mark of a
+// checkpoint is part of that checkpoint, and must not be delivered again once
+// that is committed; what came after it is for the guest that the commit makes,
+// and not for the one before it. So the Inlet drops what is older than the
+// guest, and stops reading at a marker until its epoch is committed; meanwhile
+// packets wait in the connection and in the primary's Outbox.
+//
+// Its connection must have markers, and call [Inlet.Mark] for each:
+//
+//	in := filter.NewInlet()
+//	conn := filter.NewConn(sock, filter.ConnConfig{Marks: true, OnMark: in.Mark})
+//	err := in.Run(ctx, conn, deliver)
+//
+// It is a colo.SecondaryNetwork. With a primary that sends no markers (a QEMU)
+// it is of no use: there [Chain.Serve] delivers at once.
+type Inlet struct {
+	delivery sync.Mutex // held while a packet is delivered: a commit comes before or after it
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced when what follows changes
+	runs    uint64        // the epoch that the guest runs: one more than the last commit
+	started bool          // there was a commit
+	alone   bool          // after a failover everything is delivered
+	stopped bool          // Run has ended
+
+	at uint64 // the epoch of what is read; belongs to Run's goroutine
+}
+
+// NewInlet returns an Inlet whose guest has not started.
+func NewInlet() *Inlet { return &Inlet{changed: make(chan struct{})} }
+
+// Mark is called for each marker in the stream, from within ReadPacket. It
+// waits until the epoch is committed, this side goes on alone, or Run's context
+// ends. A marker that goes back, and not to 0, is an [*Error] with [ErrEpoch].
+func (in *Inlet) Mark(epoch uint64) error {
+	if epoch < in.at && epoch != 0 {
+		return &Error{Op: "marker", Offset: -1, Err: ErrEpoch}
+	}
+	in.at = epoch + 1
+	for {
+		in.mu.Lock()
+		ok, stopped, changed := in.alone || in.started && in.runs >= in.at, in.stopped, in.changed
+		in.mu.Unlock()
+		if ok {
+			return nil
+		}
+		if stopped {
+			return context.Canceled
+		}
+		<-changed
+	}
+}
+
+// due says whether a packet of the epoch that is read is for the guest as it is
+// now.
+func (in *Inlet) due() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return in.alone || in.started && in.runs == in.at
+}
+
+// Run reads packets from conn and delivers them, on the caller's goroutine,
+// until reading or delivery fails or ctx ends; it returns why. A read that
+// blocks is ended by closing the connection. The frame is valid during the call
+// of deliver, which must not wait for the guest: a commit, for which the guest
+// is paused, waits for deliver.
+func (in *Inlet) Run(ctx context.Context, conn *Conn, deliver func(Frame) error) error {
+	in.set(func() { in.stopped = false })
+	in.at = 0
+	stop := context.AfterFunc(ctx, func() { in.set(func() { in.stopped = true }) })
+	defer stop()
+	for {
+		p, err := conn.ReadPacket()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err != nil {
+			return err
+		}
+		if err := in.deliver(Frame{p, conn.VNetHdrLen()}, deliver); err != nil {
+			return err
+		}
+	}
+}
+
+func (in *Inlet) deliver(f Frame, deliver func(Frame) error) error {
+	in.delivery.Lock()
+	defer in.delivery.Unlock()
+	if !in.due() {
+		return nil
+	}
+	return deliver(f)
+}
+
+func (in *Inlet) set(fn func()) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	fn()
+	close(in.changed)
+	in.changed = make(chan struct{})
+}
+
+// Commit says that the guest has become the primary's of epoch: what follows
+// that marker is for it.
+func (in *Inlet) Commit(epoch uint64) error {
+	in.delivery.Lock()
+	defer in.delivery.Unlock()
+	in.set(func() { in.runs, in.started, in.alone = epoch+1, true, false })
+	return nil
+}
+
+// Resumed does nothing: packets may arrive at a paused guest.
+func (in *Inlet) Resumed(epoch uint64) error { return nil }
+
+// Failover delivers everything from now on: this guest has no other source.
+func (in *Inlet) Failover() error {
+	in.set(func() { in.alone = true })
+	return nil
+}

@@ -1,0 +1,179 @@
+package filter
+
+import (
+	"context"
+	"sync"
+)
+
+// An Outbox is where packets wait for a slow stream: the outdev of a mirror or
+// a redirector. WriteFrame and Mark never wait; Run, on a goroutine of the
+// caller's, writes to the stream, in order. Its methods may be called from any
+// goroutine.
+type Outbox struct {
+	// Lost is called when a packet found no room, from within WriteFrame, once
+	// until a Mark. The two guests do not see the same any more: it is time
+	// for a checkpoint. It must not block. It is set before the Outbox is used.
+	Lost func()
+
+	wake chan struct{}
+
+	mu      sync.Mutex
+	ring    ring
+	scratch []byte
+	told    bool
+	closed  bool
+	lost    uint64
+}
+
+// Each packet has a byte in front: the length of its virtio-net header, or
+// isMark.
+const isMark = 0xff
+
+// NewOutbox returns an Outbox for limit bytes of packets, 4 MiB if limit is
+// zero, and no less than four of the longest.
+func NewOutbox(limit int) *Outbox {
+	if limit == 0 {
+		limit = 4 << 20
+	}
+	return &Outbox{wake: make(chan struct{}, 1), ring: ring{limit: max(limit, 4*slot(MaxFrame+1)) &^ 3}}
+}
+
+// WriteFrame takes a copy of f. If there is no room it returns [ErrFull], and
+// the packet is lost; one that is none is an [*Error].
+func (o *Outbox) WriteFrame(f Frame) error {
+	switch {
+	case len(f.Data) > MaxFrame:
+		return &Error{Op: "outbox", Offset: -1, Err: ErrFrameTooBig}
+	case len(f.Data) == 0, f.VNetHdr < 0, f.VNetHdr > MaxVNetHdr:
+		return &Error{Op: "outbox", Offset: -1, Err: ErrFrame}
+	}
+	o.mu.Lock()
+	o.scratch = append(append(o.scratch[:0], byte(f.VNetHdr)), f.Data...)
+	tell := false
+	var err error
+	if !o.closed && !o.ring.push(o.scratch) {
+		err = ErrFull
+		o.lost++
+		tell = !o.told
+		o.told = true
+	}
+	o.mu.Unlock()
+	signal(o.wake)
+	if tell && o.Lost != nil {
+		o.Lost()
+	}
+	return err
+}
+
+// Mark puts an epoch marker behind what was written. Without room for it the
+// packets that wait are dropped in its favour: the checkpoint makes up for
+// them.
+func (o *Outbox) Mark(epoch uint64) error {
+	m := [9]byte{isMark}
+	for i := range 8 {
+		m[1+i] = byte(epoch >> (56 - 8*i))
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = false
+	if !o.ring.push(m[:]) {
+		o.lost += uint64(o.ring.n)
+		o.ring.clear(true)
+		o.ring.push(m[:])
+	}
+	o.told = false
+	signal(o.wake)
+	return nil
+}
+
+// Received does nothing. (A colo.PrimaryNetwork.)
+func (o *Outbox) Received(epoch uint64) error { return nil }
+
+// Loaded does nothing. (A colo.PrimaryNetwork.)
+func (o *Outbox) Loaded(epoch uint64) error { return nil }
+
+// Failover forgets what waits, and takes nothing any more until the next Mark:
+// there is nobody on the other side.
+func (o *Outbox) Failover() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = true
+	o.ring.clear(true)
+	return nil
+}
+
+// LostFrames returns how many packets found no room.
+func (o *Outbox) LostFrames() uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.lost
+}
+
+// Run writes to conn until ctx ends or a write fails, and returns why. It is
+// called once at a time. The packet whose write failed is lost, with the
+// connection. A write that blocks is ended by closing the connection.
+func (o *Outbox) Run(ctx context.Context, conn *Conn) error {
+	var p []byte
+	for ctx.Err() == nil {
+		o.mu.Lock()
+		if o.ring.n > 0 {
+			p = append(p[:0], o.ring.front()...)
+			o.ring.pop()
+		} else {
+			p = p[:0]
+		}
+		o.mu.Unlock()
+		var err error
+		switch {
+		case len(p) == 0:
+			select {
+			case <-ctx.Done():
+			case <-o.wake:
+			}
+		case p[0] == isMark:
+			var epoch uint64
+			for _, b := range p[1:9] {
+				epoch = epoch<<8 | uint64(b)
+			}
+			err = conn.WriteMark(epoch)
+		default:
+			err = conn.WriteVNetPacket(p[1:], int(p[0]))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// A Mirror is a [Filter] that copies packets to an Outbox and lets them pass.
+// On a primary it mirrors what goes to the guest, and the Outbox is told of the
+// marks. Packets that find no room are lost to the other side, as Lost says.
+type Mirror struct{ Out *Outbox }
+
+// Process implements [Filter].
+func (m Mirror) Process(_ Place, _ Direction, f Frame) bool {
+	_ = m.Out.WriteFrame(f) // Lost says so
+	return true
+}
+
+// A Redirector is a [Filter] that sends packets to an Outbox in the place of
+// their way. Without one, packets pass; what [Chain.Serve] reads for its entry
+// is injected behind it.
+type Redirector struct{ Out *Outbox }
+
+// Process implements [Filter].
+func (r Redirector) Process(_ Place, _ Direction, f Frame) bool {
+	if r.Out == nil {
+		return true
+	}
+	_ = r.Out.WriteFrame(f) // Lost says so
+	return false
+}
+
+// Pending returns how many packets and markers wait.
+func (o *Outbox) Pending() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.ring.n
+}

@@ -1,0 +1,286 @@
+package filter_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+type rewriterStep struct {
+	Op, In, Out string
+	OutSeqAck   [2]uint32 `json:"out_seq_ack"`
+}
+
+type rewriterCase struct {
+	Name, Recommended string
+	Steps             []rewriterStep
+}
+
+// rewriterCases returns packets and what filter-rewriter of QEMU 7.2.22 did
+// with them.
+func rewriterCases(t testing.TB) []rewriterCase {
+	t.Helper()
+	b, err := os.ReadFile("testdata/rewriter.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var file struct{ Cases []rewriterCase }
+	if err := json.Unmarshal(b, &file); err != nil {
+		t.Fatal(err)
+	}
+	return file.Cases
+}
+
+// rewritten says, for each case with a recommendation, which sequence and
+// acknowledgment numbers leave after each step; "held" is nothing, and a second
+// pair is a packet that was held.
+var rewritten = map[string]string{
+	"r2 RST without ACK is not rewritten, RST|ACK is":                      "500/0; 9000/501; 501/9001; 1001/0; 1001/501",
+	"r11 QEMU BUG: SYN repeated after established":                         "500/0; 9000/501; 501/9001; 500/0; 501/9001; 1001/501",
+	"r12 QEMU BUG: client ACK before the secondary SYNACK":                 "500/0; held; 9000/501 501/9001; 1001/501",
+	"r14 guest opens: SYN, SYN|ACK and later packets are never translated": "9000/0; 500/9001; 1001/501; 1001/501; 501/9003",
+	"r15 passive close with offset: entry stays (still translated)":        "500/0; 9000/501; 501/9001; 501/9001; 1001/502; 502/9002; 1002/502",
+}
+
+// numbers shows a packet, and that its checksum is right.
+func numbers(t *testing.T, frame []byte) string {
+	t.Helper()
+	var p packet.Packet
+	p.Parse(frame)
+	if h := p.TCP(); h.Checksum() != p.TCPChecksum() {
+		t.Errorf("checksum %#x of %x", h.Checksum(), frame)
+	}
+	return fmt.Sprintf("%d/%d", p.TCP().Seq(), p.TCP().Ack())
+}
+
+func TestRewriterDoesWhatQEMUDidOrShould(t *testing.T) {
+	for _, strict := range []bool{true, false} {
+		for _, c := range rewriterCases(t) {
+			r := filter.NewRewriter(filter.RewriterConfig{Strict: strict})
+			var want []string
+			if w, ok := rewritten[c.Name]; ok && !strict {
+				want = strings.Split(w, "; ")
+			} else if c.Recommended != "" && !strict {
+				t.Errorf("%s: %s, and there is no expectation", c.Name, c.Recommended)
+			}
+			for i, s := range c.Steps {
+				in := unhex(t, s.In)
+				got := ""
+				switch s.Op {
+				case "checkpoint":
+					r.Commit(0)
+					continue
+				case "to_guest":
+					if got = "held"; r.Inbound(in, 0) {
+						got = numbers(t, in)
+					}
+				case "from_guest":
+					early := r.Outbound(in, 0)
+					got = numbers(t, in)
+					if early != nil {
+						got += " " + numbers(t, early)
+					}
+				default:
+					t.Fatalf("op %q", s.Op)
+				}
+				if want != nil {
+					if got != want[i] {
+						t.Errorf("%s: strict %t: step %d: %s, want %s", c.Name, strict, i, got, want[i])
+					}
+				} else if out := hex.EncodeToString(in); out != s.Out {
+					t.Errorf("%s: strict %t: step %d:\ngot  %s\nwant %s", c.Name, strict, i, out, s.Out)
+				}
+			}
+		}
+	}
+}
+
+// segment builds a TCP segment between the client and the guest.
+func segment(toGuest, v6 bool, seq, ack uint32, flags uint8, opts, data []byte) []byte {
+	h := make([]byte, packet.TCPLen+len(opts), packet.TCPLen+len(opts)+len(data))
+	copy(h[packet.TCPLen:], opts)
+	h[12], h[13] = byte(len(h)/4)<<4, flags
+	binary.BigEndian.PutUint32(h[4:], seq)
+	binary.BigEndian.PutUint32(h[8:], ack)
+	h = append(h, data...)
+	guest, client, gp, cp := byte(1), byte(2), uint16(80), uint16(40000)
+	src, dst := guest, client
+	if toGuest {
+		src, dst, gp, cp = client, guest, cp, gp
+	}
+	binary.BigEndian.PutUint16(h[0:], gp)
+	binary.BigEndian.PutUint16(h[2:], cp)
+	b := make([]byte, packet.EthernetLen)
+	if v6 {
+		binary.BigEndian.PutUint16(b[12:], packet.TypeIPv6)
+		i := make([]byte, packet.IPv6Len)
+		i[0], i[6], i[23], i[39] = 0x60, packet.ProtoTCP, src, dst
+		binary.BigEndian.PutUint16(i[4:], uint16(len(h)))
+		b = append(b, i...)
+	} else {
+		binary.BigEndian.PutUint16(b[12:], packet.TypeIPv4)
+		i := make([]byte, packet.IPv4Len)
+		i[0], i[9], i[15], i[19] = 0x45, packet.ProtoTCP, src, dst
+		binary.BigEndian.PutUint16(i[2:], uint16(len(i)+len(h)))
+		b = append(b, i...)
+	}
+	b = append(b, h...)
+	var p packet.Packet
+	p.Parse(b)
+	p.TCP().SetChecksum(p.TCPChecksum())
+	return b
+}
+
+// established returns a rewriter with a connection whose numbers are 8000 apart.
+func established(v6 bool) *filter.Rewriter {
+	r := filter.NewRewriter(filter.RewriterConfig{})
+	r.Inbound(segment(true, v6, 500, 0, packet.SYN, nil, nil), 0)
+	r.Outbound(segment(false, v6, 9000, 501, packet.SYN|packet.ACK, nil, nil), 0)
+	r.Inbound(segment(true, v6, 501, 1001, packet.ACK, nil, nil), 0)
+	return r
+}
+
+func TestSelectiveAcknowledgmentsAreTranslated(t *testing.T) {
+	for _, v6 := range []bool{false, true} {
+		r := established(v6)
+		opts := unhex(t, "01 01 05 12 000007d0 00000bb8 00000fa0 00001388")
+		f := segment(true, v6, 501, 1001, packet.ACK, opts, nil)
+		r.Inbound(f, 0)
+		if got := numbers(t, f); got != "501/9001" {
+			t.Errorf("%s", got)
+		}
+		want := unhex(t, "01 01 05 12 00002710 00002af8 00002ee0 000032c8") // each 8000 more
+		if !bytes.Contains(f, want) {
+			t.Errorf("options in %x, want %x", f, want)
+		}
+	}
+}
+
+func TestConnectionsOfTheLastCheckpointNeedNothing(t *testing.T) {
+	r := established(false)
+	r.Commit(1)
+	r.Resumed(1)
+	f := segment(true, false, 501, 1001, packet.ACK, nil, nil)
+	if !r.Inbound(f, 0) || numbers(t, f) != "501/1001" {
+		t.Errorf("%s", numbers(t, f))
+	}
+	if s := r.Stats(); s.Conns != 0 {
+		t.Errorf("%+v", s)
+	}
+	// In the middle of a handshake: the SYN came before, its answer after.
+	r.Inbound(segment(true, false, 700, 0, packet.SYN, nil, nil), 0)
+	r.Commit(2)
+	f = segment(true, false, 701, 2001, packet.ACK, nil, nil)
+	if !r.Inbound(f, 0) || numbers(t, f) != "701/2001" {
+		t.Errorf("%s", numbers(t, f))
+	}
+}
+
+func TestFailoverKeepsTranslatingAndFollowsNothingNew(t *testing.T) {
+	r := established(false)
+	r.Failover()
+	f := segment(false, false, 9001, 501, packet.ACK, nil, []byte("x"))
+	r.Outbound(f, 0)
+	if got := numbers(t, f); got != "1001/501" {
+		t.Errorf("%s", got)
+	}
+	r.Inbound(segment(true, false, 9900, 0, packet.SYN, nil, nil), 0)
+	r.Outbound(segment(false, false, 77000, 9901, packet.SYN|packet.ACK, nil, nil), 0)
+	f = segment(true, false, 9901, 77001, packet.ACK, nil, nil)
+	if !r.Inbound(f, 0) || numbers(t, f) != "9901/77001" {
+		t.Errorf("the new connection is the survivor's own: %s", numbers(t, f))
+	}
+}
+
+func TestChecksumThatIsLeftToTheDeviceStays(t *testing.T) {
+	r := established(false)
+	f := append(make([]byte, 12), segment(true, false, 501, 1001, packet.ACK, nil, nil)...)
+	f[0] = 1 // VIRTIO_NET_HDR_F_NEEDS_CSUM
+	sum := bytes.Clone(f[12+34+16 : 12+34+18])
+	r.Inbound(f, 12)
+	var p packet.Packet
+	p.Parse(f[12:])
+	if p.TCP().Ack() != 9001 || !bytes.Equal(f[12+34+16:12+34+18], sum) {
+		t.Errorf("%x", f)
+	}
+}
+
+func TestTheTableIsBoundedAndEndedConnectionsGoFirst(t *testing.T) {
+	r := filter.NewRewriter(filter.RewriterConfig{MaxConns: 2})
+	open := func(port byte) {
+		f := segment(true, false, 500, 0, packet.SYN, nil, nil)
+		f[35] = port
+		r.Inbound(f, 0)
+		// Too early, and so kept; a second one is not.
+		for range 2 {
+			f = segment(true, false, 501, 1001, packet.ACK, nil, nil)
+			f[35] = port
+			r.Inbound(f, 0)
+		}
+	}
+	open(1)
+	open(2)
+	open(3)
+	if s := r.Stats(); s.Conns != 2 || s.Held != 2 || s.Dropped != 2 {
+		t.Errorf("%+v", s)
+	}
+	f := segment(true, false, 501, 1001, packet.RST, nil, nil)
+	f[35] = 1
+	r.Inbound(f, 0)
+	open(4)
+	if s := r.Stats(); s.Conns != 2 || s.Held != 3 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestRewritingAllocatesNothing(t *testing.T) {
+	r := established(false)
+	in := segment(true, false, 501, 1001, packet.ACK, nil, make([]byte, 1400))
+	out := segment(false, false, 9001, 501, packet.ACK, nil, make([]byte, 1400))
+	if n := testing.AllocsPerRun(100, func() { r.Inbound(in, 0); r.Outbound(out, 0) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func FuzzRewriter(f *testing.F) {
+	f.Add([]byte{0, 2, 1, 18, 0, 16, 1, 16, 0, 17, 1, 17, 0, 4}, []byte("\x05\x0aaaaabbbb\x00\x00"))
+	f.Fuzz(func(t *testing.T, script, opts []byte) {
+		r := filter.NewRewriter(filter.RewriterConfig{MaxConns: 3, Strict: len(script)%2 == 1})
+		opts = opts[:min(len(opts), 40)&^3]
+		for ; len(script) >= 2; script = script[2:] {
+			op, flags := script[0], script[1]
+			fr := segment(op&1 == 0, op&2 != 0, uint32(op)*100, uint32(flags)*7, flags, opts, []byte("data"))
+			fr[14+int(op>>2)%40] ^= op & 0x80
+			vnet := int(op>>4) - 1
+			n := len(fr)
+			if op&1 == 0 {
+				r.Inbound(fr, vnet)
+			} else if early := r.Outbound(fr, vnet); early != nil {
+				r.Inbound(early, 0)
+			}
+			if op == 0x7f {
+				r.Commit(0)
+			}
+			if len(fr) != n {
+				t.Fatal("grown")
+			}
+		}
+	})
+}
+
+func BenchmarkRewriter(b *testing.B) {
+	r := established(false)
+	f := segment(false, false, 9001, 501, packet.ACK, nil, nil)
+	b.ReportAllocs()
+	for b.Loop() {
+		r.Outbound(f, 0)
+	}
+}

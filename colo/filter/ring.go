@@ -1,0 +1,140 @@
+package filter
+
+import "encoding/binary"
+
+// A ring is a queue of frames in one piece of reused memory. A frame is stored
+// without a break, behind its length, so that it can be handed out as it lies.
+// The memory grows as needed up to a limit; a ring that runs empty begins at
+// the front again and so stays in few cache lines.
+type ring struct {
+	limit int
+	mem   []byte
+	head  int // of the oldest frame
+	tail  int // behind the youngest
+	end   int // where the data ends below the limit of mem, if it wraps
+	n     int // frames
+}
+
+const ringMin = 64 << 10
+
+// slot is the memory that a frame of n bytes takes.
+func slot(n int) int { return (4 + n + 3) &^ 3 }
+
+// place finds room for need bytes, and says where; -1 if there is none without
+// more memory.
+func (r *ring) place(need int) int {
+	switch {
+	case r.n == 0 && need <= len(r.mem):
+		return 0
+	case r.n == 0:
+		return -1
+	case r.tail > r.head && len(r.mem)-r.tail >= need:
+		return r.tail
+	case r.tail > r.head && r.head >= need:
+		return 0
+	case r.tail <= r.head && r.head-r.tail >= need:
+		return r.tail
+	}
+	return -1
+}
+
+// used is the memory from the oldest to the youngest frame.
+func (r *ring) used() int {
+	switch {
+	case r.n == 0:
+		return 0
+	case r.tail > r.head:
+		return r.tail - r.head
+	}
+	return r.end - r.head + r.tail
+}
+
+// fits reports whether push of a frame of n bytes would succeed.
+func (r *ring) fits(n int) bool {
+	need := slot(n)
+	return r.place(need) >= 0 || len(r.mem) < r.limit && r.used()+need <= r.limit
+}
+
+// push copies p to the end of the queue, or returns false if the limit forbids.
+func (r *ring) push(p []byte) bool {
+	need := slot(len(p))
+	at := r.place(need)
+	if at < 0 {
+		if !r.fits(len(p)) {
+			return false
+		}
+		r.grow(need)
+		at = r.place(need)
+	}
+	switch {
+	case r.n == 0:
+		r.head = 0
+	case at == 0 && r.tail > r.head:
+		r.end = r.tail
+	}
+	binary.NativeEndian.PutUint32(r.mem[at:], uint32(len(p)))
+	copy(r.mem[at+4:], p)
+	r.tail = at + need
+	r.n++
+	return true
+}
+
+// grow moves the frames to the front of a larger memory. Frames that were
+// handed out stay where they are, in the old one.
+func (r *ring) grow(need int) {
+	used := r.used()
+	size := max(2*len(r.mem), ringMin)
+	for size < used+need {
+		size *= 2
+	}
+	mem := make([]byte, min(size, r.limit))
+	if r.n > 0 && r.tail <= r.head {
+		k := copy(mem, r.mem[r.head:r.end])
+		copy(mem[k:], r.mem[:r.tail])
+	} else {
+		copy(mem, r.mem[r.head:r.tail])
+	}
+	r.mem, r.head, r.tail = mem, 0, used
+}
+
+// front returns the oldest frame, in the ring's memory. The ring is not empty.
+func (r *ring) front() []byte { return r.at(r.head) }
+
+func (r *ring) at(i int) []byte {
+	n := int(binary.NativeEndian.Uint32(r.mem[i:]))
+	return r.mem[i+4 : i+4+n : i+4+n]
+}
+
+// pop removes the oldest frame. Its memory may be reused from now on.
+func (r *ring) pop() {
+	r.head += slot(len(r.front()))
+	r.n--
+	switch {
+	case r.n == 0:
+		r.head, r.tail = 0, 0
+	case r.head == r.end && r.tail <= r.head:
+		r.head = 0
+	}
+}
+
+// each calls fn with the oldest n frames, in order.
+func (r *ring) each(n int, fn func(p []byte)) {
+	at, wrapped := r.head, r.n > 0 && r.tail <= r.head
+	for range n {
+		if wrapped && at == r.end {
+			at, wrapped = 0, false
+		}
+		p := r.at(at)
+		fn(p)
+		at += slot(len(p))
+	}
+}
+
+// clear forgets all frames. If keep, their memory is not used again, because
+// somebody still reads one of them.
+func (r *ring) clear(keep bool) {
+	if keep {
+		r.mem = nil
+	}
+	r.head, r.tail, r.n = 0, 0, 0
+}

@@ -1,0 +1,116 @@
+package colo
+
+import (
+	"context"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// VM is the guest of this host. A session calls it from the goroutine in Run
+// only. Pausing a paused guest and resuming a running one are no errors: a
+// session may be unsure whether a call that failed took effect. A secondary's
+// guest is paused when its session begins. The context carries the deadline of
+// the wait (PeerTimeout of the configuration).
+//
+// A vmstate.Device of the same guest may refuse to be saved or loaded while the
+// guest is not paused. colotest.TestVM checks an implementation.
+type VM interface {
+	// Pause returns when no vCPU runs, every exit that was pending has been
+	// completed, and no device writes guest memory any more.
+	Pause(ctx context.Context) error
+	// Resume lets the guest run on.
+	Resume(ctx context.Context) error
+}
+
+// PrimaryNetwork is what a primary does with its guest's output. Its methods
+// are called from the goroutine in Run and must not wait for a slow network:
+// letting output leave means handing it to whoever writes it.
+//
+// Epochs number the checkpoints; epoch 0 is the initial synchronisation, and
+// output is held from its mark on. filter.Buffer and compare.Comparer
+// implement this interface.
+type PrimaryNetwork interface {
+	// Mark ends an epoch. The guest is paused and its devices are not yet
+	// saved: its output so far belongs to epoch, what follows to the next
+	// and is held.
+	Mark(epoch uint64) error
+	// Received: the secondary holds all of epoch. Output up to its mark
+	// may leave. The guest may be running.
+	Received(epoch uint64) error
+	// Loaded: the secondary's guest is that of epoch.
+	Loaded(epoch uint64) error
+	// Failover: this side goes on alone. All that is held leaves, in
+	// order, and what follows passes.
+	Failover() error
+}
+
+// SecondaryNetwork is what a secondary does with its guest's output, which
+// leaves only after a failover. Called from the goroutine in Run.
+type SecondaryNetwork interface {
+	// Commit: memory, devices and disks are now those of epoch; output that
+	// the guest gave before is void. The guest is paused.
+	Commit(epoch uint64) error
+	// Resumed: the guest runs from epoch.
+	Resumed(epoch uint64) error
+	// Failover: this side goes on alone, from the state its guest is in.
+	Failover() error
+}
+
+// Stage is memory that waits for its checkpoint to be complete (ram.Cache).
+type Stage interface {
+	// Flush makes the staged pages the guest's, which is paused.
+	Flush() error
+	// Discard forgets them; the guest's memory is as it was.
+	Discard()
+}
+
+// Settler is a Stage with work that can wait: Settle is called when
+// vmstate-loaded has left, before the wait for the next checkpoint, and the
+// primary's guest runs meanwhile.
+type Settler interface{ Settle() error }
+
+// Loader takes a guest's state in place of a vmstate.Registry, on a host that
+// does not know the guest's devices (standby.Guest). Its methods are called from
+// the goroutine in Run; Load, LoadDevices, Commit and Rollback mean what those of
+// a Registry mean: what was loaded is staged until Commit or Rollback.
+type Loader interface {
+	// LoadInitial reads the initial migration, from the file header to the
+	// description, and no further.
+	LoadInitial(r *qemufile.Reader, onCommand func(vmstate.Command) error) error
+	stager
+}
+
+// stager is what a checkpoint needs of a Loader or a vmstate.Registry.
+type stager interface {
+	Load(r *qemufile.Reader, onCommand func(vmstate.Command) error) error
+	LoadDevices(state []byte, onCommand func(vmstate.Command) error) error
+	Commit() error
+	Rollback()
+}
+
+// Claim is a side's wish to go on alone.
+type Claim struct {
+	Mode  event.Mode // the side that asks
+	Epoch uint64     // the last checkpoint it knows to be committed on both sides
+	Cause error      // why its session ended
+}
+
+// Arbiter decides who goes on when the two sides have lost each other. Its
+// answer must come from somewhere that both can reach and that answers only one
+// of them with yes, for good: a lock service, a witness, an operator. Two
+// arbiters that both say yes are a split brain, and no library can prevent it;
+// that is why there is no default that grants.
+type Arbiter interface {
+	// Arbitrate returns nil if this side shall go on. It is called with the
+	// guest paused and may take as long as it needs; the context ends when
+	// the caller's does, or when Failover settles the matter.
+	Arbitrate(ctx context.Context, c Claim) error
+}
+
+// ArbiterFunc makes an Arbiter of a function.
+type ArbiterFunc func(ctx context.Context, c Claim) error
+
+// Arbitrate calls f.
+func (f ArbiterFunc) Arbitrate(ctx context.Context, c Claim) error { return f(ctx, c) }

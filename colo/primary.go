@@ -1,0 +1,395 @@
+package colo
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/replication"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// PrimaryConfig says what a primary protects and how. VM and State are
+// required.
+type PrimaryConfig struct {
+	VM    VM                // the guest; it runs once it is protected, if not before
+	State *vmstate.Registry // its devices and its memory (a ram.Saver)
+
+	Net   PrimaryNetwork    // nil: the guest's output is not this session's concern
+	Disks replication.Group // nil: no disks
+	RAM   PageCounter       // nil: events and Info count no pages
+
+	Events  *event.Bus // nil: nobody listens
+	Arbiter Arbiter    // nil: a broken session waits for Failover or the end of the context
+
+	// Machine is the machine type in the stream's configuration section. A
+	// QEMU accepts its own or a prefix of it.
+	Machine string
+
+	// CheckpointDelay is the time from one checkpoint's trigger to the next
+	// one's, if nothing asks earlier (QEMU's x-checkpoint-delay). Zero: 20 s,
+	// QEMU's default. Negative: back to back.
+	CheckpointDelay time.Duration
+
+	// PeerTimeout bounds each wait for the peer to make progress, and each
+	// wait for VM. Zero: DefaultPeerTimeout. Negative: no bound.
+	PeerTimeout time.Duration
+
+	// MaxDowntime is how long the guest may stand still at the end of the
+	// initial synchronisation, estimated from the rate so far. Zero: 300 ms,
+	// QEMU's default. A guest that dirties memory faster than it can be sent
+	// is stopped after MaxPasses passes over its memory all the same; zero: 30.
+	MaxDowntime time.Duration
+	MaxPasses   int
+
+	// LateResume keeps the guest paused until vmstate-loaded, as QEMU's
+	// primary does. Otherwise it runs on as soon as its state is captured.
+	LateResume bool
+
+	// AheadThreshold: when the last checkpoint sent more than this many
+	// bytes, a timer's checkpoint sends memory ahead while the guest still
+	// runs, and only what is dirtied again after the pause. Zero: 4 MiB.
+	// Negative: never.
+	AheadThreshold int64
+
+	// Step, if set, is called before each step of a checkpoint, on the
+	// goroutine in Run, with the step's name (see the package comment) and
+	// the epoch. It may block; the protocol then stands still.
+	Step func(op string, epoch uint64)
+
+	// Trace, if set, is told of each message. See Link.
+	Trace func(dir string, m Message, value uint64)
+}
+
+// PageCounter tells how many pages of guest memory the last checkpoint carried
+// (ram.Saver).
+type PageCounter interface{ Pages() uint64 }
+
+// Primary is the side whose guest talks to the world.
+type Primary struct {
+	session
+	cfg PrimaryConfig
+
+	delay   atomic.Int64
+	changed chan struct{}               // the delay was changed
+	request chan struct{}               // capacity one: requests coalesce
+	why     atomic.Pointer[event.Cause] // of the pending request
+
+	blob  blob             // device state of the checkpoint under way
+	blobW *qemufile.Writer // writes blob
+
+	trigger   time.Time // when the checkpoint under way was called for
+	cp        event.CheckpointCommit
+	begun     time.Time // the request left
+	stopped   time.Time // the guest stood still
+	received  time.Time
+	whole     bool   // nothing must be read from the paused guest any more
+	sending   bool   // vmstate-send has left
+	before    int64  // bytes sent before this checkpoint
+	last      uint64 // bytes of the last checkpoint
+	sentAhead uint64 // of them while the guest ran
+	aheadRest int    // timer checkpoints until memory is sent ahead again
+
+	pass       int  // over memory; MIGRATION_PASS counts them through the session
+	handedOver bool // the secondary may have the whole guest
+}
+
+// NewPrimary makes the primary's side of a session. It owns conn from now on
+// and closes it at the end of Run. One Primary is one session: after a failover
+// the survivor makes a new one to be protected again.
+func NewPrimary(conn io.ReadWriteCloser, cfg PrimaryConfig) (*Primary, error) {
+	if cfg.VM == nil || cfg.State == nil {
+		return nil, errors.New("colo: PrimaryConfig needs VM and State")
+	}
+	p := &Primary{cfg: cfg, changed: make(chan struct{}, 1), request: make(chan struct{}, 1)}
+	p.session.init(conn, event.ModePrimary, cfg.PeerTimeout)
+	p.vm, p.state, p.disks = cfg.VM, cfg.State, cfg.Disks
+	p.events, p.arbiter, p.session.step = cfg.Events, cfg.Arbiter, cfg.Step
+	p.link.Trace = cfg.Trace
+	p.running = true
+	p.delay.Store(int64(orDefault(cfg.CheckpointDelay, 20*time.Second)))
+	p.cfg.MaxDowntime = orDefault(cfg.MaxDowntime, 300*time.Millisecond)
+	p.cfg.MaxPasses = orDefault(cfg.MaxPasses, 30)
+	p.cfg.AheadThreshold = orDefault(cfg.AheadThreshold, 4<<20)
+	p.blobW = qemufile.NewWriter(&p.blob)
+	return p, nil
+}
+
+// Run synchronises the secondary and then keeps it in step, until the session
+// ends. It returns nil if this side took over: the guest runs here, alone and
+// unprotected. Otherwise the error says why not, and the guest
+//   - runs on, as before, if the initial synchronisation failed before the
+//     secondary could have had all of it;
+//   - is paused in every other case: the other side may be running it.
+//
+// A cancelled context ends the session without a takeover.
+func (p *Primary) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { p.link.Close() })
+	defer stop()
+	defer p.state.SaveCleanup()
+
+	err := p.synchronise(ctx)
+	if err != nil && !p.handedOver && p.leave() {
+		return p.unprotected(ctx, err)
+	}
+	for err == nil {
+		var cause event.Cause
+		if cause, err = p.wait(ctx); err == nil {
+			err = p.checkpoint(ctx, cause)
+		}
+	}
+	t := takeover{}
+	if p.cfg.Net != nil {
+		t.network = p.cfg.Net.Failover
+	}
+	return p.end(ctx, err, t)
+}
+
+// RequestCheckpoint asks for a checkpoint soon: the guests have diverged, or a
+// buffer is filling. It never blocks; requests coalesce, and the first cause is
+// the one that is reported. Safe from any goroutine.
+func (p *Primary) RequestCheckpoint(cause event.Cause) {
+	p.why.CompareAndSwap(nil, &cause)
+	select {
+	case p.request <- struct{}{}:
+	default:
+	}
+}
+
+// SetCheckpointDelay changes CheckpointDelay; the new one counts from the last
+// trigger. Safe from any goroutine.
+func (p *Primary) SetCheckpointDelay(d time.Duration) {
+	p.delay.Store(int64(d))
+	select {
+	case p.changed <- struct{}{}:
+	default:
+	}
+}
+
+// wait returns when there is a reason for a checkpoint. The delay counts from
+// trigger to trigger, as in QEMU.
+func (p *Primary) wait(ctx context.Context) (event.Cause, error) {
+	p.op = "wait"
+	timer := time.NewTimer(time.Until(p.trigger.Add(time.Duration(p.delay.Load()))))
+	defer timer.Stop()
+	for {
+		select {
+		case <-p.quit:
+			return "", p.fail(ctx, ErrFailover)
+		case <-p.lost:
+			return "", p.fail(ctx, p.lostErr)
+		case <-ctx.Done():
+			return "", p.fail(ctx, ctx.Err())
+		case <-p.changed:
+			timer.Reset(time.Until(p.trigger.Add(time.Duration(p.delay.Load()))))
+		case <-p.request:
+			p.trigger = time.Now()
+			if c := p.why.Swap(nil); c != nil {
+				return *c, nil
+			}
+		case <-timer.C:
+			p.trigger = time.Now()
+			return event.CauseTimer, nil
+		}
+	}
+}
+
+// checkpoint is the primary's side of one checkpoint. It reads like the
+// protocol; see the package comment for why each step stands where it does.
+func (p *Primary) checkpoint(ctx context.Context, cause event.Cause) error {
+	p.epoch++
+	p.cp = event.CheckpointCommit{Mode: p.mode, Epoch: p.epoch, Cause: cause}
+	p.begun, p.sending, p.sentAhead = time.Now(), false, 0
+	p.events.Publish(event.CheckpointStart{Mode: p.mode, Epoch: p.epoch, Cause: cause})
+	p.before = p.link.W.Transferred()
+
+	steps := []step{
+		{"send checkpoint-request", p.send(CheckpointRequest)},
+		{"expect checkpoint-reply", p.expect(CheckpointReply)},
+		{"send ram ahead", p.ahead(cause)},
+		{"pause", p.stop},
+		{"mark", p.mark},
+		{"capture", p.capture},
+		{"early resume", p.resumeEarly},
+		{"send vmstate-send", p.sendVMStateSend},
+		{"send ram", p.sendRAM},
+		{"send device state", p.sendDeviceState},
+		{"expect vmstate-received", p.expectReceived},
+		{"expect vmstate-loaded", p.expectLoaded},
+		{"late resume", p.resume},
+	}
+	if err := p.do(ctx, steps...); err != nil {
+		return err
+	}
+	if p.cp.PauseNS == 0 {
+		p.cp.PauseNS = int64(time.Since(p.stopped))
+	}
+	p.cp.Bytes = uint64(p.link.W.Transferred() - p.before)
+	p.cp.Pages = p.pages()
+	p.last = p.cp.Bytes
+	p.backOff()
+	p.record(p.cp)
+	p.events.Publish(p.nextPass())
+	p.events.Publish(p.cp)
+	return nil
+}
+
+func (p *Primary) send(m Message) func(context.Context) error {
+	return func(context.Context) error { return p.link.Send(m) }
+}
+
+func (p *Primary) expect(m Message) func(context.Context) error {
+	return func(context.Context) error { return p.link.Expect(m) }
+}
+
+func (p *Primary) stop(ctx context.Context) error {
+	p.stopped = time.Now()
+	return p.pause(ctx)
+}
+
+// mark: the guest stands still, so memory, packets and disks agree on the same
+// instant.
+func (p *Primary) mark(ctx context.Context) error {
+	if p.cfg.Net != nil {
+		if err := p.cfg.Net.Mark(p.epoch); err != nil {
+			return err
+		}
+	}
+	if err := p.disks.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := p.bounded(ctx)
+	defer cancel()
+	return p.late(ctx, "disks", p.disks.Mark(ctx, p.epoch))
+}
+
+// capture takes what must be sent out of the guest. Devices come before memory,
+// since saving a device may dirty memory, and are sent after it.
+func (p *Primary) capture(context.Context) error {
+	if err := p.saveDevices(); err != nil {
+		return err
+	}
+	p.whole = false
+	if p.cfg.LateResume {
+		return nil
+	}
+	var err error
+	p.whole, err = p.state.Capture()
+	return err
+}
+
+func (p *Primary) saveDevices() error {
+	p.blob.Reset()
+	if err := p.state.SaveDevices(p.blobW); err != nil {
+		return err
+	}
+	vmstate.PutEOF(p.blobW)
+	return p.blobW.Flush()
+}
+
+// resumeEarly lets the guest run on before its state is sent, unless something
+// has to be read from it while it stands still: the capture did not fit.
+func (p *Primary) resumeEarly(ctx context.Context) error {
+	if !p.whole {
+		return nil
+	}
+	if err := p.resume(ctx); err != nil {
+		return err
+	}
+	p.cp.EarlyResume = true
+	p.cp.PauseNS = int64(time.Since(p.stopped))
+	return nil
+}
+
+func (p *Primary) sendVMStateSend(context.Context) error {
+	if p.sending {
+		return nil
+	}
+	p.sending = true
+	return p.link.Send(VMStateSend)
+}
+
+func (p *Primary) sendRAM(context.Context) error {
+	if err := p.state.SaveComplete(p.link.W); err != nil {
+		return err
+	}
+	vmstate.PutEOF(p.link.W)
+	return p.link.W.Err()
+}
+
+func (p *Primary) sendDeviceState(context.Context) error {
+	if err := p.link.SendValue(VMStateSize, uint64(len(p.blob.b))); err != nil {
+		return err
+	}
+	if _, err := p.link.W.Write(p.blob.b); err != nil {
+		return err
+	}
+	return p.link.Flush()
+}
+
+func (p *Primary) expectReceived(context.Context) error {
+	if err := p.link.Expect(VMStateReceived); err != nil {
+		return err
+	}
+	p.received = time.Now()
+	p.cp.TransferNS = int64(p.received.Sub(p.begun))
+	if p.cfg.Net != nil {
+		return p.cfg.Net.Received(p.epoch)
+	}
+	return nil
+}
+
+// expectCommit waits for the end of the secondary's commit, which copies what
+// was sent into its guest and makes no progress that could be seen from here:
+// it gets 4 ns a byte (256 MB/s) on top.
+func (p *Primary) expectCommit(m Message, bytes int64) error {
+	if p.patient > 0 {
+		p.link.patience(p.patient + 4*time.Duration(bytes))
+		defer p.link.patience(p.patient)
+	}
+	return p.link.Expect(m)
+}
+
+func (p *Primary) expectLoaded(ctx context.Context) error {
+	if err := p.expectCommit(VMStateLoaded, p.link.W.Transferred()-p.before); err != nil {
+		return err
+	}
+	p.cp.CommitNS = int64(time.Since(p.received))
+	if p.cfg.Net != nil {
+		if err := p.cfg.Net.Loaded(p.epoch); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := p.bounded(ctx)
+	defer cancel()
+	return p.late(ctx, "disks", p.disks.Loaded(ctx, p.epoch))
+}
+
+func (p *Primary) pages() uint64 {
+	if p.cfg.RAM == nil {
+		return 0
+	}
+	return p.cfg.RAM.Pages()
+}
+
+// blob collects device state in memory that is used again.
+type blob struct{ b []byte }
+
+func (b *blob) Write(p []byte) (int, error) {
+	b.b = append(b.b, p...)
+	return len(p), nil
+}
+
+// Reset empties the blob and keeps its memory.
+func (b *blob) Reset() { b.b = b.b[:0] }
+
+func orDefault[T int | int64 | uint64 | time.Duration](v, def T) T {
+	if v == 0 {
+		return def
+	}
+	return v
+}

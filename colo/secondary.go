@@ -1,0 +1,383 @@
+package colo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/replication"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// SecondaryConfig says which guest follows the primary's. VM, RAM and one of
+// State and Loader are required.
+type SecondaryConfig struct {
+	VM     VM                // the guest, paused
+	State  *vmstate.Registry // its devices and its memory (RAM is registered there as a live loader)
+	Loader Loader            // takes the place of State where the devices are not known
+	RAM    Stage             // a ram.Cache; it may be a Settler and a PageCounter
+
+	Net   SecondaryNetwork  // nil: the guest's output is not this session's concern
+	Disks replication.Group // nil: no disks
+
+	Events  *event.Bus // nil: nobody listens
+	Arbiter Arbiter    // nil: a broken session waits for Failover or the end of the context
+
+	// Machine, if not empty, is the machine type that the stream must name.
+	Machine string
+
+	// MaxDeviceState bounds the device state of a checkpoint, in bytes. Zero:
+	// 256 MiB.
+	MaxDeviceState uint64
+
+	// PeerTimeout bounds each wait for the peer to make progress within a
+	// checkpoint, and each wait for VM. Zero: DefaultPeerTimeout. Negative:
+	// no bound.
+	PeerTimeout time.Duration
+
+	// IdleTimeout bounds the wait for the next checkpoint, so it must be
+	// longer than the primary's CheckpointDelay. Zero: five minutes. Negative:
+	// no bound; a heartbeat notices sooner either way.
+	IdleTimeout time.Duration
+
+	// Step and Trace: as in PrimaryConfig.
+	Step  func(op string, epoch uint64)
+	Trace func(dir string, m Message, value uint64)
+}
+
+// Secondary is the side whose guest follows.
+type Secondary struct {
+	session
+	cfg    SecondaryConfig
+	loader stager // State or Loader
+
+	blob []byte // device state of the checkpoint under way
+
+	began  time.Time
+	offset int64 // in the peer's stream, where the checkpoint began
+	cp     event.CheckpointCommit
+	whole  bool // the guest has been loaded once: there is something to go on with
+}
+
+// NewSecondary makes the secondary's side of a session. It owns conn from now
+// on and closes it at the end of Run.
+func NewSecondary(conn io.ReadWriteCloser, cfg SecondaryConfig) (*Secondary, error) {
+	if cfg.VM == nil || cfg.RAM == nil || (cfg.State == nil) == (cfg.Loader == nil) {
+		return nil, errors.New("colo: SecondaryConfig needs VM, RAM, and one of State and Loader")
+	}
+	s := &Secondary{cfg: cfg, loader: cfg.Loader}
+	if cfg.Loader == nil {
+		s.loader = cfg.State
+	}
+	s.session.init(conn, event.ModeSecondary, cfg.PeerTimeout)
+	s.vm, s.state, s.disks = cfg.VM, cfg.State, cfg.Disks
+	s.events, s.arbiter, s.session.step = cfg.Events, cfg.Arbiter, cfg.Step
+	s.link.Trace = cfg.Trace
+	s.cfg.MaxDeviceState = orDefault(cfg.MaxDeviceState, 256<<20)
+	s.cfg.IdleTimeout = max(0, orDefault(cfg.IdleTimeout, 5*time.Minute))
+	return s, nil
+}
+
+// Run takes the guest over from the primary and keeps it in step, until the
+// session ends. It returns nil if this side took over: the guest runs here.
+// Otherwise the error says why not; the guest is paused, in the state of a whole
+// checkpoint and what it has itself done since, unless the error is
+// failover.ErrTorn: then the guest is neither one thing nor the other and must
+// never run.
+//
+// A cancelled context ends the session without a takeover, but never in the
+// middle of a commit.
+func (s *Secondary) Run(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { s.link.Close() })
+	defer stop()
+
+	err := s.synchronise(ctx)
+	if err != nil && !s.whole {
+		return s.unborn(err)
+	}
+	for err == nil {
+		err = s.checkpoint(ctx)
+	}
+	t := takeover{abandon: s.abandon}
+	if s.cfg.Net != nil {
+		t.network = s.cfg.Net.Failover
+	}
+	return s.end(ctx, err, t)
+}
+
+// abandon drops what was staged and not committed.
+func (s *Secondary) abandon() {
+	if s.machine.Status() != failover.Torn {
+		s.loader.Rollback()
+		s.cfg.RAM.Discard()
+	}
+}
+
+// unborn ends a session before there was a guest to go on with.
+func (s *Secondary) unborn(cause error) error {
+	s.link.Close()
+	s.leave()
+	s.abandon()
+	s.mu.Lock()
+	s.info.Mode, s.info.Reason = event.ModeNone, event.ExitError
+	s.mu.Unlock()
+	s.events.Publish(event.Migration{Status: "failed"})
+	return cause
+}
+
+// synchronise is the secondary's side of the initial migration.
+func (s *Secondary) synchronise(ctx context.Context) error {
+	s.epoch, s.began = 0, time.Now()
+	s.cp = event.CheckpointCommit{Mode: s.mode, Cause: event.CauseInitial}
+	s.events.Publish(event.Migration{Status: "active"})
+	return s.do(ctx,
+		step{"receive header", s.receiveHeader},
+		step{"receive state", s.receiveState},
+		step{"commit", s.commitInitial},
+		step{"resume", s.resumed},
+		step{"send checkpoint-ready", s.ready},
+	)
+}
+
+func (s *Secondary) receiveHeader(context.Context) error {
+	if s.cfg.Loader != nil {
+		return nil // it reads the stream from its first byte
+	}
+	s.state.NewSession()
+	if err := s.state.Blocked(); err != nil {
+		return err
+	}
+	r := s.link.R
+	if err := vmstate.ReadFileHeader(r); err != nil {
+		return err
+	}
+	c, err := vmstate.ReadConfiguration(r)
+	if err != nil {
+		return err
+	}
+	if s.cfg.Machine != "" {
+		return c.Check(vmstate.Configuration{Machine: s.cfg.Machine})
+	}
+	return nil
+}
+
+// command accepts what a primary may say in the initial stream besides
+// sections. Whether COLO is meant is agreed by how both sides were started; the
+// command for it may be missing.
+func (s *Secondary) command(c vmstate.Command) error {
+	switch c.Type {
+	case vmstate.CommandEnableCOLO, vmstate.CommandSwitchoverStart, vmstate.CommandOpenReturnPath:
+		return nil
+	case vmstate.CommandPing:
+		v, err := c.AsPing()
+		if err != nil {
+			return err
+		}
+		vmstate.PutReturn(s.link.W, vmstate.Return{Type: vmstate.ReturnPong, Value: v})
+		return s.link.Flush()
+	}
+	return fmt.Errorf("%w %v is not expected here", vmstate.ErrCommand, c)
+}
+
+func (s *Secondary) receiveState(context.Context) error {
+	if s.cfg.Loader != nil {
+		return s.cfg.Loader.LoadInitial(s.link.R, s.command)
+	}
+	if err := s.state.Load(s.link.R, s.command); err != nil {
+		return err
+	}
+	_, err := vmstate.ReadVMDesc(s.link.R, 0)
+	return err
+}
+
+func (s *Secondary) commitInitial(ctx context.Context) error {
+	if err := s.commit(ctx); err != nil {
+		return err
+	}
+	s.whole = true
+	return nil
+}
+
+func (s *Secondary) resumed(ctx context.Context) error {
+	if err := s.resume(ctx); err != nil {
+		return err
+	}
+	if s.cfg.Net != nil {
+		return s.cfg.Net.Resumed(s.epoch)
+	}
+	return nil
+}
+
+func (s *Secondary) ready(context.Context) error {
+	if err := s.link.Send(CheckpointReady); err != nil {
+		return err
+	}
+	s.done()
+	s.events.Publish(event.Migration{Status: "colo"})
+	return s.link.Flush()
+}
+
+// checkpoint is the secondary's side of one checkpoint.
+func (s *Secondary) checkpoint(ctx context.Context) error {
+	if err := s.do(ctx, step{"wait", s.awaitRequest}); err != nil {
+		return err
+	}
+	s.epoch++
+	s.began, s.offset = time.Now(), s.link.R.Offset()
+	s.cp = event.CheckpointCommit{Mode: s.mode, Epoch: s.epoch}
+	s.events.Publish(event.CheckpointStart{Mode: s.mode, Epoch: s.epoch})
+	return s.do(ctx,
+		step{"pause", s.pause},
+		step{"send checkpoint-reply", s.reply},
+		step{"expect vmstate-send", s.expectVMStateSend},
+		step{"stage ram", s.stageRAM},
+		step{"stage device state", s.stageDevices},
+		step{"stage disks", s.stageDisks},
+		// From here on the primary's output may leave, so from here on
+		// nothing but the commit can follow.
+		step{"commit", s.commit},
+		step{"resume", s.resumed},
+		step{"send vmstate-loaded", s.loaded},
+	)
+}
+
+func (s *Secondary) awaitRequest(context.Context) error {
+	if err := s.link.Flush(); err != nil {
+		return err
+	}
+	if t, ok := s.cfg.RAM.(Settler); ok {
+		if err := t.Settle(); err != nil {
+			return err
+		}
+	}
+	s.link.patience(s.cfg.IdleTimeout)
+	err := s.link.Expect(CheckpointRequest)
+	s.link.patience(s.patient)
+	return err
+}
+
+func (s *Secondary) reply(context.Context) error {
+	if err := s.link.Send(CheckpointReply); err != nil {
+		return err
+	}
+	return s.link.Flush()
+}
+
+func (s *Secondary) expectVMStateSend(context.Context) error { return s.link.Expect(VMStateSend) }
+
+func (s *Secondary) stageRAM(context.Context) error {
+	return s.loader.Load(s.link.R, s.command)
+}
+
+// stageDevices takes the device state into memory, whole, and then decodes and
+// validates it, so that only this host can make the commit fail.
+func (s *Secondary) stageDevices(context.Context) error {
+	n, err := s.link.ExpectValue(VMStateSize)
+	if err != nil {
+		return err
+	}
+	if n > s.cfg.MaxDeviceState {
+		return fmt.Errorf("%w: %d bytes announced at offset %d, at most %d", ErrSize, n, s.link.R.Offset()-8, s.cfg.MaxDeviceState)
+	}
+	// Memory grows with what has come, not with what was announced.
+	s.blob = s.blob[:0]
+	for uint64(len(s.blob)) < n {
+		have := len(s.blob)
+		part := int(min(n-uint64(have), 1<<20))
+		s.blob = append(s.blob, make([]byte, part)...)
+		if err := s.link.R.ReadFull(s.blob[have:]); err != nil {
+			return err
+		}
+	}
+	return s.loader.LoadDevices(s.blob, s.command)
+}
+
+// stageDisks lets the disks do now whatever could fail later.
+func (s *Secondary) stageDisks(ctx context.Context) error {
+	if err := s.disks.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := s.bounded(ctx)
+	defer cancel()
+	return s.late(ctx, "disks", s.disks.Prepare(ctx, s.epoch))
+}
+
+// commit makes the staged state the guest's, between StartLoad and EndLoad: a
+// failover that is ordered now waits for the end of it. StartLoad comes before
+// vmstate-received leaves: once the primary has it, its output may be out in the
+// world, and going back to the state before would contradict it. For the same
+// reason the commit goes on even if that message could not be sent.
+func (s *Secondary) commit(ctx context.Context) error {
+	if !s.machine.StartLoad() {
+		return ErrFailover
+	}
+	hold := context.WithoutCancel(ctx)
+	var sent error
+	if s.epoch > 0 {
+		if sent = s.link.Send(VMStateReceived); sent == nil {
+			sent = s.link.Flush()
+		}
+	}
+	staged := time.Now()
+	s.cp.TransferNS = int64(staged.Sub(s.began))
+	err := s.apply(hold)
+	s.cp.CommitNS = int64(time.Since(staged))
+	if err == nil {
+		s.setEpoch(s.epoch)
+	}
+	if s.machine.EndLoad(err) {
+		s.shut() // the failover that waited for the end of this
+	}
+	if err != nil {
+		return err
+	}
+	return sent
+}
+
+func (s *Secondary) apply(ctx context.Context) error {
+	if err := s.cfg.RAM.Flush(); err != nil {
+		return fmt.Errorf("memory: %w", err)
+	}
+	if err := s.loader.Commit(); err != nil {
+		return fmt.Errorf("devices: %w", err)
+	}
+	var err error
+	if s.epoch == 0 {
+		err = s.disks.Start(ctx)
+		s.disksUp = err == nil
+	} else {
+		err = s.disks.Checkpoint(ctx, s.epoch)
+	}
+	if err != nil {
+		return fmt.Errorf("disks: %w", err)
+	}
+	if s.cfg.Net != nil {
+		if err := s.cfg.Net.Commit(s.epoch); err != nil {
+			return fmt.Errorf("network: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s *Secondary) loaded(context.Context) error {
+	if err := s.link.Send(VMStateLoaded); err != nil {
+		return err
+	}
+	s.done()
+	return s.link.Flush()
+}
+
+// done counts a checkpoint that is committed here.
+func (s *Secondary) done() {
+	s.cp.PauseNS = int64(time.Since(s.began))
+	s.cp.Bytes = uint64(s.link.R.Offset() - s.offset)
+	if c, ok := s.cfg.RAM.(PageCounter); ok {
+		s.cp.Pages = c.Pages()
+	}
+	s.record(s.cp)
+	s.events.Publish(s.cp)
+}

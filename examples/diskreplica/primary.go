@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"sync"
+
+	"github.com/gocolo/lockstep/replication"
+	"github.com/gocolo/lockstep/replication/nbd"
+)
+
+// primary is that side's process.
+type primary struct {
+	*terminal
+	o       options
+	disk    *replication.Primary
+	control *control
+	epoch   uint64
+}
+
+func runPrimary(ctx context.Context, o options, commands io.Reader, t *terminal) (err error) {
+	image, err := openImage(o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, image.Close()) }()
+	disk, err := replication.NewPrimary(image, replication.PrimaryConfig{Forward: replication.ForwarderConfig{
+		OnBroken: func(err error) { t.printf("%v", err) },
+	}})
+	if err != nil {
+		return err
+	}
+	p := &primary{terminal: t, o: o, disk: disk}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { disk.Run(ctx) })
+	defer p.disconnect()
+	if o.listen != "" {
+		ln, err := listen(o.listen)
+		if err != nil {
+			return err
+		}
+		srv := nbd.NewServer(nbd.ServerConfig{})
+		if _, err := srv.Export(nbd.ExportConfig{Name: "disk", Disk: disk, MaxClients: 8, Description: "the primary's disk"}); err != nil {
+			return errors.Join(err, ln.Close())
+		}
+		wg.Go(func() { srv.Serve(ctx, ln) })
+		t.printf("primary: %d bytes, serving at %s", image.Size(), o.listen)
+	}
+	if err := p.connect(ctx); err != nil {
+		return err
+	}
+	return p.read(ctx, commands)
+}
+
+// connect attaches the secondary, copies to it what it does not have, and
+// starts.
+func (p *primary) connect(ctx context.Context) error {
+	p.disconnect()
+	c, err := dialControl(ctx, p.o.secondary)
+	if err != nil {
+		return err
+	}
+	p.control = c
+	name, err := c.ask("hello", "export")
+	if err != nil {
+		return err
+	}
+	conn, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: name})
+	if err != nil {
+		return err
+	}
+	sums, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: "sums"})
+	if err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	defer sums.Close()
+	if err := p.disk.Attach(conn); err != nil {
+		return errors.Join(err, conn.Close())
+	}
+	err = p.disk.Synchronise(ctx, replication.SyncConfig{
+		Sums:       sums,
+		OnProgress: func(pr replication.Progress) { p.printf("synchronising: %v", pr) },
+	})
+	if err != nil {
+		return err
+	}
+	if err := p.disk.Mark(ctx, 0); err != nil {
+		return err
+	}
+	epoch, err := c.ask("start", "started")
+	if err != nil {
+		return err
+	}
+	if p.epoch, err = strconv.ParseUint(epoch, 10, 64); err != nil {
+		return err
+	}
+	if err := errors.Join(p.disk.Loaded(ctx, 0), p.disk.Start(ctx)); err != nil {
+		return err
+	}
+	p.printf("replication runs, epoch %d", p.epoch)
+	return nil
+}
+
+func (p *primary) disconnect() {
+	if p.disk.State() == replication.Running {
+		p.disk.Stop(context.Background(), true)
+	}
+	if p.control != nil {
+		p.control.conn.Close()
+		p.control = nil
+	}
+}
+
+// checkpoint does what a protected VM's checkpoint does to its disks. The
+// guest here is not paused, so the checkpoint is of whatever had been written
+// when it began.
+func (p *primary) checkpoint(ctx context.Context) error {
+	if p.control == nil || p.disk.State() != replication.Running {
+		return errors.New("no secondary: try reconnect")
+	}
+	p.epoch++
+	if err := p.disk.Mark(ctx, p.epoch); err != nil {
+		return err
+	}
+	if _, err := p.control.ask(fmt.Sprintf("checkpoint %d", p.epoch), fmt.Sprintf("loaded %d", p.epoch)); err != nil {
+		return errors.Join(err, p.disk.Stop(ctx, true))
+	}
+	if err := p.disk.Loaded(ctx, p.epoch); err != nil {
+		return err
+	}
+	p.printf("checkpoint %d", p.epoch)
+	return nil
+}
+
+const primaryHelp = `checkpoint  make the secondary's disk that of now
+failover    go on alone
+reconnect   attach the secondary again, and copy what it has missed
+status      state, epoch, and how much the secondary does not have
+quit        leave`
+
+func (p *primary) read(ctx context.Context, commands io.Reader) error {
+	in := lines(ctx, commands)
+	for {
+		var line string
+		var ok bool
+		select {
+		case line, ok = <-in:
+			if !ok {
+				in = nil // no more commands; serve on
+				continue
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		var err error
+		switch line {
+		case "":
+		case "quit":
+			return nil
+		case "checkpoint":
+			err = p.checkpoint(ctx)
+		case "failover":
+			if err = p.disk.Stop(ctx, true); err == nil {
+				p.printf("failover: on alone")
+			}
+		case "reconnect":
+			err = p.connect(ctx)
+		case "status":
+			p.printf("state %v, epoch %d, the secondary lacks %d KiB, error %v", p.disk.State(), p.epoch, p.disk.Dirty()>>10, p.disk.Err())
+		default:
+			p.printf("%s", primaryHelp)
+		}
+		if err != nil {
+			p.printf("error: %v", err)
+		}
+	}
+}

@@ -1,0 +1,210 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"sync"
+
+	"github.com/gocolo/lockstep/replication"
+	"github.com/gocolo/lockstep/replication/nbd"
+)
+
+func openImage(o options) (*replication.File, error) {
+	if o.size != 0 {
+		return replication.CreateFile(o.image, o.size)
+	}
+	return replication.OpenFile(o.image)
+}
+
+// secondary is that side's process.
+type secondary struct {
+	*terminal
+	disk *replication.Secondary
+	srv  *nbd.Server
+
+	mu         sync.Mutex // one command at a time, from whichever side
+	generation uint64
+	export     *nbd.Export // what the primary writes
+}
+
+func runSecondary(ctx context.Context, o options, commands io.Reader, t *terminal) (err error) {
+	image, err := openImage(o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, image.Close()) }()
+	cfg := replication.SecondaryConfig{
+		RequestCheckpoint: func() { t.printf("an overlay is half full: a checkpoint is due") },
+		OnError:           func(err error) { t.printf("error: %v", err) },
+	}
+	if o.journal != "" {
+		j, err := replication.OpenJournalFiles(o.journal, max(image.Size()*2, 1<<20))
+		if err != nil {
+			return err
+		}
+		defer j.Close()
+		if !j.Clean() {
+			epoch, failedOver, err := j.Recover(ctx, image)
+			if err != nil {
+				return err
+			}
+			t.printf("recovered the disk of epoch %d, failover %v", epoch, failedOver)
+		}
+		cfg.Journal = j
+	}
+	disk, err := replication.NewSecondary(image, cfg)
+	if err != nil {
+		return err
+	}
+	s := &secondary{terminal: t, disk: disk, srv: nbd.NewServer(nbd.ServerConfig{})}
+	ln, err := listen(o.listen)
+	if err != nil {
+		return err
+	}
+	at, err := controlAddr(o.listen)
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	cln, err := listen(at)
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	for _, e := range []nbd.ExportConfig{
+		{Name: "guest", Disk: disk, MaxClients: 8, Description: "what the secondary's guest sees"},
+		{Name: "sums", Disk: replication.NewSums(disk.Export()), ReadOnly: true, MaxClients: 8, Description: "checksums of the secondary disk"},
+	} {
+		if _, err := s.srv.Export(e); err != nil {
+			return errors.Join(err, ln.Close(), cln.Close())
+		}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	wg.Go(func() { s.srv.Serve(ctx, ln) })
+	stop := context.AfterFunc(ctx, func() { cln.Close() })
+	defer stop()
+	wg.Go(func() {
+		for {
+			conn, err := cln.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				serveControl(ctx, conn, func(words []string) (string, error) { return s.answer(ctx, words) })
+			})
+		}
+	})
+	t.printf("secondary: %d bytes, serving at %s; waiting for a primary", image.Size(), o.listen)
+	return s.read(ctx, commands)
+}
+
+// answer does what the primary asks for.
+func (s *secondary) answer(ctx context.Context, words []string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var epoch uint64
+	if len(words) == 2 {
+		var err error
+		if epoch, err = strconv.ParseUint(words[1], 10, 64); err != nil {
+			return "", err
+		}
+	}
+	switch {
+	case len(words) == 1 && words[0] == "hello":
+		// The former primary's connection, if there is one, is fenced off.
+		if s.disk.State() != replication.None && s.disk.State() != replication.Running {
+			return "", fmt.Errorf("this side went on alone, state %v", s.disk.State())
+		}
+		if s.export != nil {
+			if err := s.export.Close(ctx); err != nil {
+				return "", err
+			}
+		}
+		s.generation++
+		var err error
+		s.export, err = s.srv.Export(nbd.ExportConfig{Name: "disk", Generation: s.generation, Disk: s.disk.Export(), Description: "what the primary writes"})
+		if err != nil {
+			return "", err
+		}
+		s.printf("a primary of generation %d", s.generation)
+		return "export " + s.export.WireName(), nil
+	case len(words) == 1 && words[0] == "start":
+		// A primary that was lost and has come back has copied what was
+		// missing; until now the last checkpoint has been kept beside it.
+		var err error
+		if s.disk.State() == replication.Running {
+			err = s.disk.Checkpoint(ctx, s.disk.Epoch()+1)
+		} else {
+			err = s.disk.Start(ctx)
+		}
+		if err != nil {
+			return "", err
+		}
+		s.printf("replication runs, epoch %d", s.disk.Epoch())
+		return fmt.Sprintf("started %d", s.disk.Epoch()), nil
+	case len(words) == 2 && words[0] == "checkpoint":
+		if err := s.disk.Checkpoint(ctx, epoch); err != nil {
+			return "", err
+		}
+		s.printf("checkpoint %d", epoch)
+		return fmt.Sprintf("loaded %d", epoch), nil
+	}
+	return "", fmt.Errorf("what is %q", words)
+}
+
+const secondaryHelp = `failover    go on alone, with the last checkpoint and the guest's own writes
+stop        end replication, and restore the last checkpoint
+status      state, epoch, and what the overlays hold
+quit        leave`
+
+func (s *secondary) read(ctx context.Context, commands io.Reader) error {
+	in := lines(ctx, commands)
+	for {
+		var line string
+		var ok bool
+		select {
+		case line, ok = <-in:
+			if !ok {
+				in = nil // no more commands; serve on
+				continue
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if line == "quit" {
+			return nil
+		}
+		if err := s.command(ctx, line); err != nil {
+			s.printf("error: %v", err)
+		}
+	}
+}
+
+func (s *secondary) command(ctx context.Context, line string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch line {
+	case "":
+	case "failover", "stop":
+		if s.export != nil {
+			if err := s.export.Close(ctx); err != nil {
+				return err
+			}
+			s.export = nil
+		}
+		if err := s.disk.Stop(ctx, line == "failover"); err != nil {
+			return err
+		}
+		s.printf("%s: the disk is that of checkpoint %d%s", line, s.disk.Epoch(), map[bool]string{true: " and the guest's own writes since"}[line == "failover"])
+	case "status":
+		active, hidden := s.disk.OverlayBytes()
+		s.printf("state %v, epoch %d, overlays %d and %d KiB, error %v", s.disk.State(), s.disk.Epoch(), active>>10, hidden>>10, s.disk.Err())
+	default:
+		s.printf("%s", secondaryHelp)
+	}
+	return nil
+}

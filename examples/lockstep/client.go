@@ -1,0 +1,119 @@
+package main
+
+import (
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/filter"
+)
+
+// A client takes what the guest emits, from whichever side it comes, and has
+// the oracle judge it. What a side wrote to its connection has left, even if
+// the side is dead before the client reads it; a frame that was cut has not.
+type client struct {
+	mu      sync.Mutex
+	oracle  *oracle
+	ended   map[string]bool      // sides whose connection has ended
+	alone   map[string]time.Time // first frame after a side took over, when it came
+	waiting map[string]bool      // the side has taken over and sent nothing since
+	frames  map[string][]arrival
+	err     error
+}
+
+func newClient(o *oracle) *client {
+	return &client{
+		oracle: o, ended: make(map[string]bool), alone: make(map[string]time.Time),
+		waiting: make(map[string]bool), frames: make(map[string][]arrival),
+	}
+}
+
+// serve takes the connections of the two sides until the listener is closed,
+// and returns when they have ended.
+func (c *client) serve(l net.Listener) {
+	var group sync.WaitGroup
+	defer group.Wait()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		group.Go(func() {
+			defer conn.Close()
+			c.take(conn)
+		})
+	}
+}
+
+// take reads one side's connection to its end.
+func (c *client) take(conn net.Conn) {
+	in := filter.NewConn(readOnly{conn}, filter.ConnConfig{})
+	hello, err := in.ReadPacket()
+	if err != nil {
+		return
+	}
+	side := string(hello)
+	for {
+		p, err := in.ReadPacket()
+		now := time.Now()
+		c.mu.Lock()
+		switch {
+		case err != nil:
+			c.ended[side] = true
+			if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && c.err == nil {
+				c.err = err
+			}
+			c.mu.Unlock()
+			return
+		case string(p) == tookOver:
+			c.waiting[side] = true
+		default:
+			if c.waiting[side] {
+				c.waiting[side] = false
+				c.alone[side] = now
+			}
+			if f, ok := c.oracle.frame(p); ok {
+				c.frames[side] = append(c.frames[side], arrival{now, f.VCPU, f.N})
+			}
+		}
+		c.mu.Unlock()
+	}
+}
+
+// seen is what the client knows at some instant.
+type seen struct {
+	verdict
+	last []uint64 // of each vCPU, the greatest round that has left
+}
+
+func (c *client) now() seen {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := seen{verdict: c.oracle.verdict}
+	for v := range c.oracle.chains {
+		s.last = append(s.last, c.oracle.chains[v].last)
+	}
+	return s
+}
+
+// hasEnded reports whether all that a side sent has been taken.
+func (c *client) hasEnded(side string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ended[side]
+}
+
+// firstAlone returns when the first frame came that side released after it had
+// taken over; zero if none has.
+func (c *client) firstAlone(side string) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.alone[side]
+}
+
+// readOnly makes a ReadWriter of a reader.
+type readOnly struct{ io.Reader }
+
+func (readOnly) Write([]byte) (int, error) { return 0, errors.ErrUnsupported }

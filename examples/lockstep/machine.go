@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// A machine is a guest on one of the backends. It is made paused.
+type machine interface {
+	colo.VM
+	Run(context.Context) error // runs the vCPUs until the context ends
+	Register(*vmstate.Registry) error
+	Memory() []byte
+	Sent() colo.PageCounter // the primary's
+	Stage() colo.Stage      // the secondary's
+	Close() error           // after Run
+}
+
+// pace is how often a vCPU may send: the guest has nothing else to wait for,
+// and would otherwise keep a CPU of the host busy on each side.
+const pace = 250 * time.Microsecond
+
+// newMachine makes the guest of a side.
+func newMachine(cfg sideConfig, out *filter.Buffer) (machine, error) {
+	if cfg.Backend == "kvm" {
+		return newKVMMachine(cfg, out)
+	}
+	return newSimMachine(cfg, out)
+}
+
+// chooseBackend says which backend auto is here, and why.
+func chooseBackend(wanted string) (backend, why string, err error) {
+	if wanted == "sim" {
+		return "sim", "a guest in Go, as wanted", nil
+	}
+	switch err := kvm.Probe(); {
+	case err == nil:
+		return "kvm", "/dev/kvm can create, run and save a VM", nil
+	case wanted == "kvm":
+		return "", "", fmt.Errorf("-backend kvm: %w", err)
+	default:
+		return "sim", fmt.Sprintf("a guest in Go, since there is no KVM: %v", err), nil
+	}
+}
+
+// memory is what a side does with its guest's memory: the primary sends it,
+// the secondary stages it.
+type memory struct {
+	saver *ram.Saver
+	cache *ram.Cache
+}
+
+func newMemory(side string, blocks []ram.Block, log ram.DirtyLog) (m memory, err error) {
+	if side == primary {
+		m.saver = ram.NewSaver(blocks, log, ram.SaverConfig{})
+	} else {
+		m.cache, err = ram.NewCache(blocks, log, ram.CacheConfig{})
+	}
+	return m, err
+}
+
+// Register registers the memory, which comes before any device.
+func (m *memory) Register(reg *vmstate.Registry) error {
+	e := vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}
+	if m.saver != nil {
+		return reg.RegisterLive(e, m.saver, nil)
+	}
+	return reg.RegisterLive(e, nil, m.cache)
+}
+
+func (m *memory) Sent() colo.PageCounter { return m.saver }
+
+func (m *memory) Stage() colo.Stage { return m.cache }
+
+func (m *memory) Close() error {
+	if m.cache == nil {
+		return nil
+	}
+	return m.cache.Close()
+}

@@ -1,0 +1,230 @@
+//go:build linux && amd64
+
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// kvmMachine is the guest on KVM.
+type kvmMachine struct {
+	vm *kvm.VM
+	memory
+	nic nic
+}
+
+func newKVMMachine(cfg sideConfig, out *filter.Buffer) (_ machine, err error) {
+	vm, err := kvm.Create(kvm.Config{VCPUs: cfg.Guest.VCPUs, Memory: cfg.Memory})
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			vm.Close()
+		}
+	}()
+	m := &kvmMachine{vm: vm}
+	if err := m.Pause(context.Background()); err != nil {
+		return nil, err
+	}
+	m.nic = nic{out: out, mem: vm.Memory(), ports: make([]port, cfg.Guest.VCPUs), pausing: make(chan struct{})}
+	close(m.nic.pausing)
+	if cfg.Side == primary {
+		// The secondary's guest comes over the wire, all of it.
+		if err := m.boot(cfg.Guest); err != nil {
+			return nil, err
+		}
+	}
+	blocks := []ram.Block{{Name: kvm.RAMBlock, Host: vm.Memory()}}
+	m.memory, err = newMemory(cfg.Side, blocks, vm)
+	return m, err
+}
+
+// boot loads the program and starts every vCPU at its beginning.
+func (m *kvmMachine) boot(p guest.Params) error {
+	if err := guest.Load(m.vm.Memory(), p); err != nil {
+		return err
+	}
+	for i, v := range m.vm.VCPUs() {
+		regs, err := v.Regs()
+		if err != nil {
+			return err
+		}
+		sregs, err := v.Sregs()
+		if err != nil {
+			return err
+		}
+		guest.SetBootState(i, &regs, &sregs)
+		if err := errors.Join(v.SetSregs(sregs), v.SetRegs(regs), v.SetRunnable()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Run runs each vCPU on a goroutine of its own until the context ends or one
+// of them fails.
+func (m *kvmMachine) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stop := context.AfterFunc(ctx, m.nic.hold) // nobody waits to send any more
+	defer stop()
+	var group sync.WaitGroup
+	for i, v := range m.vm.VCPUs() {
+		handle := v.Dispatch(kvm.Handler{IO: func(io *kvm.IO) error { return m.nic.access(i, io) }})
+		group.Go(func() { cancel(v.Run(ctx, handle)) })
+	}
+	group.Wait()
+	return context.Cause(ctx)
+}
+
+func (m *kvmMachine) Pause(ctx context.Context) error {
+	m.nic.hold()
+	return m.vm.Pause(ctx)
+}
+
+func (m *kvmMachine) Resume(ctx context.Context) error {
+	m.nic.open()
+	return m.vm.Resume(ctx)
+}
+
+func (m *kvmMachine) Register(reg *vmstate.Registry) error {
+	return errors.Join(
+		m.memory.Register(reg),
+		m.vm.Register(reg),
+		reg.Register(vmstate.Entry{Name: "lockstep-nic", Version: 1, MinVersion: 1}, &m.nic),
+	)
+}
+
+func (m *kvmMachine) Memory() []byte { return m.vm.Memory() }
+
+func (m *kvmMachine) Close() error { return errors.Join(m.memory.Close(), m.vm.Close()) }
+
+// nic is the paravirtual port that the guest sends its frames through, one
+// port per vCPU. It is a vmstate.Device: a frame that it has taken and could
+// not pass on is part of the guest.
+type nic struct {
+	out   *filter.Buffer
+	mem   []byte
+	ports []port
+
+	mu      sync.Mutex
+	pausing chan struct{} // closed while the guest is paused, or about to be
+}
+
+type port struct {
+	due     time.Time // when the vCPU may send again
+	size    uint32    // of pending
+	pending []byte    // the frame that found the buffer full
+}
+
+// fullPoll is how often a frame that found the buffer full is tried again.
+const fullPoll = time.Millisecond
+
+// hold makes whoever waits in access return.
+func (n *nic) hold() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	select {
+	case <-n.pausing:
+	default:
+		if n.pausing != nil {
+			close(n.pausing)
+		}
+	}
+}
+
+func (n *nic) open() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.pausing = make(chan struct{})
+}
+
+// wait returns true after d, or false when the guest is to be paused.
+func (n *nic) wait(d time.Duration) bool {
+	n.mu.Lock()
+	pausing := n.pausing
+	n.mu.Unlock()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-pausing:
+		return false
+	}
+}
+
+// access handles an exit of a vCPU, on its goroutine.
+func (n *nic) access(vcpu int, io *kvm.IO) error {
+	p := &n.ports[vcpu]
+	switch {
+	case io.In && io.Port == guest.PortStatus && io.Size == 1 && io.Count == 1:
+		io.Data[0] = 0
+		if n.ready(p) {
+			io.Data[0] = guest.StatusReady
+		}
+		return nil
+	case !io.In && io.Port == guest.PortEmit && io.Size == 4 && io.Count == 1:
+		frame, err := guest.Emitted(n.mem, uint64(binary.LittleEndian.Uint32(io.Data)))
+		if err != nil {
+			return err
+		}
+		return n.emit(p, frame)
+	}
+	return fmt.Errorf("vCPU %d accesses port %#x (in: %v, %d times %d bytes)", vcpu, io.Port, io.In, io.Count, io.Size)
+}
+
+// ready reports whether the vCPU may send. It waits until that is so, since
+// the guest would only ask again, but not longer than the guest runs.
+func (n *nic) ready(p *port) bool {
+	if p.size > 0 {
+		switch err := n.out.WritePacket(p.pending[:p.size]); {
+		case errors.Is(err, filter.ErrFull):
+			n.wait(fullPoll)
+			return false
+		default:
+			p.size = 0
+		}
+	}
+	early := time.Until(p.due)
+	return early <= 0 || n.wait(early)
+}
+
+func (n *nic) emit(p *port, frame []byte) error {
+	// On average one frame per pace, even if the host oversleeps a little.
+	const behind = 10 * time.Millisecond
+	now := time.Now()
+	if p.due.Before(now.Add(-behind)) {
+		p.due = now
+	}
+	p.due = p.due.Add(pace)
+	switch err := n.out.WritePacket(frame); {
+	case errors.Is(err, filter.ErrFull):
+		p.pending = append(p.pending[:0], frame...)
+		p.size = uint32(len(frame))
+		return nil
+	default:
+		return err
+	}
+}
+
+// VMState names the frames that wait. (A vmstate.Device.)
+func (n *nic) VMState(f *vmstate.Fields) {
+	for i := range n.ports {
+		p := &n.ports[i]
+		f.Uint32(fmt.Sprintf("size%d", i), &p.size)
+		f.Bytes(fmt.Sprintf("pending%d", i), vmstate.Resize(f, &p.pending, uint64(p.size), filter.MaxFrame))
+	}
+}

@@ -1,0 +1,143 @@
+//go:build linux && amd64
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// testNIC is a nic whose guest's memory holds one frame, at address 0.
+func testNIC(out *filter.Buffer, frame []byte) *nic {
+	mem := binary.LittleEndian.AppendUint32(nil, uint32(len(frame)))
+	return &nic{out: out, mem: append(mem, frame...), ports: make([]port, 1), pausing: make(chan struct{})}
+}
+
+// status is what the guest reads from PortStatus.
+func status(t *testing.T, n *nic) byte {
+	t.Helper()
+	io := &kvm.IO{In: true, Port: guest.PortStatus, Size: 1, Count: 1, Data: []byte{0xff}}
+	if err := n.access(0, io); err != nil {
+		t.Fatal(err)
+	}
+	return io.Data[0]
+}
+
+func TestAFrameThatFindsTheBufferFullIsPartOfTheGuest(t *testing.T) {
+	b := filter.NewBuffer(filter.BufferConfig{Limit: 1}) // as little as possible
+	if err := b.Mark(0); err != nil {
+		t.Fatal(err)
+	}
+	filled := 0
+	for b.WritePacket(make([]byte, 4096)) == nil {
+		filled++
+	}
+	for b.WritePacket([]byte("filler")) == nil {
+		filled++
+	}
+	frame := []byte("the frame that waits")
+	n := testNIC(b, frame)
+	emit := &kvm.IO{Port: guest.PortEmit, Size: 4, Count: 1, Data: make([]byte, 4)}
+	if err := n.access(0, emit); err != nil {
+		t.Fatal(err)
+	}
+	if status(t, n) != 0 {
+		t.Error("ready with a frame that waits")
+	}
+
+	// A checkpoint carries it to the other side's nic.
+	var stream bytes.Buffer
+	w := qemufile.NewWriter(&stream)
+	entry := vmstate.Entry{Name: "nic", Version: 1, MinVersion: 1}
+	var save, load vmstate.Registry
+	other := testNIC(b, nil)
+	if err := errors.Join(save.Register(entry, n), load.Register(entry, other)); err != nil {
+		t.Fatal(err)
+	}
+	if err := save.SaveDevices(w); err != nil {
+		t.Fatal(err)
+	}
+	vmstate.PutEOF(w)
+	if err := w.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(load.Load(qemufile.NewReader(&stream), nil), load.Commit()); err != nil {
+		t.Fatal(err)
+	}
+	if p := other.ports[0]; !bytes.Equal(p.pending[:p.size], frame) {
+		t.Errorf("the other nic has %q", p.pending[:p.size])
+	}
+
+	// When there is room it leaves, once, and the guest may send on.
+	var left [][]byte
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() {
+		done <- b.Run(ctx, packetFunc(func(p []byte) error {
+			left = append(left, bytes.Clone(p))
+			return nil
+		}))
+	}()
+	if err := b.Failover(); err != nil {
+		t.Fatal(err)
+	}
+	for begin := time.Now(); status(t, n) == 0; {
+		if time.Since(begin) > 10*time.Second {
+			t.Fatal("never ready")
+		}
+	}
+	for b.Stats().Queued > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	<-done
+	if len(left) != filled+1 || !bytes.Equal(left[filled], frame) {
+		t.Errorf("%d packets left, want %d and the one that waited", len(left), filled)
+	}
+}
+
+type packetFunc func([]byte) error
+
+func (f packetFunc) WritePacket(p []byte) error { return f(p) }
+
+func TestAVCPUThatWaitsToSendDoesNotHoldUpAPause(t *testing.T) {
+	n := testNIC(filter.NewBuffer(filter.BufferConfig{}), []byte("frame"))
+	n.ports[0].due = time.Now().Add(time.Hour)
+	go func() {
+		time.Sleep(time.Millisecond)
+		n.hold()
+		n.hold() // pausing a paused guest is no error
+	}()
+	if status(t, n) != 0 {
+		t.Error("ready an hour early")
+	}
+	n.open()
+	n.ports[0].due = time.Now()
+	if status(t, n) != guest.StatusReady {
+		t.Error("not ready when due")
+	}
+}
+
+func TestAPortThatDoesNotExistEndsTheGuest(t *testing.T) {
+	n := testNIC(filter.NewBuffer(filter.BufferConfig{}), []byte("frame"))
+	for _, io := range []*kvm.IO{
+		{In: true, Port: 0x60, Size: 1, Count: 1, Data: make([]byte, 1)},
+		{In: true, Port: guest.PortStatus, Size: 1, Count: 2, Data: make([]byte, 2)},
+		{Port: guest.PortEmit, Size: 2, Count: 1, Data: make([]byte, 2)},
+		{Port: guest.PortEmit, Size: 4, Count: 1, Data: []byte{0, 0, 0, 0xff}},
+	} {
+		if n.access(0, io) == nil {
+			t.Errorf("%+v was accepted", io)
+		}
+	}
+}

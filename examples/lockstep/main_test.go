@@ -1,0 +1,259 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/kvm"
+)
+
+// The test binary is also the sides of the runs that it starts.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 2 && os.Args[1] == sideArgument {
+		if err := sideMain(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Setenv("GORACE", "atexit_sleep_ms=0") // or each side takes a second to end
+	goleak.VerifyTestMain(m)
+}
+
+// short makes a run small and quick.
+var short = []string{"-interval", "10ms", "-checkpoints", "3"}
+
+// program runs the program and returns what it printed.
+func program(t *testing.T, wantStatus int, args ...string) (stdout, stderr string) {
+	t.Helper()
+	var out, errs bytes.Buffer
+	if got := lockstep(context.Background(), args, &out, &errs, false); got != wantStatus {
+		t.Fatalf("lockstep %s: exit status %d, want %d\n%s\n%s", strings.Join(args, " "), got, wantStatus, errs.String(), out.String())
+	}
+	return out.String(), errs.String()
+}
+
+// summed runs the program with -json and returns its summary and all lines.
+func summed(t *testing.T, args ...string) (summary, []string) {
+	t.Helper()
+	out, _ := program(t, 0, append([]string{"-json"}, args...)...)
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	for _, l := range lines {
+		if !json.Valid([]byte(l)) {
+			t.Fatalf("a line that is not JSON: %s", l)
+		}
+	}
+	last := struct {
+		Summary summary `json:"summary"`
+	}{summary{repeated: new(repeated)}}
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
+		t.Fatal(err)
+	}
+	return last.Summary, lines
+}
+
+func TestEitherSideMayBeKilledAnywhereAndNothingIsLost(t *testing.T) {
+	for _, victim := range []string{primary, secondary} {
+		survivor := map[string]string{primary: secondary, secondary: primary}[victim]
+		for _, place := range places {
+			t.Run(victim+"/"+place, func(t *testing.T) {
+				s, _ := summed(t, append(short, "-backend", "sim", "-kill", victim, "-kill-at", place)...)
+				if s.Survivor != survivor || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 ||
+					s.Checkpoints < 3 || s.COLOExit != "error" || s.Failover <= 0 {
+					t.Errorf("%+v", s)
+				}
+			})
+		}
+	}
+}
+
+func TestKVMGuestSurvivesItsPrimary(t *testing.T) {
+	if err := kvm.Probe(); err != nil {
+		require.Missing(t, require.KVM, err)
+	}
+	for _, victim := range []string{primary, secondary} {
+		s, _ := summed(t, append(short, "-backend", "kvm", "-vcpus", "2", "-diverge", "30", "-kill", victim)...)
+		if s.Backend != "kvm" || s.Survivor == victim || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 {
+			t.Errorf("%+v", s)
+		}
+	}
+}
+
+func TestAnOrderedHandoverIsARequestAndTheSecondaryIsRefused(t *testing.T) {
+	s, lines := summed(t, append(short, "-backend", "sim", "-kill", "none")...)
+	if s.Survivor != primary || s.COLOExit != "request" || s.Failover != 0 {
+		t.Errorf("%+v", s)
+	}
+	refused := false
+	for _, l := range lines {
+		var c struct {
+			Claim  *claim
+			Answer answer
+		}
+		if err := json.Unmarshal([]byte(l), &c); err != nil {
+			t.Fatal(err)
+		}
+		if c.Claim != nil && c.Claim.Side == secondary {
+			refused = !c.Answer.Granted
+		}
+	}
+	if !refused {
+		t.Error("the witness did not refuse the secondary")
+	}
+}
+
+func TestGuestsThatDifferAreStillOneGuestToTheClient(t *testing.T) {
+	s, _ := summed(t, append(short, "-backend", "sim", "-diverge", "100", "-vcpus", "2", "-early-resume=false")...)
+	if s.Lost+s.Contradicted+s.Corrupted != 0 || s.VCPUs != 2 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestRepeatedRunsAreSummedUp(t *testing.T) {
+	s, lines := summed(t, "-backend", "sim", "-mem", "8M", "-repeat", "3", "-seed", "11")
+	if s.repeated == nil || s.Runs != 3 || s.Clean != 3 || s.FailoverMax < s.FailoverP50 {
+		t.Errorf("%+v %+v", s, s.repeated)
+	}
+	runs := 0
+	for _, l := range lines {
+		if strings.HasPrefix(l, `{"run":`) {
+			runs++
+		}
+	}
+	if runs != 3 {
+		t.Errorf("%d lines of runs", runs)
+	}
+}
+
+func TestTheSummaryHasTheKeysThatScriptsReadAndTheEventsAreQMP(t *testing.T) {
+	_, lines := summed(t, append(short, "-backend", "sim")...)
+	var last map[string]map[string]any
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range strings.Fields(`backend vcpus mem_bytes checkpoints causes dirty_pages_p50 pause_us_p50 pause_us_p99
+		transfer_us_p50 commit_us_p50 failover_ms released lost duplicated contradicted corrupted survivor colo_exit`) {
+		if _, ok := last["summary"][key]; !ok {
+			t.Errorf("the summary has no %s", key)
+		}
+		delete(last["summary"], key)
+	}
+	if len(last["summary"]) > 0 {
+		t.Errorf("the summary has more: %v", last["summary"])
+	}
+	seen := make(map[string]bool)
+	for _, l := range lines {
+		var e struct {
+			Side, Event string
+			Timestamp   *struct{ Seconds, Microseconds int64 }
+		}
+		if err := json.Unmarshal([]byte(l), &e); err != nil {
+			t.Fatal(err)
+		}
+		if e.Event != "" && (e.Timestamp == nil || e.Side == "") {
+			t.Errorf("no QMP event: %s", l)
+		}
+		seen[e.Side+" "+e.Event] = true
+	}
+	for _, want := range []string{"primary STOP", "primary RESUME", "primary CHECKPOINT_COMMIT", "secondary COLO_EXIT", "secondary FAILOVER"} {
+		if !seen[want] {
+			t.Errorf("no %s", want)
+		}
+	}
+}
+
+func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
+	for _, args := range []string{
+		"-backend xen", "-vcpus 0", "-vcpus 9", "-vcpus x", "-mem 1M", "-mem 4097", "-mem 99999999999G", "-mem x",
+		"-dirty -1", "-dirty 1000000", "-dirty 100000 -mem 16M", "-interval 0s", "-interval 2h", "-checkpoints 0", "-kill both", "-kill-at never",
+		"-kill none -kill-at ram", "-repeat 0", "-repeat 2 -timeline x.svg", "-diverge 101", "-diverge -1", "-diverge NaN",
+		"-seed -1", "-frobnicate", "stray",
+	} {
+		out, errs := program(t, 2, strings.Fields(args)...)
+		if out != "" || strings.Count(errs, "\n") != 1 || !strings.HasPrefix(errs, "lockstep: ") {
+			t.Errorf("%s: stdout %q, stderr %q", args, out, errs)
+		}
+	}
+}
+
+func TestHelpExplainsEveryFlag(t *testing.T) {
+	out, errs := program(t, 0, "-h")
+	for _, name := range strings.Fields("backend vcpus mem dirty interval checkpoints kill kill-at repeat json timeline diverge early-resume seed") {
+		if !strings.Contains(out, "  -"+name+" ") {
+			t.Errorf("no word of -%s", name)
+		}
+	}
+	if errs != "" {
+		t.Errorf("stderr: %s", errs)
+	}
+}
+
+func TestASideThatCannotStartIsReportedWithItsReason(t *testing.T) {
+	o, err := parseOptions(append(short, "-backend", "sim"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.mem = 4 << 30 // more than a guest can have
+	var out bytes.Buffer
+	r := newRun(o, "sim", 1, &printer{w: &out, quiet: true})
+	if err := r.do(context.Background()); err == nil || !strings.Contains(err.Error(), "bytes of memory") {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestAnInterruptedRunLeavesNothingBehind(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	o, err := parseOptions(append(short, "-backend", "sim", "-checkpoints", "1000"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	r := newRun(o, "sim", 1, &printer{w: &out, quiet: true, json: true})
+	r.out.w = writerFunc(func(p []byte) (int, error) {
+		if bytes.Contains(p, []byte(`"epoch":2`)) {
+			cancel()
+		}
+		return out.Write(p)
+	})
+	if err := r.do(ctx); err != context.Canceled {
+		t.Errorf("error %v", err)
+	}
+	for side, p := range r.sides {
+		if p.cmd.ProcessState == nil {
+			t.Errorf("the %s was not waited for", side)
+		}
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
+func TestSizesAreReadAndPrintedAlike(t *testing.T) {
+	for in, want := range map[string]string{"64M": "64M", "65536K": "64M", "1g": "1G", "4096": "4K", "4097": "4097", "16MiB": "16M", "0": "0"} {
+		var s size
+		if err := s.Set(in); err != nil || s.String() != want {
+			t.Errorf("%s: %v, %v, want %s", in, s, err, want)
+		}
+	}
+}
+
+func TestQuantilesAreValuesThatOccurred(t *testing.T) {
+	values := []int64{5, 1, 4, 2, 3}
+	for q, want := range map[float64]int64{0: 1, 0.2: 1, 0.5: 3, 0.99: 5, 1: 5} {
+		if got := quantile(values, q); got != want {
+			t.Errorf("quantile %v is %d, want %d", q, got, want)
+		}
+	}
+	if quantile[int64](nil, 0.5) != 0 {
+		t.Error("of nothing")
+	}
+}

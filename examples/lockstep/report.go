@@ -1,0 +1,139 @@
+package main
+
+import (
+	"encoding/json"
+	"io"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/guest"
+)
+
+// The names of the two sides.
+const (
+	primary   = string(event.ModePrimary)
+	secondary = string(event.ModeSecondary)
+)
+
+// sideConfig is the first line that a side reads from its standard input.
+type sideConfig struct {
+	Side    string       `json:"side"`
+	Backend string       `json:"backend"`
+	Guest   guest.Params `json:"guest"`
+	Memory  uint64       `json:"memory"` // bytes
+
+	Client     string `json:"client"`  // address that takes the guest's output
+	Witness    string `json:"witness"` // address that decides who goes on
+	Generation uint64 `json:"generation"`
+
+	Interval    time.Duration `json:"interval"` // between checkpoints
+	EarlyResume bool          `json:"early_resume"`
+
+	// StopAt, if not empty, is the place of checkpoint StopEpoch at which this
+	// side stops and waits to be killed; Seed draws the byte of the stream.
+	StopAt    string `json:"stop_at,omitempty"`
+	StopEpoch uint64 `json:"stop_epoch,omitempty"`
+	Seed      uint64 `json:"seed"`
+}
+
+// command is any further line. The end of the input means that the parent is
+// gone, and ends the side.
+type command struct {
+	Connect  *addresses `json:"connect,omitempty"`  // primary: where the secondary listens
+	Failover bool       `json:"failover,omitempty"` // go on alone
+	Stop     bool       `json:"stop,omitempty"`     // pause, say what the guest remembers, and end
+}
+
+// addresses are where a secondary listens.
+type addresses struct {
+	COLO      string `json:"colo"`
+	Heartbeat string `json:"heartbeat"`
+}
+
+// report is a line that a side writes to its standard output: one of these.
+type report struct {
+	Listening  *addresses    `json:"listening,omitempty"`
+	Event      *event.Record `json:"event,omitempty"`
+	Checkpoint *checkpoint   `json:"checkpoint,omitempty"`
+	Stopped    *stopped      `json:"stopped,omitempty"`
+	Ended      *ended        `json:"ended,omitempty"`
+	Histories  []history     `json:"histories,omitempty"`
+}
+
+// checkpoint is what the primary tells of a checkpoint that both sides have.
+type checkpoint struct {
+	Epoch       uint64      `json:"epoch"`
+	Cause       event.Cause `json:"cause"`
+	Start       time.Time   `json:"start"`
+	PauseAtUS   int64       `json:"pause_at_us"` // from the start
+	PauseUS     int64       `json:"pause_us"`
+	TransferUS  int64       `json:"transfer_us"`
+	CommitUS    int64       `json:"commit_us"`
+	DirtyPages  uint64      `json:"dirty_pages"`
+	Bytes       uint64      `json:"bytes"`
+	EarlyResume bool        `json:"early_resume"`
+	Held        uint64      `json:"held"`     // frames that waited for it
+	Released    uint64      `json:"released"` // frames that have left so far
+}
+
+// stopped says that the side stands at the place where it is to be killed.
+type stopped struct {
+	Epoch  uint64 `json:"epoch"`
+	Detail string `json:"detail"`
+}
+
+// ended says that a side's session is over.
+type ended struct {
+	TookOver bool   `json:"took_over"`
+	Refused  bool   `json:"refused,omitempty"` // by the witness
+	Error    string `json:"error,omitempty"`
+	Epoch    uint64 `json:"epoch"` // the last checkpoint that it has
+}
+
+// The first frame on a side's connection to the client is its name; this one
+// says that what follows was released after it had taken over. The guest's own
+// frames are longer.
+const tookOver = "took over"
+
+// reporter writes reports one by one, off the goroutine of the session, in
+// whose pauses no pipe should be written to.
+type reporter struct {
+	queue chan queued
+	done  chan struct{}
+}
+
+type queued struct {
+	report
+	written chan struct{} // closed when it is; nil: nobody waits
+}
+
+func newReporter(w io.Writer) *reporter {
+	r := &reporter{make(chan queued, 256), make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		enc := json.NewEncoder(w)
+		for q := range r.queue {
+			enc.Encode(q.report) // a parent that does not read has gone
+			if q.written != nil {
+				close(q.written)
+			}
+		}
+	}()
+	return r
+}
+
+// send queues a report.
+func (r *reporter) send(rep report) { r.queue <- queued{report: rep} }
+
+// sendNow returns when the report, and all before it, have been written.
+func (r *reporter) sendNow(rep report) {
+	written := make(chan struct{})
+	r.queue <- queued{rep, written}
+	<-written
+}
+
+// close ends the reporter when all is written.
+func (r *reporter) close() {
+	close(r.queue)
+	<-r.done
+}

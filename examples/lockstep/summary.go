@@ -1,0 +1,146 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// summary is the last line with -json, over all runs. Durations are in the
+// unit of their name; a figure is 0 where there was nothing to measure.
+type summary struct {
+	Backend       string                 `json:"backend"`
+	VCPUs         int                    `json:"vcpus"`
+	MemBytes      uint64                 `json:"mem_bytes"`
+	Checkpoints   int                    `json:"checkpoints"` // without the initial synchronisation
+	Causes        map[event.Cause]uint64 `json:"causes"`      // of them
+	DirtyPagesP50 uint64                 `json:"dirty_pages_p50"`
+	PauseP50      int64                  `json:"pause_us_p50"`
+	PauseP99      int64                  `json:"pause_us_p99"`
+	TransferP50   int64                  `json:"transfer_us_p50"`
+	CommitP50     int64                  `json:"commit_us_p50"`
+	Failover      float64                `json:"failover_ms"` // SIGKILL to the survivor's first frame; of several runs the median
+	Released      uint64                 `json:"released"`
+	Lost          uint64                 `json:"lost"`
+	Duplicated    uint64                 `json:"duplicated"`
+	Contradicted  uint64                 `json:"contradicted"`
+	Corrupted     uint64                 `json:"corrupted"`
+	Survivor      string                 `json:"survivor"`
+	COLOExit      string                 `json:"colo_exit"` // the survivor's reason
+
+	*repeated // with -repeat
+}
+
+// repeated is what several runs have in addition.
+type repeated struct {
+	Runs        int     `json:"runs"`
+	Clean       int     `json:"clean"`
+	Inside      int     `json:"killed_in_checkpoint"` // of the runs; the others between two
+	FailoverP50 float64 `json:"failover_ms_p50"`
+	FailoverP99 float64 `json:"failover_ms_p99"`
+	FailoverMax float64 `json:"failover_ms_max"`
+}
+
+// newSummary sums up runs that came to a verdict.
+func newSummary(o options, backend string, runs []*result, tried int) summary {
+	s := summary{
+		Backend: backend, VCPUs: o.vcpus, MemBytes: o.mem,
+		Causes: make(map[event.Cause]uint64),
+	}
+	var all []checkpoint
+	var failovers []time.Duration
+	survivors, exits := make(map[string]bool), make(map[string]bool)
+	inside, clean := 0, 0
+	for _, r := range runs {
+		for _, c := range r.checkpoints {
+			if c.Epoch > 0 {
+				all = append(all, c)
+				s.Causes[c.Cause]++
+			}
+		}
+		if d := r.failover(); d > 0 {
+			failovers = append(failovers, d)
+		}
+		s.Released += r.Released
+		s.Lost += r.Lost
+		s.Duplicated += r.Duplicated
+		s.Contradicted += r.Contradicted
+		s.Corrupted += r.Corrupted
+		survivors[r.survivor] = true
+		exits[string(r.exit.Reason)] = true
+		if strings.HasPrefix(r.killedAt, "in ") {
+			inside++
+		}
+		if r.clean() {
+			clean++
+		}
+	}
+	s.Checkpoints = len(all)
+	s.DirtyPagesP50 = quantile(column(all, func(c checkpoint) uint64 { return c.DirtyPages }), 0.5)
+	pauses := column(all, func(c checkpoint) int64 { return c.PauseUS })
+	s.PauseP50, s.PauseP99 = quantile(pauses, 0.5), quantile(pauses, 0.99)
+	s.TransferP50 = quantile(column(all, func(c checkpoint) int64 { return c.TransferUS }), 0.5)
+	s.CommitP50 = quantile(column(all, func(c checkpoint) int64 { return c.CommitUS }), 0.5)
+	s.Failover = milliseconds(quantile(failovers, 0.5))
+	s.Survivor = strings.Join(slices.Sorted(maps.Keys(survivors)), ",")
+	s.COLOExit = strings.Join(slices.Sorted(maps.Keys(exits)), ",")
+	if o.repeat > 1 {
+		s.repeated = &repeated{
+			Runs: tried, Clean: clean, Inside: inside,
+			FailoverP50: s.Failover,
+			FailoverP99: milliseconds(quantile(failovers, 0.99)),
+			FailoverMax: milliseconds(quantile(failovers, 1)),
+		}
+	}
+	return s
+}
+
+// table prints the summary for people.
+func (s *summary) table(w io.Writer) {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	row := func(name, format string, args ...any) {
+		fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+	}
+	fmt.Fprintln(t)
+	var causes []string
+	for _, c := range slices.Sorted(maps.Keys(s.Causes)) {
+		causes = append(causes, fmt.Sprintf("%d %s", s.Causes[c], c))
+	}
+	row("checkpoints", "%d (%s), %d dirty pages p50", s.Checkpoints, strings.Join(causes, ", "), s.DirtyPagesP50)
+	row("primary paused", "%s ms p50, %s ms p99", ms(s.PauseP50), ms(s.PauseP99))
+	row("transfer, commit", "%s ms, %s ms p50", ms(s.TransferP50), ms(s.CommitP50))
+	if s.repeated != nil {
+		row("runs", "%d of %d clean, %d killed inside a checkpoint", s.Clean, s.Runs, s.Inside)
+		row("failover", "%.1f ms p50, %.1f ms p99, %.1f ms max, from SIGKILL to the survivor's first frame", s.FailoverP50, s.FailoverP99, s.FailoverMax)
+	} else if s.Failover > 0 {
+		row("failover", "%.1f ms from SIGKILL to the survivor's first frame", s.Failover)
+	}
+	row("survivor", "%s (COLO_EXIT %s)", s.Survivor, s.COLOExit)
+	row("frames that left", "%d", s.Released)
+	row("of them", "%d lost, %d contradicted, %d corrupted, %d sent twice", s.Lost, s.Contradicted, s.Corrupted, s.Duplicated)
+	t.Flush()
+}
+
+// ms prints microseconds as milliseconds.
+func ms(us int64) string { return fmt.Sprintf("%.2f", float64(us)/1000) }
+
+func milliseconds(d time.Duration) float64 {
+	return float64(d.Round(time.Microsecond)) / float64(time.Millisecond)
+}
+
+// round3 drops the digits that nobody reads.
+func round3(d time.Duration) time.Duration {
+	switch {
+	case d >= time.Second:
+		return d.Round(10 * time.Millisecond)
+	case d >= time.Millisecond:
+		return d.Round(100 * time.Microsecond)
+	}
+	return d.Round(time.Microsecond)
+}

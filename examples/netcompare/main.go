@@ -1,0 +1,214 @@
+// Netcompare replays what two guests have said through the packet comparison of
+// COLO, and shows what would have left, and where and why the guests diverged.
+//
+//	netcompare [-strict] [-json] PRIMARY.pcap SECONDARY.pcap
+//	netcompare [-strict] -vectors FILE
+//	netcompare [-strict] -rewriter FILE
+//
+// The first form merges two captures by their time stamps. A divergence makes a
+// checkpoint on the spot, as it would in a session. The other two run files of
+// packets and expectations (see colo/compare/testdata/compare.json and
+// colo/filter/testdata/rewriter.json), and exit with 1 if any case fails: with
+// -strict the expectation is what QEMU 7.2 did, otherwise what is recommended,
+// where there is a recommendation.
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/compare"
+)
+
+func main() {
+	if err := run(os.Args[1:], os.Stdout, os.Stderr); err != nil {
+		if !errors.Is(err, errFailed) {
+			fmt.Fprintln(os.Stderr, "netcompare:", err)
+		}
+		os.Exit(1)
+	}
+}
+
+// errFailed is for an exit status, after the output has said it all.
+var errFailed = errors.New("failed")
+
+// run is the command; progress is where people look on.
+func run(args []string, out, progress io.Writer) error {
+	flags := flag.NewFlagSet("netcompare", flag.ContinueOnError)
+	flags.SetOutput(progress)
+	strict := flags.Bool("strict", false, "do what QEMU 7.2 does")
+	asJSON := flags.Bool("json", false, "print one JSON object a line")
+	vectors := flags.String("vectors", "", "run the cases of a `file` for the comparison")
+	rewriter := flags.String("rewriter", "", "run the cases of a `file` for the rewriter")
+	patient := flags.Bool("patient", false, "let agreeing data wait for the secondary's acknowledgment, and repeated data leave at once")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	switch {
+	case *vectors != "":
+		return runCases(out, *vectors, *strict, compareCase)
+	case *rewriter != "":
+		return runCases(out, *rewriter, *strict, rewriterCase)
+	case flags.NArg() != 2:
+		flags.Usage()
+		return errors.New("two captures are needed")
+	}
+	p, err := openCapture(flags.Arg(0))
+	if err != nil {
+		return err
+	}
+	defer p.Close()
+	s, err := openCapture(flags.Arg(1))
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	r := &replay{
+		engine:   compare.NewEngine(compare.Config{Strict: *strict, PatientAcks: *patient, ReleaseRetransmits: *patient}),
+		out:      out,
+		progress: progress,
+		json:     *asJSON,
+	}
+	return r.run(p, s)
+}
+
+// A replay feeds an engine from two captures.
+type replay struct {
+	engine   *compare.Engine
+	out      io.Writer
+	progress io.Writer
+	json     bool
+
+	start              time.Time
+	primary, secondary int
+	epoch              uint64
+	left               int
+}
+
+func (r *replay) run(p, s *capture) error {
+	pf, perr := p.next()
+	sf, serr := s.next()
+	shown := time.Now()
+	for perr == nil || serr == nil {
+		var res compare.Result
+		var at time.Time
+		side := "primary"
+		// Of equal times the primary's is the first.
+		if serr != nil || perr == nil && !sf.at.Before(pf.at) {
+			at = pf.at
+			r.tick(at)
+			r.primary++
+			res = r.engine.Primary(compare.Frame{Data: pf.data}, at)
+			r.show(at, side, r.primary, res)
+			pf, perr = p.next()
+		} else {
+			side = "secondary"
+			at = sf.at
+			r.tick(at)
+			r.secondary++
+			res = r.engine.Secondary(compare.Frame{Data: sf.data}, at)
+			r.show(at, side, r.secondary, res)
+			sf, serr = s.next()
+		}
+		if now := time.Now(); now.Sub(shown) > time.Second {
+			shown = now
+			fmt.Fprintf(r.progress, "%d packets of the primary, %d of the secondary, %d left, %d checkpoints\n", r.primary, r.secondary, r.left, r.epoch)
+		}
+	}
+	if perr != io.EOF {
+		return fmt.Errorf("primary: %w", perr)
+	}
+	if serr != io.EOF {
+		return fmt.Errorf("secondary: %w", serr)
+	}
+	return r.summary()
+}
+
+func (r *replay) tick(now time.Time) {
+	if r.start.IsZero() {
+		r.start = now
+	}
+	if res := r.engine.Tick(now); res.Diverged {
+		r.show(now, "timer", 0, res)
+	}
+}
+
+// line is what is said of one packet.
+type line struct {
+	Time    float64 `json:"time"` // seconds since the first packet
+	Side    string  `json:"side"`
+	Packet  int     `json:"packet"` // counted from 1 in its capture
+	Left    int     `json:"left"`   // packets of the primary's that leave now
+	Diverge string  `json:"diverged,omitempty"`
+	Flow    string  `json:"flow,omitempty"`
+}
+
+func (r *replay) show(at time.Time, side string, n int, res compare.Result) {
+	r.left += len(res.Release)
+	if len(res.Release) == 0 && !res.Diverged {
+		return
+	}
+	l := line{Time: at.Sub(r.start).Seconds(), Side: side, Packet: n, Left: len(res.Release)}
+	if res.Diverged {
+		l.Diverge, l.Flow = res.Reason.String(), res.Flow.String()
+	}
+	r.print(l, func() {
+		fmt.Fprintf(r.out, "%12.6f %-9s %6d", l.Time, l.Side, l.Packet)
+		if l.Left > 0 {
+			fmt.Fprintf(r.out, "  left %d", l.Left)
+		}
+		if l.Diverge != "" {
+			fmt.Fprintf(r.out, "  diverged: %s, %s", l.Diverge, l.Flow)
+		}
+		fmt.Fprintln(r.out)
+	})
+	if res.Diverged {
+		r.checkpoint(at)
+	}
+}
+
+func (r *replay) checkpoint(at time.Time) {
+	if err := r.engine.Mark(r.epoch); err != nil {
+		return
+	}
+	res, err := r.engine.Received(r.epoch)
+	if err == nil {
+		err = r.engine.Loaded(r.epoch)
+	}
+	if err != nil {
+		return
+	}
+	r.epoch++
+	r.show(at, "checkpoint", int(r.epoch), res)
+}
+
+func (r *replay) print(v any, text func()) {
+	if r.json {
+		json.NewEncoder(r.out).Encode(v)
+		return
+	}
+	text()
+}
+
+func (r *replay) summary() error {
+	s := r.engine.Stats()
+	sum := struct {
+		Primary     int    `json:"primary"`
+		Secondary   int    `json:"secondary"`
+		Matched     uint64 `json:"matched"`
+		Uncompared  uint64 `json:"uncompared"`
+		Checkpoint  uint64 `json:"left_at_checkpoints"`
+		Checkpoints uint64 `json:"checkpoints"`
+		Waiting     int    `json:"waiting"`
+	}{r.primary, r.secondary, s.Matched, s.Passed, s.Checkpoint, r.epoch, s.Held}
+	r.print(map[string]any{"summary": sum}, func() {
+		fmt.Fprintf(r.out, "%d packets of the primary, %d of the secondary: %d matched, %d uncompared, %d at %d checkpoints, %d wait\n",
+			sum.Primary, sum.Secondary, sum.Matched, sum.Uncompared, sum.Checkpoint, sum.Checkpoints, sum.Waiting)
+	})
+	return nil
+}

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/filter"
+)
+
+const (
+	compareFile  = "../../colo/compare/testdata/compare.json"
+	rewriterFile = "../../colo/filter/testdata/rewriter.json"
+)
+
+func TestAllCasesPassEitherWay(t *testing.T) {
+	for _, args := range [][]string{
+		{"-vectors", compareFile}, {"-strict", "-vectors", compareFile},
+		{"-rewriter", rewriterFile}, {"-strict", "-rewriter", rewriterFile},
+	} {
+		var out bytes.Buffer
+		if err := run(args, &out, io.Discard); err != nil {
+			t.Errorf("%v: %v\n%s", args, err, out.String())
+		}
+		if !strings.HasSuffix(out.String(), " passed, 0 failed\n") {
+			t.Errorf("%v: %s", args, out.String())
+		}
+	}
+}
+
+func TestCaseThatFailsSaysAtWhichStep(t *testing.T) {
+	b, err := os.ReadFile(compareFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b = bytes.Replace(b, []byte(`"notify": 0`), []byte(`"notify": 1`), 1)
+	name := filepath.Join(t.TempDir(), "cases.json")
+	if err := os.WriteFile(name, b, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	if err := run([]string{"-vectors", name}, &out, io.Discard); !errors.Is(err, errFailed) {
+		t.Errorf("%v", err)
+	}
+	if !strings.Contains(out.String(), "step 1: got -, want !\n") || !strings.Contains(out.String(), ", 1 failed\n") {
+		t.Errorf("%s", out.String())
+	}
+}
+
+func TestStepMayHaveItsOwnRecommendation(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "cases.json")
+	const file = `{"cases": [
+		{"name": "one", "steps": [{"op": "primary", "id": "A", "hex": "00", "out": [], "notify": 1, "recommended": {"out": ["A"]}}]},
+		{"name": "two", "recommended": ["A"], "steps": [{"op": "primary", "id": "A", "hex": "00", "out": [], "notify": 1}]},
+		{"name": "three", "recommended": "let it go", "steps": [{"op": "primary", "id": "A", "hex": "00", "out": ["A"]}]}]}`
+	if err := os.WriteFile(name, []byte(file), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	err := run([]string{"-vectors", name}, &out, io.Discard)
+	const want = "one: ok\ntwo: ok\nthree: the recommendation \"let it go\" is for people\n2 passed, 1 failed\n"
+	if out.String() != want || !errors.Is(err, errFailed) {
+		t.Errorf("%s%v", out.String(), err)
+	}
+}
+
+// record writes a capture of packets, one a second.
+func record(t *testing.T, packets ...string) string {
+	t.Helper()
+	var file bytes.Buffer
+	now := time.Unix(100, 0)
+	d, err := filter.NewDump(&file, 0, func() time.Time { now = now.Add(time.Second); return now })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range packets {
+		b, err := hex.DecodeString(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Process(filter.Place{}, filter.FromGuest, filter.Frame{Data: b})
+	}
+	name := filepath.Join(t.TempDir(), "guest.pcap")
+	if err := os.WriteFile(name, file.Bytes(), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// Three datagrams, AAAA, BBBB and CCCC.
+const (
+	udpA = "52a40012786752a40012786608004500002000010000401166ca0a0000010a00000200351388000c559441414141"
+	udpB = "52a40012786752a40012786608004500002000010000401166ca0a0000010a00000200351388000c539242424242"
+	udpC = "52a40012786752a40012786608004500002000010000401166ca0a0000010a00000200351388000c519043434343"
+)
+
+func TestReplayShowsWhatLeftAndWhatDiverged(t *testing.T) {
+	p, s := record(t, udpA, udpB, udpA), record(t, udpA, udpC, udpA)
+	var out bytes.Buffer
+	if err := run([]string{p, s}, &out, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	want := `    0.000000 secondary      1  left 1
+    1.000000 secondary      2  diverged: packet, 10.0.0.1:53 > 10.0.0.2:5000 proto 17
+    1.000000 checkpoint      1  left 1
+    2.000000 secondary      3  left 1
+3 packets of the primary, 3 of the secondary: 2 matched, 0 uncompared, 1 at 1 checkpoints, 0 wait
+`
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
+	}
+	out.Reset()
+	if err := run([]string{"-json", p, s}, &out, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+	var last struct{ Summary map[string]int }
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil || last.Summary["matched"] != 2 || last.Summary["checkpoints"] != 1 {
+		t.Errorf("%s: %v", lines[len(lines)-1], err)
+	}
+}
+
+func TestBadCapturesAreRefused(t *testing.T) {
+	good := record(t, udpA)
+	b, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for why, c := range map[string][]byte{
+		"empty":                {},
+		"something else":       bytes.Repeat([]byte("x"), 100),
+		"another link type":    append(bytes.Clone(b[:23]), append([]byte{9}, b[24:]...)...),
+		"cut in a packet":      b[:len(b)-1],
+		"cut in a head":        b[:30],
+		"a packet of a GiB":    append(bytes.Clone(b[:32]), append([]byte{0x40}, b[33:]...)...),
+		"a packet that is cut": append(bytes.Clone(b[:36]), append([]byte{1}, b[37:]...)...),
+	} {
+		name := filepath.Join(t.TempDir(), "bad.pcap")
+		if err := os.WriteFile(name, c, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		if err := run([]string{good, name}, io.Discard, io.Discard); err == nil {
+			t.Errorf("%s: accepted", why)
+		}
+	}
+	if err := run([]string{good}, io.Discard, io.Discard); err == nil {
+		t.Error("one capture is not two")
+	}
+}

@@ -1,0 +1,139 @@
+package replication
+
+import (
+	"fmt"
+	"math/bits"
+	"sync/atomic"
+)
+
+// ChunkSize is the unit, in bytes, of a [Bitmap].
+const ChunkSize = 64 << 10
+
+// Bitmap says which chunks of a disk differ, or may differ, from a copy. Its
+// methods may be called from any goroutine.
+type Bitmap struct {
+	size  int64
+	words []atomic.Uint64
+}
+
+// NewBitmap returns a Bitmap of a disk of size bytes with no bit set.
+func NewBitmap(size int64) *Bitmap {
+	chunks := (size + ChunkSize - 1) / ChunkSize
+	return &Bitmap{size: size, words: make([]atomic.Uint64, (chunks+63)/64)}
+}
+
+// words calls f with the index of each word that [off, off+n) touches, and
+// the bits of it.
+func (b *Bitmap) span(off, n int64, f func(i int64, mask uint64) bool) {
+	if n <= 0 {
+		return
+	}
+	c0, c1 := off/ChunkSize, (off+n-1)/ChunkSize
+	for i := c0 / 64; i <= c1/64; i++ {
+		mask := ^uint64(0)
+		if i == c0/64 {
+			mask &= ^uint64(0) << (c0 % 64)
+		}
+		if i == c1/64 {
+			mask &= ^uint64(0) >> (63 - c1%64)
+		}
+		if !f(i, mask) {
+			return
+		}
+	}
+}
+
+// Set sets the bits of the chunks that [off, off+n) touches.
+func (b *Bitmap) Set(off, n int64) {
+	b.span(off, n, func(i int64, mask uint64) bool {
+		if b.words[i].Load()&mask != mask { // a shared cache line is left alone
+			b.words[i].Or(mask)
+		}
+		return true
+	})
+}
+
+// Clear clears the bits of the chunks that [off, off+n) touches.
+func (b *Bitmap) Clear(off, n int64) {
+	b.span(off, n, func(i int64, mask uint64) bool {
+		b.words[i].And(^mask)
+		return true
+	})
+}
+
+// Any reports whether a bit of the chunks that [off, off+n) touches is set.
+func (b *Bitmap) Any(off, n int64) bool {
+	any := false
+	b.span(off, n, func(i int64, mask uint64) bool {
+		any = b.words[i].Load()&mask != 0
+		return !any
+	})
+	return any
+}
+
+// Empty reports whether no bit is set.
+func (b *Bitmap) Empty() bool { return !b.Any(0, b.size) }
+
+// Bytes returns the length of the chunks whose bits are set, in bytes.
+func (b *Bitmap) Bytes() int64 {
+	chunks := 0
+	for i := range b.words {
+		chunks += bits.OnesCount64(b.words[i].Load())
+	}
+	n := int64(chunks) * ChunkSize
+	if tail := b.size % ChunkSize; tail != 0 && b.Any(b.size-1, 1) {
+		n -= ChunkSize - tail
+	}
+	return n
+}
+
+// Or sets the bits that are set in o, a Bitmap of a disk of the same size.
+func (b *Bitmap) Or(o *Bitmap) error {
+	if b.size != o.size {
+		return fmt.Errorf("%w: bitmaps of disks of %d and %d bytes", ErrSize, b.size, o.size)
+	}
+	for i := range b.words {
+		if w := o.words[i].Load(); w != 0 {
+			b.words[i].Or(w)
+		}
+	}
+	return nil
+}
+
+// next returns the first run of set bits that begins at or after off, of at
+// most max bytes, or n == 0.
+func (b *Bitmap) next(off, max int64) (start, n int64) {
+	for off < b.size {
+		c := off / ChunkSize
+		w := b.words[c/64].Load() >> (c % 64)
+		if w == 0 {
+			off = (c/64 + 1) * 64 * ChunkSize
+			continue
+		}
+		start = (c + int64(bits.TrailingZeros64(w))) * ChunkSize
+		for n = 0; n < max && start+n < b.size && b.Any(start+n, 1); {
+			n += ChunkSize
+		}
+		return start, min(n, b.size-start)
+	}
+	return 0, 0
+}
+
+// run returns how much of [off, off+n) from off on has bits that are all set,
+// or all clear.
+func (b *Bitmap) run(off, n int64) (length int64, set bool) {
+	set = b.Any(off, 1)
+	end := off + n
+	next := (off/ChunkSize + 1) * ChunkSize
+	for next < end && b.Any(next, 1) == set {
+		next += ChunkSize
+	}
+	return min(next, end) - off, set
+}
+
+// clearAll clears every bit.
+func (b *Bitmap) clearAll() {
+	for i := range b.words {
+		b.words[i].Store(0)
+	}
+}

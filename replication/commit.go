@@ -1,0 +1,231 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"slices"
+)
+
+// beginFailover closes the primary's side and records, for good, that the
+// overlays belong into the disk.
+func (s *Secondary) beginFailover() error {
+	h := s.lockAll()
+	defer s.locks.unlock(h)
+	switch s.State() {
+	case Failover, FailoverFailed, Done:
+		return nil
+	case Running:
+	default:
+		return fmt.Errorf("%w: state %v", ErrNotRunning, s.State())
+	}
+	s.mu.Lock()
+	s.behind = make(map[uint32]bool)
+	for _, o := range []*overlay{s.active, s.hidden} {
+		for _, leaf := range o.leavesInUse() {
+			s.behind[leaf] = true
+		}
+	}
+	s.mu.Unlock()
+	if err := s.stable.setFailover(s.active); err != nil {
+		// After a crash the disk will be that of the last checkpoint, so it
+		// must not be changed: the guest goes on with the overlays alone.
+		s.latch(err)
+		s.state.Store(uint32(FailoverFailed))
+		return err
+	}
+	s.promised.Store(true)
+	s.state.Store(uint32(Failover))
+	return nil
+}
+
+// fallBehind notes that the overlays of a range have changed since they were
+// copied down.
+func (s *Secondary) fallBehind(off, n int64) {
+	b0, b1 := blockRange(off, n)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for leaf := b0 / leafBlocks; leaf <= (b1-1)/leafBlocks; leaf++ {
+		s.behind[uint32(leaf)] = true
+	}
+}
+
+// Commit copies the overlays down into the secondary disk, in state Failover
+// or FailoverFailed, and makes the state Done. The guest may use the disk
+// meanwhile. After an error the state is FailoverFailed and Err tells why;
+// calling Commit again repeats the copy, which is idempotent. If ctx ends it
+// returns its error and the state remains Failover. In state Done it does
+// nothing; in others the error is ErrNotRunning. Any goroutine may call it.
+func (s *Secondary) Commit(ctx context.Context) error {
+	s.commit.Lock()
+	defer s.commit.Unlock()
+	switch s.State() {
+	case Done:
+		return nil
+	case Failover:
+	case FailoverFailed:
+		if err := s.retryFailover(); err != nil {
+			return err
+		}
+	default:
+		return fmt.Errorf("%w: state %v", ErrNotRunning, s.State())
+	}
+	err := s.copyDown(ctx)
+	if err == nil || err == ctx.Err() {
+		return err
+	}
+	err = fmt.Errorf("replication: commit: %w", err)
+	h := s.lockAll()
+	s.state.Store(uint32(FailoverFailed))
+	s.locks.unlock(h)
+	s.latch(err)
+	return err
+}
+
+// retryFailover goes back to state Failover with everything to be copied.
+func (s *Secondary) retryFailover() error {
+	h := s.lockAll()
+	defer s.locks.unlock(h)
+	if err := s.stable.setFailover(s.active); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	for _, o := range []*overlay{s.active, s.hidden} {
+		for _, leaf := range o.leavesInUse() {
+			s.behind[leaf] = true
+		}
+	}
+	s.mu.Unlock()
+	s.promised.Store(true)
+	s.state.Store(uint32(Failover))
+	return nil
+}
+
+// copyDown copies everything once while the guest may go on, and then what
+// the guest has changed meanwhile, with the disk locked.
+func (s *Secondary) copyDown(ctx context.Context) error {
+	for range 4 { // each pass has only what was written during the one before
+		todo := s.takeBehind()
+		if len(todo) == 0 {
+			break
+		}
+		for i, leaf := range todo {
+			err := ctx.Err()
+			if err == nil {
+				err = s.copyLeafLocked(leaf)
+			}
+			if err != nil {
+				s.putBehind(todo[i:])
+				return err
+			}
+		}
+	}
+	if err := s.syncDisk(); err != nil {
+		return err
+	}
+	h := s.lockAll()
+	defer s.locks.unlock(h)
+	todo := s.takeBehind()
+	for i, leaf := range todo {
+		if err := s.copyLeaf(leaf, s.active); err != nil {
+			s.putBehind(todo[i:])
+			return err
+		}
+	}
+	if err := s.syncDisk(); err != nil {
+		return err
+	}
+	if err := s.stable.setDone(); err != nil {
+		return err
+	}
+	s.empty()
+	s.mu.Lock()
+	s.err, s.behind = nil, nil
+	s.mu.Unlock()
+	s.state.Store(uint32(Done))
+	return nil
+}
+
+func (s *Secondary) takeBehind() []uint32 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	todo := make([]uint32, 0, len(s.behind))
+	for leaf := range s.behind {
+		todo = append(todo, leaf)
+	}
+	clear(s.behind)
+	slices.Sort(todo)
+	return todo
+}
+
+func (s *Secondary) putBehind(todo []uint32) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, leaf := range todo {
+		s.behind[leaf] = true
+	}
+}
+
+func (s *Secondary) copyLeafLocked(leaf uint32) error {
+	h := s.locks.lock(int64(leaf)*leafBlocks*BlockSize, leafBlocks*BlockSize, false)
+	defer s.locks.unlock(h)
+	return s.copyLeaf(leaf, s.active)
+}
+
+// copyLeaf writes what active and the hidden overlay hold of a leaf's blocks
+// to the disk. A nil active is an empty one. The range is locked.
+func (s *Secondary) copyLeaf(leaf uint32, active *overlay) error {
+	buf := buffers.Get().(*[256 << 10]byte)
+	defer buffers.Put(buf)
+	var at, n int64 // [at, at+n) is to be written next
+	flush := func() error {
+		if n == 0 {
+			return nil
+		}
+		if err := s.readLayers(buf[:n], at, active); err != nil {
+			return err
+		}
+		s.unsynced.Store(true)
+		err := writeFull(s.disk, buf[:n], at)
+		n = 0
+		return err
+	}
+	first := int64(leaf) * leafBlocks
+	last := min(first+leafBlocks, (s.size+BlockSize-1)/BlockSize)
+	for b := first; b < last; b++ {
+		held := s.hidden.lookup(b).held()
+		if active != nil {
+			held |= active.lookup(b).held()
+		}
+		for from, to := range runs(held) {
+			lo, hi := b*BlockSize+int64(from)*SectorSize, b*BlockSize+int64(to)*SectorSize
+			if lo != at+n || hi-at > int64(len(buf)) {
+				if err := flush(); err != nil {
+					return err
+				}
+				at = lo
+			}
+			n = hi - at
+		}
+	}
+	return flush()
+}
+
+// restore makes the secondary disk that of the last checkpoint, by copying
+// the pre-images back. The whole disk is locked.
+func (s *Secondary) restore(ctx context.Context) error {
+	if err := s.stable.failed(); err != nil {
+		return err
+	}
+	for _, leaf := range s.hidden.leavesInUse() {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := s.copyLeaf(leaf, nil); err != nil {
+			return fmt.Errorf("replication: restore: %w", err)
+		}
+	}
+	if err := s.syncDisk(); err != nil {
+		return err
+	}
+	return s.stable.setDone()
+}

@@ -1,0 +1,147 @@
+package replication
+
+import (
+	"fmt"
+	"io"
+	"syscall"
+)
+
+// sentinel is an error that also answers errors.Is for the errno that says
+// the same to a peer or a guest.
+type sentinel struct {
+	text  string
+	errno syscall.Errno
+}
+
+func (e *sentinel) Error() string { return "replication: " + e.text }
+
+func (e *sentinel) Is(target error) bool { return e.errno != 0 && target == error(e.errno) }
+
+// SectorSize is the unit, in bytes, in which disks are addressed: sizes are
+// multiples of it, and it is the most that a power cut may tear.
+const SectorSize = 512
+
+// BlockSize is the unit, in bytes, in which overlays keep data. A write saves
+// the old content of whole blocks.
+const BlockSize = 4096
+
+// Disk is random access storage of a fixed size. All methods may be called
+// from several goroutines at the same time; calls whose ranges overlap while
+// they run have no defined order. A slice passed in is not kept, and an
+// access beyond Size is an error.
+type Disk interface {
+	io.ReaderAt
+	io.WriterAt
+	// Size returns the length in bytes, a multiple of SectorSize.
+	Size() int64
+	// Sync returns when every write that was answered before the call is on
+	// stable storage. After an error nothing is known about those writes,
+	// and a later Sync that succeeds says nothing about them.
+	Sync() error
+}
+
+// Trimmer is a Disk that can give back storage. The trimmed range reads as
+// anything afterwards.
+type Trimmer interface {
+	Trim(off, n int64) error
+}
+
+// ZeroWriter is a Disk that zeroes a range without being handed zeroes. The
+// storage behind the range may be given back.
+type ZeroWriter interface {
+	WriteZeroes(off, n int64) error
+}
+
+// FUAWriter is a Disk that can write through to stable storage: when WriteFUA
+// returns, this write is stable, others need not be.
+type FUAWriter interface {
+	WriteFUA(p []byte, off int64) error
+}
+
+// Errors that a caller may want to tell apart with errors.Is. Those that stand
+// for an errno match that too.
+var (
+	// ErrNotRunning: the disk is not, or no longer, being replicated. EIO.
+	ErrNotRunning error = &sentinel{"not running", syscall.EIO}
+	// ErrRunning: Start was called on a disk that is being replicated.
+	ErrRunning error = &sentinel{"already running", syscall.EBUSY}
+	// ErrRange: an access outside the disk. EINVAL.
+	ErrRange error = &sentinel{"outside the disk", syscall.EINVAL}
+	// ErrGated: the primary's writes are refused, because a checkpoint or a
+	// failover is under way or this side went on alone. ESHUTDOWN.
+	ErrGated error = &sentinel{"writes from the primary are refused", syscall.ESHUTDOWN}
+	// ErrFull: an overlay has reached its bound. A checkpoint empties it.
+	// ENOSPC.
+	ErrFull error = &sentinel{"overlay full", syscall.ENOSPC}
+	// ErrEpoch: a checkpoint out of order.
+	ErrEpoch error = &sentinel{"epoch out of order", 0}
+	// ErrSize: disks or devices of unequal or unusable size.
+	ErrSize error = &sentinel{"size mismatch", 0}
+)
+
+// checkRange returns an error unless [off, off+n) is inside a disk of size.
+func checkRange(off, n, size int64) error {
+	if off < 0 || n < 0 || off > size || n > size-off {
+		return fmt.Errorf("%w: %d bytes at %d of %d", ErrRange, n, off, size)
+	}
+	return nil
+}
+
+func checkSize(what string, size int64) error {
+	if size <= 0 || size%SectorSize != 0 {
+		return fmt.Errorf("%w: %s has %d bytes, not a positive multiple of %d", ErrSize, what, size, SectorSize)
+	}
+	return nil
+}
+
+// readFull reads all of p, and calls less than that an error, also where an
+// io.ReaderAt returns io.EOF together with everything that was asked for.
+func readFull(d io.ReaderAt, p []byte, off int64) error {
+	n, err := d.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+func writeFull(d io.WriterAt, p []byte, off int64) error {
+	n, err := d.WriteAt(p, off)
+	if err == nil && n != len(p) {
+		err = io.ErrShortWrite
+	}
+	return err
+}
+
+// zeroes is what writeZeroes writes to a disk that has no better way.
+var zeroes [256 << 10]byte
+
+// WriteZeroes zeroes n bytes of d at off: with its own method if it has one,
+// else by writing zeroes.
+func WriteZeroes(d Disk, off, n int64) error {
+	if z, ok := d.(ZeroWriter); ok {
+		return z.WriteZeroes(off, n)
+	}
+	for n > 0 {
+		c := min(n, int64(len(zeroes)))
+		if err := writeFull(d, zeroes[:c], off); err != nil {
+			return err
+		}
+		off, n = off+c, n-c
+	}
+	return nil
+}
+
+// WriteFUA writes p to d at off and returns when it is stable: with the disk's
+// own method if it has one, else by WriteAt and Sync.
+func WriteFUA(d Disk, p []byte, off int64) error {
+	if f, ok := d.(FUAWriter); ok {
+		return f.WriteFUA(p, off)
+	}
+	if err := writeFull(d, p, off); err != nil {
+		return err
+	}
+	return d.Sync()
+}

@@ -1,0 +1,145 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+)
+
+// File is a raw disk image, or a block device, as a [Disk]. Its methods may
+// be called from any goroutine.
+type File struct {
+	f    *os.File
+	size int64
+}
+
+var (
+	_ Disk       = (*File)(nil)
+	_ Trimmer    = (*File)(nil)
+	_ ZeroWriter = (*File)(nil)
+)
+
+// NewFile uses f as a disk of the size that it has now. The caller keeps f,
+// and closes it after the last use of the File.
+func NewFile(f *os.File) (*File, error) {
+	size, err := f.Seek(0, io.SeekEnd) // unlike Stat, right for block devices too
+	if err != nil {
+		return nil, err
+	}
+	if err := checkSize(f.Name(), size); err != nil {
+		return nil, err
+	}
+	return &File{f: f, size: size}, nil
+}
+
+// OpenFile opens the image or device of that name for reading and writing.
+func OpenFile(name string) (*File, error) {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	d, err := NewFile(f)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return d, nil
+}
+
+// CreateFile opens the image of that name, which is made, sparse and size
+// bytes long, if it is not there. One that is there must have that size. When
+// CreateFile returns, the name is on stable storage.
+func CreateFile(name string, size int64) (*File, error) {
+	if err := checkSize(name, size); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	fail := func(err error) (*File, error) { return nil, errors.Join(err, f.Close()) }
+	st, err := f.Stat()
+	if err != nil {
+		return fail(err)
+	}
+	if st.Mode().IsRegular() && st.Size() == 0 {
+		if err := errors.Join(f.Truncate(size), f.Sync(), syncDir(filepath.Dir(name))); err != nil {
+			return fail(err)
+		}
+	}
+	d, err := NewFile(f)
+	if err != nil {
+		return fail(err)
+	}
+	if d.size != size {
+		return fail(fmt.Errorf("%w: %s has %d bytes, not %d", ErrSize, name, d.size, size))
+	}
+	return d, nil
+}
+
+// syncDir makes names created in a directory stable.
+func syncDir(name string) error {
+	d, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// Size implements [Disk].
+func (d *File) Size() int64 { return d.size }
+
+// ReadAt implements io.ReaderAt.
+func (d *File) ReadAt(p []byte, off int64) (int, error) {
+	if err := checkRange(off, int64(len(p)), d.size); err != nil {
+		return 0, err
+	}
+	return d.f.ReadAt(p, off)
+}
+
+// WriteAt implements io.WriterAt. It never makes the file longer.
+func (d *File) WriteAt(p []byte, off int64) (int, error) {
+	if err := checkRange(off, int64(len(p)), d.size); err != nil {
+		return 0, err
+	}
+	return d.f.WriteAt(p, off)
+}
+
+// Trim gives the storage back where the system can do that; the range then
+// reads as zeroes. Elsewhere it does nothing.
+func (d *File) Trim(off, n int64) error {
+	if err := checkRange(off, n, d.size); err != nil {
+		return err
+	}
+	if err := punchHole(d.f, off, n); err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	return nil
+}
+
+// WriteZeroes zeroes the range, giving the storage back where the system can
+// do that and writing zeroes where it cannot.
+func (d *File) WriteZeroes(off, n int64) error {
+	if err := checkRange(off, n, d.size); err != nil {
+		return err
+	}
+	err := punchHole(d.f, off, n)
+	if !errors.Is(err, errors.ErrUnsupported) {
+		return err
+	}
+	for n > 0 {
+		c := min(n, int64(len(zeroes)))
+		if _, err := d.f.WriteAt(zeroes[:c], off); err != nil {
+			return err
+		}
+		off, n = off+c, n-c
+	}
+	return nil
+}
+
+// Sync implements [Disk].
+func (d *File) Sync() error { return datasync(d.f) }
+
+// Close closes the file.
+func (d *File) Close() error { return d.f.Close() }

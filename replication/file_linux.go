@@ -1,0 +1,48 @@
+package replication
+
+import (
+	"os"
+	"syscall"
+)
+
+// Flags of fallocate(2), linux/falloc.h.
+const (
+	fallocKeepSize  = 0x01
+	fallocPunchHole = 0x02
+)
+
+// punchHole deallocates a range of f, which then reads as zeroes; parts of
+// file system blocks at its ends are zeroed. The error is
+// errors.ErrUnsupported where the file system cannot do it.
+func punchHole(f *os.File, off, n int64) error {
+	if n == 0 {
+		return nil // fallocate refuses it
+	}
+	return retry(f, "fallocate", func(fd int) error {
+		return syscall.Fallocate(fd, fallocPunchHole|fallocKeepSize, off, n)
+	})
+}
+
+// datasync leaves out what fsync does for the sake of time stamps.
+func datasync(f *os.File) error {
+	return retry(f, "fdatasync", syscall.Fdatasync)
+}
+
+func retry(f *os.File, op string, call func(fd int) error) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var callErr error
+	err = c.Control(func(fd uintptr) {
+		for {
+			if callErr = call(int(fd)); callErr != syscall.EINTR {
+				return
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError(op, callErr)
+}

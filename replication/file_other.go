@@ -1,0 +1,12 @@
+//go:build !linux
+
+package replication
+
+import (
+	"errors"
+	"os"
+)
+
+func punchHole(_ *os.File, _, _ int64) error { return errors.ErrUnsupported }
+
+func datasync(f *os.File) error { return f.Sync() }

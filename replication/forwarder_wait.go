@@ -1,0 +1,256 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// broadcast wakes all who wait for a change. The caller holds mu.
+func (f *Forwarder) broadcast() {
+	if f.wake != nil {
+		close(f.wake)
+		f.wake = nil
+	}
+}
+
+// waitChange waits until something may have changed: it handles answers, if
+// nobody else does. The caller holds mu, which is released meanwhile.
+func (f *Forwarder) waitChange(ctx context.Context) {
+	if f.driving || len(f.inflight)+f.flushes == 0 {
+		if f.wake == nil {
+			f.wake = make(chan struct{})
+		}
+		wake := f.wake
+		f.mu.Unlock()
+		select {
+		case <-wake:
+		case <-ctx.Done():
+		}
+		f.mu.Lock()
+		return
+	}
+	f.drive(ctx)
+}
+
+// drive handles answers until there has been one, and sends what that makes
+// room for. The caller holds mu, which is released meanwhile.
+func (f *Forwarder) drive(ctx context.Context) {
+	f.driving = true
+	f.mu.Unlock()
+	err := f.remote.Progress(ctx)
+	if err != nil && ctx.Err() == nil {
+		f.breakOff(&BrokenError{Op: "connection", Err: err})
+	}
+	f.mu.Lock()
+	f.driving = false
+	f.pump()
+	f.broadcast() // somebody else may have to drive on
+}
+
+// Run handles answers as they come until ctx ends, the Forwarder is stopped
+// (it then returns nil) or broken (it returns why). At most one Run at a
+// time.
+func (f *Forwarder) Run(ctx context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for {
+		switch {
+		case f.state == Done:
+			return nil
+		case f.err != nil:
+			return f.err
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case f.driving:
+			f.waitChange(ctx)
+		default:
+			f.drive(ctx)
+		}
+	}
+}
+
+// waitUntil waits for cond, or an error. The caller holds mu.
+func (f *Forwarder) waitUntil(ctx context.Context, cond func() bool) error {
+	for {
+		if err := f.failed(); err != nil {
+			return err
+		}
+		f.pump()
+		if cond() {
+			return f.failed()
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		f.waitChange(ctx)
+	}
+}
+
+// outstanding reports whether anything with a number up to seq is queued or
+// in flight.
+func (f *Forwarder) outstanding(seq uint64) bool {
+	if len(f.queue) > 0 && f.queue[0].seq <= seq {
+		return true
+	}
+	for _, w := range f.inflight {
+		if w.seq <= seq {
+			return true
+		}
+	}
+	return false
+}
+
+func (f *Forwarder) answered(ctx context.Context, seq uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.waitUntil(ctx, func() bool { return !f.outstanding(seq) })
+}
+
+// flush waits for the answers to all that is queued or in flight now, and
+// then has it made stable. While that is under way it calls meanwhile, if not
+// nil; an error of that is returned first.
+func (f *Forwarder) flush(ctx context.Context, meanwhile func() error) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	seq := f.seq
+	err := f.waitUntil(ctx, func() bool { return !f.outstanding(seq) })
+	if err != nil || f.stable >= seq {
+		if meanwhile != nil {
+			f.mu.Unlock()
+			local := meanwhile()
+			f.mu.Lock()
+			if local != nil {
+				return local
+			}
+		}
+		return err
+	}
+	if f.flushes == 0 {
+		f.flushAt = time.Now()
+	}
+	f.flushes++
+	f.watch()
+	f.mu.Unlock()
+	done := false
+	f.remote.StartFlush(func(err error) {
+		f.mu.Lock()
+		done = true
+		if err == nil {
+			f.stable = max(f.stable, seq)
+		}
+		f.flushes--
+		f.flushAt = time.Now()
+		f.broadcast()
+		f.mu.Unlock()
+		if err != nil {
+			f.breakOff(&BrokenError{Op: "flush", Err: err})
+		}
+	})
+	var local error
+	if meanwhile != nil {
+		local = meanwhile()
+	}
+	f.mu.Lock()
+	if err := f.waitUntil(ctx, func() bool { return done }); local == nil {
+		return err
+	}
+	return local
+}
+
+// watch arms the deadline. The caller holds mu.
+func (f *Forwarder) watch() {
+	if len(f.inflight)+f.flushes > 1 {
+		return // armed when the first was sent
+	}
+	if f.deadline == nil {
+		f.deadline = time.AfterFunc(f.cfg.Timeout, f.checkDeadline)
+	} else {
+		f.deadline.Reset(f.cfg.Timeout)
+	}
+}
+
+func (f *Forwarder) checkDeadline() {
+	f.mu.Lock()
+	if f.failed() != nil || len(f.inflight)+f.flushes == 0 {
+		f.mu.Unlock()
+		return
+	}
+	oldest := &BrokenError{Op: "flush", Err: ErrTimeout}
+	sent := f.flushAt
+	for i, w := range f.inflight {
+		if i == 0 && f.flushes == 0 || w.sent.Before(sent) {
+			sent = w.sent
+			oldest = &BrokenError{Op: "write", Off: w.off, Len: w.n, Err: ErrTimeout}
+		}
+	}
+	left := f.cfg.Timeout - time.Since(sent)
+	if left > 0 {
+		f.deadline.Reset(left)
+	}
+	f.mu.Unlock()
+	if left <= 0 {
+		f.breakOff(oldest)
+	}
+}
+
+// Mark implements [Marker]: it waits until everything sent so far is stable
+// on the secondary. From its call on, writes are held. It must be followed by
+// Loaded of the same epoch, or by Stop; writers whose writes no longer fit
+// the bound of what is held wait for that.
+func (f *Forwarder) Mark(ctx context.Context, epoch uint64) error {
+	if err := f.beginHold(epoch); err != nil {
+		return err
+	}
+	return f.flush(ctx, nil)
+}
+
+// beginHold makes later writes wait for Loaded.
+func (f *Forwarder) beginHold(epoch uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	err := f.canHold(epoch)
+	if err == nil {
+		f.held, f.marked = true, epoch
+	}
+	return err
+}
+
+func (f *Forwarder) mayHold(epoch uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.canHold(epoch)
+}
+
+func (f *Forwarder) canHold(epoch uint64) error {
+	if err := f.failed(); err != nil {
+		return err
+	}
+	if f.held {
+		return fmt.Errorf("%w: mark of %d while %d is not loaded", ErrEpoch, epoch, f.marked)
+	}
+	return nil
+}
+
+// Loaded implements [Marker]: what has been held is sent, in order.
+func (f *Forwarder) Loaded(_ context.Context, epoch uint64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := f.failed(); err != nil {
+		return err
+	}
+	if !f.held || f.marked != epoch {
+		return fmt.Errorf("%w: loaded %d, marked %d", ErrEpoch, epoch, f.marked)
+	}
+	f.held = false
+	for _, w := range f.hold {
+		f.seq++
+		w.seq = f.seq
+		f.bytes += w.cost()
+	}
+	f.queue = append(f.queue, f.hold...)
+	f.hold, f.holding = nil, 0
+	f.broadcast()
+	f.pump()
+	return nil
+}

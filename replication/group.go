@@ -1,0 +1,128 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// Group is the disks of one guest, which are started, checkpointed and
+// stopped together. It is itself a [Replicator], a [Marker] and a [Preparer].
+// A Group is used by one goroutine at a time; only Err may be called from any.
+//
+// Where QEMU's replication_*_all functions stop at the first error and leave
+// the rest as it was, a Group undoes a start that failed and stops all it can.
+type Group []Replicator
+
+var (
+	_ Replicator = Group(nil)
+	_ Marker     = Group(nil)
+	_ Preparer   = Group(nil)
+)
+
+// MemberError tells which disk of a [Group] failed, by its index.
+type MemberError struct {
+	Index int
+	Op    string // "start", "mark", "loaded", "prepare", "checkpoint", "stop" or "run"
+	Err   error
+}
+
+func (e *MemberError) Error() string {
+	return fmt.Sprintf("replication: disk %d: %s: %v", e.Index, e.Op, e.Err)
+}
+
+func (e *MemberError) Unwrap() error { return e.Err }
+
+func memberError(i int, op string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return &MemberError{Index: i, Op: op, Err: err}
+}
+
+// Start starts the members in order. If one fails, those already started are
+// stopped again, without failover and whatever becomes of ctx, and the errors
+// are joined.
+func (g Group) Start(ctx context.Context) error {
+	for i, r := range g {
+		err := memberError(i, "start", r.Start(ctx))
+		if err == nil {
+			continue
+		}
+		errs := []error{err}
+		for j := i - 1; j >= 0; j-- {
+			errs = append(errs, memberError(j, "stop", g[j].Stop(context.WithoutCancel(ctx), false)))
+		}
+		return errors.Join(errs...)
+	}
+	return nil
+}
+
+// Prepare prepares those members that are Preparers, all at the same time,
+// and joins their errors.
+func (g Group) Prepare(ctx context.Context, epoch uint64) error {
+	return each(g, "prepare", func(p Preparer) error { return p.Prepare(ctx, epoch) })
+}
+
+// Checkpoint makes all disks those of epoch. All are prepared, and asked for
+// errors, before the first is changed; what then still fails is a failure of
+// the host that leaves the group torn, and the error says which members.
+func (g Group) Checkpoint(ctx context.Context, epoch uint64) error {
+	if err := g.Prepare(ctx, epoch); err != nil {
+		return err
+	}
+	if err := g.Err(); err != nil {
+		return err
+	}
+	return all(g, "checkpoint", func(r Replicator) error { return r.Checkpoint(ctx, epoch) })
+}
+
+// Err joins the errors of all members.
+func (g Group) Err() error {
+	return all(g, "run", Replicator.Err)
+}
+
+// Stop stops all members, also after one has failed, and joins the errors.
+func (g Group) Stop(ctx context.Context, failover bool) error {
+	return all(g, "stop", func(r Replicator) error { return r.Stop(ctx, failover) })
+}
+
+// Mark marks epoch on those members that are Markers, all at the same time
+// since the guest is paused meanwhile, and joins their errors.
+func (g Group) Mark(ctx context.Context, epoch uint64) error {
+	return each(g, "mark", func(m Marker) error { return m.Mark(ctx, epoch) })
+}
+
+// Loaded tells those members that are Markers that epoch is loaded, and joins
+// their errors.
+func (g Group) Loaded(ctx context.Context, epoch uint64) error {
+	return each(g, "loaded", func(m Marker) error { return m.Loaded(ctx, epoch) })
+}
+
+func all(g Group, op string, do func(Replicator) error) error {
+	errs := make([]error, len(g))
+	for i, r := range g {
+		errs[i] = memberError(i, op, do(r))
+	}
+	return errors.Join(errs...)
+}
+
+// each calls do for every member that is a T, concurrently if there are
+// several, and returns when all have answered.
+func each[T any](g Group, op string, do func(T) error) error {
+	errs := make([]error, len(g))
+	var wg sync.WaitGroup
+	for i, r := range g {
+		m, ok := r.(T)
+		switch {
+		case !ok:
+		case len(g) == 1:
+			errs[i] = memberError(i, op, do(m))
+		default:
+			wg.Go(func() { errs[i] = memberError(i, op, do(m)) })
+		}
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}

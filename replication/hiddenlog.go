@@ -1,0 +1,213 @@
+package replication
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"sync"
+)
+
+// hiddenLog is the log of pre-images on the hidden device of a [Journal]. A
+// record is a header of whole sectors, followed by the content of consecutive
+// blocks:
+//
+//	magic u32, sectors u32, seq u64, nonce [16], block u64, data sum u32, header sum u32
+//
+// A record counts if its nonce is that of the superblock, its seq is the
+// number of records before it, and both sums are right; the first that does
+// not count ends the log. The nonce is random and the guest never sees it, so
+// that nothing a guest has written passes for a record.
+//
+// Appending waits until the record is stable. Appends that come while a sync
+// is under way share the next one.
+type hiddenLog struct {
+	dev Disk
+
+	mu      sync.Mutex
+	nonce   [16]byte
+	seq     uint64
+	end     int64 // where the next record goes
+	at      int64 // where pending begins
+	pending []byte
+	spare   []byte
+	writing bool
+	batch   *batch
+	err     error
+}
+
+// batch is the appends that share a sync.
+type batch struct {
+	done chan struct{} // closed when the batch is stable, or err is set
+	lead chan struct{} // one of the waiters is to write the batch
+	err  error
+}
+
+func newBatch() *batch { return &batch{done: make(chan struct{}), lead: make(chan struct{}, 1)} }
+
+const (
+	recordMagic  = 0x7265636c
+	recordHeader = SectorSize
+	recordFields = 4 + 4 + 8 + 16 + 8 + 4 + 4
+)
+
+func (l *hiddenLog) grow(uint32)    {}
+func (l *hiddenLog) stride() uint32 { return sectorsPerBlock }
+
+// Slots of the log are sectors of the device.
+
+func (l *hiddenLog) readSlot(slot uint32, p []byte, at int) error {
+	return readFull(l.dev, p, int64(slot)*SectorSize+int64(at))
+}
+
+func (l *hiddenLog) writeSlot(uint32, []byte, int) error {
+	panic("internal error: a pre-image is never changed")
+}
+
+// restart begins an empty log. Nobody is appending.
+func (l *hiddenLog) restart(nonce [16]byte) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.nonce, l.seq, l.end = nonce, 0, logStart
+}
+
+func (l *hiddenLog) usedBytes() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.end - logStart
+}
+
+// failed returns the error that ended the use of the device.
+func (l *hiddenLog) failed() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// fail ends the use of the device.
+func (l *hiddenLog) fail(err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		l.err = err
+	}
+}
+
+// appendBlocks appends a record with p, the content of the blocks from b0 on,
+// and returns its slot when it is stable.
+func (l *hiddenLog) appendBlocks(b0 int64, p []byte) (slot uint32, half bool, err error) {
+	l.mu.Lock()
+	if l.err != nil {
+		l.mu.Unlock()
+		return 0, false, l.err
+	}
+	next := l.end + recordHeader + int64(len(p))
+	half = next-logStart >= (l.dev.Size()-logStart)/2
+	if next > l.dev.Size() {
+		l.mu.Unlock()
+		return 0, true, fmt.Errorf("%w: log of pre-images, bound %d bytes", ErrFull, l.dev.Size())
+	}
+	if len(l.pending) == 0 {
+		l.at = l.end
+	}
+	l.pending = l.appendRecord(l.pending, b0, p)
+	slot = uint32((l.end + recordHeader) / SectorSize)
+	l.end = next
+	l.seq++
+	b := l.batch
+	if l.writing {
+		l.mu.Unlock()
+		select {
+		case <-b.done:
+			return slot, half, b.err
+		case <-b.lead:
+		}
+		l.mu.Lock()
+	}
+	l.writing = true
+	p, at := l.pending, l.at
+	l.pending, l.spare = l.spare[:0], nil
+	l.batch = newBatch()
+	failed := l.err
+	l.mu.Unlock()
+
+	if failed == nil {
+		failed = writeFull(l.dev, p, at)
+		if failed == nil {
+			failed = l.dev.Sync()
+		}
+		if failed != nil {
+			failed = fmt.Errorf("replication: journal: log: %w", failed)
+		}
+	}
+
+	l.mu.Lock()
+	l.spare = p
+	if failed != nil && l.err == nil {
+		l.err = failed
+	}
+	if len(l.pending) > 0 {
+		l.batch.lead <- struct{}{}
+	} else {
+		l.writing = false
+	}
+	l.mu.Unlock()
+	b.err = failed
+	close(b.done)
+	return slot, half, failed
+}
+
+func (l *hiddenLog) appendRecord(buf []byte, b0 int64, p []byte) []byte {
+	at := len(buf)
+	le := binary.LittleEndian
+	buf = le.AppendUint32(buf, recordMagic)
+	buf = le.AppendUint32(buf, uint32(len(p)/SectorSize))
+	buf = le.AppendUint64(buf, l.seq)
+	buf = append(buf, l.nonce[:]...)
+	buf = le.AppendUint64(buf, uint64(b0))
+	buf = le.AppendUint32(buf, crc32.Checksum(p, castagnoli))
+	buf = le.AppendUint32(buf, crc32.Checksum(buf[at:], castagnoli))
+	buf = append(buf, zeroes[:recordHeader-recordFields]...)
+	return append(buf, p...)
+}
+
+// replay hands the blocks of the log to apply, in order.
+func (l *hiddenLog) replay(ctx context.Context, apply func(block int64, p []byte) error) error {
+	var head [recordHeader]byte
+	data := make([]byte, len(zeroes))
+	le := binary.LittleEndian
+	pos := int64(logStart)
+	for seq := uint64(0); ; seq++ {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if pos+recordHeader > l.dev.Size() {
+			return nil
+		}
+		if err := readFull(l.dev, head[:], pos); err != nil {
+			return err
+		}
+		n := int64(le.Uint32(head[4:])) * SectorSize
+		pos += recordHeader
+		if le.Uint32(head[:]) != recordMagic || le.Uint64(head[8:]) != seq || [16]byte(head[16:32]) != l.nonce ||
+			le.Uint32(head[recordFields-4:]) != crc32.Checksum(head[:recordFields-4], castagnoli) ||
+			n > int64(len(data)) || pos+n > l.dev.Size() {
+			return nil
+		}
+		if err := readFull(l.dev, data[:n], pos); err != nil {
+			return err
+		}
+		pos += n
+		if le.Uint32(head[40:]) != crc32.Checksum(data[:n], castagnoli) {
+			return nil
+		}
+		block := int64(le.Uint64(head[32:]))
+		for p := data[:n]; len(p) > 0; block++ {
+			c := min(len(p), BlockSize)
+			if err := apply(block, p[:c]); err != nil {
+				return err
+			}
+			p = p[c:]
+		}
+	}
+}

@@ -1,0 +1,435 @@
+package replication
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
+	"path/filepath"
+	"strings"
+	"sync"
+)
+
+// Journal keeps the overlays of a [Secondary] on two devices, so that the
+// secondary disk can be brought back to a checkpoint after a crash of the
+// host at any moment. It assumes of the devices what one may assume of any
+// disk: a sector is written whole or not at all, and Sync makes writes
+// stable; those not synced may be lost in any combination.
+//
+// The hidden device holds a superblock, in two alternating sectors, and a log
+// of pre-images. A pre-image is stable in the log before the primary's write
+// replaces it. A checkpoint is the write of one superblock with a new epoch
+// and a new random nonce, after a sync of the secondary disk; all log records
+// carry the nonce, so that this one write voids them together. The active
+// device holds the guest's own writes, which only count once a failover has
+// made them stable along with a map of them.
+//
+// A Journal is used by one Secondary.
+type Journal struct {
+	hidden, active Disk
+
+	mu    sync.Mutex
+	super superblock
+	err   error // a device that failed once is not trusted again
+
+	log   *hiddenLog
+	files []*File // to be closed
+}
+
+// Errors of a [Journal].
+var (
+	// ErrUnclean: the journal's last user neither stopped nor finished a
+	// failover, so that the secondary disk is not that of a checkpoint.
+	// Recover makes it so.
+	ErrUnclean error = &sentinel{"journal must be recovered first", 0}
+	// ErrCorrupt: what should be a journal is not, or no longer.
+	ErrCorrupt error = &sentinel{"journal corrupt", 0}
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// superblock is the durable state of a Secondary.
+type superblock struct {
+	seq      uint64 // the valid one with the higher seq counts
+	state    State
+	epoch    uint64
+	size     uint64 // of the secondary disk
+	nonce    [16]byte
+	entries  uint64 // in the map of the active device, in state Failover
+	entrySum uint32 // checksum of the map
+}
+
+const (
+	superMagic   = "lockstep journal 1\n"
+	superSlot    = 4096 // each of the two has a physical block of its own
+	logStart     = 2 * superSlot
+	minJournal   = 64 << 10 // of each device
+	superEncoded = 24 + 8*4 + 16 + 8 + 4 + 4
+)
+
+func (b *superblock) encode() []byte {
+	p := make([]byte, SectorSize)
+	copy(p, superMagic)
+	le := binary.LittleEndian
+	le.PutUint64(p[24:], b.seq)
+	le.PutUint64(p[32:], uint64(b.state))
+	le.PutUint64(p[40:], b.epoch)
+	le.PutUint64(p[48:], b.size)
+	copy(p[56:], b.nonce[:])
+	le.PutUint64(p[72:], b.entries)
+	le.PutUint32(p[80:], b.entrySum)
+	le.PutUint32(p[superEncoded-4:], crc32.Checksum(p[:superEncoded-4], castagnoli))
+	return p
+}
+
+func (b *superblock) decode(p []byte) bool {
+	le := binary.LittleEndian
+	if string(p[:len(superMagic)]) != superMagic ||
+		le.Uint32(p[superEncoded-4:]) != crc32.Checksum(p[:superEncoded-4], castagnoli) {
+		return false
+	}
+	b.seq = le.Uint64(p[24:])
+	b.state = State(le.Uint64(p[32:]))
+	b.epoch = le.Uint64(p[40:])
+	b.size = le.Uint64(p[48:])
+	copy(b.nonce[:], p[56:])
+	b.entries = le.Uint64(p[72:])
+	b.entrySum = le.Uint32(p[80:])
+	return true
+}
+
+// OpenJournal opens the journal on two devices, whose sizes bound the
+// overlays. Devices that begin with zeroes are a new journal. The caller
+// keeps the devices. Errors: ErrSize, ErrCorrupt, or what the device said.
+func OpenJournal(hidden, active Disk) (*Journal, error) {
+	if err := errors.Join(checkSize("the hidden device", hidden.Size()), checkSize("the active device", active.Size())); err != nil {
+		return nil, err
+	}
+	if hidden.Size() < minJournal || hidden.Size() > SectorSize*math.MaxUint32 || active.Size() < minJournal {
+		return nil, fmt.Errorf("%w: devices of %d and %d bytes for a journal, want at least %d each and at most 2 TiB", ErrSize, hidden.Size(), active.Size(), minJournal)
+	}
+	j := &Journal{hidden: hidden, active: active}
+	blank, found := 0, false
+	for i := range 2 {
+		var p [SectorSize]byte
+		if err := readFull(hidden, p[:], int64(i)*superSlot); err != nil {
+			return nil, err
+		}
+		var b superblock
+		switch {
+		case b.decode(p[:]):
+			if !found || b.seq > j.super.seq {
+				j.super, found = b, true
+			}
+		case p == [SectorSize]byte{}:
+			blank++
+		}
+	}
+	if !found && blank < 2 {
+		return nil, fmt.Errorf("%w: no valid superblock", ErrCorrupt)
+	}
+	j.log = &hiddenLog{dev: hidden, nonce: j.super.nonce, end: logStart, batch: newBatch()}
+	return j, nil
+}
+
+// OpenJournalFiles opens the journal in two sparse files, base.hidden and
+// base.active, of at most bytes each, made if they are not there. Close
+// closes them.
+func OpenJournalFiles(base string, bytes int64) (*Journal, error) {
+	bytes -= bytes % BlockSize
+	hidden, err := CreateFile(filepath.Clean(base)+".hidden", bytes)
+	if err != nil {
+		return nil, err
+	}
+	active, err := CreateFile(filepath.Clean(base)+".active", bytes)
+	if err != nil {
+		return nil, errors.Join(err, hidden.Close())
+	}
+	j, err := OpenJournal(hidden, active)
+	if err != nil {
+		return nil, errors.Join(err, hidden.Close(), active.Close())
+	}
+	j.files = []*File{hidden, active}
+	return j, nil
+}
+
+// Close closes the files, if OpenJournalFiles opened them. It is called after
+// the last use of the Secondary.
+func (j *Journal) Close() error {
+	var errs []error
+	for _, f := range j.files {
+		errs = append(errs, f.Close())
+	}
+	j.files = nil
+	return errors.Join(errs...)
+}
+
+// State returns what stable storage says: in which state, and at which epoch,
+// the journal's user is or was.
+func (j *Journal) State() (State, uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.super.state, j.super.epoch
+}
+
+// Clean reports whether a Secondary may use the journal without Recover.
+func (j *Journal) Clean() bool {
+	st, _ := j.State()
+	return st == None || st == Done
+}
+
+// attach gives s the overlays that the journal keeps.
+func (j *Journal) attach(s *Secondary) error {
+	if !j.Clean() {
+		return ErrUnclean
+	}
+	j.mu.Lock()
+	j.super.size = uint64(s.size)
+	j.mu.Unlock()
+	n := j.activeSlots()
+	s.hidden = newOverlay("hidden", s.size, math.MaxInt64, j.log)
+	s.active = newOverlay("active", s.size, n*BlockSize, deviceSlots{j.active, j.activeData()})
+	s.active.solid = true
+	s.stable = j
+	return nil
+}
+
+// store writes b, with the next sequence number, over the older superblock.
+// The caller holds mu.
+func (j *Journal) store(b superblock) error {
+	if j.err != nil {
+		return j.err
+	}
+	b.seq = j.super.seq + 1
+	err := writeFull(j.hidden, b.encode(), int64(b.seq%2)*superSlot)
+	if err == nil {
+		err = j.hidden.Sync()
+	}
+	if err != nil {
+		// The superblock may be either. No pre-image may be trusted to the
+		// log under a nonce that may be void.
+		j.err = fmt.Errorf("replication: journal: superblock: %w", err)
+		j.log.fail(j.err)
+		return j.err
+	}
+	j.super = b
+	return nil
+}
+
+// setRunning implements stableState. The one write that it does is the commit
+// point of a checkpoint.
+func (j *Journal) setRunning(epoch uint64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.log.failed(); err != nil {
+		return err
+	}
+	b := j.super
+	b.state, b.epoch, b.entries, b.entrySum = Running, epoch, 0, 0
+	rand.Read(b.nonce[:])
+	return j.store(b)
+}
+
+// failed implements stableState.
+func (j *Journal) failed() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.err != nil {
+		return j.err
+	}
+	return j.log.failed()
+}
+
+// emptied starts the log anew, under the nonce of the last superblock.
+func (j *Journal) emptied() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.log.restart(j.super.nonce)
+}
+
+// setFailover makes the guest's own writes stable, then a map of them, then
+// the fact that they count.
+func (j *Journal) setFailover(active *overlay) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.err != nil || j.super.state == Failover {
+		return j.err // the map on the device must not change any more
+	}
+	if err := j.log.failed(); err != nil {
+		return err
+	}
+	b := j.super
+	b.state = Failover
+	var err error
+	b.entries, b.entrySum, err = j.writeMap(active)
+	if err == nil {
+		err = j.active.Sync()
+	}
+	if err != nil {
+		j.err = fmt.Errorf("replication: journal: active device: %w", err)
+		return j.err
+	}
+	return j.store(b)
+}
+
+func (j *Journal) setDone() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.super.state == Done && j.err == nil {
+		return nil
+	}
+	b := j.super
+	b.state = Done
+	return j.store(b)
+}
+
+// The active device: a map of mapEntry bytes for each slot, then the slots.
+
+const mapEntry = 16 // block u64, slot u32, data u8, zero u8, 2 unused
+
+func (j *Journal) activeSlots() int64 { return (j.active.Size() - BlockSize) / (BlockSize + mapEntry) }
+
+func (j *Journal) activeData() int64 {
+	return (j.activeSlots()*mapEntry + BlockSize - 1) / BlockSize * BlockSize
+}
+
+func (j *Journal) writeMap(active *overlay) (n uint64, sum uint32, err error) {
+	buf := make([]byte, 0, 64<<10)
+	var off int64
+	flush := func() error {
+		sum = crc32.Update(sum, castagnoli, buf)
+		err := writeFull(j.active, buf, off)
+		off += int64(len(buf))
+		buf = buf[:0]
+		return err
+	}
+	le := binary.LittleEndian
+	for _, leaf := range active.leavesInUse() {
+		for b := int64(leaf) * leafBlocks; b < (int64(leaf)+1)*leafBlocks; b++ {
+			e := active.lookup(b)
+			if e.held() == 0 {
+				continue
+			}
+			n++
+			buf = le.AppendUint64(buf, uint64(b))
+			buf = le.AppendUint32(buf, e.slot-1)
+			buf = append(buf, e.data, e.zero, 0, 0)
+			if len(buf) == cap(buf) {
+				if err := flush(); err != nil {
+					return 0, 0, err
+				}
+			}
+		}
+	}
+	// Whole sectors; the rest of the last is not looked at.
+	whole := len(buf)
+	sum = crc32.Update(sum, castagnoli, buf)
+	buf = buf[:(whole+SectorSize-1)/SectorSize*SectorSize]
+	clear(buf[whole:])
+	return n, sum, writeFull(j.active, buf, off)
+}
+
+// deviceSlots keeps blocks on a device, from base on.
+type deviceSlots struct {
+	dev  Disk
+	base int64
+}
+
+func (d deviceSlots) grow(uint32) {}
+
+func (d deviceSlots) readSlot(slot uint32, p []byte, at int) error {
+	return readFull(d.dev, p, d.base+int64(slot)*BlockSize+int64(at))
+}
+
+func (d deviceSlots) writeSlot(slot uint32, p []byte, at int) error {
+	return writeFull(d.dev, p, d.base+int64(slot)*BlockSize+int64(at))
+}
+
+// Recover brings disk, the secondary disk of the journal's last user, into
+// the state that the journal promises, and makes the journal clean: a disk
+// that was being replicated becomes that of its last checkpoint, a failover
+// that was under way is finished. It may be interrupted, by a crash too, and
+// repeated. It returns the epoch of the checkpoint that the disk is at, and
+// whether a failover has been finished. Errors: ErrSize if it cannot be this
+// disk, ErrCorrupt, ctx's, or what a device said.
+func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedOver bool, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	b := j.super
+	if b.state == None || b.state == Done {
+		return b.epoch, false, nil
+	}
+	if uint64(disk.Size()) != b.size {
+		return 0, false, fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, disk.Size())
+	}
+	err = j.log.replay(ctx, func(block int64, p []byte) error {
+		if block >= (disk.Size()+BlockSize-1)/BlockSize || int64(len(p)) > disk.Size()-block*BlockSize {
+			return fmt.Errorf("%w: pre-image of block %d", ErrCorrupt, block)
+		}
+		return writeFull(disk, p, block*BlockSize)
+	})
+	if err == nil && b.state == Failover {
+		err = j.applyMap(ctx, disk)
+	}
+	if err == nil {
+		err = disk.Sync()
+	}
+	if err != nil {
+		return 0, false, fmt.Errorf("replication: recovery: %w", err)
+	}
+	failedOver = b.state == Failover
+	b.state = Done
+	return b.epoch, failedOver, j.store(b)
+}
+
+// applyMap writes the guest's own writes to disk.
+func (j *Journal) applyMap(ctx context.Context, disk Disk) error {
+	if j.super.entries > uint64(j.activeSlots()) {
+		return fmt.Errorf("%w: %d entries in the map", ErrCorrupt, j.super.entries)
+	}
+	m := make([]byte, j.super.entries*mapEntry)
+	if err := readFull(j.active, m, 0); err != nil {
+		return err
+	}
+	if crc32.Checksum(m, castagnoli) != j.super.entrySum {
+		return fmt.Errorf("%w: map of the active device", ErrCorrupt)
+	}
+	slots := deviceSlots{j.active, j.activeData()}
+	le := binary.LittleEndian
+	var buf [BlockSize]byte
+	for ; len(m) > 0; m = m[mapEntry:] {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		block, e := int64(le.Uint64(m)), blockEntry{slot: le.Uint32(m[8:]), data: m[12], zero: m[13]}
+		for _, part := range []struct {
+			mask uint8
+			zero bool
+		}{{e.data, false}, {e.zero, true}} {
+			for from, to := range runs(part.mask) {
+				p := buf[:(to-from)*SectorSize]
+				clear(p)
+				if !part.zero {
+					if err := slots.readSlot(e.slot, p, from*SectorSize); err != nil {
+						return err
+					}
+				}
+				if err := writeFull(disk, p, block*BlockSize+int64(from)*SectorSize); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// String says where the journal stands, for messages.
+func (j *Journal) String() string {
+	st, epoch := j.State()
+	var b strings.Builder
+	fmt.Fprintf(&b, "journal: %v, epoch %d", st, epoch)
+	return b.String()
+}

@@ -1,0 +1,620 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/replication/nbd"
+)
+
+var (
+	modelSeed  = flag.Uint64("model.seed", 0, "run only this seed of the model checker")
+	modelSeeds = flag.Int("model.seeds", 3000, "number of seeds that the model checker runs")
+)
+
+// TestModel drives a primary, a secondary and the connection between them at
+// random, against arrays of bytes that say what each must contain.
+func TestModel(t *testing.T) {
+	if *modelSeed != 0 {
+		runModel(t, *modelSeed)
+		return
+	}
+	seeds := *modelSeeds
+	if testing.Short() || raceEnabled {
+		seeds /= 6
+	}
+	base := uint64(time.Now().UnixNano())
+	var wg sync.WaitGroup
+	for w := range uint64(2) {
+		wg.Go(func() {
+			for i := w; i < uint64(seeds) && !t.Failed(); i += 2 {
+				runModel(t, base+i)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// model is one run.
+type model struct {
+	seed   uint64
+	rng    *rand.Rand
+	trace  []string
+	failed string
+
+	size     int64
+	early    bool // the primary resumes before the secondary has loaded
+	journal  bool
+	overNBD  bool
+	deferred bool
+
+	local      *fakeDisk
+	p          *Primary
+	primary    []byte // what the primary's guest must see
+	lose       func() // breaks the connection
+	disconnect func() // and waits until nothing of it is left
+
+	host                 *power // of the secondary host
+	disk, hidden, active *fakeDisk
+	j                    *Journal
+	s                    *Secondary
+	secondary            []byte             // what the secondary's guest must see
+	checkpoint           []byte             // the last that has been loaded
+	next                 []byte             // one that is being loaded, or nil
+	synced               []byte             // after a failover: when the guest last synced
+	since                map[int64][][]byte // and what it wrote to sectors since
+	epoch                uint64
+	broken               bool // the primary may know of a failure
+}
+
+func runModel(t *testing.T, seed uint64) {
+	m := &model{seed: seed, rng: rand.New(rand.NewPCG(seed, 0))}
+	hang := time.AfterFunc(time.Minute, func() { panic(fmt.Sprintf("seed %d hangs", seed)) })
+	defer hang.Stop()
+	defer func() {
+		if m.disconnect != nil {
+			m.disconnect()
+		}
+		r := recover()
+		if r == nil && m.failed == "" {
+			return
+		}
+		if r != nil && r != any(m) {
+			m.failed = fmt.Sprint("panic: ", r)
+		}
+		tail := m.trace[max(0, len(m.trace)-60):]
+		var b bytes.Buffer
+		for _, l := range tail {
+			fmt.Fprintln(&b, "  ", l)
+		}
+		t.Errorf("seed %d (run it again with -run TestModel -model.seed=%[1]d): %s\n%s", seed, m.failed, b.String())
+		if r != nil && r != any(m) {
+			panic(r)
+		}
+	}()
+	m.run()
+}
+
+func (m *model) log(format string, args ...any) {
+	m.trace = append(m.trace, fmt.Sprintf(format, args...))
+}
+
+// fail ends the run.
+func (m *model) fail(format string, args ...any) {
+	m.failed = fmt.Sprintf(format, args...)
+	panic(m)
+}
+
+func (m *model) chance(n int) bool { return m.rng.IntN(n) == 0 }
+
+func (m *model) same(why string, got, want []byte) {
+	if i := firstDifference(got, want); i >= 0 {
+		m.fail("%s: at %d %#x, want %#x", why, i, got[i], want[i])
+	}
+}
+
+func (m *model) run() {
+	seed := m.seed
+	m.size = int64(4+m.rng.IntN(15))*BlockSize + int64(m.rng.IntN(8))*SectorSize
+	m.early, m.journal, m.deferred = m.chance(2), m.chance(2), m.chance(2)
+	m.overNBD = m.chance(8)
+	m.log("size %d early %v journal %v nbd %v deferred %v", m.size, m.early, m.journal, m.overNBD, m.deferred)
+	m.primary = make([]byte, m.size)
+	for i := range m.primary {
+		m.primary[i] = byte(m.rng.Uint32())
+	}
+	m.local = newFake(0, 0)
+	m.local.data = bytes.Clone(m.primary)
+	m.host = &power{left: -1}
+	m.disk = newPoweredFake(make([]byte, m.size))
+	m.hidden, m.active = newPoweredFake(make([]byte, 112<<10)), newPoweredFake(make([]byte, 96<<10))
+	var err error
+	m.p, err = NewPrimary(m.local, PrimaryConfig{Forward: ForwarderConfig{
+		WindowRequests: 1 + m.rng.IntN(8), WindowBytes: int64(1+m.rng.IntN(16)) * BlockSize,
+		OnBroken: func(err error) {
+			if errors.Is(err, ErrTimeout) {
+				panic(fmt.Sprintf("seed %d: %v", seed, err)) // nothing here takes so long
+			}
+		},
+	}})
+	if err != nil {
+		m.fail("%v", err)
+	}
+	for range 1 + m.rng.IntN(3) {
+		if !m.protect() {
+			return
+		}
+	}
+}
+
+// protect attaches a secondary, and lets the two run until it has come to an
+// end. It reports whether another secondary may be attached.
+func (m *model) protect() bool {
+	m.boot()
+	if err := m.attach(); err != nil {
+		m.fail("attach: %v", err)
+	}
+	ctx := context.Background()
+	for m.chance(2) {
+		m.primaryWrite()
+	}
+	if err := m.p.Synchronise(ctx, SyncConfig{}); err != nil {
+		m.fail("synchronise: %v", err)
+	}
+	for m.chance(2) {
+		m.primaryWrite()
+	}
+	m.epoch = 0
+	if err := m.p.Mark(ctx, 0); err != nil {
+		m.fail("mark 0: %v", err)
+	}
+	if err := errors.Join(m.s.Start(ctx), m.p.Loaded(ctx, 0), m.p.Start(ctx)); err != nil {
+		m.fail("start: %v", err)
+	}
+	m.checkpoint, m.secondary, m.next = bytes.Clone(m.primary), bytes.Clone(m.primary), nil
+	m.broken, m.synced = false, nil
+	if m.journal && m.chance(2) {
+		m.setPower(m.rng.IntN(120))
+		m.log("the power will fail")
+	}
+	for steps := m.rng.IntN(60); steps > 0 && !m.out(); steps-- {
+		m.step()
+	}
+	if m.out() {
+		return m.recover()
+	}
+	return m.end()
+}
+
+func (m *model) setPower(left int) {
+	m.host.mu.Lock()
+	defer m.host.mu.Unlock()
+	m.host.left = left
+}
+
+func (m *model) out() bool {
+	m.host.mu.Lock()
+	defer m.host.mu.Unlock()
+	return m.host.out
+}
+
+// boot starts the secondary host on the disks that it has.
+func (m *model) boot() {
+	m.host = &power{left: -1}
+	for _, d := range []*fakeDisk{m.disk, m.hidden, m.active} {
+		d.mu.Lock()
+		d.power = m.host
+		d.failWrite, d.failSync = nil, nil
+		d.mu.Unlock()
+	}
+	cfg := SecondaryConfig{DeferCommit: m.deferred}
+	if m.journal {
+		var err error
+		if m.j, err = OpenJournal(m.hidden, m.active); err != nil {
+			m.fail("journal: %v", err)
+		}
+		cfg.Journal = m.j
+	}
+	var err error
+	if m.s, err = NewSecondary(m.disk, cfg); err != nil {
+		m.fail("secondary: %v", err)
+	}
+}
+
+// attach connects the primary to the secondary's export.
+func (m *model) attach() error {
+	if m.disconnect != nil {
+		m.disconnect()
+		m.disconnect = nil
+	}
+	if !m.overNBD {
+		r := newFakeRemote(m.s.Export(), m.rng.Uint64())
+		m.lose, m.disconnect = r.lose, func() { r.lose() }
+		return m.p.Attach(r)
+	}
+	srv := nbd.NewServer(nbd.ServerConfig{MaxRequests: 4})
+	if _, err := srv.Export(nbd.ExportConfig{Disk: m.s.Export()}); err != nil {
+		return err
+	}
+	a, b := net.Pipe()
+	var wg sync.WaitGroup
+	wg.Go(func() { srv.ServeConn(context.Background(), b) })
+	c, err := nbd.NewClient(context.Background(), a, nbd.ClientConfig{})
+	m.lose = func() { a.Close() }
+	m.disconnect = func() { a.Close(); wg.Wait() }
+	if err != nil {
+		return err
+	}
+	return m.p.Attach(c)
+}
+
+func (m *model) step() {
+	switch n := m.rng.IntN(100); {
+	case n < 35:
+		m.primaryWrite()
+	case n < 40:
+		m.primaryRead()
+	case n < 45:
+		m.log("primary sync")
+		if err := m.p.Sync(); err != nil {
+			m.fail("sync: %v", err)
+		}
+	case n < 65:
+		m.secondaryWrite()
+	case n < 75:
+		m.secondaryRead()
+	case n < 90:
+		m.doCheckpoint()
+	case n < 92:
+		m.log("connection lost")
+		m.lose()
+		m.broken = true
+	case n < 94:
+		m.injectFault()
+	default:
+		m.answers()
+	}
+}
+
+// answers lets some answers in.
+func (m *model) answers() {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Microsecond)
+	defer cancel()
+	f := m.p.link.Load()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.inflight) > 0 && f.failed() == nil {
+		f.drive(ctx)
+	}
+}
+
+func (m *model) someRange() (off, n int64) {
+	off = m.rng.Int64N(m.size)
+	n = 1 + m.rng.Int64N(min(3*BlockSize, m.size-off))
+	if !m.chance(4) { // as most guests do
+		off &^= SectorSize - 1
+		n = min((n+SectorSize-1)&^(SectorSize-1), m.size-off)
+	}
+	return off, n
+}
+
+func (m *model) fill(n int64) []byte {
+	p := make([]byte, n)
+	b := byte(m.rng.Uint32())
+	for i := range p {
+		p[i] = b + byte(i>>9)
+	}
+	return p
+}
+
+func (m *model) primaryWrite() {
+	off, n := m.someRange()
+	p := m.fill(n)
+	var err error
+	switch m.rng.IntN(8) {
+	case 0:
+		clear(p)
+		err = m.p.WriteZeroes(off, n)
+	case 1:
+		clear(p)
+		err = m.p.Trim(off, n)
+	case 2:
+		err = m.p.WriteFUA(p, off)
+	default:
+		_, err = m.p.WriteAt(p, off)
+	}
+	m.log("primary writes %d at %d", n, off)
+	if err != nil {
+		m.fail("the primary's guest got %v", err)
+	}
+	copy(m.primary[off:], p)
+}
+
+func (m *model) primaryRead() {
+	off, n := m.someRange()
+	p := make([]byte, n)
+	if _, err := m.p.ReadAt(p, off); err != nil {
+		m.fail("primary read: %v", err)
+	}
+	m.same(fmt.Sprintf("primary reads at %d", off), p, m.primary[off:off+n])
+}
+
+func (m *model) secondaryWrite() {
+	off, n := m.someRange()
+	p := m.fill(n)
+	var err error
+	if m.chance(6) {
+		clear(p)
+		err = m.s.WriteZeroes(off, n)
+	} else {
+		_, err = m.s.WriteAt(p, off)
+	}
+	m.log("secondary writes %d at %d: %v", n, off, err)
+	if m.synced != nil {
+		for b := off / SectorSize; b*SectorSize < off+n; b++ {
+			at := b * SectorSize
+			sector := bytes.Clone(m.secondary[at : at+SectorSize])
+			for i := max(at, off); i < min(at+SectorSize, off+n); i++ {
+				sector[i-at] = p[i-off]
+			}
+			m.since[b] = append(m.since[b], sector)
+		}
+	}
+	if err == nil {
+		copy(m.secondary[off:], p)
+	} else if !m.out() {
+		if m.synced == nil && !m.journal {
+			m.fail("the secondary's guest got %v", err)
+		}
+		// A disk that fails in a failover: what was written is unknown.
+		if _, err := m.s.ReadAt(p, off); err != nil {
+			if m.out() {
+				return
+			}
+			m.fail("secondary read: %v", err)
+		}
+		copy(m.secondary[off:], p)
+	}
+}
+
+func (m *model) secondaryRead() {
+	off, n := m.someRange()
+	p := make([]byte, n)
+	if _, err := m.s.ReadAt(p, off); err != nil {
+		if m.out() {
+			return
+		}
+		m.fail("secondary read: %v", err)
+	}
+	m.same(fmt.Sprintf("secondary reads at %d", off), p, m.secondary[off:off+n])
+}
+
+// doCheckpoint does what the two sides do in a checkpoint.
+func (m *model) doCheckpoint() {
+	ctx := context.Background()
+	m.epoch++
+	m.log("mark %d", m.epoch)
+	if err := m.p.Mark(ctx, m.epoch); err != nil {
+		m.log("mark: %v", err)
+		if !m.broken && !m.out() {
+			m.fail("mark: %v", err)
+		}
+		m.broken = true
+		return
+	}
+	if m.broken && m.p.Err() != nil {
+		m.fail("a broken primary has marked %d", m.epoch)
+	}
+	m.next = bytes.Clone(m.primary)
+	for m.early && m.chance(2) {
+		m.primaryWrite()
+	}
+	for m.chance(3) {
+		m.secondaryRead() // it has not happened yet over there
+	}
+	err := m.s.Checkpoint(ctx, m.epoch)
+	m.log("checkpoint %d: %v", m.epoch, err)
+	if err != nil {
+		if !m.broken && !m.out() {
+			m.fail("checkpoint: %v", err)
+		}
+		m.broken = true
+		if !m.out() {
+			m.secondaryRead()
+		}
+		return
+	}
+	m.checkpoint, m.next = m.next, nil
+	m.secondary = bytes.Clone(m.checkpoint)
+	for m.early && m.chance(2) {
+		m.primaryWrite()
+	}
+	if err := m.p.Loaded(ctx, m.epoch); err != nil {
+		m.log("loaded: %v", err)
+		if !m.broken {
+			m.fail("loaded: %v", err)
+		}
+	}
+}
+
+// injectFault makes the next operation of a kind fail.
+func (m *model) injectFault() {
+	disks := []*fakeDisk{m.disk}
+	if m.journal {
+		disks = append(disks, m.hidden, m.active)
+	}
+	d := disks[m.rng.IntN(len(disks))]
+	what := m.rng.IntN(2)
+	m.log("fault %d on disk %d", what, slices.Index(disks, d))
+	once := true
+	fault := func() error {
+		if once {
+			once = false
+			return errInjected
+		}
+		return nil
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if what == 0 {
+		d.failWrite = func(int64, int) error { return fault() }
+	} else {
+		d.failSync = fault
+	}
+	m.broken = true
+}
+
+// end stops both sides in an orderly way.
+func (m *model) end() bool {
+	ctx := context.Background()
+	failover := m.chance(2)
+	m.log("stop, failover %v", failover)
+	m.lose()
+	if err := m.p.Stop(ctx, failover); err != nil {
+		m.fail("primary stop: %v", err)
+	}
+	m.primaryWrite()
+	if failover {
+		m.synced, m.since = bytes.Clone(m.secondary), make(map[int64][][]byte)
+	}
+	for tries := 0; ; tries++ {
+		err := m.s.Stop(ctx, failover)
+		m.log("secondary stop: %v, %v", err, m.s.State())
+		if m.out() {
+			return m.recover()
+		}
+		if failover {
+			for m.chance(2) && !m.out() {
+				m.secondaryWrite()
+				m.secondaryRead()
+			}
+		} else if err != nil {
+			m.secondaryRead()
+		}
+		if st := m.s.State(); err == nil && (st == Failover || st == FailoverFailed) {
+			err = m.s.Commit(ctx)
+			m.log("commit: %v", err)
+		}
+		if m.out() {
+			return m.recover()
+		}
+		if err == nil {
+			break
+		}
+		if m.journal && m.j.failed() != nil {
+			// A journal that failed is not trusted again; the host is
+			// restarted.
+			m.setPower(0)
+			m.disk.Sync()
+			return m.recover()
+		}
+		if tries == 10 {
+			m.fail("stop: %v", err)
+		}
+	}
+	if st := m.s.State(); st != Done {
+		m.fail("state %v after the stop", st)
+	}
+	if !failover {
+		m.same("the disk after a stop without failover", m.disk.data, m.checkpoint)
+		m.secondary = bytes.Clone(m.checkpoint)
+		m.secondaryRead()
+		return true // the primary goes on, and gets its secondary back
+	}
+	m.same("the disk after a failover", m.disk.data, m.secondary)
+	for m.chance(2) {
+		m.secondaryWrite()
+	}
+	if m.chance(2) {
+		if err := m.s.Sync(); err != nil && !m.broken && !m.out() {
+			m.fail("sync: %v", err)
+		} else if err == nil {
+			m.synced, m.since = bytes.Clone(m.secondary), make(map[int64][][]byte)
+		}
+		for m.chance(2) {
+			m.secondaryWrite()
+		}
+	}
+	if m.journal {
+		m.setPower(0)
+		m.disk.Sync()
+		return m.recover()
+	}
+	return false
+}
+
+// recover cuts the power of the secondary host, and starts it again.
+func (m *model) recover() bool {
+	m.log("power cut in state %v", m.s.State())
+	m.lose()
+	if m.disconnect != nil {
+		m.disconnect()
+	}
+	m.p.Stop(context.Background(), true)
+	m.disk, m.hidden, m.active = m.disk.cutPower(m.rng), m.hidden.cutPower(m.rng), m.active.cutPower(m.rng)
+	for {
+		j, err := OpenJournal(m.hidden, m.active)
+		if err != nil {
+			m.fail("journal after a power cut: %v", err)
+		}
+		if !j.Clean() {
+			if _, err := NewSecondary(m.disk, SecondaryConfig{Journal: j}); !errors.Is(err, ErrUnclean) {
+				m.fail("an unclean journal is used: %v", err)
+			}
+		}
+		again := &power{left: -1} // it may fail once more
+		if m.chance(3) {
+			again.left = m.rng.IntN(20)
+		}
+		for _, d := range []*fakeDisk{m.disk, m.hidden, m.active} {
+			d.power = again
+		}
+		epoch, failedOver, err := j.Recover(context.Background(), m.disk)
+		m.log("recovered epoch %d, failover %v: %v", epoch, failedOver, err)
+		if err == nil {
+			break
+		}
+		if _, out := again.use(); !out {
+			m.fail("recovery: %v", err)
+		}
+		m.disk, m.hidden, m.active = m.disk.cutPower(m.rng), m.hidden.cutPower(m.rng), m.active.cutPower(m.rng)
+	}
+	m.disk = m.disk.cutPower(m.rng) // what is recovered is stable
+	switch got := m.disk.data; {
+	case bytes.Equal(got, m.checkpoint):
+		if m.synced != nil && m.s.State() == Done {
+			m.acceptable(got)
+		}
+	case m.next != nil && bytes.Equal(got, m.next):
+		m.checkpoint = m.next
+	case m.synced != nil:
+		m.acceptable(got)
+	default:
+		m.fail("the disk is neither the last checkpoint nor the next: first at %d", firstDifference(got, m.checkpoint))
+	}
+	return m.synced == nil
+}
+
+// acceptable checks a disk that lost power after a failover: every sector is
+// as the guest last synced it, or as it wrote it since.
+func (m *model) acceptable(got []byte) {
+	for b := int64(0); b*SectorSize < m.size; b++ {
+		sector := got[b*SectorSize : (b+1)*SectorSize]
+		ok := bytes.Equal(sector, m.synced[b*SectorSize:(b+1)*SectorSize])
+		for _, w := range m.since[b] {
+			ok = ok || bytes.Equal(sector, w)
+		}
+		if !ok {
+			m.fail("sector %d is neither what was synced nor what was written since", b)
+		}
+	}
+}

@@ -1,0 +1,310 @@
+package nbd
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+// Client is a connection to an export, after negotiation. It is a disk whose
+// methods may be called from any number of goroutines, whose requests are
+// then under way together, and whose answers may come in any order. It is
+// also a replication.Remote.
+//
+// It has no goroutine of its own: those who wait for an answer take turns in
+// reading answers for all. When the connection fails, everything under way
+// and everything later gets that error.
+type Client struct {
+	conn net.Conn
+	info Info
+	cfg  ClientConfig
+
+	turn chan struct{} // has an element while somebody reads
+	r    *bufio.Reader // of whose turn it is
+
+	free  chan *call // calls not under way
+	calls []*call    // by slot; fixed
+
+	mu       sync.Mutex
+	err      error // why nothing works any more
+	answered uint64
+	active   int
+	dead     chan struct{} // closed when err is set
+
+	progress    uint64 // counts waits of Progress
+	interrupted bool   // the present one is to end
+
+	out sender
+}
+
+// call is a slot for a request under way.
+type call struct {
+	slot   uint32
+	gen    uint32 // the upper half of the handle, so that a reply to a former use is noticed
+	active bool   // guarded by Client.mu, as are the rest until the call is finished
+	req    request
+	sent   time.Time
+	buf    []byte      // where the data of a read goes
+	done   func(error) // what to tell, or nil: ready
+	ready  chan error
+}
+
+func newClient(conn net.Conn, r *bufio.Reader, info Info, cfg ClientConfig) *Client {
+	c := &Client{
+		conn: conn, info: info, cfg: cfg, r: r,
+		turn: make(chan struct{}, 1),
+		free: make(chan *call, cfg.MaxRequests),
+		dead: make(chan struct{}),
+	}
+	for i := range cfg.MaxRequests {
+		k := &call{slot: uint32(i), ready: make(chan error, 1)}
+		c.calls = append(c.calls, k)
+		c.free <- k
+	}
+	c.out.init(conn, cfg.Timeout)
+	return c
+}
+
+// Info returns what the server has said about the export.
+func (c *Client) Info() Info { return c.info }
+
+// Size returns the length of the export, in bytes.
+func (c *Client) Size() int64 { return c.info.Size }
+
+// Err returns why the connection has ended, or nil.
+func (c *Client) Err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
+}
+
+// Close tells the server that the client leaves, and closes the connection.
+// What is under way gets ErrClosed; it may or may not have been done.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	idle := c.err == nil && c.active == 0
+	c.mu.Unlock()
+	if idle {
+		req := request{cmd: cmdDisc}
+		c.out.send(req.append(nil), nil) // best effort: the end says the same
+	}
+	c.fail(ErrClosed)
+	return nil
+}
+
+// fail ends the connection, and everything under way.
+func (c *Client) fail(err error) {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	c.err = err
+	close(c.dead)
+	var lost []*call
+	for _, k := range c.calls {
+		if k.active {
+			k.active = false
+			c.active--
+			lost = append(lost, k)
+		}
+	}
+	c.mu.Unlock()
+	c.conn.Close()
+	for _, k := range lost {
+		c.finish(k, err)
+	}
+}
+
+// finish hands out the answer to a call that is no longer active.
+func (c *Client) finish(k *call, err error) {
+	done := k.done
+	k.buf, k.done = nil, nil
+	if done == nil {
+		k.ready <- err
+		return
+	}
+	c.free <- k
+	done(err)
+}
+
+// begin gets a slot and sends a request with it. A nil done makes the caller
+// wait with k.ready. The error of one that could not be sent is delivered in
+// the same way.
+func (c *Client) begin(req request, p, dst []byte, done func(error)) *call {
+	k := c.slot()
+	c.mu.Lock()
+	k.gen++
+	req.handle = uint64(k.gen)<<32 | uint64(k.slot)
+	k.req, k.buf, k.done, k.sent = req, dst, done, time.Now()
+	err := c.err
+	if err == nil {
+		k.active = true
+		if c.active++; c.active == 1 {
+			c.arm() // somebody may be reading without a deadline
+		}
+	}
+	c.mu.Unlock()
+	if err != nil {
+		c.finish(k, err)
+		return k
+	}
+	var head [requestLen]byte
+	if err := c.out.send(req.append(head[:0]), p); err != nil {
+		c.fail(fmt.Errorf("nbd: send: %w", err))
+	}
+	return k
+}
+
+// slot waits for a call that is not under way, reading answers if nobody else
+// does.
+func (c *Client) slot() *call {
+	for {
+		select {
+		case k := <-c.free:
+			return k
+		default:
+		}
+		select {
+		case k := <-c.free:
+			return k
+		case c.turn <- struct{}{}:
+			if len(c.free) == 0 {
+				if err := c.readReply(); err != nil {
+					c.fail(err)
+				}
+			}
+			<-c.turn
+		}
+	}
+}
+
+// wait returns the answer to k, which is free then.
+func (c *Client) wait(k *call) error {
+	var err error
+	for waiting := true; waiting; {
+		select {
+		case err = <-k.ready:
+			waiting = false
+		case c.turn <- struct{}{}:
+			for len(k.ready) == 0 {
+				if err := c.readReply(); err != nil {
+					c.fail(err)
+				}
+			}
+			<-c.turn
+		}
+	}
+	c.free <- k
+	return err
+}
+
+// do sends a request and waits for the answer.
+func (c *Client) do(req request, p, dst []byte) error {
+	return c.wait(c.begin(req, p, dst, nil))
+}
+
+// readReply reads one reply and hands it out. It is the caller's turn. An
+// error is the connection's.
+func (c *Client) readReply() error {
+	head, err := c.awaitReply()
+	if err != nil {
+		return err
+	}
+	be := binary.BigEndian
+	if m := be.Uint32(head); m != magicReply {
+		return &ProtocolError{"reply magic", uint64(m)}
+	}
+	errno, handle := be.Uint32(head[4:]), be.Uint64(head[8:])
+	c.r.Discard(replyLen)
+	slot := uint32(handle)
+	c.mu.Lock()
+	if uint64(slot) >= uint64(len(c.calls)) || !c.calls[slot].active || c.calls[slot].gen != uint32(handle>>32) {
+		c.mu.Unlock()
+		if c.Err() != nil {
+			return c.Err()
+		}
+		return &ProtocolError{"reply to a request that is not under way", handle}
+	}
+	k := c.calls[slot]
+	k.active = false
+	c.active--
+	c.answered++
+	c.mu.Unlock()
+	if errno != 0 {
+		err = &RequestError{commandName(k.req.cmd), int64(k.req.off), int64(k.req.n), fromErrno(errno)}
+	} else if k.req.cmd == cmdRead {
+		c.conn.SetReadDeadline(time.Now().Add(c.cfg.Timeout))
+		if lost := readFull(c.r, k.buf); lost != nil {
+			c.finish(k, lost)
+			return lost
+		}
+	}
+	c.finish(k, err)
+	return nil
+}
+
+// awaitReply waits until the header of a reply is in the buffer.
+func (c *Client) awaitReply() ([]byte, error) {
+	for c.r.Buffered() < replyLen {
+		if err := c.peekReply(); err != nil && !isTimeout(err) {
+			return nil, err
+		}
+		if c.late() {
+			return nil, fmt.Errorf("%w: %v", ErrTimeout, c.cfg.Timeout)
+		}
+	}
+	return c.r.Peek(replyLen)
+}
+
+// peekReply reads until the header of a reply is in the buffer, or a deadline
+// passes, not necessarily the caller's.
+func (c *Client) peekReply() error {
+	c.mu.Lock()
+	c.arm()
+	c.mu.Unlock()
+	_, err := c.r.Peek(replyLen)
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// arm sets the deadline of whoever reads. The caller holds mu.
+func (c *Client) arm() {
+	if c.interrupted {
+		c.conn.SetReadDeadline(time.Unix(1, 0))
+		return
+	}
+	c.conn.SetReadDeadline(c.deadline())
+}
+
+// deadline returns when the oldest request must have been answered; zero:
+// there is none. The caller holds mu.
+func (c *Client) deadline() time.Time {
+	var oldest time.Time
+	if c.active == 0 {
+		return oldest
+	}
+	for _, k := range c.calls {
+		if k.active && (oldest.IsZero() || k.sent.Before(oldest)) {
+			oldest = k.sent
+		}
+	}
+	return oldest.Add(c.cfg.Timeout)
+}
+
+// late reports whether the deadline has passed and there is no reply.
+func (c *Client) late() bool {
+	if c.r.Buffered() >= replyLen {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	d := c.deadline()
+	return !d.IsZero() && !time.Now().Before(d)
+}

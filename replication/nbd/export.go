@@ -1,0 +1,257 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"syscall"
+)
+
+// Disk is what an export serves. The methods are called from several
+// goroutines at the same time. A replication.Disk is one.
+type Disk interface {
+	io.ReaderAt
+	io.WriterAt
+	Size() int64
+	Sync() error
+}
+
+// What a Disk may have in addition; the export then announces it.
+type (
+	trimmer    interface{ Trim(off, n int64) error }
+	zeroWriter interface {
+		WriteZeroes(off, n int64) error
+	}
+	fuaWriter interface {
+		WriteFUA(p []byte, off int64) error
+	}
+)
+
+// ExportConfig describes an export.
+type ExportConfig struct {
+	// Name is what clients ask for. The empty name is the default export.
+	Name string
+	// Generation, if not zero, is part of the name on the wire, see [Name].
+	// A client that asks for another generation is refused with ErrPolicy.
+	Generation  uint64
+	Description string // for people; may be empty
+	Disk        Disk
+	ReadOnly    bool
+	// MaxClients bounds the connections at a time; zero means one. With one,
+	// a client that comes back is let in only when nothing of its former
+	// connection can reach the disk any more.
+	MaxClients int
+}
+
+// Export is a disk that a [Server] serves. Its methods may be called from any
+// goroutine.
+type Export struct {
+	srv *Server
+	cfg ExportConfig
+
+	mu      sync.Mutex
+	gated   bool
+	closed  bool
+	changes int // requests that change the disk, under way
+	drained chan struct{}
+	conns   map[net.Conn]chan struct{} // closed when the connection is done with
+}
+
+// Export begins to serve a disk. The error is ErrPolicy if the server has an
+// export of that name, of whatever generation: that must be closed first.
+func (s *Server) Export(cfg ExportConfig) (*Export, error) {
+	if len(Name(cfg.Name, cfg.Generation)) > maxName {
+		return nil, fmt.Errorf("nbd: export name of %d bytes", len(cfg.Name))
+	}
+	if cfg.MaxClients == 0 {
+		cfg.MaxClients = 1
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.exports[cfg.Name] != nil {
+		return nil, fmt.Errorf("%w: export %q is there already", ErrPolicy, cfg.Name)
+	}
+	e := &Export{srv: s, cfg: cfg, conns: make(map[net.Conn]chan struct{})}
+	if s.exports == nil {
+		s.exports = make(map[string]*Export)
+	}
+	s.exports[cfg.Name] = e
+	return e, nil
+}
+
+// find returns the export that a client asks for.
+func (s *Server) find(wire string) (*Export, *OptionError) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e := s.exports[wire]; e != nil && e.cfg.Generation == 0 {
+		return e, nil
+	}
+	name, generation := SplitName(wire)
+	e := s.exports[name]
+	switch {
+	case e == nil:
+		return nil, &OptionError{Code: repErrUnknown, Message: "no such export"}
+	case e.cfg.Generation != generation:
+		return nil, &OptionError{Code: repErrPolicy, Message: fmt.Sprintf("generation %d was asked for, the export has %d", generation, e.cfg.Generation)}
+	}
+	return e, nil
+}
+
+// WireName returns the name by which clients ask for the export.
+func (e *Export) WireName() string { return Name(e.cfg.Name, e.cfg.Generation) }
+
+// Clients returns how many are connected.
+func (e *Export) Clients() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.conns)
+}
+
+// Gate refuses changes from now on, with ESHUTDOWN, and returns when those
+// that were under way are done, or with ctx's error: the export remains gated
+// then too. Reads and flushes are served.
+func (e *Export) Gate(ctx context.Context) error {
+	e.mu.Lock()
+	e.gated = true
+	var drained chan struct{}
+	if e.changes > 0 {
+		if e.drained == nil {
+			e.drained = make(chan struct{})
+		}
+		drained = e.drained
+	}
+	e.mu.Unlock()
+	if drained == nil {
+		return nil
+	}
+	select {
+	case <-drained:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Open lets changes in again.
+func (e *Export) Open() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.gated = false
+}
+
+// Close ends the export: changes are refused, the connections of its clients
+// are closed, and the name is free when Close returns. Nothing of a client's
+// reaches the disk then. If ctx ends before, Close returns its error, and may
+// be called again.
+func (e *Export) Close(ctx context.Context) error {
+	e.mu.Lock()
+	e.gated, e.closed = true, true
+	var waits []chan struct{}
+	for c, done := range e.conns {
+		c.Close()
+		waits = append(waits, done)
+	}
+	e.mu.Unlock()
+	for _, done := range waits {
+		select {
+		case <-done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	e.srv.mu.Lock()
+	defer e.srv.mu.Unlock()
+	if e.srv.exports[e.cfg.Name] == e {
+		delete(e.srv.exports, e.cfg.Name)
+	}
+	return nil
+}
+
+// admit counts conn as a client until the returned function is called.
+func (e *Export) admit(conn net.Conn) (leave func(), refused *OptionError) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed {
+		return nil, &OptionError{Code: repErrShutdown, Message: "the export is being closed"}
+	}
+	if len(e.conns) >= e.cfg.MaxClients {
+		return nil, &OptionError{Code: repErrPolicy, Message: "the export has its clients already"}
+	}
+	done := make(chan struct{})
+	e.conns[conn] = done
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		delete(e.conns, conn)
+		close(done)
+	}, nil
+}
+
+// beginChange counts a request that changes the disk.
+func (e *Export) beginChange() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.gated {
+		return syscall.ESHUTDOWN
+	}
+	e.changes++
+	return nil
+}
+
+func (e *Export) endChange() {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.changes--; e.changes == 0 && e.drained != nil {
+		close(e.drained)
+		e.drained = nil
+	}
+}
+
+// flags returns the transmission flags.
+func (e *Export) flags() uint16 {
+	f := uint16(flagHasFlags | flagSendFlush | flagSendFUA)
+	if e.cfg.ReadOnly {
+		f |= flagReadOnly
+	} else {
+		f |= flagSendWriteZeroes
+		if _, ok := e.cfg.Disk.(trimmer); ok {
+			f |= flagSendTrim
+		}
+	}
+	if e.cfg.MaxClients > 1 {
+		f |= flagCanMultiConn // a flush by one covers the answered writes of all
+	}
+	return f
+}
+
+func (e *Export) writeFUA(p []byte, off int64) error {
+	if f, ok := e.cfg.Disk.(fuaWriter); ok {
+		return f.WriteFUA(p, off)
+	}
+	if _, err := e.cfg.Disk.WriteAt(p, off); err != nil {
+		return err
+	}
+	return e.cfg.Disk.Sync()
+}
+
+var zeroes [64 << 10]byte
+
+func (e *Export) writeZeroes(off, n int64, mayTrim bool) error {
+	if z, ok := e.cfg.Disk.(zeroWriter); ok && mayTrim {
+		return z.WriteZeroes(off, n)
+	}
+	for n > 0 {
+		c := min(n, int64(len(zeroes)))
+		if _, err := e.cfg.Disk.WriteAt(zeroes[:c], off); err != nil {
+			return err
+		}
+		off, n = off+c, n-c
+	}
+	return nil
+}
+
+// ErrServerClosed is returned by Serve after its context has ended.
+var ErrServerClosed = errors.New("nbd: server closed")

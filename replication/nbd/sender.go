@@ -1,0 +1,79 @@
+package nbd
+
+import (
+	"net"
+	"sync"
+	"time"
+)
+
+// sender sends messages of a head and data. Small ones that come while
+// another is being sent leave together.
+type sender struct {
+	conn    net.Conn
+	timeout time.Duration
+
+	mu      sync.Mutex
+	free    *sync.Cond // there may be room in pending, or sending is false
+	sending bool
+	pending []byte
+	spare   []byte
+	parts   [2][]byte
+	vec     net.Buffers // of parts
+	err     error
+}
+
+const (
+	// copied is the longest data that is copied rather than sent from where
+	// it is.
+	copied = 16 << 10
+	// maxPending is how much is collected while somebody sends; others wait.
+	maxPending = 256 << 10
+)
+
+func (o *sender) init(conn net.Conn, timeout time.Duration) {
+	o.conn, o.timeout = conn, timeout
+	o.free = sync.NewCond(&o.mu)
+}
+
+// send sends a message, or leaves it to whoever is sending. Neither head nor
+// data is used after it returns. The first error sticks.
+func (o *sender) send(head, data []byte) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.sending && (len(data) > copied || len(o.pending) > maxPending) {
+		o.free.Wait()
+	}
+	o.pending = append(o.pending, head...)
+	if len(data) <= copied {
+		o.pending = append(o.pending, data...)
+		data = nil
+	}
+	if o.sending {
+		return o.err
+	}
+	o.sending = true
+	for o.err == nil && len(o.pending) > 0 {
+		p := o.pending
+		o.pending = o.spare[:0]
+		o.mu.Unlock()
+		o.conn.SetWriteDeadline(time.Now().Add(o.timeout))
+		var err error
+		if data == nil {
+			_, err = o.conn.Write(p)
+		} else {
+			o.parts = [2][]byte{p, data}
+			o.vec = o.parts[:]
+			_, err = o.vec.WriteTo(o.conn)
+			data, o.parts = nil, [2][]byte{}
+		}
+		o.mu.Lock()
+		o.spare = p
+		if o.err == nil {
+			o.err = err
+		}
+		o.free.Broadcast()
+	}
+	o.sending = false
+	o.free.Broadcast()
+	return o.err
+}

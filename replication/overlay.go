@@ -1,0 +1,302 @@
+package replication
+
+import (
+	"fmt"
+	"iter"
+	"math"
+	"math/bits"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+const (
+	sectorsPerBlock = BlockSize / SectorSize
+	allSectors      = 1<<sectorsPerBlock - 1
+
+	leafBlocks = 1024 // blocks that one leaf of the map describes: 4 MiB of disk
+	leafCost   = 2    // slots that a leaf (8 KiB) is charged as
+)
+
+// blockEntry says which sectors of a block an overlay holds.
+type blockEntry struct {
+	slot uint32 // one more than the index of the slot; zero: no slot
+	data uint8  // sectors whose content is in the slot
+	zero uint8  // sectors that are zero; disjoint from data
+}
+
+func (e blockEntry) held() uint8 { return e.data | e.zero }
+
+// leaf describes leafBlocks consecutive blocks. Its tag says of which part of
+// the disk and in which generation of the overlay; a leaf with another tag
+// says nothing. That makes emptying an overlay one increment.
+type leaf struct {
+	tag     atomic.Uint64
+	entries [leafBlocks]blockEntry
+}
+
+// slots is where an overlay keeps the content of blocks.
+type slots interface {
+	// grow makes slots [0, n) usable. It is never called concurrently.
+	grow(n uint32)
+	readSlot(slot uint32, p []byte, at int) error
+	writeSlot(slot uint32, p []byte, at int) error
+}
+
+// overlay is a sparse, bounded map from blocks to their content. The entry of
+// a block belongs to whoever holds the range lock of the block; reset wants
+// the whole disk locked. Looking up takes no further lock and allocates
+// nothing.
+type overlay struct {
+	name  string
+	store slots
+	solid bool // zero sectors need a slot too
+	dir   []atomic.Pointer[leaf]
+	gen   atomic.Uint32
+	max   uint32 // bound in slots, map included
+
+	mu      sync.Mutex
+	used    uint32   // charged, map included
+	next    uint32   // next slot
+	touched []uint32 // leaves in use, indices into dir
+	stale   []uint32 // leaves of past generations, for reuse
+	blocks  atomic.Int64
+}
+
+func newOverlay(name string, size, maxBytes int64, store slots) *overlay {
+	o := &overlay{name: name, store: store}
+	o.max = uint32(min(maxBytes/BlockSize, math.MaxUint32/2))
+	blocks := (size + BlockSize - 1) / BlockSize
+	o.dir = make([]atomic.Pointer[leaf], (blocks+leafBlocks-1)/leafBlocks)
+	o.gen.Store(1)
+	return o
+}
+
+func (o *overlay) tag(idx int64) uint64 { return uint64(o.gen.Load())<<32 | uint64(uint32(idx)) }
+
+// entry returns the entry of block b, or nil if its leaf is not in use.
+func (o *overlay) entry(b int64) *blockEntry {
+	idx := b / leafBlocks
+	l := o.dir[idx].Load()
+	if l == nil || l.tag.Load() != o.tag(idx) {
+		return nil
+	}
+	return &l.entries[b%leafBlocks]
+}
+
+// lookup returns what is held of block b.
+func (o *overlay) lookup(b int64) blockEntry {
+	if e := o.entry(b); e != nil {
+		return *e
+	}
+	return blockEntry{}
+}
+
+// empty reports whether nothing at all is held.
+func (o *overlay) empty() bool { return o.blocks.Load() == 0 }
+
+// reserve makes sure that blocks [b0, b1) have map entries, and slots if
+// withSlots, or changes nothing and returns an error that is ErrFull. It
+// reports whether half of the bound is then used.
+func (o *overlay) reserve(b0, b1 int64, withSlots bool) (half bool, err error) {
+	withSlots = withSlots || o.solid
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	var need int64
+	for b := b0; b < b1; {
+		leafEnd := min((b/leafBlocks+1)*leafBlocks, b1)
+		missing := o.entry(b) == nil
+		if missing {
+			need += leafCost
+		}
+		if withSlots {
+			for c := b; c < leafEnd; c++ {
+				if missing || o.entry(c).slot == 0 {
+					need++
+				}
+			}
+		}
+		if need > int64(o.max)-int64(o.used) {
+			return true, fmt.Errorf("%w: %s overlay, bound %d bytes", ErrFull, o.name, int64(o.max)*BlockSize)
+		}
+		b = leafEnd
+	}
+	o.used += uint32(need)
+	for b := b0; b < b1; b++ {
+		e := o.entry(b)
+		if e == nil {
+			e = &o.addLeaf(b / leafBlocks).entries[b%leafBlocks]
+		}
+		if withSlots && e.slot == 0 {
+			o.next++
+			e.slot = o.next
+		}
+	}
+	if withSlots {
+		o.store.grow(o.next)
+	}
+	return o.used >= o.max/2, nil
+}
+
+// addLeaf puts an empty leaf at dir[idx], preferably one that an earlier
+// generation left behind. The caller holds mu.
+func (o *overlay) addLeaf(idx int64) *leaf {
+	l := o.dir[idx].Load() // perhaps stale in place
+	for l == nil && len(o.stale) > 0 {
+		old := o.stale[len(o.stale)-1]
+		o.stale = o.stale[:len(o.stale)-1]
+		c := o.dir[old].Load()
+		if c != nil && c.tag.Load() != o.tag(int64(old)) {
+			o.dir[old].Store(nil)
+			l = c
+		}
+	}
+	if l == nil {
+		l = new(leaf)
+	}
+	clear(l.entries[:])
+	l.tag.Store(o.tag(idx)) // after this a reader may look inside
+	o.dir[idx].Store(l)
+	o.touched = append(o.touched, uint32(idx))
+	return l
+}
+
+// hold records that sectors of block b are held: data in its slot, zero
+// without. The caller has written the slot.
+func (o *overlay) hold(b int64, data, zero uint8) {
+	e := o.entry(b)
+	if e.held() == 0 && data|zero != 0 {
+		o.blocks.Add(1)
+	}
+	e.data = e.data&^zero | data
+	e.zero = e.zero&^data | zero
+}
+
+// reset empties the overlay in constant time but for the list of leaves in
+// use, keeping its memory for the next generation. The whole disk is locked.
+func (o *overlay) reset() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.gen.Load() == math.MaxUint32 { // tags would repeat
+		for i := range o.dir {
+			o.dir[i].Store(nil)
+		}
+		o.stale, o.touched = o.stale[:0], o.touched[:0]
+		o.gen.Store(0)
+	}
+	o.gen.Add(1)
+	if len(o.stale) > len(o.dir) {
+		o.stale = o.stale[:0] // entries for leaves revived in place pile up
+		for i := range o.dir {
+			if o.dir[i].Load() != nil {
+				o.stale = append(o.stale, uint32(i))
+			}
+		}
+	} else {
+		o.stale = append(o.stale, o.touched...)
+	}
+	o.touched = o.touched[:0]
+	o.used, o.next = 0, 0
+	o.blocks.Store(0)
+}
+
+func (o *overlay) usedBytes() int64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return int64(o.used) * BlockSize
+}
+
+// leavesInUse returns the leaves in use, in order: leaf i describes
+// leafBlocks blocks from i*leafBlocks on.
+func (o *overlay) leavesInUse() []uint32 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Sorted(slices.Values(o.touched))
+}
+
+// runs yields runs of consecutive set bits of a sector mask as [from, to).
+func runs(mask uint8) iter.Seq2[int, int] {
+	return func(yield func(int, int) bool) {
+		for mask != 0 {
+			from := bits.TrailingZeros8(mask)
+			to := from + bits.TrailingZeros8(^(mask >> from))
+			if !yield(from, to) {
+				return
+			}
+			mask &^= uint8(1<<to - 1)
+		}
+	}
+}
+
+// memorySlots keeps blocks in memory, in slabs that are allocated as they
+// are needed and kept.
+type memorySlots struct {
+	slabs [][]byte
+}
+
+const slabSlots = 64 // 256 KiB
+
+func newMemorySlots(maxBytes int64) *memorySlots {
+	n := maxBytes / BlockSize
+	return &memorySlots{slabs: make([][]byte, n/slabSlots+1)}
+}
+
+func (m *memorySlots) grow(n uint32) {
+	for i := int(n+slabSlots-1)/slabSlots - 1; i >= 0 && m.slabs[i] == nil; i-- {
+		m.slabs[i] = make([]byte, slabSlots*BlockSize)
+	}
+}
+
+func (m *memorySlots) at(slot uint32, at, n int) []byte {
+	from := int(slot%slabSlots)*BlockSize + at
+	return m.slabs[slot/slabSlots][from : from+n]
+}
+
+func (m *memorySlots) readSlot(slot uint32, p []byte, at int) error {
+	copy(p, m.at(slot, at, len(p)))
+	return nil
+}
+
+func (m *memorySlots) writeSlot(slot uint32, p []byte, at int) error {
+	copy(m.at(slot, at, len(p)), p)
+	return nil
+}
+
+// appender is a store that hands out its own slots: consecutive blocks that
+// are appended together get slots that are stride apart. What it has returned
+// is stable.
+type appender interface {
+	appendBlocks(b0 int64, p []byte) (slot uint32, half bool, err error)
+	stride() uint32
+}
+
+// put stores p as the content of blocks [b0, b1), of which nothing is held;
+// it is shorter than they are only at the end of the disk.
+func (o *overlay) put(b0, b1 int64, p []byte) (half bool, err error) {
+	log, logged := o.store.(appender)
+	if half, err = o.reserve(b0, b1, !logged); err != nil {
+		return half, err
+	}
+	if logged {
+		slot, half, err := log.appendBlocks(b0, p)
+		if err != nil {
+			return half, err
+		}
+		for b := b0; b < b1; b++ {
+			o.entry(b).slot = slot + 1
+			slot += log.stride()
+			o.hold(b, uint8(1<<(min(len(p), BlockSize)/SectorSize)-1), 0)
+			p = p[min(len(p), BlockSize):]
+		}
+		return half, nil
+	}
+	for b := b0; b < b1; b++ {
+		c := min(len(p), BlockSize)
+		if err := o.store.writeSlot(o.entry(b).slot-1, p[:c], 0); err != nil {
+			return half, err
+		}
+		o.hold(b, uint8(1<<(c/SectorSize)-1), 0)
+		p = p[c:]
+	}
+	return half, nil
+}

@@ -1,0 +1,389 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+)
+
+// PrimaryConfig configures a [Primary].
+type PrimaryConfig struct {
+	// Forward bounds what is on its way to the secondary. Its OnBroken is
+	// how a host learns at once that the disks drift apart.
+	Forward ForwarderConfig
+	// InSync promises that the secondary disk is, from the beginning, a copy
+	// of this one, so that no first synchronisation is needed. See Verify.
+	InSync bool
+}
+
+// Primary is the disk of the guest on the primary host, and the [Replicator]
+// and [Marker] of that side. Reads are served, and writes first done, by the
+// local disk, whose errors are the guest's. Writes then go to the secondary
+// as with a [Forwarder]; that they could not is never the guest's error, but
+// Err's and the next checkpoint's.
+//
+// A Primary also works without a secondary: before the first, between two,
+// and after it has gone on alone. It keeps account of what a secondary has
+// missed, or may have undone because it was written after the last
+// checkpoint, so that only that needs to be copied when it comes back.
+//
+// A host attaches a Remote, synchronises, starts; if the Remote is lost it
+// stops, attaches another, synchronises and starts again. All methods may be
+// called from any goroutine, but Attach, Synchronise, Start, Mark, Loaded and
+// Stop one at a time.
+type Primary struct {
+	local Disk
+	size  int64
+	cfg   PrimaryConfig
+	locks rangeLock
+
+	// dirty is what the attached secondary does not have: it is not
+	// forwarded but copied by Synchronise. It has every bit set that is not
+	// known to be clear.
+	dirty *Bitmap
+	// epoch is what has been written since the last Mark, older what was
+	// written before it but since the last Mark that is Loaded. Both may be
+	// undone on the secondary.
+	epoch, older *Bitmap
+
+	link atomic.Pointer[Forwarder] // nil: detached
+
+	mu       sync.Mutex
+	state    State
+	attached chan struct{} // closed by Attach and Stop, for Run
+}
+
+var (
+	_ Replicator = (*Primary)(nil)
+	_ Marker     = (*Primary)(nil)
+	_ Disk       = (*Primary)(nil)
+	_ Trimmer    = (*Primary)(nil)
+	_ ZeroWriter = (*Primary)(nil)
+	_ FUAWriter  = (*Primary)(nil)
+)
+
+// NewPrimary returns a Primary over local, in state None and with no
+// secondary. The caller keeps local, and from now on writes it only through
+// the Primary. The error is ErrSize if the size of local is of no use.
+func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
+	size := local.Size()
+	if err := checkSize("the disk", size); err != nil {
+		return nil, err
+	}
+	p := &Primary{
+		local: local, size: size, cfg: cfg,
+		dirty: NewBitmap(size), epoch: NewBitmap(size), older: NewBitmap(size),
+		attached: make(chan struct{}),
+	}
+	if !cfg.InSync {
+		p.dirty.Set(0, size)
+	}
+	return p, nil
+}
+
+// Attach makes remote the way to the secondary, which must have a disk of the
+// same size (else the error is ErrSize), and owns it from now on. Writes to
+// what is in sync are forwarded from now on; the rest is for Synchronise.
+// While replication runs the error is ErrRunning. A Remote that was attached
+// before is closed.
+func (p *Primary) Attach(remote Remote) error {
+	if remote.Size() != p.size {
+		return fmt.Errorf("%w: the local disk has %d bytes, the secondary's %d", ErrSize, p.size, remote.Size())
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state == Running {
+		return ErrRunning
+	}
+	cfg := p.cfg.Forward
+	cfg.lost = p.dirty.Set
+	f := NewForwarder(remote, cfg)
+	if err := f.Start(context.Background()); err != nil {
+		return err
+	}
+	if old := p.link.Load(); old != nil {
+		old.Stop(context.Background(), false) // nobody waits for room in it any more
+	}
+	// No write is between the account of it and its forwarding.
+	h := p.locks.lock(0, p.size, false)
+	defer p.locks.unlock(h)
+	p.detach()
+	p.link.Store(f)
+	p.state = None
+	p.changed()
+	return nil
+}
+
+// detach forgets the link, which is stopped, and makes what the secondary may
+// not have dirty. The caller holds mu and has locked the whole disk.
+func (p *Primary) detach() {
+	p.link.Store(nil)
+	for _, b := range []*Bitmap{p.epoch, p.older} {
+		p.dirty.Or(b) // of the same size
+		b.clearAll()
+	}
+}
+
+func (p *Primary) changed() {
+	close(p.attached)
+	p.attached = make(chan struct{})
+}
+
+// Run handles the secondary's answers as they come, over all Remotes that are
+// attached, until ctx ends. Without it a lost connection is only noticed by
+// the next one who waits for an answer.
+func (p *Primary) Run(ctx context.Context) error {
+	for {
+		p.mu.Lock()
+		f, attached := p.link.Load(), p.attached
+		p.mu.Unlock()
+		if f != nil && f.Run(ctx) == nil {
+			f = nil // stopped; another may be there already
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if f == nil && p.link.Load() != nil {
+			continue
+		}
+		select {
+		case <-attached:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// State returns where the disk stands: None, Running or Done.
+func (p *Primary) State() State {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.state
+}
+
+// Start implements [Replicator]. The error is ErrNotSynchronised if there is
+// no secondary, or it is not a copy.
+func (p *Primary) Start(context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch p.state {
+	case Done:
+		return nil
+	case Running:
+		return fmt.Errorf("%w: state %v", ErrRunning, p.state)
+	}
+	f := p.link.Load()
+	if f == nil {
+		return fmt.Errorf("%w: no secondary is attached", ErrNotSynchronised)
+	}
+	if err := f.Err(); err != nil {
+		return err
+	}
+	if n := p.dirty.Bytes(); n > 0 {
+		return fmt.Errorf("%w: %d bytes are still to be copied", ErrNotSynchronised, n)
+	}
+	p.state = Running
+	return nil
+}
+
+// Checkpoint implements [Replicator]: it returns what Err returns.
+func (p *Primary) Checkpoint(context.Context, uint64) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state == Done {
+		return nil
+	}
+	return p.failed()
+}
+
+// Err implements [Replicator]: nil, ErrNotRunning before Start, or the
+// *BrokenError. After Stop it is nil.
+func (p *Primary) Err() error { return p.Checkpoint(context.Background(), 0) }
+
+// failed returns why the disk cannot be part of a checkpoint. The caller
+// holds mu.
+func (p *Primary) failed() error {
+	f := p.link.Load()
+	if f == nil || p.state != Running {
+		return ErrNotRunning
+	}
+	return f.Err()
+}
+
+// forwarder returns the link, unless something has gone wrong with it or is
+// still to be copied.
+func (p *Primary) forwarder() (*Forwarder, error) {
+	f := p.link.Load()
+	if f == nil {
+		return nil, ErrNotRunning
+	}
+	if err := f.Err(); err != nil {
+		return nil, err
+	}
+	if !p.dirty.Empty() {
+		return nil, ErrNotSynchronised
+	}
+	return f, nil
+}
+
+// Mark implements [Marker]: when it returns, what the guest has written is
+// stable on both sides, and what it writes from now on is held. Mark may come
+// before Start, for the first synchronisation ends in epoch 0. Errors are
+// ErrNotRunning without a secondary, ErrNotSynchronised, the *BrokenError,
+// ErrEpoch, and those of ctx and the local disk. A secondary that does not
+// answer makes the disk broken after Forward.Timeout, which bounds Mark too.
+func (p *Primary) Mark(ctx context.Context, epoch uint64) error {
+	f, err := p.forwarder()
+	if err != nil {
+		return err
+	}
+	if err := f.mayHold(epoch); err != nil {
+		return err // before waiting for writers who wait for Loaded
+	}
+	// A write that has reached the disk but not the forwarder belongs to
+	// this epoch.
+	h := p.locks.lock(0, p.size, false)
+	p.older.Or(p.epoch)
+	p.epoch.clearAll()
+	err = f.beginHold(epoch)
+	p.locks.unlock(h)
+	if err != nil {
+		return err
+	}
+	return f.flush(ctx, p.local.Sync)
+}
+
+// Loaded implements [Marker].
+func (p *Primary) Loaded(ctx context.Context, epoch uint64) error {
+	f := p.link.Load()
+	if f == nil {
+		return ErrNotRunning
+	}
+	if err := f.Loaded(ctx, epoch); err != nil {
+		return err
+	}
+	p.older.clearAll()
+	return nil
+}
+
+// Stop implements [Replicator]: the guest goes on with the local disk alone,
+// with failover or without, and the secondary is detached.
+func (p *Primary) Stop(context.Context, bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch p.state {
+	case Done:
+		return nil
+	case None:
+		return ErrNotRunning
+	}
+	p.state = Done
+	// Writers who wait for room hold their ranges; this sends them on.
+	p.link.Load().Stop(context.Background(), false)
+	h := p.locks.lock(0, p.size, false)
+	defer p.locks.unlock(h)
+	p.detach()
+	p.changed()
+	return nil
+}
+
+// Dirty returns how much the secondary does not have, in bytes: what
+// Synchronise would copy. Writes that it may have undone are added when a
+// Remote is attached.
+func (p *Primary) Dirty() int64 { return p.dirty.Bytes() }
+
+// Unsynchronise adds the chunks of b to what Synchronise copies: what the
+// other side knows that it has changed on its own.
+func (p *Primary) Unsynchronise(b *Bitmap) error { return p.dirty.Or(b) }
+
+// Size implements [Disk].
+func (p *Primary) Size() int64 { return p.size }
+
+// ReadAt reads the local disk.
+func (p *Primary) ReadAt(b []byte, off int64) (int, error) { return p.local.ReadAt(b, off) }
+
+// WriteAt writes the local disk and forwards. It may wait for room in the
+// window, or in what is held.
+func (p *Primary) WriteAt(b []byte, off int64) (int, error) {
+	n := int64(len(b))
+	_, _, err := p.write(b, off, n, false, func() error { return writeFull(p.local, b, off) })
+	if err != nil {
+		return 0, err
+	}
+	return len(b), nil
+}
+
+// WriteFUA writes and returns when this is stable on both sides; if it is
+// held, on this side.
+func (p *Primary) WriteFUA(b []byte, off int64) error {
+	f, seq, err := p.write(b, off, int64(len(b)), true, func() error { return WriteFUA(p.local, b, off) })
+	if err == nil && f != nil {
+		f.answered(context.Background(), seq) // an error is Err's
+	}
+	return err
+}
+
+// WriteZeroes zeroes a range on both sides.
+func (p *Primary) WriteZeroes(off, n int64) error {
+	_, _, err := p.write(nil, off, n, false, func() error { return WriteZeroes(p.local, off, n) })
+	return err
+}
+
+// Trim is WriteZeroes, which may give storage back: what a trimmed range reads
+// as would differ between the two disks otherwise.
+func (p *Primary) Trim(off, n int64) error { return p.WriteZeroes(off, n) }
+
+// write does a local write, accounts for it and forwards it.
+func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*Forwarder, uint64, error) {
+	if err := checkRange(off, n, p.size); err != nil {
+		return nil, 0, err
+	}
+	h := p.locks.lock(off, n, false)
+	defer p.locks.unlock(h)
+	failed := local()
+	p.epoch.Set(off, n)
+	f := p.link.Load()
+	if f == nil {
+		return nil, 0, failed
+	}
+	if failed != nil {
+		// Nobody knows what the disk has now; what it has is what the
+		// guest may read, so the secondary must have the same.
+		b = make([]byte, n)
+		if err := readFull(p.local, b, off); err != nil {
+			p.dirty.Set(off, n)
+			f.breakOff(&BrokenError{Op: "write", Off: off, Len: n, Err: failed})
+			return nil, 0, failed
+		}
+	}
+	var seq uint64
+	for n > 0 {
+		c, dirty := p.dirty.run(off, n)
+		var part []byte
+		if b != nil {
+			part, b = b[:c], b[c:]
+		}
+		if !dirty {
+			s, err := f.send(part, off, c, fua)
+			if err != nil {
+				p.dirty.Set(off, c)
+			}
+			seq = max(seq, s)
+		}
+		off, n = off+c, n-c
+	}
+	return f, seq, failed
+}
+
+// Sync makes what the guest has written stable on both sides. What is held is
+// made stable on this side only. That the secondary fails is not the guest's
+// error.
+func (p *Primary) Sync() error {
+	f := p.link.Load()
+	if f == nil || f.Err() != nil {
+		return p.local.Sync()
+	}
+	var err error
+	f.flush(context.Background(), func() error { err = p.local.Sync(); return nil })
+	return err
+}

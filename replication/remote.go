@@ -1,0 +1,113 @@
+package replication
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"syscall"
+)
+
+// Remote is the way to the secondary disk. Its Start methods begin something
+// and return, perhaps after waiting for room to send; done is called exactly
+// once, with nil when the other side has answered, from inside of any method
+// of the Remote (also before Start returns) and on that goroutine. It must not
+// block. Things that are under way together have no order.
+//
+// The Start methods may be called from several goroutines at the same time,
+// Progress from one at a time. [nbd.Client] is one.
+//
+// [nbd.Client]: https://pkg.go.dev/github.com/gocolo/lockstep/replication/nbd#Client
+type Remote interface {
+	// Size returns the length of the disk in bytes.
+	Size() int64
+	// StartWrite writes p, which the caller may change when it returns. With
+	// fua the answer comes when the data is stable.
+	StartWrite(p []byte, off int64, fua bool, done func(error))
+	// StartZeroes makes a range read as zeroes, and may give its storage
+	// back.
+	StartZeroes(off, n int64, fua bool, done func(error))
+	// StartFlush makes everything stable that has been answered.
+	StartFlush(done func(error))
+	// Progress handles answers, and returns when there has been at least
+	// one, ctx ends (with its error), or the connection is lost (with why).
+	Progress(ctx context.Context) error
+	// Close ends the connection; what is under way gets an error.
+	Close() error
+}
+
+// diskRemote is a Disk as a Remote that does everything at once.
+type diskRemote struct{ d Disk }
+
+// DiskRemote returns a [Remote] whose other side is d, in this process: for
+// two disks on one host, and for tests. Closing it closes d if it is an
+// io.Closer.
+func DiskRemote(d Disk) Remote { return diskRemote{d} }
+
+func (r diskRemote) Size() int64 { return r.d.Size() }
+
+func (r diskRemote) StartWrite(p []byte, off int64, fua bool, done func(error)) {
+	if fua {
+		done(WriteFUA(r.d, p, off))
+		return
+	}
+	done(writeFull(r.d, p, off))
+}
+
+func (r diskRemote) StartZeroes(off, n int64, fua bool, done func(error)) {
+	err := WriteZeroes(r.d, off, n)
+	if err == nil && fua {
+		err = r.d.Sync()
+	}
+	done(err)
+}
+
+func (r diskRemote) StartFlush(done func(error)) { done(r.d.Sync()) }
+
+func (r diskRemote) Progress(ctx context.Context) error {
+	<-ctx.Done() // nothing is ever under way
+	return ctx.Err()
+}
+
+func (r diskRemote) ReadAt(p []byte, off int64) (int, error) { return r.d.ReadAt(p, off) }
+
+func (r diskRemote) Close() error {
+	if c, ok := r.d.(io.Closer); ok {
+		return c.Close()
+	}
+	return nil
+}
+
+// BrokenError says that writes have not reached the secondary. It is sticky:
+// the two disks differ, and no checkpoint may succeed, until a new
+// synchronisation.
+type BrokenError struct {
+	Op  string // "write", "zeroes", "flush" or "connection"
+	Off int64  // where on the disk, for write and zeroes
+	Len int64
+	Err error
+}
+
+func (e *BrokenError) Error() string {
+	if e.Len > 0 {
+		return fmt.Sprintf("replication: broken: %s of %d bytes at %d: %v", e.Op, e.Len, e.Off, e.Err)
+	}
+	return fmt.Sprintf("replication: broken: %s: %v", e.Op, e.Err)
+}
+
+func (e *BrokenError) Unwrap() error { return e.Err }
+
+// Is makes every BrokenError match ErrBroken.
+func (e *BrokenError) Is(target error) bool { return target == ErrBroken }
+
+// Errors of the primary's side.
+var (
+	// ErrBroken: see [BrokenError].
+	ErrBroken error = &sentinel{"broken", 0}
+	// ErrTimeout: the secondary did not answer in time.
+	ErrTimeout error = &sentinel{"the secondary does not answer", 0}
+	// ErrWriteOnly: a [Forwarder] cannot be read. EIO.
+	ErrWriteOnly error = &sentinel{"a forwarder is only written", syscall.EIO}
+	// ErrNotSynchronised: the secondary disk is not, or not known to be, a
+	// copy of the primary's.
+	ErrNotSynchronised error = &sentinel{"the disks are not synchronised", 0}
+)

@@ -1,0 +1,48 @@
+package replication
+
+import "context"
+
+// Replicator is one disk, seen by the checkpoint protocol. Methods are called
+// one at a time, by the goroutine that runs the session; Err may be called
+// from any goroutine. The guest is paused during Checkpoint, Stop and, on the
+// secondary, Start.
+//
+// It is the counterpart of QEMU's ReplicationOps (include/block/replication.h).
+type Replicator interface {
+	// Start begins replication. If it fails nothing has changed and it may
+	// be called again.
+	Start(ctx context.Context) error
+	// Checkpoint makes the disk that of epoch: on the secondary the guest's
+	// own writes since the last checkpoint and the pre-images vanish
+	// together, or, if it fails, neither does. On the primary it only
+	// reports what Err reports.
+	Checkpoint(ctx context.Context, epoch uint64) error
+	// Err returns what has gone wrong since Start, or nil. A Replicator
+	// with an error must not be part of another checkpoint.
+	Err() error
+	// Stop ends replication. With failover this side goes on alone; without
+	// it, a secondary's disk becomes what it was at the last checkpoint.
+	// Stopping what was stopped does nothing.
+	Stop(ctx context.Context, failover bool) error
+}
+
+// Marker is what the disk of a primary offers in addition: the two moments
+// of a checkpoint that matter to its writes.
+type Marker interface {
+	// Mark ends epoch. The guest is paused. When Mark returns, every write
+	// so far is on the secondary's stable storage, and writes from now on
+	// are not sent there until Loaded.
+	Mark(ctx context.Context, epoch uint64) error
+	// Loaded tells that the secondary runs epoch: writes held since its Mark
+	// are sent.
+	Loaded(ctx context.Context, epoch uint64) error
+}
+
+// Preparer is what a Replicator offers if most of a checkpoint's work, and
+// all that is likely to fail, can be done beforehand. [Group] prepares every
+// member before it checkpoints the first.
+type Preparer interface {
+	// Prepare does what Checkpoint of the same epoch would have to do first.
+	// It changes nothing that the guest can see.
+	Prepare(ctx context.Context, epoch uint64) error
+}

@@ -1,0 +1,299 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+)
+
+// buffers are for pre-images and for copying overlays down.
+var buffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+
+// blockRange returns the blocks that [off, off+n) touches.
+func blockRange(off, n int64) (b0, b1 int64) {
+	return off / BlockSize, (off + n + BlockSize - 1) / BlockSize
+}
+
+// lockBlocks locks the blocks that [off, off+n) touches.
+func (s *Secondary) lockBlocks(off, n int64, shared bool) *rangeHold {
+	b0, b1 := blockRange(off, n)
+	return s.locks.lock(b0*BlockSize, (b1-b0)*BlockSize, shared)
+}
+
+// Size implements [Disk].
+func (s *Secondary) Size() int64 { return s.size }
+
+// ReadAt reads what the secondary's guest sees: its own writes since the last
+// checkpoint, over the disk of the last checkpoint. In state None the error
+// is ErrNotRunning.
+func (s *Secondary) ReadAt(p []byte, off int64) (int, error) {
+	n := int64(len(p))
+	if err := checkRange(off, n, s.size); err != nil {
+		return 0, err
+	}
+	h := s.lockBlocks(off, n, true)
+	defer s.locks.unlock(h)
+	var err error
+	switch s.State() {
+	case None:
+		err = ErrNotRunning
+	case Done:
+		err = readFull(s.disk, p, off)
+	default:
+		err = s.readLayers(p, off, s.active)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// readLayers reads from active, else the hidden overlay, else the disk. A nil
+// active is an empty one. The range is locked.
+func (s *Secondary) readLayers(p []byte, off int64, active *overlay) error {
+	if (active == nil || active.empty()) && s.hidden.empty() {
+		return readFull(s.disk, p, off)
+	}
+	end := off + int64(len(p))
+	below := int64(-1) // where the part begins that is still to be read from the disk
+	readBelow := func(until int64) error {
+		if below < 0 || below == until {
+			return nil
+		}
+		err := readFull(s.disk, p[below-off:until-off], below)
+		below = -1
+		return err
+	}
+	for b := off / BlockSize; b*BlockSize < end; b++ {
+		start := b * BlockSize
+		var own blockEntry
+		if active != nil {
+			own = active.lookup(b)
+		}
+		old := s.hidden.lookup(b)
+		for from := 0; from < sectorsPerBlock; {
+			src := source(own, old, from)
+			to := from + 1
+			for to < sectorsPerBlock && source(own, old, to) == src {
+				to++
+			}
+			lo := max(start+int64(from)*SectorSize, off)
+			hi := min(start+int64(to)*SectorSize, end)
+			from = to
+			if lo >= hi {
+				continue
+			}
+			if src == fromDisk {
+				if below < 0 {
+					below = lo
+				}
+				continue
+			}
+			err := readBelow(lo)
+			if err == nil {
+				dst := p[lo-off : hi-off]
+				switch src {
+				case fromActive:
+					err = active.store.readSlot(own.slot-1, dst, int(lo-start))
+				case fromHidden:
+					err = s.hidden.store.readSlot(old.slot-1, dst, int(lo-start))
+				case fromNothing:
+					clear(dst)
+				}
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return readBelow(end)
+}
+
+// Where the content of a sector is.
+const (
+	fromDisk = iota
+	fromActive
+	fromHidden
+	fromNothing // it is zero
+)
+
+func source(own, old blockEntry, sector int) int {
+	bit := uint8(1) << sector
+	switch {
+	case own.zero&bit != 0:
+		return fromNothing
+	case own.data&bit != 0:
+		return fromActive
+	case old.zero&bit != 0:
+		return fromNothing
+	case old.data&bit != 0:
+		return fromHidden
+	}
+	return fromDisk
+}
+
+// WriteAt is a write of the secondary's guest. In state Running it goes to
+// the active overlay; the error is ErrFull, and nothing is written, if that
+// has no room. In state None the error is ErrNotRunning. Otherwise it goes to
+// the disk, except where that would later be overwritten by an overlay.
+func (s *Secondary) WriteAt(p []byte, off int64) (int, error) {
+	if err := s.guestWrite(p, off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// WriteZeroes is a write of zeroes by the secondary's guest; whole sectors of
+// zeroes take no room in the overlay but in its map.
+func (s *Secondary) WriteZeroes(off, n int64) error { return s.guestWrite(nil, off, n) }
+
+// Trim is WriteZeroes: the primary's guest reads zeroes from what it has
+// trimmed, see [Primary.Trim], and the two guests must not differ.
+func (s *Secondary) Trim(off, n int64) error { return s.guestWrite(nil, off, n) }
+
+// guestWrite writes p, or n zeroes if it is nil.
+func (s *Secondary) guestWrite(p []byte, off, n int64) error {
+	if err := checkRange(off, n, s.size); err != nil {
+		return err
+	}
+	for {
+		half, err := s.tryGuestWrite(p, off, n)
+		if half && !s.asked.Swap(true) && s.cfg.RequestCheckpoint != nil {
+			s.cfg.RequestCheckpoint()
+		}
+		if st := s.State(); !errors.Is(err, ErrFull) || st != Failover && st != FailoverFailed {
+			return err
+		}
+		// No checkpoint is going to make room any more, but committing will.
+		if err := s.Commit(context.Background()); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *Secondary) tryGuestWrite(p []byte, off, n int64) (half bool, err error) {
+	h := s.lockBlocks(off, n, false)
+	defer s.locks.unlock(h)
+	switch s.State() {
+	case None:
+		return false, ErrNotRunning
+	case Running:
+		return s.writeActive(p, off, n)
+	case Done:
+		return false, s.writeDisk(p, off, n)
+	}
+	// Parts that an overlay holds would be overwritten when it is copied
+	// down (perhaps again, after a crash); they go to the overlay.
+	end := off + n
+	for off < end {
+		b := off / BlockSize
+		held := s.belongsInOverlay(b)
+		next := (b + 1) * BlockSize
+		for next < end && s.belongsInOverlay(next/BlockSize) == held {
+			next += BlockSize
+		}
+		c := min(next, end) - off
+		var part []byte
+		if p != nil {
+			part, p = p[:c], p[c:]
+		}
+		if held {
+			_, err = s.writeActive(part, off, c)
+			s.fallBehind(off, c)
+		} else {
+			err = s.writeDisk(part, off, c)
+		}
+		if err != nil {
+			return false, err
+		}
+		off += c
+	}
+	return false, nil
+}
+
+func (s *Secondary) belongsInOverlay(b int64) bool {
+	return !s.promised.Load() || s.active.lookup(b).held()|s.hidden.lookup(b).held() != 0
+}
+
+func (s *Secondary) writeDisk(p []byte, off, n int64) error {
+	s.unsynced.Store(true)
+	if p == nil {
+		return WriteZeroes(s.disk, off, n)
+	}
+	return writeFull(s.disk, p, off)
+}
+
+// writeActive writes p, or n zeroes if it is nil, to the active overlay. The
+// range is locked.
+func (s *Secondary) writeActive(p []byte, off, n int64) (half bool, err error) {
+	if n == 0 {
+		return false, nil
+	}
+	b0, b1 := blockRange(off, n)
+	aligned := off%SectorSize == 0 && n%SectorSize == 0
+	if half, err = s.active.reserve(b0, b1, p != nil || !aligned); err != nil {
+		return half, err
+	}
+	end := off + n
+	for b := b0; b < b1; b++ {
+		start := b * BlockSize
+		lo, hi := max(start, off), min(start+BlockSize, end)
+		var part []byte
+		if p != nil {
+			part = p[lo-off : hi-off]
+		}
+		if err := s.writeActiveBlock(b, part, lo, hi); err != nil {
+			return half, err
+		}
+	}
+	return half, nil
+}
+
+// writeActiveBlock writes [lo, hi), which is inside of block b.
+func (s *Secondary) writeActiveBlock(b int64, p []byte, lo, hi int64) error {
+	start := b * BlockSize
+	from, to := int(lo-start)/SectorSize, int(hi-start+SectorSize-1)/SectorSize
+	mask := uint8(1<<to - 1<<from)
+	if lo%SectorSize != 0 || hi%SectorSize != 0 {
+		// Sectors of which the guest writes a part keep their rest.
+		buf := buffers.Get().(*[256 << 10]byte)
+		defer buffers.Put(buf)
+		at := start + int64(from)*SectorSize
+		whole := buf[:(to-from)*SectorSize]
+		if err := s.readLayers(whole, at, s.active); err != nil {
+			return err
+		}
+		if p == nil {
+			clear(whole[lo-at : hi-at])
+		} else {
+			copy(whole[lo-at:], p)
+		}
+		p, lo = whole, at
+	}
+	if p == nil {
+		s.active.hold(b, 0, mask)
+		return nil
+	}
+	if err := s.active.store.writeSlot(s.active.lookup(b).slot-1, p, int(lo-start)); err != nil {
+		return fmt.Errorf("replication: active overlay: %w", err)
+	}
+	s.active.hold(b, mask, 0)
+	return nil
+}
+
+// Sync is a flush by the secondary's guest. While replication runs, its
+// writes are worth nothing without its memory, so there is nothing to make
+// stable. In a failover it makes the guest's writes stable by committing
+// them.
+func (s *Secondary) Sync() error {
+	switch s.State() {
+	case None:
+		return ErrNotRunning
+	case Running:
+		return nil
+	case Done:
+		return s.syncDisk()
+	}
+	return s.Commit(context.Background())
+}

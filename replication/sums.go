@@ -1,0 +1,153 @@
+package replication
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+)
+
+const sumSize = sha256.Size
+
+// Sums is a read-only disk whose content is the SHA-256 checksums of the
+// chunks of another: 32 bytes for each ChunkSize bytes, in order, and zeroes
+// up to a whole sector. A sum is computed when it is read. Exported beside the
+// disk itself, it lets a primary find the differences without reading the
+// whole disk over the network.
+type Sums struct {
+	d Disk
+}
+
+var _ Disk = (*Sums)(nil)
+
+// NewSums returns the checksums of d. Reading them reads d.
+func NewSums(d Disk) *Sums { return &Sums{d} }
+
+// Size implements [Disk].
+func (s *Sums) Size() int64 {
+	n := (s.d.Size() + ChunkSize - 1) / ChunkSize * sumSize
+	return (n + SectorSize - 1) / SectorSize * SectorSize
+}
+
+// ReadAt implements io.ReaderAt.
+func (s *Sums) ReadAt(p []byte, off int64) (int, error) {
+	if err := checkRange(off, int64(len(p)), s.Size()); err != nil {
+		return 0, err
+	}
+	clear(p)
+	buf := make([]byte, ChunkSize)
+	for pos := off / sumSize * sumSize; pos < off+int64(len(p)); pos += sumSize {
+		at := pos / sumSize * ChunkSize
+		if at >= s.d.Size() {
+			break
+		}
+		chunk := buf[:min(ChunkSize, s.d.Size()-at)]
+		if err := readFull(s.d, chunk, at); err != nil {
+			return 0, err
+		}
+		sum := sha256.Sum256(chunk)
+		if pos < off {
+			copy(p, sum[off-pos:])
+		} else {
+			copy(p[pos-off:], sum[:])
+		}
+	}
+	return len(p), nil
+}
+
+// WriteAt fails.
+func (s *Sums) WriteAt([]byte, int64) (int, error) {
+	return 0, fmt.Errorf("%w: checksums are only read", ErrRange)
+}
+
+// Sync does nothing.
+func (s *Sums) Sync() error { return nil }
+
+// MismatchError says where two disks differ that should not.
+type MismatchError struct {
+	Off, Len int64 // the first chunk that differs
+	Bytes    int64 // length of all chunks found to differ
+}
+
+func (e *MismatchError) Error() string {
+	return fmt.Sprintf("replication: the disks differ in %d bytes, first in the %d at %d", e.Bytes, e.Len, e.Off)
+}
+
+// Verify compares local with the checksums that [Sums] yields of another disk
+// of the same size, and returns the chunks that differ. It reads sums, which
+// may be a connection to them, step by step, and ends early with ctx's error.
+// Both disks should stand still, or what is written meanwhile may appear to
+// differ.
+func Verify(ctx context.Context, local Disk, sums io.ReaderAt) (*Bitmap, error) {
+	differ := NewBitmap(local.Size())
+	buf := make([]byte, copyStep)
+	for off := int64(0); off < local.Size(); off += copyStep {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		step := buf[:min(copyStep, local.Size()-off)]
+		if err := readFull(local, step, off); err != nil {
+			return nil, err
+		}
+		if err := compareSums(sums, off, step, func(at, n int64) { differ.Set(at, n) }); err != nil {
+			return nil, err
+		}
+	}
+	return differ, nil
+}
+
+// Preflight compares some chunks, spread over the disk with its first and
+// last among them, and returns a *MismatchError if any differs: a cheap way
+// to notice that the wrong image was taken, before its owner's promise that
+// both are in sync is believed. Whole certainty is Verify's.
+func Preflight(ctx context.Context, local Disk, sums io.ReaderAt, chunks int) error {
+	total := (local.Size() + ChunkSize - 1) / ChunkSize
+	n := min(int64(max(chunks, 2)), total)
+	buf := make([]byte, ChunkSize)
+	var bad MismatchError
+	for i := range n {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		off := int64(0)
+		if n > 1 {
+			off = i * (total - 1) / (n - 1) * ChunkSize
+		}
+		chunk := buf[:min(ChunkSize, local.Size()-off)]
+		if err := readFull(local, chunk, off); err != nil {
+			return err
+		}
+		err := compareSums(sums, off, chunk, func(at, n int64) {
+			if bad.Bytes == 0 {
+				bad.Off, bad.Len = at, n
+			}
+			bad.Bytes += n
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if bad.Bytes > 0 {
+		return &bad
+	}
+	return nil
+}
+
+// compareSums compares p, the content of chunks from off on, with their sums
+// and calls differ for each chunk that is not the same.
+func compareSums(sums io.ReaderAt, off int64, p []byte, differ func(off, n int64)) error {
+	var table [copyStep / ChunkSize * sumSize]byte
+	chunks := (len(p) + ChunkSize - 1) / ChunkSize
+	theirs := table[:chunks*sumSize]
+	if err := readFull(sums, theirs, off/ChunkSize*sumSize); err != nil {
+		return fmt.Errorf("replication: checksums: %w", err)
+	}
+	for len(p) > 0 {
+		c := min(len(p), ChunkSize)
+		if sha256.Sum256(p[:c]) != [sumSize]byte(theirs[:sumSize]) {
+			differ(off, int64(c))
+		}
+		off, p, theirs = off+int64(c), p[c:], theirs[sumSize:]
+	}
+	return nil
+}
