@@ -149,7 +149,8 @@ func (s *ChipState) pitFields(f *vmstate.Fields) {
 		f.Uint8("mode", &c.Mode)
 		f.Uint8("bcd", &c.BCD)
 		f.Uint8("gate", &c.Gate)
-		f.Int64("count_load_time", &c.CountLoadTime)
+		// Not the time the counter was loaded: it is of this host's clock, and
+		// KVM sets it anew on restore.
 		if f.Loading() && c.Count > pitCountMax {
 			f.Fail(fmt.Errorf("%w: PIT channel %d counts from %d", ErrState, i, c.Count))
 		}

@@ -20,10 +20,17 @@ type AttachConfig struct {
 	// for the duration of Attach.
 	KVM int
 	// DirtyRing is the number of entries in each vCPU's dirty ring, a power of
-	// two of at least 1024; 0 logs in bitmaps. A ring must be chosen before
-	// the first vCPU of the VM is created.
+	// two of at least 1024; 0 logs in bitmaps, and AutoRing leaves the choice
+	// to what the kernel has. A ring must be chosen before the first vCPU of
+	// the VM is created.
 	DirtyRing int
 }
+
+// AutoRing asks for dirty rings where the kernel has them, of 65,536 entries or
+// as many as it takes, and for bitmaps elsewhere. Reading a ring costs the pages
+// that were written, reading a bitmap also the memory there is: rings pay from
+// some tens of GiB on.
+const AutoRing = -1
 
 // Config says what Create makes.
 type Config struct {

@@ -36,15 +36,21 @@ type ring struct {
 // enableRing chooses dirty rings for the VM. The variant with explicit ordering
 // is preferred; on x86 both do the same.
 func (vm *VM) enableRing(entries int) error {
-	if entries < 1024 || entries&(entries-1) != 0 || entries > 1<<20 {
-		return fmt.Errorf("kvm: dirty ring of %d entries, want a power of two from 1024", entries)
-	}
 	c := uintptr(capDirtyRingAcqRel)
 	if capability(vm.fd, c) == 0 {
 		c = capDirtyRing
 	}
-	size := entries * int(unsafe.Sizeof(ringEntry{}))
 	most := capability(vm.fd, c)
+	if entries == AutoRing {
+		if most == 0 {
+			return nil
+		}
+		entries = min(1<<16, most/int(unsafe.Sizeof(ringEntry{})))
+	}
+	if entries < 1024 || entries&(entries-1) != 0 || entries > 1<<20 {
+		return fmt.Errorf("kvm: dirty ring of %d entries, want a power of two from 1024", entries)
+	}
+	size := entries * int(unsafe.Sizeof(ringEntry{}))
 	if most == 0 {
 		return &CapabilityError{"KVM_CAP_DIRTY_LOG_RING", "dirty rings"}
 	}

@@ -85,14 +85,27 @@ func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 // Index returns the vCPU's place in the order of AddVCPU.
 func (v *VCPU) Index() int { return v.index }
 
+// stopped fails with ErrRunning unless the vCPU is parked and stays so until a
+// Resume, or is not in Run at all. vm.mu is held.
+func (v *VCPU) stopped() error {
+	switch {
+	case v.vm.closed:
+		return ErrClosed
+	case v.active, v.inRun && !v.vm.paused:
+		return ErrRunning
+	}
+	return nil
+}
+
 // with calls fn with the descriptor of the vCPU while it is stopped.
 func (v *VCPU) with(fn func(fd int) error) error {
+	v.vm.mu.Lock()
+	err := v.stopped()
+	v.vm.mu.Unlock()
+	if err != nil {
+		return err
+	}
 	if !v.own.TryLock() {
-		v.vm.mu.Lock()
-		defer v.vm.mu.Unlock()
-		if v.vm.closed {
-			return ErrClosed
-		}
 		return ErrRunning
 	}
 	defer v.own.Unlock()

@@ -135,15 +135,17 @@ func (vm *VM) wake() {
 	vm.mu.Unlock()
 }
 
-// stopped fails with ErrRunning if a vCPU runs.
+// stopped fails with ErrRunning if a vCPU runs, or is about to.
 func (vm *VM) stopped() error {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
-	switch {
-	case vm.closed:
+	for _, v := range vm.vcpus {
+		if err := v.stopped(); err != nil {
+			return err
+		}
+	}
+	if vm.closed {
 		return ErrClosed
-	case vm.active > 0:
-		return ErrRunning
 	}
 	return nil
 }
