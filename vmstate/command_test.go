@@ -94,26 +94,28 @@ func TestCommandPayloads(t *testing.T) {
 	wantError(t, "another command", err, ErrCommand)
 }
 
+var badCommands = map[string]string{
+	"command 0":                       "0000 0000",
+	"an unknown command":              "000c 0000",
+	"a payload where none is":         "0008 0001 00",
+	"a ping of another length":        "0002 0005 0000000000",
+	"an advise of 8 bytes":            "0003 0008 0000000000000000",
+	"a discard without ranges":        `0006 0006 00 03 "ram" 00`,
+	"a discard of half a range":       `0006 000e 00 03 "ram" 00 0000000000000000`,
+	"a discard of another version":    `0006 0016 01 03 "ram" 00 00000000000d6000 000000000072a000`,
+	"a discard without the nil":       `0006 0016 00 03 "ram" 01 00000000000d6000 000000000072a000`,
+	"a discard whose name is longer":  `0006 0016 00 ff "ram" 00 00000000000d6000 000000000072a000`,
+	"a discard that wraps around":     `0006 0016 00 03 "ram" 00 ffffffffffff0000 0000000000020000`,
+	"a bitmap request of no block":    `000a 0001 00`,
+	"a bitmap request with more":      `000a 0005 03 "ramx"`,
+	"a bitmap request of no length":   `000a 0000`,
+	"a package without a length":      `0007 0000`,
+	"a package with a 64-bit length":  `0007 0008 0000000000000001`,
+	"a switchover-start with payload": `000b 0001 00`,
+}
+
 func TestReadCommandRefuses(t *testing.T) {
-	for why, x := range map[string]string{
-		"command 0":                       "0000 0000",
-		"an unknown command":              "000c 0000",
-		"a payload where none is":         "0008 0001 00",
-		"a ping of another length":        "0002 0005 0000000000",
-		"an advise of 8 bytes":            "0003 0008 0000000000000000",
-		"a discard without ranges":        `0006 0006 00 03 "ram" 00`,
-		"a discard of half a range":       `0006 000e 00 03 "ram" 00 0000000000000000`,
-		"a discard of another version":    `0006 0016 01 03 "ram" 00 00000000000d6000 000000000072a000`,
-		"a discard without the nil":       `0006 0016 00 03 "ram" 01 00000000000d6000 000000000072a000`,
-		"a discard whose name is longer":  `0006 0016 00 ff "ram" 00 00000000000d6000 000000000072a000`,
-		"a discard that wraps around":     `0006 0016 00 03 "ram" 00 ffffffffffff0000 0000000000020000`,
-		"a bitmap request of no block":    `000a 0001 00`,
-		"a bitmap request with more":      `000a 0005 03 "ramx"`,
-		"a bitmap request of no length":   `000a 0000`,
-		"a package without a length":      `0007 0000`,
-		"a package with a 64-bit length":  `0007 0008 0000000000000001`,
-		"a switchover-start with payload": `000b 0001 00`,
-	} {
+	for why, x := range badCommands {
 		_, err := ReadCommand(reader(hexBytes(t, x)))
 		wantError(t, why, err, ErrCommand)
 	}
@@ -132,8 +134,15 @@ func TestPutCommandRefuses(t *testing.T) {
 
 func TestIncomingFollowsTheOrderOfPostcopy(t *testing.T) {
 	advise := PostcopyAdvise{RAM: true, PageSizes: 4096, TargetPageSize: 4096}.Command()
-	discard := Command{Type: CommandRAMDiscard}
-	local := Incoming{PostcopyRAM: true, PageSizes: 4096, TargetPageSize: 4096}
+	discarding := func(d RAMDiscard) Command {
+		r := reader(written(t, func(w *qemufile.Writer) { PutRAMDiscard(w, d) })[1:])
+		c, err := ReadCommand(r)
+		wantNil(t, "discard", err)
+		return c
+	}
+	discard := discarding(RAMDiscard{"ram", []Range{{0, 4096}}})
+	local := Incoming{PostcopyRAM: true, PageSizes: 4096, TargetPageSize: 4096,
+		Block: func(name string) (uint64, bool) { return 1 << 20, name == "ram" }}
 	for _, x := range []struct {
 		why  string
 		in   Incoming
@@ -149,6 +158,12 @@ func TestIncomingFollowsTheOrderOfPostcopy(t *testing.T) {
 		{"no RAM with the capability", local, []Command{PostcopyAdvise{}.Command()}, PostcopyNone, ErrCommand},
 		{"other page sizes", local, []Command{PostcopyAdvise{RAM: true, PageSizes: 8192, TargetPageSize: 4096}.Command()}, PostcopyNone, ErrCommand},
 		{"a malformed advise", local, []Command{{Type: CommandPostcopyAdvise, Payload: []byte{1}}}, PostcopyNone, ErrCommand},
+		{"discard of another block", local, []Command{advise, discarding(RAMDiscard{"rom", []Range{{0, 4096}}})}, PostcopyAdvised, ErrCommand},
+		{"discard beyond the block", local, []Command{advise, discarding(RAMDiscard{"ram", []Range{{0, 4096}, {1 << 20, 4096}}})}, PostcopyAdvised, ErrBounds},
+		{"a malformed discard", local, []Command{advise, {Type: CommandRAMDiscard}}, PostcopyAdvised, ErrCommand},
+		{"a bitmap of another block", local, []Command{RecvBitmap("rom")}, PostcopyNone, ErrCommand},
+		{"a malformed bitmap request", local, []Command{{Type: CommandRecvBitmap}}, PostcopyNone, ErrCommand},
+		{"a bitmap of a block", local, []Command{RecvBitmap("ram")}, PostcopyNone, nil},
 		{"discard first", local, []Command{discard}, PostcopyNone, ErrCommand},
 		{"discard after listen", local, []Command{advise, PostcopyListen(), discard}, PostcopyListening, ErrCommand},
 		{"listen first", local, []Command{PostcopyListen()}, PostcopyNone, ErrCommand},
@@ -201,6 +216,9 @@ func FuzzCommand(f *testing.F) {
 		f.Add(written(f, func(w *qemufile.Writer) { PutCommand(w, c) })[1:])
 	}
 	f.Add(written(f, func(w *qemufile.Writer) { PutRAMDiscard(w, RAMDiscard{"ram", []Range{{0, 4096}, {1 << 40, 1}}}) })[1:])
+	for _, x := range badCommands {
+		f.Add(hexBytes(f, x))
+	}
 	f.Fuzz(func(t *testing.T, p []byte) {
 		r := reader(p)
 		c, err := ReadCommand(r)

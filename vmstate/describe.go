@@ -5,7 +5,74 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+
+	"github.com/gocolo/lockstep/qemufile"
 )
+
+// PutVMDesc writes the description section of the devices as SaveDevices last
+// saved them. The devices must not have changed since: it is made by a second
+// walk over their fields, and where a device does not describe as many bytes as
+// it has saved, the Writer fails with [ErrDescription].
+func (reg *Registry) PutVMDesc(w *qemufile.Writer) {
+	text, err := reg.VMDesc()
+	if err != nil {
+		w.Fail(err)
+		return
+	}
+	PutDescription(w, text)
+}
+
+// descPageSize is the page size in a description. Only x86 guests are known.
+const descPageSize = 4096
+
+// VMDesc returns the JSON text that [Registry.PutVMDesc] writes.
+func (reg *Registry) VMDesc() ([]byte, error) {
+	var d describer
+	d.str("{")
+	d.intValue("page_size", descPageSize)
+	d.str(`, "devices": [`)
+	first := true
+	for _, e := range reg.lastSaved() {
+		if !first {
+			d.str(", ")
+		}
+		first = false
+		d.str("{")
+		d.stringValue("name", e.Name)
+		d.str(", ")
+		d.intValue("instance_id", int64(e.Instance))
+		d.str(", ")
+		f := &reg.fields
+		*f = Fields{mode: describing, desc: &d, version: e.Version, vmsd: e.VMSD}
+		d.n = 0
+		d.body(e.VMSD, e.Version, func() { e.device.VMState(f) })
+		if f.err != nil {
+			return nil, fmt.Errorf("vmstate: describe %s/%d: %w", e.Name, e.Instance, f.err)
+		}
+		if d.n != e.savedLen {
+			return nil, fmt.Errorf("vmstate: %w: %s/%d describes %d bytes and has saved %d", ErrDescription, e.Name, e.Instance, d.n, e.savedLen)
+		}
+		d.str("}")
+	}
+	d.str("]}")
+	return d.buf, nil
+}
+
+// lastSaved lists the devices that were saved last in the order of their
+// sections: those of SaveSetup came first.
+func (reg *Registry) lastSaved() []*entry {
+	var early, rest []*entry
+	for _, e := range reg.order {
+		switch {
+		case e.live() || !e.saved:
+		case e.early:
+			early = append(early, e)
+		default:
+			rest = append(rest, e)
+		}
+	}
+	return append(early, rest...)
+}
 
 // describer writes the VM description while a device names its fields. Keys,
 // their order and the separators are QEMU's, so that its tools can read it.

@@ -7,7 +7,9 @@
 // A stream is a header ([PutFileHeader], [PutConfiguration]), then sections and
 // commands up to an EOF, then a description of the devices. Devices of some size
 // are live: a START section when saving begins, PART sections while the guest
-// runs, an END section when it has stopped. All others have one FULL section.
+// runs, an END section when it has stopped. All others have one FULL section;
+// those that a receiver needs before the live ones ([Entry].Early) have it among
+// the START sections.
 //
 //	PutFileHeader(w)
 //	PutConfiguration(w, Configuration{Machine: "pc"})
@@ -53,7 +55,13 @@
 // The description at the end of a stream ([VMDesc]) tells names, types and sizes
 // of every field. [ReadDocument] and [Scanner] use it to read a stream of unknown
 // devices; a [Document] writes the same bytes again. Bodies of live devices are
-// left to a [LiveDecoder]: a guest's memory need not fit into ours.
+// left to a [LiveDecoder]: a guest's memory need not fit into ours. Those of a
+// device that it does not know (disks' dirty bitmaps, say) pass by as bytes, up
+// to what looks like their end ([Scanner.SkipLive]).
+//
+// Some things nothing describes, and they stay bytes: the devices in a PACKAGED,
+// as streams with postcopy have no description; trees, whose keys it leaves out;
+// and the body of a device that says no more than its size.
 //
 // # The other direction
 //
@@ -93,7 +101,7 @@
 //	qemu_loadvm_state_cleanup                 Registry.Rollback, NewSession
 //	qemu_loadvm_state_main                    Registry.Load
 //	qemu_load_device_state                    Registry.LoadDevices, Commit
-//	qemu_loadvm_approve_switchover            Switchover.Approve
+//	qemu_loadvm_approve_switchover            Switchover.Approve, ReturnWriter.SwitchoverAck; at the source Registry.SwitchoverAcked
 //
 // The commands of QEMU flush, and so do the methods of [ReturnWriter]; the others
 // here do not: the caller decides what leaves together.

@@ -1,7 +1,10 @@
 package vmstate
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/gocolo/lockstep/qemufile"
 )
@@ -40,9 +43,17 @@ type LiveBody interface {
 	Put(w *qemufile.Writer)
 }
 
+// Opaque is the body of a live section whose device nobody here knows; see
+// [Scanner.SkipLive].
+type Opaque []byte
+
+// Put implements [LiveBody].
+func (b Opaque) Put(w *qemufile.Writer) { w.Write(b) }
+
 // A LiveDecoder reads the body of one live section, and exactly that: r is after
 // the header and must be left before the footer. What it keeps is up to it; for
-// a guest's memory, best a summary, or a file.
+// a guest's memory, best a summary, or a file. For a device that it does not
+// know it returns [ErrUnknownSection] before it reads anything.
 type LiveDecoder interface {
 	DecodeLive(h Header, r *qemufile.Reader) (LiveBody, error)
 }
@@ -98,21 +109,33 @@ type Document struct {
 }
 
 // ReadDocument reads a stream from its file header to its description, or to
-// its EOF where it has none. Bodies of live sections are left to live. What
-// memory the rest takes is bounded by the defaults of [Scanner]. When it fails,
-// the Document has what was read before.
+// its EOF where it has none. Bodies of live sections are left to live, and those
+// it does not know are kept as [Opaque]; a nil live stands for a stream without
+// any. What memory the rest takes is bounded by the defaults of [Scanner]. When
+// it fails, the Document has what was read before.
 func ReadDocument(r *qemufile.Reader, live LiveDecoder) (*Document, error) {
 	d := &Document{}
-	s := Scanner{
-		Record: func(rec *Record) error {
-			d.Records = append(d.Records, *rec)
-			return nil
-		},
-		Live: func(h Header, r *qemufile.Reader) error {
+	s := Scanner{Record: func(rec *Record) error {
+		d.Records = append(d.Records, *rec)
+		return nil
+	}}
+	s.Described = func(rec *Record) {
+		i, _ := slices.BinarySearchFunc(d.Records, rec.Offset, func(r Record, at int64) int { return cmp.Compare(r.Offset, at) })
+		d.Records[i].Desc = rec.Desc
+	}
+	if live != nil {
+		s.Live = func(h Header, r *qemufile.Reader) error {
+			at := len(d.Records) - 1
+			start := r.Offset()
 			body, err := live.DecodeLive(h, r)
-			d.Records[len(d.Records)-1].Live = body
+			if errors.Is(err, ErrUnknownSection) && r.Offset() == start {
+				var opaque Opaque
+				err = s.SkipLive(h, r, func(p []byte) { opaque = append(opaque, p...) })
+				body = opaque
+			}
+			d.Records[at].Live = body
 			return err
-		},
+		}
 	}
 	err := s.Stream(r)
 	d.VMDesc = s.Devices

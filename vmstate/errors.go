@@ -46,6 +46,9 @@ var (
 	ErrTrailing = errors.New("trailing bytes")
 	// ErrUnmigratable: a registered device cannot be migrated.
 	ErrUnmigratable = errors.New("state blocked by non-migratable device")
+	// ErrSwitchover: the guest is to be stopped before the destination has
+	// agreed, or the destination agrees more often than it was asked.
+	ErrSwitchover = errors.New("switchover is not in order")
 	// ErrDuplicate: two devices of one name and instance.
 	ErrDuplicate = errors.New("already registered")
 	// ErrPostcopyRun is no failure: [Registry.Load] returns it where the

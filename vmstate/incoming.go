@@ -1,6 +1,9 @@
 package vmstate
 
-import "fmt"
+import (
+	"fmt"
+	"math"
+)
 
 // PostcopyState is how far a destination has come towards running on memory
 // that is still on its way (PostcopyState in migration/postcopy-ram.h).
@@ -37,6 +40,10 @@ type Incoming struct {
 	// are then the local values, which an ADVISE must repeat.
 	PostcopyRAM               bool
 	PageSizes, TargetPageSize uint64
+	// Block returns the length of a RAM block in bytes, if there is one of that
+	// name. Nil accepts any name and range in RECV_BITMAP and
+	// POSTCOPY_RAM_DISCARD.
+	Block func(name string) (length uint64, ok bool)
 
 	state      PostcopyState
 	paused     bool
@@ -83,6 +90,9 @@ func (in *Incoming) Accept(c Command) (act bool, err error) {
 		if in.state != PostcopyAdvised && in.state != PostcopyDiscarding {
 			return false, in.wrongState(c)
 		}
+		if err := in.discard(c); err != nil {
+			return false, err
+		}
 		in.state = PostcopyDiscarding
 	case CommandPostcopyListen:
 		if in.state != PostcopyAdvised && in.state != PostcopyDiscarding {
@@ -104,7 +114,15 @@ func (in *Incoming) Accept(c Command) (act bool, err error) {
 			return false, fmt.Errorf("%w %v, but COLO is not wanted here", ErrCommand, c)
 		}
 		in.colo = true
-	case CommandPackaged, CommandRecvBitmap, CommandSwitchoverStart:
+	case CommandRecvBitmap:
+		block, err := c.AsRecvBitmap()
+		if err == nil {
+			_, err = in.length(c, block)
+		}
+		if err != nil {
+			return false, err
+		}
+	case CommandPackaged, CommandSwitchoverStart:
 	default:
 		return false, fmt.Errorf("%w %v", ErrCommand, c)
 	}
@@ -123,6 +141,36 @@ func (in *Incoming) advise(c Command) error {
 	case a.RAM && (a.PageSizes != in.PageSizes || a.TargetPageSize != in.TargetPageSize):
 		return fmt.Errorf("%w %v: page sizes %#x and %#x, local %#x and %#x", ErrCommand, c,
 			a.PageSizes, a.TargetPageSize, in.PageSizes, in.TargetPageSize)
+	}
+	return nil
+}
+
+// length returns the length of a block that a command names; without Block, as
+// much as there may be.
+func (in *Incoming) length(c Command, block string) (uint64, error) {
+	if in.Block == nil {
+		return math.MaxUint64, nil
+	}
+	n, ok := in.Block(block)
+	if !ok {
+		return 0, fmt.Errorf("%w %v: no block %q", ErrCommand, c, block)
+	}
+	return n, nil
+}
+
+func (in *Incoming) discard(c Command) error {
+	d, err := c.AsRAMDiscard()
+	if err != nil {
+		return err
+	}
+	n, err := in.length(c, d.Block)
+	if err != nil {
+		return err
+	}
+	for _, r := range d.Ranges {
+		if r.Start+r.Length > n {
+			return fmt.Errorf("%w %v: range %#x+%#x of block %q: %w", ErrCommand, c, r.Start, r.Length, d.Block, ErrBounds)
+		}
 	}
 	return nil
 }

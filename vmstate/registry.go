@@ -61,6 +61,10 @@ type Entry struct {
 	Aliases []Alias
 	// Unmigratable is why the device cannot be saved; empty: it can.
 	Unmigratable string
+	// Early devices are saved by SaveSetup, before the live ones, because a
+	// receiver must have their fields first (early_setup of a VMStateDescription,
+	// QEMU 8.0 and later). It means nothing to a live device.
+	Early bool
 }
 
 type entry struct {
@@ -74,7 +78,8 @@ type entry struct {
 	peerID      uint32 // under this id
 	peerVersion uint32
 
-	saved    bool  // by the last SaveDevices
+	saved    bool  // by the last SaveDevices, or by the SaveSetup before it
+	early    bool  // by SaveSetup
 	savedLen int64 // length of that body
 }
 
@@ -100,12 +105,18 @@ type Registry struct {
 	// MaxPackaged bounds the nested stream of a PACKAGED command, in bytes, as
 	// it is held in memory. 0: 256 MiB.
 	MaxPackaged uint64
+	// SwitchoverAcked is for the source of a migration with the capability
+	// switchover-ack: until it returns true, Capture and SaveComplete fail with
+	// [ErrSwitchover] and write nothing, since the guest may not be stopped yet.
+	// In general it is [ReturnReader.SwitchoverAcked]. Nil: nobody has to agree.
+	SwitchoverAcked func() bool
 
 	entries []*entry // as registered
 	order   []*entry // as saved
 	names   map[Alias]*entry
 	peers   map[uint32]*entry // by the peer's section id
 
+	setUp  bool // SaveSetup was the last to save devices
 	fields Fields
 	undo   undoLog
 	staged []staged
@@ -176,8 +187,9 @@ func (reg *Registry) register(e *entry) error {
 func (reg *Registry) NewSession() {
 	reg.Rollback()
 	clear(reg.peers)
+	reg.setUp = false
 	for _, e := range reg.entries {
-		e.known, e.saved = false, false
+		e.known, e.saved, e.early = false, false, false
 		if s, ok := e.saver.(interface{ NewSession() }); ok {
 			s.NewSession()
 		}

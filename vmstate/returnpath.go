@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"math/bits"
+	"sync/atomic"
 
 	"github.com/gocolo/lockstep/qemufile"
 )
@@ -197,12 +198,13 @@ type ReturnReader struct {
 
 	block string
 	shut  bool
-	acked bool
+	acked atomic.Bool
 }
 
 // SwitchoverAcked reports whether the destination has agreed to the switch. A
-// source with the capability switchover-ack may not stop the guest before.
-func (rr *ReturnReader) SwitchoverAcked() bool { return rr.acked }
+// source with the capability switchover-ack may not stop the guest before: it
+// gives this function to [Registry].SwitchoverAcked. Any goroutine may call it.
+func (rr *ReturnReader) SwitchoverAcked() bool { return rr.acked.Load() }
 
 // Next returns the next message. A REQ_PAGES has its Block filled in. After SHUT
 // with success it returns io.EOF. Everything else that ends the path is an error
@@ -240,7 +242,7 @@ func (rr *ReturnReader) Next() (Return, error) {
 			err = fmt.Errorf("vmstate: %w: %v with value %d", ErrReturnPath, m.Type, m.Value)
 		}
 	case ReturnSwitchoverAck:
-		rr.acked = true
+		rr.acked.Store(true)
 	}
 	return m, err
 }

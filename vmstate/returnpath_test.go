@@ -46,24 +46,26 @@ func TestReturnBytes(t *testing.T) {
 	}
 }
 
+var badReturns = map[string]struct {
+	hex  string
+	want error
+}{
+	"type 0":                        {"0000 0000", ErrReturnPath},
+	"an unknown type":               {"0008 0000", ErrReturnPath},
+	"a length that is wrong":        {"0001 0005 0000000000", ErrReturnPath},
+	"a length beyond 512":           {"0003 0201", ErrReturnPath},
+	"a request of no block":         {"0003 000d 0000000000000000 00001000 00", ErrReturnPath},
+	"a request with a short length": {`0003 000e 0000000000000000 00001000 03 "ram"`, ErrReturnPath},
+	"a bitmap of no block":          {"0005 0001 00", ErrReturnPath},
+	"a bitmap with a bad name":      {`0005 0002 03 "ram"`, ErrReturnPath},
+	"a bitmap of no length":         {`0005 0004 03 "ram" 0000000000000000`, ErrReturnPath},
+	"a bitmap of odd length":        {`0005 0004 03 "ram" 0000000000000009`, ErrReturnPath},
+	"a bitmap of 16 EiB":            {`0005 0004 03 "ram" fffffffffffffff8`, qemufile.ErrTooLong},
+	"a bitmap without its end":      {`0005 0004 03 "ram" 0000000000000008 0000000000000000 0123456789abcdee`, ErrReturnPath},
+}
+
 func TestReadReturnRefuses(t *testing.T) {
-	for why, x := range map[string]struct {
-		hex  string
-		want error
-	}{
-		"type 0":                        {"0000 0000", ErrReturnPath},
-		"an unknown type":               {"0008 0000", ErrReturnPath},
-		"a length that is wrong":        {"0001 0005 0000000000", ErrReturnPath},
-		"a length beyond 512":           {"0003 0201", ErrReturnPath},
-		"a request of no block":         {"0003 000d 0000000000000000 00001000 00", ErrReturnPath},
-		"a request with a short length": {`0003 000e 0000000000000000 00001000 03 "ram"`, ErrReturnPath},
-		"a bitmap of no block":          {"0005 0001 00", ErrReturnPath},
-		"a bitmap with a bad name":      {`0005 0002 03 "ram"`, ErrReturnPath},
-		"a bitmap of no length":         {`0005 0004 03 "ram" 0000000000000000`, ErrReturnPath},
-		"a bitmap of odd length":        {`0005 0004 03 "ram" 0000000000000009`, ErrReturnPath},
-		"a bitmap of 16 EiB":            {`0005 0004 03 "ram" fffffffffffffff8`, qemufile.ErrTooLong},
-		"a bitmap without its end":      {`0005 0004 03 "ram" 0000000000000008 0000000000000000 0123456789abcdee`, ErrReturnPath},
-	} {
+	for why, x := range badReturns {
 		_, err := ReadReturn(reader(hexBytes(t, x.hex)), 0)
 		wantError(t, why, err, x.want)
 	}
@@ -77,27 +79,27 @@ func TestReturnReaderKnowsTheRules(t *testing.T) {
 	ask := Return{Type: ReturnRequestBlock, Block: "ram", Length: 4096}
 	for _, x := range []struct {
 		why string
-		rr  ReturnReader
+		rr  *ReturnReader
 		seq []Return
 		err error
 	}{
-		{"shut ends it", ReturnReader{}, []Return{{Type: ReturnPong, Value: 9}, {Type: ReturnShut}}, io.EOF},
-		{"a close without shut", ReturnReader{}, []Return{{Type: ReturnPong}}, io.ErrUnexpectedEOF},
-		{"shut with an error", ReturnReader{}, []Return{{Type: ReturnShut, Value: 1}}, ErrReturnPath},
-		{"pages of the last block", ReturnReader{Block: blocks}, []Return{ask, {Type: ReturnRequestPages, Start: 4096, Length: 8192}, {Type: ReturnShut}}, io.EOF},
-		{"pages of no block", ReturnReader{}, []Return{{Type: ReturnRequestPages, Length: 4096}}, ErrReturnPath},
-		{"an unknown block", ReturnReader{Block: blocks}, []Return{{Type: ReturnRequestBlock, Block: "rom", Length: 4096}}, ErrReturnPath},
-		{"a misaligned start", ReturnReader{}, []Return{{Type: ReturnRequestBlock, Block: "ram", Start: 1, Length: 4096}}, ErrReturnPath},
-		{"a misaligned length", ReturnReader{}, []Return{{Type: ReturnRequestBlock, Block: "ram", Length: 1}}, ErrReturnPath},
-		{"beyond the block", ReturnReader{Block: blocks}, []Return{{Type: ReturnRequestBlock, Block: "ram", Start: 1 << 20, Length: 4096}}, ErrBounds},
-		{"wrapping around", ReturnReader{Block: blocks}, []Return{{Type: ReturnRequestBlock, Block: "ram", Start: 1<<64 - 4096, Length: 8192}}, ErrBounds},
-		{"a bitmap outside recovery", ReturnReader{}, []Return{{Type: ReturnRecvBitmap, Block: "ram", Bitmap: []uint64{0}}}, ErrReturnPath},
-		{"a bitmap of the right size", ReturnReader{Block: blocks, Recovering: true}, []Return{{Type: ReturnRecvBitmap, Block: "ram", Bitmap: make([]uint64, 4)}, {Type: ReturnResumeAck, Value: 1}, {Type: ReturnShut}}, io.EOF},
-		{"a bitmap of another size", ReturnReader{Block: blocks, Recovering: true}, []Return{{Type: ReturnRecvBitmap, Block: "ram", Bitmap: make([]uint64, 5)}}, ErrReturnPath},
-		{"a bitmap of another block", ReturnReader{Block: blocks, Recovering: true}, []Return{{Type: ReturnRecvBitmap, Block: "rom", Bitmap: make([]uint64, 4)}}, ErrReturnPath},
-		{"a resume outside recovery", ReturnReader{}, []Return{{Type: ReturnResumeAck, Value: 1}}, ErrReturnPath},
-		{"a resume with another value", ReturnReader{Recovering: true}, []Return{{Type: ReturnResumeAck, Value: 2}}, ErrReturnPath},
-		{"an approval", ReturnReader{}, []Return{{Type: ReturnSwitchoverAck}, {Type: ReturnShut}}, io.EOF},
+		{"shut ends it", &ReturnReader{}, []Return{{Type: ReturnPong, Value: 9}, {Type: ReturnShut}}, io.EOF},
+		{"a close without shut", &ReturnReader{}, []Return{{Type: ReturnPong}}, io.ErrUnexpectedEOF},
+		{"shut with an error", &ReturnReader{}, []Return{{Type: ReturnShut, Value: 1}}, ErrReturnPath},
+		{"pages of the last block", &ReturnReader{Block: blocks}, []Return{ask, {Type: ReturnRequestPages, Start: 4096, Length: 8192}, {Type: ReturnShut}}, io.EOF},
+		{"pages of no block", &ReturnReader{}, []Return{{Type: ReturnRequestPages, Length: 4096}}, ErrReturnPath},
+		{"an unknown block", &ReturnReader{Block: blocks}, []Return{{Type: ReturnRequestBlock, Block: "rom", Length: 4096}}, ErrReturnPath},
+		{"a misaligned start", &ReturnReader{}, []Return{{Type: ReturnRequestBlock, Block: "ram", Start: 1, Length: 4096}}, ErrReturnPath},
+		{"a misaligned length", &ReturnReader{}, []Return{{Type: ReturnRequestBlock, Block: "ram", Length: 1}}, ErrReturnPath},
+		{"beyond the block", &ReturnReader{Block: blocks}, []Return{{Type: ReturnRequestBlock, Block: "ram", Start: 1 << 20, Length: 4096}}, ErrBounds},
+		{"wrapping around", &ReturnReader{Block: blocks}, []Return{{Type: ReturnRequestBlock, Block: "ram", Start: 1<<64 - 4096, Length: 8192}}, ErrBounds},
+		{"a bitmap outside recovery", &ReturnReader{}, []Return{{Type: ReturnRecvBitmap, Block: "ram", Bitmap: []uint64{0}}}, ErrReturnPath},
+		{"a bitmap of the right size", &ReturnReader{Block: blocks, Recovering: true}, []Return{{Type: ReturnRecvBitmap, Block: "ram", Bitmap: make([]uint64, 4)}, {Type: ReturnResumeAck, Value: 1}, {Type: ReturnShut}}, io.EOF},
+		{"a bitmap of another size", &ReturnReader{Block: blocks, Recovering: true}, []Return{{Type: ReturnRecvBitmap, Block: "ram", Bitmap: make([]uint64, 5)}}, ErrReturnPath},
+		{"a bitmap of another block", &ReturnReader{Block: blocks, Recovering: true}, []Return{{Type: ReturnRecvBitmap, Block: "rom", Bitmap: make([]uint64, 4)}}, ErrReturnPath},
+		{"a resume outside recovery", &ReturnReader{}, []Return{{Type: ReturnResumeAck, Value: 1}}, ErrReturnPath},
+		{"a resume with another value", &ReturnReader{Recovering: true}, []Return{{Type: ReturnResumeAck, Value: 2}}, ErrReturnPath},
+		{"an approval", &ReturnReader{}, []Return{{Type: ReturnSwitchoverAck}, {Type: ReturnShut}}, io.EOF},
 	} {
 		rr := x.rr
 		rr.R = reader(written(t, func(w *qemufile.Writer) {
@@ -149,6 +151,9 @@ func TestReturnWriter(t *testing.T) {
 
 func FuzzReadReturn(f *testing.F) {
 	for _, x := range returnVectors {
+		f.Add(hexBytes(f, x.hex))
+	}
+	for _, x := range badReturns {
 		f.Add(hexBytes(f, x.hex))
 	}
 	f.Fuzz(func(t *testing.T, p []byte) {

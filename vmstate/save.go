@@ -63,17 +63,19 @@ type Unplugger interface {
 	GuestUnplugPending() bool
 }
 
+// needed reports whether a device or saver has something to save.
+func needed(v any) bool {
+	n, ok := v.(Needer)
+	return !ok || n.Needed()
+}
+
 // savers calls fn for each live saver that is needed.
 func (reg *Registry) savers(fn func(*entry) error) error {
 	for _, e := range reg.order {
-		if e.saver == nil {
-			continue
-		}
-		if n, ok := e.saver.(Needer); ok && !n.Needed() {
-			continue
-		}
-		if err := fn(e); err != nil {
-			return err
+		if e.saver != nil && needed(e.saver) {
+			if err := fn(e); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -93,12 +95,27 @@ func (reg *Registry) section(w *qemufile.Writer, h Header, body func() error) er
 	return sectionError(h, start, err)
 }
 
-// SaveSetup writes the START section of every live device. It stops at the
+// SaveSetup writes the START section of every live device and, among them by
+// their priority, the FULL section of every [Entry].Early one. It stops at the
 // first that fails.
 func (reg *Registry) SaveSetup(w *qemufile.Writer) error {
-	return reg.savers(func(e *entry) error {
-		return reg.section(w, e.header(SectionStart), func() error { return e.saver.SaveSetup(w) })
-	})
+	reg.setUp = true
+	for _, e := range reg.order {
+		var err error
+		switch {
+		case e.live():
+			if e.saver != nil && needed(e.saver) {
+				err = reg.section(w, e.header(SectionStart), func() error { return e.saver.SaveSetup(w) })
+			}
+		case e.Early:
+			err = reg.saveDevice(w, e)
+			e.early = e.saved
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // SaveIterate writes a PART section for every live device and reports whether
@@ -138,6 +155,9 @@ func (reg *Registry) Pending(exact bool) (mustPrecopy, canPostcopy uint64) {
 // paused. whole is true if the guest may run before SaveComplete; it is false if
 // any device cannot capture.
 func (reg *Registry) Capture() (whole bool, err error) {
+	if err := reg.maySwitch(); err != nil {
+		return false, err
+	}
 	whole = true
 	err = reg.savers(func(e *entry) error {
 		c, ok := e.saver.(Capturer)
@@ -166,6 +186,9 @@ func (reg *Registry) SaveCompleteInPostcopy(w *qemufile.Writer) error {
 }
 
 func (reg *Registry) saveComplete(w *qemufile.Writer, inPostcopy bool) error {
+	if err := reg.maySwitch(); err != nil {
+		return err
+	}
 	return reg.savers(func(e *entry) error {
 		if p, ok := e.saver.(PostcopySaver); ok && inPostcopy && p.HasPostcopy() {
 			return nil
@@ -193,24 +216,30 @@ func (reg *Registry) SaveCompletePostcopy(w *qemufile.Writer) error {
 
 // SaveDevices writes a FULL section for every device that is not live, calling
 // its PreSave. No EOF follows. The guest is paused.
+//
+// The first time after SaveSetup it leaves out the early devices, which that has
+// saved; the device state of a checkpoint has them all.
 func (reg *Registry) SaveDevices(w *qemufile.Writer) error {
+	first := reg.setUp
+	reg.setUp = false
 	for _, e := range reg.order {
-		if e.live() {
+		if e.live() || e.Early && first {
 			continue
 		}
-		e.saved = false
-		if n, ok := e.device.(Needer); ok && !n.Needed() {
-			continue
-		}
+		e.early = false
 		if err := reg.saveDevice(w, e); err != nil {
 			return err
 		}
-		e.saved = true
 	}
 	return w.Err()
 }
 
+// saveDevice writes a FULL section, if the device is needed.
 func (reg *Registry) saveDevice(w *qemufile.Writer, e *entry) error {
+	e.saved = false
+	if !needed(e.device) {
+		return nil
+	}
 	h, start := e.header(SectionFull), w.Transferred()
 	if p, ok := e.device.(PreSaver); ok {
 		if err := p.PreSave(); err != nil {
@@ -229,6 +258,7 @@ func (reg *Registry) saveDevice(w *qemufile.Writer, e *entry) error {
 	if !reg.NoFooters {
 		PutFooter(w, e.id)
 	}
+	e.saved = true
 	return sectionError(h, start, w.Err())
 }
 
@@ -266,56 +296,4 @@ func (reg *Registry) GuestUnplugPending() bool {
 		}
 	}
 	return false
-}
-
-// PutVMDesc writes the description section of the devices as SaveDevices last
-// saved them. The devices must not have changed since: it is made by a second
-// walk over their fields, and where a device does not describe as many bytes as
-// it has saved, the Writer fails with [ErrDescription].
-func (reg *Registry) PutVMDesc(w *qemufile.Writer) {
-	text, err := reg.VMDesc()
-	if err != nil {
-		w.Fail(err)
-		return
-	}
-	PutDescription(w, text)
-}
-
-// descPageSize is the page size in a description. Only x86 guests are known.
-const descPageSize = 4096
-
-// VMDesc returns the JSON text that [Registry.PutVMDesc] writes.
-func (reg *Registry) VMDesc() ([]byte, error) {
-	var d describer
-	d.str("{")
-	d.intValue("page_size", descPageSize)
-	d.str(`, "devices": [`)
-	first := true
-	for _, e := range reg.order {
-		if e.live() || !e.saved {
-			continue
-		}
-		if !first {
-			d.str(", ")
-		}
-		first = false
-		d.str("{")
-		d.stringValue("name", e.Name)
-		d.str(", ")
-		d.intValue("instance_id", int64(e.Instance))
-		d.str(", ")
-		f := &reg.fields
-		*f = Fields{mode: describing, desc: &d, version: e.Version, vmsd: e.VMSD}
-		d.n = 0
-		d.body(e.VMSD, e.Version, func() { e.device.VMState(f) })
-		if f.err != nil {
-			return nil, fmt.Errorf("vmstate: describe %s/%d: %w", e.Name, e.Instance, f.err)
-		}
-		if d.n != e.savedLen {
-			return nil, fmt.Errorf("vmstate: %w: %s/%d describes %d bytes and has saved %d", ErrDescription, e.Name, e.Instance, d.n, e.savedLen)
-		}
-		d.str("}")
-	}
-	d.str("]}")
-	return d.buf, nil
 }

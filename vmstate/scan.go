@@ -16,7 +16,9 @@ import (
 // The sections of devices have no length, and what describes them comes last.
 // So from the first FULL section on, a Scanner keeps what it reads (at most
 // MaxState bytes) until the description arrives. Everything before, above all
-// the guest's memory, passes by in constant memory.
+// the guest's memory, passes by in constant memory. Early devices, which come
+// before the memory, are cut by their footers, and checked against the
+// description when that comes.
 //
 // It remembers section ids and the description from call to call, so that after
 // Stream has read an initial migration, Sections and State read the checkpoints
@@ -25,9 +27,13 @@ type Scanner struct {
 	// Record is told of each record; what it is given is its to keep. An error
 	// ends the scan. Required.
 	Record func(*Record) error
-	// Live reads the body of a live section, after Record has seen its header.
-	// Nil: a live section ends the scan with ErrUnknownSection.
+	// Live reads the body of a live section, after Record has seen its header;
+	// SkipLive is for those it does not know. Nil: a live section ends the scan
+	// with ErrUnknownSection.
 	Live func(h Header, r *qemufile.Reader) error
+	// Described, if not nil, is told of each early device once more, with Desc,
+	// right before Record is told of the description.
+	Described func(*Record)
 	// NoConfiguration and NoFooters say that the stream has none (very old
 	// machine types); it does not tell.
 	NoConfiguration, NoFooters bool
@@ -40,7 +46,10 @@ type Scanner struct {
 	// a caller may set it for a stream that has none.
 	Devices *VMDesc
 
-	live map[uint32]Header // by section id
+	live    map[uint32]Header // by section id
+	early   []Record          // of this stream; their Desc is missing
+	started bool              // a START has come in this stream
+	ended   bool              // an END has come in this stream
 }
 
 const maxLiveSections = 1 << 16
@@ -57,6 +66,7 @@ func (s *Scanner) maxState() uint64 {
 // [Registry.Load].
 func (s *Scanner) Stream(r *qemufile.Reader) error {
 	start := r.Offset()
+	s.early, s.started, s.ended = nil, false, false
 	if err := ReadFileHeader(r); err != nil {
 		return err
 	}
@@ -85,13 +95,14 @@ func (s *Scanner) Stream(r *qemufile.Reader) error {
 	start = r.Offset()
 	text, err := ReadVMDesc(r, s.MaxDescription)
 	if err == nil {
-		if s.Devices, err = ParseVMDesc(text); err == nil && len(s.Devices.Devices) > 0 {
+		if s.Devices, err = ParseVMDesc(text); err == nil && (!s.describesEarly(s.Devices) || len(s.Devices.Devices) > len(s.early)) {
 			err = fmt.Errorf("%w of devices that are not there", ErrDescription)
 		}
 	}
 	if err != nil {
 		return sectionError(Header{Type: Description}, start, err)
 	}
+	s.describeEarly(s.Devices)
 	return s.Record(&Record{Offset: start, Length: r.Offset() - start, Type: Description, Body: text})
 }
 
@@ -122,6 +133,10 @@ func (s *Scanner) sections(r *qemufile.Reader, devices bool) (described bool, er
 			err = s.command(r)
 		case SectionFull:
 			if devices {
+				if n := s.earlyLength(r); n > 0 {
+					err = s.earlySections(r, n)
+					break
+				}
 				return s.tail(r)
 			}
 			fallthrough
@@ -137,6 +152,8 @@ func (s *Scanner) sections(r *qemufile.Reader, devices bool) (described bool, er
 func (s *Scanner) liveSection(r *qemufile.Reader) error {
 	start := r.Offset()
 	h, err := ReadHeader(SectionType(r.Byte()), r)
+	s.started = s.started || h.Type == SectionStart
+	s.ended = s.ended || h.Type == SectionEnd
 	if err == nil {
 		if h.Type.introduces() {
 			if s.live == nil {
@@ -178,7 +195,7 @@ func (s *Scanner) command(r *qemufile.Reader) error {
 		n, _ := c.AsPackaged()
 		at := r.Offset()
 		if body := r.Bytes(uint64(n), s.maxState()); r.Err() == nil {
-			rec.Package, err = s.split(body, at, true)
+			rec.Package, err = s.split(body, at, untilRun)
 		} else {
 			err = r.Err()
 		}
@@ -196,7 +213,7 @@ func (s *Scanner) command(r *qemufile.Reader) error {
 // have another shape than in the initial migration), from the footers. Where the
 // state is broken, the sections before that are reported all the same.
 func (s *Scanner) State(state []byte, base int64) error {
-	records, err := s.split(state, base, false)
+	records, err := s.split(state, base, untilEOF)
 	return cmp.Or(s.report(records), err)
 }
 
@@ -246,7 +263,7 @@ func (s *Scanner) tail(r *qemufile.Reader) (described bool, err error) {
 				r.Skip(uint64(len(state) - had))
 				rest := r.Bytes(uint64(end-len(state)), s.maxDescription())
 				if r.Err() != nil {
-					records, _ := s.split(state[:looked], base, false)
+					records, _ := s.split(state[:looked], base, untilEOF)
 					err := sectionError(Header{Type: Description}, base+int64(looked), r.Err())
 					return false, cmp.Or(s.report(records), err)
 				}
@@ -263,6 +280,7 @@ func (s *Scanner) tail(r *qemufile.Reader) (described bool, err error) {
 			}
 			r.Skip(uint64(max(end-had, 0)))
 			s.Devices = devices
+			s.describeEarly(devices)
 			records = append(records, Record{
 				Offset: base + int64(looked), Length: int64(end - looked), Type: Description, Body: state[looked+5 : end],
 			})
@@ -271,7 +289,7 @@ func (s *Scanner) tail(r *qemufile.Reader) (described bool, err error) {
 		r.Skip(uint64(len(state) - had))
 	}
 	// No description: what can be told from the footers.
-	records, err := s.split(state, base, false)
+	records, err := s.split(state, base, untilEOF)
 	if err != nil {
 		if r.Byte(); errors.Is(r.Err(), io.EOF) {
 			// Bad sections and a cut look the same from here.

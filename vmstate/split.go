@@ -14,7 +14,10 @@ func (s *Scanner) splitDescribed(state []byte, base int64, devices *VMDesc) ([]R
 	var r qemufile.Reader
 	r.ResetBytes(state)
 	records := make([]Record, 0, len(devices.Devices)+2)
-	next := 0
+	if !s.describesEarly(devices) {
+		return nil, false
+	}
+	next := len(s.early)
 	for {
 		start := r.Offset()
 		switch SectionType(r.Byte()) {
@@ -58,11 +61,10 @@ func (s *Scanner) full(h Header, offset, length int64, body []byte, d *DeviceDes
 // split cuts device sections and commands without a description that must fit.
 // Bounds of a section are guessed: first the length that Devices gives, then
 // each footer of the right id, and the first guess that lets the rest be cut as
-// well wins. A nested stream ends with RUN or EOF, a device state with EOF; and
-// nothing may follow. With an error come the sections before it, cut as well as
-// that can be done.
-func (s *Scanner) split(state []byte, base int64, nested bool) ([]Record, error) {
-	c := cutter{s: s, state: state, base: base, nested: nested, dead: make(map[int]bool), budget: 64*len(state) + 1<<20}
+// well wins. With an error come the sections before it, cut as well as that can
+// be done.
+func (s *Scanner) split(state []byte, base int64, until ending) ([]Record, error) {
+	c := cutter{s: s, state: state, base: base, until: until, dead: make(map[int]bool), budget: 64*len(state) + 1<<20}
 	if c.cut(0) {
 		return c.records, nil
 	}
@@ -73,9 +75,18 @@ func (s *Scanner) split(state []byte, base int64, nested bool) ([]Record, error)
 	return c.plain(), streamError(base+int64(c.furthest), err)
 }
 
-// plain cuts what cannot be cut to the end: each section ends at its first
-// footer that something follows. What a broken stream has before the break is
-// worth seeing.
+// An ending is where sections that are to be split end; nothing may follow.
+type ending int
+
+const (
+	untilEOF   ending = iota // a device state
+	untilRun                 // a nested stream: RUN or EOF
+	untilLimit               // early sections: whatever comes next was cut off
+)
+
+// plain cuts what cannot be cut to the end: each section ends where its
+// description says, or at its first footer that something follows. What a broken
+// stream has before the break is worth seeing.
 func (c *cutter) plain() []Record {
 	c.records = nil
 	for at := 0; len(c.records) < maxSections; {
@@ -89,14 +100,36 @@ func (c *cutter) plain() []Record {
 			break
 		}
 		body := at + int(r.Offset())
-		end, after := c.footer(h.ID, body)
-		if end < 0 {
-			break
+		d, end := c.described(h, body)
+		after := end + 5
+		if end >= 0 {
+			r.ResetBytes(c.state[end:])
 		}
-		c.records = append(c.records, c.s.full(h, c.base+int64(at), int64(after-at), c.state[body:end], nil))
+		if end < 0 || ReadFooter(&r, h.ID) != nil {
+			d = nil
+			if end, after = c.footer(h.ID, body); end < 0 {
+				break
+			}
+		}
+		c.records = append(c.records, c.s.full(h, c.base+int64(at), int64(after-at), c.state[body:end], d))
 		at = after
 	}
 	return c.records
+}
+
+// described returns the description that a section had in the initial migration
+// and where its body then ends; nil and -1 without one.
+func (c *cutter) described(h Header, body int) (d *DeviceDesc, end int) {
+	if c.s.Devices == nil {
+		return nil, -1
+	}
+	if d = c.s.Devices.Find(h.Name, h.Instance); d == nil {
+		return nil, -1
+	}
+	if n := d.Len(); n >= 0 && n <= int64(len(c.state)-body) {
+		return d, body + int(n)
+	}
+	return nil, -1
 }
 
 // footer finds the first footer of a section behind which the stream ends or
@@ -123,7 +156,7 @@ type cutter struct {
 	s        *Scanner
 	state    []byte
 	base     int64
-	nested   bool
+	until    ending
 	records  []Record
 	dead     map[int]bool // positions from which nothing leads to the end
 	budget   int          // bytes that may still be looked at
@@ -156,13 +189,16 @@ func (c *cutter) wrong(at int, err error) bool {
 }
 
 func (c *cutter) next(at int) bool {
+	if c.until == untilLimit && at == len(c.state) {
+		return true
+	}
 	var r qemufile.Reader
 	r.ResetBytes(c.state[at:])
 	offset := c.base + int64(at)
 	switch t := SectionType(r.Byte()); {
 	case r.Err() != nil:
 		return c.wrong(at, qemufile.NoEOF(r.Err()))
-	case t == EOF:
+	case t == EOF && c.until != untilLimit:
 		if n := r.Buffered(); n > 0 {
 			return c.wrong(at, fmt.Errorf("%d %w", n, ErrTrailing))
 		}
@@ -178,7 +214,7 @@ func (c *cutter) next(at int) bool {
 		}
 		n := int(r.Offset())
 		c.records = append(c.records, Record{Offset: offset, Length: int64(n), Type: CommandRecord, Command: cmd})
-		if c.nested && cmd.Type == CommandPostcopyRun && r.Buffered() == 0 {
+		if c.until == untilRun && cmd.Type == CommandPostcopyRun && r.Buffered() == 0 {
 			return true
 		}
 		return c.cut(at + n)
@@ -195,18 +231,9 @@ func (c *cutter) next(at int) bool {
 
 // full tries the ends that a section may have.
 func (c *cutter) full(h Header, at, body int) bool {
-	var d *DeviceDesc
-	if c.s.Devices != nil {
-		d = c.s.Devices.Find(h.Name, h.Instance)
-	}
-	tried := -1
-	if d != nil {
-		if n := d.Len(); n >= 0 && n <= int64(len(c.state)-body) {
-			tried = body + int(n)
-			if c.ends(h, at, body, tried, d) {
-				return true
-			}
-		}
+	d, tried := c.described(h, body)
+	if d != nil && c.ends(h, at, body, tried, d) {
+		return true
 	}
 	if c.s.NoFooters {
 		return c.wrong(body, fmt.Errorf("%w: nothing tells the length of %s", ErrDescription, h))

@@ -160,8 +160,9 @@ func readConfiguration(r *qemufile.Reader) (c Configuration, err error) {
 // Check compares a received configuration with the local one as QEMU does and
 // returns [ErrConfiguration] if they do not agree: the received machine name
 // must be a prefix of the local one (so an empty one always agrees), page bits
-// must match if received, x-ignore-shared must be on at both sides or at none,
-// and two UUIDs must be equal (one alone is accepted).
+// must match if received, a received capability must be one that QEMU knows,
+// x-ignore-shared and mapped-ram must each be on at both sides or at none, and
+// two UUIDs must be equal (one alone is accepted).
 func (c Configuration) Check(local Configuration) error {
 	if len(c.Machine) > len(local.Machine) || c.Machine != local.Machine[:len(c.Machine)] {
 		return fmt.Errorf("%w: machine type %q, local is %q", ErrConfiguration, c.Machine, local.Machine)
@@ -169,14 +170,33 @@ func (c Configuration) Check(local Configuration) error {
 	if c.TargetPageBits != 0 && local.TargetPageBits != 0 && c.TargetPageBits != local.TargetPageBits {
 		return fmt.Errorf("%w: %d target page bits, local has %d", ErrConfiguration, c.TargetPageBits, local.TargetPageBits)
 	}
-	const validated = "x-ignore-shared"
-	if got, have := slices.Contains(c.Capabilities, validated), slices.Contains(local.Capabilities, validated); got != have {
-		return fmt.Errorf("%w: capability %s is %t, local has %t", ErrConfiguration, validated, got, have)
+	for _, name := range c.Capabilities {
+		if !knownCapability(name) {
+			return fmt.Errorf("%w: unknown capability %q", ErrConfiguration, name)
+		}
+	}
+	for _, validated := range [...]string{"x-ignore-shared", "mapped-ram"} {
+		if got, have := slices.Contains(c.Capabilities, validated), slices.Contains(local.Capabilities, validated); got != have {
+			return fmt.Errorf("%w: capability %s is %t, local has %t", ErrConfiguration, validated, got, have)
+		}
 	}
 	if c.UUID != nil && local.UUID != nil && *c.UUID != *local.UUID {
 		return fmt.Errorf("%w: uuid %x, local is %x", ErrConfiguration, *c.UUID, *local.UUID)
 	}
 	return nil
+}
+
+// knownCapability reports whether a version of QEMU from 7.2 on has a migration
+// capability of that name (MigrationCapability in qapi/migration.json).
+func knownCapability(name string) bool {
+	switch name {
+	case "xbzrle", "rdma-pin-all", "auto-converge", "zero-blocks", "compress", "events", "postcopy-ram", "x-colo",
+		"release-ram", "block", "return-path", "pause-before-switchover", "multifd", "dirty-bitmaps", "postcopy-blocktime",
+		"late-block-activate", "x-ignore-shared", "validate-uuid", "background-snapshot", "zero-copy-send",
+		"postcopy-preempt", "switchover-ack", "dirty-limit", "mapped-ram":
+		return true
+	}
+	return false
 }
 
 // maxDescription bounds a VM description where the caller gives no limit; those

@@ -113,6 +113,8 @@ func TestConfigurationCheck(t *testing.T) {
 		{"another page size", Configuration{TargetPageBits: 14}, false},
 		{"another uuid", Configuration{UUID: &b}, false},
 		{"a capability that both must have", Configuration{Capabilities: shared}, false},
+		{"another capability that both must have", Configuration{Capabilities: []string{"mapped-ram"}}, false},
+		{"a capability that nobody has", Configuration{Capabilities: []string{"xbzrle", "teleport"}}, false},
 		{"a capability that does not matter", Configuration{Capabilities: []string{"xbzrle"}}, true},
 	} {
 		if err := x.c.Check(local); (err == nil) != x.ok || err != nil && !errors.Is(err, ErrConfiguration) {

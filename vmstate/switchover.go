@@ -29,11 +29,20 @@ func (reg *Registry) Switchover() *Switchover {
 func (s *Switchover) Approved() bool { return s.pending == 0 }
 
 // Approve records the approval of one device. It returns true with the last one:
-// now [ReturnWriter.SwitchoverAck] is due. One approval too many is an error.
+// now [ReturnWriter.SwitchoverAck] is due. One approval too many is
+// [ErrSwitchover].
 func (s *Switchover) Approve() (last bool, err error) {
 	if s.pending == 0 {
-		return false, fmt.Errorf("vmstate: switchover approved more often than asked for")
+		return false, fmt.Errorf("vmstate: %w: no device is left to approve it", ErrSwitchover)
 	}
 	s.pending--
 	return s.pending == 0, nil
+}
+
+// maySwitch returns [ErrSwitchover] while the guest may not be stopped.
+func (reg *Registry) maySwitch() error {
+	if reg.SwitchoverAcked != nil && !reg.SwitchoverAcked() {
+		return fmt.Errorf("vmstate: %w: the destination has not agreed", ErrSwitchover)
+	}
+	return nil
 }

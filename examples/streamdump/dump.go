@@ -26,7 +26,8 @@ type dumper struct {
 	scan     vmstate.Scanner
 	memory   memory
 	sum      summary
-	live     *line // the live section that is being read
+	live     *line          // the live section that is being read
+	early    map[string]any // the fields of early devices, known since the description
 }
 
 // dump prints everything that can be decoded; its error is what could not.
@@ -46,7 +47,7 @@ func dump(o options, in io.Reader, stdout, stderr io.Writer) error {
 		in = d.verify.tee(in)
 	}
 	d.r = qemufile.NewReader(in)
-	d.scan = vmstate.Scanner{Record: d.record, Live: d.liveBody}
+	d.scan = vmstate.Scanner{Record: d.record, Live: d.liveBody, Described: d.described}
 
 	var err error
 	if o.returnPath {
@@ -135,10 +136,38 @@ func (d *dumper) record(rec *vmstate.Record) error {
 			fields["uuid"] = fmt.Sprintf("%x", *c.UUID)
 		}
 		d.p.line(line{Offset: rec.Offset, Kind: "configuration", Name: c.Machine, Length: rec.Length, Fields: fields})
+		return unreadable(c, rec.Offset)
 	default:
-		d.p.line(line{Offset: rec.Offset, Kind: rec.Type.String(), Name: h.Name, Length: rec.Length})
+		l := line{Offset: rec.Offset, Kind: rec.Type.String(), Name: h.Name, Length: rec.Length}
+		if rec.Type == vmstate.Description && len(d.early) > 0 {
+			l.Fields = map[string]any{"early": d.early}
+			d.early = nil
+		}
+		d.p.line(l)
 	}
 	return nil
+}
+
+// unreadable says why the memory of a stream cannot be read.
+func unreadable(c vmstate.Configuration, offset int64) error {
+	switch {
+	case c.TargetPageBits != 0 && 1<<c.TargetPageBits != ram.PageSize:
+		return fmt.Errorf("offset %d: the target's pages have %d bits, only 12 are known", offset, c.TargetPageBits)
+	case slices.Contains(c.Capabilities, "mapped-ram"):
+		return fmt.Errorf("offset %d: with mapped-ram the memory is no stream", offset)
+	}
+	return nil
+}
+
+// described keeps the fields of an early device, which was printed before it was
+// known what they are, for the description's line.
+func (d *dumper) described(rec *vmstate.Record) {
+	if s, err := rec.Decode(); err == nil && d.o.fields {
+		if d.early == nil {
+			d.early = make(map[string]any)
+		}
+		d.early[fmt.Sprintf("%s/%d", rec.Header.Name, rec.Header.Instance)] = s
+	}
 }
 
 func section(rec *vmstate.Record) *line {
@@ -170,18 +199,26 @@ func payload(c vmstate.Command) any {
 	return nil
 }
 
-// liveBody reads the body of a live section. Only memory is known.
+// liveBody reads the body of a live section. Only memory is known; what else
+// there is (dirty bitmaps of disks, say) passes by.
 func (d *dumper) liveBody(h vmstate.Header, r *qemufile.Reader) error {
-	if h.Name != "ram" {
-		return fmt.Errorf("%w: only ram is known", vmstate.ErrUnknownSection)
+	var err error
+	if h.Name == ram.SectionName {
+		d.live.Fields, err = d.memory.section(r, func(rec *ram.Record) {
+			if d.verify != nil {
+				rec.Put(d.verify.w, d.memory.walker.Format)
+			}
+			d.progress.at(rec.Stream)
+		})
+	} else {
+		d.live.Opaque = true
+		err = d.scan.SkipLive(h, r, func(p []byte) {
+			if d.verify != nil {
+				d.verify.w.Write(p)
+			}
+			d.progress.at(r.Offset())
+		})
 	}
-	c, err := d.memory.section(r, func(rec *ram.Record) {
-		if d.verify != nil {
-			rec.Put(d.verify.w, d.memory.walker.Format)
-		}
-		d.progress.at(rec.Stream)
-	})
-	d.live.Fields = c
 	if err != nil {
 		d.live.Length = r.Offset() - d.live.Offset
 		d.p.line(*d.live)
@@ -228,12 +265,7 @@ func (d *dumper) checkpoints() error {
 			}
 			half = true
 		case "vmstate-size":
-			at := d.r.Offset()
-			state := d.r.Bytes(size, maxState)
-			if err := d.r.Err(); err != nil {
-				return qemufile.NoEOF(err)
-			}
-			if err := d.scan.State(state, at); err != nil {
+			if err := d.deviceState(size); err != nil {
 				return err
 			}
 			d.sum.Checkpoints++
@@ -243,6 +275,28 @@ func (d *dumper) checkpoints() error {
 			return fmt.Errorf("offset %d: a primary does not send %s", at, l.Name)
 		}
 	}
+}
+
+// deviceState reads the device state of a checkpoint. If it is cut, the devices
+// before the cut are printed all the same.
+func (d *dumper) deviceState(size uint64) error {
+	at := d.r.Offset()
+	if size > maxState {
+		return fmt.Errorf("offset %d: a device state of %d bytes: %w", at, size, qemufile.ErrTooLong)
+	}
+	var state []byte
+	for uint64(len(state)) < size {
+		if _, ok := d.r.PeekByte(); !ok {
+			d.r.Byte() // fails
+			err := qemufile.NoEOF(d.r.Err())
+			if d.scan.State(state, at) == nil {
+				return fmt.Errorf("offset %d: a device state of %d bytes that ends early", at, size)
+			}
+			return err
+		}
+		state = append(state, d.r.Next(int(min(uint64(d.r.Buffered()), size-uint64(len(state)))))...)
+	}
+	return d.scan.State(state, at)
 }
 
 // returnPath reads the messages of a destination.

@@ -3,7 +3,8 @@
 //
 // To read it: dump.go walks a stream, or a whole COLO connection, and turns its
 // records into lines; ram.go counts and extracts the guest's memory; verify.go
-// compares what is written again with what was read; print.go is how it looks.
+// compares what is written again with what was read; print.go is how it looks;
+// progress.go is for those who wait.
 package main
 
 import (
@@ -34,6 +35,11 @@ does not verify (what was decoded before is printed), 2 for a bad command line.
 A stream is what QEMU's "migrate exec:cat>FILE" or "migrate file:FILE" writes.
 With -colo, FILE has all bytes from a COLO primary to its secondary: the initial
 migration and then every checkpoint.
+
+What nothing describes is shown as bytes: devices of a stream without a
+description (postcopy has none), devices that have changed their shape since, and
+the keys of trees. Of live sections only memory is known; others pass by up to
+what looks like their end, and are marked opaque.
 
 `
 

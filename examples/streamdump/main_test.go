@@ -185,6 +185,68 @@ func TestABadStreamIsShownUpToWhereItBreaks(t *testing.T) {
 	}
 }
 
+// Dirty bitmaps of disks are a live device that QEMU has and nothing here knows.
+func TestUnknownLiveSectionsPassBy(t *testing.T) {
+	header := vmstate.Header{Type: vmstate.SectionStart, ID: 3, Name: "dirty-bitmap", Version: 1}
+	stream := written(t, func(w *qemufile.Writer) {
+		vmstate.PutFileHeader(w)
+		vmstate.PutConfiguration(w, vmstate.Configuration{Machine: "none"})
+		early := vmstate.Header{Type: vmstate.SectionFull, ID: 1, Name: "plug", Version: 1}
+		early.Put(w)
+		w.PutByte(7)
+		vmstate.PutFooter(w, 1)
+		header.Put(w)
+		w.WriteString("whatever")
+		vmstate.PutFooter(w, 3)
+		header.Type = vmstate.SectionEnd
+		header.Put(w)
+		w.WriteString("it is")
+		vmstate.PutFooter(w, 3)
+		vmstate.PutEOF(w)
+		vmstate.PutDescription(w, []byte(`{"page_size": 4096, "devices": [{"name": "plug", "instance_id": 0, "vmsd_name": "plug", "version": 1, "fields": [{"name": "x", "type": "uint8", "size": 1}]}]}`))
+	})
+	status, out, stderr := run(stream, "-verify", "-json", "-fields")
+	if status != 0 {
+		t.Error(stderr)
+	}
+	for _, want := range []string{
+		`"kind":"start","id":3,"name":"dirty-bitmap","instance":0,"version":1,"length":39,"footer":true,"opaque":true}`,
+		`"kind":"end","id":3,"name":"dirty-bitmap","instance":0,"version":1,"length":15,"footer":true,"opaque":true}`,
+		`"kind":"vmdesc","length":163,"fields":{"early":{"plug/0":{"x":7}}}}`,
+	} {
+		if !strings.Contains(out, want) {
+			t.Errorf("%s\nis not in\n%s", want, out)
+		}
+	}
+	if _, out, _ := run(stream); !strings.Contains(out, "yes, opaque\n") {
+		t.Errorf("%s", out)
+	}
+}
+
+func TestWhatCannotBeReadIsSaid(t *testing.T) {
+	for want, c := range map[string]vmstate.Configuration{
+		"have 16 bits": {Machine: "virt", TargetPageBits: 16},
+		"mapped-ram":   {Machine: "pc", Capabilities: []string{"mapped-ram"}},
+	} {
+		stream := written(t, func(w *qemufile.Writer) {
+			vmstate.PutFileHeader(w)
+			vmstate.PutConfiguration(w, c)
+		})
+		status, out, stderr := run(stream, "-json")
+		if status != 1 || !strings.Contains(stderr, "offset 8: ") || !strings.Contains(stderr, want) || !strings.Contains(out, `"configuration"`) {
+			t.Errorf("status %d, %q, %s", status, stderr, out)
+		}
+	}
+}
+
+func TestACutDeviceStateIsShownUpToTheCut(t *testing.T) {
+	stream := colo(t)
+	status, out, stderr := run(stream[:len(stream)-10], "-colo", "-json", "-fields")
+	if status != 1 || !strings.Contains(stderr, "unexpected EOF") || strings.Count(out, `"name":"timer"`) != 2 || strings.Contains(out, "undecoded") {
+		t.Errorf("status %d, %s%s", status, stderr, out)
+	}
+}
+
 func TestVerifySaysWhere(t *testing.T) {
 	for _, x := range []struct {
 		in, out string
@@ -279,15 +341,69 @@ func TestProgressIsSaidNowAndThen(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var b bytes.Buffer
 		p := newProgress(&b)
+		p.w = &b // as if it were a terminal
 		for i := range 50 {
 			p.at(int64(i) << 20)
 			time.Sleep(100 * time.Millisecond)
 		}
 		p.done()
-		if got, want := b.String(), "20 MiB read, 10 MiB/s\n40 MiB read, 10 MiB/s\n"; got != want {
+		if got, want := strings.TrimRight(b.String(), " \r"), "\r20 MiB read, 10 MiB/s \r40 MiB read, 10 MiB/s"; got != want {
 			t.Errorf("got %q", got)
 		}
 	})
+}
+
+func TestProgressIsForTerminals(t *testing.T) {
+	var b bytes.Buffer
+	p := newProgress(&b)
+	p.next = p.start
+	if p.at(1 << 20); b.Len() > 0 {
+		t.Errorf("said %q to nobody", b.String())
+	}
+	if f, err := os.Open(os.DevNull); err == nil {
+		defer f.Close()
+		if !terminal(f) {
+			t.Error("a character device is not watched")
+		}
+	}
+}
+
+// Nor does it keep the names that a hostile one makes up.
+func TestEndlessBlocksAreRefused(t *testing.T) {
+	stream := written(t, func(w *qemufile.Writer) {
+		vmstate.PutFileHeader(w)
+		vmstate.PutConfiguration(w, vmstate.Configuration{Machine: "none"})
+		vmstate.Header{Type: vmstate.SectionStart, ID: 2, Name: "ram", Version: 4}.Put(w)
+		for i := range maxBlocks + 2 {
+			rec := ram.Record{Kind: ram.KindZero, Block: fmt.Sprint(i)}
+			rec.Put(w, ram.Format{})
+		}
+	})
+	if status, _, stderr := run(stream); status != 1 || !strings.Contains(stderr, "more than 4096 blocks") {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+	// A block may say that it is long; memory is for what comes.
+	stream = written(t, func(w *qemufile.Writer) {
+		vmstate.PutFileHeader(w)
+		vmstate.PutConfiguration(w, vmstate.Configuration{Machine: "none"})
+		vmstate.Header{Type: vmstate.SectionStart, ID: 2, Name: "ram", Version: 4}.Put(w)
+		for _, rec := range []ram.Record{
+			{Kind: ram.KindBlockList, Total: 1 << 40, Blocks: []ram.BlockInfo{{Name: "a", Length: 1 << 40}}},
+			{Kind: ram.KindZero, Block: "a", Offset: 1<<40 - 4096, Fill: 1},
+			{Kind: ram.KindEOS},
+		} {
+			rec.Put(w, ram.Format{})
+		}
+		vmstate.PutFooter(w, 2)
+		vmstate.PutEOF(w)
+	})
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	status, _, stderr := run(stream, "-extract-ram", t.TempDir())
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 8<<20 {
+		t.Errorf("status %d, %s%d bytes of memory", status, stderr, n)
+	}
 }
 
 // A dump of a long stream keeps nothing of its memory.

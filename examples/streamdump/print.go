@@ -4,11 +4,8 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
-	"io"
-	"os"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/gocolo/lockstep/vmstate"
 )
@@ -23,6 +20,7 @@ type line struct {
 	Version  *uint32 `json:"version,omitempty"`
 	Length   int64   `json:"length"`
 	Footer   *bool   `json:"footer,omitempty"`
+	Opaque   bool    `json:"opaque,omitempty"` // a live section whose device is unknown
 	Fields   any     `json:"fields,omitempty"`
 }
 
@@ -58,6 +56,9 @@ func (p *printer) line(l line) {
 	footer := ""
 	if l.Footer != nil {
 		footer = map[bool]string{true: "yes", false: "none"}[*l.Footer]
+	}
+	if l.Opaque {
+		footer += ", opaque"
 	}
 	row := fmt.Sprintf("%12d  %-13s %5s  %-28s %4s %4s %12d  %s", l.Offset, l.Kind, number(l.ID), printable(l.Name), number(l.Instance), number(l.Version), l.Length, footer)
 	fmt.Fprintln(p.w, strings.TrimRight(row, " "))
@@ -158,45 +159,4 @@ func (p *printer) end(s summary, ram *memory) error {
 	}
 	fmt.Fprintln(p.w)
 	return p.w.Flush()
-}
-
-// progress says now and then how far a long input has been read.
-type progress struct {
-	w        io.Writer
-	terminal bool
-	start    time.Time
-	next     time.Time
-	said     bool
-}
-
-const progressEvery = 2 * time.Second
-
-func newProgress(w io.Writer) *progress {
-	now := time.Now()
-	p := &progress{w: w, start: now, next: now.Add(progressEvery)}
-	if f, ok := w.(*os.File); ok {
-		st, err := f.Stat()
-		p.terminal = err == nil && st.Mode()&os.ModeCharDevice != 0
-	}
-	return p
-}
-
-func (p *progress) at(offset int64) {
-	now := time.Now()
-	if now.Before(p.next) {
-		return
-	}
-	p.next, p.said = now.Add(progressEvery), true
-	end := "\n"
-	if p.terminal {
-		end = "\r"
-	}
-	mib := float64(offset) / (1 << 20)
-	fmt.Fprintf(p.w, "%.0f MiB read, %.0f MiB/s%s", mib, mib/now.Sub(p.start).Seconds(), end)
-}
-
-func (p *progress) done() {
-	if p.said && p.terminal {
-		fmt.Fprintf(p.w, "%40s\r", "")
-	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/url"
 	"os"
@@ -57,15 +58,12 @@ type memory struct {
 	dir    string // where to extract to; empty: nowhere
 	total  counts
 	sizes  map[string]uint64
-	files  map[string]*image
+	files  map[string]*os.File // sparse where no page came
 	page   [ram.PageSize]byte
 }
 
-// image is a block's contents in a file, which is sparse where no page came.
-type image struct {
-	f       *os.File
-	written []uint64 // bitmap of pages
-}
+// maxBlocks bounds the blocks of a stream that does not list them first.
+const maxBlocks = 1 << 12
 
 // section reads the body of one section, up to its footer, and calls fn for each
 // record.
@@ -74,6 +72,9 @@ func (m *memory) section(r *qemufile.Reader, fn func(*ram.Record)) (counts, erro
 	err := m.walker.Walk(r, func(rec *ram.Record) error {
 		c.add(rec)
 		m.total.add(rec)
+		if len(m.total.Blocks) > maxBlocks {
+			return fmt.Errorf("offset %d: pages of more than %d blocks", rec.Stream, maxBlocks)
+		}
 		if rec.Kind == ram.KindBlockList {
 			if err := m.list(rec.Blocks); err != nil {
 				return err
@@ -91,7 +92,7 @@ func (m *memory) section(r *qemufile.Reader, fn func(*ram.Record)) (counts, erro
 func (m *memory) list(blocks []ram.BlockInfo) error {
 	if m.sizes == nil {
 		m.sizes = make(map[string]uint64)
-		m.files = make(map[string]*image)
+		m.files = make(map[string]*os.File)
 	}
 	for _, b := range blocks {
 		m.sizes[b.Name] = b.Length
@@ -109,51 +110,45 @@ func (m *memory) list(blocks []ram.BlockInfo) error {
 func fileName(block string) string { return url.PathEscape(block) + ".bin" }
 
 func (m *memory) create(name string, size uint64) error {
-	im := m.files[name]
-	if im == nil {
-		f, err := os.Create(filepath.Join(m.dir, fileName(name)))
-		if err != nil {
+	f := m.files[name]
+	if f == nil {
+		var err error
+		if f, err = os.Create(filepath.Join(m.dir, fileName(name))); err != nil {
 			return err
 		}
-		im = &image{f: f}
-		m.files[name] = im
+		m.files[name] = f
 	}
-	return im.f.Truncate(int64(min(size, 1<<62)))
+	return f.Truncate(int64(min(size, 1<<62)))
 }
 
 func (m *memory) write(rec *ram.Record) error {
-	im := m.files[rec.Block]
-	if im == nil {
+	f := m.files[rec.Block]
+	if f == nil {
 		return errors.New("a page before the block list")
 	}
-	word, bit := rec.Offset/ram.PageSize/64, uint64(1)<<(rec.Offset/ram.PageSize%64)
-	fresh := word >= uint64(len(im.written)) || im.written[word]&bit == 0
-	if fresh && rec.Kind == ram.KindZero && rec.Fill == 0 {
-		return nil // the file has zeros there
+	if rec.Kind == ram.KindPage {
+		_, err := f.WriteAt(rec.Data, int64(rec.Offset))
+		return err
 	}
-	clear(m.page[:])
-	if !fresh {
-		if _, err := im.f.ReadAt(m.page[:], int64(rec.Offset)); err != nil && err != io.EOF {
-			return err
-		}
+	n, err := f.ReadAt(m.page[:], int64(rec.Offset))
+	if err != nil && err != io.EOF {
+		return err
+	}
+	clear(m.page[n:])
+	if rec.Kind == ram.KindZero && rec.Fill == 0 && m.page == [ram.PageSize]byte{} {
+		return nil // and stays a hole
 	}
 	if err := rec.Apply(m.page[:]); err != nil {
 		return err
 	}
-	if fresh {
-		for word >= uint64(len(im.written)) {
-			im.written = append(im.written, 0)
-		}
-		im.written[word] |= bit
-	}
-	_, err := im.f.WriteAt(m.page[:], int64(rec.Offset))
+	_, err = f.WriteAt(m.page[:], int64(rec.Offset))
 	return err
 }
 
 func (m *memory) close() error {
 	var errs []error
-	for _, im := range m.files {
-		errs = append(errs, im.f.Close())
+	for _, f := range m.files {
+		errs = append(errs, f.Close())
 	}
 	return errors.Join(errs...)
 }

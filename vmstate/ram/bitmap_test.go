@@ -10,7 +10,11 @@ import (
 
 func TestBitmapAgainstASliceOfBools(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 1))
-	for range 300 {
+	rounds := 300
+	if testing.Short() {
+		rounds = 50
+	}
+	for range rounds {
 		pages := 1 + r.IntN(400)
 		b, model := NewBitmap(pages), make([]bool, pages)
 		for range 40 {

@@ -1,6 +1,7 @@
 package ram
 
 import (
+	"encoding/binary"
 	"fmt"
 
 	"github.com/gocolo/lockstep/qemufile"
@@ -35,12 +36,14 @@ func putBlockList(w *qemufile.Writer, blocks []BlockInfo, total uint64, f Format
 	}
 }
 
-// readBlockInfo reads one entry after its name; pageSize says whether one is
-// there. What is left of the list's total is checked here: QEMU subtracts and
-// goes on reading page data as names when the sum does not come out at 0.
-func readBlockInfo(r *qemufile.Reader, f Format, pageSize bool, left uint64) (b BlockInfo, err error) {
+// readBlockInfo reads one entry after its name; pageSize is asked, if postcopy
+// was advised, whether a page size comes next. What is left of the list's total
+// is checked here: QEMU subtracts and goes on reading page data as names when
+// the sum does not come out at 0.
+func readBlockInfo(r *qemufile.Reader, f Format, pageSize func(*qemufile.Reader, Format) bool, left uint64) (b BlockInfo, err error) {
 	b.Length = r.BE64()
-	if pageSize {
+	large := f.Postcopy && pageSize(r, f)
+	if large {
 		b.PageSize = r.BE64()
 	}
 	if f.IgnoreShared {
@@ -49,11 +52,28 @@ func readBlockInfo(r *qemufile.Reader, f Format, pageSize bool, left uint64) (b 
 	if err := r.Err(); err != nil {
 		return b, err
 	}
-	if pageSize && b.PageSize == 0 {
+	if large && b.PageSize == 0 {
 		return b, fmt.Errorf("%w: page size 0", ErrBlockList)
 	}
 	if b.Length > left {
 		return b, fmt.Errorf("%w: length %#x, of the total %#x is left", ErrBlockList, b.Length, left)
 	}
 	return b, nil
+}
+
+// namesPageSize tells from what comes next whether an entry says its page size,
+// for a reader who does not know the guest. A page size is a multiple of 4096
+// below 2^56, as an address is. What can follow an entry is neither: a name begins
+// with its length, which is not 0, and a record has flags in its low bits.
+func namesPageSize(r *qemufile.Reader, f Format) bool {
+	at := 0
+	if f.IgnoreShared {
+		at = 8 // either it is the size, or the address is
+	}
+	p := r.Peek(at + 8)
+	if len(p) < at+8 {
+		return false
+	}
+	v := binary.BigEndian.Uint64(p[at:])
+	return v>>56 == 0 && v&flagMask == 0 && (at > 0 || v != 0)
 }

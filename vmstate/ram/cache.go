@@ -378,7 +378,7 @@ func (c *Cache) loadBlockList(r *qemufile.Reader, total uint64) error {
 			return &Error{Block: b.Name, Err: fmt.Errorf("%w: listed twice", ErrBlockList)}
 		}
 		b.listed = true
-		info, err := readBlockInfo(r, c.cfg.Format, c.cfg.Format.Postcopy && b.hugePages() != 0, left)
+		info, err := readBlockInfo(r, c.cfg.Format, func(*qemufile.Reader, Format) bool { return b.hugePages() != 0 }, left)
 		if err == nil {
 			err = b.fits(info, c.cfg.Format)
 		}

@@ -134,16 +134,6 @@ func TestBadInput(t *testing.T) {
 	}
 }
 
-func TestBlockListMustNameEveryBlock(t *testing.T) {
-	g := newGuest(t, pages(t, "a", 1), pages(t, "b", 1))
-	c := newCache(t, g, CacheConfig{})
-	err := loadBytes(c, unhex(t, "0000000000001004 01 61 0000000000001000"+eosHex))
-	var e *Error
-	if !errors.Is(err, ErrBlockList) || !errors.As(err, &e) || e.Block != "b" {
-		t.Fatalf("LoadState = %v", err)
-	}
-}
-
 func TestWrongVersion(t *testing.T) {
 	_, c := one(t, 1, CacheConfig{})
 	for _, v := range []uint32{0, 3, 5, 1 << 31} {
@@ -330,84 +320,6 @@ func TestFailedDirtyLogLeavesTheGuestAndCanBeRepeated(t *testing.T) {
 	sec.fail = nil
 	flush(t, c)
 	wantMemory(t, "after the repetition", sec, prim.snapshot())
-}
-
-func TestResizableBlocks(t *testing.T) {
-	prim := newGuest(t, pages(t, "rom", 2))
-	prim.write(0, 0, page(1)...)
-	prim.write(0, PageSize, page(2)...)
-	for _, x := range []struct {
-		name      string
-		resizable bool
-		max, used int
-		want      error
-	}{
-		{"grows", true, 4, 1, nil},
-		{"shrinks", true, 4, 4, nil},
-		{"stays", false, 2, 2, nil},
-		{"is not resizable", false, 4, 4, ErrBlockList},
-		{"is too small", true, 1, 1, ErrBlockList},
-	} {
-		t.Run(x.name, func(t *testing.T) {
-			b := pages(t, "rom", x.max)
-			b.Used, b.Resizable = uint64(x.used)*PageSize, x.resizable
-			var told []uint64
-			b.Resize = func(n uint64) error { told = append(told, n); return nil }
-			sec := newGuest(t, b)
-			c, l := newCache(t, sec, CacheConfig{}), newLink(t)
-			s := NewSaver(prim.blocks, prim, SaverConfig{})
-			l.setup(s)
-			l.complete(s)
-			if err := l.w.Flush(); err != nil {
-				t.Fatal(err)
-			}
-			if err := c.LoadState(l.r, Version); !errors.Is(err, x.want) {
-				t.Fatalf("LoadState = %v, want %v", err, x.want)
-			} else if err != nil {
-				return
-			}
-			if len(told) > 0 {
-				t.Error("the guest was told before Flush")
-			}
-			l.load(c)
-			flush(t, c)
-			if x.used != 2 && !slices.Equal(told, []uint64{2 * PageSize}) {
-				t.Errorf("the guest was told %v", told)
-			}
-			wantMemory(t, "the block", newGuest(t, Block{Name: "rom", Host: b.Host[:2*PageSize]}), prim.snapshot())
-		})
-	}
-}
-
-func TestPagesOfAnIgnoredBlockAreRefused(t *testing.T) {
-	shared := pages(t, "ram", 2)
-	shared.Shared = true
-	g := newGuest(t, shared)
-	c := newCache(t, g, CacheConfig{Format: Format{IgnoreShared: true}})
-	if err := loadBytes(c, unhex(t, "0000000000000002 03 72616d 00"+eosHex)); !errors.Is(err, ErrIgnored) {
-		t.Errorf("LoadState = %v", err)
-	}
-	c.NewSession()
-	if err := loadBytes(c, unhex(t, "0000000000002004 03 72616d 0000000000002000 0000000000005000"+eosHex)); !errors.Is(err, ErrBlockList) {
-		t.Errorf("another guest address: %v", err)
-	}
-}
-
-func TestHugePagesInABlockListMustMatch(t *testing.T) {
-	for _, x := range []struct {
-		size string
-		want error
-	}{{"0000000000200000", nil}, {"0000000040000000", ErrBlockList}, {"0000000000000000", ErrBlockList}} {
-		b := pages(t, "ram", 2)
-		b.HostPageSize = 2 << 20
-		g := newGuest(t, b)
-		c := newCache(t, g, CacheConfig{})
-		c.PostcopyAdvised()
-		err := loadBytes(c, unhex(t, "0000000000002004 03 72616d 0000000000002000"+x.size+eosHex))
-		if !errors.Is(err, x.want) {
-			t.Errorf("page size %s: %v, want %v", x.size, err, x.want)
-		}
-	}
 }
 
 // resident returns the process's anonymous memory in pages.

@@ -82,7 +82,7 @@ func FuzzLoadState(f *testing.F) {
 
 		var again bytes.Buffer
 		w := qemufile.NewWriter(&again)
-		k := Walker{Format: format, LargePages: func(b string) bool { return b == "big" }}
+		k := Walker{Format: format}
 		r = reader(in)
 		var walked error
 		var end int64

@@ -3,6 +3,7 @@ package ram
 import (
 	"bytes"
 	"encoding/binary"
+	"math/bits"
 )
 
 // The live section of guest memory as QEMU registers it (migration/ram.c).
@@ -42,4 +43,27 @@ const maxRecord = 8 + 1 + 255 + 3 + PageSize
 func isZero(page []byte) bool {
 	page = page[:PageSize]
 	return binary.NativeEndian.Uint64(page) == 0 && bytes.Equal(page[:PageSize-8], page[8:])
+}
+
+// zeroHeads knows which dirty pages begin with zeros, 64 pages at a time. Most
+// pages are told from a zero page by their first word, and that is nowhere near
+// the processor: reading the words of many pages together lets it wait for all
+// of them at once, and not for each. The zero value knows nothing yet.
+type zeroHeads struct {
+	block *saverBlock
+	word  int // of the dirty bitmap
+	zero  uint64
+}
+
+// has reports whether page i of b, which is dirty, begins with zeros.
+func (h *zeroHeads) has(b *saverBlock, i int) bool {
+	if h.block != b || h.word != i>>6 {
+		h.block, h.word, h.zero = b, i>>6, 0
+		for m := b.dirty[h.word]; m != 0; m &= m - 1 {
+			bit := bits.TrailingZeros64(m)
+			head := binary.NativeEndian.Uint64(b.mem[(h.word<<6|bit)*PageSize:])
+			h.zero |= (^(head | -head) >> 63) << bit // 1 where head is 0
+		}
+	}
+	return h.zero>>(i&63)&1 != 0
 }

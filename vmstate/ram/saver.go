@@ -190,6 +190,7 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 	s.begin()
 	start := w.Transferred()
 	limit := start + int64(s.cfg.IterateBytes)
+	var heads zeroHeads
 	// A zero page costs few bytes, but its time: count pages too.
 	for pages := 16 * s.cfg.IterateBytes / PageSize; s.dirty > 0 && pages >= 0; pages-- {
 		if w.Transferred() >= limit || w.Err() != nil || pages&15 == 0 && w.RateExceeded() {
@@ -201,10 +202,11 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 			s.atBlock, s.atPage = (s.atBlock+1)%len(s.blocks), 0
 			continue
 		}
+		mayBeZero := heads.has(b, i)
 		b.dirty.Clear(i)
 		s.dirty--
 		s.atPage = i + 1
-		s.send(w, s.atBlock, i)
+		s.send(w, s.atBlock, i, mayBeZero)
 	}
 	w.PutBE64(flagEOS)
 	s.stats.Bytes += uint64(w.Transferred() - start)
@@ -246,9 +248,11 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 	if fromGuest {
 		for bi := range s.blocks {
 			b := &s.blocks[bi]
+			var heads zeroHeads
 			for wi, word := range b.dirty {
 				for m := word; m != 0; m &= m - 1 {
-					s.send(w, bi, wi<<6|bits.TrailingZeros64(m))
+					i := wi<<6 | bits.TrailingZeros64(m)
+					s.send(w, bi, i, heads.has(b, i))
 				}
 				b.dirty[wi] = 0
 			}
@@ -299,6 +303,9 @@ func (s *Saver) SaveCleanup() {
 // from SaveComplete until the next begins. What the initial synchronisation
 // sent counts as one, ended by its SaveComplete.
 func (s *Saver) Stats() Stats { return s.stats }
+
+// Pages returns Stats().Pages. It makes a Saver a colo.PageCounter.
+func (s *Saver) Pages() uint64 { return s.stats.Pages }
 
 // begin starts the counts of a checkpoint with its first record.
 func (s *Saver) begin() {

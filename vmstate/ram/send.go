@@ -7,12 +7,13 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// send writes page i of block bi to w, from the guest's memory.
-func (s *Saver) send(w *qemufile.Writer, bi, i int) {
+// send writes page i of block bi to w, from the guest's memory. mayBeZero says
+// that it is worth looking whether the page is zero.
+func (s *Saver) send(w *qemufile.Writer, bi, i int, mayBeZero bool) {
 	b := &s.blocks[bi]
 	off := i * PageSize
 	page := b.mem[off : off+PageSize : off+PageSize]
-	if isZero(page) {
+	if mayBeZero && isZero(page) {
 		s.forgetZero(bi, i)
 		s.putHead(w, bi, uint64(off)|flagZero)
 		w.PutByte(0)

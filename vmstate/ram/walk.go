@@ -133,11 +133,6 @@ type Walker struct {
 	// sections, as the stream tells.
 	Format Format
 
-	// LargePages says of which blocks a list holds the page size, if postcopy
-	// was advised: those on memory of another page size than the sender's.
-	// nil means none.
-	LargePages func(block string) bool
-
 	block  string
 	named  bool
 	blocks map[string]uint64 // lengths; nil before a list
@@ -263,8 +258,7 @@ func (k *Walker) list(r *qemufile.Reader, rec *Record) error {
 		if _, ok := blocks[name]; ok {
 			return &Error{Block: name, Err: fmt.Errorf("%w: listed twice", ErrBlockList)}
 		}
-		large := k.Format.Postcopy && k.LargePages != nil && k.LargePages(name)
-		info, err := readBlockInfo(r, k.Format, large, left)
+		info, err := readBlockInfo(r, k.Format, namesPageSize, left)
 		if err != nil {
 			return &Error{Block: name, Err: qemufile.NoEOF(err)}
 		}

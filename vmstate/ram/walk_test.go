@@ -161,7 +161,7 @@ func TestRecordsAreWrittenAsTheyWereRead(t *testing.T) {
 	huge := unhex(t, "0000000000004004 03 72616d 0000000000004000 0000000000200000 0000000000000000"+eosHex)
 	bodies, formats = append(bodies, huge), append(formats, Format{Postcopy: true, IgnoreShared: true})
 	for i, in := range bodies {
-		k := Walker{Format: formats[i], LargePages: func(string) bool { return i == len(bodies)-1 }}
+		k := Walker{Format: formats[i]}
 		if i > 0 {
 			k.block, k.named = "ram", true // of an earlier section
 		}

@@ -15,4 +15,9 @@
 // neither. Pages may be compressed, all of a packet together in a stream that
 // goes on from packet to packet: such packets are recognised and carried, and
 // what is in them is left to the caller.
+//
+// There are packets here, and nobody who drives them: whoever migrates with
+// multifd opens the channels and decides which page goes over which. A
+// [ram.Saver] sends all of its memory over the main stream; a [ram.Cache] takes
+// pages that came over a channel with StagePage.
 package multifd

@@ -1,0 +1,96 @@
+package vmstate
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// SkipLive passes by the body of a live section whose device nobody here knows;
+// a Live function calls it. Such a body has no length: it is taken to end at the
+// first footer of the section behind which a record of the stream begins, which
+// is a guess. What is passed by goes to body, if that is not nil, as views that
+// are valid during the call. Memory is constant, and more than MaxState bytes are
+// refused with [qemufile.ErrTooLong]. A stream without footers gives
+// [ErrUnknownSection].
+func (s *Scanner) SkipLive(h Header, r *qemufile.Reader, body func([]byte)) error {
+	if s.NoFooters {
+		return fmt.Errorf("%w: nothing here reads it, nor tells its length", ErrUnknownSection)
+	}
+	footer := binary.BigEndian.AppendUint32([]byte{byte(Footer)}, h.ID)
+	take := func(n int) {
+		if p := r.Next(n); body != nil && len(p) > 0 {
+			body(p)
+		}
+	}
+	for start := r.Offset(); ; {
+		if uint64(r.Offset()-start) > s.maxState() {
+			return fmt.Errorf("unknown live device %s/%d: %w", h.Name, h.Instance, qemufile.ErrTooLong)
+		}
+		const head = 5 + 1 // a footer, and the type of what follows
+		p := r.Peek(max(head, r.Buffered()))
+		if len(p) < head {
+			r.Skip(head) // fails
+			return qemufile.NoEOF(r.Err())
+		}
+		i := bytes.Index(p, footer)
+		if i < 0 || i+head > len(p) {
+			// Its beginning may be at the end.
+			take(len(p) - head + 1)
+			continue
+		}
+		take(i)
+		if s.begins(follows(r, len(footer))) {
+			return nil
+		}
+		take(1)
+	}
+}
+
+// follows returns the beginning of the record that starts n bytes ahead, as far
+// as begins needs it. It waits for no more than such a record has.
+func follows(r *qemufile.Reader, n int) []byte {
+	size := 1
+	switch SectionType(r.Peek(n + size)[n]) {
+	case SectionStart, SectionFull:
+		size = 1 + 4 + 1
+		if p := r.Peek(n + size); len(p) == n+size {
+			size += int(p[n+size-1]) + 4 + 4
+		}
+	case SectionPart, SectionEnd, CommandRecord:
+		size = 1 + 4
+	}
+	return r.Peek(n + size)[n:]
+}
+
+// begins reports whether a record of the main sequence may begin with p. A record
+// that p has only the beginning of does not.
+func (s *Scanner) begins(p []byte) bool {
+	var r qemufile.Reader
+	r.ResetBytes(p)
+	switch t := SectionType(r.Byte()); t {
+	case EOF:
+		return r.Err() == nil
+	case SectionStart, SectionFull:
+		h, err := ReadHeader(t, &r)
+		if err != nil {
+			return false
+		}
+		for _, c := range []byte(h.Name) {
+			if c < ' ' || c > '~' {
+				return false
+			}
+		}
+		return true
+	case SectionPart, SectionEnd:
+		id := r.BE32()
+		_, known := s.live[id]
+		return r.Err() == nil && known
+	case CommandRecord:
+		t, n := CommandType(r.BE16()), int(r.BE16())
+		return r.Err() == nil && t != CommandInvalid && int(t) < len(commands) && (commands[t].size < 0 || commands[t].size == n)
+	}
+	return false
+}
