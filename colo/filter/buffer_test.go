@@ -608,6 +608,7 @@ func BenchmarkBuffer(b *testing.B) {
 			var wg sync.WaitGroup
 			wg.Go(func() { buf.Run(ctx, discard{}) })
 			p := make([]byte, size)
+			bound := copying(size)
 			b.SetBytes(int64(size))
 			b.ReportAllocs()
 			for b.Loop() {
@@ -615,6 +616,7 @@ func BenchmarkBuffer(b *testing.B) {
 					<-buf.Room()
 				}
 			}
+			report(b, bound)
 			cancel()
 			wg.Wait()
 		})

@@ -156,6 +156,15 @@ func (c *Chain) index(id string) int {
 	return slices.IndexFunc(c.entries, func(e Entry) bool { return e.ID == id })
 }
 
+// Do calls fn while no packet is on its way and no filter runs, so that it may
+// ask a filter that knows no locks, as a [Rewriter] for its counts. It must not
+// call the chain.
+func (c *Chain) Do(fn func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	fn()
+}
+
 // Send passes a packet through the whole chain. It returns the error of Deliver.
 func (c *Chain) Send(d Direction, f Frame) error {
 	c.mu.Lock()

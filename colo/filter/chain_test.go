@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/internal/packet"
 )
 
 // note is a filter that writes its name into the packet.
@@ -63,6 +64,28 @@ func (e *ends) want(t *testing.T, why string, want ...string) {
 }
 
 func blank() filter.Frame { return filter.Frame{Data: []byte("......")} }
+
+func TestChainIsQuietWhileItIsAsked(t *testing.T) {
+	r := filter.NewRewriter(filter.RewriterConfig{})
+	c := &filter.Chain{Deliver: func(filter.Direction, filter.Frame) error { return nil }}
+	if err := c.Insert(filter.Entry{ID: "rew0", Filter: r}, filter.Position{}); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for range 100 {
+			c.Send(filter.ToGuest, filter.Frame{Data: segment(true, false, 500, 0, packet.SYN, nil, nil)})
+		}
+	})
+	for range 100 { // the race detector looks on
+		c.Do(func() {
+			if n := r.Stats().Conns; n > 1 {
+				t.Errorf("%d connections", n)
+			}
+		})
+	}
+	wg.Wait()
+}
 
 func TestChainKeepsOrderAndDirection(t *testing.T) {
 	c := newChain()

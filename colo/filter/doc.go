@@ -15,5 +15,6 @@
 // by way of an [Outbox], and an [Inlet] gives it to the secondary's guest, each
 // packet in its epoch; [Redirector] takes packets elsewhere and
 // [Chain.Serve] brings them in; [Rewriter] makes the secondary's guest fit into
-// the primary's TCP connections; [Dump] writes a pcap file.
+// the primary's TCP connections; [Dump] writes a pcap file. Package tap is a
+// network for its end.
 package filter

@@ -34,7 +34,10 @@ type RewriterConfig struct {
 //
 // The rules are those of net/filter-rewriter.c with its gaps closed: guests may
 // open connections, the two halves of a handshake may come in any order, a SYN
-// may be repeated, RST and selective acknowledgments are translated too.
+// may be repeated, RST, selective acknowledgments and timestamps are translated
+// too. The last because a guest may refuse a handshake that echoes a time which it
+// has never sent, as Linux 6.18 does: the two guests need only be a millisecond
+// apart.
 type Rewriter struct {
 	cfg    RewriterConfig
 	conns  map[packet.Key]*conversation // by the guest's direction
@@ -44,6 +47,9 @@ type Rewriter struct {
 	pkt    packet.Packet
 	held   int // bytes in early packets of all conversations
 	stats  RewriterStats
+
+	last    *conversation // that of lastKey, if not nil: packets come in bursts
+	lastKey packet.Key
 
 	earlyVNet int // of the packet that Outbound returned last
 }
@@ -62,6 +68,8 @@ type conversation struct {
 	client         uint32 // the client's ISN, if it opened the connection
 	pKnown, sKnown bool
 	opened         bool   // by the client
+	pTime, sTime   uint32 // the guests' timestamps in their SYN
+	pTimed, sTimed bool   // those are known
 	early          []byte // a packet of the client's that came before sISN
 	fin, finAcked  [2]bool
 	finEnd         [2]uint32 // behind the FIN; of the guest in the primary's numbers
@@ -96,6 +104,26 @@ func (c *conversation) known() bool { return c.pKnown && c.sKnown }
 
 // offset is what the secondary's numbers are ahead of the primary's.
 func (c *conversation) offset() uint32 { return c.sISN - c.pISN }
+
+// timeOffset is what the secondary's timestamps are ahead of the primary's.
+func (c *conversation) timeOffset() uint32 {
+	if c.pTimed && c.sTimed {
+		return c.sTime - c.pTime
+	}
+	return 0
+}
+
+// conn returns the conversation of k, nil if it is not followed.
+func (r *Rewriter) conn(k *packet.Key) *conversation {
+	if r.last != nil && r.lastKey == *k {
+		return r.last
+	}
+	c := r.conns[*k]
+	if c != nil {
+		r.last, r.lastKey = c, *k
+	}
+	return c
+}
 
 // tcp returns the segment in frame, nil if there is none.
 func (r *Rewriter) tcp(frame []byte, vnetHdr int) packet.TCP {
@@ -137,7 +165,7 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 		}
 		return true
 	}
-	c := r.conns[k]
+	c := r.conn(&k)
 	flags := h.Flags()
 	if flags&(packet.SYN|packet.ACK) == packet.SYN {
 		r.clientOpens(k, c, h.Seq())
@@ -155,6 +183,9 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 	if !c.pKnown && (flags&packet.SYN != 0 || c.opened) {
 		// The first acknowledgment after a SYN is that of the SYN itself.
 		c.pISN, c.pKnown = h.Ack()-1, true
+		if ts := timestamps(h); ts != nil {
+			c.pTime, c.pTimed = binary.BigEndian.Uint32(ts[4:]), true
+		}
 	}
 	if !c.known() {
 		if flags&packet.RST != 0 {
@@ -164,8 +195,8 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 		return false
 	}
 	r.track(k, c, h, toGuest, h.Seq(), h.Ack())
-	if c.offset() != 0 {
-		translateAck(h, c.offset())
+	if c.offset() != 0 || c.timeOffset() != 0 {
+		translateAck(h, c.offset(), c.timeOffset())
 		r.stats.Rewritten++
 		r.seal(frame, vnetHdr)
 	}
@@ -173,18 +204,56 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 }
 
 // translateAck adds offset to all that the client says of the guest's numbers:
-// the acknowledgment and the edges of the selective ones (RFC 2018 section 3).
-func translateAck(h packet.TCP, offset uint32) {
+// the acknowledgment and the edges of the selective ones (RFC 2018 section 3);
+// and time to the timestamp that it echoes (RFC 7323 section 3).
+func translateAck(h packet.TCP, offset, time uint32) {
 	h.SetAck(h.Ack() + offset)
-	for opts := h.Options(); ; {
+	opts := h.Options()
+	if len(opts) == 0 {
+		return
+	}
+	if len(opts) == 12 && usual(opts) {
+		add32(opts[8:], time)
+		return
+	}
+	for {
 		kind, data, rest, ok := packet.NextOption(opts)
-		if !ok {
+		switch {
+		case !ok:
 			return
-		}
-		if kind == packet.OptSACK {
+		case kind == packet.OptSACK:
 			for ; len(data) >= 4; data = data[4:] {
-				binary.BigEndian.PutUint32(data, binary.BigEndian.Uint32(data)+offset)
+				add32(data, offset)
 			}
+		case kind == packet.OptTimestamps && len(data) == 8:
+			add32(data[4:], time)
+		}
+		opts = rest
+	}
+}
+
+func add32(b []byte, n uint32) { binary.BigEndian.PutUint32(b, binary.BigEndian.Uint32(b)+n) }
+
+// usual reports whether options begin in the way that RFC 7323 appendix A
+// recommends, with the timestamps.
+func usual(opts []byte) bool {
+	return len(opts) >= 12 && binary.BigEndian.Uint32(opts) == 0x0101080a
+}
+
+// timestamps returns the timestamp and the one that it echoes, nil if the
+// segment has none.
+func timestamps(h packet.TCP) []byte {
+	opts := h.Options()
+	if usual(opts) {
+		return opts[4:12]
+	}
+	for {
+		kind, data, rest, ok := packet.NextOption(opts)
+		switch {
+		case !ok:
+			return nil
+		case kind == packet.OptTimestamps && len(data) == 8:
+			return data
 		}
 		opts = rest
 	}
@@ -220,6 +289,7 @@ func (r *Rewriter) follow(k packet.Key) bool {
 func (r *Rewriter) remove(k packet.Key, c *conversation) {
 	r.held -= len(c.early)
 	delete(r.conns, k)
+	r.last = nil
 }
 
 // close notes that the connection has ended. What is still on its way is
@@ -262,7 +332,7 @@ func (r *Rewriter) Outbound(frame []byte, vnetHdr int) (early []byte) {
 		}
 		return nil
 	}
-	c := r.conns[k]
+	c := r.conn(&k)
 	flags := h.Flags()
 	if flags&packet.SYN != 0 {
 		if flags&packet.ACK == 0 {
@@ -273,6 +343,9 @@ func (r *Rewriter) Outbound(frame []byte, vnetHdr int) (early []byte) {
 		}
 		// Of several numbers the last one counts: what was sent before it has
 		// not been acknowledged by anybody.
+		if ts := timestamps(h); ts != nil && !(c.sTimed && c.sISN == h.Seq()) {
+			c.sTime, c.sTimed = binary.BigEndian.Uint32(ts), true // of a SYN that is repeated, the first: it may have been answered
+		}
 		c.sISN, c.sKnown = h.Seq(), true
 		return r.deliver(c)
 	}
@@ -281,8 +354,13 @@ func (r *Rewriter) Outbound(frame []byte, vnetHdr int) (early []byte) {
 	}
 	seq := h.Seq() - c.offset()
 	r.track(k, c, h, fromGuest, seq, h.Ack())
-	if c.offset() != 0 {
+	if time := c.timeOffset(); c.offset() != 0 || time != 0 {
 		h.SetSeq(seq)
+		if time != 0 {
+			if ts := timestamps(h); ts != nil {
+				add32(ts, -time)
+			}
+		}
 		r.stats.Rewritten++
 		r.seal(frame, vnetHdr)
 	}
@@ -346,7 +424,7 @@ func (r *Rewriter) Commit(epoch uint64) error {
 		return nil
 	}
 	clear(r.conns)
-	r.closed, r.held = nil, 0
+	r.last, r.closed, r.held = nil, nil, 0
 	return nil
 }
 

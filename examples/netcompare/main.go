@@ -2,11 +2,16 @@
 // COLO, and shows what would have left, and where and why the guests diverged.
 //
 //	netcompare [-strict] [-json] PRIMARY.pcap SECONDARY.pcap
+//	netcompare [-strict] [-json] [-listen] [-vnet] tcp:HOST:PORT unix:PATH
 //	netcompare [-strict] -vectors FILE
 //	netcompare [-strict] -rewriter FILE
 //
 // The first form merges two captures by their time stamps. A divergence makes a
-// checkpoint on the spot, as it would in a session. The other two run files of
+// checkpoint on the spot, as it would in a session. The second form compares two
+// streams as they come, in the framing of QEMU's filters, the primary's first:
+// the outdev of a filter-mirror or filter-redirector on each side. With -listen
+// QEMU connects, with -vnet it says vnet_hdr_support=on. It ends with both
+// streams, or when it is interrupted, with a summary. The other two run files of
 // packets and expectations (see colo/compare/testdata/compare.json and
 // colo/filter/testdata/rewriter.json), and exit with 1 if any case fails: with
 // -strict the expectation is what QEMU 7.2 did, otherwise what is recommended,
@@ -14,19 +19,24 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/compare"
 )
 
 func main() {
-	if err := run(os.Args[1:], os.Stdout, os.Stderr); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err != nil {
 		if !errors.Is(err, errFailed) {
 			fmt.Fprintln(os.Stderr, "netcompare:", err)
 		}
@@ -38,7 +48,7 @@ func main() {
 var errFailed = errors.New("failed")
 
 // run is the command; progress is where people look on.
-func run(args []string, out, progress io.Writer) error {
+func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	flags := flag.NewFlagSet("netcompare", flag.ContinueOnError)
 	flags.SetOutput(progress)
 	strict := flags.Bool("strict", false, "do what QEMU 7.2 does")
@@ -46,6 +56,8 @@ func run(args []string, out, progress io.Writer) error {
 	vectors := flags.String("vectors", "", "run the cases of a `file` for the comparison")
 	rewriter := flags.String("rewriter", "", "run the cases of a `file` for the rewriter")
 	patient := flags.Bool("patient", false, "let agreeing data wait for the secondary's acknowledgment, and repeated data leave at once")
+	wait := flags.Bool("listen", false, "wait for connections in the place of making them")
+	vnet := flags.Bool("vnet", false, "streams have the length of a virtio-net header with each frame")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -56,7 +68,21 @@ func run(args []string, out, progress io.Writer) error {
 		return runCases(out, *rewriter, *strict, rewriterCase)
 	case flags.NArg() != 2:
 		flags.Usage()
-		return errors.New("two captures are needed")
+		return errors.New("two captures or streams are needed")
+	}
+	r := &replay{
+		engine:   compare.NewEngine(compare.Config{Strict: *strict, PatientAcks: *patient, ReleaseRetransmits: *patient}),
+		out:      out,
+		progress: progress,
+		json:     *asJSON,
+		shown:    time.Now(),
+	}
+	if _, _, ok := splitStream(flags.Arg(0)); ok {
+		conns, err := openStreams(ctx, *wait, flags.Args()...)
+		if err != nil {
+			return err
+		}
+		return r.live(ctx, conns, *vnet)
 	}
 	p, err := openCapture(flags.Arg(0))
 	if err != nil {
@@ -68,12 +94,6 @@ func run(args []string, out, progress io.Writer) error {
 		return err
 	}
 	defer s.Close()
-	r := &replay{
-		engine:   compare.NewEngine(compare.Config{Strict: *strict, PatientAcks: *patient, ReleaseRetransmits: *patient}),
-		out:      out,
-		progress: progress,
-		json:     *asJSON,
-	}
 	return r.run(p, s)
 }
 
@@ -84,7 +104,7 @@ type replay struct {
 	progress io.Writer
 	json     bool
 
-	start              time.Time
+	start, shown       time.Time
 	primary, secondary int
 	epoch              uint64
 	left               int
@@ -93,32 +113,16 @@ type replay struct {
 func (r *replay) run(p, s *capture) error {
 	pf, perr := p.next()
 	sf, serr := s.next()
-	shown := time.Now()
 	for perr == nil || serr == nil {
-		var res compare.Result
-		var at time.Time
-		side := "primary"
 		// Of equal times the primary's is the first.
 		if serr != nil || perr == nil && !sf.at.Before(pf.at) {
-			at = pf.at
-			r.tick(at)
-			r.primary++
-			res = r.engine.Primary(compare.Frame{Data: pf.data}, at)
-			r.show(at, side, r.primary, res)
+			r.take(true, compare.Frame{Data: pf.data}, pf.at)
 			pf, perr = p.next()
 		} else {
-			side = "secondary"
-			at = sf.at
-			r.tick(at)
-			r.secondary++
-			res = r.engine.Secondary(compare.Frame{Data: sf.data}, at)
-			r.show(at, side, r.secondary, res)
+			r.take(false, compare.Frame{Data: sf.data}, sf.at)
 			sf, serr = s.next()
 		}
-		if now := time.Now(); now.Sub(shown) > time.Second {
-			shown = now
-			fmt.Fprintf(r.progress, "%d packets of the primary, %d of the secondary, %d left, %d checkpoints\n", r.primary, r.secondary, r.left, r.epoch)
-		}
+		r.report(time.Now())
 	}
 	if perr != io.EOF {
 		return fmt.Errorf("primary: %w", perr)
@@ -127,6 +131,26 @@ func (r *replay) run(p, s *capture) error {
 		return fmt.Errorf("secondary: %w", serr)
 	}
 	return r.summary()
+}
+
+// take compares one packet.
+func (r *replay) take(primary bool, f compare.Frame, at time.Time) {
+	r.tick(at)
+	if primary {
+		r.primary++
+		r.show(at, "primary", r.primary, r.engine.Primary(f, at))
+	} else {
+		r.secondary++
+		r.show(at, "secondary", r.secondary, r.engine.Secondary(f, at))
+	}
+}
+
+// report says now and then how far it has come.
+func (r *replay) report(now time.Time) {
+	if now.Sub(r.shown) > time.Second {
+		r.shown = now
+		fmt.Fprintf(r.progress, "%d packets of the primary, %d of the secondary, %d left, %d checkpoints\n", r.primary, r.secondary, r.left, r.epoch)
+	}
 }
 
 func (r *replay) tick(now time.Time) {

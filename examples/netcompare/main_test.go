@@ -2,13 +2,16 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,7 +29,7 @@ func TestAllCasesPassEitherWay(t *testing.T) {
 		{"-rewriter", rewriterFile}, {"-strict", "-rewriter", rewriterFile},
 	} {
 		var out bytes.Buffer
-		if err := run(args, &out, io.Discard); err != nil {
+		if err := run(t.Context(), args, &out, io.Discard); err != nil {
 			t.Errorf("%v: %v\n%s", args, err, out.String())
 		}
 		if !strings.HasSuffix(out.String(), " passed, 0 failed\n") {
@@ -46,7 +49,7 @@ func TestCaseThatFailsSaysAtWhichStep(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := run([]string{"-vectors", name}, &out, io.Discard); !errors.Is(err, errFailed) {
+	if err := run(t.Context(), []string{"-vectors", name}, &out, io.Discard); !errors.Is(err, errFailed) {
 		t.Errorf("%v", err)
 	}
 	if !strings.Contains(out.String(), "step 1: got -, want !\n") || !strings.Contains(out.String(), ", 1 failed\n") {
@@ -64,7 +67,7 @@ func TestStepMayHaveItsOwnRecommendation(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	err := run([]string{"-vectors", name}, &out, io.Discard)
+	err := run(t.Context(), []string{"-vectors", name}, &out, io.Discard)
 	const want = "one: ok\ntwo: ok\nthree: the recommendation \"let it go\" is for people\n2 passed, 1 failed\n"
 	if out.String() != want || !errors.Is(err, errFailed) {
 		t.Errorf("%s%v", out.String(), err)
@@ -104,7 +107,7 @@ const (
 func TestReplayShowsWhatLeftAndWhatDiverged(t *testing.T) {
 	p, s := record(t, udpA, udpB, udpA), record(t, udpA, udpC, udpA)
 	var out bytes.Buffer
-	if err := run([]string{p, s}, &out, io.Discard); err != nil {
+	if err := run(t.Context(), []string{p, s}, &out, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	want := `    0.000000 secondary      1  left 1
@@ -117,13 +120,144 @@ func TestReplayShowsWhatLeftAndWhatDiverged(t *testing.T) {
 		t.Errorf("got\n%s\nwant\n%s", out.String(), want)
 	}
 	out.Reset()
-	if err := run([]string{"-json", p, s}, &out, io.Discard); err != nil {
+	if err := run(t.Context(), []string{"-json", p, s}, &out, io.Discard); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(strings.TrimSpace(out.String()), "\n")
 	var last struct{ Summary map[string]int }
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil || last.Summary["matched"] != 2 || last.Summary["checkpoints"] != 1 {
 		t.Errorf("%s: %v", lines[len(lines)-1], err)
+	}
+}
+
+// guests listens in the place of two QEMUs, or dials, and each says its packets.
+func guests(t *testing.T, dial bool, cfg filter.ConnConfig, packets [2][]string) (addrs []string, done func()) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for _, said := range packets {
+		path := filepath.Join(t.TempDir(), "s")
+		addrs = append(addrs, "unix:"+path)
+		var l net.Listener
+		if !dial {
+			var err error
+			if l, err = net.Listen("unix", path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		wg.Go(func() {
+			var c net.Conn
+			var err error
+			if dial {
+				for range 1000 {
+					if c, err = net.Dial("unix", path); err == nil {
+						break
+					}
+					time.Sleep(time.Millisecond)
+				}
+			} else {
+				c, err = l.Accept()
+				l.Close()
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer c.Close()
+			conn := filter.NewConn(c, cfg)
+			for _, p := range said {
+				b, err := hex.DecodeString(p)
+				if err != nil {
+					t.Error(err)
+				}
+				if err := conn.WritePacket(append(make([]byte, cfg.VNetHdrLen), b...)); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	return addrs, wg.Wait
+}
+
+func TestStreamsAreComparedAsTheyCome(t *testing.T) {
+	for _, c := range []struct {
+		args []string
+		dial bool
+		cfg  filter.ConnConfig
+	}{
+		{nil, false, filter.ConnConfig{}},
+		{[]string{"-listen"}, true, filter.ConnConfig{}},
+		{[]string{"-vnet"}, false, filter.ConnConfig{VNetHdr: true, VNetHdrLen: 12}},
+	} {
+		addrs, done := guests(t, c.dial, c.cfg, [2][]string{{udpA, udpB, udpC}, {udpA, udpB, udpC}})
+		var out bytes.Buffer
+		err := run(t.Context(), append(append([]string{"-json"}, c.args...), addrs...), &out, io.Discard)
+		done()
+		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+		var last struct{ Summary map[string]int }
+		if err != nil || json.Unmarshal([]byte(lines[len(lines)-1]), &last) != nil ||
+			last.Summary["primary"] != 3 || last.Summary["matched"] != 3 || last.Summary["checkpoints"] != 0 {
+			t.Errorf("%v: %v\n%s", c.args, err, out.String())
+		}
+	}
+}
+
+// told says when something has been written to it.
+type told struct {
+	bytes.Buffer
+	first chan bool
+	once  sync.Once
+}
+
+func (w *told) Write(p []byte) (int, error) {
+	defer w.once.Do(func() { close(w.first) })
+	return w.Buffer.Write(p)
+}
+
+func TestStreamsEndWithTheContextAndWithWhatIsNoStream(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	frame, err := hex.DecodeString(udpA)
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := "tcp:" + l.Addr().String()
+	ctx, cancel := context.WithCancel(t.Context())
+	out := &told{first: make(chan bool)}
+	ended := make(chan error)
+	go func() { ended <- run(ctx, []string{addr, addr}, out, io.Discard) }()
+	for range 2 {
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if err := filter.NewConn(c, filter.ConnConfig{}).WritePacket(frame); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-out.first // both are connected
+	cancel()
+	if err := <-ended; err != nil || !strings.Contains(out.String(), "1 matched") {
+		t.Errorf("%v: %s", err, out.String())
+	}
+
+	go func() { ended <- run(t.Context(), []string{addr, addr}, out, io.Discard) }()
+	for range 2 {
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		c.Write([]byte{0, 0, 0, 0})
+	}
+	if err := <-ended; !errors.Is(err, filter.ErrFrame) {
+		t.Errorf("%v", err)
+	}
+	if err := run(t.Context(), []string{addr, "some.pcap"}, out, io.Discard); err == nil {
+		t.Error("a stream and a capture do not go together")
 	}
 }
 
@@ -146,11 +280,11 @@ func TestBadCapturesAreRefused(t *testing.T) {
 		if err := os.WriteFile(name, c, 0o666); err != nil {
 			t.Fatal(err)
 		}
-		if err := run([]string{good, name}, io.Discard, io.Discard); err == nil {
+		if err := run(t.Context(), []string{good, name}, io.Discard, io.Discard); err == nil {
 			t.Errorf("%s: accepted", why)
 		}
 	}
-	if err := run([]string{good}, io.Discard, io.Discard); err == nil {
+	if err := run(t.Context(), []string{good}, io.Discard, io.Discard); err == nil {
 		t.Error("one capture is not two")
 	}
 }

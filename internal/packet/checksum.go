@@ -8,35 +8,40 @@ import (
 // Sum adds the 16-bit words of b to sum, in ones' complement (RFC 1071). An odd
 // last byte counts as if followed by zero; only the last piece may be odd.
 func Sum(sum uint16, b []byte) uint16 {
-	acc := uint64(sum)
+	// The sum of words in the other byte order is the sum in the other byte
+	// order (RFC 1071 section 2): the one that needs no swapping is taken.
+	acc := uint64(bits.ReverseBytes16(sum))
 	var c uint64
-	for len(b) >= 32 {
-		acc, c = bits.Add64(acc, binary.BigEndian.Uint64(b), 0)
-		acc, c = bits.Add64(acc, binary.BigEndian.Uint64(b[8:]), c)
-		acc, c = bits.Add64(acc, binary.BigEndian.Uint64(b[16:]), c)
-		acc, c = bits.Add64(acc, binary.BigEndian.Uint64(b[24:]), c)
+	for len(b) >= 64 {
+		acc, c = bits.Add64(acc, binary.LittleEndian.Uint64(b), 0)
+		acc, c = bits.Add64(acc, binary.LittleEndian.Uint64(b[8:]), c)
+		acc, c = bits.Add64(acc, binary.LittleEndian.Uint64(b[16:]), c)
+		acc, c = bits.Add64(acc, binary.LittleEndian.Uint64(b[24:]), c)
+		acc, c = bits.Add64(acc, binary.LittleEndian.Uint64(b[32:]), c)
+		acc, c = bits.Add64(acc, binary.LittleEndian.Uint64(b[40:]), c)
+		acc, c = bits.Add64(acc, binary.LittleEndian.Uint64(b[48:]), c)
+		acc, c = bits.Add64(acc, binary.LittleEndian.Uint64(b[56:]), c)
 		acc, c = bits.Add64(acc, 0, c)
 		acc += c
-		b = b[32:]
+		b = b[64:]
 	}
 	for len(b) >= 8 {
-		acc, c = bits.Add64(acc, binary.BigEndian.Uint64(b), 0)
-		acc, c = bits.Add64(acc, 0, c)
-		acc += c
+		acc, c = bits.Add64(acc, binary.LittleEndian.Uint64(b), 0)
+		acc += c // there is room: a sum that has carried is not all ones
 		b = b[8:]
 	}
 	acc = acc>>32 + acc&0xffffffff
 	for len(b) >= 2 {
-		acc += uint64(binary.BigEndian.Uint16(b))
+		acc += uint64(binary.LittleEndian.Uint16(b))
 		b = b[2:]
 	}
 	if len(b) > 0 {
-		acc += uint64(b[0]) << 8
+		acc += uint64(b[0])
 	}
 	acc = acc>>32 + acc&0xffffffff
 	acc = acc>>16 + acc&0xffff
 	acc = acc>>16 + acc&0xffff
-	return uint16(acc>>16 + acc)
+	return bits.ReverseBytes16(uint16(acc>>16 + acc))
 }
 
 // Checksum returns the Internet checksum of b.
@@ -58,8 +63,22 @@ func (p *Packet) PseudoSum() uint16 {
 // TCPChecksum returns what the segment's checksum ought to be, whatever it is
 // now. IsTCP reports whether there is a segment.
 func (p *Packet) TCPChecksum() uint16 {
-	b := p.Frame[p.L4:p.End]
-	return ^Sum(Sum(p.PseudoSum(), b[:16]), b[18:])
+	// Without options or extensions the addresses lie in front of the segment,
+	// so that one pass does for both.
+	from := p.L4
+	switch {
+	case p.Kind == IP4 && p.L4 == p.L3+IPv4Len:
+		from -= 8
+	case p.Kind == IP6 && p.L4 == p.L3+IPv6Len:
+		from -= 32
+	default:
+		b := p.Frame[p.L4:p.End]
+		return ^Sum(Sum(p.PseudoSum(), b[:16]), b[18:])
+	}
+	was := TCP(p.Frame[p.L4:p.End]).Checksum()
+	sum := Sum(0, p.Frame[from:p.End])
+	// Taking it out is adding its complement.
+	return ^add(add(sum, ^was), add(ProtoTCP, uint16(p.End-p.L4)))
 }
 
 // Update returns the checksum sum after a 32-bit field that it covers, at an

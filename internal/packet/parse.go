@@ -184,11 +184,12 @@ func (p *Packet) Key(k *Key) {
 		k.VLAN = binary.BigEndian.Uint16(p.Frame[p.L3-4:]) & 0xfff
 	}
 	if p.Kind == IP4 {
-		copy(k.Src[:4], p.Frame[p.L3+12:])
-		copy(k.Dst[:4], p.Frame[p.L3+16:])
+		// As arrays, whose length is known, they are moved without a call.
+		*(*[4]byte)(k.Src[:]) = [4]byte(p.Frame[p.L3+12:])
+		*(*[4]byte)(k.Dst[:]) = [4]byte(p.Frame[p.L3+16:])
 	} else {
-		copy(k.Src[:], p.Frame[p.L3+8:])
-		copy(k.Dst[:], p.Frame[p.L3+24:])
+		k.Src = [16]byte(p.Frame[p.L3+8:])
+		k.Dst = [16]byte(p.Frame[p.L3+24:])
 	}
 	if p.Fragment {
 		return

@@ -4,6 +4,6 @@ go 1.25.0
 
 require github.com/gocolo/lockstep v0.0.0
 
-require github.com/gopacket/gopacket v1.7.7 // indirect
+require github.com/gopacket/gopacket v1.7.7
 
 replace github.com/gocolo/lockstep => ../../..

@@ -1,0 +1,426 @@
+package compare_test
+
+import (
+	"container/heap"
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/colo/filter/tap"
+	"github.com/gocolo/lockstep/internal/require"
+)
+
+// A host is a network namespace, and so a TCP stack, with one interface.
+type host struct {
+	*tap.Device
+	do chan func()
+}
+
+const (
+	guestMAC, clientMAC = "52:54:00:00:00:01", "52:54:00:00:00:02"
+	guest4, client4     = "10.9.0.1", "10.9.0.2"
+	guest6, client6     = "fd09::1", "fd09::2"
+)
+
+// newHost makes a host that lives in a thread of this process. It knows its
+// neighbour: the guests' own questions for it would be a matter of chance.
+func newHost(t *testing.T, guest bool) *host {
+	t.Helper()
+	h := &host{do: make(chan func())}
+	fail := make(chan error)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		runtime.LockOSThread() // for good: the thread ends with this goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		fail <- err
+		if err == nil {
+			for fn := range h.do {
+				fn()
+			}
+		}
+	})
+	if err := <-fail; err != nil {
+		require.Missing(t, require.NetNS, err)
+	}
+	t.Cleanup(wg.Wait)
+	t.Cleanup(func() { close(h.do) })
+	me4, me6, mac, you4, you6, yours := client4, client6, clientMAC, guest4, guest6, guestMAC
+	if guest {
+		me4, me6, mac, you4, you6, yours = guest4, guest6, guestMAC, client4, client6, clientMAC
+	}
+	ip := require.Program(t, require.NetNS, "ip")
+	h.in(t, func() (err error) {
+		// More than the client ever has on its way. A stack that is short of
+		// memory throws input away, as it sees fit, and its connection then waits
+		// for the client, who waits for an acknowledgment by both: it takes a
+		// checkpoint to go on.
+		if guest {
+			if err := os.WriteFile("/proc/sys/net/ipv4/tcp_rmem", []byte("4096 33554432 33554432"), 0); err != nil {
+				return err
+			}
+		}
+		if h.Device, err = tap.Open(tap.Config{Name: "net0"}); err != nil {
+			return err
+		}
+		t.Cleanup(func() { h.Close() })
+		cmd := exec.Command(ip, "-batch", "-")
+		cmd.Stdin = strings.NewReader(fmt.Sprintf(`
+			link set lo up
+			link set net0 address %s txqueuelen 20000 addrgenmode none
+			link set net0 up
+			address add %s/24 dev net0
+			address add %s/64 dev net0 nodad
+			neighbour replace %s lladdr %s dev net0 nud permanent
+			neighbour replace %s lladdr %s dev net0 nud permanent
+		`, mac, me4, me6, you4, yours, you6, yours))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	return h
+}
+
+// in calls fn in the namespace. Sockets that it makes belong there.
+func (h *host) in(t *testing.T, fn func() error) {
+	t.Helper()
+	done := make(chan error)
+	h.do <- func() { done <- fn() }
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A nic reads from an interface what is for the client. Multicast, of which a
+// stack sends some whenever it likes, is left out.
+type nic struct{ *tap.Device }
+
+func (n nic) ReadPacket() ([]byte, error) {
+	for {
+		p, err := n.Device.ReadPacket()
+		if err != nil || p[0]&1 == 0 {
+			return p, err
+		}
+	}
+}
+
+// A link is a bad one.
+type link struct {
+	loss, dup, late float64 // of each packet, the probability
+	delay           time.Duration
+	out             func(p []byte)
+
+	mu   sync.Mutex
+	rng  *rand.Rand
+	wait packets
+	n    int
+	wake chan struct{}
+
+	lost, doubled, overtaken int
+}
+
+type delayed struct {
+	due time.Time
+	n   int
+	p   []byte
+}
+
+type packets []delayed
+
+func (q packets) Len() int { return len(q) }
+func (q packets) Less(i, j int) bool {
+	if c := q[i].due.Compare(q[j].due); c != 0 {
+		return c < 0
+	}
+	return q[i].n < q[j].n
+}
+func (q packets) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
+func (q *packets) Push(x any)   { *q = append(*q, x.(delayed)) }
+func (q *packets) Pop() any {
+	old := *q
+	x := old[len(old)-1]
+	*q = old[:len(old)-1]
+	return x
+}
+
+func newLink(seed uint64, out func(p []byte)) *link {
+	return &link{loss: 0.001, dup: 0.001, late: 0.002, delay: 500 * time.Microsecond, out: out,
+		rng: rand.New(rand.NewPCG(seed, 1)), wake: make(chan struct{}, 1)}
+}
+
+// WritePacket implements [compare.PacketWriter].
+func (l *link) WritePacket(p []byte) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rng.Float64() < l.loss {
+		l.lost++
+		return nil
+	}
+	times := 1
+	if l.rng.Float64() < l.dup {
+		l.doubled++
+		times = 2
+	}
+	for range times {
+		due := time.Now().Add(l.delay)
+		if l.rng.Float64() < l.late {
+			l.overtaken++
+			due = due.Add(3 * time.Millisecond)
+		}
+		l.n++
+		heap.Push(&l.wait, delayed{due, l.n, append([]byte(nil), p...)})
+	}
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+func (l *link) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		l.mu.Lock()
+		var next delayed
+		wait := time.Hour
+		if len(l.wait) > 0 {
+			if wait = time.Until(l.wait[0].due); wait <= 0 {
+				next = heap.Pop(&l.wait).(delayed)
+			}
+		}
+		l.mu.Unlock()
+		if next.p != nil {
+			l.out(next.p)
+			continue
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+		case <-l.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// socketpair returns the two ends of a connection.
+func socketpair(t *testing.T) (a, b net.Conn) {
+	t.Helper()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]net.Conn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "socketpair")
+		if ends[i], err = net.FileConn(f); err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	t.Cleanup(func() { ends[0].Close(); ends[1].Close() })
+	return ends[0], ends[1]
+}
+
+// A world is a client, a link, and two guests of whom the client sees one.
+//
+//	client = up, down = mirror ------- primary's guest
+//	              |         \                |
+//	          comparison ----------<---------+
+//	              |            \
+//	              +---<--- rewriter = secondary's guest
+type world struct {
+	client, primary, secondary *host
+	up, down                   *link
+
+	cmp   *compare.Comparer
+	chain *filter.Chain // of the secondary
+	rew   *filter.Rewriter
+
+	cut     atomic.Bool
+	toStack *filter.Chain // of the primary
+	ending  context.CancelFunc
+	ends    []net.Conn // between the hosts
+
+	mu       sync.Mutex
+	reasons  []compare.Reason
+	problems []string
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	w := &world{client: newHost(t, false), primary: newHost(t, true), secondary: newHost(t, true)}
+	w.up, w.down = newLink(1, w.arrive), newLink(2, func(p []byte) { w.client.WritePacket(p) })
+	mirrored, mirror := socketpair(t)
+	compared, compares := socketpair(t)
+	w.ends = []net.Conn{mirror, mirrored, compares, compared}
+
+	// The primary.
+	w.cmp = compare.NewComparer(compare.Config{
+		Marks: true, PatientAcks: true, ReleaseRetransmits: true,
+		Timeout: time.Minute, MaxQueue: 1 << 14, MaxBytes: 256 << 20,
+	})
+	w.cmp.Diverged = func(r compare.Reason) {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.reasons = append(w.reasons, r)
+	}
+	out := filter.NewOutbox(64 << 20)
+	out.Lost = func() { w.problem("the mirror lost a packet") }
+	w.toStack = &filter.Chain{Deliver: func(_ filter.Direction, f filter.Frame) error { return w.primary.WritePacket(f.Data) }}
+	w.insert(t, w.toStack, filter.Entry{ID: "m0", Filter: filter.Mirror{Out: out}, Queue: filter.QueueTX})
+
+	// The secondary.
+	back := filter.NewOutbox(64 << 20)
+	back.Lost = func() { w.problem("a packet to compare was lost") }
+	in := filter.NewInlet()
+	w.rew = filter.NewRewriter(filter.RewriterConfig{})
+	w.chain = &filter.Chain{Deliver: func(d filter.Direction, f filter.Frame) error {
+		if d == filter.ToGuest {
+			return w.secondary.WritePacket(f.Data)
+		}
+		return w.down.WritePacket(f.Data)
+	}}
+	w.insert(t, w.chain, filter.Entry{ID: "f1", Filter: filter.Redirector{}, Queue: filter.QueueTX})
+	w.insert(t, w.chain, filter.Entry{ID: "f2", Filter: filter.Redirector{Out: back}, Queue: filter.QueueRX})
+	w.insert(t, w.chain, filter.Entry{ID: "rew0", Filter: w.rew})
+
+	// The checkpoint with which it all begins.
+	for _, step := range []func(uint64) error{w.cmp.Mark, out.Mark, back.Mark, w.cmp.Received, w.chain.Commit, in.Commit, w.cmp.Loaded} {
+		if err := step(0); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	ctx, cancel := context.WithCancel(context.Background())
+	primary, ending := context.WithCancel(ctx)
+	w.ending = ending
+	var wg sync.WaitGroup
+	marks := func(on func(uint64) error) filter.ConnConfig { return filter.ConnConfig{Marks: true, OnMark: on} }
+	wg.Go(func() { out.Run(primary, filter.NewConn(mirror, marks(nil))) })
+	wg.Go(func() {
+		in.Run(ctx, filter.NewConn(mirrored, marks(in.Mark)), func(f filter.Frame) error {
+			_, err := w.chain.Inject("f1", filter.ToGuest, f)
+			return err
+		})
+	})
+	wg.Go(func() { back.Run(ctx, filter.NewConn(compares, marks(nil))) })
+	wg.Go(func() { w.cmp.ServeSecondary(primary, filter.NewConn(compared, marks(w.cmp.SecondaryMark))) })
+	wg.Go(func() { w.cmp.ServePrimary(primary, nic{w.primary.Device}) })
+	wg.Go(func() { w.cmp.Run(primary, w.down) })
+	wg.Go(func() {
+		serveStack(w.secondary, func(p []byte) { w.chain.Send(filter.FromGuest, filter.Frame{Data: p}) })
+	})
+	wg.Go(func() { serveStack(w.client, func(p []byte) { w.up.WritePacket(p) }) })
+	wg.Go(func() { w.up.run(ctx) })
+	wg.Go(func() { w.down.run(ctx) })
+	t.Cleanup(func() {
+		cancel()
+		for _, c := range w.ends {
+			c.Close()
+		}
+		for _, h := range []*host{w.client, w.primary, w.secondary} {
+			h.Close()
+		}
+		wg.Wait()
+	})
+	return w
+}
+
+func (w *world) insert(t *testing.T, c *filter.Chain, e filter.Entry) {
+	t.Helper()
+	if err := c.Insert(e, filter.Position{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (w *world) problem(s string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.problems = append(w.problems, s)
+}
+
+// serveStack gives fn what a stack sends to its neighbour, until its interface
+// is closed.
+func serveStack(h *host, fn func(p []byte)) {
+	n := nic{h.Device}
+	for {
+		p, err := n.ReadPacket()
+		if err != nil {
+			return
+		}
+		fn(p)
+	}
+}
+
+// arrive is where the client's packets come off the link.
+func (w *world) arrive(p []byte) {
+	if w.cut.Load() {
+		w.chain.Send(filter.ToGuest, filter.Frame{Data: p})
+		return
+	}
+	w.toStack.Send(filter.ToGuest, filter.Frame{Data: p})
+}
+
+// cutOff takes the primary away, with its guest, its comparison and all that
+// waits there, without a word; the secondary goes on alone.
+func (w *world) cutOff(t *testing.T) {
+	t.Helper()
+	w.ending()
+	for _, c := range w.ends {
+		c.Close()
+	}
+	w.primary.Close()
+	if err := w.chain.Failover(); err != nil {
+		t.Error(err)
+	}
+	w.cut.Store(true)
+}
+
+// rewritten returns the rewriter's counts, while it is in use.
+func (w *world) rewritten() (s filter.RewriterStats) {
+	w.chain.Do(func() { s = w.rew.Stats() })
+	return s
+}
+
+// check holds the world to what was promised, and says what happened.
+func (w *world) check(t *testing.T) {
+	t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s, queued := w.cmp.Stats()
+	if len(w.reasons) > 0 {
+		t.Errorf("diverged %d times: %v\n%+v", len(w.reasons), w.reasons[:min(len(w.reasons), 10)], s)
+	}
+	for _, p := range w.problems {
+		t.Error(p)
+	}
+	for _, h := range []*host{w.client, w.secondary} {
+		if n := h.Lost(); n > 0 {
+			t.Errorf("an interface lost %d packets", n)
+		}
+	}
+	if !w.cut.Load() && queued > 0 {
+		t.Errorf("%d packets wait to leave", queued)
+	}
+	t.Logf("comparison: matched %d, passed %d, dropped %d, held %d", s.Matched, s.Passed, s.Dropped, s.Held)
+	t.Logf("rewriter: %+v", w.rewritten())
+	for name, l := range map[string]*link{"up": w.up, "down": w.down} {
+		l.mu.Lock()
+		t.Logf("link %s: %d packets, %d lost, %d doubled, %d late", name, l.n, l.lost, l.doubled, l.overtaken)
+		l.mu.Unlock()
+	}
+}

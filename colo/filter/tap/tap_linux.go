@@ -1,0 +1,239 @@
+package tap
+
+import (
+	"os"
+	"sync"
+	"sync/atomic"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gocolo/lockstep/colo/filter"
+)
+
+// A Device is a TAP interface of the network namespace in which it was opened.
+// Unless it is persistent, the interface lives as long as the Device.
+//
+// ReadPacket belongs to one goroutine; writes may come from several. Close may
+// be called from any goroutine and ends reads and writes that wait, with
+// os.ErrClosed.
+type Device struct {
+	name    string
+	vnet    int
+	file    *os.File
+	raw     syscall.RawConn
+	closing atomic.Bool
+
+	// Reading takes all that is there, up to a batch, in one turn with the
+	// poller.
+	buf      []byte
+	ends     [batch]int // of the frames in buf
+	n, next  int        // frames in buf, and the next to be returned
+	rerr     error
+	readable func(fd uintptr) bool // fill, made once
+
+	wmu      sync.Mutex // a batch of one; guards what follows
+	out      []byte
+	werr     error
+	writable func(fd uintptr) bool
+	scratch  []byte
+	lost     uint64
+}
+
+const (
+	batch   = 64
+	bufSize = 4 * filter.MaxFrame
+)
+
+// Open makes an interface, or attaches to a persistent one. It needs
+// CAP_NET_ADMIN. The interface is down, and has no address, until somebody
+// changes that. Errors are an [*Error] with the kernel's error number
+// (Documentation/networking/tuntap.rst).
+func Open(cfg Config) (_ *Device, err error) {
+	d := &Device{name: cfg.Name, vnet: cfg.VNetHdrLen}
+	defer func() {
+		if err != nil {
+			err = &Error{Op: "open", Name: d.name, Err: err}
+		}
+	}()
+	if d.vnet != 0 && d.vnet != 10 && d.vnet != 12 {
+		return nil, unix.EINVAL
+	}
+	if d.name == "" {
+		d.name = "tap%d"
+	}
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			unix.Close(fd)
+		}
+	}()
+	req, err := unix.NewIfreq(d.name)
+	if err != nil {
+		return nil, err
+	}
+	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	if d.vnet > 0 {
+		flags |= unix.IFF_VNET_HDR
+	}
+	req.SetUint16(flags)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, req); err != nil {
+		return nil, err
+	}
+	d.name = req.Name()
+	if d.vnet > 0 {
+		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, d.vnet); err != nil {
+			return nil, err
+		}
+	}
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0); err != nil {
+		return nil, err
+	}
+	d.file = os.NewFile(uintptr(fd), "/dev/net/tun")
+	if d.raw, err = d.file.SyscallConn(); err != nil {
+		return nil, err
+	}
+	d.buf = make([]byte, bufSize)
+	d.readable, d.writable = d.fill, d.drain
+	return d, nil
+}
+
+// Name returns the name of the interface.
+func (d *Device) Name() string { return d.name }
+
+// VNetHdrLen returns the length, in bytes, of the virtio-net header that each
+// frame begins with.
+func (d *Device) VNetHdrLen() int { return d.vnet }
+
+// ReadPacket returns the next frame that the kernel sends through the
+// interface, and waits for one. The slice is valid until the next call. Errors
+// stick; an interface that was deleted is EBADFD.
+func (d *Device) ReadPacket() ([]byte, error) {
+	for d.next == d.n {
+		if d.rerr == nil {
+			d.n, d.next = 0, 0
+			if err := d.raw.Read(d.readable); err != nil {
+				d.rerr = err
+			}
+		}
+		if d.n == 0 && d.rerr != nil {
+			return nil, &Error{Op: "read", Name: d.name, Err: d.closed(d.rerr)}
+		}
+	}
+	from := 0
+	if d.next > 0 {
+		from = d.ends[d.next-1]
+	}
+	to := d.ends[d.next]
+	d.next++
+	return d.buf[from:to:to], nil
+}
+
+// fill reads what is there. It returns false if that is nothing.
+func (d *Device) fill(fd uintptr) bool {
+	at := 0
+	for d.n < batch && len(d.buf)-at >= filter.MaxFrame {
+		n, err := unix.Read(int(fd), d.buf[at:])
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err == unix.EAGAIN:
+			return d.n > 0
+		case err != nil:
+			d.rerr = err
+			return true
+		case n == 0:
+			return d.n > 0
+		}
+		at += n
+		d.ends[d.n] = at
+		d.n++
+	}
+	return true
+}
+
+// WritePacket gives the kernel one frame, as if it came in by the interface. The
+// frame begins with a virtio-net header of VNetHdrLen bytes. A frame for an
+// interface that is down is lost, as with a cable that is not plugged in, and
+// counted; so is one that the kernel takes for malformed. Other errors are an
+// [*Error].
+func (d *Device) WritePacket(p []byte) error {
+	d.wmu.Lock()
+	defer d.wmu.Unlock()
+	return d.write(p)
+}
+
+// WriteVNetPacket is WritePacket for a frame that begins with a virtio-net header
+// of hdrLen bytes. If the interface has another length, it gets a header of that
+// length: of no meaning if the frame has none, and cut off if the interface has
+// none (the frame's checksum must be complete then).
+func (d *Device) WriteVNetPacket(p []byte, hdrLen int) error {
+	d.wmu.Lock()
+	defer d.wmu.Unlock()
+	if hdrLen < 0 || hdrLen > len(p) {
+		d.lost++
+		return nil
+	}
+	if hdrLen != d.vnet {
+		d.scratch = append(d.scratch[:0], make([]byte, d.vnet)...)
+		copy(d.scratch, p[:hdrLen])
+		d.scratch = append(d.scratch, p[hdrLen:]...)
+		p = d.scratch
+	}
+	return d.write(p)
+}
+
+func (d *Device) write(p []byte) error {
+	d.out, d.werr = p, nil
+	err := d.raw.Write(d.writable)
+	d.out = nil
+	if err == nil {
+		err = d.werr
+	}
+	switch err {
+	case nil:
+		return nil
+	case unix.EIO, unix.EINVAL: // down; malformed
+		d.lost++
+		return nil
+	}
+	return &Error{Op: "write", Name: d.name, Err: d.closed(err)}
+}
+
+func (d *Device) drain(fd uintptr) bool {
+	for {
+		_, err := unix.Write(int(fd), d.out)
+		switch err {
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			return false
+		}
+		d.werr = err
+		return true
+	}
+}
+
+// Lost returns how many frames were not taken.
+func (d *Device) Lost() uint64 {
+	d.wmu.Lock()
+	defer d.wmu.Unlock()
+	return d.lost
+}
+
+// Close ends the device, and with it the interface, unless that is persistent.
+func (d *Device) Close() error {
+	d.closing.Store(true)
+	return d.file.Close()
+}
+
+// closed makes of the poller's own error the one that everybody knows.
+func (d *Device) closed(err error) error {
+	if d.closing.Load() {
+		return os.ErrClosed
+	}
+	return err
+}
