@@ -5,6 +5,7 @@ package kvm
 import (
 	"errors"
 	"fmt"
+	"runtime"
 	"sync/atomic"
 	"unsafe"
 
@@ -102,7 +103,6 @@ func (vm *VM) harvest() error {
 	vcpus := vm.vcpus
 	vm.mu.Unlock()
 	slots := *vm.slots.Load()
-	taken := false
 	var err error
 	for _, v := range vcpus {
 		r := v.ring
@@ -118,15 +118,41 @@ func (vm *VM) harvest() error {
 			}
 			atomic.StoreUint32(&e.flags, ringReset)
 			r.next++
-			taken = true
+			vm.unreset++
 		}
 	}
-	if taken {
-		if _, e := ioctlValue(vm.fd, "KVM_RESET_DIRTY_RINGS", kvmResetDirtyRings, 0); e != nil && err == nil {
-			err = fmt.Errorf("kvm: %w", e)
-		}
+	return errors.Join(err, vm.resetRings())
+}
+
+// resetRings has KVM log anew what was taken from the rings. From Linux 6.16 on
+// the call gives up when a signal is pending, without saying so but by its
+// count, and pages that it has gathered but not yet protected are then written
+// unlogged. Go's runtime sends signals all the time, so they wait meanwhile.
+func (vm *VM) resetRings() error {
+	if vm.unreset == 0 {
+		return nil
 	}
-	return err
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	var all, old unix.Sigset_t
+	for i := range all.Val {
+		all.Val[i] = ^uint64(0)
+	}
+	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &all, &old); err != nil {
+		return fmt.Errorf("kvm: dirty ring: %w", err)
+	}
+	n, err := ioctlValue(vm.fd, "KVM_RESET_DIRTY_RINGS", kvmResetDirtyRings, 0)
+	if e := unix.PthreadSigmask(unix.SIG_SETMASK, &old, nil); err == nil {
+		err = e
+	}
+	if err != nil {
+		return fmt.Errorf("kvm: dirty ring: %w", err)
+	}
+	if n != vm.unreset {
+		return fmt.Errorf("kvm: dirty ring: %d of %d entries were reset", n, vm.unreset)
+	}
+	vm.unreset = 0
+	return nil
 }
 
 var errUnknownSlot = errors.New("slot was not added")

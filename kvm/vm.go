@@ -36,6 +36,8 @@ type VM struct {
 	slots atomic.Pointer[[]*slot]
 	logMu sync.Mutex // dirty logs and rings; never held while waiting
 	logOn bool
+
+	unreset int // entries taken from the rings and not yet reset; under logMu
 }
 
 // Attach adopts a VM by its descriptor, which stays the caller's. The interrupt
