@@ -259,8 +259,10 @@ func (p *Primary) mark(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := p.disks.Err(); err != nil {
-		return err
+	if p.disksUp { // not yet in epoch 0
+		if err := p.disks.Err(); err != nil {
+			return err
+		}
 	}
 	ctx, cancel := p.bounded(ctx)
 	defer cancel()

@@ -44,6 +44,17 @@ type GuestConfig struct {
 	// is taken. Nil: frames vanish.
 	Output func(frame []byte) error
 
+	// Disk is the size of the guest's disk in bytes, a multiple of 512; 0:
+	// none. Each vCPU writes to a part of its own, every DiskEvery rounds,
+	// one to eight sectors whose place and content depend on its state.
+	Disk      uint64
+	DiskEvery int
+	// Write is given each block before the frame of its round, on the vCPU's
+	// goroutine; p is valid until it returns. With flush, it and all before
+	// it must be stable then. An error ends Run. A Pause waits for it. Nil:
+	// blocks vanish.
+	Write func(p []byte, off int64, flush bool) error
+
 	// TSC is the time-stamp counter. Nil: nanoseconds since the guest was
 	// made. Called on the vCPUs' goroutines.
 	TSC func() uint64
@@ -69,7 +80,10 @@ func (c GuestConfig) pages() int {
 }
 
 func (c GuestConfig) params() guest.Params {
-	return guest.Params{VCPUs: max(c.VCPUs, 1), Pages: c.pages(), Touch: c.Touch, TSCPerMille: c.TSCPerMille, Seed: c.Seed}
+	return guest.Params{
+		VCPUs: max(c.VCPUs, 1), Pages: c.pages(), Touch: c.Touch, TSCPerMille: c.TSCPerMille, Seed: c.Seed,
+		Disk: c.Disk, DiskEvery: c.DiskEvery,
+	}
 }
 
 // MinMemory returns the least Memory that the guest can do with.
@@ -121,7 +135,7 @@ func NewGuest(cfg GuestConfig) (*Guest, error) {
 	}
 	g.stop.Store(true)
 	for range p.VCPUs {
-		v := &vcpu{g: g, pages: make([]uint32, 0, 2*p.Touch+8)}
+		v := &vcpu{g: g, pages: make([]uint32, 0, 2*p.Touch+16)}
 		v.touched, v.tsc = v.touch, g.tsc
 		g.vcpus = append(g.vcpus, v)
 	}
@@ -504,12 +518,15 @@ func (v *vcpu) burst(ctx context.Context, interval time.Duration, due *time.Time
 	return 0, nil
 }
 
-// round does one round. The pages that it wrote are marked after they were
+// round does one round, with what it writes to the disk. The pages that it wrote are marked after they were
 // written: a reader that clears a mark and then reads the page must find in it
 // what the mark was for.
 func (v *vcpu) round() error {
 	v.pages = v.pages[:0]
 	frame, err := guest.Round(v.g.mem, &v.regs, v.tsc, v.touched)
+	if err == nil {
+		err = v.write()
+	}
 	if v.g.logs.Load() {
 		for _, p := range v.pages {
 			v.g.mark(p)
@@ -519,6 +536,21 @@ func (v *vcpu) round() error {
 		return err
 	}
 	v.frame = frame
+	return nil
+}
+
+// write carries out what the round has asked the disk for, if anything.
+func (v *vcpu) write() error {
+	w, asked, err := guest.Asked(v.g.mem, v.regs.VCPU)
+	if err != nil || !asked {
+		return err
+	}
+	if v.g.cfg.Write != nil {
+		if err := v.g.cfg.Write(w.Data, w.Off, w.Flush); err != nil {
+			return fmt.Errorf("colotest: vCPU %d, round %d, %d bytes at %d of the disk: %w", v.regs.VCPU, w.Round, len(w.Data), w.Off, err)
+		}
+	}
+	v.touch(w.Done(v.g.mem))
 	return nil
 }
 

@@ -49,6 +49,7 @@ func TestGuestIsAHost(t *testing.T) {
 		"four vCPUs":        {VCPUs: 4, Pages: 64, Touch: 8},
 		"as fast as it can": {VCPUs: 2, Pages: 64, Touch: 8, Interval: -1},
 		"frames refused":    {Touch: 4, Output: refuseSome()},
+		"with a disk":       {VCPUs: 2, Touch: 4, Disk: 64 << 10, DiskEvery: 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			TestVM(t, func(t *testing.T) Host { return hostOf(running(t, cfg)) })
@@ -205,7 +206,10 @@ func TestTestVMSaysWhatIsWrong(t *testing.T) {
 }
 
 func TestRoundsAllocateNothing(t *testing.T) {
-	g, err := NewGuest(GuestConfig{Touch: 8, TSCPerMille: 500, Output: func([]byte) error { return nil }})
+	g, err := NewGuest(GuestConfig{
+		Touch: 8, TSCPerMille: 500, Output: func([]byte) error { return nil },
+		Disk: 1 << 20, DiskEvery: 2, Write: func([]byte, int64, bool) error { return nil },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -220,5 +224,80 @@ func TestRoundsAllocateNothing(t *testing.T) {
 		}
 	}); n != 0 {
 		t.Errorf("ten rounds and a look at the dirty log allocate %v times", n)
+	}
+}
+
+func TestAFrameComesAfterTheBlockOfItsRound(t *testing.T) {
+	var order []string
+	broken := errors.New("broken")
+	flushed := 0
+	g, err := NewGuest(GuestConfig{
+		Touch: 2, Disk: 16 << 10, DiskEvery: 3,
+		Output: func([]byte) error { order = append(order, "frame"); return nil },
+		Write: func(p []byte, off int64, flush bool) error {
+			if off%512 != 0 || len(p)%512 != 0 || len(p) == 0 || off+int64(len(p)) > 16<<10 {
+				t.Errorf("%d bytes at %d", len(p), off)
+			}
+			if flush {
+				flushed++
+			}
+			if order = append(order, "block"); len(order) > 4*16 {
+				return broken
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	if err := g.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Step(3 * 16); err != nil {
+		t.Fatal(err)
+	}
+	for i, what := range order {
+		want := "frame"
+		if i%4 == 2 {
+			want = "block"
+		}
+		if what != want {
+			t.Fatalf("%d: a %s after %v", i, what, order[:i])
+		}
+	}
+	if len(order) != 4*16 || flushed != 1 {
+		t.Errorf("%d frames and blocks, %d flushed", len(order), flushed)
+	}
+	if err := g.Step(3); !errors.Is(err, broken) {
+		t.Errorf("a write that failed: %v", err)
+	}
+	if len(order) != 4*16+3 {
+		t.Errorf("%v after the write that failed", order[4*16:])
+	}
+}
+
+func TestAPauseWaitsForAWrite(t *testing.T) {
+	begun, end := make(chan struct{}), make(chan struct{})
+	var once sync.Once
+	g := running(t, GuestConfig{Disk: 16 << 10, DiskEvery: 1, Write: func([]byte, int64, bool) error {
+		once.Do(func() {
+			close(begun)
+			<-end
+		})
+		return nil
+	}})
+	if err := g.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := g.Pause(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("a pause in the middle of a write: %v", err)
+	}
+	close(end)
+	if err := g.Pause(t.Context()); err != nil {
+		t.Error(err)
 	}
 }

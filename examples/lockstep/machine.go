@@ -28,11 +28,11 @@ type machine interface {
 const pace = 250 * time.Microsecond
 
 // newMachine makes the guest of a side.
-func newMachine(cfg sideConfig, out *filter.Buffer) (machine, error) {
+func newMachine(cfg sideConfig, out *filter.Buffer, disk *disk) (machine, error) {
 	if cfg.Backend == "kvm" {
-		return newKVMMachine(cfg, out)
+		return newKVMMachine(cfg, out, disk)
 	}
-	return newSimMachine(cfg, out)
+	return newSimMachine(cfg, out, disk)
 }
 
 // chooseBackend says which backend auto is here, and why.

@@ -24,7 +24,7 @@ type kvmMachine struct {
 	nic nic
 }
 
-func newKVMMachine(cfg sideConfig, out *filter.Buffer) (_ machine, err error) {
+func newKVMMachine(cfg sideConfig, out *filter.Buffer, disk *disk) (_ machine, err error) {
 	vm, err := kvm.Create(kvm.Config{VCPUs: cfg.Guest.VCPUs, Memory: cfg.Memory})
 	if err != nil {
 		return nil, err
@@ -38,7 +38,7 @@ func newKVMMachine(cfg sideConfig, out *filter.Buffer) (_ machine, err error) {
 	if err := m.Pause(context.Background()); err != nil {
 		return nil, err
 	}
-	m.nic = nic{out: out, mem: vm.Memory(), ports: make([]port, cfg.Guest.VCPUs), pausing: make(chan struct{})}
+	m.nic = nic{out: out, disk: disk, vm: vm, mem: vm.Memory(), ports: make([]port, cfg.Guest.VCPUs), pausing: make(chan struct{})}
 	close(m.nic.pausing)
 	if cfg.Side == primary {
 		// The secondary's guest comes over the wire, all of it.
@@ -111,17 +111,24 @@ func (m *kvmMachine) Memory() []byte { return m.vm.Memory() }
 
 func (m *kvmMachine) Close() error { return errors.Join(m.memory.Close(), m.vm.Close()) }
 
-// nic is the paravirtual port that the guest sends its frames through, one
-// port per vCPU. It is a vmstate.Device: a frame that it has taken and could
-// not pass on is part of the guest.
+// nic is the paravirtual port that the guest sends its frames and writes its
+// disk through, one port per vCPU. It is a vmstate.Device: a frame that it has
+// taken and could not pass on is part of the guest. A write leaves nothing
+// behind: the exit that asks for it ends with the write done, and a pause waits
+// for that.
 type nic struct {
 	out   *filter.Buffer
+	disk  *disk // nil: none
+	vm    marker
 	mem   []byte
 	ports []port
 
 	mu      sync.Mutex
 	pausing chan struct{} // closed while the guest is paused, or about to be
 }
+
+// marker is told what the host writes into guest memory.
+type marker interface{ MarkDirty(gpa, n uint64) }
 
 type port struct {
 	due     time.Time // when the vCPU may send again
@@ -182,6 +189,16 @@ func (n *nic) access(vcpu int, io *kvm.IO) error {
 			return err
 		}
 		return n.emit(p, frame)
+	case n.disk != nil && !io.In && io.Port == guest.PortDisk && io.Size == 4 && io.Count == 1:
+		w, err := guest.Requested(n.mem, uint64(binary.LittleEndian.Uint32(io.Data)))
+		if err != nil {
+			return err
+		}
+		if err := n.disk.write(w.Data, w.Off, w.Flush); err != nil {
+			return fmt.Errorf("vCPU %d, round %d: disk: %w", vcpu, w.Round, err)
+		}
+		n.vm.MarkDirty(w.Done(n.mem))
+		return nil
 	}
 	return fmt.Errorf("vCPU %d accesses port %#x (in: %v, %d times %d bytes)", vcpu, io.Port, io.In, io.Count, io.Size)
 }

@@ -8,4 +8,6 @@ import (
 	"github.com/gocolo/lockstep/colo/filter"
 )
 
-func newKVMMachine(sideConfig, *filter.Buffer) (machine, error) { return nil, errors.ErrUnsupported }
+func newKVMMachine(sideConfig, *filter.Buffer, *disk) (machine, error) {
+	return nil, errors.ErrUnsupported
+}

@@ -14,12 +14,16 @@ type simMachine struct {
 	memory
 }
 
-func newSimMachine(cfg sideConfig, out *filter.Buffer) (machine, error) {
+func newSimMachine(cfg sideConfig, out *filter.Buffer, disk *disk) (machine, error) {
 	p := cfg.Guest
-	g, err := colotest.NewGuest(colotest.GuestConfig{
+	gc := colotest.GuestConfig{
 		VCPUs: p.VCPUs, Pages: p.Pages, Touch: p.Touch, TSCPerMille: p.TSCPerMille, Seed: p.Seed,
-		Memory: cfg.Memory, Interval: pace, Output: out.WritePacket,
-	})
+		Memory: cfg.Memory, Interval: pace, Output: out.WritePacket, Disk: p.Disk, DiskEvery: p.DiskEvery,
+	}
+	if disk != nil {
+		gc.Write = disk.write
+	}
+	g, err := colotest.NewGuest(gc)
 	if err != nil {
 		return nil, err
 	}

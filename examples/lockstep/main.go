@@ -4,11 +4,12 @@
 // same guest over TCP on loopback, and is itself the client that takes what the
 // guest emits. After some checkpoints it kills one side with SIGKILL, sees the
 // other go on, and checks every frame that ever left: that it follows from the
-// guest's history, and that the survivor remembers it. See -h.
+// guest's history, and that the survivor remembers it. With -disk the guest also
+// writes a disk, and the survivor's must be what its memory says. See -h.
 //
 // To read it: options.go is the command line, run.go the plot of a run as the
 // parent sees it, side.go what the primary and the secondary do, machine.go the
-// guest, oracle.go the judgement.
+// guest, disk.go its disk, oracle.go and oracle_disk.go the judgement.
 package main
 
 import (

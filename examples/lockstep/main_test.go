@@ -53,7 +53,7 @@ func summed(t *testing.T, args ...string) (summary, []string) {
 	}
 	last := struct {
 		Summary summary `json:"summary"`
-	}{summary{repeated: new(repeated)}}
+	}{summary{repeated: new(repeated), diskFigures: new(diskFigures)}}
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
 		t.Fatal(err)
 	}
@@ -80,9 +80,10 @@ func TestKVMGuestSurvivesItsPrimary(t *testing.T) {
 		require.Missing(t, require.KVM, err)
 	}
 	for _, victim := range []string{primary, secondary} {
-		s, _ := summed(t, append(short, "-backend", "kvm", "-vcpus", "2", "-diverge", "30", "-kill", victim)...)
-		if s.Backend != "kvm" || s.Survivor == victim || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 {
-			t.Errorf("%+v", s)
+		s, _ := summed(t, append(short, "-backend", "kvm", "-vcpus", "2", "-diverge", "30", "-disk", "256K", "-kill", victim)...)
+		if s.Backend != "kvm" || s.Survivor == victim || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 ||
+			s.DiskBlocks == 0 || s.DiskLost+s.DiskCorrupted != 0 {
+			t.Errorf("%+v %+v", s, s.diskFigures)
 		}
 	}
 }
@@ -176,6 +177,7 @@ func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 		"-dirty -1", "-dirty 1000000", "-dirty 100000 -mem 16M", "-interval 0s", "-interval 2h", "-checkpoints 0", "-kill both", "-kill-at never",
 		"-kill none -kill-at ram", "-repeat 0", "-repeat 2 -timeline x.svg", "-diverge 101", "-diverge -1", "-diverge NaN",
 		"-seed -1", "-frobnicate", "stray",
+		"-disk 1", "-disk 1000000", "-disk 32K", "-disk 1G", "-disk x", "-disk-dir /tmp",
 	} {
 		out, errs := program(t, 2, strings.Fields(args)...)
 		if out != "" || strings.Count(errs, "\n") != 1 || !strings.HasPrefix(errs, "lockstep: ") {
@@ -186,7 +188,7 @@ func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 
 func TestHelpExplainsEveryFlag(t *testing.T) {
 	out, errs := program(t, 0, "-h")
-	for _, name := range strings.Fields("backend vcpus mem dirty interval checkpoints kill kill-at repeat json timeline diverge early-resume seed") {
+	for _, name := range strings.Fields("backend vcpus mem dirty interval checkpoints kill kill-at repeat json timeline diverge early-resume seed disk disk-dir") {
 		if !strings.Contains(out, "  -"+name+" ") {
 			t.Errorf("no word of -%s", name)
 		}

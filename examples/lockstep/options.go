@@ -24,11 +24,13 @@ with SIGKILL, and checks that the other goes on and that no output is lost.
   go run ./examples/lockstep -kill secondary -vcpus 2           the other side, two vCPUs
   go run ./examples/lockstep -kill primary -kill-at received    at a point of a checkpoint
   go run ./examples/lockstep -repeat 200 -mem 8M                200 kills at random instants
+  go run ./examples/lockstep -disk 4M                           with a disk in two copies
   go run ./examples/lockstep -timeline run.svg                  a picture of the run
   go run ./examples/lockstep -json                              events and figures, a line each
 
-It exits with 0 if every frame that left is confirmed by the survivor, with 1 if
-not or if a run failed, and with 2 for wrong arguments.
+It exits with 0 if every frame that left is confirmed by the survivor, and the
+survivor's disk is what its memory says; with 1 if not or if a run failed, and
+with 2 for wrong arguments.
 
 `
 
@@ -61,6 +63,8 @@ type options struct {
 	timeline    string
 	diverge     float64 // per cent of the rounds
 	earlyResume bool
+	disk        uint64 // bytes, 0 for none
+	diskDir     string // where the images stay
 	seed        uint64
 }
 
@@ -94,11 +98,21 @@ const (
 	repeatCheckpoints  = 6
 )
 
+// A guest with a disk writes it every diskEvery rounds of a vCPU. Its guests
+// differ a little unless the flags say otherwise: if they did not, what a dead
+// primary's guest has written too far would be what the survivor writes next.
+const (
+	diskEvery   = 8
+	diskDiverge = 10 // per cent
+	minDisk     = 64 << 10
+	maxDisk     = 256 << 20
+)
+
 // parseOptions reads the command line. Usage goes to help when it is asked for
 // (flag.ErrHelp); any other error is one line for the user.
 func parseOptions(args []string, help io.Writer) (options, error) {
 	var o options
-	mem := size(16 << 20)
+	mem, disk := size(16<<20), size(0)
 	f := flag.NewFlagSet("lockstep", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.StringVar(&o.backend, "backend", "auto", "`where` the guest runs: auto, kvm or sim (a guest in Go)")
@@ -112,7 +126,9 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.IntVar(&o.repeat, "repeat", 1, "`runs`, each with processes of its own")
 	f.BoolVar(&o.json, "json", false, "print events and figures as JSON, one object per line")
 	f.StringVar(&o.timeline, "timeline", "", "draw the run to this SVG `file`")
-	f.Float64Var(&o.diverge, "diverge", 0, "`percentage` of the rounds that take in the time-stamp counter, so that the guests differ")
+	f.Float64Var(&o.diverge, "diverge", 0, "`percentage` of the rounds that take in the time-stamp counter, so that the guests differ; with -disk "+strconv.Itoa(diskDiverge))
+	f.Var(&disk, "disk", "`size` of a disk that the guest writes too, replicated over NBD")
+	f.StringVar(&o.diskDir, "disk-dir", "", "`directory` where the two disk images stay, of the last run")
 	f.BoolVar(&o.earlyResume, "early-resume", true, "the primary runs on before its state is sent; false: after, as QEMU does it")
 	f.Uint64Var(&o.seed, "seed", 0, "`number` that random choices start from; 0: a new one, printed")
 	if err := f.Parse(args); err != nil {
@@ -121,11 +137,14 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 		}
 		return o, err
 	}
-	o.mem = uint64(mem)
+	o.mem, o.disk = uint64(mem), uint64(disk)
 	given := make(map[string]bool)
 	f.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	if !given["mem"] {
 		o.mem = max(o.mem, o.guest(0).MemSize())
+	}
+	if o.disk > 0 && !given["diverge"] {
+		o.diverge = diskDiverge
 	}
 	if o.repeat > 1 && !given["interval"] {
 		o.interval = repeatInterval
@@ -168,6 +187,10 @@ func (o *options) validate(counted bool) error {
 		return errors.New("-timeline draws one run, not -repeat")
 	case !(o.diverge >= 0 && o.diverge <= 100):
 		return fmt.Errorf("-diverge %v: want 0 to 100 per cent", o.diverge)
+	case o.disk%guest.PageSize != 0 || o.disk > maxDisk || o.disk > 0 && o.disk < minDisk:
+		return fmt.Errorf("-disk %v: want whole blocks of %v, %v to %v", size(o.disk), size(guest.PageSize), size(minDisk), size(maxDisk))
+	case o.disk == 0 && o.diskDir != "":
+		return errors.New("-disk-dir without -disk")
 	case o.mem%guest.PageSize != 0 || o.mem > guest.MaxMemory:
 		return fmt.Errorf("-mem %v: want whole pages, at most %v", size(o.mem), size(guest.MaxMemory))
 	}
@@ -183,12 +206,18 @@ func (o *options) validate(counted bool) error {
 
 // guest is the test program that the run protects.
 func (o *options) guest(seed uint64) guest.Params {
+	every := 0
+	if o.disk > 0 {
+		every = diskEvery
+	}
 	return guest.Params{
 		VCPUs:       o.vcpus,
 		Pages:       max(workingSet, 2*o.dirty),
 		Touch:       o.dirty,
 		TSCPerMille: int(math.Round(o.diverge * 10)),
 		Seed:        seed,
+		Disk:        o.disk,
+		DiskEvery:   every,
 	}
 }
 
@@ -204,8 +233,12 @@ func (o *options) rounds() uint64 {
 
 // again is the command line that repeats one run with its random choices.
 func (o *options) again(backend string, checkpoints int, seed uint64) string {
-	return fmt.Sprintf("-backend %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -kill %s -kill-at %s -diverge %v -early-resume=%v -seed %d",
-		backend, o.vcpus, size(o.mem), o.dirty, o.interval, checkpoints, o.kill, o.killAt, o.diverge, o.earlyResume, seed)
+	disk := ""
+	if o.disk > 0 {
+		disk = fmt.Sprintf(" -disk %v", size(o.disk))
+	}
+	return fmt.Sprintf("-backend %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -kill %s -kill-at %s -diverge %v -early-resume=%v%s -seed %d",
+		backend, o.vcpus, size(o.mem), o.dirty, o.interval, checkpoints, o.kill, o.killAt, o.diverge, o.earlyResume, disk, seed)
 }
 
 // size is a number of bytes that people write as 64M.

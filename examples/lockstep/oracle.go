@@ -11,6 +11,7 @@ import (
 // no right guest would have sent. It belongs to one goroutine at a time.
 type oracle struct {
 	chains []chain
+	disk   *diskOracle // nil: the guest has none
 	verdict
 }
 
@@ -22,12 +23,14 @@ type verdict struct {
 	Contradicted uint64 // frames that deny an earlier one, or that the survivor does not know
 	Corrupted    uint64 // frames that do not follow from the history before them
 
+	diskVerdict
+
 	First string // what was wrong first, in words
 }
 
-// clean says that nobody outside can have noticed anything.
+// clean says that nobody outside can have noticed anything, nor the guest.
 func (v *verdict) clean() bool {
-	return v.Released > 0 && v.Lost == 0 && v.Contradicted == 0 && v.Corrupted == 0
+	return v.Released > 0 && v.Lost+v.Contradicted+v.Corrupted+v.DiskLost+v.DiskCorrupted == 0
 }
 
 // chain is the history of one vCPU.
@@ -45,7 +48,7 @@ type round struct{ h, t uint64 }
 const tooEarly = 1 << 20
 
 func newOracle(p guest.Params) (*oracle, error) {
-	o := new(oracle)
+	o := &oracle{disk: newDiskOracle(p)}
 	for v := range p.VCPUs {
 		m, err := guest.NewModel(p, v)
 		if err != nil {
@@ -114,6 +117,7 @@ func (o *oracle) follow(c *chain, f guest.Frame) {
 	} else if _, h := c.model.Next(t); h != f.H {
 		o.note(&o.Corrupted, "vCPU %d: round %d has hash %#x, its history gives %#x", f.VCPU, f.N, f.H, h)
 	}
+	o.disk.follow(c.model)
 	c.rounds = append(c.rounds, round{f.H, t})
 }
 
@@ -165,8 +169,10 @@ func (o *oracle) note(count *uint64, format string, args ...any) {
 
 // history is what a guest's memory says of a vCPU's last rounds.
 type history struct {
-	First  uint64   `json:"first"`  // the oldest round that it still has
-	Hashes []uint64 `json:"hashes"` // from First on
+	First   uint64   `json:"first"`   // the oldest round that it still has
+	Hashes  []uint64 `json:"hashes"`  // from First on
+	T       uint64   `json:"t"`       // the time-stamp counter of the last round, if its frame is written
+	Written uint64   `json:"written"` // the round of the last write to the disk that is done
 }
 
 // remembered reads the histories of a guest that stands still.
@@ -181,8 +187,18 @@ func remembered(mem []byte, vcpus int) ([]history, error) {
 		for i, e := range entries {
 			h.Hashes[i] = e.H
 		}
+		if h.Written, err = guest.LastWrite(mem, v); err != nil {
+			return nil, err
+		}
 		if len(entries) > 0 {
 			h.First = entries[0].N
+			f, err := guest.LastFrame(mem, v)
+			if err != nil {
+				return nil, err
+			}
+			if f.N == h.last() {
+				h.T = f.T
+			}
 		}
 		histories = append(histories, h)
 	}

@@ -124,6 +124,9 @@ func (p *printer) start(o options, backend, why string) {
 	p.say("backend %s: %s", backend, why)
 	p.say("guest: %s, %v of memory, %d pages written per round; a checkpoint every %v; seed %d",
 		vcpus, size(o.mem), o.dirty, o.interval, o.seed)
+	if o.disk > 0 {
+		p.say("disk: %v, a block of 512 bytes to 4K every %d rounds; %v%% of the rounds differ", size(o.disk), diskEvery, o.diverge)
+	}
 	type start struct {
 		Backend    string `json:"backend"`
 		Why        string `json:"why"`
@@ -195,6 +198,9 @@ func (p *printer) verdict(n int, r *run) {
 			milliseconds(r.failover()), v.Released, v.Duplicated, word, r.killedAt)
 	} else if v.clean() {
 		p.phase("verified", "every frame that left follows from the one before it, and the %s remembers it", r.survivor)
+		if r.o.disk > 0 {
+			p.phase("", "its disk has what its memory has written, %d blocks, and nothing else", v.DiskBlocks)
+		}
 	} else {
 		p.phase("VERIFIED", "%s", word)
 	}

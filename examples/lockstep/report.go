@@ -20,7 +20,8 @@ type sideConfig struct {
 	Side    string       `json:"side"`
 	Backend string       `json:"backend"`
 	Guest   guest.Params `json:"guest"`
-	Memory  uint64       `json:"memory"` // bytes
+	Memory  uint64       `json:"memory"`         // bytes
+	Disk    string       `json:"disk,omitempty"` // this side's image, of Guest.Disk bytes
 
 	Client     string `json:"client"`  // address that takes the guest's output
 	Witness    string `json:"witness"` // address that decides who goes on
@@ -48,6 +49,7 @@ type command struct {
 type addresses struct {
 	COLO      string `json:"colo"`
 	Heartbeat string `json:"heartbeat"`
+	Disk      string `json:"disk"` // NBD
 }
 
 // report is a line that a side writes to its standard output: one of these.

@@ -6,6 +6,9 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -55,6 +58,8 @@ type result struct {
 	exit     event.COLOExit // the survivor's
 	verdict
 
+	images map[string]string // of the sides' disks
+
 	listening *addresses
 	stopped   *stopped
 	ends      map[string]*ended
@@ -96,6 +101,13 @@ func (r *run) do(ctx context.Context) (err error) {
 		return err
 	}
 	r.client = newClient(oracle)
+	if r.o.disk > 0 {
+		remove, err := r.createDisks()
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, remove()) }()
+	}
 	var servers, readers sync.WaitGroup
 	listen := func(serve func(net.Listener)) (l net.Listener, err error) {
 		if l, err = net.Listen("tcp", "127.0.0.1:0"); err == nil {
@@ -116,14 +128,23 @@ func (r *run) do(ctx context.Context) (err error) {
 	defer claims.Close()
 	defer func() { // whatever happened, no process and no reader stays
 		for _, p := range r.sides {
-			p.in.Close()
-			if !r.gone[p.side] {
+			p.in.Close() // which it takes as an order to end
+		}
+		kill := func() {
+			for _, p := range r.sides {
 				p.kill()
 			}
+		}
+		if err == nil || ctx.Err() != nil {
+			kill()
+		} else {
+			// A side may be about to say what the other only suffers from.
+			defer time.AfterFunc(lastWords, kill).Stop()
 		}
 		go func() { readers.Wait(); close(r.inbox) }()
 		for range r.inbox {
 		}
+		err = r.explain(err)
 	}()
 
 	r.started = time.Now()
@@ -137,10 +158,49 @@ func (r *run) do(ctx context.Context) (err error) {
 	return r.drive(ctx)
 }
 
+// lastWords is how long a side may take to end when a run has failed.
+const lastWords = time.Second
+
+// explain adds to the error of a run what the sides have said.
+func (r *run) explain(err error) error {
+	for side, p := range r.sides {
+		said := p.stderr.String()
+		if err != nil && said != "" && said != errOrphan.Error() && !strings.Contains(err.Error(), said) {
+			err = fmt.Errorf("%w\nthe %s said: %s", err, side, said)
+		}
+	}
+	return err
+}
+
+// createDisks makes the images of both sides, empty, and says how to remove them.
+func (r *run) createDisks() (remove func() error, err error) {
+	remove = func() error { return nil }
+	dir := r.o.diskDir
+	if dir == "" {
+		if dir, err = os.MkdirTemp("", "lockstep-"); err != nil {
+			return nil, err
+		}
+		remove = func() error { return os.RemoveAll(dir) }
+	}
+	r.images = make(map[string]string)
+	for _, side := range []string{primary, secondary} {
+		name := filepath.Join(dir, "lockstep-"+side+".img")
+		r.images[side] = name
+		f, err := os.Create(name)
+		if err == nil {
+			err = errors.Join(f.Truncate(int64(r.o.disk)), f.Close())
+		}
+		if err != nil {
+			return nil, errors.Join(err, remove())
+		}
+	}
+	return remove, nil
+}
+
 func (r *run) config(side, client, witness string) sideConfig {
 	cfg := sideConfig{
 		Side: side, Backend: r.backend, Guest: r.o.guest(r.seed), Memory: r.o.mem,
-		Client: client, Witness: witness, Generation: generation,
+		Disk: r.images[side], Client: client, Witness: witness, Generation: generation,
 		Interval: r.o.interval, EarlyResume: r.o.earlyResume, Seed: r.seed,
 	}
 	if side == r.victim && r.o.killAt != atAny {
@@ -158,8 +218,12 @@ func (r *run) drive(ctx context.Context) error {
 	if err := r.await(ctx, "the initial synchronisation", func() bool { return !r.protected.IsZero() }); err != nil {
 		return err
 	}
-	r.out.phase("protected", "primary %d, secondary %d: %v of memory synchronised in %s; from now on output is held",
-		r.sides[primary].pid(), r.sides[secondary].pid(), size(r.o.mem), round3(r.protected.Sub(r.started)))
+	what := fmt.Sprintf("%v of memory", size(r.o.mem))
+	if r.o.disk > 0 {
+		what += fmt.Sprintf(" and %v of disk", size(r.o.disk))
+	}
+	r.out.phase("protected", "primary %d, secondary %d: %s synchronised in %s; from now on output is held",
+		r.sides[primary].pid(), r.sides[secondary].pid(), what, round3(r.protected.Sub(r.started)))
 	if err := r.await(ctx, "the checkpoints", func() bool {
 		return r.epochs() >= r.target || r.stopped != nil
 	}); err != nil {
@@ -293,6 +357,16 @@ func (r *run) judge(ctx context.Context) error {
 		return r.client.err
 	}
 	r.client.oracle.finish(r.histories)
+	if r.o.disk > 0 {
+		image, err := os.Open(r.images[r.survivor])
+		if err != nil {
+			return err
+		}
+		defer image.Close()
+		if err := r.client.oracle.finishDisk(r.histories, image); err != nil {
+			return err
+		}
+	}
 	r.verdict = r.client.oracle.verdict
 	r.frames = r.client.frames
 	return nil

@@ -41,6 +41,7 @@ type side struct {
 	commands chan command
 
 	machine machine
+	disk    *disk // nil: none
 	state   vmstate.Registry
 	buffer  *filter.Buffer
 	client  *net.TCPConn // takes what leaves
@@ -102,6 +103,7 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 			return err
 		}
 	}
+	defer func() { s.disk.close() }()
 	if err := s.build(ctx); err != nil {
 		return err
 	}
@@ -127,7 +129,10 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 		}
 	}
 
-	link, beat, err := s.connect(ctx, listeners)
+	if s.disk != nil && s.cfg.Side == secondary {
+		group.Go(func() { s.disk.serve(ctx, listeners[2]) })
+	}
+	link, beat, err := s.connect(ctx, listeners, &group)
 	if err != nil {
 		return err
 	}
@@ -186,17 +191,19 @@ func (s *side) obey(ctx context.Context, stop chan<- struct{}) {
 	}
 }
 
-// listen opens the secondary's two ports and says where.
+// listen opens the secondary's ports and says where.
 func (s *side) listen() ([]*net.TCPListener, error) {
 	var listeners []*net.TCPListener
-	for range 2 {
+	for range 3 {
 		l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 		if err != nil {
 			return nil, err
 		}
 		listeners = append(listeners, l)
 	}
-	s.reports.send(report{Listening: &addresses{listeners[0].Addr().String(), listeners[1].Addr().String()}})
+	s.reports.send(report{Listening: &addresses{
+		COLO: listeners[0].Addr().String(), Heartbeat: listeners[1].Addr().String(), Disk: listeners[2].Addr().String(),
+	}})
 	return listeners, nil
 }
 
@@ -212,7 +219,10 @@ func (s *side) build(ctx context.Context) error {
 		return err
 	}
 	s.buffer = filter.NewBuffer(filter.BufferConfig{Limit: bufferLimit, Full: s.full})
-	if s.machine, err = newMachine(s.cfg, s.buffer); err != nil {
+	if s.disk, err = openDisk(s.cfg); err != nil {
+		return err
+	}
+	if s.machine, err = newMachine(s.cfg, s.buffer, s.disk); err != nil {
 		return err
 	}
 	if err := s.machine.Register(&s.state); err != nil {
@@ -242,9 +252,14 @@ func (s *side) full() {
 	}
 }
 
-// connect returns the connection of the session and that of the heartbeat.
-func (s *side) connect(ctx context.Context, listeners []*net.TCPListener) (link, beat *net.TCPConn, err error) {
+// connect returns the connection of the session and that of the heartbeat. When
+// the primary makes them, its disk is the secondary's already, so that the
+// session never waits for a whole disk.
+func (s *side) connect(ctx context.Context, listeners []*net.TCPListener, group *sync.WaitGroup) (link, beat *net.TCPConn, err error) {
 	if s.cfg.Side == secondary {
+		if s.disk != nil {
+			listeners = listeners[:2] // the third is served
+		}
 		stop := context.AfterFunc(ctx, func() {
 			for _, l := range listeners {
 				l.Close()
@@ -268,6 +283,11 @@ func (s *side) connect(ctx context.Context, listeners []*net.TCPListener) (link,
 	if c.Connect == nil {
 		return nil, nil, errors.New("no address of the secondary")
 	}
+	if s.disk != nil {
+		if err := s.disk.attach(ctx, c.Connect.Disk, s.cfg.Generation, group); err != nil {
+			return nil, nil, fmt.Errorf("disk: %w", err)
+		}
+	}
 	dial := func(address string) *net.TCPConn {
 		if err != nil {
 			return nil
@@ -281,16 +301,16 @@ func (s *side) connect(ctx context.Context, listeners []*net.TCPListener) (link,
 	return dial(c.Connect.COLO), dial(c.Connect.Heartbeat), err
 }
 
-// newSession makes the side's half of the session. A disk would join it here
-// (Disks), a comparison of packets in the place of network.
+// newSession makes the side's half of the session. A comparison of packets would
+// join it here, in the place of network.
 func (s *side) newSession(link *net.TCPConn) (err error) {
 	s.events.SubscribeAll(s.observe)
 	arbiter := askWitness(s.cfg.Witness, s.cfg.Side, s.cfg.Generation)
-	conn := s.point.conn(link, s.cfg.Side)
+	conn := s.disk.conn(s.point.conn(link, s.cfg.Side))
 	step := s.step(s.point.step(s.cfg.Side))
 	if s.cfg.Side == primary {
 		s.session, err = colo.NewPrimary(conn, colo.PrimaryConfig{
-			VM: s.machine, State: &s.state, RAM: s.machine.Sent(),
+			VM: s.machine, State: &s.state, RAM: s.machine.Sent(), Disks: s.disk.replicas(),
 			Net: &network{s.buffer, s}, Events: &s.events, Arbiter: arbiter, Machine: machineType,
 			CheckpointDelay: s.cfg.Interval, LateResume: !s.cfg.EarlyResume,
 			Step: step, Trace: s.point.trace,
@@ -299,7 +319,8 @@ func (s *side) newSession(link *net.TCPConn) (err error) {
 	}
 	s.session, err = colo.NewSecondary(conn, colo.SecondaryConfig{
 		VM: s.machine, State: &s.state, RAM: s.point.stage(s.machine.Stage(), func() uint64 { return s.session.Info().Epoch }),
-		Net: &network{s.buffer, s}, Events: &s.events, Arbiter: arbiter, Machine: machineType,
+		Disks: s.disk.replicas(),
+		Net:   &network{s.buffer, s}, Events: &s.events, Arbiter: arbiter, Machine: machineType,
 		Step: step, Trace: s.point.trace,
 	})
 	return err
@@ -365,8 +386,8 @@ func (n *network) Failover() error {
 	return errors.Join(n.side.out.WritePacket([]byte(tookOver)), n.Buffer.Failover())
 }
 
-// finish stops the guest, lets everything leave that it sent, and tells what
-// its memory says that it did.
+// finish stops the guest, lets everything leave that it sent, leaves its disk in
+// the image, and tells what its memory says that it did.
 func (s *side) finish(ctx context.Context) error {
 	if err := s.machine.Pause(ctx); err != nil {
 		return err
@@ -378,7 +399,7 @@ func (s *side) finish(ctx context.Context) error {
 		case <-time.After(time.Millisecond):
 		}
 	}
-	if err := s.client.CloseWrite(); err != nil {
+	if err := errors.Join(s.client.CloseWrite(), s.disk.settle()); err != nil {
 		return err
 	}
 	histories, err := remembered(s.machine.Memory(), s.cfg.Guest.VCPUs)

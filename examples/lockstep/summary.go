@@ -34,7 +34,15 @@ type summary struct {
 	Survivor      string                 `json:"survivor"`
 	COLOExit      string                 `json:"colo_exit"` // the survivor's reason
 
-	*repeated // with -repeat
+	*diskFigures // with -disk
+	*repeated    // with -repeat
+}
+
+// diskFigures are what runs with a disk have in addition.
+type diskFigures struct {
+	DiskBlocks    uint64 `json:"disk_blocks"`    // writes of the guests
+	DiskLost      uint64 `json:"disk_lost"`      // sectors of the survivors' disks, 512 bytes each, without their last write
+	DiskCorrupted uint64 `json:"disk_corrupted"` // with anything else
 }
 
 // repeated is what several runs have in addition.
@@ -57,7 +65,15 @@ func newSummary(o options, backend string, runs []*result, tried int) summary {
 	var failovers []time.Duration
 	survivors, exits := make(map[string]bool), make(map[string]bool)
 	inside, clean := 0, 0
+	if o.disk > 0 {
+		s.diskFigures = new(diskFigures)
+	}
 	for _, r := range runs {
+		if d := s.diskFigures; d != nil {
+			d.DiskBlocks += r.DiskBlocks
+			d.DiskLost += r.DiskLost
+			d.DiskCorrupted += r.DiskCorrupted
+		}
 		for _, c := range r.checkpoints {
 			if c.Epoch > 0 {
 				all = append(all, c)
@@ -124,6 +140,9 @@ func (s *summary) table(w io.Writer) {
 	row("survivor", "%s (COLO_EXIT %s)", s.Survivor, s.COLOExit)
 	row("frames that left", "%d", s.Released)
 	row("of them", "%d lost, %d contradicted, %d corrupted, %d sent twice", s.Lost, s.Contradicted, s.Corrupted, s.Duplicated)
+	if d := s.diskFigures; d != nil {
+		row("disk", "%d blocks written; sectors of the survivor's disk: %d lost, %d corrupted", d.DiskBlocks, d.DiskLost, d.DiskCorrupted)
+	}
 	t.Flush()
 }
 

@@ -11,6 +11,11 @@
 // it reads PortStatus until bit 0 is set, then writes the address of its frame
 // buffer to PortEmit.
 //
+// A guest with a disk writes a block to it every so many rounds, before that
+// round's frame: where it goes and what is in it depends on h, n and the working
+// set. It writes the address of a descriptor to PortDisk until the device has
+// said, in the descriptor, that this is done.
+//
 // [Load] prepares guest memory, [Round] performs the same round in Go on the
 // same memory (a guest for machines without KVM), and [Model] follows the
 // history from the frames alone (the oracle of a client that only sees those).

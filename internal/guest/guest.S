@@ -17,6 +17,10 @@
 	.set DELAY,  0x30		# idle loop iterations at the end of a round
 	.set RING,   0x38		# ring: address
 	.set FRAME,  0x40		# frame buffer: address
+	.set EVERY,  0x48		# rounds from one disk write to the next, 0 for none
+	.set FIRST,  0x50		# region of the disk: first sector
+	.set SECTORS, 0x58		# region of the disk: sectors
+	.set DESC,   0x60		# descriptor of disk writes: address
 
 	# Frame buffer: le32 length, frame. Payload fields, all big-endian.
 	.set PAYLOAD_N, 54
@@ -24,7 +28,16 @@
 	.set PAYLOAD_T, 70
 	.set POLLS, 0x80		# status reads so far, little-endian
 
+	# Descriptor of a disk write.
+	.set D_SECTOR, 0x00
+	.set D_LENGTH, 0x08		# bytes
+	.set D_FLUSH,  0x10
+	.set D_DATA,   0x18		# address, in place
+	.set D_ROUND,  0x20
+	.set D_DONE,   0x28		# the device's
+
 	.set PORT_STATUS, 0x600
+	.set PORT_DISK,   0x600
 	.set PORT_EMIT,   0x604
 
 # x = (x ^ v) * K; x ^= x >> 32
@@ -126,7 +139,62 @@ round:
 	bswap	rax
 	mov	[rdi+PAYLOAD_T], rax
 
-	mov	edx, PORT_STATUS
+	# Every so many rounds the disk gets a block: one to eight sectors of the
+	# region, both chosen by the hash, that tell of as much of a page of the
+	# working set. The first word of a sector is n, another the running hash
+	# of the page so far. Every sixteenth write is flushed.
+	mov	rcx, [rbx+EVERY]
+	test	rcx, rcx
+	jz	9f
+	mov	rax, r12
+	xor	edx, edx
+	div	rcx
+	test	rdx, rdx
+	jnz	9f
+	mov	rbp, r13		# x is wanted again
+	mov	r9, [rbx+DESC]
+	test	eax, 15
+	setz	dl
+	mov	[r9+D_FLUSH], rdx
+	mov	rax, r13
+	mul	qword ptr [rbx+PAGES]
+	mov	r8, rdx
+	shl	r8, 12
+	add	r8, [rbx+SET]
+	mix	r12
+	mov	rax, r13
+	mul	qword ptr [rbx+SECTORS]
+	mov	rcx, r13
+	and	ecx, 7
+	inc	ecx
+	mov	rax, [rbx+SECTORS]
+	sub	rax, rdx
+	cmp	rcx, rax
+	cmova	rcx, rax
+	add	rdx, [rbx+FIRST]
+	mov	[r9+D_SECTOR], rdx
+	shl	ecx, 9
+	mov	[r9+D_LENGTH], rcx
+	shr	ecx, 3			# words
+	mov	[r9+D_ROUND], r12
+	mov	r10, [r9+D_DATA]
+	xor	esi, esi
+7:	mix	[r8+rsi*8]
+	mov	rax, r13
+	test	esi, 63
+	cmovz	rax, r12
+	mov	[r10+rsi*8], rax
+	inc	esi
+	cmp	esi, ecx
+	jb	7b
+	mov	r13, rbp
+	mov	edx, PORT_DISK
+	mov	eax, r9d
+8:	out	dx, eax
+	cmp	[r9+D_DONE], r12	# the frame must not leave before
+	jne	8b
+
+9:	mov	edx, PORT_STATUS
 5:	in	al, dx
 	inc	r11
 	test	al, 1

@@ -64,6 +64,7 @@ func TestTheModelFollowsTheGoGuestFromItsFramesAlone(t *testing.T) {
 		{VCPUs: 2, Pages: 16, Touch: 16, Seed: 3},
 		{VCPUs: 2, Pages: 37, Touch: 5, TSCPerMille: 250, Seed: 4},
 		{Pages: 8, Touch: 3, TSCPerMille: 1000},
+		{VCPUs: 2, Pages: 9, Touch: 2, TSCPerMille: 100, Disk: 64 << 10, DiskEvery: 3},
 	} {
 		mem, regs := load(t, p)
 		tsc := rand.New(rand.NewPCG(1, 2)).Uint64
@@ -98,6 +99,17 @@ func TestTheModelFollowsTheGoGuestFromItsFramesAlone(t *testing.T) {
 					t.Fatalf("%+v: frame %+v, model says round %d hash %#x of vCPU %d", p, frame, gotN, gotH, v)
 				}
 				want = append(want, Entry{gotN, gotH})
+				write, wrote := model.Write()
+				asked, ok, err := Asked(mem, v)
+				if err != nil || ok != wrote {
+					t.Fatalf("%+v: round %d asks the disk: %v, model says %v (%v)", p, gotN, ok, wrote, err)
+				}
+				if wrote {
+					asked.Done(mem)
+					if !bytes.Equal(write.Data, asked.Data) || write.Off != asked.Off || write.Flush != asked.Flush || write.Round != asked.Round {
+						t.Fatalf("%+v: round %d writes\n%+v, model says\n%+v", p, gotN, asked, write)
+					}
+				}
 			}
 			if share := taken * 1000 / 2000; share < p.TSCPerMille-5 || share > p.TSCPerMille+5 {
 				t.Errorf("%+v: %d of 2000 rounds took in the TSC", p, taken)
@@ -139,7 +151,7 @@ func TestTheRingKeepsItsLast65536Rounds(t *testing.T) {
 }
 
 func TestARoundNamesEveryByteItWrites(t *testing.T) {
-	p := Params{VCPUs: 2, Pages: 20, Touch: 4, TSCPerMille: 500}
+	p := Params{VCPUs: 2, Pages: 20, Touch: 4, TSCPerMille: 500, Disk: 1 << 20, DiskEvery: 2}
 	mem, regs := load(t, p)
 	before := make([]byte, len(mem))
 	named := make([]bool, len(mem))
@@ -250,6 +262,7 @@ func TestBadParametersAndBadMemoryAreRefused(t *testing.T) {
 	for _, p := range []Params{
 		{VCPUs: -1}, {VCPUs: MaxVCPUs + 1}, {Pages: -1}, {Pages: 1 << 40}, {Pages: 700000, VCPUs: 2},
 		{Pages: 4, Touch: 5}, {Touch: -1}, {TSCPerMille: -1}, {TSCPerMille: 1001},
+		{Disk: 513}, {Disk: MaxDisk + SectorSize}, {DiskEvery: 1}, {Disk: 4096, DiskEvery: -1}, {Disk: 4096, VCPUs: 2, DiskEvery: 1},
 	} {
 		if err := Load(make([]byte, 8<<20), p); err == nil {
 			t.Errorf("%+v was accepted", p)
@@ -273,6 +286,21 @@ func TestBadParametersAndBadMemoryAreRefused(t *testing.T) {
 			t.Errorf("state word %#x of ones: error %v, registers %+v", off, err, r)
 		}
 	}
+	withDisk, regs := load(t, Params{Disk: 1 << 20, DiskEvery: 1})
+	for _, word := range []struct {
+		off  int
+		fill byte
+	}{
+		{StateBase + statePages, 0}, {StateBase + stateSectors, 0},
+		{StateBase + stateDesc, 0xff}, {descriptor(0) + descData, 0xff},
+	} {
+		bad := bytes.Clone(withDisk)
+		copy(bad[word.off:], bytes.Repeat([]byte{word.fill}, 8))
+		r := regs[0]
+		if _, err := Round(bad, &r, nil, nil); err == nil || r != regs[0] {
+			t.Errorf("word %#x of %#x bytes: error %v, registers %+v", word.off, word.fill, err, r)
+		}
+	}
 	for _, addr := range []uint64{uint64(len(mem)), uint64(len(mem)) - 2, 1 << 63, ^uint64(0)} {
 		if _, err := Emitted(mem, addr); err == nil {
 			t.Errorf("a frame buffer at %#x was accepted", addr)
@@ -293,7 +321,7 @@ func TestBadParametersAndBadMemoryAreRefused(t *testing.T) {
 }
 
 func TestARoundAllocatesNothing(t *testing.T) {
-	mem, regs := load(t, Params{Touch: 16, TSCPerMille: 500})
+	mem, regs := load(t, Params{Touch: 16, TSCPerMille: 500, Disk: 1 << 20, DiskEvery: 1})
 	tsc := func() uint64 { return 1 }
 	var written uint64
 	touched := func(off, n uint64) { written += n }
@@ -326,6 +354,77 @@ func FuzzParseFrame(f *testing.F) {
 			t.Fatalf("% x parses as %+v, which is % x", b, frame, buffer[lengthSize:])
 		}
 	})
+}
+
+func TestEveryWriteStaysInItsVCPUsPartOfTheDisk(t *testing.T) {
+	p := Params{VCPUs: 3, Pages: 5, Touch: 1, Disk: 100 << 10, DiskEvery: 1}
+	lengths, flushed := make(map[int]bool), 0
+	seen := make(map[int64]bool)
+	for v := range p.VCPUs {
+		m, err := NewModel(p, v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lo, hi := int64(v)*66*SectorSize, int64(v+1)*66*SectorSize
+		for range 3200 {
+			n, _ := m.Next(0)
+			w, ok := m.Write()
+			if !ok || w.Round != n || w.Off < lo || w.Off+int64(len(w.Data)) > hi {
+				t.Fatalf("vCPU %d writes [%d, %d), its part is [%d, %d)", v, w.Off, w.Off+int64(len(w.Data)), lo, hi)
+			}
+			lengths[len(w.Data)] = true
+			for off := 0; off < len(w.Data); off += SectorSize {
+				seen[w.Off+int64(off)] = true
+				if got := SectorRound(w.Data[off:]); got != n {
+					t.Fatalf("a sector of round %d says %d", n, got)
+				}
+			}
+			if w.Flush {
+				flushed++
+			}
+		}
+	}
+	if len(lengths) != 8 || len(seen) != 3*66 || flushed != 3*200 {
+		t.Errorf("%d lengths, %d sectors, %d flushes", len(lengths), len(seen), flushed)
+	}
+}
+
+func TestARequestThatLeadsOutsideMemoryIsRefused(t *testing.T) {
+	p := Params{Disk: 1 << 20, DiskEvery: 1}
+	mem, regs := load(t, p)
+	if _, err := Round(mem, &regs[0], nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	at := descriptor(0)
+	if _, err := Requested(mem, uint64(at)); err != nil {
+		t.Fatal(err)
+	}
+	for _, addr := range []uint64{uint64(len(mem)), uint64(len(mem)) - descSize + 1, ^uint64(0)} {
+		if _, err := Requested(mem, addr); err == nil {
+			t.Errorf("a descriptor at %#x was accepted", addr)
+		}
+	}
+	for off, v := range map[int]uint64{descSector: 1 << 63, descLength: PageSize + 1, descData: uint64(len(mem)) - 1} {
+		bad := bytes.Clone(mem)
+		binary.LittleEndian.PutUint64(bad[at+off:], v)
+		if _, err := Requested(bad, uint64(at)); err == nil {
+			t.Errorf("word %#x of %#x was accepted", off, v)
+		}
+		if _, asked, err := Asked(bad, 0); err == nil || asked {
+			t.Errorf("word %#x of %#x was asked for", off, v)
+		}
+	}
+	if n, err := LastWrite(mem, 0); n != 0 || err != nil {
+		t.Errorf("last write %d before it is done (%v)", n, err)
+	}
+	w, _, _ := Asked(mem, 0)
+	w.Done(mem)
+	if n, err := LastWrite(mem, 0); n != 1 || err != nil {
+		t.Errorf("last write %d (%v)", n, err)
+	}
+	if f, err := LastFrame(mem, 0); f.N != 1 || err != nil {
+		t.Errorf("last frame %+v (%v)", f, err)
+	}
 }
 
 func BenchmarkRound(b *testing.B) {

@@ -18,6 +18,7 @@ const (
 	ProgramBase = 0x8000  // guest.bin, one page; the entry point is its first byte
 	StateBase   = 0x9000  // one state page per vCPU
 	FrameBase   = 0x11000 // one frame buffer per vCPU, a page each
+	DataBase    = 0x19000 // what each vCPU writes to its disk, a page each
 	RingBase    = 1 << 20 // one ring per vCPU; the working sets follow the rings
 
 	ringSize = RingEntries * ringEntrySize
@@ -27,6 +28,7 @@ const (
 const (
 	MaxVCPUs    = 8
 	MaxMemory   = 3 << 30 // below the APICs' addresses
+	MaxDisk     = 1 << 40
 	RingEntries = 65536
 
 	ringEntrySize = 16
@@ -34,9 +36,11 @@ const (
 
 // Ports of the paravirtual device. PortStatus is read one byte at a time; bit 0
 // says that the device takes a frame. PortEmit is written four bytes at a time,
-// with the address of a frame buffer; see [Emitted].
+// with the address of a frame buffer; see [Emitted]. PortDisk, four bytes too, is
+// written with the address of a write's descriptor; see [Requested].
 const (
 	PortStatus  = 0x600
+	PortDisk    = 0x600 // what PortStatus is when it is written
 	PortEmit    = 0x604
 	StatusReady = 1
 )
@@ -52,6 +56,11 @@ const (
 	stateDelay = 0x30
 	stateRing  = 0x38
 	stateFrame = 0x40
+
+	stateEvery   = 0x48 // rounds from one write of the disk to the next, 0 for none
+	stateFirst   = 0x50 // region of the disk: first sector
+	stateSectors = 0x58 // and how many
+	stateDesc    = 0x60 // address of the descriptor
 )
 
 // program is guest.S, assembled; a test compares the two.
@@ -68,6 +77,11 @@ type Params struct {
 	TSCPerMille int    // share of the rounds that take in the time-stamp counter, 0 to 1000
 	Delay       uint64 // iterations of an idle loop at the end of each round
 	Seed        uint64 // what the running hashes and the working sets start from
+
+	// Disk is the size of the guest's disk in bytes; 0: none. Each vCPU writes
+	// a part of its own.
+	Disk      uint64
+	DiskEvery int // rounds of a vCPU from one write to the next; 0: it writes nothing
 }
 
 func (p Params) withDefaults() Params {
@@ -92,6 +106,10 @@ func (p Params) Validate() error {
 		return fmt.Errorf("guest: %d pages touched per round, want 0 to %d", p.Touch, p.Pages)
 	case p.TSCPerMille < 0 || p.TSCPerMille > 1000:
 		return fmt.Errorf("guest: share of rounds with the TSC is %d per mille", p.TSCPerMille)
+	case p.Disk%SectorSize != 0 || p.Disk > MaxDisk:
+		return fmt.Errorf("guest: a disk of %d bytes, want sectors of %d, at most %d bytes", p.Disk, SectorSize, uint64(MaxDisk))
+	case p.DiskEvery < 0 || p.DiskEvery > 0 && p.Disk < uint64(p.VCPUs)*PageSize:
+		return fmt.Errorf("guest: a write every %d rounds of %d vCPUs to a disk of %d bytes", p.DiskEvery, p.VCPUs, p.Disk)
 	}
 	return nil
 }
@@ -154,6 +172,9 @@ func Load(mem []byte, p Params) error {
 		le.PutUint64(state[stateRing:], uint64(ring))
 		le.PutUint64(state[stateFrame:], uint64(frameBuffer(v)))
 		putTemplate(mem[frameBuffer(v):], v)
+		if p.DiskEvery > 0 {
+			p.loadDisk(mem, v)
+		}
 		clear(mem[ring : ring+ringSize])
 		for i := range uint64(p.Pages) * (PageSize / 8) {
 			le.PutUint64(mem[set+i*8:], p.word(v, i))

@@ -16,6 +16,9 @@ type Model struct {
 	set     []uint64
 	touch   int
 	tsc     uint64
+
+	every, first, sectors uint64 // of the disk
+	block                 []byte
 }
 
 // NewModel returns the model of a vCPU before its first round.
@@ -26,6 +29,10 @@ func NewModel(p Params, vcpu int) (*Model, error) {
 	p = p.withDefaults()
 	m := &Model{x: p.seed(vcpu), touch: p.Touch, tsc: uint64(p.TSCPerMille), set: make([]uint64, p.Pages*(PageSize/8))}
 	m.k = ^m.x
+	if p.DiskEvery > 0 {
+		m.every = uint64(p.DiskEvery)
+		m.first, m.sectors = p.region(vcpu)
+	}
 	for i := range m.set {
 		m.set[i] = p.word(vcpu, uint64(i))
 	}
@@ -67,5 +74,6 @@ func (m *Model) Word(i int) uint64 { return m.set[i] }
 func (m *Model) Clone() *Model {
 	c := *m
 	c.set = slices.Clone(m.set)
+	c.block = nil
 	return &c
 }

@@ -65,6 +65,10 @@ func Round(mem []byte, r *Regs, tsc func() uint64, touched func(off, n uint64)) 
 		ring > size || ring+ringSize > size || frame > size || frame+bufferSize > size {
 		return 0, fmt.Errorf("guest: state page of vCPU %d leads outside %d bytes of memory", r.VCPU, size)
 	}
+	disk, err := diskOf(mem, state, pages)
+	if err != nil {
+		return 0, fmt.Errorf("vCPU %d: %w", r.VCPU, err)
+	}
 	write := func(off, v uint64) {
 		if touched != nil {
 			touched(off, 8)
@@ -108,6 +112,7 @@ func Round(mem []byte, r *Regs, tsc func() uint64, touched func(off, n uint64)) 
 	be.PutUint64(mem[payload+payloadN:], n)
 	be.PutUint64(mem[payload+payloadH:], x)
 	be.PutUint64(mem[payload+payloadT:], t)
+	disk.ask(mem, n, x, set, pages, write)
 	return frame, nil
 }
 
