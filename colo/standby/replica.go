@@ -1,0 +1,164 @@
+package standby
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// Replica is a Guest in the role of a primary's: it protects the state that the
+// Guest keeps with a further secondary. It is the VM of a colo.PrimaryConfig,
+// whose registry and saver NewReplica fills, and the saver's dirty log; so it is
+// called from the goroutine of that session.
+//
+// Paused, it holds the Guest at one checkpoint: one that arrives meanwhile is
+// acknowledged, and the one after it waits. The primary's session should therefore
+// resume early (LateResume off) and call Step; then it waits for pages to be
+// copied, or for the secondary to take in the end of its initial state.
+//
+// The guest that a secondary runs from it is nobody's but the secondary's: a
+// Replica has no output and no disks, and going on with it means [Guest.Put].
+type Replica struct {
+	g       *Guest
+	reg     *vmstate.Registry
+	dirty   []ram.Bitmap // by block; guarded by g.mu
+	devices map[vmstate.Alias]*opaque
+	held    bool // this replica has g.mu
+	epoch   uint64
+}
+
+// opaque is a device of which only the bytes are known.
+type opaque struct {
+	entry vmstate.Entry
+	body  []byte
+	there bool // in this checkpoint
+}
+
+func (d *opaque) VMState(f *vmstate.Fields) { f.Bytes("data", d.body) }
+
+// Needed leaves a device out of a checkpoint that does not have it.
+func (d *opaque) Needed() bool { return d.there }
+
+// NewReplica registers the guest's memory and devices in reg, which should be
+// empty. Close ends it, before the Guest's own.
+func (g *Guest) NewReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (*Replica, *ram.Saver, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.born {
+		return nil, nil, ErrNothing
+	}
+	g.settle()
+	p := &Replica{g: g, reg: reg, devices: make(map[vmstate.Alias]*opaque)}
+	blocks := make([]ram.Block, len(g.img.blocks))
+	for i := range blocks {
+		b := &g.img.blocks[i]
+		blocks[i] = ram.Block{Name: b.name, Host: b.mem}
+		p.dirty = append(p.dirty, ram.NewBitmap(len(b.mem)/ram.PageSize))
+	}
+	saver := ram.NewSaver(blocks, p, cfg)
+	// Devices first: a live section must not get the id 0, which a QEMU takes
+	// for the first of its own devices that it has not seen yet.
+	if err := p.take(); err != nil {
+		return nil, nil, err
+	}
+	entry := vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}
+	if err := reg.RegisterLive(entry, saver, nil); err != nil {
+		return nil, nil, err
+	}
+	g.replicas[p] = true
+	return p, saver, nil
+}
+
+// take makes the devices those of the present checkpoint. g.mu is held, and the
+// bodies are valid as long as it is.
+func (p *Replica) take() error {
+	for _, d := range p.devices {
+		d.there = false
+	}
+	for i := range p.g.cur.sections {
+		s := &p.g.cur.sections[i]
+		key := vmstate.Alias{Name: s.Name, Instance: s.Instance}
+		d := p.devices[key]
+		if d == nil {
+			d = &opaque{entry: vmstate.Entry{Name: s.Name, Instance: s.Instance, Version: s.Version, MinVersion: s.Version}}
+			if err := p.reg.Register(d.entry, d); err != nil {
+				return err
+			}
+			p.devices[key] = d
+		}
+		if d.entry.Version != s.Version {
+			return fmt.Errorf("standby: %s was version %d before: %w", s.Header, d.entry.Version, vmstate.ErrVersion)
+		}
+		d.body, d.there = s.body, true
+	}
+	return nil
+}
+
+// Pause holds the Guest at its last whole checkpoint.
+func (p *Replica) Pause(context.Context) error {
+	if p.held {
+		return nil
+	}
+	p.g.mu.Lock()
+	p.held = true
+	if !p.g.born {
+		return ErrNothing
+	}
+	p.g.settle()
+	p.epoch = p.g.epoch
+	return p.take()
+}
+
+// Step lets the Guest go on once the secondary has been sent all of the initial
+// state, while it loads it; as colo.PrimaryConfig.Step it is told when.
+func (p *Replica) Step(op string, epoch uint64) {
+	if op == "expect checkpoint-ready" {
+		p.release()
+	}
+}
+
+// Epoch returns which checkpoint of the Guest Pause has held last. Where the
+// session's secondary has loaded a checkpoint, this is what it has of the Guest.
+func (p *Replica) Epoch() uint64 { return p.epoch }
+
+// Resume lets the Guest go on.
+func (p *Replica) Resume(context.Context) error {
+	p.release()
+	return nil
+}
+
+func (p *Replica) release() {
+	if p.held {
+		p.held = false
+		p.g.mu.Unlock()
+	}
+}
+
+// ReadDirty marks the pages that checkpoints have changed since the last call.
+func (p *Replica) ReadDirty(name string, bitmap []uint64) error {
+	if !p.held {
+		p.g.mu.Lock()
+		defer p.g.mu.Unlock()
+	}
+	if p.g.img == nil {
+		return ErrNothing
+	}
+	i, ok := p.g.img.index[name]
+	if !ok {
+		return fmt.Errorf("%w: %q", ram.ErrUnknownBlock, name)
+	}
+	ram.Bitmap(bitmap).Or(p.dirty[i])
+	clear(p.dirty[i])
+	return nil
+}
+
+// Close lets go of the Guest. The session that used the replica has ended.
+func (p *Replica) Close() error {
+	p.release()
+	p.g.mu.Lock()
+	defer p.g.mu.Unlock()
+	delete(p.g.replicas, p)
+	return nil
+}

@@ -1,0 +1,125 @@
+package standby
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// Put writes the last whole checkpoint as a complete migration stream: header,
+// configuration, memory, device sections, description. A QEMU of the same
+// machine takes it with -incoming, and so does every reader of package vmstate.
+// It flushes w and returns its error, or [ErrNothing].
+//
+// The guest does not change meanwhile: a checkpoint that comes waits.
+func (g *Guest) Put(w *qemufile.Writer) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.born {
+		return ErrNothing
+	}
+	g.settle()
+	vmstate.PutFileHeader(w)
+	vmstate.PutConfiguration(w, g.conf)
+
+	h := g.ram
+	h.Type = vmstate.SectionStart
+	h.Put(w)
+	list := ram.Record{Kind: ram.KindBlockList, Total: g.img.total, Blocks: g.blockList()}
+	list.Put(w, ram.Format{})
+	putEOS(w, h.ID)
+
+	h.Type = vmstate.SectionEnd
+	h.Put(w)
+	for i := range g.img.blocks {
+		if err := g.img.blocks[i].put(w); err != nil {
+			return err
+		}
+	}
+	putEOS(w, h.ID)
+
+	w.WriteRef(g.cur.blob) // with its EOF
+	text, err := g.desc.of(&g.cur)
+	if err != nil {
+		return err
+	}
+	vmstate.PutDescription(w, text)
+	return w.Flush()
+}
+
+func putEOS(w *qemufile.Writer, id uint32) {
+	eos := ram.Record{Kind: ram.KindEOS}
+	eos.Put(w, ram.Format{})
+	vmstate.PutFooter(w, id)
+}
+
+// put writes every page of a block. Zero pages are written too: a QEMU has
+// firmware in some blocks before it is told what they hold.
+func (b *block) put(w *qemufile.Writer) error {
+	rec := ram.Record{Block: b.name}
+	for i := 0; i < len(b.mem)/ram.PageSize; i++ {
+		rec.Offset = uint64(i) * ram.PageSize
+		rec.Kind, rec.Data = ram.KindZero, nil
+		if b.data.Has(i) {
+			rec.Kind, rec.Data = ram.KindPage, b.page(i)
+		}
+		rec.Put(w, ram.Format{})
+		rec.Continue = true
+		if i%1024 == 0 && w.Err() != nil {
+			break
+		}
+	}
+	return w.Err()
+}
+
+// description is what the initial migration says about the devices.
+type description struct {
+	pageSize int64
+	devices  []json.RawMessage // as VMDesc.Devices
+	parsed   *vmstate.VMDesc
+}
+
+func (d *description) parse(text []byte, parsed *vmstate.VMDesc) error {
+	var top struct {
+		PageSize int64             `json:"page_size"`
+		Devices  []json.RawMessage `json:"devices"`
+	}
+	if err := json.Unmarshal(text, &top); err != nil {
+		return fmt.Errorf("%w: %w", vmstate.ErrDescription, err)
+	}
+	if parsed == nil || len(top.Devices) != len(parsed.Devices) {
+		return fmt.Errorf("%w: %d devices", vmstate.ErrDescription, len(top.Devices))
+	}
+	d.pageSize, d.devices, d.parsed = top.PageSize, top.Devices, parsed
+	return nil
+}
+
+// of describes a state. A section that has another shape than in the initial
+// migration, because a subsection came or went, is described as a buffer of its
+// length, as QEMU describes the devices that it knows no more about.
+func (d *description) of(s *state) ([]byte, error) {
+	raw := make(map[*vmstate.DeviceDesc]json.RawMessage, len(d.devices))
+	for i := range d.parsed.Devices {
+		raw[&d.parsed.Devices[i]] = d.devices[i]
+	}
+	text := fmt.Appendf(nil, `{"page_size": %d, "devices": [`, d.pageSize)
+	for i, sec := range s.sections {
+		if i > 0 {
+			text = append(text, ", "...)
+		}
+		if sec.desc != nil && sec.desc.Len() == int64(len(sec.body)) {
+			text = append(text, raw[sec.desc]...)
+			continue
+		}
+		name, err := json.Marshal(sec.Name)
+		if err != nil {
+			return nil, err
+		}
+		text = fmt.Appendf(text, `{"name": %s, "instance_id": %d, "size": %d, "fields": [{"name": "data", "size": %d, "type": "buffer"}]}`,
+			name, sec.Instance, len(sec.body), len(sec.body))
+	}
+	return append(text, "]}"...), nil
+}

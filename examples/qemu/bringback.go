@@ -1,0 +1,167 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/qmp"
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// bringBack starts the QEMU and gives it the guest, out of memory, through a
+// pipe. It returns when that QEMU has ended. If the guest could not be loaded,
+// the state is left in a file.
+func (s *standbyRun) bringBack(ctx context.Context) (int, error) {
+	s.p.say("bringing    the guest of checkpoint %d back", s.last.Epoch)
+	q, err := s.start(ctx)
+	if err != nil {
+		return exitGuest, errors.Join(err, s.leave())
+	}
+	state, err := q.running(ctx)
+	if err != nil {
+		q.end()
+		return exitGuest, errors.Join(fmt.Errorf("the guest was not brought back: %w", err), s.leave())
+	}
+	s.brought = time.Since(s.lost)
+	s.p.say("back        after %.0f ms; the guest is %s, in process %d", float64(s.brought)/1e6, state, q.cmd.Process.Pid)
+	s.p.object(map[string]any{"back": map[string]any{
+		"epoch": s.last.Epoch, "pid": q.cmd.Process.Pid, "run-state": state, "ms": float64(s.brought) / 1e6,
+	}})
+	s.guest.Close() // its memory is the QEMU's now
+
+	select {
+	case <-q.done:
+	case <-ctx.Done():
+		q.cmd.Process.Signal(syscall.SIGTERM)
+		<-q.done
+	}
+	switch {
+	case ctx.Err() != nil:
+		return exitInterrupted, nil
+	case q.err != nil:
+		return exitGuest, fmt.Errorf("the guest's QEMU: %w", q.err)
+	}
+	return exitOK, nil
+}
+
+// process is a QEMU that loads the guest.
+type process struct {
+	cmd  *exec.Cmd
+	qmp  string
+	done chan struct{} // it has ended, with err
+	err  error
+	sent chan error // from the writer of the state
+}
+
+func (s *standbyRun) start(ctx context.Context) (*process, error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	sock := filepath.Join(s.state, "qmp")
+	q := &process{qmp: "unix:" + sock, done: make(chan struct{}), sent: make(chan error, 1)}
+	// Descriptor 3 is the first of ExtraFiles.
+	args := append(slices.Clone(s.qemu[1:]), "-incoming", "fd:3", "-qmp", q.qmp+",server=on,wait=off")
+	q.cmd = exec.Command(s.qemu[0], args...)
+	q.cmd.Stdin, q.cmd.Stdout, q.cmd.Stderr = os.Stdin, s.p.err, s.p.err
+	q.cmd.ExtraFiles = []*os.File{r}
+	if err := q.cmd.Start(); err != nil {
+		w.Close()
+		return nil, err
+	}
+	go func() {
+		q.err = q.cmd.Wait()
+		close(q.done)
+	}()
+	go func() {
+		err := s.guest.Put(qemufile.NewWriter(w))
+		q.sent <- errors.Join(err, w.Close())
+	}()
+	return q, nil
+}
+
+// running waits until the guest has been loaded, and returns its run state.
+func (q *process) running(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-q.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	select {
+	case err := <-q.sent:
+		if err != nil {
+			<-q.done
+			return "", q.why(err)
+		}
+	case <-ctx.Done():
+		return "", q.why(ctx.Err())
+	}
+	m, err := dialRetry(ctx, q.qmp)
+	if err != nil {
+		return "", q.why(err)
+	}
+	defer m.Close()
+	for {
+		var st struct{ Status string }
+		if err := m.Do(ctx, "query-status", nil, &st); err != nil {
+			return "", q.why(err)
+		}
+		if st.Status != "inmigrate" {
+			return st.Status, nil
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return "", q.why(ctx.Err())
+		}
+	}
+}
+
+// why prefers the process's own end to what followed from it.
+func (q *process) why(err error) error {
+	select {
+	case <-q.done:
+		if q.err != nil {
+			return q.err
+		}
+		return errors.New("it ended before the guest was loaded")
+	case <-time.After(100 * time.Millisecond):
+		return err
+	}
+}
+
+func (q *process) end() {
+	q.cmd.Process.Kill()
+	<-q.done
+	select {
+	case <-q.sent:
+	case <-time.After(time.Second):
+	}
+}
+
+// dialRetry connects to a monitor that may not be there yet.
+func dialRetry(ctx context.Context, addr string) (*qmp.Client, error) {
+	for {
+		m, err := qmp.Dial(ctx, addr)
+		if err == nil {
+			return m, nil
+		}
+		select {
+		case <-time.After(2 * time.Millisecond):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}

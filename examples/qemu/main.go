@@ -1,0 +1,128 @@
+// Qemu is the COLO peer of real QEMUs: it protects a stock QEMU's guest without
+// a second running virtual machine, passes its checkpoints on, and says whether
+// it can be protected. See -h.
+//
+// To read it: standby.go takes a guest in, bringback.go starts it again, relay.go
+// passes it on to further secondaries, monitor.go has check and protect.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+)
+
+const usage = `Qemu is the other side of QEMU's COLO.
+
+  qemu standby -listen ADDR -state DIR [-- qemu-system-x86_64 ...]
+      Keeps the guest of a QEMU primary in memory, checkpoint by checkpoint, and
+      brings it back when the primary is lost.
+  qemu relay -listen ADDR -state DIR -to ADDR[,ADDR...] [-qmp ADDR[,ADDR...]]
+      The same, and passes each checkpoint on to QEMU secondaries.
+  qemu check -qmp ADDR
+      Says whether a running QEMU can be protected, and how.
+  qemu protect -qmp ADDR -to ADDR
+      Protects it: sets what has to be set and starts.
+
+An ADDR is tcp:HOST:PORT, unix:PATH, HOST:PORT or a path. -h after a command
+explains it.
+
+Exit status: 0 as wished, 1 failed, 2 wrong arguments, 3 the primary is lost but
+it is not known to be dead, so its guest was not started, 4 interrupted, 5 the
+guest was brought back and its QEMU failed.
+`
+
+// The exit statuses.
+const (
+	exitOK = iota
+	exitFailed
+	exitUsage
+	exitUnfenced
+	exitInterrupted
+	exitGuest
+)
+
+// terminal is where a program's words go.
+type terminal struct {
+	out, err io.Writer
+	live     bool // out can rewrite a line
+}
+
+type command func(ctx context.Context, args []string, t terminal) int
+
+var commands = map[string]command{
+	"standby": standbyCommand,
+	"relay":   relayCommand,
+	"check":   checkCommand,
+	"protect": protectCommand,
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends it the hard way
+	os.Exit(run(ctx, os.Args[1:], terminal{os.Stdout, os.Stderr, isTerminal(os.Stdout)}))
+}
+
+func run(ctx context.Context, args []string, t terminal) int {
+	if len(args) == 0 {
+		fmt.Fprint(t.err, usage)
+		return exitUsage
+	}
+	switch args[0] {
+	case "-h", "-help", "--help", "help":
+		fmt.Fprint(t.out, usage)
+		return exitOK
+	}
+	c := commands[args[0]]
+	if c == nil {
+		fmt.Fprintf(t.err, "qemu: no command %q (-h explains)\n", args[0])
+		return exitUsage
+	}
+	return c(ctx, args[1:], t)
+}
+
+// parse reads a command's flags; done means that the command ends with status.
+func parse(f *flag.FlagSet, about string, args []string, t terminal, rest bool) (status int, done bool) {
+	f.SetOutput(io.Discard)
+	err := f.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprint(t.out, about, "\n")
+		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
+		f.VisitAll(func(f *flag.Flag) {
+			arg, text := flag.UnquoteUsage(f)
+			if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" && f.DefValue != "0s" {
+				text += " (default " + f.DefValue + ")"
+			}
+			fmt.Fprintf(w, "  -%s %s\t%s\n", f.Name, arg, text)
+		})
+		w.Flush()
+		return exitOK, true
+	case err == nil && f.NArg() > 0 && !rest:
+		err = fmt.Errorf("what is %q?", f.Arg(0))
+	}
+	if err != nil {
+		return t.wrong(f.Name(), err), true
+	}
+	return 0, false
+}
+
+// wrong says what is wrong with the arguments.
+func (t terminal) wrong(command string, err error) int {
+	fmt.Fprintf(t.err, "qemu %s: %s (-h explains)\n", command, strings.TrimSpace(err.Error()))
+	return exitUsage
+}
+
+func isTerminal(f *os.File) bool {
+	st, err := f.Stat()
+	term := os.Getenv("TERM")
+	return err == nil && st.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull && term != "" && term != "dumb"
+}

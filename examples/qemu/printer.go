@@ -1,0 +1,123 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// printer tells what happens: lines and a progress line for people, or JSON
+// lines, the events as QMP has them. Safe from any goroutine.
+type printer struct {
+	terminal
+	json bool
+
+	mu    sync.Mutex
+	shown bool // the cursor is on the progress line
+	next  time.Time
+	max   time.Duration
+}
+
+// say prints a line for people.
+func (p *printer) say(format string, args ...any) {
+	if p.json {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clear()
+	fmt.Fprintf(p.out, format+"\n", args...)
+}
+
+// warn prints a line that is to be seen in any case.
+func (p *printer) warn(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clear()
+	fmt.Fprintf(p.err, "qemu: "+format+"\n", args...)
+}
+
+func (p *printer) clear() {
+	if p.shown {
+		fmt.Fprint(p.out, "\r\x1b[K")
+		p.shown = false
+	}
+}
+
+// event takes what a session reports.
+func (p *printer) event(r event.Record) {
+	if p.json {
+		p.object(r)
+		return
+	}
+	switch e := r.Event.(type) {
+	case event.CheckpointCommit:
+		p.checkpoint(r.Time, e)
+	case event.COLOExit:
+		if e.Error != "" {
+			p.say("lost        %s", e.Error)
+		} else {
+			p.say("ordered     to go on without the primary")
+		}
+	}
+}
+
+// checkpoint shows how it stands, if it is time for it.
+func (p *printer) checkpoint(now time.Time, c event.CheckpointCommit) {
+	took := time.Duration(c.PauseNS)
+	if c.Epoch == 0 {
+		p.say("received    %s of memory in %.1f s; protected from now on", size(c.Bytes), took.Seconds())
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.max = max(p.max, took)
+	every := 10 * time.Second
+	if p.live {
+		every = 100 * time.Millisecond
+	}
+	if now.Before(p.next) {
+		return
+	}
+	p.next = now.Add(every)
+	line := fmt.Sprintf("checkpoint  %d  %d pages  %s  %.1f ms (at most %.1f)", c.Epoch, c.Pages, size(c.Bytes),
+		1e3*took.Seconds(), 1e3*p.max.Seconds())
+	p.max = 0
+	if !p.live {
+		fmt.Fprintln(p.out, line)
+		return
+	}
+	p.clear()
+	fmt.Fprintf(p.out, "\x1b[?7l%s\x1b[?7h", line) // a narrow terminal cuts it
+	p.shown = true
+}
+
+// object prints one JSON object.
+func (p *printer) object(v any) {
+	if !p.json {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b, err := json.Marshal(v)
+	if err != nil {
+		b = fmt.Appendf(nil, `{"error": %q}`, err.Error())
+	}
+	fmt.Fprintf(p.out, "%s\n", b)
+}
+
+// size is a number of bytes for people.
+func size(n uint64) string {
+	switch {
+	case n >= 10<<30:
+		return fmt.Sprintf("%d GB", n>>30)
+	case n >= 10<<20:
+		return fmt.Sprintf("%d MB", n>>20)
+	case n >= 10<<10:
+		return fmt.Sprintf("%d KB", n>>10)
+	}
+	return fmt.Sprintf("%d B", n)
+}

@@ -1,0 +1,203 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/qmp"
+)
+
+const aboutProtect = `usage: qemu protect -qmp ADDR -to ADDR [flags]
+
+Protect makes a running QEMU the primary of the secondary, standby or relay that
+listens at -to: it checks as "qemu check" does, sets capabilities and parameters,
+starts, and returns when the guest is protected. If that fails, the guest runs on
+as before.
+`
+
+type protectOptions struct {
+	qmp, to   string
+	json      bool
+	delay     time.Duration
+	timeout   time.Duration
+	bandwidth uint64 // MB/s
+	xbzrle    bool
+	pause     bool
+	tlsCreds  string
+	tlsHost   string
+}
+
+func protectCommand(ctx context.Context, args []string, t terminal) int {
+	var o protectOptions
+	f := flag.NewFlagSet("protect", flag.ContinueOnError)
+	f.StringVar(&o.qmp, "qmp", "", "the QEMU's monitor at `ADDR`")
+	f.StringVar(&o.to, "to", "", "the secondary at `ADDR`")
+	f.BoolVar(&o.json, "json", false, "print JSON lines")
+	f.DurationVar(&o.delay, "delay", time.Second, "from one checkpoint to the next (x-checkpoint-delay)")
+	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "for the initial migration")
+	f.Uint64Var(&o.bandwidth, "bandwidth", 0, "of the initial migration, in `MB/s`; 0 is QEMU's own limit")
+	f.BoolVar(&o.xbzrle, "xbzrle", false, "send differences of pages; for slow links")
+	f.BoolVar(&o.pause, "pause", false, "pause the guest for the initial migration, when it dirties memory too fast for it to end")
+	f.StringVar(&o.tlsCreds, "tls-creds", "", "`ID` of the QEMU's tls-creds-x509 object, endpoint=client")
+	f.StringVar(&o.tlsHost, "tls-hostname", "", "`NAME` that the secondary's certificate must have, if not its address's")
+	if status, done := parse(f, aboutProtect, args, t, false); done {
+		return status
+	}
+	switch {
+	case o.qmp == "":
+		return t.wrong("protect", errors.New("-qmp is missing"))
+	case o.to == "":
+		return t.wrong("protect", errors.New("-to is missing"))
+	case o.delay < 0 || o.delay.Milliseconds() > 1<<32-1:
+		return t.wrong("protect", fmt.Errorf("-delay %v", o.delay))
+	}
+	p := &printer{terminal: t, json: o.json}
+	if err := o.protect(ctx, p); err != nil {
+		p.object(map[string]any{"protect": map[string]any{"error": err.Error()}})
+		p.warn("%v", err)
+		if ctx.Err() != nil {
+			return exitInterrupted
+		}
+		return exitFailed
+	}
+	return exitOK
+}
+
+func (o *protectOptions) protect(ctx context.Context, p *printer) error {
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	m, err := qmp.Dial(ctx, o.qmp)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	r, err := examine(ctx, m)
+	if err != nil {
+		return err
+	}
+	for _, w := range r.Warnings {
+		p.say("mind: %s", w)
+	}
+	if len(r.Problems) > 0 {
+		return fmt.Errorf("it cannot be protected: %s", strings.Join(r.Problems, "; "))
+	}
+	if err := o.set(ctx, m, r); err != nil {
+		return err
+	}
+	if o.pause && r.Status == "running" {
+		if err := m.Do(ctx, "stop", nil, nil); err != nil {
+			return err
+		}
+	}
+	began := time.Now()
+	network, address := qmp.Split(o.to)
+	err = m.Do(ctx, "migrate", map[string]string{"uri": network + ":" + address}, nil)
+	if err == nil {
+		err = o.await(ctx, m, p)
+	}
+	if err != nil {
+		return errors.Join(err, o.undo(m, r.Status))
+	}
+	took := time.Since(began)
+	p.say("protected   after %.1f s, a checkpoint every %v", took.Seconds(), o.delay)
+	p.object(map[string]any{"protect": map[string]any{"seconds": took.Seconds(), "machine": r.Machine, "version": r.Version}})
+	return nil
+}
+
+// set makes the capabilities and parameters those of a primary.
+func (o *protectOptions) set(ctx context.Context, m *qmp.Client, r *finding) error {
+	type state struct {
+		Capability string `json:"capability"`
+		State      bool   `json:"state"`
+	}
+	list := []state{{"xbzrle", o.xbzrle}}
+	for _, w := range wanted {
+		if _, ok := r.capabilities[w.name]; ok {
+			list = append(list, state{w.name, w.on})
+		}
+	}
+	if err := m.Do(ctx, "migrate-set-capabilities", map[string]any{"capabilities": list}, nil); err != nil {
+		return err
+	}
+	params := map[string]any{"x-checkpoint-delay": o.delay.Milliseconds(), "tls-creds": o.tlsCreds, "tls-hostname": o.tlsHost}
+	if o.bandwidth > 0 {
+		params["max-bandwidth"] = o.bandwidth << 20
+	}
+	return m.Do(ctx, "migrate-set-parameters", params, nil)
+}
+
+// progress is what query-migrate says.
+type progress struct {
+	Status string
+	Error  string `json:"error-desc"`
+	RAM    struct {
+		Remaining, Total uint64
+		Mbps             float64
+		Rounds           int `json:"dirty-sync-count"`
+	}
+}
+
+// await returns when both sides are in COLO: the primary's guest runs again.
+func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) error {
+	next := time.Now().Add(time.Second)
+	for {
+		var now progress
+		if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {
+			return err
+		}
+		switch now.Status {
+		case "colo":
+			var st struct{ Status string }
+			if err := m.Do(ctx, "query-status", nil, &st); err != nil {
+				return err
+			}
+			if st.Status == "running" || st.Status == "colo" {
+				return nil
+			}
+			// The guest stands still until the secondary is ready.
+			var c struct{ Reason string }
+			if err := m.Do(ctx, "query-colo-status", nil, &c); err == nil && c.Reason == "error" {
+				return errors.New("the secondary did not become ready")
+			}
+		case "failed", "cancelled", "completed":
+			if now.Error == "" {
+				now.Error = "is there somebody at " + o.to + "?"
+			}
+			return fmt.Errorf("the migration has %s: %s", now.Status, now.Error)
+		}
+		if !time.Now().Before(next) {
+			next = time.Now().Add(time.Second)
+			p.say("migrating   %s of %s left, %.0f Mbit/s, round %d", size(now.RAM.Remaining), size(now.RAM.Total), now.RAM.Mbps, now.RAM.Rounds)
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// undo lets the guest run on alone.
+func (o *protectOptions) undo(m *qmp.Client, was string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var now progress
+	if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {
+		return err
+	}
+	var err error
+	switch now.Status {
+	case "colo": // QEMU leaves its guest standing otherwise
+		err = m.Do(ctx, "x-colo-lost-heartbeat", nil, nil)
+	case "active", "setup":
+		err = m.Do(ctx, "migrate_cancel", nil, nil)
+	}
+	if was == "running" {
+		err = errors.Join(err, m.Do(ctx, "cont", nil, nil))
+	}
+	return err
+}
