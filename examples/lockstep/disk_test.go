@@ -60,9 +60,6 @@ func disks(t *testing.T, size uint64) (prim, sec *disk) {
 
 func TestAVCPUThatWaitsForItsDiskDoesNotOutlastTheSession(t *testing.T) {
 	prim, _ := disks(t, 1<<20)
-	if err := prim.replicas().Err(); err != nil {
-		t.Errorf("before its start the disk is at fault: %v", err)
-	}
 	if err := prim.replicas().Mark(t.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
