@@ -124,10 +124,10 @@ func (vm *VM) harvest() error {
 	return errors.Join(err, vm.resetRings())
 }
 
-// resetRings has KVM log anew what was taken from the rings. From Linux 6.16 on
-// the call gives up when a signal is pending, without saying so but by its
-// count, and pages that it has gathered but not yet protected are then written
-// unlogged. Go's runtime sends signals all the time, so they wait meanwhile.
+// resetRings has KVM log anew what was taken from the rings. Signals wait
+// meanwhile: newer kernels (seen with 6.18) break the call off when one is
+// pending, and even where the count of entries was made up by calling again, some
+// pages were then written unlogged. Go's runtime sends signals all the time.
 func (vm *VM) resetRings() error {
 	if vm.unreset == 0 {
 		return nil
