@@ -187,8 +187,8 @@ func (p *Primary) wait(ctx context.Context) (event.Cause, error) {
 		case <-p.changed:
 			timer.Reset(time.Until(p.trigger.Add(time.Duration(p.delay.Load()))))
 		case <-p.request:
-			p.trigger = time.Now()
 			if c := p.why.Swap(nil); c != nil {
+				p.trigger = time.Now()
 				return *c, nil
 			}
 		case <-timer.C:

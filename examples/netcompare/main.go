@@ -36,13 +36,32 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
-	if err != nil {
-		if !errors.Is(err, errFailed) {
-			fmt.Fprintln(os.Stderr, "netcompare:", err)
-		}
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errUsage):
+		fmt.Fprintln(os.Stderr, "netcompare:", err, "(-h explains)")
+		os.Exit(2)
+	case errors.Is(err, errFailed):
+		os.Exit(1)
+	default:
+		fmt.Fprintln(os.Stderr, "netcompare:", err)
 		os.Exit(1)
 	}
 }
+
+const usage = `usage: netcompare [flags] PRIMARY SECONDARY
+       netcompare -vectors FILE [-strict]
+       netcompare -rewriter FILE [-strict]
+
+Netcompare feeds what two guests sent to the comparison, prints what would have
+left of the primary's, and where and why the two parted. PRIMARY and SECONDARY
+are pcap files, or streams in QEMU's framing: tcp:HOST:PORT or unix:PATH. Exit
+status: 0, 1 if something failed, 2 for a bad command line.
+
+`
+
+// errUsage is for a bad command line.
+var errUsage = errors.New("bad command line")
 
 // errFailed is for an exit status, after the output has said it all.
 var errFailed = errors.New("failed")
@@ -50,7 +69,7 @@ var errFailed = errors.New("failed")
 // run is the command; progress is where people look on.
 func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	flags := flag.NewFlagSet("netcompare", flag.ContinueOnError)
-	flags.SetOutput(progress)
+	flags.SetOutput(io.Discard) // one line says what is wrong
 	strict := flags.Bool("strict", false, "do what QEMU 7.2 does")
 	asJSON := flags.Bool("json", false, "print one JSON object a line")
 	vectors := flags.String("vectors", "", "run the cases of a `file` for the comparison")
@@ -58,8 +77,14 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	patient := flags.Bool("patient", false, "let agreeing data wait for the secondary's acknowledgment, and repeated data leave at once")
 	wait := flags.Bool("listen", false, "wait for connections in the place of making them")
 	vnet := flags.Bool("vnet", false, "streams have the length of a virtio-net header with each frame")
-	if err := flags.Parse(args); err != nil {
+	switch err := flags.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		flags.SetOutput(progress)
+		fmt.Fprint(progress, usage)
+		flags.PrintDefaults()
 		return err
+	case err != nil:
+		return fmt.Errorf("%w: %w", errUsage, err)
 	}
 	switch {
 	case *vectors != "":
@@ -67,8 +92,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	case *rewriter != "":
 		return runCases(out, *rewriter, *strict, rewriterCase)
 	case flags.NArg() != 2:
-		flags.Usage()
-		return errors.New("two captures or streams are needed")
+		return fmt.Errorf("%w: two captures or streams are needed", errUsage)
 	}
 	r := &replay{
 		engine:   compare.NewEngine(compare.Config{Strict: *strict, PatientAcks: *patient, ReleaseRetransmits: *patient}),
