@@ -3,10 +3,10 @@ package vmstate_test
 import (
 	"bytes"
 	"encoding/binary"
-	"os"
 	"strings"
 	"testing"
 
+	"github.com/gocolo/lockstep/internal/qemutest"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
@@ -194,9 +194,7 @@ func machines(t *testing.T) map[string][]string {
 		"q35, hardware":     {"-accel", "kvm", "-machine", "q35", "-m", "8", "-bios", bios, "-device", "virtio-rng-pci"},
 		"microvm, hardware": {"-accel", "kvm", "-machine", "microvm", "-m", "8", "-bios", bios},
 	}
-	if f, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0); err == nil {
-		f.Close()
-	} else {
+	if err := qemutest.KVMError(); err != nil {
 		if require.Wanted(require.KVM) {
 			t.Fatal(err)
 		}

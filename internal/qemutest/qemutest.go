@@ -64,6 +64,10 @@ var kvm = sync.OnceValue(func() error {
 	return nil
 })
 
+// KVMError returns why QEMU cannot use KVM here, nil if it can: the device may
+// open and still be of no use.
+func KVMError() error { return kvm() }
+
 // KVM skips a test where QEMU cannot use KVM. A stock QEMU 7.2 that emulates the
 // processor (TCG) deadlocks in its first checkpoint as a primary and loses dirty
 // pages, so checkpoints of a running guest are only tested with KVM.
