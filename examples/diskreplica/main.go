@@ -14,7 +14,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -66,17 +65,11 @@ func main() {
 	stop()
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-	case errors.Is(err, errUsage):
-		fmt.Fprintln(os.Stderr, "diskreplica:", err, "(-h explains)")
-		os.Exit(2)
 	case err != nil && !errors.Is(err, context.Canceled):
 		fmt.Fprintln(os.Stderr, "diskreplica:", err)
 		os.Exit(1)
 	}
 }
-
-// errUsage is for a bad command line.
-var errUsage = errors.New("bad command line")
 
 // options are those of the command line.
 type options struct {
@@ -89,7 +82,11 @@ type options struct {
 func run(ctx context.Context, args []string, commands io.Reader, out io.Writer) error {
 	var o options
 	fs := flag.NewFlagSet("diskreplica", flag.ContinueOnError)
-	fs.SetOutput(io.Discard) // one line says what is wrong
+	fs.SetOutput(out)
+	fs.Usage = func() {
+		fmt.Fprint(out, usage)
+		fs.PrintDefaults()
+	}
 	fs.StringVar(&o.image, "image", "", "raw disk `file`; made if -size is given and it is not there")
 	fs.Func("size", "`bytes` of the image, with K, M or G", func(s string) (err error) {
 		o.size, err = parseSize(s)
@@ -102,16 +99,11 @@ func run(ctx context.Context, args []string, commands io.Reader, out io.Writer) 
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		role, args = args[0], args[1:]
 	}
-	switch err := fs.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		fs.SetOutput(out)
-		fmt.Fprint(out, usage)
-		fs.PrintDefaults()
+	if err := fs.Parse(args); err != nil {
 		return err
-	case err != nil:
-		return fmt.Errorf("%w: %w", errUsage, err)
-	case fs.NArg() > 0:
-		return fmt.Errorf("%w: unexpected argument %q", errUsage, fs.Arg(0))
+	}
+	if fs.NArg() > 0 {
+		return fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
 	t := &terminal{out: out}
 	switch {
@@ -120,18 +112,22 @@ func run(ctx context.Context, args []string, commands io.Reader, out io.Writer) 
 	case role == "primary" && o.image != "" && o.secondary != "" && o.journal == "":
 		return runPrimary(ctx, o, commands, t)
 	}
-	return fmt.Errorf("%w: want a role, primary or secondary, and its options", errUsage)
+	fs.Usage()
+	return errors.New("want a role, primary or secondary, and its options")
 }
 
 func parseSize(s string) (int64, error) {
-	digits, unit := s, int64(1)
-	for suffix, u := range map[string]int64{"K": 1 << 10, "M": 1 << 20, "G": 1 << 30} {
-		if d, ok := strings.CutSuffix(s, suffix); ok {
-			digits, unit = d, u
-		}
+	unit := int64(1)
+	switch {
+	case strings.HasSuffix(s, "K"):
+		unit = 1 << 10
+	case strings.HasSuffix(s, "M"):
+		unit = 1 << 20
+	case strings.HasSuffix(s, "G"):
+		unit = 1 << 30
 	}
-	n, err := strconv.ParseInt(digits, 10, 64)
-	if err != nil || n <= 0 || n > 1<<50/unit {
+	var n int64
+	if _, err := fmt.Sscanf(strings.TrimRight(s, "KMG"), "%d", &n); err != nil || n <= 0 || n > 1<<50/unit {
 		return 0, fmt.Errorf("size %q", s)
 	}
 	return n * unit, nil
