@@ -85,8 +85,7 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, t *termina
 	defer wg.Wait()
 	defer cancel()
 	wg.Go(func() { s.srv.Serve(ctx, ln) })
-	stop := context.AfterFunc(ctx, func() { cln.Close() })
-	defer stop()
+	defer cln.Close()
 	wg.Go(func() {
 		for {
 			conn, err := cln.Accept()
