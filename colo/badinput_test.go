@@ -184,22 +184,22 @@ var badCheckpoints = []struct {
 		return r.second(r.ram, append(full(9, "vcpu", 8, 1, regs(1, 2, 3, 4, 0)), 0))
 	}, "stage device state", both(inSection, is(vmstate.ErrUnknownSection))},
 	{"a version from the future", func(r recording) []byte {
-		return r.second(r.ram, append(full(1, "vcpu", 0, 2, regs(1, 2, 3, 4, 0)), 0))
+		return r.second(r.ram, append(full(2, "vcpu", 0, 2, regs(1, 2, 3, 4, 0)), 0))
 	}, "stage device state", both(inSection, is(vmstate.ErrVersion))},
 	{"a device without a footer", func(r recording) []byte {
-		return r.second(r.ram, append(full(1, "vcpu", 0, 1, regs(1, 2, 3, 4, 0), 0), 0))
+		return r.second(r.ram, append(full(2, "vcpu", 0, 1, regs(1, 2, 3, 4, 0), 0), 0))
 	}, "stage device state", both(inSection, is(vmstate.ErrFooter))},
 	{"a footer of another device", func(r recording) []byte {
-		return r.second(r.ram, append(full(1, "vcpu", 0, 1, regs(1, 2, 3, 4, 0), 0x7e, 0, 0, 0, 9), 0))
+		return r.second(r.ram, append(full(2, "vcpu", 0, 1, regs(1, 2, 3, 4, 0), 0x7e, 0, 0, 0, 9), 0))
 	}, "stage device state", both(inSection, is(vmstate.ErrFooter))},
 	{"a value that the device cannot take", func(r recording) []byte {
-		return r.second(r.ram, append(full(1, "vcpu", 0, 1, regs(1, 2, 3, 4, 1<<40)), 0))
+		return r.second(r.ram, append(full(2, "vcpu", 0, 1, regs(1, 2, 3, 4, 1<<40)), 0))
 	}, "stage device state", both(inSection, is(vmstate.ErrValue))},
 	{"a device that is cut short", func(r recording) []byte {
-		return r.second(r.ram, full(1, "vcpu", 0, 1, regs(1, 2, 3, 4, 0)[:20], []byte{}...))
+		return r.second(r.ram, full(2, "vcpu", 0, 1, regs(1, 2, 3, 4, 0)[:20], []byte{}...))
 	}, "stage device state", both(inSection, is(io.ErrUnexpectedEOF))},
 	{"a bad device after a good one", func(r recording) []byte {
-		return r.second(r.ram, slices.Concat(full(1, "vcpu", 0, 1, regs(1, 2, 3, 4, 0)), full(9, "toaster", 0, 1, nil), []byte{0}))
+		return r.second(r.ram, slices.Concat(full(2, "vcpu", 0, 1, regs(1, 2, 3, 4, 0)), full(9, "toaster", 0, 1, nil), []byte{0}))
 	}, "stage device state", both(inSection, is(vmstate.ErrUnknownSection))},
 	{"a page of an unknown block", func(r recording) []byte { return r.second(r.section(page(0x08, "elsewhere")), r.devices) },
 		"stage ram", both(inRAM, is(ram.ErrUnknownBlock))},

@@ -115,6 +115,7 @@ type Registry struct {
 	order   []*entry // as saved
 	names   map[Alias]*entry
 	peers   map[uint32]*entry // by the peer's section id
+	nextID  uint32
 
 	setUp  bool // SaveSetup was the last to save devices
 	fields Fields
@@ -174,7 +175,15 @@ func (reg *Registry) register(e *entry) error {
 	for _, k := range keys {
 		reg.names[k] = e
 	}
-	e.id = uint32(len(reg.entries))
+	// Ids count up from 0, but a live section's is never 0: that is also the
+	// id under which a QEMU keeps devices that it has not met yet, and it would
+	// give the parts of the section to one of those (loadvm_section_part_end of
+	// migration/savevm.c).
+	if e.live() && reg.nextID == 0 {
+		reg.nextID = 1
+	}
+	e.id = reg.nextID
+	reg.nextID++
 	reg.entries = append(reg.entries, e)
 	reg.order = append(reg.order, e)
 	slices.SortStableFunc(reg.order, func(a, b *entry) int { return cmp.Compare(b.Priority, a.Priority) })

@@ -273,6 +273,22 @@ func TestAFailedCommitSaysWhere(t *testing.T) {
 	}
 }
 
+// QEMU finds parts by id among all its devices, and those that it has not met
+// have the id 0.
+func TestALiveSectionNeverHasTheID0(t *testing.T) {
+	var first, later Registry
+	wantNil(t, "register", first.RegisterLive(Entry{Name: "ram"}, &live{done: true}, nil))
+	wantNil(t, "register", first.Register(Entry{Name: "a"}, &counter{}))
+	wantNil(t, "register", later.Register(Entry{Name: "a"}, &counter{}))
+	wantNil(t, "register", later.RegisterLive(Entry{Name: "ram"}, &live{done: true}, nil))
+	for name, reg := range map[string]*Registry{"live first": &first, "device first": &later} {
+		got := written(t, func(w *qemufile.Writer) { w.Fail(reg.SaveSetup(w)) })
+		if id := got[1:5]; !bytes.Equal(id, []byte{0, 0, 0, 1}) {
+			t.Errorf("%s: ram has the id %x", name, id)
+		}
+	}
+}
+
 func TestSaversAreAskedInTurn(t *testing.T) {
 	boom := errors.New("boom")
 	a, b := &live{must: 1, can: 2, postcopy: true, end: 8}, &live{must: 10, can: 20, done: true}
@@ -290,11 +306,11 @@ func TestSaversAreAskedInTurn(t *testing.T) {
 		t.Errorf("capture %t, %v", whole, err)
 	}
 	got := written(t, func(w *qemufile.Writer) { w.Fail(reg.SaveCompleteInPostcopy(w)) })
-	if want := hexBytes(t, "03 00000001 00 7e 00000001"); !bytes.Equal(got, want) {
+	if want := hexBytes(t, "03 00000002 00 7e 00000002"); !bytes.Equal(got, want) {
 		t.Errorf("complete in postcopy: %x", got)
 	}
 	got = written(t, func(w *qemufile.Writer) { w.Fail(reg.SaveCompletePostcopy(w)) })
-	if want := hexBytes(t, "03 00000000 09 7e 00000000 00"); !bytes.Equal(got, want) {
+	if want := hexBytes(t, "03 00000001 09 7e 00000001 00"); !bytes.Equal(got, want) {
 		t.Errorf("complete postcopy: %x", got)
 	}
 	a.postcopy, a.done = false, true
