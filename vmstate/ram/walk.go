@@ -136,7 +136,6 @@ type Walker struct {
 	block  string
 	named  bool
 	blocks map[string]uint64 // lengths; nil before a list
-	page   [PageSize]byte
 	rec    Record
 }
 
@@ -182,8 +181,8 @@ func (k *Walker) read(r *qemufile.Reader, rec *Record) error {
 		if err := k.place(r, rec); err != nil {
 			return err
 		}
-		rec.Data = k.page[:]
-		return r.ReadFull(rec.Data)
+		rec.Data = r.Next(PageSize)
+		return r.Err()
 	case flagZero:
 		rec.Kind = KindZero
 		if err := k.place(r, rec); err != nil {
