@@ -12,5 +12,9 @@
 // prints on its monitor, so a management layer that reads QMP events reads
 // these; [Decode] goes the other way.
 //
+// Disks have their own: [DiskBroken], and [DiskSyncProgress] until
+// [DiskSynchronised] or, for a secondary that comes back,
+// [DiskResynchronised].
+//
 // The bus reports; it never controls.
 package event

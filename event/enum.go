@@ -39,6 +39,15 @@ const (
 	CauseLimit      Cause = "limit"      // a buffer is full
 )
 
+// SyncPhase is what the synchronisation of a disk is at.
+type SyncPhase string
+
+// The phases, in their order.
+const (
+	SyncCopy  SyncPhase = "copy"  // chunks are compared and sent
+	SyncFlush SyncPhase = "flush" // all have been, and are being made stable
+)
+
 // MigrationStatus is QAPI's enum of the same name. Names that are not listed
 // here are legal: QEMU gains some from time to time.
 type MigrationStatus string
@@ -104,6 +113,15 @@ func (c *Cause) UnmarshalText(text []byte) error {
 		string(CauseDivergence), string(CauseRequest), string(CauseLimit))
 	if err == nil {
 		*c = Cause(w)
+	}
+	return err
+}
+
+// UnmarshalText accepts the phases above. Anything else is an [*EnumError].
+func (p *SyncPhase) UnmarshalText(text []byte) error {
+	w, err := word(text, "SyncPhase", string(SyncCopy), string(SyncFlush))
+	if err == nil {
+		*p = SyncPhase(w)
 	}
 	return err
 }

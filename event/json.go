@@ -63,6 +63,12 @@ var decoders = map[string]func(json.RawMessage) (Event, error){
 	CheckpointStart{}.Name():  decode[CheckpointStart],
 	CheckpointCommit{}.Name(): decode[CheckpointCommit],
 	FailoverDone{}.Name():     decode[FailoverDone],
+
+	DiskBroken{}.Name():          decode[DiskBroken],
+	DiskSyncProgress{}.Name():    decode[DiskSyncProgress],
+	DiskSynchronised{}.Name():    decode[DiskSynchronised],
+	DiskResynchronised{}.Name():  decode[DiskResynchronised],
+	DiskOverlayHalfFull{}.Name(): decode[DiskOverlayHalfFull],
 }
 
 func decode[T Event](data json.RawMessage) (Event, error) {

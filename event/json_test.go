@@ -63,6 +63,13 @@ func records() []event.Record {
 		event.CheckpointCommit{Mode: event.ModePrimary, Epoch: 1 << 63, Cause: event.CauseDivergence, Pages: 64,
 			Bytes: 266240, PauseNS: 412000, TransferNS: 1200000, CommitNS: 90000, EarlyResume: true},
 		event.FailoverDone{Mode: event.ModeSecondary, Epoch: 7, Status: "completed"},
+		event.DiskBroken{Mode: event.ModePrimary, Disk: "disk0", Operation: "write", Offset: 1 << 40, Length: 4096, Error: "no space left on device"},
+		event.DiskBroken{Mode: event.ModeSecondary, Operation: "connection", Error: "EOF"},
+		event.DiskSyncProgress{Disk: "disk0", Phase: event.SyncCopy, Total: 1 << 30, Copied: 1 << 20, Same: 1 << 21,
+			Remaining: 1<<30 - 3<<20, Rate: 350 << 20, ElapsedNS: 8_571_428},
+		event.DiskSynchronised{Disk: "disk0", Copied: 1 << 28, Same: 3 << 28, ElapsedNS: 2_900_000_000},
+		event.DiskResynchronised{Disk: "disk0", Copied: 65536, ElapsedNS: 1_000_000},
+		event.DiskOverlayHalfFull{Disk: "disk0", Overlay: "hidden", Epoch: 12, Bytes: 1 << 27, Bound: 1 << 28},
 		event.Unknown{Event: "NIC_RX_FILTER_CHANGED", Data: json.RawMessage(`{"path":"/machine"}`)},
 		event.Unknown{Event: "SUSPEND"},
 	}
@@ -118,6 +125,16 @@ func TestDecodeGivesBackWhatWasEncoded(t *testing.T) {
 	}
 }
 
+func TestTheRestOfASynchronisationTakesAsLongAsItsRateSays(t *testing.T) {
+	p := event.DiskSyncProgress{Remaining: 300 << 20, Rate: 100 << 20}
+	if got := p.Left(); got != 3*time.Second {
+		t.Errorf("%v left, want 3s", got)
+	}
+	if got := (event.DiskSyncProgress{Remaining: 1}).Left(); got != 0 {
+		t.Errorf("%v left at an unknown rate, want 0: not known", got)
+	}
+}
+
 func TestOlderSpellingsOfCOLOExitAreUnderstood(t *testing.T) {
 	for _, c := range []struct {
 		why, line string
@@ -161,6 +178,7 @@ func TestDecodeRefusesWhatIsNoEvent(t *testing.T) {
 		`{"event": "COLO_EXIT", "data": {"mode": "third", "reason": "request"}}`,
 		`{"event": "COLO_EXIT", "data": {"mode": "primary", "reason": ""}}`,
 		`{"event": "CHECKPOINT_START", "data": {"cause": "unknown"}}`,
+		`{"event": "DISK_SYNC_PROGRESS", "data": {"phase": "verify"}}`,
 	} {
 		var ee *event.EnumError
 		if _, err := event.Decode([]byte(line)); !errors.As(err, &ee) {

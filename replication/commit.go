@@ -6,6 +6,19 @@ import (
 	"slices"
 )
 
+// PrepareFailover orders a failover without carrying it out: the primary's
+// writes are refused for good, and what the guest has written itself is made
+// stable, with a Journal. The guest is paused. Stop with failover does the
+// same first.
+func (s *Secondary) PrepareFailover(context.Context) error {
+	if s.State() == None {
+		return ErrNotRunning
+	}
+	s.gated.Store(true)
+	defer s.tell()
+	return s.beginFailover()
+}
+
 // beginFailover closes the primary's side and records, for good, that the
 // overlays belong into the disk.
 func (s *Secondary) beginFailover() error {
@@ -29,9 +42,8 @@ func (s *Secondary) beginFailover() error {
 	if err := s.stable.setFailover(s.active); err != nil {
 		// After a crash the disk will be that of the last checkpoint, so it
 		// must not be changed: the guest goes on with the overlays alone.
-		s.latch(err)
 		s.state.Store(uint32(FailoverFailed))
-		return err
+		return s.latch("commit", 0, 0, err)
 	}
 	s.promised.Store(true)
 	s.state.Store(uint32(Failover))
@@ -73,11 +85,11 @@ func (s *Secondary) Commit(ctx context.Context) error {
 	if err == nil || err == ctx.Err() {
 		return err
 	}
-	err = fmt.Errorf("replication: commit: %w", err)
 	h := s.lockAll()
 	s.state.Store(uint32(FailoverFailed))
 	s.locks.unlock(h)
-	s.latch(err)
+	err = s.latch("commit", 0, 0, err)
+	s.tell()
 	return err
 }
 
@@ -221,7 +233,7 @@ func (s *Secondary) restore(ctx context.Context) error {
 			return err
 		}
 		if err := s.copyLeaf(leaf, nil); err != nil {
-			return fmt.Errorf("replication: restore: %w", err)
+			return err
 		}
 	}
 	if err := s.syncDisk(); err != nil {

@@ -33,9 +33,56 @@
 //
 // Overlays are in memory, bounded, or on stable storage in a [Journal]: with
 // that a crash of the secondary host leaves, after recovery, exactly the disk
-// of its last checkpoint. Each disk has its own; after a crash in the middle
-// of a group's checkpoint the disks of one guest may be one epoch apart, which
-// Recover tells, and the guest's memory is lost in any case.
+// of its last checkpoint. Each disk has its own, and [RecoverGroup] brings the
+// disks of one guest to the same checkpoint. The guest's memory is lost in any
+// case.
+//
+// # What a VMM does
+//
+// A virtual disk's requests become calls of a [Disk], from any goroutine: reads
+// ReadAt, writes WriteAt, a flush Sync, a discard Trim, write-zeroes
+// WriteZeroes, a write with FUA WriteFUA, where there is one. [OpenFile] makes a
+// Disk of an image or a block device; anything else with the four methods will
+// do. On either host the device is given a [Primary] or a [Secondary] over it,
+// which are Disks themselves, in the place of the bare one.
+//
+// On the primary, NewPrimary comes with the disk: unprotected, it passes
+// everything on, and keeps account. Somebody calls Run on a goroutine. To
+// protect the guest, which may be running,
+//
+//   - Attach a connection to the secondary's export (nbd.Dial);
+//   - [Preflight], if the copies are said to be equal (InSync), or Synchronise, which
+//     takes as long as copying the disk does;
+//   - hand a [Group] of all its disks to the session (colo.PrimaryConfig.Disks),
+//     which starts, marks and stops them.
+//
+// On the secondary, NewSecondary comes before the primary connects; its Export
+// is served (nbd.Server), under a generation of its own for each primary, and
+// [Sums] of it beside it. A Group of the disks is the session's
+// (colo.SecondaryConfig.Disks). Before a failover the export is closed, so that
+// nothing of a primary that is only slow is under way; what is late all the
+// same is refused.
+//
+// A write to a Primary may wait: for room among what is on its way, at most for
+// ForwarderConfig.Timeout, and, once HoldBytes are held after a mark, for the
+// secondary to have loaded it. Reads never do. A device that calls WriteAt on
+// the goroutine of a vCPU keeps its VM from being paused meanwhile; one that
+// cannot have that closes the Remote, which lets every writer go on, when it
+// gives the secondary up. A write to a Secondary waits for no one but, in
+// memory, gets [ErrFull] if the guest writes more between two checkpoints than
+// ActiveBytes. Bounds are best as large as the disk, if that is small, or as
+// what a guest writes in some of the intervals between checkpoints;
+// event.DiskOverlayHalfFull says when one is due early.
+//
+// When the other host is lost, the session stops the Group with failover, and
+// the device goes on with what it has. A Primary can be given the next secondary
+// as it was given the first, and copies only what that has missed. A Secondary
+// that took over is done; the disk below it is the guest's, and becomes that of
+// a new Primary over the Secondary, or over the disk itself after a pause of the
+// guest.
+//
+// What happens is told on an event.Bus: event.DiskBroken,
+// event.DiskSyncProgress and the others of their kind.
 //
 // Package replication/nbd carries the writes.
 package replication

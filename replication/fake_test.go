@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 var (
@@ -151,6 +153,13 @@ func (d *fakeDisk) cutPower(rng *rand.Rand) *fakeDisk {
 		}
 	}
 	return newPoweredFake(data)
+}
+
+// heard returns a bus, and where the events of one type that it carries go.
+func heard[T event.Event]() (*event.Bus, *[]T) {
+	bus, all := new(event.Bus), new([]T)
+	event.Subscribe(bus, func(e T) { *all = append(*all, e) })
+	return bus, all
 }
 
 func read(t *testing.T, d Disk, off, n int64) []byte {

@@ -5,12 +5,18 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/gocolo/lockstep/event"
 )
 
-// ForwarderConfig bounds a [Forwarder]. Its functions are called without
-// locks held, from whatever goroutine the thing happened on; they must not
-// block and must not call back.
+// ForwarderConfig names and bounds a [Forwarder].
 type ForwarderConfig struct {
+	// Name is what the events call the disk; it may be empty.
+	Name string
+	// Events is told, with an event.DiskBroken, when a write is lost, at once
+	// and on whatever goroutine that was noticed. A subscriber must not call
+	// back into the disk. Nil: nobody listens.
+	Events *event.Bus
 	// WindowBytes bounds the writes that have been sent, or queued behind an
 	// overlapping one, and not answered; zero means 16 MiB. A writer waits
 	// for room. A single larger write is let through alone.
@@ -24,8 +30,6 @@ type ForwarderConfig struct {
 	// Timeout is how long an answer may take; zero means 30 s, for a flush
 	// may find much to do. Then the Forwarder is broken, with ErrTimeout.
 	Timeout time.Duration
-	// OnBroken is called once, with a *BrokenError, when a write is lost.
-	OnBroken func(error)
 
 	lost func(off, n int64) // what is not on the secondary
 }
@@ -231,9 +235,7 @@ func (f *Forwarder) breakOff(err *BrokenError) {
 	f.mu.Unlock()
 	f.tellLost(lost)
 	f.remote.Close()
-	if f.cfg.OnBroken != nil {
-		f.cfg.OnBroken(err)
-	}
+	f.cfg.Events.Publish(err.event(event.ModePrimary, f.cfg.Name))
 }
 
 // Size implements [Disk].

@@ -43,7 +43,8 @@ func memberError(i int, op string, err error) error {
 
 // Start starts the members in order. If one fails, those already started are
 // stopped again, without failover and whatever becomes of ctx, and the errors
-// are joined.
+// are joined. Start may then be repeated; a [Primary] that was stopped again
+// wants another Remote first.
 func (g Group) Start(ctx context.Context) error {
 	for i, r := range g {
 		err := memberError(i, "start", r.Start(ctx))
@@ -65,12 +66,15 @@ func (g Group) Prepare(ctx context.Context, epoch uint64) error {
 	return each(g, "prepare", func(p Preparer) error { return p.Prepare(ctx, epoch) })
 }
 
-// Checkpoint makes all disks those of epoch. All are prepared, and asked for
-// errors, before the first is changed; what then still fails is a failure of
-// the host that leaves the group torn, and the error says which members.
+// Checkpoint makes all disks those of epoch. If there are several, all are
+// prepared, and asked for errors, before the first is changed; what then still
+// fails is a failure of the host that leaves the group torn, and the error says
+// which members. If the host crashes in between, RecoverGroup finds one epoch.
 func (g Group) Checkpoint(ctx context.Context, epoch uint64) error {
-	if err := g.Prepare(ctx, epoch); err != nil {
-		return err
+	if len(g) > 1 {
+		if err := g.Prepare(ctx, epoch); err != nil {
+			return err
+		}
 	}
 	if err := g.Err(); err != nil {
 		return err
@@ -83,8 +87,13 @@ func (g Group) Err() error {
 	return all(g, "run", Replicator.Err)
 }
 
-// Stop stops all members, also after one has failed, and joins the errors.
+// Stop stops all members, also after one has failed, and joins the errors. If
+// there are several, a failover is ordered of all before the first carries it
+// out.
 func (g Group) Stop(ctx context.Context, failover bool) error {
+	if failover && len(g) > 1 {
+		each(g, "stop", func(p FailoverPreparer) error { return p.PrepareFailover(ctx) }) // an error is Stop's again
+	}
 	return all(g, "stop", func(r Replicator) error { return r.Stop(ctx, failover) })
 }
 

@@ -174,7 +174,7 @@ func (l *hiddenLog) appendRecord(buf []byte, b0 int64, p []byte) []byte {
 // replay hands the blocks of the log to apply, in order.
 func (l *hiddenLog) replay(ctx context.Context, apply func(block int64, p []byte) error) error {
 	var head [recordHeader]byte
-	data := make([]byte, len(zeroes))
+	data := make([]byte, min(int64(len(zeroes)), l.dev.Size()))
 	le := binary.LittleEndian
 	pos := int64(logStart)
 	for seq := uint64(0); ; seq++ {

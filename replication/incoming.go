@@ -1,7 +1,5 @@
 package replication
 
-import "fmt"
-
 // Export returns the disk that the primary writes, to be served to it (by
 // replication/nbd). In state None it is the secondary disk, for the first
 // synchronisation. In state Running a write first saves what it replaces;
@@ -62,11 +60,8 @@ func (x incoming) Sync() error {
 	if st := s.State(); st != None && st != Running {
 		return ErrGated
 	}
-	if err := s.syncDisk(); err != nil {
-		s.latch(err)
-		return err
-	}
-	return nil
+	defer s.tell()
+	return s.syncDisk()
 }
 
 // change runs write, which changes [off, off+n) of the secondary disk, after
@@ -82,9 +77,10 @@ func (x incoming) change(off, n int64, write func() error) error {
 	h := s.lockBlocks(off, n, false)
 	half, err := s.changeLocked(off, n, write)
 	s.locks.unlock(h)
-	if half && !s.asked.Swap(true) && s.cfg.RequestCheckpoint != nil {
-		s.cfg.RequestCheckpoint()
+	if half {
+		s.tellHalf(s.hidden.name)
 	}
+	s.tell()
 	return err
 }
 
@@ -92,23 +88,23 @@ func (s *Secondary) changeLocked(off, n int64, write func() error) (half bool, e
 	switch s.State() {
 	case None:
 	case Running:
+		if s.gated.Load() { // since the caller has looked
+			return false, ErrGated
+		}
 		if s.faulty.Load() {
 			// No checkpoint will ever have this write.
 			return false, s.Err()
 		}
 		if half, err = s.saveOld(off, n); err != nil {
-			err = fmt.Errorf("replication: pre-image of %d bytes at %d: %w", n, off, err)
-			s.latch(err)
-			return half, err
+			return half, s.latch("pre-image", off, n, err)
 		}
 	default:
 		return false, ErrGated
 	}
 	s.unsynced.Store(true)
 	if err := write(); err != nil {
-		err = fmt.Errorf("replication: write of %d bytes at %d to the secondary disk: %w", n, off, err)
 		if s.State() == Running {
-			s.latch(err)
+			err = s.latch("write", off, n, err)
 		}
 		return half, err
 	}

@@ -1,7 +1,6 @@
 package replication
 
 import (
-	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -25,7 +24,9 @@ import (
 // and a new random nonce, after a sync of the secondary disk; all log records
 // carry the nonce, so that this one write voids them together. The active
 // device holds the guest's own writes, which only count once a failover has
-// made them stable along with a map of them.
+// made them stable along with a map of them. When several disks share their
+// checkpoints, a superblock first says of each that it is prepared; see
+// RecoverGroup.
 //
 // A Journal is used by one Secondary.
 type Journal struct {
@@ -60,6 +61,7 @@ type superblock struct {
 	nonce    [16]byte
 	entries  uint64 // in the map of the active device, in state Failover
 	entrySum uint32 // checksum of the map
+	prepared uint64 // the epoch of which the disk has everything too, in state Running; 0: none
 }
 
 const (
@@ -67,7 +69,7 @@ const (
 	superSlot    = 4096 // each of the two has a physical block of its own
 	logStart     = 2 * superSlot
 	minJournal   = 64 << 10 // of each device
-	superEncoded = 24 + 8*4 + 16 + 8 + 4 + 4
+	superEncoded = 24 + 8*4 + 16 + 8 + 4 + 8 + 4
 )
 
 func (b *superblock) encode() []byte {
@@ -81,6 +83,7 @@ func (b *superblock) encode() []byte {
 	copy(p[56:], b.nonce[:])
 	le.PutUint64(p[72:], b.entries)
 	le.PutUint32(p[80:], b.entrySum)
+	le.PutUint64(p[84:], b.prepared)
 	le.PutUint32(p[superEncoded-4:], crc32.Checksum(p[:superEncoded-4], castagnoli))
 	return p
 }
@@ -98,6 +101,7 @@ func (b *superblock) decode(p []byte) bool {
 	copy(b.nonce[:], p[56:])
 	b.entries = le.Uint64(p[72:])
 	b.entrySum = le.Uint32(p[80:])
+	b.prepared = le.Uint64(p[84:])
 	return true
 }
 
@@ -228,7 +232,7 @@ func (j *Journal) setRunning(epoch uint64) error {
 		return err
 	}
 	b := j.super
-	b.state, b.epoch, b.entries, b.entrySum = Running, epoch, 0, 0
+	b.state, b.epoch, b.prepared, b.entries, b.entrySum = Running, epoch, 0, 0, 0
 	rand.Read(b.nonce[:])
 	return j.store(b)
 }
@@ -262,7 +266,7 @@ func (j *Journal) setFailover(active *overlay) error {
 		return err
 	}
 	b := j.super
-	b.state = Failover
+	b.state, b.prepared = Failover, 0
 	var err error
 	b.entries, b.entrySum, err = j.writeMap(active)
 	if err == nil {
@@ -282,7 +286,19 @@ func (j *Journal) setDone() error {
 		return nil
 	}
 	b := j.super
-	b.state = Done
+	b.state, b.prepared = Done, 0
+	return j.store(b)
+}
+
+// setPrepared implements stableState.
+func (j *Journal) setPrepared(epoch uint64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.log.failed(); err != nil {
+		return err
+	}
+	b := j.super
+	b.prepared = epoch
 	return j.store(b)
 }
 
@@ -346,84 +362,6 @@ func (d deviceSlots) readSlot(slot uint32, p []byte, at int) error {
 
 func (d deviceSlots) writeSlot(slot uint32, p []byte, at int) error {
 	return writeFull(d.dev, p, d.base+int64(slot)*BlockSize+int64(at))
-}
-
-// Recover brings disk, the secondary disk of the journal's last user, into
-// the state that the journal promises, and makes the journal clean: a disk
-// that was being replicated becomes that of its last checkpoint, a failover
-// that was under way is finished. It may be interrupted, by a crash too, and
-// repeated. It returns the epoch of the checkpoint that the disk is at, and
-// whether a failover has been finished. Errors: ErrSize if it cannot be this
-// disk, ErrCorrupt, ctx's, or what a device said.
-func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedOver bool, err error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	b := j.super
-	if b.state == None || b.state == Done {
-		return b.epoch, false, nil
-	}
-	if uint64(disk.Size()) != b.size {
-		return 0, false, fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, disk.Size())
-	}
-	err = j.log.replay(ctx, func(block int64, p []byte) error {
-		if block >= (disk.Size()+BlockSize-1)/BlockSize || int64(len(p)) > disk.Size()-block*BlockSize {
-			return fmt.Errorf("%w: pre-image of block %d", ErrCorrupt, block)
-		}
-		return writeFull(disk, p, block*BlockSize)
-	})
-	if err == nil && b.state == Failover {
-		err = j.applyMap(ctx, disk)
-	}
-	if err == nil {
-		err = disk.Sync()
-	}
-	if err != nil {
-		return 0, false, fmt.Errorf("replication: recovery: %w", err)
-	}
-	failedOver = b.state == Failover
-	b.state = Done
-	return b.epoch, failedOver, j.store(b)
-}
-
-// applyMap writes the guest's own writes to disk.
-func (j *Journal) applyMap(ctx context.Context, disk Disk) error {
-	if j.super.entries > uint64(j.activeSlots()) {
-		return fmt.Errorf("%w: %d entries in the map", ErrCorrupt, j.super.entries)
-	}
-	m := make([]byte, j.super.entries*mapEntry)
-	if err := readFull(j.active, m, 0); err != nil {
-		return err
-	}
-	if crc32.Checksum(m, castagnoli) != j.super.entrySum {
-		return fmt.Errorf("%w: map of the active device", ErrCorrupt)
-	}
-	slots := deviceSlots{j.active, j.activeData()}
-	le := binary.LittleEndian
-	var buf [BlockSize]byte
-	for ; len(m) > 0; m = m[mapEntry:] {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		block, e := int64(le.Uint64(m)), blockEntry{slot: le.Uint32(m[8:]), data: m[12], zero: m[13]}
-		for _, part := range []struct {
-			mask uint8
-			zero bool
-		}{{e.data, false}, {e.zero, true}} {
-			for from, to := range runs(part.mask) {
-				p := buf[:(to-from)*SectorSize]
-				clear(p)
-				if !part.zero {
-					if err := slots.readSlot(e.slot, p, from*SectorSize); err != nil {
-						return err
-					}
-				}
-				if err := writeFull(disk, p, block*BlockSize+int64(from)*SectorSize); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	return nil
 }
 
 // String says where the journal stands, for messages.

@@ -1,10 +1,11 @@
 package replication
 
 import (
-	"bytes"
 	"context"
 	"path/filepath"
 	"testing"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 // openJournaled opens an image and its journal, as a process does that starts
@@ -78,48 +79,17 @@ func TestWhatIsNoJournalIsRefused(t *testing.T) {
 
 func TestFullLogOfPreImagesFailsTheWrite(t *testing.T) {
 	ctx := context.Background()
-	asked := 0
+	bus, half := heard[event.DiskOverlayHalfFull]()
 	j, err := OpenJournal(newFake(minJournal, 0), newFake(testSize, 0))
 	must(t, err)
 	disk := newFake(testSize, 0x11)
-	s, err := NewSecondary(disk, SecondaryConfig{Journal: j, RequestCheckpoint: func() { asked++ }})
+	s, err := NewSecondary(disk, SecondaryConfig{Journal: j, Events: bus})
 	must(t, err)
 	must(t, s.Start(ctx))
 	_, err = s.Export().WriteAt(make([]byte, testSize), 0)
 	wantErr(t, "write", err, ErrFull)
 	want(t, "the disk is untouched", disk, 0x11, 0, testSize)
-	if asked != 1 {
-		t.Errorf("%d requests for a checkpoint", asked)
+	if len(*half) != 1 || (*half)[0].Overlay != "hidden" || (*half)[0].Bound != minJournal-logStart {
+		t.Errorf("heard %+v, want once that the hidden overlay is half full", *half)
 	}
-}
-
-// FuzzRecover has devices of any content: neither a panic nor a write beyond
-// the disk may come of it.
-func FuzzRecover(f *testing.F) {
-	hidden, active := newFake(minJournal, 0), newFake(minJournal, 0)
-	j, err := OpenJournal(hidden, active)
-	if err != nil {
-		f.Fatal(err)
-	}
-	s, err := NewSecondary(newFake(1<<20, 1), SecondaryConfig{Journal: j, DeferCommit: true})
-	if err != nil {
-		f.Fatal(err)
-	}
-	s.Start(context.Background())
-	s.Export().WriteAt(make([]byte, 10000), 5)
-	s.WriteAt(make([]byte, 100), 20000)
-	f.Add(bytes.Clone(hidden.data), bytes.Clone(active.data))
-	s.Stop(context.Background(), true)
-	f.Add(bytes.Clone(hidden.data), bytes.Clone(active.data))
-	f.Fuzz(func(t *testing.T, h, a []byte) {
-		hidden, active := newFake(minJournal, 0), newFake(minJournal, 0)
-		copy(hidden.data, h)
-		copy(active.data, a)
-		j, err := OpenJournal(hidden, active)
-		if err != nil {
-			return
-		}
-		j.super.size = 64 << 10 // what the checksum protects, a fuzzer does not find
-		j.Recover(context.Background(), newFake(64<<10, 0))
-	})
 }

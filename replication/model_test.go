@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
@@ -138,13 +139,14 @@ func (m *model) run() {
 	m.disk = newPoweredFake(make([]byte, m.size))
 	m.hidden, m.active = newPoweredFake(make([]byte, 112<<10)), newPoweredFake(make([]byte, 96<<10))
 	var err error
-	m.p, err = NewPrimary(m.local, PrimaryConfig{Forward: ForwarderConfig{
+	events := new(event.Bus)
+	event.Subscribe(events, func(e event.DiskBroken) {
+		if e.Error == ErrTimeout.Error() {
+			panic(fmt.Sprintf("seed %d: %+v", seed, e)) // nothing here takes so long
+		}
+	})
+	m.p, err = NewPrimary(m.local, PrimaryConfig{Events: events, Forward: ForwarderConfig{
 		WindowRequests: 1 + m.rng.IntN(8), WindowBytes: int64(1+m.rng.IntN(16)) * BlockSize,
-		OnBroken: func(err error) {
-			if errors.Is(err, ErrTimeout) {
-				panic(fmt.Sprintf("seed %d: %v", seed, err)) // nothing here takes so long
-			}
-		},
 	}})
 	if err != nil {
 		m.fail("%v", err)
@@ -297,107 +299,6 @@ func (m *model) answers() {
 	}
 }
 
-func (m *model) someRange() (off, n int64) {
-	off = m.rng.Int64N(m.size)
-	n = 1 + m.rng.Int64N(min(3*BlockSize, m.size-off))
-	if !m.chance(4) { // as most guests do
-		off &^= SectorSize - 1
-		n = min((n+SectorSize-1)&^(SectorSize-1), m.size-off)
-	}
-	return off, n
-}
-
-func (m *model) fill(n int64) []byte {
-	p := make([]byte, n)
-	b := byte(m.rng.Uint32())
-	for i := range p {
-		p[i] = b + byte(i>>9)
-	}
-	return p
-}
-
-func (m *model) primaryWrite() {
-	off, n := m.someRange()
-	p := m.fill(n)
-	var err error
-	switch m.rng.IntN(8) {
-	case 0:
-		clear(p)
-		err = m.p.WriteZeroes(off, n)
-	case 1:
-		clear(p)
-		err = m.p.Trim(off, n)
-	case 2:
-		err = m.p.WriteFUA(p, off)
-	default:
-		_, err = m.p.WriteAt(p, off)
-	}
-	m.log("primary writes %d at %d", n, off)
-	if err != nil {
-		m.fail("the primary's guest got %v", err)
-	}
-	copy(m.primary[off:], p)
-}
-
-func (m *model) primaryRead() {
-	off, n := m.someRange()
-	p := make([]byte, n)
-	if _, err := m.p.ReadAt(p, off); err != nil {
-		m.fail("primary read: %v", err)
-	}
-	m.same(fmt.Sprintf("primary reads at %d", off), p, m.primary[off:off+n])
-}
-
-func (m *model) secondaryWrite() {
-	off, n := m.someRange()
-	p := m.fill(n)
-	var err error
-	if m.chance(6) {
-		clear(p)
-		err = m.s.WriteZeroes(off, n)
-	} else {
-		_, err = m.s.WriteAt(p, off)
-	}
-	m.log("secondary writes %d at %d: %v", n, off, err)
-	if m.synced != nil {
-		for b := off / SectorSize; b*SectorSize < off+n; b++ {
-			at := b * SectorSize
-			sector := bytes.Clone(m.secondary[at : at+SectorSize])
-			for i := max(at, off); i < min(at+SectorSize, off+n); i++ {
-				sector[i-at] = p[i-off]
-			}
-			m.since[b] = append(m.since[b], sector)
-		}
-	}
-	if err == nil {
-		copy(m.secondary[off:], p)
-	} else if !m.out() {
-		if m.synced == nil && !m.journal {
-			m.fail("the secondary's guest got %v", err)
-		}
-		// A disk that fails in a failover: what was written is unknown.
-		if _, err := m.s.ReadAt(p, off); err != nil {
-			if m.out() {
-				return
-			}
-			m.fail("secondary read: %v", err)
-		}
-		copy(m.secondary[off:], p)
-	}
-}
-
-func (m *model) secondaryRead() {
-	off, n := m.someRange()
-	p := make([]byte, n)
-	if _, err := m.s.ReadAt(p, off); err != nil {
-		if m.out() {
-			return
-		}
-		m.fail("secondary read: %v", err)
-	}
-	m.same(fmt.Sprintf("secondary reads at %d", off), p, m.secondary[off:off+n])
-}
-
 // doCheckpoint does what the two sides do in a checkpoint.
 func (m *model) doCheckpoint() {
 	ctx := context.Background()
@@ -420,6 +321,17 @@ func (m *model) doCheckpoint() {
 	}
 	for m.chance(3) {
 		m.secondaryRead() // it has not happened yet over there
+	}
+	if m.chance(2) {
+		err := m.s.Prepare(ctx, m.epoch)
+		m.log("prepare %d: %v", m.epoch, err)
+		if err != nil && !m.broken && !m.out() {
+			m.fail("prepare: %v", err)
+		}
+		m.broken = m.broken || err != nil
+		for m.chance(3) {
+			m.secondaryRead() // nor has it now
+		}
 	}
 	err := m.s.Checkpoint(ctx, m.epoch)
 	m.log("checkpoint %d: %v", m.epoch, err)
@@ -471,150 +383,4 @@ func (m *model) injectFault() {
 		d.failSync = fault
 	}
 	m.broken = true
-}
-
-// end stops both sides in an orderly way.
-func (m *model) end() bool {
-	ctx := context.Background()
-	failover := m.chance(2)
-	m.log("stop, failover %v", failover)
-	m.lose()
-	if err := m.p.Stop(ctx, failover); err != nil {
-		m.fail("primary stop: %v", err)
-	}
-	m.primaryWrite()
-	if failover {
-		m.synced, m.since = bytes.Clone(m.secondary), make(map[int64][][]byte)
-	}
-	for tries := 0; ; tries++ {
-		err := m.s.Stop(ctx, failover)
-		m.log("secondary stop: %v, %v", err, m.s.State())
-		if m.out() {
-			return m.recover()
-		}
-		if failover {
-			for m.chance(2) && !m.out() {
-				m.secondaryWrite()
-				m.secondaryRead()
-			}
-		} else if err != nil {
-			m.secondaryRead()
-		}
-		if st := m.s.State(); err == nil && (st == Failover || st == FailoverFailed) {
-			err = m.s.Commit(ctx)
-			m.log("commit: %v", err)
-		}
-		if m.out() {
-			return m.recover()
-		}
-		if err == nil {
-			break
-		}
-		if m.journal && m.j.failed() != nil {
-			// A journal that failed is not trusted again; the host is
-			// restarted.
-			m.setPower(0)
-			m.disk.Sync()
-			return m.recover()
-		}
-		if tries == 10 {
-			m.fail("stop: %v", err)
-		}
-	}
-	if st := m.s.State(); st != Done {
-		m.fail("state %v after the stop", st)
-	}
-	if !failover {
-		m.same("the disk after a stop without failover", m.disk.data, m.checkpoint)
-		m.secondary = bytes.Clone(m.checkpoint)
-		m.secondaryRead()
-		return true // the primary goes on, and gets its secondary back
-	}
-	m.same("the disk after a failover", m.disk.data, m.secondary)
-	for m.chance(2) {
-		m.secondaryWrite()
-	}
-	if m.chance(2) {
-		if err := m.s.Sync(); err != nil && !m.broken && !m.out() {
-			m.fail("sync: %v", err)
-		} else if err == nil {
-			m.synced, m.since = bytes.Clone(m.secondary), make(map[int64][][]byte)
-		}
-		for m.chance(2) {
-			m.secondaryWrite()
-		}
-	}
-	if m.journal {
-		m.setPower(0)
-		m.disk.Sync()
-		return m.recover()
-	}
-	return false
-}
-
-// recover cuts the power of the secondary host, and starts it again.
-func (m *model) recover() bool {
-	m.log("power cut in state %v", m.s.State())
-	m.lose()
-	if m.disconnect != nil {
-		m.disconnect()
-	}
-	m.p.Stop(context.Background(), true)
-	m.disk, m.hidden, m.active = m.disk.cutPower(m.rng), m.hidden.cutPower(m.rng), m.active.cutPower(m.rng)
-	for {
-		j, err := OpenJournal(m.hidden, m.active)
-		if err != nil {
-			m.fail("journal after a power cut: %v", err)
-		}
-		if !j.Clean() {
-			if _, err := NewSecondary(m.disk, SecondaryConfig{Journal: j}); !errors.Is(err, ErrUnclean) {
-				m.fail("an unclean journal is used: %v", err)
-			}
-		}
-		again := &power{left: -1} // it may fail once more
-		if m.chance(3) {
-			again.left = m.rng.IntN(20)
-		}
-		for _, d := range []*fakeDisk{m.disk, m.hidden, m.active} {
-			d.power = again
-		}
-		epoch, failedOver, err := j.Recover(context.Background(), m.disk)
-		m.log("recovered epoch %d, failover %v: %v", epoch, failedOver, err)
-		if err == nil {
-			break
-		}
-		if _, out := again.use(); !out {
-			m.fail("recovery: %v", err)
-		}
-		m.disk, m.hidden, m.active = m.disk.cutPower(m.rng), m.hidden.cutPower(m.rng), m.active.cutPower(m.rng)
-	}
-	m.disk = m.disk.cutPower(m.rng) // what is recovered is stable
-	switch got := m.disk.data; {
-	case bytes.Equal(got, m.checkpoint):
-		if m.synced != nil && m.s.State() == Done {
-			m.acceptable(got)
-		}
-	case m.next != nil && bytes.Equal(got, m.next):
-		m.checkpoint = m.next
-	case m.synced != nil:
-		m.acceptable(got)
-	default:
-		m.fail("the disk is neither the last checkpoint nor the next: first at %d", firstDifference(got, m.checkpoint))
-	}
-	return m.synced == nil
-}
-
-// acceptable checks a disk that lost power after a failover: every sector is
-// as the guest last synced it, or as it wrote it since.
-func (m *model) acceptable(got []byte) {
-	for b := int64(0); b*SectorSize < m.size; b++ {
-		sector := got[b*SectorSize : (b+1)*SectorSize]
-		ok := bytes.Equal(sector, m.synced[b*SectorSize:(b+1)*SectorSize])
-		for _, w := range m.since[b] {
-			ok = ok || bytes.Equal(sector, w)
-		}
-		if !ok {
-			m.fail("sector %d is neither what was synced nor what was written since", b)
-		}
-	}
 }

@@ -59,7 +59,8 @@ type overlay struct {
 	used    uint32   // charged, map included
 	next    uint32   // next slot
 	touched []uint32 // leaves in use, indices into dir
-	stale   []uint32 // leaves of past generations, for reuse
+	placed  []uint32 // those of them that are not in stale
+	stale   []uint32 // leaves of past generations, for reuse, and some that are in use again
 	blocks  atomic.Int64
 }
 
@@ -141,24 +142,33 @@ func (o *overlay) reserve(b0, b1 int64, withSlots bool) (half bool, err error) {
 // addLeaf puts an empty leaf at dir[idx], preferably one that an earlier
 // generation left behind. The caller holds mu.
 func (o *overlay) addLeaf(idx int64) *leaf {
-	l := o.dir[idx].Load() // perhaps stale in place
-	for l == nil && len(o.stale) > 0 {
-		old := o.stale[len(o.stale)-1]
-		o.stale = o.stale[:len(o.stale)-1]
-		c := o.dir[old].Load()
-		if c != nil && c.tag.Load() != o.tag(int64(old)) {
-			o.dir[old].Store(nil)
-			l = c
-		}
-	}
+	l := o.dir[idx].Load() // if not nil, stale in place
 	if l == nil {
-		l = new(leaf)
+		l = o.staleLeaf()
+		o.placed = append(o.placed, uint32(idx))
 	}
 	clear(l.entries[:])
 	l.tag.Store(o.tag(idx)) // after this a reader may look inside
 	o.dir[idx].Store(l)
 	o.touched = append(o.touched, uint32(idx))
+	o.stale = slices.Grow(o.stale, len(o.placed)) // here, and not in reset
 	return l
+}
+
+// staleLeaf takes a leaf that a past generation left behind out of its place,
+// or makes one. The caller holds mu.
+func (o *overlay) staleLeaf() *leaf {
+	for len(o.stale) > 0 {
+		old := o.stale[len(o.stale)-1]
+		o.stale = o.stale[:len(o.stale)-1]
+		l := o.dir[old].Load()
+		if l.tag.Load() != o.tag(int64(old)) {
+			o.dir[old].Store(nil)
+			return l
+		}
+		o.placed = append(o.placed, old) // in use again; it is to be listed again
+	}
+	return new(leaf)
 }
 
 // hold records that sectors of block b are held: data in its slot, zero
@@ -172,8 +182,9 @@ func (o *overlay) hold(b int64, data, zero uint8) {
 	e.zero = e.zero&^data | zero
 }
 
-// reset empties the overlay in constant time but for the list of leaves in
-// use, keeping its memory for the next generation. The whole disk is locked.
+// reset empties the overlay, keeping its memory for the next generation. It
+// takes no time to speak of: a list of 4 bytes for each leaf that is new is
+// copied. The whole disk is locked.
 func (o *overlay) reset() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -181,21 +192,12 @@ func (o *overlay) reset() {
 		for i := range o.dir {
 			o.dir[i].Store(nil)
 		}
-		o.stale, o.touched = o.stale[:0], o.touched[:0]
+		o.stale, o.placed = o.stale[:0], o.placed[:0]
 		o.gen.Store(0)
 	}
 	o.gen.Add(1)
-	if len(o.stale) > len(o.dir) {
-		o.stale = o.stale[:0] // entries for leaves revived in place pile up
-		for i := range o.dir {
-			if o.dir[i].Load() != nil {
-				o.stale = append(o.stale, uint32(i))
-			}
-		}
-	} else {
-		o.stale = append(o.stale, o.touched...)
-	}
-	o.touched = o.touched[:0]
+	o.stale = append(o.stale, o.placed...)
+	o.placed, o.touched = o.placed[:0], o.touched[:0]
 	o.used, o.next = 0, 0
 	o.blocks.Store(0)
 }

@@ -5,12 +5,21 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 // PrimaryConfig configures a [Primary].
 type PrimaryConfig struct {
-	// Forward bounds what is on its way to the secondary. Its OnBroken is
-	// how a host learns at once that the disks drift apart.
+	// Name is what the events call the disk; it may be empty.
+	Name string
+	// Events is told when the disks drift apart (event.DiskBroken), and how
+	// far a synchronisation is (event.DiskSyncProgress, then
+	// event.DiskSynchronised or event.DiskResynchronised). A subscriber must
+	// not call back into the disk. Nil: nobody listens.
+	Events *event.Bus
+	// Forward bounds what is on its way to the secondary. Its Name and Events
+	// are those above.
 	Forward ForwarderConfig
 	// InSync promises that the secondary disk is, from the beginning, a copy
 	// of this one, so that no first synchronisation is needed. See Verify.
@@ -49,6 +58,8 @@ type Primary struct {
 
 	link atomic.Pointer[Forwarder] // nil: detached
 
+	synced bool // a secondary has been a copy; Synchronise's
+
 	mu       sync.Mutex
 	state    State
 	attached chan struct{} // closed by Attach and Stop, for Run
@@ -71,8 +82,9 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 	if err := checkSize("the disk", size); err != nil {
 		return nil, err
 	}
+	cfg.Forward.Name, cfg.Forward.Events = cfg.Name, cfg.Events
 	p := &Primary{
-		local: local, size: size, cfg: cfg,
+		local: local, size: size, cfg: cfg, synced: cfg.InSync,
 		dirty: NewBitmap(size), epoch: NewBitmap(size), older: NewBitmap(size),
 		attached: make(chan struct{}),
 	}
@@ -113,6 +125,27 @@ func (p *Primary) Attach(remote Remote) error {
 	p.state = None
 	p.changed()
 	return nil
+}
+
+// Detach gives up a Remote that was attached and is not to be started, and
+// closes it. While replication runs the error is ErrRunning: that is for Stop.
+// Without a Remote it does nothing.
+func (p *Primary) Detach() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.state == Running {
+		return ErrRunning
+	}
+	f := p.link.Load()
+	if f == nil {
+		return nil
+	}
+	err := f.Stop(context.Background(), false) // nobody waits for room in it any more
+	h := p.locks.lock(0, p.size, false)
+	defer p.locks.unlock(h)
+	p.detach()
+	p.changed()
+	return err
 }
 
 // detach forgets the link, which is stopped, and makes what the secondary may
@@ -162,14 +195,12 @@ func (p *Primary) State() State {
 }
 
 // Start implements [Replicator]. The error is ErrNotSynchronised if there is
-// no secondary, or it is not a copy.
+// no secondary, or it is not a copy. After Stop another Remote must have been
+// attached, for a disk that has none is not protected.
 func (p *Primary) Start(context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch p.state {
-	case Done:
-		return nil
-	case Running:
+	if p.state == Running {
 		return fmt.Errorf("%w: state %v", ErrRunning, p.state)
 	}
 	f := p.link.Load()

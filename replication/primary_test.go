@@ -9,6 +9,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 // TestPrimary has the cases of QEMU's tests/unit/test-replication.c by their
@@ -66,8 +68,13 @@ func TestPrimary(t *testing.T) {
 // content, behind a fakeRemote.
 func newPrimary(t *testing.T, cfg ForwarderConfig) (p *Primary, local, remote *fakeDisk, r *fakeRemote) {
 	t.Helper()
+	return newPrimaryWith(t, PrimaryConfig{InSync: true, Forward: cfg})
+}
+
+func newPrimaryWith(t *testing.T, cfg PrimaryConfig) (p *Primary, local, remote *fakeDisk, r *fakeRemote) {
+	t.Helper()
 	local, remote = newFake(testSize, 0x11), newFake(testSize, 0x11)
-	p, err := NewPrimary(local, PrimaryConfig{InSync: true, Forward: cfg})
+	p, err := NewPrimary(local, cfg)
 	must(t, err)
 	r = newFakeRemote(remote, 1)
 	must(t, p.Attach(r))
@@ -221,8 +228,8 @@ func TestRunHandlesAnswersWhileNobodyWaits(t *testing.T) {
 
 func TestBrokenStaysBrokenAndTheGuestDoesNotNotice(t *testing.T) {
 	ctx := context.Background()
-	var told []error
-	p, local, _, r := newPrimary(t, ForwarderConfig{OnBroken: func(err error) { told = append(told, err) }})
+	bus, broken := heard[event.DiskBroken]()
+	p, local, _, r := newPrimaryWith(t, PrimaryConfig{Name: "d", Events: bus, InSync: true})
 	write(t, p, 0x22, 0, 512)
 	r.lose()
 	write(t, p, 0x33, 0, 512)
@@ -234,9 +241,9 @@ func TestBrokenStaysBrokenAndTheGuestDoesNotNotice(t *testing.T) {
 	wantErr(t, "the next checkpoint", p.Checkpoint(ctx, 1), ErrBroken)
 	wantErr(t, "the next mark", p.Mark(ctx, 1), ErrBroken)
 	wantErr(t, "a flush is not the guest's error", p.Sync(), nil)
-	var be *BrokenError
-	if len(told) != 1 || !errors.As(told[0], &be) || be.Op != "write" || be.Len != 512 {
-		t.Errorf("told %v, want once, that a write of 512 bytes was lost", told)
+	once := []event.DiskBroken{{Mode: event.ModePrimary, Disk: "d", Operation: "write", Length: 512, Error: errLost.Error()}}
+	if !slices.Equal(*broken, once) {
+		t.Errorf("heard %+v, want %+v", *broken, once)
 	}
 	must(t, p.Stop(ctx, true))
 	must(t, p.Err())
@@ -335,117 +342,6 @@ func TestPrimaryWorksAlone(t *testing.T) {
 	wantErr(t, "start", p.Start(ctx), ErrNotSynchronised)
 }
 
-func TestSynchroniseCopiesWhileTheGuestWrites(t *testing.T) {
-	ctx := context.Background()
-	const size = 4<<20 + 512*3
-	local, remote := newFake(size, 0), newFake(size, 0xff)
-	for i := range local.data {
-		local.data[i] = byte(i >> 9)
-	}
-	p, err := NewPrimary(local, PrimaryConfig{})
-	must(t, err)
-	r := newFakeRemote(remote, 2)
-	must(t, p.Attach(r))
-	var seen []Progress
-	wrote := int64(0)
-	err = p.Synchronise(ctx, SyncConfig{Interval: 1, OnProgress: func(pr Progress) {
-		seen = append(seen, pr)
-		write(t, p, 0x77, wrote*300_000%size, 100)
-		write(t, p, 0x78, size-1000-wrote*300_000%size/2, 1000)
-		wrote++
-	}})
-	must(t, err)
-	if len(seen) < 3 || seen[0].Remaining != size || seen[len(seen)-1].Remaining != 0 || seen[0].Total != size {
-		t.Errorf("progress %+v", seen)
-	}
-	must(t, p.Start(ctx))
-	must(t, p.Mark(ctx, 0))
-	wantBytes(t, "the secondary is a copy", remote.data, local.data, 0)
-}
-
-func TestSynchroniseResumesAfterALostConnection(t *testing.T) {
-	ctx := context.Background()
-	const size = 8 << 20
-	local, remote := newFake(size, 0x22), newFake(size, 0)
-	p, err := NewPrimary(local, PrimaryConfig{Forward: ForwarderConfig{WindowBytes: 2 << 20}})
-	must(t, err)
-	r := newFakeRemote(remote, 3)
-	must(t, p.Attach(r))
-	err = p.Synchronise(ctx, SyncConfig{Interval: 1, OnProgress: func(pr Progress) {
-		if pr.Remaining <= size/2 {
-			r.lose()
-		}
-	}})
-	wantErr(t, "synchronise", err, ErrBroken)
-	must(t, p.Attach(newFakeRemote(remote, 4)))
-	var total int64
-	must(t, p.Synchronise(ctx, SyncConfig{OnProgress: func(pr Progress) { total = pr.Total }}))
-	if total > size-2<<20 {
-		t.Errorf("%d bytes were copied again out of %d", total, size)
-	}
-	wantBytes(t, "the secondary is a copy", remote.data, local.data, 0)
-}
-
-func TestAfterABreakOnlyWhatMayDifferIsCopied(t *testing.T) {
-	ctx := context.Background()
-	p, local, remote, r := newPrimary(t, ForwarderConfig{})
-	const c = ChunkSize
-	write(t, p, 1, 0*c, 512)
-	must(t, p.Mark(ctx, 1))
-	write(t, p, 2, 1*c, 512) // held
-	must(t, p.Loaded(ctx, 1))
-	write(t, p, 3, 2*c, 512)
-	must(t, p.Mark(ctx, 2)) // never loaded
-	write(t, p, 4, 3*c, 512)
-	r.lose()
-	write(t, p, 5, 4*c, 512)
-	must(t, p.Stop(ctx, true))
-	write(t, p, 6, 5*c, 512)
-	must(t, p.Attach(newFakeRemote(remote, 5)))
-	if n := p.Dirty(); n != 5*c {
-		t.Errorf("%d chunks are to be copied, want the 5 written since the last checkpoint", n/c)
-	}
-	wantErr(t, "start", p.Start(ctx), ErrNotSynchronised)
-	extra := NewBitmap(testSize)
-	extra.Set(8*c, 1)
-	must(t, p.Unsynchronise(extra))
-	copied := int64(0)
-	must(t, p.Synchronise(ctx, SyncConfig{OnProgress: func(pr Progress) { copied = pr.Copied }}))
-	if copied != 6*c {
-		t.Errorf("%d chunks copied, want 6", copied/c)
-	}
-	must(t, p.Start(ctx))
-	wantBytes(t, "the secondary is a copy", remote.data, local.data, 0)
-}
-
-func TestSynchroniseSendsOnlyWhatDiffersByItsSum(t *testing.T) {
-	ctx := context.Background()
-	const size = 3<<20 + 512
-	local, remote := newFake(size, 0x22), newFake(size, 0x22)
-	remote.data[ChunkSize] = 1
-	remote.data[size-1] = 1
-	sums := NewSums(remote)
-	differ, err := Verify(ctx, local, sums)
-	must(t, err)
-	if differ.Bytes() != ChunkSize+512 || !differ.Any(ChunkSize, 1) || !differ.Any(size-1, 1) {
-		t.Errorf("verify finds %d bytes", differ.Bytes())
-	}
-	var me *MismatchError
-	if err := Preflight(ctx, local, sums, 4); !errors.As(err, &me) || me.Len != 512 {
-		t.Errorf("preflight: %v, want the last chunk", err)
-	}
-	p, err := NewPrimary(local, PrimaryConfig{})
-	must(t, err)
-	must(t, p.Attach(newFakeRemote(remote, 6)))
-	var last Progress
-	must(t, p.Synchronise(ctx, SyncConfig{Sums: sums, OnProgress: func(pr Progress) { last = pr }}))
-	if last.Copied != ChunkSize+512 || last.Same+last.Copied != size {
-		t.Errorf("progress %+v", last)
-	}
-	must(t, Preflight(ctx, local, sums, 100))
-	wantBytes(t, "the secondary is a copy", remote.data, local.data, 0)
-}
-
 func TestForwardingAllocatesNothing(t *testing.T) {
 	p, err := NewPrimary(newFake(testSize, 0), PrimaryConfig{InSync: true})
 	must(t, err)
@@ -454,31 +350,4 @@ func TestForwardingAllocatesNothing(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { p.WriteAt(b, 8192) }); n != 0 {
 		t.Errorf("%v allocations for a write", n)
 	}
-}
-
-func TestBitmapRuns(t *testing.T) {
-	const size = 200*ChunkSize + 512
-	b := NewBitmap(size)
-	if !b.Empty() || b.Bytes() != 0 {
-		t.Error("a new bitmap is not empty")
-	}
-	b.Set(63*ChunkSize+1, 2*ChunkSize)
-	b.Set(size-1, 1)
-	if n := b.Bytes(); n != 3*ChunkSize+512 {
-		t.Errorf("%d bytes", n)
-	}
-	if at, n := b.next(0, 2*ChunkSize); at != 63*ChunkSize || n != 2*ChunkSize {
-		t.Errorf("run of %d at %d", n, at)
-	}
-	if at, n := b.next(66*ChunkSize, 1<<40); at != 200*ChunkSize || n != 512 {
-		t.Errorf("run of %d at %d", n, at)
-	}
-	if n, set := b.run(63*ChunkSize+5, 10*ChunkSize); n != 3*ChunkSize-5 || !set {
-		t.Errorf("run %d %v", n, set)
-	}
-	b.Clear(0, size)
-	if !b.Empty() {
-		t.Error("not empty after Clear")
-	}
-	wantErr(t, "or", b.Or(NewBitmap(1)), ErrSize)
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"syscall"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 // Remote is the way to the secondary disk. Its Start methods begin something
@@ -77,12 +79,16 @@ func (r diskRemote) Close() error {
 	return nil
 }
 
-// BrokenError says that writes have not reached the secondary. It is sticky:
-// the two disks differ, and no checkpoint may succeed, until a new
-// synchronisation.
+// BrokenError says that one half of a replicated disk is of no use for a
+// checkpoint any more. It is sticky. On a primary, writes have not reached the
+// secondary: the two disks differ until a new synchronisation. On a secondary,
+// something that the next checkpoint, or a failover, depends on has failed.
 type BrokenError struct {
-	Op  string // "write", "zeroes", "flush" or "connection"
-	Off int64  // where on the disk, for write and zeroes
+	// Op is, on a primary, "write", "zeroes", "flush" or "connection"; on a
+	// secondary "pre-image", "write", "flush", "checkpoint", "commit" or
+	// "restore".
+	Op  string
+	Off int64 // where on the disk, if Len is not zero
 	Len int64
 	Err error
 }
@@ -95,6 +101,11 @@ func (e *BrokenError) Error() string {
 }
 
 func (e *BrokenError) Unwrap() error { return e.Err }
+
+// event returns what the bus is told.
+func (e *BrokenError) event(mode event.Mode, disk string) event.DiskBroken {
+	return event.DiskBroken{Mode: mode, Disk: disk, Operation: e.Op, Offset: e.Off, Length: e.Len, Error: e.Err.Error()}
+}
 
 // Is makes every BrokenError match ErrBroken.
 func (e *BrokenError) Is(target error) bool { return target == ErrBroken }

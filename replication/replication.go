@@ -43,6 +43,16 @@ type Marker interface {
 // member before it checkpoints the first.
 type Preparer interface {
 	// Prepare does what Checkpoint of the same epoch would have to do first.
-	// It changes nothing that the guest can see.
+	// It changes nothing that the guest can see. Checkpoint or Stop must
+	// follow; until then the primary's writes may be refused.
 	Prepare(ctx context.Context, epoch uint64) error
+}
+
+// FailoverPreparer is what a Replicator offers if a failover can be ordered,
+// for good, before it is carried out. [Group] orders it of every member before
+// it stops the first.
+type FailoverPreparer interface {
+	// PrepareFailover does what Stop with failover would have to do first.
+	// That must follow. What fails here, fails there again.
+	PrepareFailover(ctx context.Context) error
 }

@@ -7,6 +7,8 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 // State is where a replicated disk stands. The names are those of QEMU's
@@ -39,10 +41,17 @@ func (s State) String() string {
 }
 
 // SecondaryConfig says how a [Secondary] keeps its overlays and whom it tells
-// what. Functions in it are called without locks held, from whatever
-// goroutine the thing happened on; they must not block and must not call back
-// into the disk.
+// what.
 type SecondaryConfig struct {
+	// Name is what the events call the disk; it may be empty.
+	Name string
+	// Events is told the first error since Start (event.DiskBroken), and, once
+	// in an epoch, that an overlay is half full (event.DiskOverlayHalfFull): a
+	// checkpoint, which empties it, is due before it is full, and whoever
+	// subscribes sees to it that the primary makes one. Events are published
+	// without locks held, on whatever goroutine the thing happened on. A
+	// subscriber must not call back into the disk. Nil: nobody listens.
+	Events *event.Bus
 	// ActiveBytes bounds the memory that the guest's own writes take between
 	// checkpoints, in bytes; zero means 256 MiB. Unused with a Journal.
 	ActiveBytes int64
@@ -58,11 +67,6 @@ type SecondaryConfig struct {
 	// go on, with the state Failover; the host then calls Commit, on a
 	// goroutine of its own. Otherwise Stop itself commits.
 	DeferCommit bool
-	// RequestCheckpoint is called, once per epoch, when an overlay is half
-	// full: a checkpoint, which empties it, is due before it is full.
-	RequestCheckpoint func()
-	// OnError is called with the first error since Start.
-	OnError func(error)
 }
 
 const defaultOverlayBytes = 256 << 20
@@ -88,26 +92,35 @@ type Secondary struct {
 	unsynced atomic.Bool // disk has been written since it was last synced
 	asked    atomic.Bool // a checkpoint has been requested in this epoch
 	faulty   atomic.Bool // err is set
+	untold   atomic.Bool // and the bus has not been told
 
-	commit sync.Mutex // one Commit at a time
+	prepared bool   // for the checkpoint of next; guarded by the lock of the whole disk
+	next     uint64 // only if prepared
+
+	commit  sync.Mutex // one Commit at a time
+	syncing sync.Mutex // one sync of disk at a time
 
 	mu     sync.Mutex
 	epoch  uint64
-	err    error           // the first error since Start
+	err    *BrokenError    // the first error since Start
 	behind map[uint32]bool // leaves to be copied down, in state Failover
 }
 
 var (
-	_ Replicator = (*Secondary)(nil)
-	_ Preparer   = (*Secondary)(nil)
-	_ Disk       = (*Secondary)(nil)
-	_ Trimmer    = (*Secondary)(nil)
-	_ ZeroWriter = (*Secondary)(nil)
+	_ Replicator       = (*Secondary)(nil)
+	_ Preparer         = (*Secondary)(nil)
+	_ FailoverPreparer = (*Secondary)(nil)
+	_ Disk             = (*Secondary)(nil)
+	_ Trimmer          = (*Secondary)(nil)
+	_ ZeroWriter       = (*Secondary)(nil)
 )
 
 // stableState records on stable storage where a Secondary stands, and returns
 // when that is so.
 type stableState interface {
+	// setPrepared records that the disk has all of epoch, which the overlays
+	// still undo.
+	setPrepared(epoch uint64) error
 	// setRunning voids whatever the overlays held and begins epoch.
 	setRunning(epoch uint64) error
 	// setFailover makes the overlays themselves stable too.
@@ -123,6 +136,7 @@ type stableState interface {
 // volatileState is that of overlays in memory: nothing of it survives.
 type volatileState struct{}
 
+func (volatileState) setPrepared(uint64) error   { return nil }
 func (volatileState) setRunning(uint64) error    { return nil }
 func (volatileState) setFailover(*overlay) error { return nil }
 func (volatileState) setDone() error             { return nil }
@@ -177,45 +191,101 @@ func (s *Secondary) OverlayBytes() (active, hidden int64) {
 
 func (s *Secondary) lockAll() *rangeHold { return s.locks.lock(0, math.MaxInt64, false) }
 
-// latch records the first error of a run.
-func (s *Secondary) latch(err error) {
-	s.mu.Lock()
-	first := s.err == nil
-	if first {
-		s.err = err
-		s.faulty.Store(true)
+// latch records the first error of a run, and returns it as what Err returns
+// of it. A range may be locked; tell is called when none is.
+func (s *Secondary) latch(op string, off, n int64, err error) error {
+	e, latched := err.(*BrokenError)
+	if !latched {
+		e = &BrokenError{Op: op, Off: off, Len: n, Err: err}
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		s.err = e
+		s.faulty.Store(true)
+		s.untold.Store(true)
+	}
+	return e
+}
+
+// failed returns what latch has recorded, or nil.
+func (s *Secondary) failed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		return nil // not a nil *BrokenError
+	}
+	return s.err
+}
+
+// tell publishes the error that latch has recorded, once. The caller holds no
+// lock.
+func (s *Secondary) tell() {
+	if !s.untold.Load() || !s.untold.Swap(false) {
+		return
+	}
+	s.mu.Lock()
+	e := s.err
 	s.mu.Unlock()
-	if first && s.cfg.OnError != nil {
-		s.cfg.OnError(err)
+	if e != nil {
+		s.cfg.Events.Publish(e.event(event.ModeSecondary, s.cfg.Name))
 	}
 }
 
+// tellHalf publishes that an overlay is half full, once in an epoch. The
+// caller holds no lock.
+func (s *Secondary) tellHalf(overlay string) {
+	if s.asked.Load() || s.asked.Swap(true) {
+		return
+	}
+	e := event.DiskOverlayHalfFull{Disk: s.cfg.Name, Overlay: overlay, Epoch: s.Epoch()}
+	active, hidden := s.OverlayBytes()
+	if e.Bytes, e.Bound = hidden, s.hiddenBound(); overlay == s.active.name {
+		e.Bytes, e.Bound = active, int64(s.active.max)*BlockSize
+	}
+	s.cfg.Events.Publish(e)
+}
+
+func (s *Secondary) hiddenBound() int64 {
+	if j := s.cfg.Journal; j != nil {
+		return j.hidden.Size() - logStart
+	}
+	return int64(s.hidden.max) * BlockSize
+}
+
+// syncDisk makes what has been written to the disk stable. While replication
+// runs, an error of it is latched: nobody knows what was lost, and a later
+// sync would not tell.
 func (s *Secondary) syncDisk() error {
+	s.syncing.Lock() // what another caller has begun to sync is not stable yet
+	defer s.syncing.Unlock()
 	// Cleared first: a write that comes during the sync must not be missed.
 	if !s.unsynced.Swap(false) {
 		return nil
 	}
 	if err := s.disk.Sync(); err != nil {
 		s.unsynced.Store(true)
+		if s.State() == Running {
+			return s.latch("flush", 0, 0, err)
+		}
 		return fmt.Errorf("replication: sync of the secondary disk: %w", err)
 	}
 	return nil
 }
 
 // Start takes the present content of the secondary disk as the checkpoint of
-// epoch 0. From now on the primary's writes save what they replace. In states
-// Failover and Done, where a promoted disk stays in its place while the host
-// becomes a primary, Start does nothing, as in QEMU.
+// epoch 0. From now on the primary's writes save what they replace. After a
+// failover, where a promoted disk stays in its place while the host becomes a
+// primary, Start does nothing, as in QEMU; after a Stop without, it begins anew.
 func (s *Secondary) Start(context.Context) error {
 	h := s.lockAll()
 	defer s.locks.unlock(h)
-	switch s.State() {
-	case Failover, Done:
+	switch st := s.State(); {
+	case st == Failover, st == Done && s.promised.Load():
 		return nil
-	case None:
+	case st == None, st == Done:
 	default:
-		return fmt.Errorf("%w: state %v", ErrRunning, s.State())
+		return fmt.Errorf("%w: state %v", ErrRunning, st)
 	}
 	// What the first synchronisation wrote must not come after a crash
 	// later than the record that replication has begun.
@@ -242,13 +312,52 @@ func (s *Secondary) empty() {
 	s.hidden.reset()
 	s.stable.emptied()
 	s.asked.Store(false)
+	s.prepared = false
 }
 
-// Prepare syncs the secondary disk, so that Checkpoint finds little to sync.
-func (s *Secondary) Prepare(context.Context, uint64) error {
-	if s.State() == Running {
-		return s.syncDisk()
+// lockGate refuses further writes of the primary's, and waits for all that use
+// the disk.
+func (s *Secondary) lockGate() *rangeHold {
+	s.gated.Store(true)
+	return s.lockAll()
+}
+
+// unlockGate lets them in again, unless a checkpoint is prepared.
+func (s *Secondary) unlockGate(h *rangeHold) {
+	s.gated.Store(s.prepared)
+	s.locks.unlock(h)
+}
+
+// Prepare does the greater part of a checkpoint: it makes the secondary disk
+// stable and, with a Journal, records that it has all of epoch, so that after a
+// crash the disks of a [Group] can be brought to one epoch. The primary's
+// writes are refused from now on, until the Checkpoint that must follow. An
+// error is final, as it is in Checkpoint, but for ErrEpoch.
+func (s *Secondary) Prepare(_ context.Context, epoch uint64) error {
+	if s.State() != Running {
+		return nil // Checkpoint says what is to be said
 	}
+	defer s.tell()
+	defer s.unlockGate(s.lockGate())
+	if s.State() != Running { // any more
+		return nil
+	}
+	if last := s.Epoch(); epoch < last {
+		return fmt.Errorf("%w: checkpoint of %d after that of %d", ErrEpoch, epoch, last)
+	}
+	if err := s.syncDisk(); err != nil {
+		return err
+	}
+	if err := s.failed(); err != nil { // after the sync: a flush under way may have met an error
+		return err
+	}
+	if s.prepared && s.next == epoch {
+		return nil
+	}
+	if err := s.stable.setPrepared(epoch); err != nil {
+		return s.latch("checkpoint", 0, 0, err)
+	}
+	s.prepared, s.next = true, epoch
 	return nil
 }
 
@@ -260,13 +369,11 @@ func (s *Secondary) Prepare(context.Context, uint64) error {
 // writes; only if it was the Journal that failed, a crash of the host may
 // show the new one.
 //
-// Errors are ErrNotRunning, ErrEpoch, what Err returns, or what the disk or
-// the Journal returned. In states Failover and Done it does nothing.
+// Errors are ErrNotRunning, ErrEpoch, and a *BrokenError, which then is Err's
+// too. In states Failover and Done it does nothing.
 func (s *Secondary) Checkpoint(_ context.Context, epoch uint64) error {
-	s.gated.Store(true)
-	defer s.gated.Store(false)
-	h := s.lockAll()
-	defer s.locks.unlock(h)
+	defer s.tell()
+	defer s.unlockGate(s.lockGate())
 	switch s.State() {
 	case Failover, Done:
 		return nil
@@ -274,22 +381,17 @@ func (s *Secondary) Checkpoint(_ context.Context, epoch uint64) error {
 	default:
 		return fmt.Errorf("%w: state %v", ErrNotRunning, s.State())
 	}
-	s.mu.Lock()
-	last, err := s.epoch, s.err
-	s.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	if epoch < last {
+	if last := s.Epoch(); epoch < last {
 		return fmt.Errorf("%w: checkpoint of %d after that of %d", ErrEpoch, epoch, last)
 	}
-	err = s.syncDisk()
-	if err == nil {
-		err = s.stable.setRunning(epoch)
-	}
-	if err != nil {
-		s.latch(err)
+	if err := s.syncDisk(); err != nil {
 		return err
+	}
+	if err := s.failed(); err != nil { // after the sync, as in Prepare
+		return err
+	}
+	if err := s.stable.setRunning(epoch); err != nil {
+		return s.latch("checkpoint", 0, 0, err)
 	}
 	s.empty()
 	s.mu.Lock()
@@ -300,15 +402,13 @@ func (s *Secondary) Checkpoint(_ context.Context, epoch uint64) error {
 
 // Err returns the first error since Start: a pre-image that could not be
 // saved, a write of the primary's that failed, a checkpoint or a commit that
-// failed. Errors of the guest's own writes are the guest's alone. Before
-// Start it is ErrNotRunning.
+// failed; it is a *BrokenError. Errors of the guest's own writes are the
+// guest's alone. Before Start it is ErrNotRunning.
 func (s *Secondary) Err() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.State() == None {
 		return ErrNotRunning
 	}
-	return s.err
+	return s.failed()
 }
 
 // Stop ends replication; the primary's writes are refused from now on. The
@@ -325,6 +425,7 @@ func (s *Secondary) Stop(ctx context.Context, failover bool) error {
 		return ErrNotRunning
 	}
 	s.gated.Store(true) // for good
+	defer s.tell()
 	if failover {
 		if err := s.beginFailover(); err != nil {
 			return err
@@ -344,8 +445,8 @@ func (s *Secondary) Stop(ctx context.Context, failover bool) error {
 		return fmt.Errorf("%w: state %v", ErrNotRunning, s.State())
 	}
 	if err := s.restore(ctx); err != nil {
-		if !errors.Is(err, ctx.Err()) || ctx.Err() == nil {
-			s.latch(err)
+		if ctx.Err() == nil || !errors.Is(err, ctx.Err()) {
+			err = s.latch("restore", 0, 0, err)
 		}
 		return err
 	}

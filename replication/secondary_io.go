@@ -159,8 +159,8 @@ func (s *Secondary) guestWrite(p []byte, off, n int64) error {
 	}
 	for {
 		half, err := s.tryGuestWrite(p, off, n)
-		if half && !s.asked.Swap(true) && s.cfg.RequestCheckpoint != nil {
-			s.cfg.RequestCheckpoint()
+		if half {
+			s.tellHalf(s.active.name)
 		}
 		if st := s.State(); !errors.Is(err, ErrFull) || st != Failover && st != FailoverFailed {
 			return err

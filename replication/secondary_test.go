@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 const (
@@ -98,37 +101,6 @@ func TestSecondary(t *testing.T) {
 		must(t, Group{s}.Err())
 		must(t, s.Stop(ctx, true))
 	})
-}
-
-func TestCheckpointDropsWhatTheSecondaryGuestWrote(t *testing.T) {
-	ctx := context.Background()
-	s, _ := newSecondary(t, SecondaryConfig{})
-	write(t, s, 0x33, 0, half)
-	must(t, s.Checkpoint(ctx, 1))
-	want(t, "back to the checkpoint", s, 0x11, 0, testSize)
-	if a, h := s.OverlayBytes(); a != 0 || h != 0 {
-		t.Errorf("overlays hold %d and %d bytes after a checkpoint", a, h)
-	}
-}
-
-func TestFailoverUndoesThePrimarysWrites(t *testing.T) {
-	s, disk := newSecondary(t, SecondaryConfig{})
-	write(t, s.Export(), 0x22, 0, testSize)
-	must(t, s.Stop(context.Background(), true))
-	want(t, "the last checkpoint", disk, 0x11, 0, testSize)
-}
-
-func TestFirstPreImageWinsUntilTheCheckpoint(t *testing.T) {
-	s, disk := newSecondary(t, SecondaryConfig{})
-	write(t, s.Export(), 0x22, 0, BlockSize)
-	write(t, s.Export(), 0x44, 0, BlockSize)
-	want(t, "the first pre-image", s, 0x11, 0, BlockSize)
-	write(t, s, 0x33, 0, BlockSize)
-	write(t, s.Export(), 0x55, 0, BlockSize)
-	want(t, "its own write", s, 0x33, 0, BlockSize)
-	want(t, "the primary's last write", disk, 0x55, 0, BlockSize)
-	must(t, s.Checkpoint(context.Background(), 1))
-	want(t, "the primary's last write", s, 0x55, 0, BlockSize)
 }
 
 func TestPartsOfBlocksKeepTheirNeighbours(t *testing.T) {
@@ -227,60 +199,18 @@ func TestStartThatFailsMayBeRepeated(t *testing.T) {
 	must(t, s.Start(ctx))
 }
 
-func TestExportFillsTheDiskBeforeTheStart(t *testing.T) {
-	ctx := context.Background()
-	disk := newFake(testSize, 0)
-	s, err := NewSecondary(disk, SecondaryConfig{})
-	must(t, err)
-	write(t, s.Export(), 0x77, 0, testSize)
-	must(t, s.Export().Sync())
-	must(t, s.Start(ctx))
-	want(t, "what was copied", s, 0x77, 0, testSize)
-}
-
-func TestPreImageThatCannotBeSavedFailsTheWrite(t *testing.T) {
-	var told error
-	s, disk := newSecondary(t, SecondaryConfig{HiddenBytes: 4 * BlockSize, OnError: func(err error) { told = err }})
-	_, err := s.Export().WriteAt(make([]byte, 8*BlockSize), 0)
-	wantErr(t, "write", err, ErrFull)
-	want(t, "the disk is untouched", disk, 0x11, 0, testSize)
-	wantErr(t, "it sticks", s.Err(), ErrFull)
-	wantErr(t, "it is told", told, ErrFull)
-	wantErr(t, "no checkpoint may bless it", s.Checkpoint(context.Background(), 1), ErrFull)
-}
-
-func TestReadErrorOfThePreImageFailsTheWrite(t *testing.T) {
-	s, disk := newSecondary(t, SecondaryConfig{})
-	disk.failRead = func(int64, int) error { return errInjected }
-	_, err := s.Export().WriteAt(make([]byte, BlockSize), 0)
-	wantErr(t, "write", err, errInjected)
-	disk.failRead = nil
-	want(t, "the disk is untouched", disk, 0x11, 0, testSize)
-	wantErr(t, "it sticks", s.Err(), errInjected)
-}
-
-func TestWriteErrorOfTheSecondaryDiskSticks(t *testing.T) {
-	s, disk := newSecondary(t, SecondaryConfig{})
-	disk.failWrite = func(int64, int) error { return errInjected }
-	_, err := s.Export().WriteAt(make([]byte, BlockSize), 0)
-	wantErr(t, "write", err, errInjected)
-	disk.failWrite = nil
-	wantErr(t, "it sticks", s.Err(), errInjected)
-	must(t, s.Stop(context.Background(), true))
-	must(t, s.Err())
-}
-
 func TestActiveOverlayFullIsTheGuestsErrorAlone(t *testing.T) {
-	asked := 0
-	s, _ := newSecondary(t, SecondaryConfig{ActiveBytes: 8 * BlockSize, RequestCheckpoint: func() { asked++ }})
+	bus, half := heard[event.DiskOverlayHalfFull]()
+	s, _ := newSecondary(t, SecondaryConfig{Name: "d", ActiveBytes: 8 * BlockSize, Events: bus})
 	write(t, s, 0x33, 0, BlockSize)
-	if asked != 0 {
-		t.Error("a checkpoint was requested for little")
+	if len(*half) != 0 {
+		t.Error("a checkpoint was asked for with little in the overlay")
 	}
 	write(t, s, 0x33, BlockSize, BlockSize)
 	write(t, s, 0x33, 2*BlockSize, BlockSize)
-	if asked != 1 {
-		t.Errorf("%d requests for a checkpoint when half full, want one", asked)
+	once := []event.DiskOverlayHalfFull{{Disk: "d", Overlay: "active", Bytes: 4 * BlockSize, Bound: 8 * BlockSize}}
+	if !slices.Equal(*half, once) {
+		t.Errorf("heard %+v, want %+v", *half, once)
 	}
 	_, err := s.WriteAt(bytes.Repeat([]byte{0x44}, 10*BlockSize), 0)
 	wantErr(t, "write", err, ErrFull)
@@ -288,8 +218,8 @@ func TestActiveOverlayFullIsTheGuestsErrorAlone(t *testing.T) {
 	must(t, s.Err())
 	must(t, s.Checkpoint(context.Background(), 1))
 	write(t, s, 0x33, 0, 6*BlockSize)
-	if asked != 2 {
-		t.Errorf("%d requests after another epoch", asked)
+	if len(*half) != 2 || (*half)[1].Epoch != 1 {
+		t.Errorf("heard %+v, want another in the next epoch", *half)
 	}
 }
 
@@ -300,176 +230,6 @@ func TestZeroesTakeNoRoomButInTheMap(t *testing.T) {
 	want(t, "zeroes", s, 0, 0, testSize)
 	must(t, s.Stop(context.Background(), true))
 	want(t, "zeroes", disk, 0, 0, testSize)
-}
-
-func TestTrimAndZeroesFromThePrimarySaveThePreImage(t *testing.T) {
-	disk := newZeroingFake(testSize, 0x11)
-	s, err := NewSecondary(disk, SecondaryConfig{})
-	must(t, err)
-	must(t, s.Start(context.Background()))
-	x := s.Export()
-	must(t, x.(ZeroWriter).WriteZeroes(0, 3*BlockSize))
-	must(t, x.(Trimmer).Trim(5*BlockSize, BlockSize))
-	want(t, "zeroed", disk, 0, 0, 3*BlockSize)
-	want(t, "trimmed", disk, 0, 5*BlockSize, BlockSize)
-	want(t, "pre-images", s, 0x11, 0, testSize)
-	must(t, s.Checkpoint(context.Background(), 1))
-	want(t, "zeroed", s, 0, 0, 3*BlockSize)
-}
-
-// zeroingFake is a fakeDisk that has the optional methods.
-type zeroingFake struct{ *fakeDisk }
-
-func newZeroingFake(size int, fill byte) zeroingFake { return zeroingFake{newFake(size, fill)} }
-
-func (d zeroingFake) WriteZeroes(off, n int64) error {
-	d.zeroed++
-	_, err := d.WriteAt(make([]byte, n), off)
-	return err
-}
-
-func (d zeroingFake) Trim(off, n int64) error { return d.WriteZeroes(off, n) }
-
-func TestOnceStoppedThePrimaryIsRefused(t *testing.T) {
-	ctx := context.Background()
-	for _, failover := range []bool{true, false} {
-		s, _ := newSecondary(t, SecondaryConfig{})
-		x := s.Export()
-		must(t, s.Stop(ctx, failover))
-		_, err := x.WriteAt(make([]byte, 512), 0)
-		wantErr(t, "write", err, ErrGated)
-		_, err = x.ReadAt(make([]byte, 512), 0)
-		wantErr(t, "read", err, ErrGated)
-		wantErr(t, "zero", x.(ZeroWriter).WriteZeroes(0, 512), ErrGated)
-		wantErr(t, "sync", x.Sync(), ErrGated)
-		write(t, s, 0x33, 0, 512) // the guest goes on
-	}
-}
-
-func TestCheckpointSyncsTheDiskFirst(t *testing.T) {
-	ctx := context.Background()
-	s, disk := newSecondary(t, SecondaryConfig{})
-	write(t, s.Export(), 0x22, 0, 512)
-	disk.failSync = func() error { return errInjected }
-	wantErr(t, "checkpoint", s.Checkpoint(ctx, 1), errInjected)
-	want(t, "the old view is intact", s, 0x11, 0, 512)
-	disk.failSync = nil
-	wantErr(t, "and stays so", s.Checkpoint(ctx, 1), errInjected)
-
-	s, disk = newSecondary(t, SecondaryConfig{})
-	n := disk.syncs
-	write(t, s.Export(), 0x22, 0, 512)
-	must(t, s.Prepare(ctx, 1))
-	must(t, s.Checkpoint(ctx, 1))
-	if disk.syncs != n+1 {
-		t.Errorf("%d syncs for one prepared checkpoint, want one", disk.syncs-n)
-	}
-}
-
-func TestEpochsDoNotGoBack(t *testing.T) {
-	ctx := context.Background()
-	s, _ := newSecondary(t, SecondaryConfig{})
-	must(t, s.Checkpoint(ctx, 5))
-	wantErr(t, "an earlier epoch", s.Checkpoint(ctx, 4), ErrEpoch)
-	if s.Epoch() != 5 {
-		t.Errorf("epoch %d", s.Epoch())
-	}
-}
-
-func TestStopWithoutFailoverRestoresTheLastCheckpoint(t *testing.T) {
-	ctx := context.Background()
-	s, disk := newSecondary(t, SecondaryConfig{})
-	write(t, s.Export(), 0x22, 0, half)
-	must(t, s.Checkpoint(ctx, 1))
-	write(t, s.Export(), 0x44, 0, testSize)
-	write(t, s, 0x33, 0, half)
-	disk.failWrite = func(off int64, n int) error {
-		if off > 0 {
-			return errInjected
-		}
-		return nil
-	}
-	wantErr(t, "stop", s.Stop(ctx, false), errInjected)
-	want(t, "the guest's view is unchanged", s, 0x33, 0, half)
-	want(t, "the guest's view is unchanged", s, 0x11, half, half)
-	disk.failWrite = nil
-	must(t, s.Stop(ctx, false))
-	for _, d := range []Disk{s, disk} {
-		want(t, "the checkpoint", d, 0x22, 0, half)
-		want(t, "the checkpoint", d, 0x11, half, half)
-	}
-	if s.State() != Done || s.Err() != nil {
-		t.Errorf("state %v, error %v", s.State(), s.Err())
-	}
-}
-
-func TestCommitThatFailsLeavesAUsableDiskAndMayBeRepeated(t *testing.T) {
-	ctx := context.Background()
-	s, disk := newSecondary(t, SecondaryConfig{})
-	write(t, s.Export(), 0x22, 0, half)
-	write(t, s, 0x33, half, BlockSize)
-	fail := func(int64, int) error { return errInjected }
-	disk.failWrite = fail
-	wantErr(t, "stop", s.Stop(ctx, true), errInjected)
-	if s.State() != FailoverFailed {
-		t.Fatalf("state %v", s.State())
-	}
-	wantErr(t, "it sticks", s.Err(), errInjected)
-	wantErr(t, "no checkpoint", s.Checkpoint(ctx, 1), ErrNotRunning)
-	wantErr(t, "no start", s.Start(ctx), ErrRunning)
-
-	// A write across the border of what the overlays hold is split.
-	disk.failWrite = nil
-	write(t, s, 0x55, half, 2*BlockSize)
-	want(t, "beyond the overlays the disk is written", disk, 0x55, half+BlockSize, BlockSize)
-	want(t, "what an overlay holds is written there", disk, 0x11, half, BlockSize)
-	want(t, "the guest sees one disk", s, 0x55, half, 2*BlockSize)
-
-	must(t, s.Stop(ctx, true))
-	must(t, s.Err())
-	for _, d := range []Disk{s, disk} {
-		want(t, "the checkpoint", d, 0x11, 0, half)
-		want(t, "the guest's writes", d, 0x55, half, 2*BlockSize)
-	}
-}
-
-func TestDeferredCommitTakesWritesMeanwhile(t *testing.T) {
-	ctx := context.Background()
-	s, disk := newSecondary(t, SecondaryConfig{DeferCommit: true})
-	write(t, s.Export(), 0x22, 0, half)
-	write(t, s, 0x33, half, half)
-	must(t, s.Stop(ctx, true))
-	if s.State() != Failover {
-		t.Fatalf("state %v", s.State())
-	}
-	want(t, "nothing is copied yet", disk, 0x22, 0, half)
-	want(t, "the guest sees its own disk", s, 0x11, 0, half)
-	write(t, s, 0x44, 0, BlockSize)
-
-	canceled, cancel := context.WithCancel(ctx)
-	cancel()
-	wantErr(t, "commit", s.Commit(canceled), context.Canceled)
-	if s.State() != Failover {
-		t.Fatalf("state %v after an interrupted commit", s.State())
-	}
-	must(t, s.Sync()) // a flush cannot be answered before the commit
-	if s.State() != Done {
-		t.Fatalf("state %v", s.State())
-	}
-	want(t, "written meanwhile", disk, 0x44, 0, BlockSize)
-	want(t, "the checkpoint", disk, 0x11, BlockSize, half-BlockSize)
-	want(t, "own writes", disk, 0x33, half, half)
-}
-
-func TestOverlayThatFillsUpInFailoverIsCommitted(t *testing.T) {
-	ctx := context.Background()
-	s, disk := newSecondary(t, SecondaryConfig{DeferCommit: true, ActiveBytes: 4 * BlockSize})
-	write(t, s.Export(), 0x22, 0, 16*BlockSize)
-	must(t, s.Stop(ctx, true))
-	write(t, s, 0x33, 0, 8*BlockSize) // more than the active overlay has room for
-	want(t, "own writes", s, 0x33, 0, 8*BlockSize)
-	want(t, "own writes", disk, 0x33, 0, 8*BlockSize)
-	want(t, "the checkpoint", disk, 0x11, 8*BlockSize, 8*BlockSize)
 }
 
 func TestGuestAndPrimaryAtTheSameTime(t *testing.T) {

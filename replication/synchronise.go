@@ -5,42 +5,12 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 // copyStep is how much Synchronise locks, reads and sends at a time, in bytes.
 const copyStep = 1 << 20
-
-// Progress tells how far a synchronisation is.
-type Progress struct {
-	Total     int64 // what was to be copied when it began, in bytes
-	Copied    int64 // what has been sent
-	Same      int64 // what did not need to be, by its checksum
-	Remaining int64 // what is still to be looked at
-	// Rate is how fast Remaining has shrunk since the beginning, in bytes
-	// per second; zero: not known yet.
-	Rate    float64
-	Elapsed time.Duration
-}
-
-// Left estimates how long the rest will take; zero: not known yet.
-func (p Progress) Left() time.Duration {
-	if p.Rate <= 0 {
-		return 0
-	}
-	return time.Duration(float64(p.Remaining) / p.Rate * float64(time.Second))
-}
-
-func (p Progress) String() string {
-	const mib = 1 << 20
-	s := fmt.Sprintf("%d of %d MiB, %.0f MiB/s", (p.Total-p.Remaining)/mib, p.Total/mib, p.Rate/mib)
-	if p.Same > 0 {
-		s += fmt.Sprintf(", %d MiB were the same", p.Same/mib)
-	}
-	if left := p.Left(); left > 0 {
-		s += fmt.Sprintf(", %v left", left.Round(time.Second))
-	}
-	return s
-}
 
 // SyncConfig says how Synchronise works.
 type SyncConfig struct {
@@ -50,10 +20,7 @@ type SyncConfig struct {
 	// BytesPerSecond bounds how fast chunks are gone through; zero: as fast
 	// as the secondary takes them.
 	BytesPerSecond int64
-	// OnProgress is called on Synchronise's goroutine, at the beginning, at
-	// the end, and about every Interval between.
-	OnProgress func(Progress)
-	// Interval between two calls of OnProgress; zero means 1 s.
+	// Interval between two event.DiskSyncProgress; zero means 1 s.
 	Interval time.Duration
 }
 
@@ -63,6 +30,11 @@ type SyncConfig struct {
 // has been copied are forwarded and writes to what has not are not, so it
 // takes one pass, however much the guest writes. When it returns nil, the
 // secondary has a stable copy, and remains one.
+//
+// The configured bus is told about it on this goroutine: an
+// event.DiskSyncProgress at the beginning, about every Interval, and when the
+// copy is to be made stable; at the end an event.DiskSynchronised, or an
+// event.DiskResynchronised if a secondary has been a copy before.
 //
 // If the Remote is lost the error is its *BrokenError; after attaching
 // another, Synchronise goes on where it was. It also ends with ctx, with the
@@ -75,23 +47,10 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 	if cfg.Interval == 0 {
 		cfg.Interval = time.Second
 	}
-	begin := time.Now()
-	told := begin
-	done := Progress{Total: p.dirty.Bytes()}
-	tell := func(now time.Time) {
-		if cfg.OnProgress == nil {
-			return
-		}
-		told = now
-		done.Remaining = p.dirty.Bytes()
-		done.Elapsed = now.Sub(begin)
-		if s := done.Elapsed.Seconds(); s > 0 {
-			done.Rate = float64(done.Copied+done.Same) / s
-		}
-		cfg.OnProgress(done)
-	}
-	tell(begin)
-	buf := make([]byte, copyStep)
+	t := teller{events: p.cfg.Events, dirty: p.dirty, begin: time.Now(), again: p.synced}
+	t.progress = event.DiskSyncProgress{Disk: p.cfg.Name, Phase: event.SyncCopy, Total: p.dirty.Bytes()}
+	t.tell(t.begin)
+	buf := make([]byte, min(copyStep, p.size))
 	var passed int64
 	for pos := int64(0); ; {
 		if err := ctx.Err(); err != nil {
@@ -105,30 +64,65 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 		if n == 0 {
 			continue
 		}
-		if err := p.copyRun(f, &cfg, buf[:n], start, &done); err != nil {
+		if err := p.copyRun(f, &cfg, buf[:n], start, &t.progress); err != nil {
 			return err
 		}
 		passed += n
 		now := time.Now()
-		if now.Sub(told) >= cfg.Interval {
-			tell(now)
+		if now.Sub(t.told) >= cfg.Interval {
+			t.tell(now)
 		}
 		if cfg.BytesPerSecond > 0 {
-			due := begin.Add(time.Duration(float64(passed) / float64(cfg.BytesPerSecond) * float64(time.Second)))
+			due := t.begin.Add(time.Duration(float64(passed) / float64(cfg.BytesPerSecond) * float64(time.Second)))
 			if err := sleep(ctx, due.Sub(now)); err != nil {
 				return err
 			}
 		}
 	}
+	t.progress.Phase = event.SyncFlush
+	t.tell(time.Now())
 	if err := f.flush(ctx, nil); err != nil {
 		return err
 	}
-	tell(time.Now())
+	p.synced = true
+	t.end(time.Now())
 	return nil
 }
 
+// teller tells the bus how far a synchronisation is.
+type teller struct {
+	events      *event.Bus
+	dirty       *Bitmap
+	again       bool // there has been one before
+	begin, told time.Time
+	progress    event.DiskSyncProgress
+}
+
+func (t *teller) tell(now time.Time) {
+	t.told = now
+	e := &t.progress
+	e.Remaining = t.dirty.Bytes()
+	elapsed := now.Sub(t.begin)
+	e.ElapsedNS = elapsed.Nanoseconds()
+	if s := elapsed.Seconds(); s > 0 {
+		e.Rate = int64(float64(e.Copied+e.Same) / s)
+	}
+	t.events.Publish(*e)
+}
+
+func (t *teller) end(now time.Time) {
+	e := event.DiskSynchronised{
+		Disk: t.progress.Disk, Copied: t.progress.Copied, Same: t.progress.Same, ElapsedNS: now.Sub(t.begin).Nanoseconds(),
+	}
+	if t.again {
+		t.events.Publish(event.DiskResynchronised(e))
+	} else {
+		t.events.Publish(e)
+	}
+}
+
 // copyRun copies one run of dirty chunks, which nobody writes meanwhile.
-func (p *Primary) copyRun(f *Forwarder, cfg *SyncConfig, buf []byte, start int64, done *Progress) error {
+func (p *Primary) copyRun(f *Forwarder, cfg *SyncConfig, buf []byte, start int64, done *event.DiskSyncProgress) error {
 	h := p.locks.lock(start, int64(len(buf)), false)
 	defer p.locks.unlock(h)
 	if err := readFull(p.local, buf, start); err != nil {

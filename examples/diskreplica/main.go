@@ -14,15 +14,15 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 )
 
 const usage = `diskreplica keeps a disk image in two copies that agree at every checkpoint.
 
-  diskreplica secondary -image FILE -listen ADDR [-size BYTES] [-journal BASE]
-  diskreplica primary   -image FILE -secondary ADDR [-size BYTES] [-listen ADDR]
+  diskreplica secondary -image FILE -listen ADDR [-size BYTES] [-journal BASE] [-json]
+  diskreplica primary   -image FILE -secondary ADDR [-size BYTES] [-listen ADDR] [-json]
 
 Both serve their guest's view of the disk over NBD, so that qemu-io, nbdcopy
 or a VM can be the guest. ADDR is a host:port, or the path of a Unix socket.
@@ -56,6 +56,8 @@ With -journal the secondary's overlays are in BASE.hidden and BASE.active, and
 its disk survives kill -9 or a power cut: the next start brings it back to the
 last checkpoint.
 
+Exit status: 0, 1 if something failed, 2 for a bad command line.
+
 Options:
 `
 
@@ -64,29 +66,32 @@ func main() {
 	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout)
 	stop()
 	switch {
-	case errors.Is(err, flag.ErrHelp):
-	case err != nil && !errors.Is(err, context.Canceled):
+	case err == nil, errors.Is(err, flag.ErrHelp), errors.Is(err, context.Canceled):
+	case errors.Is(err, errUsage):
+		fmt.Fprintln(os.Stderr, "diskreplica:", err, "(-h explains)")
+		os.Exit(2)
+	default:
 		fmt.Fprintln(os.Stderr, "diskreplica:", err)
 		os.Exit(1)
 	}
 }
 
+// errUsage is for a bad command line.
+var errUsage = errors.New("bad command line")
+
 // options are those of the command line.
 type options struct {
+	role                              string
 	image, listen, secondary, journal string
 	size                              int64
+	json                              bool
 }
 
-// run is the program, apart from what belongs to the process. It returns when
-// ctx ends, or the commands say "quit".
-func run(ctx context.Context, args []string, commands io.Reader, out io.Writer) error {
-	var o options
+// parse reads a command line. For -h the error is flag.ErrHelp, after out has
+// the usage; for a bad one it is errUsage and says what is wrong.
+func parse(args []string, out io.Writer) (o options, err error) {
 	fs := flag.NewFlagSet("diskreplica", flag.ContinueOnError)
-	fs.SetOutput(out)
-	fs.Usage = func() {
-		fmt.Fprint(out, usage)
-		fs.PrintDefaults()
-	}
+	fs.SetOutput(io.Discard) // one line says what is wrong
 	fs.StringVar(&o.image, "image", "", "raw disk `file`; made if -size is given and it is not there")
 	fs.Func("size", "`bytes` of the image, with K, M or G", func(s string) (err error) {
 		o.size, err = parseSize(s)
@@ -95,42 +100,65 @@ func run(ctx context.Context, args []string, commands io.Reader, out io.Writer) 
 	fs.StringVar(&o.listen, "listen", "", "`address` to serve NBD on")
 	fs.StringVar(&o.secondary, "secondary", "", "`address` of the secondary (primary only)")
 	fs.StringVar(&o.journal, "journal", "", "keep overlays in the files `base`.hidden and .active (secondary only)")
-	var role string
+	fs.BoolVar(&o.json, "json", false, "print events, and what commands return, as QMP does: a JSON object a line")
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
-		role, args = args[0], args[1:]
+		o.role, args = args[0], args[1:]
 	}
-	if err := fs.Parse(args); err != nil {
+	bad := func(format string, args ...any) (options, error) {
+		return options{}, fmt.Errorf("%w: "+format, append([]any{errUsage}, args...)...)
+	}
+	switch err := fs.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		fs.SetOutput(out)
+		fmt.Fprint(out, usage)
+		fs.PrintDefaults()
+		return o, err
+	case err != nil:
+		return bad("%w", err)
+	case fs.NArg() > 0:
+		return bad("unexpected argument %q", fs.Arg(0))
+	case o.role != "primary" && o.role != "secondary":
+		return bad("the first argument is the role, primary or secondary")
+	case o.image == "":
+		return bad("-image is needed")
+	case o.role == "primary" && o.secondary == "":
+		return bad("a primary needs -secondary")
+	case o.role == "primary" && o.journal != "":
+		return bad("-journal is the secondary's")
+	case o.role == "secondary" && o.listen == "":
+		return bad("a secondary needs -listen")
+	case o.role == "secondary" && o.secondary != "":
+		return bad("-secondary is the primary's")
+	}
+	return o, nil
+}
+
+// run is the program, apart from what belongs to the process. It returns when
+// ctx ends, or the commands say "quit".
+func run(ctx context.Context, args []string, commands io.Reader, out io.Writer) error {
+	o, err := parse(args, out)
+	if err != nil {
 		return err
 	}
-	if fs.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	p := &printer{out: out, json: o.json, terminal: isTerminal(out)}
+	if o.role == "primary" {
+		return runPrimary(ctx, o, commands, p)
 	}
-	t := &terminal{out: out}
-	switch {
-	case role == "secondary" && o.image != "" && o.listen != "" && o.secondary == "":
-		return runSecondary(ctx, o, commands, t)
-	case role == "primary" && o.image != "" && o.secondary != "" && o.journal == "":
-		return runPrimary(ctx, o, commands, t)
-	}
-	fs.Usage()
-	return errors.New("want a role, primary or secondary, and its options")
+	return runSecondary(ctx, o, commands, p)
 }
 
 func parseSize(s string) (int64, error) {
-	unit := int64(1)
-	switch {
-	case strings.HasSuffix(s, "K"):
-		unit = 1 << 10
-	case strings.HasSuffix(s, "M"):
-		unit = 1 << 20
-	case strings.HasSuffix(s, "G"):
-		unit = 1 << 30
+	digits, unit := s, int64(1)
+	for suffix, u := range map[string]int64{"K": 1 << 10, "M": 1 << 20, "G": 1 << 30} {
+		if d, ok := strings.CutSuffix(s, suffix); ok {
+			digits, unit = d, u
+		}
 	}
-	var n int64
-	if _, err := fmt.Sscanf(strings.TrimRight(s, "KMG"), "%d", &n); err != nil || n <= 0 || n > 1<<50/unit {
-		return 0, fmt.Errorf("size %q", s)
+	n, err := strconv.ParseUint(digits, 10, 63)
+	if err != nil || n == 0 || n > 1<<50/uint64(unit) {
+		return 0, errors.New("want a number of bytes, with K, M or G or nothing after it")
 	}
-	return n * unit, nil
+	return int64(n) * unit, nil
 }
 
 // network tells a Unix socket from a host and port.
@@ -151,18 +179,6 @@ func listen(addr string) (net.Listener, error) {
 		}
 	}
 	return net.Listen(network(addr), addr)
-}
-
-// terminal prints whole lines from any goroutine.
-type terminal struct {
-	mu  sync.Mutex
-	out io.Writer
-}
-
-func (t *terminal) printf(format string, args ...any) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	fmt.Fprintf(t.out, format+"\n", args...)
 }
 
 // lines returns a channel of the lines of r, closed at its end. Reading

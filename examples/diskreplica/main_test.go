@@ -3,7 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"io"
+	"net"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -12,6 +14,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
@@ -25,12 +28,14 @@ type process struct {
 	done   chan error
 
 	mu  sync.Mutex
-	out bytes.Buffer
+	out bytes.Buffer // what nobody has expected yet
+	all bytes.Buffer
 }
 
 func (p *process) Write(b []byte) (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.all.Write(b)
 	return p.out.Write(b)
 }
 
@@ -50,6 +55,16 @@ func (p *process) kill() {
 		<-p.done
 		p.done = nil
 	}
+}
+
+// quit has the process leave by itself.
+func (p *process) quit() {
+	p.t.Helper()
+	p.say("quit")
+	if err := <-p.done; err != nil {
+		p.t.Errorf("after quit: %v", err)
+	}
+	p.done = nil
 }
 
 // expect waits for the process to say something that it has not said yet.
@@ -148,27 +163,73 @@ func TestTheWalkThroughOfTheUsage(t *testing.T) {
 		p.expect("error: ")
 		p.say("reconnect")
 		p.expect("went on alone")
-		p.kill()
-		s.kill()
+		p.quit()
+		s.quit()
 
 		s = start(t, args...)
 		s.expect("waiting for a primary")
 	}
 }
 
-func TestUsage(t *testing.T) {
-	var out bytes.Buffer
-	if err := run(context.Background(), []string{"-h"}, nil, &out); err == nil || !strings.Contains(out.String(), "A minute's trial") {
-		t.Errorf("%v: %s", err, out.String())
-	}
-	for _, args := range [][]string{{}, {"primary"}, {"secondary", "-image", "x"}, {"tertiary"}, {"primary", "x"}, {"primary", "-size", "0"}} {
-		if err := run(context.Background(), args, nil, io.Discard); err == nil {
-			t.Errorf("%q is accepted", args)
+func awaitListener(t *testing.T, socket string) {
+	t.Helper()
+	for range 2000 {
+		if c, err := net.Dial("unix", socket); err == nil {
+			c.Close()
+			return
 		}
+		time.Sleep(5 * time.Millisecond)
 	}
-	for s, want := range map[string]int64{"512": 512, "4K": 4096, "64M": 64 << 20, "1G": 1 << 30} {
-		if got, err := parseSize(s); err != nil || got != want {
-			t.Errorf("size %s: %d, %v", s, got, err)
+	t.Fatalf("nobody listens at %s", socket)
+}
+
+func TestJSONLinesAreAsQMPHasThem(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	sargs := []string{"secondary", "-json", "-image", b + ".img", "-size", "4M", "-listen", b}
+	s := start(t, sargs...)
+	awaitListener(t, b+".control")
+	p := start(t, "primary", "-json", "-image", a+".img", "-size", "4M", "-secondary", b, "-listen", a)
+	p.expect(`"event":"DISK_SYNC_PROGRESS","data":{"disk":"disk","phase":"copy"`)
+	p.expect(`"event":"DISK_SYNCHRONISED"`)
+	p.expect(`"event":"CHECKPOINT_COMMIT","data":{"mode":"primary","epoch":0,"cause":"initial"`)
+	write(t, guest(t, a, "disk"), 0x22, 0)
+	p.say("checkpoint")
+	p.expect(`"event":"CHECKPOINT_COMMIT","data":{"mode":"primary","epoch":1,"cause":"request"`)
+	s.say("status")
+	s.expect(`{"return":{"state":"running","epoch":1,"active":0,"hidden":0}}`)
+
+	// The secondary leaves, and comes back.
+	s.quit()
+	p.expect(`"event":"DISK_BROKEN","data":{"mode":"primary","disk":"disk","operation":"connection"`)
+	p.say("checkpoint")
+	p.expect(`{"error":{"class":"GenericError","desc":`)
+	again := start(t, sargs...)
+	awaitListener(t, b+".control")
+	write(t, guest(t, a, "disk"), 0x23, 0)
+	p.say("reconnect")
+	p.expect(`"event":"DISK_RESYNCHRONISED","data":{"disk":"disk","copied":65536`)
+	again.expect(`"event":"CHECKPOINT_COMMIT","data":{"mode":"secondary","epoch":0,"cause":"initial"`)
+	p.expect(`"event":"CHECKPOINT_COMMIT","data":{"mode":"primary","epoch":0,"cause":"initial"`)
+	again.say("failover")
+	again.expect(`"event":"FAILOVER","data":{"mode":"secondary","epoch":0,"status":"completed"}`)
+	want(t, "what the secondary took over", guest(t, b, "guest"), 0x23, 0)
+	p.quit()
+	again.quit()
+
+	for _, side := range []*process{s, p, again} {
+		for line := range strings.Lines(side.all.String()) {
+			var object map[string]json.RawMessage
+			if err := json.Unmarshal([]byte(line), &object); err != nil {
+				t.Errorf("%q: %v", line, err)
+				continue
+			}
+			if object["return"] != nil || object["error"] != nil {
+				continue
+			}
+			if r, err := event.Decode([]byte(line)); err != nil || r.Time.IsZero() {
+				t.Errorf("%s is no event with its time: %v", line, err)
+			}
 		}
 	}
 }

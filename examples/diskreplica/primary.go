@@ -8,37 +8,38 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
 // primary is that side's process.
 type primary struct {
-	*terminal
+	*printer
+	events  event.Bus
 	o       options
 	disk    *replication.Primary
 	control *control
 	epoch   uint64
 }
 
-func runPrimary(ctx context.Context, o options, commands io.Reader, t *terminal) (err error) {
+func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer) (err error) {
 	image, err := openImage(o)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
-	disk, err := replication.NewPrimary(image, replication.PrimaryConfig{Forward: replication.ForwarderConfig{
-		OnBroken: func(err error) { t.printf("%v", err) },
-	}})
+	p := &primary{printer: out, o: o}
+	p.events.SubscribeAll(out.event)
+	p.disk, err = replication.NewPrimary(image, replication.PrimaryConfig{Name: diskName, Events: &p.events})
 	if err != nil {
 		return err
 	}
-	p := &primary{terminal: t, o: o, disk: disk}
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	wg.Go(func() { disk.Run(ctx) })
+	wg.Go(func() { p.disk.Run(ctx) })
 	defer p.disconnect()
 	if o.listen != "" {
 		ln, err := listen(o.listen)
@@ -46,11 +47,11 @@ func runPrimary(ctx context.Context, o options, commands io.Reader, t *terminal)
 			return err
 		}
 		srv := nbd.NewServer(nbd.ServerConfig{})
-		if _, err := srv.Export(nbd.ExportConfig{Name: "disk", Disk: disk, MaxClients: 8, Description: "the primary's disk"}); err != nil {
+		if _, err := srv.Export(nbd.ExportConfig{Name: diskName, Disk: p.disk, MaxClients: 8, Description: "the primary's disk"}); err != nil {
 			return errors.Join(err, ln.Close())
 		}
 		wg.Go(func() { srv.Serve(ctx, ln) })
-		t.printf("primary: %d bytes, serving at %s", image.Size(), o.listen)
+		p.printf("primary: %d bytes, serving at %s", image.Size(), o.listen)
 	}
 	if err := p.connect(ctx); err != nil {
 		return err
@@ -83,11 +84,7 @@ func (p *primary) connect(ctx context.Context) error {
 	if err := p.disk.Attach(conn); err != nil {
 		return errors.Join(err, conn.Close())
 	}
-	err = p.disk.Synchronise(ctx, replication.SyncConfig{
-		Sums:       sums,
-		OnProgress: func(pr replication.Progress) { p.printf("synchronising: %v", pr) },
-	})
-	if err != nil {
+	if err := p.disk.Synchronise(ctx, replication.SyncConfig{Sums: sums}); err != nil {
 		return err
 	}
 	if err := p.disk.Mark(ctx, 0); err != nil {
@@ -103,13 +100,15 @@ func (p *primary) connect(ctx context.Context) error {
 	if err := errors.Join(p.disk.Loaded(ctx, 0), p.disk.Start(ctx)); err != nil {
 		return err
 	}
-	p.printf("replication runs, epoch %d", p.epoch)
+	p.events.Publish(event.CheckpointCommit{Mode: event.ModePrimary, Epoch: p.epoch, Cause: event.CauseInitial})
 	return nil
 }
 
 func (p *primary) disconnect() {
 	if p.disk.State() == replication.Running {
 		p.disk.Stop(context.Background(), true)
+	} else {
+		p.disk.Detach() // of a connect that failed
 	}
 	if p.control != nil {
 		p.control.conn.Close()
@@ -134,8 +133,15 @@ func (p *primary) checkpoint(ctx context.Context) error {
 	if err := p.disk.Loaded(ctx, p.epoch); err != nil {
 		return err
 	}
-	p.printf("checkpoint %d", p.epoch)
+	p.events.Publish(event.CheckpointCommit{Mode: event.ModePrimary, Epoch: p.epoch, Cause: event.CauseRequest})
 	return nil
+}
+
+func (p *primary) status() {
+	s := status{State: p.disk.State().String(), Epoch: p.epoch, Error: text(p.disk.Err())}
+	missing := p.disk.Dirty()
+	s.Missing = &missing
+	p.returned(s, "state %s, epoch %d, the secondary lacks %d KiB, error %v", s.State, s.Epoch, missing>>10, p.disk.Err())
 }
 
 const primaryHelp = `checkpoint  make the secondary's disk that of now
@@ -167,17 +173,17 @@ func (p *primary) read(ctx context.Context, commands io.Reader) error {
 			err = p.checkpoint(ctx)
 		case "failover":
 			if err = p.disk.Stop(ctx, true); err == nil {
-				p.printf("failover: on alone")
+				p.events.Publish(event.FailoverDone{Mode: event.ModePrimary, Epoch: p.epoch, Status: "completed"})
 			}
 		case "reconnect":
 			err = p.connect(ctx)
 		case "status":
-			p.printf("state %v, epoch %d, the secondary lacks %d KiB, error %v", p.disk.State(), p.epoch, p.disk.Dirty()>>10, p.disk.Err())
+			p.status()
 		default:
-			p.printf("%s", primaryHelp)
+			p.returned(primaryHelp, "%s", primaryHelp)
 		}
 		if err != nil {
-			p.printf("error: %v", err)
+			p.failed(err)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -21,25 +22,25 @@ func openImage(o options) (*replication.File, error) {
 
 // secondary is that side's process.
 type secondary struct {
-	*terminal
-	disk *replication.Secondary
-	srv  *nbd.Server
+	*printer
+	events event.Bus
+	disk   *replication.Secondary
+	srv    *nbd.Server
 
 	mu         sync.Mutex // one command at a time, from whichever side
 	generation uint64
 	export     *nbd.Export // what the primary writes
 }
 
-func runSecondary(ctx context.Context, o options, commands io.Reader, t *terminal) (err error) {
+func runSecondary(ctx context.Context, o options, commands io.Reader, out *printer) (err error) {
 	image, err := openImage(o)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
-	cfg := replication.SecondaryConfig{
-		RequestCheckpoint: func() { t.printf("an overlay is half full: a checkpoint is due") },
-		OnError:           func(err error) { t.printf("error: %v", err) },
-	}
+	s := &secondary{printer: out, srv: nbd.NewServer(nbd.ServerConfig{})}
+	s.events.SubscribeAll(out.event)
+	cfg := replication.SecondaryConfig{Name: diskName, Events: &s.events}
 	if o.journal != "" {
 		j, err := replication.OpenJournalFiles(o.journal, max(image.Size()*2, 1<<20))
 		if err != nil {
@@ -51,15 +52,13 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, t *termina
 			if err != nil {
 				return err
 			}
-			t.printf("recovered the disk of epoch %d, failover %v", epoch, failedOver)
+			s.returned(map[string]any{"recovered": epoch, "failover": failedOver}, "recovered the disk of epoch %d, failover %v", epoch, failedOver)
 		}
 		cfg.Journal = j
 	}
-	disk, err := replication.NewSecondary(image, cfg)
-	if err != nil {
+	if s.disk, err = replication.NewSecondary(image, cfg); err != nil {
 		return err
 	}
-	s := &secondary{terminal: t, disk: disk, srv: nbd.NewServer(nbd.ServerConfig{})}
 	ln, err := listen(o.listen)
 	if err != nil {
 		return err
@@ -73,8 +72,8 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, t *termina
 		return errors.Join(err, ln.Close())
 	}
 	for _, e := range []nbd.ExportConfig{
-		{Name: "guest", Disk: disk, MaxClients: 8, Description: "what the secondary's guest sees"},
-		{Name: "sums", Disk: replication.NewSums(disk.Export()), ReadOnly: true, MaxClients: 8, Description: "checksums of the secondary disk"},
+		{Name: "guest", Disk: s.disk, MaxClients: 8, Description: "what the secondary's guest sees"},
+		{Name: "sums", Disk: replication.NewSums(s.disk.Export()), ReadOnly: true, MaxClients: 8, Description: "checksums of the secondary disk"},
 	} {
 		if _, err := s.srv.Export(e); err != nil {
 			return errors.Join(err, ln.Close(), cln.Close())
@@ -97,7 +96,7 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, t *termina
 			})
 		}
 	})
-	t.printf("secondary: %d bytes, serving at %s; waiting for a primary", image.Size(), o.listen)
+	s.printf("secondary: %d bytes, serving at %s; waiting for a primary", image.Size(), o.listen)
 	return s.read(ctx, commands)
 }
 
@@ -125,7 +124,7 @@ func (s *secondary) answer(ctx context.Context, words []string) (string, error) 
 		}
 		s.generation++
 		var err error
-		s.export, err = s.srv.Export(nbd.ExportConfig{Name: "disk", Generation: s.generation, Disk: s.disk.Export(), Description: "what the primary writes"})
+		s.export, err = s.srv.Export(nbd.ExportConfig{Name: diskName, Generation: s.generation, Disk: s.disk.Export(), Description: "what the primary writes"})
 		if err != nil {
 			return "", err
 		}
@@ -143,16 +142,23 @@ func (s *secondary) answer(ctx context.Context, words []string) (string, error) 
 		if err != nil {
 			return "", err
 		}
-		s.printf("replication runs, epoch %d", s.disk.Epoch())
+		s.events.Publish(event.CheckpointCommit{Mode: event.ModeSecondary, Epoch: s.disk.Epoch(), Cause: event.CauseInitial})
 		return fmt.Sprintf("started %d", s.disk.Epoch()), nil
 	case len(words) == 2 && words[0] == "checkpoint":
 		if err := s.disk.Checkpoint(ctx, epoch); err != nil {
 			return "", err
 		}
-		s.printf("checkpoint %d", epoch)
+		s.events.Publish(event.CheckpointCommit{Mode: event.ModeSecondary, Epoch: epoch})
 		return fmt.Sprintf("loaded %d", epoch), nil
 	}
 	return "", fmt.Errorf("what is %q", words)
+}
+
+func (s *secondary) status() {
+	st := status{State: s.disk.State().String(), Epoch: s.disk.Epoch(), Error: text(s.disk.Err())}
+	active, hidden := s.disk.OverlayBytes()
+	st.Active, st.Hidden = &active, &hidden
+	s.returned(st, "state %s, epoch %d, overlays %d and %d KiB, error %v", st.State, st.Epoch, active>>10, hidden>>10, s.disk.Err())
 }
 
 const secondaryHelp = `failover    go on alone, with the last checkpoint and the guest's own writes
@@ -178,7 +184,7 @@ func (s *secondary) read(ctx context.Context, commands io.Reader) error {
 			return nil
 		}
 		if err := s.command(ctx, line); err != nil {
-			s.printf("error: %v", err)
+			s.failed(err)
 		}
 	}
 }
@@ -198,12 +204,15 @@ func (s *secondary) command(ctx context.Context, line string) error {
 		if err := s.disk.Stop(ctx, line == "failover"); err != nil {
 			return err
 		}
-		s.printf("%s: the disk is that of checkpoint %d%s", line, s.disk.Epoch(), map[bool]string{true: " and the guest's own writes since"}[line == "failover"])
+		if line == "failover" {
+			s.events.Publish(event.FailoverDone{Mode: event.ModeSecondary, Epoch: s.disk.Epoch(), Status: "completed"})
+		} else {
+			s.returned(struct{}{}, "stop: the disk is that of checkpoint %d", s.disk.Epoch())
+		}
 	case "status":
-		active, hidden := s.disk.OverlayBytes()
-		s.printf("state %v, epoch %d, overlays %d and %d KiB, error %v", s.disk.State(), s.disk.Epoch(), active>>10, hidden>>10, s.disk.Err())
+		s.status()
 	default:
-		s.printf("%s", secondaryHelp)
+		s.returned(secondaryHelp, "%s", secondaryHelp)
 	}
 	return nil
 }

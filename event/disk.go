@@ -1,0 +1,83 @@
+package event
+
+import "time"
+
+// The events of a replicated disk are this library's own. QEMU keeps what they
+// say to itself (block/replication.c), but for the error that
+// query-xen-replication-status returns when asked.
+
+// DiskBroken says that something has gone wrong with a replicated disk that
+// sticks: it takes part in no checkpoint any more. On a primary, writes have
+// not reached the secondary, until they are synchronised again. On a
+// secondary, a write of the primary's, its pre-image, a checkpoint or the
+// commit of a failover has failed.
+type DiskBroken struct {
+	Mode      Mode   `json:"mode"`           // the side that has noticed
+	Disk      string `json:"disk,omitempty"` // its name, if it was given one
+	Operation string `json:"operation"`      // "write", "flush", "connection", ...: see replication.BrokenError
+	Offset    int64  `json:"offset"`         // where on the disk, in bytes
+	Length    int64  `json:"length"`         // of what was lost, in bytes; 0: not one range
+	Error     string `json:"error"`
+}
+
+// Name returns "DISK_BROKEN".
+func (DiskBroken) Name() string { return "DISK_BROKEN" }
+
+// DiskSyncProgress says how far the copying of a primary's disk to its
+// secondary is.
+type DiskSyncProgress struct {
+	Disk      string    `json:"disk,omitempty"`
+	Phase     SyncPhase `json:"phase"`
+	Total     int64     `json:"total"`     // what was to be copied at the beginning, in bytes
+	Copied    int64     `json:"copied"`    // what has been sent of it
+	Same      int64     `json:"same"`      // what did not need to be, by its checksum
+	Remaining int64     `json:"remaining"` // what is still to be looked at
+	// Rate is how fast Remaining has shrunk since the beginning, in bytes per
+	// second; 0: not known yet.
+	Rate      int64 `json:"rate"`
+	ElapsedNS int64 `json:"elapsed-ns"` // since the beginning, nanoseconds
+}
+
+// Name returns "DISK_SYNC_PROGRESS".
+func (DiskSyncProgress) Name() string { return "DISK_SYNC_PROGRESS" }
+
+// Left estimates how long the rest will take; 0: not known yet.
+func (p DiskSyncProgress) Left() time.Duration {
+	if p.Rate <= 0 {
+		return 0
+	}
+	return time.Duration(float64(p.Remaining) / float64(p.Rate) * float64(time.Second))
+}
+
+// DiskSynchronised says that the secondary has, for the first time, a stable
+// copy of all of a primary's disk.
+type DiskSynchronised struct {
+	Disk      string `json:"disk,omitempty"`
+	Copied    int64  `json:"copied"`     // what was sent, in bytes
+	Same      int64  `json:"same"`       // what did not need to be
+	ElapsedNS int64  `json:"elapsed-ns"` // of this attempt, nanoseconds
+}
+
+// Name returns "DISK_SYNCHRONISED".
+func (DiskSynchronised) Name() string { return "DISK_SYNCHRONISED" }
+
+// DiskResynchronised says that the secondary has a stable copy again: what it
+// had missed since an earlier one was copied. A DiskBroken is over with it.
+type DiskResynchronised DiskSynchronised
+
+// Name returns "DISK_RESYNCHRONISED".
+func (DiskResynchronised) Name() string { return "DISK_RESYNCHRONISED" }
+
+// DiskOverlayHalfFull says that one of a secondary's overlays has taken half
+// of its bound, and that a checkpoint, which empties it, is asked for. It is
+// published once in an epoch.
+type DiskOverlayHalfFull struct {
+	Disk    string `json:"disk,omitempty"`
+	Overlay string `json:"overlay"` // "active", the guest's own writes, or "hidden", pre-images
+	Epoch   uint64 `json:"epoch"`   // of the last checkpoint
+	Bytes   int64  `json:"bytes"`   // what the overlay takes
+	Bound   int64  `json:"bound"`   // and may take, in bytes
+}
+
+// Name returns "DISK_OVERLAY_HALF_FULL".
+func (DiskOverlayHalfFull) Name() string { return "DISK_OVERLAY_HALF_FULL" }

@@ -1,0 +1,133 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// A printer shows what happens: lines for people, or JSON lines, which are
+// objects as QMP has them: events, and for the commands "return" or "error".
+// On a terminal the progress of a synchronisation is one line that changes. It
+// may be used from any goroutine.
+type printer struct {
+	out      io.Writer
+	json     bool
+	terminal bool // people, and the cursor can go back
+
+	mu   sync.Mutex
+	live bool // the cursor is on the progress line
+}
+
+// isTerminal reports whether w is one that can rewrite a line.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	st, err := f.Stat()
+	term := os.Getenv("TERM")
+	return err == nil && st.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull && term != "" && term != "dumb"
+}
+
+// printf prints a line for people.
+func (p *printer) printf(format string, args ...any) {
+	if p.json {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.live {
+		fmt.Fprint(p.out, "\r\x1b[K")
+		p.live = false
+	}
+	fmt.Fprintf(p.out, format+"\n", args...)
+}
+
+// progress prints a line for people that the next one replaces.
+func (p *printer) progress(line string) {
+	if !p.terminal || p.json {
+		p.printf("%s", line)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fmt.Fprintf(p.out, "\r\x1b[K\x1b[?7l%s\x1b[?7h", line) // a narrow terminal cuts it
+	p.live = true
+}
+
+// object prints a JSON line.
+func (p *printer) object(v any) {
+	if !p.json {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	json.NewEncoder(p.out).Encode(v)
+}
+
+// returned answers a command, in JSON and for people.
+func (p *printer) returned(v any, format string, args ...any) {
+	p.object(map[string]any{"return": v})
+	p.printf(format, args...)
+}
+
+// failed says that a command has failed.
+func (p *printer) failed(err error) {
+	p.object(map[string]any{"error": map[string]string{"class": "GenericError", "desc": err.Error()}})
+	p.printf("error: %v", err)
+}
+
+const mib = 1 << 20
+
+// event prints an event; it is what the bus calls.
+func (p *printer) event(r event.Record) {
+	p.object(r)
+	switch e := r.Event.(type) {
+	case event.DiskSyncProgress:
+		line := fmt.Sprintf("synchronising: %d of %d MiB, %d MiB/s", (e.Total-e.Remaining)/mib, e.Total/mib, e.Rate/mib)
+		if e.Same > 0 {
+			line += fmt.Sprintf(", %d MiB were the same", e.Same/mib)
+		}
+		if left := e.Left().Round(time.Second); left > 0 {
+			line += fmt.Sprintf(", %v left", left)
+		}
+		if e.Phase == event.SyncFlush {
+			line += ", making it stable"
+		}
+		p.progress(line)
+	case event.DiskSynchronised:
+		p.synchronised("synchronised", e)
+	case event.DiskResynchronised:
+		p.synchronised("synchronised again", event.DiskSynchronised(e))
+	case event.DiskBroken:
+		where := ""
+		if e.Length > 0 {
+			where = fmt.Sprintf(" of %d bytes at %d", e.Length, e.Offset)
+		}
+		p.printf("broken: %s%s: %s", e.Operation, where, e.Error)
+	case event.DiskOverlayHalfFull:
+		p.printf("the %s overlay has %d of at most %d KiB: a checkpoint is due", e.Overlay, e.Bytes>>10, e.Bound>>10)
+	case event.CheckpointCommit:
+		if e.Cause == event.CauseInitial {
+			p.printf("replication runs, epoch %d", e.Epoch)
+		} else {
+			p.printf("checkpoint %d", e.Epoch)
+		}
+	case event.FailoverDone:
+		if e.Mode == event.ModePrimary {
+			p.printf("failover: on alone")
+		} else {
+			p.printf("failover: the disk is that of checkpoint %d and the guest's own writes since", e.Epoch)
+		}
+	}
+}
+
+func (p *printer) synchronised(how string, e event.DiskSynchronised) {
+	p.printf("%s: %d KiB copied, %d KiB were the same, in %v", how, e.Copied>>10, e.Same>>10, time.Duration(e.ElapsedNS).Round(time.Millisecond))
+}

@@ -1,0 +1,182 @@
+package nbd
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestSilentServerIsLostAfterTheTimeout(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		disk := newRAM(4096)
+		stuck := make(chan struct{})
+		disk.hook = func(string, int64) error { <-stuck; return nil }
+		srv := NewServer(ServerConfig{})
+		_, err := srv.Export(ExportConfig{Disk: disk})
+		must(t, err)
+		a, b := net.Pipe()
+		var wg sync.WaitGroup
+		wg.Go(func() { srv.ServeConn(context.Background(), b) })
+		c, err := NewClient(context.Background(), a, ClientConfig{Timeout: 5 * time.Second})
+		must(t, err)
+		ctx, cancel := context.WithCancel(context.Background())
+		wg.Go(func() {
+			for c.Progress(ctx) == nil {
+			}
+		})
+		time.Sleep(time.Minute) // nothing is asked, so nothing is late
+		must(t, c.Err())
+		begin := time.Now()
+		_, err = c.ReadAt(make([]byte, 1), 0)
+		wantErr(t, "read", err, ErrTimeout)
+		if d := time.Since(begin); d != 5*time.Second {
+			t.Errorf("after %v", d)
+		}
+		cancel()
+		close(stuck)
+		wg.Wait()
+	})
+}
+
+func TestNegotiationDoesNotTakeForEver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := net.Pipe()
+		_, err := NewClient(context.Background(), a, ClientConfig{Timeout: 5 * time.Second})
+		wantErr(t, "a silent server", err, ErrTimeout)
+		b.Close()
+		a, b = net.Pipe()
+		go io.Copy(io.Discard, a)
+		err = NewServer(ServerConfig{Timeout: time.Second}).ServeConn(context.Background(), b)
+		var ne net.Error
+		if !errors.As(err, &ne) || !ne.Timeout() {
+			t.Errorf("a silent client: %v", err)
+		}
+		a.Close()
+		ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond)
+		defer cancel()
+		a, b = net.Pipe()
+		_, err = NewClient(ctx, a, ClientConfig{})
+		wantErr(t, "a caller without patience", err, context.DeadlineExceeded)
+		b.Close()
+	})
+}
+
+func TestServerThatBreaksTheProtocolIsLeft(t *testing.T) {
+	_, _, path := serve(t, ServerConfig{}, ExportConfig{Disk: newRAM(4096), MaxClients: 9})
+	for name, reply := range map[string][]byte{
+		"magic":  make([]byte, 16),
+		"handle": appendReply(nil, 0, 1<<40|99),
+		"stale":  appendReply(nil, 0, 7<<32),
+	} {
+		real, err := net.Dial("unix", path)
+		must(t, err)
+		c, err := NewClient(context.Background(), &lyingConn{Conn: real, lie: reply}, ClientConfig{})
+		must(t, err)
+		c.conn.(*lyingConn).armed = true
+		_, err = c.ReadAt(make([]byte, 1), 0)
+		var pe *ProtocolError
+		if !errors.As(err, &pe) {
+			t.Errorf("%s: error %v", name, err)
+		}
+	}
+}
+
+// lyingConn returns lie instead of what the peer says, once armed.
+type lyingConn struct {
+	net.Conn
+	armed bool
+	lie   []byte
+}
+
+func (l *lyingConn) Read(p []byte) (int, error) {
+	if l.armed {
+		l.armed = false
+		return copy(p, l.lie), nil
+	}
+	return l.Conn.Read(p)
+}
+
+// answers is a net.Conn whose peer has said everything already.
+type answers struct {
+	io.Reader
+	net.Conn
+}
+
+func (a answers) Read(p []byte) (int, error) { return a.Reader.Read(p) }
+
+func (a answers) Write(p []byte) (int, error) { return len(p), nil }
+
+func (a answers) Close() error { return nil }
+
+func (a answers) SetDeadline(time.Time) error { return nil }
+
+func (a answers) SetReadDeadline(time.Time) error { return nil }
+
+func (a answers) SetWriteDeadline(time.Time) error { return nil }
+
+func FuzzServer(f *testing.F) {
+	be := binary.BigEndian
+	opt := func(p []byte, opt uint32, data ...byte) []byte {
+		p = be.AppendUint64(p, magicOption)
+		p = be.AppendUint32(p, opt)
+		p = be.AppendUint32(p, uint32(len(data)))
+		return append(p, data...)
+	}
+	hello := be.AppendUint32(nil, 3)
+	f.Add(opt(opt(hello, optList), optAbort))
+	f.Add(opt(opt(hello, optInfo, 0, 0, 0, 1, 'd', 0, 1, 0, 3), optGo, 0, 0, 0, 1, 'd', 0, 2, 0, 1, 0, 2))
+	s := opt(hello, optExportName, 'd')
+	for _, r := range []request{{cmd: cmdWrite, n: 3}, {cmd: cmdRead, n: 5}, {cmd: cmdFlush}, {cmd: cmdTrim, n: 512}, {cmd: cmdWriteZeroes, flags: 3, n: 512}, {cmd: cmdDisc}} {
+		s = r.append(s)
+		if r.cmd == cmdWrite {
+			s = append(s, 1, 2, 3)
+		}
+	}
+	f.Add(s)
+	f.Fuzz(func(t *testing.T, p []byte) {
+		srv := NewServer(ServerConfig{MaxRequest: 64 << 10, MaxRequests: 4})
+		e, err := srv.Export(ExportConfig{Name: "d", Disk: newRAM(8192)})
+		must(t, err)
+		srv.ServeConn(context.Background(), answers{Reader: bytes.NewReader(p)})
+		if e.Clients() != 0 {
+			t.Error("a client is left")
+		}
+	})
+}
+
+func FuzzClient(f *testing.F) {
+	be := binary.BigEndian
+	hello := be.AppendUint16(be.AppendUint64(be.AppendUint64(nil, magicServer), magicOption), 3)
+	rep := func(p []byte, typ uint32, data ...byte) []byte {
+		p = be.AppendUint64(p, magicOptReply)
+		p = be.AppendUint32(p, optGo)
+		p = be.AppendUint32(p, typ)
+		p = be.AppendUint32(p, uint32(len(data)))
+		return append(p, data...)
+	}
+	info := rep(hello, repInfo, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 1, 0xff)
+	info = rep(info, repInfo, 0, 3, 0, 0, 0, 1, 0, 0, 0x10, 0, 0, 0, 0x10, 0)
+	info = rep(info, repAck)
+	f.Add(append(appendReply(info, 0, 1<<32), make([]byte, 512)...))
+	f.Add(rep(hello, repErrUnknown, 'n', 'o'))
+	f.Add(append(rep(hello, repErrUnsup), make([]byte, 200)...))
+	f.Fuzz(func(t *testing.T, p []byte) {
+		c, err := NewClient(context.Background(), answers{Reader: bytes.NewReader(p)}, ClientConfig{MaxRequests: 2})
+		if err != nil {
+			return
+		}
+		q := make([]byte, 512)
+		c.ReadAt(q, 0)
+		c.StartFlush(func(error) {})
+		c.Progress(context.Background())
+		c.WriteAt(q, 0)
+		c.Close()
+	})
+}

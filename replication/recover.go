@@ -1,0 +1,210 @@
+package replication
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+)
+
+// Recover brings disk, the secondary disk of the journal's last user, into
+// the state that the journal promises, and makes the journal clean: a disk
+// that was being replicated becomes that of its last checkpoint, a failover
+// that was under way is finished. It may be interrupted, by a crash too, and
+// repeated. It returns the epoch of the checkpoint that the disk is at, and
+// whether a failover has been finished. The disks of one guest are recovered
+// together, by RecoverGroup. Errors: ErrSize if it cannot be this disk,
+// ErrCorrupt, ctx's, or what a device said.
+func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedOver bool, err error) {
+	if j.Clean() {
+		_, epoch := j.State()
+		return epoch, false, nil
+	}
+	how := rollBack
+	if st, _ := j.State(); st == Failover {
+		how = finishFailover
+	}
+	if epoch, err = j.recover(ctx, disk, how); err != nil {
+		return 0, false, err
+	}
+	return epoch, how == finishFailover, nil
+}
+
+// How an unclean journal is made clean.
+const (
+	rollBack       = iota // the disk becomes that of the last checkpoint
+	rollForward           // it remains that of the checkpoint that was prepared
+	finishFailover        // that of the last checkpoint, and the guest's own writes since
+)
+
+func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	b := j.super
+	if uint64(disk.Size()) != b.size {
+		return 0, fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, disk.Size())
+	}
+	if how == rollForward {
+		b.epoch = b.prepared
+	} else {
+		err = j.log.replay(ctx, func(block int64, p []byte) error {
+			if !inside(block, 0, int64(len(p)), disk.Size()) {
+				return fmt.Errorf("%w: pre-image of block %d", ErrCorrupt, block)
+			}
+			return writeFull(disk, p, block*BlockSize)
+		})
+	}
+	if err == nil && how == finishFailover {
+		err = j.applyMap(ctx, disk)
+	}
+	if err == nil {
+		err = disk.Sync()
+	}
+	if err != nil {
+		return 0, fmt.Errorf("replication: recovery: %w", err)
+	}
+	b.state, b.prepared = Done, 0
+	return b.epoch, j.store(b)
+}
+
+// Recovery is one disk of a guest, for RecoverGroup.
+type Recovery struct {
+	Journal *Journal
+	Disk    Disk // the secondary disk of the journal's last user
+}
+
+// RecoverGroup does what [Journal.Recover] does for all disks of a guest, which
+// were a [Group], such that they end at one epoch, whatever the Group was
+// doing when the host crashed: in the middle of a checkpoint, that of the
+// checkpoint if one disk had it already, else that of the one before; in the
+// middle of a failover, with the guest's own writes on all disks or on none.
+//
+// It returns that epoch, and whether a failover has been finished. If there is
+// no such epoch, since these are not the disks of one guest or its Group went
+// on after an error, nothing has been changed and the error, which is ErrEpoch,
+// says of each disk where it is. Like Recover it may be interrupted and
+// repeated, with all disks.
+func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOver bool, err error) {
+	supers := make([]superblock, len(disks))
+	for i, d := range disks {
+		d.Journal.mu.Lock()
+		supers[i] = d.Journal.super
+		d.Journal.mu.Unlock()
+	}
+	epoch, how, err := planRecovery(supers)
+	if err != nil {
+		return 0, false, err
+	}
+	var running, ordered []int
+	for i, b := range supers {
+		switch b.state {
+		case Running:
+			running = append(running, i)
+		case Failover:
+			ordered = append(ordered, i)
+			failedOver = failedOver || how[i] == finishFailover
+		}
+	}
+	// A failover that was not ordered everywhere is undone. The disks that do
+	// not know of it are the witnesses, so they come last.
+	for _, i := range append(ordered, running...) {
+		if _, err := disks[i].Journal.recover(ctx, disks[i].Disk, how[i]); err != nil {
+			return 0, false, memberError(i, "recover", err)
+		}
+	}
+	return epoch, failedOver, nil
+}
+
+// planRecovery decides at which epoch disks with these superblocks meet, and
+// how each gets there.
+func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
+	var running, ordered bool
+	for _, b := range disks {
+		running = running || b.state == Running
+		ordered = ordered || b.state == Failover
+		if b.state == Running || b.state == Failover {
+			epoch = max(epoch, b.epoch)
+		}
+	}
+	if !running && !ordered {
+		for _, b := range disks {
+			epoch = max(epoch, b.epoch)
+		}
+	}
+	// A disk that an interrupted recovery has rolled forward is a reason to
+	// roll the others forward.
+	for _, b := range disks {
+		for _, o := range disks {
+			if b.state == Running && b.prepared > epoch && o.state == Done && o.epoch == b.prepared {
+				epoch = b.prepared
+			}
+		}
+	}
+	how = make([]int, len(disks))
+	var errs []error
+	for i, b := range disks {
+		switch {
+		case b.state != Running && b.state != Failover:
+		case b.epoch == epoch && b.state == Failover && !running:
+			how[i] = finishFailover
+		case b.epoch == epoch:
+			how[i] = rollBack
+		case b.state == Running && b.prepared == epoch:
+			how[i] = rollForward
+		default:
+			errs = append(errs, memberError(i, "recover", fmt.Errorf("%w: it is at %d, another disk at %d", ErrEpoch, b.epoch, epoch)))
+		}
+	}
+	return epoch, how, errors.Join(errs...)
+}
+
+// inside reports whether n bytes at an offset in a block, whose number a device
+// says, are on a disk of size.
+func inside(block, off, n, size int64) bool {
+	return block >= 0 && block < (size+BlockSize-1)/BlockSize && n <= size-block*BlockSize-off
+}
+
+// applyMap writes the guest's own writes to disk.
+func (j *Journal) applyMap(ctx context.Context, disk Disk) error {
+	if j.super.entries > uint64(j.activeSlots()) {
+		return fmt.Errorf("%w: %d entries in the map", ErrCorrupt, j.super.entries)
+	}
+	m := make([]byte, j.super.entries*mapEntry)
+	if err := readFull(j.active, m, 0); err != nil {
+		return err
+	}
+	if crc32.Checksum(m, castagnoli) != j.super.entrySum {
+		return fmt.Errorf("%w: map of the active device", ErrCorrupt)
+	}
+	slots := deviceSlots{j.active, j.activeData()}
+	le := binary.LittleEndian
+	var buf [BlockSize]byte
+	for ; len(m) > 0; m = m[mapEntry:] {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		block, e := int64(le.Uint64(m)), blockEntry{slot: le.Uint32(m[8:]), data: m[12], zero: m[13]}
+		for _, part := range []struct {
+			mask uint8
+			zero bool
+		}{{e.data, false}, {e.zero, true}} {
+			for from, to := range runs(part.mask) {
+				p := buf[:(to-from)*SectorSize]
+				if !inside(block, int64(from)*SectorSize, int64(len(p)), disk.Size()) {
+					return fmt.Errorf("%w: the guest's write to block %d", ErrCorrupt, block)
+				}
+				clear(p)
+				if !part.zero {
+					if err := slots.readSlot(e.slot, p, from*SectorSize); err != nil {
+						return err
+					}
+				}
+				if err := writeFull(disk, p, block*BlockSize+int64(from)*SectorSize); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
