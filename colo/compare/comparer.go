@@ -79,7 +79,9 @@ func (c *Comparer) now() time.Time {
 func (c *Comparer) do(fn func(e *Engine, now time.Time) (Result, error)) (full bool, err error) {
 	now := c.now()
 	c.mu.Lock()
+	idle := c.eng.Deadline().IsZero()
 	r, err := fn(c.eng, now)
+	watch := idle && !c.eng.Deadline().IsZero() // Run sleeps as long as nothing waits
 	for _, f := range r.Release {
 		p := pkt{Frame: f}
 		c.out.push(c.pool.copy(&p))
@@ -89,7 +91,7 @@ func (c *Comparer) do(fn func(e *Engine, now time.Time) (Result, error)) (full b
 		c.offer() // something has changed, perhaps in favour of who waits
 	}
 	c.mu.Unlock()
-	if len(r.Release) > 0 {
+	if len(r.Release) > 0 || watch {
 		signal(c.wake)
 	}
 	if r.Diverged {
@@ -263,6 +265,43 @@ func (c *Comparer) Loaded(epoch uint64) error {
 func (c *Comparer) Failover() error {
 	c.do(func(e *Engine, _ time.Time) (Result, error) { return e.Failover(), nil })
 	return nil
+}
+
+// Deafen says that the secondary's stream has ended, or that a new one begins
+// within an epoch; see [Engine.Deafen].
+func (c *Comparer) Deafen() {
+	c.do(func(e *Engine, _ time.Time) (Result, error) { e.Deafen(); return Result{}, nil })
+}
+
+// Deaf reports whether the secondary's packets are void at present; see
+// [Engine.Deaf].
+func (c *Comparer) Deaf() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.eng.Deaf()
+}
+
+// Unwritten calls fn for each packet that was sent before the last mark and that
+// Run has not written: those that may leave, then those that wait for their
+// checkpoint. It is called while the guest stands still after a mark, and is what
+// that checkpoint must carry, so that nothing is missing from what the guest
+// remembers to have sent. fn keeps nothing of the packet, and calls nothing of
+// the Comparer.
+func (c *Comparer) Unwritten(fn func(Frame)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, p := range c.out.all() {
+		fn(p.Frame)
+	}
+	c.eng.Covered(fn)
+}
+
+// Waits returns how long packets have waited that left because the secondary said
+// the same.
+func (c *Comparer) Waits() Latency {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.eng.Waits()
 }
 
 // Stats returns the engine's counts, and how many packets wait to be written.

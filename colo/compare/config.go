@@ -29,8 +29,8 @@ type Config struct {
 	MaxQueue int
 
 	// MaxBytes bounds the memory for waiting packets. Zero is 64 MiB. At half
-	// of it a checkpoint is asked for; at the limit the primary's packets are
-	// not taken.
+	// of it a checkpoint is asked for, and the secondary's packets are dropped;
+	// at the limit the primary's are not taken.
 	MaxBytes int
 
 	// MaxConns bounds the number of connections. Zero is 16384. Idle ones are
@@ -61,6 +61,11 @@ type Config struct {
 	// are not in step to the microsecond want it.
 	PatientAcks bool
 
+	// AckTimeout is how long, with PatientAcks, such a segment waits at the head
+	// of its connection before a checkpoint is asked for: a guest that had no
+	// room for some input will not acknowledge it soon. Zero is Timeout.
+	AckTimeout time.Duration
+
 	// ReleaseRetransmits lets a segment that repeats what has been compared
 	// leave at once. Without it, it waits for the next packet that the
 	// secondary's guest sends on that connection, as with QEMU.
@@ -81,6 +86,10 @@ func (c Config) withDefaults() Config {
 	def(&c.Timeout, 3*time.Second)
 	def(&c.Scan, time.Second)
 	def(&c.Idle, time.Hour)
+	def(&c.AckTimeout, c.Timeout)
+	if c.PatientAcks {
+		c.Scan = min(c.Scan, c.AckTimeout)
+	}
 	num(&c.MaxQueue, 1024)
 	num(&c.MaxBytes, 64<<20)
 	num(&c.MaxConns, 16384)

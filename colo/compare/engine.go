@@ -42,7 +42,9 @@ type Engine struct {
 	asked     bool // for a checkpoint because of memory, in this epoch
 	res       Result
 	stats     Stats
-	lastConn  *conn // the connection of lastKey: packets come in bursts
+	waits     Latency   // of matched packets
+	now       time.Time // of the call
+	lastConn  *conn     // the connection of lastKey: packets come in bursts
 	lastKey   packet.Key
 }
 
@@ -96,6 +98,9 @@ func (e *Engine) end() Result {
 // release lets p leave.
 func (e *Engine) release(p *pkt, count *uint64) {
 	*count++
+	if count == &e.stats.Matched {
+		e.waits.Add(e.now.Sub(p.at))
+	}
 	e.out = append(e.out, p.Frame)
 	if p.class >= 0 {
 		e.zombies = append(e.zombies, p)
@@ -179,7 +184,8 @@ func (e *Engine) Secondary(f Frame, now time.Time) Result {
 		return e.end()
 	}
 	c := e.conn(p, now)
-	if c == nil || !e.room(len(f.Data)) {
+	// The other half of the memory is the primary's.
+	if c == nil || !e.room(e.cfg.MaxBytes/2+len(f.Data)) {
 		e.stats.Dropped++
 		e.overLimit()
 		return e.end()
@@ -202,8 +208,9 @@ func (e *Engine) Secondary(f Frame, now time.Time) Result {
 func (e *Engine) look(f Frame, now time.Time) *pkt {
 	p := &e.in
 	e.ids++
+	e.now = now
 	p.Frame, p.id, p.at, p.class = f, e.ids, now, -1
-	p.segment = false
+	p.segment, p.waitsAck = false, false
 	if f.VNetHdr < 0 || f.VNetHdr > len(f.Data) || len(f.Data) > maxFrame {
 		p.Packet = packet.Packet{}
 		return p
@@ -414,6 +421,35 @@ func (e *Engine) Loaded(epoch uint64) error {
 	return nil
 }
 
+// Deafen says that the secondary's packets do not arrive any more, or not all
+// of them: its connection is lost, or a new one begins within an epoch. What
+// arrives is void until the next SecondaryMark, or without Marks, Loaded. What
+// has arrived counts.
+func (e *Engine) Deafen() {
+	e.deaf = true
+	if e.strict != nil {
+		e.strict.deaf = true
+	}
+}
+
+// Deaf reports whether the secondary's packets are void at present: they are of
+// an older epoch, or some are missing.
+func (e *Engine) Deaf() bool { return e.deaf }
+
+// Covered calls fn for each packet that was sent before the last mark and is not
+// released, oldest first. fn keeps nothing of it.
+func (e *Engine) Covered(fn func(Frame)) {
+	if e.strict != nil {
+		for _, p := range e.strict.marked {
+			fn(p.Frame)
+		}
+		return
+	}
+	for _, m := range e.marked {
+		fn(m.p.Frame)
+	}
+}
+
 func (e *Engine) hear() {
 	e.deaf = false
 	if e.strict != nil {
@@ -465,6 +501,9 @@ func (e *Engine) Tick(now time.Time) Result {
 			e.forget(c)
 			continue
 		}
+		if e.cfg.AckTimeout < e.cfg.Timeout && c.p.len() > 0 && c.p.at(0).waitsAck && now.Sub(c.p.at(0).at) > e.cfg.AckTimeout {
+			e.diverge(c, ReasonAck)
+		}
 		expired = expired || late(&c.p, nil) || late(&c.s, &c.tcp) || c.tcp.late(now, e.cfg.Timeout)
 	}
 	if expired || late(&e.sidelined, nil) {
@@ -483,6 +522,10 @@ func (e *Engine) Deadline() time.Time {
 	}
 	return e.scan
 }
+
+// Waits returns how long packets have waited that left because the secondary said
+// the same. (Not with Strict.)
+func (e *Engine) Waits() Latency { return e.waits }
 
 // Stats returns the present counts.
 func (e *Engine) Stats() Stats {

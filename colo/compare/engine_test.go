@@ -270,6 +270,27 @@ func TestPatientEngineWaitsForAcknowledgments(t *testing.T) {
 	x.want("for ever", x.Tick(x.now), "!timeout")
 }
 
+func TestPatienceWithAcknowledgmentsMayBeShorter(t *testing.T) {
+	x := newRig(t, compare.Config{PatientAcks: true, ReleaseRetransmits: true, AckTimeout: 200 * time.Millisecond})
+	x.Tick(x.now)
+	a := seg{port: 9, seq: 100, ack: 50, flags: push, data: "abcd"}
+	b := a
+	b.ack = 40
+	x.want("", x.p(a), "")
+	x.want("no twin yet", x.s(seg{port: 8, seq: 1, ack: 1, flags: ackOnly}), "")
+	x.now = x.now.Add(300 * time.Millisecond)
+	x.want("data is waited for as long as ever", x.Tick(x.now), "")
+	x.want("", x.s(b), "")
+	x.now = x.now.Add(300 * time.Millisecond)
+	x.want("that guest had no room for the input, it seems", x.Tick(x.now), "!ack")
+	x.now = x.now.Add(300 * time.Millisecond)
+	x.want("once in an epoch", x.Tick(x.now), "")
+	x.want("", x.s(seg{port: 9, seq: 104, ack: 50, flags: ackOnly}), "abcd")
+	if s := x.Stats(); s.Recovered != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestCheckpointInTheMiddleOfAConnectionLeavesNothingBehind(t *testing.T) {
 	x := newRig(t, compare.Config{})
 	s := func(seq, ack uint32, flags uint8, data string) seg {

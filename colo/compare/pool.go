@@ -22,6 +22,7 @@ type pkt struct {
 	end      uint32 // seq and the length of the data
 	ok       uint32 // the data before this sequence number agrees
 	flags    uint8
+	waitsAck bool // it would leave, but acknowledges more than the secondary's guest
 }
 
 func (p *pkt) data() []byte { return p.Packet.Frame[p.dat:p.End] }

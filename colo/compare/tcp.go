@@ -304,9 +304,11 @@ func (e *Engine) impatient() Reason {
 	return ReasonAck
 }
 
-// ackOK is the acknowledgment rule.
+// ackOK is the acknowledgment rule. It is asked last, and notes that there is
+// nothing else that p waits for.
 func (t *stream) ackOK(p *pkt) bool {
-	return p.flags&packet.ACK == 0 || t.sAcks && !after(p.ack, t.sAck)
+	p.waitsAck = p.flags&packet.ACK != 0 && !(t.sAcks && !after(p.ack, t.sAck))
+	return !p.waitsAck
 }
 
 // agree compares the data of p, from a sequence number on, with what waits of

@@ -9,8 +9,31 @@ import (
 
 // Entry returns how the Buffer is registered in a vmstate.Registry: instance
 // numbers the NICs of a guest.
-func (b *Buffer) Entry(instance uint32) vmstate.Entry {
+func (b *Buffer) Entry(instance uint32) vmstate.Entry { return BacklogEntry(instance) }
+
+// BacklogEntry returns the entry of a section with packets that have not left:
+// a Buffer's, or a [Backlog]'s that a Buffer on the other side loads.
+func BacklogEntry(instance uint32) vmstate.Entry {
 	return vmstate.Entry{Name: "lockstep-net-buffer", Instance: instance, Version: 1, MinVersion: 1}
+}
+
+// A Backlog is what a primary without a Buffer saves in its place: the packets
+// that were sent before the mark and have not left. The secondary loads them
+// into a Buffer. Its owner fills it anew for each checkpoint. It belongs to the
+// goroutine that saves.
+type Backlog struct{ m image }
+
+// Reset empties the Backlog and keeps its memory.
+func (l *Backlog) Reset() { l.m = image{data: l.m.data[:0]} }
+
+// Add appends a copy of p.
+func (l *Backlog) Add(p []byte) { l.m.add(p) }
+
+// Save names the packets. It is no VMState, since it does not load.
+func (l *Backlog) Save(f *vmstate.Fields) {
+	f.Uint32("frames", &l.m.frames)
+	f.Uint32("size", &l.m.size)
+	f.Bytes("data", l.m.data)
 }
 
 // An image is packets back to back, each behind its be32 length.

@@ -229,11 +229,37 @@ func (c *Conn) WriteVNetPacket(p []byte, hdrLen int) error {
 	if bad != nil {
 		return &Error{Op: "write", Offset: c.woff, Err: bad}
 	}
-	b := binary.BigEndian.AppendUint32(c.wbuf[:0], uint32(len(p)))
+	return c.send(c.appendFrame(c.wbuf[:0], p, hdrLen))
+}
+
+func (c *Conn) appendFrame(b, p []byte, hdrLen int) []byte {
+	b = binary.BigEndian.AppendUint32(b, uint32(len(p)))
 	if c.cfg.VNetHdr {
 		b = binary.BigEndian.AppendUint32(b, uint32(hdrLen))
 	}
-	return c.send(append(b, p...))
+	return append(b, p...)
+}
+
+func (c *Conn) appendMark(b []byte, epoch uint64) []byte {
+	if !c.cfg.Marks {
+		return b
+	}
+	return binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint32(b, markMagic), epoch)
+}
+
+// batch sends what fill appends, frames and markers, as one write. It returns
+// false if that is nothing.
+func (c *Conn) batch(fill func(b []byte) []byte) (sent bool, err error) {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if c.werr != nil {
+		return false, c.werr
+	}
+	b := fill(c.wbuf[:0])
+	if len(b) == 0 {
+		return false, nil
+	}
+	return true, c.send(b)
 }
 
 // WriteMark sends an epoch marker: the frames before it belong to epoch, the
@@ -248,8 +274,7 @@ func (c *Conn) WriteMark(epoch uint64) error {
 	if c.werr != nil {
 		return c.werr
 	}
-	b := binary.BigEndian.AppendUint32(c.wbuf[:0], markMagic)
-	return c.send(binary.BigEndian.AppendUint64(b, epoch))
+	return c.send(c.appendMark(c.wbuf[:0], epoch))
 }
 
 // send writes b, which is in wbuf's memory or replaces it.

@@ -17,4 +17,8 @@
 // [Chain.Serve] brings them in; [Rewriter] makes the secondary's guest fit into
 // the primary's TCP connections; [Dump] writes a pcap file. Package tap is a
 // network for its end.
+//
+// A host that protects a guest's NIC wants package proxy, which puts these parts
+// and the comparison together. On their own they are for hosts that work with a
+// QEMU's, or in another order.
 package filter

@@ -19,6 +19,10 @@ import (
 //	conn := filter.NewConn(sock, filter.ConnConfig{Marks: true, OnMark: in.Mark})
 //	err := in.Run(ctx, conn, deliver)
 //
+// An Inlet does not know of pauses. Its host must not deliver to a guest that is
+// paused for a checkpoint, whose memory may be half the next one's: proxy.Secondary
+// waits with that.
+//
 // It is a colo.SecondaryNetwork. With a primary that sends no markers (a QEMU)
 // it is of no use: there [Chain.Serve] delivers at once.
 type Inlet struct {
@@ -28,7 +32,7 @@ type Inlet struct {
 	changed chan struct{} // closed and replaced when what follows changes
 	runs    uint64        // the epoch that the guest runs: one more than the last commit
 	started bool          // there was a commit
-	alone   bool          // after a failover everything is delivered
+	alone   bool          // after a failover nothing is waited for
 	stopped bool          // Run has ended
 
 	at uint64 // the epoch of what is read; belongs to Run's goroutine
@@ -64,7 +68,7 @@ func (in *Inlet) Mark(epoch uint64) error {
 func (in *Inlet) due() bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
-	return in.alone || in.started && in.runs == in.at
+	return in.at == in.runs && (in.started || in.alone) || in.alone && in.at > in.runs
 }
 
 // Run reads packets from conn and delivers them, on the caller's goroutine,
@@ -120,7 +124,8 @@ func (in *Inlet) Commit(epoch uint64) error {
 // Resumed does nothing: packets may arrive at a paused guest.
 func (in *Inlet) Resumed(epoch uint64) error { return nil }
 
-// Failover delivers everything from now on: this guest has no other source.
+// Failover delivers what comes from now on, but for what the guest has already:
+// it has no other source.
 func (in *Inlet) Failover() error {
 	in.set(func() { in.alone = true })
 	return nil

@@ -2,6 +2,7 @@ package filter
 
 import (
 	"context"
+	"encoding/binary"
 	"sync"
 )
 
@@ -44,7 +45,7 @@ func (o *Outbox) WriteFrame(f Frame) error {
 	switch {
 	case len(f.Data) > MaxFrame:
 		return &Error{Op: "outbox", Offset: -1, Err: ErrFrameTooBig}
-	case len(f.Data) == 0, f.VNetHdr < 0, f.VNetHdr > MaxVNetHdr:
+	case len(f.Data) == 0, f.VNetHdr < 0, f.VNetHdr > min(MaxVNetHdr, len(f.Data)):
 		return &Error{Op: "outbox", Offset: -1, Err: ErrFrame}
 	}
 	o.mu.Lock()
@@ -70,9 +71,7 @@ func (o *Outbox) WriteFrame(f Frame) error {
 // them.
 func (o *Outbox) Mark(epoch uint64) error {
 	m := [9]byte{isMark}
-	for i := range 8 {
-		m[1+i] = byte(epoch >> (56 - 8*i))
-	}
+	binary.BigEndian.PutUint64(m[1:], epoch)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.closed = false
@@ -110,40 +109,44 @@ func (o *Outbox) LostFrames() uint64 {
 }
 
 // Run writes to conn until ctx ends or a write fails, and returns why. It is
-// called once at a time. The packet whose write failed is lost, with the
+// called once at a time. Packets whose write failed are lost, with the
 // connection. A write that blocks is ended by closing the connection.
+//
+// What waits goes in one write, up to some size: a burst of small packets costs
+// as much as one large one.
 func (o *Outbox) Run(ctx context.Context, conn *Conn) error {
-	var p []byte
+	fill := func(b []byte) []byte { return o.drain(conn, b) }
 	for ctx.Err() == nil {
-		o.mu.Lock()
-		if o.ring.n > 0 {
-			p = append(p[:0], o.ring.front()...)
-			o.ring.pop()
-		} else {
-			p = p[:0]
+		sent, err := conn.batch(fill)
+		if err != nil {
+			return err
 		}
-		o.mu.Unlock()
-		var err error
-		switch {
-		case len(p) == 0:
+		if !sent {
 			select {
 			case <-ctx.Done():
 			case <-o.wake:
 			}
-		case p[0] == isMark:
-			var epoch uint64
-			for _, b := range p[1:9] {
-				epoch = epoch<<8 | uint64(b)
-			}
-			err = conn.WriteMark(epoch)
-		default:
-			err = conn.WriteVNetPacket(p[1:], int(p[0]))
-		}
-		if err != nil {
-			return err
 		}
 	}
 	return context.Cause(ctx)
+}
+
+// batchSize is how many bytes one write has at least, if so many wait.
+const batchSize = 64 << 10
+
+// drain appends what waits to b, as conn writes it.
+func (o *Outbox) drain(conn *Conn, b []byte) []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.ring.n > 0 && len(b) < batchSize {
+		if p := o.ring.front(); p[0] == isMark {
+			b = conn.appendMark(b, binary.BigEndian.Uint64(p[1:]))
+		} else {
+			b = conn.appendFrame(b, p[1:], int(p[0]))
+		}
+		o.ring.pop()
+	}
+	return b
 }
 
 // A Mirror is a [Filter] that copies packets to an Outbox and lets them pass.

@@ -4,14 +4,15 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/filter"
 )
 
-// A client takes what the guest emits, from whichever side it comes, and has
-// the oracle judge it. What a side wrote to its connection has left, even if
+// A client takes what the guest emits, from whichever side it comes, has the
+// oracle judge it, and talks to the guest. What a side wrote to its connection has left, even if
 // the side is dead before the client reads it; a frame that was cut has not.
 type client struct {
 	mu      sync.Mutex
@@ -20,6 +21,8 @@ type client struct {
 	alone   map[string]time.Time // first frame after a side took over, when it came
 	waiting map[string]bool      // the side has taken over and sent nothing since
 	frames  map[string][]arrival
+	inputs  map[string]*input // the ways to the sides
+	guestAt string            // the side that the guest was heard from last
 	err     error
 }
 
@@ -27,6 +30,7 @@ func newClient(o *oracle) *client {
 	return &client{
 		oracle: o, ended: make(map[string]bool), alone: make(map[string]time.Time),
 		waiting: make(map[string]bool), frames: make(map[string][]arrival),
+		inputs: make(map[string]*input), guestAt: primary,
 	}
 }
 
@@ -35,6 +39,9 @@ func newClient(o *oracle) *client {
 func (c *client) serve(l net.Listener) {
 	var group sync.WaitGroup
 	defer group.Wait()
+	t := &talk{c, make(chan struct{})}
+	group.Go(t.run)
+	defer close(t.stop)
 	for {
 		conn, err := l.Accept()
 		if err != nil {
@@ -54,7 +61,14 @@ func (c *client) take(conn net.Conn) {
 	if err != nil {
 		return
 	}
-	side := string(hello)
+	side, isInput := strings.CutSuffix(string(hello), inputSuffix)
+	if isInput {
+		c.mu.Lock()
+		c.inputs[side] = newInput(conn)
+		c.mu.Unlock()
+		io.Copy(io.Discard, conn) // to the end: nothing comes by it
+		return
+	}
 	for {
 		p, err := in.ReadPacket()
 		now := time.Now()
@@ -69,10 +83,14 @@ func (c *client) take(conn net.Conn) {
 			return
 		case string(p) == tookOver:
 			c.waiting[side] = true
+			c.guestAt = side
 		default:
 			if c.waiting[side] {
 				c.waiting[side] = false
 				c.alone[side] = now
+			}
+			if c.oracle.reply(p) {
+				break
 			}
 			if f, ok := c.oracle.frame(p); ok {
 				c.frames[side] = append(c.frames[side], arrival{now, f.VCPU, f.N})
@@ -85,7 +103,8 @@ func (c *client) take(conn net.Conn) {
 // seen is what the client knows at some instant.
 type seen struct {
 	verdict
-	last []uint64 // of each vCPU, the greatest round that has left
+	last     []uint64 // of each vCPU, the greatest round that has left
+	answered []uint64 // and the last input that it has answered
 }
 
 func (c *client) now() seen {
@@ -94,6 +113,7 @@ func (c *client) now() seen {
 	s := seen{verdict: c.oracle.verdict}
 	for v := range c.oracle.chains {
 		s.last = append(s.last, c.oracle.chains[v].last)
+		s.answered = append(s.answered, c.oracle.told[v].answered)
 	}
 	return s
 }

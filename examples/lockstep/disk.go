@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -31,7 +32,7 @@ type disk struct {
 }
 
 // openDisk opens the side's image.
-func openDisk(cfg sideConfig) (_ *disk, err error) {
+func openDisk(cfg sideConfig, events *event.Bus) (_ *disk, err error) {
 	if cfg.Disk == "" {
 		return nil, nil
 	}
@@ -48,7 +49,7 @@ func openDisk(cfg sideConfig) (_ *disk, err error) {
 		return nil, fmt.Errorf("%s has %d bytes, the guest's disk has %d", cfg.Disk, size, cfg.Guest.Disk)
 	}
 	if cfg.Side == primary {
-		if d.primary, err = replication.NewPrimary(d.image, replication.PrimaryConfig{}); err != nil {
+		if d.primary, err = replication.NewPrimary(d.image, replication.PrimaryConfig{Name: diskExport, Events: events}); err != nil {
 			return nil, err
 		}
 		d.view, d.group = d.primary, replication.Group{d.primary}
@@ -56,7 +57,9 @@ func openDisk(cfg sideConfig) (_ *disk, err error) {
 	}
 	// Overlays that the whole disk fits into, with their maps, are never full.
 	most := 2*d.image.Size() + 1<<20
-	s, err := replication.NewSecondary(d.image, replication.SecondaryConfig{ActiveBytes: most, HiddenBytes: most})
+	s, err := replication.NewSecondary(d.image, replication.SecondaryConfig{
+		Name: diskExport, Events: events, ActiveBytes: most, HiddenBytes: most,
+	})
 	if err != nil {
 		return nil, err
 	}

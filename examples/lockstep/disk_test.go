@@ -34,7 +34,7 @@ func disks(t *testing.T, size uint64) (prim, sec *disk) {
 			t.Fatal(err)
 		}
 		f.Close()
-		d, err := openDisk(sideConfig{Side: side, Disk: name, Generation: 3, Guest: guest.Params{Disk: size}})
+		d, err := openDisk(sideConfig{Side: side, Disk: name, Generation: 3, Guest: guest.Params{Disk: size}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

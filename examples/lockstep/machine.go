@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
-	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -15,7 +14,8 @@ import (
 // A machine is a guest on one of the backends. It is made paused.
 type machine interface {
 	colo.VM
-	Run(context.Context) error // runs the vCPUs until the context ends
+	Run(context.Context) error   // runs the vCPUs until the context ends
+	Deliver(packet []byte) error // to the guest; an error is a full ring
 	Register(*vmstate.Registry) error
 	Memory() []byte
 	Sent() colo.PageCounter // the primary's
@@ -27,8 +27,11 @@ type machine interface {
 // and would otherwise keep a CPU of the host busy on each side.
 const pace = 250 * time.Microsecond
 
+// sender takes what the guest sends; proxy.ErrFull refuses it for the moment.
+type sender func(packet []byte) error
+
 // newMachine makes the guest of a side.
-func newMachine(cfg sideConfig, out *filter.Buffer, disk *disk) (machine, error) {
+func newMachine(cfg sideConfig, out sender, disk *disk) (machine, error) {
 	if cfg.Backend == "kvm" {
 		return newKVMMachine(cfg, out, disk)
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/internal/guest"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/vmstate"
@@ -24,7 +25,7 @@ type kvmMachine struct {
 	nic nic
 }
 
-func newKVMMachine(cfg sideConfig, out *filter.Buffer, disk *disk) (_ machine, err error) {
+func newKVMMachine(cfg sideConfig, out sender, disk *disk) (_ machine, err error) {
 	vm, err := kvm.Create(kvm.Config{VCPUs: cfg.Guest.VCPUs, Memory: cfg.Memory})
 	if err != nil {
 		return nil, err
@@ -38,7 +39,7 @@ func newKVMMachine(cfg sideConfig, out *filter.Buffer, disk *disk) (_ machine, e
 	if err := m.Pause(context.Background()); err != nil {
 		return nil, err
 	}
-	m.nic = nic{out: out, disk: disk, vm: vm, mem: vm.Memory(), ports: make([]port, cfg.Guest.VCPUs), pausing: make(chan struct{})}
+	m.nic = nic{out: out, in: newInputs(cfg.Guest.VCPUs), disk: disk, vm: vm, mem: vm.Memory(), ports: make([]port, cfg.Guest.VCPUs), pausing: make(chan struct{})}
 	close(m.nic.pausing)
 	if cfg.Side == primary {
 		// The secondary's guest comes over the wire, all of it.
@@ -104,20 +105,24 @@ func (m *kvmMachine) Register(reg *vmstate.Registry) error {
 		m.memory.Register(reg),
 		m.vm.Register(reg),
 		reg.Register(vmstate.Entry{Name: "lockstep-nic", Version: 1, MinVersion: 1}, &m.nic),
+		reg.Register(m.nic.in.entry(), m.nic.in),
 	)
 }
+
+func (m *kvmMachine) Deliver(packet []byte) error { return m.nic.in.deliver(packet) }
 
 func (m *kvmMachine) Memory() []byte { return m.vm.Memory() }
 
 func (m *kvmMachine) Close() error { return errors.Join(m.memory.Close(), m.vm.Close()) }
 
-// nic is the paravirtual port that the guest sends its frames and writes its
-// disk through, one port per vCPU. It is a vmstate.Device: a frame that it has
+// nic is the paravirtual port that the guest sends its frames, takes its input
+// and writes its disk through, one port per vCPU. It is a vmstate.Device: a frame that it has
 // taken and could not pass on is part of the guest. A write leaves nothing
 // behind: the exit that asks for it ends with the write done, and a pause waits
 // for that.
 type nic struct {
-	out   *filter.Buffer
+	out   sender
+	in    *inputs
 	disk  *disk // nil: none
 	vm    marker
 	mem   []byte
@@ -132,6 +137,7 @@ type marker interface{ MarkDirty(gpa, n uint64) }
 
 type port struct {
 	due     time.Time // when the vCPU may send again
+	answers bool      // it has been given an input
 	size    uint32    // of pending
 	pending []byte    // the frame that found the buffer full
 }
@@ -178,11 +184,16 @@ func (n *nic) access(vcpu int, io *kvm.IO) error {
 	p := &n.ports[vcpu]
 	switch {
 	case io.In && io.Port == guest.PortStatus && io.Size == 1 && io.Count == 1:
-		io.Data[0] = 0
-		if n.ready(p) {
-			io.Data[0] = guest.StatusReady
+		io.Data[0], p.answers = 0, false
+		if !n.ready(p) {
+			return nil
 		}
-		return nil
+		io.Data[0] = guest.StatusReady
+		var err error
+		if p.answers, err = n.in.take(vcpu, func(frame []byte) error { return n.put(vcpu, frame) }); p.answers {
+			io.Data[0] |= guest.StatusInput
+		}
+		return err
 	case !io.In && io.Port == guest.PortEmit && io.Size == 4 && io.Count == 1:
 		frame, err := guest.Emitted(n.mem, uint64(binary.LittleEndian.Uint32(io.Data)))
 		if err != nil {
@@ -203,12 +214,22 @@ func (n *nic) access(vcpu int, io *kvm.IO) error {
 	return fmt.Errorf("vCPU %d accesses port %#x (in: %v, %d times %d bytes)", vcpu, io.Port, io.In, io.Count, io.Size)
 }
 
+// put writes an input to where the vCPU, which waits for the answer to its read of
+// the status, will look for it.
+func (n *nic) put(vcpu int, frame []byte) error {
+	off, size, err := guest.PutInput(n.mem, vcpu, frame)
+	if err == nil {
+		n.vm.MarkDirty(off, size)
+	}
+	return err
+}
+
 // ready reports whether the vCPU may send. It waits until that is so, since
 // the guest would only ask again, but not longer than the guest runs.
 func (n *nic) ready(p *port) bool {
 	if p.size > 0 {
-		switch err := n.out.WritePacket(p.pending[:p.size]); {
-		case errors.Is(err, filter.ErrFull):
+		switch err := n.out(p.pending[:p.size]); {
+		case errors.Is(err, proxy.ErrFull):
 			n.wait(fullPoll)
 			return false
 		default:
@@ -220,15 +241,20 @@ func (n *nic) ready(p *port) bool {
 }
 
 func (n *nic) emit(p *port, frame []byte) error {
-	// On average one frame per pace, even if the host oversleeps a little.
-	const behind = 10 * time.Millisecond
-	now := time.Now()
-	if p.due.Before(now.Add(-behind)) {
-		p.due = now
+	if p.answers {
+		p.answers = false // and its round's frame is still to come
+	} else {
+		// On average one frame per pace, even if the host oversleeps: otherwise
+		// the guest that did would stay behind the other one.
+		const behind = time.Second
+		now := time.Now()
+		if p.due.Before(now.Add(-behind)) {
+			p.due = now
+		}
+		p.due = p.due.Add(pace)
 	}
-	p.due = p.due.Add(pace)
-	switch err := n.out.WritePacket(frame); {
-	case errors.Is(err, filter.ErrFull):
+	switch err := n.out(frame); {
+	case errors.Is(err, proxy.ErrFull):
 		p.pending = append(p.pending[:0], frame...)
 		p.size = uint32(len(frame))
 		return nil

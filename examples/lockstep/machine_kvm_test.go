@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/internal/guest"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/qemufile"
@@ -18,9 +19,9 @@ import (
 )
 
 // testNIC is a nic whose guest's memory holds one frame, at address 0.
-func testNIC(out *filter.Buffer, frame []byte) *nic {
+func testNIC(out sender, frame []byte) *nic {
 	mem := binary.LittleEndian.AppendUint32(nil, uint32(len(frame)))
-	return &nic{out: out, mem: append(mem, frame...), ports: make([]port, 1), pausing: make(chan struct{})}
+	return &nic{out: out, in: newInputs(1), mem: append(mem, frame...), ports: make([]port, 1), pausing: make(chan struct{})}
 }
 
 // status is what the guest reads from PortStatus.
@@ -46,7 +47,7 @@ func TestAFrameThatFindsTheBufferFullIsPartOfTheGuest(t *testing.T) {
 		filled++
 	}
 	frame := []byte("the frame that waits")
-	n := testNIC(b, frame)
+	n := testNIC(b.WritePacket, frame)
 	emit := &kvm.IO{Port: guest.PortEmit, Size: 4, Count: 1, Data: make([]byte, 4)}
 	if err := n.access(0, emit); err != nil {
 		t.Fatal(err)
@@ -60,7 +61,7 @@ func TestAFrameThatFindsTheBufferFullIsPartOfTheGuest(t *testing.T) {
 	w := qemufile.NewWriter(&stream)
 	entry := vmstate.Entry{Name: "nic", Version: 1, MinVersion: 1}
 	var save, load vmstate.Registry
-	other := testNIC(b, nil)
+	other := testNIC(b.WritePacket, nil)
 	if err := errors.Join(save.Register(entry, n), load.Register(entry, other)); err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +112,7 @@ type packetFunc func([]byte) error
 func (f packetFunc) WritePacket(p []byte) error { return f(p) }
 
 func TestAVCPUThatWaitsToSendDoesNotHoldUpAPause(t *testing.T) {
-	n := testNIC(filter.NewBuffer(filter.BufferConfig{}), []byte("frame"))
+	n := testNIC(filter.NewBuffer(filter.BufferConfig{}).WritePacket, []byte("frame"))
 	n.ports[0].due = time.Now().Add(time.Hour)
 	go func() {
 		time.Sleep(time.Millisecond)
@@ -129,7 +130,7 @@ func TestAVCPUThatWaitsToSendDoesNotHoldUpAPause(t *testing.T) {
 }
 
 func TestAPortThatDoesNotExistEndsTheGuest(t *testing.T) {
-	n := testNIC(filter.NewBuffer(filter.BufferConfig{}), []byte("frame"))
+	n := testNIC(filter.NewBuffer(filter.BufferConfig{}).WritePacket, []byte("frame"))
 	for _, io := range []*kvm.IO{
 		{In: true, Port: 0x60, Size: 1, Count: 1, Data: make([]byte, 1)},
 		{In: true, Port: guest.PortStatus, Size: 1, Count: 2, Data: make([]byte, 2)},
@@ -139,5 +140,39 @@ func TestAPortThatDoesNotExistEndsTheGuest(t *testing.T) {
 		if n.access(0, io) == nil {
 			t.Errorf("%+v was accepted", io)
 		}
+	}
+}
+
+// marks records what a device says to have written.
+type marks [][2]uint64
+
+func (m *marks) MarkDirty(gpa, n uint64) { *m = append(*m, [2]uint64{gpa, n}) }
+
+func TestAVCPUThatMaySendIsGivenItsInput(t *testing.T) {
+	mem := make([]byte, guest.RingBase)
+	written := new(marks)
+	n := &nic{in: newInputs(2), mem: mem, vm: written, ports: make([]port, 2), pausing: make(chan struct{})}
+	frame := guest.Input{VCPU: 0, M: 1, V: 2}.AppendFrame(nil)
+	if err := n.in.deliver(frame); err != nil {
+		t.Fatal(err)
+	}
+	if got := status(t, n); got != guest.StatusReady|guest.StatusInput {
+		t.Errorf("status %#x", got)
+	}
+	if len(*written) != 1 {
+		t.Fatalf("%d writes were marked", len(*written))
+	}
+	at := (*written)[0]
+	if !bytes.Contains(mem[at[0]:at[0]+at[1]], frame) {
+		t.Error("the input is not where it was marked")
+	}
+	if got := status(t, n); got != guest.StatusReady {
+		t.Errorf("status %#x without input", got)
+	}
+	n.in.deliver(frame)
+	n.ports[0].pending, n.ports[0].size = frame, uint32(len(frame))
+	n.out = func([]byte) error { return proxy.ErrFull }
+	if got := status(t, n); got != 0 {
+		t.Errorf("status %#x with a frame that waits: an answer would find no place", got)
 	}
 }

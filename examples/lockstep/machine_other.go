@@ -2,12 +2,8 @@
 
 package main
 
-import (
-	"errors"
+import "errors"
 
-	"github.com/gocolo/lockstep/colo/filter"
-)
-
-func newKVMMachine(sideConfig, *filter.Buffer, *disk) (machine, error) {
+func newKVMMachine(sideConfig, sender, *disk) (machine, error) {
 	return nil, errors.ErrUnsupported
 }

@@ -2,14 +2,18 @@
 //
 // It starts two processes of itself, a primary and a secondary, which run the
 // same guest over TCP on loopback, and is itself the client that takes what the
-// guest emits. After some checkpoints it kills one side with SIGKILL, sees the
+// guest emits and tells it something, too. What the client says goes to both
+// guests; what they both say leaves at once, and the rest when a checkpoint covers
+// it. After some checkpoints the program kills one side with SIGKILL, sees the
 // other go on, and checks every frame that ever left: that it follows from the
-// guest's history, and that the survivor remembers it. With -disk the guest also
+// guest's history, and that the survivor remembers it; and that it remembers what
+// the guest has said to have been told. With -disk the guest also
 // writes a disk, and the survivor's must be what its memory says. See -h.
 //
 // To read it: options.go is the command line, run.go the plot of a run as the
 // parent sees it, side.go what the primary and the secondary do, machine.go the
-// guest, disk.go its disk, oracle.go and oracle_disk.go the judgement.
+// guest, network.go and disk.go its network and disk, client.go and talk.go who
+// it talks to, oracle.go, oracle_input.go and oracle_disk.go the judgement.
 package main
 
 import (

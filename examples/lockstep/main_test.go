@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
 )
@@ -63,11 +64,12 @@ func summed(t *testing.T, args ...string) (summary, []string) {
 func TestEitherSideMayBeKilledAnywhereAndNothingIsLost(t *testing.T) {
 	for _, victim := range []string{primary, secondary} {
 		survivor := map[string]string{primary: secondary, secondary: primary}[victim]
-		for _, place := range places {
+		for i, place := range places {
 			t.Run(victim+"/"+place, func(t *testing.T) {
-				s, _ := summed(t, append(short, "-backend", "sim", "-kill", victim, "-kill-at", place)...)
+				mode := modes[i%len(modes)]
+				s, _ := summed(t, append(short, "-backend", "sim", "-mode", mode, "-kill", victim, "-kill-at", place)...)
 				if s.Survivor != survivor || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 ||
-					s.Checkpoints < 3 || s.COLOExit != "error" || s.Failover <= 0 {
+					s.Checkpoints < 3 || s.COLOExit != "error" || s.Failover <= 0 || s.Inputs < talkOn || s.Mode != mode {
 					t.Errorf("%+v", s)
 				}
 			})
@@ -118,6 +120,31 @@ func TestGuestsThatDifferAreStillOneGuestToTheClient(t *testing.T) {
 	}
 }
 
+func TestGuestsThatAgreeAreNotHeldUntilTheirCheckpoint(t *testing.T) {
+	s, _ := summed(t, "-backend", "sim", "-diverge", "0", "-interval", "2s", "-checkpoints", "1")
+	if s.Causes[event.CauseTimer] != uint64(s.Checkpoints) || s.Diverged != 0 {
+		t.Errorf("%d checkpoints for %v, the guests differed %d times", s.Checkpoints, s.Causes, s.Diverged)
+	}
+	// At most those can wait for a checkpoint that the guests were apart at it.
+	if s.AtMatch == 0 || s.AtMatch != s.Matched || s.AtMatch < s.AtCheckpoint || s.Inputs < talkOn {
+		t.Errorf("%d left at a match, %d at a checkpoint, %d inputs were answered", s.AtMatch, s.AtCheckpoint, s.Inputs)
+	}
+}
+
+func TestGuestsThatDifferHaveCheckpointsOnDemand(t *testing.T) {
+	s, _ := summed(t, "-backend", "sim", "-diverge", "10", "-interval", "20s", "-checkpoints", "5", "-kill", "secondary", "-kill-at", "received")
+	if s.Causes[event.CauseDivergence] == 0 || s.Causes[event.CauseTimer] != 0 || s.Diverged == 0 || s.AtCheckpoint == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
+func TestContinuousComparesNothing(t *testing.T) {
+	s, _ := summed(t, append(short, "-backend", "sim", "-mode", "continuous", "-diverge", "50")...)
+	if s.Matched+s.AtMatch+s.Diverged != 0 || s.AtCheckpoint == 0 || s.LatencyP99 != 0 || s.Causes[event.CauseTimer] != uint64(s.Checkpoints) {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestRepeatedRunsAreSummedUp(t *testing.T) {
 	s, lines := summed(t, "-backend", "sim", "-mem", "8M", "-repeat", "3", "-seed", "11")
 	if s.repeated == nil || s.Runs != 3 || s.Clean != 3 || s.FailoverMax < s.FailoverP50 {
@@ -141,7 +168,8 @@ func TestTheSummaryHasTheKeysThatScriptsReadAndTheEventsAreQMP(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, key := range strings.Fields(`backend vcpus mem_bytes checkpoints causes dirty_pages_p50 pause_us_p50 pause_us_p99
-		transfer_us_p50 commit_us_p50 failover_ms released lost duplicated contradicted corrupted survivor colo_exit`) {
+		transfer_us_p50 commit_us_p50 failover_ms released lost duplicated contradicted corrupted survivor colo_exit
+		mode inputs matched diverged released_at_match released_at_checkpoint latency_us_p50 latency_us_p99`) {
 		if _, ok := last["summary"][key]; !ok {
 			t.Errorf("the summary has no %s", key)
 		}
@@ -173,7 +201,7 @@ func TestTheSummaryHasTheKeysThatScriptsReadAndTheEventsAreQMP(t *testing.T) {
 
 func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 	for _, args := range []string{
-		"-backend xen", "-vcpus 0", "-vcpus 9", "-vcpus x", "-mem 1M", "-mem 4097", "-mem 99999999999G", "-mem x",
+		"-backend xen", "-mode fast", "-mode", "-vcpus 0", "-vcpus 9", "-vcpus x", "-mem 1M", "-mem 4097", "-mem 99999999999G", "-mem x",
 		"-dirty -1", "-dirty 1000000", "-dirty 100000 -mem 16M", "-interval 0s", "-interval 2h", "-checkpoints 0", "-kill both", "-kill-at never",
 		"-kill none -kill-at ram", "-repeat 0", "-repeat 2 -timeline x.svg", "-diverge 101", "-diverge -1", "-diverge NaN",
 		"-seed -1", "-frobnicate", "stray",
@@ -188,7 +216,7 @@ func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 
 func TestHelpExplainsEveryFlag(t *testing.T) {
 	out, errs := program(t, 0, "-h")
-	for _, name := range strings.Fields("backend vcpus mem dirty interval checkpoints kill kill-at repeat json timeline diverge early-resume seed disk disk-dir") {
+	for _, name := range strings.Fields("backend mode vcpus mem dirty interval checkpoints kill kill-at repeat json timeline diverge early-resume seed disk disk-dir") {
 		if !strings.Contains(out, "  -"+name+" ") {
 			t.Errorf("no word of -%s", name)
 		}

@@ -22,6 +22,8 @@ with SIGKILL, and checks that the other goes on and that no output is lost.
 
   go run ./examples/lockstep                                    the default run
   go run ./examples/lockstep -kill secondary -vcpus 2           the other side, two vCPUs
+  go run ./examples/lockstep -mode continuous                   nothing is compared, all output waits
+  go run ./examples/lockstep -diverge 20                        guests that differ, and checkpoints on demand
   go run ./examples/lockstep -kill primary -kill-at received    at a point of a checkpoint
   go run ./examples/lockstep -repeat 200 -mem 8M                200 kills at random instants
   go run ./examples/lockstep -disk 4M                           with a disk in two copies
@@ -66,10 +68,14 @@ type options struct {
 	disk        uint64 // bytes, 0 for none
 	diskDir     string // where the images stay
 	seed        uint64
+	mode        string
 }
 
-// What -kill and -kill-at take.
+// What -mode, -kill and -kill-at take.
 const (
+	modeCOLO       = "colo"
+	modeContinuous = "continuous"
+
 	killNone = "none"
 
 	atAny      = "any"
@@ -82,6 +88,7 @@ const (
 
 var (
 	backends = []string{"auto", "kvm", "sim"}
+	modes    = []string{modeCOLO, modeContinuous}
 	victims  = []string{primary, secondary, killNone}
 	places   = []string{atAny, atRequest, atRAM, atDevice, atReceived, atLoaded}
 )
@@ -116,6 +123,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f := flag.NewFlagSet("lockstep", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.StringVar(&o.backend, "backend", "auto", "`where` the guest runs: auto, kvm or sim (a guest in Go)")
+	f.StringVar(&o.mode, "mode", modeCOLO, "`when` output leaves: colo (when both guests have said the same, or at a checkpoint) or continuous (at a checkpoint)")
 	f.IntVar(&o.vcpus, "vcpus", 1, "`number` of the guest's vCPUs")
 	f.Var(&mem, "mem", "`size` of the guest's memory in bytes, with K, M or G; the default grows with what the guest does")
 	f.IntVar(&o.dirty, "dirty", 8, "`pages` that each vCPU touches per round")
@@ -167,6 +175,8 @@ func (o *options) validate(counted bool) error {
 	switch {
 	case !slices.Contains(backends, o.backend):
 		return fmt.Errorf("-backend %s: want %s", o.backend, strings.Join(backends, ", "))
+	case !slices.Contains(modes, o.mode):
+		return fmt.Errorf("-mode %s: want %s", o.mode, strings.Join(modes, ", "))
 	case !slices.Contains(victims, o.kill):
 		return fmt.Errorf("-kill %s: want %s", o.kill, strings.Join(victims, ", "))
 	case !slices.Contains(places, o.killAt):
@@ -237,8 +247,8 @@ func (o *options) again(backend string, checkpoints int, seed uint64) string {
 	if o.disk > 0 {
 		disk = fmt.Sprintf(" -disk %v", size(o.disk))
 	}
-	return fmt.Sprintf("-backend %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -kill %s -kill-at %s -diverge %v -early-resume=%v%s -seed %d",
-		backend, o.vcpus, size(o.mem), o.dirty, o.interval, checkpoints, o.kill, o.killAt, o.diverge, o.earlyResume, disk, seed)
+	return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -kill %s -kill-at %s -diverge %v -early-resume=%v%s -seed %d",
+		backend, o.mode, o.vcpus, size(o.mem), o.dirty, o.interval, checkpoints, o.kill, o.killAt, o.diverge, o.earlyResume, disk, seed)
 }
 
 // size is a number of bytes that people write as 64M.

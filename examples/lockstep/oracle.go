@@ -11,6 +11,7 @@ import (
 // no right guest would have sent. It belongs to one goroutine at a time.
 type oracle struct {
 	chains []chain
+	told   []told
 	disk   *diskOracle // nil: the guest has none
 	verdict
 }
@@ -22,6 +23,7 @@ type verdict struct {
 	Duplicated   uint64 // frames that left again with the same content
 	Contradicted uint64 // frames that deny an earlier one, or that the survivor does not know
 	Corrupted    uint64 // frames that do not follow from the history before them
+	Answered     uint64 // inputs that the guest has said to have taken
 
 	diskVerdict
 
@@ -55,6 +57,7 @@ func newOracle(p guest.Params) (*oracle, error) {
 			return nil, err
 		}
 		o.chains = append(o.chains, chain{model: m, early: make(map[uint64]guest.Frame)})
+		o.told = append(o.told, told{seed: p.Seed ^ uint64(v), hashes: []uint64{0}})
 	}
 	return o, nil
 }
@@ -125,6 +128,7 @@ func (o *oracle) follow(c *chain, f guest.Frame) {
 // one history for each vCPU, and counts what never left. The survivor has
 // stopped and all that it sent has been taken.
 func (o *oracle) finish(histories []history) {
+	o.finishInput(histories)
 	for v := range o.chains {
 		c := &o.chains[v]
 		last := c.last
@@ -173,6 +177,8 @@ type history struct {
 	Hashes  []uint64 `json:"hashes"`  // from First on
 	T       uint64   `json:"t"`       // the time-stamp counter of the last round, if its frame is written
 	Written uint64   `json:"written"` // the round of the last write to the disk that is done
+	Input   uint64   `json:"input"`   // the number of the last input
+	Inputs  uint64   `json:"inputs"`  // the hash of all of them
 }
 
 // remembered reads the histories of a guest that stands still.
@@ -188,6 +194,9 @@ func remembered(mem []byte, vcpus int) ([]history, error) {
 			h.Hashes[i] = e.H
 		}
 		if h.Written, err = guest.LastWrite(mem, v); err != nil {
+			return nil, err
+		}
+		if h.Input, h.Inputs, err = guest.LastInput(mem, v); err != nil {
 			return nil, err
 		}
 		if len(entries) > 0 {

@@ -122,20 +122,21 @@ func (p *printer) start(o options, backend, why string) {
 		vcpus = fmt.Sprintf("%d vCPUs", o.vcpus)
 	}
 	p.say("backend %s: %s", backend, why)
-	p.say("guest: %s, %v of memory, %d pages written per round; a checkpoint every %v; seed %d",
-		vcpus, size(o.mem), o.dirty, o.interval, o.seed)
+	p.say("guest: %s, %v of memory, %d pages written per round; a checkpoint every %v; mode %s; seed %d",
+		vcpus, size(o.mem), o.dirty, o.interval, o.mode, o.seed)
 	if o.disk > 0 {
 		p.say("disk: %v, a block of 512 bytes to 4K every %d rounds; %v%% of the rounds differ", size(o.disk), diskEvery, o.diverge)
 	}
 	type start struct {
 		Backend    string `json:"backend"`
 		Why        string `json:"why"`
+		Mode       string `json:"mode"`
 		IntervalUS int64  `json:"interval_us"`
 		Kill       string `json:"kill"`
 		KillAt     string `json:"kill_at"`
 		Seed       uint64 `json:"seed"`
 	}
-	p.object(map[string]start{"start": {backend, why, o.interval.Microseconds(), o.kill, o.killAt, o.seed}})
+	p.object(map[string]start{"start": {backend, why, o.mode, o.interval.Microseconds(), o.kill, o.killAt, o.seed}})
 }
 
 func (p *printer) checkpoint(c checkpoint) {

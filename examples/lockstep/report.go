@@ -27,6 +27,7 @@ type sideConfig struct {
 	Witness    string `json:"witness"` // address that decides who goes on
 	Generation uint64 `json:"generation"`
 
+	Mode        string        `json:"mode"`
 	Interval    time.Duration `json:"interval"` // between checkpoints
 	EarlyResume bool          `json:"early_resume"`
 
@@ -50,6 +51,7 @@ type addresses struct {
 	COLO      string `json:"colo"`
 	Heartbeat string `json:"heartbeat"`
 	Disk      string `json:"disk"` // NBD
+	Packets   string `json:"packets"`
 }
 
 // report is a line that a side writes to its standard output: one of these.
@@ -60,6 +62,7 @@ type report struct {
 	Stopped    *stopped      `json:"stopped,omitempty"`
 	Ended      *ended        `json:"ended,omitempty"`
 	Histories  []history     `json:"histories,omitempty"`
+	Traffic    *traffic      `json:"traffic,omitempty"` // beside Histories
 }
 
 // checkpoint is what the primary tells of a checkpoint that both sides have.
@@ -74,8 +77,18 @@ type checkpoint struct {
 	DirtyPages  uint64      `json:"dirty_pages"`
 	Bytes       uint64      `json:"bytes"`
 	EarlyResume bool        `json:"early_resume"`
-	Held        uint64      `json:"held"`     // frames that waited for it
-	Released    uint64      `json:"released"` // frames that have left so far
+	Held        uint64      `json:"held"`    // frames that waited for it
+	Traffic     *traffic    `json:"traffic"` // so far
+}
+
+// traffic is what the primary counts of its guest's packets. Latency is how long
+// those were held that left at a match.
+type traffic struct {
+	Matched      uint64 `json:"matched"`       // left because both guests had said the same
+	AtCheckpoint uint64 `json:"at_checkpoint"` // left because a checkpoint covered them
+	Diverged     uint64 `json:"diverged"`      // times that the guests were found to differ
+	LatencyP50US int64  `json:"latency_us_p50"`
+	LatencyP99US int64  `json:"latency_us_p99"`
 }
 
 // stopped says that the side stands at the place where it is to be killed.
@@ -92,10 +105,13 @@ type ended struct {
 	Epoch    uint64 `json:"epoch"` // the last checkpoint that it has
 }
 
-// The first frame on a side's connection to the client is its name; this one
-// says that what follows was released after it had taken over. The guest's own
+// The first frame on a side's connection to the client is its name, with
+// inputSuffix on the one that the client sends by. The other one says that what follows was released after it had taken over. The guest's own
 // frames are longer.
-const tookOver = "took over"
+const (
+	tookOver    = "took over"
+	inputSuffix = " input"
+)
 
 // reporter writes reports one by one, off the goroutine of the session, in
 // whose pauses no pipe should be written to.

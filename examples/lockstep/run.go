@@ -58,7 +58,8 @@ type result struct {
 	exit     event.COLOExit // the survivor's
 	verdict
 
-	images map[string]string // of the sides' disks
+	images  map[string]string // of the sides' disks
+	traffic traffic           // of the primary's guest, as last told
 
 	listening *addresses
 	stopped   *stopped
@@ -158,6 +159,9 @@ func (r *run) do(ctx context.Context) (err error) {
 	return r.drive(ctx)
 }
 
+// talkOn is how many inputs each vCPU must have taken after the takeover.
+const talkOn = 5
+
 // lastWords is how long a side may take to end when a run has failed.
 const lastWords = time.Second
 
@@ -201,7 +205,7 @@ func (r *run) config(side, client, witness string) sideConfig {
 	cfg := sideConfig{
 		Side: side, Backend: r.backend, Guest: r.o.guest(r.seed), Memory: r.o.mem,
 		Disk: r.images[side], Client: client, Witness: witness, Generation: generation,
-		Interval: r.o.interval, EarlyResume: r.o.earlyResume, Seed: r.seed,
+		Mode: r.o.mode, Interval: r.o.interval, EarlyResume: r.o.earlyResume, Seed: r.seed,
 	}
 	if side == r.victim && r.o.killAt != atAny {
 		cfg.StopAt, cfg.StopEpoch = r.o.killAt, r.target+1
@@ -222,8 +226,12 @@ func (r *run) drive(ctx context.Context) error {
 	if r.o.disk > 0 {
 		what += fmt.Sprintf(" and %v of disk", size(r.o.disk))
 	}
-	r.out.phase("protected", "primary %d, secondary %d: %s synchronised in %s; from now on output is held",
-		r.sides[primary].pid(), r.sides[secondary].pid(), what, round3(r.protected.Sub(r.started)))
+	holds := "from now on output leaves when both guests have said it, or a checkpoint covers it"
+	if r.o.mode == modeContinuous {
+		holds = "from now on output is held"
+	}
+	r.out.phase("protected", "primary %d, secondary %d: %s synchronised in %s; %s",
+		r.sides[primary].pid(), r.sides[secondary].pid(), what, round3(r.protected.Sub(r.started)), holds)
 	if err := r.await(ctx, "the checkpoints", func() bool {
 		return r.epochs() >= r.target || r.stopped != nil
 	}); err != nil {
@@ -256,12 +264,14 @@ func (r *run) drive(ctx context.Context) error {
 	}
 
 	// Far enough to have met whatever a wrong takeover would have left behind.
+	at := r.client.now()
 	for v := range frontier {
-		frontier[v] = max(frontier[v], r.client.now().last[v]) + r.o.rounds()
+		frontier[v] = max(frontier[v], at.last[v]) + r.o.rounds()
 	}
 	if err := r.await(ctx, "the "+r.survivor+"'s progress", func() bool {
-		for v, n := range r.client.now().last {
-			if n < frontier[v] {
+		now := r.client.now()
+		for v := range frontier {
+			if now.last[v] < frontier[v] || now.answered[v] < at.answered[v]+talkOn {
 				return false
 			}
 		}
@@ -435,6 +445,7 @@ func (r *run) handle(m message) error {
 			r.protected = time.Now()
 		}
 		r.checkpoints = append(r.checkpoints, c)
+		r.traffic = *c.Traffic
 		r.out.checkpoint(c)
 	case rep.Stopped != nil:
 		r.stopped = rep.Stopped
@@ -448,6 +459,9 @@ func (r *run) handle(m message) error {
 		}
 	case rep.Histories != nil:
 		r.histories = rep.Histories
+		if rep.Traffic != nil {
+			r.traffic = *rep.Traffic
+		}
 	}
 	return nil
 }

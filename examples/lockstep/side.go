@@ -20,15 +20,12 @@ import (
 )
 
 // A silent peer is lost after beatTimeout. A killed one is noticed at once,
-// because its connections end.
+// because its connections end; so this can be longer than a process may have to
+// wait for a CPU of a busy machine.
 const (
 	beatInterval = 200 * time.Millisecond
-	beatTimeout  = 2 * time.Second
+	beatTimeout  = 10 * time.Second
 )
-
-// bufferLimit is how much output a side may hold, in bytes. Half of it asks
-// for a checkpoint.
-const bufferLimit = 1 << 20
 
 // errOrphan: the parent is gone.
 var errOrphan = errors.New("the parent process has gone")
@@ -43,8 +40,9 @@ type side struct {
 	machine machine
 	disk    *disk // nil: none
 	state   vmstate.Registry
-	buffer  *filter.Buffer
+	net     network
 	client  *net.TCPConn // takes what leaves
+	input   *net.TCPConn // brings what the client sends
 	out     *filter.Conn // on client
 	events  event.Bus
 	point   *killPoint
@@ -113,6 +111,7 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer s.client.Close()
+	defer s.input.Close()
 	watch := func(what string, run func() error) {
 		group.Go(func() {
 			if err := run(); ctx.Err() == nil {
@@ -120,7 +119,10 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 			}
 		})
 	}
-	watch("output", func() error { return s.buffer.Run(ctx, s.out) })
+	watch("network", func() error {
+		in := filter.NewConn(s.input, filter.ConnConfig{})
+		return s.net.Run(ctx, &cable{s.out, in, [2]net.Conn{s.client, s.input}})
+	})
 	watch("guest", func() error { return s.machine.Run(ctx) })
 	if s.cfg.Side == primary {
 		// The guest runs from the start; it is protected later.
@@ -134,6 +136,10 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	}
 	link, beat, err := s.connect(ctx, listeners, &group)
 	if err != nil {
+		return err
+	}
+	// From the first epoch on the other guest hears what this one hears.
+	if err := s.net.Connected(ctx); err != nil {
 		return err
 	}
 	if err := s.newSession(link); err != nil {
@@ -194,7 +200,7 @@ func (s *side) obey(ctx context.Context, stop chan<- struct{}) {
 // listen opens the secondary's ports and says where.
 func (s *side) listen() ([]*net.TCPListener, error) {
 	var listeners []*net.TCPListener
-	for range 3 {
+	for range 4 {
 		l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 		if err != nil {
 			return nil, err
@@ -203,32 +209,33 @@ func (s *side) listen() ([]*net.TCPListener, error) {
 	}
 	s.reports.send(report{Listening: &addresses{
 		COLO: listeners[0].Addr().String(), Heartbeat: listeners[1].Addr().String(), Disk: listeners[2].Addr().String(),
+		Packets: listeners[3].Addr().String(),
 	}})
 	return listeners, nil
 }
 
 // build makes the guest and what it sends its output through.
 func (s *side) build(ctx context.Context) error {
-	conn, err := net.Dial("tcp", s.cfg.Client)
-	if err != nil {
+	var err error
+	if s.client, err = s.dialClient(s.cfg.Side); err != nil {
 		return err
 	}
-	s.client = conn.(*net.TCPConn)
+	if s.input, err = s.dialClient(s.cfg.Side + inputSuffix); err != nil {
+		return err
+	}
 	s.out = filter.NewConn(s.client, filter.ConnConfig{})
-	if err := s.out.WritePacket([]byte(s.cfg.Side)); err != nil {
+	s.net = s.newNetwork()
+	s.events.SubscribeAll(s.observe)
+	if s.disk, err = openDisk(s.cfg, &s.events); err != nil {
 		return err
 	}
-	s.buffer = filter.NewBuffer(filter.BufferConfig{Limit: bufferLimit, Full: s.full})
-	if s.disk, err = openDisk(s.cfg); err != nil {
-		return err
-	}
-	if s.machine, err = newMachine(s.cfg, s.buffer, s.disk); err != nil {
+	if s.machine, err = newMachine(s.cfg, s.net.WritePacket, s.disk); err != nil {
 		return err
 	}
 	if err := s.machine.Register(&s.state); err != nil {
 		return err
 	}
-	if err := s.state.Register(s.buffer.Entry(0), s.buffer); err != nil {
+	if err := s.state.Register(s.net.Entry(0), s.net); err != nil {
 		return err
 	}
 	if s.cfg.StopAt != "" {
@@ -245,34 +252,47 @@ func (s *side) build(ctx context.Context) error {
 	return nil
 }
 
-// full is called when half of the buffer is in use.
-func (s *side) full() {
-	if p, ok := s.session.(*colo.Primary); ok {
-		p.RequestCheckpoint(event.CauseLimit)
+// dialClient connects to the client and says who does.
+func (s *side) dialClient(name string) (*net.TCPConn, error) {
+	conn, err := net.Dial("tcp", s.cfg.Client)
+	if err != nil {
+		return nil, err
 	}
+	if err := filter.NewConn(conn, filter.ConnConfig{}).WritePacket([]byte(name)); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn.(*net.TCPConn), nil
 }
 
-// connect returns the connection of the session and that of the heartbeat. When
-// the primary makes them, its disk is the secondary's already, so that the
-// session never waits for a whole disk.
+// connect returns the connection of the session and that of the heartbeat, and
+// serves that of the packets. When the primary makes them, its disk is the
+// secondary's already, so that the session never waits for a whole disk.
 func (s *side) connect(ctx context.Context, listeners []*net.TCPListener, group *sync.WaitGroup) (link, beat *net.TCPConn, err error) {
+	serve := func(packets *net.TCPConn) {
+		// Without it the primary goes on from checkpoint to checkpoint.
+		group.Go(func() { s.net.Serve(ctx, packets) })
+	}
 	if s.cfg.Side == secondary {
-		if s.disk != nil {
-			listeners = listeners[:2] // the third is served
-		}
-		stop := context.AfterFunc(ctx, func() {
-			for _, l := range listeners {
+		wanted := []*net.TCPListener{listeners[0], listeners[1], listeners[3]}
+		shut := func() {
+			for _, l := range wanted {
 				l.Close()
 			}
-		})
+			if s.disk == nil {
+				listeners[2].Close() // otherwise it is served
+			}
+		}
+		defer shut()
+		stop := context.AfterFunc(ctx, shut)
 		defer stop()
-		if link, err = listeners[0].AcceptTCP(); err == nil {
-			beat, err = listeners[1].AcceptTCP()
+		var conns [3]*net.TCPConn
+		for i, l := range wanted {
+			if conns[i], err = l.AcceptTCP(); err != nil {
+				return nil, nil, err
+			}
 		}
-		for _, l := range listeners {
-			l.Close()
-		}
-		return link, beat, err
+		serve(conns[2])
+		return conns[0], conns[1], nil
 	}
 	var c command
 	select {
@@ -288,39 +308,35 @@ func (s *side) connect(ctx context.Context, listeners []*net.TCPListener, group 
 			return nil, nil, fmt.Errorf("disk: %w", err)
 		}
 	}
-	dial := func(address string) *net.TCPConn {
+	var conns [3]*net.TCPConn
+	for i, address := range []string{c.Connect.COLO, c.Connect.Heartbeat, c.Connect.Packets} {
+		conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 		if err != nil {
-			return nil
+			return nil, nil, err
 		}
-		var conn net.Conn
-		if conn, err = new(net.Dialer).DialContext(ctx, "tcp", address); err != nil {
-			return nil
-		}
-		return conn.(*net.TCPConn)
+		conns[i] = conn.(*net.TCPConn)
 	}
-	return dial(c.Connect.COLO), dial(c.Connect.Heartbeat), err
+	serve(conns[2])
+	return conns[0], conns[1], nil
 }
 
-// newSession makes the side's half of the session. A comparison of packets would
-// join it here, in the place of network.
+// newSession makes the side's half of the session.
 func (s *side) newSession(link *net.TCPConn) (err error) {
-	s.events.SubscribeAll(s.observe)
 	arbiter := askWitness(s.cfg.Witness, s.cfg.Side, s.cfg.Generation)
 	conn := s.disk.conn(s.point.conn(link, s.cfg.Side))
 	step := s.step(s.point.step(s.cfg.Side))
 	if s.cfg.Side == primary {
 		s.session, err = colo.NewPrimary(conn, colo.PrimaryConfig{
-			VM: s.machine, State: &s.state, RAM: s.machine.Sent(), Disks: s.disk.replicas(),
-			Net: &network{s.buffer, s}, Events: &s.events, Arbiter: arbiter, Machine: machineType,
+			VM: s.net, Net: s.net.(*primaryNetwork), State: &s.state, RAM: s.machine.Sent(), Disks: s.disk.replicas(),
+			Events: &s.events, Arbiter: arbiter, Machine: machineType,
 			CheckpointDelay: s.cfg.Interval, LateResume: !s.cfg.EarlyResume,
 			Step: step, Trace: s.point.trace,
 		})
 		return err
 	}
 	s.session, err = colo.NewSecondary(conn, colo.SecondaryConfig{
-		VM: s.machine, State: &s.state, RAM: s.point.stage(s.machine.Stage(), func() uint64 { return s.session.Info().Epoch }),
-		Disks: s.disk.replicas(),
-		Net:   &network{s.buffer, s}, Events: &s.events, Arbiter: arbiter, Machine: machineType,
+		VM: s.net, Net: s.net.(*secondaryNetwork), State: &s.state, RAM: s.point.stage(s.machine.Stage(), func() uint64 { return s.session.Info().Epoch }),
+		Disks: s.disk.replicas(), Events: &s.events, Arbiter: arbiter, Machine: machineType,
 		Step: step, Trace: s.point.trace,
 	})
 	return err
@@ -365,34 +381,18 @@ func (s *side) observe(r event.Record) {
 			Bytes:       e.Bytes,
 			EarlyResume: e.EarlyResume,
 			Held:        s.held,
-			Released:    s.buffer.Stats().Written,
+			Traffic:     s.net.(*primaryNetwork).traffic(),
 		}})
 	}
-}
-
-// network is the buffer as the session sees it, with two things noted on the
-// way.
-type network struct {
-	*filter.Buffer
-	side *side
-}
-
-func (n *network) Mark(epoch uint64) error {
-	n.side.held = n.Stats().Held
-	return n.Buffer.Mark(epoch)
-}
-
-func (n *network) Failover() error {
-	return errors.Join(n.side.out.WritePacket([]byte(tookOver)), n.Buffer.Failover())
 }
 
 // finish stops the guest, lets everything leave that it sent, leaves its disk in
 // the image, and tells what its memory says that it did.
 func (s *side) finish(ctx context.Context) error {
-	if err := s.machine.Pause(ctx); err != nil {
+	if err := s.net.Pause(ctx); err != nil {
 		return err
 	}
-	for st := s.buffer.Stats(); st.Held+st.Queued+st.Inherited > 0; st = s.buffer.Stats() {
+	for s.net.waiting() > 0 {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -406,6 +406,10 @@ func (s *side) finish(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.reports.send(report{Histories: histories})
+	end := report{Histories: histories}
+	if p, ok := s.net.(*primaryNetwork); ok {
+		end.Traffic = p.traffic()
+	}
+	s.reports.send(end)
 	return nil
 }

@@ -16,6 +16,7 @@ import (
 // unit of their name; a figure is 0 where there was nothing to measure.
 type summary struct {
 	Backend       string                 `json:"backend"`
+	Mode          string                 `json:"mode"`
 	VCPUs         int                    `json:"vcpus"`
 	MemBytes      uint64                 `json:"mem_bytes"`
 	Checkpoints   int                    `json:"checkpoints"` // without the initial synchronisation
@@ -31,6 +32,13 @@ type summary struct {
 	Duplicated    uint64                 `json:"duplicated"`
 	Contradicted  uint64                 `json:"contradicted"`
 	Corrupted     uint64                 `json:"corrupted"`
+	Inputs        uint64                 `json:"inputs"`                 // of the client, that the guest has answered
+	Matched       uint64                 `json:"matched"`                // packets of the primary's whose twin the secondary's guest sent
+	Diverged      uint64                 `json:"diverged"`               // times that the comparison found the guests to differ
+	AtMatch       uint64                 `json:"released_at_match"`      // packets that left because of their twin
+	AtCheckpoint  uint64                 `json:"released_at_checkpoint"` // because a checkpoint covered them
+	LatencyP50    int64                  `json:"latency_us_p50"`         // added to a packet that left at a match; of several runs the median
+	LatencyP99    int64                  `json:"latency_us_p99"`         // of several runs the worst
 	Survivor      string                 `json:"survivor"`
 	COLOExit      string                 `json:"colo_exit"` // the survivor's reason
 
@@ -58,7 +66,7 @@ type repeated struct {
 // newSummary sums up runs that came to a verdict.
 func newSummary(o options, backend string, runs []*result, tried int) summary {
 	s := summary{
-		Backend: backend, VCPUs: o.vcpus, MemBytes: o.mem,
+		Backend: backend, Mode: o.mode, VCPUs: o.vcpus, MemBytes: o.mem,
 		Causes: make(map[event.Cause]uint64),
 	}
 	var all []checkpoint
@@ -88,6 +96,11 @@ func newSummary(o options, backend string, runs []*result, tried int) summary {
 		s.Duplicated += r.Duplicated
 		s.Contradicted += r.Contradicted
 		s.Corrupted += r.Corrupted
+		s.Inputs += r.Answered
+		s.Matched += r.traffic.Matched
+		s.Diverged += r.traffic.Diverged
+		s.AtMatch += r.traffic.Matched
+		s.AtCheckpoint += r.traffic.AtCheckpoint
 		survivors[r.survivor] = true
 		exits[string(r.exit.Reason)] = true
 		if strings.HasPrefix(r.killedAt, "in ") {
@@ -103,6 +116,8 @@ func newSummary(o options, backend string, runs []*result, tried int) summary {
 	s.PauseP50, s.PauseP99 = quantile(pauses, 0.5), quantile(pauses, 0.99)
 	s.TransferP50 = quantile(column(all, func(c checkpoint) int64 { return c.TransferUS }), 0.5)
 	s.CommitP50 = quantile(column(all, func(c checkpoint) int64 { return c.CommitUS }), 0.5)
+	s.LatencyP50 = quantile(column(runs, func(r *result) int64 { return r.traffic.LatencyP50US }), 0.5)
+	s.LatencyP99 = quantile(column(runs, func(r *result) int64 { return r.traffic.LatencyP99US }), 1)
 	s.Failover = milliseconds(quantile(failovers, 0.5))
 	s.Survivor = strings.Join(slices.Sorted(maps.Keys(survivors)), ",")
 	s.COLOExit = strings.Join(slices.Sorted(maps.Keys(exits)), ",")
@@ -139,7 +154,14 @@ func (s *summary) table(w io.Writer) {
 	}
 	row("survivor", "%s (COLO_EXIT %s)", s.Survivor, s.COLOExit)
 	row("frames that left", "%d", s.Released)
-	row("of them", "%d lost, %d contradicted, %d corrupted, %d sent twice", s.Lost, s.Contradicted, s.Corrupted, s.Duplicated)
+	if s.Mode == modeCOLO {
+		row("of the primary's", "%d at a match, %s ms later p50, %s ms p99; %d at a checkpoint; the guests differed %d times",
+			s.AtMatch, ms(s.LatencyP50), ms(s.LatencyP99), s.AtCheckpoint, s.Diverged)
+	} else {
+		row("of the primary's", "%d at a checkpoint", s.AtCheckpoint)
+	}
+	row("inputs answered", "%d", s.Inputs)
+	row("of the frames", "%d lost, %d contradicted, %d corrupted, %d sent twice", s.Lost, s.Contradicted, s.Corrupted, s.Duplicated)
 	if d := s.diskFigures; d != nil {
 		row("disk", "%d blocks written; sectors of the survivor's disk: %d lost, %d corrupted", d.DiskBlocks, d.DiskLost, d.DiskCorrupted)
 	}

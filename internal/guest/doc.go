@@ -16,6 +16,13 @@
 // set. It writes the address of a descriptor to PortDisk until the device has
 // said, in the descriptor, that this is done.
 //
+// A vCPU also takes input, when it asks whether it may send: (m, v) is mixed into
+// a hash y of all the input so far if m is the next number, and answered with a
+// frame (m, y, v) from a port of its own. The last one is answered again, any
+// other is ignored, so that a client which repeats what is not answered learns in
+// each answer all that the guest has taken. Nothing of a round depends on when, or
+// whether, input comes.
+//
 // [Load] prepares guest memory, [Round] performs the same round in Go on the
 // same memory (a guest for machines without KVM), and [Model] follows the
 // history from the frames alone (the oracle of a client that only sees those).

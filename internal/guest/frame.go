@@ -47,12 +47,16 @@ var template = [payloadOffset]byte{
 // putTemplate writes a vCPU's frame buffer.
 func putTemplate(buffer []byte, vcpu int) {
 	binary.LittleEndian.PutUint32(buffer, FrameSize)
-	frame := buffer[lengthSize:bufferSize]
+	putHeaders(buffer[lengthSize:bufferSize], SourcePort+vcpu, magic, vcpu)
+}
+
+// putHeaders writes all of a frame of the guest's but the words of its payload.
+func putHeaders(frame []byte, port int, magic uint32, vcpu int) {
 	copy(frame, template[:])
 	be := binary.BigEndian
 	ip := frame[ethernetSize:][:ipv4Size]
 	be.PutUint16(ip[10:], checksum(ip))
-	be.PutUint16(frame[ethernetSize+ipv4Size:], uint16(SourcePort+vcpu))
+	be.PutUint16(frame[ethernetSize+ipv4Size:], uint16(port))
 	payload := frame[payloadOffset:]
 	be.PutUint32(payload[payloadMagic:], magic)
 	be.PutUint32(payload[payloadVCPU:], uint32(vcpu))
@@ -79,7 +83,10 @@ type Frame struct {
 
 // ParseFrame reads a frame. It refuses whatever the program would not have
 // sent; it keeps nothing of b.
-func ParseFrame(b []byte) (Frame, error) {
+func ParseFrame(b []byte) (Frame, error) { return parse(b, SourcePort, magic) }
+
+// parse reads a frame from a vCPU's port, counted from base.
+func parse(b []byte, base int, magic uint32) (Frame, error) {
 	if len(b) != FrameSize {
 		return Frame{}, fmt.Errorf("guest: frame of %d bytes, want %d", len(b), FrameSize)
 	}
@@ -89,9 +96,9 @@ func ParseFrame(b []byte) (Frame, error) {
 	if vcpu >= MaxVCPUs {
 		return Frame{}, fmt.Errorf("guest: frame of vCPU %d", vcpu)
 	}
-	var want [bufferSize]byte
-	putTemplate(want[:], int(vcpu))
-	for i, w := range want[lengthSize : lengthSize+payloadOffset+payloadN] {
+	var want [FrameSize]byte
+	putHeaders(want[:], base+int(vcpu), magic, int(vcpu))
+	for i, w := range want[:payloadOffset+payloadN] {
 		if b[i] != w {
 			return Frame{}, fmt.Errorf("guest: byte %d of the frame is %#02x, want %#02x", i, b[i], w)
 		}

@@ -28,6 +28,13 @@
 	.set PAYLOAD_T, 70
 	.set POLLS, 0x80		# status reads so far, little-endian
 
+	# Behind it in the same page: what the device has put there for the guest, a
+	# frame of the same form; what the guest answers; what it remembers.
+	.set IN,    0x200
+	.set REPLY, 0x300
+	.set LAST_M, 0x400		# the input taken last
+	.set LAST_Y, 0x408		# the hash of all of them
+
 	# Descriptor of a disk write.
 	.set D_SECTOR, 0x00
 	.set D_LENGTH, 0x08		# bytes
@@ -197,6 +204,8 @@ round:
 9:	mov	edx, PORT_STATUS
 5:	in	al, dx
 	inc	r11
+	test	al, 2
+	jnz	10f
 	test	al, 1
 	jz	5b
 	mov	[rdi+POLLS], r11
@@ -209,6 +218,36 @@ round:
 	jz	round
 	dec	rcx
 	jmp	6b
+
+	# An input (m, v). The one after the last is taken: y = y mixed with m and v,
+	# and answered with (m, y, v); the last one is answered again; any other is
+	# ignored. Nothing of a round depends on it.
+10:	mov	rsi, [rdi+IN+PAYLOAD_N]
+	bswap	rsi
+	mov	rcx, [rdi+IN+PAYLOAD_H]
+	mov	rax, [rdi+LAST_M]
+	cmp	rsi, rax
+	je	11f
+	inc	rax
+	cmp	rsi, rax
+	jne	5b
+	mov	rbp, r13		# x is wanted again
+	mov	r13, [rdi+LAST_Y]
+	mix	rsi
+	mov	[rdi+REPLY+PAYLOAD_T], rcx
+	bswap	rcx
+	mix	rcx
+	mov	[rdi+LAST_M], rsi
+	mov	[rdi+LAST_Y], r13
+	bswap	rsi
+	mov	[rdi+REPLY+PAYLOAD_N], rsi
+	bswap	r13
+	mov	[rdi+REPLY+PAYLOAD_H], r13
+	mov	r13, rbp
+11:	mov	edx, PORT_EMIT
+	lea	eax, [edi+REPLY]
+	out	dx, eax
+	jmp	9b
 
 	.balign	8, 0x90
 decay:	.double	0.75

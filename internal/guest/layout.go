@@ -35,7 +35,8 @@ const (
 )
 
 // Ports of the paravirtual device. PortStatus is read one byte at a time; bit 0
-// says that the device takes a frame. PortEmit is written four bytes at a time,
+// says that the device takes a frame, bit 1, which never comes without it, that
+// an input is in the guest's buffer, see [PutInput]. PortEmit is written four bytes at a time,
 // with the address of a frame buffer; see [Emitted]. PortDisk, four bytes too, is
 // written with the address of a write's descriptor; see [Requested].
 const (
@@ -43,6 +44,7 @@ const (
 	PortDisk    = 0x600 // what PortStatus is when it is written
 	PortEmit    = 0x604
 	StatusReady = 1
+	StatusInput = 2
 )
 
 // Offsets in a state page, little-endian 64-bit words.
@@ -172,6 +174,7 @@ func Load(mem []byte, p Params) error {
 		le.PutUint64(state[stateRing:], uint64(ring))
 		le.PutUint64(state[stateFrame:], uint64(frameBuffer(v)))
 		putTemplate(mem[frameBuffer(v):], v)
+		putReplyTemplate(mem[frameBuffer(v)+replyOffset:], v)
 		if p.DiskEvery > 0 {
 			p.loadDisk(mem, v)
 		}

@@ -1,0 +1,70 @@
+// Package proxy is the network of a protected guest's NIC, one type for each
+// side, made of the parts in colo/filter and colo/compare:
+//
+//	     network                                      network
+//	       │ ▲                                          │ ▲
+//	   Run │ │                         after a failover │ │ Run
+//	       ▼ │                                          ▼ │
+//	    Primary  ───── Serve: input, mirrored ────►  Secondary
+//	    compares ◄──── Serve: what the guest says ── translates, keeps
+//	       │ ▲                                          │ ▲
+//	Deliver│ │WritePacket                        Deliver│ │WritePacket
+//	       ▼ │                                          ▼ │
+//	  primary's guest                             secondary's guest
+//
+// [Primary] gives what arrives to the guest and a copy of it to the secondary,
+// and lets what the guest sends leave as soon as the secondary's guest has said
+// the same, or the checkpoint that covers it is received. [Secondary] gives the
+// copies to its guest, and sends what that says to the primary, which compares;
+// it keeps all of it as well, since its last checkpoint, for a takeover. With
+// Continuous nothing is mirrored or compared, and all output waits for its
+// checkpoint.
+//
+// A host does these things:
+//
+//   - It gives the session (package colo) the Primary or Secondary for its VM and
+//     for its Net, and registers it as a device of the guest.
+//   - The NIC calls WritePacket, and is given packets by Deliver.
+//   - On goroutines of the host's, Run moves packets between the proxy and the
+//     network, and Serve between the two sides, by one connection of their own.
+//
+// # Epochs
+//
+// The pause of a checkpoint is the mark between two epochs, and each packet is in
+// exactly one of them, the same on both sides.
+//
+// Input is delivered only to a guest that runs: that is why a side stands between
+// the session and the VM. On the primary a packet is delivered and mirrored in
+// one step, which a pause comes before or after. So what was delivered before the
+// mark is part of the state that the checkpoint has, and stands before the marker
+// in the mirrored stream; what comes after the resume is in neither. The secondary
+// drops what is older than its guest, and lets what is newer wait until that
+// epoch is committed.
+//
+// Output before the mark leaves when the checkpoint is received, if it has not
+// left before. What may leave and has not at the mark goes with the checkpoint:
+// both sides are devices, with the section of a filter.Buffer. A secondary that
+// takes over sends that first and then what its own guest has said since: what
+// the primary's guest remembers to have sent is never missing, wherever in the
+// primary it was when its host died. Some may leave twice, with the same content,
+// which a network does anyway.
+//
+// # Without a connection
+//
+// The connection between the two sides may break, or stall, on its own. Then
+// nothing can be compared: the guests are not told the same any more. The primary
+// holds its guest's output and asks for a checkpoint as soon as there is some. A
+// new connection is of use from the first checkpoint on that begins with it,
+// which is asked for at once.
+//
+// # After a failover
+//
+// The side that goes on talks to the network alone. A secondary that does so
+// translates the connections that it opened with other sequence numbers than the
+// primary's for as long as they live.
+//
+// A primary that has gone on can be protected again: the same Primary serves the
+// next session, with a new Secondary on the other side. A secondary that has gone
+// on needs a Primary then; connections that are still translated are not known to
+// that, and do not outlive a second failover.
+package proxy

@@ -1,0 +1,352 @@
+package proxy
+
+import (
+	"context"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/event"
+)
+
+// PrimaryConfig configures a [Primary]. VM and Deliver are required.
+type PrimaryConfig struct {
+	// VM is the guest. The session is given the Primary in its place. A guest with
+	// several NICs has their proxies in a chain, each the VM of the next.
+	VM VM
+
+	// Deliver gives a packet to the guest's NIC; the packet is valid during the
+	// call and is not to be changed. It must not wait for the guest, nor call the
+	// Primary. An error means that the guest's ring is full: the packet is dropped,
+	// as a NIC does, and the secondary's guest does not get it either. It is called
+	// by one goroutine, and never between the end of a Pause and Resume.
+	Deliver func(packet []byte) error
+
+	// RequestCheckpoint is told that a checkpoint is wanted: colo.Primary's method
+	// is what it is for. It must not block. It is called only between Mark(0) and
+	// Failover, so by way of a closure the session may be made later. Nil:
+	// nobody is told.
+	RequestCheckpoint func(event.Cause)
+
+	// Continuous is output commit and nothing else: nothing is mirrored or
+	// compared, and all output waits for its checkpoint. Both sides agree.
+	Continuous bool
+
+	// Compare configures the comparison. Marks, and without Strict
+	// ReleaseRetransmits and PatientAcks too, are on whatever it says; its AckTimeout
+	// is a second if it says none. Its MaxBytes follows from Limit.
+	Compare compare.Config
+
+	// Limit bounds the guest's output that a side keeps, in bytes, and with it what
+	// the guest can send from one checkpoint to the next: at half of it a
+	// checkpoint is asked for. What waits for the network is bounded by as
+	// much again. Both sides have the same. Zero: DefaultLimit. Less than 1 MiB
+	// is raised to that.
+	Limit int
+
+	// Mirror bounds the input that waits to be sent to the secondary, in bytes.
+	// Zero: 4 MiB. What finds no room leaves the guests different until the next
+	// checkpoint, which is asked for.
+	Mirror int
+
+	// VNetHdr is the length, in bytes, of the virtio-net header that each packet
+	// of the guest and of the network begins with. Both sides agree.
+	VNetHdr int
+
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time
+}
+
+// A Primary is the network of a primary's guest: a colo.PrimaryNetwork and a
+// colo.VM, and a device of the guest (register it with Entry). Until the session
+// marks the initial synchronisation, packets pass.
+//
+// All its methods may be called from any goroutine, except that the session's
+// and the device's belong to the session. While the guest is paused the NIC calls
+// nothing.
+type Primary struct {
+	cfg   PrimaryConfig
+	hello hello
+	gate  gate
+	slot  slot
+	up    latch
+
+	comparer *compare.Comparer // nil: continuous
+	buffer   *filter.Buffer    // nil: compared
+	mirror   *filter.Outbox
+	backlog  filter.Backlog
+
+	mu        sync.Mutex
+	active    bool // from Mark(0) to Failover
+	over      bool // after a Failover, to the next Mark(0)
+	connected bool
+	inStep    bool      // the connection has had all of this epoch
+	stalled   bool      // it brought nothing of the last one
+	loaded    time.Time // when the secondary's guest ran this epoch
+	asked     bool      // for a checkpoint in this epoch, by us
+	sent      int       // bytes in this epoch
+	count     inputCount
+}
+
+// inputCount counts packets to the guest.
+type inputCount struct{ delivered, dropped, mirrored uint64 }
+
+// PrimaryStats counts packets since the Primary was made, except for what is
+// "now". With Continuous nothing is matched and nothing diverges.
+type PrimaryStats struct {
+	Matched    uint64 // left because the secondary's guest had said the same
+	Checkpoint uint64 // left because a checkpoint covered them; with Continuous, all that have left
+	Passed     uint64 // left uncompared
+	Diverged   uint64 // checkpoints that the comparison has asked for
+	Recovered  uint64 // of them, those whose packets agreed in the end
+
+	Waits compare.Latency // how long the matched ones were held
+
+	Held, HeldBytes uint64 // now: of both guests', wait for their twin or their checkpoint
+	Queued          uint64 // now: may leave and have not
+
+	Delivered uint64 // to the guest
+	Refused   uint64 // dropped, because the guest's ring was full
+	Mirrored  uint64 // of those delivered, given to the secondary's connection
+	Unsent    uint64 // of those, found no room there
+
+	Connected bool               // now: there is a connection to the secondary
+	Compare   compare.Stats      // in the comparison's own words; Diverged by compare.Reason
+	Buffer    filter.BufferStats // with Continuous
+}
+
+// NewPrimary returns a Primary through which packets pass. It panics without VM
+// or Deliver, which is a mistake of the program's.
+func NewPrimary(cfg PrimaryConfig) *Primary {
+	if cfg.VM == nil || cfg.Deliver == nil {
+		panic("proxy: PrimaryConfig needs VM and Deliver")
+	}
+	cfg.Limit = limitOf(cfg.Limit)
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	p := &Primary{cfg: cfg, gate: newGate(cfg.VM, true), mirror: filter.NewOutbox(cfg.Mirror)}
+	p.hello = newHello(sidePrimary, cfg.Continuous, cfg.VNetHdr, cfg.Limit)
+	p.mirror.Lost = func() { p.ask(event.CauseDivergence) }
+	_ = p.mirror.Failover() // closed until a mark
+	if cfg.Continuous {
+		p.buffer = filter.NewBuffer(filter.BufferConfig{
+			Limit: cfg.Limit, Full: func() { p.ask(event.CauseLimit) },
+		})
+		return p
+	}
+	c := cfg.Compare
+	c.Marks = true
+	if !c.Strict {
+		c.ReleaseRetransmits, c.PatientAcks = true, true
+		if c.AckTimeout == 0 {
+			c.AckTimeout = time.Second
+		}
+	}
+	// What a checkpoint carries, and four bytes for each packet, fits into what
+	// the secondary takes, twice the limit.
+	c.MaxBytes = cfg.Limit - cfg.Limit/16
+	p.comparer = compare.NewComparer(c)
+	p.comparer.Now = cfg.Now
+	p.comparer.Diverged = func(r compare.Reason) {
+		if r == compare.ReasonLimit {
+			p.ask(event.CauseLimit)
+		} else {
+			p.ask(event.CauseDivergence)
+		}
+	}
+	return p
+}
+
+func limitOf(n int) int {
+	if n == 0 {
+		n = DefaultLimit
+	}
+	return min(max(n, 1<<20), 1<<30) &^ 3
+}
+
+// ask asks for a checkpoint. p.mu is not held.
+func (p *Primary) ask(c event.Cause) {
+	p.mu.Lock()
+	active := p.active
+	p.mu.Unlock()
+	if active && p.cfg.RequestCheckpoint != nil {
+		p.cfg.RequestCheckpoint(c)
+	}
+}
+
+// Pause pauses the guest. No input is delivered from now on.
+func (p *Primary) Pause(ctx context.Context) error { return p.gate.pause(ctx) }
+
+// Resume resumes the guest, and input is delivered again.
+func (p *Primary) Resume(ctx context.Context) error { return p.gate.resume(ctx) }
+
+// WritePacket takes a copy of a packet that the guest sends. It never waits. If
+// there is no room it returns [ErrFull] and has taken nothing; a packet that is
+// empty or longer than filter.MaxFrame is a *filter.Error.
+func (p *Primary) WritePacket(packet []byte) error {
+	if err := checkPacket(packet, p.cfg.VNetHdr); err != nil {
+		return err
+	}
+	if p.buffer != nil {
+		return p.buffer.WritePacket(packet)
+	}
+	if p.comparer.WriteVNetPacket(packet, p.cfg.VNetHdr) != nil {
+		return ErrFull
+	}
+	p.mu.Lock()
+	p.sent += room(packet)
+	cause := event.Cause("")
+	if p.active && !p.asked {
+		switch {
+		case !p.inStep || p.stalled:
+			cause = event.CauseDivergence // it will have to be a checkpoint
+		case p.sent > p.cfg.Limit/2:
+			cause = event.CauseLimit
+		}
+		p.asked = cause != ""
+	}
+	p.mu.Unlock()
+	if cause != "" {
+		p.ask(cause)
+	}
+	return nil
+}
+
+func checkPacket(packet []byte, vnetHdr int) error {
+	switch {
+	case len(packet) <= vnetHdr:
+		return &filter.Error{Op: "packet of the guest", Offset: -1, Err: filter.ErrFrame}
+	case len(packet) > filter.MaxFrame:
+		return &filter.Error{Op: "packet of the guest", Offset: -1, Err: filter.ErrFrameTooBig}
+	}
+	return nil
+}
+
+// Room returns a channel that is sent to when there may be room again for a
+// packet that was refused. It is the same every time and is never closed.
+func (p *Primary) Room() <-chan struct{} {
+	if p.buffer != nil {
+		return p.buffer.Room()
+	}
+	return p.comparer.Room()
+}
+
+// Run writes to the network what may leave, and delivers and mirrors what it
+// reads there, until one of the two fails or ctx ends; it returns why. It owns
+// the network, and closes it if it can be closed; otherwise the caller sees to it
+// that a read that waits ends. Run is called once at a time, and starts a
+// goroutine that has ended when it returns.
+func (p *Primary) Run(ctx context.Context, network Network) error {
+	return both(ctx, closerOf(network),
+		func(ctx context.Context) error {
+			if p.buffer != nil {
+				return p.buffer.Run(ctx, network)
+			}
+			return p.comparer.Run(ctx, network)
+		},
+		func(ctx context.Context) error {
+			for {
+				packet, err := network.ReadPacket()
+				if err != nil {
+					return err
+				}
+				if err := p.gate.admit(ctx, p.gate.isOpen, func() { p.input(packet) }); err != nil {
+					return err
+				}
+			}
+		})
+}
+
+// input delivers and mirrors a packet, with the gate locked.
+func (p *Primary) input(packet []byte) {
+	if checkPacket(packet, p.cfg.VNetHdr) != nil {
+		return
+	}
+	err := p.cfg.Deliver(packet)
+	p.mu.Lock()
+	mirrors := err == nil && p.inStep
+	switch {
+	case err != nil:
+		p.count.dropped++
+	case mirrors:
+		p.count.mirrored++
+		fallthrough
+	default:
+		p.count.delivered++
+	}
+	p.mu.Unlock()
+	if mirrors {
+		_ = p.mirror.WriteFrame(filter.Frame{Data: packet, VNetHdr: p.cfg.VNetHdr}) // Lost says so
+	}
+}
+
+// Serve is the connection to the secondary: input goes there, and what the
+// secondary's guest says comes from there. It owns conn, and closes it at the
+// end. It returns why the connection ended, or the cause of the end of ctx; after
+// a Failover nil. It may be called again with a new connection, which ends the one
+// before. It starts a goroutine that has ended when it returns.
+func (p *Primary) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
+	outer := ctx
+	ctx, free, err := p.slot.take(ctx, conn)
+	if err != nil {
+		return err
+	}
+	defer free()
+	defer p.detach()
+	greeted := make(chan struct{})
+	c := filter.NewConn(conn, connConfig(p.cfg.VNetHdr, p.secondaryMark))
+	err = both(ctx, conn,
+		func(ctx context.Context) error {
+			if err := p.hello.expect(conn); err != nil {
+				return err
+			}
+			p.attach()
+			close(greeted)
+			if p.buffer != nil {
+				return discard(c)
+			}
+			return p.comparer.ServeSecondary(ctx, c)
+		},
+		func(ctx context.Context) error {
+			if err := p.hello.write(conn); err != nil {
+				return err
+			}
+			return outgoing(ctx, greeted, p.mirror, c)
+		})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.over && outer.Err() == nil {
+		return nil
+	}
+	return err
+}
+
+// Connected returns when Serve has a connection whose other end has greeted. A
+// session that begins then is in step from its first epoch on.
+func (p *Primary) Connected(ctx context.Context) error { return p.up.wait(ctx) }
+
+func connConfig(vnetHdr int, onMark func(uint64) error) filter.ConnConfig {
+	return filter.ConnConfig{VNetHdr: vnetHdr > 0, VNetHdrLen: vnetHdr, Marks: true, OnMark: onMark}
+}
+
+// outgoing writes what is in o to c, once the other side has greeted.
+func outgoing(ctx context.Context, greeted <-chan struct{}, o *filter.Outbox, c *filter.Conn) error {
+	select {
+	case <-greeted:
+		return o.Run(ctx, c)
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// discard reads to the end.
+func discard(c *filter.Conn) error {
+	for {
+		if _, err := c.ReadPacket(); err != nil {
+			return err
+		}
+	}
+}

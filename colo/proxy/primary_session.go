@@ -1,0 +1,186 @@
+package proxy
+
+import (
+	"time"
+
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// markPatience is how long after the secondary's guest runs an epoch its marker
+// may come. A connection that is later than that has stalled.
+const markPatience = time.Second
+
+// attach begins a connection. Within an epoch it is of no use: the secondary's
+// guest has missed some of the input, and some of what it said is missing here.
+func (p *Primary) attach() {
+	p.mu.Lock()
+	p.connected, p.inStep, p.stalled = true, false, false
+	p.up.set(true)
+	ask := false
+	if p.active && p.comparer != nil {
+		p.comparer.Deafen()
+		ask, p.asked = true, true
+	}
+	p.mu.Unlock()
+	if ask {
+		p.ask(event.CauseDivergence)
+	}
+}
+
+// detach ends a connection. What waits for a twin will not get one.
+func (p *Primary) detach() {
+	p.mu.Lock()
+	p.connected, p.inStep, p.stalled = false, false, false
+	p.up.set(false)
+	_ = p.mirror.Failover() // nobody takes it; from the next mark on
+	ask := false
+	if p.active && p.comparer != nil {
+		p.comparer.Deafen()
+		s, _ := p.comparer.Stats()
+		ask = s.Held > 0 && !p.asked
+		p.asked = p.asked || ask
+	}
+	p.mu.Unlock()
+	if ask {
+		p.ask(event.CauseDivergence)
+	}
+}
+
+// secondaryMark is called for a marker in the secondary's stream.
+func (p *Primary) secondaryMark(epoch uint64) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.active || p.comparer == nil {
+		return nil // of a session that is over
+	}
+	if err := p.comparer.SecondaryMark(epoch); err != nil {
+		return err
+	}
+	if !p.comparer.Deaf() {
+		p.stalled = false
+	}
+	return nil
+}
+
+// Mark ends an epoch: the guest is paused, and what it has sent, and been sent,
+// belongs to epoch. From Mark(0) on output is held. A guest that was not paused by
+// way of the Primary is [ErrRunning], epochs out of order are compare.ErrEpoch or
+// filter.ErrEpoch. (A colo.PrimaryNetwork.)
+func (p *Primary) Mark(epoch uint64) error {
+	if !p.gate.closed() {
+		return ErrRunning
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.buffer != nil {
+		if err := p.buffer.Mark(epoch); err != nil {
+			return err
+		}
+		p.active, p.over = true, false
+		return nil
+	}
+	silent := epoch > 0 && p.inStep && p.comparer.Deaf() && p.cfg.Now().Sub(p.loaded) > markPatience
+	if err := p.comparer.Mark(epoch); err != nil {
+		return err
+	}
+	p.active, p.over, p.asked, p.sent = true, false, false, 0
+	p.inStep, p.stalled = p.connected, silent
+	if p.inStep {
+		_ = p.mirror.Mark(epoch) // never fails
+	}
+	return nil
+}
+
+// Received lets everything leave that was sent before the mark of epoch. (A
+// colo.PrimaryNetwork.)
+func (p *Primary) Received(epoch uint64) error {
+	if p.buffer != nil {
+		return p.buffer.Received(epoch)
+	}
+	return p.comparer.Received(epoch)
+}
+
+// Loaded says that the secondary's guest runs epoch. (A colo.PrimaryNetwork.)
+func (p *Primary) Loaded(epoch uint64) error {
+	if p.buffer != nil {
+		return p.buffer.Loaded(epoch)
+	}
+	p.mu.Lock()
+	p.loaded = p.cfg.Now()
+	p.mu.Unlock()
+	return p.comparer.Loaded(epoch)
+}
+
+// Failover says that this side goes on alone: what is held leaves, in order, and
+// packets pass from now on. It ends Serve. (A colo.PrimaryNetwork.)
+func (p *Primary) Failover() error {
+	p.mu.Lock()
+	p.over, p.active, p.inStep = true, false, false
+	_ = p.mirror.Failover()
+	var err error
+	if p.buffer != nil {
+		err = p.buffer.Failover()
+	} else {
+		err = p.comparer.Failover()
+	}
+	p.mu.Unlock()
+	p.slot.close()
+	return err
+}
+
+// Entry returns how the Primary is registered in a vmstate.Registry: instance
+// numbers the NICs of a guest. The secondary registers its Secondary with the
+// same.
+func (p *Primary) Entry(instance uint32) vmstate.Entry { return filter.BacklogEntry(instance) }
+
+// PreSave gathers the packets that the guest sent before the mark and that have
+// not left. (A vmstate.PreSaver.)
+func (p *Primary) PreSave() error {
+	if p.buffer != nil {
+		return p.buffer.PreSave()
+	}
+	p.backlog.Reset()
+	p.comparer.Unwritten(func(f compare.Frame) { p.backlog.Add(f.Data) })
+	return nil
+}
+
+// VMState names these packets. A Primary cannot be loaded: a host that takes a
+// guest back is a Secondary. (A vmstate.Device.)
+func (p *Primary) VMState(f *vmstate.Fields) {
+	switch {
+	case f.Loading():
+		f.Fail(&filter.Error{Op: "load a primary's network", Offset: -1, Err: vmstate.ErrValue})
+	case p.buffer != nil:
+		p.buffer.VMState(f)
+	default:
+		p.backlog.Save(f)
+	}
+}
+
+// Stats returns the present counts.
+func (p *Primary) Stats() PrimaryStats {
+	p.mu.Lock()
+	s := PrimaryStats{
+		Delivered: p.count.delivered, Refused: p.count.dropped, Mirrored: p.count.mirrored,
+		Connected: p.connected,
+	}
+	p.mu.Unlock()
+	s.Unsent = p.mirror.LostFrames()
+	if p.buffer != nil {
+		b := p.buffer.Stats()
+		s.Buffer, s.Checkpoint = b, b.Written
+		s.Held, s.HeldBytes, s.Queued = b.Held, b.HeldBytes, b.Queued
+		return s
+	}
+	c, queued := p.comparer.Stats()
+	s.Compare, s.Waits = c, p.comparer.Waits()
+	s.Matched, s.Checkpoint, s.Passed, s.Recovered = c.Matched, c.Checkpoint, c.Passed, c.Recovered
+	for _, n := range c.Diverged {
+		s.Diverged += n
+	}
+	s.Held, s.HeldBytes, s.Queued = uint64(c.Held), uint64(c.HeldBytes), uint64(queued)
+	return s
+}

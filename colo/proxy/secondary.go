@@ -1,0 +1,367 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// SecondaryConfig configures a [Secondary]. VM and Deliver are required.
+type SecondaryConfig struct {
+	// VM and Deliver: as in PrimaryConfig. A packet that the guest's ring has no
+	// room for is tried again for a while, since the primary's guest has it.
+	// Deliver may be called by several goroutines, one at a time.
+	VM      VM
+	Deliver func(packet []byte) error
+
+	// Continuous, Limit and VNetHdr are those of the primary. Of the Limit it
+	// keeps what its guest has said since the last checkpoint.
+	Continuous bool
+	Limit      int
+	VNetHdr    int
+
+	// Rewriter configures the translation of sequence numbers.
+	Rewriter filter.RewriterConfig
+
+	// Outbox bounds the packets that wait to be sent to the primary, in bytes.
+	// Zero: 4 MiB. What finds no room is missing there, and is a reason for a
+	// checkpoint sooner or later.
+	Outbox int
+}
+
+// A Secondary is the network of a secondary's guest: a colo.SecondaryNetwork and
+// a colo.VM, and a device of the guest (register it with Entry). The guest is
+// paused when it is made.
+//
+// All its methods may be called from any goroutine, except that the session's
+// and the device's belong to the session. While the guest is paused the NIC calls
+// nothing.
+type Secondary struct {
+	cfg   SecondaryConfig
+	hello hello
+	gate  gate
+	slot  slot
+	up    latch
+
+	keep *filter.Buffer
+	out  *filter.Outbox
+	at   uint64 // the epoch of what is read from the primary; belongs to Serve
+
+	mu        sync.Mutex
+	rewriter  *filter.Rewriter
+	scratch   []byte
+	started   bool // there was a commit
+	alone     bool
+	silent    bool // the guest has said nothing since its commit
+	connected bool
+	epoch     uint64 // of the last commit
+	count     secondaryCount
+}
+
+type secondaryCount struct{ delivered, refused, stale uint64 }
+
+// SecondaryStats counts packets since the Secondary was made, except for what is
+// "now".
+type SecondaryStats struct {
+	Delivered uint64 // to the guest
+	Refused   uint64 // dropped, because the guest's ring stayed full
+	Stale     uint64 // dropped, because a checkpoint has them already
+	Unsent    uint64 // of what the guest said, found no room on the way to the primary
+
+	Connected bool               // now: there is a connection to the primary
+	Keep      filter.BufferStats // what leaves at a takeover: inherited, then the guest's own
+	Rewriter  filter.RewriterStats
+}
+
+// NewSecondary returns a Secondary of a paused guest. It panics without VM or
+// Deliver, which is a mistake of the program's.
+func NewSecondary(cfg SecondaryConfig) *Secondary {
+	if cfg.VM == nil || cfg.Deliver == nil {
+		panic("proxy: SecondaryConfig needs VM and Deliver")
+	}
+	cfg.Limit = limitOf(cfg.Limit)
+	s := &Secondary{
+		cfg: cfg, gate: newGate(cfg.VM, false),
+		hello:    newHello(sideSecondary, cfg.Continuous, cfg.VNetHdr, cfg.Limit),
+		keep:     filter.NewBuffer(filter.BufferConfig{Limit: cfg.Limit}),
+		out:      filter.NewOutbox(cfg.Outbox),
+		rewriter: filter.NewRewriter(cfg.Rewriter),
+	}
+	_ = s.out.Failover() // closed until a mark
+	return s
+}
+
+// Pause pauses the guest. No input is delivered from now on.
+func (s *Secondary) Pause(ctx context.Context) error { return s.gate.pause(ctx) }
+
+// Resume resumes the guest, and input is delivered again.
+func (s *Secondary) Resume(ctx context.Context) error { return s.gate.resume(ctx) }
+
+// WritePacket takes a copy of a packet that the guest sends. It never waits. If
+// there is no room it returns [ErrFull] and has taken nothing; a packet that is
+// empty or longer than filter.MaxFrame is a *filter.Error. Until a Failover it
+// goes to the primary, and is kept; then to the network.
+func (s *Secondary) WritePacket(packet []byte) error {
+	if err := checkPacket(packet, s.cfg.VNetHdr); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.scratch = append(s.scratch[:0], packet...)
+	f := filter.Frame{Data: s.scratch, VNetHdr: s.cfg.VNetHdr}
+	var early []byte
+	if b := s.rewriter.Outbound(f.Data, f.VNetHdr); b != nil {
+		early = append(early, b...)
+	}
+	err := s.keep.WritePacket(f.Data)
+	if err == nil && !s.alone {
+		s.silent = false
+		_ = s.out.WriteFrame(f) // without room, or a connection, the primary misses it
+	}
+	s.mu.Unlock()
+	if early != nil {
+		// The guest runs, or is about to be paused: then the client says it again.
+		s.gate.mu.Lock()
+		if s.gate.open {
+			s.note(s.cfg.Deliver(early))
+		}
+		s.gate.mu.Unlock()
+	}
+	return err
+}
+
+// note counts a packet to the guest.
+func (s *Secondary) note(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err == nil {
+		s.count.delivered++
+	} else {
+		s.count.refused++
+	}
+}
+
+// Room returns a channel that is sent to when there may be room again for a
+// packet that was refused. It is the same every time and is never closed.
+func (s *Secondary) Room() <-chan struct{} { return s.keep.Room() }
+
+// Run moves packets between the guest and the network once this side has taken
+// over; before, it does neither read nor write there. It returns why the network
+// failed, or the cause of the end of ctx. It owns the network, and closes it if it
+// can be closed; otherwise the caller sees to it that a read that waits ends. Run
+// is called once at a time, and starts a goroutine that has ended when it returns.
+func (s *Secondary) Run(ctx context.Context, network Network) error {
+	return both(ctx, closerOf(network),
+		func(ctx context.Context) error { return s.keep.Run(ctx, network) },
+		func(ctx context.Context) error {
+			alone := func() bool { return s.gate.alone }
+			if err := s.gate.admit(ctx, alone, func() {}); err != nil {
+				return err
+			}
+			var mine []byte
+			for {
+				packet, err := network.ReadPacket()
+				if err != nil {
+					return err
+				}
+				mine = append(mine[:0], packet...) // for it may be translated
+				if err := s.input(ctx, latest, mine); err != nil {
+					return err
+				}
+			}
+		})
+}
+
+// latest is the epoch of what comes from the network.
+const latest = ^uint64(0)
+
+// Serve is the connection to the primary: input comes from there, and what the
+// guest says goes there. It owns conn, and closes it at the end. It returns why
+// the connection ended, or the cause of the end of ctx. A Failover does not end
+// it: what the primary has sent is still delivered. It may be called again with a
+// new connection, which ends the one before. It starts a goroutine that has ended
+// when it returns.
+func (s *Secondary) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
+	ctx, free, err := s.slot.take(ctx, conn)
+	if err != nil {
+		return err
+	}
+	defer free()
+	defer s.detach()
+	greeted := make(chan struct{})
+	s.at = 0
+	c := filter.NewConn(conn, connConfig(s.cfg.VNetHdr, s.primaryMark))
+	return both(ctx, conn,
+		func(ctx context.Context) error {
+			if err := s.hello.expect(conn); err != nil {
+				return err
+			}
+			s.attach()
+			close(greeted)
+			if s.cfg.Continuous {
+				return discard(c)
+			}
+			for {
+				packet, err := c.ReadPacket()
+				if err != nil {
+					return err
+				}
+				if err := s.input(ctx, s.at, packet); err != nil {
+					return err
+				}
+			}
+		},
+		func(ctx context.Context) error {
+			if err := s.hello.write(conn); err != nil {
+				return err
+			}
+			return outgoing(ctx, greeted, s.out, c)
+		})
+}
+
+// Connected returns when Serve has a connection whose other end has greeted.
+func (s *Secondary) Connected(ctx context.Context) error { return s.up.wait(ctx) }
+
+// attach begins a connection. The primary counts what follows a marker; a guest
+// that has said nothing yet can still have that of its commit.
+func (s *Secondary) attach() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.connected = true
+	s.up.set(true)
+	if s.started && s.silent && !s.alone {
+		_ = s.out.Mark(s.epoch)
+	}
+}
+
+func (s *Secondary) detach() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.connected = false
+	s.up.set(false)
+	_ = s.out.Failover()
+}
+
+// primaryMark is called for a marker in the primary's stream: what follows is for
+// the guest that the commit of epoch makes.
+func (s *Secondary) primaryMark(epoch uint64) error {
+	if epoch+1 < s.at && epoch != 0 || epoch+1 == latest {
+		return &filter.Error{Op: "marker", Offset: -1, Err: filter.ErrEpoch}
+	}
+	s.at = epoch + 1
+	return nil
+}
+
+// input delivers a packet of an epoch, when that is the guest's. It may be
+// translated in place.
+func (s *Secondary) input(ctx context.Context, epoch uint64, packet []byte) error {
+	if checkPacket(packet, s.cfg.VNetHdr) != nil {
+		return nil
+	}
+	translated := false
+	for try := 1; ; try++ {
+		full := false
+		err := s.gate.admit(ctx, func() bool { return s.gate.due(epoch) }, func() {
+			if epoch < s.gate.runs {
+				s.mu.Lock()
+				s.count.stale++
+				s.mu.Unlock()
+				return
+			}
+			if !translated {
+				translated = true
+				s.mu.Lock()
+				deliver := s.rewriter.Inbound(packet, s.cfg.VNetHdr)
+				s.mu.Unlock()
+				if !deliver {
+					return
+				}
+			}
+			err := s.cfg.Deliver(packet)
+			if full = err != nil && try < deliverTries; !full {
+				s.note(err)
+			}
+		})
+		if err != nil || !full {
+			return err
+		}
+		// The primary's guest has it: a moment's patience may save a checkpoint.
+		timer := time.NewTimer(deliverPoll)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Commit says that the guest has become the primary's of epoch: what it sent
+// before is void, and so is the input that it has not got. A guest that was not
+// paused by way of the Secondary is [ErrRunning], epochs out of order are
+// filter.ErrEpoch. (A colo.SecondaryNetwork.)
+func (s *Secondary) Commit(epoch uint64) error {
+	if !s.gate.closed() {
+		return ErrRunning
+	}
+	s.mu.Lock()
+	err := s.keep.Commit(epoch)
+	if err == nil {
+		err = s.rewriter.Commit(epoch)
+	}
+	if err != nil {
+		s.mu.Unlock()
+		return err
+	}
+	s.started, s.alone, s.silent, s.epoch = true, false, true, epoch
+	if s.connected {
+		_ = s.out.Mark(epoch) // never fails
+	}
+	s.mu.Unlock()
+	s.gate.set(func() { s.gate.runs, s.gate.alone = epoch+1, false })
+	return nil
+}
+
+// Resumed says that the guest runs epoch. (A colo.SecondaryNetwork.)
+func (s *Secondary) Resumed(epoch uint64) error { return s.keep.Resumed(epoch) }
+
+// Failover says that this side goes on alone: what its guest inherited leaves,
+// then what it has said itself, and packets pass from now on. (A
+// colo.SecondaryNetwork.)
+func (s *Secondary) Failover() error {
+	s.mu.Lock()
+	s.alone = true
+	err := errors.Join(s.out.Failover(), s.rewriter.Failover(), s.keep.Failover())
+	s.mu.Unlock()
+	s.gate.set(func() { s.gate.alone = true })
+	return err
+}
+
+// Entry returns how the Secondary is registered in a vmstate.Registry, as its
+// Primary is there: instance numbers the NICs of a guest.
+func (s *Secondary) Entry(instance uint32) vmstate.Entry { return s.keep.Entry(instance) }
+
+// PreSave gathers the packets that have not left. (A vmstate.PreSaver.)
+func (s *Secondary) PreSave() error { return s.keep.PreSave() }
+
+// VMState names these packets; loaded, they are what the guest inherits at the
+// next commit. (A vmstate.Device.)
+func (s *Secondary) VMState(f *vmstate.Fields) { s.keep.VMState(f) }
+
+// PostLoad makes what was loaded the guest's. (A vmstate.PostLoader.)
+func (s *Secondary) PostLoad(version uint32) error { return s.keep.PostLoad(version) }
+
+// Stats returns the present counts.
+func (s *Secondary) Stats() SecondaryStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return SecondaryStats{
+		Delivered: s.count.delivered, Refused: s.count.refused, Stale: s.count.stale,
+		Unsent: s.out.LostFrames(), Connected: s.connected,
+		Keep: s.keep.Stats(), Rewriter: s.rewriter.Stats(),
+	}
+}

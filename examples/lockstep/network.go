@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/colo/proxy"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// outputLimit is how much output a side keeps, in bytes. Half of it asks for a
+// checkpoint.
+const outputLimit = 16 << 20
+
+// maxApart is how many packets of one flow the guests may be apart: nobody tells
+// them to keep pace with each other.
+const maxApart = 1 << 16
+
+// A network is the network of a side's guest: a proxy.Primary or a
+// proxy.Secondary.
+type network interface {
+	colo.VM // the guest, as the session sees it
+	vmstate.Device
+	Entry(instance uint32) vmstate.Entry
+	WritePacket(packet []byte) error
+	Run(ctx context.Context, network proxy.Network) error
+	Serve(ctx context.Context, conn io.ReadWriteCloser) error
+	Connected(ctx context.Context) error
+
+	waiting() uint64 // packets that are still to leave
+}
+
+// newNetwork makes the network of the side's guest. Machine and session come
+// later: both are asked only when there is something to do for them.
+func (s *side) newNetwork() network {
+	deliver := func(packet []byte) error { return s.machine.Deliver(packet) }
+	continuous := s.cfg.Mode == modeContinuous
+	if s.cfg.Side == secondary {
+		return &secondaryNetwork{proxy.NewSecondary(proxy.SecondaryConfig{
+			VM: lateVM{s}, Deliver: deliver, Continuous: continuous, Limit: outputLimit,
+		}), s}
+	}
+	return &primaryNetwork{proxy.NewPrimary(proxy.PrimaryConfig{
+		VM: lateVM{s}, Deliver: deliver, Continuous: continuous, Limit: outputLimit,
+		Compare:           compare.Config{MaxQueue: maxApart},
+		RequestCheckpoint: func(c event.Cause) { s.session.(*colo.Primary).RequestCheckpoint(c) },
+	}), s}
+}
+
+// lateVM is the side's machine, which is made after its network.
+type lateVM struct{ s *side }
+
+func (v lateVM) Pause(ctx context.Context) error  { return v.s.machine.Pause(ctx) }
+func (v lateVM) Resume(ctx context.Context) error { return v.s.machine.Resume(ctx) }
+
+// primaryNetwork notes what waits at a mark, and tells the client when this side
+// is alone.
+type primaryNetwork struct {
+	*proxy.Primary
+	side *side
+}
+
+func (n *primaryNetwork) Mark(epoch uint64) error {
+	n.side.held = n.Stats().Held
+	return n.Primary.Mark(epoch)
+}
+
+func (n *primaryNetwork) Failover() error {
+	return errors.Join(n.side.out.WritePacket([]byte(tookOver)), n.Primary.Failover())
+}
+
+func (n *primaryNetwork) waiting() uint64 {
+	s := n.Stats()
+	return s.Held + s.Queued
+}
+
+// traffic is what the primary tells of its network.
+func (n *primaryNetwork) traffic() *traffic {
+	s := n.Stats()
+	return &traffic{
+		Matched: s.Matched, AtCheckpoint: s.Checkpoint, Diverged: s.Diverged,
+		LatencyP50US: s.Waits.Quantile(0.5).Microseconds(), LatencyP99US: s.Waits.Quantile(0.99).Microseconds(),
+	}
+}
+
+// secondaryNetwork tells the client when this side is alone.
+type secondaryNetwork struct {
+	*proxy.Secondary
+	side *side
+}
+
+func (n *secondaryNetwork) Failover() error {
+	return errors.Join(n.side.out.WritePacket([]byte(tookOver)), n.Secondary.Failover())
+}
+
+func (n *secondaryNetwork) waiting() uint64 {
+	k := n.Stats().Keep
+	return k.Held + k.Queued + k.Inherited
+}
+
+// cable is the way to the client: one connection for what the guest sends, and
+// one for what it is sent, so that what is unread of the one when a side dies does
+// not reset the other.
+type cable struct {
+	out, in *filter.Conn
+	conns   [2]net.Conn
+}
+
+func (c *cable) ReadPacket() ([]byte, error)     { return c.in.ReadPacket() }
+func (c *cable) WritePacket(packet []byte) error { return c.out.WritePacket(packet) }
+func (c *cable) Close() error                    { return errors.Join(c.conns[0].Close(), c.conns[1].Close()) }
