@@ -19,11 +19,12 @@ import (
 // from vmstate-send on leave its guest standing until x-colo-lost-heartbeat.)
 func TestAPrimaryThatIsKilledAtAnyStepIsBroughtBack(t *testing.T) {
 	qemutest.KVM(t)
-	for _, when := range []string{
+	for i, when := range []string{
 		"wait", "pause", "send checkpoint-reply", "expect vmstate-send", "stage ram", "stage device state",
 		"commit", "resume", "send vmstate-loaded",
 	} {
 		t.Run(when, func(t *testing.T) {
+			qemutest.Shorten(t, i, 4)
 			l, uri := qemutest.Listen(t)
 			dir := qemutest.Dir(t)
 			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "microvm", 4)...)
@@ -67,7 +68,7 @@ func TestASecondaryThatIsLostAtAnyStepDoesNotMatterToTheGuest(t *testing.T) {
 	x.wait()
 	before := put(t, x.guest)
 
-	for _, c := range []struct {
+	for i, c := range []struct {
 		op    string
 		epoch uint64
 	}{
@@ -76,9 +77,11 @@ func TestASecondaryThatIsLostAtAnyStepDoesNotMatterToTheGuest(t *testing.T) {
 	} {
 		for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGSTOP} {
 			t.Run(c.op+" "+signal.String(), func(t *testing.T) {
+				qemutest.Shorten(t, i, 5)
+				t.Parallel()
 				s, uri := secondary(t, "microvm", 4)
 				hit := false
-				d := protect(t, x.guest, uri, ram.SaverConfig{}, colo.PrimaryConfig{CheckpointDelay: -1, PeerTimeout: 500 * time.Millisecond, Step: func(op string, epoch uint64) {
+				d := protect(t, x.guest, uri, ram.SaverConfig{}, colo.PrimaryConfig{CheckpointDelay: -1, PeerTimeout: 2 * time.Second, Step: func(op string, epoch uint64) {
 					if op == c.op && epoch == c.epoch {
 						hit = true
 						s.Process().Signal(signal)

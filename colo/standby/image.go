@@ -215,10 +215,13 @@ func (b *block) zero(i int) {
 type arena struct {
 	chunks [][]byte
 	used   uint32 // slots
+	peak   uint32
 	max    uint64 // pages
 }
 
-const chunkPages = 256
+// chunkPages is 8 MB, which has whole huge pages in it wherever it begins. It
+// costs address space; memory is taken as pages come.
+const chunkPages = 2048
 
 func (a *arena) take() (uint32, error) {
 	if uint64(a.used) >= min(a.max, uint64(zeroSlot)) {
@@ -229,9 +232,11 @@ func (a *arena) take() (uint32, error) {
 		if err != nil {
 			return 0, err
 		}
+		huge(c)
 		a.chunks = append(a.chunks, c)
 	}
 	a.used++
+	a.peak = max(a.peak, a.used)
 	return a.used - 1, nil
 }
 
@@ -240,7 +245,8 @@ func (a *arena) page(n uint32) []byte {
 	return a.chunks[n/chunkPages][off : off+ram.PageSize : off+ram.PageSize]
 }
 
-func (a *arena) bytes() uint64 { return uint64(len(a.chunks)) * chunkPages * ram.PageSize }
+// bytes is how much memory has been used at most.
+func (a *arena) bytes() uint64 { return uint64(a.peak) * ram.PageSize }
 
 func (a *arena) free() error {
 	var first error

@@ -20,7 +20,7 @@ func TestAMachineWithoutAProcessor(t *testing.T) {
 	p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "none", 8)...)
 	p.Protect(uri, 10*time.Millisecond)
 	x := accept(t, l, options{})
-	x.await(rounds())
+	x.await(qemutest.Rounds())
 	p.Kill()
 	if err := x.wait(); err != nil {
 		t.Fatal(err)

@@ -174,16 +174,17 @@ var machines = []string{"pc", "q35", "microvm"}
 
 func TestAKilledPrimaryIsBroughtBackFromItsLastCheckpoint(t *testing.T) {
 	qemutest.KVM(t)
-	for _, machine := range machines {
-		for _, caps := range [][]string{nil, {"xbzrle"}} {
+	for i, machine := range machines {
+		for j, caps := range [][]string{nil, {"xbzrle"}} {
 			t.Run(fmt.Sprint(machine, caps), func(t *testing.T) {
+				qemutest.Shorten(t, 2*i+j, 5)
 				l, uri := qemutest.Listen(t)
 				dir := qemutest.Dir(t)
 				p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, machine, 16)...)
 				qemutest.AwaitSerial(t, dir, 3)
 				p.Protect(uri, 20*time.Millisecond, caps...)
 				x := accept(t, l, options{})
-				x.await(rounds())
+				x.await(qemutest.Rounds())
 				p.Kill()
 				if err := x.wait(); err != nil {
 					t.Fatal(err)
@@ -206,8 +207,9 @@ func TestAKilledPrimaryIsBroughtBackFromItsLastCheckpoint(t *testing.T) {
 
 func TestMemoryIsThePrimarysAtTheCheckpoint(t *testing.T) {
 	qemutest.KVM(t)
-	for _, caps := range [][]string{nil, {"xbzrle"}} {
+	for i, caps := range [][]string{{"xbzrle"}, nil} {
 		t.Run(fmt.Sprint(caps), func(t *testing.T) {
+			qemutest.Shorten(t, i, 2)
 			l, uri := qemutest.Listen(t)
 			dir := qemutest.Dir(t)
 			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "pc", 16)...)
@@ -272,13 +274,14 @@ func TestAPrimaryThatStandsStillIsATimeout(t *testing.T) {
 	qemutest.KVM(t)
 	for _, when := range []string{"wait", "expect vmstate-send"} {
 		t.Run(when, func(t *testing.T) {
+			t.Parallel()
 			l, uri := qemutest.Listen(t)
 			dir := qemutest.Dir(t)
 			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "pc", 16)...)
 			qemutest.AwaitSerial(t, dir, 1)
 			p.Protect(uri, 10*time.Millisecond)
 			var o options
-			o.cfg.PeerTimeout, o.cfg.IdleTimeout = time.Second, time.Second
+			o.cfg.PeerTimeout, o.cfg.IdleTimeout = 3*time.Second, 3*time.Second
 			o.cfg.Arbiter = colo.ArbiterFunc(func(context.Context, colo.Claim) error { return errors.New("nobody has seen it dead") })
 			o.cfg.Step = func(op string, epoch uint64) {
 				if op == when && epoch == 3 {
@@ -312,8 +315,9 @@ func (r *recorder) Read(p []byte) (int, error) {
 
 func TestAPrimaryThatBreaksOffAnywhereLeavesTheCheckpointBefore(t *testing.T) {
 	qemutest.KVM(t)
-	for _, caps := range [][]string{nil, {"xbzrle"}} {
+	for i, caps := range [][]string{{"xbzrle"}, nil} {
 		t.Run(fmt.Sprint(caps), func(t *testing.T) {
+			qemutest.Shorten(t, i, 2)
 			l, uri := qemutest.Listen(t)
 			dir := qemutest.Dir(t)
 			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "microvm", 2)...)
@@ -327,12 +331,4 @@ func TestAPrimaryThatBreaksOffAnywhereLeavesTheCheckpointBefore(t *testing.T) {
 			breakOff(t, rec.got)
 		})
 	}
-}
-
-// rounds is how many checkpoints a long test waits for.
-func rounds() int {
-	if testing.Short() {
-		return 10
-	}
-	return 50
 }

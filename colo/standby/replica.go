@@ -58,8 +58,6 @@ func (g *Guest) NewReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (*Replica
 		p.dirty = append(p.dirty, ram.NewBitmap(len(b.mem)/ram.PageSize))
 	}
 	saver := ram.NewSaver(blocks, p, cfg)
-	// Devices first: a live section must not get the id 0, which a QEMU takes
-	// for the first of its own devices that it has not seen yet.
 	if err := p.take(); err != nil {
 		return nil, nil, err
 	}

@@ -117,13 +117,14 @@ func sameMemory(t *testing.T, v *qemutest.VM, g *standby.Guest) {
 
 func TestAQEMUSecondaryGoesOnFromAGuestThatWasRecorded(t *testing.T) {
 	qemutest.KVM(t)
-	for _, machine := range machines {
-		for _, c := range []struct {
+	for i, machine := range machines {
+		for j, c := range []struct {
 			name string
 			args []string
 			cfg  ram.SaverConfig
 		}{{"plain", nil, ram.SaverConfig{}}, {"xbzrle", nil, ram.SaverConfig{XBZRLE: 1 << 20}}} {
 			t.Run(machine+" "+c.name, func(t *testing.T) {
+				qemutest.Shorten(t, 2*i+j, 5)
 				// A recorded stream of a guest that has counted.
 				dir := qemutest.Dir(t)
 				v := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, machine, 16)...)
@@ -147,7 +148,7 @@ func TestAQEMUSecondaryGoesOnFromAGuestThatWasRecorded(t *testing.T) {
 
 				s, uri := secondary(t, machine, 16)
 				d := protect(t, g, uri, c.cfg, colo.PrimaryConfig{CheckpointDelay: 10 * time.Millisecond})
-				last := d.await(t, 51)
+				last := d.await(t, qemutest.Rounds()+1)
 				if machine == "pc" {
 					sameMemory(t, s, g)
 				}
@@ -176,8 +177,9 @@ func TestAQEMUSecondaryGoesOnFromAGuestThatWasRecorded(t *testing.T) {
 
 func TestCheckpointsArePassedOnToQEMUSecondaries(t *testing.T) {
 	qemutest.KVM(t)
-	for _, caps := range [][]string{nil, {"xbzrle"}} {
+	for i, caps := range [][]string{nil, {"xbzrle"}} {
 		t.Run(fmt.Sprint(caps), func(t *testing.T) {
+			qemutest.Shorten(t, i, 2)
 			l, uri := qemutest.Listen(t)
 			dir := qemutest.Dir(t)
 			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "pc", 16)...)

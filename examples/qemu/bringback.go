@@ -34,6 +34,9 @@ func (s *standbyRun) bringBack(ctx context.Context) (int, error) {
 	s.p.object(map[string]any{"back": map[string]any{
 		"epoch": s.last.Epoch, "pid": q.cmd.Process.Pid, "run-state": state, "ms": float64(s.brought) / 1e6,
 	}})
+	if s.cleanup != nil {
+		s.cleanup()
+	}
 	s.guest.Close() // its memory is the QEMU's now
 
 	select {

@@ -64,6 +64,8 @@ type finding struct {
 	Warnings []string `json:"warnings"` // what to mind
 	Set      []string `json:"set"`      // capabilities that protect changes, as "name on"
 
+	Disks []guestDisk `json:"disks"`
+
 	capabilities map[string]bool
 }
 
@@ -96,7 +98,7 @@ var wanted = []struct {
 
 // examine asks everything that matters; it only reads.
 func examine(ctx context.Context, m *qmp.Client) (*finding, error) {
-	r := &finding{Version: m.Version, Problems: []string{}, Warnings: []string{}, Set: []string{}}
+	r := &finding{Version: m.Version, Problems: []string{}, Warnings: []string{}, Set: []string{}, Disks: []guestDisk{}}
 	for _, step := range []func(context.Context, *qmp.Client) error{r.guest, r.migration, r.disks} {
 		if err := step(ctx, m); err != nil {
 			return nil, err
@@ -197,12 +199,14 @@ func (r *finding) migration(ctx context.Context, m *qmp.Client) error {
 func (r *finding) disks(ctx context.Context, m *qmp.Client) error {
 	var blocks []struct {
 		Device   string
-		QDev     string `json:"qdev"`
 		Inserted *struct {
-			RO     bool   `json:"ro"`
-			File   string `json:"file"`
-			Drv    string `json:"drv"`
-			Bitmap []any  `json:"dirty-bitmaps"`
+			RO    bool   `json:"ro"`
+			File  string `json:"file"`
+			Drv   string `json:"drv"`
+			Node  string `json:"node-name"`
+			Image struct {
+				Size uint64 `json:"virtual-size"`
+			} `json:"image"`
 		}
 	}
 	if err := m.Do(ctx, "query-block", nil, &blocks); err != nil {
@@ -212,14 +216,26 @@ func (r *finding) disks(ctx context.Context, m *qmp.Client) error {
 		if b.Inserted == nil || b.Inserted.RO {
 			continue
 		}
-		name := b.Device
-		if name == "" {
-			name = b.QDev
+		d := guestDisk{Name: b.Device, Driver: b.Inserted.Drv, File: b.Inserted.File, Bytes: b.Inserted.Image.Size}
+		if d.Name == "" {
+			d.Name = b.Inserted.Node
 		}
-		r.warn("disk %s (%s, %s) is not part of a checkpoint: it must be where the guest is brought back, and what was written to it after the last checkpoint stays written",
-			name, b.Inserted.Drv, b.Inserted.File)
+		r.Disks = append(r.Disks, d)
 	}
 	return nil
+}
+
+// guestDisk is a disk that the guest can write.
+type guestDisk struct {
+	Name   string `json:"name"` // of the device or, without one, of the node: what protect -disk wants
+	Driver string `json:"driver"`
+	File   string `json:"file"`
+	Bytes  uint64 `json:"bytes"`
+}
+
+func (d guestDisk) unprotected() string {
+	return fmt.Sprintf("disk %s (%s, %s) is not part of a checkpoint without -disk: it must be where the guest is brought back, and what was written to it after the last checkpoint stays written",
+		d.Name, d.Driver, d.File)
 }
 
 func (r *finding) print(p *printer) {
@@ -230,6 +246,9 @@ func (r *finding) print(p *printer) {
 	p.say("QEMU %s %s, machine %s, %d CPUs, %s of memory, guest %s", r.Version, accel, r.Machine, r.CPUs, size(r.RAM), r.Status)
 	for _, w := range r.Warnings {
 		p.say("mind: %s", w)
+	}
+	for _, d := range r.Disks {
+		p.say("mind: %s", d.unprotected())
 	}
 	for _, x := range r.Problems {
 		p.say("no:   %s", x)
@@ -244,4 +263,13 @@ func (r *finding) print(p *printer) {
 		p.say("  migrate_set_capability %s", s)
 	}
 	p.say("  migrate_set_parameter x-checkpoint-delay 1000\n  migrate -d tcp:STANDBY:9998")
+	if len(r.Disks) == 0 {
+		return
+	}
+	var there, here string
+	for i, d := range r.Disks {
+		there += fmt.Sprintf(" -disk disk%d=FILE%d", i, i)
+		here += fmt.Sprintf(" -disk %s=disk%d", d.Name, i)
+	}
+	p.say("\nWith its disks, each FILE being an image of the same size (and the QEMU after -- using it):\n  qemu standby ... -nbd 0.0.0.0:10809%s\n  qemu protect ... -nbd tcp:STANDBY:10809%s", there, here)
 }

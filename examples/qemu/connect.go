@@ -22,43 +22,74 @@ import (
 func listen(addr string) (net.Listener, string, error) {
 	network, address := qmp.Split(addr)
 	l, err := net.Listen(network, address)
+	if errors.Is(err, syscall.EADDRINUSE) && network == "unix" && stale(address) {
+		l, err = net.Listen(network, address)
+	}
 	if err != nil {
 		return nil, "", err
 	}
 	return l, network + ":" + l.Addr().String(), nil
 }
 
-// accept takes one connection and closes the listener: there is one primary.
-func accept(ctx context.Context, l net.Listener, creds *tls.Config) (net.Conn, error) {
+// stale removes the socket of a process that was killed, at which nobody listens.
+func stale(path string) bool {
+	conn, err := net.Dial("unix", path)
+	if err == nil {
+		conn.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
+}
+
+// accept takes one connection and closes the listener: there is one primary. It
+// tells refused of those who do not get through TLS.
+func accept(ctx context.Context, l net.Listener, creds *tls.Config, refused func(error)) (net.Conn, error) {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	defer l.Close()
-	conn, err := l.Accept()
-	if err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				err = ctx.Err()
+			}
+			return nil, err
 		}
-		return nil, err
-	}
-	conn = quickack.Conn(conn)
-	if creds == nil {
-		return conn, nil
-	}
-	t := tls.Server(conn, creds)
-	hs, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	if err := t.HandshakeContext(hs); err != nil {
+		conn = quickack.Conn(conn)
+		if creds == nil {
+			return conn, nil
+		}
+		t := tls.Server(conn, creds)
+		if err = handshake(ctx, t); err == nil {
+			return t, nil
+		}
 		conn.Close()
-		return nil, fmt.Errorf("TLS with %v: %w", conn.RemoteAddr(), err)
+		refused(fmt.Errorf("TLS with %v: %w", conn.RemoteAddr(), err))
 	}
-	return t, nil
+}
+
+func handshake(ctx context.Context, t *tls.Conn) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	return t.HandshakeContext(ctx)
 }
 
 // watched is a connection that knows whether the peer has closed it: an end of
 // data that a decoder meets may also be in what a living peer has sent.
 type watched struct {
 	net.Conn
+	raw    syscall.RawConn // of the socket below; nil: unknown
 	closed atomic.Bool
+}
+
+func watch(conn net.Conn) *watched {
+	w := &watched{Conn: conn}
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	if s, ok := conn.(syscall.Conn); ok {
+		w.raw, _ = s.SyscallConn()
+	}
+	return w
 }
 
 func (w *watched) Read(p []byte) (int, error) {
@@ -71,6 +102,21 @@ func (w *watched) Write(p []byte) (int, error) {
 	n, err := w.Conn.Write(p)
 	w.note(err)
 	return n, err
+}
+
+// gone reports whether the peer has closed the connection, when everything that
+// it has sent was read: it looks, without reading.
+func (w *watched) gone() bool {
+	if !w.closed.Load() && w.raw != nil {
+		w.raw.Control(func(fd uintptr) {
+			n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+			if n == 0 && err == nil {
+				err = io.EOF
+			}
+			w.note(err)
+		})
+	}
+	return w.closed.Load()
 }
 
 func (w *watched) note(err error) {
@@ -89,6 +135,16 @@ func peer(conn net.Conn) string {
 	return "over " + conn.LocalAddr().String()
 }
 
+// hostOf is the name that the certificate of a peer must have.
+func hostOf(addr string) string {
+	network, address := qmp.Split(addr)
+	host, _, err := net.SplitHostPort(address)
+	if network == "unix" || err != nil {
+		return "localhost"
+	}
+	return host
+}
+
 // serverCreds reads a directory as QEMU's tls-creds-x509 with endpoint=server
 // has it. Peers must show a certificate that ca-cert.pem has signed.
 func serverCreds(dir string) (*tls.Config, error) {
@@ -96,6 +152,31 @@ func serverCreds(dir string) (*tls.Config, error) {
 	if err != nil {
 		return nil, err
 	}
+	pool, err := authorities(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{
+		Certificates: []tls.Certificate{cert}, ClientCAs: pool,
+		ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
+	}, nil
+}
+
+// clientCreds reads a directory as QEMU's tls-creds-x509 with endpoint=client has
+// it, for a peer of that name.
+func clientCreds(dir, peer string) (*tls.Config, error) {
+	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "client-cert.pem"), filepath.Join(dir, "client-key.pem"))
+	if err != nil {
+		return nil, err
+	}
+	pool, err := authorities(dir)
+	if err != nil {
+		return nil, err
+	}
+	return &tls.Config{Certificates: []tls.Certificate{cert}, RootCAs: pool, ServerName: peer, MinVersion: tls.VersionTLS12}, nil
+}
+
+func authorities(dir string) (*x509.CertPool, error) {
 	pem, err := os.ReadFile(filepath.Join(dir, "ca-cert.pem"))
 	if err != nil {
 		return nil, err
@@ -104,8 +185,5 @@ func serverCreds(dir string) (*tls.Config, error) {
 	if !pool.AppendCertsFromPEM(pem) {
 		return nil, errors.New(filepath.Join(dir, "ca-cert.pem") + " holds no certificate")
 	}
-	return &tls.Config{
-		Certificates: []tls.Certificate{cert}, ClientCAs: pool,
-		ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12,
-	}, nil
+	return pool, nil
 }

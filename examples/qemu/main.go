@@ -2,8 +2,10 @@
 // a second running virtual machine, passes its checkpoints on, and says whether
 // it can be protected. See -h.
 //
-// To read it: standby.go takes a guest in, bringback.go starts it again, relay.go
-// passes it on to further secondaries, monitor.go has check and protect.
+// To read it: standby.go takes a guest in, keeper.go writes it to files, disk.go
+// keeps its disks, bringback.go starts it again. relay.go passes it on to further
+// secondaries: follower.go is one of them, together.go waits for them, promote.go
+// lets one go on. check.go and protect.go (mirror.go for disks) are the primary's.
 package main
 
 import (
@@ -36,7 +38,7 @@ explains it.
 
 Exit status: 0 as wished, 1 failed, 2 wrong arguments, 3 the primary is lost but
 it is not known to be dead, so its guest was not started, 4 interrupted, 5 the
-guest was brought back and its QEMU failed.
+QEMU that the guest was brought back in failed.
 `
 
 // The exit statuses.

@@ -2,8 +2,10 @@ package main
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,8 +39,8 @@ func TestCheckSaysWhatStandsAgainstProtection(t *testing.T) {
 		warning string
 	}{
 		{"a plain machine", "pc", nil, nil, exitOK, "", ""},
-		{"a disk", "pc", append(drive, "-device", "ide-hd,drive=d"), nil, exitOK, "", "not part of a checkpoint"},
-		{"a device that does not migrate", "q35", append(drive, "-device", "nvme,drive=d,serial=1"), nil, exitFailed, "nvme", "not part of a checkpoint"},
+		{"a disk", "pc", append(drive, "-device", "ide-hd,drive=d"), nil, exitOK, "", ""},
+		{"a device that does not migrate", "q35", append(drive, "-device", "nvme,drive=d,serial=1"), nil, exitFailed, "nvme", ""},
 		{"capabilities", "microvm", nil, []string{"return-path", "multifd"}, exitOK, "", "return-path is on"},
 		{"no KVM", "none", nil, nil, exitFailed, "without KVM", ""},
 	} {
@@ -59,9 +61,17 @@ func TestCheckSaysWhatStandsAgainstProtection(t *testing.T) {
 			if got := strings.Join(r.Warnings, "\n"); !strings.Contains(got, c.warning) || (got == "") != (c.warning == "") {
 				t.Errorf("warnings: %q", got)
 			}
+			disks := "none"
+			for _, d := range r.Disks {
+				disks = fmt.Sprintf("%s of %d bytes", d.Name, d.Bytes)
+			}
+			if want := map[bool]string{true: "d of 1048576 bytes", false: "none"}[slices.Contains(c.args, "-drive")]; disks != want {
+				t.Errorf("disks: %s, want %s", disks, want)
+			}
 			human := start(t, "check", "-qmp", sock)
 			human.ends(c.status)
-			if out := human.output(); strings.Contains(out, "can be protected.") != (c.status == exitOK) {
+			if out := human.output(); strings.Contains(out, "can be protected.") != (c.status == exitOK) ||
+				strings.Contains(out, "-disk d=disk0") != (c.status == exitOK && disks != "none") || strings.Contains(out, "not part of a checkpoint") != (disks != "none") {
 				t.Errorf("%s", out)
 			}
 		})
@@ -70,7 +80,10 @@ func TestCheckSaysWhatStandsAgainstProtection(t *testing.T) {
 
 func TestProtectStartsAndAStandbyTakesOver(t *testing.T) {
 	qemutest.KVM(t)
-	for _, extra := range [][]string{nil, {"-xbzrle", "-pause"}} {
+	for i, extra := range [][]string{{"-xbzrle", "-pause"}, nil} {
+		if testing.Short() && i > 0 {
+			break
+		}
 		dir, back := qemutest.Dir(t), qemutest.Dir(t)
 		s := start(t, append([]string{"standby", "-json", "-listen", "unix:" + filepath.Join(dir, "s"), "-state", dir}, same(t, back, "pc")...)...)
 		v, sock := monitored(t, "pc")

@@ -56,6 +56,10 @@ func (p *printer) event(r event.Record) {
 	switch e := r.Event.(type) {
 	case event.CheckpointCommit:
 		p.checkpoint(r.Time, e)
+	case event.DiskBroken:
+		p.say("disk        %s takes no more checkpoints: %s", e.Disk, e.Error)
+	case event.DiskOverlayHalfFull:
+		p.say("disk        %s: %s since the last checkpoint, at most %s; a shorter x-checkpoint-delay is due", e.Disk, size(uint64(e.Bytes)), size(uint64(e.Bound)))
 	case event.COLOExit:
 		if e.Error != "" {
 			p.say("lost        %s", e.Error)

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/qmp"
 )
 
@@ -17,6 +19,13 @@ Protect makes a running QEMU the primary of the secondary, standby or relay that
 listens at -to: it checks as "qemu check" does, sets capabilities and parameters,
 starts, and returns when the guest is protected. If that fails, the guest runs on
 as before.
+
+A disk is copied to a standby with -disk DEVICE=NAME, DEVICE being its name in
+QEMU ("qemu check" lists them) and NAME what the standby calls it, while the guest
+runs (QMP blockdev-mirror); from then on a write is done when both sides have it.
+If the standby is lost, QEMU gives the copy up and the guest writes on.
+
+Exit status: 0 protected, 1 not, 2 wrong arguments, 4 interrupted.
 `
 
 type protectOptions struct {
@@ -29,6 +38,8 @@ type protectOptions struct {
 	pause     bool
 	tlsCreds  string
 	tlsHost   string
+	nbd       string
+	disks     []mirrored
 }
 
 func protectCommand(ctx context.Context, args []string, t terminal) int {
@@ -44,6 +55,12 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 	f.BoolVar(&o.pause, "pause", false, "pause the guest for the initial migration, when it dirties memory too fast for it to end")
 	f.StringVar(&o.tlsCreds, "tls-creds", "", "`ID` of the QEMU's tls-creds-x509 object, endpoint=client")
 	f.StringVar(&o.tlsHost, "tls-hostname", "", "`NAME` that the secondary's certificate must have, if not its address's")
+	f.StringVar(&o.nbd, "nbd", "", "the standby's -nbd, at `ADDR`")
+	f.Func("disk", "protect a disk, too; may be given more than once: `DEVICE=NAME`", func(s string) error {
+		d, err := parseMirrored(s)
+		o.disks = append(o.disks, d)
+		return err
+	})
 	if status, done := parse(f, aboutProtect, args, t, false); done {
 		return status
 	}
@@ -52,6 +69,8 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 		return t.wrong("protect", errors.New("-qmp is missing"))
 	case o.to == "":
 		return t.wrong("protect", errors.New("-to is missing"))
+	case (o.nbd == "") != (len(o.disks) == 0):
+		return t.wrong("protect", errors.New("-disk and -nbd belong together"))
 	case o.delay < 0 || o.delay.Milliseconds() > 1<<32-1:
 		return t.wrong("protect", fmt.Errorf("-delay %v", o.delay))
 	}
@@ -82,18 +101,26 @@ func (o *protectOptions) protect(ctx context.Context, p *printer) error {
 	for _, w := range r.Warnings {
 		p.say("mind: %s", w)
 	}
+	for _, d := range r.Disks {
+		if !slices.ContainsFunc(o.disks, func(m mirrored) bool { return m.device == d.Name }) {
+			p.say("mind: %s", d.unprotected())
+		}
+	}
 	if len(r.Problems) > 0 {
 		return fmt.Errorf("it cannot be protected: %s", strings.Join(r.Problems, "; "))
 	}
 	if err := o.set(ctx, m, r); err != nil {
 		return err
 	}
+	began := time.Now()
+	if err := o.mirror(ctx, m, p); err != nil {
+		return errors.Join(err, o.undo(m, r.Status))
+	}
 	if o.pause && r.Status == "running" {
 		if err := m.Do(ctx, "stop", nil, nil); err != nil {
-			return err
+			return errors.Join(err, o.undo(m, r.Status))
 		}
 	}
-	began := time.Now()
 	network, address := qmp.Split(o.to)
 	err = m.Do(ctx, "migrate", map[string]string{"uri": network + ":" + address}, nil)
 	if err == nil {
@@ -159,8 +186,8 @@ func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) e
 				return nil
 			}
 			// The guest stands still until the secondary is ready.
-			var c struct{ Reason string }
-			if err := m.Do(ctx, "query-colo-status", nil, &c); err == nil && c.Reason == "error" {
+			// QEMU's query-colo-status does not tell, only the event does.
+			if m.Pending(func(r event.Record) bool { return r.Event.Name() == "COLO_EXIT" }) {
 				return errors.New("the secondary did not become ready")
 			}
 		case "failed", "cancelled", "completed":
@@ -199,5 +226,5 @@ func (o *protectOptions) undo(m *qmp.Client, was string) error {
 	if was == "running" {
 		err = errors.Join(err, m.Do(ctx, "cont", nil, nil))
 	}
-	return err
+	return errors.Join(err, o.unmirror(ctx, m))
 }

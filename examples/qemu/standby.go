@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,76 +19,8 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/replication"
 )
-
-const aboutStandby = `usage: qemu standby -listen ADDR -state DIR [flags] [-- qemu-system-x86_64 ...]
-
-Standby is a secondary for a QEMU primary that runs no guest: it keeps the
-primary's memory and device state, checkpoint by checkpoint, whatever the devices
-are. It costs the guest's memory and the largest checkpoint, and no processor.
-
-When the primary is lost, the guest is brought back from the last whole
-checkpoint: the QEMU after -- is started with it, with -incoming and a monitor
-(DIR/qmp) added; it must have the machine and devices of the primary's. Without
-one, the state is left in DIR/guest, to be used as
-
-    qemu-system-x86_64 ... -incoming "exec:cat DIR/guest"
-
-A connection that is closed counts as a primary that is dead. That is so when its
-process or host has died, but not when its operator has given it
-x-colo-lost-heartbeat, nor when the network has reset the connection: name a
--fence that makes sure where that can happen, or two guests may run. A primary
-that is only silent, or talks nonsense, is not taken for dead without a -fence.
-
-SIGUSR1 brings the guest back at once, as an operator's order. SIGINT and SIGTERM
-end the standby and leave the state in DIR/guest.
-
-On the primary (or: qemu protect -qmp ADDR -to ADDR):
-    migrate_set_capability x-colo on, return-path off; migrate -d tcp:HOST:PORT
-`
-
-type standbyOptions struct {
-	listen, state string
-	keep          int
-	json          bool
-	fence         string
-	tls           string
-	peer, idle    time.Duration
-	maxRAM        uint64 // MB
-	qemu          []string
-}
-
-func (o *standbyOptions) flags(f *flag.FlagSet) {
-	f.StringVar(&o.listen, "listen", "", "take the primary at `ADDR`")
-	f.StringVar(&o.state, "state", "", "`DIR` for what is left behind")
-	f.IntVar(&o.keep, "keep", 0, "keep the last `N` checkpoints in DIR, each a whole stream; the next one waits until it is written")
-	f.BoolVar(&o.json, "json", false, "print events as JSON lines")
-	f.StringVar(&o.fence, "fence", "", "shell `COMMAND` that succeeds when the primary surely does not run any more")
-	f.StringVar(&o.tls, "tls", "", "TLS with the certificates in `DIR`, named as for QEMU's tls-creds-x509: ca-cert.pem, server-cert.pem, server-key.pem")
-	f.DurationVar(&o.peer, "peer-timeout", colo.DefaultPeerTimeout, "a primary that makes no progress in a checkpoint for so long is silent")
-	f.DurationVar(&o.idle, "idle-timeout", 5*time.Minute, "a primary that begins no checkpoint for so long is silent; more than its x-checkpoint-delay")
-	f.Uint64Var(&o.maxRAM, "max-ram", 0, "take no guest of more than so many `MB`")
-}
-
-func (o *standbyOptions) check() error {
-	switch {
-	case o.listen == "":
-		return errors.New("-listen is missing")
-	case o.state == "":
-		return errors.New("-state is missing")
-	case o.keep < 0:
-		return errors.New("-keep cannot be negative")
-	case slices.Contains(o.qemu, "-incoming"):
-		return errors.New("-incoming is added to the QEMU's arguments, leave it out")
-	}
-	if len(o.qemu) > 0 {
-		if _, err := exec.LookPath(o.qemu[0]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
 
 func standbyCommand(ctx context.Context, args []string, t terminal) int {
 	var o standbyOptions
@@ -108,17 +39,20 @@ func standbyCommand(ctx context.Context, args []string, t terminal) int {
 }
 
 func newStandby(o standbyOptions, t terminal) *standbyRun {
-	return &standbyRun{standbyOptions: o, p: &printer{terminal: t, json: o.json}, guest: standby.New(standby.Config{MaxRAM: o.maxRAM << 20})}
+	s := &standbyRun{standbyOptions: o, p: &printer{terminal: t, json: o.json}, guest: standby.New(standby.Config{MaxRAM: o.maxRAM << 20})}
+	s.keeper = &keeper{s.guest, s}
+	s.loader = s.keeper
+	return s
 }
 
 func (s *standbyRun) main(ctx context.Context) int {
-	defer s.guest.Close()
+	defer func() { s.guest.Close() }()
 	if s.cleanup != nil {
 		defer s.cleanup()
 	}
 	status, err := s.run(ctx)
 	if err != nil {
-		s.p.warn("%s", strings.ReplaceAll(err.Error(), "\n", "; "))
+		s.p.warn("%s", oneLine(err))
 	}
 	s.report(status, err)
 	return status
@@ -130,10 +64,25 @@ type standbyRun struct {
 	p     *printer
 	guest *standby.Guest
 	conn  *watched
-	lost  time.Time    // when the session had ended
-	last  standby.Info // the guest then
-	file  string       // where the state was left
-	kept  []string     // files of earlier checkpoints, oldest first
+
+	// loader takes the guest in: the keeper, or what a relay puts around it.
+	keeper *keeper
+	loader interface {
+		colo.Loader
+		colo.Stage
+		colo.Settler
+		colo.PageCounter
+	}
+	events *event.Bus
+	disks  *disks            // nil: none
+	others replication.Group // who else must have a checkpoint before it counts
+
+	protected bool // the primary was told that its guest is here
+
+	lost time.Time    // when the session had ended
+	last standby.Info // the guest then
+	file string       // where the state was left
+	kept []string     // files of earlier checkpoints, oldest first
 
 	brought time.Duration // from the loss to the guest running again
 
@@ -160,31 +109,66 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 			return exitFailed, err
 		}
 	}
-	l, uri, err := listen(s.listen)
-	if err != nil {
-		return exitFailed, err
+	s.events = new(event.Bus)
+	defer s.events.SubscribeAll(s.p.event)()
+	defer event.Subscribe(s.events, func(event.CheckpointCommit) { s.protected = true })()
+	if len(s.images) > 0 {
+		var err error
+		if s.disks, err = openDisks(s.images, s.nbd, creds, s.events); err != nil {
+			return exitFailed, err
+		}
+		defer s.disks.close()
+		s.p.say("waiting     for the disks at %s", s.disks.uri)
+		s.p.object(map[string]string{"disks": s.disks.uri})
 	}
-	s.p.say("waiting     for a primary: migrate %s", uri)
-	s.p.object(map[string]string{"listening": uri})
-	conn, err := accept(ctx, l, creds)
-	if err != nil {
-		return s.interrupted(ctx, exitFailed), err
+	addr := s.listen
+	for {
+		l, uri, err := listen(addr)
+		if err != nil {
+			return exitFailed, err
+		}
+		s.p.say("waiting     for a primary: migrate %s", uri)
+		s.p.object(map[string]string{"listening": uri})
+		conn, err := accept(ctx, l, creds, s.refused)
+		if err != nil {
+			return s.interrupted(ctx, exitFailed), err
+		}
+		s.p.say("connected   %s", peer(conn))
+		err = s.session(ctx, conn)
+		s.lost = time.Now()
+		if err == nil || s.protected || ctx.Err() != nil || s.disks.begun() {
+			return s.after(ctx, err)
+		}
+		// It may have been anybody, and there was nothing to lose yet.
+		s.refused(err)
+		if err := s.anew(); err != nil {
+			return exitFailed, err
+		}
+		addr = uri
 	}
-	s.p.say("connected   %s", peer(conn))
-	err = s.session(ctx, conn)
-	s.lost = time.Now()
-	return s.after(ctx, err)
+}
+
+// refused tells of a connection that came to nothing.
+func (s *standbyRun) refused(err error) {
+	s.p.warn("not protected: %s", oneLine(err))
+	s.p.object(map[string]string{"refused": err.Error()})
+}
+
+// anew forgets a guest that was not received whole.
+func (s *standbyRun) anew() error {
+	err := s.guest.Close()
+	s.guest = standby.New(standby.Config{MaxRAM: s.maxRAM << 20})
+	s.keeper.Guest = s.guest
+	return err
 }
 
 // session keeps the guest until the primary is lost. It returns nil if this side
 // is to go on.
 func (s *standbyRun) session(ctx context.Context, conn net.Conn) error {
-	events := new(event.Bus)
-	defer events.SubscribeAll(s.p.event)()
-	s.conn = &watched{Conn: conn}
+	s.conn = watch(conn)
 	sec, err := colo.NewSecondary(s.conn, colo.SecondaryConfig{
-		VM: s.guest, Loader: s.guest, RAM: &keeper{s.guest, s},
-		Events: events, Arbiter: colo.ArbiterFunc(s.arbitrate),
+		VM: s.guest, Loader: s.loader, RAM: s.loader, Disks: append(s.disks.group(s.conn), s.others...),
+		Events: s.events, Arbiter: colo.ArbiterFunc(s.arbitrate),
 		PeerTimeout: s.peer, IdleTimeout: s.idle,
 	})
 	if err != nil {
@@ -235,13 +219,22 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) error {
 // after does what is left to do when the session has ended.
 func (s *standbyRun) after(ctx context.Context, cause error) (int, error) {
 	var err error
+	if cause != nil && !s.protected {
+		return s.interrupted(ctx, exitFailed), fmt.Errorf("there is no guest to bring back: %w", cause)
+	}
 	if s.last, err = s.guest.Info(); err != nil {
 		return s.interrupted(ctx, exitFailed), fmt.Errorf("there is no guest to bring back: %w", cause)
+	}
+	if err := s.disks.rollBack(); err != nil {
+		return exitFailed, errors.Join(err, s.leave())
+	}
+	if err := s.disks.close(); err != nil { // they are the guest's now
+		return exitFailed, errors.Join(err, s.leave())
 	}
 	if cause == nil && s.handOver != nil {
 		done, err := s.handOver(ctx)
 		if err != nil {
-			s.p.warn("%s", strings.ReplaceAll(err.Error(), "\n", "; "))
+			s.p.warn("%s", oneLine(err))
 		}
 		if done {
 			if err != nil {
@@ -265,44 +258,13 @@ func (s *standbyRun) after(ctx context.Context, cause error) (int, error) {
 	return s.interrupted(ctx, exitFailed), cause
 }
 
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
 func (s *standbyRun) interrupted(ctx context.Context, otherwise int) int {
 	if ctx.Err() != nil {
 		return exitInterrupted
 	}
 	return otherwise
-}
-
-// leave writes the state to DIR/guest.
-func (s *standbyRun) leave() error {
-	s.file = filepath.Join(s.state, "guest")
-	if err := s.write(s.file); err != nil {
-		s.file = ""
-		return fmt.Errorf("the state of the guest is lost: %w", err)
-	}
-	s.p.say("state       of checkpoint %d (%s) is in %s; to go on from it: -incoming \"exec:cat %s\"", s.last.Epoch, s.last.Machine, s.file, s.file)
-	return nil
-}
-
-// write makes a file of the last checkpoint, all or nothing.
-func (s *standbyRun) write(name string) error {
-	f, err := os.CreateTemp(filepath.Dir(name), ".part-")
-	if err != nil {
-		return err
-	}
-	err = s.guest.Put(qemufile.NewWriter(f))
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(f.Name(), name)
-	}
-	if err != nil {
-		os.Remove(f.Name())
-	}
-	return err
 }
 
 // report ends the JSON lines.
@@ -321,44 +283,4 @@ func (s *standbyRun) report(status int, err error) {
 		r["brought-back-ms"] = float64(s.brought) / float64(time.Millisecond)
 	}
 	s.p.object(map[string]any{"standby": r})
-}
-
-// keeper writes checkpoints to disk while the primary's guest runs.
-type keeper struct {
-	*standby.Guest
-	s *standbyRun
-}
-
-// Settle is called after each checkpoint.
-func (k *keeper) Settle() error {
-	if err := k.Guest.Settle(); err != nil {
-		return err
-	}
-	if k.s.committed == nil && k.s.keep == 0 {
-		return nil
-	}
-	in, err := k.Guest.Info()
-	if err != nil {
-		return err
-	}
-	if k.s.committed != nil {
-		k.s.committed(in.Epoch)
-	}
-	if k.s.keep == 0 {
-		return nil
-	}
-	name := filepath.Join(k.s.state, fmt.Sprintf("checkpoint-%d", in.Epoch))
-	if err := k.s.write(name); err != nil {
-		// The guest is protected all the same.
-		k.s.p.warn("-keep: %v", err)
-		return nil
-	}
-	k.s.kept = append(k.s.kept, name)
-	for len(k.s.kept) > k.s.keep {
-		if err := os.Remove(k.s.kept[0]); err != nil {
-			k.s.p.warn("-keep: %v", err)
-		}
-		k.s.kept = k.s.kept[1:]
-	}
-	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -84,6 +85,7 @@ func (p *program) output() string {
 func (p *program) object(key string, n int) json.RawMessage {
 	p.t.Helper()
 	limit := time.After(60 * time.Second)
+	ended := false
 	for {
 		seen := 0
 		for _, line := range strings.Split(p.output(), "\n") {
@@ -94,12 +96,13 @@ func (p *program) object(key string, n int) json.RawMessage {
 				}
 			}
 		}
+		if ended {
+			p.t.Fatalf("it has ended with %d before %q", p.status, key)
+		}
 		select {
 		case <-p.more:
 		case <-p.done:
-			if !strings.Contains(p.output(), `"`+key+`"`) {
-				p.t.Fatalf("it has ended with %d before %q", p.status, key)
-			}
+			ended = true
 		case <-limit:
 			p.t.Fatalf("no %q", key)
 		}
@@ -189,8 +192,9 @@ func counts(t *testing.T, dir string, first uint32) uint32 {
 
 func TestAKilledPrimarysGuestGoesOnInAQEMUThatIsStartedForIt(t *testing.T) {
 	qemutest.KVM(t)
-	for _, machine := range []string{"pc", "q35", "microvm"} {
+	for i, machine := range []string{"pc", "q35", "microvm"} {
 		t.Run(machine, func(t *testing.T) {
+			qemutest.Shorten(t, i, 3)
 			dir, back := qemutest.Dir(t), qemutest.Dir(t)
 			s := start(t, append([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir, "-keep", "3"}, same(t, back, machine)...)...)
 			p, _ := primary(t, machine)
@@ -255,7 +259,7 @@ func TestAnInterruptLeavesTheStateAndThePrimaryAlone(t *testing.T) {
 
 func TestAPrimaryThatMayBeAliveIsNotBroughtBack(t *testing.T) {
 	qemutest.KVM(t)
-	for _, c := range []struct {
+	for i, c := range []struct {
 		name   string
 		fence  []string
 		status int
@@ -265,10 +269,11 @@ func TestAPrimaryThatMayBeAliveIsNotBroughtBack(t *testing.T) {
 		{"silent and fenced", []string{"-fence", `test "$LOCKSTEP_EPOCH" -gt 2 && kill -9 $PRIMARY`}, exitOK},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			qemutest.Shorten(t, i, 2)
 			dir, back := qemutest.Dir(t), qemutest.Dir(t)
 			p, _ := primary(t, "microvm")
 			t.Setenv("PRIMARY", jsonInt(p.Process().Pid))
-			args := slices.Concat([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir, "-idle-timeout", "1s", "-peer-timeout", "1s"}, c.fence, same(t, back, "microvm"))
+			args := slices.Concat([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir, "-idle-timeout", "3s", "-peer-timeout", "3s"}, c.fence, same(t, back, "microvm"))
 			s := start(t, args...)
 			p.Protect(s.text("listening"), 20*time.Millisecond)
 			s.checkpoints(4)
@@ -312,13 +317,76 @@ func TestMigrationThatBreaksOffLeavesNothing(t *testing.T) {
 	p.Protect(s.text("listening"), 20*time.Millisecond)
 	s.object("event", 0)
 	p.Kill()
-	s.ends(exitFailed)
-	if r := s.summary(); r.State != "" || !strings.Contains(r.Error, "no guest") {
+	s.object("refused", 0)
+	s.cancel()
+	s.ends(exitInterrupted)
+	if r := s.summary(); r.State != "" {
 		t.Errorf("%+v", r)
 	}
 	if left, _ := os.ReadDir(dir); len(left) > 0 {
 		t.Errorf("left: %v", left)
 	}
+}
+
+func TestWhoeverSendsNoGuestIsForgotten(t *testing.T) {
+	qemutest.KVM(t)
+	dir := qemutest.Dir(t)
+	sock := filepath.Join(dir, "s")
+	old, err := net.ListenUnix("unix", &net.UnixAddr{Name: sock, Net: "unix"}) // of a standby that was killed
+	if err != nil {
+		t.Fatal(err)
+	}
+	old.SetUnlinkOnClose(false)
+	old.Close()
+	s := start(t, "standby", "-json", "-listen", "unix:"+sock, "-state", dir, "-peer-timeout", "3s")
+	for n, say := range []string{"", "GET / HTTP/1.0\r\n\r\n", "QEVM\x00\x00\x00\x03"} {
+		s.object("listening", n)
+		conn, err := net.Dial("unix", sock)
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Write([]byte(say))
+		if say == "" {
+			conn.Close()
+		}
+		s.object("refused", n) // the last one is silent
+		conn.Close()
+	}
+	s.object("listening", 3)
+	p, _ := primary(t, "microvm")
+	p.Protect("unix:"+sock, 20*time.Millisecond)
+	s.checkpoints(3)
+	p.Kill()
+	s.ends(exitOK)
+}
+
+func TestAGuestThatWasBroughtBackIsProtectedAgain(t *testing.T) {
+	qemutest.KVM(t)
+	dir1, back1, dir2, back2 := qemutest.Dir(t), qemutest.Dir(t), qemutest.Dir(t), qemutest.Dir(t)
+	first := start(t, append([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir1}, same(t, back1, "pc")...)...)
+	p, _ := primary(t, "pc")
+	p.Protect(first.text("listening"), 20*time.Millisecond)
+	first.checkpoints(3)
+	p.Kill()
+	var now struct{ PID int }
+	if err := json.Unmarshal(first.object("back", 0), &now); err != nil {
+		t.Fatal(err)
+	}
+	second := start(t, append([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir2}, same(t, back2, "pc")...)...)
+	start(t, "protect", "-qmp", "unix:"+filepath.Join(dir1, "qmp"), "-to", second.text("listening"), "-delay", "20ms").ends(exitOK)
+	second.checkpoints(5)
+	seen := qemutest.AwaitSerial(t, back1, 5)
+	second.checkpoints(strings.Count(second.output(), "CHECKPOINT_COMMIT") + 3)
+	qemu, err := os.FindProcess(now.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	qemu.Kill()
+	first.ends(exitGuest)
+	second.object("back", 0)
+	counts(t, back2, seen[4])
+	qemutest.Monitor(t, filepath.Join(dir2, "qmp")).Do(t.Context(), "quit", nil, nil)
+	second.ends(exitOK)
 }
 
 func TestWrongArgumentsAreSaid(t *testing.T) {
@@ -327,13 +395,25 @@ func TestWrongArgumentsAreSaid(t *testing.T) {
 		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "qemu-system-x86_64"},
 		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "--", "sh", "-incoming", "fd:3"},
 		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "--", "/nonexistent/qemu"},
+		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-disk", "a=b"},
+		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-nbd", "127.0.0.1:0"},
+		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-nbd", "127.0.0.1:0", "-disk", "a"},
+		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-nbd", "127.0.0.1:0", "-disk", "a=b", "-keep", "2"},
+		{"relay", "-listen", "127.0.0.1:0", "-state", "x"},
+		{"relay", "-listen", "127.0.0.1:0", "-state", "x", "-to", "a,b", "-qmp", "c"},
+		{"relay", "-listen", "127.0.0.1:0", "-state", "x", "-to", "a,b", "-sync", "3"},
+		{"relay", "-listen", "127.0.0.1:0", "-state", "x", "-to", "a", "-nbd", "127.0.0.1:0", "-disk", "a=b"},
+		{"relay", "-listen", "127.0.0.1:0", "-state", "x", "-to", "a", "-to-tls", "/nonexistent"},
+		{"protect", "-qmp", "a", "-to", "b", "-disk", "a=b"},
+		{"protect", "-qmp", "a", "-to", "b", "-nbd", "c", "-disk", "=b"},
+		{"check"},
 	} {
 		var out, err bytes.Buffer
 		if status := run(t.Context(), args, terminal{out: &out, err: &err}); status != exitUsage || err.Len() == 0 || out.Len() > 0 {
 			t.Errorf("%q: status %d, %q, %q", args, status, out.String(), err.String())
 		}
 	}
-	for _, args := range [][]string{{"-h"}, {"standby", "-h"}} {
+	for _, args := range [][]string{{"-h"}, {"standby", "-h"}, {"relay", "-h"}, {"check", "-h"}, {"protect", "-h"}} {
 		var out, err bytes.Buffer
 		if status := run(t.Context(), args, terminal{out: &out, err: &err}); status != exitOK || out.Len() < 300 || err.Len() > 0 {
 			t.Errorf("%q: status %d, %q, %q", args, status, out.String(), err.String())

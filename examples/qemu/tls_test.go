@@ -59,7 +59,7 @@ func (a *authority) issue(role string) string {
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: []string{"localhost"},
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, a.cert, key.Public(), a.key)
 	if err != nil {
@@ -103,13 +103,66 @@ func TestTLSWithAQEMUPrimary(t *testing.T) {
 				s.checkpoints(10)
 				v.Kill()
 			}
-			s.ends(c.status)
 			if c.status != exitOK {
+				s.object("refused", 0)
+				s.cancel()
+				s.ends(exitInterrupted)
 				qemutest.AwaitSerial(t, v.Dir, len(qemutest.Serial(v.Dir))+5)
 				return
 			}
+			s.ends(exitOK)
 			qemutest.Start(t, back, append(qemutest.GuestArgs(t, back, "microvm", 16), "-incoming", "exec:cat "+s.summary().State)...)
 			counts(t, back, seen[1])
 		})
 	}
+}
+
+func TestTLSWithAQEMUSecondary(t *testing.T) {
+	qemutest.KVM(t)
+	ours, stranger := newAuthority(t), newAuthority(t)
+	dir := qemutest.Dir(t)
+	uri := "unix:" + filepath.Join(dir, "in")
+	sec, m := monitored(t, "microvm", "-object", "tls-creds-x509,id=tls0,endpoint=server,verify-peer=on,dir="+ours.issue("server"), "-incoming", "defer")
+	sec.Must("migrate-set-parameters", qemutest.Args{"tls-creds": "tls0"})
+	sec.Must("migrate-incoming", qemutest.Args{"uri": uri})
+	args := func(creds string) []string {
+		return []string{"relay", "-json", "-listen", "unix:" + filepath.Join(dir, "out"), "-state", dir, "-to", uri, "-qmp", m, "-to-tls", creds}
+	}
+
+	r := start(t, args(stranger.issue("client"))...)
+	p, _ := primary(t, "microvm")
+	p.Protect(r.text("listening"), 20*time.Millisecond)
+	r.object("error", 0) // the standby in it goes on
+	r.checkpoints(3)
+	r.cancel()
+	r.ends(exitInterrupted)
+	p.Must("x-colo-lost-heartbeat", nil)
+	p.Kill()
+
+	// A QEMU 7.2 that has refused a peer waits for the next one.
+	r = start(t, args(ours.issue("client"))...)
+	p, seen := primary(t, "microvm")
+	p.Protect(r.text("listening"), 20*time.Millisecond)
+	r.follow(uri, 10)
+	p.Kill()
+	r.ends(exitOK)
+	goesOn(t, sec, seen[len(seen)-1])
+}
+
+func TestADiskOverTLS(t *testing.T) {
+	qemutest.KVM(t)
+	ours := newAuthority(t)
+	dir, pri := qemutest.Dir(t), qemutest.Dir(t)
+	copied := emptyDisk(t, dir, "disk")
+	s := start(t, "standby", "-json", "-listen", "127.0.0.1:0", "-state", dir, "-tls", ours.issue("server"), "-nbd", "127.0.0.1:0", "-disk", "d0="+copied)
+	sock := "unix:" + filepath.Join(pri, "second")
+	v := qemutest.Start(t, pri, append(diskGuest(t, pri, "format=raw,file="+emptyDisk(t, pri, "disk")),
+		"-qmp", sock+",server=on,wait=off", "-object", "tls-creds-x509,id=tls0,endpoint=client,dir="+ours.issue("client"))...)
+	qemutest.AwaitSerial(t, pri, 5)
+	start(t, "protect", "-json", "-qmp", sock, "-to", s.text("listening"), "-delay", "20ms", "-tls-creds", "tls0",
+		"-nbd", s.text("disks"), "-disk", "d0=d0").ends(exitOK)
+	s.checkpoints(10)
+	v.Kill()
+	s.ends(exitOK)
+	goesWith(t, copied, at(t, s.summary().State))
 }

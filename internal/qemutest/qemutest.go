@@ -40,10 +40,38 @@ func Firmware(pages, every uint32) []byte {
 }
 
 // Every is how many rounds of GuestArgs' guest lie between two numbers.
-const Every = 1024
+const Every = 256
+
+// DiskSectors is how many sectors DiskFirmware's guest writes, and comes back to.
+const DiskSectors = 256
+
+// DiskFirmware returns the counter of GuestArgs, which also writes each number
+// that it prints to its first IDE disk, on machine "pc": number n*Every to the
+// beginning of sector n modulo DiskSectors.
+func DiskFirmware() []byte {
+	p := Firmware(10, Every)
+	binary.LittleEndian.PutUint32(p[0xff08:], 1)
+	return p
+}
 
 // Binary is the QEMU that is run.
 const Binary = "qemu-system-x86_64"
+
+// Shorten skips all but every n-th case of a long test with -short.
+func Shorten(t *testing.T, i, n int) {
+	t.Helper()
+	if testing.Short() && i%n != 0 {
+		t.Skip("-short")
+	}
+}
+
+// Rounds is how many checkpoints a long test waits for.
+func Rounds() int {
+	if testing.Short() {
+		return 10
+	}
+	return 50
+}
 
 // patience bounds each wait of a test for a QEMU.
 const patience = 30 * time.Second
@@ -204,6 +232,38 @@ func (v *VM) Await(name string) event.Record {
 		v.t.Fatalf("event %s: %v", name, err)
 	}
 	return rec
+}
+
+// Saw reports whether an event of a name has come and was not awaited yet; an
+// earlier one stays to be awaited.
+func (v *VM) Saw(name string) bool {
+	v.t.Helper()
+	v.Must("query-status", nil) // an event that has been sent comes before the answer
+	return v.Pending(func(r event.Record) bool { return r.Event.Name() == name })
+}
+
+// AwaitRunState returns when query-status says state.
+func (v *VM) AwaitRunState(state string) {
+	v.t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		got := v.RunState()
+		if got == state {
+			return
+		}
+		if time.Now().After(end) {
+			v.t.Fatalf("the guest is %s, not %s", got, state)
+		}
+	}
+}
+
+// AwaitEnd returns when the process has ended by itself.
+func (v *VM) AwaitEnd() {
+	v.t.Helper()
+	select {
+	case <-v.done:
+	case <-time.After(patience):
+		v.t.Fatal("QEMU has not ended")
+	}
 }
 
 // RunState returns query-status's.

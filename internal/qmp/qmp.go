@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -156,6 +157,12 @@ func (c *Client) Wait(ctx context.Context, match func(event.Record) bool) (event
 		}
 		c.keep(line)
 	}
+}
+
+// Pending reports whether there is an event that Wait has not returned or dropped
+// yet, of those that came with the answers to commands, for which match says yes.
+func (c *Client) Pending(match func(event.Record) bool) bool {
+	return slices.ContainsFunc(c.events, match)
 }
 
 // keep reports whether a line is an event, which it keeps.

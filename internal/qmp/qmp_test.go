@@ -85,6 +85,14 @@ func TestCommandsAndEventsAreToldApart(t *testing.T) {
 	if err := c.Do(t.Context(), "cont", map[string]int{"x": 1}, nil); !errors.As(err, &refused) || refused.Desc != "not now" || err.Error() != "cont: not now" {
 		t.Errorf("%v", err)
 	}
+	named := func(name string) func(event.Record) bool {
+		return func(r event.Record) bool { return r.Event.Name() == name }
+	}
+	for range 2 { // it takes nothing away
+		if !c.Pending(named("STOP")) || !c.Pending(named("RESUME")) || c.Pending(named("SHUTDOWN")) {
+			t.Error("what has come is not what is pending")
+		}
+	}
 	for _, name := range []string{"STOP", "RESUME"} {
 		if e, err := c.Wait(t.Context(), func(r event.Record) bool { return true }); err != nil || e.Event.Name() != name {
 			t.Errorf("%v, %v, want %s", e, err, name)

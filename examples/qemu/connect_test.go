@@ -1,0 +1,51 @@
+package main
+
+import (
+	"io"
+	"net"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/quickack"
+)
+
+func TestAPeerThatHasGoneIsSeenWithoutReading(t *testing.T) {
+	for _, addr := range []string{"127.0.0.1:0", filepath.Join(t.TempDir(), "s")} {
+		l, uri, err := listen(addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		peer, err := net.Dial(l.Addr().Network(), l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := accept(t.Context(), l, nil, func(err error) { t.Error(err) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		w := watch(quickack.Conn(conn))
+		if w.gone() {
+			t.Errorf("%s: it has not gone", uri)
+		}
+		if _, err := peer.Write([]byte("last")); err != nil {
+			t.Fatal(err)
+		}
+		peer.Close()
+		if _, err := io.ReadFull(w, make([]byte, 3)); err != nil {
+			t.Fatal(err)
+		}
+		if w.gone() {
+			t.Errorf("%s: there is something to be read", uri)
+		}
+		if _, err := io.ReadFull(w, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(20 * time.Second); !w.gone(); time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%s: it has gone", uri)
+			}
+		}
+	}
+}

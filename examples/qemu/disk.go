@@ -1,0 +1,172 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/replication"
+	"github.com/gocolo/lockstep/replication/nbd"
+)
+
+// errDiskLost: what the primary's guest writes does not come here any more, so
+// no checkpoint can have it.
+var errDiskLost = errors.New("the primary does not write to the disk any more")
+
+// diskFlag is a disk of the guest on this side: -disk NAME=FILE.
+type diskFlag struct{ name, file string }
+
+func parseDisk(s string) (d diskFlag, err error) {
+	var ok bool
+	if d.name, d.file, ok = strings.Cut(s, "="); !ok || d.name == "" || d.file == "" {
+		return d, fmt.Errorf("%q is not NAME=FILE", s)
+	}
+	return d, nil
+}
+
+// disks are those of the guest that is taken in: files that the primary writes
+// over NBD, each with what a checkpoint replaces, so that they can be made those
+// of the last checkpoint.
+type disks struct {
+	list   []*disk
+	listen net.Listener
+	uri    string
+	server *nbd.Server
+	stop   context.CancelFunc
+	served sync.WaitGroup
+
+	started bool // one of them
+}
+
+// disk is one of them.
+type disk struct {
+	*replication.Secondary
+	diskFlag
+	image   *replication.File
+	export  *nbd.Export
+	all     *disks
+	primary func() (dead bool) // whether the primary has closed its connection
+
+	prepared uint64 // the epoch
+}
+
+func openDisks(flags []diskFlag, addr string, creds *tls.Config, events *event.Bus) (d *disks, err error) {
+	d = &disks{server: nbd.NewServer(nbd.ServerConfig{TLS: creds, RequireTLS: creds != nil})}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	for _, f := range flags {
+		x := &disk{diskFlag: f, all: d}
+		if x.image, err = replication.OpenFile(f.file); err != nil {
+			return d, err
+		}
+		d.list = append(d.list, x)
+		if x.Secondary, err = replication.NewSecondary(x.image, replication.SecondaryConfig{Name: f.name, Events: events}); err != nil {
+			return d, err
+		}
+		if x.export, err = d.server.Export(nbd.ExportConfig{Name: f.name, Disk: x.Export()}); err != nil {
+			return d, err
+		}
+	}
+	if d.listen, d.uri, err = listen(addr); err != nil {
+		return d, err
+	}
+	var ctx context.Context
+	ctx, d.stop = context.WithCancel(context.Background())
+	d.served.Go(func() {
+		for {
+			conn, err := d.listen.Accept()
+			if err != nil {
+				return // closed: there is one primary
+			}
+			d.served.Go(func() { d.server.ServeConn(ctx, conn) })
+		}
+	})
+	return d, nil
+}
+
+// group is the disks for a session, whose primary is on conn.
+func (d *disks) group(conn *watched) (g replication.Group) {
+	if d == nil {
+		return nil
+	}
+	for _, x := range d.list {
+		x.primary = conn.gone
+		g = append(g, x)
+	}
+	return g
+}
+
+// Start takes the disk as the primary has filled it. Nobody else can connect
+// from now on, so a primary that has gone cannot have come back unseen.
+func (x *disk) Start(ctx context.Context) error {
+	if x.export.Clients() == 0 {
+		return fmt.Errorf("disk %s: nobody writes to it; the primary must be connected to it before it migrates", x.name)
+	}
+	x.all.listen.Close()
+	x.all.started = true
+	return x.Secondary.Start(ctx)
+}
+
+// Prepare is the last question before a checkpoint counts. A primary whose process
+// has died loses this connection a moment before the other, or after.
+func (x *disk) Prepare(ctx context.Context, epoch uint64) error {
+	if epoch != x.prepared { // not in the commit: there is no way back from that
+		if x.State() == replication.Running && x.export.Clients() == 0 {
+			for end := time.Now().Add(200 * time.Millisecond); !x.primary() && time.Now().Before(end); {
+				time.Sleep(5 * time.Millisecond)
+			}
+			return fmt.Errorf("disk %s: %w", x.name, errDiskLost)
+		}
+		x.prepared = epoch
+	}
+	return x.Secondary.Prepare(ctx, epoch)
+}
+
+// begun reports whether they are a guest's.
+func (d *disks) begun() bool { return d != nil && d.started }
+
+// rollBack makes the disks those of the last checkpoint, for good: what the
+// primary has written since is undone.
+func (d *disks) rollBack() error {
+	if d == nil {
+		return nil
+	}
+	var errs []error
+	for _, x := range d.list {
+		if x.State() == replication.None {
+			continue
+		}
+		if err := x.Stop(context.Background(), true); err != nil {
+			errs = append(errs, fmt.Errorf("disk %s (%s) is not that of the last checkpoint: %w", x.name, x.file, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// close ends serving and lets go of the files.
+func (d *disks) close() (err error) {
+	if d == nil {
+		return nil
+	}
+	if d.listen != nil {
+		d.listen.Close()
+	}
+	if d.stop != nil {
+		d.stop()
+	}
+	d.served.Wait()
+	for _, x := range d.list {
+		err = errors.Join(err, x.image.Close())
+	}
+	d.list = nil
+	return err
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/qmp"
+)
+
+// mirrored is a disk of a QEMU that is to be copied to a standby, and each write
+// to it from then on: protect -disk DEVICE=NAME.
+type mirrored struct{ device, name string }
+
+func parseMirrored(s string) (d mirrored, err error) {
+	var ok bool
+	if d.device, d.name, ok = strings.Cut(s, "="); !ok || d.device == "" || d.name == "" {
+		return d, fmt.Errorf("%q is not DEVICE=NAME", s)
+	}
+	return d, nil
+}
+
+// node and job are what the copy is called in QEMU.
+func (d mirrored) node() string { return "lockstep-" + d.name }
+
+// mirror begins to copy the disks, and returns when the copies are whole and
+// every write goes to both sides before the guest is told that it is done
+// (copy-mode write-blocking).
+func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) error {
+	for _, d := range o.disks {
+		server, err := nbdAddress(o.nbd)
+		if err != nil {
+			return err
+		}
+		node := map[string]any{"driver": "nbd", "node-name": d.node(), "server": server, "export": d.name}
+		if o.tlsCreds != "" {
+			node["tls-creds"] = o.tlsCreds
+		}
+		if o.tlsHost != "" {
+			node["tls-hostname"] = o.tlsHost
+		}
+		if err := m.Do(ctx, "blockdev-add", node, nil); err != nil {
+			return fmt.Errorf("disk %s: %w", d.device, err)
+		}
+		job := map[string]any{"job-id": d.node(), "device": d.device, "target": d.node(), "sync": "full", "copy-mode": "write-blocking"}
+		if err := m.Do(ctx, "blockdev-mirror", job, nil); err != nil {
+			return fmt.Errorf("disk %s: %w", d.device, err)
+		}
+	}
+	next := time.Now().Add(time.Second)
+	for {
+		jobs, err := o.jobs(ctx, m)
+		if err != nil {
+			return err
+		}
+		whole := true
+		for _, d := range o.disks {
+			j, ok := jobs[d.node()]
+			if !ok || j.Error != "" {
+				return fmt.Errorf("disk %s: the copy has ended: %s", d.device, j.Error)
+			}
+			if j.Ready && j.Offset == j.Len {
+				continue
+			}
+			whole = false
+			if !time.Now().Before(next) {
+				p.say("copying     disk %s: %s of %s", d.device, size(j.Offset), size(j.Len))
+			}
+		}
+		if whole {
+			return nil
+		}
+		if !time.Now().Before(next) {
+			next = time.Now().Add(time.Second)
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// blockJob is what query-block-jobs says.
+type blockJob struct {
+	Device      string
+	Ready       bool
+	Offset, Len uint64
+	Error       string
+}
+
+func (o *protectOptions) jobs(ctx context.Context, m *qmp.Client) (map[string]blockJob, error) {
+	var list []blockJob
+	if err := m.Do(ctx, "query-block-jobs", nil, &list); err != nil {
+		return nil, err
+	}
+	jobs := make(map[string]blockJob)
+	for _, j := range list {
+		jobs[j.Device] = j
+	}
+	return jobs, nil
+}
+
+// unmirror ends what mirror has begun, as far as it has come.
+func (o *protectOptions) unmirror(ctx context.Context, m *qmp.Client) error {
+	var refused *qmp.Error
+	for _, d := range o.disks {
+		err := m.Do(ctx, "block-job-cancel", map[string]any{"device": d.node(), "force": true}, nil)
+		if err != nil && !errors.As(err, &refused) {
+			return err
+		}
+	}
+	for _, d := range o.disks {
+		for { // the job lets go of it in its own time
+			jobs, err := o.jobs(ctx, m)
+			if err != nil {
+				return err
+			}
+			if _, ok := jobs[d.node()]; !ok {
+				break
+			}
+			select {
+			case <-time.After(5 * time.Millisecond):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		err := m.Do(ctx, "blockdev-del", map[string]string{"node-name": d.node()}, nil)
+		if err != nil && !errors.As(err, &refused) {
+			return err
+		}
+	}
+	return nil
+}
+
+// nbdAddress is an address as QMP's SocketAddress.
+func nbdAddress(addr string) (map[string]string, error) {
+	network, address := qmp.Split(addr)
+	if network == "unix" {
+		return map[string]string{"type": "unix", "path": address}, nil
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"type": "inet", "host": host, "port": port}, nil
+}

@@ -1,0 +1,163 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/qmp"
+)
+
+// promote lets one of the secondaries go on: the first that has the last
+// checkpoint. It returns false if there is none.
+func (r *relayRun) promote(ctx context.Context) (bool, error) {
+	defer r.quiet() // after the one that goes on has been told, and while another is brought back
+	limit, cancel := context.WithTimeout(ctx, r.patience())
+	var asked sync.WaitGroup
+	defer asked.Wait()
+	defer cancel()
+	reached := make(chan *follower, len(r.secondaries))
+	for _, s := range r.secondaries {
+		asked.Go(func() {
+			if s.reaches(limit, r.last.Epoch) {
+				reached <- s
+				return
+			}
+			reached <- nil
+		})
+	}
+	var have []string // those that nobody can tell
+	var errs []error
+	for range r.secondaries {
+		s := <-reached
+		if s == nil {
+			continue
+		}
+		if s.monitor == "" {
+			have = append(have, s.addr)
+			continue
+		}
+		ordered, err := s.goOn(ctx)
+		if ordered { // it may go on even if it has not said so
+			r.promoted = s
+		}
+		if err == nil {
+			took := 1e3 * time.Since(r.lost).Seconds()
+			r.p.say("promoted    the secondary at %s goes on from checkpoint %d, after %.0f ms", s.addr, r.last.Epoch, took)
+			r.p.object(map[string]any{"promoted": map[string]any{"secondary": s.addr, "epoch": r.last.Epoch, "ms": took}})
+			return true, nil
+		}
+		err = fmt.Errorf("secondary %s: %w", s.addr, err)
+		if ordered { // nobody else must
+			return true, errors.Join(err, r.leave())
+		}
+		errs = append(errs, err)
+	}
+	if len(have) == 0 {
+		return false, errors.Join(errs...)
+	}
+	r.p.say("ready       checkpoint %d is at %s: give x-colo-lost-heartbeat to one of them", r.last.Epoch, strings.Join(have, ", "))
+	r.p.object(map[string]any{"ready": map[string]any{"secondaries": have, "epoch": r.last.Epoch}})
+	return true, r.leave()
+}
+
+func (r *relayRun) patience() time.Duration {
+	if r.peer > 0 {
+		return r.peer
+	}
+	return colo.DefaultPeerTimeout
+}
+
+// goOn orders the secondary to take over. ordered says that it was told, whatever
+// came of it.
+func (s *follower) goOn(ctx context.Context) (ordered bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, s.r.patience())
+	defer cancel()
+	m, err := qmp.Dial(ctx, s.monitor)
+	if err != nil {
+		return false, err
+	}
+	defer m.Close()
+	if err := m.Do(ctx, "x-colo-lost-heartbeat", nil, nil); err != nil {
+		return true, err
+	}
+	var st struct{ Status string }
+	for {
+		if err := m.Do(ctx, "query-status", nil, &st); err != nil {
+			return true, err
+		}
+		if st.Status == "running" {
+			return true, nil
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return true, fmt.Errorf("its guest is %s: %w", st.Status, ctx.Err())
+		}
+	}
+}
+
+// quiet begins to end the sessions with the secondaries, and to stop the guests of
+// all but the promoted one.
+func (r *relayRun) quiet() {
+	r.quieted.Do(func() {
+		for _, s := range r.secondaries {
+			if s == r.promoted {
+				r.quieting.Go(s.end)
+			} else {
+				r.quieting.Go(s.still)
+			}
+		}
+	})
+}
+
+// still ends the session with a secondary and stops its guest: a QEMU that has
+// lost its peer lets its copy run on.
+func (s *follower) still() {
+	err := s.stopGuest()
+	if !s.ever.Load() {
+		return // it has never had the guest
+	}
+	if err != nil {
+		s.r.p.warn("secondary %s may still run a copy of the guest, end it: %v", s.addr, err)
+		s.r.p.object(map[string]any{"secondary": s.addr, "not-stopped": err.Error()})
+		return
+	}
+	s.r.p.say("stopped     the secondary at %s", s.addr)
+	s.r.p.object(map[string]any{"secondary": s.addr, "stopped": true})
+}
+
+func (s *follower) stopGuest() error {
+	defer s.end()
+	if s.monitor == "" {
+		return errors.New("there is no monitor (-qmp)")
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), s.r.patience())
+	defer cancel()
+	m, err := qmp.Dial(ctx, s.monitor)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	// In the middle of a checkpoint it would run again at the end of that.
+	live := s.live()
+	s.end()
+	var stays error
+	if live {
+		part, cancel := context.WithTimeout(ctx, s.r.patience()/2)
+		defer cancel()
+		_, stays = m.Wait(part, func(r event.Record) bool { return r.Event.Name() == "COLO_EXIT" })
+	}
+	if err := m.Do(ctx, "stop", nil, nil); err != nil {
+		return err
+	}
+	if stays != nil {
+		return fmt.Errorf("it was stopped, but it has not left COLO: %w", stays)
+	}
+	return nil
+}

@@ -1,0 +1,120 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"os/exec"
+	"slices"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+)
+
+const aboutStandby = `usage: qemu standby -listen ADDR -state DIR [flags] [-- qemu-system-x86_64 ...]
+
+Standby is a secondary for a QEMU primary that runs no guest: it keeps the
+primary's memory and device state, checkpoint by checkpoint, whatever the devices
+are. It costs the guest's memory and the largest checkpoint, and no processor.
+
+When the primary is lost, the guest is brought back from the last whole
+checkpoint: the QEMU after -- is started with it, with -incoming and a monitor
+(DIR/qmp) added; it must have the machine and devices of the primary's. Without
+one, the state is left in DIR/guest, to be used as
+
+    qemu-system-x86_64 ... -incoming "exec:cat DIR/guest"
+
+A connection that is closed counts as a primary that is dead. That is so when its
+process or host has died, but not when its operator has given it
+x-colo-lost-heartbeat, nor when the network has reset the connection: name a
+-fence that makes sure where that can happen, or two guests may run. A primary
+that is only silent, or talks nonsense, is not taken for dead without a -fence.
+
+SIGUSR1 brings the guest back at once, as an operator's order. SIGINT and SIGTERM
+end the standby and leave the state in DIR/guest. Until it has a guest, whoever
+connects and does not send one is told of and forgotten.
+
+On the primary (or: qemu protect -qmp ADDR -to ADDR):
+    migrate_set_capability x-colo on, return-path off; migrate -d tcp:HOST:PORT
+
+Disks. Memory and devices are all that a QEMU sends. With -nbd and -disk NAME=FILE
+the standby also keeps a disk: FILE, of the same size, is written by the
+primary as the NBD export NAME, and put back to the last checkpoint when the
+primary is lost; the QEMU after -- then uses it (-drive file=FILE,format=raw). On the
+primary, "qemu protect -nbd ADDR -disk DEVICE=NAME" copies the disk and mirrors every
+write; or its disk is in a quorum from the start, as in QEMU's docs/COLO-FT.txt,
+with a replication node whose file is this export. The primary must be connected
+to the export when it migrates, and stay so: if it stops writing, no further
+checkpoint counts and protection ends. What a checkpoint replaces on the disk is kept in memory, at
+most 256 MB; a standby that is killed leaves FILE with the primary's newest writes,
+to be copied anew.
+
+Afterwards the guest's QEMU is the standby's child, with its monitor at DIR/qmp, and
+can be protected again: "qemu protect -qmp DIR/qmp -to ADDR", by a standby elsewhere.
+
+Exit status:
+  0  the guest was brought back and its QEMU has ended in order; or, without a
+     QEMU, the primary is lost and the guest is in DIR/guest
+  1  something failed; if the state could be saved, it is in DIR/guest
+  2  wrong arguments
+  3  the primary is lost to the standby but not known to be dead: the guest was not
+     started, and is in DIR/guest
+  4  interrupted; the guest, if there was one, is in DIR/guest
+  5  the guest's QEMU has failed: before the guest was loaded, and it is in
+     DIR/guest, or later
+As a service: Restart=on-failure with RestartPreventExitStatus=3 5, for these want
+somebody to look; the arguments may stay the same, also unix sockets.
+`
+
+type standbyOptions struct {
+	listen, state string
+	keep          int
+	json          bool
+	fence         string
+	tls           string
+	peer, idle    time.Duration
+	maxRAM        uint64 // MB
+	images        []diskFlag
+	nbd           string
+	qemu          []string
+}
+
+func (o *standbyOptions) flags(f *flag.FlagSet) {
+	f.StringVar(&o.listen, "listen", "", "take the primary at `ADDR`")
+	f.StringVar(&o.state, "state", "", "`DIR` for what is left behind")
+	f.IntVar(&o.keep, "keep", 0, "keep the last `N` checkpoints in DIR, each a whole stream; the next one waits until it is written")
+	f.BoolVar(&o.json, "json", false, "print events as JSON lines")
+	f.StringVar(&o.fence, "fence", "", "shell `COMMAND` that succeeds when the primary surely does not run any more")
+	f.StringVar(&o.tls, "tls", "", "TLS with the certificates in `DIR`, named as for QEMU's tls-creds-x509: ca-cert.pem, server-cert.pem, server-key.pem")
+	f.DurationVar(&o.peer, "peer-timeout", colo.DefaultPeerTimeout, "a primary that makes no progress in a checkpoint for so long is silent")
+	f.DurationVar(&o.idle, "idle-timeout", 5*time.Minute, "a primary that begins no checkpoint for so long is silent; more than its x-checkpoint-delay")
+	f.Func("disk", "the primary's guest has a disk, which it copies to FILE over -nbd, as the export NAME; may be given more than once: `NAME=FILE`", func(s string) error {
+		d, err := parseDisk(s)
+		o.images = append(o.images, d)
+		return err
+	})
+	f.StringVar(&o.nbd, "nbd", "", "take the primary's disk writes at `ADDR`")
+	f.Uint64Var(&o.maxRAM, "max-ram", 0, "take no guest of more than so many `MB`")
+}
+
+func (o *standbyOptions) check() error {
+	switch {
+	case o.listen == "":
+		return errors.New("-listen is missing")
+	case o.state == "":
+		return errors.New("-state is missing")
+	case o.keep < 0:
+		return errors.New("-keep cannot be negative")
+	case len(o.images) > 0 && o.nbd == "" || len(o.images) == 0 && o.nbd != "":
+		return errors.New("-disk and -nbd belong together")
+	case len(o.images) > 0 && o.keep > 0:
+		return errors.New("-keep keeps no disks, and what it keeps is of no use without them")
+	case slices.Contains(o.qemu, "-incoming"):
+		return errors.New("-incoming is added to the QEMU's arguments, leave it out")
+	}
+	if len(o.qemu) > 0 {
+		if _, err := exec.LookPath(o.qemu[0]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
