@@ -8,3 +8,5 @@ require (
 	go.uber.org/goleak v1.3.0
 	golang.org/x/sys v0.47.0
 )
+
+require golang.org/x/arch v0.2.0 // indirect

@@ -143,12 +143,42 @@ func Create(cfg Config) (_ *VM, err error) {
 // Whoever writes to it calls MarkDirty. It goes with Close.
 func (vm *VM) Memory() []byte { return vm.memory }
 
+// SupportedCPUID returns a CPUID table for vCPU i of a VM with interrupt
+// controllers in the kernel: what the host supports, less nested virtualization,
+// with the vCPU's own APIC ID.
+func SupportedCPUID(i int) ([]CPUIDEntry, error) {
+	kvm, err := openKVM()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(kvm)
+	table, err := supportedCPUID(kvm)
+	if err != nil {
+		return nil, err
+	}
+	return cpuidOf(table, i), nil
+}
+
+// supportedCPUID is what KVM says, with what it leaves for the caller to add: that
+// there is a hypervisor, and the timer (KVM api, "KVM_CAP_TSC_DEADLINE_TIMER").
 func supportedCPUID(kvm int) ([]CPUIDEntry, error) {
+	const tscDeadline, hypervisor = 1 << 24, 1 << 31
 	table := &cpuidTable{n: maxCPUID}
 	if _, err := ioctl(kvm, "KVM_GET_SUPPORTED_CPUID", kvmGetSupportedCPUID, unsafe.Pointer(table)); err != nil {
 		return nil, err
 	}
-	return table.entries[:table.n], nil
+	entries := table.entries[:table.n]
+	for i := range entries {
+		if entries[i].Function == 1 {
+			// Without it a guest does not look for KVM's leaves, and so not for its
+			// clock.
+			entries[i].Ecx |= hypervisor
+			if capability(kvm, capTSCDeadline) != 0 {
+				entries[i].Ecx |= tscDeadline
+			}
+		}
+	}
+	return entries, nil
 }
 
 // cpuidOf returns the table of vCPU i: its own APIC ID, no nested virtualization.
@@ -165,6 +195,10 @@ func cpuidOf(supported []CPUIDEntry, i int) []CPUIDEntry {
 			e.Edx = uint32(i)
 		case 0x80000001:
 			e.Ecx &^= svm
+		case 0x8000001e: // extended APIC ID, core, node; one thread each
+			if e.Eax|e.Ebx|e.Ecx != 0 {
+				e.Eax, e.Ebx, e.Ecx = uint32(i), uint32(i)&0xff, 0
+			}
 		}
 	}
 	return table

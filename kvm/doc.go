@@ -17,6 +17,9 @@
 // is saved between the two would perform the access again, or never. [VM.Resume]
 // lets them go on. Both are what colo.VM asks for.
 //
+// VM.SetIRQ is how the host's devices reach the interrupt controllers, while the
+// vCPUs run as well.
+//
 // Everything else that touches a vCPU needs it stopped (paused, or not in Run)
 // and fails with [ErrRunning] otherwise, because KVM would block the call until
 // the vCPU next leaves the guest. (KVM api, section 4.1 and "KVM_RUN".)

@@ -23,6 +23,7 @@ const (
 	kvmSetTSSAddr          = 0xae47
 	kvmSetIdentityMapAddr  = 0x4008ae48
 	kvmCreateIRQChip       = 0xae60
+	kvmIRQLine             = 0x4008ae61
 	kvmGetIRQChip          = 0xc208ae62
 	kvmSetIRQChip          = 0x8208ae63
 	kvmCreatePIT2          = 0x4040ae77
@@ -110,6 +111,7 @@ const (
 	capXCRS            = 56
 	capGetTSCKHz       = 61
 	capMaxVCPUs        = 66
+	capTSCDeadline     = 72
 	capImmediateExit   = 136
 	capDirtyRing       = 192
 	capSregs2          = 200

@@ -24,8 +24,14 @@ type VCPU struct{ _ int }
 // guest.
 type RunData struct{ ExitReason uint32 }
 
+// CPUIDEntry stands for one entry of a vCPU's CPUID table.
+type CPUIDEntry struct{ Function uint32 }
+
 // Probe fails with an error that wraps errors.ErrUnsupported.
 func Probe() error { return errPlatform }
+
+// SupportedCPUID fails with an error that wraps errors.ErrUnsupported.
+func SupportedCPUID(i int) ([]CPUIDEntry, error) { return nil, errPlatform }
 
 // Attach fails with an error that wraps errors.ErrUnsupported.
 func Attach(vmfd uintptr, cfg AttachConfig) (*VM, error) { return nil, errPlatform }
@@ -65,6 +71,9 @@ func (vm *VM) MarkDirty(gpa, n uint64) {}
 
 // Register fails with an error that wraps errors.ErrUnsupported.
 func (vm *VM) Register(reg *vmstate.Registry) error { return errPlatform }
+
+// SetIRQ fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) SetIRQ(irq uint32, level bool) error { return errPlatform }
 
 // Close does nothing.
 func (vm *VM) Close() error { return nil }

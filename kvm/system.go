@@ -90,6 +90,17 @@ func ReadSystem(kvm, vm int) (*System, error) {
 	return s, nil
 }
 
+// RunSize returns how many bytes a vCPU's mapping of struct kvm_run has, as
+// AddVCPU wants it.
+func RunSize() (int, error) {
+	kvm, err := openKVM()
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(kvm)
+	return ioctlValue(kvm, "KVM_GET_VCPU_MMAP_SIZE", kvmGetVCPUMmapSize, 0)
+}
+
 // Probe returns nil if VMs can be created, run and saved here, and otherwise
 // what is in the way: /dev/kvm is missing, may not be opened or works only in
 // name, or a capability is missing. It creates a VM and closes it.

@@ -81,11 +81,16 @@ func NewVCPUState(sys *System, vcpu int) (*VCPUState, error) {
 	return s, nil
 }
 
-// Save reads the state of a stopped vCPU with no exit pending. The order is MP
-// state first, because reading it settles a pending INIT or SIPI, and events
-// last.
+// Save reads the state of a stopped vCPU with no exit pending. The order is events
+// first, because reading them settles where a pending exception's address goes (CR2
+// or DR6), which the registers are to have; MP state next, because reading it
+// settles a pending INIT or SIPI; and events last once more, as all that has left
+// them.
 func (s *VCPUState) Save(vcpu int) error {
 	if err := s.readOnce(vcpu); err != nil {
+		return err
+	}
+	if _, err := ioctl(vcpu, "KVM_GET_VCPU_EVENTS", kvmGetVCPUEvents, unsafe.Pointer(&s.events)); err != nil {
 		return err
 	}
 	if _, err := ioctl(vcpu, "KVM_GET_MP_STATE", kvmGetMPState, unsafe.Pointer(&s.mp)); err != nil {
@@ -240,9 +245,25 @@ func (s *VCPUState) getSregs(vcpu int) error {
 	return nil
 }
 
-// setSregs leaves the interrupt bitmap of the older call empty: the events hold
-// an interrupt that is being delivered.
+// setSregs writes the special registers, and has KVM forget the translations of
+// addresses that the vCPU has used. It keeps them where no register changes on which
+// they depend, but a vCPU that has run is loaded together with other memory, and so
+// with other page tables under the same CR3. So CR3 is something else in between; its
+// bit 3 has no meaning to KVM.
 func (s *VCPUState) setSregs(vcpu int) error {
+	const writeThrough = 1 << 3
+	s.sregs.CR3 ^= writeThrough
+	err := s.putSregs(vcpu)
+	s.sregs.CR3 ^= writeThrough
+	if err != nil {
+		return err
+	}
+	return s.putSregs(vcpu)
+}
+
+// putSregs leaves the interrupt bitmap of the older call empty: the events hold
+// an interrupt that is being delivered.
+func (s *VCPUState) putSregs(vcpu int) error {
 	if s.sys.sregs2 {
 		_, err := ioctl(vcpu, "KVM_SET_SREGS2", kvmSetSregs2, unsafe.Pointer(&s.sregs))
 		return err

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/kvm/gokvmhost"
+)
+
+// escape is the key that begins an order to the program: Ctrl-A.
+const escape = 0x01
+
+const consoleHelp = `
+Ctrl-A x  end the guest, on both sides
+Ctrl-A c  make a checkpoint now
+Ctrl-A i  say how things stand
+Ctrl-A a  send Ctrl-A to the guest
+Ctrl-A h  this
+`
+
+// A console is the guest's serial line at the program's standard input and
+// output. On a terminal, which is in raw mode while the guest has it, Ctrl-A
+// begins an order; otherwise every byte is the guest's.
+type console struct {
+	in   io.Reader
+	quit func() // Ctrl-A x
+
+	mu      sync.Mutex
+	out     io.Writer
+	show    bool // what the guest says is shown
+	order   func(key byte)
+	restore func() error // of a terminal in raw mode; nil: there is none
+}
+
+// newConsole makes the console, which does nothing yet. With JSON on standard
+// output, the guest is on standard error. quit is called for Ctrl-A x.
+func newConsole(std stdio, json bool, quit func()) *console {
+	c := &console{in: std.in, out: std.out, quit: quit}
+	if json {
+		c.out = std.err
+	}
+	return c
+}
+
+// start gives the guest the terminal, if it is one, and shows what it says from
+// now on. order is called for a key after Ctrl-A, but for x, h and a.
+func (c *console) start(order func(key byte)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.show, c.order = true, order
+	if in, ok := c.in.(*os.File); ok {
+		if restore, err := makeRaw(in); err == nil {
+			c.restore = restore
+		}
+	}
+}
+
+// close gives the terminal back as it was.
+func (c *console) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.restore != nil {
+		c.restore()
+		c.restore = nil
+	}
+}
+
+// raw reports whether the guest has a terminal.
+func (c *console) raw() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.restore != nil
+}
+
+// Write is what the guest says. It never fails: a guest that nobody listens to
+// goes on. (An io.Writer for gokvmhost.Config.Console.)
+func (c *console) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.show {
+		c.out.Write(p)
+	}
+	return len(p), nil
+}
+
+// say writes lines of the program's own to w, whatever state the terminal is in.
+func (c *console) say(w io.Writer, text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.restore != nil { // raw: a line feed does not return the carriage
+		b := make([]byte, 0, len(text)+2)
+		for i := range len(text) {
+			if text[i] == '\n' {
+				b = append(b, '\r')
+			}
+			b = append(b, text[i])
+		}
+		text = string(b)
+	}
+	io.WriteString(w, text)
+}
+
+// inputRetry is how soon a byte is offered again to a guest that does not read.
+const inputRetry = 10 * time.Millisecond
+
+// feed passes on what is typed until the input or ctx ends. It may be reading
+// when ctx ends, and then lives as long as the program.
+func (c *console) feed(ctx context.Context, guest *guest) {
+	buf := make([]byte, 256)
+	escaped, orders := false, c.raw()
+	for ctx.Err() == nil {
+		n, err := c.in.Read(buf)
+		typed := make([]byte, 0, 2*n)
+		for _, b := range buf[:n] {
+			switch {
+			case !orders || !escaped && b != escape:
+				typed = append(typed, b)
+			case !escaped:
+				escaped = true
+			default:
+				escaped = false
+				switch b {
+				case 'a', escape:
+					typed = append(typed, escape)
+				case 'x':
+					c.quit()
+				case 'h', '?':
+					c.say(c.out, consoleHelp)
+				default:
+					c.order(b)
+				}
+			}
+		}
+		for len(typed) > 0 {
+			n, full := guest.Input(typed)
+			typed = typed[n:]
+			if full == nil {
+				continue
+			}
+			if !errors.Is(full, gokvmhost.ErrFull) {
+				return
+			}
+			select {
+			case <-time.After(inputRetry):
+			case <-ctx.Done():
+				return
+			}
+		}
+		if err != nil {
+			return
+		}
+	}
+}

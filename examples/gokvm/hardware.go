@@ -1,0 +1,105 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/filter/tap"
+	"github.com/gocolo/lockstep/colo/proxy"
+	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/kvm/gokvmhost"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// hardware is what this program needs of its host.
+type hardware struct {
+	// machine makes a paused machine with its guest loaded, but for a secondary,
+	// whose guest comes over the wire, all of it.
+	machine func(options, gokvmhost.Config) (machine, error)
+	// probe says early, and in one line, if machine cannot succeed.
+	probe func() error
+	// cable opens the interface that the guest's network card is connected to.
+	cable func(options) (cable, error)
+}
+
+// A machine runs a guest.
+type machine interface {
+	colo.VM
+	Run(context.Context) error
+	Register(*vmstate.Registry) error
+	Blocks() []ram.Block
+	DirtyLog() ram.DirtyLog
+	ReceivePacket([]byte) error
+	Input([]byte) (int, error)
+	Close() error
+}
+
+// A cable is where frames go and come from.
+type cable interface {
+	proxy.Network
+	io.Closer
+}
+
+// thisHost is KVM, gokvm's machine and TAP interfaces.
+var thisHost = hardware{
+	machine: newMachine,
+	probe: func() error {
+		if err := kvm.Probe(); err != nil {
+			return fmt.Errorf("this host cannot run a guest: %w", err)
+		}
+		return nil
+	},
+	cable: func(o options) (cable, error) { return tap.Open(tap.Config{Name: o.tap}) },
+}
+
+// gokvmMachine is a machine of gokvm's.
+type gokvmMachine struct {
+	*gokvmhost.Host
+	machine *gokvmhost.Machine
+}
+
+func newMachine(o options, devices gokvmhost.Config) (machine, error) {
+	m, err := gokvmhost.New(gokvmhost.MachineConfig{VCPUs: o.vcpus, Memory: o.mem})
+	if err != nil {
+		return nil, err
+	}
+	if o.mode != modeSecondary {
+		err = loadLinux(m, o)
+	}
+	if err == nil {
+		var h *gokvmhost.Host
+		if h, err = gokvmhost.Attach(m, devices); err == nil {
+			return &gokvmMachine{h, m}, nil
+		}
+	}
+	return nil, errors.Join(err, gokvmhost.CloseMachine(m))
+}
+
+func loadLinux(m *gokvmhost.Machine, o options) error {
+	kernel, err := os.Open(o.kernel)
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	var initrd io.ReaderAt // nil, not a nil *os.File
+	if o.initrd != "" {
+		f, err := os.Open(o.initrd)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		initrd = f
+	}
+	return gokvmhost.LoadLinux(m, kernel, initrd, o.append)
+}
+
+func (m *gokvmMachine) DirtyLog() ram.DirtyLog { return m.VM() }
+
+func (m *gokvmMachine) Close() error {
+	return errors.Join(m.Host.Close(), gokvmhost.CloseMachine(m.machine))
+}

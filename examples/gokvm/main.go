@@ -1,0 +1,83 @@
+// Gokvm runs a Linux guest on KVM, alone or protected by a second host.
+//
+// The guest's machine is that of github.com/bobuhiro11/gokvm, by way of package
+// kvm/gokvmhost. As a primary it is kept in step with a secondary on another
+// host: memory, devices, disk and network. When one host dies the guest goes on
+// on the other. See -h for a set-up of two hosts.
+//
+// To read it: options.go is the command line; primary.go and secondary.go are the
+// two sides, side.go is what they share, and boot.go a guest without protection;
+// guest.go is the guest of this host, and hardware.go what it runs on. hello.go
+// is what the sides agree on, wire.go their connections, peer.go who goes on when
+// they part. disk.go, network.go and console.go are the guest's devices;
+// report.go is what is printed.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	status := gokvm(ctx, os.Args[1:], stdio{os.Stdin, os.Stdout, os.Stderr})
+	stop()
+	os.Exit(status)
+}
+
+// stdio are the program's streams. Terminals are files.
+type stdio struct {
+	in       io.Reader
+	out, err io.Writer
+}
+
+// gokvm is the program; it returns its exit status: 0 when the guest has ended
+// itself, or the other side has it; 1 when something failed; 2 for a bad
+// command line.
+func gokvm(ctx context.Context, args []string, std stdio) int {
+	o, err := parseOptions(args, std.out)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return 0
+	case err != nil:
+		fmt.Fprintf(std.err, "gokvm: %s (-h explains)\n", strings.TrimSpace(err.Error()))
+		return 2
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	terminal := newConsole(std, o.json, func() { cancel(errEscape) })
+	p := newPrinter(o, std, terminal)
+	switch o.mode {
+	case modeBoot:
+		err = boot(ctx, o, terminal, p)
+	case modePrimary:
+		err = runPrimary(ctx, o, terminal, p)
+	case modeSecondary:
+		err = runSecondary(ctx, o, terminal, p)
+	}
+	terminal.close()
+	if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+		err = nil // that was the order
+	}
+	p.end(err)
+	if err != nil {
+		fmt.Fprintf(std.err, "gokvm: %s\n", oneLine(err))
+		return 1
+	}
+	return 0
+}
+
+// errEscape ends the program at the user's wish, as a signal does.
+var errEscape = errors.New("ended from the console")
+
+// oneLine is an error without line breaks.
+func oneLine(err error) string {
+	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
+}

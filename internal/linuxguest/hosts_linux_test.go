@@ -1,0 +1,284 @@
+package linuxguest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// How long anything may take at all. Emulated machines on a busy host stand
+// still for seconds; nothing is judged by its speed.
+const (
+	bootTime = 6 * time.Minute
+	stepTime = 4 * time.Minute
+)
+
+// What the guest must have done before a machine dies, and again afterwards.
+const (
+	recordsEach = 25
+	syncedEach  = 15
+	chunksEach  = 20
+)
+
+// guestArgs are those of the guest's kernel.
+const guestArgs = "console=ttyS0 quiet panic=-1 ipv6.disable=1 rdinit=/init"
+
+// network is the part of a role that connects the guest's TAP interface, by a
+// bridge, and the machine itself.
+func network(number int) string {
+	return fmt.Sprintf(`
+ip addr add 10.66.0.%d/24 dev $cluster
+ip link set $cluster up
+tunctl -t tap0 >/dev/null
+brctl addbr br0
+echo 0 >/sys/class/net/br0/bridge/forward_delay
+for i in $guest tap0; do brctl addif br0 $i; ip link set $i up; done
+ip link set br0 up
+`, number)
+}
+
+// program is the part of a role that runs gokvm: what it reports goes to the
+// machine's second serial line, the guest's console to the first.
+func program(args string, vcpus int) string {
+	return fmt.Sprintf("/gokvm %s -json -mem 128M -vcpus %d -disk /dev/vda -tap tap0 -mac %s -beat 500ms -lost-after 8s </dev/null >/dev/ttyS1\n",
+		args, vcpus, GuestMAC) + `echo "machine: gokvm ended with $?"` + "\n"
+}
+
+func TestAProtectedGuestOutlivesItsHost(t *testing.T) {
+	k := needKit(t, "qemu-system-x86_64", "mke2fs", "e2fsck", "debugfs")
+	guest := filepath.Join(t.TempDir(), "guest.cpio")
+	host := filepath.Join(t.TempDir(), "host.cpio")
+	if err := errors.Join(k.GuestArchive(guest), k.HostArchive(host, guest)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		victim string
+		vcpus  int
+	}{
+		{"primary", 1}, {"secondary", 2}, {"primary", 2}, {"secondary", 1},
+		{"nobody", 1},
+	} {
+		t.Run(fmt.Sprintf("%s killed with %d vCPU", c.victim, c.vcpus), func(t *testing.T) {
+			for attempt := 1; outlives(t, k, host, c.victim, c.vcpus); attempt++ {
+				if attempt == loadAttempts {
+					t.Fatalf("the guest did not survive being loaded, in %d runs", attempt)
+				}
+				t.Log("the guest did not survive being loaded, which is known of two CPUs under nested emulation; once more")
+			}
+		})
+	}
+}
+
+// loadAttempts is how many runs may be spoilt by what is known of guests with two
+// CPUs in nested emulation: about one loading in thirty ends in a triple fault of
+// a CPU soon after. A secondary is put right by its next checkpoint, unless there
+// is none because the primary has died. Nothing else is excused.
+const loadAttempts = 3
+
+// outlives is one run. It returns true if the run was spoilt, see loadAttempts.
+func outlives(t *testing.T, k *Kit, host, victim string, vcpus int) (spoilt bool) {
+	t.Helper()
+	w := newWorld(t, k)
+	w.client()
+	p := &pair{
+		world: w, excused: vcpus > 1 && victim == "primary",
+		images: map[string]string{"primary": w.image("primary.img", true), "secondary": w.image("secondary.img", false)},
+	}
+	p.machine(2, "secondary", network(2)+program("secondary -listen 10.66.0.2:7654", vcpus), p.images["secondary"], []string{host}, nil)
+	p.machine(1, "primary", network(1)+program(
+		"primary -peer 10.66.0.2:7654 -interval 1s -min-interval 150ms -kernel /guest/kernel -initrd /guest/initrd -append '"+guestArgs+"'",
+		vcpus), p.images["primary"], []string{host}, nil)
+	p.protect()
+	if victim == "nobody" {
+		p.end("primary", "secondary")
+		return false
+	}
+	if p.kill(victim) {
+		return true
+	}
+	p.end(p.survivor)
+	return false
+}
+
+// A pair is a world with a protected guest in it.
+type pair struct {
+	*world
+	images   map[string]string
+	client   *Client
+	done     chan error // the client's Run
+	survivor string
+	excused  bool // the guest may fall to what loadAttempts says
+	begun    time.Time
+
+	failover, silence time.Duration // at the client, after the kill
+}
+
+// protect waits until the guest is protected and has worked for a while.
+func (p *pair) protect() {
+	p.t.Helper()
+	p.begun = time.Now()
+	ctx, cancel := p.unlessEnded(p.ctx, bootTime, p.machines["primary"], p.machines["secondary"])
+	defer cancel()
+	p.must(p.machines["primary"].Said(ctx, `"name":"protected"`))
+	protected := time.Since(p.begun)
+	p.must(p.machines["primary"].Said(ctx, "guest: jobs run"))
+	p.t.Logf("protected %v after the machines were switched on, the guest at work after %v", round(protected), round(time.Since(p.begun)))
+	p.client = NewClient(p.dial(ctx, ReportPort), p.dial(ctx, ChunkPort))
+	p.done = make(chan error, 1)
+	p.group.Go(func() { p.done <- p.client.Run(p.ctx) })
+	p.work(Progress{}, p.machines["primary"], p.machines["secondary"])
+}
+
+// work waits until the guest has done its share since then, for which the
+// machines must live. It returns true if the run was spoilt.
+func (p *pair) work(since Progress, machines ...*Machine) (spoilt bool) {
+	p.t.Helper()
+	ctx, cancel := p.unlessEnded(p.ctx, stepTime, machines...)
+	defer cancel()
+	for {
+		now, err := p.client.Progress()
+		switch {
+		case err != nil:
+			p.t.Fatal(err)
+		case now.Record.Seq >= since.Record.Seq+recordsEach && now.Record.Synced >= since.Record.Synced+syncedEach &&
+			now.Record.Pass > since.Record.Pass && now.Record.Counter > since.Record.Counter && now.Chunks >= since.Chunks+chunksEach:
+			return false
+		}
+		select {
+		case err := <-p.done:
+			p.t.Fatalf("the client's connections ended: %v", err)
+		case <-time.After(50 * time.Millisecond):
+		case <-ctx.Done():
+			if p.excused && p.survivor != "" && strings.Contains(p.machines[p.survivor].Events(), `"the guest restarts, which ends it here"`) {
+				return true
+			}
+			p.t.Fatalf("the guest does not get on: %v: %+v, and was at %+v", context.Cause(ctx), now, since)
+		}
+	}
+}
+
+// kill is the power failure of one machine, which the other must survive. It
+// returns true if the run was spoilt.
+func (p *pair) kill(victim string) (spoilt bool) {
+	p.t.Helper()
+	p.survivor = map[string]string{"primary": "secondary", "secondary": "primary"}[victim]
+	before, err := p.client.Progress()
+	p.must(err)
+	if at := p.guests.Behind(mac(GuestMAC)); at != "primary-guests" {
+		p.t.Errorf("before the kill the switch has the guest at %q", at)
+	}
+	p.client.Watch()
+	p.must(p.machines[victim].Kill())
+	ctx, cancel := context.WithTimeout(p.ctx, stepTime)
+	defer cancel()
+	p.must(p.machines[p.survivor].Said(ctx, `"name":"alone"`))
+	alone, err := p.client.Progress()
+	p.must(err)
+	if p.work(Progress{Record: alone.Record, Chunks: alone.Chunks}, p.machines[p.survivor]) {
+		return true
+	}
+	p.failover, p.silence = p.client.Silence()
+	if at := p.guests.Behind(mac(GuestMAC)); at != p.survivor+"-guests" {
+		p.t.Errorf("after the kill the switch has the guest at %q", at)
+	}
+	p.t.Logf("killed the %s at record %d; from SIGKILL to the survivor's first byte at the client %v, longest silence there %v",
+		victim, before.Record.Seq, round(p.failover), round(p.silence))
+	return false
+}
+
+// end lets the guest end its work, and looks at what is left on the hosts that
+// live.
+func (p *pair) end(hosts ...string) {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.ctx, stepTime)
+	defer cancel()
+	p.must(p.client.Stop())
+	select {
+	case err := <-p.done:
+		p.must(err)
+	case <-ctx.Done():
+		p.t.Fatal("the guest does not end its work")
+	}
+	last, _ := p.client.Progress()
+	if !last.Record.Last {
+		p.t.Error("the guest has not said which record is the last")
+	}
+	for _, host := range hosts {
+		m := p.machines[host]
+		select {
+		case <-m.Ended():
+		case <-ctx.Done():
+			p.t.Fatalf("machine %s does not end", host)
+		}
+		if !strings.Contains(m.Console(), "machine: gokvm ended with 0") {
+			p.t.Errorf("gokvm on machine %s has failed", host)
+		}
+	}
+	ran := hosts[0] // where the guest ended
+	for _, said := range []string{"guest: jobs ended with 0", "guest: unmounted"} {
+		if !strings.Contains(p.machines[ran].Console(), said) {
+			p.t.Errorf("the guest has not said %q on machine %s", said, ran)
+		}
+	}
+	if len(hosts) > 1 && strings.Contains(p.machines[hosts[1]].Events(), `"name":"alone"`) {
+		p.t.Error("the secondary took over a guest that had switched itself off")
+	}
+	entries, err := CheckLog(p.log(p.images[ran]), last.Record.Synced)
+	if err != nil {
+		p.t.Error(err)
+	}
+	p.report(last, entries)
+}
+
+func mac(s string) [6]byte {
+	hw, err := net.ParseMAC(s)
+	if err != nil {
+		panic(err) // a constant of this package
+	}
+	return [6]byte(hw)
+}
+
+// report says what the run was like. All of it is nested emulation.
+func (p *pair) report(last Progress, entries uint64) {
+	var pages, pauses []uint64
+	causes := make(map[event.Cause]int)
+	for line := range strings.Lines(p.machines["primary"].Events()) {
+		var r struct {
+			Event string                 `json:"event"`
+			Data  event.CheckpointCommit `json:"data"`
+		}
+		if json.Unmarshal([]byte(line), &r) == nil && r.Event == "CHECKPOINT_COMMIT" && r.Data.Epoch > 0 {
+			pages = append(pages, r.Data.Pages)
+			pauses = append(pauses, uint64(r.Data.PauseNS))
+			causes[r.Data.Cause]++
+		}
+	}
+	delays := p.client.Delays()
+	ms := func(ns uint64) string { return fmt.Sprintf("%.1f ms", float64(ns)/1e6) }
+	p.t.Logf("RUN %s (nested emulation): %d checkpoints %v, dirty pages p50 %d, pause p50 %s p99 %s; chunk answered after p50 %v p99 %v; %d records, %d chunks, %d passes, %d of %d entries were known to be stable; failover %v; %v in all",
+		p.t.Name(), len(pauses), causes, quantile(pages, 0.5), ms(quantile(pauses, 0.5)), ms(quantile(pauses, 0.99)),
+		round(quantile(delays, 0.5)), round(quantile(delays, 0.99)),
+		last.Record.Seq+1, last.Chunks, last.Record.Pass, last.Record.Synced, entries, round(p.failover), round(time.Since(p.begun)))
+	if len(pauses) == 0 {
+		p.t.Error("there was no checkpoint")
+	}
+}
+
+func round(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
+
+func quantile[T uint64 | time.Duration](values []T, q float64) T {
+	if len(values) == 0 {
+		return 0
+	}
+	s := slices.Sorted(slices.Values(values))
+	return s[min(int(q*float64(len(s))), len(s)-1)]
+}

@@ -1,0 +1,160 @@
+package linuxguest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// MachineConfig says what a machine has. All files are the host's.
+type MachineConfig struct {
+	Name   string
+	Dir    string // for its consoles, which stay
+	Memory int    // MiB
+	TSC    uint64 // what its kernel believes the rate of the time-stamp counter to be, in kHz; 0: what it finds out
+	Kernel string
+	Initrd []string // archives, one after the other
+
+	Disk  string   // image of its virtio disk; "": none
+	Ports []string // Unix sockets of its network cards' cables
+	MACs  []string // of the cards
+}
+
+// A Machine is a host: an emulated computer with AMD's virtualization, which
+// runs a kernel of its own.
+type Machine struct {
+	cfg    MachineConfig
+	cmd    *exec.Cmd
+	stderr bytes.Buffer
+	ended  chan struct{}
+	err    error
+}
+
+// machineArgs are those of the machine's kernel. The emulated time-stamp
+// counters of two CPUs are not in step, and a kernel that believes them stalls.
+const machineArgs = "console=ttyS0 quiet tsc=unstable clocksource=hpet panic=-1 ipv6.disable=1 rdinit=/init"
+
+// StartMachine starts a machine. It must be waited for, or killed.
+func StartMachine(cfg MachineConfig) (*Machine, error) {
+	m := &Machine{cfg: cfg, ended: make(chan struct{})}
+	initrd := filepath.Join(cfg.Dir, cfg.Name+".initrd")
+	if err := concatenate(initrd, cfg.Initrd); err != nil {
+		return nil, err
+	}
+	for _, f := range []string{"console", "events"} { // of another run
+		if err := os.Remove(m.file(f)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+	}
+	kernelArgs := machineArgs
+	if cfg.TSC > 0 {
+		kernelArgs += fmt.Sprintf(" tsc_early_khz=%d", cfg.TSC)
+	}
+	args := []string{
+		"-nodefaults", "-display", "none", "-no-reboot",
+		"-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", "2", "-m", fmt.Sprint(cfg.Memory),
+		"-kernel", cfg.Kernel, "-initrd", initrd, "-append", kernelArgs,
+		"-serial", "file:" + m.file("console"), "-serial", "file:" + m.file("events"),
+	}
+	for i, socket := range cfg.Ports {
+		args = append(args,
+			"-netdev", fmt.Sprintf("stream,id=net%d,server=off,addr.type=unix,addr.path=%s", i, socket),
+			"-device", fmt.Sprintf("virtio-net-pci,netdev=net%d,mac=%s,romfile=", i, cfg.MACs[i]))
+	}
+	if cfg.Disk != "" {
+		args = append(args, "-drive", "if=virtio,format=raw,file="+cfg.Disk)
+	}
+	m.cmd = exec.Command("qemu-system-x86_64", args...)
+	m.cmd.Stderr = &m.stderr
+	dieWithUs(m.cmd)
+	started := make(chan error)
+	go func() { // ends with the process
+		// The signal for the parent's death comes when the thread ends that
+		// was it.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := m.cmd.Start()
+		started <- err
+		if err == nil {
+			m.err = m.cmd.Wait()
+			close(m.ended)
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func concatenate(name string, parts []string) (err error) {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	for _, p := range parts {
+		data, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		if _, err := f.Write(data); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (m *Machine) file(what string) string {
+	return filepath.Join(m.cfg.Dir, m.cfg.Name+"."+what)
+}
+
+// Name returns the machine's name.
+func (m *Machine) Name() string { return m.cfg.Name }
+
+// Kill is a power failure.
+func (m *Machine) Kill() error {
+	err := m.cmd.Process.Signal(syscall.SIGKILL)
+	<-m.ended
+	return err
+}
+
+// Ended is closed when the machine has switched itself off, or was killed.
+func (m *Machine) Ended() <-chan struct{} { return m.ended }
+
+// Console returns what the machine has said so far on its console.
+func (m *Machine) Console() string { return readSoFar(m.file("console")) }
+
+// Events returns what was written so far to its second serial line.
+func (m *Machine) Events() string { return readSoFar(m.file("events")) }
+
+func readSoFar(name string) string {
+	data, _ := os.ReadFile(name) // not there yet: nothing said
+	return strings.ReplaceAll(string(data), "\r", "")
+}
+
+// Said waits until the text is on the machine's console or among its events.
+func (m *Machine) Said(ctx context.Context, text string) error {
+	for {
+		if strings.Contains(m.Console(), text) || strings.Contains(m.Events(), text) {
+			return nil
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-m.ended:
+			if strings.Contains(m.Console(), text) || strings.Contains(m.Events(), text) {
+				return nil
+			}
+			return fmt.Errorf("machine %s ended (%v) and has not said %q: %s", m.cfg.Name, m.err, text, m.stderr.String())
+		case <-ctx.Done():
+			return fmt.Errorf("machine %s has not said %q: %w", m.cfg.Name, text, context.Cause(ctx))
+		}
+	}
+}

@@ -1,0 +1,120 @@
+//go:build linux && amd64
+
+package gokvmhost
+
+import (
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+
+	"github.com/bobuhiro11/gokvm/pci"
+	"github.com/bobuhiro11/gokvm/virtio"
+)
+
+// slotKind is what is in a slot of the PCI bus.
+type slotKind int
+
+const (
+	slotBridge slotKind = iota
+	slotNIC
+	slotDisk
+)
+
+// own is what a machine has of its own: the devices that its host has added.
+type own struct {
+	slots []slotKind // in the order of the bus; the bridge is the first
+	disk  *diskParts
+	nic   *nicParts
+}
+
+// adopt looks at the devices of a machine and changes nothing.
+func adopt(bus *pci.PCI) (*own, error) {
+	if bus == nil {
+		return nil, &LayoutError{Type: "machine.Machine", Field: "pci", Want: "*pci.PCI", Have: "nil"}
+	}
+	o := &own{}
+	for i, d := range bus.Devices {
+		switch d := d.(type) {
+		case *virtio.Net:
+			if o.nic != nil {
+				return nil, fmt.Errorf("gokvmhost: two network cards, at the same ports")
+			}
+			p, err := nicPartsOf(d)
+			if err != nil {
+				return nil, err
+			}
+			o.nic, o.slots = &p, append(o.slots, slotNIC)
+		case *virtio.Blk:
+			if o.disk != nil {
+				return nil, fmt.Errorf("gokvmhost: two disks, at the same ports")
+			}
+			p, err := diskPartsOf(d)
+			if err != nil {
+				return nil, err
+			}
+			o.disk, o.slots = &p, append(o.slots, slotDisk)
+		default:
+			if i != 0 {
+				return nil, &LayoutError{Type: "pci.PCI", Field: fmt.Sprintf("Devices[%d]", i), Want: "*virtio.Net or *virtio.Blk", Have: fmt.Sprintf("%T", d)}
+			}
+			o.slots = append(o.slots, slotBridge)
+		}
+	}
+	return o, nil
+}
+
+// plan says what each slot is for, whether there is such a device or not: what the
+// machine has stays where it is, and of what it does not have, the network card is
+// the first.
+func (o *own) plan() []slotKind {
+	plan := slices.Clone(o.slots)
+	for _, kind := range []slotKind{slotNIC, slotDisk} {
+		if !slices.Contains(plan, kind) {
+			plan = append(plan, kind)
+		}
+	}
+	return plan
+}
+
+// quiet puts gokvm's device goroutines to rest for good, and says so in the devices
+// themselves: to do it again does nothing. No vCPU may run in gokvm's loop.
+func (o *own) quiet() {
+	if d := o.disk; d != nil {
+		closeOnce(d.kick)
+	}
+	if n := o.nic; n != nil {
+		signal.Stop(n.rxKick)
+		closeOnce(n.txKick)
+		closeOnce(n.rxKick)
+	}
+}
+
+// closeOnce closes a channel to which nobody sends any more, unless it is closed.
+func closeOnce[T any](c chan T) {
+	select {
+	case _, ok := <-c:
+		if !ok {
+			return
+		}
+	default:
+	}
+	close(c)
+}
+
+// fileDisk is a disk in the file that was given to AddDisk.
+type fileDisk struct {
+	*os.File
+	size int64
+}
+
+func newFileDisk(f *os.File) (Disk, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return nil, fmt.Errorf("gokvmhost: %w", err)
+	}
+	return &fileDisk{f, info.Size()}, nil
+}
+
+// Size implements Disk.
+func (d *fileDisk) Size() int64 { return d.size }

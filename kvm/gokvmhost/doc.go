@@ -1,0 +1,57 @@
+// Package gokvmhost protects a virtual machine of gokvm's
+// (github.com/bobuhiro11/gokvm/machine): it gives a machine.Machine what a COLO
+// session asks of a host, without a change to gokvm. linux/amd64; elsewhere it
+// compiles and everything fails with an error that wraps errors.ErrUnsupported.
+//
+// A host makes a machine (New), loads a guest (LoadLinux, with the ACPI tables that
+// gokvm lacks), and attaches it:
+//
+//	m, err := gokvmhost.New(gokvmhost.MachineConfig{VCPUs: 2, Memory: 512 << 20})
+//	err = gokvmhost.LoadLinux(m, kernel, initrd, "console=ttyS0 root=/dev/vda")
+//	h, err := gokvmhost.Attach(m, gokvmhost.Config{Console: os.Stdout, Disk: disk, Uplink: uplink})
+//	err = h.Register(registry)
+//	go h.Run(ctx)
+//	err = h.Resume(ctx)
+//
+// A Host is a colo.VM, its VM's dirty log a ram.DirtyLog, its memory one ram.Block.
+// Frames for the guest go to ReceivePacket, input for its console to Input. On the
+// secondary there is nothing to load.
+//
+// # What is gokvm's and what is not
+//
+// gokvm makes the VM, its vCPUs and its memory, and loads the kernel. Devices that
+// the host has added to it with AddDevice answer at their ports, one access at a
+// time. The run loop is that of package kvm, so that a pause completes what an exit
+// has begun; and the devices of a PC that matter to a guest's state are this
+// package's own, where a guest of gokvm's expects them:
+//
+//	COM1, interrupt 4                 gokvm/serial
+//	PCI configuration                 gokvm/pci
+//	00:01.0 virtio NIC, interrupt 9   gokvm/virtio-net
+//	00:02.0 virtio disk, interrupt 10 gokvm/virtio-blk
+//	CMOS                              gokvm/cmos
+//	ACPI power block, interrupt 11    gokvm/pm
+//
+// Each is a vmstate device, version 1, of the name on the right. They take nothing
+// on trust, neither from the guest nor from the stream; they tell the dirty log of
+// what they write; and they stand still while the guest is paused. A port that
+// nobody has reads as all ones.
+//
+// # How it gets there
+//
+// Some of what is needed gokvm does not export. It is found by name and type with
+// package reflect, and a gokvm that has it otherwise gives a LayoutError before
+// anything was changed. Where a gokvm has methods for it (VMFd, Mem), those are
+// used.
+//
+// # Pausing
+//
+// Pause stops the vCPUs, then waits for the devices to complete what they have
+// begun: a request of the disk that the backend holds back keeps it waiting, as long
+// as its context allows. Requests that were not begun stay in the guest's rings,
+// which are in its memory; frames that wait for the guest are in the NIC's section.
+//
+// The guest's clocks do not stop with it. What it has read of them does not step
+// back: its TSC and kvmclock are those of package kvm, and the ACPI timer goes on
+// from where it was. The clock in CMOS is the host's.
+package gokvmhost

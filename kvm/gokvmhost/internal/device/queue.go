@@ -1,0 +1,199 @@
+package device
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// QueueSize is the number of descriptors of every queue. A legacy driver takes
+// what it is given.
+const QueueSize = 256
+
+// A legacy virtqueue is one piece of memory: descriptors, the ring in which the
+// driver makes chains of them available, and on the next page the ring in which
+// the device returns them. (Virtio 1.1, sections 2.6.2 and 2.6.5 to 2.6.8.)
+const (
+	queueAlign = 4096
+	availAt    = QueueSize * 16
+	usedAt     = (availAt + 6 + 2*QueueSize + queueAlign - 1) / queueAlign * queueAlign
+	queueBytes = usedAt + 6 + 8*QueueSize
+
+	descNext     = 1 // flags of a descriptor
+	descWrite    = 2
+	descIndirect = 4
+
+	availNoInterrupt = 1 // flag of the available ring
+)
+
+// queue is the device's end of a virtqueue. The fields up to broken are its state.
+type queue struct {
+	pfn    uint32 // page of the queue; 0: not set up
+	last   uint16 // next entry of the available ring
+	used   uint16 // next entry of the used ring
+	broken bool   // the driver broke the rules: nothing is done until a reset
+
+	mem      *Memory
+	segments [QueueSize]segment // of the chain that was peeked at
+}
+
+// segment is a piece of memory that a descriptor names.
+type segment struct {
+	addr uint64
+	n    uint32
+}
+
+// chain is what the driver made available as one: out is what the device reads,
+// in is what it writes. It is valid until the next peek.
+type chain struct {
+	head    uint16
+	out, in []segment
+}
+
+// queueError says how a driver broke the rules.
+type queueError struct{ what string }
+
+func (e *queueError) Error() string { return "virtqueue: " + e.what }
+
+// setup makes the queue empty, at a page; 0 switches it off.
+func (q *queue) setup(pfn uint32) {
+	q.pfn, q.last, q.used, q.broken = pfn, 0, 0, false
+	if pfn != 0 && !q.fits() {
+		q.broken = true
+	}
+}
+
+func (q *queue) base() uint64 { return uint64(q.pfn) * queueAlign }
+func (q *queue) fits() bool   { return q.mem.has(q.base(), queueBytes) }
+
+// usable reports whether the rings may be looked at.
+func (q *queue) usable() bool { return q.pfn != 0 && !q.broken }
+
+// peek returns the next available chain and leaves it there. ok is false if there
+// is none. An error breaks the queue.
+func (q *queue) peek() (c chain, ok bool, err error) {
+	if !q.usable() {
+		return chain{}, false, nil
+	}
+	avail := q.base() + availAt
+	n := uint16(q.mem.load(avail)>>16) - q.last
+	if n == 0 {
+		return chain{}, false, nil
+	}
+	if n > QueueSize {
+		return chain{}, false, q.fail("the available index is ahead by %d", n)
+	}
+	c.head = q.mem.uint16(avail + 4 + 2*uint64(q.last%QueueSize))
+	outs, total := 0, uint64(0)
+	i, d := 0, c.head
+	for {
+		if d >= QueueSize {
+			return chain{}, false, q.fail("descriptor %d", d)
+		}
+		if i == QueueSize {
+			return chain{}, false, q.fail("a chain that does not end")
+		}
+		raw := q.mem.bytes(q.base()+16*uint64(d), 16)
+		s := segment{binary.LittleEndian.Uint64(raw), binary.LittleEndian.Uint32(raw[8:])}
+		flags, next := binary.LittleEndian.Uint16(raw[12:]), binary.LittleEndian.Uint16(raw[14:])
+		switch {
+		case flags&descIndirect != 0:
+			return chain{}, false, q.fail("an indirect descriptor")
+		case !q.mem.has(s.addr, uint64(s.n)):
+			return chain{}, false, q.fail("%d bytes at %#x", s.n, s.addr)
+		case flags&descWrite != 0:
+		case outs < i:
+			return chain{}, false, q.fail("a part to read behind one to write")
+		default:
+			outs++
+		}
+		q.segments[i] = s
+		i++
+		if total += uint64(s.n); total > 1<<32-1 {
+			return chain{}, false, q.fail("a chain of %d bytes", total)
+		}
+		if flags&descNext == 0 {
+			break
+		}
+		d = next
+	}
+	c.out, c.in = q.segments[:outs], q.segments[outs:i]
+	return c, true, nil
+}
+
+func (q *queue) fail(format string, args ...any) error {
+	q.broken = true
+	return &queueError{fmt.Sprintf(format, args...)}
+}
+
+// pop takes the chain that was peeked at.
+func (q *queue) pop() { q.last++ }
+
+// push returns a chain with n bytes written. The index comes last: from then on
+// the driver may look.
+func (q *queue) push(head uint16, n uint32) {
+	used := q.base() + usedAt
+	var e [8]byte
+	binary.LittleEndian.PutUint32(e[:], uint32(head))
+	binary.LittleEndian.PutUint32(e[4:], n)
+	q.mem.write(used+4+8*uint64(q.used%QueueSize), e[:])
+	q.used++
+	q.mem.store(used, uint32(q.used)<<16)
+}
+
+// interrupts reports whether the driver wants to be told of what was pushed. It is
+// asked after the push, whose store is a barrier.
+func (q *queue) interrupts() bool {
+	return q.usable() && q.mem.load(q.base()+availAt)&availNoInterrupt == 0
+}
+
+// vmstate names the fields of a queue that is not at work, for a stream.
+func (q *queue) vmstate(f *vmstate.Fields) {
+	f.Uint32("pfn", &q.pfn)
+	f.Uint16("last_avail_idx", &q.last)
+	f.Uint16("used_idx", &q.used)
+	f.Bool("broken", &q.broken)
+	f.Check("queue in memory", q.pfn == 0 || q.broken || q.fits())
+}
+
+// size returns how many bytes segments have.
+func size(list []segment) (n uint64) {
+	for _, s := range list {
+		n += uint64(s.n)
+	}
+	return n
+}
+
+// gather copies from segments, from byte off on, and returns how many bytes p took.
+func (m *Memory) gather(p []byte, list []segment, off uint64) (n int) {
+	for _, s := range list {
+		if off >= uint64(s.n) {
+			off -= uint64(s.n)
+			continue
+		}
+		n += copy(p[n:], m.bytes(s.addr+off, uint64(s.n)-off))
+		if off = 0; n == len(p) {
+			break
+		}
+	}
+	return n
+}
+
+// scatter copies to segments, from byte off on, and returns how many bytes of p
+// went.
+func (m *Memory) scatter(p []byte, list []segment, off uint64) (n int) {
+	for _, s := range list {
+		if off >= uint64(s.n) {
+			off -= uint64(s.n)
+			continue
+		}
+		k := min(uint64(s.n)-off, uint64(len(p)-n))
+		m.write(s.addr+off, p[n:n+int(k)])
+		n += int(k)
+		if off = 0; n == len(p) {
+			break
+		}
+	}
+	return n
+}

@@ -1,0 +1,242 @@
+package device
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"sync"
+
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// Registers of a legacy virtio PCI device without MSI-X; behind them is the
+// device's own configuration. (Virtio 1.1, section 4.1.4.8.)
+const (
+	regOffered  = 0  // 32 bits
+	regFeatures = 4  // 32 bits
+	regPFN      = 8  // 32 bits, of the selected queue
+	regSize     = 12 // 16 bits, of the selected queue
+	regSelect   = 14 // 16 bits
+	regNotify   = 16 // 16 bits
+	regStatus   = 18
+	regISR      = 19
+	regConfig   = 20
+)
+
+// VirtioPorts is the number of ports of a virtio device.
+const VirtioPorts = 0x100
+
+const isrQueue = 1
+
+// virtio is what legacy virtio devices have in common. mu guards all of it, except
+// that a device works on a chain without it while busy is set: what would take the
+// rings away from under it waits.
+type virtio struct {
+	mu      sync.Mutex
+	idle    sync.Cond // busy became false
+	busy    bool
+	irq     irq
+	mem     *Memory
+	log     *slog.Logger
+	offered uint32
+	config  []byte
+	wire    []byte      // config as it was loaded
+	notify  func(q int) // called without mu
+
+	virtioState
+	saved virtioState
+}
+
+// virtioState is the state that all of them have.
+type virtioState struct {
+	features uint32
+	selected uint16
+	status   uint8
+	isr      uint8
+	queues   []queue
+}
+
+func (v *virtio) init(queues int, offered uint32, config []byte, mem *Memory, line Line, log *slog.Logger) {
+	v.offered, v.config, v.wire = offered, config, make([]byte, len(config))
+	v.idle.L = &v.mu
+	v.irq.line = line
+	v.mem, v.log = mem, logOr(log)
+	for _, s := range []*virtioState{&v.virtioState, &v.saved} {
+		s.queues = make([]queue, queues)
+		for i := range s.queues {
+			s.queues[i].mem = mem
+		}
+	}
+}
+
+// In implements Ports.
+func (v *virtio) In(off uint16, p []byte) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	var reg [regConfig]byte
+	put(reg[regOffered:][:4], v.offered)
+	put(reg[regFeatures:][:4], v.features)
+	if int(v.selected) < len(v.queues) {
+		put(reg[regPFN:][:4], v.queues[v.selected].pfn)
+		put(reg[regSize:][:2], QueueSize)
+	}
+	put(reg[regSelect:][:2], uint32(v.selected))
+	reg[regStatus], reg[regISR] = v.status, v.isr
+	for i := range p {
+		switch at := int(off) + i; {
+		case at < regConfig:
+			if p[i] = reg[at]; at == regISR { // reading acknowledges
+				v.isr = 0
+				v.irq.set(false)
+			}
+		case at-regConfig < len(v.config):
+			p[i] = v.config[at-regConfig]
+		default:
+			p[i] = 0
+		}
+	}
+}
+
+// Out implements Ports. Registers are written as wide as they are; anything else
+// is ignored.
+func (v *virtio) Out(off uint16, p []byte) error {
+	v.mu.Lock()
+	x := value(p)
+	switch {
+	case off == regFeatures && len(p) == 4:
+		v.features = x & v.offered
+	case off == regPFN && len(p) == 4:
+		v.wait()
+		if int(v.selected) < len(v.queues) {
+			v.queues[v.selected].setup(x)
+		}
+	case off == regSelect && len(p) == 2:
+		v.selected = uint16(x)
+	case off == regNotify && len(p) == 2:
+		v.mu.Unlock()
+		if int(x) < len(v.queues) {
+			v.notify(int(x))
+		}
+		return nil
+	case off == regStatus && len(p) == 1:
+		if v.status = uint8(x); x == 0 {
+			v.reset()
+		}
+	}
+	v.mu.Unlock()
+	return nil
+}
+
+// wait returns when the device works on no chain. mu is held, not while waiting.
+func (v *virtio) wait() {
+	for v.busy {
+		v.idle.Wait()
+	}
+}
+
+// reset is what a driver does first. When it returns, the device does not touch
+// the rings any more. mu is held.
+func (v *virtio) reset() {
+	v.wait()
+	v.features, v.selected, v.status, v.isr = 0, 0, 0, 0
+	for i := range v.queues {
+		v.queues[i].setup(0)
+	}
+	v.irq.set(false)
+}
+
+// release ends work on a chain. mu is held.
+func (v *virtio) release() {
+	v.busy = false
+	v.idle.Broadcast()
+}
+
+// peek is queue.peek, with a word to the log about a ring that is broken. mu is
+// held.
+func (v *virtio) peek(q int) (chain, bool) {
+	c, ok, err := v.queues[q].peek()
+	if err != nil {
+		v.log.Warn("the guest broke the rules of a virtqueue, which is left alone until it resets the device", "queue", q, "err", err)
+	}
+	return c, ok
+}
+
+// interrupt tells the driver of what was pushed. mu is held.
+func (v *virtio) interrupt(q int) {
+	if v.queues[q].interrupts() {
+		v.isr |= isrQueue
+		v.irq.set(true)
+	}
+}
+
+// Save implements State.
+func (v *virtio) Save() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.copyState(&v.saved, &v.virtioState)
+}
+
+// Apply implements State.
+func (v *virtio) Apply() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.copyState(&v.virtioState, &v.saved)
+	v.irq.force(v.isr != 0)
+}
+
+func (v *virtio) copyState(to, from *virtioState) {
+	queues := to.queues
+	for i := range queues {
+		q, o := &queues[i], &from.queues[i]
+		q.pfn, q.last, q.used, q.broken = o.pfn, o.last, o.used, o.broken
+	}
+	*to = *from
+	to.queues = queues
+}
+
+// fields names the fields that all of them have.
+func (v *virtio) fields(f *vmstate.Fields) {
+	s := &v.saved
+	if !f.Loading() {
+		copy(v.wire, v.config)
+	}
+	f.Uint32Equal("offered", v.offered)
+	f.Bytes("config", v.wire)
+	f.Check("the same configuration", bytes.Equal(v.wire, v.config))
+	f.Uint32("features", &s.features)
+	f.Check("features offered", s.features&^v.offered == 0)
+	f.Uint16("queue_sel", &s.selected)
+	f.Uint8("status", &s.status)
+	f.Uint8("isr", &s.isr)
+	f.StructArray("queues", "virtqueue", 1, len(s.queues), func(i int, f *vmstate.Fields) { s.queues[i].vmstate(f) })
+}
+
+// worker is a goroutine that a device's driver wakes.
+type worker chan struct{}
+
+func (w worker) kick() {
+	select {
+	case w <- struct{}{}:
+	default:
+	}
+}
+
+// run calls step inside the gate whenever the worker is kicked, as long as it
+// returns true, until ctx ends.
+func (w worker) run(ctx context.Context, gate *Gate, step func() (more bool)) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w:
+		}
+		for more := true; more; {
+			if !gate.Enter(ctx) {
+				w.kick() // whoever runs next
+				return
+			}
+			more = step()
+			gate.Leave()
+		}
+	}
+}

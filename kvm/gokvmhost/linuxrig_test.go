@@ -1,0 +1,384 @@
+//go:build linux && amd64
+
+package gokvmhost_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/bits"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/kvm/gokvmhost"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// linuxEnv names a directory with a kernel (vmlinuz) and those of guestModules that
+// it does not have built in. The guest's userland is this test binary, which must
+// be static (CGO_ENABLED=0).
+const linuxEnv = "LOCKSTEP_LINUX"
+
+const linuxMemory = 192 << 20
+
+// linuxKinds are the ways in which a guest sees its interrupts and timers.
+var linuxKinds = []struct {
+	name, cmdline string
+	vcpus         int
+}{
+	{"PIC and PIT", "acpi=off", 1},
+	{"ACPI, 1 vCPU", "", 1},
+	{"ACPI, 2 vCPUs", "", 2},
+}
+
+// linux is a Linux guest: what it has, wherever it runs.
+type linux struct {
+	t       *testing.T
+	vcpus   int
+	disk    *memDisk
+	console *lines
+	initrd  []byte
+	dir     string
+	cmdline string
+	what    string // where in the test
+}
+
+// lines is a console: whole lines that the guest has written.
+type lines struct {
+	mu   sync.Mutex
+	list []string
+	part []byte
+	news chan struct{}
+}
+
+// Write implements io.Writer.
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, c := range p {
+		switch c {
+		case '\r':
+		case '\n':
+			l.list = append(l.list, string(l.part))
+			l.part = l.part[:0]
+		default:
+			l.part = append(l.part, c)
+		}
+	}
+	select {
+	case l.news <- struct{}{}:
+	default:
+	}
+	return len(p), nil
+}
+
+// mark returns how much there is, and cut takes back what came after.
+func (l *lines) mark() (n int, part string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.list), string(l.part)
+}
+
+func (l *lines) cut(n int, part string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.list, l.part = l.list[:n], append(l.part[:0], part...)
+}
+
+// last returns the number that the last line of that kind has.
+func (l *lines) last(kind string) (n uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range slices.Backward(l.list) {
+		if k, err := fmt.Sscanf(s, kind+" %d", &n); k == 1 && err == nil {
+			return n
+		}
+	}
+	return 0
+}
+
+// has reports whether there is such a line.
+func (l *lines) has(line string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Contains(l.list, line)
+}
+
+func newLinux(t *testing.T, vcpus int, cmdline string) *linux {
+	t.Helper()
+	dir := os.Getenv(linuxEnv)
+	if dir == "" {
+		t.Skipf("%s names no directory with a kernel", linuxEnv)
+	}
+	return &linux{
+		t: t, vcpus: vcpus, dir: dir,
+		disk:    &memDisk{data: make([]byte, diskBlocks*diskBlock)},
+		console: &lines{news: make(chan struct{}, 1)},
+		initrd:  linuxInitrd(t, dir),
+		cmdline: "console=ttyS0 quiet panic=-1 rdinit=/init " + guestEnv + "=1 " + cmdline,
+	}
+}
+
+// linuxInitrd is a cpio archive with this binary as init, and the modules.
+func linuxInitrd(t *testing.T, dir string) []byte {
+	t.Helper()
+	self, err := os.Executable()
+	must(t, err)
+	binary, err := os.ReadFile(self)
+	must(t, err)
+	var b bytes.Buffer
+	entry := func(name string, mode, major, minor int, data []byte) {
+		fmt.Fprintf(&b, "070701%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%08x%s\x00",
+			b.Len(), mode, 0, 0, 1, 0, len(data), 0, 0, major, minor, len(name)+1, 0, name)
+		pad := func() {
+			for b.Len()%4 != 0 {
+				b.WriteByte(0)
+			}
+		}
+		pad()
+		b.Write(data)
+		pad()
+	}
+	entry("dev", 0o40755, 0, 0, nil)
+	entry("dev/console", 0o20600, 5, 1, nil)
+	entry("modules", 0o40755, 0, 0, nil)
+	entry("init", 0o100755, 0, 0, binary)
+	for _, name := range guestModules {
+		if data, err := os.ReadFile(filepath.Join(dir, name)); err == nil {
+			entry("modules/"+name, 0o100644, 0, 0, data)
+		}
+	}
+	entry("TRAILER!!!", 0, 0, 0, nil)
+	return b.Bytes()
+}
+
+// place is a machine in which the guest can run.
+type place struct {
+	*gokvmhost.Host
+	machine *gokvmhost.Machine
+	t       *testing.T
+	reg     vmstate.Registry
+	mem     []byte
+	stale   []uint64 // pages in which it differs from the guest's memory elsewhere
+	stop    context.CancelFunc
+	done    chan error
+}
+
+// echo is the network: what the guest sends comes back.
+type echo struct{ host **gokvmhost.Host }
+
+func (e echo) WritePacket(frame []byte) error {
+	if len(frame) == frameLength && binary.BigEndian.Uint16(frame[12:]) == guestFrame {
+		(*e.host).ReceivePacket(frame)
+	}
+	return nil
+}
+
+func (echo) Room() <-chan struct{} { return nil }
+
+// newPlace returns a machine without anything in it.
+func (l *linux) newPlace() *place {
+	l.t.Helper()
+	m := newMachine(l.t, gokvmhost.MachineConfig{VCPUs: l.vcpus, Memory: linuxMemory})
+	p := &place{t: l.t, machine: m}
+	var err error
+	p.Host, err = gokvmhost.Attach(m, gokvmhost.Config{
+		Console: l.console, Disk: l.disk, Uplink: echo{&p.Host}, MAC: [6]byte{2, 0, 0, 0, 0, 1},
+		Log: slog.New(slog.NewTextHandler(os.Stdout, nil)),
+	})
+	must(l.t, err)
+	l.t.Cleanup(func() {
+		p.halt()
+		must(l.t, p.Close())
+	})
+	must(l.t, p.Register(&p.reg))
+	p.mem = p.Blocks()[0].Host
+	p.stale = make([]uint64, len(p.mem)/kvm.PageSize/64)
+	return p
+}
+
+// boot returns a machine whose guest has begun with all of its jobs, and runs.
+func (l *linux) boot() *place {
+	l.t.Helper()
+	p := l.newPlace()
+	kernel, err := os.Open(filepath.Join(l.dir, "vmlinuz"))
+	must(l.t, err)
+	defer kernel.Close()
+	must(l.t, gokvmhost.LoadLinux(p.machine, kernel, bytes.NewReader(l.initrd), l.cmdline))
+	begun := time.Now()
+	p.run()
+	must(l.t, p.Resume(l.t.Context()))
+	l.await(p, "boot", func() bool {
+		return l.console.last("job") > 2 && l.console.last("disk") > 2 && l.console.last("frame") > 2
+	})
+	l.t.Logf("booted in %v", time.Since(begun).Round(time.Millisecond))
+	if l.vcpus > 1 && !l.console.has(fmt.Sprintf("guest: %d CPUs", l.vcpus)) {
+		l.fail("the guest has not found its CPUs")
+	}
+	return p
+}
+
+func (p *place) run() {
+	ctx, cancel := context.WithCancel(context.Background())
+	p.stop, p.done = cancel, make(chan error, 1)
+	go func() { p.done <- p.Run(ctx) }()
+}
+
+// halt ends Run; all that the guest has said is then on the console.
+func (p *place) halt() {
+	if p.stop == nil {
+		return
+	}
+	p.stop()
+	if err := <-p.done; !errors.Is(err, context.Canceled) {
+		p.t.Error("Run:", err)
+	}
+	p.stop = nil
+}
+
+// save returns the device state of the paused guest.
+func (p *place) save() []byte {
+	p.t.Helper()
+	var b bytes.Buffer
+	w := qemufile.NewWriter(&b)
+	must(p.t, p.reg.SaveDevices(w))
+	vmstate.PutEOF(w)
+	must(p.t, w.Flush())
+	return b.Bytes()
+}
+
+func (p *place) load(state []byte) {
+	p.t.Helper()
+	p.reg.NewSession()
+	must(p.t, p.reg.LoadDevices(state, nil))
+	must(p.t, p.reg.Commit())
+}
+
+// await waits until the guest has said something, or n more rounds of it.
+func (l *linux) await(p *place, what string, done func() bool) {
+	l.t.Helper()
+	deadline := time.After(5 * time.Minute)
+	for !done() {
+		select {
+		case err := <-p.done:
+			p.done <- err
+			for _, v := range p.VM().VCPUs() {
+				r, _ := v.Regs()
+				s, _ := v.Sregs()
+				l.t.Logf("vCPU %d: RIP %#x RSP %#x RFLAGS %#x CR0 %#x CR2 %#x CR3 %#x CR4 %#x EFER %#x", v.Index(), r.RIP, r.RSP, r.RFLAGS, s.CR0, s.CR2, s.CR3, s.CR4, s.EFER)
+			}
+			l.fail("Run has ended: " + fmt.Sprint(err))
+		case <-l.console.news:
+		case <-deadline:
+			l.fail("the guest hangs: " + what)
+		}
+	}
+}
+
+func (l *linux) fail(why string) {
+	l.t.Helper()
+	l.console.mu.Lock()
+	tail := l.console.list[max(0, len(l.console.list)-60):]
+	l.console.mu.Unlock()
+	l.t.Fatalf("%s: %s\nthe guest's console:\n%s", l.what, why, strings.Join(tail, "\n"))
+}
+
+// goOn lets the guest run until it has done more of each of its jobs.
+func (l *linux) goOn(p *place) {
+	l.t.Helper()
+	job, disk, frame := l.console.last("job"), l.console.last("disk"), l.console.last("frame")
+	p.run()
+	must(l.t, p.Resume(l.t.Context()))
+	l.await(p, "going on", func() bool {
+		return l.console.last("job") > job+1 && l.console.last("disk") > disk && l.console.last("frame") > frame
+	})
+	must(l.t, p.Pause(l.t.Context()))
+	p.halt()
+}
+
+// check compares all that the guest's computation has said with the same
+// computation here, and looks for complaints.
+func (l *linux) check() {
+	l.t.Helper()
+	l.console.mu.Lock()
+	list := slices.Clone(l.console.list)
+	l.console.mu.Unlock()
+	model, rounds := newGuestJob(), 0
+	next := map[string]uint64{"disk": 1, "frame": 1}
+	for _, s := range list {
+		kind, rest, _ := strings.Cut(s, " ")
+		switch {
+		case kind == "job":
+			if want := model.round(); s != want {
+				l.fail(fmt.Sprintf("the guest says %q, it should be %q", s, want))
+			}
+			rounds++
+		case next[kind] > 0:
+			var n uint64
+			if fmt.Sscan(rest, &n); n != next[kind] {
+				l.fail(fmt.Sprintf("the guest says %q after %d", s, next[kind]-1))
+			}
+			next[kind]++
+		case strings.Contains(s, "BUG"), strings.Contains(s, "Oops"), strings.Contains(s, "panic"), strings.Contains(s, "rcu:"),
+			strings.Contains(s, "soft lockup"), strings.Contains(s, "guest: disk"), strings.Contains(s, "guest: network"), strings.Contains(s, "nobody cared"):
+			l.fail("the guest complains: " + s)
+		}
+	}
+	l.t.Logf("%d rounds, %d blocks, %d frames", rounds, next["disk"]-1, next["frame"]-1)
+}
+
+// take reads the dirty log of a paused guest: those pages of shadow become the
+// guest's, and are stale in the other places.
+func (p *place) take(shadow []byte, others ...*place) (pages int) {
+	p.t.Helper()
+	dirty := make([]uint64, len(p.stale))
+	must(p.t, p.VM().ReadDirty(kvm.RAMBlock, dirty))
+	pages = copyPages(shadow, p.mem, dirty)
+	for _, o := range others {
+		for i, w := range dirty {
+			o.stale[i] |= w
+		}
+	}
+	if !bytes.Equal(shadow, p.mem) {
+		p.t.Fatal("a copy that follows the dirty log is not the guest's memory")
+	}
+	return pages
+}
+
+// put brings the stale pages of a place up to shadow.
+func (p *place) put(shadow []byte) {
+	p.t.Helper()
+	copyPages(p.mem, shadow, p.stale)
+	clear(p.stale)
+	if !bytes.Equal(shadow, p.mem) {
+		p.t.Fatal("the memory of the next generation is not that of the last")
+	}
+}
+
+func copyPages(to, from []byte, bitmap []uint64) (n int) {
+	for i, w := range bitmap {
+		for ; w != 0; w &= w - 1 {
+			at := (i*64 + bits.TrailingZeros64(w)) * kvm.PageSize
+			copy(to[at:at+kvm.PageSize], from[at:])
+			n++
+		}
+	}
+	return n
+}
+
+func all(bitmap []uint64) []uint64 {
+	for i := range bitmap {
+		bitmap[i] = ^uint64(0)
+	}
+	return bitmap
+}

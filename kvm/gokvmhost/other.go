@@ -1,0 +1,71 @@
+//go:build !linux || !amd64
+
+package gokvmhost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+
+	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// errPlatform wraps errors.ErrUnsupported. It is what everything here returns.
+var errPlatform = fmt.Errorf("gokvmhost: %s/%s: %w", runtime.GOOS, runtime.GOARCH, errors.ErrUnsupported)
+
+// Machine stands for gokvm's machine.Machine, which does not exist on this
+// platform.
+type Machine struct{ _ int }
+
+// Host is a machine of gokvm's with what it takes to protect it. There is none
+// on this platform.
+type Host struct{ _ int }
+
+// Stats counts what is rare.
+type Stats struct{ UnknownPorts, UnknownMemory, DroppedFrames uint64 }
+
+// New fails with an error that wraps errors.ErrUnsupported.
+func New(MachineConfig) (*Machine, error) { return nil, errPlatform }
+
+// CloseMachine fails with an error that wraps errors.ErrUnsupported.
+func CloseMachine(m *Machine) error { return errPlatform }
+
+// LoadLinux fails with an error that wraps errors.ErrUnsupported.
+func LoadLinux(m *Machine, kernel, initrd io.ReaderAt, cmdline string) error { return errPlatform }
+
+// Attach fails with an error that wraps errors.ErrUnsupported.
+func Attach(m *Machine, cfg Config) (*Host, error) { return nil, errPlatform }
+
+// Run fails with an error that wraps errors.ErrUnsupported.
+func (h *Host) Run(ctx context.Context) error { return errPlatform }
+
+// Pause fails with an error that wraps errors.ErrUnsupported.
+func (h *Host) Pause(ctx context.Context) error { return errPlatform }
+
+// Resume fails with an error that wraps errors.ErrUnsupported.
+func (h *Host) Resume(ctx context.Context) error { return errPlatform }
+
+// Register fails with an error that wraps errors.ErrUnsupported.
+func (h *Host) Register(reg *vmstate.Registry) error { return errPlatform }
+
+// Blocks returns nil.
+func (h *Host) Blocks() []ram.Block { return nil }
+
+// VM returns nil.
+func (h *Host) VM() *kvm.VM { return nil }
+
+// ReceivePacket fails with an error that wraps errors.ErrUnsupported.
+func (h *Host) ReceivePacket(frame []byte) error { return errPlatform }
+
+// Input fails with an error that wraps errors.ErrUnsupported.
+func (h *Host) Input(p []byte) (int, error) { return 0, errPlatform }
+
+// Stats returns the zero value.
+func (h *Host) Stats() Stats { return Stats{} }
+
+// Close does nothing.
+func (h *Host) Close() error { return nil }

@@ -1,0 +1,58 @@
+//go:build linux && amd64
+
+package gokvmhost
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/kvm"
+)
+
+// A write that replication holds keeps a pause waiting, but not for longer than its
+// context, and the guest is then not paused.
+func TestAPauseWaitsForABusyDeviceAsLongAsItMay(t *testing.T) {
+	if err := kvm.Probe(); err != nil {
+		require.Missing(t, require.KVM, err)
+	}
+	m, err := New(MachineConfig{Memory: 32 << 20})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer CloseMachine(m)
+	h, err := Attach(m, Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	background := context.Background()
+	if err := h.Resume(background); err != nil {
+		t.Fatal(err)
+	}
+	if !h.gate.Enter(background) {
+		t.Fatal("a guest that runs keeps its devices out")
+	}
+	ctx, cancel := context.WithCancel(background)
+	stopped := make(chan error)
+	go func() { stopped <- h.Pause(ctx) }()
+	for h.gate.TryEnter() { // until Pause has closed it
+		h.gate.Leave()
+	}
+	cancel()
+	if err := <-stopped; !errors.Is(err, context.Canceled) {
+		t.Error("Pause:", err)
+	}
+	if h.paused.Load() || !h.gate.TryEnter() {
+		t.Error("the guest is stuck half way")
+	}
+	h.gate.Leave()
+	h.gate.Leave()
+	if err := h.Pause(background); err != nil {
+		t.Error(err)
+	}
+	if h.gate.TryEnter() {
+		t.Error("a paused guest's devices work")
+	}
+}

@@ -1,0 +1,203 @@
+//go:build linux && amd64
+
+package gokvmhost
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/kvm/gokvmhost/internal/device"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// Run runs the vCPUs and the devices until ctx ends, the guest switches itself off
+// (ErrPowerOff) or asks for a reset (ErrReset), or something fails, and returns
+// which of them. All that it started has ended then; a disk or a console that
+// blocks keeps it. While the Host is paused the vCPUs wait.
+//
+// It is called once at a time, and may be called again: a guest that has reset
+// itself can be rolled back to an earlier state, and run on from there.
+func (h *Host) Run(ctx context.Context) error {
+	ctx, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	if err := h.begin(stop); err != nil {
+		return err
+	}
+	defer h.end()
+	var vcpus, devices sync.WaitGroup
+	for _, v := range h.vm.VCPUs() {
+		vcpus.Go(func() {
+			stop(v.Run(ctx, v.Dispatch(kvm.Handler{
+				IO:       h.bus.io,
+				MMIO:     h.bus.mmio,
+				Shutdown: func() error { return fmt.Errorf("%w: triple fault of vCPU %d", ErrReset, v.Index()) },
+			})))
+		})
+	}
+	// The devices end after the vCPUs: the guest's last words are on the console.
+	working, rest := context.WithCancel(context.WithoutCancel(ctx))
+	defer rest()
+	devices.Go(func() { h.console.Work(working, h.gate, h.serial) })
+	if h.disk != nil {
+		h.disk.Kick() // for what a Run before this one did not begin with
+		devices.Go(func() { h.disk.Work(working, h.gate) })
+	}
+	if h.nic != nil {
+		h.nic.KickTransmit()
+		devices.Go(func() { h.nic.Work(working, h.gate) })
+	}
+	if h.tap != nil {
+		devices.Go(func() {
+			if err := h.tap.receive(working, h.ReceivePacket); working.Err() == nil {
+				stop(err)
+			}
+		})
+	}
+	vcpus.Wait()
+	rest()
+	devices.Wait()
+	return context.Cause(ctx)
+}
+
+func (h *Host) begin(stop context.CancelCauseFunc) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	switch {
+	case h.closed.Load():
+		return ErrClosed
+	case h.broken != nil:
+		return h.broken
+	case h.running:
+		return ErrRunning
+	}
+	h.running, h.fail = true, stop
+	return nil
+}
+
+func (h *Host) end() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.running, h.fail = false, nil
+}
+
+// Pause stops the vCPUs, with no exit pending, then waits until the devices have
+// completed what they had begun: the disk's request, the frame being sent. When it
+// returns nil, nothing writes the guest's memory or moves its interrupt lines until
+// Resume. If ctx ends first, the guest goes on and the context's error is returned.
+// Pausing a paused Host is no error.
+func (h *Host) Pause(ctx context.Context) error {
+	if err := h.take(ctx); err != nil {
+		return fmt.Errorf("gokvmhost: pause: %w", err)
+	}
+	defer h.give()
+	if h.paused.Load() {
+		return nil
+	}
+	if err := h.vm.Pause(ctx); err != nil {
+		return err
+	}
+	if err := h.gate.Close(ctx); err != nil {
+		h.open()
+		h.vm.Resume(ctx)
+		return fmt.Errorf("gokvmhost: pause: %w", err)
+	}
+	h.paused.Store(true)
+	return nil
+}
+
+// Resume lets the guest and its devices go on. Resuming a running Host is no error.
+func (h *Host) Resume(ctx context.Context) error {
+	if err := h.take(ctx); err != nil {
+		return fmt.Errorf("gokvmhost: resume: %w", err)
+	}
+	defer h.give()
+	if !h.paused.Load() {
+		return nil
+	}
+	h.paused.Store(false)
+	h.open()
+	return h.vm.Resume(ctx)
+}
+
+// open lets the devices go on, and look at what came meanwhile. No vCPU runs.
+func (h *Host) open() {
+	h.gate.Open()
+	h.serial.Kick()
+	if h.disk != nil {
+		h.disk.Kick()
+	}
+	if h.nic != nil {
+		h.nic.Kick()
+	}
+}
+
+// take waits for the turn to pause or resume.
+func (h *Host) take(ctx context.Context) error {
+	select {
+	case h.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (h *Host) give() { <-h.turn }
+
+// Register adds the guest's devices to a registry, in the order in which they must
+// be restored: those of package kvm, then gokvm/pci, gokvm/serial, gokvm/cmos,
+// gokvm/pm and, if there are any, gokvm/virtio-blk and gokvm/virtio-net, all version
+// 1. The memory is not among them. They are saved and restored while the Host is
+// paused, and otherwise fail with ErrRunning.
+func (h *Host) Register(reg *vmstate.Registry) error {
+	if err := h.vm.Register(reg); err != nil {
+		return err
+	}
+	list := []section{
+		{"gokvm/pci", h, h.bus.pci},
+		{"gokvm/serial", h, h.serial},
+		{"gokvm/cmos", h, h.cmos},
+		{"gokvm/pm", h, h.pm},
+	}
+	if h.disk != nil {
+		list = append(list, section{"gokvm/virtio-blk", h, h.disk})
+	}
+	if h.nic != nil {
+		list = append(list, section{"gokvm/virtio-net", h, h.nic})
+	}
+	for _, s := range list {
+		if err := reg.Register(vmstate.Entry{Name: s.name, Version: 1, MinVersion: 1}, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// section is a device, for a registry.
+type section struct {
+	name  string
+	h     *Host
+	state device.State
+}
+
+// VMState implements vmstate.Device.
+func (s section) VMState(f *vmstate.Fields) { s.state.VMState(f) }
+
+// PreSave implements vmstate.PreSaver.
+func (s section) PreSave() error {
+	if !s.h.paused.Load() {
+		return fmt.Errorf("%s: %w", s.name, ErrRunning)
+	}
+	s.state.Save()
+	return nil
+}
+
+// PostLoad implements vmstate.PostLoader.
+func (s section) PostLoad(uint32) error {
+	if !s.h.paused.Load() {
+		return fmt.Errorf("%s: %w", s.name, ErrRunning)
+	}
+	s.state.Apply()
+	return nil
+}

@@ -1,0 +1,91 @@
+//go:build linux && amd64
+
+package gokvmhost
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// tapUplink is the tap that was given to AddTapIf, both ways.
+type tapUplink struct {
+	file *os.File
+	raw  syscall.RawConn
+	room chan struct{} // never: a tap that is full drops, as a network does
+	log  *slog.Logger
+}
+
+// newTapUplink takes a copy of gokvm's descriptor. gokvm has it raise SIGIO, which
+// is switched off.
+func newTapUplink(fd int, log *slog.Logger) (*tapUplink, error) {
+	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
+	if err == nil {
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags&^unix.O_ASYNC|unix.O_NONBLOCK)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("gokvmhost: tap: %w", err)
+	}
+	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("gokvmhost: tap: %w", err)
+	}
+	file := os.NewFile(uintptr(own), "tap")
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("gokvmhost: tap: %w", err), file.Close())
+	}
+	return &tapUplink{file: file, raw: raw, room: make(chan struct{}), log: log}, nil
+}
+
+// WritePacket implements Uplink. What the tap does not take is lost, as on any
+// network.
+func (t *tapUplink) WritePacket(frame []byte) error {
+	var err error
+	e := t.raw.Write(func(fd uintptr) bool {
+		_, err = unix.Write(int(fd), frame)
+		return true
+	})
+	if err := errors.Join(e, err); err != nil {
+		t.log.Debug("the tap did not take a frame", "err", err)
+	}
+	return nil
+}
+
+// Room implements Uplink.
+func (t *tapUplink) Room() <-chan struct{} { return t.room }
+
+// receive passes on what arrives until ctx ends or the tap fails.
+func (t *tapUplink) receive(ctx context.Context, deliver func(frame []byte) error) error {
+	t.file.SetReadDeadline(time.Time{})
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		t.file.SetReadDeadline(time.Unix(1, 0))
+		close(ended)
+	})
+	defer func() {
+		if !stop() {
+			<-ended
+		}
+	}()
+	frame := make([]byte, 65536)
+	for {
+		n, err := t.file.Read(frame)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil && !errors.Is(err, io.EOF):
+			return fmt.Errorf("gokvmhost: tap: %w", err)
+		}
+		deliver(frame[:n]) // what does not fit is dropped, and counted
+	}
+}
+
+func (t *tapUplink) close() error { return t.file.Close() }
