@@ -144,7 +144,8 @@ func Create(cfg Config) (_ *VM, err error) {
 func (vm *VM) Memory() []byte { return vm.memory }
 
 // SupportedCPUID returns a CPUID table for vCPU i of a VM with interrupt
-// controllers in the kernel: what the host supports, less nested virtualization,
+// controllers in the kernel: what the host supports, less nested virtualization and
+// what has KVM write to a stopped guest's memory (stolen time and its kin),
 // with the vCPU's own APIC ID.
 func SupportedCPUID(i int) ([]CPUIDEntry, error) {
 	kvm, err := openKVM()
@@ -181,10 +182,16 @@ func supportedCPUID(kvm int) ([]CPUIDEntry, error) {
 	return entries, nil
 }
 
-// cpuidOf returns the table of vCPU i: its own APIC ID, no nested virtualization.
-// (Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E.)
+// cpuidOf returns the table of vCPU i: its own APIC ID, no nested virtualization,
+// and of KVM's own features none by which it writes to the guest's memory when it
+// likes, also while the vCPU is stopped: asynchronous page faults, stolen time, and
+// flushing the TLBs of vCPUs that do not run, which is told by that. (Intel SDM
+// volume 2, CPUID; AMD APM volume 3, appendix E; KVM's cpuid page, KVM_FEATURE_*.)
 func cpuidOf(supported []CPUIDEntry, i int) []CPUIDEntry {
-	const vmx, svm = 1 << 5, 1 << 2
+	const (
+		vmx, svm = 1 << 5, 1 << 2
+		unbidden = 1<<4 | 1<<5 | 1<<9 | 1<<10 | 1<<14
+	)
 	table := append([]CPUIDEntry(nil), supported...)
 	for j := range table {
 		switch e := &table[j]; e.Function {
@@ -193,6 +200,8 @@ func cpuidOf(supported []CPUIDEntry, i int) []CPUIDEntry {
 			e.Ebx = e.Ebx&0x00ffffff | uint32(i)<<24
 		case 0xb, 0x1f:
 			e.Edx = uint32(i)
+		case 0x40000001:
+			e.Eax &^= unbidden
 		case 0x80000001:
 			e.Ecx &^= svm
 		case 0x8000001e: // extended APIC ID, core, node; one thread each

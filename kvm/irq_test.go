@@ -104,3 +104,12 @@ func TestExtendedTopologyIsOfOneThread(t *testing.T) {
 		t.Errorf("%#x", table[2].Ebx)
 	}
 }
+
+// KVM would write to memory that has been captured, or that is compared.
+func TestNothingIsOfferedByWhichKVMWritesToMemoryUnbidden(t *testing.T) {
+	const clock, stolenTime, flush = 1 << 3, 1 << 5, 1 << 9
+	table := cpuidOf([]CPUIDEntry{{Function: 0x40000001, Eax: clock | stolenTime | flush}}, 0)
+	if table[0].Eax != clock {
+		t.Errorf("features %#x", table[0].Eax)
+	}
+}

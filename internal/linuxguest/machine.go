@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -35,6 +36,7 @@ type Machine struct {
 	cmd    *exec.Cmd
 	stderr bytes.Buffer
 	ended  chan struct{}
+	killed atomic.Bool
 	err    error
 }
 
@@ -121,9 +123,20 @@ func (m *Machine) Name() string { return m.cfg.Name }
 
 // Kill is a power failure.
 func (m *Machine) Kill() error {
+	m.killed.Store(true)
 	err := m.cmd.Process.Signal(syscall.SIGKILL)
 	<-m.ended
 	return err
+}
+
+// Died reports whether the machine has ended, and nobody has killed it.
+func (m *Machine) Died() bool {
+	select {
+	case <-m.ended:
+		return !m.killed.Load()
+	default:
+		return false
+	}
 }
 
 // Ended is closed when the machine has switched itself off, or was killed.

@@ -19,6 +19,7 @@ const adapterTime = 15 * time.Minute
 func TestTheAdapterIsExactInsideAMachine(t *testing.T) {
 	k := needKit(t, "qemu-system-x86_64")
 	w := newWorld(t, k)
+	w.vcpus = 2
 	guest, host := filepath.Join(t.TempDir(), "guest.cpio"), filepath.Join(t.TempDir(), "host.cpio")
 	w.must(errors.Join(k.GuestArchive(guest), k.HostArchive(host, guest)))
 	// A directory of the kernel and of the modules that a guest needs.
