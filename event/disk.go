@@ -27,11 +27,11 @@ func (DiskBroken) Name() string { return "DISK_BROKEN" }
 // secondary is.
 type DiskSyncProgress struct {
 	Disk      string    `json:"disk,omitempty"`
-	Phase     SyncPhase `json:"phase"`
-	Total     int64     `json:"total"`     // what was to be copied at the beginning, in bytes
-	Copied    int64     `json:"copied"`    // what has been sent of it
-	Same      int64     `json:"same"`      // what did not need to be, by its checksum
-	Remaining int64     `json:"remaining"` // what is still to be looked at
+	Phase     SyncPhase `json:"phase,omitempty"` // of a line without one: empty
+	Total     int64     `json:"total"`           // what was to be copied at the beginning, in bytes
+	Copied    int64     `json:"copied"`          // what has been sent of it
+	Same      int64     `json:"same"`            // what did not need to be, by its checksum
+	Remaining int64     `json:"remaining"`       // what is still to be looked at
 	// Rate is how fast Remaining has shrunk since the beginning, in bytes per
 	// second; 0: not known yet.
 	Rate      int64 `json:"rate"`

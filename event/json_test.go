@@ -192,6 +192,7 @@ func FuzzDecode(f *testing.F) {
 		line, _ := json.Marshal(r)
 		f.Add(line)
 	}
+	f.Add([]byte(`{"event": "DISK_SYNC_PROGRESS", "data": {"disk": "disk0"}}`))
 	f.Fuzz(func(t *testing.T, line []byte) {
 		r, err := event.Decode(line)
 		if err != nil {
