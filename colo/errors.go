@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
 )
 
 var (
@@ -30,7 +31,7 @@ var (
 
 	// ErrRefused: the arbiter gave the guest to the other side. The guest
 	// is paused here and nothing that it held has left.
-	ErrRefused = errors.New("arbiter refused")
+	ErrRefused = failover.ErrRefused
 
 	// ErrDegraded: this side took over and the guest runs here, but
 	// something of the takeover failed (a disk, the network); the rest of
