@@ -281,7 +281,7 @@ func (p *Primary) Mark(ctx context.Context, epoch uint64) error {
 	if err != nil {
 		return err
 	}
-	return f.flush(ctx, p.local.Sync)
+	return f.flush(ctx, true, p.local.Sync)
 }
 
 // Loaded implements [Marker].
@@ -415,6 +415,6 @@ func (p *Primary) Sync() error {
 		return p.local.Sync()
 	}
 	var err error
-	f.flush(context.Background(), func() error { err = p.local.Sync(); return nil })
+	f.flush(context.Background(), false, func() error { err = p.local.Sync(); return nil })
 	return err
 }
