@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,14 +16,20 @@ func TestMemoryIsHandedOutWithinTheBoundAndInOrder(t *testing.T) {
 		if cap(a) != 40<<10 || cap(b) != 4<<10 || m.used != 44<<10 {
 			t.Errorf("%d and %d bytes make %d", cap(a), cap(b), m.used)
 		}
+		var mu sync.Mutex
 		var order []int
+		note := func(i int) {
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, i)
+		}
 		take := func(i, n int, gone chan struct{}) {
 			p, ok := m.get(n, gone)
 			if !ok {
-				order = append(order, -i)
+				note(-i)
 				return
 			}
-			order = append(order, i)
+			note(i)
 			time.Sleep(time.Second)
 			m.put(p)
 		}

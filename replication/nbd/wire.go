@@ -173,10 +173,15 @@ type RequestError struct {
 	Off     int64
 	Len     int64
 	Errno   syscall.Errno
+	Message string // the server's, for people; often empty
 }
 
 func (e *RequestError) Error() string {
-	return fmt.Sprintf("nbd: %s of %d bytes at %d: %v", e.Command, e.Len, e.Off, e.Errno)
+	s := fmt.Sprintf("nbd: %s of %d bytes at %d: %v", e.Command, e.Len, e.Off, e.Errno)
+	if e.Message != "" {
+		s += ": " + strconv.Quote(e.Message)
+	}
+	return s
 }
 
 func (e *RequestError) Unwrap() error { return e.Errno }
