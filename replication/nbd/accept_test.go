@@ -131,21 +131,22 @@ func TestSilentConnectionsGiveWay(t *testing.T) {
 func TestConnectionsThatOnlyTalkGiveWayToo(t *testing.T) {
 	servePipes(t, ServerConfig{MaxConns: 1, Timeout: 40 * time.Second}, ErrServerClosed, func(l *pipes) {
 		talker := l.connect()
-		go func() { // asks what is not there, twice a second
-			go func() {
-				p := make([]byte, 100)
-				for {
-					if _, err := talker.Read(p); err != nil {
-						return
-					}
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			p := make([]byte, 100)
+			for {
+				if _, err := talker.Read(p); err != nil {
+					return
 				}
-			}()
+			}
+		})
+		wg.Go(func() { // asks what is not there, twice a second
 			d := &dialogue{conn: talker}
 			talker.Write([]byte{0, 0, 0, flagFixedNewstyle | flagNoZeroes})
 			for d.send(99, nil) == nil {
 				time.Sleep(500 * time.Millisecond)
 			}
-		}()
+		})
 		time.Sleep(100 * time.Millisecond)
 		begin := time.Now()
 		c, err := NewClient(context.Background(), l.connect(), ClientConfig{})
@@ -155,6 +156,7 @@ func TestConnectionsThatOnlyTalkGiveWayToo(t *testing.T) {
 		}
 		must(t, c.Close())
 		talker.Close()
+		wg.Wait()
 	})
 }
 
