@@ -103,7 +103,7 @@ func (o *sender) wait() {
 // drain sends what is pending, and data after that. The caller holds mu, which
 // is released meanwhile, and has set sending.
 func (o *sender) drain(data []byte) {
-	for o.err == nil && len(o.pending) > 0 {
+	for o.err == nil && (len(o.pending) > 0 || data != nil) {
 		p := o.pending
 		o.pending = o.spare[:0]
 		o.mu.Unlock()
