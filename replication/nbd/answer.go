@@ -1,9 +1,11 @@
 package nbd
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
@@ -136,6 +138,7 @@ func (k *call) incomplete() error {
 }
 
 const (
+	maxParts        = 1024     // of a read that are there while others between them are not
 	maxErrors       = 16       // error chunks of one answer
 	maxErrorChunk   = 16 << 10 // of one, in bytes
 	maxAnswerExtent = 1 << 20  // extents of a chunk
@@ -201,14 +204,36 @@ func (c *Client) next(n int) ([]byte, error) {
 	return p, eof(err)
 }
 
-// part returns where the data of a chunk goes.
+// span is a part of a read, relative to its beginning.
+type span struct{ from, to uint64 }
+
+// part returns where the data of a chunk goes, of which there must not have
+// been any yet.
 func (k *call) part(off uint64, n uint32) ([]byte, error) {
-	if n == 0 || off < k.req.off || off-k.req.off > uint64(len(k.buf)) || uint64(n) > uint64(len(k.buf))-(off-k.req.off) || int64(n) > k.left {
+	from := off - k.req.off
+	if n == 0 || off < k.req.off || from > uint64(len(k.buf)) || uint64(n) > uint64(len(k.buf))-from {
 		return nil, &ProtocolError{fmt.Sprintf("data outside of a read, %d bytes at", n), off}
 	}
+	to := from + uint64(n)
+	i, _ := slices.BinarySearchFunc(k.parts, from, func(s span, from uint64) int { return cmp.Compare(s.to, from) })
+	// parts[i] is the first that does not end before from.
+	switch joins := i < len(k.parts) && k.parts[i].to == from; {
+	case joins && i+1 < len(k.parts) && k.parts[i+1].from < to, !joins && i < len(k.parts) && k.parts[i].from < to:
+		return nil, &ProtocolError{fmt.Sprintf("data a second time, %d bytes at", n), off}
+	case joins && i+1 < len(k.parts) && k.parts[i+1].from == to:
+		k.parts[i].to = k.parts[i+1].to
+		k.parts = slices.Delete(k.parts, i+1, i+2)
+	case joins:
+		k.parts[i].to = to
+	case i < len(k.parts) && k.parts[i].from == to:
+		k.parts[i].from = from
+	case len(k.parts) == maxParts:
+		return nil, &ProtocolError{"number of separate parts of a read", maxParts}
+	default:
+		k.parts = slices.Insert(k.parts, i, span{from, to})
+	}
 	k.left -= int64(n)
-	from := off - k.req.off
-	return k.buf[from:][:n], nil
+	return k.buf[from:to], nil
 }
 
 // readError reads an error chunk. The first counts.

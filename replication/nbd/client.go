@@ -62,8 +62,9 @@ type call struct {
 
 	// What there has been of an answer in chunks. Whoever has taken the call
 	// has these.
-	left    int64 // bytes of a read that are still to come
-	errors  int   // chunks
+	left    int64  // bytes of a read that are still to come
+	parts   []span // that are there, in order, apart from each other
+	errors  int    // chunks
 	failure error
 	status  *statusAnswer
 }
@@ -184,7 +185,7 @@ func (c *Client) begin(a ask) *call {
 	k := c.slot()
 	c.mu.Lock()
 	k.buf, k.done, k.status, k.fua = a.dst, a.done, a.status, a.fua
-	k.left, k.errors, k.failure = int64(len(a.dst)), 0, nil
+	k.left, k.parts, k.errors, k.failure = int64(len(a.dst)), k.parts[:0], 0, nil
 	err := c.err
 	if err == nil {
 		c.activate(k, &a.request)
