@@ -231,3 +231,33 @@ func comparePrimary(b *testing.B, n int, same bool) {
 	compare(b, n, &contender{name: "replicated", do: writer(p), drain: drain, same: same},
 		&contender{name: "bare", do: writer(bare), drain: bare.Sync, same: same}, &contender{name: "file", do: writer(plain), drain: plain.Sync, same: same})
 }
+
+// BenchmarkThrough compares writes through, as a Forwarder begins them, to
+// nbdkit without FUA, for which flushes stand in, with those to nbdkit with
+// it; and the latter with writes that are not through, which bound them.
+func BenchmarkThrough(b *testing.B) {
+	dial := func(mode ...string) *nbd.Client {
+		socket := filepath.Join(b.TempDir(), "s")
+		background(b, require.NBD, socket, "nbdkit", append([]string{"-f", "-U", socket, "--filter=fua", "memory", "64M"}, mode...)...)
+		c, err := nbd.Dial(context.Background(), "unix", socket, nbd.ClientConfig{})
+		must(b, err)
+		ctx, cancel := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for c.Progress(ctx) == nil {
+			}
+		})
+		b.Cleanup(func() { cancel(); wg.Wait(); c.Close() })
+		return c
+	}
+	start := func(c *nbd.Client, fua bool) func([]byte, int64) error {
+		return func(p []byte, off int64) error {
+			done := make(chan error, 1)
+			c.StartWrite(p, off, fua, func(err error) { done <- err })
+			return <-done
+		}
+	}
+	none, native := dial(), dial("fuamode=native")
+	compare(b, 4<<10, &contender{name: "flushes", do: start(none, true)}, &contender{name: "FUA", do: start(native, true)},
+		&contender{name: "plain", do: start(native, false)})
+}

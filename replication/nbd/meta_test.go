@@ -319,3 +319,21 @@ func TestTrimsOfAClientAreCutToTheServersBlocks(t *testing.T) {
 	}
 	wantErr(t, "part of a block", c.WriteZeroes(512, 512), ErrAlignment)
 }
+
+func TestWhatWasSelectedInTheClearIsForgottenUnderTLS(t *testing.T) {
+	scfg, ccfg := certificates(t)
+	_, _, path := serve(t, ServerConfig{TLS: scfg}, ExportConfig{Disk: newRAM(4096)})
+	d := haggle(t, path)
+	must(t, d.structuredReplies("", nil))
+	must(t, d.startTLS(context.Background(), ccfg))
+	_, err := d.names(t, optListMeta, "")
+	var oe *OptionError
+	if !errors.As(err, &oe) || oe.Code != repErrInvalid {
+		t.Errorf("contexts without structured replies: %v", err)
+	}
+	d.structured, d.contexts = false, nil
+	must(t, d.structuredReplies("", nil))
+	if len(d.contexts) != 1 {
+		t.Errorf("contexts %v", d.contexts)
+	}
+}
