@@ -70,7 +70,7 @@ func (c *Client) readSimple(head []byte) error {
 		c.finish(k, lost)
 		return lost
 	case k.req.cmd == cmdRead:
-		c.conn.SetReadDeadline(time.Now().Add(c.cfg.Timeout))
+		c.expect(int64(len(k.buf)))
 		if lost := readFull(c.r, k.buf); lost != nil {
 			c.finish(k, lost)
 			return lost
@@ -80,6 +80,14 @@ func (c *Client) readSimple(head []byte) error {
 	return nil
 }
 
+// expect bounds the time in which the n bytes that belong to what has been read
+// arrive.
+func (c *Client) expect(n int64) {
+	if int64(c.r.Buffered()) < n {
+		c.conn.SetReadDeadline(time.Now().Add(c.cfg.Timeout))
+	}
+}
+
 // failed returns the error that the server has answered a request with.
 func (r *request) failed(errno uint32, message string) error {
 	return &RequestError{commandName(r.cmd), int64(r.off), int64(r.n), fromErrno(errno), message}
@@ -87,7 +95,7 @@ func (r *request) failed(errno uint32, message string) error {
 
 // readChunk reads a chunk, the beginning of whose header is in the buffer.
 func (c *Client) readChunk() error {
-	c.conn.SetReadDeadline(time.Now().Add(c.cfg.Timeout)) // the rest is on its way
+	c.expect(chunkLen)
 	head, err := c.r.Peek(chunkLen)
 	if err != nil {
 		return eof(err)
@@ -99,6 +107,7 @@ func (c *Client) readChunk() error {
 	if err != nil {
 		return err
 	}
+	c.expect(int64(h.n))
 	if err := c.readPayload(k, &h); err != nil {
 		c.finish(k, err)
 		return err

@@ -144,7 +144,9 @@ func (c *Client) zero(cmd uint16, off, n int64) error {
 	return nil
 }
 
-// StartWrite implements replication.Remote.
+// StartWrite implements replication.Remote. It may wait for one of MaxRequests
+// to be answered, so done, which is called by whoever handles answers, must not
+// call it or another method that begins a request.
 func (c *Client) StartWrite(p []byte, off int64, fua bool, done func(error)) {
 	if err := c.check(off, int64(len(p)), true); err != nil {
 		done(err)

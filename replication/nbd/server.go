@@ -28,7 +28,7 @@ type ServerConfig struct {
 	// MaxTotalBytes bounds the memory for the data of requests of all
 	// connections together, in bytes; zero means 256 MiB, and less than
 	// MaxRequest means MaxRequest. A request waits for room. Besides, each
-	// connection has a buffer of 64 KiB.
+	// connection has buffers of its own of less than 1 MiB.
 	MaxTotalBytes int64
 	// MaxConns bounds the connections that Serve serves at a time; zero means
 	// 64. Others wait, but not for those that should negotiate and are
