@@ -23,7 +23,8 @@ func isPassing(err error) bool {
 			return true
 		}
 	}
-	return isTimeout(err)
+	var says interface{ Temporary() bool } // of a listener that is not the system's
+	return isTimeout(err) || errors.As(err, &says) && says.Temporary()
 }
 
 const (

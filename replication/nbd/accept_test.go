@@ -41,6 +41,12 @@ func (l *pipes) Accept() (net.Conn, error) {
 func (l *pipes) Close() error   { l.once.Do(func() { close(l.done) }); return nil }
 func (l *pipes) Addr() net.Addr { return &net.UnixAddr{} }
 
+// passingError is of a listener with errors of its own.
+type passingError struct{}
+
+func (passingError) Error() string   { return "not now" }
+func (passingError) Temporary() bool { return true }
+
 // connect returns the client's end of a new connection.
 func (l *pipes) connect() net.Conn {
 	a, b := net.Pipe()
@@ -73,7 +79,7 @@ func servePipes(t *testing.T, cfg ServerConfig, want error, f func(l *pipes)) {
 
 func TestErrorsOfAcceptThatPassDoNotEndService(t *testing.T) {
 	servePipes(t, ServerConfig{}, ErrServerClosed, func(l *pipes) {
-		for _, err := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, os.ErrDeadlineExceeded} {
+		for _, err := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, os.ErrDeadlineExceeded, passingError{}} {
 			l.errs <- err
 		}
 		c, err := NewClient(context.Background(), l.connect(), ClientConfig{})
