@@ -65,6 +65,7 @@ var decoders = map[string]func(json.RawMessage) (Event, error){
 	FailoverDone{}.Name():     decode[FailoverDone],
 
 	DiskBroken{}.Name():          decode[DiskBroken],
+	DiskFailed{}.Name():          decode[DiskFailed],
 	DiskSyncProgress{}.Name():    decode[DiskSyncProgress],
 	DiskSynchronised{}.Name():    decode[DiskSynchronised],
 	DiskResynchronised{}.Name():  decode[DiskResynchronised],

@@ -124,6 +124,7 @@ func (d *fakeDisk) Sync() error {
 	d.syncs++
 	if d.failSync != nil {
 		if err := d.failSync(); err != nil {
+			d.pending = d.pending[:0] // reads still have it, and the next sync succeeds
 			return err
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 )
 
 // File is a raw disk image, or a block device, as a [Disk]. Its methods may
@@ -13,6 +14,9 @@ import (
 type File struct {
 	f    *os.File
 	size int64
+
+	syncing sync.Mutex // one sync at a time: the system tells an error once
+	lost    *SyncError // of the first sync that failed; guarded by syncing
 }
 
 var (
@@ -138,8 +142,20 @@ func (d *File) WriteZeroes(off, n int64) error {
 	return nil
 }
 
-// Sync implements [Disk].
-func (d *File) Sync() error { return datasync(d.f) }
+// Sync implements [Disk]. Its first error is a *SyncError, and that of every
+// call after it.
+func (d *File) Sync() error {
+	d.syncing.Lock()
+	defer d.syncing.Unlock()
+	if d.lost == nil {
+		err := datasync(d.f)
+		if err == nil {
+			return nil
+		}
+		d.lost = &SyncError{Disk: d.f.Name(), Err: err}
+	}
+	return d.lost
+}
 
 // Close closes the file.
 func (d *File) Close() error { return d.f.Close() }

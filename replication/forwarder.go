@@ -82,6 +82,7 @@ type Forwarder struct {
 	marked   uint64 // the epoch of the last Mark
 	held     bool   // between Mark and Loaded
 	stable   uint64 // everything with a seq up to this is stable over there
+	flushed  bool   // and so is what was there before, since a flush was answered
 	inflight []*forward
 	queue    []*forward // to be sent, in order
 	hold     []*forward // to be queued at Loaded

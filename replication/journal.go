@@ -30,7 +30,7 @@ import (
 //
 // A Journal is used by one Secondary.
 type Journal struct {
-	hidden, active Disk
+	hidden, active *stableDisk
 
 	mu    sync.Mutex
 	super superblock
@@ -115,7 +115,7 @@ func OpenJournal(hidden, active Disk) (*Journal, error) {
 	if hidden.Size() < minJournal || hidden.Size() > SectorSize*math.MaxUint32 || active.Size() < minJournal {
 		return nil, fmt.Errorf("%w: devices of %d and %d bytes for a journal, want at least %d each and at most 2 TiB", ErrSize, hidden.Size(), active.Size(), minJournal)
 	}
-	j := &Journal{hidden: hidden, active: active}
+	j := &Journal{hidden: newStableDisk(hidden, "log of pre-images"), active: newStableDisk(active, "active overlay")}
 	blank, found := 0, false
 	for i := range 2 {
 		var p [SectorSize]byte
@@ -135,7 +135,7 @@ func OpenJournal(hidden, active Disk) (*Journal, error) {
 	if !found && blank < 2 {
 		return nil, fmt.Errorf("%w: no valid superblock", ErrCorrupt)
 	}
-	j.log = &hiddenLog{dev: hidden, nonce: j.super.nonce, end: logStart, batch: newBatch()}
+	j.log = &hiddenLog{dev: j.hidden, nonce: j.super.nonce, end: logStart, batch: newBatch()}
 	return j, nil
 }
 

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -42,7 +43,7 @@ type PrimaryConfig struct {
 // called from any goroutine, but Attach, Synchronise, Start, Mark, Loaded and
 // Stop one at a time.
 type Primary struct {
-	local Disk
+	local *stableDisk
 	size  int64
 	cfg   PrimaryConfig
 	locks rangeLock
@@ -57,6 +58,7 @@ type Primary struct {
 	epoch, older *Bitmap
 
 	link atomic.Pointer[Forwarder] // nil: detached
+	lost lostOnce
 
 	synced bool // a secondary has been a copy; Synchronise's
 
@@ -84,7 +86,7 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 	}
 	cfg.Forward.Name, cfg.Forward.Events = cfg.Name, cfg.Events
 	p := &Primary{
-		local: local, size: size, cfg: cfg, synced: cfg.InSync,
+		local: newStableDisk(local, "disk"), size: size, cfg: cfg, synced: cfg.InSync,
 		dirty: NewBitmap(size), epoch: NewBitmap(size), older: NewBitmap(size),
 		attached: make(chan struct{}),
 	}
@@ -207,7 +209,7 @@ func (p *Primary) Start(context.Context) error {
 	if f == nil {
 		return fmt.Errorf("%w: no secondary is attached", ErrNotSynchronised)
 	}
-	if err := f.Err(); err != nil {
+	if err := errors.Join(p.localFailed(), f.Err()); err != nil {
 		return err
 	}
 	if n := p.dirty.Bytes(); n > 0 {
@@ -238,6 +240,9 @@ func (p *Primary) failed() error {
 	if f == nil || p.state != Running {
 		return ErrNotRunning
 	}
+	if err := p.localFailed(); err != nil {
+		return err
+	}
 	return f.Err()
 }
 
@@ -248,7 +253,7 @@ func (p *Primary) forwarder() (*Forwarder, error) {
 	if f == nil {
 		return nil, ErrNotRunning
 	}
-	if err := f.Err(); err != nil {
+	if err := errors.Join(p.localFailed(), f.Err()); err != nil {
 		return nil, err
 	}
 	if !p.dirty.Empty() {
@@ -281,7 +286,7 @@ func (p *Primary) Mark(ctx context.Context, epoch uint64) error {
 	if err != nil {
 		return err
 	}
-	return f.flush(ctx, p.local.Sync)
+	return f.flush(ctx, p.syncLocal)
 }
 
 // Loaded implements [Marker].
@@ -347,7 +352,7 @@ func (p *Primary) WriteAt(b []byte, off int64) (int, error) {
 // WriteFUA writes and returns when this is stable on both sides; if it is
 // held, on this side.
 func (p *Primary) WriteFUA(b []byte, off int64) error {
-	f, seq, err := p.write(b, off, int64(len(b)), true, func() error { return WriteFUA(p.local, b, off) })
+	f, seq, err := p.write(b, off, int64(len(b)), true, func() error { return p.local.WriteFUA(b, off) })
 	if err == nil && f != nil {
 		f.answered(context.Background(), seq) // an error is Err's
 	}
@@ -356,7 +361,7 @@ func (p *Primary) WriteFUA(b []byte, off int64) error {
 
 // WriteZeroes zeroes a range on both sides.
 func (p *Primary) WriteZeroes(off, n int64) error {
-	_, _, err := p.write(nil, off, n, false, func() error { return WriteZeroes(p.local, off, n) })
+	_, _, err := p.write(nil, off, n, false, func() error { return p.local.WriteZeroes(off, n) })
 	return err
 }
 
@@ -406,15 +411,39 @@ func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*
 	return f, seq, failed
 }
 
+// syncLocal makes the local disk stable. A failure is final, and told once.
+// The caller holds no lock.
+func (p *Primary) syncLocal() error {
+	err := p.local.Sync()
+	p.lost.tell(p.local, p.cfg.Events, event.ModePrimary, p.cfg.Name)
+	return err
+}
+
+// localFailed returns what Err returns when the local disk is not to be
+// trusted, or nil.
+func (p *Primary) localFailed() error {
+	if err := p.local.failed(); err != nil {
+		return &BrokenError{Op: "local flush", Err: err}
+	}
+	return nil
+}
+
 // Sync makes what the guest has written stable on both sides. What is held is
 // made stable on this side only. That the secondary fails is not the guest's
 // error.
+//
+// An error is a *SyncError, and final: every later Sync, Mark and Checkpoint
+// fails, and an event.DiskFailed says so. The guest goes on with what the local
+// disk still reads and takes, and learns of it at each flush; it is not handed
+// data of the secondary's, for what that has between two checkpoints does not
+// outlive a failover. The other side holds the good copy, that of the last
+// checkpoint, so a host that wants the guest to go on does so over there.
 func (p *Primary) Sync() error {
 	f := p.link.Load()
 	if f == nil || f.Err() != nil {
-		return p.local.Sync()
+		return p.syncLocal()
 	}
 	var err error
-	f.flush(context.Background(), func() error { err = p.local.Sync(); return nil })
+	f.flush(context.Background(), func() error { err = p.syncLocal(); return nil })
 	return err
 }

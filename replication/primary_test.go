@@ -301,8 +301,8 @@ func TestErrorsOfTheLocalDiskAreTheGuests(t *testing.T) {
 	must(t, p.Mark(ctx, 1))
 	wantBytes(t, "the secondary has what the guest can read", remote.data, local.data, 0)
 	local.failSync = func() error { return errInjected }
+	write(t, p, 0x22, 0, 512)
 	wantErr(t, "sync", p.Sync(), errInjected)
-	must(t, p.Err())
 
 	p, local, _, _ = newPrimary(t, ForwarderConfig{})
 	local.failWrite = func(int64, int) error { return errInjected }

@@ -41,6 +41,11 @@ const (
 func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.err != nil {
+		return 0, j.err
+	}
+	d := newStableDisk(disk, "disk")
+	disk = d
 	b := j.super
 	if uint64(disk.Size()) != b.size {
 		return 0, fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, disk.Size())
@@ -60,6 +65,9 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 	}
 	if err == nil {
 		err = disk.Sync()
+	}
+	if lost := d.failed(); lost != nil {
+		j.err = lost // repeating it would find nothing to write that was not written
 	}
 	if err != nil {
 		return 0, fmt.Errorf("replication: recovery: %w", err)

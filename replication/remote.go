@@ -84,8 +84,8 @@ func (r diskRemote) Close() error {
 // secondary: the two disks differ until a new synchronisation. On a secondary,
 // something that the next checkpoint, or a failover, depends on has failed.
 type BrokenError struct {
-	// Op is, on a primary, "write", "zeroes", "flush" or "connection"; on a
-	// secondary "pre-image", "write", "flush", "checkpoint", "commit" or
+	// Op is, on a primary, "write", "zeroes", "flush" or "connection", or "local
+	// flush" if it is the primary's own disk that has failed; on a secondary "pre-image", "write", "flush", "checkpoint", "commit" or
 	// "restore".
 	Op  string
 	Off int64 // where on the disk, if Len is not zero

@@ -76,7 +76,7 @@ const defaultOverlayBytes = 256 << 20
 // are the guest's; what the primary forwards comes in through Export. They may
 // be called from any goroutine, at any time.
 type Secondary struct {
-	disk   Disk
+	disk   *stableDisk
 	size   int64
 	cfg    SecondaryConfig
 	stable stableState
@@ -89,16 +89,15 @@ type Secondary struct {
 	state    atomic.Uint32
 	promised atomic.Bool // stable storage says that the overlays count
 	gated    atomic.Bool // a checkpoint or failover drains the primary's writes
-	unsynced atomic.Bool // disk has been written since it was last synced
 	asked    atomic.Bool // a checkpoint has been requested in this epoch
 	faulty   atomic.Bool // err is set
 	untold   atomic.Bool // and the bus has not been told
+	lost     lostOnce
 
 	prepared bool   // for the checkpoint of next; guarded by the lock of the whole disk
 	next     uint64 // only if prepared
 
-	commit  sync.Mutex // one Commit at a time
-	syncing sync.Mutex // one sync of disk at a time
+	commit sync.Mutex // one Commit at a time
 
 	mu     sync.Mutex
 	epoch  uint64
@@ -158,7 +157,7 @@ func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 	if cfg.HiddenBytes == 0 {
 		cfg.HiddenBytes = defaultOverlayBytes
 	}
-	s := &Secondary{disk: disk, size: size, cfg: cfg, stable: volatileState{}}
+	s := &Secondary{disk: newStableDisk(disk, "disk"), size: size, cfg: cfg, stable: volatileState{}}
 	if cfg.Journal != nil {
 		if err := cfg.Journal.attach(s); err != nil {
 			return nil, err
@@ -218,9 +217,10 @@ func (s *Secondary) failed() error {
 	return s.err
 }
 
-// tell publishes the error that latch has recorded, once. The caller holds no
-// lock.
+// tell publishes the error that latch has recorded, and that of a sync that
+// failed, once each. The caller holds no lock.
 func (s *Secondary) tell() {
+	s.lost.tell(s.disk, s.cfg.Events, event.ModeSecondary, s.cfg.Name)
 	if !s.untold.Load() || !s.untold.Swap(false) {
 		return
 	}
@@ -253,24 +253,14 @@ func (s *Secondary) hiddenBound() int64 {
 	return int64(s.hidden.max) * BlockSize
 }
 
-// syncDisk makes what has been written to the disk stable. While replication
-// runs, an error of it is latched: nobody knows what was lost, and a later
-// sync would not tell.
+// syncDisk makes what has been written to the disk stable. An error of it is
+// final, and while replication runs it is the error of the run.
 func (s *Secondary) syncDisk() error {
-	s.syncing.Lock() // what another caller has begun to sync is not stable yet
-	defer s.syncing.Unlock()
-	// Cleared first: a write that comes during the sync must not be missed.
-	if !s.unsynced.Swap(false) {
-		return nil
+	err := s.disk.Sync()
+	if err != nil && s.State() == Running {
+		return s.latch("flush", 0, 0, err)
 	}
-	if err := s.disk.Sync(); err != nil {
-		s.unsynced.Store(true)
-		if s.State() == Running {
-			return s.latch("flush", 0, 0, err)
-		}
-		return fmt.Errorf("replication: sync of the secondary disk: %w", err)
-	}
-	return nil
+	return err
 }
 
 // Start takes the present content of the secondary disk as the checkpoint of
@@ -278,6 +268,7 @@ func (s *Secondary) syncDisk() error {
 // failover, where a promoted disk stays in its place while the host becomes a
 // primary, Start does nothing, as in QEMU; after a Stop without, it begins anew.
 func (s *Secondary) Start(context.Context) error {
+	defer s.tell()
 	h := s.lockAll()
 	defer s.locks.unlock(h)
 	switch st := s.State(); {
@@ -289,7 +280,7 @@ func (s *Secondary) Start(context.Context) error {
 	}
 	// What the first synchronisation wrote must not come after a crash
 	// later than the record that replication has begun.
-	s.unsynced.Store(true)
+	s.disk.wrote()
 	if err := s.syncDisk(); err != nil {
 		return err
 	}

@@ -217,9 +217,8 @@ func (s *Secondary) belongsInOverlay(b int64) bool {
 }
 
 func (s *Secondary) writeDisk(p []byte, off, n int64) error {
-	s.unsynced.Store(true)
 	if p == nil {
-		return WriteZeroes(s.disk, off, n)
+		return s.disk.WriteZeroes(off, n)
 	}
 	return writeFull(s.disk, p, off)
 }
@@ -287,6 +286,7 @@ func (s *Secondary) writeActiveBlock(b int64, p []byte, lo, hi int64) error {
 // stable. In a failover it makes the guest's writes stable by committing
 // them.
 func (s *Secondary) Sync() error {
+	defer s.tell()
 	switch s.State() {
 	case None:
 		return ErrNotRunning
