@@ -39,7 +39,11 @@ func (s *Secondary) beginFailover() error {
 		}
 	}
 	s.mu.Unlock()
-	if err := s.stable.setFailover(s.active); err != nil {
+	err := s.beginPromotion()
+	if err == nil {
+		err = s.stable.setFailover(s.active)
+	}
+	if err != nil {
 		// After a crash the disk will be that of the last checkpoint, so it
 		// must not be changed: the guest goes on with the overlays alone.
 		s.state.Store(uint32(FailoverFailed))
@@ -97,7 +101,11 @@ func (s *Secondary) Commit(ctx context.Context) error {
 func (s *Secondary) retryFailover() error {
 	h := s.lockAll()
 	defer s.locks.unlock(h)
-	if err := s.stable.setFailover(s.active); err != nil {
+	err := s.beginPromotion()
+	if err == nil {
+		err = s.stable.setFailover(s.active)
+	}
+	if err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -146,7 +154,7 @@ func (s *Secondary) copyDown(ctx context.Context) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	if err := s.stable.setDone(); err != nil {
+	if err := s.end(s.promoted); err != nil {
 		return err
 	}
 	s.empty()
@@ -238,5 +246,5 @@ func (s *Secondary) restore(ctx context.Context) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	return s.stable.setDone()
+	return s.end(s.identityAt(s.Epoch()))
 }

@@ -86,6 +86,9 @@ func (x incoming) change(off, n int64, write func() error) error {
 func (s *Secondary) changeLocked(off, n int64, write func() error) (half bool, err error) {
 	switch s.State() {
 	case None:
+		if err := s.keep(off, n); err != nil {
+			return false, err
+		}
 	case Running:
 		if s.gated.Load() { // since the caller has looked
 			return false, ErrGated

@@ -329,7 +329,7 @@ func TestErrorsOfTheSecondaryAreNotTheGuests(t *testing.T) {
 func TestPrimaryWorksAlone(t *testing.T) {
 	ctx := context.Background()
 	local := newFake(testSize, 0x11)
-	p, err := NewPrimary(local, PrimaryConfig{})
+	p, err := NewPrimary(local, PrimaryConfig{Overwrite: true})
 	must(t, err)
 	write(t, p, 0x22, 0, 512)
 	want(t, "read", p, 0x22, 0, 512)

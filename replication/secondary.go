@@ -67,6 +67,20 @@ type SecondaryConfig struct {
 	// go on, with the state Failover; the host then calls Commit, on a
 	// goroutine of its own. Otherwise Stop itself commits.
 	DeferCommit bool
+	// Overwrite permits every primary that comes to overwrite the disk as a
+	// whole, also if it is that of another guest, or newer.
+	Overwrite bool
+	// GiveUpCheckpoint lets a synchronisation go on that replaces more of the
+	// disk than the Journal has room to keep: the last checkpoint, to which a
+	// crash would bring the disk back otherwise, is then given up, and the disk
+	// is inconsistent until the synchronisation is complete. If it is false,
+	// the primary's writes get ErrFull then.
+	GiveUpCheckpoint bool
+	// Gate is asked before a write, flush, trim or zeroing of the guest's is
+	// answered, once this side goes on alone: while it is shut, the answer
+	// waits. Before that, what the guest does is seen by nobody. Nil: always
+	// open.
+	Gate Gate
 }
 
 const defaultOverlayBytes = 256 << 20
@@ -80,6 +94,11 @@ type Secondary struct {
 	size   int64
 	cfg    SecondaryConfig
 	stable stableState
+	meta   *Metadata
+	gate   gate
+
+	instance ID // of this Secondary: what it has not made stable goes with it
+	kept     keptCheckpoint
 
 	locks          rangeLock
 	active, hidden *overlay
@@ -99,10 +118,12 @@ type Secondary struct {
 
 	commit sync.Mutex // one Commit at a time
 
-	mu     sync.Mutex
-	epoch  uint64
-	err    *BrokenError    // the first error since Start
-	behind map[uint32]bool // leaves to be copied down, in state Failover
+	mu       sync.Mutex
+	epoch    uint64
+	adopted  *Identity       // of whom the disk is a copy from the next checkpoint on; nil: no news
+	promoted Identity        // who the disk is once a failover that was ordered is done
+	err      *BrokenError    // the first error since Start
+	behind   map[uint32]bool // leaves to be copied down, in state Failover
 }
 
 var (
@@ -121,10 +142,13 @@ type stableState interface {
 	// still undo.
 	setPrepared(epoch uint64) error
 	// setRunning voids whatever the overlays held and begins epoch.
-	setRunning(epoch uint64) error
+	setRunning(epoch uint64, id Identity) error
 	// setFailover makes the overlays themselves stable too.
 	setFailover(active *overlay) error
-	setDone() error
+	setDone(id Identity) error
+	// setForgotten records that there is no checkpoint, and that the disk is
+	// inconsistent.
+	setForgotten(id Identity) error
 	// failed returns why it cannot be relied on any more: what is on stable
 	// storage is then unknown, and the disk must be left as it is.
 	failed() error
@@ -135,12 +159,13 @@ type stableState interface {
 // volatileState is that of overlays in memory: nothing of it survives.
 type volatileState struct{}
 
-func (volatileState) setPrepared(uint64) error   { return nil }
-func (volatileState) setRunning(uint64) error    { return nil }
-func (volatileState) setFailover(*overlay) error { return nil }
-func (volatileState) setDone() error             { return nil }
-func (volatileState) failed() error              { return nil }
-func (volatileState) emptied()                   {}
+func (volatileState) setPrepared(uint64) error          { return nil }
+func (volatileState) setRunning(uint64, Identity) error { return nil }
+func (volatileState) setFailover(*overlay) error        { return nil }
+func (volatileState) setDone(Identity) error            { return nil }
+func (volatileState) setForgotten(Identity) error       { return nil }
+func (volatileState) failed() error                     { return nil }
+func (volatileState) emptied()                          {}
 
 // NewSecondary returns the secondary's view of disk, in state None. The
 // caller keeps disk, and from now on uses it only through what is returned.
@@ -157,11 +182,17 @@ func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 	if cfg.HiddenBytes == 0 {
 		cfg.HiddenBytes = defaultOverlayBytes
 	}
-	s := &Secondary{disk: newStableDisk(disk, "disk"), size: size, cfg: cfg, stable: volatileState{}}
+	s := &Secondary{disk: newStableDisk(disk, "disk"), size: size, cfg: cfg, stable: volatileState{}, instance: newID()}
+	s.gate.init(cfg.Gate)
+	var err error
+	if s.meta, err = metadataOf(disk); err != nil {
+		return nil, err
+	}
 	if cfg.Journal != nil {
 		if err := cfg.Journal.attach(s); err != nil {
 			return nil, err
 		}
+		s.armKept(s.meta.Identity())
 		return s, nil
 	}
 	s.active = newOverlay("active", size, cfg.ActiveBytes, newMemorySlots(cfg.ActiveBytes))
@@ -284,7 +315,7 @@ func (s *Secondary) Start(context.Context) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	if err := s.stable.setRunning(0); err != nil {
+	if err := s.beginRun(); err != nil {
 		return err
 	}
 	s.empty()
@@ -381,7 +412,7 @@ func (s *Secondary) Checkpoint(_ context.Context, epoch uint64) error {
 	if err := s.failed(); err != nil { // after the sync, as in Prepare
 		return err
 	}
-	if err := s.stable.setRunning(epoch); err != nil {
+	if err := s.stable.setRunning(epoch, s.identityAt(epoch)); err != nil {
 		return s.latch("checkpoint", 0, 0, err)
 	}
 	s.empty()
@@ -410,9 +441,13 @@ func (s *Secondary) Err() error {
 // repeated after an error or a context that ended, see Commit. Without
 // failover, the secondary disk is made that of the last checkpoint again, and
 // the guest's own writes are dropped; on an error nothing has changed for the
-// guest, and Stop may be called again.
+// guest, and Stop may be called again. So is that of a synchronisation that was
+// not completed, if a Journal has kept the checkpoint of before.
+//
+// A primary may come back after a Stop without failover: with Adopt, the state
+// is None again.
 func (s *Secondary) Stop(ctx context.Context, failover bool) error {
-	if s.State() == None {
+	if s.State() == None && (failover || !s.kept.begun()) {
 		return ErrNotRunning
 	}
 	s.gated.Store(true) // for good
@@ -431,7 +466,7 @@ func (s *Secondary) Stop(ctx context.Context, failover bool) error {
 	switch s.State() {
 	case Failover, Done:
 		return nil
-	case Running:
+	case Running, None:
 	default:
 		return fmt.Errorf("%w: state %v", ErrNotRunning, s.State())
 	}

@@ -153,12 +153,19 @@ func (s *Secondary) WriteZeroes(off, n int64) error { return s.guestWrite(nil, o
 func (s *Secondary) Trim(off, n int64) error { return s.guestWrite(nil, off, n) }
 
 // guestWrite writes p, or n zeroes if it is nil.
-func (s *Secondary) guestWrite(p []byte, off, n int64) error {
+func (s *Secondary) guestWrite(p []byte, off, n int64) (err error) {
 	if err := checkRange(off, n, s.size); err != nil {
 		return err
 	}
+	alone := false
+	defer func() {
+		if alone {
+			err = s.gate.answer(err)
+		}
+	}()
 	for {
 		half, err := s.tryGuestWrite(p, off, n)
+		alone = s.State() != Running
 		if half {
 			s.tellHalf(s.active.name)
 		}
@@ -287,13 +294,16 @@ func (s *Secondary) writeActiveBlock(b int64, p []byte, lo, hi int64) error {
 // them.
 func (s *Secondary) Sync() error {
 	defer s.tell()
+	var err error
 	switch s.State() {
 	case None:
 		return ErrNotRunning
 	case Running:
 		return nil
 	case Done:
-		return s.syncDisk()
+		err = s.syncDisk()
+	default:
+		err = s.Commit(context.Background())
 	}
-	return s.Commit(context.Background())
+	return s.gate.answer(err)
 }

@@ -188,6 +188,7 @@ func TestPrimaryWhoseDiskLostDataMakesNoCheckpoint(t *testing.T) {
 	want(t, "the guest goes on reading", p, 0x22, 0, SectorSize)
 	write(t, p, 0x33, 0, SectorSize)
 	must(t, p.Stop(ctx, true))
+	p.cfg.Overwrite = true
 	must(t, p.Attach(DiskRemote(newFake(testSize, 0))))
 	wantErr(t, "start anew", p.Start(ctx), errInjected)
 	if len(*failed) != 1 || (*failed)[0].Mode != event.ModePrimary || (*failed)[0].Disk != "d" {
