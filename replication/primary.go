@@ -81,6 +81,7 @@ type Primary struct {
 var (
 	_ Replicator = (*Primary)(nil)
 	_ Marker     = (*Primary)(nil)
+	_ Cutter     = (*Primary)(nil)
 	_ Disk       = (*Primary)(nil)
 	_ Trimmer    = (*Primary)(nil)
 	_ ZeroWriter = (*Primary)(nil)
@@ -352,6 +353,16 @@ func (p *Primary) Stop(_ context.Context, failover bool) error {
 		return p.goAlone()
 	}
 	return nil
+}
+
+// Cut implements [Cutter]: it closes the Remote. Writers that wait for room in the
+// window, or for Loaded, go on with the local disk alone, and the account of
+// what the secondary lacks has what they write. Err is a *BrokenError that is
+// ErrCut; no event is published. Stop, or another Attach, follows.
+func (p *Primary) Cut() {
+	if f := p.link.Load(); f != nil {
+		f.Cut()
+	}
 }
 
 // Dirty returns how much the secondary does not have, in bytes: what

@@ -114,6 +114,8 @@ func (e *BrokenError) Is(target error) bool { return target == ErrBroken }
 var (
 	// ErrBroken: see [BrokenError].
 	ErrBroken error = &sentinel{"broken", 0}
+	// ErrCut: Cut has ended the connection.
+	ErrCut error = &sentinel{"cut off from the secondary", 0}
 	// ErrTimeout: the secondary did not answer in time.
 	ErrTimeout error = &sentinel{"the secondary does not answer", 0}
 	// ErrWriteOnly: a [Forwarder] cannot be read. EIO.
