@@ -142,10 +142,14 @@ func (d *File) Trim(off, n int64) error {
 	if err := checkRange(off, n, d.size); err != nil {
 		return err
 	}
-	if err := punchHole(d.f, off, n); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		return err
+	err := punchHole(d.f, off, n)
+	switch {
+	case errors.Is(err, errPunchAlign):
+		return d.punchInside(off, n)
+	case errors.Is(err, errors.ErrUnsupported):
+		return nil
 	}
-	return nil
+	return err
 }
 
 // WriteZeroes zeroes the range, giving the storage back where the system can
@@ -155,9 +159,37 @@ func (d *File) WriteZeroes(off, n int64) error {
 		return err
 	}
 	err := punchHole(d.f, off, n)
-	if !errors.Is(err, errors.ErrUnsupported) {
-		return err
+	switch {
+	case errors.Is(err, errPunchAlign):
+		return d.punchInside(off, n)
+	case errors.Is(err, errors.ErrUnsupported):
+		return d.writeZeroes(off, n)
 	}
+	return err
+}
+
+// errPunchAlign is the error of punchHole for a range that is no multiple of
+// the sectors of a device whose sectors are larger than SectorSize.
+var errPunchAlign = errors.New("replication: not a multiple of the device's sectors")
+
+// punchInside zeroes a range of a device whose sectors are larger than
+// SectorSize: with a hole inside, and by writing the ends, which share a sector
+// with their neighbours.
+func (d *File) punchInside(off, n int64) error {
+	end := off + n
+	from, to := (off+BlockSize-1)&^(BlockSize-1), end&^(BlockSize-1)
+	if from >= to {
+		return d.writeZeroes(off, n)
+	}
+	err := punchHole(d.f, from, to-from)
+	if errors.Is(err, errPunchAlign) { // sectors larger than a block
+		return d.writeZeroes(off, n)
+	}
+	return errors.Join(err, d.writeZeroes(off, from-off), d.writeZeroes(to, end-to))
+}
+
+// writeZeroes writes zeroes to a range of the disk.
+func (d *File) writeZeroes(off, n int64) error {
 	for n > 0 {
 		c := min(n, int64(len(zeroes)))
 		if _, err := d.f.WriteAt(zeroes[:c], off); err != nil {

@@ -17,6 +17,10 @@ func (f *Forwarder) broadcast() {
 // waitChange waits until something may have changed: it handles answers, if
 // nobody else does. The caller holds mu, which is released meanwhile.
 func (f *Forwarder) waitChange(ctx context.Context) {
+	if len(f.ready) > 0 {
+		f.pump()
+		return
+	}
 	if f.driving || len(f.inflight)+f.flushes == 0 {
 		if f.wake == nil {
 			f.wake = make(chan struct{})
@@ -37,6 +41,9 @@ func (f *Forwarder) waitChange(ctx context.Context) {
 // room for. The caller holds mu, which is released meanwhile.
 func (f *Forwarder) drive(ctx context.Context) {
 	f.driving = true
+	if len(f.ready) > 0 {
+		f.pump() // what is not sent has no answer
+	}
 	f.mu.Unlock()
 	err := f.remote.Progress(ctx)
 	if err != nil && ctx.Err() == nil {
@@ -109,15 +116,17 @@ func (f *Forwarder) answered(ctx context.Context, seq uint64) error {
 
 // flush waits for the answers to all that is queued or in flight now, and
 // then has it made stable. While that is under way it calls meanwhile, if not
-// nil; an error of that is returned first.
-func (f *Forwarder) flush(ctx context.Context, meanwhile func() error) error {
+// nil; an error of that is returned first. With always it has the disk over
+// there made stable also if this Forwarder has written nothing since it last
+// was: others may have.
+func (f *Forwarder) flush(ctx context.Context, always bool, meanwhile func() error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	seq := f.seq
 	err := f.waitUntil(ctx, func() bool { return !f.outstanding(seq) })
 	// The first is always sent: what is on the other side may have been written
 	// before this connection, and never have been flushed.
-	if err != nil || f.flushed && f.stable >= seq {
+	if err != nil || !always && f.flushed && f.stable >= seq {
 		if meanwhile != nil {
 			f.mu.Unlock()
 			local := meanwhile()
@@ -162,9 +171,10 @@ func (f *Forwarder) flush(ctx context.Context, meanwhile func() error) error {
 
 // watch arms the deadline. The caller holds mu.
 func (f *Forwarder) watch() {
-	if len(f.inflight)+f.flushes > 1 {
-		return // armed when the first was sent
+	if f.watched {
+		return // checkDeadline looks for the oldest
 	}
+	f.watched = true
 	if f.deadline == nil {
 		f.deadline = time.AfterFunc(f.cfg.Timeout, f.checkDeadline)
 	} else {
@@ -174,20 +184,28 @@ func (f *Forwarder) watch() {
 
 func (f *Forwarder) checkDeadline() {
 	f.mu.Lock()
+	f.watched = false
 	if f.failed() != nil || len(f.inflight)+f.flushes == 0 {
 		f.mu.Unlock()
 		return
 	}
 	oldest := &BrokenError{Op: "flush", Err: ErrTimeout}
 	sent := f.flushAt
-	for i, w := range f.inflight {
-		if i == 0 && f.flushes == 0 || w.sent.Before(sent) {
+	first := f.flushes == 0
+	for _, w := range f.inflight {
+		if w.begun && (first || w.sent.Before(sent)) {
+			first = false
 			sent = w.sent
 			oldest = &BrokenError{Op: "write", Off: w.off, Len: w.n, Err: ErrTimeout}
 		}
 	}
+	if first { // nothing has been sent that is not answered
+		f.mu.Unlock()
+		return
+	}
 	left := f.cfg.Timeout - time.Since(sent)
 	if left > 0 {
+		f.watched = true
 		f.deadline.Reset(left)
 	}
 	f.mu.Unlock()
@@ -204,7 +222,7 @@ func (f *Forwarder) Mark(ctx context.Context, epoch uint64) error {
 	if err := f.beginHold(epoch); err != nil {
 		return err
 	}
-	return f.flush(ctx, nil)
+	return f.flush(ctx, true, nil)
 }
 
 // beginHold makes later writes wait for Loaded.

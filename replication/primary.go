@@ -313,7 +313,7 @@ func (p *Primary) Mark(ctx context.Context, epoch uint64) error {
 	if err != nil {
 		return err
 	}
-	return f.flush(ctx, p.syncLocal)
+	return f.flush(ctx, true, p.syncLocal)
 }
 
 // Loaded implements [Marker].
@@ -496,7 +496,7 @@ func (p *Primary) Sync() error {
 	if f := p.link.Load(); f == nil || f.Err() != nil {
 		err = p.syncLocal()
 	} else {
-		f.flush(context.Background(), func() error { err = p.syncLocal(); return nil })
+		f.flush(context.Background(), false, func() error { err = p.syncLocal(); return nil })
 	}
 	return p.gate.answer(err)
 }

@@ -81,7 +81,7 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 	}
 	t.progress.Phase = event.SyncFlush
 	t.tell(time.Now())
-	if err := f.flush(ctx, nil); err != nil {
+	if err := f.flush(ctx, true, nil); err != nil {
 		return err
 	}
 	p.synced = true
