@@ -84,7 +84,8 @@ func (DiskResynchronised) Name() string { return "DISK_RESYNCHRONISED" }
 
 // DiskOverlayHalfFull says that one of a secondary's overlays has taken half
 // of its bound, and that a checkpoint, which empties it, is asked for. It is
-// published once in an epoch.
+// published once in an epoch, by the secondary, and by a primary that knows how
+// much room its secondary has.
 type DiskOverlayHalfFull struct {
 	Disk    string `json:"disk,omitempty"`
 	Overlay string `json:"overlay"` // "active", the guest's own writes, or "hidden", pre-images
@@ -95,3 +96,19 @@ type DiskOverlayHalfFull struct {
 
 // Name returns "DISK_OVERLAY_HALF_FULL".
 func (DiskOverlayHalfFull) Name() string { return "DISK_OVERLAY_HALF_FULL" }
+
+// DiskOverlayFull says that a write of the primary's guest waits for a
+// checkpoint, since the secondary has no room for what it would replace. It
+// waits for as long as an answer of the secondary's may take; then the write is
+// made, and the secondary is lost.
+type DiskOverlayFull struct {
+	Mode    Mode   `json:"mode"` // the side whose guest waits
+	Disk    string `json:"disk,omitempty"`
+	Overlay string `json:"overlay"` // "hidden": pre-images
+	Epoch   uint64 `json:"epoch"`   // of the last checkpoint
+	Bytes   int64  `json:"bytes"`   // what the overlay takes, or more
+	Bound   int64  `json:"bound"`   // and may take, in bytes
+}
+
+// Name returns "DISK_OVERLAY_FULL".
+func (DiskOverlayFull) Name() string { return "DISK_OVERLAY_FULL" }

@@ -70,6 +70,7 @@ var decoders = map[string]func(json.RawMessage) (Event, error){
 	DiskSynchronised{}.Name():    decode[DiskSynchronised],
 	DiskResynchronised{}.Name():  decode[DiskResynchronised],
 	DiskOverlayHalfFull{}.Name(): decode[DiskOverlayHalfFull],
+	DiskOverlayFull{}.Name():     decode[DiskOverlayFull],
 }
 
 func decode[T Event](data json.RawMessage) (Event, error) {

@@ -204,7 +204,12 @@ func (s *Secondary) copyLeaf(leaf uint32, active *overlay) error {
 		if err := s.readLayers(buf[:n], at, active); err != nil {
 			return err
 		}
-		err := writeFull(s.disk, buf[:n], at)
+		var err error
+		if isZero(buf[:n]) {
+			err = s.disk.WriteZeroes(at, n) // what was a hole becomes one again
+		} else {
+			err = writeFull(s.disk, buf[:n], at)
+		}
 		n = 0
 		return err
 	}

@@ -89,6 +89,11 @@ func (r identifiedRemote) Identity() (Identity, error) {
 	return decodeIdentity(p)
 }
 
+// Extents implements [ExtentReader] if the Remote does.
+func (r identifiedRemote) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
+	return Extents(r.Remote, off, n, yield)
+}
+
 func (r identifiedRemote) Adopt(i Identity) error {
 	if err := writeFull(r.d, encodeIdentity(i), 0); err != nil {
 		return fmt.Errorf("replication: the secondary refuses to be a copy of %v: %w", i, err)

@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,7 +32,16 @@ type ForwarderConfig struct {
 	// may find much to do. Then the Forwarder is broken, with ErrTimeout.
 	Timeout time.Duration
 
-	lost func(off, n int64) // what is not on the secondary
+	lost  func(off, n int64) // what is not on the secondary
+	ended func()             // nothing is sent any more
+}
+
+// timeout is Timeout or what stands for it.
+func (c *ForwarderConfig) timeout() time.Duration {
+	if c.Timeout == 0 {
+		return defaultTimeout
+	}
+	return c.Timeout
 }
 
 const (
@@ -206,6 +216,9 @@ func (f *Forwarder) Stop(_ context.Context, _ bool) error {
 	f.mu.Unlock()
 	f.tellLost(lost)
 	f.remote.Close()
+	if f.cfg.ended != nil {
+		f.cfg.ended()
+	}
 	return nil
 }
 
@@ -260,6 +273,9 @@ func (f *Forwarder) end(err *BrokenError) bool {
 	f.mu.Unlock()
 	f.tellLost(lost)
 	f.remote.Close()
+	if f.cfg.ended != nil {
+		f.cfg.ended()
+	}
 	return true
 }
 
@@ -405,6 +421,20 @@ func (f *Forwarder) number(w *forward) *forward {
 	w.seq = f.seq
 	f.bytes += w.cost()
 	return w
+}
+
+// overlapsAny reports whether something that overlaps a range is on its way, or
+// is to be.
+func (f *Forwarder) overlapsAny(off, n int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := &forward{off: off, n: n}
+	for _, l := range [][]*forward{f.inflight, f.queue, f.hold} {
+		if slices.ContainsFunc(l, w.overlaps) {
+			return true
+		}
+	}
+	return false
 }
 
 // waitRoom waits until n more may be outstanding. The caller holds mu.

@@ -86,7 +86,8 @@ type Identity struct {
 	// whatever it is.
 	Overwrite bool
 
-	instance ID // of the process that has it; on the wire alone
+	instance ID    // of the process that has it; on the wire alone
+	room     int64 // for pre-images, in bytes, so too; zero: not known
 }
 
 // String says it in a line.
@@ -172,8 +173,8 @@ var (
 )
 
 // An Identity is encoded in a sector: magic [16], then the fields in their
-// order, little endian, the process that has the copy [16], and at the end a
-// checksum of all before.
+// order, little endian, the process that has the copy [16] and its room for
+// pre-images u64, and at the end a checksum of all before.
 
 const (
 	identityMagic   = "lockstep copy 1\n"
@@ -222,6 +223,7 @@ func encodeIdentity(i Identity) []byte {
 	p := i.append([]byte(identityMagic))
 	p = append(p, zeroes[:SectorSize-4-len(p)]...)
 	copy(p[identityEncoded:], i.instance[:])
+	binary.LittleEndian.PutUint64(p[identityEncoded+16:], uint64(i.room))
 	return binary.LittleEndian.AppendUint32(p, crc32.Checksum(p, castagnoli))
 }
 
@@ -238,5 +240,8 @@ func decodeIdentity(p []byte) (i Identity, err error) {
 		return Identity{}, fmt.Errorf("%w: identity of a copy", ErrCorrupt)
 	}
 	copy(i.instance[:], p[identityEncoded:])
+	if i.room = int64(binary.LittleEndian.Uint64(p[identityEncoded+16:])); i.room < 0 {
+		return Identity{}, fmt.Errorf("%w: identity of a copy", ErrCorrupt)
+	}
 	return i, nil
 }

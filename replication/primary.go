@@ -63,6 +63,7 @@ type Primary struct {
 	meta  *Metadata
 	gate  gate
 
+	room    room        // what the secondary can take until the next Mark
 	peer    peer        // what the secondary has
 	resumed atomic.Bool // the generation was another process's, and nobody knows yet how it goes on
 
@@ -137,6 +138,7 @@ func (p *Primary) Attach(remote Remote) error {
 	}
 	cfg := p.cfg.Forward
 	cfg.lost = p.peer.dirty.Set
+	cfg.ended = p.room.free
 	f := NewForwarder(remote, cfg)
 	if err := f.Start(context.Background()); err != nil {
 		return err
@@ -308,6 +310,7 @@ func (p *Primary) Mark(ctx context.Context, epoch uint64) error {
 	// this epoch.
 	h := p.locks.lock(0, p.size, false)
 	p.peer.marked()
+	p.room.marked()
 	err = f.beginHold(epoch)
 	p.locks.unlock(h)
 	if err != nil {
@@ -384,11 +387,16 @@ func (p *Primary) ReadAt(b []byte, off int64) (int, error) { return p.local.Read
 // window, or in what is held.
 func (p *Primary) WriteAt(b []byte, off int64) (int, error) {
 	n := int64(len(b))
-	_, _, err := p.write(b, off, n, false, func() error { return writeFull(p.local, b, off) })
+	err := p.pieces(off, n, maxForward, func(off, n int64) error {
+		part := b[:n]
+		b = b[n:]
+		_, _, err := p.write(part, off, n, false, func() error { return writeFull(p.local, part, off) })
+		return err
+	})
 	if err := p.gate.answer(err); err != nil {
 		return 0, err
 	}
-	return len(b), nil
+	return int(n), nil
 }
 
 // WriteFUA writes and returns when this is stable on both sides; if it is
@@ -403,8 +411,29 @@ func (p *Primary) WriteFUA(b []byte, off int64) error {
 
 // WriteZeroes zeroes a range on both sides.
 func (p *Primary) WriteZeroes(off, n int64) error {
-	_, _, err := p.write(nil, off, n, false, func() error { return p.local.WriteZeroes(off, n) })
+	err := p.pieces(off, n, maxForwardZeroes, func(off, n int64) error {
+		_, _, err := p.write(nil, off, n, false, func() error { return p.local.WriteZeroes(off, n) })
+		return err
+	})
 	return p.gate.answer(err)
+}
+
+// pieces does what is larger than most, or than the secondary has room for, in
+// pieces, between which a Mark may come.
+func (p *Primary) pieces(off, n, most int64, do func(off, n int64) error) error {
+	if err := checkRange(off, n, p.size); err != nil {
+		return err
+	}
+	if n > BlockSize {
+		most = min(most, p.room.most())
+	}
+	for {
+		c := min(n, most)
+		if err := do(off, c); err != nil || c == n {
+			return err
+		}
+		off, n = off+c, n-c
+	}
 }
 
 // Trim is WriteZeroes, which may give storage back: what a trimmed range reads
@@ -421,19 +450,46 @@ func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*
 			return nil, 0, err
 		}
 	}
-	return p.writeLocked(b, off, n, fua, local)
+	f, seq, half, err := p.writeLocked(b, off, n, fua, false, local)
+	for err == errNoRoom {
+		freed := p.room.wait()
+		if f, seq, half, err = p.writeLocked(b, off, n, fua, false, local); err != errNoRoom {
+			break // it was freed in between
+		}
+		again, fenced := p.awaitRoom(freed)
+		if fenced != nil {
+			return nil, 0, fenced
+		}
+		if !again {
+			f, seq, half, err = p.writeLocked(b, off, n, fua, true, local)
+		}
+	}
+	if half && !p.room.asked.Load() {
+		p.askForCheckpoint(false)
+	}
+	return f, seq, err
 }
 
-func (p *Primary) writeLocked(b []byte, off, n int64, fua bool, local func() error) (*Forwarder, uint64, error) {
+// errNoRoom says that nothing has been written, for the secondary has no room
+// for pre-images.
+var errNoRoom = errors.New("replication: no room for pre-images")
+
+func (p *Primary) writeLocked(b []byte, off, n int64, fua, force bool, local func() error) (_ *Forwarder, _ uint64, half bool, _ error) {
 	h := p.locks.lock(off, n, false)
 	defer p.locks.unlock(h)
+	if p.room.on && !force && p.linked() {
+		var err error
+		if half, err = p.room.take(p.local.Disk, off, n); errors.Is(err, ErrFull) {
+			return nil, 0, true, errNoRoom
+		}
+	}
 	if err := p.peer.begin(off, n); err != nil {
-		return nil, 0, err // before anything is written
+		return nil, 0, half, err // before anything is written
 	}
 	failed := local()
 	f := p.link.Load()
 	if f == nil {
-		return nil, 0, failed
+		return nil, 0, half, failed
 	}
 	if failed != nil {
 		// Nobody knows what the disk has now; what it has is what the
@@ -442,7 +498,7 @@ func (p *Primary) writeLocked(b []byte, off, n int64, fua bool, local func() err
 		if err := readFull(p.local, b, off); err != nil {
 			p.peer.dirty.Set(off, n)
 			f.breakOff(&BrokenError{Op: "write", Off: off, Len: n, Err: failed})
-			return nil, 0, failed
+			return nil, 0, half, failed
 		}
 	}
 	var seq uint64
@@ -461,7 +517,13 @@ func (p *Primary) writeLocked(b []byte, off, n int64, fua bool, local func() err
 		}
 		off, n = off+c, n-c
 	}
-	return f, seq, failed
+	return f, seq, half, failed
+}
+
+// linked reports whether writes are being forwarded.
+func (p *Primary) linked() bool {
+	f := p.link.Load()
+	return f != nil && f.Err() == nil
 }
 
 // syncLocal makes the local disk stable. A failure is final, and told once.

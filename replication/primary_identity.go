@@ -115,6 +115,7 @@ func (p *Primary) joinedTo(theirs Identity, lacks int) error {
 	}
 	r.run = peerBase{Copy: theirs.Copy, Generation: p.meta.Identity().Generation}
 	r.instance = theirs.instance
+	p.room.set(p.size, theirs.room)
 	p.joined = true
 	return nil
 }

@@ -57,9 +57,15 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 	if how == rollForward {
 		b.epoch = b.prepared
 	} else {
-		err = j.log.replay(ctx, func(block int64, p []byte) error {
-			if !inside(block, 0, int64(len(p)), disk.Size()) {
+		err = j.log.replay(ctx, func(block, n int64, p []byte) error {
+			if p == nil && inside(block, 0, 0, disk.Size()) { // whole blocks, of which the disk may have less
+				n = min(n, disk.Size()-block*BlockSize)
+			}
+			switch {
+			case !inside(block, 0, n, disk.Size()):
 				return fmt.Errorf("%w: pre-image of block %d", ErrCorrupt, block)
+			case p == nil:
+				return WriteZeroes(disk, block*BlockSize, n)
 			}
 			return writeFull(disk, p, block*BlockSize)
 		})

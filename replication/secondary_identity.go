@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -19,7 +20,7 @@ func (s *Secondary) Metadata() (*Metadata, error) { return s.meta, nil }
 // it is an inconsistent one of the primary's generation.
 func (s *Secondary) Identity() Identity {
 	i := s.meta.Identity()
-	i.Overwrite, i.instance = s.cfg.Overwrite, s.instance
+	i.Overwrite, i.instance, i.room = s.cfg.Overwrite, s.instance, s.roomForPreImages()
 	st := s.State()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -32,6 +33,15 @@ func (s *Secondary) Identity() Identity {
 	return i
 }
 
+// roomForPreImages returns how much of them there is room for, in blocks that
+// are each saved for itself.
+func (s *Secondary) roomForPreImages() int64 {
+	if s.cfg.Journal != nil {
+		return s.hiddenBound() / (BlockSize + recordHeader) * BlockSize
+	}
+	return s.hiddenBound()
+}
+
 // Adopt makes the disk one that is to become a copy of another, in state None,
 // or in state Running if a primary has come back; after a Stop without failover
 // the state is None again. With a Journal a disk that was a copy already remains,
@@ -41,7 +51,8 @@ func (s *Secondary) Identity() Identity {
 // Without Overwrite, in the identity or the configuration, the error is
 // ErrIdentity if it is a copy of another disk, ErrOutdated if it is newer, and
 // ErrDiverged if it has gone on by itself. On a side that took over it is
-// ErrGated. After an error nothing has changed.
+// ErrGated. After an error nothing has changed, but for a run that had met an
+// error: its disk is that of the last checkpoint again, and the state None.
 func (s *Secondary) Adopt(of Identity) error {
 	if of.Disk == (ID{}) {
 		return fmt.Errorf("%w: the primary's disk has no identity", ErrIdentity)
@@ -52,6 +63,10 @@ func (s *Secondary) Adopt(of Identity) error {
 	if st == Failover || st == FailoverFailed || st == Done && s.promised.Load() {
 		return fmt.Errorf("%w: state %v", ErrGated, st)
 	}
+	if err := s.reenter(st); err != nil {
+		return err
+	}
+	st = s.State()
 	own := s.meta.Identity()
 	if own.Disk != (ID{}) && !of.Overwrite && !s.cfg.Overwrite {
 		switch {
@@ -87,6 +102,37 @@ func (s *Secondary) Adopt(of Identity) error {
 		s.state.Store(uint32(None))
 		s.gated.Store(false)
 	}
+	return nil
+}
+
+// reenter makes a Secondary whose run cannot go on ready for a primary that comes
+// back: what was prepared is no more, and after an error the disk is that of the
+// last checkpoint again. The whole disk is locked.
+func (s *Secondary) reenter(st State) error {
+	if st != Running {
+		return nil
+	}
+	if s.prepared {
+		if err := s.stable.setPrepared(0); err != nil {
+			return err
+		}
+		s.prepared = false
+		s.gated.Store(false)
+	}
+	if s.failed() == nil {
+		return nil
+	}
+	if err := s.restore(context.Background()); err != nil {
+		return err
+	}
+	s.empty()
+	s.mu.Lock()
+	s.err = nil
+	s.mu.Unlock()
+	s.faulty.Store(false)
+	s.untold.Store(false)
+	s.gated.Store(false)
+	s.state.Store(uint32(None))
 	return nil
 }
 

@@ -17,8 +17,8 @@ type SyncConfig struct {
 	// Sums reads the checksums of the secondary disk, see [Sums]. With it,
 	// chunks that are the same already are not sent. Nil: all are.
 	Sums io.ReaderAt
-	// BytesPerSecond bounds how fast chunks are gone through; zero: as fast
-	// as the secondary takes them.
+	// BytesPerSecond bounds how fast chunks are gone through, but for holes;
+	// zero: as fast as the secondary takes them.
 	BytesPerSecond int64
 	// Interval between two event.DiskSyncProgress; zero means 1 s.
 	Interval time.Duration
@@ -28,8 +28,10 @@ type SyncConfig struct {
 // the guest runs: all of the disk the first time, and after that what was
 // written since the last checkpoint that both sides know of. Writes to what
 // has been copied are forwarded and writes to what has not are not, so it
-// takes one pass, however much the guest writes. When it returns nil, the
-// secondary has a stable copy, and remains one.
+// takes one pass, however much the guest writes. Holes of the local disk are
+// not read, and those that are zero on the secondary too, as far as that can
+// tell, are not sent. When it returns nil, the secondary has a stable copy, and
+// remains one.
 //
 // The configured bus is told about it on this goroutine: an
 // event.DiskSyncProgress at the beginning, about every Interval, and when the
@@ -56,7 +58,10 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		start, n := p.peer.dirty.next(pos, copyStep)
+		start, n, hole, err := p.nextStep(pos)
+		if err != nil {
+			return err
+		}
 		if n == 0 && pos == 0 {
 			break
 		}
@@ -64,10 +69,19 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 		if n == 0 {
 			continue
 		}
-		if err := p.copyRun(f, &cfg, buf[:n], start, &t.progress); err != nil {
-			return err
+		if hole {
+			if hole, err = p.copyHole(f, &cfg, start, n, &t.progress); err != nil {
+				return err
+			}
 		}
-		passed += n
+		if !hole {
+			n = min(n, int64(len(buf)))
+			pos = start + n
+			if err := p.copyRun(f, &cfg, buf[:n], start, &t.progress); err != nil {
+				return err
+			}
+			passed += n
+		}
 		now := time.Now()
 		if now.Sub(t.told) >= cfg.Interval {
 			t.tell(now)

@@ -3,7 +3,11 @@ package replication
 import (
 	"context"
 	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -182,4 +186,71 @@ func TestSynchroniseSendsOnlyWhatDiffersByItsSum(t *testing.T) {
 	}
 	must(t, Preflight(ctx, local, sums, 100))
 	wantBytes(t, "the secondary is a copy", remote.data, local.data, 0)
+}
+
+// countedFile counts what is read of an image.
+type countedFile struct {
+	*File
+	read atomic.Int64
+}
+
+func (d *countedFile) ReadAt(p []byte, off int64) (int, error) {
+	d.read.Add(int64(len(p)))
+	return d.File.ReadAt(p, off)
+}
+
+// The first synchronisation of a sparse image costs what is in it.
+func TestHolesAreNotReadOnEitherSide(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("holes are not told here")
+	}
+	const size, data = 4 << 30, 3 * ChunkSize
+	for name, dirtyThere := range map[string]bool{"onto a hole": false, "onto data": true} {
+		for _, sums := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", sums ", sums), func(t *testing.T) {
+				ctx := context.Background()
+				open := func(name string) *countedFile {
+					f, err := CreateFile(filepath.Join(t.TempDir(), name), size)
+					must(t, err)
+					t.Cleanup(func() { f.Close() })
+					return &countedFile{File: f}
+				}
+				local, far := open("local"), open("far")
+				write(t, local, 0x11, 1<<30, data)
+				write(t, local, 0x22, size-1000, 1000) // no whole chunk
+				if dirtyThere {
+					write(t, far, 0x33, 2<<30, data)
+					write(t, far, 0, 3<<30, data) // storage, but zeroes
+				}
+				bus, done := heard[event.DiskSynchronised]()
+				p, err := NewPrimary(local, PrimaryConfig{Overwrite: true, Events: bus})
+				must(t, err)
+				s, err := NewSecondary(far, SecondaryConfig{})
+				must(t, err)
+				must(t, p.Attach(DiskRemote(s.Export())))
+				if _, ok := p.link.Load().remote.(ExtentReader); !ok {
+					t.Fatal("the remote does not tell")
+				}
+				cfg := SyncConfig{}
+				if sums {
+					cfg.Sums = NewSums(s.Export())
+				}
+				must(t, p.Synchronise(ctx, cfg))
+				if n, most := local.read.Load()+far.read.Load(), int64(16*data); n > most {
+					t.Errorf("%d bytes were read, want at most %d of %d", n, most, int64(size))
+				}
+				if e := (*done)[0]; e.Copied+e.Same != size || e.Copied > 8*data {
+					t.Errorf("heard %+v, want no more copied than there is", e)
+				}
+				for _, at := range []int64{1 << 30, 2 << 30, 3 << 30, size - data} {
+					wantBytes(t, "the copy", read(t, far.File, at, data), read(t, local.File, at, data), at)
+				}
+				differ, err := Verify(ctx, local, NewSums(far))
+				must(t, err)
+				if !differ.Empty() {
+					t.Errorf("%d bytes differ", differ.Bytes())
+				}
+			})
+		}
+	}
 }

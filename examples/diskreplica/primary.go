@@ -21,6 +21,7 @@ type primary struct {
 	disk    *replication.Primary
 	control *control
 	epoch   uint64
+	due     chan struct{} // the secondary runs short of room
 }
 
 func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer) (err error) {
@@ -29,8 +30,10 @@ func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer
 		return err
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
-	p := &primary{printer: out, o: o}
+	p := &primary{printer: out, o: o, due: make(chan struct{}, 1)}
 	p.events.SubscribeAll(out.event)
+	event.Subscribe(&p.events, func(event.DiskOverlayHalfFull) { p.ask() })
+	event.Subscribe(&p.events, func(event.DiskOverlayFull) { p.ask() })
 	p.disk, err = replication.NewPrimary(image, replication.PrimaryConfig{
 		Name: diskName, Events: &p.events, Overwrite: o.overwrite, PermitOutdated: o.overwrite,
 	})
@@ -123,6 +126,14 @@ func (p *primary) disconnect() {
 	}
 }
 
+// ask asks for a checkpoint soon.
+func (p *primary) ask() {
+	select {
+	case p.due <- struct{}{}:
+	default: // already
+	}
+}
+
 // checkpoint does what a protected VM's checkpoint does to its disks. The
 // guest here is not paused, so the checkpoint is of whatever had been written
 // when it began.
@@ -168,6 +179,11 @@ func (p *primary) read(ctx context.Context, commands io.Reader) error {
 				in = nil // no more commands; serve on
 				continue
 			}
+		case <-p.due:
+			if p.control == nil || p.disk.State() != replication.Running {
+				continue
+			}
+			line = "checkpoint"
 		case <-ctx.Done():
 			return ctx.Err()
 		}
