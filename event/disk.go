@@ -112,3 +112,16 @@ type DiskOverlayFull struct {
 
 // Name returns "DISK_OVERLAY_FULL".
 func (DiskOverlayFull) Name() string { return "DISK_OVERLAY_FULL" }
+
+// DiskVerified says that both copies of a disk have been compared while the guest
+// ran.
+type DiskVerified struct {
+	Disk      string `json:"disk,omitempty"`
+	Compared  int64  `json:"compared"`  // in bytes
+	Different int64  `json:"different"` // length of the chunks that differed
+	Repaired  int64  `json:"repaired"`  // of those, what has been made the same
+	ElapsedNS int64  `json:"elapsed-ns"`
+}
+
+// Name returns "DISK_VERIFIED".
+func (DiskVerified) Name() string { return "DISK_VERIFIED" }

@@ -71,6 +71,7 @@ var decoders = map[string]func(json.RawMessage) (Event, error){
 	DiskResynchronised{}.Name():  decode[DiskResynchronised],
 	DiskOverlayHalfFull{}.Name(): decode[DiskOverlayHalfFull],
 	DiskOverlayFull{}.Name():     decode[DiskOverlayFull],
+	DiskVerified{}.Name():        decode[DiskVerified],
 }
 
 func decode[T Event](data json.RawMessage) (Event, error) {

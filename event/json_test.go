@@ -72,6 +72,7 @@ func records() []event.Record {
 		event.DiskResynchronised{Disk: "disk0", Copied: 65536, ElapsedNS: 1_000_000},
 		event.DiskOverlayHalfFull{Disk: "disk0", Overlay: "hidden", Epoch: 12, Bytes: 1 << 27, Bound: 1 << 28},
 		event.DiskOverlayFull{Mode: event.ModePrimary, Disk: "disk0", Overlay: "hidden", Epoch: 12, Bytes: 1 << 28, Bound: 1 << 28},
+		event.DiskVerified{Disk: "disk0", Compared: 1 << 30, Different: 65536, Repaired: 65536, ElapsedNS: 2_000_000_000},
 		event.Unknown{Event: "NIC_RX_FILTER_CHANGED", Data: json.RawMessage(`{"path":"/machine"}`)},
 		event.Unknown{Event: "SUSPEND"},
 	}

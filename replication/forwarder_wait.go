@@ -2,7 +2,9 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -273,4 +275,28 @@ func (f *Forwarder) Loaded(_ context.Context, epoch uint64) error {
 	f.broadcast()
 	f.pump()
 	return nil
+}
+
+// errHeld says that something waits for Loaded.
+var errHeld = errors.New("replication: held")
+
+// arrived waits until nothing that overlaps a range is on its way. The error is
+// errHeld if something is that waits for Loaded. The caller keeps writers away.
+func (f *Forwarder) arrived(ctx context.Context, off, n int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := &forward{off: off, n: n}
+	if slices.ContainsFunc(f.hold, w.overlaps) {
+		return errHeld
+	}
+	return f.waitUntil(ctx, func() bool {
+		return !slices.ContainsFunc(f.inflight, w.overlaps) && !slices.ContainsFunc(f.queue, w.overlaps)
+	})
+}
+
+// unheld waits until nothing waits for Loaded.
+func (f *Forwarder) unheld(ctx context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.waitUntil(ctx, func() bool { return !f.held })
 }

@@ -155,6 +155,31 @@ func (p *primary) checkpoint(ctx context.Context) error {
 	return nil
 }
 
+// verify compares both copies, and makes the secondary's like the primary's if
+// repair says so.
+func (p *primary) verify(ctx context.Context, repair bool) error {
+	sums, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: "sums"})
+	if err != nil {
+		return err
+	}
+	defer sums.Close()
+	cfg := replication.VerifyConfig{Sums: sums}
+	if repair {
+		cfg.Repair = replication.RepairSecondary
+	}
+	differ, err := p.disk.VerifyOnline(ctx, cfg)
+	for off, size := int64(0), p.disk.Size(); off < size; {
+		differ.Extents(off, size-off, func(n int64, flags uint32) bool {
+			if flags&replication.BitmapDirty != 0 {
+				p.printf("different: %d bytes at %d", n, off)
+			}
+			off += n
+			return true
+		})
+	}
+	return err
+}
+
 func (p *primary) status() {
 	s := status{State: p.disk.State().String(), Epoch: p.epoch, Error: text(p.disk.Err())}
 	missing := p.disk.Dirty()
@@ -165,6 +190,8 @@ func (p *primary) status() {
 const primaryHelp = `checkpoint  make the secondary's disk that of now
 failover    go on alone
 reconnect   attach the secondary again, and copy what it has missed
+verify      compare both copies, while the guest goes on
+repair      the same, and make the secondary's like the primary's
 status      state, epoch, and how much the secondary does not have
 quit        leave`
 
@@ -200,6 +227,8 @@ func (p *primary) read(ctx context.Context, commands io.Reader) error {
 			}
 		case "reconnect":
 			err = p.connect(ctx)
+		case "verify", "repair":
+			err = p.verify(ctx, line == "repair")
 		case "status":
 			p.status()
 		default:
