@@ -36,6 +36,7 @@ func intentBytes(size int64) int64 {
 type intent struct {
 	dev     *stableDisk
 	base    int64
+	size    int64
 	regions int64
 
 	mu      sync.Mutex
@@ -53,7 +54,7 @@ func openIntent(dev *stableDisk, size int64) (*intent, error) {
 		return nil, fmt.Errorf("%w: no room for a bitmap of %d bytes in %d", ErrSize, n, dev.Size())
 	}
 	words := n / SectorSize * intentWords
-	t := &intent{dev: dev, base: metadataHead, regions: (size + intentRegion - 1) / intentRegion,
+	t := &intent{dev: dev, base: metadataHead, size: size, regions: (size + intentRegion - 1) / intentRegion,
 		want: make([]uint32, words), disk: make([]uint32, words)}
 	t.ended.L = &t.mu
 	var p [SectorSize]byte
@@ -161,7 +162,7 @@ func (t *intent) settle(differs func(off, n int64) bool, before func() error) er
 	for i, w := range t.want {
 		for ; w != 0; w &= w - 1 {
 			r := int64(i)*32 + int64(bits.TrailingZeros32(w))
-			if r >= t.regions || !differs(r*intentRegion, intentRegion) {
+			if r >= t.regions || !differs(r*intentRegion, min(intentRegion, t.size-r*intentRegion)) {
 				t.want[i] &^= 1 << (r % 32)
 			}
 		}
@@ -190,7 +191,7 @@ func (t *intent) marked(f func(off, n int64)) {
 	for i, w := range t.disk {
 		for ; w != 0; w &= w - 1 {
 			if r := int64(i)*32 + int64(bits.TrailingZeros32(w)); r < t.regions {
-				f(r*intentRegion, intentRegion)
+				f(r*intentRegion, min(intentRegion, t.size-r*intentRegion))
 			}
 		}
 	}

@@ -68,7 +68,6 @@ func (r *peer) loaded() {
 
 // differs reports whether the secondary may not have all of a range.
 func (r *peer) differs(off, n int64) bool {
-	n = min(n, r.size-off)
 	return r.dirty.Any(off, n) || r.epoch.Any(off, n) || r.older.Any(off, n) || r.copied.Any(off, n)
 }
 
