@@ -3,7 +3,6 @@ package replication
 import (
 	"context"
 	"fmt"
-	"slices"
 )
 
 // PrepareFailover orders a failover without carrying it out: the primary's
@@ -14,7 +13,7 @@ func (s *Secondary) PrepareFailover(context.Context) error {
 	if s.State() == None {
 		return ErrNotRunning
 	}
-	s.gated.Store(true)
+	s.life.gate()
 	defer s.tell()
 	return s.beginFailover()
 }
@@ -31,14 +30,6 @@ func (s *Secondary) beginFailover() error {
 	default:
 		return fmt.Errorf("%w: state %v", ErrNotRunning, s.State())
 	}
-	s.mu.Lock()
-	s.behind = make(map[uint32]bool)
-	for _, o := range []*overlay{s.active, s.hidden} {
-		for _, leaf := range o.leavesInUse() {
-			s.behind[leaf] = true
-		}
-	}
-	s.mu.Unlock()
 	err := s.beginPromotion()
 	if err == nil {
 		err = s.stable.setFailover(s.active)
@@ -46,23 +37,16 @@ func (s *Secondary) beginFailover() error {
 	if err != nil {
 		// After a crash the disk will be that of the last checkpoint, so it
 		// must not be changed: the guest goes on with the overlays alone.
-		s.state.Store(uint32(FailoverFailed))
+		s.life.commitFailed()
 		return s.latch("commit", 0, 0, err)
 	}
-	s.promised.Store(true)
-	s.state.Store(uint32(Failover))
+	s.life.ordered(s.leavesInUse())
 	return nil
 }
 
-// fallBehind notes that the overlays of a range have changed since they were
-// copied down.
-func (s *Secondary) fallBehind(off, n int64) {
-	b0, b1 := blockRange(off, n)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for leaf := b0 / leafBlocks; leaf <= (b1-1)/leafBlocks; leaf++ {
-		s.behind[uint32(leaf)] = true
-	}
+// leavesInUse returns the leaves of both overlays.
+func (s *Secondary) leavesInUse() []uint32 {
+	return append(s.active.leavesInUse(), s.hidden.leavesInUse()...)
 }
 
 // Commit copies the overlays down into the secondary disk, in state Failover
@@ -92,7 +76,7 @@ func (s *Secondary) Commit(ctx context.Context) error {
 		return err
 	}
 	h := s.lockAll()
-	s.state.Store(uint32(FailoverFailed))
+	s.life.commitFailed()
 	s.locks.unlock(h)
 	return s.latch("commit", 0, 0, err)
 }
@@ -108,15 +92,7 @@ func (s *Secondary) retryFailover() error {
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	for _, o := range []*overlay{s.active, s.hidden} {
-		for _, leaf := range o.leavesInUse() {
-			s.behind[leaf] = true
-		}
-	}
-	s.mu.Unlock()
-	s.promised.Store(true)
-	s.state.Store(uint32(Failover))
+	s.life.ordered(s.leavesInUse())
 	return nil
 }
 
@@ -124,7 +100,7 @@ func (s *Secondary) retryFailover() error {
 // the guest has changed meanwhile, with the disk locked.
 func (s *Secondary) copyDown(ctx context.Context) error {
 	for range 4 { // each pass has only what was written during the one before
-		todo := s.takeBehind()
+		todo := s.life.takeBehind()
 		if len(todo) == 0 {
 			break
 		}
@@ -134,7 +110,7 @@ func (s *Secondary) copyDown(ctx context.Context) error {
 				err = s.copyLeafLocked(leaf)
 			}
 			if err != nil {
-				s.putBehind(todo[i:])
+				s.life.putBehind(todo[i:])
 				return err
 			}
 		}
@@ -144,10 +120,10 @@ func (s *Secondary) copyDown(ctx context.Context) error {
 	}
 	h := s.lockAll()
 	defer s.locks.unlock(h)
-	todo := s.takeBehind()
+	todo := s.life.takeBehind()
 	for i, leaf := range todo {
 		if err := s.copyLeaf(leaf, s.active); err != nil {
-			s.putBehind(todo[i:])
+			s.life.putBehind(todo[i:])
 			return err
 		}
 	}
@@ -158,31 +134,8 @@ func (s *Secondary) copyDown(ctx context.Context) error {
 		return err
 	}
 	s.empty()
-	s.mu.Lock()
-	s.err, s.behind = nil, nil
-	s.mu.Unlock()
-	s.state.Store(uint32(Done))
+	s.life.ended()
 	return nil
-}
-
-func (s *Secondary) takeBehind() []uint32 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	todo := make([]uint32, 0, len(s.behind))
-	for leaf := range s.behind {
-		todo = append(todo, leaf)
-	}
-	clear(s.behind)
-	slices.Sort(todo)
-	return todo
-}
-
-func (s *Secondary) putBehind(todo []uint32) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, leaf := range todo {
-		s.behind[leaf] = true
-	}
 }
 
 func (s *Secondary) copyLeafLocked(leaf uint32) error {

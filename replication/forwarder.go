@@ -93,6 +93,7 @@ type Forwarder struct {
 	err      error
 	marked   uint64     // the epoch of the last Mark
 	held     bool       // between Mark and Loaded
+	heldAt   time.Time  // since when
 	stable   uint64     // everything with a seq up to this is stable over there
 	flushed  bool       // there has been a flush: before it, nothing is known of what others wrote
 	inflight []*forward // sent, or waiting for earlier ones that are here too; at most WindowRequests

@@ -233,7 +233,7 @@ func (f *Forwarder) beginHold(epoch uint64) error {
 	defer f.mu.Unlock()
 	err := f.canHold(epoch)
 	if err == nil {
-		f.held, f.marked = true, epoch
+		f.held, f.marked, f.heldAt = true, epoch, time.Now()
 	}
 	return err
 }

@@ -72,8 +72,8 @@ func (x incoming) change(off, n int64, write func() error) error {
 	if err := checkRange(off, n, s.size); err != nil {
 		return err
 	}
-	if s.gated.Load() {
-		return ErrGated
+	if _, err := s.life.admit(); err == ErrGated {
+		return ErrGated // without waiting for what shuts the gate
 	}
 	h := s.lockBlocks(off, n, false)
 	half, err := s.changeLocked(off, n, write)
@@ -86,27 +86,21 @@ func (x incoming) change(off, n int64, write func() error) error {
 }
 
 func (s *Secondary) changeLocked(off, n int64, write func() error) (half bool, err error) {
-	switch s.State() {
-	case None:
+	st, err := s.life.admit()
+	switch {
+	case err != nil:
+		return false, err
+	case st == None:
 		if err := s.keep(off, n); err != nil {
 			return false, err
 		}
-	case Running:
-		if s.gated.Load() { // since the caller has looked
-			return false, ErrGated
-		}
-		if s.faulty.Load() {
-			// No checkpoint will ever have this write.
-			return false, s.Err()
-		}
+	default:
 		if half, err = s.saveOld(off, n); err != nil {
 			return half, s.latch("pre-image", off, n, err)
 		}
-	default:
-		return false, ErrGated
 	}
 	if err := write(); err != nil {
-		if s.State() == Running {
+		if st == Running {
 			err = s.latch("write", off, n, err)
 		}
 		return half, err

@@ -71,9 +71,9 @@ func TestModelConcurrent(t *testing.T) {
 		}
 		return
 	}
-	seeds := *modelSeeds / 20
+	seeds := *modelSeeds / 60
 	if testing.Short() || raceEnabled {
-		seeds /= 3
+		seeds /= 2
 	}
 	base := uint64(time.Now().UnixNano())
 	for i := range uint64(seeds) {

@@ -36,11 +36,11 @@ var mutants = []struct{ what, file, old, new string }{
 	{"writes across each other are sent at once", "forwarder.go",
 		"\t\tif off < o.off+o.n && o.off < off+n {", "\t\tif false {"},
 	{"what the guest writes during a commit is not copied down", "secondary_io.go",
-		"\t\t\ts.fallBehind(off, c)\n", ""},
+		"\t\t\ts.life.fallBehind(off, c)\n", ""},
 	{"a checkpoint is not recorded", "secondary.go",
 		"if err := s.stable.setRunning(epoch, s.identityAt(epoch)); err != nil {", "if err := error(nil); err != nil {"},
 	{"a checkpoint does not wait for its disk", "secondary.go",
-		"\tif err := s.syncDisk(); err != nil {\n\t\treturn err\n\t}\n\tif err := s.failed(); err != nil { // after the sync, as in Prepare", "\tif err := s.failed(); err != nil { // after the sync, as in Prepare"},
+		"\tif err := s.syncDisk(); err != nil {\n\t\treturn err\n\t}\n\tif err := s.life.failed(); err != nil { // after the sync, as in Prepare", "\tif err := s.life.failed(); err != nil { // after the sync, as in Prepare"},
 }
 
 // TestMutants plants faults in the source, one at a time, and wants the models
@@ -63,7 +63,7 @@ func TestMutants(t *testing.T) {
 			j, err := json.Marshal(map[string]any{"Replace": map[string]string{path: mutant}})
 			must(t, err)
 			must(t, os.WriteFile(overlay, j, 0o600))
-			cmd := exec.Command("go", "test", "-count=1", "-timeout=4m", "-overlay="+overlay, "-run=^TestModel", "-model.seeds=12000", ".")
+			cmd := exec.Command("go", "test", "-count=1", "-timeout=4m", "-overlay="+overlay, "-failfast", "-run=^TestModel", "-model.seeds=36000", ".")
 			out, err := cmd.CombinedOutput()
 			switch {
 			case err == nil:

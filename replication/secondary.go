@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"math"
 	"sync"
-	"sync/atomic"
 
 	"github.com/gocolo/lockstep/event"
 )
@@ -103,27 +102,13 @@ type Secondary struct {
 	locks          rangeLock
 	active, hidden *overlay
 
-	// state changes only while the whole disk is locked, so it stands still
-	// for whoever holds any range.
-	state    atomic.Uint32
-	promised atomic.Bool // stable storage says that the overlays count
-	gated    atomic.Bool // a checkpoint or failover drains the primary's writes
-	asked    atomic.Bool // a checkpoint has been requested in this epoch
-	faulty   atomic.Bool // err is set
-	untold   atomic.Bool // and the bus has not been told
-	lost     lostOnce
-
-	prepared bool   // for the checkpoint of next; guarded by the lock of the whole disk
-	next     uint64 // only if prepared
+	io   ioStats // of the guest
+	life lifecycle
+	lost lostOnce
 
 	commit sync.Mutex // one Commit at a time
 
-	mu       sync.Mutex
-	epoch    uint64
-	adopted  *Identity       // of whom the disk is a copy from the next checkpoint on; nil: no news
-	promoted Identity        // who the disk is once a failover that was ordered is done
-	err      *BrokenError    // the first error since Start
-	behind   map[uint32]bool // leaves to be copied down, in state Failover
+	promoted Identity // who the disk is once a failover that was ordered is done; guarded by the lock of the whole disk
 }
 
 var (
@@ -201,13 +186,12 @@ func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 }
 
 // State returns where the disk stands. Any goroutine may ask.
-func (s *Secondary) State() State { return State(s.state.Load()) }
+func (s *Secondary) State() State { return s.life.now() }
 
 // Epoch returns the epoch of the last checkpoint.
 func (s *Secondary) Epoch() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.epoch
+	_, epoch := s.life.at()
+	return epoch
 }
 
 // OverlayBytes returns how much the overlays take at the moment, out of their
@@ -228,37 +212,15 @@ func (s *Secondary) latch(op string, off, n int64, err error) error {
 	if !latched {
 		e = &BrokenError{Op: op, Off: off, Len: n, Err: err}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err == nil {
-		s.err = e
-		s.faulty.Store(true)
-		s.untold.Store(true)
-	}
+	s.life.fail(e)
 	return e
-}
-
-// failed returns what latch has recorded, or nil.
-func (s *Secondary) failed() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err == nil {
-		return nil // not a nil *BrokenError
-	}
-	return s.err
 }
 
 // tell publishes the error that latch has recorded, and that of a sync that
 // failed, once each. The caller holds no lock.
 func (s *Secondary) tell() {
 	s.lost.tell(s.disk, s.cfg.Events, event.ModeSecondary, s.cfg.Name)
-	if !s.untold.Load() || !s.untold.Swap(false) {
-		return
-	}
-	s.mu.Lock()
-	e := s.err
-	s.mu.Unlock()
-	if e != nil {
+	if e := s.life.takeUntold(); e != nil {
 		s.cfg.Events.Publish(e.event(event.ModeSecondary, s.cfg.Name))
 	}
 }
@@ -266,7 +228,7 @@ func (s *Secondary) tell() {
 // tellHalf publishes that an overlay is half full, once in an epoch. The
 // caller holds no lock.
 func (s *Secondary) tellHalf(overlay string) {
-	if s.asked.Load() || s.asked.Swap(true) {
+	if !s.life.askOnce() {
 		return
 	}
 	e := event.DiskOverlayHalfFull{Disk: s.cfg.Name, Overlay: overlay, Epoch: s.Epoch()}
@@ -303,7 +265,7 @@ func (s *Secondary) Start(context.Context) error {
 	h := s.lockAll()
 	defer s.locks.unlock(h)
 	switch st := s.State(); {
-	case st == Failover, st == Done && s.promised.Load():
+	case st == Failover, st == Done && s.life.tookOver():
 		return nil
 	case st == None, st == Done:
 	default:
@@ -319,12 +281,7 @@ func (s *Secondary) Start(context.Context) error {
 		return err
 	}
 	s.empty()
-	s.mu.Lock()
-	s.epoch, s.err = 0, nil
-	s.mu.Unlock()
-	s.faulty.Store(false)
-	s.gated.Store(false)
-	s.state.Store(uint32(Running))
+	s.life.began()
 	return nil
 }
 
@@ -333,20 +290,19 @@ func (s *Secondary) empty() {
 	s.active.reset()
 	s.hidden.reset()
 	s.stable.emptied()
-	s.asked.Store(false)
-	s.prepared = false
+	s.life.emptied()
 }
 
 // lockGate refuses further writes of the primary's, and waits for all that use
 // the disk.
 func (s *Secondary) lockGate() *rangeHold {
-	s.gated.Store(true)
+	s.life.gate()
 	return s.lockAll()
 }
 
 // unlockGate lets them in again, unless a checkpoint is prepared.
 func (s *Secondary) unlockGate(h *rangeHold) {
-	s.gated.Store(s.prepared)
+	s.life.ungate()
 	s.locks.unlock(h)
 }
 
@@ -370,16 +326,16 @@ func (s *Secondary) Prepare(_ context.Context, epoch uint64) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	if err := s.failed(); err != nil { // after the sync: a flush under way may have met an error
+	if err := s.life.failed(); err != nil { // after the sync: a flush under way may have met an error
 		return err
 	}
-	if s.prepared && s.next == epoch {
+	if s.life.isPrepared(epoch) {
 		return nil
 	}
 	if err := s.stable.setPrepared(epoch); err != nil {
 		return s.latch("checkpoint", 0, 0, err)
 	}
-	s.prepared, s.next = true, epoch
+	s.life.prepare(epoch)
 	return nil
 }
 
@@ -409,16 +365,14 @@ func (s *Secondary) Checkpoint(_ context.Context, epoch uint64) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	if err := s.failed(); err != nil { // after the sync, as in Prepare
+	if err := s.life.failed(); err != nil { // after the sync, as in Prepare
 		return err
 	}
 	if err := s.stable.setRunning(epoch, s.identityAt(epoch)); err != nil {
 		return s.latch("checkpoint", 0, 0, err)
 	}
 	s.empty()
-	s.mu.Lock()
-	s.epoch = epoch
-	s.mu.Unlock()
+	s.life.committed(epoch)
 	return nil
 }
 
@@ -430,7 +384,7 @@ func (s *Secondary) Err() error {
 	if s.State() == None {
 		return ErrNotRunning
 	}
-	return s.failed()
+	return s.life.failed()
 }
 
 // Stop ends replication; the primary's writes are refused from now on. The
@@ -450,7 +404,7 @@ func (s *Secondary) Stop(ctx context.Context, failover bool) error {
 	if s.State() == None && (failover || !s.kept.begun()) {
 		return ErrNotRunning
 	}
-	s.gated.Store(true) // for good
+	s.life.gate() // for good
 	defer s.tell()
 	if failover {
 		if err := s.beginFailover(); err != nil {
@@ -477,9 +431,6 @@ func (s *Secondary) Stop(ctx context.Context, failover bool) error {
 		return err
 	}
 	s.empty()
-	s.mu.Lock()
-	s.err = nil
-	s.mu.Unlock()
-	s.state.Store(uint32(Done))
+	s.life.ended()
 	return nil
 }

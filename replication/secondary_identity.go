@@ -21,14 +21,11 @@ func (s *Secondary) Metadata() (*Metadata, error) { return s.meta, nil }
 func (s *Secondary) Identity() Identity {
 	i := s.meta.Identity()
 	i.Overwrite, i.instance, i.room = s.cfg.Overwrite, s.instance, s.roomForPreImages()
-	st := s.State()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if a := s.adopted; a != nil {
+	if a := s.life.adoption(); a != nil {
 		i.Disk, i.Generation, i.History, i.State, i.Writes = a.Disk, a.Generation, a.History, CopyInconsistent, false
 	}
-	if st == Running {
-		i.Epoch, i.State = s.epoch, CopyInconsistent
+	if st, epoch := s.life.at(); st == Running {
+		i.Epoch, i.State = epoch, CopyInconsistent
 	}
 	return i
 }
@@ -60,7 +57,7 @@ func (s *Secondary) Adopt(of Identity) error {
 	h := s.lockAll()
 	defer s.locks.unlock(h)
 	st := s.State()
-	if st == Failover || st == FailoverFailed || st == Done && s.promised.Load() {
+	if s.life.tookOver() {
 		return fmt.Errorf("%w: state %v", ErrGated, st)
 	}
 	if err := s.reenter(st); err != nil {
@@ -95,12 +92,9 @@ func (s *Secondary) Adopt(of Identity) error {
 	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.adopted = &of
-	s.mu.Unlock()
+	s.life.adopt(&of)
 	if st == Done {
-		s.state.Store(uint32(None))
-		s.gated.Store(false)
+		s.life.readmitted()
 	}
 	return nil
 }
@@ -112,36 +106,26 @@ func (s *Secondary) reenter(st State) error {
 	if st != Running {
 		return nil
 	}
-	if s.prepared {
+	if s.life.unprepare() {
 		if err := s.stable.setPrepared(0); err != nil {
 			return err
 		}
-		s.prepared = false
-		s.gated.Store(false)
 	}
-	if s.failed() == nil {
+	if s.life.failed() == nil {
 		return nil
 	}
 	if err := s.restore(context.Background()); err != nil {
 		return err
 	}
 	s.empty()
-	s.mu.Lock()
-	s.err = nil
-	s.mu.Unlock()
-	s.faulty.Store(false)
-	s.untold.Store(false)
-	s.gated.Store(false)
-	s.state.Store(uint32(None))
+	s.life.readmitted()
 	return nil
 }
 
 // identityAt returns who the disk is at a checkpoint.
 func (s *Secondary) identityAt(epoch uint64) Identity {
 	i := s.meta.Identity()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if a := s.adopted; a != nil {
+	if a := s.life.adoption(); a != nil {
 		i.Disk, i.Generation, i.History = a.Disk, a.Generation, a.History
 	}
 	i.Epoch, i.State, i.Writes = epoch, CopyClean, false
@@ -196,9 +180,7 @@ func (s *Secondary) end(id Identity) error {
 		return err
 	}
 	s.kept.end()
-	s.mu.Lock()
-	s.adopted = nil // it is in id, or came to nothing
-	s.mu.Unlock()
+	s.life.adopt(nil) // it is in id, or came to nothing
 	return nil
 }
 
@@ -242,9 +224,7 @@ func (s *Secondary) keep(off, n int64) error {
 	if armed {
 		if err = s.stable.setRunning(k.id.Epoch, k.id); err == nil {
 			s.stable.emptied()
-			s.mu.Lock()
-			s.epoch = k.id.Epoch
-			s.mu.Unlock()
+			s.life.committed(k.id.Epoch)
 			k.on.Store(true)
 		}
 	}
