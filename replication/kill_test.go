@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -16,6 +17,8 @@ import (
 	"testing"
 	"time"
 )
+
+var killCount = flag.Int("kills", 25, "how often the secondary's process is killed")
 
 const (
 	killSize   = 256 << 10
@@ -83,7 +86,7 @@ func TestJournalSurvivesSIGKILLAtAnyMoment(t *testing.T) {
 	dir := t.TempDir()
 	d, err := CreateFile(filepath.Join(dir, "disk"), killSize)
 	must(t, err)
-	kills := 25
+	kills := *killCount
 	if testing.Short() || raceEnabled {
 		kills = 5
 	}

@@ -211,9 +211,15 @@ func (m *cmodel) protect() bool {
 		rng := rand.New(rand.NewPCG(m.seed, uint64(200+w)))
 		workers.Go(func() { m.sharer(rng) })
 	}
+	early := m.rng.IntN(3) == 0 // something may happen before both sides run
+	if early {
+		m.plan(300)
+	}
 	err := m.start(ctx)
 	if err == nil {
-		m.plan()
+		if !early {
+			m.plan(600)
+		}
 		for w := range 2 {
 			rng := rand.New(rand.NewPCG(m.seed, uint64(300+w)))
 			workers.Go(func() { m.twinWorker(w, rng) })
@@ -221,7 +227,7 @@ func (m *cmodel) protect() bool {
 		workers.Go(func() { m.checkpoints(ctx) })
 	}
 	workers.Wait()
-	if err != nil && !m.lostA() && !m.lostB() {
+	if err != nil && !early && !m.lostA() && !m.lostB() {
 		m.errorf("start: %v", err)
 	}
 	end := m.rng.IntN(3)
@@ -245,6 +251,7 @@ func (m *cmodel) protect() bool {
 		again = m.secondaryLost()
 	default:
 		m.p.Stop(ctx, true) // and the secondary as it is
+		m.p.Detach()
 		again = true
 	}
 	cancel()
@@ -272,6 +279,7 @@ func (m *cmodel) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	m.committing = image
 	if m.sec.State() == Running {
 		err = m.sec.Checkpoint(ctx, m.sec.Epoch()+1)
 	} else {
@@ -297,10 +305,10 @@ func (d *fakeDisk) content() []byte {
 }
 
 // plan decides what goes wrong, and when.
-func (m *cmodel) plan() {
+func (m *cmodel) plan(within int) {
 	m.s.mu.Lock()
 	defer m.s.mu.Unlock()
-	at := m.s.ops + 1 + m.rng.IntN(600)
+	at := m.s.ops + 1 + m.rng.IntN(within)
 	fail := func(d *fakeDisk) func() {
 		return func() {
 			d.mu.Lock()

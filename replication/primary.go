@@ -336,7 +336,8 @@ func (p *Primary) Loaded(ctx context.Context, epoch uint64) error {
 // Stop implements [Replicator]: the guest goes on with the local disk alone,
 // with failover or without, and the secondary is detached. With failover the
 // copy begins a new generation, so that it is known which side has gone on; an
-// error is that this could not be recorded.
+// error is that this could not be recorded. Without, it does so at the first
+// write, if no Remote is attached before.
 func (p *Primary) Stop(_ context.Context, failover bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -356,6 +357,7 @@ func (p *Primary) Stop(_ context.Context, failover bool) error {
 	if failover {
 		return p.goAlone()
 	}
+	p.resumed.Store(p.used) // whatever comes next is known by the first write
 	return nil
 }
 

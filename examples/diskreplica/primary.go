@@ -116,7 +116,7 @@ func (p *primary) connect(ctx context.Context) error {
 
 func (p *primary) disconnect() {
 	if p.disk.State() == replication.Running {
-		p.disk.Stop(context.Background(), true)
+		p.disk.Stop(context.Background(), false) // whether it goes on alone, its guest's next write decides
 	} else {
 		p.disk.Detach() // of a connect that failed
 	}
