@@ -48,6 +48,13 @@ func memberError(i int, op string, err error) error {
 // are joined. Start may then be repeated; a [Primary] that was stopped again
 // wants another Remote first.
 func (g Group) Start(ctx context.Context) error {
+	if len(g) > 1 {
+		together := newID()
+		err := each(g, "start", func(p interface{ prepareStart(ID) error }) error { return p.prepareStart(together) })
+		if err != nil {
+			return err
+		}
+	}
 	for i, r := range g {
 		err := memberError(i, "start", r.Start(ctx))
 		if err == nil {

@@ -66,6 +66,11 @@ type superblock struct {
 	entrySum uint32   // checksum of the map
 	prepared uint64   // the epoch of which the disk has everything too, in state Running; 0: none
 	id       Identity // of the disk: whose journal it is, and who the disk is at epoch
+	// start names a start of several disks together; pending: this one has not
+	// been started yet. They change before the first of a Group is started, and
+	// when each is.
+	start   ID
+	pending bool
 }
 
 const (
@@ -73,7 +78,7 @@ const (
 	superSlot    = 4096 // each of the two has a physical block of its own
 	logStart     = 2 * superSlot
 	minJournal   = 64 << 10 // of each device
-	superEncoded = 24 + 8*4 + 16 + 8 + 4 + 8 + (identityEncoded - 16) + 4
+	superEncoded = 24 + 8*4 + 16 + 8 + 4 + 8 + (identityEncoded - 16) + 16 + 4 + 4
 )
 
 func (b *superblock) encode() []byte {
@@ -89,6 +94,8 @@ func (b *superblock) encode() []byte {
 	le.PutUint32(p[80:], b.entrySum)
 	le.PutUint64(p[84:], b.prepared)
 	copy(p[92:], b.id.append(nil))
+	copy(p[superEncoded-24:], b.start[:])
+	p[superEncoded-8] = bit(b.pending)
 	le.PutUint32(p[superEncoded-4:], crc32.Checksum(p[:superEncoded-4], castagnoli))
 	return p
 }
@@ -107,6 +114,8 @@ func (b *superblock) decode(p []byte) bool {
 	b.entries = le.Uint64(p[72:])
 	b.entrySum = le.Uint32(p[80:])
 	b.prepared = le.Uint64(p[84:])
+	copy(b.start[:], p[superEncoded-24:])
+	b.pending = p[superEncoded-8] != 0
 	return b.id.decode(p[92:])
 }
 
@@ -244,6 +253,10 @@ func (j *Journal) setRunning(epoch uint64, id Identity) error {
 	}
 	b := j.super
 	b.state, b.epoch, b.prepared, b.entries, b.entrySum, b.id = Running, epoch, 0, 0, 0, id
+	if !b.pending {
+		b.start = ID{}
+	}
+	b.pending = false
 	rand.Read(b.nonce[:])
 	return j.store(b)
 }
@@ -290,6 +303,18 @@ func (j *Journal) setFailover(active *overlay) error {
 	return j.store(b)
 }
 
+// setStarting implements stableState.
+func (j *Journal) setStarting(together ID) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.log.failed(); err != nil {
+		return err
+	}
+	b := j.super
+	b.start, b.pending = together, true
+	return j.store(b)
+}
+
 func (j *Journal) setDone(id Identity) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -297,7 +322,7 @@ func (j *Journal) setDone(id Identity) error {
 		return nil
 	}
 	b := j.super
-	b.state, b.prepared, b.id = Done, 0, id
+	b.state, b.prepared, b.id, b.start, b.pending = Done, 0, id, ID{}, false
 	return j.store(b)
 }
 

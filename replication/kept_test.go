@@ -139,3 +139,70 @@ func TestCheckpointThatDoesNotFitIsGivenUpOnlyIfThatIsPermitted(t *testing.T) {
 	must(t, s.Start(ctx))
 	wantBytes(t, "the copy", x.disk.data, x.local.data, 0)
 }
+
+// Wherever the power fails while several disks that have been synchronised again
+// are started together, they are all at the checkpoint of before or all at the
+// start.
+func TestDisksThatAreStartedAgainHaveOneEpochAfterAPowerCut(t *testing.T) {
+	ctx := context.Background()
+	before, after := 0, 0
+	for at := range 40 {
+		var rigs [3]*keptRig
+		var g Group
+		for i := range rigs {
+			rigs[i] = newKeptRig(t, 4*testSize)
+			s, _ := rigs[i].boot(SecondaryConfig{})
+			must(t, joinOver(rigs[i].p, s))
+			must(t, rigs[i].p.Synchronise(ctx, SyncConfig{}))
+			must(t, rigs[i].p.Mark(ctx, 0))
+			g = append(g, s)
+		}
+		host := &power{left: at}
+		for _, x := range rigs {
+			for _, d := range []*fakeDisk{x.disk, x.hidden, x.active} {
+				d.power = host
+			}
+		}
+		err := g.Start(ctx)
+		rng := rand.New(rand.NewPCG(uint64(at), 2))
+		var epoch uint64
+		for again := &(power{left: rng.IntN(30)}); ; again = &(power{left: -1}) { // and perhaps once more
+			var list []Recovery
+			for _, x := range rigs {
+				x.powerCut(rng)
+				j, err := OpenJournal(x.hidden, x.active)
+				must(t, err)
+				list = append(list, Recovery{j, x.disk})
+				for _, d := range []*fakeDisk{x.disk, x.hidden, x.active} {
+					d.power = again
+				}
+			}
+			var errRecover error
+			if epoch, _, errRecover = RecoverGroup(ctx, list); errRecover == nil {
+				break
+			}
+			wantErr(t, "recovery", errRecover, errPower)
+		}
+		started := bytes.Equal(rigs[0].disk.data, rigs[0].local.data)
+		if started {
+			after++
+		} else {
+			before++
+		}
+		if err == nil && !started {
+			t.Fatalf("power fails after %d operations: a start that was answered is gone", at)
+		}
+		for i, x := range rigs {
+			want, wantEpoch := x.checkpoint, uint64(1)
+			if started {
+				want, wantEpoch = x.local.data, 0
+			}
+			if !bytes.Equal(x.disk.data, want) || epoch != wantEpoch {
+				t.Fatalf("power fails after %d operations: disk %d is not where the first is, started %v, epoch %d", at, i, started, epoch)
+			}
+		}
+	}
+	if before == 0 || after == 0 {
+		t.Errorf("%d before and %d after the start: not every case was reached", before, after)
+	}
+}

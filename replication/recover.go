@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"slices"
 )
 
 // Recover brings disk, the secondary disk of the journal's last user, into
@@ -35,6 +36,7 @@ func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedO
 const (
 	rollBack       = iota // the disk becomes that of the last checkpoint
 	rollForward           // it remains that of the checkpoint that was prepared
+	rollToStart           // it remains that of a start that another disk has made
 	finishFailover        // that of the last checkpoint, and the guest's own writes since
 )
 
@@ -54,9 +56,12 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 	if err != nil {
 		return 0, err
 	}
-	if how == rollForward {
+	switch how {
+	case rollForward:
 		b.epoch = b.prepared
-	} else {
+	case rollToStart:
+		b.epoch = 0
+	default:
 		err = j.log.replay(ctx, func(block, n int64, p []byte) error {
 			if p == nil && inside(block, 0, 0, disk.Size()) { // whole blocks, of which the disk may have less
 				n = min(n, disk.Size()-block*BlockSize)
@@ -90,7 +95,7 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 	if err != nil {
 		return 0, fmt.Errorf("replication: recovery: %w", err)
 	}
-	b.state, b.prepared = Done, 0
+	b.state, b.prepared, b.start, b.pending = Done, 0, ID{}, false
 	return b.epoch, j.store(b)
 }
 
@@ -120,7 +125,7 @@ type Recovery struct {
 // were a [Group], such that they end at one epoch, whatever the Group was
 // doing when the host crashed: in the middle of a checkpoint, that of the
 // checkpoint if one disk had it already, else that of the one before; in the
-// middle of a failover, with the guest's own writes on all disks or on none.
+// middle of a start, likewise; in the middle of a failover, with the guest's own writes on all disks or on none.
 //
 // It returns that epoch, and whether a failover has been finished. If there is
 // no such epoch, since these are not the disks of one guest or its Group went
@@ -138,19 +143,24 @@ func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOv
 	if err != nil {
 		return 0, false, err
 	}
-	var running, ordered []int
+	var running, ordered, starting []int
 	for i, b := range supers {
 		switch b.state {
 		case Running:
-			running = append(running, i)
+			if how[i] == rollToStart {
+				starting = append(starting, i)
+			} else {
+				running = append(running, i)
+			}
 		case Failover:
 			ordered = append(ordered, i)
 			failedOver = failedOver || how[i] == finishFailover
 		}
 	}
-	// A failover that was not ordered everywhere is undone. The disks that do
-	// not know of it are the witnesses, so they come last.
-	for _, i := range append(ordered, running...) {
+	// A failover that was not ordered everywhere is undone, a start that was made
+	// on one disk is made on all. The disks that do not know of the one, and that
+	// have made the other, are the witnesses, so they come last.
+	for _, i := range slices.Concat(ordered, starting, running) {
 		if _, err := disks[i].Journal.recover(ctx, disks[i].Disk, how[i]); err != nil {
 			return 0, false, memberError(i, "recover", err)
 		}
@@ -161,6 +171,15 @@ func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOv
 // planRecovery decides at which epoch disks with these superblocks meet, and
 // how each gets there.
 func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
+	how = make([]int, len(disks))
+	disks = slices.Clone(disks)
+	for i, b := range disks {
+		for _, o := range disks {
+			if b.state == Running && b.pending && o.state == Running && !o.pending && o.start == b.start {
+				how[i], disks[i].epoch, disks[i].prepared = rollToStart, 0, 0
+			}
+		}
+	}
 	var running, ordered bool
 	for _, b := range disks {
 		running = running || b.state == Running
@@ -183,11 +202,11 @@ func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
 			}
 		}
 	}
-	how = make([]int, len(disks))
 	var errs []error
 	for i, b := range disks {
 		switch {
 		case b.state != Running && b.state != Failover:
+		case how[i] == rollToStart && epoch == 0:
 		case b.epoch == epoch && b.state == Failover && !running:
 			how[i] = finishFailover
 		case b.epoch == epoch:

@@ -126,6 +126,9 @@ type stableState interface {
 	// setPrepared records that the disk has all of epoch, which the overlays
 	// still undo.
 	setPrepared(epoch uint64) error
+	// setStarting records, before the first of several disks is started, that
+	// they are started together.
+	setStarting(together ID) error
 	// setRunning voids whatever the overlays held and begins epoch.
 	setRunning(epoch uint64, id Identity) error
 	// setFailover makes the overlays themselves stable too.
@@ -144,6 +147,7 @@ type stableState interface {
 // volatileState is that of overlays in memory: nothing of it survives.
 type volatileState struct{}
 
+func (volatileState) setStarting(ID) error              { return nil }
 func (volatileState) setPrepared(uint64) error          { return nil }
 func (volatileState) setRunning(uint64, Identity) error { return nil }
 func (volatileState) setFailover(*overlay) error        { return nil }
@@ -254,6 +258,17 @@ func (s *Secondary) syncDisk() error {
 		return s.latch("flush", 0, 0, err)
 	}
 	return err
+}
+
+// prepareStart records that the disk is started together with others, so that
+// after a crash in between they are all found at the start, or none is.
+func (s *Secondary) prepareStart(together ID) error {
+	h := s.lockAll()
+	defer s.locks.unlock(h)
+	if st := s.State(); st != None && (st != Done || s.life.tookOver()) {
+		return nil // Start says what is to be said
+	}
+	return s.stable.setStarting(together)
 }
 
 // Start takes the present content of the secondary disk as the checkpoint of
