@@ -167,7 +167,7 @@ func (s *Secondary) copyLeaf(leaf uint32, active *overlay) error {
 		return err
 	}
 	first := int64(leaf) * leafBlocks
-	last := min(first+leafBlocks, (s.size+BlockSize-1)/BlockSize)
+	last := min(first+leafBlocks, (s.size.Load()+BlockSize-1)/BlockSize)
 	for b := first; b < last; b++ {
 		held := s.hidden.lookup(b).held()
 		if active != nil {

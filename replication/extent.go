@@ -46,7 +46,7 @@ var (
 // Extents implements [ExtentReader] by what the file system says. Where it
 // cannot tell, as for a block device, all is data.
 func (d *File) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
-	if err := checkRange(off, n, d.size); err != nil {
+	if err := checkRange(off, n, d.size.Load()); err != nil {
 		return err
 	}
 	for end := off + n; off < end; {
@@ -80,7 +80,7 @@ func (p *Primary) DirtyExtents(off, n int64, yield func(n int64, flags uint32) b
 // Extents implements [ExtentReader]. In state Done they are those of the disk.
 // Before, when overlays lie over it, all is data.
 func (s *Secondary) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
-	if err := checkRange(off, n, s.size); err != nil {
+	if err := checkRange(off, n, s.size.Load()); err != nil {
 		return err
 	}
 	switch s.State() {
@@ -94,7 +94,7 @@ func (s *Secondary) Extents(off, n int64, yield func(n int64, flags uint32) bool
 
 // Extents implements [ExtentReader]: those of the secondary disk.
 func (x incoming) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
-	if err := checkRange(off, n, x.s.size); err != nil {
+	if err := checkRange(off, n, x.s.size.Load()); err != nil {
 		return err
 	}
 	if st := x.s.State(); st != None && st != Running {
@@ -113,7 +113,7 @@ const BitmapDirty = 1 << 0
 // Extents yields the runs of chunks whose bits are alike, cut to [off, off+n),
 // with BitmapDirty where they are set.
 func (b *Bitmap) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
-	if err := checkRange(off, n, b.size); err != nil {
+	if err := checkRange(off, n, b.bits.Load().size); err != nil {
 		return err
 	}
 	for n > 0 {

@@ -126,7 +126,7 @@ func TestBitsOfABitmapAreExtents(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("extents %v, want %v", got, want)
 	}
-	if err := b.Extents(0, b.size+1, func(int64, uint32) bool { return true }); !errors.Is(err, ErrRange) {
+	if err := b.Extents(0, b.bits.Load().size+1, func(int64, uint32) bool { return true }); !errors.Is(err, ErrRange) {
 		t.Errorf("beyond the end: %v", err)
 	}
 }

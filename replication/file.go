@@ -7,13 +7,14 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 )
 
 // File is a raw disk image, or a block device, as a [Disk]. Its methods may
 // be called from any goroutine.
 type File struct {
 	f    *os.File
-	size int64
+	size atomic.Int64
 	made bool // by CreateFile, just now
 
 	syncing sync.Mutex // one sync at a time: the system tells an error once
@@ -40,7 +41,9 @@ func NewFile(f *os.File) (*File, error) {
 	if err := checkSize(f.Name(), size); err != nil {
 		return nil, err
 	}
-	return &File{f: f, size: size}, nil
+	d := &File{f: f}
+	d.size.Store(size)
+	return d, nil
 }
 
 // OpenFile opens the image or device of that name for reading and writing, and
@@ -102,8 +105,8 @@ func createUnlocked(name string, size int64) (*File, error) {
 		return fail(err)
 	}
 	d.made = made
-	if d.size != size {
-		return fail(fmt.Errorf("%w: %s has %d bytes, not %d", ErrSize, name, d.size, size))
+	if d.size.Load() != size {
+		return fail(fmt.Errorf("%w: %s has %d bytes, not %d", ErrSize, name, d.size.Load(), size))
 	}
 	return d, nil
 }
@@ -118,11 +121,11 @@ func syncDir(name string) error {
 }
 
 // Size implements [Disk].
-func (d *File) Size() int64 { return d.size }
+func (d *File) Size() int64 { return d.size.Load() }
 
 // ReadAt implements io.ReaderAt.
 func (d *File) ReadAt(p []byte, off int64) (int, error) {
-	if err := checkRange(off, int64(len(p)), d.size); err != nil {
+	if err := checkRange(off, int64(len(p)), d.size.Load()); err != nil {
 		return 0, err
 	}
 	return d.f.ReadAt(p, off)
@@ -130,7 +133,7 @@ func (d *File) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt implements io.WriterAt. It never makes the file longer.
 func (d *File) WriteAt(p []byte, off int64) (int, error) {
-	if err := checkRange(off, int64(len(p)), d.size); err != nil {
+	if err := checkRange(off, int64(len(p)), d.size.Load()); err != nil {
 		return 0, err
 	}
 	return d.f.WriteAt(p, off)
@@ -139,7 +142,7 @@ func (d *File) WriteAt(p []byte, off int64) (int, error) {
 // Trim gives the storage back where the system can do that; the range then
 // reads as zeroes. Elsewhere it does nothing.
 func (d *File) Trim(off, n int64) error {
-	if err := checkRange(off, n, d.size); err != nil {
+	if err := checkRange(off, n, d.size.Load()); err != nil {
 		return err
 	}
 	err := punchHole(d.f, off, n)
@@ -155,7 +158,7 @@ func (d *File) Trim(off, n int64) error {
 // WriteZeroes zeroes the range, giving the storage back where the system can
 // do that and writing zeroes where it cannot.
 func (d *File) WriteZeroes(off, n int64) error {
-	if err := checkRange(off, n, d.size); err != nil {
+	if err := checkRange(off, n, d.size.Load()); err != nil {
 		return err
 	}
 	err := punchHole(d.f, off, n)
@@ -213,6 +216,34 @@ func (d *File) Sync() error {
 		d.lost = &SyncError{Disk: d.f.Name(), Err: err}
 	}
 	return d.lost
+}
+
+// Grow makes the image longer; what is new reads as zeroes. A device must have
+// been made longer already, and be zero there. The error is ErrSize if it is not
+// so long, or would become shorter.
+func (d *File) Grow(size int64) error {
+	if err := checkSize(d.f.Name(), size); err != nil {
+		return err
+	}
+	if old := d.size.Load(); size < old {
+		return fmt.Errorf("%w: %s has %d bytes and does not shrink to %d", ErrSize, d.f.Name(), old, size)
+	}
+	st, err := d.f.Stat()
+	if err == nil && st.Mode().IsRegular() && st.Size() < size {
+		err = errors.Join(d.f.Truncate(size), d.Sync())
+	}
+	var is int64
+	if err == nil {
+		is, err = d.f.Seek(0, io.SeekEnd)
+	}
+	if err != nil {
+		return err
+	}
+	if is < size {
+		return fmt.Errorf("%w: %s has %d bytes, not %d", ErrSize, d.f.Name(), is, size)
+	}
+	d.size.Store(size)
+	return nil
 }
 
 // Made reports whether CreateFile has made the image, so that there is nothing

@@ -18,11 +18,11 @@ var (
 	_ ZeroWriter = incoming{}
 )
 
-func (x incoming) Size() int64 { return x.s.size }
+func (x incoming) Size() int64 { return x.s.size.Load() }
 
 func (x incoming) ReadAt(p []byte, off int64) (int, error) {
 	s := x.s
-	if err := checkRange(off, int64(len(p)), s.size); err != nil {
+	if err := checkRange(off, int64(len(p)), s.size.Load()); err != nil {
 		return 0, err
 	}
 	h := s.lockBlocks(off, int64(len(p)), true)
@@ -69,7 +69,7 @@ func (x incoming) Sync() error {
 // the old content is safe.
 func (x incoming) change(off, n int64, write func() error) error {
 	s := x.s
-	if err := checkRange(off, n, s.size); err != nil {
+	if err := checkRange(off, n, s.size.Load()); err != nil {
 		return err
 	}
 	if _, err := s.life.admit(); err == ErrGated {
@@ -117,7 +117,7 @@ func (s *Secondary) saveOld(off, n int64) (half bool, err error) {
 		return s.saveRange(b0, b1)
 	}
 	b, pos := b0, b0*BlockSize
-	end := min(b1*BlockSize, s.size)
+	end := min(b1*BlockSize, s.size.Load())
 	extents := Extents(s.disk.Disk, pos, end-pos, func(n int64, flags uint32) bool {
 		pos += n
 		last := pos / BlockSize // whole blocks only; the rest goes with the next
@@ -174,7 +174,7 @@ func (s *Secondary) saveRange(b0, b1 int64) (half bool, err error) {
 func (s *Secondary) saveBlocks(b0, b1 int64) (half bool, err error) {
 	buf := buffers.Get().(*[256 << 10]byte)
 	defer buffers.Put(buf)
-	old := buf[:min(b1*BlockSize, s.size)-b0*BlockSize]
+	old := buf[:min(b1*BlockSize, s.size.Load())-b0*BlockSize]
 	if err := readFull(s.disk, old, b0*BlockSize); err != nil {
 		return false, err
 	}
@@ -220,7 +220,7 @@ func (s *Secondary) saveZeroes(b0, b1 int64) (half bool, err error) {
 
 // sectorsOf returns the sectors that block b has: all, but at the end of the
 // disk.
-func (s *Secondary) sectorsOf(b int64) uint8 { return sectorsAt(b, s.size) }
+func (s *Secondary) sectorsOf(b int64) uint8 { return sectorsAt(b, s.size.Load()) }
 
 func sectorsAt(b, size int64) uint8 {
 	return uint8(1<<(min(BlockSize, size-b*BlockSize)/SectorSize) - 1)

@@ -81,7 +81,7 @@ type PrimaryInfo struct {
 // Info returns what is to be said of the disk now. Any goroutine may ask.
 func (p *Primary) Info() PrimaryInfo {
 	i := PrimaryInfo{
-		Name: p.cfg.Name, Size: p.size, State: p.State(), Identity: p.meta.Identity(), IO: p.io.info(),
+		Name: p.cfg.Name, Size: p.size.Load(), State: p.State(), Identity: p.meta.Identity(), IO: p.io.info(),
 		Dirty: p.peer.dirty.Bytes(), LagBytes: p.peer.epoch.Bytes() + p.peer.older.Bytes(),
 	}
 	if c := p.room.charged.Load(); c != nil {
@@ -127,7 +127,7 @@ type SecondaryInfo struct {
 
 // Info returns what is to be said of the disk now. Any goroutine may ask.
 func (s *Secondary) Info() SecondaryInfo {
-	i := SecondaryInfo{Name: s.cfg.Name, Size: s.size, Identity: s.Identity(), IO: s.io.info()}
+	i := SecondaryInfo{Name: s.cfg.Name, Size: s.size.Load(), Identity: s.Identity(), IO: s.io.info()}
 	i.State, i.Epoch = s.life.at()
 	i.ActiveBytes, i.HiddenBytes = s.OverlayBytes()
 	i.ActiveBound, i.HiddenBound = int64(s.active.max)*BlockSize, s.hiddenBound()

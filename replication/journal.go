@@ -206,16 +206,16 @@ func (j *Journal) attach(s *Secondary) error {
 		return ErrUnclean
 	}
 	j.mu.Lock()
-	if _, ok := s.disk.Disk.(MetadataKeeper); !ok && j.super.id.Copy != (ID{}) && j.super.size == uint64(s.size) {
+	if _, ok := s.disk.Disk.(MetadataKeeper); !ok && j.super.id.Copy != (ID{}) && j.super.size == uint64(s.size.Load()) {
 		s.meta.mu.Lock()
 		s.meta.id = j.super.id
 		s.meta.mu.Unlock()
 	}
-	j.super.size = uint64(s.size)
+	j.super.size = uint64(s.size.Load())
 	j.mu.Unlock()
 	n := j.activeSlots()
-	s.hidden = newOverlay("hidden", s.size, math.MaxInt64, j.log)
-	s.active = newOverlay("active", s.size, n*BlockSize, deviceSlots{j.active, j.activeData()})
+	s.hidden = newOverlay("hidden", s.size.Load(), math.MaxInt64, j.log)
+	s.active = newOverlay("active", s.size.Load(), n*BlockSize, deviceSlots{j.active, j.activeData()})
 	s.active.solid = true
 	s.stable = j
 	return nil

@@ -230,7 +230,7 @@ func (d *File) Metadata() (*Metadata, error) {
 		return d.meta, nil
 	}
 	bound := birth(d.f)
-	m, err := openMetadataFile(name, d.size)
+	m, err := openMetadataFile(name, d.size.Load())
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 	case err != nil:
@@ -240,7 +240,7 @@ func (d *File) Metadata() (*Metadata, error) {
 	}
 	if err != nil {
 		m = newMetadata(nil)
-		m.make = func() (Disk, error) { return createMetadataFile(name, d.size, m) }
+		m.make = func() (Disk, error) { return createMetadataFile(name, d.size.Load(), m) }
 	}
 	m.bound = bound
 	d.meta = m
@@ -270,7 +270,7 @@ func (d *File) Rebind() error {
 	if name == "" {
 		return fmt.Errorf("replication: %s has no metadata", d.f.Name())
 	}
-	m, err := openMetadataFile(name, d.size)
+	m, err := openMetadataFile(name, d.size.Load())
 	if err != nil {
 		return err
 	}

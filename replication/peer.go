@@ -14,8 +14,6 @@ import (
 //	before it, not Loaded yet  older
 //	and is not forwarded       dirty
 type peer struct {
-	size int64
-
 	// dirty is what the secondary does not have: it is not forwarded but
 	// copied by Synchronise. It has every bit set that is not known to be
 	// clear.
@@ -41,7 +39,7 @@ type peer struct {
 }
 
 func newPeer(size int64) peer {
-	return peer{size: size, dirty: NewBitmap(size), epoch: NewBitmap(size), older: NewBitmap(size), copied: NewBitmap(size)}
+	return peer{dirty: NewBitmap(size), epoch: NewBitmap(size), older: NewBitmap(size), copied: NewBitmap(size)}
 }
 
 // begin accounts for a write that is about to be made.
@@ -87,7 +85,7 @@ func (r *peer) restarted() {
 
 // all makes everything dirty.
 func (r *peer) all() {
-	r.dirty.Set(0, r.size)
+	r.dirty.Set(0, r.dirty.bits.Load().size)
 	r.copied.clearAll()
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 
@@ -57,7 +58,7 @@ type PrimaryConfig struct {
 // Stop one at a time.
 type Primary struct {
 	local *stableDisk
-	size  int64
+	size  atomic.Int64
 	cfg   PrimaryConfig
 	locks rangeLock
 	meta  *Metadata
@@ -102,9 +103,10 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 	}
 	cfg.Forward.Name, cfg.Forward.Events = cfg.Name, cfg.Events
 	p := &Primary{
-		local: newStableDisk(local, "disk"), size: size, cfg: cfg, synced: cfg.InSync,
+		local: newStableDisk(local, "disk"), cfg: cfg, synced: cfg.InSync,
 		peer: newPeer(size), attached: make(chan struct{}),
 	}
+	p.size.Store(size)
 	p.gate.init(cfg.Gate)
 	if err := p.openMetadata(local); err != nil {
 		return nil, err
@@ -125,8 +127,8 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 // ErrOutdated, which is then recorded of this one, and one whose guest also went
 // on is ErrDiverged, unless Overwrite permits to overwrite it.
 func (p *Primary) Attach(remote Remote) error {
-	if remote.Size() != p.size {
-		return fmt.Errorf("%w: the local disk has %d bytes, the secondary's %d", ErrSize, p.size, remote.Size())
+	if remote.Size() != p.size.Load() {
+		return fmt.Errorf("%w: the local disk has %d bytes, the secondary's %d", ErrSize, p.size.Load(), remote.Size())
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -148,7 +150,7 @@ func (p *Primary) Attach(remote Remote) error {
 		old.Stop(context.Background(), false) // nobody waits for room in it any more
 	}
 	// No write is between the account of it and its forwarding.
-	h := p.locks.lock(0, p.size, false)
+	h := p.lockAll()
 	defer p.locks.unlock(h)
 	p.detach()
 	if err := p.joinedTo(theirs, lacks); err != nil {
@@ -174,7 +176,7 @@ func (p *Primary) Detach() error {
 		return nil
 	}
 	err := f.Stop(context.Background(), false) // nobody waits for room in it any more
-	h := p.locks.lock(0, p.size, false)
+	h := p.lockAll()
 	defer p.locks.unlock(h)
 	p.detach()
 	p.changed()
@@ -187,6 +189,8 @@ func (p *Primary) detach() {
 	p.link.Store(nil)
 	p.peer.detached()
 }
+
+func (p *Primary) lockAll() *rangeHold { return p.locks.lock(0, math.MaxInt64, false) }
 
 func (p *Primary) changed() {
 	close(p.attached)
@@ -309,7 +313,7 @@ func (p *Primary) Mark(ctx context.Context, epoch uint64) error {
 	}
 	// A write that has reached the disk but not the forwarder belongs to
 	// this epoch.
-	h := p.locks.lock(0, p.size, false)
+	h := p.lockAll()
 	p.peer.marked()
 	p.room.marked()
 	err = f.beginHold(epoch)
@@ -350,7 +354,7 @@ func (p *Primary) Stop(_ context.Context, failover bool) error {
 	p.state = Done
 	// Writers who wait for room hold their ranges; this sends them on.
 	p.link.Load().Stop(context.Background(), false)
-	h := p.locks.lock(0, p.size, false)
+	h := p.lockAll()
 	defer p.locks.unlock(h)
 	p.detach()
 	p.changed()

@@ -31,7 +31,7 @@ func (p *Primary) openMetadata(local Disk) (err error) {
 	p.used = base.Copy != (ID{}) && base.Generation == id.Generation
 	p.resumed.Store(p.used)
 	p.peer.base = base
-	if p.peer.intent, err = p.meta.openIntent(p.size); err != nil {
+	if p.peer.intent, err = p.meta.openIntent(p.size.Load()); err != nil {
 		return err
 	}
 	switch t := p.peer.intent; {
@@ -40,7 +40,7 @@ func (p *Primary) openMetadata(local Disk) (err error) {
 			p.peer.all()
 		}
 	case p.cfg.InSync:
-		p.peer.marks = NewBitmap(p.size)
+		p.peer.marks = NewBitmap(p.size.Load())
 		t.marked(p.peer.marks.Set)
 	default:
 		t.marked(p.peer.dirty.Set)
@@ -96,7 +96,7 @@ func (p *Primary) joinedTo(theirs Identity, lacks int) error {
 		// What was written until now is in memory alone, and will have been
 		// copied when a run begins.
 		var err error
-		if r.intent, err = p.meta.openIntent(p.size); err != nil {
+		if r.intent, err = p.meta.openIntent(p.size.Load()); err != nil {
 			return err
 		}
 	}
@@ -115,7 +115,7 @@ func (p *Primary) joinedTo(theirs Identity, lacks int) error {
 	}
 	r.run = peerBase{Copy: theirs.Copy, Generation: p.meta.Identity().Generation}
 	r.instance = theirs.instance
-	p.room.set(p.size, theirs.room)
+	p.room.set(p.size.Load(), theirs.room)
 	p.joined = true
 	return nil
 }

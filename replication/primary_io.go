@@ -8,7 +8,7 @@ import (
 )
 
 // Size implements [Disk].
-func (p *Primary) Size() int64 { return p.size }
+func (p *Primary) Size() int64 { return p.size.Load() }
 
 // ReadAt reads the local disk.
 func (p *Primary) ReadAt(b []byte, off int64) (n int, err error) {
@@ -64,7 +64,7 @@ func (p *Primary) WriteZeroes(off, n int64) error {
 // pieces does what is larger than most, or than the secondary has room for, in
 // pieces, between which a Mark may come.
 func (p *Primary) pieces(off, n, most int64, do func(off, n int64) error) error {
-	if err := checkRange(off, n, p.size); err != nil {
+	if err := checkRange(off, n, p.size.Load()); err != nil {
 		return err
 	}
 	if n > BlockSize {
@@ -85,7 +85,7 @@ func (p *Primary) Trim(off, n int64) error { return p.WriteZeroes(off, n) }
 
 // write does a local write, accounts for it and forwards it.
 func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*Forwarder, uint64, error) {
-	if err := checkRange(off, n, p.size); err != nil {
+	if err := checkRange(off, n, p.size.Load()); err != nil {
 		return nil, 0, err
 	}
 	if p.resumed.Load() {

@@ -49,12 +49,13 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 	d := newStableDisk(disk, "disk")
 	disk = d
 	b := j.super
-	if uint64(disk.Size()) != b.size {
-		return 0, fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, disk.Size())
-	}
 	meta, err := b.belongs(d.Disk)
 	if err != nil {
 		return 0, err
+	}
+	// A disk that is known may have grown, and the journal not know yet.
+	if n := uint64(disk.Size()); n < b.size || n > b.size && meta.Identity().Copy != b.id.Copy {
+		return 0, fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, n)
 	}
 	switch how {
 	case rollForward:

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"sync/atomic"
 
 	"github.com/gocolo/lockstep/event"
 )
@@ -90,7 +91,7 @@ const defaultOverlayBytes = 256 << 20
 // be called from any goroutine, at any time.
 type Secondary struct {
 	disk   *stableDisk
-	size   int64
+	size   atomic.Int64
 	cfg    SecondaryConfig
 	stable stableState
 	meta   *Metadata
@@ -171,7 +172,8 @@ func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 	if cfg.HiddenBytes == 0 {
 		cfg.HiddenBytes = defaultOverlayBytes
 	}
-	s := &Secondary{disk: newStableDisk(disk, "disk"), size: size, cfg: cfg, stable: volatileState{}, instance: newID()}
+	s := &Secondary{disk: newStableDisk(disk, "disk"), cfg: cfg, stable: volatileState{}, instance: newID()}
+	s.size.Store(size)
 	s.gate.init(cfg.Gate)
 	var err error
 	if s.meta, err = metadataOf(disk); err != nil {

@@ -22,7 +22,7 @@ func (s *Secondary) lockBlocks(off, n int64, shared bool) *rangeHold {
 }
 
 // Size implements [Disk].
-func (s *Secondary) Size() int64 { return s.size }
+func (s *Secondary) Size() int64 { return s.size.Load() }
 
 // ReadAt reads what the secondary's guest sees: its own writes since the last
 // checkpoint, over the disk of the last checkpoint. In state None the error
@@ -30,7 +30,7 @@ func (s *Secondary) Size() int64 { return s.size }
 func (s *Secondary) ReadAt(p []byte, off int64) (read int, err error) {
 	n, begin := int64(len(p)), s.io.read.begin()
 	defer func() { s.io.read.end(begin, int64(read), err) }()
-	if err := checkRange(off, n, s.size); err != nil {
+	if err := checkRange(off, n, s.size.Load()); err != nil {
 		return 0, err
 	}
 	h := s.lockBlocks(off, n, true)
@@ -154,7 +154,7 @@ func (s *Secondary) Trim(off, n int64) error { return s.guestWrite(nil, off, n) 
 
 // guestWrite writes p, or n zeroes if it is nil.
 func (s *Secondary) guestWrite(p []byte, off, n int64) (err error) {
-	if err := checkRange(off, n, s.size); err != nil {
+	if err := checkRange(off, n, s.size.Load()); err != nil {
 		return err
 	}
 	alone, begin, length := false, s.io.write.begin(), n

@@ -52,7 +52,7 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 	t := teller{events: p.cfg.Events, dirty: p.peer.dirty, begin: time.Now(), again: p.synced}
 	t.progress = event.DiskSyncProgress{Disk: p.cfg.Name, Phase: event.SyncCopy, Total: p.peer.dirty.Bytes()}
 	t.tell(t.begin)
-	buf := make([]byte, min(copyStep, p.size))
+	buf := make([]byte, min(copyStep, p.size.Load()))
 	var passed int64
 	for pos := int64(0); ; {
 		if err := ctx.Err(); err != nil {

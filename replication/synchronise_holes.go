@@ -18,13 +18,13 @@ func (p *Primary) nextStep(pos int64) (start, n int64, hole bool, err error) {
 	if n == 0 {
 		return start, 0, false, nil
 	}
-	zero, err := zeroPrefix(p.local.Disk, start, min(holeStep, p.size-start))
+	zero, err := zeroPrefix(p.local.Disk, start, min(holeStep, p.size.Load()-start))
 	if err != nil {
 		return 0, 0, false, fmt.Errorf("replication: synchronise: %w", err)
 	}
 	switch {
 	case zero >= ChunkSize || zero == n && zero > 0:
-		if start+zero < p.size {
+		if start+zero < p.size.Load() {
 			zero -= zero % ChunkSize // start is that of a chunk
 		}
 		_, n = p.peer.dirty.next(start, holeStep)

@@ -46,7 +46,7 @@ type VerifyConfig struct {
 // read or written, or the *BrokenError; what was found until then is returned
 // with it.
 func (p *Primary) VerifyOnline(ctx context.Context, cfg VerifyConfig) (differ *Bitmap, err error) {
-	differ = NewBitmap(p.size)
+	differ = NewBitmap(p.size.Load())
 	f := p.link.Load()
 	if f == nil {
 		return differ, ErrNotRunning
@@ -56,8 +56,8 @@ func (p *Primary) VerifyOnline(ctx context.Context, cfg VerifyConfig) (differ *B
 	}
 	v := verifier{p: p, f: f, cfg: cfg, differ: differ, ours: make([]byte, copyStep), theirs: make([]byte, copyStep)}
 	begin := time.Now()
-	for off := int64(0); off < p.size; off += copyStep {
-		n := min(copyStep, p.size-off)
+	for off := int64(0); off < p.size.Load(); off += copyStep {
+		n := min(copyStep, p.size.Load()-off)
 		if err := v.step(ctx, off, n); err != nil {
 			return differ, err
 		}
