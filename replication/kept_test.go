@@ -206,3 +206,41 @@ func TestDisksThatAreStartedAgainHaveOneEpochAfterAPowerCut(t *testing.T) {
 		t.Errorf("%d before and %d after the start: not every case was reached", before, after)
 	}
 }
+
+// A secondary that has been asked to become a copy, and has not been written yet,
+// is still what it was, and so is kept by the next process.
+func TestDiskThatWasOnlyAskedIsStillKept(t *testing.T) {
+	ctx := context.Background()
+	disk, dev := newPoweredFake(make([]byte, testSize)), newMetaDevice(testSize)
+	hidden, active := newPoweredFake(make([]byte, 4*testSize)), newPoweredFake(make([]byte, minJournal))
+	boot := func() *Secondary {
+		t.Helper()
+		j, err := OpenJournal(hidden, active)
+		must(t, err)
+		d := reopened(t, disk, dev)
+		_, _, err = j.Recover(ctx, d)
+		must(t, err)
+		s, err := NewSecondary(d, SecondaryConfig{Journal: j})
+		must(t, err)
+		return s
+	}
+	p, err := NewPrimary(newFake(testSize, 0x11), PrimaryConfig{Overwrite: true})
+	must(t, err)
+	s := boot()
+	protectFirst(t, p, s)
+	checkpointBoth(t, p, s, 1)
+	must(t, p.Stop(ctx, true))
+	write(t, p, 0x22, 0, testSize)
+	must(t, joinOver(p, boot())) // it is asked, and its process ends
+	s = boot()
+	if i := s.Identity(); i.State != CopyClean || i.Epoch != 1 {
+		t.Errorf("the copy is %v", i)
+	}
+	must(t, joinOver(p, s))
+	must(t, p.Synchronise(ctx, SyncConfig{})) // and ends again, before there is a checkpoint
+	if i := reopened(t, disk, dev).meta.Identity(); i.State != CopyInconsistent {
+		t.Errorf("while it is written the copy is %v", i)
+	}
+	boot()
+	want(t, "the last checkpoint", disk, 0x11, 0, testSize)
+}

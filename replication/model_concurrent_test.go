@@ -15,7 +15,7 @@ import (
 // The disk of the concurrent model is, by sectors: for each of some writers of
 // the primary's guest, sectors that it alone writes, next to those of the
 // others; some that two writers write across each other; and for each of some
-// writers of the secondary's guest its own.
+// writers of the secondary's guest its own. The rest stays as it is.
 const (
 	cmWriters = 4
 	cmTurns   = 16 // sectors of each writer
@@ -23,7 +23,8 @@ const (
 	cmShared  = 32
 	cmTwin    = 2 * 8 // of the secondary's guest
 	cmSectors = cmOwn + cmShared + cmTwin
-	cmSize    = cmSectors * SectorSize
+	cmStatic  = cmSectors * SectorSize // from here on nobody writes
+	cmSize    = cmStatic + 2*ChunkSize
 )
 
 // slot is a sector that one goroutine writes, in versions that count up.
@@ -105,7 +106,7 @@ func runConcurrent(t *testing.T, seed uint64) {
 // initial is version 0 of every slot.
 func (m *cmodel) initial() []byte {
 	p := make([]byte, cmSize)
-	for i := range int64(cmSectors) {
+	for i := range int64(cmSize / SectorSize) {
 		fillVersion(p[i*SectorSize:][:SectorSize], i, 0)
 	}
 	return p
@@ -453,6 +454,9 @@ func (m *cmodel) twinStep(w int, rng *rand.Rand, running bool) {
 	switch rng.IntN(5) {
 	case 0:
 		off := rng.Int64N(cmTwinAt) * SectorSize
+		if rng.IntN(3) == 0 {
+			off = cmStatic + rng.Int64N(2*ChunkSize/SectorSize)*SectorSize
+		}
 		if _, err := m.sec.ReadAt(p, off); err == nil && running && m.committed != nil && !bytes.Equal(p, m.committed[off:off+SectorSize]) {
 			m.errorf("the secondary's guest reads at %d what is not of the checkpoint", off)
 		}
@@ -517,7 +521,8 @@ func (m *cmodel) secondaryLost() bool {
 	}
 	got := m.disk.content()
 	if !bytes.Equal(got, m.committed) && (m.committing == nil || !bytes.Equal(got, m.committing)) {
-		m.errorf("after a power cut the secondary is not at a checkpoint: at %d", firstDifference(got, m.committed))
+		at := firstDifference(got, m.committed)
+		m.errorf("after a power cut the secondary, which is %v, is not at a checkpoint: at %d; one that was being made differs at %d", m.sec.Identity(), at, differenceOrNone(got, m.committing))
 	}
 	m.committed, m.committing = got, nil
 	return true
@@ -563,4 +568,11 @@ func (m *cmodel) failover() {
 			m.errorf("after a power cut of the promoted side its sector %d has version %d, %v; %d was flushed", k, v, ok, want)
 		}
 	}
+}
+
+func differenceOrNone(a, b []byte) int {
+	if b == nil {
+		return -2
+	}
+	return firstDifference(a, b)
 }

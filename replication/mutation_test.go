@@ -63,7 +63,7 @@ func TestMutants(t *testing.T) {
 			j, err := json.Marshal(map[string]any{"Replace": map[string]string{path: mutant}})
 			must(t, err)
 			must(t, os.WriteFile(overlay, j, 0o600))
-			cmd := exec.Command("go", "test", "-count=1", "-timeout=4m", "-overlay="+overlay, "-failfast", "-run=^TestModel", "-model.seeds=36000", ".")
+			cmd := exec.Command("go", "test", "-count=1", "-timeout=4m", "-overlay="+overlay, "-failfast", "-run=^TestModel", "-model.seeds=18000", ".")
 			out, err := cmd.CombinedOutput()
 			switch {
 			case err == nil:

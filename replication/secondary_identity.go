@@ -80,9 +80,9 @@ func (s *Secondary) Adopt(of Identity) error {
 		s.armKept(own)
 	}
 	err := s.meta.update(func(i *Identity, b *peerBase) {
-		*b = peerBase{} // what was a primary's is one no more
-		i.State = CopyInconsistent
-		if s.cfg.Journal == nil || st != Running && !s.kept.armed {
+		*b = peerBase{}                                             // what was a primary's is one no more
+		if s.cfg.Journal == nil || st != Running && !s.kept.armed { // else it is clean until keep changes that
+			i.State = CopyInconsistent
 			i.Disk, i.Generation, i.History, i.Writes = of.Disk, of.Generation, of.History, false
 			if st != Running {
 				i.Epoch = 0
@@ -135,19 +135,17 @@ func (s *Secondary) identityAt(epoch uint64) Identity {
 // beginRun records the checkpoint of epoch 0. The whole disk is locked.
 func (s *Secondary) beginRun() error {
 	id := s.identityAt(0)
-	// Before the journal has it: what is there until then is of a checkpoint
-	// only with the journal's help.
-	err := s.meta.update(func(i *Identity, b *peerBase) {
-		*b = peerBase{}
-		if i.State = CopyInconsistent; !s.kept.begun() {
-			i.Disk, i.Generation, i.History, i.Epoch, i.Writes = id.Disk, id.Generation, id.History, 0, false
-		}
-	})
-	if err == nil {
-		err = s.stable.setRunning(0, id)
+	if err := s.meta.update(func(*Identity, *peerBase) {}); err != nil { // there is a name for the copy from now on
+		return err
 	}
-	if err == nil && s.kept.begun() {
-		err = s.meta.update(func(i *Identity, _ *peerBase) { *i = id; i.State = CopyInconsistent })
+	// The journal first: a disk that is called inconsistent by a host that
+	// crashes in between would have no journal to make it consistent.
+	err := s.stable.setRunning(0, id)
+	if err == nil {
+		err = s.meta.update(func(i *Identity, b *peerBase) {
+			*i, *b = id, peerBase{}
+			i.State = CopyInconsistent
+		})
 	}
 	if err == nil {
 		s.kept.end()
@@ -222,7 +220,11 @@ func (s *Secondary) keep(off, n int64) error {
 	armed := k.armed && !k.begun()
 	var err error
 	if armed {
+		// The journal first, as in beginRun.
 		if err = s.stable.setRunning(k.id.Epoch, k.id); err == nil {
+			err = s.meta.update(func(i *Identity, _ *peerBase) { i.State = CopyInconsistent })
+		}
+		if err == nil {
 			s.stable.emptied()
 			s.life.committed(k.id.Epoch)
 			k.on.Store(true)
