@@ -492,3 +492,39 @@ func TestTheRateLimitSpreadsOverAWindow(t *testing.T) {
 		}
 	})
 }
+
+func TestWhatIsPutBackIsReadAgain(t *testing.T) {
+	whole := make([]byte, 300<<10)
+	for i := range whole {
+		whole[i] = byte(i * 7 >> 3)
+	}
+	broken := errors.New("broken")
+	for how, src := range map[string]func() *Reader{
+		"at once":      func() *Reader { return NewReader(bytes.NewReader(whole)) },
+		"in pieces":    func() *Reader { return NewReader(iotest.HalfReader(bytes.NewReader(whole))) },
+		"from memory":  func() *Reader { r := new(Reader); r.ResetBytes(whole); return r },
+		"until broken": func() *Reader { return NewReader(io.MultiReader(bytes.NewReader(whole), iotest.ErrReader(broken))) },
+	} {
+		for _, n := range []int{0, 1, 100, 64 << 10, 200 << 10, len(whole)} {
+			r := src()
+			r.Skip(uint64(min(10, n)))
+			head := r.Bytes(uint64(n-min(10, n)), 1<<20)
+			r.Unread(head)
+			if at := int64(min(10, n)); r.Offset() != at {
+				t.Fatalf("%s: %d bytes put back, at %d", how, n, r.Offset())
+			}
+			got := r.Bytes(uint64(len(whole))-uint64(r.Offset()), 1<<20)
+			if !bytes.Equal(got, whole[min(10, n):]) || r.Offset() != int64(len(whole)) {
+				t.Fatalf("%s: %d bytes put back, others read; %v", how, n, r.Err())
+			}
+			r.Byte()
+			if want := map[bool]error{true: broken, false: io.EOF}[how == "until broken"]; !errors.Is(r.Err(), want) {
+				t.Errorf("%s: at the end %v, want %v", how, r.Err(), want)
+			}
+			r.Unread([]byte{1})
+			if r.Byte() != 0 {
+				t.Errorf("%s: an error is over", how)
+			}
+		}
+	}
+}

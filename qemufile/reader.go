@@ -1,6 +1,7 @@
 package qemufile
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -224,6 +225,38 @@ func (r *Reader) Skip(n uint64) {
 		n -= m
 	}
 }
+
+// Unread puts back p, the bytes that were consumed last: they are read again,
+// and Offset is before them. The Reader keeps p, which must not change, until it
+// has been read. It does nothing after an error.
+func (r *Reader) Unread(p []byte) {
+	if r.err != nil || len(p) == 0 {
+		return
+	}
+	if len(p) <= r.r && &p[0] == &r.buf[r.r-len(p)] {
+		r.r -= len(p) // they are still there
+		return
+	}
+	at := r.Offset() - int64(len(p))
+	ahead := append([]byte(nil), r.buf[r.r:r.w]...)
+	rest := r.src
+	if pending := r.pending; rest == nil || pending != nil {
+		rest = &failing{err: pending}
+	}
+	buf := r.own
+	if r.src != nil {
+		buf = r.buf
+	}
+	if len(buf) == 0 {
+		buf = make([]byte, readBuffer)
+	}
+	*r = Reader{src: io.MultiReader(bytes.NewReader(p), bytes.NewReader(ahead), rest), buf: buf, base: at}
+}
+
+// failing is a source that has failed already.
+type failing struct{ err error }
+
+func (f *failing) Read([]byte) (int, error) { return 0, f.err }
 
 // Offset returns the number of bytes consumed.
 func (r *Reader) Offset() int64 { return r.base + int64(r.r) }

@@ -1,6 +1,7 @@
 package vmstate
 
 import (
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
@@ -94,9 +95,15 @@ func jsonValue(v any) any {
 }
 
 // Decode takes a body apart. Every byte must be accounted for; otherwise the
-// error wraps [ErrDescription]. Values of type []byte are views of body.
+// error is a [*MisfitError], which wraps [ErrDescription]. Values of type []byte
+// are views of body. What the values take is bounded: a body that would become
+// more than 32 MiB of them gives a MisfitError that wraps [ErrBounds] too.
 func (d *DeviceDesc) Decode(body []byte) (Struct, error) {
-	b := &bodyReader{left: body}
+	if err := d.fits(len(body)); err != nil {
+		return Struct{}, err
+	}
+	budget := int64(maxDecoded)
+	b := &bodyReader{left: body, budget: &budget}
 	var s Struct
 	if d.Size >= 0 && d.VMSD == "" {
 		s.VMSD = d.Name
@@ -108,14 +115,32 @@ func (d *DeviceDesc) Decode(body []byte) (Struct, error) {
 		b.fail("%d bytes are not described", len(b.left))
 	}
 	if b.err != nil {
-		return Struct{}, fmt.Errorf("vmstate: %w of %s/%d: %w", ErrDescription, d.Name, d.Instance, b.err)
+		return Struct{}, &MisfitError{Name: d.Name, Instance: d.Instance, Described: int64(len(body)), Found: int64(len(body)), Err: b.err}
 	}
 	return s, nil
 }
 
+// maxDecoded bounds the memory of the values of one device, in bytes, as the
+// costs below estimate it.
+const maxDecoded = 32 << 20
+
+const (
+	structCost = 96 + 56 // a Struct, and the field or the element that it is
+	fieldCost  = 72
+	valueCost  = 32
+)
+
 type bodyReader struct {
-	left []byte
-	err  error
+	left   []byte
+	err    error
+	budget *int64 // bytes that values may still take
+}
+
+// spend takes n bytes of the budget.
+func (b *bodyReader) spend(n int64) {
+	if *b.budget -= n; *b.budget < 0 && b.err == nil {
+		b.err = fmt.Errorf("more than %d MiB of values: %w", maxDecoded>>20, ErrBounds)
+	}
 }
 
 func (b *bodyReader) fail(format string, args ...any) {
@@ -138,6 +163,11 @@ func (b *bodyReader) take(n int64) []byte {
 
 func (b *bodyReader) structure(d *StructDesc) Struct {
 	s := Struct{VMSD: d.VMSD, Version: d.Version}
+	b.spend(structCost + fieldCost*int64(len(d.Fields)))
+	if b.err != nil {
+		return s
+	}
+	s.Fields = make([]Field, 0, len(d.Fields))
 	for i := range d.Fields {
 		if b.err != nil {
 			break
@@ -180,6 +210,10 @@ func (b *bodyReader) field(f *FieldDesc) any {
 		b.fail("%d×%d bytes described where %d are left", f.Count, f.Size, len(b.left))
 		return nil
 	}
+	b.spend(valueCost * f.Count)
+	if b.err != nil {
+		return nil
+	}
 	list := make([]any, 0, f.Count)
 	for range f.Count {
 		if b.err != nil {
@@ -190,7 +224,10 @@ func (b *bodyReader) field(f *FieldDesc) any {
 	return list
 }
 
-func (f *FieldDesc) structured() bool { return len(f.Parts) > 0 }
+// structured reports whether f has parts that are described.
+func (f *FieldDesc) structured() bool {
+	return len(f.Parts) > 0 && (len(f.Parts) > 1 || f.Parts[0].VMSD != "" || len(f.Parts[0].Fields) > 0)
+}
 
 func (b *bodyReader) element(f *FieldDesc) any {
 	p := b.take(f.Size)
@@ -247,15 +284,20 @@ func unsigned(p []byte) (v uint64) {
 // that what cannot be taken apart (a tree, whose keys are not described) is
 // kept as bytes.
 func (b *bodyReader) part(f *FieldDesc, p []byte) any {
-	inner := &bodyReader{left: p}
+	inner := &bodyReader{left: p, budget: b.budget}
 	switch f.Type {
 	case "qtailq", "qlist":
+		b.spend(valueCost * int64(len(f.Parts)))
 		var list []any
 		for i := range f.Parts {
 			if m := inner.take(1); inner.err == nil && m[0] != 1 {
 				inner.fail("no element")
 			}
 			list = append(list, inner.structure(&f.Parts[i]))
+		}
+		if *b.budget < 0 {
+			b.err = cmp.Or(b.err, inner.err)
+			return nil
 		}
 		if end := inner.take(1); inner.err == nil && end[0] == 0 && len(inner.left) == 0 {
 			return list

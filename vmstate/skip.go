@@ -12,7 +12,7 @@ import (
 // a Live function calls it. Such a body has no length: it is taken to end at the
 // first footer of the section behind which a record of the stream begins, which
 // is a guess. What is passed by goes to body, if that is not nil, as views that
-// are valid during the call. Memory is constant, and more than MaxState bytes are
+// are valid during the call. Memory is constant, and more than MaxSkip bytes are
 // refused with [qemufile.ErrTooLong]. A stream without footers gives
 // [ErrUnknownSection].
 func (s *Scanner) SkipLive(h Header, r *qemufile.Reader, body func([]byte)) error {
@@ -20,14 +20,18 @@ func (s *Scanner) SkipLive(h Header, r *qemufile.Reader, body func([]byte)) erro
 		return fmt.Errorf("%w: nothing here reads it, nor tells its length", ErrUnknownSection)
 	}
 	footer := binary.BigEndian.AppendUint32([]byte{byte(Footer)}, h.ID)
+	limit := s.MaxSkip
+	if limit == 0 {
+		limit = s.maxState()
+	}
 	take := func(n int) {
 		if p := r.Next(n); body != nil && len(p) > 0 {
 			body(p)
 		}
 	}
 	for start := r.Offset(); ; {
-		if uint64(r.Offset()-start) > s.maxState() {
-			return fmt.Errorf("unknown live device %s/%d: %w", h.Name, h.Instance, qemufile.ErrTooLong)
+		if uint64(r.Offset()-start) > limit {
+			return fmt.Errorf("unknown device %s/%d: %w", h.Name, h.Instance, qemufile.ErrTooLong)
 		}
 		const head = 5 + 1 // a footer, and the type of what follows
 		p := r.Peek(max(head, r.Buffered()))
