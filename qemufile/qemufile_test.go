@@ -7,6 +7,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -527,4 +529,44 @@ func TestWhatIsPutBackIsReadAgain(t *testing.T) {
 			}
 		}
 	}
+}
+
+func TestALongSkipReadsNothingOfAFile(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "sparse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const end = 1 << 30
+	if _, err := f.WriteAt([]byte("abc"), end-3); err != nil {
+		t.Fatal(err)
+	}
+	src := &countedFile{File: f}
+	r := NewReader(src)
+	r.Byte()
+	r.Skip(end - 1 - 3)
+	if got := r.Bytes(3, 3); string(got) != "abc" || r.Offset() != end {
+		t.Errorf("%q at %d, %v", got, r.Offset(), r.Err())
+	}
+	if src.n > 1<<20 {
+		t.Errorf("%d bytes were read", src.n)
+	}
+	// Where the file is too short, it fails at its end.
+	r.Reset(f)
+	f.Seek(0, io.SeekStart)
+	r.Skip(2 * end)
+	if !errors.Is(r.Err(), io.ErrUnexpectedEOF) || r.Offset() != end {
+		t.Errorf("beyond the end: %v at %d", r.Err(), r.Offset())
+	}
+}
+
+type countedFile struct {
+	*os.File
+	n int
+}
+
+func (f *countedFile) Read(p []byte) (int, error) {
+	n, err := f.File.Read(p)
+	f.n += n
+	return n, err
 }

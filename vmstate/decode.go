@@ -1,11 +1,13 @@
 package vmstate
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -45,59 +47,114 @@ func (s Struct) Find(name string) *Field {
 }
 
 // MarshalJSON writes the fields as an object in wire order, bytes in hex, and
-// the subsections, if any, as "subsections": {name: {…}}.
-func (s Struct) MarshalJSON() ([]byte, error) {
-	out := []byte{'{'}
-	put := func(name string, v any) error {
-		if len(out) > 1 {
+// the subsections, if any, as "subsections": {name: {…}}. An integer beyond 2^53,
+// which readers of JSON would round, is a string of its digits. Bytes that are
+// text have it beside them, as "name.text".
+func (s Struct) MarshalJSON() ([]byte, error) { return s.appendJSON(nil), nil }
+
+func (s Struct) appendJSON(out []byte) []byte {
+	out = append(out, '{')
+	begin := len(out)
+	key := func(name string) {
+		if len(out) > begin {
 			out = append(out, ',')
 		}
-		key, err := json.Marshal(name)
-		if err != nil {
-			return err
-		}
-		value, err := json.Marshal(jsonValue(v))
-		if err != nil {
-			return err
-		}
-		out = append(append(append(out, key...), ':'), value...)
-		return nil
+		out = appendString(out, name)
+		out = append(out, ':')
 	}
 	for _, f := range s.Fields {
-		if err := put(f.Name, f.Value); err != nil {
-			return nil, err
+		key(f.Name)
+		out = appendValue(out, f.Value)
+		if p, ok := f.Value.([]byte); ok {
+			if text, ok := Text(p); ok {
+				key(f.Name + ".text")
+				out = appendString(out, text)
+			}
 		}
 	}
 	if len(s.Subsections) > 0 {
-		subs := Struct{}
-		for _, sub := range s.Subsections {
-			subs.Fields = append(subs.Fields, Field{Name: sub.VMSD, Value: sub})
+		key("subsections")
+		out = append(out, '{')
+		for i, sub := range s.Subsections {
+			if i > 0 {
+				out = append(out, ',')
+			}
+			out = appendString(out, sub.VMSD)
+			out = append(out, ':')
+			out = sub.appendJSON(out)
 		}
-		if err := put("subsections", subs); err != nil {
-			return nil, err
-		}
+		out = append(out, '}')
 	}
-	return append(out, '}'), nil
+	return append(out, '}')
 }
 
-func jsonValue(v any) any {
-	switch v := v.(type) {
-	case []byte:
-		return hex.EncodeToString(v)
-	case []any:
-		list := make([]any, len(v))
-		for i := range v {
-			list[i] = jsonValue(v[i])
-		}
-		return list
-	}
-	return v
+func appendString(out []byte, s string) []byte {
+	text, _ := json.Marshal(s) // a string cannot fail
+	return append(out, text...)
 }
+
+// exact is the last integer that a double has, with all below it.
+const exact = 1 << 53
+
+func appendValue(out []byte, v any) []byte {
+	switch v := v.(type) {
+	case Struct:
+		return v.appendJSON(out)
+	case []any:
+		out = append(out, '[')
+		for i := range v {
+			if i > 0 {
+				out = append(out, ',')
+			}
+			out = appendValue(out, v[i])
+		}
+		return append(out, ']')
+	case []byte:
+		out = append(out, '"')
+		out = hex.AppendEncode(out, v)
+		return append(out, '"')
+	case uint64:
+		if v > exact {
+			return append(strconv.AppendUint(append(out, '"'), v, 10), '"')
+		}
+		return strconv.AppendUint(out, v, 10)
+	case int64:
+		if v > exact || v < -exact {
+			return append(strconv.AppendInt(append(out, '"'), v, 10), '"')
+		}
+		return strconv.AppendInt(out, v, 10)
+	case bool:
+		return strconv.AppendBool(out, v)
+	}
+	text, err := json.Marshal(v)
+	if err != nil {
+		return append(out, "null"...)
+	}
+	return append(out, text...)
+}
+
+// Text returns the text that a buffer holds, and whether it holds any: at least
+// two printable characters of ASCII, and after them nothing, or a NUL and
+// whatever an earlier text may have left behind it.
+func Text(p []byte) (string, bool) {
+	text, rest, _ := bytes.Cut(p, []byte{0})
+	if len(text) < 2 || bytes.IndexFunc(text, unprintable) >= 0 {
+		return "", false
+	}
+	for _, c := range rest {
+		if c != 0 && (c < ' ' || c > '~') {
+			return "", false
+		}
+	}
+	return string(text), true
+}
+
+func unprintable(r rune) bool { return r < ' ' || r > '~' }
 
 // Decode takes a body apart. Every byte must be accounted for; otherwise the
 // error is a [*MisfitError], which wraps [ErrDescription]. Values of type []byte
 // are views of body. What the values take is bounded: a body that would become
-// more than 32 MiB of them gives a MisfitError that wraps [ErrBounds] too.
+// more than 16 MiB of them gives a MisfitError that wraps [ErrBounds] too.
 func (d *DeviceDesc) Decode(body []byte) (Struct, error) {
 	if err := d.fits(len(body)); err != nil {
 		return Struct{}, err
@@ -122,7 +179,7 @@ func (d *DeviceDesc) Decode(body []byte) (Struct, error) {
 
 // maxDecoded bounds the memory of the values of one device, in bytes, as the
 // costs below estimate it.
-const maxDecoded = 32 << 20
+const maxDecoded = 16 << 20
 
 const (
 	structCost = 96 + 56 // a Struct, and the field or the element that it is

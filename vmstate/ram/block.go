@@ -61,6 +61,12 @@ type Format struct {
 	// block on pages of another size than the host's is listed with that
 	// size.
 	Postcopy bool
+
+	// MappedRAM is QEMU's capability mapped-ram (9.0 and later): the stream is a
+	// file, and each block's pages are at fixed places of it, told behind the
+	// block's entry in the list. A stream announces it in its configuration
+	// section. Only [Walker] reads it; see [MappedWriter] for writing.
+	MappedRAM bool
 }
 
 // DirtyLog tells which pages were written. A Saver reads the primary guest's,
