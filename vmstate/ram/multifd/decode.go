@@ -26,13 +26,20 @@ func DecodeZlib(m Method) (Decoder, error) {
 }
 
 type zlibDecoder struct {
-	left pieces
-	z    io.ReadCloser
+	left  pieces
+	z     io.ReadCloser
+	end   []byte // of the packet before, which d keeps
+	carry []byte // memory for it and the next
 }
 
 // Decode implements [Decoder].
 func (d *zlibDecoder) Decode(pages, data []byte) error {
-	d.left = pieces{data}
+	if len(d.left.p) > 0 {
+		// The end of the packet before was not needed for its pages.
+		data = append(append(d.carry[:0], d.left.p...), data...)
+		d.carry = data
+	}
+	d.left.p = data
 	if d.z == nil {
 		z, err := zlib.NewReader(&d.left)
 		if err != nil {
@@ -43,15 +50,18 @@ func (d *zlibDecoder) Decode(pages, data []byte) error {
 	if _, err := io.ReadFull(d.z, pages); err != nil {
 		return err
 	}
-	if len(d.left.p) > len(syncMarker) {
+	// What is left is the end of a block, and an empty one by which the sender
+	// has flushed.
+	if len(d.left.p) > maxFlush {
 		return errors.New("more than the pages")
 	}
+	d.end = append(d.end[:0], d.left.p...)
+	d.left.p = d.end
 	return nil
 }
 
-// syncMarker is what the flush at the end of a packet leaves to be read, at most:
-// an empty stored block.
-const syncMarker = "\x00\x00\x00\xff\xff"
+// maxFlush bounds what may be left of a packet when its pages are complete.
+const maxFlush = 64
 
 // pieces is the packet that is being read. It implements io.ByteReader, so that
 // nothing is read ahead.
