@@ -157,7 +157,7 @@ func (c *comparison) print(o options, stdout io.Writer) error {
 			left++
 			continue
 		}
-		fmt.Fprintln(w, printable(d.String()))
+		fmt.Fprintln(w, d)
 	}
 	more()
 	if o.diff {
@@ -174,18 +174,7 @@ func (c *comparison) print(o options, stdout io.Writer) error {
 	}
 	fmt.Fprintln(w)
 	for _, f := range c.Findings {
-		fmt.Fprintf(w, "  %s\n", readable(f.String()))
+		fmt.Fprintf(w, "  %s\n", f)
 	}
 	return w.Flush()
-}
-
-// readable keeps a sentence that quotes what a peer has sent on its line, with its
-// quotation marks as they are.
-func readable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f {
-			return '?'
-		}
-		return r
-	}, s)
 }

@@ -50,7 +50,7 @@ func TestADestinationsOwnStreamTellsWhetherItWouldLoad(t *testing.T) {
 		t.Errorf("its own: %d %s", a.status, a.stdout)
 	}
 	a := dumpFile(t, "-against", file(t, "pc-i440fx-2.3.mig"), pc)
-	if a.status != 1 || !strings.Contains(a.stdout, "would not load") || !strings.Contains(a.stdout, `"Unknown savevm section type 7"`) {
+	if a.status != 1 || !strings.Contains(a.stdout, "would not load") || !strings.Contains(a.stdout, "QEMU: Unknown savevm section type 7") {
 		t.Errorf("an older machine: %d %s", a.status, a.stdout)
 	}
 	if a := dumpFile(t, "-json", "-against", pc, file(t, "pc-no-footers.mig")); a.status != 1 || !strings.Contains(a.stdout, `"loads":"no"`) || !strings.Contains(a.stdout, `Missing section footer for ram`) {

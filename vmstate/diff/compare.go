@@ -66,7 +66,7 @@ func (d Difference) String() string {
 			}
 			fmt.Fprintf(&b, " %v", r)
 		}
-		return b.String()
+		return printable(b.String())
 	}
 	side := func(s string) string {
 		if s == "" {
@@ -75,7 +75,7 @@ func (d Difference) String() string {
 		return s
 	}
 	fmt.Fprintf(&b, "%s | %s", side(d.A), side(d.B))
-	return b.String()
+	return printable(b.String())
 }
 
 // maxDifferences bounds the list: who differs in more has other questions.

@@ -44,9 +44,19 @@ func (f Finding) String() string {
 	}
 	b.WriteString(f.Why)
 	if f.Says != "" {
-		fmt.Fprintf(&b, " (%q)", f.Says)
+		fmt.Fprintf(&b, " (QEMU: %s)", f.Says)
 	}
-	return b.String()
+	return printable(b.String())
+}
+
+// printable keeps the names that a peer has chosen from moving a cursor.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return '?'
+		}
+		return r
+	}, s)
 }
 
 // maxFindings bounds the list.
