@@ -137,7 +137,11 @@ func (t *tailScan) try(at, end int) (done, described bool, err error) {
 
 // cut cuts state[:at] by what is known of its devices, which may be nothing.
 func (t *tailScan) cut(at int, desc *VMDesc, guess bool) *cutter {
-	for _, noFooters := range t.s.footings() {
+	footings := t.s.footings()
+	if guess && len(footings) > 1 && !t.hasFooter() {
+		footings = []bool{true}
+	}
+	for _, noFooters := range footings {
 		c := t.s.cutter(t.state[:at], t.base, untilEOF, noFooters)
 		c.devices = desc
 		if c.run(guess) {

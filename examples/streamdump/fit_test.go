@@ -328,3 +328,18 @@ func TestTheDescriptionIsPrintedAlone(t *testing.T) {
 		t.Errorf("-d all: %d", a.status)
 	}
 }
+
+func TestCompressedChannelsAreRead(t *testing.T) {
+	for _, method := range []string{"zlib", "zstd"} {
+		dir := t.TempDir()
+		args := []string{"-json", "-verify", "-extract-ram", dir}
+		for i := range 2 {
+			args = append(args, "-channel", file(t, fmt.Sprintf("multifd-%s.ch%d", method, i)))
+		}
+		a := dumpFile(t, append(args, file(t, "multifd-"+method+".mig"))...)
+		// The sum is that of the same guest migrated without multifd.
+		if got := sum(t, dir); a.status != 0 || got != "821009df088e24dbccf389a968294162acf2833e6ced9a186728bfbfa29ed1e0" {
+			t.Errorf("%s: status %d, %s, %s", method, a.status, a.stderr, got)
+		}
+	}
+}

@@ -148,7 +148,7 @@ const (
 	libvirtMagic   = "LibvirtQemudSave"
 	libvirtPartial = "LibvirtQemudPart"
 	libvirtHeader  = 16 + 19*4
-	maxLibvirt     = 16 << 20
+	maxLibvirt     = 2 << 20 // of XML, cookie and padding
 )
 
 var libvirtKinds = []string{"raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse"}

@@ -38,7 +38,7 @@ var ErrMapped = errors.New("bad mapped-ram block")
 func (k *Walker) mapped(r *qemufile.Reader, rec *Record, fn func(*Record) error) (err, failed error) {
 	list := *rec
 	err = k.entries(r, &list, func(info BlockInfo) error {
-		m, err := readMapped(r, info)
+		m, err := k.readMapped(r, info)
 		if err == nil {
 			failed = fn(&Record{Kind: KindMappedBlock, Stream: rec.Stream, Block: info.Name, Blocks: []BlockInfo{info}, Mapped: m})
 			if failed != nil {
@@ -59,14 +59,17 @@ func (k *Walker) mapped(r *qemufile.Reader, rec *Record, fn func(*Record) error)
 	return err, nil
 }
 
+// offset returns where r is in the file.
+func (k *Walker) offset(r *qemufile.Reader) uint64 { return uint64(k.origin + r.Offset()) }
+
 // readMapped reads the header of a block.
-func readMapped(r *qemufile.Reader, info BlockInfo) (*MappedBlock, error) {
+func (k *Walker) readMapped(r *qemufile.Reader, info BlockInfo) (*MappedBlock, error) {
 	version := r.BE32()
 	m := &MappedBlock{PageSize: r.BE64(), Bitmap: r.BE64(), Pages: r.BE64()}
 	if err := r.Err(); err != nil {
 		return nil, err
 	}
-	at := uint64(r.Offset())
+	at := k.offset(r)
 	switch {
 	case version != mappedVersion:
 		return nil, fmt.Errorf("%w: version %d", ErrMapped, version)
@@ -74,7 +77,7 @@ func readMapped(r *qemufile.Reader, info BlockInfo) (*MappedBlock, error) {
 		return nil, fmt.Errorf("%w: pages of %d bytes", ErrMapped, m.PageSize)
 	case info.Length/m.PageSize > maxMapped:
 		return nil, fmt.Errorf("%w: %d bytes are more than can be told of", ErrMapped, info.Length)
-	case m.Bitmap < at || m.Bitmap > 1<<62 || m.Pages < m.Bitmap+m.bitmapLength(info.Length) || m.Pages > 1<<62:
+	case m.Bitmap < at || info.Length > 1<<62 || m.Bitmap > 1<<62 || m.Pages < m.Bitmap+m.bitmapLength(info.Length) || m.Pages > 1<<62:
 		return nil, fmt.Errorf("%w: bitmap at %#x, pages at %#x, header up to %#x", ErrMapped, m.Bitmap, m.Pages, at)
 	}
 	return m, nil
@@ -89,15 +92,19 @@ func (m *MappedBlock) bitmapLength(length uint64) uint64 {
 // mappedPages reads the pages that a block has, and leaves r behind them.
 func (k *Walker) mappedPages(r *qemufile.Reader, info BlockInfo, m *MappedBlock, fn func(*Record) error) (err, failed error) {
 	size := m.bitmapLength(info.Length)
-	r.Skip(m.Bitmap - uint64(r.Offset()))
+	r.Skip(m.Bitmap - k.offset(r))
 	bitmap := r.Bytes(size, size)
+	if k.bitmaps != nil && r.Err() == nil {
+		k.bitmaps(info, m, bitmap)
+		bitmap = nil
+	}
 	for i := 0; i < len(bitmap); i += 8 {
 		for word := binary.LittleEndian.Uint64(bitmap[i:]); word != 0; word &= word - 1 {
 			off := (uint64(i)*8 + uint64(bits.TrailingZeros64(word))) * m.PageSize
 			if off >= info.Length {
 				return fmt.Errorf("%w: %#x in the bitmap", ErrOffset, off), nil
 			}
-			r.Skip(m.Pages + off - uint64(r.Offset()))
+			r.Skip(m.Pages + off - k.offset(r))
 			k.rec = Record{Kind: KindPage, Stream: r.Offset(), Length: int64(m.PageSize), Block: info.Name, Offset: off, Mapped: m}
 			if m.PageSize != PageSize {
 				k.rec.PageSize = int(m.PageSize)
@@ -113,6 +120,6 @@ func (k *Walker) mappedPages(r *qemufile.Reader, info BlockInfo, m *MappedBlock,
 	if err := r.Err(); err != nil {
 		return err, nil
 	}
-	r.Skip(m.Pages + info.Length - uint64(r.Offset()))
+	r.Skip(m.Pages + info.Length - k.offset(r))
 	return r.Err(), nil
 }

@@ -163,6 +163,11 @@ type Walker struct {
 	// comes, and again where zero pages only have come and one contradicts.
 	Detect bool
 
+	// For OpenMapped: the offset in the file of what the reader reads first, and
+	// who is told of the bitmaps instead of the pages.
+	origin  int64
+	bitmaps func(info BlockInfo, m *MappedBlock, words []byte)
+
 	size    int  // of pages as detected; 0: not yet
 	certain bool // a page of contents has proved it
 	proof   bool // a page of contents was read with size
