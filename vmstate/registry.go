@@ -121,6 +121,7 @@ type Registry struct {
 	fields Fields
 	undo   undoLog
 	staged []staged
+	after  []func() error  // of the device that is being loaded
 	nested int             // depth of PACKAGED
 	memory qemufile.Reader // reads device states in memory
 }
@@ -131,6 +132,7 @@ type staged struct {
 	header  Header
 	offset  int64
 	version uint32
+	after   []func() error // of OnCommit
 }
 
 // Register adds a device that is saved as one FULL section. Its error is
