@@ -233,3 +233,45 @@ func TestJSONKeepsEveryDigitAndShowsText(t *testing.T) {
 		t.Errorf("got %s", text)
 	}
 }
+
+func TestUnknownLiveDevicesPassByWithoutFooters(t *testing.T) {
+	for _, n := range []int{0, 1, 5, 300, 546, 547, 1000, 5000} {
+		part := bytes.Repeat([]byte{1, 0, 0, 0, 9, 3}, n/6+1)[:n] // looks like a header, but for its name
+		stream := written(t, func(w *qemufile.Writer) {
+			PutFileHeader(w)
+			h := Header{Type: SectionStart, ID: 1, Name: "ram", Version: 4}
+			h.Put(w)
+			w.PutByte(1)
+			h = Header{Type: SectionStart, ID: 7, Name: "storage", Version: 1}
+			h.Put(w)
+			w.Write(part)
+			for _, typ := range []SectionType{SectionPart, SectionEnd} {
+				Header{Type: typ, ID: 7}.Put(w)
+				w.Write(part)
+			}
+			Header{Type: SectionEnd, ID: 1}.Put(w)
+			w.PutByte(2)
+			Header{Type: SectionFull, ID: 3, Name: "dev-a", Version: 1}.Put(w)
+			w.PutByte(3)
+			PutEOF(w)
+			PutDescription(w, []byte(`{"page_size": 4096, "devices": [{"name": "dev-a", "instance_id": 0, "size": 1}]}`))
+		})
+		doc, err := ReadDocument(reader(stream), oneByte{})
+		wantNil(t, fmt.Sprint(n), err)
+		if got := devicesOf(doc); !slices.Equal(got, []string{"dev-a"}) {
+			t.Errorf("%d: %q", n, got)
+		}
+		lengths := []int{}
+		for _, rec := range doc.Records {
+			if o, ok := rec.Live.(Opaque); ok {
+				lengths = append(lengths, len(o))
+			}
+		}
+		if !slices.Equal(lengths, []int{n, n, n}) {
+			t.Errorf("bodies of %v, want %d", lengths, n)
+		}
+		if again := written(t, func(w *qemufile.Writer) { doc.Put(w) }); !bytes.Equal(again, stream) {
+			t.Errorf("%d: written again, it differs", n)
+		}
+	}
+}
