@@ -216,8 +216,13 @@ func TestValuesThatAreManyAreBounded(t *testing.T) {
 	_, err = d.Devices[0].Decode(make([]byte, 2<<20))
 	wantError(t, "a million integers", err, ErrBounds)
 	wantError(t, "a million integers", err, ErrDescription)
-	_, err = ParseVMDesc([]byte(`{"devices": [` + strings.Repeat(`{"name":"","size":0},`, maxDescItems+1) + `{"name":"","size":0}]}`))
-	wantError(t, "a million devices", err, ErrDescription)
+	for limit, want := range map[int]error{7: ErrDescription, 8: nil} {
+		p := newDescParser([]byte(`{"devices": [{"name":"a","size":0}, {"name":"b","fields":[{"name":"x","size":0},{"name":"x","size":0,"struct":{"fields":[{"name":"x","size":0}]}}],"subsections":[{"vmsd_name":"b/s","fields":[{"name":"y","size":0}]}]}]}`))
+		p.limit = limit
+		if _, err := p.parse(); !errors.Is(err, want) {
+			t.Errorf("at most %d: %v", limit, err)
+		}
+	}
 }
 
 func TestJSONKeepsEveryDigitAndShowsText(t *testing.T) {

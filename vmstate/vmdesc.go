@@ -76,8 +76,9 @@ func ParseVMDesc(text []byte) (*VMDesc, error) {
 }
 
 // parseVMDesc is ParseVMDesc, and returns what comes before the error too.
-func parseVMDesc(text []byte) (*VMDesc, error) {
-	p := newDescParser(text)
+func parseVMDesc(text []byte) (*VMDesc, error) { return newDescParser(text).parse() }
+
+func (p *descParser) parse() (*VMDesc, error) {
 	var d VMDesc
 	p.object(func(key string) {
 		switch key {
@@ -106,20 +107,21 @@ type descParser struct {
 	dec   *json.Decoder
 	depth int
 	items int
+	limit int // of items
 	types map[string]string // the words for types, each kept once
 	err   error
 }
 
 func newDescParser(text []byte) *descParser {
-	p := &descParser{dec: json.NewDecoder(bytes.NewReader(text))}
+	p := &descParser{dec: json.NewDecoder(bytes.NewReader(text)), limit: maxDescItems}
 	p.dec.UseNumber()
 	return p
 }
 
 // item counts what takes memory.
 func (p *descParser) item() {
-	if p.items++; p.items > maxDescItems {
-		p.fail("more than %d fields", maxDescItems)
+	if p.items++; p.items > p.limit {
+		p.fail("more than %d fields", p.limit)
 	}
 }
 

@@ -31,11 +31,6 @@ type hostile struct {
 
 var allHostile = flag.Bool("hostile.all", false, "feed the program the hostile streams too that take seconds")
 
-func begin(w *qemufile.Writer, capabilities ...string) {
-	vmstate.PutFileHeader(w)
-	vmstate.PutConfiguration(w, vmstate.Configuration{Machine: "none", Capabilities: capabilities})
-}
-
 func deviceOf(w *qemufile.Writer, name string, body func()) {
 	vmstate.Header{Type: vmstate.SectionFull, ID: 3, Name: name, Version: 1}.Put(w)
 	body()

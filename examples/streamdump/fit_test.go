@@ -343,3 +343,24 @@ func TestCompressedChannelsAreRead(t *testing.T) {
 		}
 	}
 }
+
+// A package of postcopy has no description of its own.
+func TestAnotherStreamDescribesAPackage(t *testing.T) {
+	stream := vector(t, "postcopy_none_8M_stream.bin")
+	status, out, stderr := run(stream, "-json", "-fields", "-verify")
+	if status != 0 || strings.Count(out, "undecoded") != 2 {
+		t.Errorf("alone: status %d, %s%s", status, out, stderr)
+	}
+	status, out, stderr = run(stream, "-json", "-fields", "-verify", "-describe", filepath.Join(vectors, "precopy_none_1M.bin"))
+	if status != 0 || strings.Contains(out, "undecoded") || !strings.Contains(out, `"runstate.text":`) {
+		t.Errorf("described: status %d, %s%s", status, out, stderr)
+	}
+	// The description alone will do too.
+	desc := filepath.Join(t.TempDir(), "desc.json")
+	if err := os.WriteFile(desc, []byte(dumpFile(t, "-d", "desc", filepath.Join(vectors, "precopy_none_1M.bin")).stdout), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if status, out, stderr := run(stream, "-json", "-fields", "-describe", desc); status != 0 || strings.Contains(out, "undecoded") {
+		t.Errorf("described by JSON: status %d, %s%s", status, out, stderr)
+	}
+}

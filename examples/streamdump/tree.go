@@ -29,10 +29,6 @@ func (p *printer) tree(v any, depth int) {
 			}
 			fmt.Fprintf(p.w, "%s%s = %v  (%s)\n", indent, printable(name), v, printable(typ))
 		case []byte:
-			if typ == "bitmap" && len(v)%8 == 0 {
-				fmt.Fprintf(p.w, "%s%s = %s  (%s)\n", indent, printable(name), ranges(v), printable(typ))
-				return
-			}
 			if text, ok := vmstate.Text(v); ok {
 				fmt.Fprintf(p.w, "%s%s = %q  (%s, %d bytes)\n", indent, printable(name), text, printable(typ), len(v))
 				return
@@ -63,7 +59,8 @@ func (p *printer) tree(v any, depth int) {
 }
 
 // abridged is s without bytes that are too many to be shown: of a buffer beyond
-// maxShown the beginning stays, and its type says how long it is.
+// maxShown the beginning stays, and its name says how long it is; a bitmap becomes
+// the ranges of its bits.
 func abridged(s vmstate.Struct) vmstate.Struct {
 	if !long(s) {
 		return s
@@ -75,7 +72,9 @@ func abridged(s vmstate.Struct) vmstate.Struct {
 		f := &out.Fields[i]
 		switch v := f.Value.(type) {
 		case []byte:
-			if len(v) > maxShown {
+			if f.Type == "bitmap" && len(v)%8 == 0 {
+				f.Value = ranges(v)
+			} else if len(v) > maxShown {
 				f.Value = v[:maxShown]
 				f.Name = fmt.Sprintf("%s (first %d of %d bytes)", f.Name, maxShown, len(v))
 			}
@@ -109,7 +108,7 @@ func abridgedList(list []any) []any {
 // long reports whether a buffer in s is too long to be shown.
 func long(s vmstate.Struct) bool {
 	for i := range s.Fields {
-		if longValue(s.Fields[i].Value) {
+		if f := &s.Fields[i]; longValue(f.Value) || f.Type == "bitmap" {
 			return true
 		}
 	}
