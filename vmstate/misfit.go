@@ -57,7 +57,11 @@ func (d *DeviceDesc) fits(found int) error {
 	if d.Broken != nil {
 		return &MisfitError{Name: d.Name, Instance: d.Instance, Described: -1, Found: int64(found), Err: d.Broken}
 	}
-	if n := d.Len(); n != int64(found) {
+	n := d.Len()
+	if n < 0 {
+		return &MisfitError{Name: d.Name, Instance: d.Instance, Described: -1, Found: int64(found), Err: fmt.Errorf("described as more than 1 TiB, found %d bytes", found)}
+	}
+	if n != int64(found) {
 		return &MisfitError{Name: d.Name, Instance: d.Instance, Described: n, Found: int64(found)}
 	}
 	return nil

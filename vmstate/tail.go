@@ -176,7 +176,7 @@ func (t *tailScan) ended() (described bool, err error) {
 			switch {
 			case l.err != nil:
 				err = l.err
-			case !s.identical(c.records, l.desc):
+			case err == nil && !s.resembles(c.records, l.desc):
 				// To a stream that was cut, this looks the same.
 				err = fmt.Errorf("%w of other devices: %w", ErrDescription, io.ErrUnexpectedEOF)
 			}
@@ -267,6 +267,27 @@ func (s *Scanner) identical(records []Record, d *VMDesc) bool {
 		}
 	}
 	return next == len(d.Devices)
+}
+
+// resembles reports whether a description is about most of the devices of the
+// stream, so that what it lacks, or has under another name, is damage.
+func (s *Scanner) resembles(records []Record, d *VMDesc) bool {
+	listed := make(map[Alias]bool, len(d.Devices))
+	for i := range d.Devices {
+		listed[Alias{d.Devices[i].Name, d.Devices[i].Instance}] = true
+	}
+	all, known := 0, 0
+	for _, list := range [][]Record{s.early, records} {
+		for i := range list {
+			if rec := &list[i]; rec.Type == SectionFull {
+				all++
+				if listed[Alias{rec.Header.Name, rec.Header.Instance}] {
+					known++
+				}
+			}
+		}
+	}
+	return known > 0 && 2*known >= max(all, len(listed))
 }
 
 func (s *Scanner) maxDescription() uint64 {
