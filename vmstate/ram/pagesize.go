@@ -31,9 +31,9 @@ func (k *Walker) Certain() bool { return k.PageSize != 0 || !k.Detect || k.certa
 
 // mask returns the bits of a record's first word that are flags. As long as the
 // size is unknown, those that are flags for any size: what comes before the
-// first page is a block list or nothing.
-func (k *Walker) mask() uint64 {
-	if k.Detect && k.PageSize == 0 && k.size == 0 {
+// first page is a block list, or has no address.
+func (k *Walker) mask(word uint64) uint64 {
+	if k.Detect && k.PageSize == 0 && k.size == 0 && word != flagMultiFDFlush {
 		return minPageSize - 1
 	}
 	return uint64(k.Size()) - 1

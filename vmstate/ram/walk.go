@@ -224,7 +224,7 @@ func (k *Walker) read(r *qemufile.Reader, rec *Record) error {
 		return err
 	}
 	rec.Continue = word&flagContinue != 0
-	mask := k.mask()
+	mask := k.mask(word)
 	off := word &^ mask
 	rec.Offset = off
 	if size := k.Size(); size != PageSize {
