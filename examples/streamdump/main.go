@@ -166,6 +166,13 @@ func source(name string, stdin io.Reader) (io.Reader, io.Closer, error) {
 	return f, f, nil
 }
 
+// fail says what went wrong, on one line: names in it are a peer's.
 func fail(stderr io.Writer, err error) {
-	fmt.Fprintln(stderr, "streamdump:", strings.ReplaceAll(err.Error(), "\n", " "))
+	text := strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f {
+			return ' '
+		}
+		return r
+	}, err.Error())
+	fmt.Fprintln(stderr, "streamdump:", text)
 }

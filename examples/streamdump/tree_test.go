@@ -80,3 +80,16 @@ func TestPartsOfALiveDeviceAreOneRow(t *testing.T) {
 		t.Errorf("as JSON:\n%s", out)
 	}
 }
+
+func TestNamesDoNotMoveTheCursor(t *testing.T) {
+	stream := written(t, func(w *qemufile.Writer) {
+		begin(w)
+		vmstate.Header{Type: vmstate.SectionStart, ID: 3, Name: "evil\x1b[2J\n", Version: 1}.Put(w)
+	})
+	for _, args := range [][]string{nil, {"-json"}} {
+		status, out, stderr := run(stream, args...)
+		if status != 1 || strings.ContainsAny(out+stderr, "\x1b") || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("status %d, %q %q", status, out, stderr)
+		}
+	}
+}
