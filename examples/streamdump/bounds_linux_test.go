@@ -26,7 +26,7 @@ type hostile struct {
 	name  string
 	args  []string
 	write func(w *qemufile.Writer)
-	slow  bool
+	slow  bool // only with -hostile.all
 }
 
 var allHostile = flag.Bool("hostile.all", false, "feed the program the hostile streams too that take seconds")
@@ -103,7 +103,7 @@ var hostiles = []hostile{
 		deviceOf(w, "d", func() { w.PutByte(1) })
 		dev := `{"name": "d", "instance_id": 0, "size":x},`
 		describe(w, strings.Repeat(dev, (16<<20-300)/len(dev))+`{"name": "d", "instance_id": 0, "size":1}`)
-	}, false},
+	}, true},
 	{"many short devices", []string{"-json", "-fields"}, func(w *qemufile.Writer) {
 		begin(w)
 		for range 1 << 20 {
@@ -115,7 +115,7 @@ var hostiles = []hostile{
 		begin(w)
 		deviceOf(w, "d", func() { fill(w, 20<<20, bytes.Repeat([]byte{0x7e, 0, 0, 0, 3}, 1<<12)) })
 		w.PutByte(9)
-	}, false},
+	}, true},
 	{"headers and footers", []string{"-json", "-fields"}, func(w *qemufile.Writer) {
 		begin(w)
 		section := written2(func(w *qemufile.Writer) { deviceOf(w, "dd", func() {}) })
@@ -127,7 +127,7 @@ var hostiles = []hostile{
 		vmstate.PutCommand(w, vmstate.Command{Type: vmstate.CommandPackaged, Payload: binary.BigEndian.AppendUint32(nil, 240<<20)})
 		fill(w, 240<<20, make([]byte, 1<<16))
 		vmstate.PutEOF(w)
-	}, false},
+	}, true},
 	{"a long checkpoint", []string{"-json", "-fields", "-colo"}, func(w *qemufile.Writer) {
 		begin(w)
 		vmstate.PutEOF(w)
@@ -146,7 +146,7 @@ var hostiles = []hostile{
 			vmstate.PutFooter(w, i)
 		}
 		vmstate.PutEOF(w)
-	}, false},
+	}, true},
 	{"pages all over", []string{"-json"}, func(w *qemufile.Writer) {
 		begin(w)
 		vmstate.Header{Type: vmstate.SectionStart, ID: 2, Name: "ram", Version: 4}.Put(w)
@@ -159,7 +159,7 @@ var hostiles = []hostile{
 		w.PutBE64(0x10)
 		vmstate.PutFooter(w, 2)
 		vmstate.PutEOF(w)
-	}, false},
+	}, true},
 	{"many blocks", []string{"-json", "-fields"}, func(w *qemufile.Writer) {
 		begin(w)
 		vmstate.Header{Type: vmstate.SectionStart, ID: 2, Name: "ram", Version: 4}.Put(w)
@@ -181,7 +181,7 @@ var hostiles = []hostile{
 		w.PutBE64(0x10)
 		vmstate.PutFooter(w, 2)
 		vmstate.PutEOF(w)
-	}, false},
+	}, true},
 	{"a large mapped block", []string{"-json"}, func(w *qemufile.Writer) {
 		begin(w, "mapped-ram")
 		vmstate.Header{Type: vmstate.SectionStart, ID: 2, Name: "ram", Version: 4}.Put(w)
@@ -204,7 +204,7 @@ var hostiles = []hostile{
 		fill(w, maxLibvirt, bytes.Repeat([]byte("<"), 1<<16))
 		begin(w)
 		vmstate.PutEOF(w)
-	}, false},
+	}, true},
 }
 
 func written2(fn func(w *qemufile.Writer)) []byte {

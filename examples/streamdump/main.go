@@ -1,8 +1,9 @@
 // Streamdump shows what is in a QEMU migration stream, without knowing its
 // devices: a table for people, or one JSON object per record. See -h.
 //
-// To read it: input.go takes away what a stream may be wrapped in; dump.go walks
-// a stream, or a whole COLO connection, and turns its records into lines; ram.go
+// To read it: input.go takes away what a stream may be wrapped in; dump.go reads it
+// from end to end, and record.go turns its records into lines; connection.go is for
+// what else goes over a connection: COLO's checkpoints, and the return path. ram.go
 // counts and extracts the guest's memory, with channel.go for multifd and seen.go
 // for what is missing; diff.go compares two streams; verify.go compares what is
 // written again with what was read; print.go is how it looks, tree.go how values
