@@ -107,7 +107,7 @@ type descParser struct {
 	dec   *json.Decoder
 	depth int
 	items int
-	limit int // of items
+	limit int               // of items
 	types map[string]string // the words for types, each kept once
 	err   error
 }
