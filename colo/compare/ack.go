@@ -104,10 +104,10 @@ func (e *Engine) ackOf(c *conn, p *pkt) *pkt {
 	f := q.Packet.Frame
 	size := q.dat - q.L3
 	if q.Kind == packet.IP4 {
-		was := binary.BigEndian.Uint16(f[q.L3+2:])
-		binary.BigEndian.PutUint16(f[q.L3+2:], uint16(size))
-		sum := f[q.L3+10:]
-		binary.BigEndian.PutUint16(sum, packet.Update(binary.BigEndian.Uint16(sum), uint32(was), uint32(size)))
+		h := f[q.L3:q.L4]
+		binary.BigEndian.PutUint16(h[2:], uint16(size))
+		binary.BigEndian.PutUint16(h[10:], 0)
+		binary.BigEndian.PutUint16(h[10:], packet.Checksum(h))
 	} else {
 		binary.BigEndian.PutUint16(f[q.L3+4:], uint16(size-packet.IPv6Len))
 	}

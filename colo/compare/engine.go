@@ -56,9 +56,10 @@ type Engine struct {
 	crowded   bool   // there was no room for a connection in this epoch
 	asked     bool   // for a checkpoint because of memory or pace, in this epoch
 
-	scan time.Time // when all is looked at
-	soon time.Time // when what cannot wait so long is; zero: there is nothing
-	pace time.Time // when a checkpoint is asked for, for what is set apart; zero: it is not
+	scan     time.Time // when all is looked at
+	soon     time.Time // when what cannot wait so long is; zero: there is nothing
+	lastMark time.Time // about when the last mark was
+	pace     time.Time // when a checkpoint is asked for, for what is set apart; zero: it is not
 
 	now   time.Time // of the call
 	res   Result
@@ -291,7 +292,8 @@ func (e *Engine) overLimit() {
 
 // Mark ends an epoch: the primary's guest is paused, and the packets that it
 // has sent belong to epoch. Those that wait do so until Received; the
-// secondary's are void. Epochs are marked in order, or from 0; anything else is
+// secondary's are void. The time of a mark is that of the call before it. Epochs
+// are marked in order, or from 0; anything else is
 // [ErrEpoch].
 func (e *Engine) Mark(epoch uint64) error {
 	if epoch != 0 && (epoch != e.next || e.passing) {
@@ -306,6 +308,7 @@ func (e *Engine) Mark(epoch uint64) error {
 	e.passing, e.loaded = false, false
 	e.next = epoch + 1
 	e.deaf = true
+	e.lastMark = e.now
 	e.notes = e.notes[:0]
 	first := len(e.marked)
 	for _, p := range e.sidelined.all() {

@@ -33,6 +33,9 @@ type edit struct {
 // leave lets a segment of the primary's leave, as the peer may see it.
 func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 	t := &c.tcp
+	if count == &e.stats.Matched {
+		c.agreed()
+	}
 	if p.class >= 0 && (p.owner != c || p.age != c.age) {
 		// It is of the connection before this one, or nobody knows of which, and a
 		// checkpoint covers it.
