@@ -302,3 +302,36 @@ func TestTheEchoOfARaisedTimestampIsTheGuestsOwn(t *testing.T) {
 		}
 	}
 }
+
+// A peer that has missed an acknowledgment sends again, and both guests tell it
+// again what they have.
+func TestAGuestsRepetitionIsHeard(t *testing.T) {
+	x, p, s := opened(t, nil)
+	dsack := "\x01\x01\x05\x0a" + string(binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, 1000), 1100))
+	bare := func(ack uint32, opts string) ackSeg {
+		return ackSeg{seq: 100, ack: ack, win: 50, flags: packet.ACK, opts: opts}
+	}
+	s(bare(1000, ""))
+	p(bare(2000, ""))
+	x.told("", s(bare(2000, "")), "@100 ack 2000 to 8400")
+	for range 3 {
+		s(bare(2000, dsack))
+		x.told("what both have", p(bare(2000, dsack)), "@100 ack 2000 to 8400")
+	}
+	x.told("what the primary's guest alone has", p(bare(3000, "")), "")
+	x.told("", s(bare(2500, "")), "@100 ack 2500 to 8900")
+	for range 3 {
+		x.told("the primary's guest again", p(bare(3000, "")), "")
+		x.told("and the other, which lacks something", s(bare(2500, "")), "@100 ack 2500 to 8900")
+		x.told("that alone again is the business of the two", s(bare(2500, "")), "")
+	}
+}
+
+// The window of a SYN is not scaled, and must not be taken for one that is.
+func TestTheWindowOfASYNIsNotScaled(t *testing.T) {
+	x, p, s := opened(t, nil)
+	a := ackSeg{seq: 100, ack: 1001, win: 50, flags: packet.ACK, data: "x"}
+	p(a)
+	a.ack, a.win = 1000, 50
+	x.told("one byte less, and no unit of the window", s(a), "x@100 ack 1000 to 7400")
+}

@@ -99,7 +99,9 @@ func (e *Engine) begin() {
 		e.out = e.out[:0]
 	}
 	e.notes = e.notes[:0]
-	e.res = Result{}
+	if e.res.Diverged || e.res.Full {
+		e.res = Result{}
+	}
 }
 
 func (e *Engine) end() Result {
@@ -268,14 +270,16 @@ func (e *Engine) look(f Frame, now time.Time) *pkt {
 	p := &e.in
 	e.ids++
 	e.now = now
-	p.Frame, p.id, p.at, p.class, p.owner, p.segment = f, e.ids, now, -1, nil, segment{}
+	p.Frame, p.id, p.at, p.class, p.owner = f, e.ids, now, -1, nil
 	if f.VNetHdr < 0 || f.VNetHdr > len(f.Data) || len(f.Data) > maxFrame {
-		p.Packet = packet.Packet{}
+		p.Packet, p.segment = packet.Packet{}, segment{}
 		return p
 	}
 	p.Parse(f.Data[f.VNetHdr:])
 	if p.IsTCP() {
 		p.parseSegment()
+	} else {
+		p.segment = segment{}
 	}
 	return p
 }
@@ -399,7 +403,7 @@ func (e *Engine) receive(epoch uint64) {
 				e.advance(c, false)
 			}
 			if c.owed != nil {
-				e.payOwed(c)
+				e.payOwed(c, false)
 			}
 		case c.key.kind == kindClaim && c.claim.said:
 			e.secondaryClaim(c)
