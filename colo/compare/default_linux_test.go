@@ -21,10 +21,11 @@ func TestTransfersBetweenStacksWithDefaultBuffersNeverStall(t *testing.T) {
 		} {
 			for run := range *stackRuns {
 				t.Run(fmt.Sprintf("%s/lost=%v/%d", way, loss, run), func(t *testing.T) {
-					w := newWorld(t)
-					for i, l := range []*link{w.up, w.down} {
-						*l = link{loss: loss, delay: l.delay, out: l.out, rng: newLink(uint64(2*run+i), nil).rng, wake: l.wake}
-					}
+					seed := uint64(2 * run)
+					w := newWorldOver(t, func(l *link) {
+						seed++
+						l.loss, l.dup, l.late, l.rng = loss, 0, 0, newLink(seed, nil).rng
+					})
 					startServers(t, w)
 					transfer(t, w)
 					w.check(t)

@@ -253,8 +253,16 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldOver(t, func(*link) {})
+}
+
+// newWorldOver is newWorld with other links.
+func newWorldOver(t *testing.T, change func(*link)) *world {
+	t.Helper()
 	w := &world{client: newHost(t, false), primary: newHost(t, true), secondary: newHost(t, true)}
 	w.up, w.down = newLink(1, w.arrive), newLink(2, func(p []byte) { w.client.WritePacket(p) })
+	change(w.up)
+	change(w.down)
 	mirrored, mirror := socketpair(t)
 	compared, compares := socketpair(t)
 	w.ends = []net.Conn{mirror, mirrored, compares, compared}
