@@ -242,6 +242,7 @@ type world struct {
 	rew   *filter.Rewriter
 
 	cut     atomic.Bool
+	bare    atomic.Bool   // there is no secondary: what arrives goes to the primary's guest only
 	toStack *filter.Chain // of the primary
 	ending  context.CancelFunc
 	ends    []net.Conn // between the hosts
@@ -367,6 +368,10 @@ func serveStack(h *host, fn func(p []byte)) {
 
 // arrive is where the client's packets come off the link.
 func (w *world) arrive(p []byte) {
+	if w.bare.Load() {
+		w.primary.WritePacket(p)
+		return
+	}
 	if w.cut.Load() {
 		w.chain.Send(filter.ToGuest, filter.Frame{Data: p})
 		return
