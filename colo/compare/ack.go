@@ -80,6 +80,46 @@ func (e *Engine) payOwed(c *conn, again bool) {
 	}
 }
 
+// paySelective lets an acknowledgment leave that the secondary's guest has just
+// given, s, in the place of a lowered one: it says which of the peer's data behind
+// its number that guest holds, and the primary's holds more than that number, so
+// that only what is missing is sent again. It reports whether one has left.
+func (e *Engine) paySelective(c *conn, s *pkt) bool {
+	t, p := &c.tcp, c.owed
+	if s.nsck == 0 || !s.bare() || !t.covers(p) || c.blind || !after(p.ack, t.cover.ack) || !t.lowers(p) ||
+		s.VNetHdr != p.VNetHdr || (s.ts > 0) != (p.ts > 0) {
+		return false
+	}
+	d := e.edit(t, p)
+	d.sack = ranges{}
+	all, held := s.blocks(), p.blocks()
+	for _, b := range all.at[:all.n] {
+		if !after(b[1], p.ack) || held.has(b[0], b[1]) {
+			d.sack.add(b[0], b[1])
+		}
+	}
+	d.cut = d.sack != all
+	l := &t.left
+	if d.sack.n == 0 || l.acks && !after(d.ack, l.ack) && d.sack.and(&l.sack) == d.sack {
+		return false
+	}
+	q := e.hold(c, s)
+	q.id = e.ids
+	h := packet.TCP(q.Packet.Frame[q.L4:q.End])
+	if q.seq != p.seq {
+		h.SetSeq(p.seq)
+		if q.VNetHdr == 0 || q.Data[0]&1 == 0 {
+			h.SetChecksum(packet.Update(h.Checksum(), q.seq, p.seq))
+		}
+		q.seq, q.end, q.ok = p.seq, p.seq, p.seq
+	}
+	p.at = e.now
+	q = e.apply(q, &d)
+	l.note(q, &d, t.told.scale)
+	e.release(q, &e.stats.Lowered)
+	return true
+}
+
 // worthwhile reports whether an update of the window is worth a packet (RFC 9293
 // section 3.8.6.2.2, by the peer's view): it had little room, or has much more now.
 func worthwhile(l *left, edge uint32) bool {

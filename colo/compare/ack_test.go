@@ -197,6 +197,24 @@ func TestSelectiveAcknowledgmentsAreCutToWhatBothGuestsHold(t *testing.T) {
 	if st := x.Stats(); st.Held != 0 {
 		t.Errorf("%+v", st)
 	}
+
+	// The secondary's guest alone has lost something. Its own blocks tell the peer
+	// which, as far as the primary's guest has them too.
+	far := bare("")
+	far.ack = 4000
+	if r := p(far); len(r.Release) > 0 {
+		t.Error("what the secondary's guest does not hold")
+	}
+	ahead := bare(sack(2000, 3000, 3500, 4500))
+	ahead.seq = 140 // it has said more
+	r := s(ahead)
+	if got := blocks(r); !slices.Equal(got, []uint32{2000, 3000}) {
+		t.Errorf("left %d", got)
+	}
+	x.told("with the primary's own place in its stream", r, "@100 ack 1000 to 7400")
+	if r := s(ahead); len(r.Release) > 0 {
+		t.Error("the same is no news")
+	}
 }
 
 func TestACheckpointCoversWhatIsOwed(t *testing.T) {

@@ -36,6 +36,22 @@ func TestTransfersBetweenStacksWithDefaultBuffersNeverStall(t *testing.T) {
 	}
 }
 
+// The secondary's guest alone loses input. The client is told what both have, and
+// sends it again.
+func TestUploadsGoOnWhereTheSecondaryDropsInput(t *testing.T) {
+	w := newWorldOver(t, func(l *link) { l.loss, l.dup, l.late = 0, 0, 0 })
+	startServers(t, w)
+	c := w.dial(t, "tcp", at(guest4))
+	w.drops.Store(300)
+	upload(t, c, 4<<20, 2, func() {})
+	w.drops.Store(0)
+	download(t, c, 4<<20, 1, func() {})
+	w.check(t)
+	if s, _ := w.cmp.Stats(); s.Lowered == 0 {
+		t.Errorf("%+v", s)
+	}
+}
+
 // ackPatience is how long an acknowledgment may be owed: who waits for longer asks
 // for a checkpoint, and fails the test.
 const ackPatience = 10 * time.Second

@@ -242,6 +242,8 @@ type world struct {
 	rew   *filter.Rewriter
 
 	cut     atomic.Bool
+	drops   atomic.Int64 // of so many packets to the secondary's guest one is dropped; 0: none
+	given   atomic.Int64
 	bare    atomic.Bool   // there is no secondary: what arrives goes to the primary's guest only
 	toStack *filter.Chain // of the primary
 	ending  context.CancelFunc
@@ -290,6 +292,9 @@ func newWorldOver(t *testing.T, change func(*link)) *world {
 	w.rew = filter.NewRewriter(filter.RewriterConfig{})
 	w.chain = &filter.Chain{Deliver: func(d filter.Direction, f filter.Frame) error {
 		if d == filter.ToGuest {
+			if n := w.drops.Load(); n > 0 && w.given.Add(1)%n == 0 {
+				return nil // its ring is full
+			}
 			return w.secondary.WritePacket(f.Data)
 		}
 		return w.down.WritePacket(f.Data)

@@ -220,6 +220,16 @@ func (r *ranges) add(from, to uint32) {
 	}
 }
 
+// has reports whether one of r has all of a stretch.
+func (r *ranges) has(from, to uint32) bool {
+	for _, b := range r.at[:r.n] {
+		if !after(b[0], from) && !after(to, b[1]) {
+			return true
+		}
+	}
+	return false
+}
+
 // and returns what both have. What would be a fifth stretch is left out.
 func (r *ranges) and(s *ranges) (both ranges) {
 	for _, a := range r.at[:r.n] {

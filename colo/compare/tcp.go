@@ -131,7 +131,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 	if p.flags&packet.FIN != 0 && !t.said.fin.is && !(t.cover.fin && p.end == t.cover.done) && !c.apart {
 		t.said.fin = event{true, p.end, p.at}
 	}
-	if c.owed != nil {
+	if c.owed != nil && !e.paySelective(c, p) {
 		e.payOwed(c, again)
 	}
 	if c.p.len() > 0 && c.s.len() == 0 && t.twins(c.p.at(0), p) && !c.blind && !c.apart {
