@@ -24,6 +24,7 @@ const (
 
 var noteNames = [...]string{"diverged", "apart", "together"}
 
+// String returns the kind as a word.
 func (k NoteKind) String() string {
 	if int(k) < len(noteNames) {
 		return noteNames[k]

@@ -44,8 +44,9 @@
 // (RFC 7323 section 5); [Engine.Inbound] gives the guest its own back in the echo.
 // With LowerAcks a segment that acknowledges more than the secondary's guest has
 // leaves with the lower number, a window as far as both guests have room, and the
-// SACK blocks that both hold; the rest follows as that guest catches up. A guest
-// that has dropped input is behind until the peer sends it again, and the peer does
+// SACK blocks that both hold; the rest follows as that guest catches up. Where that
+// guest has given SACK blocks itself, its own acknowledgment leaves. A guest that
+// has dropped input is behind until the peer sends it again, and the peer does
 // so only because nobody has told it that it need not.
 //
 // # Epochs
