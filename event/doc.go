@@ -16,5 +16,9 @@
 // [DiskSynchronised] or, for a secondary that comes back,
 // [DiskResynchronised].
 //
+// So have compared networks: [NetworkDiverged] names the flow that differs, and
+// [NetworkFlowApart] and [NetworkFlowTogether] tell which are not compared, since
+// the guests never agree.
+//
 // The bus reports; it never controls.
 package event

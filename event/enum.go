@@ -37,6 +37,7 @@ const (
 	CauseDivergence Cause = "divergence" // the guests' outputs differ
 	CauseRequest    Cause = "request"    // the host asked
 	CauseLimit      Cause = "limit"      // a buffer is full
+	CausePace       Cause = "pace"       // output waits of flows that are not compared
 )
 
 // SyncPhase is what the synchronisation of a disk is at.
@@ -110,7 +111,7 @@ func (r *ExitReason) UnmarshalText(text []byte) error {
 // UnmarshalText accepts the causes above. Anything else is an [*EnumError].
 func (c *Cause) UnmarshalText(text []byte) error {
 	w, err := word(text, "Cause", string(CauseInitial), string(CauseTimer),
-		string(CauseDivergence), string(CauseRequest), string(CauseLimit))
+		string(CauseDivergence), string(CauseRequest), string(CauseLimit), string(CausePace))
 	if err == nil {
 		*c = Cause(w)
 	}

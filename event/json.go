@@ -69,6 +69,10 @@ var decoders = map[string]func(json.RawMessage) (Event, error){
 	DiskSynchronised{}.Name():    decode[DiskSynchronised],
 	DiskResynchronised{}.Name():  decode[DiskResynchronised],
 	DiskOverlayHalfFull{}.Name(): decode[DiskOverlayHalfFull],
+
+	NetworkDiverged{}.Name():     decode[NetworkDiverged],
+	NetworkFlowApart{}.Name():    decode[NetworkFlowApart],
+	NetworkFlowTogether{}.Name(): decode[NetworkFlowTogether],
 }
 
 func decode[T Event](data json.RawMessage) (Event, error) {

@@ -70,6 +70,9 @@ func records() []event.Record {
 		event.DiskSynchronised{Disk: "disk0", Copied: 1 << 28, Same: 3 << 28, ElapsedNS: 2_900_000_000},
 		event.DiskResynchronised{Disk: "disk0", Copied: 65536, ElapsedNS: 1_000_000},
 		event.DiskOverlayHalfFull{Disk: "disk0", Overlay: "hidden", Epoch: 12, Bytes: 1 << 27, Bound: 1 << 28},
+		event.NetworkDiverged{Flow: event.Flow{Source: "10.0.0.1:443", Destination: "10.0.0.2:40000", Protocol: 6}, Reason: "data", Omitted: 3},
+		event.NetworkFlowApart{Flow: event.Flow{Source: "10.0.0.1:443", Destination: "10.0.0.2:40000", Protocol: 6, VLAN: 5}, Reason: "data", RetryNS: 10_000_000_000},
+		event.NetworkFlowTogether{Flow: event.Flow{Source: "[fd00::1]:22", Destination: "[fd00::2]:40000", Protocol: 6}},
 		event.Unknown{Event: "NIC_RX_FILTER_CHANGED", Data: json.RawMessage(`{"path":"/machine"}`)},
 		event.Unknown{Event: "SUSPEND"},
 	}

@@ -369,7 +369,8 @@ func TestLimitsHoldAndAskAndLoseNothing(t *testing.T) {
 
 func TestIdleConnectionsAreForgotten(t *testing.T) {
 	x := newRig(t, compare.Config{Idle: time.Minute})
-	x.p(seg{port: 1, seq: 1, flags: ackOnly, ack: 1})
+	x.s(seg{port: 1, seq: 1, flags: ackOnly, ack: 1})
+	x.want("", x.p(seg{port: 1, seq: 1, flags: ackOnly, ack: 1}), "ack1")
 	x.now = x.now.Add(2 * time.Minute)
 	x.p(seg{port: 2, seq: 1, flags: ackOnly, ack: 1})
 	x.Tick(x.now)
