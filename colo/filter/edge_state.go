@@ -18,17 +18,22 @@ var ErrEdge = errors.New("malformed table of connections")
 // edgeImage is the connections of an Edge as a section has them: each a record of
 // edgeRecord bytes, in ascending order of the bytes.
 //
-//	byte kind (4, 6) | be16 VLAN | be32 ports | 16 bytes source | 16 bytes destination | be32 numbers | be32 timestamps
+//	byte kind (4, 6) | byte layers | be16 VLAN | be32 outer | be32 ports |
+//	16 bytes source | 16 bytes destination | be32 numbers | be32 timestamps
 //
-// The ports are the source's and the destination's, and the source is the guest;
-// of an address of IPv4 twelve zero bytes follow. Numbers and timestamps are how
-// far the guest is ahead of what the other end knows.
+// Layers, VLAN and outer are what packet.Key has of the link. The ports are the
+// source's and the destination's, and the source is the guest; an address of IPv4 is
+// followed by twelve zero bytes. Numbers and timestamps are how far the guest is
+// ahead of what the other end knows.
 type edgeImage struct {
 	count uint32
 	data  []byte
 }
 
-const edgeRecord = 1 + 2 + 4 + 16 + 16 + 4 + 4
+const (
+	edgeKey    = 1 + 1 + 2 + 4 + 4 + 16 + 16
+	edgeRecord = edgeKey + 4 + 4
+)
 
 // Entry returns how the Edge is registered in a vmstate.Registry: instance numbers
 // the NICs of a guest.
@@ -93,25 +98,27 @@ func recordOf(k packet.Key, t translation) (r [edgeRecord]byte) {
 	if k.Kind == packet.IP6 {
 		r[0] = 6
 	}
-	binary.BigEndian.PutUint16(r[1:], k.VLAN)
-	binary.BigEndian.PutUint32(r[3:], k.Ports)
-	copy(r[7:], k.Src[:])
-	copy(r[23:], k.Dst[:])
-	binary.BigEndian.PutUint32(r[39:], t.seq)
-	binary.BigEndian.PutUint32(r[43:], t.time)
+	r[1] = k.Layers
+	binary.BigEndian.PutUint16(r[2:], k.VLAN)
+	binary.BigEndian.PutUint32(r[4:], k.Outer)
+	binary.BigEndian.PutUint32(r[8:], k.Ports)
+	copy(r[12:], k.Src[:])
+	copy(r[28:], k.Dst[:])
+	binary.BigEndian.PutUint32(r[edgeKey:], t.seq)
+	binary.BigEndian.PutUint32(r[edgeKey+4:], t.time)
 	return r
 }
 
 func connectionOf(r []byte) (k packet.Key, t translation) {
 	k = packet.Key{
-		Src: [16]byte(r[7:]), Dst: [16]byte(r[23:]),
-		Ports: binary.BigEndian.Uint32(r[3:]), Proto: packet.ProtoTCP,
-		Kind: packet.IP4, VLAN: binary.BigEndian.Uint16(r[1:]),
+		Src: [16]byte(r[12:]), Dst: [16]byte(r[28:]),
+		Ports: binary.BigEndian.Uint32(r[8:]), Proto: packet.ProtoTCP, Kind: packet.IP4,
+		Layers: r[1], VLAN: binary.BigEndian.Uint16(r[2:]), Outer: binary.BigEndian.Uint32(r[4:]),
 	}
 	if r[0] == 6 {
 		k.Kind = packet.IP6
 	}
-	return k, translation{seq: binary.BigEndian.Uint32(r[39:]), time: binary.BigEndian.Uint32(r[43:])}
+	return k, translation{seq: binary.BigEndian.Uint32(r[edgeKey:]), time: binary.BigEndian.Uint32(r[edgeKey+4:])}
 }
 
 // check makes sure that what was loaded is what PreSave makes of a table: then one
@@ -126,7 +133,7 @@ func (m *edgeImage) check() error {
 		case r[0] != 4 && r[0] != 6,
 			r[0] == 4 && (!bytes.Equal(k.Src[4:], zero[:]) || !bytes.Equal(k.Dst[4:], zero[:])),
 			t == translation{},
-			last != nil && bytes.Compare(last[:39], r[:39]) >= 0:
+			last != nil && bytes.Compare(last[:edgeKey], r[:edgeKey]) >= 0:
 			return fmt.Errorf("connection %d: %w", n, ErrEdge)
 		}
 		last = r

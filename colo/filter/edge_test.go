@@ -247,16 +247,16 @@ func TestAnEdgeRefusesWhatIsNoTable(t *testing.T) {
 	good.Adopt(established(false))
 	good.Adopt(established(true))
 	state := saveEdge(t, good)
-	at := bytes.Index(state, []byte{4, 0, 0, 0, 80}) // the first record
+	at := bytes.Index(state, []byte{4, 0, 0, 0, 0, 0, 0, 0, 0, 80}) // the first record
 	if at < 0 {
 		t.Fatalf("%x", state)
 	}
-	const record = 47
+	const record = 52
 	for name, change := range map[string]func(b []byte){
 		"of no known kind":        func(b []byte) { b[at] = 5 },
-		"bytes behind an address": func(b []byte) { b[at+7+4] = 1 },
-		"no translation":          func(b []byte) { clear(b[at+39 : at+47]) },
-		"out of order":            func(b []byte) { b[at], b[at+record] = 6, 4; clear(b[at+record+7 : at+record+39]) },
+		"bytes behind an address": func(b []byte) { b[at+12+4] = 1 },
+		"no translation":          func(b []byte) { clear(b[at+44 : at+52]) },
+		"out of order":            func(b []byte) { b[at], b[at+record] = 6, 4; clear(b[at+record+12 : at+record+44]) },
 		"twice":                   func(b []byte) { copy(b[at+record:], b[at:at+record]) },
 	} {
 		b := bytes.Clone(state)

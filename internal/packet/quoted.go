@@ -35,7 +35,9 @@ func (p *Packet) Quoted(q *Quoted) bool {
 	at := p.L4 + ICMPLen
 	b := p.Frame[at:p.End]
 	*q = Quoted{End: p.End, Key: Key{Proto: ProtoTCP, Kind: p.Kind}}
-	q.Key.VLAN = p.vlan()
+	if p.L3 != EthernetLen {
+		q.Key.link(&p.Link)
+	}
 	if p.Kind == IP4 {
 		if len(b) < IPv4Len {
 			return false
@@ -101,13 +103,6 @@ func quotedExtensions(b []byte) (n int, ok bool) {
 		next = b[n]
 		n += step
 	}
-}
-
-// vlan returns the innermost VLAN, 0 if the frame has no tag.
-func (p *Packet) vlan() uint16 {
-	var k Key
-	p.Key(&k)
-	return k.VLAN
 }
 
 // Replace32 changes the 32-bit number at offset at of the frame, which lies behind
