@@ -175,7 +175,8 @@ type Key struct {
 }
 
 // Key sets k to the flow of an IP packet. What is a fragment has no ports, all
-// of the fragments between two hosts are one flow.
+// of the fragments between two hosts are one flow. What is no IP packet has no
+// addresses.
 func (p *Packet) Key(k *Key) {
 	*k = Key{Proto: p.Proto, Kind: p.Kind}
 	if p.L3 != EthernetLen {
@@ -185,14 +186,14 @@ func (p *Packet) Key(k *Key) {
 		// As arrays, whose length is known, they are moved without a call.
 		*(*[4]byte)(k.Src[:]) = [4]byte(p.Frame[p.L3+12:])
 		*(*[4]byte)(k.Dst[:]) = [4]byte(p.Frame[p.L3+16:])
-	} else {
+	} else if p.Kind == IP6 {
 		k.Src = [16]byte(p.Frame[p.L3+8:])
 		k.Dst = [16]byte(p.Frame[p.L3+24:])
 	}
 	if p.Fragment {
 		return
 	}
-	b := p.Frame[p.L4:p.End]
+	b := p.Frame[p.L4:max(p.L4, p.End)]
 	switch p.Proto {
 	case ProtoTCP, ProtoUDP, ProtoDCCP, ProtoESP, ProtoSCTP, ProtoUDPLite:
 		if len(b) >= 4 {
