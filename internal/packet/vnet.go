@@ -74,6 +74,24 @@ func (h VNet) PartialChecksum(p *Packet, field int) bool {
 	return h.CsumStart() == 0 && h.CsumOffset() == 0 || h.CsumStart() == p.L4 && h.CsumOffset() == field
 }
 
+// Complete completes the checksum of a frame, which is given without its header, if
+// the header says that it is partial. It returns false if that is beyond the frame.
+func (h VNet) Complete(frame []byte) bool {
+	if h.Flags()&VNetNeedsCsum == 0 {
+		return true
+	}
+	start, at := h.CsumStart(), h.CsumStart()+h.CsumOffset()
+	if at+2 > len(frame) {
+		return false
+	}
+	sum := Checksum(frame[start:])
+	if sum == 0 {
+		sum = 0xffff // the same number, and not "none" to UDP (RFC 768)
+	}
+	binary.BigEndian.PutUint16(frame[at:], sum)
+	return true
+}
+
 // Offsets of the checksums of transport headers.
 const (
 	TCPChecksumAt  = 16

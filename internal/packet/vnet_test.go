@@ -151,3 +151,39 @@ func BenchmarkOverlap(b *testing.B) {
 		}
 	}
 }
+
+func TestAPartialChecksumIsCompleted(t *testing.T) {
+	for _, c := range []struct {
+		hex         string
+		start, at   int
+		proto, want string
+	}{
+		{macs + "0800" + tcpIP4 + tcp, 34, 16, "TCP", "55c8"},
+		{macs + "0800" + udpIP4 + udp, 34, 6, "UDP", "5594"},
+	} {
+		frame := unhex(t, c.hex)
+		var p Packet
+		p.Parse(frame)
+		binary.BigEndian.PutUint16(frame[c.start+c.at:], p.PseudoSum())
+		h := VNet(make([]byte, VNetLen))
+		if !h.Complete(frame) || binary.BigEndian.Uint16(frame[c.start+c.at:]) != p.PseudoSum() {
+			t.Errorf("%s: a checksum that is complete was changed", c.proto)
+		}
+		h[0], h[6], h[8] = VNetNeedsCsum, byte(c.start), byte(c.at)
+		if !h.Complete(frame) || !bytes.Equal(frame, unhex(t, c.hex)) {
+			t.Errorf("%s: %x, want %s", c.proto, frame, c.want)
+		}
+		if h.Complete(frame[:c.start+c.at+1]) {
+			t.Errorf("%s: completed beyond the frame", c.proto)
+		}
+		h[7] = 0xff
+		if h.Complete(frame) {
+			t.Errorf("%s: completed beyond the frame", c.proto)
+		}
+	}
+	// A sum of which nothing is left over is written as the other zero.
+	h := VNet{VNetNeedsCsum, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+	if f := []byte{0xff, 0xff, 0, 0}; !h.Complete(f) || f[0] != 0xff || f[1] != 0xff {
+		t.Errorf("%x", f)
+	}
+}
