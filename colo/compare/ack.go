@@ -15,7 +15,7 @@ import (
 // primaryAck takes a segment that is an acknowledgment and nothing else.
 func (e *Engine) primaryAck(c *conn, p *pkt) {
 	t := &c.tcp
-	if c.owed == nil && t.cover.acks {
+	if c.owed == nil && t.covers(p) {
 		if d := e.edit(t, p); d.ack == p.ack && d.win == p.win && !d.cut {
 			e.leave(c, p, &e.stats.Matched)
 			return
@@ -32,6 +32,10 @@ func (e *Engine) primaryAck(c *conn, p *pkt) {
 func (e *Engine) owe(c *conn, p *pkt) {
 	since := e.now
 	if c.owed != nil {
+		if after(c.owed.ack, p.ack) {
+			e.pool.put(p) // it has waited behind others
+			return
+		}
 		since = c.owed.at
 		e.settle(c)
 	}
@@ -53,7 +57,7 @@ func (e *Engine) settle(c *conn) {
 func (e *Engine) payOwed(c *conn) {
 	t, p := &c.tcp, c.owed
 	l := &t.left
-	if !t.cover.acks || c.blind || after(p.ack, t.cover.ack) && !t.lowers(p) {
+	if !t.covers(p) || c.blind || after(p.ack, t.cover.ack) && !t.lowers(p) {
 		return
 	}
 	d := e.edit(t, p)
@@ -66,7 +70,7 @@ func (e *Engine) payOwed(c *conn) {
 		e.settle(c) // others have said it
 	case news, d.edges && worthwhile(l, d.edge):
 		p.at = e.now
-		e.leave(c, e.pool.copy(p), &e.stats.Lowered)
+		e.leave(c, e.hold(c, p), &e.stats.Lowered)
 	}
 }
 
@@ -93,7 +97,7 @@ func (e *Engine) ackOf(c *conn, p *pkt) *pkt {
 	p.Data = p.Data[:vnet+p.dat] // in the way that the pool copies
 	q := e.pool.copy(p)
 	p.Data = whole
-	q.owner = c
+	q.owner, q.age = c, c.age
 	e.ids++
 	q.id = e.ids
 	clear(q.Data[:vnet]) // neither is it to be cut nor is its checksum to be finished

@@ -12,9 +12,6 @@ import "time"
 // differed.
 const settled = 16
 
-// maxRetry is how many times Retry the longest pause before another try is.
-const maxRetry = 32
-
 // A NoteKind says what a [Note] is about.
 type NoteKind uint8
 

@@ -39,9 +39,7 @@ func (p *pkt) claimARP(k *connKey) bool {
 	if len(b) < arpLen || string(b[:6]) != "\x00\x01\x08\x00\x06\x04" || b[6] != 0 || b[7] != 1 && b[7] != 2 {
 		return false
 	}
-	p.Packet.Key(&k.Key)
-	clear(k.Src[:])
-	clear(k.Dst[:])
+	p.LinkKey(&k.Key)
 	copy(k.Dst[:], b[8:14]) // the sender's link-layer address
 	copy(k.Src[:], b[14:18])
 	return true
@@ -84,8 +82,7 @@ func (p *pkt) claimND(k *connKey) bool {
 		}
 		opts = opts[int(opts[1])*8:]
 	}
-	p.Packet.Key(&k.Key)
-	k.Dst = [16]byte{}
+	p.LinkKey(&k.Key)
 	copy(k.Src[:], who)
 	copy(k.Dst[:], address)
 	return true

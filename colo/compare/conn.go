@@ -44,6 +44,7 @@ type conn struct {
 	until   time.Time // apart: when it is tried again
 
 	tcp     stream
+	age     uint32 // how many connections with these addresses were before this one
 	claim   claim
 	loner   side      // one side's guest only has sent anything; see ports.go
 	crossed time.Time // since when datagrams of both sides have waited; zero: they do not
@@ -96,6 +97,9 @@ func (e *Engine) conn(p *pkt, k *connKey, now time.Time) *conn {
 	c := e.conns[*k]
 	if c == nil {
 		if len(e.conns) >= e.cfg.MaxConns && !e.evict() {
+			// What is not looked at may begin a connection, so whatever seems to be
+			// new in this epoch may not be.
+			e.crowded = true
 			return nil
 		}
 		if c = e.spare; c != nil {
@@ -105,6 +109,7 @@ func (e *Engine) conn(p *pkt, k *connKey, now time.Time) *conn {
 			c = &conn{key: *k}
 		}
 		e.conns[*k] = c
+		c.blind, c.tcp.said.past = e.crowded, e.crowded
 		e.front(c)
 		e.enlist(c)
 		if k.kind == kindSegment || k.kind == kindDatagram {
@@ -142,6 +147,9 @@ func (e *Engine) evict() bool {
 func (c *conn) idle() bool {
 	if c.p.len() > 0 || c.owed != nil || c.marked > 0 || c.blind {
 		return false
+	}
+	if c.tcp.said.syn.is || c.tcp.said.past {
+		return false // the guests speak of two connections, which must not be mixed up
 	}
 	for _, s := range c.s.all() {
 		if !c.tcp.cover.tells(s) {
@@ -200,6 +208,6 @@ func (e *Engine) drop(q *queue) {
 // hold returns a copy of p, to wait in a queue of c.
 func (e *Engine) hold(c *conn, p *pkt) *pkt {
 	q := e.pool.copy(p)
-	q.owner = c
+	q.owner, q.age = c, c.age
 	return q
 }

@@ -53,6 +53,7 @@ type Engine struct {
 	next      uint64 // the epoch that the next mark ends
 	received  uint64 // one more than the last epoch that is received
 	loaded    bool   // the last mark's is, and the secondary's packets count once it is received
+	crowded   bool   // there was no room for a connection in this epoch
 	asked     bool   // for a checkpoint because of memory or pace, in this epoch
 
 	scan time.Time // when all is looked at
@@ -320,7 +321,7 @@ func (e *Engine) Mark(epoch uint64) error {
 	clear(e.crossing)
 	e.crossing = e.crossing[:0]
 	slices.SortFunc(e.marked[first:], func(a, b marked) int { return cmp.Compare(a.p.id, b.p.id) })
-	e.asked, e.pace, e.soon = false, zeroTime, zeroTime
+	e.crowded, e.asked, e.pace, e.soon = false, false, zeroTime, zeroTime
 	return nil
 }
 
@@ -380,8 +381,8 @@ func (e *Engine) receive(epoch uint64) {
 		if p.owner != nil {
 			p.owner.marked--
 		}
-		if p.owner != nil && p.segment.is {
-			e.leave(p.owner, p, &e.stats.Checkpoint)
+		if c := e.ownerOf(p); c != nil && p.segment.is {
+			e.leave(c, p, &e.stats.Checkpoint)
 		} else {
 			e.release(p, &e.stats.Checkpoint)
 		}
@@ -404,6 +405,17 @@ func (e *Engine) receive(epoch uint64) {
 	if e.loaded && e.received == e.next {
 		e.hear()
 	}
+}
+
+// ownerOf returns the connection of a marked packet. One for which there was no
+// room may have got it since.
+func (e *Engine) ownerOf(p *pkt) *conn {
+	if p.owner != nil || !p.segment.is {
+		return p.owner
+	}
+	k := connKey{kind: kindSegment}
+	p.Key(&k.Key)
+	return e.conns[k]
 }
 
 // SecondaryMark says that the secondary's packets from now on belong to the
@@ -486,6 +498,10 @@ func (e *Engine) Failover() Result {
 	}
 	for c := e.newest; c != nil; {
 		older := c.older
+		if p := c.owed; p != nil {
+			c.owed = nil
+			e.release(p, &e.stats.Checkpoint)
+		}
 		if told := c.tcp.told; told.scaled {
 			e.unlist(c)
 			*c = conn{key: c.key, newer: c.newer, older: c.older, used: c.used, p: c.p, s: c.s}
@@ -495,7 +511,10 @@ func (e *Engine) Failover() Result {
 		}
 		c = older
 	}
-	e.aparts = 0
+	e.aparts, e.raised = 0, false
+	if e.strict == nil {
+		res.Release = e.out
+	}
 	return res
 }
 

@@ -33,6 +33,18 @@ type edit struct {
 // leave lets a segment of the primary's leave, as the peer may see it.
 func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 	t := &c.tcp
+	if p.class >= 0 && (p.owner != c || p.age != c.age) {
+		// It is of the connection before this one, or nobody knows of which, and a
+		// checkpoint covers it.
+		newest, known := t.left.past, t.left.pasts
+		if p.owner == nil {
+			newest, known = t.left.ts, t.left.tss
+		}
+		d := edit{ack: p.ack, win: p.win, ts: p.stamp(newest, known)}
+		p = e.apply(p, &d)
+		e.release(p, count)
+		return
+	}
 	d := e.edit(t, p)
 	if e.cfg.LowerAcks && p.flags&packet.ACK != 0 && p.flags&(packet.SYN|packet.RST) == 0 && !p.bare() {
 		// What it leaves unsaid is owed to the peer.
@@ -50,6 +62,9 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 		t.left.next++
 		e.raised = true // until a mark finds that all is answered
 	}
+	if e.cfg.LowerAcks && p.owner == c && count == &e.stats.Checkpoint && p.bare() && after(p.ack, d.ack) {
+		e.owe(c, e.hold(c, p)) // a later mark allows less
+	}
 	p = e.apply(p, &d)
 	t.left.note(p, &d)
 	e.release(p, count)
@@ -57,15 +72,8 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 
 // edit says how p is to leave now.
 func (e *Engine) edit(t *stream, p *pkt) (d edit) {
-	d = edit{ack: p.ack, win: p.win}
 	l := &t.left
-	if p.ts > 0 {
-		// What leaves later is never older (RFC 7323 section 5): it would be dropped.
-		d.ts = binary.BigEndian.Uint32(p.Packet.Frame[p.ts:])
-		if l.tss && after(l.ts, d.ts) {
-			d.ts = l.ts
-		}
-	}
+	d = edit{ack: p.ack, win: p.win, ts: p.stamp(l.ts, l.tss)}
 	if p.flags&packet.ACK == 0 {
 		return d
 	}
@@ -94,6 +102,19 @@ func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 		d.cut = d.sack != all
 	}
 	return d
+}
+
+// stamp returns the timestamp with which p leaves, after one with newest. What
+// leaves later is never older (RFC 7323 section 5): it would be dropped.
+func (p *pkt) stamp(newest uint32, known bool) uint32 {
+	if p.ts == 0 {
+		return 0
+	}
+	ts := binary.BigEndian.Uint32(p.Packet.Frame[p.ts:])
+	if known && after(newest, ts) {
+		return newest
+	}
+	return ts
 }
 
 // window sets the window that goes with an acknowledgment number that may be

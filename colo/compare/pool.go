@@ -15,7 +15,8 @@ type pkt struct {
 	at            time.Time
 	class         int8 // of the pool; -1: Data is the caller's
 
-	owner *conn // whose queue it is or was in; of a segment, as long as it is held
+	owner *conn  // whose queue it is or was in; of a segment, as long as it is held
+	age   uint32 // the owner's, when it came
 
 	segment
 }

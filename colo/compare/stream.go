@@ -1,6 +1,10 @@
 package compare
 
-import "time"
+import (
+	"time"
+
+	"github.com/gocolo/lockstep/internal/packet"
+)
 
 // A stream is what is known of a TCP connection besides the packets that wait.
 // Each of its parts changes at other moments, and that is what keeps apart what
@@ -85,6 +89,7 @@ type snapshot struct {
 type said struct {
 	isn  uint32 // of its last SYN; stays, and is the primary's from the receipt on
 	open bool   // isn is known
+	past bool   // it speaks of the connection before this one: from the primary's SYN to its own, or a receipt
 
 	syn synEvent
 	fin event // seq: where it is
@@ -103,6 +108,9 @@ type left struct {
 	ts  uint32 // the newest timestamp (RFC 7323)
 	tss bool
 
+	past  uint32 // the newest timestamp of the connection before this one, of which something may still wait
+	pasts bool
+
 	sack   ranges // the blocks of the last packet with any
 	raised [8]raised
 	next   uint8 // where the next of raised goes
@@ -118,6 +126,7 @@ type event struct {
 type synEvent struct {
 	event
 	flags   uint8
+	ack     uint32
 	options synOptions
 }
 
@@ -125,6 +134,9 @@ type synEvent struct {
 // guest as it is, which knows no more than it has said.
 func (t *stream) narrow(epoch uint64) {
 	c := &t.cover
+	if t.said.syn.is {
+		*c = cover{} // it is of a connection that the primary's guest has not begun
+	}
 	if c.acks = c.acks && t.told.acks; c.acks && after(c.ack, t.told.ack) {
 		c.ack = t.told.ack
 	}
@@ -160,7 +172,7 @@ func (t *stream) receive(epoch uint64, covers bool) {
 	}
 	v.fin = v.fin || m.fins && v.done == m.fin
 	t.cover = v
-	t.said.isn, t.said.open = m.isn, m.open
+	t.said.isn, t.said.open, t.said.past = m.isn, m.open, false
 	t.mark = snapshot{}
 }
 
@@ -183,9 +195,15 @@ func serialMax(v *uint32, known *bool, n uint32) {
 	}
 }
 
+// covers reports whether cover is about the connection of p. A SYN of the
+// secondary's that the primary's guest has not answered begins another one.
+func (t *stream) covers(p *pkt) bool {
+	return t.cover.acks && (!t.said.syn.is || p.flags&packet.SYN != 0)
+}
+
 // ahead reports whether seq is beyond what has been compared. What is a quarter
 // of the number space behind is no retransmission.
-func (c *cover) ahead(seq uint32) bool { return c.done-seq > 1<<30 }
+func (v *cover) ahead(seq uint32) bool { return v.done-seq > 1<<30 }
 
 // ranges are stretches of sequence numbers, at most four as in an option (RFC
 // 2018 section 3).
@@ -199,16 +217,6 @@ func (r *ranges) add(from, to uint32) {
 		r.at[r.n] = [2]uint32{from, to}
 		r.n++
 	}
-}
-
-// has reports whether one of r has all of a stretch.
-func (r *ranges) has(from, to uint32) bool {
-	for _, b := range r.at[:r.n] {
-		if !after(b[0], from) && !after(to, b[1]) {
-			return true
-		}
-	}
-	return false
 }
 
 // and returns what both have. What would be a fifth stretch is left out.

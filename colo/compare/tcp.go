@@ -90,9 +90,14 @@ func (e *Engine) reopen(c *conn, p *pkt) {
 		n.cover.ack, n.cover.acks = t.cover.ack, t.cover.acks
 	} else {
 		e.drop(&c.s)
-		n.said.open = false
+		n.said.past = true
+	}
+	n.left.past, n.left.pasts = t.left.past, t.left.pasts
+	if t.left.tss {
+		n.left.past, n.left.pasts = t.left.ts, true
 	}
 	*t = n
+	c.age++
 }
 
 func (e *Engine) secondaryTCP(c *conn, p *pkt) {
@@ -102,8 +107,17 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		if c.p.len() > 0 && c.p.at(0).flags&packet.SYN == 0 {
 			e.diverge(c, ReasonFlags)
 		}
-		t.said = said{isn: p.seq, open: true, syn: synEvent{event{true, p.seq, p.at}, p.flags, p.synOptions()}}
+		t.said = said{isn: p.seq, open: true, syn: synEvent{event{true, p.seq, p.at}, p.flags, p.ack, p.synOptions()}}
 		t.cover = cover{}
+	}
+	if t.said.past {
+		// But a refusal of what the primary's guest accepts is about this one.
+		const refusal = packet.RST | packet.ACK
+		if p.flags&refusal == refusal && t.told.acks && p.ack == t.told.ack && !c.apart {
+			t.said.rst = event{true, p.seq, p.at}
+			e.advance(c, true)
+		}
+		return
 	}
 	if p.flags&packet.ACK != 0 {
 		t.cover.note(&t.told, p)
@@ -214,8 +228,8 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 			return false, ReasonFlags
 		case t.said.syn.options != p.synOptions():
 			return false, ReasonOptions
-		case !e.ackOK(t, p):
-			return false, e.impatient()
+		case !e.ackOK(t, p), p.flags&packet.ACK != 0 && t.said.syn.ack != p.ack:
+			return false, e.impatient() // they answer two SYNs
 		}
 		t.said.syn.is, v.syn = false, true
 		v.done, v.agreed, v.inStep = p.seq+1, true, true
@@ -284,7 +298,7 @@ func (e *Engine) impatient() Reason {
 // notes that there is nothing else that p waits for.
 func (e *Engine) ackOK(t *stream, p *pkt) bool {
 	v := &t.cover
-	ok := p.flags&packet.ACK == 0 || v.acks && (!after(p.ack, v.ack) || e.cfg.LowerAcks && t.lowers(p))
+	ok := p.flags&packet.ACK == 0 || t.covers(p) && (!after(p.ack, v.ack) || e.cfg.LowerAcks && t.lowers(p))
 	p.waitsAck = !ok
 	return ok
 }

@@ -25,6 +25,13 @@ type Link struct {
 // Bare reports whether the network header follows the Ethernet header.
 func (l Link) Bare() bool { return l == Link{} }
 
+// LinkKey sets k to the kind of the packet and what it comes in, and to no
+// addresses. The frame may be of any kind.
+func (p *Packet) LinkKey(k *Key) {
+	*k = Key{Kind: p.Kind}
+	k.link(&p.Link)
+}
+
 // link sets the fields of k that say what its packets come in.
 func (k *Key) link(l *Link) {
 	k.Layers, k.VLAN = min(l.Tags, 0x7f), l.VLAN[0]
