@@ -59,6 +59,11 @@ type life struct {
 	// sends.
 	sent uint32
 
+	// stamp is the latest timestamp that the guest has sent, if it is stamped. They
+	// change with what the guest sends, but for a SYN or SYN|ACK.
+	stamp   uint32
+	stamped bool
+
 	// guestFIN and guestEnd, the number behind the FIN, change with what the guest
 	// sends, and guestAcked when an acknowledgment that the guest takes covers it.
 	// clientFIN and clientEnd change with what comes for the guest, and mean nothing
@@ -138,6 +143,32 @@ func acknowledged(h packet.TCP) initial {
 	return i
 }
 
+// stamps notes the timestamp of what the guest itself sends.
+func (c *life) stamps(h packet.TCP) {
+	if ts := timestamps(h); ts != nil {
+		if v := binary.BigEndian.Uint32(ts); !c.stamped || int32(v-c.stamp) > 0 {
+			c.stamp, c.stamped = v, true
+		}
+	}
+}
+
+// past makes a segment for the guest echo no time that the guest has not sent yet,
+// and reports whether it did otherwise. What a primary's guest has sent may be ahead
+// of what the secondary's has, as that gets its input later, and so then are the
+// times that a client echoes. A guest that measures with them, and finds the round
+// trip to have ended before it began, may wait for minutes before it sends again.
+func (c *life) past(h packet.TCP) (changed bool) {
+	if !c.stamped || h.Flags()&packet.ACK == 0 {
+		return false
+	}
+	ts := timestamps(h)
+	if ts == nil || int32(binary.BigEndian.Uint32(ts[4:])-c.stamp) <= 0 {
+		return false
+	}
+	binary.BigEndian.PutUint32(ts[4:], c.stamp)
+	return true
+}
+
 // heard notes what the guest itself sends, in its own numbers.
 func (c *life) heard(h packet.TCP) {
 	flags := h.Flags()
@@ -146,8 +177,11 @@ func (c *life) heard(h packet.TCP) {
 		end++
 		c.guestFIN, c.guestEnd = true, end
 	}
-	if flags&packet.RST == 0 && int32(end-c.sent) > 0 {
-		c.sent = end
+	if flags&packet.RST == 0 {
+		c.stamps(h)
+		if int32(end-c.sent) > 0 {
+			c.sent = end
+		}
 	}
 	if flags&packet.ACK == 0 || flags&packet.RST != 0 {
 		return

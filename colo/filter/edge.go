@@ -133,6 +133,7 @@ func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) {
 	case inward:
 		s.inward(h)
 		if s.begun {
+			s.past(h)
 			s.told(h)
 		}
 	default:

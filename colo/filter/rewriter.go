@@ -170,6 +170,8 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 	}
 	if t != (translation{}) {
 		t.inward(h)
+	}
+	if c.past(h) || t != (translation{}) {
 		r.translated(frame, vnetHdr)
 	}
 	c.told(h)

@@ -65,6 +65,9 @@
 //
 // A primary that has gone on can be protected again: the same Primary serves the
 // next session, with a new Secondary on the other side. A secondary that has gone
-// on needs a Primary then; connections that are still translated are not known to
-// that, and do not outlive a second failover.
+// on needs a Primary then, and a filter.Edge, to which [Secondary.HandOver] gives the
+// connections that are still translated: they outlive a second failover.
+//
+// The network learns where the guest is now from [Announce], which the host calls
+// with what it knows or what [Neighbors] has learned.
 package proxy
