@@ -25,7 +25,7 @@ func (e *Engine) primaryAck(c *conn, p *pkt) {
 		e.diverge(c, ReasonFlags) // that guest will acknowledge nothing more
 	}
 	e.owe(c, e.hold(c, p))
-	e.payOwed(c)
+	e.payOwed(c, false)
 }
 
 // owe keeps the newest acknowledgment that has not left whole.
@@ -53,8 +53,10 @@ func (e *Engine) settle(c *conn) {
 }
 
 // payOwed lets as much leave of what is owed as the secondary's guest covers, if
-// that is news.
-func (e *Engine) payOwed(c *conn) {
+// that is news. again says that this guest has just repeated itself: if the
+// primary's has spoken since something left, both have, and the peer is to hear it.
+// It may have missed what left, or be about to learn that something is missing.
+func (e *Engine) payOwed(c *conn, again bool) {
 	t, p := &c.tcp, c.owed
 	l := &t.left
 	if !t.covers(p) || c.blind || after(p.ack, t.cover.ack) && !t.lowers(p) {
@@ -63,14 +65,18 @@ func (e *Engine) payOwed(c *conn) {
 	d := e.edit(t, p)
 	news := !l.acks || after(d.ack, l.ack) || p.nsck > 0 && d.sack.and(&l.sack) != d.sack
 	switch whole := d.ack == p.ack && d.win == p.win && !d.cut; {
-	case whole && (news || d.edges && after(d.edge, l.edge)):
+	case whole && (news || d.edges && after(d.edge, l.edge) || p.id > l.last):
 		c.owed = nil
 		e.leave(c, p, &e.stats.Matched)
 	case whole:
 		e.settle(c) // others have said it
-	case news, d.edges && worthwhile(l, d.edge):
-		p.at = e.now
-		e.leave(c, e.hold(c, p), &e.stats.Lowered)
+	case news, d.edges && worthwhile(l, d.edge), again && p.id > l.last:
+		if news {
+			p.at = e.now
+		}
+		q := e.hold(c, p)
+		q.id = e.ids // it is new, whatever it is a part of
+		e.leave(c, q, &e.stats.Lowered)
 	}
 }
 
@@ -104,10 +110,10 @@ func (e *Engine) ackOf(c *conn, p *pkt) *pkt {
 	f := q.Packet.Frame
 	size := q.dat - q.L3
 	if q.Kind == packet.IP4 {
-		was := binary.BigEndian.Uint16(f[q.L3+2:])
-		binary.BigEndian.PutUint16(f[q.L3+2:], uint16(size))
-		sum := f[q.L3+10:]
-		binary.BigEndian.PutUint16(sum, packet.Update(binary.BigEndian.Uint16(sum), uint32(was), uint32(size)))
+		h := f[q.L3:q.L4]
+		binary.BigEndian.PutUint16(h[2:], uint16(size))
+		binary.BigEndian.PutUint16(h[10:], 0)
+		binary.BigEndian.PutUint16(h[10:], packet.Checksum(h))
 	} else {
 		binary.BigEndian.PutUint16(f[q.L3+4:], uint16(size-packet.IPv6Len))
 	}

@@ -128,6 +128,13 @@ func (e *Engine) newcomer(c *conn) {
 	}
 }
 
+// agreed is called for each packet that has matched.
+func (c *conn) agreed() {
+	if c.matched < settled {
+		c.matched++
+	}
+}
+
 // review is called for each flow at a mark: an epoch has ended.
 func (e *Engine) review(c *conn) {
 	if !e.cfg.Adaptive {
@@ -151,11 +158,17 @@ func (e *Engine) review(c *conn) {
 	c.matched = 0
 }
 
-// waits is called when a packet of a flow that is set apart waits for its
-// checkpoint: one is asked for, but not at once.
+// paces is called when a packet of a flow that is set apart waits for its
+// checkpoint: one is asked for, at once if the last is long enough ago.
 func (e *Engine) paces(c *conn) {
-	if c.apart && e.pace.IsZero() && !e.asked {
-		e.pace = e.now.Add(e.cfg.Pace)
-		e.sooner(e.pace)
+	if !c.apart || !e.pace.IsZero() || e.asked {
+		return
 	}
+	if due := e.lastMark.Add(e.cfg.Pace); e.now.Before(due) {
+		e.pace = due
+		e.sooner(due)
+		return
+	}
+	e.asked = true
+	e.want(ReasonPace)
 }

@@ -266,7 +266,11 @@ func (c *Comparer) Run(ctx context.Context, out PacketWriter) error {
 
 // Mark ends an epoch; see [Engine.Mark]. From Mark(0) on packets are compared.
 func (c *Comparer) Mark(epoch uint64) error {
-	_, err := c.do(func(e *Engine, _ time.Time) (Result, error) { return Result{}, e.Mark(epoch) })
+	_, err := c.do(func(e *Engine, now time.Time) (Result, error) {
+		e.now = now
+		err := e.Mark(epoch)
+		return Result{Notes: e.notes}, err
+	})
 	return err
 }
 

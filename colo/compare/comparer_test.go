@@ -112,7 +112,7 @@ func TestComparerComparesFromTheFirstMarkOn(t *testing.T) {
 		x.pri <- udp("c").Data
 		x.sec <- udp("C").Data
 		x.want("they may be crossing", "a b", "")
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(25 * time.Millisecond)
 		x.want("different ones are a reason", "a b", "packet")
 		x.Mark(1)
 		x.pri <- udp("d").Data

@@ -92,13 +92,14 @@ type Config struct {
 
 	// Adaptive sets a flow apart whose guests never agree, because what they say is
 	// random: after Strikes epochs with a divergence it is not compared for a while,
-	// its output leaves with the checkpoints, and these are asked for at most once
-	// in Pace. It is tried again after Retry, then after twice that, and so on up to
-	// 32 times. A new flow of a service whose flows were set apart is so from its
-	// first data on.
+	// its output leaves with the checkpoints, and one is asked for when some waits
+	// and the last is Pace ago. It is tried again after Retry, then after twice
+	// that, and so on up to 32 times. A new flow of a service whose flows were set
+	// apart is so from its first data on. With a Pace above what a checkpoint takes,
+	// the host trades the clients' latency for less to do.
 	Adaptive bool
 	Strikes  uint8         // zero: 3
-	Pace     time.Duration // zero: 20 ms
+	Pace     time.Duration // zero: 5 ms
 	Retry    time.Duration // zero: 10 s
 
 	// ReleaseRetransmits lets a segment that repeats what has been compared
@@ -123,7 +124,7 @@ func (c Config) withDefaults() Config {
 	def(&c.Idle, time.Hour)
 	def(&c.AckTimeout, c.Timeout)
 	def(&c.Cross, 20*time.Millisecond)
-	def(&c.Pace, 20*time.Millisecond)
+	def(&c.Pace, 5*time.Millisecond)
 	def(&c.Retry, 10*time.Second)
 	if c.Strikes == 0 {
 		c.Strikes = 3

@@ -25,29 +25,31 @@ type connKey struct {
 	kind kind
 }
 
-// A conn is a connection, or what comes nearest to one.
+// A conn is a connection, or what comes nearest to one. What each packet needs is
+// in front.
 type conn struct {
-	key          connKey
-	newer, older *conn     // by the time of the last packet
-	used         time.Time // of the last packet
-
-	p, s   queue // waiting; TCP: in the order of the stream
-	owed   *pkt  // TCP: the newest acknowledgment that has not left whole; see ack.go
-	marked int   // packets of an epoch that has ended and is not received
-
-	diverged bool // in this epoch: a mark ends it
-	blind    bool // nothing leaves before a checkpoint: a mark ends it
-
-	strikes uint8     // epochs with a divergence, less those with enough that matched; see apart.go
-	matched uint16    // packets in this epoch
-	apart   bool      // not compared at present; changes at a divergence and at a mark
-	until   time.Time // apart: when it is tried again
-
-	tcp     stream
-	age     uint32 // how many connections with these addresses were before this one
-	claim   claim
+	key     connKey
 	loner   side      // one side's guest only has sent anything; see ports.go
-	crossed time.Time // since when datagrams of both sides have waited; zero: they do not
+	apart   bool      // not compared at present; changes at a divergence and at a mark
+	blind   bool      // nothing leaves before a checkpoint: a mark ends it
+	strikes uint8     // epochs with a divergence, less those with enough that matched; see apart.go
+	used    time.Time // of the last packet
+
+	p, s queue // waiting; TCP: in the order of the stream
+	owed *pkt  // TCP: the newest acknowledgment that has not left whole; see ack.go
+
+	tcp stream
+
+	matched  uint16 // packets in this epoch
+	diverged bool   // in this epoch: a mark ends it
+	claim    claim
+	age      uint32    // how many connections with these addresses were before this one
+	marked   int       // packets of an epoch that has ended and is not received
+	until    time.Time // apart: when it is tried again
+	crossed  time.Time // since when datagrams of both sides have waited; zero: they do not
+
+	newer, older *conn     // by the time at which they were put into the list
+	placed       time.Time // then it was last used
 }
 
 // kindOf says how p is compared.
@@ -109,15 +111,13 @@ func (e *Engine) conn(p *pkt, k *connKey, now time.Time) *conn {
 			c = &conn{key: *k}
 		}
 		e.conns[*k] = c
+		c.used = now
 		c.blind, c.tcp.said.past = e.crowded, e.crowded
 		e.front(c)
 		e.enlist(c)
 		if k.kind == kindSegment || k.kind == kindDatagram {
 			e.newcomer(c)
 		}
-	} else if e.newest != c {
-		e.unlink(c)
-		e.front(c)
 	}
 	c.used = now
 	e.lastConn = c
@@ -125,18 +125,24 @@ func (e *Engine) conn(p *pkt, k *connKey, now time.Time) *conn {
 }
 
 // evict forgets one of the connections that were idle longest, if one of them
-// has nothing waiting.
+// has nothing waiting. The list is not kept in order by each packet: who has been
+// used since it was put there is put in front now.
 func (e *Engine) evict() bool {
-	c := e.oldest
-	for range 16 {
-		if c == nil {
+	busy := 0
+	for range 4 * 16 {
+		c := e.oldest
+		switch {
+		case c == nil || busy == 16:
 			return false
-		}
-		if c.idle() {
+		case !c.used.Equal(c.placed):
+		case c.idle():
 			e.forget(c)
 			return true
+		default:
+			busy++
 		}
-		c = c.newer
+		e.unlink(c)
+		e.front(c)
 	}
 	return false
 }
@@ -174,7 +180,9 @@ func (e *Engine) forget(c *conn) {
 	c.older, e.spare = e.spare, c
 }
 
+// front puts c in front of the list.
 func (e *Engine) front(c *conn) {
+	c.placed = c.used
 	c.newer, c.older = nil, e.newest
 	if e.newest != nil {
 		e.newest.newer = c

@@ -56,9 +56,10 @@ type Engine struct {
 	crowded   bool   // there was no room for a connection in this epoch
 	asked     bool   // for a checkpoint because of memory or pace, in this epoch
 
-	scan time.Time // when all is looked at
-	soon time.Time // when what cannot wait so long is; zero: there is nothing
-	pace time.Time // when a checkpoint is asked for, for what is set apart; zero: it is not
+	scan     time.Time // when all is looked at
+	soon     time.Time // when what cannot wait so long is; zero: there is nothing
+	lastMark time.Time // about when the last mark was
+	pace     time.Time // when a checkpoint is asked for, for what is set apart; zero: it is not
 
 	now   time.Time // of the call
 	res   Result
@@ -98,7 +99,9 @@ func (e *Engine) begin() {
 		e.out = e.out[:0]
 	}
 	e.notes = e.notes[:0]
-	e.res = Result{}
+	if e.res.Diverged || e.res.Full {
+		e.res = Result{}
+	}
 }
 
 func (e *Engine) end() Result {
@@ -267,14 +270,16 @@ func (e *Engine) look(f Frame, now time.Time) *pkt {
 	p := &e.in
 	e.ids++
 	e.now = now
-	p.Frame, p.id, p.at, p.class, p.owner, p.segment = f, e.ids, now, -1, nil, segment{}
+	p.Frame, p.id, p.at, p.class, p.owner = f, e.ids, now, -1, nil
 	if f.VNetHdr < 0 || f.VNetHdr > len(f.Data) || len(f.Data) > maxFrame {
-		p.Packet = packet.Packet{}
+		p.Packet, p.segment = packet.Packet{}, segment{}
 		return p
 	}
 	p.Parse(f.Data[f.VNetHdr:])
 	if p.IsTCP() {
 		p.parseSegment()
+	} else {
+		p.segment = segment{}
 	}
 	return p
 }
@@ -291,7 +296,8 @@ func (e *Engine) overLimit() {
 
 // Mark ends an epoch: the primary's guest is paused, and the packets that it
 // has sent belong to epoch. Those that wait do so until Received; the
-// secondary's are void. Epochs are marked in order, or from 0; anything else is
+// secondary's are void. The time of a mark is that of the call before it. Epochs
+// are marked in order, or from 0; anything else is
 // [ErrEpoch].
 func (e *Engine) Mark(epoch uint64) error {
 	if epoch != 0 && (epoch != e.next || e.passing) {
@@ -306,6 +312,7 @@ func (e *Engine) Mark(epoch uint64) error {
 	e.passing, e.loaded = false, false
 	e.next = epoch + 1
 	e.deaf = true
+	e.lastMark = e.now
 	e.notes = e.notes[:0]
 	first := len(e.marked)
 	for _, p := range e.sidelined.all() {
@@ -396,7 +403,7 @@ func (e *Engine) receive(epoch uint64) {
 				e.advance(c, false)
 			}
 			if c.owed != nil {
-				e.payOwed(c)
+				e.payOwed(c, false)
 			}
 		case c.key.kind == kindClaim && c.claim.said:
 			e.secondaryClaim(c)

@@ -33,6 +33,9 @@ type edit struct {
 // leave lets a segment of the primary's leave, as the peer may see it.
 func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 	t := &c.tcp
+	if count == &e.stats.Matched {
+		c.agreed()
+	}
 	if p.class >= 0 && (p.owner != c || p.age != c.age) {
 		// It is of the connection before this one, or nobody knows of which, and a
 		// checkpoint covers it.
@@ -56,6 +59,9 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 		}
 	}
 	if d.ts != 0 && p.ts > 0 && d.ts != binary.BigEndian.Uint32(p.Packet.Frame[p.ts:]) {
+		if t.left.raised == nil {
+			t.left.raised = new([8]raised) // rare: something was lost
+		}
 		t.left.raised[t.left.next%uint8(len(t.left.raised))] = raised{
 			end: p.end, was: binary.BigEndian.Uint32(p.Packet.Frame[p.ts:]), sent: d.ts, is: true,
 		}
@@ -66,7 +72,7 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 		e.owe(c, e.hold(c, p)) // a later mark allows less
 	}
 	p = e.apply(p, &d)
-	t.left.note(p, &d)
+	t.left.note(p, &d, t.told.scale)
 	e.release(p, count)
 }
 
@@ -93,10 +99,13 @@ func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 	}
 	if p.nsck > 0 {
 		all := p.blocks()
-		d.sack = all.and(&v.sack)
 		for _, b := range all.at[:all.n] {
-			if !after(b[1], d.ack) {
-				d.sack.add(b[0], b[1]) // a duplicate (RFC 2883), which nobody waits for
+			one := ranges{n: 1}
+			if one.at[0] = b; after(b[1], d.ack) { // or a duplicate (RFC 2883), which nobody waits for
+				one = one.and(&v.sack)
+			}
+			for _, b := range one.at[:one.n] {
+				d.sack.add(b[0], b[1])
 			}
 		}
 		d.cut = d.sack != all
@@ -140,7 +149,7 @@ func (t *stream) window(d *edit) {
 		if a := d.ack - (unit - short); short > 0 && l.acks && !after(l.ack, a) {
 			d.ack, units = a, min((l.edge-a)>>t.told.scale, 0xffff)
 		} else if l.acks {
-			d.ack, units = l.ack, uint32(l.win) // as the last one said
+			d.ack, units = l.ack, uint32(l.win) // as was said with it
 		}
 	}
 	d.win = uint16(units)
@@ -205,15 +214,23 @@ func (p *pkt) cutSACK(r *ranges) {
 }
 
 // note takes in what has left.
-func (l *left) note(p *pkt, d *edit) {
+func (l *left) note(p *pkt, d *edit, scale uint8) {
 	if p.ts > 0 {
 		serialMax(&l.ts, &l.tss, d.ts)
 	}
 	if p.flags&packet.ACK == 0 {
 		return
 	}
-	if !l.acks || after(d.ack, l.ack) || d.ack == l.ack && d.win > l.win {
-		l.ack, l.acks, l.win = d.ack, true, d.win
+	win := d.win
+	l.last = p.id
+	if p.flags&packet.SYN != 0 {
+		if l.acks {
+			return // it says nothing new of the window, which it cannot scale
+		}
+		win >>= scale
+	}
+	if !l.acks || after(d.ack, l.ack) || d.ack == l.ack && win > l.win {
+		l.ack, l.acks, l.win = d.ack, true, win
 	}
 	if d.edges {
 		serialMax(&l.edge, &l.edges, d.edge)
@@ -293,7 +310,7 @@ func (e *Engine) Inbound(f Frame) (changed bool) {
 // waits reports whether an echo may still have to be translated.
 func (l *left) waits() bool {
 	for i := range l.raised {
-		if l.raised[i].is {
+		if l.raised != nil && l.raised[i].is {
 			return true
 		}
 	}
@@ -303,6 +320,9 @@ func (l *left) waits() bool {
 // echoed returns the guest's own timestamp of the first segment that left with
 // another one and that ack covers. What is covered is forgotten.
 func (l *left) echoed(echo, ack uint32) (was uint32, ok bool) {
+	if l.raised == nil {
+		return 0, false
+	}
 	n := uint8(len(l.raised))
 	for i := range n {
 		r := &l.raised[(l.next+i)%n]

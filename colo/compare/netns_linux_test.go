@@ -242,6 +242,7 @@ type world struct {
 	rew   *filter.Rewriter
 
 	cut     atomic.Bool
+	bare    atomic.Bool   // there is no secondary: what arrives goes to the primary's guest only
 	toStack *filter.Chain // of the primary
 	ending  context.CancelFunc
 	ends    []net.Conn // between the hosts
@@ -253,8 +254,16 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldOver(t, func(*link) {})
+}
+
+// newWorldOver is newWorld with other links.
+func newWorldOver(t *testing.T, change func(*link)) *world {
+	t.Helper()
 	w := &world{client: newHost(t, false), primary: newHost(t, true), secondary: newHost(t, true)}
 	w.up, w.down = newLink(1, w.arrive), newLink(2, func(p []byte) { w.client.WritePacket(p) })
+	change(w.up)
+	change(w.down)
 	mirrored, mirror := socketpair(t)
 	compared, compares := socketpair(t)
 	w.ends = []net.Conn{mirror, mirrored, compares, compared}
@@ -359,6 +368,10 @@ func serveStack(h *host, fn func(p []byte)) {
 
 // arrive is where the client's packets come off the link.
 func (w *world) arrive(p []byte) {
+	if w.bare.Load() {
+		w.primary.WritePacket(p)
+		return
+	}
 	if w.cut.Load() {
 		w.chain.Send(filter.ToGuest, filter.Frame{Data: p})
 		return

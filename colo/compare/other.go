@@ -47,6 +47,7 @@ func (e *Engine) secondaryOther(c *conn, s *pkt) {
 
 // paired is called when two packets have met.
 func (e *Engine) paired(c *conn) {
+	c.agreed()
 	if c.p.len() == 0 || c.s.len() == 0 {
 		e.uncross(c)
 	}

@@ -34,17 +34,15 @@ type synOptions struct {
 // maxScale is what a greater shift of the window counts as (RFC 7323 section 2.3).
 const maxScale = 14
 
-// segment sets p.segment by the TCP segment of p, which is whole.
+// parseSegment sets all of p.segment by the TCP segment of p, which is whole.
 func (p *pkt) parseSegment() {
 	h := p.TCP()
 	n := h.HeaderLen()
 	s := &p.segment
-	*s = segment{
-		is: true, dat: p.L4 + n,
-		seq: h.Seq(), ack: h.Ack(), flags: h.Flags(), win: binary.BigEndian.Uint16(h[14:]),
-	}
-	s.end = s.seq + uint32(p.End-s.dat)
-	s.ok = s.seq
+	s.is, s.dat = true, p.L4+n
+	s.seq, s.ack, s.flags, s.win = h.Seq(), h.Ack(), h.Flags(), binary.BigEndian.Uint16(h[14:])
+	s.end, s.ok = s.seq+uint32(p.End-s.dat), s.seq
+	s.waitsAck, s.ts, s.sack, s.nsck = false, 0, 0, 0
 	switch {
 	case n == packet.TCPLen:
 	case n == packet.TCPLen+12 && binary.BigEndian.Uint32(h[packet.TCPLen:]) == 0x0101080a:

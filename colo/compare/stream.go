@@ -103,7 +103,7 @@ type left struct {
 
 	edge  uint32 // the greatest right edge of the window
 	edges bool
-	win   uint16 // the window field of the packet that said ack first
+	win   uint16 // the window that was said with ack, in units of its scale
 
 	ts  uint32 // the newest timestamp (RFC 7323)
 	tss bool
@@ -111,9 +111,10 @@ type left struct {
 	past  uint32 // the newest timestamp of the connection before this one, of which something may still wait
 	pasts bool
 
-	sack   ranges // the blocks of the last packet with any
-	raised [8]raised
-	next   uint8 // where the next of raised goes
+	last   uint64     // the last packet with an acknowledgment, in the order of arrival
+	sack   ranges     // the blocks of the last packet with any
+	raised *[8]raised // nil: there is none
+	next   uint8      // where the next of raised goes
 }
 
 // An event of the secondary's stream that waits for the primary's.

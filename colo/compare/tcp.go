@@ -119,8 +119,11 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		}
 		return
 	}
+	again := p.bare() && t.cover.acks && p.ack == t.cover.ack
 	if p.flags&packet.ACK != 0 {
+		room := t.cover.edge
 		t.cover.note(&t.told, p)
+		again = again && t.cover.edge == room
 	}
 	if p.flags&packet.RST != 0 && !t.said.rst.is && !c.apart {
 		t.said.rst = event{true, p.seq, p.at}
@@ -129,7 +132,16 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		t.said.fin = event{true, p.end, p.at}
 	}
 	if c.owed != nil {
-		e.payOwed(c)
+		e.payOwed(c, again)
+	}
+	if c.p.len() > 0 && c.s.len() == 0 && t.twins(c.p.at(0), p) && !c.blind && !c.apart {
+		// As nearly always: the two say the same, and nothing else waits.
+		q := c.p.remove(0)
+		t.cover.done = q.end
+		e.leave(c, q, &e.stats.Matched)
+		e.recovered(c)
+		e.advance(c, false)
+		return
 	}
 	if len(p.data()) > 0 && !(t.cover.agreed && !t.cover.ahead(p.end)) && !c.blind && !c.apart {
 		if c.p.len() > 0 {
@@ -143,6 +155,17 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		return
 	}
 	e.advance(c, true)
+}
+
+// twins reports whether p is the next of the primary's stream and s says the same
+// of it, without any event: what judge would find.
+func (t *stream) twins(p, s *pkt) bool {
+	const events = packet.SYN | packet.FIN | packet.RST
+	v := &t.cover
+	return p.seq == s.seq && p.end == s.end && p.seq != p.end && (p.flags|s.flags)&events == 0 &&
+		v.inStep && v.agreed && v.done == p.seq && p.ok == p.seq && !v.fin &&
+		t.covers(p) && p.flags&packet.ACK != 0 && !after(p.ack, v.ack) &&
+		bytes.Equal(p.data(), s.data())
 }
 
 // note takes in what a packet of the secondary's guest acknowledges. The window's

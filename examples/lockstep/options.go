@@ -64,6 +64,7 @@ type options struct {
 	json        bool
 	timeline    string
 	diverge     float64 // per cent of the rounds
+	vlan        int     // of each frame, 0 for none
 	earlyResume bool
 	disk        uint64 // bytes, 0 for none
 	diskDir     string // where the images stay
@@ -135,6 +136,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.BoolVar(&o.json, "json", false, "print events and figures as JSON, one object per line")
 	f.StringVar(&o.timeline, "timeline", "", "draw the run to this SVG `file`")
 	f.Float64Var(&o.diverge, "diverge", 0, "`percentage` of the rounds that take in the time-stamp counter, so that the guests differ; with -disk "+strconv.Itoa(diskDiverge))
+	f.IntVar(&o.vlan, "vlan", 0, "`number` of the VLAN that each frame is tagged with")
 	f.Var(&disk, "disk", "`size` of a disk that the guest writes too, replicated over NBD")
 	f.StringVar(&o.diskDir, "disk-dir", "", "`directory` where the two disk images stay, of the last run")
 	f.BoolVar(&o.earlyResume, "early-resume", true, "the primary runs on before its state is sent; false: after, as QEMU does it")
@@ -197,6 +199,8 @@ func (o *options) validate(counted bool) error {
 		return errors.New("-timeline draws one run, not -repeat")
 	case !(o.diverge >= 0 && o.diverge <= 100):
 		return fmt.Errorf("-diverge %v: want 0 to 100 per cent", o.diverge)
+	case o.vlan < 0 || o.vlan > maxVLAN:
+		return fmt.Errorf("-vlan %d: want 1 to %d, or 0 for none", o.vlan, maxVLAN)
 	case o.disk%guest.PageSize != 0 || o.disk > maxDisk || o.disk > 0 && o.disk < minDisk:
 		return fmt.Errorf("-disk %v: want whole blocks of %v, %v to %v", size(o.disk), size(guest.PageSize), size(minDisk), size(maxDisk))
 	case o.disk == 0 && o.diskDir != "":
@@ -243,12 +247,15 @@ func (o *options) rounds() uint64 {
 
 // again is the command line that repeats one run with its random choices.
 func (o *options) again(backend string, checkpoints int, seed uint64) string {
-	disk := ""
+	more := ""
 	if o.disk > 0 {
-		disk = fmt.Sprintf(" -disk %v", size(o.disk))
+		more = fmt.Sprintf(" -disk %v", size(o.disk))
+	}
+	if o.vlan > 0 {
+		more += fmt.Sprintf(" -vlan %d", o.vlan)
 	}
 	return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -kill %s -kill-at %s -diverge %v -early-resume=%v%s -seed %d",
-		backend, o.mode, o.vcpus, size(o.mem), o.dirty, o.interval, checkpoints, o.kill, o.killAt, o.diverge, o.earlyResume, disk, seed)
+		backend, o.mode, o.vcpus, size(o.mem), o.dirty, o.interval, checkpoints, o.kill, o.killAt, o.diverge, o.earlyResume, more, seed)
 }
 
 // size is a number of bytes that people write as 64M.

@@ -28,7 +28,8 @@ type sideConfig struct {
 	Generation uint64 `json:"generation"`
 
 	Mode        string        `json:"mode"`
-	Interval    time.Duration `json:"interval"` // between checkpoints
+	VLAN        vlan          `json:"vlan,omitempty"` // of each frame
+	Interval    time.Duration `json:"interval"`       // between checkpoints
 	EarlyResume bool          `json:"early_resume"`
 
 	// StopAt, if not empty, is the place of checkpoint StopEpoch at which this

@@ -102,6 +102,7 @@ func (r *run) do(ctx context.Context) (err error) {
 		return err
 	}
 	r.client = newClient(oracle)
+	r.client.vlan = vlan(r.o.vlan)
 	if r.o.disk > 0 {
 		remove, err := r.createDisks()
 		if err != nil {
@@ -205,7 +206,7 @@ func (r *run) config(side, client, witness string) sideConfig {
 	cfg := sideConfig{
 		Side: side, Backend: r.backend, Guest: r.o.guest(r.seed), Memory: r.o.mem,
 		Disk: r.images[side], Client: client, Witness: witness, Generation: generation,
-		Mode: r.o.mode, Interval: r.o.interval, EarlyResume: r.o.earlyResume, Seed: r.seed,
+		Mode: r.o.mode, VLAN: vlan(r.o.vlan), Interval: r.o.interval, EarlyResume: r.o.earlyResume, Seed: r.seed,
 	}
 	if side == r.victim && r.o.killAt != atAny {
 		cfg.StopAt, cfg.StopEpoch = r.o.killAt, r.target+1

@@ -229,7 +229,7 @@ func (s *side) build(ctx context.Context) error {
 	if s.disk, err = openDisk(s.cfg, &s.events); err != nil {
 		return err
 	}
-	if s.machine, err = newMachine(s.cfg, s.net.WritePacket, s.disk); err != nil {
+	if s.machine, err = newMachine(s.cfg, s.send, s.disk); err != nil {
 		return err
 	}
 	if err := s.machine.Register(&s.state); err != nil {
