@@ -28,6 +28,10 @@ type conversation struct {
 	// byGuest says that the guest sent a SYN. It is set with the conversation.
 	byGuest bool
 
+	// first is the client's number behind its SYN, if it sent one first. It is set
+	// with the conversation.
+	first uint32
+
 	// The end of the connection, and how far the two sides have come until then.
 	life
 
@@ -229,6 +233,10 @@ type opening struct {
 // more than the next one if it carries data (RFC 7413).
 type syn struct{ seq, end uint32 }
 
+// precedes reports whether seq is the number of the first packet behind the SYN,
+// whose data may have been taken or not.
+func (s syn) precedes(seq uint32) bool { return seq == s.seq+1 || seq == s.end }
+
 func (o *opening) all() []syn { return o.syns[:min(o.count, len(o.syns))] }
 
 // add notes a SYN.
@@ -246,7 +254,7 @@ func (o *opening) add(s syn) {
 // SYNs.
 func (o *opening) follows(seq uint32) bool {
 	for _, s := range o.all() {
-		if seq == s.seq+1 || seq == s.end {
+		if s.precedes(seq) {
 			return true
 		}
 	}

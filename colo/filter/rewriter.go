@@ -147,7 +147,7 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 	flags := h.Flags()
 	switch {
 	case flags&(packet.SYN|packet.ACK) == packet.SYN:
-		r.clientAsks(k, h)
+		r.clientAsks(k, c, h)
 		return true
 	case h.Signed() || c != nil && c.signed:
 		return true
@@ -261,9 +261,10 @@ func (r *Rewriter) quoted(inward bool) {
 }
 
 // clientAsks notes a SYN. The guest says whether it means anything.
-func (r *Rewriter) clientAsks(k packet.Key, h packet.TCP) {
-	if r.over {
-		return
+func (r *Rewriter) clientAsks(k packet.Key, c *conversation, h packet.TCP) {
+	s := syn{h.Seq(), h.Seq() + 1 + uint32(len(h.Payload()))}
+	if r.over || c != nil && !c.byGuest && s.precedes(c.first) {
+		return // the second is the SYN of the conversation, again
 	}
 	o := r.opens[k]
 	if o == nil {
@@ -274,7 +275,7 @@ func (r *Rewriter) clientAsks(k packet.Key, h packet.TCP) {
 		r.opens[k] = o
 		r.asked.push(k)
 	}
-	o.add(syn{h.Seq(), h.Seq() + 1 + uint32(len(h.Payload()))})
+	o.add(s)
 }
 
 // isOfOpening reports whether a segment with the bit ACK is of a connection that
@@ -396,7 +397,7 @@ func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conv
 		return nil
 	}
 	c = &conversation{
-		own: opened(h), byGuest: !answers, signed: h.Signed(),
+		own: opened(h), byGuest: !answers, signed: h.Signed(), first: h.Ack(),
 		life: life{next: h.Ack(), window: windowOf(h), scale: scaleOf(h), sent: seq + 1},
 	}
 	r.conns[k] = c

@@ -224,6 +224,20 @@ func TestAnAcknowledgmentOfAnotherConnectionSaysNothing(t *testing.T) {
 	}
 }
 
+// A client that only listens has one number from the beginning to the end.
+func TestTheSYNOfAConnectionThatComesAgainIsNoOther(t *testing.T) {
+	x := talk{T: t, r: filter.NewRewriter(filter.RewriterConfig{})}
+	x.in("SYN", "500/0", packet.SYN, 500, 0)
+	x.out("SYN|ACK", "9000/501", synAck, 9000, 501)
+	x.in("SYN again", "500/0", packet.SYN, 500, 0)
+	x.in("ACK", "501/9001", packet.ACK, 501, 1001)
+	x.in("SYN again", "500/0", packet.SYN, 500, 0)
+	x.in("an acknowledgment of more than this guest has sent", "501/9301", packet.ACK, 501, 1301)
+	if s := x.r.Stats(); s.Held != 0 || s.Conns != 1 {
+		t.Errorf("%+v", s)
+	}
+}
+
 func TestDataThatOvertakesTheHandshakeWaits(t *testing.T) {
 	x := talk{T: t, r: filter.NewRewriter(filter.RewriterConfig{})}
 	x.in("SYN", "500/0", packet.SYN, 500, 0)
