@@ -131,6 +131,10 @@ func TestADivergenceShowsWhereInTheStreamAndBothSides(t *testing.T) {
 	if !errors.Is(err, errDiverged) || !strings.Contains(out.String(), want) {
 		t.Errorf("%v\n%s", err, out.String())
 	}
+	// It is the only one: what the secondary said beyond it is not forgotten.
+	if sum, _, _ := summed(t, written(t, b), "testdata/b.pcap.gz"); sum["checkpoints"] != 1 || sum["matched"] != 22 {
+		t.Errorf("%v", sum)
+	}
 	// One that was not captured is none, and one that was is.
 	for _, c := range []struct {
 		at      int

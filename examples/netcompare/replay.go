@@ -21,6 +21,13 @@ type replay struct {
 	history  history
 	first    map[packet.Key]uint32 // the position of the first byte of the primary's streams
 
+	// Of a checkpoint the engine forgets what the secondary has said, because its
+	// guest is rolled back. One that was captured was not: what it said of the
+	// primary's streams beyond what the primary had said by then is said again.
+	ends   map[packet.Key]uint32 // how far the primary's streams have come
+	ahead  []compare.Frame       // segments of the secondary's, the latest
+	saying bool                  // again is running
+
 	start, shown       time.Time
 	primary, secondary int
 	epoch              uint64
@@ -197,6 +204,19 @@ func (r *replay) remember(side, n int, f compare.Frame) {
 		return
 	}
 	h, k := p.TCP(), flow(&p)
+	if r.first == nil {
+		r.first, r.ends = map[packet.Key]uint32{}, map[packet.Key]uint32{}
+	}
+	if side == 0 {
+		if end, ok := r.ends[k]; !ok || int32(endOf(h)-end) > 0 || h.Flags()&packet.SYN != 0 {
+			r.ends[k] = endOf(h)
+		}
+	} else {
+		if len(r.ahead) >= maxAhead {
+			r.ahead = append(r.ahead[:0], r.ahead[1:]...)
+		}
+		r.ahead = append(r.ahead, f)
+	}
 	_, known := r.first[k]
 	var seq uint32
 	switch {
@@ -207,11 +227,39 @@ func (r *replay) remember(side, n int, f compare.Frame) {
 	default:
 		return
 	}
-	if r.first == nil {
-		r.first = map[packet.Key]uint32{}
-	}
 	if side == 0 || !known {
 		r.first[k] = seq
+	}
+}
+
+// maxAhead is how many segments of the secondary's may be said again.
+const maxAhead = 512
+
+// endOf returns the position behind a segment.
+func endOf(h packet.TCP) uint32 {
+	end := h.Seq() + uint32(len(h.Payload()))
+	if h.Flags()&(packet.SYN|packet.FIN) != 0 {
+		end++
+	}
+	return end
+}
+
+// again lets the secondary say again what is beyond the primary's streams.
+func (r *replay) again(at time.Time) {
+	if r.saying {
+		return // it has led to another divergence: that is enough
+	}
+	r.saying = true
+	defer func() { r.saying = false }()
+	said := r.ahead
+	r.ahead = nil
+	for _, f := range said {
+		var p packet.Packet
+		p.ParseVNet(f.Data, f.VNetHdr)
+		if end, ok := r.ends[flow(&p)]; ok && p.IsTCP() && int32(endOf(p.TCP())-end) > 0 {
+			r.ahead = append(r.ahead, f)
+			r.show(at, "again", 0, r.engine.Secondary(f, at))
+		}
 	}
 }
 
@@ -307,6 +355,7 @@ func (r *replay) checkpoint(at time.Time) {
 	}
 	r.epoch++
 	r.show(at, "checkpoint", int(r.epoch), res)
+	r.again(at)
 }
 
 func (r *replay) print(v any, text func()) {
