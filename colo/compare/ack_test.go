@@ -335,3 +335,27 @@ func TestTheWindowOfASYNIsNotScaled(t *testing.T) {
 	a.ack, a.win = 1000, 50
 	x.told("one byte less, and no unit of the window", s(a), "x@100 ack 1000 to 7400")
 }
+
+func TestLoweredAcknowledgmentsAllocateNothing(t *testing.T) {
+	x, _, _ := opened(t, nil)
+	a := ackSeg{seq: 100, ack: 1000, win: 500, flags: packet.ACK, opts: wireTimes(1, 1)}
+	pf, sf := a.frame(), a.frame()
+	ack := uint32(1000)
+	lowered := x.Stats().Lowered
+	n := testing.AllocsPerRun(2000, func() {
+		ack += 100
+		packet.TCP(pf.Data[34:]).SetAck(ack)
+		packet.TCP(sf.Data[34:]).SetAck(ack - 50)
+		x.Primary(pf, x.now)
+		if r := x.Secondary(sf, x.now); len(r.Release) != 1 {
+			t.Fatal("nothing has left")
+		}
+		x.Inbound(sf)
+	})
+	if n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	if got := x.Stats().Lowered - lowered; got < 2000 {
+		t.Errorf("%d were lowered", got)
+	}
+}

@@ -271,7 +271,7 @@ func newWorldOver(t *testing.T, change func(*link)) *world {
 	// The primary.
 	w.cmp = compare.NewComparer(compare.Config{
 		Marks: true, PatientAcks: true, ReleaseRetransmits: true, LowerAcks: true,
-		Timeout: compareTimeout, MaxQueue: 1 << 14, MaxBytes: 256 << 20,
+		Timeout: time.Minute, AckTimeout: ackPatience, MaxQueue: 1 << 14, MaxBytes: 256 << 20,
 	})
 	w.cmp.Diverged = func(r compare.Reason) {
 		w.mu.Lock()
