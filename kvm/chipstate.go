@@ -157,24 +157,3 @@ func (s *ChipState) pitFields(f *vmstate.Fields) {
 	})
 	f.Uint32("flags", &s.pit.Flags)
 }
-
-// ClockState is the VM's paravirtual clock (kvmclock) between KVM and a stream.
-type ClockState struct{ data gokvm.ClockData }
-
-// Save reads the clock of a VM whose vCPUs are stopped.
-func (s *ClockState) Save(vm int) error {
-	_, err := ioctl(vm, "KVM_GET_CLOCK", kvmGetClock, unsafe.Pointer(&s.data))
-	return err
-}
-
-// Restore sets the clock, after the vCPUs have been restored. The flags are 0:
-// with KVM_CLOCK_REALTIME the guest's clock would jump by the time that has
-// passed since Save, and kernels before 5.16 refuse any.
-func (s *ClockState) Restore(vm int) error {
-	s.data = gokvm.ClockData{Clock: s.data.Clock}
-	_, err := ioctl(vm, "KVM_SET_CLOCK", kvmSetClock, unsafe.Pointer(&s.data))
-	return err
-}
-
-// VMState names the fields of the state, for a vmstate.Registry.
-func (s *ClockState) VMState(f *vmstate.Fields) { f.Uint64("clock", &s.data.Clock) }

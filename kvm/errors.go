@@ -3,6 +3,7 @@ package kvm
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -70,6 +71,28 @@ func (e *MSRError) Error() string {
 
 // Is reports whether target is [ErrState].
 func (e *MSRError) Is(target error) bool { return target == ErrState }
+
+// CPUError says in words what a guest's CPU has, and this host's KVM has not.
+type CPUError struct {
+	Missing []string // such as "AVX512F (CPUID 7.0 EBX bit 16)"; at least one
+}
+
+// Error implements error.
+func (e *CPUError) Error() string {
+	return "kvm: the guest's CPU has what this host lacks: " + strings.Join(e.Missing, "; ")
+}
+
+// Is reports whether target is [ErrState].
+func (e *CPUError) Is(target error) bool { return target == ErrState }
+
+// NotSavedError says that a guest uses what this package does not save, so that it
+// would be lost.
+type NotSavedError struct{ What string }
+
+// Error implements error.
+func (e *NotSavedError) Error() string {
+	return "kvm: the guest uses " + e.What + ", whose state is not saved"
+}
 
 // Exit reasons (KVM_EXIT_* in linux/kvm.h).
 const (

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -47,12 +48,18 @@ func (v *VCPU) Run(ctx context.Context, handle func(*RunData) error) (err error)
 
 	for {
 		if v.kicked.Load() {
+			if v.stop.entered {
+				v.stop.noticed = time.Now()
+			}
 			if err := v.complete(handle); err != nil {
 				return err
 			}
 			if err := v.park(ctx); err != nil {
 				return err
 			}
+			v.tellGuest()
+			v.stopEnds()
+			v.stop.entered = true
 		}
 		switch errno := enterGuest(v.fd); errno {
 		case 0:
@@ -139,7 +146,7 @@ func (v *VCPU) begin() error {
 	case v.inRun:
 		return fmt.Errorf("vCPU %d: %w", v.index, ErrRunning)
 	}
-	v.inRun = true
+	v.inRun, v.stop.entered = true, false
 	v.kicked.Store(true) // look around first
 	return nil
 }
@@ -149,6 +156,8 @@ func (v *VCPU) end() {
 	v.vm.mu.Lock()
 	defer v.vm.mu.Unlock()
 	v.release()
+	v.slice.stop()
+	v.stopEnds()
 	v.inRun = false
 }
 
@@ -162,7 +171,7 @@ func (v *VCPU) release() {
 	}
 }
 
-// park gives the vCPU up while the VM is paused. When it returns nil, the vCPU
+// park gives the vCPU up while the VM is paused or the vCPU rests. When it returns nil, the vCPU
 // is taken and may enter the guest.
 func (v *VCPU) park(ctx context.Context) error {
 	vm := v.vm
@@ -173,7 +182,13 @@ func (v *VCPU) park(ctx context.Context) error {
 			return err
 		}
 		switch {
-		case vm.paused:
+		case vm.pauses > 0:
+			v.stopBegins()
+			v.release()
+			vm.cond.Wait()
+			continue
+		case v.rests():
+			v.stopEnds()
 			v.release()
 			vm.cond.Wait()
 			continue
@@ -188,6 +203,7 @@ func (v *VCPU) park(ctx context.Context) error {
 			vm.mu.Lock()
 			continue
 		}
+		v.begins()
 		v.kicked.Store(false)
 		v.data.ImmediateExit = 0
 		return nil

@@ -35,6 +35,7 @@ func TestPausing1000TimesAtRandomLosesAndDoublesNothing(t *testing.T) {
 					t.Fatal("a frame was emitted while paused")
 				}
 				m.pause()
+				m.resume()
 			}
 			m.resume()
 		}

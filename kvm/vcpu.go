@@ -5,7 +5,10 @@ package kvm
 import (
 	"errors"
 	"fmt"
+	"os"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -52,6 +55,9 @@ type VCPU struct {
 	active bool        // in Run and not parked; under vm.mu
 	tid    int         // its thread while active; under vm.mu
 	kicked atomic.Bool // set under vm.mu
+
+	stop  stop
+	slice slice
 }
 
 // AddVCPU adopts a vCPU: its descriptor and the mapping of its struct kvm_run
@@ -67,6 +73,7 @@ func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 		return nil, err
 	}
 	v := &VCPU{vm: vm, fd: int(fd), run: run, data: (*RunData)(unsafe.Pointer(&run[0])), state: state}
+	state.inMemory = vm.hasMemory
 	if vm.ring > 0 {
 		if v.ring, err = mapRing(v.fd, vm.ring); err != nil {
 			return nil, err
@@ -78,8 +85,29 @@ func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 		return nil, errors.Join(ErrClosed, v.ring.unmap())
 	}
 	v.index = len(vm.vcpus)
+	if v.index == maxVCPUs {
+		return nil, errors.Join(fmt.Errorf("kvm: more than %d vCPUs: an APIC ID has 8 bits", maxVCPUs), v.ring.unmap())
+	}
+	if v.index > 0 {
+		state.Follow(vm.vcpus[0].state)
+	}
+	state.spare = vm.spares.add(vcpuID(v.fd, v.index))
 	vm.vcpus = append(vm.vcpus, v)
 	return v, nil
+}
+
+// vcpuID returns the number by which KVM knows a vCPU, which is its APIC ID; it is in
+// the name of its descriptor. other is returned where that cannot be read.
+func vcpuID(fd, other int) int {
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return other
+	}
+	id, err := strconv.Atoi(strings.TrimPrefix(name, "anon_inode:kvm-vcpu:"))
+	if err != nil || id < 0 {
+		return other
+	}
+	return id
 }
 
 // Index returns the vCPU's place in the order of AddVCPU.
@@ -91,7 +119,7 @@ func (v *VCPU) stopped() error {
 	switch {
 	case v.vm.closed:
 		return ErrClosed
-	case v.active, v.inRun && !v.vm.paused:
+	case v.active, v.inRun && v.vm.pauses == 0:
 		return ErrRunning
 	}
 	return nil
@@ -175,9 +203,17 @@ func (v *VCPU) SetCPUID(entries []CPUIDEntry) error {
 		if len(entries) == 0 || len(entries) > maxCPUID {
 			return fmt.Errorf("%d CPUID entries, want 1 to %d", len(entries), maxCPUID)
 		}
+		id := uint32(v.state.spare.id)
+		if e := findCPUID(entries, 1, 0); e != nil && e.Ebx>>24 != id&0xff {
+			return fmt.Errorf("%w: APIC ID %d in CPUID 1 of the vCPU whose ID is %d", ErrState, e.Ebx>>24, id)
+		}
 		table := &cpuidTable{n: uint32(len(entries))}
 		copy(table.entries[:], entries)
-		return v.state.setCPUID(fd, table)
+		err := v.state.setCPUID(fd, table)
+		if err == nil {
+			v.state.given.told.Store(true)
+		}
+		return err
 	})
 }
 

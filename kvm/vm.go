@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 
@@ -25,13 +26,23 @@ type VM struct {
 	ring   int // bytes of each vCPU's dirty ring; 0: bitmaps
 	closer func() error
 	memory []byte // of a VM that Create made
+	spares *spares
+	log    *slog.Logger
+
+	catchUp  bool
+	tscError atomic.Pointer[TSCError]
+	tscTold  atomic.Bool
 
 	mu     sync.Mutex
-	cond   sync.Cond // active, paused or a context changed
-	paused bool
+	cond   sync.Cond // active, pauses or a context changed
+	pauses int       // Pause calls that no Resume has undone; the VM is paused while there are any
+	resets uint64    // how often pauses has become 0
 	closed bool
 	active int // vCPUs in Run and not parked
 	vcpus  []*VCPU
+
+	throttle atomic.Int32 // per cent of each slice that a vCPU stays out of the guest
+	stops    stops
 
 	slots atomic.Pointer[[]*slot]
 	logMu sync.Mutex // dirty logs and rings; never held while waiting
@@ -53,7 +64,7 @@ func Attach(vmfd uintptr, cfg AttachConfig) (*VM, error) {
 		defer unix.Close(fd)
 		kvm = fd
 	}
-	vm := &VM{fd: int(vmfd)}
+	vm := &VM{fd: int(vmfd), log: cfg.Log, catchUp: cfg.CatchUp}
 	vm.cond.L = &vm.mu
 	vm.slots.Store(new([]*slot))
 	var err error
@@ -68,7 +79,8 @@ func Attach(vmfd uintptr, cfg AttachConfig) (*VM, error) {
 			return nil, err
 		}
 	}
-	return vm, nil
+	vm.spares, err = newSpares(kvm, vm.chips.hasChips)
+	return vm, err
 }
 
 // System returns what this host's KVM can do for the VM.
@@ -82,12 +94,13 @@ func (vm *VM) VCPUs() []*VCPU {
 }
 
 // Pause stops all vCPUs and returns when none of them runs and none has an exit
-// pending. A vCPU whose Run is called later waits there. Pausing a paused VM is
-// no error. The host's own devices are the host's to stop.
+// pending. A vCPU whose Run is called later waits there. Pauses nest: the vCPUs go on
+// when each Pause that returned nil has been undone by a Resume. The host's own
+// devices are the host's to stop.
 //
 // It waits for handlers that are being called, so they must not call it. If ctx
-// ends first, the vCPUs go on and the context's error is returned; ErrResumed
-// if Resume was called meanwhile.
+// ends first, this Pause is void and the context's error is returned; ErrResumed
+// if as many Resumes as Pauses were called meanwhile.
 func (vm *VM) Pause(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, vm.wake)
 	defer stop()
@@ -96,24 +109,27 @@ func (vm *VM) Pause(ctx context.Context) error {
 	if vm.closed {
 		return ErrClosed
 	}
-	vm.paused = true
-	for _, v := range vm.vcpus {
-		v.kick()
+	resets := vm.resets
+	if vm.pauses++; vm.pauses == 1 {
+		for _, v := range vm.vcpus {
+			v.kick()
+		}
 	}
 	for vm.active > 0 {
+		if vm.resets != resets {
+			return ErrResumed
+		}
 		if err := ctx.Err(); err != nil {
 			vm.resume()
 			return fmt.Errorf("kvm: pause: %w", err)
-		}
-		if !vm.paused {
-			return ErrResumed
 		}
 		vm.cond.Wait()
 	}
 	return nil
 }
 
-// Resume lets the vCPUs run on. Resuming a running VM is no error.
+// Resume undoes one Pause; the vCPUs run on if it was the last. Resuming a running VM
+// is no error.
 func (vm *VM) Resume(context.Context) error {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -126,8 +142,13 @@ func (vm *VM) Resume(context.Context) error {
 
 // resume is called with mu held.
 func (vm *VM) resume() {
-	vm.paused = false
-	vm.cond.Broadcast()
+	if vm.pauses == 0 {
+		return
+	}
+	if vm.pauses--; vm.pauses == 0 {
+		vm.resets++
+		vm.cond.Broadcast()
+	}
 }
 
 // wake makes everybody who waits look again.
@@ -185,6 +206,7 @@ func (vm *VM) Close() error {
 		v.own.Lock() // no call is inside any more, and none will get in
 		errs = append(errs, v.ring.unmap())
 	}
+	errs = append(errs, vm.spares.close())
 	if vm.closer != nil {
 		errs = append(errs, vm.closer())
 	}
@@ -269,9 +291,24 @@ func (d clockDevice) PostLoad(uint32) error {
 	if err := d.vm.stopped(); err != nil || !d.vm.sys.clock {
 		return err
 	}
+	if d.vm.catchUp {
+		return d.vm.clock.restore(d.vm.fd, d.vm.sys.clockReal)
+	}
 	return d.vm.clock.Restore(d.vm.fd)
 }
 
 func (d vcpuDevice) VMState(f *vmstate.Fields) { d.v.state.VMState(f) }
 func (d vcpuDevice) PreSave() error            { return d.v.with(d.v.state.Save) }
-func (d vcpuDevice) PostLoad(uint32) error     { return d.v.with(d.v.state.Restore) }
+
+func (d vcpuDevice) PostLoad(uint32) error {
+	s, vm := d.v.state, d.v.vm
+	s.Advance(0)
+	if vm.catchUp {
+		s.Advance(vm.clock.Behind())
+	}
+	if err := d.v.with(s.Restore); err != nil {
+		return err
+	}
+	vm.noteTSC(d.v)
+	return nil
+}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/kvm/gokvmhost/internal/device"
@@ -85,14 +86,15 @@ func (h *Host) end() {
 // Pause stops the vCPUs, with no exit pending, then waits until the devices have
 // completed what they had begun: the disk's request, the frame being sent. When it
 // returns nil, nothing writes the guest's memory or moves its interrupt lines until
-// Resume. If ctx ends first, the guest goes on and the context's error is returned.
-// Pausing a paused Host is no error.
+// Resume. Pauses nest: the guest goes on when each of them has been undone by a
+// Resume. If ctx ends first, this Pause is void and the context's error is returned.
 func (h *Host) Pause(ctx context.Context) error {
 	if err := h.take(ctx); err != nil {
 		return fmt.Errorf("gokvmhost: pause: %w", err)
 	}
 	defer h.give()
-	if h.paused.Load() {
+	if h.pauses > 0 {
+		h.pauses++
 		return nil
 	}
 	if err := h.vm.Pause(ctx); err != nil {
@@ -103,23 +105,38 @@ func (h *Host) Pause(ctx context.Context) error {
 		h.vm.Resume(ctx)
 		return fmt.Errorf("gokvmhost: pause: %w", err)
 	}
+	h.pauses = 1
 	h.paused.Store(true)
 	return nil
 }
 
-// Resume lets the guest and its devices go on. Resuming a running Host is no error.
+// Resume undoes one Pause; the guest and its devices go on if it was the last.
+// Resuming a running Host is no error.
 func (h *Host) Resume(ctx context.Context) error {
 	if err := h.take(ctx); err != nil {
 		return fmt.Errorf("gokvmhost: resume: %w", err)
 	}
 	defer h.give()
-	if !h.paused.Load() {
+	switch h.pauses {
+	case 0:
 		return nil
+	case 1:
+		h.pauses = 0
+		h.paused.Store(false)
+		h.open()
+		return h.vm.Resume(ctx)
 	}
-	h.paused.Store(false)
-	h.open()
-	return h.vm.Resume(ctx)
+	h.pauses--
+	return nil
 }
+
+// Stopped returns how long the guest stood still in the last pause; see the method of
+// kvm.VM.
+func (h *Host) Stopped() time.Duration { return h.vm.Stopped() }
+
+// Throttle keeps the vCPUs out of the guest for a share of the time, in per cent; see
+// the method of kvm.VM. The devices go on.
+func (h *Host) Throttle(percent int) error { return h.vm.Throttle(percent) }
 
 // open lets the devices go on, and look at what came meanwhile. No vCPU runs.
 func (h *Host) open() {

@@ -1,0 +1,193 @@
+//go:build linux && amd64
+
+package kvm_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/kvm"
+)
+
+// counting returns a running machine.
+func counting(t testing.TB, vcpus int) *machine {
+	m := newMachine(t, guest.Params{VCPUs: vcpus, Pages: 8, Touch: 1}, kvm.Config{})
+	m.load()
+	m.start()
+	m.await(5)
+	return m
+}
+
+// rounds returns how far the first vCPU is.
+func (m *machine) rounds() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.last(0)
+}
+
+func (m *machine) wantStill(why string) {
+	m.t.Helper()
+	before := m.rounds()
+	time.Sleep(5 * time.Millisecond)
+	if now := m.rounds(); now != before {
+		m.t.Fatalf("%s: the guest runs", why)
+	}
+}
+
+func TestPausesNest(t *testing.T) {
+	m := counting(t, 2)
+	for range 3 {
+		m.pause()
+	}
+	for range 2 {
+		m.resume()
+		m.wantStill("a pause is left")
+	}
+	m.resume()
+	m.await(m.rounds() + 3)
+	// What was never paused owes nothing.
+	m.resume()
+	m.pause()
+	m.wantStill("paused once more")
+	m.resume()
+	m.await(m.rounds() + 3)
+	m.halt()
+}
+
+func TestAPauseWhoseContextEndsUndoesNoOther(t *testing.T) {
+	m := counting(t, 1)
+	m.pause()
+	ended, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := m.Pause(ended); err != nil { // there is nothing to wait for
+		t.Fatal(err)
+	}
+	m.resume()
+	m.wantStill("one pause is left")
+	m.resume()
+	m.await(m.rounds() + 3)
+	m.halt()
+}
+
+// Two pauses wait for a handler; one gives up, and one is called off.
+func TestAPauseThatGivesUpLeavesTheOthers(t *testing.T) {
+	held, release := make(chan struct{}), make(chan struct{})
+	m := newMachine(t, guest.Params{Pages: 8, Touch: 1}, kvm.Config{})
+	m.load()
+	v := m.VCPUs()[0]
+	ctx, stop := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	first := true
+	go func() {
+		ran <- v.Run(ctx, v.Dispatch(kvm.Handler{IO: func(x *kvm.IO) error {
+			if first {
+				first = false
+				close(held)
+				<-release
+			}
+			return m.io(0, x)
+		}}))
+	}()
+	<-held
+	patient := make(chan error, 1)
+	go func() { patient <- m.Pause(context.Background()) }()
+	short, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	if err := m.Pause(short); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error("a pause that waits too long:", err)
+	}
+	close(release)
+	if err := <-patient; err != nil {
+		t.Error("the other pause:", err)
+	}
+	m.wantStill("the other pause holds")
+	m.resume()
+	m.await(3)
+	stop()
+	<-ran
+}
+
+func TestStoppedIsTheTimeThatTheGuestLost(t *testing.T) {
+	for vcpus := 1; vcpus <= 2; vcpus++ {
+		m := counting(t, vcpus)
+		if d := m.Stopped(); d != 0 {
+			t.Errorf("%v before the first pause", d)
+		}
+		for _, still := range []time.Duration{20 * time.Millisecond, 2 * time.Millisecond, 0} {
+			begun := time.Now()
+			m.pause()
+			paused := time.Now()
+			time.Sleep(still)
+			lasted := time.Since(paused)
+			last := m.Stopped()
+			m.resume()
+			m.mu.Lock()
+			next := m.last(0) + 3
+			m.mu.Unlock()
+			m.await(next)
+			all := time.Since(begun)
+			if d := m.Stopped(); d < lasted || d > all {
+				t.Errorf("%d vCPUs: stopped for %v, paused for %v within %v (before: %v)", vcpus, d, lasted, all, last)
+			}
+		}
+		m.halt()
+	}
+}
+
+// Throttled by a share, the guest does less by that share and more; not throttled, as
+// much as before.
+func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
+	m := counting(t, 1)
+	rate := func() float64 {
+		before, begun := m.rounds(), time.Now()
+		time.Sleep(150 * time.Millisecond)
+		return float64(m.rounds()-before) / time.Since(begun).Seconds()
+	}
+	best := func() (r float64) {
+		for range 3 {
+			r = max(r, rate())
+		}
+		return r
+	}
+	full := best()
+	if err := m.Throttle(90); err != nil {
+		t.Fatal(err)
+	}
+	if r := best(); r > full*0.6 || r == 0 {
+		t.Errorf("throttled by 90 %%: %.0f rounds a second of %.0f", r, full)
+	}
+	// Pauses do not wait for a rest, which goes on afterwards.
+	for range 20 {
+		m.pause()
+		m.wantStill("throttled and paused")
+		m.resume()
+	}
+	if r := best(); r > full*0.6 || r == 0 {
+		t.Errorf("after pauses: %.0f rounds a second of %.0f", r, full)
+	}
+	// Chosen while it is paused, and ended so.
+	m.pause()
+	if err := m.Throttle(0); err != nil {
+		t.Fatal(err)
+	}
+	m.wantStill("not throttled, but paused")
+	m.resume()
+	if r := best(); r < full*0.5 {
+		t.Errorf("no longer throttled: %.0f rounds a second of %.0f", r, full)
+	}
+	for _, percent := range []int{-1, 100} {
+		if m.Throttle(percent) == nil {
+			t.Errorf("%d %% was taken", percent)
+		}
+	}
+	if err := m.Throttle(99); err != nil {
+		t.Fatal(err)
+	}
+	m.halt() // a vCPU that rests is not waited for
+	m.start()
+	m.await(m.rounds() + 1)
+	m.halt()
+}
