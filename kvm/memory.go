@@ -217,12 +217,16 @@ func (vm *VM) MarkDirty(gpa, n uint64) {
 	}
 }
 
-// hasMemory reports whether a slot shows that guest-physical address.
-func (vm *VM) hasMemory(gpa uint64) bool {
+// memoryAt returns the memory that a slot shows from a guest-physical address on, nil if
+// none does.
+func (vm *VM) memoryAt(gpa uint64) []byte {
 	for _, s := range *vm.slots.Load() {
 		if gpa >= s.GPA && gpa-s.GPA < uint64(len(s.Mem)) {
-			return true
+			return s.Mem[gpa-s.GPA:]
 		}
 	}
-	return false
+	return nil
 }
+
+// hasMemory reports whether a slot shows that guest-physical address.
+func (vm *VM) hasMemory(gpa uint64) bool { return vm.memoryAt(gpa) != nil }

@@ -3,13 +3,16 @@
 package kvm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
 	"time"
+	"unsafe"
 
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
 )
 
@@ -130,10 +133,59 @@ func (v *VCPU) exitError() *ExitError {
 		e.Code = d.Data[0] & 0xffffffff
 		n := min(d.Data[0]>>32, 16)
 		e.Data = append(e.Data, d.Data[1:1+n]...)
+		v.where(e)
 	case exitFailEntry:
 		e.Code = d.Data[0]
 	}
 	return e
+}
+
+// where finds out where the guest was when KVM gave up, as far as KVM still answers. It
+// is called on the vCPU's own goroutine, or with the vCPU stopped.
+func (v *VCPU) where(e *ExitError) {
+	var regs gokvm.Regs
+	var sregs gokvm.Sregs
+	if _, err := ioctl(v.fd, "KVM_GET_REGS", kvmGetRegs, unsafe.Pointer(&regs)); err != nil {
+		return
+	}
+	e.RIP = regs.RIP
+	// Newer kernels say what they have read of the instruction: flags, then the length
+	// and the bytes (struct kvm_run, emulation_failure).
+	const bytesThere, longest = 1, 15
+	if e.Code == emulationFailed && len(e.Data) >= 3 && e.Data[0]&bytesThere != 0 {
+		b := raw(&v.data.Data[2], 2)
+		if n := int(b[0]); n > 0 && n <= longest {
+			e.Instruction = bytes.Clone(b[1 : 1+n])
+			return
+		}
+	}
+	if _, err := ioctl(v.fd, "KVM_GET_SREGS", kvmGetSregs, unsafe.Pointer(&sregs)); err != nil {
+		return
+	}
+	linear := regs.RIP
+	if sregs.CS.L == 0 {
+		linear = (regs.RIP + sregs.CS.Base) & 0xffffffff
+	}
+	for len(e.Instruction) < longest {
+		at := linear + uint64(len(e.Instruction))
+		t := translation{linear: at}
+		if _, err := ioctl(v.fd, "KVM_TRANSLATE", kvmTranslate, unsafe.Pointer(&t)); err != nil || t.valid == 0 {
+			return
+		}
+		mem := v.vm.memoryAt(t.physical)
+		n := min(longest-len(e.Instruction), len(mem), PageSize-int(at%PageSize))
+		if n == 0 {
+			return
+		}
+		e.Instruction = append(e.Instruction, mem[:n]...)
+	}
+}
+
+// translation is struct kvm_translation.
+type translation struct {
+	linear, physical           uint64
+	valid, writeable, usermode uint8
+	_                          [5]uint8
 }
 
 // begin enters Run, parked.

@@ -107,13 +107,13 @@ func ReadSystem(kvm, vm int) (*System, error) {
 
 // unlisted returns MSRs that KVM may have and does not list, or lists only where a
 // guest may use them: the memory types of physical addresses (Intel SDM volume 3,
-// 12.11), the machine-check banks, of which there are so many, TSC_AUX, and KVM's own
-// without those that name memory.
+// 12.11), the machine-check banks, of which there are so many, TSC_AUX, AMD's VM_CR, and
+// KVM's own without those that name memory.
 func unlisted(banks int) []uint32 {
 	const (
 		physBase, physMask16                              = 0x200, 0x20f
 		fix64K, fix16K0, fix16K1, fix4K0, fix4K7, defType = 0x250, 0x258, 0x259, 0x268, 0x26f, 0x2ff
-		tscAux, firstOwn, ownMSRs                         = 0xc0000103, 0x4b564d05, 27
+		tscAux, vmCR, firstOwn, ownMSRs                   = 0xc0000103, 0xc0010114, 0x4b564d05, 27
 		mcgStatus, mcgCtl, mcCtl2, mcCtl                  = 0x17a, 0x17b, 0x280, 0x400
 	)
 	list := []uint32{fix64K, fix16K0, fix16K1}
@@ -123,7 +123,7 @@ func unlisted(banks int) []uint32 {
 	for i := uint32(fix4K0); i <= fix4K7; i++ {
 		list = append(list, i)
 	}
-	list = append(list, defType, mcgStatus, mcgCtl, tscAux)
+	list = append(list, defType, mcgStatus, mcgCtl, tscAux, vmCR)
 	for i := range uint32(ownMSRs) {
 		list = append(list, firstOwn+i)
 	}

@@ -56,18 +56,20 @@ func TestTheTSCIsRolledBackHoweverSoon(t *testing.T) {
 	}
 }
 
-// The TSCs of a VM's vCPUs stay as far apart as they were, to the cycle.
+// The TSCs of a VM's vCPUs stay as far apart as they were: to the cycle, unless the
+// host's own TSC is not stable, where KVM moves the offsets when it likes.
 func TestTheTSCsOfAVMKeepTheirDistance(t *testing.T) {
-	x := newAdopted(t, 2, nil)
+	x := newAdopted(t, 3, nil)
 	if !x.obeys() {
 		t.Skip("this KVM takes a TSC and does not obey")
 	}
-	offset := func(x *adopted, v int) uint64 {
-		n, ok := tscOffset(x.fds[v])
+	apart := func(x *adopted, v int) int64 {
+		first, ok := tscOffset(x.fds[0])
+		other, _ := tscOffset(x.fds[v])
 		if !ok {
 			t.Skip("this KVM has no TSC offsets")
 		}
-		return n
+		return int64(other - first)
 	}
 	a := newAdopted(t, 3, nil)
 	khz := a.khz()
@@ -75,12 +77,18 @@ func TestTheTSCsOfAVMKeepTheirDistance(t *testing.T) {
 		now, _ := readMSR(a.fds[v], 0x10)
 		writeMSR(a.fds[v], 0x10, now+ms*khz)
 	}
+	slack, was := int64(0), apart(a, 1)
+	a.save()
+	if now := apart(a, 1); now != was {
+		t.Logf("the host's TSC is not stable: %d cycles are %d without anybody's doing", was, now)
+		slack = int64(20 * khz)
+	}
 	y := newAdopted(t, 3, nil)
 	for range 3 {
 		y.load(a.save())
 		for v := 1; v < 3; v++ {
-			if was, is := offset(a, v)-offset(a, 0), offset(y, v)-offset(y, 0); was != is {
-				t.Errorf("vCPU %d was %d cycles from the first and is %d", v, int64(was), int64(is))
+			if was, is := apart(a, v), apart(y, v); was-is > slack || is-was > slack {
+				t.Errorf("vCPU %d was %d cycles from the first and is %d", v, was, is)
 			}
 		}
 	}

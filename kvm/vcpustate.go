@@ -337,45 +337,69 @@ func (s *VCPUState) getXSave(vcpu int) error {
 	return err
 }
 
+// msrsAtOnce is how many MSRs KVM takes in one call.
+const msrsAtOnce = 255
+
 // getMSRs reads all MSRs. KVM stops at the first that it cannot read and returns
 // how many it has read; that one is left out from then on.
 func (s *VCPUState) getMSRs(vcpu int) error {
-	for {
-		s.msr.n = uint32(len(s.msrs))
-		for i, index := range s.msrs {
-			s.msr.entries[i] = gokvm.MSREntry{Index: index}
+	t := s.scratch()
+	for at := 0; at < len(s.msrs); {
+		list := s.msrs[at:min(at+msrsAtOnce, len(s.msrs))]
+		t.n = uint32(len(list))
+		for i, index := range list {
+			t.entries[i] = gokvm.MSREntry{Index: index}
 		}
-		n, err := ioctl(vcpu, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(&s.msr))
+		n, err := ioctl(vcpu, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(t))
 		if err != nil {
 			return err
 		}
-		if n == len(s.msrs) {
-			return nil
+		copy(s.msr.entries[at:], t.entries[:n])
+		if n < len(list) {
+			s.msrs = slices.Delete(s.msrs, at+n, at+n+1)
 		}
-		s.msrs = slices.Delete(s.msrs, n, n+1)
+		at += n
 	}
+	s.msr.n = uint32(len(s.msrs))
+	return nil
+}
+
+// scratch returns a table of MSRs for a call.
+func (s *VCPUState) scratch() *msrTable {
+	if s.some == nil {
+		s.some = &msrTable{}
+	}
+	return s.some
 }
 
 // setMSRs writes those MSRs that want wants, in order. KVM stops at the first that it
 // refuses; that is an error unless the vCPU has that value anyway.
 func (s *VCPUState) setMSRs(vcpu int, want func(index uint32) bool) error {
-	if s.some == nil {
-		s.some = &msrTable{}
-	}
-	t := s.some
+	t := s.scratch()
 	t.n = 0
 	for i := range s.msr.entries[:s.msr.n] {
 		if m := &s.msr.entries[i]; want(m.Index) {
 			t.entries[t.n] = *m
 			t.n++
 		}
+		if t.n == msrsAtOnce {
+			if err := s.putMSRs(vcpu, t); err != nil {
+				return err
+			}
+		}
 	}
+	return s.putMSRs(vcpu, t)
+}
+
+// putMSRs writes the MSRs of a table, which is empty afterwards.
+func (s *VCPUState) putMSRs(vcpu int, t *msrTable) error {
 	for t.n > 0 {
 		n, err := ioctl(vcpu, "KVM_SET_MSRS", kvmSetMSRs, unsafe.Pointer(t))
 		if err != nil {
 			return err
 		}
 		if n == int(t.n) {
+			t.n = 0
 			break
 		}
 		refused := t.entries[n]

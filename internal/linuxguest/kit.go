@@ -14,6 +14,7 @@ import (
 //	bin/gokvm  examples/gokvm
 //	bin/jobs   internal/linuxguest/jobs
 //	bin/gokvmhost.test  the tests of kvm/gokvmhost
+//	bin/kvm.test        the tests of kvm
 //
 // all of the programs linked statically.
 type Kit struct {
