@@ -125,7 +125,11 @@ func TestStoppedIsTheTimeThatTheGuestLost(t *testing.T) {
 			last := m.Stopped()
 			m.resume()
 			m.mu.Lock()
-			next := m.last(0) + 3
+			next := m.last(0)
+			for i := range m.frames {
+				next = max(next, m.last(i))
+			}
+			next += 3
 			m.mu.Unlock()
 			m.await(next)
 			all := time.Since(begun)
@@ -156,16 +160,17 @@ func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
 	if err := m.Throttle(90); err != nil {
 		t.Fatal(err)
 	}
-	if r := best(); r > full*0.6 || r == 0 {
+	if r := best(); r > full*0.6 {
 		t.Errorf("throttled by 90 %%: %.0f rounds a second of %.0f", r, full)
 	}
+	m.await(m.rounds() + 1)
 	// Pauses do not wait for a rest, which goes on afterwards.
 	for range 20 {
 		m.pause()
 		m.wantStill("throttled and paused")
 		m.resume()
 	}
-	if r := best(); r > full*0.6 || r == 0 {
+	if r := best(); r > full*0.6 {
 		t.Errorf("after pauses: %.0f rounds a second of %.0f", r, full)
 	}
 	// Chosen while it is paused, and ended so.

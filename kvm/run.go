@@ -229,6 +229,7 @@ func (v *VCPU) park(ctx context.Context) error {
 	vm := v.vm
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+	v.slice.left()
 	for {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -8,19 +8,25 @@ import (
 )
 
 // sliceLength is the time of which Throttle takes a share: short beside what a guest's
-// timers mind, long beside what leaving the guest costs.
-const sliceLength = 10 * time.Millisecond
+// timers mind, long beside what leaving the guest costs. A slice is longer where a timer
+// comes late, up to longestRest: the share is of the time that the vCPU has run.
+const (
+	sliceLength = 10 * time.Millisecond
+	longestRest = 200 * time.Millisecond
+)
 
 // slice is a vCPU's part in a throttled VM.
 type slice struct {
-	end   *time.Timer // kicks the vCPU out of the guest; nil: never used
-	armed bool        // end is running, or has run and the vCPU has not rested for it
-	due   bool        // the vCPU is to rest; under VM.mu
-	until time.Time   // and rests until then; zero: it does not; under VM.mu
-	wake  *time.Timer // has it look whether the rest is over; nil: never used
+	end   *time.Timer   // kicks the vCPU out of the guest; nil: never used
+	armed bool          // end is running, or has run and the vCPU has not rested for it
+	due   bool          // the vCPU is to rest; under VM.mu
+	since time.Time     // when it entered the guest; zero: it is not there, or not throttled
+	ran   time.Duration // in this slice
+	until time.Time     // and rests until then; zero: it does not; under VM.mu
+	wake  *time.Timer   // has it look whether the rest is over; nil: never used
 }
 
-// Throttle keeps every vCPU out of the guest for a share of each slice of 10 ms, in
+// Throttle keeps every vCPU out of the guest for a share of each slice of about 10 ms, in
 // per cent from 0, which ends it, to 99; a guest that writes memory faster than it can
 // be copied is slowed down like that. It may be called at any time, also while the VM
 // is paused, from any goroutine; a vCPU that rests now ends its rest with the new
@@ -49,7 +55,8 @@ func (v *VCPU) rests() bool {
 	s := &v.slice
 	if percent := time.Duration(v.vm.throttle.Load()); s.due {
 		s.due, s.armed = false, false
-		rest := sliceLength * percent / 100
+		rest := min(s.ran*percent/(100-percent), longestRest)
+		s.ran = 0
 		s.until = time.Now().Add(rest)
 		if s.wake == nil {
 			s.wake = time.AfterFunc(rest, v.vm.wake)
@@ -67,11 +74,24 @@ func (v *VCPU) rests() bool {
 	return false
 }
 
+// left counts the time that the vCPU has run. vm.mu is held.
+func (s *slice) left() {
+	if !s.since.IsZero() {
+		s.ran += time.Since(s.since)
+		s.since = time.Time{}
+	}
+}
+
 // begins starts the part of a slice in which the vCPU runs. vm.mu is held.
 func (v *VCPU) begins() {
 	s := &v.slice
 	percent := time.Duration(v.vm.throttle.Load())
-	if percent == 0 || s.armed {
+	if percent == 0 {
+		s.ran = 0
+		return
+	}
+	s.since = time.Now()
+	if s.armed {
 		return
 	}
 	s.armed = true
@@ -102,5 +122,5 @@ func (s *slice) stop() {
 			t.Stop()
 		}
 	}
-	s.armed, s.due, s.until = false, false, time.Time{}
+	s.armed, s.due, s.ran, s.since, s.until = false, false, 0, time.Time{}, time.Time{}
 }
