@@ -177,6 +177,20 @@ func (v *VCPU) SetSregs(r Sregs) error {
 	})
 }
 
+// MSR reads a model-specific register, by its number. It fails with an MSRError where KVM
+// has none of that number.
+func (v *VCPU) MSR(index uint32) (uint64, error) {
+	one := msrOne{n: 1, entry: gokvm.MSREntry{Index: index}}
+	err := v.with(func(fd int) error {
+		n, err := ioctl(fd, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(&one))
+		if err == nil && n != 1 {
+			err = &MSRError{Index: index}
+		}
+		return err
+	})
+	return one.entry.Data, err
+}
+
 // SetRunnable makes a vCPU run from its present registers that otherwise would
 // wait for another to start it.
 func (v *VCPU) SetRunnable() error {

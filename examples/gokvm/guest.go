@@ -88,7 +88,10 @@ func ramEntry() vmstate.Entry {
 // howEnded says in words how a guest ended by itself, "" if err is something
 // else.
 func howEnded(err error) string {
+	var fault *gokvmhost.TripleFaultError
 	switch {
+	case errors.As(err, &fault):
+		return "the guest restarts, which ends it here: " + fault.Error()
 	case errors.Is(err, gokvmhost.ErrPowerOff):
 		return "the guest switched itself off"
 	case errors.Is(err, gokvmhost.ErrReset):

@@ -167,7 +167,7 @@ func TestTheSummaryHasTheKeysThatScriptsReadAndTheEventsAreQMP(t *testing.T) {
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range strings.Fields(`backend vcpus mem_bytes checkpoints causes dirty_pages_p50 pause_us_p50 pause_us_p99
+	for _, key := range strings.Fields(`backend vcpus mem_bytes checkpoints causes dirty_pages_p50 pause_us_p50 pause_us_p99 stopped_us_p50 stopped_us_p99
 		transfer_us_p50 commit_us_p50 failover_ms released lost duplicated contradicted corrupted survivor colo_exit
 		mode inputs matched diverged released_at_match released_at_checkpoint latency_us_p50 latency_us_p99`) {
 		if _, ok := last["summary"][key]; !ok {

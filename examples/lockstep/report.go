@@ -72,6 +72,7 @@ type checkpoint struct {
 	Start       time.Time   `json:"start"`
 	PauseAtUS   int64       `json:"pause_at_us"` // from the start
 	PauseUS     int64       `json:"pause_us"`
+	StoppedUS   int64       `json:"stopped_us"` // what the guest lost: from out of KVM_RUN to in again; 0: not measured
 	TransferUS  int64       `json:"transfer_us"`
 	CommitUS    int64       `json:"commit_us"`
 	DirtyPages  uint64      `json:"dirty_pages"`

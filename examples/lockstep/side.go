@@ -375,6 +375,7 @@ func (s *side) observe(r event.Record) {
 			Start:       s.started,
 			PauseAtUS:   s.pausing.Sub(s.started).Microseconds(),
 			PauseUS:     e.PauseNS / 1000,
+			StoppedUS:   s.stoppedUS(),
 			TransferUS:  e.TransferNS / 1000,
 			CommitUS:    e.CommitNS / 1000,
 			DirtyPages:  e.Pages,
@@ -384,6 +385,15 @@ func (s *side) observe(r event.Record) {
 			Traffic:     s.net.(*primaryNetwork).traffic(),
 		}})
 	}
+}
+
+// stoppedUS returns how long the guest stood still in its last pause, in µs, where its
+// machine can tell.
+func (s *side) stoppedUS() int64 {
+	if m, ok := s.machine.(interface{ Stopped() time.Duration }); ok {
+		return m.Stopped().Microseconds()
+	}
+	return 0
 }
 
 // finish stops the guest, lets everything leave that it sent, leaves its disk in

@@ -30,7 +30,7 @@ const (
 )
 
 // guestArgs are those of the guest's kernel.
-const guestArgs = "console=ttyS0 quiet panic=-1 ipv6.disable=1 rdinit=/init"
+const guestArgs = "console=ttyS0 quiet panic=-1 nokaslr ipv6.disable=1 rdinit=/init"
 
 // network is the part of a role that connects the guest's TAP interface, by a
 // bridge, and the machine itself.
@@ -77,7 +77,6 @@ func TestAProtectedGuestOutlivesItsHost(t *testing.T) {
 func outlives(t *testing.T, k *Kit, host, victim string, vcpus int) {
 	t.Helper()
 	w := newWorld(t, k)
-	w.vcpus = vcpus
 	w.client()
 	p := &pair{
 		world:  w,

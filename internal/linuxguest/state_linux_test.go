@@ -19,7 +19,7 @@ func insideAMachine(t *testing.T, name, binary, args string, files map[string]st
 	t.Helper()
 	k := needKit(t, "qemu-system-x86_64")
 	w := newWorld(t, k)
-	w.vcpus = 2
+	w.guestMemory = 192 << 20
 	guest, host := filepath.Join(t.TempDir(), "guest.cpio"), filepath.Join(t.TempDir(), "host.cpio")
 	w.must(errors.Join(k.GuestArchive(guest), k.HostArchive(host, guest)))
 	all := map[string]string{binary: k.Binary(binary)}

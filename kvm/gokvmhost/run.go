@@ -4,6 +4,7 @@ package gokvmhost
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -33,7 +34,7 @@ func (h *Host) Run(ctx context.Context) error {
 			stop(v.Run(ctx, v.Dispatch(kvm.Handler{
 				IO:       h.bus.io,
 				MMIO:     h.bus.mmio,
-				Shutdown: func() error { return fmt.Errorf("%w: triple fault of vCPU %d", ErrReset, v.Index()) },
+				Shutdown: func() error { return &TripleFaultError{VCPU: v.Index()} },
 			})))
 		})
 	}
@@ -59,7 +60,26 @@ func (h *Host) Run(ctx context.Context) error {
 	vcpus.Wait()
 	rest()
 	devices.Wait()
-	return context.Cause(ctx)
+	err := context.Cause(ctx)
+	var fault *TripleFaultError
+	if errors.As(err, &fault) {
+		h.locate(fault)
+	}
+	return err
+}
+
+// locate completes a fault: the vCPU has left Run, and stands where it was. What cannot
+// be read is left out.
+func (h *Host) locate(f *TripleFaultError) {
+	const kernelGSBase = 0xc0000102
+	v := h.vm.VCPUs()[f.VCPU]
+	if r, err := v.Regs(); err == nil {
+		f.RIP = r.RIP
+	}
+	if s, err := v.Sregs(); err == nil {
+		f.CR2, f.CR3, f.GSBase = s.CR2, s.CR3, s.GS.Base
+	}
+	f.KernelGSBase, _ = v.MSR(kernelGSBase)
 }
 
 func (h *Host) begin(stop context.CancelCauseFunc) error {
