@@ -55,7 +55,7 @@ func (vm *VM) CPU() (*CPU, error) {
 			}
 			table = v.state.given.cpuid.Load()
 		}
-		possible, err := v.state.possible()
+		possible, err := v.staged.possible()
 		if err != nil {
 			return nil, err
 		}

@@ -39,8 +39,8 @@ func (v *VCPU) Run(ctx context.Context, handle func(*RunData) error) (err error)
 	stop := context.AfterFunc(ctx, func() {
 		v.vm.mu.Lock()
 		v.kick()
-		v.vm.cond.Broadcast()
 		v.vm.mu.Unlock()
+		v.vm.parked.raise()
 		close(canceled)
 	})
 	defer func() {
@@ -208,6 +208,10 @@ func (v *VCPU) end() {
 	v.vm.mu.Lock()
 	defer v.vm.mu.Unlock()
 	v.release()
+	if v.stop.inside {
+		v.stop.inside = false
+		v.vm.inside.Add(-1)
+	}
 	v.slice.stop()
 	v.stopEnds()
 	v.inRun = false
@@ -219,14 +223,29 @@ func (v *VCPU) release() {
 		v.active, v.tid = false, 0
 		v.vm.active--
 		v.own.Unlock()
-		v.vm.cond.Broadcast()
+		if v.vm.active == 0 {
+			v.vm.still.raise()
+		}
 	}
+}
+
+// sleep gives the vCPU up until there may be something to do. vm.mu is held.
+func (v *VCPU) sleep() {
+	seen := v.vm.parked.seen()
+	v.release()
+	v.vm.mu.Unlock()
+	v.vm.parked.wait(seen)
+	v.vm.mu.Lock()
 }
 
 // park gives the vCPU up while the VM is paused or the vCPU rests. When it returns nil, the vCPU
 // is taken and may enter the guest.
 func (v *VCPU) park(ctx context.Context) error {
 	vm := v.vm
+	if v.stop.inside {
+		v.stop.inside = false
+		vm.inside.Add(-1)
+	}
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	v.slice.left()
@@ -237,13 +256,18 @@ func (v *VCPU) park(ctx context.Context) error {
 		switch {
 		case vm.pauses > 0:
 			v.stopBegins()
-			v.release()
-			vm.cond.Wait()
+			if v.active && v.shot.wanted {
+				vm.mu.Unlock()
+				v.shoot()
+				vm.mu.Lock()
+				v.release() // if it is no longer paused, it is taken again
+				continue
+			}
+			v.sleep()
 			continue
 		case v.rests():
 			v.stopEnds()
-			v.release()
-			vm.cond.Wait()
+			v.sleep()
 			continue
 		case v.active:
 		case v.own.TryLock():
@@ -256,7 +280,10 @@ func (v *VCPU) park(ctx context.Context) error {
 			vm.mu.Lock()
 			continue
 		}
+		v.shot.ends()
 		v.begins()
+		vm.inside.Add(1)
+		v.stop.inside = true
 		v.kicked.Store(false)
 		v.data.ImmediateExit = 0
 		return nil

@@ -17,6 +17,7 @@ type stops struct {
 // stop is a vCPU's part, of its goroutine in Run alone.
 type stop struct {
 	entered bool          // it has been in the guest in this Run
+	inside  bool          // it counts in VM.inside
 	noticed time.Time     // when it saw that it was to leave the guest
 	since   time.Time     // since when it is out for a pause; zero: it is not
 	unsaid  time.Duration // of the time out of the guest, what the guest has not been told of

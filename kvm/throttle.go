@@ -45,12 +45,12 @@ func (vm *VM) Throttle(percent int) error {
 		v.slice.due, v.slice.until = false, time.Time{}
 		v.kick() // it looks around, and begins a slice
 	}
-	vm.cond.Broadcast()
+	vm.parked.raise()
 	return nil
 }
 
 // rests reports whether the vCPU is to stay out of the guest by itself, and begins its
-// rest if that is due. vm.mu is held; vm.cond is broadcast when the rest is over.
+// rest if that is due. vm.mu is held; vm.parked is raised when the rest is over.
 func (v *VCPU) rests() bool {
 	s := &v.slice
 	if percent := time.Duration(v.vm.throttle.Load()); s.due {
@@ -59,7 +59,7 @@ func (v *VCPU) rests() bool {
 		s.ran = 0
 		s.until = time.Now().Add(rest)
 		if s.wake == nil {
-			s.wake = time.AfterFunc(rest, v.vm.wake)
+			s.wake = time.AfterFunc(rest, v.vm.parked.raise)
 		} else {
 			s.wake.Reset(rest)
 		}

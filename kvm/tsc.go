@@ -85,7 +85,7 @@ func (vm *VM) TSCError() error {
 
 // noteTSC keeps what came of a vCPU's TSC, and tells the log the first time.
 func (vm *VM) noteTSC(v *VCPU) {
-	e := v.state.tsc.err
+	e := v.staged.tsc.err
 	switch old := vm.tscError.Load(); {
 	case e != nil:
 		e.VCPU = v.index

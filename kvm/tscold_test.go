@@ -38,7 +38,7 @@ func TestTheTSCIsRolledBackWithoutOffsets(t *testing.T) {
 		t.Skip("this KVM takes a TSC and does not obey")
 	}
 	for _, v := range vm.vcpus {
-		v.state.tsc.attr = false
+		v.staged.tsc.attr = false
 	}
 	reg := &vmstate.Registry{}
 	if err := vm.Register(reg); err != nil {

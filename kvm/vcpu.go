@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,13 +36,14 @@ type (
 // paused, or Run not being called) and fail with ErrRunning otherwise. They may
 // be called from any goroutine.
 type VCPU struct {
-	vm    *VM
-	index int
-	fd    int
-	run   []byte // struct kvm_run and the data behind it
-	data  *RunData
-	state *VCPUState
-	ring  *ring // nil: bitmaps
+	vm     *VM
+	index  int
+	fd     int
+	run    []byte // struct kvm_run and the data behind it
+	data   *RunData
+	state  *VCPUState // what is saved
+	staged *VCPUState // what is loaded
+	ring   *ring      // nil: bitmaps
 
 	// own is held by Run except while parked, and by whoever else touches the
 	// vCPU, who only tries.
@@ -57,6 +59,7 @@ type VCPU struct {
 	kicked atomic.Bool // set under vm.mu
 
 	stop  stop
+	shot  shot
 	slice slice
 }
 
@@ -73,7 +76,8 @@ func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 		return nil, err
 	}
 	v := &VCPU{vm: vm, fd: int(fd), run: run, data: (*RunData)(unsafe.Pointer(&run[0])), state: state}
-	state.inMemory = vm.hasMemory
+	v.staged = state.another()
+	v.staged.inMemory = vm.hasMemory
 	if vm.ring > 0 {
 		if v.ring, err = mapRing(v.fd, vm.ring); err != nil {
 			return nil, err
@@ -89,10 +93,14 @@ func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 		return nil, errors.Join(fmt.Errorf("kvm: more than %d vCPUs: an APIC ID has 8 bits", maxVCPUs), v.ring.unmap())
 	}
 	if v.index > 0 {
-		state.Follow(vm.vcpus[0].state)
+		v.staged.Follow(vm.vcpus[0].staged)
 	}
-	state.spare = vm.spares.add(vcpuID(v.fd, v.index))
+	v.staged.spare = vm.spares.add(vcpuID(v.fd, v.index))
 	vm.vcpus = append(vm.vcpus, v)
+	vm.watching = 0
+	if len(vm.vcpus) < runtime.NumCPU() {
+		vm.watching = watching
+	}
 	return v, nil
 }
 
@@ -137,6 +145,7 @@ func (v *VCPU) with(fn func(fd int) error) error {
 		return ErrRunning
 	}
 	defer v.own.Unlock()
+	v.shot.fresh = false
 	if err := fn(v.fd); err != nil {
 		return fmt.Errorf("kvm: vCPU %d: %w", v.index, err)
 	}
@@ -217,7 +226,7 @@ func (v *VCPU) SetCPUID(entries []CPUIDEntry) error {
 		if len(entries) == 0 || len(entries) > maxCPUID {
 			return fmt.Errorf("%d CPUID entries, want 1 to %d", len(entries), maxCPUID)
 		}
-		id := uint32(v.state.spare.id)
+		id := uint32(v.staged.spare.id)
 		if e := findCPUID(entries, 1, 0); e != nil && e.Ebx>>24 != id&0xff {
 			return fmt.Errorf("%w: APIC ID %d in CPUID 1 of the vCPU whose ID is %d", ErrState, e.Ebx>>24, id)
 		}

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -33,13 +34,16 @@ type VM struct {
 	tscError atomic.Pointer[TSCError]
 	tscTold  atomic.Bool
 
-	mu     sync.Mutex
-	cond   sync.Cond // active, pauses or a context changed
-	pauses int       // Pause calls that no Resume has undone; the VM is paused while there are any
-	resets uint64    // how often pauses has become 0
-	closed bool
-	active int // vCPUs in Run and not parked
-	vcpus  []*VCPU
+	mu       sync.Mutex
+	parked   signal // for vCPUs: pauses, a rest or a context has ended
+	still    signal // for Pause: active has become 0, or pauses or a context ended
+	pauses   int    // Pause calls that no Resume has undone; the VM is paused while there are any
+	resets   uint64 // how often pauses has become 0
+	closed   bool
+	watching time.Duration // watching, or 0 if there are too few CPUs; vCPUs are added before it is read
+	active   int           // vCPUs in Run and not parked
+	inside   atomic.Int32  // of them, those that are not about to park either
+	vcpus    []*VCPU
 
 	throttle atomic.Int32 // per cent of each slice that a vCPU stays out of the guest
 	stops    stops
@@ -65,7 +69,6 @@ func Attach(vmfd uintptr, cfg AttachConfig) (*VM, error) {
 		kvm = fd
 	}
 	vm := &VM{fd: int(vmfd), log: cfg.Log, catchUp: cfg.CatchUp}
-	vm.cond.L = &vm.mu
 	vm.slots.Store(new([]*slot))
 	var err error
 	if vm.sys, err = ReadSystem(kvm, vm.fd); err != nil {
@@ -102,7 +105,7 @@ func (vm *VM) VCPUs() []*VCPU {
 // ends first, this Pause is void and the context's error is returned; ErrResumed
 // if as many Resumes as Pauses were called meanwhile.
 func (vm *VM) Pause(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, vm.wake)
+	stop := context.AfterFunc(ctx, vm.still.raise)
 	defer stop()
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
@@ -120,42 +123,51 @@ func (vm *VM) Pause(ctx context.Context) error {
 			return ErrResumed
 		}
 		if err := ctx.Err(); err != nil {
-			vm.resume()
+			if vm.resume() {
+				vm.parked.raise()
+			}
 			return fmt.Errorf("kvm: pause: %w", err)
 		}
-		vm.cond.Wait()
+		seen := vm.still.seen()
+		vm.mu.Unlock()
+		vm.still.watch(seen, vm.watching)
+		vm.mu.Lock()
 	}
 	return nil
 }
+
+// watching is how long one thread looks out for another that is about to stop before it
+// lets itself be woken: vCPUs take about as long to leave the guest. There must be a CPU
+// for each.
+const watching = 50 * time.Microsecond
 
 // Resume undoes one Pause; the vCPUs run on if it was the last. Resuming a running VM
 // is no error.
 func (vm *VM) Resume(context.Context) error {
 	vm.mu.Lock()
-	defer vm.mu.Unlock()
-	if vm.closed {
+	closed, last := vm.closed, vm.resume()
+	vm.mu.Unlock()
+	if last { // whoever wakes finds the lock free
+		vm.parked.raise()
+		vm.still.raise()
+	}
+	if closed {
 		return ErrClosed
 	}
-	vm.resume()
 	return nil
 }
 
-// resume is called with mu held.
-func (vm *VM) resume() {
-	if vm.pauses == 0 {
-		return
+// resume takes a pause back, and reports whether it was the last: parked is to be
+// raised. mu is held.
+func (vm *VM) resume() (last bool) {
+	if vm.closed || vm.pauses == 0 {
+		return false
 	}
-	if vm.pauses--; vm.pauses == 0 {
-		vm.resets++
-		vm.cond.Broadcast()
+	if vm.pauses--; vm.pauses > 0 {
+		return false
 	}
-}
-
-// wake makes everybody who waits look again.
-func (vm *VM) wake() {
-	vm.mu.Lock()
-	vm.cond.Broadcast()
-	vm.mu.Unlock()
+	vm.resets++
+	return true
 }
 
 // stopped fails with ErrRunning if a vCPU runs, or is about to.
@@ -297,16 +309,31 @@ func (d clockDevice) PostLoad(uint32) error {
 	return d.vm.clock.Restore(d.vm.fd)
 }
 
-func (d vcpuDevice) VMState(f *vmstate.Fields) { d.v.state.VMState(f) }
-func (d vcpuDevice) PreSave() error            { return d.v.with(d.v.state.Save) }
+// VMState implements vmstate.Device. What is loaded is staged where no pause that comes
+// meanwhile has the vCPU's thread save anything.
+func (d vcpuDevice) VMState(f *vmstate.Fields) {
+	if f.Loading() {
+		d.v.staged.VMState(f)
+		return
+	}
+	d.v.state.VMState(f)
+}
+
+func (d vcpuDevice) PreSave() error { return d.v.save() }
 
 func (d vcpuDevice) PostLoad(uint32) error {
-	s, vm := d.v.state, d.v.vm
+	s, vm := d.v.staged, d.v.vm
 	s.Advance(0)
 	if vm.catchUp {
 		s.Advance(vm.clock.Behind())
 	}
-	if err := d.v.with(s.Restore); err != nil {
+	err := d.v.with(func(fd int) error {
+		s.knows(d.v.state)
+		err := s.Restore(fd)
+		d.v.state.knows(s)
+		return err
+	})
+	if err != nil {
 		return err
 	}
 	vm.noteTSC(d.v)
