@@ -70,6 +70,9 @@ func (vm *VM) ReadDirty(block string, bitmap []uint64) error { return errPlatfor
 // Stopped returns 0.
 func (vm *VM) Stopped() time.Duration { return 0 }
 
+// IdleCPUs returns 0.
+func (vm *VM) IdleCPUs() int { return 0 }
+
 // Throttle fails with an error that wraps errors.ErrUnsupported.
 func (vm *VM) Throttle(percent int) error { return errPlatform }
 

@@ -22,6 +22,12 @@ import (
 // once at a time; a vCPU whose Run has returned is stopped and may be saved, or
 // run again.
 //
+// Whoever runs vCPUs raises GOMAXPROCS by their number. A thread that comes back from
+// the guest needs one of the places that Go has for threads that run Go code; where
+// other goroutines have them all, it waits for the scheduler to take one away, and with
+// it the guest, and whoever pauses it: milliseconds instead of microseconds. In the guest
+// a vCPU takes no place.
+//
 // handle is called for each exit but those that are KVM's own affair, with the
 // shared struct kvm_run; see Dispatch for a typed view. What it changes there (a
 // port that is read) reaches the guest. An exit counts as handled even if handle

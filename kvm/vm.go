@@ -96,6 +96,14 @@ func (vm *VM) VCPUs() []*VCPU {
 	return append([]*VCPU(nil), vm.vcpus...)
 }
 
+// IdleCPUs returns how many CPUs of the host the VM leaves idle while it is paused: one
+// for each vCPU. It makes a VM a ram.Idler: they copy its dirty pages.
+func (vm *VM) IdleCPUs() int {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return len(vm.vcpus)
+}
+
 // Pause stops all vCPUs and returns when none of them runs and none has an exit
 // pending. A vCPU whose Run is called later waits there. Pauses nest: the vCPUs go on
 // when each Pause that returned nil has been undone by a Resume. The host's own

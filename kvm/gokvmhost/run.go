@@ -19,6 +19,8 @@ import (
 // which of them. All that it started has ended then; a disk or a console that
 // blocks keeps it. While the Host is paused the vCPUs wait.
 //
+// Whoever calls it raises GOMAXPROCS by the number of vCPUs, as for kvm.VCPU.Run.
+//
 // It is called once at a time, and may be called again: a guest that has reset
 // itself can be rolled back to an earlier state, and run on from there.
 func (h *Host) Run(ctx context.Context) error {

@@ -23,6 +23,10 @@ func (s *Saver) Capture() (whole bool, err error) {
 	}
 	s.beforeCapture = s.stats
 	s.captured, s.whole = true, true
+	if s.captureTogether() {
+		s.dirty = 0
+		return true, nil
+	}
 	for bi := range s.blocks {
 		if !s.captureBlock(bi) {
 			s.whole = false
@@ -65,6 +69,7 @@ func (s *Saver) abandon() {
 	}
 	s.captured, s.whole = false, false
 	s.arena.reset()
+	s.batches.parts = s.batches.parts[:0]
 	s.stats = s.beforeCapture
 	// The records named blocks that the peer will not hear of.
 	s.last = noBlock

@@ -20,6 +20,13 @@ type SaverConfig struct {
 	// Memory is taken as captures need it, and kept.
 	MaxCapture uint64
 
+	// CaptureWorkers is how many goroutines copy dirty pages in Capture, while the
+	// guest stands still: one copies a page in less than a microsecond, and memory
+	// takes more. 0 means one and as many more as the guest leaves CPUs idle, where the
+	// DirtyLog is an Idler. There are never more than CPUs or GOMAXPROCS. With XBZRLE
+	// it is one.
+	CaptureWorkers int
+
 	// XBZRLE is the memory for pages as they were last sent, in bytes, from
 	// which those sent again are sent as differences. 0 means none. It pays
 	// where a guest changes little of each page it dirties and the link is
@@ -63,6 +70,7 @@ type Saver struct {
 	atPage  int
 
 	arena    arena
+	batches  batches
 	captured bool // Capture was called and SaveComplete not yet
 	whole    bool // it took everything
 
@@ -244,6 +252,9 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 	for i, n := range s.arena.used {
 		w.WriteRef(s.arena.chunks[i][:n])
 	}
+	for _, p := range s.batches.parts {
+		w.WriteRef(p)
+	}
 	fromGuest := s.dirty > 0 && !s.whole
 	if fromGuest {
 		for bi := range s.blocks {
@@ -272,7 +283,7 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 	if s.whole {
 		// The guest runs: a good time to make memory ready for a larger
 		// capture.
-		s.arena.prepare(2*s.arena.bytes() + chunkSize)
+		s.arena.prepare(2*(s.arena.bytes()+s.batches.bytes()) + chunkSize)
 	}
 	if s.captured {
 		for i := range s.blocks {
@@ -281,6 +292,7 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 	}
 	s.captured, s.whole = false, false
 	s.arena.reset()
+	s.batches.parts = s.batches.parts[:0]
 	s.statsDone = true
 	return nil
 }
@@ -291,6 +303,7 @@ func (s *Saver) SaveCleanup() {
 	s.abandon()
 	if s.bad == nil {
 		s.arena = newArena(s.cfg.MaxCapture)
+		s.batches.parts = nil
 	}
 	if s.logging {
 		s.logging = false
