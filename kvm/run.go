@@ -236,11 +236,11 @@ func (v *VCPU) release() {
 }
 
 // sleep gives the vCPU up until there may be something to do. vm.mu is held.
-func (v *VCPU) sleep() {
+func (v *VCPU) sleep(watching time.Duration) {
 	seen := v.vm.parked.seen()
 	v.release()
 	v.vm.mu.Unlock()
-	v.vm.parked.wait(seen)
+	v.vm.parked.watch(seen, watching)
 	v.vm.mu.Lock()
 }
 
@@ -269,11 +269,11 @@ func (v *VCPU) park(ctx context.Context) error {
 				v.release() // if it is no longer paused, it is taken again
 				continue
 			}
-			v.sleep()
+			v.sleep(vm.watching) // a checkpoint's pause is not much longer
 			continue
 		case v.rests():
 			v.stopEnds()
-			v.sleep()
+			v.sleep(0)
 			continue
 		case v.active:
 		case v.own.TryLock():
