@@ -25,6 +25,7 @@ const (
 // a time.
 type ChipState struct {
 	hasChips, hasPIT bool
+	present          bool // what the stream says of one of them
 	chip             [chips]gokvm.IRQChip
 	pit              gokvm.PITState2
 }
@@ -114,9 +115,9 @@ func (s *ChipState) restorePIT(vm int) error {
 // chipFields names the interrupt controllers' fields. That a VM has them or not
 // is decided when it is made; both sides must agree.
 func (s *ChipState) chipFields(f *vmstate.Fields) {
-	present := s.hasChips
-	f.Bool("present", &present)
-	f.Check("present", present == s.hasChips)
+	s.present = s.hasChips
+	f.Bool("present", &s.present)
+	f.Check("present", s.present == s.hasChips)
 	if !s.hasChips {
 		return
 	}
@@ -129,9 +130,9 @@ func (s *ChipState) chipFields(f *vmstate.Fields) {
 const pitCountMax = 0x10000
 
 func (s *ChipState) pitFields(f *vmstate.Fields) {
-	present := s.hasPIT
-	f.Bool("present", &present)
-	f.Check("present", present == s.hasPIT)
+	s.present = s.hasPIT
+	f.Bool("present", &s.present)
+	f.Check("present", s.present == s.hasPIT)
 	if !s.hasPIT {
 		return
 	}

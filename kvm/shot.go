@@ -61,14 +61,9 @@ func (s *shot) ends() {
 
 // save makes the shot the stopped vCPU's state.
 func (v *VCPU) save() error {
-	v.vm.mu.Lock()
-	err := v.stopped()
-	v.vm.mu.Unlock()
+	err := v.hold()
 	if err != nil {
 		return err
-	}
-	if !v.own.TryLock() {
-		return ErrRunning
 	}
 	defer v.own.Unlock()
 	s := v.state
@@ -82,6 +77,22 @@ func (v *VCPU) save() error {
 	}
 	v.shot.fresh, v.shot.used = false, true
 	if err = s.Save(v.fd); err != nil {
+		return fmt.Errorf("kvm: vCPU %d: %w", v.index, err)
+	}
+	return nil
+}
+
+// restore makes what is staged the stopped vCPU's state.
+func (v *VCPU) restore() error {
+	if err := v.hold(); err != nil {
+		return err
+	}
+	defer v.own.Unlock()
+	v.shot.fresh = false
+	v.staged.knows(v.state)
+	err := v.staged.Restore(v.fd)
+	v.state.knows(v.staged)
+	if err != nil {
 		return fmt.Errorf("kvm: vCPU %d: %w", v.index, err)
 	}
 	return nil

@@ -53,8 +53,9 @@ type tsc struct {
 	applied uint64 // the offset that Restore has set
 	known   bool   // applied is there
 	advance time.Duration
-	err     *TSCError
-	word    uint64 // what the kernel reads and writes
+	err     *TSCError // of the last Restore
+	first   *TSCError // of the first that failed
+	word    uint64    // what the kernel reads and writes
 }
 
 // Follow makes s keep its TSC's distance from first's when it is restored: those of
@@ -120,7 +121,7 @@ func hasTSCOffset(vcpu int) bool {
 // while the kernel has its address.
 func (s *VCPUState) tscOffset(vcpu int, name string, req uintptr) error {
 	attr := deviceAttr{addr: uint64(uintptr(unsafe.Pointer(&s.tsc.word)))}
-	_, err := ioctl(vcpu, name+" of the TSC offset", req, unsafe.Pointer(&attr))
+	_, err := ioctl(vcpu, name, req, unsafe.Pointer(&attr))
 	runtime.KeepAlive(s)
 	return err
 }
@@ -193,8 +194,10 @@ func (s *VCPUState) restoreTSC(vcpu int) error {
 	}
 	slack := (2*uint64(time.Since(begun).Microseconds())/1000 + 2) * khz
 	if off := int64(got - want); off > int64(slack) || off < -int64(slack) {
-		t.err = &TSCError{Want: want, Got: got, KHz: s.tscKHz}
-		t.deaf = true
+		if t.first == nil { // the first of them tells as much as the last
+			t.first = &TSCError{Want: want, Got: got, KHz: s.tscKHz}
+		}
+		t.err, t.deaf = t.first, true
 	}
 	return nil
 }

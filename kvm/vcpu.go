@@ -133,16 +133,21 @@ func (v *VCPU) stopped() error {
 	return nil
 }
 
-// with calls fn with the descriptor of the vCPU while it is stopped.
-func (v *VCPU) with(fn func(fd int) error) error {
+// hold takes the stopped vCPU; own is to be unlocked.
+func (v *VCPU) hold() error {
 	v.vm.mu.Lock()
 	err := v.stopped()
 	v.vm.mu.Unlock()
-	if err != nil {
-		return err
+	if err == nil && !v.own.TryLock() {
+		err = ErrRunning
 	}
-	if !v.own.TryLock() {
-		return ErrRunning
+	return err
+}
+
+// with calls fn with the descriptor of the vCPU while it is stopped.
+func (v *VCPU) with(fn func(fd int) error) error {
+	if err := v.hold(); err != nil {
+		return err
 	}
 	defer v.own.Unlock()
 	v.shot.fresh = false

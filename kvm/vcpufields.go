@@ -32,9 +32,9 @@ func (s *VCPUState) VMState(f *vmstate.Fields) {
 	f.Uint64s("db", s.debug.DB[:])
 	f.Uint64("dr6", &s.debug.DR6)
 	f.Uint64("dr7", &s.debug.DR7)
-	apic := s.apic
-	f.Bool("lapic_present", &apic)
-	if apic {
+	s.apicThere = s.apic
+	f.Bool("lapic_present", &s.apicThere)
+	if s.apicThere {
 		f.Info("lapic", "kvm_lapic_state", s.lapic.Regs[:])
 	}
 	f.Uint32("msrs", &s.msr.n)
@@ -43,7 +43,7 @@ func (s *VCPUState) VMState(f *vmstate.Fields) {
 	s.eventFields(f)
 	s.tscFields(f)
 	if f.Loading() && f.Err() == nil {
-		err := s.check(apic)
+		err := s.check(s.apicThere)
 		if err == nil {
 			err = s.spare.try(s)
 		}
@@ -188,12 +188,15 @@ func (s *VCPUState) check(apic bool) error {
 			return bad("CPUID entry %d", i)
 		}
 	}
-	if possible, err := s.possible(); err != nil {
-		return err
-	} else if possible != nil {
-		if list := missing(s.cpuid.entries[:s.cpuid.n], possible); len(list) > 0 {
+	if table := s.cpuid.entries[:s.cpuid.n]; !slices.Equal(table, s.judged) {
+		possible, err := s.possible()
+		if err != nil {
+			return err
+		}
+		if list := missing(table, possible); possible != nil && len(list) > 0 {
 			return &CPUError{list}
 		}
+		s.judged = append(s.judged[:0], table...)
 	}
 	if s.sys.xcrs != (s.xcrs.NrXRCS > 0) {
 		return bad("%d extended control registers", s.xcrs.NrXRCS)

@@ -47,6 +47,8 @@ type VCPUState struct {
 	msrs []uint32 // of sys.msrs, those that this vCPU has
 	apic bool     // its local APIC is in the kernel
 
+	apicThere bool // what the stream says of that
+
 	// What the vCPU is known to have; an empty table is not known.
 	hasCPUID  []gokvm.CPUIDEntry2
 	hasTSCKHz uint32
@@ -68,6 +70,7 @@ type VCPUState struct {
 	tsc      tsc
 	spare    *spare                // tries a state while it is decoded; nil: nobody does
 	flags    uint32                // of events, that KVM takes here
+	judged   []CPUIDEntry          // a table that this host can give a guest; of another, it is found out
 	given    *given                // what the vCPU has, for any goroutine; nil: nobody asks
 	inMemory func(gpa uint64) bool // whether the guest has memory there; nil: not known
 	one      msrOne

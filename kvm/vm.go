@@ -335,13 +335,7 @@ func (d vcpuDevice) PostLoad(uint32) error {
 	if vm.catchUp {
 		s.Advance(vm.clock.Behind())
 	}
-	err := d.v.with(func(fd int) error {
-		s.knows(d.v.state)
-		err := s.Restore(fd)
-		d.v.state.knows(s)
-		return err
-	})
-	if err != nil {
+	if err := d.v.restore(); err != nil {
 		return err
 	}
 	vm.noteTSC(d.v)
