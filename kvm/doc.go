@@ -37,15 +37,14 @@
 // A vCPU's state is: CPUID, TSC frequency, MP state, special and general
 // registers with the PDPTRs, XCRs, XSAVE area, debug registers, local APIC, MSRs (those
 // that KVM lists, and of the others memory types, machine-check banks, TSC_AUX and
-// KVM's own), pending events with a pending exception's payload, and the distance of
+// KVM's own, and Hyper-V's synthetic interrupts and timers where the VM's host has made it
+// for them), pending events with a pending exception's payload, and the distance of
 // its TSC from the other vCPUs'.
 //
 // Not saved, and an error where a guest uses it: nested virtualization
 // ([NotSavedError], on saving and on loading), system-management memory apart from the
 // guest's (a slot of another address space cannot be added), more vCPUs than an APIC ID
-// of 8 bits can name. Hyper-V's synthetic interrupts and timers are saved as far as KVM
-// lists their MSRs; a VM is made for them by its host, and those that Create makes are
-// not. Breakpoints that the host itself has set (KVM_SET_GUEST_DEBUG) are the host's
+// of 8 bits can name. Breakpoints that the host itself has set (KVM_SET_GUEST_DEBUG) are the host's
 // and no part of the guest.
 //
 // The section names, all version 1, are kvm/irqchip,
