@@ -86,7 +86,7 @@ type given struct {
 
 // NewVCPUState returns a state for a vCPU, which must not run during the call
 // and whose TSC frequency must have been chosen. CPUID may follow until the first
-// Save.
+// Save. Of a VM with several vCPUs the states of all but the first Follow that one's.
 func NewVCPUState(sys *System, vcpu int) (*VCPUState, error) {
 	s := &VCPUState{sys: sys, msrs: slices.Clone(sys.msrs), xsave: make([]byte, sys.xsaveSize), given: &given{}}
 	_, err := ioctl(vcpu, "KVM_GET_LAPIC", kvmGetLAPIC, unsafe.Pointer(&s.lapic))

@@ -126,10 +126,7 @@ func (vm *VM) Pause(ctx context.Context) error {
 			v.kick()
 		}
 	}
-	for vm.active > 0 {
-		if vm.resets != resets {
-			return ErrResumed
-		}
+	for vm.active > 0 && vm.resets == resets {
 		if err := ctx.Err(); err != nil {
 			if vm.resume() {
 				vm.parked.raise()
@@ -140,6 +137,9 @@ func (vm *VM) Pause(ctx context.Context) error {
 		vm.mu.Unlock()
 		vm.still.watch(seen, vm.watching)
 		vm.mu.Lock()
+	}
+	if vm.resets != resets {
+		return ErrResumed
 	}
 	return nil
 }
@@ -199,8 +199,8 @@ func (vm *VM) isClosed() bool {
 	return vm.closed
 }
 
-// Close lets go of everything that was made here: an adopted VM's dirty rings,
-// or all of a VM that Create made, including its memory. Run must have returned
+// Close lets go of everything that was made here: an adopted VM's dirty rings and the
+// spare VM on which its states were tried, or all of a VM that Create made, including its memory. Run must have returned
 // for every vCPU, or it fails with ErrRunning. Closing twice is no error.
 func (vm *VM) Close() error {
 	vm.mu.Lock()
