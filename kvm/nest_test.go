@@ -230,3 +230,68 @@ func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
 	stop()
 	group.Wait()
 }
+
+// A pause that is called off while it waits says so, and the guest goes on.
+func TestAPauseThatIsCalledOffSaysSo(t *testing.T) {
+	held, release := make(chan struct{}), make(chan struct{})
+	m := newMachine(t, guest.Params{Pages: 8, Touch: 1}, kvm.Config{})
+	m.load()
+	v := m.VCPUs()[0]
+	ctx, stop := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	first := true
+	go func() {
+		ran <- v.Run(ctx, v.Dispatch(kvm.Handler{IO: func(x *kvm.IO) error {
+			if first {
+				first = false
+				close(held)
+				<-release
+			}
+			return m.io(0, x)
+		}}))
+	}()
+	<-held
+	paused := make(chan error, 1)
+	go func() { paused <- m.Pause(context.Background()) }()
+	for called := false; !called; {
+		m.resume() // nothing, until the pause has begun
+		select {
+		case err := <-paused:
+			if !errors.Is(err, kvm.ErrResumed) {
+				t.Error(err)
+			}
+			called = true
+		case <-time.After(time.Millisecond):
+		}
+	}
+	close(release)
+	m.await(3)
+	stop()
+	<-ran
+}
+
+// Several pause and resume at once: each of them sees the guest stand still, and when
+// all are done it runs.
+func TestManyPauseAtOnce(t *testing.T) {
+	m := counting(t, 2)
+	var group sync.WaitGroup
+	for range 4 {
+		group.Go(func() {
+			for range 100 {
+				if err := m.Pause(context.Background()); err != nil {
+					t.Error(err)
+					return
+				}
+				before := m.rounds()
+				time.Sleep(50 * time.Microsecond)
+				if m.rounds() != before {
+					t.Error("the guest runs though it is paused")
+				}
+				m.Resume(context.Background())
+			}
+		})
+	}
+	group.Wait()
+	m.await(m.rounds() + 3)
+	m.halt()
+}
