@@ -1,6 +1,9 @@
 package ram
 
-import "math/bits"
+import (
+	"math/bits"
+	"time"
+)
 
 // Capture reads the dirty log of the paused guest and copies the dirty pages
 // into the capture arena, as the records that SaveComplete will send. whole
@@ -23,8 +26,10 @@ func (s *Saver) Capture() (whole bool, err error) {
 	}
 	s.beforeCapture = s.stats
 	s.captured, s.whole = true, true
+	begun, pages := time.Now(), s.dirty
 	if s.captureTogether() {
 		s.dirty = 0
+		s.trial.saw(true, pages, time.Since(begun))
 		return true, nil
 	}
 	for bi := range s.blocks {
@@ -38,6 +43,9 @@ func (s *Saver) Capture() (whole bool, err error) {
 		}
 	}
 	s.dirty = 0
+	if pages >= fewestPages {
+		s.trial.saw(false, pages, time.Since(begun))
+	}
 	return true, nil
 }
 

@@ -23,7 +23,8 @@ type SaverConfig struct {
 	// CaptureWorkers is how many goroutines copy dirty pages in Capture, while the
 	// guest stands still: one copies a page in less than a microsecond, and memory
 	// takes more. 0 means one and as many more as the guest leaves CPUs idle, where the
-	// DirtyLog is an Idler. There are never more than CPUs or GOMAXPROCS. With XBZRLE
+	// DirtyLog is an Idler and as long as that pays: where the host's CPUs are busy
+	// it does not. There are never more than CPUs or GOMAXPROCS. With XBZRLE
 	// it is one.
 	CaptureWorkers int
 
@@ -71,6 +72,7 @@ type Saver struct {
 
 	arena    arena
 	batches  batches
+	trial    trial
 	captured bool // Capture was called and SaveComplete not yet
 	whole    bool // it took everything
 

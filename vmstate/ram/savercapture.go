@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Idler is what a DirtyLog may be besides: it says how many CPUs a paused guest leaves
@@ -18,8 +19,8 @@ type Idler interface {
 // what is sent is the same bytes in the same order, however many took part.
 const batchesPerChunk = 8
 
-// fewestBatches are worth another worker, which has to be woken.
-const fewestBatches = 3
+// fewestPages are worth another worker, which has to be woken.
+const fewestPages = 90
 
 // pageRef is a dirty page.
 type pageRef struct{ block, page int32 }
@@ -28,8 +29,9 @@ type pageRef struct{ block, page int32 }
 type batches struct {
 	saver *Saver
 	list  []pageRef
-	each  int      // pages in a batch, but for the last
-	parts [][]byte // what each batch became; empty: this capture is the arena's own
+	each  int         // pages in a batch, but for the last
+	parts [][]byte    // what each batch became; empty: this capture is the arena's own
+	ready atomic.Bool // list is whole; helpers are woken before
 	next  atomic.Int64
 	zero  atomic.Uint64
 	group sync.WaitGroup
@@ -48,16 +50,52 @@ func (s *Saver) workers() int {
 	return min(n, runtime.GOMAXPROCS(0), runtime.NumCPU())
 }
 
+// trial finds out whether helpers pay: on a host whose CPUs are busy, one that was woken
+// waits for a CPU, and all wait for it.
+type trial struct {
+	cost [2]time.Duration // of a page, alone and together, as last seen; 0: not known
+	left int              // captures until the dearer way is tried again
+}
+
+// trialEvery is how many captures go the cheaper way before the other is tried again.
+const trialEvery = 64
+
+// together reports whether the next capture is to have helpers.
+func (t *trial) together() bool {
+	cheaper := t.cost[1] == 0 || t.cost[0] != 0 && t.cost[1] <= t.cost[0]
+	if t.left--; t.left > 0 {
+		return cheaper
+	}
+	t.left = trialEvery
+	return !cheaper || t.cost[1] == 0
+}
+
+// saw keeps what a capture of so many pages took.
+func (t *trial) saw(together bool, pages int, took time.Duration) {
+	way := 0
+	if together {
+		way = 1
+	}
+	each := max(took/time.Duration(pages), 1)
+	if old := t.cost[way]; old != 0 {
+		each = (3*old + each) / 4
+	}
+	t.cost[way] = each
+}
+
 // captureTogether is Capture's copying with the help of others. It reports false, and
 // has done nothing, where it does not pay or may not be: few pages, differences (each of
 // which depends on the cache of all), or more than there is room for.
 func (s *Saver) captureTogether() bool {
 	b := &s.batches
 	each := s.arena.size / batchesPerChunk / maxRecord
-	if s.deltas != nil || each == 0 || s.dirty < fewestBatches*each {
+	if s.deltas != nil || each == 0 || s.dirty < max(fewestPages, 2*each) {
 		return false
 	}
 	workers := s.workers()
+	if s.cfg.CaptureWorkers == 0 && workers > 1 && !s.trial.together() {
+		return false
+	}
 	count := (s.dirty + each - 1) / each
 	if workers < 2 || (count+batchesPerChunk-1)/batchesPerChunk > s.arena.limit {
 		return false
@@ -67,10 +105,23 @@ func (s *Saver) captureTogether() bool {
 		b.saver = s
 		b.help = func() {
 			defer b.group.Done()
+			for n := 1; !b.ready.Load(); n++ {
+				if n%1024 == 0 {
+					runtime.Gosched()
+				}
+			}
 			b.work()
 		}
 	}
 	b.each, b.list, b.parts = each, b.list[:0], b.parts[:0]
+	b.ready.Store(false)
+	b.next.Store(0)
+	b.zero.Store(0)
+	helpers := min(workers, count) - 1
+	b.group.Add(helpers)
+	for range helpers {
+		go b.help()
+	}
 	for bi := range s.blocks {
 		sb := &s.blocks[bi]
 		for wi, word := range sb.dirty {
@@ -87,13 +138,7 @@ func (s *Saver) captureTogether() bool {
 	for range count {
 		b.parts = append(b.parts, nil)
 	}
-	b.next.Store(0)
-	b.zero.Store(0)
-	helpers := min(workers, count) - 1
-	b.group.Add(helpers)
-	for range helpers {
-		go b.help()
-	}
+	b.ready.Store(true)
 	b.work()
 	b.group.Wait()
 	s.stats.Pages += uint64(len(b.list))

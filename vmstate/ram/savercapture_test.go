@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/gocolo/lockstep/qemufile"
 )
@@ -59,12 +60,26 @@ func complete(t testing.TB, s *Saver) []byte {
 	return b.Bytes()
 }
 
+// By default the guest's idle CPUs help, as many as there are.
+func TestTheCPUsThatTheGuestLeavesIdleHelp(t *testing.T) {
+	procs(t)
+	g := newGuest(t, pages(t, "ram", 10))
+	for cpus, want := range map[int]int{0: 1, 1: 2, 64: min(4, runtime.NumCPU())} {
+		if n := NewSaver(g.blocks, idler{g, cpus}, SaverConfig{}).workers(); n != want {
+			t.Errorf("%d idle CPUs: %d workers, want %d", cpus, n, want)
+		}
+	}
+	if n := NewSaver(g.blocks, g, SaverConfig{}).workers(); n != 1 {
+		t.Errorf("a log that does not say: %d workers", n)
+	}
+}
+
 // However many copy, the stream is the same, and so are the counts.
 func TestACaptureByManyIsThatOfOne(t *testing.T) {
 	procs(t)
 	r := rand.New(rand.NewPCG(3, 5))
 	g := newGuest(t, pages(t, "ram", 3000), pages(t, "a block with a long name", 500), pages(t, "vga", 64))
-	one, many := together(t, g, SaverConfig{})
+	one, many := together(t, g, SaverConfig{CaptureWorkers: 3})
 	for round, writes := range []int{0, 1, 50, 91, 400, 3000, 30, 5000} {
 		g.scribble(r, writes)
 		dirty := make(map[string]Bitmap)
@@ -192,5 +207,34 @@ func BenchmarkCaptureTogether(b *testing.B) {
 				b.ReportMetric(0, "ns/op")
 			})
 		}
+	}
+}
+
+// Helpers that cost more than they help are left alone, but for a try now and then; they
+// are back when they help again.
+func TestHelpersAreHadAsLongAsTheyPay(t *testing.T) {
+	var x trial
+	run := func(alone, together time.Duration) (helped int) {
+		for range 10 * trialEvery {
+			h := x.together()
+			cost := alone
+			if h {
+				cost = together
+				helped++
+			}
+			x.saw(h, 100, 100*cost)
+		}
+		return helped
+	}
+	if n := run(400, 250); n < 9*trialEvery {
+		t.Errorf("they pay, and helped %d of %d times", n, 10*trialEvery)
+	}
+	run(400, 900)
+	if n := run(400, 900); n == 0 || n > trialEvery {
+		t.Errorf("they cost, and helped %d of %d times", n, 10*trialEvery)
+	}
+	run(400, 250)
+	if n := run(400, 250); n < 9*trialEvery {
+		t.Errorf("they pay again, and helped %d of %d times", n, 10*trialEvery)
 	}
 }
