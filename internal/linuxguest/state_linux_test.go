@@ -39,7 +39,10 @@ echo "machine: tests ended with $?"
 	w.machines[name] = m
 	ctx, cancel := context.WithTimeout(w.ctx, insideTime)
 	defer cancel()
-	w.must(m.Said(ctx, "machine: tests ended with "))
+	begun := time.Now()
+	err = m.Said(ctx, "machine: tests ended with ")
+	t.Logf("OURS: a machine that ran guests, with two vCPUs too, for %v; evidence that the emulator spoilt it %q", time.Since(begun).Round(time.Second), w.spoilt())
+	w.must(err)
 	results := make(map[string]string)
 	for line := range strings.Lines(m.Events()) {
 		f := strings.Fields(line)
