@@ -121,6 +121,7 @@ const (
 	capMaxVCPUs         = 66
 	capTSCDeadline      = 72
 	capKVMClockCtrl     = 76
+	capSplitIRQChip     = 121
 	capImmediateExit    = 136
 	capExceptionPayload = 164
 	capDirtyRing        = 192

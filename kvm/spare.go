@@ -78,7 +78,7 @@ func (p *spares) close() error {
 }
 
 // open makes the vCPU unless it is there. all.mu is held.
-func (s *spare) open(flags uint32) error {
+func (s *spare) open(apic bool, flags uint32) error {
 	p := s.all
 	if s.fd > 0 {
 		return nil
@@ -91,7 +91,7 @@ func (s *spare) open(flags uint32) error {
 		if err != nil {
 			return err
 		}
-		if err := prepareSpare(vm, p.chips, flags); err != nil {
+		if err := prepareSpare(vm, p.chips, apic, flags); err != nil {
 			unix.Close(vm)
 			return err
 		}
@@ -105,8 +105,17 @@ func (s *spare) open(flags uint32) error {
 	return nil
 }
 
-func prepareSpare(vm int, chips bool, flags uint32) error {
-	if chips {
+// prepareSpare gives a VM what must be there before its vCPUs: interrupt controllers, or
+// local APICs alone if the others are the host's own (KVM_CAP_SPLIT_IRQCHIP).
+func prepareSpare(vm int, chips, apic bool, flags uint32) error {
+	switch {
+	case !chips && apic:
+		const pins = 24
+		enable := enableCap{cap: capSplitIRQChip, args: [4]uint64{pins}}
+		if _, err := ioctl(vm, "KVM_ENABLE_CAP", kvmEnableCap, unsafe.Pointer(&enable)); err != nil {
+			return err
+		}
+	case chips:
 		if _, err := ioctlValue(vm, "KVM_CREATE_IRQCHIP", kvmCreateIRQChip, 0); err != nil {
 			return err
 		}
@@ -135,13 +144,13 @@ func enableEvents(vm int, flags uint32) error {
 // given returns what a guest may have been told by KVM itself: there are KVMs (those
 // that do without the hardware's help) that give a vCPU a CPUID of their own instead of
 // the table that was set.
-func (s *spare) given(supported []CPUIDEntry, flags uint32) ([]CPUIDEntry, error) {
+func (s *spare) given(supported []CPUIDEntry, apic bool, flags uint32) ([]CPUIDEntry, error) {
 	s.all.mu.Lock()
 	defer s.all.mu.Unlock()
 	if s.all.gives != nil {
 		return s.all.gives, nil
 	}
-	if err := s.open(flags); err != nil {
+	if err := s.open(apic, flags); err != nil {
 		return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
 	}
 	table := &cpuidTable{n: uint32(len(supported))}
@@ -178,7 +187,7 @@ func (s *spare) try(state *VCPUState) error {
 	}
 	s.all.mu.Lock()
 	defer s.all.mu.Unlock()
-	if err := s.open(state.flags); err != nil {
+	if err := s.open(state.apic, state.flags); err != nil {
 		return fmt.Errorf("kvm: a VM to try a state on: %w", err)
 	}
 	refused := func(what string, err error) error {

@@ -127,21 +127,21 @@ func TestWhatKVMRefusesIsRefusedWhileDecoded(t *testing.T) {
 
 // An MSR's value is KVM's affair: it is asked, and not with the guest's own vCPU.
 func TestAnMSRThatKVMRefusesIsRefusedWhileDecoded(t *testing.T) {
-	const sysenterEIP, notCanonical = 0x176, 1 << 60
+	const pat, valid, noType = 0x277, 0x0606060606060606, 0x0202020202020202
 	a, b := newAdopted(t, 1, nil), newAdopted(t, 1, nil)
-	if writeMSR(a.fds[0], sysenterEIP, notCanonical) {
-		t.Skip("this KVM takes any address")
+	if writeMSR(a.fds[0], pat, noType) {
+		t.Skip("this KVM takes any memory type")
 	}
-	if !writeMSR(a.fds[0], sysenterEIP, 0x1234567) {
-		t.Skip("this KVM has no SYSENTER")
+	if !writeMSR(a.fds[0], pat, valid) {
+		t.Skip("this KVM has no memory types")
 	}
 	state := a.save()
-	old := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, sysenterEIP), 0x1234567)
-	bad := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, sysenterEIP), notCanonical)
+	old := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, pat), valid)
+	bad := binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, pat), noType)
 	if !bytes.Contains(state, old) {
 		t.Fatal("the MSR is not in the state")
 	}
-	refusedWhileDecoded(t, b, bytes.Replace(state, old, bad, 1), "MSR 0x176")
+	refusedWhileDecoded(t, b, bytes.Replace(state, old, bad, 1), "MSR 0x277")
 }
 
 func TestTheOtherHostsDescriptionIsJudgedInWords(t *testing.T) {

@@ -257,5 +257,5 @@ func (s *VCPUState) possible() ([]CPUIDEntry, error) {
 	if s.sys.cpuid == nil || s.spare == nil || s.given.told.Load() {
 		return s.sys.cpuid, nil
 	}
-	return s.spare.given(s.sys.cpuid, s.flags)
+	return s.spare.given(s.sys.cpuid, s.apic, s.flags)
 }
