@@ -8,8 +8,9 @@ import (
 )
 
 // Group is the disks of one guest, which are started, checkpointed and
-// stopped together. It is itself a [Replicator], a [Marker] and a [Preparer].
-// A Group is used by one goroutine at a time; only Err may be called from any.
+// stopped together. It is itself a [Replicator], a [Marker], a [Preparer] and a
+// [Cutter]. A Group is used by one goroutine at a time; only Err and Cut may be
+// called from any.
 //
 // Where QEMU's replication_*_all functions stop at the first error and leave
 // the rest as it was, a Group undoes a start that failed and stops all it can.
@@ -19,6 +20,7 @@ var (
 	_ Replicator = Group(nil)
 	_ Marker     = Group(nil)
 	_ Preparer   = Group(nil)
+	_ Cutter     = Group(nil)
 )
 
 // MemberError tells which disk of a [Group] failed, by its index.
@@ -107,6 +109,15 @@ func (g Group) Mark(ctx context.Context, epoch uint64) error {
 // their errors.
 func (g Group) Loaded(ctx context.Context, epoch uint64) error {
 	return each(g, "loaded", func(m Marker) error { return m.Loaded(ctx, epoch) })
+}
+
+// Cut cuts those members that are Cutters, in order.
+func (g Group) Cut() {
+	for _, r := range g {
+		if c, ok := r.(Cutter); ok {
+			c.Cut()
+		}
+	}
 }
 
 func all(g Group, op string, do func(Replicator) error) error {
