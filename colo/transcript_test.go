@@ -117,6 +117,7 @@ func merge(p, s []string) string {
 type scene struct {
 	name      string
 	options   options
+	ours      bool                           // the two sides know each other
 	last      uint64                         // the checkpoint after which it stops; 0: 1
 	cause     event.Cause                    // of the checkpoints; empty: request
 	primary   func(x *pair, step string)     // at each step of checkpoint 1
@@ -254,6 +255,7 @@ func (sc scene) play(t *testing.T) {
 		}
 	}
 	o := sc.options
+	o.qemu = !sc.ours
 	o.primary = func(c *colo.PrimaryConfig) {
 		c.CheckpointDelay, c.Trace = time.Hour, p.message
 		step := hook(sc.primary)

@@ -64,6 +64,14 @@ var decoders = map[string]func(json.RawMessage) (Event, error){
 	CheckpointCommit{}.Name(): decode[CheckpointCommit],
 	FailoverDone{}.Name():     decode[FailoverDone],
 
+	Arbitration{}.Name():       decode[Arbitration],
+	HeartbeatLost{}.Name():     decode[HeartbeatLost],
+	ProtectionRefused{}.Name(): decode[ProtectionRefused],
+	ProtectionEnded{}.Name():   decode[ProtectionEnded],
+	GuestTorn{}.Name():         decode[GuestTorn],
+	OutputStalled{}.Name():     decode[OutputStalled],
+	Throttled{}.Name():         decode[Throttled],
+
 	DiskBroken{}.Name():          decode[DiskBroken],
 	DiskSyncProgress{}.Name():    decode[DiskSyncProgress],
 	DiskSynchronised{}.Name():    decode[DiskSynchronised],

@@ -9,6 +9,7 @@
 //	completed           relaunch ─────────┘ EndLoad(nil)
 //
 //	EndLoad(error): any state in a load ──► torn, for good
+//	Withdraw: active ──► none, where an arbiter has refused
 //
 // The states and their order are QEMU's (QAPI enum FailoverStatus,
 // migration/colo-failover.c), with two differences. QEMU goes from require to

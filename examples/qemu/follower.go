@@ -114,7 +114,7 @@ func (s *follower) follow(ctx context.Context) error {
 		CheckpointDelay: 24 * time.Hour, PeerTimeout: s.r.peer,
 		Arbiter: colo.ArbiterFunc(func(_ context.Context, c colo.Claim) error {
 			why = c.Cause
-			return errors.New("a relay runs no guest")
+			return fmt.Errorf("%w: a relay runs no guest", colo.ErrRefused)
 		}),
 	})
 	if err != nil {
