@@ -216,6 +216,8 @@ type runner interface {
 	Failover() error
 	Lost(error)
 	Info() colo.Info
+	Fenced() error
+	End() error
 }
 
 // run starts a session.

@@ -137,11 +137,14 @@ func NewPrimary(conn io.ReadWriteCloser, cfg PrimaryConfig) (*Primary, error) {
 	p.events, p.arbiter, p.session.step = cfg.Events, cfg.Arbiter, cfg.Step
 	p.link.Trace = cfg.Trace
 	p.delay.Store(int64(orDefault(cfg.CheckpointDelay, DefaultCheckpointDelay)))
-	p.cfg.MaxDowntime = orDefault(cfg.MaxDowntime, DefaultMaxDowntime)
 	p.cfg.MinInterval = orDefault(cfg.MinInterval, DefaultMinInterval)
 	if p.arbiter != nil {
 		p.cfg.CheckpointTimeout = orDefault(cfg.CheckpointTimeout, DefaultCheckpointTimeout)
 	}
+	if p.goodbyeTime = p.patience(); p.cfg.CheckpointTimeout > 0 {
+		p.goodbyeTime = p.cfg.CheckpointTimeout
+	}
+	p.cfg.MaxDowntime = orDefault(cfg.MaxDowntime, DefaultMaxDowntime)
 	p.cfg.MaxPasses = orDefault(cfg.MaxPasses, 30)
 	p.cfg.AheadThreshold = orDefault(cfg.AheadThreshold, 4<<20)
 	p.blobW = qemufile.NewWriter(&p.blob)
@@ -229,7 +232,7 @@ func (p *Primary) farewell() bool {
 	}
 	p.op = "say goodbye"
 	p.link.allow()
-	p.link.patience(p.patience())
+	p.link.patience(p.goodbyeTime)
 	err := p.link.sayGoodbye("")
 	if err == nil || errors.Is(err, ErrOutOfTurn) {
 		err = p.link.Expect(Goodbye)

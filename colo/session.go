@@ -48,6 +48,8 @@ type session struct {
 	since  time.Time // when it began
 	ours   bool      // the peer is one of ours: it knows the words that are not QEMU's
 
+	goodbyeTime time.Duration // how long an end that is wished for may take
+
 	// deferring: an end that is wished for waits until the two sides can say
 	// goodbye. Written by the goroutine in Run, with mu held.
 	deferring bool
@@ -222,7 +224,7 @@ func (s *session) wished() {
 	case !s.deferring:
 		s.link.interrupt()
 	case s.giveUp == nil:
-		s.giveUp = time.AfterFunc(s.patience(), func() {
+		s.giveUp = time.AfterFunc(s.goodbyeTime, func() {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			if !s.heeded {

@@ -32,6 +32,10 @@ func (s *session) settle(ctx context.Context, cause error) error {
 	if s.arbiter == nil {
 		return s.awaitOrder(ctx, cause)
 	}
+	if !s.unfenced() {
+		<-s.quit // at once, or when Fenced gets there
+		return nil
+	}
 	s.setWhere(StateAsking)
 	if ctx.Err() != nil {
 		if s.mode != event.ModePrimary && !s.asked() {

@@ -15,7 +15,6 @@ type Monitor struct {
 // maxExcuses is how often in a row a silence may be our own.
 const maxExcuses = 3
 
-
 // Beat says that the peer was heard at now. The first Beat is that of the
 // caller itself, when it begins to listen. Time does not go back: a beat
 // earlier than the last one is as good as the last one.
