@@ -94,9 +94,21 @@ type Settler interface{ Settle() error }
 // a Registry mean: what was loaded is staged until Commit or Rollback.
 type Loader interface {
 	// LoadInitial reads the initial migration, from the file header to the
-	// description, and no further.
+	// description, and no further. onCommand is called for each command in it;
+	// its error must end the load and be returned.
 	LoadInitial(r *qemufile.Reader, onCommand func(vmstate.Command) error) error
-	stager
+	// Load reads the live sections of a checkpoint, up to and with the EOF
+	// byte, and stages them. A load that fails must leave nothing staged.
+	Load(r *qemufile.Reader, onCommand func(vmstate.Command) error) error
+	// LoadDevices decodes, checks and stages the device state of a checkpoint,
+	// which is valid until it returns.
+	LoadDevices(state []byte, onCommand func(vmstate.Command) error) error
+	// Commit makes what was staged the guest's. Only a fault of this host may
+	// make it fail; the guest is then torn.
+	Commit() error
+	// Rollback drops what was staged. Without anything staged it must do
+	// nothing.
+	Rollback()
 }
 
 // stager is what a checkpoint needs of a Loader or a vmstate.Registry.

@@ -52,8 +52,10 @@ func (p *Primary) sendHeader(context.Context) error {
 // iterate sends memory, pass after pass, until what is left would be sent
 // within MaxDowntime.
 func (p *Primary) iterate(ctx context.Context) error {
+	var left uint64
 	for {
 		p.events.Publish(p.nextPass())
+		p.progress(left)
 		for done := false; !done; {
 			var err error
 			if done, err = p.state.SaveIterate(p.link.W); err != nil {
@@ -62,11 +64,13 @@ func (p *Primary) iterate(ctx context.Context) error {
 			if err := p.interrupted(ctx); err != nil {
 				return err
 			}
+			p.progress(left)
 		}
 		if err := p.link.Flush(); err != nil {
 			return err
 		}
-		left, _ := p.state.Pending(true)
+		left, _ = p.state.Pending(true)
+		p.progress(left)
 		budget := p.link.W.Rate() * p.cfg.MaxDowntime.Seconds()
 		if float64(left) <= budget || p.pass >= p.cfg.MaxPasses {
 			return nil
@@ -114,6 +118,7 @@ func (p *Primary) expectReady(context.Context) error {
 		return err
 	}
 	p.received = time.Now()
+	p.marked = p.ends
 	p.cp.TransferNS = int64(p.received.Sub(p.began))
 	if p.cfg.Net == nil {
 		return nil
@@ -202,6 +207,19 @@ func (p *Primary) unprotected(ctx context.Context, cause error) error {
 	}
 	p.events.Publish(event.ProtectionRefused{Mode: p.mode, Error: cause.Error()})
 	return cause
+}
+
+// progress notes how far the synchronisation is; left is what was to be sent
+// when the pass began.
+func (p *Primary) progress(left uint64) {
+	w := p.link.W
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	in := &p.info.Sync
+	in.Passes, in.Done, in.Remaining, in.Rate = p.pass, uint64(w.Transferred()), left, w.Rate()
+	if in.ExpectedDowntime = 0; in.Rate > 0 {
+		in.ExpectedDowntime = time.Duration(float64(left) / in.Rate * float64(time.Second))
+	}
 }
 
 func (p *Primary) nextPass() event.MigrationPass {

@@ -107,12 +107,14 @@ type Primary struct {
 	cp        event.CheckpointCommit
 	stopped   time.Time // the guest stood still
 	received  time.Time
-	whole     bool   // nothing must be read from the paused guest any more
-	sending   bool   // vmstate-send has left
-	before    int64  // bytes sent before this checkpoint
-	last      uint64 // bytes of the last checkpoint
-	sentAhead uint64 // of them while the guest ran
-	aheadRest int    // timer checkpoints until memory is sent ahead again
+	ends      time.Time // the mark of the checkpoint under way
+	marked    time.Time // and that of the last one that was received
+	whole     bool      // nothing must be read from the paused guest any more
+	sending   bool      // vmstate-send has left
+	before    int64     // bytes sent before this checkpoint
+	last      uint64    // bytes of the last checkpoint
+	sentAhead uint64    // of them while the guest ran
+	aheadRest int       // timer checkpoints until memory is sent ahead again
 
 	peerIdle time.Duration // how often the waiting primary says that it lives
 
@@ -135,6 +137,7 @@ func NewPrimary(conn io.ReadWriteCloser, cfg PrimaryConfig) (*Primary, error) {
 	p.session.init(conn, event.ModePrimary, cfg.PeerTimeout)
 	p.vm, p.state, p.disks = cfg.VM, cfg.State, cfg.Disks
 	p.events, p.arbiter, p.session.step = cfg.Events, cfg.Arbiter, cfg.Step
+	p.holder, _ = cfg.Net.(OutputHolder)
 	p.link.Trace = cfg.Trace
 	p.delay.Store(int64(orDefault(cfg.CheckpointDelay, DefaultCheckpointDelay)))
 	p.cfg.MinInterval = orDefault(cfg.MinInterval, DefaultMinInterval)
@@ -364,6 +367,7 @@ func (p *Primary) checkpoint(ctx context.Context, cause event.Cause) error {
 	if p.cp.PauseNS == 0 {
 		p.cp.PauseNS = int64(time.Since(p.stopped))
 	}
+	p.cp.StoppedNS = int64(p.stoppedFor)
 	p.cp.Bytes = uint64(p.link.W.Transferred() - p.before)
 	p.cp.Pages = p.pages()
 	p.last = p.cp.Bytes
@@ -417,6 +421,7 @@ func (p *Primary) stop(ctx context.Context) error {
 // mark: the guest stands still, so memory, packets and disks agree on the same
 // instant.
 func (p *Primary) mark(ctx context.Context) error {
+	p.ends = time.Now()
 	p.holdDisks()
 	if p.cfg.Net != nil {
 		net := p.cfg.Net
@@ -504,6 +509,10 @@ func (p *Primary) expectReceived(context.Context) error {
 		return err
 	}
 	p.received = time.Now()
+	if !p.marked.IsZero() {
+		p.heldFor = p.received.Sub(p.marked)
+	}
+	p.marked = p.ends
 	p.cp.TransferNS = int64(p.received.Sub(p.since))
 	if p.cfg.Net != nil {
 		return p.cfg.Net.Received(p.epoch)

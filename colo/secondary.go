@@ -484,6 +484,7 @@ func (s *Secondary) loaded(context.Context) error {
 // done counts a checkpoint that is committed here.
 func (s *Secondary) done() {
 	s.cp.PauseNS = int64(time.Since(s.began))
+	s.cp.StoppedNS = int64(s.stoppedFor)
 	s.cp.Bytes = uint64(s.link.R.Offset() - s.offset)
 	if c, ok := s.cfg.RAM.(PageCounter); ok {
 		s.cp.Pages = c.Pages()

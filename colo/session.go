@@ -26,6 +26,7 @@ type session struct {
 	disks   replication.Group
 	events  *event.Bus
 	arbiter Arbiter
+	holder  OutputHolder  // nil: the network cannot say
 	patient time.Duration // PeerTimeout; 0: no bound
 	step    func(op string, epoch uint64)
 
@@ -40,13 +41,15 @@ type session struct {
 	lostErr error         // why; written before lost is closed
 	once    sync.Once     // for lost
 
-	paused bool      // this session's pause is in effect
-	begun  []undo    // what the steps so far hold, in the order of their beginning
-	epoch  uint64    // of the checkpoint under way, or the last one
-	op     string    // the step under way
-	due    time.Time // when the checkpoint under way is too old; zero: never
-	since  time.Time // when it began
-	ours   bool      // the peer is one of ours: it knows the words that are not QEMU's
+	paused     bool          // this session's pause is in effect
+	begun      []undo        // what the steps so far hold, in the order of their beginning
+	epoch      uint64        // of the checkpoint under way, or the last one
+	op         string        // the step under way
+	due        time.Time     // when the checkpoint under way is too old; zero: never
+	since      time.Time     // when it began
+	stoppedFor time.Duration // the last pause, as the VM says
+	heldFor    time.Duration // how long output of the checkpoint can have been held
+	ours       bool          // the peer is one of ours: it knows the words that are not QEMU's
 
 	goodbyeTime time.Duration // how long an end that is wished for may take
 
@@ -294,6 +297,9 @@ func (s *session) resume(ctx context.Context) error {
 		return s.late(ctx, "resume", err)
 	}
 	s.paused = false
+	if st, ok := s.vm.(Stopper); ok {
+		s.stoppedFor = st.Stopped()
+	}
 	s.events.Publish(event.Resume{})
 	return nil
 }

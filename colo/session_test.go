@@ -539,6 +539,7 @@ func TestEpochsComeInOrderEverywhere(t *testing.T) {
 				snet = append(snet, fmt.Sprintf("commit(%d)", e), fmt.Sprintf("resumed(%d)", e))
 				sdisk = append(sdisk, fmt.Sprintf("checkpoint(%d)", e))
 			}
+			net = append(net, fmt.Sprintf("drop(%d)", checkpoints)) // it is refused
 			disk = append(disk, fmt.Sprintf("stop(%d)", checkpoints))
 			snet = append(snet, fmt.Sprintf("failover(%d)", checkpoints))
 			sdisk = append(sdisk, fmt.Sprintf("failover(%d)", checkpoints))

@@ -11,6 +11,13 @@ import (
 // A Device is state that fits into one section. VMState names every field, in
 // wire order; see [Fields] for what it may do. It is called on the goroutine
 // that uses the Registry, with the guest paused when saving.
+//
+// For a session (package colo) these hold too; colotest.TestVM checks what says
+// "must". Saving a guest that stands still must always succeed, and give the same
+// bytes again but for clocks. What was saved must be taken back by a load, after
+// which the device must save the same. A load must be refused, by VMState or by
+// PostLoad, while the guest runs. VMState must change nothing but the fields that
+// it is given, so that a load that is rolled back leaves no trace.
 type Device interface {
 	VMState(*Fields)
 }

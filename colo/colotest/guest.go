@@ -202,7 +202,7 @@ func (g *Guest) Register(reg *vmstate.Registry) error {
 // which is the returned saver's.
 func (g *Guest) RegisterPrimary(reg *vmstate.Registry, cfg ram.SaverConfig) (*ram.Saver, error) {
 	s := ram.NewSaver(g.Blocks(), g, cfg)
-	if err := reg.RegisterLive(vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}, s, nil); err != nil {
+	if err := s.Register(reg); err != nil {
 		return nil, err
 	}
 	return s, g.Register(reg)
@@ -215,7 +215,7 @@ func (g *Guest) RegisterSecondary(reg *vmstate.Registry, cfg ram.CacheConfig) (*
 	if err != nil {
 		return nil, err
 	}
-	err = reg.RegisterLive(vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}, nil, c)
+	err = c.Register(reg)
 	if err == nil {
 		err = g.Register(reg)
 	}

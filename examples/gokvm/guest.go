@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
-	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
@@ -78,11 +77,6 @@ func (s *stage) Flush() error {
 		s.guest.set(func() { s.guest.ended = nil })
 	}
 	return err
-}
-
-// ramEntry is how memory is registered, before any device.
-func ramEntry() vmstate.Entry {
-	return vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}
 }
 
 // howEnded says in words how a guest ended by itself, "" if err is something

@@ -177,7 +177,7 @@ func (s *primary) protect() error {
 func (s *primary) newSession(link net.Conn) (*colo.Primary, error) {
 	saver := ram.NewSaver(s.guest.Blocks(), s.guest.DirtyLog(), ram.SaverConfig{})
 	if err := errors.Join(
-		s.state.RegisterLive(ramEntry(), saver, nil),
+		saver.Register(&s.state),
 		s.guest.Register(&s.state),
 		s.net.register(&s.state),
 	); err != nil {
@@ -191,7 +191,7 @@ func (s *primary) newSession(link net.Conn) (*colo.Primary, error) {
 	if s.net != nil {
 		cfg.Net = s.net.primary
 	}
-	return colo.NewPrimary(s.disk.conn(link), cfg)
+	return colo.NewPrimary(link, cfg)
 }
 
 // finish is the end of the guest.

@@ -129,36 +129,6 @@ func (d *disk) replicas() replication.Group {
 	return d.group
 }
 
-// conn makes the end of the session's connection the end of the disk's: a
-// session closes it before it pauses the guest for the last time, and a vCPU
-// that waits in a write could not be paused.
-func (d *disk) conn(c net.Conn) net.Conn {
-	if d == nil || d.primary == nil {
-		return c
-	}
-	return &cuttingConn{c, d}
-}
-
-type cuttingConn struct {
-	net.Conn
-	disk *disk
-}
-
-func (c *cuttingConn) Close() error {
-	c.disk.cut()
-	return c.Conn.Close()
-}
-
-// WriteBuffers keeps the vectored writes of pages that the connection has.
-func (c *cuttingConn) WriteBuffers(b *net.Buffers) (int64, error) {
-	if w, ok := c.Conn.(interface {
-		WriteBuffers(*net.Buffers) (int64, error)
-	}); ok {
-		return w.WriteBuffers(b)
-	}
-	return b.WriteTo(c.Conn)
-}
-
 // settle makes the image what the guest, which stands still, has written.
 func (d *disk) settle() error {
 	if d == nil {

@@ -148,7 +148,7 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	beating, leave := context.WithCancel(ctx)
 	defer leave()
 	group.Go(func() {
-		if err := heartbeat.Run(beating, beat, beatInterval, beatTimeout); errors.Is(err, heartbeat.ErrLost) {
+		if err := heartbeat.Run(beating, beat, beatInterval, beatTimeout); beating.Err() == nil {
 			s.session.Lost(err)
 		}
 	})
@@ -323,7 +323,7 @@ func (s *side) connect(ctx context.Context, listeners []*net.TCPListener, group 
 // newSession makes the side's half of the session.
 func (s *side) newSession(link *net.TCPConn) (err error) {
 	arbiter := askWitness(s.cfg.Witness, s.cfg.Side, s.cfg.Generation)
-	conn := s.disk.conn(s.point.conn(link, s.cfg.Side))
+	conn := s.point.conn(link, s.cfg.Side)
 	step := s.step(s.point.step(s.cfg.Side))
 	if s.cfg.Side == primary {
 		s.session, err = colo.NewPrimary(conn, colo.PrimaryConfig{

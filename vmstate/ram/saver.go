@@ -40,7 +40,7 @@ type Stats struct {
 
 // Saver sends a guest's memory: all of it once, then what was dirtied. It is a
 // [vmstate.LiveSaver] with the optional methods; register it under
-// [SectionName] and [Version].
+// [SectionName] and [Version], as Register does.
 //
 // The guest may run while SaveIterate is called. It must be paused from Capture
 // or, without one, SaveComplete on; when a Capture took everything the guest
