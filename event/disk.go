@@ -23,6 +23,20 @@ type DiskBroken struct {
 // Name returns "DISK_BROKEN".
 func (DiskBroken) Name() string { return "DISK_BROKEN" }
 
+// DiskFailed says that the copy of a disk on this side is not to be trusted any
+// more: a sync of it failed, so that part of what was written may be gone. It
+// is published once. Every later flush and checkpoint of the disk fails. The
+// other side's copy, that of the last checkpoint, is the good one.
+type DiskFailed struct {
+	Mode      Mode   `json:"mode"`           // the side whose disk it is
+	Disk      string `json:"disk,omitempty"` // its name, if it was given one
+	Operation string `json:"operation"`      // "flush"
+	Error     string `json:"error"`
+}
+
+// Name returns "DISK_FAILED".
+func (DiskFailed) Name() string { return "DISK_FAILED" }
+
 // DiskSyncProgress says how far the copying of a primary's disk to its
 // secondary is.
 type DiskSyncProgress struct {

@@ -74,6 +74,7 @@ var decoders = map[string]func(json.RawMessage) (Event, error){
 	Throttled{}.Name():         decode[Throttled],
 
 	DiskBroken{}.Name():          decode[DiskBroken],
+	DiskFailed{}.Name():          decode[DiskFailed],
 	DiskSyncProgress{}.Name():    decode[DiskSyncProgress],
 	DiskSynchronised{}.Name():    decode[DiskSynchronised],
 	DiskResynchronised{}.Name():  decode[DiskResynchronised],

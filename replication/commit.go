@@ -39,7 +39,11 @@ func (s *Secondary) beginFailover() error {
 		}
 	}
 	s.mu.Unlock()
-	if err := s.stable.setFailover(s.active); err != nil {
+	err := s.beginPromotion()
+	if err == nil {
+		err = s.stable.setFailover(s.active)
+	}
+	if err != nil {
 		// After a crash the disk will be that of the last checkpoint, so it
 		// must not be changed: the guest goes on with the overlays alone.
 		s.state.Store(uint32(FailoverFailed))
@@ -64,10 +68,12 @@ func (s *Secondary) fallBehind(off, n int64) {
 // Commit copies the overlays down into the secondary disk, in state Failover
 // or FailoverFailed, and makes the state Done. The guest may use the disk
 // meanwhile. After an error the state is FailoverFailed and Err tells why;
-// calling Commit again repeats the copy, which is idempotent. If ctx ends it
+// calling Commit again repeats the copy, which is idempotent, unless the error
+// is a *SyncError: that is final until the disk is opened anew. If ctx ends it
 // returns its error and the state remains Failover. In state Done it does
 // nothing; in others the error is ErrNotRunning. Any goroutine may call it.
 func (s *Secondary) Commit(ctx context.Context) error {
+	defer s.tell()
 	s.commit.Lock()
 	defer s.commit.Unlock()
 	switch s.State() {
@@ -88,16 +94,18 @@ func (s *Secondary) Commit(ctx context.Context) error {
 	h := s.lockAll()
 	s.state.Store(uint32(FailoverFailed))
 	s.locks.unlock(h)
-	err = s.latch("commit", 0, 0, err)
-	s.tell()
-	return err
+	return s.latch("commit", 0, 0, err)
 }
 
 // retryFailover goes back to state Failover with everything to be copied.
 func (s *Secondary) retryFailover() error {
 	h := s.lockAll()
 	defer s.locks.unlock(h)
-	if err := s.stable.setFailover(s.active); err != nil {
+	err := s.beginPromotion()
+	if err == nil {
+		err = s.stable.setFailover(s.active)
+	}
+	if err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -146,7 +154,7 @@ func (s *Secondary) copyDown(ctx context.Context) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	if err := s.stable.setDone(); err != nil {
+	if err := s.end(s.promoted); err != nil {
 		return err
 	}
 	s.empty()
@@ -196,7 +204,6 @@ func (s *Secondary) copyLeaf(leaf uint32, active *overlay) error {
 		if err := s.readLayers(buf[:n], at, active); err != nil {
 			return err
 		}
-		s.unsynced.Store(true)
 		err := writeFull(s.disk, buf[:n], at)
 		n = 0
 		return err
@@ -239,5 +246,5 @@ func (s *Secondary) restore(ctx context.Context) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	return s.stable.setDone()
+	return s.end(s.identityAt(s.Epoch()))
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
 )
 
 // File is a raw disk image, or a block device, as a [Disk]. Its methods may
@@ -13,6 +14,14 @@ import (
 type File struct {
 	f    *os.File
 	size int64
+	made bool // by CreateFile, just now
+
+	syncing sync.Mutex // one sync at a time: the system tells an error once
+	lost    *SyncError // of the first sync that failed; guarded by syncing
+
+	metaMu   sync.Mutex
+	metaName string // see KeepMetadata; empty: beside the image
+	meta     *Metadata
 }
 
 var (
@@ -34,13 +43,18 @@ func NewFile(f *os.File) (*File, error) {
 	return &File{f: f, size: size}, nil
 }
 
-// OpenFile opens the image or device of that name for reading and writing.
+// OpenFile opens the image or device of that name for reading and writing, and
+// locks it: while it is open, OpenFile and CreateFile of it, here or in another
+// process, return ErrLocked, and a QEMU refuses it too. (On Linux.)
 func OpenFile(name string) (*File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	d, err := NewFile(f)
+	if err == nil {
+		err = lockFile(f)
+	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -49,11 +63,24 @@ func OpenFile(name string) (*File, error) {
 
 // CreateFile opens the image of that name, which is made, sparse and size
 // bytes long, if it is not there. One that is there must have that size. When
-// CreateFile returns, the name is on stable storage.
+// CreateFile returns, the name is on stable storage. It locks as OpenFile does.
 func CreateFile(name string, size int64) (*File, error) {
 	if err := checkSize(name, size); err != nil {
 		return nil, err
 	}
+	d, err := createUnlocked(name, size)
+	if err == nil {
+		if err = lockFile(d.f); err != nil {
+			err = errors.Join(err, d.f.Close())
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+func createUnlocked(name string, size int64) (*File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -63,15 +90,18 @@ func CreateFile(name string, size int64) (*File, error) {
 	if err != nil {
 		return fail(err)
 	}
+	made := false
 	if st.Mode().IsRegular() && st.Size() == 0 {
 		if err := errors.Join(f.Truncate(size), f.Sync(), syncDir(filepath.Dir(name))); err != nil {
 			return fail(err)
 		}
+		made = true
 	}
 	d, err := NewFile(f)
 	if err != nil {
 		return fail(err)
 	}
+	d.made = made
 	if d.size != size {
 		return fail(fmt.Errorf("%w: %s has %d bytes, not %d", ErrSize, name, d.size, size))
 	}
@@ -138,8 +168,32 @@ func (d *File) WriteZeroes(off, n int64) error {
 	return nil
 }
 
-// Sync implements [Disk].
-func (d *File) Sync() error { return datasync(d.f) }
+// Sync implements [Disk]. Its first error is a *SyncError, and that of every
+// call after it.
+func (d *File) Sync() error {
+	d.syncing.Lock()
+	defer d.syncing.Unlock()
+	if d.lost == nil {
+		err := datasync(d.f)
+		if err == nil {
+			return nil
+		}
+		d.lost = &SyncError{Disk: d.f.Name(), Err: err}
+	}
+	return d.lost
+}
 
-// Close closes the file.
-func (d *File) Close() error { return d.f.Close() }
+// Made reports whether CreateFile has made the image, so that there is nothing
+// in it that could be lost.
+func (d *File) Made() bool { return d.made }
+
+// Close closes the file, and that with its metadata.
+func (d *File) Close() error {
+	d.metaMu.Lock()
+	defer d.metaMu.Unlock()
+	err := d.f.Close()
+	if d.meta != nil {
+		err = errors.Join(err, d.meta.shut())
+	}
+	return err
+}

@@ -82,6 +82,7 @@ type Forwarder struct {
 	marked   uint64 // the epoch of the last Mark
 	held     bool   // between Mark and Loaded
 	stable   uint64 // everything with a seq up to this is stable over there
+	flushed  bool   // and so is what was there before, since a flush was answered
 	inflight []*forward
 	queue    []*forward // to be sent, in order
 	hold     []*forward // to be queued at Loaded
@@ -125,6 +126,7 @@ func (w *forward) overlaps(o *forward) bool { return w.off < o.off+o.n && o.off 
 var (
 	_ Replicator = (*Forwarder)(nil)
 	_ Marker     = (*Forwarder)(nil)
+	_ Cutter     = (*Forwarder)(nil)
 	_ Disk       = (*Forwarder)(nil)
 	_ ZeroWriter = (*Forwarder)(nil)
 	_ Trimmer    = (*Forwarder)(nil)
@@ -223,18 +225,31 @@ func (f *Forwarder) tellLost(lost []*forward) {
 	}
 }
 
-// breakOff makes the Forwarder broken. The caller does not hold mu.
-func (f *Forwarder) breakOff(err *BrokenError) {
+// Cut implements [Cutter]: the Forwarder is broken, with ErrCut, which nobody
+// needs to be told.
+func (f *Forwarder) Cut() { f.end(&BrokenError{Op: "connection", Err: ErrCut}) }
+
+// end makes the Forwarder broken, and reports whether it was not before. The
+// caller does not hold mu.
+func (f *Forwarder) end(err *BrokenError) bool {
 	f.mu.Lock()
 	if f.err != nil || f.state == Done {
 		f.mu.Unlock()
-		return
+		return false
 	}
 	f.err = err
 	lost := f.drop()
 	f.mu.Unlock()
 	f.tellLost(lost)
 	f.remote.Close()
+	return true
+}
+
+// breakOff makes the Forwarder broken, and says so. The caller does not hold mu.
+func (f *Forwarder) breakOff(err *BrokenError) {
+	if !f.end(err) {
+		return
+	}
 	f.cfg.Events.Publish(err.event(event.ModePrimary, f.cfg.Name))
 }
 

@@ -115,7 +115,9 @@ func (f *Forwarder) flush(ctx context.Context, meanwhile func() error) error {
 	defer f.mu.Unlock()
 	seq := f.seq
 	err := f.waitUntil(ctx, func() bool { return !f.outstanding(seq) })
-	if err != nil || f.stable >= seq {
+	// The first is always sent: what is on the other side may have been written
+	// before this connection, and never have been flushed.
+	if err != nil || f.flushed && f.stable >= seq {
 		if meanwhile != nil {
 			f.mu.Unlock()
 			local := meanwhile()
@@ -137,7 +139,7 @@ func (f *Forwarder) flush(ctx context.Context, meanwhile func() error) error {
 		f.mu.Lock()
 		done = true
 		if err == nil {
-			f.stable = max(f.stable, seq)
+			f.stable, f.flushed = max(f.stable, seq), true
 		}
 		f.flushes--
 		f.flushAt = time.Now()

@@ -22,7 +22,7 @@ import (
 // Appending waits until the record is stable. Appends that come while a sync
 // is under way share the next one.
 type hiddenLog struct {
-	dev Disk
+	dev *stableDisk
 
 	mu      sync.Mutex
 	nonce   [16]byte

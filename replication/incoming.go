@@ -43,15 +43,14 @@ func (x incoming) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (x incoming) Trim(off, n int64) error {
-	t, ok := x.s.disk.(Trimmer)
-	if !ok {
+	if _, ok := x.s.disk.Disk.(Trimmer); !ok {
 		return nil // a hint; the primary forwards what must read as zeroes as such
 	}
-	return x.change(off, n, func() error { return t.Trim(off, n) })
+	return x.change(off, n, func() error { _, err := x.s.disk.trim(off, n); return err })
 }
 
 func (x incoming) WriteZeroes(off, n int64) error {
-	return x.change(off, n, func() error { return WriteZeroes(x.s.disk, off, n) })
+	return x.change(off, n, func() error { return x.s.disk.WriteZeroes(off, n) })
 }
 
 // Sync makes what the primary has written stable.
@@ -87,6 +86,9 @@ func (x incoming) change(off, n int64, write func() error) error {
 func (s *Secondary) changeLocked(off, n int64, write func() error) (half bool, err error) {
 	switch s.State() {
 	case None:
+		if err := s.keep(off, n); err != nil {
+			return false, err
+		}
 	case Running:
 		if s.gated.Load() { // since the caller has looked
 			return false, ErrGated
@@ -101,7 +103,6 @@ func (s *Secondary) changeLocked(off, n int64, write func() error) (half bool, e
 	default:
 		return false, ErrGated
 	}
-	s.unsynced.Store(true)
 	if err := write(); err != nil {
 		if s.State() == Running {
 			err = s.latch("write", off, n, err)

@@ -14,8 +14,8 @@ import (
 // that was under way is finished. It may be interrupted, by a crash too, and
 // repeated. It returns the epoch of the checkpoint that the disk is at, and
 // whether a failover has been finished. The disks of one guest are recovered
-// together, by RecoverGroup. Errors: ErrSize if it cannot be this disk,
-// ErrCorrupt, ctx's, or what a device said.
+// together, by RecoverGroup. Errors: ErrSize or ErrIdentity if it is not this
+// disk, which is then left as it is, ErrCorrupt, ctx's, or what a device said.
 func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedOver bool, err error) {
 	if j.Clean() {
 		_, epoch := j.State()
@@ -41,9 +41,18 @@ const (
 func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if j.err != nil {
+		return 0, j.err
+	}
+	d := newStableDisk(disk, "disk")
+	disk = d
 	b := j.super
 	if uint64(disk.Size()) != b.size {
 		return 0, fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, disk.Size())
+	}
+	meta, err := b.belongs(d.Disk)
+	if err != nil {
+		return 0, err
 	}
 	if how == rollForward {
 		b.epoch = b.prepared
@@ -61,11 +70,38 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 	if err == nil {
 		err = disk.Sync()
 	}
+	if lost := d.failed(); lost != nil {
+		j.err = lost // repeating it would find nothing to write that was not written
+	}
+	if err == nil {
+		if b.id.Epoch = b.epoch; how == finishFailover {
+			b.id.begin()
+			b.id.Writes, b.id.State = true, CopyClean
+		}
+		// Before the journal is clean: it would not be looked at again.
+		err = meta.update(func(i *Identity, _ *peerBase) { *i = b.id })
+	}
 	if err != nil {
 		return 0, fmt.Errorf("replication: recovery: %w", err)
 	}
 	b.state, b.prepared = Done, 0
 	return b.epoch, j.store(b)
+}
+
+// belongs returns the metadata of disk, or ErrIdentity if that says that it is
+// not the journal's.
+func (b *superblock) belongs(disk Disk) (*Metadata, error) {
+	meta, err := metadataOf(disk)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := disk.(MetadataKeeper); !ok || b.id.Copy == (ID{}) {
+		return newMetadata(nil), nil // nobody can tell
+	}
+	if id := meta.Identity(); id.Copy != b.id.Copy {
+		return nil, fmt.Errorf("%w: the journal is that of copy %v (%v), this is copy %v (%v)", ErrIdentity, b.id.Copy, b.id, id.Copy, id)
+	}
+	return meta, nil
 }
 
 // Recovery is one disk of a guest, for RecoverGroup.

@@ -153,12 +153,19 @@ func (s *Secondary) WriteZeroes(off, n int64) error { return s.guestWrite(nil, o
 func (s *Secondary) Trim(off, n int64) error { return s.guestWrite(nil, off, n) }
 
 // guestWrite writes p, or n zeroes if it is nil.
-func (s *Secondary) guestWrite(p []byte, off, n int64) error {
+func (s *Secondary) guestWrite(p []byte, off, n int64) (err error) {
 	if err := checkRange(off, n, s.size); err != nil {
 		return err
 	}
+	alone := false
+	defer func() {
+		if alone {
+			err = s.gate.answer(err)
+		}
+	}()
 	for {
 		half, err := s.tryGuestWrite(p, off, n)
+		alone = s.State() != Running
 		if half {
 			s.tellHalf(s.active.name)
 		}
@@ -217,9 +224,8 @@ func (s *Secondary) belongsInOverlay(b int64) bool {
 }
 
 func (s *Secondary) writeDisk(p []byte, off, n int64) error {
-	s.unsynced.Store(true)
 	if p == nil {
-		return WriteZeroes(s.disk, off, n)
+		return s.disk.WriteZeroes(off, n)
 	}
 	return writeFull(s.disk, p, off)
 }
@@ -287,13 +293,17 @@ func (s *Secondary) writeActiveBlock(b int64, p []byte, lo, hi int64) error {
 // stable. In a failover it makes the guest's writes stable by committing
 // them.
 func (s *Secondary) Sync() error {
+	defer s.tell()
+	var err error
 	switch s.State() {
 	case None:
 		return ErrNotRunning
 	case Running:
 		return nil
 	case Done:
-		return s.syncDisk()
+		err = s.syncDisk()
+	default:
+		err = s.Commit(context.Background())
 	}
-	return s.Commit(context.Background())
+	return s.gate.answer(err)
 }

@@ -47,8 +47,8 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 	if cfg.Interval == 0 {
 		cfg.Interval = time.Second
 	}
-	t := teller{events: p.cfg.Events, dirty: p.dirty, begin: time.Now(), again: p.synced}
-	t.progress = event.DiskSyncProgress{Disk: p.cfg.Name, Phase: event.SyncCopy, Total: p.dirty.Bytes()}
+	t := teller{events: p.cfg.Events, dirty: p.peer.dirty, begin: time.Now(), again: p.synced}
+	t.progress = event.DiskSyncProgress{Disk: p.cfg.Name, Phase: event.SyncCopy, Total: p.peer.dirty.Bytes()}
 	t.tell(t.begin)
 	buf := make([]byte, min(copyStep, p.size))
 	var passed int64
@@ -56,7 +56,7 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		start, n := p.dirty.next(pos, copyStep)
+		start, n := p.peer.dirty.next(pos, copyStep)
 		if n == 0 && pos == 0 {
 			break
 		}
@@ -138,9 +138,10 @@ func (p *Primary) copyRun(f *Forwarder, cfg *SyncConfig, buf []byte, start int64
 	if cfg.Sums == nil {
 		// The bits are cleared first: if the answer is an error, perhaps at
 		// once, they are set again.
-		p.dirty.Clear(start, int64(len(buf)))
+		p.peer.copied.Set(start, int64(len(buf)))
+		p.peer.dirty.Clear(start, int64(len(buf)))
 		if err := send(start, int64(len(buf))); err != nil {
-			p.dirty.Set(start, int64(len(buf)))
+			p.peer.dirty.Set(start, int64(len(buf)))
 			return err
 		}
 		return nil
@@ -150,11 +151,12 @@ func (p *Primary) copyRun(f *Forwarder, cfg *SyncConfig, buf []byte, start int64
 	if err != nil {
 		return err
 	}
-	p.dirty.Clear(start, int64(len(buf)))
+	p.peer.copied.Set(start, int64(len(buf)))
+	p.peer.dirty.Clear(start, int64(len(buf)))
 	done.Same += int64(len(buf))
 	for _, d := range differ {
 		if err := send(d[0], d[1]); err != nil {
-			p.dirty.Set(start, int64(len(buf)))
+			p.peer.dirty.Set(start, int64(len(buf)))
 			return err
 		}
 		done.Same -= d[1]

@@ -21,7 +21,7 @@ func TestSynchroniseCopiesWhileTheGuestWrites(t *testing.T) {
 		for i := range local.data {
 			local.data[i] = byte(i >> 9)
 		}
-		p, err := NewPrimary(local, PrimaryConfig{})
+		p, err := NewPrimary(local, PrimaryConfig{Overwrite: true})
 		must(t, err)
 		must(t, p.Attach(newFakeRemote(remote, 2)))
 		copied := make(chan struct{})
@@ -56,7 +56,7 @@ func TestSynchroniseTellsHowFarItIs(t *testing.T) {
 		var bus event.Bus
 		var got []event.Event
 		bus.SubscribeAll(func(r event.Record) { got = append(got, r.Event) })
-		p, err := NewPrimary(newFake(size, 1), PrimaryConfig{Name: "d", Events: &bus})
+		p, err := NewPrimary(newFake(size, 1), PrimaryConfig{Overwrite: true, Name: "d", Events: &bus})
 		must(t, err)
 		remote := newFake(size, 0)
 		must(t, p.Attach(newFakeRemote(remote, 2)))
@@ -93,7 +93,7 @@ func TestSynchroniseResumesAfterALostConnection(t *testing.T) {
 		const size = 8 << 20
 		bus, all := heard[event.Event]()
 		local, remote := newFake(size, 0x22), newFake(size, 0)
-		p, err := NewPrimary(local, PrimaryConfig{Events: bus, Forward: ForwarderConfig{WindowBytes: 2 << 20}})
+		p, err := NewPrimary(local, PrimaryConfig{Overwrite: true, Events: bus, Forward: ForwarderConfig{WindowBytes: 2 << 20}})
 		must(t, err)
 		r := newFakeRemote(remote, 3)
 		must(t, p.Attach(r))
@@ -173,7 +173,7 @@ func TestSynchroniseSendsOnlyWhatDiffersByItsSum(t *testing.T) {
 		t.Errorf("preflight: %v, want the last chunk", err)
 	}
 	bus, done := heard[event.DiskSynchronised]()
-	p, err := NewPrimary(local, PrimaryConfig{Events: bus})
+	p, err := NewPrimary(local, PrimaryConfig{Overwrite: true, Events: bus})
 	must(t, err)
 	must(t, p.Attach(newFakeRemote(remote, 6)))
 	must(t, p.Synchronise(ctx, SyncConfig{Sums: sums}))

@@ -31,7 +31,9 @@ func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer
 	defer func() { err = errors.Join(err, image.Close()) }()
 	p := &primary{printer: out, o: o}
 	p.events.SubscribeAll(out.event)
-	p.disk, err = replication.NewPrimary(image, replication.PrimaryConfig{Name: diskName, Events: &p.events})
+	p.disk, err = replication.NewPrimary(image, replication.PrimaryConfig{
+		Name: diskName, Events: &p.events, Overwrite: o.overwrite, PermitOutdated: o.overwrite,
+	})
 	if err != nil {
 		return err
 	}
@@ -81,8 +83,13 @@ func (p *primary) connect(ctx context.Context) error {
 		return errors.Join(err, conn.Close())
 	}
 	defer sums.Close()
-	if err := p.disk.Attach(conn); err != nil {
+	identity, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: identityName})
+	if err != nil {
 		return errors.Join(err, conn.Close())
+	}
+	remote := replication.WithIdentity(conn, identity)
+	if err := p.disk.Attach(remote); err != nil {
+		return errors.Join(err, remote.Close())
 	}
 	if err := p.disk.Synchronise(ctx, replication.SyncConfig{Sums: sums}); err != nil {
 		return err

@@ -44,7 +44,7 @@ func openDisk(ctx context.Context, o options, p *printer, events *event.Bus) (_ 
 		}
 	}()
 	if o.mode != modeSecondary {
-		d.primary, err = replication.NewPrimary(d.image, replication.PrimaryConfig{Events: events})
+		d.primary, err = replication.NewPrimary(d.image, replication.PrimaryConfig{Events: events, Overwrite: true})
 		d.view, d.group = d.primary, replication.Group{d.primary}
 		return d, err
 	}

@@ -49,7 +49,7 @@ func openDisk(cfg sideConfig, events *event.Bus) (_ *disk, err error) {
 		return nil, fmt.Errorf("%s has %d bytes, the guest's disk has %d", cfg.Disk, size, cfg.Guest.Disk)
 	}
 	if cfg.Side == primary {
-		if d.primary, err = replication.NewPrimary(d.image, replication.PrimaryConfig{Name: diskExport, Events: events}); err != nil {
+		if d.primary, err = replication.NewPrimary(d.image, replication.PrimaryConfig{Name: diskExport, Events: events, Overwrite: true}); err != nil {
 			return nil, err
 		}
 		d.view, d.group = d.primary, replication.Group{d.primary}

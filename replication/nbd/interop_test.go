@@ -294,7 +294,7 @@ func TestPrimaryForwardsToQEMUNBD(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "s")
 	background(t, require.QEMU, socket, "qemu-nbd", "-t", "-f", "raw", "-e", "4", "-k", socket, remote)
 	local, _ := image(t, "local", size)
-	p, err := replication.NewPrimary(local, replication.PrimaryConfig{})
+	p, err := replication.NewPrimary(local, replication.PrimaryConfig{Overwrite: true})
 	must(t, err)
 	c, err := nbd.Dial(ctx, "unix", socket, nbd.ClientConfig{})
 	must(t, err)
