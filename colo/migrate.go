@@ -53,9 +53,11 @@ func (p *Primary) sendHeader(context.Context) error {
 // within MaxDowntime.
 func (p *Primary) iterate(ctx context.Context) error {
 	var left uint64
+	w := p.link.W
 	for {
 		p.events.Publish(p.nextPass())
 		p.progress(left)
+		sent := w.Transferred()
 		for done := false; !done; {
 			var err error
 			if done, err = p.state.SaveIterate(p.link.W); err != nil {
@@ -71,10 +73,12 @@ func (p *Primary) iterate(ctx context.Context) error {
 		}
 		left, _ = p.state.Pending(true)
 		p.progress(left)
-		budget := p.link.W.Rate() * p.cfg.MaxDowntime.Seconds()
+		budget := w.Rate() * p.cfg.MaxDowntime.Seconds()
 		if float64(left) <= budget || p.pass >= p.cfg.MaxPasses {
 			return nil
 		}
+		p.throttle.pass(uint64(w.Transferred()-sent), left)
+		p.slow()
 	}
 }
 
@@ -170,7 +174,10 @@ func (p *Primary) startDisks(ctx context.Context) error {
 	return p.late(ctx, "disks", p.disks.Loaded(ctx, 0))
 }
 
-func (p *Primary) protected(context.Context) error {
+func (p *Primary) protected(ctx context.Context) error {
+	if err := p.unthrottle(ctx); err != nil {
+		return err
+	}
 	p.trigger = time.Now()
 	p.due = time.Time{}
 	p.link.until(p.due)

@@ -66,6 +66,28 @@ type PrimaryConfig struct {
 	MaxDowntime time.Duration
 	MaxPasses   int
 
+	// ThrottleMax is how much a guest that dirties memory faster than it can be
+	// sent is slowed down at most, in percent of the time that its vCPUs do not
+	// run. In the initial synchronisation that begins with 20 after two passes
+	// in a row that gained less than half, and grows by 10, as QEMU's
+	// auto-converge does; it ends with the synchronisation. Zero: 99. Negative:
+	// the guest is never slowed down.
+	ThrottleMax int
+
+	// ThrottleShare is the share of the time that checkpoints may take, 0 to 1:
+	// a guest whose checkpoints take more, from trigger to vmstate-loaded, is
+	// slowed down step by step, and let go where they take less than half of
+	// it. Zero: never; the host decides what its guest's speed is worth. It is
+	// not for a CheckpointDelay that is negative.
+	ThrottleShare float64
+
+	// Throttler slows the guest down. Nil: VM, if it is one.
+	Throttler Throttler
+
+	// Stopper tells how long the guest really stood still. Nil: VM, if it is
+	// one.
+	Stopper Stopper
+
 	// LateResume keeps the guest paused until vmstate-loaded, as QEMU's
 	// primary does. Otherwise it runs on as soon as its state is captured.
 	LateResume bool
@@ -107,6 +129,7 @@ type Primary struct {
 	cp        event.CheckpointCommit
 	stopped   time.Time // the guest stood still
 	received  time.Time
+	earlier   time.Time // when the checkpoint before began
 	ends      time.Time // the mark of the checkpoint under way
 	marked    time.Time // and that of the last one that was received
 	whole     bool      // nothing must be read from the paused guest any more
@@ -117,6 +140,9 @@ type Primary struct {
 	aheadRest int       // timer checkpoints until memory is sent ahead again
 
 	peerIdle time.Duration // how often the waiting primary says that it lives
+
+	throttle  throttle
+	throttler Throttler // nil: none
 
 	pass       int  // over memory; MIGRATION_PASS counts them through the session
 	disksUp    bool // the disks were started
@@ -139,6 +165,13 @@ func NewPrimary(conn io.ReadWriteCloser, cfg PrimaryConfig) (*Primary, error) {
 	p.events, p.arbiter, p.session.step = cfg.Events, cfg.Arbiter, cfg.Step
 	p.holder, _ = cfg.Net.(OutputHolder)
 	p.link.Trace = cfg.Trace
+	if p.throttler = cfg.Throttler; p.throttler == nil {
+		p.throttler, _ = cfg.VM.(Throttler)
+	}
+	if p.stopper = cfg.Stopper; p.stopper == nil {
+		p.stopper, _ = cfg.VM.(Stopper)
+	}
+	p.throttle.most = min(max(0, orDefault(cfg.ThrottleMax, throttleMost)), throttleMost)
 	p.delay.Store(int64(orDefault(cfg.CheckpointDelay, DefaultCheckpointDelay)))
 	p.cfg.MinInterval = orDefault(cfg.MinInterval, DefaultMinInterval)
 	if p.arbiter != nil {
@@ -339,7 +372,8 @@ func (p *Primary) wait(ctx context.Context) (event.Cause, error) {
 func (p *Primary) checkpoint(ctx context.Context, cause event.Cause) error {
 	p.epoch++
 	p.cp = event.CheckpointCommit{Mode: p.mode, Epoch: p.epoch, Cause: cause}
-	p.since, p.sending, p.sentAhead = time.Now(), false, 0
+	p.earlier, p.since = p.since, time.Now()
+	p.sending, p.sentAhead = false, 0
 	p.mustEnd(0)
 	p.events.Publish(event.CheckpointStart{Mode: p.mode, Epoch: p.epoch, Cause: cause})
 	p.before = p.link.W.Transferred()
@@ -372,6 +406,10 @@ func (p *Primary) checkpoint(ctx context.Context, cause event.Cause) error {
 	p.cp.Pages = p.pages()
 	p.last = p.cp.Bytes
 	p.backOff()
+	if p.cfg.ThrottleShare > 0 && p.delay.Load() >= 0 {
+		p.throttle.checkpoint(time.Since(p.since), p.since.Sub(p.earlier), p.cfg.ThrottleShare)
+		p.slow()
+	}
 	p.record(p.cp)
 	p.events.Publish(p.nextPass())
 	p.events.Publish(p.cp)

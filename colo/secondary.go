@@ -86,6 +86,7 @@ func NewSecondary(conn io.ReadWriteCloser, cfg SecondaryConfig) (*Secondary, err
 	}
 	s.session.init(conn, event.ModeSecondary, cfg.PeerTimeout)
 	s.vm, s.state, s.disks = cfg.VM, cfg.State, cfg.Disks
+	s.stopper, _ = cfg.VM.(Stopper)
 	s.events, s.arbiter, s.session.step = cfg.Events, cfg.Arbiter, cfg.Step
 	s.link.Trace = cfg.Trace
 	s.cfg.MaxDeviceState = orDefault(cfg.MaxDeviceState, 256<<20)

@@ -26,6 +26,7 @@ type session struct {
 	disks   replication.Group
 	events  *event.Bus
 	arbiter Arbiter
+	stopper Stopper       // nil: nobody measures the pauses
 	holder  OutputHolder  // nil: the network cannot say
 	patient time.Duration // PeerTimeout; 0: no bound
 	step    func(op string, epoch uint64)
@@ -297,8 +298,8 @@ func (s *session) resume(ctx context.Context) error {
 		return s.late(ctx, "resume", err)
 	}
 	s.paused = false
-	if st, ok := s.vm.(Stopper); ok {
-		s.stoppedFor = st.Stopped()
+	if s.stopper != nil {
+		s.stoppedFor = s.stopper.Stopped()
 	}
 	s.events.Publish(event.Resume{})
 	return nil
