@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -15,6 +16,8 @@ import (
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
 )
+
+var long = flag.Bool("long", false, "also the runs that take ten seconds each")
 
 // The test binary is also the sides of the runs that it starts.
 func TestMain(m *testing.M) {
@@ -54,7 +57,7 @@ func summed(t *testing.T, args ...string) (summary, []string) {
 	}
 	last := struct {
 		Summary summary `json:"summary"`
-	}{summary{repeated: new(repeated), diskFigures: new(diskFigures)}}
+	}{summary{repeated: new(repeated), diskFigures: new(diskFigures), lateFigures: new(lateFigures)}}
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
 		t.Fatal(err)
 	}
@@ -70,6 +73,41 @@ func TestEitherSideMayBeKilledAnywhereAndNothingIsLost(t *testing.T) {
 				s, _ := summed(t, append(short, "-backend", "sim", "-mode", mode, "-kill", victim, "-kill-at", place)...)
 				if s.Survivor != survivor || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 ||
 					s.Checkpoints < 3 || s.COLOExit != "error" || s.Failover <= 0 || s.Inputs < talkOn || s.Mode != mode {
+					t.Errorf("%+v", s)
+				}
+			})
+		}
+	}
+}
+
+func TestASideThatIsStoppedForAMomentEndsNothing(t *testing.T) {
+	for _, victim := range []string{primary, secondary} {
+		for i, place := range places {
+			t.Run(victim+"/"+place, func(t *testing.T) {
+				t.Parallel() // they sleep, most of the time
+				s, _ := summed(t, append(short, "-backend", "sim", "-mode", modes[i%len(modes)], "-kill", victim, "-kill-at", place,
+					"-signal", signalStop, "-stop-for", "300ms")...)
+				if s.Survivor != primary || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 || s.COLOExit != "request" {
+					t.Errorf("%+v", s)
+				}
+			})
+		}
+	}
+}
+
+// A side that is stopped for longer than the other waits finds, when it is woken,
+// that the guest is not its any more, and says nothing that the survivor denies.
+func TestASideThatIsStoppedForLongComesBackAndSaysNothingNew(t *testing.T) {
+	if !*long {
+		t.Skip("-long was not given; it takes ten seconds until a side is lost to the other")
+	}
+	for _, victim := range []string{primary, secondary} {
+		survivor := map[string]string{primary: secondary, secondary: primary}[victim]
+		for i, place := range places {
+			t.Run(victim+"/"+place, func(t *testing.T) {
+				t.Parallel()
+				s, _ := summed(t, append(short, "-interval", "20ms", "-backend", "sim", "-mode", modes[i%len(modes)], "-kill", victim, "-kill-at", place, "-signal", signalStop)...)
+				if s.Survivor != survivor || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 || s.lateFigures == nil {
 					t.Errorf("%+v", s)
 				}
 			})

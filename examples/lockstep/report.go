@@ -43,6 +43,7 @@ type sideConfig struct {
 type command struct {
 	Connect  *addresses `json:"connect,omitempty"`  // primary: where the secondary listens
 	Failover bool       `json:"failover,omitempty"` // go on alone
+	Proceed  bool       `json:"proceed,omitempty"`  // go on from the place where it stopped
 	Stop     bool       `json:"stop,omitempty"`     // pause, say what the guest remembers, and end
 }
 

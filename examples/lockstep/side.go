@@ -46,6 +46,7 @@ type side struct {
 	out     *filter.Conn // on client
 	events  event.Bus
 	point   *killPoint
+	proceed chan struct{} // closed when it is to go on from there
 
 	pausing time.Time // of the checkpoint under way, when its pause began
 	started time.Time // when it began
@@ -66,7 +67,7 @@ type session interface {
 // in, reports go to out. It returns when the side has nothing more to do.
 func sideMain(in io.Reader, out io.Writer) error {
 	dec := json.NewDecoder(bufio.NewReader(in))
-	s := &side{commands: make(chan command), reports: newReporter(out)}
+	s := &side{commands: make(chan command), proceed: make(chan struct{}), reports: newReporter(out)}
 	defer s.reports.close()
 	if err := dec.Decode(&s.cfg); err != nil {
 		return fmt.Errorf("configuration: %w", err)
@@ -187,6 +188,9 @@ func (s *side) obey(ctx context.Context, stop chan<- struct{}) {
 			if c.Failover {
 				s.session.Failover() // in progress already: as good
 			}
+			if c.Proceed {
+				close(s.proceed)
+			}
 			if c.Stop {
 				close(stop)
 				return
@@ -245,7 +249,10 @@ func (s *side) build(ctx context.Context) error {
 			rng:   rand.New(rand.NewPCG(s.cfg.Seed, 1)),
 			stop: func(detail string) {
 				s.reports.sendNow(report{Stopped: &stopped{s.cfg.StopEpoch, detail}})
-				<-ctx.Done() // SIGKILL comes sooner
+				select { // or SIGKILL comes
+				case <-s.proceed:
+				case <-ctx.Done():
+				}
 			},
 		}
 	}

@@ -42,8 +42,15 @@ type summary struct {
 	Survivor      string                 `json:"survivor"`
 	COLOExit      string                 `json:"colo_exit"` // the survivor's reason
 
+	*lateFigures // with -signal stop
 	*diskFigures // with -disk
 	*repeated    // with -repeat
+}
+
+// lateFigures are what runs have in addition whose victim was stopped and woken.
+type lateFigures struct {
+	LateFrames int     `json:"late_frames"`    // that left the victim after it was woken; the survivor has said them too
+	LateWithin float64 `json:"late_within_ms"` // of that, the last one
 }
 
 // diskFigures are what runs with a disk have in addition.
@@ -76,7 +83,14 @@ func newSummary(o options, backend string, runs []*result, tried int) summary {
 	if o.disk > 0 {
 		s.diskFigures = new(diskFigures)
 	}
+	if o.signal == signalStop {
+		s.lateFigures = new(lateFigures)
+	}
 	for _, r := range runs {
+		if l := s.lateFigures; l != nil {
+			l.LateFrames += r.late
+			l.LateWithin = max(l.LateWithin, milliseconds(r.lateFor))
+		}
 		if d := s.diskFigures; d != nil {
 			d.DiskBlocks += r.DiskBlocks
 			d.DiskLost += r.DiskLost
@@ -162,6 +176,9 @@ func (s *summary) table(w io.Writer) {
 	}
 	row("inputs answered", "%d", s.Inputs)
 	row("of the frames", "%d lost, %d contradicted, %d corrupted, %d sent twice", s.Lost, s.Contradicted, s.Corrupted, s.Duplicated)
+	if l := s.lateFigures; l != nil {
+		row("of the woken side", "%d frames left, within %.1f ms", l.LateFrames, l.LateWithin)
+	}
 	if d := s.diskFigures; d != nil {
 		row("disk", "%d blocks written; sectors of the survivor's disk: %d lost, %d corrupted", d.DiskBlocks, d.DiskLost, d.DiskCorrupted)
 	}
