@@ -665,3 +665,40 @@ func TestALinkThatTakesFewBytesMakesProgress(t *testing.T) {
 		<-done
 	})
 }
+
+func TestAGoodbyeThatIsCutIsSettledByTheArbiter(t *testing.T) {
+	for _, mode := range []event.Mode{event.ModePrimary, event.ModeSecondary} {
+		synctest.Test(t, func(t *testing.T) {
+			run := func(ps, sp colotest.Flow) *pair {
+				x := newPair(t, options{ps: ps, sp: sp, primary: func(c *colo.PrimaryConfig) { c.CheckpointDelay = time.Hour }})
+				x.start(t.Context())
+				time.Sleep(time.Minute)
+				_, r := x.side(mode)
+				r.End()
+				x.wait()
+				return x
+			}
+			whole := run(colotest.Flow{}, colotest.Flow{})
+			ps, sp := whole.pc.Sent(), whole.sc.Sent()
+			whole.close()
+			const words = 8 // the last bytes of each direction: goodbye, and no reason
+			for i := int64(1); i <= words; i++ {
+				for _, flows := range [][2]colotest.Flow{
+					{{Break: colotest.Point{Op: colotest.Byte, N: ps.Bytes - i}}, {}},
+					{{}, {Break: colotest.Point{Op: colotest.Byte, N: sp.Bytes - i}}},
+					{{Break: colotest.Point{Op: colotest.Byte, N: ps.Bytes - i}, Drop: true}, {}},
+				} {
+					x := run(flows[0], flows[1])
+					h := x.wantWhole(t)
+					if n := len(x.witness.Claims()); h != x.p && n == 0 {
+						t.Errorf("%s, %v: the %s runs, and nobody has asked", mode, flows, h.name)
+					}
+					if t.Failed() {
+						t.Fatalf("%s says goodbye, %d bytes before the end: primary %v, secondary %v", mode, i, x.p.err, x.s.err)
+					}
+					x.close()
+				}
+			}
+		})
+	}
+}

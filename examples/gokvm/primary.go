@@ -218,6 +218,6 @@ func (s *primary) sayEnd(why string, over <-chan error) {
 	if session == nil {
 		return
 	}
-	session.Failover() // or it has just been lost: as good
+	session.Fenced() // the secondary has heard it, or is lost
 	<-over
 }

@@ -183,7 +183,7 @@ func (s *standbyRun) session(ctx context.Context, conn net.Conn) error {
 		for {
 			select {
 			case <-order:
-				if err := sec.Failover(); err != nil {
+				if err := sec.Fenced(); err != nil {
 					s.p.warn("SIGUSR1: %v", err)
 				}
 			case <-ended:
