@@ -80,6 +80,7 @@
 //     of it; if it is refused, nothing has happened but the end of the session.
 //     Without an Arbiter it is the same as Fenced.
 //   - Fenced: the other side is known not to run. Nobody is asked.
+//   - Yield: this side's guest is lost, the other side is to go on.
 //   - End: nobody is to take over; see below.
 //
 // An arbiter's error that matches [ErrRefused] is final. Any other says that it
@@ -148,6 +149,6 @@
 // A session runs on the goroutine that called Run. It has two of its own: that
 // of a primary reads the link, and while an Arbiter is asked one watches for
 // orders. Both have ended when Run returns, for which the connection's Close
-// must end a Read. Failover, Fenced, End, Lost, RequestCheckpoint, Info and
+// must end a Read. Failover, Fenced, End, Lost, Yield, RequestCheckpoint, Info and
 // Status may be called from any goroutine and do not wait for I/O.
 package colo

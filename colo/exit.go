@@ -143,7 +143,7 @@ func (s *session) sayExit(cause error) {
 	s.mu.Lock()
 	s.info.Mode, s.info.Reason = event.ModeNone, exit.Reason
 	s.mu.Unlock()
-	if lost := s.reported(); lost != nil && errors.Is(cause, lost) {
+	if lost := s.reported(); lost != nil && errors.Is(cause, lost) && !s.yielded.Load() {
 		s.events.Publish(event.HeartbeatLost{Mode: s.mode, Epoch: s.committed(), Error: lost.Error()})
 	}
 	s.events.Publish(exit)

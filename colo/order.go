@@ -166,6 +166,18 @@ func (s *session) Lost(cause error) {
 	})
 }
 
+// Yield gives this side's guest up, with the reason: its vCPUs or its disk have
+// failed, and the other side is to go on with its own. The session ends as if
+// the link had broken, but this side asks nobody: its guest is paused, what it
+// holds is dropped, and Run returns the reason. Cancelling the context of Run
+// says the opposite, that the primary's guest runs on. It may be called from any
+// goroutine at any time; an order that was accepted before is withdrawn, unless
+// its takeover has begun.
+func (s *session) Yield(cause error) {
+	s.yielded.Store(true)
+	s.Lost(cause)
+}
+
 // cut closes the link, and with it the disks' way to the other side: a vCPU
 // that waits there could not be paused.
 func (s *session) cut() {

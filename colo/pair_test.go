@@ -218,6 +218,7 @@ type runner interface {
 	Info() colo.Info
 	Fenced() error
 	End() error
+	Yield(error)
 }
 
 // run starts a session.

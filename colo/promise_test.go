@@ -702,3 +702,29 @@ func TestAGoodbyeThatIsCutIsSettledByTheArbiter(t *testing.T) {
 		})
 	}
 }
+
+func TestASideThatYieldsLeavesTheGuestToTheOther(t *testing.T) {
+	for _, mode := range []event.Mode{event.ModePrimary, event.ModeSecondary} {
+		synctest.Test(t, func(t *testing.T) {
+			why := errors.New("the vCPU broke")
+			x := afterCheckpoint(t, t.Context(), 2, options{}, func(x *pair) {
+				_, r := x.side(mode)
+				r.Yield(why)
+			})
+			x.wait()
+			h, r := x.side(mode)
+			if !errors.Is(h.err, why) || r.Info().State != colo.StateStopped {
+				t.Errorf("the %s ended with %v, state %v", mode, h.err, r.Info().State)
+			}
+			for _, c := range x.witness.Claims() {
+				if c.Mode == mode {
+					t.Errorf("it asked %+v", c)
+				}
+			}
+			if o, _ := x.side(other(mode)); x.wantWhole(t) != o || o.err != nil {
+				t.Errorf("the other side ended with %v", o.err)
+			}
+			x.close()
+		})
+	}
+}

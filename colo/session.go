@@ -35,6 +35,7 @@ type session struct {
 	machine *failover.Machine
 
 	ran     atomic.Bool
+	yielded atomic.Bool   // Yield was called
 	quit    chan struct{} // closed when a failover is active
 	fenced  chan struct{} // closed by Fenced
 	wish    chan struct{} // closed by End

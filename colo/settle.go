@@ -29,6 +29,9 @@ func (s *session) asked() bool {
 
 // settle returns nil when this side is to go on.
 func (s *session) settle(ctx context.Context, cause error) error {
+	if s.yielded.Load() {
+		return s.depart(s.yieldedFor(), cause)
+	}
 	if s.arbiter == nil {
 		return s.awaitOrder(ctx, cause)
 	}
@@ -55,6 +58,8 @@ func (s *session) settle(ctx context.Context, cause error) error {
 		case !s.unfenced():
 			<-s.quit // at once, or when Fenced gets there
 			return nil
+		case s.yielded.Load():
+			return s.depart(s.yieldedFor(), cause)
 		case err == nil:
 			return s.granted()
 		case errors.Is(err, ErrRefused):
@@ -169,6 +174,13 @@ func (s *session) depart(err, cause error) error {
 		}
 	}
 	return departed(err, cause)
+}
+
+// yieldedFor returns why this side gives its guest up. Lost may have been called
+// before, with another reason.
+func (s *session) yieldedFor() error {
+	<-s.lost
+	return s.lostErr
 }
 
 // departed joins why a side does not go on with why its session broke.

@@ -198,6 +198,10 @@ func (s *primary) newSession(link net.Conn) (*colo.Primary, error) {
 func (s *primary) finish(err error, over <-chan error) error {
 	how := howEnded(err)
 	if how == "" {
+		if session := s.session.Load(); session != nil && over != nil {
+			session.Yield(err)
+			<-over
+		}
 		return err // the secondary has a guest that is well, and goes on
 	}
 	s.sayEnd(how, over)
