@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,12 +19,28 @@ import (
 // by.
 type throttled struct {
 	*colotest.Guest
+	fail error
+
+	mu      sync.Mutex
 	percent int
 	asked   []int
-	fail    error
+}
+
+func (v *throttled) now() int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.percent
+}
+
+func (v *throttled) steps() []int {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return slices.Clone(v.asked)
 }
 
 func (v *throttled) Throttle(percent int) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	v.asked = append(v.asked, percent)
 	if v.fail != nil && percent > 0 {
 		return v.fail
@@ -47,7 +65,7 @@ func busy(t *testing.T, change func(*colo.PrimaryConfig), fail error) (*pair, *t
 		},
 	})
 	event.Subscribe(&x.p.bus, func(event.MigrationPass) {
-		for n := 64 * (100 - vm.percent) / 100; n > 0; n-- {
+		for n := 64 * (100 - vm.now()) / 100; n > 0; n-- {
 			x.p.step(1)
 		}
 	})
@@ -130,24 +148,24 @@ func TestAGuestIsNotThrottledWhereItMayNotBeOrCannot(t *testing.T) {
 func TestCheckpointsThatTakeTooMuchOfTheTimeThrottle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x, vm := busy(t, func(c *colo.PrimaryConfig) { c.MaxDowntime, c.ThrottleShare = 4*time.Second, 0.5 }, nil)
-		slow := time.Duration(0)
+		var slow atomic.Int64
 		cfg := x.s.disk
 		cfg.Fail = func(c colotest.Call) error {
 			if c.Name == "checkpoint" {
-				time.Sleep(slow)
+				time.Sleep(time.Duration(slow.Load()))
 			}
 			return nil
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		x.start(ctx)
 		time.Sleep(2500 * time.Millisecond)
-		slow = 800 * time.Millisecond
+		slow.Store(int64(800 * time.Millisecond))
 		time.Sleep(4 * time.Second)
-		slow = 0
-		high := vm.percent
+		slow.Store(0)
+		high := vm.now()
 		time.Sleep(20 * time.Second)
-		if high < 40 || vm.percent != 0 {
-			t.Errorf("it was throttled by up to %d and then %d, in steps %v", high, vm.percent, vm.asked)
+		if high < 40 || vm.now() != 0 {
+			t.Errorf("it was throttled by up to %d and then %d, in steps %v", high, vm.now(), vm.steps())
 		}
 		cancel()
 		x.wait()
