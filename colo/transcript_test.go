@@ -227,6 +227,10 @@ var scenes = []scene{
 		options: options{sp: colotest.Flow{Corrupt: map[int64]byte{6: 0x40}}}},
 	{name: "torn-commit", prepare: failDisk(ofSecondary, "checkpoint", func(*pair) error { return errDisk }),
 		want: wantErrors(nil, failover.ErrTorn)},
+	{name: "goodbye-of-the-primary", ours: true, last: 9, want: wantErrors(nil, colo.ErrGoodbye),
+		primary: at("expect vmstate-loaded", func(x *pair) { x.primary.End() })},
+	{name: "goodbye-of-the-secondary", ours: true, last: 9, want: wantErrors(nil, colo.ErrGoodbye),
+		secondary: at("stage device state", func(x *pair) { x.secondary.End() })},
 	{name: "failover-during-torn-commit", prepare: failDisk(ofSecondary, "checkpoint", func(x *pair) error {
 		order(theSecondary)(x)
 		return errDisk
