@@ -157,6 +157,9 @@ func (k *Keeper) Release(ctx context.Context, note string) error {
 // end Run; another can be acquired.
 func (k *Keeper) Run(ctx context.Context) error {
 	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
 		k.mu.Lock()
 		at, ok := k.holder.Renewal()
 		g, note := k.grant, k.note

@@ -97,6 +97,27 @@ func TestShortOutageOfTheArbiterIsNotNoticed(t *testing.T) {
 	})
 }
 
+func TestKeeperEndsWithItsContextWhileNobodyCanBeAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out atomic.Bool
+		s := &failovertest.Store{Before: func(ctx context.Context, _ string) error {
+			if !out.Load() {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}}
+		k := keeperOn(t, s, "a", time.Second, nil)
+		stop := run(t, k)
+		if _, err := k.Acquire(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		out.Store(true)
+		time.Sleep(10 * time.Second)
+		stop()
+	})
+}
+
 // An answer that comes late does not count for longer than one that comes at
 // once.
 func TestLateAnswerCountsFromItsRequest(t *testing.T) {
