@@ -64,6 +64,7 @@ var decoders = map[string]func(json.RawMessage) (Event, error){
 	CheckpointStart{}.Name():  decode[CheckpointStart],
 	CheckpointCommit{}.Name(): decode[CheckpointCommit],
 	FailoverDone{}.Name():     decode[FailoverDone],
+	JobStatusChange{}.Name():  decode[JobStatusChange],
 
 	Arbitration{}.Name():       decode[Arbitration],
 	HeartbeatLost{}.Name():     decode[HeartbeatLost],

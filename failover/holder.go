@@ -24,6 +24,7 @@ type Holder struct {
 	over       uint64 // every generation up to this one is over
 	until      time.Time
 	forever    bool
+	fenced     bool          // it is held by an operator's word
 	renewed    time.Time     // when the last grant's request was sent
 	term       time.Duration // of that grant
 }
@@ -42,7 +43,7 @@ func (h *Holder) Granted(g Grant) {
 	if g.Generation <= h.over || g.Generation < h.generation {
 		return
 	}
-	if g.Generation > h.generation {
+	if g.Generation > h.generation || h.fenced {
 		*h = Holder{generation: g.Generation, over: h.over}
 	}
 	if g.Term == 0 {
@@ -67,6 +68,15 @@ func (h *Holder) Promised(generation uint64, sent time.Time, term time.Duration)
 func (h *Holder) extend(sent time.Time, term time.Duration) {
 	if until := sent.Add(term - Margin(term)); until.After(h.until) {
 		h.until = until
+	}
+}
+
+// Fenced notes an operator's word that no other host can act as the holder: this
+// one may, without an arbiter's grant, as the holder of a generation above all
+// before. A grant of that generation or a later one takes the word's place.
+func (h *Holder) Fenced(generation uint64) {
+	if generation > h.over && generation > h.generation {
+		*h = Holder{generation: generation, over: h.over, forever: true, fenced: true}
 	}
 }
 

@@ -248,3 +248,30 @@ func TestGrantWithoutATermLasts(t *testing.T) {
 		t.Error("it did not end")
 	}
 }
+
+func TestOperatorsWordHoldsUntilAGrantTakesItsPlace(t *testing.T) {
+	at := time.Now()
+	var h failover.Holder
+	h.Granted(failover.Grant{Generation: 3, Term: time.Second, Sent: at})
+	h.Fenced(3)
+	if h.Until().After(at.Add(time.Second)) {
+		t.Error("a word for a generation that is held already prolonged it")
+	}
+	h.Fenced(4)
+	if h.Generation() != 4 || !h.Until().After(at.AddDate(1, 0, 0)) {
+		t.Errorf("generation %d until %v", h.Generation(), h.Until())
+	}
+	h.Granted(failover.Grant{Generation: 3, Term: time.Second, Sent: at.Add(time.Hour)})
+	if h.Generation() != 4 {
+		t.Error("an older grant took its place")
+	}
+	h.Granted(failover.Grant{Generation: 4, Term: time.Second, Sent: at})
+	if want := at.Add(time.Second - failover.Margin(time.Second)); !h.Until().Equal(want) {
+		t.Errorf("the grant lasts until %v, want %v", h.Until(), want)
+	}
+	h.Over(4)
+	h.Fenced(4)
+	if h.Generation() != 0 {
+		t.Error("a word brought back what is over")
+	}
+}

@@ -129,6 +129,19 @@ func (k *Keeper) Promised(generation uint64, sent time.Time, term time.Duration)
 	k.gate.Until(k.holder.Until())
 }
 
+// Fenced opens the gate by an operator's word that no other host can act as the
+// guest's holder, for the generation after that one, which it returns. The caller
+// acquires the guest after the same generation as soon as the arbiter can be
+// asked, so that others know; a refusal then means that the word was wrong, and
+// the caller drops what it holds.
+func (k *Keeper) Fenced(after uint64) uint64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.holder.Fenced(after + 1)
+	k.gate.Until(k.holder.Until())
+	return after + 1
+}
+
 // Drop shuts the gate and forgets the grant without telling the arbiter, whose
 // term runs out by itself.
 func (k *Keeper) Drop() {

@@ -241,6 +241,27 @@ func TestPromiseKeepsTheGateOpenWithoutAnArbiter(t *testing.T) {
 	})
 }
 
+func TestFencedOpensTheGateBeforeTheArbiterIsAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, s := keeper(t, time.Second)
+		defer run(t, k)()
+		other := keeperOn(t, s, "b", time.Second, nil)
+		if _, err := other.Acquire(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		if g := k.Fenced(1); g != 2 || !k.Gate().Open() {
+			t.Errorf("generation %d, the gate is open: %v", g, k.Gate().Open())
+		}
+		if g, err := k.Acquire(t.Context(), 1); g != 2 || err != nil {
+			t.Fatal(g, err)
+		}
+		time.Sleep(10 * time.Second)
+		if r, _ := s.Load(t.Context()); r.Generation != 2 || !k.Gate().Open() {
+			t.Errorf("%+v, the gate is open: %v", r, k.Gate().Open())
+		}
+	})
+}
+
 func TestKeeperRefusesWhatCannotWork(t *testing.T) {
 	s := failover.NewStoreArbiter(new(failovertest.Store))
 	for name, c := range map[string]failover.KeeperConfig{
