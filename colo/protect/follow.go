@@ -34,7 +34,7 @@ func (j *Job) follow(ctx context.Context) error {
 		return nil // the job has moved on
 	}
 	defer p.close()
-	s, free, err := j.newSecondary(p)
+	s, free, err := j.newSecondary(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -194,8 +194,8 @@ func (j *Job) refuseAll() {
 }
 
 // newSecondary makes the secondary's side of a session.
-func (j *Job) newSecondary(p *peer) (_ *session, free func(), err error) {
-	s := &session{peer: p, wire: &counted{Conn: p.session}, began: time.Now()}
+func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(), err error) {
+	s := &session{peer: p, wire: &counted{Conn: p.session}, over: ctx, began: time.Now()}
 	reg := new(vmstate.Registry)
 	cache, err := ram.NewCache(j.cfg.Guest.Blocks(), j.cfg.Guest, ram.CacheConfig{})
 	if err != nil {

@@ -62,7 +62,7 @@ func New(cfg Config) (*Job, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	j := &Job{
-		cfg: cfg, vm: &vm{guest: cfg.Guest, networks: cfg.Network},
+		cfg: cfg, vm: newVM(cfg.Guest, cfg.Network),
 		changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
 	}
 	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Term: cfg.Term, Lost: j.deposed}

@@ -27,7 +27,7 @@ func (j *Job) lead(ctx context.Context) error {
 		return nil // the job has moved on
 	}
 	defer p.close()
-	s, err := j.newPrimary(p)
+	s, err := j.newPrimary(ctx, p)
 	if err != nil {
 		return err
 	}
@@ -139,8 +139,8 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 
 // newPrimary makes the primary's side of a session: everything of it is new, but
 // for the guest and its networks.
-func (j *Job) newPrimary(p *peer) (*session, error) {
-	s := &session{peer: p, wire: &counted{Conn: p.session}, began: time.Now()}
+func (j *Job) newPrimary(ctx context.Context, p *peer) (*session, error) {
+	s := &session{peer: p, wire: &counted{Conn: p.session}, over: ctx, began: time.Now()}
 	reg := new(vmstate.Registry)
 	saver := ram.NewSaver(j.cfg.Guest.Blocks(), j.cfg.Guest, ram.SaverConfig{})
 	if err := reg.RegisterLive(ramEntry(), saver, nil); err != nil {

@@ -21,6 +21,7 @@ type session struct {
 	colo    coloSession
 	primary *colo.Primary // nil: this host is the secondary
 	wire    *counted
+	over    context.Context // ends with the job
 
 	promises promises
 
@@ -36,6 +37,7 @@ type session struct {
 type coloSession interface {
 	Run(context.Context) error
 	Failover() error
+	Fenced() error
 	Lost(error)
 	Info() colo.Info
 }
@@ -143,7 +145,11 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	if st := j.State(); st != Synchronising && st != Following {
 		s.colo.Lost(errMoved) // deposed, or stopped, since the two agreed
 	}
-	err := s.colo.Run(ctx)
+	// A session that is cancelled would say goodbye, so that the other side does
+	// not go on. A host that leaves wants it to.
+	stop := context.AfterFunc(ctx, func() { s.colo.Lost(context.Cause(ctx)) })
+	defer stop()
+	err := s.colo.Run(context.WithoutCancel(ctx))
 	if tookOverHere(err) && s.getPurpose() == toTakeHand {
 		s.peer.say(note{Say: sayRuns})
 	} else if s.getPurpose() == toTakeHand {
@@ -233,44 +239,64 @@ var errSwitchover = errors.New("switchover")
 // to be settled whether this host goes on.
 func (j *Job) arbiter(s *session) colo.ArbiterFunc {
 	return func(ctx context.Context, c colo.Claim) error {
-		j.vm.keep(false)
-		if s.getPurpose() == toHandOver {
-			if j.handedOver(ctx, s) {
-				return fmt.Errorf("%w: %w", failover.ErrRefused, errSwitchover)
-			}
-			s.setPurpose(noPurpose)
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(s.over, func() { cancel(context.Cause(s.over)) })()
+		err := j.settle(ctx, s, c)
+		if err != nil && s.over.Err() != nil {
+			err = fmt.Errorf("%w: %w", failover.ErrRefused, err) // nobody asks again
 		}
-		j.do(broke, c.Cause.Error())
-		switch st := j.State(); st {
-		case Asking:
-		default: // deposed, or stopped
-			return fmt.Errorf("%w: this host is %s", failover.ErrRefused, st)
+		return err
+	}
+}
+
+// settle is what the arbiter of a session does.
+func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
+	switch s.getPurpose() {
+	case toPause, toComplete: // it was asked before
+		j.vm.face(true)
+		return nil
+	}
+	j.vm.keep(false)
+	if s.getPurpose() == toHandOver {
+		if j.handedOver(ctx, s) {
+			return fmt.Errorf("%w: %w", failover.ErrRefused, errSwitchover)
 		}
-		if s.primary == nil {
-			if err := j.keepPromise(ctx, s); err != nil {
-				return err
-			}
-		}
-		generation, err := j.claim(ctx, s, c.Cause)
-		if err != nil {
+		s.setPurpose(noPurpose)
+	}
+	j.do(broke, c.Cause.Error())
+	switch st := j.State(); st {
+	case Asking:
+	default: // deposed, or stopped
+		return fmt.Errorf("%w: this host is %s", failover.ErrRefused, st)
+	}
+	if s.primary == nil {
+		if err := j.keepPromise(ctx, s); err != nil {
 			return err
 		}
-		j.learn(generation)
-		if s.primary == nil && s.getPurpose() != toTakeHand {
-			if err := j.fence(ctx, generation); err != nil {
-				return err
-			}
-		}
-		j.vm.face(true)
-		return j.do(granted, c.Cause.Error())
 	}
+	generation, err := j.claim(ctx, s, c)
+	if err != nil {
+		return err
+	}
+	j.learn(generation)
+	if s.primary == nil && s.getPurpose() != toTakeHand {
+		if err := j.fence(ctx, generation); err != nil {
+			return err
+		}
+	}
+	j.vm.face(true)
+	if err := j.do(granted, c.Cause.Error()); err != nil {
+		return fmt.Errorf("%w: %w", failover.ErrRefused, err) // stopped
+	}
+	return nil
 }
 
 // claim asks the arbiter, unless the other side has said, or says meanwhile, that
 // it ends the session on purpose: a secondary must not go on then, and a primary
 // need not fear that the other does.
-func (j *Job) claim(ctx context.Context, s *session, cause error) (uint64, error) {
-	word := errors.Is(cause, errOrdered) || errors.Is(cause, errSwitchover)
+func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, error) {
+	word := c.Ordered || errors.Is(c.Cause, errSwitchover)
 	ask, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	ended := make(chan struct{})

@@ -72,7 +72,7 @@ func (j *Job) leave(ctx context.Context, verb input, why purpose, to State, reas
 		j.vm.keep(true) // it has nothing more to do
 	}
 	s.peer.say(note{Say: sayEnd, Reason: reason}) // the arbiter refuses it anyway
-	if err := s.colo.Failover(); err != nil {
+	if err := s.colo.Fenced(); err != nil {       // everybody who has to be asked was
 		s.setPurpose(noPurpose)
 		return err
 	}
@@ -114,11 +114,10 @@ func (j *Job) Failover() error {
 		}
 		return nil // it is being asked for
 	}
-	if err := j.do(doFailover, errOrdered.Error()); err != nil {
+	if err := j.do(doFailover, "ordered"); err != nil {
 		return err
 	}
-	s.colo.Lost(errOrdered)
-	return nil
+	return s.colo.Failover()
 }
 
 // Fenced is an operator's word that the other host is dead, or can do nothing for
@@ -140,7 +139,7 @@ func (j *Job) Fenced() error {
 	after := s.peer.generation
 	j.learn(j.keeper.Fenced(after))
 	j.vm.face(true)
-	if err := s.colo.Failover(); err != nil {
+	if err := s.colo.Fenced(); err != nil {
 		return err
 	}
 	j.mu.Lock()

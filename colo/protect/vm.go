@@ -6,35 +6,40 @@ import (
 	"time"
 )
 
-// A vm stands between a session and the guest: it knows whether the guest runs,
-// keeps its input in step with that, and can keep it standing where a session
-// would resume it.
+// A vm stands between a session and the guest: it counts the pauses that pass
+// through it, keeps the guest's input in step with them, and can keep the guest
+// standing where a session would resume it. Those of others, on the guest itself,
+// are none of its business.
 type vm struct {
 	guest    Guest
 	networks []Network
 
 	mu      sync.Mutex
-	running bool
+	pauses  int  // not taken back
+	stands  bool // one pause of the guest is ours
 	input   bool // the guest is the one that the world talks to
 	hold    bool // Resume leaves it standing
 	held    bool // and has
 	stopped time.Time
 }
 
+// newVM returns the vm of a guest that is paused; that pause is the vm's.
+func newVM(g Guest, n []Network) *vm { return &vm{guest: g, networks: n, pauses: 1, stands: true} }
+
 // Pause implements colo.VM.
 func (v *vm) Pause(ctx context.Context) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.running {
-		v.stopped = time.Now()
+	if !v.stands {
+		now := time.Now()
+		v.let(false)
+		if err := v.guest.Pause(ctx); err != nil {
+			v.let(v.input)
+			return err
+		}
+		v.stands, v.stopped = true, now
 	}
-	v.held = false
-	v.let(false)
-	if err := v.guest.Pause(ctx); err != nil {
-		v.let(v.running && v.input)
-		return err
-	}
-	v.running = false
+	v.pauses++
 	return nil
 }
 
@@ -42,14 +47,18 @@ func (v *vm) Pause(ctx context.Context) error {
 func (v *vm) Resume(ctx context.Context) error {
 	v.mu.Lock()
 	defer v.mu.Unlock()
+	if v.pauses > 1 || !v.stands {
+		v.pauses = max(0, v.pauses-1)
+		return nil
+	}
 	if v.hold {
-		v.held = true
+		v.pauses, v.held = 0, true
 		return nil
 	}
 	if err := v.guest.Resume(ctx); err != nil {
 		return err
 	}
-	v.running = true
+	v.pauses, v.stands, v.held = 0, false, false
 	v.let(v.input)
 	return nil
 }
@@ -65,7 +74,7 @@ func (v *vm) face(world bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.input = world
-	v.let(v.running && world)
+	v.let(!v.stands && world)
 }
 
 // keep makes Resume leave the guest standing, or lets it work again; it then
@@ -76,14 +85,15 @@ func (v *vm) keep(standing bool) {
 	v.hold = standing
 }
 
-// isRunning reports whether the guest runs.
+// isRunning reports whether the guest runs, as far as this package has a say.
 func (v *vm) isRunning() bool {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.running
+	return !v.stands
 }
 
-// standing returns since when the guest stands still.
+// standing returns since when the guest stands still, and whether it has been kept
+// standing.
 func (v *vm) standing() (since time.Time, held bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
