@@ -18,7 +18,6 @@ var (
 	errCompleted = errors.New("the guest has ended")
 
 	errRanTwice = errors.New("protect: Run was called before")
-	errOrdered  = errors.New("a failover was ordered")
 	errMoved    = errors.New("the job has moved on")
 )
 

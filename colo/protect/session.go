@@ -264,6 +264,9 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		}
 		s.setPurpose(noPurpose)
 	}
+	if s.over.Err() != nil {
+		return fmt.Errorf("%w: this host leaves: %w", failover.ErrRefused, context.Cause(s.over))
+	}
 	j.do(broke, c.Cause.Error())
 	switch st := j.State(); st {
 	case Asking:
