@@ -132,6 +132,19 @@ func (f *fabric) part(a, b string, silent bool) {
 	delete(f.conns, pair(a, b))
 }
 
+// oneWay makes what one of two hosts sends not arrive any more; no connection can
+// be made.
+func (f *fabric) oneWay(a, b string, end int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cut[pair(a, b)] = true
+	for i, c := range f.conns[pair(a, b)] {
+		if i%2 == end { // the first of two is the one that dialled
+			c.Stall()
+		}
+	}
+}
+
 func (f *fabric) join(a, b string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -182,7 +195,10 @@ type host struct {
 	once  sync.Once
 
 	killed    atomic.Bool
-	noArbiter atomic.Bool // the arbiter does not answer
+	noArbiter atomic.Bool  // the arbiter does not answer
+	slow      atomic.Int64 // it answers that late, in nanoseconds
+	forget    atomic.Int64 // that many of its answers are lost
+	token     string       // of its claims
 
 	mu     sync.Mutex
 	events []event.Event
@@ -292,6 +308,7 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	if h.job, err = New(cfg); err != nil {
 		w.t.Fatal(err)
 	}
+	h.token = h.job.token
 	w.mu.Lock()
 	w.hosts = append(w.hosts, h)
 	w.mu.Unlock()
@@ -368,10 +385,15 @@ func (s ofHost) Swap(ctx context.Context, old, next failover.Record) (bool, erro
 	if err := s.reach(); err != nil {
 		return false, err
 	}
-	return s.Store.Swap(ctx, old, next)
+	ok, err := s.Store.Swap(ctx, old, next)
+	if s.h.forget.Add(-1) >= 0 || s.h.killed.Load() {
+		return false, errNoRoute // it was done, or not: who knows
+	}
+	return ok, err
 }
 
 func (s ofHost) reach() error {
+	time.Sleep(time.Duration(s.h.slow.Load()))
 	if s.h.killed.Load() || s.h.noArbiter.Load() {
 		return errNoRoute
 	}

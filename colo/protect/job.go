@@ -28,7 +28,8 @@ type Job struct {
 	vm     *vm
 	keeper *failover.Keeper
 	manual *failover.Manual // nil: there is an arbiter
-	verbs  sync.Mutex       // one verb at a time
+	token  string           // of this process, for the arbiter
+	verbs  chan struct{}    // capacity one: of the verbs that take time, one at a time
 
 	mu         sync.Mutex
 	changed    chan struct{} // closed and replaced with each change of state
@@ -62,9 +63,9 @@ func New(cfg Config) (*Job, error) {
 	}
 	j := &Job{
 		cfg: cfg, vm: newVM(cfg.Guest, cfg.Network),
-		changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
+		token: failover.NewToken(), verbs: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
 	}
-	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Term: cfg.Term, Lost: j.deposed}
+	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
 	if cfg.Arbiter == nil {
 		j.manual = failover.NewManual(failover.Record{})
 		keep.Arbiter, keep.Term = j.manual, -1

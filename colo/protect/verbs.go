@@ -25,20 +25,31 @@ func (j *Job) allowed(verb input) (*session, error) {
 	return j.current, nil
 }
 
+// turn waits for the end of another verb that takes time.
+func (j *Job) turn(ctx context.Context) (done func(), err error) {
+	select {
+	case j.verbs <- struct{}{}:
+		return func() { <-j.verbs }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
 // Pause ends the protection for now: no checkpoints are made, the guest's output
 // passes, and the secondary, if there is one, is of no use any more. The reason is
 // kept. It returns when that is so. The error is a *StateError, or says that the
 // arbiter could not be asked in ctx's time; protection then goes on.
 func (j *Job) Pause(ctx context.Context, reason string) error {
-	j.verbs.Lock()
-	defer j.verbs.Unlock()
+	done, err := j.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	return j.leave(ctx, doPause, toPause, Paused, reason)
 }
 
 // Resume ends a pause: a secondary is sought again.
 func (j *Job) Resume() error {
-	j.verbs.Lock()
-	defer j.verbs.Unlock()
 	return j.do(doResume, "")
 }
 
@@ -46,8 +57,11 @@ func (j *Job) Resume() error {
 // protect, and the secondary must not go on with it. Run returns nil then. It is
 // for the host where the guest runs.
 func (j *Job) Complete(ctx context.Context) error {
-	j.verbs.Lock()
-	defer j.verbs.Unlock()
+	done, err := j.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	return j.leave(ctx, doComplete, toComplete, Concluded, errCompleted.Error())
 }
 
@@ -99,8 +113,6 @@ func (j *Job) Checkpoint() error {
 // the arbiter, Failover is his yes, and he has made sure that the other host does
 // not get one.
 func (j *Job) Failover() error {
-	j.verbs.Lock()
-	defer j.verbs.Unlock()
 	s, err := j.allowed(doFailover)
 	if err != nil {
 		return err
@@ -124,8 +136,6 @@ func (j *Job) Failover() error {
 // the guest any more: this host goes on at once, and asks nobody. If the arbiter
 // turns out to have given the guest to somebody else, this host gives it up again.
 func (j *Job) Fenced() error {
-	j.verbs.Lock()
-	defer j.verbs.Unlock()
 	s, err := j.allowed(doFenced)
 	if err != nil {
 		return err
@@ -181,8 +191,11 @@ func (j *Job) useful(s *session) error {
 // arbiter's grant and its first output takes the guest with it, as a lone host
 // does: nobody knows what it said. Query reports the downtime.
 func (j *Job) Switchover(ctx context.Context) error {
-	j.verbs.Lock()
-	defer j.verbs.Unlock()
+	done, err := j.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
 	s, err := j.allowed(doSwitchover)
 	if err != nil {
 		return err
