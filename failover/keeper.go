@@ -210,6 +210,9 @@ func (k *Keeper) renew(ctx context.Context, g Grant, note string) {
 	case err == nil:
 		k.granted(next)
 	case errors.Is(err, ErrRefused):
+		if k.own(ask, g) {
+			return
+		}
 		if k.over(g.Generation) && k.cfg.Lost != nil {
 			k.cfg.Lost(g.Generation, err)
 		}
@@ -219,6 +222,28 @@ func (k *Keeper) renew(ctx context.Context, g Grant, note string) {
 		}
 		sleep(ctx, g.Term/10)
 	}
+}
+
+// own reports whether a grant is over because this keeper itself has acquired the
+// generation after it, perhaps by a claim whose answer was lost, and takes that.
+func (k *Keeper) own(ctx context.Context, g Grant) bool {
+	r, err := k.cfg.Arbiter.Record(ctx)
+	if err != nil {
+		return true // asked again
+	}
+	if r.Token != g.Token || r.Generation != g.Generation+1 {
+		return false
+	}
+	k.mu.Lock()
+	c := Claim{Holder: k.cfg.Holder, Token: k.cfg.Token, After: g.Generation, Term: k.cfg.Term, Note: k.note}
+	held := k.holder.Generation() == g.Generation
+	k.mu.Unlock()
+	if held {
+		if next, err := k.cfg.Arbiter.Acquire(ctx, c); err == nil {
+			k.granted(next)
+		}
+	}
+	return true
 }
 
 func (k *Keeper) granted(g Grant) {

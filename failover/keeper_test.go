@@ -241,6 +241,48 @@ func TestPromiseKeepsTheGateOpenWithoutAnArbiter(t *testing.T) {
 	})
 }
 
+// A host that goes on alone acquires the next generation while a renewal of the
+// present one is under way: that is refused then, and deposes nobody.
+func TestOwnClaimThatOvertakesARenewalDeposesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lose atomic.Bool
+		s := &failovertest.Store{
+			Before: func(_ context.Context, op string) error {
+				if op == "load" {
+					time.Sleep(5 * time.Millisecond) // so that the two overlap
+				}
+				return nil
+			},
+			After: func(_ context.Context, op string) error {
+				if lose.Load() && op == "swap" {
+					return errors.New("connection reset")
+				}
+				return nil
+			},
+		}
+		k := keeperOn(t, s, "a", 30*time.Millisecond, func(g uint64, err error) { t.Errorf("deposed of %d: %v", g, err) })
+		defer run(t, k)()
+		for after := range uint64(100) {
+			if g, err := k.Acquire(t.Context(), after); g != after+1 || err != nil {
+				t.Fatal(g, err)
+			}
+			time.Sleep(time.Duration(after%13) * time.Millisecond)
+		}
+		// And a claim that was given up, whose answer was lost.
+		lose.Store(true)
+		ctx, cancel := context.WithTimeout(t.Context(), 6*time.Millisecond)
+		defer cancel()
+		if _, err := k.Acquire(ctx, 100); err == nil {
+			t.Fatal("its answer was not lost")
+		}
+		lose.Store(false)
+		time.Sleep(time.Second)
+		if k.Generation() != 101 || !k.Gate().Open() {
+			t.Errorf("generation %d, open %v", k.Generation(), k.Gate().Open())
+		}
+	})
+}
+
 func TestFencedOpensTheGateBeforeTheArbiterIsAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k, s := keeper(t, time.Second)

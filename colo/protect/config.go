@@ -110,6 +110,7 @@ type Config struct {
 
 	Guest   Guest
 	Network []Network // nil: the guest's output is not this job's concern
+	Disks   []*Disk   // nil: it has none
 
 	Peer Peer
 
@@ -154,6 +155,9 @@ const (
 	DefaultLost            = time.Second
 )
 
+// maxDisks bounds the disks of a guest: each has a connection of its own.
+const maxDisks = 64
+
 // check fills in the defaults and refuses what cannot work.
 func (c *Config) check() error {
 	def := func(d *time.Duration, v time.Duration) {
@@ -194,6 +198,19 @@ func (c *Config) check() error {
 		return fmt.Errorf("protect: PeerTimeout, %v, must be longer than Lost, %v, which notices a dead peer", c.PeerTimeout, c.Lost)
 	case c.Term < failover.MinTerm:
 		return fmt.Errorf("protect: a term of %v is too short, the least is %v", c.Term, failover.MinTerm)
+	}
+	names := map[string]bool{}
+	for i, d := range c.Disks {
+		switch {
+		case d == nil:
+			return fmt.Errorf("protect: Disk %d is nil", i)
+		case names[d.cfg.Name]:
+			return fmt.Errorf("protect: two disks are called %q", d.cfg.Name)
+		}
+		names[d.cfg.Name] = true
+	}
+	if len(c.Disks) > maxDisks {
+		return fmt.Errorf("protect: %d disks, at most %d", len(c.Disks), maxDisks)
 	}
 	for i, n := range c.Network {
 		if n == nil {

@@ -95,9 +95,16 @@
 // generation, what the connection is for. The first is the control connection; it
 // compares what both sides have, so that what cannot work is refused in words
 // before anything moves, and its answer carries a token without which the others
-// are refused. The session of package colo, and heartbeats, have one each. TLS 1.3
-// with certificates on both sides, or PortConfig.Insecure. A Port serves any number
+// are refused. The session of package colo, the heartbeats and each disk have one
+// each. TLS 1.3 with certificates on both sides, or PortConfig.Insecure. A Port serves any number
 // of guests.
+//
+// # What lives longer than a side
+//
+// The guest, its networks ([NIC]) and its disks ([Disk]) are handles for the life of
+// the job; what stands below them changes with the side, while the guest stands
+// still. Disks are made equal first, while the guest runs, by what differs; then
+// memory follows. A session of a pair that was in step before sends memory whole.
 //
 // # Times
 //
@@ -116,7 +123,8 @@
 //
 // Run's own, one that renews the grant, one for each Network and, if it has a port
 // of its own, one for that and for each connection that comes in. A session adds
-// one for the heartbeat, two for the control connection and one for the promises.
+// one for the heartbeat, two for the control connection, one for the promises, and
+// some for each disk.
 // All have ended when Run returns. Events are published, and Config's functions
 // called, on any of them.
 package protect

@@ -160,7 +160,11 @@ type world struct {
 	term   time.Duration
 	ledger colotest.Ledger
 
+	disks  bool              // the guest has one
+	images map[string]*image // by host; a host that comes back finds its own
+
 	mu     sync.Mutex
+	writes map[uint64][]write // by the hash of the round that made them
 	wire   [][]byte
 	oracle *colotest.Oracle
 	last   string // the host that the last frame came from
@@ -169,7 +173,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{
-		t: t, f: newFabric(), store: new(failovertest.Store), term: time.Second,
+		t: t, f: newFabric(), store: new(failovertest.Store), images: map[string]*image{}, writes: map[uint64][]write{}, term: time.Second,
 		guest: colotest.GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Interval: time.Millisecond},
 	}
 	o, err := colotest.NewOracle(w.guest)
@@ -193,6 +197,11 @@ type host struct {
 	err   error // of Run, when done is closed
 	dead  chan struct{}
 	once  sync.Once
+
+	ran   bool // the guest ran here when the host was halted
+	disk  *Disk
+	image *image
+	wrote []write // since the last frame
 
 	killed    atomic.Bool
 	noArbiter atomic.Bool  // the arbiter does not answer
@@ -265,14 +274,25 @@ func (w *world) other(name string) string {
 func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	w.t.Helper()
 	h := &host{w: w, name: name, done: make(chan struct{}), dead: make(chan struct{})}
+	var err error
 	g := w.guest
 	g.Output = func(frame []byte) error {
 		if err := w.ledger.Frame(frame); err != nil {
 			w.t.Error(err)
 		}
+		w.noteWrites(h, frame)
 		return h.nic.WritePacket(frame)
 	}
-	var err error
+	if w.disks {
+		g.Disk, g.DiskEvery, g.Write = diskSize, 2, h.write
+		if h.image = w.images[name]; h.image == nil {
+			h.image = &image{b: make([]byte, diskSize)}
+			w.images[name] = h.image
+		}
+		if h.disk, err = NewDisk(DiskConfig{Name: "root", Image: h.image}); err != nil {
+			w.t.Fatal(err)
+		}
+	}
 	if h.guest, err = colotest.NewGuest(g); err != nil {
 		w.t.Fatal(err)
 	}
@@ -302,6 +322,9 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 		},
 		Arbiter: failover.NewStoreArbiter(ofHost{w.store, h}), Term: w.term,
 	}
+	if w.disks {
+		cfg.Disks = []*Disk{h.disk}
+	}
 	if change != nil {
 		change(&cfg)
 	}
@@ -328,6 +351,7 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 
 // halt ends a host in good order and frees its guest.
 func (h *host) halt() error {
+	h.ran = h.job.State().runs()
 	h.stop(errHalt)
 	<-h.done
 	h.w.verify(h)
@@ -438,5 +462,8 @@ func (w *world) verify(h *host) {
 	w.t.Helper()
 	if err := w.ledger.Verify(h.guest); err != nil {
 		w.t.Errorf("%s: %v", h.name, err)
+	}
+	if w.disks && h.ran {
+		w.verifyDisk(h)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -24,6 +25,9 @@ type pending struct {
 // follow waits for a primary and follows it, until the session ends.
 func (j *Job) follow(ctx context.Context) error {
 	j.vm.face(false)
+	for _, d := range j.cfg.Disks {
+		d.fence()
+	}
 	if j.vm.isRunning() { // deposed
 		if err := j.vm.Pause(ctx); err != nil {
 			return fmt.Errorf("protect: pause the guest: %w", err)
@@ -120,7 +124,7 @@ func (j *Job) answered(token string, err error) {
 	if p == nil || p.peer.token != token {
 		return // given up meanwhile, and closed
 	}
-	if p.answers++; err == nil && p.answers < 3 {
+	if p.answers++; err == nil && p.answers < 3+len(j.cfg.Disks) {
 		return
 	}
 	j.pending = nil
@@ -170,10 +174,17 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, why error) {
 		p.peer.beat = conn
 	case h.Channel == chSession && p.peer.session == nil:
 		p.peer.session = conn
+	case j.isDisk(h.Channel) && p.peer.disks[h.Channel] == nil:
+		p.peer.disks[h.Channel] = conn
 	default:
 		return "", refuse("there is no use for a %q connection", h.Channel)
 	}
 	return h.Token, nil
+}
+
+// isDisk reports whether a channel is a disk's.
+func (j *Job) isDisk(channel string) bool {
+	return slices.ContainsFunc(j.cfg.Disks, func(d *Disk) bool { return chDisk+d.cfg.Name == channel })
 }
 
 func (j *Job) peerName() string { return j.cfg.Peer.Name }
@@ -212,8 +223,14 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(
 	if err := j.register(reg); err != nil {
 		return nil, nil, err
 	}
+	for _, d := range j.cfg.Disks {
+		if err := d.follow(); err != nil {
+			return nil, nil, err
+		}
+	}
 	cfg := colo.SecondaryConfig{
-		VM: j.vm, State: reg, RAM: cache, Machine: j.cfg.Machine,
+		Disks: group(j.cfg.Disks),
+		VM:    j.vm, State: reg, RAM: cache, Machine: j.cfg.Machine,
 		Events: j.bus(s), Arbiter: j.arbiter(s), PeerTimeout: j.cfg.PeerTimeout,
 	}
 	if len(j.cfg.Network) > 0 {

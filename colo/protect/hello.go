@@ -39,13 +39,14 @@ const (
 	chControl   = "control"
 	chSession   = "session"
 	chHeartbeat = "heartbeat"
+	chDisk      = "disk:" // and its name
 )
 
 const (
 	helloMagic   = "LOCKSTEP"
 	helloVersion = 1
 	maxHello     = 64 << 10
-	maxList      = 1024 // memory blocks, disks
+	maxList      = 1024 // memory blocks
 )
 
 // A hello begins a connection, in one direction; its answer comes back in the
@@ -70,10 +71,11 @@ type hello struct {
 type offer struct {
 	Machine string `json:"machine"`
 	Memory  []part `json:"memory"`
+	Disks   []part `json:"disks,omitempty"`
 	Extra   []byte `json:"extra,omitempty"` // opaque; see Config.Offer
 }
 
-// A part is a block of memory.
+// A part is a block of memory, or a disk.
 type part struct {
 	Name string `json:"name"`
 	Size uint64 `json:"size"`
@@ -88,7 +90,10 @@ func (o *offer) fits(other *offer) error {
 	if o.Machine != other.Machine {
 		return refuse("the machine here is %q, there %q", o.Machine, other.Machine)
 	}
-	return fit("memory block", o.Memory, other.Memory)
+	if err := fit("memory block", o.Memory, other.Memory); err != nil {
+		return err
+	}
+	return fit("disk", o.Disks, other.Disks)
 }
 
 func fit(what string, here, there []part) error {
@@ -162,8 +167,8 @@ func (h *hello) check() error {
 			return fmt.Errorf("%w: a name of %d bytes", ErrHello, len(s))
 		}
 	}
-	if o := h.Offer; o != nil && (len(o.Memory) > maxList || len(o.Machine) > failover.MaxName) {
-		return fmt.Errorf("%w: %d blocks of memory, at most %d", ErrHello, len(o.Memory), maxList)
+	if o := h.Offer; o != nil && (len(o.Memory) > maxList || len(o.Disks) > maxDisks || len(o.Machine) > failover.MaxName) {
+		return fmt.Errorf("%w: %d blocks of memory and %d disks", ErrHello, len(o.Memory), len(o.Disks))
 	}
 	return nil
 }
@@ -180,6 +185,7 @@ type note struct {
 const (
 	sayAsk     = "promise?" // primary: do not claim the guest for that term
 	sayPromise = "promise"  // secondary: I do not, counted from now
+	sayDisks   = "disks"    // primary: the disks are synchronised, the session begins
 	sayEnd     = "end"      // the session ends on purpose: do not claim the guest
 	sayGo      = "go"       // primary: the guest is released, claim it and run it
 	sayRuns    = "runs"     // secondary: it runs here

@@ -74,6 +74,11 @@ func New(cfg Config) (*Job, error) {
 	if j.keeper, err = failover.NewKeeper(keep); err != nil {
 		return nil, err
 	}
+	for _, d := range cfg.Disks {
+		if err := d.adopt(j.keeper.Gate(), cfg.Events); err != nil {
+			return nil, err
+		}
+	}
 	return j, nil
 }
 

@@ -130,6 +130,14 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 	if p.beat, _, err = dial(ctx, &j.cfg, h); err != nil {
 		return nil, err
 	}
+	for _, d := range j.cfg.Disks {
+		h.Channel = chDisk + d.cfg.Name
+		conn, _, err := dial(ctx, &j.cfg, h)
+		if err != nil {
+			return nil, err
+		}
+		p.disks[h.Channel] = conn
+	}
 	h.Channel = chSession
 	if p.session, _, err = dial(ctx, &j.cfg, h); err != nil {
 		return nil, err
@@ -150,7 +158,8 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (*session, error) {
 		return nil, err
 	}
 	cfg := colo.PrimaryConfig{
-		VM: j.vm, State: reg, RAM: saver, Machine: j.cfg.Machine,
+		Disks: group(j.cfg.Disks),
+		VM:    j.vm, State: reg, RAM: saver, Machine: j.cfg.Machine,
 		Events: j.bus(s), Arbiter: j.arbiter(s),
 		CheckpointDelay: j.cfg.CheckpointDelay, PeerTimeout: j.cfg.PeerTimeout,
 	}
@@ -187,6 +196,9 @@ func (j *Job) offer() *offer {
 	o := &offer{Machine: j.cfg.Machine, Extra: j.cfg.Offer}
 	for _, b := range j.cfg.Guest.Blocks() {
 		o.Memory = append(o.Memory, part{b.Name, uint64(len(b.Host))})
+	}
+	for _, d := range j.cfg.Disks {
+		o.Disks = append(o.Disks, part{d.cfg.Name, uint64(d.Size())})
 	}
 	return o
 }

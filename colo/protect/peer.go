@@ -19,6 +19,7 @@ type peer struct {
 	token      string // of the pair; no connection of another session has it
 
 	control, session, beat net.Conn
+	disks                  map[string]net.Conn // by channel
 
 	write sync.Mutex // of control
 
@@ -27,13 +28,15 @@ type peer struct {
 	ended    bool          // it has said that the session ends on purpose
 	reason   string        // why
 	verdict  string        // of a secondary that was told to go on: sayRuns or sayCannot
+	begins   bool          // on a secondary: the disks are synchronised
+	lost     bool          // the heartbeat says so
 	gone     bool          // nothing more will be heard from there
 	pledge   time.Time     // on a secondary: it does not claim the guest before
 	released bool          // on a secondary: the primary has released the guest for it
 }
 
 func newPeer(h hello) *peer {
-	return &peer{host: h.Host, generation: h.Generation, token: h.Token, changed: make(chan struct{})}
+	return &peer{host: h.Host, generation: h.Generation, token: h.Token, disks: map[string]net.Conn{}, changed: make(chan struct{})}
 }
 
 func (p *peer) close() {
@@ -41,6 +44,9 @@ func (p *peer) close() {
 		if c != nil {
 			c.Close()
 		}
+	}
+	for _, c := range p.disks {
+		c.Close()
 	}
 }
 
@@ -112,6 +118,8 @@ func (p *peer) hear(on func(note)) {
 		switch n.Say {
 		case sayEnd:
 			p.set(func() { p.ended, p.reason = true, n.Reason })
+		case sayDisks:
+			p.set(func() { p.begins = true })
 		case sayRuns, sayCannot:
 			p.set(func() { p.verdict, p.reason = n.Say, n.Reason })
 		}

@@ -96,11 +96,26 @@ func (j *Job) observe(s *session, e event.Event) {
 				j.do(inStep, "")
 			}
 			j.keeper.SetNote(fmt.Sprintf("checkpoint %d", c.Epoch))
+			j.overtaken(s)
 		}
 	}
 	j.cfg.publish(e)
 	if _, ok := e.(event.CheckpointCommit); ok {
 		j.wake()
+	}
+}
+
+// overtaken ends a session whose generation this host has left, by a verb that
+// claimed the next one and was given up before it heard the answer.
+func (j *Job) overtaken(s *session) {
+	if j.keeper.Generation() <= s.peer.generation || j.State() != Protected {
+		return
+	}
+	select {
+	case j.verbs <- struct{}{}:
+		<-j.verbs
+		s.colo.Lost(errMoved)
+	default: // a verb is about to end it
 	}
 }
 
@@ -133,6 +148,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 		if err := s.peer.beatUntil(with, j.cfg.Beat, j.cfg.Lost); err != nil {
 			// What it has said before may still be on its way to be read.
 			s.peer.control.SetReadDeadline(time.Now().Add(j.cfg.Beat))
+			s.peer.set(func() { s.peer.lost = true })
 			s.colo.Lost(err)
 		}
 	})
@@ -149,7 +165,13 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	// not go on. A host that leaves wants it to.
 	stop := context.AfterFunc(ctx, func() { s.colo.Lost(context.Cause(ctx)) })
 	defer stop()
+	if err := j.beginDisks(with, s, &group); err != nil {
+		s.colo.Lost(err)
+	}
 	err := s.colo.Run(context.WithoutCancel(ctx))
+	for _, d := range j.cfg.Disks {
+		d.release()
+	}
 	if tookOverHere(err) && s.getPurpose() == toTakeHand {
 		s.peer.say(note{Say: sayRuns})
 	} else if s.getPurpose() == toTakeHand {
@@ -158,6 +180,46 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 		s.peer.say(note{Say: sayEnd, Reason: j.cfg.Host + " leaves"})
 	}
 	return err
+}
+
+// beginDisks makes the secondary's disks copies of the primary's, while the guest
+// runs: the session begins when they are.
+func (j *Job) beginDisks(ctx context.Context, s *session, workers *sync.WaitGroup) error {
+	if len(j.cfg.Disks) == 0 {
+		return nil
+	}
+	if s.primary == nil {
+		for _, d := range j.cfg.Disks {
+			conn := s.peer.disks[chDisk+d.cfg.Name]
+			workers.Go(func() { d.serve(ctx, conn) })
+		}
+		begins := false
+		err := s.peer.await(ctx, func() bool {
+			begins = s.peer.begins
+			return begins || s.peer.ended || s.peer.lost || s.peer.gone
+		})
+		if err == nil && !begins {
+			err = colo.ErrLost
+		}
+		return err
+	}
+	copying, cancel := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() { // joined below
+		defer close(watched)
+		if s.peer.await(copying, func() bool { return s.peer.ended || s.peer.lost || s.peer.gone }) == nil {
+			cancel(colo.ErrLost)
+		}
+	}()
+	defer func() { cancel(nil); <-watched }()
+	for _, d := range j.cfg.Disks {
+		p := d.leading()
+		workers.Go(func() { p.Run(ctx) })
+		if err := d.attach(copying, s.peer.disks[chDisk+d.cfg.Name]); err != nil {
+			return fmt.Errorf("disk %q: %w", d.cfg.Name, err)
+		}
+	}
+	return s.peer.say(note{Say: sayDisks})
 }
 
 // watch sees the primary's renewals, so that a claim need not wait for a whole

@@ -85,14 +85,13 @@ func (j *Job) leave(ctx context.Context, verb input, why purpose, to State, reas
 	if why == toComplete {
 		j.vm.keep(true) // it has nothing more to do
 	}
-	s.peer.say(note{Say: sayEnd, Reason: reason}) // the arbiter refuses it anyway
-	if err := s.colo.Fenced(); err != nil {       // everybody who has to be asked was
-		s.setPurpose(noPurpose)
-		return err
-	}
+	// Everybody who has to be asked was. A session that has ended meanwhile was
+	// told the same by its arbiter, and what became of it shows below.
+	fenced := s.colo.Fenced()
+	s.peer.say(note{Say: sayEnd, Reason: reason}) // the arbiter would refuse it anyway
 	got, err := j.Wait(ctx, to, Alone, Waiting)
 	if err == nil && got != to {
-		err = &StateError{Verb: verb.String(), State: got}
+		err = errors.Join(&StateError{Verb: verb.String(), State: got}, fenced)
 	}
 	return err
 }
@@ -149,9 +148,7 @@ func (j *Job) Fenced() error {
 	after := s.peer.generation
 	j.learn(j.keeper.Fenced(after))
 	j.vm.face(true)
-	if err := s.colo.Fenced(); err != nil {
-		return err
-	}
+	s.colo.Fenced() // an error is that of a session that is about to go on anyway
 	j.mu.Lock()
 	spawn := j.background
 	j.mu.Unlock()
