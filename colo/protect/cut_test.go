@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -195,8 +196,7 @@ func TestEveryChangeOfStateIsAnEvent(t *testing.T) {
 func TestSynchronisationSaysHowFarItIs(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		w.guest.Memory = 8 << 20
-		b := w.boot("b", false, nil)
-		var a *host
+		var a *host // before there is a secondary whose session could ask for it
 		seen := make(chan *Progress, 1)
 		a = w.boot("a", true, func(c *Config) {
 			c.Events.SubscribeAll(func(r event.Record) {
@@ -208,6 +208,7 @@ func TestSynchronisationSaysHowFarItIs(t *testing.T) {
 				}
 			})
 		})
+		b := w.boot("b", false, nil)
 		p := <-seen
 		if p == nil || p.Total != 8<<20 || p.Remaining > p.Total {
 			t.Errorf("%+v", p)
@@ -217,6 +218,33 @@ func TestSynchronisationSaysHowFarItIs(t *testing.T) {
 			t.Error("it goes on after the end")
 		}
 		b.halt()
+		a.halt()
+	})
+}
+
+// Whoever comes with an old generation, or with a token of another pair, gets
+// nowhere, on any channel.
+func TestOldGenerationGetsNowhere(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a := w.boot("a", false, nil)
+		a.is(Waiting)
+		a.job.learn(4)
+		cfg := &Config{Peer: Peer{PortConfig: PortConfig{Insecure: true}, Dialer: func(ctx context.Context) (net.Conn, error) { return w.f.dial(ctx, "b", "a") }}}
+		for _, channel := range []string{chControl, chSession, chHeartbeat, chDisk + "root", "what"} {
+			for generation, want := range map[uint64]string{3: "generation 3 is over", 4: "no pair"} {
+				if channel == chControl && generation == 4 {
+					continue // which is welcome
+				}
+				conn, _, err := dial(t.Context(), cfg, hello{Channel: channel, Guest: "guest", Generation: generation, Host: "b", Token: "guessed", Offer: a.job.offer()})
+				var r *RefusedError
+				if !errors.As(err, &r) || !strings.Contains(r.Reason, want) {
+					t.Errorf("%s of generation %d: %v", channel, generation, err)
+				}
+				if err == nil {
+					conn.Close()
+				}
+			}
+		}
 		a.halt()
 	})
 }

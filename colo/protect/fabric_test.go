@@ -211,6 +211,15 @@ type host struct {
 
 	mu     sync.Mutex
 	events []event.Event
+	when   State
+	hook   func() // called when the job comes to that state, once
+}
+
+// on has f called when the job comes to a state, on the job's goroutine.
+func (h *host) on(s State, f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.when, h.hook = s, f
 }
 
 // uplink is the host's way to the client.
@@ -308,6 +317,10 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.events = append(h.events, r.Event)
+		if c, ok := r.Event.(event.JobStatusChange); ok && h.hook != nil && c.State == h.when.String() {
+			h.hook()
+			h.hook = nil
+		}
 	})
 	cfg := Config{
 		Name: "guest", Host: name, Guest: h.guest, Network: []Network{h.nic}, Start: start, Events: bus,
