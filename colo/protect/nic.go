@@ -77,12 +77,20 @@ func (n *NIC) WritePacket(p []byte) error { return n.buf.WritePacket(p) }
 // that was refused.
 func (n *NIC) Room() <-chan struct{} { return n.buf.Room() }
 
-// Mark implements Network, as do the methods after it.
-func (n *NIC) Mark(epoch uint64) error     { return n.buf.Mark(epoch) }
+// Mark implements Network.
+func (n *NIC) Mark(epoch uint64) error { return n.buf.Mark(epoch) }
+
+// Received implements Network.
 func (n *NIC) Received(epoch uint64) error { return n.buf.Received(epoch) }
-func (n *NIC) Loaded(epoch uint64) error   { return n.buf.Loaded(epoch) }
-func (n *NIC) Resumed(epoch uint64) error  { return n.buf.Resumed(epoch) }
-func (n *NIC) Failover() error             { return n.buf.Failover() }
+
+// Loaded implements Network.
+func (n *NIC) Loaded(epoch uint64) error { return n.buf.Loaded(epoch) }
+
+// Resumed implements Network.
+func (n *NIC) Resumed(epoch uint64) error { return n.buf.Resumed(epoch) }
+
+// Failover implements Network.
+func (n *NIC) Failover() error { return n.buf.Failover() }
 
 // Commit implements Network.
 func (n *NIC) Commit(epoch uint64) error {
