@@ -37,7 +37,7 @@ func (j *Job) lead(ctx context.Context) error {
 		return nil
 	}
 	err = j.attend(ctx, s)
-	j.vm.keep(false)
+	j.vm.keep(nil)
 	return j.led(ctx, s, err)
 }
 

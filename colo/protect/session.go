@@ -319,7 +319,7 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		j.vm.face(true)
 		return nil
 	}
-	j.vm.keep(false)
+	j.vm.keep(nil)
 	if s.getPurpose() == toHandOver {
 		if j.handedOver(ctx, s) {
 			return fmt.Errorf("%w: %w", failover.ErrRefused, errSwitchover)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -83,7 +84,7 @@ func (j *Job) leave(ctx context.Context, verb input, why purpose, to State, reas
 	s.setPurpose(why)
 	s.peer.set(func() { s.peer.reason = reason })
 	if why == toComplete {
-		j.vm.keep(true) // it has nothing more to do
+		j.vm.keep(func() {}) // it has nothing more to do
 	}
 	// Everybody who has to be asked was. A session that has ended meanwhile was
 	// told the same by its arbiter, and what became of it shows below.
@@ -223,18 +224,21 @@ func (j *Job) Switchover(ctx context.Context) error {
 func (j *Job) handOver(ctx context.Context, s *session) error {
 	ctx, cancel := context.WithTimeout(ctx, j.cfg.PeerTimeout)
 	defer cancel()
-	// From the end of the present checkpoint's pause on, or of the next one's,
-	// the guest stands still.
-	j.vm.keep(true)
-	s.primary.RequestCheckpoint(event.CauseRequest)
-	if err := j.switching(ctx, func() bool { _, held := j.vm.standing(); return held }); err != nil {
-		return err
-	}
-	// Whatever is committed from here on is its last state.
-	before, _ := s.committed()
+	// From the end of the next checkpoint's pause on the guest stands still, so that
+	// checkpoint has its last state. It is the one after the last that is committed
+	// when its pause ends.
+	var last atomic.Uint64
+	j.vm.keep(func() {
+		if epoch, _ := s.committed(); last.Load() == 0 {
+			last.Store(epoch + 1)
+		}
+	})
 	s.primary.RequestCheckpoint(event.CauseRequest)
 	var epoch uint64
-	if err := j.switching(ctx, func() bool { epoch, _ = s.committed(); return epoch > before }); err != nil {
+	if err := j.switching(ctx, func() bool {
+		epoch, _ = s.committed()
+		return last.Load() > 0 && epoch >= last.Load()
+	}); err != nil {
 		return err
 	}
 	// What this host has let go is out before the other may say anything.
@@ -261,8 +265,7 @@ func (j *Job) switching(ctx context.Context, done func() bool) error {
 			return nil
 		}
 		select {
-		case <-changed:
-		case <-time.After(time.Millisecond): // the guest stands still without a word
+		case <-changed: // a checkpoint is committed, or the state is another
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -280,7 +283,7 @@ func (j *Job) handedOver(ctx context.Context, s *session) bool {
 		return s.peer.verdict != "" || s.peer.gone
 	})
 	if runs {
-		since, _ := j.vm.standing()
+		since := j.vm.standing()
 		j.mu.Lock()
 		j.stats.Switchovers++
 		j.stats.Downtime = time.Since(since)

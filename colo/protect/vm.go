@@ -15,11 +15,10 @@ type vm struct {
 	networks []Network
 
 	mu      sync.Mutex
-	pauses  int  // not taken back
-	stands  bool // one pause of the guest is ours
-	input   bool // the guest is the one that the world talks to
-	hold    bool // Resume leaves it standing
-	held    bool // and has
+	pauses  int    // not taken back
+	stands  bool   // one pause of the guest is ours
+	input   bool   // the guest is the one that the world talks to
+	hold    func() // not nil: Resume leaves it standing, and calls this
 	stopped time.Time
 }
 
@@ -51,14 +50,15 @@ func (v *vm) Resume(ctx context.Context) error {
 		v.pauses = max(0, v.pauses-1)
 		return nil
 	}
-	if v.hold {
-		v.pauses, v.held = 0, true
+	if v.hold != nil {
+		v.pauses = 0
+		v.hold()
 		return nil
 	}
 	if err := v.guest.Resume(ctx); err != nil {
 		return err
 	}
-	v.pauses, v.stands, v.held = 0, false, false
+	v.pauses, v.stands = 0, false
 	v.let(v.input)
 	return nil
 }
@@ -77,12 +77,12 @@ func (v *vm) face(world bool) {
 	v.let(!v.stands && world)
 }
 
-// keep makes Resume leave the guest standing, or lets it work again; it then
-// resumes nothing itself.
-func (v *vm) keep(standing bool) {
+// keep makes Resume leave the guest standing, and call held, which must not call
+// the vm. nil lets it work again; it then resumes nothing itself.
+func (v *vm) keep(held func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.hold = standing
+	v.hold = held
 }
 
 // isRunning reports whether the guest runs, as far as this package has a say.
@@ -92,10 +92,9 @@ func (v *vm) isRunning() bool {
 	return !v.stands
 }
 
-// standing returns since when the guest stands still, and whether it has been kept
-// standing.
-func (v *vm) standing() (since time.Time, held bool) {
+// standing returns since when the guest stands still.
+func (v *vm) standing() time.Time {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.stopped, v.held
+	return v.stopped
 }
