@@ -156,6 +156,16 @@ func (p *Port) Serve(ctx context.Context) error {
 	}
 }
 
+// An abrupt connection is one by TLS that ends without a word. TLS would say goodbye,
+// and wait for some seconds for a peer that takes nothing any more, which is just
+// when a takeover is due. What runs over it says itself where it ends.
+type abrupt struct {
+	*tls.Conn
+	raw net.Conn
+}
+
+func (c abrupt) Close() error { return c.raw.Close() }
+
 func (p *Port) enter(conn net.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -186,7 +196,7 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 	var secure *tls.Conn
 	if p.cfg.TLS != nil {
 		secure = tls.Server(raw, p.cfg.server())
-		conn = secure
+		conn = abrupt{secure, raw}
 		if secure.HandshakeContext(ctx) != nil {
 			raw.Close()
 			return
@@ -250,7 +260,7 @@ func dial(ctx context.Context, cfg *Config, h hello) (net.Conn, hello, error) {
 	conn := raw
 	if cfg.Peer.TLS != nil {
 		secure := tls.Client(raw, cfg.Peer.port().client(cfg.Peer.Name))
-		conn = secure
+		conn = abrupt{secure, raw}
 		if err := secure.HandshakeContext(ctx); err != nil {
 			return nil, hello{}, errors.Join(err, raw.Close())
 		}

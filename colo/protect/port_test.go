@@ -232,3 +232,51 @@ func TestServeEndsWhatIsGreeted(t *testing.T) {
 		conn.Close()
 	})
 }
+
+// A peer that takes nothing any more does not keep a connection from being closed.
+func TestTLSIsClosedAtOnce(t *testing.T) {
+	ours := newAuthority(t)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFabric()
+		p, err := NewPort(f.listen("b"), PortConfig{TLS: ours.host(t, "b")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := served(t, p)
+		job := &keeps{sink: sink{name: "a"}}
+		p.register("g", job)
+		c := Config{Peer: Peer{Name: "b", PortConfig: PortConfig{TLS: ours.host(t, "a")}, Dialer: func(ctx context.Context) (net.Conn, error) { return f.dial(ctx, "a", "b") }}}
+		conn, _, err := dial(t.Context(), &c, hello{Channel: chControl, Guest: "g"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, end := range []net.Conn{conn, job.conn} {
+			go func() {
+				for b := make([]byte, 16<<10); ; { // nobody reads
+					if _, err := end.Write(b); err != nil {
+						return
+					}
+				}
+			}()
+			time.Sleep(time.Second)
+			begin := time.Now()
+			end.Close()
+			if d := time.Since(begin); d != 0 {
+				t.Errorf("closed after %v", d)
+			}
+		}
+		stop()
+	})
+}
+
+// keeps is a sink that keeps the last connection.
+type keeps struct {
+	sink
+	conn net.Conn
+}
+
+func (k *keeps) welcome(conn net.Conn, h hello) {
+	k.conn = conn
+	writeHello(conn, hello{Channel: h.Channel, Guest: h.Guest, Host: "b"})
+	conn.SetDeadline(time.Time{})
+}
