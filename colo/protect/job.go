@@ -17,6 +17,7 @@ import (
 var (
 	errCompleted = errors.New("the guest has ended")
 
+	errOrdered  = errors.New("a failover was ordered")
 	errRanTwice = errors.New("protect: Run was called before")
 	errMoved    = errors.New("the job has moved on")
 )

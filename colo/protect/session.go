@@ -361,7 +361,7 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 // it ends the session on purpose: a secondary must not go on then, and a primary
 // need not fear that the other does.
 func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, error) {
-	word := c.Ordered || errors.Is(c.Cause, errSwitchover)
+	word := c.Ordered || errors.Is(c.Cause, errOrdered) || errors.Is(c.Cause, errSwitchover)
 	ask, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	ended := make(chan struct{})

@@ -129,6 +129,12 @@ func (j *Job) Failover() error {
 	if err := j.do(doFailover, "ordered"); err != nil {
 		return err
 	}
+	if s.primary == nil {
+		// A primary that lives must not wait for a checkpoint that this host will
+		// not answer, while the arbiter makes it wait.
+		s.colo.Lost(errOrdered)
+		return nil
+	}
 	return s.colo.Failover()
 }
 

@@ -132,8 +132,13 @@ func TestFailoverOnThePrimaryGoesOnAlone(t *testing.T) {
 func TestFailoverOnTheSecondaryOfALivePrimaryIsRefused(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		a, b := w.protected()
+		begin := time.Now()
 		if err := b.job.Failover(); err != nil {
 			t.Fatal(err)
+		}
+		a.is(Alone)
+		if d := time.Since(begin); d >= w.term/2 { // the guest did not stand still for it
+			t.Errorf("it took %v", d)
 		}
 		b.is(Waiting)
 		if q := b.job.Query(); !errors.Is(q.LastError, failover.ErrRefused) {
