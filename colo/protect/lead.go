@@ -46,19 +46,17 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 	switch {
 	case tookOverHere(err):
 		j.note(err)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		j.alone("went on without " + s.peer.host)
 		switch s.getPurpose() {
 		case toPause:
-			j.do(left, "")
 			var reason string
 			s.peer.get(func() { reason = s.peer.reason })
 			return j.do(doPause, reason)
 		case toComplete:
-			j.do(left, "")
 			return j.do(doComplete, "")
-		}
-		reason := "went on without " + s.peer.host
-		if j.do(tookOver, reason) != nil {
-			j.do(left, reason) // nobody had to be asked
 		}
 		return nil
 	case ctx.Err() != nil:
@@ -84,6 +82,15 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		return nil
 	}
 	return err
+}
+
+// alone says that the guest runs here after a session, which may have ended by an
+// order, an answer of the arbiter, or both at the same time.
+func (j *Job) alone(reason string) {
+	if j.do(tookOver, reason) != nil && j.do(left, reason) != nil {
+		j.do(granted, reason) // by a verb, while the session was asking
+		j.do(tookOver, reason)
+	}
 }
 
 // seek reaches for the other host until it agrees to follow.
