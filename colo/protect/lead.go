@@ -64,6 +64,9 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 	case j.State() == Waiting: // deposed
 		return nil
 	case errors.Is(err, failover.ErrRefused):
+		s.mu.Lock()
+		s.handed = true
+		s.mu.Unlock()
 		if s.getPurpose() == toHandOver {
 			return j.do(handed, s.peer.host+" has taken the guest over")
 		}

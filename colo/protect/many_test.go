@@ -86,7 +86,7 @@ func TestManyGuestsShareOnePairOfPorts(t *testing.T) {
 		return got
 	}
 	few, lot := per(2), per(20)
-	if lot > few {
+	if lot > few+few/4 { // some are on their way at any moment
 		t.Errorf("%d goroutines for each of 20 guests, %d for each of 2", lot, few)
 	}
 }

@@ -27,6 +27,7 @@ type session struct {
 
 	mu      sync.Mutex
 	purpose purpose
+	handed  bool      // the other side has the guest
 	failure error     // why a switchover did not come about
 	epoch   uint64    // the last one committed
 	whole   bool      // there is one
@@ -132,6 +133,26 @@ func (j *Job) take(s *session) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.current = s
+	close(j.changed)
+	j.changed = make(chan struct{})
+}
+
+// over waits until a session has ended and what became of it is the job's state,
+// which it returns.
+func (j *Job) over(ctx context.Context, s *session) (State, error) {
+	for {
+		j.mu.Lock()
+		state, changed, ended := j.m.state, j.changed, j.current != s
+		j.mu.Unlock()
+		if ended || state == Concluded {
+			return state, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return state, context.Cause(ctx)
+		}
+	}
 }
 
 // attend runs a session and all that belongs to it, and returns what its Run

@@ -149,7 +149,7 @@ func (s *simulation) run() (lost bool) {
 			lost = lost || r.Token == d.token || !r.Held()
 		}
 		if !lost {
-			s.t.Errorf("not protected again: a is %v, b is %v, %+v", s.live["a"].job.State(), s.live["b"].job.State(), r)
+			s.t.Errorf("not protected again: %+v and %+v, %+v", s.live["a"].job.Query(), s.live["b"].job.Query(), r)
 		}
 		break
 	}

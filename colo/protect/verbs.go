@@ -90,7 +90,7 @@ func (j *Job) leave(ctx context.Context, verb input, why purpose, to State, reas
 	// told the same by its arbiter, and what became of it shows below.
 	fenced := s.colo.Fenced()
 	s.peer.say(note{Say: sayEnd, Reason: reason}) // the arbiter would refuse it anyway
-	got, err := j.Wait(ctx, to, Alone, Waiting)
+	got, err := j.over(ctx, s)
 	if err == nil && got != to {
 		err = errors.Join(&StateError{Verb: verb.String(), State: got}, fenced)
 	}
@@ -212,15 +212,16 @@ func (j *Job) Switchover(ctx context.Context) error {
 		s.setPurpose(noPurpose)
 		s.colo.Lost(err) // back to where it was
 	}
-	got, waited := j.Wait(context.WithoutCancel(ctx), Waiting, Following, Alone)
+	j.over(context.WithoutCancel(ctx), s)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	switch {
 	case err != nil:
 		return fmt.Errorf("protect: switchover: %w", err)
-	case waited != nil:
-		return waited
-	case got == Alone || got == Concluded:
-		s.mu.Lock()
-		defer s.mu.Unlock()
+	case !s.handed:
+		if s.failure == nil {
+			s.failure = errMoved
+		}
 		return fmt.Errorf("protect: switchover: the guest runs on here: %w", s.failure)
 	}
 	return nil
