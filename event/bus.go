@@ -46,6 +46,10 @@ type Record struct {
 	Time  time.Time // zero if unknown
 	Guest string    // its name; empty where the bus is not a guest's
 	Event Event
+
+	// Members are those that the event came with and that its type has no field
+	// for, as [Decode] has found them.
+	Members Members
 }
 
 // Guest returns a bus for the events of one guest, which is a view of this one:

@@ -13,7 +13,7 @@ import (
 // this package. It may be used from any number of goroutines, but not while a
 // type is registered.
 type Decoder struct {
-	types map[string]func(json.RawMessage) (Event, error) // nil: decoders
+	types map[string]decodeFunc // nil: decoders
 }
 
 // Register makes a Decoder know a host's own type of event by the Name of its
@@ -56,10 +56,10 @@ func (d *Decoder) Decode(line []byte) (Record, error) {
 		r.Event = Unknown{Event: *env.Event, Data: env.Data}
 		return r, nil
 	}
-	e, err := dec(env.Data)
+	e, other, err := dec(modern(*env.Event, env.Data))
 	if err != nil {
 		return Record{}, fmt.Errorf("event: %s: %w", *env.Event, err)
 	}
-	r.Event = e
+	r.Event, r.Members = e, other
 	return r, nil
 }

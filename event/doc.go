@@ -16,5 +16,10 @@
 // [DiskSynchronised] or, for a secondary that comes back,
 // [DiskResynchronised].
 //
+// Events of QEMU that a session does not publish have types too ([BlockIOError],
+// [JobStatusChange], ...), for a host that watches QEMUs or offers a monitor of
+// its own: what follows what is checked by an [Order], how often one may be said
+// is limited by a [Limiter]. Both are pure: they are told events and times.
+//
 // The bus reports; it never controls.
 package event

@@ -131,3 +131,8 @@ func unmarshal[T ~string](to *T, text []byte, enum string, unknown T) error {
 	}
 	return nil
 }
+
+// word is unmarshal for an enumeration in which "unknown" is a word, or none.
+func word[T ~string](to *T, text []byte, enum string) error {
+	return unmarshal(to, text, enum, "unknown")
+}
