@@ -69,6 +69,18 @@ func (r *Record) UnmarshalJSON(line []byte) error {
 // no field for.
 type decodeFunc = func(json.RawMessage) (Event, Members, error)
 
+// Types returns the type of each event that this package has one for, by its
+// name: a struct, whose fields with their json tags are the members of its data.
+func Types() map[string]reflect.Type {
+	all := make(map[string]reflect.Type, len(decoders))
+	for name, dec := range decoders {
+		if e, _, err := dec(nil); err == nil { // of no data it cannot be one
+			all[name] = reflect.TypeOf(e)
+		}
+	}
+	return all
+}
+
 // decoders has an entry for each type of event of this package.
 var decoders = map[string]decodeFunc{
 	COLOExit{}.Name():         decode[COLOExit],

@@ -23,7 +23,8 @@ func syntaxError(format string, args ...any) error {
 
 // A Parser finds values in a stream of bytes. The zero Parser has QEMU's limits.
 type Parser struct {
-	// MaxBytes bounds the bytes of one value's tokens; 0 is [MaxBytes]. It is set
+	// MaxBytes bounds the bytes of one value's tokens; 0 is [MaxBytes], which is
+	// also the most. It is set
 	// before the first byte.
 	MaxBytes int
 
@@ -37,7 +38,7 @@ type Parser struct {
 // token is a token's kind and where its bytes end in the text.
 type token struct {
 	kind kind
-	end  int
+	end  uint32
 }
 
 // Feed takes one byte. If it completes a value, done is true, and value it is, or
@@ -82,7 +83,7 @@ func (p *Parser) Feed(c byte) (value any, err error, done, more bool) {
 	case p.braces+p.brackets > MaxDepth:
 		return p.fail(&SyntaxError{"JSON nesting depth limit exceeded"}, more)
 	}
-	p.tokens = append(p.tokens, token{k, len(p.text)})
+	p.tokens = append(p.tokens, token{k, uint32(len(p.text))})
 	p.at = len(p.text)
 	if (p.braces > 0 || p.brackets > 0) && p.braces >= 0 && p.brackets >= 0 {
 		return nil, nil, false, more
@@ -94,7 +95,7 @@ func (p *Parser) Feed(c byte) (value any, err error, done, more bool) {
 
 func (p *Parser) max() int {
 	if p.MaxBytes > 0 {
-		return p.MaxBytes
+		return min(p.MaxBytes, MaxBytes)
 	}
 	return MaxBytes
 }

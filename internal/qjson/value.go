@@ -24,7 +24,7 @@ func (r *reader) next() (k kind, text []byte) {
 	if r.i == len(r.tokens) {
 		return partial, nil
 	}
-	from := 0
+	from := uint32(0)
 	if r.i > 0 {
 		from = r.tokens[r.i-1].end
 	}
