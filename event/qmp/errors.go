@@ -21,9 +21,9 @@ const (
 // that returns one, wrapped or not, is answered with its class; any other error
 // is a GenericError with its text. A [Client] returns them.
 type Error struct {
-	Command string // the command that was refused; set by a Client
-	Class   Class
-	Desc    string // in words
+	Command string `json:"-"` // the command that was refused; set by a Client
+	Class   Class  `json:"class"`
+	Desc    string `json:"desc"` // in words
 }
 
 func (e *Error) Error() string {

@@ -117,7 +117,7 @@ func newHost() (*host, *qmp.Server) {
 	qmp.RegisterOOB(c, "migrate-recover", func(context.Context, struct {
 		URI string `json:"uri"`
 	}) (qmp.None, error) {
-		return qmp.None{}, errors.New("Migrate recover can only be run when postcopy is paused.") //lint:ignore ST1005 QEMU's text
+		return qmp.None{}, errors.New("Migrate recover can only be run when postcopy is paused.")
 	})
 	qmp.RegisterOOB(c, "yank", func(_ context.Context, a struct {
 		Instances []yankInstance `json:"instances"`
@@ -126,6 +126,11 @@ func newHost() (*host, *qmp.Server) {
 			return qmp.None{}, &qmp.Error{Class: qmp.DeviceNotFound, Desc: "Instance not found"}
 		}
 		return qmp.None{}, nil
+	})
+	qmp.Register(c, "echo", func(_ context.Context, a struct {
+		ID int `json:"id"`
+	}) (any, error) {
+		return a, nil
 	})
 	qmp.Register(c, "device_del", func(_ context.Context, a struct {
 		ID string `json:"id"`

@@ -23,7 +23,7 @@ func RegisterParameters[P any](c *Commands, get func() P, set func(ctx context.C
 // MigrationCapability is a capability of QEMU 7.2. (QAPI enum of the same name.)
 type MigrationCapability string
 
-// The capability that COLO needs.
+// CapabilityCOLO is the one that COLO needs.
 const CapabilityCOLO MigrationCapability = "x-colo"
 
 // Words returns all of them, in QEMU's order.

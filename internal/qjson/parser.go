@@ -45,7 +45,7 @@ type token struct {
 // err says why it is none, which is a [*SyntaxError]. A byte may complete two: a
 // number or word before it and itself. Then more is true, and the byte is to be
 // fed again.
-func (p *Parser) Feed(c byte) (value any, err error, done, more bool) {
+func (p *Parser) Feed(c byte) (value any, done, more bool, err error) {
 	k, u := p.lex.next(c)
 	if u == taken {
 		if p.text = append(p.text, c); len(p.text) > p.max() {
@@ -55,7 +55,7 @@ func (p *Parser) Feed(c byte) (value any, err error, done, more bool) {
 		}
 	}
 	if k == partial {
-		return nil, nil, false, false
+		return nil, false, false, nil
 	}
 	more = u == again
 	switch k {
@@ -86,11 +86,11 @@ func (p *Parser) Feed(c byte) (value any, err error, done, more bool) {
 	p.tokens = append(p.tokens, token{k, uint32(len(p.text))})
 	p.at = len(p.text)
 	if (p.braces > 0 || p.brackets > 0) && p.braces >= 0 && p.brackets >= 0 {
-		return nil, nil, false, more
+		return nil, false, more, nil
 	}
 	value, err = parse(p.text, p.tokens)
 	p.reset()
-	return value, err, true, more
+	return value, true, more, err
 }
 
 func (p *Parser) max() int {
@@ -100,9 +100,9 @@ func (p *Parser) max() int {
 	return MaxBytes
 }
 
-func (p *Parser) fail(err error, more bool) (any, error, bool, bool) {
+func (p *Parser) fail(err error, more bool) (any, bool, bool, error) {
 	p.reset()
-	return nil, err, true, more
+	return nil, true, more, err
 }
 
 // reset forgets the value under way, and gives back what a large one took.

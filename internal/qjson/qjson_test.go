@@ -15,7 +15,7 @@ func read(p *Parser, in []byte) (out []string) {
 			var v any
 			var err error
 			var done bool
-			if v, err, done, more = p.Feed(c); !done {
+			if v, done, more, err = p.Feed(c); !done {
 				continue
 			}
 			if err != nil {
@@ -120,7 +120,7 @@ func FuzzParser(f *testing.F) {
 				var v any
 				var err error
 				var done bool
-				if v, err, done, more = p.Feed(c); !done {
+				if v, done, more, err = p.Feed(c); !done {
 					continue
 				}
 				var se *SyntaxError

@@ -68,7 +68,9 @@ func (r *reader) value() (any, error) {
 		case "null":
 			return nil, nil
 		}
-		return nil, syntaxError("invalid keyword '%s'", text)
+		// QEMU has 1023 bytes for all that it says of what it cannot parse.
+		message := "invalid keyword '" + string(text) + "'"
+		return nil, syntaxError("%s", message[:min(len(message), 1023)])
 	}
 	return nil, syntaxError("expecting value")
 }

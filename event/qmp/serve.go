@@ -140,7 +140,7 @@ func (c *client) read(conn net.Conn) {
 			for more := true; more; {
 				var r request
 				var done bool
-				if r.value, r.err, done, more = p.Feed(b); !done {
+				if r.value, done, more, r.err = p.Feed(b); !done {
 					continue
 				}
 				switch {
