@@ -25,6 +25,7 @@ func Example() {
 	s := qmp.Server{Commands: &c, Bus: &bus}
 
 	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	near, far := net.Pipe()
 	done := make(chan error)
 	go func() { done <- s.ServeConn(ctx, far) }()
@@ -41,7 +42,6 @@ func Example() {
 	r, _ := client.Wait(ctx, func(event.Record) bool { return true })
 	fmt.Println(r.Event.Name())
 	client.Close()
-	cancel()
 	<-done
 	// Output:
 	// <nil>
