@@ -36,10 +36,29 @@ func (p *Primary) ahead(cause event.Cause) func(context.Context) error {
 			if err := p.interrupted(ctx); err != nil {
 				return err
 			}
+			if p.diverged() {
+				break // packets wait: the rest is sent after the pause
+			}
 		}
 		p.sentAhead = uint64(p.link.W.Transferred() - before)
 		return p.link.Flush() // not while the guest stands still
 	}
+}
+
+// diverged takes a request that has come while memory is sent ahead: the pause
+// that follows is what it asks for.
+func (p *Primary) diverged() bool {
+	select {
+	case <-p.request:
+	default:
+		return false
+	}
+	c := p.why.Swap(nil)
+	if c == nil {
+		return false
+	}
+	p.cp.Cause = *c
+	return true
 }
 
 // backOff notices when the guest had dirtied again most of what was sent ahead.

@@ -421,7 +421,7 @@ func TestPrimaryRefusesAnyOtherAnswer(t *testing.T) {
 				if got == want {
 					continue
 				}
-				x := newPair(t, options{sp: colotest.Flow{Corrupt: map[int64]byte{int64(i*4 + 3): byte(got ^ want)}}})
+				x := newPair(t, options{qemu: true, sp: colotest.Flow{Corrupt: map[int64]byte{int64(i*4 + 3): byte(got ^ want)}}})
 				var cause error
 				x.witness.Deny = func(c colo.Claim) error {
 					if c.Mode == event.ModeSecondary {

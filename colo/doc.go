@@ -34,7 +34,8 @@
 //	                                           resume
 //	held disk writes go on           ◄──6──    send vmstate-loaded
 //
-// The numbers are the wire values of [Message]. The words of the three moments
+// A secondary of ours says [Hello] before checkpoint-ready, and a primary of ours
+// [Alive] while it waits. The numbers are the wire values of [Message]. The words of the three moments
 // are used throughout: the secondary stages, then commits, then has loaded.
 //
 //   - Until vmstate-received, losing either side costs nothing: what was staged
@@ -62,29 +63,92 @@
 //	  ▲                             │     ▲
 //	  └── a new session             └─► relaunch      (torn: a commit failed)
 //
-// A session ends in one place. The link is closed, the guest is paused,
-// COLO_EXIT says why, and then it is settled who goes on: the order that was
-// given ([Primary.Failover], [Secondary.Failover]), or the answer of the
-// [Arbiter], or the wait for one of the two. A side that goes on stops
-// replicating its disks, lets its held output leave and resumes its guest. A
-// side that does not leaves its guest paused. COLO_EXIT says "request" exactly
-// when a failover was ordered on this side.
+// A session ends in one place. The guest is paused, COLO_EXIT says why, and then
+// it is settled who goes on. A side that goes on stops replicating its disks,
+// lets its held output leave and resumes its guest. A side that does not leaves
+// its guest paused and drops what it held; its disks are stopped too. Whatever a
+// step holds it has recorded with what releases it, and every way out of Run
+// passes that list. COLO_EXIT says "request" exactly when a failover or the end
+// of the protection was ordered on this side.
+//
+// Whoever calls says what it knows:
+//
+//   - Lost: the heartbeat has ended. The other side may be alive and may think
+//     the same of this one, so the arbiter is asked.
+//   - Failover: an operator wants this side to go on. With an [Arbiter] that is
+//     a claim like any other (Claim.Ordered), made before the other side hears
+//     of it; if it is refused, nothing has happened but the end of the session.
+//     Without an Arbiter it is the same as Fenced.
+//   - Fenced: the other side is known not to run. Nobody is asked.
+//   - Yield: this side's guest is lost, the other side is to go on.
+//   - End: nobody is to take over; see below.
+//
+// An arbiter's error that matches [ErrRefused] is final. Any other says that it
+// could not be asked: it is asked again, first after 100 ms and at last every 5 s,
+// until the context ends. Meanwhile Info says asking, the guest stands still,
+// and orders are accepted.
 //
 // A survivor can be protected again at once: it makes a new Primary, with a new
 // connection, of the guest that it runs.
 //
+// # Ending protection
+//
+// [Primary.End] and [Secondary.End], or the end of the context of Run, end the
+// protection without a takeover: the primary's guest runs on unprotected and its
+// output and writes are released, the secondary's stays paused, and its Run
+// returns [ErrGoodbye] because it must not go on. The two sides agree on it in
+// the session's connection, so that no arbiter is needed: one says [Goodbye] and
+// the other answers. A secondary may say it at any time before a commit; a
+// primary between two checkpoints. A secondary that cannot take the stream, or
+// whose guest is torn, says goodbye by itself and why, and the primary runs on.
+//
+// Only two peers of this library can do so. A primary announces itself in the
+// description at the end of the initial stream, which a QEMU throws away, and a
+// secondary of ours answers with [Hello]. Towards a QEMU, End and the end of the
+// context leave it unknown what the other side does. End is then a claim at the
+// arbiter; a context that has ended lets a primary ask once more, and a
+// secondary not at all. Without an arbiter, order the QEMU first and then call
+// Fenced: quit the secondary's process, or on the primary's side let
+// x-colo-lost-heartbeat take it out of COLO.
+//
 // # Time
 //
-// Nobody waits for ever. A read or write that makes no progress within
-// PeerTimeout fails, the host's own Pause and Resume are given as long, and the
-// secondary's wait for the next checkpoint is bounded by IdleTimeout. A peer
-// that is silent without a checkpoint under way is noticed by a heartbeat
-// (failover/heartbeat), which calls Lost.
+//	time                          bounds                                             default  must be
+//	PrimaryConfig
+//	  CheckpointDelay             one trigger to the next                            20 s     -
+//	  MinInterval                 the same, where a checkpoint is asked for          20 ms    less than CheckpointTimeout
+//	  CheckpointTimeout           the age of a checkpoint, trigger to vmstate-loaded 5 s (1)  more than MaxDowntime
+//	  MaxDowntime                 the pause that ends the initial synchronisation    300 ms   less than CheckpointTimeout
+//	SecondaryConfig
+//	  IdleTimeout                 the silence of a primary between checkpoints       5 min(2) at least PeerTimeout
+//	both
+//	  PeerTimeout                 a transfer that stands still; Pause, Resume, disks 10 s     -
+//	heartbeat
+//	  timeout                     the silence of the peer's heartbeat                -        3 to 5 intervals
+//
+// (1) With an Arbiter; without one there is nobody to give the secondary up to,
+// and PeerTimeout bounds each wait. In the initial synchronisation it counts
+// from the last pause, and has 4 ns for each byte that was sent on top.
+// (2) A primary of ours says [Alive] three times as often, whatever its delay.
+// Towards a QEMU there is no bound unless one is set, which must be more than its
+// x-checkpoint-delay.
+//
+// NewPrimary and NewSecondary refuse what the last column rules out. Nothing else
+// ends a session for being slow. Within a checkpoint a secondary may take its
+// time for a pause, a commit or a disk, as long as the whole is not older than
+// CheckpointTimeout; a transfer goes on as long as any byte moves within
+// PeerTimeout; and a secondary waits for its primary, which pauses its guest and
+// marks its disks, for the primary's CheckpointTimeout, as it was announced, and
+// PeerTimeout on top. A checkpoint that is older is an outage, since the guest's
+// output is held: the primary gives its secondary up (event.OutputStalled,
+// [ErrStalled]), asks the arbiter, and goes on alone. It asks before it closes
+// the link, so that a secondary that is only slow does not ask first.
 //
 // # Goroutines
 //
-// A session runs on the goroutine that called Run and has none of its own,
-// except for one that watches for Failover while an Arbiter is asked; it has
-// ended when Run returns. Failover, Lost, RequestCheckpoint, Info and Status may
-// be called from any goroutine and do not wait for I/O.
+// A session runs on the goroutine that called Run. It has two of its own: that
+// of a primary reads the link, and while an Arbiter is asked one watches for
+// orders. Both have ended when Run returns, for which the connection's Close
+// must end a Read. Failover, Fenced, End, Lost, Yield, RequestCheckpoint, Info and
+// Status may be called from any goroutine and do not wait for I/O.
 package colo

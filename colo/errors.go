@@ -3,6 +3,7 @@ package colo
 import (
 	"errors"
 	"fmt"
+	"os"
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
@@ -13,9 +14,32 @@ var (
 	// Run itself returns nil then, since this side went on.
 	ErrFailover = errors.New("failover requested")
 
-	// ErrEnded: a failover was ordered after the session had ended without
-	// one. Whether the guest runs here is what Run returned.
+	// ErrEnded: an order was given, or Run was called, after the session had
+	// ended. Whether the guest runs here is what the first Run returned.
 	ErrEnded = errors.New("session has ended")
+
+	// ErrGoodbye: the peer has ended the protection on purpose, or has said
+	// that it cannot take part in it; the error is then a *GoodbyeError. It is
+	// also what a secondary's Run returns that was ended by End. A secondary
+	// that returns it must not go on with its guest: the primary runs.
+	ErrGoodbye = errors.New("protection ended on purpose")
+
+	// ErrOutOfTurn: the secondary spoke where it has nothing to say but
+	// goodbye. A *MessageError tells which word it was, if it was a whole one.
+	ErrOutOfTurn = errors.New("the peer speaks out of turn")
+
+	// ErrStalled: a checkpoint was not received within CheckpointTimeout. The
+	// primary gives its secondary up, by way of the arbiter. It matches
+	// ErrTimeout and os.ErrDeadlineExceeded.
+	ErrStalled error = stalled{}
+
+	// ErrNotPaused: this side does not go on, and its guest could not be
+	// paused: it may run. Nothing of it leaves.
+	ErrNotPaused = errors.New("the guest may still run")
+
+	// ErrNotResumed: this side goes on, its output may leave, and its guest
+	// stands still, since Resume failed.
+	ErrNotResumed = errors.New("the guest could not be resumed")
 
 	// ErrLost is the cause of a session that the host ended with Lost
 	// without giving a reason.
@@ -24,8 +48,8 @@ var (
 	// ErrSize: the peer announced more device state than MaxDeviceState.
 	ErrSize = errors.New("device state too large")
 
-	// ErrTimeout: the peer, or the host's own VM, did not do within its
-	// time what the protocol waits for. It wraps os.ErrDeadlineExceeded
+	// ErrTimeout: the peer, or the host's own VM or disks, did not do within
+	// their time what the protocol waits for. It wraps os.ErrDeadlineExceeded
 	// where a connection said so.
 	ErrTimeout = errors.New("timed out")
 
@@ -38,6 +62,31 @@ var (
 	// the error says what.
 	ErrDegraded = errors.New("took over with errors")
 )
+
+// GoodbyeError is the peer's last word. It matches ErrGoodbye.
+type GoodbyeError struct {
+	// Reason is the peer's, in words; it may be empty. Unprintable characters
+	// are replaced.
+	Reason string
+}
+
+func (e *GoodbyeError) Error() string {
+	if e.Reason == "" {
+		return "the peer said goodbye"
+	}
+	return "the peer said goodbye: " + e.Reason
+}
+
+// Is reports whether target is ErrGoodbye.
+func (e *GoodbyeError) Is(target error) bool { return target == ErrGoodbye }
+
+type stalled struct{}
+
+func (stalled) Error() string { return "the checkpoint took too long" }
+
+func (stalled) Is(target error) bool {
+	return target == ErrTimeout || target == os.ErrDeadlineExceeded
+}
 
 // Error says where a session failed: which side, in which checkpoint (0 is the
 // initial synchronisation) and at which step.

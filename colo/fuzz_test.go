@@ -2,11 +2,15 @@ package colo_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"io"
 	"slices"
 	"testing"
+	"time"
+	"unicode"
 
 	"github.com/gocolo/lockstep/colo"
 )
@@ -61,6 +65,74 @@ func (s *sink) Read([]byte) (int, error)    { return 0, io.EOF }
 func (s *sink) Write(b []byte) (int, error) { return s.w.Write(b) }
 func (s *sink) Close() error                { return nil }
 
+// FuzzAnswers: whatever a secondary says, a primary's guest runs when its session
+// has ended, since the arbiter grants it or the secondary has said goodbye, and
+// nothing that it held is left.
+func FuzzAnswers(f *testing.F) {
+	hello := slices.Concat(be32(uint32(colo.Hello)), be64(uint64(time.Minute)))
+	for _, said := range [][]byte{
+		nil, be32(0), slices.Concat(hello, be32(0)), slices.Concat(hello, be32(0, 2, 5, 6)),
+		slices.Concat(be32(0, 2), goodbye("why")), slices.Concat(hello, be32(0), goodbye("")),
+		slices.Concat(be32(uint32(colo.Goodbye)), be32(1<<31)), slices.Concat(hello, hello), be32(uint32(colo.Alive)), goodbye("\x1b[2J"),
+	} {
+		f.Add(said)
+	}
+	f.Fuzz(func(t *testing.T, said []byte) {
+		w := &world{cfg: small}
+		h := newHost(t, w, "primary")
+		defer h.close()
+		cfg := h.primary()
+		cfg.Arbiter = colo.ArbiterFunc(func(context.Context, colo.Claim) error { return nil })
+		if err := h.guest.Resume(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		p, err := colo.NewPrimary(&canned{Reader: bytes.NewReader(said)}, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = p.Run(t.Context())
+		if h.guest.Paused() || p.Info().State != colo.StateAlone {
+			t.Fatalf("the guest does not run: %v", err)
+		}
+		h.step(3)
+		if n := h.net.Held(); n > 0 {
+			t.Fatalf("%d frames are held: %v", n, err)
+		}
+		if err != nil {
+			for _, r := range err.Error() {
+				if !unicode.IsPrint(r) {
+					t.Fatalf("%q is not for a terminal", err)
+				}
+			}
+		}
+	})
+}
+
+// goodbye is the word with its reason.
+func goodbye(reason string) []byte {
+	return slices.Concat(be32(uint32(colo.Goodbye)), be32(uint32(len(reason))), []byte(reason))
+}
+
+// FuzzAnnouncement: a description that was not made by us announces nothing or
+// something that is bounded, and what was announced is read again.
+func FuzzAnnouncement(f *testing.F) {
+	f.Add([]byte(`{"page_size": 4096, "devices": []}`))
+	f.Add([]byte(`{"lockstep": {"version": 1, "checkpoint-timeout": -5}}`))
+	f.Add([]byte(`{"lockstep": {"version": 1, "checkpoint-timeout": 9223372036854775807}}`))
+	f.Add([]byte(`{"lockstep": {"version": 2}}`))
+	f.Add([]byte(`{"lockstep": null}}`))
+	f.Add([]byte(`}{`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if d, ok := colo.Announced(text); ok && (d < 0 || d > 24*time.Hour) {
+			t.Fatalf("%q announces %v", text, d)
+		}
+		with := colo.Announce(text, time.Second)
+		if d, ok := colo.Announced(with); json.Valid(text) && len(text) > 2 && text[0] == '{' && !bytes.Contains(text, []byte("lockstep")) && bytes.Contains(text, []byte(`"page_size"`)) && (!ok || d != time.Second) {
+			t.Fatalf("%q announces %v", with, d)
+		}
+	})
+}
+
 // FuzzSecondary: whatever a peer sends as a checkpoint, the secondary's guest is
 // that of the last whole checkpoint, and can go on.
 func FuzzSecondary(f *testing.F) {
@@ -78,6 +150,9 @@ func FuzzSecondary(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) {
 		v, err := feed(t, slices.Concat(r.initial, r.first, in), options{})
 		defer v.close()
+		if errors.Is(err, colo.ErrGoodbye) && v.guest.Paused() {
+			return // the peer said so
+		}
 		if err != nil {
 			t.Fatalf("takeover: %v", err)
 		}

@@ -9,18 +9,30 @@ import (
 )
 
 // VM is the guest of this host. A session calls it from the goroutine in Run
-// only. Pausing a paused guest and resuming a running one are no errors: a
-// session may be unsure whether a call that failed took effect. A secondary's
-// guest is paused when its session begins. The context carries the deadline of
-// the wait (PeerTimeout of the configuration).
+// only; others (an operator, a disk that is full, a debugger) may pause and
+// resume the same guest at the same time, from any goroutine. The context carries
+// the deadline of the wait (PeerTimeout of the configuration). What follows with
+// "must" is checked by colotest.TestVM.
 //
-// A vmstate.Device of the same guest may refuse to be saved or loaded while the
-// guest is not paused. colotest.TestVM checks an implementation.
+// Pauses nest. The guest must stand still as long as more pauses have succeeded
+// than were taken back by Resume. So whoever pauses it can rely on it, and a
+// session takes back its own pauses only. A secondary's guest is paused once
+// when its session begins, and that pause is the session's from then on; if the
+// session ends without going on, it leaves one pause to the host.
+//
+// The devices of the guest (vmstate.Device) may refuse to be saved, and must
+// refuse to be loaded, while it runs.
 type VM interface {
-	// Pause returns when no vCPU runs, every exit that was pending has been
-	// completed, and no device writes guest memory any more.
+	// Pause counts a pause and returns when no vCPU runs, every exit that was
+	// pending has been completed, and no device writes guest memory any more.
+	// The memory, and what the devices save, must not change until Resume. It
+	// must return when ctx ends, with an error unless the guest stands still
+	// by then; a Pause that returns an error must not count.
 	Pause(ctx context.Context) error
-	// Resume lets the guest run on.
+	// Resume takes one pause back. When none is left the guest must run on,
+	// before or soon after Resume returns. Resuming a running guest must do
+	// nothing. It must return when ctx ends; a Resume that returns an error
+	// must not count.
 	Resume(ctx context.Context) error
 }
 
@@ -58,6 +70,11 @@ type SecondaryNetwork interface {
 	Failover() error
 }
 
+// Dropper is a PrimaryNetwork or a SecondaryNetwork that wants to know that its
+// side does not go on: Drop is called at the end of Run in place of Failover.
+// What is held must never leave; nobody may wait for it any longer.
+type Dropper interface{ Drop() error }
+
 // Stage is memory that waits for its checkpoint to be complete (ram.Cache).
 type Stage interface {
 	// Flush makes the staged pages the guest's, which is paused.
@@ -77,9 +94,21 @@ type Settler interface{ Settle() error }
 // a Registry mean: what was loaded is staged until Commit or Rollback.
 type Loader interface {
 	// LoadInitial reads the initial migration, from the file header to the
-	// description, and no further.
+	// description, and no further. onCommand is called for each command in it;
+	// its error must end the load and be returned.
 	LoadInitial(r *qemufile.Reader, onCommand func(vmstate.Command) error) error
-	stager
+	// Load reads the live sections of a checkpoint, up to and with the EOF
+	// byte, and stages them. A load that fails must leave nothing staged.
+	Load(r *qemufile.Reader, onCommand func(vmstate.Command) error) error
+	// LoadDevices decodes, checks and stages the device state of a checkpoint,
+	// which is valid until it returns.
+	LoadDevices(state []byte, onCommand func(vmstate.Command) error) error
+	// Commit makes what was staged the guest's. Only a fault of this host may
+	// make it fail; the guest is then torn.
+	Commit() error
+	// Rollback drops what was staged. Without anything staged it must do
+	// nothing.
+	Rollback()
 }
 
 // stager is what a checkpoint needs of a Loader or a vmstate.Registry.
@@ -95,6 +124,10 @@ type Claim struct {
 	Mode  event.Mode // the side that asks
 	Epoch uint64     // the last checkpoint it knows to be committed on both sides
 	Cause error      // why its session ended
+
+	// Ordered: an operator, or whoever called Failover or End, wants this side
+	// to go on, and the other side may be well.
+	Ordered bool
 }
 
 // Arbiter decides who goes on when the two sides have lost each other. Its
@@ -103,9 +136,13 @@ type Claim struct {
 // arbiters that both say yes are a split brain, and no library can prevent it;
 // that is why there is no default that grants.
 type Arbiter interface {
-	// Arbitrate returns nil if this side shall go on. It is called with the
-	// guest paused and may take as long as it needs; the context ends when
-	// the caller's does, or when Failover settles the matter.
+	// Arbitrate returns nil if this side shall go on. An error that matches
+	// ErrRefused says that the other side does: it is final. Any other error
+	// says that nobody could be asked; it is called again after a while, until
+	// the context of Run ends. It is called with the guest paused, unless the
+	// guest cannot be, and may take as long as it needs; the context ends when
+	// the caller's does, when Fenced settles the matter, or when Failover makes
+	// it another question (Ordered), which is then asked.
 	Arbitrate(ctx context.Context, c Claim) error
 }
 

@@ -7,48 +7,130 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
+// State is where a session stands, in words.
+type State string
+
+// The states.
+const (
+	StateNew           State = "new"           // Run was not called yet
+	StateSynchronising State = "synchronising" // the initial synchronisation
+	StateProtected     State = "protected"     // checkpoint follows checkpoint
+	StateAsking        State = "asking"        // the session has ended, and the arbiter, or whoever gives orders, has not said who goes on
+	StateTakingOver    State = "taking-over"   // this side goes on, and releases what was held
+	StateAlone         State = "alone"         // the guest runs here, unprotected
+	StateStopped       State = "stopped"       // the guest does not go on here
+)
+
 // Info is what query-colo-status answers, and the figures of a session so far.
+// In JSON times are in nanoseconds, as the members' names say.
 type Info struct {
-	Mode     event.Mode       // none before the session and after it
-	LastMode event.Mode       // the mode before it became none
-	Reason   event.ExitReason // of the COLO_EXIT; none while the session lasts
-	Failover failover.Status
-	TookOver bool // this side goes on alone
+	State    State            `json:"state"`     // changes with each phase of Run
+	Mode     event.Mode       `json:"mode"`      // none after the session
+	LastMode event.Mode       `json:"last-mode"` // the mode before it became none
+	Reason   event.ExitReason `json:"reason"`    // none while the session lasts, processing while a failover is under way, then that of the COLO_EXIT
+	Failover failover.Status  `json:"-"`
+	// FailoverStatus is Failover by its QAPI name.
+	FailoverStatus string `json:"failover"`
+	// TookOver: this side goes on alone by a failover. State says alone also
+	// where the protection was ended.
+	TookOver bool `json:"took-over"`
 
-	Epoch       uint64                 // the last checkpoint committed on both sides, as far as this side knows
-	Checkpoints uint64                 // committed, the initial synchronisation not counted
-	Causes      map[event.Cause]uint64 // of those checkpoints; primary only
-	Pages       uint64                 // of guest memory sent in checkpoints; primary only
-	Bytes       uint64                 // sent or received in checkpoints
+	Epoch       uint64                 `json:"epoch"`            // the last checkpoint committed on both sides, as far as this side knows
+	Checkpoints uint64                 `json:"checkpoints"`      // committed, the initial synchronisation not counted
+	Causes      map[event.Cause]uint64 `json:"causes,omitempty"` // of those checkpoints; primary only
+	Pages       uint64                 `json:"pages"`            // of guest memory sent in checkpoints; primary only
+	Bytes       uint64                 `json:"bytes"`            // sent or received in checkpoints
 
-	// Pause is how long the guest stood still in a checkpoint. Transfer is
-	// from the request to vmstate-received (on a secondary: from the
-	// request to the same message). Commit is from there to vmstate-loaded.
-	Pause, Transfer, Commit Figure
+	// Sync is the initial synchronisation; primary only. It changes until
+	// checkpoint-ready.
+	Sync Progress `json:"sync"`
+
+	// Held is the output that waits now, as far as the network says (see
+	// OutputHolder); primary only.
+	Held Held `json:"held"`
+
+	// Throttle is the share of the time that the guest's vCPUs are kept from
+	// running, in percent; 0: they are not.
+	Throttle int `json:"throttle"`
+
+	// Pause is how long the guest stood still in a checkpoint, as the session
+	// sees it. Stopped is the same as the VM reports it (see Stopper), nothing
+	// where it does not. Transfer is from the request to vmstate-received (on a
+	// secondary: from the request to the same message). Commit is from there to
+	// vmstate-loaded. Hold is the longest that output of the epoch can have
+	// been held, from the mark before it to vmstate-received; primary only.
+	Pause    Figure `json:"pause"`
+	Stopped  Figure `json:"stopped"`
+	Transfer Figure `json:"transfer"`
+	Commit   Figure `json:"commit"`
+	Hold     Figure `json:"hold"`
 }
 
 // Figure is a duration over all checkpoints.
 type Figure struct {
-	Last, Max, Total time.Duration
+	Last      time.Duration `json:"last-ns"`
+	Max       time.Duration `json:"max-ns"`
+	Total     time.Duration `json:"total-ns"`
+	Histogram Histogram     `json:"histogram"` // of the durations; see BucketBound
 }
 
 func (f *Figure) add(d time.Duration) {
 	f.Last = d
 	f.Max = max(f.Max, d)
 	f.Total += d
+	f.Histogram.add(d)
 }
+
+// Progress is how far an initial synchronisation is.
+type Progress struct {
+	Passes           int           `json:"passes"`               // over memory, the one under way included
+	Done             uint64        `json:"done"`                 // bytes sent
+	Remaining        uint64        `json:"remaining"`            // bytes to be sent when the pass began; 0 in the first
+	Rate             float64       `json:"rate"`                 // bytes per second, lately
+	ExpectedDowntime time.Duration `json:"expected-downtime-ns"` // what is left, at this rate; 0: not known yet
+}
+
+// Held is output of a guest that waits for its checkpoint.
+type Held struct {
+	Packets int           `json:"packets"`
+	Bytes   int64         `json:"bytes"`
+	Age     time.Duration `json:"age-ns"` // of the oldest
+}
+
+// OutputHolder is a PrimaryNetwork that can tell what it holds. HeldOutput may
+// be called from any goroutine.
+type OutputHolder interface{ HeldOutput() Held }
+
+// Stopper is a VM that measures how long its guest really stood still: Stopped
+// returns it for the last pause, the longest over its vCPUs. It is called after
+// Resume, from the goroutine in Run.
+type Stopper interface{ Stopped() time.Duration }
 
 // Info returns the state of the session. Safe from any goroutine.
 func (s *session) Info() Info {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	in := s.info
+	in.State = s.where
 	in.Failover = s.machine.Status()
+	in.FailoverStatus = in.Failover.String()
+	if s.holder != nil {
+		in.Held = s.holder.HeldOutput()
+	}
+	if s.asked() || s.where == StateTakingOver {
+		in.Reason = event.ExitProcessing
+	}
 	in.Causes = make(map[event.Cause]uint64, len(s.info.Causes))
 	for c, n := range s.info.Causes {
 		in.Causes[c] = n
 	}
 	return in
+}
+
+func (s *session) setWhere(st State) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.where = st
 }
 
 func (s *session) committed() uint64 {
@@ -84,4 +166,10 @@ func (s *session) record(c event.CheckpointCommit) {
 	in.Pause.add(time.Duration(c.PauseNS))
 	in.Transfer.add(time.Duration(c.TransferNS))
 	in.Commit.add(time.Duration(c.CommitNS))
+	if s.heldFor > 0 {
+		in.Hold.add(s.heldFor)
+	}
+	if c.StoppedNS > 0 {
+		in.Stopped.add(time.Duration(c.StoppedNS))
+	}
 }

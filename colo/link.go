@@ -15,13 +15,14 @@ import (
 
 // Link is the connection of a session: COLO messages and, between them, vmstate
 // streams, in both directions over one reader and one writer. It belongs to the
-// goroutine in Run; only close may be called from another.
+// goroutine in Run; only Close may be called from another.
 type Link struct {
 	R *qemufile.Reader
 	W *qemufile.Writer
 
 	// Trace, if set, is told of every message: dir is "<" for received and
-	// ">" for sent. Value is that of vmstate-size and 0 otherwise.
+	// ">" for sent. Value is that of vmstate-size, of hello in nanoseconds and
+	// 0 otherwise.
 	Trace func(dir string, m Message, value uint64)
 
 	conn *timedConn
@@ -29,10 +30,11 @@ type Link struct {
 
 // NewLink makes a link of a connection, which it owns from now on. A read or a
 // write that makes no progress for timeout fails with ErrTimeout; zero means
-// that they may take for ever. The deadline methods of a net.Conn are used
-// where conn has them; otherwise a connection that is too slow is closed.
+// that they may take for ever. A write makes progress when any byte of it is
+// taken. The deadline methods of a net.Conn are used where conn has them;
+// otherwise a connection that is too slow is closed.
 func NewLink(conn io.ReadWriteCloser, timeout time.Duration) *Link {
-	t := &timedConn{conn: conn}
+	t := &timedConn{conn: conn, cut: make(chan struct{})}
 	t.timeout.Store(int64(timeout))
 	t.deadlines, _ = conn.(deadliner)
 	var w io.Writer = t
@@ -42,7 +44,9 @@ func NewLink(conn io.ReadWriteCloser, timeout time.Duration) *Link {
 	case qemufile.BuffersWriter:
 		w = &vectorConn{t, c.WriteBuffers}
 	}
-	return &Link{R: qemufile.NewReader(t), W: qemufile.NewWriter(w), conn: t}
+	l := &Link{R: qemufile.NewReader(t), W: qemufile.NewWriter(w), conn: t}
+	t.ahead = l.R.Buffered
+	return l
 }
 
 // Send queues a message; Flush, or the next Expect, sends it. Messages and the
@@ -54,7 +58,7 @@ func (l *Link) Send(m Message) error {
 	return l.W.Err()
 }
 
-// SendValue queues a message that carries a be64 (vmstate-size).
+// SendValue queues a message that carries a be64 (vmstate-size, hello).
 func (l *Link) SendValue(m Message, v uint64) error {
 	l.trace(">", m, v)
 	l.W.PutBE32(uint32(m))
@@ -66,42 +70,58 @@ func (l *Link) SendValue(m Message, v uint64) error {
 func (l *Link) Flush() error { return l.W.Flush() }
 
 // Expect flushes and reads one message, which must be want; otherwise the error
-// is a *MessageError.
+// is a *MessageError, or a *GoodbyeError where the peer said goodbye instead.
 func (l *Link) Expect(want Message) error {
-	if err := l.receive(want); err != nil {
+	got, at, err := l.next()
+	if err != nil {
 		return err
 	}
-	l.trace("<", want, 0)
-	return nil
+	return l.is(got, want, at)
 }
 
 // ExpectValue is Expect for a message that carries a be64. The value is not
 // to be trusted.
 func (l *Link) ExpectValue(want Message) (uint64, error) {
-	if err := l.receive(want); err != nil {
+	got, at, err := l.next()
+	if err != nil {
 		return 0, err
 	}
+	if got != want {
+		return 0, l.is(got, want, at)
+	}
+	return l.value(want)
+}
+
+// value reads the be64 that a message carries.
+func (l *Link) value(m Message) (uint64, error) {
 	v := l.R.BE64()
 	if err := l.R.Err(); err != nil {
 		return 0, err
 	}
-	l.trace("<", want, v)
+	l.trace("<", m, v)
 	return v, nil
 }
 
-func (l *Link) receive(want Message) error {
+// next flushes and reads the word of a message, which begins at offset at.
+func (l *Link) next() (got Message, at int64, err error) {
 	if err := l.W.Flush(); err != nil {
-		return err
+		return 0, 0, err
 	}
-	at := l.R.Offset()
-	got := Message(l.R.BE32())
-	if err := l.R.Err(); err != nil {
-		return err
+	at = l.R.Offset()
+	got = Message(l.R.BE32())
+	return got, at, l.R.Err()
+}
+
+// is returns nil if a message without a value is the one that is wanted.
+func (l *Link) is(got, want Message, at int64) error {
+	switch got {
+	case want:
+		l.trace("<", got, 0)
+		return nil
+	case Goodbye:
+		return l.goodbye()
 	}
-	if got != want {
-		return &MessageError{Got: got, Want: want, Offset: at}
-	}
-	return nil
+	return &MessageError{Got: got, Want: want, Offset: at}
 }
 
 // Close closes the connection; a read or write in progress ends. Safe from any
@@ -117,6 +137,21 @@ func (l *Link) trace(dir string, m Message, v uint64) {
 // patience sets how long the following reads and writes may stand still.
 func (l *Link) patience(d time.Duration) { l.conn.timeout.Store(int64(d)) }
 
+// until sets when the following reads and writes fail with ErrStalled, however
+// much progress they make. The zero time: never.
+func (l *Link) until(t time.Time) { l.conn.until = t }
+
+// interrupt ends the read or write in progress, and those to come, with
+// errInterrupted, until allow is called. The connection stays open, unless it
+// has no deadlines to set: then it is closed. Safe from any goroutine.
+func (l *Link) interrupt() { l.conn.interrupt() }
+
+// allow lets reads and writes happen again after an interrupt.
+func (l *Link) allow() { l.conn.allow() }
+
+// errInterrupted is why a read or a write ended: the session is to end.
+var errInterrupted = errors.New("interrupted")
+
 type deadliner interface {
 	SetReadDeadline(time.Time) error
 	SetWriteDeadline(time.Time) error
@@ -128,56 +163,181 @@ type timedConn struct {
 	conn      io.ReadWriteCloser
 	deadlines deadliner // nil: closing is the only way to end a wait
 	timeout   atomic.Int64
+	until     time.Time  // of the goroutine in Run
+	ahead     func() int // bytes that the Link's reader has read ahead
+	half      bool       // a write ended in the middle
+	inlet     *inlet     // nil: reads go to the connection
+
+	mu      sync.Mutex
+	stopped bool          // interrupted; guarded by mu
+	cut     chan struct{} // closed by the first interrupt
 
 	once     sync.Once
+	closed   atomic.Bool
 	closeErr error
 }
 
+// Read implements io.Reader.
 func (t *timedConn) Read(p []byte) (n int, err error) {
+	if t.inlet != nil {
+		return t.inlet.read(p, t)
+	}
 	err = t.timed(true, func() (e error) { n, e = t.conn.Read(p); return })
 	return n, err
 }
 
+// writePart is how much is written at a time to a connection without deadlines.
+const writePart = 64 << 10
+
+// Write implements io.Writer.
 func (t *timedConn) Write(p []byte) (n int, err error) {
-	err = t.timed(false, func() (e error) { n, e = t.conn.Write(p); return })
-	return n, err
+	if err := t.turn(); err != nil {
+		return 0, err
+	}
+	for {
+		part := p[n:]
+		if t.deadlines == nil {
+			part = part[:min(len(part), writePart)]
+		}
+		var m int
+		err = t.timed(false, func() (e error) { m, e = t.conn.Write(part); return })
+		n += m
+		switch {
+		case err == nil && n < len(p):
+			continue
+		case m > 0 && n < len(p) && t.again(err):
+			continue
+		}
+		t.half = n > 0 && n < len(p)
+		return n, err
+	}
+}
+
+// turn returns an error if the peer has said something that nobody has read:
+// while this side sends, the other has nothing to say.
+func (t *timedConn) turn() error {
+	if t.inlet != nil && (t.ahead() > 0 || t.inlet.ready()) {
+		return ErrOutOfTurn
+	}
+	return nil
+}
+
+// again reports whether a write that ran out of time may go on, since some of
+// it was taken.
+func (t *timedConn) again(err error) bool {
+	return errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, ErrStalled) && !errors.Is(err, errInterrupted)
+}
+
+// deadline returns when an operation that begins now has to end, zero: never.
+func (t *timedConn) deadline() (at time.Time, d time.Duration) {
+	if d = time.Duration(t.timeout.Load()); d > 0 {
+		at = time.Now().Add(d)
+	}
+	if !t.until.IsZero() && (at.IsZero() || t.until.Before(at)) {
+		at = t.until
+	}
+	return at, d
+}
+
+// late says why an operation was not done in time.
+func (t *timedConn) late(d time.Duration, err error) error {
+	if !t.until.IsZero() && !time.Now().Before(t.until) {
+		return fmt.Errorf("%w: %w", ErrStalled, err)
+	}
+	return fmt.Errorf("%w: peer silent for %v: %w", ErrTimeout, d, err)
 }
 
 func (t *timedConn) timed(read bool, f func() error) error {
-	d := time.Duration(t.timeout.Load())
-	switch {
-	case t.deadlines != nil:
-		var until time.Time
-		if d > 0 {
-			until = time.Now().Add(d)
-		}
+	at, d := t.deadline()
+	if t.deadlines != nil {
 		set := t.deadlines.SetWriteDeadline
 		if read {
 			set = t.deadlines.SetReadDeadline
 		}
-		if err := set(until); err != nil {
+		if err := t.arm(set, at); err != nil {
 			return err
 		}
 		err := f()
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return fmt.Errorf("%w: peer silent for %v: %w", ErrTimeout, d, err)
-		}
-		return err
-	case d > 0:
-		var late atomic.Bool
-		timer := time.AfterFunc(d, func() { late.Store(true); t.Close() })
-		err := f()
-		timer.Stop()
-		if err != nil && late.Load() {
-			return fmt.Errorf("%w: peer silent for %v: %w", ErrTimeout, d, err)
+			if t.interrupted() {
+				return errInterrupted
+			}
+			return t.late(d, err)
 		}
 		return err
 	}
-	return f()
+	if t.interrupted() {
+		return errInterrupted
+	}
+	if at.IsZero() {
+		return f()
+	}
+	var late atomic.Bool
+	timer := time.AfterFunc(time.Until(at), func() { late.Store(true); t.Close() })
+	err := f()
+	timer.Stop()
+	if err != nil && late.Load() {
+		return t.late(d, fmt.Errorf("%w: %w", os.ErrDeadlineExceeded, err))
+	}
+	return err
 }
 
+// arm sets a deadline, unless there was an interrupt.
+func (t *timedConn) arm(set func(time.Time) error, at time.Time) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.stopped {
+		return errInterrupted
+	}
+	return set(at)
+}
+
+func (t *timedConn) interrupted() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.stopped
+}
+
+func (t *timedConn) interrupt() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.stopped {
+		return
+	}
+	t.stopped = true
+	close(t.cut)
+	if t.deadlines == nil {
+		t.Close()
+		return
+	}
+	past := time.Unix(1, 0)
+	t.deadlines.SetWriteDeadline(past)
+	if t.inlet == nil { // which is never waited for without looking at cut
+		t.deadlines.SetReadDeadline(past)
+	}
+}
+
+func (t *timedConn) allow() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.stopped {
+		t.stopped, t.cut = false, make(chan struct{})
+	}
+}
+
+// stop returns the channel that the next interrupt closes.
+func (t *timedConn) stop() <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.cut
+}
+
+// Close implements io.Closer.
 func (t *timedConn) Close() error {
-	t.once.Do(func() { t.closeErr = t.conn.Close() })
+	t.once.Do(func() {
+		t.closed.Store(true)
+		t.closeErr = t.conn.Close()
+	})
 	return t.closeErr
 }
 
@@ -189,6 +349,17 @@ type vectorConn struct {
 
 // WriteBuffers implements qemufile.BuffersWriter.
 func (v *vectorConn) WriteBuffers(b *net.Buffers) (n int64, err error) {
-	err = v.timed(false, func() (e error) { n, e = v.write(b); return })
-	return n, err
+	if err := v.turn(); err != nil {
+		return 0, err
+	}
+	for {
+		var m int64
+		err = v.timed(false, func() (e error) { m, e = v.write(b); return })
+		n += m
+		if m > 0 && len(*b) > 0 && v.again(err) {
+			continue
+		}
+		v.half = n > 0 && len(*b) > 0
+		return n, err
+	}
 }

@@ -19,6 +19,24 @@ const (
 	messageMax
 )
 
+// The words that are not QEMU's. A side says Hello and Alive only to a peer that
+// has announced that it knows them, and Goodbye also as the last word to a peer
+// whose stream it cannot take: to a QEMU that is as good as the end of the
+// connection, which follows.
+const (
+	// Hello, before CheckpointReady: the secondary has read the primary's
+	// announcement. It carries the secondary's IdleTimeout in nanoseconds as
+	// be64, 0 for none.
+	Hello Message = 0x4c530001 + iota
+	// Alive: the primary waits for its next checkpoint, and lives.
+	Alive
+	// Goodbye ends the session: whoever says it does not run the guest, if it
+	// is the secondary; if it is the primary, it asks for the same word in
+	// return, and the secondary that says so will not run the guest. A reason
+	// in words follows: be32 length, at most maxReason bytes.
+	Goodbye
+)
+
 var messageNames = [messageMax]string{
 	"checkpoint-ready", "checkpoint-request", "checkpoint-reply", "vmstate-send",
 	"vmstate-size", "vmstate-received", "vmstate-loaded",
@@ -26,8 +44,15 @@ var messageNames = [messageMax]string{
 
 // String returns the QAPI word.
 func (m Message) String() string {
-	if m < messageMax {
+	switch {
+	case m < messageMax:
 		return messageNames[m]
+	case m == Hello:
+		return "hello"
+	case m == Alive:
+		return "alive"
+	case m == Goodbye:
+		return "goodbye"
 	}
 	return fmt.Sprintf("message(%d)", uint32(m))
 }

@@ -14,14 +14,15 @@ import (
 // runs too. QEMU's order, so the guest stands still until checkpoint-ready.
 func (p *Primary) synchronise(ctx context.Context) error {
 	p.epoch = 0
-	p.begun = time.Now()
+	p.since = time.Now()
+	p.began = p.since
 	p.events.Publish(event.Migration{Status: "setup"})
 	p.events.Publish(event.CheckpointStart{Mode: p.mode, Cause: event.CauseInitial})
 	p.cp = event.CheckpointCommit{Mode: p.mode, Cause: event.CauseInitial}
 	return p.do(ctx,
 		step{"send header", p.sendHeader},
 		step{"send ram while running", p.iterate},
-		step{"pause", p.stop},
+		step{"pause", p.stopLast},
 		step{"mark", p.mark},
 		step{"save devices", func(context.Context) error { return p.saveDevices() }},
 		step{"send state", p.sendState},
@@ -51,8 +52,12 @@ func (p *Primary) sendHeader(context.Context) error {
 // iterate sends memory, pass after pass, until what is left would be sent
 // within MaxDowntime.
 func (p *Primary) iterate(ctx context.Context) error {
+	var left uint64
+	w := p.link.W
 	for {
 		p.events.Publish(p.nextPass())
+		p.progress(left)
+		sent := w.Transferred()
 		for done := false; !done; {
 			var err error
 			if done, err = p.state.SaveIterate(p.link.W); err != nil {
@@ -61,41 +66,64 @@ func (p *Primary) iterate(ctx context.Context) error {
 			if err := p.interrupted(ctx); err != nil {
 				return err
 			}
+			p.progress(left)
 		}
 		if err := p.link.Flush(); err != nil {
 			return err
 		}
-		left, _ := p.state.Pending(true)
-		budget := p.link.W.Rate() * p.cfg.MaxDowntime.Seconds()
+		left, _ = p.state.Pending(true)
+		p.progress(left)
+		budget := w.Rate() * p.cfg.MaxDowntime.Seconds()
 		if float64(left) <= budget || p.pass >= p.cfg.MaxPasses {
 			return nil
 		}
+		p.throttle.pass(uint64(w.Transferred()-sent), left)
+		p.slow()
 	}
+}
+
+// stopLast is stop; the guest's output is held from here on.
+func (p *Primary) stopLast(ctx context.Context) error {
+	p.since = time.Now()
+	p.mustEnd(4 * time.Duration(p.link.W.Transferred()))
+	return p.stop(ctx)
 }
 
 // sendState sends what is left of memory, the devices and the description. A
 // failure before the devices are sent leaves the guest with this side alone;
 // after that the secondary may run it (a QEMU does not mind a description that
 // is cut off).
-func (p *Primary) sendState(context.Context) error {
+func (p *Primary) sendState(ctx context.Context) error {
 	w := p.link.W
 	if err := p.state.SaveComplete(w); err != nil {
 		return err
+	}
+	text, err := p.state.VMDesc()
+	if err != nil {
+		return err
+	}
+	if !p.cfg.QEMUWire {
+		a := announcement{Version: announcementVersion, CheckpointTimeout: int64(max(0, p.cfg.CheckpointTimeout))}
+		text = a.announce(text)
+	}
+	if !p.deferEnd(ctx) {
+		return p.wishedFor(ctx)
 	}
 	p.handedOver = true
 	if _, err := w.Write(p.blob.b); err != nil {
 		return err
 	}
-	p.state.PutVMDesc(w)
+	vmstate.PutDescription(w, text)
 	return p.link.Flush()
 }
 
 func (p *Primary) expectReady(context.Context) error {
-	if err := p.expectCommit(CheckpointReady, p.link.W.Transferred()); err != nil {
+	if err := p.expectHello(); err != nil {
 		return err
 	}
 	p.received = time.Now()
-	p.cp.TransferNS = int64(p.received.Sub(p.begun))
+	p.marked = p.ends
+	p.cp.TransferNS = int64(p.received.Sub(p.began))
 	if p.cfg.Net == nil {
 		return nil
 	}
@@ -103,6 +131,37 @@ func (p *Primary) expectReady(context.Context) error {
 		return err
 	}
 	return p.cfg.Net.Loaded(0)
+}
+
+// expectHello waits for checkpoint-ready, in front of which a secondary of ours
+// says hello.
+func (p *Primary) expectHello() error {
+	d := p.patient
+	switch {
+	case !p.due.IsZero():
+		d = 0
+	case d > 0:
+		d += 4 * time.Duration(p.link.W.Transferred()) // as in expectWork
+	}
+	p.link.patience(d)
+	defer p.link.patience(p.patient)
+	got, at, err := p.link.next()
+	if err != nil || got != Hello || p.cfg.QEMUWire {
+		if err == nil {
+			err = p.link.is(got, CheckpointReady, at)
+		}
+		return err
+	}
+	idle, err := p.link.value(Hello)
+	if err != nil {
+		return err
+	}
+	p.ours = true
+	if idle > 0 {
+		// Three times within what the secondary waits, and not too often.
+		p.peerIdle = max(time.Duration(min(idle, uint64(longest)))/3, time.Millisecond)
+	}
+	return p.link.Expect(CheckpointReady)
 }
 
 func (p *Primary) startDisks(ctx context.Context) error {
@@ -115,8 +174,13 @@ func (p *Primary) startDisks(ctx context.Context) error {
 	return p.late(ctx, "disks", p.disks.Loaded(ctx, 0))
 }
 
-func (p *Primary) protected(context.Context) error {
+func (p *Primary) protected(ctx context.Context) error {
+	if err := p.unthrottle(ctx); err != nil {
+		return err
+	}
 	p.trigger = time.Now()
+	p.due = time.Time{}
+	p.link.until(p.due)
 	p.cp.PauseNS = int64(p.trigger.Sub(p.stopped))
 	p.cp.CommitNS = int64(p.trigger.Sub(p.received))
 	p.cp.Bytes, p.cp.Pages = uint64(p.link.W.Transferred()), p.pages()
@@ -126,24 +190,43 @@ func (p *Primary) protected(context.Context) error {
 	return nil
 }
 
-// unprotected ends a session whose secondary never had a guest: this one goes
-// on as if nothing had been tried.
+// unprotected ends a session whose secondary has no guest: this one goes on as
+// if nothing had been tried.
 func (p *Primary) unprotected(ctx context.Context, cause error) error {
-	p.link.Close()
+	p.cut()
+	p.due, p.patient = time.Time{}, p.patience()
+	p.heed()
 	p.mu.Lock()
 	p.info.Mode, p.info.Reason = event.ModeNone, event.ExitError
 	p.mu.Unlock()
 	ctx = context.WithoutCancel(ctx)
-	if p.cfg.Net != nil {
-		if err := p.cfg.Net.Failover(); err != nil {
-			cause = errors.Join(cause, err)
-		}
-	}
-	if err := p.resume(ctx); err != nil {
+	if err := p.release(ctx, true); err != nil {
 		cause = errors.Join(cause, err)
 	}
+	if err := p.resumeAtLast(ctx); err != nil {
+		cause = errors.Join(cause, err)
+	}
+	p.setWhere(StateAlone)
 	p.events.Publish(event.Migration{Status: "failed"})
+	if errors.Is(cause, errEnd) {
+		p.events.Publish(event.ProtectionEnded{Mode: p.mode, By: p.mode})
+		return nil
+	}
+	p.events.Publish(event.ProtectionRefused{Mode: p.mode, Error: cause.Error()})
 	return cause
+}
+
+// progress notes how far the synchronisation is; left is what was to be sent
+// when the pass began.
+func (p *Primary) progress(left uint64) {
+	w := p.link.W
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	in := &p.info.Sync
+	in.Passes, in.Done, in.Remaining, in.Rate = p.pass, uint64(w.Transferred()), left, w.Rate()
+	if in.ExpectedDowntime = 0; in.Rate > 0 {
+		in.ExpectedDowntime = time.Duration(float64(left) / in.Rate * float64(time.Second))
+	}
 }
 
 func (p *Primary) nextPass() event.MigrationPass {

@@ -216,6 +216,9 @@ type runner interface {
 	Failover() error
 	Lost(error)
 	Info() colo.Info
+	Fenced() error
+	End() error
+	Yield(error)
 }
 
 // run starts a session.
@@ -268,6 +271,7 @@ type options struct {
 	primary   func(*colo.PrimaryConfig)
 	secondary func(*colo.SecondaryConfig)
 	again     *pair // whose hosts to use again; nil: new ones
+	qemu      bool  // both sides say nothing that a QEMU does not say
 }
 
 // newPair makes a pair over a colotest.Pipe. The primary's guest runs; neither
@@ -299,6 +303,7 @@ func newPair(t testing.TB, o options) *pair {
 func (x *pair) join(t testing.TB, pc, sc io.ReadWriteCloser, o options) {
 	t.Helper()
 	pcfg, scfg := x.p.primary(), x.s.secondary()
+	pcfg.QEMUWire, scfg.QEMUWire = o.qemu, o.qemu
 	if o.primary != nil {
 		o.primary(&pcfg)
 	}

@@ -39,10 +39,15 @@ type SecondaryConfig struct {
 	// no bound.
 	PeerTimeout time.Duration
 
-	// IdleTimeout bounds the wait for the next checkpoint, so it must be
-	// longer than the primary's CheckpointDelay. Zero: five minutes. Negative:
+	// IdleTimeout bounds the wait for the next checkpoint. A primary of ours
+	// says now and then that it lives, whatever its CheckpointDelay; towards a
+	// QEMU it must be longer than that one's x-checkpoint-delay. Zero: five
+	// minutes towards a primary of ours, and no bound towards a QEMU. Negative:
 	// no bound; a heartbeat notices sooner either way.
 	IdleTimeout time.Duration
+
+	// QEMUWire: as in PrimaryConfig.
+	QEMUWire bool
 
 	// Step and Trace: as in PrimaryConfig.
 	Step  func(op string, epoch uint64)
@@ -57,6 +62,9 @@ type Secondary struct {
 
 	blob []byte // device state of the checkpoint under way
 
+	idle    time.Duration // IdleTimeout; 0: no bound
+	working time.Duration // the primary's CheckpointTimeout as it has announced it; 0: none
+
 	began  time.Time
 	offset int64 // in the peer's stream, where the checkpoint began
 	cp     event.CheckpointCommit
@@ -69,64 +77,128 @@ func NewSecondary(conn io.ReadWriteCloser, cfg SecondaryConfig) (*Secondary, err
 	if cfg.VM == nil || cfg.RAM == nil || (cfg.State == nil) == (cfg.Loader == nil) {
 		return nil, errors.New("colo: SecondaryConfig needs VM, RAM, and one of State and Loader")
 	}
+	if err := cfg.times(); err != nil {
+		return nil, err
+	}
 	s := &Secondary{cfg: cfg, loader: cfg.Loader}
 	if cfg.Loader == nil {
 		s.loader = cfg.State
 	}
 	s.session.init(conn, event.ModeSecondary, cfg.PeerTimeout)
 	s.vm, s.state, s.disks = cfg.VM, cfg.State, cfg.Disks
+	s.stopper, _ = cfg.VM.(Stopper)
 	s.events, s.arbiter, s.session.step = cfg.Events, cfg.Arbiter, cfg.Step
 	s.link.Trace = cfg.Trace
 	s.cfg.MaxDeviceState = orDefault(cfg.MaxDeviceState, 256<<20)
-	s.cfg.IdleTimeout = max(0, orDefault(cfg.IdleTimeout, 5*time.Minute))
+	s.idle = max(0, orDefault(cfg.IdleTimeout, DefaultIdleTimeout))
+	// The guest is paused, which is ours from now on.
+	s.paused = true
 	return s, nil
 }
 
 // Run takes the guest over from the primary and keeps it in step, until the
-// session ends. It returns nil if this side took over: the guest runs here.
-// Otherwise the error says why not; the guest is paused, in the state of a whole
-// checkpoint and what it has itself done since, unless the error is
-// failover.ErrTorn: then the guest is neither one thing nor the other and must
-// never run.
+// session ends. It may be called once; a second call returns ErrEnded and
+// touches nothing. It returns nil if this side took over: the guest runs here
+// (unless somebody else has paused it). ErrDegraded says so too, and what went
+// wrong. Otherwise the error says why not; the guest is paused, in the state of
+// a whole checkpoint and what it has itself done since (ErrNotPaused where it
+// could not be paused), unless the error is failover.ErrTorn: then the guest is
+// neither one thing nor the other and must never run.
 //
-// A cancelled context ends the session without a takeover, but never in the
-// middle of a commit.
+// An error that matches ErrGoodbye says that the protection was ended on
+// purpose, by End of either side: the primary runs the guest, and this side must
+// not go on with it.
+//
+// A cancelled context ends the session as End does, and never in the middle of a
+// commit; Run then returns the context's error.
 func (s *Secondary) Run(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { s.link.Close() })
+	if err := s.enter(); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, s.wished)
 	defer stop()
 
+	s.setWhere(StateSynchronising)
 	err := s.synchronise(ctx)
-	if err != nil && !s.whole {
+	torn := s.machine.Status() == failover.Torn
+	if err != nil && !s.whole && !torn {
 		return s.unborn(err)
 	}
 	for err == nil {
+		s.setWhere(StateProtected)
 		err = s.checkpoint(ctx)
 	}
-	t := takeover{abandon: s.abandon}
-	if s.cfg.Net != nil {
-		t.network = s.cfg.Net.Failover
+	p := parting{cause: err, drop: s.abandon}
+	wished := errors.Is(err, errEnd) || ctx.Err() != nil && errors.Is(err, ctx.Err())
+	told := errors.Is(err, ErrGoodbye) && !wished
+	switch {
+	case torn || s.machine.Status() == failover.Torn:
+		s.farewell(failover.ErrTorn.Error())
+	case (wished || told) && s.leave():
+		reason, by := "", event.ModeSecondary
+		var bye *GoodbyeError
+		if errors.As(err, &bye) {
+			reason, by = bye.Reason, event.ModePrimary
+		}
+		s.farewell("")
+		p.stay = true
+		s.events.Publish(event.ProtectionEnded{Mode: s.mode, By: by, Epoch: s.committed(), Reason: reason})
 	}
-	return s.end(ctx, err, t)
+	return s.end(ctx, p)
+}
+
+// lingerTime is how long a secondary waits for the primary to have heard its
+// last word.
+const lingerTime = 2 * time.Second
+
+// farewell tells a primary of ours that this side does not run the guest, and
+// will not. If it is not heard nothing is lost but time.
+func (s *Secondary) farewell(reason string) {
+	if s.ours {
+		s.lastWords(reason)
+	}
+}
+
+func (s *Secondary) lastWords(reason string) {
+	s.heed()
+	s.link.allow()
+	d := min(s.patience(), lingerTime)
+	s.link.patience(d)
+	if s.link.sayGoodbye(reason) == nil {
+		s.link.linger(d)
+	}
 }
 
 // abandon drops what was staged and not committed.
 func (s *Secondary) abandon() {
-	if s.machine.Status() != failover.Torn {
-		s.loader.Rollback()
-		s.cfg.RAM.Discard()
-	}
+	s.loader.Rollback()
+	s.cfg.RAM.Discard()
 }
 
-// unborn ends a session before there was a guest to go on with.
+// unborn ends a session before there was a guest to go on with. It says why
+// whatever the peer is: a primary that is a QEMU takes it for the end of the
+// connection, which follows.
 func (s *Secondary) unborn(cause error) error {
-	s.link.Close()
 	s.leave()
+	if !s.cfg.QEMUWire && s.reported() == nil {
+		s.lastWords(reasonOf(cause))
+	}
+	s.cut()
 	s.abandon()
 	s.mu.Lock()
 	s.info.Mode, s.info.Reason = event.ModeNone, event.ExitError
 	s.mu.Unlock()
 	s.events.Publish(event.Migration{Status: "failed"})
-	return cause
+	return s.stay(context.Background(), cause)
+}
+
+// reasonOf is an error as it is told to the peer, which knows where it stands.
+func reasonOf(err error) string {
+	var e *Error
+	if errors.As(err, &e) {
+		return e.Op + ": " + e.Err.Error()
+	}
+	return err.Error()
 }
 
 // synchronise is the secondary's side of the initial migration.
@@ -190,8 +262,15 @@ func (s *Secondary) receiveState(context.Context) error {
 	if err := s.state.Load(s.link.R, s.command); err != nil {
 		return err
 	}
-	_, err := vmstate.ReadVMDesc(s.link.R, 0)
-	return err
+	text, err := vmstate.ReadVMDesc(s.link.R, 0)
+	if err != nil || s.cfg.QEMUWire {
+		return err
+	}
+	if a := announced(text); a != nil {
+		s.ours = true
+		s.working = a.checkpointTimeout()
+	}
+	return nil
 }
 
 func (s *Secondary) commitInitial(ctx context.Context) error {
@@ -213,6 +292,11 @@ func (s *Secondary) resumed(ctx context.Context) error {
 }
 
 func (s *Secondary) ready(context.Context) error {
+	if s.ours {
+		if err := s.link.SendValue(Hello, uint64(s.idle)); err != nil {
+			return err
+		}
+	}
 	if err := s.link.Send(CheckpointReady); err != nil {
 		return err
 	}
@@ -254,10 +338,35 @@ func (s *Secondary) awaitRequest(context.Context) error {
 			return err
 		}
 	}
-	s.link.patience(s.cfg.IdleTimeout)
-	err := s.link.Expect(CheckpointRequest)
-	s.link.patience(s.patient)
-	return err
+	s.link.patience(s.idle)
+	if !s.ours && s.cfg.IdleTimeout == 0 {
+		s.link.patience(0) // nobody says how long a QEMU waits
+	}
+	for {
+		got, at, err := s.link.next()
+		if err != nil {
+			return err
+		}
+		if s.ours && got == Alive {
+			s.link.trace("<", Alive, 0)
+			continue
+		}
+		s.link.patience(s.worked())
+		return s.link.is(got, CheckpointRequest, at)
+	}
+}
+
+// worked is how long a primary may say nothing within a checkpoint: it pauses
+// its guest and marks its disks. One of ours never takes longer than it has
+// announced; without a bound there it has none here.
+func (s *Secondary) worked() time.Duration {
+	switch {
+	case s.patient == 0 || s.ours && s.working == 0:
+		return 0
+	case s.ours:
+		return s.working + s.patient
+	}
+	return s.patient
 }
 
 func (s *Secondary) reply(context.Context) error {
@@ -347,8 +456,8 @@ func (s *Secondary) apply(ctx context.Context) error {
 	}
 	var err error
 	if s.epoch == 0 {
+		s.holdDisks()
 		err = s.disks.Start(ctx)
-		s.disksUp = err == nil
 	} else {
 		err = s.disks.Checkpoint(ctx, s.epoch)
 	}
@@ -356,7 +465,9 @@ func (s *Secondary) apply(ctx context.Context) error {
 		return fmt.Errorf("disks: %w", err)
 	}
 	if s.cfg.Net != nil {
-		if err := s.cfg.Net.Commit(s.epoch); err != nil {
+		net := s.cfg.Net
+		s.hold(undo{what: "network", goOn: func(context.Context) error { return net.Failover() }, stay: drop(net)})
+		if err := net.Commit(s.epoch); err != nil {
 			return fmt.Errorf("network: %w", err)
 		}
 	}
@@ -374,6 +485,7 @@ func (s *Secondary) loaded(context.Context) error {
 // done counts a checkpoint that is committed here.
 func (s *Secondary) done() {
 	s.cp.PauseNS = int64(time.Since(s.began))
+	s.cp.StoppedNS = int64(s.stoppedFor)
 	s.cp.Bytes = uint64(s.link.R.Offset() - s.offset)
 	if c, ok := s.cfg.RAM.(PageCounter); ok {
 		s.cp.Pages = c.Pages()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -14,14 +15,10 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// DefaultPeerTimeout bounds every wait for the peer, and for the host's own VM,
-// where the configuration says nothing.
-const DefaultPeerTimeout = 10 * time.Second
-
 // session is what the two sides have in common: the link, the guest, the
 // failover machine and the one exit of Run. All of it belongs to the goroutine
-// in Run but for the failover machine, the quit channel, the link's Close and
-// what mu guards.
+// in Run but for the failover machine, the channels, the link's Close and
+// interrupt, and what mu guards.
 type session struct {
 	mode    event.Mode
 	vm      VM
@@ -29,34 +26,67 @@ type session struct {
 	disks   replication.Group
 	events  *event.Bus
 	arbiter Arbiter
-	patient time.Duration
+	stopper Stopper       // nil: nobody measures the pauses
+	holder  OutputHolder  // nil: the network cannot say
+	patient time.Duration // PeerTimeout; 0: no bound
 	step    func(op string, epoch uint64)
 
 	link    *Link
 	machine *failover.Machine
 
+	ran     atomic.Bool
+	yielded atomic.Bool   // Yield was called
 	quit    chan struct{} // closed when a failover is active
+	fenced  chan struct{} // closed by Fenced
+	wish    chan struct{} // closed by End
 	lost    chan struct{} // closed by Lost
 	lostErr error         // why; written before lost is closed
 	once    sync.Once     // for lost
 
-	running bool   // the guest runs, as far as this session knows
-	disksUp bool   // the disks were started
-	epoch   uint64 // of the checkpoint under way, or the last one
-	op      string // the step under way
+	paused     bool          // this session's pause is in effect
+	begun      []undo        // what the steps so far hold, in the order of their beginning
+	epoch      uint64        // of the checkpoint under way, or the last one
+	op         string        // the step under way
+	due        time.Time     // when the checkpoint under way is too old; zero: never
+	since      time.Time     // when it began
+	stoppedFor time.Duration // the last pause, as the VM says
+	heldFor    time.Duration // how long output of the checkpoint can have been held
+	ours       bool          // the peer is one of ours: it knows the words that are not QEMU's
 
-	mu    sync.Mutex
-	info  Info
-	ended bool // without a takeover: too late for a failover
+	goodbyeTime time.Duration // how long an end that is wished for may take
+
+	// deferring: an end that is wished for waits until the two sides can say
+	// goodbye. Written by the goroutine in Run, with mu held.
+	deferring bool
+	detached  context.Context // that of the steps since; nil: Run's own
+
+	mu      sync.Mutex
+	info    Info
+	where   State       // for Info
+	ended   bool        // without a takeover: too late for a failover
+	settled bool        // who goes on is known: too late for an end
+	ending  bool        // End was called
+	heeded  bool        // the end that was wished for has begun
+	giveUp  *time.Timer // ends the wait for a goodbye
 }
 
 func (s *session) init(conn io.ReadWriteCloser, mode event.Mode, timeout time.Duration) {
 	s.patient = max(0, orDefault(timeout, DefaultPeerTimeout))
 	s.link = NewLink(conn, s.patient)
 	s.machine = new(failover.Machine)
-	s.quit, s.lost = make(chan struct{}), make(chan struct{})
+	s.quit, s.fenced = make(chan struct{}), make(chan struct{})
+	s.wish, s.lost = make(chan struct{}), make(chan struct{})
 	s.mode = mode
 	s.info = Info{Mode: mode, LastMode: mode, Reason: event.ExitNone}
+	s.where = StateNew
+}
+
+// enter begins Run, once.
+func (s *session) enter() error {
+	if s.ran.Swap(true) {
+		return fmt.Errorf("colo: %s: Run was called before: %w", s.mode, ErrEnded)
+	}
+	return nil
 }
 
 // step is one line of a checkpoint: its name is the Op of an Error and what the
@@ -80,17 +110,32 @@ func (s *session) do(ctx context.Context, steps ...step) error {
 		if err := s.interrupted(ctx); err != nil {
 			return s.fail(ctx, err)
 		}
-		if err := st.fn(ctx); err != nil {
+		run := ctx
+		if s.deferring {
+			run = s.detached
+		}
+		err := st.fn(run)
+		if err == nil && s.overdue() {
+			err = ErrStalled
+		}
+		if err != nil {
 			return s.fail(ctx, err)
 		}
 	}
 	return nil
 }
 
-// fail adds where to why. When the link was closed on purpose the purpose is
-// the reason, not the closed connection.
+// overdue reports whether the checkpoint under way is too old.
+func (s *session) overdue() bool { return !s.due.IsZero() && !time.Now().Before(s.due) }
+
+// fail adds where to why. When the link was closed or interrupted on purpose the
+// purpose is the reason, and when the peer has said why it goes, that is.
 func (s *session) fail(ctx context.Context, err error) error {
 	if e := s.interrupted(ctx); e != nil {
+		err = e
+	} else if errors.Is(err, errInterrupted) {
+		err = s.wishedFor(ctx)
+	} else if e := s.lastWord(err); e != nil {
 		err = e
 	}
 	return s.at(err)
@@ -100,6 +145,40 @@ func (s *session) fail(ctx context.Context, err error) error {
 func (s *session) at(err error) error {
 	return &Error{Mode: s.mode, Epoch: s.epoch, Op: s.op, Err: err}
 }
+
+// lastWord returns what a primary's peer has said out of turn, nil if nothing:
+// that it says goodbye, or what ended a write that was not begun.
+func (s *session) lastWord(err error) error {
+	if s.link.conn.inlet == nil || s.link.R.Err() != nil || errors.Is(err, ErrGoodbye) {
+		return nil
+	}
+	unread := errors.Is(err, ErrOutOfTurn)
+	broken := s.link.W.Err() != nil && !errors.Is(err, ErrTimeout)
+	if !unread && !broken && !s.link.unread() {
+		return nil
+	}
+	s.link.until(time.Now().Add(lastWordTime))
+	defer s.link.until(s.due)
+	r := s.link.R
+	at := r.Offset()
+	if b, ok := r.PeekByte(); ok && b != byte(Goodbye>>24) && unread && r.Buffered() < 4 {
+		return fmt.Errorf("%w: byte %#x at offset %d", ErrOutOfTurn, b, at)
+	}
+	got := Message(r.BE32())
+	switch e := r.Err(); {
+	case e == nil && got == Goodbye:
+		return s.link.goodbye()
+	case !unread:
+		return nil
+	case e != nil:
+		return e
+	}
+	return fmt.Errorf("%w: %w", ErrOutOfTurn, &MessageError{Got: got, Want: Goodbye, Offset: at})
+}
+
+// lastWordTime is how long the rest of a word that has begun, or the end of a
+// connection that cannot be written to, may take to arrive.
+const lastWordTime = 200 * time.Millisecond
 
 // purpose returns why the link was closed by this side, nil if it was not.
 func (s *session) purpose() error {
@@ -116,80 +195,87 @@ func (s *session) purpose() error {
 	return nil
 }
 
+// errEnd is why a session ends that was ended by End.
+var errEnd = fmt.Errorf("%w: End was called", ErrGoodbye)
+
+// interrupted returns why the session is to end now, nil if it is not.
 func (s *session) interrupted(ctx context.Context) error {
 	if err := s.purpose(); err != nil {
 		return err
 	}
-	return ctx.Err()
+	if s.deferring {
+		return nil
+	}
+	return s.wishedFor(ctx)
 }
 
-// Failover orders this side to go on alone: the decision has been made, by an
-// operator or by whoever calls. Run then takes over and returns nil. It may be
-// called from any goroutine at any time and does not wait for I/O. While a
-// commit is under way it is carried out when the commit is done (relaunch).
-// A second order returns failover.ErrInProgress, a torn guest failover.ErrTorn,
-// and an order after the end of the session ErrEnded.
-func (s *session) Failover() error {
-	if err := s.order(); err != nil {
-		return err
+// wishedFor returns why the session is to end on purpose, nil if it is not.
+func (s *session) wishedFor(ctx context.Context) error {
+	select {
+	case <-s.wish:
+		return errEnd
+	default:
+		return ctx.Err()
 	}
-	st, err := s.machine.Begin()
-	if err != nil {
-		return err
-	}
-	if st == failover.Active {
-		s.shut()
-	}
-	return nil
 }
 
-// order requests a failover, unless the session has ended without one.
-func (s *session) order() error {
+// wished makes a wish for the end felt: at once, or where the two sides can say
+// goodbye, for which it gives them time.
+func (s *session) wished() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ended {
-		return ErrEnded
+	switch {
+	case s.heeded:
+	case !s.deferring:
+		s.link.interrupt()
+	case s.giveUp == nil:
+		s.giveUp = time.AfterFunc(s.goodbyeTime, func() {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if !s.heeded {
+				s.link.interrupt()
+			}
+		})
 	}
-	return s.machine.Request()
 }
 
-// leave ends the session without a takeover. It returns false, and the session
-// goes on, if a failover was ordered first: an order that was accepted is
-// carried out.
-func (s *session) leave() bool {
+// heed says that the wish for the end is being met, or is too late: it does not
+// interrupt the link any more.
+func (s *session) heed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ended = !s.asked()
-	return s.ended
+	s.heeded = true
+	if s.giveUp != nil {
+		s.giveUp.Stop()
+	}
 }
 
-// shut is called by whoever made the failover active, once: first the reason,
-// then the connection, so that COLO_EXIT always says request.
-func (s *session) shut() {
-	close(s.quit)
-	s.link.Close()
+// deferEnd makes wishes for the end wait from now on, and reports whether there
+// was none so far.
+func (s *session) deferEnd(ctx context.Context) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending || ctx.Err() != nil {
+		return false
+	}
+	s.deferring, s.detached = true, context.WithoutCancel(ctx)
+	return true
 }
 
-// Lost tells the session that the peer is gone, with the reason, before the
-// connection has noticed: what a heartbeat that ran out calls. Who goes on is
-// then settled as for a broken connection. It may be called from any goroutine
-// at any time.
-func (s *session) Lost(cause error) {
-	s.once.Do(func() {
-		if cause == nil {
-			cause = ErrLost
-		}
-		s.lostErr = cause
-		close(s.lost)
-		s.link.Close()
-	})
+// patience is PeerTimeout, or its default where a wait must have an end.
+func (s *session) patience() time.Duration {
+	if s.patient > 0 {
+		return s.patient
+	}
+	return DefaultPeerTimeout
 }
 
 // Status returns where the failover stands. Safe from any goroutine.
 func (s *session) Status() failover.Status { return s.machine.Status() }
 
+// pause makes the guest stand still, with this session's pause among others.
 func (s *session) pause(ctx context.Context) error {
-	if !s.running {
+	if s.paused {
 		return nil
 	}
 	ctx, cancel := s.bounded(ctx)
@@ -197,13 +283,14 @@ func (s *session) pause(ctx context.Context) error {
 	if err := s.vm.Pause(ctx); err != nil {
 		return s.late(ctx, "pause", err)
 	}
-	s.running = false
+	s.paused = true
 	s.events.Publish(event.Stop{})
 	return nil
 }
 
+// resume takes this session's pause back.
 func (s *session) resume(ctx context.Context) error {
-	if s.running {
+	if !s.paused {
 		return nil
 	}
 	ctx, cancel := s.bounded(ctx)
@@ -211,160 +298,36 @@ func (s *session) resume(ctx context.Context) error {
 	if err := s.vm.Resume(ctx); err != nil {
 		return s.late(ctx, "resume", err)
 	}
-	s.running = true
+	s.paused = false
+	if s.stopper != nil {
+		s.stoppedFor = s.stopper.Stopped()
+	}
 	s.events.Publish(event.Resume{})
 	return nil
 }
 
-// bounded gives the host as long as a peer.
+// bounded gives the host as long as a peer, and no longer than the checkpoint
+// has.
 func (s *session) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	if s.patient <= 0 {
+	at := s.due
+	if s.patient > 0 {
+		if p := time.Now().Add(s.patient); at.IsZero() || p.Before(at) {
+			at = p
+		}
+	}
+	if at.IsZero() {
 		return context.WithCancel(ctx)
 	}
-	return context.WithTimeout(ctx, s.patient)
+	return context.WithDeadline(ctx, at)
 }
 
+// late says whether it was time that ended a call of the host.
 func (s *session) late(ctx context.Context, what string, err error) error {
-	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) {
-		return fmt.Errorf("%w: %s after %v: %w", ErrTimeout, what, s.patient, err)
-	}
-	return err
-}
-
-// takeover is what differs between the sides when one goes on alone.
-type takeover struct {
-	abandon func()       // drop what was staged or captured and not committed
-	network func() error // the Failover of this side's network
-}
-
-// end is Run's only exit once the two sides share a guest: close the link, stop
-// the guest, say why, settle who goes on, and go on or not.
-func (s *session) end(ctx context.Context, cause error, t takeover) error {
-	s.link.Close()
-	// The guest stands still until it is settled whether it may run here.
-	hold := context.WithoutCancel(ctx)
-	stuck := s.pause(hold)
-	if stuck != nil {
-		cause = errors.Join(cause, stuck)
-	}
-	if t.abandon != nil {
-		t.abandon()
-	}
-
-	reason := event.ExitError
-	exit := event.COLOExit{Mode: s.mode, Reason: event.ExitError}
-	if s.asked() {
-		reason, exit.Reason = event.ExitRequest, event.ExitRequest
-	} else {
-		exit.Error = cause.Error()
-	}
-	s.mu.Lock()
-	s.info.Mode, s.info.Reason = event.ModeNone, reason
-	s.mu.Unlock()
-	s.events.Publish(exit)
-
-	switch {
-	case s.machine.Status() == failover.Torn:
-		return fmt.Errorf("%w: %w", failover.ErrTorn, cause)
-	case stuck != nil:
-		return cause // whoever cannot stop a guest must not be asked to go on with it
-	}
-	if err := s.settle(ctx, cause); err != nil {
+	if err == nil || !errors.Is(ctx.Err(), context.DeadlineExceeded) {
 		return err
 	}
-
-	// Nothing interrupts a takeover.
-	s.op = "take over"
-	if s.step != nil {
-		s.step(s.op, s.epoch)
+	if s.overdue() {
+		return fmt.Errorf("%w: %s: %w", ErrStalled, what, err)
 	}
-	var errs []error
-	if s.disksUp {
-		if err := s.disks.Stop(hold, true); err != nil {
-			errs = append(errs, fmt.Errorf("disks: %w", err))
-		}
-	}
-	if t.network != nil {
-		if err := t.network(); err != nil {
-			errs = append(errs, fmt.Errorf("network: %w", err))
-		}
-	}
-	if err := s.resume(hold); err != nil {
-		return s.at(errors.Join(append(errs, err)...))
-	}
-	if err := s.machine.Complete(); err != nil {
-		errs = append(errs, err)
-	}
-	s.mu.Lock()
-	s.info.TookOver = true
-	s.mu.Unlock()
-	s.events.Publish(event.Migration{Status: "completed"})
-	s.events.Publish(event.FailoverDone{Mode: s.mode, Epoch: s.committed(), Status: s.machine.Status().String()})
-	if len(errs) > 0 {
-		return s.at(errors.Join(append([]error{ErrDegraded}, errs...)...))
-	}
-	return nil
-}
-
-// asked reports whether a failover was ordered, as opposed to a session that
-// broke: it is decided when the order is given, not when a socket notices.
-func (s *session) asked() bool {
-	switch s.machine.Status() {
-	case failover.Require, failover.Active, failover.Relaunch:
-		return true
-	}
-	return false
-}
-
-// settle returns nil when this side is to go on.
-func (s *session) settle(ctx context.Context, cause error) error {
-	switch {
-	case s.asked():
-		<-s.quit // at once, or when Failover gets there
-		return nil
-	case s.arbiter == nil:
-		select {
-		case <-s.quit:
-			return nil
-		case <-ctx.Done():
-		}
-	}
-	if err := ctx.Err(); err != nil {
-		if s.leave() {
-			if errors.Is(cause, err) {
-				return cause
-			}
-			return fmt.Errorf("%w (%w)", err, cause)
-		}
-		<-s.quit
-		return nil
-	}
-
-	ask, cancel := context.WithCancel(ctx)
-	defer cancel()
-	settled := make(chan struct{})
-	go func() { // an order given meanwhile ends the question; joined below
-		defer close(settled)
-		select {
-		case <-s.quit:
-			cancel()
-		case <-ask.Done():
-		}
-	}()
-	err := s.arbiter.Arbitrate(ask, Claim{Mode: s.mode, Epoch: s.committed(), Cause: cause})
-	cancel()
-	<-settled
-	if err != nil && s.leave() {
-		return fmt.Errorf("%w: %w (%w)", ErrRefused, err, cause)
-	}
-	// Granted: the same walk as an order.
-	err = s.machine.Request()
-	if errors.Is(err, failover.ErrInProgress) {
-		<-s.quit // an order came first and is about to say so
-		return nil
-	}
-	if err == nil {
-		_, err = s.machine.Begin()
-	}
-	return err
+	return fmt.Errorf("%w: %s after %v: %w", ErrTimeout, what, s.patient, err)
 }

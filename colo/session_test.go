@@ -185,14 +185,13 @@ func TestLostAtAnyStepIsSettledByTheArbiter(t *testing.T) {
 	})
 }
 
-func TestCancelAtAnyStepTakesOverNowhere(t *testing.T) {
+func TestCancelAtAnyStepLeavesThePrimarysGuestRunning(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		all := moments(t)
 		for _, when := range all {
 			for _, alsoOther := range []bool{false, true} {
 				x, cancelled := cancelRun(t, when, alsoOther)
 				h, r := x.side(when.mode)
-				o, _ := x.side(other(when.mode))
 				if !cancelled {
 					x.close()
 					continue
@@ -200,25 +199,20 @@ func TestCancelAtAnyStepTakesOverNowhere(t *testing.T) {
 				if !errors.Is(h.err, context.Canceled) {
 					t.Errorf("the cancelled %s ended with %v", h.name, h.err)
 				}
-				if r.Info().TookOver {
-					t.Errorf("the cancelled %s took over", h.name)
-				}
-				// Only a primary whose secondary cannot have a guest goes on.
-				alone := when.mode == event.ModePrimary && !h.guest.Paused()
-				if alone && (len(h.exits()) > 0 || !o.guest.Paused()) {
-					t.Errorf("the cancelled primary goes on, with %v, the other with %v", h.exits(), o.err)
+				if r.Info().TookOver || x.secondary.Info().TookOver {
+					t.Errorf("a side took over, though the other had not lost it")
 				}
 				if err := r.Failover(); !errors.Is(err, colo.ErrEnded) {
 					t.Errorf("Failover after the end: %v", err)
 				}
-				switch {
-				case alone || !alsoOther:
-					x.wantWhole(t)
-				case !o.guest.Paused() && len(o.exits()) > 0:
-					t.Errorf("both are cancelled and the %s runs: %v", o.name, o.err)
+				if n := len(x.witness.Claims()); n > 0 {
+					t.Errorf("the arbiter was asked %d times, though the sides have said goodbye", n)
+				}
+				if x.wantWhole(t) != x.p {
+					t.Errorf("the secondary's guest runs")
 				}
 				if t.Failed() {
-					t.Fatalf("cancelled at %v, the other side too: %v", when, alsoOther)
+					t.Fatalf("cancelled at %v, the other side too: %v; primary %v, secondary %v", when, alsoOther, x.p.err, x.s.err)
 				}
 				x.close()
 			}
@@ -326,40 +320,66 @@ func (s *stuckVM) Pause(ctx context.Context) error {
 	return s.VM.Pause(ctx)
 }
 
-func TestGuestThatCannotBePausedIsNotGoneOnWith(t *testing.T) {
+func TestGuestThatCannotBePausedKeepsNobodyFromAsking(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, mode := range []event.Mode{event.ModePrimary, event.ModeSecondary} {
-			var x *pair
-			x = newPair(t, options{
-				primary: func(c *colo.PrimaryConfig) {
-					c.Step = func(string, uint64) { x.p.step(1) }
-					if mode == event.ModePrimary {
-						c.VM = &stuckVM{c.VM, 2}
+			for _, granted := range []bool{true, false} {
+				var x *pair
+				x = newPair(t, options{
+					primary: func(c *colo.PrimaryConfig) {
+						c.Step = func(string, uint64) { x.p.step(1) }
+						if mode == event.ModePrimary {
+							c.VM = &stuckVM{c.VM, 2}
+						}
+					},
+					secondary: func(c *colo.SecondaryConfig) {
+						c.Step = func(string, uint64) { x.s.step(1) }
+						if mode == event.ModeSecondary {
+							c.VM = &stuckVM{c.VM, 1}
+						}
+					},
+				})
+				refused := other(mode)
+				if !granted {
+					refused = mode
+				}
+				refuse(refused)(x)
+				x.start(t.Context())
+				x.wait()
+				stuck, r := x.side(mode)
+				survivor, _ := x.side(other(mode))
+				asked := 0
+				for _, c := range x.witness.Claims() {
+					if c.Mode == mode {
+						asked++
 					}
-				},
-				secondary: func(c *colo.SecondaryConfig) {
-					c.Step = func(string, uint64) { x.s.step(1) }
-					if mode == event.ModeSecondary {
-						c.VM = &stuckVM{c.VM, 1}
+				}
+				if asked != 1 {
+					t.Errorf("the %s, which cannot be paused, asked the arbiter %d times", mode, asked)
+				}
+				if granted {
+					switch {
+					case stuck.guest.Paused(), r.Info().State != colo.StateAlone:
+						t.Errorf("the guest of the %s does not run, though the arbiter granted it: %v", mode, stuck.err)
+					case mode == event.ModePrimary && stuck.err != nil, mode == event.ModeSecondary && !errors.Is(stuck.err, colo.ErrDegraded):
+						t.Errorf("the %s ended with %v", mode, stuck.err)
 					}
-				},
-			})
-			x.start(t.Context())
-			x.wait()
-			stuck, _ := x.side(mode)
-			survivor, _ := x.side(other(mode))
-			if !errors.Is(stuck.err, colo.ErrTimeout) || !errors.Is(stuck.err, context.DeadlineExceeded) {
-				t.Errorf("the %s, which cannot be paused, ended with %v", mode, stuck.err)
+				} else {
+					if !errors.Is(stuck.err, colo.ErrNotPaused) || !errors.Is(stuck.err, colo.ErrRefused) || survivor.err != nil {
+						t.Errorf("the %s, which is refused and cannot be paused, ended with %v, the other with %v", mode, stuck.err, survivor.err)
+					}
+					left := len(stuck.net.Released())
+					stuck.step(5)
+					if n := len(stuck.net.Released()); n != left {
+						t.Errorf("%d frames left the %s that was refused", n-left, mode)
+					}
+					stand(t, stuck)
+				}
+				if x.survivor(t).name != string(other(refused)) {
+					t.Errorf("the %s runs", x.survivor(t).name)
+				}
+				x.close()
 			}
-			if survivor.err != nil {
-				t.Errorf("the %s did not take over: %v", other(mode), survivor.err)
-			}
-			if x.witness.Holder() != other(mode) {
-				t.Errorf("the %s holds the guest", x.witness.Holder())
-			}
-			stand(t, stuck)
-			x.wantWhole(t)
-			x.close()
 		}
 	})
 }
@@ -519,6 +539,8 @@ func TestEpochsComeInOrderEverywhere(t *testing.T) {
 				snet = append(snet, fmt.Sprintf("commit(%d)", e), fmt.Sprintf("resumed(%d)", e))
 				sdisk = append(sdisk, fmt.Sprintf("checkpoint(%d)", e))
 			}
+			net = append(net, fmt.Sprintf("drop(%d)", checkpoints)) // it is refused
+			disk = append(disk, fmt.Sprintf("stop(%d)", checkpoints))
 			snet = append(snet, fmt.Sprintf("failover(%d)", checkpoints))
 			sdisk = append(sdisk, fmt.Sprintf("failover(%d)", checkpoints))
 			for _, c := range []struct {

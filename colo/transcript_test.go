@@ -117,6 +117,7 @@ func merge(p, s []string) string {
 type scene struct {
 	name      string
 	options   options
+	ours      bool                           // the two sides know each other
 	last      uint64                         // the checkpoint after which it stops; 0: 1
 	cause     event.Cause                    // of the checkpoints; empty: request
 	primary   func(x *pair, step string)     // at each step of checkpoint 1
@@ -226,6 +227,10 @@ var scenes = []scene{
 		options: options{sp: colotest.Flow{Corrupt: map[int64]byte{6: 0x40}}}},
 	{name: "torn-commit", prepare: failDisk(ofSecondary, "checkpoint", func(*pair) error { return errDisk }),
 		want: wantErrors(nil, failover.ErrTorn)},
+	{name: "goodbye-of-the-primary", ours: true, last: 9, want: wantErrors(nil, colo.ErrGoodbye),
+		primary: at("expect vmstate-loaded", func(x *pair) { x.primary.End() })},
+	{name: "goodbye-of-the-secondary", ours: true, last: 9, want: wantErrors(nil, colo.ErrGoodbye),
+		secondary: at("stage device state", func(x *pair) { x.secondary.End() })},
 	{name: "failover-during-torn-commit", prepare: failDisk(ofSecondary, "checkpoint", func(x *pair) error {
 		order(theSecondary)(x)
 		return errDisk
@@ -254,6 +259,7 @@ func (sc scene) play(t *testing.T) {
 		}
 	}
 	o := sc.options
+	o.qemu = !sc.ours
 	o.primary = func(c *colo.PrimaryConfig) {
 		c.CheckpointDelay, c.Trace = time.Hour, p.message
 		step := hook(sc.primary)

@@ -1,78 +1,222 @@
 package event
 
 import (
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
 
 // A Bus carries events from a session to its subscribers. The zero Bus is
 // ready; a nil *Bus discards what is published and never calls a subscriber.
-// Its methods may be called from any goroutine.
+// Its methods may be called from any goroutine, also from a subscriber.
 //
 // Delivery is a call on the publisher's goroutine, one event at a time, to the
 // subscribers in the order of their subscription: all of them see all events
-// in the same order. A subscriber must therefore be quick (see [Buffered]),
-// and must not publish. It may subscribe and cancel, its own subscription too.
+// in the same order. A subscriber must therefore be quick (see [Buffered]).
+// What a subscriber publishes is queued, and delivered when all subscribers
+// have seen the event that led to it.
+//
+// A bus can carry the events of many guests: see [Bus.Guest].
 type Bus struct {
 	// Now is the clock of the records; nil is time.Now. It is set before the
 	// bus is used.
 	Now func() time.Time
 
+	parent *Bus   // of a guest's bus: where its events go
+	guest  string // whose bus it is
+
 	delivery sync.Mutex // one event at a time; held while subscribers run
-	mu       sync.Mutex // guards subs, never held while a subscriber runs
+	mu       sync.Mutex // guards what follows, never held while a subscriber runs
 	subs     []*subscription
+	queue    []Record // published by subscribers, behind the event under way
 }
 
-type subscription struct{ fn func(Record) }
+// subscription is guarded by mu of the bus.
+type subscription struct {
+	fn   func(Record)
+	busy bool      // fn runs
+	over bool      // cancelled
+	idle sync.Cond // fn has returned
+}
 
-// A Record is an event and when it was published.
+// A Record is an event, when it was published, and of which guest it is.
 type Record struct {
 	Time  time.Time // zero if unknown
+	Guest string    // its name; empty where the bus is not a guest's
 	Event Event
+
+	// Members are those that the event came with and that its type has no field
+	// for, as [Decode] has found them.
+	Members Members
 }
 
-// Publish delivers e, with the present time, to all subscribers.
+// Guest returns a bus for the events of one guest, which is a view of this one:
+// what is published on it is delivered here, and its records name the guest. Its
+// subscribers see the events of this guest only, those of b see all. So one bus,
+// and one log, serves a host with many guests. A name that b has itself is
+// replaced. A nil bus has nil guests.
+func (b *Bus) Guest(name string) *Bus {
+	if b == nil {
+		return nil
+	}
+	return &Bus{parent: b.root(), guest: name}
+}
+
+// root returns the bus that delivers.
+func (b *Bus) root() *Bus {
+	if b.parent != nil {
+		return b.parent
+	}
+	return b
+}
+
+// Publish delivers e, with the present time, to all subscribers, and returns
+// when they have seen it; but from a subscriber it returns at once.
 func (b *Bus) Publish(e Event) {
 	if b == nil {
 		return
 	}
-	b.delivery.Lock()
-	defer b.delivery.Unlock()
+	b.root().publish(Record{Guest: b.guest, Event: e})
+}
+
+func (b *Bus) publish(r Record) {
+	if !b.delivery.TryLock() {
+		// Somebody delivers: another publisher, or a subscriber's own one,
+		// which waits for this call to return.
+		if delivering() {
+			b.mu.Lock()
+			b.queue = append(b.queue, b.stamped(r))
+			b.mu.Unlock()
+			return
+		}
+		b.delivery.Lock()
+	}
+	for ok := true; ok; {
+		for ; ok; r, ok = b.next() {
+			b.deliver(b.stamped(r))
+		}
+		b.delivery.Unlock()
+		// A subscriber of another bus, on another goroutine, may have queued
+		// something since.
+		if !b.delivery.TryLock() {
+			return // whoever has it looks
+		}
+		if r, ok = b.next(); !ok {
+			b.delivery.Unlock()
+		}
+	}
+}
+
+// stamped gives a record its time, if it has none yet.
+func (b *Bus) stamped(r Record) Record {
+	switch {
+	case !r.Time.IsZero():
+	case b.Now != nil:
+		r.Time = b.Now()
+	default:
+		r.Time = time.Now()
+	}
+	return r
+}
+
+// next takes what a subscriber has published.
+func (b *Bus) next() (r Record, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.queue) == 0 {
+		return Record{}, false
+	}
+	r = b.queue[0]
+	b.queue = slices.Delete(b.queue, 0, 1)
+	return r, true
+}
+
+// deliver calls the subscribers. Its name is looked for by delivering.
+func (b *Bus) deliver(r Record) {
 	b.mu.Lock()
 	subs := b.subs
 	b.mu.Unlock()
-	if len(subs) == 0 {
+	for _, s := range subs {
+		s.call(b, r)
+	}
+}
+
+func (s *subscription) call(b *Bus, r Record) {
+	b.mu.Lock()
+	over := s.over
+	s.busy = !over
+	b.mu.Unlock()
+	if over {
 		return
 	}
-	now := time.Now
-	if b.Now != nil {
-		now = b.Now
-	}
-	r := Record{Time: now(), Event: e}
-	for _, s := range subs {
-		s.fn(r)
+	defer func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		s.busy = false
+		s.idle.Broadcast()
+	}()
+	s.fn(r)
+}
+
+// delivering reports whether the caller's goroutine is inside a delivery: then
+// it must not wait for one to end.
+func delivering() bool {
+	var pcs [64]uintptr
+	for skip := 2; ; skip += len(pcs) {
+		n := runtime.Callers(skip, pcs[:])
+		frames := runtime.CallersFrames(pcs[:n])
+		for more := n > 0; more; {
+			var f runtime.Frame
+			f, more = frames.Next()
+			if strings.HasSuffix(f.Function, "/event.(*Bus).deliver") {
+				return true
+			}
+		}
+		if n < len(pcs) {
+			return false
+		}
 	}
 }
 
 // SubscribeAll calls fn for every event from now on, until cancel is called.
-// A delivery that runs on another goroutine while cancel is called may still
-// reach fn; later ones do not. Cancelling twice does nothing.
+// When cancel returns, no call of fn is under way and none follows, so what fn
+// uses may be freed; but cancel does not wait if it is called by a subscriber.
+// Cancelling twice does nothing.
 func (b *Bus) SubscribeAll(fn func(Record)) (cancel func()) {
 	if b == nil {
 		return func() {}
 	}
-	s := &subscription{fn}
+	if b.parent != nil {
+		guest, all := b.guest, fn
+		b, fn = b.parent, func(r Record) {
+			if r.Guest == guest {
+				all(r)
+			}
+		}
+	}
+	s := &subscription{fn: fn}
+	s.idle.L = &b.mu
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	// The slice is replaced, never changed: a delivery may be walking it.
 	b.subs = append(slices.Clip(b.subs), s)
-	return func() {
-		b.mu.Lock()
-		defer b.mu.Unlock()
-		if i := slices.Index(b.subs, s); i >= 0 {
-			b.subs = append(slices.Clone(b.subs[:i]), b.subs[i+1:]...)
-		}
+	return func() { b.cancel(s) }
+}
+
+func (b *Bus) cancel(s *subscription) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s.over = true
+	if i := slices.Index(b.subs, s); i >= 0 {
+		b.subs = append(slices.Clone(b.subs[:i]), b.subs[i+1:]...)
+	}
+	if !s.busy || delivering() {
+		return
+	}
+	for s.busy {
+		s.idle.Wait()
 	}
 }
 

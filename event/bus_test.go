@@ -2,10 +2,12 @@ package event_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -148,4 +150,103 @@ func TestBufferedHandsOverWhatIsThereWhenItsContextEnds(t *testing.T) {
 	if n != 1 {
 		t.Errorf("%d records handed over, want 1", n)
 	}
+}
+
+func TestWhatASubscriberPublishesComesAfterWhatLedToIt(t *testing.T) {
+	var bus event.Bus
+	var first, second []string
+	event.Subscribe(&bus, func(event.Stop) {
+		bus.Publish(event.MigrationPass{Pass: 1})
+		bus.Publish(event.MigrationPass{Pass: 2})
+	})
+	event.Subscribe(&bus, func(p event.MigrationPass) {
+		if p.Pass == 1 {
+			bus.Publish(event.Resume{})
+		}
+	})
+	name := func(e event.Event) string {
+		if p, ok := e.(event.MigrationPass); ok {
+			return fmt.Sprint("pass ", p.Pass)
+		}
+		return e.Name()
+	}
+	bus.SubscribeAll(func(r event.Record) { first = append(first, name(r.Event)) })
+	bus.SubscribeAll(func(r event.Record) { second = append(second, name(r.Event)) })
+	bus.Publish(event.Stop{})
+	want := []string{"STOP", "pass 1", "pass 2", "RESUME"}
+	if !slices.Equal(first, want) || !slices.Equal(second, want) {
+		t.Errorf("%q and %q, want %q when Publish has returned", first, second, want)
+	}
+}
+
+func TestSubscribersOfTwoBusesMayPublishOnEachOther(t *testing.T) {
+	var a, b event.Bus
+	var na, nb atomic.Int64
+	event.Subscribe(&a, func(event.Stop) { b.Publish(event.Resume{}) })
+	event.Subscribe(&b, func(event.Stop) { a.Publish(event.Resume{}) })
+	event.Subscribe(&a, func(event.Resume) { na.Add(1) })
+	event.Subscribe(&b, func(event.Resume) { nb.Add(1) })
+	var wg sync.WaitGroup
+	for _, bus := range []*event.Bus{&a, &b} {
+		wg.Go(func() {
+			for range 2000 {
+				bus.Publish(event.Stop{})
+			}
+		})
+	}
+	wg.Wait()
+	if na.Load() != 2000 || nb.Load() != 2000 {
+		t.Errorf("%d and %d of 2000 events have been delivered", na.Load(), nb.Load())
+	}
+}
+
+func TestCancelReturnsWhenNoCallIsUnderWay(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var bus event.Bus
+		var busy atomic.Bool
+		cancel := bus.SubscribeAll(func(event.Record) {
+			busy.Store(true)
+			time.Sleep(time.Second)
+			busy.Store(false)
+		})
+		var wg sync.WaitGroup
+		wg.Go(func() { bus.Publish(event.Stop{}) })
+		synctest.Wait()
+		if !busy.Load() {
+			t.Fatal("the call has not begun")
+		}
+		cancel()
+		if busy.Load() {
+			t.Error("a call is under way when cancel has returned")
+		}
+		wg.Wait()
+	})
+}
+
+func TestABusNamesTheGuestOfEachEvent(t *testing.T) {
+	at := time.Unix(3, 0)
+	bus := event.Bus{Now: func() time.Time { return at }}
+	web, db := bus.Guest("web"), bus.Guest("web").Guest("db")
+	var all, ofWeb []event.Record
+	bus.SubscribeAll(func(r event.Record) { all = append(all, r) })
+	cancel := web.SubscribeAll(func(r event.Record) { ofWeb = append(ofWeb, r) })
+	web.Publish(event.Stop{})
+	db.Publish(event.Resume{})
+	bus.Publish(event.MigrationPass{Pass: 1})
+	cancel()
+	web.Publish(event.Resume{})
+	want := []event.Record{{Time: at, Guest: "web", Event: event.Stop{}}, {Time: at, Guest: "db", Event: event.Resume{}},
+		{Time: at, Event: event.MigrationPass{Pass: 1}}, {Time: at, Guest: "web", Event: event.Resume{}}}
+	if !slices.Equal(all, want) || !slices.Equal(ofWeb, want[:1]) {
+		t.Errorf("all: %v; of web: %v", all, ofWeb)
+	}
+	line, err := json.Marshal(want[0])
+	if err != nil || string(line) != `{"timestamp":{"seconds":3,"microseconds":0},"guest":"web","event":"STOP"}` {
+		t.Errorf("%s, %v", line, err)
+	}
+	if r, err := event.Decode(line); err != nil || r.Guest != "web" {
+		t.Errorf("%+v, %v", r, err)
+	}
+	var none *event.Bus
+	none.Guest("x").Publish(event.Stop{})
 }

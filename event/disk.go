@@ -23,6 +23,20 @@ type DiskBroken struct {
 // Name returns "DISK_BROKEN".
 func (DiskBroken) Name() string { return "DISK_BROKEN" }
 
+// DiskFailed says that the copy of a disk on this side is not to be trusted any
+// more: a sync of it failed, so that part of what was written may be gone. It
+// is published once. Every later flush and checkpoint of the disk fails. The
+// other side's copy, that of the last checkpoint, is the good one.
+type DiskFailed struct {
+	Mode      Mode   `json:"mode"`           // the side whose disk it is
+	Disk      string `json:"disk,omitempty"` // its name, if it was given one
+	Operation string `json:"operation"`      // "flush"
+	Error     string `json:"error"`
+}
+
+// Name returns "DISK_FAILED".
+func (DiskFailed) Name() string { return "DISK_FAILED" }
+
 // DiskSyncProgress says how far the copying of a primary's disk to its
 // secondary is.
 type DiskSyncProgress struct {
@@ -70,7 +84,8 @@ func (DiskResynchronised) Name() string { return "DISK_RESYNCHRONISED" }
 
 // DiskOverlayHalfFull says that one of a secondary's overlays has taken half
 // of its bound, and that a checkpoint, which empties it, is asked for. It is
-// published once in an epoch.
+// published once in an epoch, by the secondary, and by a primary that knows how
+// much room its secondary has.
 type DiskOverlayHalfFull struct {
 	Disk    string `json:"disk,omitempty"`
 	Overlay string `json:"overlay"` // "active", the guest's own writes, or "hidden", pre-images
@@ -81,3 +96,32 @@ type DiskOverlayHalfFull struct {
 
 // Name returns "DISK_OVERLAY_HALF_FULL".
 func (DiskOverlayHalfFull) Name() string { return "DISK_OVERLAY_HALF_FULL" }
+
+// DiskOverlayFull says that a write of the primary's guest waits for a
+// checkpoint, since the secondary has no room for what it would replace. It
+// waits for as long as an answer of the secondary's may take; then the write is
+// made, and the secondary is lost.
+type DiskOverlayFull struct {
+	Mode    Mode   `json:"mode"` // the side whose guest waits
+	Disk    string `json:"disk,omitempty"`
+	Overlay string `json:"overlay"` // "hidden": pre-images
+	Epoch   uint64 `json:"epoch"`   // of the last checkpoint
+	Bytes   int64  `json:"bytes"`   // what the overlay takes, or more
+	Bound   int64  `json:"bound"`   // and may take, in bytes
+}
+
+// Name returns "DISK_OVERLAY_FULL".
+func (DiskOverlayFull) Name() string { return "DISK_OVERLAY_FULL" }
+
+// DiskVerified says that both copies of a disk have been compared while the guest
+// ran.
+type DiskVerified struct {
+	Disk      string `json:"disk,omitempty"`
+	Compared  int64  `json:"compared"`  // in bytes
+	Different int64  `json:"different"` // length of the chunks that differed
+	Repaired  int64  `json:"repaired"`  // of those, what has been made the same
+	ElapsedNS int64  `json:"elapsed-ns"`
+}
+
+// Name returns "DISK_VERIFIED".
+func (DiskVerified) Name() string { return "DISK_VERIFIED" }

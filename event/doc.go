@@ -12,9 +12,18 @@
 // prints on its monitor, so a management layer that reads QMP events reads
 // these; [Decode] goes the other way.
 //
-// Disks have their own: [DiskBroken], and [DiskSyncProgress] until
+// Disks have their own: [DiskBroken], [DiskFailed], and [DiskSyncProgress] until
 // [DiskSynchronised] or, for a secondary that comes back,
 // [DiskResynchronised].
+//
+// So have compared networks: [NetworkDiverged] names the flow that differs, and
+// [NetworkFlowApart] and [NetworkFlowTogether] tell which are not compared, since
+// the guests never agree.
+//
+// Events of QEMU that a session does not publish have types too ([BlockIOError],
+// [JobStatusChange], ...), for a host that watches QEMUs or offers a monitor of
+// its own: what follows what is checked by an [Order], how often one may be said
+// is limited by a [Limiter]. Both are pure: they are told events and times.
 //
 // The bus reports; it never controls.
 package event

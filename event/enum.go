@@ -1,9 +1,6 @@
 package event
 
-import (
-	"fmt"
-	"slices"
-)
+import "fmt"
 
 // Mode is the role of one side of a session. (QAPI enum COLOMode.)
 type Mode string
@@ -37,6 +34,7 @@ const (
 	CauseDivergence Cause = "divergence" // the guests' outputs differ
 	CauseRequest    Cause = "request"    // the host asked
 	CauseLimit      Cause = "limit"      // a buffer is full
+	CausePace       Cause = "pace"       // output waits of flows that are not compared
 )
 
 // SyncPhase is what the synchronisation of a disk is at.
@@ -64,7 +62,8 @@ const (
 	MigrationCancelled MigrationStatus = "cancelled"
 )
 
-// An EnumError reports a word that its enumeration does not have.
+// An EnumError reports a text that can be no word of its enumeration: it is
+// empty, or has other characters than letters, digits, - and _.
 type EnumError struct {
 	Enum string // the QAPI name of the enumeration
 	Word string
@@ -80,15 +79,9 @@ func (m Mode) String() string { return orNone(string(m)) }
 // MarshalText returns the QAPI word.
 func (m Mode) MarshalText() ([]byte, error) { return []byte(m.String()), nil }
 
-// UnmarshalText accepts the QAPI words, and "unknown", which QEMU before 3.1
-// had for none. Anything else is an [*EnumError].
-func (m *Mode) UnmarshalText(text []byte) error {
-	w, err := word(text, "COLOMode", string(ModeNone), string(ModePrimary), string(ModeSecondary))
-	if err == nil {
-		*m = Mode(w)
-	}
-	return err
-}
+// UnmarshalText accepts any word, and "unknown", which QEMU before 3.1 had, for
+// none. What is no word is an [*EnumError].
+func (m *Mode) UnmarshalText(text []byte) error { return unmarshal(m, text, "COLOMode", ModeNone) }
 
 // String returns the QAPI word.
 func (r ExitReason) String() string { return orNone(string(r)) }
@@ -96,34 +89,23 @@ func (r ExitReason) String() string { return orNone(string(r)) }
 // MarshalText returns the QAPI word.
 func (r ExitReason) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 
-// UnmarshalText accepts the QAPI words, and "unknown", which the first
-// proposals of the event had for none. Anything else is an [*EnumError].
+// UnmarshalText accepts any word, and "unknown", which the first proposals of
+// the event had, for none. What is no word is an [*EnumError].
 func (r *ExitReason) UnmarshalText(text []byte) error {
-	w, err := word(text, "COLOExitReason",
-		string(ExitNone), string(ExitRequest), string(ExitError), string(ExitProcessing))
-	if err == nil {
-		*r = ExitReason(w)
-	}
-	return err
+	return unmarshal(r, text, "COLOExitReason", ExitNone)
 }
 
-// UnmarshalText accepts the causes above. Anything else is an [*EnumError].
-func (c *Cause) UnmarshalText(text []byte) error {
-	w, err := word(text, "Cause", string(CauseInitial), string(CauseTimer),
-		string(CauseDivergence), string(CauseRequest), string(CauseLimit))
-	if err == nil {
-		*c = Cause(w)
-	}
-	return err
-}
+// UnmarshalText accepts any word. What is no word is an [*EnumError].
+func (c *Cause) UnmarshalText(text []byte) error { return unmarshal(c, text, "Cause", "unknown") }
 
-// UnmarshalText accepts the phases above. Anything else is an [*EnumError].
+// UnmarshalText accepts any word. What is no word is an [*EnumError].
 func (p *SyncPhase) UnmarshalText(text []byte) error {
-	w, err := word(text, "SyncPhase", string(SyncCopy), string(SyncFlush))
-	if err == nil {
-		*p = SyncPhase(w)
-	}
-	return err
+	return unmarshal(p, text, "SyncPhase", "unknown")
+}
+
+// UnmarshalText accepts any word. What is no word is an [*EnumError].
+func (a *ArbiterAnswer) UnmarshalText(text []byte) error {
+	return unmarshal(a, text, "ArbiterAnswer", "unknown")
 }
 
 func orNone(s string) string {
@@ -133,13 +115,25 @@ func orNone(s string) string {
 	return s
 }
 
-func word(text []byte, enum string, known ...string) (string, error) {
-	s := string(text)
-	if s == "unknown" && slices.Contains(known, "none") {
-		return "none", nil
+// unmarshal keeps a word, known here or not: QEMU gains some from time to time.
+func unmarshal[T ~string](to *T, text []byte, enum string, unknown T) error {
+	for _, c := range text {
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+			return &EnumError{Enum: enum, Word: string(text)}
+		}
 	}
-	if !slices.Contains(known, s) {
-		return "", &EnumError{Enum: enum, Word: s}
+	switch len(text) {
+	case 0:
+		return &EnumError{Enum: enum}
+	default:
+		if *to = T(text); *to == "unknown" {
+			*to = unknown
+		}
 	}
-	return s, nil
+	return nil
+}
+
+// word is unmarshal for an enumeration in which "unknown" is a word, or none.
+func word[T ~string](to *T, text []byte, enum string) error {
+	return unmarshal(to, text, enum, "unknown")
 }

@@ -74,9 +74,10 @@ type CheckpointCommit struct {
 	Pages uint64 `json:"pages"`           // pages of guest memory that were sent; 0 on a secondary
 	Bytes uint64 `json:"bytes"`           // bytes on the wire, memory and devices
 
-	PauseNS    int64 `json:"pause-ns"`    // the guest stood still, nanoseconds
-	TransferNS int64 `json:"transfer-ns"` // from the first byte of state to its receipt, nanoseconds
-	CommitNS   int64 `json:"commit-ns"`   // from receipt to the secondary's guest having become it, nanoseconds
+	PauseNS    int64 `json:"pause-ns"`             // the guest stood still, nanoseconds
+	StoppedNS  int64 `json:"stopped-ns,omitempty"` // the same as the VM measures it, the longest over its vCPUs; 0: it does not
+	TransferNS int64 `json:"transfer-ns"`          // from the first byte of state to its receipt, nanoseconds
+	CommitNS   int64 `json:"commit-ns"`            // from receipt to the secondary's guest having become it, nanoseconds
 
 	// EarlyResume says that the primary's guest ran on while the state was sent.
 	EarlyResume bool `json:"early-resume"`

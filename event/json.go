@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"time"
+	"reflect"
 )
 
 // ErrNotEvent is returned by [Decode] for a JSON object that is not an event,
@@ -20,12 +20,15 @@ type stamp struct {
 
 type envelope struct {
 	Timestamp stamp           `json:"timestamp"`
+	Guest     string          `json:"guest,omitempty"`
 	Event     string          `json:"event"`
 	Data      json.RawMessage `json:"data,omitempty"`
 }
 
-// MarshalJSON returns the QMP envelope: timestamp, event and data, in this
-// order. Data is omitted when the event has no members.
+// MarshalJSON returns the QMP envelope: timestamp, guest, event and data, in
+// this order. Guest, which QEMU does not have, is omitted when it is empty, data
+// when the event has no members. The data of QEMU's events has QEMU's order of
+// members, and behind them the Members of the Record.
 func (r Record) MarshalJSON() ([]byte, error) {
 	if r.Event == nil {
 		return nil, errors.New("event: record without an event")
@@ -34,7 +37,16 @@ func (r Record) MarshalJSON() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("event: %s: %w", r.Event.Name(), err)
 	}
-	env := envelope{Timestamp: stamp{-1, -1}, Event: r.Event.Name()}
+	if r.Members != "" {
+		var other map[string]json.RawMessage
+		if err := json.Unmarshal([]byte(r.Members), &other); err != nil {
+			return nil, fmt.Errorf("event: %s: members: %w", r.Event.Name(), err)
+		}
+		if data, err = merge(data, other); err != nil {
+			return nil, fmt.Errorf("event: %s: %w", r.Event.Name(), err)
+		}
+	}
+	env := envelope{Timestamp: stamp{-1, -1}, Guest: r.Guest, Event: r.Event.Name()}
 	if !r.Time.IsZero() {
 		env.Timestamp = stamp{r.Time.Unix(), int64(r.Time.Nanosecond() / 1000)}
 	}
@@ -53,8 +65,24 @@ func (r *Record) UnmarshalJSON(line []byte) error {
 	return err
 }
 
+// decodeFunc reads the data of one type of event, and returns what the type has
+// no field for.
+type decodeFunc = func(json.RawMessage) (Event, Members, error)
+
+// Types returns the type of each event that this package has one for, by its
+// name: a struct, whose fields with their json tags are the members of its data.
+func Types() map[string]reflect.Type {
+	all := make(map[string]reflect.Type, len(decoders))
+	for name, dec := range decoders {
+		if e, _, err := dec(nil); err == nil { // of no data it cannot be one
+			all[name] = reflect.TypeOf(e)
+		}
+	}
+	return all
+}
+
 // decoders has an entry for each type of event of this package.
-var decoders = map[string]func(json.RawMessage) (Event, error){
+var decoders = map[string]decodeFunc{
 	COLOExit{}.Name():         decode[COLOExit],
 	Stop{}.Name():             decode[Stop],
 	Resume{}.Name():           decode[Resume],
@@ -63,56 +91,88 @@ var decoders = map[string]func(json.RawMessage) (Event, error){
 	CheckpointStart{}.Name():  decode[CheckpointStart],
 	CheckpointCommit{}.Name(): decode[CheckpointCommit],
 	FailoverDone{}.Name():     decode[FailoverDone],
+	JobStatusChange{}.Name():  decode[JobStatusChange],
+
+	Arbitration{}.Name():       decode[Arbitration],
+	HeartbeatLost{}.Name():     decode[HeartbeatLost],
+	ProtectionRefused{}.Name(): decode[ProtectionRefused],
+	ProtectionEnded{}.Name():   decode[ProtectionEnded],
+	GuestTorn{}.Name():         decode[GuestTorn],
+	OutputStalled{}.Name():     decode[OutputStalled],
+	Throttled{}.Name():         decode[Throttled],
 
 	DiskBroken{}.Name():          decode[DiskBroken],
+	DiskFailed{}.Name():          decode[DiskFailed],
 	DiskSyncProgress{}.Name():    decode[DiskSyncProgress],
 	DiskSynchronised{}.Name():    decode[DiskSynchronised],
 	DiskResynchronised{}.Name():  decode[DiskResynchronised],
 	DiskOverlayHalfFull{}.Name(): decode[DiskOverlayHalfFull],
+	DiskOverlayFull{}.Name():     decode[DiskOverlayFull],
+	DiskVerified{}.Name():        decode[DiskVerified],
+
+	NetworkDiverged{}.Name():     decode[NetworkDiverged],
+	NetworkFlowApart{}.Name():    decode[NetworkFlowApart],
+	NetworkFlowTogether{}.Name(): decode[NetworkFlowTogether],
+
+	Reset{}.Name():            decode[Reset],
+	Shutdown{}.Name():         decode[Shutdown],
+	Powerdown{}.Name():        decode[Powerdown],
+	Suspend{}.Name():          decode[Suspend],
+	SuspendDisk{}.Name():      decode[SuspendDisk],
+	Wakeup{}.Name():           decode[Wakeup],
+	Watchdog{}.Name():         decode[Watchdog],
+	GuestPanicked{}.Name():    decode[GuestPanicked],
+	GuestCrashloaded{}.Name(): decode[GuestCrashloaded],
+	RTCChange{}.Name():        decode[RTCChange],
+	BalloonChange{}.Name():    decode[BalloonChange],
+
+	BlockImageCorrupted{}.Name(): decode[BlockImageCorrupted],
+	BlockIOError{}.Name():        decode[BlockIOError],
+	BlockJobCancelled{}.Name():   decode[BlockJobCancelled],
+	BlockJobCompleted{}.Name():   decode[BlockJobCompleted],
+	BlockJobError{}.Name():       decode[BlockJobError],
+	BlockJobReady{}.Name():       decode[BlockJobReady],
+	BlockJobPending{}.Name():     decode[BlockJobPending],
+	JobStatusChange{}.Name():     decode[JobStatusChange],
+	QuorumFailure{}.Name():       decode[QuorumFailure],
+	QuorumReportBad{}.Name():     decode[QuorumReportBad],
+
+	ACPIDeviceOST{}.Name():      decode[ACPIDeviceOST],
+	DeviceDeleted{}.Name():      decode[DeviceDeleted],
+	DeviceTrayMoved{}.Name():    decode[DeviceTrayMoved],
+	NICRXFilterChanged{}.Name(): decode[NICRXFilterChanged],
+
+	SPICEConnected{}.Name():    decode[SPICEConnected],
+	SPICEInitialized{}.Name():  decode[SPICEInitialized],
+	SPICEDisconnected{}.Name(): decode[SPICEDisconnected],
+	VNCConnected{}.Name():      decode[VNCConnected],
+	VNCInitialized{}.Name():    decode[VNCInitialized],
+	VNCDisconnected{}.Name():   decode[VNCDisconnected],
 }
 
-func decode[T Event](data json.RawMessage) (Event, error) {
+func decode[T Event](data json.RawMessage) (Event, Members, error) {
 	var e T
 	if len(data) == 0 {
-		return e, nil
+		return e, "", nil
 	}
-	err := json.Unmarshal(data, &e)
-	return e, err
+	if _, own := any(&e).(json.Unmarshaler); own {
+		err := json.Unmarshal(data, &e)
+		return e, "", err
+	}
+	data, other, err := split(data, reflect.TypeFor[T]())
+	if err != nil {
+		return e, "", err
+	}
+	err = json.Unmarshal(data, &e)
+	return e, Members(other), err
 }
 
 // Decode reads one event as QMP prints it: a JSON object, with or without a
-// line end. An event that this package has no type for is an [Unknown];
-// members that its type does not have are ignored. An object that is no event
-// gives [ErrNotEvent], a word that is in none of our enumerations an
-// [*EnumError], anything else the error of encoding/json.
-func Decode(line []byte) (Record, error) {
-	var env struct {
-		Timestamp *stamp          `json:"timestamp"`
-		Event     *string         `json:"event"`
-		Data      json.RawMessage `json:"data"`
-	}
-	if err := json.Unmarshal(line, &env); err != nil {
-		return Record{}, fmt.Errorf("event: %w", err)
-	}
-	if env.Event == nil || *env.Event == "" {
-		return Record{}, ErrNotEvent
-	}
-	var r Record
-	if t := env.Timestamp; t != nil && t.Seconds >= 0 && t.Microseconds >= 0 {
-		r.Time = time.Unix(t.Seconds, t.Microseconds%1e6*1000)
-	}
-	if bytes.Equal(env.Data, []byte("null")) {
-		env.Data = nil
-	}
-	dec, ok := decoders[*env.Event]
-	if !ok {
-		r.Event = Unknown{Event: *env.Event, Data: env.Data}
-		return r, nil
-	}
-	e, err := dec(env.Data)
-	if err != nil {
-		return Record{}, fmt.Errorf("event: %s: %w", *env.Event, err)
-	}
-	r.Event = e
-	return r, nil
-}
+// line end. An event that this package has no type for is an [Unknown]; members
+// that its type does not have are the Members of the Record. The form that the
+// first documents show of an event is read as that of today. An object that is
+// no event gives [ErrNotEvent], a text that can be no word of an enumeration an
+// [*EnumError], anything else the error of encoding/json. A word of an
+// enumeration that is not known here, of a newer QEMU say, is kept. [Decoder]
+// knows a host's own types too.
+func Decode(line []byte) (Record, error) { return new(Decoder).Decode(line) }

@@ -65,13 +65,26 @@ func records() []event.Record {
 		event.FailoverDone{Mode: event.ModeSecondary, Epoch: 7, Status: "completed"},
 		event.DiskBroken{Mode: event.ModePrimary, Disk: "disk0", Operation: "write", Offset: 1 << 40, Length: 4096, Error: "no space left on device"},
 		event.DiskBroken{Mode: event.ModeSecondary, Operation: "connection", Error: "EOF"},
+		event.DiskFailed{Mode: event.ModePrimary, Disk: "disk0", Operation: "flush", Error: "input/output error"},
 		event.DiskSyncProgress{Disk: "disk0", Phase: event.SyncCopy, Total: 1 << 30, Copied: 1 << 20, Same: 1 << 21,
 			Remaining: 1<<30 - 3<<20, Rate: 350 << 20, ElapsedNS: 8_571_428},
 		event.DiskSynchronised{Disk: "disk0", Copied: 1 << 28, Same: 3 << 28, ElapsedNS: 2_900_000_000},
 		event.DiskResynchronised{Disk: "disk0", Copied: 65536, ElapsedNS: 1_000_000},
 		event.DiskOverlayHalfFull{Disk: "disk0", Overlay: "hidden", Epoch: 12, Bytes: 1 << 27, Bound: 1 << 28},
-		event.Unknown{Event: "NIC_RX_FILTER_CHANGED", Data: json.RawMessage(`{"path":"/machine"}`)},
-		event.Unknown{Event: "SUSPEND"},
+		event.Arbitration{Mode: event.ModePrimary, Epoch: 7, Ordered: true, Answer: event.ArbiterRefused, Error: "the secondary goes on"},
+		event.HeartbeatLost{Mode: event.ModeSecondary, Epoch: 7, Error: "heartbeat: peer lost"},
+		event.ProtectionRefused{Mode: event.ModePrimary, Error: "no device of that name"},
+		event.ProtectionEnded{Mode: event.ModePrimary, By: event.ModeSecondary, Epoch: 7, Reason: "maintenance"},
+		event.GuestTorn{Mode: event.ModeSecondary, Epoch: 8, Error: "disks: no space left on device"},
+		event.OutputStalled{Mode: event.ModePrimary, Epoch: 9, AgeNS: 5_000_000_000, Step: "expect vmstate-received"},
+		event.Throttled{Mode: event.ModePrimary, Percent: 20},
+		event.DiskOverlayFull{Mode: event.ModePrimary, Disk: "disk0", Overlay: "hidden", Epoch: 12, Bytes: 1 << 28, Bound: 1 << 28},
+		event.DiskVerified{Disk: "disk0", Compared: 1 << 30, Different: 65536, Repaired: 65536, ElapsedNS: 2_000_000_000},
+		event.NetworkDiverged{Flow: event.Flow{Source: "10.0.0.1:443", Destination: "10.0.0.2:40000", Protocol: 6}, Reason: "data", Omitted: 3},
+		event.NetworkFlowApart{Flow: event.Flow{Source: "10.0.0.1:443", Destination: "10.0.0.2:40000", Protocol: 6, VLAN: 5}, Reason: "data", RetryNS: 10_000_000_000},
+		event.NetworkFlowTogether{Flow: event.Flow{Source: "[fd00::1]:22", Destination: "[fd00::2]:40000", Protocol: 6}},
+		event.Unknown{Event: "DUMP_COMPLETED", Data: json.RawMessage(`{"result":{}}`)},
+		event.Unknown{Event: "VFU_CLIENT_HANGUP"},
 	}
 	var rs []event.Record
 	for _, e := range all {
@@ -175,15 +188,60 @@ func TestDecodeRefusesWhatIsNoEvent(t *testing.T) {
 		}
 	}
 	for _, line := range []string{
-		`{"event": "COLO_EXIT", "data": {"mode": "third", "reason": "request"}}`,
+		`{"event": "COLO_EXIT", "data": {"mode": "the third", "reason": "request"}}`,
 		`{"event": "COLO_EXIT", "data": {"mode": "primary", "reason": ""}}`,
-		`{"event": "CHECKPOINT_START", "data": {"cause": "unknown"}}`,
-		`{"event": "DISK_SYNC_PROGRESS", "data": {"phase": "verify"}}`,
+		`{"event": "CHECKPOINT_START", "data": {"cause": "a\u0000b"}}`,
+		`{"event": "DISK_SYNC_PROGRESS", "data": {"phase": "über"}}`,
 	} {
 		var ee *event.EnumError
 		if _, err := event.Decode([]byte(line)); !errors.As(err, &ee) {
 			t.Errorf("%s: %v, want an EnumError", line, err)
 		}
+	}
+}
+
+func TestWordsOfANewerQEMUAreKept(t *testing.T) {
+	for _, line := range []string{
+		`{"timestamp":{"seconds":1,"microseconds":2},"event":"COLO_EXIT","data":{"mode":"third","reason":"because"}}`,
+		`{"timestamp":{"seconds":1,"microseconds":2},"event":"CHECKPOINT_START","data":{"mode":"none","epoch":0,"cause":"moon-phase"}}`,
+	} {
+		r, err := event.Decode([]byte(line))
+		if err != nil {
+			t.Errorf("%s: %v", line, err)
+			continue
+		}
+		if got, err := json.Marshal(r); err != nil || string(got) != line {
+			t.Errorf("encoded again: %s, %v; want %s", got, err, line)
+		}
+	}
+}
+
+type overheated struct {
+	Degrees int `json:"degrees"`
+}
+
+func (overheated) Name() string { return "OVERHEATED" }
+
+func TestAHostsOwnEventsAreDecoded(t *testing.T) {
+	at := time.Unix(7, 0)
+	line, err := json.Marshal(event.Record{Time: at, Guest: "web", Event: overheated{90}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d event.Decoder
+	event.Register[overheated](&d)
+	got, err := d.Decode(line)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(event.Record{Time: at, Guest: "web", Event: overheated{90}}, got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", line, diff)
+	}
+	if r, err := event.Decode(line); err != nil || r.Event.(event.Unknown).Event != "OVERHEATED" {
+		t.Errorf("without its type: %v, %v, want it as it came", r, err)
+	}
+	if r, err := d.Decode([]byte(`{"event":"STOP"}`)); err != nil || r.Event != (event.Stop{}) {
+		t.Errorf("an event of this package: %v, %v", r, err)
 	}
 }
 
@@ -193,11 +251,27 @@ func FuzzDecode(f *testing.F) {
 		f.Add(line)
 	}
 	f.Add([]byte(`{"event": "DISK_SYNC_PROGRESS", "data": {"disk": "disk0"}}`))
+	for _, name := range []string{"qemu-7.2-said", "documents"} {
+		file, err := os.ReadFile("testdata/" + name + ".jsonl")
+		if err != nil {
+			f.Fatal(err)
+		}
+		for line := range bytes.Lines(file) {
+			if _, in, ok := bytes.Cut(line, []byte(`"in":`)); ok {
+				line = in[:bytes.LastIndex(in, []byte(`,"data":`))+1]
+			}
+			f.Add(bytes.TrimRight(line, ",\r\n"))
+		}
+	}
+	var order event.Order
+	var limiter event.Limiter
 	f.Fuzz(func(t *testing.T, line []byte) {
 		r, err := event.Decode(line)
 		if err != nil {
 			return
 		}
+		order.Check(r) // they take what comes
+		limiter.Put(time.Unix(1, 0), r)
 		again, err := json.Marshal(r)
 		if err != nil {
 			t.Fatalf("%q decodes to %#v, which does not encode: %v", line, r, err)

@@ -1,5 +1,10 @@
-// Package failover decides whether a failover may proceed. It is the failover
-// state machine of COLO, and nothing else: no I/O, no clock, no goroutine.
+// Package failover decides who goes on with a guest: whether a failover may
+// proceed on this host ([Machine]), and which host has the guest at all
+// ([Arbiter], [Keeper], [Gate]).
+//
+// # On this host
+//
+// Machine is the failover state machine of COLO: no I/O, no clock, no goroutine.
 //
 //	           Request          Begin            Complete
 //	   none ───────────► require ─────► active ───────────► completed
@@ -9,6 +14,7 @@
 //	completed           relaunch ─────────┘ EndLoad(nil)
 //
 //	EndLoad(error): any state in a load ──► torn, for good
+//	Withdraw: active ──► none, where an arbiter has refused
 //
 // The states and their order are QEMU's (QAPI enum FailoverStatus,
 // migration/colo-failover.c), with two differences. QEMU goes from require to
@@ -17,4 +23,35 @@
 // with a load and relaunch follows require directly. And QEMU has no name for
 // a guest whose load failed half way; here it is torn, and a torn guest is
 // never resumed and never takes over.
+//
+// # Among hosts
+//
+// Two hosts that have lost each other cannot find out alone which of them shall
+// go on. An [Arbiter] stands where both reach it and gives the guest to one of
+// them at a time, as grants of generations that only grow:
+//
+//	 host a                 arbiter                  host b
+//	Acquire after 0  ───►  generation 1: a
+//	Renew            ───►        "
+//	  (stopped)                  "        ◄───  Acquire after 1
+//	  gate shuts by        a's term is over
+//	  its own clock        generation 2: b ───►  gate opens
+//	  (goes on)
+//	Renew            ───►  refused
+//
+// A grant lasts for a term from its last renewal. The holder counts that term
+// from before its request was sent, less a margin ([Holder]), and shuts its
+// [Gate] at the end: no packet leaves, no write is acknowledged. Everybody else
+// counts from when they saw the renewal. So one has stopped before another
+// begins, whatever is delayed or stopped in between, as long as the hosts'
+// monotonic clocks run at speeds that differ by less than the margin.
+//
+// A host that goes on alone, with the guest that it has, acquires it once more:
+// the new generation refuses the secondary that it leaves behind, whose copy is
+// old from then on.
+//
+// A [Store] is all that is needed of the place itself: [StoreArbiter] makes an
+// Arbiter of it. failover/sharedfile is one on a file system, failover/etcd
+// (a module of its own) one in etcd. [Manual] is a person. [Keeper] does all
+// that a host has to do.
 package failover

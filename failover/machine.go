@@ -41,7 +41,7 @@ var ErrTorn = errors.New("the guest is torn: its last load failed half way")
 // matches [ErrTorn] if that is why, and otherwise [ErrInProgress] if the step
 // comes too late because a failover was requested.
 type StatusError struct {
-	Step string // "request", "begin", "complete" or "reset"
+	Step string // "request", "begin", "complete", "withdraw" or "reset"
 	Have Status
 	Want Status // where the step could have been made
 }
@@ -144,6 +144,15 @@ func (m *Machine) Complete() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.move("complete", Active, Completed)
+}
+
+// Withdraw says that the failover which was begun is not carried out after all,
+// since the arbiter gave the guest to the other side: Active becomes None. In
+// any other status it is a [*StatusError].
+func (m *Machine) Withdraw() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.move("withdraw", Active, None)
 }
 
 // Reset prepares the machine for the next session of the same guest: Completed

@@ -48,6 +48,7 @@ var calls = []struct {
 	{"end", func(o *observed) error { o.EndLoad(nil); return nil }},
 	{"tear", func(o *observed) error { o.EndLoad(errLoad); return nil }},
 	{"complete", func(o *observed) error { return o.Complete() }},
+	{"withdraw", func(o *observed) error { return o.Withdraw() }},
 	{"reset", func(o *observed) error { return o.Reset() }},
 }
 
@@ -56,14 +57,14 @@ var legal = map[failover.Status][]failover.Status{
 	failover.None:      {failover.Require, failover.Torn},
 	failover.Require:   {failover.Active, failover.Relaunch, failover.Torn},
 	failover.Relaunch:  {failover.None, failover.Torn},
-	failover.Active:    {failover.Completed},
+	failover.Active:    {failover.Completed, failover.None},
 	failover.Completed: {failover.None},
 	failover.Torn:      nil,
 }
 
 // A node is one sequence of calls and what it led to.
 type node struct {
-	path      uint32 // three bits for each call, the last one lowest
+	path      uint32 // four bits for each call, the last one lowest
 	status    failover.Status
 	loading   bool
 	completed uint8 // how often, in this session
@@ -98,7 +99,7 @@ func TestEverySequenceOfEightCallsKeepsTheInvariants(t *testing.T) {
 					}
 					met[m] = to
 				}
-				to.path = from.path<<3 | uint32(c+1)
+				to.path = from.path<<4 | uint32(c+1)
 				next = append(next, to)
 			}
 		}
@@ -109,8 +110,8 @@ func TestEverySequenceOfEightCallsKeepsTheInvariants(t *testing.T) {
 	// not put into their states.
 	for i := 0; i < len(level); i += 97 {
 		fresh := newObserved()
-		for shift := 3 * (length - 1); shift >= 0; shift -= 3 {
-			calls[level[i].path>>shift&7-1].do(fresh)
+		for shift := 4 * (length - 1); shift >= 0; shift -= 4 {
+			calls[level[i].path>>shift&15-1].do(fresh)
 		}
 		if fresh.Status() != level[i].status || fresh.Loading() != level[i].loading {
 			t.Fatalf("%s: %v, want %v", names(level[i].path), fresh.Status(), level[i].status)
@@ -120,8 +121,8 @@ func TestEverySequenceOfEightCallsKeepsTheInvariants(t *testing.T) {
 
 func names(path uint32) string {
 	var s []string
-	for ; path != 0; path >>= 3 {
-		s = append(s, calls[path&7-1].name)
+	for ; path != 0; path >>= 4 {
+		s = append(s, calls[path&15-1].name)
 	}
 	slices.Reverse(s)
 	return strings.Join(s, ", ")
@@ -131,7 +132,7 @@ func step(o *observed, from node, c int) (node, error) {
 	o.Put(from.status, from.loading)
 	o.trace = o.trace[:0]
 	err := calls[c].do(o)
-	to := node{from.path<<3 | uint32(c+1), o.Status(), o.Loading(), from.completed}
+	to := node{from.path<<4 | uint32(c+1), o.Status(), o.Loading(), from.completed}
 
 	var se *failover.StatusError
 	if err != nil {

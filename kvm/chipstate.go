@@ -25,6 +25,7 @@ const (
 // a time.
 type ChipState struct {
 	hasChips, hasPIT bool
+	present          bool // what the stream says of one of them
 	chip             [chips]gokvm.IRQChip
 	pit              gokvm.PITState2
 }
@@ -114,9 +115,9 @@ func (s *ChipState) restorePIT(vm int) error {
 // chipFields names the interrupt controllers' fields. That a VM has them or not
 // is decided when it is made; both sides must agree.
 func (s *ChipState) chipFields(f *vmstate.Fields) {
-	present := s.hasChips
-	f.Bool("present", &present)
-	f.Check("present", present == s.hasChips)
+	s.present = s.hasChips
+	f.Bool("present", &s.present)
+	f.Check("present", s.present == s.hasChips)
 	if !s.hasChips {
 		return
 	}
@@ -129,9 +130,9 @@ func (s *ChipState) chipFields(f *vmstate.Fields) {
 const pitCountMax = 0x10000
 
 func (s *ChipState) pitFields(f *vmstate.Fields) {
-	present := s.hasPIT
-	f.Bool("present", &present)
-	f.Check("present", present == s.hasPIT)
+	s.present = s.hasPIT
+	f.Bool("present", &s.present)
+	f.Check("present", s.present == s.hasPIT)
 	if !s.hasPIT {
 		return
 	}
@@ -157,24 +158,3 @@ func (s *ChipState) pitFields(f *vmstate.Fields) {
 	})
 	f.Uint32("flags", &s.pit.Flags)
 }
-
-// ClockState is the VM's paravirtual clock (kvmclock) between KVM and a stream.
-type ClockState struct{ data gokvm.ClockData }
-
-// Save reads the clock of a VM whose vCPUs are stopped.
-func (s *ClockState) Save(vm int) error {
-	_, err := ioctl(vm, "KVM_GET_CLOCK", kvmGetClock, unsafe.Pointer(&s.data))
-	return err
-}
-
-// Restore sets the clock, after the vCPUs have been restored. The flags are 0:
-// with KVM_CLOCK_REALTIME the guest's clock would jump by the time that has
-// passed since Save, and kernels before 5.16 refuse any.
-func (s *ClockState) Restore(vm int) error {
-	s.data = gokvm.ClockData{Clock: s.data.Clock}
-	_, err := ioctl(vm, "KVM_SET_CLOCK", kvmSetClock, unsafe.Pointer(&s.data))
-	return err
-}
-
-// VMState names the fields of the state, for a vmstate.Registry.
-func (s *ClockState) VMState(f *vmstate.Fields) { f.Uint64("clock", &s.data.Clock) }

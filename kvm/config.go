@@ -1,7 +1,12 @@
 package kvm
 
+import "log/slog"
+
 // PageSize is the unit of dirty logging.
 const PageSize = 4096
+
+// maxVCPUs is how many APIC IDs of 8 bits there are, without the one that means all.
+const maxVCPUs = 255
 
 // Slot is a range of guest memory and the part of a RAM block that it shows.
 type Slot struct {
@@ -24,6 +29,15 @@ type AttachConfig struct {
 	// to what the kernel has. A ring must be chosen before the first vCPU of
 	// the VM is created.
 	DirtyRing int
+	// CatchUp has the guest's clocks, when its state is restored, go on as if they had
+	// run since the state was saved, by the wall clocks of the two hosts
+	// (KVM_CLOCK_REALTIME, and the TSC by as much): a guest that moves keeps the time
+	// of day, and sees it jump. Otherwise they go on from where they were, and the
+	// guest is late by what moving it took.
+	CatchUp bool
+	// Log is told, once, that KVM does not obey where the guest's TSC is restored
+	// (TSCError). Nil: nobody.
+	Log *slog.Logger
 }
 
 // AutoRing asks for dirty rings where the kernel has them, of 65,536 entries or
@@ -34,9 +48,15 @@ const AutoRing = -1
 
 // Config says what Create makes.
 type Config struct {
-	VCPUs     int    // number of vCPUs; 0 means 1
-	Memory    uint64 // bytes, a multiple of PageSize; what does not fit below 3 GiB begins at 4 GiB
-	DirtyRing int    // as in AttachConfig
+	VCPUs     int          // number of vCPUs, at most 255; 0 means 1
+	Memory    uint64       // bytes, a multiple of PageSize; what does not fit below 3 GiB begins at 4 GiB
+	DirtyRing int          // as in AttachConfig
+	CatchUp   bool         // as in AttachConfig
+	Log       *slog.Logger // as in AttachConfig
+
+	// CPUID returns the CPUID table of vCPU i, such as CommonCPUID does; nil is
+	// SupportedCPUID.
+	CPUID func(i int) ([]CPUIDEntry, error)
 }
 
 // RAMBlock is the name of the one RAM block of a VM that Create made.

@@ -26,6 +26,9 @@ const (
 // off. All of it goes with Close.
 func Create(cfg Config) (_ *VM, err error) {
 	n := max(cfg.VCPUs, 1)
+	if n > maxVCPUs {
+		return nil, fmt.Errorf("kvm: create: %d vCPUs, want at most %d: an APIC ID has 8 bits, and the last is everybody's", n, maxVCPUs)
+	}
 	if cfg.VCPUs < 0 || cfg.Memory == 0 || cfg.Memory%PageSize != 0 || cfg.Memory > 1<<40 {
 		return nil, fmt.Errorf("kvm: create: %d vCPUs, %d bytes of memory", cfg.VCPUs, cfg.Memory)
 	}
@@ -51,6 +54,7 @@ func Create(cfg Config) (_ *VM, err error) {
 				for _, v := range vm.vcpus {
 					v.ring.unmap()
 				}
+				vm.spares.close()
 			}
 			closer()
 			err = fmt.Errorf("kvm: create: %w", err)
@@ -90,7 +94,10 @@ func Create(cfg Config) (_ *VM, err error) {
 	if _, err := ioctl(fd, "KVM_CREATE_PIT2", kvmCreatePIT2, unsafe.Pointer(&pit)); err != nil {
 		return nil, err
 	}
-	if vm, err = Attach(uintptr(fd), AttachConfig{KVM: kvm, DirtyRing: cfg.DirtyRing}); err != nil {
+	if err := enableEvents(fd, eventsEnabled); err != nil {
+		return nil, err
+	}
+	if vm, err = Attach(uintptr(fd), AttachConfig{KVM: kvm, DirtyRing: cfg.DirtyRing, CatchUp: cfg.CatchUp, Log: cfg.Log}); err != nil {
 		return nil, err
 	}
 	vm.closer = closer
@@ -114,11 +121,17 @@ func Create(cfg Config) (_ *VM, err error) {
 	if err != nil {
 		return nil, err
 	}
-	cpuid, err := supportedCPUID(kvm)
+	supported, err := supportedCPUID(kvm)
 	if err != nil {
 		return nil, err
 	}
 	for i := range n {
+		cpuid := cpuidOf(supported, i)
+		if cfg.CPUID != nil {
+			if cpuid, err = cfg.CPUID(i); err != nil {
+				return nil, fmt.Errorf("vCPU %d: %w", i, err)
+			}
+		}
 		fd, err := ioctlValue(vm.fd, "KVM_CREATE_VCPU", kvmCreateVCPU, uintptr(i))
 		if err != nil {
 			return nil, fmt.Errorf("vCPU %d: %w", i, err)
@@ -132,7 +145,7 @@ func Create(cfg Config) (_ *VM, err error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := v.SetCPUID(cpuidOf(cpuid, i)); err != nil {
+		if err := v.SetCPUID(cpuid); err != nil {
 			return nil, err
 		}
 	}
@@ -142,73 +155,3 @@ func Create(cfg Config) (_ *VM, err error) {
 // Memory returns the RAM block of a VM that Create made, nil for an adopted one.
 // Whoever writes to it calls MarkDirty. It goes with Close.
 func (vm *VM) Memory() []byte { return vm.memory }
-
-// SupportedCPUID returns a CPUID table for vCPU i of a VM with interrupt
-// controllers in the kernel: what the host supports, less nested virtualization and
-// what has KVM write to a stopped guest's memory (stolen time and its kin),
-// with the vCPU's own APIC ID.
-func SupportedCPUID(i int) ([]CPUIDEntry, error) {
-	kvm, err := openKVM()
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(kvm)
-	table, err := supportedCPUID(kvm)
-	if err != nil {
-		return nil, err
-	}
-	return cpuidOf(table, i), nil
-}
-
-// supportedCPUID is what KVM says, with what it leaves for the caller to add: that
-// there is a hypervisor, and the timer (KVM api, "KVM_CAP_TSC_DEADLINE_TIMER").
-func supportedCPUID(kvm int) ([]CPUIDEntry, error) {
-	const tscDeadline, hypervisor = 1 << 24, 1 << 31
-	table := &cpuidTable{n: maxCPUID}
-	if _, err := ioctl(kvm, "KVM_GET_SUPPORTED_CPUID", kvmGetSupportedCPUID, unsafe.Pointer(table)); err != nil {
-		return nil, err
-	}
-	entries := table.entries[:table.n]
-	for i := range entries {
-		if entries[i].Function == 1 {
-			// Without it a guest does not look for KVM's leaves, and so not for its
-			// clock.
-			entries[i].Ecx |= hypervisor
-			if capability(kvm, capTSCDeadline) != 0 {
-				entries[i].Ecx |= tscDeadline
-			}
-		}
-	}
-	return entries, nil
-}
-
-// cpuidOf returns the table of vCPU i: its own APIC ID, no nested virtualization,
-// and of KVM's own features none by which it writes to the guest's memory when it
-// likes, also while the vCPU is stopped: asynchronous page faults, stolen time, and
-// flushing the TLBs of vCPUs that do not run, which is told by that. (Intel SDM
-// volume 2, CPUID; AMD APM volume 3, appendix E; KVM's cpuid page, KVM_FEATURE_*.)
-func cpuidOf(supported []CPUIDEntry, i int) []CPUIDEntry {
-	const (
-		vmx, svm = 1 << 5, 1 << 2
-		unbidden = 1<<4 | 1<<5 | 1<<9 | 1<<10 | 1<<14
-	)
-	table := append([]CPUIDEntry(nil), supported...)
-	for j := range table {
-		switch e := &table[j]; e.Function {
-		case 1:
-			e.Ecx &^= vmx
-			e.Ebx = e.Ebx&0x00ffffff | uint32(i)<<24
-		case 0xb, 0x1f:
-			e.Edx = uint32(i)
-		case 0x40000001:
-			e.Eax &^= unbidden
-		case 0x80000001:
-			e.Ecx &^= svm
-		case 0x8000001e: // extended APIC ID, core, node; one thread each
-			if e.Eax|e.Ebx|e.Ecx != 0 {
-				e.Eax, e.Ebx, e.Ecx = uint32(i), uint32(i)&0xff, 0
-			}
-		}
-	}
-	return table
-}

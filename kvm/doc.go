@@ -15,7 +15,8 @@
 // [VM.Pause] returns when no vCPU runs and none has an exit pending: KVM leaves
 // the second half of a port or memory access to the next KVM_RUN, so state that
 // is saved between the two would perform the access again, or never. [VM.Resume]
-// lets them go on. Both are what colo.VM asks for.
+// lets them go on; pauses nest. Both are what colo.VM asks for, with [VM.Stopped],
+// which says how long the guest stood still, and [VM.Throttle], which slows it down.
 //
 // VM.SetIRQ is how the host's devices reach the interrupt controllers, while the
 // vCPUs run as well.
@@ -34,22 +35,48 @@
 // at every checkpoint.
 //
 // A vCPU's state is: CPUID, TSC frequency, MP state, special and general
-// registers, XCRs, XSAVE area, debug registers, local APIC, MSRs and pending
-// events. Not saved: nested virtualization (saving fails while the guest uses
-// it), system-management mode's own memory, and machine-check banks beyond the
-// kernel's MSR list. The section names, all version 1, are kvm/irqchip,
+// registers with the PDPTRs, XCRs, XSAVE area, debug registers, local APIC, MSRs (those
+// that KVM lists, and of the others memory types, machine-check banks, TSC_AUX and
+// KVM's own, and Hyper-V's synthetic interrupts and timers where the VM's host has made it
+// for them), pending events with a pending exception's payload, and the distance of
+// its TSC from the other vCPUs'.
+//
+// Not saved, and an error where a guest uses it: nested virtualization
+// ([NotSavedError], on saving and on loading), system-management memory apart from the
+// guest's (a slot of another address space cannot be added), more vCPUs than an APIC ID
+// of 8 bits can name. Breakpoints that the host itself has set (KVM_SET_GUEST_DEBUG) are the host's
+// and no part of the guest.
+//
+// The section names, all version 1, are kvm/irqchip,
 // kvm/pit, kvm/vcpu (one instance for each) and kvm/clock; integers are big
 // endian; the XSAVE area, the local APIC's page, the interrupt controllers, CPUID
 // entries and MSR entries are byte for byte the structs of the kernel's header,
 // which are little-endian. Every count, size and index is checked against this
-// host when a section is decoded, so that restoring later fails only if the
-// host does.
+// host when a section is decoded, and the state is then tried on a spare vCPU that
+// never runs, so that what KVM refuses is known before the guest is touched, and
+// restoring later fails only if the host does.
+//
+// # Unlike hosts
+//
+// A guest keeps for life the CPUID that it was created with. [CommonCPUID] is what
+// several hosts can all give it. [VM.DescribeCPU] and [VM.JudgeCPU] are for two hosts to
+// find out whether a guest of one can run on the other, before its memory moves; a
+// state that does not fit is refused in words ([CPUError]) in any case.
+//
+// # Time
+//
+// The TSC, and KVM's clock, go on from where they were when the state was saved,
+// exactly where KVM has KVM_VCPU_TSC_OFFSET. What came of it is read back
+// ([VM.TSCError]). A guest of a host that chose CatchUp instead sees the time pass that
+// it spent on its way. After pauses that add up to 10 ms the guest is told, by its
+// clock, that it did not run, so that its watchdogs keep quiet.
 //
 // # Dirty memory
 //
 // Writes of vCPUs are logged by KVM, in a bitmap for each slot or in a ring for
-// each vCPU (AttachConfig, Config); writes of the host to guest memory are not,
-// and must be told with [VM.MarkDirty]. [VM.ReadDirty] reports and forgets both.
-// Each page reported must fault again before its next write is logged, so it is
+// each vCPU (AttachConfig, Config). An adopted VM's bitmaps may be of the kind that is
+// cleared by a call of its own; that is found out, and done. Writes of the host to
+// guest memory are not logged, and must be told with [VM.MarkDirty]. [VM.ReadDirty]
+// reports and forgets both. Each page reported must fault again before its next write is logged, so it is
 // not called more often than needed.
 package kvm

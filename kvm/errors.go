@@ -3,6 +3,7 @@ package kvm
 import (
 	"errors"
 	"fmt"
+	"strings"
 )
 
 // Errors that callers tell apart with errors.Is.
@@ -42,11 +43,25 @@ type ExitError struct {
 	Reason uint32   // KVM_EXIT_*
 	Code   uint64   // internal error: its suberror; failed entry: the hardware's reason
 	Data   []uint64 // internal error: what KVM tells of it
+
+	// Internal error: where the guest was, and the bytes of the instruction there,
+	// 1 to 15, which may reach beyond its end; nil: they cannot be read.
+	RIP         uint64
+	Instruction []byte
 }
 
 // Error implements error.
 func (e *ExitError) Error() string {
 	s := fmt.Sprintf("kvm: vCPU %d: exit %d (%s)", e.VCPU, e.Reason, exitName(e.Reason))
+	switch {
+	case e.Reason != exitInternalError:
+	case e.Code == emulationFailed && e.Instruction != nil:
+		s += fmt.Sprintf(": cannot emulate the instruction % x at RIP %#x", e.Instruction, e.RIP)
+	case e.Code == emulationFailed:
+		s += fmt.Sprintf(": cannot emulate the instruction at RIP %#x", e.RIP)
+	default:
+		s += fmt.Sprintf(" at RIP %#x", e.RIP)
+	}
 	switch e.Reason {
 	case exitInternalError, exitFailEntry:
 		s += fmt.Sprintf(", code %#x", e.Code)
@@ -71,6 +86,28 @@ func (e *MSRError) Error() string {
 // Is reports whether target is [ErrState].
 func (e *MSRError) Is(target error) bool { return target == ErrState }
 
+// CPUError says in words what a guest's CPU has, and this host's KVM has not.
+type CPUError struct {
+	Missing []string // such as "AVX512F (CPUID 7.0 EBX bit 16)"; at least one
+}
+
+// Error implements error.
+func (e *CPUError) Error() string {
+	return "kvm: the guest's CPU has what this host lacks: " + strings.Join(e.Missing, "; ")
+}
+
+// Is reports whether target is [ErrState].
+func (e *CPUError) Is(target error) bool { return target == ErrState }
+
+// NotSavedError says that a guest uses what this package does not save, so that it
+// would be lost.
+type NotSavedError struct{ What string }
+
+// Error implements error.
+func (e *NotSavedError) Error() string {
+	return "kvm: the guest uses " + e.What + ", whose state is not saved"
+}
+
 // Exit reasons (KVM_EXIT_* in linux/kvm.h).
 const (
 	exitUnknown       = 0
@@ -82,6 +119,8 @@ const (
 	exitIntr          = 10
 	exitInternalError = 17
 	exitDirtyRingFull = 31
+
+	emulationFailed = 1 // KVM_INTERNAL_ERROR_EMULATION
 )
 
 func exitName(reason uint32) string {

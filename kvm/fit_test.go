@@ -13,6 +13,7 @@ var (
 	_ colo.VM        = (*kvm.VM)(nil)
 	_ ram.DirtyLog   = (*kvm.VM)(nil)
 	_ ram.LogSwitch  = (*kvm.VM)(nil)
+	_ ram.Idler      = (*kvm.VM)(nil)
 	_ vmstate.Device = (*kvm.VCPUState)(nil)
 	_ vmstate.Device = (*kvm.ChipState)(nil)
 	_ vmstate.Device = (*kvm.ClockState)(nil)

@@ -17,6 +17,7 @@ const (
 	kvmCheckExtension      = 0xae03
 	kvmGetVCPUMmapSize     = 0xae04
 	kvmGetSupportedCPUID   = 0xc008ae05
+	kvmGetEmulatedCPUID    = 0xc008ae09
 	kvmCreateVCPU          = 0xae41
 	kvmGetDirtyLog         = 0x4010ae42
 	kvmSetUserMemoryRegion = 0x4020ae46
@@ -32,6 +33,7 @@ const (
 	kvmGetPIT2             = 0x8070ae9f
 	kvmSetPIT2             = 0x4070aea0
 	kvmEnableCap           = 0x4068aea3
+	kvmClearDirtyLog       = 0xc018aec0
 	kvmResetDirtyRings     = 0xaec7
 
 	kvmRun           = 0xae80
@@ -57,6 +59,11 @@ const (
 	kvmSetXSave      = 0x5000aea5
 	kvmGetXCRS       = 0x8188aea6
 	kvmSetXCRS       = 0x4188aea7
+	kvmKVMClockCtrl  = 0xaead
+	kvmTranslate     = 0xc018ae85
+	kvmSetDeviceAttr = 0x4018aee1
+	kvmGetDeviceAttr = 0x4018aee2
+	kvmHasDeviceAttr = 0x4018aee3
 	kvmGetSregs2     = 0x8140aecc
 	kvmSetSregs2     = 0x4140aecd
 	kvmGetXSave2     = 0x9000aecf
@@ -102,21 +109,26 @@ func enterGuest(fd int) unix.Errno {
 
 // Capabilities (KVM_CAP_* in linux/kvm.h).
 const (
-	capTSCControl      = 60
-	capMPState         = 14
-	capAdjustClock     = 39
-	capVCPUEvents      = 41
-	capDebugRegs       = 50
-	capXSave           = 55
-	capXCRS            = 56
-	capGetTSCKHz       = 61
-	capMaxVCPUs        = 66
-	capTSCDeadline     = 72
-	capImmediateExit   = 136
-	capDirtyRing       = 192
-	capSregs2          = 200
-	capXSave2          = 208
-	capDirtyRingAcqRel = 223
+	capTSCControl       = 60
+	capMPState          = 14
+	capMCE              = 31
+	capAdjustClock      = 39
+	capVCPUEvents       = 41
+	capDebugRegs        = 50
+	capXSave            = 55
+	capXCRS             = 56
+	capGetTSCKHz        = 61
+	capMaxVCPUs         = 66
+	capTSCDeadline      = 72
+	capKVMClockCtrl     = 76
+	capSplitIRQChip     = 121
+	capImmediateExit    = 136
+	capExceptionPayload = 164
+	capDirtyRing        = 192
+	capSregs2           = 200
+	capXSave2           = 208
+	capTripleFaultEvent = 218
+	capDirtyRingAcqRel  = 223
 )
 
 // capability returns what KVM_CHECK_EXTENSION says of a capability, 0 if it is

@@ -4,7 +4,6 @@ package kvm
 
 import (
 	"fmt"
-	"runtime"
 	"sync/atomic"
 	"unsafe"
 
@@ -25,6 +24,8 @@ type slot struct {
 	Slot
 	pages  uint64
 	log    []uint64    // vm.logMu: scratch for KVM_GET_DIRTY_LOG; with rings, pages harvested and not yet read
+	again  []uint64    // vm.logMu: more scratch, while manual is not known
+	manual manual      // vm.logMu
 	marks  []uint64    // atomic: pages that the host wrote
 	marked atomic.Bool // marks may not be empty
 }
@@ -94,6 +95,7 @@ func (vm *VM) StartDirtyLog() error {
 		if err := vm.setSlot(s, true); err != nil {
 			return err
 		}
+		s.manual = manualUnknown
 	}
 	vm.logOn = true
 	return nil
@@ -146,7 +148,7 @@ func (vm *VM) ReadDirty(block string, bitmap []uint64) error {
 		}
 		part := bitmap[first:][:len(s.log)]
 		if vm.ring == 0 {
-			if err := vm.getDirtyLog(s); err != nil {
+			if err := vm.takeDirtyLog(s); err != nil {
 				return err
 			}
 		}
@@ -184,18 +186,6 @@ func add(part, log []uint64) {
 	}
 }
 
-// getDirtyLog reads and clears KVM's bitmap of a slot into its scratch. No
-// error is taken for an empty log: ENOENT, for one, says that there is none.
-func (vm *VM) getDirtyLog(s *slot) error {
-	request := gokvm.DirtyLog{Slot: s.ID, BitMap: uint64(uintptr(unsafe.Pointer(&s.log[0])))}
-	_, err := ioctl(vm.fd, "KVM_GET_DIRTY_LOG", kvmGetDirtyLog, unsafe.Pointer(&request))
-	runtime.KeepAlive(s) // the kernel writes through BitMap
-	if err != nil {
-		return fmt.Errorf("kvm: slot %d: %w", s.ID, err)
-	}
-	return nil
-}
-
 // MarkDirty says that the host wrote n bytes of guest memory at a guest-physical
 // address: a device's DMA, a loader. It is called after the write, and before the
 // device counts as stopped for a pause. Bytes outside all slots are ignored. It
@@ -226,3 +216,17 @@ func (vm *VM) MarkDirty(gpa, n uint64) {
 		s.marked.Store(true)
 	}
 }
+
+// memoryAt returns the memory that a slot shows from a guest-physical address on, nil if
+// none does.
+func (vm *VM) memoryAt(gpa uint64) []byte {
+	for _, s := range *vm.slots.Load() {
+		if gpa >= s.GPA && gpa-s.GPA < uint64(len(s.Mem)) {
+			return s.Mem[gpa-s.GPA:]
+		}
+	}
+	return nil
+}
+
+// hasMemory reports whether a slot shows that guest-physical address.
+func (vm *VM) hasMemory(gpa uint64) bool { return vm.memoryAt(gpa) != nil }

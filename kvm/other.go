@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"time"
 
 	"github.com/gocolo/lockstep/vmstate"
 )
@@ -65,6 +66,45 @@ func (vm *VM) StopDirtyLog() error { return errPlatform }
 
 // ReadDirty fails with an error that wraps errors.ErrUnsupported.
 func (vm *VM) ReadDirty(block string, bitmap []uint64) error { return errPlatform }
+
+// Stopped returns 0.
+func (vm *VM) Stopped() time.Duration { return 0 }
+
+// IdleCPUs returns 0.
+func (vm *VM) IdleCPUs() int { return 0 }
+
+// Throttle fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) Throttle(percent int) error { return errPlatform }
+
+// DescribeCPU fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) DescribeCPU() ([]byte, error) { return nil, errPlatform }
+
+// JudgeCPU fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) JudgeCPU(theirs []byte) error { return errPlatform }
+
+// TSCError returns nil.
+func (vm *VM) TSCError() error { return nil }
+
+// CPU stands for the description of a host's CPU.
+type CPU struct{ Supported, Given []CPUIDEntry }
+
+// ReadCPU fails with an error that wraps errors.ErrUnsupported.
+func ReadCPU() (*CPU, error) { return nil, errPlatform }
+
+// CPU fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) CPU() (*CPU, error) { return nil, errPlatform }
+
+// CommonCPUID fails with an error that wraps errors.ErrUnsupported.
+func CommonCPUID(i int, others ...*CPU) ([]CPUIDEntry, error) { return nil, errPlatform }
+
+// Judge fails with an error that wraps errors.ErrUnsupported.
+func (c *CPU) Judge(guest *CPU) error { return errPlatform }
+
+// MarshalBinary fails with an error that wraps errors.ErrUnsupported.
+func (c *CPU) MarshalBinary() ([]byte, error) { return nil, errPlatform }
+
+// UnmarshalBinary fails with an error that wraps errors.ErrUnsupported.
+func (c *CPU) UnmarshalBinary([]byte) error { return errPlatform }
 
 // MarkDirty does nothing.
 func (vm *VM) MarkDirty(gpa, n uint64) {}

@@ -3,12 +3,16 @@
 package kvm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"time"
+	"unsafe"
 
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,6 +21,12 @@ import (
 // locks its goroutine to its thread, parks while the VM is paused, and is called
 // once at a time; a vCPU whose Run has returned is stopped and may be saved, or
 // run again.
+//
+// Whoever runs vCPUs raises GOMAXPROCS by their number. A thread that comes back from
+// the guest needs one of the places that Go has for threads that run Go code; where
+// other goroutines have them all, it waits for the scheduler to take one away, and with
+// it the guest, and whoever pauses it: milliseconds instead of microseconds. In the guest
+// a vCPU takes no place.
 //
 // handle is called for each exit but those that are KVM's own affair, with the
 // shared struct kvm_run; see Dispatch for a typed view. What it changes there (a
@@ -35,8 +45,8 @@ func (v *VCPU) Run(ctx context.Context, handle func(*RunData) error) (err error)
 	stop := context.AfterFunc(ctx, func() {
 		v.vm.mu.Lock()
 		v.kick()
-		v.vm.cond.Broadcast()
 		v.vm.mu.Unlock()
+		v.vm.parked.raise()
 		close(canceled)
 	})
 	defer func() {
@@ -47,12 +57,18 @@ func (v *VCPU) Run(ctx context.Context, handle func(*RunData) error) (err error)
 
 	for {
 		if v.kicked.Load() {
+			if v.stop.entered {
+				v.stop.noticed = time.Now()
+			}
 			if err := v.complete(handle); err != nil {
 				return err
 			}
 			if err := v.park(ctx); err != nil {
 				return err
 			}
+			v.tellGuest()
+			v.stopEnds()
+			v.stop.entered = true
 		}
 		switch errno := enterGuest(v.fd); errno {
 		case 0:
@@ -123,10 +139,59 @@ func (v *VCPU) exitError() *ExitError {
 		e.Code = d.Data[0] & 0xffffffff
 		n := min(d.Data[0]>>32, 16)
 		e.Data = append(e.Data, d.Data[1:1+n]...)
+		v.where(e)
 	case exitFailEntry:
 		e.Code = d.Data[0]
 	}
 	return e
+}
+
+// where finds out where the guest was when KVM gave up, as far as KVM still answers. It
+// is called on the vCPU's own goroutine, or with the vCPU stopped.
+func (v *VCPU) where(e *ExitError) {
+	var regs gokvm.Regs
+	var sregs gokvm.Sregs
+	if _, err := ioctl(v.fd, "KVM_GET_REGS", kvmGetRegs, unsafe.Pointer(&regs)); err != nil {
+		return
+	}
+	e.RIP = regs.RIP
+	// Newer kernels say what they have read of the instruction: flags, then the length
+	// and the bytes (struct kvm_run, emulation_failure).
+	const bytesThere, longest = 1, 15
+	if e.Code == emulationFailed && len(e.Data) >= 3 && e.Data[0]&bytesThere != 0 {
+		b := raw(&v.data.Data[2], 2)
+		if n := int(b[0]); n > 0 && n <= longest {
+			e.Instruction = bytes.Clone(b[1 : 1+n])
+			return
+		}
+	}
+	if _, err := ioctl(v.fd, "KVM_GET_SREGS", kvmGetSregs, unsafe.Pointer(&sregs)); err != nil {
+		return
+	}
+	linear := regs.RIP
+	if sregs.CS.L == 0 {
+		linear = (regs.RIP + sregs.CS.Base) & 0xffffffff
+	}
+	for len(e.Instruction) < longest {
+		at := linear + uint64(len(e.Instruction))
+		t := translation{linear: at}
+		if _, err := ioctl(v.fd, "KVM_TRANSLATE", kvmTranslate, unsafe.Pointer(&t)); err != nil || t.valid == 0 {
+			return
+		}
+		mem := v.vm.memoryAt(t.physical)
+		n := min(longest-len(e.Instruction), len(mem), PageSize-int(at%PageSize))
+		if n == 0 {
+			return
+		}
+		e.Instruction = append(e.Instruction, mem[:n]...)
+	}
+}
+
+// translation is struct kvm_translation.
+type translation struct {
+	linear, physical           uint64
+	valid, writeable, usermode uint8
+	_                          [5]uint8
 }
 
 // begin enters Run, parked.
@@ -139,7 +204,7 @@ func (v *VCPU) begin() error {
 	case v.inRun:
 		return fmt.Errorf("vCPU %d: %w", v.index, ErrRunning)
 	}
-	v.inRun = true
+	v.inRun, v.stop.entered = true, false
 	v.kicked.Store(true) // look around first
 	return nil
 }
@@ -149,6 +214,12 @@ func (v *VCPU) end() {
 	v.vm.mu.Lock()
 	defer v.vm.mu.Unlock()
 	v.release()
+	if v.stop.inside {
+		v.stop.inside = false
+		v.vm.inside.Add(-1)
+	}
+	v.slice.stop()
+	v.stopEnds()
 	v.inRun = false
 }
 
@@ -158,24 +229,51 @@ func (v *VCPU) release() {
 		v.active, v.tid = false, 0
 		v.vm.active--
 		v.own.Unlock()
-		v.vm.cond.Broadcast()
+		if v.vm.active == 0 {
+			v.vm.still.raise()
+		}
 	}
 }
 
-// park gives the vCPU up while the VM is paused. When it returns nil, the vCPU
+// sleep gives the vCPU up until there may be something to do. vm.mu is held.
+func (v *VCPU) sleep(watching time.Duration) {
+	seen := v.vm.parked.seen()
+	v.release()
+	v.vm.mu.Unlock()
+	v.vm.parked.watch(seen, watching)
+	v.vm.mu.Lock()
+}
+
+// park gives the vCPU up while the VM is paused or the vCPU rests. When it returns nil, the vCPU
 // is taken and may enter the guest.
 func (v *VCPU) park(ctx context.Context) error {
 	vm := v.vm
+	if v.stop.inside {
+		v.stop.inside = false
+		vm.inside.Add(-1)
+	}
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
+	v.slice.left()
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		switch {
-		case vm.paused:
-			v.release()
-			vm.cond.Wait()
+		case vm.pauses > 0:
+			v.stopBegins()
+			if v.active && v.shot.wanted {
+				vm.mu.Unlock()
+				v.shoot()
+				vm.mu.Lock()
+				v.release() // if it is no longer paused, it is taken again
+				continue
+			}
+			v.sleep(vm.watching) // a checkpoint's pause is not much longer
+			continue
+		case v.rests():
+			v.stopEnds()
+			v.sleep(0)
 			continue
 		case v.active:
 		case v.own.TryLock():
@@ -188,6 +286,10 @@ func (v *VCPU) park(ctx context.Context) error {
 			vm.mu.Lock()
 			continue
 		}
+		v.shot.ends()
+		v.begins()
+		vm.inside.Add(1)
+		v.stop.inside = true
 		v.kicked.Store(false)
 		v.data.ImmediateExit = 0
 		return nil

@@ -20,6 +20,7 @@ const (
 
 // MSRs with a rule of their own.
 const (
+	msrTSC          = 0x10
 	msrTSCDeadline  = 0x6e0
 	msrWallClock    = 0x11       // MSR_KVM_WALL_CLOCK
 	msrWallClockNew = 0x4b564d00 // MSR_KVM_WALL_CLOCK_NEW
@@ -37,6 +38,9 @@ type System struct {
 	tscKHz     bool // KVM_GET_TSC_KHZ
 	tscControl bool // any frequency can be set
 	clock      bool
+	clockReal  bool         // KVM_CLOCK_REALTIME
+	clockCtrl  bool         // KVM_KVMCLOCK_CTRL
+	cpuid      []CPUIDEntry // what a guest may be told; nil: not known
 }
 
 // ReadSystem asks KVM what it can do for a VM: kvm is a descriptor of /dev/kvm,
@@ -64,6 +68,8 @@ func ReadSystem(kvm, vm int) (*System, error) {
 		tscKHz:     capability(vm, capGetTSCKHz) != 0,
 		tscControl: capability(vm, capTSCControl) != 0,
 		clock:      capability(vm, capAdjustClock) != 0,
+		clockReal:  capability(vm, capAdjustClock)&clockRealtime != 0,
+		clockCtrl:  capability(vm, capKVMClockCtrl) != 0,
 	}
 	s.xsave2 = s.xsaveSize >= xsaveMin
 	s.xsaveSize = max(s.xsaveSize, xsaveMin)
@@ -84,10 +90,61 @@ func ReadSystem(kvm, vm int) (*System, error) {
 			s.msrs = append(s.msrs, index)
 		}
 	}
+	for _, index := range unlisted(capability(vm, capMCE)) {
+		if !slices.Contains(s.msrs, index) {
+			s.msrs = append(s.msrs, index)
+		}
+	}
+	// Of Hyper-V's synthetic interrupts and timers only the first of each kind are
+	// listed. (Hypervisor Top Level Functional Specification, 11 and 12.)
+	const scontrol, siefp, simp, sint0, sint15, stimer0, stimer3 = 0x40000080, 0x40000082, 0x40000083, 0x40000090, 0x4000009f, 0x400000b0, 0x400000b7
+	if slices.Contains(s.msrs, scontrol) {
+		more := []uint32{siefp, simp}
+		for i := uint32(sint0); i <= sint15; i++ {
+			more = append(more, i)
+		}
+		for i := uint32(stimer0); i <= stimer3; i++ {
+			more = append(more, i) // a timer's configuration before its count
+		}
+		s.msrs = slices.DeleteFunc(s.msrs, func(i uint32) bool { return slices.Contains(more, i) })
+		s.msrs = append(s.msrs, more...)
+	}
+	var err error
+	if s.cpuid, err = possibleCPUID(kvm); err != nil {
+		return nil, fmt.Errorf("kvm: %w", err)
+	}
 	if slices.Contains(list.indices[:min(list.n, maxMSRs)], msrTSCDeadline) {
 		s.msrs = append(s.msrs, msrTSCDeadline)
 	}
 	return s, nil
+}
+
+// unlisted returns MSRs that KVM may have and does not list, or lists only where a
+// guest may use them: the memory types of physical addresses (Intel SDM volume 3,
+// 12.11), the machine-check banks, of which there are so many, TSC_AUX, AMD's VM_CR, and
+// KVM's own without those that name memory.
+func unlisted(banks int) []uint32 {
+	const (
+		physBase, physMask16                              = 0x200, 0x20f
+		fix64K, fix16K0, fix16K1, fix4K0, fix4K7, defType = 0x250, 0x258, 0x259, 0x268, 0x26f, 0x2ff
+		tscAux, vmCR, firstOwn, ownMSRs                   = 0xc0000103, 0xc0010114, 0x4b564d05, 27
+		mcgStatus, mcgCtl, mcCtl2, mcCtl                  = 0x17a, 0x17b, 0x280, 0x400
+	)
+	list := []uint32{fix64K, fix16K0, fix16K1}
+	for i := uint32(physBase); i <= physMask16; i++ {
+		list = append(list, i)
+	}
+	for i := uint32(fix4K0); i <= fix4K7; i++ {
+		list = append(list, i)
+	}
+	list = append(list, defType, mcgStatus, mcgCtl, tscAux, vmCR)
+	for i := range uint32(ownMSRs) {
+		list = append(list, firstOwn+i)
+	}
+	for i := range uint32(min(banks, 32)) {
+		list = append(list, mcCtl2+i, mcCtl+4*i, mcCtl+4*i+1, mcCtl+4*i+2, mcCtl+4*i+3)
+	}
+	return list
 }
 
 // RunSize returns how many bytes a vCPU's mapping of struct kvm_run has, as

@@ -5,7 +5,11 @@ package kvm
 import (
 	"errors"
 	"fmt"
+	"os"
+	"runtime"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"unsafe"
@@ -32,13 +36,14 @@ type (
 // paused, or Run not being called) and fail with ErrRunning otherwise. They may
 // be called from any goroutine.
 type VCPU struct {
-	vm    *VM
-	index int
-	fd    int
-	run   []byte // struct kvm_run and the data behind it
-	data  *RunData
-	state *VCPUState
-	ring  *ring // nil: bitmaps
+	vm     *VM
+	index  int
+	fd     int
+	run    []byte // struct kvm_run and the data behind it
+	data   *RunData
+	state  *VCPUState // what is saved
+	staged *VCPUState // what is loaded
+	ring   *ring      // nil: bitmaps
 
 	// own is held by Run except while parked, and by whoever else touches the
 	// vCPU, who only tries.
@@ -52,6 +57,10 @@ type VCPU struct {
 	active bool        // in Run and not parked; under vm.mu
 	tid    int         // its thread while active; under vm.mu
 	kicked atomic.Bool // set under vm.mu
+
+	stop  stop
+	shot  shot
+	slice slice
 }
 
 // AddVCPU adopts a vCPU: its descriptor and the mapping of its struct kvm_run
@@ -67,6 +76,8 @@ func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 		return nil, err
 	}
 	v := &VCPU{vm: vm, fd: int(fd), run: run, data: (*RunData)(unsafe.Pointer(&run[0])), state: state}
+	v.staged = state.another()
+	v.staged.inMemory = vm.hasMemory
 	if vm.ring > 0 {
 		if v.ring, err = mapRing(v.fd, vm.ring); err != nil {
 			return nil, err
@@ -78,8 +89,33 @@ func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 		return nil, errors.Join(ErrClosed, v.ring.unmap())
 	}
 	v.index = len(vm.vcpus)
+	if v.index == maxVCPUs {
+		return nil, errors.Join(fmt.Errorf("kvm: more than %d vCPUs: an APIC ID has 8 bits", maxVCPUs), v.ring.unmap())
+	}
+	if v.index > 0 {
+		v.staged.Follow(vm.vcpus[0].staged)
+	}
+	v.staged.spare = vm.spares.add(vcpuID(v.fd, v.index))
 	vm.vcpus = append(vm.vcpus, v)
+	vm.watching = 0
+	if len(vm.vcpus) < runtime.NumCPU() {
+		vm.watching = watching
+	}
 	return v, nil
+}
+
+// vcpuID returns the number by which KVM knows a vCPU, which is its APIC ID; it is in
+// the name of its descriptor. other is returned where that cannot be read.
+func vcpuID(fd, other int) int {
+	name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return other
+	}
+	id, err := strconv.Atoi(strings.TrimPrefix(name, "anon_inode:kvm-vcpu:"))
+	if err != nil || id < 0 {
+		return other
+	}
+	return id
 }
 
 // Index returns the vCPU's place in the order of AddVCPU.
@@ -91,24 +127,30 @@ func (v *VCPU) stopped() error {
 	switch {
 	case v.vm.closed:
 		return ErrClosed
-	case v.active, v.inRun && !v.vm.paused:
+	case v.active, v.inRun && v.vm.pauses == 0:
 		return ErrRunning
 	}
 	return nil
 }
 
-// with calls fn with the descriptor of the vCPU while it is stopped.
-func (v *VCPU) with(fn func(fd int) error) error {
+// hold takes the stopped vCPU; own is to be unlocked.
+func (v *VCPU) hold() error {
 	v.vm.mu.Lock()
 	err := v.stopped()
 	v.vm.mu.Unlock()
-	if err != nil {
+	if err == nil && !v.own.TryLock() {
+		err = ErrRunning
+	}
+	return err
+}
+
+// with calls fn with the descriptor of the vCPU while it is stopped.
+func (v *VCPU) with(fn func(fd int) error) error {
+	if err := v.hold(); err != nil {
 		return err
 	}
-	if !v.own.TryLock() {
-		return ErrRunning
-	}
 	defer v.own.Unlock()
+	v.shot.fresh = false
 	if err := fn(v.fd); err != nil {
 		return fmt.Errorf("kvm: vCPU %d: %w", v.index, err)
 	}
@@ -149,6 +191,20 @@ func (v *VCPU) SetSregs(r Sregs) error {
 	})
 }
 
+// MSR reads a model-specific register, by its number. It fails with an MSRError where KVM
+// has none of that number.
+func (v *VCPU) MSR(index uint32) (uint64, error) {
+	one := msrOne{n: 1, entry: gokvm.MSREntry{Index: index}}
+	err := v.with(func(fd int) error {
+		n, err := ioctl(fd, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(&one))
+		if err == nil && n != 1 {
+			err = &MSRError{Index: index}
+		}
+		return err
+	})
+	return one.entry.Data, err
+}
+
 // SetRunnable makes a vCPU run from its present registers that otherwise would
 // wait for another to start it.
 func (v *VCPU) SetRunnable() error {
@@ -175,9 +231,17 @@ func (v *VCPU) SetCPUID(entries []CPUIDEntry) error {
 		if len(entries) == 0 || len(entries) > maxCPUID {
 			return fmt.Errorf("%d CPUID entries, want 1 to %d", len(entries), maxCPUID)
 		}
+		id := uint32(v.staged.spare.id)
+		if e := findCPUID(entries, 1, 0); e != nil && e.Ebx>>24 != id&0xff {
+			return fmt.Errorf("%w: APIC ID %d in CPUID 1 of the vCPU whose ID is %d", ErrState, e.Ebx>>24, id)
+		}
 		table := &cpuidTable{n: uint32(len(entries))}
 		copy(table.entries[:], entries)
-		return v.state.setCPUID(fd, table)
+		err := v.state.setCPUID(fd, table)
+		if err == nil {
+			v.state.given.told.Store(true)
+		}
+		return err
 	})
 }
 

@@ -32,17 +32,22 @@ func (s *VCPUState) VMState(f *vmstate.Fields) {
 	f.Uint64s("db", s.debug.DB[:])
 	f.Uint64("dr6", &s.debug.DR6)
 	f.Uint64("dr7", &s.debug.DR7)
-	apic := s.apic
-	f.Bool("lapic_present", &apic)
-	if apic {
+	s.apicThere = s.apic
+	f.Bool("lapic_present", &s.apicThere)
+	if s.apicThere {
 		f.Info("lapic", "kvm_lapic_state", s.lapic.Regs[:])
 	}
 	f.Uint32("msrs", &s.msr.n)
 	msrs := vmstate.Elems(f, s.msr.entries[:], uint64(s.msr.n))
 	f.Info("msr", "kvm_msr_entry", raw(&s.msr.entries[0], len(msrs)))
 	s.eventFields(f)
+	s.tscFields(f)
 	if f.Loading() && f.Err() == nil {
-		f.Fail(s.check(apic))
+		err := s.check(s.apicThere)
+		if err == nil {
+			err = s.spare.try(s)
+		}
+		f.Fail(err)
 	}
 }
 
@@ -132,13 +137,16 @@ const (
 	cr4PAE                     = 1 << 5
 	eferLME, eferLMA           = 1 << 8, 1 << 10
 
-	mpStateLast  = 4    // KVM_MP_STATE_SIPI_RECEIVED
-	eventsFlags  = 0x3f // KVM_VCPUEVENT_VALID_*
-	sregsFlags   = 1    // KVM_SREGS2_FLAGS_PDPTRS_VALID
-	xcr0FPU      = 1
-	xcr0CPUIDFn  = 0xd
-	upperHalf    = ^uint64(0xffffffff)
-	xsaveHeaders = 576 // legacy region and XSAVE header
+	mpStateLast       = 4                                 // KVM_MP_STATE_SIPI_RECEIVED
+	eventsFlags       = 0x3f                              // KVM_VCPUEVENT_VALID_*
+	eventsPayload     = 1 << 4                            // KVM_VCPUEVENT_VALID_PAYLOAD
+	eventsTripleFault = 1 << 5                            // KVM_VCPUEVENT_VALID_TRIPLE_FAULT
+	eventsEnabled     = eventsPayload | eventsTripleFault // what a VM is made to tell
+	sregsFlags        = 1                                 // KVM_SREGS2_FLAGS_PDPTRS_VALID
+	xcr0FPU           = 1
+	xcr0CPUIDFn       = 0xd
+	upperHalf         = ^uint64(0xffffffff)
+	xsaveHeaders      = 576 // legacy region and XSAVE header
 )
 
 // check refuses what KVM would refuse, as far as that can be known before.
@@ -147,6 +155,7 @@ func (s *VCPUState) check(apic bool) error {
 		return fmt.Errorf("%w: %s", ErrState, fmt.Sprintf(format, a...))
 	}
 	r, e := &s.sregs, &s.events
+	lacks := e.Flags & eventsEnabled &^ s.flags
 	long := r.EFER&eferLME != 0 && r.CR0&cr0PG != 0
 	switch {
 	case apic != s.apic:
@@ -167,13 +176,27 @@ func (s *VCPUState) check(apic bool) error {
 		return bad("DR6 %#x, DR7 %#x", s.debug.DR6, s.debug.DR7)
 	case e.Flags&^eventsFlags != 0, e.E.Inject != 0 && e.E.Pending != 0:
 		return bad("events with flags %#x, exception injected %d and pending %d", e.Flags, e.E.Inject, e.E.Pending)
+	case lacks&eventsPayload != 0 && e.E.Pending != 0, lacks&eventsTripleFault != 0 && e.TripleFault != 0:
+		return bad("events with flags %#x, of which KVM_CAP_EXCEPTION_PAYLOAD or KVM_CAP_X86_TRIPLE_FAULT_EVENT is not enabled here", e.Flags)
 	case s.cpuid.n == 0:
 		return bad("no CPUID")
+	case s.nested():
+		return fmt.Errorf("%w: %w", ErrState, &NotSavedError{"nested virtualization"})
 	}
 	for i := range s.cpuid.entries[:s.cpuid.n] {
 		if c := &s.cpuid.entries[i]; c.Padding != [3]uint32{} {
 			return bad("CPUID entry %d", i)
 		}
+	}
+	if table := s.cpuid.entries[:s.cpuid.n]; !slices.Equal(table, s.judged) {
+		possible, err := s.possible()
+		if err != nil {
+			return err
+		}
+		if list := missing(table, possible); possible != nil && len(list) > 0 {
+			return &CPUError{list}
+		}
+		s.judged = append(s.judged[:0], table...)
 	}
 	if s.sys.xcrs != (s.xcrs.NrXRCS > 0) {
 		return bad("%d extended control registers", s.xcrs.NrXRCS)
@@ -185,7 +208,8 @@ func (s *VCPUState) check(apic bool) error {
 	}
 	for i := range s.msr.entries[:s.msr.n] {
 		m := &s.msr.entries[i]
-		if m.Padding != 0 || m.Data != 0 && !slices.Contains(s.sys.msrs, m.Index) {
+		known := i < len(s.msrs) && s.msrs[i] == m.Index // the usual case: the same list
+		if m.Padding != 0 || m.Data != 0 && !known && !slices.Contains(s.known(), m.Index) || !s.backed(m.Index, m.Data) {
 			return &MSRError{m.Index, m.Data}
 		}
 	}
@@ -200,4 +224,38 @@ func (s *VCPUState) xcr0Allowed() uint64 {
 		}
 	}
 	return xcr0FPU | 2 // without the leaf: FPU and SSE
+}
+
+// known returns the MSRs that can be restored here.
+func (s *VCPUState) known() []uint32 {
+	if s.msrs != nil {
+		return s.msrs
+	}
+	return s.sys.msrs
+}
+
+// backed reports whether the guest has the memory that an MSR names to KVM, which
+// refuses the MSR otherwise. (KVM's msr page.)
+func (s *VCPUState) backed(index uint32, value uint64) bool {
+	const asyncPF, pvEOI, enabled = 0x4b564d02, 0x4b564d04, 1
+	if s.inMemory == nil || value&enabled == 0 {
+		return true
+	}
+	switch index {
+	case asyncPF:
+		return s.inMemory(value &^ 0x3f)
+	case pvEOI:
+		return s.inMemory(value &^ 3)
+	}
+	return true
+}
+
+// possible returns what a guest here can have been told by CPUID, nil if that is not
+// known. Whoever set the vCPU's table knows best what it is told; where nobody has done
+// so through this package, KVM may tell it of more.
+func (s *VCPUState) possible() ([]CPUIDEntry, error) {
+	if s.sys.cpuid == nil || s.spare == nil || s.given.told.Load() {
+		return s.sys.cpuid, nil
+	}
+	return s.spare.given(s.sys.cpuid, s.apic, s.flags)
 }

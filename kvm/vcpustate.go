@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync/atomic"
 	"unsafe"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
@@ -31,6 +32,12 @@ type msrTable struct {
 	entries [maxMSRs]gokvm.MSREntry
 }
 
+// msrOne is struct kvm_msrs with one entry.
+type msrOne struct {
+	n, _  uint32
+	entry gokvm.MSREntry
+}
+
 // VCPUState is the state of one vCPU between KVM and a stream. Save fills it from
 // a vCPU, VMState carries it, Restore puts it into a vCPU. It is large and meant
 // to be kept: what does not change while a guest runs (CPUID, TSC frequency) is
@@ -39,6 +46,8 @@ type VCPUState struct {
 	sys  *System
 	msrs []uint32 // of sys.msrs, those that this vCPU has
 	apic bool     // its local APIC is in the kernel
+
+	apicThere bool // what the stream says of that
 
 	// What the vCPU is known to have; an empty table is not known.
 	hasCPUID  []gokvm.CPUIDEntry2
@@ -57,13 +66,29 @@ type VCPUState struct {
 
 	xsaveSize uint32
 	xsave     []byte // sys.xsaveSize bytes
+
+	tsc      tsc
+	spare    *spare                // tries a state while it is decoded; nil: nobody does
+	flags    uint32                // of events, that KVM takes here
+	judged   []CPUIDEntry          // a table that this host can give a guest; of another, it is found out
+	given    *given                // what the vCPU has, for any goroutine; nil: nobody asks
+	inMemory func(gpa uint64) bool // whether the guest has memory there; nil: not known
+	one      msrOne
+	some     *msrTable // those of msr that are written
+}
+
+// given is what a vCPU was made with.
+type given struct {
+	cpuid atomic.Pointer[[]CPUIDEntry] // nil: not known
+	khz   atomic.Uint32
+	told  atomic.Bool // cpuid was set by SetCPUID
 }
 
 // NewVCPUState returns a state for a vCPU, which must not run during the call
 // and whose TSC frequency must have been chosen. CPUID may follow until the first
-// Save.
+// Save. Of a VM with several vCPUs the states of all but the first Follow that one's.
 func NewVCPUState(sys *System, vcpu int) (*VCPUState, error) {
-	s := &VCPUState{sys: sys, msrs: slices.Clone(sys.msrs), xsave: make([]byte, sys.xsaveSize)}
+	s := &VCPUState{sys: sys, msrs: slices.Clone(sys.msrs), xsave: make([]byte, sys.xsaveSize), given: &given{}}
 	_, err := ioctl(vcpu, "KVM_GET_LAPIC", kvmGetLAPIC, unsafe.Pointer(&s.lapic))
 	switch {
 	case err == nil:
@@ -77,8 +102,14 @@ func NewVCPUState(sys *System, vcpu int) (*VCPUState, error) {
 			return nil, err
 		}
 		s.hasTSCKHz = uint32(khz)
+		s.given.khz.Store(s.hasTSCKHz)
 	}
-	return s, nil
+	s.tsc.attr = hasTSCOffset(vcpu)
+	if _, err := ioctl(vcpu, "KVM_GET_VCPU_EVENTS", kvmGetVCPUEvents, unsafe.Pointer(&s.events)); err != nil {
+		return nil, err
+	}
+	s.flags = s.events.Flags&eventsEnabled | eventsFlags&^eventsEnabled
+	return s, s.getMSRs(vcpu) // finds out which there are
 }
 
 // Save reads the state of a stopped vCPU with no exit pending. The order is events
@@ -102,9 +133,8 @@ func (s *VCPUState) Save(vcpu int) error {
 	if err := s.getSregs(vcpu); err != nil {
 		return err
 	}
-	const eferSVME, cr4VMXE = 1 << 12, 1 << 13
-	if s.sregs.EFER&eferSVME != 0 || s.sregs.CR4&cr4VMXE != 0 {
-		return errors.New("kvm: the guest uses nested virtualization, whose state is not saved")
+	if s.nested() {
+		return &NotSavedError{"nested virtualization"}
 	}
 	if err := s.getXSave(vcpu); err != nil {
 		return err
@@ -125,6 +155,9 @@ func (s *VCPUState) Save(vcpu int) error {
 		}
 	}
 	if err := s.getMSRs(vcpu); err != nil {
+		return err
+	}
+	if err := s.saveTSC(vcpu); err != nil {
 		return err
 	}
 	_, err := ioctl(vcpu, "KVM_GET_VCPU_EVENTS", kvmGetVCPUEvents, unsafe.Pointer(&s.events))
@@ -148,6 +181,7 @@ func (s *VCPUState) Restore(vcpu int) error {
 			return err
 		}
 		s.hasTSCKHz = s.tscKHz
+		s.given.khz.Store(s.tscKHz)
 	}
 	if err := s.readCPUID(vcpu); err != nil {
 		return err
@@ -185,9 +219,15 @@ func (s *VCPUState) Restore(vcpu int) error {
 			return err
 		}
 	}
-	if err := s.setMSRs(vcpu); err != nil {
+	if err := s.restoreTSC(vcpu); err != nil {
 		return err
 	}
+	if err := s.setMSRs(vcpu, func(index uint32) bool { return index != msrTSC }); err != nil {
+		return err
+	}
+	// A pending exception's payload, or a triple fault, is told apart only where the
+	// VM was made so; check has let it through only if there is none.
+	s.events.Flags &= s.flags
 	_, err := ioctl(vcpu, "KVM_SET_VCPU_EVENTS", kvmSetVCPUEvents, unsafe.Pointer(&s.events))
 	return err
 }
@@ -216,7 +256,16 @@ func (s *VCPUState) readCPUID(vcpu int) error {
 		table.n--
 	}
 	s.hasCPUID = slices.Clone(table.entries[:table.n])
+	s.publishCPUID()
 	return nil
+}
+
+// publishCPUID shows what the vCPU has to those who must not touch the state.
+func (s *VCPUState) publishCPUID() {
+	if s.given != nil {
+		table := slices.Clone(s.hasCPUID)
+		s.given.cpuid.Store(&table)
+	}
 }
 
 // setCPUID gives the vCPU a table and remembers it.
@@ -225,6 +274,7 @@ func (s *VCPUState) setCPUID(vcpu int, table *cpuidTable) error {
 		return err
 	}
 	s.hasCPUID = append(s.hasCPUID[:0], table.entries[:table.n]...)
+	s.publishCPUID()
 	return nil
 }
 
@@ -290,61 +340,89 @@ func (s *VCPUState) getXSave(vcpu int) error {
 	return err
 }
 
+// msrsAtOnce is how many MSRs KVM takes in one call.
+const msrsAtOnce = 255
+
 // getMSRs reads all MSRs. KVM stops at the first that it cannot read and returns
 // how many it has read; that one is left out from then on.
 func (s *VCPUState) getMSRs(vcpu int) error {
-	for {
-		s.msr.n = uint32(len(s.msrs))
-		for i, index := range s.msrs {
-			s.msr.entries[i] = gokvm.MSREntry{Index: index}
+	t := s.scratch()
+	for at := 0; at < len(s.msrs); {
+		list := s.msrs[at:min(at+msrsAtOnce, len(s.msrs))]
+		t.n = uint32(len(list))
+		for i, index := range list {
+			t.entries[i] = gokvm.MSREntry{Index: index}
 		}
-		n, err := ioctl(vcpu, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(&s.msr))
+		n, err := ioctl(vcpu, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(t))
 		if err != nil {
 			return err
 		}
-		if n == len(s.msrs) {
-			return nil
+		copy(s.msr.entries[at:], t.entries[:n])
+		if n < len(list) {
+			s.msrs = slices.Delete(s.msrs, at+n, at+n+1)
 		}
-		s.msrs = slices.Delete(s.msrs, n, n+1)
+		at += n
 	}
+	s.msr.n = uint32(len(s.msrs))
+	return nil
 }
 
-// setMSRs writes all MSRs in order. KVM stops at the first that it refuses;
-// that is an error unless the vCPU has that value anyway.
-func (s *VCPUState) setMSRs(vcpu int) error {
-	all := s.msr.n
-	defer func() { s.msr.n = all }()
-	for first := uint32(0); first < all; {
-		// The kernel wants the count right before the entries. What it
-		// overwrites has been set already, or is put back.
-		table := &s.msr
-		if first > 0 {
-			table = &msrTable{}
-			copy(table.entries[:], s.msr.entries[first:all])
+// scratch returns a table of MSRs for a call.
+func (s *VCPUState) scratch() *msrTable {
+	if s.some == nil {
+		s.some = &msrTable{}
+	}
+	return s.some
+}
+
+// setMSRs writes those MSRs that want wants, in order. KVM stops at the first that it
+// refuses; that is an error unless the vCPU has that value anyway.
+func (s *VCPUState) setMSRs(vcpu int, want func(index uint32) bool) error {
+	t := s.scratch()
+	t.n = 0
+	for i := range s.msr.entries[:s.msr.n] {
+		if m := &s.msr.entries[i]; want(m.Index) {
+			t.entries[t.n] = *m
+			t.n++
 		}
-		table.n = all - first
-		n, err := ioctl(vcpu, "KVM_SET_MSRS", kvmSetMSRs, unsafe.Pointer(table))
+		if t.n == msrsAtOnce {
+			if err := s.putMSRs(vcpu, t); err != nil {
+				return err
+			}
+		}
+	}
+	return s.putMSRs(vcpu, t)
+}
+
+// putMSRs writes the MSRs of a table, which is empty afterwards.
+func (s *VCPUState) putMSRs(vcpu int, t *msrTable) error {
+	for t.n > 0 {
+		n, err := ioctl(vcpu, "KVM_SET_MSRS", kvmSetMSRs, unsafe.Pointer(t))
 		if err != nil {
 			return err
 		}
-		first += uint32(n)
-		if first == all {
+		if n == int(t.n) {
+			t.n = 0
 			break
 		}
-		refused := s.msr.entries[first]
-		one := &msrTable{n: 1}
-		one.entries[0].Index = refused.Index
-		n, err = ioctl(vcpu, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(one))
+		refused := t.entries[n]
+		value, ok, err := s.readMSR(vcpu, refused.Index)
 		if err != nil {
 			return err
 		}
 		// An MSR that does not exist here is as good as one that is 0.
-		if one.entries[0].Data != refused.Data || n == 0 && refused.Data != 0 {
+		if value != refused.Data || !ok && refused.Data != 0 {
 			return &MSRError{refused.Index, refused.Data}
 		}
-		first++
+		t.n = uint32(copy(t.entries[:], t.entries[n+1:t.n]))
 	}
 	return nil
+}
+
+// nested reports whether the guest of the state uses nested virtualization.
+func (s *VCPUState) nested() bool {
+	const eferSVME, cr4VMXE = 1 << 12, 1 << 13
+	return s.sregs.EFER&eferSVME != 0 || s.sregs.CR4&cr4VMXE != 0
 }
 
 // nearby reports whether two TSC frequencies are as good as the same: KVM itself

@@ -6,8 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,13 +27,26 @@ type VM struct {
 	ring   int // bytes of each vCPU's dirty ring; 0: bitmaps
 	closer func() error
 	memory []byte // of a VM that Create made
+	spares *spares
+	log    *slog.Logger
 
-	mu     sync.Mutex
-	cond   sync.Cond // active, paused or a context changed
-	paused bool
-	closed bool
-	active int // vCPUs in Run and not parked
-	vcpus  []*VCPU
+	catchUp  bool
+	tscError atomic.Pointer[TSCError]
+	tscTold  atomic.Bool
+
+	mu       sync.Mutex
+	parked   signal // for vCPUs: pauses, a rest or a context has ended
+	still    signal // for Pause: active has become 0, or pauses or a context ended
+	pauses   int    // Pause calls that no Resume has undone; the VM is paused while there are any
+	resets   uint64 // how often pauses has become 0
+	closed   bool
+	watching time.Duration // watching, or 0 if there are too few CPUs; vCPUs are added before it is read
+	active   int           // vCPUs in Run and not parked
+	inside   atomic.Int32  // of them, those that are not about to park either
+	vcpus    []*VCPU
+
+	throttle atomic.Int32 // per cent of each slice that a vCPU stays out of the guest
+	stops    stops
 
 	slots atomic.Pointer[[]*slot]
 	logMu sync.Mutex // dirty logs and rings; never held while waiting
@@ -53,8 +68,7 @@ func Attach(vmfd uintptr, cfg AttachConfig) (*VM, error) {
 		defer unix.Close(fd)
 		kvm = fd
 	}
-	vm := &VM{fd: int(vmfd)}
-	vm.cond.L = &vm.mu
+	vm := &VM{fd: int(vmfd), log: cfg.Log, catchUp: cfg.CatchUp}
 	vm.slots.Store(new([]*slot))
 	var err error
 	if vm.sys, err = ReadSystem(kvm, vm.fd); err != nil {
@@ -68,7 +82,8 @@ func Attach(vmfd uintptr, cfg AttachConfig) (*VM, error) {
 			return nil, err
 		}
 	}
-	return vm, nil
+	vm.spares, err = newSpares(kvm, vm.chips.hasChips)
+	return vm, err
 }
 
 // System returns what this host's KVM can do for the VM.
@@ -81,60 +96,86 @@ func (vm *VM) VCPUs() []*VCPU {
 	return append([]*VCPU(nil), vm.vcpus...)
 }
 
+// IdleCPUs returns how many CPUs of the host the VM leaves idle while it is paused: one
+// for each vCPU. It makes a VM a ram.Idler: they copy its dirty pages.
+func (vm *VM) IdleCPUs() int {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return len(vm.vcpus)
+}
+
 // Pause stops all vCPUs and returns when none of them runs and none has an exit
-// pending. A vCPU whose Run is called later waits there. Pausing a paused VM is
-// no error. The host's own devices are the host's to stop.
+// pending. A vCPU whose Run is called later waits there. Pauses nest: the vCPUs go on
+// when each Pause that returned nil has been undone by a Resume. The host's own
+// devices are the host's to stop.
 //
 // It waits for handlers that are being called, so they must not call it. If ctx
-// ends first, the vCPUs go on and the context's error is returned; ErrResumed
-// if Resume was called meanwhile.
+// ends first, this Pause is void and the context's error is returned; ErrResumed
+// if as many Resumes as Pauses were called meanwhile.
 func (vm *VM) Pause(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, vm.wake)
+	stop := context.AfterFunc(ctx, vm.still.raise)
 	defer stop()
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	if vm.closed {
 		return ErrClosed
 	}
-	vm.paused = true
-	for _, v := range vm.vcpus {
-		v.kick()
+	resets := vm.resets
+	if vm.pauses++; vm.pauses == 1 {
+		for _, v := range vm.vcpus {
+			v.kick()
+		}
 	}
-	for vm.active > 0 {
+	for vm.active > 0 && vm.resets == resets {
 		if err := ctx.Err(); err != nil {
-			vm.resume()
+			if vm.resume() {
+				vm.parked.raise()
+			}
 			return fmt.Errorf("kvm: pause: %w", err)
 		}
-		if !vm.paused {
-			return ErrResumed
-		}
-		vm.cond.Wait()
+		seen := vm.still.seen()
+		vm.mu.Unlock()
+		vm.still.watch(seen, vm.watching)
+		vm.mu.Lock()
+	}
+	if vm.resets != resets {
+		return ErrResumed
 	}
 	return nil
 }
 
-// Resume lets the vCPUs run on. Resuming a running VM is no error.
+// watching is how long one thread looks out for another that is about to stop before it
+// lets itself be woken: vCPUs take about as long to leave the guest. There must be a CPU
+// for each.
+const watching = 50 * time.Microsecond
+
+// Resume undoes one Pause; the vCPUs run on if it was the last. Resuming a running VM
+// is no error.
 func (vm *VM) Resume(context.Context) error {
 	vm.mu.Lock()
-	defer vm.mu.Unlock()
-	if vm.closed {
+	closed, last := vm.closed, vm.resume()
+	vm.mu.Unlock()
+	if last { // whoever wakes finds the lock free
+		vm.parked.raise()
+		vm.still.raise()
+	}
+	if closed {
 		return ErrClosed
 	}
-	vm.resume()
 	return nil
 }
 
-// resume is called with mu held.
-func (vm *VM) resume() {
-	vm.paused = false
-	vm.cond.Broadcast()
-}
-
-// wake makes everybody who waits look again.
-func (vm *VM) wake() {
-	vm.mu.Lock()
-	vm.cond.Broadcast()
-	vm.mu.Unlock()
+// resume takes a pause back, and reports whether it was the last: parked is to be
+// raised. mu is held.
+func (vm *VM) resume() (last bool) {
+	if vm.closed || vm.pauses == 0 {
+		return false
+	}
+	if vm.pauses--; vm.pauses > 0 {
+		return false
+	}
+	vm.resets++
+	return true
 }
 
 // stopped fails with ErrRunning if a vCPU runs, or is about to.
@@ -158,8 +199,8 @@ func (vm *VM) isClosed() bool {
 	return vm.closed
 }
 
-// Close lets go of everything that was made here: an adopted VM's dirty rings,
-// or all of a VM that Create made, including its memory. Run must have returned
+// Close lets go of everything that was made here: an adopted VM's dirty rings and the
+// spare VM on which its states were tried, or all of a VM that Create made, including its memory. Run must have returned
 // for every vCPU, or it fails with ErrRunning. Closing twice is no error.
 func (vm *VM) Close() error {
 	vm.mu.Lock()
@@ -185,6 +226,7 @@ func (vm *VM) Close() error {
 		v.own.Lock() // no call is inside any more, and none will get in
 		errs = append(errs, v.ring.unmap())
 	}
+	errs = append(errs, vm.spares.close())
 	if vm.closer != nil {
 		errs = append(errs, vm.closer())
 	}
@@ -269,9 +311,33 @@ func (d clockDevice) PostLoad(uint32) error {
 	if err := d.vm.stopped(); err != nil || !d.vm.sys.clock {
 		return err
 	}
+	if d.vm.catchUp {
+		return d.vm.clock.restore(d.vm.fd, d.vm.sys.clockReal)
+	}
 	return d.vm.clock.Restore(d.vm.fd)
 }
 
-func (d vcpuDevice) VMState(f *vmstate.Fields) { d.v.state.VMState(f) }
-func (d vcpuDevice) PreSave() error            { return d.v.with(d.v.state.Save) }
-func (d vcpuDevice) PostLoad(uint32) error     { return d.v.with(d.v.state.Restore) }
+// VMState implements vmstate.Device. What is loaded is staged where no pause that comes
+// meanwhile has the vCPU's thread save anything.
+func (d vcpuDevice) VMState(f *vmstate.Fields) {
+	if f.Loading() {
+		d.v.staged.VMState(f)
+		return
+	}
+	d.v.state.VMState(f)
+}
+
+func (d vcpuDevice) PreSave() error { return d.v.save() }
+
+func (d vcpuDevice) PostLoad(uint32) error {
+	s, vm := d.v.staged, d.v.vm
+	s.Advance(0)
+	if vm.catchUp {
+		s.Advance(vm.clock.Behind())
+	}
+	if err := d.v.restore(); err != nil {
+		return err
+	}
+	vm.noteTSC(d.v)
+	return nil
+}

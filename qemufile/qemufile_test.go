@@ -7,6 +7,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -491,4 +493,80 @@ func TestTheRateLimitSpreadsOverAWindow(t *testing.T) {
 			t.Error("no limit is exceeded")
 		}
 	})
+}
+
+func TestWhatIsPutBackIsReadAgain(t *testing.T) {
+	whole := make([]byte, 300<<10)
+	for i := range whole {
+		whole[i] = byte(i * 7 >> 3)
+	}
+	broken := errors.New("broken")
+	for how, src := range map[string]func() *Reader{
+		"at once":      func() *Reader { return NewReader(bytes.NewReader(whole)) },
+		"in pieces":    func() *Reader { return NewReader(iotest.HalfReader(bytes.NewReader(whole))) },
+		"from memory":  func() *Reader { r := new(Reader); r.ResetBytes(whole); return r },
+		"until broken": func() *Reader { return NewReader(io.MultiReader(bytes.NewReader(whole), iotest.ErrReader(broken))) },
+	} {
+		for _, n := range []int{0, 1, 100, 64 << 10, 200 << 10, len(whole)} {
+			r := src()
+			r.Skip(uint64(min(10, n)))
+			head := r.Bytes(uint64(n-min(10, n)), 1<<20)
+			r.Unread(head)
+			if at := int64(min(10, n)); r.Offset() != at {
+				t.Fatalf("%s: %d bytes put back, at %d", how, n, r.Offset())
+			}
+			got := r.Bytes(uint64(len(whole))-uint64(r.Offset()), 1<<20)
+			if !bytes.Equal(got, whole[min(10, n):]) || r.Offset() != int64(len(whole)) {
+				t.Fatalf("%s: %d bytes put back, others read; %v", how, n, r.Err())
+			}
+			r.Byte()
+			if want := map[bool]error{true: broken, false: io.EOF}[how == "until broken"]; !errors.Is(r.Err(), want) {
+				t.Errorf("%s: at the end %v, want %v", how, r.Err(), want)
+			}
+			r.Unread([]byte{1})
+			if r.Byte() != 0 {
+				t.Errorf("%s: an error is over", how)
+			}
+		}
+	}
+}
+
+func TestALongSkipReadsNothingOfAFile(t *testing.T) {
+	f, err := os.Create(filepath.Join(t.TempDir(), "sparse"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	const end = 1 << 30
+	if _, err := f.WriteAt([]byte("abc"), end-3); err != nil {
+		t.Fatal(err)
+	}
+	src := &countedFile{File: f}
+	r := NewReader(src)
+	r.Byte()
+	r.Skip(end - 1 - 3)
+	if got := r.Bytes(3, 3); string(got) != "abc" || r.Offset() != end {
+		t.Errorf("%q at %d, %v", got, r.Offset(), r.Err())
+	}
+	if src.n > 1<<20 {
+		t.Errorf("%d bytes were read", src.n)
+	}
+	// Where the file is too short, it fails at its end.
+	r.Reset(f)
+	f.Seek(0, io.SeekStart)
+	r.Skip(2 * end)
+	if !errors.Is(r.Err(), io.ErrUnexpectedEOF) || r.Offset() != end {
+		t.Errorf("beyond the end: %v at %d", r.Err(), r.Offset())
+	}
+}
+
+type countedFile struct {
+	*os.File
+	n int
+}
+
+func (f *countedFile) Read(p []byte) (int, error) {
+	n, err := f.File.Read(p)
+	f.n += n
+	return n, err
 }

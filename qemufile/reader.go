@@ -1,6 +1,7 @@
 package qemufile
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -209,9 +210,15 @@ func (r *Reader) PeekByte() (b byte, ok bool) {
 	return 0, false
 }
 
-// Skip consumes n bytes.
+// Skip consumes n bytes. Many of them are not read where the source is an
+// io.Seeker, such as a file: holes in it cost nothing.
 func (r *Reader) Skip(n uint64) {
-	for skipped := false; n > 0 && r.err == nil; skipped = true {
+	var sought uint64
+	if n > seekFrom+uint64(r.w-r.r) && r.err == nil && r.pending == nil {
+		sought = r.seek(n)
+		n -= sought
+	}
+	for skipped := sought > 0; n > 0 && r.err == nil; skipped = true {
 		if r.r == r.w && !r.fill(1) {
 			r.failed(0)
 			if skipped {
@@ -223,6 +230,68 @@ func (r *Reader) Skip(n uint64) {
 		r.r += int(m)
 		n -= m
 	}
+}
+
+// Unread puts back p, the bytes that were consumed last: they are read again,
+// and Offset is before them. The Reader keeps p, which must not change, until it
+// has been read. It does nothing after an error.
+func (r *Reader) Unread(p []byte) {
+	if r.err != nil || len(p) == 0 {
+		return
+	}
+	if len(p) <= r.r && &p[0] == &r.buf[r.r-len(p)] {
+		r.r -= len(p) // they are still there
+		return
+	}
+	at := r.Offset() - int64(len(p))
+	ahead := append([]byte(nil), r.buf[r.r:r.w]...)
+	rest := r.src
+	if pending := r.pending; rest == nil || pending != nil {
+		rest = &failing{err: pending}
+	}
+	buf := r.own
+	if r.src != nil {
+		buf = r.buf
+	}
+	if len(buf) == 0 {
+		buf = make([]byte, readBuffer)
+	}
+	*r = Reader{src: io.MultiReader(bytes.NewReader(p), bytes.NewReader(ahead), rest), buf: buf, base: at}
+}
+
+// failing is a source that has failed already.
+type failing struct{ err error }
+
+func (f *failing) Read([]byte) (int, error) { return 0, f.err }
+
+// seekFrom is the length from which a skip beyond what is buffered seeks.
+const seekFrom = 1 << 20
+
+// seek skips up to n bytes, what is buffered among them, by moving the source, and
+// returns how many. It does not go beyond the source's end.
+func (r *Reader) seek(n uint64) uint64 {
+	s, ok := r.src.(io.Seeker)
+	if !ok {
+		return 0
+	}
+	at, err := s.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0 // a pipe
+	}
+	end, err := s.Seek(0, io.SeekEnd)
+	if err != nil {
+		return 0
+	}
+	buffered := uint64(r.w - r.r)
+	ahead := min(n-buffered, uint64(max(end-at, 0)))
+	if _, err := s.Seek(at+int64(ahead), io.SeekStart); err != nil {
+		r.pending = err
+		return 0
+	}
+	r.r = r.w
+	r.rewind()
+	r.base += int64(ahead)
+	return buffered + ahead
 }
 
 // Offset returns the number of bytes consumed.

@@ -12,14 +12,35 @@ const ChunkSize = 64 << 10
 // Bitmap says which chunks of a disk differ, or may differ, from a copy. Its
 // methods may be called from any goroutine.
 type Bitmap struct {
+	bits atomic.Pointer[bitmapBits] // replaced by grow alone
+}
+
+// bitmapBits is a Bitmap of a disk of one size.
+type bitmapBits struct {
 	size  int64
 	words []atomic.Uint64
 }
 
 // NewBitmap returns a Bitmap of a disk of size bytes with no bit set.
 func NewBitmap(size int64) *Bitmap {
+	b := new(Bitmap)
+	b.bits.Store(newBits(size))
+	return b
+}
+
+func newBits(size int64) *bitmapBits {
 	chunks := (size + ChunkSize - 1) / ChunkSize
-	return &Bitmap{size: size, words: make([]atomic.Uint64, (chunks+63)/64)}
+	return &bitmapBits{size: size, words: make([]atomic.Uint64, (chunks+63)/64)}
+}
+
+// grow makes b that of a disk of size bytes, with no bit set in what is new.
+// Nobody sets or clears bits meanwhile.
+func (b *Bitmap) grow(size int64) {
+	old, grown := b.bits.Load(), newBits(size)
+	for i := range old.words {
+		grown.words[i].Store(old.words[i].Load())
+	}
+	b.bits.Store(grown)
 }
 
 // words calls f with the index of each word that [off, off+n) touches, and
@@ -46,8 +67,8 @@ func (b *Bitmap) span(off, n int64, f func(i int64, mask uint64) bool) {
 // Set sets the bits of the chunks that [off, off+n) touches.
 func (b *Bitmap) Set(off, n int64) {
 	b.span(off, n, func(i int64, mask uint64) bool {
-		if b.words[i].Load()&mask != mask { // a shared cache line is left alone
-			b.words[i].Or(mask)
+		if b.bits.Load().words[i].Load()&mask != mask { // a shared cache line is left alone
+			b.bits.Load().words[i].Or(mask)
 		}
 		return true
 	})
@@ -56,7 +77,7 @@ func (b *Bitmap) Set(off, n int64) {
 // Clear clears the bits of the chunks that [off, off+n) touches.
 func (b *Bitmap) Clear(off, n int64) {
 	b.span(off, n, func(i int64, mask uint64) bool {
-		b.words[i].And(^mask)
+		b.bits.Load().words[i].And(^mask)
 		return true
 	})
 }
@@ -65,23 +86,23 @@ func (b *Bitmap) Clear(off, n int64) {
 func (b *Bitmap) Any(off, n int64) bool {
 	any := false
 	b.span(off, n, func(i int64, mask uint64) bool {
-		any = b.words[i].Load()&mask != 0
+		any = b.bits.Load().words[i].Load()&mask != 0
 		return !any
 	})
 	return any
 }
 
 // Empty reports whether no bit is set.
-func (b *Bitmap) Empty() bool { return !b.Any(0, b.size) }
+func (b *Bitmap) Empty() bool { return !b.Any(0, b.bits.Load().size) }
 
 // Bytes returns the length of the chunks whose bits are set, in bytes.
 func (b *Bitmap) Bytes() int64 {
 	chunks := 0
-	for i := range b.words {
-		chunks += bits.OnesCount64(b.words[i].Load())
+	for i := range b.bits.Load().words {
+		chunks += bits.OnesCount64(b.bits.Load().words[i].Load())
 	}
 	n := int64(chunks) * ChunkSize
-	if tail := b.size % ChunkSize; tail != 0 && b.Any(b.size-1, 1) {
+	if tail := b.bits.Load().size % ChunkSize; tail != 0 && b.Any(b.bits.Load().size-1, 1) {
 		n -= ChunkSize - tail
 	}
 	return n
@@ -89,12 +110,12 @@ func (b *Bitmap) Bytes() int64 {
 
 // Or sets the bits that are set in o, a Bitmap of a disk of the same size.
 func (b *Bitmap) Or(o *Bitmap) error {
-	if b.size != o.size {
-		return fmt.Errorf("%w: bitmaps of disks of %d and %d bytes", ErrSize, b.size, o.size)
+	if b.bits.Load().size != o.bits.Load().size {
+		return fmt.Errorf("%w: bitmaps of disks of %d and %d bytes", ErrSize, b.bits.Load().size, o.bits.Load().size)
 	}
-	for i := range b.words {
-		if w := o.words[i].Load(); w != 0 {
-			b.words[i].Or(w)
+	for i := range b.bits.Load().words {
+		if w := o.bits.Load().words[i].Load(); w != 0 {
+			b.bits.Load().words[i].Or(w)
 		}
 	}
 	return nil
@@ -103,18 +124,18 @@ func (b *Bitmap) Or(o *Bitmap) error {
 // next returns the first run of set bits that begins at or after off, of at
 // most max bytes, or n == 0.
 func (b *Bitmap) next(off, max int64) (start, n int64) {
-	for off < b.size {
+	for off < b.bits.Load().size {
 		c := off / ChunkSize
-		w := b.words[c/64].Load() >> (c % 64)
+		w := b.bits.Load().words[c/64].Load() >> (c % 64)
 		if w == 0 {
 			off = (c/64 + 1) * 64 * ChunkSize
 			continue
 		}
 		start = (c + int64(bits.TrailingZeros64(w))) * ChunkSize
-		for n = 0; n < max && start+n < b.size && b.Any(start+n, 1); {
+		for n = 0; n < max && start+n < b.bits.Load().size && b.Any(start+n, 1); {
 			n += ChunkSize
 		}
-		return start, min(n, b.size-start)
+		return start, min(n, b.bits.Load().size-start)
 	}
 	return 0, 0
 }
@@ -133,7 +154,7 @@ func (b *Bitmap) run(off, n int64) (length int64, set bool) {
 
 // clearAll clears every bit.
 func (b *Bitmap) clearAll() {
-	for i := range b.words {
-		b.words[i].Store(0)
+	for i := range b.bits.Load().words {
+		b.bits.Load().words[i].Store(0)
 	}
 }

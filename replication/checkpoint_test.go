@@ -43,7 +43,7 @@ func TestCheckpointWaitsForASyncThatIsUnderWay(t *testing.T) {
 	ctx := context.Background()
 	s, disk := newSecondary(t, SecondaryConfig{})
 	slow := &slowSync{fakeDisk: disk, begun: make(chan struct{}), end: make(chan error)}
-	s.disk = slow
+	s.disk.Disk = slow
 	write(t, s.Export(), 0x22, 0, 512)
 	var wg sync.WaitGroup
 	wg.Go(func() {

@@ -3,7 +3,6 @@ package replication
 import (
 	"context"
 	"fmt"
-	"slices"
 )
 
 // PrepareFailover orders a failover without carrying it out: the primary's
@@ -14,7 +13,7 @@ func (s *Secondary) PrepareFailover(context.Context) error {
 	if s.State() == None {
 		return ErrNotRunning
 	}
-	s.gated.Store(true)
+	s.life.gate()
 	defer s.tell()
 	return s.beginFailover()
 }
@@ -31,43 +30,34 @@ func (s *Secondary) beginFailover() error {
 	default:
 		return fmt.Errorf("%w: state %v", ErrNotRunning, s.State())
 	}
-	s.mu.Lock()
-	s.behind = make(map[uint32]bool)
-	for _, o := range []*overlay{s.active, s.hidden} {
-		for _, leaf := range o.leavesInUse() {
-			s.behind[leaf] = true
-		}
+	err := s.beginPromotion()
+	if err == nil {
+		err = s.stable.setFailover(s.active)
 	}
-	s.mu.Unlock()
-	if err := s.stable.setFailover(s.active); err != nil {
+	if err != nil {
 		// After a crash the disk will be that of the last checkpoint, so it
 		// must not be changed: the guest goes on with the overlays alone.
-		s.state.Store(uint32(FailoverFailed))
+		s.life.commitFailed()
 		return s.latch("commit", 0, 0, err)
 	}
-	s.promised.Store(true)
-	s.state.Store(uint32(Failover))
+	s.life.ordered(s.leavesInUse())
 	return nil
 }
 
-// fallBehind notes that the overlays of a range have changed since they were
-// copied down.
-func (s *Secondary) fallBehind(off, n int64) {
-	b0, b1 := blockRange(off, n)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for leaf := b0 / leafBlocks; leaf <= (b1-1)/leafBlocks; leaf++ {
-		s.behind[uint32(leaf)] = true
-	}
+// leavesInUse returns the leaves of both overlays.
+func (s *Secondary) leavesInUse() []uint32 {
+	return append(s.active.leavesInUse(), s.hidden.leavesInUse()...)
 }
 
 // Commit copies the overlays down into the secondary disk, in state Failover
 // or FailoverFailed, and makes the state Done. The guest may use the disk
 // meanwhile. After an error the state is FailoverFailed and Err tells why;
-// calling Commit again repeats the copy, which is idempotent. If ctx ends it
+// calling Commit again repeats the copy, which is idempotent, unless the error
+// is a *SyncError: that is final until the disk is opened anew. If ctx ends it
 // returns its error and the state remains Failover. In state Done it does
 // nothing; in others the error is ErrNotRunning. Any goroutine may call it.
 func (s *Secondary) Commit(ctx context.Context) error {
+	defer s.tell()
 	s.commit.Lock()
 	defer s.commit.Unlock()
 	switch s.State() {
@@ -86,29 +76,23 @@ func (s *Secondary) Commit(ctx context.Context) error {
 		return err
 	}
 	h := s.lockAll()
-	s.state.Store(uint32(FailoverFailed))
+	s.life.commitFailed()
 	s.locks.unlock(h)
-	err = s.latch("commit", 0, 0, err)
-	s.tell()
-	return err
+	return s.latch("commit", 0, 0, err)
 }
 
 // retryFailover goes back to state Failover with everything to be copied.
 func (s *Secondary) retryFailover() error {
 	h := s.lockAll()
 	defer s.locks.unlock(h)
-	if err := s.stable.setFailover(s.active); err != nil {
+	err := s.beginPromotion()
+	if err == nil {
+		err = s.stable.setFailover(s.active)
+	}
+	if err != nil {
 		return err
 	}
-	s.mu.Lock()
-	for _, o := range []*overlay{s.active, s.hidden} {
-		for _, leaf := range o.leavesInUse() {
-			s.behind[leaf] = true
-		}
-	}
-	s.mu.Unlock()
-	s.promised.Store(true)
-	s.state.Store(uint32(Failover))
+	s.life.ordered(s.leavesInUse())
 	return nil
 }
 
@@ -116,7 +100,7 @@ func (s *Secondary) retryFailover() error {
 // the guest has changed meanwhile, with the disk locked.
 func (s *Secondary) copyDown(ctx context.Context) error {
 	for range 4 { // each pass has only what was written during the one before
-		todo := s.takeBehind()
+		todo := s.life.takeBehind()
 		if len(todo) == 0 {
 			break
 		}
@@ -126,7 +110,7 @@ func (s *Secondary) copyDown(ctx context.Context) error {
 				err = s.copyLeafLocked(leaf)
 			}
 			if err != nil {
-				s.putBehind(todo[i:])
+				s.life.putBehind(todo[i:])
 				return err
 			}
 		}
@@ -136,45 +120,22 @@ func (s *Secondary) copyDown(ctx context.Context) error {
 	}
 	h := s.lockAll()
 	defer s.locks.unlock(h)
-	todo := s.takeBehind()
+	todo := s.life.takeBehind()
 	for i, leaf := range todo {
 		if err := s.copyLeaf(leaf, s.active); err != nil {
-			s.putBehind(todo[i:])
+			s.life.putBehind(todo[i:])
 			return err
 		}
 	}
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	if err := s.stable.setDone(); err != nil {
+	if err := s.end(s.promoted); err != nil {
 		return err
 	}
 	s.empty()
-	s.mu.Lock()
-	s.err, s.behind = nil, nil
-	s.mu.Unlock()
-	s.state.Store(uint32(Done))
+	s.life.ended()
 	return nil
-}
-
-func (s *Secondary) takeBehind() []uint32 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	todo := make([]uint32, 0, len(s.behind))
-	for leaf := range s.behind {
-		todo = append(todo, leaf)
-	}
-	clear(s.behind)
-	slices.Sort(todo)
-	return todo
-}
-
-func (s *Secondary) putBehind(todo []uint32) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, leaf := range todo {
-		s.behind[leaf] = true
-	}
 }
 
 func (s *Secondary) copyLeafLocked(leaf uint32) error {
@@ -196,13 +157,17 @@ func (s *Secondary) copyLeaf(leaf uint32, active *overlay) error {
 		if err := s.readLayers(buf[:n], at, active); err != nil {
 			return err
 		}
-		s.unsynced.Store(true)
-		err := writeFull(s.disk, buf[:n], at)
+		var err error
+		if isZero(buf[:n]) {
+			err = s.disk.WriteZeroes(at, n) // what was a hole becomes one again
+		} else {
+			err = writeFull(s.disk, buf[:n], at)
+		}
 		n = 0
 		return err
 	}
 	first := int64(leaf) * leafBlocks
-	last := min(first+leafBlocks, (s.size+BlockSize-1)/BlockSize)
+	last := min(first+leafBlocks, (s.size.Load()+BlockSize-1)/BlockSize)
 	for b := first; b < last; b++ {
 		held := s.hidden.lookup(b).held()
 		if active != nil {
@@ -239,5 +204,5 @@ func (s *Secondary) restore(ctx context.Context) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	return s.stable.setDone()
+	return s.end(s.identityAt(s.Epoch()))
 }

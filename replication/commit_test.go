@@ -117,7 +117,7 @@ func TestPromotedDiskIsProtectedAnew(t *testing.T) {
 	if s.State() != Failover {
 		t.Fatalf("state %v, want that the commit is still to be done", s.State())
 	}
-	p, err := NewPrimary(s, PrimaryConfig{}) // the guest's disk from now on
+	p, err := NewPrimary(s, PrimaryConfig{Overwrite: true}) // the guest's disk from now on
 	must(t, err)
 	write(t, p, 0x44, BlockSize, BlockSize)
 	next := newFake(testSize, 0)

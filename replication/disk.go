@@ -75,6 +75,8 @@ var (
 	ErrFull error = &sentinel{"overlay full", syscall.ENOSPC}
 	// ErrEpoch: a checkpoint out of order.
 	ErrEpoch error = &sentinel{"epoch out of order", 0}
+	// ErrLocked: another process, or another File here, uses the image. EBUSY.
+	ErrLocked error = &sentinel{"image in use by another", syscall.EBUSY}
 	// ErrSize: disks or devices of unequal or unusable size.
 	ErrSize error = &sentinel{"size mismatch", 0}
 )

@@ -37,6 +37,35 @@
 // disks of one guest to the same checkpoint. The guest's memory is lost in any
 // case.
 //
+// # What is stable
+//
+// A flush is answered when a sync has ended that began after the writes before
+// the flush had; flushes share syncs. A sync that fails is a [SyncError], and the
+// last that the disk is believed: every later flush, Mark and Checkpoint fails, and
+// event.DiskFailed names the side and the disk. On a primary the guest goes on
+// reading what the disk still has, and its flushes fail; the good copy is the
+// secondary's, of the last checkpoint.
+//
+// # Whose copy a disk is
+//
+// Each copy has an [Identity]: the guest's disk, which copy of it this is, the
+// generation, the last epoch, and whether it is clean, inconsistent or outdated.
+// It is in a file beside a raw image, see [Metadata], and in the superblock of a
+// Journal, which is therefore never applied to another disk. Attach exchanges
+// identities with the other side, over an [IdentityDisk] that is served beside the
+// Export: a copy that was this disk's secondary gets what was written since its
+// last checkpoint, also when the primary's process is another one, which knows from
+// a write-intent bitmap; any other copy of the disk gets everything; and a copy that
+// is blank, of no known disk, of another, newer, or has gone on by itself is refused,
+// unless PrimaryConfig.Overwrite or SecondaryConfig.Overwrite permits it. A QEMU says
+// nothing of itself, and is unknown each time. [Newest] says which of two copies
+// goes on after both hosts were down. Images and journals are locked while they
+// are open.
+//
+// With a Journal, a copy that is being synchronised again remains what it was: until
+// the next Start or Checkpoint, a crash, or Stop without failover, brings back the
+// last checkpoint. Without one, it is durably inconsistent meanwhile.
+//
 // # What a VMM does
 //
 // A virtual disk's requests become calls of a [Disk], from any goroutine: reads
@@ -50,7 +79,8 @@
 // everything on, and keeps account. Somebody calls Run on a goroutine. To
 // protect the guest, which may be running,
 //
-//   - Attach a connection to the secondary's export (nbd.Dial);
+//   - Attach a connection to the secondary's export (nbd.Dial), with one to its
+//     IdentityDisk ([WithIdentity]);
 //   - [Preflight], if the copies are said to be equal (InSync), or Synchronise, which
 //     takes as long as copying the disk does;
 //   - hand a [Group] of all its disks to the session (colo.PrimaryConfig.Disks),
@@ -58,21 +88,27 @@
 //
 // On the secondary, NewSecondary comes before the primary connects; its Export
 // is served (nbd.Server), under a generation of its own for each primary, and
-// [Sums] of it beside it. A Group of the disks is the session's
+// beside it [Sums] of it, and its [IdentityDisk]. A Group of the disks is the session's
 // (colo.SecondaryConfig.Disks). Before a failover the export is closed, so that
 // nothing of a primary that is only slow is under way; what is late all the
 // same is refused.
 //
 // A write to a Primary may wait: for room among what is on its way, at most for
-// ForwarderConfig.Timeout, and, once HoldBytes are held after a mark, for the
-// secondary to have loaded it. Reads never do. A device that calls WriteAt on
-// the goroutine of a vCPU keeps its VM from being paused meanwhile; one that
-// cannot have that closes the Remote, which lets every writer go on, when it
-// gives the secondary up. A write to a Secondary waits for no one but, in
-// memory, gets [ErrFull] if the guest writes more between two checkpoints than
-// ActiveBytes. Bounds are best as large as the disk, if that is small, or as
-// what a guest writes in some of the intervals between checkpoints;
-// event.DiskOverlayHalfFull says when one is due early.
+// ForwarderConfig.Timeout; once HoldBytes are held after a mark, for the
+// secondary to have loaded it; and if the secondary has no room for what the write
+// replaces, as long, for the next Mark. Reads never do. A device that calls
+// WriteAt on the goroutine of a vCPU keeps its VM from being paused meanwhile;
+// Primary.Cut, which a session calls when it gives the secondary up, lets every
+// writer go on. A write to a Secondary waits for no one but, in memory, gets
+// [ErrFull] if the guest writes more between two checkpoints than ActiveBytes.
+// Bounds are best as large as the disk, if that is small, or as what a guest writes
+// in some of the intervals between checkpoints; zeroes take none of it.
+// event.DiskOverlayHalfFull says, on either side, when a checkpoint is due early,
+// and event.DiskOverlayFull that a write waits for one.
+//
+// A [Gate] holds the answers to the guest's writes and flushes while this side may
+// not let anything out; Fence ends the guest for good. VerifyOnline compares both
+// copies while the guest runs, and Info has the figures of a disk.
 //
 // When the other host is lost, the session stops the Group with failover, and
 // the device goes on with what it has. A Primary can be given the next secondary

@@ -57,7 +57,7 @@ func do(d replication.Disk, r request) (status byte) {
 // protected: both halves of a replicated disk are disks.
 func ExampleDisk() {
 	ctx := context.Background()
-	p, err := replication.NewPrimary(make(memory, 1<<20), replication.PrimaryConfig{})
+	p, err := replication.NewPrimary(make(memory, 1<<20), replication.PrimaryConfig{Overwrite: true})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func Example() {
 	}
 	s, err := replication.NewSecondary(make(memory, 1<<20), replication.SecondaryConfig{})
 	must(err)
-	p, err := replication.NewPrimary(make(memory, 1<<20), replication.PrimaryConfig{})
+	p, err := replication.NewPrimary(make(memory, 1<<20), replication.PrimaryConfig{Overwrite: true})
 	must(err)
 	must(p.Attach(replication.DiskRemote(s.Export())))
 	must(p.Synchronise(ctx, replication.SyncConfig{}))

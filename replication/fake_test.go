@@ -29,7 +29,8 @@ type fakeDisk struct {
 	failSync            func() error
 
 	syncs, zeroed int
-	power         *power // shared by the disks of a host; nil: for ever
+	copy          Identity // what a fakeRemote says of it, if it says nothing itself
+	power         *power   // shared by the disks of a host; nil: for ever
 }
 
 // power fails after some more operations on the disks that share it.
@@ -124,6 +125,7 @@ func (d *fakeDisk) Sync() error {
 	d.syncs++
 	if d.failSync != nil {
 		if err := d.failSync(); err != nil {
+			d.pending = d.pending[:0] // reads still have it, and the next sync succeeds
 			return err
 		}
 	}

@@ -6,13 +6,23 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 )
 
 // File is a raw disk image, or a block device, as a [Disk]. Its methods may
 // be called from any goroutine.
 type File struct {
 	f    *os.File
-	size int64
+	size atomic.Int64
+	made bool // by CreateFile, just now
+
+	syncing sync.Mutex // one sync at a time: the system tells an error once
+	lost    *SyncError // of the first sync that failed; guarded by syncing
+
+	metaMu   sync.Mutex
+	metaName string // see KeepMetadata; empty: beside the image
+	meta     *Metadata
 }
 
 var (
@@ -31,16 +41,23 @@ func NewFile(f *os.File) (*File, error) {
 	if err := checkSize(f.Name(), size); err != nil {
 		return nil, err
 	}
-	return &File{f: f, size: size}, nil
+	d := &File{f: f}
+	d.size.Store(size)
+	return d, nil
 }
 
-// OpenFile opens the image or device of that name for reading and writing.
+// OpenFile opens the image or device of that name for reading and writing, and
+// locks it: while it is open, OpenFile and CreateFile of it, here or in another
+// process, return ErrLocked, and a QEMU refuses it too. (On Linux.)
 func OpenFile(name string) (*File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
 	}
 	d, err := NewFile(f)
+	if err == nil {
+		err = lockFile(f)
+	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
@@ -49,11 +66,24 @@ func OpenFile(name string) (*File, error) {
 
 // CreateFile opens the image of that name, which is made, sparse and size
 // bytes long, if it is not there. One that is there must have that size. When
-// CreateFile returns, the name is on stable storage.
+// CreateFile returns, the name is on stable storage. It locks as OpenFile does.
 func CreateFile(name string, size int64) (*File, error) {
 	if err := checkSize(name, size); err != nil {
 		return nil, err
 	}
+	d, err := createUnlocked(name, size)
+	if err == nil {
+		if err = lockFile(d.f); err != nil {
+			err = errors.Join(err, d.f.Close())
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+func createUnlocked(name string, size int64) (*File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
@@ -63,17 +93,20 @@ func CreateFile(name string, size int64) (*File, error) {
 	if err != nil {
 		return fail(err)
 	}
+	made := false
 	if st.Mode().IsRegular() && st.Size() == 0 {
 		if err := errors.Join(f.Truncate(size), f.Sync(), syncDir(filepath.Dir(name))); err != nil {
 			return fail(err)
 		}
+		made = true
 	}
 	d, err := NewFile(f)
 	if err != nil {
 		return fail(err)
 	}
-	if d.size != size {
-		return fail(fmt.Errorf("%w: %s has %d bytes, not %d", ErrSize, name, d.size, size))
+	d.made = made
+	if d.size.Load() != size {
+		return fail(fmt.Errorf("%w: %s has %d bytes, not %d", ErrSize, name, d.size.Load(), size))
 	}
 	return d, nil
 }
@@ -88,11 +121,11 @@ func syncDir(name string) error {
 }
 
 // Size implements [Disk].
-func (d *File) Size() int64 { return d.size }
+func (d *File) Size() int64 { return d.size.Load() }
 
 // ReadAt implements io.ReaderAt.
 func (d *File) ReadAt(p []byte, off int64) (int, error) {
-	if err := checkRange(off, int64(len(p)), d.size); err != nil {
+	if err := checkRange(off, int64(len(p)), d.size.Load()); err != nil {
 		return 0, err
 	}
 	return d.f.ReadAt(p, off)
@@ -100,7 +133,7 @@ func (d *File) ReadAt(p []byte, off int64) (int, error) {
 
 // WriteAt implements io.WriterAt. It never makes the file longer.
 func (d *File) WriteAt(p []byte, off int64) (int, error) {
-	if err := checkRange(off, int64(len(p)), d.size); err != nil {
+	if err := checkRange(off, int64(len(p)), d.size.Load()); err != nil {
 		return 0, err
 	}
 	return d.f.WriteAt(p, off)
@@ -109,25 +142,57 @@ func (d *File) WriteAt(p []byte, off int64) (int, error) {
 // Trim gives the storage back where the system can do that; the range then
 // reads as zeroes. Elsewhere it does nothing.
 func (d *File) Trim(off, n int64) error {
-	if err := checkRange(off, n, d.size); err != nil {
+	if err := checkRange(off, n, d.size.Load()); err != nil {
 		return err
 	}
-	if err := punchHole(d.f, off, n); err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		return err
+	err := punchHole(d.f, off, n)
+	switch {
+	case errors.Is(err, errPunchAlign):
+		return d.punchInside(off, n)
+	case errors.Is(err, errors.ErrUnsupported):
+		return nil
 	}
-	return nil
+	return err
 }
 
 // WriteZeroes zeroes the range, giving the storage back where the system can
 // do that and writing zeroes where it cannot.
 func (d *File) WriteZeroes(off, n int64) error {
-	if err := checkRange(off, n, d.size); err != nil {
+	if err := checkRange(off, n, d.size.Load()); err != nil {
 		return err
 	}
 	err := punchHole(d.f, off, n)
-	if !errors.Is(err, errors.ErrUnsupported) {
-		return err
+	switch {
+	case errors.Is(err, errPunchAlign):
+		return d.punchInside(off, n)
+	case errors.Is(err, errors.ErrUnsupported):
+		return d.writeZeroes(off, n)
 	}
+	return err
+}
+
+// errPunchAlign is the error of punchHole for a range that is no multiple of
+// the sectors of a device whose sectors are larger than SectorSize.
+var errPunchAlign = errors.New("replication: not a multiple of the device's sectors")
+
+// punchInside zeroes a range of a device whose sectors are larger than
+// SectorSize: with a hole inside, and by writing the ends, which share a sector
+// with their neighbours.
+func (d *File) punchInside(off, n int64) error {
+	end := off + n
+	from, to := (off+BlockSize-1)&^(BlockSize-1), end&^(BlockSize-1)
+	if from >= to {
+		return d.writeZeroes(off, n)
+	}
+	err := punchHole(d.f, from, to-from)
+	if errors.Is(err, errPunchAlign) { // sectors larger than a block
+		return d.writeZeroes(off, n)
+	}
+	return errors.Join(err, d.writeZeroes(off, from-off), d.writeZeroes(to, end-to))
+}
+
+// writeZeroes writes zeroes to a range of the disk.
+func (d *File) writeZeroes(off, n int64) error {
 	for n > 0 {
 		c := min(n, int64(len(zeroes)))
 		if _, err := d.f.WriteAt(zeroes[:c], off); err != nil {
@@ -138,8 +203,60 @@ func (d *File) WriteZeroes(off, n int64) error {
 	return nil
 }
 
-// Sync implements [Disk].
-func (d *File) Sync() error { return datasync(d.f) }
+// Sync implements [Disk]. Its first error is a *SyncError, and that of every
+// call after it.
+func (d *File) Sync() error {
+	d.syncing.Lock()
+	defer d.syncing.Unlock()
+	if d.lost == nil {
+		err := datasync(d.f)
+		if err == nil {
+			return nil
+		}
+		d.lost = &SyncError{Disk: d.f.Name(), Err: err}
+	}
+	return d.lost
+}
 
-// Close closes the file.
-func (d *File) Close() error { return d.f.Close() }
+// Grow makes the image longer; what is new reads as zeroes. A device must have
+// been made longer already, and be zero there. The error is ErrSize if it is not
+// so long, or would become shorter.
+func (d *File) Grow(size int64) error {
+	if err := checkSize(d.f.Name(), size); err != nil {
+		return err
+	}
+	if old := d.size.Load(); size < old {
+		return fmt.Errorf("%w: %s has %d bytes and does not shrink to %d", ErrSize, d.f.Name(), old, size)
+	}
+	st, err := d.f.Stat()
+	if err == nil && st.Mode().IsRegular() && st.Size() < size {
+		err = errors.Join(d.f.Truncate(size), d.Sync())
+	}
+	var is int64
+	if err == nil {
+		is, err = d.f.Seek(0, io.SeekEnd)
+	}
+	if err != nil {
+		return err
+	}
+	if is < size {
+		return fmt.Errorf("%w: %s has %d bytes, not %d", ErrSize, d.f.Name(), is, size)
+	}
+	d.size.Store(size)
+	return nil
+}
+
+// Made reports whether CreateFile has made the image, so that there is nothing
+// in it that could be lost.
+func (d *File) Made() bool { return d.made }
+
+// Close closes the file, and that with its metadata.
+func (d *File) Close() error {
+	d.metaMu.Lock()
+	defer d.metaMu.Unlock()
+	err := d.f.Close()
+	if d.meta != nil {
+		err = errors.Join(err, d.meta.shut())
+	}
+	return err
+}

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"errors"
 	"os"
 	"syscall"
 )
@@ -13,14 +14,19 @@ const (
 
 // punchHole deallocates a range of f, which then reads as zeroes; parts of
 // file system blocks at its ends are zeroed. The error is
-// errors.ErrUnsupported where the file system cannot do it.
+// errors.ErrUnsupported where the file system cannot do it, and errPunchAlign
+// where a device can, but not for this range.
 func punchHole(f *os.File, off, n int64) error {
 	if n == 0 {
 		return nil // fallocate refuses it
 	}
-	return retry(f, "fallocate", func(fd int) error {
+	err := retry(f, "fallocate", func(fd int) error {
 		return syscall.Fallocate(fd, fallocPunchHole|fallocKeepSize, off, n)
 	})
+	if errors.Is(err, syscall.EINVAL) { // the range is inside the file
+		return errPunchAlign
+	}
+	return err
 }
 
 // datasync leaves out what fsync does for the sake of time stamps.

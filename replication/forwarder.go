@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -31,7 +32,16 @@ type ForwarderConfig struct {
 	// may find much to do. Then the Forwarder is broken, with ErrTimeout.
 	Timeout time.Duration
 
-	lost func(off, n int64) // what is not on the secondary
+	lost  func(off, n int64) // what is not on the secondary
+	ended func()             // nothing is sent any more
+}
+
+// timeout is Timeout or what stands for it.
+func (c *ForwarderConfig) timeout() time.Duration {
+	if c.Timeout == 0 {
+		return defaultTimeout
+	}
+	return c.Timeout
 }
 
 const (
@@ -65,8 +75,10 @@ func (c *ForwarderConfig) setDefaults() {
 // known at Sync, at the end of a WriteFUA, and at Mark. No earlier answer is
 // of use: what the secondary's disk has between two checkpoints is undone in
 // a failover. Writes that overlap reach the secondary in the order of the
-// calls, one after the other. The first write that is lost makes the
-// Forwarder broken for good; from then on writes return that error.
+// calls, one after the other, and hold up nobody else; one that waits for an
+// earlier one is not sent if a later one replaces all of it. The first write
+// that is lost makes the Forwarder broken for good; from then on writes return
+// that error.
 //
 // Its methods may be called from any goroutine. None of its own runs: answers
 // are handled by those who wait for them, or by Run, which a host should keep
@@ -79,11 +91,14 @@ type Forwarder struct {
 	mu       sync.Mutex
 	state    State
 	err      error
-	marked   uint64 // the epoch of the last Mark
-	held     bool   // between Mark and Loaded
-	stable   uint64 // everything with a seq up to this is stable over there
-	inflight []*forward
-	queue    []*forward // to be sent, in order
+	marked   uint64     // the epoch of the last Mark
+	held     bool       // between Mark and Loaded
+	heldAt   time.Time  // since when
+	stable   uint64     // everything with a seq up to this is stable over there
+	flushed  bool       // there has been a flush: before it, nothing is known of what others wrote
+	inflight []*forward // sent, or waiting for earlier ones that are here too; at most WindowRequests
+	ready    []*forward // of inflight: waiting for nobody any more, to be sent
+	queue    []*forward // to be entered in inflight, in order
 	hold     []*forward // to be queued at Loaded
 	flushes  int        // in flight, not in inflight
 	bytes    int64      // cost of inflight and queue
@@ -94,6 +109,7 @@ type Forwarder struct {
 	wake     chan struct{}
 	deadline *time.Timer
 	flushAt  time.Time // when the oldest outstanding flush was sent
+	watched  bool      // deadline will fire
 }
 
 // forward is one write on its way.
@@ -104,8 +120,10 @@ type forward struct {
 	zero   bool
 	data   []byte // a copy, if it is or was queued
 	seq    uint64
-	index  int // in inflight
-	sent   time.Time
+	index  int         // in inflight
+	waits  int         // of inflight: earlier ones that overlap and are not answered
+	begun  bool        // it has been, or is about to be, handed to the remote; data is left alone from then on
+	sent   time.Time   // when that was
 	done   func(error) // f.finish of this, bound once
 }
 
@@ -125,6 +143,7 @@ func (w *forward) overlaps(o *forward) bool { return w.off < o.off+o.n && o.off 
 var (
 	_ Replicator = (*Forwarder)(nil)
 	_ Marker     = (*Forwarder)(nil)
+	_ Cutter     = (*Forwarder)(nil)
 	_ Disk       = (*Forwarder)(nil)
 	_ ZeroWriter = (*Forwarder)(nil)
 	_ Trimmer    = (*Forwarder)(nil)
@@ -198,16 +217,31 @@ func (f *Forwarder) Stop(_ context.Context, _ bool) error {
 	f.mu.Unlock()
 	f.tellLost(lost)
 	f.remote.Close()
+	if f.cfg.ended != nil {
+		f.cfg.ended()
+	}
 	return nil
 }
 
 // drop empties the queues, and returns what was in them. The caller holds mu.
 func (f *Forwarder) drop() []*forward {
-	for _, w := range f.queue {
+	lost := f.queue
+	sent := f.inflight[:0]
+	for _, w := range f.inflight {
+		if w.begun {
+			w.index = len(sent)
+			sent = append(sent, w)
+		} else {
+			lost = append(lost, w)
+		}
+	}
+	clear(f.inflight[len(sent):])
+	f.inflight = sent
+	for _, w := range lost {
 		f.bytes -= w.cost()
 	}
-	lost := append(f.queue, f.hold...)
-	f.queue, f.hold, f.holding = nil, nil, 0
+	lost = append(lost, f.hold...)
+	f.ready, f.queue, f.hold, f.holding = nil, nil, nil, 0
 	if f.deadline != nil {
 		f.deadline.Stop()
 	}
@@ -223,18 +257,34 @@ func (f *Forwarder) tellLost(lost []*forward) {
 	}
 }
 
-// breakOff makes the Forwarder broken. The caller does not hold mu.
-func (f *Forwarder) breakOff(err *BrokenError) {
+// Cut implements [Cutter]: the Forwarder is broken, with ErrCut, which nobody
+// needs to be told.
+func (f *Forwarder) Cut() { f.end(&BrokenError{Op: "connection", Err: ErrCut}) }
+
+// end makes the Forwarder broken, and reports whether it was not before. The
+// caller does not hold mu.
+func (f *Forwarder) end(err *BrokenError) bool {
 	f.mu.Lock()
 	if f.err != nil || f.state == Done {
 		f.mu.Unlock()
-		return
+		return false
 	}
 	f.err = err
 	lost := f.drop()
 	f.mu.Unlock()
 	f.tellLost(lost)
 	f.remote.Close()
+	if f.cfg.ended != nil {
+		f.cfg.ended()
+	}
+	return true
+}
+
+// breakOff makes the Forwarder broken, and says so. The caller does not hold mu.
+func (f *Forwarder) breakOff(err *BrokenError) {
+	if !f.end(err) {
+		return
+	}
 	f.cfg.Events.Publish(err.event(event.ModePrimary, f.cfg.Name))
 }
 
@@ -277,7 +327,7 @@ func (f *Forwarder) Trim(off, n int64) error { return f.WriteZeroes(off, n) }
 // stable on the secondary. It does not wait for what is held: that belongs to
 // an epoch whose Mark will.
 func (f *Forwarder) Sync() error {
-	return f.flush(context.Background(), nil)
+	return f.flush(context.Background(), false, nil)
 }
 
 // Larger writes are sent in parts, for other sides have their limits.
@@ -316,29 +366,76 @@ func (f *Forwarder) send(p []byte, off, n int64, fua bool) (seq uint64, err erro
 // sendPart sends or queues one part. The caller holds mu, which is released
 // meanwhile.
 func (f *Forwarder) sendPart(p []byte, off, n int64, fua bool) (seq uint64) {
-	w := f.newForward()
-	w.off, w.n, w.fua, w.zero = off, n, fua, p == nil
 	if f.held {
+		if k := len(f.hold); k > 0 && f.hold[k-1].replace(p, off, n, fua) {
+			return 0
+		}
+		w := f.newForward(off, n, fua, p == nil)
 		w.keep(p)
 		w.seq = 0 // answered does not wait for it
 		f.hold = append(f.hold, w)
 		f.holding += w.cost()
 		return 0
 	}
-	f.seq++
-	w.seq, seq = f.seq, f.seq
-	f.bytes += w.cost()
-	if len(f.queue) > 0 || f.overlapsInflight(w) {
-		w.keep(p)
-		f.queue = append(f.queue, w)
-		f.pump()
+	if len(f.queue) == 0 && !f.full() {
+		waits, last := f.overlapping(off, n)
+		if last != nil && last.replace(p, off, n, fua) {
+			return last.seq // when that is answered, so is this
+		}
+		w := f.number(f.newForward(off, n, fua, p == nil))
+		f.enter(w, waits)
+		if waits > 0 {
+			w.keep(p)
+			return w.seq
+		}
+		seq = w.seq
+		f.launch(w)
+		f.mu.Unlock()
+		f.start(w, p)
+		f.mu.Lock()
+		f.pump() // the answer, or that to another, may have been there already
 		return seq
 	}
-	f.launch(w)
-	f.mu.Unlock()
-	f.start(w, p)
-	f.mu.Lock()
+	w := f.number(f.newForward(off, n, fua, p == nil))
+	w.keep(p)
+	f.queue = append(f.queue, w)
+	seq = w.seq
+	f.pump()
 	return seq
+}
+
+// replace makes w, if it is not on its way, a later write of the same range,
+// and reports whether it could. Between the two there must not have been one
+// that overlaps.
+func (w *forward) replace(p []byte, off, n int64, fua bool) bool {
+	if w.begun || w.zero || p == nil || w.off != off || w.n != n {
+		return false
+	}
+	w.keep(p)
+	w.fua = w.fua || fua
+	return true
+}
+
+// number makes w the latest of what is outstanding. The caller holds mu.
+func (f *Forwarder) number(w *forward) *forward {
+	f.seq++
+	w.seq = f.seq
+	f.bytes += w.cost()
+	return w
+}
+
+// overlapsAny reports whether something that overlaps a range is on its way, or
+// is to be.
+func (f *Forwarder) overlapsAny(off, n int64) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := &forward{off: off, n: n}
+	for _, l := range [][]*forward{f.inflight, f.queue, f.hold} {
+		if slices.ContainsFunc(l, w.overlaps) {
+			return true
+		}
+	}
+	return false
 }
 
 // waitRoom waits until n more may be outstanding. The caller holds mu.
@@ -358,35 +455,50 @@ func (f *Forwarder) waitRoom(n int64) error {
 	}
 }
 
-func (f *Forwarder) newForward() *forward {
+func (f *Forwarder) newForward(off, n int64, fua, zero bool) *forward {
+	var w *forward
 	if k := len(f.free); k > 0 {
-		w := f.free[k-1]
+		w = f.free[k-1]
 		f.free = f.free[:k-1]
-		return w
+	} else {
+		w = &forward{f: f}
+		w.done = w.finish
 	}
-	w := &forward{f: f}
-	w.done = w.finish
+	w.off, w.n, w.fua, w.zero, w.begun = off, n, fua, zero, false
 	return w
 }
 
 // keep copies what is to be sent later.
 func (w *forward) keep(p []byte) { w.data = append(w.data[:0], p...) }
 
-func (f *Forwarder) overlapsInflight(w *forward) bool {
+// full reports whether inflight has all that it may have.
+func (f *Forwarder) full() bool { return len(f.inflight) >= f.cfg.WindowRequests }
+
+// overlapping returns how many of inflight overlap a range, and the latest of
+// them.
+func (f *Forwarder) overlapping(off, n int64) (count int, last *forward) {
 	for _, o := range f.inflight {
-		if w.overlaps(o) {
-			return true
+		if off < o.off+o.n && o.off < off+n {
+			count++
+			if last == nil || o.seq > last.seq {
+				last = o
+			}
 		}
 	}
-	return false
+	return count, last
 }
 
-// launch enters w as in flight. The caller holds mu, and calls start next,
-// without it.
-func (f *Forwarder) launch(w *forward) {
-	w.index = len(f.inflight)
-	w.sent = time.Now()
+// enter puts w, the latest, into inflight. The caller holds mu.
+func (f *Forwarder) enter(w *forward, waits int) {
+	w.index, w.waits = len(f.inflight), waits
 	f.inflight = append(f.inflight, w)
+}
+
+// launch makes w, of inflight, one that is on its way. The caller holds mu,
+// and calls start next, without it.
+func (f *Forwarder) launch(w *forward) {
+	w.begun = true
+	w.sent = time.Now()
 	f.watch()
 }
 
@@ -408,6 +520,13 @@ func (w *forward) finish(err error) {
 	f.inflight[w.index].index = w.index
 	f.inflight[last] = nil
 	f.inflight = f.inflight[:last]
+	for _, o := range f.inflight {
+		if o.seq > w.seq && o.waits > 0 && o.overlaps(w) {
+			if o.waits--; o.waits == 0 {
+				f.ready = append(f.ready, o)
+			}
+		}
+	}
 	f.bytes -= w.cost()
 	if cap(w.data) > 256<<10 {
 		w.data = nil
@@ -430,17 +549,28 @@ func (w *forward) finish(err error) {
 	f.breakOff(&BrokenError{Op: op, Off: off, Len: n, Err: err})
 }
 
-// pump sends what may be sent from the head of the queue. The caller holds
-// mu, which is released meanwhile.
+// pump sends what waits for nobody any more, and what there is room for of the
+// queue. The caller holds mu, which is released meanwhile.
 func (f *Forwarder) pump() {
-	for len(f.queue) > 0 && f.failed() == nil {
-		w := f.queue[0]
-		if f.overlapsInflight(w) {
+	for f.failed() == nil {
+		var w *forward
+		if k := len(f.ready); k > 0 {
+			w = f.ready[k-1]
+			f.ready[k-1] = nil
+			f.ready = f.ready[:k-1]
+		} else if len(f.queue) > 0 && !f.full() {
+			w = f.queue[0]
+			f.queue[0] = nil
+			if f.queue = f.queue[1:]; len(f.queue) == 0 {
+				f.queue = nil
+			}
+			waits, _ := f.overlapping(w.off, w.n)
+			f.enter(w, waits)
+			if waits > 0 {
+				continue
+			}
+		} else {
 			return
-		}
-		f.queue[0] = nil
-		if f.queue = f.queue[1:]; len(f.queue) == 0 {
-			f.queue = nil
 		}
 		f.launch(w)
 		f.mu.Unlock()

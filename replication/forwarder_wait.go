@@ -2,7 +2,9 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -17,6 +19,10 @@ func (f *Forwarder) broadcast() {
 // waitChange waits until something may have changed: it handles answers, if
 // nobody else does. The caller holds mu, which is released meanwhile.
 func (f *Forwarder) waitChange(ctx context.Context) {
+	if len(f.ready) > 0 {
+		f.pump()
+		return
+	}
 	if f.driving || len(f.inflight)+f.flushes == 0 {
 		if f.wake == nil {
 			f.wake = make(chan struct{})
@@ -37,6 +43,9 @@ func (f *Forwarder) waitChange(ctx context.Context) {
 // room for. The caller holds mu, which is released meanwhile.
 func (f *Forwarder) drive(ctx context.Context) {
 	f.driving = true
+	if len(f.ready) > 0 {
+		f.pump() // what is not sent has no answer
+	}
 	f.mu.Unlock()
 	err := f.remote.Progress(ctx)
 	if err != nil && ctx.Err() == nil {
@@ -109,13 +118,17 @@ func (f *Forwarder) answered(ctx context.Context, seq uint64) error {
 
 // flush waits for the answers to all that is queued or in flight now, and
 // then has it made stable. While that is under way it calls meanwhile, if not
-// nil; an error of that is returned first.
-func (f *Forwarder) flush(ctx context.Context, meanwhile func() error) error {
+// nil; an error of that is returned first. With always it has the disk over
+// there made stable also if this Forwarder has written nothing since it last
+// was: others may have.
+func (f *Forwarder) flush(ctx context.Context, always bool, meanwhile func() error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	seq := f.seq
 	err := f.waitUntil(ctx, func() bool { return !f.outstanding(seq) })
-	if err != nil || f.stable >= seq {
+	// The first is always sent: what is on the other side may have been written
+	// before this connection, and never have been flushed.
+	if err != nil || !always && f.flushed && f.stable >= seq {
 		if meanwhile != nil {
 			f.mu.Unlock()
 			local := meanwhile()
@@ -137,7 +150,7 @@ func (f *Forwarder) flush(ctx context.Context, meanwhile func() error) error {
 		f.mu.Lock()
 		done = true
 		if err == nil {
-			f.stable = max(f.stable, seq)
+			f.stable, f.flushed = max(f.stable, seq), true
 		}
 		f.flushes--
 		f.flushAt = time.Now()
@@ -160,9 +173,10 @@ func (f *Forwarder) flush(ctx context.Context, meanwhile func() error) error {
 
 // watch arms the deadline. The caller holds mu.
 func (f *Forwarder) watch() {
-	if len(f.inflight)+f.flushes > 1 {
-		return // armed when the first was sent
+	if f.watched {
+		return // checkDeadline looks for the oldest
 	}
+	f.watched = true
 	if f.deadline == nil {
 		f.deadline = time.AfterFunc(f.cfg.Timeout, f.checkDeadline)
 	} else {
@@ -172,20 +186,28 @@ func (f *Forwarder) watch() {
 
 func (f *Forwarder) checkDeadline() {
 	f.mu.Lock()
+	f.watched = false
 	if f.failed() != nil || len(f.inflight)+f.flushes == 0 {
 		f.mu.Unlock()
 		return
 	}
 	oldest := &BrokenError{Op: "flush", Err: ErrTimeout}
 	sent := f.flushAt
-	for i, w := range f.inflight {
-		if i == 0 && f.flushes == 0 || w.sent.Before(sent) {
+	first := f.flushes == 0
+	for _, w := range f.inflight {
+		if w.begun && (first || w.sent.Before(sent)) {
+			first = false
 			sent = w.sent
 			oldest = &BrokenError{Op: "write", Off: w.off, Len: w.n, Err: ErrTimeout}
 		}
 	}
+	if first { // nothing has been sent that is not answered
+		f.mu.Unlock()
+		return
+	}
 	left := f.cfg.Timeout - time.Since(sent)
 	if left > 0 {
+		f.watched = true
 		f.deadline.Reset(left)
 	}
 	f.mu.Unlock()
@@ -202,7 +224,7 @@ func (f *Forwarder) Mark(ctx context.Context, epoch uint64) error {
 	if err := f.beginHold(epoch); err != nil {
 		return err
 	}
-	return f.flush(ctx, nil)
+	return f.flush(ctx, true, nil)
 }
 
 // beginHold makes later writes wait for Loaded.
@@ -211,7 +233,7 @@ func (f *Forwarder) beginHold(epoch uint64) error {
 	defer f.mu.Unlock()
 	err := f.canHold(epoch)
 	if err == nil {
-		f.held, f.marked = true, epoch
+		f.held, f.marked, f.heldAt = true, epoch, time.Now()
 	}
 	return err
 }
@@ -253,4 +275,28 @@ func (f *Forwarder) Loaded(_ context.Context, epoch uint64) error {
 	f.broadcast()
 	f.pump()
 	return nil
+}
+
+// errHeld says that something waits for Loaded.
+var errHeld = errors.New("replication: held")
+
+// arrived waits until nothing that overlaps a range is on its way. The error is
+// errHeld if something is that waits for Loaded. The caller keeps writers away.
+func (f *Forwarder) arrived(ctx context.Context, off, n int64) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w := &forward{off: off, n: n}
+	if slices.ContainsFunc(f.hold, w.overlaps) {
+		return errHeld
+	}
+	return f.waitUntil(ctx, func() bool {
+		return !slices.ContainsFunc(f.inflight, w.overlaps) && !slices.ContainsFunc(f.queue, w.overlaps)
+	})
+}
+
+// unheld waits until nothing waits for Loaded.
+func (f *Forwarder) unheld(ctx context.Context) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.waitUntil(ctx, func() bool { return !f.held })
 }

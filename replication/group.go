@@ -8,8 +8,9 @@ import (
 )
 
 // Group is the disks of one guest, which are started, checkpointed and
-// stopped together. It is itself a [Replicator], a [Marker] and a [Preparer].
-// A Group is used by one goroutine at a time; only Err may be called from any.
+// stopped together. It is itself a [Replicator], a [Marker], a [Preparer] and a
+// [Cutter]. A Group is used by one goroutine at a time; only Err and Cut may be
+// called from any.
 //
 // Where QEMU's replication_*_all functions stop at the first error and leave
 // the rest as it was, a Group undoes a start that failed and stops all it can.
@@ -19,6 +20,7 @@ var (
 	_ Replicator = Group(nil)
 	_ Marker     = Group(nil)
 	_ Preparer   = Group(nil)
+	_ Cutter     = Group(nil)
 )
 
 // MemberError tells which disk of a [Group] failed, by its index.
@@ -46,6 +48,13 @@ func memberError(i int, op string, err error) error {
 // are joined. Start may then be repeated; a [Primary] that was stopped again
 // wants another Remote first.
 func (g Group) Start(ctx context.Context) error {
+	if len(g) > 1 {
+		together := newID()
+		err := each(g, "start", func(p interface{ prepareStart(ID) error }) error { return p.prepareStart(together) })
+		if err != nil {
+			return err
+		}
+	}
 	for i, r := range g {
 		err := memberError(i, "start", r.Start(ctx))
 		if err == nil {
@@ -107,6 +116,15 @@ func (g Group) Mark(ctx context.Context, epoch uint64) error {
 // their errors.
 func (g Group) Loaded(ctx context.Context, epoch uint64) error {
 	return each(g, "loaded", func(m Marker) error { return m.Loaded(ctx, epoch) })
+}
+
+// Cut cuts those members that are Cutters, in order.
+func (g Group) Cut() {
+	for _, r := range g {
+		if c, ok := r.(Cutter); ok {
+			c.Cut()
+		}
+	}
 }
 
 func all(g Group, op string, do func(Replicator) error) error {

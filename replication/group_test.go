@@ -194,3 +194,16 @@ func TestEmptyGroupIsAlwaysReady(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// cuttable is a member whose guest may wait for the other side.
+type cuttable struct{ member }
+
+func (m *cuttable) Cut() { m.do("cut", "") }
+
+func TestGroupCutsThoseThatCanBeCut(t *testing.T) {
+	log := &callLog{}
+	g := Group{&member{name: "a", log: log}, &cuttable{member{name: "b", log: log}}, &cuttable{member{name: "c", log: log}}}
+	g.Cut()
+	wantCalls(t, "cut", log, "b cut", "c cut")
+	Group(nil).Cut()
+}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
+	"math"
 	"sync"
 )
 
@@ -14,6 +15,9 @@ import (
 //
 //	magic u32, sectors u32, seq u64, nonce [16], block u64, data sum u32, header sum u32
 //
+// or, with another magic, by nothing: then the blocks, whose number takes the
+// place of that of sectors, are zero.
+//
 // A record counts if its nonce is that of the superblock, its seq is the
 // number of records before it, and both sums are right; the first that does
 // not count ends the log. The nonce is random and the guest never sees it, so
@@ -22,7 +26,7 @@ import (
 // Appending waits until the record is stable. Appends that come while a sync
 // is under way share the next one.
 type hiddenLog struct {
-	dev Disk
+	dev *stableDisk
 
 	mu      sync.Mutex
 	nonce   [16]byte
@@ -47,6 +51,7 @@ func newBatch() *batch { return &batch{done: make(chan struct{}), lead: make(cha
 
 const (
 	recordMagic  = 0x7265636c
+	zeroesMagic  = 0x7a65726f
 	recordHeader = SectorSize
 	recordFields = 4 + 4 + 8 + 16 + 8 + 4 + 4
 )
@@ -96,6 +101,19 @@ func (l *hiddenLog) fail(err error) {
 // appendBlocks appends a record with p, the content of the blocks from b0 on,
 // and returns its slot when it is stable.
 func (l *hiddenLog) appendBlocks(b0 int64, p []byte) (slot uint32, half bool, err error) {
+	return l.add(recordMagic, uint32(len(p)/SectorSize), b0, p)
+}
+
+// appendZeroes appends a record of n blocks of zeroes, and returns when it is
+// stable.
+func (l *hiddenLog) appendZeroes(b0, n int64) (half bool, err error) {
+	for ; n > 0 && err == nil; b0, n = b0+math.MaxUint32, n-math.MaxUint32 {
+		_, half, err = l.add(zeroesMagic, uint32(min(n, math.MaxUint32)), b0, nil)
+	}
+	return half, err
+}
+
+func (l *hiddenLog) add(magic, count uint32, b0 int64, p []byte) (slot uint32, half bool, err error) {
 	l.mu.Lock()
 	if l.err != nil {
 		l.mu.Unlock()
@@ -110,7 +128,7 @@ func (l *hiddenLog) appendBlocks(b0 int64, p []byte) (slot uint32, half bool, er
 	if len(l.pending) == 0 {
 		l.at = l.end
 	}
-	l.pending = l.appendRecord(l.pending, b0, p)
+	l.pending = l.appendRecord(l.pending, magic, count, b0, p)
 	slot = uint32((l.end + recordHeader) / SectorSize)
 	l.end = next
 	l.seq++
@@ -157,11 +175,11 @@ func (l *hiddenLog) appendBlocks(b0 int64, p []byte) (slot uint32, half bool, er
 	return slot, half, failed
 }
 
-func (l *hiddenLog) appendRecord(buf []byte, b0 int64, p []byte) []byte {
+func (l *hiddenLog) appendRecord(buf []byte, magic, count uint32, b0 int64, p []byte) []byte {
 	at := len(buf)
 	le := binary.LittleEndian
-	buf = le.AppendUint32(buf, recordMagic)
-	buf = le.AppendUint32(buf, uint32(len(p)/SectorSize))
+	buf = le.AppendUint32(buf, magic)
+	buf = le.AppendUint32(buf, count)
 	buf = le.AppendUint64(buf, l.seq)
 	buf = append(buf, l.nonce[:]...)
 	buf = le.AppendUint64(buf, uint64(b0))
@@ -171,8 +189,9 @@ func (l *hiddenLog) appendRecord(buf []byte, b0 int64, p []byte) []byte {
 	return append(buf, p...)
 }
 
-// replay hands the blocks of the log to apply, in order.
-func (l *hiddenLog) replay(ctx context.Context, apply func(block int64, p []byte) error) error {
+// replay hands the blocks of the log to apply, in order; n bytes from a block
+// on, which are p, or zeroes if that is nil.
+func (l *hiddenLog) replay(ctx context.Context, apply func(block, n int64, p []byte) error) error {
 	var head [recordHeader]byte
 	data := make([]byte, min(int64(len(zeroes)), l.dev.Size()))
 	le := binary.LittleEndian
@@ -188,8 +207,12 @@ func (l *hiddenLog) replay(ctx context.Context, apply func(block int64, p []byte
 			return err
 		}
 		n := int64(le.Uint32(head[4:])) * SectorSize
+		zero := le.Uint32(head[:]) == zeroesMagic
+		if zero {
+			n = 0
+		}
 		pos += recordHeader
-		if le.Uint32(head[:]) != recordMagic || le.Uint64(head[8:]) != seq || [16]byte(head[16:32]) != l.nonce ||
+		if le.Uint32(head[:]) != recordMagic && !zero || le.Uint64(head[8:]) != seq || [16]byte(head[16:32]) != l.nonce ||
 			le.Uint32(head[recordFields-4:]) != crc32.Checksum(head[:recordFields-4], castagnoli) ||
 			n > int64(len(data)) || pos+n > l.dev.Size() {
 			return nil
@@ -202,9 +225,14 @@ func (l *hiddenLog) replay(ctx context.Context, apply func(block int64, p []byte
 			return nil
 		}
 		block := int64(le.Uint64(head[32:]))
+		if zero {
+			if err := apply(block, int64(le.Uint32(head[4:]))*BlockSize, nil); err != nil {
+				return err
+			}
+		}
 		for p := data[:n]; len(p) > 0; block++ {
 			c := min(len(p), BlockSize)
-			if err := apply(block, p[:c]); err != nil {
+			if err := apply(block, int64(c), p[:c]); err != nil {
 				return err
 			}
 			p = p[c:]

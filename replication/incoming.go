@@ -1,5 +1,7 @@
 package replication
 
+import "bytes"
+
 // Export returns the disk that the primary writes, to be served to it (by
 // replication/nbd). In state None it is the secondary disk, for the first
 // synchronisation. In state Running a write first saves what it replaces;
@@ -16,11 +18,11 @@ var (
 	_ ZeroWriter = incoming{}
 )
 
-func (x incoming) Size() int64 { return x.s.size }
+func (x incoming) Size() int64 { return x.s.size.Load() }
 
 func (x incoming) ReadAt(p []byte, off int64) (int, error) {
 	s := x.s
-	if err := checkRange(off, int64(len(p)), s.size); err != nil {
+	if err := checkRange(off, int64(len(p)), s.size.Load()); err != nil {
 		return 0, err
 	}
 	h := s.lockBlocks(off, int64(len(p)), true)
@@ -43,15 +45,14 @@ func (x incoming) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (x incoming) Trim(off, n int64) error {
-	t, ok := x.s.disk.(Trimmer)
-	if !ok {
+	if _, ok := x.s.disk.Disk.(Trimmer); !ok {
 		return nil // a hint; the primary forwards what must read as zeroes as such
 	}
-	return x.change(off, n, func() error { return t.Trim(off, n) })
+	return x.change(off, n, func() error { _, err := x.s.disk.trim(off, n); return err })
 }
 
 func (x incoming) WriteZeroes(off, n int64) error {
-	return x.change(off, n, func() error { return WriteZeroes(x.s.disk, off, n) })
+	return x.change(off, n, func() error { return x.s.disk.WriteZeroes(off, n) })
 }
 
 // Sync makes what the primary has written stable.
@@ -68,11 +69,11 @@ func (x incoming) Sync() error {
 // the old content is safe.
 func (x incoming) change(off, n int64, write func() error) error {
 	s := x.s
-	if err := checkRange(off, n, s.size); err != nil {
+	if err := checkRange(off, n, s.size.Load()); err != nil {
 		return err
 	}
-	if s.gated.Load() {
-		return ErrGated
+	if _, err := s.life.admit(); err == ErrGated {
+		return ErrGated // without waiting for what shuts the gate
 	}
 	h := s.lockBlocks(off, n, false)
 	half, err := s.changeLocked(off, n, write)
@@ -85,25 +86,21 @@ func (x incoming) change(off, n int64, write func() error) error {
 }
 
 func (s *Secondary) changeLocked(off, n int64, write func() error) (half bool, err error) {
-	switch s.State() {
-	case None:
-	case Running:
-		if s.gated.Load() { // since the caller has looked
-			return false, ErrGated
+	st, err := s.life.admit()
+	switch {
+	case err != nil:
+		return false, err
+	case st == None:
+		if err := s.keep(off, n); err != nil {
+			return false, err
 		}
-		if s.faulty.Load() {
-			// No checkpoint will ever have this write.
-			return false, s.Err()
-		}
+	default:
 		if half, err = s.saveOld(off, n); err != nil {
 			return half, s.latch("pre-image", off, n, err)
 		}
-	default:
-		return false, ErrGated
 	}
-	s.unsynced.Store(true)
 	if err := write(); err != nil {
-		if s.State() == Running {
+		if st == Running {
 			err = s.latch("write", off, n, err)
 		}
 		return half, err
@@ -113,9 +110,47 @@ func (s *Secondary) changeLocked(off, n int64, write func() error) (half bool, e
 
 // saveOld copies the blocks that [off, off+n) touches into the hidden
 // overlay, those that are not there yet: the first pre-image since the
-// checkpoint is the one that counts.
+// checkpoint is the one that counts. Of large ranges holes are not read.
 func (s *Secondary) saveOld(off, n int64) (half bool, err error) {
 	b0, b1 := blockRange(off, n)
+	if n < holesFrom {
+		return s.saveRange(b0, b1)
+	}
+	b, pos := b0, b0*BlockSize
+	end := min(b1*BlockSize, s.size.Load())
+	extents := Extents(s.disk.Disk, pos, end-pos, func(n int64, flags uint32) bool {
+		pos += n
+		last := pos / BlockSize // whole blocks only; the rest goes with the next
+		if pos == end {
+			last = b1
+		}
+		if flags&ExtentZero == 0 {
+			last = min((pos+BlockSize-1)/BlockSize, b1)
+		}
+		if last <= b {
+			return true
+		}
+		var h bool
+		if flags&ExtentZero != 0 {
+			h, err = s.saveZeroes(b, last)
+		} else {
+			h, err = s.saveRange(b, last)
+		}
+		half, b = half || h, last
+		return err == nil
+	})
+	if err == nil && extents != nil {
+		h, err := s.saveRange(b, b1) // as if all were data
+		return half || h, err
+	}
+	return half, err
+}
+
+// holesFrom is from how many bytes on it is worth asking for holes.
+const holesFrom = 1 << 20
+
+// saveRange saves those of the blocks [b0, b1) that are not saved.
+func (s *Secondary) saveRange(b0, b1 int64) (half bool, err error) {
 	for b := b0; b < b1; b++ {
 		if s.hidden.lookup(b).held() != 0 {
 			continue
@@ -135,13 +170,70 @@ func (s *Secondary) saveOld(off, n int64) (half bool, err error) {
 }
 
 // saveBlocks copies the blocks [b0, b1), of which the hidden overlay holds
-// nothing.
+// nothing. Those of zeroes take no room.
 func (s *Secondary) saveBlocks(b0, b1 int64) (half bool, err error) {
 	buf := buffers.Get().(*[256 << 10]byte)
 	defer buffers.Put(buf)
-	old := buf[:min(b1*BlockSize, s.size)-b0*BlockSize]
+	old := buf[:min(b1*BlockSize, s.size.Load())-b0*BlockSize]
 	if err := readFull(s.disk, old, b0*BlockSize); err != nil {
 		return false, err
 	}
-	return s.hidden.put(b0, b1, old)
+	for b0 < b1 {
+		c, zero := b0+1, isZero(firstBlocks(old, 1))
+		for c < b1 && isZero(firstBlocks(old[(c-b0)*BlockSize:], 1)) == zero {
+			c++
+		}
+		p := firstBlocks(old, c-b0)
+		var h bool
+		if zero {
+			h, err = s.hidden.putZeroes(b0, c, s.sectorsOf)
+		} else {
+			h, err = s.hidden.put(b0, c, p)
+		}
+		if half = half || h; err != nil {
+			return half, err
+		}
+		b0, old = c, old[len(p):]
+	}
+	return half, nil
+}
+
+// saveZeroes saves those of the blocks [b0, b1), which are zero, that are not
+// saved.
+func (s *Secondary) saveZeroes(b0, b1 int64) (half bool, err error) {
+	for b := b0; b < b1; b++ {
+		if s.hidden.lookup(b).held() != 0 {
+			continue
+		}
+		c := b + 1
+		for c < b1 && s.hidden.lookup(c).held() == 0 {
+			c++
+		}
+		h, err := s.hidden.putZeroes(b, c, s.sectorsOf)
+		if half = half || h; err != nil {
+			return half, err
+		}
+		b = c - 1
+	}
+	return half, nil
+}
+
+// sectorsOf returns the sectors that block b has: all, but at the end of the
+// disk.
+func (s *Secondary) sectorsOf(b int64) uint8 { return sectorsAt(b, s.size.Load()) }
+
+func sectorsAt(b, size int64) uint8 {
+	return uint8(1<<(min(BlockSize, size-b*BlockSize)/SectorSize) - 1)
+}
+
+func firstBlocks(p []byte, n int64) []byte { return p[:min(int64(len(p)), n*BlockSize)] }
+
+func isZero(p []byte) bool {
+	for len(p) > len(zeroes) {
+		if !bytes.Equal(p[:len(zeroes)], zeroes[:]) {
+			return false
+		}
+		p = p[len(zeroes):]
+	}
+	return bytes.Equal(p, zeroes[:len(p)])
 }

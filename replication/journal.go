@@ -28,9 +28,12 @@ import (
 // checkpoints, a superblock first says of each that it is prepared; see
 // RecoverGroup.
 //
+// A superblock says of which copy of which disk the journal is, so that it is
+// never applied to another, if the disk keeps its own [Metadata].
+//
 // A Journal is used by one Secondary.
 type Journal struct {
-	hidden, active Disk
+	hidden, active *stableDisk
 
 	mu    sync.Mutex
 	super superblock
@@ -59,17 +62,23 @@ type superblock struct {
 	epoch    uint64
 	size     uint64 // of the secondary disk
 	nonce    [16]byte
-	entries  uint64 // in the map of the active device, in state Failover
-	entrySum uint32 // checksum of the map
-	prepared uint64 // the epoch of which the disk has everything too, in state Running; 0: none
+	entries  uint64   // in the map of the active device, in state Failover
+	entrySum uint32   // checksum of the map
+	prepared uint64   // the epoch of which the disk has everything too, in state Running; 0: none
+	id       Identity // of the disk: whose journal it is, and who the disk is at epoch
+	// start names a start of several disks together; pending: this one has not
+	// been started yet. They change before the first of a Group is started, and
+	// when each is.
+	start   ID
+	pending bool
 }
 
 const (
-	superMagic   = "lockstep journal 1\n"
+	superMagic   = "lockstep journal 2\n"
 	superSlot    = 4096 // each of the two has a physical block of its own
 	logStart     = 2 * superSlot
 	minJournal   = 64 << 10 // of each device
-	superEncoded = 24 + 8*4 + 16 + 8 + 4 + 8 + 4
+	superEncoded = 24 + 8*4 + 16 + 8 + 4 + 8 + (identityEncoded - 16) + 16 + 4 + 4
 )
 
 func (b *superblock) encode() []byte {
@@ -84,6 +93,9 @@ func (b *superblock) encode() []byte {
 	le.PutUint64(p[72:], b.entries)
 	le.PutUint32(p[80:], b.entrySum)
 	le.PutUint64(p[84:], b.prepared)
+	copy(p[92:], b.id.append(nil))
+	copy(p[superEncoded-24:], b.start[:])
+	p[superEncoded-8] = bit(b.pending)
 	le.PutUint32(p[superEncoded-4:], crc32.Checksum(p[:superEncoded-4], castagnoli))
 	return p
 }
@@ -102,7 +114,9 @@ func (b *superblock) decode(p []byte) bool {
 	b.entries = le.Uint64(p[72:])
 	b.entrySum = le.Uint32(p[80:])
 	b.prepared = le.Uint64(p[84:])
-	return true
+	copy(b.start[:], p[superEncoded-24:])
+	b.pending = p[superEncoded-8] != 0
+	return b.id.decode(p[92:])
 }
 
 // OpenJournal opens the journal on two devices, whose sizes bound the
@@ -115,7 +129,7 @@ func OpenJournal(hidden, active Disk) (*Journal, error) {
 	if hidden.Size() < minJournal || hidden.Size() > SectorSize*math.MaxUint32 || active.Size() < minJournal {
 		return nil, fmt.Errorf("%w: devices of %d and %d bytes for a journal, want at least %d each and at most 2 TiB", ErrSize, hidden.Size(), active.Size(), minJournal)
 	}
-	j := &Journal{hidden: hidden, active: active}
+	j := &Journal{hidden: newStableDisk(hidden, "log of pre-images"), active: newStableDisk(active, "active overlay")}
 	blank, found := 0, false
 	for i := range 2 {
 		var p [SectorSize]byte
@@ -135,7 +149,7 @@ func OpenJournal(hidden, active Disk) (*Journal, error) {
 	if !found && blank < 2 {
 		return nil, fmt.Errorf("%w: no valid superblock", ErrCorrupt)
 	}
-	j.log = &hiddenLog{dev: hidden, nonce: j.super.nonce, end: logStart, batch: newBatch()}
+	j.log = &hiddenLog{dev: j.hidden, nonce: j.super.nonce, end: logStart, batch: newBatch()}
 	return j, nil
 }
 
@@ -185,17 +199,23 @@ func (j *Journal) Clean() bool {
 	return st == None || st == Done
 }
 
-// attach gives s the overlays that the journal keeps.
+// attach gives s the overlays that the journal keeps, and who the disk is if
+// the disk itself does not keep that.
 func (j *Journal) attach(s *Secondary) error {
 	if !j.Clean() {
 		return ErrUnclean
 	}
 	j.mu.Lock()
-	j.super.size = uint64(s.size)
+	if _, ok := s.disk.Disk.(MetadataKeeper); !ok && j.super.id.Copy != (ID{}) && j.super.size == uint64(s.size.Load()) {
+		s.meta.mu.Lock()
+		s.meta.id = j.super.id
+		s.meta.mu.Unlock()
+	}
+	j.super.size = uint64(s.size.Load())
 	j.mu.Unlock()
 	n := j.activeSlots()
-	s.hidden = newOverlay("hidden", s.size, math.MaxInt64, j.log)
-	s.active = newOverlay("active", s.size, n*BlockSize, deviceSlots{j.active, j.activeData()})
+	s.hidden = newOverlay("hidden", s.size.Load(), math.MaxInt64, j.log)
+	s.active = newOverlay("active", s.size.Load(), n*BlockSize, deviceSlots{j.active, j.activeData()})
 	s.active.solid = true
 	s.stable = j
 	return nil
@@ -225,14 +245,18 @@ func (j *Journal) store(b superblock) error {
 
 // setRunning implements stableState. The one write that it does is the commit
 // point of a checkpoint.
-func (j *Journal) setRunning(epoch uint64) error {
+func (j *Journal) setRunning(epoch uint64, id Identity) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if err := j.log.failed(); err != nil {
 		return err
 	}
 	b := j.super
-	b.state, b.epoch, b.prepared, b.entries, b.entrySum = Running, epoch, 0, 0, 0
+	b.state, b.epoch, b.prepared, b.entries, b.entrySum, b.id = Running, epoch, 0, 0, 0, id
+	if !b.pending {
+		b.start = ID{}
+	}
+	b.pending = false
 	rand.Read(b.nonce[:])
 	return j.store(b)
 }
@@ -279,14 +303,35 @@ func (j *Journal) setFailover(active *overlay) error {
 	return j.store(b)
 }
 
-func (j *Journal) setDone() error {
+// setStarting implements stableState.
+func (j *Journal) setStarting(together ID) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if err := j.log.failed(); err != nil {
+		return err
+	}
+	b := j.super
+	b.start, b.pending = together, true
+	return j.store(b)
+}
+
+func (j *Journal) setDone(id Identity) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.super.state == Done && j.err == nil {
 		return nil
 	}
 	b := j.super
-	b.state, b.prepared = Done, 0
+	b.state, b.prepared, b.id, b.start, b.pending = Done, 0, id, ID{}, false
+	return j.store(b)
+}
+
+// setForgotten implements stableState: there is no checkpoint any more.
+func (j *Journal) setForgotten(id Identity) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	b := j.super
+	b.state, b.epoch, b.prepared, b.id = None, 0, 0, id
 	return j.store(b)
 }
 
@@ -370,4 +415,12 @@ func (j *Journal) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "journal: %v, epoch %d", st, epoch)
 	return b.String()
+}
+
+// Identity returns who the disk of the journal's last user is at the epoch that
+// State says; for how the disk is known, see [Metadata].
+func (j *Journal) Identity() Identity {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.super.id
 }

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"path/filepath"
 	"testing"
 
@@ -36,6 +37,7 @@ func TestJournalInFilesSurvivesAKill(t *testing.T) {
 	want(t, "the guest's view", s, 0x33, 0, half)
 	want(t, "the guest's view", s, 0x11, half, half)
 
+	must(t, errors.Join(d.Close(), j.Close())) // as the kernel does for it
 	d, j = openJournaled(t, dir)
 	_, err = NewSecondary(d, SecondaryConfig{Journal: j})
 	wantErr(t, "an unclean journal", err, ErrUnclean)
@@ -57,6 +59,7 @@ func TestJournalInFilesSurvivesAKill(t *testing.T) {
 	write(t, s, 0x66, BlockSize, 100)
 	must(t, s.WriteZeroes(half, BlockSize))
 	must(t, s.Stop(ctx, true))
+	must(t, errors.Join(d.Close(), j.Close()))
 	d, j = openJournaled(t, dir)
 	if _, failedOver, err := j.Recover(ctx, d); err != nil || !failedOver {
 		t.Fatalf("failover %v, %v", failedOver, err)

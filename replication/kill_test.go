@@ -6,6 +6,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -16,6 +17,8 @@ import (
 	"testing"
 	"time"
 )
+
+var killCount = flag.Int("kills", 25, "how often the secondary's process is killed")
 
 const (
 	killSize   = 256 << 10
@@ -83,8 +86,7 @@ func TestJournalSurvivesSIGKILLAtAnyMoment(t *testing.T) {
 	dir := t.TempDir()
 	d, err := CreateFile(filepath.Join(dir, "disk"), killSize)
 	must(t, err)
-	defer d.Close()
-	kills := 25
+	kills := *killCount
 	if testing.Short() || raceEnabled {
 		kills = 5
 	}
@@ -92,6 +94,7 @@ func TestJournalSurvivesSIGKILLAtAnyMoment(t *testing.T) {
 	var checkpoints uint64
 	for kill := range kills {
 		start := read(t, d, 0, killSize)
+		must(t, d.Close()) // the process has it to itself
 		cmd := exec.Command(os.Args[0], "-test.run=^TestJournalSurvivesSIGKILLAtAnyMoment$")
 		cmd.Env = append(os.Environ(), "REPLICATION_KILL_DIR="+dir)
 		var stderr bytes.Buffer
@@ -112,6 +115,8 @@ func TestJournalSurvivesSIGKILLAtAnyMoment(t *testing.T) {
 			t.Fatalf("the process ended by itself: %v, %s", err, stderr.String())
 		}
 
+		d, err = OpenFile(filepath.Join(dir, "disk"))
+		must(t, err)
 		j, err := OpenJournalFiles(filepath.Join(dir, "journal"), 1<<20)
 		must(t, err)
 		epoch, failedOver, err := j.Recover(ctx, d)
@@ -129,5 +134,6 @@ func TestJournalSurvivesSIGKILLAtAnyMoment(t *testing.T) {
 		wantBytes(t, fmt.Sprintf("kill %d: the disk of epoch %d", kill, epoch), read(t, d, 0, killSize), start, 0)
 		checkpoints += epoch
 	}
+	must(t, d.Close())
 	t.Logf("%d kills, %d checkpoints", kills, checkpoints)
 }

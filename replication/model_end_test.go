@@ -43,12 +43,18 @@ func (m *model) end() bool {
 		if err == nil {
 			break
 		}
-		if m.journal && m.j.failed() != nil {
-			// A journal that failed is not trusted again; the host is
-			// restarted.
+		if m.journal && (m.j.failed() != nil || m.s.disk.failed() != nil) {
+			// What failed once is not trusted again; the host is restarted.
 			m.setPower(0)
 			m.disk.Sync()
 			return m.recover()
+		}
+		if m.s.disk.failed() != nil {
+			m.secondaryRead()
+			if err := m.s.Sync(); failover && err == nil {
+				m.fail("a flush is answered after a sync has failed")
+			}
+			return false // the guest goes on with a disk that cannot be flushed
 		}
 		if tries == 10 {
 			m.fail("stop: %v", err)
@@ -71,6 +77,9 @@ func (m *model) end() bool {
 		if err := m.s.Sync(); err != nil && !m.broken && !m.out() {
 			m.fail("sync: %v", err)
 		} else if err == nil {
+			if m.s.disk.failed() != nil {
+				m.fail("a flush is answered after a sync has failed")
+			}
 			m.synced, m.since = bytes.Clone(m.secondary), make(map[int64][][]byte)
 		}
 		for m.chance(2) {

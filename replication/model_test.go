@@ -145,7 +145,7 @@ func (m *model) run() {
 			panic(fmt.Sprintf("seed %d: %+v", seed, e)) // nothing here takes so long
 		}
 	})
-	m.p, err = NewPrimary(m.local, PrimaryConfig{Events: events, Forward: ForwarderConfig{
+	m.p, err = NewPrimary(m.local, PrimaryConfig{Overwrite: true, Events: events, Forward: ForwarderConfig{
 		WindowRequests: 1 + m.rng.IntN(8), WindowBytes: int64(1+m.rng.IntN(16)) * BlockSize,
 	}})
 	if err != nil {

@@ -269,6 +269,8 @@ func (m *memorySlots) writeSlot(slot uint32, p []byte, at int) error {
 // is stable.
 type appender interface {
 	appendBlocks(b0 int64, p []byte) (slot uint32, half bool, err error)
+	// appendZeroes is appendBlocks for n blocks of zeroes, which have no slots.
+	appendZeroes(b0, n int64) (half bool, err error)
 	stride() uint32
 }
 
@@ -299,6 +301,24 @@ func (o *overlay) put(b0, b1 int64, p []byte) (half bool, err error) {
 		}
 		o.hold(b, uint8(1<<(c/SectorSize)-1), 0)
 		p = p[c:]
+	}
+	return half, nil
+}
+
+// putZeroes stores zeroes as the content of blocks [b0, b1), of which nothing is
+// held; sectors says which there are. They take no room but in the map, and in a
+// log a header.
+func (o *overlay) putZeroes(b0, b1 int64, sectors func(b int64) uint8) (half bool, err error) {
+	if half, err = o.reserve(b0, b1, false); err != nil {
+		return half, err
+	}
+	if log, logged := o.store.(appender); logged {
+		if half, err = log.appendZeroes(b0, b1-b0); err != nil {
+			return half, err
+		}
+	}
+	for b := b0; b < b1; b++ {
+		o.hold(b, 0, sectors(b))
 	}
 	return half, nil
 }

@@ -2,7 +2,9 @@ package replication
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"sync/atomic"
 
@@ -22,8 +24,21 @@ type PrimaryConfig struct {
 	// are those above.
 	Forward ForwarderConfig
 	// InSync promises that the secondary disk is, from the beginning, a copy
-	// of this one, so that no first synchronisation is needed. See Verify.
+	// of this one, so that no first synchronisation is needed. See Verify. It
+	// counts for the first Remote that is attached, and only if the other side
+	// does not know better.
 	InSync bool
+	// Overwrite permits that a secondary's copy is overwritten as a whole that
+	// is blank, or of which nothing is known, or that is of another disk, newer
+	// than this one, or has diverged. Without it Attach refuses those.
+	Overwrite bool
+	// PermitOutdated lets the guest have a disk whose metadata says that it is
+	// inconsistent, or outdated.
+	PermitOutdated bool
+	// Gate is asked before each write, flush, trim or zeroing is answered to
+	// the guest: while it is shut, the answer waits. Nil: always open. See
+	// Fence for those that wait when the guest is given up.
+	Gate Gate
 }
 
 // Primary is the disk of the guest on the primary host, and the [Replicator]
@@ -42,32 +57,34 @@ type PrimaryConfig struct {
 // called from any goroutine, but Attach, Synchronise, Start, Mark, Loaded and
 // Stop one at a time.
 type Primary struct {
-	local Disk
-	size  int64
+	local *stableDisk
+	size  atomic.Int64
 	cfg   PrimaryConfig
 	locks rangeLock
+	meta  *Metadata
+	gate  gate
 
-	// dirty is what the attached secondary does not have: it is not
-	// forwarded but copied by Synchronise. It has every bit set that is not
-	// known to be clear.
-	dirty *Bitmap
-	// epoch is what has been written since the last Mark, older what was
-	// written before it but since the last Mark that is Loaded. Both may be
-	// undone on the secondary.
-	epoch, older *Bitmap
+	io      ioStats     // of the guest
+	room    room        // what the secondary can take until the next Mark
+	peer    peer        // what the secondary has
+	resumed atomic.Bool // the generation was another process's, and nobody knows yet how it goes on
 
 	link atomic.Pointer[Forwarder] // nil: detached
+	lost lostOnce
 
 	synced bool // a secondary has been a copy; Synchronise's
 
 	mu       sync.Mutex
 	state    State
+	joined   bool          // Attach has succeeded once
+	used     bool          // a run has begun in the present generation
 	attached chan struct{} // closed by Attach and Stop, for Run
 }
 
 var (
 	_ Replicator = (*Primary)(nil)
 	_ Marker     = (*Primary)(nil)
+	_ Cutter     = (*Primary)(nil)
 	_ Disk       = (*Primary)(nil)
 	_ Trimmer    = (*Primary)(nil)
 	_ ZeroWriter = (*Primary)(nil)
@@ -76,7 +93,9 @@ var (
 
 // NewPrimary returns a Primary over local, in state None and with no
 // secondary. The caller keeps local, and from now on writes it only through
-// the Primary. The error is ErrSize if the size of local is of no use.
+// the Primary. The error is ErrSize if the size of local is of no use, and
+// ErrInconsistent or ErrOutdated if its metadata says that a guest should not
+// have it, see PermitOutdated.
 func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 	size := local.Size()
 	if err := checkSize("the disk", size); err != nil {
@@ -84,12 +103,13 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 	}
 	cfg.Forward.Name, cfg.Forward.Events = cfg.Name, cfg.Events
 	p := &Primary{
-		local: local, size: size, cfg: cfg, synced: cfg.InSync,
-		dirty: NewBitmap(size), epoch: NewBitmap(size), older: NewBitmap(size),
-		attached: make(chan struct{}),
+		local: newStableDisk(local, "disk"), cfg: cfg, synced: cfg.InSync,
+		peer: newPeer(size), attached: make(chan struct{}),
 	}
-	if !cfg.InSync {
-		p.dirty.Set(0, size)
+	p.size.Store(size)
+	p.gate.init(cfg.Gate)
+	if err := p.openMetadata(local); err != nil {
+		return nil, err
 	}
 	return p, nil
 }
@@ -99,17 +119,29 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 // what is in sync are forwarded from now on; the rest is for Synchronise.
 // While replication runs the error is ErrRunning. A Remote that was attached
 // before is closed.
+//
+// If the Remote is [Identified], the two sides tell each other who they are: a
+// copy that was this disk's secondary before lacks what has been written since
+// its last checkpoint, another copy of this disk everything. A copy of nothing
+// that is known is ErrIdentity, and so is that of another disk; a newer copy is
+// ErrOutdated, which is then recorded of this one, and one whose guest also went
+// on is ErrDiverged, unless Overwrite permits to overwrite it.
 func (p *Primary) Attach(remote Remote) error {
-	if remote.Size() != p.size {
-		return fmt.Errorf("%w: the local disk has %d bytes, the secondary's %d", ErrSize, p.size, remote.Size())
+	if remote.Size() != p.size.Load() {
+		return fmt.Errorf("%w: the local disk has %d bytes, the secondary's %d", ErrSize, p.size.Load(), remote.Size())
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.state == Running {
 		return ErrRunning
 	}
+	theirs, lacks, err := p.join(remote)
+	if err != nil {
+		return err
+	}
 	cfg := p.cfg.Forward
-	cfg.lost = p.dirty.Set
+	cfg.lost = p.peer.dirty.Set
+	cfg.ended = p.room.free
 	f := NewForwarder(remote, cfg)
 	if err := f.Start(context.Background()); err != nil {
 		return err
@@ -118,9 +150,12 @@ func (p *Primary) Attach(remote Remote) error {
 		old.Stop(context.Background(), false) // nobody waits for room in it any more
 	}
 	// No write is between the account of it and its forwarding.
-	h := p.locks.lock(0, p.size, false)
+	h := p.lockAll()
 	defer p.locks.unlock(h)
 	p.detach()
+	if err := p.joinedTo(theirs, lacks); err != nil {
+		return err
+	}
 	p.link.Store(f)
 	p.state = None
 	p.changed()
@@ -141,7 +176,7 @@ func (p *Primary) Detach() error {
 		return nil
 	}
 	err := f.Stop(context.Background(), false) // nobody waits for room in it any more
-	h := p.locks.lock(0, p.size, false)
+	h := p.lockAll()
 	defer p.locks.unlock(h)
 	p.detach()
 	p.changed()
@@ -152,11 +187,10 @@ func (p *Primary) Detach() error {
 // not have dirty. The caller holds mu and has locked the whole disk.
 func (p *Primary) detach() {
 	p.link.Store(nil)
-	for _, b := range []*Bitmap{p.epoch, p.older} {
-		p.dirty.Or(b) // of the same size
-		b.clearAll()
-	}
+	p.peer.detached()
 }
+
+func (p *Primary) lockAll() *rangeHold { return p.locks.lock(0, math.MaxInt64, false) }
 
 func (p *Primary) changed() {
 	close(p.attached)
@@ -207,11 +241,14 @@ func (p *Primary) Start(context.Context) error {
 	if f == nil {
 		return fmt.Errorf("%w: no secondary is attached", ErrNotSynchronised)
 	}
-	if err := f.Err(); err != nil {
+	if err := errors.Join(p.localFailed(), f.Err()); err != nil {
 		return err
 	}
-	if n := p.dirty.Bytes(); n > 0 {
+	if n := p.peer.dirty.Bytes(); n > 0 {
 		return fmt.Errorf("%w: %d bytes are still to be copied", ErrNotSynchronised, n)
+	}
+	if err := p.begun(); err != nil {
+		return err
 	}
 	p.state = Running
 	return nil
@@ -238,6 +275,9 @@ func (p *Primary) failed() error {
 	if f == nil || p.state != Running {
 		return ErrNotRunning
 	}
+	if err := p.localFailed(); err != nil {
+		return err
+	}
 	return f.Err()
 }
 
@@ -248,10 +288,10 @@ func (p *Primary) forwarder() (*Forwarder, error) {
 	if f == nil {
 		return nil, ErrNotRunning
 	}
-	if err := f.Err(); err != nil {
+	if err := errors.Join(p.localFailed(), f.Err()); err != nil {
 		return nil, err
 	}
-	if !p.dirty.Empty() {
+	if !p.peer.dirty.Empty() {
 		return nil, ErrNotSynchronised
 	}
 	return f, nil
@@ -273,15 +313,15 @@ func (p *Primary) Mark(ctx context.Context, epoch uint64) error {
 	}
 	// A write that has reached the disk but not the forwarder belongs to
 	// this epoch.
-	h := p.locks.lock(0, p.size, false)
-	p.older.Or(p.epoch)
-	p.epoch.clearAll()
+	h := p.lockAll()
+	p.peer.marked()
+	p.room.marked()
 	err = f.beginHold(epoch)
 	p.locks.unlock(h)
 	if err != nil {
 		return err
 	}
-	return f.flush(ctx, p.local.Sync)
+	return f.flush(ctx, true, p.syncLocal)
 }
 
 // Loaded implements [Marker].
@@ -293,13 +333,16 @@ func (p *Primary) Loaded(ctx context.Context, epoch uint64) error {
 	if err := f.Loaded(ctx, epoch); err != nil {
 		return err
 	}
-	p.older.clearAll()
-	return nil
+	p.peer.loaded()
+	return p.settle(epoch)
 }
 
 // Stop implements [Replicator]: the guest goes on with the local disk alone,
-// with failover or without, and the secondary is detached.
-func (p *Primary) Stop(context.Context, bool) error {
+// with failover or without, and the secondary is detached. With failover the
+// copy begins a new generation, so that it is known which side has gone on; an
+// error is that this could not be recorded. Without, it does so at the first
+// write, if no Remote is attached before.
+func (p *Primary) Stop(_ context.Context, failover bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch p.state {
@@ -311,110 +354,32 @@ func (p *Primary) Stop(context.Context, bool) error {
 	p.state = Done
 	// Writers who wait for room hold their ranges; this sends them on.
 	p.link.Load().Stop(context.Background(), false)
-	h := p.locks.lock(0, p.size, false)
+	h := p.lockAll()
 	defer p.locks.unlock(h)
 	p.detach()
 	p.changed()
+	if failover {
+		return p.goAlone()
+	}
+	p.resumed.Store(p.used) // whatever comes next is known by the first write
 	return nil
+}
+
+// Cut implements [Cutter]: it closes the Remote. Writers that wait for room in the
+// window, or for Loaded, go on with the local disk alone, and the account of
+// what the secondary lacks has what they write. Err is a *BrokenError that is
+// ErrCut; no event is published. Stop, or another Attach, follows.
+func (p *Primary) Cut() {
+	if f := p.link.Load(); f != nil {
+		f.Cut()
+	}
 }
 
 // Dirty returns how much the secondary does not have, in bytes: what
 // Synchronise would copy. Writes that it may have undone are added when a
 // Remote is attached.
-func (p *Primary) Dirty() int64 { return p.dirty.Bytes() }
+func (p *Primary) Dirty() int64 { return p.peer.dirty.Bytes() }
 
 // Unsynchronise adds the chunks of b to what Synchronise copies: what the
 // other side knows that it has changed on its own.
-func (p *Primary) Unsynchronise(b *Bitmap) error { return p.dirty.Or(b) }
-
-// Size implements [Disk].
-func (p *Primary) Size() int64 { return p.size }
-
-// ReadAt reads the local disk.
-func (p *Primary) ReadAt(b []byte, off int64) (int, error) { return p.local.ReadAt(b, off) }
-
-// WriteAt writes the local disk and forwards. It may wait for room in the
-// window, or in what is held.
-func (p *Primary) WriteAt(b []byte, off int64) (int, error) {
-	n := int64(len(b))
-	_, _, err := p.write(b, off, n, false, func() error { return writeFull(p.local, b, off) })
-	if err != nil {
-		return 0, err
-	}
-	return len(b), nil
-}
-
-// WriteFUA writes and returns when this is stable on both sides; if it is
-// held, on this side.
-func (p *Primary) WriteFUA(b []byte, off int64) error {
-	f, seq, err := p.write(b, off, int64(len(b)), true, func() error { return WriteFUA(p.local, b, off) })
-	if err == nil && f != nil {
-		f.answered(context.Background(), seq) // an error is Err's
-	}
-	return err
-}
-
-// WriteZeroes zeroes a range on both sides.
-func (p *Primary) WriteZeroes(off, n int64) error {
-	_, _, err := p.write(nil, off, n, false, func() error { return WriteZeroes(p.local, off, n) })
-	return err
-}
-
-// Trim is WriteZeroes, which may give storage back: what a trimmed range reads
-// as would differ between the two disks otherwise.
-func (p *Primary) Trim(off, n int64) error { return p.WriteZeroes(off, n) }
-
-// write does a local write, accounts for it and forwards it.
-func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*Forwarder, uint64, error) {
-	if err := checkRange(off, n, p.size); err != nil {
-		return nil, 0, err
-	}
-	h := p.locks.lock(off, n, false)
-	defer p.locks.unlock(h)
-	failed := local()
-	p.epoch.Set(off, n)
-	f := p.link.Load()
-	if f == nil {
-		return nil, 0, failed
-	}
-	if failed != nil {
-		// Nobody knows what the disk has now; what it has is what the
-		// guest may read, so the secondary must have the same.
-		b = make([]byte, n)
-		if err := readFull(p.local, b, off); err != nil {
-			p.dirty.Set(off, n)
-			f.breakOff(&BrokenError{Op: "write", Off: off, Len: n, Err: failed})
-			return nil, 0, failed
-		}
-	}
-	var seq uint64
-	for n > 0 {
-		c, dirty := p.dirty.run(off, n)
-		var part []byte
-		if b != nil {
-			part, b = b[:c], b[c:]
-		}
-		if !dirty {
-			s, err := f.send(part, off, c, fua)
-			if err != nil {
-				p.dirty.Set(off, c)
-			}
-			seq = max(seq, s)
-		}
-		off, n = off+c, n-c
-	}
-	return f, seq, failed
-}
-
-// Sync makes what the guest has written stable on both sides. What is held is
-// made stable on this side only. That the secondary fails is not the guest's
-// error.
-func (p *Primary) Sync() error {
-	f := p.link.Load()
-	if f == nil || f.Err() != nil {
-		return p.local.Sync()
-	}
-	var err error
-	f.flush(context.Background(), func() error { err = p.local.Sync(); return nil })
-	return err
-}
+func (p *Primary) Unsynchronise(b *Bitmap) error { return p.peer.dirty.Or(b) }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"slices"
 )
 
 // Recover brings disk, the secondary disk of the journal's last user, into
@@ -14,8 +15,8 @@ import (
 // that was under way is finished. It may be interrupted, by a crash too, and
 // repeated. It returns the epoch of the checkpoint that the disk is at, and
 // whether a failover has been finished. The disks of one guest are recovered
-// together, by RecoverGroup. Errors: ErrSize if it cannot be this disk,
-// ErrCorrupt, ctx's, or what a device said.
+// together, by RecoverGroup. Errors: ErrSize or ErrIdentity if it is not this
+// disk, which is then left as it is, ErrCorrupt, ctx's, or what a device said.
 func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedOver bool, err error) {
 	if j.Clean() {
 		_, epoch := j.State()
@@ -35,22 +36,42 @@ func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedO
 const (
 	rollBack       = iota // the disk becomes that of the last checkpoint
 	rollForward           // it remains that of the checkpoint that was prepared
+	rollToStart           // it remains that of a start that another disk has made
 	finishFailover        // that of the last checkpoint, and the guest's own writes since
 )
 
 func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64, err error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	b := j.super
-	if uint64(disk.Size()) != b.size {
-		return 0, fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, disk.Size())
+	if j.err != nil {
+		return 0, j.err
 	}
-	if how == rollForward {
+	d := newStableDisk(disk, "disk")
+	disk = d
+	b := j.super
+	meta, err := b.belongs(d.Disk)
+	if err != nil {
+		return 0, err
+	}
+	// A disk that is known may have grown, and the journal not know yet.
+	if n := uint64(disk.Size()); n < b.size || n > b.size && meta.Identity().Copy != b.id.Copy {
+		return 0, fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, n)
+	}
+	switch how {
+	case rollForward:
 		b.epoch = b.prepared
-	} else {
-		err = j.log.replay(ctx, func(block int64, p []byte) error {
-			if !inside(block, 0, int64(len(p)), disk.Size()) {
+	case rollToStart:
+		b.epoch = 0
+	default:
+		err = j.log.replay(ctx, func(block, n int64, p []byte) error {
+			if p == nil && inside(block, 0, 0, disk.Size()) { // whole blocks, of which the disk may have less
+				n = min(n, disk.Size()-block*BlockSize)
+			}
+			switch {
+			case !inside(block, 0, n, disk.Size()):
 				return fmt.Errorf("%w: pre-image of block %d", ErrCorrupt, block)
+			case p == nil:
+				return WriteZeroes(disk, block*BlockSize, n)
 			}
 			return writeFull(disk, p, block*BlockSize)
 		})
@@ -61,11 +82,38 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 	if err == nil {
 		err = disk.Sync()
 	}
+	if lost := d.failed(); lost != nil {
+		j.err = lost // repeating it would find nothing to write that was not written
+	}
+	if err == nil {
+		if b.id.Epoch = b.epoch; how == finishFailover {
+			b.id.begin()
+			b.id.Writes, b.id.State = true, CopyClean
+		}
+		// Before the journal is clean: it would not be looked at again.
+		err = meta.update(func(i *Identity, _ *peerBase) { *i = b.id })
+	}
 	if err != nil {
 		return 0, fmt.Errorf("replication: recovery: %w", err)
 	}
-	b.state, b.prepared = Done, 0
+	b.state, b.prepared, b.start, b.pending = Done, 0, ID{}, false
 	return b.epoch, j.store(b)
+}
+
+// belongs returns the metadata of disk, or ErrIdentity if that says that it is
+// not the journal's.
+func (b *superblock) belongs(disk Disk) (*Metadata, error) {
+	meta, err := metadataOf(disk)
+	if err != nil {
+		return nil, err
+	}
+	if _, ok := disk.(MetadataKeeper); !ok || b.id.Copy == (ID{}) {
+		return newMetadata(nil), nil // nobody can tell
+	}
+	if id := meta.Identity(); id.Copy != b.id.Copy {
+		return nil, fmt.Errorf("%w: the journal is that of copy %v (%v), this is copy %v (%v)", ErrIdentity, b.id.Copy, b.id, id.Copy, id)
+	}
+	return meta, nil
 }
 
 // Recovery is one disk of a guest, for RecoverGroup.
@@ -78,7 +126,7 @@ type Recovery struct {
 // were a [Group], such that they end at one epoch, whatever the Group was
 // doing when the host crashed: in the middle of a checkpoint, that of the
 // checkpoint if one disk had it already, else that of the one before; in the
-// middle of a failover, with the guest's own writes on all disks or on none.
+// middle of a start, likewise; in the middle of a failover, with the guest's own writes on all disks or on none.
 //
 // It returns that epoch, and whether a failover has been finished. If there is
 // no such epoch, since these are not the disks of one guest or its Group went
@@ -96,19 +144,24 @@ func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOv
 	if err != nil {
 		return 0, false, err
 	}
-	var running, ordered []int
+	var running, ordered, starting []int
 	for i, b := range supers {
 		switch b.state {
 		case Running:
-			running = append(running, i)
+			if how[i] == rollToStart {
+				starting = append(starting, i)
+			} else {
+				running = append(running, i)
+			}
 		case Failover:
 			ordered = append(ordered, i)
 			failedOver = failedOver || how[i] == finishFailover
 		}
 	}
-	// A failover that was not ordered everywhere is undone. The disks that do
-	// not know of it are the witnesses, so they come last.
-	for _, i := range append(ordered, running...) {
+	// A failover that was not ordered everywhere is undone, a start that was made
+	// on one disk is made on all. The disks that do not know of the one, and that
+	// have made the other, are the witnesses, so they come last.
+	for _, i := range slices.Concat(ordered, starting, running) {
 		if _, err := disks[i].Journal.recover(ctx, disks[i].Disk, how[i]); err != nil {
 			return 0, false, memberError(i, "recover", err)
 		}
@@ -119,6 +172,15 @@ func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOv
 // planRecovery decides at which epoch disks with these superblocks meet, and
 // how each gets there.
 func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
+	how = make([]int, len(disks))
+	disks = slices.Clone(disks)
+	for i, b := range disks {
+		for _, o := range disks {
+			if b.state == Running && b.pending && o.state == Running && !o.pending && o.start == b.start {
+				how[i], disks[i].epoch, disks[i].prepared = rollToStart, 0, 0
+			}
+		}
+	}
 	var running, ordered bool
 	for _, b := range disks {
 		running = running || b.state == Running
@@ -141,11 +203,11 @@ func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
 			}
 		}
 	}
-	how = make([]int, len(disks))
 	var errs []error
 	for i, b := range disks {
 		switch {
 		case b.state != Running && b.state != Failover:
+		case how[i] == rollToStart && epoch == 0:
 		case b.epoch == epoch && b.state == Failover && !running:
 			how[i] = finishFailover
 		case b.epoch == epoch:

@@ -84,8 +84,8 @@ func (r diskRemote) Close() error {
 // secondary: the two disks differ until a new synchronisation. On a secondary,
 // something that the next checkpoint, or a failover, depends on has failed.
 type BrokenError struct {
-	// Op is, on a primary, "write", "zeroes", "flush" or "connection"; on a
-	// secondary "pre-image", "write", "flush", "checkpoint", "commit" or
+	// Op is, on a primary, "write", "zeroes", "flush" or "connection", or "local
+	// flush" if it is the primary's own disk that has failed; on a secondary "pre-image", "write", "flush", "checkpoint", "commit" or
 	// "restore".
 	Op  string
 	Off int64 // where on the disk, if Len is not zero
@@ -114,6 +114,8 @@ func (e *BrokenError) Is(target error) bool { return target == ErrBroken }
 var (
 	// ErrBroken: see [BrokenError].
 	ErrBroken error = &sentinel{"broken", 0}
+	// ErrCut: Cut has ended the connection.
+	ErrCut error = &sentinel{"cut off from the secondary", 0}
 	// ErrTimeout: the secondary did not answer in time.
 	ErrTimeout error = &sentinel{"the secondary does not answer", 0}
 	// ErrWriteOnly: a [Forwarder] cannot be read. EIO.

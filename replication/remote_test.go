@@ -34,6 +34,32 @@ func newFakeRemote(disk Disk, seed uint64) *fakeRemote {
 	return &fakeRemote{disk: disk, rng: rand.New(rand.NewPCG(seed, 1)), wake: make(chan struct{})}
 }
 
+// Identity is that of the disk, or one that the disk is given: nothing that has
+// reached it is ever lost.
+func (r *fakeRemote) Identity() (Identity, error) {
+	if d, ok := r.disk.(Identified); ok {
+		return d.Identity()
+	}
+	if d, ok := r.disk.(*fakeDisk); ok {
+		if d.copy.Copy == (ID{}) {
+			d.copy.Copy, d.copy.instance = newID(), newID()
+		}
+		return d.copy, nil
+	}
+	return Identity{}, nil
+}
+
+func (r *fakeRemote) Adopt(of Identity) error {
+	if d, ok := r.disk.(Identified); ok {
+		return d.Adopt(of)
+	}
+	if d, ok := r.disk.(*fakeDisk); ok {
+		c := &d.copy
+		c.Disk, c.Generation, c.History, c.State = of.Disk, of.Generation, of.History, CopyInconsistent
+	}
+	return nil
+}
+
 func (r *fakeRemote) Size() int64 { return r.disk.Size() }
 
 func (r *fakeRemote) add(kind string, do func() error, done func(error)) {

@@ -56,3 +56,16 @@ type FailoverPreparer interface {
 	// That must follow. What fails here, fails there again.
 	PrepareFailover(ctx context.Context) error
 }
+
+// Cutter is what a Replicator offers whose guest may wait for the other side:
+// a write that cannot be answered keeps a vCPU, and with it the whole guest,
+// from being paused.
+type Cutter interface {
+	// Cut ends the connection to the other side at once. Every write and
+	// flush that waits for it goes on without the other side or fails, and
+	// those that follow do not wait for it. It is called when a session has
+	// lost its peer, before the guest is paused and before Stop. It does not
+	// block, may be called from any goroutine, also while another method of
+	// the same Replicator runs, and calling it again does nothing.
+	Cut()
+}

@@ -67,6 +67,20 @@ type SecondaryConfig struct {
 	// go on, with the state Failover; the host then calls Commit, on a
 	// goroutine of its own. Otherwise Stop itself commits.
 	DeferCommit bool
+	// Overwrite permits every primary that comes to overwrite the disk as a
+	// whole, also if it is that of another guest, or newer.
+	Overwrite bool
+	// GiveUpCheckpoint lets a synchronisation go on that replaces more of the
+	// disk than the Journal has room to keep: the last checkpoint, to which a
+	// crash would bring the disk back otherwise, is then given up, and the disk
+	// is inconsistent until the synchronisation is complete. If it is false,
+	// the primary's writes get ErrFull then.
+	GiveUpCheckpoint bool
+	// Gate is asked before a write, flush, trim or zeroing of the guest's is
+	// answered, once this side goes on alone: while it is shut, the answer
+	// waits. Before that, what the guest does is seen by nobody. Nil: always
+	// open.
+	Gate Gate
 }
 
 const defaultOverlayBytes = 256 << 20
@@ -76,34 +90,26 @@ const defaultOverlayBytes = 256 << 20
 // are the guest's; what the primary forwards comes in through Export. They may
 // be called from any goroutine, at any time.
 type Secondary struct {
-	disk   Disk
-	size   int64
+	disk   *stableDisk
+	size   atomic.Int64
 	cfg    SecondaryConfig
 	stable stableState
+	meta   *Metadata
+	gate   gate
+
+	instance ID // of this Secondary: what it has not made stable goes with it
+	kept     keptCheckpoint
 
 	locks          rangeLock
 	active, hidden *overlay
 
-	// state changes only while the whole disk is locked, so it stands still
-	// for whoever holds any range.
-	state    atomic.Uint32
-	promised atomic.Bool // stable storage says that the overlays count
-	gated    atomic.Bool // a checkpoint or failover drains the primary's writes
-	unsynced atomic.Bool // disk has been written since it was last synced
-	asked    atomic.Bool // a checkpoint has been requested in this epoch
-	faulty   atomic.Bool // err is set
-	untold   atomic.Bool // and the bus has not been told
+	io   ioStats // of the guest
+	life lifecycle
+	lost lostOnce
 
-	prepared bool   // for the checkpoint of next; guarded by the lock of the whole disk
-	next     uint64 // only if prepared
+	commit sync.Mutex // one Commit at a time
 
-	commit  sync.Mutex // one Commit at a time
-	syncing sync.Mutex // one sync of disk at a time
-
-	mu     sync.Mutex
-	epoch  uint64
-	err    *BrokenError    // the first error since Start
-	behind map[uint32]bool // leaves to be copied down, in state Failover
+	promoted Identity // who the disk is once a failover that was ordered is done; guarded by the lock of the whole disk
 }
 
 var (
@@ -121,11 +127,17 @@ type stableState interface {
 	// setPrepared records that the disk has all of epoch, which the overlays
 	// still undo.
 	setPrepared(epoch uint64) error
+	// setStarting records, before the first of several disks is started, that
+	// they are started together.
+	setStarting(together ID) error
 	// setRunning voids whatever the overlays held and begins epoch.
-	setRunning(epoch uint64) error
+	setRunning(epoch uint64, id Identity) error
 	// setFailover makes the overlays themselves stable too.
 	setFailover(active *overlay) error
-	setDone() error
+	setDone(id Identity) error
+	// setForgotten records that there is no checkpoint, and that the disk is
+	// inconsistent.
+	setForgotten(id Identity) error
 	// failed returns why it cannot be relied on any more: what is on stable
 	// storage is then unknown, and the disk must be left as it is.
 	failed() error
@@ -136,12 +148,14 @@ type stableState interface {
 // volatileState is that of overlays in memory: nothing of it survives.
 type volatileState struct{}
 
-func (volatileState) setPrepared(uint64) error   { return nil }
-func (volatileState) setRunning(uint64) error    { return nil }
-func (volatileState) setFailover(*overlay) error { return nil }
-func (volatileState) setDone() error             { return nil }
-func (volatileState) failed() error              { return nil }
-func (volatileState) emptied()                   {}
+func (volatileState) setStarting(ID) error              { return nil }
+func (volatileState) setPrepared(uint64) error          { return nil }
+func (volatileState) setRunning(uint64, Identity) error { return nil }
+func (volatileState) setFailover(*overlay) error        { return nil }
+func (volatileState) setDone(Identity) error            { return nil }
+func (volatileState) setForgotten(Identity) error       { return nil }
+func (volatileState) failed() error                     { return nil }
+func (volatileState) emptied()                          {}
 
 // NewSecondary returns the secondary's view of disk, in state None. The
 // caller keeps disk, and from now on uses it only through what is returned.
@@ -158,11 +172,18 @@ func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 	if cfg.HiddenBytes == 0 {
 		cfg.HiddenBytes = defaultOverlayBytes
 	}
-	s := &Secondary{disk: disk, size: size, cfg: cfg, stable: volatileState{}}
+	s := &Secondary{disk: newStableDisk(disk, "disk"), cfg: cfg, stable: volatileState{}, instance: newID()}
+	s.size.Store(size)
+	s.gate.init(cfg.Gate)
+	var err error
+	if s.meta, err = metadataOf(disk); err != nil {
+		return nil, err
+	}
 	if cfg.Journal != nil {
 		if err := cfg.Journal.attach(s); err != nil {
 			return nil, err
 		}
+		s.armKept(s.meta.Identity())
 		return s, nil
 	}
 	s.active = newOverlay("active", size, cfg.ActiveBytes, newMemorySlots(cfg.ActiveBytes))
@@ -171,13 +192,12 @@ func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 }
 
 // State returns where the disk stands. Any goroutine may ask.
-func (s *Secondary) State() State { return State(s.state.Load()) }
+func (s *Secondary) State() State { return s.life.now() }
 
 // Epoch returns the epoch of the last checkpoint.
 func (s *Secondary) Epoch() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.epoch
+	_, epoch := s.life.at()
+	return epoch
 }
 
 // OverlayBytes returns how much the overlays take at the moment, out of their
@@ -198,36 +218,15 @@ func (s *Secondary) latch(op string, off, n int64, err error) error {
 	if !latched {
 		e = &BrokenError{Op: op, Off: off, Len: n, Err: err}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err == nil {
-		s.err = e
-		s.faulty.Store(true)
-		s.untold.Store(true)
-	}
+	s.life.fail(e)
 	return e
 }
 
-// failed returns what latch has recorded, or nil.
-func (s *Secondary) failed() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err == nil {
-		return nil // not a nil *BrokenError
-	}
-	return s.err
-}
-
-// tell publishes the error that latch has recorded, once. The caller holds no
-// lock.
+// tell publishes the error that latch has recorded, and that of a sync that
+// failed, once each. The caller holds no lock.
 func (s *Secondary) tell() {
-	if !s.untold.Load() || !s.untold.Swap(false) {
-		return
-	}
-	s.mu.Lock()
-	e := s.err
-	s.mu.Unlock()
-	if e != nil {
+	s.lost.tell(s.disk, s.cfg.Events, event.ModeSecondary, s.cfg.Name)
+	if e := s.life.takeUntold(); e != nil {
 		s.cfg.Events.Publish(e.event(event.ModeSecondary, s.cfg.Name))
 	}
 }
@@ -235,7 +234,7 @@ func (s *Secondary) tell() {
 // tellHalf publishes that an overlay is half full, once in an epoch. The
 // caller holds no lock.
 func (s *Secondary) tellHalf(overlay string) {
-	if s.asked.Load() || s.asked.Swap(true) {
+	if !s.life.askOnce() {
 		return
 	}
 	e := event.DiskOverlayHalfFull{Disk: s.cfg.Name, Overlay: overlay, Epoch: s.Epoch()}
@@ -253,24 +252,25 @@ func (s *Secondary) hiddenBound() int64 {
 	return int64(s.hidden.max) * BlockSize
 }
 
-// syncDisk makes what has been written to the disk stable. While replication
-// runs, an error of it is latched: nobody knows what was lost, and a later
-// sync would not tell.
+// syncDisk makes what has been written to the disk stable. An error of it is
+// final, and while replication runs it is the error of the run.
 func (s *Secondary) syncDisk() error {
-	s.syncing.Lock() // what another caller has begun to sync is not stable yet
-	defer s.syncing.Unlock()
-	// Cleared first: a write that comes during the sync must not be missed.
-	if !s.unsynced.Swap(false) {
-		return nil
+	err := s.disk.Sync()
+	if err != nil && s.State() == Running {
+		return s.latch("flush", 0, 0, err)
 	}
-	if err := s.disk.Sync(); err != nil {
-		s.unsynced.Store(true)
-		if s.State() == Running {
-			return s.latch("flush", 0, 0, err)
-		}
-		return fmt.Errorf("replication: sync of the secondary disk: %w", err)
+	return err
+}
+
+// prepareStart records that the disk is started together with others, so that
+// after a crash in between they are all found at the start, or none is.
+func (s *Secondary) prepareStart(together ID) error {
+	h := s.lockAll()
+	defer s.locks.unlock(h)
+	if st := s.State(); st != None && (st != Done || s.life.tookOver()) {
+		return nil // Start says what is to be said
 	}
-	return nil
+	return s.stable.setStarting(together)
 }
 
 // Start takes the present content of the secondary disk as the checkpoint of
@@ -278,10 +278,11 @@ func (s *Secondary) syncDisk() error {
 // failover, where a promoted disk stays in its place while the host becomes a
 // primary, Start does nothing, as in QEMU; after a Stop without, it begins anew.
 func (s *Secondary) Start(context.Context) error {
+	defer s.tell()
 	h := s.lockAll()
 	defer s.locks.unlock(h)
 	switch st := s.State(); {
-	case st == Failover, st == Done && s.promised.Load():
+	case st == Failover, st == Done && s.life.tookOver():
 		return nil
 	case st == None, st == Done:
 	default:
@@ -289,20 +290,15 @@ func (s *Secondary) Start(context.Context) error {
 	}
 	// What the first synchronisation wrote must not come after a crash
 	// later than the record that replication has begun.
-	s.unsynced.Store(true)
+	s.disk.wrote()
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	if err := s.stable.setRunning(0); err != nil {
+	if err := s.beginRun(); err != nil {
 		return err
 	}
 	s.empty()
-	s.mu.Lock()
-	s.epoch, s.err = 0, nil
-	s.mu.Unlock()
-	s.faulty.Store(false)
-	s.gated.Store(false)
-	s.state.Store(uint32(Running))
+	s.life.began()
 	return nil
 }
 
@@ -311,20 +307,19 @@ func (s *Secondary) empty() {
 	s.active.reset()
 	s.hidden.reset()
 	s.stable.emptied()
-	s.asked.Store(false)
-	s.prepared = false
+	s.life.emptied()
 }
 
 // lockGate refuses further writes of the primary's, and waits for all that use
 // the disk.
 func (s *Secondary) lockGate() *rangeHold {
-	s.gated.Store(true)
+	s.life.gate()
 	return s.lockAll()
 }
 
 // unlockGate lets them in again, unless a checkpoint is prepared.
 func (s *Secondary) unlockGate(h *rangeHold) {
-	s.gated.Store(s.prepared)
+	s.life.ungate()
 	s.locks.unlock(h)
 }
 
@@ -348,16 +343,16 @@ func (s *Secondary) Prepare(_ context.Context, epoch uint64) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	if err := s.failed(); err != nil { // after the sync: a flush under way may have met an error
+	if err := s.life.failed(); err != nil { // after the sync: a flush under way may have met an error
 		return err
 	}
-	if s.prepared && s.next == epoch {
+	if s.life.isPrepared(epoch) {
 		return nil
 	}
 	if err := s.stable.setPrepared(epoch); err != nil {
 		return s.latch("checkpoint", 0, 0, err)
 	}
-	s.prepared, s.next = true, epoch
+	s.life.prepare(epoch)
 	return nil
 }
 
@@ -387,16 +382,14 @@ func (s *Secondary) Checkpoint(_ context.Context, epoch uint64) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	if err := s.failed(); err != nil { // after the sync, as in Prepare
+	if err := s.life.failed(); err != nil { // after the sync, as in Prepare
 		return err
 	}
-	if err := s.stable.setRunning(epoch); err != nil {
+	if err := s.stable.setRunning(epoch, s.identityAt(epoch)); err != nil {
 		return s.latch("checkpoint", 0, 0, err)
 	}
 	s.empty()
-	s.mu.Lock()
-	s.epoch = epoch
-	s.mu.Unlock()
+	s.life.committed(epoch)
 	return nil
 }
 
@@ -408,7 +401,7 @@ func (s *Secondary) Err() error {
 	if s.State() == None {
 		return ErrNotRunning
 	}
-	return s.failed()
+	return s.life.failed()
 }
 
 // Stop ends replication; the primary's writes are refused from now on. The
@@ -419,12 +412,16 @@ func (s *Secondary) Err() error {
 // repeated after an error or a context that ended, see Commit. Without
 // failover, the secondary disk is made that of the last checkpoint again, and
 // the guest's own writes are dropped; on an error nothing has changed for the
-// guest, and Stop may be called again.
+// guest, and Stop may be called again. So is that of a synchronisation that was
+// not completed, if a Journal has kept the checkpoint of before.
+//
+// A primary may come back after a Stop without failover: with Adopt, the state
+// is None again.
 func (s *Secondary) Stop(ctx context.Context, failover bool) error {
-	if s.State() == None {
+	if s.State() == None && (failover || !s.kept.begun()) {
 		return ErrNotRunning
 	}
-	s.gated.Store(true) // for good
+	s.life.gate() // for good
 	defer s.tell()
 	if failover {
 		if err := s.beginFailover(); err != nil {
@@ -440,7 +437,7 @@ func (s *Secondary) Stop(ctx context.Context, failover bool) error {
 	switch s.State() {
 	case Failover, Done:
 		return nil
-	case Running:
+	case Running, None:
 	default:
 		return fmt.Errorf("%w: state %v", ErrNotRunning, s.State())
 	}
@@ -451,9 +448,6 @@ func (s *Secondary) Stop(ctx context.Context, failover bool) error {
 		return err
 	}
 	s.empty()
-	s.mu.Lock()
-	s.err = nil
-	s.mu.Unlock()
-	s.state.Store(uint32(Done))
+	s.life.ended()
 	return nil
 }

@@ -22,19 +22,19 @@ func (s *Secondary) lockBlocks(off, n int64, shared bool) *rangeHold {
 }
 
 // Size implements [Disk].
-func (s *Secondary) Size() int64 { return s.size }
+func (s *Secondary) Size() int64 { return s.size.Load() }
 
 // ReadAt reads what the secondary's guest sees: its own writes since the last
 // checkpoint, over the disk of the last checkpoint. In state None the error
 // is ErrNotRunning.
-func (s *Secondary) ReadAt(p []byte, off int64) (int, error) {
-	n := int64(len(p))
-	if err := checkRange(off, n, s.size); err != nil {
+func (s *Secondary) ReadAt(p []byte, off int64) (read int, err error) {
+	n, begin := int64(len(p)), s.io.read.begin()
+	defer func() { s.io.read.end(begin, int64(read), err) }()
+	if err := checkRange(off, n, s.size.Load()); err != nil {
 		return 0, err
 	}
 	h := s.lockBlocks(off, n, true)
 	defer s.locks.unlock(h)
-	var err error
 	switch s.State() {
 	case None:
 		err = ErrNotRunning
@@ -153,12 +153,20 @@ func (s *Secondary) WriteZeroes(off, n int64) error { return s.guestWrite(nil, o
 func (s *Secondary) Trim(off, n int64) error { return s.guestWrite(nil, off, n) }
 
 // guestWrite writes p, or n zeroes if it is nil.
-func (s *Secondary) guestWrite(p []byte, off, n int64) error {
-	if err := checkRange(off, n, s.size); err != nil {
+func (s *Secondary) guestWrite(p []byte, off, n int64) (err error) {
+	if err := checkRange(off, n, s.size.Load()); err != nil {
 		return err
 	}
+	alone, begin, length := false, s.io.write.begin(), n
+	defer func() {
+		if alone {
+			err = s.gate.answer(err)
+		}
+		s.io.write.end(begin, length, err)
+	}()
 	for {
 		half, err := s.tryGuestWrite(p, off, n)
+		alone = s.State() != Running
 		if half {
 			s.tellHalf(s.active.name)
 		}
@@ -200,7 +208,7 @@ func (s *Secondary) tryGuestWrite(p []byte, off, n int64) (half bool, err error)
 		}
 		if held {
 			_, err = s.writeActive(part, off, c)
-			s.fallBehind(off, c)
+			s.life.fallBehind(off, c)
 		} else {
 			err = s.writeDisk(part, off, c)
 		}
@@ -213,13 +221,12 @@ func (s *Secondary) tryGuestWrite(p []byte, off, n int64) (half bool, err error)
 }
 
 func (s *Secondary) belongsInOverlay(b int64) bool {
-	return !s.promised.Load() || s.active.lookup(b).held()|s.hidden.lookup(b).held() != 0
+	return !s.life.overlaysCount() || s.active.lookup(b).held()|s.hidden.lookup(b).held() != 0
 }
 
 func (s *Secondary) writeDisk(p []byte, off, n int64) error {
-	s.unsynced.Store(true)
 	if p == nil {
-		return WriteZeroes(s.disk, off, n)
+		return s.disk.WriteZeroes(off, n)
 	}
 	return writeFull(s.disk, p, off)
 }
@@ -286,14 +293,19 @@ func (s *Secondary) writeActiveBlock(b int64, p []byte, lo, hi int64) error {
 // writes are worth nothing without its memory, so there is nothing to make
 // stable. In a failover it makes the guest's writes stable by committing
 // them.
-func (s *Secondary) Sync() error {
+func (s *Secondary) Sync() (err error) {
+	begin := s.io.flush.begin()
+	defer func() { s.io.flush.end(begin, 0, err) }()
+	defer s.tell()
 	switch s.State() {
 	case None:
 		return ErrNotRunning
 	case Running:
 		return nil
 	case Done:
-		return s.syncDisk()
+		err = s.syncDisk()
+	default:
+		err = s.Commit(context.Background())
 	}
-	return s.Commit(context.Background())
+	return s.gate.answer(err)
 }

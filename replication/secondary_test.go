@@ -185,7 +185,7 @@ func TestAccessOutsideTheDiskIsRefused(t *testing.T) {
 	}
 }
 
-func TestStartThatFailsMayBeRepeated(t *testing.T) {
+func TestStartIsFinalWhereTheDiskCouldNotBeMadeStable(t *testing.T) {
 	ctx := context.Background()
 	disk := newFake(testSize, 0x11)
 	s, err := NewSecondary(disk, SecondaryConfig{})
@@ -195,8 +195,8 @@ func TestStartThatFailsMayBeRepeated(t *testing.T) {
 	if s.State() != None {
 		t.Fatalf("state %v after a start that failed", s.State())
 	}
-	disk.failSync = nil
-	must(t, s.Start(ctx))
+	disk.failSync = nil // the next would succeed, whatever the first has lost
+	wantErr(t, "start again", s.Start(ctx), errInjected)
 }
 
 func TestActiveOverlayFullIsTheGuestsErrorAlone(t *testing.T) {

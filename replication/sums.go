@@ -5,13 +5,15 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
+	"sync"
 )
 
 const sumSize = sha256.Size
 
 // Sums is a read-only disk whose content is the SHA-256 checksums of the
 // chunks of another: 32 bytes for each ChunkSize bytes, in order, and zeroes
-// up to a whole sector. A sum is computed when it is read. Exported beside the
+// up to a whole sector. A sum is computed when it is read, but that of a hole,
+// which is known. Exported beside the
 // disk itself, it lets a primary find the differences without reading the
 // whole disk over the network.
 type Sums struct {
@@ -36,16 +38,16 @@ func (s *Sums) ReadAt(p []byte, off int64) (int, error) {
 	}
 	clear(p)
 	buf := make([]byte, ChunkSize)
+	chunks := chunkSums{d: s.d, end: min((off+int64(len(p))+sumSize-1)/sumSize*ChunkSize, s.d.Size())}
 	for pos := off / sumSize * sumSize; pos < off+int64(len(p)); pos += sumSize {
 		at := pos / sumSize * ChunkSize
 		if at >= s.d.Size() {
 			break
 		}
-		chunk := buf[:min(ChunkSize, s.d.Size()-at)]
-		if err := readFull(s.d, chunk, at); err != nil {
+		sum, err := chunks.at(at, buf)
+		if err != nil {
 			return 0, err
 		}
-		sum := sha256.Sum256(chunk)
 		if pos < off {
 			copy(p, sum[off-pos:])
 		} else {
@@ -53,6 +55,46 @@ func (s *Sums) ReadAt(p []byte, off int64) (int, error) {
 		}
 	}
 	return len(p), nil
+}
+
+// zeroSum is the sum of a whole chunk of zeroes.
+var zeroSum = sync.OnceValue(func() [sumSize]byte { return sha256.Sum256(zeroes[:ChunkSize]) })
+
+// chunkSums computes the sums of the chunks of a disk, one after another up to
+// end. Holes are not read.
+type chunkSums struct {
+	d    Disk
+	end  int64
+	zero int64 // how far the disk is known to be zero, from where it was last asked
+	data int64 // or not
+}
+
+func (c *chunkSums) at(off int64, buf []byte) (sum [sumSize]byte, err error) {
+	n := min(ChunkSize, c.d.Size()-off)
+	if off >= max(c.zero, c.data) {
+		if c.zero, err = zeroPrefix(c.d, off, c.end-off); err != nil {
+			return sum, err
+		}
+		if c.zero += off; c.zero < off+n {
+			err = Extents(c.d, off, c.end-off, func(m int64, flags uint32) bool {
+				if flags&ExtentZero != 0 && m >= ChunkSize {
+					return false
+				}
+				c.data = max(c.data, off) + m
+				return true
+			})
+			if err != nil {
+				return sum, err
+			}
+		}
+	}
+	if n == ChunkSize && off+n <= c.zero {
+		return zeroSum(), nil
+	}
+	if err := readFull(c.d, buf[:n], off); err != nil {
+		return sum, err
+	}
+	return sha256.Sum256(buf[:n]), nil
 }
 
 // WriteAt fails.
@@ -84,6 +126,17 @@ func Verify(ctx context.Context, local Disk, sums io.ReaderAt) (*Bitmap, error) 
 	for off := int64(0); off < local.Size(); off += copyStep {
 		if err := ctx.Err(); err != nil {
 			return nil, err
+		}
+		hole, err := zeroPrefix(local, off, min(holeStep, local.Size()-off))
+		if err != nil {
+			return nil, err
+		}
+		if hole -= hole % copyStep; hole > 0 { // with nothing to be read
+			if err := compareZeroes(sums, off, hole, differ.Set); err != nil {
+				return nil, err
+			}
+			off += hole - copyStep
+			continue
 		}
 		step := buf[:min(copyStep, local.Size()-off)]
 		if err := readFull(local, step, off); err != nil {

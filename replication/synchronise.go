@@ -17,8 +17,8 @@ type SyncConfig struct {
 	// Sums reads the checksums of the secondary disk, see [Sums]. With it,
 	// chunks that are the same already are not sent. Nil: all are.
 	Sums io.ReaderAt
-	// BytesPerSecond bounds how fast chunks are gone through; zero: as fast
-	// as the secondary takes them.
+	// BytesPerSecond bounds how fast chunks are gone through, but for holes;
+	// zero: as fast as the secondary takes them.
 	BytesPerSecond int64
 	// Interval between two event.DiskSyncProgress; zero means 1 s.
 	Interval time.Duration
@@ -28,8 +28,10 @@ type SyncConfig struct {
 // the guest runs: all of the disk the first time, and after that what was
 // written since the last checkpoint that both sides know of. Writes to what
 // has been copied are forwarded and writes to what has not are not, so it
-// takes one pass, however much the guest writes. When it returns nil, the
-// secondary has a stable copy, and remains one.
+// takes one pass, however much the guest writes. Holes of the local disk are
+// not read, and those that are zero on the secondary too, as far as that can
+// tell, are not sent. When it returns nil, the secondary has a stable copy, and
+// remains one.
 //
 // The configured bus is told about it on this goroutine: an
 // event.DiskSyncProgress at the beginning, about every Interval, and when the
@@ -47,16 +49,19 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 	if cfg.Interval == 0 {
 		cfg.Interval = time.Second
 	}
-	t := teller{events: p.cfg.Events, dirty: p.dirty, begin: time.Now(), again: p.synced}
-	t.progress = event.DiskSyncProgress{Disk: p.cfg.Name, Phase: event.SyncCopy, Total: p.dirty.Bytes()}
+	t := teller{events: p.cfg.Events, dirty: p.peer.dirty, begin: time.Now(), again: p.synced}
+	t.progress = event.DiskSyncProgress{Disk: p.cfg.Name, Phase: event.SyncCopy, Total: p.peer.dirty.Bytes()}
 	t.tell(t.begin)
-	buf := make([]byte, min(copyStep, p.size))
+	buf := make([]byte, min(copyStep, p.size.Load()))
 	var passed int64
 	for pos := int64(0); ; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		start, n := p.dirty.next(pos, copyStep)
+		start, n, hole, err := p.nextStep(pos)
+		if err != nil {
+			return err
+		}
 		if n == 0 && pos == 0 {
 			break
 		}
@@ -64,10 +69,19 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 		if n == 0 {
 			continue
 		}
-		if err := p.copyRun(f, &cfg, buf[:n], start, &t.progress); err != nil {
-			return err
+		if hole {
+			if hole, err = p.copyHole(f, &cfg, start, n, &t.progress); err != nil {
+				return err
+			}
 		}
-		passed += n
+		if !hole {
+			n = min(n, int64(len(buf)))
+			pos = start + n
+			if err := p.copyRun(f, &cfg, buf[:n], start, &t.progress); err != nil {
+				return err
+			}
+			passed += n
+		}
 		now := time.Now()
 		if now.Sub(t.told) >= cfg.Interval {
 			t.tell(now)
@@ -81,7 +95,7 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 	}
 	t.progress.Phase = event.SyncFlush
 	t.tell(time.Now())
-	if err := f.flush(ctx, nil); err != nil {
+	if err := f.flush(ctx, true, nil); err != nil {
 		return err
 	}
 	p.synced = true
@@ -138,9 +152,10 @@ func (p *Primary) copyRun(f *Forwarder, cfg *SyncConfig, buf []byte, start int64
 	if cfg.Sums == nil {
 		// The bits are cleared first: if the answer is an error, perhaps at
 		// once, they are set again.
-		p.dirty.Clear(start, int64(len(buf)))
+		p.peer.copied.Set(start, int64(len(buf)))
+		p.peer.dirty.Clear(start, int64(len(buf)))
 		if err := send(start, int64(len(buf))); err != nil {
-			p.dirty.Set(start, int64(len(buf)))
+			p.peer.dirty.Set(start, int64(len(buf)))
 			return err
 		}
 		return nil
@@ -150,11 +165,12 @@ func (p *Primary) copyRun(f *Forwarder, cfg *SyncConfig, buf []byte, start int64
 	if err != nil {
 		return err
 	}
-	p.dirty.Clear(start, int64(len(buf)))
+	p.peer.copied.Set(start, int64(len(buf)))
+	p.peer.dirty.Clear(start, int64(len(buf)))
 	done.Same += int64(len(buf))
 	for _, d := range differ {
 		if err := send(d[0], d[1]); err != nil {
-			p.dirty.Set(start, int64(len(buf)))
+			p.peer.dirty.Set(start, int64(len(buf)))
 			return err
 		}
 		done.Same -= d[1]

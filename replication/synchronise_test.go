@@ -3,7 +3,11 @@ package replication
 import (
 	"context"
 	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,7 +25,7 @@ func TestSynchroniseCopiesWhileTheGuestWrites(t *testing.T) {
 		for i := range local.data {
 			local.data[i] = byte(i >> 9)
 		}
-		p, err := NewPrimary(local, PrimaryConfig{})
+		p, err := NewPrimary(local, PrimaryConfig{Overwrite: true})
 		must(t, err)
 		must(t, p.Attach(newFakeRemote(remote, 2)))
 		copied := make(chan struct{})
@@ -56,7 +60,7 @@ func TestSynchroniseTellsHowFarItIs(t *testing.T) {
 		var bus event.Bus
 		var got []event.Event
 		bus.SubscribeAll(func(r event.Record) { got = append(got, r.Event) })
-		p, err := NewPrimary(newFake(size, 1), PrimaryConfig{Name: "d", Events: &bus})
+		p, err := NewPrimary(newFake(size, 1), PrimaryConfig{Overwrite: true, Name: "d", Events: &bus})
 		must(t, err)
 		remote := newFake(size, 0)
 		must(t, p.Attach(newFakeRemote(remote, 2)))
@@ -93,7 +97,7 @@ func TestSynchroniseResumesAfterALostConnection(t *testing.T) {
 		const size = 8 << 20
 		bus, all := heard[event.Event]()
 		local, remote := newFake(size, 0x22), newFake(size, 0)
-		p, err := NewPrimary(local, PrimaryConfig{Events: bus, Forward: ForwarderConfig{WindowBytes: 2 << 20}})
+		p, err := NewPrimary(local, PrimaryConfig{Overwrite: true, Events: bus, Forward: ForwarderConfig{WindowBytes: 2 << 20}})
 		must(t, err)
 		r := newFakeRemote(remote, 3)
 		must(t, p.Attach(r))
@@ -173,7 +177,7 @@ func TestSynchroniseSendsOnlyWhatDiffersByItsSum(t *testing.T) {
 		t.Errorf("preflight: %v, want the last chunk", err)
 	}
 	bus, done := heard[event.DiskSynchronised]()
-	p, err := NewPrimary(local, PrimaryConfig{Events: bus})
+	p, err := NewPrimary(local, PrimaryConfig{Overwrite: true, Events: bus})
 	must(t, err)
 	must(t, p.Attach(newFakeRemote(remote, 6)))
 	must(t, p.Synchronise(ctx, SyncConfig{Sums: sums}))
@@ -182,4 +186,71 @@ func TestSynchroniseSendsOnlyWhatDiffersByItsSum(t *testing.T) {
 	}
 	must(t, Preflight(ctx, local, sums, 100))
 	wantBytes(t, "the secondary is a copy", remote.data, local.data, 0)
+}
+
+// countedFile counts what is read of an image.
+type countedFile struct {
+	*File
+	read atomic.Int64
+}
+
+func (d *countedFile) ReadAt(p []byte, off int64) (int, error) {
+	d.read.Add(int64(len(p)))
+	return d.File.ReadAt(p, off)
+}
+
+// The first synchronisation of a sparse image costs what is in it.
+func TestHolesAreNotReadOnEitherSide(t *testing.T) {
+	if runtime.GOOS != "linux" {
+		t.Skip("holes are not told here")
+	}
+	const size, data = 4 << 30, 3 * ChunkSize
+	for name, dirtyThere := range map[string]bool{"onto a hole": false, "onto data": true} {
+		for _, sums := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, ", sums ", sums), func(t *testing.T) {
+				ctx := context.Background()
+				open := func(name string) *countedFile {
+					f, err := CreateFile(filepath.Join(t.TempDir(), name), size)
+					must(t, err)
+					t.Cleanup(func() { f.Close() })
+					return &countedFile{File: f}
+				}
+				local, far := open("local"), open("far")
+				write(t, local, 0x11, 1<<30, data)
+				write(t, local, 0x22, size-1000, 1000) // no whole chunk
+				if dirtyThere {
+					write(t, far, 0x33, 2<<30, data)
+					write(t, far, 0, 3<<30, data) // storage, but zeroes
+				}
+				bus, done := heard[event.DiskSynchronised]()
+				p, err := NewPrimary(local, PrimaryConfig{Overwrite: true, Events: bus})
+				must(t, err)
+				s, err := NewSecondary(far, SecondaryConfig{})
+				must(t, err)
+				must(t, p.Attach(DiskRemote(s.Export())))
+				if _, ok := p.link.Load().remote.(ExtentReader); !ok {
+					t.Fatal("the remote does not tell")
+				}
+				cfg := SyncConfig{}
+				if sums {
+					cfg.Sums = NewSums(s.Export())
+				}
+				must(t, p.Synchronise(ctx, cfg))
+				if n, most := local.read.Load()+far.read.Load(), int64(16*data); n > most {
+					t.Errorf("%d bytes were read, want at most %d of %d", n, most, int64(size))
+				}
+				if e := (*done)[0]; e.Copied+e.Same != size || e.Copied > 8*data {
+					t.Errorf("heard %+v, want no more copied than there is", e)
+				}
+				for _, at := range []int64{1 << 30, 2 << 30, 3 << 30, size - data} {
+					wantBytes(t, "the copy", read(t, far.File, at, data), read(t, local.File, at, data), at)
+				}
+				differ, err := Verify(ctx, local, NewSums(far))
+				must(t, err)
+				if !differ.Empty() {
+					t.Errorf("%d bytes differ", differ.Bytes())
+				}
+			})
+		}
+	}
 }

@@ -1,10 +1,13 @@
 package vmstate
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"strings"
 )
 
@@ -44,59 +47,120 @@ func (s Struct) Find(name string) *Field {
 }
 
 // MarshalJSON writes the fields as an object in wire order, bytes in hex, and
-// the subsections, if any, as "subsections": {name: {…}}.
-func (s Struct) MarshalJSON() ([]byte, error) {
-	out := []byte{'{'}
-	put := func(name string, v any) error {
-		if len(out) > 1 {
+// the subsections, if any, as "subsections": {name: {…}}. An integer beyond 2^53,
+// which readers of JSON would round, is a string of its digits. Bytes that are
+// text have it beside them, as "name.text".
+func (s Struct) MarshalJSON() ([]byte, error) { return s.appendJSON(nil), nil }
+
+func (s Struct) appendJSON(out []byte) []byte {
+	out = append(out, '{')
+	begin := len(out)
+	key := func(name string) {
+		if len(out) > begin {
 			out = append(out, ',')
 		}
-		key, err := json.Marshal(name)
-		if err != nil {
-			return err
-		}
-		value, err := json.Marshal(jsonValue(v))
-		if err != nil {
-			return err
-		}
-		out = append(append(append(out, key...), ':'), value...)
-		return nil
+		out = appendString(out, name)
+		out = append(out, ':')
 	}
 	for _, f := range s.Fields {
-		if err := put(f.Name, f.Value); err != nil {
-			return nil, err
+		key(f.Name)
+		out = appendValue(out, f.Value)
+		if p, ok := f.Value.([]byte); ok {
+			if text, ok := Text(p); ok {
+				key(f.Name + ".text")
+				out = appendString(out, text)
+			}
 		}
 	}
 	if len(s.Subsections) > 0 {
-		subs := Struct{}
-		for _, sub := range s.Subsections {
-			subs.Fields = append(subs.Fields, Field{Name: sub.VMSD, Value: sub})
+		key("subsections")
+		out = append(out, '{')
+		for i, sub := range s.Subsections {
+			if i > 0 {
+				out = append(out, ',')
+			}
+			out = appendString(out, sub.VMSD)
+			out = append(out, ':')
+			out = sub.appendJSON(out)
 		}
-		if err := put("subsections", subs); err != nil {
-			return nil, err
-		}
+		out = append(out, '}')
 	}
-	return append(out, '}'), nil
+	return append(out, '}')
 }
 
-func jsonValue(v any) any {
-	switch v := v.(type) {
-	case []byte:
-		return hex.EncodeToString(v)
-	case []any:
-		list := make([]any, len(v))
-		for i := range v {
-			list[i] = jsonValue(v[i])
-		}
-		return list
-	}
-	return v
+func appendString(out []byte, s string) []byte {
+	text, _ := json.Marshal(s) // a string cannot fail
+	return append(out, text...)
 }
+
+// exact is the last integer that a double has, with all below it.
+const exact = 1 << 53
+
+func appendValue(out []byte, v any) []byte {
+	switch v := v.(type) {
+	case Struct:
+		return v.appendJSON(out)
+	case []any:
+		out = append(out, '[')
+		for i := range v {
+			if i > 0 {
+				out = append(out, ',')
+			}
+			out = appendValue(out, v[i])
+		}
+		return append(out, ']')
+	case []byte:
+		out = append(out, '"')
+		out = hex.AppendEncode(out, v)
+		return append(out, '"')
+	case uint64:
+		if v > exact {
+			return append(strconv.AppendUint(append(out, '"'), v, 10), '"')
+		}
+		return strconv.AppendUint(out, v, 10)
+	case int64:
+		if v > exact || v < -exact {
+			return append(strconv.AppendInt(append(out, '"'), v, 10), '"')
+		}
+		return strconv.AppendInt(out, v, 10)
+	case bool:
+		return strconv.AppendBool(out, v)
+	}
+	text, err := json.Marshal(v)
+	if err != nil {
+		return append(out, "null"...)
+	}
+	return append(out, text...)
+}
+
+// Text returns the text that a buffer holds, and whether it holds any: at least
+// two printable characters of ASCII, and after them nothing, or a NUL and
+// whatever an earlier text may have left behind it.
+func Text(p []byte) (string, bool) {
+	text, rest, _ := bytes.Cut(p, []byte{0})
+	if len(text) < 2 || bytes.IndexFunc(text, unprintable) >= 0 {
+		return "", false
+	}
+	for _, c := range rest {
+		if c != 0 && (c < ' ' || c > '~') {
+			return "", false
+		}
+	}
+	return string(text), true
+}
+
+func unprintable(r rune) bool { return r < ' ' || r > '~' }
 
 // Decode takes a body apart. Every byte must be accounted for; otherwise the
-// error wraps [ErrDescription]. Values of type []byte are views of body.
+// error is a [*MisfitError], which wraps [ErrDescription]. Values of type []byte
+// are views of body. What the values take is bounded: a body that would become
+// more than 16 MiB of them gives a MisfitError that wraps [ErrBounds] too.
 func (d *DeviceDesc) Decode(body []byte) (Struct, error) {
-	b := &bodyReader{left: body}
+	if err := d.fits(len(body)); err != nil {
+		return Struct{}, err
+	}
+	budget := int64(maxDecoded)
+	b := &bodyReader{left: body, budget: &budget}
 	var s Struct
 	if d.Size >= 0 && d.VMSD == "" {
 		s.VMSD = d.Name
@@ -108,14 +172,32 @@ func (d *DeviceDesc) Decode(body []byte) (Struct, error) {
 		b.fail("%d bytes are not described", len(b.left))
 	}
 	if b.err != nil {
-		return Struct{}, fmt.Errorf("vmstate: %w of %s/%d: %w", ErrDescription, d.Name, d.Instance, b.err)
+		return Struct{}, &MisfitError{Name: d.Name, Instance: d.Instance, Described: int64(len(body)), Found: int64(len(body)), Err: b.err}
 	}
 	return s, nil
 }
 
+// maxDecoded bounds the memory of the values of one device, in bytes, as the
+// costs below estimate it.
+const maxDecoded = 16 << 20
+
+const (
+	structCost = 96 + 56 // a Struct, and the field or the element that it is
+	fieldCost  = 72
+	valueCost  = 32
+)
+
 type bodyReader struct {
-	left []byte
-	err  error
+	left   []byte
+	err    error
+	budget *int64 // bytes that values may still take
+}
+
+// spend takes n bytes of the budget.
+func (b *bodyReader) spend(n int64) {
+	if *b.budget -= n; *b.budget < 0 && b.err == nil {
+		b.err = fmt.Errorf("more than %d MiB of values: %w", maxDecoded>>20, ErrBounds)
+	}
 }
 
 func (b *bodyReader) fail(format string, args ...any) {
@@ -138,6 +220,11 @@ func (b *bodyReader) take(n int64) []byte {
 
 func (b *bodyReader) structure(d *StructDesc) Struct {
 	s := Struct{VMSD: d.VMSD, Version: d.Version}
+	b.spend(structCost + fieldCost*int64(len(d.Fields)))
+	if b.err != nil {
+		return s
+	}
+	s.Fields = make([]Field, 0, len(d.Fields))
 	for i := range d.Fields {
 		if b.err != nil {
 			break
@@ -180,6 +267,10 @@ func (b *bodyReader) field(f *FieldDesc) any {
 		b.fail("%d×%d bytes described where %d are left", f.Count, f.Size, len(b.left))
 		return nil
 	}
+	b.spend(valueCost * f.Count)
+	if b.err != nil {
+		return nil
+	}
 	list := make([]any, 0, f.Count)
 	for range f.Count {
 		if b.err != nil {
@@ -190,7 +281,10 @@ func (b *bodyReader) field(f *FieldDesc) any {
 	return list
 }
 
-func (f *FieldDesc) structured() bool { return len(f.Parts) > 0 }
+// structured reports whether f has parts that are described.
+func (f *FieldDesc) structured() bool {
+	return len(f.Parts) > 0 && (len(f.Parts) > 1 || f.Parts[0].VMSD != "" || len(f.Parts[0].Fields) > 0)
+}
 
 func (b *bodyReader) element(f *FieldDesc) any {
 	p := b.take(f.Size)
@@ -247,15 +341,20 @@ func unsigned(p []byte) (v uint64) {
 // that what cannot be taken apart (a tree, whose keys are not described) is
 // kept as bytes.
 func (b *bodyReader) part(f *FieldDesc, p []byte) any {
-	inner := &bodyReader{left: p}
+	inner := &bodyReader{left: p, budget: b.budget}
 	switch f.Type {
 	case "qtailq", "qlist":
+		b.spend(valueCost * int64(len(f.Parts)))
 		var list []any
 		for i := range f.Parts {
 			if m := inner.take(1); inner.err == nil && m[0] != 1 {
 				inner.fail("no element")
 			}
 			list = append(list, inner.structure(&f.Parts[i]))
+		}
+		if *b.budget < 0 {
+			b.err = cmp.Or(b.err, inner.err)
+			return nil
 		}
 		if end := inner.take(1); inner.err == nil && end[0] == 0 && len(inner.left) == 0 {
 			return list

@@ -43,7 +43,7 @@ func (reg *Registry) VMDesc() ([]byte, error) {
 		d.intValue("instance_id", int64(e.Instance))
 		d.str(", ")
 		f := &reg.fields
-		*f = Fields{mode: describing, desc: &d, version: e.Version, vmsd: e.VMSD}
+		*f = Fields{mode: describing, desc: &d, version: e.Version, device: e.Version, vmsd: e.VMSD}
 		d.n = 0
 		d.body(e.VMSD, e.Version, func() { e.device.VMState(f) })
 		if f.err != nil {

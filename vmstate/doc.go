@@ -59,6 +59,12 @@
 // device that it does not know (disks' dirty bitmaps, say) pass by as bytes, up
 // to what looks like their end ([Scanner.SkipLive]).
 //
+// A device that its description does not fit costs itself and no other: its bytes
+// are cut by its footer, or by where the next section seems to begin, and
+// [Record].Misfit says why ([MisfitError]). A description whose text is broken is
+// mended ([RepairVMDesc]). Streams of old machines, which lack footers or the
+// configuration, are recognised.
+//
 // Some things nothing describes, and they stay bytes: the devices in a PACKAGED,
 // as streams with postcopy have no description; trees, whose keys it leaves out;
 // and the body of a device that says no more than its size.
@@ -71,37 +77,42 @@
 //
 // # What QEMU's savevm has, and where it is here
 //
-//	qemu_savevm_state_blocked                 Registry.Blocked
-//	qemu_savevm_non_migratable_list           Registry.NonMigratable
-//	qemu_savevm_state_setup                   Registry.SaveSetup
-//	qemu_savevm_state_guest_unplug_pending    Registry.GuestUnplugPending
-//	qemu_savevm_state_resume_prepare          Registry.ResumePrepare
-//	qemu_savevm_state_header                  PutFileHeader, PutConfiguration
-//	qemu_savevm_state_iterate                 Registry.SaveIterate
-//	qemu_savevm_state_cleanup                 Registry.SaveCleanup
-//	qemu_savevm_state_complete_postcopy       Registry.SaveCompletePostcopy
-//	qemu_savevm_state_complete_precopy        Registry.SaveComplete, SaveDevices, PutEOF, PutVMDesc
-//	   … iterable_only                        Registry.SaveComplete, or SaveCompleteInPostcopy
-//	   … _non_iterable                        Registry.SaveDevices, PutEOF, PutVMDesc
-//	qemu_savevm_state_pending_exact           Registry.Pending(true)
-//	qemu_savevm_state_pending_estimate        Registry.Pending(false)
-//	qemu_savevm_send_ping                     PutCommand(w, Ping(v))
-//	qemu_savevm_send_open_return_path         PutCommand(w, OpenReturnPath())
-//	qemu_savevm_send_packaged                 PutPackaged
-//	qemu_savevm_send_postcopy_advise          PutCommand(w, PostcopyAdvise{…}.Command())
-//	qemu_savevm_send_postcopy_listen          PutCommand(w, PostcopyListen())
-//	qemu_savevm_send_postcopy_run             PutCommand(w, PostcopyRun())
-//	qemu_savevm_send_postcopy_resume          PutCommand(w, PostcopyResume())
-//	qemu_savevm_send_recv_bitmap              PutCommand(w, RecvBitmap(block))
-//	qemu_savevm_send_postcopy_ram_discard     PutRAMDiscard
-//	qemu_savevm_send_colo_enable              PutCommand(w, EnableCOLO())
-//	qemu_savevm_live_state                    Registry.SaveComplete, PutEOF
-//	qemu_save_device_state                    Registry.SaveDevices, PutEOF
-//	qemu_loadvm_state                         Registry.Blocked, ReadFileHeader, ReadConfiguration, Registry.Load, ReadVMDesc
-//	qemu_loadvm_state_cleanup                 Registry.Rollback, NewSession
-//	qemu_loadvm_state_main                    Registry.Load
-//	qemu_load_device_state                    Registry.LoadDevices, Commit
-//	qemu_loadvm_approve_switchover            Switchover.Approve, ReturnWriter.SwitchoverAck; at the source Registry.SwitchoverAcked
+// The middle column says who uses it. "session": package colo does, in every
+// session, and it is tested against a real QEMU. "hook": nothing here calls it yet;
+// a host does that has such a device, or migrates with postcopy. "codec": its bytes
+// are written and read, for inspectors and for a postcopy of the host's own.
+//
+//	qemu_savevm_state_blocked                 session   Registry.Blocked
+//	qemu_savevm_non_migratable_list           hook      Registry.NonMigratable
+//	qemu_savevm_state_setup                   session   Registry.SaveSetup
+//	qemu_savevm_state_guest_unplug_pending    hook      Registry.GuestUnplugPending
+//	qemu_savevm_state_resume_prepare          hook      Registry.ResumePrepare
+//	qemu_savevm_state_header                  session   PutFileHeader, PutConfiguration
+//	qemu_savevm_state_iterate                 session   Registry.SaveIterate
+//	qemu_savevm_state_cleanup                 session   Registry.SaveCleanup
+//	qemu_savevm_state_complete_postcopy       hook      Registry.SaveCompletePostcopy
+//	qemu_savevm_state_complete_precopy        session   Registry.SaveComplete, SaveDevices, PutEOF, VMDesc, PutDescription
+//	   … iterable_only                        session   Registry.SaveComplete, or (a hook) SaveCompleteInPostcopy
+//	   … _non_iterable                        session   Registry.SaveDevices, PutEOF, VMDesc, PutDescription
+//	qemu_savevm_state_pending_exact           session   Registry.Pending(true)
+//	qemu_savevm_state_pending_estimate        hook      Registry.Pending(false)
+//	qemu_savevm_send_ping                     codec     PutCommand(w, Ping(v))
+//	qemu_savevm_send_open_return_path         codec     PutCommand(w, OpenReturnPath())
+//	qemu_savevm_send_packaged                 codec     PutPackaged
+//	qemu_savevm_send_postcopy_advise          codec     PutCommand(w, PostcopyAdvise{…}.Command())
+//	qemu_savevm_send_postcopy_listen          codec     PutCommand(w, PostcopyListen())
+//	qemu_savevm_send_postcopy_run             codec     PutCommand(w, PostcopyRun())
+//	qemu_savevm_send_postcopy_resume          codec     PutCommand(w, PostcopyResume())
+//	qemu_savevm_send_recv_bitmap              codec     PutCommand(w, RecvBitmap(block))
+//	qemu_savevm_send_postcopy_ram_discard     codec     PutRAMDiscard
+//	qemu_savevm_send_colo_enable              session   PutCommand(w, EnableCOLO())
+//	qemu_savevm_live_state                    session   Registry.SaveComplete, PutEOF
+//	qemu_save_device_state                    session   Registry.SaveDevices, PutEOF
+//	qemu_loadvm_state                         session   Registry.Blocked, ReadFileHeader, ReadConfiguration, Registry.Load, ReadVMDesc
+//	qemu_loadvm_state_cleanup                 session   Registry.Rollback, NewSession
+//	qemu_loadvm_state_main                    session   Registry.Load
+//	qemu_load_device_state                    session   Registry.LoadDevices, Commit
+//	qemu_loadvm_approve_switchover            codec     Switchover.Approve, ReturnWriter.SwitchoverAck; at the source Registry.SwitchoverAcked
 //
 // The commands of QEMU flush, and so do the methods of [ReturnWriter]; the others
 // here do not: the caller decides what leaves together.

@@ -51,6 +51,7 @@ func TestTheTableOfSavevmNamesWhatExists(t *testing.T) {
 			}
 		}
 	}
+	called := calls(t)
 	declared["Registry.SwitchoverAcked"] = true // a field
 	rows := 0
 	names := regexp.MustCompile(`[A-Z][A-Za-z]*(\.[A-Z][A-Za-z]*)?`)
@@ -65,6 +66,10 @@ func TestTheTableOfSavevmNamesWhatExists(t *testing.T) {
 		cells := regexp.MustCompile(`\s{2,}`).Split(strings.TrimSpace(row), 2)
 		if len(cells) != 2 {
 			t.Fatalf("row %q", row)
+		}
+		used := regexp.MustCompile(`^(session|hook|codec) `).FindStringSubmatch(cells[1])
+		if used == nil {
+			t.Fatalf("%s: nothing says who uses it", cells[0])
 		}
 		owner := ""
 		for _, name := range names.FindAllString(cells[1], -1) {
@@ -83,9 +88,39 @@ func TestTheTableOfSavevmNamesWhatExists(t *testing.T) {
 			if !tested[full] {
 				t.Errorf("%s: nothing tests %s", cells[0], full)
 			}
+			hook := strings.Contains(cells[1], "(a hook) "+name)
+			if _, ok := called[full]; ok != (used[1] == "session" && !hook) && full != "PutCommand" && full != "Command" && cells[0] != "qemu_savevm_state_pending_estimate" {
+				t.Errorf("%s: a session uses %s: %t, and the table says %s", cells[0], full, ok, used[1])
+			}
 		}
 	}
 	if rows != 31 {
 		t.Errorf("%d rows, and savevm.h has 29 functions, one of them in three parts", rows)
 	}
+}
+
+// calls are the names that package colo and package standby select from something.
+func calls(t *testing.T) map[string]bool {
+	t.Helper()
+	names := make(map[string]bool)
+	for _, pattern := range []string{"*.go", "standby/*.go"} {
+		files, err := filepath.Glob(filepath.Join("..", "colo", pattern))
+		if err != nil || len(files) == 0 {
+			t.Fatal(files, err)
+		}
+		for _, name := range files {
+			if strings.HasSuffix(name, "_test.go") {
+				continue
+			}
+			file, err := parser.ParseFile(token.NewFileSet(), name, nil, 0)
+			wantNil(t, name, err)
+			ast.Inspect(file, func(n ast.Node) bool {
+				if sel, ok := n.(*ast.SelectorExpr); ok {
+					names[sel.Sel.Name] = true
+				}
+				return true
+			})
+		}
+	}
+	return names
 }

@@ -33,8 +33,18 @@ type Record struct {
 	Package       []Record // a PACKAGED's nested stream; offsets are the outer stream's
 	Body          []byte
 	Desc          *DeviceDesc // of a FULL section, nil if nothing describes it
-	NoFooter      bool        // of a FULL section in a stream without footers
-	Live          LiveBody    // in a Document: the body of a live section
+	NoFooter      bool        // of a FULL section that no footer ends
+	// Misfit says of a FULL section why Desc is nil although something describes
+	// the devices: a [*MisfitError]. Where nothing does, it is nil too.
+	Misfit error
+	// Guessed says of a FULL section that nothing but its looks tells where it
+	// ends: there is neither footer nor description.
+	Guessed bool
+	// Elided says that Body was too long to keep, with BodyLength its length in
+	// bytes; see [Scanner.Large]. Put cannot write such a record.
+	Elided     bool
+	BodyLength int64
+	Live       LiveBody // in a Document: the body of a live section
 }
 
 // A LiveBody is the body of a live section, as somebody who knows the device has
@@ -74,6 +84,9 @@ func (rec *Record) Put(w *qemufile.Writer) {
 	case Footer:
 		PutFooter(w, rec.Header.ID)
 	case SectionFull:
+		if rec.Elided {
+			w.Fail(fmt.Errorf("vmstate: the body of %s was not kept", rec.Header))
+		}
 		rec.Header.Put(w)
 		w.Write(rec.Body)
 		if !rec.NoFooter {
@@ -92,8 +105,12 @@ func (rec *Record) Put(w *qemufile.Writer) {
 }
 
 // Decode takes the body of a FULL section apart. Its error wraps
-// [ErrDescription] if nothing describes the section.
+// [ErrDescription] if nothing describes the section, or not as it is; then it is
+// a [*MisfitError].
 func (rec *Record) Decode() (Struct, error) {
+	if rec.Misfit != nil {
+		return Struct{}, rec.Misfit
+	}
 	if rec.Desc == nil {
 		return Struct{}, fmt.Errorf("vmstate: no %w of %s", ErrDescription, rec.Header)
 	}
@@ -121,7 +138,7 @@ func ReadDocument(r *qemufile.Reader, live LiveDecoder) (*Document, error) {
 	}}
 	s.Described = func(rec *Record) {
 		i, _ := slices.BinarySearchFunc(d.Records, rec.Offset, func(r Record, at int64) int { return cmp.Compare(r.Offset, at) })
-		d.Records[i].Desc = rec.Desc
+		d.Records[i].Desc, d.Records[i].Misfit = rec.Desc, rec.Misfit
 	}
 	if live != nil {
 		s.Live = func(h Header, r *qemufile.Reader) error {

@@ -109,14 +109,15 @@ func (s *Scanner) earlySections(r *qemufile.Reader, n int) error {
 	return s.report(records)
 }
 
-// describesEarly reports whether a description begins with the early devices.
+// describesEarly reports whether a description begins with the early devices,
+// and fits them.
 func (s *Scanner) describesEarly(d *VMDesc) bool {
 	if len(d.Devices) < len(s.early) {
 		return false
 	}
 	for i := range s.early {
 		rec, dev := &s.early[i], &d.Devices[i]
-		if dev.Name != rec.Header.Name || dev.Instance != rec.Header.Instance || dev.Len() != int64(len(rec.Body)) {
+		if dev.Name != rec.Header.Name || dev.Instance != rec.Header.Instance || dev.fits(len(rec.Body)) != nil {
 			return false
 		}
 	}
@@ -126,8 +127,15 @@ func (s *Scanner) describesEarly(d *VMDesc) bool {
 // describeEarly tells what the early devices are, now that it is known.
 func (s *Scanner) describeEarly(d *VMDesc) {
 	for i := range s.early {
-		if s.early[i].Desc = &d.Devices[i]; s.Described != nil {
-			s.Described(&s.early[i])
+		rec := &s.early[i]
+		rec.Desc, rec.Misfit = nil, nil
+		if dev := d.Find(rec.Header.Name, rec.Header.Instance); dev == nil {
+			rec.Misfit = undescribed(rec.Header, len(rec.Body))
+		} else if rec.Misfit = dev.fits(len(rec.Body)); rec.Misfit == nil {
+			rec.Desc = dev
+		}
+		if s.Described != nil {
+			s.Described(rec)
 		}
 	}
 }

@@ -28,6 +28,26 @@ const (
 //     [Fields.Count], [Elems] and [Resize] do that;
 //   - a pointer given to a field must stay valid until Commit or Rollback.
 //
+// # Refusing
+//
+// A device may refuse a state in three places, and the earlier the better:
+//
+//   - in VMState, with [Fields.Check] for a condition on fields named before it,
+//     with Fail for anything else, or by the fields that check themselves
+//     (Uint32Equal, Int32LE, [Elems], [Counted]). Nothing has been applied yet,
+//     of any device, and everything is rolled back;
+//   - in OnCommit, for what depends on fields of the part that come later, or on
+//     other devices: these have their values by then. The load has been accepted
+//     and [Registry.Commit] fails; devices before this one have been applied;
+//   - in PostLoad, the same for the whole device.
+//
+// # Versions
+//
+// Version is that of the description being carried: the device's in VMState, and
+// inside Struct, VStruct, Structs, a list or a Subsection the part's, which is
+// what the caller of those says (a subsection's, what the stream says).
+// DeviceVersion is the device's everywhere.
+//
 // The first error sticks; after it nothing is loaded any more. A Fields is only
 // valid during the call it is passed to.
 //
@@ -40,7 +60,9 @@ type Fields struct {
 	r       *qemufile.Reader // loading
 	undo    *undoLog         // loading
 	desc    *describer       // describing
+	after   *[]func() error  // loading: to be called by Commit
 	version uint32
+	device  uint32 // version of the device
 	vmsd    string // the description whose fields these are
 	inSubs  bool   // a subsection of vmsd has been named
 	err     error
@@ -54,6 +76,19 @@ func (f *Fields) Loading() bool { return f.mode == loading }
 // theirs. A field that exists since version n is named inside
 // "if f.Version() >= n".
 func (f *Fields) Version() uint32 { return f.version }
+
+// DeviceVersion returns the version of the device whose fields are carried: what
+// Version returns outside of any part.
+func (f *Fields) DeviceVersion() uint32 { return f.device }
+
+// OnCommit registers fn to be called when this load is committed, after those that
+// were registered before and before the device's PostLoad: it is the PostLoad of a
+// part. Its error ends [Registry.Commit]. It does nothing unless loading.
+func (f *Fields) OnCommit(fn func() error) {
+	if f.mode == loading && f.after != nil && f.Err() == nil {
+		*f.after = append(*f.after, fn)
+	}
+}
 
 // Fail refuses the state, unless something failed before; err nil is ignored.
 // A device calls it for a value it cannot take, best wrapping [ErrValue].

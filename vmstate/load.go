@@ -152,13 +152,14 @@ func (reg *Registry) loadBody(r *qemufile.Reader, e *entry, h Header, start int6
 	switch {
 	case e.device != nil && h.Type.introduces():
 		f := &reg.fields
-		*f = Fields{mode: loading, r: r, undo: &reg.undo, version: h.Version, vmsd: e.VMSD}
+		reg.after = nil
+		*f = Fields{mode: loading, r: r, undo: &reg.undo, after: &reg.after, version: h.Version, device: h.Version, vmsd: e.VMSD}
 		e.device.VMState(f)
 		f.end()
 		if err := f.Err(); err != nil {
 			return err
 		}
-		reg.stage(staged{e, h, start, h.Version})
+		reg.stage(staged{e, h, start, h.Version, reg.after})
 	case e.device != nil:
 		return fmt.Errorf("%w: device %s/%d is not live", ErrUnknownSection, e.Name, e.Instance)
 	case e.loader == nil:
@@ -237,12 +238,17 @@ func (reg *Registry) loadPackaged(r *qemufile.Reader, c Command, onCommand func(
 	return err
 }
 
-// Commit applies what is staged: it calls PostLoad of every staged device that
-// has one, in stream order, and forgets how to undo. It stops at the first
+// Commit applies what is staged: it calls what OnCommit has registered and PostLoad
+// of every staged device that has one, in stream order, and forgets how to undo. It stops at the first
 // error, a [*SectionError]; the devices before it have then been applied and
 // those after it have not, and Rollback still restores the fields.
 func (reg *Registry) Commit() error {
 	for _, s := range reg.staged {
+		for _, fn := range s.after {
+			if err := fn(); err != nil {
+				return sectionError(s.header, s.offset, err)
+			}
+		}
 		if p, ok := s.entry.device.(PostLoader); ok {
 			if err := p.PostLoad(s.version); err != nil {
 				return sectionError(s.header, s.offset, err)

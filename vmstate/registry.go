@@ -11,6 +11,13 @@ import (
 // A Device is state that fits into one section. VMState names every field, in
 // wire order; see [Fields] for what it may do. It is called on the goroutine
 // that uses the Registry, with the guest paused when saving.
+//
+// For a session (package colo) these hold too; colotest.TestVM checks what says
+// "must". Saving a guest that stands still must always succeed, and give the same
+// bytes again but for clocks. What was saved must be taken back by a load, after
+// which the device must save the same. A load must be refused, by VMState or by
+// PostLoad, while the guest runs. VMState must change nothing but the fields that
+// it is given, so that a load that is rolled back leaves no trace.
 type Device interface {
 	VMState(*Fields)
 }
@@ -121,6 +128,7 @@ type Registry struct {
 	fields Fields
 	undo   undoLog
 	staged []staged
+	after  []func() error  // of the device that is being loaded
 	nested int             // depth of PACKAGED
 	memory qemufile.Reader // reads device states in memory
 }
@@ -131,6 +139,7 @@ type staged struct {
 	header  Header
 	offset  int64
 	version uint32
+	after   []func() error // of OnCommit
 }
 
 // Register adds a device that is saved as one FULL section. Its error is

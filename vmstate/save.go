@@ -249,7 +249,7 @@ func (reg *Registry) saveDevice(w *qemufile.Writer, e *entry) error {
 	h.Put(w)
 	body := w.Transferred()
 	f := &reg.fields
-	*f = Fields{mode: saving, w: w, version: e.Version, vmsd: e.VMSD}
+	*f = Fields{mode: saving, w: w, version: e.Version, device: e.Version, vmsd: e.VMSD}
 	e.device.VMState(f)
 	if err := f.Err(); err != nil {
 		return sectionError(h, start, err)

@@ -1,12 +1,8 @@
 package vmstate
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/binary"
-	"errors"
 	"fmt"
-	"io"
 
 	"github.com/gocolo/lockstep/qemufile"
 )
@@ -34,20 +30,36 @@ type Scanner struct {
 	// Described, if not nil, is told of each early device once more, with Desc,
 	// right before Record is told of the description.
 	Described func(*Record)
-	// NoConfiguration and NoFooters say that the stream has none (very old
-	// machine types); it does not tell.
+	// NoConfiguration and NoFooters say that the stream has none, as those of
+	// very old machine types. Stream sets them where it finds that out, which it
+	// does from the byte after the header, and from what follows the first
+	// section.
 	NoConfiguration, NoFooters bool
+	// Large, if not nil, lets device sections be longer than MaxState: they then
+	// end at their first footer behind which something begins, and bodies that
+	// do not fit into MaxState are not kept ([Record].Elided). Their bytes, all
+	// of them from the first device section to EOF, go to Large as views that
+	// are valid during the call; their records come at the end.
+	Large func([]byte)
+	// Padding says that zeros may follow the EOF of a stream without a
+	// description. Stream leaves them unread. Otherwise they are [ErrTrailing].
+	Padding bool
+	// MaxSkip bounds what SkipLive passes by, in bytes, and a section that Large
+	// is told of. 0: MaxState.
+	MaxSkip uint64
 	// MaxState bounds the device sections, and each PACKAGED, in bytes.
 	// 0: 256 MiB.
 	MaxState uint64
 	// MaxDescription bounds the description, in bytes. 0: 16 MiB.
 	MaxDescription uint64
 	// Devices describes the devices. Stream sets it when it finds a description;
-	// a caller may set it for a stream that has none.
+	// a caller may set it for a stream that has none, and to another stream's of
+	// the same machine for what no description covers (a PACKAGED).
 	Devices *VMDesc
 
 	live    map[uint32]Header // by section id
 	early   []Record          // of this stream; their Desc is missing
+	footed  bool              // a footer has been seen where one belongs
 	started bool              // a START has come in this stream
 	ended   bool              // an END has come in this stream
 }
@@ -66,12 +78,18 @@ func (s *Scanner) maxState() uint64 {
 // [Registry.Load].
 func (s *Scanner) Stream(r *qemufile.Reader) error {
 	start := r.Offset()
-	s.early, s.started, s.ended = nil, false, false
+	s.early, s.started, s.ended, s.footed = nil, false, false, false
 	if err := ReadFileHeader(r); err != nil {
 		return err
 	}
 	if err := s.Record(&Record{Offset: start, Length: 8, Type: FileHeader}); err != nil {
 		return err
+	}
+	if t, ok := r.PeekByte(); ok && !s.NoConfiguration {
+		switch SectionType(t) {
+		case SectionStart, SectionFull, CommandRecord:
+			s.NoConfiguration = true
+		}
 	}
 	if !s.NoConfiguration {
 		start = r.Offset()
@@ -95,15 +113,20 @@ func (s *Scanner) Stream(r *qemufile.Reader) error {
 	start = r.Offset()
 	text, err := ReadVMDesc(r, s.MaxDescription)
 	if err == nil {
-		if s.Devices, err = ParseVMDesc(text); err == nil && (!s.describesEarly(s.Devices) || len(s.Devices.Devices) > len(s.early)) {
+		var desc *VMDesc
+		if desc, err = ParseVMDesc(text); err == nil && !s.identical(nil, desc) {
 			err = fmt.Errorf("%w of devices that are not there", ErrDescription)
 		}
+		if err == nil {
+			s.Devices = desc
+			s.describeEarly(desc)
+			if !s.describesEarly(desc) {
+				err = fmt.Errorf("%w does not fit the only devices there are", ErrDescription)
+			}
+			err = cmp.Or(s.Record(&Record{Offset: start, Length: r.Offset() - start, Type: Description, Body: text}), err)
+		}
 	}
-	if err != nil {
-		return sectionError(Header{Type: Description}, start, err)
-	}
-	s.describeEarly(s.Devices)
-	return s.Record(&Record{Offset: start, Length: r.Offset() - start, Type: Description, Body: text})
+	return sectionError(Header{Type: Description}, start, err)
 }
 
 // Sections reads live sections and commands up to and including EOF, as a
@@ -177,13 +200,27 @@ func (s *Scanner) liveSection(r *qemufile.Reader) error {
 	if err == nil {
 		err = s.Live(h, r)
 	}
+	if err == nil && !s.footed && !s.NoFooters {
+		s.NoFooters = s.footless(r, h.ID)
+	}
 	if err == nil && !s.NoFooters {
+		s.footed = true
 		at := r.Offset()
 		if err = ReadFooter(r, h.ID); err == nil {
 			err = s.Record(&Record{Offset: at, Length: 5, Type: Footer, Header: h})
 		}
 	}
 	return sectionError(h, start, err)
+}
+
+// footless reports whether the body of a live section is followed by another
+// record of the stream, instead of its footer.
+func (s *Scanner) footless(r *qemufile.Reader, id uint32) bool {
+	p := r.Peek(5)
+	if len(p) == 0 || SectionType(p[0]) == Footer {
+		return false
+	}
+	return SectionType(p[0]) != EOF && s.begins(follows(r, 0))
 }
 
 func (s *Scanner) command(r *qemufile.Reader) error {
@@ -224,87 +261,4 @@ func (s *Scanner) report(records []Record) error {
 		}
 	}
 	return nil
-}
-
-// tail reads device sections, EOF, and the description if it comes. It finds the
-// description by its looks, and believes it if it accounts for every byte of the
-// sections before it.
-func (s *Scanner) tail(r *qemufile.Reader) (described bool, err error) {
-	base := r.Offset()
-	var state []byte
-	looked := 1 // state[:looked] has no description
-	for {
-		if _, ok := r.PeekByte(); !ok {
-			break
-		}
-		chunk := r.Peek(r.Buffered())
-		if uint64(len(state)+len(chunk)) > s.maxState()+s.maxDescription() {
-			return false, streamError(base, fmt.Errorf("device sections: %w", qemufile.ErrTooLong))
-		}
-		had := len(state)
-		state = append(state, chunk...)
-		const head = 1 + 4 + 2 // type, length, {"
-		for ; looked+head <= len(state); looked++ {
-			i := bytes.IndexByte(state[looked:], byte(Description))
-			if i < 0 {
-				looked = len(state)
-				break
-			}
-			if looked += i; looked+head > len(state) {
-				break
-			}
-			n := binary.BigEndian.Uint32(state[looked+1:])
-			if state[looked-1] != byte(EOF) || string(state[looked+5:looked+7]) != `{"` || uint64(n) > s.maxDescription() {
-				continue
-			}
-			end := looked + 5 + int(n)
-			if end > len(state) {
-				// Maybe. Get the rest, but not more than that.
-				r.Skip(uint64(len(state) - had))
-				rest := r.Bytes(uint64(end-len(state)), s.maxDescription())
-				if r.Err() != nil {
-					records, _ := s.split(state[:looked], base, untilEOF)
-					err := sectionError(Header{Type: Description}, base+int64(looked), r.Err())
-					return false, cmp.Or(s.report(records), err)
-				}
-				state = append(state, rest...)
-				had = len(state)
-			}
-			devices, err := ParseVMDesc(state[looked+5 : end])
-			if err != nil {
-				continue
-			}
-			records, ok := s.splitDescribed(state[:looked], base, devices)
-			if !ok {
-				continue
-			}
-			r.Skip(uint64(max(end-had, 0)))
-			s.Devices = devices
-			s.describeEarly(devices)
-			records = append(records, Record{
-				Offset: base + int64(looked), Length: int64(end - looked), Type: Description, Body: state[looked+5 : end],
-			})
-			return true, s.report(records)
-		}
-		r.Skip(uint64(len(state) - had))
-	}
-	// No description: what can be told from the footers.
-	records, err := s.split(state, base, untilEOF)
-	if err != nil {
-		if r.Byte(); errors.Is(r.Err(), io.EOF) {
-			// Bad sections and a cut look the same from here.
-			err = fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, err)
-		} else {
-			err = r.Err()
-		}
-		err = streamError(base+int64(len(state)), err)
-	}
-	return false, cmp.Or(s.report(records), err)
-}
-
-func (s *Scanner) maxDescription() uint64 {
-	if s.MaxDescription == 0 {
-		return maxDescription
-	}
-	return s.MaxDescription
 }

@@ -12,22 +12,23 @@ import (
 // a Live function calls it. Such a body has no length: it is taken to end at the
 // first footer of the section behind which a record of the stream begins, which
 // is a guess. What is passed by goes to body, if that is not nil, as views that
-// are valid during the call. Memory is constant, and more than MaxState bytes are
-// refused with [qemufile.ErrTooLong]. A stream without footers gives
-// [ErrUnknownSection].
+// are valid during the call. Memory is constant, and more than MaxSkip bytes are
+// refused with [qemufile.ErrTooLong]. In a stream without footers the body ends
+// where the header of a section seems to begin, which is a worse guess.
 func (s *Scanner) SkipLive(h Header, r *qemufile.Reader, body func([]byte)) error {
 	if s.NoFooters {
-		return fmt.Errorf("%w: nothing here reads it, nor tells its length", ErrUnknownSection)
+		return s.skipFootless(h, r, body)
 	}
 	footer := binary.BigEndian.AppendUint32([]byte{byte(Footer)}, h.ID)
+	limit := s.skipLimit()
 	take := func(n int) {
 		if p := r.Next(n); body != nil && len(p) > 0 {
 			body(p)
 		}
 	}
 	for start := r.Offset(); ; {
-		if uint64(r.Offset()-start) > s.maxState() {
-			return fmt.Errorf("unknown live device %s/%d: %w", h.Name, h.Instance, qemufile.ErrTooLong)
+		if uint64(r.Offset()-start) > limit {
+			return fmt.Errorf("unknown device %s/%d: %w", h.Name, h.Instance, qemufile.ErrTooLong)
 		}
 		const head = 5 + 1 // a footer, and the type of what follows
 		p := r.Peek(max(head, r.Buffered()))
@@ -47,6 +48,65 @@ func (s *Scanner) SkipLive(h Header, r *qemufile.Reader, body func([]byte)) erro
 		}
 		take(1)
 	}
+}
+
+// skipFootless is SkipLive for a stream without footers.
+func (s *Scanner) skipFootless(h Header, r *qemufile.Reader, body func([]byte)) error {
+	for start := r.Offset(); ; {
+		if limit := s.skipLimit(); uint64(r.Offset()-start) > limit {
+			return fmt.Errorf("unknown device %s/%d: %w", h.Name, h.Instance, qemufile.ErrTooLong)
+		}
+		p := r.Peek(2 * maxHeader)
+		n := len(p)
+		for i := range p {
+			if s.seemsToBegin(p[i:]) {
+				n = i
+				break
+			}
+			if len(p) == 2*maxHeader && i == maxHeader {
+				n = i // more of the rest may tell more
+				break
+			}
+		}
+		if n == len(p) {
+			r.Skip(uint64(n) + 1) // the stream ends here
+			return fmt.Errorf("%w: nothing here reads it, nor tells its length: %w", ErrUnknownSection, qemufile.NoEOF(r.Err()))
+		}
+		if view := r.Next(n); body != nil && n > 0 {
+			body(view)
+		}
+		if n < len(p) && (len(p) < 2*maxHeader || n < maxHeader) {
+			return nil
+		}
+		if s.seemsToBegin(r.Peek(maxHeader)) {
+			return nil
+		}
+	}
+}
+
+// seemsToBegin reports whether the header of a section begins with p, where
+// nothing else says that one may.
+func (s *Scanner) seemsToBegin(p []byte) bool {
+	if len(p) == 0 || !s.begins(p) {
+		return false
+	}
+	var r qemufile.Reader
+	r.ResetBytes(p[1:])
+	switch t := SectionType(p[0]); t {
+	case SectionStart, SectionFull:
+		h, err := ReadHeader(t, &r)
+		return err == nil && h.likely()
+	case SectionPart, SectionEnd:
+		return true
+	}
+	return false
+}
+
+func (s *Scanner) skipLimit() uint64 {
+	if s.MaxSkip == 0 {
+		return s.maxState()
+	}
+	return s.MaxSkip
 }
 
 // follows returns the beginning of the record that starts n bytes ahead, as far

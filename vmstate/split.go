@@ -10,10 +10,10 @@ import (
 
 // splitDescribed cuts device sections by a description that must fit exactly:
 // the same devices in the same order, and EOF.
-func (s *Scanner) splitDescribed(state []byte, base int64, devices *VMDesc) ([]Record, bool) {
+func (s *Scanner) splitDescribed(state []byte, base int64, devices *VMDesc, noFooters bool) ([]Record, bool) {
 	var r qemufile.Reader
 	r.ResetBytes(state)
-	records := make([]Record, 0, len(devices.Devices)+2)
+	records := make([]Record, 0, min(len(devices.Devices), maxSections)+2)
 	if !s.describesEarly(devices) {
 		return nil, false
 	}
@@ -34,28 +34,30 @@ func (s *Scanner) splitDescribed(state []byte, base int64, devices *VMDesc) ([]R
 			records = append(records, Record{Offset: base + start, Length: r.Offset() - start, Type: CommandRecord, Command: c})
 		case SectionFull:
 			h, err := ReadHeader(SectionFull, &r)
-			if err != nil || next == len(devices.Devices) {
+			if err != nil || next == len(devices.Devices) || len(records) > maxSections {
 				return nil, false
 			}
 			d := &devices.Devices[next]
 			next++
 			n := d.Len()
-			if d.Name != h.Name || d.Instance != h.Instance || n < 0 || n > int64(r.Buffered()) {
+			if d.Name != h.Name || d.Instance != h.Instance || d.Broken != nil || n < 0 || n > int64(r.Buffered()) {
 				return nil, false
 			}
 			body := r.Next(int(n))
-			if !s.NoFooters && ReadFooter(&r, h.ID) != nil {
+			if !noFooters && ReadFooter(&r, h.ID) != nil {
 				return nil, false
 			}
-			records = append(records, s.full(h, base+start, r.Offset()-start, body, d))
+			rec := fullRecord(h, base+start, r.Offset()-start, body)
+			rec.Desc, rec.NoFooter = d, noFooters
+			records = append(records, rec)
 		default:
 			return nil, false
 		}
 	}
 }
 
-func (s *Scanner) full(h Header, offset, length int64, body []byte, d *DeviceDesc) Record {
-	return Record{Offset: offset, Length: length, Type: SectionFull, Header: h, Body: body, Desc: d, NoFooter: s.NoFooters}
+func fullRecord(h Header, offset, length int64, body []byte) Record {
+	return Record{Offset: offset, Length: length, Type: SectionFull, Header: h, Body: body, BodyLength: int64(len(body))}
 }
 
 // split cuts device sections and commands without a description that must fit.
@@ -64,25 +66,110 @@ func (s *Scanner) full(h Header, offset, length int64, body []byte, d *DeviceDes
 // well wins. With an error come the sections before it, cut as well as that can
 // be done.
 func (s *Scanner) split(state []byte, base int64, until ending) ([]Record, error) {
-	c := cutter{s: s, state: state, base: base, until: until, dead: make(map[int]bool), budget: 64*len(state) + 1<<20}
-	if c.cut(0) {
+	c := s.cutter(state, base, until, s.NoFooters)
+	if c.run(false) {
 		return c.records, nil
 	}
-	err := c.err
-	if err == nil {
-		err = fmt.Errorf("%w: sections cannot be told apart", ErrDescription)
-	}
-	return c.plain(), streamError(base+int64(c.furthest), err)
+	return c.plain(), c.failure()
+}
+
+// cutter returns one that cuts state by what the scanner knows of its devices.
+func (s *Scanner) cutter(state []byte, base int64, until ending, noFooters bool) *cutter {
+	return &cutter{s: s, devices: s.Devices, state: state, base: base, until: until, noFooters: noFooters}
 }
 
 // An ending is where sections that are to be split end; nothing may follow.
 type ending int
 
 const (
-	untilEOF   ending = iota // a device state
-	untilRun                 // a nested stream: RUN or EOF
-	untilLimit               // early sections: whatever comes next was cut off
+	untilEOF     ending = iota // a device state
+	untilRun                   // a nested stream: RUN or EOF
+	untilLimit                 // early sections: whatever comes next was cut off
+	untilPadding               // a device state; zeros may follow
 )
+
+// maxSections bounds the depth of a cutter's recursion.
+const maxSections = 1 << 14
+
+type cutter struct {
+	s         *Scanner
+	devices   *VMDesc // what describes the devices; may be nil, and may be wrong
+	index     map[Alias]*DeviceDesc
+	state     []byte
+	base      int64
+	until     ending
+	noFooters bool
+	guess     bool // the next header may tell where a section ends
+	records   []Record
+	dead      []uint64 // bitmap of positions from which nothing leads to the end
+	budget    int      // bytes that may still be looked at
+	furthest  int
+	err       error // what went wrong there
+	end       int   // behind EOF
+	footless  error // the first section whose footer is not there, in a guess
+}
+
+// run cuts all of the state and reports whether that works out. With guess it
+// makes do with less: a section may end where the next header, or EOF, seems to
+// be.
+func (c *cutter) run(guess bool) bool {
+	c.guess = guess
+	c.records, c.furthest, c.err, c.footless = nil, 0, nil, nil
+	c.dead = make([]uint64, len(c.state)/64+1)
+	c.budget = 64*len(c.state) + 1<<20
+	if !c.cut(0) {
+		return false
+	}
+	for i := range c.records {
+		c.judge(&c.records[i])
+	}
+	return true
+}
+
+// judge says whether a section is what describes it.
+func (c *cutter) judge(rec *Record) {
+	if rec.Type != SectionFull {
+		return
+	}
+	if rec.NoFooter && !c.noFooters && c.footless == nil {
+		c.footless = sectionError(rec.Header, rec.Offset, fmt.Errorf("%w is missing", ErrFooter))
+	}
+	rec.Guessed = rec.NoFooter
+	if c.devices == nil {
+		return
+	}
+	d := c.find(rec.Header)
+	if d == nil {
+		rec.Misfit = undescribed(rec.Header, len(rec.Body))
+		return
+	}
+	if rec.Misfit = d.fits(len(rec.Body)); rec.Misfit == nil {
+		rec.Desc, rec.Guessed = d, false
+	}
+}
+
+// find is Devices.Find for many.
+func (c *cutter) find(h Header) *DeviceDesc {
+	if c.index == nil {
+		c.index = make(map[Alias]*DeviceDesc, len(c.devices.Devices))
+		for i := range c.devices.Devices {
+			d := &c.devices.Devices[i]
+			if key := (Alias{d.Name, d.Instance}); c.index[key] == nil {
+				c.index[key] = d
+			}
+		}
+	}
+	return c.index[Alias{h.Name, h.Instance}]
+}
+
+// failure is the error of a run that did not work out.
+func (c *cutter) failure() error {
+	err := c.err
+	if err == nil {
+		err = fmt.Errorf("%w: sections cannot be told apart", ErrDescription)
+	}
+	return streamError(c.base+int64(c.furthest), err)
+}
 
 // plain cuts what cannot be cut to the end: each section ends where its
 // description says, or at its first footer that something follows. What a broken
@@ -92,7 +179,7 @@ func (c *cutter) plain() []Record {
 	for at := 0; len(c.records) < maxSections; {
 		var r qemufile.Reader
 		r.ResetBytes(c.state[at:])
-		if t := SectionType(r.Byte()); t != SectionFull || c.s.NoFooters {
+		if t := SectionType(r.Byte()); t != SectionFull || c.noFooters {
 			break
 		}
 		h, err := ReadHeader(SectionFull, &r)
@@ -100,36 +187,38 @@ func (c *cutter) plain() []Record {
 			break
 		}
 		body := at + int(r.Offset())
-		d, end := c.described(h, body)
+		end := c.described(h, body)
 		after := end + 5
 		if end >= 0 {
 			r.ResetBytes(c.state[end:])
 		}
 		if end < 0 || ReadFooter(&r, h.ID) != nil {
-			d = nil
 			if end, after = c.footer(h.ID, body); end < 0 {
 				break
 			}
 		}
-		c.records = append(c.records, c.s.full(h, c.base+int64(at), int64(after-at), c.state[body:end], d))
+		rec := fullRecord(h, c.base+int64(at), int64(after-at), c.state[body:end])
+		c.judge(&rec)
+		c.records = append(c.records, rec)
 		at = after
 	}
 	return c.records
 }
 
-// described returns the description that a section had in the initial migration
-// and where its body then ends; nil and -1 without one.
-func (c *cutter) described(h Header, body int) (d *DeviceDesc, end int) {
-	if c.s.Devices == nil {
-		return nil, -1
+// described returns where the body of a section ends if it is as described; -1
+// without a description.
+func (c *cutter) described(h Header, body int) (end int) {
+	if c.devices == nil {
+		return -1
 	}
-	if d = c.s.Devices.Find(h.Name, h.Instance); d == nil {
-		return nil, -1
+	d := c.find(h)
+	if d == nil || d.Broken != nil {
+		return -1
 	}
 	if n := d.Len(); n >= 0 && n <= int64(len(c.state)-body) {
-		return d, body + int(n)
+		return body + int(n)
 	}
-	return nil, -1
+	return -1
 }
 
 // footer finds the first footer of a section behind which the stream ends or
@@ -149,24 +238,9 @@ func (c *cutter) footer(id uint32, body int) (end, after int) {
 	}
 }
 
-// maxSections bounds the depth of a cutter's recursion.
-const maxSections = 1 << 14
-
-type cutter struct {
-	s        *Scanner
-	state    []byte
-	base     int64
-	until    ending
-	records  []Record
-	dead     map[int]bool // positions from which nothing leads to the end
-	budget   int          // bytes that may still be looked at
-	furthest int
-	err      error // what went wrong there
-}
-
 // cut cuts state[at:] and reports whether that works out.
 func (c *cutter) cut(at int) bool {
-	if c.dead[at] || len(c.records) > maxSections {
+	if c.dead[at>>6]>>(at&63)&1 != 0 || len(c.records) > maxSections {
 		return false
 	}
 	mark := len(c.records)
@@ -174,16 +248,13 @@ func (c *cutter) cut(at int) bool {
 		return true
 	}
 	c.records = c.records[:mark]
-	c.dead[at] = true
+	c.dead[at>>6] |= 1 << (at & 63)
 	return false
 }
 
 func (c *cutter) wrong(at int, err error) bool {
-	if e, ok := err.(*qemufile.Error); ok {
-		err = e.Err // its offset is not the stream's
-	}
 	if at >= c.furthest {
-		c.furthest, c.err = at, err
+		c.furthest, c.err = at, withoutOffset(err)
 	}
 	return false
 }
@@ -199,10 +270,11 @@ func (c *cutter) next(at int) bool {
 	case r.Err() != nil:
 		return c.wrong(at, qemufile.NoEOF(r.Err()))
 	case t == EOF && c.until != untilLimit:
-		if n := r.Buffered(); n > 0 {
+		if n := r.Buffered(); n > 0 && (c.until != untilPadding || !allZero(c.state[at:])) {
 			return c.wrong(at, fmt.Errorf("%d %w", n, ErrTrailing))
 		}
 		c.records = append(c.records, Record{Offset: offset, Length: 1, Type: EOF})
+		c.end = at + 1
 		return true
 	case t == CommandRecord:
 		cmd, err := ReadCommand(&r)
@@ -229,34 +301,80 @@ func (c *cutter) next(at int) bool {
 	}
 }
 
+func allZero(p []byte) bool { return len(bytes.TrimLeft(p, "\x00")) == 0 }
+
 // full tries the ends that a section may have.
 func (c *cutter) full(h Header, at, body int) bool {
-	d, tried := c.described(h, body)
-	if d != nil && c.ends(h, at, body, tried, d) {
+	tried := c.described(h, body)
+	if tried >= 0 && c.ends(h, at, body, tried, c.noFooters) {
 		return true
 	}
-	if c.s.NoFooters {
-		return c.wrong(body, fmt.Errorf("%w: nothing tells the length of %s", ErrDescription, h))
+	if !c.noFooters {
+		footer := binary.BigEndian.AppendUint32([]byte{byte(Footer)}, h.ID)
+		for end := body; ; end++ {
+			i := bytes.Index(c.state[end:], footer)
+			if i < 0 {
+				c.wrong(body, fmt.Errorf("%w of %s is missing", ErrFooter, h))
+				break
+			}
+			if c.budget -= i + 1; c.budget < 0 {
+				return c.wrong(body, fmt.Errorf("%w: too many ways to cut %s", ErrDescription, h))
+			}
+			if end += i; end != tried && c.ends(h, at, body, end, false) {
+				return true
+			}
+		}
 	}
-	footer := binary.BigEndian.AppendUint32([]byte{byte(Footer)}, h.ID)
-	for end := body; ; end++ {
-		i := bytes.Index(c.state[end:], footer)
+	if !c.guess {
+		return c.noFooters && c.wrong(body, fmt.Errorf("%w: nothing tells the length of %s", ErrDescription, h))
+	}
+	if tried >= 0 && !c.noFooters && c.ends(h, at, body, tried, true) {
+		return true
+	}
+	for end := body; end < len(c.state); end++ {
+		i := bytes.IndexByte(c.state[end:], byte(SectionFull))
 		if i < 0 {
-			return c.wrong(body, fmt.Errorf("%w of %s is missing", ErrFooter, h))
+			break
 		}
 		if c.budget -= i + 1; c.budget < 0 {
-			return c.wrong(body, fmt.Errorf("%w: too many ways to cut %s", ErrDescription, h))
+			break
 		}
-		if end += i; end != tried && c.ends(h, at, body, end, nil) {
+		if end += i; end != tried && c.headerAt(end) && c.ends(h, at, body, end, true) {
 			return true
 		}
 	}
+	if last := len(c.state) - 1; c.until != untilLimit && last >= body && SectionType(c.state[last]) == EOF {
+		return c.ends(h, at, body, last, true)
+	}
+	return c.wrong(body, fmt.Errorf("%w: nothing tells the length of %s", ErrDescription, h))
+}
+
+// headerAt reports whether the header of a section begins at a position, as far
+// as looks tell.
+func (c *cutter) headerAt(at int) bool {
+	var r qemufile.Reader
+	r.ResetBytes(c.state[at+1:])
+	h, err := ReadHeader(SectionFull, &r)
+	return err == nil && h.likely()
+}
+
+// likely reports whether a header that was only found by its looks is one.
+func (h Header) likely() bool {
+	if h.ID >= 1<<16 || h.Version >= 1<<16 || len(h.Name) < 2 {
+		return false
+	}
+	for _, c := range []byte(h.Name) {
+		if c <= ' ' || c > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 // ends tries one end of a section's body.
-func (c *cutter) ends(h Header, at, body, end int, d *DeviceDesc) bool {
+func (c *cutter) ends(h Header, at, body, end int, noFooter bool) bool {
 	after := end
-	if !c.s.NoFooters {
+	if !noFooter {
 		var r qemufile.Reader
 		r.ResetBytes(c.state[end:])
 		if err := ReadFooter(&r, h.ID); err != nil {
@@ -265,7 +383,9 @@ func (c *cutter) ends(h Header, at, body, end int, d *DeviceDesc) bool {
 		after += 5
 	}
 	mark := len(c.records)
-	c.records = append(c.records, c.s.full(h, c.base+int64(at), int64(after-at), c.state[body:end], d))
+	rec := fullRecord(h, c.base+int64(at), int64(after-at), c.state[body:end])
+	rec.NoFooter = noFooter
+	c.records = append(c.records, rec)
 	if c.cut(after) {
 		return true
 	}

@@ -22,6 +22,9 @@ type DeviceDesc struct {
 	// Size is the length of the body in bytes, for a device that has only that
 	// to say about itself; otherwise -1.
 	Size int64
+	// Broken says why the description of this device cannot be read, in one that
+	// [RepairVMDesc] has mended; nil in any other.
+	Broken error
 	StructDesc
 }
 
@@ -46,28 +49,47 @@ type FieldDesc struct {
 	// subsections.
 	Size int64
 	// Parts are the description of a "struct" (one), or those of the elements
-	// of a list, which QEMU writes as repeated keys of the field itself.
+	// of a list, which QEMU writes as repeated keys of the field itself. A part
+	// without a name ("struct": {}) says nothing: QEMU writes it where the first
+	// of an array of pointers is null.
 	Parts []StructDesc
 }
 
 const (
 	maxDescDepth = 64
 	maxDescSize  = 1 << 40 // bytes on the wire; keeps sums from overflowing
+	maxDescItems = 1 << 19 // fields, parts and devices
 )
 
 // ParseVMDesc reads the JSON text of a description. It is lenient: unknown keys
 // are skipped and repeated keys are kept, because QEMU repeats some. It does not
 // check that sizes add up; decoding does. Its error wraps [ErrDescription].
+//
+// What it takes is bounded: a description of more than half a million fields
+// and devices fails too.
 func ParseVMDesc(text []byte) (*VMDesc, error) {
-	p := descParser{dec: json.NewDecoder(bytes.NewReader(text))}
-	p.dec.UseNumber()
+	d, err := parseVMDesc(text)
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// parseVMDesc is ParseVMDesc, and returns what comes before the error too.
+func parseVMDesc(text []byte) (*VMDesc, error) { return newDescParser(text).parse() }
+
+func (p *descParser) parse() (*VMDesc, error) {
 	var d VMDesc
 	p.object(func(key string) {
 		switch key {
 		case "page_size":
 			d.PageSize = p.int(maxDescSize)
 		case "devices":
-			p.array(func() { d.Devices = append(d.Devices, p.device()) })
+			p.array(func() {
+				if dev := p.device(); p.err == nil {
+					d.Devices = append(d.Devices, dev)
+				}
+			})
 		default:
 			p.skip()
 		}
@@ -77,17 +99,45 @@ func ParseVMDesc(text []byte) (*VMDesc, error) {
 			p.fail("something follows it")
 		}
 	}
-	if p.err != nil {
-		return nil, p.err
-	}
-	return &d, nil
+	return &d, p.err
 }
 
 // descParser is a recursive descent over JSON tokens. The first error sticks.
 type descParser struct {
 	dec   *json.Decoder
 	depth int
+	items int
+	limit int               // of items
+	types map[string]string // the words for types, each kept once
 	err   error
+}
+
+func newDescParser(text []byte) *descParser {
+	p := &descParser{dec: json.NewDecoder(bytes.NewReader(text)), limit: maxDescItems}
+	p.dec.UseNumber()
+	return p
+}
+
+// item counts what takes memory.
+func (p *descParser) item() {
+	if p.items++; p.items > p.limit {
+		p.fail("more than %d fields", p.limit)
+	}
+}
+
+// word is a string that comes again and again.
+func (p *descParser) word() string {
+	s := p.string()
+	if w, ok := p.types[s]; ok {
+		return w
+	}
+	if p.types == nil {
+		p.types = make(map[string]string)
+	}
+	if len(p.types) < 1<<10 {
+		p.types[s] = s
+	}
+	return s
 }
 
 func (p *descParser) fail(format string, args ...any) {
@@ -170,6 +220,7 @@ func (p *descParser) skip() {
 }
 
 func (p *descParser) device() DeviceDesc {
+	p.item()
 	d := DeviceDesc{Size: -1}
 	named := false
 	p.object(func(key string) {
@@ -195,21 +246,28 @@ func (p *descParser) device() DeviceDesc {
 func (p *descParser) structKey(key string, d *StructDesc) {
 	switch key {
 	case "vmsd_name":
-		d.VMSD = p.string()
+		d.VMSD = p.word()
 	case "version":
 		d.Version = uint32(p.int(1<<32 - 1))
 	case "fields":
 		p.array(func() { d.Fields = append(d.Fields, p.field()) })
 	case "subsections":
-		p.array(func() { d.Subsections = append(d.Subsections, p.structDesc()) })
+		p.array(func() { d.Subsections = append(d.Subsections, p.named()) })
 	default:
 		p.skip()
 	}
 }
 
 func (p *descParser) structDesc() StructDesc {
+	p.item()
 	var d StructDesc
 	p.object(func(key string) { p.structKey(key, &d) })
+	return d
+}
+
+// named is structDesc for what cannot do without a name.
+func (p *descParser) named() StructDesc {
+	d := p.structDesc()
 	if d.VMSD == "" {
 		p.fail("a description without a name")
 	}
@@ -217,6 +275,7 @@ func (p *descParser) structDesc() StructDesc {
 }
 
 func (p *descParser) field() FieldDesc {
+	p.item()
 	f := FieldDesc{Count: 1, Index: -1, Size: -1}
 	named := false
 	p.object(func(key string) {
@@ -224,7 +283,7 @@ func (p *descParser) field() FieldDesc {
 		case "name":
 			f.Name, named = p.string(), true
 		case "type":
-			f.Type = p.string()
+			f.Type = p.word()
 		case "size":
 			f.Size = p.int(maxDescSize)
 		case "array_len":
@@ -234,7 +293,8 @@ func (p *descParser) field() FieldDesc {
 		case "struct":
 			f.Parts = append(f.Parts, p.structDesc())
 		case "vmsd_name":
-			f.Parts = append(f.Parts, StructDesc{VMSD: p.string()})
+			p.item()
+			f.Parts = append(f.Parts, StructDesc{VMSD: p.word()})
 		case "version", "fields", "subsections":
 			// Of the part whose name came last.
 			if len(f.Parts) == 0 {

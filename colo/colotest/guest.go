@@ -93,9 +93,10 @@ func (c GuestConfig) MinMemory() uint64 { return c.params().MemSize() }
 // project's test program, a round at a time. It is a colo.VM, a ram.DirtyLog
 // and LogSwitch, and its vCPUs are devices of a vmstate.Registry.
 //
-// A new guest is paused. Its rounds happen in [Guest.Run], on goroutines that
-// end with it, or in [Guest.Step]. Its methods may be called from any
-// goroutine, but for those that say otherwise.
+// Pauses nest, as colo.VM wants it. A new guest stands still without anybody's
+// pause: the first Resume that leaves none starts it. Its rounds happen in
+// [Guest.Run], on goroutines that end with it, or in [Guest.Step]. Its methods
+// may be called from any goroutine, but for those that say otherwise.
 type Guest struct {
 	cfg    GuestConfig
 	params guest.Params
@@ -104,14 +105,15 @@ type Guest struct {
 	vcpus  []*vcpu
 	origin time.Time
 	logs   atomic.Bool // the dirty log is on
-	stop   atomic.Bool // what paused says, for the vCPUs to look at between rounds
+	stop   atomic.Bool // that there are pauses, for the vCPUs to look at between rounds
 
 	mu      sync.Mutex
-	paused  bool
+	pauses  int           // that Resume has not taken back
+	fresh   bool          // it has not run yet, and stands still without a pause
 	running bool          // Run or Step is under way
 	awake   int           // vCPUs that may be inside a round
 	still   chan struct{} // closed when awake gets to 0; nil if nobody waits
-	gate    chan struct{} // closed by Resume; nil unless paused
+	gate    chan struct{} // closed by the last Resume; nil unless paused
 }
 
 // NewGuest makes a guest, in its first state. Close frees its memory.
@@ -131,7 +133,7 @@ func NewGuest(cfg GuestConfig) (*Guest, error) {
 	g := &Guest{
 		cfg: cfg, params: p, mem: mem, origin: time.Now(),
 		dirty: make([]uint64, (size/ram.PageSize+63)/64),
-		gate:  make(chan struct{}), paused: true,
+		gate:  make(chan struct{}), fresh: true,
 	}
 	g.stop.Store(true)
 	for range p.VCPUs {
@@ -146,8 +148,8 @@ func NewGuest(cfg GuestConfig) (*Guest, error) {
 	return g, nil
 }
 
-// Reset puts the guest back into its first state, with an empty dirty log that
-// is on. The guest must be paused.
+// Reset puts the guest back into its first state, that of a new guest, with an
+// empty dirty log that is on. The guest must be paused.
 func (g *Guest) Reset() error {
 	if !g.Paused() {
 		return ErrRunning
@@ -165,6 +167,9 @@ func (g *Guest) Reset() error {
 		}
 		v.frame = 0
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.pauses, g.fresh = 0, true
 	return nil
 }
 
@@ -197,7 +202,7 @@ func (g *Guest) Register(reg *vmstate.Registry) error {
 // which is the returned saver's.
 func (g *Guest) RegisterPrimary(reg *vmstate.Registry, cfg ram.SaverConfig) (*ram.Saver, error) {
 	s := ram.NewSaver(g.Blocks(), g, cfg)
-	if err := reg.RegisterLive(vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}, s, nil); err != nil {
+	if err := s.Register(reg); err != nil {
 		return nil, err
 	}
 	return s, g.Register(reg)
@@ -210,7 +215,7 @@ func (g *Guest) RegisterSecondary(reg *vmstate.Registry, cfg ram.CacheConfig) (*
 	if err != nil {
 		return nil, err
 	}
-	err = reg.RegisterLive(vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}, nil, c)
+	err = c.Register(reg)
 	if err == nil {
 		err = g.Register(reg)
 	}
@@ -220,13 +225,12 @@ func (g *Guest) RegisterSecondary(reg *vmstate.Registry, cfg ram.CacheConfig) (*
 	return c, nil
 }
 
-// Pause returns when every vCPU stands still, between two rounds. Pausing a
-// paused guest does nothing. If ctx ends first, the guest runs on and the error
-// is the context's.
+// Pause counts a pause and returns when every vCPU stands still, between two
+// rounds. If ctx ends first, the pause does not count and the error is the
+// context's.
 func (g *Guest) Pause(ctx context.Context) error {
 	g.mu.Lock()
-	if !g.paused {
-		g.paused = true
+	if g.pauses++; g.pauses == 1 && !g.fresh {
 		g.gate = make(chan struct{})
 		g.stop.Store(true)
 	}
@@ -253,8 +257,8 @@ func (g *Guest) Pause(ctx context.Context) error {
 	}
 }
 
-// Resume lets the vCPUs run. Resuming a running guest does nothing. It fails if
-// ctx has ended.
+// Resume takes a pause back; after the last the vCPUs run. Resuming a running
+// guest does nothing. It fails, and takes nothing back, if ctx has ended.
 func (g *Guest) Resume(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("colotest: resume: %w", context.Cause(ctx))
@@ -266,8 +270,11 @@ func (g *Guest) Resume(ctx context.Context) error {
 func (g *Guest) open() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.paused {
-		g.paused, g.still = false, nil
+	if g.pauses == 0 && !g.fresh {
+		return
+	}
+	if g.pauses = max(0, g.pauses-1); g.pauses == 0 {
+		g.fresh, g.still = false, nil
 		g.stop.Store(false)
 		close(g.gate)
 	}
@@ -277,7 +284,7 @@ func (g *Guest) open() {
 func (g *Guest) Paused() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.paused && g.awake == 0
+	return (g.pauses > 0 || g.fresh) && g.awake == 0
 }
 
 // Run runs the vCPUs until ctx ends, and returns the context's cause. They make
@@ -354,7 +361,7 @@ func (g *Guest) finish() {
 func (g *Guest) wake() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.paused {
+	if g.pauses > 0 || g.fresh {
 		return false
 	}
 	g.awake++

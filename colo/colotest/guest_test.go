@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -72,11 +73,13 @@ func refuseSome() func([]byte) error {
 
 // The broken hosts below each break one promise.
 type (
-	neverPauses  struct{ *Guest }
-	countsPauses struct {
+	neverPauses struct{ *Guest }
+	flatPauses  struct {
 		*Guest
-		n *int
+		paused *atomic.Bool
 	}
+	panics         struct{ *Guest }
+	blindToNames   struct{ *Guest }
 	ignoresContext struct {
 		*Guest
 		never chan struct{}
@@ -91,16 +94,24 @@ type (
 
 func (neverPauses) Pause(context.Context) error { return nil }
 
-func (c countsPauses) Pause(ctx context.Context) error {
-	*c.n++
-	return c.Guest.Pause(ctx)
-}
-
-func (c countsPauses) Resume(ctx context.Context) error {
-	if *c.n--; *c.n > 0 {
+func (f flatPauses) Pause(ctx context.Context) error {
+	if f.paused.Swap(true) {
 		return nil
 	}
-	return c.Guest.Resume(ctx)
+	return f.Guest.Pause(ctx)
+}
+
+func (f flatPauses) Resume(ctx context.Context) error {
+	if !f.paused.Swap(false) {
+		return nil
+	}
+	return f.Guest.Resume(ctx)
+}
+
+func (panics) Pause(context.Context) error { panic("not written yet") }
+
+func (b blindToNames) ReadDirty(_ string, bitmap []uint64) error {
+	return b.Guest.ReadDirty(Block, bitmap[:len(b.Guest.dirty)])
 }
 
 func (i ignoresContext) Pause(ctx context.Context) error {
@@ -161,6 +172,12 @@ func registers(d vmstate.Device) func(*vmstate.Registry) error {
 	}
 }
 
+func paused() *atomic.Bool {
+	b := new(atomic.Bool)
+	b.Store(true)
+	return b
+}
+
 func TestTestVMSaysWhatIsWrong(t *testing.T) {
 	never := make(chan struct{})
 	defer close(never)
@@ -172,8 +189,16 @@ func TestTestVMSaysWhatIsWrong(t *testing.T) {
 	}{
 		{"pause does nothing", func(h Host, g *Guest) Host { h.VM = neverPauses{g}; return h },
 			(*subject).pauseStandsStill, "changed after Pause had returned"},
-		{"pauses are counted", func(h Host, g *Guest) Host { h.VM = countsPauses{g, new(int)}; return h },
-			(*subject).repeats, "after two Pauses one Resume must let the guest run"},
+		{"pauses do not nest", func(h Host, g *Guest) Host { h.VM = flatPauses{g, paused()}; return h },
+			(*subject).nests, "pauses must nest"},
+		{"another's pause is undone", func(h Host, g *Guest) Host { h.VM = flatPauses{g, paused()}; return h },
+			(*subject).others, "pauses must nest"},
+		{"it panics", func(h Host, g *Guest) Host { h.VM = panics{g}; return h },
+			(*subject).contexts, "the host panicked while a rule was checked: Pause with a context that has ended: not written yet"},
+		{"a log for one block", func(h Host, g *Guest) Host { h.Log = blindToNames{g}; return h },
+			(*subject).dirtyLog, "a log must look at the block's name"},
+		{"no memory", func(h Host, g *Guest) Host { h.Blocks = nil; return h },
+			(*subject).dirtyLog, "Blocks is empty"},
 		{"a context is ignored", func(h Host, g *Guest) Host { h.VM = ignoresContext{g, never}; return h },
 			(*subject).contexts, "Pause does not return when its context has ended"},
 		{"a page is not logged", func(h Host, g *Guest) Host { h.Log = forgetsPages{g}; return h },

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/vmstate"
@@ -80,11 +81,14 @@ func (c Call) String() string { return fmt.Sprintf("%s(%d)", c.Name, c.Epoch) }
 type held struct {
 	frame []byte
 	epoch uint64
+	since time.Time
 }
 
 var (
 	_ colo.PrimaryNetwork   = (*Network)(nil)
 	_ colo.SecondaryNetwork = (*Network)(nil)
+	_ colo.Dropper          = (*Network)(nil)
+	_ colo.OutputHolder     = (*Network)(nil)
 	_ vmstate.Device        = (*Network)(nil)
 )
 
@@ -110,10 +114,10 @@ func (n *Network) Output(frame []byte) error {
 	}
 	b = append(b[:0], frame...)
 	if !n.holding {
-		n.release(held{b, n.now}, true)
+		n.release(held{frame: b, epoch: n.now}, true)
 		return nil
 	}
-	n.held = append(n.held, held{b, n.now})
+	n.held = append(n.held, held{b, n.now, time.Now()})
 	return nil
 }
 
@@ -213,13 +217,40 @@ func (n *Network) Failover() error {
 		return err
 	}
 	for _, f := range n.carried {
-		n.release(held{f, n.last.Epoch}, true)
+		n.release(held{frame: f, epoch: n.last.Epoch}, true)
 	}
 	for _, h := range n.held {
 		n.release(h, true)
 	}
 	n.carried, n.held, n.holding = nil, nil, false
 	return nil
+}
+
+// Drop implements colo.Dropper: what is held is void, and what this side's guest
+// may still say is held for ever.
+func (n *Network) Drop() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := n.turn("drop", n.last.Epoch, true); err != nil {
+		return err
+	}
+	n.carried, n.held, n.holding = nil, nil, true
+	return nil
+}
+
+// HeldOutput implements colo.OutputHolder.
+func (n *Network) HeldOutput() colo.Held {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var h colo.Held
+	for _, f := range n.held {
+		h.Packets++
+		h.Bytes += int64(len(f.frame))
+	}
+	if len(n.held) > 0 {
+		h.Age = time.Since(n.held[0].since)
+	}
+	return h
 }
 
 // Held returns how many frames wait.

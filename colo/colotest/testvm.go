@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"testing"
 	"time"
 
@@ -38,7 +39,9 @@ type Host struct {
 func TestVM(t *testing.T, newHost func(t *testing.T) Host) {
 	for _, c := range vmChecks {
 		t.Run(c.name, func(t *testing.T) {
-			if err := newSubject(newHost(t)).check(c.fn); err != nil {
+			s := newSubject(newHost(t))
+			s.rule = fmt.Sprintf("%q", c.name)
+			if err := s.check(c.fn); err != nil {
 				t.Error(err)
 			}
 		})
@@ -50,7 +53,8 @@ var vmChecks = []struct {
 	fn   func(*subject) error
 }{
 	{"pause stands still", (*subject).pauseStandsStill},
-	{"pause and resume may be repeated", (*subject).repeats},
+	{"pauses nest", (*subject).nests},
+	{"pauses of others are not undone", (*subject).others},
 	{"contexts are honoured", (*subject).contexts},
 	{"dirty log reports what changed", (*subject).dirtyLog},
 	{"dirty log forgets nothing while the guest runs", (*subject).dirtyLogRunning},
@@ -69,11 +73,30 @@ type subject struct {
 	Host
 	reg      vmstate.Registry
 	patience time.Duration
+	rule     string // under check
 }
 
-func newSubject(h Host) *subject { return &subject{Host: h, patience: hang} }
+func newSubject(h Host) *subject { return &subject{Host: h, patience: hang, rule: "a rule"} }
 
-func (s *subject) check(fn func(*subject) error) error {
+// check runs one check. A panic of the host is reported with the rule that was
+// being checked, which is the test's name.
+func (s *subject) check(fn func(*subject) error) (err error) {
+	defer func() {
+		if p := new(panicked); errors.As(err, &p) {
+			err = fmt.Errorf("the host panicked while %s was checked: %w", s.rule, err)
+		}
+	}()
+	switch {
+	case s.VM == nil, s.Log == nil, s.Register == nil:
+		return errors.New("the Host must have a VM, a Log and a Register")
+	case len(s.Blocks) == 0:
+		return errors.New("the Host must have memory: Blocks is empty")
+	}
+	for _, b := range s.Blocks {
+		if n := len(b.Host); n == 0 || n%ram.PageSize != 0 {
+			return fmt.Errorf("block %q has %d bytes: it must have whole pages of %d", b.Name, n, ram.PageSize)
+		}
+	}
 	if sw, ok := s.Log.(ram.LogSwitch); ok {
 		if err := sw.StartDirtyLog(); err != nil {
 			return fmt.Errorf("the dirty log cannot be switched on: %w", err)
@@ -82,7 +105,25 @@ func (s *subject) check(fn func(*subject) error) error {
 	if err := s.Register(&s.reg); err != nil {
 		return fmt.Errorf("the devices cannot be registered: %w", err)
 	}
-	return fn(s)
+	return guarded(func() error { return fn(s) })
+}
+
+// panicked is a panic of the host, as an error.
+type panicked struct {
+	value any
+	stack []byte
+}
+
+func (p *panicked) Error() string { return fmt.Sprintf("%v\n%s", p.value, p.stack) }
+
+// guarded calls fn, which calls the host, and makes an error of its panic.
+func guarded(fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = &panicked{p, debug.Stack()}
+		}
+	}()
+	return fn()
 }
 
 func (s *subject) pause() error {
@@ -150,7 +191,7 @@ func (s *subject) bitmaps() [][]uint64 {
 func (s *subject) readDirty(maps [][]uint64) error {
 	for i, b := range s.Blocks {
 		if err := s.Log.ReadDirty(b.Name, maps[i]); err != nil {
-			return fmt.Errorf("ReadDirty of block %q failed: %w", b.Name, err)
+			return fmt.Errorf("ReadDirty of block %q failed: %w; the log must know each of the guest's %d blocks by its name", b.Name, err, len(s.Blocks))
 		}
 		if n := len(b.Host) / ram.PageSize; n%64 != 0 && maps[i][n/64]>>(n%64) != 0 {
 			return fmt.Errorf("ReadDirty of block %q sets bits beyond its %d pages", b.Name, n)
@@ -269,16 +310,27 @@ func (s *subject) pauseStandsStill() error {
 	return nil
 }
 
-func (s *subject) repeats() error {
-	for range 2 {
+func (s *subject) nests() error {
+	if err := s.run(); err != nil { // which leaves one pause
+		return err
+	}
+	for range 2 { // an operator's, and a session's
 		if err := s.pause(); err != nil {
-			return fmt.Errorf("pausing a paused guest must do nothing: %w", err)
+			return fmt.Errorf("a Pause of a paused guest must count: %w", err)
+		}
+	}
+	for i := range 2 {
+		if err := s.resume(); err != nil {
+			return fmt.Errorf("a Resume that is not the last must succeed: %w", err)
+		}
+		if err := s.still(); err != nil {
+			return fmt.Errorf("after three Pauses and %d Resumes: %w; pauses must nest, or a checkpoint undoes the pause of an operator", i+1, err)
 		}
 	}
 	if err := s.run(); err != nil {
-		return fmt.Errorf("after two Pauses one Resume must let the guest run: %w", err)
+		return fmt.Errorf("after as many Resumes as Pauses: %w", err)
 	}
-	for range 2 {
+	for range 3 {
 		if err := s.resume(); err != nil {
 			return fmt.Errorf("resuming a running guest must do nothing: %w", err)
 		}
@@ -286,20 +338,54 @@ func (s *subject) repeats() error {
 	if err := s.pause(); err != nil {
 		return err
 	}
-	before := s.snapshot()
-	time.Sleep(10 * time.Millisecond)
-	if where, ok := s.changed(before); ok {
-		return fmt.Errorf("%s changed: after two Resumes one Pause must stop the guest", where)
+	if err := s.still(); err != nil {
+		return fmt.Errorf("after three Resumes and one Pause: %w; resuming a running guest must do nothing", err)
 	}
 	for range 50 { // in quick succession: a Resume that is overtaken by a Pause
 		if err := errors.Join(s.resume(), s.pause()); err != nil {
 			return fmt.Errorf("Resume and Pause at once: %w", err)
 		}
 	}
-	before = s.snapshot()
+	if err := s.still(); err != nil {
+		return fmt.Errorf("after many quick Resumes and Pauses, the last of which was a Pause: %w", err)
+	}
+	return s.run()
+}
+
+// still checks that memory does not change.
+func (s *subject) still() error {
+	before := s.snapshot()
 	time.Sleep(10 * time.Millisecond)
 	if where, ok := s.changed(before); ok {
-		return fmt.Errorf("%s changed after many quick Resumes and Pauses, the last of which was a Pause", where)
+		return fmt.Errorf("%s changed: the guest must stand still", where)
+	}
+	return nil
+}
+
+// others checks that a pause of somebody else's, on another goroutine, is not
+// undone by a session's.
+func (s *subject) others() error {
+	if err := s.resume(); err != nil {
+		return err
+	}
+	for range 20 {
+		done := make(chan error, 1)
+		go func() { done <- guarded(s.pause) }()
+		err := errors.Join(s.pause(), <-done, s.resume())
+		if err != nil {
+			return fmt.Errorf("two Pauses and a Resume on two goroutines: %w", err)
+		}
+		before := s.snapshot()
+		time.Sleep(time.Millisecond)
+		if where, ok := s.changed(before); ok {
+			return fmt.Errorf("%s changed while one of two pauses had not been taken back: pauses must nest", where)
+		}
+		if err := s.resume(); err != nil {
+			return err
+		}
+	}
+	if err := s.pause(); err != nil {
+		return err
 	}
 	return s.run()
 }
@@ -307,45 +393,60 @@ func (s *subject) repeats() error {
 func (s *subject) contexts() error {
 	ended, cancel := context.WithCancel(context.Background())
 	cancel()
-	for _, c := range []struct {
-		name  string
-		ready func() error
-		call  func(context.Context) error
-	}{
-		{"Pause", s.resume, s.VM.Pause},
-		{"Resume", s.pause, s.VM.Resume},
-	} {
-		if err := c.ready(); err != nil {
-			return err
-		}
-		done := make(chan error, 1)
-		go func() { done <- c.call(ended) }()
+	call := func(name string, fn func(context.Context) error) (done bool, err error) {
+		c := make(chan error, 1)
+		go func() { c <- guarded(func() error { return fn(ended) }) }()
 		select {
-		case err := <-done:
+		case err := <-c:
 			if err != nil && !errors.Is(err, context.Canceled) {
-				return fmt.Errorf("%s with a context that has ended: %w; want nil if it was done all the same, or the context's error", c.name, err)
+				return false, fmt.Errorf("%s with a context that has ended: %w; it must return nil if it was done all the same, or the context's error", name, err)
 			}
+			return err == nil, nil
 		case <-time.After(s.patience):
-			return fmt.Errorf("%s does not return when its context has ended", c.name)
-		}
-		// Whichever it was: the guest must not be stuck half way.
-		if err := s.run(); err != nil {
-			return fmt.Errorf("after a %s whose context had ended: %w", c.name, err)
+			return false, fmt.Errorf("%s does not return when its context has ended: it must", name)
 		}
 	}
-	return nil
+	if err := s.resume(); err != nil {
+		return err
+	}
+	done, err := call("Pause", s.VM.Pause)
+	if err != nil {
+		return err
+	}
+	if !done { // and must not count
+		if err := s.pause(); err != nil {
+			return err
+		}
+	}
+	if err := s.run(); err != nil {
+		return fmt.Errorf("after a Pause whose context had ended, and that must count only if it returned nil: %w", err)
+	}
+	if done, err = call("Resume", s.VM.Resume); err != nil {
+		return err
+	}
+	if done {
+		if err := s.pause(); err != nil {
+			return err
+		}
+	}
+	if err := s.still(); err != nil {
+		return fmt.Errorf("after a Resume whose context had ended, and that must count only if it returned nil: %w", err)
+	}
+	return s.run()
 }
 
 func (s *subject) dirtyLog() error {
-	if err := s.Log.ReadDirty("no such block", make([]uint64, 1)); err == nil {
-		return errors.New("ReadDirty of a block that the guest does not have must fail")
+	if err := s.noSuchBlock(); err != nil {
+		return err
 	}
 	if err := s.readDirty(s.bitmaps()); err != nil {
 		return err
 	}
 	for round := range 5 {
 		maps := s.bitmaps()
-		maps[0][0] |= 1 << 63
+		if len(s.Blocks[0].Host) >= 64*ram.PageSize {
+			maps[0][0] |= 1 << 63
+		}
 		before := s.snapshot()
 		if err := s.run(); err != nil {
 			return err
@@ -366,6 +467,21 @@ func (s *subject) dirtyLog() error {
 		if n := count(again); n > 0 {
 			return fmt.Errorf("round %d: ReadDirty of a guest that stands still reports %d pages a second time: reading must clear the log", round, n)
 		}
+	}
+	return nil
+}
+
+// noSuchBlock asks for a block that there is not. A log of a guest with one block
+// that does not look at the name writes that block's bits, or panics.
+func (s *subject) noSuchBlock() (err error) {
+	const rule = "ReadDirty of a block that the guest does not have must fail: a log must look at the block's name, also that of a guest with one block"
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("%s; it panicked: %v", rule, p)
+		}
+	}()
+	if s.Log.ReadDirty("no such block", make([]uint64, 1)) == nil {
+		return errors.New(rule)
 	}
 	return nil
 }
@@ -513,15 +629,20 @@ func (s *subject) loadRunning() error {
 	}
 	done := make(chan error, 1)
 	go func() {
-		err := s.reg.LoadDevices(state, nil)
-		if err == nil {
-			err = s.reg.Commit()
-		}
-		s.reg.Rollback()
-		done <- err
+		done <- guarded(func() error {
+			err := s.reg.LoadDevices(state, nil)
+			if err == nil {
+				err = s.reg.Commit()
+			}
+			s.reg.Rollback()
+			return err
+		})
 	}()
 	select {
 	case err = <-done:
+		if errors.As(err, new(*panicked)) {
+			return err
+		}
 	case <-time.After(s.patience):
 		return errors.New("loading the devices of a running guest hangs: it must be refused")
 	}

@@ -4,21 +4,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"os"
 	"sync"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 )
 
-// ErrHeld is how a [Witness] refuses.
-var ErrHeld = errors.New("colotest: the other side holds the guest")
+// ErrHeld is how a [Witness] refuses. It matches colo.ErrRefused.
+var ErrHeld = fmt.Errorf("colotest: the other side holds the guest: %w", colo.ErrRefused)
 
 // Witness is an arbiter in memory, for both sides of a pair: the first side that
 // asks gets the guest, for the whole generation, and the other does not. It may
 // be asked from any goroutine.
 type Witness struct {
-	// Deny, if set, is asked first; its error refuses whoever asks. Set it
-	// before use.
+	// Deny, if set, is asked first; its error refuses whoever asks, and is
+	// made to match colo.ErrRefused, unless it says that nobody could be asked:
+	// it matches context.DeadlineExceeded, context.Canceled or
+	// os.ErrDeadlineExceeded, or is a net.Error. Set it before use.
 	Deny func(colo.Claim) error
 
 	mu         sync.Mutex
@@ -36,7 +40,7 @@ func (w *Witness) Arbitrate(_ context.Context, c colo.Claim) error {
 	w.claims = append(w.claims, c)
 	if w.Deny != nil {
 		if err := w.Deny(c); err != nil {
-			return err
+			return refusal(err)
 		}
 	}
 	switch w.holder {
@@ -47,6 +51,17 @@ func (w *Witness) Arbitrate(_ context.Context, c colo.Claim) error {
 		return fmt.Errorf("%w: the %s, in generation %d", ErrHeld, w.holder, w.generation)
 	}
 	return nil
+}
+
+// refusal makes err a refusal, unless it says that nobody could be asked.
+func refusal(err error) error {
+	var n net.Error
+	switch {
+	case errors.Is(err, colo.ErrRefused), errors.Is(err, context.DeadlineExceeded), errors.Is(err, context.Canceled),
+		errors.Is(err, os.ErrDeadlineExceeded), errors.As(err, &n):
+		return err
+	}
+	return fmt.Errorf("%w: %w", colo.ErrRefused, err)
 }
 
 // Holder returns the side that got the guest in this generation, "" if none

@@ -3,6 +3,7 @@ package compare
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 )
@@ -39,6 +40,11 @@ type Comparer struct {
 	// It is set before the Comparer is used.
 	Diverged func(Reason)
 
+	// Noted is told what has changed about flows: which differ, and which are not
+	// compared for a while. It must not block. Nil: nobody is told. It is set before
+	// the Comparer is used.
+	Noted func(Note)
+
 	// Now is the clock; nil is time.Now. It is set before the Comparer is used.
 	Now func() time.Time
 
@@ -52,6 +58,8 @@ type Comparer struct {
 	out   queue
 	pool  pool // of what is in out
 	wants bool // a packet was refused
+
+	echo []byte // Inbound's
 }
 
 // NewComparer returns a Comparer through which packets pass. Waiting for their
@@ -79,14 +87,16 @@ func (c *Comparer) now() time.Time {
 func (c *Comparer) do(fn func(e *Engine, now time.Time) (Result, error)) (full bool, err error) {
 	now := c.now()
 	c.mu.Lock()
-	idle := c.eng.Deadline().IsZero()
+	was := c.eng.Deadline()
 	r, err := fn(c.eng, now)
-	watch := idle && !c.eng.Deadline().IsZero() // Run sleeps as long as nothing waits
+	next := c.eng.Deadline()
+	watch := !next.IsZero() && (was.IsZero() || next.Before(was)) // Run sleeps until was
 	for _, f := range r.Release {
 		p := pkt{Frame: f}
 		c.out.push(c.pool.copy(&p))
 	}
 	c.wants = c.wants || r.Full
+	notes := slices.Clone(r.Notes) // the engine's, and rare
 	if c.wants && !r.Full {
 		c.offer() // something has changed, perhaps in favour of who waits
 	}
@@ -98,6 +108,11 @@ func (c *Comparer) do(fn func(e *Engine, now time.Time) (Result, error)) (full b
 		signal(c.note)
 		if c.Diverged != nil {
 			c.Diverged(r.Reason)
+		}
+	}
+	if c.Noted != nil {
+		for _, n := range notes {
+			c.Noted(n)
 		}
 	}
 	return r.Full, err
@@ -134,6 +149,20 @@ func (c *Comparer) WriteVNetPacket(p []byte, hdrLen int) error {
 		return ErrFull
 	}
 	return nil
+}
+
+// Inbound returns a packet to the guest as both guests are to get it: p, or a copy
+// in which the echo of a timestamp is the guest's own again; see [Engine.Inbound].
+// The copy is valid until the next call. It is called by one goroutine.
+func (c *Comparer) Inbound(p []byte, hdrLen int) []byte {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.eng.echoes(Frame{p, hdrLen}) {
+		return p
+	}
+	c.echo = append(c.echo[:0], p...)
+	c.eng.Inbound(Frame{c.echo, hdrLen})
+	return c.echo
 }
 
 // Room returns a channel that is sent to when there may be room again for a
@@ -237,7 +266,11 @@ func (c *Comparer) Run(ctx context.Context, out PacketWriter) error {
 
 // Mark ends an epoch; see [Engine.Mark]. From Mark(0) on packets are compared.
 func (c *Comparer) Mark(epoch uint64) error {
-	_, err := c.do(func(e *Engine, _ time.Time) (Result, error) { return Result{}, e.Mark(epoch) })
+	_, err := c.do(func(e *Engine, now time.Time) (Result, error) {
+		e.now = now
+		err := e.Mark(epoch)
+		return Result{Notes: e.notes}, err
+	})
 	return err
 }
 

@@ -111,6 +111,8 @@ func TestComparerComparesFromTheFirstMarkOn(t *testing.T) {
 		x.want("equal packets leave at once", "a b", "")
 		x.pri <- udp("c").Data
 		x.sec <- udp("C").Data
+		x.want("they may be crossing", "a b", "")
+		time.Sleep(25 * time.Millisecond)
 		x.want("different ones are a reason", "a b", "packet")
 		x.Mark(1)
 		x.pri <- udp("d").Data

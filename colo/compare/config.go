@@ -48,12 +48,27 @@ type Config struct {
 	Marks bool
 
 	// HoldUncompared holds what cannot be compared until the next checkpoint,
-	// instead of letting it pass.
+	// instead of letting it pass: frames of an unknown EtherType, or that are
+	// malformed or too long. (IP packets whose transport header is malformed are
+	// held without it, too.)
 	HoldUncompared bool
 
-	// CompareVLAN compares tagged packets like others, within their VLAN. QEMU
-	// lets them pass.
+	// CompareVLAN compares IP within VLANs (802.1Q, 802.1ad) and within PPP over
+	// Ethernet like other IP, each VLAN and session by itself. QEMU lets it pass.
 	CompareVLAN bool
+
+	// CompareARP compares ARP, and of neighbour discovery what hosts send, by
+	// whose address they say is whose: such a message leaves once the secondary's
+	// guest has said that too, in whatever message, or a checkpoint covers that the
+	// primary's has. Without it ARP cannot be compared, and neighbour discovery is
+	// like other ICMPv6.
+	CompareARP bool
+
+	// Cross is how long two datagrams of one flow, of which each guest has sent
+	// another one first, may wait for their equals before a checkpoint is asked
+	// for. Zero is 20 ms. Eight may wait so; datagrams that can be seen to be two
+	// answers to the same do not.
+	Cross time.Duration
 
 	// PatientAcks makes a segment whose data agrees, but which acknowledges
 	// more than the secondary's guest has, wait for that guest until Timeout.
@@ -65,6 +80,27 @@ type Config struct {
 	// of its connection before a checkpoint is asked for: a guest that had no
 	// room for some input will not acknowledge it soon. Zero is Timeout.
 	AckTimeout time.Duration
+
+	// LowerAcks lets a segment whose data agrees leave with a lower acknowledgment
+	// number, where it acknowledges more than the secondary's guest has, and a
+	// window and SACK blocks that suit both guests; the rest follows when that guest
+	// has caught up. It implies that segments are changed before they leave, and
+	// that acknowledgments without data are merged. Where the window's scale is not
+	// known, because the engine has not seen the connection begin, segments wait as
+	// PatientAcks says.
+	LowerAcks bool
+
+	// Adaptive sets a flow apart whose guests never agree, because what they say is
+	// random: after Strikes epochs with a divergence it is not compared for a while,
+	// its output leaves with the checkpoints, and one is asked for when some waits
+	// and the last is Pace ago. It is tried again after Retry, then after twice
+	// that, and so on up to 32 times. A new flow of a service whose flows were set
+	// apart is so from its first data on. With a Pace above what a checkpoint takes,
+	// the host trades the clients' latency for less to do.
+	Adaptive bool
+	Strikes  uint8         // zero: 3
+	Pace     time.Duration // zero: 5 ms
+	Retry    time.Duration // zero: 10 s
 
 	// ReleaseRetransmits lets a segment that repeats what has been compared
 	// leave at once. Without it, it waits for the next packet that the
@@ -87,6 +123,13 @@ func (c Config) withDefaults() Config {
 	def(&c.Scan, time.Second)
 	def(&c.Idle, time.Hour)
 	def(&c.AckTimeout, c.Timeout)
+	def(&c.Cross, 20*time.Millisecond)
+	def(&c.Pace, 5*time.Millisecond)
+	def(&c.Retry, 10*time.Second)
+	if c.Strikes == 0 {
+		c.Strikes = 3
+	}
+	c.Strikes = min(c.Strikes, 50)
 	if c.PatientAcks {
 		c.Scan = min(c.Scan, c.AckTimeout)
 	}
@@ -109,10 +152,13 @@ const (
 	ReasonPacket          // no packet of the secondary's equals the primary's
 	ReasonTimeout         // a packet has waited too long
 	ReasonLimit           // too many packets, bytes or connections
+	ReasonOptions         // SYNs with other options: MSS, window scale, SACK, timestamps
+	ReasonPorts           // two flows that differ only in the port that the guest chose
+	ReasonPace            // nothing differs: output of flows that are set apart waits
 	reasons
 )
 
-var reasonNames = [reasons]string{"none", "data", "position", "ack", "flags", "packet", "timeout", "limit"}
+var reasonNames = [reasons]string{"none", "data", "position", "ack", "flags", "packet", "timeout", "limit", "options", "ports", "pace"}
 
 func (r Reason) String() string {
 	if r < reasons {
@@ -134,6 +180,7 @@ type Result struct {
 	Diverged bool    // a checkpoint is wanted
 	Reason   Reason  // why, if so
 	Flow     Flow    // whose packets differ, if it is one connection's that do
+	Notes    []Note  // of flows: what has changed about them
 	Full     bool    // the frame was not taken: there is no memory for it; pass it again after a release
 }
 
@@ -169,10 +216,14 @@ type Stats struct {
 	Passed     uint64 // that left uncompared
 	Checkpoint uint64 // that left because a checkpoint covered them
 	Diverged   [reasons]uint64
+	Lowered    uint64 // acknowledgments that left in addition, with a part of a held one's news
+	Merged     uint64 // acknowledgments that others have said all of, and that did not leave themselves
+	SetApart   uint64 // times that a flow was set apart
 	Recovered  uint64 // divergences after which the connection went on without a checkpoint: false ones
 	Stale      uint64 // packets of the secondary's of an older epoch
 	Dropped    uint64 // packets of the secondary's that were not wanted
 
 	Held, HeldBytes int // now: waiting packets of both sides, and the memory for them
 	Conns           int // now
+	Apart           int // now: flows that are set apart
 }

@@ -13,14 +13,41 @@
 //
 // A TCP connection is compared as two streams of bytes, by sequence number: how
 // they are cut into segments, retransmitted or padded makes no difference. SYN,
-// FIN and RST are events of the stream and must agree. A segment leaves only if
-// the secondary's guest has acknowledged what it acknowledges: after a failover
-// nobody could send the client's bytes again. UDP, ICMP and ICMPv6 are compared
-// from their header on, packet by packet, any order; other protocols and
-// fragments with their IP header, except for the fields that differ between two
-// hosts by nature (identification, time to live, class, checksum). A packet
-// that could not be compared (ARP, VLAN, malformed) leaves at once or waits for
-// the next checkpoint, as the configuration says, and is counted.
+// with the options that bind the connection, FIN and RST are events of the stream
+// and must agree. UDP, ICMP and ICMPv6 are compared from their header on, packet
+// by packet, any order; other protocols and fragments with their IP header, except
+// for the fields that differ between two hosts by nature (identification, time to
+// live, class, checksum). Packets in a VLAN or in a session of PPP over Ethernet
+// are compared within it, ARP and neighbour discovery by whose address they claim,
+// if the configuration says so.
+//
+// What cannot be compared (another EtherType, a header that contradicts itself, a
+// frame that is too long) leaves at once or waits for the next checkpoint, as the
+// configuration says, and is counted. IP with a malformed transport header always
+// waits: a queue never holds segments and what is none.
+//
+// # What is covered
+//
+// If the primary dies, a guest goes on that knows what the secondary knows. So
+// nothing leaves that this guest would not stand for: no byte that it has not said,
+// no acknowledgment that it has not given, the first of a connection included, no
+// SYN, FIN or RST. Which guest that is changes at a receipt, not at a mark. Between
+// the two it may still be the secondary's old guest, or already the one that the
+// checkpoint makes, and what leaves must be covered by both. From the receipt on
+// the checkpoint covers what the primary's guest had said before the mark, and a
+// retransmission of that leaves at once.
+//
+// # What is changed
+//
+// The peer sees one guest that takes nothing back. A segment that has waited leaves
+// with the newest timestamp that has left before, or the peer would drop it as old
+// (RFC 7323 section 5); [Engine.Inbound] gives the guest its own back in the echo.
+// With LowerAcks a segment that acknowledges more than the secondary's guest has
+// leaves with the lower number, a window as far as both guests have room, and the
+// SACK blocks that both hold; the rest follows as that guest catches up. Where that
+// guest has given SACK blocks itself, its own acknowledgment leaves. A guest that
+// has dropped input is behind until the peer sends it again, and the peer does
+// so only because nobody has told it that it need not.
 //
 // # Epochs
 //
@@ -31,6 +58,12 @@
 // deaf to the secondary until it is told that the packets of the new epoch
 // begin: by the marker in the secondary's stream ([Engine.SecondaryMark]), or,
 // if it sends none, by the end of its load ([Engine.Loaded]).
+//
+// # Flows that never agree
+//
+// What TLS, SSH and QUIC say is random. With Adaptive, a flow whose guests have
+// differed in a few epochs is set apart: it leaves with the checkpoints, at a pace
+// that the host sets, and is tried again now and then. A [Note] says which.
 //
 // # QEMU
 //

@@ -369,7 +369,8 @@ func TestLimitsHoldAndAskAndLoseNothing(t *testing.T) {
 
 func TestIdleConnectionsAreForgotten(t *testing.T) {
 	x := newRig(t, compare.Config{Idle: time.Minute})
-	x.p(seg{port: 1, seq: 1, flags: ackOnly, ack: 1})
+	x.s(seg{port: 1, seq: 1, flags: ackOnly, ack: 1})
+	x.want("", x.p(seg{port: 1, seq: 1, flags: ackOnly, ack: 1}), "ack1")
 	x.now = x.now.Add(2 * time.Minute)
 	x.p(seg{port: 2, seq: 1, flags: ackOnly, ack: 1})
 	x.Tick(x.now)
@@ -578,55 +579,4 @@ func TestMatchedPacketsAllocateNothing(t *testing.T) {
 
 func setSeq(f compare.Frame, seq uint32) {
 	packet.TCP(f.Data[34:]).SetSeq(seq)
-}
-
-// The bound is a bare parse of both headers and a comparison of the payloads.
-func BenchmarkPair(b *testing.B) {
-	for _, c := range []struct {
-		name  string
-		size  int
-		conns int
-	}{{"64B", 64 - 54, 10}, {"1460B", 1460, 10}, {"64B-10000conns", 10, 10000}} {
-		b.Run(c.name, func(b *testing.B) {
-			e := compare.NewEngine(compare.Config{})
-			now := time.Unix(1, 0)
-			ps, ss := make([]compare.Frame, c.conns), make([]compare.Frame, c.conns)
-			for i := range ps {
-				s := seg{port: uint16(i + 1), seq: 1, ack: 1, flags: push, data: strings.Repeat("d", c.size)}
-				ps[i], ss[i] = s.frame(), s.frame()
-			}
-			bare := func() float64 { // nanoseconds a pair
-				const n = 500000
-				var p, s packet.Packet
-				begin := time.Now()
-				for i := range n {
-					p.Parse(ps[i%c.conns].Data)
-					s.Parse(ss[i%c.conns].Data)
-					if !bytes.Equal(p.TCP().Payload(), s.TCP().Payload()) {
-						b.Fatal("differ")
-					}
-				}
-				return float64(time.Since(begin).Nanoseconds()) / n
-			}()
-			b.ReportAllocs()
-			seq := uint32(1)
-			i := 0
-			for b.Loop() {
-				if i == c.conns {
-					i = 0
-					seq += uint32(c.size)
-				}
-				setSeq(ps[i], seq)
-				setSeq(ss[i], seq)
-				e.Primary(ps[i], now)
-				if r := e.Secondary(ss[i], now); len(r.Release) != 1 {
-					b.Fatal("not released")
-				}
-				i++
-			}
-			ns := float64(b.Elapsed().Nanoseconds()) / float64(b.N)
-			b.ReportMetric(1e3/ns, "Mpairs/s")
-			b.ReportMetric(ns/bare, "x-bare")
-		})
-	}
 }

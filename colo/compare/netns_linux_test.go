@@ -63,15 +63,6 @@ func newHost(t *testing.T, guest bool) *host {
 	}
 	ip := require.Program(t, require.NetNS, "ip")
 	h.in(t, func() (err error) {
-		// More than the client ever has on its way. A stack that is short of
-		// memory throws input away, as it sees fit, and its connection then waits
-		// for the client, who waits for an acknowledgment by both: it takes a
-		// checkpoint to go on.
-		if guest {
-			if err := os.WriteFile("/proc/sys/net/ipv4/tcp_rmem", []byte("4096 33554432 33554432"), 0); err != nil {
-				return err
-			}
-		}
 		if h.Device, err = tap.Open(tap.Config{Name: "net0"}); err != nil {
 			return err
 		}
@@ -251,6 +242,9 @@ type world struct {
 	rew   *filter.Rewriter
 
 	cut     atomic.Bool
+	drops   atomic.Int64 // of so many packets to the secondary's guest one is dropped; 0: none
+	given   atomic.Int64
+	bare    atomic.Bool   // there is no secondary: what arrives goes to the primary's guest only
 	toStack *filter.Chain // of the primary
 	ending  context.CancelFunc
 	ends    []net.Conn // between the hosts
@@ -262,16 +256,24 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
+	return newWorldOver(t, func(*link) {})
+}
+
+// newWorldOver is newWorld with other links.
+func newWorldOver(t *testing.T, change func(*link)) *world {
+	t.Helper()
 	w := &world{client: newHost(t, false), primary: newHost(t, true), secondary: newHost(t, true)}
 	w.up, w.down = newLink(1, w.arrive), newLink(2, func(p []byte) { w.client.WritePacket(p) })
+	change(w.up)
+	change(w.down)
 	mirrored, mirror := socketpair(t)
 	compared, compares := socketpair(t)
 	w.ends = []net.Conn{mirror, mirrored, compares, compared}
 
 	// The primary.
 	w.cmp = compare.NewComparer(compare.Config{
-		Marks: true, PatientAcks: true, ReleaseRetransmits: true,
-		Timeout: time.Minute, MaxQueue: 1 << 14, MaxBytes: 256 << 20,
+		Marks: true, PatientAcks: true, ReleaseRetransmits: true, LowerAcks: true,
+		Timeout: time.Minute, AckTimeout: ackPatience, MaxQueue: 1 << 14, MaxBytes: 256 << 20,
 	})
 	w.cmp.Diverged = func(r compare.Reason) {
 		w.mu.Lock()
@@ -290,6 +292,9 @@ func newWorld(t *testing.T) *world {
 	w.rew = filter.NewRewriter(filter.RewriterConfig{})
 	w.chain = &filter.Chain{Deliver: func(d filter.Direction, f filter.Frame) error {
 		if d == filter.ToGuest {
+			if n := w.drops.Load(); n > 0 && w.given.Add(1)%n == 0 {
+				return nil // its ring is full
+			}
 			return w.secondary.WritePacket(f.Data)
 		}
 		return w.down.WritePacket(f.Data)
@@ -368,11 +373,15 @@ func serveStack(h *host, fn func(p []byte)) {
 
 // arrive is where the client's packets come off the link.
 func (w *world) arrive(p []byte) {
+	if w.bare.Load() {
+		w.primary.WritePacket(p)
+		return
+	}
 	if w.cut.Load() {
 		w.chain.Send(filter.ToGuest, filter.Frame{Data: p})
 		return
 	}
-	w.toStack.Send(filter.ToGuest, filter.Frame{Data: p})
+	w.toStack.Send(filter.ToGuest, filter.Frame{Data: w.cmp.Inbound(p, 0)})
 }
 
 // cutOff takes the primary away, with its guest, its comparison and all that
@@ -416,7 +425,7 @@ func (w *world) check(t *testing.T) {
 	if !w.cut.Load() && queued > 0 {
 		t.Errorf("%d packets wait to leave", queued)
 	}
-	t.Logf("comparison: matched %d, passed %d, dropped %d, held %d", s.Matched, s.Passed, s.Dropped, s.Held)
+	t.Logf("comparison: matched %d, lowered %d, merged %d, passed %d, dropped %d, held %d", s.Matched, s.Lowered, s.Merged, s.Passed, s.Dropped, s.Held)
 	t.Logf("rewriter: %+v", w.rewritten())
 	for name, l := range map[string]*link{"up": w.up, "down": w.down} {
 		l.mu.Lock()

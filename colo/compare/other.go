@@ -9,45 +9,107 @@ import (
 // What is no TCP segment is compared packet by packet. A packet of one side
 // matches the oldest of the other that equals it.
 
+// crossMax is how many packets of each side may wait on one flow, and not equal
+// any of the other's, while they may still be crossing.
+const crossMax = 8
+
 func (e *Engine) primaryOther(c *conn, p *pkt) {
-	if !c.blind {
+	if !c.blind && !c.apart {
 		for i, s := range c.s.all() {
 			if same(p, s) {
 				e.pool.put(c.s.remove(i))
 				e.release(p, &e.stats.Matched)
-				e.recovered(c)
+				e.paired(c)
 				return
 			}
 		}
-		if c.s.len() > 0 {
-			e.diverge(c, ReasonPacket)
-		}
 	}
-	c.p.push(e.pool.copy(p))
+	c.p.push(e.hold(c, p))
+	e.unpaired(c, c.p.at(c.p.len()-1), &c.s)
 }
 
 func (e *Engine) secondaryOther(c *conn, s *pkt) {
-	if !c.blind {
-		for i, p := range c.p.all() {
-			if same(p, s) {
-				c.p.remove(i)
-				e.release(p, &e.stats.Matched)
-				e.recovered(c)
-				return
-			}
-		}
-		if c.p.len() > 0 {
-			e.diverge(c, ReasonPacket)
+	if c.apart || c.blind {
+		e.stats.Dropped++ // nobody waits for it
+		return
+	}
+	for i, p := range c.p.all() {
+		if same(p, s) {
+			c.p.remove(i)
+			e.release(p, &e.stats.Matched)
+			e.paired(c)
+			return
 		}
 	}
-	c.s.push(e.pool.copy(s))
+	c.s.push(e.hold(c, s))
+	e.unpaired(c, c.s.at(c.s.len()-1), &c.p)
 }
 
-func (e *Engine) recovered(c *conn) {
-	if c.diverged && c.p.len() == 0 && c.s.len() == 0 {
-		c.diverged = false
-		e.stats.Recovered++
+// paired is called when two packets have met.
+func (e *Engine) paired(c *conn) {
+	c.agreed()
+	if c.p.len() == 0 || c.s.len() == 0 {
+		e.uncross(c)
 	}
+	if c.s.len() == 0 {
+		e.recovered(c)
+	}
+}
+
+// unpaired is called when a packet equals none of the other side's that wait. The
+// two may be crossing: the guests have said the same two things in two orders.
+func (e *Engine) unpaired(c *conn, p *pkt, others *queue) {
+	if c.blind || c.apart || others.len() == 0 {
+		return
+	}
+	never := c.key.kind != kindDatagram || c.p.len() > crossMax && c.s.len() > crossMax
+	for _, q := range others.all() {
+		never = never || rivals(p, q)
+	}
+	if never {
+		e.diverge(c, ReasonPacket)
+		return
+	}
+	if c.crossed.IsZero() {
+		c.crossed = e.now
+		e.crossing = append(e.crossing, c)
+		e.sooner(e.now.Add(e.cfg.Cross))
+	}
+}
+
+func (e *Engine) uncross(c *conn) {
+	if c.crossed.IsZero() {
+		return
+	}
+	for i, d := range e.crossing {
+		if d == c {
+			last := len(e.crossing) - 1
+			e.crossing[i] = e.crossing[last]
+			e.crossing[last] = nil
+			e.crossing = e.crossing[:last]
+			break
+		}
+	}
+	c.crossed = zeroTime
+}
+
+// rivals reports whether two packets that differ are two answers to one question,
+// so that neither of them can still find its equal: an echo reply of the same
+// number, a datagram of which one is the beginning of the other. What is not IP's
+// usual is never said twice in another order.
+func rivals(p, q *pkt) bool {
+	a, b := p.Payload(), q.Payload()
+	if p.VNetHdr != q.VNetHdr {
+		return true
+	}
+	switch p.Proto {
+	case packet.ProtoUDP:
+		n := min(len(a), len(b))
+		return len(a) != len(b) && n > packet.UDPLen && bytes.Equal(a[packet.UDPLen:n], b[packet.UDPLen:n])
+	case packet.ProtoICMP, packet.ProtoICMPv6:
+		return bytes.Equal(a[:2], b[:2]) && bytes.Equal(a[4:8], b[4:8])
+	}
+	return true
 }
 
 // same compares two packets of one flow. A virtio-net header is not compared,

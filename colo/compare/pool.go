@@ -15,22 +15,16 @@ type pkt struct {
 	at            time.Time
 	class         int8 // of the pool; -1: Data is the caller's
 
-	// A whole TCP segment
-	segment  bool
-	dat      int // where its data begins
-	seq, ack uint32
-	end      uint32 // seq and the length of the data
-	ok       uint32 // the data before this sequence number agrees
-	flags    uint8
-	waitsAck bool // it would leave, but acknowledges more than the secondary's guest
-}
+	owner *conn  // whose queue it is or was in; of a segment, as long as it is held
+	age   uint32 // the owner's, when it came
 
-func (p *pkt) data() []byte { return p.Packet.Frame[p.dat:p.End] }
+	segment
+}
 
 // A pool keeps the memory of packets that have left, by size.
 type pool struct {
-	free  [12][]*pkt
-	bytes int // in use
+	free  [24][]*pkt // up to 1 GiB
+	bytes int        // in use
 }
 
 const poolMin = 7 // 128 bytes

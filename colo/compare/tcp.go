@@ -2,112 +2,77 @@ package compare
 
 import (
 	"bytes"
-	"time"
 
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A stream is what is known of a TCP connection besides the packets that wait.
-type stream struct {
-	done   uint32 // everything before it has been compared, and agreed
-	agreed bool   // done is known
-	inStep bool   // the primary's next byte is at done; otherwise it may be anywhere
-	fin    bool   // the FIN at done has been compared too
-
-	pAck, sAck   uint32 // the greatest acknowledgment numbers
-	pAcks, sAcks bool   // they are known
-
-	pEnd, pFin uint32 // the greatest end of the primary's data; where its FIN is
-	pSaid      bool   // pEnd is known
-	pFinned    bool   // pFin is known
-	covered    uint32 // the last mark's pEnd
-	isCovered  bool
-
-	pISN, sISN   uint32
-	pOpen, sOpen bool // the ISNs are known
-	synDone      bool // the primary's SYN has been compared
-	sSyn         synEvent
-	sFin         event // at: the sequence number of the FIN
-	sRst         event
-}
-
-// An event of the secondary's stream that waits for the primary's.
-type event struct {
-	is   bool
-	seq  uint32
-	when time.Time
-}
-
-type synEvent struct {
-	event
-	flags uint8
-}
-
-// rollBack is called at a mark: the secondary's guest will be the primary's. It
-// will know what that has acknowledged, opened and closed, and send from where
-// that is.
-func (t *stream) rollBack() {
-	t.inStep = false
-	t.sSyn, t.sFin, t.sRst = synEvent{}, event{}, event{}
-	t.sAck, t.sAcks = t.pAck, t.pAcks
-	t.sISN, t.sOpen, t.synDone = t.pISN, t.pOpen, t.pOpen
-	t.covered, t.isCovered = t.pEnd, t.pSaid
-	if t.pFinned {
-		t.done, t.agreed, t.fin = t.pFin, true, true
-	}
-}
-
-// repeats says that a packet of the secondary's tells nothing that the
-// primary's guest had not said before the last mark. Nobody need answer it.
-func (t *stream) repeats(s *pkt) bool { return t.isCovered && !after(s.end, t.covered) }
-
-func (t *stream) late(now time.Time, timeout time.Duration) bool {
-	for _, ev := range [...]event{t.sSyn.event, t.sFin, t.sRst} {
-		if ev.is && now.Sub(ev.when) > timeout {
-			return true
-		}
-	}
-	return false
-}
-
-func serialMax(v *uint32, known *bool, n uint32) {
-	if !*known || after(n, *v) {
-		*v, *known = n, true
-	}
-}
-
 func (e *Engine) primaryTCP(c *conn, p *pkt) {
 	t := &c.tcp
-	if p.flags&packet.SYN != 0 && !(t.pOpen && t.pISN == p.seq) {
+	if p.flags&packet.SYN != 0 && !(t.told.open && t.told.isn == p.seq) {
 		e.reopen(c, p)
 	}
-	if p.flags&packet.ACK != 0 {
-		serialMax(&t.pAck, &t.pAcks, p.ack)
-	}
-	if p.flags&packet.RST == 0 {
-		serialMax(&t.pEnd, &t.pSaid, p.end)
-	}
-	if p.flags&packet.FIN != 0 {
-		t.pFin, t.pFinned = p.end, true
+	t.told.note(p)
+	if e.cfg.LowerAcks && p.bare() && !c.blind {
+		e.primaryAck(c, p)
+		return
 	}
 	// The usual cases need no copy: the queue is empty and p may leave.
 	if c.p.len() == 0 && !c.blind {
 		switch ok, why := e.judge(c, p, c.s.len() > 0); {
 		case ok:
-			e.release(p, &e.stats.Matched)
+			e.leave(c, p, &e.stats.Matched)
 			e.consume(c)
 			return
 		case why != ReasonNone:
 			e.diverge(c, why)
 		}
-		c.p.push(e.pool.copy(p))
+		c.p.push(e.hold(c, p))
 		return
 	}
-	c.p.bySeq(e.pool.copy(p))
+	c.p.bySeq(e.hold(c, p))
 	e.advance(c, c.s.len() > 0)
 }
 
-// reopen begins a new connection on an old pair of addresses.
+// note takes in what a packet of the primary's guest says.
+func (t *told) note(p *pkt) {
+	if p.flags&packet.SYN != 0 {
+		o := p.synOptions()
+		t.isn, t.open = p.seq, true
+		// Whether the peer scales too, its SYN says: it has come before a SYN|ACK.
+		t.scale, t.scaled = o.scale, p.flags&packet.ACK != 0
+	}
+	if p.flags&packet.ACK != 0 {
+		serialMax(&t.ack, &t.acks, p.ack)
+		if edge, ok := t.edgeOf(p); ok {
+			serialMax(&t.edge, &t.edges, edge)
+		}
+	}
+	if p.flags&packet.RST == 0 {
+		end := p.end
+		if p.flags&packet.SYN != 0 {
+			end++
+		}
+		serialMax(&t.end, &t.data, end)
+	}
+	if p.flags&packet.FIN != 0 {
+		t.fin, t.fins = p.end, true
+	}
+}
+
+// edgeOf returns the right edge of the window that a segment offers. That of a
+// SYN is not scaled (RFC 7323 section 2.2).
+func (t *told) edgeOf(p *pkt) (edge uint32, ok bool) {
+	switch {
+	case p.flags&packet.ACK == 0:
+		return 0, false
+	case p.flags&packet.SYN != 0:
+		return p.ack + uint32(p.win), true
+	}
+	return p.ack + uint32(p.win)<<t.scale, t.scaled
+}
+
+// reopen begins a new connection on an old pair of addresses. What is known of
+// the old one is void, whatever checkpoint comes.
 func (e *Engine) reopen(c *conn, p *pkt) {
 	t := &c.tcp
 	if c.p.len() > 0 {
@@ -116,53 +81,103 @@ func (e *Engine) reopen(c *conn, p *pkt) {
 		c.blind = true
 		e.diverge(c, ReasonFlags)
 	}
-	syn := t.sSyn
-	n := stream{pISN: p.seq, pOpen: true, sISN: t.sISN, sOpen: t.sOpen}
-	if syn.is {
+	e.settle(c)
+	n := stream{said: said{isn: t.said.isn, open: t.said.open}}
+	if t.said.syn.is {
 		// The secondary has come here before: what it said since is of the
 		// new connection.
-		n.sSyn, n.sFin, n.sRst, n.sAck, n.sAcks = syn, t.sFin, t.sRst, t.sAck, t.sAcks
+		n.said = t.said
+		n.cover.ack, n.cover.acks = t.cover.ack, t.cover.acks
 	} else {
 		e.drop(&c.s)
-		n.sOpen = false
+		n.said.past = true
+	}
+	n.left.past, n.left.pasts = t.left.past, t.left.pasts
+	if t.left.tss {
+		n.left.past, n.left.pasts = t.left.ts, true
 	}
 	*t = n
+	c.age++
 }
 
 func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 	t := &c.tcp
-	if p.flags&packet.SYN != 0 {
-		if !t.sOpen || t.sISN != p.seq {
-			e.drop(&c.s)
-			if c.p.len() > 0 && c.p.at(0).flags&packet.SYN == 0 {
-				e.diverge(c, ReasonFlags)
-			}
-			t.sISN, t.sOpen = p.seq, true
-			t.sSyn = synEvent{event{true, p.seq, p.at}, p.flags}
-			t.sFin, t.sRst, t.sAcks = event{}, event{}, false
+	if p.flags&packet.SYN != 0 && !(t.said.open && t.said.isn == p.seq) {
+		e.drop(&c.s)
+		if c.p.len() > 0 && c.p.at(0).flags&packet.SYN == 0 {
+			e.diverge(c, ReasonFlags)
 		}
+		t.said = said{isn: p.seq, open: true, syn: synEvent{event{true, p.seq, p.at}, p.flags, p.ack, p.synOptions()}}
+		t.cover = cover{}
 	}
+	if t.said.past {
+		// But a refusal of what the primary's guest accepts is about this one.
+		const refusal = packet.RST | packet.ACK
+		if p.flags&refusal == refusal && t.told.acks && p.ack == t.told.ack && !c.apart {
+			t.said.rst = event{true, p.seq, p.at}
+			e.advance(c, true)
+		}
+		return
+	}
+	again := p.bare() && t.cover.acks && p.ack == t.cover.ack
 	if p.flags&packet.ACK != 0 {
-		serialMax(&t.sAck, &t.sAcks, p.ack)
+		room := t.cover.edge
+		t.cover.note(&t.told, p)
+		again = again && t.cover.edge == room
 	}
-	if p.flags&packet.RST != 0 && !t.sRst.is {
-		t.sRst = event{true, p.seq, p.at}
+	if p.flags&packet.RST != 0 && !t.said.rst.is && !c.apart {
+		t.said.rst = event{true, p.seq, p.at}
 	}
-	if p.flags&packet.FIN != 0 && !t.sFin.is && !(t.fin && p.end == t.done) {
-		t.sFin = event{true, p.end, p.at}
+	if p.flags&packet.FIN != 0 && !t.said.fin.is && !(t.cover.fin && p.end == t.cover.done) && !c.apart {
+		t.said.fin = event{true, p.end, p.at}
 	}
-	if len(p.data()) > 0 && !(t.agreed && !t.ahead(p.end)) {
-		if c.p.len() > 0 && !c.blind {
+	if c.owed != nil && !e.paySelective(c, p) {
+		e.payOwed(c, again)
+	}
+	if c.p.len() > 0 && c.s.len() == 0 && t.twins(c.p.at(0), p) && !c.blind && !c.apart {
+		// As nearly always: the two say the same, and nothing else waits.
+		q := c.p.remove(0)
+		t.cover.done = q.end
+		e.leave(c, q, &e.stats.Matched)
+		e.recovered(c)
+		e.advance(c, false)
+		return
+	}
+	if len(p.data()) > 0 && !(t.cover.agreed && !t.cover.ahead(p.end)) && !c.blind && !c.apart {
+		if c.p.len() > 0 {
 			// The queue may be satisfied with p as it is, without a copy.
 			c.s.bySeq(p)
 			e.advance(c, true)
 			e.keep(c, p)
 			return
 		}
-		c.s.bySeq(e.pool.copy(p))
+		c.s.bySeq(e.hold(c, p))
 		return
 	}
 	e.advance(c, true)
+}
+
+// twins reports whether p is the next of the primary's stream and s says the same
+// of it, without any event: what judge would find.
+func (t *stream) twins(p, s *pkt) bool {
+	const events = packet.SYN | packet.FIN | packet.RST
+	v := &t.cover
+	return p.seq == s.seq && p.end == s.end && p.seq != p.end && (p.flags|s.flags)&events == 0 &&
+		v.inStep && v.agreed && v.done == p.seq && p.ok == p.seq && !v.fin &&
+		t.covers(p) && p.flags&packet.ACK != 0 && !after(p.ack, v.ack) &&
+		bytes.Equal(p.data(), s.data())
+}
+
+// note takes in what a packet of the secondary's guest acknowledges. The window's
+// scale is the primary's: a SYN with another one is a difference.
+func (v *cover) note(t *told, p *pkt) {
+	serialMax(&v.ack, &v.acks, p.ack)
+	if edge, ok := t.edgeOf(p); ok {
+		serialMax(&v.edge, &v.edges, edge)
+	}
+	if p.nsck > 0 {
+		v.sack = p.blocks()
+	}
 }
 
 // keep replaces the caller's packet in the secondary's queue by a copy, if it
@@ -170,15 +185,11 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 func (e *Engine) keep(c *conn, p *pkt) {
 	for i, q := range c.s.all() {
 		if q == p {
-			c.s.items[c.s.head+i] = e.pool.copy(p)
+			c.s.items[c.s.head+i] = e.hold(c, p)
 			return
 		}
 	}
 }
-
-// ahead reports whether seq is beyond what has been compared. What is a quarter
-// of the number space behind is no retransmission.
-func (t *stream) ahead(seq uint32) bool { return t.done-seq > 1<<30 }
 
 // advance releases the primary's packets, from the lowest on, as long as they
 // agree. kick says that the secondary's guest has just sent something, or has
@@ -194,19 +205,16 @@ func (e *Engine) advance(c *conn, kick bool) {
 			return
 		}
 		c.p.remove(0)
-		e.release(p, &e.stats.Matched)
+		e.leave(c, p, &e.stats.Matched)
 		e.consume(c)
-		if c.diverged && c.p.len() == 0 {
-			c.diverged = false
-			e.stats.Recovered++
-		}
+		e.recovered(c)
 	}
 }
 
 // consume forgets the secondary's packets that have been compared.
 func (e *Engine) consume(c *conn) {
 	t := &c.tcp
-	for c.s.len() > 0 && t.agreed && !t.ahead(c.s.at(0).end) {
+	for c.s.len() > 0 && t.cover.agreed && !t.cover.ahead(c.s.at(0).end) {
 		e.pool.put(c.s.remove(0))
 	}
 }
@@ -215,52 +223,56 @@ func (e *Engine) consume(c *conn) {
 // it never will. If it may, the stream has moved on.
 func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	t := &c.tcp
+	v := &t.cover
 	data := p.data()
 	switch {
 	case p.flags&packet.RST != 0:
-		if t.sFin.is || t.sSyn.is {
-			return false, ReasonFlags
-		}
-		if ok = t.sRst.is; ok {
-			t.sRst.is = false
-		}
-		return ok, ReasonNone
-
-	case p.flags&packet.SYN != 0:
-		if t.synDone {
-			return (kick || e.cfg.ReleaseRetransmits) && t.ackOK(p), ReasonNone
-		}
 		switch {
-		case t.sRst.is, len(data) > 0:
-			return false, ReasonFlags // data with a SYN (RFC 7413) waits for the checkpoint
-		case !t.sSyn.is:
-			return false, ReasonNone
-		case (t.sSyn.flags^p.flags)&(packet.ACK|packet.FIN|packet.RST) != 0:
+		case t.said.fin.is || t.said.syn.is:
 			return false, ReasonFlags
-		case !t.ackOK(p):
+		case !t.said.rst.is:
+			return false, ReasonNone
+		case !e.ackOK(t, p):
 			return false, e.impatient()
 		}
-		t.sSyn.is, t.synDone = false, true
-		t.done, t.agreed, t.inStep = p.seq+1, true, true
+		t.said.rst.is = false
+		return true, ReasonNone
+
+	case p.flags&packet.SYN != 0:
+		if v.syn {
+			return (kick || e.cfg.ReleaseRetransmits) && e.ackOK(t, p), ReasonNone
+		}
+		switch {
+		case t.said.rst.is, len(data) > 0:
+			return false, ReasonFlags // data with a SYN (RFC 7413) waits for the checkpoint
+		case !t.said.syn.is:
+			return false, ReasonNone
+		case (t.said.syn.flags^p.flags)&(packet.ACK|packet.FIN|packet.RST) != 0:
+			return false, ReasonFlags
+		case t.said.syn.options != p.synOptions():
+			return false, ReasonOptions
+		case !e.ackOK(t, p), p.flags&packet.ACK != 0 && t.said.syn.ack != p.ack:
+			return false, e.impatient() // they answer two SYNs
+		}
+		t.said.syn.is, v.syn = false, true
+		v.done, v.agreed, v.inStep = p.seq+1, true, true
 		return true, ReasonNone
 
 	case len(data) == 0 && p.flags&packet.FIN == 0:
-		if !t.sAcks && p.flags&packet.ACK != 0 {
-			// Nothing is known of the secondary's guest. This one passes; from
-			// now on it is held to what it says.
-			t.sAck, t.sAcks = p.ack, true
+		if ok = e.ackOK(t, p); !ok && t.said.rst.is {
+			why = ReasonFlags // that guest will acknowledge nothing more
 		}
-		return t.ackOK(p), ReasonNone
+		return ok, why
 	}
 
-	old := t.agreed && !t.ahead(p.end)
-	if old && (p.flags&packet.FIN == 0 || t.fin || p.end != t.done) {
-		return (kick || e.cfg.ReleaseRetransmits) && t.ackOK(p), ReasonNone
+	old := v.agreed && !v.ahead(p.end)
+	if old && (p.flags&packet.FIN == 0 || v.fin || p.end != v.done) {
+		return (kick || e.cfg.ReleaseRetransmits) && e.ackOK(t, p), ReasonNone
 	}
 	from := p.ok
-	if t.agreed && !t.ahead(from) {
-		from = t.done
-	} else if t.inStep && from == p.seq && from != t.done {
+	if v.agreed && !v.ahead(from) {
+		from = v.done
+	} else if v.inStep && from == p.seq && from != v.done {
 		return false, ReasonNone // a hole in the primary's stream: what is missing will come
 	}
 	if !old {
@@ -269,9 +281,9 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 		switch {
 		case why != ReasonNone:
 			return false, why
-		case from != p.end && t.sRst.is:
+		case from != p.end && t.said.rst.is:
 			return false, ReasonFlags
-		case from != p.end && t.sFin.is && !after(t.sFin.seq, from):
+		case from != p.end && t.said.fin.is && !after(t.said.fin.seq, from):
 			return false, ReasonFlags
 		case from != p.end:
 			return false, ReasonNone
@@ -279,20 +291,20 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	}
 	if p.flags&packet.FIN != 0 {
 		switch {
-		case t.sRst.is, t.sFin.is && t.sFin.seq != p.end:
+		case t.said.rst.is, t.said.fin.is && t.said.fin.seq != p.end:
 			return false, ReasonFlags
-		case !t.sFin.is && c.s.len() > 0 && after(c.s.at(c.s.len()-1).end, p.end):
+		case !t.said.fin.is && c.s.len() > 0 && after(c.s.at(c.s.len()-1).end, p.end):
 			return false, ReasonFlags // the secondary's guest goes on sending
-		case !t.sFin.is:
+		case !t.said.fin.is:
 			return false, ReasonNone
 		}
 	}
-	if !t.ackOK(p) {
+	if !e.ackOK(t, p) {
 		return false, e.impatient()
 	}
-	t.done, t.agreed, t.inStep = p.end, true, true
-	if t.fin = p.flags&packet.FIN != 0; t.fin {
-		t.sFin.is = false
+	v.done, v.agreed, v.inStep = p.end, true, true
+	if v.fin = p.flags&packet.FIN != 0; v.fin {
+		t.said.fin.is = false
 	}
 	return true, ReasonNone
 }
@@ -304,11 +316,14 @@ func (e *Engine) impatient() Reason {
 	return ReasonAck
 }
 
-// ackOK is the acknowledgment rule. It is asked last, and notes that there is
-// nothing else that p waits for.
-func (t *stream) ackOK(p *pkt) bool {
-	p.waitsAck = p.flags&packet.ACK != 0 && !(t.sAcks && !after(p.ack, t.sAck))
-	return !p.waitsAck
+// ackOK is the acknowledgment rule: nothing leaves that acknowledges more than the
+// secondary's guest has, unless its number can be lowered. It is asked last, and
+// notes that there is nothing else that p waits for.
+func (e *Engine) ackOK(t *stream, p *pkt) bool {
+	v := &t.cover
+	ok := p.flags&packet.ACK == 0 || t.covers(p) && (!after(p.ack, v.ack) || e.cfg.LowerAcks && t.lowers(p))
+	p.waitsAck = !ok
+	return ok
 }
 
 // agree compares the data of p, from a sequence number on, with what waits of

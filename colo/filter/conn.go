@@ -13,9 +13,11 @@ const (
 	// QEMU's include/net/net.h).
 	MaxFrame = 4096 + 65536
 
-	// MaxVNetHdr is the greatest length of a virtio-net header in bytes
-	// (struct virtio_net_hdr_v1_hash).
-	MaxVNetHdr = 20
+	// MaxVNetHdr is the greatest length of a virtio-net header in bytes (struct
+	// virtio_net_hdr_v1_hash_tunnel). Lengths in use are 10, 12 with mergeable
+	// buffers, 20 with a hash report and 24; what lies between the last two is
+	// refused, as QEMU 7.2 refuses all that is greater than 20.
+	MaxVNetHdr = 24
 
 	// markMagic stands in the place of a length and announces an epoch marker:
 	// be64 epoch follows. It is greater than any length, so that a reader that
@@ -154,7 +156,7 @@ func (c *Conn) next() (p []byte, mark uint64, err error) {
 			return nil, 0, err
 		}
 		v := binary.BigEndian.Uint32(c.buf[c.lo+4:])
-		if v > MaxVNetHdr || v > n {
+		if v > n || !validVNet(int(v)) {
 			return nil, 0, c.fail(fmt.Errorf("%w: virtio-net header of %d bytes in a frame of %d", ErrFrame, v, n))
 		}
 		c.vnet = int(v)
@@ -166,6 +168,9 @@ func (c *Conn) next() (p []byte, mark uint64, err error) {
 	c.skip(head + int(n))
 	return p, 0, nil
 }
+
+// validVNet reports whether a virtio-net header may have n bytes.
+func validVNet(n int) bool { return n >= 0 && n <= 20 || n == MaxVNetHdr }
 
 func (c *Conn) skip(n int) { c.lo += n; c.off += int64(n) }
 
@@ -223,7 +228,7 @@ func (c *Conn) WriteVNetPacket(p []byte, hdrLen int) error {
 		return c.werr
 	case len(p) > MaxFrame:
 		bad = ErrFrameTooBig
-	case len(p) == 0, c.cfg.VNetHdr && (hdrLen < 0 || hdrLen > MaxVNetHdr || hdrLen > len(p)):
+	case len(p) == 0, c.cfg.VNetHdr && (!validVNet(hdrLen) || hdrLen > len(p)):
 		bad = ErrFrame
 	}
 	if bad != nil {

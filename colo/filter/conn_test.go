@@ -102,6 +102,7 @@ func TestBadFramesAreErrorsThatSayWhere(t *testing.T) {
 		{"a marker, where none was agreed upon", filter.ConnConfig{}, "434f4c4f 0000000000000001", filter.ErrFrameTooBig},
 		{"length zero, which would abort a QEMU", filter.ConnConfig{}, "00000000", filter.ErrFrame},
 		{"a virtio-net header longer than any", vnet, "00000040 00000015", filter.ErrFrame},
+		{"a virtio-net header longer than the longest", vnet, "00000040 00000019", filter.ErrFrame},
 		{"a virtio-net header longer than its frame", vnet, "00000009 0000000a", filter.ErrFrame},
 		{"a negative header length", vnet, "00000009 ffffffff", filter.ErrFrame},
 	} {

@@ -16,7 +16,14 @@
 // packet in its epoch; [Redirector] takes packets elsewhere and
 // [Chain.Serve] brings them in; [Rewriter] makes the secondary's guest fit into
 // the primary's TCP connections; [Dump] writes a pcap file. Package tap is a
-// network for its end.
+// network for its end. An [Edge] in front of it carries the connections that a
+// Rewriter translates through the next failover.
+//
+// Frames may begin with a virtio-net header of 10, 12, 20 or 24 bytes, and be what
+// a guest with offloads sends: of up to 64 KiB, to be cut by the device
+// (VIRTIO_NET_F_GUEST_TSO4 and its like), with a checksum that the device
+// completes. They are carried uncut, and as they are. How many buffers a frame takes
+// in the guest's ring (num_buffers) is the business of whoever puts it there.
 //
 // A host that protects a guest's NIC wants package proxy, which puts these parts
 // and the comparison together. On their own they are for hosts that work with a

@@ -45,7 +45,7 @@ func (o *Outbox) WriteFrame(f Frame) error {
 	switch {
 	case len(f.Data) > MaxFrame:
 		return &Error{Op: "outbox", Offset: -1, Err: ErrFrameTooBig}
-	case len(f.Data) == 0, f.VNetHdr < 0, f.VNetHdr > min(MaxVNetHdr, len(f.Data)):
+	case len(f.Data) == 0, !validVNet(f.VNetHdr), f.VNetHdr > len(f.Data):
 		return &Error{Op: "outbox", Offset: -1, Err: ErrFrame}
 	}
 	o.mu.Lock()

@@ -1,8 +1,6 @@
 package filter
 
 import (
-	"encoding/binary"
-
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
@@ -12,10 +10,23 @@ type RewriterConfig struct {
 	// gaps included.
 	Strict bool
 
-	// MaxConns bounds the number of connections that are followed. Zero is
-	// 16384. More than that are not translated, so that their packets differ
+	// MaxConns bounds the number of connections that are followed, and again that
+	// of those which clients have asked for and the guest has not answered. Zero is
+	// 16384. Connections beyond it are not translated, so that their packets differ
 	// and a checkpoint follows, after which there is nothing to translate.
 	MaxConns int
+
+	// Untranslatable is called, if it is not nil, when the guest has opened a
+	// connection that cannot be translated: it signs its segments (TCP-MD5,
+	// TCP-AO), or there are too many. A checkpoint makes its numbers the primary's.
+	// It is called from within Outbound, once for each connection, and must not
+	// block or call the Rewriter.
+	Untranslatable func()
+
+	// Edge, if it is not nil, is the guest's: the connections that it translates
+	// between the guest and the network. The Rewriter tells it when the guest opens
+	// a connection in the place of one of those.
+	Edge *Edge
 }
 
 // A Rewriter makes the secondary's guest fit into the primary's TCP
@@ -28,9 +39,11 @@ type RewriterConfig struct {
 //
 // Every packet to the guest goes through Inbound, every packet from it through
 // Outbound, as often as it is sent. They change the packet in place and
-// recompute its TCP checksum; what is not TCP, or is a fragment or malformed,
-// passes unchanged. A Rewriter is a colo.SecondaryNetwork. It does no I/O and
-// belongs to one goroutine at a time.
+// recompute its TCP checksum, unless the virtio-net header says that it is partial
+// and somebody else completes it; what is not TCP, or is a fragment or malformed,
+// passes unchanged, but for ICMP and ICMPv6 errors, whose quoted segment is
+// translated. A Rewriter is a colo.SecondaryNetwork. It does no I/O and belongs to
+// one goroutine at a time.
 //
 // The rules are those of net/filter-rewriter.c with its gaps closed: guests may
 // open connections, the two halves of a handshake may come in any order, a SYN
@@ -38,14 +51,26 @@ type RewriterConfig struct {
 // too. The last because a guest may refuse a handshake that echoes a time which it
 // has never sent, as Linux 6.18 does: the two guests need only be a millisecond
 // apart.
+//
+// Anybody can send segments with the addresses of a connection. So a connection is
+// followed, replaced and forgotten by what the guest says: by its SYN, or by its
+// SYN|ACK, which tells the SYN that it answers (RFC 9293 section 3.5); a SYN on a
+// connection that lives changes nothing, as the guest answers it with an ACK (RFC
+// 5961 section 4). The numbers of the primary's guest come from the first
+// acknowledgment whose own number is the one that the guest expects. A RST ends
+// what the guest would end with it, which is what has exactly that number (RFC
+// 5961 section 3).
 type Rewriter struct {
 	cfg    RewriterConfig
 	conns  map[packet.Key]*conversation // by the guest's direction
-	closed []packet.Key                 // in the order of their end; they go first
+	opens  map[packet.Key]*opening      // the same
+	ended  queue                        // conversations that are over: they make room first
+	halves queue                        // conversations whose handshake is not complete, as far as is known: next
+	asked  queue                        // openings
 	over   bool                         // after a failover: nothing new is followed
 	strict *strictRewriter
 	pkt    packet.Packet
-	held   int // bytes in early packets of all conversations
+	held   int // bytes in early packets of all conversations and openings
 	stats  RewriterStats
 
 	last    *conversation // that of lastKey, if not nil: packets come in bursts
@@ -59,32 +84,19 @@ type RewriterStats struct {
 	Rewritten uint64
 	Held      uint64 // came before their connection's numbers were known, and were delivered later
 	Dropped   uint64 // came too early, and were too many to be held
-	Conns     int    // now: followed
+	Conns     int    // now: followed, or asked for by a client
+	Signed    uint64 // connections that were left alone, because their segments are signed
+	Refused   uint64 // connections that were left alone, because there were too many
 }
 
-// A conversation is a connection that was opened since the last checkpoint.
-type conversation struct {
-	pISN, sISN     uint32 // of the primary's and the secondary's guest
-	client         uint32 // the client's ISN, if it opened the connection
-	pKnown, sKnown bool
-	opened         bool   // by the client
-	pTime, sTime   uint32 // the guests' timestamps in their SYN
-	pTimed, sTimed bool   // those are known
-	early          []byte // a packet of the client's that came before sISN
-	fin, finAcked  [2]bool
-	finEnd         [2]uint32 // behind the FIN; of the guest in the primary's numbers
-	closed         bool
-}
+// maxWindow is the greatest window, in bytes (RFC 7323 section 2.3).
+const maxWindow = 1 << 30
 
+// Bounds for packets that come too early, in bytes: one, which may be an initial
+// window that was left uncut (RFC 6928), and all.
 const (
-	fromGuest = iota
-	toGuest
-)
-
-// Bounds for packets that come too early.
-const (
-	maxEarly    = 2048
-	maxAllEarly = 1 << 20
+	maxEarly    = 16 << 10
+	maxAllEarly = 2 << 20
 )
 
 // NewRewriter returns a Rewriter that follows no connection yet.
@@ -92,25 +104,11 @@ func NewRewriter(cfg RewriterConfig) *Rewriter {
 	if cfg.MaxConns <= 0 {
 		cfg.MaxConns = 16384
 	}
-	r := &Rewriter{cfg: cfg, conns: make(map[packet.Key]*conversation)}
+	r := &Rewriter{cfg: cfg, conns: make(map[packet.Key]*conversation), opens: make(map[packet.Key]*opening)}
 	if cfg.Strict {
 		r.strict = newStrictRewriter()
 	}
 	return r
-}
-
-// known says that the two numbers of the connection are.
-func (c *conversation) known() bool { return c.pKnown && c.sKnown }
-
-// offset is what the secondary's numbers are ahead of the primary's.
-func (c *conversation) offset() uint32 { return c.sISN - c.pISN }
-
-// timeOffset is what the secondary's timestamps are ahead of the primary's.
-func (c *conversation) timeOffset() uint32 {
-	if c.pTimed && c.sTimed {
-		return c.sTime - c.pTime
-	}
-	return 0
 }
 
 // conn returns the conversation of k, nil if it is not followed.
@@ -125,193 +123,186 @@ func (r *Rewriter) conn(k *packet.Key) *conversation {
 	return c
 }
 
-// tcp returns the segment in frame, nil if there is none.
-func (r *Rewriter) tcp(frame []byte, vnetHdr int) packet.TCP {
-	if vnetHdr < 0 || vnetHdr > len(frame) {
-		return nil
-	}
-	if r.pkt.Parse(frame[vnetHdr:]); !r.pkt.IsTCP() {
-		return nil
-	}
-	return r.pkt.TCP()
-}
-
-// seal puts the checksum right. If the virtio-net header says that the sender
-// has left that to somebody else (VIRTIO_NET_HDR_F_NEEDS_CSUM), the field has
-// the sum of the pseudo-header, which has not changed.
-func (r *Rewriter) seal(frame []byte, vnetHdr int) {
-	if vnetHdr > 0 && frame[0]&1 != 0 {
-		return
-	}
-	r.pkt.TCP().SetChecksum(r.pkt.TCPChecksum())
-}
-
 // Inbound translates a packet on its way to the guest. The frame begins with a
 // virtio-net header of vnetHdr bytes. If it returns false the packet must not
 // be delivered now: it cannot be translated yet. It is then delivered by way of
 // [Rewriter.Outbound], or, if it cannot be kept, the client sends it again.
 func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
-	h := r.tcp(frame, vnetHdr)
-	if h == nil {
+	r.pkt.ParseVNet(frame, vnetHdr)
+	if !r.pkt.IsTCP() {
+		r.quoted(true)
 		return true
 	}
+	h := r.pkt.TCP()
 	var k packet.Key
 	r.pkt.Key(&k)
 	k = k.Reverse()
 	if r.strict != nil {
 		if r.strict.inbound(k, h) {
-			r.stats.Rewritten++
-			r.seal(frame, vnetHdr)
+			r.translated(frame, vnetHdr)
 		}
 		return true
 	}
 	c := r.conn(&k)
 	flags := h.Flags()
-	if flags&(packet.SYN|packet.ACK) == packet.SYN {
-		r.clientOpens(k, c, h.Seq())
+	switch {
+	case flags&(packet.SYN|packet.ACK) == packet.SYN:
+		r.clientAsks(k, c, h)
+		return true
+	case h.Signed() || c != nil && c.signed:
+		return true
+	case flags&packet.ACK == 0:
+		r.clientResets(k, c, h)
+		return true
+	case flags&(packet.RST|packet.SYN) == 0 && r.isOfOpening(k, c, h):
+		return r.holdOpening(k, h, frame, vnetHdr)
+	case c == nil:
 		return true
 	}
-	if c == nil {
-		return true
-	}
-	if flags&packet.ACK == 0 {
-		if flags&packet.RST != 0 {
-			r.close(k, c)
-		}
-		return true
-	}
-	if !c.pKnown && (flags&packet.SYN != 0 || c.opened) {
-		// The first acknowledgment after a SYN is that of the SYN itself.
-		c.pISN, c.pKnown = h.Ack()-1, true
-		if ts := timestamps(h); ts != nil {
-			c.pTime, c.pTimed = binary.BigEndian.Uint32(ts[4:]), true
-		}
-	}
-	if !c.known() {
-		if flags&packet.RST != 0 {
-			return true
-		}
+	t, ok, wait := c.learn(h)
+	switch {
+	case wait:
 		r.hold(c, frame, vnetHdr)
 		return false
+	case !ok:
+		r.clientResets(k, c, h)
+		return true
 	}
-	r.track(k, c, h, toGuest, h.Seq(), h.Ack())
-	if c.offset() != 0 || c.timeOffset() != 0 {
-		translateAck(h, c.offset(), c.timeOffset())
-		r.stats.Rewritten++
-		r.seal(frame, vnetHdr)
+	if t != (translation{}) {
+		t.inward(h)
 	}
+	if c.past(h) || t != (translation{}) {
+		r.translated(frame, vnetHdr)
+	}
+	c.told(h)
+	r.clientResets(k, c, h)
+	r.note(k, c)
 	return true
 }
 
-// translateAck adds offset to all that the client says of the guest's numbers:
-// the acknowledgment and the edges of the selective ones (RFC 2018 section 3);
-// and time to the timestamp that it echoes (RFC 7323 section 3).
-func translateAck(h packet.TCP, offset, time uint32) {
-	h.SetAck(h.Ack() + offset)
-	opts := h.Options()
-	if len(opts) == 0 {
+// learn returns how a segment to the guest is to be translated, ok if it is at
+// all. If that is not known, and the segment may be the guest's to take, it has to
+// wait. The segment has the bit ACK.
+func (c *conversation) learn(h packet.TCP) (t translation, ok, wait bool) {
+	flags := h.Flags()
+	switch {
+	case c.peerKnown:
+		return c.translation(), true, false
+	case c.byGuest && flags&(packet.SYN|packet.RST) != 0:
+		// A SYN|ACK, or a refusal. There may be several, of which the guest takes
+		// the first; its answer tells which one that was.
+		o := offer{seq: h.Seq(), peer: acknowledged(h)}
+		if flags&packet.SYN != 0 {
+			c.offered(o)
+		}
+		return c.own.ahead(o.peer), true, false
+	case c.byGuest && len(c.offers) == 1 && h.Seq()-c.offers[0].seq < maxWindow:
+		return c.own.ahead(c.offers[0].peer), true, false // it follows the only SYN|ACK
+	case c.byGuest && len(c.offers) > 1:
+		return translation{}, false, true // until the guest has answered one of them
+	case c.byGuest:
+		return translation{}, false, false // both guests answer it with a RST that echoes its number
+	case flags&(packet.SYN|packet.RST) != 0:
+		return translation{}, false, false // what a RST acknowledges does not count, and a SYN|ACK is of no use
+	case h.Seq() == c.next:
+		c.peer, c.peerKnown = acknowledged(h), true
+		return c.translation(), true, false
+	case h.Seq()-c.next < c.window:
+		return translation{}, false, true // the one before it is still to come
+	}
+	return translation{}, false, false // of an older connection: its acknowledgment does not count
+}
+
+// offered notes a SYN|ACK for a guest that opens a connection.
+func (c *conversation) offered(o offer) {
+	for _, x := range c.offers {
+		if x.seq == o.seq && x.peer.seq == o.peer.seq {
+			return // again: the first may have been answered
+		}
+	}
+	if len(c.offers) < maxOffers {
+		c.offers = append(c.offers, o)
+	}
+}
+
+// answered is for a segment of a guest that has opened a connection: it has taken
+// the SYN|ACK whose number its acknowledgment follows, closely or with some data in
+// between.
+func (c *conversation) answered(h packet.TCP) {
+	best, at := uint32(maxWindow), -1
+	for i, o := range c.offers {
+		if d := h.Ack() - (o.seq + 1); d < best {
+			best, at = d, i
+		}
+	}
+	if at < 0 {
 		return
 	}
-	if len(opts) == 12 && usual(opts) {
-		add32(opts[8:], time)
+	o := c.offers[at]
+	c.peer, c.peerKnown, c.offers = o.peer, true, nil
+	c.next = o.seq + 1
+}
+
+func (r *Rewriter) translated(frame []byte, vnetHdr int) {
+	r.stats.Rewritten++
+	seal(&r.pkt, packet.VNetOf(frame, vnetHdr))
+}
+
+// quoted translates the segment that an ICMP error quotes.
+func (r *Rewriter) quoted(inward bool) {
+	var q packet.Quoted
+	if r.strict != nil || len(r.conns) == 0 || !r.pkt.Quoted(&q) {
 		return
 	}
-	for {
-		kind, data, rest, ok := packet.NextOption(opts)
-		switch {
-		case !ok:
+	if c := r.conns[ofGuest(q.Key, inward)]; c != nil && c.known() && c.translation() != (translation{}) {
+		c.translation().quoted(&r.pkt, &q, inward)
+		r.stats.Rewritten++
+	}
+}
+
+// clientAsks notes a SYN. The guest says whether it means anything.
+func (r *Rewriter) clientAsks(k packet.Key, c *conversation, h packet.TCP) {
+	s := syn{h.Seq(), h.Seq() + 1 + uint32(len(h.Payload()))}
+	if r.over || c != nil && !c.byGuest && s.precedes(c.first) {
+		return // the second is the SYN of the conversation, again
+	}
+	o := r.opens[k]
+	if o == nil {
+		if !r.roomForOpening() {
 			return
-		case kind == packet.OptSACK:
-			for ; len(data) >= 4; data = data[4:] {
-				add32(data, offset)
-			}
-		case kind == packet.OptTimestamps && len(data) == 8:
-			add32(data[4:], time)
 		}
-		opts = rest
+		o = new(opening)
+		r.opens[k] = o
+		r.asked.push(k)
 	}
+	o.add(s)
 }
 
-func add32(b []byte, n uint32) { binary.BigEndian.PutUint32(b, binary.BigEndian.Uint32(b)+n) }
-
-// usual reports whether options begin in the way that RFC 7323 appendix A
-// recommends, with the timestamps.
-func usual(opts []byte) bool {
-	return len(opts) >= 12 && binary.BigEndian.Uint32(opts) == 0x0101080a
-}
-
-// timestamps returns the timestamp and the one that it echoes, nil if the
-// segment has none.
-func timestamps(h packet.TCP) []byte {
-	opts := h.Options()
-	if usual(opts) {
-		return opts[4:12]
-	}
-	for {
-		kind, data, rest, ok := packet.NextOption(opts)
-		switch {
-		case !ok:
-			return nil
-		case kind == packet.OptTimestamps && len(data) == 8:
-			return data
-		}
-		opts = rest
-	}
-}
-
-func (r *Rewriter) clientOpens(k packet.Key, c *conversation, isn uint32) {
-	if c != nil && c.opened && c.client == isn {
-		return // the SYN again
-	}
-	if c != nil {
-		r.remove(k, c)
-	}
-	if r.follow(k) {
-		r.conns[k] = &conversation{client: isn, opened: true}
-	}
-}
-
-// follow reports whether there is room for another conversation.
-func (r *Rewriter) follow(k packet.Key) bool {
-	if r.over {
+// isOfOpening reports whether a segment with the bit ACK is of a connection that
+// the guest has not answered yet: its number follows a SYN's, and it acknowledges
+// what is not of the conversation c that there may be.
+func (r *Rewriter) isOfOpening(k packet.Key, c *conversation, h packet.TCP) bool {
+	if len(r.opens) == 0 {
 		return false
 	}
-	for len(r.conns) >= r.cfg.MaxConns && len(r.closed) > 0 {
-		old := r.closed[0]
-		r.closed = r.closed[1:]
-		if c := r.conns[old]; c != nil && c.closed {
-			r.remove(old, c)
-		}
+	o := r.opens[k]
+	if o == nil || !o.follows(h.Seq()) {
+		return false
 	}
-	return len(r.conns) < r.cfg.MaxConns
+	return c == nil || c.known() && (c.closed || !c.has(h.Ack()+c.translation().seq))
 }
 
-func (r *Rewriter) remove(k packet.Key, c *conversation) {
-	r.held -= len(c.early)
-	delete(r.conns, k)
-	r.last = nil
-}
-
-// close notes that the connection has ended. What is still on its way is
-// translated for some time.
-func (r *Rewriter) close(k packet.Key, c *conversation) {
-	if !c.closed {
-		c.closed = true
-		r.closed = append(r.closed, k)
-	}
-}
-
-// hold keeps a packet that came too early: the first one, that is the client's
-// half of the handshake.
-func (r *Rewriter) hold(c *conversation, frame []byte, vnetHdr int) {
-	// The length of the virtio-net header goes with it.
-	if n := 1 + len(frame); c.early == nil && n <= maxEarly && r.held+n <= maxAllEarly {
-		c.early = append(append(make([]byte, 0, n), byte(vnetHdr)), frame...)
-		r.held += n
-		r.stats.Held++
+// clientResets is for a RST of the client's, or a segment without the bit ACK.
+func (r *Rewriter) clientResets(k packet.Key, c *conversation, h packet.TCP) {
+	if h.Flags()&packet.RST == 0 {
 		return
 	}
-	r.stats.Dropped++
+	if c != nil && h.Seq() == c.next && (c.peerKnown || !c.byGuest) {
+		r.end(k, c)
+	}
+	if o := r.opens[k]; o != nil && o.follows(h.Seq()) {
+		r.withdraw(k, o)
+	}
 }
 
 // Outbound translates a packet on its way from the guest. The frame begins with
@@ -319,98 +310,122 @@ func (r *Rewriter) hold(c *conversation, frame []byte, vnetHdr int) {
 // which Inbound has kept, translated: it is to be delivered to the guest. It is
 // valid until the next call.
 func (r *Rewriter) Outbound(frame []byte, vnetHdr int) (early []byte) {
-	h := r.tcp(frame, vnetHdr)
-	if h == nil {
+	r.pkt.ParseVNet(frame, vnetHdr)
+	if !r.pkt.IsTCP() {
+		r.quoted(false)
 		return nil
 	}
+	h := r.pkt.TCP()
 	var k packet.Key
 	r.pkt.Key(&k)
 	if r.strict != nil {
 		if r.strict.outbound(k, h) {
-			r.stats.Rewritten++
-			r.seal(frame, vnetHdr)
+			r.translated(frame, vnetHdr)
 		}
 		return nil
 	}
 	c := r.conn(&k)
 	flags := h.Flags()
 	if flags&packet.SYN != 0 {
-		if flags&packet.ACK == 0 {
-			c = r.guestOpens(k, c, h.Seq())
-		}
-		if c == nil {
+		if c = r.guestOpens(k, c, h); c == nil {
 			return nil
 		}
-		// Of several numbers the last one counts: what was sent before it has
-		// not been acknowledged by anybody.
-		if ts := timestamps(h); ts != nil && !(c.sTimed && c.sISN == h.Seq()) {
-			c.sTime, c.sTimed = binary.BigEndian.Uint32(ts), true // of a SYN that is repeated, the first: it may have been answered
+		if t := c.translation(); c.known() && t != (translation{}) {
+			t.outward(h) // again, and the client has acknowledged the primary's
+			r.translated(frame, vnetHdr)
 		}
-		c.sISN, c.sKnown = h.Seq(), true
 		return r.deliver(c)
 	}
-	if c == nil || !c.known() {
+	if c == nil {
+		r.refuses(k, h)
 		return nil
 	}
-	seq := h.Seq() - c.offset()
-	r.track(k, c, h, fromGuest, seq, h.Ack())
-	if time := c.timeOffset(); c.offset() != 0 || time != 0 {
-		h.SetSeq(seq)
-		if time != 0 {
-			if ts := timestamps(h); ts != nil {
-				add32(ts, -time)
-			}
-		}
-		r.stats.Rewritten++
-		r.seal(frame, vnetHdr)
+	if c.byGuest && !c.peerKnown && flags&(packet.ACK|packet.RST) == packet.ACK {
+		c.answered(h)
 	}
-	return nil
+	if !c.known() {
+		return nil
+	}
+	if flags&packet.RST != 0 && h.Seq() == 0 && !c.has(0) {
+		return nil // it refuses a segment without ACK, by a number that means nothing (RFC 9293 section 3.10.7.1)
+	}
+	c.heard(h)
+	if flags&packet.RST != 0 {
+		r.end(k, c)
+	}
+	r.note(k, c)
+	if t := c.translation(); t != (translation{}) {
+		t.outward(h)
+		r.translated(frame, vnetHdr)
+	}
+	return r.deliver(c)
 }
 
-func (r *Rewriter) guestOpens(k packet.Key, c *conversation, isn uint32) *conversation {
-	if c != nil && !c.opened && c.sISN == isn {
-		return c // the SYN again
+// guestOpens follows a SYN or SYN|ACK of the guest's. It returns the conversation,
+// nil if the connection is not followed.
+func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conversation {
+	answers, seq := h.Flags()&packet.ACK != 0, h.Seq()
+	switch {
+	case c == nil:
+	case c.byGuest && c.own.seq == seq:
+		return c // again, or both ends open the connection at once
+	case !c.byGuest && answers && c.own.seq == seq:
+		return c // again: the first counts, because its time may have been answered
+	case !c.byGuest && answers && c.next == h.Ack() && c.sent == c.own.seq+1:
+		// Of several numbers the last one counts: what was sent before it has not
+		// been acknowledged by anybody.
+		c.own, c.sent = opened(h), seq+1
+		return c
 	}
 	if c != nil {
 		r.remove(k, c)
 	}
-	if !r.follow(k) {
+	if r.cfg.Edge != nil {
+		r.cfg.Edge.forget(k)
+	}
+	o := r.opens[k]
+	if o != nil {
+		r.withdraw(k, o)
+	}
+	asked := o != nil && answers && o.follows(h.Ack())
+	if r.over && !asked {
+		return nil // the survivor's own
+	}
+	if !r.room() {
+		r.stats.Refused++
+		r.cannot()
 		return nil
 	}
-	c = new(conversation)
+	c = &conversation{
+		own: opened(h), byGuest: !answers, signed: h.Signed(), first: h.Ack(),
+		life: life{next: h.Ack(), window: windowOf(h), scale: scaleOf(h), sent: seq + 1},
+	}
 	r.conns[k] = c
+	r.halves.push(k)
+	if c.signed {
+		r.stats.Signed++
+		r.cannot()
+	} else if asked && o.early != nil && o.seq == h.Ack() {
+		c.early, c.earlySeq = o.early, o.seq
+		r.held += len(c.early)
+	}
 	return c
 }
 
-// deliver takes out the packet that came too early, now that it can be
-// translated.
-func (r *Rewriter) deliver(c *conversation) []byte {
-	if c.early == nil || !c.known() {
-		return nil
+func (r *Rewriter) cannot() {
+	if r.cfg.Untranslatable != nil {
+		r.cfg.Untranslatable()
 	}
-	v, frame := int(c.early[0]), c.early[1:]
-	r.held -= len(c.early)
-	c.early = nil
-	r.earlyVNet = v
-	if r.Inbound(frame, v) {
-		return frame
-	}
-	return nil
 }
 
-// track follows the end of a connection. Both numbers are those that the client
-// sees.
-func (r *Rewriter) track(k packet.Key, c *conversation, h packet.TCP, dir int, seq, ack uint32) {
-	flags := h.Flags()
-	if flags&packet.FIN != 0 {
-		c.fin[dir] = true
-		c.finEnd[dir] = seq + uint32(len(h.Payload())) + 1
+// refuses is for a segment of the guest's that belongs to no conversation: if it
+// refuses a SYN, that is not asked any more.
+func (r *Rewriter) refuses(k packet.Key, h packet.TCP) {
+	if len(r.opens) == 0 || h.Flags()&packet.RST == 0 {
+		return
 	}
-	if other := 1 - dir; c.fin[other] && flags&packet.ACK != 0 && int32(ack-c.finEnd[other]) >= 0 {
-		c.finAcked[other] = true
-	}
-	if flags&packet.RST != 0 || c.finAcked[fromGuest] && c.finAcked[toGuest] {
-		r.close(k, c)
+	if o := r.opens[k]; o != nil && o.follows(h.Ack()) {
+		r.withdraw(k, o)
 	}
 }
 
@@ -424,7 +439,9 @@ func (r *Rewriter) Commit(epoch uint64) error {
 		return nil
 	}
 	clear(r.conns)
-	r.last, r.closed, r.held = nil, nil, 0
+	clear(r.opens)
+	r.last, r.held = nil, 0
+	r.ended, r.halves, r.asked = queue{}, queue{}, queue{}
 	return nil
 }
 
@@ -433,7 +450,8 @@ func (r *Rewriter) Commit(epoch uint64) error {
 func (r *Rewriter) Resumed(epoch uint64) error { return nil }
 
 // Failover says that this side goes on alone. The connections that are followed
-// need translation for as long as they live; new ones do not.
+// need translation for as long as they live, and so do those that a client has
+// asked for and that the primary may have answered; new ones do not.
 func (r *Rewriter) Failover() error {
 	r.over = true
 	if r.strict != nil {
@@ -446,6 +464,11 @@ func (r *Rewriter) Failover() error {
 func (r *Rewriter) Stats() RewriterStats {
 	s := r.stats
 	s.Conns = len(r.conns)
+	for k := range r.opens {
+		if r.conns[k] == nil {
+			s.Conns++
+		}
+	}
 	if r.strict != nil {
 		s.Conns = len(r.strict.conns)
 	}

@@ -36,7 +36,7 @@ func newStrictRewriter() *strictRewriter {
 const strictTable = 16384
 
 func (r *strictRewriter) conn(k packet.Key) *strictConversation {
-	if k.Kind != packet.IP4 || k.VLAN != 0 {
+	if k.Kind != packet.IP4 || k.Layers != 0 {
 		return nil
 	}
 	c := r.conns[k]

@@ -49,6 +49,32 @@
 // primary it was when its host died. Some may leave twice, with the same content,
 // which a network does anyway.
 //
+// # What does not pass
+//
+// Nothing leaves uncompared and uncovered unless the host has asked for it by name
+// (PassUncompared, Continuous is the opposite, Strict is QEMU's way):
+//
+//   - IPv4 and IPv6 are compared, within VLANs (802.1Q, 802.1ad) and within
+//     sessions of PPP over Ethernet too.
+//   - ARP and neighbour discovery follow timers of each guest. Such a message
+//     leaves if the secondary's guest has claimed the same address for the same
+//     link-layer address before, or a received checkpoint covers that claim.
+//   - Multicast is compared like any datagram: what the guests do not both say
+//     (reports after a random time, say) waits for a checkpoint.
+//   - Everything else (other EtherTypes, malformed headers, PPP's own packets)
+//     waits for the next checkpoint. One is asked for after the comparison's
+//     Timeout.
+//
+// What leaves may differ from what the guest gave in its acknowledgment number,
+// window, SACK blocks and timestamp, with the checksum: see package compare.
+//
+// A flow whose guests never agree is not compared for a while; it leaves with the
+// checkpoints, one of which is asked for (event.CausePace) when some of it waits and
+// the last is long enough ago.
+//
+// With a [Gate] nothing leaves to the network while that is shut, on either side.
+// Without one a side that has lost its right to speak does not know.
+//
 // # Without a connection
 //
 // The connection between the two sides may break, or stall, on its own. Then
@@ -65,6 +91,9 @@
 //
 // A primary that has gone on can be protected again: the same Primary serves the
 // next session, with a new Secondary on the other side. A secondary that has gone
-// on needs a Primary then; connections that are still translated are not known to
-// that, and do not outlive a second failover.
+// on needs a Primary then, and a filter.Edge, to which [Secondary.HandOver] gives the
+// connections that are still translated: they outlive a second failover.
+//
+// The network learns where the guest is now from [Announce], which the host calls
+// with what it knows or what [Neighbors] has learned.
 package proxy

@@ -8,7 +8,6 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
-	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -65,10 +64,6 @@ func newStack(t *testing.T, ip, mac, otherIP, otherMAC string) *stack {
 	t.Cleanup(func() { close(s.do) })
 	program := require.Program(t, require.NetNS, "ip")
 	s.in(t, func() (err error) {
-		// A stack that is short of memory throws input away as it sees fit.
-		if err := os.WriteFile("/proc/sys/net/ipv4/tcp_rmem", []byte("4096 33554432 33554432"), 0); err != nil {
-			return err
-		}
 		if s.Device, err = tap.Open(tap.Config{Name: "net0"}); err != nil {
 			return err
 		}

@@ -34,10 +34,31 @@ type PrimaryConfig struct {
 	// compared, and all output waits for its checkpoint. Both sides agree.
 	Continuous bool
 
-	// Compare configures the comparison. Marks, and without Strict
-	// ReleaseRetransmits and PatientAcks too, are on whatever it says; its AckTimeout
-	// is a second if it says none. Its MaxBytes follows from Limit.
+	// Compare configures the comparison. Marks is on whatever it says, and its
+	// MaxBytes follows from Limit. Without Strict so are PatientAcks, LowerAcks,
+	// ReleaseRetransmits, CompareVLAN, CompareARP, and unless the next two fields
+	// say otherwise HoldUncompared and Adaptive. With Strict what QEMU does not
+	// compare leaves uncompared.
 	Compare compare.Config
+
+	// PassUncompared lets leave at once what cannot be compared: frames of an
+	// unknown EtherType, and malformed or too long ones. The secondary's guest may
+	// know nothing of them. Without it they wait for the next checkpoint.
+	PassUncompared bool
+
+	// CompareAlways compares every flow at every packet, even one whose guests
+	// never agree. Without it such a flow leaves with the checkpoints, at the Pace
+	// of Compare, and is tried again now and then.
+	CompareAlways bool
+
+	// Gate is asked before each packet that would leave to the network. Nil is
+	// always open.
+	Gate Gate
+
+	// Events is told which flows differ, and which are not compared for a while:
+	// event.NetworkDiverged, event.NetworkFlowApart and event.NetworkFlowTogether,
+	// of each kind ten in a second at most. Nil: nobody is told.
+	Events *event.Bus
 
 	// Limit bounds the guest's output that a side keeps, in bytes, and with it what
 	// the guest can send from one checkpoint to the next: at half of it a
@@ -140,10 +161,9 @@ func NewPrimary(cfg PrimaryConfig) *Primary {
 	c := cfg.Compare
 	c.Marks = true
 	if !c.Strict {
-		c.ReleaseRetransmits, c.PatientAcks = true, true
-		if c.AckTimeout == 0 {
-			c.AckTimeout = time.Second
-		}
+		c.ReleaseRetransmits, c.PatientAcks, c.LowerAcks = true, true, true
+		c.CompareVLAN, c.CompareARP = true, true
+		c.HoldUncompared, c.Adaptive = !cfg.PassUncompared, !cfg.CompareAlways
 	}
 	// What a checkpoint carries, and four bytes for each packet, fits into what
 	// the secondary takes, twice the limit.
@@ -151,11 +171,17 @@ func NewPrimary(cfg PrimaryConfig) *Primary {
 	p.comparer = compare.NewComparer(c)
 	p.comparer.Now = cfg.Now
 	p.comparer.Diverged = func(r compare.Reason) {
-		if r == compare.ReasonLimit {
+		switch r {
+		case compare.ReasonLimit:
 			p.ask(event.CauseLimit)
-		} else {
+		case compare.ReasonPace:
+			p.ask(event.CausePace)
+		default:
 			p.ask(event.CauseDivergence)
 		}
+	}
+	if cfg.Events != nil {
+		p.comparer.Noted = (&notes{bus: cfg.Events, now: cfg.Now}).put
 	}
 	return p
 }
@@ -242,10 +268,11 @@ func (p *Primary) Room() <-chan struct{} {
 func (p *Primary) Run(ctx context.Context, network Network) error {
 	return both(ctx, closerOf(network),
 		func(ctx context.Context) error {
+			out := gated(ctx, p.cfg.Gate, network)
 			if p.buffer != nil {
-				return p.buffer.Run(ctx, network)
+				return p.buffer.Run(ctx, out)
 			}
-			return p.comparer.Run(ctx, network)
+			return p.comparer.Run(ctx, out)
 		},
 		func(ctx context.Context) error {
 			for {
@@ -264,6 +291,9 @@ func (p *Primary) Run(ctx context.Context, network Network) error {
 func (p *Primary) input(packet []byte) {
 	if checkPacket(packet, p.cfg.VNetHdr) != nil {
 		return
+	}
+	if p.comparer != nil {
+		packet = p.comparer.Inbound(packet, p.cfg.VNetHdr)
 	}
 	err := p.cfg.Deliver(packet)
 	p.mu.Lock()

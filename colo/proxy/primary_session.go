@@ -178,8 +178,10 @@ func (p *Primary) Stats() PrimaryStats {
 	c, queued := p.comparer.Stats()
 	s.Compare, s.Waits = c, p.comparer.Waits()
 	s.Matched, s.Checkpoint, s.Passed, s.Recovered = c.Matched, c.Checkpoint, c.Passed, c.Recovered
-	for _, n := range c.Diverged {
-		s.Diverged += n
+	for r, n := range c.Diverged {
+		if compare.Reason(r) != compare.ReasonPace {
+			s.Diverged += n
+		}
 	}
 	s.Held, s.HeldBytes, s.Queued = uint64(c.Held), uint64(c.HeldBytes), uint64(queued)
 	return s

@@ -30,6 +30,7 @@ func TestEqualOutputLeavesAtOnceAndTheRestWithItsCheckpoint(t *testing.T) {
 			t.Errorf("asked for %v", r)
 		}
 		w.say(w.sg, "other")
+		time.Sleep(25 * time.Millisecond) // or they may be crossing
 		if r := w.requests(); !slices.Equal(r, []event.Cause{event.CauseDivergence}) {
 			t.Errorf("asked for %v", r)
 		}

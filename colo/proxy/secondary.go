@@ -28,6 +28,10 @@ type SecondaryConfig struct {
 	// Rewriter configures the translation of sequence numbers.
 	Rewriter filter.RewriterConfig
 
+	// Gate is asked, once this side has taken over, before each packet that would
+	// leave to the network. Nil is always open.
+	Gate Gate
+
 	// Outbox bounds the packets that wait to be sent to the primary, in bytes.
 	// Zero: 4 MiB. What finds no room is missing there, and is a reason for a
 	// checkpoint sooner or later.
@@ -156,7 +160,7 @@ func (s *Secondary) Room() <-chan struct{} { return s.keep.Room() }
 // is called once at a time, and starts a goroutine that has ended when it returns.
 func (s *Secondary) Run(ctx context.Context, network Network) error {
 	return both(ctx, closerOf(network),
-		func(ctx context.Context) error { return s.keep.Run(ctx, network) },
+		func(ctx context.Context) error { return s.keep.Run(ctx, gated(ctx, s.cfg.Gate, network)) },
 		func(ctx context.Context) error {
 			alone := func() bool { return s.gate.alone }
 			if err := s.gate.admit(ctx, alone, func() {}); err != nil {

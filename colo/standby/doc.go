@@ -32,5 +32,9 @@
 // The primary must send a description of its devices (every QEMU machine does
 // unless suppress-vmdesc=on), and memory must be its only live section. With
 // the capability x-ignore-shared memory is not in the stream at all, and the
-// stream is refused.
+// stream is refused; so is a file of mapped-ram.
+//
+// A device that its description does not fit is kept as bytes, as its footers cut
+// it. What the streams of an old machine type lack, footers or a configuration,
+// those that Put writes lack too.
 package standby

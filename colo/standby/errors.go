@@ -21,6 +21,10 @@ var (
 	// ErrShared: the stream leaves shared memory out (x-ignore-shared).
 	ErrShared = errors.New("standby: shared memory is not in the stream")
 
+	// ErrMapped: the input is a file of the capability mapped-ram, whose memory
+	// is at fixed places, and no stream.
+	ErrMapped = errors.New("standby: a mapped-ram file is no stream")
+
 	// ErrBlocks: a block list in a checkpoint that is not the initial one.
 	ErrBlocks = errors.New("standby: the block list has changed")
 

@@ -50,6 +50,7 @@ type Guest struct {
 	mu       sync.Mutex // guards what follows, and the image's memory
 	img      *image
 	conf     vmstate.Configuration
+	bare     bare
 	ram      vmstate.Header // of the memory's START
 	desc     description
 	cur      state
@@ -58,6 +59,10 @@ type Guest struct {
 	replicas map[*Replica]bool
 	peak     uint64 // largest arena, bytes
 }
+
+// bare says what the streams of the primary's machine do not have, as those of
+// very old types.
+type bare struct{ configuration, footers bool }
 
 // state is device state as it came: FULL sections and EOF, and where each is.
 type state struct {
@@ -102,8 +107,11 @@ func (g *Guest) LoadInitial(r *qemufile.Reader, onCommand func(vmstate.Command) 
 		case vmstate.Configured:
 			g.conf = rec.Configuration
 			for _, c := range g.conf.Capabilities {
-				if c == "x-ignore-shared" {
+				switch c {
+				case "x-ignore-shared":
 					return ErrShared
+				case "mapped-ram":
+					return ErrMapped
 				}
 			}
 		case vmstate.Description:
@@ -128,12 +136,15 @@ func (g *Guest) LoadInitial(r *qemufile.Reader, onCommand func(vmstate.Command) 
 	for _, s := range g.next.sections {
 		s.Header.Put(w)
 		w.Write(s.body)
-		vmstate.PutFooter(w, s.ID)
+		if !g.scan.NoFooters {
+			vmstate.PutFooter(w, s.ID)
+		}
 	}
 	vmstate.PutEOF(w)
 	if err := w.Flush(); err != nil {
 		return err
 	}
+	g.bare = bare{configuration: g.scan.NoConfiguration, footers: g.scan.NoFooters}
 	return g.LoadDevices(blob, onCommand)
 }
 

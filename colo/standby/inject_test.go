@@ -211,7 +211,7 @@ func TestOurPrimaryGoesOnAfterAWrongAnswer(t *testing.T) {
 				})
 				s, err6 := colo.NewSecondary(&tamper{Conn: b, at: f.at, say: f.say, then: f.then, hit: make(chan struct{})}, colo.SecondaryConfig{
 					VM: twin, State: &there, RAM: cache, PeerTimeout: -1, IdleTimeout: -1,
-					Arbiter: colo.ArbiterFunc(func(context.Context, colo.Claim) error { return errors.New("the primary lives") }),
+					Arbiter: colo.ArbiterFunc(func(context.Context, colo.Claim) error { return fmt.Errorf("%w: the primary lives", colo.ErrRefused) }),
 				})
 				if err := errors.Join(err1, err2, err3, err4, err5, err6); err != nil {
 					t.Fatal(err)

@@ -282,7 +282,9 @@ func TestAPrimaryThatStandsStillIsATimeout(t *testing.T) {
 			p.Protect(uri, 10*time.Millisecond)
 			var o options
 			o.cfg.PeerTimeout, o.cfg.IdleTimeout = 3*time.Second, 3*time.Second
-			o.cfg.Arbiter = colo.ArbiterFunc(func(context.Context, colo.Claim) error { return errors.New("nobody has seen it dead") })
+			o.cfg.Arbiter = colo.ArbiterFunc(func(context.Context, colo.Claim) error {
+				return fmt.Errorf("%w: nobody has seen it dead", colo.ErrRefused)
+			})
 			o.cfg.Step = func(op string, epoch uint64) {
 				if op == when && epoch == 3 {
 					p.Process().Signal(syscall.SIGSTOP)

@@ -47,7 +47,7 @@ func replay(t *testing.T, sent []byte, cfg standby.Config, step func(op string, 
 	})
 	s, err := colo.NewSecondary(script{bytes.NewReader(sent)}, colo.SecondaryConfig{
 		VM: x.Guest, Loader: x.Guest, RAM: x.Guest, Events: events,
-		Arbiter: colo.ArbiterFunc(func(context.Context, colo.Claim) error { return errors.New("no") }),
+		Arbiter: colo.ArbiterFunc(func(context.Context, colo.Claim) error { return colo.ErrRefused }),
 		Step: func(op string, epoch uint64) {
 			if step != nil {
 				step(op, epoch, x.Guest)

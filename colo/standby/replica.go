@@ -61,8 +61,7 @@ func (g *Guest) NewReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (*Replica
 	if err := p.take(); err != nil {
 		return nil, nil, err
 	}
-	entry := vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}
-	if err := reg.RegisterLive(entry, saver, nil); err != nil {
+	if err := saver.Register(reg); err != nil {
 		return nil, nil, err
 	}
 	g.replicas[p] = true

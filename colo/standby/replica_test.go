@@ -71,7 +71,9 @@ func protect(t *testing.T, g *standby.Guest, addr string, save ram.SaverConfig, 
 		}
 	}
 	cfg.VM, cfg.State, cfg.RAM, cfg.Events, cfg.Machine = p, reg, saver, events, in.Machine
-	cfg.Arbiter = colo.ArbiterFunc(func(context.Context, colo.Claim) error { return errors.New("the guest is not run here") })
+	cfg.Arbiter = colo.ArbiterFunc(func(context.Context, colo.Claim) error {
+		return fmt.Errorf("%w: the guest is not run here", colo.ErrRefused)
+	})
 	if d.Primary, err = colo.NewPrimary(quickack.Conn(conn), cfg); err != nil {
 		t.Fatal(err)
 	}

@@ -23,14 +23,16 @@ func (g *Guest) Put(w *qemufile.Writer) error {
 	}
 	g.settle()
 	vmstate.PutFileHeader(w)
-	vmstate.PutConfiguration(w, g.conf)
+	if !g.bare.configuration {
+		vmstate.PutConfiguration(w, g.conf)
+	}
 
 	h := g.ram
 	h.Type = vmstate.SectionStart
 	h.Put(w)
 	list := ram.Record{Kind: ram.KindBlockList, Total: g.img.total, Blocks: g.blockList()}
 	list.Put(w, ram.Format{})
-	putEOS(w, h.ID)
+	g.putEOS(w, h.ID)
 
 	h.Type = vmstate.SectionEnd
 	h.Put(w)
@@ -39,7 +41,7 @@ func (g *Guest) Put(w *qemufile.Writer) error {
 			return err
 		}
 	}
-	putEOS(w, h.ID)
+	g.putEOS(w, h.ID)
 
 	w.WriteRef(g.cur.blob) // with its EOF
 	text, err := g.desc.of(&g.cur)
@@ -50,10 +52,12 @@ func (g *Guest) Put(w *qemufile.Writer) error {
 	return w.Flush()
 }
 
-func putEOS(w *qemufile.Writer, id uint32) {
+func (g *Guest) putEOS(w *qemufile.Writer, id uint32) {
 	eos := ram.Record{Kind: ram.KindEOS}
 	eos.Put(w, ram.Format{})
-	vmstate.PutFooter(w, id)
+	if !g.bare.footers {
+		vmstate.PutFooter(w, id)
+	}
 }
 
 // put writes every page of a block. Zero pages are written too: a QEMU has

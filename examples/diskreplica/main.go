@@ -21,10 +21,12 @@ import (
 
 const usage = `diskreplica keeps a disk image in two copies that agree at every checkpoint.
 
-  diskreplica secondary -image FILE -listen ADDR [-size BYTES] [-journal BASE] [-json]
-  diskreplica primary   -image FILE -secondary ADDR [-size BYTES] [-listen ADDR] [-json]
+  diskreplica secondary -image FILE -listen ADDR [-size BYTES] [-journal BASE] [-overwrite] [-json]
+  diskreplica primary   -image FILE -secondary ADDR [-size BYTES] [-listen ADDR] [-overwrite] [-json]
+  diskreplica status    FILE...
+  diskreplica bind      FILE
 
-Both serve their guest's view of the disk over NBD, so that qemu-io, nbdcopy
+The first two serve their guest's view of the disk over NBD, so that qemu-io, nbdcopy
 or a VM can be the guest. ADDR is a host:port, or the path of a Unix socket.
 Both read commands from standard input: "help" lists them.
 
@@ -54,7 +56,15 @@ primary's since the checkpoint is undone, as its guest's memory would be:
 
 With -journal the secondary's overlays are in BASE.hidden and BASE.active, and
 its disk survives kill -9 or a power cut: the next start brings it back to the
-last checkpoint.
+last checkpoint, and so it does if a synchronisation was interrupted.
+
+FILE.lockstep, beside each image, says whose copy it is, how far in its history,
+and on a primary what its secondary may lack; "status" prints it, also while the
+image is in use. A primary overwrites a copy of its own disk that is older. A
+blank image that the secondary has just made is overwritten too; any other only
+with -overwrite, on either side. "bind" says that an image and the file beside it
+still belong together, after both were moved. An image or journal that another
+process uses is refused.
 
 Exit status: 0, 1 if something failed, 2 for a bad command line.
 
@@ -84,7 +94,8 @@ type options struct {
 	role                              string
 	image, listen, secondary, journal string
 	size                              int64
-	json                              bool
+	overwrite, json                   bool
+	files                             []string // of status and bind
 }
 
 // parse reads a command line. For -h the error is flag.ErrHelp, after out has
@@ -100,6 +111,7 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	fs.StringVar(&o.listen, "listen", "", "`address` to serve NBD on")
 	fs.StringVar(&o.secondary, "secondary", "", "`address` of the secondary (primary only)")
 	fs.StringVar(&o.journal, "journal", "", "keep overlays in the files `base`.hidden and .active (secondary only)")
+	fs.BoolVar(&o.overwrite, "overwrite", false, "the secondary's copy may be overwritten whatever it is, and a primary may use one that is inconsistent or outdated")
 	fs.BoolVar(&o.json, "json", false, "print events, and what commands return, as QMP does: a JSON object a line")
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		o.role, args = args[0], args[1:]
@@ -115,10 +127,15 @@ func parse(args []string, out io.Writer) (o options, err error) {
 		return o, err
 	case err != nil:
 		return bad("%w", err)
+	case o.role == "status" && fs.NArg() > 0, o.role == "bind" && fs.NArg() == 1:
+		o.files = fs.Args()
+		return o, nil
+	case o.role == "status" || o.role == "bind":
+		return bad("%s wants the name of an image", o.role)
 	case fs.NArg() > 0:
 		return bad("unexpected argument %q", fs.Arg(0))
 	case o.role != "primary" && o.role != "secondary":
-		return bad("the first argument is the role, primary or secondary")
+		return bad("the first argument is primary, secondary, status or bind")
 	case o.image == "":
 		return bad("-image is needed")
 	case o.role == "primary" && o.secondary == "":
@@ -141,8 +158,13 @@ func run(ctx context.Context, args []string, commands io.Reader, out io.Writer) 
 		return err
 	}
 	p := &printer{out: out, json: o.json, terminal: isTerminal(out)}
-	if o.role == "primary" {
+	switch o.role {
+	case "primary":
 		return runPrimary(ctx, o, commands, p)
+	case "status":
+		return printIdentities(o.files, p)
+	case "bind":
+		return bind(o.files[0])
 	}
 	return runSecondary(ctx, o, commands, p)
 }

@@ -21,6 +21,7 @@ type primary struct {
 	disk    *replication.Primary
 	control *control
 	epoch   uint64
+	due     chan struct{} // the secondary runs short of room
 }
 
 func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer) (err error) {
@@ -29,9 +30,13 @@ func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer
 		return err
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
-	p := &primary{printer: out, o: o}
+	p := &primary{printer: out, o: o, due: make(chan struct{}, 1)}
 	p.events.SubscribeAll(out.event)
-	p.disk, err = replication.NewPrimary(image, replication.PrimaryConfig{Name: diskName, Events: &p.events})
+	event.Subscribe(&p.events, func(event.DiskOverlayHalfFull) { p.ask() })
+	event.Subscribe(&p.events, func(event.DiskOverlayFull) { p.ask() })
+	p.disk, err = replication.NewPrimary(image, replication.PrimaryConfig{
+		Name: diskName, Events: &p.events, Overwrite: o.overwrite, PermitOutdated: o.overwrite,
+	})
 	if err != nil {
 		return err
 	}
@@ -81,8 +86,13 @@ func (p *primary) connect(ctx context.Context) error {
 		return errors.Join(err, conn.Close())
 	}
 	defer sums.Close()
-	if err := p.disk.Attach(conn); err != nil {
+	identity, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: identityName})
+	if err != nil {
 		return errors.Join(err, conn.Close())
+	}
+	remote := replication.WithIdentity(conn, identity)
+	if err := p.disk.Attach(remote); err != nil {
+		return errors.Join(err, remote.Close())
 	}
 	if err := p.disk.Synchronise(ctx, replication.SyncConfig{Sums: sums}); err != nil {
 		return err
@@ -106,13 +116,21 @@ func (p *primary) connect(ctx context.Context) error {
 
 func (p *primary) disconnect() {
 	if p.disk.State() == replication.Running {
-		p.disk.Stop(context.Background(), true)
+		p.disk.Stop(context.Background(), false) // whether it goes on alone, its guest's next write decides
 	} else {
 		p.disk.Detach() // of a connect that failed
 	}
 	if p.control != nil {
 		p.control.conn.Close()
 		p.control = nil
+	}
+}
+
+// ask asks for a checkpoint soon.
+func (p *primary) ask() {
+	select {
+	case p.due <- struct{}{}:
+	default: // already
 	}
 }
 
@@ -137,6 +155,31 @@ func (p *primary) checkpoint(ctx context.Context) error {
 	return nil
 }
 
+// verify compares both copies, and makes the secondary's like the primary's if
+// repair says so.
+func (p *primary) verify(ctx context.Context, repair bool) error {
+	sums, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: "sums"})
+	if err != nil {
+		return err
+	}
+	defer sums.Close()
+	cfg := replication.VerifyConfig{Sums: sums}
+	if repair {
+		cfg.Repair = replication.RepairSecondary
+	}
+	differ, err := p.disk.VerifyOnline(ctx, cfg)
+	for off, size := int64(0), p.disk.Size(); off < size; {
+		differ.Extents(off, size-off, func(n int64, flags uint32) bool {
+			if flags&replication.BitmapDirty != 0 {
+				p.printf("different: %d bytes at %d", n, off)
+			}
+			off += n
+			return true
+		})
+	}
+	return err
+}
+
 func (p *primary) status() {
 	s := status{State: p.disk.State().String(), Epoch: p.epoch, Error: text(p.disk.Err())}
 	missing := p.disk.Dirty()
@@ -147,6 +190,8 @@ func (p *primary) status() {
 const primaryHelp = `checkpoint  make the secondary's disk that of now
 failover    go on alone
 reconnect   attach the secondary again, and copy what it has missed
+verify      compare both copies, while the guest goes on
+repair      the same, and make the secondary's like the primary's
 status      state, epoch, and how much the secondary does not have
 quit        leave`
 
@@ -161,6 +206,11 @@ func (p *primary) read(ctx context.Context, commands io.Reader) error {
 				in = nil // no more commands; serve on
 				continue
 			}
+		case <-p.due:
+			if p.control == nil || p.disk.State() != replication.Running {
+				continue
+			}
+			line = "checkpoint"
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -177,6 +227,8 @@ func (p *primary) read(ctx context.Context, commands io.Reader) error {
 			}
 		case "reconnect":
 			err = p.connect(ctx)
+		case "verify", "repair":
+			err = p.verify(ctx, line == "repair")
 		case "status":
 			p.status()
 		default:

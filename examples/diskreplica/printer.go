@@ -113,6 +113,12 @@ func (p *printer) event(r event.Record) {
 		p.printf("broken: %s%s: %s", e.Operation, where, e.Error)
 	case event.DiskOverlayHalfFull:
 		p.printf("the %s overlay has %d of at most %d KiB: a checkpoint is due", e.Overlay, e.Bytes>>10, e.Bound>>10)
+	case event.DiskVerified:
+		p.printf("verified: %d KiB compared, %d KiB differed, %d KiB repaired, in %v", e.Compared>>10, e.Different>>10, e.Repaired>>10, time.Duration(e.ElapsedNS).Round(time.Millisecond))
+	case event.DiskOverlayFull:
+		p.printf("the %s overlay is full, of %d KiB: a write waits for a checkpoint", e.Overlay, e.Bound>>10)
+	case event.DiskFailed:
+		p.printf("the disk cannot be trusted any more: %s: %s", e.Operation, e.Error)
 	case event.CheckpointCommit:
 		if e.Cause == event.CauseInitial {
 			p.printf("replication runs, epoch %d", e.Epoch)

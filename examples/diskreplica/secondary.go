@@ -30,6 +30,7 @@ type secondary struct {
 	mu         sync.Mutex // one command at a time, from whichever side
 	generation uint64
 	export     *nbd.Export // what the primary writes
+	promoted   bool
 }
 
 func runSecondary(ctx context.Context, o options, commands io.Reader, out *printer) (err error) {
@@ -40,7 +41,7 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 	defer func() { err = errors.Join(err, image.Close()) }()
 	s := &secondary{printer: out, srv: nbd.NewServer(nbd.ServerConfig{})}
 	s.events.SubscribeAll(out.event)
-	cfg := replication.SecondaryConfig{Name: diskName, Events: &s.events}
+	cfg := replication.SecondaryConfig{Name: diskName, Events: &s.events, Overwrite: o.overwrite || image.Made()}
 	if o.journal != "" {
 		j, err := replication.OpenJournalFiles(o.journal, max(image.Size()*2, 1<<20))
 		if err != nil {
@@ -73,6 +74,7 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 	}
 	for _, e := range []nbd.ExportConfig{
 		{Name: "guest", Disk: s.disk, MaxClients: 8, Description: "what the secondary's guest sees"},
+		{Name: identityName, Disk: replication.NewIdentityDisk(s.disk), MaxClients: 8, Description: "whose copy the secondary disk is"},
 		{Name: "sums", Disk: replication.NewSums(s.disk.Export()), ReadOnly: true, MaxClients: 8, Description: "checksums of the secondary disk"},
 	} {
 		if _, err := s.srv.Export(e); err != nil {
@@ -114,8 +116,8 @@ func (s *secondary) answer(ctx context.Context, words []string) (string, error) 
 	switch {
 	case len(words) == 1 && words[0] == "hello":
 		// The former primary's connection, if there is one, is fenced off.
-		if s.disk.State() != replication.None && s.disk.State() != replication.Running {
-			return "", fmt.Errorf("this side went on alone, state %v", s.disk.State())
+		if st := s.disk.State(); st == replication.Failover || st == replication.FailoverFailed || s.promoted {
+			return "", fmt.Errorf("this side went on alone, state %v", st)
 		}
 		if s.export != nil {
 			if err := s.export.Close(ctx); err != nil {
@@ -205,6 +207,7 @@ func (s *secondary) command(ctx context.Context, line string) error {
 			return err
 		}
 		if line == "failover" {
+			s.promoted = true
 			s.events.Publish(event.FailoverDone{Mode: event.ModeSecondary, Epoch: s.disk.Epoch(), Status: "completed"})
 		} else {
 			s.returned(struct{}{}, "stop: the disk is that of checkpoint %d", s.disk.Epoch())

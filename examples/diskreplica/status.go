@@ -1,8 +1,45 @@
 package main
 
+import (
+	"fmt"
+
+	"github.com/gocolo/lockstep/replication"
+)
+
 // diskName is the name of the disk: that of its export, which a secondary
 // serves with a generation, and that in the events.
 const diskName = "disk"
+
+// identityName is the export that says whose copy a secondary has.
+const identityName = "identity"
+
+// printIdentities prints what is durably known of images, which may be in use.
+func printIdentities(files []string, p *printer) error {
+	for _, name := range files {
+		i, err := replication.ReadIdentity(name)
+		if err != nil {
+			return err
+		}
+		p.returned(map[string]any{
+			"image": name, "disk": i.Disk.String(), "copy": i.Copy.String(), "generation": i.Generation.String(),
+			"epoch": i.Epoch, "state": i.State.String(), "writes": i.Writes,
+		}, "%s: %v", name, i)
+	}
+	return nil
+}
+
+// bind says that an image and its metadata belong together.
+func bind(name string) error {
+	f, err := replication.OpenFile(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := f.Rebind(); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
 
 // status is what the command of that name returns. Sizes are in bytes.
 type status struct {

@@ -44,7 +44,7 @@ func openDisk(ctx context.Context, o options, p *printer, events *event.Bus) (_ 
 		}
 	}()
 	if o.mode != modeSecondary {
-		d.primary, err = replication.NewPrimary(d.image, replication.PrimaryConfig{Events: events})
+		d.primary, err = replication.NewPrimary(d.image, replication.PrimaryConfig{Events: events, Overwrite: true})
 		d.view, d.group = d.primary, replication.Group{d.primary}
 		return d, err
 	}
@@ -151,36 +151,6 @@ func (d *disk) replicas() replication.Group {
 		return nil
 	}
 	return d.group
-}
-
-// conn makes the end of the session's connection the end of the disk's: a
-// session closes it before it pauses the guest for the last time, and a request
-// that waits for the other side would keep the guest from pausing.
-func (d *disk) conn(c net.Conn) net.Conn {
-	if d == nil || d.primary == nil {
-		return c
-	}
-	return &cuttingConn{c, d}
-}
-
-type cuttingConn struct {
-	net.Conn
-	disk *disk
-}
-
-func (c *cuttingConn) Close() error {
-	c.disk.cut()
-	return c.Conn.Close()
-}
-
-// WriteBuffers keeps the vectored writes of pages that the connection has.
-func (c *cuttingConn) WriteBuffers(b *net.Buffers) (int64, error) {
-	if w, ok := c.Conn.(interface {
-		WriteBuffers(*net.Buffers) (int64, error)
-	}); ok {
-		return w.WriteBuffers(b)
-	}
-	return b.WriteTo(c.Conn)
 }
 
 // sync makes the image what the guest, which stands still, has written.

@@ -6,7 +6,6 @@ import (
 	"sync"
 
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
-	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
@@ -80,15 +79,13 @@ func (s *stage) Flush() error {
 	return err
 }
 
-// ramEntry is how memory is registered, before any device.
-func ramEntry() vmstate.Entry {
-	return vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}
-}
-
 // howEnded says in words how a guest ended by itself, "" if err is something
 // else.
 func howEnded(err error) string {
+	var fault *gokvmhost.TripleFaultError
 	switch {
+	case errors.As(err, &fault):
+		return "the guest restarts, which ends it here: " + fault.Error()
 	case errors.Is(err, gokvmhost.ErrPowerOff):
 		return "the guest switched itself off"
 	case errors.Is(err, gokvmhost.ErrReset):

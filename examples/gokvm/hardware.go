@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"path/filepath"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/filter/tap"
@@ -54,7 +56,19 @@ var thisHost = hardware{
 		}
 		return nil
 	},
-	cable: func(o options) (cable, error) { return tap.Open(tap.Config{Name: o.tap}) },
+	cable: openTAP,
+}
+
+// openTAP opens a TAP interface that is there. The kernel makes one that is not, which
+// nobody would have connected to anything.
+func openTAP(o options) (cable, error) {
+	if _, err := os.Stat(filepath.Join("/sys/class/net", o.tap, "tun_flags")); err != nil {
+		if _, e := net.InterfaceByName(o.tap); e != nil {
+			return nil, fmt.Errorf("there is no interface %q", o.tap)
+		}
+		return nil, fmt.Errorf("%q is no TAP interface", o.tap)
+	}
+	return tap.Open(tap.Config{Name: o.tap})
 }
 
 // gokvmMachine is a machine of gokvm's.

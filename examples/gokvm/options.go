@@ -11,6 +11,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"github.com/gocolo/lockstep/colo"
 )
 
 // The modes.
@@ -86,6 +88,7 @@ type options struct {
 	continuous bool
 	lateResume bool
 	beat, lost time.Duration
+	patience   time.Duration // with one checkpoint
 	arbiter    string
 	json       bool
 	progress   time.Duration
@@ -120,6 +123,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.BoolVar(&o.lateResume, "late-resume", false, "primary: stand still until the checkpoint is complete, as QEMU does")
 	f.DurationVar(&o.beat, "beat", 200*time.Millisecond, "`time` between two signs of life")
 	f.DurationVar(&o.lost, "lost-after", 2*time.Second, "`time` without one after which the other side is lost")
+	f.DurationVar(&o.patience, "checkpoint-timeout", colo.DefaultCheckpointTimeout, "primary: `time` that a checkpoint, and the output that waits for it, may take before the secondary is given up")
 	f.StringVar(&o.arbiter, "arbiter", "", "`command` that is run (sh -c) before this side goes on alone, and must succeed; $LOCKSTEP_MODE, $LOCKSTEP_EPOCH and $LOCKSTEP_CAUSE say what it is about")
 	f.BoolVar(&o.json, "json", false, "events and figures as JSON lines on standard output, the console on standard error")
 	f.DurationVar(&o.progress, "progress", 10*time.Second, "`time` between two lines of progress where the console is no terminal; 0 for none")
@@ -149,7 +153,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 
 // onlyFor says which flags are of which mode; the others are of all.
 var onlyFor = map[string]string{
-	"peer": modePrimary, "interval": modePrimary, "min-interval": modePrimary, "continuous": modePrimary, "late-resume": modePrimary,
+	"peer": modePrimary, "interval": modePrimary, "min-interval": modePrimary, "continuous": modePrimary, "late-resume": modePrimary, "checkpoint-timeout": modePrimary,
 	"listen": modeSecondary, "journal": modeSecondary, "overlay": modeSecondary,
 }
 
@@ -194,6 +198,8 @@ func (o *options) validate(given map[string]bool) error {
 		return fmt.Errorf("-min-interval %v: want 0 to -interval, %v", o.atLeast, o.interval)
 	case o.beat <= 0 || o.lost <= o.beat:
 		return fmt.Errorf("-beat %v -lost-after %v: want more than 0, and more than that", o.beat, o.lost)
+	case o.patience <= o.atLeast:
+		return fmt.Errorf("-checkpoint-timeout %v: want more than -min-interval, %v", o.patience, o.atLeast)
 	case o.journal != "" && o.disk == "":
 		return errors.New("-journal without -disk")
 	case o.overlay < 1<<20:

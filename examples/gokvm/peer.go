@@ -148,8 +148,8 @@ func (p *peer) state() (ended string, winner event.Mode) {
 }
 
 var (
-	errEnded   = errors.New("the other side says that there is no guest any more")
-	errPeerHas = errors.New("the other side has the guest")
+	errEnded   = fmt.Errorf("%w: the other side says that there is no guest any more", colo.ErrRefused)
+	errPeerHas = fmt.Errorf("%w: the other side has the guest", colo.ErrRefused)
 )
 
 // Arbitrate implements colo.Arbiter.
@@ -166,7 +166,11 @@ func (p *peer) Arbitrate(ctx context.Context, c colo.Claim) error {
 		cmd.Env = append(cmd.Env, "LOCKSTEP_CAUSE="+oneLine(c.Cause))
 	}
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("-arbiter %s: %w: %s", p.arbiter, err, strings.TrimSpace(string(out)))
+		refused := error(nil) // a command that cannot be run has not answered
+		if errors.As(err, new(*exec.ExitError)) && ctx.Err() == nil {
+			refused = colo.ErrRefused
+		}
+		return errors.Join(refused, fmt.Errorf("-arbiter %s: %w: %s", p.arbiter, err, strings.TrimSpace(string(out))))
 	}
 	return nil
 }

@@ -177,7 +177,7 @@ func (s *primary) protect() error {
 func (s *primary) newSession(link net.Conn) (*colo.Primary, error) {
 	saver := ram.NewSaver(s.guest.Blocks(), s.guest.DirtyLog(), ram.SaverConfig{})
 	if err := errors.Join(
-		s.state.RegisterLive(ramEntry(), saver, nil),
+		saver.Register(&s.state),
 		s.guest.Register(&s.state),
 		s.net.register(&s.state),
 	); err != nil {
@@ -187,17 +187,22 @@ func (s *primary) newSession(link net.Conn) (*colo.Primary, error) {
 		VM: s.net.vm(s.guest), State: &s.state, RAM: saver, Disks: s.disk.replicas(),
 		Events: &s.events, Arbiter: s.peer, Machine: machineType,
 		CheckpointDelay: s.o.interval, LateResume: s.o.lateResume, PeerTimeout: s.o.peerTimeout(),
+		CheckpointTimeout: s.o.patience,
 	}
 	if s.net != nil {
 		cfg.Net = s.net.primary
 	}
-	return colo.NewPrimary(s.disk.conn(link), cfg)
+	return colo.NewPrimary(link, cfg)
 }
 
 // finish is the end of the guest.
 func (s *primary) finish(err error, over <-chan error) error {
 	how := howEnded(err)
 	if how == "" {
+		if session := s.session.Load(); session != nil && over != nil {
+			session.Yield(err)
+			<-over
+		}
 		return err // the secondary has a guest that is well, and goes on
 	}
 	s.sayEnd(how, over)
@@ -218,6 +223,6 @@ func (s *primary) sayEnd(why string, over <-chan error) {
 	if session == nil {
 		return
 	}
-	session.Failover() // or it has just been lost: as good
+	session.Fenced() // the secondary has heard it, or is lost
 	<-over
 }

@@ -145,7 +145,7 @@ func (s *secondary) newSession(link net.Conn) (*ram.Cache, error) {
 		return nil, err
 	}
 	if err := errors.Join(
-		s.state.RegisterLive(ramEntry(), nil, cache),
+		cache.Register(&s.state),
 		s.guest.Register(&s.state),
 		s.net.register(&s.state),
 	); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -62,7 +63,12 @@ func (s *side) build(n *network, g *guest) error {
 
 // run starts the guest's machine, which stands still, and its network.
 func (s *side) run() {
-	s.group.Go(func() { s.ended <- s.guest.Run(s.ctx) })
+	s.group.Go(func() {
+		// A thread that comes back from the guest is to find a place to run Go code.
+		runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + s.o.vcpus)
+		defer func() { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) - s.o.vcpus) }()
+		s.ended <- s.guest.Run(s.ctx)
+	})
 	if s.net != nil {
 		s.group.Go(func() {
 			if err := s.net.run(s.ctx); err != nil {

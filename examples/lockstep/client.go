@@ -22,6 +22,7 @@ type client struct {
 	waiting map[string]bool      // the side has taken over and sent nothing since
 	frames  map[string][]arrival
 	inputs  map[string]*input // the ways to the sides
+	vlan    vlan              // of each frame; set before it serves
 	guestAt string            // the side that the guest was heard from last
 	err     error
 }
@@ -88,6 +89,10 @@ func (c *client) take(conn net.Conn) {
 			if c.waiting[side] {
 				c.waiting[side] = false
 				c.alone[side] = now
+			}
+			if p, err = c.vlan.untag(p); err != nil {
+				c.oracle.note(&c.oracle.Corrupted, "%v", err)
+				break
 			}
 			if c.oracle.reply(p) {
 				break

@@ -49,7 +49,7 @@ func openDisk(cfg sideConfig, events *event.Bus) (_ *disk, err error) {
 		return nil, fmt.Errorf("%s has %d bytes, the guest's disk has %d", cfg.Disk, size, cfg.Guest.Disk)
 	}
 	if cfg.Side == primary {
-		if d.primary, err = replication.NewPrimary(d.image, replication.PrimaryConfig{Name: diskExport, Events: events}); err != nil {
+		if d.primary, err = replication.NewPrimary(d.image, replication.PrimaryConfig{Name: diskExport, Events: events, Overwrite: true}); err != nil {
 			return nil, err
 		}
 		d.view, d.group = d.primary, replication.Group{d.primary}
@@ -127,36 +127,6 @@ func (d *disk) replicas() replication.Group {
 		return nil
 	}
 	return d.group
-}
-
-// conn makes the end of the session's connection the end of the disk's: a
-// session closes it before it pauses the guest for the last time, and a vCPU
-// that waits in a write could not be paused.
-func (d *disk) conn(c net.Conn) net.Conn {
-	if d == nil || d.primary == nil {
-		return c
-	}
-	return &cuttingConn{c, d}
-}
-
-type cuttingConn struct {
-	net.Conn
-	disk *disk
-}
-
-func (c *cuttingConn) Close() error {
-	c.disk.cut()
-	return c.Conn.Close()
-}
-
-// WriteBuffers keeps the vectored writes of pages that the connection has.
-func (c *cuttingConn) WriteBuffers(b *net.Buffers) (int64, error) {
-	if w, ok := c.Conn.(interface {
-		WriteBuffers(*net.Buffers) (int64, error)
-	}); ok {
-		return w.WriteBuffers(b)
-	}
-	return b.WriteTo(c.Conn)
 }
 
 // settle makes the image what the guest, which stands still, has written.

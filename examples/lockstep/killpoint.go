@@ -165,7 +165,8 @@ func (l *limit) allow(n int64) (int64, bool) {
 	return l.left, false
 }
 
-// passed counts bytes; if they were the last, it waits for the end.
+// passed counts bytes; if they were the last, it waits for the end, or until the
+// stream is to go on without a limit.
 func (l *limit) passed(n int64, final bool) {
 	l.mu.Lock()
 	if l.armed && !l.fromEnd {
@@ -176,6 +177,9 @@ func (l *limit) passed(n int64, final bool) {
 	l.mu.Unlock()
 	if final {
 		hit(done)
+		l.mu.Lock()
+		l.armed = false
+		l.mu.Unlock()
 	}
 }
 
@@ -204,6 +208,11 @@ func (c *limitedConn) Write(p []byte) (int, error) {
 	n, ok := c.limit.allow(int64(len(p)))
 	k, err := c.TCPConn.Write(p[:n])
 	c.limit.passed(int64(k), !ok)
+	if !ok && err == nil { // it goes on
+		var rest int
+		rest, err = c.TCPConn.Write(p[n:])
+		k += rest
+	}
 	return k, err
 }
 
@@ -224,13 +233,18 @@ func (c *limitedConn) WriteBuffers(b *net.Buffers) (int64, error) {
 		}
 		return k, err
 	}
-	var part net.Buffers
+	var part, rest net.Buffers
 	for _, p := range *b {
-		p = p[:min(int64(len(p)), n)]
-		n -= int64(len(p))
-		part = append(part, p)
+		m := min(int64(len(p)), n)
+		n -= m
+		part, rest = append(part, p[:m]), append(rest, p[m:])
 	}
 	k, err := part.WriteTo(c.TCPConn)
 	c.limit.passed(k, true)
+	if err == nil { // it goes on
+		var m int64
+		m, err = rest.WriteTo(c.TCPConn)
+		k += m
+	}
 	return k, err
 }

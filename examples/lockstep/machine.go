@@ -71,11 +71,10 @@ func newMemory(side string, blocks []ram.Block, log ram.DirtyLog) (m memory, err
 
 // Register registers the memory, which comes before any device.
 func (m *memory) Register(reg *vmstate.Registry) error {
-	e := vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}
 	if m.saver != nil {
-		return reg.RegisterLive(e, m.saver, nil)
+		return m.saver.Register(reg)
 	}
-	return reg.RegisterLive(e, nil, m.cache)
+	return m.cache.Register(reg)
 }
 
 func (m *memory) Sent() colo.PageCounter { return m.saver }

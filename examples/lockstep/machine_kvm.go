@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime"
 	"sync"
 	"time"
 
@@ -82,6 +83,10 @@ func (m *kvmMachine) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, m.nic.hold) // nobody waits to send any more
 	defer stop()
 	var group sync.WaitGroup
+	// A thread that comes back from the guest is to find a place to run Go code.
+	more := len(m.vm.VCPUs())
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + more)
+	defer func() { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) - more) }()
 	for i, v := range m.vm.VCPUs() {
 		handle := v.Dispatch(kvm.Handler{IO: func(io *kvm.IO) error { return m.nic.access(i, io) }})
 		group.Go(func() { cancel(v.Run(ctx, handle)) })
@@ -90,6 +95,7 @@ func (m *kvmMachine) Run(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
+func (m *kvmMachine) Stopped() time.Duration { return m.vm.Stopped() }
 func (m *kvmMachine) Pause(ctx context.Context) error {
 	m.nic.hold()
 	return m.vm.Pause(ctx)

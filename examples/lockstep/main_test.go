@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -15,6 +16,8 @@ import (
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
 )
+
+var long = flag.Bool("long", false, "also the runs that take ten seconds each")
 
 // The test binary is also the sides of the runs that it starts.
 func TestMain(m *testing.M) {
@@ -54,7 +57,7 @@ func summed(t *testing.T, args ...string) (summary, []string) {
 	}
 	last := struct {
 		Summary summary `json:"summary"`
-	}{summary{repeated: new(repeated), diskFigures: new(diskFigures)}}
+	}{summary{repeated: new(repeated), diskFigures: new(diskFigures), lateFigures: new(lateFigures)}}
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
 		t.Fatal(err)
 	}
@@ -70,6 +73,41 @@ func TestEitherSideMayBeKilledAnywhereAndNothingIsLost(t *testing.T) {
 				s, _ := summed(t, append(short, "-backend", "sim", "-mode", mode, "-kill", victim, "-kill-at", place)...)
 				if s.Survivor != survivor || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 ||
 					s.Checkpoints < 3 || s.COLOExit != "error" || s.Failover <= 0 || s.Inputs < talkOn || s.Mode != mode {
+					t.Errorf("%+v", s)
+				}
+			})
+		}
+	}
+}
+
+func TestASideThatIsStoppedForAMomentEndsNothing(t *testing.T) {
+	for _, victim := range []string{primary, secondary} {
+		for i, place := range places {
+			t.Run(victim+"/"+place, func(t *testing.T) {
+				t.Parallel() // they sleep, most of the time
+				s, _ := summed(t, append(short, "-backend", "sim", "-mode", modes[i%len(modes)], "-kill", victim, "-kill-at", place,
+					"-signal", signalStop, "-stop-for", "300ms")...)
+				if s.Survivor != primary || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 || s.COLOExit != "request" {
+					t.Errorf("%+v", s)
+				}
+			})
+		}
+	}
+}
+
+// A side that is stopped for longer than the other waits finds, when it is woken,
+// that the guest is not its any more, and says nothing that the survivor denies.
+func TestASideThatIsStoppedForLongComesBackAndSaysNothingNew(t *testing.T) {
+	if !*long {
+		t.Skip("-long was not given; it takes ten seconds until a side is lost to the other")
+	}
+	for _, victim := range []string{primary, secondary} {
+		survivor := map[string]string{primary: secondary, secondary: primary}[victim]
+		for i, place := range places {
+			t.Run(victim+"/"+place, func(t *testing.T) {
+				t.Parallel()
+				s, _ := summed(t, append(short, "-interval", "20ms", "-backend", "sim", "-mode", modes[i%len(modes)], "-kill", victim, "-kill-at", place, "-signal", signalStop)...)
+				if s.Survivor != survivor || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 || s.lateFigures == nil {
 					t.Errorf("%+v", s)
 				}
 			})
@@ -167,7 +205,7 @@ func TestTheSummaryHasTheKeysThatScriptsReadAndTheEventsAreQMP(t *testing.T) {
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range strings.Fields(`backend vcpus mem_bytes checkpoints causes dirty_pages_p50 pause_us_p50 pause_us_p99
+	for _, key := range strings.Fields(`backend vcpus mem_bytes checkpoints causes dirty_pages_p50 pause_us_p50 pause_us_p99 stopped_us_p50 stopped_us_p99
 		transfer_us_p50 commit_us_p50 failover_ms released lost duplicated contradicted corrupted survivor colo_exit
 		mode inputs matched diverged released_at_match released_at_checkpoint latency_us_p50 latency_us_p99`) {
 		if _, ok := last["summary"][key]; !ok {
@@ -199,12 +237,22 @@ func TestTheSummaryHasTheKeysThatScriptsReadAndTheEventsAreQMP(t *testing.T) {
 	}
 }
 
+func TestTaggedFramesAreComparedAndNoneIsLost(t *testing.T) {
+	for _, mode := range []string{"colo", "continuous"} {
+		s, _ := summed(t, append(short, "-backend", "sim", "-vlan", "7", "-diverge", "20", "-mode", mode)...)
+		if mode == "colo" && s.AtMatch == 0 {
+			t.Errorf("nothing was compared: %+v", s)
+		}
+	}
+}
+
 func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 	for _, args := range []string{
 		"-backend xen", "-mode fast", "-mode", "-vcpus 0", "-vcpus 9", "-vcpus x", "-mem 1M", "-mem 4097", "-mem 99999999999G", "-mem x",
 		"-dirty -1", "-dirty 1000000", "-dirty 100000 -mem 16M", "-interval 0s", "-interval 2h", "-checkpoints 0", "-kill both", "-kill-at never",
 		"-kill none -kill-at ram", "-repeat 0", "-repeat 2 -timeline x.svg", "-diverge 101", "-diverge -1", "-diverge NaN",
 		"-seed -1", "-frobnicate", "stray",
+		"-vlan -1", "-vlan 4095",
 		"-disk 1", "-disk 1000000", "-disk 32K", "-disk 1G", "-disk x", "-disk-dir /tmp",
 	} {
 		out, errs := program(t, 2, strings.Fields(args)...)
@@ -216,7 +264,7 @@ func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 
 func TestHelpExplainsEveryFlag(t *testing.T) {
 	out, errs := program(t, 0, "-h")
-	for _, name := range strings.Fields("backend mode vcpus mem dirty interval checkpoints kill kill-at repeat json timeline diverge early-resume seed disk disk-dir") {
+	for _, name := range strings.Fields("backend mode vcpus mem dirty interval checkpoints kill kill-at repeat json timeline diverge early-resume seed vlan disk disk-dir") {
 		if !strings.Contains(out, "  -"+name+" ") {
 			t.Errorf("no word of -%s", name)
 		}

@@ -39,7 +39,13 @@ type network interface {
 // newNetwork makes the network of the side's guest. Machine and session come
 // later: both are asked only when there is something to do for them.
 func (s *side) newNetwork() network {
-	deliver := func(packet []byte) error { return s.machine.Deliver(packet) }
+	deliver := func(packet []byte) error {
+		packet, err := s.cfg.VLAN.untag(packet)
+		if err != nil {
+			return nil // not for this guest
+		}
+		return s.machine.Deliver(packet)
+	}
 	continuous := s.cfg.Mode == modeContinuous
 	if s.cfg.Side == secondary {
 		return &secondaryNetwork{proxy.NewSecondary(proxy.SecondaryConfig{
@@ -52,6 +58,9 @@ func (s *side) newNetwork() network {
 		RequestCheckpoint: func(c event.Cause) { s.session.(*colo.Primary).RequestCheckpoint(c) },
 	}), s}
 }
+
+// send takes a packet from the guest's NIC.
+func (s *side) send(packet []byte) error { return s.net.WritePacket(s.cfg.VLAN.tag(packet)) }
 
 // lateVM is the side's machine, which is made after its network.
 type lateVM struct{ s *side }

@@ -25,6 +25,7 @@ with SIGKILL, and checks that the other goes on and that no output is lost.
   go run ./examples/lockstep -mode continuous                   nothing is compared, all output waits
   go run ./examples/lockstep -diverge 20                        guests that differ, and checkpoints on demand
   go run ./examples/lockstep -kill primary -kill-at received    at a point of a checkpoint
+  go run ./examples/lockstep -signal stop                       stopped until the other has gone on, and woken
   go run ./examples/lockstep -repeat 200 -mem 8M                200 kills at random instants
   go run ./examples/lockstep -disk 4M                           with a disk in two copies
   go run ./examples/lockstep -timeline run.svg                  a picture of the run
@@ -60,10 +61,13 @@ type options struct {
 	checkpoints int // before the kill
 	kill        string
 	killAt      string
+	signal      string        // what the victim is sent
+	stopFor     time.Duration // with signalStop; 0: until the other side has gone on
 	repeat      int
 	json        bool
 	timeline    string
 	diverge     float64 // per cent of the rounds
+	vlan        int     // of each frame, 0 for none
 	earlyResume bool
 	disk        uint64 // bytes, 0 for none
 	diskDir     string // where the images stay
@@ -78,6 +82,9 @@ const (
 
 	killNone = "none"
 
+	signalKill = "kill"
+	signalStop = "stop"
+
 	atAny      = "any"
 	atRequest  = "request"
 	atRAM      = "ram"
@@ -90,6 +97,7 @@ var (
 	backends = []string{"auto", "kvm", "sim"}
 	modes    = []string{modeCOLO, modeContinuous}
 	victims  = []string{primary, secondary, killNone}
+	signals  = []string{signalKill, signalStop}
 	places   = []string{atAny, atRequest, atRAM, atDevice, atReceived, atLoaded}
 )
 
@@ -104,6 +112,9 @@ const (
 	repeatInterval     = 10 * time.Millisecond
 	repeatCheckpoints  = 6
 )
+
+// A victim that is stopped for longer would be given up.
+const maxStop = 4 * time.Second
 
 // A guest with a disk writes it every diskEvery rounds of a vCPU. Its guests
 // differ a little unless the flags say otherwise: if they did not, what a dead
@@ -131,10 +142,13 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.IntVar(&o.checkpoints, "checkpoints", defaultCheckpoints, "`number` of checkpoints before the kill; with -repeat 1 to "+strconv.Itoa(repeatCheckpoints)+", at random")
 	f.StringVar(&o.kill, "kill", primary, "`who` is killed: primary, secondary or none")
 	f.StringVar(&o.killAt, "kill-at", atAny, "`where` in a checkpoint: any (a random instant), request, ram, device, received or loaded")
+	f.StringVar(&o.signal, "signal", signalKill, "`signal` that the victim is sent: kill, or stop (SIGSTOP, and SIGCONT later: it must not say what the survivor does not know)")
+	f.DurationVar(&o.stopFor, "stop-for", 0, "`time` that a stopped victim stands; less than 5s, and the pair goes on; 0: until the other side has gone on")
 	f.IntVar(&o.repeat, "repeat", 1, "`runs`, each with processes of its own")
 	f.BoolVar(&o.json, "json", false, "print events and figures as JSON, one object per line")
 	f.StringVar(&o.timeline, "timeline", "", "draw the run to this SVG `file`")
 	f.Float64Var(&o.diverge, "diverge", 0, "`percentage` of the rounds that take in the time-stamp counter, so that the guests differ; with -disk "+strconv.Itoa(diskDiverge))
+	f.IntVar(&o.vlan, "vlan", 0, "`number` of the VLAN that each frame is tagged with")
 	f.Var(&disk, "disk", "`size` of a disk that the guest writes too, replicated over NBD")
 	f.StringVar(&o.diskDir, "disk-dir", "", "`directory` where the two disk images stay, of the last run")
 	f.BoolVar(&o.earlyResume, "early-resume", true, "the primary runs on before its state is sent; false: after, as QEMU does it")
@@ -181,6 +195,12 @@ func (o *options) validate(counted bool) error {
 		return fmt.Errorf("-kill %s: want %s", o.kill, strings.Join(victims, ", "))
 	case !slices.Contains(places, o.killAt):
 		return fmt.Errorf("-kill-at %s: want %s", o.killAt, strings.Join(places, ", "))
+	case !slices.Contains(signals, o.signal):
+		return fmt.Errorf("-signal %s: want %s", o.signal, strings.Join(signals, ", "))
+	case o.stopFor != 0 && o.signal != signalStop:
+		return errors.New("-stop-for without -signal stop")
+	case o.stopFor < 0 || o.stopFor > maxStop:
+		return fmt.Errorf("-stop-for %v: want less than %v, or 0 for until the other side has gone on", o.stopFor, maxStop)
 	case o.kill == killNone && o.killAt != atAny:
 		return fmt.Errorf("-kill-at %s: nobody is to be killed", o.killAt)
 	case o.vcpus < 1 || o.vcpus > guest.MaxVCPUs:
@@ -197,6 +217,8 @@ func (o *options) validate(counted bool) error {
 		return errors.New("-timeline draws one run, not -repeat")
 	case !(o.diverge >= 0 && o.diverge <= 100):
 		return fmt.Errorf("-diverge %v: want 0 to 100 per cent", o.diverge)
+	case o.vlan < 0 || o.vlan > maxVLAN:
+		return fmt.Errorf("-vlan %d: want 1 to %d, or 0 for none", o.vlan, maxVLAN)
 	case o.disk%guest.PageSize != 0 || o.disk > maxDisk || o.disk > 0 && o.disk < minDisk:
 		return fmt.Errorf("-disk %v: want whole blocks of %v, %v to %v", size(o.disk), size(guest.PageSize), size(minDisk), size(maxDisk))
 	case o.disk == 0 && o.diskDir != "":
@@ -243,12 +265,21 @@ func (o *options) rounds() uint64 {
 
 // again is the command line that repeats one run with its random choices.
 func (o *options) again(backend string, checkpoints int, seed uint64) string {
-	disk := ""
+	more := ""
 	if o.disk > 0 {
-		disk = fmt.Sprintf(" -disk %v", size(o.disk))
+		more = fmt.Sprintf(" -disk %v", size(o.disk))
+	}
+	if o.vlan > 0 {
+		more += fmt.Sprintf(" -vlan %d", o.vlan)
+	}
+	if o.signal != signalKill {
+		more += " -signal " + o.signal
+	}
+	if o.stopFor > 0 {
+		more += fmt.Sprintf(" -stop-for %v", o.stopFor)
 	}
 	return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -kill %s -kill-at %s -diverge %v -early-resume=%v%s -seed %d",
-		backend, o.mode, o.vcpus, size(o.mem), o.dirty, o.interval, checkpoints, o.kill, o.killAt, o.diverge, o.earlyResume, disk, seed)
+		backend, o.mode, o.vcpus, size(o.mem), o.dirty, o.interval, checkpoints, o.kill, o.killAt, o.diverge, o.earlyResume, more, seed)
 }
 
 // size is a number of bytes that people write as 64M.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"syscall"
 )
 
 // sideArgument, as the only argument, makes this program one side of a run.
@@ -75,6 +76,10 @@ func (p *process) tell(v any) { json.NewEncoder(p.in).Encode(v) }
 
 // kill sends SIGKILL.
 func (p *process) kill() error { return p.cmd.Process.Kill() }
+
+// pause sends SIGSTOP, and resume SIGCONT.
+func (p *process) pause() error  { return p.cmd.Process.Signal(syscall.SIGSTOP) }
+func (p *process) resume() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
 
 // pid is for people.
 func (p *process) pid() int { return p.cmd.Process.Pid }

@@ -28,7 +28,8 @@ type sideConfig struct {
 	Generation uint64 `json:"generation"`
 
 	Mode        string        `json:"mode"`
-	Interval    time.Duration `json:"interval"` // between checkpoints
+	VLAN        vlan          `json:"vlan,omitempty"` // of each frame
+	Interval    time.Duration `json:"interval"`       // between checkpoints
 	EarlyResume bool          `json:"early_resume"`
 
 	// StopAt, if not empty, is the place of checkpoint StopEpoch at which this
@@ -43,6 +44,7 @@ type sideConfig struct {
 type command struct {
 	Connect  *addresses `json:"connect,omitempty"`  // primary: where the secondary listens
 	Failover bool       `json:"failover,omitempty"` // go on alone
+	Proceed  bool       `json:"proceed,omitempty"`  // go on from the place where it stopped
 	Stop     bool       `json:"stop,omitempty"`     // pause, say what the guest remembers, and end
 }
 
@@ -72,6 +74,7 @@ type checkpoint struct {
 	Start       time.Time   `json:"start"`
 	PauseAtUS   int64       `json:"pause_at_us"` // from the start
 	PauseUS     int64       `json:"pause_us"`
+	StoppedUS   int64       `json:"stopped_us"` // what the guest lost: from out of KVM_RUN to in again; 0: not measured
 	TransferUS  int64       `json:"transfer_us"`
 	CommitUS    int64       `json:"commit_us"`
 	DirtyPages  uint64      `json:"dirty_pages"`

@@ -49,8 +49,11 @@ type result struct {
 
 	victim   string // or ""
 	killed   time.Time
-	killedAt string    // in words
-	resumed  time.Time // first frame of the survivor after it took over
+	killedAt string        // in words
+	woken    time.Time     // with SIGCONT; zero: it was killed
+	late     int           // frames that the victim has let go since
+	lateFor  time.Duration // until the last of them
+	resumed  time.Time     // first frame of the survivor after it took over
 	frames   map[string][]arrival
 
 	survivor string
@@ -102,6 +105,7 @@ func (r *run) do(ctx context.Context) (err error) {
 		return err
 	}
 	r.client = newClient(oracle)
+	r.client.vlan = vlan(r.o.vlan)
 	if r.o.disk > 0 {
 		remove, err := r.createDisks()
 		if err != nil {
@@ -205,7 +209,7 @@ func (r *run) config(side, client, witness string) sideConfig {
 	cfg := sideConfig{
 		Side: side, Backend: r.backend, Guest: r.o.guest(r.seed), Memory: r.o.mem,
 		Disk: r.images[side], Client: client, Witness: witness, Generation: generation,
-		Mode: r.o.mode, Interval: r.o.interval, EarlyResume: r.o.earlyResume, Seed: r.seed,
+		Mode: r.o.mode, VLAN: vlan(r.o.vlan), Interval: r.o.interval, EarlyResume: r.o.earlyResume, Seed: r.seed,
 	}
 	if side == r.victim && r.o.killAt != atAny {
 		cfg.StopAt, cfg.StopEpoch = r.o.killAt, r.target+1
@@ -279,7 +283,60 @@ func (r *run) drive(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	if err := r.wakeVictim(ctx); err != nil {
+		return err
+	}
 	return r.judge(ctx)
+}
+
+// wakeVictim lets a victim go on that was stopped, and waits until it has found
+// that the guest is not its any more.
+func (r *run) wakeVictim(ctx context.Context) error {
+	if r.victim == "" || r.o.signal != signalStop {
+		return nil
+	}
+	if err := r.wake(); err != nil {
+		return err
+	}
+	if err := r.await(ctx, "the "+r.victim+" to give up", func() bool { return r.ends[r.victim] != nil }); err != nil {
+		return err
+	}
+	if r.ends[r.victim].TookOver {
+		return fmt.Errorf("the %s goes on too", r.victim)
+	}
+	r.out.phase("woken", "the %s, which was stopped for %s, is refused by the witness", r.victim, round3(r.woken.Sub(r.killed)))
+	return nil
+}
+
+// wake sends SIGCONT.
+func (r *run) wake() error {
+	p := r.sides[r.victim]
+	r.woken = time.Now()
+	if err := p.resume(); err != nil {
+		return err
+	}
+	if r.stopped != nil {
+		p.tell(command{Proceed: true})
+	}
+	return nil
+}
+
+// doze stops the victim for a moment that ends nothing, and then parts the pair in
+// good order.
+func (r *run) doze(ctx context.Context) error {
+	at := r.epochs()
+	if err := r.sleep(ctx, r.o.stopFor); err != nil {
+		return err
+	}
+	if err := r.wake(); err != nil {
+		return err
+	}
+	if err := r.await(ctx, "the checkpoints after the stop", func() bool { return r.epochs() >= at+3 }); err != nil {
+		return err
+	}
+	r.out.phase("woken", "the %s was stopped for %s, and the pair goes on", r.victim, round3(r.woken.Sub(r.killed)))
+	r.victim = ""
+	return r.part(ctx)
 }
 
 // part ends the pair: with SIGKILL, or in good order.
@@ -302,7 +359,11 @@ func (r *run) part(ctx context.Context) error {
 	}
 	p := r.sides[r.victim]
 	r.killed = time.Now()
-	if err := p.kill(); err != nil {
+	signal, name := p.kill, "killed"
+	if r.o.signal == signalStop {
+		signal, name = p.pause, "stopped"
+	}
+	if err := signal(); err != nil {
 		return err
 	}
 	switch {
@@ -313,8 +374,11 @@ func (r *run) part(ctx context.Context) error {
 	default:
 		r.killedAt = fmt.Sprintf("between checkpoints %d and %d", r.epochs(), r.epochs()+1)
 	}
-	r.out.phase("killed", "%s (pid %d) with SIGKILL %s", r.victim, p.pid(), r.killedAt)
+	r.out.phase(name, "%s (pid %d) with SIG%s %s", r.victim, p.pid(), strings.ToUpper(r.o.signal), r.killedAt)
 	r.out.kill(r.victim, p.pid(), r.killedAt, r.killed)
+	if r.o.stopFor > 0 {
+		return r.doze(ctx)
+	}
 	return nil
 }
 
@@ -379,6 +443,12 @@ func (r *run) judge(ctx context.Context) error {
 	}
 	r.verdict = r.client.oracle.verdict
 	r.frames = r.client.frames
+	for _, f := range r.frames[r.o.kill] {
+		if r.victim != "" && !r.woken.IsZero() && f.at.After(r.woken) {
+			r.late++
+			r.lateFor = f.at.Sub(r.woken)
+		}
+	}
 	return nil
 }
 

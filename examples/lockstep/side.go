@@ -46,6 +46,7 @@ type side struct {
 	out     *filter.Conn // on client
 	events  event.Bus
 	point   *killPoint
+	proceed chan struct{} // closed when it is to go on from there
 
 	pausing time.Time // of the checkpoint under way, when its pause began
 	started time.Time // when it began
@@ -66,7 +67,7 @@ type session interface {
 // in, reports go to out. It returns when the side has nothing more to do.
 func sideMain(in io.Reader, out io.Writer) error {
 	dec := json.NewDecoder(bufio.NewReader(in))
-	s := &side{commands: make(chan command), reports: newReporter(out)}
+	s := &side{commands: make(chan command), proceed: make(chan struct{}), reports: newReporter(out)}
 	defer s.reports.close()
 	if err := dec.Decode(&s.cfg); err != nil {
 		return fmt.Errorf("configuration: %w", err)
@@ -148,7 +149,7 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	beating, leave := context.WithCancel(ctx)
 	defer leave()
 	group.Go(func() {
-		if err := heartbeat.Run(beating, beat, beatInterval, beatTimeout); errors.Is(err, heartbeat.ErrLost) {
+		if err := heartbeat.Run(beating, beat, beatInterval, beatTimeout); beating.Err() == nil {
 			s.session.Lost(err)
 		}
 	})
@@ -186,6 +187,9 @@ func (s *side) obey(ctx context.Context, stop chan<- struct{}) {
 		case c := <-s.commands:
 			if c.Failover {
 				s.session.Failover() // in progress already: as good
+			}
+			if c.Proceed {
+				close(s.proceed)
 			}
 			if c.Stop {
 				close(stop)
@@ -229,7 +233,7 @@ func (s *side) build(ctx context.Context) error {
 	if s.disk, err = openDisk(s.cfg, &s.events); err != nil {
 		return err
 	}
-	if s.machine, err = newMachine(s.cfg, s.net.WritePacket, s.disk); err != nil {
+	if s.machine, err = newMachine(s.cfg, s.send, s.disk); err != nil {
 		return err
 	}
 	if err := s.machine.Register(&s.state); err != nil {
@@ -245,7 +249,10 @@ func (s *side) build(ctx context.Context) error {
 			rng:   rand.New(rand.NewPCG(s.cfg.Seed, 1)),
 			stop: func(detail string) {
 				s.reports.sendNow(report{Stopped: &stopped{s.cfg.StopEpoch, detail}})
-				<-ctx.Done() // SIGKILL comes sooner
+				select { // or SIGKILL comes
+				case <-s.proceed:
+				case <-ctx.Done():
+				}
 			},
 		}
 	}
@@ -323,7 +330,7 @@ func (s *side) connect(ctx context.Context, listeners []*net.TCPListener, group 
 // newSession makes the side's half of the session.
 func (s *side) newSession(link *net.TCPConn) (err error) {
 	arbiter := askWitness(s.cfg.Witness, s.cfg.Side, s.cfg.Generation)
-	conn := s.disk.conn(s.point.conn(link, s.cfg.Side))
+	conn := s.point.conn(link, s.cfg.Side)
 	step := s.step(s.point.step(s.cfg.Side))
 	if s.cfg.Side == primary {
 		s.session, err = colo.NewPrimary(conn, colo.PrimaryConfig{
@@ -375,6 +382,7 @@ func (s *side) observe(r event.Record) {
 			Start:       s.started,
 			PauseAtUS:   s.pausing.Sub(s.started).Microseconds(),
 			PauseUS:     e.PauseNS / 1000,
+			StoppedUS:   s.stoppedUS(),
 			TransferUS:  e.TransferNS / 1000,
 			CommitUS:    e.CommitNS / 1000,
 			DirtyPages:  e.Pages,
@@ -384,6 +392,15 @@ func (s *side) observe(r event.Record) {
 			Traffic:     s.net.(*primaryNetwork).traffic(),
 		}})
 	}
+}
+
+// stoppedUS returns how long the guest stood still in its last pause, in µs, where its
+// machine can tell.
+func (s *side) stoppedUS() int64 {
+	if m, ok := s.machine.(interface{ Stopped() time.Duration }); ok {
+		return m.Stopped().Microseconds()
+	}
+	return 0
 }
 
 // finish stops the guest, lets everything leave that it sent, leaves its disk in

@@ -24,6 +24,8 @@ type summary struct {
 	DirtyPagesP50 uint64                 `json:"dirty_pages_p50"`
 	PauseP50      int64                  `json:"pause_us_p50"`
 	PauseP99      int64                  `json:"pause_us_p99"`
+	StoppedP50    int64                  `json:"stopped_us_p50"` // what the guest lost, as its vCPUs measure it
+	StoppedP99    int64                  `json:"stopped_us_p99"`
 	TransferP50   int64                  `json:"transfer_us_p50"`
 	CommitP50     int64                  `json:"commit_us_p50"`
 	Failover      float64                `json:"failover_ms"` // SIGKILL to the survivor's first frame; of several runs the median
@@ -42,8 +44,15 @@ type summary struct {
 	Survivor      string                 `json:"survivor"`
 	COLOExit      string                 `json:"colo_exit"` // the survivor's reason
 
+	*lateFigures // with -signal stop
 	*diskFigures // with -disk
 	*repeated    // with -repeat
+}
+
+// lateFigures are what runs have in addition whose victim was stopped and woken.
+type lateFigures struct {
+	LateFrames int     `json:"late_frames"`    // that left the victim after it was woken; the survivor has said them too
+	LateWithin float64 `json:"late_within_ms"` // of that, the last one
 }
 
 // diskFigures are what runs with a disk have in addition.
@@ -76,7 +85,14 @@ func newSummary(o options, backend string, runs []*result, tried int) summary {
 	if o.disk > 0 {
 		s.diskFigures = new(diskFigures)
 	}
+	if o.signal == signalStop {
+		s.lateFigures = new(lateFigures)
+	}
 	for _, r := range runs {
+		if l := s.lateFigures; l != nil {
+			l.LateFrames += r.late
+			l.LateWithin = max(l.LateWithin, milliseconds(r.lateFor))
+		}
 		if d := s.diskFigures; d != nil {
 			d.DiskBlocks += r.DiskBlocks
 			d.DiskLost += r.DiskLost
@@ -114,6 +130,8 @@ func newSummary(o options, backend string, runs []*result, tried int) summary {
 	s.DirtyPagesP50 = quantile(column(all, func(c checkpoint) uint64 { return c.DirtyPages }), 0.5)
 	pauses := column(all, func(c checkpoint) int64 { return c.PauseUS })
 	s.PauseP50, s.PauseP99 = quantile(pauses, 0.5), quantile(pauses, 0.99)
+	stops := column(all, func(c checkpoint) int64 { return c.StoppedUS })
+	s.StoppedP50, s.StoppedP99 = quantile(stops, 0.5), quantile(stops, 0.99)
 	s.TransferP50 = quantile(column(all, func(c checkpoint) int64 { return c.TransferUS }), 0.5)
 	s.CommitP50 = quantile(column(all, func(c checkpoint) int64 { return c.CommitUS }), 0.5)
 	s.LatencyP50 = quantile(column(runs, func(r *result) int64 { return r.traffic.LatencyP50US }), 0.5)
@@ -145,6 +163,9 @@ func (s *summary) table(w io.Writer) {
 	}
 	row("checkpoints", "%d (%s), %d dirty pages p50", s.Checkpoints, strings.Join(causes, ", "), s.DirtyPagesP50)
 	row("primary paused", "%s ms p50, %s ms p99", ms(s.PauseP50), ms(s.PauseP99))
+	if s.StoppedP50 > 0 {
+		row("guest stood still", "%s ms p50, %s ms p99", ms(s.StoppedP50), ms(s.StoppedP99))
+	}
 	row("transfer, commit", "%s ms, %s ms p50", ms(s.TransferP50), ms(s.CommitP50))
 	if s.repeated != nil {
 		row("runs", "%d of %d clean, %d killed inside a checkpoint", s.Clean, s.Runs, s.Inside)
@@ -162,6 +183,9 @@ func (s *summary) table(w io.Writer) {
 	}
 	row("inputs answered", "%d", s.Inputs)
 	row("of the frames", "%d lost, %d contradicted, %d corrupted, %d sent twice", s.Lost, s.Contradicted, s.Corrupted, s.Duplicated)
+	if l := s.lateFigures; l != nil {
+		row("of the woken side", "%d frames left, within %.1f ms", l.LateFrames, l.LateWithin)
+	}
 	if d := s.diskFigures; d != nil {
 		row("disk", "%d blocks written; sectors of the survivor's disk: %d lost, %d corrupted", d.DiskBlocks, d.DiskLost, d.DiskCorrupted)
 	}

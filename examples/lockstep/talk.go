@@ -57,7 +57,7 @@ func (t *talk) run() {
 				*l = said{in.M, side, now}
 				// A side that is dead does not hear it; the next one will.
 				to.raw.SetWriteDeadline(time.Now().Add(patience))
-				to.conn.WritePacket(in.AppendFrame(nil))
+				to.conn.WritePacket(t.client.vlan.tag(in.AppendFrame(nil)))
 			}
 		}
 	}

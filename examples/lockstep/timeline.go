@@ -240,8 +240,8 @@ func (d *drawing) checkpoints(points []checkpoint, top, height int) {
 	width := d.bar(points)
 	for _, c := range points {
 		x := d.span.at(d.seconds(c.Start))
-		d.put(`<g><title>checkpoint %d (%s): paused %s ms, transfer %s ms, commit %s ms, %d pages, %d bytes, %d packets held</title>`,
-			c.Epoch, html.EscapeString(string(c.Cause)), ms(c.PauseUS), ms(c.TransferUS), ms(c.CommitUS), c.DirtyPages, c.Bytes, c.Held)
+		d.put(`<g><title>checkpoint %d (%s): paused %s ms (stood still %s ms), transfer %s ms, commit %s ms, %d pages, %d bytes, %d packets held</title>`,
+			c.Epoch, html.EscapeString(string(c.Cause)), ms(c.PauseUS), ms(c.StoppedUS), ms(c.TransferUS), ms(c.CommitUS), c.DirtyPages, c.Bytes, c.Held)
 		span := func(from, to int64, w float64, colour string) {
 			lo, hi := min(float64(from)/1000, y.to), min(float64(to)/1000, y.to)
 			d.put(`<rect x="%s" y="%s" width="%s" height="%s" fill="%s"/>`, px(x+(width-w)/2), px(y.at(hi)), px(w), px(y.at(lo)-y.at(hi)), colour)

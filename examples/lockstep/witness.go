@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -84,9 +83,9 @@ func (w *witness) serve(l net.Listener) {
 
 const witnessTimeout = 5 * time.Second
 
-var errRefused = errors.New("the witness refused")
+var errRefused = fmt.Errorf("the witness refused: %w", colo.ErrRefused)
 
-// askWitness is a side's colo.Arbiter: no answer is a refusal.
+// askWitness is a side's colo.Arbiter. A side that gets no answer asks again.
 func askWitness(address, side string, generation uint64) colo.ArbiterFunc {
 	return func(ctx context.Context, c colo.Claim) error {
 		ctx, cancel := context.WithTimeout(ctx, witnessTimeout)

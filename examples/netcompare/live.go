@@ -118,19 +118,34 @@ func (r *replay) live(ctx context.Context, conns []net.Conn, vnet bool) error {
 			r.report(now)
 			continue
 		case <-ctx.Done():
-			return r.summary()
+			return r.end()
 		}
 		switch {
 		case ctx.Err() != nil:
-			return r.summary()
+			return r.end()
 		case errors.Is(m.err, io.EOF):
 			open--
 			streams[side] = nil
 		case m.err != nil:
 			return errors.Join(fmt.Errorf("%s: %w", names[side], m.err), r.summary())
 		default:
-			r.take(side == 0, m.frame, m.at)
+			n := r.primary + 1
+			if side == 1 {
+				n = r.secondary + 1
+			}
+			r.take(side, n, m.frame, m.at)
 		}
 	}
-	return r.summary()
+	return r.end()
+}
+
+// end says how it was.
+func (r *replay) end() error {
+	if err := r.summary(); err != nil {
+		return err
+	}
+	if r.diverged > 0 {
+		return errDiverged
+	}
+	return nil
 }

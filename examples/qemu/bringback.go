@@ -11,7 +11,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/qmp"
+	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/qemufile"
 )
 

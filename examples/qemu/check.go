@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/qmp"
+	"github.com/gocolo/lockstep/event/qmp"
 )
 
 const aboutCheck = `usage: qemu check -qmp ADDR [flags]

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/quickack"
-	"github.com/gocolo/lockstep/internal/qmp"
+	"github.com/gocolo/lockstep/event/qmp"
 )
 
 // listen opens addr. It returns the address as a QEMU's migrate command wants it.

@@ -13,7 +13,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/quickack"
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/internal/qmp"
+	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -114,7 +114,7 @@ func (s *follower) follow(ctx context.Context) error {
 		CheckpointDelay: 24 * time.Hour, PeerTimeout: s.r.peer,
 		Arbiter: colo.ArbiterFunc(func(_ context.Context, c colo.Claim) error {
 			why = c.Cause
-			return errors.New("a relay runs no guest")
+			return fmt.Errorf("%w: a relay runs no guest", colo.ErrRefused)
 		}),
 	})
 	if err != nil {

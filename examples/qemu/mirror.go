@@ -8,7 +8,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gocolo/lockstep/internal/qmp"
+	"github.com/gocolo/lockstep/event/qmp"
 )
 
 // mirrored is a disk of a QEMU that is to be copied to a standby, and each write

@@ -10,7 +10,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/internal/qmp"
+	"github.com/gocolo/lockstep/event/qmp"
 )
 
 // promote lets one of the secondaries go on: the first that has the last

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/internal/qmp"
+	"github.com/gocolo/lockstep/event/qmp"
 )
 
 const aboutProtect = `usage: qemu protect -qmp ADDR -to ADDR [flags]

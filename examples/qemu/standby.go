@@ -183,7 +183,7 @@ func (s *standbyRun) session(ctx context.Context, conn net.Conn) error {
 		for {
 			select {
 			case <-order:
-				if err := sec.Failover(); err != nil {
+				if err := sec.Fenced(); err != nil {
 					s.p.warn("SIGUSR1: %v", err)
 				}
 			case <-ended:
@@ -204,14 +204,14 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) error {
 		if s.conn.closed.Load() {
 			return nil
 		}
-		return errors.New("the primary may be alive, and there is no -fence to make sure")
+		return fmt.Errorf("%w: the primary may be alive, and there is no -fence to make sure", colo.ErrRefused)
 	}
 	s.p.say("fencing     %s", s.fence)
 	cmd := exec.CommandContext(ctx, "sh", "-c", s.fence)
 	cmd.Env = append(os.Environ(), "LOCKSTEP_EPOCH="+strconv.FormatUint(c.Epoch, 10), "LOCKSTEP_CAUSE="+c.Cause.Error())
 	cmd.WaitDelay = time.Second
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("-fence: %w: %s", err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("%w: -fence: %w: %s", colo.ErrRefused, err, strings.TrimSpace(string(out)))
 	}
 	return nil
 }

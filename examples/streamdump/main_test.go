@@ -223,22 +223,6 @@ func TestUnknownLiveSectionsPassBy(t *testing.T) {
 	}
 }
 
-func TestWhatCannotBeReadIsSaid(t *testing.T) {
-	for want, c := range map[string]vmstate.Configuration{
-		"have 16 bits": {Machine: "virt", TargetPageBits: 16},
-		"mapped-ram":   {Machine: "pc", Capabilities: []string{"mapped-ram"}},
-	} {
-		stream := written(t, func(w *qemufile.Writer) {
-			vmstate.PutFileHeader(w)
-			vmstate.PutConfiguration(w, c)
-		})
-		status, out, stderr := run(stream, "-json")
-		if status != 1 || !strings.Contains(stderr, "offset 8: ") || !strings.Contains(stderr, want) || !strings.Contains(out, `"configuration"`) {
-			t.Errorf("status %d, %q, %s", status, stderr, out)
-		}
-	}
-}
-
 func TestACutDeviceStateIsShownUpToTheCut(t *testing.T) {
 	stream := colo(t)
 	status, out, stderr := run(stream[:len(stream)-10], "-colo", "-json", "-fields")

@@ -4,10 +4,7 @@ import (
 	"bufio"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
-
-	"github.com/gocolo/lockstep/vmstate"
 )
 
 // A line is one record as it is printed. Pointers are absent where nil.
@@ -20,8 +17,11 @@ type line struct {
 	Version  *uint32 `json:"version,omitempty"`
 	Length   int64   `json:"length"`
 	Footer   *bool   `json:"footer,omitempty"`
-	Opaque   bool    `json:"opaque,omitempty"` // a live section whose device is unknown
+	Opaque   bool    `json:"opaque,omitempty"`  // a live section whose device is unknown
+	Guessed  bool    `json:"guessed,omitempty"` // nothing but its looks tells its length
+	Why      string  `json:"why,omitempty"`     // what does not fit its description
 	Fields   any     `json:"fields,omitempty"`
+	times    int     // so many sections in a row
 }
 
 type summary struct {
@@ -32,16 +32,34 @@ type summary struct {
 	Checkpoints int    `json:"checkpoints"`
 	OK          bool   `json:"ok"`
 	Error       string `json:"error,omitempty"`
+
+	Blocks  []blockSummary `json:"blocks,omitempty"`
+	Misfits []string       `json:"misfits,omitempty"` // devices that disagree with their description
+	Notes   []string       `json:"notes,omitempty"`
+}
+
+// blockSummary is what has come of a RAM block.
+type blockSummary struct {
+	Name    string `json:"name"`
+	Size    uint64 `json:"size"`
+	Pages   int64  `json:"pages"`   // records
+	Missing int64  `json:"missing"` // pages that never came
 }
 
 type printer struct {
 	w      *bufio.Writer
 	json   bool
 	fields bool
+	silent bool
 	begun  bool
+	parts  line // PART sections of a live device that are not printed yet
+	nparts int
 }
 
 func (p *printer) line(l line) {
+	if p.silent {
+		return
+	}
 	if !p.fields {
 		l.Fields = nil
 	}
@@ -49,6 +67,40 @@ func (p *printer) line(l line) {
 		p.object(l)
 		return
 	}
+	if p.gather(l) {
+		return
+	}
+	p.row(l)
+}
+
+// gather keeps PART sections that follow one another: without their fields, they
+// are one row.
+func (p *printer) gather(l line) bool {
+	if p.fields || l.Kind != "part" || l.ID == nil {
+		p.flush()
+		return false
+	}
+	if p.nparts > 0 && (*p.parts.ID != *l.ID || p.parts.Offset+p.parts.Length != l.Offset) {
+		p.flush()
+	}
+	if p.nparts == 0 {
+		p.parts = l
+	} else {
+		p.parts.Length += l.Length
+	}
+	p.nparts++
+	return true
+}
+
+func (p *printer) flush() {
+	if p.nparts > 0 {
+		p.parts.times = p.nparts
+		p.nparts = 0
+		p.row(p.parts)
+	}
+}
+
+func (p *printer) row(l line) {
 	if !p.begun {
 		fmt.Fprintf(p.w, "%12s  %-13s %5s  %-28s %4s %4s %12s  %s\n", "OFFSET", "KIND", "ID", "NAME", "INST", "VER", "LENGTH", "FOOTER")
 		p.begun = true
@@ -59,6 +111,15 @@ func (p *printer) line(l line) {
 	}
 	if l.Opaque {
 		footer += ", opaque"
+	}
+	if l.Guessed {
+		footer += ", guessed"
+	}
+	if l.Why != "" {
+		footer += ", does not fit its description"
+	}
+	if l.times > 1 {
+		footer += fmt.Sprintf(", %d sections", l.times)
 	}
 	row := fmt.Sprintf("%12d  %-13s %5s  %-28s %4s %4s %12d  %s", l.Offset, l.Kind, number(l.ID), printable(l.Name), number(l.Instance), number(l.Version), l.Length, footer)
 	fmt.Fprintln(p.w, strings.TrimRight(row, " "))
@@ -80,51 +141,6 @@ func printable(s string) string {
 	return q[1 : len(q)-1]
 }
 
-// tree prints fields for people, one per line.
-func (p *printer) tree(v any, depth int) {
-	indent := strings.Repeat("  ", depth+7)
-	show := func(name, typ string, v any) {
-		switch v := v.(type) {
-		case vmstate.Struct:
-			fmt.Fprintf(p.w, "%s%s: %s\n", indent, printable(name), printable(v.VMSD))
-			p.tree(v, depth+1)
-		case []any:
-			if len(v) > 0 {
-				if _, ok := v[0].(vmstate.Struct); ok {
-					for i := range v {
-						fmt.Fprintf(p.w, "%s%s[%d]:\n", indent, printable(name), i)
-						p.tree(v[i], depth+1)
-					}
-					return
-				}
-			}
-			fmt.Fprintf(p.w, "%s%s = %v  (%s)\n", indent, printable(name), v, printable(typ))
-		case []byte:
-			more := ""
-			if len(v) > 32 {
-				more = fmt.Sprintf("… (%d bytes)", len(v))
-			}
-			fmt.Fprintf(p.w, "%s%s = %x%s  (%s)\n", indent, printable(name), v[:min(len(v), 32)], more, printable(typ))
-		default:
-			fmt.Fprintf(p.w, "%s%s = %v  (%s)\n", indent, printable(name), v, printable(typ))
-		}
-	}
-	if s, ok := v.(vmstate.Struct); ok {
-		for _, f := range s.Fields {
-			show(f.Name, f.Type, f.Value)
-		}
-		for _, sub := range s.Subsections {
-			fmt.Fprintf(p.w, "%ssubsection %s:\n", indent, printable(sub.VMSD))
-			p.tree(sub, depth+1)
-		}
-		return
-	}
-	text, err := json.Marshal(v)
-	if err == nil {
-		fmt.Fprintf(p.w, "%s%s\n", indent, text)
-	}
-}
-
 func (p *printer) object(v any) {
 	if text, err := json.Marshal(v); err == nil {
 		p.w.Write(append(text, '\n'))
@@ -133,20 +149,42 @@ func (p *printer) object(v any) {
 
 // end prints the totals.
 func (p *printer) end(s summary, ram *memory) error {
+	names := ram.blocks()
 	if p.json {
+		for _, name := range names[:min(len(names), maxBlocks)] {
+			b := blockSummary{Name: name, Size: ram.sizes[name]}
+			if c := ram.total.Blocks[name]; c != nil {
+				b.Pages = c.Pages
+			}
+			b.Missing, _ = ram.missing(name)
+			s.Blocks = append(s.Blocks, b)
+		}
 		p.object(map[string]summary{"summary": s})
 		return p.w.Flush()
 	}
-	names := make([]string, 0, len(ram.total.Blocks))
-	for name := range ram.total.Blocks {
-		names = append(names, name)
-	}
-	slices.Sort(names)
+	p.flush()
 	if len(names) > 0 {
-		fmt.Fprintf(p.w, "\n%-28s %14s %10s %10s %10s %14s\n", "RAM BLOCK", "SIZE", "PAGES", "ZERO", "XBZRLE", "BYTES")
+		missing := false
+		for _, name := range names {
+			n, _ := ram.missing(name)
+			missing = missing || n > 0
+		}
+		head := fmt.Sprintf("\n%-28s %14s %10s %10s %10s %14s", "RAM BLOCK", "SIZE", "PAGES", "ZERO", "XBZRLE", "BYTES")
+		if missing {
+			head += fmt.Sprintf(" %10s", "MISSING")
+		}
+		fmt.Fprintln(p.w, head)
 		for _, name := range names {
 			b := ram.total.Blocks[name]
-			fmt.Fprintf(p.w, "%-28s %14d %10d %10d %10d %14d\n", printable(name), ram.sizes[name], b.Pages, b.Zero, b.XBZRLE, b.Bytes)
+			if b == nil {
+				b = new(block)
+			}
+			row := fmt.Sprintf("%-28s %14d %10d %10d %10d %14d", printable(name), ram.sizes[name], b.Pages, b.Zero, b.XBZRLE, b.Bytes)
+			if missing {
+				n, _ := ram.missing(name)
+				row += fmt.Sprintf(" %10d", n)
+			}
+			fmt.Fprintln(p.w, row)
 		}
 	}
 	state := "ok"

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -18,6 +19,9 @@ type counts struct {
 	Zero   int64             `json:"zero"`
 	XBZRLE int64             `json:"xbzrle"`
 	Blocks map[string]*block `json:"blocks"`
+
+	last   *block // of lastOf: records come in runs
+	lastOf string
 }
 
 type block struct {
@@ -31,13 +35,16 @@ func (c *counts) add(rec *ram.Record) {
 	if !rec.Page() {
 		return
 	}
-	b := c.Blocks[rec.Block]
-	if b == nil {
-		if c.Blocks == nil {
-			c.Blocks = make(map[string]*block)
+	b := c.last
+	if b == nil || c.lastOf != rec.Block {
+		if b = c.Blocks[rec.Block]; b == nil {
+			if c.Blocks == nil {
+				c.Blocks = make(map[string]*block)
+			}
+			b = new(block)
+			c.Blocks[rec.Block] = b
 		}
-		b = new(block)
-		c.Blocks[rec.Block] = b
+		c.last, c.lastOf = b, rec.Block
 	}
 	c.Pages++
 	b.Pages++
@@ -54,12 +61,20 @@ func (c *counts) add(rec *ram.Record) {
 
 // memory reads RAM sections.
 type memory struct {
-	walker ram.Walker
-	dir    string // where to extract to; empty: nowhere
-	total  counts
-	sizes  map[string]uint64
-	files  map[string]*os.File // sparse where no page came
-	page   [ram.PageSize]byte
+	walker   ram.Walker
+	dir      string // where to extract to; empty: nowhere
+	channels channels
+	total    counts
+	sizes    map[string]uint64
+	list     []string // the names of the blocks, in the stream's order
+	files    map[string]*os.File
+	page     []byte
+
+	seen    map[string]*seen
+	last    *seen // of lastOf
+	lastOf  string
+	pieces  int
+	unknown bool // more pages than can be told apart
 }
 
 // maxBlocks bounds the blocks of a stream that does not list them first.
@@ -75,27 +90,40 @@ func (m *memory) section(r *qemufile.Reader, fn func(*ram.Record)) (counts, erro
 		if len(m.total.Blocks) > maxBlocks {
 			return fmt.Errorf("offset %d: pages of more than %d blocks", rec.Stream, maxBlocks)
 		}
-		if rec.Kind == ram.KindBlockList {
-			if err := m.list(rec.Blocks); err != nil {
+		switch rec.Kind {
+		case ram.KindMappedBlock, ram.KindBlockList:
+			if err := m.enter(rec); err != nil {
 				return err
 			}
 		}
 		fn(rec)
-		if m.dir != "" && rec.Page() {
-			return m.write(rec)
+		switch {
+		case rec.Page():
+			return m.take(rec)
+		case rec.Kind == ram.KindMultiFDFlush, rec.Kind == ram.KindEOS:
+			return m.channels.sync(rec.Kind == ram.KindMultiFDFlush, m.takeElsewhere)
 		}
 		return nil
 	})
 	return c, err
 }
 
-func (m *memory) list(blocks []ram.BlockInfo) error {
+// enter takes the blocks of a list.
+func (m *memory) enter(rec *ram.Record) error {
 	if m.sizes == nil {
 		m.sizes = make(map[string]uint64)
 		m.files = make(map[string]*os.File)
+		m.seen = make(map[string]*seen)
 	}
-	for _, b := range blocks {
+	for _, b := range rec.Blocks {
+		if _, ok := m.sizes[b.Name]; !ok {
+			m.list = append(m.list, b.Name)
+		}
 		m.sizes[b.Name] = b.Length
+		if rec.Kind == ram.KindMappedBlock {
+			// What a mapped file does not have is zeros, and there.
+			m.all(b.Name)
+		}
 		if m.dir == "" {
 			continue
 		}
@@ -104,6 +132,70 @@ func (m *memory) list(blocks []ram.BlockInfo) error {
 		}
 	}
 	return nil
+}
+
+// all says that every page of a block is there.
+func (m *memory) all(name string) {
+	m.seen[name] = &seen{pages: -1}
+	m.last = nil
+}
+
+// takeElsewhere takes a page that came over a channel.
+func (m *memory) takeElsewhere(rec *ram.Record) error {
+	size, ok := m.sizes[rec.Block]
+	if !ok || rec.Offset >= size {
+		return fmt.Errorf("a page at %#x of block %q, which the main stream does not have", rec.Offset, rec.Block)
+	}
+	m.total.add(rec)
+	return m.take(rec)
+}
+
+// take notes a page and writes it, if that is wanted.
+func (m *memory) take(rec *ram.Record) error {
+	if m.last == nil || m.lastOf != rec.Block {
+		m.last, m.lastOf = m.seen[rec.Block], rec.Block
+		if m.last == nil && m.seen != nil {
+			m.last = new(seen)
+			m.seen[rec.Block] = m.last
+		}
+	}
+	if m.last != nil && m.last.pages >= 0 && !m.last.add(rec.Offset/uint64(m.walker.Size()), &m.pieces) {
+		m.unknown = true
+	}
+	if m.dir == "" {
+		return nil
+	}
+	return m.write(rec)
+}
+
+// missing returns how many pages of a block never came, and how many it has.
+func (m *memory) missing(name string) (missing, all int64) {
+	size := uint64(m.walker.Size())
+	all = int64((m.sizes[name] + size - 1) / size)
+	switch s := m.seen[name]; {
+	case m.unknown:
+		return 0, all
+	case s == nil:
+		return all, all
+	case s.pages < 0:
+		return 0, all
+	default:
+		return max(all-s.pages, 0), all
+	}
+}
+
+// blocks returns the names of the blocks: as listed, and then any others.
+func (m *memory) blocks() []string {
+	names := slices.Clone(m.list)
+	var others []string
+	for name := range m.total.Blocks {
+		if _, ok := m.sizes[name]; !ok {
+			others = append(others, name)
+		}
+	}
+	slices.Sort(names)
+	slices.Sort(others)
+	return append(names, others...)
 }
 
 // fileName is a block's name as a file's: a peer has chosen it.
@@ -130,18 +222,19 @@ func (m *memory) write(rec *ram.Record) error {
 		_, err := f.WriteAt(rec.Data, int64(rec.Offset))
 		return err
 	}
-	n, err := f.ReadAt(m.page[:], int64(rec.Offset))
+	m.page = slices.Grow(m.page[:0], m.walker.Size())[:m.walker.Size()]
+	n, err := f.ReadAt(m.page, int64(rec.Offset))
 	if err != nil && err != io.EOF {
 		return err
 	}
 	clear(m.page[n:])
-	if rec.Kind == ram.KindZero && rec.Fill == 0 && m.page == [ram.PageSize]byte{} {
+	if rec.Kind == ram.KindZero && rec.Fill == 0 && !slices.ContainsFunc(m.page, func(c byte) bool { return c != 0 }) {
 		return nil // and stays a hole
 	}
-	if err := rec.Apply(m.page[:]); err != nil {
+	if err := rec.Apply(m.page); err != nil {
 		return err
 	}
-	_, err = f.WriteAt(m.page[:], int64(rec.Offset))
+	_, err = f.WriteAt(m.page, int64(rec.Offset))
 	return err
 }
 
@@ -150,5 +243,5 @@ func (m *memory) close() error {
 	for _, f := range m.files {
 		errs = append(errs, f.Close())
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, m.channels.close())...)
 }

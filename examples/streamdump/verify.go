@@ -40,6 +40,14 @@ func (v *verifier) compare(p []byte) (int, error) {
 	return len(p), nil
 }
 
+// pass takes what was read up to an offset as it is: what is between the pages of
+// a mapped file, or before and behind a stream.
+func (v *verifier) pass(offset int64) {
+	v.w.Flush()
+	v.want.Next(int(offset - v.at))
+	v.at = offset
+}
+
 // end flushes and returns the first difference. length is how much was decoded:
 // all of it must have been written.
 func (v *verifier) end(length int64) error {

@@ -2,9 +2,20 @@
 //
 // [Monitor] is the decision: told when the peer was heard and what time it is,
 // it says whether the peer is lost and when it would be. [Run] is a monitor on
-// a connection that both sides send beats over. What follows from a loss is
-// not decided here: a host connects [ErrLost] to the Failover of its session,
-// usually by way of an arbiter, because the peer may be thinking the same.
+// a connection that both sides send beats over.
+//
+// What follows from the end of a heartbeat is not decided here. A host tells its
+// session of every end that it did not ask for itself, with colo's Lost, and at
+// once:
+//
+//   - [ErrLost]: the peer is silent, or its connection broke.
+//   - [ErrGoodbye]: the peer's host has stopped its heartbeat in good order. A
+//     session that it has not ended as well has no partner any more.
+//   - [ErrProtocol]: whatever is at the other end, it is not the peer.
+//
+// Each of them ends the session, and the arbiter says which side goes on. Do not
+// call Failover or Fenced for it: those are orders of an operator who knows
+// more, and a peer that is lost here may be thinking the same of this side.
 //
 // The connection should not be the one that carries the checkpoints: a beat
 // behind a hundred megabytes of memory comes late for no fault of the peer.

@@ -50,6 +50,25 @@ func TestMonitorExcusesAPeerWhenWeWereAsleep(t *testing.T) {
 	}
 }
 
+func TestMonitorExcusesOnlySoOften(t *testing.T) {
+	const grace = 200 * time.Millisecond
+	m := Monitor{Timeout: time.Second}
+	late := func(limit int) (n int) { // how often a look that is late is an excuse
+		for n < limit && m.Excuse(m.Deadline().Add(grace+1), grace) {
+			n++
+		}
+		return n
+	}
+	m.Beat(time.Unix(0, 0))
+	if n := late(1000); n != maxExcuses {
+		t.Errorf("a silent peer is excused %d times in a row, want %d", n, maxExcuses)
+	}
+	m.Beat(m.Deadline())
+	if n := late(1000); n != maxExcuses {
+		t.Errorf("a peer that was heard again is excused %d times, want %d", n, maxExcuses)
+	}
+}
+
 // start runs Run on c in the bubble.
 func start(ctx context.Context, c io.ReadWriteCloser) <-chan error {
 	done := make(chan error, 1)

@@ -8,8 +8,12 @@ type Monitor struct {
 	// Timeout is how long the peer may be silent.
 	Timeout time.Duration
 
-	last time.Time
+	last    time.Time
+	excuses int // since the peer was heard
 }
+
+// maxExcuses is how often in a row a silence may be our own.
+const maxExcuses = 3
 
 // Beat says that the peer was heard at now. The first Beat is that of the
 // caller itself, when it begins to listen. Time does not go back: a beat
@@ -18,6 +22,7 @@ func (m *Monitor) Beat(now time.Time) {
 	if now.After(m.last) {
 		m.last = now
 	}
+	m.excuses = 0
 }
 
 // Deadline returns when the peer will be lost if it stays silent.
@@ -30,11 +35,14 @@ func (m *Monitor) Lost(now time.Time) bool { return !now.Before(m.Deadline()) }
 // the caller got to look, is more than grace after the deadline at which it
 // meant to look. A process that was stopped (or whose machine was) finds
 // itself there, with the peer's beats waiting to be read. If so, the deadline
-// moves to grace after now.
+// moves to grace after now. Three times in a row, without a Beat between them,
+// are the limit: a host that is always late would otherwise never find a dead
+// peer.
 func (m *Monitor) Excuse(now time.Time, grace time.Duration) bool {
-	if now.Sub(m.Deadline()) <= grace {
+	if now.Sub(m.Deadline()) <= grace || m.excuses >= maxExcuses {
 		return false
 	}
+	m.excuses++
 	m.last = now.Add(grace - m.Timeout)
 	return true
 }

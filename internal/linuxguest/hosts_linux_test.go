@@ -30,7 +30,7 @@ const (
 )
 
 // guestArgs are those of the guest's kernel.
-const guestArgs = "console=ttyS0 quiet panic=-1 ipv6.disable=1 rdinit=/init"
+const guestArgs = "console=ttyS0 quiet panic=-1 nokaslr ipv6.disable=1 rdinit=/init"
 
 // network is the part of a role that connects the guest's TAP interface, by a
 // bridge, and the machine itself.
@@ -77,7 +77,6 @@ func TestAProtectedGuestOutlivesItsHost(t *testing.T) {
 func outlives(t *testing.T, k *Kit, host, victim string, vcpus int) {
 	t.Helper()
 	w := newWorld(t, k)
-	w.vcpus = vcpus
 	w.client()
 	p := &pair{
 		world:  w,
@@ -85,7 +84,7 @@ func outlives(t *testing.T, k *Kit, host, victim string, vcpus int) {
 	}
 	p.machine(2, "secondary", network(2)+program("secondary -listen 10.66.0.2:7654", vcpus), p.images["secondary"], []string{host}, nil)
 	p.machine(1, "primary", network(1)+program(
-		"primary -peer 10.66.0.2:7654 -interval 1s -min-interval 150ms -kernel /guest/kernel -initrd /guest/initrd -append '"+guestArgs+"'",
+		"primary -peer 10.66.0.2:7654 -interval 1s -min-interval 150ms -checkpoint-timeout 30s -kernel /guest/kernel -initrd /guest/initrd -append '"+guestArgs+"'",
 		vcpus), p.images["primary"], []string{host}, nil)
 	p.protect()
 	if victim == "nobody" {

@@ -14,6 +14,7 @@ import (
 //	bin/gokvm  examples/gokvm
 //	bin/jobs   internal/linuxguest/jobs
 //	bin/gokvmhost.test  the tests of kvm/gokvmhost
+//	bin/kvm.test        the tests of kvm
 //
 // all of the programs linked statically.
 type Kit struct {
@@ -163,6 +164,29 @@ func (k *Kit) GuestArchive(name string) error {
 	return k.archive(name, guestInit, guestModules, func(a *Archive) {
 		a.Copy("jobs", k.Binary("jobs"))
 	})
+}
+
+// TestGuestArchive writes the initial RAM disk of the guest that the adapter's tests run:
+// their own binary is its init, and loads the modules.
+func (k *Kit) TestGuestArchive(name string) (err error) {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	a := NewArchive(f)
+	a.Dir("dev")
+	a.Console()
+	a.Dir("modules")
+	a.Copy("init", k.Binary("gokvmhost.test"))
+	files, err := k.GuestModules()
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		a.Copy("modules/"+filepath.Base(file), file)
+	}
+	return a.Close()
 }
 
 // EchoArchive writes the initial RAM disk of a guest that takes one line from its

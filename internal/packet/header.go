@@ -155,7 +155,7 @@ func (h TCP) Options() []byte { return h[TCPLen:h.HeaderLen()] }
 // Payload returns the data.
 func (h TCP) Payload() []byte { return h[h.HeaderLen():] }
 
-// Kinds of TCP options (RFC 9293, 7323, 2018).
+// Kinds of TCP options (RFC 9293, 7323, 2018, 2385, 5925).
 const (
 	OptEnd        = 0
 	OptNop        = 1
@@ -164,7 +164,28 @@ const (
 	OptSACKPermit = 4
 	OptSACK       = 5
 	OptTimestamps = 8
+	OptMD5        = 19
+	OptAO         = 29
 )
+
+// Signed reports whether the segment carries a signature over itself (TCP-MD5,
+// RFC 2385, or TCP-AO, RFC 5925), which no change of it survives.
+func (h TCP) Signed() bool {
+	opts := h.Options()
+	if len(opts) == 12 && binary.BigEndian.Uint32(opts) == 0x0101080a {
+		return false // what nearly all segments have: timestamps, and no more
+	}
+	for {
+		kind, _, rest, ok := NextOption(opts)
+		if !ok {
+			return false
+		}
+		if kind == OptMD5 || kind == OptAO {
+			return true
+		}
+		opts = rest
+	}
+}
 
 // NextOption takes the first option off opts and returns its kind and its data.
 // Padding is passed over. At the end of the list, or where it is malformed, ok

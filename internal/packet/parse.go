@@ -20,11 +20,14 @@ type Packet struct {
 	Frame []byte // as given, without a virtio-net header
 	Kind  Kind
 	Tags  int    // VLAN tags
-	Type  uint16 // the EtherType behind the tags
+	Link  Link   // the tags, and PPP over Ethernet
+	Type  uint16 // the EtherType behind them
 
 	L3  int // the network header
 	L4  int // what the IP header and its extensions are followed by
 	End int // the end of the IP packet; what is behind it is padding
+
+	bound int // where the frame's data ends, as far as the link says so
 
 	Proto    uint8 // of what is at L4
 	Fragment bool  // the packet is a fragment: what is at L4 is part of something
@@ -38,15 +41,8 @@ func (p *Packet) Parse(frame []byte) Kind {
 	if len(frame) < EthernetLen {
 		return Malformed
 	}
-	p.L3 = EthernetLen
-	p.Type = binary.BigEndian.Uint16(frame[12:])
-	for p.Type == TypeVLAN || p.Type == TypeQinQ {
-		if len(frame) < p.L3+TagLen {
-			return Malformed
-		}
-		p.Type = binary.BigEndian.Uint16(frame[p.L3+2:])
-		p.L3 += TagLen
-		p.Tags++
+	if !p.link() {
+		return Malformed
 	}
 	switch p.Type {
 	case TypeIPv4:
@@ -69,7 +65,7 @@ func (p *Packet) Parse(frame []byte) Kind {
 }
 
 func (p *Packet) ipv4() bool {
-	b := p.Frame[p.L3:]
+	b := p.Frame[p.L3:p.bound]
 	if len(b) < IPv4Len {
 		return false
 	}
@@ -86,7 +82,7 @@ func (p *Packet) ipv4() bool {
 }
 
 func (p *Packet) ipv6() bool {
-	b := p.Frame[p.L3:]
+	b := p.Frame[p.L3:p.bound]
 	if len(b) < IPv6Len {
 		return false
 	}
@@ -173,28 +169,31 @@ type Key struct {
 	Ports    uint32   // source port, destination port; what stands for them elsewhere, or 0
 	Proto    uint8
 	Kind     Kind
+	Layers   uint8  // VLAN tags, and 0x80 for a session of PPP over Ethernet
 	VLAN     uint16 // the innermost VLAN, 0 if untagged
+	Outer    uint32 // the VLAN around it, and the number of the session
 }
 
 // Key sets k to the flow of an IP packet. What is a fragment has no ports, all
-// of the fragments between two hosts are one flow.
+// of the fragments between two hosts are one flow. What is no IP packet has no
+// addresses.
 func (p *Packet) Key(k *Key) {
 	*k = Key{Proto: p.Proto, Kind: p.Kind}
-	if p.Tags > 0 {
-		k.VLAN = binary.BigEndian.Uint16(p.Frame[p.L3-4:]) & 0xfff
+	if p.L3 != EthernetLen {
+		k.link(&p.Link)
 	}
 	if p.Kind == IP4 {
 		// As arrays, whose length is known, they are moved without a call.
 		*(*[4]byte)(k.Src[:]) = [4]byte(p.Frame[p.L3+12:])
 		*(*[4]byte)(k.Dst[:]) = [4]byte(p.Frame[p.L3+16:])
-	} else {
+	} else if p.Kind == IP6 {
 		k.Src = [16]byte(p.Frame[p.L3+8:])
 		k.Dst = [16]byte(p.Frame[p.L3+24:])
 	}
 	if p.Fragment {
 		return
 	}
-	b := p.Frame[p.L4:p.End]
+	b := p.Frame[p.L4:max(p.L4, p.End)]
 	switch p.Proto {
 	case ProtoTCP, ProtoUDP, ProtoDCCP, ProtoESP, ProtoSCTP, ProtoUDPLite:
 		if len(b) >= 4 {

@@ -19,7 +19,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/internal/qmp"
+	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/internal/require"
 )
 

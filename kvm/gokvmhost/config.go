@@ -3,6 +3,8 @@ package gokvmhost
 import (
 	"io"
 	"log/slog"
+
+	"github.com/gocolo/lockstep/kvm"
 )
 
 // MachineConfig says what New makes.
@@ -54,6 +56,11 @@ type Config struct {
 	// DirtyRing is as in kvm.AttachConfig. gokvm creates the vCPUs before anybody
 	// could ask for a ring, so what is not 0 or kvm.AutoRing fails.
 	DirtyRing int
+	// CatchUp is as in kvm.AttachConfig.
+	CatchUp bool
+	// CPUID is as in kvm.Config: what vCPU i is told of its CPU, such as
+	// kvm.CommonCPUID. Nil is kvm.SupportedCPUID.
+	CPUID func(i int) ([]kvm.CPUIDEntry, error)
 	// Log is told what a guest or a backend does that is odd: a broken ring, a
 	// failed write. Nil: nobody.
 	Log *slog.Logger

@@ -24,6 +24,24 @@ var (
 	ErrKernel = errors.New("gokvmhost: kernel cannot be loaded")
 )
 
+// TripleFaultError is how a vCPU ended that could not deliver a fault: as on hardware,
+// the guest is reset. It says where the vCPU was.
+type TripleFaultError struct {
+	VCPU          int
+	RIP, CR2, CR3 uint64
+	GSBase        uint64 // GS base at that time
+	KernelGSBase  uint64 // and what SWAPGS would make it (MSR 0xc0000102)
+}
+
+// Error implements error.
+func (e *TripleFaultError) Error() string {
+	return fmt.Sprintf("gokvmhost: the guest was reset: triple fault of vCPU %d at RIP %#x, CR2 %#x, CR3 %#x, GS base %#x, kernel GS base %#x",
+		e.VCPU, e.RIP, e.CR2, e.CR3, e.GSBase, e.KernelGSBase)
+}
+
+// Is reports whether target is [ErrReset].
+func (e *TripleFaultError) Is(target error) bool { return target == ErrReset }
+
 // LayoutError says that gokvm's types are not those that this package knows: it
 // needs something that this version of gokvm has in another form, or not at all.
 // It wraps [errors.ErrUnsupported].

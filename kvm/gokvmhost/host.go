@@ -37,7 +37,8 @@ type Host struct {
 	tap     *tapUplink  // nil: none
 
 	turn   chan struct{} // held by Pause and Resume
-	paused atomic.Bool   // written by who has the turn
+	pauses int           // that no Resume has undone; of who has the turn
+	paused atomic.Bool   // there are any; written by who has the turn
 
 	mu      sync.Mutex
 	fail    context.CancelCauseFunc // while Run runs
@@ -90,7 +91,7 @@ func Attach(m *Machine, cfg Config) (_ *Host, err error) {
 			err = errors.Join(err, h.Close())
 		}
 	}()
-	if h.vm, err = kvm.Attach(p.vm, kvm.AttachConfig{}); err != nil {
+	if h.vm, err = kvm.Attach(p.vm, kvm.AttachConfig{CatchUp: cfg.CatchUp, Log: cfg.Log}); err != nil {
 		return nil, err
 	}
 	if err := h.vm.AddSlot(kvm.Slot{Block: kvm.RAMBlock, Mem: p.memory}); err != nil {
@@ -106,7 +107,11 @@ func Attach(m *Machine, cfg Config) (_ *Host, err error) {
 		if err != nil {
 			return nil, err
 		}
-		cpuid, err := kvm.SupportedCPUID(i)
+		choose := kvm.SupportedCPUID
+		if cfg.CPUID != nil {
+			choose = cfg.CPUID
+		}
+		cpuid, err := choose(i)
 		if err != nil {
 			return nil, err
 		}
@@ -117,6 +122,7 @@ func Attach(m *Machine, cfg Config) (_ *Host, err error) {
 	if err := h.vm.Pause(context.Background()); err != nil {
 		return nil, err
 	}
+	h.pauses = 1
 	h.paused.Store(true)
 	if err := h.build(p, machineHas, cfg); err != nil {
 		return nil, err

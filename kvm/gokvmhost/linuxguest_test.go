@@ -12,16 +12,39 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/gocolo/lockstep/internal/linuxguest/tsc"
 )
 
 // guestEnv on a Linux guest's command line makes this test binary, as its init, the
 // guest's load.
 const guestEnv = "LOCKSTEP_GUEST"
+
+// clocksEnv on the command line has the guest tell the time as well.
+const clocksEnv = "LOCKSTEP_CLOCKS"
+
+// guestClocks tells what the guest's clocks say: the TSC; CLOCK_MONOTONIC, which is made
+// of the TSC or of KVM's clock, whichever is the clock source; and how long a turn of it
+// took by each at most, so that a step or a standstill shows.
+func guestClocks(say func(string, ...any)) {
+	source, _ := os.ReadFile("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+	say("guest: clock %s", strings.TrimSpace(string(source)))
+	var ts unix.Timespec
+	for n := 1; ; n++ {
+		before := tsc.Read()
+		unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts)
+		mono := ts.Nano()
+		unix.ClockGettime(unix.CLOCK_REALTIME, &ts)
+		say("clocks %d tsc %d mono %d real %d", n, before, mono, ts.Nano())
+		time.Sleep(20 * time.Millisecond)
+	}
+}
 
 // Jobs of the guest: each says on the console how far it has come.
 const (
@@ -97,6 +120,9 @@ func guestInit() {
 	go func() { fatal("disk", guestDisk(say)) }()
 	go func() { fatal("network", guestNetwork(say)) }()
 	go guestConsole(say)
+	if os.Getenv(clocksEnv) != "" {
+		go guestClocks(say)
+	}
 	for j := newGuestJob(); ; {
 		say("%s", j.round())
 		time.Sleep(20 * time.Millisecond)

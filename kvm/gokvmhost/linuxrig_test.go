@@ -125,7 +125,7 @@ func newLinux(t *testing.T, vcpus int, cmdline string) *linux {
 		disk:    &memDisk{data: make([]byte, diskBlocks*diskBlock)},
 		console: &lines{news: make(chan struct{}, 1)},
 		initrd:  linuxInitrd(t, dir),
-		cmdline: "console=ttyS0 quiet panic=-1 rdinit=/init " + guestEnv + "=1 " + cmdline,
+		cmdline: "console=ttyS0 quiet panic=-1 nokaslr rdinit=/init " + guestEnv + "=1 " + cmdline,
 	}
 }
 
@@ -275,6 +275,8 @@ func (l *linux) await(p *place, what string, done func() bool) {
 			for _, v := range p.VM().VCPUs() {
 				r, _ := v.Regs()
 				s, _ := v.Sregs()
+				kernelGS, _ := v.MSR(0xc0000102)
+				l.t.Logf("vCPU %d: GS base %#x, kernel GS base %#x", v.Index(), s.GS.Base, kernelGS)
 				l.t.Logf("vCPU %d: RIP %#x RSP %#x RFLAGS %#x CR0 %#x CR2 %#x CR3 %#x CR4 %#x EFER %#x", v.Index(), r.RIP, r.RSP, r.RFLAGS, s.CR0, s.CR2, s.CR3, s.CR4, s.EFER)
 			}
 			l.fail("Run has ended: " + fmt.Sprint(err))

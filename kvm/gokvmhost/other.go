@@ -3,6 +3,8 @@
 package gokvmhost
 
 import (
+	"time"
+
 	"context"
 	"errors"
 	"fmt"
@@ -63,6 +65,12 @@ func (h *Host) ReceivePacket(frame []byte) error { return errPlatform }
 
 // Input fails with an error that wraps errors.ErrUnsupported.
 func (h *Host) Input(p []byte) (int, error) { return 0, errPlatform }
+
+// Stopped returns 0.
+func (h *Host) Stopped() time.Duration { return 0 }
+
+// Throttle fails with an error that wraps errors.ErrUnsupported.
+func (h *Host) Throttle(percent int) error { return errPlatform }
 
 // Stats returns the zero value.
 func (h *Host) Stats() Stats { return Stats{} }

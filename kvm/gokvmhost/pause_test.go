@@ -55,4 +55,18 @@ func TestAPauseWaitsForABusyDeviceAsLongAsItMay(t *testing.T) {
 	if h.gate.TryEnter() {
 		t.Error("a paused guest's devices work")
 	}
+	// Pauses nest: one of two undone leaves the guest paused.
+	if err := errors.Join(h.Pause(background), h.Resume(background)); err != nil {
+		t.Error(err)
+	}
+	if !h.paused.Load() || h.gate.TryEnter() {
+		t.Error("one Resume has undone two Pauses")
+	}
+	if err := h.Resume(background); err != nil {
+		t.Error(err)
+	}
+	if h.paused.Load() || !h.gate.TryEnter() {
+		t.Error("two Resumes have not undone two Pauses")
+	}
+	h.gate.Leave()
 }

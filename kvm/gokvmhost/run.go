@@ -4,8 +4,10 @@ package gokvmhost
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/kvm/gokvmhost/internal/device"
@@ -16,6 +18,8 @@ import (
 // (ErrPowerOff) or asks for a reset (ErrReset), or something fails, and returns
 // which of them. All that it started has ended then; a disk or a console that
 // blocks keeps it. While the Host is paused the vCPUs wait.
+//
+// Whoever calls it raises GOMAXPROCS by the number of vCPUs, as for kvm.VCPU.Run.
 //
 // It is called once at a time, and may be called again: a guest that has reset
 // itself can be rolled back to an earlier state, and run on from there.
@@ -32,7 +36,7 @@ func (h *Host) Run(ctx context.Context) error {
 			stop(v.Run(ctx, v.Dispatch(kvm.Handler{
 				IO:       h.bus.io,
 				MMIO:     h.bus.mmio,
-				Shutdown: func() error { return fmt.Errorf("%w: triple fault of vCPU %d", ErrReset, v.Index()) },
+				Shutdown: func() error { return &TripleFaultError{VCPU: v.Index()} },
 			})))
 		})
 	}
@@ -58,7 +62,26 @@ func (h *Host) Run(ctx context.Context) error {
 	vcpus.Wait()
 	rest()
 	devices.Wait()
-	return context.Cause(ctx)
+	err := context.Cause(ctx)
+	var fault *TripleFaultError
+	if errors.As(err, &fault) {
+		h.locate(fault)
+	}
+	return err
+}
+
+// locate completes a fault: the vCPU has left Run, and stands where it was. What cannot
+// be read is left out.
+func (h *Host) locate(f *TripleFaultError) {
+	const kernelGSBase = 0xc0000102
+	v := h.vm.VCPUs()[f.VCPU]
+	if r, err := v.Regs(); err == nil {
+		f.RIP = r.RIP
+	}
+	if s, err := v.Sregs(); err == nil {
+		f.CR2, f.CR3, f.GSBase = s.CR2, s.CR3, s.GS.Base
+	}
+	f.KernelGSBase, _ = v.MSR(kernelGSBase)
 }
 
 func (h *Host) begin(stop context.CancelCauseFunc) error {
@@ -85,14 +108,15 @@ func (h *Host) end() {
 // Pause stops the vCPUs, with no exit pending, then waits until the devices have
 // completed what they had begun: the disk's request, the frame being sent. When it
 // returns nil, nothing writes the guest's memory or moves its interrupt lines until
-// Resume. If ctx ends first, the guest goes on and the context's error is returned.
-// Pausing a paused Host is no error.
+// Resume. Pauses nest: the guest goes on when each of them has been undone by a
+// Resume. If ctx ends first, this Pause is void and the context's error is returned.
 func (h *Host) Pause(ctx context.Context) error {
 	if err := h.take(ctx); err != nil {
 		return fmt.Errorf("gokvmhost: pause: %w", err)
 	}
 	defer h.give()
-	if h.paused.Load() {
+	if h.pauses > 0 {
+		h.pauses++
 		return nil
 	}
 	if err := h.vm.Pause(ctx); err != nil {
@@ -103,23 +127,38 @@ func (h *Host) Pause(ctx context.Context) error {
 		h.vm.Resume(ctx)
 		return fmt.Errorf("gokvmhost: pause: %w", err)
 	}
+	h.pauses = 1
 	h.paused.Store(true)
 	return nil
 }
 
-// Resume lets the guest and its devices go on. Resuming a running Host is no error.
+// Resume undoes one Pause; the guest and its devices go on if it was the last.
+// Resuming a running Host is no error.
 func (h *Host) Resume(ctx context.Context) error {
 	if err := h.take(ctx); err != nil {
 		return fmt.Errorf("gokvmhost: resume: %w", err)
 	}
 	defer h.give()
-	if !h.paused.Load() {
+	switch h.pauses {
+	case 0:
 		return nil
+	case 1:
+		h.pauses = 0
+		h.paused.Store(false)
+		h.open()
+		return h.vm.Resume(ctx)
 	}
-	h.paused.Store(false)
-	h.open()
-	return h.vm.Resume(ctx)
+	h.pauses--
+	return nil
 }
+
+// Stopped returns how long the guest stood still in the last pause; see the method of
+// kvm.VM.
+func (h *Host) Stopped() time.Duration { return h.vm.Stopped() }
+
+// Throttle keeps the vCPUs out of the guest for a share of the time, in per cent; see
+// the method of kvm.VM. The devices go on.
+func (h *Host) Throttle(percent int) error { return h.vm.Throttle(percent) }
 
 // open lets the devices go on, and look at what came meanwhile. No vCPU runs.
 func (h *Host) open() {
@@ -133,8 +172,14 @@ func (h *Host) open() {
 	}
 }
 
-// take waits for the turn to pause or resume.
+// take waits for the turn to pause or resume. A turn that is free is taken whatever has
+// become of ctx: whoever undoes a pause with a context that has ended has undone it.
 func (h *Host) take(ctx context.Context) error {
+	select {
+	case h.turn <- struct{}{}:
+		return nil
+	default:
+	}
 	select {
 	case h.turn <- struct{}{}:
 		return nil

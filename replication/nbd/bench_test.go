@@ -31,6 +31,7 @@ type contender struct {
 	drain func() error // ends a round; may be nil
 	bytes int64
 	time  time.Duration
+	same  bool // all requests are for one place
 }
 
 // round has depth goroutines do requests of n bytes at random places.
@@ -44,7 +45,11 @@ func (c *contender) round(b *testing.B, n int) {
 			rng := rand.New(rand.NewPCG(1, uint64(g)))
 			p := make([]byte, n)
 			for range total / n / benchDepth {
-				if err := c.do(p, rng.Int64N(benchSize/int64(n))*int64(n)); err != nil {
+				off := rng.Int64N(benchSize/int64(n)) * int64(n)
+				if c.same {
+					off = 0
+				}
+				if err := c.do(p, off); err != nil {
 					b.Error(err)
 					return
 				}
@@ -159,40 +164,100 @@ func BenchmarkServer(b *testing.B) {
 // a secondary on the same host, with writes to qemu-nbd alone, and with the
 // file alone.
 func BenchmarkPrimary(b *testing.B) {
-	ctx := context.Background()
 	for _, n := range []int{4 << 10, 64 << 10} {
-		b.Run(fmt.Sprintf("%dKiB", n>>10), func(b *testing.B) {
-			local, _ := benchFile(b, "local")
-			remote, _ := benchFile(b, "remote")
-			plain, _ := benchFile(b, "plain")
-			_, path := benchFile(b, "bare")
-			bare := qemuNBD(b, path)
-			s, err := replication.NewSecondary(remote, replication.SecondaryConfig{})
-			must(b, err)
-			must(b, s.Start(ctx))
-			p, err := replication.NewPrimary(local, replication.PrimaryConfig{InSync: true})
-			must(b, err)
-			must(b, p.Attach(ours(b, s.Export())))
-			must(b, p.Start(ctx))
-			run, cancel := context.WithCancel(ctx)
-			var wg sync.WaitGroup
-			wg.Go(func() { p.Run(run) })
-			b.Cleanup(func() { cancel(); wg.Wait(); p.Stop(ctx, true) })
-			// A round ends when all of it is answered by the secondary. That
-			// it is stable would be the business of the disks.
-			epoch := uint64(0)
-			drain := func() error {
-				epoch++
-				if err := p.Mark(ctx, epoch); err != nil {
-					return err
-				}
-				if err := s.Checkpoint(ctx, epoch); err != nil {
-					return err
-				}
-				return p.Loaded(ctx, epoch)
-			}
-			compare(b, n, &contender{name: "replicated", do: writer(p), drain: drain},
-				&contender{name: "bare", do: writer(bare), drain: bare.Sync}, &contender{name: "file", do: writer(plain), drain: plain.Sync})
-		})
+		b.Run(fmt.Sprintf("%dKiB", n>>10), func(b *testing.B) { comparePrimary(b, n, false) })
 	}
+}
+
+// BenchmarkRewrite compares writes of one and the same block: to this server
+// and to qemu-nbd with the same file, through a secondary that was promoted,
+// and through a primary.
+func BenchmarkRewrite(b *testing.B) {
+	const n = 4 << 10
+	b.Run("server", func(b *testing.B) {
+		d, path := benchFile(b, "disk")
+		compare(b, n, &contender{name: "ours", do: writer(ours(b, d)), same: true}, &contender{name: "qemu-nbd", do: writer(qemuNBD(b, path)), same: true})
+	})
+	b.Run("promoted", func(b *testing.B) {
+		ctx := context.Background()
+		d, path := benchFile(b, "disk")
+		s, err := replication.NewSecondary(d, replication.SecondaryConfig{})
+		must(b, err)
+		must(b, s.Start(ctx))
+		must(b, s.Stop(ctx, true))
+		compare(b, n, &contender{name: "ours", do: writer(ours(b, s)), same: true}, &contender{name: "qemu-nbd", do: writer(qemuNBD(b, path)), same: true})
+	})
+	b.Run("secondary", func(b *testing.B) {
+		d, path := benchFile(b, "disk")
+		s, err := replication.NewSecondary(d, replication.SecondaryConfig{})
+		must(b, err)
+		must(b, s.Start(context.Background()))
+		compare(b, n, &contender{name: "ours", do: writer(ours(b, s.Export())), same: true}, &contender{name: "qemu-nbd", do: writer(qemuNBD(b, path)), same: true})
+	})
+	b.Run("primary", func(b *testing.B) { comparePrimary(b, n, true) })
+}
+
+func comparePrimary(b *testing.B, n int, same bool) {
+	ctx := context.Background()
+	local, _ := benchFile(b, "local")
+	remote, _ := benchFile(b, "remote")
+	plain, _ := benchFile(b, "plain")
+	_, path := benchFile(b, "bare")
+	bare := qemuNBD(b, path)
+	s, err := replication.NewSecondary(remote, replication.SecondaryConfig{})
+	must(b, err)
+	must(b, s.Start(ctx))
+	p, err := replication.NewPrimary(local, replication.PrimaryConfig{InSync: true})
+	must(b, err)
+	must(b, p.Attach(ours(b, s.Export())))
+	must(b, p.Start(ctx))
+	run, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { p.Run(run) })
+	b.Cleanup(func() { cancel(); wg.Wait(); p.Stop(ctx, true) })
+	// A round ends when all of it is answered by the secondary. That
+	// it is stable would be the business of the disks.
+	epoch := uint64(0)
+	drain := func() error {
+		epoch++
+		if err := p.Mark(ctx, epoch); err != nil {
+			return err
+		}
+		if err := s.Checkpoint(ctx, epoch); err != nil {
+			return err
+		}
+		return p.Loaded(ctx, epoch)
+	}
+	compare(b, n, &contender{name: "replicated", do: writer(p), drain: drain, same: same},
+		&contender{name: "bare", do: writer(bare), drain: bare.Sync, same: same}, &contender{name: "file", do: writer(plain), drain: plain.Sync, same: same})
+}
+
+// BenchmarkThrough compares writes through, as a Forwarder begins them, to
+// nbdkit without FUA, for which flushes stand in, with those to nbdkit with
+// it; and the latter with writes that are not through, which bound them.
+func BenchmarkThrough(b *testing.B) {
+	dial := func(mode ...string) *nbd.Client {
+		socket := filepath.Join(b.TempDir(), "s")
+		background(b, require.NBD, socket, "nbdkit", append([]string{"-f", "-U", socket, "--filter=fua", "memory", "64M"}, mode...)...)
+		c, err := nbd.Dial(context.Background(), "unix", socket, nbd.ClientConfig{})
+		must(b, err)
+		ctx, cancel := context.WithCancel(context.Background())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			for c.Progress(ctx) == nil {
+			}
+		})
+		b.Cleanup(func() { cancel(); wg.Wait(); c.Close() })
+		return c
+	}
+	start := func(c *nbd.Client, fua bool) func([]byte, int64) error {
+		return func(p []byte, off int64) error {
+			done := make(chan error, 1)
+			c.StartWrite(p, off, fua, func(err error) { done <- err })
+			return <-done
+		}
+	}
+	none, native := dial(), dial("fuamode=native")
+	compare(b, 4<<10, &contender{name: "flushes", do: start(none, true)}, &contender{name: "FUA", do: start(native, true)},
+		&contender{name: "plain", do: start(native, false)})
 }

@@ -2,7 +2,6 @@ package nbd
 
 import (
 	"bufio"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -17,11 +16,16 @@ import (
 //
 // It has no goroutine of its own: those who wait for an answer take turns in
 // reading answers for all. When the connection fails, everything under way
-// and everything later gets that error.
+// and everything later gets that error. (With a server that does not know FUA,
+// a goroutine may be sending a flush; it ends when that is sent, and before
+// Close returns.) A client must be closed also if its connection has failed.
 type Client struct {
 	conn net.Conn
 	info Info
 	cfg  ClientConfig
+
+	structured bool // replies
+	contexts   []clientContext
 
 	turn chan struct{} // has an element while somebody reads
 	r    *bufio.Reader // of whose turn it is
@@ -38,7 +42,8 @@ type Client struct {
 	progress    uint64 // counts waits of Progress
 	interrupted bool   // the present one is to end
 
-	out sender
+	through through
+	out     sender
 }
 
 // call is a slot for a request under way.
@@ -51,11 +56,32 @@ type call struct {
 	buf    []byte      // where the data of a read goes
 	done   func(error) // what to tell, or nil: ready
 	ready  chan error
+
+	fua  bool  // to be flushed when it is answered
+	next *call // in through
+
+	// What there has been of an answer in chunks. Whoever has taken the call
+	// has these.
+	left    int64  // bytes of a read that are still to come
+	parts   []span // that are there, in order, apart from each other
+	errors  int    // chunks
+	failure error
+	status  *statusAnswer
 }
 
-func newClient(conn net.Conn, r *bufio.Reader, info Info, cfg ClientConfig) *Client {
+// ask is a request, and where its data and its answer go.
+type ask struct {
+	request
+	p, dst []byte // data to send, and to receive
+	status *statusAnswer
+	fua    bool        // flush when it is answered
+	done   func(error) // nil: the caller waits
+}
+
+func newClient(d *dialogue, info Info, cfg ClientConfig) *Client {
 	c := &Client{
-		conn: conn, info: info, cfg: cfg, r: r,
+		conn: d.conn, info: info, cfg: cfg, r: d.r,
+		structured: d.structured, contexts: d.contexts,
 		turn: make(chan struct{}, 1),
 		free: make(chan *call, cfg.MaxRequests),
 		dead: make(chan struct{}),
@@ -65,7 +91,9 @@ func newClient(conn net.Conn, r *bufio.Reader, info Info, cfg ClientConfig) *Cli
 		c.calls = append(c.calls, k)
 		c.free <- k
 	}
-	c.out.init(conn, cfg.Timeout)
+	c.through.flush = &call{slot: uint32(cfg.MaxRequests)}
+	c.calls = append(c.calls, c.through.flush)
+	c.out.init(c.conn, cfg.Timeout)
 	return c
 }
 
@@ -93,6 +121,7 @@ func (c *Client) Close() error {
 		c.out.send(req.append(nil), nil) // best effort: the end says the same
 	}
 	c.fail(ErrClosed)
+	c.out.wait()
 	return nil
 }
 
@@ -115,15 +144,32 @@ func (c *Client) fail(err error) {
 	}
 	c.mu.Unlock()
 	c.conn.Close()
+	c.out.abort(err)
 	for _, k := range lost {
 		c.finish(k, err)
 	}
 }
 
-// finish hands out the answer to a call that is no longer active.
+// lostSend is called when something could not be sent.
+func (c *Client) lostSend(err error) { c.fail(fmt.Errorf("nbd: send: %w", err)) }
+
+// finish deals with the answer to a call that is no longer active. It waits for
+// nothing.
 func (c *Client) finish(k *call, err error) {
+	switch {
+	case k == c.through.flush:
+		c.flushedThrough(err)
+	case err == nil && k.fua:
+		c.answeredThrough(k)
+	default:
+		c.tell(k, err)
+	}
+}
+
+// tell hands out the answer to a call.
+func (c *Client) tell(k *call, err error) {
 	done := k.done
-	k.buf, k.done = nil, nil
+	k.buf, k.done, k.status, k.failure = nil, nil, nil, nil
 	if done == nil {
 		k.ready <- err
 		return
@@ -135,27 +181,23 @@ func (c *Client) finish(k *call, err error) {
 // begin gets a slot and sends a request with it. A nil done makes the caller
 // wait with k.ready. The error of one that could not be sent is delivered in
 // the same way.
-func (c *Client) begin(req request, p, dst []byte, done func(error)) *call {
+func (c *Client) begin(a ask) *call {
 	k := c.slot()
 	c.mu.Lock()
-	k.gen++
-	req.handle = uint64(k.gen)<<32 | uint64(k.slot)
-	k.req, k.buf, k.done, k.sent = req, dst, done, time.Now()
+	k.buf, k.done, k.status, k.fua = a.dst, a.done, a.status, a.fua
+	k.left, k.parts, k.errors, k.failure = int64(len(a.dst)), k.parts[:0], 0, nil
 	err := c.err
 	if err == nil {
-		k.active = true
-		if c.active++; c.active == 1 {
-			c.arm() // somebody may be reading without a deadline
-		}
+		c.activate(k, &a.request)
 	}
 	c.mu.Unlock()
 	if err != nil {
-		c.finish(k, err)
+		c.tell(k, err)
 		return k
 	}
 	var head [requestLen]byte
-	if err := c.out.send(req.append(head[:0]), p); err != nil {
-		c.fail(fmt.Errorf("nbd: send: %w", err))
+	if err := c.out.send(a.append(head[:0]), a.p); err != nil {
+		c.lostSend(err)
 	}
 	return k
 }
@@ -205,47 +247,7 @@ func (c *Client) wait(k *call) error {
 
 // do sends a request and waits for the answer.
 func (c *Client) do(req request, p, dst []byte) error {
-	return c.wait(c.begin(req, p, dst, nil))
-}
-
-// readReply reads one reply and hands it out. It is the caller's turn. An
-// error is the connection's.
-func (c *Client) readReply() error {
-	head, err := c.awaitReply()
-	if err != nil {
-		return err
-	}
-	be := binary.BigEndian
-	if m := be.Uint32(head); m != magicReply {
-		return &ProtocolError{"reply magic", uint64(m)}
-	}
-	errno, handle := be.Uint32(head[4:]), be.Uint64(head[8:])
-	c.r.Discard(replyLen)
-	slot := uint32(handle)
-	c.mu.Lock()
-	if uint64(slot) >= uint64(len(c.calls)) || !c.calls[slot].active || c.calls[slot].gen != uint32(handle>>32) {
-		c.mu.Unlock()
-		if c.Err() != nil {
-			return c.Err()
-		}
-		return &ProtocolError{"reply to a request that is not under way", handle}
-	}
-	k := c.calls[slot]
-	k.active = false
-	c.active--
-	c.answered++
-	c.mu.Unlock()
-	if errno != 0 {
-		err = &RequestError{commandName(k.req.cmd), int64(k.req.off), int64(k.req.n), fromErrno(errno)}
-	} else if k.req.cmd == cmdRead {
-		c.conn.SetReadDeadline(time.Now().Add(c.cfg.Timeout))
-		if lost := readFull(c.r, k.buf); lost != nil {
-			c.finish(k, lost)
-			return lost
-		}
-	}
-	c.finish(k, err)
-	return nil
+	return c.wait(c.begin(ask{request: req, p: p, dst: dst}))
 }
 
 // awaitReply waits until the header of a reply is in the buffer.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 )
 
@@ -20,6 +21,10 @@ type ClientConfig struct {
 	// not go on. A caller that wants TLS from the first byte hands over a
 	// *tls.Conn instead.
 	TLS *tls.Config
+	// Contexts are metadata contexts to select, in addition to
+	// ContextAllocation, at most 15. A server need not have them; see
+	// [Client.Contexts].
+	Contexts []string
 	// MaxRequests bounds the requests under way; zero means 128. More wait.
 	MaxRequests int
 	// Timeout is how long negotiation as a whole, and each answer after it,
@@ -79,11 +84,16 @@ func NewClient(ctx context.Context, conn net.Conn, cfg ClientConfig) (*Client, e
 	cfg.setDefaults()
 	var c *Client
 	err := handshake(ctx, conn, cfg, func(d *dialogue) error {
+		if d.fixed {
+			if err := d.structuredReplies(cfg.Export, cfg.Contexts); err != nil {
+				return err
+			}
+		}
 		info, err := d.choose(cfg.Export)
 		if err != nil {
 			return err
 		}
-		c = newClient(d.conn, d.r, info, cfg)
+		c = newClient(d, info, cfg)
 		return nil
 	})
 	return c, err
@@ -111,6 +121,9 @@ type dialogue struct {
 	r     *bufio.Reader
 	fixed bool // the server can be asked options
 	brief bool // NO_ZEROES
+
+	structured bool // replies
+	contexts   []clientContext
 }
 
 // handshake runs what comes before the choice of an export, and then choose.
@@ -244,6 +257,61 @@ func (d *dialogue) list() ([]string, error) {
 		}
 	}
 	return nil, &ProtocolError{"number of exports", maxReplies}
+}
+
+// structuredReplies asks for them, and selects metadata contexts of an export.
+// That a server refuses either is no error.
+func (d *dialogue) structuredReplies(export string, contexts []string) error {
+	q := metaQuery{export, append([]string{ContextAllocation}, contexts...)}
+	if len(q.queries) > maxContexts {
+		return fmt.Errorf("nbd: %d metadata contexts", len(q.queries))
+	}
+	for i, name := range append(q.queries, export) {
+		if len(name) > maxName {
+			return fmt.Errorf("nbd: name of %d bytes", len(name))
+		}
+		if i < len(q.queries) && slices.Contains(q.queries[:i], name) {
+			return fmt.Errorf("nbd: metadata context %q twice", name)
+		}
+	}
+	var refused *OptionError
+	if err := d.send(optStructured, nil); err != nil {
+		return err
+	}
+	typ, _, err := d.reply(optStructured)
+	switch {
+	case errors.As(err, &refused):
+		return nil
+	case err != nil:
+		return err
+	case typ != repAck:
+		return &ProtocolError{"reply to STRUCTURED_REPLY", uint64(typ)}
+	}
+	d.structured = true
+	if err := d.send(optSetMeta, q.append(nil)); err != nil {
+		return err
+	}
+	for range len(q.queries) + 1 {
+		typ, data, err := d.reply(optSetMeta)
+		switch {
+		case errors.As(err, &refused): // GO tells, if it is the export
+			d.contexts = nil
+			return nil
+		case err != nil:
+			return err
+		case typ == repAck:
+			return nil
+		case typ != repMeta || len(data) < 4:
+			return &ProtocolError{"reply to SET_META_CONTEXT", uint64(typ)}
+		}
+		x := clientContext{string(data[4:]), binary.BigEndian.Uint32(data)}
+		again := slices.ContainsFunc(d.contexts, func(o clientContext) bool { return o.name == x.name || o.id == x.id })
+		if again || !slices.Contains(q.queries, x.name) {
+			return &ProtocolError{fmt.Sprintf("metadata context %q", x.name), uint64(x.id)}
+		}
+		d.contexts = append(d.contexts, x)
+	}
+	return &ProtocolError{"number of metadata contexts", uint64(len(q.queries) + 1)}
 }
 
 // choose asks for an export by GO, or EXPORT_NAME where the server does not

@@ -44,7 +44,7 @@ func Example() {
 	event.Subscribe(events, func(e event.DiskSynchronised) {
 		fmt.Printf("%s: %d KiB copied, %d KiB were the same\n", e.Disk, e.Copied>>10, e.Same>>10)
 	})
-	primary, err := replication.NewPrimary(here, replication.PrimaryConfig{Name: "disk0", Events: events})
+	primary, err := replication.NewPrimary(here, replication.PrimaryConfig{Name: "disk0", Events: events, Overwrite: true})
 	must(err)
 	running.Go(func() { primary.Run(ctx) })
 	conn, err := nbd.Dial(ctx, "tcp", ln.Addr().String(), nbd.ClientConfig{Export: nbd.Name("disk0", 7)})

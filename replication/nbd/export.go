@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"sync"
 	"syscall"
 )
@@ -44,20 +43,25 @@ type ExportConfig struct {
 	// a client that comes back is let in only when nothing of its former
 	// connection can reach the disk any more.
 	MaxClients int
+	// Contexts are metadata contexts that clients may select, in addition to
+	// ContextAllocation, which says what the Disk's Extents method does, see
+	// replication.ExtentReader; without one, all is data.
+	Contexts []Context
 }
 
 // Export is a disk that a [Server] serves. Its methods may be called from any
 // goroutine.
 type Export struct {
-	srv *Server
-	cfg ExportConfig
+	srv      *Server
+	cfg      ExportConfig
+	contexts []Context // ContextAllocation and those of cfg
 
 	mu      sync.Mutex
 	gated   bool
 	closed  bool
 	changes int // requests that change the disk, under way
 	drained chan struct{}
-	conns   map[net.Conn]chan struct{} // closed when the connection is done with
+	conns   map[*link]chan struct{} // closed when the connection is done with
 }
 
 // Export begins to serve a disk. The error is ErrPolicy if the server has an
@@ -74,7 +78,10 @@ func (s *Server) Export(cfg ExportConfig) (*Export, error) {
 	if s.exports[cfg.Name] != nil {
 		return nil, fmt.Errorf("%w: export %q is there already", ErrPolicy, cfg.Name)
 	}
-	e := &Export{srv: s, cfg: cfg, conns: make(map[net.Conn]chan struct{})}
+	e := &Export{srv: s, cfg: cfg, conns: make(map[*link]chan struct{})}
+	if err := e.setContexts(); err != nil {
+		return nil, err
+	}
 	if s.exports == nil {
 		s.exports = make(map[string]*Export)
 	}
@@ -171,7 +178,7 @@ func (e *Export) Close(ctx context.Context) error {
 }
 
 // admit counts conn as a client until the returned function is called.
-func (e *Export) admit(conn net.Conn) (leave func(), refused *OptionError) {
+func (e *Export) admit(conn *link) (leave func(), refused *OptionError) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed {
@@ -210,9 +217,13 @@ func (e *Export) endChange() {
 	}
 }
 
-// flags returns the transmission flags.
-func (e *Export) flags() uint16 {
+// flags returns the transmission flags for a client that takes structured
+// replies, or does not.
+func (e *Export) flags(structured bool) uint16 {
 	f := uint16(flagHasFlags | flagSendFlush | flagSendFUA)
+	if structured {
+		f |= flagSendDF // a read is never fragmented
+	}
 	if e.cfg.ReadOnly {
 		f |= flagReadOnly
 	} else {
@@ -237,11 +248,19 @@ func (e *Export) writeFUA(p []byte, off int64) error {
 	return e.cfg.Disk.Sync()
 }
 
+// cannot reports whether a disk cannot zero a range otherwise than by writing
+// it, as one with sectors larger than the range.
+func cannot(err error) bool {
+	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.EINVAL)
+}
+
 var zeroes [64 << 10]byte
 
 func (e *Export) writeZeroes(off, n int64, mayTrim bool) error {
 	if z, ok := e.cfg.Disk.(zeroWriter); ok && mayTrim {
-		return z.WriteZeroes(off, n)
+		if err := z.WriteZeroes(off, n); !cannot(err) {
+			return err
+		}
 	}
 	for n > 0 {
 		c := min(n, int64(len(zeroes)))

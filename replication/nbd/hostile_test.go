@@ -140,13 +140,26 @@ func FuzzServer(f *testing.F) {
 		}
 	}
 	f.Add(s)
+	query := (&metaQuery{"d", []string{ContextAllocation, ContextDirty}}).append(nil)
+	s = opt(opt(opt(hello, optStructured), optListMeta, query...), optSetMeta, query...)
+	s = opt(s, optGo, 0, 0, 0, 1, 'd', 0, 0)
+	for _, r := range []request{
+		{cmd: cmdBlockStatus, n: 8192}, {cmd: cmdBlockStatus, flags: cmdFlagReqOne, off: 100, n: 1}, {cmd: cmdRead, flags: cmdFlagDF, n: 512},
+		{cmd: cmdBlockStatus}, {cmd: cmdBlockStatus, off: 8192, n: 1}, {cmd: cmdRead, off: 1 << 40, n: 9}, {cmd: cmdDisc},
+	} {
+		s = r.append(s)
+	}
+	f.Add(s)
 	f.Fuzz(func(t *testing.T, p []byte) {
 		srv := NewServer(ServerConfig{MaxRequest: 64 << 10, MaxRequests: 4})
-		e, err := srv.Export(ExportConfig{Name: "d", Disk: newRAM(8192)})
+		e, err := srv.Export(ExportConfig{Name: "d", Disk: newRAM(8192), Contexts: []Context{{ContextDirty, striped(100)}}})
 		must(t, err)
 		srv.ServeConn(context.Background(), answers{Reader: bytes.NewReader(p)})
 		if e.Clients() != 0 {
 			t.Error("a client is left")
+		}
+		if srv.memory.used != 0 {
+			t.Errorf("%d bytes are used by nobody", srv.memory.used)
 		}
 	})
 }
@@ -154,18 +167,28 @@ func FuzzServer(f *testing.F) {
 func FuzzClient(f *testing.F) {
 	be := binary.BigEndian
 	hello := be.AppendUint16(be.AppendUint64(be.AppendUint64(nil, magicServer), magicOption), 3)
-	rep := func(p []byte, typ uint32, data ...byte) []byte {
+	repTo := func(p []byte, opt, typ uint32, data ...byte) []byte {
 		p = be.AppendUint64(p, magicOptReply)
-		p = be.AppendUint32(p, optGo)
+		p = be.AppendUint32(p, opt)
 		p = be.AppendUint32(p, typ)
 		p = be.AppendUint32(p, uint32(len(data)))
 		return append(p, data...)
 	}
+	rep := func(p []byte, typ uint32, data ...byte) []byte { return repTo(p, optGo, typ, data...) }
+	structured := repTo(hello, optStructured, repAck)
+	structured = repTo(structured, optSetMeta, repMeta, append([]byte{0, 0, 0, 7}, ContextAllocation...)...)
+	structured = repTo(structured, optSetMeta, repAck)
+	hello = repTo(hello, optStructured, repErrUnsup)
 	info := rep(hello, repInfo, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 1, 0xff)
 	info = rep(info, repInfo, 0, 3, 0, 0, 0, 1, 0, 0, 0x10, 0, 0, 0, 0x10, 0)
 	info = rep(info, repAck)
 	f.Add(append(appendReply(info, 0, 1<<32), make([]byte, 512)...))
 	f.Add(rep(hello, repErrUnknown, 'n', 'o'))
+	structured = rep(structured, repInfo, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 1, 0xff)
+	structured = rep(structured, repAck)
+	structured = say(structured, chunkDone, chunkData, be64(0), make([]byte, 512))
+	structured = append(structured, appendReply(nil, 0, 1<<32|1)...)
+	f.Add(append((&chunk{chunkDone, chunkStatus, 2 << 32, 12}).append(structured), be32(7, 4096, 3)...))
 	f.Add(append(rep(hello, repErrUnsup), make([]byte, 200)...))
 	f.Fuzz(func(t *testing.T, p []byte) {
 		c, err := NewClient(context.Background(), answers{Reader: bytes.NewReader(p)}, ClientConfig{MaxRequests: 2})
@@ -176,6 +199,7 @@ func FuzzClient(f *testing.F) {
 		c.ReadAt(q, 0)
 		c.StartFlush(func(error) {})
 		c.Progress(context.Background())
+		c.Extents(0, c.Size(), func(int64, uint32) bool { return true })
 		c.WriteAt(q, 0)
 		c.Close()
 	})

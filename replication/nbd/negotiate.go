@@ -19,12 +19,17 @@ const (
 // negotiation" and "Fixed newstyle negotiation").
 type negotiation struct {
 	srv      *Server
-	raw      net.Conn // what the export closes
-	conn     net.Conn // raw, or TLS over it
+	guest    *guest
+	raw      *link    // what the export closes
+	conn     net.Conn // that in raw, or TLS over it
 	r        *bufio.Reader
 	tls      bool
 	noZeroes bool
 	leave    func()
+
+	structured bool // replies
+	metaExport *Export
+	contexts   []selectedContext // of metaExport
 }
 
 // run returns the export that the client has chosen, or nil and no error if
@@ -62,6 +67,7 @@ func (n *negotiation) run() (*Export, error) {
 		if err := readFull(n.r, data); err != nil {
 			return nil, err
 		}
+		n.guest.spoke()
 		e, done, err := n.option(opt, data)
 		if done || err != nil {
 			return e, err
@@ -93,6 +99,14 @@ func (n *negotiation) option(opt uint32, data []byte) (e *Export, done bool, err
 		return nil, false, n.startTLS(data)
 	case optInfo, optGo:
 		return n.info(opt, data)
+	case optStructured:
+		if len(data) != 0 {
+			return nil, false, n.refuse(opt, &OptionError{Code: repErrInvalid, Message: "STRUCTURED_REPLY has no data"})
+		}
+		n.structured = true
+		return nil, false, n.reply(opt, repAck, nil)
+	case optListMeta, optSetMeta:
+		return nil, false, n.meta(opt, data)
 	}
 	return nil, false, n.refuse(opt, &OptionError{Code: repErrUnsup})
 }
@@ -123,7 +137,7 @@ func (n *negotiation) exportName(name string) (*Export, bool, error) {
 		return nil, true, refused
 	}
 	p := binary.BigEndian.AppendUint64(nil, uint64(e.cfg.Disk.Size()))
-	p = binary.BigEndian.AppendUint16(p, e.flags())
+	p = binary.BigEndian.AppendUint16(p, e.flags(n.structured))
 	if !n.noZeroes {
 		p = append(p, make([]byte, 124)...)
 	}
@@ -175,6 +189,7 @@ func (n *negotiation) startTLS(data []byte) error {
 		return fmt.Errorf("nbd: %w", err)
 	}
 	n.conn, n.tls = c, true
+	n.structured, n.metaExport, n.contexts = false, nil, nil // as if nothing had been said
 	n.r.Reset(c)
 	return nil
 }
@@ -217,7 +232,7 @@ func (n *negotiation) sendInfo(opt uint32, e *Export, wanted []byte) error {
 	be := binary.BigEndian
 	p := be.AppendUint16(nil, infoExport)
 	p = be.AppendUint64(p, uint64(e.cfg.Disk.Size()))
-	p = be.AppendUint16(p, e.flags())
+	p = be.AppendUint16(p, e.flags(n.structured))
 	if err := n.reply(opt, repInfo, p); err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ func TestEXPORTNAMEForClientsThatKnowNothingElse(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			c := newClient(d.conn, d.r, info, cfg)
+			c := newClient(d, info, cfg)
 			defer c.Close()
 			p := make([]byte, 1)
 			if _, err := c.ReadAt(p, 4096); err != nil || p[0] != 5 || c.Size() != 8192 {

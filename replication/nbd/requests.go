@@ -67,10 +67,15 @@ func (c *Client) write(p []byte, off int64, flags uint16) (int, error) {
 	return len(p), nil
 }
 
-// WriteFUA writes p and returns when that is stable.
+// WriteFUA writes p and returns when that is stable. The error is
+// errors.ErrUnsupported, with nothing written, if the server cannot promise
+// that.
 func (c *Client) WriteFUA(p []byte, off int64) error {
 	if c.info.FUA {
 		_, err := c.write(p, off, cmdFlagFUA)
+		return err
+	}
+	if err := c.canFlush(); err != nil {
 		return err
 	}
 	if _, err := c.write(p, off, 0); err != nil {
@@ -79,18 +84,31 @@ func (c *Client) WriteFUA(p []byte, off int64) error {
 	return c.Sync()
 }
 
+func (c *Client) canFlush() error {
+	if !c.info.Flush {
+		return fmt.Errorf("nbd: flush: %w", errors.ErrUnsupported)
+	}
+	return nil
+}
+
 // Sync makes stable everything that was answered before the call. The error
 // is errors.ErrUnsupported if the server cannot promise that.
 func (c *Client) Sync() error {
-	if !c.info.Flush {
-		return fmt.Errorf("nbd: flush: %w", errors.ErrUnsupported)
+	if err := c.canFlush(); err != nil {
+		return err
 	}
 	return c.do(request{cmd: cmdFlush}, nil, nil)
 }
 
 // Trim tells the server that the content of a range is of no more use. Where
-// it does not care, Trim does nothing.
+// it does not care, and for the ends of the range that share a block of the
+// server's with something else, Trim does nothing.
 func (c *Client) Trim(off, n int64) error {
+	if m := int64(c.info.MinBlock) - 1; (off|n)&m != 0 && off >= 0 && n >= 0 && off <= c.info.Size && n <= c.info.Size-off {
+		end := (off + n) &^ m
+		off = min((off+m)&^m, end)
+		n = end - off
+	}
 	if err := c.check(off, n, true); err != nil || !c.info.Trim {
 		return err
 	}
@@ -132,25 +150,24 @@ func (c *Client) StartWrite(p []byte, off int64, fua bool, done func(error)) {
 		done(err)
 		return
 	}
-	req := request{cmd: cmdWrite, off: uint64(off), n: uint32(len(p))}
+	a := ask{request: request{cmd: cmdWrite, off: uint64(off), n: uint32(len(p))}, p: p, done: done}
 	if fua {
-		if c.info.FUA {
-			req.flags = cmdFlagFUA
-		} else {
-			done = c.thenFlush(done)
+		if err := c.writeThrough(&a); err != nil {
+			done(err)
+			return
 		}
 	}
 	most := int(c.most(cmdWrite))
 	if len(p) <= most {
-		c.begin(req, p, nil, done)
+		c.begin(a)
 		return
 	}
-	done = collect((len(p)+most-1)/most, done)
+	a.done = collect((len(p)+most-1)/most, done)
 	for len(p) > 0 {
 		k := min(len(p), most)
-		req.n = uint32(k)
-		c.begin(req, p[:k], nil, done)
-		req.off += uint64(k)
+		a.n, a.p = uint32(k), p[:k]
+		c.begin(a)
+		a.off += uint64(k)
 		p = p[k:]
 	}
 }
@@ -165,50 +182,47 @@ func (c *Client) StartZeroes(off, n int64, fua bool, done func(error)) {
 		done(nil)
 		return
 	}
-	req := request{cmd: cmdWriteZeroes, off: uint64(off)}
+	a := ask{request: request{cmd: cmdWriteZeroes, off: uint64(off)}}
 	most := int64(maxZeroes)
 	if !c.info.WriteZeroes {
-		req.cmd, most = cmdWrite, min(c.most(cmdWrite), int64(len(zeroes)))
+		a.cmd, most = cmdWrite, min(c.most(cmdWrite), int64(len(zeroes)))
 	}
 	if fua {
-		if c.info.FUA {
-			req.flags = cmdFlagFUA
-		} else {
-			done = c.thenFlush(done)
+		if err := c.writeThrough(&a); err != nil {
+			done(err)
+			return
 		}
 	}
-	done = collect(int((n+most-1)/most), done)
+	a.done = collect(int((n+most-1)/most), done)
 	for n > 0 {
 		k := min(n, most)
-		req.n = uint32(k)
-		if req.cmd == cmdWrite {
-			c.begin(req, zeroes[:k], nil, done)
-		} else {
-			c.begin(req, nil, nil, done)
+		a.n = uint32(k)
+		if a.cmd == cmdWrite {
+			a.p = zeroes[:k]
 		}
-		req.off += uint64(k)
+		c.begin(a)
+		a.off += uint64(k)
 		n -= k
 	}
 }
 
 // StartFlush implements replication.Remote.
 func (c *Client) StartFlush(done func(error)) {
-	if !c.info.Flush {
-		done(fmt.Errorf("nbd: flush: %w", errors.ErrUnsupported))
+	if err := c.canFlush(); err != nil {
+		done(err)
 		return
 	}
-	c.begin(request{cmd: cmdFlush}, nil, nil, done)
+	c.begin(ask{request: request{cmd: cmdFlush}, done: done})
 }
 
-// thenFlush stands in for FUA at a server that does not know it.
-func (c *Client) thenFlush(done func(error)) func(error) {
-	return func(err error) {
-		if err != nil {
-			done(err)
-			return
-		}
-		c.StartFlush(done)
+// writeThrough has a write answered when it is stable.
+func (c *Client) writeThrough(a *ask) error {
+	if c.info.FUA {
+		a.flags = cmdFlagFUA
+		return nil
 	}
+	a.fua = true
+	return c.canFlush()
 }
 
 // collect calls done once, with an error if there was one, after n calls of

@@ -52,7 +52,58 @@ func (o *sender) send(head, data []byte) error {
 		return o.err
 	}
 	o.sending = true
-	for o.err == nil && len(o.pending) > 0 {
+	o.drain(data)
+	return o.err
+}
+
+// enqueue has a small message sent, without waiting for anything: if nobody is
+// sending, by a goroutine that ends when there is nothing more to send. lost is
+// called if that fails.
+func (o *sender) enqueue(head []byte, lost func(error)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err != nil {
+		return
+	}
+	o.pending = append(o.pending, head...)
+	if o.sending {
+		return // an error is told to that one
+	}
+	o.sending = true
+	go func() {
+		o.mu.Lock()
+		o.drain(nil)
+		err := o.err
+		o.mu.Unlock()
+		if err != nil {
+			lost(err)
+		}
+	}()
+}
+
+// abort makes err that of all that is still to be sent, unless there is one.
+func (o *sender) abort(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.err == nil {
+		o.err = err
+	}
+	o.free.Broadcast()
+}
+
+// wait waits until nobody is sending.
+func (o *sender) wait() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.sending {
+		o.free.Wait()
+	}
+}
+
+// drain sends what is pending, and data after that. The caller holds mu, which
+// is released meanwhile, and has set sending.
+func (o *sender) drain(data []byte) {
+	for o.err == nil && (len(o.pending) > 0 || data != nil) {
 		p := o.pending
 		o.pending = o.spare[:0]
 		o.mu.Unlock()
@@ -75,5 +126,4 @@ func (o *sender) send(head, data []byte) error {
 	}
 	o.sending = false
 	o.free.Broadcast()
-	return o.err
 }

@@ -2,11 +2,13 @@ package nbd
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // session is a connection after negotiation. Its requests are served by
@@ -14,10 +16,13 @@ import (
 // what it has read and answers it. So a request never changes goroutines, and
 // a slow one does not keep others waiting.
 type session struct {
-	srv  *Server
-	e    *Export
-	conn net.Conn
-	size uint64
+	srv        *Server
+	e          *Export
+	link       *link
+	conn       net.Conn // that of link, or TLS over it
+	size       uint64
+	structured bool // replies
+	contexts   []selectedContext
 
 	turn sync.Mutex // held by the worker that reads; guards r, end and idle
 	r    *bufio.Reader
@@ -33,10 +38,16 @@ type session struct {
 	out sender
 }
 
-func serveRequests(srv *Server, e *Export, conn net.Conn, r *bufio.Reader) error {
-	s := &session{srv: srv, e: e, conn: conn, size: uint64(e.cfg.Disk.Size()), r: r}
+func serveRequests(e *Export, n *negotiation) error {
+	s := &session{
+		srv: n.srv, e: e, link: n.raw, conn: n.conn, r: n.r,
+		size: uint64(e.cfg.Disk.Size()), structured: n.structured,
+	}
+	if n.metaExport == e {
+		s.contexts = n.contexts
+	}
 	s.room = sync.NewCond(&s.mu)
-	s.out.init(conn, srv.cfg.Timeout)
+	s.out.init(n.conn, n.srv.cfg.Timeout)
 	s.workers, s.waiting = 1, 1
 	s.wg.Add(1)
 	s.work()
@@ -51,13 +62,13 @@ func serveRequests(srv *Server, e *Export, conn net.Conn, r *bufio.Reader) error
 func (s *session) work() {
 	defer s.wg.Done()
 	var req request
-	var buf []byte
 	for {
 		s.turn.Lock()
 		more := s.end == nil
+		var buf []byte
 		var refused error
 		if more {
-			buf, refused, s.end = s.next(&req, buf)
+			buf, refused, s.end = s.next(&req)
 			more = s.end == nil
 		}
 		if more {
@@ -73,83 +84,125 @@ func (s *session) work() {
 		}
 		s.turn.Unlock()
 		if !more {
+			s.srv.memory.put(buf)
 			return
 		}
 		data, err := buf, refused
 		if err == nil {
 			data, err = s.do(&req, buf)
 		}
-		if req.cmd != cmdRead || err != nil {
-			data = nil
-		}
-		var head [replyLen]byte
-		failed := s.out.send(appendReply(head[:0], toErrno(err), req.handle), data)
+		failed := s.answer(&req, data, err)
+		s.srv.memory.put(buf)
 		s.mu.Lock()
-		s.bytes -= payload(&req)
+		s.bytes -= s.payload(&req)
 		s.waiting++
 		s.mu.Unlock()
 		s.room.Signal()
 		if failed != nil {
-			s.conn.Close() // the reader learns of it
-		}
-		if cap(buf) > 1<<20 {
-			buf = nil
+			s.link.Close() // the reader learns of it
 		}
 	}
 }
 
-// payload is how much of the bound of bytes a request takes.
-func payload(req *request) int64 {
-	if req.cmd == cmdRead || req.cmd == cmdWrite {
+// answer sends the answer to a request: data for a read or block status, or
+// err. The error is the connection's.
+func (s *session) answer(req *request, data []byte, err error) error {
+	var space [chunkLen + 8]byte // for all heads but that of an error with a text
+	head := space[:0]
+	switch {
+	case err != nil && s.structured:
+		return s.out.send(appendError(head, req.handle, err), nil)
+	case err == nil && req.cmd == cmdBlockStatus:
+		return s.out.send(head, data)
+	case err != nil || req.cmd != cmdRead:
+		return s.out.send(appendReply(head, toErrno(err), req.handle), nil)
+	case !s.structured:
+		return s.out.send(appendReply(head, 0, req.handle), data)
+	case len(data) == 0:
+		c := chunk{chunkDone, chunkNone, req.handle, 0}
+		return s.out.send(c.append(head), nil)
+	}
+	c := chunk{chunkDone, chunkData, req.handle, 8 + uint32(len(data))}
+	return s.out.send(binary.BigEndian.AppendUint64(c.append(head), req.off), data)
+}
+
+// payload is how much of the bounds of bytes a request takes.
+func (s *session) payload(req *request) int64 {
+	switch req.cmd {
+	case cmdRead, cmdWrite:
 		return int64(req.n)
+	case cmdBlockStatus:
+		if req.n > 0 {
+			return int64(s.statusLen(req))
+		}
 	}
 	return 0
 }
 
-// next reads a request, with its data if it is a write, into buf or a larger
-// one. refused is the answer to a request that is not to be served.
-func (s *session) next(req *request, buf []byte) (data []byte, refused, end error) {
+// next reads a request, with its data if it is a write, into a buffer of the
+// server's memory. refused is the answer to a request that is not to be
+// served.
+func (s *session) next(req *request) (data []byte, refused, end error) {
 	head, err := s.r.Peek(requestLen)
 	if err != nil {
 		if err == io.EOF && len(head) > 0 {
 			err = io.ErrUnexpectedEOF
 		}
-		return buf, nil, err
+		return nil, nil, err
 	}
 	if err := req.parse(head); err != nil {
-		return buf, nil, err
+		return nil, nil, err
 	}
 	s.r.Discard(requestLen)
 	if req.cmd == cmdDisc {
-		return buf, nil, io.EOF
+		return nil, nil, io.EOF
 	}
 	refused = s.check(req)
 	if refused != nil {
+		var err error
 		if req.cmd == cmdWrite {
-			if _, err := io.CopyN(io.Discard, s.r, int64(req.n)); err != nil {
-				return buf, nil, err
-			}
+			err = s.arrive(int(req.n), func() error {
+				_, err := io.CopyN(io.Discard, s.r, int64(req.n))
+				return err
+			})
 		}
 		req.n = 0
-		return buf, refused, nil
+		return nil, refused, err
 	}
-	n := payload(req)
+	n := s.payload(req)
 	s.mu.Lock()
 	for s.bytes > 0 && s.bytes+n > s.srv.cfg.MaxBytes {
 		s.room.Wait()
 	}
 	s.bytes += n
 	s.mu.Unlock()
-	if int64(cap(buf)) < n {
-		buf = make([]byte, n)
+	data, ok := s.srv.memory.get(int(n), s.link.gone)
+	if !ok {
+		return nil, nil, net.ErrClosed
 	}
-	buf = buf[:n]
 	if req.cmd == cmdWrite {
-		if err := readFull(s.r, buf); err != nil {
-			return buf, nil, err
+		if s.r.Buffered() >= len(data) {
+			_, err = io.ReadFull(s.r, data)
+			return data, nil, err
 		}
+		return data, nil, s.arrive(len(data), func() error { return readFull(s.r, data) })
 	}
-	return buf, nil, nil
+	return data, nil, nil
+}
+
+// arrive bounds the time in which read reads the n bytes of data that belong
+// to a request whose header is there: memory waits for them.
+func (s *session) arrive(n int, read func() error) error {
+	if s.r.Buffered() >= n {
+		return read()
+	}
+	if err := s.conn.SetReadDeadline(time.Now().Add(s.srv.cfg.Timeout)); err != nil {
+		return err
+	}
+	if err := read(); err != nil {
+		return err
+	}
+	return s.conn.SetReadDeadline(time.Time{})
 }
 
 // check refuses a request that is not to be served (proto, "Request types"
@@ -157,9 +210,18 @@ func (s *session) next(req *request, buf []byte) (data []byte, refused, end erro
 func (s *session) check(req *request) error {
 	known := uint16(cmdFlagFUA) // also where it means nothing
 	switch req.cmd {
-	case cmdRead, cmdFlush, cmdWrite, cmdTrim:
+	case cmdFlush, cmdWrite, cmdTrim:
+	case cmdRead:
+		if s.structured {
+			known |= cmdFlagDF
+		}
 	case cmdWriteZeroes:
 		known |= cmdFlagNoHole
+	case cmdBlockStatus:
+		if len(s.contexts) == 0 || req.n == 0 {
+			return syscall.EINVAL
+		}
+		known |= cmdFlagReqOne
 	default:
 		return syscall.EINVAL
 	}
@@ -172,7 +234,7 @@ func (s *session) check(req *request) error {
 		}
 		return nil
 	}
-	if req.cmd != cmdRead && s.e.cfg.ReadOnly {
+	if req.cmd != cmdRead && req.cmd != cmdBlockStatus && s.e.cfg.ReadOnly {
 		return syscall.EPERM
 	}
 	if (req.cmd == cmdRead || req.cmd == cmdWrite) && req.n > s.srv.cfg.MaxRequest {
@@ -201,6 +263,8 @@ func (s *session) do(req *request, buf []byte) ([]byte, error) {
 		return buf, nil
 	case cmdFlush:
 		return nil, disk.Sync()
+	case cmdBlockStatus:
+		return s.status(req, buf[:0])
 	}
 	if err := s.e.beginChange(); err != nil {
 		return nil, err
@@ -219,7 +283,9 @@ func (s *session) do(req *request, buf []byte) ([]byte, error) {
 		err = s.e.writeZeroes(off, n, req.flags&cmdFlagNoHole == 0)
 	case cmdTrim:
 		if t, ok := disk.(trimmer); ok {
-			err = t.Trim(off, n)
+			if err = t.Trim(off, n); cannot(err) {
+				err = s.e.writeZeroes(off, n, false) // as a disk that can leaves it
+			}
 		}
 	default:
 		return nil, fmt.Errorf("internal error: command %d was let through", req.cmd)

@@ -25,12 +25,18 @@ type ServerConfig struct {
 	// MaxBytes bounds the length of their data, in bytes; zero means 64 MiB,
 	// and less than MaxRequest means MaxRequest.
 	MaxBytes int64
+	// MaxTotalBytes bounds the memory for the data of requests of all
+	// connections together, in bytes; zero means 256 MiB, and less than
+	// MaxRequest means MaxRequest. A request waits for room. Besides, each
+	// connection has a buffer of 64 KiB.
+	MaxTotalBytes int64
 	// MaxConns bounds the connections that Serve serves at a time; zero means
-	// 64. Others wait to be accepted.
+	// 64. Others wait, but not for those that should negotiate and are
+	// silent for a second: they are closed then.
 	MaxConns int
-	// Timeout is how long negotiation as a whole, and the client's taking of
-	// a reply, may last; zero means 30 s. A client that asks nothing is
-	// waited for without end.
+	// Timeout is how long negotiation as a whole, the arrival of the data of
+	// a write, and the client's taking of a reply, may last; zero means 30 s.
+	// A client that asks nothing is waited for without end.
 	Timeout time.Duration
 	// OnConn is called when a connection has ended, with its address and
 	// why; nil is an orderly end. It is called from the connection's
@@ -40,7 +46,8 @@ type ServerConfig struct {
 
 // Server serves exports. Its methods may be called from any goroutine.
 type Server struct {
-	cfg ServerConfig
+	cfg    ServerConfig
+	memory *memory
 
 	mu      sync.Mutex
 	exports map[string]*Export // by name, without generation
@@ -64,48 +71,11 @@ func NewServer(cfg ServerConfig) *Server {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = 30 * time.Second
 	}
-	return &Server{cfg: cfg}
-}
-
-// Serve accepts connections from ln and serves them until ctx ends; it then
-// closes ln and the connections, waits for what they have under way, and
-// returns ErrServerClosed. If ln fails first, it does the same and returns
-// why.
-func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { ln.Close() })
-	defer stop()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	room := make(chan struct{}, s.cfg.MaxConns)
-	for {
-		select {
-		case room <- struct{}{}:
-		case <-ctx.Done():
-			return ErrServerClosed
-		}
-		conn, err := ln.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return ErrServerClosed
-			}
-			if ne, ok := err.(net.Error); ok && ne.Timeout() {
-				<-room
-				continue
-			}
-			ln.Close()
-			return err
-		}
-		wg.Go(func() {
-			defer func() { <-room }()
-			err := s.ServeConn(ctx, conn)
-			if s.cfg.OnConn != nil {
-				s.cfg.OnConn(conn.RemoteAddr(), err)
-			}
-		})
+	if cfg.MaxTotalBytes == 0 {
+		cfg.MaxTotalBytes = 256 << 20
 	}
+	largest := max(cfg.MaxRequest, maxContexts*(chunkLen+4+maxExtents*extentLen))
+	return &Server{cfg: cfg, memory: newMemory(cfg.MaxTotalBytes, largest)}
 }
 
 // ServeConn serves one connection, which it closes, until the client
@@ -113,21 +83,41 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 // the protocol (a *ProtocolError), the export is closed, or ctx ends. It
 // returns after everything under way is done.
 func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
-	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	return s.serve(ctx, conn, nil)
+}
+
+// link is a connection, or what is under TLS. Closing it also ends waits that
+// are not for the connection.
+type link struct {
+	net.Conn
+	once sync.Once
+	gone chan struct{} // closed with the connection
+}
+
+func (l *link) Close() error {
+	l.once.Do(func() { close(l.gone) })
+	return l.Conn.Close()
+}
+
+// serve is ServeConn for a guest of a room, or for nil.
+func (s *Server) serve(ctx context.Context, conn net.Conn, g *guest) error {
+	l := &link{Conn: conn, gone: make(chan struct{})}
+	defer l.Close()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
-	err := s.serveConn(conn)
+	err := s.serveConn(l, g)
 	if ctx.Err() != nil && errors.Is(err, net.ErrClosed) {
 		return ctx.Err()
 	}
 	return err
 }
 
-func (s *Server) serveConn(conn net.Conn) error {
+func (s *Server) serveConn(l *link, g *guest) error {
+	conn := l.Conn
 	if err := conn.SetDeadline(time.Now().Add(s.cfg.Timeout)); err != nil {
 		return err
 	}
-	n := &negotiation{srv: s, raw: conn, conn: conn}
+	n := &negotiation{srv: s, raw: l, conn: conn, guest: g}
 	e, err := n.run()
 	if e == nil {
 		return err
@@ -136,5 +126,6 @@ func (s *Server) serveConn(conn net.Conn) error {
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	return serveRequests(s, e, n.conn, n.r)
+	g.settle()
+	return serveRequests(e, n)
 }

@@ -27,10 +27,14 @@ const (
 	optStartTLS   = 5
 	optInfo       = 6
 	optGo         = 7
+	optStructured = 8
+	optListMeta   = 9
+	optSetMeta    = 10
 
 	repAck    = 1
 	repServer = 2
 	repInfo   = 3
+	repMeta   = 4
 
 	repErr         = 1 << 31
 	repErrUnsup    = repErr | 1
@@ -52,6 +56,7 @@ const (
 	flagSendFUA         = 1 << 3
 	flagSendTrim        = 1 << 5
 	flagSendWriteZeroes = 1 << 6
+	flagSendDF          = 1 << 7
 	flagCanMultiConn    = 1 << 8
 
 	cmdRead        = 0
@@ -60,9 +65,12 @@ const (
 	cmdFlush       = 3
 	cmdTrim        = 4
 	cmdWriteZeroes = 6
+	cmdBlockStatus = 7
 
 	cmdFlagFUA    = 1 << 0
 	cmdFlagNoHole = 1 << 1
+	cmdFlagDF     = 1 << 2
+	cmdFlagReqOne = 1 << 3
 
 	requestLen = 28
 	replyLen   = 16
@@ -72,6 +80,7 @@ const (
 
 var commandNames = map[uint16]string{
 	cmdRead: "read", cmdWrite: "write", cmdDisc: "disconnect", cmdFlush: "flush", cmdTrim: "trim", cmdWriteZeroes: "write zeroes",
+	cmdBlockStatus: "block status",
 }
 
 func commandName(cmd uint16) string {
@@ -164,10 +173,15 @@ type RequestError struct {
 	Off     int64
 	Len     int64
 	Errno   syscall.Errno
+	Message string // the server's, for people; often empty
 }
 
 func (e *RequestError) Error() string {
-	return fmt.Sprintf("nbd: %s of %d bytes at %d: %v", e.Command, e.Len, e.Off, e.Errno)
+	s := fmt.Sprintf("nbd: %s of %d bytes at %d: %v", e.Command, e.Len, e.Off, e.Errno)
+	if e.Message != "" {
+		s += ": " + strconv.Quote(e.Message)
+	}
+	return s
 }
 
 func (e *RequestError) Unwrap() error { return e.Errno }

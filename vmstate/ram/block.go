@@ -61,15 +61,30 @@ type Format struct {
 	// block on pages of another size than the host's is listed with that
 	// size.
 	Postcopy bool
+
+	// MappedRAM is QEMU's capability mapped-ram (9.0 and later): the stream is a
+	// file, and each block's pages are at fixed places of it, told behind the
+	// block's entry in the list. A stream announces it in its configuration
+	// section. Only [Walker] reads it; see [MappedWriter] for writing.
+	MappedRAM bool
 }
 
 // DirtyLog tells which pages were written. A Saver reads the primary guest's,
-// a Cache the secondary's.
+// a Cache the secondary's. What follows with "must" is checked by
+// colotest.TestVM.
 type DirtyLog interface {
 	// ReadDirty marks the pages of a block that were dirtied since the last
-	// call, and forgets them: bit i&63 of bitmap[i>>6] is page i. Bits that
-	// are set already stay set. It is called from the goroutine that uses the
-	// Saver or Cache, with a bitmap that covers all of Host.
+	// call, and forgets them: bit i&63 of bitmap[i>>6] is page i. It is called
+	// from the goroutine that uses the Saver or Cache, with a bitmap that
+	// covers all of Host, and the guest may run.
+	//
+	// Every page that was written since the last call must be marked, also one
+	// that was written by a device or by the saving of one, and also while the
+	// guest runs; pages that were not written may be. A mark must be cleared
+	// before the page is read for it, so that a write in between is marked
+	// again; of a guest that stands still, a second call must mark nothing.
+	// Bits that are set already must stay set, and none beyond the block's
+	// pages may be. A block that the guest does not have must be an error.
 	ReadDirty(block string, bitmap []uint64) error
 }
 

@@ -22,7 +22,7 @@ type CacheConfig struct {
 
 // Cache stages the memory that the primary sends, and makes it the guest's when
 // told to. It is a [vmstate.LiveLoader]; register it under [SectionName] and
-// [Version].
+// [Version], as Register does.
 //
 // For every block it maps as much memory as the block is long, which always
 // holds the primary's memory as last received: that is what a secondary's guest

@@ -63,3 +63,24 @@ func (f *inflater) page(z []byte) ([]byte, error) {
 	}
 	return f.buf[:PageSize], nil
 }
+
+// inflate makes page what z holds, which has to be exactly one page.
+func inflate(page, z []byte) error {
+	if len(page) == PageSize {
+		var f inflater
+		p, err := f.page(z)
+		copy(page, p)
+		return err
+	}
+	r, err := zlib.NewReader(bytes.NewReader(z))
+	if err != nil {
+		return fmt.Errorf("%w: %v", ErrCompressed, err)
+	}
+	got := make([]byte, len(page)+1)
+	n, err := io.ReadFull(r, got)
+	if err != io.ErrUnexpectedEOF || n != len(page) {
+		return fmt.Errorf("%w: not one page (%v)", ErrCompressed, err)
+	}
+	copy(page, got)
+	return nil
+}

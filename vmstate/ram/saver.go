@@ -20,6 +20,14 @@ type SaverConfig struct {
 	// Memory is taken as captures need it, and kept.
 	MaxCapture uint64
 
+	// CaptureWorkers is how many goroutines copy dirty pages in Capture, while the
+	// guest stands still: one copies a page in less than a microsecond, and memory
+	// takes more. 0 means one and as many more as the guest leaves CPUs idle, where the
+	// DirtyLog is an Idler and as long as that pays: where the host's CPUs are busy
+	// it does not. There are never more than CPUs or GOMAXPROCS. With XBZRLE
+	// it is one.
+	CaptureWorkers int
+
 	// XBZRLE is the memory for pages as they were last sent, in bytes, from
 	// which those sent again are sent as differences. 0 means none. It pays
 	// where a guest changes little of each page it dirties and the link is
@@ -40,7 +48,7 @@ type Stats struct {
 
 // Saver sends a guest's memory: all of it once, then what was dirtied. It is a
 // [vmstate.LiveSaver] with the optional methods; register it under
-// [SectionName] and [Version].
+// [SectionName] and [Version], as Register does.
 //
 // The guest may run while SaveIterate is called. It must be paused from Capture
 // or, without one, SaveComplete on; when a Capture took everything the guest
@@ -63,6 +71,8 @@ type Saver struct {
 	atPage  int
 
 	arena    arena
+	batches  batches
+	trial    trial
 	captured bool // Capture was called and SaveComplete not yet
 	whole    bool // it took everything
 
@@ -244,6 +254,9 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 	for i, n := range s.arena.used {
 		w.WriteRef(s.arena.chunks[i][:n])
 	}
+	for _, p := range s.batches.parts {
+		w.WriteRef(p)
+	}
 	fromGuest := s.dirty > 0 && !s.whole
 	if fromGuest {
 		for bi := range s.blocks {
@@ -272,7 +285,7 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 	if s.whole {
 		// The guest runs: a good time to make memory ready for a larger
 		// capture.
-		s.arena.prepare(2*s.arena.bytes() + chunkSize)
+		s.arena.prepare(2*(s.arena.bytes()+s.batches.bytes()) + chunkSize)
 	}
 	if s.captured {
 		for i := range s.blocks {
@@ -281,6 +294,7 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 	}
 	s.captured, s.whole = false, false
 	s.arena.reset()
+	s.batches.parts = s.batches.parts[:0]
 	s.statsDone = true
 	return nil
 }
@@ -291,6 +305,7 @@ func (s *Saver) SaveCleanup() {
 	s.abandon()
 	if s.bad == nil {
 		s.arena = newArena(s.cfg.MaxCapture)
+		s.batches.parts = nil
 	}
 	if s.logging {
 		s.logging = false

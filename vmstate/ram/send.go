@@ -126,15 +126,21 @@ func (s *Saver) captureDelta(dst []byte, bi int, off uint64, kept, page []byte) 
 // captureHead is putHead into memory; it returns the length.
 func (s *Saver) captureHead(dst []byte, bi int, word uint64) int {
 	s.stats.Pages++
-	if s.last == bi {
+	again := s.last == bi
+	s.last = bi
+	return recordHead(dst, s.blocks[bi].Name, word, again)
+}
+
+// recordHead writes a record's first word, and the name of its block unless that is the
+// last record's; it returns the length.
+func recordHead(dst []byte, block string, word uint64, again bool) int {
+	if again {
 		binary.BigEndian.PutUint64(dst, word|flagContinue)
 		return 8
 	}
-	s.last = bi
 	binary.BigEndian.PutUint64(dst, word)
-	name := s.blocks[bi].Name
-	dst[8] = byte(len(name))
-	return 9 + copy(dst[9:], name)
+	dst[8] = byte(len(block))
+	return 9 + copy(dst[9:], block)
 }
 
 // pageKey names a page in the cache of pages sent.

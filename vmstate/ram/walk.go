@@ -1,6 +1,7 @@
 package ram
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/gocolo/lockstep/internal/xbzrle"
@@ -19,11 +20,13 @@ const (
 	KindCompressed                   // "compressed"
 	KindMultiFDFlush                 // "multifd-flush"
 	KindEOS                          // "eos"
+	KindMappedBlock                  // "mapped-block": see [Record.Mapped]
 )
 
 var kindNames = [...]string{
 	KindBlockList: "block-list", KindZero: "zero", KindPage: "page", KindXBZRLE: "xbzrle",
 	KindCompressed: "compressed", KindMultiFDFlush: "multifd-flush", KindEOS: "eos",
+	KindMappedBlock: "mapped-block",
 }
 
 // String returns the kind's name, or its number.
@@ -51,6 +54,24 @@ type Record struct {
 	Data   []byte      // the page, XBZRLE delta or zlib stream; valid in the callback only
 	Total  uint64      // of a block list: the sum of the lengths
 	Blocks []BlockInfo // of a block list
+
+	// PageSize is the length of the page in bytes, where that is not the
+	// constant PageSize; otherwise 0.
+	PageSize int
+
+	// Mapped is not nil in what [Format].MappedRAM adds: a mapped-block record
+	// begins each block, with Block its name and Blocks its entry of the list,
+	// and is followed by a page record for each of its pages; the block list
+	// comes at the end. Put writes none of them: a [MappedWriter] does.
+	Mapped *MappedBlock
+}
+
+// pageSize returns the length of a page, in bytes.
+func (rec *Record) pageSize() int {
+	if rec.PageSize == 0 {
+		return PageSize
+	}
+	return rec.PageSize
 }
 
 // Page reports whether the record carries a page, in whatever form.
@@ -65,6 +86,10 @@ func (rec *Record) Put(w *qemufile.Writer, f Format) {
 	}
 	switch rec.Kind {
 	case KindBlockList:
+		if rec.Mapped != nil {
+			w.Fail(errors.New("ram: records of mapped-ram are no stream"))
+			return
+		}
 		// A CONTINUE flag means nothing here, and stays.
 		putBlockList(w, rec.Blocks, rec.Total|word&flagMask, f)
 	case KindZero:
@@ -98,11 +123,11 @@ func (rec *Record) putHead(w *qemufile.Writer, word uint64) {
 	}
 }
 
-// Apply makes page, which is PageSize bytes and holds the page as it was, what
+// Apply makes page, which is a page long and holds the page as it was, what
 // the record says. It does nothing for a record without a page. A delta or
 // compressed page that is corrupt gives [ErrXBZRLE] or [ErrCompressed].
 func (rec *Record) Apply(page []byte) error {
-	page = page[:PageSize]
+	page = page[:rec.pageSize()]
 	switch rec.Kind {
 	case KindZero:
 		for i := range page {
@@ -115,12 +140,7 @@ func (rec *Record) Apply(page []byte) error {
 			return fmt.Errorf("%w: %w", ErrXBZRLE, err)
 		}
 	case KindCompressed:
-		var f inflater
-		p, err := f.page(rec.Data)
-		if err != nil {
-			return err
-		}
-		copy(page, p)
+		return inflate(page, rec.Data)
 	}
 	return nil
 }
@@ -133,10 +153,28 @@ type Walker struct {
 	// sections, as the stream tells.
 	Format Format
 
-	block  string
-	named  bool
-	blocks map[string]uint64 // lengths; nil before a list
-	rec    Record
+	// PageSize is the size of the target's pages in bytes, a power of two from
+	// 256 to 65536. Zero is PageSize, the constant, or with Detect what the
+	// stream turns out to have.
+	PageSize int
+
+	// Detect lets the walker find the size out that PageSize does not say: from
+	// as much of the stream as the reader can look ahead, when the first page
+	// comes, and again where zero pages only have come and one contradicts.
+	Detect bool
+
+	// For OpenMapped: the offset in the file of what the reader reads first, and
+	// who is told of the bitmaps instead of the pages.
+	origin  int64
+	bitmaps func(info BlockInfo, m *MappedBlock, words []byte)
+
+	size    int  // of pages as detected; 0: not yet
+	certain bool // a page of contents has proved it
+	proof   bool // a page of contents was read with size
+	block   string
+	named   bool
+	blocks  map[string]uint64 // lengths; nil before a list
+	rec     Record
 }
 
 // Walk reads one section's body, up to and including EOS, and calls fn for
@@ -149,7 +187,20 @@ func (k *Walker) Walk(r *qemufile.Reader, fn func(*Record) error) error {
 		at := r.Offset()
 		k.rec = Record{Stream: at}
 		rec := &k.rec
-		if err := k.read(r, rec); err != nil {
+		if k.Detect && k.PageSize == 0 && !k.certain {
+			k.settle(r)
+		}
+		var failed error // of fn
+		err := k.read(r, rec)
+		if err == nil && rec.Kind == KindBlockList && k.Format.MappedRAM {
+			err, failed = k.mapped(r, rec, fn)
+		} else if err == nil && rec.Kind == KindBlockList {
+			err = k.list(r, rec)
+		}
+		if failed != nil {
+			return failed
+		}
+		if err != nil {
 			e, ok := err.(*Error)
 			if !ok {
 				e = &Error{Block: rec.Block, Offset: rec.Offset, Err: qemufile.NoEOF(err)}
@@ -173,15 +224,20 @@ func (k *Walker) read(r *qemufile.Reader, rec *Record) error {
 		return err
 	}
 	rec.Continue = word&flagContinue != 0
-	off := word &^ flagMask
+	mask := k.mask(word)
+	off := word &^ mask
 	rec.Offset = off
-	switch word & flagMask &^ flagContinue {
+	if size := k.Size(); size != PageSize {
+		rec.PageSize = size
+	}
+	switch word & mask &^ flagContinue {
 	case flagPage:
 		rec.Kind = KindPage
 		if err := k.place(r, rec); err != nil {
 			return err
 		}
-		rec.Data = r.Next(PageSize)
+		rec.Data = r.Next(rec.pageSize())
+		k.proof = true
 		return r.Err()
 	case flagZero:
 		rec.Kind = KindZero
@@ -194,6 +250,7 @@ func (k *Walker) read(r *qemufile.Reader, rec *Record) error {
 		rec.Kind = KindXBZRLE
 		err := k.place(r, rec)
 		if err == nil {
+			k.proof = true
 			rec.Data, err = readDelta(r)
 		}
 		return err
@@ -201,12 +258,13 @@ func (k *Walker) read(r *qemufile.Reader, rec *Record) error {
 		rec.Kind = KindCompressed
 		err := k.place(r, rec)
 		if err == nil {
+			k.proof = true
 			rec.Data, err = readCompressed(r)
 		}
 		return err
 	case flagMemSize:
-		rec.Kind, rec.Offset, rec.Total = KindBlockList, 0, off
-		return k.list(r, rec)
+		rec.Kind, rec.Offset, rec.Total, rec.PageSize = KindBlockList, 0, off, 0
+		return nil
 	case flagMultiFDFlush:
 		rec.Kind = KindMultiFDFlush
 		return nil
@@ -214,7 +272,7 @@ func (k *Walker) read(r *qemufile.Reader, rec *Record) error {
 		rec.Kind = KindEOS
 		return nil
 	}
-	return fmt.Errorf("%w: %#x", ErrFlags, word&flagMask)
+	return fmt.Errorf("%w: %#x", ErrFlags, word&mask)
 }
 
 // place finds the record's block and checks the offset in it.
@@ -244,7 +302,14 @@ func (k *Walker) place(r *qemufile.Reader, rec *Record) error {
 	return nil
 }
 
+// list reads the entries of a block list.
 func (k *Walker) list(r *qemufile.Reader, rec *Record) error {
+	return k.entries(r, rec, func(BlockInfo) error { return nil })
+}
+
+// entries reads the entries of a block list and calls each for one after it was
+// read.
+func (k *Walker) entries(r *qemufile.Reader, rec *Record, each func(BlockInfo) error) error {
 	blocks := make(map[string]uint64)
 	for left := rec.Total; left > 0; {
 		if len(blocks) == maxBlocks {
@@ -265,6 +330,9 @@ func (k *Walker) list(r *qemufile.Reader, rec *Record) error {
 		blocks[name] = info.Length
 		rec.Blocks = append(rec.Blocks, info)
 		left -= info.Length
+		if err := each(info); err != nil {
+			return err
+		}
 	}
 	k.blocks = blocks
 	if rec.Total == 0 {

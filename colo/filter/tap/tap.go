@@ -9,17 +9,43 @@ type Config struct {
 	// interface of that name, it is used.
 	Name string
 
-	// VNetHdrLen is the length in bytes of the virtio-net header that each
-	// frame begins with: 10, 12, or 0 for none. No offload is asked for, so
-	// that the kernel's headers say nothing and its checksums are complete; of
-	// a frame that is written, the kernel believes the header.
+	// VNetHdrLen is the length in bytes of the virtio-net header that each frame
+	// begins with: 10, 12 with mergeable buffers, 20 with a hash report, 24 with
+	// tunnels, or 0 for none. The kernel fills in and looks at the first 10 bytes, and
+	// what follows is zero: num_buffers is the business of whoever puts a frame into
+	// the guest's ring. Of a frame that is written, the kernel believes the header:
+	// it completes a partial checksum, and cuts a frame that is to be cut, whatever
+	// Offload says.
 	VNetHdrLen int
+
+	// Offload is what the kernel may leave to the reader of its frames, as a guest has
+	// negotiated it. It needs VNetHdrLen. Zero is nothing: then the headers that are
+	// read say nothing, checksums are complete, and no frame is longer than the MTU.
+	Offload Offload
 }
+
+// Offload is what the one who reads frames of an interface takes over
+// (TUNSETOFFLOAD), to be combined. A guest takes it over by the features
+// VIRTIO_NET_F_GUEST_CSUM, GUEST_TSO4 and so on.
+type Offload uint
+
+// What may be left to the reader. All but the first need that, too.
+const (
+	OffloadChecksum Offload = 1 << iota // checksums may be partial
+	OffloadTSO4                         // TCP over IPv4 of up to 64 KiB
+	OffloadTSO6                         // over IPv6
+	OffloadECN                          // such frames with congestion marks
+	OffloadUFO                          // UDP to be cut into fragments; kernels since 4.14 send none
+	OffloadUSO4                         // UDP over IPv4 to be cut into datagrams, since Linux 6.2
+	OffloadUSO6                         // over IPv6
+
+	OffloadTCP = OffloadChecksum | OffloadTSO4 | OffloadTSO6 | OffloadECN
+)
 
 // An Error says what failed. It wraps the error of the kernel, or
 // errors.ErrUnsupported.
 type Error struct {
-	Op   string // "open", "read", "write"
+	Op   string // "open", "read", "write", "offload"
 	Name string // of the interface, as far as it is known
 	Err  error
 }

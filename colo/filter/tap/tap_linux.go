@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/internal/packet"
 )
 
 // A Device is a TAP interface of the network namespace in which it was opened.
@@ -56,7 +57,12 @@ func Open(cfg Config) (_ *Device, err error) {
 			err = &Error{Op: "open", Name: d.name, Err: err}
 		}
 	}()
-	if d.vnet != 0 && d.vnet != 10 && d.vnet != 12 {
+	switch d.vnet {
+	case 0, packet.VNetLen, packet.VNetMergeLen, packet.VNetHashLen, packet.VNetTunnelLen:
+	default:
+		return nil, unix.EINVAL
+	}
+	if d.vnet == 0 && cfg.Offload != 0 {
 		return nil, unix.EINVAL
 	}
 	if d.name == "" {
@@ -89,7 +95,7 @@ func Open(cfg Config) (_ *Device, err error) {
 			return nil, err
 		}
 	}
-	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0); err != nil {
+	if err := unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, int(cfg.Offload)); err != nil {
 		return nil, err
 	}
 	d.file = os.NewFile(uintptr(fd), "/dev/net/tun")
@@ -107,6 +113,24 @@ func (d *Device) Name() string { return d.name }
 // VNetHdrLen returns the length, in bytes, of the virtio-net header that each
 // frame begins with.
 func (d *Device) VNetHdrLen() int { return d.vnet }
+
+// SetOffload changes what the kernel may leave to the reader: a guest that is reset,
+// and negotiates anew, may not take over what the one before it did. Frames that were
+// sent before may still be read. What the kernel does not know is an [*Error] with
+// EINVAL, and so is anything for an interface without virtio-net headers.
+func (d *Device) SetOffload(o Offload) error {
+	if d.vnet == 0 && o != 0 {
+		return &Error{Op: "offload", Name: d.name, Err: unix.EINVAL}
+	}
+	var err error
+	if cerr := d.raw.Control(func(fd uintptr) { err = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, int(o)) }); cerr != nil {
+		err = d.closed(cerr)
+	}
+	if err != nil {
+		return &Error{Op: "offload", Name: d.name, Err: err}
+	}
+	return nil
+}
 
 // ReadPacket returns the next frame that the kernel sends through the
 // interface, and waits for one. The slice is valid until the next call. Errors
@@ -168,8 +192,9 @@ func (d *Device) WritePacket(p []byte) error {
 
 // WriteVNetPacket is WritePacket for a frame that begins with a virtio-net header
 // of hdrLen bytes. If the interface has another length, it gets a header of that
-// length: of no meaning if the frame has none, and cut off if the interface has
-// none (the frame's checksum must be complete then).
+// length: of no meaning if the frame has none. If the interface has none, a partial
+// checksum is completed; a frame that is to be cut cannot be taken then, and is
+// counted as lost.
 func (d *Device) WriteVNetPacket(p []byte, hdrLen int) error {
 	d.wmu.Lock()
 	defer d.wmu.Unlock()
@@ -177,13 +202,19 @@ func (d *Device) WriteVNetPacket(p []byte, hdrLen int) error {
 		d.lost++
 		return nil
 	}
-	if hdrLen != d.vnet {
-		d.scratch = append(d.scratch[:0], make([]byte, d.vnet)...)
-		copy(d.scratch, p[:hdrLen])
-		d.scratch = append(d.scratch, p[hdrLen:]...)
-		p = d.scratch
+	if hdrLen == d.vnet {
+		return d.write(p)
 	}
-	return d.write(p)
+	d.scratch = append(d.scratch[:0], make([]byte, d.vnet)...)
+	copy(d.scratch, p[:hdrLen])
+	d.scratch = append(d.scratch, p[hdrLen:]...)
+	if h := packet.VNetOf(p, hdrLen); d.vnet == 0 && h != nil {
+		if h.GSOType() != packet.GSONone || !h.Complete(d.scratch) {
+			d.lost++
+			return nil
+		}
+	}
+	return d.write(d.scratch)
 }
 
 func (d *Device) write(p []byte) error {

@@ -18,6 +18,9 @@ func (d *Device) Name() string { return "" }
 // VNetHdrLen returns the length of the virtio-net header of each frame.
 func (d *Device) VNetHdrLen() int { return 0 }
 
+// SetOffload changes what is left to the reader.
+func (d *Device) SetOffload(o Offload) error { return errors.ErrUnsupported }
+
 // ReadPacket returns the next frame.
 func (d *Device) ReadPacket() ([]byte, error) { return nil, errors.ErrUnsupported }
 

@@ -13,8 +13,9 @@
 // on. QEMU 9.0 added pages that are zero (before, those went over the main
 // stream), and 10.0 packets of device state; an older receiver must be sent
 // neither. Pages may be compressed, all of a packet together in a stream that
-// goes on from packet to packet: such packets are recognised and carried, and
-// what is in them is left to the caller.
+// goes on from packet to packet: such packets are recognised and carried.
+// [Reader.Pages] decompresses zlib, and anything else for which the caller has a
+// [Decoder].
 //
 // There are packets here, and nobody who drives them: whoever migrates with
 // multifd opens the channels and decides which page goes over which. A

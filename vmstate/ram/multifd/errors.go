@@ -18,6 +18,8 @@ var (
 	ErrOffset  = errors.New("page offset is not a multiple of the page size")
 	ErrBlock   = errors.New("bad block name")
 	ErrSize    = errors.New("length of the contents does not fit the pages")
+	ErrMethod  = errors.New("nothing here decompresses this method")
+	ErrDecode  = errors.New("compressed contents are corrupt")
 )
 
 // Error says where in a channel something is wrong.

@@ -27,7 +27,15 @@ type Reader struct {
 	// 0 means 4 MiB.
 	MaxDevice uint32
 
+	// Decoder makes decoders for the packets of a method other than None; see
+	// [Reader.Pages]. Nil: [DecodeZlib], which knows only that.
+	Decoder func(Method) (Decoder, error)
+
+	decoders map[Method]Decoder
+	pages    []byte // as decoded
+
 	r       *qemufile.Reader
+	at      int64 // of the packet
 	packet  Packet
 	device  Device
 	block   string // of the last packet that had one
@@ -38,6 +46,40 @@ type Reader struct {
 // NewReader returns a Reader of the channel r, whose [Init] has been read.
 func NewReader(r *qemufile.Reader) *Reader { return &Reader{r: r} }
 
+// Pages returns the contents of the normal pages of the packet that Read has
+// returned last, one after the other: Data, or what its Method made it of. They
+// are valid until the next call. A packet's stream goes on from packet to packet,
+// so Pages has to be called for each packet of a channel that has contents, in
+// order. Its errors are [*Error] with [ErrMethod] or [ErrDecode], after which the
+// channel's contents are of no more use.
+func (c *Reader) Pages() ([]byte, error) {
+	p := &c.packet
+	if p.Method == None || len(p.Normal) == 0 || p.Device != nil {
+		return p.Data, nil
+	}
+	d := c.decoders[p.Method]
+	if d == nil {
+		make := c.Decoder
+		if make == nil {
+			make = DecodeZlib
+		}
+		var err error
+		if d, err = make(p.Method); err != nil {
+			return nil, wrap(c.at, err)
+		}
+		if c.decoders == nil {
+			c.decoders = map[Method]Decoder{}
+		}
+		c.decoders[p.Method] = d
+	}
+	n := len(p.Normal) * ram.PageSize
+	c.pages = slices.Grow(c.pages[:0], n)[:n]
+	if err := d.Decode(c.pages, p.Data); err != nil {
+		return nil, wrap(c.at, fmt.Errorf("%w: %v: %w", ErrDecode, p.Method, err))
+	}
+	return c.pages, nil
+}
+
 // Read returns the next packet, which is valid until the next call. The end of
 // the channel between two packets is io.EOF. Every other error is an [*Error];
 // the channel is then of no more use.
@@ -46,6 +88,7 @@ func NewReader(r *qemufile.Reader) *Reader { return &Reader{r: r} }
 // whether the pages are in it.
 func (c *Reader) Read() (*Packet, error) {
 	at := c.r.Offset()
+	c.at = at
 	if err := c.read(); err != nil {
 		if c.r.Offset() == at && errors.Is(err, io.EOF) {
 			return nil, io.EOF

@@ -1,0 +1,175 @@
+package compare
+
+import (
+	"encoding/binary"
+
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// With LowerAcks, acknowledgments are news rather than packets: of those that say
+// more than the secondary's guest has, the newest is kept, owed to the peer, and
+// leaves with lower numbers as far as that guest follows. An acknowledgment that
+// says no more than what has left is a duplicate, by which a peer infers a loss
+// (RFC 5681 section 2); only the guest's own leave as such.
+
+// primaryAck takes a segment that is an acknowledgment and nothing else.
+func (e *Engine) primaryAck(c *conn, p *pkt) {
+	t := &c.tcp
+	if c.owed == nil && t.covers(p) {
+		if d := e.edit(t, p); d.ack == p.ack && d.win == p.win && !d.cut {
+			e.leave(c, p, &e.stats.Matched)
+			return
+		}
+	}
+	if t.said.rst.is {
+		e.diverge(c, ReasonFlags) // that guest will acknowledge nothing more
+	}
+	e.owe(c, e.hold(c, p))
+	e.payOwed(c, false)
+}
+
+// owe keeps the newest acknowledgment that has not left whole.
+func (e *Engine) owe(c *conn, p *pkt) {
+	since := e.now
+	if c.owed != nil {
+		if after(c.owed.ack, p.ack) {
+			e.pool.put(p) // it has waited behind others
+			return
+		}
+		since = c.owed.at
+		e.settle(c)
+	}
+	c.owed = p
+	p.at = since
+}
+
+// settle forgets what is owed: what has left says it too, or will.
+func (e *Engine) settle(c *conn) {
+	if c.owed != nil {
+		e.stats.Merged++
+		e.pool.put(c.owed)
+		c.owed = nil
+	}
+}
+
+// payOwed lets as much leave of what is owed as the secondary's guest covers, if
+// that is news. again says that this guest has just repeated itself: if the
+// primary's has spoken since something left, both have, and the peer is to hear it.
+// It may have missed what left, or be about to learn that something is missing.
+func (e *Engine) payOwed(c *conn, again bool) {
+	t, p := &c.tcp, c.owed
+	l := &t.left
+	if !t.covers(p) || c.blind || after(p.ack, t.cover.ack) && !t.lowers(p) {
+		return
+	}
+	d := e.edit(t, p)
+	news := !l.acks || after(d.ack, l.ack) || p.nsck > 0 && d.sack.and(&l.sack) != d.sack
+	switch whole := d.ack == p.ack && d.win == p.win && !d.cut; {
+	case whole && (news || d.edges && after(d.edge, l.edge) || p.id > l.last):
+		c.owed = nil
+		e.leave(c, p, &e.stats.Matched)
+	case whole:
+		e.settle(c) // others have said it
+	case news, d.edges && worthwhile(l, d.edge), again && p.id > l.last:
+		if news {
+			p.at = e.now
+		}
+		q := e.hold(c, p)
+		q.id = e.ids // it is new, whatever it is a part of
+		e.leave(c, q, &e.stats.Lowered)
+	}
+}
+
+// paySelective lets an acknowledgment leave that the secondary's guest has just
+// given, s, in the place of a lowered one: it says which of the peer's data behind
+// its number that guest holds, and the primary's holds more than that number, so
+// that only what is missing is sent again. It reports whether one has left.
+func (e *Engine) paySelective(c *conn, s *pkt) bool {
+	t, p := &c.tcp, c.owed
+	if s.nsck == 0 || !s.bare() || !t.covers(p) || c.blind || !after(p.ack, t.cover.ack) || !t.lowers(p) ||
+		s.VNetHdr != p.VNetHdr || (s.ts > 0) != (p.ts > 0) {
+		return false
+	}
+	d := e.edit(t, p)
+	d.sack = ranges{}
+	all, held := s.blocks(), p.blocks()
+	for _, b := range all.at[:all.n] {
+		if !after(b[1], p.ack) || held.has(b[0], b[1]) {
+			d.sack.add(b[0], b[1])
+		}
+	}
+	d.cut = d.sack != all
+	l := &t.left
+	if d.sack.n == 0 || l.acks && !after(d.ack, l.ack) && d.sack.and(&l.sack) == d.sack {
+		return false
+	}
+	q := e.hold(c, s)
+	q.id = e.ids
+	h := packet.TCP(q.Packet.Frame[q.L4:q.End])
+	if q.seq != p.seq {
+		h.SetSeq(p.seq)
+		if q.VNetHdr == 0 || q.Data[0]&1 == 0 {
+			h.SetChecksum(packet.Update(h.Checksum(), q.seq, p.seq))
+		}
+		q.seq, q.end, q.ok = p.seq, p.seq, p.seq
+	}
+	p.at = e.now
+	q = e.apply(q, &d)
+	l.note(q, &d, t.told.scale)
+	e.release(q, &e.stats.Lowered)
+	return true
+}
+
+// worthwhile reports whether an update of the window is worth a packet (RFC 9293
+// section 3.8.6.2.2, by the peer's view): it had little room, or has much more now.
+func worthwhile(l *left, edge uint32) bool {
+	const little = 2 * 1460
+	room, more := l.edge-l.ack, edge-l.edge
+	return after(edge, l.edge) && (room < little || more >= room/2)
+}
+
+// lacks reports whether what is owed is an acknowledgment, and not room in the
+// window or SACK blocks only, which may well stay less than the primary's.
+func (c *conn) lacks() bool {
+	l := &c.tcp.left
+	return c.owed != nil && (!l.acks || after(c.owed.ack, l.ack))
+}
+
+// ackOf returns an acknowledgment that says what p, which has more in it, says of
+// the peer's data.
+func (e *Engine) ackOf(c *conn, p *pkt) *pkt {
+	whole := p.Data
+	vnet := p.VNetHdr
+	p.Data = p.Data[:vnet+p.dat] // in the way that the pool copies
+	q := e.pool.copy(p)
+	p.Data = whole
+	q.owner, q.age = c, c.age
+	e.ids++
+	q.id = e.ids
+	clear(q.Data[:vnet]) // neither is it to be cut nor is its checksum to be finished
+	f := q.Packet.Frame
+	size := q.dat - q.L3
+	if q.Kind == packet.IP4 {
+		h := f[q.L3:q.L4]
+		binary.BigEndian.PutUint16(h[2:], uint16(size))
+		binary.BigEndian.PutUint16(h[10:], 0)
+		binary.BigEndian.PutUint16(h[10:], packet.Checksum(h))
+	} else {
+		binary.BigEndian.PutUint16(f[q.L3+4:], uint16(size-packet.IPv6Len))
+	}
+	if q.Link.PPPoE {
+		binary.BigEndian.PutUint16(f[q.L3-4:], uint16(size+2))
+	}
+	q.End = q.dat
+	q.seq = p.end
+	if p.flags&packet.FIN != 0 {
+		q.seq++
+	}
+	q.end, q.ok, q.flags = q.seq, q.seq, packet.ACK
+	h := packet.TCP(f[q.L4:q.End])
+	h.SetSeq(q.seq)
+	h[13] = packet.ACK
+	binary.BigEndian.PutUint16(h[18:], 0) // nothing is urgent
+	h.SetChecksum(q.TCPChecksum())
+	return q
+}

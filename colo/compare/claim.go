@@ -1,0 +1,106 @@
+package compare
+
+import "github.com/gocolo/lockstep/internal/packet"
+
+// ARP and neighbour discovery are sent by timers of each guest and answer nobody's
+// twin. What such a message gives away is whose address is whose, and that does not
+// change with the next one: it leaves if the secondary's guest has claimed the same
+// at any time, or a received checkpoint covers that claim.
+
+// A claim is what is known of one: each field says whether it was made.
+type claim struct {
+	told bool // by the primary's guest; only grows
+	said bool // by a secondary's guest that would go on: grows as that speaks, shrinks to told at a mark, is mark from the receipt on
+
+	mark   bool   // told, at the last mark
+	marked bool   // there was one, and no receipt yet
+	epoch  uint64 // its number
+}
+
+// narrow is called at a mark, receive at a receipt: see stream.
+func (l *claim) narrow(epoch uint64) {
+	l.said = l.said && l.told
+	l.mark, l.marked, l.epoch = l.told, true, epoch
+}
+
+func (l *claim) receive(epoch uint64) {
+	if l.marked && l.epoch <= epoch {
+		l.said, l.marked = l.mark, false
+	}
+}
+
+// ARP for IPv4 over Ethernet (RFC 826): its length, its sender, and the fixed
+// beginning.
+const arpLen = 28
+
+// claimARP sets k to the claim of p, if it has one.
+func (p *pkt) claimARP(k *connKey) bool {
+	b := p.Packet.Frame[p.L3:]
+	if len(b) < arpLen || string(b[:6]) != "\x00\x01\x08\x00\x06\x04" || b[6] != 0 || b[7] != 1 && b[7] != 2 {
+		return false
+	}
+	p.LinkKey(&k.Key)
+	copy(k.Dst[:], b[8:14]) // the sender's link-layer address
+	copy(k.Src[:], b[14:18])
+	return true
+}
+
+// Messages of neighbour discovery (RFC 4861 section 4) and their options.
+const (
+	ndRouterSolicitation    = 133
+	ndNeighborSolicitation  = 135
+	ndNeighborAdvertisement = 136
+
+	ndSourceLinkAddress = 1
+	ndTargetLinkAddress = 2
+)
+
+// claimND sets k to the claim of p, if it is a message of neighbour discovery that
+// a host sends.
+func (p *pkt) claimND(k *connKey) bool {
+	b := p.Payload()
+	ip := p.IPv6()
+	who, opts, want := ip.Src(), []byte(nil), byte(ndSourceLinkAddress)
+	switch {
+	case b[0] == ndRouterSolicitation && b[1] == 0:
+		opts = b[8:]
+	case (b[0] == ndNeighborSolicitation || b[0] == ndNeighborAdvertisement) && b[1] == 0 && len(b) >= 24:
+		opts = b[24:]
+		if b[0] == ndNeighborAdvertisement {
+			want = ndTargetLinkAddress
+		}
+		if b[0] == ndNeighborAdvertisement || [16]byte(who) == [16]byte{} {
+			who = b[8:24] // it advertises this, or would like to (RFC 4862 section 5.4)
+		}
+	default:
+		return false
+	}
+	address := packet.Ethernet(p.Packet.Frame).Src()
+	for len(opts) >= 8 && opts[1] > 0 && int(opts[1])*8 <= len(opts) {
+		if opts[0] == want && opts[1] == 1 {
+			address = opts[2:8]
+		}
+		opts = opts[int(opts[1])*8:]
+	}
+	p.LinkKey(&k.Key)
+	copy(k.Src[:], who)
+	copy(k.Dst[:], address)
+	return true
+}
+
+func (e *Engine) primaryClaim(c *conn, p *pkt) {
+	c.claim.told = true
+	if c.claim.said && !c.blind {
+		e.release(p, &e.stats.Matched)
+		return
+	}
+	c.p.push(e.hold(c, p))
+}
+
+func (e *Engine) secondaryClaim(c *conn) {
+	c.claim.said = true
+	for c.p.len() > 0 && !c.blind {
+		e.release(c.p.remove(0), &e.stats.Matched)
+	}
+	e.recovered(c)
+}

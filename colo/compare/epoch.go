@@ -1,0 +1,243 @@
+package compare
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+)
+
+// Mark ends an epoch: the primary's guest is paused, and the packets that it
+// has sent belong to epoch. Those that wait do so until Received; the
+// secondary's are void. The time of a mark is that of the call before it. Epochs
+// are marked in order, or from 0; anything else is
+// [ErrEpoch].
+func (e *Engine) Mark(epoch uint64) error {
+	if epoch != 0 && (epoch != e.next || e.passing) {
+		return fmt.Errorf("%w: mark %d", ErrEpoch, epoch)
+	}
+	if e.strict != nil {
+		e.strict.mark()
+	}
+	if epoch == 0 {
+		e.received = 0
+	}
+	e.passing, e.loaded = false, false
+	e.next = epoch + 1
+	e.deaf = true
+	e.lastMark = e.now
+	e.notes = e.notes[:0]
+	first := len(e.marked)
+	for _, p := range e.sidelined.all() {
+		e.marked = append(e.marked, marked{p, epoch})
+	}
+	e.sidelined.clear()
+	e.raised = false
+	for c := e.newest; c != nil; c = c.older {
+		e.markConn(c, epoch)
+		e.raised = e.raised || c.tcp.left.waits()
+	}
+	clear(e.loners)
+	clear(e.crossing)
+	e.crossing = e.crossing[:0]
+	slices.SortFunc(e.marked[first:], func(a, b marked) int { return cmp.Compare(a.p.id, b.p.id) })
+	e.crowded, e.asked, e.pace, e.soon = false, false, zeroTime, zeroTime
+	return nil
+}
+
+// markConn is Mark for one connection.
+func (e *Engine) markConn(c *conn, epoch uint64) {
+	if c.owed != nil {
+		c.p.push(c.owed)
+		c.owed = nil
+	}
+	for _, p := range c.p.all() {
+		e.marked = append(e.marked, marked{p, epoch})
+	}
+	c.marked += c.p.len()
+	c.p.clear()
+	e.drop(&c.s)
+	e.review(c)
+	c.diverged, c.blind, c.loner, c.crossed = false, false, neither, zeroTime
+	switch c.key.kind {
+	case kindSegment:
+		c.tcp.narrow(epoch)
+	case kindClaim:
+		c.claim.narrow(epoch)
+	}
+}
+
+// Received releases what was marked with epoch, or before: the secondary has
+// all of that checkpoint. So leaves what has come since, as far as that covers it.
+// An epoch that is not marked is [ErrEpoch].
+func (e *Engine) Received(epoch uint64) (Result, error) {
+	if e.passing || epoch >= e.next {
+		return Result{}, fmt.Errorf("%w: received %d", ErrEpoch, epoch)
+	}
+	if e.strict != nil {
+		return e.strict.received(), nil
+	}
+	e.begin()
+	e.receive(epoch)
+	return e.end(), nil
+}
+
+func (e *Engine) receive(epoch uint64) {
+	if epoch < e.received {
+		return
+	}
+	e.received = epoch + 1
+	for c := e.newest; c != nil; c = c.older {
+		switch c.key.kind {
+		case kindSegment:
+			c.tcp.receive(epoch, e.cfg.ReleaseRetransmits)
+		case kindClaim:
+			c.claim.receive(epoch)
+		}
+	}
+	n := 0
+	for n < len(e.marked) && e.marked[n].epoch <= epoch {
+		p := e.marked[n].p
+		if p.owner != nil {
+			p.owner.marked--
+		}
+		if c := e.ownerOf(p); c != nil && p.segment.is {
+			e.leave(c, p, &e.stats.Checkpoint)
+		} else {
+			e.release(p, &e.stats.Checkpoint)
+		}
+		n++
+	}
+	e.marked = slices.Delete(e.marked, 0, n)
+	for c := e.newest; c != nil; c = c.older {
+		switch {
+		case c.key.kind == kindSegment:
+			if c.p.len() > 0 {
+				e.advance(c, false)
+			}
+			if c.owed != nil {
+				e.payOwed(c, false)
+			}
+		case c.key.kind == kindClaim && c.claim.said:
+			e.secondaryClaim(c)
+		}
+	}
+	if e.loaded && e.received == e.next {
+		e.hear()
+	}
+}
+
+// ownerOf returns the connection of a marked packet. One for which there was no
+// room may have got it since.
+func (e *Engine) ownerOf(p *pkt) *conn {
+	if p.owner != nil || !p.segment.is {
+		return p.owner
+	}
+	k := connKey{kind: kindSegment}
+	p.Key(&k.Key)
+	return e.conns[k]
+}
+
+// SecondaryMark says that the secondary's packets from now on belong to the
+// epoch after this one. A marker of an epoch that is over is ignored; one of an
+// epoch that is not marked yet is [ErrEpoch], for the secondary cannot know of
+// it. What was marked with epoch is released: the secondary has it.
+func (e *Engine) SecondaryMark(epoch uint64) (Result, error) {
+	if e.passing || epoch >= e.next {
+		return Result{}, fmt.Errorf("%w: secondary's mark %d", ErrEpoch, epoch)
+	}
+	if epoch+1 != e.next {
+		return Result{}, nil
+	}
+	res, err := e.Received(epoch)
+	e.hear()
+	return res, err
+}
+
+// Loaded says that the secondary's guest runs epoch. Without Marks its packets
+// count from here on, or from Received, if that comes later. An epoch that is not
+// marked is [ErrEpoch].
+func (e *Engine) Loaded(epoch uint64) error {
+	if e.passing || epoch >= e.next {
+		return fmt.Errorf("%w: loaded %d", ErrEpoch, epoch)
+	}
+	if !e.cfg.Marks && epoch+1 == e.next {
+		if e.loaded = true; e.received == e.next || e.strict != nil {
+			e.hear()
+		}
+	}
+	return nil
+}
+
+// Deafen says that the secondary's packets do not arrive any more, or not all
+// of them: its connection is lost, or a new one begins within an epoch. What
+// arrives is void until the next SecondaryMark, or without Marks, Loaded. What
+// has arrived counts.
+func (e *Engine) Deafen() {
+	e.deaf = true
+	if e.strict != nil {
+		e.strict.deaf = true
+	}
+}
+
+// Deaf reports whether the secondary's packets are void at present: they are of
+// an older epoch, or some are missing.
+func (e *Engine) Deaf() bool { return e.deaf }
+
+// Covered calls fn for each packet that was sent before the last mark and is not
+// released, oldest first. fn keeps nothing of it.
+func (e *Engine) Covered(fn func(Frame)) {
+	if e.strict != nil {
+		for _, p := range e.strict.marked {
+			fn(p.Frame)
+		}
+		return
+	}
+	for _, m := range e.marked {
+		fn(m.p.Frame)
+	}
+}
+
+func (e *Engine) hear() {
+	e.deaf = false
+	if e.strict != nil {
+		e.strict.deaf = false
+	}
+}
+
+// Failover releases everything, oldest first, and lets packets pass from now on:
+// this side goes on alone, or has no secondary yet. Mark(0) ends that.
+func (e *Engine) Failover() Result {
+	if !e.passing {
+		_ = e.Mark(e.next) // it is the next one
+	}
+	res, _ := e.Received(e.next - 1)
+	e.passing, e.next = true, 0
+	if e.strict != nil {
+		e.strict.passing = true
+	}
+	for c := e.newest; c != nil; {
+		older := c.older
+		if p := c.owed; p != nil {
+			c.owed = nil
+			e.release(p, &e.stats.Checkpoint)
+		}
+		if told := c.tcp.told; told.scaled {
+			e.unlist(c)
+			*c = conn{key: c.key, newer: c.newer, older: c.older, used: c.used, p: c.p, s: c.s}
+			c.tcp.told = toldOf(&told)
+		} else {
+			e.forget(c)
+		}
+		c = older
+	}
+	e.aparts, e.raised = 0, false
+	if e.strict == nil {
+		res.Release = e.out
+	}
+	return res
+}
+
+// toldOf returns what is kept of told beyond a session.
+func toldOf(t *told) told {
+	return told{isn: t.isn, open: t.open, scale: t.scale, scaled: t.scaled}
+}

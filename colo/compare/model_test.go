@@ -1,0 +1,505 @@
+package compare_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// What the engine promises is checked here against a model that knows nothing of
+// how it decides. Two guests, whose streams are functions of the position, speak in
+// any order on a few connections; the secondary's lags, drops, differs, and becomes
+// a copy of the primary's at a commit. Whenever a frame leaves, each guest that
+// could go on if the primary died at this moment must know all that it says.
+
+// known is what a guest has said, and so remembers: of each connection the greatest
+// acknowledgment, the bytes, and the events of its stream. Connections are told
+// apart by the high bits of their sequence numbers.
+type known struct {
+	ack    map[uint64]uint32
+	bytes  map[uint64]byte // by the connection, and the sequence number
+	fin    map[uint64]bool
+	syn    map[uint64]bool
+	rst    map[uint64]bool
+	words  map[string]int // datagrams
+	claims map[string]bool
+}
+
+func newKnown() *known {
+	return &known{
+		map[uint64]uint32{}, map[uint64]byte{}, map[uint64]bool{}, map[uint64]bool{}, map[uint64]bool{},
+		map[string]int{}, map[string]bool{},
+	}
+}
+
+func (k *known) clone() *known {
+	return &known{
+		maps.Clone(k.ack), maps.Clone(k.bytes), maps.Clone(k.fin), maps.Clone(k.syn), maps.Clone(k.rst),
+		maps.Clone(k.words), maps.Clone(k.claims),
+	}
+}
+
+// connection names a TCP connection: its port, and which of those with that port.
+func connection(h packet.TCP) uint64 {
+	return uint64(binary.BigEndian.Uint16(h[2:]))<<32 | uint64(h.Seq()>>24)
+}
+
+func position(h packet.TCP, seq uint32) uint64 {
+	return uint64(binary.BigEndian.Uint16(h[2:]))<<32 | uint64(seq)
+}
+
+// learn takes in what a guest says.
+func (k *known) learn(f []byte) {
+	var p packet.Packet
+	p.Parse(f)
+	switch {
+	case p.IsTCP():
+		h := p.TCP()
+		c := connection(h)
+		if h.Flags()&packet.ACK != 0 {
+			if a, ok := k.ack[c]; !ok || int32(h.Ack()-a) > 0 {
+				k.ack[c] = h.Ack()
+			}
+		}
+		for i, b := range h.Payload() {
+			k.bytes[position(h, h.Seq()+uint32(i))] = b
+		}
+		if h.Flags()&packet.FIN != 0 {
+			k.fin[position(h, h.Seq()+uint32(len(h.Payload())))] = true
+		}
+		k.syn[c] = k.syn[c] || h.Flags()&packet.SYN != 0
+		k.rst[c] = k.rst[c] || h.Flags()&packet.RST != 0
+	case p.Kind == packet.ARP:
+		k.claims[claimed(f)] = true
+	default:
+		k.words[string(f[12:])]++
+	}
+}
+
+func claimed(f []byte) string { return string(f[22:32]) }
+
+// lacks says what of a frame a guest does not know, or nothing.
+func (k *known) lacks(f []byte) string {
+	var p packet.Packet
+	p.Parse(f)
+	switch {
+	case p.IsTCP():
+		h := p.TCP()
+		c := connection(h)
+		if h.Flags()&packet.ACK != 0 {
+			if a, ok := k.ack[c]; !ok || int32(h.Ack()-a) > 0 {
+				return fmt.Sprintf("acknowledgment %d, it has given %d (%t)", h.Ack(), a, ok)
+			}
+		}
+		for i, b := range h.Payload() {
+			if got, ok := k.bytes[position(h, h.Seq()+uint32(i))]; !ok || got != b {
+				return fmt.Sprintf("byte %q at %d, it has said %q (%t)", b, h.Seq()+uint32(i), got, ok)
+			}
+		}
+		switch {
+		case h.Flags()&packet.FIN != 0 && !k.fin[position(h, h.Seq()+uint32(len(h.Payload())))]:
+			return "FIN"
+		case h.Flags()&packet.SYN != 0 && !k.syn[c]:
+			return "SYN"
+		case h.Flags()&packet.RST != 0 && !k.rst[c]:
+			return "RST"
+		}
+	case p.Kind == packet.ARP:
+		if !k.claims[claimed(f)] {
+			return "a claim"
+		}
+	default:
+		if k.words[string(f[12:])] == 0 {
+			return fmt.Sprintf("datagram %x", f[12:])
+		}
+	}
+	return ""
+}
+
+// A modelGuest says what its position in each of its connections has it say.
+type modelGuest struct {
+	conns [3]modelConn
+	wrong bool // it differs from the other
+}
+
+type modelConn struct {
+	inc        uint32 // which connection with its port
+	next, ack  uint32 // counted from the beginning
+	fin, reset bool
+	opened     bool // by a SYN; one that never had any was there before the session
+	clock      uint32
+	right      uint32 // of a guest that is wrong: how many bytes are not
+}
+
+const modelWindow = 2000
+
+// model drives an engine, and holds it to what leaves.
+type model struct {
+	t      testing.TB
+	e      *compare.Engine
+	cfg    compare.Config
+	choose func(n int) int
+	now    time.Time
+	trace  []string
+
+	p, s      modelGuest
+	other     modelGuest
+	marks     map[uint64]modelGuest // the primary's guest at each mark
+	next      uint64                // mark
+	committed uint64                // one more than the last epoch that the secondary's guest has become
+	hears     bool
+
+	told    *known            // all that the primary's guest has said
+	base    *known            // what the secondary's guest has become at its last commit, and said since
+	pending map[uint64]*known // what the primary's guest had said at marks that are not received
+
+	sent, left int
+	newest     map[uint64]uint32 // timestamp
+	edge       map[uint64]uint32
+	emitted    *known
+}
+
+func newModel(t testing.TB, cfg compare.Config, choose func(n int) int) *model {
+	return &model{
+		t: t, e: compare.NewEngine(cfg), cfg: cfg, choose: choose, now: time.Unix(1000, 0),
+		marks: map[uint64]modelGuest{}, told: newKnown(), base: newKnown(), pending: map[uint64]*known{},
+		newest: map[uint64]uint32{}, edge: map[uint64]uint32{}, emitted: newKnown(),
+		hears: true,
+	}
+}
+
+func (m *model) fail(format string, args ...any) {
+	m.t.Helper()
+	for _, l := range m.trace {
+		m.t.Log(l)
+	}
+	m.t.Fatalf(format, args...)
+}
+
+// segment lets a guest say something on a connection.
+func (m *model) segment(g *modelGuest, i int) (f []byte) {
+	c := &g.conns[i]
+	isn := c.inc<<24 | 1000
+	flags, seq, data := byte(packet.ACK), isn+1+c.next, ""
+	opts := ""
+	switch k := m.choose(16); {
+	case k == 0 && m.choose(4) == 0: // another connection with the same port
+		*c = modelConn{inc: (c.inc + 1) % 128}
+		flags, seq, opts = packet.SYN|packet.ACK, c.inc<<24|1000, wireMSS+wireWindow7
+	case k == 1 && (c.inc > 0 || c.opened || c.next == 0 && c.ack == 0):
+		c.opened = true
+		flags, seq, opts = packet.SYN|packet.ACK, isn, wireMSS+wireWindow7
+	case k == 2 && c.next > 10:
+		c.fin = true
+		flags |= packet.FIN
+	case k == 3 && m.choose(3) == 0:
+		c.reset = true
+		flags |= packet.RST
+	case k < 6:
+	case k < 9: // again
+		back := uint32(m.choose(30))
+		back = min(back, c.next)
+		seq -= back
+		data = m.stream(g, c, seq, int(min(back, uint32(m.choose(20)))))
+	default:
+		if !c.fin {
+			data = m.stream(g, c, seq, 1+m.choose(20))
+			c.next += uint32(len(data))
+		}
+	}
+	c.ack += uint32(m.choose(4) * m.choose(40))
+	if m.choose(8) == 0 {
+		flags |= packet.PSH
+	}
+	c.clock += uint32(m.choose(3))
+	if i == 2 {
+		defer func() { f = tag(f, 5) }()
+	}
+	f = wireSegment(uint16(i), seq, 5000+c.inc*2654435761+c.ack, flags, opts+wireTimes(1+c.clock, 7), data)
+	binary.BigEndian.PutUint16(f[34+14:], modelWindow)
+	var p packet.Packet
+	p.Parse(f)
+	p.TCP().SetChecksum(p.TCPChecksum())
+	return f
+}
+
+func tag(f []byte, vlan byte) []byte {
+	return append(append(append([]byte{}, f[:12]...), 0x81, 0, 0, vlan), f[12:]...)
+}
+
+func (m *model) stream(g *modelGuest, c *modelConn, seq uint32, n int) string {
+	b := make([]byte, n)
+	for i := range b {
+		at := seq + uint32(i)
+		b[i] = byte(at * 7 >> 2)
+		if g.wrong && at&0xffffff-1001 >= c.right {
+			b[i] ^= 1
+		}
+	}
+	return string(b)
+}
+
+// frame lets a guest say anything.
+func (m *model) frame(g *modelGuest) []byte {
+	var f []byte
+	stranger := m.other // whose connections are nobody's, for what is no segment of its own
+	switch k := m.choose(20); {
+	case k < 14:
+		f = m.segment(g, m.choose(3))
+	case k < 16:
+		f = wireDatagram(53, uint16(5000+m.choose(2)), string(rune('a'+m.choose(4))))
+		if m.choose(4) == 0 {
+			f = tag(f, byte(m.choose(2)))
+		}
+	case k == 16: // a fragment, of a segment to port 0, say
+		f = wireIPv4(6, 0x2000|uint16(m.choose(2)), m.segment(&stranger, 0)[34:])
+	case k == 17: // tunnels: whatever is in there
+		f = wireIPv4([]byte{4, 47, 41}[m.choose(3)], 0, m.segment(&stranger, 0)[14:])
+	case k == 18:
+		f = append(make([]byte, 12), 8, 6, 0, 1, 8, 0, 6, 4, 0, byte(1+m.choose(2)), 2, 0, 0, 0, 0, byte(m.choose(2)), 10, 0, 0, 1, 0, 0, 0, 0, 0, 0, 10, 0, 0, byte(m.choose(9)))
+	default: // broken somewhere
+		f = m.segment(&stranger, m.choose(2))
+		f[12+m.choose(len(f)-12)] ^= byte(1 + m.choose(255))
+		if m.choose(2) == 0 {
+			f[14+20+12] = byte(m.choose(16)) << 4
+		}
+		f = f[:14+m.choose(len(f)-13)]
+		if len(f) < 34 || f[23] != 6 || f[12] != 8 || f[13] != 0 {
+			return f
+		}
+		var p packet.Packet
+		if p.Parse(f); p.IsTCP() {
+			f[34+12] = 15 << 4 // no whole segment: the model could not tell what it means
+			f = f[:min(len(f), 34+40)]
+			binary.BigEndian.PutUint16(f[16:], uint16(len(f)-14))
+		}
+	}
+	return f
+}
+
+// broken reports whether what a frame says is not for the model.
+func broken(f []byte) bool {
+	var p packet.Packet
+	p.Parse(f)
+	return p.Kind == packet.Malformed || p.Kind == packet.Other || p.Kind == packet.IP4 && p.Proto == packet.ProtoTCP && !p.IsTCP() && !p.Fragment
+}
+
+// check holds what leaves to the promises.
+func (m *model) check(r compare.Result, receipt bool) {
+	for _, f := range r.Release {
+		m.left++
+		var p packet.Packet
+		p.Parse(f.Data)
+		m.emitted.learn(f.Data)
+		m.note("  left %x", f.Data)
+		if broken(f.Data) {
+			if !receipt {
+				m.fail("what cannot be compared leaves: %x", f.Data)
+			}
+			continue
+		}
+		if why := m.base.lacks(f.Data); why != "" {
+			m.fail("a frame leaves, and the secondary's guest does not know: %s\n%x", why, f.Data)
+		}
+		for epoch, k := range m.pending {
+			if why := k.lacks(f.Data); why != "" {
+				m.fail("a frame leaves, and the guest of checkpoint %d, which may go on, does not know: %s\n%x", epoch, why, f.Data)
+			}
+		}
+		if !p.IsTCP() {
+			if p.Kind != packet.ARP {
+				m.base.words[string(f.Data[12:])]--
+			}
+			continue
+		}
+		h := p.TCP()
+		if h.Checksum() != p.TCPChecksum() {
+			m.fail("the checksum is wrong: %x", f.Data)
+		}
+		c := connection(h)
+		at := h.HeaderLen() - 8
+		ts := binary.BigEndian.Uint32(h[at:])
+		// A connection that was forgotten for another one begins anew.
+		if old, ok := m.newest[c]; ok && int32(ts-old) < 0 && m.cfg.MaxConns == 64 {
+			m.fail("timestamp %d leaves after %d: %x", ts, old, f.Data)
+		}
+		m.newest[c] = ts
+		if m.cfg.LowerAcks && h.Flags()&(packet.SYN|packet.RST) == 0 && len(h.Payload()) > 0 && m.p.conns[c>>32].inc == uint32(c) {
+			edge := h.Ack() + uint32(binary.BigEndian.Uint16(h[14:]))<<7
+			if old, ok := m.edge[c]; ok && int32(edge-old) < 0 && m.cfg.MaxConns == 64 {
+				m.fail("the window's edge is %d, and was %d: %x", edge, old, f.Data)
+			}
+			m.edge[c] = edge
+		}
+	}
+}
+
+func (m *model) note(format string, args ...any) {
+	m.trace = append(m.trace, fmt.Sprintf(format, args...))
+}
+
+func (m *model) received(epoch uint64) {
+	if k := m.pending[epoch]; k != nil {
+		m.base = k
+		for e := range m.pending {
+			if e <= epoch {
+				delete(m.pending, e)
+			}
+		}
+	}
+}
+
+func (m *model) step() {
+	m.now = m.now.Add(time.Duration(m.choose(100)) * time.Millisecond)
+	switch k := m.choose(40); {
+	case k < 17:
+		f := m.frame(&m.p)
+		m.told.learn(f)
+		m.note("P %x", f)
+		r := m.e.Primary(compare.Frame{Data: f}, m.now)
+		if !r.Full {
+			m.sent++
+		}
+		m.check(r, false)
+	case k < 34:
+		if !m.s.wrong && m.choose(30) == 0 {
+			m.s.wrong = true
+			for i := range m.s.conns {
+				m.s.conns[i].right = m.s.conns[i].next
+			}
+		}
+		f := m.frame(&m.s)
+		m.note("S %x", f)
+		if m.hears {
+			m.base.learn(f)
+		}
+		m.check(m.e.Secondary(compare.Frame{Data: f}, m.now), false)
+	case k == 34 && m.choose(2) == 0:
+		m.note("mark %d", m.next)
+		if err := m.e.Mark(m.next); err != nil {
+			m.fail("%v", err)
+		}
+		m.pending[m.next], m.marks[m.next] = m.told.clone(), m.p
+		m.next++
+		m.hears = false
+	case k == 35 && m.next > 0:
+		epoch := m.next - 1 - uint64(m.choose(int(min(m.next, 2))))
+		m.note("receipt %d", epoch)
+		m.received(epoch)
+		r, err := m.e.Received(epoch)
+		if err != nil {
+			m.fail("%v", err)
+		}
+		m.check(r, true)
+	case k == 36 && m.next > m.committed:
+		m.committed = m.next
+		m.note("commit %d", m.next-1)
+		m.received(m.next - 1)
+		m.s = m.marks[m.next-1]
+		r, err := m.e.SecondaryMark(m.next - 1)
+		if err != nil {
+			m.fail("%v", err)
+		}
+		m.hears = true
+		m.check(r, true)
+	case k == 37:
+		m.check(m.e.Tick(m.now), false)
+	case k == 38 && m.choose(4) == 0:
+		m.note("deaf")
+		m.e.Deafen()
+		m.hears = false
+	}
+	if s := m.e.Stats(); s.HeldBytes > m.cfg.MaxBytes+1<<12 {
+		m.fail("%+v", s)
+	}
+}
+
+// end lets all leave, and looks for what is missing.
+func (m *model) end() {
+	m.note("failover")
+	r := m.e.Failover()
+	for _, f := range r.Release {
+		m.left++
+		m.note("  left %x", f.Data)
+		m.emitted.learn(f.Data)
+	}
+	if !m.cfg.LowerAcks && m.left != m.sent {
+		m.fail("%d frames were sent, %d have left", m.sent, m.left)
+	}
+	for at, b := range m.told.bytes {
+		if got, ok := m.emitted.bytes[at]; m.sent > 0 && (!ok || got != b) {
+			m.fail("byte %d of connection %d has not left", uint32(at), at>>32)
+		}
+	}
+	for c, a := range m.told.ack {
+		// What is left to say of a connection that has ended, or that another one has
+		// followed, is of no use.
+		over := m.told.rst[c] || m.p.conns[c>>32].inc != uint32(c)
+		if m.emitted.ack[c] != a && !over {
+			m.fail("acknowledgment %d of connection %x has not left, %d has", a, c, m.emitted.ack[c])
+		}
+	}
+	if s := m.e.Stats(); s.Held != 0 || s.HeldBytes != 0 {
+		m.fail("%+v", s)
+	}
+}
+
+func modelConfig(choose func(int) int) compare.Config {
+	return compare.Config{
+		Marks: true, PatientAcks: choose(2) == 0, ReleaseRetransmits: choose(2) == 0, LowerAcks: choose(2) == 0,
+		HoldUncompared: true, CompareVLAN: true, CompareARP: true, Adaptive: choose(2) == 0, Strikes: 1,
+		MaxConns: 3 + 61*choose(2), MaxBytes: 1 << 20, MaxQueue: 1 + choose(20), Idle: time.Second,
+	}
+}
+
+func TestNothingLeavesThatASurvivorWouldNotKnow(t *testing.T) {
+	runs := uint64(800)
+	if testing.Short() {
+		runs = 200
+	}
+	left := 0
+	for seed := range runs {
+		rnd := rand.New(rand.NewPCG(seed, 11))
+		m := newModel(t, modelConfig(rnd.IntN), rnd.IntN)
+		for range 300 {
+			m.step()
+		}
+		left += m.left
+		m.end()
+	}
+	if left < int(runs)*20 {
+		t.Errorf("%d frames have left in %d runs: the model tests nothing", left, runs)
+	}
+}
+
+func FuzzNothingLeavesThatASurvivorWouldNotKnow(f *testing.F) {
+	for seed := range uint64(8) {
+		rnd := rand.New(rand.NewPCG(seed, 12))
+		b := make([]byte, 2000)
+		for i := range b {
+			b[i] = byte(rnd.Uint32())
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, script []byte) {
+		choose := func(n int) int {
+			if len(script) == 0 || n < 2 {
+				return 0
+			}
+			b := script[0]
+			script = script[1:]
+			return int(b) % n
+		}
+		m := newModel(t, modelConfig(choose), choose)
+		for len(script) > 0 {
+			m.step()
+		}
+		m.end()
+	})
+}

@@ -1,0 +1,95 @@
+package compare
+
+import (
+	"encoding/binary"
+
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// A segment is a whole TCP segment within a frame. The zero segment is of a
+// packet that has none.
+type segment struct {
+	is       bool
+	dat      int // where its data begins
+	seq, ack uint32
+	end      uint32 // seq and the length of the data
+	ok       uint32 // the data before this sequence number agrees
+	win      uint16
+	flags    uint8
+	waitsAck bool // it would leave, but acknowledges more than the secondary's guest
+
+	ts   int // where its timestamps' value is; 0: it has none
+	sack int // where its SACK blocks are; 0: it has none
+	nsck int // how many they are
+}
+
+// A synOptions is what the options of a SYN agree upon for a connection.
+type synOptions struct {
+	mss        uint16
+	scale      uint8
+	scales     bool
+	sack, time bool
+}
+
+// maxScale is what a greater shift of the window counts as (RFC 7323 section 2.3).
+const maxScale = 14
+
+// parseSegment sets all of p.segment by the TCP segment of p, which is whole.
+func (p *pkt) parseSegment() {
+	h := p.TCP()
+	n := h.HeaderLen()
+	s := &p.segment
+	s.is, s.dat = true, p.L4+n
+	s.seq, s.ack, s.flags, s.win = h.Seq(), h.Ack(), h.Flags(), binary.BigEndian.Uint16(h[14:])
+	s.end, s.ok = s.seq+uint32(p.End-s.dat), s.seq
+	s.waitsAck, s.ts, s.sack, s.nsck = false, 0, 0, 0
+	switch {
+	case n == packet.TCPLen:
+	case n == packet.TCPLen+12 && binary.BigEndian.Uint32(h[packet.TCPLen:]) == 0x0101080a:
+		s.ts = p.L4 + packet.TCPLen + 4 // as nearly every segment has it
+	default:
+		all := h.Options()
+		for kind, data, rest, ok := packet.NextOption(all); ok; kind, data, rest, ok = packet.NextOption(rest) {
+			at := p.L4 + packet.TCPLen + len(all) - len(rest) - len(data)
+			switch {
+			case kind == packet.OptTimestamps && len(data) == 8:
+				s.ts = at
+			case kind == packet.OptSACK && len(data) > 0 && len(data)%8 == 0 && len(data) <= 32:
+				s.sack, s.nsck = at, len(data)/8
+			}
+		}
+	}
+}
+
+// synOptions returns the options of a SYN.
+func (p *pkt) synOptions() (o synOptions) {
+	for kind, data, rest, ok := packet.NextOption(p.TCP().Options()); ok; kind, data, rest, ok = packet.NextOption(rest) {
+		switch {
+		case kind == packet.OptMSS && len(data) == 2:
+			o.mss = binary.BigEndian.Uint16(data)
+		case kind == packet.OptWScale && len(data) == 1:
+			o.scale, o.scales = min(data[0], maxScale), true
+		case kind == packet.OptSACKPermit:
+			o.sack = true
+		case kind == packet.OptTimestamps && len(data) == 8:
+			o.time = true
+		}
+	}
+	return o
+}
+
+func (p *pkt) data() []byte { return p.Packet.Frame[p.dat:p.End] }
+
+// bare reports whether the segment is an acknowledgment and nothing else.
+func (p *pkt) bare() bool {
+	return p.dat == p.End && p.flags&(packet.SYN|packet.FIN|packet.RST|packet.ACK) == packet.ACK
+}
+
+// blocks returns the SACK blocks of p.
+func (p *pkt) blocks() (r ranges) {
+	for i := range p.nsck {
+		b := p.Packet.Frame[p.sack+8*i:]
+		r.add(binary.BigEndian.Uint32(b), binary.BigEndian.Uint32(b[4:]))
+	}
+	return r
+}

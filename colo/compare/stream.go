@@ -1,0 +1,248 @@
+package compare
+
+import (
+	"time"
+
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// A stream is what is known of a TCP connection besides the packets that wait.
+// Each of its parts changes at other moments, and that is what keeps apart what
+// the world may know from what it may not:
+//
+//	          Primary   Secondary   Mark      Received   a packet leaves
+//	told      grows     -           -         -          -
+//	cover     -         grows       shrinks   := mark    done, fin, syn
+//	mark      -         -           := told   is used    -
+//	said      -         grows       cleared   -          what has matched
+//	left      -         -           -         -          grows
+//
+// Nothing leaves that goes beyond cover. A new connection between the same
+// addresses (reopen) begins with an empty stream.
+type stream struct {
+	told  told
+	cover cover
+	mark  snapshot
+	said  said
+	left  left
+}
+
+// told is what the primary's guest has said. It changes with each of its packets,
+// before that is judged, and with nothing else: a checkpoint does not take it back.
+type told struct {
+	isn  uint32 // of its last SYN
+	open bool   // isn is known
+
+	ack  uint32 // the greatest acknowledgment number
+	acks bool   // ack is known
+
+	edge  uint32 // the greatest right edge of its receive window (RFC 9293 section 3.3.1)
+	edges bool   // edge is known
+
+	end  uint32 // the greatest end of its data
+	data bool   // end is known
+	fin  uint32 // where its FIN is
+	fins bool   // fin is known
+
+	scale  uint8 // of its window, by its last SYN and that of the peer (RFC 7323 section 2)
+	scaled bool  // scale is known
+}
+
+// cover is the least that a secondary's guest knows that would go on if the
+// primary died now. It grows with what the secondary's guest says, as long as
+// that is heard. At a mark it shrinks to what the primary's guest knows: until the
+// receipt either of the two may go on, the secondary's old guest or the one of the
+// checkpoint. At the receipt it becomes what the primary's guest knew at the mark,
+// which may be more or less.
+type cover struct {
+	ack  uint32 // what that guest has acknowledged: no more is acknowledged to the peer
+	acks bool   // ack is known; if not, nothing is acknowledged
+
+	edge  uint32 // the right edge of its receive window
+	edges bool   // edge is known
+
+	// What it has said of the data, compared with what the primary's guest did; it
+	// grows when a packet leaves.
+	done   uint32 // everything before it
+	agreed bool   // done is known
+	inStep bool   // the primary's next byte is at done; otherwise it may be anywhere
+	fin    bool   // the FIN at done too
+	syn    bool   // the primary's SYN too
+
+	sack ranges // what it holds beyond ack; emptied at a mark
+
+	repeat  uint32 // the primary's guest had said what is before it when the mark was set that was received last
+	repeats bool   // repeat is known
+}
+
+// snapshot is what the primary's guest knew at a mark. It is taken at the mark,
+// and used and emptied at the receipt.
+type snapshot struct {
+	is    bool
+	epoch uint64
+	told  told
+}
+
+// said is what the secondary's guest has said that no packet of the primary's has
+// matched yet, besides data. It grows with the secondary's packets, what a packet
+// of the primary's matches is taken off as that leaves, and a mark empties it.
+type said struct {
+	isn  uint32 // of its last SYN; stays, and is the primary's from the receipt on
+	open bool   // isn is known
+	past bool   // it speaks of the connection before this one: from the primary's SYN to its own, or a receipt
+
+	syn synEvent
+	fin event // seq: where it is
+	rst event
+}
+
+// left is what the peer has been told. It changes only when a packet leaves.
+type left struct {
+	ack  uint32 // the greatest acknowledgment number
+	acks bool
+
+	edge  uint32 // the greatest right edge of the window
+	edges bool
+	win   uint16 // the window that was said with ack, in units of its scale
+
+	ts  uint32 // the newest timestamp (RFC 7323)
+	tss bool
+
+	past  uint32 // the newest timestamp of the connection before this one, of which something may still wait
+	pasts bool
+
+	last   uint64     // the last packet with an acknowledgment, in the order of arrival
+	sack   ranges     // the blocks of the last packet with any
+	raised *[8]raised // nil: there is none
+	next   uint8      // where the next of raised goes
+}
+
+// An event of the secondary's stream that waits for the primary's.
+type event struct {
+	is   bool
+	seq  uint32
+	when time.Time
+}
+
+type synEvent struct {
+	event
+	flags   uint8
+	ack     uint32
+	options synOptions
+}
+
+// narrow is called at a mark. Whoever goes on from now on may be the primary's
+// guest as it is, which knows no more than it has said.
+func (t *stream) narrow(epoch uint64) {
+	c := &t.cover
+	if t.said.syn.is {
+		*c = cover{} // it is of a connection that the primary's guest has not begun
+	}
+	if c.acks = c.acks && t.told.acks; c.acks && after(c.ack, t.told.ack) {
+		c.ack = t.told.ack
+	}
+	if c.edges = c.edges && t.told.edges; c.edges && after(c.edge, t.told.edge) {
+		c.edge = t.told.edge
+	}
+	c.inStep = false
+	c.sack = ranges{}
+	t.said.syn, t.said.fin, t.said.rst = synEvent{}, event{}, event{}
+	t.mark = snapshot{true, epoch, t.told}
+}
+
+// receive is called at the receipt of epoch: from now on the guest that would go
+// on is the primary's of the mark, or what becomes of it. covers says that all
+// data before the mark counts as compared.
+func (t *stream) receive(epoch uint64, covers bool) {
+	if !t.mark.is || t.mark.epoch > epoch {
+		return
+	}
+	m := &t.mark.told
+	v := cover{
+		ack: m.ack, acks: m.acks,
+		edge: m.edge, edges: m.edges,
+		done: t.cover.done, agreed: t.cover.agreed, fin: t.cover.fin,
+		syn:    m.open,
+		repeat: m.end, repeats: m.data,
+	}
+	if covers && m.data {
+		v.done, v.agreed, v.inStep = m.end, true, true
+	}
+	if m.fins && (covers || !m.data || m.fin == m.end) {
+		v.done, v.agreed = m.fin, true
+	}
+	v.fin = v.fin || m.fins && v.done == m.fin
+	t.cover = v
+	t.said.isn, t.said.open, t.said.past = m.isn, m.open, false
+	t.mark = snapshot{}
+}
+
+// tells says that a packet of the secondary's tells nothing that the primary's
+// guest had not said before the last mark. Nobody need answer it.
+func (v *cover) tells(s *pkt) bool { return v.repeats && !after(s.end, v.repeat) }
+
+func (t *stream) late(now time.Time, timeout time.Duration) bool {
+	for _, ev := range [...]event{t.said.syn.event, t.said.fin, t.said.rst} {
+		if ev.is && now.Sub(ev.when) > timeout {
+			return true
+		}
+	}
+	return false
+}
+
+func serialMax(v *uint32, known *bool, n uint32) {
+	if !*known || after(n, *v) {
+		*v, *known = n, true
+	}
+}
+
+// covers reports whether cover is about the connection of p. A SYN of the
+// secondary's that the primary's guest has not answered begins another one.
+func (t *stream) covers(p *pkt) bool {
+	return t.cover.acks && (!t.said.syn.is || p.flags&packet.SYN != 0)
+}
+
+// ahead reports whether seq is beyond what has been compared. What is a quarter
+// of the number space behind is no retransmission.
+func (v *cover) ahead(seq uint32) bool { return v.done-seq > 1<<30 }
+
+// ranges are stretches of sequence numbers, at most four as in an option (RFC
+// 2018 section 3).
+type ranges struct {
+	at [4][2]uint32 // the first number, and the one behind the last
+	n  uint8
+}
+
+func (r *ranges) add(from, to uint32) {
+	if r.n < uint8(len(r.at)) && after(to, from) {
+		r.at[r.n] = [2]uint32{from, to}
+		r.n++
+	}
+}
+
+// has reports whether one of r has all of a stretch.
+func (r *ranges) has(from, to uint32) bool {
+	for _, b := range r.at[:r.n] {
+		if !after(b[0], from) && !after(to, b[1]) {
+			return true
+		}
+	}
+	return false
+}
+
+// and returns what both have. What would be a fifth stretch is left out.
+func (r *ranges) and(s *ranges) (both ranges) {
+	for _, a := range r.at[:r.n] {
+		for _, b := range s.at[:s.n] {
+			from, to := a[0], a[1]
+			if after(b[0], from) {
+				from = b[0]
+			}
+			if after(to, b[1]) {
+				to = b[1]
+			}
+			both.add(from, to)
+		}
+	}
+	return both
+}

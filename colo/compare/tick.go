@@ -1,0 +1,111 @@
+package compare
+
+import "time"
+
+// Tick looks for packets that have waited too long, if it is time to. It is
+// called at Deadline, or at any time.
+func (e *Engine) Tick(now time.Time) Result {
+	if e.strict != nil {
+		return e.strict.tick(now)
+	}
+	e.begin()
+	e.now = now
+	if !e.soon.IsZero() && !now.Before(e.soon) {
+		e.tickSoon()
+	}
+	if !now.Before(e.scan) {
+		e.scan = now.Add(e.cfg.Scan)
+		e.tickAll()
+	}
+	return e.end()
+}
+
+// tickAll looks at everything.
+func (e *Engine) tickAll() {
+	late := func(q *queue, said *cover) bool {
+		for _, p := range q.all() {
+			if e.now.Sub(p.at) > e.cfg.Timeout && !(said != nil && said.tells(p)) {
+				return true
+			}
+		}
+		return false
+	}
+	expired := false
+	var older *conn
+	for c := e.newest; c != nil; c = older {
+		older = c.older
+		if c.idle() && e.now.Sub(c.used) > e.cfg.Idle {
+			e.forget(c)
+			continue
+		}
+		if e.cfg.AckTimeout < e.cfg.Timeout && c.waitsAck(e.now, e.cfg.AckTimeout) {
+			e.diverge(c, ReasonAck)
+		}
+		if expired || c.apart {
+			continue
+		}
+		if late(&c.p, nil) || late(&c.s, &c.tcp.cover) || c.tcp.late(e.now, e.cfg.Timeout) || c.lacks() && e.now.Sub(c.owed.at) > e.cfg.Timeout {
+			if expired = true; !e.res.Diverged {
+				e.res.Flow = flowOf(&c.key.Key)
+			}
+		}
+	}
+	if expired || late(&e.sidelined, nil) {
+		e.want(ReasonTimeout)
+	}
+}
+
+// waitsAck reports whether c has waited for longer than patience for nothing but
+// an acknowledgment.
+func (c *conn) waitsAck(now time.Time, patience time.Duration) bool {
+	if c.lacks() {
+		return now.Sub(c.owed.at) > patience
+	}
+	return c.p.len() > 0 && c.p.at(0).waitsAck && now.Sub(c.p.at(0).at) > patience
+}
+
+// tickSoon looks at what cannot wait for the next scan.
+func (e *Engine) tickSoon() {
+	e.soon = zeroTime
+	for i := 0; i < len(e.crossing); {
+		c := e.crossing[i]
+		if until := c.crossed.Add(e.cfg.Cross); e.now.Before(until) {
+			e.sooner(until)
+			i++
+			continue
+		}
+		e.uncross(c) // another takes its place
+		e.diverge(c, ReasonPacket)
+	}
+	switch {
+	case e.pace.IsZero():
+	case e.now.Before(e.pace):
+		e.sooner(e.pace)
+	default:
+		e.pace = zeroTime
+		if !e.asked {
+			e.asked = true
+			e.want(ReasonPace)
+		}
+	}
+}
+
+// sooner sets the time of the next tickSoon to t, if it is not before that.
+func (e *Engine) sooner(t time.Time) {
+	if e.soon.IsZero() || t.Before(e.soon) {
+		e.soon = t
+	}
+}
+
+// Deadline returns when Tick has something to do; zero if it has nothing.
+func (e *Engine) Deadline() time.Time {
+	switch {
+	case e.strict != nil:
+		return e.strict.scan
+	case len(e.conns) == 0 && e.sidelined.len() == 0, e.passing:
+		return time.Time{}
+	case !e.soon.IsZero() && e.soon.Before(e.scan):
+		return e.soon
+	}
+	return e.scan
+}

@@ -1,0 +1,257 @@
+package colo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/replication"
+)
+
+// undo is something that a step has begun and that holds the guest, its output
+// or its writes, with what releases it. A step records it before it begins it,
+// so that every way out of Run passes all that there is: see release.
+type undo struct {
+	what string
+	// goOn releases it where this side's guest goes on, stay where it does
+	// not. Either may be nil: there is nothing to do.
+	goOn, stay func(ctx context.Context) error
+}
+
+// hold records an undo, once by its name.
+func (s *session) hold(u undo) {
+	for _, b := range s.begun {
+		if b.what == u.what {
+			return
+		}
+	}
+	s.begun = append(s.begun, u)
+}
+
+// release undoes what the steps have begun, the last first, and forgets it. It
+// goes on after a failure and joins the errors.
+func (s *session) release(ctx context.Context, goOn bool) error {
+	var errs []error
+	for i := len(s.begun) - 1; i >= 0; i-- {
+		u := s.begun[i]
+		fn := u.stay
+		if goOn {
+			fn = u.goOn
+		}
+		if fn == nil {
+			continue
+		}
+		if err := fn(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", u.what, err))
+		}
+	}
+	s.begun = nil
+	return errors.Join(errs...)
+}
+
+// holdDisks is recorded by whatever has the disks hold writes or keep account
+// of them.
+func (s *session) holdDisks() {
+	if len(s.disks) == 0 {
+		return
+	}
+	stop := func(failover bool) func(context.Context) error {
+		return func(ctx context.Context) error {
+			err := s.disks.Stop(ctx, failover)
+			if errors.Is(err, replication.ErrNotRunning) {
+				return nil // the start did not get that far
+			}
+			return err
+		}
+	}
+	s.hold(undo{what: "disks", goOn: stop(true), stay: stop(false)})
+}
+
+// dropper is a network that is told that its side does not go on. See Dropper.
+func drop(net any) func(context.Context) error {
+	d, ok := net.(Dropper)
+	if !ok {
+		return nil
+	}
+	return func(context.Context) error { return d.Drop() }
+}
+
+// parting is how a session ends.
+type parting struct {
+	cause error
+	sure  bool   // the other side does not run the guest: there is nothing to settle
+	stay  bool   // this side does not, and has said so
+	drop  func() // drops what was staged and not committed; nil: nothing
+}
+
+// end is Run's only exit once the two sides share a guest: stop the guest, say
+// why, settle who goes on, release everything, and go on or not. The peer hears
+// of it before the arbiter if the link broke, and after it if this side has
+// decided to leave a peer that may be well.
+func (s *session) end(ctx context.Context, p parting) error {
+	hold := context.WithoutCancel(ctx)
+	s.due, s.patient = time.Time{}, s.patience()
+	s.link.until(time.Time{})
+	s.heed()
+	s.disks.Cut()
+	first := s.arbiter != nil && !p.sure && !p.stay && (s.asked() || errors.Is(p.cause, ErrStalled))
+	if !first {
+		s.link.Close()
+	}
+	cause := p.cause
+	// The guest stands still until it is settled whether it may run here, and
+	// what holds its writes is gone.
+	stuck := s.pause(hold)
+	if stuck != nil {
+		cause = errors.Join(cause, stuck)
+	}
+	if p.drop != nil && s.machine.Status() != failover.Torn {
+		p.drop()
+	}
+	s.sayExit(cause)
+
+	var err error
+	switch {
+	case s.machine.Status() == failover.Torn:
+		err = fmt.Errorf("%w: %w", failover.ErrTorn, cause)
+		s.events.Publish(event.GuestTorn{Mode: s.mode, Epoch: s.epoch, Error: cause.Error()})
+	case p.stay:
+		err = cause
+	case p.sure:
+		s.settleAlone()
+	default:
+		err = s.settle(ctx, cause)
+	}
+	s.link.Close()
+	if err != nil {
+		return s.stay(hold, err)
+	}
+	return s.goOn(hold, stuck)
+}
+
+// sayExit publishes COLO_EXIT.
+func (s *session) sayExit(cause error) {
+	exit := event.COLOExit{Mode: s.mode, Reason: event.ExitError}
+	if s.asked() || errors.Is(cause, errEnd) {
+		exit.Reason = event.ExitRequest
+	} else {
+		exit.Error = cause.Error()
+	}
+	s.mu.Lock()
+	s.info.Mode, s.info.Reason = event.ModeNone, exit.Reason
+	s.mu.Unlock()
+	if lost := s.reported(); lost != nil && errors.Is(cause, lost) && !s.yielded.Load() {
+		s.events.Publish(event.HeartbeatLost{Mode: s.mode, Epoch: s.committed(), Error: lost.Error()})
+	}
+	s.events.Publish(exit)
+}
+
+// reported returns what Lost was told, nil if it was not called.
+func (s *session) reported() error {
+	select {
+	case <-s.lost:
+		return s.lostErr
+	default:
+		return nil
+	}
+}
+
+// settleAlone says that the other side does not run the guest, so that this one
+// goes on whatever was ordered.
+func (s *session) settleAlone() {
+	s.mu.Lock()
+	s.settled = true
+	ordered := s.asked()
+	if !ordered {
+		s.ended = true
+	}
+	s.mu.Unlock()
+	if ordered {
+		<-s.quit
+	}
+}
+
+// goOn is the end of a side whose guest goes on here. Nothing interrupts it.
+func (s *session) goOn(ctx context.Context, stuck error) error {
+	s.mu.Lock()
+	s.settled = true
+	s.mu.Unlock()
+	s.op = "take over"
+	s.setWhere(StateTakingOver)
+	if s.step != nil {
+		s.step(s.op, s.epoch)
+	}
+	var errs []error
+	if stuck != nil && s.mode == event.ModeSecondary {
+		// Its disk is about to become what the guest has written.
+		if err := s.pause(ctx); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if err := s.release(ctx, true); err != nil {
+		errs = append(errs, err)
+	}
+	if err := s.resumeAtLast(ctx); err != nil {
+		return s.at(errors.Join(append(errs, err)...))
+	}
+	if s.machine.Status() == failover.Active {
+		if err := s.machine.Complete(); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	s.mu.Lock()
+	s.info.TookOver = s.machine.Status() == failover.Completed
+	s.where = StateAlone
+	s.mu.Unlock()
+	s.events.Publish(event.Migration{Status: "completed"})
+	if s.machine.Status() == failover.Completed {
+		s.events.Publish(event.FailoverDone{Mode: s.mode, Epoch: s.committed(), Status: s.machine.Status().String()})
+	}
+	if len(errs) > 0 {
+		return s.at(errors.Join(append([]error{ErrDegraded}, errs...)...))
+	}
+	return nil
+}
+
+// stay is the end of a side whose guest does not go on here: it stands still,
+// nothing that it holds leaves, and nobody waits for it.
+func (s *session) stay(ctx context.Context, err error) error {
+	if stuck := s.pauseAtLast(ctx); stuck != nil {
+		err = errors.Join(err, fmt.Errorf("%w: %w", ErrNotPaused, stuck))
+	}
+	if e := s.release(ctx, false); e != nil {
+		err = errors.Join(err, e)
+	}
+	s.setWhere(StateStopped)
+	return err
+}
+
+// How often, and after how long each time, a Pause or a Resume that failed at
+// the end of a session is called again.
+const (
+	tries    = 3
+	tryAgain = 100 * time.Millisecond
+)
+
+func (s *session) pauseAtLast(ctx context.Context) error { return again(ctx, s.pause) }
+func (s *session) resumeAtLast(ctx context.Context) error {
+	if err := again(ctx, s.resume); err != nil {
+		return fmt.Errorf("%w: %w", ErrNotResumed, err)
+	}
+	return nil
+}
+
+func again(ctx context.Context, call func(context.Context) error) (err error) {
+	for i := range tries {
+		if i > 0 {
+			time.Sleep(tryAgain)
+		}
+		if err = call(ctx); err == nil {
+			return nil
+		}
+	}
+	return err
+}

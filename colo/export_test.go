@@ -1,0 +1,19 @@
+package colo
+
+import "time"
+
+// Announced reads an announcement from a description, and Announce adds one.
+func Announced(text []byte) (checkpointTimeout time.Duration, ok bool) {
+	if a := announced(text); a != nil {
+		return a.checkpointTimeout(), true
+	}
+	return 0, false
+}
+
+// Announce adds an announcement to a description.
+func Announce(text []byte, checkpointTimeout time.Duration) []byte {
+	return announcement{announcementVersion, int64(checkpointTimeout)}.announce(text)
+}
+
+// Add adds a duration to a figure, as a checkpoint does.
+func Add(f *Figure, d time.Duration) { f.add(d) }

@@ -1,0 +1,208 @@
+package filter
+
+import (
+	"sync"
+
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// An Edge keeps connections alive through a second failover. A secondary that has
+// taken over has a guest whose numbers the clients do not know, on the connections
+// that its [Rewriter] translates. When such a guest becomes the primary of a new
+// pair, both guests have these numbers: there is nothing for the new secondary's
+// Rewriter to do, but every packet between the guest and the network still has to
+// be translated, on the primary, and on the secondary once it takes over.
+//
+// So an Edge stands between the network and all the rest of a proxy, on both
+// sides. It begins with what [Edge.Adopt] takes from a Rewriter, and each
+// checkpoint carries it: register it as a device of the guest on both sides,
+// behind the Buffer's section, so that a connection which the guest opens anew at
+// the very moment is in one of the two. The secondary's Rewriter is configured
+// with the Edge, and tells it of the connections that its own guest opens anew
+// between two checkpoints.
+//
+// The zero value translates nothing yet. Its methods may be called from any
+// goroutine; those of the device belong to the session.
+type Edge struct {
+	mu    sync.Mutex
+	conns map[packet.Key]*settled // by the guest's direction
+	pkt   packet.Packet
+	count uint64
+
+	saved, staged edgeImage // what PreSave gathered, and what was loaded and not yet committed
+}
+
+// settled is a connection whose translation is known and does not change. Its life
+// begins with the first segment of the guest's.
+type settled struct {
+	translation
+	life
+	begun bool
+}
+
+// MaxEdge is how many connections an Edge translates at most. Of more, which a
+// guest has had open at a failover at once, those beyond it break at the next.
+const MaxEdge = 1 << 16
+
+// Adopt takes over the connections that r translates, after the failover of its
+// side and before the side is protected again. Nothing may be on its way between
+// the guest and the network meanwhile; from now on r is of no use but for its
+// Commit. It returns how many connections there were no room for.
+func (e *Edge) Adopt(r *Rewriter) (left int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.conns == nil {
+		e.conns = make(map[packet.Key]*settled)
+	}
+	for k, c := range r.conns {
+		if !c.known() {
+			continue
+		}
+		// The guest has opened the connection since: it has taken the place of what
+		// the Edge had.
+		delete(e.conns, k)
+		t := c.translation()
+		if t == (translation{}) {
+			continue
+		}
+		if len(e.conns) >= MaxEdge {
+			left++
+			continue
+		}
+		e.conns[k] = &settled{translation: t, life: c.life, begun: true}
+	}
+	return left
+}
+
+// Len returns how many connections are translated.
+func (e *Edge) Len() int {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(e.conns)
+}
+
+// Rewritten returns how many packets were translated since the Edge was made.
+func (e *Edge) Rewritten() uint64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.count
+}
+
+// Inbound translates a packet from the network in place, before anything else
+// sees it. The frame begins with a virtio-net header of vnetHdr bytes.
+func (e *Edge) Inbound(frame []byte, vnetHdr int) { e.pass(frame, vnetHdr, true) }
+
+// Outbound translates a packet in place as the last thing before it leaves.
+func (e *Edge) Outbound(frame []byte, vnetHdr int) { e.pass(frame, vnetHdr, false) }
+
+func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.conns) == 0 {
+		return
+	}
+	p := &e.pkt
+	p.ParseVNet(frame, vnetHdr)
+	if !p.IsTCP() {
+		var q packet.Quoted
+		if p.Quoted(&q) {
+			if s := e.conns[ofGuest(q.Key, inward)]; s != nil {
+				s.quoted(p, &q, inward)
+				e.count++
+			}
+		}
+		return
+	}
+	var k packet.Key
+	p.Key(&k)
+	k = ofGuest(k, !inward)
+	s := e.conns[k]
+	if s == nil {
+		return
+	}
+	h := p.TCP()
+	switch {
+	case h.Flags()&packet.SYN != 0:
+		// The guest says whether it is of a new connection.
+		if !inward {
+			delete(e.conns, k)
+		}
+		return
+	case h.Signed():
+		return
+	case inward:
+		s.inward(h)
+		if s.begun {
+			s.past(h)
+			s.told(h)
+		}
+	default:
+		if !s.begun && h.Flags()&packet.RST == 0 {
+			s.begun, s.next, s.window, s.sent = true, h.Ack(), windowOf(h), h.Seq()
+		}
+		s.heard(h)
+		s.outward(h)
+		if h.Flags()&packet.RST != 0 {
+			delete(e.conns, k) // what the guest says now echoes the client's numbers
+		}
+	}
+	seal(p, packet.VNetOf(frame, vnetHdr))
+	e.count++
+}
+
+// forget is for a connection that the guest opens anew.
+func (e *Edge) forget(k packet.Key) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.conns, k)
+}
+
+// An EdgeNetwork is a network behind an [Edge]: what is read from it and written
+// to it is translated. It is what a proxy is given for its network.
+type EdgeNetwork struct {
+	edge    *Edge
+	network interface {
+		PacketReader
+		PacketWriter
+	}
+	vnet    int
+	in, out []byte
+}
+
+// Network returns n behind the Edge. Its frames begin with a virtio-net header of
+// vnetHdr bytes. Reads belong to one goroutine, and writes to one.
+func (e *Edge) Network(n interface {
+	PacketReader
+	PacketWriter
+}, vnetHdr int) *EdgeNetwork {
+	return &EdgeNetwork{edge: e, network: n, vnet: vnetHdr}
+}
+
+// ReadPacket returns the next packet. The slice is valid until the next call.
+func (n *EdgeNetwork) ReadPacket() ([]byte, error) {
+	p, err := n.network.ReadPacket()
+	if err != nil || n.edge.Len() == 0 {
+		return p, err
+	}
+	n.in = append(n.in[:0], p...)
+	n.edge.Inbound(n.in, n.vnet)
+	return n.in, nil
+}
+
+// WritePacket sends a packet, and neither keeps nor changes p.
+func (n *EdgeNetwork) WritePacket(p []byte) error {
+	if n.edge.Len() == 0 {
+		return n.network.WritePacket(p)
+	}
+	n.out = append(n.out[:0], p...)
+	n.edge.Outbound(n.out, n.vnet)
+	return n.network.WritePacket(n.out)
+}
+
+// Close closes the network, if it can be closed.
+func (n *EdgeNetwork) Close() error {
+	if c, ok := n.network.(interface{ Close() error }); ok {
+		return c.Close()
+	}
+	return nil
+}

@@ -1,0 +1,142 @@
+package filter
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/gocolo/lockstep/internal/packet"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// ErrEdge says that what was loaded is no table of connections: one of them is of
+// no known kind, or is there twice, or needs no translation.
+var ErrEdge = errors.New("malformed table of connections")
+
+// edgeImage is the connections of an Edge as a section has them: each a record of
+// edgeRecord bytes, in ascending order of the bytes.
+//
+//	byte kind (4, 6) | byte layers | be16 VLAN | be32 outer | be32 ports |
+//	16 bytes source | 16 bytes destination | be32 numbers | be32 timestamps
+//
+// Layers, VLAN and outer are what packet.Key has of the link. The ports are the
+// source's and the destination's, and the source is the guest; an address of IPv4 is
+// followed by twelve zero bytes. Numbers and timestamps are how far the guest is
+// ahead of what the other end knows.
+type edgeImage struct {
+	count uint32
+	data  []byte
+}
+
+const (
+	edgeKey    = 1 + 1 + 2 + 4 + 4 + 16 + 16
+	edgeRecord = edgeKey + 4 + 4
+)
+
+// Entry returns how the Edge is registered in a vmstate.Registry: instance numbers
+// the NICs of a guest.
+func (e *Edge) Entry(instance uint32) vmstate.Entry {
+	return vmstate.Entry{Name: "lockstep-net-edge", Instance: instance, Version: 1, MinVersion: 1}
+}
+
+// PreSave gathers the connections that are translated. (A vmstate.PreSaver.)
+func (e *Edge) PreSave() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	records := make([][edgeRecord]byte, 0, len(e.conns))
+	for k, s := range e.conns {
+		records = append(records, recordOf(k, s.translation))
+	}
+	slices.SortFunc(records, func(a, b [edgeRecord]byte) int { return bytes.Compare(a[:], b[:]) })
+	m := edgeImage{count: uint32(len(records)), data: e.saved.data[:0]}
+	for i := range records {
+		m.data = append(m.data, records[i][:]...)
+	}
+	e.saved = m
+	return nil
+}
+
+// VMState names the connections. (A vmstate.Device.)
+//
+// Loading touches nothing but a staging area, which becomes what the Edge
+// translates in PostLoad, that is when the checkpoint is committed; a load that is
+// rolled back leaves the Edge as it was. What is loaded is bounded by [MaxEdge]
+// and checked one by one: it fails with vmstate.ErrBounds or [ErrEdge].
+func (e *Edge) VMState(f *vmstate.Fields) {
+	m := &e.saved
+	if f.Loading() {
+		m = &e.staged
+	}
+	f.Uint32("count", &m.count)
+	f.Bytes("connections", vmstate.Resize(f, &m.data, uint64(m.count)*edgeRecord, MaxEdge*edgeRecord))
+	if f.Loading() && f.Err() == nil {
+		if err := m.check(); err != nil {
+			f.Fail(&Error{Op: "load", Offset: -1, Err: err})
+		}
+	}
+}
+
+// PostLoad makes what was loaded the connections of the Edge, in the place of what
+// it had. (A vmstate.PostLoader.)
+func (e *Edge) PostLoad(uint32) error {
+	conns := make(map[packet.Key]*settled, e.staged.count)
+	for b := e.staged.data; len(b) >= edgeRecord; b = b[edgeRecord:] {
+		k, t := connectionOf(b)
+		conns[k] = &settled{translation: t}
+	}
+	e.staged = edgeImage{}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.conns = conns
+	return nil
+}
+
+func recordOf(k packet.Key, t translation) (r [edgeRecord]byte) {
+	r[0] = 4
+	if k.Kind == packet.IP6 {
+		r[0] = 6
+	}
+	r[1] = k.Layers
+	binary.BigEndian.PutUint16(r[2:], k.VLAN)
+	binary.BigEndian.PutUint32(r[4:], k.Outer)
+	binary.BigEndian.PutUint32(r[8:], k.Ports)
+	copy(r[12:], k.Src[:])
+	copy(r[28:], k.Dst[:])
+	binary.BigEndian.PutUint32(r[edgeKey:], t.seq)
+	binary.BigEndian.PutUint32(r[edgeKey+4:], t.time)
+	return r
+}
+
+func connectionOf(r []byte) (k packet.Key, t translation) {
+	k = packet.Key{
+		Src: [16]byte(r[12:]), Dst: [16]byte(r[28:]),
+		Ports: binary.BigEndian.Uint32(r[8:]), Proto: packet.ProtoTCP, Kind: packet.IP4,
+		Layers: r[1], VLAN: binary.BigEndian.Uint16(r[2:]), Outer: binary.BigEndian.Uint32(r[4:]),
+	}
+	if r[0] == 6 {
+		k.Kind = packet.IP6
+	}
+	return k, translation{seq: binary.BigEndian.Uint32(r[edgeKey:]), time: binary.BigEndian.Uint32(r[edgeKey+4:])}
+}
+
+// check makes sure that what was loaded is what PreSave makes of a table: then one
+// table has one form, and no record takes another's place.
+func (m *edgeImage) check() error {
+	var last []byte
+	for n, b := 0, m.data; len(b) >= edgeRecord; n, b = n+1, b[edgeRecord:] {
+		r := b[:edgeRecord]
+		k, t := connectionOf(r)
+		var zero [12]byte
+		switch {
+		case r[0] != 4 && r[0] != 6,
+			r[0] == 4 && (!bytes.Equal(k.Src[4:], zero[:]) || !bytes.Equal(k.Dst[4:], zero[:])),
+			t == translation{},
+			last != nil && bytes.Compare(last[:edgeKey], r[:edgeKey]) >= 0:
+			return fmt.Errorf("connection %d: %w", n, ErrEdge)
+		}
+		last = r
+	}
+	return nil
+}

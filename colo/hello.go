@@ -1,0 +1,112 @@
+package colo
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// How two of ours recognise each other. The primary announces itself in the
+// description that ends the initial stream, as one more member of its JSON
+// object: a QEMU reads the description and throws it away. A secondary that
+// knows the member answers with Hello in front of CheckpointReady. Neither word
+// is ever sent to a QEMU.
+
+// announcement is what a primary says of itself.
+type announcement struct {
+	Version int `json:"version"` // 1
+	// CheckpointTimeout in nanoseconds: the primary never takes longer over a
+	// checkpoint. 0: it has no bound.
+	CheckpointTimeout int64 `json:"checkpoint-timeout"`
+}
+
+const announcementVersion = 1
+
+// announce adds a to a description, which is a JSON object.
+func (a announcement) announce(description []byte) []byte {
+	end := bytes.LastIndexByte(description, '}')
+	if end < 0 {
+		return description
+	}
+	text := bytes.Clone(description[:end])
+	return fmt.Appendf(text, `, "lockstep": {"version": %d, "checkpoint-timeout": %d}}`, a.Version, a.CheckpointTimeout)
+}
+
+// announced returns the announcement in a description, nil if there is none or
+// it is of a version that is not known here.
+func announced(description []byte) *announcement {
+	if !bytes.Contains(description, []byte(`"lockstep"`)) {
+		return nil
+	}
+	var d struct {
+		Lockstep *announcement `json:"lockstep"`
+	}
+	if json.Unmarshal(description, &d) != nil || d.Lockstep == nil || d.Lockstep.Version != announcementVersion {
+		return nil
+	}
+	return d.Lockstep
+}
+
+// longest is the longest time that a peer is believed to need.
+const longest = 24 * time.Hour
+
+func (a *announcement) checkpointTimeout() time.Duration {
+	return min(max(0, time.Duration(a.CheckpointTimeout)), longest)
+}
+
+// maxReason bounds the reason that a goodbye carries, in bytes.
+const maxReason = 1 << 10
+
+// sayGoodbye says the last word of this side, past what the writer may have
+// queued: it must not have stopped in the middle of something.
+func (l *Link) sayGoodbye(reason string) error {
+	if l.conn.half {
+		return errInterrupted
+	}
+	if len(reason) > maxReason {
+		reason = strings.ToValidUTF8(reason[:maxReason], "")
+	}
+	l.trace(">", Goodbye, 0)
+	b := binary.BigEndian.AppendUint32(nil, uint32(Goodbye))
+	b = binary.BigEndian.AppendUint32(b, uint32(len(reason)))
+	b = append(b, reason...)
+	_, err := l.conn.Write(b)
+	return err
+}
+
+// goodbye reads what follows the word, and returns it as an error.
+func (l *Link) goodbye() error {
+	l.trace("<", Goodbye, 0)
+	n := l.R.BE32()
+	if n > maxReason {
+		l.R.Fail(fmt.Errorf("%w: a reason of %d bytes", ErrSize, n))
+	}
+	text := l.R.Bytes(uint64(n), maxReason)
+	if err := l.R.Err(); err != nil {
+		return &GoodbyeError{Reason: err.Error()} // the word was whole
+	}
+	// It goes into logs and onto terminals.
+	reason := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, strings.ToValidUTF8(string(text), "?"))
+	return &GoodbyeError{Reason: reason}
+}
+
+// linger reads and forgets what the peer still sends, so that the last word is
+// not lost with the connection, until the peer has closed it or for d.
+func (l *Link) linger(d time.Duration) {
+	l.until(time.Now().Add(d))
+	p := make([]byte, 32<<10)
+	for {
+		if _, err := l.conn.Read(p); err != nil {
+			return
+		}
+	}
+}

@@ -1,0 +1,186 @@
+package colo
+
+import (
+	"errors"
+
+	"github.com/gocolo/lockstep/failover"
+)
+
+// Failover orders this side to go on alone. With an Arbiter the order is a
+// claim: the arbiter is asked, with Claim.Ordered set, before the peer hears
+// of it, and Run takes over and returns nil if it grants; if it refuses, Run
+// returns ErrRefused. Without an Arbiter the order itself decides, so whoever
+// gives it knows that the other side does not run: see Fenced.
+//
+// It may be called from any goroutine at any time, also while the arbiter is
+// asked for another reason, and does not wait for I/O. While a commit is under
+// way it is carried out when the commit is done (relaunch). A second order
+// returns failover.ErrInProgress, a torn guest failover.ErrTorn, and an order
+// after the end of the session ErrEnded.
+func (s *session) Failover() error {
+	if err := s.order(); err != nil {
+		return err
+	}
+	return s.begin()
+}
+
+// Fenced orders this side to go on alone because the other side is known not to
+// run the guest: its host was powered off, or its operator has stopped it. The
+// arbiter is not asked. Two sides that both are told so both run. Otherwise it
+// is Failover; after a Failover that is not settled yet it replaces the
+// question to the arbiter, and returns nil.
+func (s *session) Fenced() error {
+	err := s.fence()
+	if err != nil {
+		return err
+	}
+	if err := s.begin(); err != nil && !errors.Is(err, failover.ErrInProgress) {
+		var status *failover.StatusError
+		if errors.As(err, &status) && status.Have != failover.Torn {
+			return nil // the order before this one has begun it
+		}
+		return err
+	}
+	return nil
+}
+
+// fence records the order.
+func (s *session) fence() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return ErrEnded
+	}
+	err := s.machine.Request()
+	if errors.Is(err, failover.ErrInProgress) && !s.settled && s.unfenced() {
+		err = nil
+	}
+	if err == nil {
+		close(s.fenced)
+	}
+	return err
+}
+
+// unfenced reports whether Fenced was not called yet.
+func (s *session) unfenced() bool {
+	select {
+	case <-s.fenced:
+		return false
+	default:
+		return true
+	}
+}
+
+// begin starts the failover that was requested, at once or at the end of the
+// commit under way.
+func (s *session) begin() error {
+	st, err := s.machine.Begin()
+	if err != nil {
+		return err
+	}
+	if st == failover.Active {
+		s.shut()
+	}
+	return nil
+}
+
+// order requests a failover, unless the session has ended without one.
+func (s *session) order() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended {
+		return ErrEnded
+	}
+	return s.machine.Request()
+}
+
+// leave ends the session without a takeover. It returns false, and the session
+// goes on, if a failover was ordered first: an order that was accepted is
+// carried out.
+func (s *session) leave() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = !s.asked()
+	return s.ended
+}
+
+// shut is called by whoever made the failover active, once: first the reason,
+// then the link, so that COLO_EXIT always says request. The connection stays
+// open until it is settled who goes on: the peer hears of it afterwards.
+func (s *session) shut() {
+	close(s.quit)
+	s.link.interrupt()
+	s.disks.Cut()
+}
+
+// End ends the protection on purpose, and with it the session, without a
+// takeover. The primary's guest runs on unprotected, its held output leaves and
+// its held writes pass; its Run returns nil. The secondary's guest stays paused
+// and its Run returns an error that matches ErrGoodbye: it must not go on.
+//
+// The two sides say goodbye to each other in the session's connection. End of a
+// primary takes effect between two checkpoints, and waits for the secondary's
+// answer; a primary that gets none, because the link breaks or the peer is a
+// QEMU, does not know what the other side does: its guest stands still until
+// the arbiter grants it, or without one until Fenced is called. (Quit the QEMU
+// first.) End of a secondary takes effect at once, or after the commit under
+// way.
+//
+// It may be called from any goroutine at any time, any number of times, and does
+// not wait for I/O. It returns ErrEnded after the end of the session, and
+// failover.ErrInProgress if a failover was ordered before.
+func (s *session) End() error {
+	s.mu.Lock()
+	switch {
+	case s.ended:
+		s.mu.Unlock()
+		return ErrEnded
+	case s.asked() || s.settled:
+		s.mu.Unlock()
+		return failover.ErrInProgress
+	}
+	first := !s.ending
+	if first {
+		s.ending = true
+		close(s.wish)
+	}
+	s.mu.Unlock()
+	if first {
+		s.wished()
+	}
+	return nil
+}
+
+// Lost tells the session that the peer is gone, with the reason, before the
+// connection has noticed: what the host calls when its heartbeat has ended in
+// any way that it did not ask for itself. Who goes on is then settled as for a
+// broken connection. It may be called from any goroutine at any time.
+func (s *session) Lost(cause error) {
+	s.once.Do(func() {
+		if cause == nil {
+			cause = ErrLost
+		}
+		s.lostErr = cause
+		close(s.lost)
+		s.cut()
+	})
+}
+
+// Yield gives this side's guest up, with the reason: its vCPUs or its disk have
+// failed, and the other side is to go on with its own. The session ends as if
+// the link had broken, but this side asks nobody: its guest is paused, what it
+// holds is dropped, and Run returns the reason. Cancelling the context of Run
+// says the opposite, that the primary's guest runs on. It may be called from any
+// goroutine at any time; an order that was accepted before is withdrawn, unless
+// its takeover has begun.
+func (s *session) Yield(cause error) {
+	s.yielded.Store(true)
+	s.Lost(cause)
+}
+
+// cut closes the link, and with it the disks' way to the other side: a vCPU
+// that waits there could not be paused.
+func (s *session) cut() {
+	s.link.Close()
+	s.disks.Cut()
+}

@@ -1,0 +1,221 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// A Guest is the guest of this host for its life, able to be either side any
+// number of times. It is paused when Run is called.
+//
+// Its methods are called by one goroutine at a time. If it is a ram.LogSwitch its
+// dirty log is switched on and off as sessions need it.
+type Guest interface {
+	colo.VM
+	ram.DirtyLog
+	// Blocks returns its memory, the same for its life and on both hosts.
+	Blocks() []ram.Block
+	// Register registers its devices, without its memory. It is called for each
+	// session, with a registry that is new.
+	Register(reg *vmstate.Registry) error
+}
+
+// A Network is a NIC of the guest for its life, whichever side its host is. [NIC]
+// is one; a host may have its own. The methods of colo's interfaces are called as
+// those of a session are.
+type Network interface {
+	colo.PrimaryNetwork
+	Commit(epoch uint64) error
+	Resumed(epoch uint64) error
+	// Register registers what the NIC has to keep over a change of sides. Called
+	// for each session.
+	Register(reg *vmstate.Registry) error
+	// Input lets packets from the network into the guest, or not. When
+	// Input(false) returns none is being delivered. It is off at first.
+	Input(on bool)
+	// Drain returns when everything has left that may leave, or when ctx ends.
+	// The guest stands still.
+	Drain(ctx context.Context) error
+	// Run moves packets until ctx ends, and returns the context's cause. It is
+	// called once. An error before that ends the job: a host without a network
+	// is of no use to its guest, and the other may have one.
+	Run(ctx context.Context, h NetworkHost) error
+}
+
+// NetworkHost is what a job gives to a Network.
+type NetworkHost struct {
+	// Gate is asked for each packet that would leave. While it is shut packets
+	// stay, in order.
+	Gate Gate
+	// Checkpoint asks for a checkpoint, if this host is a primary. It does not
+	// block.
+	Checkpoint func(event.Cause)
+}
+
+// A Gate says whether what is held may leave now. Opened returns a channel that is
+// closed at the next opening; it is asked for only after Open said false.
+// failover.Gate is one.
+type Gate interface {
+	Open() bool
+	Opened() <-chan struct{}
+}
+
+// A Peer is the other host, and how the two reach each other.
+type Peer struct {
+	// Listen is the address at which this host is reached, and Dial that of the
+	// other. The host that has the guest dials; the other listens.
+	Listen, Dial string
+	// Port takes the place of Listen for a host of many guests: it is served by
+	// the caller, and has its own TLS.
+	Port *Port
+	// Dialer takes the place of Dial, for connections that are not TCP.
+	Dialer func(ctx context.Context) (net.Conn, error)
+
+	// Name is what the other host's certificate must be for. Required with TLS.
+	Name string
+	PortConfig
+}
+
+func (p *Peer) port() PortConfig { return p.PortConfig }
+
+func (p *Peer) dial(ctx context.Context) (net.Conn, error) {
+	if p.Dialer != nil {
+		return p.Dialer(ctx)
+	}
+	return new(net.Dialer).DialContext(ctx, "tcp", p.Dial)
+}
+
+// A Fencer makes sure that a host no longer acts for the guest: it cuts its power,
+// its storage, its network port. It is called with this host's grant, before the
+// guest runs, and again after an error, until it succeeds or the job ends.
+type Fencer interface {
+	Fence(ctx context.Context, generation uint64) error
+}
+
+// Config is one guest on one host. Both hosts have the same, but for Host, Start,
+// Held and Peer. Required: Name, Host, Guest and Peer.
+type Config struct {
+	Name string // the guest's, the same on both hosts
+	Host string // this host's, not the other's
+
+	Guest   Guest
+	Network []Network // nil: the guest's output is not this job's concern
+	Disks   []*Disk   // nil: it has none
+
+	Peer Peer
+
+	// Arbiter decides who has the guest. Nil: an operator does, by Failover or
+	// Fenced on one of the hosts: a pair that has lost each other stands still
+	// until then.
+	Arbiter failover.Arbiter
+	// Fencer, if set, is called before a secondary goes on.
+	Fencer Fencer
+
+	// Start says that the guest may be started here, on this host's own: a first
+	// start, or one from disks. The arbiter is asked for the generation after
+	// Held; if it refuses, since there is a newer copy elsewhere, this host
+	// becomes a secondary. Without Start a host waits for a primary.
+	Start bool
+	// Held is the generation of the copy that this host has, as its disks say
+	// after a cold start. 0: it has none, the guest begins its life.
+	Held uint64
+
+	Events *event.Bus   // nil: nobody listens
+	Logger *slog.Logger // nil: nothing is logged
+
+	// Machine is the machine type, which must be the same on both sides.
+	Machine string
+	// Offer is what else must fit, opaque to this package: CPU features, say.
+	// It is shown to the other side's Judge, whose error refuses the pair. Nil:
+	// everything fits.
+	Offer []byte
+	Judge func(offer []byte) error
+
+	// The times; the package comment has the table. Zero: the default.
+	CheckpointDelay time.Duration
+	Beat, Lost      time.Duration
+	Term            time.Duration
+	PeerTimeout     time.Duration
+}
+
+// The defaults of Config's times.
+const (
+	DefaultCheckpointDelay = 100 * time.Millisecond
+	DefaultBeat            = 200 * time.Millisecond
+	DefaultLost            = time.Second
+)
+
+// maxDisks bounds the disks of a guest: each has a connection of its own.
+const maxDisks = 64
+
+// check fills in the defaults and refuses what cannot work.
+func (c *Config) check() error {
+	def := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	def(&c.CheckpointDelay, DefaultCheckpointDelay)
+	def(&c.Beat, DefaultBeat)
+	def(&c.Lost, DefaultLost)
+	def(&c.Term, failover.DefaultTerm)
+	def(&c.PeerTimeout, max(colo.DefaultPeerTimeout, 3*c.Lost))
+	p := &c.Peer
+	switch {
+	case c.Name == "" || len(c.Name) > failover.MaxName:
+		return fmt.Errorf("protect: the guest's name has 1 to %d bytes", failover.MaxName)
+	case c.Host == "" || len(c.Host) > failover.MaxName:
+		return fmt.Errorf("protect: the host's name has 1 to %d bytes", failover.MaxName)
+	case len(c.Machine) > failover.MaxName:
+		return fmt.Errorf("protect: the machine type has at most %d bytes", failover.MaxName)
+	case c.Guest == nil:
+		return errors.New("protect: Config needs a Guest")
+	case len(c.Offer) > maxHello/2:
+		return fmt.Errorf("protect: Offer has at most %d bytes", maxHello/2)
+	case p.Dial == "" && p.Dialer == nil, p.Dial != "" && p.Dialer != nil:
+		return errors.New("protect: Peer needs one of Dial and Dialer")
+	case p.Listen == "" && p.Port == nil, p.Listen != "" && p.Port != nil:
+		return errors.New("protect: Peer needs one of Listen and Port")
+	case p.TLS != nil && p.Name == "":
+		return errors.New("protect: Peer needs the Name that the other host's certificate is for")
+	case c.Held > 0 && !c.Start:
+		return errors.New("protect: Held means nothing without Start")
+	case c.CheckpointDelay < 0, c.Beat < 0, c.Lost < 0, c.Term < 0, c.PeerTimeout < 0:
+		return errors.New("protect: a time is negative")
+	case c.Lost < 2*c.Beat:
+		return fmt.Errorf("protect: a peer that is lost after %v must beat more often than every %v", c.Lost, c.Beat)
+	case c.PeerTimeout <= c.Lost:
+		return fmt.Errorf("protect: PeerTimeout, %v, must be longer than Lost, %v, which notices a dead peer", c.PeerTimeout, c.Lost)
+	case c.Term < failover.MinTerm:
+		return fmt.Errorf("protect: a term of %v is too short, the least is %v", c.Term, failover.MinTerm)
+	}
+	names := map[string]bool{}
+	for i, d := range c.Disks {
+		switch {
+		case d == nil:
+			return fmt.Errorf("protect: Disk %d is nil", i)
+		case names[d.cfg.Name]:
+			return fmt.Errorf("protect: two disks are called %q", d.cfg.Name)
+		}
+		names[d.cfg.Name] = true
+	}
+	if len(c.Disks) > maxDisks {
+		return fmt.Errorf("protect: %d disks, at most %d", len(c.Disks), maxDisks)
+	}
+	for i, n := range c.Network {
+		if n == nil {
+			return fmt.Errorf("protect: Network %d is nil", i)
+		}
+	}
+	return p.check()
+}

@@ -1,0 +1,95 @@
+package protect
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/failover"
+)
+
+func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
+	g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	a := newAuthority(t)
+	good := func() Config {
+		return Config{
+			Name: "g", Host: "a", Guest: g,
+			Peer: Peer{Listen: "127.0.0.1:0", Dial: "127.0.0.1:1", PortConfig: PortConfig{Insecure: true}},
+		}
+	}
+	if _, err := New(good()); err != nil {
+		t.Fatal(err)
+	}
+	for want, change := range map[string]func(*Config){
+		"guest's name":    func(c *Config) { c.Name = "" },
+		"host's name":     func(c *Config) { c.Host = strings.Repeat("x", 256) },
+		"machine type":    func(c *Config) { c.Machine = strings.Repeat("x", 256) },
+		"needs a Guest":   func(c *Config) { c.Guest = nil },
+		"Offer":           func(c *Config) { c.Offer = make([]byte, maxHello) },
+		"Dial and Dialer": func(c *Config) { c.Peer.Dial = "" },
+		"Listen and Port": func(c *Config) { c.Peer.Listen = "" },
+		"Insecure":        func(c *Config) { c.Peer.Insecure = false },
+		"both TLS":        func(c *Config) { c.Peer.TLS, c.Peer.Name = a.host(t, "a"), "b" },
+		"the Name":        func(c *Config) { c.Peer.PortConfig = PortConfig{TLS: a.host(t, "a")} },
+		"RootCAs": func(c *Config) {
+			c.Peer.PortConfig, c.Peer.Name = PortConfig{TLS: a.host(t, "a")}, "b"
+			c.Peer.TLS.RootCAs = nil
+		},
+		"certificate of": func(c *Config) {
+			c.Peer.PortConfig, c.Peer.Name = PortConfig{TLS: a.host(t, "a")}, "b"
+			c.Peer.TLS.Certificates = nil
+		},
+		"SkipVerify": func(c *Config) {
+			c.Peer.PortConfig, c.Peer.Name = PortConfig{TLS: a.host(t, "a")}, "b"
+			c.Peer.TLS.InsecureSkipVerify = true
+		},
+		"without Start":    func(c *Config) { c.Held = 1 },
+		"negative":         func(c *Config) { c.Beat = -1 },
+		"more often":       func(c *Config) { c.Beat, c.Lost = time.Second, time.Second },
+		"PeerTimeout":      func(c *Config) { c.PeerTimeout = time.Second },
+		"too short":        func(c *Config) { c.Term = failover.MinTerm - 1 },
+		"Network 0 is nil": func(c *Config) { c.Network = []Network{nil} },
+	} {
+		c := good()
+		change(&c)
+		if _, err := New(c); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want it to say %q", err, want)
+		}
+	}
+}
+
+func TestTimesAreWhatThePackageCommentSays(t *testing.T) {
+	g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	c := Config{Name: "g", Host: "a", Guest: g, Peer: Peer{Listen: "x", Dial: "y", PortConfig: PortConfig{Insecure: true}}}
+	if err := c.check(); err != nil {
+		t.Fatal(err)
+	}
+	doc := packageComment(t)
+	for name, d := range map[string]time.Duration{
+		"CheckpointDelay": c.CheckpointDelay, "Beat": c.Beat, "Lost": c.Lost, "Term": c.Term, "PeerTimeout": c.PeerTimeout, "": greetTime,
+	} {
+		want := strings.Replace(d.String(), "ms", " ms", 1)
+		if !strings.HasSuffix(want, "ms") {
+			want = strings.Replace(want, "s", " s", 1)
+		}
+		found := false
+		for _, line := range strings.Split(doc, "\n") {
+			f := strings.Fields(strings.TrimPrefix(line, "//"))
+			if name != "" && len(f) > 2 && f[0] == name && f[1]+" "+f[2] == want || name == "" && len(f) > 2 && f[0]+" "+f[1] == want {
+				found = true
+			}
+		}
+		if !found {
+			t.Errorf("the package comment does not say %s %s", name, want)
+		}
+	}
+}

@@ -1,0 +1,250 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/event"
+)
+
+// Each of the three connections of a pair breaks, or falls silent, at each of its
+// operations: while it is greeted, while the guest is synchronised, in checkpoints.
+// The guest goes on on one host, the client does not notice, and the pair comes to
+// be in step again.
+func TestConnectionsBreakAtEveryOperation(t *testing.T) {
+	at := []int64{0, 1, 2, 3, 4, 6, 9, 14, 22, 40}
+	if testing.Short() {
+		at = []int64{0, 2, 9, 22}
+	}
+	for _, stall := range []bool{false, true} {
+		for connection := range int64(3) {
+			for _, back := range []bool{false, true} {
+				for _, n := range at {
+					name := fmt.Sprintf("connection %d, back %v, read %d, stall %v", connection, back, n, stall)
+					synctest.Test(t, func(t *testing.T) {
+						w := newWorld(t)
+						w.guest.Interval = 20 * time.Millisecond
+						w.f.flow = breakOnce(connection, back, n, stall)
+						b := w.boot("b", false, nil)
+						a := w.boot("a", true, nil)
+						time.Sleep(12 * time.Second) // longer than anything waits
+						a.is(Protected)
+						b.is(Following)
+						before := w.heard()
+						time.Sleep(300 * time.Millisecond)
+						if w.heard() == before {
+							t.Errorf("%s: the guest stands still", name)
+						}
+						b.halt()
+						a.halt()
+						w.clean()
+						if t.Failed() {
+							t.Fatal(name)
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
+// breakOnce makes the one connection of that number break, in one of its
+// directions, at that read.
+func breakOnce(connection int64, back bool, n int64, stall bool) func(string, string) (colotest.Flow, colotest.Flow) {
+	var made atomic.Int64
+	return func(string, string) (there, backward colotest.Flow) {
+		if made.Add(1)-1 != connection {
+			return
+		}
+		f := &there
+		if back {
+			f = &backward
+		}
+		if p := (colotest.Point{Op: colotest.Read, N: n}); stall {
+			f.Stall = p
+		} else {
+			f.Break = p
+		}
+		return
+	}
+}
+
+func TestHostsThatDoNotFitAreRefusedInWords(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(*Config)
+		want   string
+	}{
+		"machine": {func(c *Config) { c.Machine = "q35" }, `"q35"`},
+		"judge":   {func(c *Config) { c.Judge = func(o []byte) error { return fmt.Errorf("no avx512 in %q", o) } }, "no avx512"},
+		"name":    {func(c *Config) { c.Host = "a" }, "both hosts"},
+		"guest":   {func(c *Config) { c.Name = "other" }, "no guest"},
+	} {
+		bubble(t, name, func(t *testing.T, w *world) {
+			b := w.boot("b", false, c.change)
+			a := w.boot("a", true, func(c *Config) { c.Offer = []byte("avx2") })
+			time.Sleep(10 * time.Second)
+			q := a.job.Query()
+			var r *RefusedError
+			if q.State != Alone || !errors.As(q.LastError, &r) || !strings.Contains(r.Reason, c.want) {
+				t.Errorf("%v: %v", q.State, q.LastError)
+			}
+			if b.job.State() != Waiting {
+				t.Errorf("b is %v", b.job.State())
+			}
+			b.halt()
+			a.halt()
+		})
+	}
+}
+
+// A fencer runs with the grant and before the guest, as often as it fails.
+func TestFencerRunsBeforeTheGuestDoes(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		f := &fencer{fails: 5}
+		b := w.boot("b", false, func(c *Config) { c.Fencer = f })
+		a := w.boot("a", true, func(c *Config) { c.Fencer = f })
+		f.before = func(generation uint64) {
+			if b.job.State() != Asking || generation != 2 || w.last != "a" {
+				t.Errorf("%v, generation %d", b.job.State(), generation)
+			}
+		}
+		a.is(Protected)
+		a.kill(true)
+		a.bury()
+		b.is(Alone)
+		if f.calls != 6 {
+			t.Errorf("%d calls", f.calls)
+		}
+		b.halt()
+	})
+}
+
+type fencer struct {
+	fails, calls int
+	before       func(generation uint64)
+}
+
+func (f *fencer) Fence(_ context.Context, generation uint64) error {
+	f.before(generation)
+	if f.calls++; f.calls <= f.fails {
+		return errors.New("the switch does not answer")
+	}
+	return nil
+}
+
+func TestJobRunsOnce(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a := w.boot("a", true, nil)
+		a.is(Alone)
+		if err := a.job.Run(t.Context()); err == nil {
+			t.Error("a second Run")
+		}
+		a.halt()
+		if err := a.job.Run(t.Context()); err == nil {
+			t.Error("a second Run after the first")
+		}
+	})
+}
+
+func TestNetworkThatFailsGivesTheGuestToTheOtherHost(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b := w.protected()
+		a.once.Do(func() { close(a.dead) }) // its uplink ends
+		<-a.done
+		if !errors.Is(a.err, errDead) {
+			t.Error(a.err)
+		}
+		a.leave()
+		b.is(Alone)
+		before := w.heard()
+		time.Sleep(time.Second)
+		if w.heard() == before {
+			t.Error("nothing leaves")
+		}
+		b.halt()
+	})
+}
+
+func TestEveryChangeOfStateIsAnEvent(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b := w.protected()
+		b.halt()
+		a.is(Alone)
+		a.mu.Lock()
+		var last event.JobStatusChange
+		for _, e := range a.events {
+			if c, ok := e.(event.JobStatusChange); ok {
+				last = c
+			}
+		}
+		a.mu.Unlock()
+		if last.ID != "guest" || last.Status != "running" || last.State != "alone" || last.Generation != 2 {
+			t.Errorf("%+v", last)
+		}
+		a.halt()
+	})
+}
+
+func TestSynchronisationSaysHowFarItIs(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		w.guest.Memory = 8 << 20
+		var a *host // before there is a secondary whose session could ask for it
+		seen := make(chan *Progress, 1)
+		a = w.boot("a", true, func(c *Config) {
+			c.Events.SubscribeAll(func(r event.Record) {
+				if _, ok := r.Event.(event.MigrationPass); ok {
+					select {
+					case seen <- a.job.Query().Progress:
+					default:
+					}
+				}
+			})
+		})
+		b := w.boot("b", false, nil)
+		p := <-seen
+		if p == nil || p.Total != 8<<20 || p.Remaining > p.Total {
+			t.Errorf("%+v", p)
+		}
+		a.is(Protected)
+		if a.job.Query().Progress != nil {
+			t.Error("it goes on after the end")
+		}
+		b.halt()
+		a.halt()
+	})
+}
+
+// Whoever comes with an old generation, or with a token of another pair, gets
+// nowhere, on any channel.
+func TestOldGenerationGetsNowhere(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a := w.boot("a", false, nil)
+		a.is(Waiting)
+		a.job.learn(4)
+		cfg := &Config{Peer: Peer{PortConfig: PortConfig{Insecure: true}, Dialer: func(ctx context.Context) (net.Conn, error) { return w.f.dial(ctx, "b", "a") }}}
+		for _, channel := range []string{chControl, chSession, chHeartbeat, chDisk + "root", "what"} {
+			for generation, want := range map[uint64]string{3: "generation 3 is over", 4: "no pair"} {
+				if channel == chControl && generation == 4 {
+					continue // which is welcome
+				}
+				conn, _, err := dial(t.Context(), cfg, hello{Channel: channel, Guest: "guest", Generation: generation, Host: "b", Token: "guessed", Offer: a.job.offer()})
+				var r *RefusedError
+				if !errors.As(err, &r) || !strings.Contains(r.Reason, want) {
+					t.Errorf("%s of generation %d: %v", channel, generation, err)
+				}
+				if err == nil {
+					conn.Close()
+				}
+			}
+		}
+		a.halt()
+	})
+}

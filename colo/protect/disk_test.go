@@ -1,0 +1,230 @@
+package protect
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+)
+
+const diskSize = 1 << 20
+
+// An image is a disk in memory.
+type image struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (d *image) ReadAt(p []byte, off int64) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return copy(p, d.b[off:]), nil
+}
+
+func (d *image) WriteAt(p []byte, off int64) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return copy(d.b[off:], p), nil
+}
+
+func (d *image) Size() int64 { return int64(len(d.b)) }
+func (d *image) Sync() error { return nil }
+
+// A write is what a guest wrote in a round.
+type write struct {
+	off  int64
+	data string
+}
+
+// write is the guest's device.
+func (h *host) write(p []byte, off int64, flush bool) error {
+	if _, err := h.disk.WriteAt(p, off); err != nil {
+		return h.diskError(err)
+	}
+	if flush {
+		if err := h.disk.Sync(); err != nil {
+			return h.diskError(err)
+		}
+	}
+	h.wrote = append(h.wrote, write{off, string(p)})
+	return nil
+}
+
+// diskError is an error of the guest's disk, which it never sees unless its host
+// has lost it.
+func (h *host) diskError(err error) error {
+	if s := h.job.State(); s.runs() && h.job.Gate().Open() {
+		h.w.t.Errorf("the guest's disk on %s, %v: %v", h.name, s, err)
+	}
+	return nil
+}
+
+// noteWrites remembers what the round of a frame wrote.
+func (w *world) noteWrites(h *host, frame []byte) {
+	if !w.disks {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.writes[binary.BigEndian.Uint64(frame[len(frame)-16:])] = h.wrote
+	h.wrote = nil
+}
+
+// verifyDisk checks that a host's disk is what the memory of its guest, which
+// stands still, says.
+func (w *world) verifyDisk(h *host) {
+	w.t.Helper()
+	history, err := h.guest.History()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	want := make([]byte, diskSize)
+	n := 0
+	for _, round := range history {
+		for _, wr := range w.writes[round] {
+			n += copy(want[wr.off:], wr.data)
+		}
+	}
+	got := make([]byte, diskSize)
+	h.image.ReadAt(got, 0)
+	for i := 0; i < diskSize; i += 512 {
+		if string(got[i:i+512]) != string(want[i:i+512]) {
+			w.t.Errorf("%s: sector %d is not what the guest's %d rounds have written", h.name, i/512, len(history))
+			return
+		}
+	}
+	if n == 0 {
+		w.t.Errorf("%s: the guest has written nothing in %d rounds", h.name, len(history))
+	}
+}
+
+// withDisk runs a test in real time: what serves a disk holds a lock while it reads
+// from its connection, which a bubble would wait for.
+func withDisk(t *testing.T, name string, f func(t *testing.T, w *world)) {
+	t.Run(name, func(t *testing.T) {
+		t.Parallel()
+		w := newWorld(t)
+		w.disks, w.term = true, 400*time.Millisecond
+		w.guest.Disk, w.guest.DiskEvery = diskSize, 2
+		w.forget()
+		f(t, w)
+		w.clean()
+	})
+}
+
+func TestDiskFollowsTheGuestThroughKills(t *testing.T) {
+	t.Parallel()
+	for _, silent := range []bool{false, true} {
+		withDisk(t, fmt.Sprintf("silent %v", silent), func(t *testing.T, w *world) {
+			primary, secondary := w.protected()
+			for range 2 {
+				time.Sleep(730 * time.Millisecond)
+				primary.kill(silent)
+				secondary.is(Alone)
+				primary.bury()
+				time.Sleep(300 * time.Millisecond)
+				back := w.boot(primary.name, false, nil)
+				secondary.is(Protected)
+				primary, secondary = secondary, back
+			}
+			secondary.halt()
+			primary.halt()
+		})
+	}
+}
+
+func TestDiskFollowsTheGuestThroughSwitchovers(t *testing.T) {
+	t.Parallel()
+	withDisk(t, "", func(t *testing.T, w *world) {
+		a, b := w.protected()
+		for round := range 4 {
+			time.Sleep(230 * time.Millisecond)
+			if err := a.job.Switchover(t.Context()); err != nil {
+				t.Fatal(round, err)
+			}
+			b.is(Protected)
+			a, b = b, a
+		}
+		b.halt()
+		a.halt()
+	})
+}
+
+func TestDiskFollowsTheGuestThroughPartitions(t *testing.T) {
+	t.Parallel()
+	for _, silent := range []bool{false, true} {
+		withDisk(t, fmt.Sprintf("silent %v", silent), func(t *testing.T, w *world) {
+			a, b := w.protected()
+			time.Sleep(310 * time.Millisecond)
+			w.f.part("a", "b", silent)
+			a.is(Alone)
+			time.Sleep(200 * time.Millisecond)
+			w.f.join("a", "b")
+			a.is(Protected)
+			b.is(Following)
+			b.halt()
+			a.halt()
+		})
+	}
+}
+
+// The primary is cut off from everybody: a write that its guest makes then is never
+// answered, and the guest can be stopped all the same.
+func TestHostThatIsCutOffAnswersNoWriteAndFollowsLater(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
+	withDisk(t, "", func(t *testing.T, w *world) {
+		short := func(c *Config) { c.PeerTimeout = 2 * time.Second } // for the pause of a guest that waits for its disk
+		b := w.boot("b", false, short)
+		a := w.boot("a", true, short)
+		a.is(Protected)
+		time.Sleep(200 * time.Millisecond)
+		a.noArbiter.Store(true)
+		w.f.part("a", "b", true)
+		b.is(Alone)
+		time.Sleep(200 * time.Millisecond)
+		a.noArbiter.Store(false)
+		w.f.join("a", "b")
+		b.is(Protected)
+		a.is(Following)
+		time.Sleep(200 * time.Millisecond)
+		a.halt()
+		b.is(Alone)
+		b.halt()
+	})
+}
+
+func TestDisksThatDoNotFitAreRefused(t *testing.T) {
+	t.Parallel()
+	withDisk(t, "", func(t *testing.T, w *world) {
+		b := w.boot("b", false, func(c *Config) { c.Disks = nil })
+		a := w.boot("a", true, nil)
+		time.Sleep(200 * time.Millisecond)
+		var r *RefusedError
+		if err := a.job.Query().LastError; !errors.As(err, &r) {
+			t.Errorf("%v", err)
+		}
+		b.halt()
+		a.halt()
+	})
+}
+
+func TestDiskBelongsToOneJob(t *testing.T) {
+	if _, err := NewDisk(DiskConfig{Name: "", Image: &image{b: make([]byte, 512)}}); err == nil {
+		t.Error("a disk without a name")
+	}
+	d, err := NewDisk(DiskConfig{Name: "root", Image: &image{b: make([]byte, 4096)}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.WriteAt(make([]byte, 512), 0); !errors.Is(err, errNoJob) {
+		t.Errorf("before it has a job: %v", err)
+	}
+	if err := d.adopt(nil, nil); err != nil {
+		t.Fatal(err)
+	}
+}

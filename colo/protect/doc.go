@@ -1,0 +1,130 @@
+// Package protect keeps one guest protected for its whole life on one host: it
+// finds the other host, synchronises it, keeps it in step, decides with an arbiter
+// who goes on when the two lose each other, protects the survivor again when the
+// other comes back, and changes the sides on request. Both hosts run the same with
+// mirrored configurations:
+//
+//	job, err := protect.New(protect.Config{
+//		Name: "db1", Host: "a",
+//		Guest: guest, Network: []protect.Network{nic},
+//		Peer: protect.Peer{Listen: ":7777", Dial: "b:7777", Name: "b", PortConfig: protect.PortConfig{TLS: tls}},
+//		Arbiter: arbiter, Start: first,
+//	})
+//	err = job.Run(ctx) // until the guest ends here for good
+//
+// It makes one session of package colo after the other. A host that wants to do
+// that itself finds all parts in the packages below; nothing there knows this one.
+//
+// # States
+//
+//	            ┌──────────► waiting ◄──────────────────────────┐
+//	            │               │ a primary is there            │ refused: the other side
+//	 created ───┤               ▼                               │ has the guest
+//	(who am I?) │           following ──────────────────────► asking
+//	            │               ▲                            ▲  │ granted
+//	            │               │ the other side runs it     │  ▼
+//	            │        switching over ◄──┐        the link │ taking over
+//	            │                          │        is lost  │  │
+//	            └─► alone ──► synchronising ──► protected ───┘  │
+//	                 ▲ ▲                           │            │
+//	           pause │ └───────────────────────────┼────────────┘
+//	          resume ▼                             │
+//	               paused ◄────────────────────────┘
+//
+//	any: the end of Run's context, Complete, an error ──► concluded
+//	following, asking: a load failed half way (torn)  ──► concluded, this copy never runs
+//
+// The guest runs where the state is alone, synchronising, protected or paused, and
+// there only is it the one that the world talks to. What each state is as a QEMU
+// JobStatus:
+//
+//	created         created
+//	waiting         running
+//	alone           running
+//	synchronising   running
+//	protected       ready
+//	paused          paused
+//	following       ready
+//	asking          pending
+//	taking-over     pending
+//	switching-over  pending
+//	concluded       concluded
+//
+// # Verbs
+//
+// Each verb is allowed in these states and is a *StateError in the others. The end
+// of Run's context is no verb: it is possible everywhere, leaves the guest paused
+// and lets the other host go on.
+//
+//	pause       alone, synchronising, protected
+//	resume      paused
+//	complete    alone, synchronising, protected, paused
+//	checkpoint  protected
+//	failover    protected, following, asking
+//	fenced      protected, following, asking
+//	switchover  protected
+//
+// # Who goes on
+//
+// The arbiter (package failover) gives the guest to one host at a time, under
+// generations that only grow. The host that has it renews its grant; everything
+// that the world sees of the guest asks the job's Gate first, which shuts by the
+// host's own clock before the grant can be another's. A session belongs to the
+// generation in which it began. A host that goes on, whichever it is, acquires the
+// generation after it, and from then on the other host is refused: its copy is
+// old. So a primary that was stopped and goes on finds its gate shut before its
+// first packet; a secondary that was cut off never takes over from a primary that
+// has gone on alone; and no connection of an old generation gets anywhere.
+//
+// A secondary waits as long as the primary's grant may last. With an arbiter that
+// cannot be reached nobody takes over. A pair that is in step goes on all the same:
+// the secondary promises its primary, again and again over the control connection,
+// not to claim the guest for a term, and such a promise keeps the primary's gate
+// open like a grant, since only a copy of the present generation could be granted
+// the guest, and that of the secondary is the only one. A host whose process begins
+// anew does not know what it has promised, so it claims nothing for a term (Start
+// with Held).
+//
+// Without an arbiter an operator is asked: a pair that has lost each other stands
+// still until Failover or Fenced is called on one of the hosts.
+//
+// # Connections
+//
+// All go to one port of the host that waits, from the one that has the guest, and
+// begin with a hello: its version, the guest's name, both hosts' names, the
+// generation, what the connection is for. The first is the control connection; it
+// compares what both sides have, so that what cannot work is refused in words
+// before anything moves, and its answer carries a token without which the others
+// are refused. The session of package colo, the heartbeats and each disk have one
+// each. TLS 1.3 with certificates on both sides, or PortConfig.Insecure. A Port serves any number
+// of guests.
+//
+// # What lives longer than a side
+//
+// The guest, its networks ([NIC]) and its disks ([Disk]) are handles for the life of
+// the job; what stands below them changes with the side, while the guest stands
+// still. Disks are made equal first, while the guest runs, by what differs; then
+// memory follows. A session of a pair that was in step before sends memory whole.
+//
+// # Times
+//
+//	CheckpointDelay  100 ms   from one checkpoint to the next, if nothing asks earlier
+//	Beat             200 ms   between two heartbeats
+//	Lost             1 s      silence after which the other host is lost; at least two beats
+//	Term             3 s      of a grant, and of a promise; renewed three times in it
+//	PeerTimeout      10 s     a peer that beats and does not answer; longer than Lost
+//	                 5 s      for a connection to say what it is for
+//	                 20 ms    to 1 s between two attempts to reach the other host
+//
+// A takeover begins at the latest a term after the last renewal, or promise, of a
+// primary that is gone, or when it has been silent for Lost, whichever is later.
+//
+// # Goroutines
+//
+// Run's own, one that renews the grant, one for each Network and, if it has a port
+// of its own, one for that and for each connection that comes in. A session adds
+// one for the heartbeat, two for the control connection, one for the promises, and
+// some for each disk.
+// All have ended when Run returns. Events are published, and Config's functions
+// called, on any of them.
+package protect

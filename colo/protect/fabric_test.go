@@ -1,0 +1,482 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"go/parser"
+	"go/token"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/failovertest"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// packageComment returns the comment as it is in the source.
+func packageComment(t *testing.T) string {
+	t.Helper()
+	b, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := parser.ParseFile(token.NewFileSet(), "doc.go", b, parser.ParseComments); err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// A fabric is the network between the hosts, in memory: each host listens at its
+// name, and the way between two hosts can be cut.
+type fabric struct {
+	mu    sync.Mutex
+	at    map[string]*listener
+	cut   map[[2]string]bool
+	conns map[[2]string][]*colotest.Conn
+	flow  func(from, to string) (there, back colotest.Flow) // nil: all arrives
+}
+
+func newFabric() *fabric {
+	return &fabric{at: map[string]*listener{}, cut: map[[2]string]bool{}, conns: map[[2]string][]*colotest.Conn{}}
+}
+
+type listener struct {
+	f      *fabric
+	name   string
+	in     chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (f *fabric) listen(name string) *listener {
+	l := &listener{f: f, name: name, in: make(chan net.Conn), closed: make(chan struct{})}
+	f.mu.Lock()
+	f.at[name] = l
+	f.mu.Unlock()
+	return l
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.in:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *listener) Close() error   { l.once.Do(func() { close(l.closed) }); return nil }
+func (l *listener) Addr() net.Addr { return addr(l.name) }
+
+type addr string
+
+func (a addr) Network() string { return "fabric" }
+func (a addr) String() string  { return string(a) }
+
+var errNoRoute = errors.New("no route to host")
+
+func pair(a, b string) [2]string {
+	if a > b {
+		a, b = b, a
+	}
+	return [2]string{a, b}
+}
+
+func (f *fabric) dial(ctx context.Context, from, to string) (net.Conn, error) {
+	f.mu.Lock()
+	l, cut, flow := f.at[to], f.cut[pair(from, to)], f.flow
+	f.mu.Unlock()
+	if l == nil || cut {
+		return nil, errNoRoute
+	}
+	var there, back colotest.Flow
+	if flow != nil {
+		there, back = flow(from, to)
+	}
+	a, b := colotest.Pipe(there, back)
+	select {
+	case l.in <- b:
+		f.mu.Lock()
+		f.conns[pair(from, to)] = append(f.conns[pair(from, to)], a, b)
+		f.mu.Unlock()
+		return a, nil
+	case <-l.closed:
+		return nil, errNoRoute
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// part cuts the way between two hosts: what is under way breaks, or, silently, does
+// not arrive. join mends it.
+func (f *fabric) part(a, b string, silent bool) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cut[pair(a, b)] = true
+	for _, c := range f.conns[pair(a, b)] {
+		if silent {
+			c.Stall()
+		} else {
+			c.Break()
+		}
+	}
+	delete(f.conns, pair(a, b))
+}
+
+// oneWay makes what one of two hosts sends not arrive any more; no connection can
+// be made.
+func (f *fabric) oneWay(a, b string, end int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cut[pair(a, b)] = true
+	for i, c := range f.conns[pair(a, b)] {
+		if i%2 == end { // the first of two is the one that dialled
+			c.Stall()
+		}
+	}
+}
+
+func (f *fabric) join(a, b string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.cut, pair(a, b))
+}
+
+// A world is two hosts, an arbiter, and a client who hears what leaves either.
+type world struct {
+	t      *testing.T
+	f      *fabric
+	store  *failovertest.Store
+	guest  colotest.GuestConfig
+	term   time.Duration
+	ledger colotest.Ledger
+
+	disks  bool              // the guest has one
+	images map[string]*image // by host; a host that comes back finds its own
+
+	mu     sync.Mutex
+	writes map[uint64][]write // by the hash of the round that made them
+	wire   [][]byte
+	oracle *colotest.Oracle
+	last   string // the host that the last frame came from
+	hosts  []*host
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{
+		t: t, f: newFabric(), store: new(failovertest.Store), images: map[string]*image{}, writes: map[uint64][]write{}, term: time.Second,
+		guest: colotest.GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Interval: time.Millisecond},
+	}
+	o, err := colotest.NewOracle(w.guest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.oracle = o
+	return w
+}
+
+// A host is one process: its guest, its NIC and its job. A host that comes back
+// is a new one.
+type host struct {
+	w     *world
+	name  string
+	guest *colotest.Guest
+	nic   *NIC
+	job   *Job
+	stop  context.CancelCauseFunc
+	done  chan struct{}
+	err   error // of Run, when done is closed
+	dead  chan struct{}
+	once  sync.Once
+
+	ran   bool // the guest ran here when the host was halted
+	disk  *Disk
+	image *image
+	wrote []write // since the last frame
+
+	killed    atomic.Bool
+	noArbiter atomic.Bool  // the arbiter does not answer
+	slow      atomic.Int64 // it answers that late, in nanoseconds
+	forget    atomic.Int64 // that many of its answers are lost
+	token     string       // of its claims
+
+	mu     sync.Mutex
+	events []event.Event
+	when   State
+	hook   func() // called when the job comes to that state, once
+}
+
+// on has f called when the job comes to a state, on the job's goroutine.
+func (h *host) on(s State, f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.when, h.hook = s, f
+}
+
+// uplink is the host's way to the client.
+type uplink struct{ h *host }
+
+func (u uplink) WritePacket(p []byte) error { return u.h.w.hear(u.h, p) }
+
+func (u uplink) ReadPacket() ([]byte, error) {
+	<-u.h.dead
+	return nil, errDead
+}
+
+func (u uplink) Close() error { u.h.once.Do(func() { close(u.h.dead) }); return nil }
+
+var errDead = errors.New("killed")
+
+// hear is the client, who must not be able to tell that there are two hosts.
+func (w *world) hear(h *host, p []byte) error {
+	if h.killed.Load() {
+		return errDead
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !h.job.Gate().Open() {
+		w.t.Errorf("a frame left %s while its gate is shut", h.name)
+	}
+	for _, o := range w.hosts {
+		if o != h && !o.killed.Load() && o.job.Gate().Open() {
+			w.t.Errorf("a frame left %s while the gate of %s is open", h.name, o.name)
+		}
+	}
+	w.oracle.Frame(p)
+	w.last = h.name
+	w.wire = append(w.wire, append([]byte(nil), p...))
+	return nil
+}
+
+func (w *world) heard() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.wire)
+}
+
+func (w *world) clean() {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if v := w.oracle.Verdict(); !v.Clean() {
+		w.t.Errorf("the client noticed: %+v", v)
+	}
+}
+
+func (w *world) other(name string) string {
+	if name == "a" {
+		return "b"
+	}
+	return "a"
+}
+
+// boot makes a host and starts its job. change may be nil.
+func (w *world) boot(name string, start bool, change func(*Config)) *host {
+	w.t.Helper()
+	h := &host{w: w, name: name, done: make(chan struct{}), dead: make(chan struct{})}
+	var err error
+	g := w.guest
+	g.Output = func(frame []byte) error {
+		if err := w.ledger.Frame(frame); err != nil {
+			w.t.Error(err)
+		}
+		w.noteWrites(h, frame)
+		return h.nic.WritePacket(frame)
+	}
+	if w.disks {
+		g.Disk, g.DiskEvery, g.Write = diskSize, 2, h.write
+		if h.image = w.images[name]; h.image == nil {
+			h.image = &image{b: make([]byte, diskSize)}
+			w.images[name] = h.image
+		}
+		if h.disk, err = NewDisk(DiskConfig{Name: "root", Image: h.image}); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	if h.guest, err = colotest.NewGuest(g); err != nil {
+		w.t.Fatal(err)
+	}
+	if h.nic, err = NewNIC(NICConfig{Uplink: uplink{h}}); err != nil {
+		w.t.Fatal(err)
+	}
+	port, err := NewPort(w.f.listen(name), PortConfig{Insecure: true})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	bus := new(event.Bus)
+	bus.SubscribeAll(func(r event.Record) {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.events = append(h.events, r.Event)
+		if c, ok := r.Event.(event.JobStatusChange); ok && h.hook != nil && c.State == h.when.String() {
+			h.hook()
+			h.hook = nil
+		}
+	})
+	cfg := Config{
+		Name: "guest", Host: name, Guest: h.guest, Network: []Network{h.nic}, Start: start, Events: bus,
+		Peer: Peer{
+			Port: port, PortConfig: PortConfig{Insecure: true},
+			Dialer: func(ctx context.Context) (net.Conn, error) {
+				if h.killed.Load() {
+					return nil, errDead
+				}
+				return w.f.dial(ctx, name, w.other(name))
+			},
+		},
+		Arbiter: failover.NewStoreArbiter(ofHost{w.store, h}), Term: w.term,
+	}
+	if w.disks {
+		cfg.Disks = []*Disk{h.disk}
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	if h.job, err = New(cfg); err != nil {
+		w.t.Fatal(err)
+	}
+	h.token = h.job.token
+	w.mu.Lock()
+	w.hosts = append(w.hosts, h)
+	w.mu.Unlock()
+	ctx, cancel := context.WithCancelCause(w.t.Context())
+	h.stop = cancel
+	var group sync.WaitGroup
+	group.Go(func() { h.guest.Run(ctx) })
+	group.Go(func() { port.Serve(ctx) })
+	go func() {
+		defer close(h.done)
+		h.err = h.job.Run(ctx)
+		h.stop(nil)
+		group.Wait()
+	}()
+	return h
+}
+
+// halt ends a host in good order and frees its guest.
+func (h *host) halt() error {
+	h.ran = h.job.State().runs()
+	h.stop(errHalt)
+	<-h.done
+	h.w.verify(h)
+	h.leave()
+	return h.err
+}
+
+var errHalt = errors.New("halted")
+
+func (h *host) leave() {
+	h.w.mu.Lock()
+	defer h.w.mu.Unlock()
+	for i, o := range h.w.hosts {
+		if o == h {
+			h.w.hosts = append(h.w.hosts[:i:i], h.w.hosts[i+1:]...)
+		}
+	}
+	if err := h.guest.Close(); err != nil {
+		h.w.t.Error(err)
+	}
+}
+
+// kill ends a host without a word: its connections break, or just fall silent, and
+// nothing of it is heard any more. What runs on of it ends by itself.
+func (h *host) kill(silent bool) {
+	h.killed.Store(true)
+	h.w.f.part(h.name, h.w.other(h.name), silent)
+	h.w.f.mu.Lock()
+	delete(h.w.f.at, h.name)
+	h.w.f.mu.Unlock()
+	h.w.f.join(h.name, h.w.other(h.name))
+	h.stop(errDead)
+}
+
+// bury waits for what ran on of a killed host.
+func (h *host) bury() {
+	<-h.done
+	h.leave()
+}
+
+// ofHost is the store as a host sees it.
+type ofHost struct {
+	*failovertest.Store
+	h *host
+}
+
+func (s ofHost) Load(ctx context.Context) (failover.Record, error) {
+	if err := s.reach(); err != nil {
+		return failover.Record{}, err
+	}
+	return s.Store.Load(ctx)
+}
+
+func (s ofHost) Swap(ctx context.Context, old, next failover.Record) (bool, error) {
+	if err := s.reach(); err != nil {
+		return false, err
+	}
+	ok, err := s.Store.Swap(ctx, old, next)
+	if s.h.forget.Add(-1) >= 0 || s.h.killed.Load() {
+		return false, errNoRoute // it was done, or not: who knows
+	}
+	return ok, err
+}
+
+func (s ofHost) reach() error {
+	time.Sleep(time.Duration(s.h.slow.Load()))
+	if s.h.killed.Load() || s.h.noArbiter.Load() {
+		return errNoRoute
+	}
+	return nil
+}
+
+// is waits until the job is in a state.
+func (h *host) is(s State) {
+	h.w.t.Helper()
+	ctx, cancel := context.WithTimeout(h.w.t.Context(), time.Minute)
+	defer cancel()
+	got, err := h.job.Wait(ctx, s)
+	if err != nil || got != s {
+		h.w.t.Fatalf("%s is %v, not %v (%v): %+v", h.name, got, s, err, h.job.Query())
+	}
+}
+
+func (h *host) states() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var s []string
+	for _, e := range h.events {
+		if c, ok := e.(event.JobStatusChange); ok {
+			s = append(s, c.State)
+		}
+	}
+	return strings.Join(s, " ")
+}
+
+// protected boots a pair and waits until it is in step.
+func (w *world) protected() (a, b *host) {
+	w.t.Helper()
+	b = w.boot("b", false, nil)
+	a = w.boot("a", true, nil)
+	a.is(Protected)
+	b.is(Following)
+	return a, b
+}
+
+// verify checks a guest's whole state against what the guests ever did.
+func (w *world) verify(h *host) {
+	w.t.Helper()
+	if err := w.ledger.Verify(h.guest); err != nil {
+		w.t.Errorf("%s: %v", h.name, err)
+	}
+	if w.disks && h.ran {
+		w.verifyDisk(h)
+	}
+}

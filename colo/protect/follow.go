@@ -1,0 +1,245 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// A pending pair has a control connection, and not yet the others. It is guarded
+// by the job's mu.
+type pending struct {
+	peer    *peer
+	expires time.Time
+	answers int // how many of its connections have been answered
+}
+
+// follow waits for a primary and follows it, until the session ends.
+func (j *Job) follow(ctx context.Context) error {
+	j.vm.face(false)
+	for _, d := range j.cfg.Disks {
+		d.fence()
+	}
+	if j.vm.isRunning() { // deposed
+		if err := j.vm.Pause(ctx); err != nil {
+			return fmt.Errorf("protect: pause the guest: %w", err)
+		}
+	}
+	p, err := j.await(ctx)
+	if err != nil {
+		return nil // the job has moved on
+	}
+	defer p.close()
+	s, free, err := j.newSecondary(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer free()
+	j.learn(p.generation)
+	j.take(s)
+	defer j.take(nil)
+	if j.do(joined, "follows "+p.host) != nil {
+		return nil
+	}
+	return j.followed(ctx, s, j.attend(ctx, s))
+}
+
+// followed is the end of a session that this host followed.
+func (j *Job) followed(ctx context.Context, s *session, err error) error {
+	switch {
+	case tookOverHere(err):
+		j.note(err)
+		j.mu.Lock()
+		j.stats.Takeovers++
+		j.mu.Unlock()
+		return j.do(tookOver, "took over from "+s.peer.host)
+	case errors.Is(err, failover.ErrTorn):
+		j.do(torn, err.Error())
+		return err
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	}
+	j.note(err)
+	j.keeper.Drop() // a grant that came and could not be used
+	if j.do(refused, err.Error()) != nil {
+		return err
+	}
+	return nil
+}
+
+// await waits for a primary with all its connections.
+func (j *Job) await(ctx context.Context) (*peer, error) {
+	act, end := j.while(ctx, Waiting)
+	defer end()
+	select {
+	case p := <-j.joined:
+		return p.peer, nil
+	case <-act.Done():
+		return nil, context.Cause(act)
+	}
+}
+
+// welcome implements welcomer: a connection has come that is meant for this
+// guest. It runs on a goroutine of the port's and does not wait.
+func (j *Job) welcome(conn net.Conn, h hello) {
+	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: h.Generation}
+	var why error
+	if h.Channel == chControl {
+		why = j.judge(h.Offer)
+		answer.Offer = j.offer()
+	}
+	if why == nil {
+		answer.Token, why = j.admit(conn, h)
+	}
+	if why != nil {
+		var r *RefusedError
+		reason := why.Error()
+		if errors.As(why, &r) {
+			reason = r.Reason
+		}
+		turnAway(conn, "%s", reason)
+		return
+	}
+	err := writeHello(conn, answer)
+	if err == nil {
+		err = conn.SetDeadline(time.Time{})
+	}
+	j.answered(answer.Token, err)
+}
+
+// answered counts a connection whose answer has left; with the last one the pair
+// is handed to Run.
+func (j *Job) answered(token string, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	p := j.pending
+	if p == nil || p.peer.token != token {
+		return // given up meanwhile, and closed
+	}
+	if p.answers++; err == nil && p.answers < 3+len(j.cfg.Disks) {
+		return
+	}
+	j.pending = nil
+	if err == nil {
+		select {
+		case j.joined <- p:
+			return
+		default: // there is one that has not been taken
+		}
+	}
+	p.peer.close()
+}
+
+// admit takes a connection into the pair that it belongs to, whose token it
+// returns, or says why it is of no use now.
+func (j *Job) admit(conn net.Conn, h hello) (token string, why error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if h.Generation < j.generation {
+		return "", refuse("generation %d is over, the present one is %d", h.Generation, j.generation)
+	}
+	if s := j.m.state; s != Waiting {
+		return "", refuse("%s is %s", j.cfg.Host, s)
+	}
+	if h.Host == j.cfg.Host {
+		return "", refuse("both hosts are called %q", h.Host)
+	}
+	p := j.pending
+	if h.Channel == chControl {
+		if p != nil {
+			// The same primary, which has begun again, or one that has died.
+			if time.Now().Before(p.expires) && p.peer.host != h.Host {
+				return "", refuse("%s is busy with %s", j.cfg.Host, p.peer.host)
+			}
+			p.peer.close()
+		}
+		h.Token = failover.NewToken()
+		p = &pending{peer: newPeer(h), expires: time.Now().Add(greetTime)}
+		p.peer.control = conn
+		j.pending = p
+		return h.Token, nil
+	}
+	switch {
+	case p == nil || h.Token == "" || h.Token != p.peer.token || h.Generation != p.peer.generation:
+		return "", refuse("the %s connection belongs to no pair", h.Channel)
+	case h.Channel == chHeartbeat && p.peer.beat == nil:
+		p.peer.beat = conn
+	case h.Channel == chSession && p.peer.session == nil:
+		p.peer.session = conn
+	case j.isDisk(h.Channel) && p.peer.disks[h.Channel] == nil:
+		p.peer.disks[h.Channel] = conn
+	default:
+		return "", refuse("there is no use for a %q connection", h.Channel)
+	}
+	return h.Token, nil
+}
+
+// isDisk reports whether a channel is a disk's.
+func (j *Job) isDisk(channel string) bool {
+	return slices.ContainsFunc(j.cfg.Disks, func(d *Disk) bool { return chDisk+d.cfg.Name == channel })
+}
+
+func (j *Job) peerName() string { return j.cfg.Peer.Name }
+
+// refuseAll ends what has come and is of no use any more.
+func (j *Job) refuseAll() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.pending != nil {
+		j.pending.peer.close()
+		j.pending = nil
+	}
+	select {
+	case p := <-j.joined:
+		p.peer.close()
+	default:
+	}
+}
+
+// newSecondary makes the secondary's side of a session.
+func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(), err error) {
+	s := &session{peer: p, wire: &counted{Conn: p.session}, over: ctx, began: time.Now()}
+	reg := new(vmstate.Registry)
+	cache, err := ram.NewCache(j.cfg.Guest.Blocks(), j.cfg.Guest, ram.CacheConfig{})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer func() {
+		if err != nil {
+			cache.Close()
+		}
+	}()
+	if err := reg.RegisterLive(ramEntry(), nil, cache); err != nil {
+		return nil, nil, err
+	}
+	if err := j.register(reg); err != nil {
+		return nil, nil, err
+	}
+	for _, d := range j.cfg.Disks {
+		if err := d.follow(); err != nil {
+			return nil, nil, err
+		}
+	}
+	cfg := colo.SecondaryConfig{
+		Disks: group(j.cfg.Disks),
+		VM:    j.vm, State: reg, RAM: cache, Machine: j.cfg.Machine,
+		Events: j.bus(s), Arbiter: j.arbiter(s), PeerTimeout: j.cfg.PeerTimeout,
+	}
+	if len(j.cfg.Network) > 0 {
+		cfg.Net = nets(j.cfg.Network)
+	}
+	secondary, err := colo.NewSecondary(s.wire, cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	s.colo = secondary
+	return s, func() { cache.Close() }, nil
+}

@@ -1,0 +1,228 @@
+package protect
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/gocolo/lockstep/failover"
+)
+
+// ErrHello says that what came over a connection does not begin like one of this
+// package, or that it is cut or too long.
+var ErrHello = errors.New("protect: not a hello")
+
+// A RefusedError is the other side's no to a connection, in its words, or this
+// side's no to what the other offers.
+type RefusedError struct {
+	Reason string
+	// There says that the other side refused.
+	There bool
+}
+
+func (e *RefusedError) Error() string {
+	if e.There {
+		return "protect: the other side refuses: " + e.Reason
+	}
+	return "protect: refused: " + e.Reason
+}
+
+func refuse(format string, args ...any) error {
+	return &RefusedError{Reason: fmt.Sprintf(format, args...)}
+}
+
+// The channels of a pair, each a connection of its own.
+const (
+	chControl   = "control"
+	chSession   = "session"
+	chHeartbeat = "heartbeat"
+	chDisk      = "disk:" // and its name
+)
+
+const (
+	helloMagic   = "LOCKSTEP"
+	helloVersion = 1
+	maxHello     = 64 << 10
+	maxList      = 1024 // memory blocks
+)
+
+// A hello begins a connection, in one direction; its answer comes back in the
+// same form. On the wire: the magic, the version as 16 bits, 16 bits of zero, the
+// length of what follows as 32 bits, and that many bytes of JSON. All integers are
+// big-endian.
+type hello struct {
+	Channel    string `json:"channel"`
+	Guest      string `json:"guest"`
+	Generation uint64 `json:"generation"` // of the session that is meant
+	Token      string `json:"token,omitempty"`
+	Host       string `json:"host"` // the sender's name
+
+	// On the control channel: what must fit.
+	Offer *offer `json:"offer,omitempty"`
+
+	// Of an answer: why not. "": welcome.
+	Refused string `json:"refused,omitempty"`
+}
+
+// An offer is what one side has, for the other to compare.
+type offer struct {
+	Machine string `json:"machine"`
+	Memory  []part `json:"memory"`
+	Disks   []part `json:"disks,omitempty"`
+	Extra   []byte `json:"extra,omitempty"` // opaque; see Config.Offer
+}
+
+// A part is a block of memory, or a disk.
+type part struct {
+	Name string `json:"name"`
+	Size uint64 `json:"size"`
+}
+
+// fits compares what two sides have. An error is a *RefusedError that names the
+// first thing that differs.
+func (o *offer) fits(other *offer) error {
+	if other == nil {
+		return refuse("the other side does not say what it has")
+	}
+	if o.Machine != other.Machine {
+		return refuse("the machine here is %q, there %q", o.Machine, other.Machine)
+	}
+	if err := fit("memory block", o.Memory, other.Memory); err != nil {
+		return err
+	}
+	return fit("disk", o.Disks, other.Disks)
+}
+
+func fit(what string, here, there []part) error {
+	for _, h := range here {
+		i := slices.IndexFunc(there, func(p part) bool { return p.Name == h.Name })
+		if i < 0 {
+			return refuse("the %s %q is not there on the other side", what, h.Name)
+		}
+		if there[i].Size != h.Size {
+			return refuse("the %s %q has %d bytes here, %d there", what, h.Name, h.Size, there[i].Size)
+		}
+	}
+	for _, p := range there {
+		if !slices.ContainsFunc(here, func(h part) bool { return p.Name == h.Name }) {
+			return refuse("the other side's %s %q is not here", what, p.Name)
+		}
+	}
+	return nil
+}
+
+func writeHello(w io.Writer, h hello) error {
+	body, err := json.Marshal(h)
+	if err != nil {
+		return err
+	}
+	if len(body) > maxHello {
+		return fmt.Errorf("%w: %d bytes, at most %d", ErrHello, len(body), maxHello)
+	}
+	b := make([]byte, 0, 16+len(body))
+	b = append(b, helloMagic...)
+	b = binary.BigEndian.AppendUint16(b, helloVersion)
+	b = binary.BigEndian.AppendUint16(b, 0)
+	b = binary.BigEndian.AppendUint32(b, uint32(len(body)))
+	_, err = w.Write(append(b, body...))
+	return err
+}
+
+// readHello reads a hello and not a byte more. Memory grows with what has come.
+func readHello(r io.Reader) (hello, error) {
+	var head [16]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return hello{}, fmt.Errorf("%w: %w", ErrHello, err)
+	}
+	if string(head[:8]) != helloMagic {
+		return hello{}, ErrHello
+	}
+	if v := binary.BigEndian.Uint16(head[8:]); v != helloVersion {
+		return hello{}, fmt.Errorf("%w: version %d, this is version %d", ErrHello, v, helloVersion)
+	}
+	n := binary.BigEndian.Uint32(head[12:])
+	if n > maxHello || head[10] != 0 || head[11] != 0 {
+		return hello{}, fmt.Errorf("%w: %d bytes announced, at most %d", ErrHello, n, maxHello)
+	}
+	body, err := io.ReadAll(io.LimitReader(r, int64(n)))
+	if err == nil && len(body) < int(n) {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return hello{}, fmt.Errorf("%w: %w", ErrHello, err)
+	}
+	var h hello
+	if err := json.Unmarshal(body, &h); err != nil {
+		return hello{}, fmt.Errorf("%w: %w", ErrHello, err)
+	}
+	return h, h.check()
+}
+
+func (h *hello) check() error {
+	for _, s := range []string{h.Channel, h.Guest, h.Token, h.Host} {
+		if len(s) > failover.MaxName {
+			return fmt.Errorf("%w: a name of %d bytes", ErrHello, len(s))
+		}
+	}
+	if o := h.Offer; o != nil && (len(o.Memory) > maxList || len(o.Disks) > maxDisks || len(o.Machine) > failover.MaxName) {
+		return fmt.Errorf("%w: %d blocks of memory and %d disks", ErrHello, len(o.Memory), len(o.Disks))
+	}
+	return nil
+}
+
+// A note is what is said on the control connection after the hello: a length of
+// 16 bits and that many bytes of JSON.
+type note struct {
+	Say    string `json:"say"`
+	Seq    uint64 `json:"seq,omitempty"`
+	Reason string `json:"reason,omitempty"`
+	TermNS int64  `json:"term_ns,omitempty"`
+}
+
+const (
+	sayAsk     = "promise?" // primary: do not claim the guest for that term
+	sayPromise = "promise"  // secondary: I do not, counted from now
+	sayDisks   = "disks"    // primary: the disks are synchronised, the session begins
+	sayEnd     = "end"      // the session ends on purpose: do not claim the guest
+	sayGo      = "go"       // primary: the guest is released, claim it and run it
+	sayRuns    = "runs"     // secondary: it runs here
+	sayCannot  = "cannot"   // secondary: it does not
+)
+
+const maxNote = 4 << 10
+
+func writeNote(w io.Writer, n note) error {
+	if len(n.Reason) > maxNote/8 {
+		n.Reason = n.Reason[:maxNote/8] // JSON may take six bytes for one
+	}
+	body, err := json.Marshal(n)
+	if err != nil {
+		return err
+	}
+	b := binary.BigEndian.AppendUint16(make([]byte, 0, 2+len(body)), uint16(len(body)))
+	_, err = w.Write(append(b, body...))
+	return err
+}
+
+func readNote(r io.Reader) (note, error) {
+	var head [2]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return note{}, err
+	}
+	n := binary.BigEndian.Uint16(head[:])
+	if n > maxNote {
+		return note{}, fmt.Errorf("protect: a note of %d bytes, at most %d", n, maxNote)
+	}
+	body := make([]byte, n)
+	if _, err := io.ReadFull(r, body); err != nil {
+		return note{}, err
+	}
+	var out note
+	if err := json.Unmarshal(body, &out); err != nil {
+		return note{}, fmt.Errorf("protect: note: %w", err)
+	}
+	return out, nil
+}

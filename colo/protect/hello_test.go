@@ -1,0 +1,167 @@
+package protect
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func someHello() hello {
+	return hello{
+		Channel: chControl, Guest: "db1", Generation: 7, Host: "a", Token: "t",
+		Offer: &offer{Machine: "pc", Memory: []part{{"ram", 1 << 30}}, Extra: []byte{1, 2}},
+	}
+}
+
+func TestHelloComesBackAsItWas(t *testing.T) {
+	var b bytes.Buffer
+	want := someHello()
+	if err := writeHello(&b, want); err != nil {
+		t.Fatal(err)
+	}
+	b.WriteString("what follows")
+	got, err := readHello(&b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Error(d)
+	}
+	if b.String() != "what follows" {
+		t.Errorf("read into what follows: %q is left", b.String())
+	}
+}
+
+func TestHelloHasTheBytesThatTheCommentSays(t *testing.T) {
+	var b bytes.Buffer
+	if err := writeHello(&b, hello{Channel: "control", Guest: "g", Generation: 1, Host: "h"}); err != nil {
+		t.Fatal(err)
+	}
+	body := `{"channel":"control","guest":"g","generation":1,"host":"h"}`
+	if want := "LOCKSTEP\x00\x01\x00\x00\x00\x00\x00" + string(rune(len(body))) + body; b.String() != want {
+		t.Errorf("%q, want %q", b.String(), want)
+	}
+}
+
+// raw is a hello with any body.
+func raw(version uint16, announced uint32, body string) []byte {
+	b := []byte(helloMagic)
+	b = binary.BigEndian.AppendUint16(b, version)
+	b = binary.BigEndian.AppendUint16(b, 0)
+	b = binary.BigEndian.AppendUint32(b, announced)
+	return append(b, body...)
+}
+
+func TestWhatIsNoHelloIsRefused(t *testing.T) {
+	long := strings.Repeat("x", 300)
+	blocks := strings.TrimSuffix(strings.Repeat(`{"name":"","size":0},`, maxList+1), ",")
+	for name, b := range map[string][]byte{
+		"nothing":         nil,
+		"http":            []byte("GET / HTTP/1.1\r\nHost: here\r\n\r\n"),
+		"another version": raw(2, 2, "{}"),
+		"too long":        raw(1, maxHello+1, "{}"),
+		"all it can":      raw(1, 1<<32-1, "{}"),
+		"cut":             raw(1, 100, `{"channel"`),
+		"no json":         raw(1, 3, "{{}"),
+		"a long name":     raw(1, uint32(len(long)+13), `{"channel":"`+long+`"}`)[:16+len(long)+13],
+		"many blocks":     raw(1, uint32(len(blocks)+23), `{"offer":{"memory":[`+blocks+`]}}`),
+	} {
+		if _, err := readHello(bytes.NewReader(b)); !errors.Is(err, ErrHello) {
+			t.Errorf("%s: %v, want ErrHello", name, err)
+		}
+	}
+	if err := writeHello(io.Discard, hello{Guest: strings.Repeat("x", maxHello)}); !errors.Is(err, ErrHello) {
+		t.Errorf("one that is too long was written: %v", err)
+	}
+}
+
+func TestWhatDoesNotFitIsSaidByName(t *testing.T) {
+	here := &offer{Machine: "pc", Memory: []part{{"ram", 4096}, {"rom", 8192}}}
+	for _, c := range []struct {
+		there *offer
+		want  string
+	}{
+		{&offer{Machine: "pc", Memory: []part{{"rom", 8192}, {"ram", 4096}}}, ""},
+		{nil, "does not say"},
+		{&offer{Machine: "q35", Memory: here.Memory}, `"q35"`},
+		{&offer{Machine: "pc", Memory: []part{{"ram", 4096}}}, `memory block "rom" is not there`},
+		{&offer{Machine: "pc", Memory: []part{{"ram", 4096}, {"rom", 4096}}}, `"rom" has 8192 bytes here, 4096 there`},
+		{&offer{Machine: "pc", Memory: append([]part{{"vga", 1}}, here.Memory...)}, `"vga" is not here`},
+	} {
+		err := here.fits(c.there)
+		var r *RefusedError
+		if c.want == "" && err != nil || c.want != "" && (!errors.As(err, &r) || r.There || !strings.Contains(r.Reason, c.want)) {
+			t.Errorf("%+v: %v, want %q", c.there, err, c.want)
+		}
+	}
+}
+
+func TestNoteIsBounded(t *testing.T) {
+	var b bytes.Buffer
+	if err := writeNote(&b, note{Say: sayEnd, Reason: strings.Repeat("\x01", 1<<20)}); err != nil {
+		t.Fatal(err)
+	}
+	if b.Len() > maxNote+2 {
+		t.Errorf("%d bytes", b.Len())
+	}
+	if n, err := readNote(&b); err != nil || n.Say != sayEnd {
+		t.Errorf("%+v, %v", n, err)
+	}
+	if _, err := readNote(strings.NewReader("\xff\xff")); err == nil {
+		t.Error("a note of 64 KiB was read")
+	}
+	if _, err := readNote(strings.NewReader("\x00\x02{")); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Error(err)
+	}
+}
+
+func FuzzHello(f *testing.F) {
+	var b bytes.Buffer
+	writeHello(&b, someHello())
+	f.Add(b.Bytes())
+	f.Add(raw(1, 2, "{}"))
+	f.Add(raw(1, 31, fmt.Sprintf(`{"refused":%q}`, "there is no guest")))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		h, err := readHello(bytes.NewReader(in))
+		if err != nil {
+			if !errors.Is(err, ErrHello) {
+				t.Fatalf("%v is not ErrHello", err)
+			}
+			return
+		}
+		someHello().Offer.fits(h.Offer)
+		var b bytes.Buffer
+		if err := writeHello(&b, h); err != nil {
+			return // it may be longer than it was: escapes
+		}
+		again, err := readHello(&b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := cmp.Diff(h, again); d != "" {
+			t.Fatal(d)
+		}
+	})
+}
+
+func FuzzNotes(f *testing.F) {
+	var b bytes.Buffer
+	for _, n := range []note{{Say: sayAsk, Seq: 1, TermNS: 5}, {Say: sayPromise, Seq: 1}, {Say: sayEnd, Reason: "why"}, {Say: sayGo, Seq: 9}} {
+		writeNote(&b, n)
+	}
+	f.Add(b.Bytes())
+	f.Fuzz(func(t *testing.T, in []byte) {
+		r := bytes.NewReader(in)
+		for {
+			if _, err := readNote(r); err != nil {
+				return
+			}
+		}
+	})
+}

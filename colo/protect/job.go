@@ -1,0 +1,389 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
+)
+
+var (
+	errCompleted = errors.New("the guest has ended")
+
+	errOrdered  = errors.New("a failover was ordered")
+	errRanTwice = errors.New("protect: Run was called before")
+	errMoved    = errors.New("the job has moved on")
+)
+
+// A Job protects one guest on one host. Run does; the verbs, State and Query may
+// be called from any goroutine at any time.
+type Job struct {
+	cfg    Config
+	vm     *vm
+	keeper *failover.Keeper
+	manual *failover.Manual // nil: there is an arbiter
+	token  string           // of this process, for the arbiter
+	verbs  chan struct{}    // capacity one: of the verbs that take time, one at a time
+
+	mu         sync.Mutex
+	changed    chan struct{} // closed and replaced with each change of state
+	m          machine
+	since      time.Time
+	ran        bool
+	generation uint64 // that this host holds or has followed
+	act        *activity
+	current    *session
+	pending    *pending
+	joined     chan *pending
+	lastErr    error
+	stats      Stats
+	background func(func()) // starts a goroutine that Run waits for; nil: Run does not run
+}
+
+// An activity is what Run does in some states; it ends when the job is in none
+// of them.
+type activity struct {
+	in     []State
+	cancel context.CancelCauseFunc
+}
+
+// New makes a job. An error says what cannot work.
+func New(cfg Config) (*Job, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	j := &Job{
+		cfg: cfg, vm: newVM(cfg.Guest, cfg.Network),
+		token: failover.NewToken(), verbs: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
+	}
+	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
+	if cfg.Arbiter == nil {
+		j.manual = failover.NewManual(failover.Record{})
+		keep.Arbiter, keep.Term = j.manual, -1
+	}
+	var err error
+	if j.keeper, err = failover.NewKeeper(keep); err != nil {
+		return nil, err
+	}
+	for _, d := range cfg.Disks {
+		if err := d.adopt(j.keeper.Gate(), cfg.Events); err != nil {
+			return nil, err
+		}
+	}
+	return j, nil
+}
+
+// Gate returns the gate that is open while this host may act for the guest. It
+// is given to Network; whatever else of the guest the world sees asks it too.
+func (j *Job) Gate() Gate { return j.keeper.Gate() }
+
+// Run protects the guest until it ends here for good: it returns nil after
+// Complete, the context's cause when that ends, and otherwise what failed. The
+// guest is paused then, and the arbiter knows that this host does not have it any
+// more, unless it could not be asked. No goroutine outlives Run. It may be called
+// once.
+func (j *Job) Run(ctx context.Context) error {
+	j.mu.Lock()
+	if j.ran {
+		j.mu.Unlock()
+		return errRanTwice
+	}
+	j.ran = true
+	j.mu.Unlock()
+
+	port := j.cfg.Peer.Port
+	if port == nil {
+		var err error
+		if port, err = Listen(j.cfg.Peer.Listen, j.cfg.Peer.PortConfig); err != nil {
+			j.do(failed, err.Error())
+			return err
+		}
+	}
+	if err := port.register(j.cfg.Name, j); err != nil {
+		if port != j.cfg.Peer.Port {
+			port.Close()
+		}
+		j.do(failed, err.Error())
+		return err
+	}
+
+	all, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		j.do(stopped, context.Cause(ctx).Error())
+		end(context.Cause(ctx))
+	})
+	var group sync.WaitGroup
+	j.mu.Lock()
+	j.background = func(f func()) { group.Go(f) }
+	j.mu.Unlock()
+	// What a job needs ends with the job, but for what it says goodbye with.
+	tools, shut := context.WithCancelCause(context.WithoutCancel(ctx))
+	group.Go(func() { j.keeper.Run(tools) })
+	if port != j.cfg.Peer.Port {
+		group.Go(func() {
+			if err := port.Serve(tools); tools.Err() == nil {
+				end(fmt.Errorf("protect: port: %w", err))
+			}
+		})
+	}
+	for i, n := range j.cfg.Network {
+		group.Go(func() {
+			h := NetworkHost{Gate: j.keeper.Gate(), Checkpoint: j.request}
+			if err := n.Run(tools, h); tools.Err() == nil {
+				end(fmt.Errorf("protect: network %d: %w", i, err))
+			}
+		})
+	}
+
+	err := j.live(all)
+	stop()
+	if e := j.depart(ctx); e != nil {
+		err = errors.Join(err, e)
+	}
+	j.mu.Lock()
+	j.background = nil
+	j.mu.Unlock()
+	port.unregister(j.cfg.Name)
+	j.refuseAll()
+	end(nil)
+	shut(errMoved)
+	group.Wait()
+	j.keeper.Drop()
+	return err
+}
+
+// live goes from state to state.
+func (j *Job) live(ctx context.Context) error {
+	err := j.begin(ctx)
+	for err == nil {
+		switch j.State() {
+		case Waiting:
+			err = j.follow(ctx)
+		case Alone:
+			err = j.lead(ctx)
+		case Paused:
+			err = j.rest(ctx)
+		case Concluded:
+			if err = context.Cause(ctx); err == nil && ctx.Err() == nil {
+				return nil // completed
+			}
+		default:
+			err = fmt.Errorf("protect: nothing is done while %v", j.State())
+		}
+		if err == nil && ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+	}
+	if ctx.Err() == nil {
+		j.do(failed, err.Error())
+	} else {
+		j.do(stopped, err.Error())
+	}
+	return err
+}
+
+// depart leaves the guest paused, and to whoever can have it.
+func (j *Job) depart(ctx context.Context) error {
+	j.vm.face(false)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), j.cfg.PeerTimeout)
+	defer cancel()
+	var err error
+	if j.vm.isRunning() {
+		err = j.vm.Pause(ctx)
+	}
+	ask, done := context.WithTimeout(ctx, j.cfg.Term)
+	defer done()
+	if err == nil && j.keeper.Gate().Open() {
+		if e := nets(j.cfg.Network).Drain(ask); e != nil {
+			j.note(fmt.Errorf("drain: %w", e))
+		}
+	}
+	if e := j.keeper.Release(ask, "left by "+j.cfg.Host); e != nil && !errors.Is(e, failover.ErrRefused) {
+		j.note(fmt.Errorf("release: %w", e)) // its term runs out
+	}
+	return err
+}
+
+// begin decides who this host is.
+func (j *Job) begin(ctx context.Context) error {
+	if !j.cfg.Start {
+		j.do(refused, "waits for a primary")
+		return nil
+	}
+	// A copy that was here before this process may have promised, as a
+	// secondary, not to claim the guest for a term.
+	if j.cfg.Held > 0 && j.manual == nil {
+		if err := sleep(ctx, j.cfg.Term); err != nil {
+			return err
+		}
+	}
+	generation, err := j.acquire(ctx, j.cfg.Held, true)
+	switch {
+	case errors.Is(err, failover.ErrRefused):
+		j.note(err)
+		j.learn(j.cfg.Held)
+		j.do(refused, err.Error())
+		return nil
+	case err != nil:
+		return err
+	}
+	j.learn(generation)
+	j.vm.face(true)
+	if err := j.vm.Resume(ctx); err != nil {
+		return fmt.Errorf("protect: start the guest: %w", err)
+	}
+	j.cfg.publish(event.Resume{})
+	return j.do(granted, "started")
+}
+
+// acquire asks for the generation after one. With word it is an operator's wish,
+// which is all that is needed where an operator is the arbiter.
+func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, error) {
+	if j.manual != nil && word {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		said := make(chan struct{})
+		go func() { // says yes as soon as there is a question; joined below
+			defer close(said)
+			for j.manual.Grant() != nil && sleep(ctx, time.Millisecond) == nil {
+			}
+		}()
+		defer func() { cancel(); <-said }()
+	}
+	return j.keeper.Acquire(ctx, after)
+}
+
+// rest waits while the job is paused.
+func (j *Job) rest(ctx context.Context) error {
+	act, end := j.while(ctx, Paused)
+	defer end()
+	<-act.Done()
+	return nil
+}
+
+// while returns a context that ends when the job is in none of these states.
+func (j *Job) while(ctx context.Context, in ...State) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	a := &activity{in, cancel}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.act = a
+	if !slices.Contains(in, j.m.state) {
+		cancel(errMoved)
+	}
+	return ctx, func() {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		if j.act == a {
+			j.act = nil
+		}
+		cancel(nil)
+	}
+}
+
+// do moves the machine and tells who needs to know.
+func (j *Job) do(in input, reason string) error {
+	j.mu.Lock()
+	from := j.m.state
+	err := j.m.do(in, reason)
+	if err != nil {
+		j.mu.Unlock()
+		return err
+	}
+	to := j.m.state
+	if to != from {
+		j.since = time.Now()
+		close(j.changed)
+		j.changed = make(chan struct{})
+	}
+	if a := j.act; a != nil && !slices.Contains(a.in, to) {
+		a.cancel(errMoved)
+	}
+	e := event.JobStatusChange{ID: j.cfg.Name, Status: event.JobStatus(to.JobStatus()), State: to.String(), Reason: reason, Generation: j.generation}
+	if j.current != nil {
+		e.Peer = j.current.peer.host
+	}
+	j.mu.Unlock()
+	if to != from {
+		j.cfg.publish(e)
+		j.cfg.Logger.Info("protect", "guest", j.cfg.Name, "state", to.String(), "reason", reason, "generation", e.Generation)
+	}
+	return nil
+}
+
+func (c *Config) publish(e event.Event) { c.Events.Publish(e) }
+
+// note keeps an error for Query.
+func (j *Job) note(err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.lastErr = err
+}
+
+// learn notes a generation that this host holds or follows; they only grow.
+func (j *Job) learn(generation uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.generation = max(j.generation, generation)
+}
+
+// State returns the present state.
+func (j *Job) State() State {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.m.state
+}
+
+// deposed is the keeper's word that another generation has begun. The gate is
+// shut.
+func (j *Job) deposed(generation uint64, why error) {
+	j.note(why)
+	j.do(deposed, why.Error())
+	if s := j.session(); s != nil {
+		s.colo.Lost(why)
+	}
+}
+
+// request asks for a checkpoint, if there is a primary.
+func (j *Job) request(cause event.Cause) {
+	if s := j.session(); s != nil && s.primary != nil {
+		s.primary.RequestCheckpoint(cause)
+	}
+}
+
+func (j *Job) session() *session {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.current
+}
+
+// Wait returns when the job is in one of the states, or concluded, and which it
+// is; or when ctx ends.
+func (j *Job) Wait(ctx context.Context, states ...State) (State, error) {
+	for {
+		j.mu.Lock()
+		s, changed := j.m.state, j.changed
+		j.mu.Unlock()
+		if s == Concluded || slices.Contains(states, s) {
+			return s, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return s, context.Cause(ctx)
+		}
+	}
+}
+
+// tookOverHere reports whether a session's Run returned because the guest runs here.
+func tookOverHere(err error) bool { return err == nil || errors.Is(err, colo.ErrDegraded) }

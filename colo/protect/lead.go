@@ -1,0 +1,227 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+const (
+	// minRedial and maxRedial bound the pause between two attempts to reach the
+	// other host.
+	minRedial = 20 * time.Millisecond
+	maxRedial = time.Second
+)
+
+// lead seeks a secondary and protects the guest, until the session ends.
+func (j *Job) lead(ctx context.Context) error {
+	p, err := j.seek(ctx)
+	if err != nil {
+		return nil // the job has moved on
+	}
+	defer p.close()
+	s, err := j.newPrimary(ctx, p)
+	if err != nil {
+		return err
+	}
+	j.take(s)
+	defer j.take(nil)
+	if j.do(agreed, p.host+" follows") != nil {
+		return nil
+	}
+	err = j.attend(ctx, s)
+	j.vm.keep(nil)
+	return j.led(ctx, s, err)
+}
+
+// led is the end of a session that this host led.
+func (j *Job) led(ctx context.Context, s *session, err error) error {
+	switch {
+	case tookOverHere(err):
+		j.note(err)
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		j.alone("went on without " + s.peer.host)
+		switch s.getPurpose() {
+		case toPause:
+			var reason string
+			s.peer.get(func() { reason = s.peer.reason })
+			return j.do(doPause, reason)
+		case toComplete:
+			return j.do(doComplete, "")
+		}
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case j.State() == Waiting: // deposed
+		return nil
+	case errors.Is(err, failover.ErrRefused):
+		s.mu.Lock()
+		s.handed = true
+		s.mu.Unlock()
+		if s.getPurpose() == toHandOver {
+			return j.do(handed, s.peer.host+" has taken the guest over")
+		}
+		j.note(err)
+		j.keeper.Drop()
+		return j.do(refused, err.Error())
+	case j.State() == Synchronising && j.vm.isRunning():
+		j.note(err)
+		if err := j.do(unharmed, err.Error()); err != nil {
+			return err
+		}
+		// Whoever failed to follow once may fail again at once.
+		act, end := j.while(ctx, Alone)
+		defer end()
+		sleep(act, maxRedial)
+		return nil
+	}
+	return err
+}
+
+// alone says that the guest runs here after a session, which may have ended by an
+// order, an answer of the arbiter, or both at the same time.
+func (j *Job) alone(reason string) {
+	if j.do(tookOver, reason) != nil && j.do(left, reason) != nil {
+		j.do(granted, reason) // by a verb, while the session was asking
+		j.do(tookOver, reason)
+	}
+}
+
+// seek reaches for the other host until it agrees to follow.
+func (j *Job) seek(ctx context.Context) (*peer, error) {
+	act, end := j.while(ctx, Alone)
+	defer end()
+	for pause := minRedial; ; pause = min(2*pause, maxRedial) {
+		p, err := j.connect(act)
+		if err == nil {
+			return p, nil
+		}
+		if act.Err() == nil {
+			j.note(err)
+		}
+		if err := sleep(act, pause); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// connect makes the connections of a pair.
+func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
+	generation := j.keeper.Generation()
+	h := hello{Channel: chControl, Guest: j.cfg.Name, Generation: generation, Host: j.cfg.Host, Offer: j.offer()}
+	control, answer, err := dial(ctx, &j.cfg, h)
+	if err != nil {
+		return nil, err
+	}
+	p := newPeer(answer)
+	p.generation, p.control = generation, control
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	if answer.Token == "" {
+		return nil, fmt.Errorf("%w: no token", ErrHello)
+	}
+	if err := j.judge(answer.Offer); err != nil {
+		return nil, err
+	}
+	h.Offer, h.Token = nil, answer.Token
+	h.Channel = chHeartbeat
+	if p.beat, _, err = dial(ctx, &j.cfg, h); err != nil {
+		return nil, err
+	}
+	for _, d := range j.cfg.Disks {
+		h.Channel = chDisk + d.cfg.Name
+		conn, _, err := dial(ctx, &j.cfg, h)
+		if err != nil {
+			return nil, err
+		}
+		p.disks[h.Channel] = conn
+	}
+	h.Channel = chSession
+	if p.session, _, err = dial(ctx, &j.cfg, h); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// newPrimary makes the primary's side of a session: everything of it is new, but
+// for the guest and its networks.
+func (j *Job) newPrimary(ctx context.Context, p *peer) (*session, error) {
+	s := &session{peer: p, wire: &counted{Conn: p.session}, over: ctx, began: time.Now()}
+	reg := new(vmstate.Registry)
+	saver := ram.NewSaver(j.cfg.Guest.Blocks(), j.cfg.Guest, ram.SaverConfig{})
+	if err := reg.RegisterLive(ramEntry(), saver, nil); err != nil {
+		return nil, err
+	}
+	if err := j.register(reg); err != nil {
+		return nil, err
+	}
+	cfg := colo.PrimaryConfig{
+		Disks: group(j.cfg.Disks),
+		VM:    j.vm, State: reg, RAM: saver, Machine: j.cfg.Machine,
+		Events: j.bus(s), Arbiter: j.arbiter(s),
+		CheckpointDelay: j.cfg.CheckpointDelay, PeerTimeout: j.cfg.PeerTimeout,
+	}
+	if len(j.cfg.Network) > 0 {
+		cfg.Net = nets(j.cfg.Network)
+	}
+	primary, err := colo.NewPrimary(s.wire, cfg)
+	if err != nil {
+		return nil, err
+	}
+	s.primary, s.colo = primary, primary
+	return s, nil
+}
+
+func ramEntry() vmstate.Entry {
+	return vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}
+}
+
+func (j *Job) register(reg *vmstate.Registry) error {
+	if err := j.cfg.Guest.Register(reg); err != nil {
+		return err
+	}
+	return nets(j.cfg.Network).each(func(n Network) error { return n.Register(reg) })
+}
+
+// bus returns a session's own bus, which passes everything on.
+func (j *Job) bus(s *session) *event.Bus {
+	b := new(event.Bus)
+	b.SubscribeAll(func(r event.Record) { j.observe(s, r.Event) })
+	return b
+}
+
+func (j *Job) offer() *offer {
+	o := &offer{Machine: j.cfg.Machine, Extra: j.cfg.Offer}
+	for _, b := range j.cfg.Guest.Blocks() {
+		o.Memory = append(o.Memory, part{b.Name, uint64(len(b.Host))})
+	}
+	for _, d := range j.cfg.Disks {
+		o.Disks = append(o.Disks, part{d.cfg.Name, uint64(d.Size())})
+	}
+	return o
+}
+
+// judge says whether what the other side has fits.
+func (j *Job) judge(o *offer) error {
+	if err := j.offer().fits(o); err != nil {
+		return err
+	}
+	if j.cfg.Judge != nil {
+		if err := j.cfg.Judge(o.Extra); err != nil {
+			return refuse("%v", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,112 @@
+package protect
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Every input in every state, and every sequence of them: the states are few, so
+// a walk over (state, input) from all states is the walk over all sequences.
+func TestEveryInputInEveryStateKeepsTheInvariants(t *testing.T) {
+	count := 0
+	for s := range Concluded + 1 {
+		for in := range inputs {
+			count++
+			m := machine{state: s, reason: "before"}
+			err := m.do(in, "why")
+			var se *StateError
+			switch {
+			case err != nil && (!errors.As(err, &se) || m.state != s || m.reason != "before"):
+				t.Errorf("%v in %v: %v, and it moved to %v", in, s, err, m.state)
+			case err == nil && m.reason != "why":
+				t.Errorf("%v in %v: the reason was not kept", in, s)
+			case err == nil && s == Concluded:
+				t.Errorf("%v leads out of concluded", in)
+			case s != Concluded && (in == stopped || in == failed) && m.state != Concluded:
+				t.Errorf("%v in %v does not conclude", in, s)
+			case m.state.runs() && !s.runs() && in != granted && in != tookOver && in != left:
+				t.Errorf("%v in %v lets the guest run without a grant", in, s)
+			case in == torn && err == nil && m.state != Concluded:
+				t.Errorf("a torn guest in %v goes on to %v", s, m.state)
+			case in == deposed && err == nil && m.state.runs():
+				t.Errorf("deposed in %v, and the guest runs in %v", s, m.state)
+			case in == refused && err == nil && m.state != Waiting:
+				t.Errorf("refused in %v leads to %v", s, m.state)
+			case (in == doFailover || in == doFenced) && err == nil && m.state.runs():
+				t.Errorf("%v in %v: the guest runs at once in %v", in, s, m.state)
+			}
+		}
+	}
+	t.Logf("%d moves", count)
+}
+
+// reach returns the states that can be come to from one, without some inputs.
+func reach(from State, without ...input) []State {
+	met := []State{from}
+	for i := 0; i < len(met); i++ {
+		for in := range inputs {
+			m := machine{state: met[i]}
+			if !slices.Contains(without, in) && m.do(in, "") == nil && !slices.Contains(met, m.state) {
+				met = append(met, m.state)
+			}
+		}
+	}
+	slices.Sort(met)
+	return met
+}
+
+func TestEveryStateIsReachedAndEveryStateEnds(t *testing.T) {
+	if got := reach(Created); len(got) != int(Concluded)+1 {
+		t.Errorf("from created: %v", got)
+	}
+	for s := range Concluded {
+		if !slices.Contains(reach(s), Concluded) {
+			t.Errorf("%v never ends", s)
+		}
+		if s == Created {
+			continue
+		}
+		// Protected again, any number of times, in either role.
+		for _, goal := range []State{Protected, Following} {
+			if !slices.Contains(reach(s), goal) {
+				t.Errorf("%v never comes to %v", s, goal)
+			}
+		}
+	}
+}
+
+// A secondary gets to run the guest by way of the arbiter's yes or an operator's
+// word that the other side is dead, and by no other way.
+func TestSecondaryRunsOnlyWithAGrantOrAWord(t *testing.T) {
+	for _, s := range reach(Following, granted, doFenced) {
+		if s.runs() {
+			t.Errorf("%v is reached without either", s)
+		}
+	}
+}
+
+func TestVerbsAreAllowedWhereTheTableOfThePackageCommentSays(t *testing.T) {
+	var b strings.Builder
+	verbs := []input{doPause, doResume, doComplete, doCheckpoint, doFailover, doFenced, doSwitchover}
+	for _, v := range verbs {
+		var in []string
+		for s := range Concluded {
+			if (&machine{state: s}).allows(v) {
+				in = append(in, s.String())
+			}
+		}
+		fmt.Fprintf(&b, "//\t%-11s %s\n", v, strings.Join(in, ", "))
+	}
+	doc := packageComment(t)
+	if !strings.Contains(doc, b.String()) {
+		t.Errorf("the package comment's table should be:\n%s", b.String())
+	}
+	for s := range Concluded + 1 {
+		if line := fmt.Sprintf("//\t%-15s %s", s, s.JobStatus()); !strings.Contains(doc, line) {
+			t.Errorf("the package comment does not say %q", line)
+		}
+	}
+}

@@ -1,0 +1,130 @@
+//go:build unix
+
+package protect
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/failovertest"
+)
+
+// many are guests that two hosts protect over one port each, by TCP on loopback.
+type many struct {
+	ports [2]*Port
+	jobs  []*Job // of the primary's host
+	end   func()
+}
+
+// startMany starts n idle guests and returns when all are protected.
+func startMany(t testing.TB, n int) *many {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var group sync.WaitGroup
+	m := new(many)
+	for i := range m.ports {
+		p, err := Listen("127.0.0.1:0", PortConfig{Insecure: true})
+		if err != nil {
+			t.Skip(err)
+		}
+		m.ports[i] = p
+		group.Go(func() { p.Serve(ctx) })
+	}
+	var guests []*colotest.Guest
+	for i := range n {
+		store := new(failovertest.Store)
+		for host, name := range []string{"b", "a"} { // the one that waits first
+			g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4, Interval: time.Hour})
+			if err != nil {
+				t.Fatal(err)
+			}
+			guests = append(guests, g)
+			j, err := New(Config{
+				Name: fmt.Sprint("guest ", i), Host: name, Guest: g, Start: name == "a", Arbiter: failover.NewStoreArbiter(store),
+				Peer: Peer{Port: m.ports[host], Dial: m.ports[1-host].Addr().String(), PortConfig: PortConfig{Insecure: true}},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if name == "a" {
+				m.jobs = append(m.jobs, j)
+			}
+			group.Go(func() { j.Run(ctx) })
+		}
+	}
+	m.end = func() {
+		cancel()
+		group.Wait()
+		for _, g := range guests {
+			g.Close()
+		}
+	}
+	for _, j := range m.jobs {
+		wait, stop := context.WithTimeout(ctx, time.Minute)
+		if s, err := j.Wait(wait, Protected); s != Protected {
+			t.Errorf("%v, %v, %v", s, err, j.Query().LastError)
+		}
+		stop()
+	}
+	return m
+}
+
+// A guest more costs as many goroutines as the one before it.
+func TestManyGuestsShareOnePairOfPorts(t *testing.T) {
+	before := runtime.NumGoroutine()
+	per := func(n int) int {
+		m := startMany(t, n)
+		time.Sleep(50 * time.Millisecond)
+		got := (runtime.NumGoroutine() - before) / n
+		m.end()
+		return got
+	}
+	few, lot := per(2), per(20)
+	if lot > few+few/4 { // some are on their way at any moment
+		t.Errorf("%d goroutines for each of 20 guests, %d for each of 2", lot, few)
+	}
+}
+
+// BenchmarkIdleGuests reports what each of n guests costs that do nothing and are
+// protected, both hosts of each together: checkpoints every 100 ms.
+func BenchmarkIdleGuests(b *testing.B) {
+	for _, n := range []int{1, 10, 100, 500} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			var before, after runtime.MemStats
+			goroutines := runtime.NumGoroutine()
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			m := startMany(b, n)
+			defer m.end()
+			runtime.GC()
+			runtime.ReadMemStats(&after)
+			threads := runtime.NumGoroutine() - goroutines
+			memory := after.HeapAlloc + after.StackInuse - before.HeapAlloc - before.StackInuse
+			made := func() (sum uint64) {
+				for _, j := range m.jobs {
+					sum += j.Query().Stats.Checkpoints
+				}
+				return sum
+			}
+			cpu, checkpoints := cpuTime(), made()
+			b.ResetTimer()
+			begin := time.Now()
+			for b.Loop() {
+				time.Sleep(time.Second)
+			}
+			b.StopTimer()
+			spent, wall := cpuTime()-cpu, time.Since(begin)
+			b.ReportMetric(100*spent.Seconds()/wall.Seconds()/float64(n), "%CPU/guest")
+			b.ReportMetric(float64(made()-checkpoints)/wall.Seconds()/float64(n), "checkpoints/s/guest")
+			b.ReportMetric(float64(threads)/float64(n), "goroutines/guest")
+			b.ReportMetric(float64(memory)/1024/float64(n), "KiB/guest")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}

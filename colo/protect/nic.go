@@ -1,0 +1,191 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// An Uplink is where a guest's packets go and come from: a tap.Device, say, or a
+// filter.Conn. ReadPacket and WritePacket are called by one goroutine each; what
+// ReadPacket returns is valid until the next call, and WritePacket keeps nothing.
+// Close ends reads and writes that wait.
+type Uplink interface {
+	ReadPacket() ([]byte, error)
+	WritePacket(p []byte) error
+	io.Closer
+}
+
+// NICConfig is how a NIC works. Uplink is required.
+type NICConfig struct {
+	Instance uint32 // numbers the NICs of a guest
+	Uplink   Uplink // owned by Run, which closes it
+	// Deliver gives a packet to the guest, which is running; it must not wait.
+	// Nil: packets from the network are dropped.
+	Deliver func(p []byte)
+	// Limit bounds the memory for the guest's packets; see filter.BufferConfig.
+	Limit int
+}
+
+// A NIC is the Network of a guest whose output waits for the checkpoint that
+// covers it: what the world has seen, the secondary's guest remembers. Nothing is
+// mirrored or compared. It is one handle for the life of the guest: a frame goes
+// in by WritePacket whatever side its host is.
+//
+// Each frame is written to the uplink only while the gate is open. Frames that
+// were to leave when it shut stay in their order, and leave when it opens; they
+// are dropped when this host begins to follow another, which has them too.
+type NIC struct {
+	cfg  NICConfig
+	buf  *filter.Buffer
+	full atomic.Pointer[func(event.Cause)]
+	runs atomic.Bool
+
+	mu    sync.Mutex
+	input bool          // held while a packet is delivered
+	void  chan struct{} // closed and replaced when what was to leave is void
+}
+
+var _ Network = (*NIC)(nil)
+
+// NewNIC makes a NIC.
+func NewNIC(cfg NICConfig) (*NIC, error) {
+	if cfg.Uplink == nil {
+		return nil, errors.New("protect: NICConfig needs an Uplink")
+	}
+	n := &NIC{cfg: cfg, void: make(chan struct{})}
+	n.buf = filter.NewBuffer(filter.BufferConfig{Limit: cfg.Limit, Full: func() {
+		if ask := n.full.Load(); ask != nil {
+			(*ask)(event.CauseLimit)
+		}
+	}})
+	return n, nil
+}
+
+// WritePacket takes a copy of a packet from the guest. It never waits; with
+// filter.ErrFull nothing was taken, and the device tries again after Room.
+func (n *NIC) WritePacket(p []byte) error { return n.buf.WritePacket(p) }
+
+// Room returns a channel that is sent to when there is room again for a packet
+// that was refused.
+func (n *NIC) Room() <-chan struct{} { return n.buf.Room() }
+
+// Mark implements Network.
+func (n *NIC) Mark(epoch uint64) error { return n.buf.Mark(epoch) }
+
+// Received implements Network.
+func (n *NIC) Received(epoch uint64) error { return n.buf.Received(epoch) }
+
+// Loaded implements Network.
+func (n *NIC) Loaded(epoch uint64) error { return n.buf.Loaded(epoch) }
+
+// Resumed implements Network.
+func (n *NIC) Resumed(epoch uint64) error { return n.buf.Resumed(epoch) }
+
+// Failover implements Network.
+func (n *NIC) Failover() error { return n.buf.Failover() }
+
+// Commit implements Network.
+func (n *NIC) Commit(epoch uint64) error {
+	if epoch == 0 { // this host follows now: what was to leave is another's to send
+		n.mu.Lock()
+		close(n.void)
+		n.void = make(chan struct{})
+		n.mu.Unlock()
+	}
+	return n.buf.Commit(epoch)
+}
+
+// Register implements Network.
+func (n *NIC) Register(reg *vmstate.Registry) error {
+	return reg.Register(n.buf.Entry(n.cfg.Instance), n.buf)
+}
+
+// Input implements Network.
+func (n *NIC) Input(on bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.input = on
+}
+
+// errNotRun is Drain's, of a NIC whose Run does not run.
+var errNotRun = errors.New("protect: the NIC does not run")
+
+// Drain implements Network.
+func (n *NIC) Drain(ctx context.Context) error {
+	for n.buf.Stats().Queued > 0 {
+		if !n.runs.Load() {
+			return errNotRun
+		}
+		if err := sleep(ctx, time.Millisecond); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Stats returns the counts of the NIC's buffer.
+func (n *NIC) Stats() filter.BufferStats { return n.buf.Stats() }
+
+// Run implements Network. It closes the uplink.
+func (n *NIC) Run(ctx context.Context, h NetworkHost) error {
+	n.runs.Store(true)
+	defer n.runs.Store(false)
+	if h.Checkpoint != nil {
+		n.full.Store(&h.Checkpoint)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	closed := make(chan struct{})
+	context.AfterFunc(ctx, func() { defer close(closed); n.cfg.Uplink.Close() })
+	var group sync.WaitGroup
+	group.Go(func() { cancel(n.read()) })
+	cancel(n.buf.Run(ctx, &gated{n, ctx, h.Gate}))
+	group.Wait()
+	<-closed
+	return context.Cause(ctx)
+}
+
+func (n *NIC) read() error {
+	for {
+		p, err := n.cfg.Uplink.ReadPacket()
+		if err != nil {
+			return err
+		}
+		n.mu.Lock()
+		if n.input && n.cfg.Deliver != nil {
+			n.cfg.Deliver(p)
+		}
+		n.mu.Unlock()
+	}
+}
+
+// gated writes to the uplink while the gate is open.
+type gated struct {
+	n    *NIC
+	ctx  context.Context
+	gate Gate
+}
+
+func (g *gated) WritePacket(p []byte) error {
+	for !g.gate.Open() {
+		g.n.mu.Lock()
+		void := g.n.void
+		g.n.mu.Unlock()
+		select {
+		case <-g.gate.Opened():
+		case <-void:
+			return nil
+		case <-g.ctx.Done():
+			return context.Cause(g.ctx)
+		}
+	}
+	return g.n.cfg.Uplink.WritePacket(p)
+}

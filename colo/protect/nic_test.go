@@ -1,0 +1,165 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gocolo/lockstep/failover"
+)
+
+// A wire is an uplink in memory.
+type wire struct {
+	in     chan []byte
+	out    []string
+	closed chan struct{}
+}
+
+func newWire() *wire { return &wire{in: make(chan []byte), closed: make(chan struct{})} }
+
+func (w *wire) ReadPacket() ([]byte, error) {
+	select {
+	case p := <-w.in:
+		return p, nil
+	case <-w.closed:
+		return nil, io.EOF
+	}
+}
+
+func (w *wire) WritePacket(p []byte) error { w.out = append(w.out, string(p)); return nil }
+func (w *wire) Close() error               { close(w.closed); return nil }
+
+func runNIC(t *testing.T, n *NIC, g Gate) (stop func() error) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- n.Run(ctx, NetworkHost{Gate: g}) }()
+	return func() error { cancel(errHalt); return <-done }
+}
+
+func TestNothingLeavesWhileTheGateIsShut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, g := newWire(), failover.NewGate()
+		n, err := NewNIC(NICConfig{Uplink: w})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := runNIC(t, n, g)
+		send := func(s ...string) {
+			for _, p := range s {
+				if err := n.WritePacket([]byte(p)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			synctest.Wait()
+		}
+		send("1", "2")
+		if len(w.out) != 0 {
+			t.Errorf("%q left by a gate that was never open", w.out)
+		}
+		g.Until(time.Now().Add(time.Second))
+		synctest.Wait()
+		send("3")
+		time.Sleep(time.Second) // and the gate shuts by itself
+		send("4", "5")
+		if !slices.Equal(w.out, []string{"1", "2", "3"}) {
+			t.Errorf("%q left", w.out)
+		}
+		g.Until(time.Now().Add(time.Second))
+		if err := n.Drain(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if !slices.Equal(w.out, []string{"1", "2", "3", "4", "5"}) {
+			t.Errorf("%q left", w.out)
+		}
+		if err := stop(); err != errHalt {
+			t.Error(err)
+		}
+	})
+}
+
+// What waited at a shut gate is void when this host begins to follow another.
+func TestWhatWaitedIsVoidWhenTheHostFollows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, g := newWire(), failover.NewGate()
+		n, _ := NewNIC(NICConfig{Uplink: w})
+		stop := runNIC(t, n, g)
+		n.WritePacket([]byte("mine"))
+		n.WritePacket([]byte("mine too"))
+		synctest.Wait()
+		if err := n.Commit(0); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		n.Commit(1)
+		n.WritePacket([]byte("the secondary's"))
+		if err := n.Failover(); err != nil {
+			t.Fatal(err)
+		}
+		g.Until(time.Now().Add(time.Second))
+		synctest.Wait()
+		if !slices.Equal(w.out, []string{"the secondary's"}) {
+			t.Errorf("%q left", w.out)
+		}
+		stop()
+	})
+}
+
+func TestInputReachesTheGuestOnlyWhileItIsOn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		var got []string
+		n, _ := NewNIC(NICConfig{Uplink: w, Deliver: func(p []byte) { got = append(got, string(p)) }})
+		stop := runNIC(t, n, failover.NewGate())
+		for _, on := range []bool{false, true, false} {
+			n.Input(on)
+			w.in <- []byte(map[bool]string{true: "on", false: "off"}[on])
+			synctest.Wait()
+		}
+		if !slices.Equal(got, []string{"on"}) {
+			t.Errorf("%q", got)
+		}
+		stop()
+	})
+}
+
+func TestUplinkThatEndsEndsTheNIC(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		n, _ := NewNIC(NICConfig{Uplink: closesOnce{w, false}})
+		done := make(chan error)
+		go func() { done <- n.Run(t.Context(), NetworkHost{Gate: failover.NewGate()}) }()
+		synctest.Wait()
+		n.WritePacket([]byte("x"))
+		w.Close()
+		if err := <-done; !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
+		if err := n.Drain(t.Context()); err != errNotRun && err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// closesOnce is a wire whose Close has happened.
+type closesOnce struct {
+	*wire
+	_ bool
+}
+
+func (closesOnce) Close() error { return nil }
+
+func TestWaitingAtTheGateEndsWithTheContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n, _ := NewNIC(NICConfig{Uplink: newWire()})
+		stop := runNIC(t, n, failover.NewGate())
+		n.WritePacket([]byte("x"))
+		synctest.Wait()
+		if err := stop(); !errors.Is(err, errHalt) {
+			t.Error(err)
+		}
+	})
+}

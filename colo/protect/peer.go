@@ -1,0 +1,175 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/failover/heartbeat"
+)
+
+// A peer is the other side of one session: its connections, and what was said on
+// the control connection. It belongs to one session and ends with it.
+type peer struct {
+	host       string
+	generation uint64 // of the session: what the primary held when it began
+	token      string // of the pair; no connection of another session has it
+
+	control, session, beat net.Conn
+	disks                  map[string]net.Conn // by channel
+
+	write sync.Mutex // of control
+
+	mu       sync.Mutex
+	changed  chan struct{} // closed and replaced when something below changes
+	ended    bool          // it has said that the session ends on purpose
+	reason   string        // why
+	verdict  string        // of a secondary that was told to go on: sayRuns or sayCannot
+	begins   bool          // on a secondary: the disks are synchronised
+	lost     bool          // the heartbeat says so
+	gone     bool          // nothing more will be heard from there
+	pledge   time.Time     // on a secondary: it does not claim the guest before
+	released bool          // on a secondary: the primary has released the guest for it
+}
+
+func newPeer(h hello) *peer {
+	return &peer{host: h.Host, generation: h.Generation, token: h.Token, disks: map[string]net.Conn{}, changed: make(chan struct{})}
+}
+
+func (p *peer) close() {
+	for _, c := range []net.Conn{p.control, p.session, p.beat} {
+		if c != nil {
+			c.Close()
+		}
+	}
+	for _, c := range p.disks {
+		c.Close()
+	}
+}
+
+func (p *peer) set(change func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change()
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// get reads what is known.
+func (p *peer) get(read func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	read()
+}
+
+// await waits until done, which is called with p.mu held, or until ctx ends.
+func (p *peer) await(ctx context.Context, done func() bool) error {
+	for {
+		p.mu.Lock()
+		ok, changed := done(), p.changed
+		p.mu.Unlock()
+		if ok {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// say sends a note. Whoever does not take it within sayTime is not there.
+func (p *peer) say(n note) error {
+	p.write.Lock()
+	defer p.write.Unlock()
+	p.control.SetWriteDeadline(time.Now().Add(sayTime))
+	return writeNote(p.control, n)
+}
+
+const sayTime = 2 * time.Second
+
+// errEnded is how a session ends when the other side says that it does so on
+// purpose.
+var errEnded = errors.New("the other side has ended the session")
+
+func (p *peer) endedWhy() error {
+	var err error
+	p.get(func() {
+		if p.ended {
+			err = fmt.Errorf("%w: %s", errEnded, p.reason)
+		}
+	})
+	return err
+}
+
+// hear reads the control connection until it ends. on is called for what is not
+// about the peer's own state.
+func (p *peer) hear(on func(note)) {
+	defer p.set(func() { p.gone = true })
+	for {
+		n, err := readNote(p.control)
+		if err != nil {
+			return // the heartbeat says what that means
+		}
+		switch n.Say {
+		case sayEnd:
+			p.set(func() { p.ended, p.reason = true, n.Reason })
+		case sayDisks:
+			p.set(func() { p.begins = true })
+		case sayRuns, sayCannot:
+			p.set(func() { p.verdict, p.reason = n.Say, n.Reason })
+		}
+		on(n)
+	}
+}
+
+// beatUntil sends heartbeats and hears the peer's, and returns why the peer is
+// lost, or nil when ctx ends.
+func (p *peer) beatUntil(ctx context.Context, interval, lost time.Duration) error {
+	err := heartbeat.Run(ctx, p.beat, interval, lost)
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// promises asks the secondary again and again for its promise, and tells what it
+// is worth: kept is called with when the question was sent, and for how long it
+// holds from when it was answered.
+type promises struct {
+	mu   sync.Mutex
+	seq  uint64
+	sent time.Time // of the question seq
+}
+
+// ask sends questions until ctx ends.
+func (q *promises) ask(ctx context.Context, p *peer, term time.Duration) {
+	for {
+		q.mu.Lock()
+		q.seq++
+		n := note{Say: sayAsk, Seq: q.seq, TermNS: int64(term)}
+		q.sent = time.Now()
+		q.mu.Unlock()
+		if p.say(n) != nil {
+			return
+		}
+		if sleep(ctx, term/4) != nil {
+			return
+		}
+	}
+}
+
+// answer returns when the question that n answers was sent, and for how long the
+// promise holds.
+func (q *promises) answer(n note) (sent time.Time, term time.Duration, ok bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if n.Seq != q.seq || n.TermNS <= 0 {
+		return time.Time{}, 0, false // of a question that has been overtaken
+	}
+	return q.sent, time.Duration(n.TermNS), true
+}

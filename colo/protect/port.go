@@ -1,0 +1,305 @@
+package protect
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+)
+
+// greetTime is how long a connection may take to say what it is for, a TLS
+// handshake included.
+const greetTime = 5 * time.Second
+
+// maxGreeting is how many connections may be at that at one time. One more ends
+// the one that has taken longest, so that strangers who say nothing keep nobody
+// out.
+const maxGreeting = 256
+
+// PortConfig says on what terms a Port lets others in.
+type PortConfig struct {
+	// TLS is this host's certificate and the authorities that it trusts
+	// (RootCAs, for both directions). Both sides show a certificate, by TLS 1.3,
+	// and the name in it is checked against Peer.Name of the job that is asked
+	// for. Required, unless Insecure.
+	TLS *tls.Config
+	// Insecure says that connections are neither encrypted nor authenticated:
+	// whoever reaches the port can read and replace the guest. For one machine,
+	// or a network that is trusted like one.
+	Insecure bool
+}
+
+func (c PortConfig) check() error {
+	switch {
+	case c.Insecure && c.TLS != nil:
+		return errors.New("protect: both TLS and Insecure are set")
+	case c.Insecure:
+	case c.TLS == nil:
+		return errors.New("protect: TLS is not configured; a plain connection must be asked for with Insecure")
+	case len(c.TLS.Certificates) == 0 && c.TLS.GetCertificate == nil:
+		return errors.New("protect: TLS needs a certificate of this host")
+	case c.TLS.RootCAs == nil:
+		return errors.New("protect: TLS needs RootCAs, the authorities that sign the hosts' certificates")
+	case c.TLS.InsecureSkipVerify:
+		return errors.New("protect: TLS with InsecureSkipVerify")
+	}
+	return nil
+}
+
+// server returns the configuration for connections that come in. Which name they
+// must show is known when they have said for which guest they are.
+func (c PortConfig) server() *tls.Config {
+	t := c.TLS.Clone()
+	t.MinVersion = tls.VersionTLS13
+	t.ClientAuth = tls.RequireAndVerifyClientCert
+	t.ClientCAs = t.RootCAs
+	return t
+}
+
+func (c PortConfig) client(name string) *tls.Config {
+	t := c.TLS.Clone()
+	t.MinVersion = tls.VersionTLS13
+	t.ServerName = name
+	if len(t.Certificates) == 0 {
+		get := t.GetCertificate
+		t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return get(&tls.ClientHelloInfo{})
+		}
+	}
+	return t
+}
+
+// A Port is where the jobs of a process are reached: one address for any number
+// of guests and for all of their connections. A job makes its own
+// (Peer.Listen) or is given one that others use too (Peer.Port).
+type Port struct {
+	l   net.Listener
+	cfg PortConfig
+
+	mu       sync.Mutex
+	jobs     map[string]welcomer
+	greeting []net.Conn // oldest first
+}
+
+// A welcomer takes a connection that has said hello, and owns it.
+type welcomer interface {
+	welcome(conn net.Conn, h hello)
+	peerName() string
+}
+
+// Listen opens a Port. Serve must be called for it to be of use.
+func Listen(address string, cfg PortConfig) (*Port, error) {
+	if err := cfg.check(); err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return NewPort(l, cfg)
+}
+
+// NewPort makes a Port of a listener, which it owns from now on.
+func NewPort(l net.Listener, cfg PortConfig) (*Port, error) {
+	if err := cfg.check(); err != nil {
+		return nil, errors.Join(err, l.Close())
+	}
+	return &Port{l: l, cfg: cfg, jobs: map[string]welcomer{}}, nil
+}
+
+// Addr returns the address that the port listens at.
+func (p *Port) Addr() net.Addr { return p.l.Addr() }
+
+// Close ends a port that is not served.
+func (p *Port) Close() error { return p.l.Close() }
+
+// Serve lets connections in until ctx ends, and returns the context's cause or
+// what the listener said. It closes the listener, and everything that has not yet
+// said what it is for. Its goroutines have ended when it returns.
+func (p *Port) Serve(ctx context.Context) error {
+	var group sync.WaitGroup
+	stop := context.AfterFunc(ctx, func() { p.l.Close() })
+	defer func() {
+		stop()
+		p.l.Close()
+		p.mu.Lock()
+		for _, conn := range p.greeting {
+			conn.Close()
+		}
+		p.mu.Unlock()
+		group.Wait()
+	}()
+	for pause := time.Millisecond; ; {
+		conn, err := p.l.Accept()
+		switch {
+		case err == nil:
+			pause = time.Millisecond
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case errors.Is(err, net.ErrClosed):
+			return err
+		default: // out of descriptors, say, which passes
+			if err := sleep(ctx, pause); err != nil {
+				return err
+			}
+			pause = min(2*pause, time.Second)
+			continue
+		}
+		p.enter(conn)
+		if ctx.Err() != nil {
+			conn.Close()
+		}
+		group.Go(func() { p.greet(ctx, conn) })
+	}
+}
+
+// An abrupt connection is one by TLS that ends without a word. TLS would say goodbye,
+// and wait for some seconds for a peer that takes nothing any more, which is just
+// when a takeover is due. What runs over it says itself where it ends.
+type abrupt struct {
+	*tls.Conn
+	raw net.Conn
+}
+
+func (c abrupt) Close() error { return c.raw.Close() }
+
+func (p *Port) enter(conn net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.greeting) == maxGreeting {
+		p.greeting[0].Close()
+		p.greeting = p.greeting[1:]
+	}
+	p.greeting = append(p.greeting, conn)
+}
+
+func (p *Port) leave(conn net.Conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for i, c := range p.greeting {
+		if c == conn {
+			p.greeting = append(p.greeting[:i:i], p.greeting[i+1:]...)
+			return
+		}
+	}
+}
+
+// greet hears what a connection is for and hands it to its job. Whoever does not
+// say it is none of ours, and is told nothing.
+func (p *Port) greet(ctx context.Context, raw net.Conn) {
+	defer p.leave(raw)
+	conn := raw
+	raw.SetDeadline(time.Now().Add(greetTime))
+	var secure *tls.Conn
+	if p.cfg.TLS != nil {
+		secure = tls.Server(raw, p.cfg.server())
+		conn = abrupt{secure, raw}
+		if secure.HandshakeContext(ctx) != nil {
+			raw.Close()
+			return
+		}
+	}
+	h, err := readHello(conn)
+	if err != nil {
+		conn.Close()
+		return
+	}
+	p.mu.Lock()
+	job := p.jobs[h.Guest]
+	p.mu.Unlock()
+	if secure != nil {
+		// A stranger to this guest is not told whether it is here.
+		if job == nil || secure.ConnectionState().PeerCertificates[0].VerifyHostname(job.peerName()) != nil {
+			conn.Close()
+			return
+		}
+	}
+	if job == nil {
+		turnAway(conn, "there is no guest %q here", h.Guest)
+		return
+	}
+	job.welcome(conn, h)
+}
+
+// turnAway tells a connection why it is of no use, and ends it.
+func turnAway(conn net.Conn, format string, args ...any) {
+	writeHello(conn, hello{Refused: fmt.Sprintf(format, args...)})
+	conn.Close()
+}
+
+// register makes a guest known at the port.
+func (p *Port) register(guest string, w welcomer) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.jobs[guest] != nil {
+		return fmt.Errorf("protect: guest %q is at this port already", guest)
+	}
+	p.jobs[guest] = w
+	return nil
+}
+
+func (p *Port) unregister(guest string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.jobs, guest)
+}
+
+// dial connects to the other side, says h, and returns its answer.
+func dial(ctx context.Context, cfg *Config, h hello) (net.Conn, hello, error) {
+	ctx, cancel := context.WithTimeout(ctx, greetTime)
+	defer cancel()
+	raw, err := cfg.Peer.dial(ctx)
+	if err != nil {
+		return nil, hello{}, err
+	}
+	stop := context.AfterFunc(ctx, func() { raw.Close() })
+	defer stop()
+	conn := raw
+	if cfg.Peer.TLS != nil {
+		secure := tls.Client(raw, cfg.Peer.port().client(cfg.Peer.Name))
+		conn = abrupt{secure, raw}
+		if err := secure.HandshakeContext(ctx); err != nil {
+			return nil, hello{}, errors.Join(err, raw.Close())
+		}
+	}
+	answer, err := exchange(conn, h)
+	if err == nil && ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, hello{}, err
+	}
+	return conn, answer, nil
+}
+
+func exchange(conn net.Conn, h hello) (hello, error) {
+	if err := writeHello(conn, h); err != nil {
+		return hello{}, err
+	}
+	answer, err := readHello(conn)
+	if err != nil {
+		return hello{}, err
+	}
+	if answer.Refused != "" {
+		return hello{}, &RefusedError{Reason: answer.Refused, There: true}
+	}
+	if answer.Guest != h.Guest || answer.Channel != h.Channel {
+		return hello{}, fmt.Errorf("%w: the answer is for %q of %q", ErrHello, answer.Channel, answer.Guest)
+	}
+	return answer, nil
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,282 @@
+package protect
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"io"
+	"math/big"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// An authority signs certificates.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pool *x509.CertPool
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "authority"}, NotAfter: time.Now().AddDate(10, 0, 0),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(cert)
+	return &authority{cert, key, pool}
+}
+
+// host returns the TLS configuration of a host of that name.
+func (a *authority) host(t *testing.T, name string) *tls.Config {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(2), DNSNames: []string{name}, NotAfter: time.Now().AddDate(10, 0, 0),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, RootCAs: a.pool}
+}
+
+// A sink is a job of a port's that keeps what comes.
+type sink struct {
+	name string
+	mu   sync.Mutex
+	got  []hello
+}
+
+func (s *sink) welcome(conn net.Conn, h hello) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.got = append(s.got, h)
+	writeHello(conn, hello{Channel: h.Channel, Guest: h.Guest, Host: "b"})
+	conn.Close()
+}
+
+func (s *sink) peerName() string { return s.name }
+
+func (s *sink) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.got)
+}
+
+// served serves a port until the returned function is called.
+func served(t *testing.T, p *Port) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error)
+	go func() { done <- p.Serve(ctx) }()
+	return func() {
+		cancel()
+		if err := <-done; err != context.Canceled {
+			t.Errorf("Serve: %v", err)
+		}
+	}
+}
+
+func TestOnlyTheConfiguredHostGetsInByTLS(t *testing.T) {
+	ours, theirs := newAuthority(t), newAuthority(t)
+	p, err := Listen("127.0.0.1:0", PortConfig{TLS: ours.host(t, "b")})
+	if err != nil {
+		t.Skip(err)
+	}
+	defer served(t, p)()
+	job := &sink{name: "a"}
+	if err := p.register("g", job); err != nil {
+		t.Fatal(err)
+	}
+	if p.register("g", job) == nil {
+		t.Error("two jobs of one guest at one port")
+	}
+	connect := func(cfg *tls.Config, name, guest string) error {
+		c := Config{Peer: Peer{Dial: p.Addr().String(), Name: name, PortConfig: PortConfig{TLS: cfg, Insecure: cfg == nil}}}
+		conn, _, err := dial(t.Context(), &c, hello{Channel: chControl, Guest: guest, Host: "a"})
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	}
+	if err := connect(ours.host(t, "a"), "b", "g"); err != nil || job.count() != 1 {
+		t.Fatalf("the other host: %v", err)
+	}
+	for name, err := range map[string]error{
+		"a host of another name":      connect(ours.host(t, "c"), "b", "g"),
+		"a certificate of others":     connect(theirs.host(t, "a"), "b", "g"),
+		"a host that expects another": connect(ours.host(t, "a"), "c", "g"),
+		"a guest that is not here":    connect(ours.host(t, "a"), "b", "h"),
+		"no certificate":              connect(&tls.Config{RootCAs: ours.pool, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, errors.New("none") }}, "b", "g"),
+		"no TLS":                      connect(nil, "", "g"),
+		"an old TLS":                  oldTLS(p.Addr().String(), ours.host(t, "a")),
+	} {
+		if err == nil || job.count() != 1 {
+			t.Errorf("%s got in", name)
+		}
+	}
+}
+
+func oldTLS(address string, cfg *tls.Config) error {
+	cfg = cfg.Clone()
+	cfg.MaxVersion, cfg.ServerName = tls.VersionTLS12, "b"
+	conn, err := tls.Dial("tcp", address, cfg)
+	if err == nil {
+		conn.Close()
+	}
+	return err
+}
+
+// Strangers who say nothing, too little or nonsense cost no more than their
+// connections, for a bounded time, and keep nobody out.
+func TestStrangersKeepNobodyOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFabric()
+		p, err := NewPort(f.listen("b"), PortConfig{Insecure: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := served(t, p)
+		job := new(sink)
+		p.register("g", job)
+		var silent []net.Conn
+		for range 3 * maxGreeting {
+			conn, err := f.dial(t.Context(), "x", "b")
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn.Write([]byte("LOCK"))
+			silent = append(silent, conn)
+			synctest.Wait()
+			p.mu.Lock()
+			if n := len(p.greeting); n > maxGreeting {
+				t.Fatalf("%d strangers are listened to", n)
+			}
+			p.mu.Unlock()
+		}
+		c := Config{Peer: Peer{PortConfig: PortConfig{Insecure: true}, Dialer: func(ctx context.Context) (net.Conn, error) { return f.dial(ctx, "a", "b") }}}
+		conn, _, err := dial(t.Context(), &c, hello{Channel: chControl, Guest: "g"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		begin := time.Now()
+		for _, s := range silent { // all are given up in the end
+			if _, err := s.Read(make([]byte, 1)); err == nil {
+				t.Error("a stranger was answered")
+			}
+			s.Close()
+		}
+		if d := time.Since(begin); d > greetTime {
+			t.Errorf("after %v", d)
+		}
+		stop()
+	})
+}
+
+func TestUnknownGuestIsRefusedInWords(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFabric()
+		p, _ := NewPort(f.listen("b"), PortConfig{Insecure: true})
+		stop := served(t, p)
+		c := Config{Peer: Peer{PortConfig: PortConfig{Insecure: true}, Dialer: func(ctx context.Context) (net.Conn, error) { return f.dial(ctx, "a", "b") }}}
+		_, _, err := dial(t.Context(), &c, hello{Channel: chControl, Guest: "g"})
+		var r *RefusedError
+		if !errors.As(err, &r) || !r.There || !strings.Contains(r.Reason, `"g"`) {
+			t.Errorf("%v", err)
+		}
+		stop()
+	})
+}
+
+func TestServeEndsWhatIsGreeted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFabric()
+		p, _ := NewPort(f.listen("b"), PortConfig{Insecure: true})
+		stop := served(t, p)
+		conn, err := f.dial(t.Context(), "x", "b")
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		stop()
+		if _, err := conn.Read(make([]byte, 1)); err != io.EOF {
+			t.Error(err)
+		}
+		conn.Close()
+	})
+}
+
+// A peer that takes nothing any more does not keep a connection from being closed.
+func TestTLSIsClosedAtOnce(t *testing.T) {
+	ours := newAuthority(t)
+	synctest.Test(t, func(t *testing.T) {
+		f := newFabric()
+		p, err := NewPort(f.listen("b"), PortConfig{TLS: ours.host(t, "b")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		stop := served(t, p)
+		job := &keeps{sink: sink{name: "a"}}
+		p.register("g", job)
+		c := Config{Peer: Peer{Name: "b", PortConfig: PortConfig{TLS: ours.host(t, "a")}, Dialer: func(ctx context.Context) (net.Conn, error) { return f.dial(ctx, "a", "b") }}}
+		conn, _, err := dial(t.Context(), &c, hello{Channel: chControl, Guest: "g"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, end := range []net.Conn{conn, job.conn} {
+			go func() {
+				for b := make([]byte, 16<<10); ; { // nobody reads
+					if _, err := end.Write(b); err != nil {
+						return
+					}
+				}
+			}()
+			time.Sleep(time.Second)
+			begin := time.Now()
+			end.Close()
+			if d := time.Since(begin); d != 0 {
+				t.Errorf("closed after %v", d)
+			}
+		}
+		stop()
+	})
+}
+
+// keeps is a sink that keeps the last connection.
+type keeps struct {
+	sink
+	conn net.Conn
+}
+
+func (k *keeps) welcome(conn net.Conn, h hello) {
+	k.conn = conn
+	writeHello(conn, hello{Channel: h.Channel, Guest: h.Guest, Host: "b"})
+	conn.SetDeadline(time.Time{})
+}

@@ -1,0 +1,92 @@
+package protect
+
+import (
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/event"
+)
+
+// Stats are figures of a job since it began.
+type Stats struct {
+	Checkpoints uint64 // committed on both sides, the first of a session included
+	Takeovers   uint64 // this host went on in the place of a lost primary
+	Switchovers uint64 // this host gave the guest to the other, which runs it
+	// Downtime is how long the guest stood still in the last switchover from
+	// here, the other side's word that it runs included.
+	Downtime time.Duration
+}
+
+// Progress is how far a synchronisation has come. It is an estimate: memory that
+// the guest dirties meanwhile is sent again.
+type Progress struct {
+	Total     uint64 // the guest's memory, in bytes
+	Sent      uint64 // on the wire, in bytes
+	Remaining uint64 // in bytes, as if nothing were dirtied again
+	// Left is the time that Remaining takes at the rate so far; 0: not known.
+	Left time.Duration
+}
+
+// Info is what Query answers.
+type Info struct {
+	Guest, Host string
+	State       State
+	Reason      string    // why it is in this state; "" if it says nothing
+	Since       time.Time // when it came to this state
+	Role        event.Mode
+	Peer        string // the other host's name; "" if there is none
+	Generation  uint64 // that this host holds or has followed
+	// Open says whether this host may act for the guest now. Until is when that
+	// ends if nothing is renewed; the zero time if it may not.
+	Open  bool
+	Until time.Time
+	// LastError is the last thing that went wrong. It stays when things go well
+	// again.
+	LastError error
+	Progress  *Progress  // while synchronising, on the primary
+	Session   *colo.Info // of the present session
+	Stats     Stats
+}
+
+// Query returns the present state and figures. It does not wait for I/O.
+func (j *Job) Query() Info {
+	j.mu.Lock()
+	in := Info{
+		Guest: j.cfg.Name, Host: j.cfg.Host, State: j.m.state, Reason: j.m.reason, Since: j.since,
+		Generation: j.generation, LastError: j.lastErr, Stats: j.stats,
+	}
+	s := j.current
+	j.mu.Unlock()
+	in.Open, in.Until = j.keeper.Gate().Open(), j.keeper.Until()
+	in.Role = event.ModeNone
+	switch {
+	case in.State.runs() || in.State == SwitchingOver:
+		in.Role = event.ModePrimary
+	case in.State == Following:
+		in.Role = event.ModeSecondary
+	}
+	if s == nil {
+		return in
+	}
+	in.Peer = s.peer.host
+	session := s.colo.Info()
+	in.Session = &session
+	if in.State == Synchronising {
+		p := &Progress{Sent: s.wire.n.Load()}
+		for _, b := range j.cfg.Guest.Blocks() {
+			p.Total += uint64(len(b.Host))
+		}
+		p.Remaining = p.Total - min(p.Total, p.Sent)
+		if p.Sent > 0 {
+			p.Left = time.Duration(float64(time.Since(s.began)) * float64(p.Remaining) / float64(p.Sent))
+		}
+		in.Progress = p
+	}
+	return in
+}
+
+func (j *Job) count(event.CheckpointCommit) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.stats.Checkpoints++
+}

@@ -1,0 +1,470 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
+)
+
+// A session is one session of package colo with what belongs to it. One follows
+// the other for as long as the job runs.
+type session struct {
+	peer    *peer
+	colo    coloSession
+	primary *colo.Primary // nil: this host is the secondary
+	wire    *counted
+	over    context.Context // ends with the job
+
+	promises promises
+
+	mu      sync.Mutex
+	purpose purpose
+	handed  bool      // the other side has the guest
+	failure error     // why a switchover did not come about
+	epoch   uint64    // the last one committed
+	whole   bool      // there is one
+	began   time.Time // when the synchronisation began
+}
+
+// coloSession is what colo.Primary and colo.Secondary have in common.
+type coloSession interface {
+	Run(context.Context) error
+	Failover() error
+	Fenced() error
+	Lost(error)
+	Info() colo.Info
+}
+
+// A purpose is what a session is ended for by this host's operator.
+type purpose uint8
+
+const (
+	noPurpose  purpose = iota
+	toPause            // the guest runs on here, unprotected
+	toComplete         // there is no guest any more
+	toHandOver         // the other side runs it
+	toTakeHand         // the other side has released it for this one
+)
+
+func (s *session) setPurpose(p purpose) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.purpose = p
+}
+
+func (s *session) getPurpose() purpose {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.purpose
+}
+
+func (s *session) committed() (epoch uint64, whole bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.epoch, s.whole
+}
+
+// counted counts what is written to a connection.
+type counted struct {
+	net.Conn
+	n atomic.Uint64
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	c.n.Add(uint64(n))
+	return n, err
+}
+
+// observe passes a session's events on and notes what the job must know.
+func (j *Job) observe(s *session, e event.Event) {
+	if c, ok := e.(event.CheckpointCommit); ok {
+		s.mu.Lock()
+		first := !s.whole
+		s.epoch, s.whole = c.Epoch, true
+		s.mu.Unlock()
+		j.count(c)
+		if s.primary != nil {
+			if first {
+				j.do(inStep, "")
+			}
+			j.keeper.SetNote(fmt.Sprintf("checkpoint %d", c.Epoch))
+			j.overtaken(s)
+		}
+	}
+	j.cfg.publish(e)
+	if _, ok := e.(event.CheckpointCommit); ok {
+		j.wake()
+	}
+}
+
+// overtaken ends a session whose generation this host has left, by a verb that
+// claimed the next one and was given up before it heard the answer.
+func (j *Job) overtaken(s *session) {
+	if j.keeper.Generation() <= s.peer.generation || j.State() != Protected {
+		return
+	}
+	select {
+	case j.verbs <- struct{}{}:
+		<-j.verbs
+		s.colo.Lost(errMoved)
+	default: // a verb is about to end it
+	}
+}
+
+// wake wakes who waits for a change that is none of state.
+func (j *Job) wake() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	close(j.changed)
+	j.changed = make(chan struct{})
+}
+
+// take makes s the job's session.
+func (j *Job) take(s *session) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.current = s
+	close(j.changed)
+	j.changed = make(chan struct{})
+}
+
+// over waits until a session has ended and what became of it is the job's state,
+// which it returns.
+func (j *Job) over(ctx context.Context, s *session) (State, error) {
+	for {
+		j.mu.Lock()
+		state, changed, ended := j.m.state, j.changed, j.current != s
+		j.mu.Unlock()
+		if ended || state == Concluded {
+			return state, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return state, context.Cause(ctx)
+		}
+	}
+}
+
+// attend runs a session and all that belongs to it, and returns what its Run
+// returned when all of it has ended.
+func (j *Job) attend(ctx context.Context, s *session) error {
+	with, end := context.WithCancel(ctx)
+	var group sync.WaitGroup
+	defer func() {
+		end()
+		s.peer.close()
+		group.Wait()
+	}()
+	group.Go(func() {
+		if err := s.peer.beatUntil(with, j.cfg.Beat, j.cfg.Lost); err != nil {
+			// What it has said before may still be on its way to be read.
+			s.peer.control.SetReadDeadline(time.Now().Add(j.cfg.Beat))
+			s.peer.set(func() { s.peer.lost = true })
+			s.colo.Lost(err)
+		}
+	})
+	group.Go(func() { s.peer.hear(func(n note) { j.heard(s, n) }) })
+	if s.primary != nil {
+		group.Go(func() { s.promises.ask(with, s.peer, j.cfg.Term) })
+	} else {
+		group.Go(func() { j.watch(with) })
+	}
+	if st := j.State(); st != Synchronising && st != Following {
+		s.colo.Lost(errMoved) // deposed, or stopped, since the two agreed
+	}
+	// A session that is cancelled would say goodbye, so that the other side does
+	// not go on. A host that leaves wants it to.
+	stop := context.AfterFunc(ctx, func() { s.colo.Lost(context.Cause(ctx)) })
+	defer stop()
+	if err := j.beginDisks(with, s, &group); err != nil {
+		s.colo.Lost(err)
+	}
+	err := s.colo.Run(context.WithoutCancel(ctx))
+	for _, d := range j.cfg.Disks {
+		d.release()
+	}
+	if tookOverHere(err) && s.getPurpose() == toTakeHand {
+		s.peer.say(note{Say: sayRuns})
+	} else if s.getPurpose() == toTakeHand {
+		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprint(err)})
+	} else if s.primary == nil && ctx.Err() != nil {
+		s.peer.say(note{Say: sayEnd, Reason: j.cfg.Host + " leaves"})
+	}
+	return err
+}
+
+// beginDisks makes the secondary's disks copies of the primary's, while the guest
+// runs: the session begins when they are.
+func (j *Job) beginDisks(ctx context.Context, s *session, workers *sync.WaitGroup) error {
+	if len(j.cfg.Disks) == 0 {
+		return nil
+	}
+	if s.primary == nil {
+		for _, d := range j.cfg.Disks {
+			conn := s.peer.disks[chDisk+d.cfg.Name]
+			workers.Go(func() { d.serve(ctx, conn) })
+		}
+		begins := false
+		err := s.peer.await(ctx, func() bool {
+			begins = s.peer.begins
+			return begins || s.peer.ended || s.peer.lost || s.peer.gone
+		})
+		if err == nil && !begins {
+			err = colo.ErrLost
+		}
+		return err
+	}
+	copying, cancel := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() { // joined below
+		defer close(watched)
+		if s.peer.await(copying, func() bool { return s.peer.ended || s.peer.lost || s.peer.gone }) == nil {
+			cancel(colo.ErrLost)
+		}
+	}()
+	defer func() { cancel(nil); <-watched }()
+	for _, d := range j.cfg.Disks {
+		p := d.leading()
+		workers.Go(func() { p.Run(ctx) })
+		if err := d.attach(copying, s.peer.disks[chDisk+d.cfg.Name]); err != nil {
+			return fmt.Errorf("disk %q: %w", d.cfg.Name, err)
+		}
+	}
+	return s.peer.say(note{Say: sayDisks})
+}
+
+// watch sees the primary's renewals, so that a claim need not wait for a whole
+// term from when it is made.
+func (j *Job) watch(ctx context.Context) {
+	if j.manual != nil {
+		return
+	}
+	var seen failover.Record
+	for ctx.Err() == nil {
+		r, err := j.cfg.Arbiter.Watch(ctx, seen)
+		if err == nil {
+			seen = r
+		} else if sleep(ctx, maxRedial) != nil {
+			return
+		}
+	}
+}
+
+// heard is what the other side says that the job has to act upon.
+func (j *Job) heard(s *session, n note) {
+	switch n.Say {
+	case sayAsk: // of a secondary: not to claim the guest for a while
+		if s.primary != nil || n.TermNS <= 0 || j.State() != Following {
+			return
+		}
+		term := min(time.Duration(n.TermNS), maxPledge)
+		s.peer.set(func() {
+			if until := time.Now().Add(term); until.After(s.peer.pledge) {
+				s.peer.pledge = until
+			}
+		})
+		s.peer.say(note{Say: sayPromise, Seq: n.Seq, TermNS: int64(term)})
+	case sayPromise:
+		if s.primary == nil {
+			return
+		}
+		if sent, term, ok := s.promises.answer(n); ok {
+			j.keeper.Promised(s.peer.generation, sent, term)
+		}
+	case sayEnd:
+		s.colo.Lost(s.peer.endedWhy())
+	case sayGo:
+		j.takeHand(s, n)
+	case sayRuns, sayCannot:
+		if s.getPurpose() == toHandOver {
+			s.colo.Lost(errSwitchover)
+		}
+	}
+}
+
+// maxPledge bounds what a primary can ask for.
+const maxPledge = time.Minute
+
+// takeHand is the secondary's part of a switchover: the primary's guest stands
+// still in that epoch, and the arbiter has been told that it is released.
+func (j *Job) takeHand(s *session, n note) {
+	if s.primary != nil {
+		return
+	}
+	epoch, whole := s.committed()
+	// A later checkpoint, of the same guest that stands still, is as good.
+	if !whole || epoch < n.Seq {
+		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprintf("the last checkpoint here is %d, not %d", epoch, n.Seq)})
+		return
+	}
+	if j.do(doFailover, "switchover") != nil {
+		s.peer.say(note{Say: sayCannot, Reason: "this host is " + j.State().String()})
+		return
+	}
+	s.peer.set(func() { s.peer.released = true })
+	s.setPurpose(toTakeHand)
+	s.colo.Lost(errSwitchover)
+}
+
+var errSwitchover = errors.New("switchover")
+
+// arbiter returns the session's colo.Arbiter: the guest stands still, and it is
+// to be settled whether this host goes on.
+func (j *Job) arbiter(s *session) colo.ArbiterFunc {
+	return func(ctx context.Context, c colo.Claim) error {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(s.over, func() { cancel(context.Cause(s.over)) })()
+		err := j.settle(ctx, s, c)
+		if err != nil && s.over.Err() != nil {
+			err = fmt.Errorf("%w: %w", failover.ErrRefused, err) // nobody asks again
+		}
+		return err
+	}
+}
+
+// settle is what the arbiter of a session does.
+func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
+	switch s.getPurpose() {
+	case toPause, toComplete: // it was asked before
+		j.vm.face(true)
+		return nil
+	}
+	j.vm.keep(nil)
+	if s.getPurpose() == toHandOver {
+		if j.handedOver(ctx, s) {
+			return fmt.Errorf("%w: %w", failover.ErrRefused, errSwitchover)
+		}
+		s.setPurpose(noPurpose)
+	}
+	if s.over.Err() != nil {
+		return fmt.Errorf("%w: this host leaves: %w", failover.ErrRefused, context.Cause(s.over))
+	}
+	j.do(broke, c.Cause.Error())
+	switch st := j.State(); st {
+	case Asking:
+	default: // deposed, or stopped
+		return fmt.Errorf("%w: this host is %s", failover.ErrRefused, st)
+	}
+	if s.primary == nil {
+		if err := j.keepPromise(ctx, s); err != nil {
+			return err
+		}
+	}
+	generation, err := j.claim(ctx, s, c)
+	if err != nil {
+		return err
+	}
+	j.learn(generation)
+	if s.primary == nil && s.getPurpose() != toTakeHand {
+		if err := j.fence(ctx, generation); err != nil {
+			return err
+		}
+	}
+	j.vm.face(true)
+	if err := j.do(granted, c.Cause.Error()); err != nil {
+		return fmt.Errorf("%w: %w", failover.ErrRefused, err) // stopped
+	}
+	return nil
+}
+
+// claim asks the arbiter, unless the other side has said, or says meanwhile, that
+// it ends the session on purpose: a secondary must not go on then, and a primary
+// need not fear that the other does.
+func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, error) {
+	word := c.Ordered || errors.Is(c.Cause, errOrdered) || errors.Is(c.Cause, errSwitchover)
+	ask, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	ended := make(chan struct{})
+	go func() { // joined below
+		defer close(ended)
+		if s.peer.await(ask, func() bool { return s.peer.ended }) == nil {
+			cancel(errEnded)
+		}
+	}()
+	generation, err := j.acquire(ask, s.peer.generation, word)
+	cancel(nil)
+	<-ended
+	why := s.peer.endedWhy()
+	switch {
+	case err == nil || errors.Is(err, failover.ErrRefused) || why == nil:
+		return generation, err
+	case s.primary == nil:
+		return 0, fmt.Errorf("%w: %w", failover.ErrRefused, why)
+	}
+	return j.acquire(ctx, s.peer.generation, true)
+}
+
+// keepPromise waits until this host may claim the guest, unless the other side
+// says that the session ended on purpose.
+func (j *Job) keepPromise(ctx context.Context, s *session) error {
+	for {
+		if err := s.peer.endedWhy(); err != nil {
+			return fmt.Errorf("%w: %w", failover.ErrRefused, err)
+		}
+		var wait time.Duration
+		s.peer.get(func() {
+			if !s.peer.released {
+				wait = time.Until(s.peer.pledge)
+			}
+		})
+		if wait <= 0 || j.manual != nil {
+			return nil
+		}
+		waiting, cancel := context.WithTimeout(ctx, wait)
+		s.peer.await(waiting, func() bool { return s.peer.ended })
+		cancel()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// fence makes sure of the other host's end, for as long as it takes.
+func (j *Job) fence(ctx context.Context, generation uint64) error {
+	if j.cfg.Fencer == nil {
+		return nil
+	}
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		err := j.cfg.Fencer.Fence(ctx, generation)
+		if err == nil {
+			return nil
+		}
+		j.note(fmt.Errorf("fence: %w", err))
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
+}
+
+// A nets is the networks of a guest as one.
+type nets []Network
+
+func (n nets) each(f func(Network) error) error {
+	var errs []error
+	for _, one := range n {
+		errs = append(errs, f(one))
+	}
+	return errors.Join(errs...)
+}
+
+func (n nets) Mark(e uint64) error     { return n.each(func(o Network) error { return o.Mark(e) }) }
+func (n nets) Received(e uint64) error { return n.each(func(o Network) error { return o.Received(e) }) }
+func (n nets) Loaded(e uint64) error   { return n.each(func(o Network) error { return o.Loaded(e) }) }
+func (n nets) Commit(e uint64) error   { return n.each(func(o Network) error { return o.Commit(e) }) }
+func (n nets) Resumed(e uint64) error  { return n.each(func(o Network) error { return o.Resumed(e) }) }
+func (n nets) Failover() error         { return n.each(Network.Failover) }
+
+func (n nets) Drain(ctx context.Context) error {
+	return n.each(func(o Network) error { return o.Drain(ctx) })
+}

@@ -1,0 +1,311 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
+)
+
+// ErrNotWhole is why a verb has nothing to go on with: this host follows, and has
+// not got the whole guest yet.
+var ErrNotWhole = errors.New("protect: the copy here is not whole yet")
+
+// allowed returns the session of a verb that is allowed now; nil where there is
+// none.
+func (j *Job) allowed(verb input) (*session, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !j.m.allows(verb) {
+		return nil, &StateError{Verb: verb.String(), State: j.m.state}
+	}
+	return j.current, nil
+}
+
+// turn waits for the end of another verb that takes time.
+func (j *Job) turn(ctx context.Context) (done func(), err error) {
+	select {
+	case j.verbs <- struct{}{}:
+		return func() { <-j.verbs }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+}
+
+// Pause ends the protection for now: no checkpoints are made, the guest's output
+// passes, and the secondary, if there is one, is of no use any more. The reason is
+// kept. It returns when that is so. The error is a *StateError, or says that the
+// arbiter could not be asked in ctx's time; protection then goes on.
+func (j *Job) Pause(ctx context.Context, reason string) error {
+	done, err := j.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return j.leave(ctx, doPause, toPause, Paused, reason)
+}
+
+// Resume ends a pause: a secondary is sought again.
+func (j *Job) Resume() error {
+	return j.do(doResume, "")
+}
+
+// Complete says that the guest has ended, by its own will: there is nothing more to
+// protect, and the secondary must not go on with it. Run returns nil then. It is
+// for the host where the guest runs.
+func (j *Job) Complete(ctx context.Context) error {
+	done, err := j.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return j.leave(ctx, doComplete, toComplete, Concluded, errCompleted.Error())
+}
+
+// leave ends the session, if there is one, with the guest on this host. The
+// arbiter comes first: from its answer on, the secondary's copy is old.
+func (j *Job) leave(ctx context.Context, verb input, why purpose, to State, reason string) error {
+	s, err := j.allowed(verb)
+	if err != nil {
+		return err
+	}
+	if s == nil {
+		return j.do(verb, reason)
+	}
+	generation, err := j.acquire(ctx, s.peer.generation, true)
+	if err != nil {
+		return err
+	}
+	j.learn(generation)
+	s.setPurpose(why)
+	s.peer.set(func() { s.peer.reason = reason })
+	if why == toComplete {
+		j.vm.keep(func() {}) // it has nothing more to do
+	}
+	// Everybody who has to be asked was. A session that has ended meanwhile was
+	// told the same by its arbiter, and what became of it shows below.
+	fenced := s.colo.Fenced()
+	s.peer.say(note{Say: sayEnd, Reason: reason}) // the arbiter would refuse it anyway
+	got, err := j.over(ctx, s)
+	if err == nil && got != to {
+		err = errors.Join(&StateError{Verb: verb.String(), State: got}, fenced)
+	}
+	return err
+}
+
+// Checkpoint asks for a checkpoint now, and returns at once.
+func (j *Job) Checkpoint() error {
+	if _, err := j.allowed(doCheckpoint); err != nil {
+		return err
+	}
+	j.request(event.CauseRequest)
+	return nil
+}
+
+// Failover claims the guest for this host: the session ends, and the arbiter is
+// asked. It returns when the claim is made; Wait says what came of it. The present
+// holder is preferred: on a secondary whose primary lives, Failover is refused by
+// an arbiter, and Switchover on the primary is what is wanted. Where an operator is
+// the arbiter, Failover is his yes, and he has made sure that the other host does
+// not get one.
+func (j *Job) Failover() error {
+	s, err := j.allowed(doFailover)
+	if err != nil {
+		return err
+	}
+	if err := j.useful(s); err != nil {
+		return err
+	}
+	if j.State() == Asking {
+		if j.manual != nil && j.manual.Grant() != nil {
+			return &StateError{Verb: doFailover.String(), State: j.State()}
+		}
+		return nil // it is being asked for
+	}
+	if err := j.do(doFailover, "ordered"); err != nil {
+		return err
+	}
+	if s.primary == nil {
+		// A primary that lives must not wait for a checkpoint that this host will
+		// not answer, while the arbiter makes it wait.
+		s.colo.Lost(errOrdered)
+		return nil
+	}
+	return s.colo.Failover()
+}
+
+// Fenced is an operator's word that the other host is dead, or can do nothing for
+// the guest any more: this host goes on at once, and asks nobody. If the arbiter
+// turns out to have given the guest to somebody else, this host gives it up again.
+func (j *Job) Fenced() error {
+	s, err := j.allowed(doFenced)
+	if err != nil {
+		return err
+	}
+	if err := j.useful(s); err != nil {
+		return err
+	}
+	if err := j.do(doFenced, "the other host is fenced"); err != nil {
+		return err
+	}
+	after := s.peer.generation
+	j.learn(j.keeper.Fenced(after))
+	j.vm.face(true)
+	s.colo.Fenced() // an error is that of a session that is about to go on anyway
+	j.mu.Lock()
+	spawn := j.background
+	j.mu.Unlock()
+	if spawn != nil {
+		spawn(func() { j.confirm(after) })
+	}
+	return nil
+}
+
+// confirm tells the arbiter of what an operator has decided.
+func (j *Job) confirm(after uint64) {
+	ctx, end := j.while(context.Background(), TakingOver, Alone, Synchronising, Protected, Paused)
+	defer end()
+	_, err := j.acquire(ctx, after, true)
+	if errors.Is(err, failover.ErrRefused) {
+		j.keeper.Drop()
+		j.deposed(after+1, err)
+	}
+}
+
+// useful says whether there is a guest here to go on with.
+func (j *Job) useful(s *session) error {
+	if s == nil {
+		return ErrNotWhole
+	}
+	if _, whole := s.committed(); !whole && s.primary == nil {
+		return ErrNotWhole
+	}
+	return nil
+}
+
+// Switchover changes the sides without loss: the guest stands still, its last
+// checkpoint is made, the arbiter is told, and the other host runs it; this one
+// follows from then on. It returns when that is so. If anything fails on the way,
+// the guest runs on where the arbiter says, which is here unless the other host
+// has it; the error says what it was. A host that dies in the moment between the
+// arbiter's grant and its first output takes the guest with it, as a lone host
+// does: nobody knows what it said. Query reports the downtime.
+func (j *Job) Switchover(ctx context.Context) error {
+	done, err := j.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	s, err := j.allowed(doSwitchover)
+	if err != nil {
+		return err
+	}
+	if err := j.do(doSwitchover, "to "+s.peer.host); err != nil {
+		return err
+	}
+	err = j.handOver(ctx, s)
+	if err != nil {
+		s.setPurpose(noPurpose)
+		s.colo.Lost(err) // back to where it was
+	}
+	j.over(context.WithoutCancel(ctx), s)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case err != nil:
+		return fmt.Errorf("protect: switchover: %w", err)
+	case !s.handed:
+		if s.failure == nil {
+			s.failure = errMoved
+		}
+		return fmt.Errorf("protect: switchover: the guest runs on here: %w", s.failure)
+	}
+	return nil
+}
+
+// handOver does the primary's part, up to the word that sets the other side going.
+func (j *Job) handOver(ctx context.Context, s *session) error {
+	ctx, cancel := context.WithTimeout(ctx, j.cfg.PeerTimeout)
+	defer cancel()
+	// From the end of the next checkpoint's pause on the guest stands still, so that
+	// checkpoint has its last state. It is the one after the last that is committed
+	// when its pause ends.
+	var last atomic.Uint64
+	j.vm.keep(func() {
+		if epoch, _ := s.committed(); last.Load() == 0 {
+			last.Store(epoch + 1)
+		}
+	})
+	s.primary.RequestCheckpoint(event.CauseRequest)
+	var epoch uint64
+	if err := j.switching(ctx, func() bool {
+		epoch, _ = s.committed()
+		return last.Load() > 0 && epoch >= last.Load()
+	}); err != nil {
+		return err
+	}
+	// What this host has let go is out before the other may say anything.
+	if err := nets(j.cfg.Network).Drain(ctx); err != nil {
+		return err
+	}
+	if err := j.keeper.Release(ctx, fmt.Sprintf("switchover to %s at checkpoint %d", s.peer.host, epoch)); err != nil {
+		return err
+	}
+	s.setPurpose(toHandOver)
+	return s.peer.say(note{Say: sayGo, Seq: epoch})
+}
+
+// switching waits for something while the switchover is under way.
+func (j *Job) switching(ctx context.Context, done func() bool) error {
+	for {
+		j.mu.Lock()
+		state, changed := j.m.state, j.changed
+		j.mu.Unlock()
+		if state != SwitchingOver {
+			return &StateError{Verb: doSwitchover.String(), State: state}
+		}
+		if done() {
+			return nil
+		}
+		select {
+		case <-changed: // a checkpoint is committed, or the state is another
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// handedOver waits for the other side's word that it runs the guest. Without one
+// it is for the arbiter to say who does.
+func (j *Job) handedOver(ctx context.Context, s *session) bool {
+	ctx, cancel := context.WithTimeout(ctx, j.cfg.PeerTimeout)
+	defer cancel()
+	runs := false
+	s.peer.await(ctx, func() bool {
+		runs = s.peer.verdict == sayRuns
+		return s.peer.verdict != "" || s.peer.gone
+	})
+	if runs {
+		since := j.vm.standing()
+		j.mu.Lock()
+		j.stats.Switchovers++
+		j.stats.Downtime = time.Since(since)
+		j.mu.Unlock()
+	} else {
+		why := errors.New("the other side was lost")
+		s.peer.get(func() {
+			if s.peer.verdict != "" {
+				why = fmt.Errorf("%s cannot: %s", s.peer.host, s.peer.reason)
+			}
+		})
+		j.note(why)
+		s.mu.Lock()
+		s.failure = why
+		s.mu.Unlock()
+	}
+	return runs
+}

@@ -1,0 +1,100 @@
+package protect
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// A vm stands between a session and the guest: it counts the pauses that pass
+// through it, keeps the guest's input in step with them, and can keep the guest
+// standing where a session would resume it. Those of others, on the guest itself,
+// are none of its business.
+type vm struct {
+	guest    Guest
+	networks []Network
+
+	mu      sync.Mutex
+	pauses  int    // not taken back
+	stands  bool   // one pause of the guest is ours
+	input   bool   // the guest is the one that the world talks to
+	hold    func() // not nil: Resume leaves it standing, and calls this
+	stopped time.Time
+}
+
+// newVM returns the vm of a guest that is paused; that pause is the vm's.
+func newVM(g Guest, n []Network) *vm { return &vm{guest: g, networks: n, pauses: 1, stands: true} }
+
+// Pause implements colo.VM.
+func (v *vm) Pause(ctx context.Context) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.stands {
+		now := time.Now()
+		v.let(false)
+		if err := v.guest.Pause(ctx); err != nil {
+			v.let(v.input)
+			return err
+		}
+		v.stands, v.stopped = true, now
+	}
+	v.pauses++
+	return nil
+}
+
+// Resume implements colo.VM.
+func (v *vm) Resume(ctx context.Context) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.pauses > 1 || !v.stands {
+		v.pauses = max(0, v.pauses-1)
+		return nil
+	}
+	if v.hold != nil {
+		v.pauses = 0
+		v.hold()
+		return nil
+	}
+	if err := v.guest.Resume(ctx); err != nil {
+		return err
+	}
+	v.pauses, v.stands = 0, false
+	v.let(v.input)
+	return nil
+}
+
+func (v *vm) let(on bool) {
+	for _, n := range v.networks {
+		n.Input(on)
+	}
+}
+
+// face says whether the guest is the one that the world talks to, from now on.
+func (v *vm) face(world bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.input = world
+	v.let(!v.stands && world)
+}
+
+// keep makes Resume leave the guest standing, and call held, which must not call
+// the vm. nil lets it work again; it then resumes nothing itself.
+func (v *vm) keep(held func()) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.hold = held
+}
+
+// isRunning reports whether the guest runs, as far as this package has a say.
+func (v *vm) isRunning() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return !v.stands
+}
+
+// standing returns since when the guest stands still.
+func (v *vm) standing() time.Time {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.stopped
+}

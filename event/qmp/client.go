@@ -1,0 +1,401 @@
+package qmp
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// The bounds of a Client.
+const (
+	// MaxLine is how much a monitor may say at once, in bytes; the answer of a
+	// QEMU to query-qmp-schema is some 200 KB.
+	MaxLine = 16 << 20
+	// MaxPending is how many events a Client keeps for Wait. Of more the oldest
+	// are dropped, and counted.
+	MaxPending = 4096
+)
+
+// ErrProtocol is what an error matches that says that the other side is no
+// monitor. The Client is of no more use.
+var ErrProtocol = errors.New("qmp: not what a monitor says")
+
+// Client is a connection to a monitor. Its methods may be called from any
+// goroutine, several at a time: commands are sent in the order of the calls. It
+// has no goroutine of its own: what the monitor says is read by those who wait for
+// something.
+type Client struct {
+	// Version is the emulator's, as in "7.2.22". It does not change.
+	Version             string
+	Major, Minor, Micro int
+	// OOB is whether out-of-band execution is enabled: see [Client.DoOOB].
+	OOB bool
+
+	conn    net.Conn
+	decoder *event.Decoder
+	writing chan struct{} // capacity 1: who has put something in may write
+	reading chan struct{} // capacity 1: who has put something in may read
+
+	partial []byte // read, but no whole line; of who may read
+	buf     []byte // of who may read
+
+	mu      sync.Mutex
+	id      int
+	waiting map[int]chan reply // capacity 1, by the command's id
+	events  []event.Record
+	news    chan struct{} // closed when there is another event, or err
+	missed  uint64
+	err     error // why nothing more can be said
+}
+
+type reply struct {
+	ID     *int            `json:"id"`
+	Return json.RawMessage `json:"return"`
+	Error  *Error          `json:"error"`
+}
+
+// Dial connects to a monitor and makes it ready for commands. The address is as
+// [Split] takes it. A QEMU serves one client at a time: while it has another,
+// Dial waits until ctx ends.
+func Dial(ctx context.Context, addr string) (*Client, error) {
+	network, address := Split(addr)
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	c, err := NewClient(ctx, conn)
+	if err != nil {
+		return nil, fmt.Errorf("qmp %s: %w", addr, err)
+	}
+	return c, nil
+}
+
+// NewClient is [Dial] over a connection, which is the Client's from then on: it is
+// closed with an error.
+func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
+	return newClient(ctx, conn, false)
+}
+
+// NewClientOOB is [NewClient], and enables out-of-band execution if the monitor
+// offers it; OOB tells.
+func NewClientOOB(ctx context.Context, conn net.Conn) (*Client, error) {
+	return newClient(ctx, conn, true)
+}
+
+func newClient(ctx context.Context, conn net.Conn, oob bool) (*Client, error) {
+	c := &Client{
+		conn: conn, decoder: new(event.Decoder), buf: make([]byte, 4<<10), waiting: make(map[int]chan reply),
+		writing: make(chan struct{}, 1), reading: make(chan struct{}, 1), news: make(chan struct{}),
+	}
+	if err := c.negotiate(ctx, oob); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+func (c *Client) negotiate(ctx context.Context, oob bool) error {
+	var hello struct {
+		QMP *struct {
+			Version struct {
+				QEMU struct{ Major, Minor, Micro int } `json:"qemu"`
+			} `json:"version"`
+			Capabilities []string `json:"capabilities"`
+		}
+	}
+	line, err := c.line(ctx)
+	if err != nil {
+		return fmt.Errorf("no greeting (is another client connected?): %w", err)
+	}
+	if err := json.Unmarshal(line, &hello); err != nil || hello.QMP == nil {
+		return fmt.Errorf("%w: %.60q", ErrProtocol, line)
+	}
+	v := hello.QMP.Version.QEMU
+	c.Major, c.Minor, c.Micro = v.Major, v.Minor, v.Micro
+	c.Version = fmt.Sprintf("%d.%d.%d", v.Major, v.Minor, v.Micro)
+	if oob && slices.Contains(hello.QMP.Capabilities, "oob") {
+		c.OOB = true
+		return c.Do(ctx, "qmp_capabilities", map[string][]string{"enable": {"oob"}}, nil)
+	}
+	return c.Do(ctx, "qmp_capabilities", nil, nil)
+}
+
+// Do executes a command and decodes its result into out, unless that is nil. args
+// is what encoding/json makes an object of, or nil. What the monitor refuses is
+// an [*Error]. When ctx ends, its error is returned; the monitor may execute the
+// command all the same.
+func (c *Client) Do(ctx context.Context, command string, args, out any) error {
+	return c.do(ctx, "execute", command, args, out)
+}
+
+// DoOOB is [Client.Do] out of band: the command is executed though others, of
+// which there may be up to 7 besides the one that runs, have no answer yet. OOB
+// must be true, and the command must allow it.
+func (c *Client) DoOOB(ctx context.Context, command string, args, out any) error {
+	return c.do(ctx, "exec-oob", command, args, out)
+}
+
+func (c *Client) do(ctx context.Context, verb, command string, args, out any) error {
+	answer, err := c.ask(ctx, verb, command, args)
+	if err != nil {
+		return fmt.Errorf("%s: %w", command, err)
+	}
+	if answer.Error != nil {
+		answer.Error.Command = command
+		return answer.Error
+	}
+	if out != nil {
+		if err := json.Unmarshal(answer.Return, out); err != nil {
+			return fmt.Errorf("%s: %w", command, err)
+		}
+	}
+	return nil
+}
+
+func (c *Client) ask(ctx context.Context, verb, command string, args any) (reply, error) {
+	answer := make(chan reply, 1)
+	c.mu.Lock()
+	c.id++
+	id, err := c.id, c.err
+	c.waiting[id] = answer
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.waiting, id)
+		c.mu.Unlock()
+	}()
+	if err != nil {
+		return reply{}, err
+	}
+	request := map[string]any{verb: command, "id": id}
+	if args != nil {
+		request["arguments"] = args
+	}
+	text, err := json.Marshal(request)
+	if err != nil {
+		return reply{}, err
+	}
+	if err := c.write(ctx, append(text, '\n')); err != nil {
+		return reply{}, err
+	}
+	for {
+		select {
+		case a := <-answer:
+			return a, nil
+		default:
+		}
+		select {
+		case a := <-answer:
+			return a, nil
+		case <-ctx.Done():
+			return reply{}, ctx.Err()
+		case c.reading <- struct{}{}:
+			var err error
+			select {
+			case a := <-answer: // it came while this one waited for its turn
+				<-c.reading
+				return a, nil
+			default:
+				err = c.read(ctx)
+			}
+			<-c.reading
+			if err != nil {
+				return reply{}, err
+			}
+		}
+	}
+}
+
+// write sends a whole command, or nothing more can be said.
+func (c *Client) write(ctx context.Context, text []byte) error {
+	select {
+	case c.writing <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	defer func() { <-c.writing }()
+	stop := bound(ctx, c.conn.SetWriteDeadline)
+	n, err := c.conn.Write(text)
+	stop()
+	if err == nil {
+		return nil
+	}
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	if n > 0 || ctx.Err() == nil {
+		c.fail(err)
+	}
+	return err
+}
+
+// read takes one line and gives it to whom it is for. The caller may read.
+func (c *Client) read(ctx context.Context) error {
+	line, err := c.line(ctx)
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		c.fail(err)
+		return err
+	}
+	rec, err := c.decoder.Decode(line)
+	if err == nil {
+		c.keep(rec)
+		return nil
+	}
+	var a reply
+	if errors.Is(err, event.ErrNotEvent) {
+		err = json.Unmarshal(line, &a)
+	}
+	if err != nil {
+		if !json.Valid(line) {
+			err = fmt.Errorf("%w: %.60q", ErrProtocol, line)
+			c.fail(err)
+			return err
+		}
+		return nil // an event or an answer with members that cannot be: it is lost, and no more
+	}
+	if a.ID != nil {
+		c.mu.Lock()
+		if to := c.waiting[*a.ID]; to != nil {
+			select {
+			case to <- a:
+			default: // a second answer
+			}
+		} // else its caller has given up
+		c.mu.Unlock()
+	}
+	return nil
+}
+
+// line returns a whole line. What has come of one when ctx ends is kept.
+func (c *Client) line(ctx context.Context) ([]byte, error) {
+	defer bound(ctx, c.conn.SetReadDeadline)()
+	searched := 0
+	for {
+		if i := bytes.IndexByte(c.partial[searched:], '\n'); i >= 0 {
+			line := bytes.Clone(c.partial[:searched+i+1])
+			if c.partial = c.partial[searched+i+1:]; len(c.partial) == 0 {
+				c.partial = nil
+			}
+			return line, nil
+		}
+		if searched = len(c.partial); searched > MaxLine {
+			return nil, fmt.Errorf("%w: a line of more than %d bytes", ErrProtocol, MaxLine)
+		}
+		n, err := c.conn.Read(c.buf)
+		c.partial = append(c.partial, c.buf[:n]...)
+		if err != nil && n == 0 {
+			if ctx.Err() != nil {
+				err = ctx.Err()
+			}
+			return nil, err
+		}
+	}
+}
+
+func (c *Client) keep(r event.Record) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.events) == MaxPending {
+		c.events = c.events[1:]
+		c.missed++
+	}
+	c.events = append(c.events, r)
+	close(c.news)
+	c.news = make(chan struct{})
+}
+
+// fail ends the Client's use.
+func (c *Client) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err == nil {
+		c.err = err
+		close(c.news)
+		c.news = make(chan struct{})
+	}
+}
+
+// Wait returns the next event for which match says yes, of those that have come
+// since the last Wait and those that come. Others before it are dropped. match is
+// called with a lock held, and must not call the Client.
+func (c *Client) Wait(ctx context.Context, match func(event.Record) bool) (event.Record, error) {
+	for {
+		c.mu.Lock()
+		for len(c.events) > 0 {
+			e := c.events[0]
+			if c.events = c.events[1:]; match(e) {
+				c.mu.Unlock()
+				return e, nil
+			}
+		}
+		news, err := c.news, c.err
+		c.mu.Unlock()
+		if err != nil {
+			return event.Record{}, err
+		}
+		select {
+		case <-news:
+			continue
+		case <-ctx.Done():
+			return event.Record{}, ctx.Err()
+		case c.reading <- struct{}{}:
+		}
+		select {
+		case <-news:
+		default:
+			err = c.read(ctx)
+		}
+		<-c.reading
+		if err != nil {
+			return event.Record{}, err
+		}
+	}
+}
+
+// Pending reports whether there is an event that Wait has not returned or dropped
+// yet, of those that came with the answers to commands, for which match says yes.
+// match is called as Wait does.
+func (c *Client) Pending(match func(event.Record) bool) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.ContainsFunc(c.events, match)
+}
+
+// Missed returns how many events were dropped because nobody waited for them.
+func (c *Client) Missed() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.missed
+}
+
+// bound ends reads or writes when ctx does, until the function that it returns is
+// called.
+func bound(ctx context.Context, set func(time.Time) error) (release func()) {
+	done := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(done)
+		set(time.Unix(1, 0))
+	})
+	return func() {
+		if !stop() {
+			<-done
+			set(time.Time{})
+		}
+	}
+}
+
+// Close ends the connection; the emulator goes on. What waits for something gets
+// an error.
+func (c *Client) Close() error { return c.conn.Close() }

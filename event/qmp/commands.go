@@ -1,0 +1,121 @@
+package qmp
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"reflect"
+	"slices"
+	"sync"
+
+	"github.com/gocolo/lockstep/internal/qjson"
+)
+
+// Commands is what a monitor can be told. The zero Commands is empty; a [Server]
+// adds those that need no host. Commands may be registered and used from any
+// goroutine, also while a Server serves them.
+type Commands struct {
+	mu sync.RWMutex
+	m  map[string]*command
+}
+
+type command struct {
+	args, result reflect.Type
+	run          func(ctx context.Context, args qjson.Object) (any, error)
+	oob          bool
+}
+
+// None is the arguments of a command that takes none, and the result of one that
+// has none.
+type None struct{}
+
+// Register adds a command, or replaces the one of its name.
+//
+// A is a struct: its fields with their json tags are the arguments. One whose
+// field is a pointer or has the option omitempty or omitzero may be left out.
+// Fields are strings, bools, integers of any size, floats, slices, structs and
+// pointers to them, or any; a string type with a method Words() []string is an
+// enumeration of those. What a client sends is checked before fn is called: what
+// is missing, unknown or of another type is refused with QEMU's words and the
+// argument's name.
+//
+// R is what encoding/json makes of it, an object or a list: [None] is none.
+//
+// fn is called on a goroutine of the Server, for each client one command at a
+// time, for several clients at once; its ctx ends when the client was closed or
+// the Server ends, and it must return then. The events that it publishes before
+// it returns come before its answer. See [Error] for what it may return.
+//
+// Register panics if A is no such struct: the fault is in the program.
+func Register[A, R any](c *Commands, name string, fn func(ctx context.Context, args A) (R, error)) {
+	register(c, name, false, fn)
+}
+
+// RegisterOOB is [Register] for a command that may also be executed out of band:
+// then it is called at once, while another one of the same client runs. It must
+// not block. A Server offers the capability oob if there is such a command.
+func RegisterOOB[A, R any](c *Commands, name string, fn func(ctx context.Context, args A) (R, error)) {
+	register(c, name, true, fn)
+}
+
+func register[A, R any](c *Commands, name string, oob bool, fn func(ctx context.Context, args A) (R, error)) {
+	t := reflect.TypeFor[A]()
+	if t.Kind() != reflect.Struct {
+		panic("qmp: the arguments of " + name + " are no struct")
+	}
+	checkType(t, name)
+	c.add(name, &command{args: t, result: reflect.TypeFor[R](), oob: oob, run: func(ctx context.Context, args qjson.Object) (any, error) {
+		var a A
+		if err := decodeObject("", args, reflect.ValueOf(&a).Elem()); err != nil {
+			return nil, err
+		}
+		r, err := fn(ctx, a)
+		if err != nil {
+			return nil, err
+		}
+		return encode(r)
+	}})
+}
+
+func (c *Commands) add(name string, cmd *command) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.m == nil {
+		c.m = make(map[string]*command)
+	}
+	c.m[name] = cmd
+}
+
+func (c *Commands) get(name string) *command {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.m[name]
+}
+
+// names returns the names of all commands, sorted.
+func (c *Commands) names() []string {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return slices.Sorted(maps.Keys(c.m))
+}
+
+// offersOOB reports whether a command may be executed out of band.
+func (c *Commands) offersOOB() bool {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for _, cmd := range c.m {
+		if cmd.oob {
+			return true
+		}
+	}
+	return false
+}
+
+// encode makes a value of what encoding/json makes of it.
+func encode(v any) (any, error) {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	return qjson.FromJSON(text)
+}

@@ -1,0 +1,62 @@
+package qmp
+
+import (
+	"errors"
+	"io/fs"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+)
+
+// Split takes an address as QEMU writes it, "unix:PATH" or "tcp:HOST:PORT", or
+// without the scheme: with a slash it is a path.
+func Split(addr string) (network, address string) {
+	addr, _, _ = strings.Cut(addr, ",") // options such as server=on are the server's
+	switch {
+	case strings.HasPrefix(addr, "unix:"):
+		return "unix", addr[5:]
+	case strings.HasPrefix(addr, "tcp:"):
+		return "tcp", addr[4:]
+	case strings.Contains(addr, "/") || !strings.Contains(addr, ":"):
+		return "unix", addr
+	}
+	return "tcp", addr
+}
+
+// Listen listens on an address as [Split] takes it. A Unix socket that nobody
+// listens on any more is replaced; only the owner may connect to the new one. It
+// is removed when the listener is closed.
+func Listen(addr string) (net.Listener, error) {
+	network, address := Split(addr)
+	if network != "unix" {
+		return net.Listen(network, address)
+	}
+	l, err := net.Listen("unix", address)
+	if errors.Is(err, syscall.EADDRINUSE) && stale(address) {
+		if err := os.Remove(address); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		l, err = net.Listen("unix", address)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(address, 0o600); err != nil && !strings.HasPrefix(address, "@") {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// stale reports whether a path is a socket that nobody listens on.
+func stale(path string) bool {
+	if st, err := os.Lstat(path); err != nil || st.Mode().Type() != fs.ModeSocket {
+		return false
+	}
+	c, err := net.Dial("unix", path)
+	if err == nil {
+		c.Close()
+	}
+	return errors.Is(err, syscall.ECONNREFUSED)
+}

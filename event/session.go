@@ -1,0 +1,94 @@
+package event
+
+// The events of how a session ends are this library's own: QEMU says no more
+// than COLO_EXIT.
+
+// ArbiterAnswer is how far a question to an arbiter has come.
+type ArbiterAnswer string
+
+// The answers.
+const (
+	ArbiterAsked       ArbiterAnswer = "asked"       // the question is under way
+	ArbiterGranted     ArbiterAnswer = "granted"     // this side goes on
+	ArbiterRefused     ArbiterAnswer = "refused"     // the other side does, for good
+	ArbiterUnreachable ArbiterAnswer = "unreachable" // nobody answered; it is asked again
+)
+
+// Arbitration says that the arbiter is asked who goes on, and what it answers.
+type Arbitration struct {
+	Mode    Mode          `json:"mode"`
+	Epoch   uint64        `json:"epoch"`   // the last checkpoint of the side that asks
+	Ordered bool          `json:"ordered"` // a failover was ordered on this side
+	Answer  ArbiterAnswer `json:"answer"`
+	Error   string        `json:"error,omitempty"` // why the session ended (asked), or the arbiter's error
+}
+
+// Name returns "ARBITRATION".
+func (Arbitration) Name() string { return "ARBITRATION" }
+
+// HeartbeatLost says that the host has reported the peer as lost (Lost of a
+// session), and with which reason.
+type HeartbeatLost struct {
+	Mode  Mode   `json:"mode"`
+	Epoch uint64 `json:"epoch"`
+	Error string `json:"error"`
+}
+
+// Name returns "HEARTBEAT_LOST".
+func (HeartbeatLost) Name() string { return "HEARTBEAT_LOST" }
+
+// ProtectionRefused says that an attempt to protect the guest has failed before
+// there was a second one, and why. The guest runs on as before, unprotected.
+type ProtectionRefused struct {
+	Mode  Mode   `json:"mode"`
+	Error string `json:"error"`
+}
+
+// Name returns "PROTECTION_REFUSED".
+func (ProtectionRefused) Name() string { return "PROTECTION_REFUSED" }
+
+// ProtectionEnded says that the session was ended on purpose: the primary's
+// guest runs on unprotected, the secondary's does not go on.
+type ProtectionEnded struct {
+	Mode   Mode   `json:"mode"` // the side that says so
+	By     Mode   `json:"by"`   // the side that has ended it
+	Epoch  uint64 `json:"epoch"`
+	Reason string `json:"reason,omitempty"` // in words
+}
+
+// Name returns "PROTECTION_ENDED".
+func (ProtectionEnded) Name() string { return "PROTECTION_ENDED" }
+
+// GuestTorn says that a commit has failed half way, so that this side's guest
+// is of no checkpoint and never runs again.
+type GuestTorn struct {
+	Mode  Mode   `json:"mode"`
+	Epoch uint64 `json:"epoch"` // of the checkpoint that was not committed
+	Error string `json:"error"`
+}
+
+// Name returns "GUEST_TORN".
+func (GuestTorn) Name() string { return "GUEST_TORN" }
+
+// OutputStalled says that a checkpoint has taken longer than CheckpointTimeout,
+// so that output was held for too long, and that the primary gives its secondary
+// up.
+type OutputStalled struct {
+	Mode  Mode   `json:"mode"`
+	Epoch uint64 `json:"epoch"`  // of the checkpoint
+	AgeNS int64  `json:"age-ns"` // since it began, nanoseconds
+	Step  string `json:"step"`   // where it stands, as the comment of package colo names it
+}
+
+// Name returns "OUTPUT_STALLED".
+func (OutputStalled) Name() string { return "OUTPUT_STALLED" }
+
+// Throttled says that the guest's vCPUs are kept from running for a share of the
+// time, because it dirties memory faster than it can be sent.
+type Throttled struct {
+	Mode    Mode `json:"mode"`
+	Percent int  `json:"percent"` // of the time, 0 to 99; 0: no more
+}
+
+// Name returns "THROTTLED".
+func (Throttled) Name() string { return "THROTTLED" }

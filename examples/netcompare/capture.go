@@ -1,0 +1,188 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"compress/gzip"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/gopacket/gopacket"
+	"github.com/gopacket/gopacket/layers"
+	"github.com/gopacket/gopacket/pcapgo"
+)
+
+// A recording is a capture file, which is read more than once.
+type recording struct {
+	name string
+	open func() (io.ReadCloser, error)
+}
+
+// maxPiped bounds what is kept of a capture that is no file, in bytes.
+const maxPiped = 1 << 30
+
+func newRecording(name string) (*recording, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if info.Mode().IsRegular() {
+		return &recording{name, func() (io.ReadCloser, error) { return os.Open(name) }}, nil
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxPiped+1))
+	if err == nil && len(b) > maxPiped {
+		err = fmt.Errorf("%s: more than %d bytes that are no file", name, maxPiped)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return &recording{name, func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b)), nil }}, nil
+}
+
+// A shot is one packet of a capture, as an Ethernet frame.
+type shot struct {
+	at      time.Time
+	n       int    // counted from 1 in its capture
+	data    []byte // its own memory
+	missing int    // bytes that were on the wire behind data and were not captured
+}
+
+// A capture is a recording that is being read.
+type capture struct {
+	f    io.Closer
+	read func() ([]byte, gopacket.CaptureInfo, error)
+	link func(gopacket.CaptureInfo) layers.LinkType
+	n    int
+
+	// cut says that the file ends within a packet. It is set when next has returned
+	// io.EOF.
+	cut bool
+}
+
+const ngMagic = 0x0a0d0d0a
+
+// begin opens the recording: a pcap or pcapng file, as it is or compressed by gzip.
+func (r *recording) begin() (*capture, error) {
+	f, err := r.open()
+	if err != nil {
+		return nil, err
+	}
+	c, err := newCapture(f)
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: %w", r.name, err)
+	}
+	return c, nil
+}
+
+func newCapture(f io.ReadCloser) (*capture, error) {
+	c := &capture{f: f}
+	b := bufio.NewReaderSize(f, 1<<16)
+	if magic, _ := b.Peek(2); len(magic) == 2 && magic[0] == 0x1f && magic[1] == 0x8b {
+		z, err := gzip.NewReader(b)
+		if err != nil {
+			return nil, err
+		}
+		b = bufio.NewReaderSize(z, 1<<16)
+	}
+	magic, err := b.Peek(4)
+	if err != nil {
+		return nil, fmt.Errorf("head of the capture: %w", unexpected(err))
+	}
+	if binary.BigEndian.Uint32(magic) == ngMagic {
+		r, err := pcapgo.NewNgReader(b, pcapgo.NgReaderOptions{WantMixedLinkType: true, SkipUnknownVersion: true})
+		if err != nil {
+			return nil, fmt.Errorf("head of the capture: %w", unexpected(err))
+		}
+		c.read = r.ReadPacketData
+		c.link = func(ci gopacket.CaptureInfo) layers.LinkType {
+			if len(ci.AncillaryData) > 0 {
+				if l, ok := ci.AncillaryData[0].(layers.LinkType); ok {
+					return l
+				}
+			}
+			return r.LinkType()
+		}
+		return c, nil
+	}
+	r, err := pcapgo.NewReader(b)
+	if err != nil {
+		return nil, fmt.Errorf("no pcap or pcapng file: %w", unexpected(err))
+	}
+	c.read = r.ReadPacketData
+	c.link = func(gopacket.CaptureInfo) layers.LinkType { return r.LinkType() & 0xffff }
+	return c, nil
+}
+
+func unexpected(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// next returns the next packet. The error is io.EOF at the end of the file,
+// wherever that is.
+func (c *capture) next() (shot, error) {
+	data, ci, err := c.read()
+	switch {
+	case err == nil:
+	case err == io.EOF && len(data) == 0 && ci.CaptureLength == 0:
+		return shot{}, io.EOF
+	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF):
+		c.cut = true
+		return shot{}, io.EOF
+	default:
+		return shot{}, fmt.Errorf("packet %d: %w", c.n+1, err)
+	}
+	c.n++
+	frame, err := ethernet(c.link(ci), data)
+	if err != nil {
+		return shot{}, fmt.Errorf("packet %d: %w", c.n, err)
+	}
+	return shot{at: ci.Timestamp, n: c.n, data: frame, missing: max(ci.Length-len(data), 0)}, nil
+}
+
+func (c *capture) Close() error { return c.f.Close() }
+
+// ethernet makes an Ethernet frame of what was captured on some link. Addresses
+// that the link does not have are zero.
+func ethernet(link layers.LinkType, b []byte) ([]byte, error) {
+	head := func(src []byte, proto uint16, rest []byte) []byte {
+		f := make([]byte, 14, 14+len(rest))
+		copy(f[6:12], src)
+		binary.BigEndian.PutUint16(f[12:], proto)
+		return append(f, rest...)
+	}
+	short := func(n int) bool { return len(b) < n }
+	switch link {
+	case layers.LinkTypeEthernet:
+		return b, nil
+	case layers.LinkTypeLinuxSLL: // type, ARPHRD, length of the address, address, protocol
+		if short(16) {
+			return head(nil, 0, nil), nil
+		}
+		return head(b[6:12], binary.BigEndian.Uint16(b[14:]), b[16:]), nil
+	case layers.LinkTypeLinuxSLL2: // protocol, reserved, interface, ARPHRD, type, length of the address, address
+		if short(20) {
+			return head(nil, 0, nil), nil
+		}
+		return head(b[12:18], binary.BigEndian.Uint16(b), b[20:]), nil
+	case layers.LinkTypeRaw, layers.LinkTypeIPv4, layers.LinkTypeIPv6:
+		proto := uint16(0x0800)
+		if !short(1) && b[0]>>4 == 6 {
+			proto = 0x86dd
+		}
+		return head(nil, proto, b), nil
+	}
+	return nil, fmt.Errorf("link type %d, which is neither Ethernet, SLL, SLL2 nor bare IP", uint32(link))
+}

@@ -1,0 +1,344 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A client reads the lines of both hosts and knows what a guest would have said.
+type client struct {
+	mu           sync.Mutex
+	said         []round // by number, from 1
+	lines        int
+	again        int // said twice, in the same words: legal
+	contradicted int // said twice, in other words
+	lost         int
+	wrong        int // not what follows from the line before
+	from         string
+	first        map[string]time.Time // of each host, when its next line is the first one: see mark
+	last         time.Time
+}
+
+// line takes a line of a host.
+func (c *client) line(host, s string) {
+	var r round
+	if _, err := fmt.Sscanf(s, "%d %d %x", &r.n, &r.time, &r.hash); err != nil || r.n == 0 {
+		c.count(&c.wrong)
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lines++
+	c.from, c.last = host, time.Now()
+	if _, ok := c.first[host]; !ok {
+		c.first[host] = c.last
+	}
+	have := uint64(len(c.said))
+	switch {
+	case r.n <= have && c.said[r.n-1] == r:
+		c.again++
+	case r.n <= have:
+		c.contradicted++
+	case r.n > have+1:
+		c.lost++
+	default:
+		var before round
+		if have > 0 {
+			before = c.said[have-1]
+		}
+		if before.next(r.time) != r {
+			c.wrong++
+		}
+		c.said = append(c.said, r)
+	}
+}
+
+func (c *client) count(n *int) { c.mu.Lock(); defer c.mu.Unlock(); *n++ }
+
+// mark forgets when a host was first heard, so that heard waits for a new line.
+func (c *client) mark(host string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.first, host)
+	return c.lines
+}
+
+// heard waits for the first line of a host since mark.
+func (c *client) heard(ctx context.Context, host string) (time.Time, error) {
+	for {
+		c.mu.Lock()
+		at, ok := c.first[host]
+		c.mu.Unlock()
+		if ok {
+			return at, nil
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return time.Time{}, fmt.Errorf("nothing came from host %s: %w", host, ctx.Err())
+		}
+	}
+}
+
+// A pair is both hosts, as processes of this program.
+type pair struct {
+	dir    string
+	tls    bool
+	client *client
+	addr   map[string]string
+	procs  map[string]*process
+}
+
+type process struct {
+	cmd    *exec.Cmd
+	log    *watched
+	reader sync.WaitGroup
+}
+
+// watched is what a process logs.
+type watched struct {
+	mu  sync.Mutex
+	all strings.Builder
+}
+
+func (w *watched) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.all.Write(p)
+}
+
+func (w *watched) text() string { w.mu.Lock(); defer w.mu.Unlock(); return w.all.String() }
+
+// state waits until the process has come to a state after the first so many bytes
+// of its log.
+func (p *process) state(ctx context.Context, s string, after int) error {
+	for !strings.Contains(p.log.text()[after:], "state="+s) {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("not %s: %w\n%s", s, ctx.Err(), p.log.text())
+		}
+	}
+	return nil
+}
+
+func other(host string) string {
+	if host == "a" {
+		return "b"
+	}
+	return "a"
+}
+
+func (p *pair) start(host string, first bool) error {
+	args := []string{
+		"-host", host, "-peer", other(host), "-listen", p.addr[host], "-dial", p.addr[other(host)],
+		"-arbiter", filepath.Join(p.dir, "arbiter"), "-start=" + fmt.Sprint(first), "-term", "400ms",
+	}
+	if p.tls {
+		args = append(args, "-cert", filepath.Join(p.dir, host+".pem"), "-key", filepath.Join(p.dir, host+".key"), "-ca", filepath.Join(p.dir, "ca.pem"))
+	} else {
+		args = append(args, "-insecure")
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	proc := &process{cmd: exec.Command(self, args...), log: new(watched)}
+	proc.cmd.Stderr = proc.log
+	out, err := proc.cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := proc.cmd.Start(); err != nil {
+		return err
+	}
+	proc.reader.Go(func() {
+		for s := bufio.NewScanner(out); s.Scan(); {
+			p.client.line(host, s.Text())
+		}
+	})
+	p.procs[host] = proc
+	return nil
+}
+
+// end waits for a process that was killed.
+func (p *pair) end(host string) {
+	proc := p.procs[host]
+	delete(p.procs, host)
+	proc.cmd.Process.Signal(syscall.SIGCONT)
+	proc.cmd.Process.Kill()
+	proc.reader.Wait()
+	proc.cmd.Wait()
+}
+
+func (p *pair) signal(host string, s os.Signal) error { return p.procs[host].cmd.Process.Signal(s) }
+
+// protected waits until host leads and the other follows.
+func (p *pair) protected(ctx context.Context, host string, after int) error {
+	return p.procs[host].state(ctx, "protected", after)
+}
+
+func (p *pair) mark(host string) int { return len(p.procs[host].log.text()) }
+
+// demo starts both hosts, does to them what happens to hosts, and checks what they
+// say.
+func demo(ctx context.Context, args []string) error {
+	f := flag.NewFlagSet("protected", flag.ContinueOnError)
+	secure := f.Bool("tls", false, "the hosts show each other certificates")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	return play(ctx, os.Stdout, *secure)
+}
+
+func play(ctx context.Context, w io.Writer, secure bool) error {
+	dir, err := os.MkdirTemp("", "protected")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	p := &pair{dir: dir, tls: secure, client: &client{first: map[string]time.Time{}}, addr: map[string]string{}, procs: map[string]*process{}}
+	for _, h := range []string{"a", "b"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		p.addr[h] = l.Addr().String()
+		l.Close()
+	}
+	if secure {
+		if err := makeCertificates(dir, "a", "b"); err != nil {
+			return err
+		}
+	}
+	defer func() {
+		for h := range p.procs {
+			p.end(h)
+		}
+	}()
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
+	defer cancel()
+	if err := errors.Join(p.start("b", false), p.start("a", true)); err != nil {
+		return err
+	}
+	if err := p.protected(ctx, "a", 0); err != nil {
+		return err
+	}
+	fmt.Fprintln(w, "the guest runs on host a and is protected by host b")
+	lead := "a"
+	for _, act := range []func(context.Context, io.Writer, *pair, *string) error{killed, returned, stoppedAndContinued, switched} {
+		if err := act(ctx, w, p, &lead); err != nil {
+			return err
+		}
+	}
+	c := p.client
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	fmt.Fprintf(w, "%d lines: %d said twice in the same words, %d lost, %d contradicted, %d wrong\n", c.lines, c.again, c.lost, c.contradicted, c.wrong)
+	if c.lost+c.contradicted+c.wrong > 0 {
+		return errors.New("the client noticed")
+	}
+	return nil
+}
+
+// killed: the host with the guest dies, and the other goes on.
+func killed(ctx context.Context, w io.Writer, p *pair, lead *string) error {
+	time.Sleep(300 * time.Millisecond)
+	next := other(*lead)
+	p.client.mark(next)
+	at := time.Now()
+	p.end(*lead)
+	heard, err := p.client.heard(ctx, next)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "host %s is killed: host %s goes on after %v\n", *lead, next, heard.Sub(at).Round(time.Millisecond))
+	*lead = next
+	return nil
+}
+
+// returned: it comes back, and protects.
+func returned(ctx context.Context, w io.Writer, p *pair, lead *string) error {
+	after := p.mark(*lead)
+	if err := p.start(other(*lead), false); err != nil {
+		return err
+	}
+	if err := p.protected(ctx, *lead, after); err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "host %s comes back, and protects host %s\n", other(*lead), *lead)
+	return nil
+}
+
+// stoppedAndContinued: the host with the guest is stopped for longer than it may
+// act for it. When it goes on, nothing leaves it, and it follows.
+func stoppedAndContinued(ctx context.Context, w io.Writer, p *pair, lead *string) error {
+	time.Sleep(200 * time.Millisecond)
+	was, next := *lead, other(*lead)
+	p.client.mark(next)
+	at := time.Now()
+	if err := p.signal(was, syscall.SIGSTOP); err != nil {
+		return err
+	}
+	heard, err := p.client.heard(ctx, next)
+	if err != nil {
+		return err
+	}
+	time.Sleep(200 * time.Millisecond)
+	p.client.mark(was)
+	after := p.mark(next)
+	if err := p.signal(was, syscall.SIGCONT); err != nil {
+		return err
+	}
+	if err := p.protected(ctx, next, after); err != nil {
+		return err
+	}
+	time.Sleep(200 * time.Millisecond)
+	p.client.mu.Lock()
+	_, spoke := p.client.first[was]
+	p.client.mu.Unlock()
+	if spoke {
+		return fmt.Errorf("host %s was stopped past its term, and said something when it went on", was)
+	}
+	fmt.Fprintf(w, "host %s is stopped: host %s goes on after %v; when it is continued 0 lines leave it, and it protects\n", was, next, heard.Sub(at).Round(time.Millisecond))
+	*lead = next
+	return nil
+}
+
+// switched: the host with the guest hands it over.
+func switched(ctx context.Context, w io.Writer, p *pair, lead *string) error {
+	next := other(*lead)
+	p.client.mark(next)
+	after := p.mark(*lead)
+	if err := p.signal(*lead, syscall.SIGUSR1); err != nil {
+		return err
+	}
+	if _, err := p.client.heard(ctx, next); err != nil {
+		return err
+	}
+	log := p.procs[*lead].log
+	for !strings.Contains(log.text()[after:], "downtime=") {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return errors.New("the switchover does not end")
+		}
+	}
+	_, downtime, _ := strings.Cut(log.text()[after:], "downtime=")
+	downtime, _, _ = strings.Cut(downtime, "\n")
+	fmt.Fprintf(w, "host %s hands the guest over to host %s: it stands still for %s\n", *lead, next, downtime)
+	*lead = next
+	return nil
+}

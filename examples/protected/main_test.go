@@ -1,0 +1,86 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// The demonstration starts this program again, for each host.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "-host" {
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		if err := host(ctx, os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func TestClientNoticesNothingOfKillsStopsAndSwitchovers(t *testing.T) {
+	for name, secure := range map[string]bool{"plain": false, "TLS": true} {
+		t.Run(name, func(t *testing.T) {
+			if testing.Short() {
+				t.Skip("takes some seconds")
+			}
+			var out strings.Builder
+			if err := play(t.Context(), &out, secure); err != nil {
+				t.Fatalf("%v\n%s", err, out.String())
+			}
+			t.Log(out.String())
+			for _, want := range []string{
+				`host a is killed: host b goes on after`,
+				`host b is stopped: host a goes on after .*; when it is continued 0 lines leave it`,
+				`host a hands the guest over to host b`,
+				`[1-9]\d\d lines: \d+ said twice in the same words, 0 lost, 0 contradicted, 0 wrong|\d{4,} lines: \d+ said twice in the same words, 0 lost, 0 contradicted, 0 wrong`,
+			} {
+				if !regexp.MustCompile(want).MatchString(out.String()) {
+					t.Errorf("%q is not in:\n%s", want, out.String())
+				}
+			}
+		})
+	}
+}
+
+// What the client cannot fail to notice, it does notice.
+func TestClientCountsWhatIsWrong(t *testing.T) {
+	var r [5]round
+	for i := range r[1:] {
+		r[i+1] = r[i].next(uint64(i))
+	}
+	c := &client{first: map[string]time.Time{}}
+	for _, s := range []string{
+		r[1].String(), r[1].String(), // again
+		round{1, 7, 7}.String(), // contradicted
+		r[3].String(),           // 2 is lost
+		round{2, 7, 7}.String(), // wrong
+		"what", "0 0 0",         // wrong
+	} {
+		c.line("a", s)
+	}
+	if c.again != 1 || c.contradicted != 1 || c.lost != 1 || c.wrong != 3 {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestBadConfigurationsAreRefused(t *testing.T) {
+	for _, args := range [][]string{
+		{"-host", "a", "-listen", ":0", "-dial", ":1"},
+		{"-host", "", "-insecure", "-listen", ":0", "-dial", ":1"},
+		{"-host", "a", "-cert", "/nowhere"},
+		{"-what"},
+	} {
+		if err := host(t.Context(), args); err == nil {
+			t.Errorf("%v is accepted", args)
+		}
+	}
+}

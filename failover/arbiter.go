@@ -1,0 +1,100 @@
+package failover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+	"unicode/utf8"
+)
+
+// An Arbiter gives one guest to one host at a time. It stands somewhere that
+// both hosts reach: a file on shared storage (failover/sharedfile), an etcd
+// (failover/etcd), a person ([Manual]). One Arbiter value is for one guest. Its
+// methods may be called from any goroutine.
+//
+// An error that matches [ErrRefused] is an answer and final. Any other error
+// says that nobody could be asked, which is no answer: what was asked for may
+// have happened or not. The same call may be repeated; an Acquire that had been
+// granted finds its own grant, by its token.
+//
+// failovertest.TestArbiter checks an implementation.
+type Arbiter interface {
+	// Acquire asks for the guest and returns when it is granted or refused, or
+	// when ctx ends. It waits as long as another host's grant may last. The
+	// rules are those of [Record.Acquire].
+	Acquire(ctx context.Context, c Claim) (Grant, error)
+
+	// Renew prolongs a grant by its term and replaces the record's note. The
+	// grant that it returns is g with a later Sent.
+	Renew(ctx context.Context, g Grant, note string) (Grant, error)
+
+	// Release gives the guest back, with a last note, so that the next claim
+	// does not wait for the end of the term. Whoever releases has shut its gate
+	// before. To release what somebody else has is ErrRefused and changes
+	// nothing.
+	Release(ctx context.Context, g Grant, note string) error
+
+	// Record returns what the arbiter knows.
+	Record(ctx context.Context) (Record, error)
+
+	// Watch returns the record as soon as its generation or holder is not that
+	// of seen. Renewals are not reported.
+	Watch(ctx context.Context, seen Record) (Record, error)
+}
+
+// A Claim is a host's wish to have a guest.
+type Claim struct {
+	Holder string // the host's name, for people; not empty
+	Token  string // what no other process has; not empty. See NewToken
+	// After is the generation that the claimant has held or followed, so that
+	// its copy of the guest is of that generation. 0: of none.
+	After uint64
+	Term  time.Duration // how long the grant shall last after each renewal. 0: until it is released
+	Note  string        // at most MaxNote bytes
+}
+
+// A Grant is an arbiter's yes.
+type Grant struct {
+	Generation uint64 // above that of every grant before it
+	Token      string // of the claim
+	// Term is how long the grant lasts, counted from Sent. 0: until it is
+	// released.
+	Term time.Duration
+	// Sent is the time, with a monotonic reading, from before the request that
+	// was granted, or last renewed, left this process. What the arbiter
+	// counts from is later, so a holder that counts from here stops first.
+	Sent time.Time
+}
+
+// MaxNote bounds the note of a record, in bytes; MaxName the name of a holder
+// and a token.
+const (
+	MaxNote = 1024
+	MaxName = 255
+)
+
+// ErrClaim says that a claim, a name or a note is not valid.
+var ErrClaim = errors.New("failover: claim not valid")
+
+// Check returns an error that matches ErrClaim if the claim cannot be made.
+func (c Claim) Check() error {
+	switch {
+	case c.Holder == "" || len(c.Holder) > MaxName:
+		return fmt.Errorf("%w: a holder's name has 1 to %d bytes, this one %d", ErrClaim, MaxName, len(c.Holder))
+	case c.Token == "" || len(c.Token) > MaxName:
+		return fmt.Errorf("%w: a token has 1 to %d bytes, this one %d", ErrClaim, MaxName, len(c.Token))
+	case !utf8.ValidString(c.Holder) || !utf8.ValidString(c.Token):
+		return fmt.Errorf("%w: names are UTF-8", ErrClaim)
+	case c.Term < 0:
+		return fmt.Errorf("%w: term %v", ErrClaim, c.Term)
+	}
+	return checkNote(c.Note)
+}
+
+func checkNote(note string) error {
+	if len(note) > MaxNote {
+		return fmt.Errorf("%w: a note has at most %d bytes, this one %d", ErrClaim, MaxNote, len(note))
+	}
+	return nil
+}

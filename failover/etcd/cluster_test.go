@@ -1,0 +1,189 @@
+package etcd_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+)
+
+// A cluster is three members of a real etcd in this process.
+type cluster struct {
+	t       *testing.T
+	members []*embed.Etcd
+	clients []string // their client addresses
+}
+
+func address(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Skip(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func newCluster(t *testing.T) *cluster {
+	t.Helper()
+	c := &cluster{t: t, members: make([]*embed.Etcd, 3)}
+	var initial []string
+	var configs []*embed.Config
+	for i := range 3 {
+		client, peer := "http://"+address(t), "http://"+address(t)
+		cfg := embed.NewConfig()
+		cfg.Name, cfg.Dir = fmt.Sprint("m", i), t.TempDir()
+		cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = urls(client), urls(client)
+		cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = urls(peer), urls(peer)
+		cfg.TickMs, cfg.ElectionMs = 20, 200
+		initial = append(initial, cfg.Name+"="+peer)
+		configs = append(configs, cfg)
+		c.clients = append(c.clients, strings.TrimPrefix(client, "http://"))
+	}
+	var group sync.WaitGroup
+	for i, cfg := range configs {
+		cfg.InitialCluster = strings.Join(initial, ",")
+		group.Go(func() {
+			m, err := embed.StartEtcd(cfg)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			<-m.Server.ReadyNotify()
+			c.members[i] = m
+		})
+	}
+	group.Wait()
+	if t.Failed() {
+		t.FailNow()
+	}
+	t.Cleanup(func() {
+		for i := range c.members {
+			c.stop(i)
+		}
+	})
+	return c
+}
+
+func urls(s string) []url.URL {
+	u, err := url.Parse(s)
+	if err != nil {
+		panic(err)
+	}
+	return []url.URL{*u}
+}
+
+// stop kills a member, without a word to the others.
+func (c *cluster) stop(i int) {
+	if c.members[i] != nil {
+		c.members[i].Server.HardStop()
+		c.members[i].Close()
+		c.members[i] = nil
+	}
+}
+
+func (c *cluster) leader() int {
+	c.t.Helper()
+	for range 1000 {
+		for i, m := range c.members {
+			if m != nil && m.Server.Leader() == m.Server.MemberID() {
+				return i
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	c.t.Fatal("no leader")
+	return -1
+}
+
+func (c *cluster) client(endpoints ...string) *clientv3.Client {
+	c.t.Helper()
+	if len(endpoints) == 0 {
+		endpoints = c.clients
+	}
+	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: time.Second, Logger: zap.NewNop()})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { client.Close() })
+	return client
+}
+
+// A relay is a host's way to one member, which can be cut.
+type relay struct {
+	l  net.Listener
+	to string
+
+	mu    sync.Mutex
+	cut   bool
+	conns map[net.Conn]bool
+}
+
+func newRelay(t *testing.T, to string) *relay {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Skip(err)
+	}
+	r := &relay{l: l, to: to, conns: map[net.Conn]bool{}}
+	var group sync.WaitGroup
+	group.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			group.Go(func() { r.carry(conn) })
+		}
+	})
+	t.Cleanup(func() { l.Close(); r.set(true); group.Wait() })
+	return r
+}
+
+func (r *relay) address() string { return r.l.Addr().String() }
+
+// set cuts the way, or mends it.
+func (r *relay) set(cut bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.cut = cut
+	if cut {
+		for c := range r.conns {
+			c.Close()
+		}
+	}
+}
+
+func (r *relay) carry(conn net.Conn) {
+	defer conn.Close()
+	there, err := net.Dial("tcp", r.to)
+	if err != nil {
+		return
+	}
+	defer there.Close()
+	r.mu.Lock()
+	if r.cut {
+		r.mu.Unlock()
+		return
+	}
+	r.conns[conn], r.conns[there] = true, true
+	r.mu.Unlock()
+	var group sync.WaitGroup
+	group.Go(func() { io.Copy(there, conn); there.Close() })
+	io.Copy(conn, there)
+	conn.Close()
+	group.Wait()
+	r.mu.Lock()
+	delete(r.conns, conn)
+	delete(r.conns, there)
+	r.mu.Unlock()
+}

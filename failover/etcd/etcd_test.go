@@ -1,0 +1,179 @@
+package etcd_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/etcd"
+	"github.com/gocolo/lockstep/failover/failovertest"
+)
+
+var requests = etcd.Config{Timeout: 500 * time.Millisecond}
+
+func TestArbiterOverACluster(t *testing.T) {
+	c := newCluster(t)
+	client := c.client()
+	guests := 0
+	failovertest.TestArbiter(t, 400*time.Millisecond, func(t *testing.T) failovertest.Two {
+		guests++
+		key := fmt.Sprint("/lockstep/guest ", guests)
+		return failovertest.Two{A: etcd.New(client, key, requests), B: etcd.New(client, key, requests)}
+	})
+}
+
+func keep(t *testing.T, a failover.Arbiter, name string, term time.Duration) *failover.Keeper {
+	t.Helper()
+	k, err := failover.NewKeeper(failover.KeeperConfig{Arbiter: a, Holder: name, Term: term})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var group sync.WaitGroup
+	group.Go(func() { k.Run(ctx) })
+	t.Cleanup(func() { cancel(); group.Wait() })
+	return k
+}
+
+func acquire(t *testing.T, k *failover.Keeper, after uint64) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if g, err := k.Acquire(ctx, after); err != nil || g != after+1 {
+		t.Fatalf("after %d: %d, %v", after, g, err)
+	}
+}
+
+// A lost leader, then a lost member, cost the holder nothing but time: it keeps the
+// guest, and the other side does not get it.
+func TestLossOfTheLeaderDoesNotMoveTheGuest(t *testing.T) {
+	c := newCluster(t)
+	client := c.client()
+	term := 3 * time.Second
+	a := keep(t, etcd.New(client, "g", requests), "a", term)
+	acquire(t, a, 0)
+	b := etcd.New(client, "g", requests)
+	c.stop(c.leader())
+	ctx, cancel := context.WithTimeout(t.Context(), 2*term)
+	defer cancel()
+	for ctx.Err() == nil {
+		if g, err := b.Acquire(ctx, failover.Claim{Holder: "b", Token: "b", After: 1, Term: term}); err == nil {
+			t.Fatalf("b got generation %d while a renews", g.Generation)
+		} else if errors.Is(err, failover.ErrRefused) {
+			t.Fatal(err)
+		}
+	}
+	if !a.Gate().Open() || a.Generation() != 1 {
+		t.Error("a lost the guest with the leader")
+	}
+}
+
+// A host that is cut off from all members stops by its own clock before the other
+// side is granted the guest, and finds itself deposed when it is back.
+func TestHolderThatIsCutOffStopsBeforeTheOtherBegins(t *testing.T) {
+	c := newCluster(t)
+	var ways []*relay
+	var through []string
+	for _, to := range c.clients {
+		r := newRelay(t, to)
+		ways = append(ways, r)
+		through = append(through, r.address())
+	}
+	term := time.Second
+	a := keep(t, etcd.New(c.client(through...), "g", requests), "a", term)
+	acquire(t, a, 0)
+	for _, w := range ways {
+		w.set(true)
+	}
+	b := keep(t, etcd.New(c.client(), "g", requests), "b", term)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	g, err := b.Acquire(ctx, 1)
+	if a.Gate().Open() {
+		t.Error("both gates are open")
+	}
+	if err != nil || g != 2 {
+		t.Fatal(g, err)
+	}
+	for _, w := range ways {
+		w.set(false)
+	}
+	for a.Generation() != 0 && ctx.Err() == nil {
+		if a.Gate().Open() {
+			t.Fatal("the gate of the one that was cut off opened again")
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if a.Generation() != 0 || !b.Gate().Open() {
+		t.Error("the deposed holder was not told")
+	}
+}
+
+// Without a majority nobody is granted anything, and the holder stops.
+func TestWithoutAMajorityNobodyGoesOn(t *testing.T) {
+	c := newCluster(t)
+	client := c.client()
+	term := time.Second
+	a := keep(t, etcd.New(client, "g", requests), "a", term)
+	acquire(t, a, 0)
+	c.stop(0)
+	c.stop(1)
+	ctx, cancel := context.WithTimeout(t.Context(), 3*term)
+	defer cancel()
+	k, err := failover.NewKeeper(failover.KeeperConfig{Arbiter: etcd.New(client, "g", requests), Holder: "b", Term: term})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g, err := k.Acquire(ctx, 1); err == nil || errors.Is(err, failover.ErrRefused) {
+		t.Errorf("generation %d, %v", g, err)
+	}
+	if a.Gate().Open() {
+		t.Error("the holder goes on without an arbiter after its term")
+	}
+}
+
+// What comes late is counted from when it was asked for.
+func TestAnswerThatIsLateIsCountedFromItsRequest(t *testing.T) {
+	c := newCluster(t)
+	a := etcd.New(c.client(), "g", requests)
+	before := time.Now()
+	g, err := a.Acquire(t.Context(), failover.Claim{Holder: "a", Token: "a", Term: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(300 * time.Millisecond) // a garbage collection, say
+	var h failover.Holder
+	h.Granted(g)
+	if latest := before.Add(time.Second); h.Until().After(latest.Add(300 * time.Millisecond)) {
+		t.Errorf("ends %v after it was asked for", h.Until().Sub(before))
+	}
+	if g.Sent.After(time.Now().Add(-300 * time.Millisecond)) {
+		t.Error("counts from the answer")
+	}
+}
+
+// A key that was deleted, or restored from an old backup, grants the guest to
+// nobody who has a copy of it.
+func TestLostKeyRefuses(t *testing.T) {
+	c := newCluster(t)
+	client := c.client()
+	a := keep(t, etcd.New(client, "g", requests), "a", time.Second)
+	acquire(t, a, 0)
+	if _, err := client.Delete(t.Context(), "g"); err != nil {
+		t.Fatal(err)
+	}
+	b := etcd.New(client, "g", requests)
+	if _, err := b.Acquire(t.Context(), failover.Claim{Holder: "b", Token: "b", After: 1, Term: time.Second}); !errors.Is(err, failover.ErrRefused) {
+		t.Errorf("%v, want a refusal", err)
+	}
+	if _, err := client.Put(t.Context(), "g", "something else"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.Record(t.Context()); !errors.Is(err, failover.ErrRecord) || errors.Is(err, failover.ErrRefused) {
+		t.Errorf("%v, want ErrRecord", err)
+	}
+}

@@ -1,0 +1,293 @@
+package failovertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/failover"
+)
+
+// Two are the arbiters of two hosts for one guest, as if in two processes.
+type Two struct{ A, B failover.Arbiter }
+
+// TestArbiter checks an implementation of failover.Arbiter against its contract.
+// newTwo makes the arbiters for a guest that was never granted and frees them with
+// t.Cleanup. term is one that they can keep, as short as possible. It runs real
+// time, some terms, or a bubble's.
+func TestArbiter(t *testing.T, term time.Duration, newTwo func(t *testing.T) Two) {
+	for _, c := range []struct {
+		name string
+		fn   func(*arbiters)
+	}{
+		{"first claim is granted generation 1", (*arbiters).first},
+		{"a claim waits for the holder's term", (*arbiters).waitsForTerm},
+		{"renewals keep the other out", (*arbiters).renewals},
+		{"release lets the other in at once", (*arbiters).release},
+		{"a holder's own claim begins a generation", (*arbiters).ownClaim},
+		{"an old copy is refused", (*arbiters).oldCopy},
+		{"a record that was put back is refused", (*arbiters).putBack},
+		{"a deposed holder is refused", (*arbiters).deposed},
+		{"a claim can be repeated", (*arbiters).repeated},
+		{"watch reports the holder, not renewals", (*arbiters).watch},
+		{"notes outlive the grant", (*arbiters).notes},
+		{"a claim ends with its context", (*arbiters).contexts},
+		{"of many claims one is granted", (*arbiters).race},
+		{"what is not valid is refused before anybody is asked", (*arbiters).invalid},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), 100*term+time.Minute)
+			defer cancel()
+			c.fn(&arbiters{TB: t, Two: newTwo(t), ctx: ctx, term: term})
+		})
+	}
+}
+
+type arbiters struct {
+	testing.TB
+	Two
+	ctx  context.Context
+	term time.Duration
+}
+
+func (a *arbiters) claim(who string, after uint64) failover.Claim {
+	return failover.Claim{Holder: who, Token: "token of " + who, After: after, Term: a.term, Note: "note of " + who}
+}
+
+func (a *arbiters) acquire(on failover.Arbiter, who string, after uint64) failover.Grant {
+	a.Helper()
+	before := time.Now()
+	g, err := on.Acquire(a.ctx, a.claim(who, after))
+	if err != nil {
+		a.Fatalf("%s after %d: %v", who, after, err)
+	}
+	if g.Generation != after+1 || g.Token != "token of "+who || g.Term != a.term {
+		a.Fatalf("%s after %d: %+v", who, after, g)
+	}
+	if g.Sent.Before(before) || g.Sent.After(time.Now()) {
+		a.Fatal("the grant counts from a time that is not that of the request")
+	}
+	return g
+}
+
+func (a *arbiters) refused(what string, err error) {
+	a.Helper()
+	if !errors.Is(err, failover.ErrRefused) {
+		a.Errorf("%s: %v, want a refusal", what, err)
+	}
+}
+
+func (a *arbiters) first() {
+	if r, err := a.A.Record(a.ctx); err != nil || r != (failover.Record{}) {
+		a.Fatalf("before the first claim: %+v, %v", r, err)
+	}
+	a.acquire(a.A, "a", 0)
+	r, err := a.B.Record(a.ctx)
+	if err != nil || r.Generation != 1 || r.Holder != "a" || r.Term != a.term || r.Note != "note of a" || !r.Held() {
+		a.Errorf("%+v, %v", r, err)
+	}
+}
+
+// free reports that b's claim was granted no earlier than the end of a grant.
+func (a *arbiters) afterEnd(g failover.Grant, b failover.Grant) {
+	a.Helper()
+	// b's request was sent earlier than it was granted; what counts is now.
+	if end := g.Sent.Add(g.Term - failover.Margin(g.Term)); time.Now().Before(end) {
+		a.Errorf("generation %d was granted before generation %d ended", b.Generation, g.Generation)
+	}
+}
+
+func (a *arbiters) waitsForTerm() {
+	g := a.acquire(a.A, "a", 0)
+	a.afterEnd(g, a.acquire(a.B, "b", 1))
+}
+
+func (a *arbiters) renewals() {
+	g := a.acquire(a.A, "a", 0)
+	ctx, cancel := context.WithTimeout(a.ctx, 3*a.term)
+	defer cancel()
+	var group sync.WaitGroup
+	defer group.Wait()
+	group.Go(func() {
+		for ctx.Err() == nil {
+			next, err := a.A.Renew(a.ctx, g, "still a")
+			if err != nil || next.Sent.Before(g.Sent) || next.Generation != 1 || next.Term != a.term {
+				a.Errorf("renew: %+v, %v", next, err)
+				return
+			}
+			g = next
+			time.Sleep(a.term / 5)
+		}
+	})
+	if got, err := a.B.Acquire(ctx, a.claim("b", 1)); err == nil {
+		a.Errorf("b got %+v while a renewed", got)
+	} else if errors.Is(err, failover.ErrRefused) {
+		a.Errorf("%v: a claim that waits is not refused", err)
+	}
+}
+
+func (a *arbiters) release() {
+	g := a.acquire(a.A, "a", 0)
+	if err := a.A.Release(a.ctx, g, "done"); err != nil {
+		a.Fatal(err)
+	}
+	if r, err := a.B.Record(a.ctx); err != nil || r.Held() || r.Generation != 1 || r.Note != "done" {
+		a.Errorf("%+v, %v", r, err)
+	}
+	a.acquire(a.B, "b", 1)
+	a.refused("a second release", a.A.Release(a.ctx, g, ""))
+	_, err := a.A.Renew(a.ctx, g, "")
+	a.refused("a renewal after the release", err)
+}
+
+func (a *arbiters) ownClaim() {
+	first := a.acquire(a.A, "a", 0)
+	a.acquire(a.A, "a", 1)
+	_, err := a.A.Renew(a.ctx, first, "")
+	a.refused("the first grant", err)
+	_, err = a.B.Acquire(a.ctx, a.claim("b", 1))
+	a.refused("the secondary that was left behind", err)
+}
+
+func (a *arbiters) oldCopy() {
+	g := a.acquire(a.A, "a", 0)
+	g = a.acquire(a.A, "a", g.Generation)
+	if err := a.A.Release(a.ctx, g, ""); err != nil {
+		a.Fatal(err)
+	}
+	_, err := a.B.Acquire(a.ctx, a.claim("b", 1))
+	a.refused("an old copy, of a guest that nobody has", err)
+	a.acquire(a.B, "b", 2)
+}
+
+func (a *arbiters) putBack() {
+	a.acquire(a.A, "a", 0)
+	_, err := a.B.Acquire(a.ctx, a.claim("b", 7))
+	a.refused("a claim after a generation that the record does not know", err)
+}
+
+func (a *arbiters) deposed() {
+	g := a.acquire(a.A, "a", 0)
+	a.acquire(a.B, "b", 1)
+	_, err := a.A.Renew(a.ctx, g, "")
+	a.refused("renew", err)
+	a.refused("release", a.A.Release(a.ctx, g, ""))
+	_, err = a.A.Acquire(a.ctx, a.claim("a", 1))
+	a.refused("acquire", err)
+	if r, err := a.A.Record(a.ctx); err != nil || r.Holder != "b" || r.Generation != 2 {
+		a.Errorf("%+v, %v", r, err)
+	}
+}
+
+func (a *arbiters) repeated() {
+	a.acquire(a.A, "a", 0)
+	a.acquire(a.A, "a", 0) // as if the first answer were lost
+	if r, err := a.A.Record(a.ctx); err != nil || r.Generation != 1 {
+		a.Errorf("%+v, %v", r, err)
+	}
+}
+
+func (a *arbiters) watch() {
+	g := a.acquire(a.A, "a", 0)
+	seen, err := a.B.Record(a.ctx)
+	if err != nil {
+		a.Fatal(err)
+	}
+	got := make(chan failover.Record, 1)
+	var group sync.WaitGroup
+	defer group.Wait()
+	group.Go(func() {
+		r, err := a.B.Watch(a.ctx, seen)
+		if err != nil {
+			a.Error(err)
+		}
+		got <- r
+	})
+	for range 3 {
+		if g, err = a.A.Renew(a.ctx, g, "renewed"); err != nil {
+			a.Fatal(err)
+		}
+	}
+	time.Sleep(a.term / 4)
+	select {
+	case r := <-got:
+		a.Fatalf("a renewal was reported: %+v", r)
+	default:
+	}
+	if err := a.A.Release(a.ctx, g, "bye"); err != nil {
+		a.Fatal(err)
+	}
+	if r := <-got; r.Held() || r.Generation != 1 {
+		a.Errorf("%+v", r)
+	}
+	ctx, cancel := context.WithTimeout(a.ctx, a.term/4)
+	defer cancel()
+	last, _ := a.B.Record(a.ctx)
+	if r, err := a.B.Watch(ctx, last); err == nil {
+		a.Errorf("a change that did not happen: %+v", r)
+	}
+}
+
+func (a *arbiters) notes() {
+	g := a.acquire(a.A, "a", 0)
+	if _, err := a.A.Renew(a.ctx, g, "checkpoint 7"); err != nil {
+		a.Fatal(err)
+	}
+	time.Sleep(2 * a.term)
+	if r, err := a.B.Record(a.ctx); err != nil || r.Note != "checkpoint 7" || r.Generation != 1 {
+		a.Errorf("after the term: %+v, %v", r, err)
+	}
+}
+
+func (a *arbiters) contexts() {
+	a.acquire(a.A, "a", 0)
+	ctx, cancel := context.WithTimeout(a.ctx, a.term/4)
+	defer cancel()
+	if _, err := a.B.Acquire(ctx, a.claim("b", 1)); err == nil || errors.Is(err, failover.ErrRefused) {
+		a.Errorf("%v, want the context's error", err)
+	}
+	a.acquire(a.B, "b", 1) // and what was given up left nothing behind
+}
+
+func (a *arbiters) race() {
+	var group sync.WaitGroup
+	var mu sync.Mutex
+	granted := 0
+	for i := range 8 {
+		group.Go(func() {
+			on := a.A
+			if i%2 == 1 {
+				on = a.B
+			}
+			_, err := on.Acquire(a.ctx, a.claim(fmt.Sprint(i), 0))
+			mu.Lock()
+			defer mu.Unlock()
+			if err == nil {
+				granted++
+			} else if !errors.Is(err, failover.ErrRefused) {
+				a.Errorf("%v: after the first grant the others are old", err)
+			}
+		})
+	}
+	group.Wait()
+	if granted != 1 {
+		a.Errorf("%d of 8 claims were granted", granted)
+	}
+}
+
+func (a *arbiters) invalid() {
+	for _, c := range []failover.Claim{
+		{Token: "t"}, {Holder: "h"}, {Holder: "h", Token: "t", Term: -1}, {Holder: "h\xff", Token: "t"},
+		{Holder: "h", Token: "t", Note: string(make([]byte, failover.MaxNote+1))},
+	} {
+		if _, err := a.A.Acquire(a.ctx, c); !errors.Is(err, failover.ErrClaim) {
+			a.Errorf("%+v: %v, want ErrClaim", c, err)
+		}
+	}
+	if r, err := a.A.Record(a.ctx); err != nil || r != (failover.Record{}) {
+		a.Errorf("%+v, %v", r, err)
+	}
+}

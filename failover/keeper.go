@@ -1,0 +1,287 @@
+package failover
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// DefaultTerm is how long a grant lasts after each renewal if a configuration
+// does not say.
+const DefaultTerm = 3 * time.Second
+
+// KeeperConfig says for whom a Keeper keeps a guest. Arbiter and Holder are
+// required.
+type KeeperConfig struct {
+	Arbiter Arbiter
+	Holder  string // this host's name
+	Token   string // "": a new one. See Claim
+	// Term of the grants. 0: DefaultTerm. At least MinTerm. Negative: grants
+	// have no deadline, which is right for a Manual arbiter only.
+	Term time.Duration
+	// Lost, if set, is called when the arbiter says that a grant that was held
+	// is over, on the goroutine in Run and with the gate shut.
+	Lost func(generation uint64, why error)
+	// Failed, if set, is told of each renewal that could not be asked for, on
+	// the goroutine in Run.
+	Failed func(error)
+}
+
+// A Keeper keeps one guest for one host: it claims it, renews the grant for as
+// long as Run runs, and opens and shuts a Gate accordingly. It is a Holder with
+// a clock and an arbiter. Its methods may be called from any goroutine.
+type Keeper struct {
+	cfg  KeeperConfig
+	gate *Gate
+	kick chan struct{} // what Run waits for has changed
+
+	mu     sync.Mutex
+	holder Holder
+	grant  Grant
+	note   string
+}
+
+// NewKeeper returns a Keeper that holds nothing.
+func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
+	if cfg.Term == 0 {
+		cfg.Term = DefaultTerm
+	}
+	cfg.Term = max(0, cfg.Term)
+	if cfg.Token == "" {
+		cfg.Token = NewToken()
+	}
+	if cfg.Arbiter == nil {
+		return nil, errors.New("failover: KeeperConfig needs an Arbiter")
+	}
+	if cfg.Term > 0 && cfg.Term < MinTerm {
+		return nil, fmt.Errorf("failover: a term of %v is too short, the least is %v", cfg.Term, MinTerm)
+	}
+	if err := (Claim{Holder: cfg.Holder, Token: cfg.Token}).Check(); err != nil {
+		return nil, err
+	}
+	return &Keeper{cfg: cfg, gate: NewGate(), kick: make(chan struct{}, 1)}, nil
+}
+
+// Gate returns the gate that is open while this host may act as the guest's
+// holder. It is the same one for the Keeper's life.
+func (k *Keeper) Gate() *Gate { return k.gate }
+
+// Generation returns the generation that is held, though its time may have run
+// out; 0 if none is.
+func (k *Keeper) Generation() uint64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.holder.Generation()
+}
+
+// Until returns when the gate shuts if nothing is renewed.
+func (k *Keeper) Until() time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.holder.Until()
+}
+
+// SetNote sets the note that renewals carry from now on.
+func (k *Keeper) SetNote(note string) error {
+	if err := checkNote(note); err != nil {
+		return err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.note = note
+	return nil
+}
+
+// Acquire claims the guest after a generation that this host has held or
+// followed, and returns the generation that it got; the gate is open then. While
+// nobody can be asked it asks again, for as long as ctx lasts. A refusal matches
+// ErrRefused. What is held while Acquire asks stays held.
+func (k *Keeper) Acquire(ctx context.Context, after uint64) (uint64, error) {
+	var last error
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		k.mu.Lock()
+		c := Claim{Holder: k.cfg.Holder, Token: k.cfg.Token, After: after, Term: k.cfg.Term, Note: k.note}
+		k.mu.Unlock()
+		g, err := k.cfg.Arbiter.Acquire(ctx, c)
+		switch {
+		case err == nil:
+			k.granted(g)
+			return g.Generation, nil
+		case errors.Is(err, ErrRefused), errors.Is(err, ErrClaim):
+			k.over(after)
+			return 0, err
+		case ctx.Err() == nil:
+			last = err
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return 0, errors.Join(err, last)
+		}
+	}
+}
+
+// Promised notes the follower's promise; see Holder.Promised.
+func (k *Keeper) Promised(generation uint64, sent time.Time, term time.Duration) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.holder.Promised(generation, sent, term)
+	k.gate.Until(k.holder.Until())
+}
+
+// Fenced opens the gate by an operator's word that no other host can act as the
+// guest's holder, for the generation after that one, which it returns. The caller
+// acquires the guest after the same generation as soon as the arbiter can be
+// asked, so that others know; a refusal then means that the word was wrong, and
+// the caller drops what it holds.
+func (k *Keeper) Fenced(after uint64) uint64 {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.holder.Fenced(after + 1)
+	k.gate.Until(k.holder.Until())
+	return after + 1
+}
+
+// Drop shuts the gate and forgets the grant without telling the arbiter, whose
+// term runs out by itself.
+func (k *Keeper) Drop() {
+	k.mu.Lock()
+	generation := k.holder.Generation()
+	k.mu.Unlock()
+	k.over(generation)
+}
+
+// Release shuts the gate and then gives the guest back to the arbiter, with a
+// last note. The gate stays shut whatever the arbiter says.
+func (k *Keeper) Release(ctx context.Context, note string) error {
+	k.mu.Lock()
+	g := k.grant
+	held := k.holder.Generation() != 0
+	k.mu.Unlock()
+	if !held {
+		return nil
+	}
+	k.over(g.Generation)
+	return k.cfg.Arbiter.Release(ctx, g, note)
+}
+
+// Run renews what is held until ctx ends, and returns the context's cause. What
+// is held then is not released: its term runs out. The end of a grant does not
+// end Run; another can be acquired.
+func (k *Keeper) Run(ctx context.Context) error {
+	for {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		k.mu.Lock()
+		at, ok := k.holder.Renewal()
+		g, note := k.grant, k.note
+		k.mu.Unlock()
+		if !ok {
+			select {
+			case <-k.kick:
+				continue
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		if wait := time.Until(at); wait > 0 {
+			timer := time.NewTimer(wait)
+			select {
+			case <-timer.C:
+			case <-k.kick:
+				timer.Stop()
+				continue
+			case <-ctx.Done():
+				timer.Stop()
+				return context.Cause(ctx)
+			}
+		}
+		k.renew(ctx, g, note)
+	}
+}
+
+// renew asks once, and waits a moment if nobody can be asked.
+func (k *Keeper) renew(ctx context.Context, g Grant, note string) {
+	ask, cancel := context.WithTimeout(ctx, g.Term)
+	defer cancel()
+	next, err := k.cfg.Arbiter.Renew(ask, g, note)
+	switch {
+	case err == nil:
+		k.granted(next)
+	case errors.Is(err, ErrRefused):
+		if k.own(ask, g) {
+			return
+		}
+		if k.over(g.Generation) && k.cfg.Lost != nil {
+			k.cfg.Lost(g.Generation, err)
+		}
+	case ctx.Err() == nil:
+		if k.cfg.Failed != nil {
+			k.cfg.Failed(err)
+		}
+		sleep(ctx, g.Term/10)
+	}
+}
+
+// own reports whether a grant is over because this keeper itself has acquired the
+// generation after it, perhaps by a claim whose answer was lost, and takes that.
+func (k *Keeper) own(ctx context.Context, g Grant) bool {
+	r, err := k.cfg.Arbiter.Record(ctx)
+	if err != nil {
+		return true // asked again
+	}
+	if r.Token != g.Token || r.Generation != g.Generation+1 {
+		return false
+	}
+	k.mu.Lock()
+	c := Claim{Holder: k.cfg.Holder, Token: k.cfg.Token, After: g.Generation, Term: k.cfg.Term, Note: k.note}
+	held := k.holder.Generation() == g.Generation
+	k.mu.Unlock()
+	if held {
+		if next, err := k.cfg.Arbiter.Acquire(ctx, c); err == nil {
+			k.granted(next)
+		}
+	}
+	return true
+}
+
+func (k *Keeper) granted(g Grant) {
+	k.mu.Lock()
+	k.holder.Granted(g)
+	if k.holder.Generation() == g.Generation {
+		k.grant = g
+	}
+	k.gate.Until(k.holder.Until())
+	k.mu.Unlock()
+	k.wake()
+}
+
+// over ends a generation, and reports whether it was the one that is held.
+func (k *Keeper) over(generation uint64) bool {
+	k.mu.Lock()
+	held := generation != 0 && k.holder.Generation() == generation
+	k.holder.Over(generation)
+	k.gate.Until(k.holder.Until())
+	k.mu.Unlock()
+	k.wake()
+	return held
+}
+
+func (k *Keeper) wake() {
+	select {
+	case k.kick <- struct{}{}:
+	default:
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}

@@ -1,0 +1,322 @@
+package failover_test
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/failovertest"
+)
+
+func keeper(t *testing.T, term time.Duration) (*failover.Keeper, *failovertest.Store) {
+	t.Helper()
+	s := new(failovertest.Store)
+	return keeperOn(t, s, "a", term, nil), s
+}
+
+func keeperOn(t *testing.T, s *failovertest.Store, name string, term time.Duration, lost func(uint64, error)) *failover.Keeper {
+	t.Helper()
+	k, err := failover.NewKeeper(failover.KeeperConfig{Arbiter: failover.NewStoreArbiter(s), Holder: name, Term: term, Lost: lost})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return k
+}
+
+// run starts k and stops it at the end of the bubble.
+func run(t *testing.T, k *failover.Keeper) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); k.Run(ctx) }()
+	return func() { cancel(); <-done }
+}
+
+func TestKeeperRenewsForAsLongAsItRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, s := keeper(t, time.Second)
+		stop := run(t, k)
+		if g, err := k.Acquire(t.Context(), 0); g != 1 || err != nil {
+			t.Fatal(g, err)
+		}
+		if err := k.SetNote("checkpoint 9"); err != nil {
+			t.Fatal(err)
+		}
+		for range 600 {
+			time.Sleep(100 * time.Millisecond)
+			if !k.Gate().Open() {
+				t.Fatal("the gate shut while the arbiter answered")
+			}
+		}
+		if r, _ := s.Load(t.Context()); r.Note != "checkpoint 9" || r.Generation != 1 {
+			t.Errorf("%+v", r)
+		}
+		stop()
+		time.Sleep(time.Second)
+		if k.Gate().Open() {
+			t.Error("the gate is open a term after the last renewal")
+		}
+	})
+}
+
+func TestShortOutageOfTheArbiterIsNotNoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out atomic.Bool
+		s := &failovertest.Store{Before: func(context.Context, string) error {
+			if out.Load() {
+				return errors.New("no route")
+			}
+			return nil
+		}}
+		k := keeperOn(t, s, "a", time.Second, func(uint64, error) { t.Error("lost") })
+		defer run(t, k)()
+		if _, err := k.Acquire(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		out.Store(true)
+		time.Sleep(600 * time.Millisecond)
+		if !k.Gate().Open() {
+			t.Error("shut before the term ran out")
+		}
+		out.Store(false)
+		time.Sleep(200 * time.Millisecond)
+		out.Store(true)
+		time.Sleep(700 * time.Millisecond)
+		if !k.Gate().Open() {
+			t.Error("the renewal between two outages did not count")
+		}
+		time.Sleep(time.Second)
+		if k.Gate().Open() {
+			t.Error("open a term after the last renewal")
+		}
+		out.Store(false)
+		<-k.Gate().Opened() // nobody else came: it goes on
+	})
+}
+
+func TestKeeperEndsWithItsContextWhileNobodyCanBeAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out atomic.Bool
+		s := &failovertest.Store{Before: func(ctx context.Context, _ string) error {
+			if !out.Load() {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		}}
+		k := keeperOn(t, s, "a", time.Second, nil)
+		stop := run(t, k)
+		if _, err := k.Acquire(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		out.Store(true)
+		time.Sleep(10 * time.Second)
+		stop()
+	})
+}
+
+// An answer that comes late does not count for longer than one that comes at
+// once.
+func TestLateAnswerCountsFromItsRequest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &failovertest.Store{After: func(_ context.Context, op string) error {
+			if op == "swap" {
+				time.Sleep(900 * time.Millisecond)
+			}
+			return nil
+		}}
+		k := keeperOn(t, s, "a", time.Second, nil)
+		begin := time.Now()
+		if _, err := k.Acquire(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		if want := begin.Add(time.Second - failover.Margin(time.Second)); !k.Until().Equal(want) {
+			t.Errorf("until %v after the request, want %v", k.Until().Sub(begin), want.Sub(begin))
+		}
+	})
+}
+
+func TestDeposedKeeperShutsItsGateAndSaysSo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := new(failovertest.Store)
+		lost := make(chan uint64, 1)
+		a := keeperOn(t, s, "a", time.Second, func(generation uint64, why error) {
+			if !errors.Is(why, failover.ErrRefused) {
+				t.Error(why)
+			}
+			lost <- generation
+		})
+		b := keeperOn(t, s, "b", time.Second, nil)
+		if _, err := a.Acquire(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		if g, err := b.Acquire(t.Context(), 1); g != 2 || err != nil { // a does not renew: it is stopped
+			t.Fatal(g, err)
+		}
+		if a.Gate().Open() || !b.Gate().Open() {
+			t.Error("the wrong gate is open")
+		}
+		defer run(t, a)()
+		if g := <-lost; g != 1 {
+			t.Errorf("lost generation %d", g)
+		}
+		if a.Gate().Open() || a.Generation() != 0 {
+			t.Error("a goes on")
+		}
+		if _, err := a.Acquire(t.Context(), 1); !errors.Is(err, failover.ErrRefused) {
+			t.Errorf("%v, want a refusal", err)
+		}
+	})
+}
+
+func TestLostAnswerOfAClaimIsFoundAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		swaps := 0
+		s := &failovertest.Store{After: func(_ context.Context, op string) error {
+			if op == "swap" {
+				if swaps++; swaps == 1 {
+					return errors.New("connection reset")
+				}
+			}
+			return nil
+		}}
+		k := keeperOn(t, s, "a", time.Second, nil)
+		if g, err := k.Acquire(t.Context(), 0); g != 1 || err != nil {
+			t.Errorf("generation %d, %v", g, err)
+		}
+		if h := s.History(); len(h) != 1 {
+			t.Errorf("%d grants", len(h))
+		}
+	})
+}
+
+func TestReleaseShutsTheGateBeforeTheArbiterKnows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var k *failover.Keeper
+		releasing := false
+		s := &failovertest.Store{Before: func(_ context.Context, op string) error {
+			if releasing && op == "swap" && k.Gate().Open() {
+				t.Error("the gate was open when the release was sent")
+			}
+			return nil
+		}}
+		k = keeperOn(t, s, "a", time.Second, nil)
+		if _, err := k.Acquire(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		releasing = true
+		if err := k.Release(t.Context(), "over to you"); err != nil {
+			t.Fatal(err)
+		}
+		if err := k.Release(t.Context(), ""); err != nil {
+			t.Errorf("what is not held is released: %v", err)
+		}
+		if r, _ := s.Load(t.Context()); r.Held() || r.Note != "over to you" {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
+func TestPromiseKeepsTheGateOpenWithoutAnArbiter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, _ := keeper(t, time.Second)
+		if _, err := k.Acquire(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			time.Sleep(500 * time.Millisecond)
+			k.Promised(1, time.Now(), time.Second)
+			if !k.Gate().Open() {
+				t.Fatal("shut while the follower promises")
+			}
+		}
+		k.Drop()
+		k.Promised(1, time.Now(), time.Second)
+		if k.Gate().Open() {
+			t.Error("a promise opened the gate of what was dropped")
+		}
+	})
+}
+
+// A host that goes on alone acquires the next generation while a renewal of the
+// present one is under way: that is refused then, and deposes nobody.
+func TestOwnClaimThatOvertakesARenewalDeposesNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var lose atomic.Bool
+		s := &failovertest.Store{
+			Before: func(_ context.Context, op string) error {
+				if op == "load" {
+					time.Sleep(5 * time.Millisecond) // so that the two overlap
+				}
+				return nil
+			},
+			After: func(_ context.Context, op string) error {
+				if lose.Load() && op == "swap" {
+					return errors.New("connection reset")
+				}
+				return nil
+			},
+		}
+		k := keeperOn(t, s, "a", 30*time.Millisecond, func(g uint64, err error) { t.Errorf("deposed of %d: %v", g, err) })
+		defer run(t, k)()
+		for after := range uint64(100) {
+			if g, err := k.Acquire(t.Context(), after); g != after+1 || err != nil {
+				t.Fatal(g, err)
+			}
+			time.Sleep(time.Duration(after%13) * time.Millisecond)
+		}
+		// And a claim that was given up, whose answer was lost.
+		lose.Store(true)
+		ctx, cancel := context.WithTimeout(t.Context(), 6*time.Millisecond)
+		defer cancel()
+		if _, err := k.Acquire(ctx, 100); err == nil {
+			t.Fatal("its answer was not lost")
+		}
+		lose.Store(false)
+		time.Sleep(time.Second)
+		if k.Generation() != 101 || !k.Gate().Open() {
+			t.Errorf("generation %d, open %v", k.Generation(), k.Gate().Open())
+		}
+	})
+}
+
+func TestFencedOpensTheGateBeforeTheArbiterIsAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, s := keeper(t, time.Second)
+		defer run(t, k)()
+		other := keeperOn(t, s, "b", time.Second, nil)
+		if _, err := other.Acquire(t.Context(), 0); err != nil {
+			t.Fatal(err)
+		}
+		if g := k.Fenced(1); g != 2 || !k.Gate().Open() {
+			t.Errorf("generation %d, the gate is open: %v", g, k.Gate().Open())
+		}
+		if g, err := k.Acquire(t.Context(), 1); g != 2 || err != nil {
+			t.Fatal(g, err)
+		}
+		time.Sleep(10 * time.Second)
+		if r, _ := s.Load(t.Context()); r.Generation != 2 || !k.Gate().Open() {
+			t.Errorf("%+v, the gate is open: %v", r, k.Gate().Open())
+		}
+	})
+}
+
+func TestKeeperRefusesWhatCannotWork(t *testing.T) {
+	s := failover.NewStoreArbiter(new(failovertest.Store))
+	for name, c := range map[string]failover.KeeperConfig{
+		"no arbiter": {Holder: "a"},
+		"no name":    {Arbiter: s},
+		"short term": {Arbiter: s, Holder: "a", Term: failover.MinTerm - 1},
+	} {
+		if _, err := failover.NewKeeper(c); err == nil {
+			t.Errorf("%s was accepted", name)
+		}
+	}
+	k, _ := keeper(t, time.Second)
+	if err := k.SetNote(string(make([]byte, failover.MaxNote+1))); !errors.Is(err, failover.ErrClaim) {
+		t.Errorf("a long note: %v", err)
+	}
+}

@@ -1,0 +1,5 @@
+//go:build !unix
+
+package sharedfile
+
+func linked(string) bool { return false }

@@ -1,0 +1,224 @@
+package failover
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// A Store keeps the record of one guest and replaces it by compare and swap.
+// That is all that an arbiter needs of a place that both hosts reach: with it,
+// [StoreArbiter] is an Arbiter. Its methods may be called from any goroutine.
+type Store interface {
+	// Load returns the record, the zero Record if there never was one. It
+	// must contain every swap that was answered before the call.
+	Load(ctx context.Context) (Record, error)
+	// Swap replaces old by next in one indivisible step that is on stable
+	// storage when it returns true. false: the record is not old, and nothing
+	// was changed. After an error the step may have been made or not.
+	Swap(ctx context.Context, old, next Record) (swapped bool, err error)
+	// Changed waits until the record is not seen, and returns it.
+	Changed(ctx context.Context, seen Record) (Record, error)
+}
+
+// A StoreArbiter is the Arbiter over a Store. The store needs no clock: a host
+// that claims the guest watches the record, and when its holder has not renewed
+// it for the whole term, by the claimant's own clock, the term has run out. The
+// claim is then a swap from the very record that was watched, so a renewal that
+// comes before it wins: the present holder is preferred.
+//
+// A claimant that has watched before it claims (Watch) need not wait for the
+// whole term again.
+type StoreArbiter struct {
+	store Store
+
+	mu   sync.Mutex
+	seen Record    // the newest that was seen
+	at   time.Time // when it had been seen; zero: never
+}
+
+var _ Arbiter = (*StoreArbiter)(nil)
+
+// NewStoreArbiter returns the arbiter over a store.
+func NewStoreArbiter(store Store) *StoreArbiter { return &StoreArbiter{store: store} }
+
+// saw notes a record that was read, after it was, and returns when it was first
+// seen.
+func (a *StoreArbiter) saw(r Record) time.Time {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.at.IsZero() || r != a.seen {
+		a.seen, a.at = r, time.Now()
+	}
+	return a.at
+}
+
+// Record implements Arbiter.
+func (a *StoreArbiter) Record(ctx context.Context) (Record, error) {
+	r, err := a.store.Load(ctx)
+	if err == nil {
+		a.saw(r)
+	}
+	return r, err
+}
+
+// Watch implements Arbiter.
+func (a *StoreArbiter) Watch(ctx context.Context, seen Record) (Record, error) {
+	r, err := a.Record(ctx)
+	for err == nil && !r.Changed(seen) {
+		if r, err = a.store.Changed(ctx, r); err == nil {
+			a.saw(r)
+		}
+	}
+	return r, err
+}
+
+// Acquire implements Arbiter.
+func (a *StoreArbiter) Acquire(ctx context.Context, c Claim) (Grant, error) {
+	for {
+		sent := time.Now()
+		r, err := a.store.Load(ctx)
+		if err != nil {
+			return Grant{}, err
+		}
+		lapse, ok := a.lapse(r)
+		lapsed := ok && !time.Now().Before(lapse)
+		next, granted, err := r.Acquire(c, lapsed)
+		if err != nil {
+			return Grant{}, err
+		}
+		if granted {
+			swapped, err := a.store.Swap(ctx, r, next)
+			if err != nil {
+				return Grant{}, err
+			}
+			if !swapped {
+				continue // somebody was faster; look again
+			}
+			a.saw(next)
+			return Grant{Generation: next.Generation, Token: c.Token, Term: c.Term, Sent: sent}, nil
+		}
+		if err := a.until(ctx, r, lapse, ok); err != nil {
+			return Grant{}, err
+		}
+	}
+}
+
+// lapse returns when the record's holder will have been silent for its term. ok
+// is false if it has none.
+func (a *StoreArbiter) lapse(r Record) (at time.Time, ok bool) {
+	since := a.saw(r)
+	return since.Add(r.Term), r.Held() && r.Term > 0
+}
+
+// until waits for the record to change, or for a time.
+func (a *StoreArbiter) until(ctx context.Context, r Record, at time.Time, ok bool) error {
+	wait := ctx
+	if ok {
+		var cancel context.CancelFunc
+		wait, cancel = context.WithDeadline(ctx, at)
+		defer cancel()
+	}
+	next, err := a.store.Changed(wait, r)
+	switch {
+	case err == nil:
+		a.saw(next)
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case ok && wait.Err() != nil:
+		return nil // time to look again
+	}
+	return err
+}
+
+// Renew implements Arbiter.
+func (a *StoreArbiter) Renew(ctx context.Context, g Grant, note string) (Grant, error) {
+	err := a.change(ctx, func(r Record) (Record, error) {
+		g.Sent = time.Now()
+		return r.Renew(g, note)
+	})
+	return g, err
+}
+
+// Release implements Arbiter.
+func (a *StoreArbiter) Release(ctx context.Context, g Grant, note string) error {
+	return a.change(ctx, func(r Record) (Record, error) { return r.Release(g, note) })
+}
+
+func (a *StoreArbiter) change(ctx context.Context, rule func(Record) (Record, error)) error {
+	for {
+		r, err := a.store.Load(ctx)
+		if err != nil {
+			return err
+		}
+		next, err := rule(r)
+		if err != nil {
+			return err
+		}
+		swapped, err := a.store.Swap(ctx, r, next)
+		if err != nil {
+			return err
+		}
+		if swapped {
+			a.saw(next)
+			return nil
+		}
+	}
+}
+
+// ErrRecord says that what a store keeps is not a record.
+var ErrRecord = errors.New("failover: not an arbiter's record")
+
+// MaxRecord bounds the encoding of a record, in bytes.
+const MaxRecord = 16 << 10
+
+// record is a Record as stores keep it.
+type record struct {
+	Format     string `json:"format"`
+	Generation uint64 `json:"generation"`
+	Holder     string `json:"holder,omitempty"`
+	Token      string `json:"token,omitempty"`
+	TermNS     int64  `json:"term_ns,omitempty"`
+	Note       []byte `json:"note,omitempty"`
+	Writes     uint64 `json:"writes"`
+}
+
+const recordFormat = "lockstep-arbiter-1"
+
+// Encode returns the record as one line of JSON, at most MaxRecord bytes, for a
+// Store to keep. Equal records have equal encodings.
+func (r Record) Encode() []byte {
+	b, err := json.Marshal(record{recordFormat, r.Generation, r.Holder, r.Token, int64(r.Term), []byte(r.Note), r.Writes})
+	if err != nil {
+		panic(err) // there is nothing in it that could not be encoded
+	}
+	return append(b, '\n')
+}
+
+// DecodeRecord returns the record that b encodes. An error matches ErrRecord.
+func DecodeRecord(b []byte) (Record, error) {
+	if len(b) > MaxRecord {
+		return Record{}, fmt.Errorf("%w: %d bytes", ErrRecord, len(b))
+	}
+	var r record
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&r); err != nil {
+		return Record{}, fmt.Errorf("%w: %w", ErrRecord, err)
+	}
+	held := r.Token != ""
+	switch {
+	case r.Format != recordFormat:
+		return Record{}, fmt.Errorf("%w: its format is %q", ErrRecord, r.Format)
+	case d.More():
+		return Record{}, fmt.Errorf("%w: more after it", ErrRecord)
+	case r.TermNS < 0, len(r.Note) > MaxNote, len(r.Holder) > MaxName, len(r.Token) > MaxName,
+		held != (r.Holder != ""), held && r.Generation == 0, !held && r.TermNS != 0, r.Writes < r.Generation:
+		return Record{}, fmt.Errorf("%w: %+v", ErrRecord, r)
+	}
+	return Record{r.Generation, r.Holder, r.Token, time.Duration(r.TermNS), string(r.Note), r.Writes}, nil
+}

@@ -1,0 +1,44 @@
+package linuxguest
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestOnlyEvidenceMakesARunSpoilt(t *testing.T) {
+	const guest, machine = 128 << 20, 768 << 20
+	const (
+		machineOops = "[  9.1] BUG: unable to handle page fault for address: 0\n[  9.1] Hardware name: QEMU Standard PC (i440FX + PIIX, 1996)\n[  9.1] Kernel panic - not syncing: Fatal exception\n"
+		guestPanic  = "guest: up\n[  4.2] Kernel panic - not syncing: Attempted to kill init!\n"
+		guestBug    = "[  4.2] BUG: unable to handle page fault for address: 8\n[  4.2] CPU: 1 PID: 1 Comm: init\n"
+		reset       = "ended: the guest restarts, which ends it here"
+	)
+	at := func(base string) string {
+		return reset + ": triple fault of vCPU 1 at RIP 0x0, GS base " + base + ", kernel GS base 0x7f0000001000"
+	}
+	for _, c := range []struct {
+		why, console, events string
+		spoilt, panic        bool
+	}{
+		{"nothing", "", "", false, false},
+		{"a reset without a word", "guest: up\n", reset, false, false},
+		{"a reset with the guest's own GS base", "", at("0xffff888007c00000"), false, false},
+		{"a reset with a user's GS base", "", at("0x7ffff000"), false, false},
+		{"the machine's GS base in the guest", "", at("0xffff88802fc00000"), true, false},
+		{"the same as what SWAPGS would make it", "", "GS base 0x0, kernel GS base 0xffff88802fd00000", true, false},
+		{"an address that neither has", "", at("0xffff888030000000"), false, false},
+		{"the machine's oops", machineOops, "", true, false},
+		{"the guest's panic", guestPanic, reset, false, true},
+		{"the guest's panic, with the machine's GS base", guestPanic, at("0xffff88802fc00000"), false, true},
+		{"the guest's oops", guestBug, "", false, true},
+		{"the guest's panic among the events", "", guestPanic, false, true},
+		{"both", guestPanic + strings.Repeat("x", 5000) + "\n" + machineOops, "", false, true},
+	} {
+		if got := Spoilt(c.console, c.events, guest, machine); (got != "") != c.spoilt {
+			t.Errorf("%s: spoilt %q", c.why, got)
+		}
+		if got := GuestPanic(c.console, c.events); (got != "") != c.panic {
+			t.Errorf("%s: the guest's panic %q", c.why, got)
+		}
+	}
+}

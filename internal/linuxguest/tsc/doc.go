@@ -1,0 +1,2 @@
+// Package tsc reads the time-stamp counter.
+package tsc

@@ -1,0 +1,86 @@
+package packet
+
+import "encoding/binary"
+
+// PPP over Ethernet (RFC 2516): the EtherType of a session's packets, and the
+// protocol numbers of PPP (RFC 1332, RFC 5072) that stand for an EtherType.
+const (
+	TypePPPoE = 0x8864
+
+	pppIPv4 = 0x0021
+	pppIPv6 = 0x0057
+
+	pppoeLen = 8 // the header of RFC 2516 section 4, and PPP's protocol
+)
+
+// A Link says what stands between a frame's addresses and its network header.
+// Packets of one link have the same Link; the zero Link is none.
+type Link struct {
+	Tags    uint8     // VLAN tags (802.1Q, 802.1ad)
+	VLAN    [2]uint16 // the VLANs of the last two, the inner one first
+	PPPoE   bool      // a session of PPP over Ethernet
+	Session uint16    // its number
+}
+
+// Bare reports whether the network header follows the Ethernet header.
+func (l Link) Bare() bool { return l == Link{} }
+
+// LinkKey sets k to the kind of the packet and what it comes in, and to no
+// addresses. The frame may be of any kind.
+func (p *Packet) LinkKey(k *Key) {
+	*k = Key{Kind: p.Kind}
+	k.link(&p.Link)
+}
+
+// link sets the fields of k that say what its packets come in.
+func (k *Key) link(l *Link) {
+	k.Layers, k.VLAN = min(l.Tags, 0x7f), l.VLAN[0]
+	if l.PPPoE {
+		k.Layers |= 0x80
+	}
+	k.Outer = uint32(l.VLAN[1])<<16 | uint32(l.Session)
+}
+
+// link looks at what is between the addresses and the network header: it sets
+// L3, Type, Tags, Link and, if it is known there, where the packet must have
+// ended. It reports whether the headers are whole.
+func (p *Packet) link() bool {
+	frame := p.Frame
+	p.L3, p.bound = EthernetLen, len(frame)
+	p.Type = binary.BigEndian.Uint16(frame[12:])
+	for p.Type == TypeVLAN || p.Type == TypeQinQ {
+		if len(frame) < p.L3+TagLen {
+			return false
+		}
+		p.Link.VLAN[1] = p.Link.VLAN[0]
+		p.Link.VLAN[0] = binary.BigEndian.Uint16(frame[p.L3:]) & 0xfff
+		p.Type = binary.BigEndian.Uint16(frame[p.L3+2:])
+		p.L3 += TagLen
+		p.Tags++
+	}
+	p.Link.Tags = uint8(min(p.Tags, 255))
+	if p.Type != TypePPPoE {
+		return true
+	}
+	b := frame[p.L3:]
+	if len(b) < pppoeLen || b[0] != 0x11 || b[1] != 0 {
+		return false
+	}
+	// The length counts PPP's protocol too.
+	n := int(binary.BigEndian.Uint16(b[4:]))
+	if n < 2 || n > len(b)-6 {
+		return false
+	}
+	switch binary.BigEndian.Uint16(b[6:]) {
+	case pppIPv4:
+		p.Type = TypeIPv4
+	case pppIPv6:
+		p.Type = TypeIPv6
+	default:
+		return true // the link's own: LCP, authentication
+	}
+	p.Link.PPPoE, p.Link.Session = true, binary.BigEndian.Uint16(b[2:])
+	p.bound = p.L3 + 6 + n
+	p.L3 += pppoeLen
+	return true
+}

@@ -1,0 +1,392 @@
+package netstack
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	"gvisor.dev/gvisor/pkg/buffer"
+	"gvisor.dev/gvisor/pkg/state"
+	"gvisor.dev/gvisor/pkg/tcpip"
+	"gvisor.dev/gvisor/pkg/tcpip/header"
+	"gvisor.dev/gvisor/pkg/tcpip/link/channel"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
+	"gvisor.dev/gvisor/pkg/tcpip/network/ipv6"
+	"gvisor.dev/gvisor/pkg/tcpip/stack"
+	"gvisor.dev/gvisor/pkg/tcpip/transport/tcp"
+	"gvisor.dev/gvisor/pkg/waiter"
+)
+
+const (
+	nic  = 1
+	mtu  = 1500
+	port = 7000
+)
+
+// addresses of the guest and of its client, of either protocol.
+var (
+	guest4, client4 = tcpip.AddrFrom4([4]byte{10, 0, 0, 1}), tcpip.AddrFrom4([4]byte{10, 0, 0, 2})
+	guest6, client6 = tcpip.AddrFrom16([16]byte{0xfd, 15: 1}), tcpip.AddrFrom16([16]byte{0xfd, 15: 2})
+)
+
+// A cable is a stack's link. It is no part of an image: another stack has another
+// one.
+type cable struct{ *channel.Endpoint }
+
+func (*cable) StateTypeName() string                   { return "netstack.cable" }
+func (*cable) StateFields() []string                   { return nil }
+func (*cable) StateSave(state.Sink)                    {}
+func (*cable) StateLoad(context.Context, state.Source) {}
+
+// A clock is a guest's. A copy's goes on with the time that it is, as that of a guest
+// does whose host sets it right.
+type clock struct{}
+
+var began = time.Now()
+
+func (*clock) Now() time.Time { return time.Now() }
+func (*clock) NowMonotonic() tcpip.MonotonicTime {
+	return tcpip.MonotonicTime{}.Add(time.Since(began))
+}
+func (*clock) AfterFunc(d time.Duration, f func()) tcpip.Timer { return alarm{time.AfterFunc(d, f)} }
+
+type alarm struct{ *time.Timer }
+
+func (a alarm) Reset(d time.Duration) { a.Timer.Reset(d) }
+
+func (*clock) StateTypeName() string                   { return "netstack.clock" }
+func (*clock) StateFields() []string                   { return nil }
+func (*clock) StateSave(state.Sink)                    {}
+func (*clock) StateLoad(context.Context, state.Source) {}
+
+// newStack returns a stack behind a cable, with an address of each protocol.
+func newStack(a4, a6 tcpip.Address) (*stack.Stack, *cable) {
+	s := stack.New(stack.Options{
+		Clock:              new(clock),
+		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
+		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol},
+	})
+	s.SetAllowConnectedOnSave(true)
+	link := &cable{channel.New(1<<16, mtu, "")}
+	link.LinkEPCapabilities |= stack.CapabilitySaveRestore
+	must(s.CreateNIC(nic, link))
+	for _, a := range []struct {
+		proto tcpip.NetworkProtocolNumber
+		addr  tcpip.Address
+		bits  int
+	}{{header.IPv4ProtocolNumber, a4, 24}, {header.IPv6ProtocolNumber, a6, 64}} {
+		must(s.AddProtocolAddress(nic, tcpip.ProtocolAddress{
+			Protocol: a.proto, AddressWithPrefix: tcpip.AddressWithPrefix{Address: a.addr, PrefixLen: a.bits},
+		}, stack.AddressProperties{}))
+	}
+	s.SetRouteTable([]tcpip.Route{{Destination: header.IPv4EmptySubnet, NIC: nic}, {Destination: header.IPv6EmptySubnet, NIC: nic}})
+	return s, link
+}
+
+func must(err tcpip.Error) {
+	if err != nil {
+		panic(err.String())
+	}
+}
+
+// An image is all of a guest that a checkpoint carries: its stack, and its program.
+type image struct {
+	stack   *stack.Stack
+	program *program
+}
+
+func (*image) StateTypeName() string { return "netstack.image" }
+func (*image) StateFields() []string { return []string{"stack", "program"} }
+func (i *image) StateSave(s state.Sink) {
+	s.Save(0, &i.stack)
+	s.Save(1, &i.program)
+}
+func (i *image) StateLoad(_ context.Context, s state.Source) {
+	s.Load(0, &i.stack)
+	s.Load(1, &i.program)
+}
+
+// A program is a server that answers "down N SEED" on each connection. It does one
+// thing at a time, so that it can be stopped anywhere and copied.
+type program struct {
+	queue  *waiter.Queue
+	listen tcpip.Endpoint
+	conns  []*conn
+}
+
+type conn struct {
+	queue *waiter.Queue
+	ep    tcpip.Endpoint
+	line  []byte
+	seed  uint64
+	at    uint64 // of the answer
+	left  uint64
+	shut  bool
+}
+
+func (*program) StateTypeName() string { return "netstack.program" }
+func (*program) StateFields() []string { return []string{"queue", "listen", "conns"} }
+func (p *program) StateSave(s state.Sink) {
+	s.Save(0, &p.queue)
+	s.Save(1, &p.listen)
+	s.Save(2, &p.conns)
+}
+func (p *program) StateLoad(_ context.Context, s state.Source) {
+	s.Load(0, &p.queue)
+	s.Load(1, &p.listen)
+	s.Load(2, &p.conns)
+}
+
+func (*conn) StateTypeName() string { return "netstack.conn" }
+func (*conn) StateFields() []string {
+	return []string{"queue", "ep", "line", "seed", "at", "left", "shut"}
+}
+func (c *conn) StateSave(s state.Sink) {
+	s.Save(0, &c.queue)
+	s.Save(1, &c.ep)
+	s.Save(2, &c.line)
+	s.Save(3, &c.seed)
+	s.Save(4, &c.at)
+	s.Save(5, &c.left)
+	s.Save(6, &c.shut)
+}
+func (c *conn) StateLoad(_ context.Context, s state.Source) {
+	s.Load(0, &c.queue)
+	s.Load(1, &c.ep)
+	s.Load(2, &c.line)
+	s.Load(3, &c.seed)
+	s.Load(4, &c.at)
+	s.Load(5, &c.left)
+	s.Load(6, &c.shut)
+}
+
+func init() {
+	state.Register((*cable)(nil))
+	state.Register((*clock)(nil))
+	state.Register((*image)(nil))
+	state.Register((*program)(nil))
+	state.Register((*conn)(nil))
+}
+
+// answer is byte i of the answer of a seed.
+func answer(seed, i uint64) byte {
+	x := (seed + i/7) * 0x9e3779b97f4a7c15
+	return byte(x>>56) ^ byte(i)
+}
+
+// step does what can be done now, and reports whether that was anything.
+func (p *program) step() (did bool) {
+	for {
+		ep, q, err := p.listen.Accept(nil)
+		if err != nil {
+			break
+		}
+		p.conns = append(p.conns, &conn{queue: q, ep: ep})
+		did = true
+	}
+	for _, c := range p.conns {
+		did = c.step() || did
+	}
+	return did
+}
+
+func (c *conn) step() (did bool) {
+	for c.left == 0 && !c.shut {
+		var b bytes.Buffer
+		w := tcpip.LimitedWriter{W: &b, N: 1}
+		_, err := c.ep.Read(&w, tcpip.ReadOptions{})
+		if _, closed := err.(*tcpip.ErrClosedForReceive); closed {
+			c.shut = true
+			c.ep.Shutdown(tcpip.ShutdownWrite)
+			return true
+		}
+		if err != nil || b.Len() == 0 {
+			return did
+		}
+		did = true
+		if c.line = append(c.line, b.Bytes()...); c.line[len(c.line)-1] == '\n' {
+			fmt.Sscanf(string(c.line), "down %d %d", &c.left, &c.seed)
+			c.line, c.at = nil, 0
+		}
+	}
+	for c.left > 0 {
+		chunk := make([]byte, min(c.left, 4096))
+		for i := range chunk {
+			chunk[i] = answer(c.seed, c.at+uint64(i))
+		}
+		n, err := c.ep.Write(bytes.NewReader(chunk), tcpip.WriteOptions{})
+		if err != nil || n == 0 {
+			return did
+		}
+		did = true
+		c.at += uint64(n)
+		c.left -= uint64(n)
+	}
+	return did
+}
+
+// A guest is a stack and its program, which can be paused, and become a copy of
+// another one. It is a VM.
+type guest struct {
+	out func(frame []byte) // what it sends
+
+	mu     sync.Mutex
+	image  image
+	link   *cable
+	paused bool
+	frozen bool // its stack is: not one that is new, or was restored
+	copied bool // its stack was restored, and has not run since
+	cancel context.CancelFunc
+	group  *sync.WaitGroup
+}
+
+// newGuest returns a paused guest whose server listens, or will when it becomes
+// another one's copy.
+func newGuest(v6 bool) *guest {
+	g := &guest{paused: true}
+	s, link := newStack(guest4, guest6)
+	g.link = link
+	proto := header.IPv4ProtocolNumber
+	if v6 {
+		proto = header.IPv6ProtocolNumber
+	}
+	q := new(waiter.Queue)
+	ep, err := s.NewEndpoint(tcp.ProtocolNumber, proto, q)
+	must(err)
+	must(ep.Bind(tcpip.FullAddress{Port: port}))
+	must(ep.Listen(16))
+	g.image = image{s, &program{queue: q, listen: ep}}
+	return g
+}
+
+// frame puts an Ethernet header before an IP packet.
+func frame(p []byte, toGuest bool) []byte {
+	f := make([]byte, 14, 14+len(p))
+	f[0], f[6] = 2, 2
+	if toGuest {
+		f[5], f[11] = 1, 2
+	} else {
+		f[5], f[11] = 2, 1
+	}
+	f[12] = 8
+	if len(p) > 0 && p[0]>>4 == 6 {
+		f[12], f[13] = 0x86, 0xdd
+	}
+	return append(f, p...)
+}
+
+// inject gives a frame to a stack.
+func inject(link *cable, f []byte) {
+	proto := header.IPv4ProtocolNumber
+	if f[12] == 0x86 {
+		proto = header.IPv6ProtocolNumber
+	}
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(bytes.Clone(f[14:]))})
+	link.InjectInbound(proto, pkt)
+	pkt.DecRef()
+}
+
+// drain passes what a stack sends to out, until ctx ends.
+func drain(ctx context.Context, link *cable, toGuest bool, out func([]byte)) {
+	for {
+		pkt := link.ReadContext(ctx)
+		if pkt == nil {
+			return
+		}
+		v := pkt.ToView()
+		out(frame(v.AsSlice(), toGuest))
+		v.Release()
+		pkt.DecRef()
+	}
+}
+
+// deliver gives the guest a frame.
+func (g *guest) deliver(f []byte) error {
+	inject(g.link, f)
+	return nil
+}
+
+// Resume lets the guest run: its stack, its program, and what carries its packets.
+func (g *guest) Resume(context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.paused {
+		return nil
+	}
+	g.paused = false
+	ctx, cancel := context.WithCancel(context.Background())
+	g.cancel, g.group = cancel, new(sync.WaitGroup)
+	if g.frozen {
+		g.image.stack.Resume()
+		g.frozen = false
+	}
+	link, p := g.link, g.image.program
+	if g.copied {
+		g.copied = false
+		for _, c := range p.conns {
+			// The stack does not wait for acknowledgments of what it had sent before it
+			// was copied, until it has something to do.
+			c.ep.SocketOptions().SetDelayOption(true)
+			c.ep.SocketOptions().SetDelayOption(false)
+		}
+	}
+	g.group.Go(func() { drain(ctx, link, false, g.out) })
+	g.group.Go(func() {
+		for ctx.Err() == nil {
+			if !p.step() {
+				select {
+				case <-ctx.Done():
+				case <-time.After(200 * time.Microsecond):
+				}
+			}
+		}
+	})
+	return nil
+}
+
+// Pause stops it.
+func (g *guest) Pause(context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.paused {
+		return nil
+	}
+	g.paused = true
+	g.image.stack.Pause()
+	g.frozen = true
+	g.cancel()
+	g.group.Wait()
+	// What the stack has sent, and nobody has taken, it has sent before the pause.
+	for {
+		pkt := g.link.Read()
+		if pkt == nil {
+			return nil
+		}
+		v := pkt.ToView()
+		g.out(frame(v.AsSlice(), false))
+		v.Release()
+		pkt.DecRef()
+	}
+}
+
+// save returns the image of a paused guest.
+func (g *guest) save() ([]byte, error) {
+	var b bytes.Buffer
+	_, err := state.Save(context.Background(), &b, &g.image)
+	return b.Bytes(), err
+}
+
+// become makes a paused guest the copy of what was saved.
+func (g *guest) become(saved []byte) error {
+	var i image
+	if _, err := state.Load(context.Background(), bytes.NewReader(saved), &i); err != nil {
+		return err
+	}
+	fresh, link := newStack(guest4, guest6)
+	i.stack.ReplaceConfig(fresh)
+	i.stack.Restore()
+	g.image, g.link, g.frozen, g.copied = i, link, false, true
+	return nil
+}

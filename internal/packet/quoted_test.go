@@ -1,0 +1,86 @@
+package packet
+
+import "testing"
+
+const (
+	quotedTCP4 = "4500 05dc 0001 4000 40 06 0000 0a000001 0a000002 0050 9c40 00000064"
+	icmpIP4    = "4500 0038 0001 0000 40 01 0000 0a0000fe 0a000001"
+)
+
+func TestAnErrorQuotesASegment(t *testing.T) {
+	ip6q := ip6hdr("0500", "06") + "0050 9c40 00000064"
+	ip6ext := ip6hdr("0500", "00") + "3c00 010400000000" + "2c00 010400000000" + "0600 0001 00000007" + "0050 9c40 00000064"
+	for why, c := range map[string]struct {
+		frame string
+		l4    int
+	}{
+		"IPv4":                 {macs + "0800" + icmpIP4 + "0304 0000 0000 0500" + quotedTCP4, 14 + 20 + 8 + 20},
+		"IPv4 in a VLAN":       {macs + "8100 0005 0800" + icmpIP4 + "0b00 0000 0000 0000" + quotedTCP4, 18 + 20 + 8 + 20},
+		"IPv6":                 {macs + "86dd" + ip6hdr("0038", "3a") + "0200 0000 0000 0500" + ip6q, 14 + 40 + 8 + 40},
+		"IPv6 with extensions": {macs + "86dd" + ip6hdr("0050", "3a") + "0200 0000 0000 0500" + ip6ext, 14 + 40 + 8 + 40 + 24},
+	} {
+		var p Packet
+		var q Quoted
+		p.Parse(unhex(t, c.frame))
+		if !p.Quoted(&q) || q.L4 != c.l4 || q.End != len(p.Frame) || q.Key.Ports != 0x00509c40 || q.Key.Proto != ProtoTCP {
+			t.Errorf("%s: %+v", why, q)
+		}
+		if (p.Tags > 0) != (q.Key.VLAN == 5) {
+			t.Errorf("%s: VLAN %d", why, q.Key.VLAN)
+		}
+		for n := range p.Frame { // however it is cut, nothing is read beyond the end
+			var p Packet
+			p.Parse(unhex(t, c.frame)[:n])
+			p.Quoted(&q)
+		}
+	}
+	for why, frame := range map[string]string{
+		"an echo":               macs + "0800" + icmpIP4 + "0800 0000 0000 0500" + quotedTCP4,
+		"a datagram":            macs + "0800" + udpIP4 + udp,
+		"an ICMPv6 information": macs + "86dd" + ip6hdr("0038", "3a") + "8000 0000 0000 0500" + ip6q,
+		"ICMPv6 in IPv4":        macs + "0800" + "4500 0038 0001 0000 40 3a 0000 0a0000fe 0a000001" + "0304 0000 0000 0500" + quotedTCP4,
+	} {
+		var p Packet
+		var q Quoted
+		p.Parse(unhex(t, frame))
+		if p.Quoted(&q) {
+			t.Errorf("%s quotes %+v", why, q)
+		}
+	}
+}
+
+func TestSignaturesAreSeen(t *testing.T) {
+	for opts, want := range map[string]bool{
+		"": false,
+		"1312 00000000000000000000000000000000 0101":                       true,
+		"0101 080a 0000000000000000 1312 00000000000000000000000000000000": true,
+		"1d10 0102 000000000000000000000000":                               true,
+		"0101 080a 1312131213121312":                                       false,
+		"0204 05b4 0402 080a 0000000000000000 0103 0307":                   false,
+		"0013 1200":                       false,
+		"1d04 0000":                       true,
+		"0101 050a 1313131313131313 0101": false,
+	} {
+		o := unhex(t, opts)
+		for len(o)%4 != 0 {
+			o = append(o, 0)
+		}
+		h := append(make(TCP, TCPLen), o...)
+		h[12] = byte(len(h)/4) << 4
+		if h.Signed() != want {
+			t.Errorf("%s: %t", opts, !want)
+		}
+	}
+}
+
+func FuzzQuoted(f *testing.F) {
+	f.Add(unhex(f, macs+"0800"+icmpIP4+"0304 0000 0000 0500"+quotedTCP4))
+	f.Add(unhex(f, macs+"86dd"+ip6hdr("0038", "3a")+"0200 0000 0000 0500"+ip6hdr("0500", "06")+"0050 9c40 00000064"))
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		var p Packet
+		var q Quoted
+		if p.Parse(frame); p.Quoted(&q) && (q.L4 < p.L4+ICMPLen+IPv4Len || q.L4+8 > q.End || q.End > len(frame)) {
+			t.Fatalf("%+v", q)
+		}
+	})
+}

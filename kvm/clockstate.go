@@ -1,0 +1,75 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"time"
+	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// clockRealtime says that a clock comes with the wall clock's time, or is to be set as
+// much later as the wall clock is now. (KVM api, "KVM_SET_CLOCK"; Linux 5.16.)
+const clockRealtime = 1 << 2
+
+// ClockState is the VM's paravirtual clock (kvmclock) between KVM and a stream.
+type ClockState struct {
+	data gokvm.ClockData
+	wall int64 // the saving host's wall clock at that time, ns since 1970; 0: not known
+}
+
+// Save reads the clock of a VM whose vCPUs are stopped.
+func (s *ClockState) Save(vm int) error {
+	if _, err := ioctl(vm, "KVM_GET_CLOCK", kvmGetClock, unsafe.Pointer(&s.data)); err != nil {
+		return err
+	}
+	s.wall = time.Now().UnixNano()
+	if s.data.Flags&clockRealtime != 0 {
+		s.wall = int64(s.data.Realtime)
+	}
+	return nil
+}
+
+// Behind returns how much time has passed since Save by the wall clocks of the two
+// hosts; 0 if that is not known or less than nothing.
+func (s *ClockState) Behind() time.Duration {
+	if s.wall == 0 {
+		return 0
+	}
+	return max(0, time.Duration(time.Now().UnixNano()-s.wall))
+}
+
+// Restore sets the clock to where it was, after the vCPUs have been restored. (The
+// flags are 0: kernels before 5.16 refuse any.)
+func (s *ClockState) Restore(vm int) error {
+	return s.set(vm, gokvm.ClockData{Clock: s.data.Clock})
+}
+
+// RestoreLater sets the clock as much later as the wall clock is now.
+func (s *ClockState) RestoreLater(vm int) error {
+	return s.set(vm, gokvm.ClockData{Clock: s.data.Clock + uint64(s.Behind())})
+}
+
+// restore is RestoreLater, computed by KVM where it can.
+func (s *ClockState) restore(vm int, realtime bool) error {
+	if !realtime || s.wall == 0 {
+		return s.RestoreLater(vm)
+	}
+	return s.set(vm, gokvm.ClockData{Clock: s.data.Clock, Flags: clockRealtime, Realtime: uint64(s.wall)})
+}
+
+func (s *ClockState) set(vm int, data gokvm.ClockData) error {
+	s.data = data
+	_, err := ioctl(vm, "KVM_SET_CLOCK", kvmSetClock, unsafe.Pointer(&s.data))
+	return err
+}
+
+// VMState names the fields of the state, for a vmstate.Registry.
+func (s *ClockState) VMState(f *vmstate.Fields) {
+	f.Uint64("clock", &s.data.Clock)
+	vmstate.Set(f, &s.wall, 0)
+	f.Subsection("kvm/clock/wall", 1, s.wall != 0, func(f *vmstate.Fields) { f.Int64("wall", &s.wall) })
+}

@@ -1,0 +1,320 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// CPU describes what KVM can give a guest on a host, and what a guest there was
+// given. Two hosts exchange it before a guest's memory moves: what does not fit is
+// then known at once. It has a binary form (encoding.BinaryMarshaler and
+// BinaryUnmarshaler) that both sides treat as opaque bytes.
+type CPU struct {
+	Supported  []CPUIDEntry // what KVM supports there
+	Given      []CPUIDEntry // the guest's CPUID; nil: there is no guest
+	XSaveSize  uint32       // bytes of the largest XSAVE area
+	TSCKHz     uint32       // frequency of the guest's TSC, or else of the host's; 0: not known
+	TSCScaling bool         // the host can give a guest a TSC of any frequency
+}
+
+// ReadCPU describes this host.
+func ReadCPU() (*CPU, error) {
+	vm, err := Create(Config{Memory: PageSize})
+	if err != nil {
+		return nil, err
+	}
+	defer vm.Close()
+	c, err := vm.CPU()
+	if err != nil {
+		return nil, err
+	}
+	c.Given = nil
+	return c, nil
+}
+
+// CPU describes this host and the VM's first vCPU. It may be called while the VM
+// runs, once the vCPU's CPUID is known: set by SetCPUID or Create, or read by a save.
+func (vm *VM) CPU() (*CPU, error) {
+	c := &CPU{
+		Supported:  slices.Clone(vm.sys.cpuid),
+		XSaveSize:  uint32(vm.sys.xsaveSize),
+		TSCScaling: vm.sys.tscControl,
+	}
+	if list := vm.VCPUs(); len(list) > 0 {
+		v := list[0]
+		table := v.state.given.cpuid.Load()
+		if table == nil {
+			if _, err := v.CPUID(); err != nil {
+				return nil, err
+			}
+			table = v.state.given.cpuid.Load()
+		}
+		possible, err := v.staged.possible()
+		if err != nil {
+			return nil, err
+		}
+		c.Supported = slices.Clone(possible)
+		c.Given, c.TSCKHz = slices.Clone(*table), v.state.given.khz.Load()
+	}
+	return c, nil
+}
+
+// DescribeCPU returns the binary form of CPU, for the other host of a pair.
+func (vm *VM) DescribeCPU() ([]byte, error) {
+	c, err := vm.CPU()
+	if err != nil {
+		return nil, err
+	}
+	return c.MarshalBinary()
+}
+
+// JudgeCPU reports whether the guest that the other host has described (its
+// DescribeCPU) can run here. It fails with a CPUError that says what is missing, or
+// an error that wraps ErrState where theirs is not such a description. It may be
+// called from any goroutine.
+func (vm *VM) JudgeCPU(theirs []byte) error {
+	var guest CPU
+	if err := guest.UnmarshalBinary(theirs); err != nil {
+		return err
+	}
+	host, err := vm.CPU()
+	if err != nil {
+		return err
+	}
+	return host.Judge(&guest)
+}
+
+// Judge reports whether guest's guest can run on the host that c describes; if it has
+// none, whether any guest that its host supports can. It fails with a CPUError.
+//
+// What a guest keeps in MSRs is compared when its state is decoded.
+func (c *CPU) Judge(guest *CPU) error {
+	table := guest.Given
+	if table == nil {
+		table = guest.Supported
+	}
+	list := missing(table, c.Supported)
+	if guest.XSaveSize > c.XSaveSize {
+		list = append(list, fmt.Sprintf("an XSAVE area of %d bytes, which has %d here", guest.XSaveSize, c.XSaveSize))
+	}
+	if guest.TSCKHz != 0 && c.TSCKHz != 0 && !c.TSCScaling && !nearby(guest.TSCKHz, c.TSCKHz) {
+		list = append(list, fmt.Sprintf("a TSC of %d kHz, which runs at %d here and cannot be scaled", guest.TSCKHz, c.TSCKHz))
+	}
+	if len(list) > 0 {
+		return &CPUError{list}
+	}
+	return nil
+}
+
+// CommonCPUID returns a CPUID table for vCPU i of a guest that is to run on this host
+// and on the others: what SupportedCPUID says, less what one of them does not support.
+// It is for the creation of a guest (Config.CPUID, VCPU.SetCPUID). It fails with a
+// CPUError where there is no common ground: another vendor, another layout of the
+// XSAVE area.
+func CommonCPUID(i int, others ...*CPU) ([]CPUIDEntry, error) {
+	table, err := SupportedCPUID(i)
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range others {
+		mask(table, o.Supported)
+	}
+	for _, o := range others {
+		if list := missing(table, o.Supported); len(list) > 0 {
+			return nil, &CPUError{list}
+		}
+	}
+	return table, nil
+}
+
+// mask takes from a table what a host does not support.
+func mask(table, supported []CPUIDEntry) {
+	for _, w := range cpuidWords {
+		if e := findCPUID(table, w.function, w.index); e != nil {
+			*reg(e, w.reg) &= cpuidValue(supported, w.function, w.index, w.reg) | w.ignore
+		}
+	}
+	for _, n := range cpuidNumbers {
+		e := findCPUID(table, n.function, 0)
+		if e == nil {
+			continue
+		}
+		field := uint32(1<<n.width-1) << n.shift
+		r := reg(e, n.reg)
+		*r = *r&^field | min(n.value(table), n.value(supported))<<n.shift
+	}
+}
+
+// The binary form of a CPU: the magic number, a version, flags, and big-endian numbers.
+const (
+	cpuMagic   = "lsCPU"
+	cpuVersion = 1
+	cpuScaling = 1 << 0
+	cpuGuest   = 1 << 1
+	cpuHead    = len(cpuMagic) + 2 + 4 + 4 + 2 + 2
+	cpuEntry   = 7 * 4
+)
+
+// MarshalBinary implements encoding.BinaryMarshaler.
+func (c *CPU) MarshalBinary() ([]byte, error) {
+	if len(c.Supported) > maxCPUID || len(c.Given) > maxCPUID {
+		return nil, fmt.Errorf("kvm: %d and %d CPUID entries, want at most %d", len(c.Supported), len(c.Given), maxCPUID)
+	}
+	var flags byte
+	if c.TSCScaling {
+		flags |= cpuScaling
+	}
+	if c.Given != nil {
+		flags |= cpuGuest
+	}
+	b := append([]byte(cpuMagic), cpuVersion, flags)
+	b = binary.BigEndian.AppendUint32(b, c.XSaveSize)
+	b = binary.BigEndian.AppendUint32(b, c.TSCKHz)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(c.Supported)))
+	b = binary.BigEndian.AppendUint16(b, uint16(len(c.Given)))
+	for _, e := range slices.Concat(c.Supported, c.Given) {
+		for _, n := range []uint32{e.Function, e.Index, e.Flags, e.Eax, e.Ebx, e.Ecx, e.Edx} {
+			b = binary.BigEndian.AppendUint32(b, n)
+		}
+	}
+	return b, nil
+}
+
+// UnmarshalBinary implements encoding.BinaryUnmarshaler. It fails with an error that
+// wraps ErrState, and leaves c as it was then.
+func (c *CPU) UnmarshalBinary(b []byte) error {
+	bad := func(what string, n int) error {
+		return fmt.Errorf("%w: description of a CPU: %s %d", ErrState, what, n)
+	}
+	switch {
+	case len(b) < cpuHead:
+		return bad("length", len(b))
+	case string(b[:len(cpuMagic)]) != cpuMagic:
+		return bad("not one, of length", len(b))
+	case b[len(cpuMagic)] != cpuVersion:
+		return bad("version", int(b[len(cpuMagic)]))
+	case b[len(cpuMagic)+1]&^(cpuScaling|cpuGuest) != 0:
+		return bad("flags", int(b[len(cpuMagic)+1]))
+	}
+	flags := b[len(cpuMagic)+1]
+	n := b[len(cpuMagic)+2:]
+	next := CPU{XSaveSize: binary.BigEndian.Uint32(n), TSCKHz: binary.BigEndian.Uint32(n[4:]), TSCScaling: flags&cpuScaling != 0}
+	supported, given := int(binary.BigEndian.Uint16(n[8:])), int(binary.BigEndian.Uint16(n[10:]))
+	b = b[cpuHead:]
+	switch {
+	case supported > maxCPUID, given > maxCPUID:
+		return bad("CPUID entries:", max(supported, given))
+	case (flags&cpuGuest != 0) != (given > 0):
+		return bad("CPUID entries of the guest:", given)
+	case len(b) != (supported+given)*cpuEntry:
+		return bad("length", cpuHead+len(b))
+	}
+	read := func(n int) (list []CPUIDEntry) {
+		for range n {
+			var e CPUIDEntry
+			for _, p := range []*uint32{&e.Function, &e.Index, &e.Flags, &e.Eax, &e.Ebx, &e.Ecx, &e.Edx} {
+				*p, b = binary.BigEndian.Uint32(b), b[4:]
+			}
+			list = append(list, e)
+		}
+		return list
+	}
+	next.Supported = read(supported)
+	next.Given = read(given)
+	*c = next
+	return nil
+}
+
+// SupportedCPUID returns a CPUID table for vCPU i of a VM with interrupt
+// controllers in the kernel: what the host supports, less nested virtualization and
+// what has KVM write to a stopped guest's memory (stolen time and its kin),
+// with the vCPU's own APIC ID, which ends at 254.
+func SupportedCPUID(i int) ([]CPUIDEntry, error) {
+	if i < 0 || i >= maxVCPUs {
+		return nil, fmt.Errorf("kvm: vCPU %d, want 0 to %d: its APIC ID has 8 bits", i, maxVCPUs-1)
+	}
+	kvm, err := openKVM()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(kvm)
+	table, err := supportedCPUID(kvm)
+	if err != nil {
+		return nil, err
+	}
+	return cpuidOf(table, i), nil
+}
+
+// supportedCPUID is what KVM says, with what it leaves for the caller to add: that
+// there is a hypervisor, and the timer (KVM api, "KVM_CAP_TSC_DEADLINE_TIMER").
+func supportedCPUID(kvm int) ([]CPUIDEntry, error) {
+	const tscDeadline, hypervisor = 1 << 24, 1 << 31
+	table := &cpuidTable{n: maxCPUID}
+	if _, err := ioctl(kvm, "KVM_GET_SUPPORTED_CPUID", kvmGetSupportedCPUID, unsafe.Pointer(table)); err != nil {
+		return nil, err
+	}
+	entries := table.entries[:table.n]
+	for i := range entries {
+		if entries[i].Function == 1 {
+			// Without it a guest does not look for KVM's leaves, and so not for its
+			// clock.
+			entries[i].Ecx |= hypervisor
+			if capability(kvm, capTSCDeadline) != 0 {
+				entries[i].Ecx |= tscDeadline
+			}
+		}
+	}
+	return entries, nil
+}
+
+// possibleCPUID is supportedCPUID with what KVM emulates for a guest that is told of
+// it, though no CPU has it.
+func possibleCPUID(kvm int) ([]CPUIDEntry, error) {
+	entries, err := supportedCPUID(kvm)
+	if err != nil {
+		return nil, err
+	}
+	table := &cpuidTable{n: maxCPUID}
+	if _, err := ioctl(kvm, "KVM_GET_EMULATED_CPUID", kvmGetEmulatedCPUID, unsafe.Pointer(table)); err != nil {
+		return entries, nil // an old kernel; then nothing is
+	}
+	merge(entries, table.entries[:min(table.n, maxCPUID)])
+	return entries, nil
+}
+
+// cpuidOf returns the table of vCPU i: its own APIC ID, no nested virtualization,
+// and of KVM's own features none by which it writes to the guest's memory when it
+// likes, also while the vCPU is stopped: asynchronous page faults, stolen time, and
+// flushing the TLBs of vCPUs that do not run, which is told by that. (Intel SDM
+// volume 2, CPUID; AMD APM volume 3, appendix E; KVM's cpuid page, KVM_FEATURE_*.)
+func cpuidOf(supported []CPUIDEntry, i int) []CPUIDEntry {
+	const (
+		vmx, svm = 1 << 5, 1 << 2
+		unbidden = 1<<4 | 1<<5 | 1<<9 | 1<<10 | 1<<14
+	)
+	table := append([]CPUIDEntry(nil), supported...)
+	for j := range table {
+		switch e := &table[j]; e.Function {
+		case 1:
+			e.Ecx &^= vmx
+			e.Ebx = e.Ebx&0x00ffffff | uint32(i)<<24
+		case 0xb, 0x1f:
+			e.Edx = uint32(i)
+		case 0x40000001:
+			e.Eax &^= unbidden
+		case 0x80000001:
+			e.Ecx &^= svm
+		case 0x8000001e: // extended APIC ID, core, node; one thread each
+			if e.Eax|e.Ebx|e.Ecx != 0 {
+				e.Eax, e.Ebx, e.Ecx = uint32(i), uint32(i)&0xff, 0
+			}
+		}
+	}
+	return table
+}

@@ -1,0 +1,195 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"fmt"
+	"math/bits"
+	"strings"
+)
+
+// The registers of a CPUID leaf.
+const (
+	eax = iota
+	ebx
+	ecx
+	edx
+)
+
+// cpuidWord is a register of a CPUID leaf each bit of which is something that a guest
+// may use. (Intel SDM volume 2, CPUID; AMD APM volume 3, appendix E; KVM's cpuid
+// page.)
+type cpuidWord struct {
+	function, index uint32
+	reg             int
+	// ignore has the bits that follow the guest's own doing or describe the
+	// topology, and those that the creator of a guest adds to what KVM lists.
+	ignore uint32
+	names  string // of bits 0 to 31, as far as they have one; "-" has none
+}
+
+var cpuidWords = []cpuidWord{
+	{0x1, 0, ecx, 1<<24 | 1<<27 | 1<<31, "SSE3 PCLMULQDQ DTES64 MONITOR DS-CPL VMX SMX EIST TM2 SSSE3 CNXT-ID SDBG FMA CX16 xTPR PDCM - PCID DCA SSE4.1 SSE4.2 x2APIC MOVBE POPCNT TSC-deadline AES XSAVE OSXSAVE AVX F16C RDRAND"},
+	{0x1, 0, edx, 1 << 28, "FPU VME DE PSE TSC MSR PAE MCE CX8 APIC - SEP MTRR PGE MCA CMOV PAT PSE-36 PSN CLFSH - DS ACPI MMX FXSR SSE SSE2 SS HTT TM - PBE"},
+	{0x7, 0, ebx, 0, "FSGSBASE TSC_ADJUST SGX BMI1 HLE AVX2 FDP_EXCPTN SMEP BMI2 ERMS INVPCID RTM PQM FCS MPX PQE AVX512F AVX512DQ RDSEED ADX SMAP AVX512_IFMA - CLFLUSHOPT CLWB PT AVX512PF AVX512ER AVX512CD SHA AVX512BW AVX512VL"},
+	{0x7, 0, ecx, 1 << 4, "PREFETCHWT1 AVX512_VBMI UMIP PKU OSPKE WAITPKG AVX512_VBMI2 SHSTK GFNI VAES VPCLMULQDQ AVX512_VNNI AVX512_BITALG TME AVX512_VPOPCNTDQ - LA57 - - - - - RDPID KL BUS_LOCK_DETECT CLDEMOTE - MOVDIRI MOVDIR64B ENQCMD SGX_LC PKS"},
+	{0x7, 0, edx, 0, "- SGX_KEYS AVX512_4VNNIW AVX512_4FMAPS FSRM UINTR - - AVX512_VP2INTERSECT SRBDS_CTRL MD_CLEAR RTM_ALWAYS_ABORT - TSX_FORCE_ABORT SERIALIZE HYBRID TSXLDTRK - PCONFIG LBR IBT - AMX-BF16 AVX512_FP16 AMX-TILE AMX-INT8 SPEC_CTRL STIBP L1D_FLUSH ARCH_CAPABILITIES CORE_CAPABILITIES SSBD"},
+	{0x7, 1, eax, 0, "SHA512 SM3 SM4 - AVX-VNNI AVX512_BF16 LASS CMPCCXADD ARCH_PERFMON_EXT - FZRM FSRS FSRC - - - - FRED LKGS WRMSRNS - AMX-FP16 HRESET AVX-IFMA - - LAM MSRLIST"},
+	{0x7, 1, ebx, 0, ""},
+	{0x7, 1, ecx, 0, ""},
+	{0x7, 1, edx, 0, "- - - - AVX-VNNI-INT8 AVX-NE-CONVERT - - AMX-COMPLEX - AVX-VNNI-INT16 - - USER_MSR PREFETCHI - - - CET_SSS AVX10"},
+	{0x7, 2, edx, 0, "PSFD IPRED_CTRL RRSBA_CTRL DDPD_U BHI_CTRL MCDT_NO"},
+	{xcr0CPUIDFn, 0, eax, 0, "x87 SSE AVX BNDREGS BNDCSR opmask ZMM_Hi256 Hi16_ZMM PT PKRU PASID CET_U CET_S HDC UINTR LBR HWP XTILECFG XTILEDATA APX"},
+	{xcr0CPUIDFn, 0, edx, 0, ""},
+	{xcr0CPUIDFn, 1, eax, 0, "XSAVEOPT XSAVEC XGETBV1 XSAVES XFD"},
+	{xcr0CPUIDFn, 1, ecx, 0, ""},
+	{xcr0CPUIDFn, 1, edx, 0, ""},
+	{0x12, 0, eax, 0, "SGX1 SGX2"},
+	{0x14, 0, ebx, 0, ""},
+	{0x14, 0, ecx, 0, ""},
+	{0x19, 0, ebx, 0, ""},
+	{0x1d, 0, eax, 0, ""},
+	{0x1e, 0, ebx, 0, ""},
+	{0x40000001, 0, eax, 0, "CLOCKSOURCE NOP_IO_DELAY MMU_OP CLOCKSOURCE2 ASYNC_PF STEAL_TIME PV_EOI PV_UNHALT - PV_TLB_FLUSH ASYNC_PF_VMEXIT PV_SEND_IPI POLL_CONTROL PV_SCHED_YIELD ASYNC_PF_INT MSI_EXT_DEST_ID HC_MAP_GPA_RANGE MIGRATION_CONTROL - - - - - - CLOCKSOURCE_STABLE"},
+	{0x80000001, 0, ecx, 1 << 1, "LAHF_LM CMP_LEGACY SVM EXTAPIC CR8_LEGACY ABM SSE4A MISALIGNSSE 3DNOWPREFETCH OSVW IBS XOP SKINIT WDT - LWP FMA4 TCE - NODEID_MSR - TBM TOPOEXT PERFCTR_CORE PERFCTR_NB - DBX PERFTSC PERFCTR_LLC MWAITX"},
+	{0x80000001, 0, edx, 0, "FPU VME DE PSE TSC MSR PAE MCE CX8 APIC - SYSCALL MTRR PGE MCA CMOV PAT PSE-36 - MP NX - MMXEXT MMX FXSR FXSR_OPT PDPE1GB RDTSCP - LM 3DNOWEXT 3DNOW"},
+	{0x80000007, 0, edx, 0, "- - - - - - - - invariant-TSC"},
+	{0x80000008, 0, ebx, 0, "CLZERO IRPERF XSAVEERPTR - RDPRU - MBE - MCOMMIT WBNOINVD - - IBPB - IBRS STIBP IBRS_ALWAYS STIBP_ALWAYS IBRS_PREFERRED IBRS_SAME_MODE - - - PPIN SSBD VIRT_SSBD SSB_NO - PSFD BTC_NO IBPB_RET"},
+	{0x8000000a, 0, edx, 0, ""},
+	{0x8000001f, 0, eax, 0, "SME SEV - SEV_ES SEV_SNP"},
+	{0x80000021, 0, eax, 0, ""},
+	{0x80000022, 0, eax, 0, ""},
+}
+
+// cpuidNumber is a part of a register that counts something: a host must have at
+// least as much of it as the guest was told.
+type cpuidNumber struct {
+	function uint32
+	reg      int
+	shift    int
+	width    int
+	name     string
+}
+
+var cpuidNumbers = []cpuidNumber{
+	{0xa, eax, 0, 8, "version of the performance counters"},
+	{0xa, eax, 8, 8, "number of performance counters"},
+	{0xa, eax, 16, 8, "width of the performance counters"},
+	{0xa, edx, 0, 5, "number of fixed performance counters"},
+	{0xa, edx, 5, 8, "width of the fixed performance counters"},
+	{0x24, ebx, 0, 8, "version of AVX10"},
+	{0x80000008, eax, 0, 8, "bits of a physical address"},
+	{0x80000008, eax, 8, 8, "bits of a linear address"},
+}
+
+// reg returns a register of an entry.
+func reg(e *CPUIDEntry, r int) *uint32 {
+	switch r {
+	case eax:
+		return &e.Eax
+	case ebx:
+		return &e.Ebx
+	case ecx:
+		return &e.Ecx
+	}
+	return &e.Edx
+}
+
+// findCPUID returns the entry of a leaf, nil if the table has none.
+func findCPUID(table []CPUIDEntry, function, index uint32) *CPUIDEntry {
+	for i := range table {
+		if e := &table[i]; e.Function == function && e.Index == index {
+			return e
+		}
+	}
+	return nil
+}
+
+// cpuidValue returns a register, 0 if the table does not have the leaf.
+func cpuidValue(table []CPUIDEntry, function, index uint32, r int) uint32 {
+	if e := findCPUID(table, function, index); e != nil {
+		return *reg(e, r)
+	}
+	return 0
+}
+
+// value returns the number in a table.
+func (n cpuidNumber) value(table []CPUIDEntry) uint32 {
+	return cpuidValue(table, n.function, 0, n.reg) >> n.shift & (1<<n.width - 1)
+}
+
+// where names a register as manuals do.
+func where(function, index uint32, r int) string {
+	leaf := fmt.Sprintf("%X", function)
+	switch {
+	case function == 7, function == xcr0CPUIDFn:
+		leaf += fmt.Sprintf(".%d", index)
+	}
+	return "CPUID " + leaf + " " + [...]string{"EAX", "EBX", "ECX", "EDX"}[r]
+}
+
+// bitNames lists bits of a word in words.
+func (w cpuidWord) bitNames(mask uint32) (list []string) {
+	names := strings.Fields(w.names)
+	for ; mask != 0; mask &= mask - 1 {
+		bit := bits.TrailingZeros32(mask)
+		s := fmt.Sprintf("%s bit %d", where(w.function, w.index, w.reg), bit)
+		if bit < len(names) && names[bit] != "-" {
+			s = names[bit] + " (" + s + ")"
+		}
+		list = append(list, s)
+	}
+	return list
+}
+
+// missing says in words what a guest with table has and a host that supports
+// supported has not. What CPUID says of caches, topology and names is not compared.
+func missing(table, supported []CPUIDEntry) (list []string) {
+	vendor := func(t []CPUIDEntry) string {
+		e := findCPUID(t, 0, 0)
+		if e == nil {
+			return ""
+		}
+		var b []byte
+		for _, r := range []uint32{e.Ebx, e.Edx, e.Ecx} {
+			b = append(b, byte(r), byte(r>>8), byte(r>>16), byte(r>>24))
+		}
+		return string(b)
+	}
+	if g, h := vendor(table), vendor(supported); g != h && g != "" && h != "" {
+		list = append(list, fmt.Sprintf("the vendor %q, which is %q here (CPUID 0)", g, h))
+	}
+	for _, w := range cpuidWords {
+		if lacks := cpuidValue(table, w.function, w.index, w.reg) &^ w.ignore &^ cpuidValue(supported, w.function, w.index, w.reg); lacks != 0 {
+			list = append(list, w.bitNames(lacks)...)
+		}
+	}
+	for _, n := range cpuidNumbers {
+		if n.function == 0xa && cpuidNumbers[0].value(table) == 0 {
+			continue // no performance counters
+		}
+		if g, h := n.value(table), n.value(supported); g > h {
+			list = append(list, fmt.Sprintf("%d as the %s, which is %d here (%s)", g, n.name, h, where(n.function, 0, n.reg)))
+		}
+	}
+	return append(list, otherLayout(table, supported)...)
+}
+
+// otherLayout names the components of the XSAVE area that a guest with table may use
+// and that lie elsewhere in it here: the area travels as it is.
+func otherLayout(table, supported []CPUIDEntry) (list []string) {
+	for c := uint32(2); c < 63; c++ {
+		r, bit := eax, c
+		if c >= 32 {
+			r, bit = edx, c-32
+		}
+		g, h := findCPUID(table, xcr0CPUIDFn, c), findCPUID(supported, xcr0CPUIDFn, c)
+		if cpuidValue(table, xcr0CPUIDFn, 0, r)>>bit&1 == 0 || g == nil || h == nil {
+			continue
+		}
+		if g.Eax != h.Eax || g.Ebx != h.Ebx {
+			list = append(list, fmt.Sprintf("component %d of the XSAVE area as %d bytes at %d, which is %d at %d here (CPUID D.%d)", c, g.Eax, g.Ebx, h.Eax, h.Ebx, c))
+		}
+	}
+	return list
+}

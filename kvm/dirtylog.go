@@ -1,0 +1,118 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"fmt"
+	"runtime"
+	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+)
+
+// manual says whether reading KVM's bitmap leaves its bits there, to be cleared by a
+// call of their own: whoever made the VM may have chosen that for it
+// (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), and KVM does not tell.
+type manual uint8
+
+const (
+	manualUnknown manual = iota
+	manualNo
+	manualYes
+)
+
+// clearChunk is how many pages are cleared in one call, while KVM holds a lock that the
+// vCPUs want: a multiple of 64, as KVM asks.
+const clearChunk = 1 << 18
+
+// takeDirtyLog reads KVM's bitmap of a slot into its scratch, and has KVM forget it.
+//
+// Whether it has done so by itself is found out with the first pages that were
+// written, by reading again: if one of them is not there any more it has; the others
+// that have come meanwhile are added. If all are there it has not, or they were
+// written again; then they are cleared, which harms in neither mode, since the pages
+// are copied after that.
+func (vm *VM) takeDirtyLog(s *slot) error {
+	if err := vm.getDirtyLog(s); err != nil || s.manual == manualNo {
+		return err
+	}
+	if s.manual == manualUnknown {
+		some := uint64(0)
+		for _, w := range s.log {
+			some |= w
+		}
+		if some == 0 {
+			return nil
+		}
+		if s.again == nil {
+			s.again = make([]uint64, len(s.log))
+		}
+		if err := vm.readDirtyLog(s, s.again); err != nil {
+			return err
+		}
+		gone := uint64(0)
+		for i, w := range s.again {
+			gone |= s.log[i] &^ w
+			s.log[i] |= w
+		}
+		if gone != 0 {
+			s.manual, s.again = manualNo, nil
+			return nil
+		}
+		if vm.stopped() == nil { // nobody can have written them again
+			s.manual, s.again = manualYes, nil
+		}
+	}
+	return vm.clearDirtyLog(s)
+}
+
+// getDirtyLog reads KVM's bitmap of a slot into its scratch.
+func (vm *VM) getDirtyLog(s *slot) error { return vm.readDirtyLog(s, s.log) }
+
+// readDirtyLog reads KVM's bitmap of a slot into words. No error is taken for an empty
+// log: ENOENT, for one, says that there is none.
+func (vm *VM) readDirtyLog(s *slot, words []uint64) error {
+	request := gokvm.DirtyLog{Slot: s.ID, BitMap: uint64(uintptr(unsafe.Pointer(&words[0])))}
+	_, err := ioctl(vm.fd, "KVM_GET_DIRTY_LOG", kvmGetDirtyLog, unsafe.Pointer(&request))
+	runtime.KeepAlive(words) // the kernel writes through BitMap
+	if err != nil {
+		return fmt.Errorf("kvm: slot %d: %w", s.ID, err)
+	}
+	return nil
+}
+
+// clearLog is struct kvm_clear_dirty_log.
+type clearLog struct {
+	slot   uint32
+	pages  uint32 // a multiple of 64, unless the slot ends there
+	first  uint64 // a multiple of 64
+	bitmap uint64
+}
+
+// clearDirtyLog has KVM forget the pages in the slot's scratch and log them anew,
+// without a call for stretches in which there are none.
+func (vm *VM) clearDirtyLog(s *slot) error {
+	const words = clearChunk / 64
+	for at := 0; at < len(s.log); at += words {
+		chunk := s.log[at:min(at+words, len(s.log))]
+		from, to := 0, len(chunk)
+		for from < to && chunk[from] == 0 {
+			from++
+		}
+		for from < to && chunk[to-1] == 0 {
+			to--
+		}
+		if from == to {
+			continue
+		}
+		first := uint64(at+from) * 64
+		request := clearLog{slot: s.ID, first: first, pages: uint32(min(uint64(to-from)*64, s.pages-first)),
+			bitmap: uint64(uintptr(unsafe.Pointer(&chunk[from])))}
+		_, err := ioctl(vm.fd, "KVM_CLEAR_DIRTY_LOG", kvmClearDirtyLog, unsafe.Pointer(&request))
+		runtime.KeepAlive(s)
+		if err != nil {
+			return fmt.Errorf("kvm: slot %d: %w", s.ID, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,115 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"fmt"
+	"time"
+	"unsafe"
+)
+
+// shot is how a vCPU is saved: by its own thread, on its way into a pause, since KVM
+// has the vCPU loaded there and the threads of several do it at once. What may still
+// change while the vCPU stands still (its local APIC takes interrupts, of devices that
+// are stopped after it) is read when its state is asked for.
+type shot struct {
+	// wanted: the last pause's shot was asked for, so this one's will be. It is of Run's
+	// goroutine while the vCPU is active, and of who holds own otherwise; so are the others.
+	wanted bool
+	fresh  bool // state is the vCPU's, but for what may change
+	used   bool // since the vCPU stopped, its state was asked for
+	at     time.Time
+}
+
+// stale is how old a shot may be, by which the guest's TSC is behind its other clock.
+const stale = 10 * time.Millisecond
+
+// another returns a state for the same vCPU.
+func (s *VCPUState) another() *VCPUState {
+	return &VCPUState{
+		sys: s.sys, msrs: append([]uint32(nil), s.msrs...), apic: s.apic, xsave: make([]byte, len(s.xsave)),
+		flags: s.flags, given: s.given, tsc: tsc{attr: s.tsc.attr},
+	}
+}
+
+// knows makes s know what from knows of the vCPU.
+func (s *VCPUState) knows(from *VCPUState) {
+	s.hasCPUID, s.hasTSCKHz = append(s.hasCPUID[:0], from.hasCPUID...), from.hasTSCKHz
+}
+
+// shoot saves the vCPU, unless others may still act on it: a vCPU in the guest can
+// have another one started over. It is called by Run's goroutine, which has the vCPU.
+func (v *VCPU) shoot() {
+	v.shot.wanted, v.shot.fresh = false, false
+	for begun := time.Now(); v.vm.inside.Load() > 0; {
+		if time.Since(begun) > v.vm.watching {
+			v.shot.wanted = true // for the next pause
+			v.shot.used = true
+			return
+		}
+	}
+	v.shot.at = time.Now()
+	v.state.tsc.shared = v.staged.tsc.shared
+	v.shot.fresh = v.state.Save(v.fd) == nil // who asks for it will see the error
+}
+
+// ends forgets the shot: the vCPU enters the guest.
+func (s *shot) ends() {
+	s.wanted = s.used
+	s.fresh, s.used = false, false
+}
+
+// save makes the shot the stopped vCPU's state.
+func (v *VCPU) save() error {
+	err := v.hold()
+	if err != nil {
+		return err
+	}
+	defer v.own.Unlock()
+	s := v.state
+	s.tsc.shared = v.staged.tsc.shared
+	if v.shot.fresh && time.Since(v.shot.at) < stale {
+		var same bool
+		if same, err = s.update(v.fd); err == nil && same {
+			v.shot.fresh, v.shot.used = false, true
+			return nil
+		}
+	}
+	v.shot.fresh, v.shot.used = false, true
+	if err = s.Save(v.fd); err != nil {
+		return fmt.Errorf("kvm: vCPU %d: %w", v.index, err)
+	}
+	return nil
+}
+
+// restore makes what is staged the stopped vCPU's state.
+func (v *VCPU) restore() error {
+	if err := v.hold(); err != nil {
+		return err
+	}
+	defer v.own.Unlock()
+	v.shot.fresh = false
+	v.staged.knows(v.state)
+	err := v.staged.Restore(v.fd)
+	v.state.knows(v.staged)
+	if err != nil {
+		return fmt.Errorf("kvm: vCPU %d: %w", v.index, err)
+	}
+	return nil
+}
+
+// update reads what may have changed since the vCPU stopped. same is false if that has
+// changed the registers too.
+func (s *VCPUState) update(vcpu int) (same bool, err error) {
+	was := s.mp
+	if _, err := ioctl(vcpu, "KVM_GET_MP_STATE", kvmGetMPState, unsafe.Pointer(&s.mp)); err != nil || s.mp != was {
+		return false, err
+	}
+	if s.apic {
+		if _, err := ioctl(vcpu, "KVM_GET_LAPIC", kvmGetLAPIC, unsafe.Pointer(&s.lapic)); err != nil {
+			return false, err
+		}
+	}
+	_, err = ioctl(vcpu, "KVM_GET_VCPU_EVENTS", kvmGetVCPUEvents, unsafe.Pointer(&s.events))
+	return true, err
+}

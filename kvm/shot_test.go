@@ -1,0 +1,186 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"testing"
+	"time"
+	"unsafe"
+
+	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// shooting returns a VM that is paused with a shot of each of its vCPUs, and what saves
+// it.
+func shooting(t *testing.T, vcpus int) (*VM, func()) {
+	t.Helper()
+	if err := Probe(); err != nil {
+		require.Missing(t, require.KVM, err)
+	}
+	p := guest.Params{VCPUs: vcpus, Pages: 8, Touch: 1}
+	vm, err := Create(Config{VCPUs: vcpus, Memory: p.MemSize()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	vm.watching = 20 * time.Millisecond // however few CPUs there are
+	ctx, stop := context.WithCancel(context.Background())
+	var group sync.WaitGroup
+	t.Cleanup(func() {
+		stop()
+		group.Wait()
+		if err := vm.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := guest.Load(vm.Memory(), p); err != nil {
+		t.Fatal(err)
+	}
+	for i, v := range vm.VCPUs() {
+		regs, err := v.Regs()
+		sregs, err2 := v.Sregs()
+		guest.SetBootState(i, &regs, &sregs)
+		if err := errors.Join(err, err2, v.SetSregs(sregs), v.SetRegs(regs), v.SetRunnable()); err != nil {
+			t.Fatal(err)
+		}
+		group.Go(func() {
+			v.Run(ctx, v.Dispatch(Handler{IO: func(x *IO) error {
+				if x.In {
+					x.Data[0] = guest.StatusReady
+				}
+				return nil
+			}}))
+		})
+	}
+	reg := &vmstate.Registry{}
+	if err := vm.Register(reg); err != nil {
+		t.Fatal(err)
+	}
+	w := qemufile.NewWriter(io.Discard)
+	save := func() {
+		t.Helper()
+		if err := errors.Join(reg.SaveDevices(w), w.Flush()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 50 {
+		if err := vm.Pause(ctx); err != nil {
+			t.Fatal(err)
+		}
+		fresh := 0
+		for _, v := range vm.VCPUs() {
+			if v.shot.fresh {
+				fresh++
+			}
+		}
+		if fresh == vcpus {
+			return vm, save
+		}
+		save()
+		if err := vm.Resume(ctx); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	t.Fatal("no vCPU's thread saves it on its way into a pause")
+	return nil, nil
+}
+
+// An interrupt that a device raises after the vCPU has stopped is in what is saved.
+func TestWhatChangesAfterAVCPUHasStoppedIsSaved(t *testing.T) {
+	for vcpus := 1; vcpus <= 2; vcpus++ {
+		vm, save := shooting(t, vcpus)
+		v := vm.vcpus[vcpus-1]
+		at := v.shot.at
+		const irr, vector = 0x200, 0x45
+		lapic := v.state.lapic
+		lapic.Regs[irr+vector/32*16+vector%32/8] |= 1 << (vector % 8)
+		if _, err := ioctl(v.fd, "KVM_SET_LAPIC", kvmSetLAPIC, unsafe.Pointer(&lapic)); err != nil {
+			t.Fatal(err)
+		}
+		save()
+		if v.state.lapic.Regs[irr+vector/32*16+vector%32/8]&(1<<(vector%8)) == 0 {
+			t.Errorf("%d vCPUs: the interrupt is lost", vcpus)
+		}
+		if time.Since(at) < stale && v.shot.at != at {
+			t.Error("the shot was not used")
+		}
+	}
+}
+
+// A register that is set while the vCPU is stopped is in what is saved, and so is all of
+// a vCPU that was loaded meanwhile, or whose clock has gone on for long.
+func TestAShotIsUsedOnlyForWhatItShows(t *testing.T) {
+	vm, save := shooting(t, 1)
+	v := vm.vcpus[0]
+	regs, err := v.Regs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	regs.R15 ^= 0x5555
+	if err := v.SetRegs(regs); err != nil {
+		t.Fatal(err)
+	}
+	save()
+	if v.state.regs.R15 != regs.R15 {
+		t.Errorf("R15 is %#x, %#x was saved", regs.R15, v.state.regs.R15)
+	}
+
+	vm, save = shooting(t, 1)
+	v = vm.vcpus[0]
+	early, _ := v.state.savedMSR(msrTSC)
+	time.Sleep(2 * stale)
+	save()
+	if late, _ := v.state.savedMSR(msrTSC); late == early {
+		t.Error("a TSC of long ago was saved beside a clock of now")
+	}
+
+	// Saved twice in one pause, the second time anew.
+	early, _ = v.state.savedMSR(msrTSC)
+	save()
+	if late, _ := v.state.savedMSR(msrTSC); late == early {
+		t.Error("the same TSC was saved twice")
+	}
+}
+
+// What is loaded is not lost in a pause that comes between its decoding and its commit.
+func TestAPauseDoesNotTouchWhatIsStaged(t *testing.T) {
+	vm, save := shooting(t, 1)
+	reg := &vmstate.Registry{}
+	if err := vm.Register(reg); err != nil {
+		t.Fatal(err)
+	}
+	save()
+	saved := vm.vcpus[0].state.regs
+	stream := encode(t, reg)
+	ctx := context.Background()
+	vm.Resume(ctx)
+	time.Sleep(2 * time.Millisecond)
+	reg.NewSession()
+	if err := reg.LoadDevices(stream, nil); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		if err := vm.Pause(ctx); err != nil {
+			t.Fatal(err)
+		}
+		save()
+		vm.Resume(ctx)
+		time.Sleep(time.Millisecond)
+	}
+	if err := vm.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := reg.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := vm.vcpus[0].Regs(); err != nil || got != saved {
+		t.Errorf("the registers are %+v, were %+v (%v)", got, saved, err)
+	}
+}

@@ -1,0 +1,259 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// spares is a VM without memory, whose vCPUs never run: on them a state is tried while
+// it is decoded, so that what KVM refuses is known before the guest's own vCPUs are
+// touched. It is made when the first state arrives.
+type spares struct {
+	mu    sync.Mutex
+	kvm   int  // a copy of the descriptor of /dev/kvm
+	chips bool // interrupt controllers in the kernel
+	vm    int  // 0: not made yet
+	list  []*spare
+	gives []CPUIDEntry // what a vCPU gets; see given
+}
+
+// spare is the vCPU of a spare VM that stands for one of the guest's.
+type spare struct {
+	all   *spares
+	id    int // of the vCPU
+	fd    int // 0: not made yet
+	cpuid cpuidTable
+}
+
+// newSpares keeps what it takes to make a spare VM later, when /dev/kvm may not be
+// within reach any more.
+func newSpares(kvm int, chips bool) (*spares, error) {
+	fd, err := unix.FcntlInt(uintptr(kvm), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, &os.SyscallError{Syscall: "fcntl", Err: err}
+	}
+	return &spares{kvm: fd, chips: chips}, nil
+}
+
+// add returns a spare for a vCPU of that ID.
+func (p *spares) add(id int) *spare {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s := &spare{all: p, id: id}
+	p.list = append(p.list, s)
+	return s
+}
+
+// close gives everything back; nothing is tried any more.
+func (p *spares) close() error {
+	if p == nil {
+		return nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.kvm < 0 {
+		return nil
+	}
+	var errs []error
+	for _, s := range p.list {
+		if s.fd > 0 {
+			errs = append(errs, unix.Close(s.fd))
+			s.fd = 0
+		}
+	}
+	if p.vm > 0 {
+		errs = append(errs, unix.Close(p.vm))
+	}
+	errs = append(errs, unix.Close(p.kvm))
+	p.kvm, p.vm = -1, 0
+	return errors.Join(errs...)
+}
+
+// open makes the vCPU unless it is there. all.mu is held.
+func (s *spare) open(apic bool, flags uint32) error {
+	p := s.all
+	if s.fd > 0 {
+		return nil
+	}
+	if p.kvm < 0 {
+		return ErrClosed
+	}
+	if p.vm == 0 {
+		vm, err := ioctlValue(p.kvm, "KVM_CREATE_VM", kvmCreateVM, 0)
+		if err != nil {
+			return err
+		}
+		if err := prepareSpare(vm, p.chips, apic, flags); err != nil {
+			unix.Close(vm)
+			return err
+		}
+		p.vm = vm
+	}
+	fd, err := ioctlValue(p.vm, "KVM_CREATE_VCPU", kvmCreateVCPU, uintptr(s.id))
+	if err != nil {
+		return err
+	}
+	s.fd = fd
+	return nil
+}
+
+// prepareSpare gives a VM what must be there before its vCPUs: interrupt controllers, or
+// local APICs alone if the others are the host's own (KVM_CAP_SPLIT_IRQCHIP).
+func prepareSpare(vm int, chips, apic bool, flags uint32) error {
+	switch {
+	case !chips && apic:
+		const pins = 24
+		enable := enableCap{cap: capSplitIRQChip, args: [4]uint64{pins}}
+		if _, err := ioctl(vm, "KVM_ENABLE_CAP", kvmEnableCap, unsafe.Pointer(&enable)); err != nil {
+			return err
+		}
+	case chips:
+		if _, err := ioctlValue(vm, "KVM_CREATE_IRQCHIP", kvmCreateIRQChip, 0); err != nil {
+			return err
+		}
+	}
+	return enableEvents(vm, flags)
+}
+
+// enableEvents has KVM tell of a pending exception's payload and of a triple fault, as
+// far as flags has them and KVM has that.
+func enableEvents(vm int, flags uint32) error {
+	for _, c := range []struct {
+		flag uint32
+		cap  uintptr
+	}{{eventsPayload, capExceptionPayload}, {eventsTripleFault, capTripleFaultEvent}} {
+		if flags&c.flag == 0 || capability(vm, c.cap) == 0 {
+			continue
+		}
+		enable := enableCap{cap: uint32(c.cap), args: [4]uint64{1}}
+		if _, err := ioctl(vm, "KVM_ENABLE_CAP", kvmEnableCap, unsafe.Pointer(&enable)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// given returns what a guest may have been told by KVM itself: there are KVMs (those
+// that do without the hardware's help) that give a vCPU a CPUID of their own instead of
+// the table that was set.
+func (s *spare) given(supported []CPUIDEntry, apic bool, flags uint32) ([]CPUIDEntry, error) {
+	s.all.mu.Lock()
+	defer s.all.mu.Unlock()
+	if s.all.gives != nil {
+		return s.all.gives, nil
+	}
+	if err := s.open(apic, flags); err != nil {
+		return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
+	}
+	table := &cpuidTable{n: uint32(len(supported))}
+	copy(table.entries[:], supported)
+	s.cpuid = cpuidTable{}
+	if _, err := ioctl(s.fd, "KVM_SET_CPUID2", kvmSetCPUID2, unsafe.Pointer(table)); err != nil {
+		return nil, fmt.Errorf("kvm: %w", err)
+	}
+	*table = cpuidTable{n: maxCPUID}
+	if _, err := ioctl(s.fd, "KVM_GET_CPUID2", kvmGetCPUID2, unsafe.Pointer(table)); err != nil {
+		return nil, fmt.Errorf("kvm: %w", err)
+	}
+	gives := slices.Clone(supported)
+	merge(gives, table.entries[:min(table.n, maxCPUID)])
+	s.all.gives = gives
+	return gives, nil
+}
+
+// merge adds to a table what another has.
+func merge(table, more []CPUIDEntry) {
+	for _, w := range cpuidWords {
+		if e := findCPUID(table, w.function, w.index); e != nil {
+			*reg(e, w.reg) |= cpuidValue(more, w.function, w.index, w.reg)
+		}
+	}
+}
+
+// try finds out whether KVM takes a state, in the order of VCPUState.Restore. What
+// names the guest's memory to KVM, or belongs to the VM as a whole, is left out: the
+// spare has no memory, and the MSRs of Hyper-V are of a VM that was made for them.
+func (s *spare) try(state *VCPUState) error {
+	if s == nil {
+		return nil
+	}
+	s.all.mu.Lock()
+	defer s.all.mu.Unlock()
+	if err := s.open(state.apic, state.flags); err != nil {
+		return fmt.Errorf("kvm: a VM to try a state on: %w", err)
+	}
+	refused := func(what string, err error) error {
+		if errors.Is(err, ErrState) {
+			return err // it says which MSR
+		}
+		return fmt.Errorf("%w: KVM refuses the %s: %w", ErrState, what, err)
+	}
+	if s.cpuid.n != state.cpuid.n || s.cpuid.entries != state.cpuid.entries {
+		s.cpuid = cpuidTable{}
+		if _, err := ioctl(s.fd, "KVM_SET_CPUID2", kvmSetCPUID2, unsafe.Pointer(&state.cpuid)); err != nil {
+			return refused("CPUID table", err)
+		}
+		s.cpuid = state.cpuid
+	}
+	if _, err := ioctl(s.fd, "KVM_SET_MP_STATE", kvmSetMPState, unsafe.Pointer(&state.mp)); err != nil {
+		return refused("MP state", err)
+	}
+	if err := state.putSregs(s.fd); err != nil {
+		return refused("special registers", err)
+	}
+	if _, err := ioctl(s.fd, "KVM_SET_REGS", kvmSetRegs, unsafe.Pointer(&state.regs)); err != nil {
+		return refused("general registers", err)
+	}
+	if state.sys.xcrs {
+		if _, err := ioctl(s.fd, "KVM_SET_XCRS", kvmSetXCRS, unsafe.Pointer(&state.xcrs)); err != nil {
+			return refused("extended control registers", err)
+		}
+	}
+	clear(state.xsave[state.xsaveSize:])
+	if _, err := ioctl(s.fd, "KVM_SET_XSAVE", kvmSetXSave, unsafe.Pointer(&state.xsave[0])); err != nil {
+		return refused("XSAVE area", err)
+	}
+	if state.sys.debugRegs {
+		if _, err := ioctl(s.fd, "KVM_SET_DEBUGREGS", kvmSetDebugRegs, unsafe.Pointer(&state.debug)); err != nil {
+			return refused("debug registers", err)
+		}
+	}
+	if state.apic {
+		const initialCount = 0x380 // of its timer, which is not to run here
+		lapic := state.lapic
+		clear(lapic.Regs[initialCount:][:4])
+		if _, err := ioctl(s.fd, "KVM_SET_LAPIC", kvmSetLAPIC, unsafe.Pointer(&lapic)); err != nil {
+			return refused("local APIC", err)
+		}
+	}
+	if err := state.setMSRs(s.fd, tried); err != nil {
+		return refused("MSRs", err)
+	}
+	events := state.events
+	events.Flags &= state.flags
+	if _, err := ioctl(s.fd, "KVM_SET_VCPU_EVENTS", kvmSetVCPUEvents, unsafe.Pointer(&events)); err != nil {
+		return refused("events", err)
+	}
+	return nil
+}
+
+// tried says which MSRs a spare can be asked for.
+func tried(index uint32) bool {
+	switch {
+	case index == msrTSC, index == msrTSCDeadline: // any value is taken, and set a timer
+		return false
+	case index == 0x12, index>>8 == 0x4b564d: // KVM's own, which name memory
+		return false
+	case index >= 0x40000000 && index < 0x40010000: // Hyper-V's
+		return false
+	}
+	return true
+}

@@ -1,0 +1,68 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// A kernel without TSC offsets takes a TSC that is written within a second of the last
+// for a synchronisation of vCPUs. The TSC is rolled back there as well, and the vCPUs of
+// a VM stay in step.
+func TestTheTSCIsRolledBackWithoutOffsets(t *testing.T) {
+	if err := Probe(); err != nil {
+		require.Missing(t, require.KVM, err)
+	}
+	vm, err := Create(Config{VCPUs: 2, Memory: PageSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Close()
+	first := vm.vcpus[0]
+	read := func(v *VCPU) uint64 {
+		n, _, err := v.state.readMSR(v.fd, msrTSC)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	before := read(first)
+	if err := first.state.writeMSR(first.fd, msrTSC, before+1<<42); err != nil {
+		t.Fatal(err)
+	}
+	if read(first)-before < 1<<41 {
+		t.Skip("this KVM takes a TSC and does not obey")
+	}
+	for _, v := range vm.vcpus {
+		v.staged.tsc.attr = false
+	}
+	reg := &vmstate.Registry{}
+	if err := vm.Register(reg); err != nil {
+		t.Fatal(err)
+	}
+	saved := read(first)
+	stream := encode(t, reg)
+	khz := uint64(first.state.hasTSCKHz)
+	for _, wait := range []time.Duration{0, 50, 300, 900} {
+		time.Sleep(wait * time.Millisecond)
+		reg.NewSession()
+		if err := reg.LoadDevices(stream, nil); err != nil {
+			t.Fatal(err)
+		}
+		begun := time.Now()
+		if err := reg.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		got := read(first)
+		if off, took := int64(got-saved), time.Since(begun); off < -int64(20*khz) || off > int64(khz)*(took.Milliseconds()+20) {
+			t.Errorf("rolled back after %v ms: the TSC is %+d ms from the saved one, restoring took %v", int64(wait), off/int64(khz), took)
+		}
+		if err := vm.TSCError(); err != nil {
+			t.Error(err)
+		}
+	}
+}

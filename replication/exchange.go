@@ -1,0 +1,130 @@
+package replication
+
+import (
+	"fmt"
+	"io"
+)
+
+// Identified is what a [Remote] offers in addition if the other side knows who
+// its copy is. Both methods may block for as long as a round trip takes.
+type Identified interface {
+	// Identity returns who the copy on the other side is.
+	Identity() (Identity, error)
+	// Adopt tells the other side of which disk and generation it is to be a
+	// copy from now on; Overwrite in it says that it may be overwritten,
+	// whatever it is. Otherwise a copy of another disk, or a newer one, refuses,
+	// and nothing has changed.
+	Adopt(Identity) error
+}
+
+// IdentityDisk is a disk of one block that carries the [Identity] of a
+// [Secondary] to its primary, and back who that is: served beside the Export, as
+// [Sums] is, it takes no addition to the protocol. Reading the first sector
+// reads the identity. Writing it is Adopt.
+type IdentityDisk struct{ s *Secondary }
+
+var _ Disk = IdentityDisk{}
+
+// NewIdentityDisk returns the disk that says who s is.
+func NewIdentityDisk(s *Secondary) IdentityDisk { return IdentityDisk{s} }
+
+// Size implements [Disk].
+func (d IdentityDisk) Size() int64 { return BlockSize }
+
+// ReadAt implements io.ReaderAt.
+func (d IdentityDisk) ReadAt(p []byte, off int64) (int, error) {
+	if err := checkRange(off, int64(len(p)), d.Size()); err != nil {
+		return 0, err
+	}
+	block := make([]byte, BlockSize)
+	copy(block, encodeIdentity(d.s.Identity()))
+	return copy(p, block[off:]), nil
+}
+
+// WriteAt hands an identity to the Secondary's Adopt. It must be whole: one
+// sector, at 0, or a block that begins with it.
+func (d IdentityDisk) WriteAt(p []byte, off int64) (int, error) {
+	if err := checkRange(off, int64(len(p)), d.Size()); err != nil {
+		return 0, err
+	}
+	if off != 0 || len(p) < SectorSize {
+		return 0, fmt.Errorf("%w: an identity is written whole", ErrRange)
+	}
+	i, err := decodeIdentity(p)
+	if err == nil {
+		err = d.s.Adopt(i)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// Sync does nothing: an identity that was taken is stable already.
+func (d IdentityDisk) Sync() error { return nil }
+
+// WithIdentity returns remote as an [Identified], whose other side serves an
+// [IdentityDisk] that d is a connection to. Neither is closed by it but with
+// remote's Close, which closes both if d is an io.Closer.
+func WithIdentity(remote Remote, d interface {
+	io.ReaderAt
+	io.WriterAt
+}) Remote {
+	return identifiedRemote{remote, d}
+}
+
+type identifiedRemote struct {
+	Remote
+	d interface {
+		io.ReaderAt
+		io.WriterAt
+	}
+}
+
+func (r identifiedRemote) Identity() (Identity, error) {
+	p := make([]byte, SectorSize)
+	if err := readFull(r.d, p, 0); err != nil {
+		return Identity{}, fmt.Errorf("replication: identity of the secondary: %w", err)
+	}
+	return decodeIdentity(p)
+}
+
+// Extents implements [ExtentReader] if the Remote does.
+func (r identifiedRemote) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
+	return Extents(r.Remote, off, n, yield)
+}
+
+func (r identifiedRemote) Adopt(i Identity) error {
+	if err := writeFull(r.d, encodeIdentity(i), 0); err != nil {
+		return fmt.Errorf("replication: the secondary refuses to be a copy of %v: %w", i, err)
+	}
+	return nil
+}
+
+func (r identifiedRemote) Close() error {
+	err := r.Remote.Close()
+	if c, ok := r.d.(io.Closer); ok {
+		c.Close()
+	}
+	return err
+}
+
+// Identity implements [Identified] for a disk in this process that does.
+func (r diskRemote) Identity() (Identity, error) {
+	if d, ok := r.d.(Identified); ok {
+		return d.Identity()
+	}
+	return Identity{}, nil
+}
+
+// Adopt implements [Identified], and does nothing for a disk that does not.
+func (r diskRemote) Adopt(i Identity) error {
+	if d, ok := r.d.(Identified); ok {
+		return d.Adopt(i)
+	}
+	return nil
+}
+
+func (x incoming) Identity() (Identity, error) { return x.s.Identity(), nil }
+
+func (x incoming) Adopt(i Identity) error { return x.s.Adopt(i) }

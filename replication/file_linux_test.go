@@ -1,0 +1,57 @@
+package replication
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/gocolo/lockstep/internal/require"
+)
+
+// loopDevice returns the name of a block device of size bytes with sectors of
+// 4096 bytes.
+func loopDevice(t *testing.T, size int) string {
+	t.Helper()
+	losetup := require.Program(t, "loop", "losetup")
+	image := filepath.Join(t.TempDir(), "image")
+	must(t, os.WriteFile(image, bytes.Repeat([]byte{0x5a}, size), 0o600))
+	out, err := exec.Command(losetup, "-b", "4096", "-f", "--show", image).CombinedOutput()
+	if err != nil {
+		require.Missing(t, "loop", fmt.Errorf("losetup: %w: %s", err, out))
+	}
+	device := strings.TrimSpace(string(out))
+	t.Cleanup(func() { exec.Command(losetup, "-d", device).Run() })
+	return device
+}
+
+func TestZeroesSmallerThanASectorOfTheDeviceAreWritten(t *testing.T) {
+	const size = 1 << 20
+	d, err := OpenFile(loopDevice(t, size))
+	must(t, err)
+	defer d.Close()
+	want := bytes.Repeat([]byte{0x5a}, size)
+	for _, tc := range []struct {
+		off, n int64
+		do     func(off, n int64) error
+	}{
+		{512, 512, d.WriteZeroes}, {8192, 4096, d.WriteZeroes}, {20480 - 512, 3*4096 + 1024, d.WriteZeroes}, {size - 512, 512, d.WriteZeroes},
+		{65536 + 512, 512, d.Trim}, {131072 + 512, 65536, d.Trim},
+	} {
+		if err := tc.do(tc.off, tc.n); err != nil {
+			t.Errorf("%d bytes at %d: %v", tc.n, tc.off, err)
+		}
+		clear(want[tc.off:][:tc.n])
+	}
+	got := make([]byte, size)
+	must(t, readFull(d, got, 0))
+	if !bytes.Equal(got, want) {
+		t.Error("zeroes are not where they should be, and only there")
+	}
+	if got := extents(t, d, 0, size); len(got) != 1 || got[0] != (extent{size, 0}) {
+		t.Errorf("extents of a device %v, want all data", got)
+	}
+}

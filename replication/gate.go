@@ -1,0 +1,74 @@
+package replication
+
+import (
+	"sync"
+	"syscall"
+)
+
+// Gate says whether this side may let anything out: whether what a guest has
+// written may be answered. [failover.Gate] is one.
+//
+// [failover.Gate]: https://pkg.go.dev/github.com/gocolo/lockstep/failover#Gate
+type Gate interface {
+	// Open reports whether the gate is open now. Any goroutine may ask.
+	Open() bool
+	// Opened returns a channel that is closed at the next opening. It is asked
+	// for after Open has said false; if the gate has opened meanwhile, the
+	// channel is closed already.
+	Opened() <-chan struct{}
+}
+
+// ErrFenced is what a guest's changes get after Fence: it must not go on here.
+// EIO.
+var ErrFenced error = &sentinel{"the guest is fenced off", syscall.EIO}
+
+// gate is a Gate and a fence.
+type gate struct {
+	g      Gate
+	once   sync.Once
+	fenced chan struct{}
+}
+
+func (g *gate) init(of Gate) { g.g, g.fenced = of, make(chan struct{}) }
+
+// pass returns when the gate is open, or, if the guest is fenced, ErrFenced.
+// The caller holds no lock.
+func (g *gate) pass() error {
+	for {
+		select {
+		case <-g.fenced:
+			return ErrFenced
+		default:
+		}
+		if g.g == nil || g.g.Open() {
+			return nil
+		}
+		opened := g.g.Opened()
+		if g.g.Open() {
+			continue // between the two
+		}
+		select {
+		case <-opened:
+		case <-g.fenced:
+		}
+	}
+}
+
+// answer returns err, which may be told at once, or what pass says.
+func (g *gate) answer(err error) error {
+	if err != nil {
+		return err
+	}
+	return g.pass()
+}
+
+func (g *gate) fence() { g.once.Do(func() { close(g.fenced) }) }
+
+// Fence ends the guest's use of the disk for good: the answers that wait for the
+// Gate, and those to all later changes and flushes, are ErrFenced. It is for a
+// side that has lost, so that a vCPU that waits for an answer can be stopped.
+// Reads go on. Any goroutine may call it; it does not block.
+func (p *Primary) Fence() { p.gate.fence() }
+
+// Fence is that of [Primary.Fence], for a secondary's guest that took over.
+func (s *Secondary) Fence() { s.gate.fence() }

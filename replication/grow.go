@@ -1,0 +1,196 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"sync/atomic"
+)
+
+// Grower is a Disk that can become longer.
+type Grower interface {
+	// Grow makes the disk size bytes long, a multiple of SectorSize and not less
+	// than it is. What is new reads as zeroes.
+	Grow(size int64) error
+}
+
+func growDisk(d Disk, size int64) error {
+	g, ok := d.(Grower)
+	if !ok {
+		return fmt.Errorf("%w: the disk cannot grow", errors.ErrUnsupported)
+	}
+	return g.Grow(size)
+}
+
+// mayGrow returns an error unless a disk of from bytes may become one of to.
+func mayGrow(from, to int64) error {
+	if err := checkSize("the disk", to); err != nil {
+		return err
+	}
+	if to < from || from%BlockSize != 0 {
+		return fmt.Errorf("%w: a disk of %d bytes, which would have to be a multiple of %d, does not become one of %d", ErrSize, from, BlockSize, to)
+	}
+	return nil
+}
+
+// Grow makes the secondary disk longer, before the primary's grows and while both
+// run: what is new is zero, and no part of any checkpoint. A connection to the
+// Export that is made from now on sees the new size; the primary needs one for
+// its own Grow. On an error, which is ErrSize, or errors.ErrUnsupported if the
+// disk is no [Grower], or what that said, the disk has its size of before. Guests
+// find a device of the new size when their host says so.
+func (s *Secondary) Grow(_ context.Context, size int64) error {
+	h := s.lockAll()
+	defer s.locks.unlock(h)
+	if err := mayGrow(s.size.Load(), size); err != nil {
+		return err
+	}
+	if st := s.State(); st == Failover || st == FailoverFailed {
+		return fmt.Errorf("%w: state %v", ErrRunning, st)
+	}
+	if err := growDisk(s.disk.Disk, size); err != nil {
+		return err
+	}
+	s.disk.wrote()
+	if err := s.syncDisk(); err != nil {
+		return err
+	}
+	if j := s.cfg.Journal; j != nil {
+		if err := j.setSize(size); err != nil {
+			return err
+		}
+	}
+	s.active.grow(size)
+	s.hidden.grow(size)
+	s.size.Store(size)
+	return nil
+}
+
+// setSize records how long the disk is.
+func (j *Journal) setSize(size int64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	b := j.super
+	b.size = uint64(size)
+	return j.store(b)
+}
+
+// grow makes o that of a disk of size bytes. The whole disk is locked.
+func (o *overlay) grow(size int64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	blocks := (size + BlockSize - 1) / BlockSize
+	dir := make([]atomic.Pointer[leaf], max((blocks+leafBlocks-1)/leafBlocks, int64(len(o.dir))))
+	for i := range o.dir {
+		dir[i].Store(o.dir[i].Load())
+	}
+	o.dir = dir
+}
+
+// Grow makes the local disk longer, after the secondary's has grown, while the
+// guest runs and replication does. remote is a new connection to the same copy,
+// which sees its new size; the one that is attached is given up for it, once
+// everything on its way has been answered. Without a secondary remote is nil.
+//
+// On an error nothing has changed: ErrSize if a size does not fit, ErrIdentity if
+// remote is to another copy, ErrRunning between a Mark and its Loaded, when it may
+// be tried again, errors.ErrUnsupported if the disk is no [Grower], ctx's, or a
+// *BrokenError. It owns remote only if it succeeds. It is called as Attach is, one
+// at a time with the others.
+func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := mayGrow(p.size.Load(), size); err != nil {
+		return err
+	}
+	old := p.link.Load()
+	switch {
+	case (old == nil) != (remote == nil):
+		return fmt.Errorf("%w: a secondary is attached, or is given, and not the other", ErrNotRunning)
+	case remote != nil && remote.Size() != size:
+		return fmt.Errorf("%w: the secondary has %d bytes, not %d", ErrSize, remote.Size(), size)
+	}
+	var room int64
+	if other, ok := remote.(Identified); ok {
+		theirs, err := other.Identity()
+		if err != nil {
+			return err
+		}
+		if theirs.Copy != p.peer.run.Copy || theirs.instance != p.peer.instance {
+			return fmt.Errorf("%w: it is copy %v, the one that is attached %v", ErrIdentity, theirs.Copy, p.peer.run.Copy)
+		}
+		room = theirs.room
+	}
+	h := p.lockAll()
+	defer p.locks.unlock(h)
+	if old != nil {
+		switch err := old.arrived(ctx, 0, math.MaxInt64); {
+		case err == errHeld || err == nil && old.isHeld():
+			return fmt.Errorf("%w: what is held waits for Loaded", ErrRunning)
+		case err != nil:
+			return err
+		}
+	}
+	if err := p.meta.grow(size, p.peer.intent); err != nil {
+		return err
+	}
+	if err := growDisk(p.local.Disk, size); err != nil {
+		return err
+	}
+	p.local.wrote()
+	for _, b := range []*Bitmap{p.peer.dirty, p.peer.epoch, p.peer.older, p.peer.copied} {
+		b.grow(size)
+	}
+	if p.peer.marks != nil {
+		p.peer.marks.grow(size)
+	}
+	p.size.Store(size)
+	p.room.set(size, room)
+	if old == nil {
+		return nil
+	}
+	f := NewForwarder(remote, old.cfg)
+	f.state, f.marked = Running, old.marked
+	p.link.Store(f)
+	old.Stop(ctx, false) // which has nothing under way
+	p.changed()
+	return nil
+}
+
+func (f *Forwarder) isHeld() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.held
+}
+
+// grow makes room for the bitmap of a disk of size bytes, and t that bitmap.
+func (m *Metadata) grow(size int64, t *intent) error {
+	if t == nil {
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if need := metadataHead + intentBytes(size); m.dev.Size() < need {
+		if err := growDisk(m.dev.Disk, need); err != nil {
+			return fmt.Errorf("replication: metadata: %w", err)
+		}
+	}
+	t.grow(size)
+	return nil
+}
+
+// grow makes t the bitmap of a disk of size bytes, for which the device has room.
+func (t *intent) grow(size int64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for t.writing {
+		t.ended.Wait()
+	}
+	words := intentBytes(size) / SectorSize * intentWords
+	want, disk := make([]uint32, words), make([]uint32, words)
+	copy(want, t.want)
+	copy(disk, t.disk)
+	t.want, t.disk = want, disk
+	t.size, t.regions = size, (size+intentRegion-1)/intentRegion
+}

@@ -1,0 +1,140 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+// growRig is a pair on files that runs.
+type growRig struct {
+	local, disk *File
+	p           *Primary
+	s           *Secondary
+	j           *Journal
+}
+
+func newGrowRig(t *testing.T, dir string, size int64) *growRig {
+	t.Helper()
+	open := func(name string) *File {
+		f, err := CreateFile(filepath.Join(dir, name), size)
+		must(t, err)
+		t.Cleanup(func() { f.Close() })
+		return f
+	}
+	x := &growRig{local: open("local"), disk: open("disk")}
+	var err error
+	x.j, err = OpenJournalFiles(filepath.Join(dir, "journal"), 8<<20)
+	must(t, err)
+	t.Cleanup(func() { x.j.Close() })
+	x.s, err = NewSecondary(x.disk, SecondaryConfig{Journal: x.j, Overwrite: true})
+	must(t, err)
+	x.p, err = NewPrimary(x.local, PrimaryConfig{})
+	must(t, err)
+	protectFirst(t, x.p, x.s)
+	return x
+}
+
+func (x *growRig) remote() Remote {
+	return WithIdentity(DiskRemote(plainDisk{x.s.Export()}), NewIdentityDisk(x.s))
+}
+
+func TestADiskGrowsWhileItIsProtected(t *testing.T) {
+	ctx := context.Background()
+	const from, to = 4 << 20, 5<<20 + SectorSize
+	dir := t.TempDir()
+	x := newGrowRig(t, dir, from)
+	write(t, x.p, 0x11, 0, BlockSize)
+	checkpointBoth(t, x.p, x.s, 1)
+	stop := make(chan struct{})
+	var guest sync.WaitGroup
+	guest.Go(func() {
+		for i := int64(0); ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+				write(t, x.p, byte(i), i%1000*BlockSize, BlockSize)
+			}
+		}
+	})
+	must(t, x.s.Grow(ctx, to))
+	must(t, x.p.Grow(ctx, to, x.remote()))
+	close(stop)
+	guest.Wait()
+	if x.p.Size() != to || x.s.Size() != to {
+		t.Fatalf("the disks have %d and %d bytes, want %d", x.p.Size(), x.s.Size(), int64(to))
+	}
+	want(t, "what is new", x.p, 0, from, to-from)
+	want(t, "what is new, for the secondary's guest", x.s, 0, from, to-from)
+	checkpointBoth(t, x.p, x.s, 2)
+	write(t, x.p, 0x22, from, to-from)
+	want(t, "what is new, for the secondary's guest", x.s, 0, from, to-from)
+	checkpointBoth(t, x.p, x.s, 3)
+	want(t, "after a checkpoint", x.s, 0x22, from, to-from)
+	write(t, x.p, 0x33, 0, to)
+	must(t, x.p.Sync())
+	must(t, x.p.Stop(ctx, true))
+	must(t, errors.Join(x.disk.Close(), x.j.Close(), x.local.Close())) // both processes end
+
+	disk, err := OpenFile(filepath.Join(dir, "disk"))
+	must(t, err)
+	defer disk.Close()
+	j, err := OpenJournalFiles(filepath.Join(dir, "journal"), 8<<20)
+	must(t, err)
+	defer j.Close()
+	epoch, _, err := j.Recover(ctx, disk)
+	must(t, err)
+	if epoch != 3 {
+		t.Errorf("recovered epoch %d", epoch)
+	}
+	want(t, "the last checkpoint", disk, 0x22, from, to-from)
+	s, err := NewSecondary(disk, SecondaryConfig{Journal: j})
+	must(t, err)
+	local, err := OpenFile(filepath.Join(dir, "local"))
+	must(t, err)
+	defer local.Close()
+	p, err := NewPrimary(local, PrimaryConfig{})
+	must(t, err)
+	if p.peer.intent == nil {
+		t.Error("there is no room for the bitmap of the disk that has grown")
+	}
+	protectFirst(t, p, s)
+	if !bytes.Equal(read(t, disk, 0, to), read(t, local, 0, to)) {
+		t.Error("the copies differ")
+	}
+}
+
+func TestGrowthThatCannotBeIsRefused(t *testing.T) {
+	ctx := context.Background()
+	x := newGrowRig(t, t.TempDir(), 4<<20)
+	wantErr(t, "shorter", x.s.Grow(ctx, 1<<20), ErrSize)
+	wantErr(t, "no multiple of a sector", x.s.Grow(ctx, 4<<20+1), ErrSize)
+	wantErr(t, "the primary before the secondary", x.p.Grow(ctx, 5<<20, x.remote()), ErrSize)
+	wantErr(t, "without the secondary", x.p.Grow(ctx, 5<<20, nil), ErrNotRunning)
+	must(t, x.s.Grow(ctx, 5<<20))
+	other, err := NewSecondary(newFake(5<<20, 0), SecondaryConfig{})
+	must(t, err)
+	wantErr(t, "another copy", x.p.Grow(ctx, 5<<20, DiskRemote(other.Export())), ErrIdentity)
+	must(t, x.p.Mark(ctx, 1))
+	wantErr(t, "between a mark and Loaded", x.p.Grow(ctx, 5<<20, x.remote()), ErrRunning)
+	must(t, x.s.Checkpoint(ctx, 1))
+	must(t, x.p.Loaded(ctx, 1))
+	if x.p.Size() != 4<<20 {
+		t.Errorf("the primary's disk has %d bytes", x.p.Size())
+	}
+	must(t, x.p.Grow(ctx, 5<<20, x.remote()))
+
+	p, err := NewPrimary(newFake(testSize, 0), PrimaryConfig{})
+	must(t, err)
+	wantErr(t, "a disk that cannot", p.Grow(ctx, 2*testSize, nil), errors.ErrUnsupported)
+	s, err := NewSecondary(newFake(testSize, 0), SecondaryConfig{})
+	must(t, err)
+	wantErr(t, "a disk that cannot", s.Grow(ctx, 2*testSize), errors.ErrUnsupported)
+	s, err = NewSecondary(newFake(testSize+SectorSize, 0), SecondaryConfig{})
+	must(t, err)
+	wantErr(t, "the last block is not whole", s.Grow(ctx, 2*testSize), ErrSize)
+}

@@ -1,0 +1,247 @@
+package replication
+
+import (
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"hash/crc32"
+	"slices"
+	"syscall"
+)
+
+// ID names a guest's disk, or one copy of it, at random. The zero ID names
+// nothing.
+type ID [16]byte
+
+func newID() (id ID) {
+	rand.Read(id[:])
+	return id
+}
+
+// String returns 32 hexadecimal digits.
+func (id ID) String() string { return hex.EncodeToString(id[:]) }
+
+// Generation names a stretch of a disk's history in which the same side wrote
+// it: a new one begins when a secondary has taken over, and when a primary goes
+// on without its secondary. Number counts them; Tag is random, so that two
+// sides that went on each by itself are not taken for one. It is what DRBD's
+// generation identifiers are.
+type Generation struct {
+	Number, Tag uint64
+}
+
+// String returns the number and the tag.
+func (g Generation) String() string { return fmt.Sprintf("%d-%016x", g.Number, g.Tag) }
+
+func (g Generation) next() Generation {
+	var b [8]byte
+	rand.Read(b[:])
+	return Generation{g.Number + 1, binary.LittleEndian.Uint64(b[:])}
+}
+
+// CopyState says what a copy of a disk is worth.
+type CopyState uint8
+
+// The states of a copy.
+const (
+	// CopyClean: the copy is the disk of its generation and epoch, or, where
+	// the guest writes it, of now.
+	CopyClean CopyState = iota
+	// CopyInconsistent: the copy is that of no moment. It is being copied, or
+	// a primary was writing it when its host was lost; its Journal, if it has
+	// one, makes it clean.
+	CopyInconsistent
+	// CopyOutdated: another copy is known to be newer.
+	CopyOutdated
+)
+
+func (s CopyState) String() string {
+	names := [...]string{"clean", "inconsistent", "outdated"}
+	if int(s) < len(names) {
+		return names[s]
+	}
+	return fmt.Sprintf("state %d", uint8(s))
+}
+
+// historyLength is how many generations before its own a copy remembers.
+const historyLength = 6
+
+// Identity is who a copy of a disk is: of which guest disk, which copy, and how
+// far in its history. Two copies exchange them when they are joined.
+type Identity struct {
+	Disk       ID // the same for all copies; zero: a blank one, or unknown
+	Copy       ID // of this one
+	Generation Generation
+	History    [historyLength]Generation // those before, newest first; zero: none
+	// Epoch is the last checkpoint, in this generation, that the copy has. It
+	// is durable with a Journal; without, it is that of when the copy was last
+	// stopped or begun.
+	Epoch uint64
+	State CopyState
+	// Writes: a guest writes this copy, or did when it was last used: it is a
+	// primary's, or was promoted.
+	Writes bool
+	// Overwrite: whoever keeps the copy says that it may be overwritten,
+	// whatever it is.
+	Overwrite bool
+
+	instance ID    // of the process that has it; on the wire alone
+	room     int64 // for pre-images, in bytes, so too; zero: not known
+}
+
+// String says it in a line.
+func (i Identity) String() string {
+	if i.Disk == (ID{}) {
+		return "of no known disk"
+	}
+	role := "a copy"
+	if i.Writes {
+		role = "the guest's copy"
+	}
+	return fmt.Sprintf("disk %v, %s, %v, generation %v, epoch %d", i.Disk, role, i.State, i.Generation, i.Epoch)
+}
+
+// begin begins the next generation.
+func (i *Identity) begin() {
+	copy(i.History[1:], i.History[:])
+	i.History[0] = i.Generation
+	i.Generation, i.Epoch = i.Generation.next(), 0
+}
+
+// descends reports whether i's history goes on from that of o, or is the same.
+func (i *Identity) descends(o Identity) bool {
+	return i.Generation == o.Generation || o.Generation != (Generation{}) && slices.Contains(i.History[:], o.Generation)
+}
+
+// Newest says which of two copies of one disk has the newest state of its
+// guest, -1 for a, 1 for b, and 0 if they are equals, as far as stable storage
+// tells; what a primary's process keeps in memory does not matter. It is for
+// hosts that both come up after both were down, before either lets its guest
+// run.
+//
+// The error is ErrIdentity if they are copies of different disks, and
+// ErrDiverged if both guests went on, so that neither has what the other has.
+// An inconsistent copy is never the newest, and two of them are ErrInconsistent.
+func Newest(a, b Identity) (int, error) {
+	if a.Disk == (ID{}) || b.Disk == (ID{}) || a.Disk != b.Disk {
+		return 0, fmt.Errorf("%w: %v, and %v", ErrIdentity, a, b)
+	}
+	switch {
+	case a.State == CopyInconsistent && b.State == CopyInconsistent:
+		return 0, ErrInconsistent
+	case b.State == CopyInconsistent:
+		return -1, nil
+	case a.State == CopyInconsistent:
+		return 1, nil
+	case !a.descends(b) && !b.descends(a):
+		return 0, fmt.Errorf("%w: %v, and %v", ErrDiverged, a, b)
+	case a.Generation != b.Generation && a.descends(b):
+		return -1, nil
+	case a.Generation != b.Generation:
+		return 1, nil
+	case a.State == CopyOutdated && b.State != CopyOutdated:
+		return 1, nil
+	case b.State == CopyOutdated && a.State != CopyOutdated:
+		return -1, nil
+	case a.Writes != b.Writes: // the other is that of a checkpoint
+		if a.Writes {
+			return -1, nil
+		}
+		return 1, nil
+	case a.Epoch != b.Epoch:
+		if a.Epoch > b.Epoch {
+			return -1, nil
+		}
+		return 1, nil
+	}
+	return 0, nil
+}
+
+// Errors of copies that are not what they should be.
+var (
+	// ErrIdentity: a copy is of another guest's disk, or of none that is
+	// known, and nobody has said that it may be overwritten. EPERM, as the next.
+	ErrIdentity error = &sentinel{"not a copy of this disk", syscall.EPERM}
+	// ErrDiverged: two copies of one disk whose guests both went on.
+	ErrDiverged error = &sentinel{"the copies have diverged", syscall.EPERM}
+	// ErrInconsistent: a copy that is that of no moment cannot be a guest's
+	// disk.
+	ErrInconsistent error = &sentinel{"the copy is inconsistent", 0}
+	// ErrOutdated: another copy is newer. EPERM.
+	ErrOutdated error = &sentinel{"the copy is outdated", syscall.EPERM}
+)
+
+// An Identity is encoded in a sector: magic [16], then the fields in their
+// order, little endian, the process that has the copy [16] and its room for
+// pre-images u64, and at the end a checksum of all before.
+
+const (
+	identityMagic   = "lockstep copy 1\n"
+	identityEncoded = 16 + 16 + 16 + 16 + historyLength*16 + 8 + 4
+)
+
+func (i *Identity) append(p []byte) []byte {
+	le := binary.LittleEndian
+	p = append(append(p, i.Disk[:]...), i.Copy[:]...)
+	for _, g := range append([]Generation{i.Generation}, i.History[:]...) {
+		p = le.AppendUint64(le.AppendUint64(p, g.Number), g.Tag)
+	}
+	p = le.AppendUint64(p, i.Epoch)
+	return append(p, byte(i.State), bit(i.Writes), bit(i.Overwrite), 0)
+}
+
+func bit(b bool) byte {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// decode reads what append has written, and reports whether that can be.
+func (i *Identity) decode(p []byte) bool {
+	le := binary.LittleEndian
+	copy(i.Disk[:], p)
+	copy(i.Copy[:], p[16:])
+	p = p[32:]
+	get := func() (g Generation) {
+		g.Number, g.Tag = le.Uint64(p), le.Uint64(p[8:])
+		p = p[16:]
+		return g
+	}
+	i.Generation = get()
+	for k := range i.History {
+		i.History[k] = get()
+	}
+	i.Epoch = le.Uint64(p)
+	i.State, i.Writes, i.Overwrite = CopyState(p[8]), p[9] != 0, p[10] != 0
+	return i.State <= CopyOutdated && p[9] <= 1 && p[10] <= 1
+}
+
+// encodeIdentity returns a sector with i.
+func encodeIdentity(i Identity) []byte {
+	p := i.append([]byte(identityMagic))
+	p = append(p, zeroes[:SectorSize-4-len(p)]...)
+	copy(p[identityEncoded:], i.instance[:])
+	binary.LittleEndian.PutUint64(p[identityEncoded+16:], uint64(i.room))
+	return binary.LittleEndian.AppendUint32(p, crc32.Checksum(p, castagnoli))
+}
+
+// decodeIdentity reads a sector. A sector of zeroes is a copy of no disk.
+func decodeIdentity(p []byte) (i Identity, err error) {
+	if len(p) < SectorSize {
+		return i, fmt.Errorf("%w: identity of %d bytes", ErrCorrupt, len(p))
+	}
+	p = p[:SectorSize]
+	if [SectorSize]byte(p) == [SectorSize]byte{} {
+		return i, nil
+	}
+	if string(p[:16]) != identityMagic || binary.LittleEndian.Uint32(p[SectorSize-4:]) != crc32.Checksum(p[:SectorSize-4], castagnoli) || !i.decode(p[16:]) {
+		return Identity{}, fmt.Errorf("%w: identity of a copy", ErrCorrupt)
+	}
+	copy(i.instance[:], p[identityEncoded:])
+	if i.room = int64(binary.LittleEndian.Uint64(p[identityEncoded+16:])); i.room < 0 {
+		return Identity{}, fmt.Errorf("%w: identity of a copy", ErrCorrupt)
+	}
+	return i, nil
+}

@@ -1,0 +1,68 @@
+package replication
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestInfoOfAPrimary(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := t.Context()
+		p, local, _, r := newPrimaryWith(t, PrimaryConfig{Name: "d", InSync: true})
+		local.failWrite = func(int64, int) error { time.Sleep(3 * time.Millisecond); return nil }
+		write(t, p, 0x22, 0, BlockSize)
+		local.failWrite = nil
+		r.setHang(true)
+		write(t, p, 0x22, ChunkSize, 100)
+		time.Sleep(2 * time.Second)
+		must(t, p.link.Load().beginHold(1))
+		write(t, p, 0x22, 2*ChunkSize, 512)
+		read(t, p, 0, 512)
+		i := p.Info()
+		if i.Name != "d" || i.Size != testSize || i.State != Running {
+			t.Errorf("%+v", i)
+		}
+		if w := i.IO.Write; w.Requests != 3 || w.Bytes != BlockSize+612 || w.InFlight != 0 || w.Errors != 0 || w.Latency.Count() != 3 {
+			t.Errorf("writes: %+v", w)
+		}
+		if q := i.IO.Write.Latency.Quantile(1); q != 4096*time.Microsecond || i.IO.Write.Latency.Sum < 3*time.Millisecond {
+			t.Errorf("the slowest write took less than %v, in sum %v; want the bucket of 3 ms", q, i.IO.Write.Latency.Sum)
+		}
+		if i.IO.Read.Requests != 1 || i.IO.Read.Bytes != 512 {
+			t.Errorf("reads: %+v", i.IO.Read)
+		}
+		if i.InFlight != 2 || i.Held != 1 || i.HeldBytes < 512 || i.LagBytes != 3*ChunkSize || i.Lag < 2*time.Second {
+			t.Errorf("on its way: %+v", i)
+		}
+		r.setHang(false)
+		must(t, p.link.Load().Loaded(ctx, 1))
+		must(t, p.Sync())
+		i = p.Info()
+		if i.InFlight != 0 || i.Held != 0 || i.Lag != 0 || i.IO.Flush.Requests != 1 {
+			t.Errorf("after a flush: %+v", i)
+		}
+	})
+}
+
+func TestInfoOfASecondary(t *testing.T) {
+	s, _ := newSecondary(t, SecondaryConfig{Name: "d", ActiveBytes: 1 << 20, HiddenBytes: 2 << 20})
+	write(t, s, 0x22, 0, BlockSize)
+	write(t, s.Export(), 0x33, 0, BlockSize)
+	_, err := s.ReadAt(make([]byte, 1), testSize)
+	wantErr(t, "read", err, ErrRange)
+	i := s.Info()
+	if i.Name != "d" || i.State != Running || i.ActiveBound != 1<<20 || i.HiddenBound != 2<<20 || i.ActiveBytes == 0 || i.HiddenBytes == 0 {
+		t.Errorf("%+v", i)
+	}
+	if i.IO.Write.Bytes != BlockSize || i.IO.Read.Errors != 1 {
+		t.Errorf("%+v", i.IO)
+	}
+}
+
+func TestCountingAllocatesNothing(t *testing.T) {
+	var s ioStats
+	if n := testing.AllocsPerRun(100, func() { s.write.end(s.write.begin(), 1, nil) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

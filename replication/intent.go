@@ -1,0 +1,198 @@
+package replication
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"math/bits"
+	"sync"
+)
+
+const (
+	// intentRegion is the unit, in bytes, of the write-intent bitmap: one bit
+	// each.
+	intentRegion = 1 << 20
+	// intentActive is how many regions may be marked that need not be: so much,
+	// 256 MiB, may have to be read again after a restart beyond what was
+	// written since the last checkpoint.
+	intentActive = 256
+
+	intentSectorBits = (SectorSize - 4) * 8
+	intentWords      = (SectorSize - 4) / 4 // of 32 bits
+)
+
+// intentBytes is the room that the bitmap of a disk of size bytes takes.
+func intentBytes(size int64) int64 {
+	regions := (size + intentRegion - 1) / intentRegion
+	return (regions + intentSectorBits - 1) / intentSectorBits * SectorSize
+}
+
+// intent is the durable bitmap of the regions of a primary's disk that its
+// secondary may not have: a bit is stable before the first write to its region
+// begins. Bits are cleared in memory when a checkpoint has the region, and on
+// stable storage when many are, so that regions that are written again and
+// again cost nothing. On the device a sector has 127 words of the bitmap and a
+// checksum; one that is not right has all its bits set.
+type intent struct {
+	dev     *stableDisk
+	base    int64
+	size    int64
+	regions int64
+
+	mu      sync.Mutex
+	ended   sync.Cond // broadcast when a write of the bitmap has ended
+	writing bool
+	want    []uint32 // regions that may differ
+	disk    []uint32 // those that stable storage has marked, all of want after a write of the bitmap
+	err     error
+}
+
+// openIntent reads the bitmap for a disk of size bytes.
+func openIntent(dev *stableDisk, size int64) (*intent, error) {
+	n := intentBytes(size)
+	if dev.Size() < metadataHead+n {
+		return nil, fmt.Errorf("%w: no room for a bitmap of %d bytes in %d", ErrSize, n, dev.Size())
+	}
+	words := n / SectorSize * intentWords
+	t := &intent{dev: dev, base: metadataHead, size: size, regions: (size + intentRegion - 1) / intentRegion,
+		want: make([]uint32, words), disk: make([]uint32, words)}
+	t.ended.L = &t.mu
+	var p [SectorSize]byte
+	for s := int64(0); s*SectorSize < n; s++ {
+		if err := readFull(dev, p[:], t.base+s*SectorSize); err != nil {
+			return nil, err
+		}
+		good := binary.LittleEndian.Uint32(p[SectorSize-4:]) == crc32.Checksum(p[:SectorSize-4], castagnoli)
+		for i := range intentWords {
+			w := binary.LittleEndian.Uint32(p[i*4:])
+			if !good && p != [SectorSize]byte{} {
+				w = ^uint32(0)
+			}
+			t.disk[int(s)*intentWords+i] = w
+		}
+	}
+	copy(t.want, t.disk)
+	return t, nil
+}
+
+// span returns the regions [r0, r1) that [off, off+n) touches.
+func (t *intent) span(off, n int64) (r0, r1 int64) {
+	if n <= 0 {
+		return 0, 0
+	}
+	return off / intentRegion, (off+n-1)/intentRegion + 1
+}
+
+func (t *intent) has(set []uint32, r int64) bool { return set[r/32]&(1<<(r%32)) != 0 }
+
+// ensure returns when the regions that [off, off+n) touches are marked on
+// stable storage.
+func (t *intent) ensure(off, n int64) error {
+	r0, r1 := t.span(off, n)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for r := r0; r < r1; r++ {
+		t.want[r/32] |= 1 << (r % 32)
+	}
+	for {
+		missing := false
+		for r := r0; r < r1 && !missing; r++ {
+			missing = !t.has(t.disk, r)
+		}
+		switch {
+		case !missing:
+			return nil
+		case t.err != nil:
+			return t.err
+		case t.writing:
+			t.ended.Wait()
+		default:
+			t.write(func(want, disk uint32) uint32 { return want | disk })
+		}
+	}
+}
+
+// write makes stable what merge says of each word, where that differs. The
+// caller holds mu, which is released meanwhile.
+func (t *intent) write(merge func(want, disk uint32) uint32) {
+	t.writing = true
+	next := make([]uint32, len(t.want))
+	var sectors []int
+	for i := range next {
+		next[i] = merge(t.want[i], t.disk[i])
+		if s := i / intentWords; next[i] != t.disk[i] && (len(sectors) == 0 || sectors[len(sectors)-1] != s) {
+			sectors = append(sectors, s)
+		}
+		// What is being cleared may be gone from now on.
+		t.disk[i] &= next[i]
+	}
+	t.mu.Unlock()
+	var err error
+	for _, s := range sectors {
+		p := make([]byte, 0, SectorSize)
+		for _, w := range next[s*intentWords : (s+1)*intentWords] {
+			p = binary.LittleEndian.AppendUint32(p, w)
+		}
+		p = binary.LittleEndian.AppendUint32(p, crc32.Checksum(p, castagnoli))
+		if err = writeFull(t.dev, p, t.base+int64(s)*SectorSize); err != nil {
+			break
+		}
+	}
+	if err == nil && len(sectors) > 0 {
+		err = t.dev.Sync()
+	}
+	t.mu.Lock()
+	if err != nil {
+		t.err = fmt.Errorf("replication: write-intent bitmap: %w", err)
+	} else {
+		for i := range next {
+			t.disk[i] |= next[i]
+		}
+	}
+	t.writing = false
+	t.ended.Broadcast()
+}
+
+// settle unmarks the regions for which differs says no, and, if there are many,
+// does so on stable storage after before has returned nil.
+func (t *intent) settle(differs func(off, n int64) bool, before func() error) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	idle := 0
+	for i, w := range t.want {
+		for ; w != 0; w &= w - 1 {
+			r := int64(i)*32 + int64(bits.TrailingZeros32(w))
+			if r >= t.regions || !differs(r*intentRegion, min(intentRegion, t.size-r*intentRegion)) {
+				t.want[i] &^= 1 << (r % 32)
+			}
+		}
+		idle += bits.OnesCount32(t.disk[i] &^ t.want[i])
+	}
+	if idle <= intentActive || t.writing || t.err != nil {
+		return t.err
+	}
+	t.writing = true // nobody else writes the bitmap meanwhile
+	t.mu.Unlock()
+	err := before()
+	t.mu.Lock()
+	t.writing = false
+	t.ended.Broadcast()
+	if err != nil {
+		return err
+	}
+	t.write(func(want, _ uint32) uint32 { return want })
+	return t.err
+}
+
+// marked calls f for each region that is marked on stable storage.
+func (t *intent) marked(f func(off, n int64)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for i, w := range t.disk {
+		for ; w != 0; w &= w - 1 {
+			if r := int64(i)*32 + int64(bits.TrailingZeros32(w)); r < t.regions {
+				f(r*intentRegion, min(intentRegion, t.size-r*intentRegion))
+			}
+		}
+	}
+}

@@ -1,0 +1,263 @@
+package replication
+
+import (
+	"maps"
+	"slices"
+	"sync"
+)
+
+// lifecycle is where a [Secondary] stands, in one piece. It changes by the
+// transitions below and by nothing else. State changes only while the whole disk
+// is locked, so that it stands still for whoever holds any range; the methods may
+// be called from any goroutine.
+//
+//	None ── began ──► Running ── ordered ──► Failover ── ended ──► Done
+//	 ▲                   │                    │    ▲
+//	 └─── readmitted ────┤               commitFailed, ordered
+//	 ▲                   │                    ▼    │
+//	 └── readmitted ── Done ◄─ ended ─┘    FailoverFailed
+type lifecycle struct {
+	mu    sync.Mutex
+	state State
+	epoch uint64 // of the last checkpoint
+	// promised: stable storage says that the overlays count. From ordered on.
+	promised bool
+	// gated: changes by the primary are refused, while a checkpoint or a
+	// failover drains them, while a checkpoint is prepared, and for good once
+	// replication is over.
+	gated bool
+	// prepared: the checkpoint of next is. From prepare to the next emptied.
+	prepared bool
+	next     uint64
+	// asked: a checkpoint has been asked for in this epoch.
+	asked bool
+	// err is the first error since began; untold until the bus has been told.
+	err    *BrokenError
+	untold bool
+	// adopted is of whom the disk is a copy from the next checkpoint on; nil:
+	// there is no news.
+	adopted *Identity
+	// behind are the leaves of the overlays to be copied down, from ordered to
+	// ended.
+	behind map[uint32]bool
+}
+
+func (l *lifecycle) now() State {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state
+}
+
+// at returns the state and the epoch.
+func (l *lifecycle) at() (State, uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state, l.epoch
+}
+
+// tookOver reports whether the guest of this side has gone on, or is about to.
+func (l *lifecycle) tookOver() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state == Failover || l.state == FailoverFailed || l.state == Done && l.promised
+}
+
+func (l *lifecycle) overlaysCount() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.promised
+}
+
+// admit returns the state if a change by the primary may be made in it, or why
+// not.
+func (l *lifecycle) admit() (State, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.gated || l.state != None && l.state != Running:
+		return l.state, ErrGated
+	case l.state == Running && l.err != nil:
+		return l.state, l.err // no checkpoint will ever have this change
+	}
+	return l.state, nil
+}
+
+// gate refuses changes by the primary from now on.
+func (l *lifecycle) gate() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gated = true
+}
+
+// ungate lets them in again, unless a checkpoint is prepared.
+func (l *lifecycle) ungate() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.gated = l.prepared
+}
+
+// began: replication begins, at epoch 0.
+func (l *lifecycle) began() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.state, l.epoch, l.err, l.untold, l.gated = Running, 0, nil, false, false
+}
+
+// prepare: the disk has all of epoch.
+func (l *lifecycle) prepare(epoch uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.prepared, l.next = true, epoch
+}
+
+func (l *lifecycle) isPrepared(epoch uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.prepared && l.next == epoch
+}
+
+// unprepare: that checkpoint will not be made. It reports whether there was one.
+func (l *lifecycle) unprepare() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.prepared
+	if was {
+		l.prepared, l.gated = false, false
+	}
+	return was
+}
+
+// committed: the disk is that of epoch.
+func (l *lifecycle) committed(epoch uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.epoch = epoch
+}
+
+// emptied: the overlays are.
+func (l *lifecycle) emptied() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.asked, l.prepared = false, false
+}
+
+// ordered: this side goes on alone, and stable storage says so. leaves are to be
+// copied down.
+func (l *lifecycle) ordered(leaves []uint32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.behind = make(map[uint32]bool, len(leaves))
+	for _, leaf := range leaves {
+		l.behind[leaf] = true
+	}
+	l.promised, l.state = true, Failover
+}
+
+// commitFailed: this side goes on alone, and its overlays are not copied down, or
+// that may not be tried.
+func (l *lifecycle) commitFailed() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.behind == nil {
+		l.behind = make(map[uint32]bool)
+	}
+	l.state = FailoverFailed
+}
+
+// ended: replication is over, and the disk below is what it is.
+func (l *lifecycle) ended() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.state, l.err, l.behind = Done, nil, nil
+}
+
+// readmitted: a primary that comes back may fill the disk.
+func (l *lifecycle) readmitted() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.state, l.err, l.untold, l.gated = None, nil, false, false
+}
+
+// askOnce reports whether a checkpoint has not been asked for in this epoch, and
+// notes that it now has.
+func (l *lifecycle) askOnce() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.asked
+	l.asked = true
+	return !was
+}
+
+// fail records the first error of a run.
+func (l *lifecycle) fail(e *BrokenError) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		l.err, l.untold = e, true
+	}
+}
+
+// failed returns what fail has recorded, or nil.
+func (l *lifecycle) failed() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err == nil {
+		return nil // not a nil *BrokenError
+	}
+	return l.err
+}
+
+// takeUntold returns an error that the bus is to be told of, once, or nil.
+func (l *lifecycle) takeUntold() *BrokenError {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.untold {
+		return nil
+	}
+	l.untold = false
+	return l.err
+}
+
+// adopt: the disk is to be a copy of another, or of is nil and it is one.
+func (l *lifecycle) adopt(of *Identity) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.adopted = of
+}
+
+// adoption returns of whom the disk is to be a copy, or nil.
+func (l *lifecycle) adoption() *Identity {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.adopted
+}
+
+// fallBehind notes that the overlays of a range have changed since they were
+// copied down.
+func (l *lifecycle) fallBehind(off, n int64) {
+	b0, b1 := blockRange(off, n)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for leaf := b0 / leafBlocks; leaf <= (b1-1)/leafBlocks; leaf++ {
+		l.behind[uint32(leaf)] = true
+	}
+}
+
+// takeBehind returns the leaves to be copied down, in order, and notes that they
+// are being copied.
+func (l *lifecycle) takeBehind() []uint32 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	todo := slices.Sorted(maps.Keys(l.behind))
+	clear(l.behind)
+	return todo
+}
+
+// putBehind gives back leaves that were not copied.
+func (l *lifecycle) putBehind(todo []uint32) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, leaf := range todo {
+		l.behind[leaf] = true
+	}
+}

@@ -1,0 +1,372 @@
+package replication
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"os"
+	"sync"
+)
+
+// Metadata is what is durably known of a copy of a disk beside its content: its
+// [Identity] and, on a primary, which secondary's copy has what, so that only
+// the rest needs to be copied after a restart. Its methods may be called from
+// any goroutine.
+//
+// A raw image has no room for it, so it is in a file beside the image, whose
+// name is that of the image with ".lockstep" appended; it is made when there is
+// something to record. It belongs to the image by the image's inode number and
+// time of birth: an image that was replaced is not taken for the one before.
+// After image and file were moved, [File.Rebind] says that they still belong
+// together. For a block device nobody knows a place that survives: [File.KeepMetadata]
+// names one. A Disk of another kind has its metadata where its Metadata method
+// says, see [MetadataKeeper]; without one it is kept in memory, and the copy is
+// unknown to the next process.
+//
+// The metadata is 8 KiB, two blocks of which the valid one with the higher
+// sequence number counts, followed by the write-intent bitmap of a primary.
+type Metadata struct {
+	mu     sync.Mutex
+	dev    *stableDisk // nil: in memory, or not made yet
+	make   func() (Disk, error)
+	close  func() error
+	seq    uint64
+	id     Identity
+	peer   peerBase
+	bound  [32]byte // of the image, so that it is not taken for another; zero: not bound
+	intent *intent  // nil: none is kept
+	failed error
+}
+
+// peerBase is what a primary knows of its secondary's copy: which it is, and
+// the checkpoint since when all writes are accounted for.
+type peerBase struct {
+	Copy       ID // zero: there is none
+	Generation Generation
+	Epoch      uint64
+}
+
+// MetadataKeeper is a [Disk] that has a place for metadata. A [File] is one.
+type MetadataKeeper interface {
+	// Metadata returns the disk's metadata, always the same.
+	Metadata() (*Metadata, error)
+}
+
+const (
+	metadataMagic   = "lockstep disk 1\n"
+	metadataSlot    = 4096
+	metadataHead    = 2 * metadataSlot
+	metadataEncoded = 16 + 8 + (identityEncoded - 16) + 40 + 32
+)
+
+// OpenMetadata reads the metadata on a device of its own, of at least 8 KiB;
+// one that begins with zeroes is that of a blank copy. The caller keeps the
+// device. What comes after 8 KiB is for the write-intent bitmap of a primary,
+// which wants 512 bytes for each 4 GiB of the guest's disk, and is not kept if
+// there is no room. Errors: ErrSize, ErrCorrupt, or what the device said.
+func OpenMetadata(dev Disk) (*Metadata, error) {
+	m := &Metadata{}
+	if err := m.open(dev); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// newMetadata returns the metadata of a copy of which nothing is known, in
+// memory until make, if not nil, is called for a device to keep it on.
+func newMetadata(make func() (Disk, error)) *Metadata {
+	return &Metadata{make: make, id: Identity{Copy: newID()}}
+}
+
+// metadataOf returns the metadata of a disk, in memory if it has no place.
+func metadataOf(d Disk) (*Metadata, error) {
+	if k, ok := d.(MetadataKeeper); ok {
+		return k.Metadata()
+	}
+	return newMetadata(nil), nil
+}
+
+func (m *Metadata) open(dev Disk) error {
+	if dev.Size() < metadataHead {
+		return fmt.Errorf("%w: metadata of %d bytes", ErrSize, dev.Size())
+	}
+	m.dev = newStableDisk(dev, "metadata")
+	blank, found := 0, false
+	for i := range 2 {
+		var p [SectorSize]byte
+		if err := readFull(dev, p[:], int64(i)*metadataSlot); err != nil {
+			return err
+		}
+		var o Metadata
+		switch {
+		case o.decode(p[:]):
+			if !found || o.seq > m.seq {
+				m.seq, m.id, m.peer, m.bound, found = o.seq, o.id, o.peer, o.bound, true
+			}
+		case p == [SectorSize]byte{}:
+			blank++
+		}
+	}
+	switch {
+	case !found && blank < 2:
+		return fmt.Errorf("%w: metadata of a disk", ErrCorrupt)
+	case !found:
+		m.id.Copy = newID()
+	}
+	return nil
+}
+
+func (m *Metadata) encode() []byte {
+	le := binary.LittleEndian
+	p := le.AppendUint64([]byte(metadataMagic), m.seq)
+	p = m.id.append(p)
+	p = append(p, m.peer.Copy[:]...)
+	p = le.AppendUint64(le.AppendUint64(p, m.peer.Generation.Number), m.peer.Generation.Tag)
+	p = le.AppendUint64(p, m.peer.Epoch)
+	p = append(p, m.bound[:]...)
+	p = append(p, zeroes[:SectorSize-4-len(p)]...)
+	return le.AppendUint32(p, crc32.Checksum(p, castagnoli))
+}
+
+func (m *Metadata) decode(p []byte) bool {
+	le := binary.LittleEndian
+	if string(p[:16]) != metadataMagic || le.Uint32(p[SectorSize-4:]) != crc32.Checksum(p[:SectorSize-4], castagnoli) {
+		return false
+	}
+	m.seq = le.Uint64(p[16:])
+	if !m.id.decode(p[24:]) {
+		return false
+	}
+	p = p[24+identityEncoded-16:]
+	copy(m.peer.Copy[:], p)
+	m.peer.Generation = Generation{le.Uint64(p[16:]), le.Uint64(p[24:])}
+	m.peer.Epoch = le.Uint64(p[32:])
+	copy(m.bound[:], p[40:])
+	return true
+}
+
+// Identity returns who the copy is, as far as stable storage says.
+func (m *Metadata) Identity() Identity {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.id
+}
+
+// Outdate records that another copy is newer, so that no guest is started with
+// this one by mistake, until it has been synchronised or PermitOutdated is given.
+func (m *Metadata) Outdate() error {
+	return m.update(func(i *Identity, _ *peerBase) { i.State = CopyOutdated })
+}
+
+// update changes the metadata, and returns when the change is stable. If that
+// fails nothing has changed here, and what is on stable storage is the one or
+// the other; from then on every update that would change something fails.
+func (m *Metadata) update(change func(*Identity, *peerBase)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	id, peer := m.id, m.peer
+	change(&id, &peer)
+	if id == m.id && peer == m.peer && (m.dev != nil || m.make == nil) {
+		return nil
+	}
+	return m.store(id, peer)
+}
+
+// store makes id and peer durable. The caller holds mu.
+func (m *Metadata) store(id Identity, peer peerBase) error {
+	if m.failed != nil {
+		return m.failed
+	}
+	if m.dev == nil && m.make != nil {
+		dev, err := m.make()
+		if err != nil {
+			return fmt.Errorf("replication: metadata: %w", err)
+		}
+		m.dev, m.make = newStableDisk(dev, "metadata"), nil
+	}
+	next := &Metadata{seq: m.seq + 1, id: id, peer: peer, bound: m.bound}
+	if m.dev != nil {
+		err := writeFull(m.dev, next.encode(), int64(next.seq%2)*metadataSlot)
+		if err == nil {
+			err = m.dev.Sync()
+		}
+		if err != nil {
+			m.failed = fmt.Errorf("replication: metadata: %w", err)
+			return m.failed
+		}
+	}
+	m.seq, m.id, m.peer = next.seq, id, peer
+	return nil
+}
+
+// metadataSuffix is what the file with an image's metadata is called beside it.
+const metadataSuffix = ".lockstep"
+
+// KeepMetadata says that the disk's metadata is in the file of that name, which
+// is made when there is something to record. It is called before the disk is
+// given to a Primary, a Secondary or a Journal.
+func (d *File) KeepMetadata(name string) error {
+	d.metaMu.Lock()
+	defer d.metaMu.Unlock()
+	if d.meta != nil {
+		return errors.New("replication: the metadata of " + d.f.Name() + " is in use")
+	}
+	d.metaName = name
+	return nil
+}
+
+// Metadata implements [MetadataKeeper]: in the file that KeepMetadata named,
+// or for a regular file, beside it. Elsewhere it is in memory.
+func (d *File) Metadata() (*Metadata, error) {
+	d.metaMu.Lock()
+	defer d.metaMu.Unlock()
+	if d.meta != nil {
+		return d.meta, nil
+	}
+	name := d.metadataName()
+	if name == "" {
+		d.meta = newMetadata(nil)
+		return d.meta, nil
+	}
+	bound := birth(d.f)
+	m, err := openMetadataFile(name, d.size.Load())
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", name, err)
+	case m.bound != bound && m.bound != [32]byte{}: // of an image that was here before
+		err = errors.Join(m.close(), os.ErrNotExist)
+	}
+	if err != nil {
+		m = newMetadata(nil)
+		m.make = func() (Disk, error) { return createMetadataFile(name, d.size.Load(), m) }
+	}
+	m.bound = bound
+	d.meta = m
+	return m, nil
+}
+
+func (d *File) metadataName() string {
+	if d.metaName != "" {
+		return d.metaName
+	}
+	if st, err := d.f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return ""
+	}
+	return d.f.Name() + metadataSuffix
+}
+
+// Rebind says that the image and the file with its metadata belong together,
+// though the image is not the file that it was: both were moved or restored.
+// It is called before anything else uses the metadata.
+func (d *File) Rebind() error {
+	d.metaMu.Lock()
+	defer d.metaMu.Unlock()
+	if d.meta != nil {
+		return errors.New("replication: the metadata of " + d.f.Name() + " is in use")
+	}
+	name := d.metadataName()
+	if name == "" {
+		return fmt.Errorf("replication: %s has no metadata", d.f.Name())
+	}
+	m, err := openMetadataFile(name, d.size.Load())
+	if err != nil {
+		return err
+	}
+	m.bound = birth(d.f)
+	return errors.Join(m.store(m.id, m.peer), m.close())
+}
+
+// ReadIdentity returns the identity of the image of that name, from the file
+// beside it, without using either: also while another process does. An image
+// without metadata has the zero Identity.
+func ReadIdentity(name string) (Identity, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return Identity{}, err
+	}
+	defer f.Close()
+	g, err := os.Open(name + metadataSuffix)
+	if errors.Is(err, os.ErrNotExist) {
+		return Identity{}, nil
+	}
+	if err != nil {
+		return Identity{}, err
+	}
+	defer g.Close()
+	d, err := NewFile(g)
+	if err != nil {
+		return Identity{}, err
+	}
+	m, err := OpenMetadata(d)
+	if err != nil {
+		return Identity{}, fmt.Errorf("%s: %w", g.Name(), err)
+	}
+	if m.bound != birth(f) {
+		return Identity{}, fmt.Errorf("%w: %s is that of a file which was replaced", ErrIdentity, g.Name())
+	}
+	return m.id, nil
+}
+
+func openMetadataFile(name string, size int64) (*Metadata, error) {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	d, err := NewFile(f)
+	var m *Metadata
+	if err == nil {
+		m, err = OpenMetadata(d)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	m.close = f.Close
+	return m, nil
+}
+
+// createMetadataFile makes the file for m, in the place of what is there.
+func createMetadataFile(name string, size int64, m *Metadata) (Disk, error) {
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	d, err := createUnlocked(name, metadataHead+intentBytes(size))
+	if err != nil {
+		return nil, err
+	}
+	m.close = d.f.Close
+	return d, nil
+}
+
+// shut closes the file, if there is one.
+func (m *Metadata) shut() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.close == nil {
+		return nil
+	}
+	err := m.close()
+	m.close = nil
+	return err
+}
+
+// base returns what stable storage knows of the secondary's copy.
+func (m *Metadata) base() peerBase {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.peer
+}
+
+// openIntent returns the write-intent bitmap, or nil if there is no room for it
+// yet, or ever.
+func (m *Metadata) openIntent(size int64) (*intent, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.intent != nil || m.dev == nil || m.dev.Size() < metadataHead+intentBytes(size) {
+		return m.intent, nil
+	}
+	var err error
+	m.intent, err = openIntent(m.dev, size)
+	return m.intent, err
+}

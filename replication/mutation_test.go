@@ -1,0 +1,83 @@
+//go:build mutation
+
+package replication
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// mutants are faults: a text of the source, and what stands there instead.
+var mutants = []struct{ what, file, old, new string }{
+	{"a write is counted before it is made", "stable.go",
+		"\tn, err := s.Disk.WriteAt(p, off)\n\ts.wrote()\n", "\ts.wrote()\n\tn, err := s.Disk.WriteAt(p, off)\n"},
+	{"a flush is answered by a sync that began before it", "stable.go",
+		"\tbegan := s.done.Load()\n\terr := s.Disk.Sync()\n", "\terr := s.Disk.Sync()\n\tbegan := s.done.Load()\n"},
+	{"a sync that failed is forgotten", "stable.go",
+		"\t\tif s.err != nil {\n\t\t\treturn s.err\n\t\t}\n\t\tif s.stable", "\t\tif s.err != nil {\n\t\t\terr := s.err\n\t\t\ts.err = nil\n\t\t\treturn err\n\t\t}\n\t\tif s.stable"},
+	{"of a large write the first block alone is saved", "incoming.go",
+		"if half, err = s.saveOld(off, n); err != nil {\n\t\t\treturn half, s.latch", "if half, err = s.saveOld(off, min(n, 1)); err != nil {\n\t\t\treturn half, s.latch"},
+	{"a pre-image is not waited for", "hiddenlog.go",
+		"\t\tif failed == nil {\n\t\t\tfailed = l.dev.Sync()\n\t\t}\n", ""},
+	{"writes after a mark are not held", "forwarder.go",
+		"\tif f.held {\n\t\tif k := len", "\tif f.held && false {\n\t\tif k := len"},
+	{"a mark does not wait for what is on its way", "primary.go",
+		"return f.flush(ctx, true, p.syncLocal)", "return p.syncLocal()"},
+	{"what a secondary has lost with its process is not copied again", "peer.go",
+		"\tr.dirty.Or(r.copied)\n", ""},
+	{"what the secondary may undo is not copied again", "peer.go",
+		"[]*Bitmap{r.epoch, r.older}", "[]*Bitmap{r.older}"},
+	{"regions are not marked on stable storage", "peer.go",
+		"return r.intent.ensure(off, n)", "return nil"},
+	{"writes across each other are sent at once", "forwarder.go",
+		"\t\tif off < o.off+o.n && o.off < off+n {", "\t\tif false {"},
+	{"what the guest writes during a commit is not copied down", "secondary_io.go",
+		"\t\t\ts.life.fallBehind(off, c)\n", ""},
+	{"a checkpoint is not recorded", "secondary.go",
+		"if err := s.stable.setRunning(epoch, s.identityAt(epoch)); err != nil {", "if err := error(nil); err != nil {"},
+	{"a checkpoint does not wait for its disk", "secondary.go",
+		"\tif err := s.syncDisk(); err != nil {\n\t\treturn err\n\t}\n\tif err := s.life.failed(); err != nil { // after the sync, as in Prepare", "\tif err := s.life.failed(); err != nil { // after the sync, as in Prepare"},
+}
+
+// TestMutants plants faults in the source, one at a time, and wants the models
+// to find each. It takes minutes: go test -tags mutation -run TestMutants.
+func TestMutants(t *testing.T) {
+	dir := t.TempDir()
+	wd, err := os.Getwd()
+	must(t, err)
+	for _, m := range mutants {
+		t.Run(m.what, func(t *testing.T) {
+			path := filepath.Join(wd, m.file)
+			source, err := os.ReadFile(path)
+			must(t, err)
+			if n := strings.Count(string(source), m.old); n != 1 {
+				t.Fatalf("%s has the text %d times: this mutant is to be brought up to date", m.file, n)
+			}
+			mutant := filepath.Join(dir, m.file)
+			must(t, os.WriteFile(mutant, []byte(strings.Replace(string(source), m.old, m.new, 1)), 0o600))
+			overlay := filepath.Join(dir, "overlay.json")
+			j, err := json.Marshal(map[string]any{"Replace": map[string]string{path: mutant}})
+			must(t, err)
+			must(t, os.WriteFile(overlay, j, 0o600))
+			cmd := exec.Command("go", "test", "-count=1", "-timeout=4m", "-overlay="+overlay, "-failfast", "-run=^TestModel", "-model.seeds=18000", ".")
+			out, err := cmd.CombinedOutput()
+			switch {
+			case err == nil:
+				t.Errorf("nobody finds it:\n%s", out)
+			case !strings.Contains(string(out), "seed"):
+				t.Errorf("it does not come to a trial: %v\n%s", err, out)
+			default:
+				for line := range strings.Lines(string(out)) {
+					if strings.Contains(line, "seed") {
+						t.Log(strings.TrimSpace(line))
+						break
+					}
+				}
+			}
+		})
+	}
+}

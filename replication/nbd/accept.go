@@ -1,0 +1,211 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// passing are the errors of accept(2) that say nothing about the listener: a
+// client that has left already, or something that the host is short of.
+var passing = []error{
+	syscall.ECONNABORTED, syscall.ECONNRESET, syscall.EINTR, syscall.EAGAIN, syscall.EPROTO, syscall.EPERM, // EPERM: a firewall's
+	syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
+	syscall.ENETDOWN, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.EHOSTUNREACH, syscall.ETIMEDOUT,
+}
+
+func isPassing(err error) bool {
+	for _, p := range passing {
+		if errors.Is(err, p) {
+			return true
+		}
+	}
+	return isTimeout(err)
+}
+
+const (
+	firstPause = 5 * time.Millisecond // after an error that passes; then twice as long each time
+	maxPause   = time.Second
+
+	// Where a connection waits for room, another that is in negotiation gives
+	// way when it has been silent for so long, or was there for a
+	// patience-th of the time that it would have otherwise.
+	silence  = time.Second
+	patience = 8
+)
+
+// Serve accepts connections from ln and serves them until ctx ends; it then
+// closes ln and the connections, waits for what they have under way, and
+// returns ErrServerClosed. If ln fails first, it does the same and returns
+// why. Errors of accepting that pass, such as that the process has no
+// descriptor left, do not end it: it tries again, after a pause that grows.
+//
+// When MaxConns connections are there and another one comes, one that is still
+// in negotiation and silent is closed instead of waited for.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { ln.Close() })
+	defer stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	room := newRoom(s.cfg.MaxConns, s.cfg.Timeout)
+	pause := time.Duration(0)
+	for {
+		conn, err := ln.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+		case ctx.Err() != nil:
+			return ErrServerClosed
+		case isPassing(err):
+			room.shed(time.Now()) // that may be what is short
+			pause = min(max(2*pause, firstPause), maxPause)
+			if !sleep(ctx, pause) {
+				return ErrServerClosed
+			}
+			continue
+		default:
+			ln.Close()
+			return err
+		}
+		g := room.enter(ctx, conn)
+		if g == nil {
+			conn.Close()
+			return ErrServerClosed
+		}
+		wg.Go(func() {
+			defer room.leave(g)
+			err := s.serve(ctx, conn, g)
+			if s.cfg.OnConn != nil {
+				s.cfg.OnConn(conn.RemoteAddr(), err)
+			}
+		})
+	}
+}
+
+// sleep reports whether it has slept for d, rather than to the end of ctx.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// room counts connections and makes those that say nothing give way to others.
+type room struct {
+	max  int
+	long time.Duration // how long a negotiation may last where others wait
+
+	mu     sync.Mutex
+	guests map[*guest]struct{}
+	left   chan struct{} // has an element when one has left since it was empty
+}
+
+// guest is a connection in a room.
+type guest struct {
+	room  *room
+	conn  net.Conn
+	came  time.Time
+	heard time.Time // when it last said something
+	stays bool      // it has negotiated, or has been shut already
+}
+
+func newRoom(max int, timeout time.Duration) *room {
+	return &room{max: max, long: timeout / patience, guests: make(map[*guest]struct{}), left: make(chan struct{}, 1)}
+}
+
+// enter waits for room, or the end of ctx; it then returns nil. It is called
+// by one goroutine at a time.
+func (r *room) enter(ctx context.Context, conn net.Conn) *guest {
+	for {
+		now := time.Now()
+		r.mu.Lock()
+		if len(r.guests) < r.max {
+			g := &guest{room: r, conn: conn, came: now, heard: now}
+			r.guests[g] = struct{}{}
+			r.mu.Unlock()
+			return g
+		}
+		r.mu.Unlock()
+		next := r.shed(now)
+		if next == 0 {
+			next = r.long + silence // nobody negotiates; somebody may leave
+		}
+		t := time.NewTimer(next)
+		select {
+		case <-r.left:
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		t.Stop()
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+// shed closes the connection that has been in negotiation for the longest, of
+// those that have been silent, or there, for too long. If there is none, it
+// returns how long it takes until there may be one, zero for never.
+func (r *room) shed(now time.Time) (next time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var out *guest
+	for g := range r.guests {
+		if g.stays {
+			continue
+		}
+		due := min(silence-now.Sub(g.heard), r.long-now.Sub(g.came))
+		switch {
+		case due <= 0:
+			if out == nil || g.came.Before(out.came) {
+				out = g
+			}
+		case next == 0 || due < next:
+			next = due
+		}
+	}
+	if out == nil {
+		return next
+	}
+	out.stays = true
+	out.conn.Close()
+	return r.long + silence // it leaves before
+}
+
+func (r *room) leave(g *guest) {
+	r.mu.Lock()
+	delete(r.guests, g)
+	r.mu.Unlock()
+	select {
+	case r.left <- struct{}{}:
+	default:
+	}
+}
+
+// spoke tells that the client has said something.
+func (g *guest) spoke() {
+	if g != nil {
+		g.room.mu.Lock()
+		g.heard = time.Now()
+		g.room.mu.Unlock()
+	}
+}
+
+// settle tells that the client has negotiated, and may be silent.
+func (g *guest) settle() {
+	if g != nil {
+		g.room.mu.Lock()
+		g.stays = true
+		g.room.mu.Unlock()
+	}
+}

@@ -1,0 +1,58 @@
+package nbd
+
+import "encoding/binary"
+
+// Structured replies (proto, "Structured reply chunk message"): an answer in
+// chunks, each with a type, so that a read may fail in the middle and an
+// answer may be something else than what was asked for.
+const (
+	magicChunk = 0x668e33ef
+	chunkLen   = 20 // header of a chunk
+
+	chunkDone = 1 << 0 // flag: the last of an answer
+
+	chunkNone        = 0
+	chunkData        = 1
+	chunkHole        = 2
+	chunkStatus      = 5
+	chunkErr         = 1 << 15 // types with this bit are errors
+	chunkError       = chunkErr | 1
+	chunkErrorOffset = chunkErr | 2
+
+	extentLen = 8 // of one extent in a chunkStatus
+)
+
+// chunk is the header of a chunk.
+type chunk struct {
+	flags, typ uint16
+	handle     uint64
+	n          uint32 // of what follows
+}
+
+func (c *chunk) append(p []byte) []byte {
+	be := binary.BigEndian
+	p = be.AppendUint32(p, magicChunk)
+	p = be.AppendUint16(p, c.flags)
+	p = be.AppendUint16(p, c.typ)
+	p = be.AppendUint64(p, c.handle)
+	return be.AppendUint32(p, c.n)
+}
+
+// parse reads the header in p, of chunkLen bytes, after its magic.
+func (c *chunk) parse(p []byte) {
+	be := binary.BigEndian
+	*c = chunk{be.Uint16(p[4:]), be.Uint16(p[6:]), be.Uint64(p[8:]), be.Uint32(p[16:])}
+}
+
+const maxMessage = 512 // of an error, in bytes
+
+// appendError appends a chunk that is all of a failed answer.
+func appendError(p []byte, handle uint64, err error) []byte {
+	text := err.Error()
+	text = text[:min(len(text), maxMessage)]
+	c := chunk{chunkDone, chunkError, handle, uint32(6 + len(text))}
+	p = c.append(p)
+	p = binary.BigEndian.AppendUint32(p, toErrno(err))
+	p = binary.BigEndian.AppendUint16(p, uint16(len(text)))
+	return append(p, text...)
+}

@@ -1,0 +1,173 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+)
+
+var _ MetadataKeeper = (*Primary)(nil)
+
+// Metadata implements [MetadataKeeper]: that of the local disk.
+func (p *Primary) Metadata() (*Metadata, error) { return p.meta, nil }
+
+// Identity returns who the local copy is.
+func (p *Primary) Identity() Identity { return p.meta.Identity() }
+
+// openMetadata reads what is known of the local copy, and of what its last
+// secondary has of it.
+func (p *Primary) openMetadata(local Disk) (err error) {
+	if p.meta, err = metadataOf(local); err != nil {
+		return err
+	}
+	id, base := p.meta.Identity(), p.meta.base()
+	_, promoted := local.(*Secondary) // which may still be copying its overlays down
+	switch {
+	case promoted, id.State == CopyClean, p.cfg.PermitOutdated:
+	case id.State == CopyOutdated:
+		return fmt.Errorf("%w: %v; PermitOutdated takes it all the same", ErrOutdated, id)
+	default:
+		return fmt.Errorf("%w: %v; its journal may make it consistent, PermitOutdated takes it as it is", ErrInconsistent, id)
+	}
+	p.used = base.Copy != (ID{}) && base.Generation == id.Generation
+	p.resumed.Store(p.used)
+	p.peer.base = base
+	if p.peer.intent, err = p.meta.openIntent(p.size.Load()); err != nil {
+		return err
+	}
+	switch t := p.peer.intent; {
+	case t == nil || base.Copy == (ID{}):
+		if !p.cfg.InSync {
+			p.peer.all()
+		}
+	case p.cfg.InSync:
+		p.peer.marks = NewBitmap(p.size.Load())
+		t.marked(p.peer.marks.Set)
+	default:
+		t.marked(p.peer.dirty.Set)
+	}
+	return nil
+}
+
+// join finds out what the copy on the other side of remote lacks, and makes it
+// one of this disk. The caller holds mu.
+func (p *Primary) join(remote Remote) (theirs Identity, lacks int, err error) {
+	var known bool
+	other, ok := remote.(Identified)
+	if ok {
+		if theirs, err = other.Identity(); err != nil {
+			return theirs, 0, err
+		}
+		known = theirs.Copy != (ID{})
+	}
+	lacks, err = p.peer.lacks(p.meta.Identity(), theirs, known, p.cfg.InSync && !p.joined, p.cfg.Overwrite)
+	if err != nil {
+		if errors.Is(err, ErrOutdated) {
+			err = errors.Join(err, p.meta.Outdate())
+		}
+		return theirs, 0, err
+	}
+	err = p.meta.update(func(i *Identity, _ *peerBase) {
+		if i.Disk == (ID{}) {
+			i.Disk = newID()
+		}
+		if p.used || i.Generation == (Generation{}) || i.State != CopyClean {
+			i.begin()
+		}
+		i.State, i.Writes, i.Overwrite = CopyClean, true, false
+	})
+	if err != nil {
+		return theirs, 0, err
+	}
+	p.used = false
+	p.resumed.Store(false)
+	if known {
+		ours := p.meta.Identity()
+		ours.Overwrite = p.cfg.Overwrite
+		err = other.Adopt(ours)
+	}
+	return theirs, lacks, err
+}
+
+// joinedTo enters the copy that was joined. The caller holds mu and has locked
+// the whole disk.
+func (p *Primary) joinedTo(theirs Identity, lacks int) error {
+	r := &p.peer
+	if r.intent == nil { // the metadata may be new
+		// What was written until now is in memory alone, and will have been
+		// copied when a run begins.
+		var err error
+		if r.intent, err = p.meta.openIntent(p.size.Load()); err != nil {
+			return err
+		}
+	}
+	if r.marks != nil && lacks != lacksNothing {
+		r.dirty.Or(r.marks) // of the same size
+	}
+	r.marks = nil
+	switch lacks {
+	case lacksAll:
+		r.all()
+	case lacksLost:
+		r.restarted()
+	}
+	if theirs.Copy != r.base.Copy {
+		r.base = peerBase{} // the bitmaps speak of another copy from now on
+	}
+	r.run = peerBase{Copy: theirs.Copy, Generation: p.meta.Identity().Generation}
+	r.instance = theirs.instance
+	p.room.set(p.size.Load(), theirs.room)
+	p.joined = true
+	return nil
+}
+
+// begun records, when a run begins, whose copy the bitmaps speak of. The caller
+// holds mu.
+func (p *Primary) begun() error {
+	if err := p.meta.update(func(_ *Identity, b *peerBase) { *b = p.peer.run }); err != nil {
+		return err
+	}
+	p.peer.base = p.peer.run
+	p.used = true
+	return nil
+}
+
+// settle forgets durably what the secondary has with the checkpoint of epoch.
+func (p *Primary) settle(epoch uint64) error {
+	p.mu.Lock()
+	running := p.state == Running
+	if running {
+		p.peer.base.Epoch = epoch
+	}
+	p.mu.Unlock()
+	if !running || p.peer.intent == nil {
+		return nil // what is durable may still be of another copy
+	}
+	return p.peer.intent.settle(p.peer.differs, func() error {
+		return p.meta.update(func(_ *Identity, b *peerBase) { b.Epoch = epoch })
+	})
+}
+
+// goAlone begins a generation, for the guest goes on without its secondary. The
+// caller holds mu.
+func (p *Primary) goAlone() error {
+	if !p.used {
+		return nil
+	}
+	err := p.meta.update(func(i *Identity, _ *peerBase) { i.begin(); i.Writes = true })
+	if err == nil {
+		p.used = false
+		p.resumed.Store(false)
+	}
+	return err
+}
+
+// resumeAlone is goAlone for the first write after a restart, if no secondary is
+// attached before.
+func (p *Primary) resumeAlone() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.resumed.Load() {
+		return nil
+	}
+	return p.goAlone()
+}

@@ -1,0 +1,210 @@
+package replication
+
+import (
+	"context"
+	"errors"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// Size implements [Disk].
+func (p *Primary) Size() int64 { return p.size.Load() }
+
+// ReadAt reads the local disk.
+func (p *Primary) ReadAt(b []byte, off int64) (n int, err error) {
+	begin := p.io.read.begin()
+	n, err = p.local.ReadAt(b, off)
+	p.io.read.end(begin, int64(n), err)
+	return n, err
+}
+
+// WriteAt writes the local disk and forwards. It may wait for room in the
+// window, or in what is held.
+func (p *Primary) WriteAt(b []byte, off int64) (int, error) {
+	n, begin := int64(len(b)), p.io.write.begin()
+	err := p.pieces(off, n, maxForward, func(off, n int64) error {
+		part := b[:n]
+		b = b[n:]
+		_, _, err := p.write(part, off, n, false, func() error { return writeFull(p.local, part, off) })
+		return err
+	})
+	err = p.gate.answer(err)
+	p.io.write.end(begin, n, err)
+	if err != nil {
+		return 0, err
+	}
+	return int(n), nil
+}
+
+// WriteFUA writes and returns when this is stable on both sides; if it is
+// held, on this side.
+func (p *Primary) WriteFUA(b []byte, off int64) error {
+	begin := p.io.write.begin()
+	f, seq, err := p.write(b, off, int64(len(b)), true, func() error { return p.local.WriteFUA(b, off) })
+	if err == nil && f != nil {
+		f.answered(context.Background(), seq) // an error is Err's
+	}
+	err = p.gate.answer(err)
+	p.io.write.end(begin, int64(len(b)), err)
+	return err
+}
+
+// WriteZeroes zeroes a range on both sides.
+func (p *Primary) WriteZeroes(off, n int64) error {
+	begin := p.io.write.begin()
+	err := p.pieces(off, n, maxForwardZeroes, func(off, n int64) error {
+		_, _, err := p.write(nil, off, n, false, func() error { return p.local.WriteZeroes(off, n) })
+		return err
+	})
+	err = p.gate.answer(err)
+	p.io.write.end(begin, n, err)
+	return err
+}
+
+// pieces does what is larger than most, or than the secondary has room for, in
+// pieces, between which a Mark may come.
+func (p *Primary) pieces(off, n, most int64, do func(off, n int64) error) error {
+	if err := checkRange(off, n, p.size.Load()); err != nil {
+		return err
+	}
+	if n > BlockSize {
+		most = min(most, p.room.most())
+	}
+	for {
+		c := min(n, most)
+		if err := do(off, c); err != nil || c == n {
+			return err
+		}
+		off, n = off+c, n-c
+	}
+}
+
+// Trim is WriteZeroes, which may give storage back: what a trimmed range reads
+// as would differ between the two disks otherwise.
+func (p *Primary) Trim(off, n int64) error { return p.WriteZeroes(off, n) }
+
+// write does a local write, accounts for it and forwards it.
+func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*Forwarder, uint64, error) {
+	if err := checkRange(off, n, p.size.Load()); err != nil {
+		return nil, 0, err
+	}
+	if p.resumed.Load() {
+		if err := p.resumeAlone(); err != nil {
+			return nil, 0, err
+		}
+	}
+	f, seq, half, err := p.writeLocked(b, off, n, fua, false, local)
+	for err == errNoRoom {
+		freed := p.room.wait()
+		if f, seq, half, err = p.writeLocked(b, off, n, fua, false, local); err != errNoRoom {
+			break // it was freed in between
+		}
+		again, fenced := p.awaitRoom(freed)
+		if fenced != nil {
+			return nil, 0, fenced
+		}
+		if !again {
+			f, seq, half, err = p.writeLocked(b, off, n, fua, true, local)
+		}
+	}
+	if half && !p.room.asked.Load() {
+		p.askForCheckpoint(false)
+	}
+	return f, seq, err
+}
+
+// errNoRoom says that nothing has been written, for the secondary has no room
+// for pre-images.
+var errNoRoom = errors.New("replication: no room for pre-images")
+
+func (p *Primary) writeLocked(b []byte, off, n int64, fua, force bool, local func() error) (_ *Forwarder, _ uint64, half bool, _ error) {
+	h := p.locks.lock(off, n, false)
+	defer p.locks.unlock(h)
+	if p.room.on && !force && p.linked() {
+		var err error
+		if half, err = p.room.take(p.local.Disk, off, n); errors.Is(err, ErrFull) {
+			return nil, 0, true, errNoRoom
+		}
+	}
+	if err := p.peer.begin(off, n); err != nil {
+		return nil, 0, half, err // before anything is written
+	}
+	failed := local()
+	f := p.link.Load()
+	if f == nil {
+		return nil, 0, half, failed
+	}
+	if failed != nil {
+		// Nobody knows what the disk has now; what it has is what the
+		// guest may read, so the secondary must have the same.
+		b = make([]byte, n)
+		if err := readFull(p.local, b, off); err != nil {
+			p.peer.dirty.Set(off, n)
+			f.breakOff(&BrokenError{Op: "write", Off: off, Len: n, Err: failed})
+			return nil, 0, half, failed
+		}
+	}
+	var seq uint64
+	for n > 0 {
+		c, dirty := p.peer.dirty.run(off, n)
+		var part []byte
+		if b != nil {
+			part, b = b[:c], b[c:]
+		}
+		if !dirty {
+			s, err := f.send(part, off, c, fua)
+			if err != nil {
+				p.peer.dirty.Set(off, c)
+			}
+			seq = max(seq, s)
+		}
+		off, n = off+c, n-c
+	}
+	return f, seq, half, failed
+}
+
+// linked reports whether writes are being forwarded.
+func (p *Primary) linked() bool {
+	f := p.link.Load()
+	return f != nil && f.Err() == nil
+}
+
+// syncLocal makes the local disk stable. A failure is final, and told once.
+// The caller holds no lock.
+func (p *Primary) syncLocal() error {
+	err := p.local.Sync()
+	p.lost.tell(p.local, p.cfg.Events, event.ModePrimary, p.cfg.Name)
+	return err
+}
+
+// localFailed returns what Err returns when the local disk is not to be
+// trusted, or nil.
+func (p *Primary) localFailed() error {
+	if err := p.local.failed(); err != nil {
+		return &BrokenError{Op: "local flush", Err: err}
+	}
+	return nil
+}
+
+// Sync makes what the guest has written stable on both sides. What is held is
+// made stable on this side only. That the secondary fails is not the guest's
+// error.
+//
+// An error is a *SyncError, and final: every later Sync, Mark and Checkpoint
+// fails, and an event.DiskFailed says so. The guest goes on with what the local
+// disk still reads and takes, and learns of it at each flush; it is not handed
+// data of the secondary's, for what that has between two checkpoints does not
+// outlive a failover. The other side holds the good copy, that of the last
+// checkpoint, so a host that wants the guest to go on does so over there.
+func (p *Primary) Sync() error {
+	var err error
+	begin := p.io.flush.begin()
+	if f := p.link.Load(); f == nil || f.Err() != nil {
+		err = p.syncLocal()
+	} else {
+		f.flush(context.Background(), false, func() error { err = p.syncLocal(); return nil })
+	}
+	err = p.gate.answer(err)
+	p.io.flush.end(begin, 0, err)
+	return err
+}

@@ -1,0 +1,167 @@
+package replication
+
+import (
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// room is what a primary knows of the room that its secondary has for
+// pre-images, of which each write between two Marks takes some. A write for
+// which there is none would end replication over there, so it waits here,
+// before it is made, for the next Mark.
+//
+// It is the map of an overlay without its content, charged as the secondary
+// charges, or more.
+type room struct {
+	charged atomic.Pointer[overlay] // nil: the bound is not known; changed with the whole disk locked
+	on      bool                    // a Mark has begun an epoch; so too
+	asked   atomic.Bool
+
+	mu    sync.Mutex
+	freed chan struct{} // closed when it is worth another try
+}
+
+// nowhere is slots without content.
+type nowhere struct{}
+
+func (nowhere) grow(uint32)                         {}
+func (nowhere) readSlot(uint32, []byte, int) error  { return nil }
+func (nowhere) writeSlot(uint32, []byte, int) error { return nil }
+
+// set makes bytes the bound, or none if it is not positive. The whole disk is
+// locked.
+func (r *room) set(size, bytes int64) {
+	r.charged.Store(nil)
+	r.on = false
+	if bytes > 0 {
+		r.charged.Store(newOverlay("hidden", size, bytes, nowhere{}))
+	}
+	r.free()
+}
+
+// marked begins an epoch. The whole disk is locked.
+func (r *room) marked() {
+	c := r.charged.Load()
+	if c == nil {
+		return
+	}
+	c.reset()
+	r.on = true
+	r.asked.Store(false)
+	r.free()
+}
+
+// free lets those who wait try again.
+func (r *room) free() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.freed != nil {
+		close(r.freed)
+		r.freed = nil
+	}
+}
+
+// wait returns the channel that free closes.
+func (r *room) wait() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.freed == nil {
+		r.freed = make(chan struct{})
+	}
+	return r.freed
+}
+
+// take charges a write to [off, off+n), of which blocks that are zero on disk
+// take no room. The error is ErrFull; half says that half of the room is taken.
+// The range is locked.
+func (r *room) take(disk Disk, off, n int64) (half bool, err error) {
+	b0, b1 := blockRange(off, n)
+	c := r.charged.Load()
+	if half, err = c.reserve(b0, b1, true); err == nil {
+		return half, nil
+	}
+	end := min(b1*BlockSize, disk.Size())
+	pos := b0 * BlockSize
+	buf := buffers.Get().(*[256 << 10]byte)
+	defer buffers.Put(buf)
+	extents := Extents(disk, pos, end-pos, func(n int64, flags uint32) bool {
+		if flags&ExtentZero != 0 {
+			_, err = c.reserve(pos/BlockSize, (pos+n+BlockSize-1)/BlockSize, false)
+			pos += n
+			return err == nil
+		}
+		for to := pos + n; pos < to; {
+			b := pos / BlockSize
+			block := buf[:min(BlockSize, end-b*BlockSize)]
+			if err = readFull(disk, block, b*BlockSize); err != nil {
+				return false
+			}
+			if _, err = c.reserve(b, b+1, !isZero(block)); err != nil {
+				return false
+			}
+			pos = (b + 1) * BlockSize
+		}
+		pos = min(pos, end)
+		return true
+	})
+	if errors.Is(err, ErrFull) {
+		return true, err
+	}
+	return true, errors.Join(err, extents)
+}
+
+// most is how much a piece of a write may be at most, so that it does not take
+// more room than there is.
+func (r *room) most() int64 {
+	c := r.charged.Load()
+	if c == nil {
+		return maxForwardZeroes
+	}
+	return max(min(maxForwardZeroes, (int64(c.max)/2-2*leafCost)*BlockSize), BlockSize)
+}
+
+// awaitRoom waits until there is room for a write, the secondary is given up, or
+// ForwarderConfig.Timeout has passed, when it returns false. The caller holds no
+// lock.
+func (p *Primary) awaitRoom(freed <-chan struct{}) (bool, error) {
+	p.askForCheckpoint(true)
+	t := time.NewTimer(p.cfg.Forward.timeout())
+	defer t.Stop()
+	select {
+	case <-freed:
+		return true, nil
+	case <-p.gate.fenced:
+		return false, ErrFenced
+	case <-t.C:
+		return false, nil
+	}
+}
+
+// askForCheckpoint tells the bus that the secondary's room for pre-images runs
+// short, once in an epoch, or that a write waits for some.
+func (p *Primary) askForCheckpoint(waits bool) {
+	if !p.room.asked.Swap(true) {
+		e := p.roomEvent()
+		p.cfg.Events.Publish(event.DiskOverlayHalfFull{Disk: e.Disk, Overlay: e.Overlay, Epoch: e.Epoch, Bytes: e.Bytes, Bound: e.Bound})
+	}
+	if waits {
+		p.cfg.Events.Publish(p.roomEvent())
+	}
+}
+
+func (p *Primary) roomEvent() event.DiskOverlayFull {
+	e := event.DiskOverlayFull{Mode: event.ModePrimary, Disk: p.cfg.Name, Overlay: "hidden"}
+	if c := p.room.charged.Load(); c != nil {
+		e.Bytes, e.Bound = c.usedBytes(), int64(c.max)*BlockSize
+	}
+	if f := p.link.Load(); f != nil {
+		f.mu.Lock()
+		e.Epoch = f.marked
+		f.mu.Unlock()
+	}
+	return e
+}

@@ -1,0 +1,250 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"path/filepath"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// roomRig is a pair whose secondary has room for little.
+type roomRig struct {
+	p           *Primary
+	s           *Secondary
+	local, disk *fakeDisk
+	half        *[]event.DiskOverlayHalfFull
+	full        *[]event.DiskOverlayFull
+}
+
+const roomBlocks = 32
+
+func newRoomRig(t *testing.T, cfg SecondaryConfig) *roomRig {
+	t.Helper()
+	x := &roomRig{local: newFake(testSize, 0x11), disk: newFake(testSize, 0x11)}
+	bus, half := heard[event.DiskOverlayHalfFull]()
+	x.half, x.full = half, new([]event.DiskOverlayFull)
+	event.Subscribe(bus, func(e event.DiskOverlayFull) { *x.full = append(*x.full, e) })
+	var err error
+	if cfg.Journal == nil {
+		cfg.HiddenBytes = roomBlocks * BlockSize
+	}
+	x.s, err = NewSecondary(x.disk, cfg)
+	must(t, err)
+	x.p, err = NewPrimary(x.local, PrimaryConfig{Name: "d", InSync: true, Events: bus})
+	must(t, err)
+	must(t, joinOver(x.p, x.s))
+	must(t, x.p.Mark(t.Context(), 0))
+	must(t, x.s.Start(t.Context()))
+	must(t, x.p.Loaded(t.Context(), 0))
+	must(t, x.p.Start(t.Context()))
+	return x
+}
+
+func (x *roomRig) fill(t *testing.T) {
+	t.Helper()
+	for b := range int64(roomBlocks - leafCost) {
+		write(t, x.p, 0x22, b*BlockSize, BlockSize)
+	}
+}
+
+func TestWriteForWhichThereIsNoRoomWaitsForACheckpoint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newRoomRig(t, SecondaryConfig{})
+		x.fill(t)
+		if len(*x.half) != 1 || len(*x.full) != 0 {
+			t.Errorf("heard %+v and %+v, want once that half is taken", *x.half, *x.full)
+		}
+		done := make(chan struct{})
+		go func() { write(t, x.p, 0x33, testSize/2, BlockSize); close(done) }()
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Fatal("it did not wait")
+		default:
+		}
+		want(t, "it is not made yet", x.local, 0x11, testSize/2, BlockSize)
+		wantFull := []event.DiskOverlayFull{{Mode: event.ModePrimary, Disk: "d", Overlay: "hidden", Bytes: roomBlocks * BlockSize, Bound: roomBlocks * BlockSize}}
+		if len(*x.full) != 1 || (*x.full)[0] != wantFull[0] {
+			t.Errorf("heard %+v, want %+v", *x.full, wantFull)
+		}
+		write(t, x.p, 0x44, 0, BlockSize) // what is saved already takes no more
+		checkpointBoth(t, x.p, x.s, 1)
+		<-done
+		want(t, "the checkpoint is without it", x.s, 0x11, testSize/2, BlockSize)
+		checkpointBoth(t, x.p, x.s, 2)
+		want(t, "the next has it", x.s, 0x33, testSize/2, BlockSize)
+		must(t, x.s.Err())
+	})
+}
+
+func TestWriteThatWaitsForRoomEnds(t *testing.T) {
+	for name, end := range map[string]func(x *roomRig){
+		"at the deadline":     func(*roomRig) { time.Sleep(defaultTimeout + time.Second) },
+		"when cut":            func(x *roomRig) { x.p.Cut() },
+		"when stopped":        func(x *roomRig) { x.p.Stop(context.Background(), true) },
+		"with the connection": func(x *roomRig) { x.p.link.Load().breakOff(&BrokenError{Op: "connection", Err: errLost}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				x := newRoomRig(t, SecondaryConfig{})
+				x.fill(t)
+				done := make(chan struct{})
+				go func() { write(t, x.p, 0x33, testSize/2, BlockSize); close(done) }()
+				synctest.Wait()
+				end(x)
+				<-done
+				want(t, "the local disk", x.local, 0x33, testSize/2, BlockSize)
+				write(t, x.p, 0x33, testSize/2, BlockSize)
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		x := newRoomRig(t, SecondaryConfig{})
+		x.fill(t)
+		done := make(chan error)
+		go func() { _, err := x.p.WriteAt(make([]byte, BlockSize), testSize/2); done <- err }()
+		synctest.Wait()
+		x.p.Fence()
+		wantErr(t, "fenced", <-done, ErrFenced)
+	})
+}
+
+// A discard of more than there is room for is made in pieces; checkpoints come
+// between them.
+func TestLargeDiscardLetsCheckpointsInBetween(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newRoomRig(t, SecondaryConfig{})
+		done := make(chan struct{})
+		go func() { must(t, x.p.Trim(0, testSize)); close(done) }()
+		epochs := 0
+		for waiting := true; waiting; {
+			synctest.Wait()
+			select {
+			case <-done:
+				waiting = false
+			default:
+				epochs++
+				checkpointBoth(t, x.p, x.s, uint64(epochs))
+			}
+		}
+		if least := testSize / BlockSize / roomBlocks; epochs < least {
+			t.Errorf("%d checkpoints, want at least %d", epochs, least)
+		}
+		checkpointBoth(t, x.p, x.s, uint64(epochs)+1)
+		want(t, "the secondary's guest", x.s, 0, 0, testSize)
+		must(t, x.s.Err())
+	})
+}
+
+func TestZeroesTakeNoRoomForPreImages(t *testing.T) {
+	ctx := context.Background()
+	j := func() *Journal {
+		j, err := OpenJournal(newFake(minJournal, 0), newFake(minJournal, 0))
+		must(t, err)
+		return j
+	}
+	for name, cfg := range map[string]SecondaryConfig{"in memory": {HiddenBytes: 8 * BlockSize}, "in a journal": {Journal: j()}} {
+		file, err := CreateFile(filepath.Join(t.TempDir(), "image"), 4<<20)
+		must(t, err)
+		defer file.Close()
+		for what, disk := range map[string]Disk{"zeroes": newFake(4<<20, 0), "holes": file} {
+			if cfg.Journal != nil {
+				cfg.Journal = j()
+			}
+			s, err := NewSecondary(disk, cfg)
+			must(t, err)
+			must(t, s.Start(ctx))
+			x := s.Export()
+			write(t, x, 0x22, 0, 4<<20)
+			if err := s.Err(); err != nil {
+				t.Errorf("%s, %s: %v", name, what, err)
+				continue
+			}
+			want(t, "the secondary's guest", s, 0, 0, 4<<20)
+			must(t, s.Stop(ctx, false))
+			want(t, "the last checkpoint", disk, 0, 0, 4<<20)
+		}
+	}
+}
+
+// zeroes in the log come back as zeroes.
+func TestZeroesOfALogAreRecovered(t *testing.T) {
+	ctx := context.Background()
+	const size = testSize + SectorSize // the last block is one sector
+	disk := newPoweredFake(make([]byte, size))
+	copy(disk.data[3*BlockSize:], bytes.Repeat([]byte{0x11}, 5*BlockSize+100))
+	before := bytes.Clone(disk.data)
+	hidden, active := newFake(minJournal, 0), newFake(minJournal, 0)
+	j, err := OpenJournal(hidden, active)
+	must(t, err)
+	s, err := NewSecondary(disk, SecondaryConfig{Journal: j})
+	must(t, err)
+	must(t, s.Start(ctx))
+	write(t, s.Export(), 0x22, 0, size)
+	wantBytes(t, "the guest's view", read(t, s, 0, size), before, 0)
+	j, err = OpenJournal(hidden, active)
+	must(t, err)
+	_, _, err = j.Recover(ctx, disk)
+	must(t, err)
+	wantBytes(t, "recovered", disk.data, before, 0)
+}
+
+// However a run has ended, a primary that comes back finds a secondary that
+// takes it.
+func TestReconnectAfterEveryEnd(t *testing.T) {
+	ctx := context.Background()
+	for name, end := range map[string]func(t *testing.T, x *roomRig){
+		"the connection is lost": func(*testing.T, *roomRig) {},
+		"the secondary stopped": func(t *testing.T, x *roomRig) {
+			must(t, x.s.Stop(ctx, false))
+		},
+		"a checkpoint was prepared": func(t *testing.T, x *roomRig) { must(t, x.s.Prepare(ctx, 1)) },
+		"a write failed": func(t *testing.T, x *roomRig) {
+			x.disk.failWrite = func(int64, int) error { return errInjected }
+			x.s.Export().WriteAt(make([]byte, BlockSize), 0)
+			x.disk.failWrite = nil
+			wantErr(t, "the run", x.s.Err(), ErrBroken)
+		},
+		"there was no room": func(t *testing.T, x *roomRig) {
+			_, err := x.s.Export().WriteAt(bytes.Repeat([]byte{0x66}, 2*roomBlocks*BlockSize), 0)
+			wantErr(t, "write", err, ErrFull)
+		},
+	} {
+		for _, journal := range []bool{false, true} {
+			t.Run(name, func(t *testing.T) {
+				cfg := SecondaryConfig{}
+				if journal {
+					j, err := OpenJournal(newFake(4*minJournal, 0), newFake(minJournal, 0))
+					must(t, err)
+					cfg.Journal = j
+				}
+				x := newRoomRig(t, cfg)
+				write(t, x.p, 0x22, 0, BlockSize)
+				must(t, x.p.Sync())
+				must(t, x.p.Stop(ctx, true))
+				end(t, x)
+				write(t, x.p, 0x33, BlockSize, BlockSize)
+				must(t, joinOver(x.p, x.s))
+				must(t, x.p.Synchronise(ctx, SyncConfig{}))
+				must(t, x.p.Mark(ctx, 0))
+				if x.s.State() == Running {
+					must(t, x.s.Checkpoint(ctx, x.s.Epoch()+1))
+				} else {
+					must(t, x.s.Start(ctx))
+				}
+				must(t, x.p.Loaded(ctx, 0))
+				must(t, x.p.Start(ctx))
+				wantBytes(t, "the copy", x.disk.data, x.local.data, 0)
+				write(t, x.p, 0x44, 0, BlockSize)
+				checkpointBoth(t, x.p, x.s, 9)
+				want(t, "the secondary's guest", x.s, 0x44, 0, BlockSize)
+				must(t, x.s.Stop(ctx, true))
+				wantBytes(t, "the promoted disk", x.disk.data, x.local.data, 0)
+			})
+		}
+	}
+}

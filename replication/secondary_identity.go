@@ -1,0 +1,259 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+)
+
+var (
+	_ MetadataKeeper = (*Secondary)(nil)
+	_ Identified     = incoming{}
+)
+
+// Metadata implements [MetadataKeeper]: that of the secondary disk.
+func (s *Secondary) Metadata() (*Metadata, error) { return s.meta, nil }
+
+// Identity returns who the copy is, for a primary: while it is being written,
+// it is an inconsistent one of the primary's generation.
+func (s *Secondary) Identity() Identity {
+	i := s.meta.Identity()
+	i.Overwrite, i.instance, i.room = s.cfg.Overwrite, s.instance, s.roomForPreImages()
+	if a := s.life.adoption(); a != nil {
+		i.Disk, i.Generation, i.History, i.State, i.Writes = a.Disk, a.Generation, a.History, CopyInconsistent, false
+	}
+	if st, epoch := s.life.at(); st == Running {
+		i.Epoch, i.State = epoch, CopyInconsistent
+	}
+	return i
+}
+
+// roomForPreImages returns how much of them there is room for, in blocks that
+// are each saved for itself.
+func (s *Secondary) roomForPreImages() int64 {
+	if s.cfg.Journal != nil {
+		return s.hiddenBound() / (BlockSize + recordHeader) * BlockSize
+	}
+	return s.hiddenBound()
+}
+
+// Adopt makes the disk one that is to become a copy of another, in state None,
+// or in state Running if a primary has come back; after a Stop without failover
+// the state is None again. With a Journal a disk that was a copy already remains,
+// until the next Start or Checkpoint, one that a crash, or Stop, brings back to
+// what it is. Otherwise it is recorded to be inconsistent.
+//
+// Without Overwrite, in the identity or the configuration, the error is
+// ErrIdentity if it is a copy of another disk, ErrOutdated if it is newer, and
+// ErrDiverged if it has gone on by itself. On a side that took over it is
+// ErrGated. After an error nothing has changed, but for a run that had met an
+// error: its disk is that of the last checkpoint again, and the state None.
+func (s *Secondary) Adopt(of Identity) error {
+	if of.Disk == (ID{}) {
+		return fmt.Errorf("%w: the primary's disk has no identity", ErrIdentity)
+	}
+	h := s.lockAll()
+	defer s.locks.unlock(h)
+	st := s.State()
+	if s.life.tookOver() {
+		return fmt.Errorf("%w: state %v", ErrGated, st)
+	}
+	if err := s.reenter(st); err != nil {
+		return err
+	}
+	st = s.State()
+	own := s.meta.Identity()
+	if own.Disk != (ID{}) && !of.Overwrite && !s.cfg.Overwrite {
+		switch {
+		case own.Disk != of.Disk:
+			return fmt.Errorf("%w: it is %v, the primary's %v", ErrIdentity, own, of)
+		case of.descends(own):
+		case own.descends(of):
+			return fmt.Errorf("%w: the primary's is %v, this one %v", ErrOutdated, of, own)
+		default:
+			return fmt.Errorf("%w: the primary's is %v, this one %v", ErrDiverged, of, own)
+		}
+	}
+	if st != Running {
+		s.armKept(own)
+	}
+	err := s.meta.update(func(i *Identity, b *peerBase) {
+		*b = peerBase{}                                             // what was a primary's is one no more
+		if s.cfg.Journal == nil || st != Running && !s.kept.armed { // else it is clean until keep changes that
+			i.State = CopyInconsistent
+			i.Disk, i.Generation, i.History, i.Writes = of.Disk, of.Generation, of.History, false
+			if st != Running {
+				i.Epoch = 0
+			}
+		}
+	})
+	if err != nil {
+		return err
+	}
+	s.life.adopt(&of)
+	if st == Done {
+		s.life.readmitted()
+	}
+	return nil
+}
+
+// reenter makes a Secondary whose run cannot go on ready for a primary that comes
+// back: what was prepared is no more, and after an error the disk is that of the
+// last checkpoint again. The whole disk is locked.
+func (s *Secondary) reenter(st State) error {
+	if st != Running {
+		return nil
+	}
+	if s.life.unprepare() {
+		if err := s.stable.setPrepared(0); err != nil {
+			return err
+		}
+	}
+	if s.life.failed() == nil {
+		return nil
+	}
+	if err := s.restore(context.Background()); err != nil {
+		return err
+	}
+	s.empty()
+	s.life.readmitted()
+	return nil
+}
+
+// identityAt returns who the disk is at a checkpoint.
+func (s *Secondary) identityAt(epoch uint64) Identity {
+	i := s.meta.Identity()
+	if a := s.life.adoption(); a != nil {
+		i.Disk, i.Generation, i.History = a.Disk, a.Generation, a.History
+	}
+	i.Epoch, i.State, i.Writes = epoch, CopyClean, false
+	return i
+}
+
+// beginRun records the checkpoint of epoch 0. The whole disk is locked.
+func (s *Secondary) beginRun() error {
+	id := s.identityAt(0)
+	if err := s.meta.update(func(*Identity, *peerBase) {}); err != nil { // there is a name for the copy from now on
+		return err
+	}
+	// The journal first: a disk that is called inconsistent by a host that
+	// crashes in between would have no journal to make it consistent.
+	err := s.stable.setRunning(0, id)
+	if err == nil {
+		err = s.meta.update(func(i *Identity, b *peerBase) {
+			*i, *b = id, peerBase{}
+			i.State = CopyInconsistent
+		})
+	}
+	if err == nil {
+		s.kept.end()
+	}
+	return err
+}
+
+// beginPromotion records that the guest of this side is going on. The whole
+// disk is locked.
+func (s *Secondary) beginPromotion() error {
+	if s.promoted == (Identity{}) {
+		s.promoted = s.identityAt(s.Epoch())
+		s.promoted.begin()
+		s.promoted.Writes = true
+	}
+	return s.meta.update(func(i *Identity, _ *peerBase) { *i = s.promoted; i.State = CopyInconsistent })
+}
+
+// end records that the disk below is id's, and replication over. The whole disk
+// is locked, and the disk stable.
+func (s *Secondary) end(id Identity) error {
+	if s.kept.begun() { // what was begun after it has come to nothing
+		id = s.kept.id
+	}
+	// First the disk, for a journal that is clean is not looked at again.
+	if err := s.meta.update(func(i *Identity, _ *peerBase) { *i = id }); err != nil {
+		return err
+	}
+	if err := s.stable.setDone(id); err != nil {
+		return err
+	}
+	s.kept.end()
+	s.life.adopt(nil) // it is in id, or came to nothing
+	return nil
+}
+
+// keptCheckpoint is what the disk was before a synchronisation, which the
+// journal keeps until that is complete.
+type keptCheckpoint struct {
+	on atomic.Bool // pre-images are being kept
+
+	mu    sync.Mutex
+	armed bool // they are to be, from the first change on
+	id    Identity
+}
+
+func (k *keptCheckpoint) begun() bool { return k.on.Load() }
+
+// arm has the disk, which is id, kept from the next change on, or not. The whole
+// disk is locked.
+func (k *keptCheckpoint) arm(keep bool, id Identity) {
+	if !k.begun() { // else it is that of the first attempt
+		k.armed, k.id = keep, id
+	}
+}
+
+// armKept has the disk, which is own, kept if that can be and it is worth it.
+func (s *Secondary) armKept(own Identity) {
+	s.kept.arm(s.cfg.Journal != nil && own.Disk != (ID{}) && own.State != CopyInconsistent, own)
+}
+
+func (k *keptCheckpoint) end() {
+	k.on.Store(false)
+	k.armed = false
+}
+
+// keep saves what a change of [off, off+n) replaces, in state None, if the disk
+// is worth it. The range is locked.
+func (s *Secondary) keep(off, n int64) error {
+	k := &s.kept
+	k.mu.Lock()
+	armed := k.armed && !k.begun()
+	var err error
+	if armed {
+		// The journal first, as in beginRun.
+		if err = s.stable.setRunning(k.id.Epoch, k.id); err == nil {
+			err = s.meta.update(func(i *Identity, _ *peerBase) { i.State = CopyInconsistent })
+		}
+		if err == nil {
+			s.stable.emptied()
+			s.life.committed(k.id.Epoch)
+			k.on.Store(true)
+		}
+	}
+	k.mu.Unlock()
+	if err != nil || !k.begun() {
+		return err
+	}
+	_, err = s.saveOld(off, n)
+	if !errors.Is(err, ErrFull) {
+		return err
+	}
+	if !s.cfg.GiveUpCheckpoint {
+		return fmt.Errorf("%w: the synchronisation replaces more than the journal can keep of the last checkpoint; a larger one can, and GiveUpCheckpoint does without", err)
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if !k.begun() {
+		return nil
+	}
+	id := s.identityAt(0)
+	id.State = CopyInconsistent
+	if err := s.meta.update(func(i *Identity, _ *peerBase) { *i = id }); err != nil {
+		return err
+	}
+	if err := s.stable.setForgotten(id); err != nil {
+		return err
+	}
+	k.end()
+	return nil
+}

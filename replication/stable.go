@@ -1,0 +1,190 @@
+package replication
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// stableDisk is a disk, together with what is known of how much of it is on
+// stable storage. Everything that changes the disk goes through it, or says so
+// with wrote, and everything that is to be stable goes through sync. Its
+// methods may be called from any goroutine.
+//
+// Writes are counted when they have ended. A sync makes stable what had been
+// counted when it began, so that a flush is answered only when a sync that
+// began after the writes before the flush has ended. Flushes that come while
+// a sync is under way share the next one.
+//
+// A sync that fails is the last: the system may have dropped what it could not
+// write, and would call the next sync a success. From then on sync returns that
+// error.
+type stableDisk struct {
+	Disk
+	name string // what errors call it
+
+	done atomic.Uint64 // writes that have ended; the first stands for those of others before
+
+	// through is shared by the writes of a FUAWriter and exclusive to a sync: a
+	// system tells an error once, and the one who is told has to record it
+	// before another asks.
+	through sync.RWMutex
+
+	mu      sync.Mutex
+	ended   sync.Cond // broadcast when a sync has ended
+	syncing bool
+	stable  uint64 // the writes up to this one are stable
+	err     *SyncError
+}
+
+// SyncError says that a disk could not make stable what had been written to
+// it. It is final: part of that may be gone, though reads may still show it,
+// and nothing that the disk says later tells which. Every later flush of the
+// disk, and every checkpoint that would depend on it, returns the same error.
+type SyncError struct {
+	Disk string // which: "disk", "log of pre-images", "active overlay", or the name of a file
+	Err  error
+}
+
+func (e *SyncError) Error() string {
+	return fmt.Sprintf("replication: %s: what was written may be lost: %v", e.Disk, e.Err)
+}
+
+func (e *SyncError) Unwrap() error { return e.Err }
+
+func newStableDisk(d Disk, name string) *stableDisk {
+	s := &stableDisk{Disk: d, name: name}
+	s.ended.L = &s.mu
+	s.wrote() // somebody else may have written, and never have synced
+	return s
+}
+
+// wrote counts a write that has ended, well or not: what an error leaves on
+// the disk is unknown, so that has to become stable too.
+func (s *stableDisk) wrote() { s.done.Add(1) }
+
+// WriteAt implements io.WriterAt.
+func (s *stableDisk) WriteAt(p []byte, off int64) (int, error) {
+	n, err := s.Disk.WriteAt(p, off)
+	s.wrote()
+	return n, err
+}
+
+// WriteZeroes implements [ZeroWriter].
+func (s *stableDisk) WriteZeroes(off, n int64) error {
+	err := WriteZeroes(s.Disk, off, n)
+	s.wrote()
+	return err
+}
+
+// trim trims if the disk can; it reports whether that was so.
+func (s *stableDisk) trim(off, n int64) (bool, error) {
+	t, ok := s.Disk.(Trimmer)
+	if !ok {
+		return false, nil
+	}
+	err := t.Trim(off, n)
+	s.wrote()
+	return true, err
+}
+
+// WriteFUA implements [FUAWriter]. An error of a disk that writes through is
+// that of a sync: it may tell of writes before this one, and is told once.
+func (s *stableDisk) WriteFUA(p []byte, off int64) error {
+	f, ok := s.Disk.(FUAWriter)
+	if !ok {
+		if err := writeFull(s, p, off); err != nil {
+			return err
+		}
+		return s.Sync()
+	}
+	s.through.RLock()
+	defer s.through.RUnlock()
+	err := f.WriteFUA(p, off)
+	s.wrote()
+	if err == nil {
+		return s.failed()
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.fail(err)
+}
+
+// Sync returns when every write that had ended when it was called is stable.
+func (s *stableDisk) Sync() error {
+	upTo := s.done.Load()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		if s.err != nil {
+			return s.err
+		}
+		if s.stable >= upTo {
+			return nil
+		}
+		if s.syncing {
+			// It may have begun before the last of our writes had ended; if
+			// so, one of those who wait begins another.
+			s.ended.Wait()
+			continue
+		}
+		s.syncOnce()
+	}
+}
+
+// syncOnce syncs the disk. The caller holds mu, which is released meanwhile.
+func (s *stableDisk) syncOnce() {
+	s.syncing = true
+	s.mu.Unlock()
+	_, through := s.Disk.(FUAWriter)
+	if through {
+		s.through.Lock()
+	}
+	began := s.done.Load()
+	err := s.Disk.Sync()
+	s.mu.Lock()
+	if through {
+		s.through.Unlock()
+	}
+	if err != nil {
+		s.fail(err)
+	} else {
+		s.stable = max(s.stable, began)
+	}
+	s.syncing = false
+	s.ended.Broadcast()
+}
+
+// fail records the first failed sync, and returns it. The caller holds mu.
+func (s *stableDisk) fail(err error) error {
+	if s.err == nil {
+		if !errors.As(err, &s.err) { // of a disk below that names itself
+			s.err = &SyncError{Disk: s.name, Err: err}
+		}
+	}
+	return s.err
+}
+
+// failed returns the error of a sync that failed, or nil.
+func (s *stableDisk) failed() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err == nil {
+		return nil // not a nil *SyncError
+	}
+	return s.err
+}
+
+// lostOnce tells the bus, once, that a disk has failed to become stable.
+type lostOnce struct{ told atomic.Bool }
+
+func (l *lostOnce) tell(d *stableDisk, bus *event.Bus, mode event.Mode, name string) {
+	err := d.failed()
+	if err == nil || l.told.Swap(true) {
+		return
+	}
+	bus.Publish(event.DiskFailed{Mode: mode, Disk: name, Operation: "flush", Error: err.Error()})
+}

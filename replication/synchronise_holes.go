@@ -1,0 +1,148 @@
+package replication
+
+import (
+	"fmt"
+	"io"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// holeStep is how much of a hole Synchronise looks at at a time, in bytes.
+const holeStep = 64 << 20
+
+// nextStep returns what Synchronise does next, from pos on: some dirty chunks,
+// and whether they seem to be a hole of the local disk. n is 0 where no more is
+// dirty.
+func (p *Primary) nextStep(pos int64) (start, n int64, hole bool, err error) {
+	start, n = p.peer.dirty.next(pos, copyStep)
+	if n == 0 {
+		return start, 0, false, nil
+	}
+	zero, err := zeroPrefix(p.local.Disk, start, min(holeStep, p.size.Load()-start))
+	if err != nil {
+		return 0, 0, false, fmt.Errorf("replication: synchronise: %w", err)
+	}
+	switch {
+	case zero >= ChunkSize || zero == n && zero > 0:
+		if start+zero < p.size.Load() {
+			zero -= zero % ChunkSize // start is that of a chunk
+		}
+		_, n = p.peer.dirty.next(start, holeStep)
+		return start, min(n, zero), true, nil
+	case n > ChunkSize:
+		// A hole behind it is for the next step.
+		data := int64(0)
+		err = Extents(p.local.Disk, start, n, func(m int64, flags uint32) bool {
+			if flags&ExtentZero != 0 && m >= ChunkSize {
+				return false
+			}
+			data += m
+			return true
+		})
+		n = min(n, max(ChunkSize, (data+ChunkSize-1)/ChunkSize*ChunkSize))
+	}
+	return start, n, false, err
+}
+
+// zeroPrefix returns how much of [off, off+n) is, from off on, known to be zero
+// without reading it.
+func zeroPrefix(d any, off, n int64) (zero int64, err error) {
+	err = Extents(d, off, n, func(m int64, flags uint32) bool {
+		if flags&ExtentZero == 0 {
+			return false
+		}
+		zero += m
+		return true
+	})
+	return zero, err
+}
+
+// copyHole makes [start, start+n), dirty chunks that are a hole of the local
+// disk, zero on the secondary where they are not; nothing of them is read on
+// either side if the secondary can tell. It reports false, having done nothing,
+// if a guest has written there since.
+func (p *Primary) copyHole(f *Forwarder, cfg *SyncConfig, start, n int64, done *event.DiskSyncProgress) (bool, error) {
+	h := p.locks.lock(start, n, false)
+	defer p.locks.unlock(h)
+	if zero, err := zeroPrefix(p.local.Disk, start, n); err != nil || zero < n {
+		return false, err
+	}
+	differ, err := notZero(f, cfg, start, n)
+	if err != nil {
+		return false, err
+	}
+	// As in copyRun: first, and again after an error.
+	p.peer.copied.Set(start, n)
+	p.peer.dirty.Clear(start, n)
+	done.Same += n
+	for _, d := range differ {
+		if _, err := f.send(nil, d[0], d[1], false); err != nil {
+			p.peer.dirty.Set(start, n)
+			return false, err
+		}
+		done.Same -= d[1]
+		done.Copied += d[1]
+	}
+	return true, nil
+}
+
+// notZero returns the parts of a range that are not known to be zero on the
+// secondary.
+func notZero(f *Forwarder, cfg *SyncConfig, start, n int64) (differ [][2]int64, err error) {
+	if f.overlapsAny(start, n) {
+		return [][2]int64{{start, n}}, nil // what is on its way is not there yet
+	}
+	pos := start
+	err = Extents(f.remote, start, n, func(m int64, flags uint32) bool {
+		if flags&ExtentZero == 0 {
+			differ = append(differ, [2]int64{pos, m})
+		}
+		pos += m
+		return true
+	})
+	if err != nil {
+		return nil, &BrokenError{Op: "connection", Err: err}
+	}
+	if cfg.Sums == nil {
+		return differ, nil
+	}
+	// What has storage over there may be zero all the same.
+	var left [][2]int64
+	for _, d := range differ {
+		err := compareZeroes(cfg.Sums, d[0], d[1], func(off, n int64) { left = append(left, [2]int64{off, n}) })
+		if err != nil {
+			return nil, err
+		}
+	}
+	return left, nil
+}
+
+// compareZeroes calls differ for each part of a range that is, by the sums of its
+// whole chunks, not zero.
+func compareZeroes(sums io.ReaderAt, off, n int64, differ func(off, n int64)) error {
+	table := make([]byte, min(n, holeStep)/ChunkSize*sumSize)
+	for n > 0 {
+		lead := min((ChunkSize-off%ChunkSize)%ChunkSize, n)
+		if lead > 0 { // no whole chunk
+			differ(off, lead)
+			off, n = off+lead, n-lead
+			continue
+		}
+		chunks := min(n/ChunkSize, int64(len(table)/sumSize))
+		if chunks == 0 {
+			differ(off, n)
+			return nil
+		}
+		theirs := table[:chunks*sumSize]
+		if err := readFull(sums, theirs, off/ChunkSize*sumSize); err != nil {
+			return fmt.Errorf("replication: checksums: %w", err)
+		}
+		for ; len(theirs) > 0; theirs = theirs[sumSize:] {
+			if [sumSize]byte(theirs) != zeroSum() {
+				differ(off, ChunkSize)
+			}
+			off, n = off+ChunkSize, n-ChunkSize
+		}
+	}
+	return nil
+}

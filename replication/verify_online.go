@@ -1,0 +1,184 @@
+package replication
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// Repair says which copy is made like the other where they differ.
+type Repair uint8
+
+// The directions of a repair.
+const (
+	RepairNone      Repair = iota
+	RepairSecondary        // the primary's copy is right
+	RepairPrimary          // the secondary's is; the guest finds other data than it had
+)
+
+// VerifyConfig says how VerifyOnline works.
+type VerifyConfig struct {
+	// Sums reads the checksums of the secondary disk, see [Sums]. Nil: Secondary
+	// is compared byte by byte.
+	Sums io.ReaderAt
+	// Secondary reads the secondary disk, for instance over a connection of its
+	// own to the Export. It is needed without Sums, and for RepairPrimary.
+	Secondary io.ReaderAt
+	Repair    Repair
+	// BytesPerSecond bounds how fast is gone through the disk; zero: as fast as
+	// both sides can.
+	BytesPerSecond int64
+}
+
+// VerifyOnline compares the local disk with that of the attached secondary, while
+// the guest runs and replication does: step by step, with what is being compared
+// locked against the guest's writes, and after those before have arrived. It
+// returns the chunks that differ, as they were found, and whether they are
+// repaired is VerifyConfig's to say; a repair of the secondary is forwarded like
+// a write. What Synchronise is still to copy is left out.
+//
+// At the end the bus is told, with an event.DiskVerified. The error is
+// ErrNotRunning without a secondary, ctx's, that of a side that could not be
+// read or written, or the *BrokenError; what was found until then is returned
+// with it.
+func (p *Primary) VerifyOnline(ctx context.Context, cfg VerifyConfig) (differ *Bitmap, err error) {
+	differ = NewBitmap(p.size.Load())
+	f := p.link.Load()
+	if f == nil {
+		return differ, ErrNotRunning
+	}
+	if cfg.Secondary == nil && (cfg.Sums == nil || cfg.Repair == RepairPrimary) {
+		return differ, fmt.Errorf("replication: verify: nothing to read the secondary with")
+	}
+	v := verifier{p: p, f: f, cfg: cfg, differ: differ, ours: make([]byte, copyStep), theirs: make([]byte, copyStep)}
+	begin := time.Now()
+	for off := int64(0); off < p.size.Load(); off += copyStep {
+		n := min(copyStep, p.size.Load()-off)
+		if err := v.step(ctx, off, n); err != nil {
+			return differ, err
+		}
+		if cfg.BytesPerSecond > 0 {
+			due := begin.Add(time.Duration(float64(off+n) / float64(cfg.BytesPerSecond) * float64(time.Second)))
+			if err := sleep(ctx, time.Until(due)); err != nil {
+				return differ, err
+			}
+		}
+	}
+	p.cfg.Events.Publish(event.DiskVerified{
+		Disk: p.cfg.Name, Compared: v.compared, Different: differ.Bytes(), Repaired: v.repaired, ElapsedNS: time.Since(begin).Nanoseconds(),
+	})
+	return differ, nil
+}
+
+type verifier struct {
+	p                  *Primary
+	f                  *Forwarder
+	cfg                VerifyConfig
+	differ             *Bitmap
+	ours, theirs       []byte
+	compared, repaired int64
+}
+
+// step compares a range, once all that is on its way there has arrived.
+func (v *verifier) step(ctx context.Context, off, n int64) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		h := v.p.locks.lock(off, n, false)
+		if err := v.f.arrived(ctx, off, n); err != errHeld {
+			if err == nil {
+				err = v.compare(off, n)
+			}
+			v.p.locks.unlock(h)
+			return err
+		}
+		// What is held arrives after Loaded, which must not wait for us.
+		v.p.locks.unlock(h)
+		if err := v.f.unheld(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// compare compares a range that stands still on both sides.
+func (v *verifier) compare(off, n int64) error {
+	for end := off + n; off < end; {
+		run, dirty := v.p.peer.dirty.run(off, end-off)
+		if !dirty {
+			if err := v.compareRun(off, run); err != nil {
+				return err
+			}
+		}
+		off += run
+	}
+	return nil
+}
+
+func (v *verifier) compareRun(off, n int64) error {
+	ours := v.ours[:n]
+	if err := readFull(v.p.local, ours, off); err != nil {
+		return fmt.Errorf("replication: verify: %w", err)
+	}
+	v.compared += n
+	var found [][2]int64
+	note := func(off, n int64) { found = append(found, [2]int64{off, n}) }
+	if v.cfg.Sums != nil {
+		if err := compareSums(v.cfg.Sums, off, ours, note); err != nil {
+			return err
+		}
+	} else {
+		theirs := v.theirs[:n]
+		if err := readFull(v.cfg.Secondary, theirs, off); err != nil {
+			return fmt.Errorf("replication: verify: the secondary: %w", err)
+		}
+		for at := int64(0); at < n; at += ChunkSize {
+			to := min(at+ChunkSize, n)
+			if !bytes.Equal(ours[at:to], theirs[at:to]) {
+				note(off+at, to-at)
+			}
+		}
+	}
+	for _, d := range found {
+		v.differ.Set(d[0], d[1])
+		if err := v.repair(ours[d[0]-off:][:d[1]], d[0]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// repair makes one copy at off like the other; ours is the primary's content.
+func (v *verifier) repair(ours []byte, off int64) error {
+	n := int64(len(ours))
+	switch v.cfg.Repair {
+	case RepairSecondary:
+		if err := v.p.peer.begin(off, n); err != nil {
+			return err
+		}
+		if _, err := v.f.send(ours, off, n, false); err != nil {
+			v.p.peer.dirty.Set(off, n)
+			return err
+		}
+	case RepairPrimary:
+		theirs := v.theirs[:n]
+		if err := readFull(v.cfg.Secondary, theirs, off); err != nil {
+			return fmt.Errorf("replication: verify: the secondary: %w", err)
+		}
+		if err := v.p.peer.begin(off, n); err != nil {
+			return err
+		}
+		if err := writeFull(v.p.local, theirs, off); err != nil {
+			v.p.peer.dirty.Set(off, n)
+			return fmt.Errorf("replication: verify: %w", err)
+		}
+	default:
+		return nil
+	}
+	v.repaired += n
+	return nil
+}

@@ -1,0 +1,207 @@
+package ram
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// MappedFile is a file that a [MappedWriter] keeps memory in: an *os.File, say.
+// Bytes that were never written have to read as zeros, or as the end of the file.
+type MappedFile interface {
+	io.ReaderAt
+	io.WriterAt
+}
+
+// MappedWriter writes a guest's memory to fixed places of a file, as QEMU's
+// capability mapped-ram does (9.0 and later). It is the body of the ram section's
+// START: whoever writes a stream puts the headers before it and goes on at
+// [MappedWriter.End]; the sections of memory that follow have no pages.
+//
+//	vmstate.PutFileHeader(w)
+//	vmstate.PutConfiguration(w, vmstate.Configuration{Machine: m, Capabilities: []string{"mapped-ram"}})
+//	vmstate.Header{Type: vmstate.SectionStart, ID: id, Name: ram.SectionName, Version: ram.Version}.Put(w)
+//	… flush, and then with the file's offset:
+//	m, err := ram.CreateMapped(file, offset, blocks)
+//	m.WritePage("pc.ram", 0, page)
+//	m.Commit()
+//	… at m.End(): the section's footer, devices, EOF and description
+//
+// A page that comes again is written in place, so that the file is never longer
+// than the guest, and a page of zeros takes no room. What is in the file counts
+// from Commit on; pages written before the first Commit are lost with a crash,
+// and one that is overwritten afterwards is torn until it is written whole: the
+// caller who needs the state before keeps it in another file. [OpenMapped] goes
+// on with a file that was committed.
+//
+// It belongs to one goroutine.
+type MappedWriter struct {
+	f      MappedFile
+	at     int64 // of the block list
+	end    int64
+	blocks []mappedBlock
+	index  map[string]int
+	last   int
+}
+
+type mappedBlock struct {
+	BlockInfo
+	MappedBlock
+	entry  int64 // of its entry in the list
+	has    []uint64
+	change bool // has is not what the file says
+}
+
+// CreateMapped lays out blocks in a file, from an offset on, and writes all that
+// does not change: list and headers. Lengths have to be multiples of PageSize.
+// Whatever the file has there counts as nothing; for it to be sparse it should be
+// new. Errors are [*Error] with [ErrBlockList], or the file's.
+func CreateMapped(f MappedFile, at int64, blocks []BlockInfo) (*MappedWriter, error) {
+	m := &MappedWriter{f: f, at: at, index: make(map[string]int)}
+	pos := at + 8
+	for _, info := range blocks {
+		_, twice := m.index[info.Name]
+		if len(info.Name) == 0 || len(info.Name) > 255 || twice || info.Length%PageSize != 0 || info.Length/PageSize > maxMapped || len(blocks) > maxBlocks {
+			return nil, &Error{Op: "map", Block: info.Name, Stream: -1, Err: fmt.Errorf("%w: %d bytes", ErrBlockList, info.Length)}
+		}
+		b := mappedBlock{BlockInfo: BlockInfo{Name: info.Name, Length: info.Length}, entry: pos}
+		b.MappedBlock.PageSize = PageSize
+		b.Bitmap = uint64(pos) + 1 + uint64(len(info.Name)) + 8 + mappedHeader
+		b.Pages = (b.Bitmap + b.bitmapLength(info.Length) + mappedAlign - 1) &^ (mappedAlign - 1)
+		b.has = make([]uint64, b.bitmapLength(info.Length)/8)
+		b.change = true
+		m.index[info.Name] = len(m.blocks)
+		m.blocks = append(m.blocks, b)
+		pos = int64(b.Pages + b.Length)
+	}
+	m.end = pos + 8
+	if err := m.layOut(); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// layOut writes list and headers.
+func (m *MappedWriter) layOut() error {
+	total := uint64(0)
+	for i := range m.blocks {
+		total += m.blocks[i].Length
+	}
+	if err := m.write(binary.BigEndian.AppendUint64(nil, total|flagMemSize), m.at); err != nil {
+		return err
+	}
+	for i := range m.blocks {
+		b := &m.blocks[i]
+		p := append([]byte{byte(len(b.Name))}, b.Name...)
+		p = binary.BigEndian.AppendUint64(p, b.Length)
+		p = binary.BigEndian.AppendUint32(p, mappedVersion)
+		p = binary.BigEndian.AppendUint64(p, b.MappedBlock.PageSize)
+		p = binary.BigEndian.AppendUint64(p, b.Bitmap)
+		p = binary.BigEndian.AppendUint64(p, b.Pages)
+		if err := m.write(p, b.entry); err != nil {
+			return err
+		}
+	}
+	return m.write(binary.BigEndian.AppendUint64(nil, flagEOS), m.end-8)
+}
+
+func (m *MappedWriter) write(p []byte, at int64) error {
+	if _, err := m.f.WriteAt(p, at); err != nil {
+		return &Error{Op: "map", Stream: at, Err: err}
+	}
+	return nil
+}
+
+// OpenMapped goes on with a file that CreateMapped began at the same offset and
+// Commit has finished, by whomever: a QEMU's too. Its pages are those of the last
+// Commit. Errors are those of [Walker] with mapped-ram, and the file's.
+func OpenMapped(f MappedFile, at int64) (*MappedWriter, error) {
+	m := &MappedWriter{f: f, at: at, index: make(map[string]int)}
+	r := qemufile.NewReader(io.NewSectionReader(f, at, 1<<62))
+	var wrong error
+	k := Walker{Format: Format{MappedRAM: true}, origin: at}
+	k.bitmaps = func(info BlockInfo, place *MappedBlock, words []byte) {
+		if place.PageSize != PageSize && wrong == nil {
+			wrong = &Error{Op: "map", Block: info.Name, Stream: at, Err: fmt.Errorf("%w: pages of %d bytes", ErrMapped, place.PageSize)}
+		}
+		b := mappedBlock{BlockInfo: info, MappedBlock: *place, has: make([]uint64, len(words)/8)}
+		for i := range b.has {
+			b.has[i] = binary.LittleEndian.Uint64(words[8*i:])
+		}
+		m.index[b.Name] = len(m.blocks)
+		m.blocks = append(m.blocks, b)
+	}
+	if err := k.Walk(r, func(*Record) error { return wrong }); err != nil {
+		return nil, err
+	}
+	m.end = at + r.Offset()
+	return m, nil
+}
+
+// End returns the offset in the file at which the stream goes on: the footer of
+// the START section.
+func (m *MappedWriter) End() int64 { return m.end }
+
+// Blocks returns the blocks and where they are, in the order of the list.
+func (m *MappedWriter) Blocks() (blocks []BlockInfo, places []MappedBlock) {
+	for i := range m.blocks {
+		blocks = append(blocks, m.blocks[i].BlockInfo)
+		places = append(places, m.blocks[i].MappedBlock)
+	}
+	return blocks, places
+}
+
+// WritePage writes a page, PageSize bytes, to its place. A page of zeros is not
+// written: the file says that it does not have it. It allocates nothing.
+func (m *MappedWriter) WritePage(block string, offset uint64, page []byte) error {
+	if m.last >= len(m.blocks) || m.blocks[m.last].Name != block {
+		i, ok := m.index[block]
+		if !ok {
+			return &Error{Op: "map", Block: block, Offset: offset, Stream: -1, Err: ErrUnknownBlock}
+		}
+		m.last = i
+	}
+	b := &m.blocks[m.last]
+	if offset%PageSize != 0 || offset >= b.Length {
+		return &Error{Op: "map", Block: block, Offset: offset, Stream: -1, Err: ErrOffset}
+	}
+	i := offset / PageSize
+	word, bit := &b.has[i/64], uint64(1)<<(i%64)
+	if isZero(page) {
+		if *word&bit != 0 {
+			*word &^= bit
+			b.change = true
+		}
+		return nil
+	}
+	if _, err := m.f.WriteAt(page[:PageSize], int64(b.Pages+offset)); err != nil {
+		return &Error{Op: "map", Block: block, Offset: offset, Stream: int64(b.Pages + offset), Err: err}
+	}
+	if *word&bit == 0 {
+		*word |= bit
+		b.change = true
+	}
+	return nil
+}
+
+// Commit writes which pages the file has. It does not sync the file: the caller
+// does, before and after, where a crash of the host matters.
+func (m *MappedWriter) Commit() error {
+	for i := range m.blocks {
+		b := &m.blocks[i]
+		if !b.change {
+			continue
+		}
+		p := make([]byte, 8*len(b.has))
+		for j, word := range b.has {
+			binary.LittleEndian.PutUint64(p[8*j:], word)
+		}
+		if err := m.write(p, int64(b.Bitmap)); err != nil {
+			return err
+		}
+		b.change = false
+	}
+	return nil
+}

@@ -1,0 +1,202 @@
+package ram
+
+import (
+	"math/bits"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Idler is what a DirtyLog may be besides: it says how many CPUs a paused guest leaves
+// idle, which copy its memory meanwhile (SaverConfig.CaptureWorkers).
+type Idler interface {
+	IdleCPUs() int
+}
+
+// A capture is split into batches of so many records at most, eight to a chunk of the
+// arena. Each has its own place there, so that whoever has time takes the next one, and
+// what is sent is the same bytes in the same order, however many took part.
+const batchesPerChunk = 8
+
+// fewestPages are worth another worker, which has to be woken.
+const fewestPages = 90
+
+// pageRef is a dirty page.
+type pageRef struct{ block, page int32 }
+
+// batches is a capture by several workers.
+type batches struct {
+	saver *Saver
+	list  []pageRef
+	each  int         // pages in a batch, but for the last
+	parts [][]byte    // what each batch became; empty: this capture is the arena's own
+	ready atomic.Bool // list is whole; helpers are woken before
+	next  atomic.Int64
+	zero  atomic.Uint64
+	group sync.WaitGroup
+	help  func() // what a helper runs
+}
+
+// workers returns how many goroutines copy.
+func (s *Saver) workers() int {
+	n := s.cfg.CaptureWorkers
+	if n == 0 {
+		n = 1
+		if i, ok := s.log.(Idler); ok {
+			n += i.IdleCPUs()
+		}
+	}
+	return min(n, runtime.GOMAXPROCS(0), runtime.NumCPU())
+}
+
+// trial finds out whether helpers pay: on a host whose CPUs are busy, one that was woken
+// waits for a CPU, and all wait for it.
+type trial struct {
+	cost [2]time.Duration // of a page, alone and together, as last seen; 0: not known
+	left int              // captures until the dearer way is tried again
+}
+
+// trialEvery is how many captures go the cheaper way before the other is tried again.
+const trialEvery = 64
+
+// together reports whether the next capture is to have helpers.
+func (t *trial) together() bool {
+	cheaper := t.cost[1] == 0 || t.cost[0] != 0 && t.cost[1] <= t.cost[0]
+	if t.left--; t.left > 0 {
+		return cheaper
+	}
+	t.left = trialEvery
+	return !cheaper || t.cost[1] == 0
+}
+
+// saw keeps what a capture of so many pages took.
+func (t *trial) saw(together bool, pages int, took time.Duration) {
+	way := 0
+	if together {
+		way = 1
+	}
+	each := max(took/time.Duration(pages), 1)
+	if old := t.cost[way]; old != 0 {
+		each = (3*old + each) / 4
+	}
+	t.cost[way] = each
+}
+
+// captureTogether is Capture's copying with the help of others. It reports false, and
+// has done nothing, where it does not pay or may not be: few pages, differences (each of
+// which depends on the cache of all), or more than there is room for.
+func (s *Saver) captureTogether() bool {
+	b := &s.batches
+	each := s.arena.size / batchesPerChunk / maxRecord
+	if s.deltas != nil || each == 0 || s.dirty < max(fewestPages, 2*each) {
+		return false
+	}
+	workers := s.workers()
+	if s.cfg.CaptureWorkers == 0 && workers > 1 && !s.trial.together() {
+		return false
+	}
+	count := (s.dirty + each - 1) / each
+	if workers < 2 || (count+batchesPerChunk-1)/batchesPerChunk > s.arena.limit {
+		return false
+	}
+	s.arena.prepare((count + batchesPerChunk - 1) / batchesPerChunk * s.arena.size)
+	if b.help == nil {
+		b.saver = s
+		b.help = func() {
+			defer b.group.Done()
+			for n := 1; !b.ready.Load(); n++ {
+				if n%1024 == 0 {
+					runtime.Gosched()
+				}
+			}
+			b.work()
+		}
+	}
+	b.each, b.list, b.parts = each, b.list[:0], b.parts[:0]
+	b.ready.Store(false)
+	b.next.Store(0)
+	b.zero.Store(0)
+	helpers := min(workers, count) - 1
+	b.group.Add(helpers)
+	for range helpers {
+		go b.help()
+	}
+	for bi := range s.blocks {
+		sb := &s.blocks[bi]
+		for wi, word := range sb.dirty {
+			if word == 0 {
+				continue
+			}
+			for m := word; m != 0; m &= m - 1 {
+				b.list = append(b.list, pageRef{int32(bi), int32(wi<<6 | bits.TrailingZeros64(m))})
+			}
+			sb.dirty[wi] = 0
+			sb.taken[wi] |= word
+		}
+	}
+	for range count {
+		b.parts = append(b.parts, nil)
+	}
+	b.ready.Store(true)
+	b.work()
+	b.group.Wait()
+	s.stats.Pages += uint64(len(b.list))
+	s.stats.ZeroPages += b.zero.Load()
+	s.last = int(b.list[len(b.list)-1].block)
+	return true
+}
+
+// work takes batches until there are no more.
+func (b *batches) work() {
+	for {
+		n := int(b.next.Add(1)) - 1
+		if n >= len(b.parts) {
+			return
+		}
+		b.parts[n] = b.batch(n)
+	}
+}
+
+// batch copies batch n into its place in the arena.
+func (b *batches) batch(n int) []byte {
+	s := b.saver
+	size := s.arena.size / batchesPerChunk
+	place := s.arena.chunks[n/batchesPerChunk][n%batchesPerChunk*size:][:size:size]
+	first := n * b.each
+	last := int32(s.last)
+	if first > 0 {
+		last = b.list[first-1].block
+	}
+	at, zero := 0, uint64(0)
+	for _, p := range b.list[first:min(first+b.each, len(b.list))] {
+		sb := &s.blocks[p.block]
+		off := int(p.page) * PageSize
+		page := sb.mem[off : off+PageSize : off+PageSize]
+		flags, isZeroPage := uint64(flagPage), isZero(page)
+		if isZeroPage {
+			flags = flagZero
+		}
+		at += recordHead(place[at:], sb.Name, uint64(off)|flags, last == p.block)
+		last = p.block
+		if isZeroPage {
+			place[at] = 0
+			at++
+			zero++
+			continue
+		}
+		at += copy(place[at:at+PageSize], page)
+	}
+	if zero > 0 {
+		b.zero.Add(zero)
+	}
+	return place[:at:at]
+}
+
+// bytes returns how much was captured.
+func (b *batches) bytes() (n int) {
+	for _, p := range b.parts {
+		n += len(p)
+	}
+	return n
+}

@@ -1,0 +1,298 @@
+package vmstate
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// tail reads device sections, EOF, and the description if it comes. It finds the
+// description by its looks. It believes one that accounts for every byte of the
+// sections before it, or for every section of them by name: then the footers
+// tell where those end that it does not fit. One that does neither is believed
+// if the stream ends without a better one.
+func (s *Scanner) tail(r *qemufile.Reader) (described bool, err error) {
+	t := tailScan{s: s, r: r, base: r.Offset(), tries: maxTailTries}
+	looked := 1 // state[:looked] has no description
+	for {
+		if _, ok := r.PeekByte(); !ok {
+			break
+		}
+		chunk := r.Peek(r.Buffered())
+		if limit := s.maxState() + s.maxDescription(); uint64(len(t.state)+len(chunk)) > limit || s.Large != nil && uint64(len(t.state)) > s.maxState() {
+			if s.Large != nil {
+				r.Unread(t.state)
+				return s.large(r)
+			}
+			return false, streamError(t.base, fmt.Errorf("device sections: %w", qemufile.ErrTooLong))
+		}
+		t.had = len(t.state)
+		t.state = append(t.state, chunk...)
+		for {
+			at := describedAt(t.state, looked)
+			if looked = at; at+descHead > len(t.state) {
+				break
+			}
+			n := binary.BigEndian.Uint32(t.state[at+1:])
+			if uint64(n) > s.maxDescription() {
+				looked++
+				continue
+			}
+			done, described, err := t.try(at, at+5+int(n))
+			if done {
+				return described, err
+			}
+			looked++
+		}
+		r.Skip(uint64(len(t.state) - t.had))
+	}
+	return t.ended()
+}
+
+// descHead is what a description is found by: type, length, and the beginning of
+// the text.
+const descHead = 1 + 4 + 2
+
+// describedAt finds where a description may begin at from or later. Where too
+// little of state is left to tell, it returns that position.
+func describedAt(state []byte, from int) int {
+	for ; from+descHead <= len(state); from++ {
+		i := bytes.IndexByte(state[from:], byte(Description))
+		if i < 0 {
+			return len(state)
+		}
+		if from += i; from+descHead > len(state) {
+			return from
+		}
+		if SectionType(state[from-1]) == EOF && string(state[from+5:from+7]) == `{"` {
+			return from
+		}
+	}
+	return from
+}
+
+// tailScan is a search for the description.
+type tailScan struct {
+	s     *Scanner
+	r     *qemufile.Reader
+	base  int64
+	state []byte
+	had   int // state[had:] is not consumed yet
+	tries int // loose cuts that may still be tried
+	loose *looseDesc
+}
+
+// maxTailTries bounds the work on what only looks like a description.
+const maxTailTries = 8
+
+// looseDesc is a description that does not account for everything.
+type looseDesc struct {
+	at, end int // of its record in the state
+	desc    *VMDesc
+	err     error // why it cannot be read, if it cannot
+}
+
+// try looks at what may be a description, in state[at:end]. If it is, the stream
+// is done.
+func (t *tailScan) try(at, end int) (done, described bool, err error) {
+	s, r := t.s, t.r
+	if end > len(t.state) {
+		// Maybe. Get the rest, but not more than that.
+		r.Skip(uint64(len(t.state) - t.had))
+		rest := r.Bytes(uint64(end-len(t.state)), s.maxDescription())
+		if r.Err() != nil {
+			records, _ := s.split(t.state[:at], t.base, untilEOF)
+			err := sectionError(Header{Type: Description}, t.base+int64(at), r.Err())
+			return true, false, cmp.Or(s.report(records), err)
+		}
+		t.state = append(t.state, rest...)
+		t.had = len(t.state)
+	}
+	desc, bad := RepairVMDesc(t.state[at+5 : end])
+	if bad == nil {
+		for _, noFooters := range s.footings() {
+			if records, ok := s.splitDescribed(t.state[:at], t.base, desc, noFooters); ok {
+				return true, true, t.accept(at, end, desc, records, noFooters)
+			}
+		}
+	}
+	if t.tries == 0 {
+		return false, false, nil
+	}
+	t.tries--
+	c := t.cut(at, desc, false)
+	if c != nil && bad == nil && s.identical(c.records, desc) {
+		return true, true, cmp.Or(t.accept(at, end, desc, c.records, c.noFooters), c.footless)
+	}
+	if t.loose == nil || t.loose.err != nil && bad == nil {
+		t.loose = &looseDesc{at: at, end: end, desc: desc, err: bad}
+	}
+	return false, false, nil
+}
+
+// cut cuts state[:at] by what is known of its devices, which may be nothing.
+func (t *tailScan) cut(at int, desc *VMDesc, guess bool) *cutter {
+	footings := t.s.footings()
+	if guess && len(footings) > 1 && !t.hasFooter() {
+		footings = []bool{true}
+	}
+	for _, noFooters := range footings {
+		c := t.s.cutter(t.state[:at], t.base, untilEOF, noFooters)
+		c.devices = desc
+		if c.run(guess) {
+			return c
+		}
+	}
+	return nil
+}
+
+// accept reports the sections and their description, in state[at:end].
+func (t *tailScan) accept(at, end int, desc *VMDesc, records []Record, noFooters bool) error {
+	s := t.s
+	t.r.Skip(uint64(max(end-t.had, 0)))
+	s.NoFooters = noFooters
+	s.Devices = desc
+	s.describeEarly(desc)
+	return s.report(append(records, Record{
+		Offset: t.base + int64(at), Length: int64(end - at), Type: Description, Body: t.state[at+5 : end],
+	}))
+}
+
+// ended makes the best of a stream that ends without a description that fits.
+func (t *tailScan) ended() (described bool, err error) {
+	s, r := t.s, t.r
+	if l := t.loose; l != nil {
+		c := t.cut(l.at, l.desc, false)
+		if c == nil {
+			c = t.cut(l.at, l.desc, true)
+		}
+		if c != nil {
+			err := c.footless
+			switch {
+			case l.err != nil:
+				err = l.err
+			case err == nil && !s.resembles(c.records, l.desc):
+				// To a stream that was cut, this looks the same.
+				err = fmt.Errorf("%w of other devices: %w", ErrDescription, io.ErrUnexpectedEOF)
+			}
+			if err != nil {
+				err = sectionError(Header{Type: Description}, t.base+int64(l.at), err)
+			}
+			if e := t.accept(l.at, l.end, l.desc, c.records, c.noFooters); e != nil {
+				return true, e
+			}
+			r.Unread(t.state[l.end:])
+			return true, err
+		}
+	}
+	until := untilEOF
+	if s.Padding {
+		until = untilPadding
+	}
+	// No description: what can be told from the footers, or from looks.
+	var broken error
+	for _, guess := range []bool{false, true} {
+		for _, noFooters := range s.footings() {
+			if guess && (!noFooters || !s.NoFooters && (!s.NoConfiguration || t.hasFooter())) {
+				// Only the old machine types that lack the configuration too
+				// lack footers; elsewhere, a footer that is missing means
+				// that the stream was cut.
+				continue
+			}
+			c := s.cutter(t.state, t.base, until, noFooters)
+			if c.run(guess) {
+				s.NoFooters = noFooters
+				r.Unread(t.state[c.end:])
+				return false, cmp.Or(s.report(c.records), c.footless)
+			}
+			if broken == nil {
+				broken = c.failure()
+			}
+		}
+	}
+	records := s.cutter(t.state, t.base, until, s.NoFooters).plain()
+	if r.Byte(); errors.Is(r.Err(), io.EOF) {
+		// Bad sections and a cut look the same from here.
+		err = fmt.Errorf("%w: %w", io.ErrUnexpectedEOF, broken)
+	} else {
+		err = r.Err()
+	}
+	return false, cmp.Or(s.report(records), streamError(t.base+int64(len(t.state)), err))
+}
+
+// hasFooter reports whether the first section has what may be its footer.
+func (t *tailScan) hasFooter() bool {
+	return !t.s.NoFooters && len(t.state) > 5 && bytes.Contains(t.state[5:], append([]byte{byte(Footer)}, t.state[1:5]...))
+}
+
+// footings are the ways in which device sections may end: NoFooters or not.
+func (s *Scanner) footings() []bool {
+	switch {
+	case s.NoFooters:
+		return []bool{true}
+	case s.footed:
+		return []bool{false}
+	}
+	return []bool{false, true}
+}
+
+// identical reports whether a description lists exactly the devices of the
+// stream: the early ones and then those among records.
+func (s *Scanner) identical(records []Record, d *VMDesc) bool {
+	next := 0
+	same := func(rec *Record) bool {
+		if rec.Type != SectionFull {
+			return true
+		}
+		if next == len(d.Devices) {
+			return false
+		}
+		dev := &d.Devices[next]
+		next++
+		return dev.Name == rec.Header.Name && dev.Instance == rec.Header.Instance
+	}
+	for i := range s.early {
+		if !same(&s.early[i]) {
+			return false
+		}
+	}
+	for i := range records {
+		if !same(&records[i]) {
+			return false
+		}
+	}
+	return next == len(d.Devices)
+}
+
+// resembles reports whether a description is about most of the devices of the
+// stream, so that what it lacks, or has under another name, is damage.
+func (s *Scanner) resembles(records []Record, d *VMDesc) bool {
+	listed := make(map[Alias]bool, len(d.Devices))
+	for i := range d.Devices {
+		listed[Alias{d.Devices[i].Name, d.Devices[i].Instance}] = true
+	}
+	all, known := 0, 0
+	for _, list := range [][]Record{s.early, records} {
+		for i := range list {
+			if rec := &list[i]; rec.Type == SectionFull {
+				all++
+				if listed[Alias{rec.Header.Name, rec.Header.Instance}] {
+					known++
+				}
+			}
+		}
+	}
+	return known > 0 && 2*known >= max(all, len(listed))
+}
+
+func (s *Scanner) maxDescription() uint64 {
+	if s.MaxDescription == 0 {
+		return maxDescription
+	}
+	return s.MaxDescription
+}
