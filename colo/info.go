@@ -102,8 +102,8 @@ type Held struct {
 type OutputHolder interface{ HeldOutput() Held }
 
 // Stopper is a VM that measures how long its guest really stood still: Stopped
-// returns it for the last pause, the longest over its vCPUs. It is called after
-// Resume, from the goroutine in Run.
+// returns it for the last pause, the longest over its vCPUs; 0 says that nobody has
+// measured it. It is called after Resume, from the goroutine in Run.
 type Stopper interface{ Stopped() time.Duration }
 
 // Info returns the state of the session. Safe from any goroutine.

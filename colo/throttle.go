@@ -10,7 +10,9 @@ import (
 // Throttler is a VM that can slow its guest down: Throttle keeps every vCPU from
 // running for a share of each slice of time, in percent from 0, which ends it, to
 // 99. It is called from the goroutine in Run, with the guest paused or not, and
-// must not wait for the guest.
+// must not wait for the guest. A VM that fails is not asked again in a session, so
+// one that stands in front of another forwards Throttle, and returns an error that
+// matches errors.ErrUnsupported where the other cannot.
 type Throttler interface{ Throttle(percent int) error }
 
 // The steps of QEMU's auto-converge (cpu-throttle-initial,

@@ -20,6 +20,9 @@ import (
 //
 // Its methods are called by one goroutine at a time. If it is a ram.LogSwitch its
 // dirty log is switched on and off as sessions need it.
+//
+// One that is a colo.Throttler can be slowed down, and one that is a colo.Stopper
+// says how long it stood still.
 type Guest interface {
 	colo.VM
 	ram.DirtyLog

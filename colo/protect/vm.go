@@ -2,8 +2,12 @@ package protect
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
+
+	"github.com/gocolo/lockstep/colo"
 )
 
 // A vm stands between a session and the guest: it counts the pauses that pass
@@ -61,6 +65,28 @@ func (v *vm) Resume(ctx context.Context) error {
 	v.pauses, v.stands = 0, false
 	v.let(v.input)
 	return nil
+}
+
+// Throttle implements colo.Throttler, as far as the guest does.
+func (v *vm) Throttle(percent int) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if t, ok := v.guest.(colo.Throttler); ok {
+		return t.Throttle(percent)
+	}
+	return fmt.Errorf("protect: throttle a %T: %w", v.guest, errors.ErrUnsupported)
+}
+
+// Stopped implements colo.Stopper, as far as the guest does. A guest that was left
+// standing has not ended its pause.
+func (v *vm) Stopped() time.Duration {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	s, ok := v.guest.(colo.Stopper)
+	if !ok || v.stands {
+		return 0
+	}
+	return s.Stopped()
 }
 
 func (v *vm) let(on bool) {

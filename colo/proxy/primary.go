@@ -14,7 +14,9 @@ import (
 // PrimaryConfig configures a [Primary]. VM and Deliver are required.
 type PrimaryConfig struct {
 	// VM is the guest. The session is given the Primary in its place. A guest with
-	// several NICs has their proxies in a chain, each the VM of the next.
+	// several NICs has their proxies in a chain, each the VM of the next. Its
+	// Throttle and Stopped (colo.Throttler, colo.Stopper), if it has them, are the
+	// Primary's too.
 	VM VM
 
 	// Deliver gives a packet to the guest's NIC; the packet is valid during the

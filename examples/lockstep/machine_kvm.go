@@ -95,7 +95,9 @@ func (m *kvmMachine) Run(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-func (m *kvmMachine) Stopped() time.Duration { return m.vm.Stopped() }
+func (m *kvmMachine) Stopped() time.Duration     { return m.vm.Stopped() }
+func (m *kvmMachine) Throttle(percent int) error { return m.vm.Throttle(percent) }
+
 func (m *kvmMachine) Pause(ctx context.Context) error {
 	m.nic.hold()
 	return m.vm.Pause(ctx)

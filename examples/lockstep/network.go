@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/compare"
@@ -67,6 +68,23 @@ type lateVM struct{ s *side }
 
 func (v lateVM) Pause(ctx context.Context) error  { return v.s.machine.Pause(ctx) }
 func (v lateVM) Resume(ctx context.Context) error { return v.s.machine.Resume(ctx) }
+
+// Throttle slows the guest down where its machine can.
+func (v lateVM) Throttle(percent int) error {
+	if m, ok := v.s.machine.(colo.Throttler); ok {
+		return m.Throttle(percent)
+	}
+	return errors.ErrUnsupported
+}
+
+// Stopped returns how long the guest stood still in its last pause, 0 where its
+// machine does not measure it.
+func (v lateVM) Stopped() time.Duration {
+	if m, ok := v.s.machine.(colo.Stopper); ok {
+		return m.Stopped()
+	}
+	return 0
+}
 
 // primaryNetwork notes what waits at a mark, and tells the client when this side
 // is alone.

@@ -397,10 +397,7 @@ func (s *side) observe(r event.Record) {
 // stoppedUS returns how long the guest stood still in its last pause, in µs, where its
 // machine can tell.
 func (s *side) stoppedUS() int64 {
-	if m, ok := s.machine.(interface{ Stopped() time.Duration }); ok {
-		return m.Stopped().Microseconds()
-	}
-	return 0
+	return lateVM{s}.Stopped().Microseconds()
 }
 
 // finish stops the guest, lets everything leave that it sent, leaves its disk in
