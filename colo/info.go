@@ -90,15 +90,13 @@ type Progress struct {
 	ExpectedDowntime time.Duration `json:"expected-downtime-ns"` // what is left, at this rate; 0: not known yet
 }
 
-// Held is output of a guest that waits for its checkpoint.
-type Held struct {
-	Packets int           `json:"packets"`
-	Bytes   int64         `json:"bytes"`
-	Age     time.Duration `json:"age-ns"` // of the oldest
-}
+// Held is output of a guest that waits for its checkpoint: how many packets and
+// bytes, and how long the oldest has waited.
+type Held = event.HeldOutput
 
 // OutputHolder is a PrimaryNetwork that can tell what it holds. HeldOutput may
-// be called from any goroutine.
+// be called from any goroutine, and must not call the session. filter.Buffer,
+// compare.Comparer and proxy.Primary implement it.
 type OutputHolder interface{ HeldOutput() Held }
 
 // Stopper is a VM that measures how long its guest really stood still: Stopped

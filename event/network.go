@@ -1,5 +1,7 @@
 package event
 
+import "time"
+
 // The events of a compared network are this library's own. QEMU's colo-compare
 // keeps what they say to itself, but for its traces.
 
@@ -9,6 +11,15 @@ type Flow struct {
 	Destination string `json:"destination"`    // the same
 	Protocol    uint8  `json:"protocol"`       // IANA's number
 	VLAN        uint16 `json:"vlan,omitempty"` // the innermost; 0: untagged
+}
+
+// HeldOutput is output of a guest that waits for its checkpoint, or for the other
+// guest to say the same. It is no event: whoever holds output tells with it how much
+// (colo.OutputHolder).
+type HeldOutput struct {
+	Packets int           `json:"packets"`
+	Bytes   int64         `json:"bytes"`  // of these packets
+	Age     time.Duration `json:"age-ns"` // of the oldest of them; 0: there is none
 }
 
 // NetworkDiverged says that the guests' packets of a flow differ, and that a

@@ -92,8 +92,8 @@ type said struct {
 	past bool   // it speaks of the connection before this one: from the primary's SYN to its own, or a receipt
 
 	syn synEvent
-	fin event // seq: where it is
-	rst event
+	fin streamEvent // seq: where it is
+	rst streamEvent
 }
 
 // left is what the peer has been told. It changes only when a packet leaves.
@@ -117,15 +117,15 @@ type left struct {
 	next   uint8      // where the next of raised goes
 }
 
-// An event of the secondary's stream that waits for the primary's.
-type event struct {
+// A streamEvent is an event of the secondary's stream that waits for the primary's.
+type streamEvent struct {
 	is   bool
 	seq  uint32
 	when time.Time
 }
 
 type synEvent struct {
-	event
+	streamEvent
 	flags   uint8
 	ack     uint32
 	options synOptions
@@ -146,7 +146,7 @@ func (t *stream) narrow(epoch uint64) {
 	}
 	c.inStep = false
 	c.sack = ranges{}
-	t.said.syn, t.said.fin, t.said.rst = synEvent{}, event{}, event{}
+	t.said.syn, t.said.fin, t.said.rst = synEvent{}, streamEvent{}, streamEvent{}
 	t.mark = snapshot{true, epoch, t.told}
 }
 
@@ -182,7 +182,7 @@ func (t *stream) receive(epoch uint64, covers bool) {
 func (v *cover) tells(s *pkt) bool { return v.repeats && !after(s.end, v.repeat) }
 
 func (t *stream) late(now time.Time, timeout time.Duration) bool {
-	for _, ev := range [...]event{t.said.syn.event, t.said.fin, t.said.rst} {
+	for _, ev := range [...]streamEvent{t.said.syn.streamEvent, t.said.fin, t.said.rst} {
 		if ev.is && now.Sub(ev.when) > timeout {
 			return true
 		}

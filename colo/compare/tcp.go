@@ -107,14 +107,14 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		if c.p.len() > 0 && c.p.at(0).flags&packet.SYN == 0 {
 			e.diverge(c, ReasonFlags)
 		}
-		t.said = said{isn: p.seq, open: true, syn: synEvent{event{true, p.seq, p.at}, p.flags, p.ack, p.synOptions()}}
+		t.said = said{isn: p.seq, open: true, syn: synEvent{streamEvent{true, p.seq, p.at}, p.flags, p.ack, p.synOptions()}}
 		t.cover = cover{}
 	}
 	if t.said.past {
 		// But a refusal of what the primary's guest accepts is about this one.
 		const refusal = packet.RST | packet.ACK
 		if p.flags&refusal == refusal && t.told.acks && p.ack == t.told.ack && !c.apart {
-			t.said.rst = event{true, p.seq, p.at}
+			t.said.rst = streamEvent{true, p.seq, p.at}
 			e.advance(c, true)
 		}
 		return
@@ -126,10 +126,10 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		again = again && t.cover.edge == room
 	}
 	if p.flags&packet.RST != 0 && !t.said.rst.is && !c.apart {
-		t.said.rst = event{true, p.seq, p.at}
+		t.said.rst = streamEvent{true, p.seq, p.at}
 	}
 	if p.flags&packet.FIN != 0 && !t.said.fin.is && !(t.cover.fin && p.end == t.cover.done) && !c.apart {
-		t.said.fin = event{true, p.end, p.at}
+		t.said.fin = streamEvent{true, p.end, p.at}
 	}
 	if c.owed != nil && !e.paySelective(c, p) {
 		e.payOwed(c, again)

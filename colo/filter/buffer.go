@@ -4,6 +4,9 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 // BufferConfig configures a [Buffer]. The zero value is usable.
@@ -22,6 +25,9 @@ type BufferConfig struct {
 	// from within WritePacket and must not block or call the Buffer;
 	// RequestCheckpoint of a colo.Primary is what it is for.
 	Full func()
+
+	// Now is the clock; nil: time.Now. It is asked once in an epoch.
+	Now func() time.Time
 }
 
 // A Buffer holds the guest's output until the checkpoint that covers it is
@@ -63,6 +69,7 @@ type Buffer struct {
 	gone     tally        // of those, how many have left, or were dropped
 	inherits image        // the primary's, up to the last commit; leaves before own
 	at       int          // how much of inherits.data has left, in bytes
+	since    time.Time    // when the first after freed was taken, if no mark is between
 	marks    []bufferMark // epochs that have ended and are not received, ascending
 	next     uint64       // the next epoch to be marked or committed
 	epoch    int          // memory taken since the last mark, in bytes
@@ -86,6 +93,8 @@ const (
 type bufferMark struct {
 	epoch  uint64
 	before tally // what was taken before it
+
+	since time.Time // when the first after it was taken, if no later mark is between; else zero
 }
 
 // A tally counts packets, and bytes of packets.
@@ -125,6 +134,9 @@ func NewBuffer(cfg BufferConfig) *Buffer {
 		cfg.Soft = cfg.Limit / 2
 	}
 	b := &Buffer{cfg: cfg, wake: make(chan struct{}, 1), room: make(chan struct{}, 1)}
+	if b.cfg.Now == nil {
+		b.cfg.Now = time.Now
+	}
 	b.own.limit = cfg.Limit
 	return b
 }
@@ -144,6 +156,7 @@ func (b *Buffer) WritePacket(p []byte) error {
 	ok := b.fits(len(p)) && b.own.push(p)
 	full := false
 	if ok {
+		b.date()
 		b.taken.add(len(p))
 		b.epoch += slot(len(p))
 		if b.mode == passing {
@@ -172,6 +185,44 @@ func (b *Buffer) WritePacket(p []byte) error {
 		return ErrFull
 	}
 	return nil
+}
+
+// date notes when the first packet behind a mark is taken. What is released ends at
+// a mark, so no other can ever be the oldest that is held.
+func (b *Buffer) date() {
+	k := len(b.marks)
+	switch {
+	case b.mode == passing:
+	case k > 0 && b.marks[k-1].before == b.taken:
+		b.marks[k-1].since = b.cfg.Now()
+	case k == 0 && b.freed == b.taken:
+		b.since = b.cfg.Now()
+	}
+}
+
+// oldest returns when the oldest packet was taken that is held. There is one.
+func (b *Buffer) oldest() time.Time {
+	at := b.since
+	for i := 0; at.IsZero() && i < len(b.marks); i++ {
+		at = b.marks[i].since
+	}
+	return at
+}
+
+// HeldOutput returns what the guest has sent and may not leave yet: on a primary
+// what no checkpoint covers, on a secondary what its guest has said since the last
+// commit. What waits for the network only, and what the guest has inherited, does
+// not count; see Stats. (A colo.OutputHolder.)
+func (b *Buffer) HeldOutput() event.HeldOutput {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.taken == b.freed {
+		return event.HeldOutput{}
+	}
+	return event.HeldOutput{
+		Packets: int(b.taken.n - b.freed.n), Bytes: int64(b.taken.bytes - b.freed.bytes),
+		Age: max(0, b.cfg.Now().Sub(b.oldest())),
+	}
 }
 
 // Room returns a channel that is sent to when there is room again for a packet
@@ -203,12 +254,13 @@ func (b *Buffer) Mark(epoch uint64) error {
 	case epoch == 0 && b.mode == holding:
 		// The session before it ended without a failover: what it held is
 		// covered by this one.
+		b.since = b.oldest()
 		b.marks = b.marks[:0]
 	case b.mode != holding || epoch != b.next:
 		return b.order("mark", epoch)
 	}
 	b.next = epoch + 1
-	b.marks = append(b.marks, bufferMark{epoch, b.taken})
+	b.marks = append(b.marks, bufferMark{epoch: epoch, before: b.taken})
 	b.epoch, b.asked = 0, false
 	return nil
 }
@@ -224,7 +276,7 @@ func (b *Buffer) Received(epoch uint64) error {
 			continue
 		}
 		b.marks = append(b.marks[:0], b.marks[i+1:]...)
-		b.freed = m.before
+		b.freed, b.since = m.before, m.since
 		signal(b.wake)
 		return nil
 	}
@@ -256,7 +308,7 @@ func (b *Buffer) Commit(epoch uint64) error {
 	b.next = epoch + 1
 	b.stats.Dropped += b.taken.n - b.gone.n
 	b.stats.DroppedBytes += b.taken.bytes - b.gone.bytes
-	b.freed, b.gone = b.taken, b.taken
+	b.freed, b.gone, b.since = b.taken, b.taken, time.Time{}
 	b.own.clear(b.flying == owned)
 	if b.flying == owned {
 		b.flying = orphaned
@@ -286,7 +338,7 @@ func (b *Buffer) Failover() error {
 	b.mode = passing
 	b.marks = b.marks[:0]
 	b.next = 0
-	b.freed = b.taken
+	b.freed, b.since = b.taken, time.Time{}
 	signal(b.wake)
 	return nil
 }

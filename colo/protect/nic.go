@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/vmstate"
@@ -130,6 +131,10 @@ func (n *NIC) Drain(ctx context.Context) error {
 	}
 	return nil
 }
+
+// HeldOutput returns what the guest has sent and no checkpoint covers yet. (A
+// colo.OutputHolder.)
+func (n *NIC) HeldOutput() colo.Held { return n.buf.HeldOutput() }
 
 // Stats returns the counts of the NIC's buffer.
 func (n *NIC) Stats() filter.BufferStats { return n.buf.Stats() }

@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/failover"
 )
 
@@ -160,6 +161,28 @@ func TestWaitingAtTheGateEndsWithTheContext(t *testing.T) {
 		synctest.Wait()
 		if err := stop(); !errors.Is(err, errHalt) {
 			t.Error(err)
+		}
+	})
+}
+
+func TestASessionIsToldWhatAllNICsHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var all nets
+		for range 2 {
+			n, err := NewNIC(NICConfig{Uplink: struct{ Uplink }{}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(n.Mark(0), n.WritePacket([]byte("abc"))); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, n)
+			time.Sleep(time.Second)
+		}
+		all = append(all, struct{ Network }{}) // one of the host's, which does not tell
+		var holder colo.OutputHolder = all
+		if got, want := holder.HeldOutput(), (colo.Held{Packets: 2, Bytes: 6, Age: 2 * time.Second}); got != want {
+			t.Errorf("%+v is held, want %+v", got, want)
 		}
 	})
 }

@@ -465,6 +465,19 @@ func (n nets) Commit(e uint64) error   { return n.each(func(o Network) error { r
 func (n nets) Resumed(e uint64) error  { return n.each(func(o Network) error { return o.Resumed(e) }) }
 func (n nets) Failover() error         { return n.each(Network.Failover) }
 
+// HeldOutput implements colo.OutputHolder, for those that are one.
+func (n nets) HeldOutput() (all colo.Held) {
+	for _, one := range n {
+		if o, ok := one.(colo.OutputHolder); ok {
+			h := o.HeldOutput()
+			all.Packets += h.Packets
+			all.Bytes += h.Bytes
+			all.Age = max(all.Age, h.Age)
+		}
+	}
+	return all
+}
+
 func (n nets) Drain(ctx context.Context) error {
 	return n.each(func(o Network) error { return o.Drain(ctx) })
 }

@@ -156,7 +156,7 @@ func NewPrimary(cfg PrimaryConfig) *Primary {
 	_ = p.mirror.Failover() // closed until a mark
 	if cfg.Continuous {
 		p.buffer = filter.NewBuffer(filter.BufferConfig{
-			Limit: cfg.Limit, Full: func() { p.ask(event.CauseLimit) },
+			Limit: cfg.Limit, Full: func() { p.ask(event.CauseLimit) }, Now: cfg.Now,
 		})
 		return p
 	}

@@ -160,6 +160,16 @@ func (p *Primary) VMState(f *vmstate.Fields) {
 	}
 }
 
+// HeldOutput returns the guest's output that waits for its twin or for its
+// checkpoint, virtio-net headers included: less than the Held of Stats, which counts
+// what the secondary's guest has said too. (A colo.OutputHolder.)
+func (p *Primary) HeldOutput() event.HeldOutput {
+	if p.buffer != nil {
+		return p.buffer.HeldOutput()
+	}
+	return p.comparer.HeldOutput()
+}
+
 // Stats returns the present counts.
 func (p *Primary) Stats() PrimaryStats {
 	p.mu.Lock()
