@@ -90,6 +90,17 @@ func (vm *VM) JudgeCPU(theirs []byte) error {
 	return host.Judge(&guest)
 }
 
+// MatchCPU returns DescribeCPU's description, and JudgeCPU: what a host shows the
+// other before a guest is protected, and what it does with what it is shown. They fit
+// Offer and Judge of colo/protect's configuration. judge belongs to the VM, as
+// JudgeCPU does. It fails as DescribeCPU.
+func (vm *VM) MatchCPU() (offer []byte, judge func(theirs []byte) error, err error) {
+	if offer, err = vm.DescribeCPU(); err != nil {
+		return nil, nil, err
+	}
+	return offer, vm.JudgeCPU, nil
+}
+
 // Judge reports whether guest's guest can run on the host that c describes; if it has
 // none, whether any guest that its host supports can. It fails with a CPUError.
 //

@@ -59,7 +59,8 @@
 // # Unlike hosts
 //
 // A guest keeps for life the CPUID that it was created with. [CommonCPUID] is what
-// several hosts can all give it. [VM.DescribeCPU] and [VM.JudgeCPU] are for two hosts to
+// several hosts can all give it. [VM.DescribeCPU] and [VM.JudgeCPU], or both at once
+// with [VM.MatchCPU], are for two hosts to
 // find out whether a guest of one can run on the other, before its memory moves; a
 // state that does not fit is refused in words ([CPUError]) in any case.
 //

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log"
 
+	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/vmstate"
 )
@@ -42,6 +43,22 @@ func ExampleAttach() {
 		return vm.Register(&devices) // and the VMM's own devices after them
 	}
 	_ = protect
+}
+
+// Before a guest's memory moves, each host sees whether it could run the other's
+// guest. One that could not is refused in words, and the guest runs on unprotected.
+func ExampleVM_MatchCPU() {
+	run := func(ctx context.Context, vm *kvm.VM, cfg protect.Config) (err error) {
+		if cfg.Offer, cfg.Judge, err = vm.MatchCPU(); err != nil {
+			return err
+		}
+		job, err := protect.New(cfg)
+		if err != nil {
+			return err
+		}
+		return job.Run(ctx)
+	}
+	_ = run
 }
 
 // What a guest wrote between two pauses.

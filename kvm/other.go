@@ -82,6 +82,11 @@ func (vm *VM) DescribeCPU() ([]byte, error) { return nil, errPlatform }
 // JudgeCPU fails with an error that wraps errors.ErrUnsupported.
 func (vm *VM) JudgeCPU(theirs []byte) error { return errPlatform }
 
+// MatchCPU fails with an error that wraps errors.ErrUnsupported.
+func (vm *VM) MatchCPU() (offer []byte, judge func(theirs []byte) error, err error) {
+	return nil, nil, errPlatform
+}
+
 // TSCError returns nil.
 func (vm *VM) TSCError() error { return nil }
 

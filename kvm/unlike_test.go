@@ -167,6 +167,10 @@ func TestTheOtherHostsDescriptionIsJudgedInWords(t *testing.T) {
 	if err := b.JudgeCPU(ours); err != nil {
 		t.Error("a host like this one:", err)
 	}
+	offer, judge, err := a.MatchCPU()
+	if err != nil || !bytes.Equal(offer, ours) || judge(ours) != nil {
+		t.Errorf("MatchCPU is something else: %v", err)
+	}
 	var other kvm.CPU
 	if err := other.UnmarshalBinary(ours); err != nil {
 		t.Fatal(err)
@@ -181,6 +185,9 @@ func TestTheOtherHostsDescriptionIsJudgedInWords(t *testing.T) {
 	theirs, err := other.MarshalBinary()
 	if err != nil {
 		t.Fatal(err)
+	}
+	if judge(theirs) == nil {
+		t.Error("MatchCPU finds nothing against a host with more")
 	}
 	err = b.JudgeCPU(theirs)
 	var judged *kvm.CPUError

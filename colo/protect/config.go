@@ -140,7 +140,7 @@ type Config struct {
 	Machine string
 	// Offer is what else must fit, opaque to this package: CPU features, say.
 	// It is shown to the other side's Judge, whose error refuses the pair. Nil:
-	// everything fits.
+	// everything fits. MatchCPU of a kvm.VM returns one of each.
 	Offer []byte
 	Judge func(offer []byte) error
 
