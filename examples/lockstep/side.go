@@ -53,6 +53,7 @@ type side struct {
 	held    uint64    // frames at its mark
 
 	session session
+	guest   fate
 }
 
 // session is the part of colo.Primary and colo.Secondary that they share.
@@ -60,6 +61,7 @@ type session interface {
 	Run(context.Context) error
 	Failover() error
 	Lost(error)
+	Yield(error)
 	Info() colo.Info
 }
 
@@ -124,7 +126,7 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 		in := filter.NewConn(s.input, filter.ConnConfig{})
 		return s.net.Run(ctx, &cable{s.out, in, [2]net.Conn{s.client, s.input}})
 	})
-	watch("guest", func() error { return s.machine.Run(ctx) })
+	group.Go(func() { s.runGuest(ctx, fail) })
 	if s.cfg.Side == primary {
 		// The guest runs from the start; it is protected later.
 		if err := s.machine.Resume(ctx); err != nil {
@@ -156,8 +158,12 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	stop := make(chan struct{})
 	group.Go(func() { s.obey(ctx, stop) })
 
+	s.guest.protect(s.session)
 	err = s.session.Run(ctx)
 	leave()
+	if err == nil {
+		err = s.guest.alone() // it may have failed when this side was taking over already
+	}
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
