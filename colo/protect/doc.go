@@ -103,8 +103,9 @@
 //
 // The guest, its networks ([NIC]) and its disks ([Disk]) are handles for the life of
 // the job; what stands below them changes with the side, while the guest stands
-// still. Disks are made equal first, while the guest runs, by what differs; then
-// memory follows. A session of a pair that was in step before sends memory whole.
+// still. Disks are made equal first, while the guest runs; then memory follows. A
+// session of a pair that was in step before sends both whole, but for the holes of
+// disks.
 //
 // # Times
 //
