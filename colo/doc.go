@@ -3,6 +3,10 @@
 // secondary, whose guest follows and goes on when the primary's host dies. The
 // wire is that of QEMU's COLO (migration/colo.c).
 //
+// Most hosts want package colo/protect, which makes one session after the other; this
+// one is for those who steer a session themselves, and for whoever wants to
+// understand the protocol.
+//
 // # What a host brings
 //
 // A host VMM gives each side four things: its guest's [VM] (pause and resume),

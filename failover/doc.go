@@ -2,6 +2,9 @@
 // proceed on this host ([Machine]), and which host has the guest at all
 // ([Arbiter], [Keeper], [Gate]).
 //
+// Most hosts want package colo/protect, and of this one the arbiter that they give to
+// it.
+//
 // # On this host
 //
 // Machine is the failover state machine of COLO: no I/O, no clock, no goroutine.

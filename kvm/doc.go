@@ -1,6 +1,8 @@
 // Package kvm pauses, saves and restores KVM guests on linux/amd64, and tells
 // which memory they wrote.
 //
+// It is for VMMs on KVM; what protects their guests is package colo/protect.
+//
 // A host VMM keeps its own VM and vCPU descriptors: [Attach] adopts the VM,
 // AddSlot its memory, AddVCPU its vCPUs, and none of them is ever closed here.
 // A host without a VMM of its own has [Create], which makes a small VM and owns

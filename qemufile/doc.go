@@ -1,6 +1,9 @@
 // Package qemufile has the primitives of a QEMU migration stream: big-endian
 // integers, counted strings and raw bytes over any [io.Reader] or [io.Writer].
 //
+// Most hosts want package colo/protect, and of streams package vmstate; this one is for
+// those who read or write a stream's bytes themselves.
+//
 // Both directions keep the first error they meet. A caller puts or reads a
 // whole run of values and asks once, with Err or Flush; after an error reads
 // give zero values, puts go nowhere, and nothing panics. The errors of a

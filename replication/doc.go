@@ -1,6 +1,9 @@
 // Package replication keeps the disk of a protected guest in two copies that
 // agree at every checkpoint.
 //
+// Most hosts want package colo/protect and its Disk; this one is for those who steer a
+// session themselves, and for disks without a guest.
+//
 // The guest on the primary writes through a [Primary]: the local disk, plus
 // a forwarder that sends every write to the secondary host. The guest on the
 // secondary reads and writes through a [Secondary]: what it wrote itself

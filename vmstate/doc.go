@@ -2,6 +2,9 @@
 // devices as lists of fields. It reads and writes the stream as QEMU does, byte
 // for byte, and can be used alone: to inspect, check, convert or produce one.
 //
+// Every host needs it to name the fields of its devices; the rest is for those who read
+// and write streams.
+//
 // # A stream
 //
 // A stream is a header ([PutFileHeader], [PutConfiguration]), then sections and

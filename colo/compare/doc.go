@@ -1,6 +1,9 @@
 // Package compare decides which of the primary guest's packets may leave, and
 // when the guests have diverged.
 //
+// Most hosts want package colo/protect, or colo/proxy; this one is for those who
+// compare packets of their own, or of captures.
+//
 // Both guests of a COLO pair answer the world. What the secondary's guest says
 // goes nowhere but here. A packet of the primary's leaves as soon as the
 // secondary's guest has said the same; what differs stays until a checkpoint

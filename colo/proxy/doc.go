@@ -1,6 +1,9 @@
 // Package proxy is the network of a protected guest's NIC, one type for each
 // side, made of the parts in colo/filter and colo/compare:
 //
+// Hosts whose guest's output may wait for its checkpoint want package colo/protect
+// and its NIC; this one is for sessions that a host steers itself.
+//
 //	     network                                      network
 //	       │ ▲                                          │ ▲
 //	   Run │ │                         after a failover │ │ Run

@@ -1,6 +1,9 @@
 // Package standby keeps the state of a guest that this host cannot run: the
 // secondary of a primary whose devices are not known here, such as a QEMU's.
 //
+// It is for operators of stock QEMUs; a VMM that knows its devices wants package
+// colo/protect.
+//
 // A [Guest] takes the place of a secondary's guest in a session of package colo.
 // It holds one image of the primary's memory, learned from the stream's block
 // list, and the device sections as they came. There is no virtual machine, and

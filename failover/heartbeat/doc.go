@@ -1,5 +1,8 @@
 // Package heartbeat decides when a silent peer is a lost one.
 //
+// Most hosts want package colo/protect, which has heartbeats; this one is for those who
+// steer a session themselves.
+//
 // [Monitor] is the decision: told when the peer was heard and what time it is,
 // it says whether the peer is lost and when it would be. [Run] is a monitor on
 // a connection that both sides send beats over.

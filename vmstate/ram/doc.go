@@ -1,6 +1,9 @@
 // Package ram carries a guest's memory in the "ram" section of a migration
 // stream, version 4, as QEMU's migration/ram.c does.
 //
+// Most hosts want package colo/protect, and of this one Block and DirtyLog; the rest is
+// for those who steer a session themselves, or read streams.
+//
 // Memory is a list of named [Block]s. In the stream it is records: one for a
 // page, with the page's offset in its block, after a list of the blocks that
 // comes once. A page that is all zeros, or that the peer has in an earlier
