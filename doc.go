@@ -37,8 +37,9 @@
 //
 // Package [github.com/gocolo/lockstep/colo/standby] is the secondary of a guest whose
 // devices nobody here knows. It keeps the last whole checkpoint of a stock QEMU and
-// writes it as a migration stream that a QEMU takes with -incoming. examples/qemu is
-// the program for operators.
+// writes it as a migration stream that a QEMU takes with -incoming. With
+// [github.com/gocolo/lockstep/colo/quickack] its connection does not keep the QEMU
+// waiting for acknowledgments. examples/qemu is the program for operators.
 //
 // # To read or write a migration stream
 //

@@ -1,0 +1,134 @@
+package lockstep_test
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// pages are the documents of this repository.
+func pages(t *testing.T) map[string]string {
+	files, err := filepath.Glob("docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	texts := map[string]string{}
+	for _, f := range append(files, "README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md") {
+		texts[f] = read(t, f)
+	}
+	return texts
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+var link = regexp.MustCompile(`\]\(([^)#:]+)\)`)
+
+func TestLinksOfTheDocumentsLeadToFiles(t *testing.T) {
+	for file, text := range pages(t) {
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			if _, err := os.Stat(filepath.Join(filepath.Dir(file), m[1])); err != nil {
+				t.Errorf("%s has a link to %s, which is not there", file, m[1])
+			}
+		}
+	}
+}
+
+var (
+	goTest   = regexp.MustCompile("`(?:[A-Z_]+=\\S+ )?go test ([^`]+)`")
+	selected = regexp.MustCompile(`-(run|bench|fuzz) (\w+)`)
+)
+
+func TestCommandsOfTheDocumentsSelectSomething(t *testing.T) {
+	for file, text := range pages(t) {
+		for _, m := range goTest.FindAllStringSubmatch(text, -1) {
+			var tests strings.Builder
+			for _, word := range strings.Fields(m[1]) {
+				if !strings.HasPrefix(word, "./") || strings.Contains(word, "...") {
+					continue
+				}
+				files, _ := filepath.Glob(filepath.Join(word, "*_test.go"))
+				if len(files) == 0 {
+					t.Errorf("%s: %s has no tests", file, word)
+				}
+				for _, f := range files {
+					tests.WriteString(read(t, f))
+				}
+			}
+			for _, s := range selected.FindAllStringSubmatch(m[1], -1) {
+				kind := map[string]string{"run": "Test", "bench": "Benchmark", "fuzz": "Fuzz"}[s[1]]
+				name := regexp.MustCompile(`func ` + kind + `\w*\(`)
+				ok := s[2] == "FuzzName" // stands for any
+				for _, f := range name.FindAllString(tests.String(), -1) {
+					ok = ok || strings.Contains(f, s[2])
+				}
+				if !ok {
+					t.Errorf("%s: %q selects no function %s…", file, m[0], kind)
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageIsOnTheMapAndInTheREADME(t *testing.T) {
+	doc, readme := read(t, "doc.go"), read(t, "README.md")
+	seen := map[string]bool{}
+	for line := range strings.Lines(read(t, ".ci/imports")) {
+		for _, pkg := range strings.Split(strings.TrimSpace(line), " -> ") {
+			if !public(pkg) || seen[pkg] {
+				continue
+			}
+			seen[pkg] = true
+			if !strings.Contains(readme, "]("+pkg+")") {
+				t.Errorf("the README has no row of %s", pkg)
+			}
+			if !strings.Contains(doc, pkg+"]") && !strings.Contains(doc, pkg+".") {
+				t.Errorf("the comment of package lockstep does not say what %s is for", pkg)
+			}
+		}
+	}
+	if len(seen) < 20 {
+		t.Errorf("%d packages are too few", len(seen))
+	}
+}
+
+// eventName is where a type of package event says its name.
+var eventName = regexp.MustCompile(`Name\(\) string\s+\{ return "([A-Z_]+)" \}`)
+
+func TestTheTableOfEventsHasEveryEventOfTheLibrarysOwn(t *testing.T) {
+	_, table, _ := strings.Cut(read(t, "docs/operations.md"), "| event | what to do |\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	var rows strings.Builder
+	for line := range strings.Lines(table) {
+		rows.WriteString(strings.Split(line, "|")[1])
+	}
+	known := map[string]bool{}
+	files, err := filepath.Glob("event/*.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		for _, m := range eventName.FindAllStringSubmatch(read(t, f), -1) {
+			known[m[1]] = true
+			switch filepath.Base(f) {
+			case "event.go", "session.go", "disk.go", "network.go", "job.go":
+				if !strings.Contains(rows.String(), "`"+m[1]+"`") {
+					t.Errorf("the table has no row of %s", m[1])
+				}
+			}
+		}
+	}
+	for _, m := range regexp.MustCompile("`([A-Z_]+)`").FindAllStringSubmatch(rows.String(), -1) {
+		if !known[m[1]] {
+			t.Errorf("the table has %s, which is no event", m[1])
+		}
+	}
+}
