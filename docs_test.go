@@ -42,6 +42,15 @@ func TestLinksOfTheDocumentsLeadToFiles(t *testing.T) {
 	}
 }
 
+func TestTheProgramThatLeadsTheREADMEIsTheExample(t *testing.T) {
+	_, program, _ := strings.Cut(read(t, "README.md"), "``` go\n")
+	program, _, ok := strings.Cut(program, "\n}\n```")
+	example := strings.ReplaceAll(read(t, "colo/protect/example_test.go"), "\t", "    ")
+	if !ok || !strings.Contains(example, program) {
+		t.Error("the first program of the README is not that of colo/protect/example_test.go")
+	}
+}
+
 var (
 	goTest   = regexp.MustCompile("`(?:[A-Z_]+=\\S+ )?go test ([^`]+)`")
 	selected = regexp.MustCompile(`-(run|bench|fuzz) (\w+)`)
