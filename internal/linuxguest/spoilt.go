@@ -3,6 +3,7 @@ package linuxguest
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -12,18 +13,51 @@ import (
 // guest's register, and the other way round. Then the machine's kernel dies, or a vCPU
 // of the guest ends in a triple fault.
 
-// directMap is where a kernel whose addresses are not randomised has all of its memory.
-// (Linux, Documentation/x86/x86_64/mm.rst.)
-const directMap = 0xffff888000000000
+// directMaps are where a kernel whose addresses are not randomised has all of its
+// memory, with page tables of four and of five levels. (Linux,
+// Documentation/x86/x86_64/mm.rst.)
+var directMaps = [...]uint64{0xffff888000000000, 0xff11000000000000}
 
 var (
-	gsBase = regexp.MustCompile(`(?:kernel )?GS base (0x[0-9a-f]+)`)
-	oops   = regexp.MustCompile(`(?m)(BUG: .*|Oops: .*|general protection fault.*|stack segment: .*|Kernel panic - not syncing: .*)$`)
+	kernelLine = regexp.MustCompile(`^\s*\[ *\d+\.\d+\] `)
+	gsBase     = regexp.MustCompile(`(?:kernel )?GS base (0x[0-9a-f]+)`)
+	oops       = regexp.MustCompile(`(?m)(BUG: .*|Oops: .*|general protection fault.*|stack segment: .*|Kernel panic - not syncing: .*)$`)
 )
 
-// machineHardware is what a machine's kernel says of its hardware in an oops; a guest of
-// gokvm's has none to name.
-const machineHardware = "Hardware name: QEMU"
+// machines are words of which one stands in each report of a machine's kernel: the name
+// of its hardware, and the module that runs guests. A guest of gokvm's has neither.
+var machines = [...]string{"Hardware name: QEMU", "kvm_amd"}
+
+// A report is what a kernel says in one go, line by line with the time in front, when
+// something is wrong with it.
+type report struct {
+	what    string // its first line that says what is wrong
+	machine bool   // the machine's kernel says it, not the guest's
+}
+
+// reports finds the reports in what was said. However long one is, what tells whose it
+// is may stand anywhere in it, and its beginning may be lost.
+func reports(said string) []report {
+	var all []report
+	block := ""
+	end := func() {
+		what := oops.FindString(block)
+		if what != "" {
+			machine := slices.ContainsFunc(machines[:], func(m string) bool { return strings.Contains(block, m) })
+			all = append(all, report{what, machine})
+		}
+		block = ""
+	}
+	for line := range strings.Lines(said) {
+		if !kernelLine.MatchString(line) {
+			end()
+			continue
+		}
+		block += line
+	}
+	end()
+	return all
+}
 
 // Spoilt returns the evidence that the emulator has spoilt a run, "" if there is none,
 // from what a machine and its guest have said on the console, and the monitor among the
@@ -37,15 +71,20 @@ func Spoilt(console, events string, guestMemory, machineMemory uint64) string {
 	if GuestPanic(console, events) != "" {
 		return ""
 	}
-	if strings.Contains(console, machineHardware) {
-		if m := oops.FindString(console); m != "" {
-			return "the machine's kernel: " + m
+	for _, r := range reports(console) {
+		if r.machine {
+			return "the machine's kernel: " + r.what
 		}
 	}
 	for _, m := range gsBase.FindAllStringSubmatch(console+events, -1) {
 		base, err := strconv.ParseUint(m[1], 0, 64)
-		if err == nil && base >= directMap+guestMemory && base < directMap+machineMemory {
-			return fmt.Sprintf("the machine's own GS base in the guest's register: %#x", base)
+		if err != nil {
+			continue
+		}
+		for _, begin := range directMaps {
+			if base >= begin+guestMemory && base < begin+machineMemory {
+				return fmt.Sprintf("the machine's own GS base in the guest's register: %#x", base)
+			}
 		}
 	}
 	return ""
@@ -54,11 +93,9 @@ func Spoilt(console, events string, guestMemory, machineMemory uint64) string {
 // GuestPanic returns the guest kernel's panic, "" if it has printed none.
 func GuestPanic(console, events string) string {
 	for _, said := range []string{console, events} {
-		for _, m := range oops.FindAllStringIndex(said, -1) {
-			// The machine's own names its hardware within the report.
-			report := said[m[0]:min(len(said), m[0]+4096)]
-			if before := said[max(0, m[0]-4096):m[0]]; !strings.Contains(report, machineHardware) && !strings.Contains(before, machineHardware) {
-				return said[m[0]:m[1]]
+		for _, r := range reports(said) {
+			if !r.machine {
+				return r.what
 			}
 		}
 	}

@@ -27,7 +27,12 @@ func TestOnlyEvidenceMakesARunSpoilt(t *testing.T) {
 		{"the machine's GS base in the guest", "", at("0xffff88802fc00000"), true, false},
 		{"the same as what SWAPGS would make it", "", "GS base 0x0, kernel GS base 0xffff88802fd00000", true, false},
 		{"an address that neither has", "", at("0xffff888030000000"), false, false},
+		{"the machine's GS base, with page tables of five levels", "", at("0xff1100002fc00000"), true, false},
+		{"the guest's GS base, with page tables of five levels", "", at("0xff11000007c00000"), false, false},
 		{"the machine's oops", machineOops, "", true, false},
+		{"the machine's oops, so long that its beginning is lost", strings.Repeat("[  9.1]  ? asm_exc_page_fault+0x22/0x30\n", 500) +
+			"[  9.1]  svm_vcpu_run+0x1b8/0x6c0 [kvm_amd]\n" + strings.Repeat("[  9.1]  do_syscall_64+0x5d/0x90\n", 500) +
+			"[  9.1] Kernel panic - not syncing: Fatal exception in interrupt\n", "", true, false},
 		{"the guest's panic", guestPanic, reset, false, true},
 		{"the guest's panic, with the machine's GS base", guestPanic, at("0xffff88802fc00000"), false, true},
 		{"the guest's oops", guestBug, "", false, true},
