@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -120,11 +121,11 @@ func TestAnnouncementsAreRepeatedWithGrowingGaps(t *testing.T) {
 
 // A leaf is a gate that opens once.
 type leaf struct {
-	open bool
+	open atomic.Bool
 	ch   chan struct{}
 }
 
-func (g *leaf) Open() bool              { return g.open }
+func (g *leaf) Open() bool              { return g.open.Load() }
 func (g *leaf) Opened() <-chan struct{} { return g.ch }
 
 func TestNothingIsAnnouncedWhileTheGateIsShut(t *testing.T) {
@@ -136,10 +137,11 @@ func TestNothingIsAnnouncedWhileTheGateIsShut(t *testing.T) {
 			done <- proxy.Announce(t.Context(), l, proxy.AnnounceConfig{Neighbors: []proxy.Neighbor{guestAt("10.0.0.1")}, Gate: g, Rounds: 2})
 		}()
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		if len(l.frames) > 0 {
 			t.Errorf("%d frames", len(l.frames))
 		}
-		g.open = true
+		g.open.Store(true)
 		close(g.ch)
 		if err := <-done; err != nil || len(l.frames) != 4 {
 			t.Errorf("%v, %d frames", err, len(l.frames))
