@@ -49,12 +49,22 @@ func main() {
 	}
 }
 
+const about = `usage: protected [-tls]    both hosts on this machine: kills, stops and switches them
+       protected flags     one host of the two
+
+Exit status: 0, 1 if the guest cannot go on here, 2 for a bad command line.
+`
+
 // errUsage says that the command line is wrong.
 var errUsage = errors.New("usage")
 
 // host is one host of the two.
 func host(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("protected", flag.ContinueOnError)
+	f.Usage = func() {
+		fmt.Fprint(f.Output(), about)
+		f.PrintDefaults()
+	}
 	name := f.String("host", "", "this host's `name`")
 	peer := f.String("peer", "", "the other host's `name`, which its certificate is for")
 	listen := f.String("listen", "", "`address` at which this host is reached")
