@@ -34,6 +34,11 @@ type Info struct {
 	// TookOver: this side goes on alone by a failover. State says alone also
 	// where the protection was ended.
 	TookOver bool `json:"took-over"`
+	// BlockedReasons are the devices that keep the guest from being protected,
+	// the last registered first, in the words of query-migrate's
+	// blocked-reasons; primary only. Set when Run begins. It is not to be
+	// changed.
+	BlockedReasons []string `json:"blocked-reasons,omitempty"`
 
 	Epoch       uint64                 `json:"epoch"`            // the last checkpoint committed on both sides, as far as this side knows
 	Checkpoints uint64                 `json:"checkpoints"`      // committed, the initial synchronisation not counted

@@ -35,6 +35,10 @@ func (p *Primary) synchronise(ctx context.Context) error {
 
 func (p *Primary) sendHeader(context.Context) error {
 	p.state.NewSession()
+	blocked := p.state.NonMigratable()
+	p.mu.Lock()
+	p.info.BlockedReasons = blocked
+	p.mu.Unlock()
 	if err := p.state.Blocked(); err != nil {
 		return err
 	}

@@ -9,6 +9,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/event"
@@ -345,6 +347,12 @@ func TestAFailedFirstAttemptLeavesTheGuestAsItWas(t *testing.T) {
 			return x.p.reg.Register(vmstate.Entry{Name: "odd"}, &plain{guest: x.p.guest})
 		}, "odd"},
 		{"the secondary is of another machine", func(x *pair) error { return nil }, "machine"},
+		{"a device blocks it", func(x *pair) error {
+			return errors.Join(
+				x.p.reg.Register(vmstate.Entry{Name: "disk", Unmigratable: "it is the host's"}, &plain{guest: x.p.guest}),
+				x.p.reg.Register(vmstate.Entry{Name: "card", Unmigratable: "it is hardware"}, &plain{guest: x.p.guest}),
+			)
+		}, "it is the host's"},
 	} {
 		for _, arbiter := range []bool{true, false} {
 			t.Run(fmt.Sprintf("%s, arbiter %t", c.name, arbiter), func(t *testing.T) {
@@ -384,6 +392,13 @@ func TestAFailedFirstAttemptLeavesTheGuestAsItWas(t *testing.T) {
 					}
 					if refused != 1 {
 						t.Errorf("PROTECTION_REFUSED %d times", refused)
+					}
+					var blocked []string
+					if c.name == "a device blocks it" {
+						blocked = []string{"non-migratable device: card", "non-migratable device: disk"}
+					}
+					if d := cmp.Diff(blocked, x.primary.Info().BlockedReasons); d != "" {
+						t.Errorf("the reasons (-want +got):\n%s", d)
 					}
 					x.p.step(3)
 					if x.p.net.Held() != 0 {

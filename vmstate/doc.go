@@ -86,7 +86,7 @@
 // are written and read, for inspectors and for a postcopy of the host's own.
 //
 //	qemu_savevm_state_blocked                 session   Registry.Blocked
-//	qemu_savevm_non_migratable_list           hook      Registry.NonMigratable
+//	qemu_savevm_non_migratable_list           session   Registry.NonMigratable
 //	qemu_savevm_state_setup                   session   Registry.SaveSetup
 //	qemu_savevm_state_guest_unplug_pending    hook      Registry.GuestUnplugPending
 //	qemu_savevm_state_resume_prepare          hook      Registry.ResumePrepare
