@@ -30,6 +30,11 @@ type DiskConfig struct {
 // replication.Primary, whose answers to writes wait for the job's gate; on a
 // secondary it is a replication.Secondary.
 //
+// A host whose image cannot make stable what the guest has written (an
+// event.DiskFailed) leaves the guest to a secondary that is in step, whose copy is
+// that of the last checkpoint. Alone, or where an operator orders it to go on, it
+// does, and each flush of the guest fails.
+//
 // A host that begins to follow has its image overwritten where it differs. A host
 // that is killed while it follows leaves an image of no checkpoint, which a
 // synchronisation makes good.
@@ -179,6 +184,32 @@ func (d *Disk) leading() *replication.Primary {
 		return nil
 	}
 	return d.primary
+}
+
+// failed returns why this host's copy is not to be trusted any more: it could not
+// make stable what the guest has written, and part of that may be gone. It is asked
+// before a session lets its disks go.
+func (d *Disk) failed() error {
+	p := d.leading()
+	if p == nil {
+		return nil
+	}
+	var lost *replication.SyncError
+	if err := p.Err(); errors.As(err, &lost) {
+		return fmt.Errorf("disk %q: %w", d.cfg.Name, err)
+	}
+	return nil
+}
+
+// diskFailed returns why this host must leave its guest to a secondary that is in
+// step: the checkpoint there has a disk that is good.
+func (j *Job) diskFailed() error {
+	for _, d := range j.cfg.Disks {
+		if err := d.failed(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // release ends the way to the other host, if there is one that no session has.

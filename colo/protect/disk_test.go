@@ -4,17 +4,21 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 const diskSize = 1 << 20
 
 // An image is a disk in memory.
 type image struct {
-	mu sync.Mutex
-	b  []byte
+	mu   sync.Mutex
+	b    []byte
+	fail error // of each sync from now on
 }
 
 func (d *image) ReadAt(p []byte, off int64) (int, error) {
@@ -30,7 +34,18 @@ func (d *image) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (d *image) Size() int64 { return int64(len(d.b)) }
-func (d *image) Sync() error { return nil }
+
+func (d *image) Sync() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.fail
+}
+
+func (d *image) breaks(why error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.fail = why
+}
 
 // A write is what a guest wrote in a round.
 type write struct {
@@ -55,7 +70,7 @@ func (h *host) write(p []byte, off int64, flush bool) error {
 // diskError is an error of the guest's disk, which it never sees unless its host
 // has lost it.
 func (h *host) diskError(err error) error {
-	if s := h.job.State(); s.runs() && h.job.Gate().Open() {
+	if s := h.job.State(); s.runs() && h.job.Gate().Open() && h.image.Sync() == nil {
 		h.w.t.Errorf("the guest's disk on %s, %v: %v", h.name, s, err)
 	}
 	return nil
@@ -133,6 +148,35 @@ func TestDiskFollowsTheGuestThroughKills(t *testing.T) {
 			primary.halt()
 		})
 	}
+}
+
+// The primary's disk loses what it was told to keep. The guest goes on where the disk
+// is good, and nothing that it did after the failure was seen.
+func TestAHostWhoseDiskFailsLeavesTheGuestToTheOther(t *testing.T) {
+	t.Parallel()
+	withDisk(t, "", func(t *testing.T, w *world) {
+		primary, secondary := w.protected()
+		time.Sleep(300 * time.Millisecond)
+		primary.image.breaks(errors.New("the medium is worn out"))
+		secondary.is(Alone)
+		if s := primary.job.State(); s.runs() {
+			t.Errorf("the host with the broken disk is %v", s)
+		}
+		said := ""
+		primary.mu.Lock()
+		for _, e := range primary.events {
+			if c, ok := e.(event.JobStatusChange); ok {
+				said += c.Reason + "\n"
+			}
+		}
+		primary.mu.Unlock()
+		if !strings.Contains(said, "the other host has the good copy") || !strings.Contains(said, "worn out") {
+			t.Errorf("no change of its state names the disk's error:\n%s", said)
+		}
+		time.Sleep(300 * time.Millisecond)
+		secondary.halt()
+		primary.halt()
+	})
 }
 
 func TestDiskFollowsTheGuestThroughSwitchovers(t *testing.T) {

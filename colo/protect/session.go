@@ -360,6 +360,10 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		if err := j.keepPromise(ctx, s); err != nil {
 			return err
 		}
+	} else if _, whole := s.committed(); whole && !c.Ordered {
+		if err := j.diskFailed(); err != nil {
+			return fmt.Errorf("%w: the other host has the good copy: %w", failover.ErrRefused, err)
+		}
 	}
 	generation, err := j.claim(ctx, s, c)
 	if err != nil {
