@@ -47,11 +47,16 @@ func rawIoctl(fd int, req uintptr, arg unsafe.Pointer) (int, error) {
 }
 
 func rawValue(fd int, req, arg uintptr) (int, error) {
-	n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, arg)
-	if errno != 0 {
-		return 0, errno
+	for {
+		n, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), req, arg)
+		switch errno {
+		case 0:
+			return int(n), nil
+		case unix.EINTR:
+		default:
+			return 0, errno
+		}
 	}
-	return int(n), nil
 }
 
 // adopted is a VM as a host VMM has it, with its descriptors, adopted by the package.

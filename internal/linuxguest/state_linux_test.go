@@ -3,6 +3,7 @@ package linuxguest
 import (
 	"context"
 	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -28,7 +29,7 @@ func insideAMachine(t *testing.T, name, binary, args string, files map[string]st
 	}
 	archive := filepath.Join(w.dir, name+".role")
 	w.must(RoleArchive(archive, `
-export LOCKSTEP_LINUX=/linux LOCKSTEP_REQUIRE=kvm TMPDIR=/tmp
+export LOCKSTEP_LINUX=/linux LOCKSTEP_REQUIRE=kvm TMPDIR=/tmp LOCKSTEP_LINUX_VCPUS=`+os.Getenv("LOCKSTEP_LINUX_VCPUS")+`
 /`+binary+` -test.v -test.timeout 14m `+args+` </dev/null >/dev/ttyS1 2>&1
 echo "machine: tests ended with $?"
 `, all))

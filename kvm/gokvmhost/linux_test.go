@@ -18,7 +18,7 @@ import (
 // log.
 func TestLinuxGoesThrough30Generations(t *testing.T) {
 	for i, k := range linuxKinds {
-		if testing.Short() && i == 0 {
+		if testing.Short() && i == 0 || k.vcpus > mostVCPUs() {
 			continue
 		}
 		t.Run(k.name, func(t *testing.T) {
@@ -59,7 +59,7 @@ func TestLinuxGoesThrough30Generations(t *testing.T) {
 // A guest that runs is rolled back, again and again, to one and the same state.
 func TestLinuxIsRolledBack20Times(t *testing.T) {
 	for i, k := range linuxKinds {
-		if testing.Short() && i == 0 {
+		if testing.Short() && i == 0 || k.vcpus > mostVCPUs() {
 			continue
 		}
 		t.Run(k.name, func(t *testing.T) {

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -112,6 +113,20 @@ func (l *lines) has(line string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Contains(l.list, line)
+}
+
+// mostVCPUs is how many vCPUs a guest has at most in tests that take long: 2, and in their
+// short form 1, or what LOCKSTEP_LINUX_VCPUS says. Emulated, a guest with two ends by itself now and
+// then, without this module too (see the control of internal/linuxguest), and mostly
+// without evidence of why.
+func mostVCPUs() int {
+	if !testing.Short() {
+		return 2
+	}
+	if n, err := strconv.Atoi(os.Getenv("LOCKSTEP_LINUX_VCPUS")); err == nil {
+		return n
+	}
+	return 1
 }
 
 func newLinux(t *testing.T, vcpus int, cmdline string) *linux {
