@@ -42,7 +42,7 @@ echo "machine: tests ended with $?"
 	defer cancel()
 	begun := time.Now()
 	err = m.Said(ctx, "machine: tests ended with ")
-	t.Logf("OURS: a machine that ran guests, with two vCPUs too, for %v; evidence that the emulator spoilt it %q", time.Since(begun).Round(time.Second), w.spoilt())
+	t.Logf("OURS: a machine that ran guests for %v; evidence that the emulator spoilt it %q", time.Since(begun).Round(time.Second), w.spoilt())
 	w.must(err)
 	results := make(map[string]string)
 	for line := range strings.Lines(m.Events()) {
