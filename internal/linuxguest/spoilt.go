@@ -49,6 +49,9 @@ func reports(said string) []report {
 		block = ""
 	}
 	for line := range strings.Lines(said) {
+		if strings.HasPrefix(line, "machine: alive") { // said by a process meanwhile
+			continue
+		}
 		if !kernelLine.MatchString(line) {
 			end()
 			continue

@@ -3,6 +3,7 @@ package linuxguest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,6 +30,7 @@ func insideAMachine(t *testing.T, name, binary, args string, files map[string]st
 	}
 	archive := filepath.Join(w.dir, name+".role")
 	w.must(RoleArchive(archive, `
+while :; do echo "`+aliveLine+`"; sleep 5; done >/dev/ttyS0 &
 export LOCKSTEP_LINUX=/linux LOCKSTEP_REQUIRE=kvm TMPDIR=/tmp LOCKSTEP_LINUX_VCPUS=`+os.Getenv("LOCKSTEP_LINUX_VCPUS")+`
 /`+binary+` -test.v -test.timeout 14m `+args+` </dev/null >/dev/ttyS1 2>&1
 echo "machine: tests ended with $?"
@@ -40,8 +42,18 @@ echo "machine: tests ended with $?"
 	w.machines[name] = m
 	ctx, cancel := context.WithTimeout(w.ctx, insideTime)
 	defer cancel()
+	ctx, hung := context.WithCancelCause(ctx)
 	begun := time.Now()
+	w.group.Go(func() {
+		if watchAlive(ctx, m) {
+			hung(errHung)
+		}
+	})
 	err = m.Said(ctx, "machine: tests ended with ")
+	hung(nil)
+	if errors.Is(err, errHung) {
+		w.hung = fmt.Sprintf("machine %s: %v", name, errHung)
+	}
 	t.Logf("OURS: a machine that ran guests for %v; evidence that the emulator spoilt it %q", time.Since(begun).Round(time.Second), w.spoilt())
 	w.must(err)
 	results := make(map[string]string)
@@ -58,6 +70,38 @@ echo "machine: tests ended with $?"
 		t.Errorf("the tests inside have failed")
 	}
 	return results
+}
+
+// A machine says every five seconds that it is alive, by a process that has nothing to
+// do with any guest. One whose process is not scheduled for as long as hungAfter has
+// stopped itself: nothing that a program does with KVM may stop its host.
+const (
+	aliveLine = "machine: alive"
+	hungAfter = 90 * time.Second
+)
+
+var errHung = fmt.Errorf("the machine itself has stopped: nothing of it ran for %v", hungAfter)
+
+// watchAlive returns true when the machine has stopped, and false when ctx ends or the
+// machine has ended.
+func watchAlive(ctx context.Context, m *Machine) bool {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	said, since := 0, time.Now()
+	for {
+		select {
+		case <-tick.C:
+		case <-m.ended:
+			return false
+		case <-ctx.Done():
+			return false
+		}
+		if n := strings.Count(m.Console(), aliveLine); n != said {
+			said, since = n, time.Now()
+		} else if time.Since(since) > hungAfter {
+			return true
+		}
+	}
 }
 
 // linuxFiles is a directory of the kernel and of the modules that a guest needs.

@@ -61,6 +61,7 @@ type world struct {
 
 	machines    map[string]*Machine
 	guestMemory uint64 // bytes of the guest's
+	hung        string // evidence that a machine itself has stopped
 }
 
 // newWorld makes the networks, which end with the test.
@@ -97,6 +98,9 @@ func newWorld(t *testing.T, k *Kit) *world {
 // spoilt returns the evidence that the emulator has spoilt the run, "" if there is none;
 // see Spoilt. .ci/linux-hosts repeats such a run, a few times in all.
 func (w *world) spoilt() string {
+	if w.hung != "" {
+		return w.hung
+	}
 	for name, m := range w.machines {
 		if evidence := Spoilt(m.Console(), m.Events(), w.guestMemory, m.Memory()); evidence != "" {
 			return "machine " + name + ": " + evidence
