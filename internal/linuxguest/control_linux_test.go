@@ -75,7 +75,7 @@ echo "machine: control ended"
 	case wentOn > 0 && !strings.Contains(said, "said "):
 		t.Error("the control's guest has done nothing")
 	case wentOn+ended == 0 && evidence == "":
-		t.Logf("the control has not run, and nothing says why; the machine's console ends with:\n%s", tail(m.Console(), 40))
+		t.Skipf("the control has not run, and nothing says why; the machine's console ends with:\n%s", tail(m.Console(), 40))
 	}
 }
 
