@@ -126,7 +126,7 @@
 //	SecondaryConfig
 //	  IdleTimeout                 the silence of a primary between checkpoints       5 min(2) at least PeerTimeout
 //	both
-//	  PeerTimeout                 a transfer that stands still; Pause, Resume, disks 10 s     -
+//	  PeerTimeout                 a transfer that stands still; Pause, Resume, disks 10 s (3) -
 //	heartbeat
 //	  timeout                     the silence of the peer's heartbeat                -        3 to 5 intervals
 //
@@ -136,6 +136,10 @@
 // (2) A primary of ours says [Alive] three times as often, whatever its delay.
 // Towards a QEMU there is no bound unless one is set, which must be more than its
 // x-checkpoint-delay.
+// (3) Of a peer that is not known to live: with a [Heartbeat] a transfer is waited
+// for as long as that is alive. Pause, Resume and disks have as long as the
+// checkpoint, which for a secondary is the primary's CheckpointTimeout, as it was
+// announced, and PeerTimeout on top; PeerTimeout is for where that has no bound.
 //
 // NewPrimary and NewSecondary refuse what the last column rules out. Nothing else
 // ends a session for being slow. Within a checkpoint a secondary may take its

@@ -93,7 +93,7 @@ type parting struct {
 // decided to leave a peer that may be well.
 func (s *session) end(ctx context.Context, p parting) error {
 	hold := context.WithoutCancel(ctx)
-	s.due, s.patient = time.Time{}, s.patience()
+	s.due, s.patient, s.hosts = time.Time{}, s.patience(), 0
 	s.link.until(time.Time{})
 	s.heed()
 	s.disks.Cut()

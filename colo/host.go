@@ -75,6 +75,13 @@ type SecondaryNetwork interface {
 // What is held must never leave; nobody may wait for it any longer.
 type Dropper interface{ Drop() error }
 
+// Heartbeat says whether the other side's host has been heard of lately: a
+// heartbeat.Pulse is one. While it is alive a session waits for a peer that makes
+// no progress, as long as the age of a checkpoint allows. The end of the heartbeat
+// is told to Lost; this is asked only when PeerTimeout has passed. Alive is called
+// on any goroutine and must not wait.
+type Heartbeat interface{ Alive() bool }
+
 // Stage is memory that waits for its checkpoint to be complete (ram.Cache).
 type Stage interface {
 	// Flush makes the staged pages the guest's, which is paused.

@@ -124,7 +124,11 @@ func (in *inlet) read(p []byte, t *timedConn) (int, error) {
 		case <-in.arrived:
 		case <-t.stop():
 		case <-due:
-			return 0, t.late(d, os.ErrDeadlineExceeded)
+			if err := t.late(d, os.ErrDeadlineExceeded); !t.again(err) || !t.lives() {
+				return 0, err
+			}
+			at, _ = t.deadline()
+			in.timer.Reset(time.Until(at))
 		}
 	}
 }

@@ -168,6 +168,11 @@ type timedConn struct {
 	half      bool       // a write ended in the middle
 	inlet     *inlet     // nil: reads go to the connection
 
+	// alive, if set, is asked when an operation has stood still for timeout: it
+	// goes on waiting while that is true. Set before the first operation.
+	alive  func() bool
+	strict atomic.Bool // alive counts no more: the session is ending
+
 	mu      sync.Mutex
 	stopped bool          // interrupted; guarded by mu
 	cut     chan struct{} // closed by the first interrupt
@@ -182,8 +187,13 @@ func (t *timedConn) Read(p []byte) (n int, err error) {
 	if t.inlet != nil {
 		return t.inlet.read(p, t)
 	}
-	err = t.timed(true, func() (e error) { n, e = t.conn.Read(p); return })
-	return n, err
+	for {
+		err = t.timed(true, func() (e error) { n, e = t.conn.Read(p); return })
+		if n == 0 && t.again(err) && t.lives() {
+			continue
+		}
+		return n, err
+	}
 }
 
 // writePart is how much is written at a time to a connection without deadlines.
@@ -205,7 +215,7 @@ func (t *timedConn) Write(p []byte) (n int, err error) {
 		switch {
 		case err == nil && n < len(p):
 			continue
-		case m > 0 && n < len(p) && t.again(err):
+		case n < len(p) && t.again(err) && (m > 0 || t.lives()):
 			continue
 		}
 		t.half = n > 0 && n < len(p)
@@ -222,8 +232,11 @@ func (t *timedConn) turn() error {
 	return nil
 }
 
-// again reports whether a write that ran out of time may go on, since some of
-// it was taken.
+// lives reports whether the peer is known to live, so that an operation that has
+// stood still for the whole timeout goes on waiting.
+func (t *timedConn) lives() bool { return t.alive != nil && !t.strict.Load() && t.alive() }
+
+// again reports whether it was only its timeout that ended an operation.
 func (t *timedConn) again(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, ErrStalled) && !errors.Is(err, errInterrupted)
 }
@@ -272,14 +285,47 @@ func (t *timedConn) timed(read bool, f func() error) error {
 	if at.IsZero() {
 		return f()
 	}
-	var late atomic.Bool
-	timer := time.AfterFunc(time.Until(at), func() { late.Store(true); t.Close() })
+	stop, late := t.closeAt(at, d)
 	err := f()
-	timer.Stop()
-	if err != nil && late.Load() {
+	stop()
+	if err != nil && late() {
 		return t.late(d, fmt.Errorf("%w: %w", os.ErrDeadlineExceeded, err))
 	}
 	return err
+}
+
+// closeAt closes the connection at a time, and then every d where the peer lives
+// and until allows it. Late reports whether it did.
+func (t *timedConn) closeAt(at time.Time, d time.Duration) (stop func(), late func() bool) {
+	var mu sync.Mutex
+	var timer *time.Timer
+	var stopped, closed bool
+	until := t.until
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(time.Until(at), func() {
+		mu.Lock()
+		defer mu.Unlock()
+		switch now := time.Now(); {
+		case stopped:
+		case d > 0 && (until.IsZero() || now.Before(until)) && t.lives():
+			next := d
+			if !until.IsZero() {
+				next = min(next, until.Sub(now))
+			}
+			timer.Reset(next)
+		default:
+			closed = true
+			t.Close()
+		}
+	})
+	stop = func() {
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+		timer.Stop()
+	}
+	return stop, func() bool { mu.Lock(); defer mu.Unlock(); return closed }
 }
 
 // arm sets a deadline, unless there was an interrupt.
@@ -356,7 +402,7 @@ func (v *vectorConn) WriteBuffers(b *net.Buffers) (n int64, err error) {
 		var m int64
 		err = v.timed(false, func() (e error) { m, e = v.write(b); return })
 		n += m
-		if m > 0 && len(*b) > 0 && v.again(err) {
+		if len(*b) > 0 && v.again(err) && (m > 0 || v.lives()) {
 			continue
 		}
 		v.half = n > 0 && len(*b) > 0

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -186,7 +187,7 @@ var faults = []fault{
 
 // faultAt runs a pair until the fault at a step of one side has ended it, or
 // checkpoint 2 is whole and the link is cut.
-func faultAt(t *testing.T, f fault, when moment) (x *pair, hit bool) {
+func faultAt(t *testing.T, f fault, when moment, guest colotest.GuestConfig) (x *pair, hit bool) {
 	pctx, pcancel := context.WithCancel(t.Context())
 	sctx, scancel := context.WithCancel(t.Context())
 	defer pcancel()
@@ -212,6 +213,7 @@ func faultAt(t *testing.T, f fault, when moment) (x *pair, hit bool) {
 		}
 	}
 	x = newPair(t, options{
+		guest: guest,
 		primary: func(c *colo.PrimaryConfig) {
 			c.Step, c.VM, c.Net = step(pf), faultyVM{c.VM, pf}, faultyNet{c.Net.(*colotest.Network), pf}
 			c.Disks = replication.Group{faultyDisk{c.Disks[0].(*colotest.Disk), pf}}
@@ -291,7 +293,7 @@ func TestOutcomesOfEachFaultAtEachStep(t *testing.T) {
 				if f.only != "" && f.only != when.mode {
 					continue
 				}
-				x, hit := faultAt(t, f, when)
+				x, hit := faultAt(t, f, when, small)
 				if !hit {
 					t.Errorf("%s at %v: it did not come to that", f.name, when)
 				}
@@ -359,5 +361,61 @@ func TestOutcomesOfEachFaultAtEachStep(t *testing.T) {
 		if err := os.WriteFile(outcomes, []byte(strings.Join(all, "\n")+"\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// held returns how many descriptors this process has open, and how many bytes of
+// memory it has mapped.
+func held(t *testing.T) (descriptors int, mapped uint64) {
+	t.Helper()
+	fds, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skipf("no list of descriptors: %v", err)
+	}
+	b, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Skipf("no size of the process: %v", err)
+	}
+	var pages uint64
+	if _, err := fmt.Sscan(string(b), &pages); err != nil {
+		t.Fatal(err)
+	}
+	return len(fds), pages * uint64(os.Getpagesize())
+}
+
+// Each run maps the memory of two guests and a cache as large. What the Go heap
+// grows by meanwhile is far less than a few of them.
+func TestNoFaultLeavesADescriptorOrAMapping(t *testing.T) {
+	guest := small
+	guest.Memory = 32 << 20
+	var list []moment
+	run := func() {
+		synctest.Test(t, func(t *testing.T) {
+			for i, f := range faults {
+				of := slices.DeleteFunc(slices.Clone(list), func(m moment) bool { return f.only != "" && f.only != m.mode })
+				x, hit := faultAt(t, f, of[(i*7)%len(of)], guest)
+				if !hit {
+					t.Errorf("%s: it did not come to that", f.name)
+				}
+				x.close()
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		watched(t, manners[0], func(_ *pair, at moment) {
+			if at.epoch <= 1 && !slices.Contains(list, at) && at.op != "take over" {
+				list = append(list, at)
+			}
+		}, options{}).close()
+	})
+	run() // what is kept for ever is there from now on
+	fds, mapped := held(t)
+	run()
+	runtime.GC()
+	switch f, m := held(t); {
+	case f != fds:
+		t.Errorf("%d descriptors before, %d after", fds, f)
+	case m > mapped+256<<20:
+		t.Errorf("%d MiB mapped before, %d after", mapped>>20, m>>20)
 	}
 }

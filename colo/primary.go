@@ -27,6 +27,11 @@ type PrimaryConfig struct {
 	Events  *event.Bus // nil: nobody listens
 	Arbiter Arbiter    // nil: a broken session waits for Failover or the end of the context
 
+	// Heartbeat, if set, tells a slow peer from a lost one: while it is alive,
+	// PeerTimeout ends no wait for the peer. Nil: the peer is lost when it has
+	// made no progress for PeerTimeout.
+	Heartbeat Heartbeat
+
 	// Machine is the machine type in the stream's configuration section. A
 	// QEMU accepts its own or a prefix of it.
 	Machine string
@@ -51,7 +56,8 @@ type PrimaryConfig struct {
 	CheckpointTimeout time.Duration
 
 	// PeerTimeout bounds each wait for the peer to make progress, and each
-	// wait for VM and Disks. Zero: DefaultPeerTimeout. Negative: no bound.
+	// wait for VM and Disks that CheckpointTimeout does not bound. Zero:
+	// DefaultPeerTimeout. Negative: no bound.
 	PeerTimeout time.Duration
 
 	// QEMUWire says that nothing is to be said to the peer that a QEMU does not
@@ -165,6 +171,7 @@ func NewPrimary(conn io.ReadWriteCloser, cfg PrimaryConfig) (*Primary, error) {
 	p.events, p.arbiter, p.session.step = cfg.Events, cfg.Arbiter, cfg.Step
 	p.holder, _ = cfg.Net.(OutputHolder)
 	p.link.Trace = cfg.Trace
+	p.heartbeat(cfg.Heartbeat)
 	if p.throttler = cfg.Throttler; p.throttler == nil {
 		p.throttler, _ = cfg.VM.(Throttler)
 	}

@@ -27,6 +27,11 @@ type SecondaryConfig struct {
 	Events  *event.Bus // nil: nobody listens
 	Arbiter Arbiter    // nil: a broken session waits for Failover or the end of the context
 
+	// Heartbeat, if set, tells a slow peer from a lost one: while it is alive,
+	// PeerTimeout ends no wait for the peer. Nil: the peer is lost when it has
+	// made no progress for PeerTimeout.
+	Heartbeat Heartbeat
+
 	// Machine, if not empty, is the machine type that the stream must name.
 	Machine string
 
@@ -35,8 +40,8 @@ type SecondaryConfig struct {
 	MaxDeviceState uint64
 
 	// PeerTimeout bounds each wait for the peer to make progress within a
-	// checkpoint, and each wait for VM. Zero: DefaultPeerTimeout. Negative:
-	// no bound.
+	// checkpoint, and each wait for VM and Disks where the primary has not said
+	// how old a checkpoint may be. Zero: DefaultPeerTimeout. Negative: no bound.
 	PeerTimeout time.Duration
 
 	// IdleTimeout bounds the wait for the next checkpoint. A primary of ours
@@ -89,6 +94,7 @@ func NewSecondary(conn io.ReadWriteCloser, cfg SecondaryConfig) (*Secondary, err
 	s.stopper, _ = cfg.VM.(Stopper)
 	s.events, s.arbiter, s.session.step = cfg.Events, cfg.Arbiter, cfg.Step
 	s.link.Trace = cfg.Trace
+	s.heartbeat(cfg.Heartbeat)
 	s.cfg.MaxDeviceState = orDefault(cfg.MaxDeviceState, 256<<20)
 	s.idle = max(0, orDefault(cfg.IdleTimeout, DefaultIdleTimeout))
 	// The guest is paused, which is ours from now on.
@@ -269,6 +275,9 @@ func (s *Secondary) receiveState(context.Context) error {
 	if a := announced(text); a != nil {
 		s.ours = true
 		s.working = a.checkpointTimeout()
+		if s.working > 0 && s.patient > 0 {
+			s.hosts = s.working + s.patient
+		}
 	}
 	return nil
 }

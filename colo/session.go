@@ -29,6 +29,7 @@ type session struct {
 	stopper Stopper       // nil: nobody measures the pauses
 	holder  OutputHolder  // nil: the network cannot say
 	patient time.Duration // PeerTimeout; 0: no bound
+	hosts   time.Duration // how long VM and disks may take; 0: PeerTimeout
 	step    func(op string, epoch uint64)
 
 	link    *Link
@@ -79,6 +80,13 @@ func (s *session) init(conn io.ReadWriteCloser, mode event.Mode, timeout time.Du
 	s.mode = mode
 	s.info = Info{Mode: mode, LastMode: mode, Reason: event.ExitNone}
 	s.where = StateNew
+}
+
+// heartbeat says who knows whether the peer lives; nil: nobody does.
+func (s *session) heartbeat(h Heartbeat) {
+	if h != nil {
+		s.link.conn.alive = h.Alive
+	}
 }
 
 // enter begins Run, once.
@@ -245,6 +253,7 @@ func (s *session) heed() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.heeded = true
+	s.link.conn.strict.Store(true)
 	if s.giveUp != nil {
 		s.giveUp.Stop()
 	}
@@ -306,20 +315,19 @@ func (s *session) resume(ctx context.Context) error {
 	return nil
 }
 
-// bounded gives the host as long as a peer, and no longer than the checkpoint
-// has.
+// bounded gives the host as long as the checkpoint has, so that its waits do not
+// add up to less; where that has no bound, as long as a peer.
 func (s *session) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	at := s.due
-	if s.patient > 0 {
-		if p := time.Now().Add(s.patient); at.IsZero() || p.Before(at) {
-			at = p
-		}
+	if !s.due.IsZero() {
+		return context.WithDeadline(ctx, s.due)
 	}
-	if at.IsZero() {
-		return context.WithCancel(ctx)
+	if d := s.hostPatience(); d > 0 {
+		return context.WithTimeout(ctx, d)
 	}
-	return context.WithDeadline(ctx, at)
+	return context.WithCancel(ctx)
 }
+
+func (s *session) hostPatience() time.Duration { return max(s.hosts, s.patient) }
 
 // late says whether it was time that ended a call of the host.
 func (s *session) late(ctx context.Context, what string, err error) error {
@@ -329,5 +337,5 @@ func (s *session) late(ctx context.Context, what string, err error) error {
 	if s.overdue() {
 		return fmt.Errorf("%w: %s: %w", ErrStalled, what, err)
 	}
-	return fmt.Errorf("%w: %s after %v: %w", ErrTimeout, what, s.patient, err)
+	return fmt.Errorf("%w: %s after %v: %w", ErrTimeout, what, s.hostPatience(), err)
 }

@@ -5,7 +5,9 @@
 //
 // [Monitor] is the decision: told when the peer was heard and what time it is,
 // it says whether the peer is lost and when it would be. [Run] is a monitor on
-// a connection that both sides send beats over.
+// a connection that both sides send beats over. A [Pulse] is Run with a state that
+// can be asked for, which is what a session wants that is to tell a slow peer from a
+// lost one.
 //
 // What follows from the end of a heartbeat is not decided here. A host tells its
 // session of every end that it did not ask for itself, with colo's Lost, and at

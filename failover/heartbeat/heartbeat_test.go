@@ -226,3 +226,43 @@ func TestGoodbyeIsHeardOverALoopbackSocket(t *testing.T) {
 	cancel()
 	wg.Wait()
 }
+
+func TestPulseIsAliveFromTheFirstBeatToTheTimeoutAfterTheLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p Pulse
+		a, b := net.Pipe()
+		go io.Copy(io.Discard, b)
+		done := make(chan error, 1)
+		go func() { done <- p.Run(t.Context(), a, interval, timeout) }()
+		synctest.Wait()
+		if p.Alive() {
+			t.Error("alive before the peer was heard")
+		}
+		b.Write([]byte{beat})
+		synctest.Wait()
+		time.Sleep(timeout - time.Millisecond)
+		if !p.Alive() {
+			t.Error("not alive within the timeout after a beat")
+		}
+		time.Sleep(time.Millisecond)
+		if p.Alive() {
+			t.Error("alive after the timeout")
+		}
+		if err := <-done; err != ErrLost {
+			t.Errorf("%v, want ErrLost", err)
+		}
+		b.Close()
+
+		a, b = net.Pipe()
+		go io.Copy(io.Discard, b)
+		go func() { done <- p.Run(t.Context(), a, interval, timeout) }()
+		b.Write([]byte{beat, goodbye})
+		if err := <-done; err != ErrGoodbye {
+			t.Errorf("%v, want ErrGoodbye", err)
+		}
+		if p.Alive() {
+			t.Error("alive after a goodbye")
+		}
+		b.Close()
+	})
+}

@@ -37,6 +37,12 @@ var (
 // goodbye, the cause of the end of ctx. Timeout must be greater than interval;
 // three to five times is usual.
 func Run(ctx context.Context, conn io.ReadWriteCloser, interval, timeout time.Duration) error {
+	return run(ctx, conn, interval, timeout, func(time.Time) {})
+}
+
+// run is Run. It tells heard, after each beat of the peer, when the peer is lost if
+// that was the last one.
+func run(ctx context.Context, conn io.ReadWriteCloser, interval, timeout time.Duration, heard func(deadline time.Time)) error {
 	if interval <= 0 || timeout <= interval {
 		conn.Close()
 		return fmt.Errorf("heartbeat: timeout %v must be greater than interval %v, and that than 0", timeout, interval)
@@ -48,6 +54,8 @@ func Run(ctx context.Context, conn io.ReadWriteCloser, interval, timeout time.Du
 		sent: make(chan struct{}),
 		read: make(chan struct{}),
 		mon:  Monitor{Timeout: timeout},
+
+		heard: heard,
 	}
 	r.mon.Beat(time.Now())
 	go r.reader()
@@ -76,6 +84,8 @@ type runner struct {
 	sent chan struct{} // closed when the writer has ended
 	read chan struct{} // closed when the reader has ended
 	mon  Monitor
+
+	heard func(deadline time.Time) // told of each beat
 }
 
 // loop runs until there is something to report; ours says that it is the end
@@ -95,6 +105,7 @@ func (r *runner) loop(ctx context.Context, interval time.Duration) (err error, o
 				return err, false
 			}
 			r.mon.Beat(time.Now())
+			r.heard(r.mon.Deadline())
 		case <-send.C:
 			select {
 			case r.out <- beat:
