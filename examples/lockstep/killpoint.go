@@ -13,7 +13,7 @@ import (
 // and waits there to be killed. Its hooks are called on the goroutine of the
 // session; the nil killPoint never stops.
 type killPoint struct {
-	place string // a place of -kill-at other than any
+	place string // a place of -kill-at other than any and each
 	epoch uint64 // the checkpoint
 	rng   *rand.Rand
 	stop  func(detail string) // says where it stopped, and waits
@@ -23,7 +23,20 @@ type killPoint struct {
 	limit  limit
 }
 
-// The step before which a side stops (see package colo), and those from which
+// The steps of a checkpoint (see package colo): a side can stop before each of
+// them. A primary with much memory to send has one more, "send ram ahead".
+var steps = map[string][]string{
+	primary: {
+		"send checkpoint-request", "expect checkpoint-reply", "pause", "mark", "capture", "early resume",
+		"send vmstate-send", "send ram", "send device state", "expect vmstate-received", "expect vmstate-loaded", "late resume",
+	},
+	secondary: {
+		"pause", "send checkpoint-reply", "expect vmstate-send", "stage ram", "stage device state", "stage disks",
+		"commit", "resume", "send vmstate-loaded", "wait",
+	},
+}
+
+// The step before which a side stops at a place, and those from which
 // on the bytes are counted for places inside the stream.
 var (
 	stopBefore = map[string]map[string]string{
@@ -59,7 +72,7 @@ func (k *killPoint) step(side string) func(op string, epoch uint64) {
 			return
 		}
 		switch op {
-		case stopBefore[side][k.place]:
+		case k.place, stopBefore[side][k.place]:
 			k.stop("before " + op)
 		case countFrom[side][k.place]:
 			k.arm(side)

@@ -64,6 +64,10 @@ func lockstep(ctx context.Context, args []string, stdout, stderr io.Writer, term
 	ok := true
 	for n := 1; n <= o.repeat && ctx.Err() == nil; n++ {
 		seed := o.seed + uint64(n-1)
+		o := o
+		if o.killAt == atEach {
+			o.killAt = steps[o.kill][(n-1)%len(steps[o.kill])]
+		}
 		r := newRun(o, backend, seed, p)
 		err := r.do(ctx)
 		if ctx.Err() != nil {

@@ -68,6 +68,9 @@ func TestEitherSideMayBeKilledAnywhereAndNothingIsLost(t *testing.T) {
 	for _, victim := range []string{primary, secondary} {
 		survivor := map[string]string{primary: secondary, secondary: primary}[victim]
 		for i, place := range places {
+			if place == atEach {
+				continue // see TestEachStepMayBeTheLast
+			}
 			t.Run(victim+"/"+place, func(t *testing.T) {
 				mode := modes[i%len(modes)]
 				s, _ := summed(t, append(short, "-backend", "sim", "-mode", mode, "-kill", victim, "-kill-at", place)...)
@@ -80,9 +83,31 @@ func TestEitherSideMayBeKilledAnywhereAndNothingIsLost(t *testing.T) {
 	}
 }
 
+// A side is killed, or stopped until the other has gone on and then woken, before
+// each step of a checkpoint.
+func TestEachStepMayBeTheLast(t *testing.T) {
+	if !*long {
+		t.Skip("-long was not given")
+	}
+	for _, victim := range []string{primary, secondary} {
+		for i, signal := range signals {
+			t.Run(victim+"/"+signal, func(t *testing.T) {
+				t.Parallel()
+				s, _ := summed(t, "-backend", "sim", "-mem", "8M", "-mode", modes[i%len(modes)], "-kill", victim, "-kill-at", atEach, "-signal", signal, "-lost-after", "2s")
+				if s.Survivor == victim || s.Lost+s.Contradicted+s.Corrupted != 0 || s.repeated == nil || s.Runs != len(steps[victim]) || s.Clean != s.Runs || s.Inside != s.Runs {
+					t.Errorf("%+v %+v", s, s.repeated)
+				}
+			})
+		}
+	}
+}
+
 func TestASideThatIsStoppedForAMomentEndsNothing(t *testing.T) {
 	for _, victim := range []string{primary, secondary} {
 		for i, place := range places {
+			if place == atEach && !*long {
+				continue
+			}
 			t.Run(victim+"/"+place, func(t *testing.T) {
 				t.Parallel() // they sleep, most of the time
 				s, _ := summed(t, append(short, "-backend", "sim", "-mode", modes[i%len(modes)], "-kill", victim, "-kill-at", place,
@@ -104,6 +129,9 @@ func TestASideThatIsStoppedForLongComesBackAndSaysNothingNew(t *testing.T) {
 	for _, victim := range []string{primary, secondary} {
 		survivor := map[string]string{primary: secondary, secondary: primary}[victim]
 		for i, place := range places {
+			if place == atEach {
+				continue // see TestEachStepMayBeTheLast
+			}
 			t.Run(victim+"/"+place, func(t *testing.T) {
 				t.Parallel()
 				s, _ := summed(t, append(short, "-interval", "20ms", "-backend", "sim", "-mode", modes[i%len(modes)], "-kill", victim, "-kill-at", place, "-signal", signalStop)...)
@@ -250,7 +278,7 @@ func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 	for _, args := range []string{
 		"-backend xen", "-mode fast", "-mode", "-vcpus 0", "-vcpus 9", "-vcpus x", "-mem 1M", "-mem 4097", "-mem 99999999999G", "-mem x",
 		"-dirty -1", "-dirty 1000000", "-dirty 100000 -mem 16M", "-interval 0s", "-interval 2h", "-checkpoints 0", "-kill both", "-kill-at never",
-		"-kill none -kill-at ram", "-repeat 0", "-repeat 2 -timeline x.svg", "-diverge 101", "-diverge -1", "-diverge NaN",
+		"-kill none -kill-at ram", "-kill none -kill-at each", "-kill secondary -kill-at capture", "-lost-after 10ms", "-lost-after 1h", "-throttle 101", "-throttle NaN", "-repeat 0", "-repeat 2 -timeline x.svg", "-diverge 101", "-diverge -1", "-diverge NaN",
 		"-seed -1", "-frobnicate", "stray",
 		"-vlan -1", "-vlan 4095",
 		"-disk 1", "-disk 1000000", "-disk 32K", "-disk 1G", "-disk x", "-disk-dir /tmp",
@@ -264,7 +292,7 @@ func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 
 func TestHelpExplainsEveryFlag(t *testing.T) {
 	out, errs := program(t, 0, "-h")
-	for _, name := range strings.Fields("backend mode vcpus mem dirty interval checkpoints kill kill-at repeat json timeline diverge early-resume seed vlan disk disk-dir") {
+	for _, name := range strings.Fields("backend mode vcpus mem dirty interval checkpoints kill kill-at repeat json timeline diverge early-resume seed vlan disk disk-dir signal stop-for lost-after throttle") {
 		if !strings.Contains(out, "  -"+name+" ") {
 			t.Errorf("no word of -%s", name)
 		}

@@ -25,6 +25,7 @@ with SIGKILL, and checks that the other goes on and that no output is lost.
   go run ./examples/lockstep -mode continuous                   nothing is compared, all output waits
   go run ./examples/lockstep -diverge 20                        guests that differ, and checkpoints on demand
   go run ./examples/lockstep -kill primary -kill-at received    at a point of a checkpoint
+  go run ./examples/lockstep -kill-at each                      before every step of a checkpoint, one a run
   go run ./examples/lockstep -signal stop                       stopped until the other has gone on, and woken
   go run ./examples/lockstep -repeat 200 -mem 8M                200 kills at random instants
   go run ./examples/lockstep -disk 4M                           with a disk in two copies
@@ -61,6 +62,7 @@ type options struct {
 	checkpoints int // before the kill
 	kill        string
 	killAt      string
+	lost        time.Duration // without a heartbeat, and a side is lost
 	signal      string        // what the victim is sent
 	stopFor     time.Duration // with signalStop; 0: until the other side has gone on
 	repeat      int
@@ -69,8 +71,9 @@ type options struct {
 	diverge     float64 // per cent of the rounds
 	vlan        int     // of each frame, 0 for none
 	earlyResume bool
-	disk        uint64 // bytes, 0 for none
-	diskDir     string // where the images stay
+	throttle    float64 // per cent of the time that checkpoints may take, 0 for any
+	disk        uint64  // bytes, 0 for none
+	diskDir     string  // where the images stay
 	seed        uint64
 	mode        string
 }
@@ -86,6 +89,7 @@ const (
 	signalStop = "stop"
 
 	atAny      = "any"
+	atEach     = "each" // step, one after the other
 	atRequest  = "request"
 	atRAM      = "ram"
 	atDevice   = "device"
@@ -98,7 +102,7 @@ var (
 	modes    = []string{modeCOLO, modeContinuous}
 	victims  = []string{primary, secondary, killNone}
 	signals  = []string{signalKill, signalStop}
-	places   = []string{atAny, atRequest, atRAM, atDevice, atReceived, atLoaded}
+	places   = []string{atAny, atEach, atRequest, atRAM, atDevice, atReceived, atLoaded}
 )
 
 // The working set of each vCPU is at least this many pages, and twice what a
@@ -141,7 +145,8 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.DurationVar(&o.interval, "interval", defaultInterval, "`time` from one checkpoint to the next; with -repeat "+repeatInterval.String())
 	f.IntVar(&o.checkpoints, "checkpoints", defaultCheckpoints, "`number` of checkpoints before the kill; with -repeat 1 to "+strconv.Itoa(repeatCheckpoints)+", at random")
 	f.StringVar(&o.kill, "kill", primary, "`who` is killed: primary, secondary or none")
-	f.StringVar(&o.killAt, "kill-at", atAny, "`where` in a checkpoint: any (a random instant), request, ram, device, received or loaded")
+	f.StringVar(&o.killAt, "kill-at", atAny, "`where` in a checkpoint: any (a random instant), request, ram, device, received, loaded, the name of a step (such as capture), or each (step, one a run)")
+	f.DurationVar(&o.lost, "lost-after", beatTimeout, "`time` without a heartbeat after which a side is lost")
 	f.StringVar(&o.signal, "signal", signalKill, "`signal` that the victim is sent: kill, or stop (SIGSTOP, and SIGCONT later: it must not say what the survivor does not know)")
 	f.DurationVar(&o.stopFor, "stop-for", 0, "`time` that a stopped victim stands; less than 5s, and the pair goes on; 0: until the other side has gone on")
 	f.IntVar(&o.repeat, "repeat", 1, "`runs`, each with processes of its own")
@@ -152,6 +157,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.Var(&disk, "disk", "`size` of a disk that the guest writes too, replicated over NBD")
 	f.StringVar(&o.diskDir, "disk-dir", "", "`directory` where the two disk images stay, of the last run")
 	f.BoolVar(&o.earlyResume, "early-resume", true, "the primary runs on before its state is sent; false: after, as QEMU does it")
+	f.Float64Var(&o.throttle, "throttle", 0, "`percentage` of the time that checkpoints may take: a guest that makes them take more is slowed down; 0: never")
 	f.Uint64Var(&o.seed, "seed", 0, "`number` that random choices start from; 0: a new one, printed")
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -167,6 +173,9 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	}
 	if o.disk > 0 && !given["diverge"] {
 		o.diverge = diskDiverge
+	}
+	if o.killAt == atEach && !given["repeat"] {
+		o.repeat = max(1, len(steps[o.kill]))
 	}
 	if o.repeat > 1 && !given["interval"] {
 		o.interval = repeatInterval
@@ -193,8 +202,10 @@ func (o *options) validate(counted bool) error {
 		return fmt.Errorf("-mode %s: want %s", o.mode, strings.Join(modes, ", "))
 	case !slices.Contains(victims, o.kill):
 		return fmt.Errorf("-kill %s: want %s", o.kill, strings.Join(victims, ", "))
-	case !slices.Contains(places, o.killAt):
-		return fmt.Errorf("-kill-at %s: want %s", o.killAt, strings.Join(places, ", "))
+	case !slices.Contains(places, o.killAt) && !slices.Contains(steps[o.kill], o.killAt):
+		return fmt.Errorf("-kill-at %s: want %s, or a step of the %s: %s", o.killAt, strings.Join(places, ", "), o.kill, strings.Join(steps[o.kill], ", "))
+	case o.lost < 2*beatInterval || o.lost > time.Minute:
+		return fmt.Errorf("-lost-after %v: want %v to 1m", o.lost, 2*beatInterval)
 	case !slices.Contains(signals, o.signal):
 		return fmt.Errorf("-signal %s: want %s", o.signal, strings.Join(signals, ", "))
 	case o.stopFor != 0 && o.signal != signalStop:
@@ -217,6 +228,8 @@ func (o *options) validate(counted bool) error {
 		return errors.New("-timeline draws one run, not -repeat")
 	case !(o.diverge >= 0 && o.diverge <= 100):
 		return fmt.Errorf("-diverge %v: want 0 to 100 per cent", o.diverge)
+	case !(o.throttle >= 0 && o.throttle <= 100):
+		return fmt.Errorf("-throttle %v: want 0 to 100 per cent", o.throttle)
 	case o.vlan < 0 || o.vlan > maxVLAN:
 		return fmt.Errorf("-vlan %d: want 1 to %d, or 0 for none", o.vlan, maxVLAN)
 	case o.disk%guest.PageSize != 0 || o.disk > maxDisk || o.disk > 0 && o.disk < minDisk:
@@ -278,7 +291,13 @@ func (o *options) again(backend string, checkpoints int, seed uint64) string {
 	if o.stopFor > 0 {
 		more += fmt.Sprintf(" -stop-for %v", o.stopFor)
 	}
-	return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -kill %s -kill-at %s -diverge %v -early-resume=%v%s -seed %d",
+	if o.throttle > 0 {
+		more += fmt.Sprintf(" -throttle %v", o.throttle)
+	}
+	if o.lost != beatTimeout {
+		more += fmt.Sprintf(" -lost-after %v", o.lost)
+	}
+	return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -kill %s -kill-at %q -diverge %v -early-resume=%v%s -seed %d",
 		backend, o.mode, o.vcpus, size(o.mem), o.dirty, o.interval, checkpoints, o.kill, o.killAt, o.diverge, o.earlyResume, more, seed)
 }
 

@@ -30,7 +30,9 @@ type sideConfig struct {
 	Mode        string        `json:"mode"`
 	VLAN        vlan          `json:"vlan,omitempty"` // of each frame
 	Interval    time.Duration `json:"interval"`       // between checkpoints
+	Lost        time.Duration `json:"lost"`           // without a heartbeat: the other side is lost
 	EarlyResume bool          `json:"early_resume"`
+	Throttle    float64       `json:"throttle"` // the share of the time that checkpoints may take; 0: any
 
 	// StopAt, if not empty, is the place of checkpoint StopEpoch at which this
 	// side stops and waits to be killed; Seed draws the byte of the stream.

@@ -46,6 +46,7 @@ type result struct {
 	protected   time.Time // the initial synchronisation was over
 	checkpoints []checkpoint
 	under       uint64 // the checkpoint that the primary is in, 0 between two
+	throttled   []throttled
 
 	victim   string // or ""
 	killed   time.Time
@@ -68,6 +69,12 @@ type result struct {
 	stopped   *stopped
 	ends      map[string]*ended
 	histories []history
+}
+
+// throttled is how much the primary's guest was slowed down from then on.
+type throttled struct {
+	at      time.Time
+	percent int
 }
 
 // failover is the time from SIGKILL to the survivor's first frame.
@@ -209,7 +216,7 @@ func (r *run) config(side, client, witness string) sideConfig {
 	cfg := sideConfig{
 		Side: side, Backend: r.backend, Guest: r.o.guest(r.seed), Memory: r.o.mem,
 		Disk: r.images[side], Client: client, Witness: witness, Generation: generation,
-		Mode: r.o.mode, VLAN: vlan(r.o.vlan), Interval: r.o.interval, EarlyResume: r.o.earlyResume, Seed: r.seed,
+		Mode: r.o.mode, VLAN: vlan(r.o.vlan), Interval: r.o.interval, Lost: r.o.lost, EarlyResume: r.o.earlyResume, Throttle: r.o.throttle / 100, Seed: r.seed,
 	}
 	if side == r.victim && r.o.killAt != atAny {
 		cfg.StopAt, cfg.StopEpoch = r.o.killAt, r.target+1
@@ -504,6 +511,8 @@ func (r *run) handle(m message) error {
 			if m.side == primary {
 				r.under = 0
 			}
+		case event.Throttled:
+			r.throttled = append(r.throttled, throttled{rep.Event.Time, e.Percent})
 		case event.COLOExit:
 			if m.side != r.victim && !(r.victim == "" && m.side == secondary) {
 				r.exit = e

@@ -53,6 +53,7 @@ type side struct {
 	held    uint64    // frames at its mark
 
 	session session
+	pulse   heartbeat.Pulse
 	guest   fate
 }
 
@@ -151,7 +152,7 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	beating, leave := context.WithCancel(ctx)
 	defer leave()
 	group.Go(func() {
-		if err := heartbeat.Run(beating, beat, beatInterval, beatTimeout); beating.Err() == nil {
+		if err := s.pulse.Run(beating, beat, beatInterval, s.cfg.Lost); beating.Err() == nil {
 			s.session.Lost(err)
 		}
 	})
@@ -341,15 +342,15 @@ func (s *side) newSession(link *net.TCPConn) (err error) {
 	if s.cfg.Side == primary {
 		s.session, err = colo.NewPrimary(conn, colo.PrimaryConfig{
 			VM: s.net, Net: s.net.(*primaryNetwork), State: &s.state, RAM: s.machine.Sent(), Disks: s.disk.replicas(),
-			Events: &s.events, Arbiter: arbiter, Machine: machineType,
-			CheckpointDelay: s.cfg.Interval, LateResume: !s.cfg.EarlyResume,
+			Events: &s.events, Arbiter: arbiter, Heartbeat: &s.pulse, Machine: machineType,
+			CheckpointDelay: s.cfg.Interval, LateResume: !s.cfg.EarlyResume, ThrottleShare: s.cfg.Throttle,
 			Step: step, Trace: s.point.trace,
 		})
 		return err
 	}
 	s.session, err = colo.NewSecondary(conn, colo.SecondaryConfig{
 		VM: s.net, Net: s.net.(*secondaryNetwork), State: &s.state, RAM: s.point.stage(s.machine.Stage(), func() uint64 { return s.session.Info().Epoch }),
-		Disks: s.disk.replicas(), Events: &s.events, Arbiter: arbiter, Machine: machineType,
+		Disks: s.disk.replicas(), Events: &s.events, Arbiter: arbiter, Heartbeat: &s.pulse, Machine: machineType,
 		Step: step, Trace: s.point.trace,
 	})
 	return err

@@ -55,6 +55,12 @@ type arrival struct {
 	n    uint64
 }
 
+// panel is one plot of the picture.
+type panel struct {
+	height int
+	draw   func(top, height int)
+}
+
 // drawTimeline draws a run.
 func drawTimeline(w io.Writer, o options, backend string, r *result) {
 	d := &drawing{w: w, r: r}
@@ -72,10 +78,7 @@ func drawTimeline(w io.Writer, o options, backend string, r *result) {
 	}
 	d.span = axis{from: 0, to: d.seconds(end), lo: plotLeft, hi: plotRight}
 
-	panels := []struct {
-		height int
-		draw   func(top, height int)
-	}{
+	panels := []panel{
 		{250, func(top, h int) { d.checkpoints(points, top, h) }},
 		{100, func(top, h int) {
 			d.bars(points, top, h, "Dirty pages sent in each checkpoint", blue, func(c checkpoint) float64 { return float64(c.DirtyPages) })
@@ -84,6 +87,9 @@ func drawTimeline(w io.Writer, o options, backend string, r *result) {
 			d.bars(points, top, h, "Packets held at each checkpoint's pause", purple, func(c checkpoint) float64 { return float64(c.Held) })
 		}},
 		{110, func(top, h int) { d.arrivals(o, top, h) }},
+	}
+	if len(r.throttled) > 0 {
+		panels = append(panels, panel{80, d.throttling})
 	}
 	closeUp := !r.killed.IsZero() && !r.resumed.IsZero()
 	height := panelsTop
@@ -184,9 +190,9 @@ func px(v float64) string {
 	return strings.TrimSuffix(strings.TrimRight(fmt.Sprintf("%.2f", v), "0"), ".")
 }
 
-// panel draws the frame of a panel and returns its vertical axis, from 0 to
+// frame draws the frame of a panel and returns its vertical axis, from 0 to
 // at least most.
-func (d *drawing) panel(top, height int, name string, most float64) axis {
+func (d *drawing) frame(top, height int, name string, most float64) axis {
 	y := axis{from: 0, to: max(most, 1e-9), lo: float64(top + height), hi: float64(top)}
 	step := y.step(4)
 	y.to = math.Ceil(y.to/step-1e-9) * step
@@ -235,7 +241,7 @@ func (d *drawing) checkpoints(points []checkpoint, top, height int) {
 	longest := quantile(column(points, whole), 1)
 	// A few that took much longer must not flatten the others.
 	most := min(longest, 1.8*quantile(column(points, whole), 0.9))
-	y := d.panel(top, height, "Each checkpoint, in milliseconds from its request", most)
+	y := d.frame(top, height, "Each checkpoint, in milliseconds from its request", most)
 	d.legend(top, key{cyan, "transfer: request to vmstate-received"}, key{green, "commit: to vmstate-loaded"}, key{red, "primary paused"})
 	width := d.bar(points)
 	for _, c := range points {
@@ -258,7 +264,7 @@ func (d *drawing) checkpoints(points []checkpoint, top, height int) {
 
 // bars draws one figure of each checkpoint.
 func (d *drawing) bars(points []checkpoint, top, height int, name, colour string, value func(checkpoint) float64) {
-	y := d.panel(top, height, name, quantile(column(points, value), 1))
+	y := d.frame(top, height, name, quantile(column(points, value), 1))
 	width := d.bar(points)
 	for _, c := range points {
 		v := y.at(value(c))
@@ -285,7 +291,7 @@ func (d *drawing) arrivals(o options, top, height int) {
 	for i := range bins {
 		most = max(most, counts[primary][i]+counts[secondary][i])
 	}
-	y := d.panel(top, height, fmt.Sprintf("Packets that reached the client, per %.3g ms", bin*1000), most)
+	y := d.frame(top, height, fmt.Sprintf("Packets that reached the client, per %.3g ms", bin*1000), most)
 	d.legend(top, key{blue, "from the primary"}, key{yellow, "from the secondary"})
 	for i := range bins {
 		x, next := d.span.at(float64(i)*bin), d.span.at(float64(i+1)*bin)
@@ -297,6 +303,25 @@ func (d *drawing) arrivals(o options, top, height int) {
 			}
 		}
 	}
+}
+
+// throttling draws how much the guest was slowed down.
+func (d *drawing) throttling(top, height int) {
+	y := d.frame(top, height, "Time that the guest's vCPUs were kept from running, per cent", 100)
+	at, percent := d.span.from, 0
+	fill := func(to float64) {
+		if percent > 0 && to > at {
+			v := y.at(float64(percent))
+			d.put(`<rect x="%s" y="%s" width="%s" height="%s" fill="%s"><title>%d %% for %.3g s</title></rect>`,
+				px(d.span.at(at)), px(v), px(d.span.at(to)-d.span.at(at)), px(y.lo-v), purple, percent, to-at)
+		}
+	}
+	for _, t := range d.r.throttled {
+		to := min(max(d.seconds(t.at), d.span.from), d.span.to)
+		fill(to)
+		at, percent = to, t.percent
+	}
+	fill(d.span.to)
 }
 
 // landmarks draws what divides the run, through one panel.
