@@ -109,11 +109,12 @@
 // Only two peers of this library can do so. A primary announces itself in the
 // description at the end of the initial stream, which a QEMU throws away, and a
 // secondary of ours answers with [Hello]. Towards a QEMU, End and the end of the
-// context leave it unknown what the other side does. End is then a claim at the
-// arbiter; a context that has ended lets a primary ask once more, and a
-// secondary not at all. Without an arbiter, order the QEMU first and then call
-// Fenced: quit the secondary's process, or on the primary's side let
-// x-colo-lost-heartbeat take it out of COLO.
+// context leave it unknown what the other side does. A secondary does not go on
+// then and asks nobody. For a primary End is a claim at the arbiter, and a context
+// that has ended lets it ask once more. A QEMU has to be told by itself: a
+// secondary is quit, and a primary, whose guest stands still until then, leaves
+// COLO by x-colo-lost-heartbeat. Without an arbiter tell it first, and then call
+// Fenced on a primary of ours.
 //
 // # Time
 //
