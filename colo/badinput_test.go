@@ -341,7 +341,7 @@ func TestCheckpointThatEndsAnywhereIsRefusedWhole(t *testing.T) {
 	second := r.second(r.ram, r.devices)
 	inside := pages(second, 1<<30)
 	for i := range second {
-		if !*every && (inside[i] && i%997 != 0 || i%(5*slow) != 0) {
+		if !*every && (inside[i] && i%997 != 0 || i%(5*sparse()) != 0) {
 			continue
 		}
 		v, err := feed(t, slices.Concat(r.initial, r.first, second[:i]), options{})

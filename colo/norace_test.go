@@ -2,5 +2,4 @@
 
 package colo_test
 
-// slow is by how much less a test tries than it could.
-const slow = 1
+const raceEnabled = false

@@ -278,6 +278,7 @@ func ended(err error) string {
 }
 
 func TestOutcomesOfEachFaultAtEachStep(t *testing.T) {
+	some := testing.Short() && !raceEnabled
 	var table []string
 	synctest.Test(t, func(t *testing.T) {
 		var list []moment
@@ -289,7 +290,10 @@ func TestOutcomesOfEachFaultAtEachStep(t *testing.T) {
 		x.close()
 		slices.SortStableFunc(list, func(a, b moment) int { return strings.Compare(string(a.mode), string(b.mode)) })
 		for _, f := range faults {
-			for _, when := range list {
+			for i, when := range list {
+				if some && i%4 != 0 {
+					continue
+				}
 				if f.only != "" && f.only != when.mode {
 					continue
 				}
@@ -353,7 +357,7 @@ func TestOutcomesOfEachFaultAtEachStep(t *testing.T) {
 		delete(want, key)
 	}
 	for key := range want {
-		if !*update {
+		if !*update && !some {
 			t.Errorf("no session came to: %s", key)
 		}
 	}
@@ -383,11 +387,14 @@ func held(t *testing.T) (descriptors int, mapped uint64) {
 	return len(fds), pages * uint64(os.Getpagesize())
 }
 
-// Each run maps the memory of two guests and a cache as large. What the Go heap
+// Each run maps the memory of two guests and a cache as large, of 16 MiB. What the Go heap
 // grows by meanwhile is far less than a few of them.
 func TestNoFaultLeavesADescriptorOrAMapping(t *testing.T) {
+	if testing.Short() {
+		t.Skip("it maps gigabytes")
+	}
 	guest := small
-	guest.Memory = 32 << 20
+	guest.Memory = 16 << 20
 	var list []moment
 	run := func() {
 		synctest.Test(t, func(t *testing.T) {

@@ -2,5 +2,5 @@
 
 package colo_test
 
-// slow is by how much less a test with the race detector tries.
-const slow = 8
+// raceEnabled says that the race detector watches, which takes eight times as long.
+const raceEnabled = true

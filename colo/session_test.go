@@ -41,7 +41,7 @@ func moments(t testing.TB) (some []moment) {
 		}, options{})
 		x.close()
 	}
-	for i := 0; i < len(list); i += 1 + slow/4 {
+	for i := 0; i < len(list); i += 1 + sparse()/3 {
 		some = append(some, list[i])
 	}
 	return some
@@ -293,11 +293,11 @@ func TestSilentPeerIsNoticedWhereverItFallsSilent(t *testing.T) {
 					t.Fatalf("%s: silent from %v (primary), %v (secondary) on", m.name, ps.Stall, sp.Stall)
 				}
 			}
-			for i := int64(0); i < sp.Bytes; i += 2 {
+			for i := int64(0); i < sp.Bytes; i += 1 + int64(sparse()) {
 				try(colotest.Flow{}, colotest.Flow{Stall: colotest.Point{Op: colotest.Byte, N: i}})
 			}
 			for i := range ps.Bytes {
-				if inside[i] && i%30011 == 0 || !inside[i] && i%(301*slow) == 0 {
+				if inside[i] && i%30011 == 0 || !inside[i] && i%(301*int64(sparse())) == 0 {
 					try(colotest.Flow{Stall: colotest.Point{Op: colotest.Byte, N: i}}, colotest.Flow{})
 				}
 			}

@@ -48,7 +48,7 @@ func TestFailoverAtAnyTimeIsARequest(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	cfg := colotest.GuestConfig{VCPUs: 2, Pages: 16, Touch: 4, TSCPerMille: 300, Interval: 20 * time.Microsecond}
 	took := map[event.Mode]int{}
-	for range 120/slow + 1 {
+	for range 120/sparse() + 1 {
 		mode := event.ModePrimary
 		if r.IntN(2) == 0 {
 			mode = event.ModeSecondary
@@ -96,7 +96,7 @@ func TestLinkBreaksAtAnyTimeUnderLoad(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	cfg := colotest.GuestConfig{VCPUs: 2, Pages: 64, Touch: 8, TSCPerMille: 300, Interval: 10 * time.Microsecond}
 	took := map[string]int{}
-	for i := range 60/slow + 1 {
+	for i := range 60/sparse() + 1 {
 		m := manners[i%len(manners)]
 		x := newPair(t, options{guest: cfg, primary: m.apply, ps: colotest.Flow{Drop: i%2 == 0}})
 		if r.IntN(2) == 0 {

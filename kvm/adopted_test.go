@@ -82,9 +82,7 @@ func newAdopted(t testing.TB, vcpus int, set func(vm int), slots ...pages) *adop
 // newAdoptedWith does so with a configuration.
 func newAdoptedWith(t testing.TB, cfg kvm.AttachConfig, vcpus int, set func(vm int), slots ...pages) *adopted {
 	t.Helper()
-	if err := kvm.Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, kvm.Probe)
 	x := &adopted{TB: t, reg: new(vmstate.Registry)}
 	must := func(n int, err error) int {
 		t.Helper()

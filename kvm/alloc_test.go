@@ -16,9 +16,7 @@ import (
 
 // What each checkpoint does, on either side, allocates nothing.
 func TestSavingAndRestoringAllocateNothing(t *testing.T) {
-	if err := Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, Probe)
 	p := guest.Params{VCPUs: 2, Pages: 8, Touch: 1}
 	vm, err := Create(Config{VCPUs: 2, Memory: p.MemSize()})
 	if err != nil {

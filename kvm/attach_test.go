@@ -25,9 +25,7 @@ type hostVM struct {
 
 func newHostVM(t *testing.T) *hostVM {
 	t.Helper()
-	if err := Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, Probe)
 	must := func(fd int, err error) int {
 		if err != nil {
 			t.Fatal(err)

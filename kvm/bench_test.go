@@ -23,9 +23,7 @@ import (
 // emit, if not nil, is called for each frame, on the vCPU's goroutine.
 func benchGuest(b *testing.B, p guest.Params, cfg Config, emit func()) *VM {
 	b.Helper()
-	if err := Probe(); err != nil {
-		require.Missing(b, require.KVM, err)
-	}
+	require.Usable(b, require.KVM, Probe)
 	cfg.VCPUs, cfg.Memory = max(p.VCPUs, 1), max(cfg.Memory, p.MemSize())
 	vm, err := Create(cfg)
 	if err != nil {
@@ -187,9 +185,7 @@ func BenchmarkReadDirtyIdle(b *testing.B) {
 		"ring/1GiB":     {Memory: 1 << 30, DirtyRing: 4096},
 	} {
 		b.Run(name, func(b *testing.B) {
-			if err := Probe(); err != nil {
-				require.Missing(b, require.KVM, err)
-			}
+			require.Usable(b, require.KVM, Probe)
 			vm, err := Create(cfg)
 			if err != nil {
 				b.Fatal(err)

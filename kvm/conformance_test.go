@@ -18,9 +18,7 @@ import (
 // What colo asks of any host, asked of a VM of this package: with one vCPU and
 // with two, with bitmaps and with rings where the kernel has them.
 func TestAVMConformsToWhatASessionReliesOn(t *testing.T) {
-	if err := kvm.Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, kvm.Probe)
 	for name, cfg := range map[string]kvm.Config{
 		"1 vCPU":              {VCPUs: 1},
 		"2 vCPUs":             {VCPUs: 2},

@@ -12,9 +12,7 @@ import (
 )
 
 func TestALineRaisesARequestAtTheControllers(t *testing.T) {
-	if err := Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, Probe)
 	vm, err := Create(Config{Memory: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
@@ -49,9 +47,7 @@ func newHostVMWithout(t *testing.T) *VM {
 }
 
 func TestEachVCPUHasItsOwnAPICID(t *testing.T) {
-	if err := Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, Probe)
 	for i := range 3 {
 		table, err := SupportedCPUID(i)
 		if err != nil {

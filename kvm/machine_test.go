@@ -48,9 +48,7 @@ type machine struct {
 // newMachine creates a VM with the test program in it, not running.
 func newMachine(t testing.TB, p guest.Params, cfg kvm.Config) *machine {
 	t.Helper()
-	if err := kvm.Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, kvm.Probe)
 	cfg.VCPUs, cfg.Memory = max(p.VCPUs, 1), p.MemSize()
 	vm, err := kvm.Create(cfg)
 	if err != nil {

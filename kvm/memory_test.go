@@ -173,9 +173,7 @@ func TestTheLogCanBeSwitchedWhileTheGuestRuns(t *testing.T) {
 }
 
 func TestABlockMayBeShownBySeveralSlots(t *testing.T) {
-	if err := kvm.Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, kvm.Probe)
 	host, err := kvm.Create(kvm.Config{Memory: kvm.PageSize})
 	if err != nil {
 		t.Fatal(err)

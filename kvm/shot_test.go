@@ -21,9 +21,7 @@ import (
 // it.
 func shooting(t *testing.T, vcpus int) (*VM, func()) {
 	t.Helper()
-	if err := Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, Probe)
 	p := guest.Params{VCPUs: vcpus, Pages: 8, Touch: 1}
 	vm, err := Create(Config{VCPUs: vcpus, Memory: p.MemSize()})
 	if err != nil {

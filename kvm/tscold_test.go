@@ -14,9 +14,7 @@ import (
 // for a synchronisation of vCPUs. The TSC is rolled back there as well, and the vCPUs of
 // a VM stay in step.
 func TestTheTSCIsRolledBackWithoutOffsets(t *testing.T) {
-	if err := Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, Probe)
 	vm, err := Create(Config{VCPUs: 2, Memory: PageSize})
 	if err != nil {
 		t.Fatal(err)

@@ -249,9 +249,7 @@ func FuzzCPU(f *testing.F) {
 
 // A guest that is created with what two hosts have in common is taken by both.
 func TestTheCommonCPUIDIsTakenByBothHosts(t *testing.T) {
-	if err := kvm.Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, kvm.Probe)
 	here, err := kvm.ReadCPU()
 	if err != nil {
 		t.Fatal(err)
@@ -310,9 +308,7 @@ func TestTheCommonCPUIDIsTakenByBothHosts(t *testing.T) {
 }
 
 func TestMoreVCPUsThanAPICIDsAreAnErrorAtCreation(t *testing.T) {
-	if err := kvm.Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, kvm.Probe)
 	if vm, err := kvm.Create(kvm.Config{Memory: 1 << 20, VCPUs: 256}); err == nil || !strings.Contains(err.Error(), "APIC ID") {
 		if vm != nil {
 			vm.Close()

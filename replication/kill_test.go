@@ -16,6 +16,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 var killCount = flag.Int("kills", 25, "how often the secondary's process is killed")
@@ -82,6 +84,7 @@ func TestJournalSurvivesSIGKILLAtAnyMoment(t *testing.T) {
 		fmt.Fprintln(os.Stderr, secondaryProcess(dir))
 		os.Exit(1)
 	}
+	require.Outside(t, require.Processes)
 	ctx := context.Background()
 	dir := t.TempDir()
 	d, err := CreateFile(filepath.Join(dir, "disk"), killSize)

@@ -194,6 +194,7 @@ func machines(t *testing.T) map[string][]string {
 		"q35, hardware":     {"-accel", "kvm", "-machine", "q35", "-m", "8", "-bios", bios, "-device", "virtio-rng-pci"},
 		"microvm, hardware": {"-accel", "kvm", "-machine", "microvm", "-m", "8", "-bios", bios},
 	}
+	require.Outside(t, require.QEMU)
 	if err := qemutest.KVMError(); err != nil {
 		if require.Wanted(require.KVM) {
 			t.Fatal(err)

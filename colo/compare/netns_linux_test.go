@@ -39,6 +39,7 @@ const (
 // neighbour: the guests' own questions for it would be a matter of chance.
 func newHost(t *testing.T, guest bool) *host {
 	t.Helper()
+	require.Outside(t, require.NetNS)
 	h := &host{do: make(chan func())}
 	fail := make(chan error)
 	var wg sync.WaitGroup

@@ -44,6 +44,7 @@ type stack struct {
 // newStack makes one that lives in a thread of this process.
 func newStack(t *testing.T, ip, mac, otherIP, otherMAC string) *stack {
 	t.Helper()
+	require.Outside(t, require.NetNS)
 	s := &stack{do: make(chan func())}
 	begun := make(chan error)
 	var thread sync.WaitGroup

@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
@@ -58,6 +60,7 @@ func TestExitStatus(t *testing.T) {
 		main()
 		os.Exit(0)
 	}
+	require.Outside(t, require.Processes)
 	for args, want := range map[string]int{"-h": 0, "primary -size 12x": 2, "nonsense": 2, "secondary -image no/such -listen x": 1} {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestExitStatus$")
 		cmd.Env = append(os.Environ(), "DISKREPLICA_ARGS="+args)

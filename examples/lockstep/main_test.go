@@ -48,6 +48,7 @@ func program(t *testing.T, wantStatus int, args ...string) (stdout, stderr strin
 // summed runs the program with -json and returns its summary and all lines.
 func summed(t *testing.T, args ...string) (summary, []string) {
 	t.Helper()
+	require.Outside(t, require.Processes)
 	out, _ := program(t, 0, append([]string{"-json"}, args...)...)
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	for _, l := range lines {
@@ -144,9 +145,7 @@ func TestASideThatIsStoppedForLongComesBackAndSaysNothingNew(t *testing.T) {
 }
 
 func TestKVMGuestSurvivesItsPrimary(t *testing.T) {
-	if err := kvm.Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, kvm.Probe)
 	for _, victim := range []string{primary, secondary} {
 		s, _ := summed(t, append(short, "-backend", "kvm", "-vcpus", "2", "-diverge", "30", "-disk", "256K", "-kill", victim)...)
 		if s.Backend != "kvm" || s.Survivor == victim || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 ||
@@ -303,6 +302,7 @@ func TestHelpExplainsEveryFlag(t *testing.T) {
 }
 
 func TestASideThatCannotStartIsReportedWithItsReason(t *testing.T) {
+	require.Outside(t, require.Processes)
 	o, err := parseOptions(append(short, "-backend", "sim"), nil)
 	if err != nil {
 		t.Fatal(err)
@@ -316,6 +316,7 @@ func TestASideThatCannotStartIsReportedWithItsReason(t *testing.T) {
 }
 
 func TestAnInterruptedRunLeavesNothingBehind(t *testing.T) {
+	require.Outside(t, require.Processes)
 	ctx, cancel := context.WithCancel(context.Background())
 	o, err := parseOptions(append(short, "-backend", "sim", "-checkpoints", "1000"), nil)
 	if err != nil {

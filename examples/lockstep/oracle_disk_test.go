@@ -10,6 +10,8 @@ import (
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/internal/guest"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 var smallDisk = guest.Params{VCPUs: 2, Pages: 8, Touch: 2, TSCPerMille: 300, Seed: 7, Disk: 64 << 10, DiskEvery: 3}
@@ -174,6 +176,7 @@ func TestTheSurvivorsDiskIsThatOfItsMemory(t *testing.T) {
 }
 
 func TestADiskIsHandedOverInOrderToo(t *testing.T) {
+	require.Outside(t, require.Processes)
 	out, _ := program(t, 0, append(short, "-backend", "sim", "-disk", "256K", "-kill", "none", "-early-resume=false")...)
 	if !strings.Contains(out, "its disk has what its memory has written") || !strings.Contains(out, "0 lost, 0 corrupted\n") {
 		t.Errorf("%s", out)

@@ -59,8 +59,8 @@ func drawn() (options, *result) {
 
 func TestATimelineIsDrawnAsBefore(t *testing.T) {
 	for name, change := range map[string]func(*result){
-		"killed":    func(*result) {},
-		"no-kill":   func(r *result) { r.victim, r.killedAt, r.survivor, r.killed = "", "", primary, time.Time{} },
+		"killed":  func(*result) {},
+		"no-kill": func(r *result) { r.victim, r.killedAt, r.survivor, r.killed = "", "", primary, time.Time{} },
 		"throttled": func(r *result) {
 			for i, p := range []int{20, 30, 40, 30, 0} {
 				r.throttled = append(r.throttled, throttled{r.started.Add(time.Duration(400+200*i) * time.Millisecond), p})

@@ -20,6 +20,8 @@ import (
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/failovertest"
 	"go.uber.org/goleak"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 func TestMain(m *testing.M) {
@@ -199,6 +201,7 @@ type writing struct {
 
 func startWriter(t *testing.T, dir string) *writing {
 	t.Helper()
+	require.Outside(t, require.Processes)
 	w := &writing{cmd: exec.Command(os.Args[0]), errors: new(strings.Builder)}
 	w.cmd.Env = append(os.Environ(), "SHAREDFILE_TEST_WRITER="+dir)
 	w.cmd.Stderr = w.errors

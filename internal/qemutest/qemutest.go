@@ -102,9 +102,7 @@ func KVMError() error { return kvm() }
 func KVM(t testing.TB) {
 	t.Helper()
 	require.Program(t, require.QEMU, Binary)
-	if err := kvm(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, kvm)
 }
 
 // VM is a QEMU process.

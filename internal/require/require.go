@@ -1,9 +1,11 @@
 // Package require decides what a test does when something outside the Go
 // toolchain is missing: skip with the reason, or fail where the environment
-// variable LOCKSTEP_REQUIRE (a comma-separated list) names it.
+// variable LOCKSTEP_REQUIRE (a comma-separated list) names it. With -short nothing
+// outside is used, unless LOCKSTEP_REQUIRE names it.
 package require
 
 import (
+	"flag"
 	"os"
 	"os/exec"
 	"slices"
@@ -25,6 +27,7 @@ const (
 	NetNS     = "netns"     // network namespaces can be made (root, iproute2)
 	NBD       = "nbd"       // nbdcopy, nbdinfo and nbdkit
 	Assembler = "assembler" // GNU as and ld for x86-64
+	Processes = "processes" // child processes of the test, which are never missing
 )
 
 // Wanted reports whether LOCKSTEP_REQUIRE names what.
@@ -42,10 +45,29 @@ func Missing(t TB, what string, why error) {
 	t.Skipf("needs %s: %v", what, why)
 }
 
+// Outside skips the test with -short, because it uses what, unless LOCKSTEP_REQUIRE
+// names that. Program and Usable call it.
+func Outside(t TB, what string) {
+	t.Helper()
+	if f := flag.Lookup("test.short"); f != nil && f.Value.String() == "true" && !Wanted(what) {
+		t.Skipf("-short uses no %s", what)
+	}
+}
+
+// Usable calls Missing if probe returns an error.
+func Usable(t TB, what string, probe func() error) {
+	t.Helper()
+	Outside(t, what)
+	if err := probe(); err != nil {
+		Missing(t, what, err)
+	}
+}
+
 // Program returns the path of an executable that belongs to what, or calls
 // Missing.
 func Program(t TB, what, name string) string {
 	t.Helper()
+	Outside(t, what)
 	path, err := exec.LookPath(name)
 	if err != nil {
 		Missing(t, what, err)

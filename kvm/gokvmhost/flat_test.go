@@ -90,9 +90,7 @@ func kernel() []byte {
 
 func newMachine(t *testing.T, cfg gokvmhost.MachineConfig) *gokvmhost.Machine {
 	t.Helper()
-	if err := kvm.Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, kvm.Probe)
 	m, err := gokvmhost.New(cfg)
 	must(t, err)
 	t.Cleanup(func() { must(t, gokvmhost.CloseMachine(m)) })

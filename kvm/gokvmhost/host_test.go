@@ -56,9 +56,7 @@ func (nowhere) WritePacket([]byte) error { return nil }
 func (nowhere) Room() <-chan struct{}    { return nil }
 
 func TestAMachineOfGokvmConformsToWhatASessionReliesOn(t *testing.T) {
-	if err := kvm.Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, kvm.Probe)
 	for _, vcpus := range []int{1, 2} {
 		t.Run(fmt.Sprintf("%d vCPUs", vcpus), func(t *testing.T) {
 			colotest.TestVM(t, func(t *testing.T) colotest.Host {
@@ -204,9 +202,7 @@ func TestANewMachinesMemoryIsZero(t *testing.T) {
 }
 
 func TestAMachineThatCannotBeIsRefused(t *testing.T) {
-	if err := kvm.Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, kvm.Probe)
 	for _, cfg := range []gokvmhost.MachineConfig{
 		{}, {Memory: 1 << 20}, {Memory: 64<<20 + 1}, {Memory: 4 << 30}, {VCPUs: -1, Memory: 64 << 20}, {VCPUs: 65, Memory: 64 << 20},
 	} {

@@ -14,9 +14,7 @@ import (
 // A write that replication holds keeps a pause waiting, but not for longer than its
 // context, and the guest is then not paused.
 func TestAPauseWaitsForABusyDeviceAsLongAsItMay(t *testing.T) {
-	if err := kvm.Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, kvm.Probe)
 	m, err := New(MachineConfig{Memory: 32 << 20})
 	if err != nil {
 		t.Fatal(err)

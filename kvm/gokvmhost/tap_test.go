@@ -21,9 +21,8 @@ import (
 // A machine that was given a tap is adopted with it: frames go both ways, and what
 // gokvm has for it ends.
 func TestTheTapThatTheMachineHasIsUsed(t *testing.T) {
-	if err := kvm.Probe(); err != nil {
-		require.Missing(t, require.KVM, err)
-	}
+	require.Usable(t, require.KVM, kvm.Probe)
+	require.Outside(t, require.NetNS)
 	runtime.LockOSThread() // for good: the thread has a network of its own
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		require.Missing(t, require.NetNS, err)

@@ -32,6 +32,7 @@ type stack struct {
 // newStack has addresses 10.9.0.host/24 and fd00::host/64.
 func newStack(t *testing.T, cfg tap.Config, host int) *stack {
 	t.Helper()
+	require.Outside(t, require.NetNS)
 	s := &stack{do: make(chan func())}
 	failed := make(chan error)
 	go func() {

@@ -27,6 +27,7 @@ var (
 // thread that the test's goroutine keeps.
 func open(t *testing.T, cfg tap.Config) *tap.Device {
 	t.Helper()
+	require.Outside(t, require.NetNS)
 	runtime.LockOSThread() // for good: the thread is of no use to others
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		require.Missing(t, require.NetNS, err)
