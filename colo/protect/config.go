@@ -125,12 +125,16 @@ type Config struct {
 	Fencer Fencer
 
 	// Start says that the guest may be started here, on this host's own: a first
-	// start, or one from disks. The arbiter is asked for the generation after
-	// Held; if it refuses, since there is a newer copy elsewhere, this host
-	// becomes a secondary. Without Start a host waits for a primary.
+	// start, or one from the checkpoint that the disks of a secondary have. The
+	// arbiter is asked for the generation after Held; if it refuses, since there
+	// is a newer copy elsewhere, this host becomes a secondary.
+	//
+	// Without Start a host waits for a primary, but for one whose disks are the
+	// guest's own; see the package comment on cold starts.
 	Start bool
-	// Held is the generation of the copy that this host has, as its disks say
-	// after a cold start. 0: it has none, the guest begins its life.
+	// Held is the generation of the copy that this host has, for a host that keeps
+	// account of it by itself. 0: what its disks say, and where they do not know,
+	// it has none and the guest begins its life.
 	Held uint64
 
 	Events *event.Bus   // nil: nobody listens

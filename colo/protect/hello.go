@@ -186,6 +186,7 @@ const (
 	sayAsk     = "promise?" // primary: do not claim the guest for that term
 	sayPromise = "promise"  // secondary: I do not, counted from now
 	sayDisks   = "disks"    // primary: the disks are synchronised, the session begins
+	sayFull    = "full"     // secondary: an overlay fills, make a checkpoint
 	sayEnd     = "end"      // the session ends on purpose: do not claim the guest
 	sayGo      = "go"       // primary: the guest is released, claim it and run it
 	sayRuns    = "runs"     // secondary: it runs here

@@ -44,6 +44,7 @@ type Job struct {
 	joined     chan *pending
 	lastErr    error
 	stats      Stats
+	restart    uint64       // the generation of disks that the guest may be started from; Run's alone
 	background func(func()) // starts a goroutine that Run waits for; nil: Run does not run
 }
 
@@ -75,8 +76,11 @@ func New(cfg Config) (*Job, error) {
 	if j.keeper, err = failover.NewKeeper(keep); err != nil {
 		return nil, err
 	}
+	if err := recoverDisks(cfg.Disks); err != nil {
+		return nil, err
+	}
 	for _, d := range cfg.Disks {
-		if err := d.adopt(j.keeper.Gate(), cfg.Events); err != nil {
+		if err := d.adopt(j.keeper.Gate(), cfg.Events, j.diskFull); err != nil {
 			return nil, err
 		}
 	}
@@ -214,38 +218,6 @@ func (j *Job) depart(ctx context.Context) error {
 	return err
 }
 
-// begin decides who this host is.
-func (j *Job) begin(ctx context.Context) error {
-	if !j.cfg.Start {
-		j.do(refused, "waits for a primary")
-		return nil
-	}
-	// A copy that was here before this process may have promised, as a
-	// secondary, not to claim the guest for a term.
-	if j.cfg.Held > 0 && j.manual == nil {
-		if err := sleep(ctx, j.cfg.Term); err != nil {
-			return err
-		}
-	}
-	generation, err := j.acquire(ctx, j.cfg.Held, true)
-	switch {
-	case errors.Is(err, failover.ErrRefused):
-		j.note(err)
-		j.learn(j.cfg.Held)
-		j.do(refused, err.Error())
-		return nil
-	case err != nil:
-		return err
-	}
-	j.learn(generation)
-	j.vm.face(true)
-	if err := j.vm.Resume(ctx); err != nil {
-		return fmt.Errorf("protect: start the guest: %w", err)
-	}
-	j.cfg.publish(event.Resume{})
-	return j.do(granted, "started")
-}
-
 // acquire asks for the generation after one. With word it is an operator's wish,
 // which is all that is needed where an operator is the arbiter.
 func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, error) {
@@ -359,6 +331,17 @@ func (j *Job) request(cause event.Cause) {
 	if s := j.session(); s != nil && s.primary != nil {
 		s.primary.RequestCheckpoint(cause)
 	}
+}
+
+// diskFull asks for a checkpoint, whichever side this host is. It does not wait.
+func (j *Job) diskFull() {
+	j.mu.Lock()
+	s, spawn := j.current, j.background
+	if s != nil && s.primary == nil && spawn != nil {
+		spawn(func() { s.peer.say(note{Say: sayFull}) })
+	}
+	j.mu.Unlock()
+	j.request(event.CauseLimit)
 }
 
 func (j *Job) session() *session {

@@ -141,12 +141,13 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 		return nil, err
 	}
 	for _, d := range j.cfg.Disks {
-		h.Channel = chDisk + d.cfg.Name
-		conn, _, err := dial(ctx, &j.cfg, h)
-		if err != nil {
-			return nil, err
+		for _, h.Channel = range d.channels() {
+			conn, _, err := dial(ctx, &j.cfg, h)
+			if err != nil {
+				return nil, err
+			}
+			p.disks[h.Channel] = conn
 		}
-		p.disks[h.Channel] = conn
 	}
 	h.Channel = chSession
 	if p.session, _, err = dial(ctx, &j.cfg, h); err != nil {
