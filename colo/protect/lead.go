@@ -67,9 +67,11 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		s.mu.Lock()
 		s.handed = true
 		s.mu.Unlock()
-		if s.getPurpose() == toHandOver {
-			return j.do(handed, s.peer.host+" has taken the guest over")
+		if j.do(handed, s.peer.host+" has taken the guest over") == nil {
+			return nil
 		}
+		// A session that broke while this host was releasing the guest has asked
+		// for it again, and was refused like any other.
 		j.note(err)
 		j.keeper.Drop()
 		return j.do(refused, err.Error())
