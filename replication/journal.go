@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -29,7 +30,10 @@ import (
 // RecoverGroup.
 //
 // A superblock says of which copy of which disk the journal is, so that it is
-// never applied to another, if the disk keeps its own [Metadata].
+// never applied to another, if the disk keeps its own [Metadata]. Of a disk that
+// cannot, it has checksums of some blocks at the checkpoint, of places that
+// differ between disks: a disk that is another, or was written by somebody else
+// after the crash, is refused.
 //
 // A Journal is used by one Secondary.
 type Journal struct {
@@ -41,6 +45,8 @@ type Journal struct {
 
 	log   *hiddenLog
 	files []*File // to be closed
+
+	user *Secondary // whose disk has no place for metadata; nil: there is none such
 }
 
 // Errors of a [Journal].
@@ -71,14 +77,18 @@ type superblock struct {
 	// when each is.
 	start   ID
 	pending bool
+	// print is of the disk at epoch, or where a guest may have gone on, of when
+	// state changed; of disks without a place for Metadata.
+	print fingerprint
 }
 
 const (
-	superMagic   = "lockstep journal 2\n"
+	superMagic   = "lockstep journal 3\n"
 	superSlot    = 4096 // each of the two has a physical block of its own
 	logStart     = 2 * superSlot
-	minJournal   = 64 << 10 // of each device
-	superEncoded = 24 + 8*4 + 16 + 8 + 4 + 8 + (identityEncoded - 16) + 16 + 4 + 4
+	minJournal   = 64 << 10                                                    // of each device
+	superPrint   = 24 + 8*4 + 16 + 8 + 4 + 8 + (identityEncoded - 16) + 16 + 4 // where print is
+	superEncoded = superPrint + fingerprintEncoded + 4
 )
 
 func (b *superblock) encode() []byte {
@@ -94,8 +104,9 @@ func (b *superblock) encode() []byte {
 	le.PutUint32(p[80:], b.entrySum)
 	le.PutUint64(p[84:], b.prepared)
 	copy(p[92:], b.id.append(nil))
-	copy(p[superEncoded-24:], b.start[:])
-	p[superEncoded-8] = bit(b.pending)
+	copy(p[superPrint-20:], b.start[:])
+	p[superPrint-4] = bit(b.pending)
+	copy(p[superPrint:], b.print.append(nil))
 	le.PutUint32(p[superEncoded-4:], crc32.Checksum(p[:superEncoded-4], castagnoli))
 	return p
 }
@@ -114,9 +125,9 @@ func (b *superblock) decode(p []byte) bool {
 	b.entries = le.Uint64(p[72:])
 	b.entrySum = le.Uint32(p[80:])
 	b.prepared = le.Uint64(p[84:])
-	copy(b.start[:], p[superEncoded-24:])
-	b.pending = p[superEncoded-8] != 0
-	return b.id.decode(p[92:])
+	copy(b.start[:], p[superPrint-20:])
+	b.pending = p[superPrint-4] != 0
+	return b.id.decode(p[92:]) && b.print.decode(p[superPrint:], int64(b.size))
 }
 
 // OpenJournal opens the journal on two devices, whose sizes bound the
@@ -200,16 +211,28 @@ func (j *Journal) Clean() bool {
 }
 
 // attach gives s the overlays that the journal keeps, and who the disk is if
-// the disk itself does not keep that.
+// the disk itself does not keep that, and is the journal's.
 func (j *Journal) attach(s *Secondary) error {
 	if !j.Clean() {
 		return ErrUnclean
 	}
 	j.mu.Lock()
-	if _, ok := s.disk.Disk.(MetadataKeeper); !ok && j.super.id.Copy != (ID{}) && j.super.size == uint64(s.size.Load()) {
-		s.meta.mu.Lock()
-		s.meta.id = j.super.id
-		s.meta.mu.Unlock()
+	if !s.meta.kept() {
+		j.user = s
+		if b := &j.super; b.id.Copy != (ID{}) && b.size == uint64(s.size.Load()) {
+			err := b.isOf(context.Background(), s.disk.Disk, nil)
+			if err != nil && !errors.Is(err, ErrIdentity) {
+				j.mu.Unlock()
+				return err
+			}
+			s.meta.mu.Lock()
+			if err == nil {
+				s.meta.id = b.id
+			} else if b.id.State == CopyInconsistent { // or it was overwritten as a whole
+				s.meta.id.State = CopyInconsistent
+			}
+			s.meta.mu.Unlock()
+		}
 	}
 	j.super.size = uint64(s.size.Load())
 	j.mu.Unlock()
@@ -219,6 +242,31 @@ func (j *Journal) attach(s *Secondary) error {
 	s.active.solid = true
 	s.stable = j
 	return nil
+}
+
+// isOf returns ErrIdentity if disk, which has no place for metadata, is not the
+// one of b, see fingerprint. log has what b says was replaced; nil: nothing was.
+func (b *superblock) isOf(ctx context.Context, disk Disk, log *hiddenLog) error {
+	loose := b.id.Writes || b.state != Running && b.state != Done
+	atLeast := 0
+	if log != nil { // without recovery a failover would be lost; the guest may have rewritten a small disk
+		atLeast = 8
+	}
+	return b.print.check(ctx, disk, int64(b.size), log, loose, atLeast)
+}
+
+// sum brings the fingerprint in b to what the disk has. The whole disk is
+// locked, or stands still. The caller holds mu.
+func (j *Journal) sum(b *superblock) {
+	if j.user == nil {
+		return
+	}
+	if j.super.state == Running && b.state == Running && b.epoch > 0 {
+		changed := func(block int64) bool { return j.user.hidden.lookup(block).held() != 0 }
+		b.print.refresh(j.user.disk.Disk, int64(b.size), changed)
+		return
+	}
+	b.print.take(j.user.disk.Disk, int64(b.size))
 }
 
 // store writes b, with the next sequence number, over the older superblock.
@@ -258,6 +306,7 @@ func (j *Journal) setRunning(epoch uint64, id Identity) error {
 	}
 	b.pending = false
 	rand.Read(b.nonce[:])
+	j.sum(&b)
 	return j.store(b)
 }
 
@@ -323,6 +372,7 @@ func (j *Journal) setDone(id Identity) error {
 	}
 	b := j.super
 	b.state, b.prepared, b.id, b.start, b.pending = Done, 0, id, ID{}, false
+	j.sum(&b)
 	return j.store(b)
 }
 

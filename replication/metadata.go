@@ -183,6 +183,13 @@ func (m *Metadata) Hold(generation uint64) error {
 	return err
 }
 
+// kept reports whether there is a place for it that outlives the process.
+func (m *Metadata) kept() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.dev != nil || m.make != nil
+}
+
 // Outdate records that another copy is newer, so that no guest is started with
 // this one by mistake, until it has been synchronised or PermitOutdated is given.
 func (m *Metadata) Outdate() error {

@@ -47,16 +47,15 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 		return 0, j.err
 	}
 	d := newStableDisk(disk, "disk")
-	disk = d
 	b := j.super
-	meta, err := b.belongs(d.Disk)
+	meta, err := metadataOf(disk)
+	if err == nil {
+		err = j.belongs(ctx, disk, meta)
+	}
 	if err != nil {
 		return 0, err
 	}
-	// A disk that is known may have grown, and the journal not know yet.
-	if n := uint64(disk.Size()); n < b.size || n > b.size && meta.Identity().Copy != b.id.Copy {
-		return 0, fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, n)
-	}
+	disk = d
 	switch how {
 	case rollForward:
 		b.epoch = b.prepared
@@ -97,23 +96,41 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 		return 0, fmt.Errorf("replication: recovery: %w", err)
 	}
 	b.state, b.prepared, b.start, b.pending = Done, 0, ID{}, false
+	if !meta.kept() {
+		b.print.take(disk, int64(b.size))
+	}
 	return b.epoch, j.store(b)
 }
 
-// belongs returns the metadata of disk, or ErrIdentity if that says that it is
-// not the journal's.
-func (b *superblock) belongs(disk Disk) (*Metadata, error) {
+// belongs returns ErrSize or ErrIdentity if disk is not the journal's. The caller
+// holds mu.
+func (j *Journal) belongs(ctx context.Context, disk Disk, meta *Metadata) error {
+	b := &j.super
+	// A disk that is known may have grown, and the journal not know yet.
+	if n := uint64(disk.Size()); n < b.size || n > b.size && !meta.kept() {
+		return fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, n)
+	}
+	if !meta.kept() {
+		return b.isOf(ctx, disk, j.log)
+	}
+	if id := meta.Identity(); b.id.Copy != (ID{}) && id.Copy != b.id.Copy {
+		return fmt.Errorf("%w: the journal is that of copy %v (%v), this is copy %v (%v)", ErrIdentity, b.id.Copy, b.id, id.Copy, id)
+	}
+	return nil
+}
+
+// owns returns what belongs does, if the journal is to be recovered.
+func (j *Journal) owns(ctx context.Context, disk Disk) error {
+	if j.Clean() {
+		return nil
+	}
 	meta, err := metadataOf(disk)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if _, ok := disk.(MetadataKeeper); !ok || b.id.Copy == (ID{}) {
-		return newMetadata(nil), nil // nobody can tell
-	}
-	if id := meta.Identity(); id.Copy != b.id.Copy {
-		return nil, fmt.Errorf("%w: the journal is that of copy %v (%v), this is copy %v (%v)", ErrIdentity, b.id.Copy, b.id, id.Copy, id)
-	}
-	return meta, nil
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.belongs(ctx, disk, meta)
 }
 
 // Recovery is one disk of a guest, for RecoverGroup.
@@ -131,7 +148,8 @@ type Recovery struct {
 // It returns that epoch, and whether a failover has been finished. If there is
 // no such epoch, since these are not the disks of one guest or its Group went
 // on after an error, nothing has been changed and the error, which is ErrEpoch,
-// says of each disk where it is. Like Recover it may be interrupted and
+// says of each disk where it is; neither has anything if a journal's disk is
+// another, which is ErrSize or ErrIdentity. Like Recover it may be interrupted and
 // repeated, with all disks.
 func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOver bool, err error) {
 	supers := make([]superblock, len(disks))
@@ -156,6 +174,11 @@ func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOv
 		case Failover:
 			ordered = append(ordered, i)
 			failedOver = failedOver || how[i] == finishFailover
+		}
+	}
+	for i, d := range disks {
+		if err := d.Journal.owns(ctx, d.Disk); err != nil {
+			return 0, false, memberError(i, "recover", err)
 		}
 	}
 	// A failover that was not ordered everywhere is undone, a start that was made
