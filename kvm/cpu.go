@@ -21,6 +21,11 @@ type CPU struct {
 	XSaveSize  uint32       // bytes of the largest XSAVE area
 	TSCKHz     uint32       // frequency of the guest's TSC, or else of the host's; 0: not known
 	TSCScaling bool         // the host can give a guest a TSC of any frequency
+
+	// MSRs are what the guest's first vCPU had in its model-specific registers when it
+	// was described, without those that were 0 or that name its memory; nil: not told.
+	// Among them are those by which a CPU says what it can do.
+	MSRs []MSR
 }
 
 // ReadCPU describes this host.
@@ -34,12 +39,13 @@ func ReadCPU() (*CPU, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.Given = nil
+	c.Given, c.MSRs = nil, nil
 	return c, nil
 }
 
-// CPU describes this host and the VM's first vCPU. It may be called while the VM
-// runs, once the vCPU's CPUID is known: set by SetCPUID or Create, or read by a save.
+// CPU describes this host and the VM's first vCPU, without its MSRs. It may be called
+// while the VM runs, once the vCPU's CPUID is known: set by SetCPUID or Create, or read
+// by a save.
 func (vm *VM) CPU() (*CPU, error) {
 	c := &CPU{
 		Supported:  slices.Clone(vm.sys.cpuid),
@@ -65,19 +71,27 @@ func (vm *VM) CPU() (*CPU, error) {
 	return c, nil
 }
 
-// DescribeCPU returns the binary form of CPU, for the other host of a pair.
+// DescribeCPU returns the binary form of CPU with the MSRs, for the other host of a
+// pair. A VM that runs is paused while they are read, for less than a checkpoint takes;
+// handlers of exits must not call it.
 func (vm *VM) DescribeCPU() ([]byte, error) {
 	c, err := vm.CPU()
 	if err != nil {
 		return nil, err
+	}
+	if list := vm.VCPUs(); len(list) > 0 {
+		if c.MSRs, err = list[0].readMSRs(); err != nil {
+			return nil, err
+		}
 	}
 	return c.MarshalBinary()
 }
 
 // JudgeCPU reports whether the guest that the other host has described (its
 // DescribeCPU) can run here. It fails with a CPUError that says what is missing, or
-// an error that wraps ErrState where theirs is not such a description. It may be
-// called from any goroutine.
+// an error that wraps ErrState where theirs is not such a description. MSRs whose
+// values KVM refuses are among what is missing; that is found out with a VM that is
+// not the guest's. It may be called from any goroutine.
 func (vm *VM) JudgeCPU(theirs []byte) error {
 	var guest CPU
 	if err := guest.UnmarshalBinary(theirs); err != nil {
@@ -87,7 +101,17 @@ func (vm *VM) JudgeCPU(theirs []byte) error {
 	if err != nil {
 		return err
 	}
-	return host.Judge(&guest)
+	list := host.lacks(&guest)
+	if vcpus := vm.VCPUs(); len(list) == 0 && len(vcpus) > 0 && guest.Given != nil && len(guest.MSRs) > 0 {
+		s := vcpus[0].staged
+		if list, err = s.spare.refuses(guest.Given, s.apic, s.flags, guest.MSRs); err != nil {
+			return err
+		}
+	}
+	if len(list) > 0 {
+		return &CPUError{list}
+	}
+	return nil
 }
 
 // MatchCPU returns DescribeCPU's description, and JudgeCPU: what a host shows the
@@ -104,8 +128,17 @@ func (vm *VM) MatchCPU() (offer []byte, judge func(theirs []byte) error, err err
 // Judge reports whether guest's guest can run on the host that c describes; if it has
 // none, whether any guest that its host supports can. It fails with a CPUError.
 //
-// What a guest keeps in MSRs is compared when its state is decoded.
+// Its MSRs are not compared: whether a value is taken, only KVM knows. JudgeCPU asks
+// it, and what they are by then is tried once more when the guest's state is decoded.
 func (c *CPU) Judge(guest *CPU) error {
+	if list := c.lacks(guest); len(list) > 0 {
+		return &CPUError{list}
+	}
+	return nil
+}
+
+// lacks says what guest's guest has that the host of c has not.
+func (c *CPU) lacks(guest *CPU) []string {
 	table := guest.Given
 	if table == nil {
 		table = guest.Supported
@@ -117,10 +150,7 @@ func (c *CPU) Judge(guest *CPU) error {
 	if guest.TSCKHz != 0 && c.TSCKHz != 0 && !c.TSCScaling && !nearby(guest.TSCKHz, c.TSCKHz) {
 		list = append(list, fmt.Sprintf("a TSC of %d kHz, which runs at %d here and cannot be scaled", guest.TSCKHz, c.TSCKHz))
 	}
-	if len(list) > 0 {
-		return &CPUError{list}
-	}
-	return nil
+	return list
 }
 
 // CommonCPUID returns a CPUID table for vCPU i of a guest that is to run on this host
@@ -162,20 +192,23 @@ func mask(table, supported []CPUIDEntry) {
 	}
 }
 
-// The binary form of a CPU: the magic number, a version, flags, and big-endian numbers.
+// The binary form of a CPU: the magic number, a version, flags, and big-endian numbers;
+// with cpuHasMSRs those, counted, at the end.
 const (
 	cpuMagic   = "lsCPU"
 	cpuVersion = 1
 	cpuScaling = 1 << 0
 	cpuGuest   = 1 << 1
+	cpuHasMSRs = 1 << 2
+	cpuFlags   = cpuScaling | cpuGuest | cpuHasMSRs
 	cpuHead    = len(cpuMagic) + 2 + 4 + 4 + 2 + 2
 	cpuEntry   = 7 * 4
 )
 
 // MarshalBinary implements encoding.BinaryMarshaler.
 func (c *CPU) MarshalBinary() ([]byte, error) {
-	if len(c.Supported) > maxCPUID || len(c.Given) > maxCPUID {
-		return nil, fmt.Errorf("kvm: %d and %d CPUID entries, want at most %d", len(c.Supported), len(c.Given), maxCPUID)
+	if len(c.Supported) > maxCPUID || len(c.Given) > maxCPUID || len(c.MSRs) > maxMSRs {
+		return nil, fmt.Errorf("kvm: %d and %d CPUID entries and %d MSRs, want at most %d and %d", len(c.Supported), len(c.Given), len(c.MSRs), maxCPUID, maxMSRs)
 	}
 	var flags byte
 	if c.TSCScaling {
@@ -183,6 +216,9 @@ func (c *CPU) MarshalBinary() ([]byte, error) {
 	}
 	if c.Given != nil {
 		flags |= cpuGuest
+	}
+	if len(c.MSRs) > 0 {
+		flags |= cpuHasMSRs
 	}
 	b := append([]byte(cpuMagic), cpuVersion, flags)
 	b = binary.BigEndian.AppendUint32(b, c.XSaveSize)
@@ -193,6 +229,9 @@ func (c *CPU) MarshalBinary() ([]byte, error) {
 		for _, n := range []uint32{e.Function, e.Index, e.Flags, e.Eax, e.Ebx, e.Ecx, e.Edx} {
 			b = binary.BigEndian.AppendUint32(b, n)
 		}
+	}
+	if len(c.MSRs) > 0 {
+		b = appendMSRs(b, c.MSRs)
 	}
 	return b, nil
 }
@@ -210,7 +249,7 @@ func (c *CPU) UnmarshalBinary(b []byte) error {
 		return bad("not one, of length", len(b))
 	case b[len(cpuMagic)] != cpuVersion:
 		return bad("version", int(b[len(cpuMagic)]))
-	case b[len(cpuMagic)+1]&^(cpuScaling|cpuGuest) != 0:
+	case b[len(cpuMagic)+1]&^cpuFlags != 0:
 		return bad("flags", int(b[len(cpuMagic)+1]))
 	}
 	flags := b[len(cpuMagic)+1]
@@ -223,8 +262,16 @@ func (c *CPU) UnmarshalBinary(b []byte) error {
 		return bad("CPUID entries:", max(supported, given))
 	case (flags&cpuGuest != 0) != (given > 0):
 		return bad("CPUID entries of the guest:", given)
-	case len(b) != (supported+given)*cpuEntry:
+	case len(b) < (supported+given)*cpuEntry, flags&cpuHasMSRs == 0 && len(b) != (supported+given)*cpuEntry:
 		return bad("length", cpuHead+len(b))
+	}
+	if more := b[(supported+given)*cpuEntry:]; len(more) > 0 {
+		var ok bool
+		if next.MSRs, ok = parseMSRs(more); !ok {
+			return bad("MSRs, of length", len(more))
+		}
+	} else if flags&cpuHasMSRs != 0 {
+		return bad("MSRs, of length", 0)
 	}
 	read := func(n int) (list []CPUIDEntry) {
 		for range n {

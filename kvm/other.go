@@ -90,8 +90,17 @@ func (vm *VM) MatchCPU() (offer []byte, judge func(theirs []byte) error, err err
 // TSCError returns nil.
 func (vm *VM) TSCError() error { return nil }
 
+// MSR stands for a model-specific register.
+type MSR struct {
+	Index uint32
+	Value uint64
+}
+
 // CPU stands for the description of a host's CPU.
-type CPU struct{ Supported, Given []CPUIDEntry }
+type CPU struct {
+	Supported, Given []CPUIDEntry
+	MSRs             []MSR
+}
 
 // ReadCPU fails with an error that wraps errors.ErrUnsupported.
 func ReadCPU() (*CPU, error) { return nil, errPlatform }

@@ -233,6 +233,11 @@ func FuzzCPU(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(seed)
+	small.MSRs = []kvm.MSR{{Index: 0x10a, Value: 1}}
+	if seed, err = small.MarshalBinary(); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(seed)
 	f.Fuzz(func(t *testing.T, p []byte) {
 		var c kvm.CPU
 		if c.UnmarshalBinary(p) != nil {

@@ -49,9 +49,16 @@ func (s *side) newNetwork() network {
 	}
 	continuous := s.cfg.Mode == modeContinuous
 	if s.cfg.Side == secondary {
-		return &secondaryNetwork{proxy.NewSecondary(proxy.SecondaryConfig{
-			VM: lateVM{s}, Deliver: deliver, Continuous: continuous, Limit: outputLimit,
-		}), s}
+		n := &secondaryNetwork{side: s}
+		var vm proxy.VM = lateVM{s}
+		if continuous {
+			n.standing = &standing{lateVM: lateVM{s}}
+			vm = n.standing
+		}
+		n.Secondary = proxy.NewSecondary(proxy.SecondaryConfig{
+			VM: vm, Deliver: deliver, Continuous: continuous, Limit: outputLimit,
+		})
+		return n
 	}
 	return &primaryNetwork{proxy.NewPrimary(proxy.PrimaryConfig{
 		VM: lateVM{s}, Deliver: deliver, Continuous: continuous, Limit: outputLimit,
@@ -119,10 +126,14 @@ func (n *primaryNetwork) traffic() *traffic {
 // secondaryNetwork tells the client when this side is alone.
 type secondaryNetwork struct {
 	*proxy.Secondary
-	side *side
+	side     *side
+	standing *standing // nil: the guest runs
 }
 
 func (n *secondaryNetwork) Failover() error {
+	if n.standing != nil {
+		n.standing.failover()
+	}
 	return errors.Join(n.side.out.WritePacket([]byte(tookOver)), n.Secondary.Failover())
 }
 

@@ -138,7 +138,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f := flag.NewFlagSet("lockstep", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.StringVar(&o.backend, "backend", "auto", "`where` the guest runs: auto, kvm or sim (a guest in Go)")
-	f.StringVar(&o.mode, "mode", modeCOLO, "`when` output leaves: colo (when both guests have said the same, or at a checkpoint) or continuous (at a checkpoint)")
+	f.StringVar(&o.mode, "mode", modeCOLO, "`when` output leaves: colo (when both guests have said the same, or at a checkpoint) or continuous (at a checkpoint; the secondary's guest stands still until it takes over)")
 	f.IntVar(&o.vcpus, "vcpus", 1, "`number` of the guest's vCPUs")
 	f.Var(&mem, "mem", "`size` of the guest's memory in bytes, with K, M or G; the default grows with what the guest does")
 	f.IntVar(&o.dirty, "dirty", 8, "`pages` that each vCPU touches per round")

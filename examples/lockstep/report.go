@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"encoding/json"
 	"io"
 	"time"
@@ -118,8 +119,9 @@ const (
 	inputSuffix = " input"
 )
 
-// reporter writes reports one by one, off the goroutine of the session, in
-// whose pauses no pipe should be written to.
+// reporter writes reports off the goroutine of the session, in whose pauses no pipe
+// should be written to; those that have gathered meanwhile together, since each write
+// wakes the parent.
 type reporter struct {
 	queue chan queued
 	done  chan struct{}
@@ -134,9 +136,13 @@ func newReporter(w io.Writer) *reporter {
 	r := &reporter{make(chan queued, 256), make(chan struct{})}
 	go func() {
 		defer close(r.done)
-		enc := json.NewEncoder(w)
+		b := bufio.NewWriterSize(w, 64<<10)
+		enc := json.NewEncoder(b)
 		for q := range r.queue {
 			enc.Encode(q.report) // a parent that does not read has gone
+			if q.written != nil || len(r.queue) == 0 {
+				b.Flush()
+			}
 			if q.written != nil {
 				close(q.written)
 			}

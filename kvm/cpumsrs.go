@@ -1,0 +1,114 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+)
+
+// MSR is a model-specific register and its value.
+type MSR struct {
+	Index uint32
+	Value uint64
+}
+
+// readMSRs returns what the vCPU has in those MSRs that another host can be asked for,
+// without those that are 0: any host has such a one. It stops the vCPU for as long as
+// that takes, some tens of microseconds, if it runs.
+func (v *VCPU) readMSRs() (list []MSR, err error) {
+	if err := v.vm.Pause(context.Background()); err != nil {
+		return nil, err
+	}
+	defer v.vm.Resume(context.Background())
+	if err := v.hold(); err != nil {
+		return nil, err
+	}
+	defer v.own.Unlock()
+	for _, index := range v.state.known() {
+		if !tried(index) {
+			continue
+		}
+		one := msrOne{n: 1, entry: gokvm.MSREntry{Index: index}}
+		n, err := ioctl(v.fd, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(&one))
+		if err != nil {
+			return nil, fmt.Errorf("kvm: vCPU %d: %w", v.index, err)
+		}
+		if n == 1 && one.entry.Data != 0 {
+			list = append(list, MSR{index, one.entry.Data})
+		}
+	}
+	return list, nil
+}
+
+// refuses says which values of MSRs this KVM does not give a vCPU that has a CPUID
+// table, on the spare. The table is one that fits.
+func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR) (list []string, err error) {
+	s.all.mu.Lock()
+	defer s.all.mu.Unlock()
+	if err := s.open(apic, flags); err != nil {
+		return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
+	}
+	table := &cpuidTable{n: uint32(len(cpuid))}
+	copy(table.entries[:], cpuid)
+	s.cpuid = cpuidTable{} // the next state to be tried sets its own
+	if _, err := ioctl(s.fd, "KVM_SET_CPUID2", kvmSetCPUID2, unsafe.Pointer(table)); err != nil {
+		return []string{"the CPUID table as a whole"}, nil
+	}
+	for _, m := range msrs {
+		if !tried(m.Index) {
+			continue // named by a host of another mind; judged with the state
+		}
+		one := msrOne{n: 1, entry: gokvm.MSREntry{Index: m.Index, Data: m.Value}}
+		n, err := ioctl(s.fd, "KVM_SET_MSRS", kvmSetMSRs, unsafe.Pointer(&one))
+		if err != nil {
+			return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
+		}
+		if n == 1 {
+			continue
+		}
+		one = msrOne{n: 1, entry: gokvm.MSREntry{Index: m.Index}}
+		switch n, err := ioctl(s.fd, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(&one)); {
+		case err != nil:
+			return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
+		case n == 0 && m.Value == 0: // one that is not there is as good as one that is 0
+		case n == 0:
+			list = append(list, fmt.Sprintf("MSR %#x, which is %#x", m.Index, m.Value))
+		case one.entry.Data != m.Value:
+			list = append(list, fmt.Sprintf("%#x in MSR %#x, which is %#x here", m.Value, m.Index, one.entry.Data))
+		}
+	}
+	return list, nil
+}
+
+// The binary form of an MSR.
+const cpuMSR = 4 + 8
+
+func appendMSRs(b []byte, list []MSR) []byte {
+	b = binary.BigEndian.AppendUint16(b, uint16(len(list)))
+	for _, m := range list {
+		b = binary.BigEndian.AppendUint32(b, m.Index)
+		b = binary.BigEndian.AppendUint64(b, m.Value)
+	}
+	return b
+}
+
+// parseMSRs is appendMSRs' other side; ok is false unless b is that and no more.
+func parseMSRs(b []byte) (list []MSR, ok bool) {
+	if len(b) < 2 {
+		return nil, false
+	}
+	n := int(binary.BigEndian.Uint16(b))
+	b = b[2:]
+	if n == 0 || n > maxMSRs || len(b) != n*cpuMSR {
+		return nil, false
+	}
+	for ; len(b) > 0; b = b[cpuMSR:] {
+		list = append(list, MSR{binary.BigEndian.Uint32(b), binary.BigEndian.Uint64(b[4:])})
+	}
+	return list, true
+}
