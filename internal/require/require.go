@@ -25,6 +25,9 @@ const (
 	NetNS     = "netns"     // network namespaces can be made (root, iproute2)
 	NBD       = "nbd"       // nbdcopy, nbdinfo and nbdkit
 	Assembler = "assembler" // GNU as and ld for x86-64
+
+	// Userfaultfd: Linux 6.7, and leave to open one (root).
+	Userfaultfd = "userfaultfd"
 )
 
 // Wanted reports whether LOCKSTEP_REQUIRE names what.
