@@ -259,7 +259,6 @@ func TestPlacingAPageAllocatesNothing(t *testing.T) {
 
 // fakeKernel answers as an older or a stricter kernel does.
 type fakeKernel struct {
-	linux
 	call, dev error // of the two ways to a descriptor
 	features  Feature
 	api       error
