@@ -31,7 +31,7 @@ const (
 	WPAsync          Feature = 1 << 15 // the kernel resolves write-protect faults, 6.7
 )
 
-// featureNames are in the order of their bits, with the first Linux that has them.
+// featureNames are in the order of their bits, with the first Linux that has each on x86-64.
 var featureNames = [...]struct{ name, since string }{
 	0:  {"PAGEFAULT_FLAG_WP", "5.7"},
 	1:  {"EVENT_FORK", "4.11"},
@@ -57,7 +57,7 @@ func (f Feature) String() string {
 	var names []string
 	for rest := uint64(f); rest != 0; rest &= rest - 1 {
 		if i := bits.TrailingZeros64(rest); i < len(featureNames) {
-			names = append(names, fmt.Sprintf("UFFD_FEATURE_%s (Linux %s)", featureNames[i].name, featureNames[i].since))
+			names = append(names, fmt.Sprintf("UFFD_FEATURE_%s (Linux %s on x86-64)", featureNames[i].name, featureNames[i].since))
 		} else {
 			names = append(names, fmt.Sprintf("feature bit %d", i))
 		}
