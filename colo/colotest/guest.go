@@ -55,6 +55,12 @@ type GuestConfig struct {
 	// blocks vanish.
 	Write func(p []byte, off int64, flush bool) error
 
+	// Tracked has the kernel keep the dirty log (a [ram.Tracker]), instead of marks that the
+	// vCPUs set: for the tests of hosts that rely on one. NewGuest fails where the kernel
+	// cannot, with the error of [ram.NewTracker]. What else writes the memory then counts as
+	// written too.
+	Tracked bool
+
 	// TSC is the time-stamp counter. Nil: nanoseconds since the guest was
 	// made. Called on the vCPUs' goroutines.
 	TSC func() uint64
@@ -101,7 +107,8 @@ type Guest struct {
 	cfg    GuestConfig
 	params guest.Params
 	mem    []byte
-	dirty  []uint64 // bitmap; words are accessed atomically
+	dirty  []uint64     // bitmap; words are accessed atomically
+	kernel *ram.Tracker // instead of dirty, if the guest is tracked
 	vcpus  []*vcpu
 	origin time.Time
 	logs   atomic.Bool // the dirty log is on
@@ -141,9 +148,14 @@ func NewGuest(cfg GuestConfig) (*Guest, error) {
 		v.touched, v.tsc = v.touch, g.tsc
 		g.vcpus = append(g.vcpus, v)
 	}
-	if err := g.Reset(); err != nil {
-		g.Close()
-		return nil, err
+	if cfg.Tracked {
+		g.kernel, err = ram.NewTracker(g.Blocks())
+	}
+	if err == nil {
+		err = g.Reset()
+	}
+	if err != nil {
+		return nil, errors.Join(err, g.Close())
 	}
 	return g, nil
 }
@@ -159,7 +171,10 @@ func (g *Guest) Reset() error {
 	}
 	clear(g.mem[g.params.MemSize():])
 	clear(g.dirty)
-	g.logs.Store(true)
+	g.ForgetDirty(Block)
+	if err := g.StartDirtyLog(); err != nil {
+		return err
+	}
 	for i, v := range g.vcpus {
 		var err error
 		if v.regs, err = guest.Boot(g.mem, i); err != nil {
@@ -178,7 +193,11 @@ func (g *Guest) Reset() error {
 func (g *Guest) Close() error {
 	mem := g.mem
 	g.mem = nil
-	return mapping.Free(mem)
+	var err error
+	if g.kernel != nil {
+		err = g.kernel.Close()
+	}
+	return errors.Join(err, mapping.Free(mem))
 }
 
 // Memory returns the guest's memory, from guest-physical address 0. It is the
@@ -412,6 +431,9 @@ func (g *Guest) tsc() uint64 {
 
 // ReadDirty implements ram.DirtyLog.
 func (g *Guest) ReadDirty(block string, bitmap []uint64) error {
+	if g.kernel != nil {
+		return g.kernel.ReadDirty(block, bitmap)
+	}
 	if block != Block {
 		return fmt.Errorf("colotest: no RAM block %q", block)
 	}
@@ -428,14 +450,28 @@ func (g *Guest) ReadDirty(block string, bitmap []uint64) error {
 
 // StartDirtyLog implements ram.LogSwitch. The log of a new guest is on.
 func (g *Guest) StartDirtyLog() error {
+	if g.kernel != nil {
+		return g.kernel.StartDirtyLog()
+	}
 	g.logs.Store(true)
 	return nil
 }
 
 // StopDirtyLog implements ram.LogSwitch.
 func (g *Guest) StopDirtyLog() error {
+	if g.kernel != nil {
+		return g.kernel.StopDirtyLog()
+	}
 	g.logs.Store(false)
 	return nil
+}
+
+// ForgetDirty implements ram.Forgetter: a tracked guest's log forgets what was written
+// until now. The marks of vCPUs stay, since they are of nothing but rounds.
+func (g *Guest) ForgetDirty(block string) {
+	if g.kernel != nil {
+		g.kernel.ForgetDirty(block)
+	}
 }
 
 // mark sets the dirty bit of a page that has been written.

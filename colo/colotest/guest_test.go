@@ -51,8 +51,12 @@ func TestGuestIsAHost(t *testing.T) {
 		"as fast as it can": {VCPUs: 2, Pages: 64, Touch: 8, Interval: -1},
 		"frames refused":    {Touch: 4, Output: refuseSome()},
 		"with a disk":       {VCPUs: 2, Touch: 4, Disk: 64 << 10, DiskEvery: 2},
+		"tracked":           {VCPUs: 2, Pages: 64, Touch: 8, Interval: -1, Disk: 64 << 10, DiskEvery: 2, Tracked: true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if cfg.Tracked {
+				needTracker(t)
+			}
 			TestVM(t, func(t *testing.T) Host { return hostOf(running(t, cfg)) })
 		})
 	}

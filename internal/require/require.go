@@ -28,6 +28,9 @@ const (
 	NBD       = "nbd"       // nbdcopy, nbdinfo and nbdkit
 	Assembler = "assembler" // GNU as and ld for x86-64
 	Processes = "processes" // child processes of the test, which are never missing
+
+	// Userfaultfd: Linux 6.7, and leave to open one (root).
+	Userfaultfd = "userfaultfd"
 )
 
 // Wanted reports whether LOCKSTEP_REQUIRE names what.

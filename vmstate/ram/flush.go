@@ -49,6 +49,7 @@ func (c *Cache) Flush() error {
 		}
 		c.stats.Flushed += b.flush()
 	}
+	c.forget()
 	c.first, c.statsDone = false, true
 	return nil
 }

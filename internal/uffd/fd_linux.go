@@ -1,0 +1,299 @@
+//go:build linux && (amd64 || arm64)
+
+package uffd
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// FD is a userfaultfd.
+type FD struct {
+	k        kernel
+	fd, stop int // stop: an eventfd that ends Faults
+	features Feature
+	closed   atomic.Bool
+	args     sync.Pool // of *copyArg
+	page     uintptr
+}
+
+// Open makes a userfaultfd that sees what user code and the kernel touch, with the
+// features asked for. Its error is a [*FeatureError], a [*PermissionError], or that of the
+// system call.
+func Open(features Feature) (*FD, error) { return open(linux{}, features) }
+
+func open(k kernel, features Feature) (*FD, error) {
+	fd, err := create(k)
+	if err != nil {
+		return nil, err
+	}
+	api := apiArg{api: apiVersion, features: uint64(features)}
+	if _, err := k.ioctl(fd, uffdioAPI, unsafe.Pointer(&api)); err != nil {
+		unix.Close(fd)
+		return nil, refused(k, features, err)
+	}
+	if missing := features &^ Feature(api.features); missing != 0 {
+		unix.Close(fd)
+		return nil, &FeatureError{Missing: missing}
+	}
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
+	if err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	f := &FD{k: k, fd: fd, stop: stop, features: features, page: uintptr(os.Getpagesize())}
+	f.args.New = func() any { return new(copyArg) }
+	return f, nil
+}
+
+// create gets a descriptor by one of the two ways.
+func create(k kernel) (int, error) {
+	const flags = unix.O_CLOEXEC | unix.O_NONBLOCK
+	fd, err := k.userfaultfd(flags)
+	switch {
+	case err == nil:
+		return fd, nil
+	case errors.Is(err, unix.ENOSYS):
+		return -1, &FeatureError{What: "userfaultfd(2) (CONFIG_USERFAULTFD)"}
+	case !errors.Is(err, unix.EPERM):
+		return -1, os.NewSyscallError("userfaultfd", err)
+	}
+	call := err
+	if fd, err = k.device(flags); err != nil {
+		return -1, &PermissionError{Call: os.NewSyscallError("userfaultfd", call), Device: os.NewSyscallError("/dev/userfaultfd", err)}
+	}
+	return fd, nil
+}
+
+// refused says why the kernel did not take the features: a descriptor that asks for none
+// is told which there are.
+func refused(k kernel, features Feature, err error) error {
+	fd, cerr := create(k)
+	if cerr != nil {
+		return cerr
+	}
+	defer unix.Close(fd)
+	api := apiArg{api: apiVersion}
+	if _, err := k.ioctl(fd, uffdioAPI, unsafe.Pointer(&api)); err == nil {
+		if missing := features &^ Feature(api.features); missing != 0 {
+			return &FeatureError{Missing: missing}
+		}
+	}
+	return os.NewSyscallError("ioctl UFFDIO_API", err)
+}
+
+// span returns where mem is, if it is whole pages.
+func (f *FD) span(mem []byte) (rangeArg, error) {
+	if f.closed.Load() {
+		return rangeArg{}, ErrClosed
+	}
+	start := uintptr(unsafe.Pointer(unsafe.SliceData(mem)))
+	if len(mem) == 0 || start%f.page != 0 || uintptr(len(mem))%f.page != 0 {
+		return rangeArg{}, fmt.Errorf("%w: %d bytes at %#x", ErrRange, len(mem), start)
+	}
+	return rangeArg{uint64(start), uint64(len(mem))}, nil
+}
+
+// Register has the kernel tell about mem, which must be a mapping's, and not Go's own
+// memory. Memory that another userfaultfd has is an error that wraps [unix.EBUSY].
+// It stays registered until Unregister, Close, or the end of the mapping.
+func (f *FD) Register(mem []byte, mode Mode) error {
+	at, err := f.span(mem)
+	if err != nil {
+		return err
+	}
+	arg := registerArg{rangeArg: at, mode: uint64(mode)}
+	if _, err := f.k.ioctl(f.fd, uffdioRegister, unsafe.Pointer(&arg)); err != nil {
+		err = os.NewSyscallError("ioctl UFFDIO_REGISTER", err)
+		switch {
+		case errors.Is(err, unix.EBUSY):
+			return fmt.Errorf("uffd: %d bytes at %#x are registered with another userfaultfd: %w", len(mem), at.start, err)
+		case errors.Is(err, unix.EINVAL):
+			return fmt.Errorf("uffd: %d bytes at %#x are not of a kind that can be registered so (a file's mapping, or not mapped): %w", len(mem), at.start, err)
+		}
+		return fmt.Errorf("uffd: %d bytes at %#x: %w", len(mem), at.start, err)
+	}
+	return nil
+}
+
+// Unregister ends what Register began, lifts the protection of every page of mem, and
+// wakes who waits for one.
+func (f *FD) Unregister(mem []byte) error {
+	at, err := f.span(mem)
+	if err != nil {
+		return err
+	}
+	_, err = f.k.ioctl(f.fd, uffdioUnregister, unsafe.Pointer(&at))
+	return os.NewSyscallError("ioctl UFFDIO_UNREGISTER", err)
+}
+
+// Copy places pages that are missing in dst: each gets the bytes of src, which is as long,
+// all at once, and who waits for it goes on. It returns how many bytes were placed. A page
+// that is there already ends it with [ErrExists]; whoever waits for that one has to be
+// woken with Wake.
+func (f *FD) Copy(dst, src []byte) (int, error) {
+	at, err := f.span(dst)
+	if err == nil && len(src) != len(dst) {
+		err = fmt.Errorf("%w: %d bytes for %d", ErrRange, len(src), len(dst))
+	}
+	if err != nil {
+		return 0, err
+	}
+	arg := f.args.Get().(*copyArg)
+	defer f.args.Put(arg)
+	done := 0
+	for {
+		*arg = copyArg{dst: at.start + uint64(done), src: unsafe.Pointer(&src[done]), length: uint64(len(dst) - done)}
+		_, err := f.k.ioctl(f.fd, uffdioCopy, unsafe.Pointer(arg))
+		done += int(max(arg.copied, 0))
+		arg.src = nil
+		switch {
+		case err == nil:
+			return done, nil
+		case errors.Is(err, unix.EAGAIN): // a part of it, or mappings change
+			runtime.Gosched()
+		case errors.Is(err, unix.EEXIST):
+			return done, ErrExists
+		default:
+			return done, os.NewSyscallError("ioctl UFFDIO_COPY", err)
+		}
+	}
+}
+
+// Zero is Copy of zeros, which cost no memory until they are written. Huge pages cannot
+// be placed so.
+func (f *FD) Zero(dst []byte) (int, error) {
+	at, err := f.span(dst)
+	if err != nil {
+		return 0, err
+	}
+	done := 0
+	for {
+		arg := zeroArg{rangeArg: rangeArg{at.start + uint64(done), at.length - uint64(done)}}
+		_, err := f.k.ioctl(f.fd, uffdioZeropage, unsafe.Pointer(&arg))
+		done += int(max(arg.zeroed, 0))
+		switch {
+		case err == nil:
+			return done, nil
+		case errors.Is(err, unix.EAGAIN):
+			runtime.Gosched()
+		case errors.Is(err, unix.EEXIST):
+			return done, ErrExists
+		default:
+			return done, os.NewSyscallError("ioctl UFFDIO_ZEROPAGE", err)
+		}
+	}
+}
+
+// Wake lets every thread that waits for a page of mem try again.
+func (f *FD) Wake(mem []byte) error {
+	at, err := f.span(mem)
+	if err != nil {
+		return err
+	}
+	_, err = f.k.ioctl(f.fd, uffdioWake, unsafe.Pointer(&at))
+	return os.NewSyscallError("ioctl UFFDIO_WAKE", err)
+}
+
+// WriteProtect protects every page of mem, or lifts the protection and wakes who waits.
+func (f *FD) WriteProtect(mem []byte, on bool) error {
+	at, err := f.span(mem)
+	if err != nil {
+		return err
+	}
+	arg := protectArg{rangeArg: at}
+	if on {
+		arg.mode = wpProtect
+	}
+	for {
+		_, err := f.k.ioctl(f.fd, uffdioWriteProtect, unsafe.Pointer(&arg))
+		if errors.Is(err, unix.EAGAIN) {
+			runtime.Gosched()
+			continue
+		}
+		return os.NewSyscallError("ioctl UFFDIO_WRITEPROTECT", err)
+	}
+}
+
+// maxFaults is how many faults one read takes.
+const maxFaults = 64
+
+// Faults waits until threads wait for pages and stores up to len(buf) of them, each once.
+// It occupies an OS thread while it waits. After Interrupt or Close it returns
+// [ErrClosed].
+func (f *FD) Faults(buf []Fault) (int, error) {
+	poll := [2]unix.PollFd{{Fd: int32(f.fd), Events: unix.POLLIN}, {Fd: int32(f.stop), Events: unix.POLLIN}}
+	var messages [maxFaults]message
+	const size = int(unsafe.Sizeof(message{}))
+	for {
+		if f.closed.Load() {
+			return 0, ErrClosed
+		}
+		switch _, err := unix.Poll(poll[:], -1); {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return 0, os.NewSyscallError("poll", err)
+		case poll[1].Revents != 0:
+			return 0, ErrClosed
+		}
+		room := min(len(buf), maxFaults)
+		raw := unsafe.Slice((*byte)(unsafe.Pointer(&messages[0])), room*size)
+		n, err := unix.Read(f.fd, raw)
+		switch {
+		case err == unix.EAGAIN || err == unix.EINTR: // another reader was faster
+			continue
+		case err != nil:
+			return 0, os.NewSyscallError("read userfaultfd", err)
+		}
+		got := 0
+		for _, m := range messages[:n/size] {
+			if m.event != eventPagefault {
+				continue
+			}
+			buf[got] = Fault{Addr: uintptr(m.address) &^ (f.page - 1), Write: m.flags&faultWrite != 0, WP: m.flags&faultWP != 0, Thread: m.thread}
+			got++
+		}
+		if got > 0 {
+			return got, nil
+		}
+	}
+}
+
+// Interrupt makes Faults return, now and from now on. Threads that wait for a page go on
+// waiting.
+func (f *FD) Interrupt() {
+	one := [8]byte{0: 1}
+	// It fails only where the count is full, and then Faults returns as well.
+	_, _ = unix.Write(f.stop, one[:])
+}
+
+// Close gives the userfaultfd back; what is registered is so no more, and who waits for a
+// page touches it as ordinary memory. No other method may be running, but for Faults after
+// Interrupt, which the caller waits for first.
+func (f *FD) Close() error {
+	if f.closed.Swap(true) {
+		return nil
+	}
+	return errors.Join(os.NewSyscallError("close userfaultfd", unix.Close(f.fd)), os.NewSyscallError("close eventfd", unix.Close(f.stop)))
+}
+
+// Populate has the kernel touch every page of mem for reading, and returns when they are
+// there: how Go code waits for pages that are missing. Linux 5.14.
+func Populate(mem []byte) error {
+	for {
+		err := unix.Madvise(mem, unix.MADV_POPULATE_READ)
+		switch err {
+		case unix.EINTR, unix.EAGAIN:
+			continue
+		}
+		return os.NewSyscallError("madvise MADV_POPULATE_READ", err)
+	}
+}

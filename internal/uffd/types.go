@@ -1,0 +1,24 @@
+package uffd
+
+// A Mode says what of a range a userfaultfd is told (UFFDIO_REGISTER_MODE_*).
+type Mode uint64
+
+// The modes, which may be combined.
+const (
+	ModeMissing      Mode = 1 << 0
+	ModeWriteProtect Mode = 1 << 1
+)
+
+// A Fault is a thread that waits for a page.
+type Fault struct {
+	Addr   uintptr // where: the first byte of the page of the host
+	Write  bool    // it wants to write
+	WP     bool    // the page is there, and protected
+	Thread uint32  // which thread, with [ThreadID]
+}
+
+// A Region is pages next to each other that were written, as addresses.
+type Region struct {
+	Start, End uintptr // End is behind the last byte
+	_          uint64  // the kernel's categories
+}

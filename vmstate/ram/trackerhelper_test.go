@@ -1,0 +1,46 @@
+package ram
+
+import (
+	"errors"
+	"io/fs"
+	"testing"
+
+	"github.com/gocolo/lockstep/internal/require"
+)
+
+// newTracker returns a tracker that runs, or skips the test.
+func newTracker(t testing.TB, blocks ...Block) *Tracker {
+	t.Helper()
+	tr, err := NewTracker(blocks)
+	missingTracker(t, err)
+	t.Cleanup(func() {
+		if err := tr.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := tr.StartDirtyLog(); err != nil {
+		t.Fatal(err)
+	}
+	return tr
+}
+
+// missingTracker skips the test where the kernel is the reason.
+func missingTracker(t testing.TB, err error) {
+	t.Helper()
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
+		require.Missing(t, require.Userfaultfd, err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// readDirty returns the pages that a log reports.
+func readDirty(t testing.TB, log DirtyLog, b *Block) Bitmap {
+	t.Helper()
+	got := NewBitmap(len(b.Host) / PageSize)
+	if err := log.ReadDirty(b.Name, got); err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
