@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// ErrControl: what has come over a control channel is none of its messages.
+// ErrControl says that what has come over a control channel is none of its messages.
 var ErrControl = errors.New("standby: not a message of the control channel")
 
 // ControlVersion is in the first message of either side. Another one is refused.
@@ -50,7 +50,11 @@ type ControlMessage struct {
 	Ready      bool   `json:"ready,omitempty"` // of the standby's Hello and Beat: it waits for a primary
 	Epoch      uint64 `json:"epoch,omitempty"` // of the standby's Beat: its last checkpoint
 	Bytes      uint64 `json:"bytes,omitempty"` // of the standby's Beat: received from the primary so far
-	Why        string `json:"why,omitempty"`   // for people
+	Seq        uint64 `json:"seq,omitempty"`   // of a Beat; the standby's has that of the one it answers
+	// Promise is of the standby's Beat: for so many milliseconds from when it was
+	// asked it does not ask an arbiter for the guest. See failover.Holder.
+	Promise uint32 `json:"promise,omitempty"`
+	Why     string `json:"why,omitempty"` // for people
 }
 
 // word returns what a guardian's message says of its guest.

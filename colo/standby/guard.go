@@ -235,6 +235,9 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 		case Failed:
 			g.alone(now)
 			return []GuardAction{TellAlone}, "the guest could not be protected"
+		case Refused:
+			g.state = StoodDown
+			return []GuardAction{StopGuest}, "the arbiter has given the guest to the standby"
 		}
 	case Protected:
 		switch {

@@ -42,6 +42,7 @@ func TestWhatAGuardDoes(t *testing.T) {
 		{"and protected again when the standby is back", Protected,
 			[]told{{0, Exited}, {ms, Granted}, {ms, StandbyLost}, {5000 * ms, StandbyThere}}, "ask-grant lost-heartbeat tell-alone protect", Protecting},
 		{"COLO_EXIT, and the arbiter says no", Protected, []told{{0, Exited}, {ms, Refused}}, "ask-grant stop", StoodDown},
+		{"a synchronisation that fails, and the arbiter says no", Unprotected, []told{{0, StandbyThere}, {ms, Refused}}, "protect stop", StoodDown},
 		{"a guest that stands", Protected, []told{{0, Runs}, {1900 * ms, Stands}, {200 * ms, Stands}}, "ask-grant", Asking},
 		{"whose checkpoint gets on", Protected, []told{{0, Runs}, {1900 * ms, Stands}, {0, Advances}, {1900 * ms, Stands}}, "", Protected},
 		{"or that ran in between", Protected, []told{{0, Runs}, {1900 * ms, Stands}, {0, Runs}, {1900 * ms, Stands}}, "", Protected},
