@@ -30,6 +30,14 @@
 // the image afterwards, while the primary's guest runs ([Guest.Settle]). What is
 // left of a checkpoint that broke off is dropped.
 //
+// # Who goes on
+//
+// A stock QEMU neither gives a lost peer up by itself nor tells a crash from a
+// planned end. Beside it, on its host, stands a guardian, which holds its monitor;
+// what it does is decided by a [Guard], and whether this host may go on with its
+// copy by a [Takeover]. Both are pure. The guardian and the standby talk over a
+// [Control]. examples/qemu is a guardian and a standby made of them.
+//
 // # Limits
 //
 // The primary must send a description of its devices (every QEMU machine does

@@ -16,18 +16,18 @@ import (
 )
 
 // bringBack starts the QEMU and gives it the guest, out of memory, through a
-// pipe. It returns when that QEMU has ended. If the guest could not be loaded,
-// the state is left in a file.
-func (s *standbyRun) bringBack(ctx context.Context) (int, error) {
+// pipe. It returns when that QEMU has ended; loaded is false if it has not taken
+// the guest, which is still here then.
+func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, err error) {
 	s.p.say("bringing    the guest of checkpoint %d back", s.last.Epoch)
 	q, err := s.start(ctx)
 	if err != nil {
-		return exitGuest, errors.Join(err, s.leave())
+		return exitGuest, false, err
 	}
 	state, err := q.running(ctx)
 	if err != nil {
 		q.end()
-		return exitGuest, errors.Join(fmt.Errorf("the guest was not brought back: %w", err), s.leave())
+		return exitGuest, false, fmt.Errorf("the guest was not brought back: %w", err)
 	}
 	s.brought = time.Since(s.lost)
 	s.p.say("back        after %.0f ms; the guest is %s, in process %d", float64(s.brought)/1e6, state, q.cmd.Process.Pid)
@@ -39,19 +39,28 @@ func (s *standbyRun) bringBack(ctx context.Context) (int, error) {
 	}
 	s.guest.Close() // its memory is the QEMU's now
 
-	select {
-	case <-q.done:
-	case <-ctx.Done():
-		q.cmd.Process.Signal(syscall.SIGTERM)
-		<-q.done
+	for ended := false; !ended; {
+		select {
+		case <-q.done:
+			ended = true
+		case o := <-s.orders:
+			o.reply(errors.New("the guest runs here already"))
+		case <-ctx.Done():
+			q.cmd.Process.Signal(syscall.SIGTERM)
+			<-q.done
+			ended = true
+		}
+	}
+	if s.arbiterOf != nil {
+		s.release(s.granted, "the guest that was brought back has ended")
 	}
 	switch {
 	case ctx.Err() != nil:
-		return exitInterrupted, nil
+		return exitInterrupted, true, nil
 	case q.err != nil:
-		return exitGuest, fmt.Errorf("the guest's QEMU: %w", q.err)
+		return exitGuest, true, fmt.Errorf("the guest's QEMU: %w", q.err)
 	}
-	return exitOK, nil
+	return exitOK, true, nil
 }
 
 // process is a QEMU that loads the guest.
@@ -69,11 +78,12 @@ func (s *standbyRun) start(ctx context.Context) (*process, error) {
 		return nil, err
 	}
 	defer r.Close()
-	sock := filepath.Join(s.state, "qmp")
+	dir, qemu := s.placed()
+	sock := filepath.Join(dir, "qmp")
 	q := &process{qmp: "unix:" + sock, done: make(chan struct{}), sent: make(chan error, 1)}
 	// Descriptor 3 is the first of ExtraFiles.
-	args := append(slices.Clone(s.qemu[1:]), "-incoming", "fd:3", "-qmp", q.qmp+",server=on,wait=off")
-	q.cmd = exec.Command(s.qemu[0], args...)
+	args := append(slices.Clone(qemu[1:]), "-incoming", "fd:3", "-qmp", q.qmp+",server=on,wait=off")
+	q.cmd = exec.Command(qemu[0], args...)
 	q.cmd.Stdin, q.cmd.Stdout, q.cmd.Stderr = os.Stdin, s.p.err, s.p.err
 	q.cmd.ExtraFiles = []*os.File{r}
 	if err := q.cmd.Start(); err != nil {

@@ -77,8 +77,10 @@ func handshake(ctx context.Context, t *tls.Conn) error {
 // data that a decoder meets may also be in what a living peer has sent.
 type watched struct {
 	net.Conn
-	raw    syscall.RawConn // of the socket below; nil: unknown
-	closed atomic.Bool
+	raw      syscall.RawConn // of the socket below; nil: unknown
+	closed   atomic.Bool
+	received atomic.Uint64 // bytes
+	first    []byte        // what was read of it before
 }
 
 func watch(conn net.Conn) *watched {
@@ -93,7 +95,13 @@ func watch(conn net.Conn) *watched {
 }
 
 func (w *watched) Read(p []byte) (int, error) {
+	if len(w.first) > 0 {
+		n := copy(p, w.first)
+		w.first = w.first[n:]
+		return n, nil
+	}
 	n, err := w.Conn.Read(p)
+	w.received.Add(uint64(n))
 	w.note(err)
 	return n, err
 }

@@ -64,6 +64,8 @@ var commands = map[string]command{
 	"relay":   relayCommand,
 	"check":   checkCommand,
 	"protect": protectCommand,
+	"promote": promoteCommand,
+	"status":  statusCommand,
 }
 
 func main() {

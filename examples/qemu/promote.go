@@ -54,7 +54,7 @@ func (r *relayRun) promote(ctx context.Context) (bool, error) {
 		}
 		err = fmt.Errorf("secondary %s: %w", s.addr, err)
 		if ordered { // nobody else must
-			return true, errors.Join(err, r.leave())
+			return true, errors.Join(err, r.leaveBehind(ctx))
 		}
 		errs = append(errs, err)
 	}
@@ -63,7 +63,13 @@ func (r *relayRun) promote(ctx context.Context) (bool, error) {
 	}
 	r.p.say("ready       checkpoint %d is at %s: give x-colo-lost-heartbeat to one of them", r.last.Epoch, strings.Join(have, ", "))
 	r.p.object(map[string]any{"ready": map[string]any{"secondaries": have, "epoch": r.last.Epoch}})
-	return true, r.leave()
+	return true, r.leaveBehind(ctx)
+}
+
+// leaveBehind leaves the relay's own copy in a file.
+func (r *relayRun) leaveBehind(ctx context.Context) error {
+	_, err := r.settle(ctx, false)
+	return err
 }
 
 func (r *relayRun) patience() time.Duration {

@@ -6,19 +6,20 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"net"
 	"os"
-	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/replication"
 )
 
@@ -39,14 +40,23 @@ func standbyCommand(ctx context.Context, args []string, t terminal) int {
 }
 
 func newStandby(o standbyOptions, t terminal) *standbyRun {
-	s := &standbyRun{standbyOptions: o, p: &printer{terminal: t, json: o.json}, guest: standby.New(standby.Config{MaxRAM: o.maxRAM << 20})}
+	s := &standbyRun{
+		standbyOptions: o, p: &printer{terminal: t, json: o.json}, guest: standby.New(standby.Config{MaxRAM: o.maxRAM << 20}),
+		orders: make(chan order),
+	}
+	s.heard = newHeard(s.p)
 	s.keeper = &keeper{s.guest, s}
 	s.loader = s.keeper
 	return s
 }
 
 func (s *standbyRun) main(ctx context.Context) int {
-	defer func() { s.guest.Close() }()
+	defer func() {
+		s.guest.Close()
+		if s.reserve {
+			os.Remove(filepath.Join(s.state, reserved))
+		}
+	}()
 	if s.cleanup != nil {
 		defer s.cleanup()
 	}
@@ -58,12 +68,19 @@ func (s *standbyRun) main(ctx context.Context) int {
 	return status
 }
 
-// standbyRun is one guest that is taken in.
+// standbyRun is one guest after another that is taken in; most are one.
 type standbyRun struct {
 	standbyOptions
-	p     *printer
-	guest *standby.Guest
-	conn  *watched
+	p      *printer
+	guest  *standby.Guest
+	conn   *watched // of the session, or the last one; nil: none yet
+	heard  *heard
+	orders chan order // an operator's, taken by whatever is being waited in
+
+	arbiterOf failover.Arbiter // nil: none
+	token     string           // of its claims
+	began     failover.Record  // when the session did
+	granted   failover.Grant   // zero: none
 
 	// loader takes the guest in: the keeper, or what a relay puts around it.
 	keeper *keeper
@@ -78,6 +95,10 @@ type standbyRun struct {
 	others replication.Group // who else must have a checkpoint before it counts
 
 	protected bool // the primary was told that its guest is here
+	epoch     atomic.Uint64
+
+	placing sync.Mutex // guards place and qemu, which an operator may change
+	place   string     // instead of state, for the guest
 
 	lost time.Time    // when the session had ended
 	last standby.Info // the guest then
@@ -103,49 +124,148 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 		return exitFailed, err
 	}
 	var creds *tls.Config
+	var err error
 	if s.tls != "" {
-		var err error
 		if creds, err = serverCreds(s.tls); err != nil {
 			return exitFailed, err
 		}
 	}
+	if s.arbiterOf, err = openArbiter(s.arbiter); err != nil {
+		return exitFailed, err
+	}
+	s.token = tokenOf(socketIn(s.state, "qmp"))
+	s.kept = keptIn(s.state)
+	serving, stop := context.WithCancel(ctx)
+	var served sync.WaitGroup
+	defer served.Wait()
+	defer stop()
+	if err := s.serve(serving, &served, creds); err != nil {
+		return exitFailed, err
+	}
 	s.events = new(event.Bus)
 	defer s.events.SubscribeAll(s.p.event)()
-	defer event.Subscribe(s.events, func(event.CheckpointCommit) { s.protected = true })()
-	if len(s.images) > 0 {
-		var err error
-		if s.disks, err = openDisks(s.images, s.nbd, creds, s.events); err != nil {
-			return exitFailed, err
+	defer event.Subscribe(s.events, func(c event.CheckpointCommit) {
+		s.epoch.Store(c.Epoch)
+		if !s.protected {
+			s.protected = true
+			s.first()
 		}
-		defer s.disks.close()
-		s.p.say("waiting     for the disks at %s", s.disks.uri)
-		s.p.object(map[string]string{"disks": s.disks.uri})
+	})()
+	defer func() { s.disks.close() }()
+	if len(s.kept) > 0 {
+		s.offer()
 	}
-	addr := s.listen
-	for {
+	for addr, nbd := s.listen, s.nbd; ; {
+		if len(s.images) > 0 && s.disks == nil {
+			if s.disks, err = openDisks(s.images, nbd, creds, s.events); err != nil {
+				return exitFailed, err
+			}
+			nbd = s.disks.uri
+			s.p.say("waiting     for the disks at %s", s.disks.uri)
+			s.p.object(map[string]string{"disks": s.disks.uri})
+		}
 		l, uri, err := listen(addr)
 		if err != nil {
 			return exitFailed, err
 		}
-		s.p.say("waiting     for a primary: migrate %s", uri)
-		s.p.object(map[string]string{"listening": uri})
-		conn, err := accept(ctx, l, creds, s.refused)
-		if err != nil {
+		addr = uri
+		waiting := func() {
+			s.p.say("waiting     for a primary: migrate %s", uri)
+			s.p.object(map[string]string{"listening": uri})
+		}
+		waiting()
+		s.heard.idle()
+		conn, want, err := s.acceptPrimary(ctx, l, creds, func(err error) { s.refused(err); waiting() })
+		switch {
+		case err != nil:
 			return s.interrupted(ctx, exitFailed), err
+		case want != nil:
+			return s.fromKept(ctx, want)
 		}
 		s.p.say("connected   %s", peer(conn))
 		err = s.session(ctx, conn)
 		s.lost = time.Now()
-		if err == nil || s.protected || ctx.Err() != nil || s.disks.begun() {
+		switch {
+		case err == nil || ctx.Err() != nil:
 			return s.after(ctx, err)
+		case s.protected && s.control != "" && errors.Is(err, errForget):
+			s.forget(err)
+		case s.protected || s.disks.begun() && s.control == "":
+			return s.after(ctx, err)
+		default: // it may have been anybody, and there was nothing to lose yet
+			s.refused(err)
 		}
-		// It may have been anybody, and there was nothing to lose yet.
-		s.refused(err)
 		if err := s.anew(); err != nil {
 			return exitFailed, err
 		}
-		addr = uri
 	}
+}
+
+// serve begins to take orders and guardians.
+func (s *standbyRun) serve(ctx context.Context, all *sync.WaitGroup, creds *tls.Config) error {
+	if l, _, err := listen(socketIn(s.state, "standby")); err != nil {
+		s.p.warn("orders are taken by signals only: %v", err)
+	} else {
+		all.Go(func() { takeOrders(ctx, l, s.orders, s.status) })
+	}
+	if s.control != "" {
+		l, uri, err := listen(s.control)
+		if err != nil {
+			return err
+		}
+		s.p.say("waiting     for a guardian at %s", uri)
+		s.p.object(map[string]string{"control": uri})
+		all.Go(func() { s.heard.serve(ctx, l, creds) })
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1)
+	all.Go(func() {
+		defer signal.Stop(signals)
+		for {
+			select {
+			case <-signals:
+			case <-ctx.Done():
+				return
+			}
+			got := make(chan answer, 1)
+			select {
+			case s.orders <- order{Do: "promote", answer: got}:
+				if a := <-got; a.Error != "" {
+					s.p.warn("SIGUSR1: %s", a.Error)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return nil
+}
+
+// status is how it stands, for an operator.
+func (s *standbyRun) status() any {
+	e, why, _ := s.heard.evidence()
+	s.heard.mu.Lock()
+	defer s.heard.mu.Unlock()
+	st := standbyStatus{
+		Listen: s.listen, Ready: s.heard.ready, Session: s.heard.live, Generation: s.heard.generation,
+		Guardian: e.Guardian == standby.GuardianHere, Said: why, GoneOn: s.heard.runs > 0,
+	}
+	if s.heard.epoch != nil {
+		st.Epoch, st.Bytes = s.heard.epoch()
+	}
+	return st
+}
+
+type standbyStatus struct {
+	Listen     string `json:"listen"`
+	Ready      bool   `json:"waiting"`    // for a primary
+	Session    bool   `json:"session"`    // with a primary, or one whose end is not settled
+	Epoch      uint64 `json:"checkpoint"` // the last
+	Bytes      uint64 `json:"received"`
+	Guardian   bool   `json:"guardian"`
+	Generation uint64 `json:"generation"`
+	Said       string `json:"guardian-said"`
+	GoneOn     bool   `json:"gone-on"` // the guest was gone on with here
 }
 
 // refused tells of a connection that came to nothing.
@@ -154,18 +274,43 @@ func (s *standbyRun) refused(err error) {
 	s.p.object(map[string]string{"refused": err.Error()})
 }
 
-// anew forgets a guest that was not received whole.
+// forget tells why a copy is not gone on with.
+func (s *standbyRun) forget(err error) {
+	s.p.say("forgotten   %s", strings.TrimPrefix(oneLine(err), colo.ErrRefused.Error()+": "+errForget.Error()+": "))
+	s.p.object(map[string]string{"forgotten": err.Error()})
+}
+
+// anew forgets a guest that was not received whole, or that goes on elsewhere.
 func (s *standbyRun) anew() error {
+	if s.cleanup != nil && s.protected {
+		s.cleanup()
+	}
 	err := s.guest.Close()
 	s.guest = standby.New(standby.Config{MaxRAM: s.maxRAM << 20})
 	s.keeper.Guest = s.guest
+	s.protected = false
+	if s.disks.begun() {
+		err = errors.Join(err, s.disks.rollBack(), s.disks.close())
+		s.disks = nil
+	}
 	return err
 }
 
 // session keeps the guest until the primary is lost. It returns nil if this side
 // is to go on.
-func (s *standbyRun) session(ctx context.Context, conn net.Conn) error {
-	s.conn = watch(conn)
+func (s *standbyRun) session(ctx context.Context, conn *watched) error {
+	s.conn, s.lost = conn, time.Time{}
+	if s.arbiterOf != nil {
+		ask, cancel := context.WithTimeout(ctx, 5*time.Second)
+		r, err := s.arbiterOf.Record(ask)
+		cancel()
+		if err != nil {
+			conn.Close()
+			return fmt.Errorf("the arbiter: %w", err)
+		}
+		s.began = r
+	}
+	s.heard.begin(func() (uint64, uint64) { return s.epoch.Load(), conn.received.Load() })
 	sec, err := colo.NewSecondary(s.conn, colo.SecondaryConfig{
 		VM: s.guest, Loader: s.loader, RAM: s.loader, Disks: append(s.disks.group(s.conn), s.others...),
 		Events: s.events, Arbiter: colo.ArbiterFunc(s.arbitrate),
@@ -174,17 +319,18 @@ func (s *standbyRun) session(ctx context.Context, conn net.Conn) error {
 	if err != nil {
 		return err
 	}
-	order := make(chan os.Signal, 1)
-	signal.Notify(order, syscall.SIGUSR1)
 	ended := make(chan struct{})
 	watched := make(chan struct{})
 	go func() {
 		defer close(watched)
 		for {
+			_, _, changed := s.heard.evidence()
 			select {
-			case <-order:
-				if err := sec.Fenced(); err != nil {
-					s.p.warn("SIGUSR1: %v", err)
+			case o := <-s.orders:
+				o.reply(s.promoted(o, sec))
+			case <-changed: // dead, or to go on with: no need to wait until the connection says so
+				if e, why, _ := s.heard.evidence(); e.Word == standby.Dead {
+					sec.Lost(fmt.Errorf("the guardian says that the primary is dead: %s", why))
 				}
 			case <-ended:
 				return
@@ -192,26 +338,41 @@ func (s *standbyRun) session(ctx context.Context, conn net.Conn) error {
 		}
 	}()
 	err = sec.Run(ctx)
-	signal.Stop(order)
 	close(ended)
 	<-watched
 	return err
 }
 
-// arbitrate decides whether the primary is dead.
-func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) error {
-	if s.fence == "" {
-		if s.conn.closed.Load() {
-			return nil
-		}
-		return fmt.Errorf("%w: the primary may be alive, and there is no -fence to make sure", colo.ErrRefused)
+// promoted takes an operator's order during a session.
+func (s *standbyRun) promoted(o order, sec *colo.Secondary) error {
+	if err := s.override(o); err != nil {
+		return err
 	}
-	s.p.say("fencing     %s", s.fence)
-	cmd := exec.CommandContext(ctx, "sh", "-c", s.fence)
-	cmd.Env = append(os.Environ(), "LOCKSTEP_EPOCH="+strconv.FormatUint(c.Epoch, 10), "LOCKSTEP_CAUSE="+c.Cause.Error())
-	cmd.WaitDelay = time.Second
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%w: -fence: %w: %s", colo.ErrRefused, err, strings.TrimSpace(string(out)))
+	s.heard.update(func() { s.heard.promoted = true })
+	err := sec.Failover()
+	if errors.Is(err, failover.ErrInProgress) {
+		err = nil
+	}
+	return err
+}
+
+// override takes over what an order brings. Nobody else uses it meanwhile.
+func (s *standbyRun) override(o order) error {
+	if err := checkQEMU(o.QEMU); err != nil {
+		return err
+	}
+	if o.State != "" && o.State != s.state {
+		if err := os.MkdirAll(o.State, 0o700); err != nil {
+			return err
+		}
+	}
+	s.placing.Lock()
+	defer s.placing.Unlock()
+	if o.State != "" {
+		s.place = o.State
+	}
+	if len(o.QEMU) > 0 {
+		s.qemu = o.QEMU
 	}
 	return nil
 }
@@ -225,11 +386,13 @@ func (s *standbyRun) after(ctx context.Context, cause error) (int, error) {
 	if s.last, err = s.guest.Info(); err != nil {
 		return s.interrupted(ctx, exitFailed), fmt.Errorf("there is no guest to bring back: %w", cause)
 	}
-	if err := s.disks.rollBack(); err != nil {
-		return exitFailed, errors.Join(err, s.leave())
+	if cause == nil {
+		s.heard.goOn(s.granted.Generation)
 	}
-	if err := s.disks.close(); err != nil { // they are the guest's now
-		return exitFailed, errors.Join(err, s.leave())
+	err = errors.Join(s.disks.rollBack(), s.disks.close()) // they are the guest's now
+	if err != nil {
+		_, e := s.settle(ctx, false)
+		return exitFailed, errors.Join(err, e)
 	}
 	if cause == nil && s.handOver != nil {
 		done, err := s.handOver(ctx)
@@ -243,15 +406,16 @@ func (s *standbyRun) after(ctx context.Context, cause error) (int, error) {
 			return exitOK, nil
 		}
 	}
-	if cause == nil && len(s.qemu) > 0 {
-		return s.bringBack(ctx)
-	}
-	if err := s.leave(); err != nil {
-		return exitFailed, err
+	if status, err := s.settle(ctx, cause == nil); cause == nil || err != nil {
+		return status, err
 	}
 	switch {
-	case cause == nil:
-		return exitOK, nil
+	case errors.Is(cause, errForget):
+		s.forget(cause)
+		if e, _, _ := s.heard.evidence(); e.Word == standby.Planned {
+			return exitOK, nil
+		}
+		return exitUnfenced, cause
 	case errors.Is(cause, colo.ErrRefused):
 		return exitUnfenced, cause
 	}

@@ -3,8 +3,8 @@ package main
 import (
 	"errors"
 	"flag"
-	"os/exec"
-	"slices"
+	"fmt"
+	"os"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -76,6 +76,13 @@ type standbyOptions struct {
 	images        []diskFlag
 	nbd           string
 	qemu          []string
+
+	takeover string // ask or always
+	arbiter  string
+	control  string
+	insecure bool
+	holder   string // this host's name
+	reserve  bool
 }
 
 func (o *standbyOptions) flags(f *flag.FlagSet) {
@@ -84,6 +91,12 @@ func (o *standbyOptions) flags(f *flag.FlagSet) {
 	f.IntVar(&o.keep, "keep", 0, "keep the last `N` checkpoints in DIR, each a whole stream; the next one waits until it is written")
 	f.BoolVar(&o.json, "json", false, "print events as JSON lines")
 	f.StringVar(&o.fence, "fence", "", "shell `COMMAND` that succeeds when the primary surely does not run any more")
+	f.StringVar(&o.takeover, "takeover", "ask", "who decides where the primary is lost and there is no guardian, -arbiter or -fence: `WHO`, ask for you, by \"qemu promote\"; always takes a connection that was closed for a primary that is dead")
+	f.StringVar(&o.arbiter, "arbiter", "", "let `file:DIR` decide who goes on, a directory of this guest's that both hosts reach")
+	f.StringVar(&o.control, "control", "", "take the primary's guardian (protect -stay) at `ADDR`; then this standby keeps guest after guest")
+	f.BoolVar(&o.insecure, "insecure", false, "-control without TLS: whoever reaches it can have the guest forgotten or started")
+	f.BoolVar(&o.reserve, "reserve", false, "reserve the space that the guest may need in -state, as soon as it is protected")
+	f.StringVar(&o.holder, "holder", hostName(), "this host's `NAME` for the arbiter")
 	f.StringVar(&o.tls, "tls", "", "TLS with the certificates in `DIR`, named as for QEMU's tls-creds-x509: ca-cert.pem, server-cert.pem, server-key.pem")
 	f.DurationVar(&o.peer, "peer-timeout", colo.DefaultPeerTimeout, "a primary that makes no progress in a checkpoint for so long is silent")
 	f.DurationVar(&o.idle, "idle-timeout", 5*time.Minute, "a primary that begins no checkpoint for so long is silent; more than its x-checkpoint-delay")
@@ -108,13 +121,25 @@ func (o *standbyOptions) check() error {
 		return errors.New("-disk and -nbd belong together")
 	case len(o.images) > 0 && o.keep > 0:
 		return errors.New("-keep keeps no disks, and what it keeps is of no use without them")
-	case slices.Contains(o.qemu, "-incoming"):
-		return errors.New("-incoming is added to the QEMU's arguments, leave it out")
+	case o.takeover != "ask" && o.takeover != "always":
+		return fmt.Errorf("-takeover %s: it is ask or always", o.takeover)
+	case o.takeover == "always" && o.arbiter != "":
+		return errors.New("-takeover always and -arbiter: one of them decides")
+	case o.control != "" && o.tls == "" && !o.insecure:
+		return errors.New("-control wants -tls, or -insecure by name")
 	}
-	if len(o.qemu) > 0 {
-		if _, err := exec.LookPath(o.qemu[0]); err != nil {
+	if o.arbiter != "" {
+		if _, err := openArbiter(o.arbiter); err != nil {
 			return err
 		}
 	}
-	return nil
+	return checkQEMU(o.qemu)
+}
+
+func hostName() string {
+	name, err := os.Hostname()
+	if err != nil || name == "" {
+		return "unnamed"
+	}
+	return name
 }

@@ -55,9 +55,14 @@ func (w lockedWriter) Write(p []byte) (int, error) {
 	return w.b.Write(p)
 }
 
-// start runs the program in this process.
+// start runs the program in this process. A test that does not say who decides is
+// about what comes afterwards.
 func start(t *testing.T, args ...string) *program {
 	t.Helper()
+	deciding := func(a string) bool { return a == "-takeover" || a == "-arbiter" || a == "-control" || a == "-fence" }
+	if (args[0] == "standby" || args[0] == "relay") && !slices.ContainsFunc(args, deciding) {
+		args = slices.Insert(slices.Clone(args), 1, "-takeover", "always")
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
 	p := &program{t: t, cancel: cancel, done: make(chan struct{}), more: make(chan struct{}, 1)}
 	go func() {

@@ -1,0 +1,110 @@
+package standby
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// told is an input some time after the one before.
+type told struct {
+	after time.Duration
+	in    GuardInput
+}
+
+func act(a ...GuardAction) string {
+	var w []string
+	for _, x := range a {
+		w = append(w, x.String())
+	}
+	return strings.Join(w, " ")
+}
+
+func TestWhatAGuardDoes(t *testing.T) {
+	const ms = time.Millisecond
+	for _, c := range []struct {
+		name  string
+		from  GuardState
+		in    []told
+		do    string // of all inputs
+		state GuardState
+	}{
+		{"a standby that is there gets the guest", Unprotected, []told{{0, StandbyThere}, {ms, InStep}}, "protect", Protected},
+		{"without a standby it is not tried", Unprotected, []told{{0, Tick}, {time.Hour, Tick}}, "", Unprotected},
+		{"after a failure it waits, and tries again", Unprotected,
+			[]told{{0, StandbyThere}, {ms, Failed}, {900 * ms, Tick}, {200 * ms, Tick}}, "protect tell-alone protect", Protecting},
+		{"and waits twice as long", Unprotected,
+			[]told{{0, StandbyThere}, {ms, Failed}, {1100 * ms, Tick}, {ms, Failed}, {1900 * ms, Tick}}, "protect tell-alone protect tell-alone", Unprotected},
+		{"COLO_EXIT: the arbiter, then alone", Protected, []told{{0, Exited}, {ms, Granted}}, "ask-grant lost-heartbeat tell-alone", Unprotected},
+		{"and protected again when the standby is back", Protected,
+			[]told{{0, Exited}, {ms, Granted}, {ms, StandbyLost}, {5000 * ms, StandbyThere}}, "ask-grant lost-heartbeat tell-alone protect", Protecting},
+		{"COLO_EXIT, and the arbiter says no", Protected, []told{{0, Exited}, {ms, Refused}}, "ask-grant stop", StoodDown},
+		{"a synchronisation that fails, and the arbiter says no", Unprotected, []told{{0, StandbyThere}, {ms, Refused}}, "protect stop", StoodDown},
+		{"a guest that stands", Protected, []told{{0, Runs}, {1900 * ms, Stands}, {200 * ms, Stands}}, "ask-grant", Asking},
+		{"whose checkpoint gets on", Protected, []told{{0, Runs}, {1900 * ms, Stands}, {0, Advances}, {1900 * ms, Stands}}, "", Protected},
+		{"or that ran in between", Protected, []told{{0, Runs}, {1900 * ms, Stands}, {0, Runs}, {1900 * ms, Stands}}, "", Protected},
+		{"a standby that is silent while the guest runs", Protected, []told{{4900 * ms, Runs}, {200 * ms, Runs}}, "ask-grant", Asking},
+		{"or that has restarted", Protected, []told{{0, StandbyLost}, {6000 * ms, Runs}}, "ask-grant", Asking},
+		{"quit", Protected, []told{{0, PlannedEnd}, {0, Died}}, "tell-planned", Ended},
+		{"SIGKILL", Protected, []told{{0, Died}}, "tell-dead", Ended},
+		{"SIGKILL while the arbiter is asked", Protected, []told{{0, Exited}, {0, Died}, {ms, Granted}}, "ask-grant tell-dead", Ended},
+		{"an operator stops the guest", Protected, []told{{0, OperatorStop}, {time.Second, OperatorStop}, {time.Second, OperatorStop}, {2500 * ms, StandbyThere}}, "hold-still", Protected},
+		{"and lets it go on", Protected, []told{{0, OperatorStop}, {time.Second, Runs}, {time.Second, OperatorStop}}, "hold-still hold-still", Protected},
+		{"and it stays stopped when the standby is lost", Protected, []told{{0, OperatorStop}, {0, Exited}, {0, Granted}}, "hold-still ask-grant lost-heartbeat tell-alone stop", Unprotected},
+		{"the standby is promoted", Protected, []told{{0, StandbyWants}}, "stop tell-stopped", StoodDown},
+		{"with an old copy", Unprotected, []told{{0, StandbyWants}}, "tell-alone", Unprotected},
+		{"the standby has gone on already", Protected, []told{{0, StandbyRuns}, {0, Runs}}, "stop stop", StoodDown},
+		{"the arbiter is out of reach", Protected, []told{{0, HoldOver}, {0, Runs}, {0, HoldBack}}, "stop stop cont", Protected},
+		{"and trouble comes then", Protected, []told{{0, Exited}, {0, HoldOver}, {0, Granted}}, "ask-grant stop lost-heartbeat tell-alone", Unprotected},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			now := time.Now()
+			g := NewGuard(GuardConfig{}, c.from, now)
+			var done []GuardAction
+			for _, in := range c.in {
+				now = now.Add(in.after)
+				was := g.State()
+				do, why := g.Step(now, in.in)
+				done = append(done, do...)
+				if was != g.State() && why == "" {
+					t.Errorf("%v: %v becomes %v without a word", in.in, was, g.State())
+				}
+			}
+			if got := act(done...); got != c.do || g.State() != c.state {
+				t.Errorf("%s: %q, want %q in %v", g.State(), got, c.do, c.state)
+			}
+		})
+	}
+}
+
+// Whatever happens, the guest is told to go on alone only after a yes that was
+// asked for, and never again once the standby has it or its process has ended.
+func TestAGuestGoesOnAloneOnlyWithAYes(t *testing.T) {
+	for seed := range uint64(2000) {
+		r := rand.New(rand.NewPCG(seed, 1))
+		now := time.Now()
+		g := NewGuard(GuardConfig{}, GuardState(r.IntN(3)), now)
+		var log []string
+		asked := false
+		for range 60 {
+			now = now.Add(time.Duration(r.IntN(1500)) * time.Millisecond)
+			in := GuardInput(r.IntN(len(guardInputs)))
+			was := g.State()
+			do, _ := g.Step(now, in)
+			log = append(log, fmt.Sprintf("%v: %v (%s)", in, g.State(), act(do...)))
+			final := was == StoodDown || was == Ended
+			switch {
+			case slices.Contains(do, LostHeartbeat) && (in != Granted || !asked),
+				final && (g.State() != was || slices.ContainsFunc(do, func(a GuardAction) bool { return a != StopGuest })),
+				g.State() == StoodDown && was != StoodDown && !slices.Contains(do, StopGuest),
+				slices.Contains(do, TellDead) && in != Died,
+				slices.Contains(do, ContinueGuest) && in != HoldBack:
+				t.Fatalf("seed %d: %s", seed, strings.Join(log, "\n"))
+			}
+			asked = asked && g.State() == Asking || slices.Contains(do, AskGrant)
+		}
+	}
+}

@@ -1,0 +1,183 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/sharedfile"
+)
+
+// errForget: the copy is not gone on with, by somebody's word.
+var errForget = errors.New("not gone on with")
+
+// openArbiter opens what -arbiter names; nil: none.
+func openArbiter(s string) (failover.Arbiter, error) {
+	if s == "" {
+		return nil, nil
+	}
+	kind, where, ok := strings.Cut(s, ":")
+	if !ok || kind != "file" || where == "" {
+		return nil, fmt.Errorf("-arbiter %s: it is file:DIR, DIR being of this guest alone, on storage that both hosts reach", s)
+	}
+	return sharedfile.New(where)
+}
+
+// rule is how this standby decides.
+func (o *standbyOptions) rule() standby.Takeover {
+	return standby.Takeover{Arbiter: o.arbiter != "", Fence: o.fence != "", Always: o.takeover == "always"}
+}
+
+// arbitrate decides whether this side goes on. It waits for whatever has to be
+// waited for, and meanwhile the copy is kept.
+func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var question chan claimed // of the arbiter; nil: not asked yet
+	defer func() {
+		cancel()
+		if question != nil { // a yes that comes too late is given back
+			if a := <-question; a.err == nil && a.grant.Generation != s.granted.Generation {
+				s.release(a.grant, "not gone on with")
+			}
+		}
+	}()
+	var arbiter, fence standby.Answer
+	said, asked := "", false
+	for {
+		e, words, changed := s.heard.evidence()
+		e.Closed, e.Promoted = s.conn != nil && s.conn.gone(), e.Promoted || c.Ordered
+		e.Arbiter, e.Fence = arbiter, fence
+		step, why := s.rule().Next(e)
+		if words != "" && e.Word != standby.NoWord {
+			why += ": " + words
+		}
+		if text := step.String() + why; text != said {
+			said = text
+			s.decided(step, why, c)
+		}
+		switch step {
+		case standby.GoOn:
+			return nil
+		case standby.Forget:
+			return fmt.Errorf("%w: %w: %s", colo.ErrRefused, errForget, why)
+		case standby.AskStop:
+			if !asked {
+				asked = true
+				s.heard.ask()
+			}
+		case standby.AskArbiter:
+			if question == nil {
+				question = make(chan claimed, 1)
+				go s.claim(ctx, question) // joined by the answer
+			}
+		case standby.RunFence:
+			if err := s.runFence(ctx, c); err != nil {
+				s.p.warn("%v", err)
+				fence = standby.No
+			} else {
+				fence = standby.Yes
+			}
+			continue
+		case standby.Wait:
+			if e.Guardian != standby.GuardianHere && (e.Fence == standby.No || s.takeover == "always") {
+				return fmt.Errorf("%w: %s", colo.ErrRefused, why)
+			}
+		}
+		select {
+		case <-changed:
+		case a := <-question:
+			question = nil
+			switch {
+			case a.err == nil:
+				arbiter, s.granted = standby.Yes, a.grant
+			case errors.Is(a.err, failover.ErrRefused):
+				arbiter = standby.No
+				s.p.warn("arbiter: %v", a.err)
+			case ctx.Err() != nil:
+				return ctx.Err()
+			default:
+				s.p.warn("arbiter: %v", a.err)
+				select {
+				case <-time.After(time.Second):
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond): // whether the connection is closed by now
+		}
+	}
+}
+
+// claimed is what came of a question to the arbiter.
+type claimed struct {
+	grant failover.Grant
+	err   error
+}
+
+// claim asks the arbiter once.
+func (s *standbyRun) claim(ctx context.Context, answer chan<- claimed) {
+	s.heard.mu.Lock()
+	after, not := s.heard.generation, s.heard.promised
+	s.heard.mu.Unlock()
+	if wait := time.Until(not); wait > 0 { // it was promised to the guardian
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			answer <- claimed{err: ctx.Err()}
+			return
+		}
+	}
+	if after == 0 { // nobody has told
+		after = s.began.Generation
+	}
+	g, err := s.arbiterOf.Acquire(ctx, failover.Claim{Holder: s.holder, Token: s.token, After: after, Note: "a standby"})
+	answer <- claimed{g, err}
+}
+
+// release gives a grant back.
+func (s *standbyRun) release(g failover.Grant, note string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := s.arbiterOf.Release(ctx, g, note); err != nil && !errors.Is(err, failover.ErrRefused) {
+		s.p.warn("arbiter: %v", err)
+	}
+}
+
+// decided says what is done next, and what an operator can do about it.
+func (s *standbyRun) decided(step standby.Step, why string, c colo.Claim) {
+	s.p.object(map[string]any{"decision": map[string]any{"step": step.String(), "why": why, "epoch": c.Epoch}})
+	switch step {
+	case standby.Wait:
+		s.p.say("undecided   %s", why)
+		s.p.say("            checkpoint %d is kept; once the guest surely does not run elsewhere: qemu promote -standby %s", c.Epoch, s.state)
+	case standby.AskStop:
+		s.p.say("asking      the guardian to stop the primary's guest: %s", why)
+	case standby.AskArbiter:
+		s.p.say("asking      %s, %s", s.arbiter, why)
+	}
+}
+
+func (s *standbyRun) runFence(ctx context.Context, c colo.Claim) error {
+	s.p.say("fencing     %s", s.fence)
+	cause := "an operator's order"
+	if c.Cause != nil {
+		cause = c.Cause.Error()
+	}
+	cmd := exec.CommandContext(ctx, "sh", "-c", s.fence)
+	cmd.Env = append(os.Environ(), "LOCKSTEP_EPOCH="+strconv.FormatUint(c.Epoch, 10), "LOCKSTEP_CAUSE="+cause)
+	cmd.WaitDelay = time.Second
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("-fence: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}

@@ -1,0 +1,240 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/standby"
+)
+
+// promise is for how long a standby that has just answered its guardian does not
+// ask the arbiter: so long a primary's guest runs on while the arbiter is down.
+const promise = 5 * time.Second
+
+// heard is what a standby knows of the primary's guest beside the session: from
+// its guardian, over the control channel, and from operators.
+type heard struct {
+	p *printer
+
+	mu         sync.Mutex
+	changed    chan struct{} // closed and replaced with each change
+	link       *standby.Control
+	presence   standby.Presence
+	word       standby.Word
+	why        string // the guardian's, of the word
+	promoted   bool   // by an operator, since the session began
+	generation uint64 // of the copy that is here; 0: there is none, or nobody has told
+	next       uint64 // of the migration that comes
+	ready      bool   // a primary is waited for
+	live       bool   // there is a session, or one whose end is not settled
+	epoch      func() (epoch, bytes uint64)
+	promised   time.Time // the arbiter is not asked before
+	runs       uint64    // the generation that was gone on with; 0: none
+}
+
+func newHeard(p *printer) *heard { return &heard{p: p, changed: make(chan struct{})} }
+
+func (h *heard) update(fn func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	fn()
+	close(h.changed)
+	h.changed = make(chan struct{})
+}
+
+// begin is called when a primary has connected.
+func (h *heard) begin(epoch func() (epoch, bytes uint64)) {
+	h.update(func() {
+		h.generation, h.word, h.why, h.promoted = h.next, standby.NoWord, "", false
+		h.ready, h.live, h.epoch = false, true, epoch
+	})
+}
+
+// idle is called when a primary is waited for.
+func (h *heard) idle() {
+	h.update(func() {
+		h.ready, h.live, h.epoch, h.generation, h.word, h.promoted = true, false, nil, 0, standby.NoWord, false
+	})
+}
+
+// goOn tells the guardian, now and whenever it comes back, that the guest runs
+// here.
+func (h *heard) goOn(generation uint64) {
+	var link *standby.Control
+	h.update(func() {
+		h.runs = max(generation, h.generation+1)
+		h.ready, link = false, h.link
+	})
+	if link != nil {
+		link.Send(standby.ControlMessage{Say: standby.SaidRuns, Generation: h.runs}, time.Second)
+	}
+}
+
+// ask asks the guardian to stop its guest.
+func (h *heard) ask() {
+	h.mu.Lock()
+	link, m := h.link, standby.ControlMessage{Say: standby.SaidWants, Generation: h.generation}
+	h.mu.Unlock()
+	if link != nil {
+		link.Send(m, time.Second)
+	}
+}
+
+// evidence returns what is known, and what is closed when that changes.
+func (h *heard) evidence() (e standby.Evidence, why string, changed <-chan struct{}) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return standby.Evidence{Guardian: h.presence, Word: h.word, Promoted: h.promoted}, h.why, h.changed
+}
+
+// serve takes guardians in until ctx ends, at most a few at a time, of which the
+// newest counts.
+func (h *heard) serve(ctx context.Context, l net.Listener, creds *tls.Config) {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	defer l.Close()
+	var all sync.WaitGroup
+	defer all.Wait()
+	slots := make(chan struct{}, 8)
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return
+			}
+			select { // out of descriptors, say
+			case <-time.After(100 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		default:
+			conn.Close()
+			continue
+		}
+		all.Go(func() {
+			defer func() { <-slots }()
+			stop := context.AfterFunc(ctx, func() { conn.Close() })
+			defer stop()
+			defer conn.Close()
+			if err := h.guardian(ctx, conn, creds); err != nil && ctx.Err() == nil {
+				h.p.warn("control channel of %s: %v", peer(conn), err)
+			}
+		})
+	}
+}
+
+// guardian is one connection of a guardian.
+func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) error {
+	if creds != nil {
+		t := tls.Server(conn, creds)
+		if err := handshake(ctx, t); err != nil {
+			return fmt.Errorf("TLS: %w", err)
+		}
+		conn = t
+	}
+	c := standby.NewControl(conn)
+	m, err := c.Receive(standby.DefaultSilence)
+	if err != nil {
+		return err
+	}
+	if m.Say != standby.SaidHello {
+		return fmt.Errorf("%w: %q comes first", standby.ErrControl, m.Say)
+	}
+	var first []standby.ControlMessage
+	var old *standby.Control
+	h.update(func() {
+		old, h.link, h.presence = h.link, c, standby.GuardianHere
+		if h.live && h.generation == 0 {
+			h.generation = m.Generation // it has found its QEMU in COLO
+		}
+		h.hear(m)
+		hello := h.beat()
+		hello.Say, hello.Version = standby.SaidHello, standby.ControlVersion
+		first = append(first, hello)
+		if h.runs > 0 {
+			first = append(first, standby.ControlMessage{Say: standby.SaidRuns, Generation: h.runs})
+		}
+	})
+	if old != nil {
+		h.p.say("guardian    another one has connected, %s", peer(conn))
+	} else {
+		h.p.say("guardian    connected, %s", peer(conn))
+	}
+	h.p.object(map[string]string{"guardian": "connected"})
+	defer h.update(func() {
+		if h.link == c {
+			h.link, h.presence = nil, standby.GuardianGone
+			h.p.object(map[string]string{"guardian": "lost"})
+		}
+	})
+	for _, m := range first {
+		if err := c.Send(m, standby.DefaultSilence); err != nil {
+			return err
+		}
+	}
+	for {
+		m, err := c.Receive(standby.DefaultSilence)
+		if err != nil {
+			return fmt.Errorf("the guardian is lost: %w", err)
+		}
+		var answer standby.ControlMessage
+		h.update(func() {
+			h.hear(m)
+			answer = h.beat()
+			answer.Seq = m.Seq
+			if h.link != c {
+				err = errors.New("another guardian has taken its place")
+			} else if h.live {
+				answer.Promise = uint32(promise.Milliseconds())
+				h.promised = time.Now().Add(promise)
+			}
+		})
+		if err != nil {
+			return err
+		}
+		if m.Say == standby.SaidBeat {
+			if err := c.Send(answer, standby.DefaultSilence); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// hear takes a message in. h.mu is held.
+func (h *heard) hear(m standby.ControlMessage) {
+	if m.Say == standby.SaidProtect {
+		h.next = m.Generation
+	}
+	if !h.live || h.word == standby.Planned || h.word == standby.Dead || h.word == standby.Alone {
+		return
+	}
+	w := standby.NoWord
+	if h.generation > 0 {
+		w = m.WordFor(h.generation)
+	} else if m.Say != standby.SaidHello {
+		w = m.WordFor(m.Generation - 1)
+		if m.Say != standby.SaidAlone {
+			w = m.WordFor(m.Generation)
+		}
+	}
+	if w != standby.NoWord {
+		h.word, h.why = w, m.Why
+	}
+}
+
+// beat is what a guardian is answered. h.mu is held.
+func (h *heard) beat() standby.ControlMessage {
+	m := standby.ControlMessage{Say: standby.SaidBeat, Generation: max(h.generation, h.next), Ready: h.ready}
+	if h.epoch != nil {
+		m.Epoch, m.Bytes = h.epoch()
+	}
+	return m
+}

@@ -1,0 +1,148 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/quickack"
+)
+
+// maxStrangers is how many connections may be looked at at a time; of more the
+// oldest is closed.
+const maxStrangers = 16
+
+// patience is for how long a stranger may take to begin a migration.
+const patience = 30 * time.Second
+
+// acceptPrimary takes the first connection that begins a migration and closes the
+// listener. Whoever is silent, or says something else, holds nobody up. It
+// returns an order instead if one is given that there is something for.
+func (s *standbyRun) acceptPrimary(ctx context.Context, l net.Listener, creds *tls.Config, refused func(error)) (*watched, *order, error) {
+	r := &reception{creds: creds, refused: refused, first: make(chan *watched), over: make(chan struct{})}
+	ctx, cancel := context.WithCancel(ctx)
+	failed := make(chan error, 1)
+	r.all.Go(func() { failed <- r.accept(ctx, l) })
+	defer func() {
+		cancel()
+		l.Close()
+		r.close()
+		r.all.Wait()
+	}()
+	for {
+		select {
+		case conn := <-r.first:
+			return conn, nil, nil
+		case o := <-s.orders:
+			if len(s.kept) > 0 {
+				return nil, &o, nil
+			}
+			o.reply(errors.New("there is no guest here to go on with"))
+		case err := <-failed:
+			return nil, nil, err
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
+}
+
+// reception is the connections among which the primary's may be.
+type reception struct {
+	creds   *tls.Config
+	refused func(error)
+	first   chan *watched
+	over    chan struct{} // closed when nobody is taken any more
+	all     sync.WaitGroup
+
+	mu      sync.Mutex
+	waiting []net.Conn
+}
+
+func (r *reception) accept(ctx context.Context, l net.Listener) error {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		r.mu.Lock()
+		r.waiting = append(r.waiting, conn)
+		if len(r.waiting) > maxStrangers {
+			r.waiting[0].Close()
+			r.waiting = r.waiting[1:]
+		}
+		r.mu.Unlock()
+		r.all.Go(func() { r.look(ctx, conn) })
+	}
+}
+
+// look finds out whether a connection begins a migration.
+func (r *reception) look(ctx context.Context, raw net.Conn) {
+	w, err := r.begins(ctx, raw)
+	r.mu.Lock()
+	for i, c := range r.waiting {
+		if c == raw {
+			r.waiting = append(r.waiting[:i], r.waiting[i+1:]...)
+			break
+		}
+	}
+	r.mu.Unlock()
+	if err == nil {
+		select {
+		case r.first <- w:
+			return
+		case <-r.over:
+			raw.Close()
+			return
+		}
+	}
+	raw.Close()
+	select {
+	case <-r.over: // it has not been looked at to the end
+	default:
+		r.refused(err)
+	}
+}
+
+// magic is what a migration begins with.
+var magic = []byte("QEVM")
+
+func (r *reception) begins(ctx context.Context, raw net.Conn) (*watched, error) {
+	conn := quickack.Conn(raw)
+	if r.creds != nil {
+		t := tls.Server(conn, r.creds)
+		if err := handshake(ctx, t); err != nil {
+			return nil, fmt.Errorf("TLS with %v: %w", raw.RemoteAddr(), err)
+		}
+		conn = t
+	}
+	w := watch(conn)
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		return nil, err
+	}
+	first := make([]byte, len(magic))
+	if n, err := io.ReadFull(w, first); err != nil {
+		return nil, fmt.Errorf("%s has begun no migration: %d bytes, %w", peer(conn), n, err)
+	}
+	if !bytes.Equal(first, magic) {
+		return nil, fmt.Errorf("%s has begun no migration: it says %q", peer(conn), first)
+	}
+	w.first = first
+	return w, conn.SetReadDeadline(time.Time{})
+}
+
+// close lets go of all that have not begun one.
+func (r *reception) close() {
+	close(r.over)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.waiting {
+		c.Close()
+	}
+	r.waiting = nil
+}
