@@ -103,10 +103,10 @@ func (s *site) start(name string, start bool, change func(*Config)) *host {
 	})
 }
 
-// write writes a sector by way of the guest's disk, and makes it stable.
+// write writes a block by way of the guest's disk, and makes it stable.
 func (s *site) write(name, data string) {
 	s.t.Helper()
-	if _, err := s.disk[name].WriteAt(sector(data), 0); err != nil {
+	if _, err := s.disk[name].WriteAt(block(data), 0); err != nil {
 		s.t.Fatal(err)
 	}
 	if err := s.disk[name].Sync(); err != nil {
@@ -123,7 +123,7 @@ func (s *site) read(name string) string {
 	return string(bytes.TrimRight(p, "\x00"))
 }
 
-func sector(data string) []byte { return append([]byte(data), make([]byte, 512-len(data))...) }
+func block(data string) []byte { return append([]byte(data), make([]byte, 512-len(data))...) }
 
 // powerCut kills all hosts at one moment; what was on their way is lost.
 func (s *site) powerCut(hosts ...*host) {
@@ -268,7 +268,10 @@ func TestADeadPairsSecondaryStartsFromItsLastCheckpointIfItHasAJournal(t *testin
 		t.Run(fmt.Sprintf("journal %v", journal), func(t *testing.T) {
 			t.Parallel()
 			s := newSite(t, journal)
-			slow := func(c *Config) { c.CheckpointDelay = time.Hour }
+			slow := func(c *Config) {
+				c.CheckpointDelay = time.Hour
+				c.Lost, c.PeerTimeout = 20*time.Second, time.Minute // nobody is to go on alone meanwhile
+			}
 			b := s.start("b", false, slow)
 			a := s.start("a", true, slow)
 			a.is(Protected)
