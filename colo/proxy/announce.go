@@ -120,18 +120,26 @@ func Announce(ctx context.Context, w interface{ WritePacket(p []byte) error }, c
 	}
 }
 
+// valid reports whether n can be announced. It is asked for each frame.
+func (n Neighbor) valid() bool { return n.macOK() && n.linkOK() && n.addrOK() }
+
+func (n Neighbor) macOK() bool { return n.MAC != [6]byte{} && n.MAC[0]&1 == 0 }
+func (n Neighbor) linkOK() bool {
+	return n.VLAN <= 4094 && n.Outer <= 4094 && (n.Outer == 0 || n.VLAN != 0)
+}
+func (n Neighbor) addrOK() bool {
+	return n.Addr == netip.Addr{} || single(n.Addr) && !n.Addr.Is4In6() && n.Addr.Zone() == ""
+}
+
 // check says why n cannot be announced, if it cannot.
 func (n Neighbor) check() error {
-	a := n.Addr
 	switch {
-	case n.MAC == [6]byte{} || n.MAC[0]&1 != 0:
+	case !n.macOK():
 		return fmt.Errorf("%w: MAC %x", ErrNeighbor, n.MAC)
-	case n.VLAN > 4094 || n.Outer > 4094 || n.Outer != 0 && n.VLAN == 0:
+	case !n.linkOK():
 		return fmt.Errorf("%w: VLAN %d in %d", ErrNeighbor, n.VLAN, n.Outer)
-	case a == netip.Addr{}:
-		return nil
-	case !single(a) || a.Is4In6() || a.Zone() != "":
-		return fmt.Errorf("%w: %v", ErrNeighbor, a)
+	case !n.addrOK():
+		return fmt.Errorf("%w: %v", ErrNeighbor, n.Addr)
 	}
 	return nil
 }

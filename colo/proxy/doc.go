@@ -94,9 +94,10 @@
 //
 // A primary that has gone on can be protected again: the same Primary serves the
 // next session, with a new Secondary on the other side. A secondary that has gone
-// on needs a Primary then, and a filter.Edge, to which [Secondary.HandOver] gives the
-// connections that are still translated: they outlive a second failover.
+// on becomes a Primary then, by [Secondary.Promote], and the connections that are
+// still translated outlive a second failover.
 //
-// The network learns where the guest is now from [Announce], which the host calls
-// with what it knows or what [Neighbors] has learned.
+// A secondary that takes over tells the network where the guest is now: it knows the
+// guest's addresses from the frames of both guests. [Announce] and [Neighbors] are
+// for hosts whose guest's network is none of this package's.
 package proxy

@@ -1,13 +1,53 @@
 package proxy
 
-import "github.com/gocolo/lockstep/colo/filter"
+import (
+	"context"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/filter"
+)
+
+// Promote returns the Primary of a guest that has been taken over, which is to be
+// protected again. It translates the connections that this side translates, knows
+// the guest's addresses, and goes on with an announcement that is not finished. A
+// host does these things, in this order:
+//
+//   - It pauses the guest, by Pause, and calls Drain.
+//   - It ends Run, and calls Promote.
+//   - It gives the Primary the network, by Run, registers it in the Secondary's
+//     place, and gives it to the next session.
+//
+// VM, Deliver, Limit and Gate are the Secondary's where cfg has none, and VNetHdr
+// always is. The guest is still paused, and the Primary's Resume resumes it. The
+// other side has a new Secondary. Promote returns how many connections there was no
+// room for (filter.MaxEdge); they break at the next failover. The Secondary is of
+// no further use.
+func (s *Secondary) Promote(cfg PrimaryConfig) (p *Primary, left int) {
+	if cfg.VM == nil {
+		cfg.VM = s.cfg.VM
+	}
+	if cfg.Deliver == nil {
+		cfg.Deliver = s.cfg.Deliver
+	}
+	if cfg.Limit == 0 {
+		cfg.Limit = s.cfg.Limit
+	}
+	if cfg.Gate == nil {
+		cfg.Gate = s.cfg.Gate
+	}
+	cfg.VNetHdr = s.cfg.VNetHdr
+	p = NewPrimary(cfg)
+	p.known, p.edge, p.announce = s.known, s.edge, s.announce
+	p.gate.open = !s.gate.closed()
+	return p, s.HandOver(s.edge)
+}
 
 // HandOver gives e the connections whose numbers this side translates, after it has
-// taken over and before its guest is protected again. A host then does these things,
-// in this order:
+// taken over and before its guest is protected again, for a host that puts an Edge
+// around its network itself; [Secondary.Promote] does all this with one of its own. A
+// host then does these things, in this order:
 //
-//   - It pauses the guest, by Pause, and waits until Stats says that nothing of Keep
-//     is queued or inherited: that is on its way to the network.
+//   - It pauses the guest, by Pause, and calls Drain.
 //   - It ends Run, and calls HandOver.
 //   - It makes a Primary for the guest, gives its Run the network behind e
 //     ([filter.Edge.Network]), and registers e as a device of the guest, behind the
@@ -22,4 +62,39 @@ func (s *Secondary) HandOver(e *filter.Edge) (left int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return e.Adopt(s.rewriter)
+}
+
+// drainPoll is how often it is looked whether all has left.
+const drainPoll = time.Millisecond
+
+// drain waits until queued says that nothing is on its way.
+func drain(ctx context.Context, queued func() bool) error {
+	for queued() {
+		timer := time.NewTimer(drainPoll)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// Drain returns when everything has been written to the network that may leave, or
+// with the cause of the end of ctx. Run writes it, as far as the gate is open; the
+// guest stands still meanwhile, or there is no end to it.
+func (p *Primary) Drain(ctx context.Context) error {
+	return drain(ctx, func() bool { return p.Stats().Queued > 0 })
+}
+
+// Drain returns when a side that has taken over has written to the network what its
+// guest has inherited and said, or with the cause of the end of ctx. Run writes it,
+// as far as the gate is open; the guest stands still meanwhile, or there is no end
+// to it.
+func (s *Secondary) Drain(ctx context.Context) error {
+	return drain(ctx, func() bool {
+		k := s.keep.Stats()
+		return k.Queued+k.Inherited > 0
+	})
 }

@@ -57,7 +57,7 @@ func (t *Neighbors) FromGuest(frame []byte, vnetHdr int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if n.MAC != t.last || t.tags != [2]uint16{n.VLAN, n.Outer} || len(t.known) == 0 {
-		if n.check() != nil {
+		if !n.valid() {
 			return
 		}
 		if !slices.ContainsFunc(t.known, func(k Neighbor) bool {
@@ -67,7 +67,7 @@ func (t *Neighbors) FromGuest(frame []byte, vnetHdr int) {
 		}
 		t.last, t.tags = n.MAC, [2]uint16{n.VLAN, n.Outer}
 	}
-	if n.Addr, n.Router, ok = l.claim(); ok && n.check() == nil {
+	if n.Addr, n.Router, ok = l.claim(); ok && n.valid() {
 		t.learn(n)
 	}
 }

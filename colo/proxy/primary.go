@@ -101,6 +101,10 @@ type Primary struct {
 	mirror   *filter.Outbox
 	backlog  filter.Backlog
 
+	known    *Neighbors
+	edge     *filter.Edge
+	announce *announcer // nil: this side has not taken over before it became the primary
+
 	mu        sync.Mutex
 	active    bool // from Mark(0) to Failover
 	over      bool // after a Failover, to the next Mark(0)
@@ -150,7 +154,8 @@ func NewPrimary(cfg PrimaryConfig) *Primary {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
-	p := &Primary{cfg: cfg, gate: newGate(cfg.VM, true), mirror: filter.NewOutbox(cfg.Mirror)}
+	p := &Primary{cfg: cfg, gate: newGate(cfg.VM, true), mirror: filter.NewOutbox(cfg.Mirror),
+		known: new(Neighbors), edge: new(filter.Edge)}
 	p.hello = newHello(sidePrimary, cfg.Continuous, cfg.VNetHdr, cfg.Limit)
 	p.mirror.Lost = func() { p.ask(event.CauseDivergence) }
 	_ = p.mirror.Failover() // closed until a mark
@@ -218,6 +223,7 @@ func (p *Primary) WritePacket(packet []byte) error {
 	if err := checkPacket(packet, p.cfg.VNetHdr); err != nil {
 		return err
 	}
+	p.known.FromGuest(packet, p.cfg.VNetHdr)
 	if p.buffer != nil {
 		return p.buffer.WritePacket(packet)
 	}
@@ -265,28 +271,31 @@ func (p *Primary) Room() <-chan struct{} {
 // Run writes to the network what may leave, and delivers and mirrors what it
 // reads there, until one of the two fails or ctx ends; it returns why. It owns
 // the network, and closes it if it can be closed; otherwise the caller sees to it
-// that a read that waits ends. Run is called once at a time, and starts a
-// goroutine that has ended when it returns.
+// that a read that waits ends. Run is called once at a time, and starts goroutines
+// that have ended when it returns.
 func (p *Primary) Run(ctx context.Context, network Network) error {
-	return both(ctx, closerOf(network),
-		func(ctx context.Context) error {
-			out := gated(ctx, p.cfg.Gate, network)
-			if p.buffer != nil {
-				return p.buffer.Run(ctx, out)
+	up, out := newUplink(network, p.edge, p.cfg.VNetHdr, p.announce != nil)
+	loops := []func(context.Context) error{func(ctx context.Context) error {
+		for {
+			packet, err := up.ReadPacket()
+			if err != nil {
+				return err
 			}
-			return p.comparer.Run(ctx, out)
-		},
-		func(ctx context.Context) error {
-			for {
-				packet, err := network.ReadPacket()
-				if err != nil {
-					return err
-				}
-				if err := p.gate.admit(ctx, p.gate.isOpen, func() { p.input(packet) }); err != nil {
-					return err
-				}
+			if err := p.gate.admit(ctx, p.gate.isOpen, func() { p.input(packet) }); err != nil {
+				return err
 			}
-		})
+		}
+	}}
+	if p.announce != nil {
+		loops = append(loops, func(ctx context.Context) error { return p.announce.run(ctx, p.cfg.Gate, up) })
+	}
+	return together(ctx, closerOf(network), func(ctx context.Context) error {
+		out := gated(ctx, p.cfg.Gate, out)
+		if p.buffer != nil {
+			return p.buffer.Run(ctx, out)
+		}
+		return p.comparer.Run(ctx, out)
+	}, loops...)
 }
 
 // input delivers and mirrors a packet, with the gate locked.
@@ -294,6 +303,7 @@ func (p *Primary) input(packet []byte) {
 	if checkPacket(packet, p.cfg.VNetHdr) != nil {
 		return
 	}
+	p.known.ToGuest(packet, p.cfg.VNetHdr)
 	if p.comparer != nil {
 		packet = p.comparer.Inbound(packet, p.cfg.VNetHdr)
 	}
@@ -330,7 +340,7 @@ func (p *Primary) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
 	defer p.detach()
 	greeted := make(chan struct{})
 	c := filter.NewConn(conn, connConfig(p.cfg.VNetHdr, p.secondaryMark))
-	err = both(ctx, conn,
+	err = together(ctx, conn,
 		func(ctx context.Context) error {
 			if err := p.hello.expect(conn); err != nil {
 				return err

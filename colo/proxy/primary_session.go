@@ -134,30 +134,36 @@ func (p *Primary) Failover() error {
 // Entry returns how the Primary is registered in a vmstate.Registry: instance
 // numbers the NICs of a guest. The secondary registers its Secondary with the
 // same.
-func (p *Primary) Entry(instance uint32) vmstate.Entry { return filter.BacklogEntry(instance) }
+func (p *Primary) Entry(instance uint32) vmstate.Entry { return entry(instance) }
 
 // PreSave gathers the packets that the guest sent before the mark and that have
-// not left. (A vmstate.PreSaver.)
+// not left, by which addresses it is known, and the connections that are
+// translated. (A vmstate.PreSaver.)
 func (p *Primary) PreSave() error {
 	if p.buffer != nil {
-		return p.buffer.PreSave()
+		if err := p.buffer.PreSave(); err != nil {
+			return err
+		}
+	} else {
+		p.backlog.Reset()
+		p.comparer.Unwritten(func(f compare.Frame) { p.backlog.Add(f.Data) })
 	}
-	p.backlog.Reset()
-	p.comparer.Unwritten(func(f compare.Frame) { p.backlog.Add(f.Data) })
-	return nil
+	return preSave(p.known, p.edge)
 }
 
-// VMState names these packets. A Primary cannot be loaded: a host that takes a
-// guest back is a Secondary. (A vmstate.Device.)
+// VMState names these. A Primary cannot be loaded: a host that takes a guest back
+// is a Secondary. (A vmstate.Device.)
 func (p *Primary) VMState(f *vmstate.Fields) {
 	switch {
 	case f.Loading():
 		f.Fail(&filter.Error{Op: "load a primary's network", Offset: -1, Err: vmstate.ErrValue})
+		return
 	case p.buffer != nil:
 		p.buffer.VMState(f)
 	default:
 		p.backlog.Save(f)
 	}
+	stand(f, p.known, p.edge)
 }
 
 // HeldOutput returns the guest's output that waits for its twin or for its
@@ -169,6 +175,10 @@ func (p *Primary) HeldOutput() event.HeldOutput {
 	}
 	return p.comparer.HeldOutput()
 }
+
+// Neighbors returns by which addresses the network finds the guest, as far as they
+// are known.
+func (p *Primary) Neighbors() []Neighbor { return p.known.All() }
 
 // Stats returns the present counts.
 func (p *Primary) Stats() PrimaryStats {

@@ -50,15 +50,17 @@ const (
 	deliverTries = 100
 )
 
-// both runs two loops of which neither goes on without the other: the end of
-// one, or of ctx, closes what they wait for. It returns why the first ended.
-func both(ctx context.Context, c io.Closer, here, there func(context.Context) error) error {
+// together runs loops of which none goes on without the others: the end of one, or
+// of ctx, closes what they wait for. It returns why the first ended.
+func together(ctx context.Context, c io.Closer, here func(context.Context) error, there ...func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	closed := make(chan struct{})
 	context.AfterFunc(ctx, func() { defer close(closed); c.Close() })
 	var group sync.WaitGroup
-	group.Go(func() { cancel(there(ctx)) })
+	for _, loop := range there {
+		group.Go(func() { cancel(loop(ctx)) })
+	}
 	cancel(here(ctx))
 	group.Wait()
 	<-closed

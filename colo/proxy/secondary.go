@@ -25,12 +25,21 @@ type SecondaryConfig struct {
 	Limit      int
 	VNetHdr    int
 
-	// Rewriter configures the translation of sequence numbers.
+	// Rewriter configures the translation of sequence numbers. With an Edge in it
+	// the host itself carries connections through further failovers, see HandOver.
+	// Without one the Secondary does.
 	Rewriter filter.RewriterConfig
 
 	// Gate is asked, once this side has taken over, before each packet that would
 	// leave to the network. Nil is always open.
 	Gate Gate
+
+	// Announce is how the network is told that the guest is here, once this side has
+	// taken over: what the guest is known by follows from its frames and from the
+	// primary's section, and Announce.Neighbors are announced besides. VNetHdr is
+	// the Secondary's, and so is Gate if it is nil. Rounds less than 0: nothing is
+	// announced. A Neighbor that makes no sense ends Run at once with ErrNeighbor.
+	Announce AnnounceConfig
 
 	// Outbox bounds the packets that wait to be sent to the primary, in bytes.
 	// Zero: 4 MiB. What finds no room is missing there, and is a reason for a
@@ -55,6 +64,10 @@ type Secondary struct {
 	keep *filter.Buffer
 	out  *filter.Outbox
 	at   uint64 // the epoch of what is read from the primary; belongs to Serve
+
+	known    *Neighbors
+	edge     *filter.Edge
+	announce *announcer
 
 	mu        sync.Mutex
 	rewriter  *filter.Rewriter
@@ -89,7 +102,12 @@ func NewSecondary(cfg SecondaryConfig) *Secondary {
 		panic("proxy: SecondaryConfig needs VM and Deliver")
 	}
 	cfg.Limit = limitOf(cfg.Limit)
+	known, edge := new(Neighbors), new(filter.Edge)
+	if cfg.Rewriter.Edge == nil {
+		cfg.Rewriter.Edge = edge
+	}
 	s := &Secondary{
+		known: known, edge: edge, announce: newAnnouncer(cfg.Announce, known),
 		cfg: cfg, gate: newGate(cfg.VM, false),
 		hello:    newHello(sideSecondary, cfg.Continuous, cfg.VNetHdr, cfg.Limit),
 		keep:     filter.NewBuffer(filter.BufferConfig{Limit: cfg.Limit}),
@@ -114,6 +132,7 @@ func (s *Secondary) WritePacket(packet []byte) error {
 	if err := checkPacket(packet, s.cfg.VNetHdr); err != nil {
 		return err
 	}
+	s.known.FromGuest(packet, s.cfg.VNetHdr)
 	s.mu.Lock()
 	s.scratch = append(s.scratch[:0], packet...)
 	f := filter.Frame{Data: s.scratch, VNetHdr: s.cfg.VNetHdr}
@@ -154,13 +173,21 @@ func (s *Secondary) note(err error) {
 func (s *Secondary) Room() <-chan struct{} { return s.keep.Room() }
 
 // Run moves packets between the guest and the network once this side has taken
-// over; before, it does neither read nor write there. It returns why the network
-// failed, or the cause of the end of ctx. It owns the network, and closes it if it
-// can be closed; otherwise the caller sees to it that a read that waits ends. Run
-// is called once at a time, and starts a goroutine that has ended when it returns.
+// over, and announces the guest there; before, it does neither read nor write
+// there. It returns why the network failed, or the cause of the end of ctx. It owns
+// the network, and closes it if it can be closed; otherwise the caller sees to it
+// that a read that waits ends. Run is called once at a time, and starts goroutines
+// that have ended when it returns.
 func (s *Secondary) Run(ctx context.Context, network Network) error {
-	return both(ctx, closerOf(network),
-		func(ctx context.Context) error { return s.keep.Run(ctx, gated(ctx, s.cfg.Gate, network)) },
+	up, out := newUplink(network, s.edge, s.cfg.VNetHdr, true)
+	return together(ctx, closerOf(network),
+		func(ctx context.Context) error { return s.keep.Run(ctx, gated(ctx, s.cfg.Gate, out)) },
+		func(ctx context.Context) error {
+			if err := s.announce.check(); err != nil {
+				return err
+			}
+			return s.announce.run(ctx, s.cfg.Gate, up)
+		},
 		func(ctx context.Context) error {
 			alone := func() bool { return s.gate.alone }
 			if err := s.gate.admit(ctx, alone, func() {}); err != nil {
@@ -168,7 +195,7 @@ func (s *Secondary) Run(ctx context.Context, network Network) error {
 			}
 			var mine []byte
 			for {
-				packet, err := network.ReadPacket()
+				packet, err := up.ReadPacket()
 				if err != nil {
 					return err
 				}
@@ -199,7 +226,7 @@ func (s *Secondary) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
 	greeted := make(chan struct{})
 	s.at = 0
 	c := filter.NewConn(conn, connConfig(s.cfg.VNetHdr, s.primaryMark))
-	return both(ctx, conn,
+	return together(ctx, conn,
 		func(ctx context.Context) error {
 			if err := s.hello.expect(conn); err != nil {
 				return err
@@ -278,6 +305,7 @@ func (s *Secondary) input(ctx context.Context, epoch uint64, packet []byte) erro
 			}
 			if !translated {
 				translated = true
+				s.known.ToGuest(packet, s.cfg.VNetHdr)
 				s.mu.Lock()
 				deliver := s.rewriter.Inbound(packet, s.cfg.VNetHdr)
 				s.mu.Unlock()
@@ -326,6 +354,7 @@ func (s *Secondary) Commit(epoch uint64) error {
 		_ = s.out.Mark(epoch) // never fails
 	}
 	s.mu.Unlock()
+	s.announce.cancel()
 	s.gate.set(func() { s.gate.runs, s.gate.alone = epoch+1, false })
 	return nil
 }
@@ -334,30 +363,49 @@ func (s *Secondary) Commit(epoch uint64) error {
 func (s *Secondary) Resumed(epoch uint64) error { return s.keep.Resumed(epoch) }
 
 // Failover says that this side goes on alone: what its guest inherited leaves,
-// then what it has said itself, and packets pass from now on. (A
-// colo.SecondaryNetwork.)
+// then what it has said itself, and packets pass from now on. Run announces the
+// guest. (A colo.SecondaryNetwork.)
 func (s *Secondary) Failover() error {
 	s.mu.Lock()
 	s.alone = true
 	err := errors.Join(s.out.Failover(), s.rewriter.Failover(), s.keep.Failover())
 	s.mu.Unlock()
 	s.gate.set(func() { s.gate.alone = true })
+	s.announce.begin()
 	return err
 }
 
 // Entry returns how the Secondary is registered in a vmstate.Registry, as its
 // Primary is there: instance numbers the NICs of a guest.
-func (s *Secondary) Entry(instance uint32) vmstate.Entry { return s.keep.Entry(instance) }
+func (s *Secondary) Entry(instance uint32) vmstate.Entry { return entry(instance) }
 
-// PreSave gathers the packets that have not left. (A vmstate.PreSaver.)
-func (s *Secondary) PreSave() error { return s.keep.PreSave() }
+// PreSave gathers the packets that have not left, by which addresses the guest is
+// known, and the connections that are translated. (A vmstate.PreSaver.)
+func (s *Secondary) PreSave() error {
+	if err := s.keep.PreSave(); err != nil {
+		return err
+	}
+	return preSave(s.known, s.edge)
+}
 
-// VMState names these packets; loaded, they are what the guest inherits at the
-// next commit. (A vmstate.Device.)
-func (s *Secondary) VMState(f *vmstate.Fields) { s.keep.VMState(f) }
+// VMState names these; loaded, the packets are what the guest inherits at the next
+// commit. (A vmstate.Device.)
+func (s *Secondary) VMState(f *vmstate.Fields) {
+	s.keep.VMState(f)
+	stand(f, s.known, s.edge)
+}
 
 // PostLoad makes what was loaded the guest's. (A vmstate.PostLoader.)
-func (s *Secondary) PostLoad(version uint32) error { return s.keep.PostLoad(version) }
+func (s *Secondary) PostLoad(version uint32) error {
+	if err := s.keep.PostLoad(version); err != nil {
+		return err
+	}
+	return postLoad(version, s.known, s.edge)
+}
+
+// Neighbors returns by which addresses the network finds the guest, as far as they
+// are known.
+func (s *Secondary) Neighbors() []Neighbor { return s.known.All() }
 
 // Stats returns the present counts.
 func (s *Secondary) Stats() SecondaryStats {

@@ -58,7 +58,10 @@ func newNetwork(o options, c cable, continuous bool, g *guest, request func(even
 	n := &network{cable: c, mac: o.mac}
 	deliver := func(p []byte) error { return g.ReceivePacket(p) }
 	if o.mode == modeSecondary {
-		n.secondary = proxy.NewSecondary(proxy.SecondaryConfig{VM: g, Deliver: deliver, Continuous: continuous})
+		n.secondary = proxy.NewSecondary(proxy.SecondaryConfig{
+			VM: g, Deliver: deliver, Continuous: continuous,
+			Announce: proxy.AnnounceConfig{Rounds: -1}, // announce does
+		})
 		n.proxy = n.secondary
 		return n
 	}

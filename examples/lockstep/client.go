@@ -86,11 +86,15 @@ func (c *client) take(conn net.Conn) {
 			c.waiting[side] = true
 			c.guestAt = side
 		default:
+			p, err = c.vlan.untag(p)
+			if err == nil && announces(p) {
+				break // where the guest is now: the side has said so
+			}
 			if c.waiting[side] {
 				c.waiting[side] = false
 				c.alone[side] = now
 			}
-			if p, err = c.vlan.untag(p); err != nil {
+			if err != nil {
 				c.oracle.note(&c.oracle.Corrupted, "%v", err)
 				break
 			}
@@ -103,6 +107,12 @@ func (c *client) take(conn net.Conn) {
 		}
 		c.mu.Unlock()
 	}
+}
+
+// announces reports whether a frame is the RARP request by which a side that has
+// taken over tells the network where the guest is.
+func announces(frame []byte) bool {
+	return len(frame) >= 14 && frame[12] == 0x80 && frame[13] == 0x35
 }
 
 // seen is what the client knows at some instant.
