@@ -7,8 +7,6 @@ import (
 	"os"
 	"sync"
 	"time"
-
-	"github.com/gocolo/lockstep/event"
 )
 
 // A printer shows runs: lines and a table for people, or JSON lines. On a
@@ -103,16 +101,15 @@ func (p *printer) object(v any) {
 	json.NewEncoder(p.w).Encode(v)
 }
 
-// event prints an event as QMP does, with the side that it happened on.
-func (p *printer) event(side string, r event.Record) {
+// event prints an event, which is an object of JSON as QMP has it, with the side that it
+// happened on.
+func (p *printer) event(side string, event json.RawMessage) {
 	if !p.json {
 		return
 	}
-	line, err := json.Marshal(r)
-	if err != nil {
-		return
-	}
-	p.object(json.RawMessage(fmt.Sprintf(`{"side":%q,%s`, side, line[1:])))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fmt.Fprintf(p.w, `{"side":%q,%s`+"\n", side, event[1:])
 }
 
 // start says what is about to run.

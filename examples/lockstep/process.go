@@ -26,7 +26,8 @@ type process struct {
 // message is what comes from a process: a report, or its end.
 type message struct {
 	side   string
-	report report
+	report report          // without its event
+	event  json.RawMessage // of the report, as it came; most are only passed on
 	ended  bool
 	err    error // of the end: nil for exit status 0
 }
@@ -57,12 +58,15 @@ func start(cfg sideConfig, inbox chan<- message, group *sync.WaitGroup) (*proces
 			if err != nil {
 				break // a line that was cut says nothing
 			}
-			m := message{side: p.side}
-			if err := json.Unmarshal(line, &m.report); err != nil {
+			var in struct {
+				report
+				Event json.RawMessage `json:"event"`
+			}
+			if err := json.Unmarshal(line, &in); err != nil {
 				p.stderr.Write(line) // a crash, most likely
 				continue
 			}
-			inbox <- m
+			inbox <- message{side: p.side, report: in.report, event: in.Event}
 		}
 		inbox <- message{side: p.side, ended: true, err: p.cmd.Wait()}
 	})

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -488,6 +490,16 @@ func (r *run) await(ctx context.Context, what string, done func() bool) error {
 	return nil
 }
 
+// matters reports whether an event, as it came, is of a kind that handle looks at.
+func matters(e json.RawMessage) bool {
+	for _, kind := range []event.Event{event.CheckpointStart{}, event.CheckpointCommit{}, event.COLOExit{}} {
+		if bytes.Contains(e, []byte(`"`+kind.Name()+`"`)) {
+			return true
+		}
+	}
+	return false
+}
+
 // handle takes one message of a process.
 func (r *run) handle(m message) error {
 	rep := m.report
@@ -500,9 +512,16 @@ func (r *run) handle(m message) error {
 		}
 	case rep.Listening != nil:
 		r.listening = rep.Listening
-	case rep.Event != nil:
-		r.out.event(m.side, *rep.Event)
-		switch e := rep.Event.Event.(type) {
+	case m.event != nil:
+		r.out.event(m.side, m.event)
+		if !matters(m.event) {
+			break
+		}
+		var rec event.Record
+		if err := json.Unmarshal(m.event, &rec); err != nil {
+			return fmt.Errorf("an event of the %s: %w", m.side, err)
+		}
+		switch e := rec.Event.(type) {
 		case event.CheckpointStart:
 			if m.side == primary {
 				r.under = e.Epoch
