@@ -9,7 +9,9 @@
 // each host: it finds the other host, synchronises, takes over, protects again and
 // changes the sides. It needs your guest as a protect.Guest and, for two hosts that
 // must decide alone, an arbiter. examples/protected is the shortest program that
-// uses it; colo/colotest.TestVM tests your guest against what it relies on.
+// uses it; colo/colotest.TestVM tests your guest against what it relies on. Package
+// [github.com/gocolo/lockstep/colo/protect/control] gives others a QMP monitor of it
+// and the page of [github.com/gocolo/lockstep/colo/protect/watch].
 //
 // A VMM on KVM finds the pauses, the vCPU state and the dirty log in package
 // [github.com/gocolo/lockstep/kvm]; one that uses gokvm finds its whole machine in

@@ -10,7 +10,8 @@
 // go on at the other; start it again, without -start, and it is protected again.
 // With -cert, -key and -ca in place of -insecure the hosts show each other
 // certificates, for the names given by -host. SIGUSR1 makes the host with the
-// guest hand it over.
+// guest hand it over; so does job-complete on the monitor of -qmp, and a button of
+// the page of -http, with -http-control.
 //
 // Without arguments it does all that by itself on this machine: it starts both,
 // kills, stops and continues them, and checks every line (demo.go).
@@ -29,6 +30,8 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/protect"
+	"github.com/gocolo/lockstep/colo/protect/control"
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover/sharedfile"
 )
 
@@ -78,6 +81,7 @@ func host(ctx context.Context, args []string) error {
 	period := f.Duration("period", time.Millisecond, "`time` between two lines of the guest")
 	term := f.Duration("term", time.Second, "`time` for which the arbiter grants the guest")
 	beat := f.Duration("beat", 50*time.Millisecond, "`time` between two heartbeats")
+	handles := control.Flags(f)
 	if err := f.Parse(args); err != nil {
 		return errors.Join(errUsage, err)
 	}
@@ -91,8 +95,8 @@ func host(ctx context.Context, args []string) error {
 	cfg := protect.Config{
 		Name: "demo", Host: *name, Guest: m, Network: []protect.Network{nic}, Start: *start,
 		Peer:   protect.Peer{Listen: *listen, Dial: *dial, Name: *peer, PortConfig: protect.PortConfig{Insecure: *insecure}},
-		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
-		Term:   *term, Beat: *beat, Lost: 5 * *beat, CheckpointDelay: 20 * time.Millisecond,
+		Events: new(event.Bus), Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Term: *term, Beat: *beat, Lost: 5 * *beat, CheckpointDelay: 20 * time.Millisecond,
 	}
 	if *cert != "" {
 		if cfg.Peer.TLS, err = protect.LoadTLS(*cert, *key, *ca); err != nil {
@@ -120,7 +124,7 @@ func host(ctx context.Context, args []string) error {
 			cfg.Logger.Info("switchover", "error", err, "downtime", job.Query().Stats.Downtime)
 		}
 	}()
-	return job.Run(ctx)
+	return handles.Run(ctx, job, control.Config{Events: cfg.Events, Guest: m, Quit: end, Logger: cfg.Logger})
 }
 
 // lines is the guest's network: what it sends is written out, a line each.

@@ -1,0 +1,55 @@
+// Package control lets others steer and watch a protected guest: a QMP monitor
+// for programs, and the page of package watch for people. A host serves both with
+// one call, for as long as its job runs:
+//
+//	handles := control.Flags(flag.CommandLine) // -qmp, -http, -http-control
+//	...
+//	err := handles.Run(ctx, job, control.Config{Events: bus, Guest: guest, Quit: end})
+//
+// # The monitor
+//
+// It has the commands of QEMU that a protected guest has a use for, and answers
+// with QEMU's words:
+//
+//	query-status, stop, cont     the guest; stop is a pause of Config.Guest beside the job's own
+//	query-name                   the guest's name
+//	query-colo-status            the side of this host, and how the last session ended
+//	x-colo-lost-heartbeat        protect.Job.Failover
+//	query-migrate                how far a synchronisation has come
+//	migrate-set-parameters,      x-checkpoint-delay, where the job can change it
+//	query-migrate-parameters
+//	migrate-set-capabilities,    x-colo is on, and stays so
+//	query-migrate-capabilities
+//	query-jobs                   the one job, whose id is the guest's name and whose type is "protect"
+//	job-pause, job-resume        protect.Job.Pause and Resume
+//	job-complete                 protect.Job.Switchover; answers when it is done
+//	job-cancel                   protect.Job.Cancel, where the job has it
+//	job-dismiss                  forgets a job that has concluded
+//	xen-colo-do-checkpoint       protect.Job.Checkpoint
+//	query-xen-replication-status whether a disk of the present session is broken
+//	xen-set-replication          what the job does by itself is no error; anything else is
+//	quit                         Config.Quit
+//
+// And some of its own, for what QEMU has no word for:
+//
+//	query-protection             protect.Info, as JSON
+//	protection-failover          protect.Job.Failover
+//	protection-fenced            protect.Job.Fenced: the other host is dead, on the operator's word
+//	protection-complete          protect.Job.Complete: the guest has ended
+//
+// What a state of the job does not allow is a GenericError with the words of a
+// protect.StateError. A verb that a client has given is carried out also when the
+// client leaves before its answer.
+//
+// The state of the guest is, in words of QEMU's RunState:
+//
+//	created         prelaunch
+//	waiting         inmigrate
+//	following       colo; inmigrate until the copy here is whole
+//	alone, synchronising, protected, paused
+//	                running; paused after stop
+//	asking, taking-over
+//	                colo
+//	switching-over  finish-migrate
+//	concluded       shutdown
+package control

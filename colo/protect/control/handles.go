@@ -1,0 +1,138 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/protect/watch"
+	"github.com/gocolo/lockstep/event/qmp"
+)
+
+// Handles says where a job is steered and watched. The zero Handles is nowhere.
+type Handles struct {
+	// QMP is the address of the monitor, as qmp.Listen takes it: unix:PATH or
+	// HOST:PORT. Empty: there is none. Who can connect may do all that the monitor
+	// can.
+	QMP string
+	// HTTP is the address of the page, as watch.Listen takes it: a port alone is on
+	// the loopback interface. Empty: there is none.
+	HTTP string
+	// HTTPControl gives the page its buttons.
+	HTTPControl bool
+	// Hosts are further names of the page; see watch.Config.
+	Hosts []string
+}
+
+// Flags adds the flags -qmp, -http and -http-control, and returns what they set.
+func Flags(f *flag.FlagSet) *Handles {
+	h := new(Handles)
+	f.StringVar(&h.QMP, "qmp", "", "serve a QMP monitor at `unix:PATH|HOST:PORT`")
+	f.StringVar(&h.HTTP, "http", "", "serve a page to watch at `[HOST:]PORT`")
+	f.BoolVar(&h.HTTPControl, "http-control", false, "the page has buttons, too")
+	return h
+}
+
+// Runner is a job that Run can run: a [protect.Job].
+type Runner interface {
+	Job
+	Run(ctx context.Context) error
+}
+
+// Run runs a job and serves its handles for as long as it runs; it returns what
+// the job's Run returns. An address that cannot be listened at is an error before
+// the job begins. A handle that fails later is logged, and does not end the job.
+// What it has started has ended when it returns.
+func (h *Handles) Run(ctx context.Context, job Runner, cfg Config) error {
+	serve, err := h.open(job, cfg)
+	if err != nil {
+		return err
+	}
+	with, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	var group sync.WaitGroup
+	for _, s := range serve {
+		group.Go(func() {
+			if err := s.run(with); with.Err() == nil && cfg.Logger != nil {
+				cfg.Logger.Error("a handle has failed", "handle", s.name, "guest", job.Query().Guest, "error", err)
+			}
+		})
+	}
+	err = job.Run(ctx)
+	end(errOver)
+	group.Wait()
+	return err
+}
+
+var errOver = errors.New("the job is over")
+
+// served is one handle: run serves it until the context ends, close takes the place
+// of run where it was never called.
+type served struct {
+	name  string
+	run   func(context.Context) error
+	close func()
+}
+
+func (h *Handles) open(job Job, cfg Config) (all []served, err error) {
+	defer func() {
+		if err != nil {
+			for _, s := range all {
+				s.close()
+			}
+			all = nil
+		}
+	}()
+	if h.QMP != "" {
+		l, err := qmp.Listen(h.QMP)
+		if err != nil {
+			return all, fmt.Errorf("control: monitor: %w", err)
+		}
+		m := NewMonitor(job, cfg)
+		all = append(all, served{"monitor", func(ctx context.Context) error {
+			defer m.Close()
+			return m.Server().Serve(ctx, l)
+		}, func() { l.Close(); m.Close() }})
+	}
+	if h.HTTP != "" {
+		l, err := watch.Listen(h.HTTP)
+		if err != nil {
+			return all, fmt.Errorf("control: page: %w", err)
+		}
+		page := watch.New(watch.Config{Job: job, Events: cfg.Events, Control: h.HTTPControl, Hosts: slices.Clone(h.Hosts), Logger: cfg.Logger})
+		if cfg.Logger != nil {
+			cfg.Logger.Info("a page to watch", "guest", job.Query().Guest, "url", "http://"+l.Addr().String()+"/", "control", h.HTTPControl)
+		}
+		all = append(all, served{"page", func(ctx context.Context) error { return servePage(ctx, l, page) }, func() { l.Close() }})
+	}
+	return all, nil
+}
+
+// servePage serves a page until ctx ends; requests under way are given a moment.
+func servePage(ctx context.Context, l net.Listener, page *watch.Page) error {
+	server := &http.Server{Handler: page, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10}
+	var group sync.WaitGroup
+	with, end := context.WithCancel(ctx)
+	group.Go(func() { page.Run(with) })
+	failed := make(chan error, 1)
+	group.Go(func() { failed <- server.Serve(l) })
+	var err error
+	select {
+	case err = <-failed:
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	}
+	end() // browsers that watch are let go
+	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
+	defer cancel()
+	if server.Shutdown(grace) != nil {
+		server.Close()
+	}
+	group.Wait()
+	return err
+}

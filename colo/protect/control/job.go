@@ -1,0 +1,83 @@
+package control
+
+import (
+	"context"
+	"errors"
+
+	"github.com/gocolo/lockstep/colo/protect"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/event/qmp"
+)
+
+// jobs returns the one job, until it is dismissed.
+func (m *Monitor) jobs() []qmp.Job {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.dismissed {
+		return nil
+	}
+	return []qmp.Job{job{m}}
+}
+
+// job is the monitor's job as a qmp.Job.
+type job struct{ m *Monitor }
+
+var errNotThisJob = errors.New("the protection of a guest has no such step")
+
+func (j job) ID() string          { return j.m.job.Query().Guest }
+func (j job) Type() event.JobType { return event.JobProtect }
+
+func (j job) Status() event.JobStatus {
+	return event.JobStatus(j.m.job.Query().State.JobStatus())
+}
+
+// Progress is that of a synchronisation, in bytes. A guest that is in step, or
+// that nobody copies, has nothing to do.
+func (j job) Progress() (current, total int64) {
+	p := j.m.job.Query().Progress
+	if p == nil {
+		return 0, 0
+	}
+	return int64(p.Total - min(p.Total, p.Remaining)), int64(p.Total)
+}
+
+// Err is what has ended the job.
+func (j job) Err() error {
+	if in := j.m.job.Query(); in.State == protect.Concluded {
+		return in.LastError
+	}
+	return nil
+}
+
+func (j job) Pause(ctx context.Context) error {
+	return j.m.ordered("job-pause", j.m.job.Pause(context.WithoutCancel(ctx), "by the monitor"))
+}
+
+func (j job) Resume(context.Context) error {
+	return j.m.ordered("job-resume", j.m.job.Resume())
+}
+
+func (j job) Cancel(ctx context.Context) error {
+	c, ok := j.m.job.(canceller)
+	if !ok {
+		return errNotThisJob
+	}
+	return j.m.ordered("job-cancel", c.Cancel(context.WithoutCancel(ctx)))
+}
+
+func (j job) Complete(ctx context.Context) error {
+	return j.m.ordered("job-complete", j.m.job.Switchover(context.WithoutCancel(ctx)))
+}
+
+func (job) Finalize(context.Context) error { return errNotThisJob }
+
+func (j job) Dismiss(context.Context) error {
+	j.m.mu.Lock()
+	done := j.m.dismissed
+	j.m.dismissed = true
+	j.m.mu.Unlock()
+	if !done {
+		j.m.cfg.Events.Publish(event.JobStatusChange{ID: j.ID(), Status: event.JobNull})
+	}
+	return nil
+}

@@ -1,0 +1,191 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/protect"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/event/qmp"
+)
+
+// A Job is what a monitor steers: a [protect.Job].
+type Job interface {
+	Query() protect.Info
+	Pause(ctx context.Context, reason string) error
+	Resume() error
+	Complete(ctx context.Context) error
+	Checkpoint() error
+	Failover() error
+	Fenced() error
+	Switchover(ctx context.Context) error
+}
+
+// Config is what a monitor or a page needs besides the job.
+type Config struct {
+	// Events is the job's bus: clients see its events. Nil: there are none, and
+	// query-colo-status forgets a session when it has ended.
+	Events *event.Bus
+
+	// Guest is what stop and cont act upon. Its Pause and Resume are called
+	// beside those of the job, from any goroutine, as colo.VM says they may be.
+	// Nil: both are refused.
+	Guest colo.VM
+
+	// Quit ends the host; nil: there is no command quit. It must not wait for
+	// Serve to return.
+	Quit func()
+
+	// Logger hears of clients (Debug), and of what they have ordered (Info). Nil:
+	// nothing is logged.
+	Logger *slog.Logger
+}
+
+// A Monitor is the QMP monitor of a job. Close is called when it is of no use any
+// more.
+type Monitor struct {
+	// Commands are the monitor's; a host may register more.
+	Commands qmp.Commands
+
+	job    Job
+	cfg    Config
+	log    *slog.Logger
+	cancel func()
+
+	operator sync.Mutex  // one stop or cont at a time
+	leave    atomic.Bool // the guest does not run here any more: see machine.left
+
+	mu        sync.Mutex
+	stopped   bool // one pause of the guest is the operator's
+	dismissed bool
+	last      event.Mode       // of the last session that has ended
+	reason    event.ExitReason // why it has
+	broken    error            // of a disk, in the present session
+}
+
+// NewMonitor makes the monitor of a job.
+func NewMonitor(job Job, cfg Config) *Monitor {
+	m := &Monitor{job: job, cfg: cfg, log: cfg.Logger, last: event.ModeNone, reason: event.ExitNone}
+	if m.log == nil {
+		m.log = slog.New(slog.DiscardHandler)
+	}
+	m.cancel = cfg.Events.SubscribeAll(m.observe)
+	c := &m.Commands
+	name := job.Query().Guest
+	qmp.RegisterName(c, name)
+	qmp.RegisterMachine(c, (*machine)(m))
+	qmp.RegisterCOLO(c, (*session)(m))
+	qmp.RegisterReplication(c, (*disks)(m))
+	qmp.RegisterJobs(c, m.jobs)
+	qmp.RegisterMigration(c, m.migration)
+	qmp.RegisterCapabilities(c, capabilities, setCapabilities)
+	if d, ok := job.(delayer); ok {
+		qmp.RegisterParameters(c, func() qmp.MigrationParameters {
+			ms := uint32(d.Delay().Milliseconds())
+			return qmp.MigrationParameters{XCheckpointDelay: &ms}
+		}, func(_ context.Context, p qmp.MigrationParameters) error {
+			if p.XCheckpointDelay == nil {
+				return nil
+			}
+			return m.ordered("x-checkpoint-delay", d.SetDelay(time.Duration(*p.XCheckpointDelay)*time.Millisecond))
+		})
+	}
+	qmp.Register(c, "query-protection", func(context.Context, qmp.None) (protection, error) { return newProtection(job.Query()), nil })
+	m.verb("protection-failover", func(context.Context) error { return job.Failover() })
+	m.verb("protection-fenced", func(context.Context) error { return job.Fenced() })
+	m.verb("protection-complete", job.Complete)
+	return m
+}
+
+// delayer is a job whose checkpoint delay can be changed.
+type delayer interface {
+	Delay() time.Duration
+	SetDelay(d time.Duration) error
+}
+
+// canceller is a job whose protection can be ended for good.
+type canceller interface {
+	Cancel(ctx context.Context) error
+}
+
+// verb registers a command without arguments that has no answer but its error.
+func (m *Monitor) verb(name string, do func(context.Context) error) {
+	qmp.Register(&m.Commands, name, func(ctx context.Context, _ qmp.None) (qmp.None, error) {
+		return qmp.None{}, m.ordered(name, do(context.WithoutCancel(ctx)))
+	})
+}
+
+// ordered notes what an operator has ordered, and what came of it.
+func (m *Monitor) ordered(what string, err error) error {
+	in := m.job.Query()
+	args := []any{"order", what, "guest", in.Guest, "side", in.Role.String(), "generation", in.Generation, "checkpoint", checkpoint(in)}
+	if err != nil {
+		args = append(args, "error", err)
+	}
+	m.log.Info("ordered by the monitor", args...)
+	return err
+}
+
+// checkpoint is the last one of the present session; 0: there is none.
+func checkpoint(in protect.Info) uint64 {
+	if in.Session == nil {
+		return 0
+	}
+	return in.Session.Epoch
+}
+
+// Server returns a server of the monitor. Each is for any number of listeners.
+func (m *Monitor) Server() *qmp.Server {
+	return &qmp.Server{Commands: &m.Commands, Bus: m.cfg.Events, Quit: m.cfg.Quit, Log: m.cfg.Logger}
+}
+
+// Close ends the monitor: it hears no more events, and an operator's stop is taken
+// back. Its servers have returned before.
+func (m *Monitor) Close() error {
+	m.cancel()
+	ctx, cancel := context.WithTimeout(context.Background(), colo.DefaultPeerTimeout)
+	defer cancel()
+	m.operator.Lock()
+	defer m.operator.Unlock()
+	return (*machine)(m).release(ctx)
+}
+
+// observe notes what query-colo-status and query-xen-replication-status answer.
+func (m *Monitor) observe(r event.Record) {
+	if e, ok := r.Event.(event.JobStatusChange); ok && e.State != "" && !runs(m.job.Query().State) {
+		(*machine)(m).left()
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch e := r.Event.(type) {
+	case event.COLOExit:
+		m.last, m.reason = e.Mode, e.Reason
+	case event.Migration:
+		if e.Status == event.MigrationSetup || e.Status == event.MigrationActive {
+			m.broken = nil
+		}
+	case event.DiskBroken:
+		m.broken = errors.New(e.Error)
+	case event.DiskFailed:
+		m.broken = errors.New(e.Error)
+	}
+}
+
+func capabilities() []qmp.CapabilityStatus {
+	return []qmp.CapabilityStatus{{Capability: qmp.CapabilityCOLO, State: true}}
+}
+
+func setCapabilities(_ context.Context, all []qmp.CapabilityStatus) error {
+	for _, s := range all {
+		if !s.State {
+			return errors.New("a protected guest has x-colo; job-pause ends the protection for now")
+		}
+	}
+	return nil
+}

@@ -1,0 +1,2 @@
+// Package browser tests the page to watch in a real browser.
+package browser

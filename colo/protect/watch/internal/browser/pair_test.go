@@ -1,0 +1,126 @@
+package browser
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// patience bounds each wait for something that is certain to come.
+const patience = time.Minute
+
+// A pair is the two hosts of examples/protected, as processes.
+type pair struct {
+	t       *testing.T
+	program string
+	dir     string
+	port    map[string]int // where a host is reached by the other
+	page    map[string]int
+	procs   map[string]*exec.Cmd
+
+	mu  sync.Mutex
+	log strings.Builder
+}
+
+func newPair(t *testing.T) *pair {
+	p := &pair{t: t, dir: t.TempDir(), port: map[string]int{}, page: map[string]int{}, procs: map[string]*exec.Cmd{}}
+	p.program = filepath.Join(p.dir, "protected")
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	if out, err := exec.CommandContext(ctx, "go", "build", "-C", "../../../../..", "-o", p.program, "./examples/protected").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for _, h := range []string{"a", "b"} {
+		p.port[h], p.page[h] = freePort(t), freePort(t)
+	}
+	t.Cleanup(func() {
+		for h := range p.procs {
+			p.kill(h)
+		}
+		if t.Failed() {
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			t.Log(p.log.String())
+		}
+	})
+	return p
+}
+
+func freePort(t *testing.T) int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func (p *pair) url(host string) string { return fmt.Sprintf("http://127.0.0.1:%d/", p.page[host]) }
+
+// start starts a host. Its times are long, so that a busy machine loses nobody.
+func (p *pair) start(host string, more ...string) {
+	p.t.Helper()
+	peer := map[string]string{"a": "b", "b": "a"}[host]
+	c := exec.Command(p.program, append([]string{"-host", host, "-listen", fmt.Sprintf("127.0.0.1:%d", p.port[host]), "-dial", fmt.Sprintf("127.0.0.1:%d", p.port[peer]),
+		"-arbiter", filepath.Join(p.dir, "arbiter"), "-insecure", "-term", "4s", "-beat", "2s", "-http", strconv.Itoa(p.page[host])}, more...)...)
+	c.Stderr = logOf{p, host}
+	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := c.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.procs[host] = c
+	p.until(host, "serves its page", func(string) bool { return true })
+}
+
+// is waits until a host is in a state.
+func (p *pair) is(host, state string) {
+	p.t.Helper()
+	p.until(host, "is "+state, func(s string) bool { return s == state })
+}
+
+func (p *pair) until(host, what string, ok func(state string) bool) {
+	p.t.Helper()
+	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		var s struct{ State string }
+		r, err := http.Get(p.url(host) + "state")
+		if err == nil {
+			err = json.NewDecoder(r.Body).Decode(&s)
+			r.Body.Close()
+		}
+		if err == nil && ok(s.State) {
+			return
+		}
+		if time.Now().After(end) {
+			p.t.Fatalf("host %s: not so that it %s: %q, %v", host, what, s.State, err)
+		}
+	}
+}
+
+func (p *pair) kill(host string) {
+	c := p.procs[host]
+	delete(p.procs, host)
+	c.Process.Kill()
+	c.Wait()
+}
+
+type logOf struct {
+	p    *pair
+	host string
+}
+
+func (l logOf) Write(b []byte) (int, error) {
+	l.p.mu.Lock()
+	defer l.p.mu.Unlock()
+	fmt.Fprintf(&l.p.log, "%s: %s", l.host, b)
+	return len(b), nil
+}

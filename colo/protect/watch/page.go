@@ -1,0 +1,180 @@
+package watch
+
+import (
+	"context"
+	"crypto/rand"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/protect"
+	"github.com/gocolo/lockstep/event"
+)
+
+// A Job is what is watched: a [protect.Job]. The methods are called from the
+// goroutines of requests.
+type Job interface {
+	Query() protect.Info
+	Pause(ctx context.Context, reason string) error
+	Resume() error
+	Checkpoint() error
+	Failover() error
+	Fenced() error
+	Switchover(ctx context.Context) error
+}
+
+// MaxViewers is how many browsers can watch a page at a time; further ones are
+// told to come back later.
+const MaxViewers = 32
+
+// Span is how far back the picture goes.
+const Span = time.Minute
+
+const (
+	sampled  = 250 * time.Millisecond // from one look at the job to the next
+	between  = 400 * time.Millisecond // from one message to the next, at least
+	silence  = time.Second            // and at most
+	stalling = 10 * time.Second       // how long a browser may take no byte
+)
+
+// Config is what a page shows. Job is required.
+type Config struct {
+	Job Job
+
+	// Events is the job's bus. Nil: the page shows no checkpoints and no events.
+	Events *event.Bus
+
+	// Control gives the page its buttons.
+	Control bool
+
+	// Hosts are the names under which browsers may ask for the page, besides
+	// localhost and every address.
+	Hosts []string
+
+	// Logger hears of orders (Info) and of requests that are refused (Warn). Nil:
+	// nothing is logged.
+	Logger *slog.Logger
+}
+
+// A Page is an http.Handler. Its methods may be called from any goroutine.
+type Page struct {
+	cfg     Config
+	log     *slog.Logger
+	mux     http.ServeMux
+	origin  *http.CrossOriginProtection
+	token   string        // what an order must carry
+	boot    string        // tells the browsers of a process from those of the one before
+	viewers chan struct{} // one for each
+	over    chan struct{} // closed when Run has returned
+
+	mu      sync.Mutex
+	rec     record
+	changed chan struct{} // closed and replaced when there is something new
+	ending  sync.Once
+}
+
+// New makes a page.
+func New(cfg Config) *Page {
+	p := &Page{
+		cfg: cfg, log: cfg.Logger, origin: http.NewCrossOriginProtection(), token: rand.Text(), boot: rand.Text(),
+		viewers: make(chan struct{}, MaxViewers), over: make(chan struct{}), changed: make(chan struct{}),
+	}
+	if p.log == nil {
+		p.log = slog.New(slog.DiscardHandler)
+	}
+	p.mux.HandleFunc("GET /{$}", p.index)
+	p.mux.HandleFunc("GET /live", p.live)
+	p.mux.HandleFunc("GET /state", p.state)
+	p.mux.HandleFunc("GET /timeline.svg", p.picture)
+	if cfg.Control {
+		p.mux.HandleFunc("POST /act", p.act)
+	}
+	return p
+}
+
+// Run notes what happens, for all who watch, until ctx ends; then it returns the
+// cause, and the browsers are let go. What happened before Run the page does not
+// know. It is called once.
+func (p *Page) Run(ctx context.Context) error {
+	defer p.ending.Do(func() { close(p.over) })
+	defer p.cfg.Events.SubscribeAll(p.note)()
+	tick := time.NewTicker(sampled)
+	defer tick.Stop()
+	for {
+		in := p.cfg.Job.Query() // not with mu: an event may wait for mu while the job waits for the event
+		p.mu.Lock()
+		if p.rec.sample(time.Now(), in) {
+			p.wake()
+		}
+		p.mu.Unlock()
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// note takes an event.
+func (p *Page) note(r event.Record) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.rec.event(r)
+	p.wake()
+}
+
+// wake tells those who watch that there is something new. It is called with mu
+// held.
+func (p *Page) wake() {
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+// ServeHTTP implements http.Handler.
+func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Cache-Control", "no-store")
+	if !p.known(r.Host) {
+		p.log.Warn("a page was asked for by a name that it does not have", "host", r.Host, "from", r.RemoteAddr)
+		http.Error(w, "this page has no such name: use its address, or localhost", http.StatusMisdirectedRequest)
+		return
+	}
+	p.mux.ServeHTTP(w, r)
+}
+
+// known reports whether a request names this host in a way that no other site can
+// arrange.
+func (p *Page) known(host string) bool {
+	name := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	name = strings.Trim(name, "[]")
+	if strings.EqualFold(name, "localhost") || net.ParseIP(name) != nil {
+		return true
+	}
+	for _, h := range p.cfg.Hosts {
+		if strings.EqualFold(name, h) {
+			return true
+		}
+	}
+	return false
+}
+
+// Listen listens for browsers at an address: HOST:PORT, or :PORT or PORT, which is
+// on the loopback interface.
+func Listen(address string) (net.Listener, error) {
+	if !strings.Contains(address, ":") {
+		address = ":" + address
+	}
+	if strings.HasPrefix(address, ":") {
+		address = "127.0.0.1" + address
+	}
+	return net.Listen("tcp", address)
+}

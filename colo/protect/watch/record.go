@@ -1,0 +1,220 @@
+package watch
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/protect"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/timeline"
+)
+
+// What a page remembers. At one checkpoint each 15 ms it is more than Span.
+const (
+	maxCheckpoints = 4096
+	maxSamples     = int(Span/sampled) + 8
+	maxMarks       = 64
+	maxEvents      = 60
+	maxFlows       = 512
+	maxDisks       = 64
+	maxText        = 400 // bytes of an event's
+)
+
+// A record is what a page remembers of what happened.
+type record struct {
+	checkpoints []timeline.Checkpoint
+	samples     []timeline.Sample
+	marks       []timeline.Mark
+	events      []line // the oldest first
+	flows       map[event.Flow]*flow
+	omitted     uint64 // divergences that no flow was named for
+	disks       map[string]event.DiskSyncProgress
+	started     map[event.Mode]time.Time // the checkpoint under way
+
+	hold colo.Histogram // of the session, at the last sample
+	seen string         // what the last sample said of the state
+}
+
+// A line is an event as the page shows it.
+type line struct {
+	At   time.Time `json:"at"`
+	Name string    `json:"name"`
+	Text string    `json:"text"`
+	Tone string    `json:"tone"`
+}
+
+// A flow is one that diverges.
+type flow struct {
+	count  uint64
+	reason string
+	last   time.Time
+	apart  bool
+}
+
+// keep adds to what is remembered, which has at most so many. Of too many some of
+// the oldest go at once, so that not all of the others move each time.
+func keep[T any](all []T, v T, most int) []T {
+	if len(all) >= most {
+		all = slices.Delete(all, 0, max(1, most/32))
+	}
+	return append(all, v)
+}
+
+func (r *record) event(rec event.Record) {
+	switch e := rec.Event.(type) {
+	case event.CheckpointStart:
+		if r.started == nil {
+			r.started = make(map[event.Mode]time.Time)
+		}
+		if len(r.started) < 4 {
+			r.started[e.Mode] = rec.Time
+		}
+		return
+	case event.CheckpointCommit:
+		r.checkpoint(rec.Time, e)
+		return
+	case event.Stop, event.Resume:
+		if len(r.started) > 0 {
+			return // a checkpoint's, of which there are many
+		}
+	case event.MigrationPass:
+		return
+	case event.DiskSyncProgress:
+		r.disk(e)
+		return
+	case event.DiskSynchronised:
+		delete(r.disks, e.Disk)
+	case event.DiskResynchronised:
+		delete(r.disks, e.Disk)
+	case event.NetworkDiverged:
+		f := r.flow(e.Flow)
+		f.count, f.reason, f.last = f.count+1, e.Reason, rec.Time
+		r.omitted += e.Omitted
+		return
+	case event.NetworkFlowApart:
+		f := r.flow(e.Flow)
+		f.apart, f.last = true, rec.Time
+		return
+	case event.NetworkFlowTogether:
+		r.flow(e.Flow).apart = false
+		return
+	case event.JobStatusChange:
+		alarm := e.State == protect.Asking.String() || e.State == protect.TakingOver.String()
+		r.marks = keep(r.marks, timeline.Mark{At: rec.Time, Name: e.State, Alarm: alarm}, maxMarks)
+		r.started = nil
+		if e.State != protect.Synchronising.String() {
+			r.disks = nil
+		}
+	}
+	r.events = keep(r.events, line{rec.Time, rec.Event.Name(), words(rec.Event), tone(rec.Event)}, maxEvents)
+}
+
+func (r *record) checkpoint(at time.Time, e event.CheckpointCommit) {
+	begun, ok := r.started[e.Mode]
+	took := time.Duration(e.TransferNS + e.CommitNS)
+	if !ok || e.Epoch == 0 || at.Sub(begun) > 2*took+time.Minute {
+		begun = at.Add(-took)
+	}
+	delete(r.started, e.Mode)
+	r.checkpoints = keep(r.checkpoints, timeline.Checkpoint{
+		At: begun, Epoch: e.Epoch, Cause: e.Cause, Pause: time.Duration(e.PauseNS), Stopped: time.Duration(e.StoppedNS),
+		Transfer: time.Duration(e.TransferNS), Commit: time.Duration(e.CommitNS), Pages: e.Pages, Bytes: e.Bytes,
+	}, maxCheckpoints)
+}
+
+func (r *record) disk(e event.DiskSyncProgress) {
+	if r.disks == nil {
+		r.disks = make(map[string]event.DiskSyncProgress)
+	}
+	if _, ok := r.disks[e.Disk]; ok || len(r.disks) < maxDisks {
+		r.disks[e.Disk] = e
+	}
+}
+
+// flow returns the entry of a flow. Of too many the one that has diverged least
+// gives its place, and its count, to the new one, so that those that diverge most
+// are always there, with counts that are too high rather than too low.
+func (r *record) flow(f event.Flow) *flow {
+	if r.flows == nil {
+		r.flows = make(map[event.Flow]*flow)
+	}
+	e := r.flows[f]
+	if e != nil {
+		return e
+	}
+	e = new(flow)
+	if len(r.flows) >= maxFlows {
+		var least event.Flow
+		first := true
+		for k, v := range r.flows {
+			if first || v.count < r.flows[least].count {
+				least, first = k, false
+			}
+		}
+		e.count = r.flows[least].count
+		delete(r.flows, least)
+	}
+	r.flows[f] = e
+	return e
+}
+
+// sample notes what the job says, and reports whether its state is another.
+func (r *record) sample(now time.Time, in protect.Info) (changed bool) {
+	s := timeline.Sample{At: now}
+	var hold colo.Histogram
+	if in.Session != nil {
+		hold = in.Session.Hold.Histogram
+		s.Held = in.Session.Held.Bytes
+		s.Latency, s.Longest = since(r.hold, hold)
+	}
+	r.hold = hold
+	r.samples = keep(r.samples, s, maxSamples)
+	state := fmt.Sprint(in.State, in.Peer, in.Generation, in.Open)
+	changed = state != r.seen
+	r.seen = state
+	return changed
+}
+
+// since returns the median and the longest of what a histogram has more than the
+// one before: bounds of buckets.
+func since(before, now colo.Histogram) (median, longest time.Duration) {
+	var more colo.Histogram
+	for i := range now {
+		if now[i] < before[i] { // another session's
+			return since(colo.Histogram{}, now)
+		}
+		more[i] = now[i] - before[i]
+	}
+	return more.Quantile(0.5), more.Quantile(1)
+}
+
+// words is an event's data in a line.
+func words(e event.Event) string {
+	var parts []string
+	for _, a := range event.Attrs(e) {
+		v := a.Value.String()
+		if v == "" || a.Key == "id" {
+			continue
+		}
+		parts = append(parts, a.Key+" "+v)
+	}
+	s := strings.ToValidUTF8(strings.Join(parts, ", "), "\ufffd")
+	if len(s) > maxText {
+		s = strings.ToValidUTF8(s[:maxText], "") + "…"
+	}
+	return s
+}
+
+// tone is how an event's line looks, besides what it says.
+func tone(e event.Event) string {
+	switch l := event.Level(e); {
+	case l >= 8:
+		return "bad"
+	case l >= 4:
+		return "warn"
+	}
+	return ""
+}

@@ -1,0 +1,169 @@
+package watch
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/subtle"
+	"embed"
+	"encoding/json"
+	"fmt"
+	"html/template"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/timeline"
+)
+
+//go:embed page.html page.css page.js
+var files embed.FS
+
+// page is the one document; its style and its script are inside.
+var page = template.Must(template.ParseFS(files, "page.html"))
+
+// index is the page itself. What it shows comes by live.
+func (p *Page) index(w http.ResponseWriter, r *http.Request) {
+	css, _ := files.ReadFile("page.css")
+	js, _ := files.ReadFile("page.js")
+	nonce := rand.Text()
+	var b bytes.Buffer
+	err := page.Execute(&b, map[string]any{
+		"Guest": p.cfg.Job.Query().Guest, "Nonce": nonce, "Control": p.cfg.Control,
+		"CSS": template.CSS(string(css) + timeline.Style), "JS": template.JS(js),
+	})
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", fmt.Sprintf("default-src 'none'; script-src 'nonce-%s'; style-src 'nonce-%s'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'", nonce, nonce))
+	h.Set("X-Frame-Options", "DENY")
+	w.Write(b.Bytes())
+}
+
+// width is how wide a picture is wanted.
+func width(r *http.Request) int {
+	n, err := strconv.Atoi(r.URL.Query().Get("width"))
+	if err != nil {
+		return 1000
+	}
+	return min(max(n, 280), 4000)
+}
+
+func (p *Page) state(w http.ResponseWriter, r *http.Request) {
+	s := p.snapshot(width(r))
+	s.Token = "" // the page's alone
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(s)
+}
+
+func (p *Page) picture(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Content-Type", "image/svg+xml")
+	w.Header().Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
+	fmt.Fprint(w, standalone(p.snapshot(width(r)).Picture))
+}
+
+// standalone gives a picture of the page the style that it has there.
+func standalone(picture string) string {
+	head, rest, _ := bytes.Cut([]byte(picture), []byte(">"))
+	return string(head) + "><style>" + timeline.Style + "</style>" + string(rest)
+}
+
+// live sends what there is to see, whole each time, so that a browser that has
+// missed something, or a restart, is right again with the next message.
+func (p *Page) live(w http.ResponseWriter, r *http.Request) {
+	select {
+	case p.viewers <- struct{}{}:
+		defer func() { <-p.viewers }()
+	default:
+		w.Header().Set("Retry-After", "5")
+		http.Error(w, "too many watch already", http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "text/event-stream")
+	out := http.NewResponseController(w)
+	wide := width(r)
+	for {
+		p.mu.Lock()
+		changed := p.changed
+		p.mu.Unlock()
+		b, err := json.Marshal(p.snapshot(wide))
+		if err != nil {
+			return
+		}
+		out.SetWriteDeadline(time.Now().Add(stalling)) // where the server can
+		if _, err := fmt.Fprintf(w, "event: state\ndata: %s\n\n", b); err != nil {
+			return
+		}
+		if out.Flush() != nil {
+			return
+		}
+		if !p.pause(r.Context(), between, nil) || !p.pause(r.Context(), silence-between, changed) {
+			return
+		}
+	}
+}
+
+// pause waits for a while, or until there is something new, and reports whether the
+// browser and the page are still there.
+func (p *Page) pause(ctx context.Context, d time.Duration, changed <-chan struct{}) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-changed:
+	case <-ctx.Done():
+		return false
+	case <-p.over:
+		return false
+	}
+	return true
+}
+
+// maxForm bounds what an order is sent with.
+const maxForm = 4 << 10
+
+// act carries an order out. What the job has against it is 409, in its words.
+func (p *Page) act(w http.ResponseWriter, r *http.Request) {
+	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
+	token := r.Header.Get("X-Lockstep-Token")
+	if err := p.origin.Check(r); err != nil || subtle.ConstantTimeCompare([]byte(token), []byte(p.token)) != 1 {
+		p.log.Warn("an order that is not the page's was refused", "from", r.RemoteAddr, "origin", r.Header.Get("Origin"))
+		http.Error(w, "this order does not come from the page as it is now: reload it", http.StatusForbidden)
+		return
+	}
+	verb, in := r.PostFormValue("verb"), p.cfg.Job.Query()
+	// A browser that leaves does not undo what was ordered.
+	ctx := context.WithoutCancel(r.Context())
+	var err error
+	switch job := p.cfg.Job; verb {
+	case "checkpoint":
+		err = job.Checkpoint()
+	case "pause":
+		err = job.Pause(ctx, "by the page")
+	case "resume":
+		err = job.Resume()
+	case "switchover":
+		err = job.Switchover(ctx)
+	case "failover":
+		err = job.Failover()
+	case "fenced":
+		err = job.Fenced()
+	default:
+		http.Error(w, "no such order", http.StatusBadRequest)
+		return
+	}
+	args := []any{"order", verb, "guest", in.Guest, "side", in.Role.String(), "generation", in.Generation, "from", r.RemoteAddr}
+	if in.Session != nil {
+		args = append(args, "checkpoint", in.Session.Epoch)
+	}
+	if err != nil {
+		p.log.Info("ordered by the page", append(args, "error", err)...)
+		http.Error(w, err.Error(), http.StatusConflict)
+		return
+	}
+	p.log.Info("ordered by the page", args...)
+	w.WriteHeader(http.StatusNoContent)
+}

@@ -1,0 +1,159 @@
+package timeline
+
+import (
+	"fmt"
+	"html"
+	"time"
+)
+
+// A Sample is what was seen at one moment of a guest that runs.
+type Sample struct {
+	At      time.Time
+	Held    int64         // bytes of output that wait
+	Latency time.Duration // the median of how long the checkpoints since the sample before kept output, at most; 0: none was made
+	Longest time.Duration // the longest of them
+}
+
+// A Mark is a moment that divides the time, a change of state say.
+type Mark struct {
+	At    time.Time
+	Name  string
+	Alarm bool
+}
+
+// A Live is a picture of the present: what came before is at most Span old.
+type Live struct {
+	Now         time.Time
+	Span        time.Duration
+	Width       int // in pixels
+	Checkpoints []Checkpoint
+	Samples     []Sample
+	Marks       []Mark
+}
+
+// Picture draws it, as an element of a page and with the words of what it shows.
+func (l *Live) Picture() string {
+	width := min(max(l.Width, 280), 4000)
+	c := &Canvas{Width: width, Left: 46, Right: width - 12}
+	from := l.Now.Add(-l.Span)
+	// What has begun lately has the whole width all the same.
+	if first, ok := l.first(); ok && first.After(from) {
+		from = first
+	}
+	if young := l.Now.Add(-2 * time.Second); from.After(young) {
+		from = young
+	}
+	span := Axis{From: -l.Now.Sub(from).Seconds(), To: 0, Lo: float64(c.Left), Hi: float64(c.Right)}
+	x := func(t time.Time) float64 { return span.At(-l.Now.Sub(t).Seconds()) }
+	seen := after(l.Checkpoints, from, func(p Checkpoint) time.Time { return p.At })
+	samples := after(l.Samples, from, func(s Sample) time.Time { return s.At })
+
+	top := c.Keys(2, append(CauseKeys(seen), SpanKeys()...)...) + 40
+	begin := top
+	c.Checkpoints(seen, x, top, 150, 4)
+	top += 150 + 42
+	c.latency(samples, x, top, 70)
+	top += 70 + 42
+	c.held(samples, x, top, 60)
+	bottom := top + 60
+	c.marks(l.Marks, x, from, begin, bottom)
+	c.Times(span, bottom, "seconds from now")
+	return c.Element(bottom+46, l.words(seen))
+}
+
+// first is the beginning of what there is to see.
+func (l *Live) first() (t time.Time, ok bool) {
+	if len(l.Checkpoints) > 0 {
+		t, ok = l.Checkpoints[0].At, true
+	}
+	for _, m := range l.Marks {
+		if !ok || m.At.Before(t) {
+			t, ok = m.At, true
+		}
+	}
+	return t, ok
+}
+
+func after[T any](all []T, from time.Time, at func(T) time.Time) []T {
+	for i, v := range all {
+		if !at(v).Before(from) {
+			return all[i:]
+		}
+	}
+	return nil
+}
+
+// words says what the picture shows.
+func (l *Live) words(seen []Checkpoint) string {
+	if len(seen) == 0 {
+		return "Timeline: no checkpoints lately."
+	}
+	var pause, whole []float64
+	for _, p := range seen {
+		pause, whole = append(pause, ms(p.Pause)), append(whole, p.whole())
+	}
+	return fmt.Sprintf("Timeline: %d checkpoints in the last %.0f seconds; the guest paused for %.2f ms (median), at most %.2f ms; a checkpoint took %.2f ms (median), at most %.2f ms.",
+		len(seen), l.Now.Sub(seen[0].At).Seconds(), Quantile(pause, 0.5), Quantile(pause, 1), Quantile(whole, 0.5), Quantile(whole, 1))
+}
+
+// latency draws how long output was kept: a bar from the median to the longest.
+func (c *Canvas) latency(samples []Sample, x func(time.Time) float64, top, height int) {
+	var longest []float64
+	for _, s := range samples {
+		longest = append(longest, ms(s.Longest))
+	}
+	y := c.Panel(top, height, "Output latency at most, ms (median to longest)", Quantile(longest, 1))
+	for _, s := range samples {
+		if s.Longest == 0 {
+			continue
+		}
+		hi, lo := y.At(ms(s.Longest)), y.At(ms(s.Latency))
+		c.Put(`<g><title>median %s ms, longest %s ms</title>`, millis(s.Latency), millis(s.Longest))
+		c.Rect(x(s.At)-1, hi, 2.5, max(lo-hi, 2), "purple")
+		c.Put(`</g>`)
+	}
+}
+
+// held draws how much output waits.
+func (c *Canvas) held(samples []Sample, x func(time.Time) float64, top, height int) {
+	var most []float64
+	for _, s := range samples {
+		most = append(most, float64(s.Held)/1024)
+	}
+	y := c.Panel(top, height, "Output held, KiB", Quantile(most, 1))
+	for i, s := range samples {
+		end := x(s.At) + 2
+		if i+1 < len(samples) {
+			end = min(x(samples[i+1].At), x(s.At)+8)
+		}
+		v := y.At(most[i])
+		c.Rect(x(s.At), v, end-x(s.At), y.Lo-v, "cyan")
+	}
+}
+
+// marks draws what divides the time, with their names above the panels, as far as
+// there is room for them.
+func (c *Canvas) marks(all []Mark, x func(time.Time) float64, from time.Time, top, bottom int) {
+	room := float64(c.Width)
+	for i := len(all) - 1; i >= 0; i-- {
+		m := all[i]
+		if m.At.Before(from) {
+			break
+		}
+		class, text := "line-grey", "soft"
+		if m.Alarm {
+			class, text = "line-red", "alarm"
+		}
+		at := x(m.At)
+		c.Put(`<g><title>%s</title>`, html.EscapeString(m.Name))
+		c.Upright(at, top-4, bottom, class)
+		c.Put(`</g>`)
+		if need := float64(len(m.Name))*6.2 + 14; at+need <= room {
+			c.Text(at+2, float64(top-26), text, "▾ "+m.Name)
+			room = at - 2
+		} else if at-need >= 0 && at <= room-2 && i == len(all)-1 {
+			c.Text(at+4, float64(top-26), text+" end", m.Name+" ▾")
+			room = at - need
+		}
+	}
+}
