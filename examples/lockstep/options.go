@@ -69,6 +69,7 @@ type options struct {
 	diverge     float64 // per cent of the rounds
 	vlan        int     // of each frame, 0 for none
 	earlyResume bool
+	verifyDirty bool
 	disk        uint64 // bytes, 0 for none
 	diskDir     string // where the images stay
 	seed        uint64
@@ -152,6 +153,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.Var(&disk, "disk", "`size` of a disk that the guest writes too, replicated over NBD")
 	f.StringVar(&o.diskDir, "disk-dir", "", "`directory` where the two disk images stay, of the last run")
 	f.BoolVar(&o.earlyResume, "early-resume", true, "the primary runs on before its state is sent; false: after, as QEMU does it")
+	f.BoolVar(&o.verifyDirty, "verify-dirty", false, "compare the dirty log of each side with what the kernel saw written (userfaultfd, Linux 6.7), and fail with the pages that it lacks")
 	f.Uint64Var(&o.seed, "seed", 0, "`number` that random choices start from; 0: a new one, printed")
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
