@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -56,15 +57,28 @@ func chooseBackend(wanted string) (backend, why string, err error) {
 // memory is what a side does with its guest's memory: the primary sends it,
 // the secondary stages it.
 type memory struct {
-	saver *ram.Saver
-	cache *ram.Cache
+	saver    *ram.Saver
+	cache    *ram.Cache
+	verifier *ram.Verifier // of the log; nil: it is not verified
 }
 
-func newMemory(side string, blocks []ram.Block, log ram.DirtyLog) (m memory, err error) {
-	if side == primary {
+// newMemory takes the guest's blocks and their log; paused says whether the guest and its
+// devices stand still.
+func newMemory(cfg sideConfig, blocks []ram.Block, log ram.DirtyLog, paused func() bool) (m memory, err error) {
+	if cfg.VerifyDirty {
+		m.verifier, err = ram.NewVerifier(blocks, ram.VerifierConfig{Log: log, Paused: paused, Missed: cfg.missed})
+		if err != nil {
+			return m, fmt.Errorf("-verify-dirty: %w", err)
+		}
+		log = m.verifier
+	}
+	if cfg.Side == primary {
 		m.saver = ram.NewSaver(blocks, log, ram.SaverConfig{})
 	} else {
 		m.cache, err = ram.NewCache(blocks, log, ram.CacheConfig{})
+	}
+	if err != nil {
+		err = errors.Join(err, m.Close())
 	}
 	return m, err
 }
@@ -82,8 +96,12 @@ func (m *memory) Sent() colo.PageCounter { return m.saver }
 func (m *memory) Stage() colo.Stage { return m.cache }
 
 func (m *memory) Close() error {
-	if m.cache == nil {
-		return nil
+	var err error
+	if m.cache != nil {
+		err = m.cache.Close()
 	}
-	return m.cache.Close()
+	if m.verifier != nil {
+		err = errors.Join(err, m.verifier.Close())
+	}
+	return err
 }

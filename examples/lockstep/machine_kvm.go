@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/filter"
@@ -23,7 +24,8 @@ import (
 type kvmMachine struct {
 	vm *kvm.VM
 	memory
-	nic nic
+	nic    nic
+	pauses atomic.Int32 // that have not been taken back
 }
 
 func newKVMMachine(cfg sideConfig, out sender, disk *disk) (_ machine, err error) {
@@ -49,7 +51,7 @@ func newKVMMachine(cfg sideConfig, out sender, disk *disk) (_ machine, err error
 		}
 	}
 	blocks := []ram.Block{{Name: kvm.RAMBlock, Host: vm.Memory()}}
-	m.memory, err = newMemory(cfg.Side, blocks, vm)
+	m.memory, err = newMemory(cfg, blocks, vm, func() bool { return m.pauses.Load() > 0 })
 	return m, err
 }
 
@@ -100,12 +102,23 @@ func (m *kvmMachine) Throttle(percent int) error { return m.vm.Throttle(percent)
 
 func (m *kvmMachine) Pause(ctx context.Context) error {
 	m.nic.hold()
-	return m.vm.Pause(ctx)
+	if err := m.vm.Pause(ctx); err != nil {
+		return err
+	}
+	m.pauses.Add(1)
+	return nil
 }
 
 func (m *kvmMachine) Resume(ctx context.Context) error {
 	m.nic.open()
-	return m.vm.Resume(ctx)
+	if m.pauses.Add(-1) < 0 {
+		m.pauses.Store(0)
+	}
+	err := m.vm.Resume(ctx)
+	if err != nil {
+		m.pauses.Add(1)
+	}
+	return err
 }
 
 func (m *kvmMachine) Register(reg *vmstate.Registry) error {

@@ -51,7 +51,7 @@ func newSimMachine(cfg sideConfig, out sender, disk *disk) (machine, error) {
 	if cfg.Side == secondary {
 		clear(s.Guest.Memory()) // the guest comes over the wire, all of it
 	}
-	if s.memory, err = newMemory(cfg.Side, s.Blocks(), s); err != nil {
+	if s.memory, err = newMemory(cfg, s.Blocks(), s, s.Paused); err != nil {
 		return nil, errors.Join(err, s.Guest.Close())
 	}
 	return s, nil

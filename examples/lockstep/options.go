@@ -74,6 +74,7 @@ type options struct {
 	throttle    float64 // per cent of the time that checkpoints may take, 0 for any
 	disk        uint64  // bytes, 0 for none
 	diskDir     string  // where the images stay
+	verifyDirty bool
 	seed        uint64
 	mode        string
 }
@@ -158,6 +159,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.diskDir, "disk-dir", "", "`directory` where the two disk images stay, of the last run")
 	f.BoolVar(&o.earlyResume, "early-resume", true, "the primary runs on before its state is sent; false: after, as QEMU does it")
 	f.Float64Var(&o.throttle, "throttle", 0, "`percentage` of the time that checkpoints may take: a guest that makes them take more is slowed down; 0: never")
+	f.BoolVar(&o.verifyDirty, "verify-dirty", false, "compare the dirty log of each side with what the kernel saw written (userfaultfd, Linux 6.7), and fail with the pages that it lacks")
 	f.Uint64Var(&o.seed, "seed", 0, "`number` that random choices start from; 0: a new one, printed")
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {

@@ -34,12 +34,15 @@ type sideConfig struct {
 	Lost        time.Duration `json:"lost"`           // without a heartbeat: the other side is lost
 	EarlyResume bool          `json:"early_resume"`
 	Throttle    float64       `json:"throttle"` // the share of the time that checkpoints may take; 0: any
+	VerifyDirty bool          `json:"verify_dirty,omitempty"`
 
 	// StopAt, if not empty, is the place of checkpoint StopEpoch at which this
 	// side stops and waits to be killed; Seed draws the byte of the stream.
 	StopAt    string `json:"stop_at,omitempty"`
 	StopEpoch uint64 `json:"stop_epoch,omitempty"`
 	Seed      uint64 `json:"seed"`
+
+	missed func(block string, offset uint64) // with VerifyDirty, of this process
 }
 
 // command is any further line. The end of the input means that the parent is
@@ -68,6 +71,14 @@ type report struct {
 	Ended      *ended        `json:"ended,omitempty"`
 	Histories  []history     `json:"histories,omitempty"`
 	Traffic    *traffic      `json:"traffic,omitempty"` // beside Histories
+	Missed     *missedPage   `json:"missed,omitempty"`
+}
+
+// missedPage is a page that was written and that the side's dirty log lacked when the
+// guest was paused.
+type missedPage struct {
+	Block  string `json:"block"`
+	Offset uint64 `json:"offset"` // bytes
 }
 
 // checkpoint is what the primary tells of a checkpoint that both sides have.

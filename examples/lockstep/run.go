@@ -71,6 +71,7 @@ type result struct {
 	stopped   *stopped
 	ends      map[string]*ended
 	histories []history
+	missed    []string // pages that a dirty log lacked
 }
 
 // throttled is how much the primary's guest was slowed down from then on.
@@ -219,6 +220,7 @@ func (r *run) config(side, client, witness string) sideConfig {
 		Side: side, Backend: r.backend, Guest: r.o.guest(r.seed), Memory: r.o.mem,
 		Disk: r.images[side], Client: client, Witness: witness, Generation: generation,
 		Mode: r.o.mode, VLAN: vlan(r.o.vlan), Interval: r.o.interval, Lost: r.o.lost, EarlyResume: r.o.earlyResume, Throttle: r.o.throttle / 100, Seed: r.seed,
+		VerifyDirty: r.o.verifyDirty,
 	}
 	if side == r.victim && r.o.killAt != atAny {
 		cfg.StopAt, cfg.StopEpoch = r.o.killAt, r.target+1
@@ -434,6 +436,9 @@ func (r *run) judge(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	if err := r.verified(); err != nil {
+		return err
+	}
 	r.client.mu.Lock()
 	defer r.client.mu.Unlock()
 	if r.client.err != nil {
@@ -459,6 +464,15 @@ func (r *run) judge(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// verified returns an error that names what the dirty logs have lacked.
+func (r *run) verified() error {
+	n := len(r.missed)
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("written, and in no dirty log, %d times: %s", n, strings.Join(r.missed[:min(n, 10)], ", "))
 }
 
 // await handles what comes until done. What does not come in time is an error.
@@ -545,6 +559,8 @@ func (r *run) handle(m message) error {
 		r.checkpoints = append(r.checkpoints, c)
 		r.traffic = *c.Traffic
 		r.out.checkpoint(c)
+	case rep.Missed != nil:
+		r.missed = append(r.missed, fmt.Sprintf("the %s's %s at %#x", m.side, rep.Missed.Block, rep.Missed.Offset))
 	case rep.Stopped != nil:
 		r.stopped = rep.Stopped
 	case rep.Ended != nil:

@@ -240,6 +240,11 @@ func (s *side) build(ctx context.Context) error {
 	if s.disk, err = openDisk(s.cfg, &s.events); err != nil {
 		return err
 	}
+	if s.cfg.VerifyDirty {
+		s.cfg.missed = func(block string, offset uint64) {
+			s.reports.send(report{Missed: &missedPage{block, offset}})
+		}
+	}
 	if s.machine, err = newMachine(s.cfg, s.send, s.disk); err != nil {
 		return err
 	}

@@ -1,0 +1,90 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// needTracker skips the test where the kernel keeps no log.
+func needTracker(t *testing.T) {
+	t.Helper()
+	tr, err := ram.NewTracker(nil)
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
+		require.Missing(t, require.Userfaultfd, err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tr.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTheDirtyLogOfEitherBackendLacksNothing(t *testing.T) {
+	needTracker(t)
+	for _, backend := range []string{"sim", "kvm"} {
+		t.Run(backend, func(t *testing.T) {
+			if err := kvm.Probe(); err != nil && backend == "kvm" {
+				require.Missing(t, require.KVM, err)
+			}
+			s, _ := summed(t, append(short, "-backend", backend, "-disk", "1M", "-verify-dirty")...)
+			if s.Lost+s.Contradicted+s.Corrupted != 0 {
+				t.Errorf("%+v", s)
+			}
+		})
+	}
+}
+
+func TestADeviceThatDoesNotMarkWhatItWritesIsNamed(t *testing.T) {
+	needTracker(t)
+	p := guest.Params{VCPUs: 1, Pages: 16, Touch: 2, Seed: 1}
+	var missed []uint64
+	m, err := newSimMachine(sideConfig{
+		Side: primary, Guest: p, Memory: p.MemSize(), VerifyDirty: true,
+		missed: func(block string, offset uint64) {
+			if block != colotest.Block {
+				t.Errorf("block %q", block)
+			}
+			missed = append(missed, offset)
+		},
+	}, func([]byte) error { return nil }, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	s := m.(*simMachine)
+	if err := s.verifier.StartDirtyLog(); err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	if err := errors.Join(m.Resume(ctx), s.Step(5), m.Pause(ctx)); err != nil {
+		t.Fatal(err)
+	}
+	m.Memory()[3*ram.PageSize]++
+	if _, err := s.saver.Capture(); err != nil {
+		t.Fatal(err)
+	}
+	if want := []uint64{3 * ram.PageSize}; !slices.Equal(missed, want) {
+		t.Errorf("named %#x, want %#x", missed, want)
+	}
+}
+
+func TestAMissedPageFailsTheRun(t *testing.T) {
+	r := newRun(options{}, "sim", 1, nil)
+	if err := r.handle(message{side: secondary, report: report{Missed: &missedPage{"guest.ram", 0x5000}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.verified(); err == nil || !strings.Contains(err.Error(), "the secondary's guest.ram at 0x5000") {
+		t.Errorf("%v", err)
+	}
+}
