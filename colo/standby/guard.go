@@ -100,7 +100,7 @@ const (
 	InStep                         // the guest is protected
 	Failed                         // it could not be protected
 	Granted                        // the arbiter says yes
-	Refused                        // the arbiter says no
+	Refused                        // the arbiter says no, asked or not
 	HoldOver                       // the time has run out in which this host may run the guest
 	HoldBack                       // it may again
 )
@@ -206,6 +206,9 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 	case StandbyRuns:
 		g.state = StoodDown
 		return []GuardAction{StopGuest}, "the standby has gone on with the guest"
+	case Refused:
+		g.state = StoodDown
+		return []GuardAction{StopGuest}, "the arbiter has given the guest to the standby"
 	case StandbyWants:
 		if g.state != Protected && g.state != Asking {
 			return []GuardAction{TellAlone}, "" // what it has is old
@@ -235,9 +238,6 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 		case Failed:
 			g.alone(now)
 			return []GuardAction{TellAlone}, "the guest could not be protected"
-		case Refused:
-			g.state = StoodDown
-			return []GuardAction{StopGuest}, "the arbiter has given the guest to the standby"
 		}
 	case Protected:
 		switch {
@@ -253,8 +253,7 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 		g.state = Asking
 		return []GuardAction{AskGrant}, why
 	case Asking:
-		switch in {
-		case Granted:
+		if in == Granted {
 			g.held = true
 			g.alone(now)
 			do = []GuardAction{LostHeartbeat, TellAlone}
@@ -262,9 +261,6 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 				do = append(do, StopGuest)
 			}
 			return do, "the guest runs on unprotected"
-		case Refused:
-			g.state = StoodDown
-			return []GuardAction{StopGuest}, "the arbiter has given the guest to the standby"
 		}
 	}
 	return nil, ""

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
 )
@@ -40,6 +41,24 @@ type protectOptions struct {
 	tlsHost   string
 	nbd       string
 	disks     []mirrored
+
+	stay       bool
+	control    string
+	controlTLS string
+	insecure   bool
+	arbiter    string
+	holder     string
+	term       time.Duration
+	stall      time.Duration
+	silence    time.Duration
+	state      string
+
+	// exited, if set, says whether COLO_EXIT has come since migrate; whoever sets
+	// it takes the monitor's events.
+	exited func() bool
+	// giveUp, if set, is asked before a guest that could not be protected is told
+	// to run on.
+	giveUp func(cause error) error
 }
 
 func protectCommand(ctx context.Context, args []string, t terminal) int {
@@ -61,6 +80,16 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 		o.disks = append(o.disks, d)
 		return err
 	})
+	f.BoolVar(&o.stay, "stay", false, "stay with the guest as its guardian")
+	f.StringVar(&o.control, "control", "", "the standby's -control, at `ADDR`")
+	f.StringVar(&o.controlTLS, "control-tls", "", "TLS for -control, with the certificates in `DIR`: ca-cert.pem, client-cert.pem, client-key.pem")
+	f.BoolVar(&o.insecure, "insecure", false, "-control without TLS")
+	f.StringVar(&o.arbiter, "arbiter", "", "let `file:DIR` decide who goes on, a directory of this guest's that both hosts reach")
+	f.StringVar(&o.holder, "holder", hostName(), "this host's `NAME` for the arbiter")
+	f.DurationVar(&o.term, "term", 10*time.Second, "with -arbiter: the standby may have the guest when this host has been silent for so long")
+	f.DurationVar(&o.stall, "stall", standby.DefaultStall, "with -stay: a guest that stands for so long without its checkpoint getting on is told to run on")
+	f.DurationVar(&o.silence, "silence", standby.DefaultSilence, "with -stay: a standby that is silent for so long is given up")
+	f.StringVar(&o.state, "state", "", "with -stay: `DIR` for \"qemu status\"")
 	if status, done := parse(f, aboutProtect, args, t, false); done {
 		return status
 	}
@@ -74,7 +103,18 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 	case o.delay < 0 || o.delay.Milliseconds() > 1<<32-1:
 		return t.wrong("protect", fmt.Errorf("-delay %v", o.delay))
 	}
+	if err := o.checkStay(); err != nil {
+		return t.wrong("protect", err)
+	}
 	p := &printer{terminal: t, json: o.json}
+	if o.stay {
+		status, err := o.stayed(ctx, p)
+		if err != nil {
+			p.object(map[string]any{"guardian": map[string]any{"error": err.Error()}})
+			p.warn("%s", oneLine(err))
+		}
+		return status
+	}
 	if err := o.protect(ctx, p); err != nil {
 		p.object(map[string]any{"protect": map[string]any{"error": err.Error()}})
 		p.warn("%v", err)
@@ -87,13 +127,42 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 }
 
 func (o *protectOptions) protect(ctx context.Context, p *printer) error {
-	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	dial, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
-	m, err := qmp.Dial(ctx, o.qmp)
+	m, err := qmp.Dial(dial, o.qmp)
 	if err != nil {
 		return err
 	}
 	defer m.Close()
+	if err := o.protectBy(ctx, m, p); err != nil {
+		return err
+	}
+	p.say("            nobody stays with it (-stay): if the standby is lost, QEMU may keep the guest standing until x-colo-lost-heartbeat,")
+	p.say("            and a planned end of this QEMU looks like its death to the standby")
+	return nil
+}
+
+// checkStay looks at the flags of a guardian.
+func (o *protectOptions) checkStay() error {
+	switch {
+	case !o.stay && (o.control != "" || o.arbiter != ""):
+		return errors.New("-control and -arbiter are for -stay")
+	case o.control != "" && o.controlTLS == "" && !o.insecure:
+		return errors.New("-control wants -control-tls, or -insecure by name")
+	case o.term < time.Second, o.stall <= 0, o.silence <= 0:
+		return errors.New("-term is a second or more, -stall and -silence above 0")
+	}
+	if o.arbiter != "" {
+		_, err := openArbiter(o.arbiter)
+		return err
+	}
+	return nil
+}
+
+// protectBy protects the guest of a monitor.
+func (o *protectOptions) protectBy(ctx context.Context, m *qmp.Client, p *printer) error {
+	ctx, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
 	r, err := examine(ctx, m)
 	if err != nil {
 		return err
@@ -114,11 +183,11 @@ func (o *protectOptions) protect(ctx context.Context, p *printer) error {
 	}
 	began := time.Now()
 	if err := o.mirror(ctx, m, p); err != nil {
-		return errors.Join(err, o.undo(m, r.Status))
+		return o.undo(m, r.Status, err)
 	}
 	if o.pause && r.Status == "running" {
 		if err := m.Do(ctx, "stop", nil, nil); err != nil {
-			return errors.Join(err, o.undo(m, r.Status))
+			return o.undo(m, r.Status, err)
 		}
 	}
 	network, address := qmp.Split(o.to)
@@ -127,7 +196,7 @@ func (o *protectOptions) protect(ctx context.Context, p *printer) error {
 		err = o.await(ctx, m, p)
 	}
 	if err != nil {
-		return errors.Join(err, o.undo(m, r.Status))
+		return o.undo(m, r.Status, err)
 	}
 	took := time.Since(began)
 	p.say("protected   after %.1f s, a checkpoint every %v", took.Seconds(), o.delay)
@@ -171,10 +240,14 @@ type progress struct {
 // await returns when both sides are in COLO: the primary's guest runs again.
 func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) error {
 	next := time.Now().Add(time.Second)
+	stood := time.Now() // since when the guest has been in COLO
 	for {
 		var now progress
 		if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {
 			return err
+		}
+		if now.Status != "colo" {
+			stood = time.Now()
 		}
 		switch now.Status {
 		case "colo":
@@ -187,8 +260,12 @@ func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) e
 			}
 			// The guest stands still until the secondary is ready.
 			// QEMU's query-colo-status does not tell, only the event does.
-			if m.Pending(func(r event.Record) bool { return r.Event.Name() == "COLO_EXIT" }) {
+			left := o.exited != nil && o.exited()
+			if left || m.Pending(func(r event.Record) bool { return r.Event.Name() == "COLO_EXIT" }) {
 				return errors.New("the secondary did not become ready")
+			}
+			if o.stay && !o.pause && time.Since(stood) > o.stall {
+				return fmt.Errorf("the guest has stood for %v, and the secondary is not ready", o.stall)
 			}
 		case "failed", "cancelled", "completed":
 			if now.Error == "" {
@@ -208,10 +285,19 @@ func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) e
 	}
 }
 
-// undo lets the guest run on alone.
-func (o *protectOptions) undo(m *qmp.Client, was string) error {
+// undo lets the guest run on alone, and returns why.
+func (o *protectOptions) undo(m *qmp.Client, was string, cause error) error {
+	if o.giveUp != nil {
+		if err := o.giveUp(cause); err != nil {
+			return errors.Join(cause, err)
+		}
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
+	return errors.Join(cause, o.runOn(ctx, m, was))
+}
+
+func (o *protectOptions) runOn(ctx context.Context, m *qmp.Client, was string) error {
 	var now progress
 	if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {
 		return err

@@ -1,0 +1,652 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/failover"
+)
+
+// guardian stays with a guest: protect -stay. What it does is decided by guard;
+// this is its eyes and hands. All of it but the fields under mu belongs to the
+// goroutine in run.
+type guardian struct {
+	*protectOptions
+	p     *printer
+	guard *standby.Guard
+	told  chan news     // what has happened
+	over  chan struct{} // closed when run returns
+	all   sync.WaitGroup
+
+	arb   failover.Arbiter // nil: none
+	token string
+	creds *tls.Config // of the control channel
+
+	keeper *failover.Keeper // of a guest that a standby follows; nil: there is no deadline
+	drop   context.CancelFunc
+
+	mu         sync.Mutex
+	m          *qmp.Client // nil: not connected
+	generation uint64
+	link       *standby.Control
+	word       standby.ControlMessage // what a standby that comes back is told
+	protects   bool                   // the standby may answer for the guest
+	exited     bool                   // COLO_EXIT since the last migrate
+	still      bool                   // an operator wants the guest to stand, and has it
+	settling   bool                   // or will have, after one more checkpoint
+	resumed    chan struct{}          // has room for one: a RESUME while settling
+	delivered  uint64                 // the sequence number of the last beat that was answered
+	sent       uint64                 // and of the last that was sent
+	beats      [64]time.Time          // when they were, by number
+	status     guardianStatus
+}
+
+type news struct {
+	in  standby.GuardInput
+	why string
+}
+
+type guardianStatus struct {
+	State      string `json:"state"`
+	Why        string `json:"why"`
+	Generation uint64 `json:"generation"`
+	Standby    bool   `json:"standby"`    // answers
+	Checkpoint uint64 `json:"checkpoint"` // the standby's last
+	Paused     bool   `json:"paused"`     // by an operator
+	Rescued    int    `json:"rescued"`    // how often the guest was told to run on
+}
+
+// tick is how often the guardian looks at the guest.
+const tick = 50 * time.Millisecond
+
+// stayed is protect -stay: it returns when the guest has ended, or is elsewhere.
+func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
+	g := &guardian{protectOptions: o, p: p, told: make(chan news, 64), over: make(chan struct{}), generation: 1, token: tokenOf(o.qmp), resumed: make(chan struct{}, 1)}
+	var err error
+	if g.arb, err = openArbiter(o.arbiter); err != nil {
+		return exitFailed, err
+	}
+	if o.controlTLS != "" {
+		if g.creds, err = clientCreds(o.controlTLS, hostOf(o.control)); err != nil {
+			return exitFailed, err
+		}
+	}
+	if err := g.connect(ctx); err != nil {
+		return exitFailed, err
+	}
+	defer func() { g.monitor().Close() }()
+	state, err := g.found(ctx)
+	if err != nil {
+		return exitFailed, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer g.all.Wait()
+	defer cancel()
+	if o.state != "" {
+		if err := os.MkdirAll(o.state, 0o700); err != nil {
+			return exitFailed, err
+		}
+		l, _, err := listen(socketIn(o.state, "guardian"))
+		if err != nil {
+			return exitFailed, err
+		}
+		g.all.Go(func() { takeOrders(ctx, l, nil, g.report) })
+	}
+	g.guard = standby.NewGuard(standby.GuardConfig{Stall: o.stall, Silence: o.silence}, state, time.Now())
+	g.all.Go(func() { g.watch(ctx) })
+	if o.control != "" {
+		g.all.Go(func() { g.talk(ctx) })
+	}
+	notify("READY=1")
+	return g.run(ctx)
+}
+
+// connect dials the monitor.
+func (g *guardian) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	network, address := qmp.Split(g.qmp)
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, network, address)
+	if err != nil {
+		return err
+	}
+	m, err := qmp.NewClientOOB(ctx, conn)
+	if err != nil {
+		return fmt.Errorf("qmp %s: %w", g.qmp, err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.m = m
+	return nil
+}
+
+func (g *guardian) monitor() *qmp.Client {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.m
+}
+
+// found asks how it stands: a guest that is in COLO was protected by an earlier
+// guardian. It becomes this host's at the arbiter.
+func (g *guardian) found(ctx context.Context) (standby.GuardState, error) {
+	var now progress
+	if err := g.monitor().Do(ctx, "query-migrate", nil, &now); err != nil {
+		return 0, err
+	}
+	state := standby.Unprotected
+	if now.Status == "colo" {
+		state = standby.Protected
+		g.say("found       the guest is in COLO already", map[string]any{"found": "colo"})
+	}
+	if g.arb == nil {
+		if state == standby.Protected {
+			g.generation = 0 // the standby knows
+		}
+		g.says(state, "")
+		return state, nil
+	}
+	ask, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	r, err := g.arb.Record(ask)
+	if err != nil {
+		return 0, fmt.Errorf("the arbiter: %w", err)
+	}
+	if r.Held() && r.Token != g.token {
+		if state == standby.Protected {
+			err = g.monitor().Do(ctx, "stop", nil, nil)
+		}
+		return 0, errors.Join(err, fmt.Errorf("the arbiter says that %s has the guest, generation %d", r.Holder, r.Generation))
+	}
+	after := r.Generation
+	if r.Held() {
+		after--
+	}
+	if state == standby.Protected {
+		return state, g.hold(ask, after)
+	}
+	grant, err := g.arb.Acquire(ask, failover.Claim{Holder: g.holder, Token: g.token, After: after, Note: "unprotected"})
+	if err != nil {
+		return 0, fmt.Errorf("the arbiter: %w", err)
+	}
+	g.generation = grant.Generation
+	g.says(state, "")
+	return state, nil
+}
+
+// hold asks for a generation with a deadline: a standby is about to follow it, or
+// does.
+func (g *guardian) hold(ctx context.Context, after uint64) error {
+	g.free()
+	k, err := failover.NewKeeper(failover.KeeperConfig{Arbiter: g.arb, Holder: g.holder, Token: g.token, Term: g.term,
+		Lost:   func(_ uint64, err error) { g.tell(standby.Refused, err.Error()) },
+		Failed: func(err error) { g.p.warn("arbiter: %v", err) },
+	})
+	if err != nil {
+		return err
+	}
+	generation, err := k.Acquire(ctx, after)
+	if err != nil {
+		return fmt.Errorf("the arbiter: %w", err)
+	}
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	done := make(chan struct{})
+	go func() { defer close(done); k.Run(run) }()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.keeper, g.generation = k, generation
+	g.drop = func() { cancel(); <-done }
+	return nil
+}
+
+// free ends the renewals: what is held has no deadline from now on, or is over.
+func (g *guardian) free() {
+	g.mu.Lock()
+	drop := g.drop
+	g.keeper, g.drop = nil, nil
+	g.mu.Unlock()
+	if drop != nil {
+		drop()
+	}
+}
+
+// next asks for the guest's next generation, for good: the copy that a standby has
+// is old from then on. It asks until there is an answer.
+func (g *guardian) next(ctx context.Context, note string) error {
+	g.mu.Lock()
+	after := g.generation
+	g.mu.Unlock()
+	if g.arb == nil {
+		g.mu.Lock()
+		g.generation = after + 1
+		g.mu.Unlock()
+		return nil
+	}
+	k, err := failover.NewKeeper(failover.KeeperConfig{Arbiter: g.arb, Holder: g.holder, Token: g.token, Term: -1})
+	if err == nil {
+		err = k.SetNote(note)
+	}
+	if err != nil {
+		return err
+	}
+	generation, err := k.Acquire(ctx, after)
+	if err != nil {
+		return err
+	}
+	g.free()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.generation = generation
+	return nil
+}
+
+func (g *guardian) tell(in standby.GuardInput, why string) {
+	select {
+	case g.told <- news{in, why}:
+	case <-g.over:
+	}
+}
+
+// run is the loop.
+func (g *guardian) run(ctx context.Context) (int, error) {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	defer g.free()
+	defer close(g.over) // nobody waits to tell something any more
+	held := true
+	for {
+		in := news{in: standby.Tick}
+		select {
+		case in = <-g.told:
+		case <-ticker.C:
+			if g.control == "" {
+				g.step(ctx, news{in: standby.StandbyThere})
+			}
+			notify("WATCHDOG=1")
+		case <-ctx.Done():
+			return exitInterrupted, g.leave()
+		}
+		if now := g.holds(); now != held {
+			held = now
+			if held {
+				g.step(ctx, news{in: standby.HoldBack})
+			} else {
+				g.step(ctx, news{in: standby.HoldOver})
+			}
+		}
+		g.step(ctx, in)
+		switch g.guard.State() {
+		case standby.Ended:
+			return g.ended(ctx, in)
+		case standby.StoodDown:
+			if in.in == standby.Died || in.in == standby.PlannedEnd {
+				return exitUnfenced, errors.New("the guest's QEMU, which was stopped, has ended; the guest is the standby's")
+			}
+		}
+	}
+}
+
+// holds reports whether this host may have the guest run.
+func (g *guardian) holds() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.keeper == nil || time.Now().Add(3*tick).Before(g.keeper.Until())
+}
+
+// step gives the guard an input and does what it says.
+func (g *guardian) step(ctx context.Context, n news) {
+	was := g.guard.State()
+	do, why := g.guard.Step(time.Now(), n.in)
+	if n.why != "" && why != "" {
+		why += ": " + n.why
+	}
+	state := g.guard.State()
+	if state != was || why != "" {
+		g.says(state, why)
+		g.say(fmt.Sprintf("%-11s %s", state, why), map[string]any{"guardian": map[string]any{"state": state.String(), "was": was.String(), "why": why}})
+		notify("STATUS=" + state.String() + ": " + why)
+	}
+	for i, a := range do {
+		err := g.act(ctx, a, why)
+		if err != nil && a == standby.StopGuest && i+1 < len(do) && do[i+1] == standby.TellStopped {
+			// Nobody is told that the guest has stopped before it has.
+			g.all.Go(func() { g.stopThenTell(ctx, why) })
+			return
+		}
+		if err != nil && ctx.Err() == nil {
+			g.p.warn("%v: %v", a, err)
+			g.p.object(map[string]any{"guardian": map[string]any{"action": a.String(), "error": err.Error()}})
+		}
+	}
+}
+
+// short is an error as an arbiter's note.
+func short(err error) string {
+	text := oneLine(err)
+	return text[:min(len(text), 500)]
+}
+
+// act does one thing. It waits for the monitor, a second or two, and for nobody
+// else.
+func (g *guardian) act(ctx context.Context, a standby.GuardAction, why string) error {
+	switch a {
+	case standby.Protect:
+		g.all.Go(func() { g.protectAgain(ctx) })
+	case standby.AskGrant:
+		g.all.Go(func() { g.answered(ctx, standby.Granted, why) })
+	case standby.LostHeartbeat:
+		return g.rescue(ctx)
+	case standby.StopGuest:
+		return g.order(ctx, "stop", nil)
+	case standby.ContinueGuest:
+		return g.order(ctx, "cont", nil)
+	case standby.HoldStill:
+		g.set(func() { g.still, g.settling = true, true })
+		g.all.Go(func() { g.holdStill(ctx) })
+	case standby.TellAlone:
+		g.send(standby.SaidAlone, why)
+	case standby.TellStopped:
+		g.send(standby.SaidStopped, why)
+	case standby.TellPlanned:
+		g.send(standby.SaidPlanned, why)
+	case standby.TellDead:
+		g.send(standby.SaidDead, why)
+	}
+	return nil
+}
+
+// stopThenTell stops the guest, however long that takes, and then says so.
+func (g *guardian) stopThenTell(ctx context.Context, why string) {
+	for ctx.Err() == nil {
+		if g.order(ctx, "stop", nil) == nil {
+			g.send(standby.SaidStopped, why)
+			return
+		}
+		select {
+		case <-time.After(tick):
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (g *guardian) set(fn func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	fn()
+}
+
+// order gives the QEMU a command and does not wait for long.
+func (g *guardian) order(ctx context.Context, command string, args any) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return g.monitor().Do(ctx, command, args, nil)
+}
+
+// answered asks for the next generation and tells what came of it.
+func (g *guardian) answered(ctx context.Context, yes standby.GuardInput, note string) bool {
+	err := g.next(ctx, note)
+	switch {
+	case err == nil:
+		g.tell(yes, "")
+		return true
+	case errors.Is(err, failover.ErrRefused):
+		g.tell(standby.Refused, err.Error())
+	}
+	return false
+}
+
+// rescue lets the guest run on without its standby.
+func (g *guardian) rescue(ctx context.Context) error {
+	g.mu.Lock()
+	g.protects = false
+	g.status.Rescued++
+	still := g.still
+	g.settling = g.settling || still
+	g.mu.Unlock()
+	if still { // for an operator, who wants it to stand: see holdStill
+		defer g.all.Go(func() { g.stopAgain(ctx) })
+	}
+	err := g.order(ctx, "x-colo-lost-heartbeat", nil)
+	if errors.Is(err, context.DeadlineExceeded) && g.monitor().OOB {
+		// The monitor waits for a migration that waits for the standby.
+		yank, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		err = g.monitor().DoOOB(yank, "yank", map[string]any{"instances": []map[string]string{{"type": "migration"}}}, nil)
+		if err == nil {
+			err = g.order(ctx, "x-colo-lost-heartbeat", nil)
+		}
+	}
+	var refused *qmp.Error
+	if errors.As(err, &refused) { // it has left COLO already
+		err = nil
+	}
+	return err
+}
+
+// protectAgain copies the guest to the standby and tells what came of it.
+func (g *guardian) protectAgain(ctx context.Context) {
+	g.mu.Lock()
+	after := g.generation - 1
+	g.exited, g.protects = false, false
+	g.mu.Unlock()
+	if g.arb != nil {
+		ask, cancel := context.WithTimeout(ctx, 10*time.Second)
+		err := g.hold(ask, after)
+		cancel()
+		if err != nil {
+			g.free()
+			if errors.Is(err, failover.ErrRefused) {
+				g.tell(standby.Refused, err.Error())
+			} else if ctx.Err() == nil {
+				g.tell(standby.Failed, err.Error())
+			}
+			return
+		}
+	}
+	g.set(func() { g.word = standby.ControlMessage{Say: standby.SaidProtect, Generation: g.generation} })
+	g.repeat()
+	o := *g.protectOptions
+	o.exited = func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.exited }
+	var asked, refused bool
+	// What has been begun is given up only when the standby's copy cannot be gone
+	// on with.
+	o.giveUp = func(err error) error {
+		e := g.next(ctx, short(err))
+		asked, refused = true, errors.Is(e, failover.ErrRefused)
+		return e
+	}
+	err := o.protectBy(ctx, g.monitor(), g.p)
+	if err != nil && !asked { // it has not come to a migration, but nobody needs a deadline
+		o.giveUp(err)
+	}
+	switch {
+	case err == nil:
+		g.set(func() { g.protects = true })
+		g.tell(standby.InStep, "")
+	case refused:
+		g.tell(standby.Refused, err.Error())
+	case ctx.Err() == nil:
+		g.tell(standby.Failed, oneLine(err))
+	}
+}
+
+// holdStill keeps a guest standing that an operator has stopped: QEMU has it run
+// again at the end of each checkpoint. A new delay makes one at once, and the next
+// one is weeks away; the delay is put back when the guest runs again.
+func (g *guardian) holdStill(ctx context.Context) {
+	select {
+	case <-g.resumed:
+	default:
+	}
+	if err := g.order(ctx, "migrate-set-parameters", map[string]any{"x-checkpoint-delay": uint32(1<<32 - 1)}); err != nil && ctx.Err() == nil {
+		g.p.warn("stop: %v", err)
+	}
+	g.stopAgain(ctx)
+}
+
+// stopAgain stops a guest that is about to run, once it does.
+func (g *guardian) stopAgain(ctx context.Context) {
+	defer g.set(func() { g.settling = false })
+	select {
+	case <-g.resumed:
+	case <-time.After(g.stallOr()):
+	case <-ctx.Done():
+		return
+	}
+	if err := g.order(ctx, "stop", nil); err != nil && ctx.Err() == nil {
+		g.p.warn("stop: %v", err)
+	}
+}
+
+func (g *guardian) stallOr() time.Duration {
+	if g.stall > 0 {
+		return g.stall
+	}
+	return standby.DefaultStall
+}
+
+// runs tells that the guest runs.
+func (g *guardian) runs(ctx context.Context, resume bool) {
+	g.mu.Lock()
+	settling, still := g.settling, g.still
+	if !settling {
+		g.still = false
+	}
+	g.mu.Unlock()
+	switch {
+	case settling && resume:
+		select {
+		case g.resumed <- struct{}{}:
+		default:
+		}
+		return
+	case settling:
+		return
+	case still: // the operator's cont
+		if err := g.order(ctx, "migrate-set-parameters", map[string]any{"x-checkpoint-delay": g.delay.Milliseconds()}); err != nil && ctx.Err() == nil {
+			g.p.warn("%v", err)
+		}
+	}
+	g.tell(standby.Runs, "")
+}
+
+// watcher tells what a monitor says, until ctx ends or the guest's process does.
+type watcher struct {
+	*guardian
+	planned string // the reason of the SHUTDOWN that was seen
+}
+
+func (g *guardian) watch(ctx context.Context) {
+	w := &watcher{guardian: g}
+	for ctx.Err() == nil {
+		m := g.monitor()
+		part, cancel := context.WithCancel(ctx)
+		var both sync.WaitGroup
+		both.Go(func() { defer cancel(); g.poll(part, m) })
+		both.Go(func() { defer cancel(); w.events(part, m) })
+		both.Wait()
+		// What came before the end, and was not looked at.
+		rest, cancel := context.WithTimeout(ctx, time.Second)
+		w.events(rest, m)
+		cancel()
+		m.Close()
+		if ctx.Err() != nil || w.planned != "" {
+			return
+		}
+		for lost := true; lost; {
+			err := g.connect(ctx)
+			switch {
+			case err == nil:
+				lost = false
+				g.p.warn("the monitor's connection was lost, and is there again")
+				continue
+			case errors.Is(err, syscall.ECONNREFUSED): // the end of the process has closed its socket
+				g.tell(standby.Died, "nobody listens at its monitor any more")
+				return
+			}
+			select {
+			case <-time.After(tick):
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+func (w *watcher) events(ctx context.Context, m *qmp.Client) {
+	for {
+		r, err := m.Wait(ctx, func(event.Record) bool { return true })
+		if err != nil {
+			return
+		}
+		switch e := r.Event.(type) {
+		case event.COLOExit:
+			w.set(func() { w.exited = true })
+			w.tell(standby.Exited, "")
+		case event.Resume:
+			w.runs(ctx, true)
+		case event.Stop: // by a checkpoint, or by an operator, whose it is only until the next one
+			w.look(ctx, m)
+		case event.Shutdown:
+			if e.Reason == event.ShutdownHostError {
+				continue
+			}
+			if w.planned = string(e.Reason); w.planned == "" {
+				w.planned = "no reason given"
+			}
+			w.tell(standby.PlannedEnd, w.planned)
+		}
+	}
+}
+
+// poll asks again and again whether the guest runs.
+func (g *guardian) poll(ctx context.Context, m *qmp.Client) {
+	for g.look(ctx, m) {
+		select {
+		case <-time.After(tick):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// look asks once. It returns false when there is no sense in asking again.
+func (g *guardian) look(ctx context.Context, m *qmp.Client) bool {
+	var st struct{ Status string }
+	ask, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	err := m.Do(ask, "query-status", nil, &st)
+	switch {
+	case ctx.Err() != nil:
+		return false
+	case err != nil && ask.Err() != nil:
+		g.tell(standby.Stands, "its monitor does not answer")
+		return true
+	case err != nil:
+		return false
+	}
+	switch st.Status {
+	case "paused", "prelaunch":
+		g.mu.Lock()
+		settling := g.settling
+		g.mu.Unlock()
+		if !settling {
+			g.tell(standby.OperatorStop, "")
+		}
+	case "colo", "finish-migrate", "postmigrate":
+		g.tell(standby.Stands, "it is in "+st.Status)
+	default: // it runs, or whatever else it has come to by itself
+		g.runs(ctx, false)
+	}
+	return true
+}

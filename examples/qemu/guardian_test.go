@@ -1,0 +1,173 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/qemutest"
+)
+
+// guarded is a guest with a guardian and a standby.
+type guarded struct {
+	t        *testing.T
+	vm       *qemutest.VM // the guest's first QEMU, on pc
+	dir      string       // the standby's
+	back     string       // of the QEMU that the standby starts
+	sock     string       // the monitor of the guardian
+	guardian *program
+	standby  *program
+}
+
+// guard protects a guest and returns when it is protected.
+func guard(t *testing.T, standbyArgs, guardianArgs []string, qemu ...string) *guarded {
+	t.Helper()
+	qemutest.KVM(t)
+	if testing.Short() {
+		t.Skip("-short")
+	}
+	g := &guarded{t: t, dir: qemutest.Dir(t), back: qemutest.Dir(t)}
+	args := slices.Concat([]string{"standby", "-json", "-listen", "unix:" + g.dir + "/s", "-state", g.dir, "-control", "unix:" + g.dir + "/c", "-insecure"}, standbyArgs)
+	g.standby = start(t, append(args, same(t, g.back, "pc")...)...)
+	g.standby.text("listening")
+	g.vm, g.sock = monitored(t, "pc", qemu...)
+	qemutest.AwaitSerial(t, g.vm.Dir, 2)
+	g.guardian = start(t, slices.Concat([]string{"protect", "-json", "-stay", "-qmp", g.sock, "-to", "unix:" + g.dir + "/s", "-delay", "20ms",
+		"-control", "unix:" + g.dir + "/c", "-insecure", "-state", g.vm.Dir}, guardianArgs)...)
+	g.becomes("protected", 1)
+	g.standby.checkpoints(3)
+	return g
+}
+
+// becomes waits until the guardian has said for the n-th time that the guest is in
+// a state.
+func (g *guarded) becomes(state string, n int) {
+	g.t.Helper()
+	for i, seen := 0, 0; seen < n; i++ {
+		var s struct{ State, Was string }
+		if json.Unmarshal(g.guardian.object("guardian", i), &s) == nil && s.State == state && s.Was != state {
+			seen++
+		}
+	}
+}
+
+// runsHere checks that the guest runs in its first QEMU and nowhere else.
+func (g *guarded) runsHere() {
+	g.t.Helper()
+	g.vm.AwaitRunState("running")
+	qemutest.AwaitSerial(g.t, g.vm.Dir, len(qemutest.Serial(g.vm.Dir))+3)
+	if list := qemutest.Serial(g.back); len(list) > 0 {
+		g.t.Errorf("it runs at the standby, too: %#x", list)
+	}
+}
+
+// runsThere checks that the guest runs at the standby, from no earlier than first,
+// and ends it.
+func (g *guarded) runsThere(first uint32) {
+	g.t.Helper()
+	g.standby.object("back", 0)
+	counts(g.t, g.back, first)
+	qemutest.Monitor(g.t, filepath.Join(g.dir, "qmp")).Do(g.t.Context(), "quit", nil, nil)
+	g.standby.ends(exitOK)
+}
+
+func TestAPlannedEndIsNotADeath(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		args []string
+		end  func(g *guarded)
+	}{
+		{"quit", nil, func(g *guarded) { g.vm.Do(g.t.Context(), "quit", nil, nil) }},
+		{"SIGTERM", nil, func(g *guarded) { g.vm.Process().Signal(syscall.SIGTERM) }},
+		{"a reset with -no-reboot", []string{"-no-reboot"}, func(g *guarded) { g.vm.Do(g.t.Context(), "system_reset", nil, nil) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := guard(t, nil, nil, c.args...)
+			c.end(g)
+			g.guardian.ends(exitOK)
+			g.standby.object("forgotten", 0)
+			g.standby.object("listening", 1) // for the next guest
+			if list := qemutest.Serial(g.back); len(list) > 0 {
+				t.Errorf("it was brought back: %#x", list)
+			}
+		})
+	}
+}
+
+func TestACrashIsADeath(t *testing.T) {
+	g := guard(t, nil, nil)
+	seen := qemutest.Serial(g.vm.Dir)
+	g.standby.checkpoints(strings.Count(g.standby.output(), "CHECKPOINT_COMMIT") + 3)
+	g.vm.Kill()
+	g.guardian.ends(exitGuest)
+	g.runsThere(seen[len(seen)-1])
+}
+
+func TestAGuestWhoseStandbyIsLostRunsOnAndIsProtectedAgain(t *testing.T) {
+	g := guard(t, nil, nil)
+	g.standby.cancel() // it closes its connection, in a checkpoint or not
+	g.standby.ends(exitInterrupted)
+	g.becomes("unprotected", 1)
+	g.runsHere()
+
+	g.standby = start(t, slices.Concat([]string{"standby", "-json", "-listen", "unix:" + g.dir + "/s", "-state", g.dir, "-control", "unix:" + g.dir + "/c", "-insecure"}, same(t, g.back, "pc"))...)
+	g.becomes("protected", 2)
+	g.standby.checkpoints(3)
+	g.runsHere()
+	g.vm.Kill()
+	g.runsThere(0)
+}
+
+func TestAnOperatorPromotesTheStandbyAndTheGuardianStopsItsGuest(t *testing.T) {
+	g := guard(t, nil, nil)
+	start(t, "promote", "-standby", g.dir).ends(exitOK)
+	g.becomes("stood-down", 1)
+	g.standby.object("back", 0) // after it was stopped here
+	if state := g.vm.RunState(); state == "running" {
+		t.Errorf("the guest is %s here", state)
+	}
+	n := len(qemutest.Serial(g.vm.Dir))
+	g.runsThere(0)
+	if list := qemutest.Serial(g.vm.Dir); len(list) > n {
+		t.Errorf("it went on here, too: %d numbers after %d", len(list), n)
+	}
+}
+
+func TestAStopOfAnOperatorLasts(t *testing.T) {
+	g := guard(t, nil, []string{"-delay", "100ms"})
+	g.vm.Must("stop", nil)
+	var st guardianStatus
+	for end := time.Now().Add(time.Minute); !st.Paused || g.vm.RunState() != "paused"; {
+		if time.Now().After(end) {
+			t.Fatalf("%+v", st)
+		}
+		a, err := tell(t.Context(), socketIn(g.vm.Dir, "guardian"), order{Do: "status"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		json.Unmarshal(a.Status, &st)
+	}
+	g.vm.Must("cont", nil)
+	n := strings.Count(g.standby.output(), "CHECKPOINT_COMMIT")
+	g.standby.checkpoints(n + 5)
+	g.runsHere()
+}
+
+func TestStatusIsAnswered(t *testing.T) {
+	g := guard(t, nil, nil)
+	for _, dir := range []string{g.dir, g.vm.Dir} {
+		for _, how := range []string{"-json=false", "-json"} {
+			p := start(t, "status", "-state", dir, how)
+			p.ends(exitOK)
+			if out := p.output(); !strings.Contains(out, "generation") {
+				t.Errorf("%s", out)
+			}
+		}
+	}
+	start(t, "status", "-state", os.TempDir()).ends(exitFailed)
+}
