@@ -25,6 +25,7 @@ var defaults = map[string]struct{ dir, constant string }{
 	"colo.PrimaryConfig.CheckpointDelay":   {"colo", "DefaultCheckpointDelay"},
 	"colo.PrimaryConfig.MinInterval":       {"colo", "DefaultMinInterval"},
 	"colo.PrimaryConfig.CheckpointTimeout": {"colo", "DefaultCheckpointTimeout"},
+	"protect.Config.CheckpointTimeout":     {"colo", "DefaultCheckpointTimeout"},
 	"colo.PrimaryConfig.MaxDowntime":       {"colo", "DefaultMaxDowntime"},
 	"colo.PrimaryConfig.PeerTimeout":       {"colo", "DefaultPeerTimeout"},
 	"colo.SecondaryConfig.PeerTimeout":     {"colo", "DefaultPeerTimeout"},

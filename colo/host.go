@@ -80,6 +80,10 @@ type Dropper interface{ Drop() error }
 // no progress, as long as the age of a checkpoint allows. The end of the heartbeat
 // is told to Lost; this is asked only when PeerTimeout has passed. Alive is called
 // on any goroutine and must not wait.
+//
+// It takes the place of PeerTimeout for a connection that dies without a word while
+// the heartbeat's lives: that is noticed by CheckpointTimeout, once there are
+// checkpoints, or by TCP itself (TCP_USER_TIMEOUT).
 type Heartbeat interface{ Alive() bool }
 
 // Stage is memory that waits for its checkpoint to be complete (ram.Cache).

@@ -153,6 +153,10 @@ type Config struct {
 	Beat, Lost      time.Duration
 	Term            time.Duration
 	PeerTimeout     time.Duration
+	// CheckpointTimeout is how old a checkpoint may get, while which the guest's
+	// output is held: what a slow secondary may cost. After it the primary gives
+	// its secondary up, in good order, and seeks it again.
+	CheckpointTimeout time.Duration
 }
 
 // The defaults of Config's times.
@@ -177,6 +181,7 @@ func (c *Config) check() error {
 	def(&c.Lost, DefaultLost)
 	def(&c.Term, failover.DefaultTerm)
 	def(&c.PeerTimeout, max(colo.DefaultPeerTimeout, 3*c.Lost))
+	def(&c.CheckpointTimeout, colo.DefaultCheckpointTimeout)
 	p := &c.Peer
 	switch {
 	case c.Name == "" || len(c.Name) > failover.MaxName:
@@ -197,12 +202,14 @@ func (c *Config) check() error {
 		return errors.New("protect: Peer needs the Name that the other host's certificate is for")
 	case c.Held > 0 && !c.Start:
 		return errors.New("protect: Held means nothing without Start")
-	case c.CheckpointDelay < 0, c.Beat < 0, c.Lost < 0, c.Term < 0, c.PeerTimeout < 0:
+	case c.CheckpointDelay < 0, c.Beat < 0, c.Lost < 0, c.Term < 0, c.PeerTimeout < 0, c.CheckpointTimeout < 0:
 		return errors.New("protect: a time is negative")
 	case c.Lost < 2*c.Beat:
 		return fmt.Errorf("protect: a peer that is lost after %v must beat more often than every %v", c.Lost, c.Beat)
 	case c.PeerTimeout <= c.Lost:
 		return fmt.Errorf("protect: PeerTimeout, %v, must be longer than Lost, %v, which notices a dead peer", c.PeerTimeout, c.Lost)
+	case c.CheckpointTimeout <= colo.DefaultMaxDowntime:
+		return fmt.Errorf("protect: CheckpointTimeout, %v, must be longer than %v, which the pause of the first synchronisation may take", c.CheckpointTimeout, colo.DefaultMaxDowntime)
 	case c.Term < failover.MinTerm:
 		return fmt.Errorf("protect: a term of %v is too short, the least is %v", c.Term, failover.MinTerm)
 	}

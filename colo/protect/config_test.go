@@ -75,7 +75,7 @@ func TestTimesAreWhatThePackageCommentSays(t *testing.T) {
 	}
 	doc := packageComment(t)
 	for name, d := range map[string]time.Duration{
-		"CheckpointDelay": c.CheckpointDelay, "Beat": c.Beat, "Lost": c.Lost, "Term": c.Term, "PeerTimeout": c.PeerTimeout, "": greetTime,
+		"CheckpointDelay": c.CheckpointDelay, "Beat": c.Beat, "Lost": c.Lost, "Term": c.Term, "PeerTimeout": c.PeerTimeout, "CheckpointTimeout": c.CheckpointTimeout, "": greetTime,
 	} {
 		want := strings.Replace(d.String(), "ms", " ms", 1)
 		if !strings.HasSuffix(want, "ms") {
