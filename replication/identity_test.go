@@ -279,12 +279,13 @@ func TestMetadataIsOfTheImageThatItWasMadeFor(t *testing.T) {
 	if got, err := ReadIdentity(name); err != nil || got != id {
 		t.Errorf("while it is in use: %v, %v", got, err)
 	}
+	must(t, m.Hold(7))
 	must(t, d.Close())
 	d = open(name)
 	m, err = d.Metadata()
 	must(t, err)
-	if m.Identity() != id {
-		t.Errorf("the next process reads %v, want %v", m.Identity(), id)
+	if m.Identity() != id || m.Held() != 7 {
+		t.Errorf("the next process reads %v, and that %d is held, want %v, and 7", m.Identity(), m.Held(), id)
 	}
 	must(t, d.Close())
 

@@ -35,6 +35,7 @@ type Metadata struct {
 	id     Identity
 	peer   peerBase
 	bound  [32]byte // of the image, so that it is not taken for another; zero: not bound
+	held   uint64   // see Held
 	intent *intent  // nil: none is kept
 	failed error
 }
@@ -57,7 +58,7 @@ const (
 	metadataMagic   = "lockstep disk 1\n"
 	metadataSlot    = 4096
 	metadataHead    = 2 * metadataSlot
-	metadataEncoded = 16 + 8 + (identityEncoded - 16) + 40 + 32
+	metadataEncoded = 16 + 8 + (identityEncoded - 16) + 40 + 32 + 8
 )
 
 // OpenMetadata reads the metadata on a device of its own, of at least 8 KiB;
@@ -102,7 +103,7 @@ func (m *Metadata) open(dev Disk) error {
 		switch {
 		case o.decode(p[:]):
 			if !found || o.seq > m.seq {
-				m.seq, m.id, m.peer, m.bound, found = o.seq, o.id, o.peer, o.bound, true
+				m.seq, m.id, m.peer, m.bound, m.held, found = o.seq, o.id, o.peer, o.bound, o.held, true
 			}
 		case p == [SectorSize]byte{}:
 			blank++
@@ -125,6 +126,7 @@ func (m *Metadata) encode() []byte {
 	p = le.AppendUint64(le.AppendUint64(p, m.peer.Generation.Number), m.peer.Generation.Tag)
 	p = le.AppendUint64(p, m.peer.Epoch)
 	p = append(p, m.bound[:]...)
+	p = le.AppendUint64(p, m.held)
 	p = append(p, zeroes[:SectorSize-4-len(p)]...)
 	return le.AppendUint32(p, crc32.Checksum(p, castagnoli))
 }
@@ -143,6 +145,7 @@ func (m *Metadata) decode(p []byte) bool {
 	m.peer.Generation = Generation{le.Uint64(p[16:]), le.Uint64(p[24:])}
 	m.peer.Epoch = le.Uint64(p[32:])
 	copy(m.bound[:], p[40:])
+	m.held = le.Uint64(p[72:])
 	return true
 }
 
@@ -151,6 +154,33 @@ func (m *Metadata) Identity() Identity {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.id
+}
+
+// Held returns what Hold has recorded last; 0: nothing.
+func (m *Metadata) Held() uint64 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.held
+}
+
+// Hold records a number of the caller's beside the identity, and returns when it
+// is stable: the generation under which an arbiter has given the disk's guest to
+// this host, say, or which this host has followed. Nothing here looks at it. If it
+// fails, the metadata is the old one or the new one, and every later change of it
+// fails.
+func (m *Metadata) Hold(generation uint64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	was := m.held
+	if generation == was {
+		return nil
+	}
+	m.held = generation
+	err := m.store(m.id, m.peer)
+	if err != nil {
+		m.held = was
+	}
+	return err
 }
 
 // Outdate records that another copy is newer, so that no guest is started with
@@ -185,7 +215,7 @@ func (m *Metadata) store(id Identity, peer peerBase) error {
 		}
 		m.dev, m.make = newStableDisk(dev, "metadata"), nil
 	}
-	next := &Metadata{seq: m.seq + 1, id: id, peer: peer, bound: m.bound}
+	next := &Metadata{seq: m.seq + 1, id: id, peer: peer, bound: m.bound, held: m.held}
 	if m.dev != nil {
 		err := writeFull(m.dev, next.encode(), int64(next.seq%2)*metadataSlot)
 		if err == nil {

@@ -33,8 +33,8 @@ type Guest interface {
 	Register(reg *vmstate.Registry) error
 }
 
-// A Network is a NIC of the guest for its life, whichever side its host is. [NIC]
-// is one; a host may have its own. The methods of colo's interfaces are called as
+// A Network is a NIC of the guest for its life, whichever side its host is. [Proxy],
+// which compares, and [NIC], which does not, are two; a host may have its own. The methods of colo's interfaces are called as
 // those of a session are.
 type Network interface {
 	colo.PrimaryNetwork
@@ -125,12 +125,16 @@ type Config struct {
 	Fencer Fencer
 
 	// Start says that the guest may be started here, on this host's own: a first
-	// start, or one from disks. The arbiter is asked for the generation after
-	// Held; if it refuses, since there is a newer copy elsewhere, this host
-	// becomes a secondary. Without Start a host waits for a primary.
+	// start, or one from the checkpoint that the disks of a secondary have. The
+	// arbiter is asked for the generation after Held; if it refuses, since there
+	// is a newer copy elsewhere, this host becomes a secondary.
+	//
+	// Without Start a host waits for a primary, but for one whose disks are the
+	// guest's own; see the package comment on cold starts.
 	Start bool
-	// Held is the generation of the copy that this host has, as its disks say
-	// after a cold start. 0: it has none, the guest begins its life.
+	// Held is the generation of the copy that this host has, for a host that keeps
+	// account of it by itself. 0: what its disks say, and where they do not know,
+	// it has none and the guest begins its life.
 	Held uint64
 
 	Events *event.Bus   // nil: nobody listens
@@ -219,6 +223,21 @@ func (c *Config) check() error {
 		if n == nil {
 			return fmt.Errorf("protect: Network %d is nil", i)
 		}
+		s, ok := n.(Sided)
+		if !ok {
+			continue
+		}
+		name, terms := s.Link()
+		if name == "" || len(name) > maxDiskName || len(terms) > failover.MaxName {
+			return fmt.Errorf("protect: Network %d: its name has 1 to %d bytes, its terms at most %d", i, maxDiskName, failover.MaxName)
+		}
+		if names[chNIC+name] {
+			return fmt.Errorf("protect: two networks are called %q", name)
+		}
+		names[chNIC+name] = true
+	}
+	if len(c.Network) > maxNetworks {
+		return fmt.Errorf("protect: %d networks, at most %d", len(c.Network), maxNetworks)
 	}
 	return p.check()
 }

@@ -327,7 +327,7 @@ func TestDiskBelongsToOneJob(t *testing.T) {
 	if _, err := d.WriteAt(make([]byte, 512), 0); !errors.Is(err, errNoJob) {
 		t.Errorf("before it has a job: %v", err)
 	}
-	if err := d.adopt(nil, nil); err != nil {
+	if err := d.adopt(nil, nil, nil); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -31,6 +31,7 @@
 //	          resume ▼                             │
 //	               paused ◄────────────────────────┘
 //
+//	waiting, at a cold start: granted the guest       ──► alone
 //	any: the end of Run's context, Complete, an error ──► concluded
 //	following, asking: a load failed half way (torn)  ──► concluded, this copy never runs
 //
@@ -95,17 +96,35 @@
 // generation, what the connection is for. The first is the control connection; it
 // compares what both sides have, so that what cannot work is refused in words
 // before anything moves, and its answer carries a token without which the others
-// are refused. The session of package colo, the heartbeats and each disk have one
-// each. TLS 1.3 with certificates on both sides, or PortConfig.Insecure. A Port serves any number
-// of guests.
+// are refused. The session of package colo, the heartbeats and each [Proxy] have one
+// each, and a disk has three: for writes, for whose copy it is, and for checksums.
+// TLS 1.3 with certificates on both sides, or PortConfig.Insecure. A Port serves any
+// number of guests.
 //
 // # What lives longer than a side
 //
-// The guest, its networks ([NIC]) and its disks ([Disk]) are handles for the life of
-// the job; what stands below them changes with the side, while the guest stands
-// still. Disks are made equal first, while the guest runs; then memory follows. A
-// session of a pair that was in step before sends both whole, but for the holes of
-// disks.
+// The guest, its networks ([NIC], [Proxy]) and its disks ([Disk]) are handles for the
+// life of the job; what stands below them changes with the side. Disks are made equal first, while the guest runs; then memory follows. Of a
+// disk only what the secondary has missed is sent, or, where nobody knows that, what
+// differs by its checksums. Memory is sent whole in each session.
+//
+// # Cold starts
+//
+// Images that are files know, beside whose copy they are, the last generation that
+// their host has held, or followed and been in step with. After both hosts were down,
+// each looks at its own:
+//
+//   - Disks that the guest here has written itself lack nothing that it was told is
+//     on them. Their host claims the generation after theirs, once Term and Lost have
+//     passed in which nobody else has, and starts the guest anew from them. It
+//     follows instead if the arbiter knows a later generation, or a primary comes.
+//   - Disks of a secondary's last checkpoint, kept by DiskConfig.Journal, are older
+//     than what the world may have seen. Their host waits for a primary. If that never
+//     comes back, Start is a person's word that they will do.
+//   - Disks of no moment, or of several generations, start nothing, with Start or
+//     without, and are good to follow with.
+//
+// A job without an Arbiter starts by itself only what Start says.
 //
 // # Times
 //

@@ -33,9 +33,12 @@ func (j *Job) follow(ctx context.Context) error {
 			return fmt.Errorf("protect: pause the guest: %w", err)
 		}
 	}
-	p, err := j.await(ctx)
-	if err != nil {
-		return nil // the job has moved on
+	p, err := j.awaitOrRestart(ctx)
+	switch {
+	case err != nil && j.State() == Waiting && ctx.Err() == nil:
+		return err
+	case err != nil || p == nil:
+		return nil // the job has moved on, or the guest runs here
 	}
 	defer p.close()
 	s, free, err := j.newSecondary(ctx, p)
@@ -75,18 +78,6 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 	return nil
 }
 
-// await waits for a primary with all its connections.
-func (j *Job) await(ctx context.Context) (*peer, error) {
-	act, end := j.while(ctx, Waiting)
-	defer end()
-	select {
-	case p := <-j.joined:
-		return p.peer, nil
-	case <-act.Done():
-		return nil, context.Cause(act)
-	}
-}
-
 // welcome implements welcomer: a connection has come that is meant for this
 // guest. It runs on a goroutine of the port's and does not wait.
 func (j *Job) welcome(conn net.Conn, h hello) {
@@ -124,7 +115,7 @@ func (j *Job) answered(token string, err error) {
 	if p == nil || p.peer.token != token {
 		return // given up meanwhile, and closed
 	}
-	if p.answers++; err == nil && p.answers < 3+len(j.cfg.Disks) {
+	if p.answers++; err == nil && p.answers < 3+len(j.channels) {
 		return
 	}
 	j.pending = nil
@@ -174,17 +165,12 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, why error) {
 		p.peer.beat = conn
 	case h.Channel == chSession && p.peer.session == nil:
 		p.peer.session = conn
-	case j.isDisk(h.Channel) && p.peer.disks[h.Channel] == nil:
-		p.peer.disks[h.Channel] = conn
+	case slices.Contains(j.channels, h.Channel) && p.peer.more[h.Channel] == nil:
+		p.peer.more[h.Channel] = conn
 	default:
 		return "", refuse("there is no use for a %q connection", h.Channel)
 	}
 	return h.Token, nil
-}
-
-// isDisk reports whether a channel is a disk's.
-func (j *Job) isDisk(channel string) bool {
-	return slices.ContainsFunc(j.cfg.Disks, func(d *Disk) bool { return chDisk+d.cfg.Name == channel })
 }
 
 func (j *Job) peerName() string { return j.cfg.Peer.Name }
@@ -207,6 +193,9 @@ func (j *Job) refuseAll() {
 // newSecondary makes the secondary's side of a session.
 func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(), err error) {
 	s := &session{peer: p, wire: &counted{Conn: p.session}, over: ctx, began: time.Now()}
+	if err := sided(j.cfg.Network, func(n Sided) error { return n.Follow(ctx) }); err != nil {
+		return nil, nil, err
+	}
 	reg := new(vmstate.Registry)
 	cache, err := ram.NewCache(j.cfg.Guest.Blocks(), j.cfg.Guest, ram.CacheConfig{})
 	if err != nil {
@@ -224,7 +213,7 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(
 		return nil, nil, err
 	}
 	for _, d := range j.cfg.Disks {
-		if err := d.follow(); err != nil {
+		if err := d.follow(ctx); err != nil {
 			return nil, nil, err
 		}
 	}

@@ -25,12 +25,13 @@ var (
 // A Job protects one guest on one host. Run does; the verbs, State and Query may
 // be called from any goroutine at any time.
 type Job struct {
-	cfg    Config
-	vm     *vm
-	keeper *failover.Keeper
-	manual *failover.Manual // nil: there is an arbiter
-	token  string           // of this process, for the arbiter
-	verbs  chan struct{}    // capacity one: of the verbs that take time, one at a time
+	cfg      Config
+	vm       *vm
+	keeper   *failover.Keeper
+	manual   *failover.Manual // nil: there is an arbiter
+	channels []string         // of disks and networks
+	token    string           // of this process, for the arbiter
+	verbs    chan struct{}    // capacity one: of the verbs that take time, one at a time
 
 	mu         sync.Mutex
 	changed    chan struct{} // closed and replaced with each change of state
@@ -44,6 +45,7 @@ type Job struct {
 	joined     chan *pending
 	lastErr    error
 	stats      Stats
+	restart    uint64       // the generation of disks that the guest may be started from; Run's alone
 	background func(func()) // starts a goroutine that Run waits for; nil: Run does not run
 }
 
@@ -63,7 +65,7 @@ func New(cfg Config) (*Job, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	j := &Job{
-		cfg: cfg, vm: newVM(cfg.Guest, cfg.Network),
+		cfg: cfg, channels: cfg.channels(), vm: newVM(cfg.Guest, cfg.Network),
 		token: failover.NewToken(), verbs: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
 	}
 	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
@@ -75,8 +77,11 @@ func New(cfg Config) (*Job, error) {
 	if j.keeper, err = failover.NewKeeper(keep); err != nil {
 		return nil, err
 	}
+	if err := recoverDisks(cfg.Disks); err != nil {
+		return nil, err
+	}
 	for _, d := range cfg.Disks {
-		if err := d.adopt(j.keeper.Gate(), cfg.Events); err != nil {
+		if err := d.adopt(j.keeper.Gate(), cfg.Events, j.diskFull); err != nil {
 			return nil, err
 		}
 	}
@@ -231,38 +236,6 @@ func (j *Job) empty(ctx context.Context) {
 	}
 }
 
-// begin decides who this host is.
-func (j *Job) begin(ctx context.Context) error {
-	if !j.cfg.Start {
-		j.do(refused, "waits for a primary")
-		return nil
-	}
-	// A copy that was here before this process may have promised, as a
-	// secondary, not to claim the guest for a term.
-	if j.cfg.Held > 0 && j.manual == nil {
-		if err := sleep(ctx, j.cfg.Term); err != nil {
-			return err
-		}
-	}
-	generation, err := j.acquire(ctx, j.cfg.Held, true)
-	switch {
-	case errors.Is(err, failover.ErrRefused):
-		j.note(err)
-		j.learn(j.cfg.Held)
-		j.do(refused, err.Error())
-		return nil
-	case err != nil:
-		return err
-	}
-	j.learn(generation)
-	j.vm.face(true)
-	if err := j.vm.Resume(ctx); err != nil {
-		return fmt.Errorf("protect: start the guest: %w", err)
-	}
-	j.cfg.publish(event.Resume{})
-	return j.do(granted, "started")
-}
-
 // acquire asks for the generation after one. With word it is an operator's wish,
 // which is all that is needed where an operator is the arbiter.
 func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, error) {
@@ -376,6 +349,17 @@ func (j *Job) request(cause event.Cause) {
 	if s := j.session(); s != nil && s.primary != nil {
 		s.primary.RequestCheckpoint(cause)
 	}
+}
+
+// diskFull asks for a checkpoint, whichever side this host is. It does not wait.
+func (j *Job) diskFull() {
+	j.mu.Lock()
+	s, spawn := j.current, j.background
+	if s != nil && s.primary == nil && spawn != nil {
+		spawn(func() { s.peer.say(note{Say: sayFull}) })
+	}
+	j.mu.Unlock()
+	j.request(event.CauseLimit)
 }
 
 func (j *Job) session() *session {

@@ -105,7 +105,7 @@ func (i input) String() string { return inputNames[i] }
 // what comes of it is another input.
 var transitions = map[State]map[input]State{
 	Created: {granted: Alone, refused: Waiting},
-	Waiting: {joined: Following},
+	Waiting: {joined: Following, granted: Alone},
 	Alone: {
 		agreed: Synchronising, deposed: Waiting,
 		doPause: Paused, doComplete: Concluded,

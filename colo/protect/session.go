@@ -98,6 +98,8 @@ func (j *Job) observe(s *session, e event.Event) {
 			}
 			j.keeper.SetNote(fmt.Sprintf("checkpoint %d", c.Epoch))
 			j.overtaken(s)
+		} else if first {
+			j.hold(s.peer.generation)
 		}
 	}
 	j.cfg.publish(e)
@@ -179,6 +181,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	} else {
 		group.Go(func() { j.watch(with) })
 	}
+	j.serveNetworks(with, s, group.Go)
 	if st := j.State(); st != Synchronising && st != Following {
 		s.colo.Lost(errMoved) // deposed, or stopped, since the two agreed
 	}
@@ -211,8 +214,9 @@ func (j *Job) beginDisks(ctx context.Context, s *session, workers *sync.WaitGrou
 	}
 	if s.primary == nil {
 		for _, d := range j.cfg.Disks {
-			conn := s.peer.disks[chDisk+d.cfg.Name]
-			workers.Go(func() { d.serve(ctx, conn) })
+			for _, ch := range d.channels() {
+				workers.Go(func() { d.serve(ctx, s.peer.more[ch]) })
+			}
 		}
 		begins := false
 		err := s.peer.await(ctx, func() bool {
@@ -236,7 +240,7 @@ func (j *Job) beginDisks(ctx context.Context, s *session, workers *sync.WaitGrou
 	for _, d := range j.cfg.Disks {
 		p := d.leading()
 		workers.Go(func() { p.Run(ctx) })
-		if err := d.attach(copying, s.peer.disks[chDisk+d.cfg.Name]); err != nil {
+		if err := d.attach(copying, s.peer.more); err != nil {
 			return fmt.Errorf("disk %q: %w", d.cfg.Name, err)
 		}
 	}
@@ -280,6 +284,10 @@ func (j *Job) heard(s *session, n note) {
 		}
 		if sent, term, ok := s.promises.answer(n); ok {
 			j.keeper.Promised(s.peer.generation, sent, term)
+		}
+	case sayFull:
+		if s.primary != nil {
+			s.primary.RequestCheckpoint(event.CauseLimit)
 		}
 	case sayEnd:
 		s.colo.Lost(s.peer.endedWhy())
@@ -370,6 +378,7 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		return err
 	}
 	j.learn(generation)
+	j.hold(generation)
 	if s.primary == nil && s.getPurpose() != toTakeHand {
 		if err := j.fence(ctx, generation); err != nil {
 			return err

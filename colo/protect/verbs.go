@@ -81,6 +81,7 @@ func (j *Job) leave(ctx context.Context, verb input, why purpose, to State, reas
 		return err
 	}
 	j.learn(generation)
+	j.hold(generation)
 	s.setPurpose(why)
 	s.peer.set(func() { s.peer.reason = reason })
 	if why == toComplete {
@@ -154,6 +155,7 @@ func (j *Job) Fenced() error {
 	}
 	after := s.peer.generation
 	j.learn(j.keeper.Fenced(after))
+	j.hold(after + 1)
 	j.vm.face(true)
 	s.colo.Fenced() // an error is that of a session that is about to go on anyway
 	j.mu.Lock()

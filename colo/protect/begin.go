@@ -1,0 +1,128 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
+)
+
+// begin decides who this host is.
+func (j *Job) begin(ctx context.Context) error {
+	after, own := j.cfg.Held, false
+	if after == 0 {
+		var err error
+		if after, own, err = held(j.cfg.Disks); err != nil {
+			// A copy of no moment starts no guest, whatever was configured. A
+			// primary makes it good.
+			j.note(err)
+			j.do(refused, err.Error())
+			return nil
+		}
+	}
+	j.learn(after)
+	if !j.cfg.Start {
+		why := "waits for a primary"
+		if own && j.manual == nil {
+			j.restart = after
+			why = fmt.Sprintf("the disks here are the guest's own, of generation %d: waits for a primary, or to be granted the guest", after)
+		}
+		j.do(refused, why)
+		return nil
+	}
+	// A copy that was here before this process may have promised, as a
+	// secondary, not to claim the guest for a term.
+	if after > 0 && j.manual == nil {
+		if err := sleep(ctx, j.cfg.Term); err != nil {
+			return err
+		}
+	}
+	generation, err := j.acquire(ctx, after, true)
+	switch {
+	case errors.Is(err, failover.ErrRefused):
+		j.note(err)
+		j.do(refused, err.Error())
+		return nil
+	case err != nil:
+		return err
+	}
+	return j.start(ctx, generation, "started")
+}
+
+// start lets a guest run that has been granted, and that has not run before here.
+func (j *Job) start(ctx context.Context, generation uint64, why string) error {
+	j.learn(generation)
+	j.hold(generation)
+	j.vm.face(true)
+	if err := j.vm.Resume(ctx); err != nil {
+		return fmt.Errorf("protect: start the guest: %w", err)
+	}
+	j.cfg.publish(event.Resume{})
+	return j.do(granted, why)
+}
+
+// awaitOrRestart waits for a primary as await does, and meanwhile, if the disks
+// here are the guest's own, claims the guest: as the first to come back after both
+// hosts were down, this one starts it. No peer and no error say that it has.
+//
+// The claim comes after a host whose guest is alive has had its chance: one that
+// follows, and has lost this host, claims it without waiting, and is preferred.
+func (j *Job) awaitOrRestart(ctx context.Context) (*peer, error) {
+	after := j.restart
+	if after == 0 {
+		return j.await(ctx, 0)
+	}
+	j.restart = 0
+	for wait := j.cfg.Term + j.cfg.Lost; ; wait = j.cfg.Term {
+		// The record is looked at first: a host that has come back to a guest that
+		// runs elsewhere claims nothing.
+		ask, cancel := context.WithTimeout(ctx, j.cfg.Term)
+		r, err := j.cfg.Arbiter.Record(ask)
+		cancel()
+		if err == nil && r.Generation > after {
+			j.note(fmt.Errorf("protect: the disks here are of generation %d, the present one is %d", after, r.Generation))
+			return j.await(ctx, 0)
+		}
+		if p, err := j.await(ctx, wait); p != nil || err != nil {
+			return p, err
+		}
+		ask, cancel = context.WithTimeout(ctx, j.cfg.Term)
+		generation, err := j.acquire(ask, after, false)
+		cancel()
+		switch {
+		case err == nil:
+			j.refuseAll()
+			return nil, j.start(ctx, generation, fmt.Sprintf("started from disks of generation %d", after))
+		case errors.Is(err, failover.ErrRefused):
+			j.note(err)
+			return j.await(ctx, 0)
+		case ctx.Err() != nil:
+			return nil, context.Cause(ctx)
+		}
+		j.note(fmt.Errorf("protect: claim the guest of generation %d: %w", after, err))
+	}
+}
+
+// await waits for a primary with all its connections, for a time; without a limit
+// if that is 0. No peer and no error say that none came.
+func (j *Job) await(ctx context.Context, limit time.Duration) (*peer, error) {
+	act, end := j.while(ctx, Waiting)
+	defer end()
+	var late <-chan time.Time
+	if limit > 0 {
+		timer := time.NewTimer(limit)
+		defer timer.Stop()
+		late = timer.C
+	}
+	select {
+	case p := <-j.joined:
+		return p.peer, nil
+	case <-late:
+		return nil, nil
+	case <-act.Done():
+		return nil, context.Cause(act)
+	}
+}

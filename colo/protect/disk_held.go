@@ -1,0 +1,122 @@
+package protect
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/gocolo/lockstep/replication"
+)
+
+// A remembered image is one that has no place for its metadata: it is known for as
+// long as the Disk is used.
+type remembered struct {
+	replication.Disk
+	once sync.Once
+	meta *replication.Metadata
+	err  error
+}
+
+// metadataBytes is how large the metadata of a disk is without a bitmap, which
+// would be of use to another process only.
+const metadataBytes = 8 << 10
+
+// Metadata implements replication.MetadataKeeper.
+func (r *remembered) Metadata() (*replication.Metadata, error) {
+	r.once.Do(func() { r.meta, r.err = replication.OpenMetadata(&memory{b: make([]byte, metadataBytes)}) })
+	return r.meta, r.err
+}
+
+// WriteZeroes implements replication.ZeroWriter, and the methods below what else the
+// image can do, or what stands for it.
+func (r *remembered) WriteZeroes(off, n int64) error {
+	return replication.WriteZeroes(r.Disk, off, n)
+}
+
+func (r *remembered) Trim(off, n int64) error {
+	if t, ok := r.Disk.(replication.Trimmer); ok {
+		return t.Trim(off, n)
+	}
+	return nil
+}
+
+func (r *remembered) WriteFUA(p []byte, off int64) error { return replication.WriteFUA(r.Disk, p, off) }
+
+func (r *remembered) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
+	return replication.Extents(r.Disk, off, n, yield)
+}
+
+// memory is a small disk.
+type memory struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (m *memory) ReadAt(p []byte, off int64) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return copy(p, m.b[off:]), nil
+}
+
+func (m *memory) WriteAt(p []byte, off int64) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return copy(m.b[off:], p), nil
+}
+
+func (m *memory) Size() int64 { return int64(len(m.b)) }
+func (m *memory) Sync() error { return nil }
+
+// metadata returns what is known of this host's copy.
+func (d *Disk) metadata() (*replication.Metadata, error) {
+	k, ok := d.image.(replication.MetadataKeeper)
+	if !ok {
+		return nil, nil
+	}
+	return k.Metadata()
+}
+
+// hold records on the disks of which generation this host's copy of the guest is:
+// what a cold start asks for.
+func (j *Job) hold(generation uint64) {
+	for _, d := range j.cfg.Disks {
+		m, err := d.metadata()
+		if err == nil && m != nil {
+			err = m.Hold(generation)
+		}
+		if err != nil {
+			// A cold start will find too old a generation, which the arbiter
+			// refuses: nothing is started that should not be.
+			j.note(fmt.Errorf("disk %q: record generation %d: %w", d.cfg.Name, generation, err))
+		}
+	}
+}
+
+// errCopy is why the disks here are none to start a guest with.
+var errCopy = errors.New("the disks here are not those of one moment")
+
+// held returns the generation of the copy that this host's disks are, and whether
+// it is the guest's own, which lacks nothing that the guest has been told is
+// written, or that of a secondary's last checkpoint. 0: the disks do not know.
+func held(disks []*Disk) (generation uint64, own bool, err error) {
+	own = true
+	for i, d := range disks {
+		m, err := d.metadata()
+		switch {
+		case err != nil:
+			return 0, false, fmt.Errorf("disk %q: %w", d.cfg.Name, err)
+		case m == nil:
+			return 0, false, nil
+		}
+		id, h := m.Identity(), m.Held()
+		switch {
+		case id.State != replication.CopyClean:
+			return 0, false, fmt.Errorf("%w: disk %q is %v", errCopy, d.cfg.Name, id)
+		case i > 0 && h != generation:
+			return 0, false, fmt.Errorf("%w: disk %q holds generation %d, disk %q %d", errCopy, disks[0].cfg.Name, generation, d.cfg.Name, h)
+		}
+		generation = h
+		own = own && (id.Writes || id.Disk == (replication.ID{}))
+	}
+	return generation, own && generation > 0, nil
+}

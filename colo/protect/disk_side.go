@@ -1,0 +1,274 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/replication"
+	"github.com/gocolo/lockstep/replication/nbd"
+)
+
+// The channels of a disk. All begin with chDisk, and end with its name.
+const (
+	chDiskData     = chDisk + "data:"     // the primary's writes
+	chDiskIdentity = chDisk + "identity:" // whose copy it is
+	chDiskSums     = chDisk + "sums:"     // of the secondary's copy
+
+	channelsOfDisk = 3
+)
+
+// channels returns the channels of a disk, in the order in which they are made.
+func (d *Disk) channels() [channelsOfDisk]string {
+	n := d.cfg.Name
+	return [...]string{chDiskData + n, chDiskIdentity + n, chDiskSums + n}
+}
+
+// adopt gives the disk to a job, whose journal is recovered. full is called, and must
+// not wait, when an overlay fills, which a checkpoint empties.
+func (d *Disk) adopt(gate Gate, events *event.Bus, full func()) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.gate != nil {
+		return fmt.Errorf("protect: disk %q belongs to a job already", d.cfg.Name)
+	}
+	d.gate, d.events = gate, new(event.Bus)
+	d.events.SubscribeAll(func(r event.Record) {
+		events.Publish(r.Event)
+		switch r.Event.(type) {
+		case event.DiskOverlayHalfFull, event.DiskOverlayFull:
+			full()
+		}
+	})
+	return d.lead(d.image)
+}
+
+// recoverDisks brings disks whose host died while it followed to one checkpoint.
+func recoverDisks(disks []*Disk) error {
+	var all []replication.Recovery
+	for _, d := range disks {
+		if d.cfg.Journal != nil {
+			all = append(all, replication.Recovery{Journal: d.cfg.Journal, Disk: d.image})
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	if _, _, err := replication.RecoverGroup(context.Background(), all); err != nil {
+		return fmt.Errorf("protect: recover the disks: %w", err)
+	}
+	return nil
+}
+
+// lead makes a disk of this host's the guest's: its image, or a secondary that
+// went on. d.mu is held, and no request is under way.
+func (d *Disk) lead(over replication.Disk) error {
+	p, err := replication.NewPrimary(over, replication.PrimaryConfig{
+		Name: d.cfg.Name, Events: d.events, Overwrite: true, PermitOutdated: true, Gate: d.gate,
+	})
+	if err != nil {
+		return fmt.Errorf("protect: disk %q: %w", d.cfg.Name, err)
+	}
+	d.promoted, _ = over.(*replication.Secondary)
+	d.primary, d.secondary, d.exports, d.server = p, nil, nil, nil
+	return nil
+}
+
+// attach makes the other host's copy, at the other end of the connections, one of
+// this host's, while the guest runs. It owns them.
+func (d *Disk) attach(ctx context.Context, conns map[string]net.Conn) error {
+	var clients [channelsOfDisk]*nbd.Client
+	for i, ch := range d.channels() {
+		c, err := nbd.NewClient(ctx, conns[ch], nbd.ClientConfig{Export: ch})
+		if err != nil {
+			for _, c := range clients[:i] {
+				c.Close()
+			}
+			return err // whose connections end with the pair
+		}
+		clients[i] = c
+	}
+	data, identity, sums := clients[0], clients[1], clients[2]
+	defer sums.Close()
+	remote := replication.WithIdentity(data, identity)
+	p := d.leading()
+	if p == nil {
+		return errors.Join(errNoJob, remote.Close())
+	}
+	if err := sameDisk(p, remote); err != nil {
+		return errors.Join(err, remote.Close())
+	}
+	if err := p.Attach(remote); err != nil {
+		return errors.Join(err, remote.Close())
+	}
+	return p.Synchronise(ctx, replication.SyncConfig{Sums: sums})
+}
+
+// sameDisk refuses a copy of another guest's disk: somebody has named the wrong
+// image. A copy that is newer, or has diverged, is overwritten, since the arbiter has
+// given the guest to this one.
+func sameDisk(p *replication.Primary, remote replication.Remote) error {
+	there, err := remote.(replication.Identified).Identity()
+	if err != nil {
+		return err
+	}
+	if here := p.Identity(); here.Disk != (replication.ID{}) && there.Disk != (replication.ID{}) && here.Disk != there.Disk {
+		return refuse("the other side's image is that of another guest's disk: %v; here it is %v", there, here)
+	}
+	return nil
+}
+
+// leading returns what the session of a primary drives.
+func (d *Disk) leading() *replication.Primary {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.secondary != nil {
+		return nil
+	}
+	return d.primary
+}
+
+// failed returns why this host's copy is not to be trusted any more: it could not
+// make stable what the guest has written, and part of that may be gone. It is asked
+// before a session lets its disks go.
+func (d *Disk) failed() error {
+	p := d.leading()
+	if p == nil {
+		return nil
+	}
+	var lost *replication.SyncError
+	if err := p.Err(); errors.As(err, &lost) {
+		return fmt.Errorf("disk %q: %w", d.cfg.Name, err)
+	}
+	return nil
+}
+
+// diskFailed returns why this host must leave its guest to a secondary that is in
+// step: the checkpoint there has a disk that is good.
+func (j *Job) diskFailed() error {
+	for _, d := range j.cfg.Disks {
+		if err := d.failed(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// release ends the way to the other host, if there is one that no session has.
+func (d *Disk) release() {
+	if p := d.leading(); p != nil {
+		p.Cut()
+		p.Detach()
+	}
+}
+
+// fence answers what the guest waits for, when its host has lost it: with errors,
+// which are no part of any history.
+func (d *Disk) fence() {
+	if p := d.leading(); p != nil {
+		p.Cut()
+		p.Fence()
+	}
+}
+
+// follow makes this host's copy a secondary's. The guest is paused.
+func (d *Disk) follow(ctx context.Context) error {
+	d.fence()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.step(ctx); err != nil {
+		return fmt.Errorf("protect: disk %q: %w", d.cfg.Name, err)
+	}
+	server := nbd.NewServer(nbd.ServerConfig{})
+	d.exports, d.server = nil, server
+	sides := [...]nbd.Disk{d.secondary.Export(), replication.NewIdentityDisk(d.secondary), replication.NewSums(d.secondary.Export())}
+	for i, ch := range d.channels() {
+		export, err := server.Export(nbd.ExportConfig{Name: ch, Disk: sides[i], ReadOnly: i == 2})
+		if err != nil {
+			return fmt.Errorf("protect: disk %q: %w", d.cfg.Name, err)
+		}
+		d.exports = append(d.exports, export)
+	}
+	return nil
+}
+
+// step makes this host's copy one that a primary may join. d.mu is held.
+func (d *Disk) step(ctx context.Context) error {
+	if s := d.secondary; s != nil {
+		// A session that ended before it began leaves what it has written of a
+		// synchronisation.
+		if err := s.Stop(ctx, false); err != nil && !errors.Is(err, replication.ErrNotRunning) {
+			return err
+		}
+		return nil
+	}
+	if s := d.promoted; s != nil {
+		if err := s.Commit(ctx); err != nil {
+			return err // this copy is in two places, and stays there
+		}
+	}
+	s, err := replication.NewSecondary(d.image, replication.SecondaryConfig{
+		Name: d.cfg.Name, Events: d.events, ActiveBytes: d.cfg.OverlayBytes, HiddenBytes: d.cfg.OverlayBytes,
+		Journal: d.cfg.Journal, Overwrite: true, GiveUpCheckpoint: true, Gate: d.gate,
+	})
+	if err != nil {
+		return err
+	}
+	d.primary, d.promoted, d.secondary = nil, nil, s
+	return nil
+}
+
+// serve lets the primary use what one of its connections is for, until ctx ends.
+func (d *Disk) serve(ctx context.Context, conn net.Conn) {
+	d.mu.RLock()
+	server := d.server
+	d.mu.RUnlock()
+	if server == nil {
+		conn.Close()
+		return
+	}
+	server.ServeConn(ctx, conn) // the primary says what was wrong with it
+}
+
+// followed is the secondary of a Disk as a session drives it.
+type followed struct {
+	*replication.Secondary
+	d *Disk
+}
+
+// Stop returns with nothing of the primary's under way, whether it is dead or only
+// slow. When this host goes on, its copy is the guest's from then on.
+func (f *followed) Stop(ctx context.Context, failover bool) error {
+	var errs []error
+	for _, e := range f.d.exports {
+		errs = append(errs, e.Close(ctx))
+	}
+	stopped := f.Secondary.Stop(ctx, failover)
+	errs = append(errs, stopped)
+	if failover && !errors.Is(stopped, replication.ErrNotRunning) {
+		over := f.d.image
+		if stopped != nil {
+			over = f.Secondary // the guest goes on over the overlays
+		}
+		f.d.mu.Lock()
+		errs = append(errs, f.d.lead(over))
+		f.d.mu.Unlock()
+	}
+	return errors.Join(errs...)
+}
+
+// group returns the disks as a session drives them.
+func group(disks []*Disk) (g replication.Group) {
+	for _, d := range disks {
+		d.mu.RLock()
+		if d.secondary != nil {
+			g = append(g, &followed{d.secondary, d})
+		} else {
+			g = append(g, d.primary)
+		}
+		d.mu.RUnlock()
+	}
+	return g
+}
