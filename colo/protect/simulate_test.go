@@ -157,7 +157,7 @@ func (s *simulation) fault() {
 		h.lag.Store(int64(lag))
 		s.say("%s is slow, by %v", h.name, lag)
 	case 16:
-		s.disk(h, much, coin)
+		s.disk(h, much, much%4 > 0)
 	case 17, 18:
 		s.verb(h, "switchover", func(ctx context.Context) error { return h.job.Switchover(ctx) })
 	case 19:
@@ -181,11 +181,11 @@ func (s *simulation) fault() {
 var errWorn = errors.New("the medium is worn out")
 
 // disk makes a host's disk fail, or slow.
-func (s *simulation) disk(h *host, much time.Duration, coin bool) {
+func (s *simulation) disk(h *host, much time.Duration, slow bool) {
 	if !s.disks {
 		return
 	}
-	if coin {
+	if slow {
 		s.say("the disk of %s is slow, by %v", h.name, much*20*time.Microsecond)
 		h.image.slows(much * 20 * time.Microsecond)
 	} else {
