@@ -33,8 +33,8 @@ type Guest interface {
 	Register(reg *vmstate.Registry) error
 }
 
-// A Network is a NIC of the guest for its life, whichever side its host is. [NIC]
-// is one; a host may have its own. The methods of colo's interfaces are called as
+// A Network is a NIC of the guest for its life, whichever side its host is. [Proxy],
+// which compares, and [NIC], which does not, are two; a host may have its own. The methods of colo's interfaces are called as
 // those of a session are.
 type Network interface {
 	colo.PrimaryNetwork
@@ -230,6 +230,21 @@ func (c *Config) check() error {
 		if n == nil {
 			return fmt.Errorf("protect: Network %d is nil", i)
 		}
+		s, ok := n.(Sided)
+		if !ok {
+			continue
+		}
+		name, terms := s.Link()
+		if name == "" || len(name) > maxDiskName || len(terms) > failover.MaxName {
+			return fmt.Errorf("protect: Network %d: its name has 1 to %d bytes, its terms at most %d", i, maxDiskName, failover.MaxName)
+		}
+		if names[chNIC+name] {
+			return fmt.Errorf("protect: two networks are called %q", name)
+		}
+		names[chNIC+name] = true
+	}
+	if len(c.Network) > maxNetworks {
+		return fmt.Errorf("protect: %d networks, at most %d", len(c.Network), maxNetworks)
 	}
 	return p.check()
 }

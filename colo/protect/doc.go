@@ -96,16 +96,15 @@
 // generation, what the connection is for. The first is the control connection; it
 // compares what both sides have, so that what cannot work is refused in words
 // before anything moves, and its answer carries a token without which the others
-// are refused. The session of package colo and the heartbeats have one each, a
-// disk has three: for writes, for whose copy it is, and for checksums. TLS 1.3 with
-// certificates on both sides, or PortConfig.Insecure. A Port serves any number of
-// guests.
+// are refused. The session of package colo, the heartbeats and each [Proxy] have one
+// each, and a disk has three: for writes, for whose copy it is, and for checksums.
+// TLS 1.3 with certificates on both sides, or PortConfig.Insecure. A Port serves any
+// number of guests.
 //
 // # What lives longer than a side
 //
-// The guest, its networks ([NIC]) and its disks ([Disk]) are handles for the life of
-// the job; what stands below them changes with the side, while the guest stands
-// still. Disks are made equal first, while the guest runs; then memory follows. Of a
+// The guest, its networks ([NIC], [Proxy]) and its disks ([Disk]) are handles for the
+// life of the job; what stands below them changes with the side. Disks are made equal first, while the guest runs; then memory follows. Of a
 // disk only what the secondary has missed is sent, or, where nobody knows that, what
 // differs by its checksums. Memory is sent whole in each session.
 //

@@ -115,7 +115,7 @@ func (j *Job) answered(token string, err error) {
 	if p == nil || p.peer.token != token {
 		return // given up meanwhile, and closed
 	}
-	if p.answers++; err == nil && p.answers < 3+channelsOfDisk*len(j.cfg.Disks) {
+	if p.answers++; err == nil && p.answers < 3+len(j.channels) {
 		return
 	}
 	j.pending = nil
@@ -165,20 +165,12 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, why error) {
 		p.peer.beat = conn
 	case h.Channel == chSession && p.peer.session == nil:
 		p.peer.session = conn
-	case j.isDisk(h.Channel) && p.peer.disks[h.Channel] == nil:
-		p.peer.disks[h.Channel] = conn
+	case slices.Contains(j.channels, h.Channel) && p.peer.more[h.Channel] == nil:
+		p.peer.more[h.Channel] = conn
 	default:
 		return "", refuse("there is no use for a %q connection", h.Channel)
 	}
 	return h.Token, nil
-}
-
-// isDisk reports whether a channel is a disk's.
-func (j *Job) isDisk(channel string) bool {
-	return slices.ContainsFunc(j.cfg.Disks, func(d *Disk) bool {
-		all := d.channels()
-		return slices.Contains(all[:], channel)
-	})
 }
 
 func (j *Job) peerName() string { return j.cfg.Peer.Name }
@@ -201,6 +193,9 @@ func (j *Job) refuseAll() {
 // newSecondary makes the secondary's side of a session.
 func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(), err error) {
 	s := &session{peer: p, wire: &counted{Conn: p.session}, over: ctx, began: time.Now()}
+	if err := sided(j.cfg.Network, func(n Sided) error { return n.Follow(ctx) }); err != nil {
+		return nil, nil, err
+	}
 	reg := new(vmstate.Registry)
 	cache, err := ram.NewCache(j.cfg.Guest.Blocks(), j.cfg.Guest, ram.CacheConfig{})
 	if err != nil {

@@ -47,6 +47,7 @@ const (
 	helloVersion = 1
 	maxHello     = 64 << 10
 	maxList      = 1024 // memory blocks
+	maxNetworks  = 64
 )
 
 // A hello begins a connection, in one direction; its answer comes back in the
@@ -69,16 +70,23 @@ type hello struct {
 
 // An offer is what one side has, for the other to compare.
 type offer struct {
-	Machine string `json:"machine"`
-	Memory  []part `json:"memory"`
-	Disks   []part `json:"disks,omitempty"`
-	Extra   []byte `json:"extra,omitempty"` // opaque; see Config.Offer
+	Machine  string `json:"machine"`
+	Memory   []part `json:"memory"`
+	Disks    []part `json:"disks,omitempty"`
+	Networks []link `json:"networks,omitempty"` // those that have a connection of their own
+	Extra    []byte `json:"extra,omitempty"`    // opaque; see Config.Offer
 }
 
 // A part is a block of memory, or a disk.
 type part struct {
 	Name string `json:"name"`
 	Size uint64 `json:"size"`
+}
+
+// A link is a network that has a connection of its own, and on what terms.
+type link struct {
+	Name  string `json:"name"`
+	Terms string `json:"terms"`
 }
 
 // fits compares what two sides have. An error is a *RefusedError that names the
@@ -93,7 +101,26 @@ func (o *offer) fits(other *offer) error {
 	if err := fit("memory block", o.Memory, other.Memory); err != nil {
 		return err
 	}
-	return fit("disk", o.Disks, other.Disks)
+	if err := fit("disk", o.Disks, other.Disks); err != nil {
+		return err
+	}
+	return fitLinks(o.Networks, other.Networks)
+}
+
+func fitLinks(here, there []link) error {
+	for _, h := range here {
+		i := slices.IndexFunc(there, func(l link) bool { return l.Name == h.Name })
+		if i < 0 {
+			return refuse("the network %q is not there on the other side", h.Name)
+		}
+		if there[i].Terms != h.Terms {
+			return refuse("the network %q here is %q, there %q", h.Name, h.Terms, there[i].Terms)
+		}
+	}
+	if len(there) > len(here) {
+		return refuse("the other side has %d networks with a connection of their own, this one %d", len(there), len(here))
+	}
+	return nil
 }
 
 func fit(what string, here, there []part) error {
@@ -167,7 +194,7 @@ func (h *hello) check() error {
 			return fmt.Errorf("%w: a name of %d bytes", ErrHello, len(s))
 		}
 	}
-	if o := h.Offer; o != nil && (len(o.Memory) > maxList || len(o.Disks) > maxDisks || len(o.Machine) > failover.MaxName) {
+	if o := h.Offer; o != nil && (len(o.Memory) > maxList || len(o.Disks) > maxDisks || len(o.Networks) > maxNetworks || len(o.Machine) > failover.MaxName) {
 		return fmt.Errorf("%w: %d blocks of memory and %d disks", ErrHello, len(o.Memory), len(o.Disks))
 	}
 	return nil

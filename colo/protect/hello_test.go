@@ -83,6 +83,21 @@ func TestWhatIsNoHelloIsRefused(t *testing.T) {
 
 func TestWhatDoesNotFitIsSaidByName(t *testing.T) {
 	here := &offer{Machine: "pc", Memory: []part{{"ram", 4096}, {"rom", 8192}}}
+	linked := func(l ...link) *offer { return &offer{Machine: "pc", Memory: here.Memory, Networks: l} }
+	for _, c := range []struct {
+		here, there *offer
+		want        string
+	}{
+		{linked(link{"0", "compared"}), linked(link{"0", "compared"}), ""},
+		{linked(link{"0", "compared"}), linked(link{"0", "continuous"}), `network "0" here is "compared", there "continuous"`},
+		{linked(link{"0", ""}), linked(), `network "0" is not there`},
+		{linked(), linked(link{"0", ""}), "has 1 networks"},
+	} {
+		err := c.here.fits(c.there)
+		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+			t.Errorf("%+v: %v, want %q", c.there, err, c.want)
+		}
+	}
 	for _, c := range []struct {
 		there *offer
 		want  string

@@ -25,12 +25,13 @@ var (
 // A Job protects one guest on one host. Run does; the verbs, State and Query may
 // be called from any goroutine at any time.
 type Job struct {
-	cfg    Config
-	vm     *vm
-	keeper *failover.Keeper
-	manual *failover.Manual // nil: there is an arbiter
-	token  string           // of this process, for the arbiter
-	verbs  chan struct{}    // capacity one: of the verbs that take time, one at a time
+	cfg      Config
+	vm       *vm
+	keeper   *failover.Keeper
+	manual   *failover.Manual // nil: there is an arbiter
+	channels []string         // of disks and networks
+	token    string           // of this process, for the arbiter
+	verbs    chan struct{}    // capacity one: of the verbs that take time, one at a time
 
 	mu         sync.Mutex
 	changed    chan struct{} // closed and replaced with each change of state
@@ -64,7 +65,7 @@ func New(cfg Config) (*Job, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	j := &Job{
-		cfg: cfg, vm: newVM(cfg.Guest, cfg.Network),
+		cfg: cfg, channels: cfg.channels(), vm: newVM(cfg.Guest, cfg.Network),
 		token: failover.NewToken(), verbs: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
 	}
 	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}

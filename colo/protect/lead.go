@@ -27,6 +27,9 @@ func (j *Job) lead(ctx context.Context) error {
 		return nil // the job has moved on
 	}
 	defer p.close()
+	if ready, err := j.leadNetworks(ctx); !ready || err != nil {
+		return err
+	}
 	s, err := j.newPrimary(ctx, p)
 	if err != nil {
 		return err
@@ -89,6 +92,23 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 	return err
 }
 
+// leadNetworks makes the networks ready for a session. While they are not, since
+// what they hold cannot leave, none begins.
+func (j *Job) leadNetworks(ctx context.Context) (ready bool, err error) {
+	act, end := j.while(ctx, Alone)
+	defer end()
+	bound, cancel := context.WithTimeout(act, j.cfg.PeerTimeout)
+	defer cancel()
+	err = sided(j.cfg.Network, func(s Sided) error { return s.Lead(bound) })
+	if err != nil && bound.Err() != nil {
+		if act.Err() == nil {
+			j.note(err)
+		}
+		return false, nil
+	}
+	return err == nil, err
+}
+
 // alone says that the guest runs here after a session, which may have ended by an
 // order, an answer of the arbiter, or both at the same time.
 func (j *Job) alone(reason string) {
@@ -142,14 +162,12 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 	if p.beat, _, err = dial(ctx, &j.cfg, h); err != nil {
 		return nil, err
 	}
-	for _, d := range j.cfg.Disks {
-		for _, h.Channel = range d.channels() {
-			conn, _, err := dial(ctx, &j.cfg, h)
-			if err != nil {
-				return nil, err
-			}
-			p.disks[h.Channel] = conn
+	for _, h.Channel = range j.channels {
+		conn, _, err := dial(ctx, &j.cfg, h)
+		if err != nil {
+			return nil, err
 		}
+		p.more[h.Channel] = conn
 	}
 	h.Channel = chSession
 	if p.session, _, err = dial(ctx, &j.cfg, h); err != nil {
@@ -214,6 +232,11 @@ func (j *Job) offer() *offer {
 	for _, d := range j.cfg.Disks {
 		o.Disks = append(o.Disks, part{d.cfg.Name, uint64(d.Size())})
 	}
+	sided(j.cfg.Network, func(s Sided) error {
+		name, terms := s.Link()
+		o.Networks = append(o.Networks, link{name, terms})
+		return nil
+	})
 	return o
 }
 

@@ -49,9 +49,11 @@ type NIC struct {
 	full atomic.Pointer[func(event.Cause)]
 	runs atomic.Bool
 
-	mu    sync.Mutex
-	input bool          // held while a packet is delivered
-	void  chan struct{} // closed and replaced when what was to leave is void
+	mu      sync.Mutex
+	input   bool          // held while a packet is delivered
+	follows bool          // packets are another host's to deliver
+	turned  chan struct{} // closed and replaced when one of the two changes
+	void    chan struct{} // closed and replaced when what was to leave is void
 }
 
 var _ Network = (*NIC)(nil)
@@ -61,7 +63,7 @@ func NewNIC(cfg NICConfig) (*NIC, error) {
 	if cfg.Uplink == nil {
 		return nil, errors.New("protect: NICConfig needs an Uplink")
 	}
-	n := &NIC{cfg: cfg, void: make(chan struct{})}
+	n := &NIC{cfg: cfg, follows: true, turned: make(chan struct{}), void: make(chan struct{})}
 	n.buf = filter.NewBuffer(filter.BufferConfig{Limit: cfg.Limit, Full: func() {
 		if ask := n.full.Load(); ask != nil {
 			(*ask)(event.CauseLimit)
@@ -99,6 +101,8 @@ func (n *NIC) Commit(epoch uint64) error {
 		n.mu.Lock()
 		close(n.void)
 		n.void = make(chan struct{})
+		n.follows = true
+		n.turn()
 		n.mu.Unlock()
 	}
 	return n.buf.Commit(epoch)
@@ -109,11 +113,21 @@ func (n *NIC) Register(reg *vmstate.Registry) error {
 	return reg.Register(n.buf.Entry(n.cfg.Instance), n.buf)
 }
 
-// Input implements Network.
+// Input implements Network. A packet that comes while the guest stands still for a
+// moment waits; one that comes to a host that follows is dropped.
 func (n *NIC) Input(on bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.input = on
+	if n.input = on; on {
+		n.follows = false
+	}
+	n.turn()
+}
+
+// turn wakes who waits for a change of input or follows. n.mu is held.
+func (n *NIC) turn() {
+	close(n.turned)
+	n.turned = make(chan struct{})
 }
 
 // errNotRun is Drain's, of a NIC whose Run does not run.
@@ -151,25 +165,45 @@ func (n *NIC) Run(ctx context.Context, h NetworkHost) error {
 	closed := make(chan struct{})
 	context.AfterFunc(ctx, func() { defer close(closed); n.cfg.Uplink.Close() })
 	var group sync.WaitGroup
-	group.Go(func() { cancel(n.read()) })
+	group.Go(func() { cancel(n.read(ctx)) })
 	cancel(n.buf.Run(ctx, &gated{n, ctx, h.Gate}))
 	group.Wait()
 	<-closed
 	return context.Cause(ctx)
 }
 
-func (n *NIC) read() error {
+func (n *NIC) read(ctx context.Context) error {
 	for {
 		p, err := n.cfg.Uplink.ReadPacket()
 		if err != nil {
 			return err
 		}
-		n.mu.Lock()
-		if n.input && n.cfg.Deliver != nil {
-			n.cfg.Deliver(p)
+		for n.cfg.Deliver != nil {
+			turned := n.deliver(p)
+			if turned == nil {
+				break
+			}
+			select {
+			case <-turned:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
 		}
-		n.mu.Unlock()
 	}
+}
+
+// deliver gives a packet to the guest, or drops it. If the guest stands still it
+// returns a channel that is closed when that may be over.
+func (n *NIC) deliver(p []byte) <-chan struct{} {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch {
+	case n.input:
+		n.cfg.Deliver(p)
+	case !n.follows:
+		return n.turned
+	}
+	return nil
 }
 
 // gated writes to the uplink while the gate is open.

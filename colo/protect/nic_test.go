@@ -123,6 +123,21 @@ func TestInputReachesTheGuestOnlyWhileItIsOn(t *testing.T) {
 		if !slices.Equal(got, []string{"on"}) {
 			t.Errorf("%q", got)
 		}
+		n.Input(true) // it stood still for a checkpoint
+		synctest.Wait()
+		if !slices.Equal(got, []string{"on", "off"}) {
+			t.Errorf("after a pause of the guest: %q", got)
+		}
+		n.Input(false)
+		n.Commit(0) // it follows
+		w.in <- []byte("another's")
+		synctest.Wait()
+		n.Input(true) // it has taken over
+		w.in <- []byte("its own")
+		synctest.Wait()
+		if !slices.Equal(got, []string{"on", "off", "its own"}) {
+			t.Errorf("after a change of sides: %q", got)
+		}
 		stop()
 	})
 }

@@ -19,7 +19,7 @@ type peer struct {
 	token      string // of the pair; no connection of another session has it
 
 	control, session, beat net.Conn
-	disks                  map[string]net.Conn // by channel
+	more                   map[string]net.Conn // of disks and networks, by channel
 
 	write sync.Mutex // of control
 
@@ -36,7 +36,7 @@ type peer struct {
 }
 
 func newPeer(h hello) *peer {
-	return &peer{host: h.Host, generation: h.Generation, token: h.Token, disks: map[string]net.Conn{}, changed: make(chan struct{})}
+	return &peer{host: h.Host, generation: h.Generation, token: h.Token, more: map[string]net.Conn{}, changed: make(chan struct{})}
 }
 
 func (p *peer) close() {
@@ -45,7 +45,7 @@ func (p *peer) close() {
 			c.Close()
 		}
 	}
-	for _, c := range p.disks {
+	for _, c := range p.more {
 		c.Close()
 	}
 }

@@ -181,6 +181,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	} else {
 		group.Go(func() { j.watch(with) })
 	}
+	j.serveNetworks(with, s, group.Go)
 	if st := j.State(); st != Synchronising && st != Following {
 		s.colo.Lost(errMoved) // deposed, or stopped, since the two agreed
 	}
@@ -214,7 +215,7 @@ func (j *Job) beginDisks(ctx context.Context, s *session, workers *sync.WaitGrou
 	if s.primary == nil {
 		for _, d := range j.cfg.Disks {
 			for _, ch := range d.channels() {
-				workers.Go(func() { d.serve(ctx, s.peer.disks[ch]) })
+				workers.Go(func() { d.serve(ctx, s.peer.more[ch]) })
 			}
 		}
 		begins := false
@@ -239,7 +240,7 @@ func (j *Job) beginDisks(ctx context.Context, s *session, workers *sync.WaitGrou
 	for _, d := range j.cfg.Disks {
 		p := d.leading()
 		workers.Go(func() { p.Run(ctx) })
-		if err := d.attach(copying, s.peer.disks); err != nil {
+		if err := d.attach(copying, s.peer.more); err != nil {
 			return fmt.Errorf("disk %q: %w", d.cfg.Name, err)
 		}
 	}

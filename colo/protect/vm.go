@@ -36,7 +36,9 @@ func (v *vm) Pause(ctx context.Context) error {
 	if !v.stands {
 		now := time.Now()
 		v.let(false)
+		v.runs(false)
 		if err := v.guest.Pause(ctx); err != nil {
+			v.runs(true)
 			v.let(v.input)
 			return err
 		}
@@ -63,6 +65,7 @@ func (v *vm) Resume(ctx context.Context) error {
 		return err
 	}
 	v.pauses, v.stands = 0, false
+	v.runs(true)
 	v.let(v.input)
 	return nil
 }
@@ -93,6 +96,10 @@ func (v *vm) let(on bool) {
 	for _, n := range v.networks {
 		n.Input(on)
 	}
+}
+
+func (v *vm) runs(on bool) {
+	sided(v.networks, func(s Sided) error { s.Runs(on); return nil })
 }
 
 // face says whether the guest is the one that the world talks to, from now on.

@@ -1,0 +1,347 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/colo/proxy"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// ProxyConfig is how a [Proxy] works. Uplink and Deliver are required. What is not
+// about the host's own ends is the same on both hosts, or they refuse each other.
+type ProxyConfig struct {
+	Instance uint32 // numbers the NICs of a guest
+	Uplink   Uplink // owned by Run, which closes it
+
+	// Deliver gives a packet, which is valid during the call and is not to be
+	// changed, to the guest's NIC. It must not wait for the guest, nor call the
+	// Proxy. An error means that the guest's ring is full. It is called by one
+	// goroutine at a time, while the guest runs.
+	Deliver func(packet []byte) error
+
+	// Continuous compares nothing: all output waits for its checkpoint. Without it
+	// output leaves as soon as both guests have said the same, and the flows of
+	// those who never agree wait for checkpoints, until they are tried again
+	// (CompareAlways tries always). PassUncompared lets leave at once what cannot
+	// be compared. See proxy.PrimaryConfig, as for Compare.
+	Continuous, CompareAlways, PassUncompared bool
+	Compare                                   compare.Config
+
+	// Limit bounds the output that a side keeps, in bytes. 0: proxy.DefaultLimit.
+	Limit int
+	// VNetHdr is the length, in bytes, of the virtio-net header that each packet
+	// of the guest and of the uplink begins with.
+	VNetHdr int
+
+	// Announce is how often, and how fast, the network is told where the guest is
+	// after a takeover; its Neighbors, VNetHdr and Gate are the Proxy's to say.
+	Announce proxy.AnnounceConfig
+	Events   *event.Bus // is told which flows differ; nil: nobody
+}
+
+// A Proxy is the [Network] of a guest whose output is compared: what arrives on the
+// host of the primary is given to both guests, and what they both say leaves at
+// once, without waiting for a checkpoint. It is one handle for the life of the
+// guest. Below it are the two sides of package colo/proxy, one after the other, for
+// any number of changes; connections that were opened before a takeover live on
+// through it and through those that follow.
+//
+// When this host takes over, the network is told by Announce where the guest is now,
+// as far as its own frames, on either host, have said how it is called.
+//
+// Before a survivor leads for the first time after a takeover, what it still
+// translates is handed over. For that moment the guest's packets get filter.ErrFull,
+// and those of the network wait; none is lost.
+type Proxy struct {
+	cfg       ProxyConfig
+	edge      filter.Edge
+	neighbors proxy.Neighbors
+	room      chan struct{}
+
+	started chan struct{} // closed by Run, which has set host
+	host    NetworkHost
+	out     uplinkWriter
+
+	giving sync.Mutex // held while a packet of the network is given to a side
+
+	mu      sync.RWMutex  // held for reading by who uses the present side
+	changed chan struct{} // closed and replaced when something below changes
+	runs    bool          // the guest does
+	faces   bool          // the guest here is the one that the world talks to, but for pauses
+	swaps   bool          // the guest's packets are refused, and the network's wait
+	first   *proxy.Primary
+	second  *proxy.Secondary // not nil: this side follows, or has taken over and not led since
+	lane    *lane
+	ended   chan struct{} // closed when the Run of the present side has returned; nil: it does not run
+	spawn   func(func())  // on a goroutine that Run waits for; nil: Run does not run
+	fail    context.CancelCauseFunc
+	ctx     context.Context
+}
+
+var (
+	_ Sided             = (*Proxy)(nil)
+	_ colo.OutputHolder = (*Proxy)(nil)
+)
+
+// NewProxy makes a Proxy.
+func NewProxy(cfg ProxyConfig) (*Proxy, error) {
+	if cfg.Uplink == nil || cfg.Deliver == nil {
+		return nil, errors.New("protect: ProxyConfig needs an Uplink and Deliver")
+	}
+	if cfg.VNetHdr < 0 || cfg.VNetHdr > 64 {
+		return nil, fmt.Errorf("protect: a virtio-net header of %d bytes", cfg.VNetHdr)
+	}
+	if cfg.Limit == 0 {
+		cfg.Limit = proxy.DefaultLimit
+	}
+	n := &Proxy{
+		cfg: cfg, room: make(chan struct{}, 1), started: make(chan struct{}), changed: make(chan struct{}), lane: newLane(),
+	}
+	n.out.uplink = cfg.Uplink
+	n.first = n.newPrimary()
+	return n, nil
+}
+
+// guestless is the VM of a side: the job pauses the guest, and says so by Runs.
+type guestless struct{}
+
+func (guestless) Pause(context.Context) error  { return nil }
+func (guestless) Resume(context.Context) error { return nil }
+
+// newPrimary makes a primary's side, in the state of the guest.
+func (n *Proxy) newPrimary() *proxy.Primary {
+	p := proxy.NewPrimary(proxy.PrimaryConfig{
+		VM: guestless{}, Deliver: n.cfg.Deliver, RequestCheckpoint: n.ask,
+		Continuous: n.cfg.Continuous, CompareAlways: n.cfg.CompareAlways, PassUncompared: n.cfg.PassUncompared, Compare: n.cfg.Compare,
+		Gate: proxyGate{n}, Events: n.cfg.Events, Limit: n.cfg.Limit, VNetHdr: n.cfg.VNetHdr,
+	})
+	if !n.runs {
+		p.Pause(context.Background()) // never fails
+	}
+	return p
+}
+
+func (n *Proxy) newSecondary() *proxy.Secondary {
+	return proxy.NewSecondary(proxy.SecondaryConfig{
+		VM: guestless{}, Deliver: n.cfg.Deliver, Continuous: n.cfg.Continuous, Limit: n.cfg.Limit, VNetHdr: n.cfg.VNetHdr,
+		Rewriter: filter.RewriterConfig{Edge: &n.edge, Untranslatable: func() { n.ask(event.CauseDivergence) }},
+		Gate:     proxyGate{n},
+	})
+}
+
+// ask asks for a checkpoint.
+func (n *Proxy) ask(cause event.Cause) {
+	select {
+	case <-n.started:
+		if n.host.Checkpoint != nil {
+			n.host.Checkpoint(cause)
+		}
+	default:
+	}
+}
+
+// proxyGate is the job's gate, which is known when Run is called.
+type proxyGate struct{ n *Proxy }
+
+func (g proxyGate) Open() bool {
+	select {
+	case <-g.n.started:
+		return g.n.host.Gate.Open()
+	default:
+		return false
+	}
+}
+
+func (g proxyGate) Opened() <-chan struct{} {
+	select {
+	case <-g.n.started:
+		return g.n.host.Gate.Opened()
+	default:
+		return g.n.started
+	}
+}
+
+// WritePacket takes a copy of a packet from the guest, whichever side its host is.
+// It never waits; with filter.ErrFull nothing was taken, and the device tries again
+// after Room. A packet that is empty or too long is a *filter.Error.
+func (n *Proxy) WritePacket(p []byte) error {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.swaps {
+		return filter.ErrFull
+	}
+	n.neighbors.FromGuest(p, n.cfg.VNetHdr)
+	if n.second != nil {
+		return n.second.WritePacket(p)
+	}
+	return n.first.WritePacket(p)
+}
+
+// Room returns a channel that is sent to when there may be room again for a packet
+// that was refused.
+func (n *Proxy) Room() <-chan struct{} { return n.room }
+
+func (n *Proxy) tellRoom() {
+	select {
+	case n.room <- struct{}{}:
+	default:
+	}
+}
+
+// side returns the present side; one of the two is nil.
+func (n *Proxy) side() (*proxy.Primary, *proxy.Secondary) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.second != nil {
+		return nil, n.second
+	}
+	return n.first, nil
+}
+
+// onSide calls one of the two.
+func (n *Proxy) onSide(lead func(*proxy.Primary) error, follow func(*proxy.Secondary) error) error {
+	if p, s := n.side(); s == nil {
+		return lead(p)
+	} else {
+		return follow(s)
+	}
+}
+
+var errSide = errors.New("protect: a step of the other side's")
+
+func ofSecondary(*proxy.Secondary) error { return errSide }
+func ofPrimary(*proxy.Primary) error     { return errSide }
+
+// Mark implements Network.
+func (n *Proxy) Mark(epoch uint64) error {
+	return n.onSide(func(p *proxy.Primary) error { return p.Mark(epoch) }, ofSecondary)
+}
+
+// Received implements Network.
+func (n *Proxy) Received(epoch uint64) error {
+	return n.onSide(func(p *proxy.Primary) error { return p.Received(epoch) }, ofSecondary)
+}
+
+// Loaded implements Network.
+func (n *Proxy) Loaded(epoch uint64) error {
+	return n.onSide(func(p *proxy.Primary) error { return p.Loaded(epoch) }, ofSecondary)
+}
+
+// Commit implements Network.
+func (n *Proxy) Commit(epoch uint64) error {
+	return n.onSide(ofPrimary, func(s *proxy.Secondary) error { return s.Commit(epoch) })
+}
+
+// Resumed implements Network.
+func (n *Proxy) Resumed(epoch uint64) error {
+	return n.onSide(ofPrimary, func(s *proxy.Secondary) error { return s.Resumed(epoch) })
+}
+
+// Failover implements Network. On a host that takes over, the network is told.
+func (n *Proxy) Failover() error {
+	return n.onSide((*proxy.Primary).Failover, func(s *proxy.Secondary) error {
+		err := s.Failover()
+		n.announce()
+		return err
+	})
+}
+
+// announce tells the network where the guest is, on a goroutine of Run's.
+func (n *Proxy) announce() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	cfg, ctx := n.cfg.Announce, n.ctx
+	cfg.Neighbors, cfg.VNetHdr, cfg.Gate = n.neighbors.All(), n.cfg.VNetHdr, proxyGate{n}
+	if n.spawn == nil || len(cfg.Neighbors) == 0 {
+		return
+	}
+	n.spawn(func() { proxy.Announce(ctx, &n.out, cfg) }) // what is wrong with the uplink is Run's to say
+}
+
+// HeldOutput returns what the guest has sent and may not leave yet. (A
+// colo.OutputHolder.)
+func (n *Proxy) HeldOutput() colo.Held {
+	if p, s := n.side(); s == nil {
+		return p.HeldOutput()
+	}
+	return colo.Held{}
+}
+
+// Register implements Network.
+func (n *Proxy) Register(reg *vmstate.Registry) error {
+	p, s := n.side()
+	var err error
+	if s != nil {
+		err = reg.Register(s.Entry(n.cfg.Instance), s)
+	} else {
+		err = reg.Register(p.Entry(n.cfg.Instance), p)
+	}
+	if err == nil {
+		err = reg.Register(n.edge.Entry(n.cfg.Instance), &n.edge)
+	}
+	if err == nil {
+		err = reg.Register(n.neighbors.Entry(n.cfg.Instance), &n.neighbors)
+	}
+	return err
+}
+
+// Stats returns the counts of the present side; the other is nil.
+func (n *Proxy) Stats() (*proxy.PrimaryStats, *proxy.SecondaryStats) {
+	if p, s := n.side(); s == nil {
+		st := p.Stats()
+		return &st, nil
+	} else {
+		st := s.Stats()
+		return nil, &st
+	}
+}
+
+// Neighbors returns by which addresses the network finds the guest.
+func (n *Proxy) Neighbors() []proxy.Neighbor { return n.neighbors.All() }
+
+// Drain implements Network.
+func (n *Proxy) Drain(ctx context.Context) error {
+	for {
+		p, s := n.side()
+		var left uint64
+		if s != nil {
+			st := s.Stats().Keep
+			left = st.Queued + st.Inherited
+		} else {
+			left = p.Stats().Queued
+		}
+		if left == 0 {
+			return nil
+		}
+		n.mu.RLock()
+		dead := n.spawn == nil
+		n.mu.RUnlock()
+		if dead {
+			return errNotRun
+		}
+		if err := sleep(ctx, time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// Link implements Sided.
+func (n *Proxy) Link() (name, terms string) {
+	c := &n.cfg
+	how := "compared"
+	switch {
+	case c.Continuous:
+		how = "continuous"
+	case c.Compare.Strict:
+		how = "compared as by QEMU"
+	}
+	return fmt.Sprint(c.Instance), fmt.Sprintf("%s, at most %d bytes, virtio-net headers of %d", how, c.Limit, c.VNetHdr)
+}
