@@ -38,7 +38,7 @@ func TestLinuxSeesItsClocksNeitherStopNorStep(t *testing.T) {
 			if source == "tsc" {
 				args += " clocksource=tsc tsc=reliable"
 			}
-			l := newLinux(t, mostVCPUs(), args)
+			l := newLinux(t, 2, args)
 			p := l.boot()
 			if !l.console.has("guest: clock " + source) {
 				l.fail("the guest has another clock")
@@ -106,7 +106,7 @@ func TestLinuxSeesItsClocksNeitherStopNorStep(t *testing.T) {
 // A guest that stood still for a minute, as when an arbiter takes so long, does not take
 // its CPUs for stuck: it would panic.
 func TestLinuxSurvivesALongPause(t *testing.T) {
-	l := newLinux(t, mostVCPUs(), "softlockup_panic=1 watchdog_thresh=5")
+	l := newLinux(t, 2, "softlockup_panic=1 watchdog_thresh=5")
 	p := l.boot()
 	must(t, p.Pause(t.Context()))
 	long := time.Minute
