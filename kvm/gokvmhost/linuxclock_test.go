@@ -38,7 +38,7 @@ func TestLinuxSeesItsClocksNeitherStopNorStep(t *testing.T) {
 			if source == "tsc" {
 				args += " clocksource=tsc tsc=reliable"
 			}
-			l := newLinux(t, mostVCPUs(), args)
+			l := newLinux(t, 2, args)
 			p := l.boot()
 			if !l.console.has("guest: clock " + source) {
 				l.fail("the guest has another clock")
@@ -46,9 +46,17 @@ func TestLinuxSeesItsClocksNeitherStopNorStep(t *testing.T) {
 			cpu, err := p.VM().CPU()
 			must(t, err)
 			must(t, p.VM().StartDirtyLog())
-			first := l.console.clocks().n
-			l.await(p, "clocks", func() bool { return l.console.clocks().n > first+1 })
-			told, at := l.console.clocks(), time.Now()
+			// How long it takes at most to hear what the guest says next: by as much may
+			// what is heard be older than it seems. On a busy host that is a lot.
+			slowest := time.Duration(0)
+			next := func() reading {
+				begun, before := time.Now(), l.console.clocks().n
+				l.await(p, "clocks", func() bool { return l.console.clocks().n > before })
+				slowest = max(slowest, time.Since(begun))
+				return l.console.clocks()
+			}
+			next()
+			told, at := next(), time.Now()
 			must(t, p.Pause(t.Context()))
 			p.halt()
 			state := p.save()
@@ -71,6 +79,7 @@ func TestLinuxSeesItsClocksNeitherStopNorStep(t *testing.T) {
 				l.console.cut(lines, part)
 				begun := time.Now()
 				p.load(state)
+				loading := time.Since(begun) // the TSC comes before the clock, and goes on meanwhile
 				if err := p.VM().TSCError(); err != nil {
 					l.fail(err.Error())
 				}
@@ -78,17 +87,17 @@ func TestLinuxSeesItsClocksNeitherStopNorStep(t *testing.T) {
 				must(t, p.Resume(t.Context()))
 				before := l.console.clocks()
 				for range 3 {
-					l.await(p, "clocks", func() bool { return l.console.clocks().n > before.n })
-					now, passed := l.console.clocks(), time.Since(begun)
+					now := next()
+					passed := time.Since(begun)
 					byTSC := time.Duration(float64(now.tsc-told.tsc) / float64(cpu.TSCKHz) * 1e6)
 					byMono, byReal := time.Duration(now.mono-told.mono), time.Duration(now.real-told.real)
-					// What a console and the emulator may take.
-					const slack = 150 * time.Millisecond
+					// What a console and the emulator may take beside that.
+					slack := 150*time.Millisecond + slowest
 					most := between + passed + slack
 					if now.mono <= before.mono || now.tsc <= before.tsc || byTSC > most || byMono > most || byReal > most {
 						l.fail(fmt.Sprintf("by the TSC %v, monotonic %v, of day %v have passed since the save, at most %v can have", byTSC, byMono, byReal, most))
 					}
-					if d := (byTSC - byMono).Abs(); d > slack {
+					if d := (byTSC - byMono).Abs(); d > slack+between+loading {
 						l.fail(fmt.Sprintf("the TSC has gone %v, the monotonic clock %v", byTSC, byMono))
 					}
 					worst = max(worst, byTSC-passed-between)
@@ -97,7 +106,7 @@ func TestLinuxSeesItsClocksNeitherStopNorStep(t *testing.T) {
 				must(t, p.Pause(t.Context()))
 				p.halt()
 			}
-			t.Logf("at worst %v later than the time that had passed", worst)
+			t.Logf("at worst %v later than the time that had passed; the guest was heard within %v", worst, slowest)
 			l.check()
 		})
 	}
@@ -106,7 +115,7 @@ func TestLinuxSeesItsClocksNeitherStopNorStep(t *testing.T) {
 // A guest that stood still for a minute, as when an arbiter takes so long, does not take
 // its CPUs for stuck: it would panic.
 func TestLinuxSurvivesALongPause(t *testing.T) {
-	l := newLinux(t, mostVCPUs(), "softlockup_panic=1 watchdog_thresh=5")
+	l := newLinux(t, 2, "softlockup_panic=1 watchdog_thresh=5")
 	p := l.boot()
 	must(t, p.Pause(t.Context()))
 	long := time.Minute

@@ -13,7 +13,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -30,7 +29,7 @@ import (
 // be static (CGO_ENABLED=0).
 const linuxEnv = "LOCKSTEP_LINUX"
 
-const linuxMemory = 192 << 20
+const linuxMemory = 128 << 20
 
 // linuxKinds are the ways in which a guest sees its interrupts and timers.
 var linuxKinds = []struct {
@@ -113,20 +112,6 @@ func (l *lines) has(line string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Contains(l.list, line)
-}
-
-// mostVCPUs is how many vCPUs a guest has at most in tests that take long: 2, and in their
-// short form 1, or what LOCKSTEP_LINUX_VCPUS says. Emulated, a guest with two ends by itself now and
-// then, without this module too (see the control of internal/linuxguest), and mostly
-// without evidence of why.
-func mostVCPUs() int {
-	if !testing.Short() {
-		return 2
-	}
-	if n, err := strconv.Atoi(os.Getenv("LOCKSTEP_LINUX_VCPUS")); err == nil {
-		return n
-	}
-	return 1
 }
 
 func newLinux(t *testing.T, vcpus int, cmdline string) *linux {
@@ -282,21 +267,18 @@ func (p *place) load(state []byte) {
 // await waits until the guest has said something, or n more rounds of it.
 func (l *linux) await(p *place, what string, done func() bool) {
 	l.t.Helper()
-	deadline := time.After(5 * time.Minute)
+	deadline := time.After(3 * time.Minute) // a step takes a second or two
 	for !done() {
 		select {
 		case err := <-p.done:
 			p.done <- err
 			for _, v := range p.VM().VCPUs() {
-				r, _ := v.Regs()
-				s, _ := v.Sregs()
-				kernelGS, _ := v.MSR(0xc0000102)
-				l.t.Logf("vCPU %d: GS base %#x, kernel GS base %#x", v.Index(), s.GS.Base, kernelGS)
-				l.t.Logf("vCPU %d: RIP %#x RSP %#x RFLAGS %#x CR0 %#x CR2 %#x CR3 %#x CR4 %#x EFER %#x", v.Index(), r.RIP, r.RSP, r.RFLAGS, s.CR0, s.CR2, s.CR3, s.CR4, s.EFER)
+				l.t.Log(vcpuSays(v, p.mem))
 			}
 			l.fail("Run has ended: " + fmt.Sprint(err))
 		case <-l.console.news:
 		case <-deadline:
+			l.evidence(p)
 			l.fail("the guest hangs: " + what)
 		}
 	}
@@ -374,11 +356,16 @@ func (p *place) take(shadow []byte, others ...*place) (pages int) {
 
 // put brings the stale pages of a place up to shadow.
 func (p *place) put(shadow []byte) {
-	p.t.Helper()
 	copyPages(p.mem, shadow, p.stale)
 	clear(p.stale)
+}
+
+// same fails unless the guest's memory is shadow, page for page. (Emulated, that is the
+// most of what a generation takes; it is looked at once, when all is done to it.)
+func (p *place) same(shadow []byte) {
+	p.t.Helper()
 	if !bytes.Equal(shadow, p.mem) {
-		p.t.Fatal("the memory of the next generation is not that of the last")
+		p.t.Fatal("the memory of the next generation is not that of the last, or loading the devices has changed it")
 	}
 }
 
