@@ -1,6 +1,11 @@
 package colo
 
-import "time"
+import (
+	"log/slog"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
 
 // Announced reads an announcement from a description, and Announce adds one.
 func Announced(text []byte) (checkpointTimeout time.Duration, ok bool) {
@@ -17,3 +22,6 @@ func Announce(text []byte, checkpointTimeout time.Duration) []byte {
 
 // Add adds a duration to a figure, as a checkpoint does.
 func Add(f *Figure, d time.Duration) { f.add(d) }
+
+// Told returns what publishes a session's events to a log.
+func Told(l *slog.Logger) func(event.Event) { return told{log: l, s: new(session)}.Publish }

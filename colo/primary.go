@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -111,6 +112,11 @@ type PrimaryConfig struct {
 
 	// Trace, if set, is told of each message. See Link.
 	Trace func(dir string, m Message, value uint64)
+
+	// Logger is told of each event, at its event.Level, with the side and the
+	// checkpoint; guest and generation are the host's to add (Logger.With). Nil:
+	// nothing is logged.
+	Logger *slog.Logger
 }
 
 // PageCounter tells how many pages of guest memory the last checkpoint carried
@@ -168,7 +174,7 @@ func NewPrimary(conn io.ReadWriteCloser, cfg PrimaryConfig) (*Primary, error) {
 	p := &Primary{cfg: cfg, changed: make(chan struct{}, 1), request: make(chan struct{}, 1)}
 	p.session.init(conn, event.ModePrimary, cfg.PeerTimeout)
 	p.vm, p.state, p.disks = cfg.VM, cfg.State, cfg.Disks
-	p.events, p.arbiter, p.session.step = cfg.Events, cfg.Arbiter, cfg.Step
+	p.events, p.arbiter, p.session.step = told{cfg.Events, cfg.Logger, &p.session}, cfg.Arbiter, cfg.Step
 	p.holder, _ = cfg.Net.(OutputHolder)
 	p.link.Trace = cfg.Trace
 	p.heartbeat(cfg.Heartbeat)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -57,6 +58,9 @@ type SecondaryConfig struct {
 	// Step and Trace: as in PrimaryConfig.
 	Step  func(op string, epoch uint64)
 	Trace func(dir string, m Message, value uint64)
+
+	// Logger: as in PrimaryConfig.
+	Logger *slog.Logger
 }
 
 // Secondary is the side whose guest follows.
@@ -92,7 +96,7 @@ func NewSecondary(conn io.ReadWriteCloser, cfg SecondaryConfig) (*Secondary, err
 	s.session.init(conn, event.ModeSecondary, cfg.PeerTimeout)
 	s.vm, s.state, s.disks = cfg.VM, cfg.State, cfg.Disks
 	s.stopper, _ = cfg.VM.(Stopper)
-	s.events, s.arbiter, s.session.step = cfg.Events, cfg.Arbiter, cfg.Step
+	s.events, s.arbiter, s.session.step = told{cfg.Events, cfg.Logger, &s.session}, cfg.Arbiter, cfg.Step
 	s.link.Trace = cfg.Trace
 	s.heartbeat(cfg.Heartbeat)
 	s.cfg.MaxDeviceState = orDefault(cfg.MaxDeviceState, 256<<20)

@@ -24,7 +24,7 @@ type session struct {
 	vm      VM
 	state   *vmstate.Registry
 	disks   replication.Group
-	events  *event.Bus
+	events  told
 	arbiter Arbiter
 	stopper Stopper       // nil: nobody measures the pauses
 	holder  OutputHolder  // nil: the network cannot say

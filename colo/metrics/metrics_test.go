@@ -12,7 +12,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/metrics"
+	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/require"
 )
@@ -35,6 +38,17 @@ func page(t *testing.T) []byte {
 	metrics.AddInfo(&s, "web", colo.Info{Mode: event.ModePrimary, Epoch: 7, Checkpoints: 6, Causes: map[event.Cause]uint64{event.CauseTimer: 4, event.CauseDivergence: 2},
 		Pages: 1 << 20, Bytes: 1 << 32, Pause: colo.Figure{Last: time.Millisecond, Max: time.Second, Total: 90 * time.Second}})
 	metrics.AddInfo(&s, "db", colo.Info{LastMode: event.ModeSecondary, TookOver: true})
+	var waits compare.Latency
+	for i := range 1000 {
+		waits.Add(time.Duration(i) * time.Microsecond)
+	}
+	n := proxy.PrimaryStats{Matched: 900, Checkpoint: 80, Passed: 20, Diverged: 3, Recovered: 1, Waits: waits, Held: 4, HeldBytes: 6000, Delivered: 700, Connected: true,
+		Compare: compare.Stats{SetApart: 2, Apart: 1, Conns: 9}}
+	n.Compare.Diverged[compare.ReasonData] = 2
+	metrics.AddPrimaryNetwork(&s, "web", "net0", n)
+	metrics.AddPrimaryNetwork(&s, "web", "net1", proxy.PrimaryStats{})
+	metrics.AddSecondaryNetwork(&s, "db", "net0", proxy.SecondaryStats{Delivered: 7, Unsent: 1, Rewriter: filter.RewriterStats{Rewritten: 5, Signed: 1}, Keep: filter.BufferStats{InheritedBytes: 99}})
+	metrics.AddBuffer(&s, "web", "net2", filter.BufferStats{Held: 1, HeldBytes: 60, Written: 5, WrittenBytes: 300, Refused: 2})
 	var b bytes.Buffer
 	if _, err := s.WriteTo(&b); err != nil {
 		t.Fatal(err)

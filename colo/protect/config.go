@@ -137,8 +137,13 @@ type Config struct {
 	// it has none and the guest begins its life.
 	Held uint64
 
-	Events *event.Bus   // nil: nobody listens
-	Logger *slog.Logger // nil: nothing is logged
+	Events *event.Bus // nil: nobody listens
+	// Logger is told of each change of state (Info) and of the events of the
+	// sessions and, with Events, of the disks, at their event.Level: Error and Warn
+	// are what an operator must see to, Info is what he wants to know, Debug is each
+	// checkpoint. All records have guest, side, generation and checkpoint where
+	// there are any. Nil: nothing is logged.
+	Logger *slog.Logger
 
 	// Machine is the machine type, which must be the same on both sides.
 	Machine string

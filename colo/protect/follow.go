@@ -218,8 +218,8 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(
 		}
 	}
 	cfg := colo.SecondaryConfig{
-		Disks: group(j.cfg.Disks),
-		VM:    j.vm, State: reg, RAM: cache, Machine: j.cfg.Machine,
+		Logger: j.sessionLog(s), Disks: group(j.cfg.Disks),
+		VM: j.vm, State: reg, RAM: cache, Machine: j.cfg.Machine,
 		Events: j.bus(s), Arbiter: j.arbiter(s), PeerTimeout: j.cfg.PeerTimeout,
 	}
 	if len(j.cfg.Network) > 0 {

@@ -128,6 +128,7 @@ func (j *Job) Run(ctx context.Context) error {
 		end(context.Cause(ctx))
 	})
 	var group sync.WaitGroup
+	defer j.logDisks()()
 	j.mu.Lock()
 	j.background = func(f func()) { group.Go(f) }
 	j.mu.Unlock()
@@ -306,7 +307,7 @@ func (j *Job) do(in input, reason string) error {
 	j.mu.Unlock()
 	if to != from {
 		j.cfg.publish(e)
-		j.cfg.Logger.Info("protect", "guest", j.cfg.Name, "state", to.String(), "reason", reason, "generation", e.Generation)
+		j.logState(to, e)
 	}
 	return nil
 }

@@ -189,8 +189,8 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (*session, error) {
 		return nil, err
 	}
 	cfg := colo.PrimaryConfig{
-		Disks: group(j.cfg.Disks),
-		VM:    j.vm, State: reg, RAM: saver, Machine: j.cfg.Machine,
+		Logger: j.sessionLog(s), Disks: group(j.cfg.Disks),
+		VM: j.vm, State: reg, RAM: saver, Machine: j.cfg.Machine,
 		Events: j.bus(s), Arbiter: j.arbiter(s),
 		CheckpointDelay: j.cfg.CheckpointDelay, PeerTimeout: j.cfg.PeerTimeout,
 		CheckpointTimeout: j.cfg.CheckpointTimeout,

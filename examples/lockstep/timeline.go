@@ -1,35 +1,21 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
-	"html"
 	"io"
 	"math"
 	"os"
-	"strings"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/timeline"
 )
 
 // The picture of a run: panels one above the other that share the axis of time,
 // and a last one that looks closely at the failover.
 const (
 	pictureWidth = 1200
-	plotLeft     = 84
-	plotRight    = pictureWidth - 28
 	panelGap     = 46
-	panelsTop    = 138
-)
-
-// Colours that differ for colour-blind readers too (Paul Tol's "bright").
-const (
-	blue   = "#4477aa"
-	cyan   = "#66ccee"
-	green  = "#228833"
-	yellow = "#ccbb44"
-	red    = "#ee6677"
-	purple = "#aa3377"
-	grey   = "#888888"
+	panelsTop    = 160
 )
 
 // writeTimeline draws a run to a file.
@@ -43,9 +29,7 @@ func writeTimeline(path string, o options, backend string, r *result) (err error
 			err = e
 		}
 	}()
-	w := bufio.NewWriter(f)
-	drawTimeline(w, o, backend, r)
-	return w.Flush()
+	return drawTimeline(f, o, backend, r)
 }
 
 // arrival is a frame at the client.
@@ -62,12 +46,13 @@ type panel struct {
 }
 
 // drawTimeline draws a run.
-func drawTimeline(w io.Writer, o options, backend string, r *result) {
-	d := &drawing{w: w, r: r}
+func drawTimeline(w io.Writer, o options, backend string, r *result) error {
+	d := &drawing{Canvas: timeline.Canvas{Width: pictureWidth, Left: 84, Right: pictureWidth - 28}, r: r}
 	var points []checkpoint
 	for _, c := range r.checkpoints {
 		if c.Epoch > 0 {
 			points = append(points, c)
+			d.bars = append(d.bars, c.bar())
 		}
 	}
 	end := r.started
@@ -76,16 +61,20 @@ func drawTimeline(w io.Writer, o options, backend string, r *result) {
 			end = frames[len(frames)-1].at
 		}
 	}
-	d.span = axis{from: 0, to: d.seconds(end), lo: plotLeft, hi: plotRight}
+	// What comes before the protection is not what the picture is about.
+	from := 0.0
+	if !r.protected.IsZero() {
+		from = d.seconds(r.protected)
+		from = max(0, from-0.03*(d.seconds(end)-from))
+	}
+	d.span = timeline.Axis{From: from, To: d.seconds(end), Lo: float64(d.Left), Hi: float64(d.Right)}
 
 	panels := []panel{
-		{250, func(top, h int) { d.checkpoints(points, top, h) }},
+		{250, func(top, h int) { d.Checkpoints(d.bars, d.at, top, h, 0) }},
 		{100, func(top, h int) {
-			d.bars(points, top, h, "Dirty pages sent in each checkpoint", blue, func(c checkpoint) float64 { return float64(c.DirtyPages) })
+			d.Bars(d.bars, d.at, top, h, "Dirty pages sent in each checkpoint", "blue", func(c timeline.Checkpoint) float64 { return float64(c.Pages) })
 		}},
-		{100, func(top, h int) {
-			d.bars(points, top, h, "Packets held at each checkpoint's pause", purple, func(c checkpoint) float64 { return float64(c.Held) })
-		}},
+		{100, func(top, h int) { d.latency(points, top, h) }},
 		{110, func(top, h int) { d.arrivals(o, top, h) }},
 	}
 	if len(r.throttled) > 0 {
@@ -101,18 +90,18 @@ func drawTimeline(w io.Writer, o options, backend string, r *result) {
 		height += 300
 	}
 
-	d.put(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" font-family="system-ui, 'Helvetica Neue', Arial, sans-serif" font-size="12" fill="#222">`, pictureWidth, height, pictureWidth, height)
-	d.put(`<rect width="100%%" height="100%%" fill="#fff"/>`)
-	d.text(plotLeft, 34, `font-size="20" font-weight="600"`, title(r))
+	left := float64(d.Left)
+	d.Text(left, 34, "title", title(r))
 	vcpus := "1 vCPU"
 	if o.vcpus > 1 {
 		vcpus = fmt.Sprintf("%d vCPUs", o.vcpus)
 	}
 	s := newSummary(o, backend, []*result{r}, 1)
-	d.text(plotLeft, 56, `fill="#555"`, fmt.Sprintf("Backend %s, %s, %v of memory, a checkpoint every %v, early resume %v; primary paused %s ms p50, %s ms p99.",
+	d.Text(left, 56, "soft", fmt.Sprintf("Backend %s, %s, %v of memory, a checkpoint every %v, early resume %v; primary paused %s ms p50, %s ms p99.",
 		backend, vcpus, size(o.mem), o.interval, o.earlyResume, ms(s.PauseP50), ms(s.PauseP99)))
-	d.text(plotLeft, 74, `fill="#555"`, fmt.Sprintf("%d packets left: %d lost, %d contradicted, %d corrupted, %d sent twice.",
+	d.Text(left, 74, "soft", fmt.Sprintf("%d packets left: %d lost, %d contradicted, %d corrupted, %d sent twice.",
 		s.Released, s.Lost, s.Contradicted, s.Corrupted, s.Duplicated))
+	d.Keys(88, append(timeline.CauseKeys(d.bars), timeline.SpanKeys()...)...)
 
 	top := panelsTop
 	for _, p := range panels {
@@ -120,12 +109,12 @@ func drawTimeline(w io.Writer, o options, backend string, r *result) {
 		d.landmarks(top, p.height)
 		top += p.height + panelGap
 	}
-	d.times(d.span, axisBottom, "seconds since the processes were started")
+	d.Times(d.span, axisBottom, "seconds since the processes were started")
 	d.landmarkNames(panelsTop - 32)
 	if closeUp {
 		d.closeUp(o, axisBottom+84, 200)
 	}
-	d.put(`</svg>`)
+	return d.WriteDocument(w, height)
 }
 
 func title(r *result) string {
@@ -135,147 +124,59 @@ func title(r *result) string {
 	return fmt.Sprintf("The %s was killed %s; the %s went on after %s ms", r.victim, r.killedAt, r.survivor, ms(r.failover().Microseconds()))
 }
 
-// drawing is an SVG document being written.
+// drawing is a picture of a run being drawn.
 type drawing struct {
-	w    io.Writer
+	timeline.Canvas
 	r    *result
-	span axis // the run's time, in seconds
-}
-
-func (d *drawing) put(format string, args ...any) { fmt.Fprintf(d.w, format+"\n", args...) }
-
-func (d *drawing) text(x, y float64, attributes, s string) {
-	d.put(`<text x="%s" y="%s" %s>%s</text>`, px(x), px(y), attributes, html.EscapeString(s))
+	span timeline.Axis // the run's time, in seconds
+	bars []timeline.Checkpoint
 }
 
 // seconds is an instant as the run's axis has it.
 func (d *drawing) seconds(t time.Time) float64 { return t.Sub(d.r.started).Seconds() }
 
-// axis maps values to pixels.
-type axis struct{ from, to, lo, hi float64 }
+// at is where an instant is.
+func (d *drawing) at(t time.Time) float64 { return d.span.At(d.seconds(t)) }
 
-func (a axis) at(v float64) float64 {
-	if a.to == a.from {
-		return a.lo
+// bar is a checkpoint as it is drawn.
+func (c checkpoint) bar() timeline.Checkpoint {
+	us := func(n int64) time.Duration { return time.Duration(n) * time.Microsecond }
+	return timeline.Checkpoint{
+		At: c.Start, Epoch: c.Epoch, Cause: c.Cause, PauseAt: us(c.PauseAtUS), Pause: us(c.PauseUS), Stopped: us(c.StoppedUS),
+		Transfer: us(c.TransferUS), Commit: us(c.CommitUS), Pages: c.DirtyPages, Bytes: c.Bytes,
 	}
-	return a.lo + (v-a.from)/(a.to-a.from)*(a.hi-a.lo)
 }
 
-// step is a round distance of ticks, for about n of them.
-func (a axis) step(n int) float64 {
-	raw := (a.to - a.from) / float64(n)
-	if raw <= 0 {
-		return 1
-	}
-	unit := math.Pow(10, math.Floor(math.Log10(raw)))
-	for _, f := range []float64{1, 2, 5} {
-		if f*unit >= raw*0.999 {
-			return f * unit
+// latency draws how long a packet that waited for a checkpoint was kept at most:
+// from the end of the pause before, when its epoch began, to vmstate-received.
+func (d *drawing) latency(points []checkpoint, top, height int) {
+	held := make(map[uint64]float64, len(points))
+	for i, c := range points {
+		begin := d.r.protected
+		if i > 0 {
+			before := points[i-1].bar()
+			begin = before.At.Add(before.PauseAt + before.Pause)
+		}
+		if c.Held > 0 && !begin.IsZero() {
+			held[c.Epoch] = milliseconds(c.Start.Add(c.bar().Transfer).Sub(begin))
 		}
 	}
-	return 10 * unit
-}
-
-// ticks calls fn for each round value of the axis, about n of them.
-func (a axis) ticks(n int, fn func(v float64, label string)) {
-	step := a.step(n)
-	digits := max(0, int(-math.Floor(math.Log10(step)+1e-9)))
-	for i := math.Ceil(a.from/step - 1e-9); i*step <= a.to+step*1e-6; i++ {
-		v := i*step + 0 // never -0
-		fn(v, fmt.Sprintf("%.*f", digits, v))
-	}
-}
-
-func px(v float64) string {
-	return strings.TrimSuffix(strings.TrimRight(fmt.Sprintf("%.2f", v), "0"), ".")
-}
-
-// frame draws the frame of a panel and returns its vertical axis, from 0 to
-// at least most.
-func (d *drawing) frame(top, height int, name string, most float64) axis {
-	y := axis{from: 0, to: max(most, 1e-9), lo: float64(top + height), hi: float64(top)}
-	step := y.step(4)
-	y.to = math.Ceil(y.to/step-1e-9) * step
-	d.text(plotLeft, float64(top-10), `font-weight="600"`, name)
-	y.ticks(4, func(v float64, label string) {
-		d.put(`<line x1="%d" x2="%d" y1="%s" y2="%s" stroke="#ddd"/>`, plotLeft, plotRight, px(y.at(v)), px(y.at(v)))
-		d.text(plotLeft-8, y.at(v)+4, `text-anchor="end" fill="#555"`, label)
-	})
-	return y
-}
-
-// times labels the axis of time under a panel.
-func (d *drawing) times(x axis, bottom int, unit string) {
-	x.ticks(12, func(v float64, label string) {
-		d.put(`<line x1="%s" x2="%s" y1="%d" y2="%d" stroke="#555"/>`, px(x.at(v)), px(x.at(v)), bottom, bottom+5)
-		d.text(x.at(v), float64(bottom+19), `text-anchor="middle" fill="#555"`, label)
-	})
-	d.text((plotLeft+plotRight)/2, float64(bottom+37), `text-anchor="middle" fill="#555"`, unit)
-}
-
-type key struct{ colour, name string }
-
-// legend explains colours, at the right end of a panel's title line.
-func (d *drawing) legend(top int, keys ...key) {
-	x := float64(plotRight)
-	for i := len(keys) - 1; i >= 0; i-- {
-		x -= float64(len(keys[i].name))*6.9 + 26
-		d.put(`<rect x="%s" y="%d" width="12" height="12" fill="%s"/>`, px(x), top-20, keys[i].colour)
-		d.text(x+17, float64(top-10), `fill="#555"`, keys[i].name)
-	}
-}
-
-// bar is the width of a checkpoint's bar, in pixels.
-func (d *drawing) bar(points []checkpoint) float64 {
-	if len(points) < 2 {
-		return 12
-	}
-	first, last := points[0].Start, points[len(points)-1].Start
-	each := (d.span.at(d.seconds(last)) - d.span.at(d.seconds(first))) / float64(len(points)-1)
-	return min(max(each*0.7, 0.4), 24)
-}
-
-// checkpoints draws the spans of each checkpoint, upwards from its request.
-func (d *drawing) checkpoints(points []checkpoint, top, height int) {
-	whole := func(c checkpoint) float64 { return float64(c.TransferUS+c.CommitUS) / 1000 }
-	longest := quantile(column(points, whole), 1)
-	// A few that took much longer must not flatten the others.
-	most := min(longest, 1.8*quantile(column(points, whole), 0.9))
-	y := d.frame(top, height, "Each checkpoint, in milliseconds from its request", most)
-	d.legend(top, key{cyan, "transfer: request to vmstate-received"}, key{green, "commit: to vmstate-loaded"}, key{red, "primary paused"})
-	width := d.bar(points)
-	for _, c := range points {
-		x := d.span.at(d.seconds(c.Start))
-		d.put(`<g><title>checkpoint %d (%s): paused %s ms (stood still %s ms), transfer %s ms, commit %s ms, %d pages, %d bytes, %d packets held</title>`,
-			c.Epoch, html.EscapeString(string(c.Cause)), ms(c.PauseUS), ms(c.StoppedUS), ms(c.TransferUS), ms(c.CommitUS), c.DirtyPages, c.Bytes, c.Held)
-		span := func(from, to int64, w float64, colour string) {
-			lo, hi := min(float64(from)/1000, y.to), min(float64(to)/1000, y.to)
-			d.put(`<rect x="%s" y="%s" width="%s" height="%s" fill="%s"/>`, px(x+(width-w)/2), px(y.at(hi)), px(w), px(y.at(lo)-y.at(hi)), colour)
+	name := "Output latency of what waited for the checkpoint, at most, in milliseconds"
+	if n := len(points); n > 0 {
+		if t := points[n-1].Traffic; t != nil && t.Matched > 0 {
+			name += fmt.Sprintf("; of what both guests said: %s ms p50, %s ms p99", ms(t.LatencyP50US), ms(t.LatencyP99US))
 		}
-		span(0, c.TransferUS, width, cyan)
-		span(c.TransferUS, c.TransferUS+c.CommitUS, width, green)
-		span(c.PauseAtUS, c.PauseAtUS+c.PauseUS, max(width*0.6, 0.4), red)
-		if whole(c) > y.to {
-			d.text(x+width/2, float64(top)+10, `text-anchor="middle" font-size="9"`, fmt.Sprintf("▲%.0f", whole(c)))
-		}
-		d.put(`</g>`)
 	}
+	d.Bars(d.bars, d.at, top, height, name, "purple", func(c timeline.Checkpoint) float64 { return max(0, held[c.Epoch]) })
 }
 
-// bars draws one figure of each checkpoint.
-func (d *drawing) bars(points []checkpoint, top, height int, name, colour string, value func(checkpoint) float64) {
-	y := d.frame(top, height, name, quantile(column(points, value), 1))
-	width := d.bar(points)
-	for _, c := range points {
-		v := y.at(value(c))
-		d.put(`<rect x="%s" y="%s" width="%s" height="%s" fill="%s"/>`, px(d.span.at(d.seconds(c.Start))), px(v), px(width), px(y.lo-v), colour)
-	}
-}
+// The colours of the sides.
+var fromPrimary, fromSecondary = timeline.Key{Class: "blue", Name: "from the primary"}, timeline.Key{Class: "yellow", Name: "from the secondary"}
 
 // arrivals draws how many packets came to the client.
 func (d *drawing) arrivals(o options, top, height int) {
-	bin := max(o.interval.Seconds()/4, d.span.to/400, 1e-3)
-	bins := int(d.span.to/bin) + 1
+	bin := max(o.interval.Seconds()/4, d.span.To/400, 1e-3)
+	bins := int(d.span.To/bin) + 1
 	counts := make(map[string][]float64)
 	most := 0.0
 	for _, side := range []string{primary, secondary} {
@@ -291,14 +192,14 @@ func (d *drawing) arrivals(o options, top, height int) {
 	for i := range bins {
 		most = max(most, counts[primary][i]+counts[secondary][i])
 	}
-	y := d.frame(top, height, fmt.Sprintf("Packets that reached the client, per %.3g ms", bin*1000), most)
-	d.legend(top, key{blue, "from the primary"}, key{yellow, "from the secondary"})
-	for i := range bins {
-		x, next := d.span.at(float64(i)*bin), d.span.at(float64(i+1)*bin)
+	y := d.Panel(top, height, fmt.Sprintf("Packets that reached the client, per %.3g ms", bin*1000), most)
+	d.Legend(top, fromPrimary, fromSecondary)
+	for i := max(0, int(d.span.From/bin)); i < bins; i++ {
+		x, next := max(d.span.At(float64(i)*bin), d.span.Lo), d.span.At(float64(i+1)*bin)
 		below := 0.0
-		for _, s := range []key{{blue, primary}, {yellow, secondary}} {
-			if n := counts[s.name][i]; n > 0 {
-				d.put(`<rect x="%s" y="%s" width="%s" height="%s" fill="%s"/>`, px(x), px(y.at(below+n)), px(max(next-x-0.5, 0.3)), px(y.at(below)-y.at(below+n)), s.colour)
+		for _, s := range []timeline.Key{{Class: fromPrimary.Class, Name: primary}, {Class: fromSecondary.Class, Name: secondary}} {
+			if n := counts[s.Name][i]; n > 0 {
+				d.Rect(x, y.At(below+n), max(next-x-0.5, 0.3), y.At(below)-y.At(below+n), s.Class)
 				below += n
 			}
 		}
@@ -307,42 +208,40 @@ func (d *drawing) arrivals(o options, top, height int) {
 
 // throttling draws how much the guest was slowed down.
 func (d *drawing) throttling(top, height int) {
-	y := d.frame(top, height, "Time that the guest's vCPUs were kept from running, per cent", 100)
-	at, percent := d.span.from, 0
+	y := d.Panel(top, height, "Time that the guest's vCPUs were kept from running, per cent", 100)
+	at, percent := d.span.From, 0
 	fill := func(to float64) {
 		if percent > 0 && to > at {
-			v := y.at(float64(percent))
-			d.put(`<rect x="%s" y="%s" width="%s" height="%s" fill="%s"><title>%d %% for %.3g s</title></rect>`,
-				px(d.span.at(at)), px(v), px(d.span.at(to)-d.span.at(at)), px(y.lo-v), purple, percent, to-at)
+			v := y.At(float64(percent))
+			d.Rect(d.span.At(at), v, d.span.At(to)-d.span.At(at), y.Lo-v, "purple")
 		}
 	}
 	for _, t := range d.r.throttled {
-		to := min(max(d.seconds(t.at), d.span.from), d.span.to)
+		to := min(max(d.seconds(t.at), d.span.From), d.span.To)
 		fill(to)
 		at, percent = to, t.percent
 	}
-	fill(d.span.to)
+	fill(d.span.To)
 }
 
 // landmarks draws what divides the run, through one panel.
 func (d *drawing) landmarks(top, height int) {
-	line := func(t time.Time, colour string) {
+	line := func(t time.Time, class string) {
 		if !t.IsZero() {
-			x := px(d.span.at(d.seconds(t)))
-			d.put(`<line x1="%s" x2="%s" y1="%d" y2="%d" stroke="%s" stroke-width="1.5"/>`, x, x, top-4, top+height, colour)
+			d.Upright(d.at(t), top-4, top+height, class)
 		}
 	}
-	line(d.r.protected, grey)
-	line(d.r.killed, red)
+	line(d.r.protected, "line-grey")
+	line(d.r.killed, "line-red")
 }
 
 // landmarkNames says what the landmarks are.
 func (d *drawing) landmarkNames(y int) {
 	if t := d.r.protected; !t.IsZero() {
-		d.text(d.span.at(d.seconds(t)), float64(y), `fill="#555"`, "▾ protected from here on")
+		d.Text(d.at(t), float64(y), "soft", "▾ protected from here on")
 	}
 	if t := d.r.killed; !t.IsZero() {
-		d.text(d.span.at(d.seconds(t))+5, float64(y), `text-anchor="end" fill="#c03040" font-weight="600"`, "SIGKILL "+d.r.victim+" ▾")
+		d.Text(d.at(t)+5, float64(y), "alarm name end", "SIGKILL "+d.r.victim+" ▾")
 	}
 }
 
@@ -353,41 +252,38 @@ func (d *drawing) closeUp(o options, top, height int) {
 	before := min(5*o.interval/2, r.killed.Sub(r.protected))
 	after := max(3*o.interval/2, 4*r.failover())
 	from, to := r.killed.Add(-before), r.killed.Add(after)
-	x := axis{from: -before.Seconds() * 1000, to: after.Seconds() * 1000, lo: plotLeft, hi: plotRight}
+	x := timeline.Axis{From: -before.Seconds() * 1000, To: after.Seconds() * 1000, Lo: float64(d.Left), Hi: float64(d.Right)}
 	low, high := uint64(math.MaxUint64), uint64(0)
 	var shown []struct {
 		arrival
-		colour string
+		class string
 	}
-	for _, s := range []key{{blue, primary}, {yellow, secondary}} {
-		for _, f := range r.frames[s.name] {
+	for _, s := range []timeline.Key{{Class: fromPrimary.Class, Name: primary}, {Class: fromSecondary.Class, Name: secondary}} {
+		for _, f := range r.frames[s.Name] {
 			if f.vcpu == 0 && f.at.After(from) && f.at.Before(to) {
 				low, high = min(low, f.n), max(high, f.n)
 				shown = append(shown, struct {
 					arrival
-					colour string
-				}{f, s.colour})
+					class string
+				}{f, s.Class})
 			}
 		}
 	}
 	if len(shown) == 0 {
 		return
 	}
-	y := axis{from: float64(low), to: max(float64(high), float64(low)+1), lo: float64(top + height), hi: float64(top)}
-	d.text(plotLeft, float64(top-10), `font-weight="600"`, "The failover, packet by packet: which round of vCPU 0 reached the client when")
-	d.legend(top, key{blue, "from the primary"}, key{yellow, "from the secondary"})
-	y.ticks(6, func(v float64, label string) {
-		d.put(`<line x1="%d" x2="%d" y1="%s" y2="%s" stroke="#ddd"/>`, plotLeft, plotRight, px(y.at(v)), px(y.at(v)))
-		d.text(plotLeft-8, y.at(v)+4, `text-anchor="end" fill="#555"`, label)
-	})
-	dead, alive := x.at(0), x.at(milliseconds(r.failover()))
-	d.put(`<rect x="%s" y="%d" width="%s" height="%d" fill="%s" fill-opacity="0.18"/>`, px(dead), top, px(alive-dead), height, red)
-	d.put(`<line x1="%s" x2="%s" y1="%d" y2="%d" stroke="%s" stroke-width="1.5"/>`, px(dead), px(dead), top, top+height, red)
-	d.put(`<line x1="%s" x2="%s" y1="%d" y2="%d" stroke="%s" stroke-width="1.5"/>`, px(alive), px(alive), top, top+height, green)
+	y := timeline.Axis{From: float64(low), To: max(float64(high), float64(low)+1), Lo: float64(top + height), Hi: float64(top)}
+	d.Text(float64(d.Left), float64(top-10), "name", "The failover, packet by packet: which round of vCPU 0 reached the client when")
+	d.Legend(top, fromPrimary, fromSecondary)
+	d.Grid(y, 6)
+	dead, alive := x.At(0), x.At(milliseconds(r.failover()))
+	d.Rect(dead, float64(top), alive-dead, float64(height), "red veil")
+	d.Upright(dead, top, top+height, "line-red")
+	d.Upright(alive, top, top+height, "line-green")
 	for _, f := range shown {
-		d.put(`<circle cx="%s" cy="%s" r="1.6" fill="%s"/>`, px(x.at(f.at.Sub(r.killed).Seconds()*1000)), px(y.at(float64(f.n))), f.colour)
+		d.Put(`<circle cx="%s" cy="%s" r="1.6" class="%s"/>`, timeline.Px(x.At(f.at.Sub(r.killed).Seconds()*1000)), timeline.Px(y.At(float64(f.n))), f.class)
 	}
-	d.text(dead-5, float64(top+16), `text-anchor="end" fill="#c03040" font-weight="600"`, "SIGKILL "+r.victim)
-	d.text(alive+5, float64(top+height-8), `fill="#1a6b28" font-weight="600"`, fmt.Sprintf("%s's first packet, %s ms later", r.survivor, ms(r.failover().Microseconds())))
-	d.times(x, top+height, "milliseconds from the kill")
+	d.Text(dead-5, float64(top+16), "alarm name end", "SIGKILL "+r.victim)
+	d.Text(alive+5, float64(top+height-8), "good name", fmt.Sprintf("%s's first packet, %s ms later", r.survivor, ms(r.failover().Microseconds())))
+	d.Times(x, top+height, "milliseconds from the kill")
 }

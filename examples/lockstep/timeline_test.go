@@ -71,7 +71,9 @@ func TestATimelineIsDrawnAsBefore(t *testing.T) {
 		o, r := drawn()
 		change(r)
 		var got bytes.Buffer
-		drawTimeline(&got, o, "sim", r)
+		if err := drawTimeline(&got, o, "sim", r); err != nil {
+			t.Fatal(err)
+		}
 		wellFormed(t, name, got.Bytes())
 		file := filepath.Join("testdata", "timeline-"+name+".svg")
 		if *update {
@@ -91,7 +93,9 @@ func TestATimelineIsDrawnAsBefore(t *testing.T) {
 
 func TestATimelineOfNothingIsStillAPicture(t *testing.T) {
 	var got bytes.Buffer
-	drawTimeline(&got, options{vcpus: 1}, "sim", &result{started: time.Unix(1, 0)})
+	if err := drawTimeline(&got, options{vcpus: 1}, "sim", &result{started: time.Unix(1, 0)}); err != nil {
+		t.Fatal(err)
+	}
 	wellFormed(t, "nothing", got.Bytes())
 }
 

@@ -141,7 +141,7 @@ func other(host string) string {
 	return "a"
 }
 
-func (p *pair) start(host string, first bool) error {
+func (p *pair) start(host string, first bool, more ...string) error {
 	args := []string{
 		"-host", host, "-peer", other(host), "-listen", p.addr[host], "-dial", p.addr[other(host)],
 		"-arbiter", filepath.Join(p.dir, "arbiter"), "-start=" + fmt.Sprint(first), "-term", "400ms",
@@ -151,6 +151,7 @@ func (p *pair) start(host string, first bool) error {
 	} else {
 		args = append(args, "-insecure")
 	}
+	args = append(args, more...)
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -171,6 +172,30 @@ func (p *pair) start(host string, first bool) error {
 	})
 	p.procs[host] = proc
 	return nil
+}
+
+// newPair makes a pair whose processes keep what they share in a directory.
+func newPair(dir string, secure bool) (*pair, error) {
+	p := &pair{dir: dir, tls: secure, client: &client{first: map[string]time.Time{}}, addr: map[string]string{}, procs: map[string]*process{}}
+	for _, h := range []string{"a", "b"} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		p.addr[h] = l.Addr().String()
+		l.Close()
+	}
+	if secure {
+		return p, makeCertificates(dir, "a", "b")
+	}
+	return p, nil
+}
+
+// close ends what runs.
+func (p *pair) close() {
+	for h := range p.procs {
+		p.end(h)
+	}
 }
 
 // end waits for a process that was killed.
@@ -209,25 +234,11 @@ func play(ctx context.Context, w io.Writer, secure bool) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	p := &pair{dir: dir, tls: secure, client: &client{first: map[string]time.Time{}}, addr: map[string]string{}, procs: map[string]*process{}}
-	for _, h := range []string{"a", "b"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return err
-		}
-		p.addr[h] = l.Addr().String()
-		l.Close()
+	p, err := newPair(dir, secure)
+	if err != nil {
+		return err
 	}
-	if secure {
-		if err := makeCertificates(dir, "a", "b"); err != nil {
-			return err
-		}
-	}
-	defer func() {
-		for h := range p.procs {
-			p.end(h)
-		}
-	}()
+	defer p.close()
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
 	if err := errors.Join(p.start("b", false), p.start("a", true)); err != nil {

@@ -124,7 +124,7 @@ func host(ctx context.Context, args []string) error {
 			cfg.Logger.Info("switchover", "error", err, "downtime", job.Query().Stats.Downtime)
 		}
 	}()
-	return handles.Run(ctx, job, control.Config{Events: cfg.Events, Guest: m, Quit: end, Logger: cfg.Logger})
+	return handles.Run(ctx, job, control.Config{Events: cfg.Events, Guest: m, CheckpointDelay: cfg.CheckpointDelay, Quit: end, Logger: cfg.Logger})
 }
 
 // lines is the guest's network: what it sends is written out, a line each.

@@ -33,7 +33,6 @@ type fake struct {
 	info   protect.Info
 	orders []string
 	refuse error
-	delay  time.Duration
 
 	run chan error // what Run returns
 }
@@ -94,12 +93,9 @@ func (j *fake) Run(ctx context.Context) error {
 // A richer job has the verbs that not every job has.
 type richer struct{ *fake }
 
-func (j richer) Cancel(ctx context.Context) error { return j.order(ctx, "cancel") }
-func (j richer) Delay() time.Duration             { return j.delay }
-func (j richer) SetDelay(d time.Duration) error {
-	j.delay = d
-	return j.order(background, "delay "+d.String())
-}
+func (j richer) Cancel(ctx context.Context) error  { return j.order(ctx, "cancel") }
+func (j richer) Migrate(ctx context.Context) error { return j.order(ctx, "migrate") }
+func (j richer) SetDelay(d time.Duration) error    { return j.order(background, "delay "+d.String()) }
 
 // vm counts pauses as a colo.VM does.
 type vm struct {
@@ -147,7 +143,10 @@ type id struct {
 
 func TestAMonitorSteersAJob(t *testing.T) {
 	j := newJob(protect.Protected)
-	c := connect(t, NewMonitor(richer{j}, Config{}))
+	c := connect(t, NewMonitor(richer{j}, Config{CheckpointDelay: 70 * time.Millisecond}))
+	if got := do(t, c, "query-migrate-parameters", nil); got != "map[x-checkpoint-delay:70]" {
+		t.Error(got)
+	}
 	for _, step := range []struct {
 		command string
 		args    any
@@ -161,6 +160,7 @@ func TestAMonitorSteersAJob(t *testing.T) {
 		{"protection-failover", nil, "failover"},
 		{"protection-fenced", nil, "fenced"},
 		{"protection-complete", nil, "complete"},
+		{"protection-migrate", nil, "migrate"},
 		{"migrate-set-parameters", map[string]any{"x-checkpoint-delay": 250}, "delay 250ms"},
 	} {
 		before := len(j.ordered())
@@ -170,6 +170,9 @@ func TestAMonitorSteersAJob(t *testing.T) {
 		if got := j.ordered()[before:]; len(got) != 1 || got[0] != step.order {
 			t.Errorf("%s orders %q, want %s", step.command, got, step.order)
 		}
+	}
+	if got := do(t, c, "query-migrate-parameters", nil); got != "map[x-checkpoint-delay:250]" {
+		t.Error(got)
 	}
 	j.set(func(in *protect.Info) { in.State = protect.Paused })
 	if got := do(t, c, "job-resume", id{"db1"}); got != "map[]" || j.ordered()[len(j.ordered())-1] != "resume" {
@@ -206,16 +209,16 @@ func TestAJobWithoutAVerbSaysSo(t *testing.T) {
 }
 
 func TestTheGuestsStateIsAWordOfQEMUs(t *testing.T) {
-	want := map[protect.State]string{
-		protect.Created: "prelaunch", protect.Waiting: "inmigrate", protect.Alone: "running", protect.Synchronising: "running",
-		protect.Protected: "running", protect.Paused: "running", protect.Following: "colo", protect.Asking: "colo",
-		protect.TakingOver: "colo", protect.SwitchingOver: "finish-migrate", protect.Concluded: "shutdown",
+	want := map[string]string{
+		"created": "prelaunch", "waiting": "inmigrate", "alone": "running", "synchronising": "running",
+		"protected": "running", "paused": "running", "cancelled": "running", "following": "colo", "asking": "colo",
+		"taking-over": "colo", "switching-over": "finish-migrate", "concluded": "shutdown",
 	}
 	j := newJob(protect.Created)
 	c := connect(t, NewMonitor(j, Config{}))
 	for s := protect.Created; s <= protect.Concluded; s++ {
 		j.set(func(in *protect.Info) { in.State = s })
-		if got := do(t, c, "query-status", nil); got != fmt.Sprintf("map[running:%v singlestep:false status:%s]", want[s] == "running", want[s]) {
+		if got := do(t, c, "query-status", nil); got != fmt.Sprintf("map[running:%v singlestep:false status:%s]", want[s.String()] == "running", want[s.String()]) {
 			t.Errorf("%v: %s", s, got)
 		}
 	}

@@ -36,6 +36,7 @@
 //	protection-failover          protect.Job.Failover
 //	protection-fenced            protect.Job.Fenced: the other host is dead, on the operator's word
 //	protection-complete          protect.Job.Complete: the guest has ended
+//	protection-migrate           protect.Job.Migrate, where the job has it
 //
 // What a state of the job does not allow is a GenericError with the words of a
 // protect.StateError. A verb that a client has given is carried out also when the
@@ -46,7 +47,7 @@
 //	created         prelaunch
 //	waiting         inmigrate
 //	following       colo; inmigrate until the copy here is whole
-//	alone, synchronising, protected, paused
+//	alone, synchronising, protected, paused, cancelled
 //	                running; paused after stop
 //	asking, taking-over
 //	                colo

@@ -15,7 +15,7 @@ func runs(s protect.State) bool {
 	case protect.Alone, protect.Synchronising, protect.Protected, protect.Paused:
 		return true
 	}
-	return false
+	return s.String() == "cancelled" // protected no more, if the job can be cancelled
 }
 
 // machine is the monitor as the guest's. (A qmp.Machine.)

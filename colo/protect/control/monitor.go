@@ -37,6 +37,10 @@ type Config struct {
 	// Nil: both are refused.
 	Guest colo.VM
 
+	// CheckpointDelay is the job's, for query-migrate-parameters. Zero: package
+	// protect's default.
+	CheckpointDelay time.Duration
+
 	// Quit ends the host; nil: there is no command quit. It must not wait for
 	// Serve to return.
 	Quit func()
@@ -63,6 +67,7 @@ type Monitor struct {
 	mu        sync.Mutex
 	stopped   bool // one pause of the guest is the operator's
 	dismissed bool
+	delay     time.Duration    // of checkpoints, as far as it was set here
 	last      event.Mode       // of the last session that has ended
 	reason    event.ExitReason // why it has
 	broken    error            // of a disk, in the present session
@@ -70,7 +75,10 @@ type Monitor struct {
 
 // NewMonitor makes the monitor of a job.
 func NewMonitor(job Job, cfg Config) *Monitor {
-	m := &Monitor{job: job, cfg: cfg, log: cfg.Logger, last: event.ModeNone, reason: event.ExitNone}
+	m := &Monitor{job: job, cfg: cfg, log: cfg.Logger, last: event.ModeNone, reason: event.ExitNone, delay: cfg.CheckpointDelay}
+	if m.delay == 0 {
+		m.delay = protect.DefaultCheckpointDelay
+	}
 	if m.log == nil {
 		m.log = slog.New(slog.DiscardHandler)
 	}
@@ -85,15 +93,22 @@ func NewMonitor(job Job, cfg Config) *Monitor {
 	qmp.RegisterMigration(c, m.migration)
 	qmp.RegisterCapabilities(c, capabilities, setCapabilities)
 	if d, ok := job.(delayer); ok {
-		qmp.RegisterParameters(c, func() qmp.MigrationParameters {
-			ms := uint32(d.Delay().Milliseconds())
-			return qmp.MigrationParameters{XCheckpointDelay: &ms}
-		}, func(_ context.Context, p qmp.MigrationParameters) error {
+		qmp.RegisterParameters(c, m.parameters, func(_ context.Context, p qmp.MigrationParameters) error {
 			if p.XCheckpointDelay == nil {
 				return nil
 			}
-			return m.ordered("x-checkpoint-delay", d.SetDelay(time.Duration(*p.XCheckpointDelay)*time.Millisecond))
+			delay := time.Duration(*p.XCheckpointDelay) * time.Millisecond
+			err := d.SetDelay(delay)
+			if err == nil {
+				m.mu.Lock()
+				m.delay = delay
+				m.mu.Unlock()
+			}
+			return m.ordered("x-checkpoint-delay", err)
 		})
+	}
+	if g, ok := job.(migrator); ok {
+		m.verb("protection-migrate", g.Migrate)
 	}
 	qmp.Register(c, "query-protection", func(context.Context, qmp.None) (protection, error) { return newProtection(job.Query()), nil })
 	m.verb("protection-failover", func(context.Context) error { return job.Failover() })
@@ -103,9 +118,18 @@ func NewMonitor(job Job, cfg Config) *Monitor {
 }
 
 // delayer is a job whose checkpoint delay can be changed.
-type delayer interface {
-	Delay() time.Duration
-	SetDelay(d time.Duration) error
+type delayer interface{ SetDelay(d time.Duration) error }
+
+// migrator is a job that can be moved to the other host for good.
+type migrator interface {
+	Migrate(ctx context.Context) error
+}
+
+func (m *Monitor) parameters() qmp.MigrationParameters {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	ms := uint32(m.delay.Milliseconds())
+	return qmp.MigrationParameters{XCheckpointDelay: &ms}
 }
 
 // canceller is a job whose protection can be ended for good.

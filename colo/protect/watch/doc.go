@@ -16,6 +16,7 @@
 //	GET  ./live         what it shows, a server-sent event twice a second at most
 //	GET  ./state        the same, once, as JSON
 //	GET  ./timeline.svg the picture, once
+//	GET  ./metrics      the job and its session as Prometheus reads them
 //	POST ./act          a verb, where Control allows it
 //
 // # Who may do what

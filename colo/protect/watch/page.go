@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gocolo/lockstep/colo/metrics"
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
 )
@@ -54,6 +55,10 @@ type Config struct {
 	// localhost and every address.
 	Hosts []string
 
+	// Metrics adds to the page's metrics what the host has besides: of its networks,
+	// say. It is called by the goroutines of requests. Nil: nothing is added.
+	Metrics func(*metrics.Set)
+
 	// Logger hears of orders (Info) and of requests that are refused (Warn). Nil:
 	// nothing is logged.
 	Logger *slog.Logger
@@ -69,6 +74,8 @@ type Page struct {
 	boot    string        // tells the browsers of a process from those of the one before
 	viewers chan struct{} // one for each
 	over    chan struct{} // closed when Run has returned
+
+	counts metrics.Recorder
 
 	mu      sync.Mutex
 	rec     record
@@ -89,6 +96,7 @@ func New(cfg Config) *Page {
 	p.mux.HandleFunc("GET /live", p.live)
 	p.mux.HandleFunc("GET /state", p.state)
 	p.mux.HandleFunc("GET /timeline.svg", p.picture)
+	p.mux.HandleFunc("GET /metrics", p.metrics)
 	if cfg.Control {
 		p.mux.HandleFunc("POST /act", p.act)
 	}
@@ -101,6 +109,11 @@ func New(cfg Config) *Page {
 func (p *Page) Run(ctx context.Context) error {
 	defer p.ending.Do(func() { close(p.over) })
 	defer p.cfg.Events.SubscribeAll(p.note)()
+	guest := p.cfg.Job.Query().Guest
+	defer p.cfg.Events.SubscribeAll(func(r event.Record) {
+		r.Guest = guest // a bus may be that of one guest, and not say so
+		p.counts.Record(r)
+	})()
 	tick := time.NewTicker(sampled)
 	defer tick.Stop()
 	for {

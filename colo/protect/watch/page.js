@@ -115,7 +115,7 @@ function show(s) {
 	say(at("sentence"), s.sentence);
 	say(at("reason"), s.reason ? "Because: " + s.reason : "");
 	since(s);
-	const mine = ["alone", "synchronising", "protected", "paused"].includes(s.state);
+	const mine = ["alone", "synchronising", "protected", "paused", "cancelled"].includes(s.state);
 	side(at("here"), s.here, "This host", mine);
 	side(at("there"), s.there, "The other host", s.state === "following");
 	say(at("link"), s.there.role === "secondary" ? "⟶" : s.there.role === "primary" ? "⟵" : "·  ·  ·");

@@ -128,6 +128,9 @@ func sentence(in protect.Info) (s, tone string) {
 	case protect.SwitchingOver:
 		return fmt.Sprintf("The guest stands still here and is about to run on %s.", peer), "warn"
 	}
+	if in.State.String() == "cancelled" {
+		return fmt.Sprintf("The guest runs here, on %s, and is not protected any more.", here), "warn"
+	}
 	return "The protection has ended on this host.", "idle"
 }
 

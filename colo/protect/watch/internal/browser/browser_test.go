@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -226,38 +227,44 @@ func fits(a *tab) {
 	a.until("the picture is drawn anew", `document.querySelector("#picture svg").getAttribute("width") > 800`)
 }
 
-// named: who hears the page, and does not see it, is told the same.
+// named: who hears the page, and does not see it, is told the same. The browser
+// makes the tree of names when it is asked for, and piece by piece.
 func named(a *tab) {
-	type value struct{ Value any }
-	var tree struct {
-		Nodes []struct {
-			Ignored    bool
-			Role, Name value
-		}
-	}
-	a.do(chromedp.ActionFunc(func(ctx context.Context) error {
-		return cdp.Execute(ctx, "Accessibility.getFullAXTree", nil, &tree)
-	}))
-	names := map[string]bool{}
-	for _, n := range tree.Nodes {
-		if !n.Ignored {
-			names[fmt.Sprint(n.Role.Value, " ", n.Name.Value)] = true
-		}
-	}
-	for _, want := range []string{
+	a.t.Helper()
+	want := []string{
 		"button Checkpoint now", "button Pause protection", "button Switchover to the other host", "button Failover to this host", "button The other host is dead",
-		"heading demo", "heading Orders", "heading What happened", "article This host", "article The other host",
-	} {
-		if !names[want] {
-			a.t.Errorf("there is no %q for a screen reader", want)
+		"heading demo", "heading Orders", "heading What happened", "article This host", "article The other host", "image Timeline: ",
+	}
+	type value struct {
+		Value any `json:"value"`
+	}
+	for end := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		var tree struct {
+			Nodes []struct {
+				Ignored bool  `json:"ignored"`
+				Role    value `json:"role"`
+				Name    value `json:"name"`
+			} `json:"nodes"`
 		}
-	}
-	picture := false
-	for n := range names {
-		picture = picture || strings.HasPrefix(n, "image Timeline: ") || strings.HasPrefix(n, "img Timeline: ")
-	}
-	if !picture {
-		a.t.Error("the picture has no words")
+		a.do(chromedp.ActionFunc(func(ctx context.Context) error {
+			return cdp.Execute(ctx, "Accessibility.getFullAXTree", nil, &tree)
+		}))
+		var names []string
+		for _, n := range tree.Nodes {
+			if !n.Ignored {
+				names = append(names, fmt.Sprint(n.Role.Value, " ", n.Name.Value))
+			}
+		}
+		lacks := slices.DeleteFunc(slices.Clone(want), func(w string) bool {
+			return slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, w) })
+		})
+		switch {
+		case len(lacks) == 0:
+			return
+		case time.Now().After(end):
+			a.t.Errorf("for a screen reader there is no %q in %q", lacks, names)
+			return
+		}
 	}
 }
 

@@ -1,0 +1,61 @@
+package protect
+
+import (
+	"log/slog"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// sessionLog is the log of a session: it says of which guest and of which
+// generation it is, and the session adds its side and its checkpoint.
+func (j *Job) sessionLog(s *session) *slog.Logger {
+	return j.cfg.Logger.With("guest", j.cfg.Name, "generation", s.peer.generation)
+}
+
+// logState tells of a change of state.
+func (j *Job) logState(to State, e event.JobStatusChange) {
+	side, checkpoint := event.ModeNone, uint64(0)
+	if s := j.session(); s != nil {
+		if side = event.ModeSecondary; s.primary != nil {
+			side = event.ModePrimary
+		}
+		checkpoint, _ = s.committed()
+	} else if to.runs() {
+		side = event.ModePrimary
+	}
+	j.cfg.Logger.Info("protect", "guest", e.ID, "side", side.String(), "generation", e.Generation, "checkpoint", checkpoint, "state", e.State, "reason", e.Reason)
+}
+
+// logDisks tells of what happens to the job's disks, until it is cancelled.
+func (j *Job) logDisks() (cancel func()) {
+	return j.cfg.Events.SubscribeAll(func(r event.Record) {
+		var disk string
+		switch e := r.Event.(type) {
+		case event.DiskBroken:
+			disk = e.Disk
+		case event.DiskFailed:
+			disk = e.Disk
+		case event.DiskSynchronised:
+			disk = e.Disk
+		case event.DiskResynchronised:
+			disk = e.Disk
+		case event.DiskVerified:
+			disk = e.Disk
+		case event.DiskOverlayHalfFull:
+			disk = e.Disk
+		case event.DiskOverlayFull:
+			disk = e.Disk
+		default:
+			return
+		}
+		for _, d := range j.cfg.Disks { // a bus may be that of several jobs
+			if d.cfg.Name == disk && (r.Guest == "" || r.Guest == j.cfg.Name) {
+				j.mu.Lock()
+				generation := j.generation
+				j.mu.Unlock()
+				event.Log(j.cfg.Logger.With("guest", j.cfg.Name, "generation", generation), event.Record{Event: r.Event})
+				return
+			}
+		}
+	})
+}

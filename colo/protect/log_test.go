@@ -1,0 +1,75 @@
+package protect
+
+import (
+	"bytes"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// lines is a log that may be written by several goroutines.
+type lines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lines) all() []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Split(strings.TrimSpace(l.b.String()), "\n")
+}
+
+// What a job logs says of which guest, side, generation and checkpoint it is, and
+// what happens to a checkpoint is for those who debug.
+func TestEveryRecordOfAJobsLogSaysWhoseItIs(t *testing.T) {
+	w := newWorld(t)
+	var log lines
+	all := func(c *Config) {
+		c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	}
+	b, a := w.boot("b", false, nil), w.boot("a", true, all)
+	a.is(Protected)
+	a.leave()
+	b.leave()
+	states, commits := 0, 0
+	for _, l := range log.all() {
+		for _, want := range []string{" guest=guest ", " generation=", " side=", " checkpoint="} {
+			if !strings.Contains(l, want) {
+				t.Errorf("%q is not in: %s", want, l)
+			}
+		}
+		if strings.Contains(l, "level=INFO msg=protect ") && strings.Contains(l, " generation=1 ") && strings.Contains(l, "state=protected") {
+			states++
+		}
+		if strings.Contains(l, "level=DEBUG msg=CHECKPOINT_COMMIT guest=guest generation=1 side=primary") {
+			commits++
+		}
+	}
+	if states != 1 || commits == 0 {
+		t.Errorf("protected %d times, %d checkpoints:\n%s", states, commits, strings.Join(log.all(), "\n"))
+	}
+}
+
+func TestWhatHappensToADiskIsLoggedOnce(t *testing.T) {
+	var log lines
+	bus := new(event.Bus)
+	j := &Job{cfg: Config{Name: "db1", Events: bus, Logger: slog.New(slog.NewTextHandler(&log, nil)), Disks: []*Disk{{cfg: DiskConfig{Name: "root"}}}}, generation: 4}
+	cancel := j.logDisks()
+	bus.Publish(event.DiskBroken{Mode: event.ModePrimary, Disk: "root", Operation: "write", Error: "no space"})
+	bus.Publish(event.DiskBroken{Mode: event.ModePrimary, Disk: "another guest's"})
+	bus.Guest("db2").Publish(event.DiskBroken{Mode: event.ModePrimary, Disk: "root"})
+	cancel()
+	bus.Publish(event.DiskBroken{Mode: event.ModePrimary, Disk: "root"})
+	if got := log.all(); len(got) != 1 || !strings.Contains(got[0], `level=ERROR msg=DISK_BROKEN guest=db1 generation=4 side=primary disk=root operation=write`) {
+		t.Errorf("%q", got)
+	}
+}

@@ -1,0 +1,46 @@
+package watch
+
+import (
+	"net/http"
+
+	"github.com/gocolo/lockstep/colo/metrics"
+	"github.com/gocolo/lockstep/colo/protect"
+)
+
+// metrics is what Prometheus asks for.
+func (p *Page) metrics(w http.ResponseWriter, _ *http.Request) {
+	var s metrics.Set
+	in := p.cfg.Job.Query()
+	addJob(&s, in)
+	if in.Session != nil {
+		metrics.AddInfo(&s, in.Guest, *in.Session)
+	}
+	p.counts.AddTo(&s)
+	if p.cfg.Metrics != nil {
+		p.cfg.Metrics(&s)
+	}
+	w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	if _, err := s.WriteTo(w); err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+	}
+}
+
+// addJob adds a job. Every state has a sample, so that one that is not there now
+// does not stay where Prometheus has seen it last.
+func addJob(s *metrics.Set, in protect.Info) {
+	who := []metrics.Label{{Name: "guest", Value: in.Guest}, {Name: "host", Value: in.Host}}
+	truth := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	for st := protect.Created; st <= protect.Concluded; st++ {
+		s.Add(metrics.Gauge, "lockstep_protection_state", "Whether the job is in this state.", truth(st == in.State), append(who[:2:2], metrics.Label{Name: "state", Value: st.String()})...)
+	}
+	s.Add(metrics.Gauge, "lockstep_protection_generation", "The generation that this host holds or has followed.", float64(in.Generation), who...)
+	s.Add(metrics.Gauge, "lockstep_protection_open", "Whether this host may act for the guest now.", truth(in.Open), who...)
+	s.Add(metrics.Counter, "lockstep_protection_takeovers_total", "Times that this host went on in the place of a lost primary.", float64(in.Stats.Takeovers), who...)
+	s.Add(metrics.Counter, "lockstep_protection_switchovers_total", "Times that this host gave the guest to the other.", float64(in.Stats.Switchovers), who...)
+	s.Add(metrics.Gauge, "lockstep_protection_switchover_downtime_seconds", "How long the guest stood still in the last switchover from here.", in.Stats.Downtime.Seconds(), who...)
+}
