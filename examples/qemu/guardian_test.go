@@ -38,9 +38,9 @@ func guard(t *testing.T, standbyArgs, guardianArgs []string, qemu ...string) *gu
 	g.vm, g.sock = monitored(t, "pc", qemu...)
 	qemutest.AwaitSerial(t, g.vm.Dir, 2)
 	g.guardian = start(t, slices.Concat([]string{"protect", "-json", "-stay", "-qmp", g.sock, "-to", "unix:" + g.dir + "/s", "-delay", "20ms",
-		"-control", "unix:" + g.dir + "/c", "-insecure", "-state", g.vm.Dir}, guardianArgs)...)
+		"-control", "unix:" + g.dir + "/c", "-insecure", "-state", g.vm.Dir, "-stall", "20s", "-silence", "20s"}, guardianArgs)...)
 	g.becomes("protected", 1)
-	g.standby.checkpoints(3)
+	g.standby.checkpoints(2)
 	return g
 }
 
@@ -139,7 +139,9 @@ func TestAnOperatorPromotesTheStandbyAndTheGuardianStopsItsGuest(t *testing.T) {
 }
 
 func TestAStopOfAnOperatorLasts(t *testing.T) {
-	g := guard(t, nil, []string{"-delay", "100ms"})
+	g := guard(t, nil, []string{"-delay", "1s"})
+	// A stop that comes within a checkpoint is taken and has no effect in QEMU.
+	g.vm.AwaitRunState("running")
 	g.vm.Must("stop", nil)
 	var st guardianStatus
 	for end := time.Now().Add(time.Minute); !st.Paused || g.vm.RunState() != "paused"; {
@@ -154,7 +156,7 @@ func TestAStopOfAnOperatorLasts(t *testing.T) {
 	}
 	g.vm.Must("cont", nil)
 	n := strings.Count(g.standby.output(), "CHECKPOINT_COMMIT")
-	g.standby.checkpoints(n + 5)
+	g.standby.checkpoints(n + 1)
 	g.runsHere()
 }
 

@@ -264,7 +264,7 @@ func (g *guardian) report() any {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	st := g.status
-	st.Generation, st.Paused = g.generation, g.still
+	st.Generation, st.Paused = g.generation, g.still && !g.settling
 	return st
 }
 
