@@ -43,10 +43,7 @@ type field struct {
 
 func inTheField(t *testing.T, guardianArgs ...string) *field {
 	t.Helper()
-	qemutest.KVM(t)
-	if testing.Short() {
-		t.Skip("-short")
-	}
+	needsQEMU(t)
 	f := &field{guarded: guarded{t: t, dir: qemutest.Dir(t), back: qemutest.Dir(t)}}
 	f.args = slices.Concat([]string{"standby", "-json", "-listen", "unix:" + f.dir + "/s", "-state", f.dir, "-control", "unix:" + f.dir + "/c", "-insecure"},
 		same(t, f.back, "pc"))
@@ -60,6 +57,7 @@ func inTheField(t *testing.T, guardianArgs ...string) *field {
 }
 
 func TestAGuestOutlivesItsStandbys(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		hurt func(f *field)
@@ -174,10 +172,7 @@ func (k *link) pass(to, from net.Conn, back bool) {
 // cutPair is a pair with an arbiter, whose link can be cut.
 func cutPair(t *testing.T) (g *guarded, migration, control *link) {
 	t.Helper()
-	qemutest.KVM(t)
-	if testing.Short() {
-		t.Skip("-short")
-	}
+	needsQEMU(t)
 	g = &guarded{t: t, dir: qemutest.Dir(t), back: qemutest.Dir(t)}
 	arbiter := "file:" + filepath.Join(qemutest.Dir(t), "arbiter")
 	g.standby = start(t, append([]string{"standby", "-json", "-listen", "unix:" + g.dir + "/s", "-state", g.dir, "-control", "unix:" + g.dir + "/c", "-insecure",
@@ -194,6 +189,7 @@ func cutPair(t *testing.T) (g *guarded, migration, control *link) {
 }
 
 func TestACutLinkLeavesOneThatRuns(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name   string
 		inside bool
@@ -219,6 +215,7 @@ func TestACutLinkLeavesOneThatRuns(t *testing.T) {
 }
 
 func TestAHeartbeatThatIsGivenByHandLeavesOneThatRuns(t *testing.T) {
+	t.Parallel()
 	g, _, _ := cutPair(t)
 	g.vm.Must("x-colo-lost-heartbeat", nil)
 	g.becomes("unprotected", 1)
@@ -229,10 +226,8 @@ func TestAHeartbeatThatIsGivenByHandLeavesOneThatRuns(t *testing.T) {
 
 // The host of the primary dies: its QEMU and its guardian at once.
 func TestADeadHostsGuestIsGrantedToTheStandby(t *testing.T) {
-	qemutest.KVM(t)
-	if testing.Short() {
-		t.Skip("-short")
-	}
+	t.Parallel()
+	needsQEMU(t)
 	dir, back := qemutest.Dir(t), qemutest.Dir(t)
 	arbiter := "file:" + filepath.Join(dir, "arbiter")
 	s := start(t, append([]string{"standby", "-json", "-listen", "unix:" + dir + "/s", "-state", dir, "-control", "unix:" + dir + "/c", "-insecure",

@@ -416,21 +416,65 @@ func (g *guardian) rescue(ctx context.Context) error {
 	if still { // for an operator, who wants it to stand: see holdStill
 		defer g.all.Go(func() { g.stopAgain(ctx) })
 	}
-	err := g.order(ctx, "x-colo-lost-heartbeat", nil)
-	if errors.Is(err, context.DeadlineExceeded) && g.monitor().OOB {
-		// The monitor waits for a migration that waits for the standby.
-		yank, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		err = g.monitor().DoOOB(yank, "yank", map[string]any{"instances": []map[string]string{{"type": "migration"}}}, nil)
-		if err == nil {
-			err = g.order(ctx, "x-colo-lost-heartbeat", nil)
+	if len(g.disks) > 0 {
+		// A write that waits for the standby's copy is one that the guest waits for.
+		for _, d := range g.disks {
+			g.yank(ctx, map[string]string{"type": "block-node", "node-name": d.node()})
 		}
+		defer g.all.Go(func() { g.unmirrored(ctx) })
+	}
+	if err := g.lostHeartbeat(ctx); err != nil {
+		g.all.Go(func() { // until it has been taken: nothing else has the guest run
+			for ctx.Err() == nil && g.lostHeartbeat(ctx) != nil {
+				select {
+				case <-time.After(tick):
+				case <-ctx.Done():
+				}
+			}
+		})
+		return err
+	}
+	return nil
+}
+
+// lostHeartbeat has the QEMU leave COLO, if it is in it.
+func (g *guardian) lostHeartbeat(ctx context.Context) error {
+	err := g.order(ctx, "x-colo-lost-heartbeat", nil)
+	if errors.Is(err, context.DeadlineExceeded) {
+		// The monitor waits for a migration that waits for the standby.
+		g.yank(ctx, map[string]string{"type": "migration"})
+		err = g.order(ctx, "x-colo-lost-heartbeat", nil)
 	}
 	var refused *qmp.Error
 	if errors.As(err, &refused) { // it has left COLO already
 		err = nil
 	}
 	return err
+}
+
+// yank shuts a connection of the QEMU, out of band: its monitor may be waiting for
+// it.
+func (g *guardian) yank(ctx context.Context, instance map[string]string) {
+	m := g.monitor()
+	if !m.OOB {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var refused *qmp.Error
+	err := m.DoOOB(ctx, "yank", map[string]any{"instances": []map[string]string{instance}}, nil)
+	if err != nil && !errors.As(err, &refused) && ctx.Err() == nil {
+		g.p.warn("%v", err)
+	}
+}
+
+// unmirrored gives the copies of the disks up.
+func (g *guardian) unmirrored(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := g.unmirror(ctx, g.monitor()); err != nil && ctx.Err() == nil {
+		g.p.warn("disks: %v", err)
+	}
 }
 
 // protectAgain copies the guest to the standby and tells what came of it.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"flag"
 	"net"
 	"strconv"
 	"syscall"
@@ -22,4 +23,23 @@ func stranger(t *testing.T, path string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
+}
+
+// needsQEMU skips a test where no QEMU can be run, and with -short: that starts none.
+func needsQEMU(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("-short")
+	}
+	qemutest.KVM(t)
+}
+
+var long = flag.Bool("long", false, "run all cases of the long tests")
+
+// shorten skips all but every n-th case, without -long.
+func shorten(t *testing.T, i, n int) {
+	t.Helper()
+	if !*long && i%n != 0 {
+		t.Skip("only with -long")
+	}
 }

@@ -30,10 +30,8 @@ type mountError struct{ out string }
 func (e *mountError) Error() string { return "mount: " + strings.TrimSpace(e.out) }
 
 func TestTheLastCopyIsHeldUntilItIsSafeSomewhere(t *testing.T) {
-	qemutest.KVM(t)
-	if testing.Short() {
-		t.Skip("-short")
-	}
+	t.Parallel()
+	needsQEMU(t)
 	for _, c := range []struct {
 		name string
 		qemu []string
@@ -73,10 +71,8 @@ func TestTheLastCopyIsHeldUntilItIsSafeSomewhere(t *testing.T) {
 }
 
 func TestAHeldCopyIsSavedElsewhereWhenTheStandbyIsEnded(t *testing.T) {
-	qemutest.KVM(t)
-	if testing.Short() {
-		t.Skip("-short")
-	}
+	t.Parallel()
+	needsQEMU(t)
 	full := small(t, "64")
 	s := start(t, "standby", "-json", "-listen", "127.0.0.1:0", "-state", full)
 	p, _ := primary(t, "pc")
@@ -94,10 +90,8 @@ func TestAHeldCopyIsSavedElsewhereWhenTheStandbyIsEnded(t *testing.T) {
 }
 
 func TestSpaceCanBeReserved(t *testing.T) {
-	qemutest.KVM(t)
-	if testing.Short() {
-		t.Skip("-short")
-	}
+	t.Parallel()
+	needsQEMU(t)
 	dir := small(t, "30000")
 	s := start(t, "standby", "-json", "-listen", "127.0.0.1:0", "-state", dir, "-reserve")
 	p, _ := primary(t, "pc")
@@ -124,10 +118,8 @@ func TestSpaceCanBeReserved(t *testing.T) {
 }
 
 func TestAStandbyThatWasKilledOffersWhatItKept(t *testing.T) {
-	qemutest.KVM(t)
-	if testing.Short() {
-		t.Skip("-short")
-	}
+	t.Parallel()
+	needsQEMU(t)
 	dir, back := qemutest.Dir(t), qemutest.Dir(t)
 	args := slices.Concat([]string{"standby", "-json", "-listen", "unix:" + dir + "/s", "-state", dir, "-keep", "2"}, same(t, back, "pc"))
 	cmd := child(t, args...)
@@ -166,7 +158,8 @@ func awaitFile(t *testing.T, name string) {
 }
 
 func TestASilentStrangerHoldsNobodyUp(t *testing.T) {
-	qemutest.KVM(t)
+	t.Parallel()
+	needsQEMU(t)
 	dir := qemutest.Dir(t)
 	s := start(t, "standby", "-json", "-listen", "unix:"+dir+"/s", "-state", dir)
 	s.text("listening")
@@ -181,7 +174,8 @@ func TestASilentStrangerHoldsNobodyUp(t *testing.T) {
 }
 
 func TestALostPrimaryIsNotTakenForDeadWithoutAWord(t *testing.T) {
-	qemutest.KVM(t)
+	t.Parallel()
+	needsQEMU(t)
 	dir, back := qemutest.Dir(t), qemutest.Dir(t)
 	s := start(t, append([]string{"standby", "-json", "-takeover", "ask", "-listen", "unix:" + dir + "/s", "-state", dir}, same(t, back, "microvm")...)...)
 	s.text("listening")
