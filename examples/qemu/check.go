@@ -158,7 +158,7 @@ func (r *finding) migration(ctx context.Context, m *qmp.Client) error {
 	switch info.Status {
 	case "", "none", "completed", "failed", "cancelled":
 	case "colo":
-		r.problem("the guest is in COLO already")
+		r.problem("the guest is in COLO already; if its standby is gone, give x-colo-lost-heartbeat to this monitor, and protect it again (protect -stay does both by itself)")
 	default:
 		r.problem("a migration is %s", info.Status)
 	}

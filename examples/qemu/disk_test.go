@@ -100,11 +100,11 @@ var ways = map[string]struct {
 }
 
 func TestADiskIsThatOfTheCheckpoint(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	for name, way := range ways {
 		t.Run(name, func(t *testing.T) {
-			if testing.Short() && name != "mirror" {
-				t.Skip("-short")
+			if !*long && name != "mirror" {
+				t.Skip("only with -long")
 			}
 			dir, pri, back := qemutest.Dir(t), qemutest.Dir(t), qemutest.Dir(t)
 			copied := emptyDisk(t, dir, "disk")
@@ -151,7 +151,7 @@ func TestADiskIsThatOfTheCheckpoint(t *testing.T) {
 }
 
 func TestADiskComesBackWithTheGuest(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	dir, pri, back := qemutest.Dir(t), qemutest.Dir(t), qemutest.Dir(t)
 	copied := emptyDisk(t, dir, "disk")
 	s := start(t, slices.Concat([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir, "-nbd", "127.0.0.1:0", "-disk", "d0=" + copied,
@@ -179,7 +179,7 @@ func TestADiskComesBackWithTheGuest(t *testing.T) {
 }
 
 func TestProtectCopiesADisk(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	dir, pri := qemutest.Dir(t), qemutest.Dir(t)
 	copied := emptyDisk(t, dir, "disk")
 	sock := "unix:" + filepath.Join(pri, "second")

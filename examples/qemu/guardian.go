@@ -44,7 +44,7 @@ type guardian struct {
 	exited     bool                   // COLO_EXIT since the last migrate
 	still      bool                   // an operator wants the guest to stand, and has it
 	settling   bool                   // or will have, after one more checkpoint
-	resumed    chan struct{}          // has room for one: a RESUME while settling
+	settled    time.Time              // when that was over
 	delivered  uint64                 // the sequence number of the last beat that was answered
 	sent       uint64                 // and of the last that was sent
 	beats      [64]time.Time          // when they were, by number
@@ -62,7 +62,7 @@ type guardianStatus struct {
 	Generation uint64 `json:"generation"`
 	Standby    bool   `json:"standby"`    // answers
 	Checkpoint uint64 `json:"checkpoint"` // the standby's last
-	Paused     bool   `json:"paused"`     // by an operator
+	Paused     bool   `json:"paused"`     // by an operator, and held so
 	Rescued    int    `json:"rescued"`    // how often the guest was told to run on
 }
 
@@ -71,7 +71,7 @@ const tick = 50 * time.Millisecond
 
 // stayed is protect -stay: it returns when the guest has ended, or is elsewhere.
 func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
-	g := &guardian{protectOptions: o, p: p, told: make(chan news, 64), over: make(chan struct{}), generation: 1, token: tokenOf(o.qmp), resumed: make(chan struct{}, 1)}
+	g := &guardian{protectOptions: o, p: p, told: make(chan news, 64), over: make(chan struct{}), generation: 1, token: tokenOf(o.qmp)}
 	var err error
 	if g.arb, err = openArbiter(o.arbiter); err != nil {
 		return exitFailed, err
@@ -416,21 +416,65 @@ func (g *guardian) rescue(ctx context.Context) error {
 	if still { // for an operator, who wants it to stand: see holdStill
 		defer g.all.Go(func() { g.stopAgain(ctx) })
 	}
-	err := g.order(ctx, "x-colo-lost-heartbeat", nil)
-	if errors.Is(err, context.DeadlineExceeded) && g.monitor().OOB {
-		// The monitor waits for a migration that waits for the standby.
-		yank, cancel := context.WithTimeout(ctx, time.Second)
-		defer cancel()
-		err = g.monitor().DoOOB(yank, "yank", map[string]any{"instances": []map[string]string{{"type": "migration"}}}, nil)
-		if err == nil {
-			err = g.order(ctx, "x-colo-lost-heartbeat", nil)
+	if len(g.disks) > 0 {
+		// A write that waits for the standby's copy is one that the guest waits for.
+		for _, d := range g.disks {
+			g.yank(ctx, map[string]string{"type": "block-node", "node-name": d.node()})
 		}
+		defer g.all.Go(func() { g.unmirrored(ctx) })
+	}
+	if err := g.lostHeartbeat(ctx); err != nil {
+		g.all.Go(func() { // until it has been taken: nothing else has the guest run
+			for ctx.Err() == nil && g.lostHeartbeat(ctx) != nil {
+				select {
+				case <-time.After(tick):
+				case <-ctx.Done():
+				}
+			}
+		})
+		return err
+	}
+	return nil
+}
+
+// lostHeartbeat has the QEMU leave COLO, if it is in it.
+func (g *guardian) lostHeartbeat(ctx context.Context) error {
+	err := g.order(ctx, "x-colo-lost-heartbeat", nil)
+	if errors.Is(err, context.DeadlineExceeded) {
+		// The monitor waits for a migration that waits for the standby.
+		g.yank(ctx, map[string]string{"type": "migration"})
+		err = g.order(ctx, "x-colo-lost-heartbeat", nil)
 	}
 	var refused *qmp.Error
 	if errors.As(err, &refused) { // it has left COLO already
 		err = nil
 	}
 	return err
+}
+
+// yank shuts a connection of the QEMU, out of band: its monitor may be waiting for
+// it.
+func (g *guardian) yank(ctx context.Context, instance map[string]string) {
+	m := g.monitor()
+	if !m.OOB {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var refused *qmp.Error
+	err := m.DoOOB(ctx, "yank", map[string]any{"instances": []map[string]string{instance}}, nil)
+	if err != nil && !errors.As(err, &refused) && ctx.Err() == nil {
+		g.p.warn("%v", err)
+	}
+}
+
+// unmirrored gives the copies of the disks up.
+func (g *guardian) unmirrored(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := g.unmirror(ctx, g.monitor()); err != nil && ctx.Err() == nil {
+		g.p.warn("disks: %v", err)
+	}
 }
 
 // protectAgain copies the guest to the standby and tells what came of it.
@@ -484,55 +528,49 @@ func (g *guardian) protectAgain(ctx context.Context) {
 // again at the end of each checkpoint. A new delay makes one at once, and the next
 // one is weeks away; the delay is put back when the guest runs again.
 func (g *guardian) holdStill(ctx context.Context) {
-	select {
-	case <-g.resumed:
-	default:
-	}
 	if err := g.order(ctx, "migrate-set-parameters", map[string]any{"x-checkpoint-delay": uint32(1<<32 - 1)}); err != nil && ctx.Err() == nil {
 		g.p.warn("stop: %v", err)
 	}
 	g.stopAgain(ctx)
 }
 
-// stopAgain stops a guest that is about to run, once it does.
+// stopAgain stops a guest that a checkpoint, or the end of COLO, has run again, and
+// returns when it has stood for a while. What the monitor says of it meanwhile is
+// not the operator's doing.
 func (g *guardian) stopAgain(ctx context.Context) {
-	defer g.set(func() { g.settling = false })
-	select {
-	case <-g.resumed:
-	case <-time.After(g.stallOr()):
-	case <-ctx.Done():
-		return
-	}
-	if err := g.order(ctx, "stop", nil); err != nil && ctx.Err() == nil {
-		g.p.warn("stop: %v", err)
+	defer g.set(func() { g.settling, g.settled = false, time.Now() })
+	quiet := time.Now()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end) && time.Since(quiet) < 10*tick; {
+		var st struct{ Status string }
+		ask, cancel := context.WithTimeout(ctx, time.Second)
+		err := g.monitor().Do(ask, "query-status", nil, &st)
+		if err == nil && st.Status == "running" {
+			err = g.monitor().Do(ask, "stop", nil, nil)
+		}
+		cancel()
+		if err != nil || st.Status != "paused" {
+			quiet = time.Now()
+		}
+		select {
+		case <-time.After(tick / 2):
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
-func (g *guardian) stallOr() time.Duration {
-	if g.stall > 0 {
-		return g.stall
-	}
-	return standby.DefaultStall
-}
-
-// runs tells that the guest runs.
-func (g *guardian) runs(ctx context.Context, resume bool) {
+// runs tells that the guest ran at a time.
+func (g *guardian) runs(ctx context.Context, at time.Time) {
 	g.mu.Lock()
-	settling, still := g.settling, g.still
-	if !settling {
+	ours, still := g.settling || at.Before(g.settled), g.still
+	if !ours {
 		g.still = false
 	}
 	g.mu.Unlock()
-	switch {
-	case settling && resume:
-		select {
-		case g.resumed <- struct{}{}:
-		default:
-		}
+	if ours {
 		return
-	case settling:
-		return
-	case still: // the operator's cont
+	}
+	if still { // the operator's cont
 		if err := g.order(ctx, "migrate-set-parameters", map[string]any{"x-checkpoint-delay": g.delay.Milliseconds()}); err != nil && ctx.Err() == nil {
 			g.p.warn("%v", err)
 		}
@@ -594,7 +632,7 @@ func (w *watcher) events(ctx context.Context, m *qmp.Client) {
 			w.set(func() { w.exited = true })
 			w.tell(standby.Exited, "")
 		case event.Resume:
-			w.runs(ctx, true)
+			w.runs(ctx, r.Time)
 		case event.Stop: // by a checkpoint, or by an operator, whose it is only until the next one
 			w.look(ctx, m)
 		case event.Shutdown:
@@ -623,6 +661,7 @@ func (g *guardian) poll(ctx context.Context, m *qmp.Client) {
 // look asks once. It returns false when there is no sense in asking again.
 func (g *guardian) look(ctx context.Context, m *qmp.Client) bool {
 	var st struct{ Status string }
+	at := time.Now()
 	ask, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	err := m.Do(ask, "query-status", nil, &st)
@@ -638,15 +677,15 @@ func (g *guardian) look(ctx context.Context, m *qmp.Client) bool {
 	switch st.Status {
 	case "paused", "prelaunch":
 		g.mu.Lock()
-		settling := g.settling
+		ours := g.settling || at.Before(g.settled)
 		g.mu.Unlock()
-		if !settling {
+		if !ours {
 			g.tell(standby.OperatorStop, "")
 		}
 	case "colo", "finish-migrate", "postmigrate":
 		g.tell(standby.Stands, "it is in "+st.Status)
 	default: // it runs, or whatever else it has come to by itself
-		g.runs(ctx, false)
+		g.runs(ctx, at)
 	}
 	return true
 }

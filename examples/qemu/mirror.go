@@ -30,6 +30,9 @@ func (d mirrored) node() string { return "lockstep-" + d.name }
 // every write goes to both sides before the guest is told that it is done
 // (copy-mode write-blocking).
 func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) error {
+	if err := o.unmirror(ctx, m); err != nil { // what an earlier protection has left
+		return err
+	}
 	for _, d := range o.disks {
 		server, err := nbdAddress(o.nbd)
 		if err != nil {
@@ -45,7 +48,13 @@ func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) 
 		if err := m.Do(ctx, "blockdev-add", node, nil); err != nil {
 			return fmt.Errorf("disk %s: %w", d.device, err)
 		}
-		job := map[string]any{"job-id": d.node(), "device": d.device, "target": d.node(), "sync": "full", "copy-mode": "write-blocking"}
+		if err := o.sameSize(ctx, m, d); err != nil {
+			return err
+		}
+		// A job that ends must not take the reason with it.
+		job := map[string]any{
+			"job-id": d.node(), "device": d.device, "target": d.node(), "sync": "full", "copy-mode": "write-blocking", "auto-dismiss": false,
+		}
 		if err := m.Do(ctx, "blockdev-mirror", job, nil); err != nil {
 			return fmt.Errorf("disk %s: %w", d.device, err)
 		}
@@ -59,8 +68,8 @@ func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) 
 		whole := true
 		for _, d := range o.disks {
 			j, ok := jobs[d.node()]
-			if !ok || j.Error != "" {
-				return fmt.Errorf("disk %s: the copy has ended: %s", d.device, j.Error)
+			if !ok || j.Error != "" || j.Status == "concluded" {
+				return fmt.Errorf("disk %s: the copy ended: %s", d.device, o.reason(ctx, m, d, j.Error))
 			}
 			if j.Ready && j.Offset == j.Len {
 				continue
@@ -90,6 +99,61 @@ type blockJob struct {
 	Ready       bool
 	Offset, Len uint64
 	Error       string
+	Status      string
+}
+
+// reason is why a job has ended.
+func (o *protectOptions) reason(ctx context.Context, m *qmp.Client, d mirrored, said string) string {
+	var jobs []struct{ ID, Error string }
+	if said == "" && m.Do(ctx, "query-jobs", nil, &jobs) == nil {
+		for _, j := range jobs {
+			if j.ID == d.node() {
+				said = j.Error
+			}
+		}
+	}
+	if said == "" {
+		return "QEMU does not say why; is the standby there?"
+	}
+	return said
+}
+
+// sameSize refuses a copy that is not as large as the disk.
+func (o *protectOptions) sameSize(ctx context.Context, m *qmp.Client, d mirrored) error {
+	var nodes []struct {
+		Node  string `json:"node-name"`
+		Image struct {
+			Size uint64 `json:"virtual-size"`
+		} `json:"image"`
+	}
+	if err := m.Do(ctx, "query-named-block-nodes", map[string]bool{"flat": true}, &nodes); err != nil {
+		return err
+	}
+	var blocks []struct {
+		Device   string
+		Inserted *struct {
+			Node string `json:"node-name"`
+		}
+	}
+	if err := m.Do(ctx, "query-block", nil, &blocks); err != nil {
+		return err
+	}
+	name := d.device // of a device, or of the node itself
+	for _, b := range blocks {
+		if b.Device == d.device && b.Device != "" && b.Inserted != nil {
+			name = b.Inserted.Node
+		}
+	}
+	sizes := make(map[string]uint64)
+	for _, n := range nodes {
+		sizes[n.Node] = n.Image.Size
+	}
+	here, known := sizes[name]
+	there, added := sizes[d.node()]
+	if known && added && here != there {
+		return fmt.Errorf("disk %s has %d bytes, and its copy %s at the standby %d: they must be the same", d.device, here, d.name, there)
+	}
+	return nil
 }
 
 func (o *protectOptions) jobs(ctx context.Context, m *qmp.Client) (map[string]blockJob, error) {
@@ -114,13 +178,22 @@ func (o *protectOptions) unmirror(ctx context.Context, m *qmp.Client) error {
 		}
 	}
 	for _, d := range o.disks {
+		dismissed := false
 		for { // the job lets go of it in its own time
 			jobs, err := o.jobs(ctx, m)
 			if err != nil {
 				return err
 			}
-			if _, ok := jobs[d.node()]; !ok {
+			j, ok := jobs[d.node()]
+			if !ok {
 				break
+			}
+			if j.Status == "concluded" && !dismissed {
+				dismissed = true
+				err := m.Do(ctx, "job-dismiss", map[string]string{"id": d.node()}, nil)
+				if err != nil && !errors.As(err, &refused) {
+					return err
+				}
 			}
 			select {
 			case <-time.After(5 * time.Millisecond):

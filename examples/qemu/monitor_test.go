@@ -23,7 +23,7 @@ func monitored(t *testing.T, machine string, args ...string) (*qemutest.VM, stri
 }
 
 func TestCheckSaysWhatStandsAgainstProtection(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	disk := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
@@ -79,9 +79,9 @@ func TestCheckSaysWhatStandsAgainstProtection(t *testing.T) {
 }
 
 func TestProtectStartsAndAStandbyTakesOver(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	for i, extra := range [][]string{{"-xbzrle", "-pause"}, nil} {
-		if testing.Short() && i > 0 {
+		if !*long && i > 0 {
 			break
 		}
 		dir, back := qemutest.Dir(t), qemutest.Dir(t)
@@ -105,7 +105,7 @@ func TestProtectStartsAndAStandbyTakesOver(t *testing.T) {
 }
 
 func TestProtectThatFailsLetsTheGuestRunOn(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	l, uri := qemutest.Listen(t)
 	go func() { // somebody who hangs up
 		for {

@@ -14,7 +14,7 @@ import (
 )
 
 func TestAnOperatorsOrderBringsTheGuestBack(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	dir, back := qemutest.Dir(t), qemutest.Dir(t)
 	s := start(t, append([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir}, same(t, back, "microvm")...)...)
 	p, _ := primary(t, "microvm")
@@ -38,7 +38,7 @@ func TestAnOperatorsOrderBringsTheGuestBack(t *testing.T) {
 }
 
 func TestPeopleAreToldWhatHappens(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	dir, back := qemutest.Dir(t), qemutest.Dir(t)
 	s := start(t, append([]string{"standby", "-listen", "unix:" + dir + "/s", "-state", dir}, same(t, back, "microvm")...)...)
 	p, _ := primary(t, "microvm")

@@ -72,10 +72,10 @@ func goesOn(t *testing.T, v *qemutest.VM, first uint32) {
 }
 
 func TestRelayWhosePrimaryIsKilledPromotesASecondary(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	for i, machine := range []string{"pc", "q35", "microvm"} {
 		t.Run(machine, func(t *testing.T) {
-			qemutest.Shorten(t, i, 3)
+			shorten(t, i, 3)
 			uri1, uri2 := freeAddress(t), freeAddress(t)
 			s1, m1 := secondary(t, machine, uri1)
 			s2, m2 := secondary(t, machine, uri2)
@@ -110,7 +110,7 @@ func TestRelayWhosePrimaryIsKilledPromotesASecondary(t *testing.T) {
 }
 
 func TestRelayWhoseSecondaryIsKilledTakesAnother(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	uri := freeAddress(t)
 	s1, _ := secondary(t, "pc", uri)
 	dir := qemutest.Dir(t)
@@ -132,7 +132,7 @@ func TestRelayWhoseSecondaryIsKilledTakesAnother(t *testing.T) {
 }
 
 func TestRelayWithoutSecondariesBringsTheGuestBack(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	uri := freeAddress(t)
 	s1, m1 := secondary(t, "microvm", uri)
 	dir, back := qemutest.Dir(t), qemutest.Dir(t)
@@ -153,7 +153,7 @@ func TestRelayWithoutSecondariesBringsTheGuestBack(t *testing.T) {
 }
 
 func TestRelayThatIsKilledLeavesBothSidesToTheirOperator(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	uri, listen := freeAddress(t), freeAddress(t)
 	s, _ := secondary(t, "pc", uri)
 	p, _ := primary(t, "pc")
@@ -187,7 +187,7 @@ func TestRelayThatIsKilledLeavesBothSidesToTheirOperator(t *testing.T) {
 }
 
 func TestRelayWhoseSecondaryStandsStillGoesOnWithTheOther(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	uri1, uri2 := freeAddress(t), freeAddress(t)
 	s1, m1 := secondary(t, "microvm", uri1)
 	s2, m2 := secondary(t, "microvm", uri2)
@@ -210,7 +210,7 @@ func TestRelayWhoseSecondaryStandsStillGoesOnWithTheOther(t *testing.T) {
 }
 
 func TestRelayThatIsInterruptedStopsItsSecondaries(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	uri := freeAddress(t)
 	s, m := secondary(t, "microvm", uri)
 	r := start(t, "relay", "-json", "-listen", "127.0.0.1:0", "-state", qemutest.Dir(t), "-to", uri, "-qmp", m)

@@ -63,7 +63,7 @@ func start(t *testing.T, args ...string) *program {
 	if (args[0] == "standby" || args[0] == "relay") && !slices.ContainsFunc(args, deciding) {
 		args = slices.Insert(slices.Clone(args), 1, "-takeover", "always")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second+time.Duration(*kills)*20*time.Second)
 	p := &program{t: t, cancel: cancel, done: make(chan struct{}), more: make(chan struct{}, 1)}
 	go func() {
 		defer close(p.done)
@@ -196,10 +196,10 @@ func counts(t *testing.T, dir string, first uint32) uint32 {
 }
 
 func TestAKilledPrimarysGuestGoesOnInAQEMUThatIsStartedForIt(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	for i, machine := range []string{"pc", "q35", "microvm"} {
 		t.Run(machine, func(t *testing.T) {
-			qemutest.Shorten(t, i, 3)
+			shorten(t, i, 3)
 			dir, back := qemutest.Dir(t), qemutest.Dir(t)
 			s := start(t, append([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir, "-keep", "3"}, same(t, back, machine)...)...)
 			p, _ := primary(t, machine)
@@ -228,7 +228,7 @@ func TestAKilledPrimarysGuestGoesOnInAQEMUThatIsStartedForIt(t *testing.T) {
 }
 
 func TestWithoutAQEMUTheStateIsLeftInAFile(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	dir, back := qemutest.Dir(t), qemutest.Dir(t)
 	s := start(t, "standby", "-json", "-listen", "127.0.0.1:0", "-state", dir)
 	p, seen := primary(t, "microvm")
@@ -245,7 +245,7 @@ func TestWithoutAQEMUTheStateIsLeftInAFile(t *testing.T) {
 }
 
 func TestAnInterruptLeavesTheStateAndThePrimaryAlone(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	dir := qemutest.Dir(t)
 	s := start(t, append([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir}, same(t, qemutest.Dir(t), "microvm")...)...)
 	p, _ := primary(t, "microvm")
@@ -263,7 +263,7 @@ func TestAnInterruptLeavesTheStateAndThePrimaryAlone(t *testing.T) {
 }
 
 func TestAPrimaryThatMayBeAliveIsNotBroughtBack(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	for i, c := range []struct {
 		name   string
 		fence  []string
@@ -274,7 +274,7 @@ func TestAPrimaryThatMayBeAliveIsNotBroughtBack(t *testing.T) {
 		{"silent and fenced", []string{"-fence", `test "$LOCKSTEP_EPOCH" -gt 2 && kill -9 $PRIMARY`}, exitOK},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			qemutest.Shorten(t, i, 2)
+			shorten(t, i, 2)
 			dir, back := qemutest.Dir(t), qemutest.Dir(t)
 			p, _ := primary(t, "microvm")
 			t.Setenv("PRIMARY", jsonInt(p.Process().Pid))
@@ -297,7 +297,7 @@ func TestAPrimaryThatMayBeAliveIsNotBroughtBack(t *testing.T) {
 }
 
 func TestAGuestThatDoesNotLoadLeavesTheState(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	dir := qemutest.Dir(t)
 	// The other machine has other devices.
 	s := start(t, append([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir}, same(t, qemutest.Dir(t), "pc")...)...)
@@ -314,7 +314,7 @@ func TestAGuestThatDoesNotLoadLeavesTheState(t *testing.T) {
 }
 
 func TestMigrationThatBreaksOffLeavesNothing(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	dir := qemutest.Dir(t)
 	s := start(t, "standby", "-json", "-listen", "127.0.0.1:0", "-state", dir)
 	p, _ := primary(t, "microvm")
@@ -334,7 +334,7 @@ func TestMigrationThatBreaksOffLeavesNothing(t *testing.T) {
 }
 
 func TestWhoeverSendsNoGuestIsForgotten(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	dir := qemutest.Dir(t)
 	sock := filepath.Join(dir, "s")
 	old, err := net.ListenUnix("unix", &net.UnixAddr{Name: sock, Net: "unix"}) // of a standby that was killed
@@ -366,7 +366,7 @@ func TestWhoeverSendsNoGuestIsForgotten(t *testing.T) {
 }
 
 func TestAGuestThatWasBroughtBackIsProtectedAgain(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	dir1, back1, dir2, back2 := qemutest.Dir(t), qemutest.Dir(t), qemutest.Dir(t), qemutest.Dir(t)
 	first := start(t, append([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir1}, same(t, back1, "pc")...)...)
 	p, _ := primary(t, "pc")

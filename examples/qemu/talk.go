@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"math"
 	"net"
 	"os"
 	"time"
@@ -113,6 +114,7 @@ func (g *guardian) channel(ctx context.Context) error {
 		}
 		switch m.Say {
 		case standby.SaidRuns:
+			g.set(func() { g.delivered = math.MaxUint64 }) // it knows all that it needs
 			g.tell(standby.StandbyRuns, "")
 		case standby.SaidWants:
 			g.tell(standby.StandbyWants, "")
@@ -264,7 +266,7 @@ func (g *guardian) report() any {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	st := g.status
-	st.Generation, st.Paused = g.generation, g.still
+	st.Generation, st.Paused = g.generation, g.still && !g.settling
 	return st
 }
 

@@ -82,7 +82,7 @@ func (a *authority) issue(role string) string {
 }
 
 func TestTLSWithAQEMUPrimary(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	ours, stranger := newAuthority(t), newAuthority(t)
 	for _, c := range []struct {
 		name   string
@@ -118,7 +118,7 @@ func TestTLSWithAQEMUPrimary(t *testing.T) {
 }
 
 func TestTLSWithAQEMUSecondary(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	ours, stranger := newAuthority(t), newAuthority(t)
 	dir := qemutest.Dir(t)
 	uri := "unix:" + filepath.Join(dir, "in")
@@ -150,7 +150,7 @@ func TestTLSWithAQEMUSecondary(t *testing.T) {
 }
 
 func TestADiskOverTLS(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	ours := newAuthority(t)
 	dir, pri := qemutest.Dir(t), qemutest.Dir(t)
 	copied := emptyDisk(t, dir, "disk")

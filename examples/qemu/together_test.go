@@ -43,7 +43,7 @@ func (p *program) inStep(n int) {
 }
 
 func TestRelayInStepAnswersWhenTheSecondariesHaveTheCheckpoint(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	uri1, uri2 := freeAddress(t), freeAddress(t)
 	s1, m1 := secondary(t, "microvm", uri1)
 	s2, m2 := secondary(t, "microvm", uri2)
@@ -88,7 +88,7 @@ func TestRelayInStepAnswersWhenTheSecondariesHaveTheCheckpoint(t *testing.T) {
 }
 
 func TestRelayInStepIsNotHeldUpForLongByASecondary(t *testing.T) {
-	qemutest.KVM(t)
+	needsQEMU(t)
 	uri1, uri2 := freeAddress(t), freeAddress(t)
 	s1, m1 := secondary(t, "microvm", uri1)
 	_, m2 := secondary(t, "microvm", uri2)
