@@ -56,6 +56,9 @@ func (x *keptRig) powerCut(rng *rand.Rand) {
 func TestLastCheckpointIsKeptUntilThereIsAnother(t *testing.T) {
 	ctx := context.Background()
 	for at := range 60 { // operations on the secondary's host until its power fails
+		if testing.Short() && at%5 != 0 {
+			continue
+		}
 		x := newKeptRig(t, 4*testSize)
 		s, _ := x.boot(SecondaryConfig{})
 		must(t, joinOver(x.p, s))
@@ -147,6 +150,9 @@ func TestDisksThatAreStartedAgainHaveOneEpochAfterAPowerCut(t *testing.T) {
 	ctx := context.Background()
 	before, after := 0, 0
 	for at := range 40 {
+		if testing.Short() && at%5 != 0 {
+			continue
+		}
 		var rigs [3]*keptRig
 		var g Group
 		for i := range rigs {
