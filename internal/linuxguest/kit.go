@@ -116,6 +116,7 @@ for i in /sys/class/net/*; do
 	` + bridgeMACs + `?) guest=${i##*/} ;;
 	esac
 done
+stty -F /dev/ttyS1 raw -echo; cat /dev/ttyS1 >/dev/null &
 . /role
 sync
 poweroff -f
