@@ -114,9 +114,9 @@ for i in /sys/class/net/*; do
 	case $(cat $i/address) in
 	` + clusterMACs + `?) cluster=${i##*/} ;;
 	` + bridgeMACs + `?) guest=${i##*/} ;;
+	` + pulseMAC + `) ip link set ${i##*/} up ;;
 	esac
 done
-stty -F /dev/ttyS1 raw -echo; cat /dev/ttyS1 >/dev/null &
 . /role
 sync
 poweroff -f

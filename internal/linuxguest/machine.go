@@ -31,7 +31,7 @@ type MachineConfig struct {
 	MACs  []string // of the cards
 
 	Monitor string // Unix socket at which the emulator answers; "": none
-	Pulse   string // Unix socket of its second serial line, by which it is woken; "": none (see pulse.go)
+	Pulse   string // Unix socket of a network card by which it is woken; "": none (see pulse.go)
 }
 
 // A Machine is a host: an emulated computer with AMD's virtualization, which
@@ -73,13 +73,11 @@ func StartMachine(cfg MachineConfig) (*Machine, error) {
 		"-nodefaults", "-display", "none", "-no-reboot",
 		"-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", fmt.Sprint(cmp.Or(cfg.CPUs, 2)), "-m", fmt.Sprint(cfg.Memory),
 		"-kernel", cfg.Kernel, "-initrd", initrd, "-append", kernelArgs,
-		"-serial", "file:" + m.file("console"),
+		"-serial", "file:" + m.file("console"), "-serial", "file:" + m.file("events"),
 	}
-	if cfg.Pulse == "" {
-		args = append(args, "-serial", "file:"+m.file("events"))
-	} else {
-		args = append(args, "-serial", "chardev:events",
-			"-chardev", "socket,id=events,server=on,wait=off,path="+cfg.Pulse+",logappend=off,logfile="+strings.ReplaceAll(m.file("events"), ",", ",,"))
+	if cfg.Pulse != "" {
+		args = append(args, "-netdev", "stream,id=pulse,server=on,addr.type=unix,addr.path="+cfg.Pulse,
+			"-device", "virtio-net-pci,netdev=pulse,mac="+pulseMAC+",romfile=")
 	}
 	for i, socket := range cfg.Ports {
 		args = append(args,

@@ -8,15 +8,25 @@ import (
 
 // A machine whose CPU waits for an interrupt that the emulator has lost wakes with the
 // next one: then the emulator looks at all that is pending. So one comes now and then, of
-// a serial line on which a byte arrives. It goes to a machine's first CPU; a second one
-// hears of what the first one does.
+// a network card at which a frame arrives that means nothing. It goes to one of a
+// machine's CPUs; a second one hears of what the first one does.
 
 // pulseEvery is how long a lost interrupt holds a machine up at most: much less than
 // what a test waits for, and so seldom that it costs a machine nothing.
 const pulseEvery = 250 * time.Millisecond
 
-// pulse sends a byte on a machine's serial line again and again, until ended is closed.
-// Nothing is read of what the machine may say there.
+// pulseMAC is the card's.
+const pulseMAC = "52:54:00:99:00:01"
+
+// pulseFrame is the frame, with its length in front as the emulator's stream has it.
+var pulseFrame = func() (f [4 + 60]byte) {
+	f[3] = 60
+	copy(f[4:], []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x52, 0x54, 0x00, 0x99, 0x00, 0x02, 0x88, 0xb5}) // for experiments
+	return f
+}()
+
+// pulse sends the frame to a machine again and again, until ended is closed. Nothing is
+// made of what the machine may send.
 func pulse(socket string, ended <-chan struct{}) {
 	tick := time.NewTicker(pulseEvery)
 	defer tick.Stop()
@@ -47,6 +57,6 @@ func pulse(socket string, ended <-chan struct{}) {
 		}
 		// A machine that does not take it has enough of them waiting.
 		conn.SetWriteDeadline(time.Now().Add(pulseEvery))
-		conn.Write([]byte{'\n'})
+		conn.Write(pulseFrame[:])
 	}
 }

@@ -1,8 +1,11 @@
 package linuxguest
 
 import (
+	"errors"
+	"io"
 	"net"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -26,8 +29,8 @@ func TestAPulseBeginsWithItsLineAndEndsWithItsMachine(t *testing.T) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(time.Minute))
 	for range 3 {
-		var b [1]byte
-		if _, err := conn.Read(b[:]); err != nil || b[0] != '\n' {
+		var b [len(pulseFrame)]byte
+		if _, err := io.ReadFull(conn, b[:]); err != nil || b != pulseFrame {
 			t.Fatalf("%q, %v", b, err)
 		}
 	}
@@ -36,11 +39,8 @@ func TestAPulseBeginsWithItsLineAndEndsWithItsMachine(t *testing.T) {
 	}
 	close(ended)
 	<-done
-	var b [1]byte
-	if _, err := conn.Read(b[:]); err == nil {
-		conn.Read(b[:]) // what was on its way
-	}
-	if _, err := conn.Read(b[:]); err == nil {
-		t.Error("the line goes on")
+	rest, err := io.ReadAll(conn) // to its end, which is a reset if what was said is still unread
+	if len(rest)%len(pulseFrame) != 0 || err != nil && !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("%d more bytes, %v", len(rest), err)
 	}
 }

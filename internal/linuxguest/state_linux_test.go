@@ -38,7 +38,7 @@ func insideAMachine(t *testing.T, name, binary, args string, files map[string]st
 `+sayAlive+tellShutdowns(t, k)+`export LOCKSTEP_LINUX=/linux LOCKSTEP_REQUIRE=kvm TMPDIR=/tmp
 /`+binary+` -test.v -test.timeout 14m `+args+` </dev/null >/dev/ttyS1 2>&1
 code=$?
-`+toldShutdowns+`echo "machine: serial interrupts $(grep ttyS /proc/interrupts)"
+`+toldShutdowns+`echo "machine: network interrupts $(grep -- -input /proc/interrupts)"
 echo "machine: tests ended with $code"
 `, all))
 	m, err := StartMachine(MachineConfig{
