@@ -114,6 +114,7 @@ for i in /sys/class/net/*; do
 	case $(cat $i/address) in
 	` + clusterMACs + `?) cluster=${i##*/} ;;
 	` + bridgeMACs + `?) guest=${i##*/} ;;
+	` + pulseMAC + `) ip link set ${i##*/} up ;;
 	esac
 done
 . /role

@@ -2,6 +2,7 @@ package linuxguest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -20,6 +21,7 @@ type MachineConfig struct {
 	Name   string
 	Dir    string // for its consoles, which stay
 	Memory int    // MiB
+	CPUs   int    // 0: 2
 	TSC    uint64 // what its kernel believes the rate of the time-stamp counter to be, in kHz; 0: what it finds out
 	Kernel string
 	Initrd []string // archives, one after the other
@@ -27,6 +29,9 @@ type MachineConfig struct {
 	Disk  string   // image of its virtio disk; "": none
 	Ports []string // Unix sockets of its network cards' cables
 	MACs  []string // of the cards
+
+	Monitor string // Unix socket at which the emulator answers; "": none
+	Pulse   string // Unix socket of a network card by which it is woken; "": none (see pulse.go)
 }
 
 // A Machine is a host: an emulated computer with AMD's virtualization, which
@@ -38,6 +43,8 @@ type Machine struct {
 	ended  chan struct{}
 	killed atomic.Bool
 	err    error
+
+	pulsing chan struct{} // closed when the pulse has ended, soon after the machine; nil: there is none
 }
 
 // machineArgs are those of the machine's kernel. The emulated time-stamp
@@ -64,14 +71,21 @@ func StartMachine(cfg MachineConfig) (*Machine, error) {
 	}
 	args := []string{
 		"-nodefaults", "-display", "none", "-no-reboot",
-		"-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", "2", "-m", fmt.Sprint(cfg.Memory),
+		"-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", fmt.Sprint(cmp.Or(cfg.CPUs, 2)), "-m", fmt.Sprint(cfg.Memory),
 		"-kernel", cfg.Kernel, "-initrd", initrd, "-append", kernelArgs,
 		"-serial", "file:" + m.file("console"), "-serial", "file:" + m.file("events"),
+	}
+	if cfg.Pulse != "" {
+		args = append(args, "-netdev", "stream,id=pulse,server=on,addr.type=unix,addr.path="+cfg.Pulse,
+			"-device", "virtio-net-pci,netdev=pulse,mac="+pulseMAC+",romfile=")
 	}
 	for i, socket := range cfg.Ports {
 		args = append(args,
 			"-netdev", fmt.Sprintf("stream,id=net%d,server=off,addr.type=unix,addr.path=%s", i, socket),
 			"-device", fmt.Sprintf("virtio-net-pci,netdev=net%d,mac=%s,romfile=", i, cfg.MACs[i]))
+	}
+	if cfg.Monitor != "" {
+		args = append(args, "-monitor", "unix:"+cfg.Monitor+",server=on,wait=off")
 	}
 	if cfg.Disk != "" {
 		args = append(args, "-drive", "if=virtio,format=raw,file="+cfg.Disk)
@@ -94,6 +108,13 @@ func StartMachine(cfg MachineConfig) (*Machine, error) {
 	}()
 	if err := <-started; err != nil {
 		return nil, err
+	}
+	if cfg.Pulse != "" {
+		m.pulsing = make(chan struct{})
+		go func() {
+			defer close(m.pulsing)
+			pulse(cfg.Pulse, m.ended)
+		}()
 	}
 	return m, nil
 }
@@ -131,6 +152,9 @@ func (m *Machine) Kill() error {
 	m.killed.Store(true)
 	err := m.cmd.Process.Signal(syscall.SIGKILL)
 	<-m.ended
+	if m.pulsing != nil {
+		<-m.pulsing
+	}
 	return err
 }
 

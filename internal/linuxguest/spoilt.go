@@ -11,7 +11,8 @@ import (
 // QEMU 7.2's emulation of SVM, with two CPUs, now and then mixes up what belongs to a
 // machine and what to its guest: the GS base of a machine's kernel was seen in the
 // guest's register, and the other way round. Then the machine's kernel dies, or a vCPU
-// of the guest ends in a triple fault.
+// of the guest ends in a triple fault. It also loses interrupts (see lost.go), which
+// a pulse mends.
 
 // directMaps are where a kernel whose addresses are not randomised has all of its
 // memory, with page tables of four and of five levels. (Linux,
@@ -67,8 +68,8 @@ func reports(said string) []report {
 // events. A machine with machineMemory bytes ran a guest with guestMemory bytes.
 //
 // Evidence is an oops of the machine's own kernel, or a GS base in the guest's registers
-// that lies in the machine's memory beyond the guest's. That a guest was reset, or a
-// machine fell silent, is none; and a guest that has printed a panic has failed in any
+// that lies in the machine's memory beyond the guest's. (What Machine.LostInterrupt finds
+// is some too.) That a guest was reset, or fell silent, is none; and a guest that has printed a panic has failed in any
 // case.
 func Spoilt(console, events string, guestMemory, machineMemory uint64) string {
 	if GuestPanic(console, events) != "" {

@@ -1,10 +1,10 @@
 package linuxguest
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -14,6 +14,11 @@ import (
 // insideTime is how long tests inside a machine may take.
 const insideTime = 15 * time.Minute
 
+// oneCPU is how many CPUs a machine has whose tests take no other machine, and the
+// control's: emulated, two now and then spoil what runs on them (see spoilt.go). Two such
+// machines run at once, on a CPU of this host each.
+const oneCPU = 1
+
 // insideAMachine runs a test binary in a machine, which has hardware virtualization as
 // far as its KVM can tell, and returns how its tests ended, by name. args are the
 // binary's; files are more that it needs.
@@ -21,7 +26,7 @@ func insideAMachine(t *testing.T, name, binary, args string, files map[string]st
 	t.Helper()
 	k := needKit(t, "qemu-system-x86_64")
 	w := newWorld(t, k)
-	w.guestMemory = 192 << 20
+	w.guestMemory = 128 << 20
 	guest, host := filepath.Join(t.TempDir(), "guest.cpio"), filepath.Join(t.TempDir(), "host.cpio")
 	w.must(errors.Join(k.GuestArchive(guest), k.HostArchive(host, guest)))
 	all := map[string]string{binary: k.Binary(binary)}
@@ -30,30 +35,23 @@ func insideAMachine(t *testing.T, name, binary, args string, files map[string]st
 	}
 	archive := filepath.Join(w.dir, name+".role")
 	w.must(RoleArchive(archive, `
-while :; do echo "`+aliveLine+`"; sleep 5; done >/dev/ttyS0 &
-export LOCKSTEP_LINUX=/linux LOCKSTEP_REQUIRE=kvm TMPDIR=/tmp LOCKSTEP_LINUX_VCPUS=`+os.Getenv("LOCKSTEP_LINUX_VCPUS")+`
+`+sayAlive+tellShutdowns(t, k)+`export LOCKSTEP_LINUX=/linux LOCKSTEP_REQUIRE=kvm TMPDIR=/tmp
 /`+binary+` -test.v -test.timeout 14m `+args+` </dev/null >/dev/ttyS1 2>&1
-echo "machine: tests ended with $?"
+code=$?
+`+toldShutdowns+`echo "machine: network interrupts $(grep -- -input /proc/interrupts)"
+echo "machine: tests ended with $code"
 `, all))
 	m, err := StartMachine(MachineConfig{
-		Name: name, Dir: w.dir, Memory: 3072, Kernel: k.Kernel, Initrd: []string{host, archive}, TSC: w.tsc,
+		Name: name, Dir: w.dir, Memory: 3072, CPUs: oneCPU, Kernel: k.Kernel, Initrd: []string{host, archive}, TSC: w.tsc,
+		Monitor: filepath.Join(w.sockets, name+"-monitor"),
+		Pulse:   filepath.Join(w.sockets, name+"-pulse"),
 	})
 	w.must(err)
 	w.machines[name] = m
 	ctx, cancel := context.WithTimeout(w.ctx, insideTime)
 	defer cancel()
-	ctx, hung := context.WithCancelCause(ctx)
 	begun := time.Now()
-	w.group.Go(func() {
-		if watchAlive(ctx, m) {
-			hung(errHung)
-		}
-	})
-	err = m.Said(ctx, "machine: tests ended with ")
-	hung(nil)
-	if errors.Is(err, errHung) {
-		w.hung = fmt.Sprintf("machine %s: %v", name, errHung)
-	}
+	err = w.saidAlive(ctx, m, "machine: tests ended with ")
 	t.Logf("OURS: a machine that ran guests for %v; evidence that the emulator spoilt it %q", time.Since(begun).Round(time.Second), w.spoilt())
 	w.must(err)
 	results := make(map[string]string)
@@ -72,15 +70,58 @@ echo "machine: tests ended with $?"
 	return results
 }
 
+// tellShutdowns is the part of a role that has the machine's kernel tell of each triple
+// fault of a guest, and toldShutdowns the one that writes what it told, in the words that
+// Spoilt reads, to the events.
+func tellShutdowns(t *testing.T, k *Kit) string {
+	t.Helper()
+	modules, err := k.modules.Order("kvm-amd")
+	if err != nil || len(modules) == 0 {
+		t.Logf("no module kvm-amd, and so no evidence of triple faults: %v", err)
+		return ""
+	}
+	line, err := ShutdownProbe(modules[len(modules)-1])
+	if err != nil {
+		t.Logf("no evidence of triple faults: %v", err)
+		return ""
+	}
+	return `mount -t tracefs tracefs /sys/kernel/tracing && echo '` + line + `' >/sys/kernel/tracing/kprobe_events && echo 1 >/sys/kernel/tracing/events/kprobes/shutdown/enable || echo "machine: no probe of triple faults"
+`
+}
+
+const toldShutdowns = `sed -n 's/.* shutdown: /triple fault: /; s/gs_base=/GS base /; s/kernel_gs_base=/kernel GS base /; /^triple fault/p' /sys/kernel/tracing/trace >/dev/ttyS1
+`
+
 // A machine says every five seconds that it is alive, by a process that has nothing to
 // do with any guest. One whose process is not scheduled for as long as hungAfter has
 // stopped itself: nothing that a program does with KVM may stop its host.
 const (
 	aliveLine = "machine: alive"
+	sayAlive  = "while :; do echo '" + aliveLine + "'; sleep 5; done >/dev/ttyS0 &\n"
 	hungAfter = 90 * time.Second
 )
 
 var errHung = fmt.Errorf("the machine itself has stopped: nothing of it ran for %v", hungAfter)
+
+// saidAlive waits until a machine that says that it is alive has said a text. If it stops
+// itself, that is the world's evidence, and what its CPUs are at is in the log.
+func (w *world) saidAlive(ctx context.Context, m *Machine, text string) error {
+	w.t.Helper()
+	said, hung := context.WithCancelCause(ctx)
+	defer hung(nil)
+	w.group.Go(func() {
+		if watchAlive(said, m) {
+			hung(errHung)
+		}
+	})
+	err := m.Said(said, text)
+	if errors.Is(err, errHung) {
+		evidence, cpus := m.LostInterrupt(ctx)
+		w.hung = fmt.Sprintf("machine %s: %v; %s", m.Name(), errHung, cmp.Or(evidence, "its CPUs do not say why"))
+		w.t.Logf("the CPUs of machine %s:\n%s", m.Name(), cpus)
+	}
+	return err
+}
 
 // watchAlive returns true when the machine has stopped, and false when ctx ends or the
 // machine has ended.
@@ -130,21 +171,21 @@ func passedInside(t *testing.T, results map[string]string, names ...string) {
 }
 
 // The tests of kvm/gokvmhost that need hardware virtualization and a Linux kernel
-// run inside a machine, which has both: a Linux guest goes through chains of
-// saving and loading, is rolled back again and again, and with LOCKSTEP_LINUX_LONG looks
-// at its clocks. (The long form of these tests has more kinds of guests.) Each has a machine of its own:
-// one that the emulator spoils costs one test.
+// run inside a machine, which has both: a Linux guest goes through chains of saving and
+// loading with one vCPU and with two, is rolled back again and again, looks at its clocks,
+// and stands still for long. (The long form of these tests has more kinds of guests.) Each
+// has a machine of its own: one that the emulator spoils costs one test.
 func TestTheAdapterIsExactInsideAMachine(t *testing.T) {
-	tests := []string{
+	needKit(t, "qemu-system-x86_64")
+	for _, test := range []string{
 		"TestLinuxGoesThrough30Generations",
 		"TestLinuxIsRolledBack20Times",
 		"TestLinuxSwitchesItselfOffAndResets",
-	}
-	if os.Getenv("LOCKSTEP_LINUX_LONG") != "" {
-		tests = append(tests, "TestLinuxSeesItsClocksNeitherStopNorStep", "TestLinuxSurvivesALongPause")
-	}
-	for _, test := range tests {
+		"TestLinuxSeesItsClocksNeitherStopNorStep",
+		"TestLinuxSurvivesALongPause",
+	} {
 		t.Run(test, func(t *testing.T) {
+			t.Parallel()
 			results := insideAMachine(t, "adapter", "gokvmhost.test", "-test.short -test.run '^"+test+"$'", linuxFiles(t))
 			passedInside(t, results, test)
 		})
@@ -154,6 +195,8 @@ func TestTheAdapterIsExactInsideAMachine(t *testing.T) {
 // The tests of kvm that need a KVM which sets a TSC as it is told, and one that the
 // hardware helps.
 func TestAVCPUsStateIsExactInsideAMachine(t *testing.T) {
+	needKit(t, "qemu-system-x86_64")
+	t.Parallel()
 	results := insideAMachine(t, "vcpu", "kvm.test", "-test.run 'TSC|EveryMSR|Refused|Description|Common|CatchesUp|Reported|Unlike|Payload|HyperV'", nil)
 	passedInside(t, results, "TestTheTSCIsRolledBackHoweverSoon", "TestTheTSCIsRolledBackWithoutOffsets",
 		"TestTheTSCsOfAVMKeepTheirDistance", "TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored")

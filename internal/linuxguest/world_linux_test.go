@@ -61,7 +61,7 @@ type world struct {
 
 	machines    map[string]*Machine
 	guestMemory uint64 // bytes of the guest's
-	hung        string // evidence that a machine itself has stopped
+	hung        string // evidence that a machine itself has stopped, or lost an interrupt
 }
 
 // newWorld makes the networks, which end with the test.
@@ -74,6 +74,9 @@ func newWorld(t *testing.T, k *Kit) *world {
 	w := &world{t: t, dir: t.TempDir(), sockets: sockets, tsc: tscKHz(), kit: k, ctx: ctx, inside: make(chan func()), machines: make(map[string]*Machine), guestMemory: 128 << 20}
 	t.Cleanup(func() {
 		w.panicked()
+		if t.Failed() {
+			w.interrupts()
+		}
 		spoilt := w.spoilt()
 		for _, m := range w.machines {
 			m.Kill() // gone already: no matter
@@ -122,6 +125,25 @@ func (w *world) must(err error) {
 	w.t.Helper()
 	if err != nil {
 		w.t.Fatal(err)
+	}
+}
+
+// interrupts looks, after a failure, whether the emulator has lost an interrupt of a
+// machine that still runs.
+func (w *world) interrupts() {
+	ctx, cancel := context.WithTimeout(w.ctx, time.Minute)
+	defer cancel()
+	for _, m := range w.machines {
+		select {
+		case <-m.Ended():
+			continue
+		default:
+		}
+		evidence, cpus := m.LostInterrupt(ctx)
+		w.t.Logf("the CPUs of machine %s, after the failure:\n%s", m.Name(), cpus)
+		if evidence != "" && w.hung == "" {
+			w.hung = evidence
+		}
 	}
 }
 
@@ -252,8 +274,10 @@ func (w *world) machine(number int, name, role, disk string, base []string, file
 	m, err := StartMachine(MachineConfig{
 		Name: name, Dir: w.dir, Memory: 768, Kernel: w.kit.Kernel, Initrd: append(base[:len(base):len(base)], archive),
 		Disk: disk, TSC: w.tsc,
-		Ports: []string{w.port(&w.cluster, name+"-cluster"), w.port(&w.guests, name+"-guests")},
-		MACs:  []string{fmt.Sprint(clusterMACs, number), fmt.Sprint(bridgeMACs, number)},
+		Ports:   []string{w.port(&w.cluster, name+"-cluster"), w.port(&w.guests, name+"-guests")},
+		MACs:    []string{fmt.Sprint(clusterMACs, number), fmt.Sprint(bridgeMACs, number)},
+		Monitor: filepath.Join(w.sockets, name+"-monitor"),
+		Pulse:   filepath.Join(w.sockets, name+"-pulse"),
 	})
 	w.must(err)
 	w.machines[name] = m

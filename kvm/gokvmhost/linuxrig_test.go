@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"math/bits"
 	"os"
 	"path/filepath"
@@ -286,10 +287,19 @@ func (l *linux) await(p *place, what string, done func() bool) {
 
 func (l *linux) fail(why string) {
 	l.t.Helper()
+	l.failAt(math.MaxInt, why)
+}
+
+// failAt fails with what the guest has said from about a line on, or at last.
+func (l *linux) failAt(line int, why string) {
+	l.t.Helper()
+	const most, before = 60, 5
 	l.console.mu.Lock()
-	tail := l.console.list[max(0, len(l.console.list)-60):]
+	said := l.console.list
+	said = said[max(0, min(line-before, len(said)-most)):]
+	said = said[:min(most, len(said))]
 	l.console.mu.Unlock()
-	l.t.Fatalf("%s: %s\nthe guest's console:\n%s", l.what, why, strings.Join(tail, "\n"))
+	l.t.Fatalf("%s: %s\nthe guest's console:\n%s", l.what, why, strings.Join(said, "\n"))
 }
 
 // goOn lets the guest run until it has done more of each of its jobs.
@@ -314,7 +324,7 @@ func (l *linux) check() {
 	l.console.mu.Unlock()
 	model, rounds := newGuestJob(), 0
 	next := map[string]uint64{"disk": 1, "frame": 1}
-	for _, s := range list {
+	for i, s := range list {
 		kind, rest, _ := strings.Cut(s, " ")
 		switch {
 		case kind == "job":
@@ -330,7 +340,7 @@ func (l *linux) check() {
 			next[kind]++
 		case strings.Contains(s, "BUG"), strings.Contains(s, "Oops"), strings.Contains(s, "panic"), strings.Contains(s, "rcu:"),
 			strings.Contains(s, "soft lockup"), strings.Contains(s, "guest: disk"), strings.Contains(s, "guest: network"), strings.Contains(s, "nobody cared"):
-			l.fail("the guest complains: " + s)
+			l.failAt(i, "the guest complains: "+s)
 		}
 	}
 	l.t.Logf("%d rounds, %d blocks, %d frames", rounds, next["disk"]-1, next["frame"]-1)

@@ -1,0 +1,62 @@
+package linuxguest
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+)
+
+// prompt is what QEMU's monitor for people ends each answer with.
+const prompt = "(qemu) "
+
+// Ask has the emulator itself answer a command of its monitor: what its CPUs are at,
+// whether the machine's kernel still does anything or not. A machine whose
+// configuration has no Monitor fails.
+func (m *Machine) Ask(ctx context.Context, command string) (answer string, err error) {
+	if m.cfg.Monitor == "" {
+		return "", fmt.Errorf("machine %s has no monitor", m.cfg.Name)
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", m.cfg.Monitor)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	if at, ok := ctx.Deadline(); ok {
+		err = conn.SetDeadline(at)
+	}
+	return answer, errors.Join(err, converse(conn, command, &answer))
+}
+
+// converse reads the greeting, gives the command, and reads its answer without the
+// echo.
+func converse(conn net.Conn, command string, answer *string) error {
+	in := bufio.NewReader(conn)
+	if _, err := untilPrompt(in); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(conn, command); err != nil {
+		return err
+	}
+	said, err := untilPrompt(in)
+	_, *answer, _ = strings.Cut(said, "\n")
+	return err
+}
+
+func untilPrompt(in *bufio.Reader) (string, error) {
+	const most = 1 << 20
+	var b strings.Builder
+	for !strings.HasSuffix(b.String(), prompt) {
+		part, err := in.ReadString(prompt[len(prompt)-1])
+		b.WriteString(part)
+		if err != nil {
+			return "", err
+		}
+		if b.Len() > most {
+			return "", fmt.Errorf("the monitor says more than %d bytes", most)
+		}
+	}
+	return strings.ReplaceAll(strings.TrimSuffix(b.String(), prompt), "\r", ""), nil
+}
