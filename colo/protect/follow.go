@@ -63,7 +63,10 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 		j.mu.Lock()
 		j.stats.Takeovers++
 		j.mu.Unlock()
-		return j.do(tookOver, "took over from "+s.peer.host)
+		if err := j.do(tookOver, "took over from "+s.peer.host); err != nil || !s.migration() {
+			return err
+		}
+		return j.do(doPause, "migrated from "+s.peer.host)
 	case errors.Is(err, failover.ErrTorn):
 		j.do(torn, err.Error())
 		return err

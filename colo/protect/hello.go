@@ -207,6 +207,9 @@ type note struct {
 	Seq    uint64 `json:"seq,omitempty"`
 	Reason string `json:"reason,omitempty"`
 	TermNS int64  `json:"term_ns,omitempty"`
+	// Migrate, of sayGo: the sender does not follow, and the guest is not
+	// protected until somebody says so.
+	Migrate bool `json:"migrate,omitempty"`
 }
 
 const (

@@ -45,8 +45,9 @@ type Job struct {
 	joined     chan *pending
 	lastErr    error
 	stats      Stats
-	restart    uint64       // the generation of disks that the guest may be started from; Run's alone
-	background func(func()) // starts a goroutine that Run waits for; nil: Run does not run
+	delay      time.Duration // CheckpointDelay, or what SetDelay has said since
+	restart    uint64        // the generation of disks that the guest may be started from; Run's alone
+	background func(func())  // starts a goroutine that Run waits for; nil: Run does not run
 }
 
 // An activity is what Run does in some states; it ends when the job is in none
@@ -66,7 +67,7 @@ func New(cfg Config) (*Job, error) {
 	}
 	j := &Job{
 		cfg: cfg, channels: cfg.channels(), vm: newVM(cfg.Guest, cfg.Network),
-		token: failover.NewToken(), verbs: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
+		token: failover.NewToken(), delay: cfg.CheckpointDelay, verbs: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
 	}
 	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
 	if cfg.Arbiter == nil {
@@ -176,7 +177,7 @@ func (j *Job) live(ctx context.Context) error {
 			err = j.follow(ctx)
 		case Alone:
 			err = j.lead(ctx)
-		case Paused:
+		case Paused, Cancelled:
 			err = j.rest(ctx)
 		case Concluded:
 			if err = context.Cause(ctx); err == nil && ctx.Err() == nil {
@@ -236,9 +237,9 @@ func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, err
 	return j.keeper.Acquire(ctx, after)
 }
 
-// rest waits while the job is paused.
+// rest waits while the job is paused or cancelled.
 func (j *Job) rest(ctx context.Context) error {
-	act, end := j.while(ctx, Paused)
+	act, end := j.while(ctx, Paused, Cancelled)
 	defer end()
 	<-act.Done()
 	return nil

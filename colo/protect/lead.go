@@ -36,6 +36,7 @@ func (j *Job) lead(ctx context.Context) error {
 	}
 	j.take(s)
 	defer j.take(nil)
+	s.primary.SetCheckpointDelay(j.checkpointDelay()) // it may have changed since the session was made
 	if j.do(agreed, p.host+" follows") != nil {
 		return nil
 	}
@@ -58,6 +59,8 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 			var reason string
 			s.peer.get(func() { reason = s.peer.reason })
 			return j.do(doPause, reason)
+		case toCancel:
+			return j.do(doCancel, "cancelled")
 		case toComplete:
 			return j.do(doComplete, "")
 		}
@@ -70,7 +73,10 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		s.mu.Lock()
 		s.handed = true
 		s.mu.Unlock()
-		if s.getPurpose() == toHandOver {
+		switch {
+		case s.getPurpose() == toHandOver && s.migration():
+			return j.do(migrated, "migrated to "+s.peer.host)
+		case s.getPurpose() == toHandOver:
 			return j.do(handed, s.peer.host+" has taken the guest over")
 		}
 		j.note(err)
@@ -190,7 +196,7 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (*session, error) {
 		Disks: group(j.cfg.Disks),
 		VM:    j.vm, State: reg, RAM: saver, Machine: j.cfg.Machine,
 		Events: j.bus(s), Arbiter: j.arbiter(s),
-		CheckpointDelay: j.cfg.CheckpointDelay, PeerTimeout: j.cfg.PeerTimeout,
+		CheckpointDelay: j.checkpointDelay(), PeerTimeout: j.cfg.PeerTimeout,
 	}
 	if len(j.cfg.Network) > 0 {
 		cfg.Net = nets(j.cfg.Network)
@@ -201,6 +207,12 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (*session, error) {
 	}
 	s.primary, s.colo = primary, primary
 	return s, nil
+}
+
+func (j *Job) checkpointDelay() time.Duration {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.delay
 }
 
 func ramEntry() vmstate.Entry {
