@@ -100,8 +100,9 @@
 // All go to one port of the host that waits, from the one that has the guest, and
 // begin with a hello: its version, the guest's name, both hosts' names, the
 // generation, what the connection is for. The first is the control connection; it
-// compares what both sides have, so that what cannot work is refused in words
-// before anything moves, and its answer carries a token without which the others
+// compares what both sides have (memory, disks, networks, devices with their versions,
+// and what Config.Offer says), so that what cannot work is refused in words before
+// anything moves, and its answer carries a token without which the others
 // are refused. The session of package colo, the heartbeats and each [Proxy] have one
 // each, and a disk has three: for writes, for whose copy it is, and for checksums.
 // TLS 1.3 with certificates on both sides, or PortConfig.Insecure. A Port serves any

@@ -12,6 +12,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/vmstate"
 )
 
 var (
@@ -45,9 +46,10 @@ type Job struct {
 	joined     chan *pending
 	lastErr    error
 	stats      Stats
-	delay      time.Duration // CheckpointDelay, or what SetDelay has said since
-	restart    uint64        // the generation of disks that the guest may be started from; Run's alone
-	background func(func())  // starts a goroutine that Run waits for; nil: Run does not run
+	delay      time.Duration   // CheckpointDelay, or what SetDelay has said since
+	entries    []vmstate.Entry // of the guest's devices, as describe has found them
+	restart    uint64          // the generation of disks that the guest may be started from; Run's alone
+	background func(func())    // starts a goroutine that Run waits for; nil: Run does not run
 }
 
 // An activity is what Run does in some states; it ends when the job is in none
@@ -170,7 +172,10 @@ func (j *Job) Run(ctx context.Context) error {
 
 // live goes from state to state.
 func (j *Job) live(ctx context.Context) error {
-	err := j.begin(ctx)
+	err := j.describe()
+	if err == nil {
+		err = j.begin(ctx)
+	}
 	for err == nil {
 		switch j.State() {
 		case Waiting:

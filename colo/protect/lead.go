@@ -22,6 +22,9 @@ const (
 
 // lead seeks a secondary and protects the guest, until the session ends.
 func (j *Job) lead(ctx context.Context) error {
+	if err := j.describe(); err != nil {
+		return err
+	}
 	p, err := j.seek(ctx)
 	if err != nil {
 		return nil // the job has moved on
@@ -241,6 +244,7 @@ func (j *Job) offer() *offer {
 	for _, d := range j.cfg.Disks {
 		o.Disks = append(o.Disks, part{d.cfg.Name, uint64(d.Size())})
 	}
+	o.Devices = j.devices()
 	sided(j.cfg.Network, func(s Sided) error {
 		name, terms := s.Link()
 		o.Networks = append(o.Networks, link{name, terms})
