@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,63 +15,113 @@ import (
 
 const diskSize = 1 << 20
 
-// An image is a disk in memory.
+// An image is a disk in memory. What was written and not made stable may be gone
+// after a power cut.
 type image struct {
-	mu   sync.Mutex
-	b    []byte
-	fail error // of each sync from now on
+	mu     sync.Mutex
+	b      []byte
+	fail   error          // of each sync from now on
+	failed atomic.Bool    // it has ever
+	slow   time.Duration  // of each request
+	loose  map[int][]byte // sectors that are not stable, as they were
 }
 
+const sectorSize = 512
+
 func (d *image) ReadAt(p []byte, off int64) (int, error) {
+	d.wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return copy(p, d.b[off:]), nil
 }
 
 func (d *image) WriteAt(p []byte, off int64) (int, error) {
+	d.wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.loose != nil {
+		for s := int(off) / sectorSize; s*sectorSize < int(off)+len(p); s++ {
+			if d.loose[s] == nil {
+				d.loose[s] = append([]byte(nil), d.b[s*sectorSize:(s+1)*sectorSize]...)
+			}
+		}
+	}
 	return copy(d.b[off:], p), nil
 }
 
 func (d *image) Size() int64 { return int64(len(d.b)) }
 
 func (d *image) Sync() error {
+	d.wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.fail == nil {
+		clear(d.loose)
+	}
 	return d.fail
+}
+
+func (d *image) wait() {
+	d.mu.Lock()
+	slow := d.slow
+	d.mu.Unlock()
+	if slow > 0 {
+		time.Sleep(slow)
+	}
 }
 
 func (d *image) breaks(why error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.fail = why
+	d.failed.Store(true)
+}
+
+func (d *image) slows(by time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.slow = by
+}
+
+// powerCut takes away every other of the sectors that are not stable.
+func (d *image) powerCut() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for s := 0; s < len(d.b)/sectorSize; s += 2 {
+		if was := d.loose[s]; was != nil {
+			copy(d.b[s*sectorSize:], was)
+		}
+	}
+	clear(d.loose)
 }
 
 // A write is what a guest wrote in a round.
 type write struct {
-	off  int64
-	data string
+	off    int64
+	data   string
+	failed bool // the guest was told so: nobody knows what is there
 }
 
 // write is the guest's device.
 func (h *host) write(p []byte, off int64, flush bool) error {
-	if _, err := h.disk.WriteAt(p, off); err != nil {
+	h.pace()
+	_, err := h.disk.WriteAt(p, off)
+	if err == nil && flush {
+		err = h.disk.Sync()
+	}
+	h.pace()
+	h.wrote = append(h.wrote, write{off, string(p), err != nil})
+	h.trace("disk", int(off))
+	if err != nil {
 		return h.diskError(err)
 	}
-	if flush {
-		if err := h.disk.Sync(); err != nil {
-			return h.diskError(err)
-		}
-	}
-	h.wrote = append(h.wrote, write{off, string(p)})
 	return nil
 }
 
 // diskError is an error of the guest's disk, which it never sees unless its host
-// has lost it.
+// has lost it, or the disk has failed.
 func (h *host) diskError(err error) error {
-	if s := h.job.State(); s.runs() && h.job.Gate().Open() && h.image.Sync() == nil {
+	if s := h.job.State(); s.runs() && h.job.Gate().Open() && !h.image.failed.Load() {
 		h.w.t.Errorf("the guest's disk on %s, %v: %v", h.name, s, err)
 	}
 	return nil
@@ -83,8 +134,10 @@ func (w *world) noteWrites(h *host, frame []byte) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.writes[binary.BigEndian.Uint64(frame[len(frame)-16:])] = h.wrote
-	h.wrote = nil
+	if h.wrote != nil {
+		w.writes[binary.BigEndian.Uint64(frame[len(frame)-16:])] = h.wrote
+		h.wrote = nil
+	}
 }
 
 // verifyDisk checks that a host's disk is what the memory of its guest, which
@@ -95,18 +148,31 @@ func (w *world) verifyDisk(h *host) {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	want := make([]byte, diskSize)
+	want, known := make([]byte, w.size), make([]bool, w.size/sectorSize)
+	for i := range known {
+		known[i] = true
+	}
 	n := 0
 	for _, round := range history {
 		for _, wr := range w.writes[round] {
 			n += copy(want[wr.off:], wr.data)
+			for i := range len(wr.data) / sectorSize {
+				known[int(wr.off)/sectorSize+i] = !wr.failed
+			}
 		}
 	}
-	got := make([]byte, diskSize)
-	h.image.ReadAt(got, 0)
-	for i := 0; i < diskSize; i += 512 {
-		if string(got[i:i+512]) != string(want[i:i+512]) {
-			w.t.Errorf("%s: sector %d is not what the guest's %d rounds have written", h.name, i/512, len(history))
+	got := make([]byte, w.size)
+	if h.image.failed.Load() { // the guest may have gone on over what could not be written there
+		if _, err := h.disk.ReadAt(got, 0); err != nil {
+			w.t.Errorf("%s: %v", h.name, err)
+			return
+		}
+	} else {
+		h.image.ReadAt(got, 0)
+	}
+	for i := 0; i < w.size; i += sectorSize {
+		if known[i/sectorSize] && string(got[i:i+sectorSize]) != string(want[i:i+sectorSize]) {
+			w.t.Errorf("%s: sector %d is not what the guest's %d rounds have written", h.name, i/sectorSize, len(history))
 			return
 		}
 	}
@@ -271,4 +337,26 @@ func TestDiskBelongsToOneJob(t *testing.T) {
 	if err := d.adopt(nil, nil, nil); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// A host whose gate is shut leaves, and its guest waits for its disk: the write is
+// answered by an error, so that nothing waits for ever.
+func TestHostThatLeavesAnswersWhatItsGuestWaitsFor(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		w.disks, w.guest.Disk, w.guest.DiskEvery = true, diskSize, 2
+		w.forget()
+		a := w.boot("a", true, nil)
+		a.is(Alone)
+		time.Sleep(500 * time.Millisecond)
+		a.noArbiter.Store(true)
+		time.Sleep(5 * time.Second)
+		before := time.Now()
+		a.halt()
+		if took, most := time.Since(before), a.job.cfg.PeerTimeout; took >= most {
+			t.Errorf("it took %v, as if the guest could not be paused", took)
+		}
+		if a.job.vm.isRunning() {
+			t.Error("the guest runs on")
+		}
+	})
 }

@@ -2,6 +2,7 @@ package protect
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"go/parser"
 	"go/token"
@@ -43,6 +44,7 @@ type fabric struct {
 	cut   map[[2]string]bool
 	conns map[[2]string][]*colotest.Conn
 	flow  func(from, to string) (there, back colotest.Flow) // nil: all arrives
+	ways  *ways                                             // not nil: connections are cables
 }
 
 func newFabric() *fabric {
@@ -95,6 +97,9 @@ func (f *fabric) dial(ctx context.Context, from, to string) (net.Conn, error) {
 	f.mu.Lock()
 	l, cut, flow := f.at[to], f.cut[pair(from, to)], f.flow
 	f.mu.Unlock()
+	if f.ways != nil {
+		return f.ways.dial(ctx, from, to, l)
+	}
 	if l == nil || cut {
 		return nil, errNoRoute
 	}
@@ -161,7 +166,9 @@ type world struct {
 	ledger colotest.Ledger
 
 	disks  bool              // the guest has one
+	size   int               // of it
 	images map[string]*image // by host; a host that comes back finds its own
+	record *trace            // nil: nothing is recorded
 
 	mu     sync.Mutex
 	writes map[uint64][]write // by the hash of the round that made them
@@ -173,7 +180,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{
-		t: t, f: newFabric(), store: new(failovertest.Store), images: map[string]*image{}, writes: map[uint64][]write{}, term: time.Second,
+		t: t, f: newFabric(), store: new(failovertest.Store), images: map[string]*image{}, writes: map[uint64][]write{}, term: time.Second, size: diskSize,
 		guest: colotest.GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Interval: time.Millisecond},
 	}
 	o, err := colotest.NewOracle(w.guest)
@@ -207,9 +214,13 @@ type host struct {
 	noArbiter atomic.Bool  // the arbiter does not answer
 	slow      atomic.Int64 // it answers that late, in nanoseconds
 	forget    atomic.Int64 // that many of its answers are lost
+	late      atomic.Int64 // that many of what it is asked for it does later
+	twice     atomic.Bool  // and all of it again
+	lag       atomic.Int64 // how slow the host is, in nanoseconds
 	token     string       // of its claims
 
 	mu     sync.Mutex
+	still  chan struct{} // not nil: the process is stopped, until it is closed
 	events []event.Event
 	when   State
 	hook   func() // called when the job comes to that state, once
@@ -252,6 +263,7 @@ func (w *world) hear(h *host, p []byte) error {
 		}
 	}
 	w.oracle.Frame(p)
+	h.trace("frame", int(binary.BigEndian.Uint64(p[len(p)-16:])))
 	w.last = h.name
 	w.wire = append(w.wire, append([]byte(nil), p...))
 	return nil
@@ -286,6 +298,7 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	var err error
 	g := w.guest
 	g.Output = func(frame []byte) error {
+		h.pace()
 		if err := w.ledger.Frame(frame); err != nil {
 			w.t.Error(err)
 		}
@@ -293,9 +306,9 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 		return h.nic.WritePacket(frame)
 	}
 	if w.disks {
-		g.Disk, g.DiskEvery, g.Write = diskSize, 2, h.write
+		g.Disk, g.DiskEvery, g.Write = uint64(w.size), 2, h.write
 		if h.image = w.images[name]; h.image == nil {
-			h.image = &image{b: make([]byte, diskSize)}
+			h.image = &image{b: make([]byte, w.size)}
 			w.images[name] = h.image
 		}
 		if h.disk, err = NewDisk(DiskConfig{Name: "root", Image: h.image}); err != nil {
@@ -317,13 +330,17 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 		h.mu.Lock()
 		defer h.mu.Unlock()
 		h.events = append(h.events, r.Event)
-		if c, ok := r.Event.(event.JobStatusChange); ok && h.hook != nil && c.State == h.when.String() {
+		c, ok := r.Event.(event.JobStatusChange)
+		if ok {
+			h.trace(c.State, int(c.Generation))
+		}
+		if ok && h.hook != nil && c.State == h.when.String() {
 			h.hook()
 			h.hook = nil
 		}
 	})
 	cfg := Config{
-		Name: "guest", Host: name, Guest: h.guest, Network: []Network{h.nic}, Start: start, Events: bus,
+		Name: "guest", Host: name, Guest: h.guest, Network: []Network{paced{h.nic, h}}, Start: start, Events: bus,
 		Peer: Peer{
 			Port: port, PortConfig: PortConfig{Insecure: true},
 			Dialer: func(ctx context.Context) (net.Conn, error) {
@@ -391,6 +408,12 @@ func (h *host) leave() {
 // nothing of it is heard any more. What runs on of it ends by itself.
 func (h *host) kill(silent bool) {
 	h.killed.Store(true)
+	h.resume()
+	if h.w.f.ways != nil {
+		h.w.f.ways.dies(h, silent)
+		h.stop(errDead)
+		return
+	}
 	h.w.f.part(h.name, h.w.other(h.name), silent)
 	h.w.f.mu.Lock()
 	delete(h.w.f.at, h.name)
@@ -415,21 +438,34 @@ func (s ofHost) Load(ctx context.Context) (failover.Record, error) {
 	if err := s.reach(); err != nil {
 		return failover.Record{}, err
 	}
-	return s.Store.Load(ctx)
+	r, err := s.Store.Load(ctx)
+	s.h.pace()
+	return r, err
 }
 
 func (s ofHost) Swap(ctx context.Context, old, next failover.Record) (bool, error) {
 	if err := s.reach(); err != nil {
 		return false, err
 	}
+	if late := s.h.late.Add(-1); late >= 0 { // it arrives when nobody waits for it any more
+		d := time.Duration(late+1) * 137 * time.Millisecond
+		time.AfterFunc(d, func() { s.Store.Swap(context.Background(), old, next) })
+		return false, errNoRoute
+	}
 	ok, err := s.Store.Swap(ctx, old, next)
+	if s.h.twice.Load() { // as does one that the network repeats
+		time.AfterFunc(61*time.Millisecond, func() { s.Store.Swap(context.Background(), old, next) })
+	}
 	if s.h.forget.Add(-1) >= 0 || s.h.killed.Load() {
 		return false, errNoRoute // it was done, or not: who knows
 	}
+	s.h.trace("swap", int(next.Generation))
+	s.h.pace()
 	return ok, err
 }
 
 func (s ofHost) reach() error {
+	s.h.pace()
 	time.Sleep(time.Duration(s.h.slow.Load()))
 	if s.h.killed.Load() || s.h.noArbiter.Load() {
 		return errNoRoute

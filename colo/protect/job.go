@@ -208,21 +208,38 @@ func (j *Job) depart(ctx context.Context) error {
 	j.vm.face(false)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), j.cfg.PeerTimeout)
 	defer cancel()
-	var err error
-	if j.vm.isRunning() {
-		err = j.vm.Pause(ctx)
+	if j.keeper.Gate().Open() {
+		j.empty(ctx)
 	}
 	ask, done := context.WithTimeout(ctx, j.cfg.Term)
 	defer done()
-	if err == nil && j.keeper.Gate().Open() {
-		if e := nets(j.cfg.Network).Drain(ask); e != nil {
-			j.note(fmt.Errorf("drain: %w", e))
-		}
-	}
 	if e := j.keeper.Release(ask, "left by "+j.cfg.Host); e != nil && !errors.Is(e, failover.ErrRefused) {
 		j.note(fmt.Errorf("release: %w", e)) // its term runs out
 	}
-	return err
+	// The gate stays shut: a write that is not answered yet never is, and a vCPU
+	// that waits for that cannot be paused.
+	for _, d := range j.cfg.Disks {
+		d.fence()
+	}
+	if j.vm.isRunning() {
+		return j.vm.Pause(ctx)
+	}
+	return nil
+}
+
+// empty pauses the guest and lets out what may leave, for as long as a grant lasts.
+func (j *Job) empty(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, j.cfg.Term)
+	defer cancel()
+	if j.vm.isRunning() {
+		if err := j.vm.Pause(ctx); err != nil {
+			j.note(fmt.Errorf("pause: %w", err)) // tried again
+			return
+		}
+	}
+	if err := nets(j.cfg.Network).Drain(ctx); err != nil {
+		j.note(fmt.Errorf("drain: %w", err))
+	}
 }
 
 // acquire asks for the generation after one. With word it is an operator's wish,

@@ -76,12 +76,15 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		s.mu.Lock()
 		s.handed = true
 		s.mu.Unlock()
-		switch {
-		case s.getPurpose() == toHandOver && s.migration():
-			return j.do(migrated, "migrated to "+s.peer.host)
-		case s.getPurpose() == toHandOver:
-			return j.do(handed, s.peer.host+" has taken the guest over")
+		in, reason := handed, s.peer.host+" has taken the guest over"
+		if s.migration() {
+			in, reason = migrated, "migrated to "+s.peer.host
 		}
+		if j.do(in, reason) == nil {
+			return nil
+		}
+		// A session that broke while this host was releasing the guest has asked
+		// for it again, and was refused like any other.
 		j.note(err)
 		j.keeper.Drop()
 		return j.do(refused, err.Error())

@@ -121,8 +121,9 @@ func (j *Job) leave(ctx context.Context, verb input, why purpose, to State, reas
 	}
 	// Everybody who has to be asked was. A session that has ended meanwhile was
 	// told the same by its arbiter, and what became of it shows below.
+	// The other side hears it first, or the end of the connections might be faster.
+	s.peer.say(note{Say: sayEnd, Reason: reason}) // an arbiter would refuse it anyway
 	fenced := s.colo.Fenced()
-	s.peer.say(note{Say: sayEnd, Reason: reason}) // the arbiter would refuse it anyway
 	got, err := j.over(ctx, s)
 	if err == nil && got != to {
 		err = errors.Join(&StateError{Verb: verb.String(), State: got}, fenced)

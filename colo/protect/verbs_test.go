@@ -327,6 +327,38 @@ func TestSwitchoverThatFailsLeavesTheGuestRunning(t *testing.T) {
 	}
 }
 
+// The link goes silent while the arbiter, which is slow, is being told that the guest
+// is released. The primary asks for it again, the release is made after all, and the
+// other host is faster.
+func TestSwitchoverThatBreaksWhileTheGuestIsReleasedEndsOnTheOtherHost(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b := w.protected()
+		time.Sleep(250 * time.Millisecond)
+		a.on(SwitchingOver, func() { a.slow.Store(int64(800 * time.Millisecond)) })
+		var group sync.WaitGroup
+		group.Go(func() { a.job.Switchover(t.Context()) })
+		time.Sleep(300 * time.Millisecond)
+		b.noArbiter.Store(true)
+		w.f.part("a", "b", true)
+		a.is(Asking)
+		if r, _ := w.store.Load(t.Context()); !r.Held() {
+			t.Fatal("released too early for this test")
+		}
+		for r, _ := w.store.Load(t.Context()); r.Held(); r, _ = w.store.Load(t.Context()) {
+			time.Sleep(10 * time.Millisecond)
+		}
+		b.noArbiter.Store(false)
+		b.is(Alone)
+		a.is(Waiting)
+		group.Wait()
+		w.f.join("a", "b")
+		a.slow.Store(0)
+		b.is(Protected)
+		b.halt()
+		a.halt()
+	})
+}
+
 func TestVerbsAreRefusedInWordsElsewhere(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		b := w.boot("b", false, nil)

@@ -24,7 +24,7 @@ type session struct {
 	structured bool // replies
 	contexts   []selectedContext
 
-	turn sync.Mutex // held by the worker that reads; guards r, end and idle
+	turn turn // of the worker that reads; guards r and end
 	r    *bufio.Reader
 	end  error // why nobody reads any more; io.EOF: the client disconnected
 
@@ -38,9 +38,17 @@ type session struct {
 	out sender
 }
 
+// turn is a lock that is held while a connection is read, which may last. It is
+// a channel with room for one, and not a sync.Mutex, so that those who wait for
+// it count as durably blocked in a bubble of package testing/synctest.
+type turn chan struct{}
+
+func (t turn) take() { t <- struct{}{} }
+func (t turn) pass() { <-t }
+
 func serveRequests(e *Export, n *negotiation) error {
 	s := &session{
-		srv: n.srv, e: e, link: n.raw, conn: n.conn, r: n.r,
+		srv: n.srv, e: e, link: n.raw, conn: n.conn, r: n.r, turn: make(turn, 1),
 		size: uint64(e.cfg.Disk.Size()), structured: n.structured,
 	}
 	if n.metaExport == e {
@@ -63,7 +71,7 @@ func (s *session) work() {
 	defer s.wg.Done()
 	var req request
 	for {
-		s.turn.Lock()
+		s.turn.take()
 		more := s.end == nil
 		var buf []byte
 		var refused error
@@ -82,7 +90,7 @@ func (s *session) work() {
 			}
 			s.mu.Unlock()
 		}
-		s.turn.Unlock()
+		s.turn.pass()
 		if !more {
 			s.srv.memory.put(buf)
 			return

@@ -1,0 +1,267 @@
+package protect
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+var errReset = errors.New("connection reset by peer")
+
+// A cable is a connection between two hosts as a network gives it: what is sent
+// arrives later, in order. Where the way is cut it arrives when the way is mended,
+// as TCP repeats what was lost, or never, if the connection breaks before: then the
+// last message may have arrived by half.
+type cable struct {
+	mu     sync.Mutex
+	cond   sync.Cond
+	broken bool
+	ends   [2]*cableEnd
+}
+
+// A cableEnd is one end of a cable, and what is under way to it.
+type cableEnd struct {
+	w     *cable
+	other *cableEnd
+	host  *host                // whose end it is; nil: nobody's
+	delay func() time.Duration // of the next message that this end sends; nil: none
+
+	in     []arrival
+	bytes  int  // of in
+	held   bool // what is under way does not arrive
+	closed bool
+	read   cableDeadline
+	write  cableDeadline
+	alarm  *time.Timer // wakes who waits
+}
+
+// An arrival is a message that is under way.
+type arrival struct {
+	at time.Time
+	b  []byte
+}
+
+type cableDeadline struct{ t time.Time }
+
+func (d cableDeadline) over() bool { return !d.t.IsZero() && !time.Now().Before(d.t) }
+
+// cableRoom is how much may be under way before a writer waits.
+const cableRoom = 256 << 10
+
+// newCable returns the two ends of a connection.
+func newCable(from, to *host, there, back func() time.Duration) (*cableEnd, *cableEnd) {
+	w := new(cable)
+	w.cond.L = &w.mu
+	a, b := &cableEnd{w: w, host: from, delay: there}, &cableEnd{w: w, host: to, delay: back}
+	a.other, b.other = b, a
+	w.ends = [2]*cableEnd{a, b}
+	return a, b
+}
+
+// Read implements net.Conn.
+func (e *cableEnd) Read(p []byte) (int, error) {
+	e.host.pace()
+	n, err := e.get(p)
+	e.host.pace() // a host that stands still has heard nothing yet
+	if !e.host.lives() {
+		return 0, errDead
+	}
+	return n, err
+}
+
+func (e *cableEnd) get(p []byte) (int, error) {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	for {
+		var next time.Time
+		switch {
+		case e.closed:
+			return 0, net.ErrClosed
+		case !e.host.lives():
+			return 0, errDead
+		case len(p) == 0:
+			return 0, nil
+		case len(e.in) > 0 && !e.held:
+			if next = e.in[0].at; !time.Now().Before(next) {
+				n := copy(p, e.in[0].b)
+				e.bytes -= n
+				if e.in[0].b = e.in[0].b[n:]; len(e.in[0].b) == 0 {
+					e.in[0].b = nil
+					e.in = e.in[1:]
+				}
+				e.w.cond.Broadcast()
+				return n, nil
+			}
+		case e.w.broken:
+			return 0, errReset
+		case e.other.closed && !e.held:
+			return 0, io.EOF
+		}
+		if e.read.over() {
+			return 0, os.ErrDeadlineExceeded
+		}
+		e.wait(next, e.read.t)
+	}
+}
+
+// Write implements net.Conn. It waits for room alone.
+func (e *cableEnd) Write(p []byte) (n int, err error) {
+	e.host.pace()
+	if !e.host.lives() {
+		return 0, errDead
+	}
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	var d time.Duration
+	if e.delay != nil {
+		d = e.delay()
+	}
+	for {
+		switch {
+		case e.closed:
+			return n, net.ErrClosed
+		case !e.host.lives():
+			return n, errDead
+		case e.w.broken, e.other.closed && !e.held:
+			return n, errReset
+		case n == len(p):
+			return n, nil
+		}
+		o := e.other
+		if room := cableRoom - o.bytes; room > 0 {
+			part := append([]byte(nil), p[n:min(len(p), n+room)]...)
+			at := time.Now().Add(d)
+			if k := len(o.in); k > 0 && o.in[k-1].at.After(at) {
+				at = o.in[k-1].at
+			}
+			o.in = append(o.in, arrival{at, part})
+			o.bytes += len(part)
+			n += len(part)
+			e.host.trace("sends", len(part))
+			e.w.cond.Broadcast()
+			continue
+		}
+		if e.write.over() {
+			return n, os.ErrDeadlineExceeded
+		}
+		e.wait(time.Time{}, e.write.t)
+	}
+}
+
+// wait waits for something to happen, at most until one of the times.
+func (e *cableEnd) wait(times ...time.Time) {
+	var first time.Time
+	for _, t := range times {
+		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
+			first = t
+		}
+	}
+	if !first.IsZero() {
+		// At the very time, and not before: nothing else wakes who waits.
+		if e.alarm == nil {
+			e.alarm = time.AfterFunc(time.Until(first), e.w.wake)
+		} else {
+			e.alarm.Reset(time.Until(first))
+		}
+	}
+	e.w.cond.Wait()
+}
+
+func (w *cable) wake() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.cond.Broadcast()
+}
+
+// Break breaks the connection. Of what is under way to each end the first message
+// arrives by half, and nothing after it.
+func (e *cableEnd) Break() {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	if e.w.broken {
+		return
+	}
+	e.w.broken = true
+	for _, end := range e.w.ends {
+		for i, a := range end.in {
+			if end.held || time.Now().Before(a.at) {
+				end.in = end.in[:i+1]
+				if end.in[i].b = a.b[:len(a.b)/2]; len(end.in[i].b) == 0 {
+					end.in = end.in[:i]
+				}
+				break
+			}
+		}
+		end.held = false
+	}
+	e.w.cond.Broadcast()
+}
+
+// Stall keeps what this end sends under way, from now on.
+func (e *cableEnd) Stall() { e.hold(true) }
+
+// Flow lets it arrive.
+func (e *cableEnd) Flow() { e.hold(false) }
+
+func (e *cableEnd) hold(on bool) {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	if !e.w.broken {
+		e.other.held = on
+	}
+	e.w.cond.Broadcast()
+}
+
+// over reports whether nothing more comes of the connection.
+func (e *cableEnd) over() bool {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	return e.w.broken || e.closed && e.other.closed
+}
+
+// Close implements net.Conn.
+func (e *cableEnd) Close() error {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	e.closed = true
+	for _, end := range e.w.ends {
+		if end.alarm != nil && e.w.ends[0].closed && e.w.ends[1].closed {
+			end.alarm.Stop()
+		}
+	}
+	e.w.cond.Broadcast()
+	return nil
+}
+
+// SetDeadline implements net.Conn.
+func (e *cableEnd) SetDeadline(t time.Time) error {
+	e.SetReadDeadline(t)
+	return e.SetWriteDeadline(t)
+}
+
+// SetReadDeadline implements net.Conn.
+func (e *cableEnd) SetReadDeadline(t time.Time) error {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	e.read.t = t
+	e.w.cond.Broadcast()
+	return nil
+}
+
+// SetWriteDeadline implements net.Conn.
+func (e *cableEnd) SetWriteDeadline(t time.Time) error {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	e.write.t = t
+	e.w.cond.Broadcast()
+	return nil
+}
+
+// LocalAddr implements net.Conn.
+func (e *cableEnd) LocalAddr() net.Addr { return addr("cable") }
+
+// RemoteAddr implements net.Conn.
+func (e *cableEnd) RemoteAddr() net.Addr { return addr("cable") }

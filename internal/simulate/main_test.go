@@ -1,0 +1,91 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"os/exec"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+)
+
+var exactly = flag.Bool("exactly", false, "build the Go runtime anew, and compare what seeds do")
+
+// A seed does the same to the last bit: after other seeds and alone, on a machine that
+// is busy and on one that is not. What is compared is the digest of every message,
+// frame, disk write, state and swap, with its time in nanoseconds.
+func TestSeedsAreTheSameToTheLastBit(t *testing.T) {
+	if !*exactly {
+		t.Skip("builds the Go runtime anew, which takes a minute of CPU: -exactly")
+	}
+	if !strings.HasPrefix(runtime.Version(), "go1.26") {
+		t.Skipf("the changes are for Go 1.26, this is %s", runtime.Version())
+	}
+	digests := func(args ...string) map[string]string {
+		t.Helper()
+		out, err := exec.Command("go", append([]string{"run", ".", "-exact"}, args...)...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		found := map[string]string{}
+		for _, m := range regexp.MustCompile(`(?m)^seed (\d+): (.*)$`).FindAllStringSubmatch(string(out), -1) {
+			found[m[1]] = m[2]
+		}
+		return found
+	}
+	want := digests("-seeds", "40", "-seed", "100", "-cores", "1")
+	if len(want) != 40 {
+		t.Fatalf("%d digests", len(want))
+	}
+	stop := make(chan struct{})
+	defer close(stop)
+	for range 2 * runtime.NumCPU() {
+		go func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+			}
+		}()
+	}
+	for _, args := range [][]string{{"-seeds", "40", "-seed", "100", "-cores", "2"}, {"-seeds", "1", "-seed", "117"}, {"-seeds", "10", "-seed", "131", "-cores", "3"}} {
+		got := digests(args...)
+		for seed, digest := range got {
+			if want[seed] != "" && want[seed] != digest {
+				t.Errorf("seed %s, with %v: %s, was %s", seed, args, digest, want[seed])
+			}
+		}
+		if len(got) == 0 {
+			t.Errorf("nothing with %v", args)
+		}
+	}
+}
+
+// stub is a program that stands for the go command.
+const stub = "#!/bin/sh\necho \"$0 $*\" >&2\nexit 1\n"
+
+func TestFailuresAreReported(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/go", []byte(stub), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir)
+	if err := run(1, 1, 1, false, ""); err == nil || !strings.Contains(err.Error(), "test -c") {
+		t.Errorf("a build that fails: %v", err)
+	}
+	if err := run(1, 1, 1, true, ""); err == nil {
+		t.Error("no toolchain, and no error")
+	}
+}
+
+func TestDigestsArePrintedAlone(t *testing.T) {
+	var b bytes.Buffer
+	printDigests(&b, []byte("=== RUN   X\n    simulate_test.go:3: seed 7: 00ff of 12 events\nPASS\nseed 9\n"))
+	if b.String() != "seed 7: 00ff of 12 events\n" {
+		t.Errorf("%q", b.String())
+	}
+}
