@@ -446,3 +446,28 @@ func TestAnOverlayThatFillsAsksForACheckpoint(t *testing.T) {
 		})
 	}
 }
+
+// Where a person is the arbiter, disks start nothing by themselves.
+func TestAHostWithoutAnArbiterStartsOnlyWhatAPersonSays(t *testing.T) {
+	t.Parallel()
+	s := newSite(t, false)
+	person := func(c *Config) { c.Arbiter = nil }
+	a := s.start("a", true, person)
+	a.is(Alone)
+	s.write("a", "by hand")
+	s.powerCut(a)
+	a = s.start("a", false, person)
+	a.is(Waiting)
+	if after, own, err := held(a.job.cfg.Disks); after == 0 || !own || err != nil || a.job.restart != 0 {
+		t.Errorf("generation %d, its own %v, %v; to be started: %d", after, own, err, a.job.restart)
+	}
+	a.stop(errHalt)
+	a.bury()
+	s.close("a")
+	a = s.start("a", true, person)
+	a.is(Alone)
+	if got := s.read("a"); got != "by hand" {
+		t.Errorf("%q", got)
+	}
+	a.halt()
+}

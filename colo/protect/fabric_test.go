@@ -137,19 +137,6 @@ func (f *fabric) part(a, b string, silent bool) {
 	delete(f.conns, pair(a, b))
 }
 
-// oneWay makes what one of two hosts sends not arrive any more; no connection can
-// be made.
-func (f *fabric) oneWay(a, b string, end int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.cut[pair(a, b)] = true
-	for i, c := range f.conns[pair(a, b)] {
-		if i%2 == end { // the first of two is the one that dialled
-			c.Stall()
-		}
-	}
-}
-
 func (f *fabric) join(a, b string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
