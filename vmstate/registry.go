@@ -229,6 +229,17 @@ func (reg *Registry) Blocked() error {
 	return nil
 }
 
+// Entries returns how the devices are in the stream, as registered. They are the
+// caller's.
+func (reg *Registry) Entries() []Entry {
+	all := make([]Entry, len(reg.entries))
+	for i, e := range reg.entries {
+		all[i] = e.Entry
+		all[i].Aliases = slices.Clone(e.Aliases)
+	}
+	return all
+}
+
 // NonMigratable lists every device that blocks migration, the last registered
 // first, in the words of query-migrate's blocked-reasons.
 func (reg *Registry) NonMigratable() []string {

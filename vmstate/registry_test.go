@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -439,4 +440,25 @@ func TestCommandsMayEndALoad(t *testing.T) {
 	err := reg.Load(reader(hexBytes(t, "08 0008 0000 00")), func(Command) error { return boom })
 	wantError(t, "refused", err, boom)
 	wantNil(t, "ignored", reg.Load(reader(hexBytes(t, "08 0008 0000 00")), nil))
+}
+
+func TestARegistryTellsWhatIsRegistered(t *testing.T) {
+	var reg Registry
+	want := []Entry{
+		{Name: "b", VMSD: "b", Version: 2, MinVersion: 1, Aliases: []Alias{{"old", 0}}},
+		{Name: "a", VMSD: "a", Instance: 3, Priority: 7},
+	}
+	for _, e := range want {
+		if err := reg.Register(e, &counter{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := reg.Entries()
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	got[0].Aliases[0].Name = "mine"
+	if reg.Entries()[0].Aliases[0].Name != "old" {
+		t.Error("what is returned is the registry's own")
+	}
 }

@@ -29,7 +29,8 @@ type Guest interface {
 	// Blocks returns its memory, the same for its life and on both hosts.
 	Blocks() []ram.Block
 	// Register registers its devices, without its memory. It is called for each
-	// session, with a registry that is new.
+	// session, and before it to tell the other host what there is, each time with
+	// a registry that is new.
 	Register(reg *vmstate.Registry) error
 }
 
@@ -41,7 +42,7 @@ type Network interface {
 	Commit(epoch uint64) error
 	Resumed(epoch uint64) error
 	// Register registers what the NIC has to keep over a change of sides. Called
-	// for each session.
+	// as that of Guest.
 	Register(reg *vmstate.Registry) error
 	// Input lets packets from the network into the guest, or not. When
 	// Input(false) returns none is being delivered. It is off at first.

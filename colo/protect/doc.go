@@ -32,11 +32,13 @@
 //	               paused ◄────────────────────────┘
 //
 //	waiting, at a cold start: granted the guest       ──► alone
+//	where the guest runs: Cancel                      ──► cancelled, it runs on here
+//	switching over by Migrate                         ──► concluded here, paused there
 //	any: the end of Run's context, Complete, an error ──► concluded
 //	following, asking: a load failed half way (torn)  ──► concluded, this copy never runs
 //
-// The guest runs where the state is alone, synchronising, protected or paused, and
-// there only is it the one that the world talks to. What each state is as a QEMU
+// The guest runs where the state is alone, synchronising, protected, paused or
+// cancelled, and there only is it the one that the world talks to. What each state is as a QEMU
 // JobStatus:
 //
 //	created         created
@@ -45,6 +47,7 @@
 //	synchronising   running
 //	protected       ready
 //	paused          paused
+//	cancelled       concluded
 //	following       ready
 //	asking          pending
 //	taking-over     pending
@@ -59,11 +62,14 @@
 //
 //	pause       alone, synchronising, protected
 //	resume      paused
-//	complete    alone, synchronising, protected, paused
+//	complete    alone, synchronising, protected, paused, cancelled
 //	checkpoint  protected
 //	failover    protected, following, asking
 //	fenced      protected, following, asking
 //	switchover  protected
+//	migrate     protected
+//	cancel      alone, synchronising, protected, paused
+//	set-delay   created, waiting, alone, synchronising, protected, paused, cancelled, following, asking, taking-over, switching-over
 //
 // # Who goes on
 //
@@ -94,8 +100,9 @@
 // All go to one port of the host that waits, from the one that has the guest, and
 // begin with a hello: its version, the guest's name, both hosts' names, the
 // generation, what the connection is for. The first is the control connection; it
-// compares what both sides have, so that what cannot work is refused in words
-// before anything moves, and its answer carries a token without which the others
+// compares what both sides have (memory, disks, networks, devices with their versions,
+// and what Config.Offer says), so that what cannot work is refused in words before
+// anything moves, and its answer carries a token without which the others
 // are refused. The session of package colo, the heartbeats and each [Proxy] have one
 // each, and a disk has three: for writes, for whose copy it is, and for checksums.
 // TLS 1.3 with certificates on both sides, or PortConfig.Insecure. A Port serves any

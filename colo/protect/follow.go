@@ -33,6 +33,9 @@ func (j *Job) follow(ctx context.Context) error {
 			return fmt.Errorf("protect: pause the guest: %w", err)
 		}
 	}
+	if err := j.describe(); err != nil {
+		return err
+	}
 	p, err := j.awaitOrRestart(ctx)
 	switch {
 	case err != nil && j.State() == Waiting && ctx.Err() == nil:
@@ -63,7 +66,10 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 		j.mu.Lock()
 		j.stats.Takeovers++
 		j.mu.Unlock()
-		return j.do(tookOver, "took over from "+s.peer.host)
+		if err := j.do(tookOver, "took over from "+s.peer.host); err != nil || !s.migration() {
+			return err
+		}
+		return j.do(doPause, "migrated from "+s.peer.host)
 	case errors.Is(err, failover.ErrTorn):
 		j.do(torn, err.Error())
 		return err
@@ -84,7 +90,9 @@ func (j *Job) welcome(conn net.Conn, h hello) {
 	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: h.Generation}
 	var why error
 	if h.Channel == chControl {
-		why = j.judge(h.Offer)
+		if why = j.judge(h.Offer); why == nil {
+			why = j.loads(h.Offer.Devices)
+		}
 		answer.Offer = j.offer()
 	}
 	if why == nil {

@@ -70,11 +70,12 @@ type hello struct {
 
 // An offer is what one side has, for the other to compare.
 type offer struct {
-	Machine  string `json:"machine"`
-	Memory   []part `json:"memory"`
-	Disks    []part `json:"disks,omitempty"`
-	Networks []link `json:"networks,omitempty"` // those that have a connection of their own
-	Extra    []byte `json:"extra,omitempty"`    // opaque; see Config.Offer
+	Machine  string   `json:"machine"`
+	Memory   []part   `json:"memory"`
+	Disks    []part   `json:"disks,omitempty"`
+	Devices  []device `json:"devices,omitempty"`
+	Networks []link   `json:"networks,omitempty"` // those that have a connection of their own
+	Extra    []byte   `json:"extra,omitempty"`    // opaque; see Config.Offer
 }
 
 // A part is a block of memory, or a disk.
@@ -194,7 +195,7 @@ func (h *hello) check() error {
 			return fmt.Errorf("%w: a name of %d bytes", ErrHello, len(s))
 		}
 	}
-	if o := h.Offer; o != nil && (len(o.Memory) > maxList || len(o.Disks) > maxDisks || len(o.Networks) > maxNetworks || len(o.Machine) > failover.MaxName) {
+	if o := h.Offer; o != nil && (len(o.Memory) > maxList || len(o.Disks) > maxDisks || len(o.Networks) > maxNetworks || len(o.Devices) > maxDevices || len(o.Machine) > failover.MaxName) {
 		return fmt.Errorf("%w: %d blocks of memory and %d disks", ErrHello, len(o.Memory), len(o.Disks))
 	}
 	return nil
@@ -207,6 +208,9 @@ type note struct {
 	Seq    uint64 `json:"seq,omitempty"`
 	Reason string `json:"reason,omitempty"`
 	TermNS int64  `json:"term_ns,omitempty"`
+	// Migrate, of sayGo: the sender does not follow, and the guest is not
+	// protected until somebody says so.
+	Migrate bool `json:"migrate,omitempty"`
 }
 
 const (

@@ -8,7 +8,9 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/gocolo/lockstep/vmstate"
 	"github.com/google/go-cmp/cmp"
 )
 
@@ -115,6 +117,76 @@ func TestWhatDoesNotFitIsSaidByName(t *testing.T) {
 			t.Errorf("%+v: %v, want %q", c.there, err, c.want)
 		}
 	}
+}
+
+func TestDevicesThatCannotBeLoadedAreSaidByName(t *testing.T) {
+	here := []vmstate.Entry{
+		{Name: "cpu", Instance: 0, Version: 2, MinVersion: 2}, {Name: "cpu", Instance: 1, Version: 2, MinVersion: 2},
+		{Name: "pci/nic", Version: 5, MinVersion: 3, Aliases: []vmstate.Alias{{Name: "nic"}}},
+	}
+	cpus := []device{{"cpu", 1, 2}, {"cpu", 0, 2}}
+	for _, c := range []struct {
+		saved []device
+		want  string
+	}{
+		{append(cpus, device{"pci/nic", 0, 5}), ""},
+		{append(cpus, device{"pci/nic", 0, 3}), ""},
+		{append(cpus, device{"nic", 0, 4}), ""},
+		{append(cpus, device{"nic", 0, 2}), `device "nic/0" is of version 2, here versions 3 to 5`},
+		{append(cpus, device{"pci/nic", 0, 6}), `is of version 6`},
+		{append(cpus, device{"pci/nic", 1, 5}), `"pci/nic/1" is not here`},
+		{append(cpus, device{"sound", 0, 1}), `"sound/0" is not here`},
+		{cpus, `"pci/nic/0" here is not one of the primary's`},
+	} {
+		err := loads(here, c.saved)
+		var r *RefusedError
+		if c.want == "" && err != nil || c.want != "" && (!errors.As(err, &r) || !strings.Contains(r.Reason, c.want)) {
+			t.Errorf("%v: %v, want %q", c.saved, err, c.want)
+		}
+	}
+}
+
+// A newer is a guest one of whose devices is of another version.
+type newer struct {
+	Guest
+	version uint32
+}
+
+func (g newer) Register(reg *vmstate.Registry) error {
+	if err := g.Guest.Register(reg); err != nil {
+		return err
+	}
+	return reg.Register(vmstate.Entry{Name: "test-clock", Version: g.version, MinVersion: g.version - 1}, g)
+}
+
+func (g newer) VMState(*vmstate.Fields) {}
+
+// A host with newer devices follows an older one, and not the other way round.
+func TestHostsCompareTheirDevicesBeforeAnythingMoves(t *testing.T) {
+	of := func(version uint32) func(*Config) {
+		return func(c *Config) { c.Guest = newer{c.Guest, version} }
+	}
+	bubble(t, "the secondary is newer", func(t *testing.T, w *world) {
+		b := w.boot("b", false, of(3))
+		a := w.boot("a", true, of(2))
+		a.is(Protected)
+		b.halt()
+		a.halt()
+	})
+	bubble(t, "the secondary is older", func(t *testing.T, w *world) {
+		b := w.boot("b", false, of(2))
+		a := w.boot("a", true, of(3))
+		time.Sleep(3 * time.Second)
+		var r *RefusedError
+		if err := a.job.Query().LastError; !errors.As(err, &r) || !r.There || !strings.Contains(r.Reason, "test-clock") {
+			t.Errorf("%v", err)
+		}
+		if a.states() != "alone" {
+			t.Errorf("something was begun: %s", a.states())
+		}
+		b.halt()
+		a.halt()
+	})
 }
 
 func TestNoteIsBounded(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/vmstate"
 )
 
 var (
@@ -45,8 +46,10 @@ type Job struct {
 	joined     chan *pending
 	lastErr    error
 	stats      Stats
-	restart    uint64       // the generation of disks that the guest may be started from; Run's alone
-	background func(func()) // starts a goroutine that Run waits for; nil: Run does not run
+	delay      time.Duration   // CheckpointDelay, or what SetDelay has said since
+	entries    []vmstate.Entry // of the guest's devices, as describe has found them
+	restart    uint64          // the generation of disks that the guest may be started from; Run's alone
+	background func(func())    // starts a goroutine that Run waits for; nil: Run does not run
 }
 
 // An activity is what Run does in some states; it ends when the job is in none
@@ -66,7 +69,7 @@ func New(cfg Config) (*Job, error) {
 	}
 	j := &Job{
 		cfg: cfg, channels: cfg.channels(), vm: newVM(cfg.Guest, cfg.Network),
-		token: failover.NewToken(), verbs: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
+		token: failover.NewToken(), delay: cfg.CheckpointDelay, verbs: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
 	}
 	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
 	if cfg.Arbiter == nil {
@@ -169,14 +172,17 @@ func (j *Job) Run(ctx context.Context) error {
 
 // live goes from state to state.
 func (j *Job) live(ctx context.Context) error {
-	err := j.begin(ctx)
+	err := j.describe()
+	if err == nil {
+		err = j.begin(ctx)
+	}
 	for err == nil {
 		switch j.State() {
 		case Waiting:
 			err = j.follow(ctx)
 		case Alone:
 			err = j.lead(ctx)
-		case Paused:
+		case Paused, Cancelled:
 			err = j.rest(ctx)
 		case Concluded:
 			if err = context.Cause(ctx); err == nil && ctx.Err() == nil {
@@ -253,9 +259,9 @@ func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, err
 	return j.keeper.Acquire(ctx, after)
 }
 
-// rest waits while the job is paused.
+// rest waits while the job is paused or cancelled.
 func (j *Job) rest(ctx context.Context) error {
-	act, end := j.while(ctx, Paused)
+	act, end := j.while(ctx, Paused, Cancelled)
 	defer end()
 	<-act.Done()
 	return nil

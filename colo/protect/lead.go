@@ -22,6 +22,9 @@ const (
 
 // lead seeks a secondary and protects the guest, until the session ends.
 func (j *Job) lead(ctx context.Context) error {
+	if err := j.describe(); err != nil {
+		return err
+	}
 	p, err := j.seek(ctx)
 	if err != nil {
 		return nil // the job has moved on
@@ -36,6 +39,7 @@ func (j *Job) lead(ctx context.Context) error {
 	}
 	j.take(s)
 	defer j.take(nil)
+	s.primary.SetCheckpointDelay(j.checkpointDelay()) // it may have changed since the session was made
 	if j.do(agreed, p.host+" follows") != nil {
 		return nil
 	}
@@ -58,6 +62,8 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 			var reason string
 			s.peer.get(func() { reason = s.peer.reason })
 			return j.do(doPause, reason)
+		case toCancel:
+			return j.do(doCancel, "cancelled")
 		case toComplete:
 			return j.do(doComplete, "")
 		}
@@ -70,7 +76,11 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		s.mu.Lock()
 		s.handed = true
 		s.mu.Unlock()
-		if j.do(handed, s.peer.host+" has taken the guest over") == nil {
+		in, reason := handed, s.peer.host+" has taken the guest over"
+		if s.migration() {
+			in, reason = migrated, "migrated to "+s.peer.host
+		}
+		if j.do(in, reason) == nil {
 			return nil
 		}
 		// A session that broke while this host was releasing the guest has asked
@@ -192,7 +202,7 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (*session, error) {
 		Disks: group(j.cfg.Disks),
 		VM:    j.vm, State: reg, RAM: saver, Machine: j.cfg.Machine,
 		Events: j.bus(s), Arbiter: j.arbiter(s),
-		CheckpointDelay: j.cfg.CheckpointDelay, PeerTimeout: j.cfg.PeerTimeout,
+		CheckpointDelay: j.checkpointDelay(), PeerTimeout: j.cfg.PeerTimeout,
 	}
 	if len(j.cfg.Network) > 0 {
 		cfg.Net = nets(j.cfg.Network)
@@ -203,6 +213,12 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (*session, error) {
 	}
 	s.primary, s.colo = primary, primary
 	return s, nil
+}
+
+func (j *Job) checkpointDelay() time.Duration {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.delay
 }
 
 func ramEntry() vmstate.Entry {
@@ -231,6 +247,7 @@ func (j *Job) offer() *offer {
 	for _, d := range j.cfg.Disks {
 		o.Disks = append(o.Disks, part{d.cfg.Name, uint64(d.Size())})
 	}
+	o.Devices = j.devices()
 	sided(j.cfg.Network, func(s Sided) error {
 		name, terms := s.Link()
 		o.Networks = append(o.Networks, link{name, terms})

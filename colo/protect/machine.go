@@ -16,6 +16,7 @@ const (
 	Synchronising              // the guest runs here and is copied to a secondary
 	Protected                  // the guest runs here, a secondary has every checkpoint
 	Paused                     // the guest runs here, unprotected until Resume
+	Cancelled                  // the guest runs here, and is not protected any more
 	Following                  // this host is the secondary
 	Asking                     // the other side is lost; the guest stands still and the arbiter is asked
 	TakingOver                 // the arbiter has granted the guest, it is about to run here
@@ -24,7 +25,7 @@ const (
 )
 
 var stateNames = [...]string{
-	"created", "waiting", "alone", "synchronising", "protected", "paused", "following", "asking", "taking-over", "switching-over", "concluded",
+	"created", "waiting", "alone", "synchronising", "protected", "paused", "cancelled", "following", "asking", "taking-over", "switching-over", "concluded",
 }
 
 // String returns the state in a word.
@@ -51,7 +52,7 @@ func (s State) JobStatus() string {
 		return "ready"
 	case Asking, TakingOver, SwitchingOver:
 		return "pending"
-	case Concluded:
+	case Cancelled, Concluded:
 		return "concluded"
 	}
 	return "running"
@@ -59,7 +60,7 @@ func (s State) JobStatus() string {
 
 // runs reports whether the guest runs here as the one that the world sees.
 func (s State) runs() bool {
-	return s == Alone || s == Synchronising || s == Protected || s == Paused
+	return s == Alone || s == Synchronising || s == Protected || s == Paused || s == Cancelled
 }
 
 // An input is what moves a machine: what happened, or an operator's verb.
@@ -79,6 +80,7 @@ const (
 	deposed               // the arbiter says that another generation has begun
 	left                  // the session was ended on purpose, and the guest runs on here
 	handed                // the other side runs the guest
+	migrated              // and this host is done with it
 	stopped               // the context of Run has ended
 	failed                // something of this host's own does not work
 
@@ -89,13 +91,16 @@ const (
 	doFailover
 	doFenced
 	doSwitchover
+	doMigrate
+	doCancel
+	doSetDelay
 	inputs // how many there are
 )
 
 var inputNames = [...]string{
 	"granted", "refused", "agreed", "joined", "in-step", "unharmed", "unborn", "broke", "took-over", "torn", "deposed", "left",
-	"handed-over", "stopped", "failed",
-	"pause", "resume", "complete", "checkpoint", "failover", "fenced", "switchover",
+	"handed-over", "migrated", "stopped", "failed",
+	"pause", "resume", "complete", "checkpoint", "failover", "fenced", "switchover", "migrate", "cancel", "set-delay",
 }
 
 func (i input) String() string { return inputNames[i] }
@@ -108,19 +113,20 @@ var transitions = map[State]map[input]State{
 	Waiting: {joined: Following, granted: Alone},
 	Alone: {
 		agreed: Synchronising, deposed: Waiting,
-		doPause: Paused, doComplete: Concluded,
+		doPause: Paused, doCancel: Cancelled, doComplete: Concluded,
 	},
-	Paused: {deposed: Waiting, doResume: Alone, doComplete: Concluded},
+	Paused:    {deposed: Waiting, doResume: Alone, doCancel: Cancelled, doComplete: Concluded},
+	Cancelled: {deposed: Waiting, doComplete: Concluded},
 	Synchronising: {
 		inStep: Protected, unharmed: Alone, broke: Asking, deposed: Waiting, left: Alone,
-		doPause: Synchronising, doComplete: Synchronising,
+		doPause: Synchronising, doCancel: Synchronising, doComplete: Synchronising,
 	},
 	Protected: {
 		broke: Asking, deposed: Waiting, left: Alone,
-		doPause: Protected, doComplete: Protected,
-		doCheckpoint: Protected, doFailover: Asking, doFenced: TakingOver, doSwitchover: SwitchingOver,
+		doPause: Protected, doCancel: Protected, doComplete: Protected,
+		doCheckpoint: Protected, doFailover: Asking, doFenced: TakingOver, doSwitchover: SwitchingOver, doMigrate: SwitchingOver,
 	},
-	SwitchingOver: {handed: Waiting, broke: Asking, left: Alone, deposed: Waiting},
+	SwitchingOver: {handed: Waiting, migrated: Concluded, broke: Asking, left: Alone, deposed: Waiting},
 	Following: {
 		unborn: Waiting, refused: Waiting, broke: Asking, torn: Concluded,
 		doFailover: Asking, doFenced: TakingOver,
@@ -151,6 +157,9 @@ func (m *machine) allows(in input) bool {
 func (m *machine) next(in input) (State, bool) {
 	if m.state != Concluded && slices.Contains(always, in) {
 		return Concluded, true
+	}
+	if m.state != Concluded && in == doSetDelay {
+		return m.state, true
 	}
 	s, ok := transitions[m.state][in]
 	return s, ok

@@ -25,13 +25,14 @@ type session struct {
 
 	promises promises
 
-	mu      sync.Mutex
-	purpose purpose
-	handed  bool      // the other side has the guest
-	failure error     // why a switchover did not come about
-	epoch   uint64    // the last one committed
-	whole   bool      // there is one
-	began   time.Time // when the synchronisation began
+	mu       sync.Mutex
+	purpose  purpose
+	handed   bool      // the other side has the guest
+	migrates bool      // whoever gives the guest away is done with it, and who takes it protects it when told to
+	failure  error     // why a switchover did not come about
+	epoch    uint64    // the last one committed
+	whole    bool      // there is one
+	began    time.Time // when the synchronisation began
 }
 
 // coloSession is what colo.Primary and colo.Secondary have in common.
@@ -49,6 +50,7 @@ type purpose uint8
 const (
 	noPurpose  purpose = iota
 	toPause            // the guest runs on here, unprotected
+	toCancel           // and that for good
 	toComplete         // there is no guest any more
 	toHandOver         // the other side runs it
 	toTakeHand         // the other side has released it for this one
@@ -64,6 +66,12 @@ func (s *session) getPurpose() purpose {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.purpose
+}
+
+func (s *session) migration() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.migrates
 }
 
 func (s *session) committed() (epoch uint64, whole bool) {
@@ -320,6 +328,9 @@ func (j *Job) takeHand(s *session, n note) {
 		return
 	}
 	s.peer.set(func() { s.peer.released = true })
+	s.mu.Lock()
+	s.migrates = n.Migrate
+	s.mu.Unlock()
 	s.setPurpose(toTakeHand)
 	s.colo.Lost(errSwitchover)
 }
@@ -344,7 +355,7 @@ func (j *Job) arbiter(s *session) colo.ArbiterFunc {
 // settle is what the arbiter of a session does.
 func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 	switch s.getPurpose() {
-	case toPause, toComplete: // it was asked before
+	case toPause, toCancel, toComplete: // it was asked before
 		j.vm.face(true)
 		return nil
 	}

@@ -54,6 +54,38 @@ func (j *Job) Resume() error {
 	return j.do(doResume, "")
 }
 
+// Cancel ends the protection for good: the guest runs on here, unprotected, and what
+// it says leaves. Run goes on, for the guest's networks and disks are the job's, and
+// for the arbiter, so that no other host starts the guest: until its context ends, or
+// Complete. The other host waits for a primary, which does not come. It returns when
+// that is so, with errors like those of Pause.
+func (j *Job) Cancel(ctx context.Context) error {
+	done, err := j.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return j.leave(ctx, doCancel, toCancel, Cancelled, "cancelled")
+}
+
+// SetDelay changes Config.CheckpointDelay, from the present interval on. It is this
+// host's: one that takes over has its own. It must be positive.
+func (j *Job) SetDelay(d time.Duration) error {
+	if d <= 0 {
+		return fmt.Errorf("protect: a checkpoint delay of %v", d)
+	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if !j.m.allows(doSetDelay) {
+		return &StateError{Verb: doSetDelay.String(), State: j.m.state}
+	}
+	j.delay = d
+	if s := j.current; s != nil && s.primary != nil {
+		s.primary.SetCheckpointDelay(d)
+	}
+	return nil
+}
+
 // Complete says that the guest has ended, by its own will: there is nothing more to
 // protect, and the secondary must not go on with it. Run returns nil then. It is
 // for the host where the guest runs.
@@ -188,7 +220,7 @@ func (j *Job) Fenced() error {
 
 // confirm tells the arbiter of what an operator has decided.
 func (j *Job) confirm(after uint64) {
-	ctx, end := j.while(context.Background(), TakingOver, Alone, Synchronising, Protected, Paused)
+	ctx, end := j.while(context.Background(), TakingOver, Alone, Synchronising, Protected, Paused, Cancelled)
 	defer end()
 	_, err := j.acquire(ctx, after, true)
 	if errors.Is(err, failover.ErrRefused) {
@@ -216,16 +248,34 @@ func (j *Job) useful(s *session) error {
 // arbiter's grant and its first output takes the guest with it, as a lone host
 // does: nobody knows what it said. Query reports the downtime.
 func (j *Job) Switchover(ctx context.Context) error {
+	return j.change(ctx, doSwitchover)
+}
+
+// Migrate moves the guest to the other host as Switchover does, and ends the
+// protection: Run returns nil here, with the guest paused, and this host can be
+// switched off. There the guest is paused in the sense of Pause, until Resume seeks a
+// secondary for it again. If anything fails on the way the guest runs on here, and is
+// protected again; if the other host has it, but could not say so, this one waits for
+// a primary.
+func (j *Job) Migrate(ctx context.Context) error {
+	return j.change(ctx, doMigrate)
+}
+
+// change gives the guest to the other host, by one of two verbs.
+func (j *Job) change(ctx context.Context, verb input) error {
 	done, err := j.turn(ctx)
 	if err != nil {
 		return err
 	}
 	defer done()
-	s, err := j.allowed(doSwitchover)
+	s, err := j.allowed(verb)
 	if err != nil {
 		return err
 	}
-	if err := j.do(doSwitchover, "to "+s.peer.host); err != nil {
+	s.mu.Lock()
+	s.migrates = verb == doMigrate
+	s.mu.Unlock()
+	if err := j.do(verb, "to "+s.peer.host); err != nil {
 		return err
 	}
 	err = j.handOver(ctx, s)
@@ -238,12 +288,12 @@ func (j *Job) Switchover(ctx context.Context) error {
 	defer s.mu.Unlock()
 	switch {
 	case err != nil:
-		return fmt.Errorf("protect: switchover: %w", err)
+		return fmt.Errorf("protect: %v: %w", verb, err)
 	case !s.handed:
 		if s.failure == nil {
 			s.failure = errMoved
 		}
-		return fmt.Errorf("protect: switchover: the guest runs on here: %w", s.failure)
+		return fmt.Errorf("protect: %v: the guest runs on here: %w", verb, s.failure)
 	}
 	return nil
 }
@@ -273,11 +323,11 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 	if err := nets(j.cfg.Network).Drain(ctx); err != nil {
 		return err
 	}
-	if err := j.keeper.Release(ctx, fmt.Sprintf("switchover to %s at checkpoint %d", s.peer.host, epoch)); err != nil {
+	if err := j.keeper.Release(ctx, fmt.Sprintf("handed to %s at checkpoint %d", s.peer.host, epoch)); err != nil {
 		return err
 	}
 	s.setPurpose(toHandOver)
-	return s.peer.say(note{Say: sayGo, Seq: epoch})
+	return s.peer.say(note{Say: sayGo, Seq: epoch, Migrate: s.migration()})
 }
 
 // switching waits for something while the switchover is under way.

@@ -372,6 +372,8 @@ func TestVerbsAreRefusedInWordsElsewhere(t *testing.T) {
 			"failover":   b.job.Failover,
 			"fenced":     b.job.Fenced,
 			"switchover": func() error { return b.job.Switchover(t.Context()) },
+			"migrate":    func() error { return b.job.Migrate(t.Context()) },
+			"cancel":     func() error { return b.job.Cancel(t.Context()) },
 		} {
 			var se *StateError
 			if err := verb(); !errors.As(err, &se) || se.Verb != name || se.State != Waiting {
