@@ -40,8 +40,8 @@ var mutants = []struct{ what, file, old, new string }{
 	{"a host that leaves lets its guest wait for its disk", "colo/protect/job.go",
 		"\tfor _, d := range j.cfg.Disks {\n\t\td.fence()\n\t}\n\tif j.vm", "\tif j.vm"},
 	{"a switchover that broke while the guest was released ends the job", "colo/protect/lead.go",
-		"if j.do(handed, s.peer.host+\" has taken the guest over\") == nil {\n\t\t\treturn nil\n\t\t}",
-		"if s.getPurpose() == toHandOver {\n\t\t\treturn j.do(handed, s.peer.host+\" has taken the guest over\")\n\t\t}"},
+		"if j.do(in, reason) == nil {\n\t\t\treturn nil\n\t\t}",
+		"if s.getPurpose() == toHandOver {\n\t\t\treturn j.do(in, reason)\n\t\t}"},
 }
 
 // What a run says when it finds something. A bubble in which nothing can go on says
