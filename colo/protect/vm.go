@@ -57,11 +57,13 @@ func (v *vm) Pause(ctx context.Context) error {
 		now := time.Now()
 		v.pausing = true
 		v.let(false)
+		v.runs(false)
 		v.mu.Unlock() // a vCPU may take its time
 		err := v.guest.Pause(ctx)
 		v.mu.Lock()
 		v.pausing = false
 		if err != nil {
+			v.runs(true)
 			v.let(v.input)
 			return err
 		}
@@ -95,6 +97,7 @@ func (v *vm) Resume(ctx context.Context) error {
 		return err
 	}
 	v.pauses, v.stands = 0, false
+	v.runs(true)
 	v.let(v.input)
 	return nil
 }
