@@ -220,6 +220,14 @@ func (h *host) on(s State, f func()) {
 	h.when, h.hook = s, f
 }
 
+// passes returns a channel that is closed when the job comes to a state, which it may
+// leave again before anybody has looked.
+func (h *host) passes(s State) <-chan struct{} {
+	c := make(chan struct{})
+	h.on(s, func() { close(c) })
+	return c
+}
+
 // uplink is the host's way to the client.
 type uplink struct{ h *host }
 

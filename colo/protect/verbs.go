@@ -155,9 +155,7 @@ func (j *Job) Failover() error {
 		return err
 	}
 	if j.State() == Asking {
-		if j.manual != nil && j.manual.Grant() != nil {
-			return &StateError{Verb: doFailover.String(), State: j.State()}
-		}
+		j.yes()
 		return nil // it is being asked for
 	}
 	if err := j.do(doFailover, "ordered"); err != nil {
@@ -170,6 +168,26 @@ func (j *Job) Failover() error {
 		return nil
 	}
 	return s.colo.Failover()
+}
+
+// yes is the operator's answer, where he is the arbiter. The state may be a moment
+// ahead of the question.
+func (j *Job) yes() {
+	if j.manual == nil || j.manual.Grant() == nil {
+		return
+	}
+	j.mu.Lock()
+	spawn := j.background
+	j.mu.Unlock()
+	if spawn == nil {
+		return
+	}
+	spawn(func() {
+		ctx, end := j.while(context.Background(), Asking)
+		defer end()
+		for j.manual.Grant() != nil && sleep(ctx, time.Millisecond) == nil {
+		}
+	})
 }
 
 // Fenced is an operator's word that the other host is dead, or can do nothing for

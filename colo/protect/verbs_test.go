@@ -132,15 +132,16 @@ func TestFailoverOnThePrimaryGoesOnAlone(t *testing.T) {
 func TestFailoverOnTheSecondaryOfALivePrimaryIsRefused(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		a, b := w.protected()
+		alone, waiting := a.passes(Alone), b.passes(Waiting) // for a moment
 		begin := time.Now()
 		if err := b.job.Failover(); err != nil {
 			t.Fatal(err)
 		}
-		a.is(Alone)
+		<-alone
 		if d := time.Since(begin); d >= w.term/2 { // the guest did not stand still for it
 			t.Errorf("it took %v", d)
 		}
-		b.is(Waiting)
+		<-waiting
 		if q := b.job.Query(); !errors.Is(q.LastError, failover.ErrRefused) {
 			t.Errorf("%v", q.LastError)
 		}

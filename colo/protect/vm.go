@@ -17,8 +17,10 @@ import (
 type vm struct {
 	guest    Guest
 	networks []Network
+	turn     chan struct{} // capacity one: held while the guest is being paused or resumed, which may last
 
 	mu      sync.Mutex
+	pausing bool   // the guest is being paused
 	pauses  int    // not taken back
 	stands  bool   // one pause of the guest is ours
 	input   bool   // the guest is the one that the world talks to
@@ -27,17 +29,40 @@ type vm struct {
 }
 
 // newVM returns the vm of a guest that is paused; that pause is the vm's.
-func newVM(g Guest, n []Network) *vm { return &vm{guest: g, networks: n, pauses: 1, stands: true} }
+func newVM(g Guest, n []Network) *vm {
+	return &vm{guest: g, networks: n, turn: make(chan struct{}, 1), pauses: 1, stands: true}
+}
+
+// enter waits for the end of another pause, or resume, for as long as ctx lasts.
+func (v *vm) enter(ctx context.Context) error {
+	select {
+	case v.turn <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+func (v *vm) leave() { <-v.turn }
 
 // Pause implements colo.VM.
 func (v *vm) Pause(ctx context.Context) error {
+	if err := v.enter(ctx); err != nil {
+		return err
+	}
+	defer v.leave()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if !v.stands {
 		now := time.Now()
+		v.pausing = true
 		v.let(false)
 		v.runs(false)
-		if err := v.guest.Pause(ctx); err != nil {
+		v.mu.Unlock() // a vCPU may take its time
+		err := v.guest.Pause(ctx)
+		v.mu.Lock()
+		v.pausing = false
+		if err != nil {
 			v.runs(true)
 			v.let(v.input)
 			return err
@@ -50,6 +75,10 @@ func (v *vm) Pause(ctx context.Context) error {
 
 // Resume implements colo.VM.
 func (v *vm) Resume(ctx context.Context) error {
+	if err := v.enter(ctx); err != nil {
+		return err
+	}
+	defer v.leave()
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	if v.pauses > 1 || !v.stands {
@@ -61,7 +90,10 @@ func (v *vm) Resume(ctx context.Context) error {
 		v.hold()
 		return nil
 	}
-	if err := v.guest.Resume(ctx); err != nil {
+	v.mu.Unlock()
+	err := v.guest.Resume(ctx)
+	v.mu.Lock()
+	if err != nil {
 		return err
 	}
 	v.pauses, v.stands = 0, false
@@ -107,7 +139,7 @@ func (v *vm) face(world bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	v.input = world
-	v.let(!v.stands && world)
+	v.let(!v.stands && !v.pausing && world)
 }
 
 // keep makes Resume leave the guest standing, and call held, which must not call

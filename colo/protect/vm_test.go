@@ -51,3 +51,60 @@ func TestASessionReachesWhatTheGuestCanBesides(t *testing.T) {
 		t.Errorf("stood still for %v, as nobody has measured; error %v", v.Stopped(), err)
 	}
 }
+
+// slow is a Guest whose pause lasts until it is let.
+type slow struct {
+	still
+	pausing, let chan struct{}
+}
+
+func (s slow) Pause(context.Context) error {
+	close(s.pausing)
+	<-s.let
+	return nil
+}
+
+// switched is a Network of which only the input works.
+type switched struct {
+	Network
+	on bool
+}
+
+func (s *switched) Input(on bool) { s.on = on }
+
+// A vCPU may wait for its disk while it is being paused. Who asks for something else
+// meanwhile does not wait with it.
+func TestNobodyWaitsForAPauseThatIsUnderWayButAnotherPause(t *testing.T) {
+	guest, nic := slow{pausing: make(chan struct{}), let: make(chan struct{})}, &switched{}
+	v := newVM(guest, []Network{nic})
+	if err := v.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	v.face(true)
+	if !nic.on {
+		t.Fatal("no input, though the guest runs")
+	}
+	paused := make(chan error, 1)
+	go func() { paused <- v.Pause(t.Context()) }()
+	<-guest.pausing
+	v.face(true)
+	if nic.on {
+		t.Error("input, while the guest is being paused")
+	}
+	v.keep(nil)
+	if !v.isRunning() {
+		t.Error("it does not run any more, though its pause has not ended")
+	}
+	given, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := v.Pause(given); !errors.Is(err, context.Canceled) {
+		t.Errorf("a second pause, given up: %v", err)
+	}
+	close(guest.let)
+	if err := <-paused; err != nil {
+		t.Fatal(err)
+	}
+	if v.isRunning() || nic.on {
+		t.Error("it runs on")
+	}
+}
