@@ -139,7 +139,7 @@ func (p *Primary) DiskInfo() DiskInfo {
 func (p *Primary) figures() PrimaryInfo {
 	i := PrimaryInfo{
 		Name: p.cfg.Name, Size: p.size.Load(), State: p.State(), IO: p.io.info(),
-		Dirty: p.peer.dirty.Bytes(), LagBytes: p.peer.epoch.Bytes() + p.peer.older.Bytes(),
+		Dirty: p.Dirty(), LagBytes: p.peer.epoch.Bytes() + p.peer.older.Bytes(),
 	}
 	if c := p.room.charged.Load(); c != nil {
 		i.Room, i.RoomTaken = int64(c.max)*BlockSize, c.usedBytes()

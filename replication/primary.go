@@ -373,9 +373,23 @@ func (p *Primary) Cut() {
 }
 
 // Dirty returns how much the secondary does not have, in bytes: what
-// Synchronise would copy. Writes that it may have undone are added when a
-// Remote is attached.
-func (p *Primary) Dirty() int64 { return p.peer.dirty.Bytes() }
+// Synchronise would copy. Without a Remote that includes all that has been written
+// since the last checkpoint that it had; what it says itself that it lacks is added
+// when a Remote is attached.
+func (p *Primary) Dirty() int64 { return p.lacking().Bytes() }
+
+// lacking returns the bitmap of what the secondary does not have; it is not to be
+// changed.
+func (p *Primary) lacking() *Bitmap {
+	if p.link.Load() != nil {
+		return p.peer.dirty
+	}
+	b := NewBitmap(p.size.Load())
+	if errors.Join(b.Or(p.peer.dirty), b.Or(p.peer.older), b.Or(p.peer.epoch)) != nil {
+		return p.peer.dirty // the disk is growing
+	}
+	return b
+}
 
 // Unsynchronise adds the chunks of b to what Synchronise copies: what the
 // other side knows that it has changed on its own.
