@@ -5,6 +5,7 @@ import (
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/replication"
 )
 
 // State is where a session stands, in words.
@@ -53,6 +54,10 @@ type Info struct {
 	// Held is the output that waits now, as far as the network says (see
 	// OutputHolder); primary only.
 	Held Held `json:"held"`
+
+	// Disks are the figures of the guest's disks on this side, of those that
+	// have any (see replication.Informer). They are taken when Info is called.
+	Disks []replication.DiskInfo `json:"disks,omitempty"`
 
 	// Throttle is the share of the time that the guest's vCPUs are kept from
 	// running, in percent; 0: they are not.
@@ -111,10 +116,11 @@ type Stopper interface{ Stopped() time.Duration }
 
 // Info returns the state of the session. Safe from any goroutine.
 func (s *session) Info() Info {
+	disks := s.disks.DiskInfo()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	in := s.info
-	in.State = s.where
+	in.State, in.Disks = s.where, disks
 	in.Failover = s.machine.Status()
 	in.FailoverStatus = in.Failover.String()
 	if s.holder != nil {

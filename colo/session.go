@@ -289,6 +289,7 @@ func (s *session) pause(ctx context.Context) error {
 	}
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
+	s.disks.Drain()
 	if err := s.vm.Pause(ctx); err != nil {
 		return s.late(ctx, "pause", err)
 	}

@@ -97,14 +97,15 @@ type DiskOverlayHalfFull struct {
 // Name returns "DISK_OVERLAY_HALF_FULL".
 func (DiskOverlayHalfFull) Name() string { return "DISK_OVERLAY_HALF_FULL" }
 
-// DiskOverlayFull says that a write of the primary's guest waits for a
-// checkpoint, since the secondary has no room for what it would replace. It
-// waits for as long as an answer of the secondary's may take; then the write is
-// made, and the secondary is lost.
+// DiskOverlayFull says that a guest's write waits for a checkpoint, since the
+// secondary has no room for it. The primary's waits for as long as an answer of
+// the secondary's may take, if there is no room for what it would replace; then it
+// is made, and the secondary is lost. The secondary's fails after a time, if there
+// is no room for what it writes.
 type DiskOverlayFull struct {
 	Mode    Mode   `json:"mode"` // the side whose guest waits
 	Disk    string `json:"disk,omitempty"`
-	Overlay string `json:"overlay"` // "hidden": pre-images
+	Overlay string `json:"overlay"` // "hidden", pre-images, on a primary; "active", the guest's own writes, on a secondary
 	Epoch   uint64 `json:"epoch"`   // of the last checkpoint
 	Bytes   int64  `json:"bytes"`   // what the overlay takes, or more
 	Bound   int64  `json:"bound"`   // and may take, in bytes

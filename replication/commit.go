@@ -38,9 +38,11 @@ func (s *Secondary) beginFailover() error {
 		// After a crash the disk will be that of the last checkpoint, so it
 		// must not be changed: the guest goes on with the overlays alone.
 		s.life.commitFailed()
+		s.Drain()
 		return s.latch("commit", 0, 0, err)
 	}
 	s.life.ordered(s.leavesInUse())
+	s.Drain()
 	return nil
 }
 

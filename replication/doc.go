@@ -102,9 +102,10 @@
 // replaces, as long, for the next Mark. Reads never do. A device that calls
 // WriteAt on the goroutine of a vCPU keeps its VM from being paused meanwhile;
 // Primary.Cut, which a session calls when it gives the secondary up, lets every
-// writer go on. A write to a Secondary waits for no one but, in memory, gets
-// [ErrFull] if the guest writes more between two checkpoints than ActiveBytes.
-// Bounds are best as large as the disk, if that is small, or as what a guest writes
+// writer go on. A write to a Secondary waits, at most for FullTimeout, for the
+// checkpoint that makes room in its active overlay; it does not while the guest is
+// being paused, when Secondary.Drain, which a session calls, lets it take what is
+// spare, or fails it. Bounds are best as large as the disk, if that is small, or as what a guest writes
 // in some of the intervals between checkpoints; zeroes take none of it.
 // event.DiskOverlayHalfFull says, on either side, when a checkpoint is due early,
 // and event.DiskOverlayFull that a write waits for one.

@@ -71,10 +71,10 @@ func (p *Primary) Extents(off, n int64, yield func(n int64, flags uint32) bool) 
 	return Extents(p.local.Disk, off, n, yield)
 }
 
-// DirtyExtents yields, as [Bitmap.Extents] does, what the attached secondary
-// does not have: what Synchronise would copy.
+// DirtyExtents yields, as [Bitmap.Extents] does, what the secondary does not have:
+// what Synchronise would copy, see [Primary.Dirty].
 func (p *Primary) DirtyExtents(off, n int64, yield func(n int64, flags uint32) bool) error {
-	return p.peer.dirty.Extents(off, n, yield)
+	return p.lacking().Extents(off, n, yield)
 }
 
 // Extents implements [ExtentReader]. In state Done they are those of the disk.

@@ -130,3 +130,28 @@ func TestBitsOfABitmapAreExtents(t *testing.T) {
 		t.Errorf("beyond the end: %v", err)
 	}
 }
+
+func TestWhatIsWrittenAloneIsDirtyAtOnce(t *testing.T) {
+	p, _, _, _ := newPrimaryWith(t, PrimaryConfig{InSync: true})
+	write(t, p, 0x22, 0, BlockSize)
+	if n := p.Dirty(); n != 0 {
+		t.Errorf("%d bytes, though all is forwarded", n)
+	}
+	must(t, p.Stop(t.Context(), true))
+	write(t, p, 0x22, 3*ChunkSize, BlockSize)
+	if n := p.Dirty(); n != 2*ChunkSize { // the first was in no checkpoint
+		t.Errorf("%d bytes, want %d", n, 2*ChunkSize)
+	}
+	var at []int64
+	var pos int64
+	must(t, p.DirtyExtents(0, testSize, func(n int64, flags uint32) bool {
+		if flags&BitmapDirty != 0 {
+			at = append(at, pos, n)
+		}
+		pos += n
+		return true
+	}))
+	if want := []int64{0, ChunkSize, 3 * ChunkSize, ChunkSize}; !slices.Equal(at, want) {
+		t.Errorf("dirty are %v, want %v", at, want)
+	}
+}

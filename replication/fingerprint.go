@@ -102,17 +102,17 @@ func sumBlock(d Disk, block, size int64) (sum uint32, zero bool, err error) {
 	return crc32.Checksum(p, castagnoli), isZero(p), nil
 }
 
-// check returns ErrIdentity if the disk, of which the log has what was replaced
-// (nil: nothing was), is not the one of the fingerprint. With loose, the disk's own guest may have
+// check returns ErrIdentity if the disk, of which j has what was replaced (nil:
+// nothing was), is not the one of the fingerprint. With loose, the disk's own guest may have
 // changed it meanwhile: it is enough that some block is as it was, one with data
 // if there were any; and if there are less than atLeast, nobody can tell.
-func (f *fingerprint) check(ctx context.Context, d Disk, size int64, log *hiddenLog, loose bool, atLeast int) error {
+func (f *fingerprint) check(ctx context.Context, d Disk, size int64, j *Journal, loose bool, atLeast int) error {
 	if f.n == 0 {
 		return nil // nobody can tell
 	}
 	var logged [fingerprintBlocks]bool // what the disk has there tells nothing
-	if log != nil {
-		err := log.replay(ctx, func(block, n int64, p []byte) error {
+	if j != nil {
+		err := j.log.replay(ctx, func(block, n int64, p []byte) error {
 			for i, b := range f.at[:f.n] {
 				if at := int64(b.block) - block; at >= 0 && at <= (n-1)/BlockSize {
 					logged[i] = true
@@ -120,6 +120,14 @@ func (f *fingerprint) check(ctx context.Context, d Disk, size int64, log *hidden
 			}
 			return nil
 		})
+		if err == nil && j.super.state == Failover { // it may have been copied down
+			err = j.eachOwn(ctx, func(block int64, _ blockEntry) error {
+				for i, b := range f.at[:f.n] {
+					logged[i] = logged[i] || int64(b.block) == block
+				}
+				return nil
+			})
+		}
 		if err != nil {
 			return err
 		}

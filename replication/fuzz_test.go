@@ -99,6 +99,12 @@ func FuzzRecover(f *testing.F) {
 	f.Add(all, running.encode()[:superEncoded], record(1<<60, 1), []byte{})        // so far that its offset overflows
 	f.Add(all, failover.encode()[:superEncoded], []byte{}, entry(15, 1<<31, 1, 0)) // a slot beyond the device
 	f.Add(all, failover.encode()[:superEncoded], []byte{}, entry(1<<60, 0, 1, 0))
+	for _, b := range []superblock{running, failover} {
+		b.print.take(newFake(fuzzDisk, 0), fuzzDisk)
+		f.Add(all, b.encode()[:superEncoded], log, m)
+		b.print.take(newFake(fuzzDisk, 1), fuzzDisk) // another disk
+		f.Add(all, b.encode()[:superEncoded], log, m)
+	}
 	f.Fuzz(func(t *testing.T, fix byte, super, log, active []byte) {
 		if len(super) > SectorSize || len(log) > 16<<10 || len(active) > 4<<10 {
 			return

@@ -8,9 +8,9 @@ import (
 )
 
 // Group is the disks of one guest, which are started, checkpointed and
-// stopped together. It is itself a [Replicator], a [Marker], a [Preparer] and a
-// [Cutter]. A Group is used by one goroutine at a time; only Err and Cut may be
-// called from any.
+// stopped together. It is itself a [Replicator], a [Marker], a [Preparer], a
+// [Drainer] and a [Cutter]. A Group is used by one goroutine at a time; only Err,
+// Cut, Drain and DiskInfo may be called from any.
 //
 // Where QEMU's replication_*_all functions stop at the first error and leave
 // the rest as it was, a Group undoes a start that failed and stops all it can.
@@ -21,6 +21,7 @@ var (
 	_ Marker     = Group(nil)
 	_ Preparer   = Group(nil)
 	_ Cutter     = Group(nil)
+	_ Drainer    = Group(nil)
 )
 
 // MemberError tells which disk of a [Group] failed, by its index.
@@ -125,6 +126,26 @@ func (g Group) Cut() {
 			c.Cut()
 		}
 	}
+}
+
+// Drain drains those members that are Drainers.
+func (g Group) Drain() {
+	for _, r := range g {
+		if d, ok := r.(Drainer); ok {
+			d.Drain()
+		}
+	}
+}
+
+// DiskInfo returns the figures of those members that are Informers, in order.
+// Unlike other methods it may be called from any goroutine.
+func (g Group) DiskInfo() (all []DiskInfo) {
+	for _, r := range g {
+		if i, ok := r.(Informer); ok {
+			all = append(all, i.DiskInfo())
+		}
+	}
+	return all
 }
 
 func all(g Group, op string, do func(Replicator) error) error {

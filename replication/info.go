@@ -4,6 +4,8 @@ import (
 	"math/bits"
 	"sync/atomic"
 	"time"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 // LatencyBuckets is the number of buckets of a [Latency].
@@ -13,8 +15,8 @@ const LatencyBuckets = 26
 // than LatencyBound(i) and not less than the bound before, the last how many
 // took longer.
 type Latency struct {
-	Counts [LatencyBuckets]uint64
-	Sum    time.Duration
+	Counts [LatencyBuckets]uint64 `json:"counts"`
+	Sum    time.Duration          `json:"sum-ns"`
 }
 
 // LatencyBound returns the upper bound of a bucket: 1 µs, 2 µs, 4 µs, ... The last
@@ -44,15 +46,52 @@ func (l *Latency) Quantile(q float64) time.Duration {
 
 // IO is the requests of a guest of one kind.
 type IO struct {
-	Requests, Errors uint64
-	Bytes            int64
-	InFlight         int64 // requests that are not answered
-	Latency          Latency
+	Requests uint64  `json:"requests"`
+	Errors   uint64  `json:"errors"`
+	Bytes    int64   `json:"bytes"`
+	InFlight int64   `json:"in-flight"` // requests that are not answered
+	Latency  Latency `json:"latency"`
 }
 
 // IOInfo is what a guest has done to a disk since it was made.
 type IOInfo struct {
-	Read, Write, Flush IO // Write: also trims and zeroes
+	Read  IO `json:"read"`
+	Write IO `json:"write"` // also trims and zeroes
+	Flush IO `json:"flush"`
+}
+
+// Informer is what a Replicator offers that has figures of its disk. DiskInfo may
+// be called from any goroutine, waits for nothing, and calls nobody.
+type Informer interface{ DiskInfo() DiskInfo }
+
+// DiskInfo is the figures of a disk on one side of a pair: what is the same on
+// both, and then what only one of them has, which is zero on the other. Bytes are
+// bytes, times nanoseconds.
+type DiskInfo struct {
+	Name  string     `json:"name,omitempty"`
+	Mode  event.Mode `json:"mode"`
+	State string     `json:"state"` // that of State
+	Size  int64      `json:"size"`
+	IO    IOInfo     `json:"io"` // of the guest of this side
+
+	// Dirty is what Synchronise would copy. InFlight and InFlightBytes are the
+	// writes on their way to the secondary, or queued for it; Held and HeldBytes
+	// those that wait for Loaded; LagBytes and Lag are those of PrimaryInfo.
+	Dirty         int64         `json:"dirty-bytes"`
+	InFlight      int           `json:"in-flight"`
+	InFlightBytes int64         `json:"in-flight-bytes"`
+	Held          int           `json:"held"`
+	HeldBytes     int64         `json:"held-bytes"`
+	LagBytes      int64         `json:"lag-bytes"`
+	Lag           time.Duration `json:"lag-ns"`
+
+	// Active and Hidden are what a secondary's overlays take, out of their
+	// bounds. On a primary Hidden is what the writes since the last Mark take of
+	// the secondary's room, as far as that is known.
+	ActiveBytes int64 `json:"active-bytes"`
+	ActiveBound int64 `json:"active-bound"`
+	HiddenBytes int64 `json:"hidden-bytes"`
+	HiddenBound int64 `json:"hidden-bound"`
 }
 
 // PrimaryInfo is a moment of a [Primary].
@@ -80,9 +119,27 @@ type PrimaryInfo struct {
 
 // Info returns what is to be said of the disk now. Any goroutine may ask.
 func (p *Primary) Info() PrimaryInfo {
+	i := p.figures()
+	i.Identity = p.meta.Identity()
+	return i
+}
+
+// DiskInfo implements [Informer].
+func (p *Primary) DiskInfo() DiskInfo {
+	i := p.figures()
+	return DiskInfo{
+		Name: i.Name, Mode: event.ModePrimary, State: i.State.String(), Size: i.Size, IO: i.IO,
+		Dirty: i.Dirty, InFlight: i.InFlight, InFlightBytes: i.InFlightBytes, Held: i.Held, HeldBytes: i.HeldBytes,
+		LagBytes: i.LagBytes, Lag: i.Lag, HiddenBytes: i.RoomTaken, HiddenBound: i.Room,
+	}
+}
+
+// figures returns Info without the identity, whose lock is held while it is
+// written.
+func (p *Primary) figures() PrimaryInfo {
 	i := PrimaryInfo{
-		Name: p.cfg.Name, Size: p.size.Load(), State: p.State(), Identity: p.meta.Identity(), IO: p.io.info(),
-		Dirty: p.peer.dirty.Bytes(), LagBytes: p.peer.epoch.Bytes() + p.peer.older.Bytes(),
+		Name: p.cfg.Name, Size: p.size.Load(), State: p.State(), IO: p.io.info(),
+		Dirty: p.Dirty(), LagBytes: p.peer.epoch.Bytes() + p.peer.older.Bytes(),
 	}
 	if c := p.room.charged.Load(); c != nil {
 		i.Room, i.RoomTaken = int64(c.max)*BlockSize, c.usedBytes()
@@ -127,7 +184,23 @@ type SecondaryInfo struct {
 
 // Info returns what is to be said of the disk now. Any goroutine may ask.
 func (s *Secondary) Info() SecondaryInfo {
-	i := SecondaryInfo{Name: s.cfg.Name, Size: s.size.Load(), Identity: s.Identity(), IO: s.io.info()}
+	i := s.figures()
+	i.Identity = s.Identity()
+	return i
+}
+
+// DiskInfo implements [Informer].
+func (s *Secondary) DiskInfo() DiskInfo {
+	i := s.figures()
+	return DiskInfo{
+		Name: i.Name, Mode: event.ModeSecondary, State: i.State.String(), Size: i.Size, IO: i.IO,
+		ActiveBytes: i.ActiveBytes, ActiveBound: i.ActiveBound, HiddenBytes: i.HiddenBytes, HiddenBound: i.HiddenBound,
+	}
+}
+
+// figures returns Info without the identity.
+func (s *Secondary) figures() SecondaryInfo {
+	i := SecondaryInfo{Name: s.cfg.Name, Size: s.size.Load(), IO: s.io.info()}
 	i.State, i.Epoch = s.life.at()
 	i.ActiveBytes, i.HiddenBytes = s.OverlayBytes()
 	i.ActiveBound, i.HiddenBound = int64(s.active.max)*BlockSize, s.hiddenBound()

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/gocolo/lockstep/event"
 )
 
 func TestInfoOfAPrimary(t *testing.T) {
@@ -64,5 +66,36 @@ func TestCountingAllocatesNothing(t *testing.T) {
 	var s ioStats
 	if n := testing.AllocsPerRun(100, func() { s.write.end(s.write.begin(), 1, nil) }); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestDiskInfoIsInfoAndWaitsForNobody(t *testing.T) {
+	p, _, _, r := newPrimaryWith(t, PrimaryConfig{Name: "d", InSync: true})
+	r.setHang(true)
+	write(t, p, 0x22, 0, BlockSize)
+	p.mu.Lock() // as while a connection is attached
+	p.meta.mu.Lock()
+	d := p.DiskInfo()
+	p.meta.mu.Unlock()
+	p.mu.Unlock()
+	i := p.Info()
+	if d.Name != "d" || d.Mode != event.ModePrimary || d.State != "running" || d.Size != i.Size || d.IO.Write != i.IO.Write ||
+		d.InFlight != 1 || d.InFlightBytes != i.InFlightBytes || d.InFlightBytes < BlockSize || d.LagBytes != i.LagBytes || d.LagBytes == 0 {
+		t.Errorf("%+v\nInfo: %+v", d, i)
+	}
+	r.setHang(false)
+
+	s, _ := newSecondary(t, SecondaryConfig{Name: "e", ActiveBytes: 64 * BlockSize, HiddenBytes: 32 * BlockSize})
+	write(t, s, 0x22, 0, BlockSize)
+	write(t, s.Export(), 0x22, 0, 2*BlockSize)
+	s.meta.mu.Lock()
+	d = s.DiskInfo()
+	s.meta.mu.Unlock()
+	if d.Name != "e" || d.Mode != event.ModeSecondary || d.State != "running" || d.IO.Write.Requests != 1 ||
+		d.ActiveBytes != 3*BlockSize || d.ActiveBound != 64*BlockSize || d.HiddenBytes != 4*BlockSize || d.HiddenBound != 32*BlockSize {
+		t.Errorf("%+v", d)
+	}
+	if all := (Group{p, s, nil}).DiskInfo(); len(all) != 2 || all[0].Name != "d" || all[1].Name != "e" {
+		t.Errorf("%+v", all)
 	}
 }

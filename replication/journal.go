@@ -240,19 +240,21 @@ func (j *Journal) attach(s *Secondary) error {
 	s.hidden = newOverlay("hidden", s.size.Load(), math.MaxInt64, j.log)
 	s.active = newOverlay("active", s.size.Load(), n*BlockSize, deviceSlots{j.active, j.activeData()})
 	s.active.solid = true
+	s.active.keepSpare(s.size.Load())
 	s.stable = j
 	return nil
 }
 
 // isOf returns ErrIdentity if disk, which has no place for metadata, is not the
-// one of b, see fingerprint. log has what b says was replaced; nil: nothing was.
-func (b *superblock) isOf(ctx context.Context, disk Disk, log *hiddenLog) error {
+// one of b, see fingerprint. j, whose mu the caller holds, has what was replaced;
+// nil: nothing was.
+func (b *superblock) isOf(ctx context.Context, disk Disk, j *Journal) error {
 	loose := b.id.Writes || b.state != Running && b.state != Done
 	atLeast := 0
-	if log != nil { // without recovery a failover would be lost; the guest may have rewritten a small disk
-		atLeast = 8
+	if j != nil { // without recovery a failover would be lost; the guest may have rewritten a small disk
+		atLeast = fingerprintBlocks / 2
 	}
-	return b.print.check(ctx, disk, int64(b.size), log, loose, atLeast)
+	return b.print.check(ctx, disk, int64(b.size), j, loose, atLeast)
 }
 
 // sum brings the fingerprint in b to what the disk has. The whole disk is

@@ -54,6 +54,10 @@ type overlay struct {
 	dir   []atomic.Pointer[leaf]
 	gen   atomic.Uint32
 	max   uint32 // bound in slots, map included
+	// spare is how many of max are for those who cannot wait: who may take them
+	// is said by urgent.
+	spare  uint32
+	urgent atomic.Bool // from setUrgent to reset
 
 	mu      sync.Mutex
 	used    uint32   // charged, map included
@@ -117,7 +121,7 @@ func (o *overlay) reserve(b0, b1 int64, withSlots bool) (half bool, err error) {
 				}
 			}
 		}
-		if need > int64(o.max)-int64(o.used) {
+		if need > o.bound()-int64(o.used) {
 			return true, fmt.Errorf("%w: %s overlay, bound %d bytes", ErrFull, o.name, int64(o.max)*BlockSize)
 		}
 		b = leafEnd
@@ -137,6 +141,23 @@ func (o *overlay) reserve(b0, b1 int64, withSlots bool) (half bool, err error) {
 		o.store.grow(o.next)
 	}
 	return o.used >= o.max/2, nil
+}
+
+// bound returns how many slots may be in use now.
+func (o *overlay) bound() int64 {
+	if o.urgent.Load() {
+		return int64(o.max)
+	}
+	return int64(o.max - o.spare)
+}
+
+// fits reports whether blocks [b0, b1) would have room if nothing were held.
+func (o *overlay) fits(b0, b1 int64, withSlots bool) bool {
+	need := leafCost * ((b1-1)/leafBlocks - b0/leafBlocks + 1)
+	if withSlots || o.solid {
+		need += b1 - b0
+	}
+	return need <= int64(o.max-o.spare)
 }
 
 // addLeaf puts an empty leaf at dir[idx], preferably one that an earlier
@@ -199,6 +220,7 @@ func (o *overlay) reset() {
 	o.stale = append(o.stale, o.placed...)
 	o.placed, o.touched = o.placed[:0], o.touched[:0]
 	o.used, o.next = 0, 0
+	o.urgent.Store(false)
 	o.blocks.Store(0)
 }
 

@@ -75,7 +75,7 @@ type Primary struct {
 	synced bool // a secondary has been a copy; Synchronise's
 
 	mu       sync.Mutex
-	state    State
+	state    atomic.Uint32 // a State; changed with mu
 	joined   bool          // Attach has succeeded once
 	used     bool          // a run has begun in the present generation
 	attached chan struct{} // closed by Attach and Stop, for Run
@@ -85,6 +85,7 @@ var (
 	_ Replicator = (*Primary)(nil)
 	_ Marker     = (*Primary)(nil)
 	_ Cutter     = (*Primary)(nil)
+	_ Informer   = (*Primary)(nil)
 	_ Disk       = (*Primary)(nil)
 	_ Trimmer    = (*Primary)(nil)
 	_ ZeroWriter = (*Primary)(nil)
@@ -132,7 +133,7 @@ func (p *Primary) Attach(remote Remote) error {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.state == Running {
+	if p.State() == Running {
 		return ErrRunning
 	}
 	theirs, lacks, err := p.join(remote)
@@ -157,7 +158,7 @@ func (p *Primary) Attach(remote Remote) error {
 		return err
 	}
 	p.link.Store(f)
-	p.state = None
+	p.state.Store(uint32(None))
 	p.changed()
 	return nil
 }
@@ -168,7 +169,7 @@ func (p *Primary) Attach(remote Remote) error {
 func (p *Primary) Detach() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.state == Running {
+	if p.State() == Running {
 		return ErrRunning
 	}
 	f := p.link.Load()
@@ -222,11 +223,7 @@ func (p *Primary) Run(ctx context.Context) error {
 }
 
 // State returns where the disk stands: None, Running or Done.
-func (p *Primary) State() State {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.state
-}
+func (p *Primary) State() State { return State(p.state.Load()) }
 
 // Start implements [Replicator]. The error is ErrNotSynchronised if there is
 // no secondary, or it is not a copy. After Stop another Remote must have been
@@ -234,8 +231,8 @@ func (p *Primary) State() State {
 func (p *Primary) Start(context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.state == Running {
-		return fmt.Errorf("%w: state %v", ErrRunning, p.state)
+	if p.State() == Running {
+		return fmt.Errorf("%w: state %v", ErrRunning, p.State())
 	}
 	f := p.link.Load()
 	if f == nil {
@@ -250,7 +247,7 @@ func (p *Primary) Start(context.Context) error {
 	if err := p.begun(); err != nil {
 		return err
 	}
-	p.state = Running
+	p.state.Store(uint32(Running))
 	return nil
 }
 
@@ -258,7 +255,7 @@ func (p *Primary) Start(context.Context) error {
 func (p *Primary) Checkpoint(context.Context, uint64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.state == Done {
+	if p.State() == Done {
 		return nil
 	}
 	return p.failed()
@@ -272,7 +269,7 @@ func (p *Primary) Err() error { return p.Checkpoint(context.Background(), 0) }
 // holds mu.
 func (p *Primary) failed() error {
 	f := p.link.Load()
-	if f == nil || p.state != Running {
+	if f == nil || p.State() != Running {
 		return ErrNotRunning
 	}
 	if err := p.localFailed(); err != nil {
@@ -345,13 +342,13 @@ func (p *Primary) Loaded(ctx context.Context, epoch uint64) error {
 func (p *Primary) Stop(_ context.Context, failover bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch p.state {
+	switch p.State() {
 	case Done:
 		return nil
 	case None:
 		return ErrNotRunning
 	}
-	p.state = Done
+	p.state.Store(uint32(Done))
 	// Writers who wait for room hold their ranges; this sends them on.
 	p.link.Load().Stop(context.Background(), false)
 	h := p.lockAll()
@@ -376,9 +373,23 @@ func (p *Primary) Cut() {
 }
 
 // Dirty returns how much the secondary does not have, in bytes: what
-// Synchronise would copy. Writes that it may have undone are added when a
-// Remote is attached.
-func (p *Primary) Dirty() int64 { return p.peer.dirty.Bytes() }
+// Synchronise would copy. Without a Remote that includes all that has been written
+// since the last checkpoint that it had; what it says itself that it lacks is added
+// when a Remote is attached.
+func (p *Primary) Dirty() int64 { return p.lacking().Bytes() }
+
+// lacking returns the bitmap of what the secondary does not have; it is not to be
+// changed.
+func (p *Primary) lacking() *Bitmap {
+	if p.link.Load() != nil {
+		return p.peer.dirty
+	}
+	b := NewBitmap(p.size.Load())
+	if errors.Join(b.Or(p.peer.dirty), b.Or(p.peer.older), b.Or(p.peer.epoch)) != nil {
+		return p.peer.dirty // the disk is growing
+	}
+	return b
+}
 
 // Unsynchronise adds the chunks of b to what Synchronise copies: what the
 // other side knows that it has changed on its own.

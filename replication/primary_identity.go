@@ -134,7 +134,7 @@ func (p *Primary) begun() error {
 // settle forgets durably what the secondary has with the checkpoint of epoch.
 func (p *Primary) settle(epoch uint64) error {
 	p.mu.Lock()
-	running := p.state == Running
+	running := p.State() == Running
 	if running {
 		p.peer.base.Epoch = epoch
 	}

@@ -111,7 +111,7 @@ func (j *Journal) belongs(ctx context.Context, disk Disk, meta *Metadata) error 
 		return fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, n)
 	}
 	if !meta.kept() {
-		return b.isOf(ctx, disk, j.log)
+		return b.isOf(ctx, disk, j)
 	}
 	if id := meta.Identity(); b.id.Copy != (ID{}) && id.Copy != b.id.Copy {
 		return fmt.Errorf("%w: the journal is that of copy %v (%v), this is copy %v (%v)", ErrIdentity, b.id.Copy, b.id, id.Copy, id)
@@ -250,8 +250,9 @@ func inside(block, off, n, size int64) bool {
 	return block >= 0 && block < (size+BlockSize-1)/BlockSize && n <= size-block*BlockSize-off
 }
 
-// applyMap writes the guest's own writes to disk.
-func (j *Journal) applyMap(ctx context.Context, disk Disk) error {
+// eachOwn hands the entries of the map of the guest's own writes to do. The caller
+// holds mu.
+func (j *Journal) eachOwn(ctx context.Context, do func(block int64, e blockEntry) error) error {
 	if j.super.entries > uint64(j.activeSlots()) {
 		return fmt.Errorf("%w: %d entries in the map", ErrCorrupt, j.super.entries)
 	}
@@ -262,14 +263,23 @@ func (j *Journal) applyMap(ctx context.Context, disk Disk) error {
 	if crc32.Checksum(m, castagnoli) != j.super.entrySum {
 		return fmt.Errorf("%w: map of the active device", ErrCorrupt)
 	}
-	slots := deviceSlots{j.active, j.activeData()}
 	le := binary.LittleEndian
-	var buf [BlockSize]byte
 	for ; len(m) > 0; m = m[mapEntry:] {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		block, e := int64(le.Uint64(m)), blockEntry{slot: le.Uint32(m[8:]), data: m[12], zero: m[13]}
+		if err := do(int64(le.Uint64(m)), blockEntry{slot: le.Uint32(m[8:]), data: m[12], zero: m[13]}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// applyMap writes the guest's own writes to disk.
+func (j *Journal) applyMap(ctx context.Context, disk Disk) error {
+	slots := deviceSlots{j.active, j.activeData()}
+	var buf [BlockSize]byte
+	return j.eachOwn(ctx, func(block int64, e blockEntry) error {
 		for _, part := range []struct {
 			mask uint8
 			zero bool
@@ -290,6 +300,6 @@ func (j *Journal) applyMap(ctx context.Context, disk Disk) error {
 				}
 			}
 		}
-	}
-	return nil
+		return nil
+	})
 }

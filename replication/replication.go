@@ -57,6 +57,17 @@ type FailoverPreparer interface {
 	PrepareFailover(ctx context.Context) error
 }
 
+// Drainer is what a Replicator offers whose guest's writes may wait for the next
+// checkpoint, which pauses the guest: a vCPU that waits in a write would keep it
+// from being paused, and the checkpoint from being made.
+type Drainer interface {
+	// Drain lets every write that waits for a checkpoint end, and until that
+	// none begins to. It is called before the guest is paused. It does not
+	// block, may be called from any goroutine, and calling it again does
+	// nothing.
+	Drain()
+}
+
 // Cutter is what a Replicator offers whose guest may wait for the other side:
 // a write that cannot be answered keeps a vCPU, and with it the whole guest,
 // from being paused.

@@ -20,7 +20,11 @@ type room struct {
 	charged atomic.Pointer[overlay] // nil: the bound is not known; changed with the whole disk locked
 	on      bool                    // a Mark has begun an epoch; so too
 	asked   atomic.Bool
+	wakeup
+}
 
+// wakeup is where those wait who find no room. The zero value is ready.
+type wakeup struct {
 	mu    sync.Mutex
 	freed chan struct{} // closed when it is worth another try
 }
@@ -56,23 +60,23 @@ func (r *room) marked() {
 }
 
 // free lets those who wait try again.
-func (r *room) free() {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.freed != nil {
-		close(r.freed)
-		r.freed = nil
+func (w *wakeup) free() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.freed != nil {
+		close(w.freed)
+		w.freed = nil
 	}
 }
 
 // wait returns the channel that free closes.
-func (r *room) wait() <-chan struct{} {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.freed == nil {
-		r.freed = make(chan struct{})
+func (w *wakeup) wait() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.freed == nil {
+		w.freed = make(chan struct{})
 	}
-	return r.freed
+	return w.freed
 }
 
 // take charges a write to [off, off+n), of which blocks that are zero on disk

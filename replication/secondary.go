@@ -7,6 +7,7 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gocolo/lockstep/event"
 )
@@ -48,13 +49,19 @@ type SecondaryConfig struct {
 	// Events is told the first error since Start (event.DiskBroken), and, once
 	// in an epoch, that an overlay is half full (event.DiskOverlayHalfFull): a
 	// checkpoint, which empties it, is due before it is full, and whoever
-	// subscribes sees to it that the primary makes one. Events are published
+	// subscribes sees to it that the primary makes one, of event.CauseLimit. A
+	// write of the guest's that waits for it is event.DiskOverlayFull. Events are published
 	// without locks held, on whatever goroutine the thing happened on. A
 	// subscriber must not call back into the disk. Nil: nobody listens.
 	Events *event.Bus
 	// ActiveBytes bounds the memory that the guest's own writes take between
 	// checkpoints, in bytes; zero means 256 MiB. Unused with a Journal.
 	ActiveBytes int64
+	// FullTimeout bounds how long a write of the guest's waits for a checkpoint
+	// that makes room for it in the active overlay; then it gets ErrFull. Zero
+	// means 30 s if there is a bus that can be asked for one, and otherwise, as
+	// if negative, that no write waits. See [Drainer] for what cannot wait.
+	FullTimeout time.Duration
 	// HiddenBytes bounds the memory that the old content of what the primary
 	// writes takes between checkpoints, in bytes; zero means 256 MiB. Unused
 	// with a Journal.
@@ -102,6 +109,7 @@ type Secondary struct {
 
 	locks          rangeLock
 	active, hidden *overlay
+	full           wakeup // of those who wait for a checkpoint that empties active
 
 	io   ioStats // of the guest
 	life lifecycle
@@ -116,6 +124,9 @@ var (
 	_ Replicator       = (*Secondary)(nil)
 	_ Preparer         = (*Secondary)(nil)
 	_ FailoverPreparer = (*Secondary)(nil)
+	_ Drainer          = (*Secondary)(nil)
+	_ Cutter           = (*Secondary)(nil)
+	_ Informer         = (*Secondary)(nil)
 	_ Disk             = (*Secondary)(nil)
 	_ Trimmer          = (*Secondary)(nil)
 	_ ZeroWriter       = (*Secondary)(nil)
@@ -187,6 +198,7 @@ func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 		return s, nil
 	}
 	s.active = newOverlay("active", size, cfg.ActiveBytes, newMemorySlots(cfg.ActiveBytes))
+	s.active.keepSpare(size)
 	s.hidden = newOverlay("hidden", size, cfg.HiddenBytes, newMemorySlots(cfg.HiddenBytes))
 	return s, nil
 }
@@ -308,6 +320,7 @@ func (s *Secondary) empty() {
 	s.hidden.reset()
 	s.stable.emptied()
 	s.life.emptied()
+	s.full.free()
 }
 
 // lockGate refuses further writes of the primary's, and waits for all that use

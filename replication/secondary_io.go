@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 )
 
 // buffers are for pre-images and for copying overlays down.
@@ -134,8 +135,9 @@ func source(own, old blockEntry, sector int) int {
 }
 
 // WriteAt is a write of the secondary's guest. In state Running it goes to
-// the active overlay; the error is ErrFull, and nothing is written, if that
-// has no room. In state None the error is ErrNotRunning. Otherwise it goes to
+// the active overlay. If that has no room, it waits for a checkpoint; the error is
+// ErrFull, and nothing is written, if none comes in time, see FullTimeout and
+// Drain, or if it is larger than the overlay. In state None the error is ErrNotRunning. Otherwise it goes to
 // the disk, except where that would later be overwritten by an overlay.
 func (s *Secondary) WriteAt(p []byte, off int64) (int, error) {
 	if err := s.guestWrite(p, off, int64(len(p))); err != nil {
@@ -157,28 +159,42 @@ func (s *Secondary) guestWrite(p []byte, off, n int64) (err error) {
 	if err := checkRange(off, n, s.size.Load()); err != nil {
 		return err
 	}
-	alone, begin, length := false, s.io.write.begin(), n
+	begin, length := s.io.write.begin(), n
 	defer func() {
-		if alone {
+		if s.State() != Running {
 			err = s.gate.answer(err)
 		}
 		s.io.write.end(begin, length, err)
 	}()
-	for {
-		half, err := s.tryGuestWrite(p, off, n)
-		alone = s.State() != Running
-		if half {
-			s.tellHalf(s.active.name)
-		}
-		if st := s.State(); !errors.Is(err, ErrFull) || st != Failover && st != FailoverFailed {
-			return err
-		}
-		// No checkpoint is going to make room any more, but committing will.
-		if err := s.Commit(context.Background()); err != nil {
-			return err
-		}
+	half, err := s.tryGuestWrite(p, off, n)
+	if half {
+		s.tellHalf(s.active.name)
 	}
+	var until time.Time
+	for errors.Is(err, ErrFull) {
+		freed := s.full.wait()
+		if _, err = s.tryGuestWrite(p, off, n); !errors.Is(err, ErrFull) {
+			break // it was freed in between
+		}
+		switch s.State() {
+		case Running:
+			err = s.awaitCheckpoint(freed, off, n, p != nil || !aligned(off, n), &until, err)
+		case Failover, FailoverFailed:
+			// No checkpoint is going to make room any more, but committing will.
+			err = s.Commit(context.Background())
+		default: // it has just ended, and it is the disk that is written
+			_, err = s.tryGuestWrite(p, off, n)
+			return err
+		}
+		if err != nil {
+			break
+		}
+		_, err = s.tryGuestWrite(p, off, n)
+	}
+	return err
 }
+
+func aligned(off, n int64) bool { return off%SectorSize == 0 && n%SectorSize == 0 }
 
 func (s *Secondary) tryGuestWrite(p []byte, off, n int64) (half bool, err error) {
 	h := s.lockBlocks(off, n, false)
@@ -238,8 +254,7 @@ func (s *Secondary) writeActive(p []byte, off, n int64) (half bool, err error) {
 		return false, nil
 	}
 	b0, b1 := blockRange(off, n)
-	aligned := off%SectorSize == 0 && n%SectorSize == 0
-	if half, err = s.active.reserve(b0, b1, p != nil || !aligned); err != nil {
+	if half, err = s.active.reserve(b0, b1, p != nil || !aligned(off, n)); err != nil {
 		return half, err
 	}
 	end := off + n

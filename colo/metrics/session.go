@@ -39,6 +39,7 @@ func AddInfo(s *Set, guest string, in colo.Info) {
 		s.Add(Gauge, "lockstep_session_"+f.step+"_last_seconds", f.what+", in the last one.", f.Last.Seconds(), who...)
 		s.Add(Gauge, "lockstep_session_"+f.step+"_max_seconds", f.what+", in the longest one.", f.Max.Seconds(), who...)
 	}
+	addDisks(s, guest, in.Disks)
 }
 
 func truth(b bool) float64 {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -168,6 +169,49 @@ func TestTheWalkThroughOfTheUsage(t *testing.T) {
 
 		s = start(t, args...)
 		s.expect("waiting for a primary")
+	}
+}
+
+func TestPrimaryExportsWhatTheSecondaryLacks(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	s := start(t, "secondary", "-image", b+".img", "-size", "4M", "-listen", b)
+	s.expect("waiting for a primary")
+	p := start(t, "primary", "-image", a+".img", "-size", "4M", "-secondary", b, "-listen", a)
+	p.expect("replication runs, epoch 0")
+	c, err := nbd.Dial(context.Background(), "unix", a, nbd.ClientConfig{Export: "disk", Contexts: []string{nbd.ContextDirty}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	dirty := func() (at []int64) {
+		for off := int64(0); off < c.Size(); {
+			err := c.Status(nbd.ContextDirty, off, c.Size()-off, func(n int64, flags uint32) bool {
+				if flags&nbd.StateDirty != 0 {
+					at = append(at, off, n)
+				}
+				off += n
+				return true
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		return at
+	}
+	if at := dirty(); at != nil {
+		t.Errorf("in step, it lacks %v", at)
+	}
+	p.say("failover")
+	p.expect("on alone")
+	write(t, c, 0x22, 1<<20)
+	if at := dirty(); !slices.Equal(at, []int64{1 << 20, 64 << 10}) {
+		t.Errorf("alone, after one write, it lacks %v", at)
+	}
+	p.say("reconnect")
+	p.expect("replication runs, epoch")
+	if at := dirty(); at != nil {
+		t.Errorf("in step again, it lacks %v", at)
 	}
 }
 

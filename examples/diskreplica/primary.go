@@ -52,7 +52,10 @@ func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer
 			return err
 		}
 		srv := nbd.NewServer(nbd.ServerConfig{})
-		if _, err := srv.Export(nbd.ExportConfig{Name: diskName, Disk: p.disk, MaxClients: 8, Description: "the primary's disk"}); err != nil {
+		if _, err := srv.Export(nbd.ExportConfig{
+			Name: diskName, Disk: p.disk, MaxClients: 8, Description: "the primary's disk",
+			Contexts: []nbd.Context{{Name: nbd.ContextDirty, Extents: p.disk.DirtyExtents}}, // what the secondary lacks
+		}); err != nil {
 			return errors.Join(err, ln.Close())
 		}
 		wg.Go(func() { srv.Serve(ctx, ln) })

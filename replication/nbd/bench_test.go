@@ -106,8 +106,13 @@ func qemuNBD(b *testing.B, path string) *nbd.Client {
 	ln.Close()
 	host, port, err := net.SplitHostPort(addr)
 	must(b, err)
-	background(b, require.QEMU, addr, "qemu-nbd", "-t", "-f", "raw", "-e", "4", "--cache=writeback", "-b", host, "-p", port, path)
+	background(b, require.QEMU, addr, "qemu-nbd", "-t", "-e", "4", "--cache=writeback", "-b", host, "-p", port, "--image-opts", unlocked(path))
 	return connect(b, addr)
+}
+
+// unlocked is how a QEMU is told of a raw image that somebody else has open too.
+func unlocked(path string) string {
+	return "driver=raw,file.driver=file,file.locking=off,file.filename=" + path
 }
 
 // ours serves a disk over TCP with this package, and returns a connection to

@@ -1,5 +1,6 @@
 // Package nbd serves disks to, and uses disks of, other hosts by the NBD
-// protocol: fixed newstyle negotiation, simple replies.
+// protocol: fixed newstyle negotiation, simple and structured replies, block
+// status.
 //
 // Most hosts want package colo/protect, which uses it; this one is for those who
 // replicate disks themselves, and for whoever needs an NBD server or client.
@@ -12,6 +13,14 @@
 // disk under the next generation, so that a primary that does not know yet
 // that it has been replaced is refused, rather than let write into the disk
 // of its successor.
+//
+// Extended headers are not spoken: they are for requests of more than 4 GiB, which
+// no guest makes and which a Mark would have to wait for, and peers that know them
+// fall back to structured replies. A Client refuses a read, a write or zeroes that
+// are no multiple of its server's minimum block with [ErrAlignment], since what it
+// would have to keep around them may be written by another connection; a guest
+// whose sectors are smaller than those of a disk wants a server in between that
+// has the disk to itself, as [Server] over a replication.File is.
 //
 // The protocol is that of doc/proto.md in github.com/NetworkBlockDevice/nbd;
 // "proto" in comments refers to it.

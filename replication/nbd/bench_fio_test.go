@@ -1,0 +1,171 @@
+package nbd_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/replication"
+	"github.com/gocolo/lockstep/replication/nbd"
+)
+
+// fioJobs are what guests do, as fio says it.
+var fioJobs = []struct {
+	name string
+	args []string
+	read bool
+}{
+	{"randwrite", []string{"--rw=randwrite", "--bs=4k"}, false},
+	{"randread", []string{"--rw=randread", "--bs=4k"}, true},
+	{"write64k", []string{"--rw=write", "--bs=64k"}, false},
+	{"fsync8", []string{"--rw=randwrite", "--bs=4k", "--fsync=8"}, false},
+}
+
+// fioRun is what fio has measured.
+type fioRun struct {
+	IOPS float64 `json:"iops"`
+	Clat struct {
+		Percentile map[string]float64 `json:"percentile"` // ns
+	} `json:"clat_ns"`
+}
+
+// fio runs a job for a second against the disk that is served at a socket.
+func fio(b *testing.B, socket string, args []string) (run fioRun) {
+	b.Helper()
+	args = append([]string{"--name=j", "--ioengine=nbd", "--uri=nbd+unix:///?socket=" + socket, "--iodepth=16",
+		"--time_based", "--runtime=1", "--output-format=json"}, args...)
+	out, err := exec.Command(require.Program(b, require.NBD, "fio"), args...).Output()
+	if err != nil {
+		b.Fatalf("fio: %v: %s", err, out)
+	}
+	out = out[max(bytes.IndexByte(out, '{'), 0):] // after what it has to say else
+	var all struct {
+		Jobs []struct{ Read, Write fioRun }
+	}
+	must(b, json.Unmarshal(out, &all))
+	if run = all.Jobs[0].Write; all.Jobs[0].Read.IOPS > 0 {
+		run = all.Jobs[0].Read
+	}
+	return run
+}
+
+// compareFio runs a job against ours and theirs by turns, and reports the ratios
+// of the best of each: what else runs on the machine only takes away.
+func compareFio(b *testing.B, args []string, ours, theirs string) {
+	b.Helper()
+	var iops, p99 [2][]float64
+	for b.Loop() {
+		for i, socket := range []string{ours, theirs} {
+			r := fio(b, socket, args)
+			iops[i], p99[i] = append(iops[i], r.IOPS), append(p99[i], r.Clat.Percentile["99.000000"])
+		}
+	}
+	b.ReportMetric(slices.Max(iops[0])/slices.Max(iops[1]), "ratio")
+	b.ReportMetric(slices.Min(p99[0])/slices.Min(p99[1]), "p99-ratio")
+	b.ReportMetric(slices.Max(iops[0]), "ours-IOPS")
+	b.ReportMetric(slices.Max(iops[1]), "theirs-IOPS")
+}
+
+// fioServe serves a disk at a socket.
+func fioServe(b *testing.B, d nbd.Disk) string {
+	b.Helper()
+	srv := nbd.NewServer(nbd.ServerConfig{})
+	_, err := srv.Export(nbd.ExportConfig{Disk: d})
+	must(b, err)
+	return serveAt(b, srv, filepath.Join(b.TempDir(), "s"))
+}
+
+// BenchmarkFioPromoted is fio on a disk of a guest that has taken over, beside
+// qemu-nbd with the same file:
+//
+//	go test -run - -bench FioPromoted -benchtime 5x ./replication/nbd
+func BenchmarkFioPromoted(b *testing.B) {
+	ctx := context.Background()
+	d, path := benchFile(b, "disk")
+	s, err := replication.NewSecondary(d, replication.SecondaryConfig{})
+	must(b, err)
+	must(b, s.Start(ctx))
+	must(b, s.Stop(ctx, true))
+	theirs := filepath.Join(b.TempDir(), "qemu")
+	background(b, require.QEMU, theirs, "qemu-nbd", "-t", "-e", "4", "--cache=writeback", "-k", theirs, "--image-opts", unlocked(path))
+	ours := fioServe(b, s)
+	for _, j := range fioJobs {
+		b.Run(j.name, func(b *testing.B) { compareFio(b, j.args, ours, theirs) })
+	}
+}
+
+// BenchmarkFioPrimary is fio on a protected primary with ten checkpoints a second,
+// whose secondary's disk is in memory where there is /dev/shm, beside the bare
+// remote disk: what the guest writes goes to the same kind of server, one hop
+// further, with a disk like the primary's own, and is answered when that has
+// answered. fio reaches both by the same server. Both hosts share this one's
+// processors, so that what a primary's secondary does is taken from the guest, which
+// it is not where they are two.
+func BenchmarkFioPrimary(b *testing.B) {
+	ctx := context.Background()
+	dir, err := os.MkdirTemp("/dev/shm", "lockstep")
+	if err != nil {
+		dir = b.TempDir()
+	} else {
+		b.Cleanup(func() { os.RemoveAll(dir) })
+	}
+	remote, err := replication.CreateFile(filepath.Join(dir, "secondary"), benchSize)
+	must(b, err)
+	b.Cleanup(func() { remote.Close() })
+	client := func(d nbd.Disk) *nbd.Client {
+		c, err := nbd.Dial(ctx, "unix", fioServe(b, d), nbd.ClientConfig{})
+		must(b, err)
+		b.Cleanup(func() { c.Close() })
+		return c
+	}
+	local, _ := benchFile(b, "local")
+	s, err := replication.NewSecondary(remote, replication.SecondaryConfig{})
+	must(b, err)
+	must(b, s.Start(ctx))
+	p, err := replication.NewPrimary(local, replication.PrimaryConfig{InSync: true})
+	must(b, err)
+	must(b, p.Attach(client(s.Export())))
+	must(b, p.Start(ctx))
+	run, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { p.Run(run) })
+	wg.Go(func() {
+		tick := time.NewTicker(100 * time.Millisecond)
+		defer tick.Stop()
+		for epoch := uint64(1); ; epoch++ {
+			select {
+			case <-tick.C:
+			case <-run.Done():
+				return
+			}
+			err := p.Mark(ctx, epoch)
+			if err == nil {
+				err = s.Checkpoint(ctx, epoch)
+			}
+			if err == nil {
+				err = p.Loaded(ctx, epoch)
+			}
+			if err != nil {
+				b.Error(fmt.Errorf("checkpoint %d: %w", epoch, err))
+				return
+			}
+		}
+	})
+	b.Cleanup(func() { cancel(); wg.Wait(); p.Stop(ctx, true) })
+	bare, _ := benchFile(b, "bare")
+	ours, theirs := fioServe(b, p), fioServe(b, client(bare))
+	for _, j := range fioJobs {
+		if !j.read {
+			b.Run(j.name, func(b *testing.B) { compareFio(b, j.args, ours, theirs) })
+		}
+	}
+}

@@ -1,0 +1,73 @@
+package replication
+
+import (
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// A write of the secondary's guest for which the active overlay has no room
+// waits, without a lock, for the checkpoint that empties it. It cannot wait while
+// the guest is being paused, which may be for that very checkpoint, or because
+// the primary is lost: a vCPU that waits in a write would keep the guest from
+// standing still. For what is waiting then, an eighth of the overlay is spare.
+
+// minSpare is the smallest bound, in slots, of which some are kept.
+const minSpare = 64
+
+// keepSpare keeps an eighth of an overlay for those who cannot wait, unless it has
+// room for a whole disk of size bytes.
+func (o *overlay) keepSpare(size int64) {
+	b0, b1 := blockRange(0, size)
+	if o.max >= minSpare && !o.fits(b0, b1, true) {
+		o.spare = o.max / 8
+	}
+}
+
+func (c *SecondaryConfig) fullTimeout() time.Duration {
+	if c.FullTimeout == 0 && c.Events != nil {
+		return defaultTimeout
+	}
+	return c.FullTimeout
+}
+
+// awaitCheckpoint returns when it is worth trying again to write [off, off+n), of
+// which the overlay holds slots if withSlots; or ErrFenced, or err if there will
+// be no room in time. until is when the write has waited long enough; the zero
+// time: it begins to. The caller holds no lock.
+func (s *Secondary) awaitCheckpoint(freed <-chan struct{}, off, n int64, withSlots bool, until *time.Time, err error) error {
+	b0, b1 := blockRange(off, n)
+	timeout := s.cfg.fullTimeout()
+	if timeout <= 0 || s.active.urgent.Load() || !s.active.fits(b0, b1, withSlots) {
+		return err
+	}
+	if until.IsZero() {
+		*until = time.Now().Add(timeout)
+		s.cfg.Events.Publish(event.DiskOverlayFull{
+			Mode: event.ModeSecondary, Disk: s.cfg.Name, Overlay: s.active.name, Epoch: s.Epoch(),
+			Bytes: s.active.usedBytes(), Bound: int64(s.active.max) * BlockSize,
+		})
+	}
+	t := time.NewTimer(time.Until(*until))
+	defer t.Stop()
+	select {
+	case <-freed:
+		return nil
+	case <-s.gate.fenced:
+		return ErrFenced
+	case <-t.C:
+		return err
+	}
+}
+
+// Drain implements [Drainer]: writes that wait for a checkpoint are made in what
+// the active overlay has to spare, and those for which that is too little get
+// ErrFull, as do all until the next Checkpoint or the end of the run.
+func (s *Secondary) Drain() {
+	s.active.urgent.Store(true)
+	s.full.free()
+}
+
+// Cut implements [Cutter]: a Secondary's guest waits for the primary in nothing but
+// a checkpoint that makes room, so it is Drain.
+func (s *Secondary) Cut() { s.Drain() }
