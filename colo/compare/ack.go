@@ -1,8 +1,6 @@
 package compare
 
 import (
-	"encoding/binary"
-
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
@@ -138,38 +136,12 @@ func (c *conn) lacks() bool {
 // ackOf returns an acknowledgment that says what p, which has more in it, says of
 // the peer's data.
 func (e *Engine) ackOf(c *conn, p *pkt) *pkt {
-	whole := p.Data
-	vnet := p.VNetHdr
-	p.Data = p.Data[:vnet+p.dat] // in the way that the pool copies
-	q := e.pool.copy(p)
-	p.Data = whole
-	q.owner, q.age = c, c.age
+	seq := p.end
+	if p.flags&packet.FIN != 0 {
+		seq++
+	}
+	q := e.cut(c, p, p.dat, p.dat, seq, packet.ACK)
 	e.ids++
 	q.id = e.ids
-	clear(q.Data[:vnet]) // neither is it to be cut nor is its checksum to be finished
-	f := q.Packet.Frame
-	size := q.dat - q.L3
-	if q.Kind == packet.IP4 {
-		h := f[q.L3:q.L4]
-		binary.BigEndian.PutUint16(h[2:], uint16(size))
-		binary.BigEndian.PutUint16(h[10:], 0)
-		binary.BigEndian.PutUint16(h[10:], packet.Checksum(h))
-	} else {
-		binary.BigEndian.PutUint16(f[q.L3+4:], uint16(size-packet.IPv6Len))
-	}
-	if q.Link.PPPoE {
-		binary.BigEndian.PutUint16(f[q.L3-4:], uint16(size+2))
-	}
-	q.End = q.dat
-	q.seq = p.end
-	if p.flags&packet.FIN != 0 {
-		q.seq++
-	}
-	q.end, q.ok, q.flags = q.seq, q.seq, packet.ACK
-	h := packet.TCP(f[q.L4:q.End])
-	h.SetSeq(q.seq)
-	h[13] = packet.ACK
-	binary.BigEndian.PutUint16(h[18:], 0) // nothing is urgent
-	h.SetChecksum(q.TCPChecksum())
 	return q
 }

@@ -88,6 +88,9 @@ type Config struct {
 	// that acknowledgments without data are merged. Where the window's scale is not
 	// known, because the engine has not seen the connection begin, segments wait as
 	// PatientAcks says.
+	//
+	// It also lets the covered part of a segment leave by itself when the secondary's
+	// guest repeats it. Both make packets, so more may leave than were given.
 	LowerAcks bool
 
 	// Adaptive sets a flow apart whose guests never agree, because what they say is

@@ -29,6 +29,7 @@ type connKey struct {
 // in front.
 type conn struct {
 	key     connKey
+	hash    uint64    // of key
 	loner   side      // one side's guest only has sent anything; see ports.go
 	apart   bool      // not compared at present; changes at a divergence and at a mark
 	blind   bool      // nothing leaves before a checkpoint: a mark ends it
@@ -92,13 +93,14 @@ func (e *Engine) conn(p *pkt, k *connKey, now time.Time) *conn {
 	if k.kind != kindClaim {
 		p.Key(&k.Key)
 	}
-	if c := e.lastConn; c != nil && c.key == *k {
+	if c := e.lastConn; c != nil && c.key.is(k) {
 		c.used = now
 		return c
 	}
-	c := e.conns[*k]
+	h := e.conns.hash(k)
+	c := e.conns.find(h, k)
 	if c == nil {
-		if len(e.conns) >= e.cfg.MaxConns && !e.evict() {
+		if e.conns.n >= e.cfg.MaxConns && !e.evict() {
 			// What is not looked at may begin a connection, so whatever seems to be
 			// new in this epoch may not be.
 			e.crowded = true
@@ -106,11 +108,11 @@ func (e *Engine) conn(p *pkt, k *connKey, now time.Time) *conn {
 		}
 		if c = e.spare; c != nil {
 			e.spare = c.older
-			*c = conn{key: *k, p: c.p, s: c.s}
+			*c = conn{key: *k, hash: h, p: c.p, s: c.s}
 		} else {
-			c = &conn{key: *k}
+			c = &conn{key: *k, hash: h}
 		}
-		e.conns[*k] = c
+		e.conns.add(c)
 		c.used = now
 		c.blind, c.tcp.said.past = e.crowded, e.crowded
 		e.front(c)
@@ -172,7 +174,7 @@ func (e *Engine) forget(c *conn) {
 	if c.apart {
 		e.aparts--
 	}
-	delete(e.conns, c.key)
+	e.conns.remove(c)
 	e.unlink(c)
 	if e.lastConn == c {
 		e.lastConn = nil

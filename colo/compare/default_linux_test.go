@@ -8,7 +8,10 @@ import (
 	"time"
 )
 
-var stackRuns = flag.Int("stacks.runs", 1, "how often each transfer between kernel stacks is made")
+var (
+	stackRuns  = flag.Int("stacks.runs", 1, "how often each transfer between kernel stacks is made")
+	stackFirst = flag.Int("stacks.first", 0, "the number of the first run, which decides what is lost")
+)
 
 // The guests' stacks have the kernel's default buffers. One that is short of room
 // drops input that the other has taken, at any time, so the secondary's is behind
@@ -22,7 +25,7 @@ func TestTransfersBetweenStacksWithDefaultBuffersNeverStall(t *testing.T) {
 		} {
 			for run := range *stackRuns {
 				t.Run(fmt.Sprintf("%s/lost=%v/%d", way, loss, run), func(t *testing.T) {
-					seed := uint64(2 * run)
+					seed := uint64(2 * (run + *stackFirst))
 					w := newWorldOver(t, func(l *link) {
 						seed++
 						l.loss, l.dup, l.late, l.rng = loss, 0, 0, newLink(seed, nil).rng

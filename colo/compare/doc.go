@@ -52,6 +52,10 @@
 // has dropped input is behind until the peer sends it again, and the peer does
 // so only because nobody has told it that it need not.
 //
+// With LowerAcks, too, what the secondary's guest has said of a segment leaves by
+// itself when that guest says it again: it has no room to say the rest before that
+// is acknowledged.
+//
 // # Epochs
 //
 // The pause of a checkpoint is the mark between one epoch and the next. What the

@@ -22,7 +22,7 @@ type Engine struct {
 	cfg    Config
 	strict *strict // Strict: everything is done there
 
-	conns    map[connKey]*conn
+	conns    index
 	newest   *conn // all connections, by the time of their last packet
 	oldest   *conn
 	spare    *conn // forgotten ones, for reuse
@@ -76,7 +76,7 @@ type marked struct {
 func NewEngine(cfg Config) *Engine {
 	cfg = cfg.withDefaults()
 	e := &Engine{
-		cfg: cfg, conns: make(map[connKey]*conn),
+		cfg: cfg, conns: newIndex(),
 		loners: make(map[connKey]loners), services: make(map[serviceKey]*service),
 	}
 	if cfg.Strict {
@@ -301,7 +301,7 @@ func (e *Engine) Stats() Stats {
 		return e.strict.stats()
 	}
 	s := e.stats
-	s.Conns = len(e.conns)
+	s.Conns = e.conns.n
 	s.HeldBytes = e.pool.bytes
 	s.Apart = e.aparts
 	s.Held = len(e.marked) + e.sidelined.len()

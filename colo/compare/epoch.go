@@ -134,7 +134,7 @@ func (e *Engine) ownerOf(p *pkt) *conn {
 	}
 	k := connKey{kind: kindSegment}
 	p.Key(&k.Key)
-	return e.conns[k]
+	return e.conns.find(e.conns.hash(&k), &k)
 }
 
 // SecondaryMark says that the secondary's packets from now on belong to the
@@ -223,7 +223,7 @@ func (e *Engine) Failover() Result {
 		}
 		if told := c.tcp.told; told.scaled {
 			e.unlist(c)
-			*c = conn{key: c.key, newer: c.newer, older: c.older, used: c.used, p: c.p, s: c.s}
+			*c = conn{key: c.key, hash: c.hash, newer: c.newer, older: c.older, used: c.used, p: c.p, s: c.s}
 			c.tcp.told = toldOf(&told)
 		} else {
 			e.forget(c)

@@ -268,7 +268,7 @@ func (e *Engine) Inbound(f Frame) (changed bool) {
 	var k connKey
 	p.Key(&k.Key)
 	k.Key, k.kind = k.Reverse(), kindSegment
-	c := e.conns[k]
+	c := e.conns.find(e.conns.hash(&k), &k)
 	if c == nil {
 		return false
 	}

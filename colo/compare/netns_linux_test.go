@@ -20,6 +20,7 @@ import (
 	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/filter/tap"
+	"github.com/gocolo/lockstep/internal/packet"
 	"github.com/gocolo/lockstep/internal/require"
 )
 
@@ -37,7 +38,7 @@ const (
 
 // newHost makes a host that lives in a thread of this process. It knows its
 // neighbour: the guests' own questions for it would be a matter of chance.
-func newHost(t *testing.T, guest bool) *host {
+func newHost(t *testing.T, guest bool, dev tap.Config) *host {
 	t.Helper()
 	require.Outside(t, require.NetNS)
 	h := &host{do: make(chan func())}
@@ -62,9 +63,10 @@ func newHost(t *testing.T, guest bool) *host {
 	if guest {
 		me4, me6, mac, you4, you6, yours = guest4, guest6, guestMAC, client4, client6, clientMAC
 	}
+	dev.Name = "net0"
 	ip := require.Program(t, require.NetNS, "ip")
 	h.in(t, func() (err error) {
-		if h.Device, err = tap.Open(tap.Config{Name: "net0"}); err != nil {
+		if h.Device, err = tap.Open(dev); err != nil {
 			return err
 		}
 		t.Cleanup(func() { h.Close() })
@@ -103,7 +105,7 @@ type nic struct{ *tap.Device }
 func (n nic) ReadPacket() ([]byte, error) {
 	for {
 		p, err := n.Device.ReadPacket()
-		if err != nil || p[0]&1 == 0 {
+		if err != nil || p[n.VNetHdrLen()]&1 == 0 {
 			return p, err
 		}
 	}
@@ -122,6 +124,9 @@ type link struct {
 	wake chan struct{}
 
 	lost, doubled, overtaken int
+
+	vnet             int // as the world's
+	longest, partial int
 }
 
 type delayed struct {
@@ -157,6 +162,10 @@ func newLink(seed uint64, out func(p []byte)) *link {
 func (l *link) WritePacket(p []byte) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.longest = max(l.longest, len(p))
+	if h := packet.VNetOf(p, l.vnet); h != nil && h.Flags()&packet.VNetNeedsCsum != 0 {
+		l.partial++
+	}
 	if l.rng.Float64() < l.loss {
 		l.lost++
 		return nil
@@ -242,6 +251,8 @@ type world struct {
 	chain *filter.Chain // of the secondary
 	rew   *filter.Rewriter
 
+	vnet int // bytes of virtio-net header before each frame
+
 	cut     atomic.Bool
 	drops   atomic.Int64 // of so many packets to the secondary's guest one is dropped; 0: none
 	given   atomic.Int64
@@ -263,8 +274,38 @@ func newWorld(t *testing.T) *world {
 // newWorldOver is newWorld with other links.
 func newWorldOver(t *testing.T, change func(*link)) *world {
 	t.Helper()
-	w := &world{client: newHost(t, false), primary: newHost(t, true), secondary: newHost(t, true)}
-	w.up, w.down = newLink(1, w.arrive), newLink(2, func(p []byte) { w.client.WritePacket(p) })
+	return newWorldOf(t, tap.Config{}, 0, change)
+}
+
+// newWorldOf is newWorldOver with other interfaces. The clock of the secondary's
+// stack is ahead of the primary's, in units of a timestamp.
+func newWorldOf(t *testing.T, dev tap.Config, ahead uint32, change func(*link)) *world {
+	t.Helper()
+	w := &world{client: newHost(t, false, dev), primary: newHost(t, true, dev), secondary: newHost(t, true, dev), vnet: dev.VNetHdrLen}
+	w.up, w.down = newLink(1, w.arrive), newLink(2, func(p []byte) {
+		finish(p, w.vnet)
+		w.client.WritePacket(p)
+	})
+	t.Cleanup(func() {
+		if t.Failed() {
+			s, queued := w.cmp.Stats()
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			t.Logf("%+v; %d packets wait to leave; reasons %v, problems %q; frames lost: %d, %d, %d", s, queued,
+				w.reasons[:min(len(w.reasons), 10)], w.problems[:min(len(w.problems), 10)],
+				w.client.Lost(), w.primary.Lost(), w.secondary.Lost())
+			t.Logf("rewriter: %+v", w.rewritten())
+			for name, h := range map[string]*host{"client": w.client, "primary": w.primary, "secondary": w.secondary} {
+				h.in(t, func() error {
+					sockets, _ := exec.Command("ss", "-tinmo").CombinedOutput() // where there is one
+					counts, _ := exec.Command("nstat", "-as").CombinedOutput()
+					t.Logf("%s: %s%s", name, sockets, counts)
+					return nil
+				})
+			}
+		}
+	})
+	w.up.vnet, w.down.vnet = w.vnet, w.vnet
 	change(w.up)
 	change(w.down)
 	mirrored, mirror := socketpair(t)
@@ -283,7 +324,10 @@ func newWorldOver(t *testing.T, change func(*link)) *world {
 	}
 	out := filter.NewOutbox(64 << 20)
 	out.Lost = func() { w.problem("the mirror lost a packet") }
-	w.toStack = &filter.Chain{Deliver: func(_ filter.Direction, f filter.Frame) error { return w.primary.WritePacket(f.Data) }}
+	w.toStack = &filter.Chain{Deliver: func(_ filter.Direction, f filter.Frame) error {
+		finish(f.Data, w.vnet)
+		return w.primary.WritePacket(f.Data)
+	}}
 	w.insert(t, w.toStack, filter.Entry{ID: "m0", Filter: filter.Mirror{Out: out}, Queue: filter.QueueTX})
 
 	// The secondary.
@@ -296,6 +340,8 @@ func newWorldOver(t *testing.T, change func(*link)) *world {
 			if n := w.drops.Load(); n > 0 && w.given.Add(1)%n == 0 {
 				return nil // its ring is full
 			}
+			retime(f.Data, w.vnet, 0, -ahead)
+			finish(f.Data, w.vnet)
 			return w.secondary.WritePacket(f.Data)
 		}
 		return w.down.WritePacket(f.Data)
@@ -315,7 +361,9 @@ func newWorldOver(t *testing.T, change func(*link)) *world {
 	primary, ending := context.WithCancel(ctx)
 	w.ending = ending
 	var wg sync.WaitGroup
-	marks := func(on func(uint64) error) filter.ConnConfig { return filter.ConnConfig{Marks: true, OnMark: on} }
+	marks := func(on func(uint64) error) filter.ConnConfig {
+		return filter.ConnConfig{Marks: true, OnMark: on, VNetHdr: w.vnet > 0, VNetHdrLen: w.vnet}
+	}
 	wg.Go(func() { out.Run(primary, filter.NewConn(mirror, marks(nil))) })
 	wg.Go(func() {
 		in.Run(ctx, filter.NewConn(mirrored, marks(in.Mark)), func(f filter.Frame) error {
@@ -328,7 +376,10 @@ func newWorldOver(t *testing.T, change func(*link)) *world {
 	wg.Go(func() { w.cmp.ServePrimary(primary, nic{w.primary.Device}) })
 	wg.Go(func() { w.cmp.Run(primary, w.down) })
 	wg.Go(func() {
-		serveStack(w.secondary, func(p []byte) { w.chain.Send(filter.FromGuest, filter.Frame{Data: p}) })
+		serveStack(w.secondary, func(p []byte) {
+			retime(p, w.vnet, ahead, 0)
+			w.chain.Send(filter.FromGuest, filter.Frame{Data: p, VNetHdr: w.vnet})
+		})
 	})
 	wg.Go(func() { serveStack(w.client, func(p []byte) { w.up.WritePacket(p) }) })
 	wg.Go(func() { w.up.run(ctx) })
@@ -379,10 +430,10 @@ func (w *world) arrive(p []byte) {
 		return
 	}
 	if w.cut.Load() {
-		w.chain.Send(filter.ToGuest, filter.Frame{Data: p})
+		w.chain.Send(filter.ToGuest, filter.Frame{Data: p, VNetHdr: w.vnet})
 		return
 	}
-	w.toStack.Send(filter.ToGuest, filter.Frame{Data: w.cmp.Inbound(p, 0)})
+	w.toStack.Send(filter.ToGuest, filter.Frame{Data: w.cmp.Inbound(p, w.vnet), VNetHdr: w.vnet})
 }
 
 // cutOff takes the primary away, with its guest, its comparison and all that

@@ -146,9 +146,13 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 	if len(p.data()) > 0 && !(t.cover.agreed && !t.cover.ahead(p.end)) && !c.blind && !c.apart {
 		if c.p.len() > 0 {
 			// The queue may be satisfied with p as it is, without a copy.
+			again := c.repeats(p)
 			c.s.bySeq(p)
 			e.advance(c, true)
 			e.keep(c, p)
+			if again {
+				e.part(c)
+			}
 			return
 		}
 		c.s.bySeq(e.hold(c, p))

@@ -45,8 +45,14 @@ func (e *Engine) tickAll() {
 			continue
 		}
 		if late(&c.p, nil) || late(&c.s, &c.tcp.cover) || c.tcp.late(e.now, e.cfg.Timeout) || c.lacks() && e.now.Sub(c.owed.at) > e.cfg.Timeout {
+			flow := flowOf(&c.key.Key)
 			if expired = true; !e.res.Diverged {
-				e.res.Flow = flowOf(&c.key.Key)
+				e.res.Flow = flow
+			}
+			if !c.diverged { // a guest that says nothing does not agree either
+				c.diverged = true
+				e.note(Note{Kind: NoteDiverged, Flow: flow, Reason: ReasonTimeout})
+				e.strike(c, ReasonTimeout)
 			}
 		}
 	}
@@ -102,7 +108,7 @@ func (e *Engine) Deadline() time.Time {
 	switch {
 	case e.strict != nil:
 		return e.strict.scan
-	case len(e.conns) == 0 && e.sidelined.len() == 0, e.passing:
+	case e.conns.n == 0 && e.sidelined.len() == 0, e.passing:
 		return time.Time{}
 	case !e.soon.IsZero() && e.soon.Before(e.scan):
 		return e.soon

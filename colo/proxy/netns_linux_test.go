@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -21,6 +22,7 @@ import (
 	"github.com/gocolo/lockstep/colo/filter/tap"
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/packet"
 	"github.com/gocolo/lockstep/internal/require"
 )
 
@@ -31,8 +33,9 @@ import (
 
 const (
 	guestMAC, clientMAC = "52:54:00:00:00:01", "52:54:00:00:00:02"
-	guestIP, clientIP   = "10.9.0.1", "10.9.0.2"
-	serverPort          = ":7000"
+	guest4, client4     = "10.9.0.1", "10.9.0.2"
+	guest6, client6     = "fd09::1", "fd09::2"
+	serverPort          = "7000"
 )
 
 // A stack is a network namespace with one interface, whose other end is ours.
@@ -42,7 +45,7 @@ type stack struct {
 }
 
 // newStack makes one that lives in a thread of this process.
-func newStack(t *testing.T, ip, mac, otherIP, otherMAC string) *stack {
+func newStack(t *testing.T, guest bool, dev tap.Config) *stack {
 	t.Helper()
 	require.Outside(t, require.NetNS)
 	s := &stack{do: make(chan func())}
@@ -63,19 +66,27 @@ func newStack(t *testing.T, ip, mac, otherIP, otherMAC string) *stack {
 	}
 	t.Cleanup(thread.Wait)
 	t.Cleanup(func() { close(s.do) })
+	dev.Name = "net0"
+	me4, me6, mac, you4, you6, yours := client4, client6, clientMAC, guest4, guest6, guestMAC
+	if guest {
+		me4, me6, mac, you4, you6, yours = guest4, guest6, guestMAC, client4, client6, clientMAC
+	}
 	program := require.Program(t, require.NetNS, "ip")
 	s.in(t, func() (err error) {
-		if s.Device, err = tap.Open(tap.Config{Name: "net0"}); err != nil {
+		if s.Device, err = tap.Open(dev); err != nil {
 			return err
 		}
 		t.Cleanup(func() { s.Close() })
 		cmd := exec.Command(program, "-batch", "-")
 		cmd.Stdin = strings.NewReader(fmt.Sprintf(`
+			link set lo up
 			link set net0 address %s txqueuelen 20000 addrgenmode none
 			link set net0 up
 			address add %s/24 dev net0
+			address add %s/64 dev net0 nodad
 			neighbour replace %s lladdr %s dev net0 nud permanent
-		`, mac, ip, otherIP, otherMAC))
+			neighbour replace %s lladdr %s dev net0 nud permanent
+		`, mac, me4, me6, you4, yours, you6, yours))
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
@@ -101,7 +112,7 @@ func (s *stack) read(fn func(p []byte)) {
 		if err != nil {
 			return
 		}
-		if p[0]&1 == 0 { // no multicast
+		if p[s.VNetHdrLen()]&1 == 0 { // no multicast
 			fn(p)
 		}
 	}
@@ -161,7 +172,7 @@ func (s *switched) WritePacket(p []byte) error {
 		return net.ErrClosed
 	default:
 		s.left.Add(1)
-		return s.client.Device.WritePacket(p)
+		return s.client.Device.WritePacket(complete(p, s.client.VNetHdrLen()))
 	}
 }
 
@@ -172,97 +183,188 @@ type running struct{}
 func (running) Pause(context.Context) error  { return nil }
 func (running) Resume(context.Context) error { return nil }
 
+// The guests leave checksums and the cutting of segments to their device, or not,
+// and the clocks of their stacks differ.
 func TestAConnectionOfTheKernelsTCPOutlivesThePrimary(t *testing.T) {
-	for _, way := range []string{"down", "up"} {
-		t.Run(way, func(t *testing.T) { outlive(t, way) })
+	for _, dev := range []tap.Config{{}, {VNetHdrLen: 12, Offload: tap.OffloadTCP}} {
+		for _, addr := range []string{guest4, guest6} {
+			for _, way := range []string{"down", "up"} {
+				t.Run(fmt.Sprintf("header=%d/%s/%s", dev.VNetHdrLen, addr, way), func(t *testing.T) { outlive(t, dev, addr, way) })
+			}
+		}
 	}
 }
 
-func outlive(t *testing.T, way string) {
-	client := newStack(t, clientIP, clientMAC, guestIP, guestMAC)
-	guests := [2]*stack{}
-	for i := range guests {
-		guests[i] = newStack(t, guestIP, guestMAC, clientIP, clientMAC)
+// complete completes the checksum of a frame that enters a stack, which would not look
+// at one that is partial.
+func complete(frame []byte, vnet int) []byte {
+	frame = bytes.Clone(frame)
+	if h := packet.VNetOf(frame, vnet); h != nil && h.Complete(frame[vnet:]) {
+		h[0] &^= packet.VNetNeedsCsum
 	}
-	var mu sync.Mutex
-	var asked []event.Cause
-	const limit = 256 << 20
-	pc := proxy.PrimaryConfig{VM: running{}, Deliver: guests[0].WritePacket, Limit: limit, Mirror: 64 << 20,
-		RequestCheckpoint: func(c event.Cause) { mu.Lock(); asked = append(asked, c); mu.Unlock() }}
-	pc.Compare.MaxQueue, pc.Compare.Timeout = 1<<14, time.Minute
-	p := proxy.NewPrimary(pc)
-	s := proxy.NewSecondary(proxy.SecondaryConfig{VM: running{}, Deliver: guests[1].WritePacket, Limit: limit, Outbox: 64 << 20})
-	ports := [2]*switched{}
-	for i := range ports {
-		ports[i] = &switched{in: make(chan []byte, 1<<14), closed: make(chan struct{}), client: client}
-	}
+	return frame
+}
 
+// retime adds to the timestamp of a segment and to its echo.
+func retime(frame []byte, vnet int, value, echo uint32) []byte {
+	var p packet.Packet
+	frame = bytes.Clone(frame)
+	if p.ParseVNet(frame, vnet); !p.IsTCP() {
+		return frame
+	}
+	h := p.TCP()
+	for opts := h.Options(); ; {
+		kind, data, rest, ok := packet.NextOption(opts)
+		if !ok {
+			break
+		}
+		if kind == packet.OptTimestamps && len(data) == 8 {
+			binary.BigEndian.PutUint32(data, binary.BigEndian.Uint32(data)+value)
+			if h.Flags()&packet.ACK != 0 {
+				binary.BigEndian.PutUint32(data[4:], binary.BigEndian.Uint32(data[4:])+echo)
+			}
+		}
+		opts = rest
+	}
+	if !packet.VNetOf(frame, vnet).PartialChecksum(&p, packet.TCPChecksumAt) {
+		h.SetChecksum(p.TCPChecksum())
+	}
+	return frame
+}
+
+// A kernelPair is two guests that are the kernel's stacks, with a server each, and a
+// client's stack on the network of both hosts.
+type kernelPair struct {
+	t      *testing.T
+	ctx    context.Context
+	client *stack
+	guests [2]*stack
+	ports  [2]*switched
+	p      *proxy.Primary
+	s      *proxy.Secondary
+	active atomic.Int32       // the port at which the guest is
+	die    context.CancelFunc // ends the primary's host
+}
+
+// newKernelPair makes a pair in epoch 0. serve is given each connection of a server of
+// one of the guests, and is to end with it.
+func newKernelPair(t *testing.T, dev tap.Config, change func(*proxy.PrimaryConfig, *proxy.SecondaryConfig), serve func(guest int, c net.Conn)) *kernelPair {
+	t.Helper()
+	const ahead = 1<<31 + 12345 // the clock of the secondary's guest
+	vnet := dev.VNetHdrLen
+	k := &kernelPair{t: t, client: newStack(t, false, dev), guests: [2]*stack{newStack(t, true, dev), newStack(t, true, dev)}}
+	deliver := func(i int) func([]byte) error {
+		return func(p []byte) error {
+			if i == 1 {
+				p = retime(p, vnet, 0, 1<<32-ahead)
+			}
+			return k.guests[i].WritePacket(complete(p, vnet))
+		}
+	}
+	const limit = 256 << 20
+	pc := proxy.PrimaryConfig{VM: running{}, Deliver: deliver(0), Limit: limit, Mirror: 64 << 20, VNetHdr: vnet}
+	pc.Compare.MaxQueue, pc.Compare.Timeout = 1<<14, time.Minute
+	sc := proxy.SecondaryConfig{VM: running{}, Deliver: deliver(1), Limit: limit, Outbox: 64 << 20, VNetHdr: vnet}
+	change(&pc, &sc)
+	k.p, k.s = proxy.NewPrimary(pc), proxy.NewSecondary(sc)
+	for i := range k.ports {
+		k.ports[i] = &switched{in: make(chan []byte, 1<<14), closed: make(chan struct{}), client: k.client}
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	host, die := context.WithCancel(ctx) // the primary's
-	defer die()
+	k.ctx, k.die = ctx, die
 	var group sync.WaitGroup
+	var listeners []net.Listener
+	t.Cleanup(func() {
+		cancel()
+		for _, l := range listeners {
+			l.Close()
+		}
+		for _, st := range []*stack{k.client, k.guests[0], k.guests[1]} {
+			st.Close()
+		}
+		group.Wait()
+	})
 	a, b := net.Pipe()
-	group.Go(func() { p.Serve(host, a) })
-	group.Go(func() { s.Serve(ctx, b) })
-	group.Go(func() { p.Run(host, ports[0]) })
-	group.Go(func() { s.Run(ctx, ports[1]) })
-	var active atomic.Int32
+	group.Go(func() { k.p.Serve(host, a) })
+	group.Go(func() { k.s.Serve(ctx, b) })
+	group.Go(func() { k.p.Run(host, k.ports[0]) })
+	group.Go(func() { k.s.Run(ctx, k.ports[1]) })
 	group.Go(func() {
-		client.read(func(packet []byte) {
+		k.client.read(func(packet []byte) {
 			select {
-			case ports[active.Load()].in <- bytes.Clone(packet):
+			case k.ports[k.active.Load()].in <- bytes.Clone(packet):
 			default: // a switch has only so much room
 			}
 		})
 	})
-	for i, write := range []func([]byte) error{p.WritePacket, s.WritePacket} {
+	for i, write := range []func([]byte) error{k.p.WritePacket, k.s.WritePacket} {
 		group.Go(func() {
-			guests[i].read(func(packet []byte) {
+			k.guests[i].read(func(packet []byte) {
+				if i == 1 {
+					packet = retime(packet, vnet, ahead, 0)
+				}
 				if err := write(packet); err != nil && !(i == 0 && host.Err() != nil) {
 					t.Errorf("guest %d: %v", i, err)
 				}
 			})
 		})
 		var l net.Listener
-		guests[i].in(t, func() (err error) { l, err = net.Listen("tcp", serverPort); return err })
+		k.guests[i].in(t, func() (err error) { l, err = net.Listen("tcp", ":"+serverPort); return err })
 		group.Go(func() {
-			if c, err := l.Accept(); err == nil {
-				group.Go(func() { <-ctx.Done(); c.Close() })
-				serve(c)
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					return
+				}
+				closed := context.AfterFunc(ctx, func() { c.Close() })
+				group.Go(func() { defer closed(); serve(i, c) })
 			}
 		})
-		defer l.Close()
+		listeners = append(listeners, l)
 	}
-	defer group.Wait()
-	defer func() {
-		cancel()
-		for _, st := range []*stack{client, guests[0], guests[1]} {
-			st.Close()
-		}
-	}()
-	if err := s.Connected(ctx); err != nil {
+	if err := k.s.Connected(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := p.Connected(ctx); err != nil {
+	if err := k.p.Connected(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := checkpointOf(ctx, p, s, 0); err != nil {
+	if err := checkpointOf(ctx, k.p, k.s, 0); err != nil {
 		t.Fatal(err)
 	}
+	return k
+}
 
+// dial connects the client to the guest's server.
+func (k *kernelPair) dial(addr string) net.Conn {
+	k.t.Helper()
 	var c net.Conn
-	client.in(t, func() (err error) { c, err = net.DialTimeout("tcp", guestIP+serverPort, 20*time.Second); return err })
-	defer c.Close()
-	c.SetDeadline(time.Now().Add(100 * time.Second))
+	k.client.in(k.t, func() (err error) {
+		c, err = net.DialTimeout("tcp", net.JoinHostPort(addr, serverPort), 20*time.Second)
+		return err
+	})
+	k.t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(100 * time.Second)) // so that a test that hangs says where
+	return c
+}
+
+func outlive(t *testing.T, dev tap.Config, addr, way string) {
+	var mu sync.Mutex
+	var asked []event.Cause
+	k := newKernelPair(t, dev, func(pc *proxy.PrimaryConfig, _ *proxy.SecondaryConfig) {
+		pc.RequestCheckpoint = func(c event.Cause) { mu.Lock(); asked = append(asked, c); mu.Unlock() }
+	}, func(_ int, c net.Conn) { serve(c) })
+	p, s, ctx := k.p, k.s, k.ctx
+	c := k.dial(addr)
 	kill := func() {
 		mu.Lock()
 		if asked != nil {
 			t.Errorf("two stacks in step, and checkpoints are asked for: %v", asked)
 		}
 		mu.Unlock()
-		die()
-		guests[0].Close()
-		ports[0].Close()
+		k.die()
+		k.guests[0].Close()
+		k.ports[0].Close()
 		if err := s.Pause(ctx); err != nil {
 			t.Error(err)
 		}
@@ -272,9 +374,9 @@ func outlive(t *testing.T, way string) {
 		if err := s.Resume(ctx); err != nil {
 			t.Error(err)
 		}
-		active.Store(1)
+		k.active.Store(1)
 	}
-	const n = 8 << 20
+	const n = 2 << 20
 	for round, seed := range []uint64{7, 8} {
 		half := kill
 		if round > 0 {
@@ -313,5 +415,5 @@ func outlive(t *testing.T, way string) {
 	if ps.Matched == 0 || ss.Rewriter.Rewritten == 0 {
 		t.Errorf("%d matched, %d rewritten: nothing was tested", ps.Matched, ss.Rewriter.Rewritten)
 	}
-	t.Logf("%d packets matched, %d of the secondary's left, %d input packets were dropped there", ps.Matched, ports[1].left.Load(), ss.Refused)
+	t.Logf("%d packets matched, %d of the secondary's left, %d input packets were dropped there", ps.Matched, k.ports[1].left.Load(), ss.Refused)
 }

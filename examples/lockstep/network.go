@@ -63,6 +63,7 @@ func (s *side) newNetwork() network {
 	return &primaryNetwork{proxy.NewPrimary(proxy.PrimaryConfig{
 		VM: lateVM{s}, Deliver: deliver, Continuous: continuous, Limit: outputLimit,
 		Compare:           compare.Config{MaxQueue: maxApart},
+		CompareAlways:     s.cfg.Mode == modeCompare,
 		RequestCheckpoint: func(c event.Cause) { s.session.(*colo.Primary).RequestCheckpoint(c) },
 	}), s}
 }

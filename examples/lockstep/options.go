@@ -24,6 +24,7 @@ with SIGKILL, and checks that the other goes on and that no output is lost.
   go run ./examples/lockstep -kill secondary -vcpus 2           the other side, two vCPUs
   go run ./examples/lockstep -mode continuous                   nothing is compared, all output waits
   go run ./examples/lockstep -diverge 20                        guests that differ, and checkpoints on demand
+  go run ./examples/lockstep -diverge 20 -mode compare          the same, and no flow is given up
   go run ./examples/lockstep -kill primary -kill-at received    at a point of a checkpoint
   go run ./examples/lockstep -kill-at each                      before every step of a checkpoint, one a run
   go run ./examples/lockstep -signal stop                       stopped until the other has gone on, and woken
@@ -82,6 +83,7 @@ type options struct {
 // What -mode, -kill and -kill-at take.
 const (
 	modeCOLO       = "colo"
+	modeCompare    = "compare"
 	modeContinuous = "continuous"
 
 	killNone = "none"
@@ -100,7 +102,7 @@ const (
 
 var (
 	backends = []string{"auto", "kvm", "sim"}
-	modes    = []string{modeCOLO, modeContinuous}
+	modes    = []string{modeCOLO, modeCompare, modeContinuous}
 	victims  = []string{primary, secondary, killNone}
 	signals  = []string{signalKill, signalStop}
 	places   = []string{atAny, atEach, atRequest, atRAM, atDevice, atReceived, atLoaded}
@@ -139,7 +141,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f := flag.NewFlagSet("lockstep", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.StringVar(&o.backend, "backend", "auto", "`where` the guest runs: auto, kvm or sim (a guest in Go)")
-	f.StringVar(&o.mode, "mode", modeCOLO, "`when` output leaves: colo (when both guests have said the same, or at a checkpoint) or continuous (at a checkpoint; the secondary's guest stands still until it takes over)")
+	f.StringVar(&o.mode, "mode", modeCOLO, "`when` output leaves: colo (when both guests have said the same, or at a checkpoint; a flow that never agrees with the checkpoints only), compare (the same, but no flow is given up) or continuous (at a checkpoint; the secondary's guest stands still until it takes over)")
 	f.IntVar(&o.vcpus, "vcpus", 1, "`number` of the guest's vCPUs")
 	f.Var(&mem, "mem", "`size` of the guest's memory in bytes, with K, M or G; the default grows with what the guest does")
 	f.IntVar(&o.dirty, "dirty", 8, "`pages` that each vCPU touches per round")

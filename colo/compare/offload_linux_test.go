@@ -1,0 +1,85 @@
+package compare_test
+
+import (
+	"encoding/binary"
+	"fmt"
+	"testing"
+
+	"github.com/gocolo/lockstep/colo/filter/tap"
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// finish completes the checksum of a frame that is about to enter a stack. The kernel
+// believes one that is partial, and would not look at what was made of it.
+func finish(frame []byte, vnet int) {
+	if h := packet.VNetOf(frame, vnet); h != nil && h.Complete(frame[len(h):]) {
+		h[0] &^= packet.VNetNeedsCsum
+	}
+}
+
+// retime adds to the timestamp of a segment and to its echo, as if the clock of the
+// stack that it comes from, or goes to, were another.
+func retime(frame []byte, vnet int, value, echo uint32) {
+	var p packet.Packet
+	if p.ParseVNet(frame, vnet); value == 0 && echo == 0 || !p.IsTCP() {
+		return
+	}
+	h := p.TCP()
+	for opts := h.Options(); ; {
+		kind, data, rest, ok := packet.NextOption(opts)
+		if !ok {
+			break
+		}
+		if kind == packet.OptTimestamps && len(data) == 8 {
+			binary.BigEndian.PutUint32(data, binary.BigEndian.Uint32(data)+value)
+			if h.Flags()&packet.ACK != 0 {
+				binary.BigEndian.PutUint32(data[4:], binary.BigEndian.Uint32(data[4:])+echo)
+			}
+		}
+		opts = rest
+	}
+	if !packet.VNetOf(frame, vnet).PartialChecksum(&p, packet.TCPChecksumAt) {
+		h.SetChecksum(p.TCPChecksum())
+	}
+}
+
+// Guests that leave checksums and the cutting of segments to their device, over each
+// kind of header, and guests that do not; the kernel's default sysctls, and two
+// clocks. Halfway the primary's host dies.
+func TestStacksWithOffloadsAndTwoClocksAreFoundEqual(t *testing.T) {
+	for _, c := range []struct {
+		vnet    int
+		offload tap.Offload
+	}{{0, 0}, {10, tap.OffloadTCP}, {12, 0}, {12, tap.OffloadTCP}, {20, tap.OffloadChecksum}, {24, tap.OffloadTCP}} {
+		for name, addr := range map[string]string{"IPv4": guest4, "IPv6": guest6} {
+			t.Run(fmt.Sprintf("%d/%#x/%s", c.vnet, c.offload, name), func(t *testing.T) {
+				if testing.Short() && (c.vnet != 12 || c.offload == 0) {
+					t.Skip("one kind of header is enough for a short run")
+				}
+				w := newWorldOf(t, tap.Config{VNetHdrLen: c.vnet, Offload: c.offload}, 1<<31+12345, func(*link) {})
+				startServers(t, w)
+				conn := w.dial(t, "tcp", at(addr))
+				download(t, conn, 1<<20, 1, func() {})
+				upload(t, conn, 1<<20, 2, func() {})
+				s, _ := w.cmp.Stats()
+				if s.Matched == 0 {
+					t.Error("nothing was compared")
+				}
+				download(t, conn, 1<<20, 3, func() { w.cutOff(t) })
+				upload(t, conn, 1<<20, 4, func() {})
+				w.check(t)
+				if w.rewritten().Rewritten == 0 {
+					t.Error("nothing was rewritten")
+				}
+				w.down.mu.Lock()
+				defer w.down.mu.Unlock()
+				if cut := c.offload&tap.OffloadTSO4 != 0; cut != (w.down.longest > 1514+c.vnet) {
+					t.Errorf("the longest frame has %d bytes", w.down.longest)
+				}
+				if partial := c.offload != 0; partial != (w.down.partial > 0) {
+					t.Errorf("%d checksums were partial", w.down.partial)
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,79 @@
+package compare_test
+
+import (
+	"encoding/binary"
+	"strings"
+	"testing"
+
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// A secondary's guest whose congestion window ends within a segment of the primary's
+// says no more before the peer has acknowledged that much.
+func TestWhatIsCoveredOfASegmentLeavesWhenTheSecondaryRepeatsIt(t *testing.T) {
+	for name, wrap := range map[string]func([]byte) []byte{"IPv4": nil, "IPv6": asIPv6, "PPPoE": asPPPoE} {
+		t.Run(name, func(t *testing.T) {
+			x, p, s := opened(t, wrap)
+			x.told("the primary's is longer", p(ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "abcdefgh"}), "")
+			first := ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "abc"}
+			x.told("some of it", s(first), "")
+			x.told("again", s(first), "abc@100 ack 1000 to 7400")
+			x.told("and again", s(first), "")
+			x.told("a little more", s(ackSeg{seq: 103, ack: 1000, win: 50, flags: push, data: "de"}), "")
+			x.told("which is repeated", s(ackSeg{seq: 103, ack: 1000, win: 50, flags: push, data: "d"}), "de@103 ack 1000 to 7400")
+			x.told("the rest", s(ackSeg{seq: 105, ack: 1000, win: 50, flags: push, data: "fgh"}), "abcdefgh@100 ack 1000 to 7400")
+		})
+	}
+}
+
+// Nothing leaves early of what differs, of what waits for more than its data, nor
+// between a mark and its receipt.
+func TestNoPartLeavesThatIsNotCovered(t *testing.T) {
+	first := ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "abc"}
+	x, p, s := opened(t, nil)
+	p(ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "abXdefgh"})
+	x.told("it differs", s(first), "!data")
+	x.told("again", s(first), "")
+
+	x, p, s = opened(t, nil)
+	p(ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "abcdefgh"})
+	s(first)
+	if err := x.Mark(1); err != nil {
+		t.Fatal(err)
+	}
+	x.told("the guest is to be rolled back", s(first), "")
+}
+
+// A segment that a device is to cut leaves in parts no longer than those.
+func TestAPartOfASegmentThatIsToBeCutNeedsNoCutting(t *testing.T) {
+	x, _, _ := opened(t, nil)
+	frame := func(seq uint32, n, gso int) compare.Frame {
+		f := ackSeg{seq: seq, ack: 1000, win: 50, flags: push, data: strings.Repeat("x", n)}.frame().Data
+		h := make([]byte, 12, 12+len(f))
+		if gso > 0 {
+			h[0], h[1] = packet.VNetNeedsCsum, packet.GSOTCPv4
+			binary.LittleEndian.PutUint16(h[4:], uint16(gso))
+			binary.LittleEndian.PutUint16(h[6:], packet.EthernetLen+packet.IPv4Len)
+			binary.LittleEndian.PutUint16(h[8:], packet.TCPChecksumAt)
+		}
+		return compare.Frame{Data: append(h, f...), VNetHdr: 12}
+	}
+	x.Primary(frame(100, 30000, 1400), x.now)
+	x.Secondary(frame(100, 5000, 1400), x.now)
+	for seq := uint32(100); seq < 5100; {
+		r := x.Secondary(frame(seq, int(5100-seq), 1400), x.now)
+		if len(r.Release) != 1 {
+			t.Fatalf("at %d: %d leave", seq, len(r.Release))
+		}
+		f := r.Release[0]
+		var p packet.Packet
+		p.Parse(f.Data[f.VNetHdr:])
+		h := p.TCP()
+		want := min(1400, 5100-seq)
+		if f.VNetHdr != 12 || f.Data[0] != 0 || f.Data[1] != 0 || h.Seq() != seq || uint32(len(h.Payload())) != want || h.Checksum() != p.TCPChecksum() {
+			t.Fatalf("at %d: %x, %d bytes at %d", seq, f.Data[:12], len(h.Payload()), h.Seq())
+		}
+		seq += want
+	}
+}
