@@ -211,6 +211,7 @@ func (r *run) config(side, client, witness string) sideConfig {
 		Disk: r.images[side], Client: client, Witness: witness, Generation: generation,
 		Mode: r.o.mode, VLAN: vlan(r.o.vlan), Interval: r.o.interval, EarlyResume: r.o.earlyResume, Seed: r.seed,
 	}
+	cfg.QMP, _ = monitorOf(r.o.qmp, side) // the options were checked
 	if side == r.victim && r.o.killAt != atAny {
 		cfg.StopAt, cfg.StopEpoch = r.o.killAt, r.target+1
 	}
