@@ -38,8 +38,8 @@ func TestEveryRecordOfAJobsLogSaysWhoseItIs(t *testing.T) {
 	}
 	b, a := w.boot("b", false, nil), w.boot("a", true, all)
 	a.is(Protected)
-	a.leave()
-	b.leave()
+	b.halt()
+	a.halt() // its log is whole
 	states, commits := 0, 0
 	for _, l := range log.all() {
 		for _, want := range []string{" guest=guest ", " generation=", " side=", " checkpoint="} {

@@ -78,6 +78,7 @@ type options struct {
 	verifyDirty bool
 	seed        uint64
 	mode        string
+	qmp         string
 }
 
 // What -mode, -kill and -kill-at take.
@@ -155,6 +156,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.IntVar(&o.repeat, "repeat", 1, "`runs`, each with processes of its own")
 	f.BoolVar(&o.json, "json", false, "print events and figures as JSON, one object per line")
 	f.StringVar(&o.timeline, "timeline", "", "draw the run to this SVG `file`")
+	f.StringVar(&o.qmp, "qmp", "", "serve the primary's QMP monitor at `unix:PATH|HOST:PORT`, and the secondary's at PATH.secondary or the next port")
 	f.Float64Var(&o.diverge, "diverge", 0, "`percentage` of the rounds that take in the time-stamp counter, so that the guests differ; with -disk "+strconv.Itoa(diskDiverge))
 	f.IntVar(&o.vlan, "vlan", 0, "`number` of the VLAN that each frame is tagged with")
 	f.Var(&disk, "disk", "`size` of a disk that the guest writes too, replicated over NBD")
@@ -199,6 +201,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 }
 
 func (o *options) validate(counted bool) error {
+	_, monitors := monitorOf(o.qmp, secondary)
 	switch {
 	case !slices.Contains(backends, o.backend):
 		return fmt.Errorf("-backend %s: want %s", o.backend, strings.Join(backends, ", "))
@@ -230,6 +233,10 @@ func (o *options) validate(counted bool) error {
 		return fmt.Errorf("-repeat %d: want 1 to 1000000", o.repeat)
 	case o.repeat > 1 && o.timeline != "":
 		return errors.New("-timeline draws one run, not -repeat")
+	case o.repeat > 1 && o.qmp != "":
+		return errors.New("-qmp is for one run, not -repeat")
+	case monitors != nil:
+		return fmt.Errorf("-qmp %s: %w", o.qmp, monitors)
 	case !(o.diverge >= 0 && o.diverge <= 100):
 		return fmt.Errorf("-diverge %v: want 0 to 100 per cent", o.diverge)
 	case !(o.throttle >= 0 && o.throttle <= 100):

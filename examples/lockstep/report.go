@@ -28,6 +28,8 @@ type sideConfig struct {
 	Witness    string `json:"witness"` // address that decides who goes on
 	Generation uint64 `json:"generation"`
 
+	QMP string `json:"qmp,omitempty"` // where this side has its monitor
+
 	Mode        string        `json:"mode"`
 	VLAN        vlan          `json:"vlan,omitempty"` // of each frame
 	Interval    time.Duration `json:"interval"`       // between checkpoints

@@ -222,6 +222,7 @@ func (r *run) config(side, client, witness string) sideConfig {
 		Mode: r.o.mode, VLAN: vlan(r.o.vlan), Interval: r.o.interval, Lost: r.o.lost, EarlyResume: r.o.earlyResume, Throttle: r.o.throttle / 100, Seed: r.seed,
 		VerifyDirty: r.o.verifyDirty,
 	}
+	cfg.QMP, _ = monitorOf(r.o.qmp, side) // the options were checked
 	if side == r.victim && r.o.killAt != atAny {
 		cfg.StopAt, cfg.StopEpoch = r.o.killAt, r.target+1
 	}

