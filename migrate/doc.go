@@ -25,6 +25,10 @@
 //	                                            END ram, EOF
 //	                                       <-   SHUT 0
 //
+// What is asked for is sent before the rest, but behind what is on its way already: on a
+// fast link with large socket buffers that is milliseconds, and not a round trip. A Conn
+// whose buffers are set small before the migration has less on its way.
+//
 // # Who has the guest
 //
 // Until the devices are sent the guest is the source's: whatever fails, it runs on there, and

@@ -102,8 +102,11 @@ func TestAConnectionMayBreakAgainAndAgain(t *testing.T) {
 	m := newMove(t, 4, flows...)
 	m.hold = true
 	m.run()
-	m.arrived()
-	if n := m.source.Stats.Recovered; n < len(flows)-2 || m.destination.Stats.Recovered != n {
-		t.Errorf("%d connections after the first, %d at the destination", n, m.destination.Stats.Recovered)
+	m.whole()
+	if m.srcErr != nil && !errors.Is(m.srcErr, ErrPaused) { // the last word may have been lost
+		t.Error(m.srcErr)
+	}
+	if n := m.destination.Stats.Recovered; n < 3 {
+		t.Errorf("%d connections after the first", n)
 	}
 }
