@@ -43,6 +43,12 @@
 // [github.com/gocolo/lockstep/colo/quickack] its connection does not keep the QEMU
 // waiting for acknowledgments. examples/qemu is the program for operators.
 //
+// # To move a guest
+//
+// Package [github.com/gocolo/lockstep/migrate] moves a guest that nobody protects to
+// another host, and lets it run there before its memory has come where that is too much
+// to wait for. Either side may be a QEMU.
+//
 // # To read or write a migration stream
 //
 // Package [github.com/gocolo/lockstep/vmstate] has the sections and the devices,

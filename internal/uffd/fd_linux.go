@@ -297,3 +297,26 @@ func Populate(mem []byte) error {
 		return os.NewSyscallError("madvise MADV_POPULATE_READ", err)
 	}
 }
+
+// Drop gives the pages of mem back, also those of a file in memory that it maps: they are
+// missing afterwards, and zeros where nobody says otherwise.
+func Drop(mem []byte) error {
+	if err := unix.Madvise(mem, unix.MADV_DONTNEED); err != nil {
+		return os.NewSyscallError("madvise MADV_DONTNEED", err)
+	}
+	// Memory that is no file's has nothing to be removed from.
+	if err := unix.Madvise(mem, unix.MADV_REMOVE); err != nil && err != unix.EINVAL {
+		return os.NewSyscallError("madvise MADV_REMOVE", err)
+	}
+	return nil
+}
+
+// SmallPages keeps the kernel from backing mem with huge pages, of which it would place
+// more than was asked for.
+func SmallPages(mem []byte) error {
+	// EINVAL: a kernel without them, or memory of hugetlbfs.
+	if err := unix.Madvise(mem, unix.MADV_NOHUGEPAGE); err != nil && err != unix.EINVAL {
+		return os.NewSyscallError("madvise MADV_NOHUGEPAGE", err)
+	}
+	return nil
+}

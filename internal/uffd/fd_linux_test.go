@@ -346,3 +346,40 @@ func openFiles(t *testing.T) int {
 	}
 	return len(entries)
 }
+
+func TestDroppedPagesAreMissing(t *testing.T) {
+	fd, err := unix.MemfdCreate("pages", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Ftruncate(fd, int64(4*pageSize)); err != nil {
+		t.Fatal(err)
+	}
+	shared, err := unix.Mmap(fd, 0, 4*pageSize, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Munmap(shared)
+	for name, mem := range map[string][]byte{"anonymous": mapPages(t, 4), "of a file in memory": shared} {
+		for i := range mem {
+			mem[i] = 1
+		}
+		if err := errors.Join(SmallPages(mem), Drop(mem[pageSize:3*pageSize])); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		f := openFD(t, MissingShmem)
+		if err := f.Register(mem, ModeMissing); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		if n, err := f.Copy(mem[pageSize:], bytes.Repeat([]byte{2}, 3*pageSize)); n != 2*pageSize || !errors.Is(err, ErrExists) {
+			t.Errorf("%s: %d bytes placed, %v", name, n, err)
+		}
+		if err := f.Unregister(mem); err != nil {
+			t.Error(err)
+		}
+		if mem[0] != 1 || mem[pageSize] != 2 || mem[2*pageSize] != 2 || mem[3*pageSize] != 1 {
+			t.Errorf("%s: %v", name, []byte{mem[0], mem[pageSize], mem[2*pageSize], mem[3*pageSize]})
+		}
+	}
+}

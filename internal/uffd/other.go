@@ -54,3 +54,9 @@ func (p *Pagemap) Scan(mem []byte, fn func(Region)) error { return errPlatform }
 
 // Close does nothing.
 func (p *Pagemap) Close() error { return nil }
+
+// Drop fails with a [*FeatureError].
+func Drop(mem []byte) error { return errPlatform }
+
+// SmallPages fails with a [*FeatureError].
+func SmallPages(mem []byte) error { return errPlatform }

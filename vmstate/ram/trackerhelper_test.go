@@ -4,6 +4,7 @@ import (
 	"errors"
 	"io/fs"
 	"testing"
+	"unsafe"
 
 	"github.com/gocolo/lockstep/internal/require"
 )
@@ -44,3 +45,6 @@ func readDirty(t testing.TB, log DirtyLog, b *Block) Bitmap {
 	}
 	return got
 }
+
+// addressOf returns where memory is.
+func addressOf(p []byte) uintptr { return uintptr(unsafe.Pointer(unsafe.SliceData(p))) }

@@ -1,0 +1,313 @@
+package migrate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// DestinationConfig is what a [Destination] fills.
+type DestinationConfig struct {
+	// VM is the guest, which stands still. It runs when it may.
+	VM VM
+	// State has the guest's devices and Memory, which the caller has registered.
+	State *vmstate.Registry
+	// Memory is the guest's memory; the caller closes it, when the guest has ended if Run
+	// has failed in postcopy. Go code of the guest's devices calls its Ensure before it
+	// touches memory.
+	Memory *ram.Lazy
+	// Blocks is what Memory was made of.
+	Blocks []ram.Block
+
+	// Machine is the machine's name; what the source says must begin it. Empty: any.
+	Machine string
+	// Postcopy says that the source may begin postcopy: a QEMU's capability postcopy-ram,
+	// which must be the same on both sides.
+	Postcopy bool
+	// NoDescription says that the source sends no description of the devices after them
+	// (a QEMU with suppress-vmdesc); the stream does not tell.
+	NoDescription bool
+
+	// Reconnect returns another connection when one breaks in postcopy. Nil: there is none.
+	Reconnect Reconnect
+}
+
+// Destination takes a guest. It is used once.
+type Destination struct {
+	cfg DestinationConfig
+	in  vmstate.Incoming
+
+	mu        sync.Mutex // of the return path, and which one it is
+	rp        *vmstate.ReturnWriter
+	running   bool // in postcopy: Resume was called
+	abandoned bool // and must not be any more
+
+	Stats DestinationStats // of Run, after it has returned
+}
+
+// DestinationStats says how a migration went.
+type DestinationStats struct {
+	Postcopy        bool          // the guest ran before its memory was there
+	Resumed         time.Time     // when it did
+	Memory          time.Duration // from then until all of it was there
+	Recovered       int           // connections after the first
+	Placed, Touched uint64        // pages of the host that came in postcopy, and that somebody waited for
+}
+
+// NewDestination returns a Destination.
+func NewDestination(cfg DestinationConfig) *Destination {
+	d := &Destination{cfg: cfg}
+	d.in = vmstate.Incoming{
+		PostcopyRAM: cfg.Postcopy, PageSizes: ram.PageSizes(cfg.Blocks), TargetPageSize: ram.PageSize,
+		Block: cfg.Memory.Block,
+	}
+	return d
+}
+
+// Run takes the guest from conn, which it closes, and returns nil when all of it is here. The
+// guest runs then; in postcopy it has been running for some time.
+//
+// An error leaves a guest that has not run, and never may; but after [ErrPaused] it is
+// running, and what waits for memory waits. When ctx ends, so does the connection.
+func (d *Destination) Run(ctx context.Context, conn Conn) error {
+	x := open(ctx, conn)
+	defer func() { x.close() }()
+	d.answer(x)
+	d.cfg.State.NewSession()
+	err := d.load(x)
+	if !errors.Is(err, vmstate.ErrPostcopyRun) {
+		if err == nil {
+			err = d.cfg.State.Commit()
+			if err != nil {
+				d.cfg.State.Rollback()
+			}
+		}
+		if err != nil {
+			d.shut(err)
+			return err
+		}
+		// From here on the guest is this side's, whether the source hears of it or not.
+		d.shut(nil)
+		d.Stats.Resumed = time.Now()
+		return d.cfg.VM.Resume(ctx)
+	}
+
+	d.Stats.Postcopy = true
+	served := make(chan error, 1)
+	go func() { served <- d.cfg.Memory.Serve(d.ask) }()
+	// What the devices do, and the guest, may need memory that comes by the connection.
+	started := make(chan error, 1)
+	go func() { started <- d.start(ctx) }()
+	id, _ := d.cfg.State.PeerID(ram.SectionName, 0)
+	pause := func(err error) error {
+		d.cfg.Memory.Interrupt()
+		err = errors.Join(err, <-served)
+		if !d.abandon() {
+			// The guest has not run. Its devices may wait for memory that will not come.
+			err = errors.Join(err, d.cfg.Memory.Close())
+		}
+		return fmt.Errorf("%w: %w", ErrPaused, errors.Join(err, <-started))
+	}
+	for {
+		err := d.follow(x, id)
+		if err == nil {
+			err = d.cfg.Memory.Finish()
+		}
+		if err == nil {
+			// Memory is all there: nothing keeps the guest from having started.
+			err := <-started
+			d.shut(err)
+			if err != nil {
+				return errors.Join(err, <-served)
+			}
+			d.Stats.Memory = time.Since(d.Stats.Resumed)
+			d.Stats.Placed, d.Stats.Touched = d.cfg.Memory.Placed()
+			return <-served
+		}
+		x.close() // whoever writes to it returns
+		d.answer(nil)
+		if ctx.Err() != nil || d.cfg.Reconnect == nil {
+			return pause(err)
+		}
+		next, rerr := d.cfg.Reconnect(ctx, err)
+		if rerr != nil {
+			return pause(errors.Join(err, rerr))
+		}
+		d.Stats.Recovered++
+		d.in.Pause()
+		d.cfg.Memory.NewSession()
+		x = open(ctx, next)
+		d.answer(x)
+	}
+}
+
+// start applies the devices and lets the guest run, unless it is abandoned before.
+func (d *Destination) start(ctx context.Context) error {
+	if err := d.cfg.State.Commit(); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	if d.abandoned {
+		d.mu.Unlock()
+		return errors.New("migrate: abandoned before the guest ran")
+	}
+	d.running = true
+	d.mu.Unlock()
+	d.Stats.Resumed = time.Now()
+	return d.cfg.VM.Resume(ctx)
+}
+
+// abandon keeps the guest from running, and reports whether it does already.
+func (d *Destination) abandon() (running bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.abandoned = true
+	return d.running
+}
+
+// answer makes a connection the one whose return path is written; nil: there is none.
+func (d *Destination) answer(x *wire) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.rp = nil
+	if x != nil {
+		d.rp = &vmstate.ReturnWriter{W: x.w}
+	}
+}
+
+// reply writes to the return path, if there is one.
+func (d *Destination) reply(fn func(*vmstate.ReturnWriter) error) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.rp == nil {
+		return nil
+	}
+	return fn(d.rp)
+}
+
+// ask asks the source for memory. Where the connection is broken it is asked for again on
+// the next one.
+func (d *Destination) ask(block string, start uint64, length uint32) {
+	_ = d.reply(func(rp *vmstate.ReturnWriter) error { return rp.RequestPages(block, start, length) })
+}
+
+// shut says how it went, to a source that wants to know. If that does not arrive the source
+// sees the connection end.
+func (d *Destination) shut(err error) {
+	if d.in.ReturnPath() {
+		_ = d.reply(func(rp *vmstate.ReturnWriter) error { return rp.Shut(err == nil) })
+	}
+}
+
+// load takes everything up to the guest's start.
+func (d *Destination) load(x *wire) error {
+	if err := vmstate.ReadFileHeader(x.r); err != nil {
+		return err
+	}
+	c, err := vmstate.ReadConfiguration(x.r)
+	if err != nil {
+		return err
+	}
+	if d.cfg.Machine != "" {
+		if err := c.Check(vmstate.Configuration{Machine: d.cfg.Machine}); err != nil {
+			return err
+		}
+	}
+	err = d.cfg.State.Load(x.r, d.command)
+	if err == nil && !d.cfg.NoDescription {
+		if _, err = vmstate.ReadVMDesc(x.r, 0); errors.Is(err, io.EOF) {
+			err = nil // the source has said everything that matters
+		}
+	}
+	return err
+}
+
+// command carries out one command of the source.
+func (d *Destination) command(c vmstate.Command) error {
+	act, err := d.in.Accept(c)
+	if err != nil || !act {
+		return err
+	}
+	switch c.Type {
+	case vmstate.CommandPing:
+		v, err := c.AsPing()
+		if err != nil {
+			return err
+		}
+		// If it cannot be sent the connection has broken; what has come of it counts all the same.
+		_ = d.reply(func(rp *vmstate.ReturnWriter) error { return rp.Pong(v) })
+		return nil
+	case vmstate.CommandPostcopyAdvise:
+		if err := d.cfg.Memory.Probe(); err != nil {
+			return err
+		}
+		return d.cfg.Memory.PostcopyAdvised()
+	case vmstate.CommandRAMDiscard:
+		r, err := c.AsRAMDiscard()
+		if err != nil {
+			return err
+		}
+		return d.cfg.Memory.Discard(r)
+	case vmstate.CommandPostcopyListen:
+		return d.cfg.Memory.Listen()
+	case vmstate.CommandRecvBitmap:
+		block, err := c.AsRecvBitmap()
+		if err != nil {
+			return err
+		}
+		words, err := d.cfg.Memory.Received(block)
+		if err != nil {
+			return err
+		}
+		return d.reply(func(rp *vmstate.ReturnWriter) error { return rp.RecvBitmap(block, words) })
+	case vmstate.CommandPostcopyResume:
+		if err := d.reply((*vmstate.ReturnWriter).ResumeAck); err != nil {
+			return err
+		}
+		d.cfg.Memory.Outstanding(d.ask)
+	}
+	return nil
+}
+
+// follow takes memory while the guest runs, up to the end of the stream. The registry is in
+// use elsewhere, and only memory may come.
+func (d *Destination) follow(x *wire, id uint32) error {
+	for {
+		t := vmstate.SectionType(x.r.Byte())
+		if err := x.r.Err(); err != nil {
+			return qemufile.NoEOF(err)
+		}
+		switch t {
+		case vmstate.EOF:
+			return nil
+		case vmstate.SectionPart, vmstate.SectionEnd:
+			if got := x.r.BE32(); x.r.Err() == nil && got != id {
+				return fmt.Errorf("migrate: section %d in postcopy: %w", got, vmstate.ErrUnknownSection)
+			}
+			err := d.cfg.Memory.LoadState(x.r, ram.Version)
+			if err == nil && !d.cfg.State.NoFooters {
+				err = vmstate.ReadFooter(x.r, id)
+			}
+			if err != nil {
+				return err
+			}
+		case vmstate.CommandRecord:
+			c, err := vmstate.ReadCommand(x.r)
+			if err == nil {
+				err = d.command(c)
+			}
+			if err != nil {
+				return err
+			}
+		default:
+			return fmt.Errorf("migrate: %w %d in postcopy", vmstate.ErrSectionType, byte(t))
+		}
+	}
+}

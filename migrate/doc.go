@@ -1,0 +1,46 @@
+// Package migrate moves a guest to another host while it runs, once and for good: a
+// [Source] sends it, a [Destination] takes it. Either side may be a QEMU.
+//
+// # Precopy and postcopy
+//
+// In precopy, memory is sent while the guest runs, pass after pass; what is left then, and
+// the devices, is sent while it stands still, and it runs on the other side when all is
+// there. A guest that writes faster than the link carries never gets there.
+//
+// In postcopy it goes to the other side without the memory that is left: it stands still as
+// long as the devices take, whatever its size, and memory that it touches is sent before the
+// rest ([ram.LazySaver], [ram.Lazy]). A Source begins with precopy passes and changes to
+// postcopy after SourceConfig.PostcopyAfter of them, if it may.
+//
+//	source                                      destination
+//	------                                      -----------
+//	header, configuration                  ->
+//	OPEN_RETURN_PATH, PING 1               ->   PONG
+//	POSTCOPY_ADVISE (if postcopy may come) ->
+//	START ram, PART ram...                 ->   into memory
+//	   precopy:                                    postcopy:
+//	END ram, devices, EOF, description     ->   POSTCOPY_RAM_DISCARD..., PING 2
+//	                                            PACKAGED: LISTEN, devices, PING 3, RUN
+//	                                            PART ram...       <- REQ_PAGES
+//	                                            END ram, EOF
+//	                                       <-   SHUT 0
+//
+// What is asked for is sent before the rest, but behind what is on its way already: on a
+// fast link with large socket buffers that is milliseconds, and not a round trip. A Conn
+// whose buffers are set small before the migration has less on its way.
+//
+// # Who has the guest
+//
+// Until the devices are sent the guest is the source's: whatever fails, it runs on there, and
+// the destination's never runs. From the moment that the first byte of the devices is
+// written, the source does not run it any more unless the destination says that it failed
+// (SHUT with an error, before it ran); what is unknown is [ErrUnknown], and for somebody to
+// find out who can ask both sides. So the guest never runs on both.
+//
+// # A connection that breaks
+//
+// In precopy it ends the migration. In postcopy each side has a part of the guest, and asks
+// its Reconnect for another connection, any number of times: the destination says what it
+// has (RECV_BITMAP), the source sends the rest (POSTCOPY_RESUME, RESUME_ACK). The guest runs
+// meanwhile, but for what waits for memory.
+package migrate

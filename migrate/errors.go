@@ -1,0 +1,16 @@
+package migrate
+
+import "errors"
+
+var (
+	// ErrUnknown means that the connection broke while the devices were sent, or before the
+	// destination said that it had them: it may have the guest or not. The source's stands
+	// still, and may be resumed by who knows that the destination's does not run.
+	ErrUnknown = errors.New("migrate: the destination may have the guest")
+	// ErrRefused means that the destination says that it failed. In precopy the guest runs
+	// on at the source.
+	ErrRefused = errors.New("migrate: the destination has failed")
+	// ErrPaused means that the connection broke in postcopy, and there is no other. The
+	// guest is the destination's, and what waits for memory there waits.
+	ErrPaused = errors.New("migrate: postcopy is paused")
+)

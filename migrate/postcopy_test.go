@@ -1,0 +1,112 @@
+package migrate
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/gocolo/lockstep/colo/colotest"
+)
+
+func TestAGuestRunsBeforeItsMemoryIsThere(t *testing.T) {
+	m := newMove(t, 1)
+	m.run()
+	m.arrived()
+	s, d := m.source.Stats, m.destination.Stats
+	if !s.Postcopy || !d.Postcopy || s.Passes != 1 || d.Placed == 0 {
+		t.Errorf("%+v, %+v", s, d)
+	}
+}
+
+func TestADeviceMayTouchMemoryThatIsMissing(t *testing.T) {
+	m := newMove(t, 2)
+	m.hold = true
+	m.dst.device.after = func() error { return m.dst.lazy.Ensure("pc.ram", 0, 96*page) }
+	m.run()
+	m.arrived()
+	if m.destination.Stats.Touched == 0 {
+		t.Error("nothing was asked for")
+	}
+}
+
+// cut breaks a connection at its n-th write in one direction.
+func cut(direction int, n int64, drop bool) (f [2]colotest.Flow) {
+	f[direction] = colotest.Flow{Break: colotest.Point{Op: colotest.Write, N: n}, Drop: drop}
+	return f
+}
+
+func TestNothingIsLostWhereverTheConnectionBreaks(t *testing.T) {
+	whole := newMove(t, 3)
+	whole.hold = true
+	whole.run()
+	whole.arrived()
+	for direction, name := range []string{"forth", "back"} {
+		t.Run(name, func(t *testing.T) {
+			traffic := whole.sent[0][direction]
+			before, after := 0, 0 // the guest was handed over
+			step := traffic.Bytes/40 + 1
+			for p := range traffic.Points(func(i int64) bool { return i%step == 0 }) {
+				if p.Op == colotest.Read {
+					continue
+				}
+				var f [2]colotest.Flow
+				f[direction] = colotest.Flow{Break: p, Drop: p.N%2 == 0}
+				m := newMove(t, 3, f)
+				m.hold = true
+				m.run()
+				switch {
+				case m.srcErr == nil:
+					m.arrived()
+					after += m.source.Stats.Recovered
+				case m.dstErr == nil && errors.Is(m.srcErr, ErrPaused):
+					m.whole() // only the word that it is was lost
+					after++
+				default:
+					m.oneSide()
+					before++
+				}
+				if t.Failed() {
+					t.Fatalf("broken at %v: %v, %v", p, m.srcErr, m.dstErr)
+				}
+			}
+			t.Logf("%d writes, %d bytes: %d broken before the guest went, %d after", traffic.Writes, traffic.Bytes, before, after)
+			if after == 0 {
+				t.Error("no connection was taken up again")
+			}
+		})
+	}
+}
+
+// oneSide fails if both guests run, or none does and the source does not say that it cannot
+// know.
+func (m *move) oneSide() {
+	m.t.Helper()
+	src, _ := m.src.runs()
+	dst, _ := m.dst.runs()
+	if src && dst {
+		m.t.Fatalf("both guests run: %v, %v", m.srcErr, m.dstErr)
+	}
+	if m.srcErr == nil || !src && !errors.Is(m.srcErr, ErrUnknown) {
+		m.t.Fatalf("the guest runs at the source %v, at the destination %v: %v, %v", src, dst, m.srcErr, m.dstErr)
+	}
+}
+
+func TestAConnectionMayBreakAgainAndAgain(t *testing.T) {
+	whole := newMove(t, 4)
+	whole.hold = true
+	whole.run()
+	whole.arrived()
+	flows := [][2]colotest.Flow{cut(0, whole.sent[0][0].Writes-1, true)}
+	for n := range int64(8) {
+		flows = append(flows, cut(int(n%2), n/2, n%3 == 0))
+	}
+	m := newMove(t, 4, flows...)
+	m.hold = true
+	m.run()
+	m.whole()
+	if m.srcErr != nil && !errors.Is(m.srcErr, ErrPaused) { // the last word may have been lost
+		t.Error(m.srcErr)
+	}
+	if n := m.destination.Stats.Recovered; n < 3 {
+		t.Errorf("%d connections after the first", n)
+	}
+}

@@ -1,0 +1,216 @@
+package migrate
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"strings"
+	"testing"
+
+	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// newPrecopy prepares a migration without postcopy.
+func newPrecopy(t testing.TB, seed uint64, flows ...[2]colotest.Flow) *move {
+	t.Helper()
+	m := newMove(t, seed, flows...)
+	s, d := m.source.cfg, m.destination.cfg
+	s.Postcopy, s.MaxPasses, d.Postcopy = false, 3, false
+	m.source, m.destination = NewSource(s), NewDestination(d)
+	return m
+}
+
+func TestAGuestArrivesWithAllItsMemory(t *testing.T) {
+	m := newPrecopy(t, 1)
+	m.run()
+	m.arrived()
+	if s, d := m.source.Stats, m.destination.Stats; s.Postcopy || d.Postcopy || s.Passes != 3 {
+		t.Errorf("%+v, %+v", s, d)
+	}
+}
+
+func TestAGuestThatWritesLittleNeedsNoPostcopy(t *testing.T) {
+	m := newMove(t, 1)
+	m.source.cfg.MaxDowntime = 1e12
+	m.run()
+	m.arrived()
+	if m.source.Stats.Postcopy || m.source.Stats.Passes != 1 {
+		t.Errorf("%+v", m.source.Stats)
+	}
+}
+
+func TestOnlyOneSideHasTheGuestWhereverPrecopyBreaks(t *testing.T) {
+	whole := newPrecopy(t, 6)
+	whole.run()
+	whole.arrived()
+	for direction := range 2 {
+		traffic := whole.sent[0][direction]
+		step := traffic.Bytes/40 + 1
+		for p := range traffic.Points(func(i int64) bool { return i%step == 0 || i > traffic.Bytes-60 && i%3 == 0 }) {
+			if p.Op == colotest.Read {
+				continue
+			}
+			var f [2]colotest.Flow
+			f[direction] = colotest.Flow{Break: p, Drop: p.N%2 == 0}
+			m := newPrecopy(t, 6, f)
+			m.run()
+			switch {
+			case m.srcErr == nil:
+				m.arrived()
+			case m.dstErr == nil:
+				if !errors.Is(m.srcErr, ErrUnknown) {
+					t.Errorf("broken at %v: %v", p, m.srcErr)
+				}
+				m.whole()
+			default:
+				m.oneSide()
+			}
+			if t.Failed() {
+				t.Fatalf("broken at %v: %v, %v", p, m.srcErr, m.dstErr)
+			}
+		}
+	}
+}
+
+func TestARefusedGuestRunsOnAtTheSource(t *testing.T) {
+	m := newPrecopy(t, 2)
+	refusal := errors.New("no such chip")
+	m.dst.device.after = func() error { return refusal }
+	m.run()
+	if !errors.Is(m.srcErr, ErrRefused) || !errors.Is(m.dstErr, refusal) {
+		t.Errorf("%v, %v", m.srcErr, m.dstErr)
+	}
+	src, n := m.src.runs()
+	if dst, _ := m.dst.runs(); !src || n != 1 || dst {
+		t.Errorf("the guest runs at the source: %v, %d resumes; at the destination: %v", src, n, dst)
+	}
+}
+
+func TestADestinationRefusesAnotherMachine(t *testing.T) {
+	m := newPrecopy(t, 2)
+	m.destination.cfg.Machine = "other"
+	m.run()
+	if !errors.Is(m.dstErr, vmstate.ErrConfiguration) {
+		t.Errorf("%v", m.dstErr)
+	}
+	m.oneSide()
+}
+
+func TestPostcopyThatTheDestinationDoesNotWantIsRefused(t *testing.T) {
+	m := newMove(t, 2)
+	d := m.destination.cfg
+	d.Postcopy = false
+	m.destination = NewDestination(d)
+	m.run()
+	if m.dstErr == nil || !strings.Contains(m.dstErr.Error(), "RAM postcopy is true there and false here") {
+		t.Errorf("%v", m.dstErr)
+	}
+	m.oneSide()
+}
+
+func TestWithoutAnotherConnectionPostcopyIsPaused(t *testing.T) {
+	m := newMove(t, 3)
+	a, b := colotest.Pipe(colotest.Flow{}, colotest.Flow{})
+	m.dst.onRun = a.Break
+	ended := make(chan error, 1)
+	go func() { ended <- m.destination.Run(context.Background(), b) }()
+	// The source sends nothing after the guest, since nobody asks.
+	src := m.source.Run(context.Background(), &held{Conn: a, asked: make(chan struct{})})
+	dst := <-ended
+	if !errors.Is(dst, ErrPaused) || !errors.Is(src, ErrPaused) && !errors.Is(src, ErrUnknown) {
+		t.Errorf("%v, %v", src, dst)
+	}
+	if running, _ := m.dst.runs(); !running {
+		t.Error("the destination's guest does not run")
+	}
+	if running, _ := m.src.runs(); running {
+		t.Error("the source's guest runs")
+	}
+	check(t, m.dst.lazy.Close())
+}
+
+// stream is a connection that brings what was recorded, and takes anything.
+type stream struct{ io.Reader }
+
+func (stream) Write(p []byte) (int, error) { return len(p), nil }
+func (stream) Close() error                { return nil }
+
+// recorded keeps what a source sends.
+type recorded struct {
+	*colotest.Conn
+	sent *bytes.Buffer
+}
+
+func (r recorded) Write(p []byte) (int, error) {
+	r.sent.Write(p)
+	return r.Conn.Write(p)
+}
+
+// record returns what a source sends in a whole migration.
+func record(t testing.TB, postcopy bool) []byte {
+	t.Helper()
+	m := newMove(t, 8)
+	if !postcopy {
+		m = newPrecopy(t, 8)
+	}
+	a, b := colotest.Pipe(colotest.Flow{}, colotest.Flow{})
+	var sent bytes.Buffer
+	ended := make(chan error, 1)
+	go func() { ended <- m.destination.Run(context.Background(), b) }()
+	check(t, m.source.Run(context.Background(), recorded{a, &sent}), <-ended)
+	m.vcpu.done.Wait()
+	check(t, m.dst.lazy.Close())
+	return sent.Bytes()
+}
+
+// FuzzDestination gives a destination what no source sends: it returns, and a guest of which
+// anything is missing does not run but in postcopy.
+func FuzzDestination(f *testing.F) {
+	for _, postcopy := range []bool{false, true} {
+		p := record(f, postcopy)
+		f.Add(p, postcopy)
+		f.Add(p[:len(p)/2], postcopy)
+		for i := len(p) - 400; i < len(p); i += 40 {
+			q := bytes.Clone(p)
+			q[i] ^= 0x41
+			f.Add(q, postcopy)
+		}
+	}
+	f.Fuzz(func(t *testing.T, p []byte, postcopy bool) {
+		g := newTarget(t)
+		d := NewDestination(DestinationConfig{
+			VM: g, State: &g.state, Memory: g.lazy, Blocks: g.blocks, Machine: "test", Postcopy: postcopy,
+		})
+		err := d.Run(context.Background(), stream{bytes.NewReader(p)})
+		running, _ := g.runs()
+		if running != (err == nil || errors.Is(err, ErrPaused) && d.Stats.Postcopy) && !(err != nil && d.Stats.Postcopy) {
+			t.Errorf("the guest runs: %v, after %v", running, err)
+		}
+		if err == nil && d.Stats.Postcopy && g.lazy.Missing() > 0 {
+			t.Error("pages are missing and there is no error")
+		}
+		check(t, g.lazy.Close())
+	})
+}
+
+func TestADestinationGetsWhatASourceHasSent(t *testing.T) {
+	p := record(t, true)
+	g := newTarget(t)
+	d := NewDestination(DestinationConfig{VM: g, State: &g.state, Memory: g.lazy, Blocks: g.blocks, Postcopy: true})
+	check(t, d.Run(context.Background(), stream{bytes.NewReader(p)}), g.lazy.Close())
+	if n := g.lazy.Missing(); n != 0 {
+		t.Errorf("%d pages are missing", n)
+	}
+	// The end of it is lost: the guest has run, and what is missing is missing.
+	g = newTarget(t)
+	d = NewDestination(DestinationConfig{VM: g, State: &g.state, Memory: g.lazy, Blocks: g.blocks, Postcopy: true})
+	short := p[:len(p)-20-2*ram.PageSize]
+	err := d.Run(context.Background(), stream{bytes.NewReader(short)})
+	if !errors.Is(err, ErrPaused) || g.lazy.Missing() == 0 {
+		t.Errorf("%v, %d pages missing", err, g.lazy.Missing())
+	}
+	check(t, g.lazy.Close())
+}

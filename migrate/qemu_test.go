@@ -1,0 +1,259 @@
+package migrate
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/mapping"
+	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// The machine "none" has memory and two devices, and no vCPU.
+const noneMegabytes = 8
+
+// opaque is a device of so many bytes.
+type opaque struct{ p []byte }
+
+func (o *opaque) VMState(f *vmstate.Fields) { f.Bytes("all", o.p) }
+
+// noneGuest is a guest like a QEMU's machine "none".
+func noneGuest(t *testing.T) *guest {
+	t.Helper()
+	mem, err := mapping.New(noneMegabytes << 20)
+	check(t, err)
+	t.Cleanup(func() { mapping.Free(mem) })
+	g := &guest{
+		blocks: []ram.Block{{Name: "ram", Host: mem}},
+		dirty:  map[string]ram.Bitmap{"ram": ram.NewBitmap(len(mem) / page)},
+		r:      rand.New(rand.NewPCG(1, 9)),
+	}
+	return g
+}
+
+// devices registers the devices of that machine.
+func (g *guest) devices(t *testing.T) {
+	t.Helper()
+	state := make([]byte, 104) // of globalstate
+	copy(state, "\x00\x00\x00\x08running")
+	check(t,
+		g.state.Register(vmstate.Entry{Name: "timer", Version: 2, MinVersion: 2}, &opaque{make([]byte, 24)}),
+		g.state.Register(vmstate.Entry{Name: "globalstate", Version: 1, MinVersion: 1}, &opaque{state}))
+}
+
+func capabilities(v *qemutest.VM, names ...string) {
+	var list []qemutest.Args
+	for _, n := range names {
+		list = append(list, qemutest.Args{"capability": n, "state": true})
+	}
+	v.Must("migrate-set-capabilities", qemutest.Args{"capabilities": list})
+}
+
+// A QEMU 7.2 that takes up postcopy again does not always come to its end: it may send empty
+// sections for ever, or call what it has sent whole before all of it has arrived.
+var recoverQEMU = flag.Bool("recover-qemu", false, "also break the connection of a QEMU that sends its guest")
+
+func TestAQEMUsMemoryFollowsItsGuest(t *testing.T) { takeFromQEMU(t, 0) }
+
+func TestAQEMUTakesUpPostcopyAgain(t *testing.T) {
+	if !*recoverQEMU {
+		t.Skip("only with -recover-qemu")
+	}
+	takeFromQEMU(t, 2)
+}
+
+// takeFromQEMU takes a guest over connections of which so many break in the middle of the
+// memory that follows.
+func takeFromQEMU(t *testing.T, breaks int) {
+	dir := qemutest.Dir(t)
+	content := make([]byte, noneMegabytes<<20)
+	r := rand.New(rand.NewPCG(5, 5))
+	for i := range len(content) / page {
+		if i%7 != 3 {
+			content[i*page], content[i*page+page-1] = byte(r.Uint32()), byte(i)
+		}
+	}
+	file := filepath.Join(dir, "content")
+	check(t, os.WriteFile(file, content, 0o600))
+	args := append(qemutest.GuestArgs(t, dir, "none", noneMegabytes), "-device", "loader,force-raw=on,addr=0,file="+file)
+
+	g := noneGuest(t)
+	var err error
+	g.lazy, err = ram.NewLazy(g.blocks)
+	check(t, err)
+	if err := g.lazy.Probe(); errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
+		require.Missing(t, require.Userfaultfd, err)
+	}
+	check(t, g.lazy.Register(&g.state))
+	g.devices(t)
+	vcpu := &vcpu{g: g, want: func() [][]byte { return [][]byte{content} }}
+	g.onRun = func() { vcpu.run(3) }
+
+	q := qemutest.Start(t, dir, args...)
+	capabilities(q, "postcopy-ram", "events")
+	q.Must("migrate-set-parameters", qemutest.Args{"max-bandwidth": 256 << 10, "max-postcopy-bandwidth": (16 - 6*breaks) << 20})
+	listener, uri := qemutest.Listen(t)
+	q.Must("migrate", qemutest.Args{"uri": uri})
+	conn, err := listener.Accept()
+	check(t, err)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+
+	left, recovered := breaks, 0
+	d := NewDestination(DestinationConfig{
+		VM: g, State: &g.state, Memory: g.lazy, Blocks: g.blocks, Machine: "none", Postcopy: true,
+		Reconnect: func(ctx context.Context, _ error) (Conn, error) {
+			for q.Must("query-migrate", nil)["status"] != "postcopy-paused" {
+				if ctx.Err() != nil {
+					return nil, ctx.Err()
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			q.Must("migrate", qemutest.Args{"uri": uri, "resume": true})
+			c, err := listener.Accept()
+			if err != nil {
+				return nil, err
+			}
+			recovered++
+			if left--; left > 0 {
+				return &ends{Conn: c, left: 256 << 10}, nil
+			}
+			return c, nil
+		},
+	})
+	q.Must("migrate-start-postcopy", nil)
+	var first Conn = conn
+	if breaks > 0 {
+		first = &ends{Conn: conn, left: 1 << 20, after: func() bool { return d.in.Postcopy() >= vmstate.PostcopyRunning }}
+	}
+	check(t, d.Run(ctx, first))
+	vcpu.done.Wait()
+	check(t, vcpu.wrong, g.lazy.Close())
+	for p, v := range vcpu.written {
+		content[p[1]*page] = v
+	}
+	if !bytes.Equal(g.blocks[0].Host, content) {
+		t.Error("memory is not QEMU's")
+	}
+	if d.Stats.Recovered != breaks || recovered != breaks || d.Stats.Touched == 0 || d.Stats.Placed == 0 {
+		t.Errorf("%+v", d.Stats)
+	}
+	for q.Must("query-migrate", nil)["status"] != "completed" {
+		if ctx.Err() != nil {
+			t.Fatal("QEMU does not say that it has sent the guest")
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// ends is a connection that breaks after so many bytes, once after says so.
+type ends struct {
+	net.Conn
+	left  int
+	after func() bool // nil: at once
+}
+
+func (e *ends) Read(p []byte) (int, error) {
+	if e.after == nil || e.after() {
+		if e.left <= 0 {
+			e.Conn.Close()
+			return 0, net.ErrClosed
+		}
+		p = p[:min(len(p), e.left)]
+	}
+	n, err := e.Conn.Read(p)
+	if e.after == nil || e.after() {
+		e.left -= n
+	}
+	return n, err
+}
+
+func TestAQEMUTakesAGuestWhoseMemoryFollows(t *testing.T) {
+	dir := qemutest.Dir(t)
+	q := qemutest.Start(t, dir, append(qemutest.GuestArgs(t, dir, "none", noneMegabytes), "-incoming", "defer")...)
+	capabilities(q, "postcopy-ram", "events")
+	listener, uri := qemutest.Listen(t)
+	listener.Close() // QEMU listens there
+	q.Must("migrate-incoming", qemutest.Args{"uri": uri})
+
+	g := noneGuest(t)
+	for i := range len(g.blocks[0].Host) / page {
+		if i%3 != 0 {
+			g.fill(g.blocks[0].Host[i*page : (i+1)*page])
+		}
+	}
+	g.running, g.write = true, 500
+	g.saver = ram.NewLazySaver(g.blocks, g, ram.SaverConfig{})
+	check(t, g.saver.Register(&g.state))
+	g.devices(t)
+
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	var mu sync.Mutex
+	again := 0
+	s := NewSource(SourceConfig{
+		VM: g, State: &g.state, Memory: g.saver, Blocks: g.blocks, Machine: "none",
+		Postcopy: true, MaxDowntime: 1,
+		Reconnect: func(ctx context.Context, _ error) (Conn, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			again++
+			for q.Must("query-migrate", nil)["status"] != "postcopy-paused" {
+				if ctx.Err() != nil {
+					return nil, ctx.Err()
+				}
+				time.Sleep(5 * time.Millisecond)
+			}
+			l, uri := qemutest.Listen(t)
+			addr := l.Addr().String()
+			l.Close()
+			q.Must("migrate-recover", qemutest.Args{"uri": uri})
+			return net.Dial("tcp", addr)
+		},
+	})
+	conn, err := net.Dial("tcp", listener.Addr().String())
+	check(t, err)
+	check(t, s.Run(ctx, &stops{Conn: conn, s: s, left: 600 << 10}))
+	if running, _ := g.runs(); running {
+		t.Error("the source's guest runs")
+	}
+	if !bytes.Equal(q.Memory(0, noneMegabytes<<20), g.blocks[0].Host) {
+		t.Error("QEMU's memory is not the guest's")
+	}
+	if !s.Stats.Postcopy || s.Stats.Recovered != 1 || again != 1 {
+		t.Errorf("%+v", s.Stats)
+	}
+}
+
+// stops is a connection that breaks after so many bytes from the package on, when the
+// other side has said that it has that.
+type stops struct {
+	net.Conn
+	s    *Source
+	left int
+}
+
+func (c *stops) Write(p []byte) (int, error) {
+	if c.s.Stats.Postcopy {
+		if c.left -= len(p); c.left < 0 {
+			for end := time.Now().Add(time.Minute); !c.s.taken.Load() && time.Now().Before(end); {
+				time.Sleep(time.Millisecond)
+			}
+			c.Conn.Close()
+			return 0, net.ErrClosed
+		}
+	}
+	return c.Conn.Write(p)
+}

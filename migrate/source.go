@@ -1,0 +1,421 @@
+package migrate
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync/atomic"
+	"time"
+
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// SourceConfig is what a [Source] sends, and how.
+type SourceConfig struct {
+	// VM is the guest, which runs. It is paused when it is handed over.
+	VM VM
+	// State has the guest's devices and Memory, which the caller has registered.
+	State *vmstate.Registry
+	// Memory is the guest's memory.
+	Memory *ram.LazySaver
+	// Blocks is what Memory was made of.
+	Blocks []ram.Block
+
+	// Machine is the machine's name for the configuration section; a QEMU takes only its
+	// own ("pc-i440fx-7.2").
+	Machine string
+
+	// MaxDowntime is how long sending the rest may take at the rate of the connection, for
+	// precopy to end. 0 means 300 ms.
+	MaxDowntime time.Duration
+	// MaxPasses is after how many passes over memory precopy ends, however much is left. 0
+	// means 32. With Postcopy it does not matter.
+	MaxPasses int
+
+	// Postcopy lets the guest go before its memory. The destination must be able to.
+	Postcopy bool
+	// PostcopyAfter is after how many passes that happens, if there is too much left for
+	// MaxDowntime. 0 means 1.
+	PostcopyAfter int
+
+	// Reconnect returns another connection when one breaks in postcopy. Nil: there is none.
+	Reconnect Reconnect
+}
+
+// pingRun is the PING in the package, right before the guest runs.
+const pingRun = 3
+
+// lastWords is how long a SHUT may take that has been sent before the connection broke.
+const lastWords = time.Second
+
+const (
+	defaultDowntime = 300 * time.Millisecond
+	defaultPasses   = 32
+)
+
+// Source sends a guest. It is used once.
+type Source struct {
+	cfg   SourceConfig
+	taken atomic.Bool // the destination has the whole package, with the devices
+
+	Stats SourceStats // of Run, after it has returned
+}
+
+// SourceStats says how a migration went.
+type SourceStats struct {
+	Passes    int           // over memory, before the guest stood still
+	Postcopy  bool          // the guest went before its memory
+	Paused    time.Duration // from the pause to the last byte of the devices
+	Recovered int           // connections after the first
+	Memory    ram.Stats
+}
+
+// NewSource returns a Source.
+func NewSource(cfg SourceConfig) *Source {
+	if cfg.MaxDowntime <= 0 {
+		cfg.MaxDowntime = defaultDowntime
+	}
+	if cfg.MaxPasses <= 0 {
+		cfg.MaxPasses = defaultPasses
+	}
+	if cfg.PostcopyAfter <= 0 {
+		cfg.PostcopyAfter = 1
+	}
+	return &Source{cfg: cfg}
+}
+
+// Run sends the guest over conn, which it closes, and returns nil when the destination has
+// all of it; the guest stands still here then.
+//
+// An error before the guest was handed over leaves it running here. Afterwards errors.Is
+// tells: [ErrRefused] (in precopy it runs on here), [ErrUnknown] or [ErrPaused] (it stands
+// still). When ctx ends, so does the connection.
+func (s *Source) Run(ctx context.Context, conn Conn) error {
+	x := s.begin(ctx, conn, false)
+	owns, err := s.send(ctx, x)
+	x.end()
+	if err != nil && owns {
+		// The context's end does not keep the guest from running.
+		err = errors.Join(err, s.cfg.VM.Resume(context.WithoutCancel(ctx)))
+	}
+	for err != nil && s.Stats.Postcopy && !owns && !errors.Is(err, ErrRefused) {
+		if ctx.Err() != nil || s.cfg.Reconnect == nil {
+			return s.paused(err)
+		}
+		next, rerr := s.cfg.Reconnect(ctx, err)
+		if rerr != nil {
+			return s.paused(errors.Join(err, rerr))
+		}
+		s.Stats.Recovered++
+		x := s.begin(ctx, next, true)
+		err = s.recover(x)
+		x.end()
+	}
+	s.Stats.Memory = s.cfg.Memory.Stats()
+	s.cfg.State.SaveCleanup()
+	return err
+}
+
+// paused says what is known of a guest that was handed over on a connection that broke.
+func (s *Source) paused(err error) error {
+	if !s.taken.Load() {
+		return fmt.Errorf("%w: %w", ErrUnknown, err)
+	}
+	return fmt.Errorf("%w: %w", ErrPaused, err)
+}
+
+// exchange is a connection with its return path.
+type exchange struct {
+	*wire
+	bitmaps chan vmstate.Return
+	ack     chan struct{}
+	done    chan struct{} // closed when the return path has ended, and err is set
+	quit    chan struct{}
+	err     error // nil: SHUT with success
+}
+
+// begin takes a connection and reads its return path on a goroutine that end waits for.
+func (s *Source) begin(ctx context.Context, c Conn, recovering bool) *exchange {
+	x := &exchange{
+		wire: open(ctx, c), bitmaps: make(chan vmstate.Return), ack: make(chan struct{}, 1),
+		done: make(chan struct{}), quit: make(chan struct{}),
+	}
+	lengths := make(map[string]uint64)
+	// Nothing fails here: the function does not.
+	_ = s.cfg.Memory.Blocks(func(name string, n uint64) error {
+		lengths[name] = n
+		return nil
+	})
+	rr := &vmstate.ReturnReader{
+		R: x.r, Recovering: recovering,
+		Block: func(name string) (uint64, bool) {
+			n, ok := lengths[name]
+			return n, ok
+		},
+	}
+	go func() {
+		defer close(x.done)
+		x.err = s.listen(x, rr)
+	}()
+	return x
+}
+
+// end closes the connection and waits for its goroutine.
+func (x *exchange) end() {
+	close(x.quit)
+	x.close()
+	<-x.done
+}
+
+// listen reads the return path until SHUT.
+func (s *Source) listen(x *exchange, rr *vmstate.ReturnReader) error {
+	for {
+		m, err := rr.Next()
+		switch {
+		case err == io.EOF:
+			return nil
+		case err != nil && m.Type == vmstate.ReturnShut && m.Value != 0:
+			return fmt.Errorf("%w: %w", ErrRefused, err)
+		case err != nil:
+			return err
+		}
+		switch m.Type {
+		case vmstate.ReturnRequestBlock, vmstate.ReturnRequestPages:
+			err = s.cfg.Memory.Request(m.Block, m.Start, m.Length)
+		case vmstate.ReturnRecvBitmap:
+			select {
+			case x.bitmaps <- m:
+			case <-x.quit:
+				return io.ErrClosedPipe
+			}
+		case vmstate.ReturnPong:
+			if m.Value == pingRun {
+				s.taken.Store(true)
+			}
+		case vmstate.ReturnResumeAck:
+			select {
+			case x.ack <- struct{}{}:
+			default:
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// broken returns the error of a return path that has ended, but for a SHUT with success
+// that comes before its time.
+func (x *exchange) broken() error {
+	select {
+	case <-x.done:
+		if x.err == nil {
+			return fmt.Errorf("migrate: %v before the end", vmstate.ReturnShut)
+		}
+		return x.err
+	default:
+		return nil
+	}
+}
+
+// cause prefers what the other side has said to how the connection ended.
+func (x *exchange) cause(err error) error {
+	if x.w.Err() != nil {
+		select {
+		case <-x.done:
+		case <-time.After(lastWords): // a connection that is broken in one direction only
+			x.conn.Close()
+			<-x.done
+		}
+		if errors.Is(x.err, ErrRefused) {
+			return x.err
+		}
+	}
+	return err
+}
+
+// send is the whole migration on one connection. owns says that the guest is still this
+// side's, and is to run.
+func (s *Source) send(ctx context.Context, x *exchange) (owns bool, err error) {
+	reg, w := s.cfg.State, x.w
+	paused := false
+	fail := func(err error) (bool, error) { return paused, x.cause(err) }
+	reg.NewSession()
+	if err := reg.Blocked(); err != nil {
+		return fail(err)
+	}
+	vmstate.PutFileHeader(w)
+	vmstate.PutConfiguration(w, vmstate.Configuration{Machine: s.cfg.Machine})
+	vmstate.PutCommand(w, vmstate.OpenReturnPath())
+	vmstate.PutCommand(w, vmstate.Ping(1))
+	if s.cfg.Postcopy {
+		vmstate.PutCommand(w, vmstate.PostcopyAdvise{RAM: true, PageSizes: ram.PageSizes(s.cfg.Blocks), TargetPageSize: ram.PageSize}.Command())
+	}
+	if err := reg.SaveSetup(w); err != nil {
+		return fail(err)
+	}
+	postcopy, err := s.passes(x)
+	if err != nil {
+		return fail(err)
+	}
+	start := time.Now()
+	if err := s.cfg.VM.Pause(ctx); err != nil {
+		return fail(err)
+	}
+	paused = true
+	if postcopy {
+		return s.handOver(x, start)
+	}
+	if err := reg.SaveComplete(w); err != nil {
+		return fail(err)
+	}
+	var devices bytes.Buffer
+	d := qemufile.NewWriter(&devices)
+	if err := reg.SaveDevices(d); err != nil {
+		return fail(err)
+	}
+	vmstate.PutEOF(d)
+	text, err := reg.VMDesc()
+	if err != nil {
+		return fail(err)
+	}
+	vmstate.PutDescription(d, text)
+	if err := errors.Join(d.Flush(), w.Flush(), x.broken()); err != nil {
+		return fail(err)
+	}
+	w.Write(devices.Bytes())
+	err = w.Flush()
+	s.Stats.Paused = time.Since(start)
+	if err == nil {
+		<-x.done
+		err = x.err
+	} else {
+		err = x.cause(err)
+	}
+	switch {
+	case err == nil:
+		return false, nil
+	case errors.Is(err, ErrRefused):
+		return true, err
+	}
+	return false, fmt.Errorf("%w: %w", ErrUnknown, err)
+}
+
+// passes sends memory while the guest runs, until the guest is to be stopped.
+func (s *Source) passes(x *exchange) (postcopy bool, err error) {
+	reg, w := s.cfg.State, x.w
+	for {
+		for done := false; !done; {
+			if done, err = reg.SaveIterate(w); err != nil {
+				return false, err
+			}
+			if err := x.broken(); err != nil {
+				return false, err
+			}
+		}
+		if err := w.Flush(); err != nil {
+			return false, err
+		}
+		s.Stats.Passes++
+		must, can := reg.Pending(true)
+		switch {
+		case float64(must+can) <= w.Rate()*s.cfg.MaxDowntime.Seconds():
+			return false, nil
+		case s.cfg.Postcopy && s.Stats.Passes >= s.cfg.PostcopyAfter:
+			return true, nil
+		case !s.cfg.Postcopy && s.Stats.Passes >= s.cfg.MaxPasses:
+			return false, nil
+		}
+	}
+}
+
+// handOver lets the guest go before its memory, which it then sends.
+func (s *Source) handOver(x *exchange, start time.Time) (owns bool, err error) {
+	reg, w := s.cfg.State, x.w
+	fail := func(err error) (bool, error) { return true, x.cause(err) }
+	if err := reg.SaveCompleteInPostcopy(w); err != nil {
+		return fail(err)
+	}
+	if err := s.cfg.Memory.BeginPostcopy(w); err != nil {
+		return fail(err)
+	}
+	vmstate.PutCommand(w, vmstate.Ping(2))
+	var nested bytes.Buffer
+	d := qemufile.NewWriter(&nested)
+	vmstate.PutCommand(d, vmstate.PostcopyListen())
+	if err := reg.SaveDevices(d); err != nil {
+		return fail(err)
+	}
+	vmstate.PutCommand(d, vmstate.Ping(pingRun))
+	vmstate.PutCommand(d, vmstate.PostcopyRun())
+	if err := errors.Join(d.Flush(), w.Flush(), x.broken()); err != nil {
+		return fail(err)
+	}
+	s.Stats.Postcopy = true
+	vmstate.PutPackaged(w, nested.Bytes())
+	vmstate.PutCommand(w, vmstate.Ping(4))
+	err = w.Flush()
+	s.Stats.Paused = time.Since(start)
+	if err != nil {
+		return false, x.cause(err)
+	}
+	return false, s.follow(x)
+}
+
+// follow sends memory after the guest, until the destination has it.
+func (s *Source) follow(x *exchange) error {
+	reg, w := s.cfg.State, x.w
+	for done := false; !done; {
+		var err error
+		if done, err = reg.SaveIterate(w); err == nil {
+			err = w.Flush()
+		}
+		if err == nil {
+			err = x.broken()
+		}
+		if err != nil {
+			return x.cause(err)
+		}
+	}
+	if err := reg.SaveCompletePostcopy(w); err != nil {
+		return x.cause(err)
+	}
+	<-x.done
+	return x.err
+}
+
+// recover takes up postcopy on another connection.
+func (s *Source) recover(x *exchange) error {
+	err := s.cfg.Memory.Blocks(func(name string, _ uint64) error {
+		vmstate.PutCommand(x.w, vmstate.RecvBitmap(name))
+		if err := x.w.Flush(); err != nil {
+			return err
+		}
+		select {
+		case m := <-x.bitmaps:
+			if m.Block != name {
+				return fmt.Errorf("migrate: %v of block %q, want %q", m.Type, m.Block, name)
+			}
+			return s.cfg.Memory.Resume(name, m.Bitmap)
+		case <-x.done:
+			return x.broken()
+		}
+	})
+	if err != nil {
+		return x.cause(err)
+	}
+	vmstate.PutCommand(x.w, vmstate.PostcopyResume())
+	if err := x.w.Flush(); err != nil {
+		return x.cause(err)
+	}
+	select {
+	case <-x.ack:
+	case <-x.done:
+		return x.broken()
+	}
+	return s.follow(x)
+}

@@ -1,0 +1,370 @@
+package ram
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/gocolo/lockstep/internal/uffd"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// newLazy returns a Lazy of blocks, or skips the test.
+func newLazy(t testing.TB, blocks ...Block) *Lazy {
+	t.Helper()
+	l, err := NewLazy(blocks)
+	if err == nil {
+		missingTracker(t, l.Probe())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return l
+}
+
+// serve serves l until the test ends and returns what was asked for.
+func serve(t *testing.T, l *Lazy) (asked func() []uint64) {
+	t.Helper()
+	var mu sync.Mutex
+	var list []uint64
+	done := make(chan error, 1)
+	go func() {
+		done <- l.Serve(func(block string, start uint64, length uint32) {
+			mu.Lock()
+			defer mu.Unlock()
+			list = append(list, start)
+		})
+	}()
+	t.Cleanup(func() {
+		l.Interrupt()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return func() []uint64 {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(list)
+	}
+}
+
+// records returns a section body of pages of one block, in the order given.
+func records(t testing.TB, block string, contents map[int]byte, order ...int) []byte {
+	return body(t, func(w *qemufile.Writer) {
+		for n, i := range order {
+			word := uint64(i) * PageSize
+			kind := uint64(flagPage)
+			if contents[i] == 0 {
+				kind = flagZero
+			}
+			if n == 0 {
+				w.PutBE64(word | kind)
+				w.PutCountedString(block)
+			} else {
+				w.PutBE64(word | kind | flagContinue)
+			}
+			if contents[i] == 0 {
+				w.PutByte(0)
+			} else {
+				w.Write(page(contents[i]))
+			}
+		}
+		w.PutBE64(flagEOS)
+	})
+}
+
+func mustLoad(t testing.TB, l *Lazy, p []byte) {
+	t.Helper()
+	if err := l.LoadState(reader(p), Version); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestWhatWasDiscardedIsMissingAndComesAgain(t *testing.T) {
+	b := pages(t, "ram", 8)
+	l := newLazy(t, b)
+	if err := l.PostcopyAdvised(); err != nil {
+		t.Fatal(err)
+	}
+	c := map[int]byte{0: 1, 1: 2, 2: 0, 3: 4, 4: 5, 5: 0, 6: 7, 7: 8}
+	mustLoad(t, l, records(t, "ram", c, 0, 1, 2, 3, 4, 5, 6, 7))
+	if err := l.Discard(vmstate.RAMDiscard{Block: "ram", Ranges: []vmstate.Range{{Start: PageSize, Length: PageSize}, {Start: 5 * PageSize, Length: 2 * PageSize}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	asked := serve(t, l)
+	if n := l.Missing(); n != 3 {
+		t.Errorf("%d pages missing, want 3", n)
+	}
+	if err := l.Finish(); !errors.Is(err, ErrIncomplete) {
+		t.Errorf("Finish: %v", err)
+	}
+	waited := make(chan error, 1)
+	go func() { waited <- l.Ensure("ram", 6*PageSize+9, 1) }()
+	for len(asked()) == 0 { // the page's wait is reported
+		select {
+		case err := <-waited:
+			t.Fatalf("a missing page was there: %v", err)
+		default:
+		}
+	}
+	if got := asked(); !slices.Equal(got, []uint64{6 * PageSize}) {
+		t.Errorf("asked for %#x", got)
+	}
+	var again []uint64
+	l.Outstanding(func(_ string, start uint64, _ uint32) { again = append(again, start) })
+	if !slices.Equal(again, []uint64{6 * PageSize}) {
+		t.Errorf("outstanding: %#x", again)
+	}
+	mustLoad(t, l, records(t, "ram", map[int]byte{1: 9, 6: 77}, 6, 5, 1))
+	if err := <-waited; err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Finish(); err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []byte{1, 9, 0, 4, 5, 0, 77, 8} {
+		if !bytes.Equal(b.Host[i*PageSize:(i+1)*PageSize], page(want)) {
+			t.Errorf("page %d begins with %d, want %d", i, b.Host[i*PageSize], want)
+		}
+	}
+}
+
+func TestAPageThatComesTwiceDoesNotUndoWhatTheGuestWrote(t *testing.T) {
+	b := pages(t, "ram", 2)
+	l := newLazy(t, b)
+	if err := l.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	c := map[int]byte{0: 1, 1: 2}
+	mustLoad(t, l, records(t, "ram", c, 0, 1))
+	b.Host[0] = 99
+	mustLoad(t, l, records(t, "ram", c, 0, 1))
+	if b.Host[0] != 99 {
+		t.Error("the guest's write is gone")
+	}
+	if placed, _ := l.Placed(); placed != 2 {
+		t.Errorf("%d pages placed", placed)
+	}
+}
+
+func TestALargePageIsPlacedWhole(t *testing.T) {
+	const size = 4 * PageSize
+	raw := newMemory(t, 5*size)
+	skip := -int(addressOf(raw)) & (size - 1)
+	b := Block{Name: "ram", Host: raw[skip:][:4*size], HostPageSize: size}
+	l := newLazy(t, b)
+	if err := l.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	c := map[int]byte{4: 1, 5: 2, 6: 0, 7: 3}
+	mustLoad(t, l, records(t, "ram", c, 4, 5, 6, 7))
+	if got := b.Host[size : 2*size]; !bytes.Equal(got[:PageSize], page(1)) || !bytes.Equal(got[3*PageSize:], page(3)) || got[2*PageSize] != 0 {
+		t.Error("the page is not what came")
+	}
+	for name, order := range map[string][]int{"not from its beginning": {1, 2, 3}, "with a gap": {0, 2, 3}, "of two": {0, 9, 2, 3}, "cut off": {0, 1}} {
+		l.NewSession()
+		if err := l.LoadState(reader(records(t, "ram", c, order...)), Version); !errors.Is(err, ErrPartialPage) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if n := l.Missing(); n != 12 {
+		t.Errorf("%d pages missing, want 12", n)
+	}
+	l.NewSession()
+	mustLoad(t, l, records(t, "ram", nil, 0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15))
+	if err := l.Finish(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWhatDoesNotFitTheGuestIsRefusedInPostcopy(t *testing.T) {
+	b := pages(t, "ram", 4)
+	l := newLazy(t, b)
+	for _, r := range []vmstate.Range{{Start: 1, Length: PageSize}, {Start: 0, Length: 7}, {Start: 3 * PageSize, Length: 2 * PageSize}, {Start: ^uint64(0) - PageSize + 1, Length: 2 * PageSize}} {
+		if err := l.Discard(vmstate.RAMDiscard{Block: "ram", Ranges: []vmstate.Range{r}}); !errors.Is(err, ErrOffset) {
+			t.Errorf("discard %+v: %v", r, err)
+		}
+	}
+	if err := l.Discard(vmstate.RAMDiscard{Block: "rom"}); !errors.Is(err, ErrUnknownBlock) {
+		t.Errorf("discard of another block: %v", err)
+	}
+	if err := l.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Ensure("ram", 3*PageSize, PageSize+1); !errors.Is(err, ErrOffset) {
+		t.Errorf("ensure: %v", err)
+	}
+	list := body(t, func(w *qemufile.Writer) {
+		putBlockList(w, []BlockInfo{{Name: "ram", Length: 4 * PageSize}}, 4*PageSize, Format{})
+		w.PutBE64(flagEOS)
+	})
+	delta := body(t, func(w *qemufile.Writer) {
+		w.PutBE64(flagXBZRLE)
+		w.PutCountedString("ram")
+	})
+	filled := body(t, func(w *qemufile.Writer) {
+		w.PutBE64(flagZero)
+		w.PutCountedString("ram")
+		w.PutByte(7)
+	})
+	for name, x := range map[string]struct {
+		p  []byte
+		is error
+	}{
+		"another block":   {records(t, "rom", nil, 0), ErrUnknownBlock},
+		"behind its end":  {records(t, "ram", nil, 4), ErrOffset},
+		"a block list":    {list, ErrBlockList},
+		"a difference":    {delta, ErrFlags},
+		"another filling": {filled, ErrFill},
+	} {
+		l.NewSession()
+		var where *Error
+		if err := l.LoadState(reader(x.p), Version); !errors.Is(err, x.is) || !errors.As(err, &where) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if l.Missing() != 4 {
+		t.Error("something of it was taken")
+	}
+}
+
+func TestALazySaverSendsWhatIsAskedForFirst(t *testing.T) {
+	g := newGuest(t, pages(t, "ram", 600), pages(t, "vga", 4))
+	r := rand.New(rand.NewPCG(1, 1))
+	for i := range g.blocks[0].Host {
+		g.blocks[0].Host[i] = byte(r.Uint32()) | 1
+	}
+	s := NewLazySaver(g.blocks, g, SaverConfig{})
+	l := newLink(t)
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	check(s.SaveSetup(l.w))
+	for done := false; !done; {
+		var err error
+		done, err = s.SaveIterate(l.w)
+		check(err)
+	}
+	check(l.w.Flush())
+	w := &Walker{Format: Format{Postcopy: true}}
+	for begin := reader(bytes.Clone(l.buf.Bytes())); begin.Buffered() > 0; {
+		check(w.Walk(begin, func(*Record) error { return nil }))
+	}
+	g.dirty["ram"].SetRange(0, 600)
+	check(s.BeginPostcopy(l.w))
+	check(l.w.Flush())
+	l.buf.Reset()
+	check(s.Request("ram", 500*PageSize, 2*PageSize))
+	check(s.Request("ram", 500*PageSize, PageSize)) // twice is once
+	check(s.Request("vga", 0, PageSize))            // was sent, and not written again
+	for _, bad := range []error{s.Request("rom", 0, PageSize), s.Request("ram", 600*PageSize, PageSize), s.Request("ram", ^uint64(0), 4096)} {
+		if !errors.Is(bad, ErrUnknownBlock) && !errors.Is(bad, ErrOffset) {
+			t.Errorf("a bad request: %v", bad)
+		}
+	}
+	var order []uint64
+	sections := 0
+	for done := false; !done; sections++ {
+		var err error
+		done, err = s.SaveIterate(l.w)
+		check(err)
+		check(l.w.Flush())
+		n := 0
+		p := bytes.Clone(l.buf.Bytes())
+		l.buf.Reset()
+		check(w.Walk(reader(p), func(rec *Record) error {
+			if rec.Kind == KindPage {
+				order = append(order, rec.Offset/PageSize)
+				n++
+			}
+			return nil
+		}))
+		if n > postcopyBytes/PageSize+1 {
+			t.Errorf("a section of %d pages keeps the next request waiting", n)
+		}
+		if sections == 2 {
+			check(s.Request("ram", 300*PageSize, PageSize))
+			order = order[:0:0]
+		} else if sections == 3 && order[0] != 300 {
+			t.Errorf("page %d came before the one that was asked for", order[0])
+		} else if sections == 0 && !slices.Equal(order[:3], []uint64{500, 501, 502}) {
+			t.Errorf("first came %v", order[:3])
+		}
+	}
+	if _, can := s.Pending(false); can != 0 {
+		t.Errorf("%d bytes are left", can)
+	}
+	check(s.SaveCompletePostcopy(l.w))
+
+	// On another connection all is sent that the other side does not have.
+	have := NewBitmap(600)
+	have.SetRange(0, 590)
+	check(s.Resume("ram", have))
+	if _, can := s.Pending(false); can != 10*PageSize {
+		t.Errorf("%d bytes are to be sent again", can)
+	}
+	if err := s.SaveCompletePostcopy(l.w); err == nil {
+		t.Error("the end was sent before the pages")
+	}
+	if err := s.Resume("ram", have[:1]); err == nil {
+		t.Error("a bitmap that is too short was taken")
+	}
+	if err := s.Resume("rom", have); !errors.Is(err, ErrUnknownBlock) {
+		t.Errorf("another block: %v", err)
+	}
+}
+
+func TestPlacingAPageOnDemandAllocatesNothing(t *testing.T) {
+	const n = 300
+	b := pages(t, "ram", n)
+	l := newLazy(t, b)
+	if err := l.Listen(); err != nil {
+		t.Fatal(err)
+	}
+	var sections [][]byte
+	for i := range n {
+		sections = append(sections, records(t, "ram", map[int]byte{i: byte(i%3 + 1)}, i))
+	}
+	var r qemufile.Reader
+	i := 0
+	if got := testing.AllocsPerRun(n-2, func() {
+		r.ResetBytes(sections[i])
+		if err := l.LoadState(&r, Version); err != nil {
+			t.Error(err)
+		}
+		i++
+	}); got >= 1 { // the pool of requests gives some of its memory back at a collection
+		t.Errorf("%v allocations a page", got)
+	}
+}
+
+func TestAHostWithoutUserfaultfdSaysWhatIsMissing(t *testing.T) {
+	l, err := NewLazy([]Block{pages(t, "ram", 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = l.Probe()
+	var feature *uffd.FeatureError
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) && !errors.Is(err, os.ErrPermission) && !errors.As(err, &feature) {
+		t.Errorf("%v", err)
+	}
+	if err := l.Serve(nil); err == nil {
+		t.Error("Serve before Listen")
+	}
+}
