@@ -61,7 +61,7 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) error {
 		}
 		if text := step.String() + why; text != said {
 			said = text
-			s.decided(step, why, c)
+			s.decided(step, why, c, e.Guardian == standby.GuardianHere)
 		}
 		switch step {
 		case standby.GoOn:
@@ -154,11 +154,14 @@ func (s *standbyRun) release(g failover.Grant, note string) {
 }
 
 // decided says what is done next, and what an operator can do about it.
-func (s *standbyRun) decided(step standby.Step, why string, c colo.Claim) {
+func (s *standbyRun) decided(step standby.Step, why string, c colo.Claim, guardian bool) {
 	s.p.object(map[string]any{"decision": map[string]any{"step": step.String(), "why": why, "epoch": c.Epoch}})
 	switch step {
 	case standby.Wait:
 		s.p.say("undecided   %s", why)
+		if guardian {
+			return
+		}
 		s.p.say("            checkpoint %d is kept; once the guest surely does not run elsewhere: qemu promote -standby %s", c.Epoch, s.state)
 	case standby.AskStop:
 		s.p.say("asking      the guardian to stop the primary's guest: %s", why)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -224,5 +225,24 @@ func TestACopyOfAnotherSizeIsRefused(t *testing.T) {
 	p.ends(exitFailed)
 	if out := p.output(); !strings.Contains(out, "disk d0 has 1048576 bytes, and its copy d0 at the standby 524288") {
 		t.Errorf("%s", out)
+	}
+}
+
+func TestADrillBringsItsGuestBack(t *testing.T) {
+	t.Parallel()
+	needsQEMU(t)
+	d := start(t, "drill", "-m", "16", "-delay", "50ms", "-timeout", "90s")
+	d.ends(exitOK)
+	for _, word := range []string{"started ", "protected ", "killed ", "back ", "done "} {
+		if !strings.Contains("\n"+d.output(), "\n"+word) {
+			t.Errorf("it does not say %q:\n%s", word, d.output())
+		}
+	}
+}
+
+func TestTheDrillsGuestIsTheOneThatTheTestsUse(t *testing.T) {
+	p, err := os.ReadFile("../../internal/qemutest/testdata/counter.bin")
+	if err != nil || !bytes.Equal(p, drillGuest) {
+		t.Errorf("guest.bin is not counter.bin (%v)", err)
 	}
 }
