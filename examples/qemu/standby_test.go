@@ -85,6 +85,13 @@ func (p *program) output() string {
 	return p.out.String()
 }
 
+// errors is what it has said to stderr.
+func (p *program) errors() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err.String()
+}
+
 // object waits for a JSON line with a key, the n-th that has it, and returns the
 // key's value.
 func (p *program) object(key string, n int) json.RawMessage {
