@@ -192,7 +192,7 @@ func TestADiskIsWrittenOnWithoutItsStandby(t *testing.T) {
 	g.vm = qemutest.Start(t, pri, append(diskGuest(t, pri, "format=raw,file="+emptyDisk(t, pri, "disk")), "-qmp", g.sock+",server=on,wait=off")...)
 	qemutest.AwaitSerial(t, pri, 5)
 	g.guardian = start(t, "protect", "-json", "-stay", "-qmp", g.sock, "-to", "unix:"+g.dir+"/s", "-control", "unix:"+g.dir+"/c", "-insecure",
-		"-nbd", "unix:"+g.dir+"/n", "-disk", "d0=d0", "-delay", "50ms")
+		"-nbd", "unix:"+g.dir+"/n", "-disk", "d0=d0", "-delay", "50ms", "-silence", "2s")
 	g.becomes("protected", 1)
 	cmd.Process.Signal(syscall.SIGSTOP)
 	g.becomes("unprotected", 1)

@@ -203,6 +203,7 @@ func counts(t *testing.T, dir string, first uint32) uint32 {
 }
 
 func TestAKilledPrimarysGuestGoesOnInAQEMUThatIsStartedForIt(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	for i, machine := range []string{"pc", "q35", "microvm"} {
 		t.Run(machine, func(t *testing.T) {
@@ -235,6 +236,7 @@ func TestAKilledPrimarysGuestGoesOnInAQEMUThatIsStartedForIt(t *testing.T) {
 }
 
 func TestWithoutAQEMUTheStateIsLeftInAFile(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir, back := qemutest.Dir(t), qemutest.Dir(t)
 	s := start(t, "standby", "-json", "-listen", "127.0.0.1:0", "-state", dir)
@@ -252,6 +254,7 @@ func TestWithoutAQEMUTheStateIsLeftInAFile(t *testing.T) {
 }
 
 func TestAnInterruptLeavesTheStateAndThePrimaryAlone(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir := qemutest.Dir(t)
 	s := start(t, append([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir}, same(t, qemutest.Dir(t), "microvm")...)...)
@@ -304,6 +307,7 @@ func TestAPrimaryThatMayBeAliveIsNotBroughtBack(t *testing.T) {
 }
 
 func TestAGuestThatDoesNotLoadLeavesTheState(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir := qemutest.Dir(t)
 	// The other machine has other devices.
@@ -321,6 +325,7 @@ func TestAGuestThatDoesNotLoadLeavesTheState(t *testing.T) {
 }
 
 func TestMigrationThatBreaksOffLeavesNothing(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir := qemutest.Dir(t)
 	s := start(t, "standby", "-json", "-listen", "127.0.0.1:0", "-state", dir)
@@ -341,6 +346,7 @@ func TestMigrationThatBreaksOffLeavesNothing(t *testing.T) {
 }
 
 func TestWhoeverSendsNoGuestIsForgotten(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir := qemutest.Dir(t)
 	sock := filepath.Join(dir, "s")
@@ -373,6 +379,7 @@ func TestWhoeverSendsNoGuestIsForgotten(t *testing.T) {
 }
 
 func TestAGuestThatWasBroughtBackIsProtectedAgain(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir1, back1, dir2, back2 := qemutest.Dir(t), qemutest.Dir(t), qemutest.Dir(t), qemutest.Dir(t)
 	first := start(t, append([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir1}, same(t, back1, "pc")...)...)
