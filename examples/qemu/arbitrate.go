@@ -38,7 +38,7 @@ func (o *standbyOptions) rule() standby.Takeover {
 
 // arbitrate decides whether this side goes on. It waits for whatever has to be
 // waited for, and meanwhile the copy is kept.
-func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) error {
+func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var question chan claimed // of the arbiter; nil: not asked yet
 	defer func() {
@@ -47,6 +47,9 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) error {
 			if a := <-question; a.err == nil && a.grant.Generation != s.granted.Generation {
 				s.release(a.grant, "not gone on with")
 			}
+		}
+		if err != nil {
+			s.giveBack("not gone on with")
 		}
 	}()
 	var arbiter, fence standby.Answer
@@ -142,6 +145,14 @@ func (s *standbyRun) claim(ctx context.Context, answer chan<- claimed) {
 	}
 	g, err := s.arbiterOf.Acquire(ctx, failover.Claim{Holder: s.holder, Token: s.token, After: after, Note: "a standby"})
 	answer <- claimed{g, err}
+}
+
+// giveBack releases what the arbiter has granted, if it has.
+func (s *standbyRun) giveBack(note string) {
+	if s.arbiterOf != nil && s.granted.Generation > 0 {
+		s.release(s.granted, note)
+		s.granted = failover.Grant{}
+	}
 }
 
 // release gives a grant back.
