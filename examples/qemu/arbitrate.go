@@ -38,7 +38,7 @@ func (o *standbyOptions) rule() standby.Takeover {
 
 // arbitrate decides whether this side goes on. It waits for whatever has to be
 // waited for, and meanwhile the copy is kept.
-func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) error {
+func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var question chan claimed // of the arbiter; nil: not asked yet
 	defer func() {
@@ -47,6 +47,9 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) error {
 			if a := <-question; a.err == nil && a.grant.Generation != s.granted.Generation {
 				s.release(a.grant, "not gone on with")
 			}
+		}
+		if err != nil {
+			s.giveBack("not gone on with")
 		}
 	}()
 	var arbiter, fence standby.Answer
@@ -61,7 +64,7 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) error {
 		}
 		if text := step.String() + why; text != said {
 			said = text
-			s.decided(step, why, c)
+			s.decided(step, why, c, e.Guardian == standby.GuardianHere)
 		}
 		switch step {
 		case standby.GoOn:
@@ -144,6 +147,14 @@ func (s *standbyRun) claim(ctx context.Context, answer chan<- claimed) {
 	answer <- claimed{g, err}
 }
 
+// giveBack releases what the arbiter has granted, if it has.
+func (s *standbyRun) giveBack(note string) {
+	if s.arbiterOf != nil && s.granted.Generation > 0 {
+		s.release(s.granted, note)
+		s.granted = failover.Grant{}
+	}
+}
+
 // release gives a grant back.
 func (s *standbyRun) release(g failover.Grant, note string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -154,11 +165,14 @@ func (s *standbyRun) release(g failover.Grant, note string) {
 }
 
 // decided says what is done next, and what an operator can do about it.
-func (s *standbyRun) decided(step standby.Step, why string, c colo.Claim) {
+func (s *standbyRun) decided(step standby.Step, why string, c colo.Claim, guardian bool) {
 	s.p.object(map[string]any{"decision": map[string]any{"step": step.String(), "why": why, "epoch": c.Epoch}})
 	switch step {
 	case standby.Wait:
 		s.p.say("undecided   %s", why)
+		if guardian {
+			return
+		}
 		s.p.say("            checkpoint %d is kept; once the guest surely does not run elsewhere: qemu promote -standby %s", c.Epoch, s.state)
 	case standby.AskStop:
 		s.p.say("asking      the guardian to stop the primary's guest: %s", why)

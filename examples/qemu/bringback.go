@@ -51,9 +51,6 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 			ended = true
 		}
 	}
-	if s.arbiterOf != nil {
-		s.release(s.granted, "the guest that was brought back has ended")
-	}
 	switch {
 	case ctx.Err() != nil:
 		return exitInterrupted, true, nil

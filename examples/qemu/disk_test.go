@@ -100,6 +100,7 @@ var ways = map[string]struct {
 }
 
 func TestADiskIsThatOfTheCheckpoint(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	for name, way := range ways {
 		t.Run(name, func(t *testing.T) {
@@ -151,6 +152,7 @@ func TestADiskIsThatOfTheCheckpoint(t *testing.T) {
 }
 
 func TestADiskComesBackWithTheGuest(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir, pri, back := qemutest.Dir(t), qemutest.Dir(t), qemutest.Dir(t)
 	copied := emptyDisk(t, dir, "disk")
@@ -179,6 +181,7 @@ func TestADiskComesBackWithTheGuest(t *testing.T) {
 }
 
 func TestProtectCopiesADisk(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir, pri := qemutest.Dir(t), qemutest.Dir(t)
 	copied := emptyDisk(t, dir, "disk")

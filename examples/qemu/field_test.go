@@ -66,7 +66,7 @@ func TestAGuestOutlivesItsStandbys(t *testing.T) {
 		{"hung", func(f *field) { f.cmd.Process.Signal(syscall.SIGSTOP) }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			f := inTheField(t)
+			f := inTheField(t, "-silence", "2s")
 			for i := range *kills {
 				n := len(qemutest.Serial(f.vm.Dir))
 				qemutest.AwaitSerial(t, f.vm.Dir, n+1+i%7) // at another moment of a checkpoint
@@ -182,7 +182,7 @@ func cutPair(t *testing.T) (g *guarded, migration, control *link) {
 	g.vm, g.sock = monitored(t, "pc")
 	qemutest.AwaitSerial(t, g.vm.Dir, 2)
 	g.guardian = start(t, "protect", "-json", "-stay", "-qmp", g.sock, "-to", "unix:"+g.dir+"/s2", "-control", "unix:"+g.dir+"/c2", "-insecure",
-		"-delay", "50ms", "-arbiter", arbiter, "-holder", "here", "-term", "8s")
+		"-delay", "50ms", "-arbiter", arbiter, "-holder", "here", "-term", "8s", "-silence", "2s")
 	g.becomes("protected", 1)
 	g.standby.checkpoints(2)
 	return g, migration, control
@@ -190,11 +190,12 @@ func cutPair(t *testing.T) (g *guarded, migration, control *link) {
 
 func TestACutLinkLeavesOneThatRuns(t *testing.T) {
 	t.Parallel()
-	for _, c := range []struct {
+	for i, c := range []struct {
 		name   string
 		inside bool
 	}{{"inside a checkpoint", true}, {"outside of one", false}} {
 		t.Run(c.name, func(t *testing.T) {
+			shorten(t, i, 2)
 			g, migration, control := cutPair(t)
 			if c.inside {
 				migration.at.Store(true)

@@ -505,7 +505,13 @@ func (g *guardian) protectAgain(ctx context.Context) {
 	// What has been begun is given up only when the standby's copy cannot be gone
 	// on with.
 	o.giveUp = func(err error) error {
-		e := g.next(ctx, short(err))
+		ask := ctx
+		if ctx.Err() != nil { // an interrupt must not leave the guest standing
+			var cancel context.CancelFunc
+			ask, cancel = context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+			defer cancel()
+		}
+		e := g.next(ask, short(err))
 		asked, refused = true, errors.Is(e, failover.ErrRefused)
 		return e
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"path/filepath"
@@ -191,7 +192,7 @@ func TestADiskIsWrittenOnWithoutItsStandby(t *testing.T) {
 	g.vm = qemutest.Start(t, pri, append(diskGuest(t, pri, "format=raw,file="+emptyDisk(t, pri, "disk")), "-qmp", g.sock+",server=on,wait=off")...)
 	qemutest.AwaitSerial(t, pri, 5)
 	g.guardian = start(t, "protect", "-json", "-stay", "-qmp", g.sock, "-to", "unix:"+g.dir+"/s", "-control", "unix:"+g.dir+"/c", "-insecure",
-		"-nbd", "unix:"+g.dir+"/n", "-disk", "d0=d0", "-delay", "50ms")
+		"-nbd", "unix:"+g.dir+"/n", "-disk", "d0=d0", "-delay", "50ms", "-silence", "2s")
 	g.becomes("protected", 1)
 	cmd.Process.Signal(syscall.SIGSTOP)
 	g.becomes("unprotected", 1)
@@ -225,4 +226,112 @@ func TestACopyOfAnotherSizeIsRefused(t *testing.T) {
 	if out := p.output(); !strings.Contains(out, "disk d0 has 1048576 bytes, and its copy d0 at the standby 524288") {
 		t.Errorf("%s", out)
 	}
+}
+
+func TestADrillBringsItsGuestBack(t *testing.T) {
+	t.Parallel()
+	needsQEMU(t)
+	d := start(t, "drill", "-m", "16", "-delay", "50ms", "-timeout", "90s")
+	d.ends(exitOK)
+	for _, word := range []string{"started ", "protected ", "killed ", "back ", "done "} {
+		if !strings.Contains("\n"+d.output(), "\n"+word) {
+			t.Errorf("it does not say %q:\n%s", word, d.output())
+		}
+	}
+}
+
+func TestTheDrillsGuestIsTheOneThatTheTestsUse(t *testing.T) {
+	p, err := os.ReadFile("../../internal/qemutest/testdata/counter.bin")
+	if err != nil || !bytes.Equal(p, drillGuest) {
+		t.Errorf("guest.bin is not counter.bin (%v)", err)
+	}
+}
+
+// An arbiter that cannot be asked stops nobody while the standby answers.
+func TestAGuestRunsOnWhileTheArbiterIsDownAndTheStandbyAnswers(t *testing.T) {
+	t.Parallel()
+	where := qemutest.Dir(t)
+	dir := filepath.Join(where, "arbiter")
+	g := guard(t, []string{"-arbiter", "file:" + dir, "-holder", "there"}, []string{"-arbiter", "file:" + dir, "-holder", "here", "-term", "1s"})
+	if err := os.Rename(dir, dir+"-gone"); err != nil {
+		t.Fatal(err)
+	}
+	n := strings.Count(g.standby.output(), "CHECKPOINT_COMMIT")
+	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if strings.Contains(g.guardian.output(), "may give the guest to the standby") {
+			t.Fatal("the guest was stopped")
+		}
+	}
+	g.standby.checkpoints(n + 10)
+	g.runsHere()
+	if err := os.Rename(dir+"-gone", dir); err != nil {
+		t.Fatal(err)
+	}
+	// And a planned end is none to be taken over from.
+	g.vm.Do(t.Context(), "quit", nil, nil)
+	g.guardian.ends(exitOK)
+	g.standby.object("forgotten", 0)
+}
+
+func TestAGuardianThatIsStartedAgainFindsItsGuest(t *testing.T) {
+	t.Parallel()
+	needsQEMU(t)
+	for _, name := range []string{"with an arbiter", "without one"} {
+		t.Run(name, func(t *testing.T) {
+			g := &guarded{t: t, dir: qemutest.Dir(t), back: qemutest.Dir(t)}
+			var arbiter []string
+			if name == "with an arbiter" {
+				arbiter = []string{"-arbiter", "file:" + filepath.Join(g.dir, "arbiter")}
+			}
+			g.standby = start(t, slices.Concat([]string{"standby", "-json", "-listen", "unix:" + g.dir + "/s", "-state", g.dir, "-control", "unix:" + g.dir + "/c", "-insecure"},
+				arbiter, same(t, g.back, "pc"))...)
+			g.standby.text("listening")
+			g.vm, g.sock = monitored(t, "pc")
+			qemutest.AwaitSerial(t, g.vm.Dir, 2)
+			args := slices.Concat([]string{"protect", "-json", "-stay", "-qmp", g.sock, "-to", "unix:" + g.dir + "/s", "-delay", "20ms",
+				"-control", "unix:" + g.dir + "/c", "-insecure", "-stall", "20s", "-silence", "20s"}, arbiter)
+			first := child(t, args...)
+			g.standby.checkpoints(3)
+			first.Process.Kill()
+			first.Wait()
+			g.standby.object("guardian", 1) // it has noticed
+			n := strings.Count(g.standby.output(), "CHECKPOINT_COMMIT")
+			g.standby.checkpoints(n + 3)
+			g.guardian = start(t, args...)
+			g.guardian.object("found", 0)
+			g.guardian.object("standby", 0)
+			g.vm.Kill()
+			g.guardian.ends(exitGuest)
+			g.runsThere(0)
+		})
+	}
+}
+
+func TestTheControlChannelTakesOurCertificatesOnly(t *testing.T) {
+	t.Parallel()
+	needsQEMU(t)
+	ours, stranger := newAuthority(t), newAuthority(t)
+	dir := qemutest.Dir(t)
+	s := start(t, "standby", "-json", "-listen", "127.0.0.1:0", "-state", dir, "-control", "127.0.0.1:0", "-tls", ours.issue("server"))
+	control, uri := s.text("control"), s.text("listening")
+	client := ours.issue("client")
+	v, sock := monitored(t, "microvm", "-object", "tls-creds-x509,id=tls0,endpoint=client,dir="+client)
+	qemutest.AwaitSerial(t, v.Dir, 1)
+	args := []string{"protect", "-json", "-stay", "-qmp", sock, "-to", uri, "-control", control, "-delay", "50ms", "-tls-creds", "tls0", "-control-tls"}
+	bad := start(t, append(args, stranger.issue("client"))...)
+	for end := time.Now().Add(time.Minute); !strings.Contains(s.errors(), "control channel of"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("a stranger is not refused")
+		}
+	}
+	bad.cancel()
+	bad.ends(exitInterrupted)
+	if strings.Contains(s.output(), "guardian") {
+		t.Errorf("a stranger was taken for a guardian")
+	}
+	g := start(t, append(args, client)...)
+	s.checkpoints(3)
+	v.Do(t.Context(), "quit", nil, nil)
+	g.ends(exitOK)
+	s.object("forgotten", 0)
 }

@@ -3,9 +3,12 @@
 // it can be protected. See -h.
 //
 // To read it: standby.go takes a guest in, keeper.go writes it to files, disk.go
-// keeps its disks, bringback.go starts it again. relay.go passes it on to further
+// keeps its disks, bringback.go starts it again; arbitrate.go decides whether it may,
+// with what heard.go knows of the primary. reception.go takes connections in,
+// operator.go orders. relay.go passes it on to further
 // secondaries: follower.go is one of them, together.go waits for them, promote.go
-// lets one go on. check.go and protect.go (mirror.go for disks) are the primary's.
+// lets one go on. check.go and protect.go (mirror.go for disks) are the primary's, and
+// guardian.go (talk.go to the standby) stays with it. drill.go shows all of it.
 package main
 
 import (
@@ -30,15 +33,21 @@ const usage = `Qemu is the other side of QEMU's COLO.
       The same, and passes each checkpoint on to QEMU secondaries.
   qemu check -qmp ADDR
       Says whether a running QEMU can be protected, and how.
-  qemu protect -qmp ADDR -to ADDR
-      Protects it: sets what has to be set and starts.
+  qemu protect -qmp ADDR -to ADDR [-stay -control ADDR]
+      Protects it: sets what has to be set and starts; with -stay stays with it,
+      as its guardian.
+  qemu promote -standby DIR [-state DIR] [-- qemu-system-x86_64 ...]
+      Orders a standby to go on with its guest.
+  qemu status -state DIR
+      Says how it stands with a standby or a guardian.
+  qemu drill
+      Shows all of it with a small guest, on this machine, in less than a minute.
 
 An ADDR is tcp:HOST:PORT, unix:PATH, HOST:PORT or a path. -h after a command
 explains it.
 
-Exit status: 0 as wished, 1 failed, 2 wrong arguments, 3 the primary is lost but
-it is not known to be dead, so its guest was not started, 4 interrupted, 5 the
-QEMU that the guest was brought back in failed.
+Exit status: 0 as wished, 1 failed, 2 wrong arguments, 3 the guest is the other
+side's, or may be, 4 interrupted, 5 a QEMU that the guest was in has failed.
 `
 
 // The exit statuses.
@@ -86,6 +95,9 @@ func run(ctx context.Context, args []string, t terminal) int {
 		return exitOK
 	}
 	c := commands[args[0]]
+	if args[0] == "drill" {
+		c = drillCommand // it calls run itself
+	}
 	if c == nil {
 		fmt.Fprintf(t.err, "qemu: no command %q (-h explains)\n", args[0])
 		return exitUsage

@@ -23,6 +23,7 @@ func monitored(t *testing.T, machine string, args ...string) (*qemutest.VM, stri
 }
 
 func TestCheckSaysWhatStandsAgainstProtection(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	disk := filepath.Join(t.TempDir(), "disk")
 	if err := os.WriteFile(disk, make([]byte, 1<<20), 0o600); err != nil {
@@ -79,6 +80,7 @@ func TestCheckSaysWhatStandsAgainstProtection(t *testing.T) {
 }
 
 func TestProtectStartsAndAStandbyTakesOver(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	for i, extra := range [][]string{{"-xbzrle", "-pause"}, nil} {
 		if !*long && i > 0 {
@@ -105,6 +107,7 @@ func TestProtectStartsAndAStandbyTakesOver(t *testing.T) {
 }
 
 func TestProtectThatFailsLetsTheGuestRunOn(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	l, uri := qemutest.Listen(t)
 	go func() { // somebody who hangs up

@@ -38,6 +38,7 @@ func TestAnOperatorsOrderBringsTheGuestBack(t *testing.T) {
 }
 
 func TestPeopleAreToldWhatHappens(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir, back := qemutest.Dir(t), qemutest.Dir(t)
 	s := start(t, append([]string{"standby", "-listen", "unix:" + dir + "/s", "-state", dir}, same(t, back, "microvm")...)...)

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -62,11 +63,37 @@ func (p *printer) event(r event.Record) {
 		p.say("disk        %s: %s since the last checkpoint, at most %s; a shorter x-checkpoint-delay is due", e.Disk, size(uint64(e.Bytes)), size(uint64(e.Bound)))
 	case event.COLOExit:
 		if e.Error != "" {
-			p.say("lost        %s", e.Error)
+			p.say("lost        %s", plain(e.Error))
 		} else {
 			p.say("ordered     to go on without the primary")
 		}
 	}
+}
+
+// plain is why a session has ended, in an operator's words where there are some.
+func plain(why string) string {
+	for _, w := range []struct{ end, words string }{
+		{": EOF", "the primary closed the connection"},
+		{": unexpected EOF", "the primary closed the connection"},
+		{"connection reset by peer", "the primary closed the connection"},
+		{"broken pipe", "the primary closed the connection"},
+		{"i/o timeout", "the primary is silent"},
+	} {
+		if strings.HasSuffix(why, w.end) {
+			return w.words + where(why)
+		}
+	}
+	return why
+}
+
+// where is the checkpoint that an error is about.
+func where(why string) string {
+	for part := range strings.SplitSeq(why, ": ") {
+		if n, ok := strings.CutPrefix(part, "checkpoint "); ok {
+			return ", after checkpoint " + n
+		}
+	}
+	return ""
 }
 
 // checkpoint shows how it stands, if it is time for it.

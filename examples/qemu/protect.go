@@ -26,7 +26,29 @@ QEMU ("qemu check" lists them) and NAME what the standby calls it, while the gue
 runs (QMP blockdev-mirror); from then on a write is done when both sides have it.
 If the standby is lost, QEMU gives the copy up and the guest writes on.
 
-Exit status: 0 protected, 1 not, 2 wrong arguments, 4 interrupted.
+With -stay it stays with the guest as its guardian, and holds the monitor:
+
+  - A guest that is lost to its standby, or that stands for -stall without its
+    checkpoint getting on, is told to run on unprotected (x-colo-lost-heartbeat),
+    once the -arbiter has agreed, if there is one; it is protected again as soon as
+    the standby is back.
+  - SHUTDOWN, whatever the reason, is a planned end, and the standby is told so over
+    -control. A process that ends without it has died: the standby goes on.
+  - A guest that an operator has stopped stays so; QEMU itself has it run again at
+    the next checkpoint.
+  - A standby that has gone on, or is promoted, has the guest: the one here is
+    stopped, and stopped again.
+  - With an -arbiter, a guest that is protected runs only while this host has been
+    heard of there within -term, or has its standby's word: its standby may have
+    the guest afterwards. So a guardian that is gone must be back within -term.
+
+Without -stay nobody does any of this: a QEMU whose standby is lost in a checkpoint
+keeps its guest standing, and a planned end looks like a death to the standby.
+
+Exit status: 0 protected; with -stay, the guest has ended as it was meant to. 1 not
+protected; with -stay, something failed. 2 wrong arguments. 3 the standby has the guest,
+and the one here was stopped. 4 interrupted; the guest goes on. 5 its process has
+died, and the standby knows.
 `
 
 type protectOptions struct {

@@ -23,9 +23,7 @@ func secondary(t *testing.T, machine, uri string) (v *qemutest.VM, monitor strin
 
 func freeAddress(t *testing.T) string {
 	t.Helper()
-	l, uri := qemutest.Listen(t)
-	l.Close()
-	return uri
+	return "unix:" + filepath.Join(qemutest.Dir(t), "in")
 }
 
 // follow waits until a secondary of the relay has loaded a checkpoint after the
@@ -72,6 +70,7 @@ func goesOn(t *testing.T, v *qemutest.VM, first uint32) {
 }
 
 func TestRelayWhosePrimaryIsKilledPromotesASecondary(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	for i, machine := range []string{"pc", "q35", "microvm"} {
 		t.Run(machine, func(t *testing.T) {
@@ -110,6 +109,7 @@ func TestRelayWhosePrimaryIsKilledPromotesASecondary(t *testing.T) {
 }
 
 func TestRelayWhoseSecondaryIsKilledTakesAnother(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	uri := freeAddress(t)
 	s1, _ := secondary(t, "pc", uri)
@@ -132,6 +132,7 @@ func TestRelayWhoseSecondaryIsKilledTakesAnother(t *testing.T) {
 }
 
 func TestRelayWithoutSecondariesBringsTheGuestBack(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	uri := freeAddress(t)
 	s1, m1 := secondary(t, "microvm", uri)
@@ -153,6 +154,7 @@ func TestRelayWithoutSecondariesBringsTheGuestBack(t *testing.T) {
 }
 
 func TestRelayThatIsKilledLeavesBothSidesToTheirOperator(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	uri, listen := freeAddress(t), freeAddress(t)
 	s, _ := secondary(t, "pc", uri)
@@ -187,6 +189,7 @@ func TestRelayThatIsKilledLeavesBothSidesToTheirOperator(t *testing.T) {
 }
 
 func TestRelayWhoseSecondaryStandsStillGoesOnWithTheOther(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	uri1, uri2 := freeAddress(t), freeAddress(t)
 	s1, m1 := secondary(t, "microvm", uri1)
@@ -210,6 +213,7 @@ func TestRelayWhoseSecondaryStandsStillGoesOnWithTheOther(t *testing.T) {
 }
 
 func TestRelayThatIsInterruptedStopsItsSecondaries(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	uri := freeAddress(t)
 	s, m := secondary(t, "microvm", uri)

@@ -61,6 +61,7 @@ func (s *standbyRun) main(ctx context.Context) int {
 		defer s.cleanup()
 	}
 	status, err := s.run(ctx)
+	s.giveBack("the guest does not run here any more")
 	if err != nil {
 		s.p.warn("%s", oneLine(err))
 	}
@@ -133,7 +134,7 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 	if s.arbiterOf, err = openArbiter(s.arbiter); err != nil {
 		return exitFailed, err
 	}
-	s.token = tokenOf(socketIn(s.state, "qmp"))
+	s.token = tokenOf("unix:" + filepath.Join(s.state, "qmp"))
 	s.kept = keptIn(s.state)
 	serving, stop := context.WithCancel(ctx)
 	var served sync.WaitGroup

@@ -23,15 +23,23 @@ one, the state is left in DIR/guest, to be used as
 
     qemu-system-x86_64 ... -incoming "exec:cat DIR/guest"
 
-A connection that is closed counts as a primary that is dead. That is so when its
-process or host has died, but not when its operator has given it
-x-colo-lost-heartbeat, nor when the network has reset the connection: name a
--fence that makes sure where that can happen, or two guests may run. A primary
-that is only silent, or talks nonsense, is not taken for dead without a -fence.
+Who decides that the primary is lost: a guardian on its host ("qemu protect -stay"),
+which connects to -control and knows a crash from a planned end and from a guest
+that runs on without this standby. Where it does not answer: the -arbiter, then a
+-fence that makes sure. Where there is none of these, you: the standby keeps the
+checkpoint, says so and waits for "qemu promote -standby DIR", or SIGUSR1. -takeover
+always takes a connection that was closed for the death of the primary instead; it
+is closed as well when its operator quits it, or gives it x-colo-lost-heartbeat, or
+when the network resets it: two guests may run then.
 
-SIGUSR1 brings the guest back at once, as an operator's order. SIGINT and SIGTERM
-end the standby and leave the state in DIR/guest. Until it has a guest, whoever
-connects and does not send one is told of and forgotten.
+The guest is in this process's memory and nowhere else until it is in a QEMU or in
+DIR/guest. Where neither is possible, it is held until "qemu promote" names another
+-state or another QEMU. -reserve takes the space for DIR/guest beforehand. With
+-keep, a standby that was killed and is started again offers the last checkpoint
+that it has kept.
+
+SIGINT and SIGTERM end the standby and leave the state in DIR/guest. Whoever
+connects and does not begin a migration is told of, and holds nobody up.
 
 On the primary (or: qemu protect -qmp ADDR -to ADDR):
     migrate_set_capability x-colo on, return-path off; migrate -d tcp:HOST:PORT
@@ -49,15 +57,17 @@ most 256 MB; a standby that is killed leaves FILE with the primary's newest writ
 to be copied anew.
 
 Afterwards the guest's QEMU is the standby's child, with its monitor at DIR/qmp, and
-can be protected again: "qemu protect -qmp DIR/qmp -to ADDR", by a standby elsewhere.
+can be protected again: "qemu protect -stay -qmp DIR/qmp -to ADDR", by a standby
+elsewhere.
 
 Exit status:
   0  the guest was brought back and its QEMU has ended in order; or, without a
-     QEMU, the primary is lost and the guest is in DIR/guest
+     QEMU, the primary is lost and the guest is in DIR/guest; or the primary's guest
+     has ended as it was meant to
   1  something failed; if the state could be saved, it is in DIR/guest
   2  wrong arguments
-  3  the primary is lost to the standby but not known to be dead: the guest was not
-     started, and is in DIR/guest
+  3  the primary is lost to the standby and its guest goes on, or may do so: the
+     guest was not started, and is in DIR/guest
   4  interrupted; the guest, if there was one, is in DIR/guest
   5  the guest's QEMU has failed: before the guest was loaded, and it is in
      DIR/guest, or later

@@ -85,6 +85,13 @@ func (p *program) output() string {
 	return p.out.String()
 }
 
+// errors is what it has said to stderr.
+func (p *program) errors() string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.err.String()
+}
+
 // object waits for a JSON line with a key, the n-th that has it, and returns the
 // key's value.
 func (p *program) object(key string, n int) json.RawMessage {
@@ -196,6 +203,7 @@ func counts(t *testing.T, dir string, first uint32) uint32 {
 }
 
 func TestAKilledPrimarysGuestGoesOnInAQEMUThatIsStartedForIt(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	for i, machine := range []string{"pc", "q35", "microvm"} {
 		t.Run(machine, func(t *testing.T) {
@@ -228,6 +236,7 @@ func TestAKilledPrimarysGuestGoesOnInAQEMUThatIsStartedForIt(t *testing.T) {
 }
 
 func TestWithoutAQEMUTheStateIsLeftInAFile(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir, back := qemutest.Dir(t), qemutest.Dir(t)
 	s := start(t, "standby", "-json", "-listen", "127.0.0.1:0", "-state", dir)
@@ -245,6 +254,7 @@ func TestWithoutAQEMUTheStateIsLeftInAFile(t *testing.T) {
 }
 
 func TestAnInterruptLeavesTheStateAndThePrimaryAlone(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir := qemutest.Dir(t)
 	s := start(t, append([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir}, same(t, qemutest.Dir(t), "microvm")...)...)
@@ -297,6 +307,7 @@ func TestAPrimaryThatMayBeAliveIsNotBroughtBack(t *testing.T) {
 }
 
 func TestAGuestThatDoesNotLoadLeavesTheState(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir := qemutest.Dir(t)
 	// The other machine has other devices.
@@ -314,6 +325,7 @@ func TestAGuestThatDoesNotLoadLeavesTheState(t *testing.T) {
 }
 
 func TestMigrationThatBreaksOffLeavesNothing(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir := qemutest.Dir(t)
 	s := start(t, "standby", "-json", "-listen", "127.0.0.1:0", "-state", dir)
@@ -334,6 +346,7 @@ func TestMigrationThatBreaksOffLeavesNothing(t *testing.T) {
 }
 
 func TestWhoeverSendsNoGuestIsForgotten(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir := qemutest.Dir(t)
 	sock := filepath.Join(dir, "s")
@@ -366,6 +379,7 @@ func TestWhoeverSendsNoGuestIsForgotten(t *testing.T) {
 }
 
 func TestAGuestThatWasBroughtBackIsProtectedAgain(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	dir1, back1, dir2, back2 := qemutest.Dir(t), qemutest.Dir(t), qemutest.Dir(t), qemutest.Dir(t)
 	first := start(t, append([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir1}, same(t, back1, "pc")...)...)
@@ -412,15 +426,23 @@ func TestWrongArgumentsAreSaid(t *testing.T) {
 		{"protect", "-qmp", "a", "-to", "b", "-disk", "a=b"},
 		{"protect", "-qmp", "a", "-to", "b", "-nbd", "c", "-disk", "=b"},
 		{"check"},
+		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-takeover", "never"},
+		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-control", "127.0.0.1:0"},
+		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-arbiter", "etcd:x"},
+		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-takeover", "always", "-arbiter", "file:x"},
+		{"protect", "-qmp", "a", "-to", "b", "-control", "c"},
+		{"protect", "-qmp", "a", "-to", "b", "-stay", "-control", "c"},
+		{"protect", "-qmp", "a", "-to", "b", "-stay", "-stall", "0s"},
+		{"promote"}, {"promote", "-standby", "x", "y"}, {"status"}, {"drill", "x"},
 	} {
 		var out, err bytes.Buffer
 		if status := run(t.Context(), args, terminal{out: &out, err: &err}); status != exitUsage || err.Len() == 0 || out.Len() > 0 {
 			t.Errorf("%q: status %d, %q, %q", args, status, out.String(), err.String())
 		}
 	}
-	for _, args := range [][]string{{"-h"}, {"standby", "-h"}, {"relay", "-h"}, {"check", "-h"}, {"protect", "-h"}} {
+	for _, args := range [][]string{{"-h"}, {"standby", "-h"}, {"relay", "-h"}, {"check", "-h"}, {"protect", "-h"}, {"promote", "-h"}, {"status", "-h"}, {"drill", "-h"}} {
 		var out, err bytes.Buffer
-		if status := run(t.Context(), args, terminal{out: &out, err: &err}); status != exitOK || out.Len() < 300 || err.Len() > 0 {
+		if status := run(t.Context(), args, terminal{out: &out, err: &err}); status != exitOK || out.Len() < 250 || err.Len() > 0 {
 			t.Errorf("%q: status %d, %q, %q", args, status, out.String(), err.String())
 		}
 	}

@@ -41,7 +41,7 @@ func (g *guardian) talk(ctx context.Context) {
 // channel is one connection to the standby. It returns why it has ended.
 func (g *guardian) channel(ctx context.Context) error {
 	network, address := qmp.Split(g.control)
-	d := net.Dialer{Timeout: standby.DefaultSilence}
+	d := net.Dialer{Timeout: g.silence}
 	conn, err := d.DialContext(ctx, network, address)
 	if err != nil {
 		return err
@@ -60,10 +60,10 @@ func (g *guardian) channel(ctx context.Context) error {
 	g.mu.Lock()
 	hello := standby.ControlMessage{Say: standby.SaidHello, Version: standby.ControlVersion, Generation: g.generation}
 	g.mu.Unlock()
-	if err := c.Send(hello, standby.DefaultSilence); err != nil {
+	if err := c.Send(hello, g.silence); err != nil {
 		return err
 	}
-	m, err := c.Receive(standby.DefaultSilence)
+	m, err := c.Receive(g.silence)
 	if err != nil {
 		return err
 	}
@@ -94,7 +94,7 @@ func (g *guardian) channel(ctx context.Context) error {
 			g.beats[g.sent%uint64(len(g.beats))] = at
 			m := standby.ControlMessage{Say: standby.SaidBeat, Generation: g.generation, Seq: g.sent}
 			g.mu.Unlock()
-			if c.Send(m, standby.DefaultSilence) != nil {
+			if c.Send(m, g.silence) != nil {
 				conn.Close()
 				return
 			}
@@ -108,7 +108,7 @@ func (g *guardian) channel(ctx context.Context) error {
 	defer func() { close(done); <-beats }()
 	var bytes uint64
 	for {
-		m, err := c.Receive(standby.DefaultSilence)
+		m, err := c.Receive(g.silence)
 		if err != nil {
 			return err
 		}

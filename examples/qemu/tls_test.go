@@ -82,6 +82,7 @@ func (a *authority) issue(role string) string {
 }
 
 func TestTLSWithAQEMUPrimary(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	ours, stranger := newAuthority(t), newAuthority(t)
 	for _, c := range []struct {
@@ -118,6 +119,7 @@ func TestTLSWithAQEMUPrimary(t *testing.T) {
 }
 
 func TestTLSWithAQEMUSecondary(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	ours, stranger := newAuthority(t), newAuthority(t)
 	dir := qemutest.Dir(t)
@@ -150,6 +152,7 @@ func TestTLSWithAQEMUSecondary(t *testing.T) {
 }
 
 func TestADiskOverTLS(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	ours := newAuthority(t)
 	dir, pri := qemutest.Dir(t), qemutest.Dir(t)

@@ -43,6 +43,7 @@ func (p *program) inStep(n int) {
 }
 
 func TestRelayInStepAnswersWhenTheSecondariesHaveTheCheckpoint(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	uri1, uri2 := freeAddress(t), freeAddress(t)
 	s1, m1 := secondary(t, "microvm", uri1)
@@ -88,6 +89,7 @@ func TestRelayInStepAnswersWhenTheSecondariesHaveTheCheckpoint(t *testing.T) {
 }
 
 func TestRelayInStepIsNotHeldUpForLongByASecondary(t *testing.T) {
+	t.Parallel()
 	needsQEMU(t)
 	uri1, uri2 := freeAddress(t), freeAddress(t)
 	s1, m1 := secondary(t, "microvm", uri1)

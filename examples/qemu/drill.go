@@ -1,0 +1,212 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/event/qmp"
+)
+
+const aboutDrill = `usage: qemu drill [flags]
+
+Drill starts a small guest of its own, which counts, protects it with a standby and
+a guardian on this machine, kills it with SIGKILL, and brings it back; it says what
+happened. Nothing has to be prepared but QEMU and KVM. Exit status: 0 the guest came
+back and counted on, 1 not.
+`
+
+// drillGuest is firmware that counts in memory and prints the count now and then;
+// its source is internal/qemutest/testdata/counter.S.
+//
+//go:embed guest.bin
+var drillGuest []byte
+
+func drillCommand(ctx context.Context, args []string, t terminal) int {
+	f := flag.NewFlagSet("drill", flag.ContinueOnError)
+	qemu := f.String("qemu", "qemu-system-x86_64", "the `PROGRAM`")
+	mb := f.Int("m", 64, "`MB` of memory")
+	delay := f.Duration("delay", 200*time.Millisecond, "from one checkpoint to the next")
+	timeout := f.Duration("timeout", time.Minute, "for all of it")
+	if status, done := parse(f, aboutDrill, args, t, false); done {
+		return status
+	}
+	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	defer cancel()
+	p := &printer{terminal: t}
+	if err := (&drill{p: p, qemu: *qemu, mb: *mb, delay: *delay}).run(ctx); err != nil {
+		p.warn("drill: %s", oneLine(err))
+		return exitFailed
+	}
+	return exitOK
+}
+
+type drill struct {
+	p     *printer
+	qemu  string
+	mb    int
+	delay time.Duration
+	all   sync.WaitGroup
+}
+
+func (d *drill) run(ctx context.Context) (err error) {
+	dir, err := os.MkdirTemp("", "drill")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	ctx, cancel := context.WithCancel(ctx)
+	defer d.all.Wait()
+	defer cancel()
+	bios := bytes.Clone(drillGuest)
+	binary.LittleEndian.PutUint32(bios[0xff00:], 10)  // pages
+	binary.LittleEndian.PutUint32(bios[0xff04:], 255) // prints every 256 rounds
+	if err := os.WriteFile(filepath.Join(dir, "bios"), bios, 0o600); err != nil {
+		return err
+	}
+	machine := func(serial string) []string {
+		return []string{d.qemu, "-M", "pc", "-m", fmt.Sprint(d.mb), "-nodefaults", "-display", "none", "-accel", "kvm",
+			"-bios", filepath.Join(dir, "bios"), "-serial", "file:" + filepath.Join(dir, serial)}
+	}
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	for _, dir := range []string{a, b} {
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+	}
+
+	standby := d.part(ctx, append([]string{"standby", "-listen", "unix:" + b + "/in", "-control", "unix:" + b + "/control", "-insecure", "-state", b, "--"}, machine("after")...))
+	args := machine("before")
+	cmd := exec.Command(args[0], append(args[1:], "-qmp", "unix:"+a+"/qmp,server=on,wait=off")...)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() { cmd.Wait(); close(ended) }() // after the kill below, at the latest
+	defer func() { cmd.Process.Kill(); <-ended }()
+	if err := d.await(ctx, standby, "the guest to count", func() bool { return len(counted(dir, "before")) > 1 }); err != nil {
+		return errors.Join(err, errors.New(strings.TrimSpace(said.String())))
+	}
+	d.p.say("started     a guest of %d MB, in process %d; it has counted to %d", d.mb, cmd.Process.Pid, last(counted(dir, "before")))
+
+	guardian := d.part(ctx, []string{"protect", "-stay", "-qmp", "unix:" + a + "/qmp", "-to", "unix:" + b + "/in", "-control", "unix:" + b + "/control",
+		"-insecure", "-state", a, "-delay", d.delay.String()})
+	var st standbyStatus
+	began := time.Now()
+	if err := d.await(ctx, guardian, "checkpoints", func() bool { return ask(ctx, b, "standby", &st) && st.Epoch >= 3 }); err != nil {
+		return err
+	}
+	d.p.say("protected   after %.1f s there are %d checkpoints, one every %v", time.Since(began).Seconds(), st.Epoch, d.delay)
+
+	before := counted(dir, "before")
+	killed := time.Now()
+	if err := cmd.Process.Kill(); err != nil {
+		return err
+	}
+	<-ended
+	d.p.say("killed      process %d with SIGKILL", cmd.Process.Pid)
+	if err := d.await(ctx, standby, "the guest to count on", func() bool { return len(counted(dir, "after")) > 1 }); err != nil {
+		return err
+	}
+	took := time.Since(killed)
+	first := counted(dir, "after")[0]
+	d.p.say("back        it counts on after %.0f ms, from %d; before it had printed %d", float64(took)/1e6, first, last(before))
+	if first < before[0] {
+		return fmt.Errorf("the guest began anew, at %d", first)
+	}
+	m, err := qmp.Dial(ctx, b+"/qmp")
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	if err := m.Do(ctx, "quit", nil, nil); err != nil {
+		return err
+	}
+	select {
+	case status := <-standby:
+		if status != exitOK {
+			return fmt.Errorf("the standby has ended with status %d", status)
+		}
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	d.p.say("done        what was printed between the last checkpoint and the kill is the only loss: %v at most", d.delay)
+	return nil
+}
+
+// part runs a command of this program in the background.
+func (d *drill) part(ctx context.Context, args []string) <-chan int {
+	done := make(chan int, 1)
+	quiet := terminal{out: &tagged{d: d, tag: args[0]}, err: &tagged{d: d, tag: args[0]}}
+	d.all.Go(func() { done <- run(ctx, args, quiet) })
+	return done
+}
+
+// tagged prints lines with the name of who says them.
+type tagged struct {
+	d    *drill
+	tag  string
+	mu   sync.Mutex
+	line []byte
+}
+
+func (w *tagged) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.line = append(w.line, p...)
+	for {
+		i := bytes.IndexByte(w.line, '\n')
+		if i < 0 {
+			return len(p), nil
+		}
+		w.d.p.say("  %-9s %s", w.tag, w.line[:i])
+		w.line = w.line[i+1:]
+	}
+}
+
+// await waits until something is so.
+func (d *drill) await(ctx context.Context, part <-chan int, what string, is func() bool) error {
+	for !is() {
+		select {
+		case status := <-part:
+			return fmt.Errorf("waiting for %s: a part has ended with status %d", what, status)
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for %s: %w", what, ctx.Err())
+		}
+	}
+	return nil
+}
+
+// ask gets the status of a part.
+func ask(ctx context.Context, dir, role string, to any) bool {
+	a, err := tell(ctx, socketIn(dir, role), order{Do: "status"})
+	return err == nil && json.Unmarshal(a.Status, to) == nil
+}
+
+// counted is what the guest has printed.
+func counted(dir, serial string) (list []uint32) {
+	p, _ := os.ReadFile(filepath.Join(dir, serial))
+	for _, line := range strings.Fields(string(p[:bytes.LastIndexByte(p, '\n')+1])) {
+		var n uint32
+		if _, err := fmt.Sscanf(line, "%08x", &n); err == nil && len(line) == 8 {
+			list = append(list, n)
+		}
+	}
+	return list
+}
+
+func last(list []uint32) uint32 { return list[len(list)-1] }
