@@ -418,6 +418,47 @@ func TestWhatBothGuestsSayLeavesWithoutACheckpoint(t *testing.T) {
 	})
 }
 
+// The connection between the two sides of a NIC breaks, and nothing else: what the
+// guest says leaves with its checkpoints, until the next session compares again.
+func TestWithoutTheNICsConnectionOutputLeavesWithCheckpoints(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
+		b := h.serving(w, "b", false, nil)
+		a := h.serving(w, "a", true, nil)
+		a.is(Protected)
+		b.is(Following)
+		c := h.dial(t, 4000)
+		c.say("compared")
+		nic := a.job.cfg.Network[0].(*Proxy)
+		a.job.session().peer.more[chNIC+"0"].Close()
+		synctest.Wait()
+		before, _ := nic.Stats()
+		for range 5 {
+			c.say("waits")
+		}
+		if now, _ := nic.Stats(); now.Connected || now.Matched != before.Matched || now.Checkpoint == before.Checkpoint {
+			t.Errorf("connected %v, %d matched, %d with checkpoints", now.Connected, now.Matched-before.Matched, now.Checkpoint-before.Checkpoint)
+		}
+		if a.job.State() != Protected {
+			t.Errorf("a is %v", a.job.State())
+		}
+		if err := a.job.Failover(); err != nil {
+			t.Fatal(err)
+		}
+		a.is(Alone)
+		a.is(Protected)
+		for range 10 {
+			c.say("again")
+		}
+		if now, _ := nic.Stats(); now.Matched == before.Matched {
+			t.Error("the next session compares nothing")
+		}
+		b.halt()
+		a.halt()
+	})
+}
+
 func TestNetworksThatDoNotFitAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
