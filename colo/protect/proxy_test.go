@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -391,6 +392,68 @@ func TestConnectionsLiveThroughTakeoversInBothDirections(t *testing.T) {
 				})
 			})
 		}
+	}
+}
+
+// Losses of the link, pauses, orders, switchovers and deaths in any order: all
+// connections go on, and none of it is noticed at the client's end.
+func TestConnectionsLiveThroughWhateverHappensToAPair(t *testing.T) {
+	for seed := range uint64(6) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				rng := rand.New(rand.NewPCG(seed, 5))
+				w := newWorld(t)
+				h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
+				follows := h.serving(w, "b", false, nil)
+				leads := h.serving(w, "a", true, nil)
+				var conns []*caller
+				for round := range 8 {
+					leads.is(Protected)
+					follows.is(Following)
+					if round < 6 {
+						conns = append(conns, h.dial(t, uint16(4000+round)))
+					}
+					for _, c := range conns {
+						c.say(fmt.Sprint("in ", round))
+					}
+					switch rng.IntN(6) {
+					case 0, 1:
+						w.f.part("a", "b", rng.IntN(2) == 0)
+						leads.is(Alone)
+						for _, c := range conns {
+							c.say("alone")
+						}
+						w.f.join("a", "b")
+					case 2:
+						if err := leads.job.Pause(t.Context(), "test"); err != nil {
+							t.Fatal(err)
+						}
+						for _, c := range conns {
+							c.say("paused")
+						}
+						if err := leads.job.Resume(); err != nil {
+							t.Fatal(err)
+						}
+					case 3:
+						if err := leads.job.Switchover(t.Context()); err != nil {
+							t.Fatal(err)
+						}
+						leads, follows = follows, leads
+					default:
+						leads.kill(rng.IntN(2) == 0)
+						follows.is(Alone)
+						for _, c := range conns {
+							c.say("taken")
+						}
+						leads.bury()
+						leads, follows = follows, h.serving(w, leads.name, false, nil)
+					}
+				}
+				leads.is(Protected)
+				follows.halt()
+				leads.halt()
+			})
+		})
 	}
 }
 
