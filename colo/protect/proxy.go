@@ -80,6 +80,7 @@ type Proxy struct {
 	first   *proxy.Primary
 	second  *proxy.Secondary // not nil: this side follows, or has taken over and not led since
 	lane    *lane
+	stop    func()        // ends the Run of the present side
 	ended   chan struct{} // closed when the Run of the present side has returned; nil: it does not run
 	spawn   func(func())  // on a goroutine that Run waits for; nil: Run does not run
 	fail    context.CancelCauseFunc

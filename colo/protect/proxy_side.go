@@ -138,14 +138,17 @@ func (n *Proxy) begin() {
 	n.lane = newLane()
 	n.lane.out = &n.out
 	side := n.edge.Network(n.lane, n.cfg.VNetHdr)
-	l, ended, ctx := n.lane, make(chan struct{}), n.ctx
+	l, ended := n.lane, make(chan struct{})
 	n.ended = ended
+	ctx, cancel := context.WithCancelCause(n.ctx)
+	n.stop = func() { cancel(errLane) }
 	run, room := n.first.Run, n.first.Room()
 	if n.second != nil {
 		run, room = n.second.Run, n.second.Room()
 	}
 	n.spawn(func() {
 		defer close(ended)
+		defer cancel(nil)
 		if err := run(ctx, side); !l.over.Load() {
 			n.fail(err)
 		}
@@ -165,10 +168,11 @@ func (n *Proxy) begin() {
 // end ends the run of the present side.
 func (n *Proxy) end() {
 	n.mu.RLock()
-	l, ended := n.lane, n.ended
+	l, ended, stop := n.lane, n.ended, n.stop
 	n.mu.RUnlock()
 	l.over.Store(true)
 	l.Close()
+	stop() // a secondary's waits for its takeover, not for the lane
 	<-ended
 }
 

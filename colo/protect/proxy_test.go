@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -394,6 +395,68 @@ func TestConnectionsLiveThroughTakeoversInBothDirections(t *testing.T) {
 	}
 }
 
+// Losses of the link, pauses, orders, switchovers and deaths in any order: all
+// connections go on, and none of it is noticed at the client's end.
+func TestConnectionsLiveThroughWhateverHappensToAPair(t *testing.T) {
+	for seed := range uint64(6) {
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				rng := rand.New(rand.NewPCG(seed, 5))
+				w := newWorld(t)
+				h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
+				follows := h.serving(w, "b", false, nil)
+				leads := h.serving(w, "a", true, nil)
+				var conns []*caller
+				for round := range 8 {
+					leads.is(Protected)
+					follows.is(Following)
+					if round < 6 {
+						conns = append(conns, h.dial(t, uint16(4000+round)))
+					}
+					for _, c := range conns {
+						c.say(fmt.Sprint("in ", round))
+					}
+					switch rng.IntN(6) {
+					case 0, 1:
+						w.f.part("a", "b", rng.IntN(2) == 0)
+						leads.is(Alone)
+						for _, c := range conns {
+							c.say("alone")
+						}
+						w.f.join("a", "b")
+					case 2:
+						if err := leads.job.Pause(t.Context(), "test"); err != nil {
+							t.Fatal(err)
+						}
+						for _, c := range conns {
+							c.say("paused")
+						}
+						if err := leads.job.Resume(); err != nil {
+							t.Fatal(err)
+						}
+					case 3:
+						if err := leads.job.Switchover(t.Context()); err != nil {
+							t.Fatal(err)
+						}
+						leads, follows = follows, leads
+					default:
+						leads.kill(rng.IntN(2) == 0)
+						follows.is(Alone)
+						for _, c := range conns {
+							c.say("taken")
+						}
+						leads.bury()
+						leads, follows = follows, h.serving(w, leads.name, false, nil)
+					}
+				}
+				leads.is(Protected)
+				follows.halt()
+				leads.halt()
+			})
+		})
+	}
+}
+
 // What is compared leaves long before its checkpoint.
 func TestWhatBothGuestsSayLeavesWithoutACheckpoint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -412,6 +475,47 @@ func TestWhatBothGuestsSayLeavesWithoutACheckpoint(t *testing.T) {
 		}
 		if p, s := b.job.cfg.Network[0].(*Proxy).Stats(); p != nil || s.Delivered == 0 {
 			t.Error("nothing was delivered to the secondary")
+		}
+		b.halt()
+		a.halt()
+	})
+}
+
+// The connection between the two sides of a NIC breaks, and nothing else: what the
+// guest says leaves with its checkpoints, until the next session compares again.
+func TestWithoutTheNICsConnectionOutputLeavesWithCheckpoints(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
+		b := h.serving(w, "b", false, nil)
+		a := h.serving(w, "a", true, nil)
+		a.is(Protected)
+		b.is(Following)
+		c := h.dial(t, 4000)
+		c.say("compared")
+		nic := a.job.cfg.Network[0].(*Proxy)
+		a.job.session().peer.more[chNIC+"0"].Close()
+		synctest.Wait()
+		before, _ := nic.Stats()
+		for range 5 {
+			c.say("waits")
+		}
+		if now, _ := nic.Stats(); now.Connected || now.Matched != before.Matched || now.Checkpoint == before.Checkpoint {
+			t.Errorf("connected %v, %d matched, %d with checkpoints", now.Connected, now.Matched-before.Matched, now.Checkpoint-before.Checkpoint)
+		}
+		if a.job.State() != Protected {
+			t.Errorf("a is %v", a.job.State())
+		}
+		if err := a.job.Failover(); err != nil {
+			t.Fatal(err)
+		}
+		a.is(Alone)
+		a.is(Protected)
+		for range 10 {
+			c.say("again")
+		}
+		if now, _ := nic.Stats(); now.Matched == before.Matched {
+			t.Error("the next session compares nothing")
 		}
 		b.halt()
 		a.halt()
