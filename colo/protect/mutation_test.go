@@ -13,7 +13,7 @@ import (
 	"testing"
 )
 
-var mutantSeeds = flag.String("mutant.seeds", "400", "how many seeds TestMutants gives the simulator for each fault")
+var mutantSeeds = flag.String("mutant.seeds", "600", "how many seeds TestMutants gives the simulator for each fault")
 
 // mutants are faults: a text of the source, and what stands there instead.
 var mutants = []struct{ what, file, old, new string }{
@@ -31,22 +31,17 @@ var mutants = []struct{ what, file, old, new string }{
 		"\tgeneration, err := j.acquire(ctx, s.peer.generation, true)\n", "\tgeneration, err := s.peer.generation, error(nil)\n"},
 	{"a packet leaves through a shut gate", "colo/protect/nic.go",
 		"for !g.gate.Open() {", "for false {"},
-	{"a write is answered through a shut gate", "replication/gate.go",
-		"if g.g == nil || g.g.Open() {\n\t\t\treturn nil", "if g.g == nil || g != nil {\n\t\t\treturn nil"},
 	{"output leaves before its checkpoint is there", "colo/filter/buffer.go",
 		"b.freed, b.since = m.before, m.since", "b.freed, b.since = b.taken, m.since"},
 	{"a checkpoint forgets the output that it lets go", "colo/filter/buffer_state.go",
 		"\tb.own.each(int(upto.n-b.gone.n), m.add)\n", "\t_ = upto\n"},
 	{"a host that leaves lets its guest wait for its disk", "colo/protect/job.go",
 		"\tfor _, d := range j.cfg.Disks {\n\t\td.fence()\n\t}\n\tif j.vm", "\tif j.vm"},
-	{"a switchover that broke while the guest was released ends the job", "colo/protect/lead.go",
-		"if j.do(in, reason) == nil {\n\t\t\treturn nil\n\t\t}",
-		"if s.getPurpose() == toHandOver {\n\t\t\treturn j.do(in, reason)\n\t\t}"},
 }
 
 // What a run says when it finds something. A bubble in which nothing can go on says
 // so by a panic.
-var found = regexp.MustCompile(`seed \d+$|deadlock: .*|test timed out`)
+var found = regexp.MustCompile(`seed \d+$|deadlock: .*`)
 
 // TestMutants plants faults in the source, one at a time, and wants the simulator to
 // find each. It takes minutes: go test -tags mutation -run TestMutants -timeout 30m.
@@ -76,7 +71,7 @@ func TestMutants(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			cmd := exec.Command("go", "test", "-count=1", "-timeout=90s", "-overlay="+overlay, "-failfast", "-run=^TestSimulatedFaults$", ".", "-seed=1", "-seeds="+*mutantSeeds)
+			cmd := exec.Command("go", "test", "-count=1", "-timeout=9m", "-overlay="+overlay, "-failfast", "-run=^TestSimulatedFaults$", ".", "-seeds="+*mutantSeeds)
 			out, err := cmd.CombinedOutput()
 			what := ""
 			for line := range strings.Lines(string(out)) {

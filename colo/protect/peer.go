@@ -21,7 +21,7 @@ type peer struct {
 	control, session, beat net.Conn
 	more                   map[string]net.Conn // of disks and networks, by channel
 
-	write sync.Mutex // of control
+	write chan struct{} // capacity one: held while control is written, which may wait
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced when something below changes
@@ -36,7 +36,7 @@ type peer struct {
 }
 
 func newPeer(h hello) *peer {
-	return &peer{host: h.Host, generation: h.Generation, token: h.Token, more: map[string]net.Conn{}, changed: make(chan struct{})}
+	return &peer{host: h.Host, generation: h.Generation, token: h.Token, more: map[string]net.Conn{}, changed: make(chan struct{}), write: make(chan struct{}, 1)}
 }
 
 func (p *peer) close() {
@@ -84,8 +84,8 @@ func (p *peer) await(ctx context.Context, done func() bool) error {
 
 // say sends a note. Whoever does not take it within sayTime is not there.
 func (p *peer) say(n note) error {
-	p.write.Lock()
-	defer p.write.Unlock()
+	p.write <- struct{}{}
+	defer func() { <-p.write }()
 	p.control.SetWriteDeadline(time.Now().Add(sayTime))
 	return writeNote(p.control, n)
 }

@@ -280,7 +280,12 @@ func (s *simulation) run() (lost bool) {
 	}
 	s.verbs.Wait()
 	for _, d := range s.dead {
-		d.bury()
+		select {
+		case <-d.done:
+			d.bury()
+		case <-time.After(2 * time.Minute):
+			s.t.Fatalf("%s, which was killed, holds something for ever: it was %s", d.name, d.states())
+		}
 	}
 	a.halt()
 	b.halt()
