@@ -13,15 +13,13 @@ import (
 // of the segment that is covered leaves by itself (with LowerAcks: without it
 // nothing leaves that no guest has made).
 
-// repeats reports whether s has been said already, and waits: it is what a sender
-// without an acknowledgment sends again, the first or the last of what is under way.
-func (c *conn) repeats(s *pkt) bool {
-	n := c.s.len()
-	if n == 0 || s.seq == s.end {
-		return false
-	}
-	first, last := c.s.at(0), c.s.at(n-1)
-	return !after(first.seq, s.seq) && !after(s.end, first.end) || !after(last.seq, s.seq) && !after(s.end, last.end)
+// repeats reports whether all of the data of s has been said before, in whichever
+// packets, and takes in how far it goes. What reaches us of that guest is in the order
+// in which it was sent.
+func (t *said) repeats(s *pkt) bool {
+	again := t.ends && s.seq != s.end && !after(s.end, t.end)
+	serialMax(&t.end, &t.ends, s.end)
+	return again
 }
 
 // part lets leave what is covered of the primary's lowest segment. That stays, and

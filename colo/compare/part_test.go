@@ -27,6 +27,21 @@ func TestWhatIsCoveredOfASegmentLeavesWhenTheSecondaryRepeatsIt(t *testing.T) {
 	}
 }
 
+// What it had sent in two packets a guest sends again in one.
+func TestARepetitionIsOneHoweverItIsCut(t *testing.T) {
+	x, p, s := opened(t, nil)
+	p(ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "abcdefgh"})
+	x.told("", s(ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "ab"}), "")
+	x.told("", s(ackSeg{seq: 102, ack: 1000, win: 50, flags: push, data: "cd"}), "")
+	x.told("both in one", s(ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "abcd"}), "abcd@100 ack 1000 to 7400")
+
+	x, p, s = opened(t, nil)
+	p(ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "abcdefgh"})
+	x.told("", s(ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "ab"}), "")
+	x.told("with more", s(ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "abcd"}), "")
+	x.told("and again", s(ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: "abcd"}), "abcd@100 ack 1000 to 7400")
+}
+
 // Nothing leaves early of what differs, of what waits for more than its data, nor
 // between a mark and its receipt.
 func TestNoPartLeavesThatIsNotCovered(t *testing.T) {

@@ -91,6 +91,9 @@ type said struct {
 	open bool   // isn is known
 	past bool   // it speaks of the connection before this one: from the primary's SYN to its own, or a receipt
 
+	end  uint32 // of its data, as far as it has been sent; a mark empties it
+	ends bool   // end is known
+
 	syn synEvent
 	fin streamEvent // seq: where it is
 	rst streamEvent
@@ -147,6 +150,7 @@ func (t *stream) narrow(epoch uint64) {
 	c.inStep = false
 	c.sack = ranges{}
 	t.said.syn, t.said.fin, t.said.rst = synEvent{}, streamEvent{}, streamEvent{}
+	t.said.ends = false
 	t.mark = snapshot{true, epoch, t.told}
 }
 

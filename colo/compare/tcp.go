@@ -119,6 +119,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		}
 		return
 	}
+	repeats := t.said.repeats(p)
 	again := p.bare() && t.cover.acks && p.ack == t.cover.ack
 	if p.flags&packet.ACK != 0 {
 		room := t.cover.edge
@@ -146,11 +147,10 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 	if len(p.data()) > 0 && !(t.cover.agreed && !t.cover.ahead(p.end)) && !c.blind && !c.apart {
 		if c.p.len() > 0 {
 			// The queue may be satisfied with p as it is, without a copy.
-			again := c.repeats(p)
 			c.s.bySeq(p)
 			e.advance(c, true)
 			e.keep(c, p)
-			if again {
+			if repeats {
 				e.part(c)
 			}
 			return
