@@ -8,6 +8,8 @@ import (
 	"regexp"
 	"runtime"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
@@ -39,18 +41,15 @@ func TestSeedsAreTheSameToTheLastBit(t *testing.T) {
 	if len(want) != 40 {
 		t.Fatalf("%d digests", len(want))
 	}
-	stop := make(chan struct{})
-	defer close(stop)
+	var stop atomic.Bool
+	var busy sync.WaitGroup
+	defer busy.Wait()
+	defer stop.Store(true)
 	for range 2 * runtime.NumCPU() {
-		go func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
+		busy.Go(func() {
+			for !stop.Load() {
 			}
-		}()
+		})
 	}
 	for _, args := range [][]string{{"-seeds", "40", "-seed", "100", "-cores", "2"}, {"-seeds", "1", "-seed", "117"}, {"-seeds", "10", "-seed", "131", "-cores", "3"}} {
 		got := digests(args...)
