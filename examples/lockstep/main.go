@@ -12,7 +12,7 @@
 //
 // To read it: options.go is the command line, run.go the plot of a run as the
 // parent sees it, side.go what the primary and the secondary do, machine.go the
-// guest, network.go and disk.go its network and disk, client.go and talk.go who
+// guest, network.go and disk.go its network and disk, client.go and client_input.go who
 // it talks to, oracle.go, oracle_input.go and oracle_disk.go the judgement.
 package main
 

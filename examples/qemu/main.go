@@ -2,13 +2,13 @@
 // a second running virtual machine, passes its checkpoints on, and says whether
 // it can be protected. See -h.
 //
-// To read it: standby.go takes a guest in, keeper.go writes it to files, disk.go
+// To read it: standby.go takes a guest in, standby_files.go writes it to files, disk.go
 // keeps its disks, bringback.go starts it again; arbitrate.go decides whether it may,
 // with what heard.go knows of the primary. reception.go takes connections in,
 // operator.go orders. relay.go passes it on to further
-// secondaries: follower.go is one of them, together.go waits for them, promote.go
+// secondaries: follower.go is one of them, relay_barrier.go waits for them, promote.go
 // lets one go on. check.go and protect.go (mirror.go for disks) are the primary's, and
-// guardian.go (talk.go to the standby) stays with it. drill.go shows all of it.
+// guardian.go (guardian_control.go talks to the standby) stays with it. drill.go shows all of it.
 package main
 
 import (
