@@ -13,7 +13,7 @@ import (
 	diff "github.com/google/go-cmp/cmp"
 )
 
-var update = flag.Bool("update", false, "write the arrows of docs/architecture.md anew")
+var update = flag.Bool("update", false, "write the arrows of docs/architecture.md and the records in api anew")
 
 // An arrow is an import: from imports to.
 type arrow struct{ from, to string }
