@@ -20,16 +20,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
+
+	"github.com/gocolo/lockstep/examples/internal/interrupt"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	status := gokvm(ctx, os.Args[1:], stdio{os.Stdin, os.Stdout, os.Stderr})
-	stop()
-	os.Exit(status)
+	ctx, status := interrupt.Notify()
+	os.Exit(status(gokvm(ctx, os.Args[1:], stdio{os.Stdin, os.Stdout, os.Stderr})))
 }
 
 // stdio are the program's streams. Terminals are files.

@@ -26,20 +26,21 @@ import (
 	"os/signal"
 	"strings"
 	"syscall"
+
+	"github.com/gocolo/lockstep/examples/internal/interrupt"
 )
 
 func main() {
 	if len(os.Args) == 2 && os.Args[1] == sideArgument {
-		signal.Ignore(os.Interrupt) // the parent decides
+		signal.Ignore(os.Interrupt, syscall.SIGHUP) // the parent decides
 		if err := sideMain(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
 		return
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	os.Exit(lockstep(ctx, os.Args[1:], os.Stdout, os.Stderr, isTerminal(os.Stdout)))
+	ctx, status := interrupt.Notify()
+	os.Exit(status(lockstep(ctx, os.Args[1:], os.Stdout, os.Stderr, isTerminal(os.Stdout))))
 }
 
 // lockstep is the program; it returns its exit status.

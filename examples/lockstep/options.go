@@ -34,8 +34,8 @@ with SIGKILL, and checks that the other goes on and that no output is lost.
   go run ./examples/lockstep -json                              events and figures, a line each
 
 It exits with 0 if every frame that left is confirmed by the survivor, and the
-survivor's disk is what its memory says; with 1 if not or if a run failed, and
-with 2 for wrong arguments.
+survivor's disk is what its memory says; with 1 if not or if a run failed,
+with 2 for wrong arguments, and with 130, 143 or 129 if it was interrupted.
 
 `
 

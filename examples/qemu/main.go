@@ -18,10 +18,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 	"text/tabwriter"
+
+	"github.com/gocolo/lockstep/examples/internal/interrupt"
 )
 
 const usage = `Qemu is the other side of QEMU's COLO.
@@ -78,10 +78,8 @@ var commands = map[string]command{
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends it the hard way
-	os.Exit(run(ctx, os.Args[1:], terminal{os.Stdout, os.Stderr, isTerminal(os.Stdout)}))
+	ctx, status := interrupt.Notify() // a second signal ends it the hard way
+	os.Exit(status(run(ctx, os.Args[1:], terminal{os.Stdout, os.Stderr, isTerminal(os.Stdout)})))
 }
 
 func run(ctx context.Context, args []string, t terminal) int {

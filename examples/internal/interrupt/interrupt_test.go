@@ -1,0 +1,38 @@
+//go:build unix
+
+package interrupt
+
+import (
+	"syscall"
+	"testing"
+)
+
+func TestASignalIsInTheExitStatusOfAProgramThatCouldNotFinish(t *testing.T) {
+	for sig, want := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143, syscall.SIGHUP: 129} {
+		for own, want := range map[int]int{0: 0, 1: want, 4: 4} {
+			ctx, status := Notify()
+			if err := syscall.Kill(syscall.Getpid(), sig); err != nil {
+				t.Fatal(err)
+			}
+			<-ctx.Done()
+			if got := status(own); got != want {
+				t.Errorf("%v: a program that ends with %d has status %d, want %d", sig, own, got, want)
+			}
+		}
+	}
+}
+
+func TestWithoutASignalTheStatusIsTheProgramsOwn(t *testing.T) {
+	for _, own := range []int{0, 1, 2} {
+		ctx, status := Notify()
+		if ctx.Err() != nil {
+			t.Error("the context has ended")
+		}
+		if got := status(own); got != own {
+			t.Errorf("status %d, want %d", got, own)
+		}
+		if ctx.Err() == nil {
+			t.Error("the context has not ended with the program")
+		}
+	}
+}
