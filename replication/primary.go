@@ -75,10 +75,10 @@ type Primary struct {
 	synced bool // a secondary has been a copy; Synchronise's
 
 	mu       sync.Mutex
-	state    atomic.Uint32 // a State; changed with mu
-	joined   bool          // Attach has succeeded once
-	used     bool          // a run has begun in the present generation
-	attached chan struct{} // closed by Attach and Stop, for Run
+	state    atomic.Uint32                 // a State; changed with mu
+	joined   bool                          // Attach has succeeded once
+	used     bool                          // a run has begun in the present generation
+	attached atomic.Pointer[chan struct{}] // closed and replaced after link has changed, so that Run needs no lock
 }
 
 var (
@@ -105,9 +105,11 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 	cfg.Forward.Name, cfg.Forward.Events = cfg.Name, cfg.Events
 	p := &Primary{
 		local: newStableDisk(local, "disk"), cfg: cfg, synced: cfg.InSync,
-		peer: newPeer(size), attached: make(chan struct{}),
+		peer: newPeer(size),
 	}
 	p.size.Store(size)
+	attached := make(chan struct{})
+	p.attached.Store(&attached)
 	p.gate.init(cfg.Gate)
 	if err := p.openMetadata(local); err != nil {
 		return nil, err
@@ -194,8 +196,8 @@ func (p *Primary) detach() {
 func (p *Primary) lockAll() *rangeHold { return p.locks.lock(0, math.MaxInt64, false) }
 
 func (p *Primary) changed() {
-	close(p.attached)
-	p.attached = make(chan struct{})
+	next := make(chan struct{})
+	close(*p.attached.Swap(&next))
 }
 
 // Run handles the secondary's answers as they come, over all Remotes that are
@@ -203,9 +205,10 @@ func (p *Primary) changed() {
 // the next one who waits for an answer.
 func (p *Primary) Run(ctx context.Context) error {
 	for {
-		p.mu.Lock()
-		f, attached := p.link.Load(), p.attached
-		p.mu.Unlock()
+		// In this order: a link that changes between the two closes attached. Mu
+		// is held while a Remote is closed, which may take its time.
+		attached := *p.attached.Load()
+		f := p.link.Load()
 		if f != nil && f.Run(ctx) == nil {
 			f = nil // stopped; another may be there already
 		}

@@ -351,3 +351,32 @@ func TestForwardingAllocatesNothing(t *testing.T) {
 		t.Errorf("%v allocations for a write", n)
 	}
 }
+
+// slowToClose is a Remote whose end takes its time.
+type slowToClose struct{ Remote }
+
+func (r slowToClose) Close() error {
+	time.Sleep(time.Minute)
+	return r.Remote.Close()
+}
+
+// Nobody waits for a lock while a Remote is closed, or the time of a bubble would
+// stand still with them.
+func TestRunNeedsNoLockWhileARemoteIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, err := NewPrimary(newFake(testSize, 1), PrimaryConfig{Overwrite: true})
+		must(t, err)
+		must(t, p.Attach(slowToClose{DiskRemote(newFake(testSize, 2))}))
+		detached := make(chan error)
+		go func() { detached <- p.Detach() }()
+		synctest.Wait() // it sleeps in Close
+		ctx, cancel := context.WithCancel(t.Context())
+		ran := make(chan error)
+		go func() { ran <- p.Run(ctx) }()
+		must(t, <-detached)
+		cancel()
+		if err := <-ran; err != context.Canceled {
+			t.Errorf("Run: %v", err)
+		}
+	})
+}
