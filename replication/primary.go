@@ -209,14 +209,11 @@ func (p *Primary) Run(ctx context.Context) error {
 		// is held while a Remote is closed, which may take its time.
 		attached := *p.attached.Load()
 		f := p.link.Load()
-		if f != nil && f.Run(ctx) == nil {
-			f = nil // stopped; another may be there already
+		if f != nil {
+			f.Run(ctx) // until it is stopped or broken
 		}
 		if err := ctx.Err(); err != nil {
 			return err
-		}
-		if f == nil && p.link.Load() != nil {
-			continue
 		}
 		select {
 		case <-attached:
