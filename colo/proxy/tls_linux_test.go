@@ -18,6 +18,8 @@ import (
 	"github.com/gocolo/lockstep/colo/filter/tap"
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/event"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // certificate is a server's own.
@@ -52,6 +54,7 @@ type tlsOutcome struct {
 // where that of a real guest would have the primary's keys: a flow that never agrees.
 // The figures of the log are ratios to the adaptive way's, and depend on the machine.
 func TestFlowsOfTLSInThreeModes(t *testing.T) {
+	require.Outside(t, require.NetNS)
 	cert := certificate(t)
 	requests, size, long := 40, 1000, 1<<20
 	if testing.Short() {
