@@ -36,7 +36,7 @@ var changes = map[string]func(map[string]json.RawMessage) bool{
 	"QUORUM_FAILURE":    sectorCount,
 	"QUORUM_REPORT_BAD": sectorCount,
 	"SPICE_INITIALIZED": func(m map[string]json.RawMessage) bool {
-		return m["auth"] != nil && m["server"] != nil && inside(m, "server", "auth")
+		return m["auth"] != nil && inside(m, "server", "auth")
 	},
 }
 
