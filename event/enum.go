@@ -103,6 +103,15 @@ func (p *SyncPhase) UnmarshalText(text []byte) error {
 	return unmarshal(p, text, "SyncPhase", "unknown")
 }
 
+// MarshalText returns the word, and "unknown" for none: an event that lacks its
+// answer is encoded as one that can be read.
+func (a ArbiterAnswer) MarshalText() ([]byte, error) {
+	if a == "" {
+		return []byte("unknown"), nil
+	}
+	return []byte(a), nil
+}
+
 // UnmarshalText accepts any word. What is no word is an [*EnumError].
 func (a *ArbiterAnswer) UnmarshalText(text []byte) error {
 	return unmarshal(a, text, "ArbiterAnswer", "unknown")
