@@ -56,6 +56,9 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
+		if err := j.vm.runOn(ctx); err != nil {
+			return err
+		}
 		j.alone("went on without " + s.peer.host)
 		switch s.getPurpose() {
 		case toPause:

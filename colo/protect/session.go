@@ -370,6 +370,7 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		return fmt.Errorf("%w: this host leaves: %w", failover.ErrRefused, context.Cause(s.over))
 	}
 	j.do(broke, c.Cause.Error())
+	j.vm.keep(nil) // by a switchover that began at the same time; none can any more
 	switch st := j.State(); st {
 	case Asking:
 	default: // deposed, or stopped

@@ -297,6 +297,7 @@ func (s *simulation) run() (lost bool) {
 var keptSeeds = []uint64{
 	3727, // a switchover whose session broke while the guest was being released
 	1515, // a pause that was granted while the session, which had broken, was asking
+	915,  // a switchover whose session broke before it had begun left the next session's guest standing
 	122,  // a failover ordered on a secondary kept its primary waiting for a checkpoint
 }
 

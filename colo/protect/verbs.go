@@ -306,11 +306,13 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 	// checkpoint has its last state. It is the one after the last that is committed
 	// when its pause ends.
 	var last atomic.Uint64
-	j.vm.keep(func() {
+	if err := j.keep(func() {
 		if epoch, _ := s.committed(); last.Load() == 0 {
 			last.Store(epoch + 1)
 		}
-	})
+	}); err != nil {
+		return err
+	}
 	s.primary.RequestCheckpoint(event.CauseRequest)
 	var epoch uint64
 	if err := j.switching(ctx, func() bool {
@@ -328,6 +330,19 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 	}
 	s.setPurpose(toHandOver)
 	return s.peer.say(note{Say: sayGo, Seq: epoch, Migrate: s.migration()})
+}
+
+// keep has the guest left standing by the next checkpoint, unless the switchover is
+// over already: the session may have broken since it began, and its guest is not to
+// stand still in the next one.
+func (j *Job) keep(held func()) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.m.state != SwitchingOver {
+		return &StateError{Verb: doSwitchover.String(), State: j.m.state}
+	}
+	j.vm.keep(held)
+	return nil
 }
 
 // switching waits for something while the switchover is under way.

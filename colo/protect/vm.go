@@ -102,6 +102,17 @@ func (v *vm) Resume(ctx context.Context) error {
 	return nil
 }
 
+// runOn resumes a guest that Resume has left standing, since nobody else will.
+func (v *vm) runOn(ctx context.Context) error {
+	v.mu.Lock()
+	left := v.stands && v.pauses == 0
+	v.mu.Unlock()
+	if !left {
+		return nil
+	}
+	return v.Resume(ctx)
+}
+
 // Throttle implements colo.Throttler, as far as the guest does.
 func (v *vm) Throttle(percent int) error {
 	v.mu.Lock()
@@ -143,7 +154,8 @@ func (v *vm) face(world bool) {
 }
 
 // keep makes Resume leave the guest standing, and call held, which must not call
-// the vm. nil lets it work again; it then resumes nothing itself.
+// the vm. nil lets it work again; it then resumes nothing itself: the end of a session
+// does, or runOn.
 func (v *vm) keep(held func()) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -108,3 +108,46 @@ func TestNobodyWaitsForAPauseThatIsUnderWayButAnotherPause(t *testing.T) {
 		t.Error("it runs on")
 	}
 }
+
+func TestAGuestThatWasLeftStandingIsResumedOnce(t *testing.T) {
+	guest := &counting{}
+	v := newVM(guest, nil)
+	v.keep(func() {})
+	if err := v.Resume(t.Context()); err != nil || guest.resumed != 0 || v.isRunning() {
+		t.Fatalf("resumed %d times, error %v; it was to be left standing", guest.resumed, err)
+	}
+	v.keep(nil)
+	for range 2 {
+		if err := v.runOn(t.Context()); err != nil || guest.resumed != 1 || !v.isRunning() {
+			t.Errorf("resumed %d times, error %v", guest.resumed, err)
+		}
+	}
+	// A session's pause is the session's to take back.
+	if err := v.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.runOn(t.Context()); err != nil || v.isRunning() {
+		t.Errorf("the pause of a session was taken back; error %v", err)
+	}
+}
+
+type counting struct {
+	still
+	resumed int
+}
+
+func (c *counting) Resume(context.Context) error { c.resumed++; return nil }
+
+// The session of a switchover may be over before it has begun. Its guest is not to
+// stand still in the session that follows.
+func TestASwitchoverThatIsOverLeavesNoGuestStanding(t *testing.T) {
+	for state := range Concluded + 1 {
+		j := &Job{vm: newVM(still{}, nil)}
+		j.m.state = state
+		err := j.keep(func() {})
+		var wrong *StateError
+		if held := j.vm.hold != nil; held != (state == SwitchingOver) || held != (err == nil) || err != nil && !errors.As(err, &wrong) {
+			t.Errorf("%v: the guest is left standing: %t; error %v", state, held, err)
+		}
+	}
+}
