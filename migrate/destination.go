@@ -15,13 +15,15 @@ import (
 
 // DestinationConfig is what a [Destination] fills.
 type DestinationConfig struct {
-	// VM is the guest, which stands still. It runs when it may.
+	// VM is the guest, which stands still. It runs when it may. In postcopy its Resume must
+	// not wait for memory: Run waits for Resume, also when no more memory will come.
 	VM VM
 	// State has the guest's devices and Memory, which the caller has registered.
 	State *vmstate.Registry
 	// Memory is the guest's memory; the caller closes it, when the guest has ended if Run
-	// has failed in postcopy. Go code of the guest's devices calls its Ensure before it
-	// touches memory.
+	// has failed in postcopy. Where the connection is lost before the guest has run, Run
+	// closes it already, because its devices may wait for memory; closing it again does
+	// nothing. Go code of the guest's devices calls its Ensure before it touches memory.
 	Memory *ram.Lazy
 	// Blocks is what Memory was made of.
 	Blocks []ram.Block
@@ -75,7 +77,11 @@ func NewDestination(cfg DestinationConfig) *Destination {
 // guest runs then; in postcopy it has been running for some time.
 //
 // An error leaves a guest that has not run, and never may; but after [ErrPaused] it is
-// running, and what waits for memory waits. When ctx ends, so does the connection.
+// running, and what waits for memory waits. An error of VM.Resume leaves the guest this
+// side's too: the source does not run it any more, and Resume may be called again.
+//
+// When ctx ends, so does the connection. It does not keep a guest that is this side's from
+// being resumed.
 func (d *Destination) Run(ctx context.Context, conn Conn) error {
 	x := open(ctx, conn)
 	defer func() { x.close() }()
@@ -85,18 +91,16 @@ func (d *Destination) Run(ctx context.Context, conn Conn) error {
 	if !errors.Is(err, vmstate.ErrPostcopyRun) {
 		if err == nil {
 			err = d.cfg.State.Commit()
-			if err != nil {
-				d.cfg.State.Rollback()
-			}
 		}
 		if err != nil {
+			d.cfg.State.Rollback()
 			d.shut(err)
 			return err
 		}
 		// From here on the guest is this side's, whether the source hears of it or not.
 		d.shut(nil)
 		d.Stats.Resumed = time.Now()
-		return d.cfg.VM.Resume(ctx)
+		return d.cfg.VM.Resume(context.WithoutCancel(ctx))
 	}
 
 	d.Stats.Postcopy = true
@@ -109,11 +113,13 @@ func (d *Destination) Run(ctx context.Context, conn Conn) error {
 	pause := func(err error) error {
 		d.cfg.Memory.Interrupt()
 		err = errors.Join(err, <-served)
-		if !d.abandon() {
-			// The guest has not run. Its devices may wait for memory that will not come.
-			err = errors.Join(err, d.cfg.Memory.Close())
+		if d.abandon() {
+			return fmt.Errorf("%w: %w", ErrPaused, errors.Join(err, <-started))
 		}
-		return fmt.Errorf("%w: %w", ErrPaused, errors.Join(err, <-started))
+		// The guest has not run. Its devices may wait for memory that will not come, which
+		// nothing else ends.
+		err = errors.Join(err, d.cfg.Memory.Close())
+		return errors.Join(err, <-started)
 	}
 	for {
 		err := d.follow(x, id)
@@ -151,6 +157,7 @@ func (d *Destination) Run(ctx context.Context, conn Conn) error {
 // start applies the devices and lets the guest run, unless it is abandoned before.
 func (d *Destination) start(ctx context.Context) error {
 	if err := d.cfg.State.Commit(); err != nil {
+		d.cfg.State.Rollback()
 		return err
 	}
 	d.mu.Lock()
@@ -161,7 +168,7 @@ func (d *Destination) start(ctx context.Context) error {
 	d.running = true
 	d.mu.Unlock()
 	d.Stats.Resumed = time.Now()
-	return d.cfg.VM.Resume(ctx)
+	return d.cfg.VM.Resume(context.WithoutCancel(ctx))
 }
 
 // abandon keeps the guest from running, and reports whether it does already.

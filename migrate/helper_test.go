@@ -38,11 +38,15 @@ type guest struct {
 	ran     int // how often it was resumed
 	onRun   func()
 	onPause func()
+	before  func() // is called when it is to be resumed
 
 	// Of a source: what its vCPUs do between two reads of the log.
 	r     *rand.Rand
 	dirty map[string]ram.Bitmap
 	write int // pages
+
+	logging bool // the log is on
+	started int  // how often it was
 }
 
 // device is a device that knows whether it may be applied.
@@ -142,6 +146,18 @@ func (g *guest) ReadDirty(block string, bitmap []uint64) error {
 	return nil
 }
 
+// StartDirtyLog implements ram.LogSwitch, as StopDirtyLog does.
+func (g *guest) StartDirtyLog() error {
+	g.logging = true
+	g.started++
+	return nil
+}
+
+func (g *guest) StopDirtyLog() error {
+	g.logging = false
+	return nil
+}
+
 func (g *guest) Pause(context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -152,7 +168,13 @@ func (g *guest) Pause(context.Context) error {
 	return nil
 }
 
-func (g *guest) Resume(context.Context) error {
+func (g *guest) Resume(ctx context.Context) error {
+	if g.before != nil {
+		g.before()
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.running = true
@@ -225,6 +247,7 @@ type held struct {
 	*colotest.Conn
 	tail   []byte // of what was written
 	packed bool   // the package was
+	behind int64  // how many bytes had been written then
 	read   []byte
 	once   sync.Once
 	asked  chan struct{}
@@ -239,6 +262,9 @@ func (h *held) Write(p []byte) (int, error) {
 		}
 	}
 	h.tail = append(h.tail, p...)
+	if !h.packed {
+		h.behind += int64(len(p))
+	}
 	h.packed = h.packed || bytes.HasSuffix(h.tail, []byte{8, 0, 2, 0, 4, 0, 0, 0, 4}) // PING 4
 	h.tail = h.tail[max(0, len(h.tail)-16):]
 	return h.Conn.Write(p)
@@ -248,7 +274,6 @@ func (h *held) Read(p []byte) (int, error) {
 	n, err := h.Conn.Read(p)
 	h.read = append(h.read, p[:n]...)
 	if err != nil || bytes.Contains(h.read, []byte("ram")) { // of either block
-
 		h.once.Do(func() { close(h.asked) })
 	}
 	return n, err
@@ -262,7 +287,9 @@ type move struct {
 	flows    [][2]colotest.Flow // of each connection, forth and back; then they hold
 	sent     [][2]colotest.Traffic
 
-	hold        bool // the source sends nothing after the guest until it is asked for memory
+	hold        bool  // the source sends nothing after the guest until it is asked for memory
+	behind      int64 // with hold: where in the stream that is
+	last        int   // after how many connections the source gives up; 0: it does not
 	source      *Source
 	destination *Destination
 	srcErr      error
@@ -306,6 +333,9 @@ func (m *move) run() {
 	next := make(chan *colotest.Conn)
 	ended := make(chan struct{})
 	m.source.cfg.Reconnect = func(ctx context.Context, _ error) (Conn, error) {
+		if len(pairs) == m.last {
+			return nil, errors.New("that was the last connection")
+		}
 		a, b := connect()
 		select {
 		case next <- b:
@@ -330,12 +360,14 @@ func (m *move) run() {
 		m.dstErr = m.destination.Run(ctx, b)
 		close(ended)
 	})
-	var first Conn = a
 	if m.hold {
-		first = &held{Conn: a, asked: make(chan struct{})}
+		h := &held{Conn: a, asked: make(chan struct{})}
+		m.srcErr = m.source.Run(ctx, h)
+		m.behind = h.behind
+	} else {
+		m.srcErr = m.source.Run(ctx, a)
 	}
-	m.srcErr = m.source.Run(ctx, first)
-	if errors.Is(m.srcErr, ErrPaused) {
+	if errors.Is(m.srcErr, ErrPaused) || m.last > 0 {
 		cancel() // as whoever owns both would, once one has given up
 	}
 	group.Wait()

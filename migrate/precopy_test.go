@@ -214,3 +214,15 @@ func TestADestinationGetsWhatASourceHasSent(t *testing.T) {
 	}
 	check(t, g.lazy.Close())
 }
+
+func TestADestinationThatRefusesHasItsDevicesOfBefore(t *testing.T) {
+	p := record(t, false)
+	g := newTarget(t)
+	d := NewDestination(DestinationConfig{VM: g, State: &g.state, Memory: g.lazy, Blocks: g.blocks})
+	// The description of the devices, behind all of them, is cut short.
+	err := d.Run(context.Background(), stream{bytes.NewReader(p[:len(p)-3])})
+	if running, _ := g.runs(); err == nil || running || g.device.n != 0 {
+		t.Errorf("%v; the guest runs: %v; the device has %#x", err, running, g.device.n)
+	}
+	check(t, g.lazy.Close())
+}

@@ -95,6 +95,10 @@ func NewSource(cfg SourceConfig) *Source {
 // tells: [ErrRefused] (in precopy it runs on here), [ErrUnknown] or [ErrPaused] (it stands
 // still). When ctx ends, so does the connection.
 func (s *Source) Run(ctx context.Context, conn Conn) error {
+	defer func() {
+		s.Stats.Memory = s.cfg.Memory.Stats()
+		s.cfg.State.SaveCleanup()
+	}()
 	x := s.begin(ctx, conn, false)
 	owns, err := s.send(ctx, x)
 	x.end()
@@ -115,8 +119,6 @@ func (s *Source) Run(ctx context.Context, conn Conn) error {
 		err = s.recover(x)
 		x.end()
 	}
-	s.Stats.Memory = s.cfg.Memory.Stats()
-	s.cfg.State.SaveCleanup()
 	return err
 }
 
@@ -417,5 +419,6 @@ func (s *Source) recover(x *exchange) error {
 	case <-x.done:
 		return x.broken()
 	}
+	s.taken.Store(true) // its PONG may have been lost with the connection before
 	return s.follow(x)
 }

@@ -96,17 +96,7 @@ func (b *Bitmap) Any(off, n int64) bool {
 func (b *Bitmap) Empty() bool { return !b.Any(0, b.bits.Load().size) }
 
 // Bytes returns the length of the chunks whose bits are set, in bytes.
-func (b *Bitmap) Bytes() int64 {
-	chunks := 0
-	for i := range b.bits.Load().words {
-		chunks += bits.OnesCount64(b.bits.Load().words[i].Load())
-	}
-	n := int64(chunks) * ChunkSize
-	if tail := b.bits.Load().size % ChunkSize; tail != 0 && b.Any(b.bits.Load().size-1, 1) {
-		n -= ChunkSize - tail
-	}
-	return n
-}
+func (b *Bitmap) Bytes() int64 { return union{b.bits.Load()}.bytes() }
 
 // Or sets the bits that are set in o, a Bitmap of a disk of the same size.
 func (b *Bitmap) Or(o *Bitmap) error {
@@ -143,13 +133,8 @@ func (b *Bitmap) next(off, max int64) (start, n int64) {
 // run returns how much of [off, off+n) from off on has bits that are all set,
 // or all clear.
 func (b *Bitmap) run(off, n int64) (length int64, set bool) {
-	set = b.Any(off, 1)
-	end := off + n
-	next := (off/ChunkSize + 1) * ChunkSize
-	for next < end && b.Any(next, 1) == set {
-		next += ChunkSize
-	}
-	return min(next, end) - off, set
+	u := union{b.bits.Load()}
+	return u.run(off, n)
 }
 
 // clearAll clears every bit.
@@ -157,4 +142,70 @@ func (b *Bitmap) clearAll() {
 	for i := range b.bits.Load().words {
 		b.bits.Load().words[i].Store(0)
 	}
+}
+
+// union is the bits that are set in any of several bitmaps, as they are when it is
+// asked, without a bitmap of its own. The first is there, the others may be nil; those
+// that are there are of one size. They are read in their order, so that a bit that moves
+// on to a later one meanwhile is not missed.
+type union [3]*bitmapBits
+
+// word returns the i-th word of the bits.
+func (u *union) word(i int64) (w uint64) {
+	for _, b := range u {
+		if b != nil {
+			w |= b.words[i].Load()
+		}
+	}
+	return w
+}
+
+// has reports whether the bit of the chunk at off is set.
+func (u *union) has(off int64) bool {
+	c := off / ChunkSize
+	return u.word(c/64)>>(c%64)&1 != 0
+}
+
+// bytes is [Bitmap.Bytes].
+func (u union) bytes() int64 {
+	chunks := 0
+	for i := range u[0].words {
+		chunks += bits.OnesCount64(u.word(int64(i)))
+	}
+	n := int64(chunks) * ChunkSize
+	if tail := u[0].size % ChunkSize; tail != 0 && u.has(u[0].size-1) {
+		n -= ChunkSize - tail
+	}
+	return n
+}
+
+// extents is [Bitmap.Extents].
+func (u union) extents(off, n int64, yield func(n int64, flags uint32) bool) error {
+	if err := checkRange(off, n, u[0].size); err != nil {
+		return err
+	}
+	for end := off + n; off < end; {
+		length, set := u.run(off, end-off)
+		var flags uint32
+		if set {
+			flags = BitmapDirty
+		}
+		if !yield(length, flags) {
+			return nil
+		}
+		off += length
+	}
+	return nil
+}
+
+// run returns how much of [off, off+n) from off on has bits that are all set,
+// or all clear.
+func (u *union) run(off, n int64) (length int64, set bool) {
+	set = u.has(off)
+	end := off + n
+	next := (off/ChunkSize + 1) * ChunkSize
+	for next < end && u.has(next) == set {
+		next += ChunkSize
+	}
+	return min(next, end) - off, set
 }

@@ -74,7 +74,7 @@ func (p *Primary) Extents(off, n int64, yield func(n int64, flags uint32) bool) 
 // DirtyExtents yields, as [Bitmap.Extents] does, what the secondary does not have:
 // what Synchronise would copy, see [Primary.Dirty].
 func (p *Primary) DirtyExtents(off, n int64, yield func(n int64, flags uint32) bool) error {
-	return p.lacking().Extents(off, n, yield)
+	return p.lacking().extents(off, n, yield)
 }
 
 // Extents implements [ExtentReader]. In state Done they are those of the disk.
@@ -113,19 +113,5 @@ const BitmapDirty = 1 << 0
 // Extents yields the runs of chunks whose bits are alike, cut to [off, off+n),
 // with BitmapDirty where they are set.
 func (b *Bitmap) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
-	if err := checkRange(off, n, b.bits.Load().size); err != nil {
-		return err
-	}
-	for n > 0 {
-		run, set := b.run(off, n)
-		var flags uint32
-		if set {
-			flags = BitmapDirty
-		}
-		if !yield(run, flags) {
-			return nil
-		}
-		off, n = off+run, n-run
-	}
-	return nil
+	return union{b.bits.Load()}.extents(off, n, yield)
 }

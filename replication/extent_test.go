@@ -154,4 +154,8 @@ func TestWhatIsWrittenAloneIsDirtyAtOnce(t *testing.T) {
 	if want := []int64{0, ChunkSize, 3 * ChunkSize, ChunkSize}; !slices.Equal(at, want) {
 		t.Errorf("dirty are %v, want %v", at, want)
 	}
+	none := func(int64, uint32) bool { return true }
+	if n := testing.AllocsPerRun(20, func() { p.Dirty(); p.DirtyExtents(0, testSize, none) }); n > 0 && !raceEnabled {
+		t.Errorf("asking makes %v allocations", n)
+	}
 }

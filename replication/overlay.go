@@ -54,10 +54,10 @@ type overlay struct {
 	dir   []atomic.Pointer[leaf]
 	gen   atomic.Uint32
 	max   uint32 // bound in slots, map included
-	// spare is how many of max are for those who cannot wait: who may take them
-	// is said by urgent.
+	// spare is how many of max are for those who cannot wait, which urgent says
+	// that all are.
 	spare  uint32
-	urgent atomic.Bool // from setUrgent to reset
+	urgent atomic.Bool // set by Secondary.Drain, cleared by reset
 
 	mu      sync.Mutex
 	used    uint32   // charged, map included

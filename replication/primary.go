@@ -376,19 +376,16 @@ func (p *Primary) Cut() {
 // Synchronise would copy. Without a Remote that includes all that has been written
 // since the last checkpoint that it had; what it says itself that it lacks is added
 // when a Remote is attached.
-func (p *Primary) Dirty() int64 { return p.lacking().Bytes() }
+func (p *Primary) Dirty() int64 { return p.lacking().bytes() }
 
-// lacking returns the bitmap of what the secondary does not have; it is not to be
-// changed.
-func (p *Primary) lacking() *Bitmap {
-	if p.link.Load() != nil {
-		return p.peer.dirty
+// lacking returns the bits of what the secondary does not have.
+func (p *Primary) lacking() union {
+	dirty := p.peer.dirty.bits.Load()
+	u := union{p.peer.epoch.bits.Load(), p.peer.older.bits.Load(), dirty}
+	if p.link.Load() != nil || u[0].size != dirty.size || u[1].size != dirty.size { // the disk is growing
+		return union{dirty}
 	}
-	b := NewBitmap(p.size.Load())
-	if errors.Join(b.Or(p.peer.dirty), b.Or(p.peer.older), b.Or(p.peer.epoch)) != nil {
-		return p.peer.dirty // the disk is growing
-	}
-	return b
+	return u
 }
 
 // Unsynchronise adds the chunks of b to what Synchronise copies: what the

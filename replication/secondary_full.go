@@ -33,13 +33,17 @@ func (c *SecondaryConfig) fullTimeout() time.Duration {
 
 // awaitCheckpoint returns when it is worth trying again to write [off, off+n), of
 // which the overlay holds slots if withSlots; or ErrFenced, or err if there will
-// be no room in time. until is when the write has waited long enough; the zero
-// time: it begins to. The caller holds no lock.
-func (s *Secondary) awaitCheckpoint(freed <-chan struct{}, off, n int64, withSlots bool, until *time.Time, err error) error {
+// be no room in time. freed and urgent were read before the last try: what has changed
+// since then is worth another one. until is when the write has waited long enough; the
+// zero time: it begins to. The caller holds no lock.
+func (s *Secondary) awaitCheckpoint(freed <-chan struct{}, urgent bool, off, n int64, withSlots bool, until *time.Time, err error) error {
 	b0, b1 := blockRange(off, n)
 	timeout := s.cfg.fullTimeout()
-	if timeout <= 0 || s.active.urgent.Load() || !s.active.fits(b0, b1, withSlots) {
+	if timeout <= 0 || urgent || !s.active.fits(b0, b1, withSlots) {
 		return err
+	}
+	if s.active.urgent.Load() {
+		return nil // it has become so since, and what is spare may be taken
 	}
 	if until.IsZero() {
 		*until = time.Now().Add(timeout)

@@ -136,6 +136,32 @@ func TestWhatCannotWaitHasAnEighthOfTheOverlayAndNoMore(t *testing.T) {
 	})
 }
 
+func TestWriteIsTriedAgainIfItMayTakeWhatIsSpareSinceItsLastTry(t *testing.T) {
+	for name, drain := range map[string]func(*Secondary) error{
+		"before the guest is paused": func(s *Secondary) error { s.Drain(); return nil },
+		"when a failover is ordered": func(s *Secondary) error { return s.PrepareFailover(context.Background()) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				x := newFullRig(t, SecondaryConfig{})
+				x.waits(t)
+				// What guestWrite does, with the drain right behind its last try.
+				freed, urgent := x.s.full.wait(), x.s.active.urgent.Load()
+				_, full := x.s.tryGuestWrite(make([]byte, BlockSize), half+BlockSize, BlockSize)
+				wantErr(t, "the last try", full, ErrFull)
+				must(t, drain(x.s))
+				must(t, <-x.done)
+				var until time.Time
+				must(t, x.s.awaitCheckpoint(freed, urgent, half+BlockSize, BlockSize, true, &until, full))
+				write(t, x.s, 0x44, half+BlockSize, BlockSize)
+				// A try that knew is the last one.
+				err := x.s.awaitCheckpoint(freed, true, half, BlockSize, true, &until, full)
+				wantErr(t, "a try that could take it", err, ErrFull)
+			})
+		})
+	}
+}
+
 func TestWriteDoesNotWaitWhereNobodyCanBeAskedForACheckpoint(t *testing.T) {
 	for name, cfg := range map[string]SecondaryConfig{
 		"there is no bus":      {},

@@ -172,13 +172,13 @@ func (s *Secondary) guestWrite(p []byte, off, n int64) (err error) {
 	}
 	var until time.Time
 	for errors.Is(err, ErrFull) {
-		freed := s.full.wait()
+		freed, urgent := s.full.wait(), s.active.urgent.Load()
 		if _, err = s.tryGuestWrite(p, off, n); !errors.Is(err, ErrFull) {
 			break // it was freed in between
 		}
 		switch s.State() {
 		case Running:
-			err = s.awaitCheckpoint(freed, off, n, p != nil || !aligned(off, n), &until, err)
+			err = s.awaitCheckpoint(freed, urgent, off, n, p != nil || !aligned(off, n), &until, err)
 		case Failover, FailoverFailed:
 			// No checkpoint is going to make room any more, but committing will.
 			err = s.Commit(context.Background())

@@ -12,9 +12,11 @@ import (
 	"math/big"
 	"net"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/colo/filter/tap"
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/event"
@@ -75,11 +77,17 @@ func TestFlowsOfTLSInThreeModes(t *testing.T) {
 		t.Logf("%-10s: p50 of a request %.2f of the adaptive way's, all in %.2f of its time, %.2f checkpoints a request, %d of them by difference",
 			name, float64(o[i].p50)/float64(o[2].p50), float64(o[i].all)/float64(o[2].all), float64(o[i].checkpoints)/float64(requests+1), o[i].stats.Diverged)
 	}
-	if d := o[0].stats.Diverged; d < uint64(requests)/2 {
-		t.Errorf("compared always, the flow has differed %d times in %d requests", d, requests)
+	// Compared always, a flow whose secondary has given up differs by Timeout alone. Of the
+	// adaptive way only what the guests have said counts: how often Timeout comes besides
+	// depends on the machine.
+	always := o[0].stats.Diverged
+	d := &o[2].stats.Compare.Diverged
+	adaptive := d[compare.ReasonData] + d[compare.ReasonFlags]
+	if always < uint64(requests)/2 {
+		t.Errorf("compared always, the flow has differed %d times in %d requests", always, requests)
 	}
-	if a, d := o[2].stats.Compare.SetApart, o[2].stats.Diverged; a == 0 || d >= o[0].stats.Diverged {
-		t.Errorf("the adaptive way has set %d flows apart, and they have differed %d times; compared always, %d", a, d, o[0].stats.Diverged)
+	if a := o[2].stats.Compare.SetApart; a == 0 || adaptive >= always {
+		t.Errorf("the adaptive way has set %d flows apart, and they have differed %d times; compared always, %d", a, adaptive, always)
 	}
 }
 
@@ -136,6 +144,11 @@ func serveTLS(t *testing.T, y way, cert tls.Certificate, requests, size, long in
 			timer.Reset(delay)
 		}
 	}()
+	end := sync.OnceFunc(func() {
+		close(stop)
+		<-stopped
+	})
+	t.Cleanup(end) // before those of the pair
 	begin := time.Now()
 	c := tls.Client(k.dial(guest4), &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13})
 	ask := func(n, seed int) {
@@ -164,8 +177,7 @@ func serveTLS(t *testing.T, y way, cert tls.Certificate, requests, size, long in
 	if v := c.ConnectionState().Version; v != tls.VersionTLS13 {
 		t.Errorf("version %#x", v)
 	}
-	close(stop)
-	<-stopped
+	end()
 	slices.Sort(took)
 	o.p50, o.stats = took[len(took)/2], k.p.Stats()
 	t.Logf("%d requests, p50 %v; %d bytes in %v; %d checkpoints", requests, o.p50.Round(time.Microsecond), o.bytes, o.all.Round(time.Millisecond), o.checkpoints)

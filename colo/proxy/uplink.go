@@ -87,13 +87,6 @@ func (u vnetUplink) WriteVNetPacket(p []byte, hdrLen int) error {
 	return u.to.WriteVNetPacket(p, hdrLen)
 }
 
-// announce sends what is no packet of the guest's.
-func (u *uplink) announce(p []byte) error {
-	u.begin()
-	defer u.end()
-	return u.network.WritePacket(p)
-}
-
 // An announcer announces a guest after each takeover, as long as the network lives
 // that it is given.
 type announcer struct {
@@ -159,7 +152,10 @@ func (a *announcer) run(ctx context.Context, gate Gate, w *uplink) error {
 					cfg.Neighbors = append(cfg.Neighbors, n)
 				}
 			}
-			err := Announce(ctx, announced{a, n, w}, cfg)
+			err := Announce(ctx, announced{ctx, a, n, cfg.Gate, w}, cfg)
+			if err != nil && ctx.Err() != nil {
+				return context.Cause(ctx)
+			}
 			if err != nil && !errors.Is(err, errMoved) {
 				return err
 			}
@@ -176,16 +172,41 @@ func (a *announcer) run(ctx context.Context, gate Gate, w *uplink) error {
 
 // announced writes the frames of one takeover.
 type announced struct {
-	a *announcer
-	n uint64
-	w *uplink
+	ctx  context.Context
+	a    *announcer
+	n    uint64
+	gate Gate // or nil
+	w    *uplink
 }
 
+// WritePacket sends what is no packet of the guest's. A packet of the guest's may take
+// long before it: whether the guest is still here, and this side the one that goes on, is
+// asked when it is this frame's turn.
 func (w announced) WritePacket(p []byte) error {
-	if w.a.pending() != w.n {
-		return errMoved
+	for {
+		shut, err := w.try(p)
+		if shut == nil {
+			return err
+		}
+		select {
+		case <-shut:
+		case <-w.ctx.Done():
+			return context.Cause(w.ctx)
+		}
 	}
-	return w.w.announce(p)
+}
+
+// try sends p, or returns what says that the gate may be open again.
+func (w announced) try(p []byte) (shut <-chan struct{}, err error) {
+	w.w.begin()
+	defer w.w.end()
+	if w.a.pending() != w.n {
+		return nil, errMoved
+	}
+	if w.gate != nil && !w.gate.Open() {
+		return w.gate.Opened(), nil
+	}
+	return nil, w.w.network.WritePacket(p)
 }
 
 // check says why what a configuration names cannot be announced, if it cannot.

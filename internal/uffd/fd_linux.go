@@ -320,3 +320,12 @@ func SmallPages(mem []byte) error {
 	}
 	return nil
 }
+
+// HugePages undoes SmallPages: the kernel may back mem with huge pages. There is no way
+// back to what it did unasked; memory of a guest is what huge pages are for.
+func HugePages(mem []byte) error {
+	if err := unix.Madvise(mem, unix.MADV_HUGEPAGE); err != nil && err != unix.EINVAL {
+		return os.NewSyscallError("madvise MADV_HUGEPAGE", err)
+	}
+	return nil
+}

@@ -60,3 +60,6 @@ func Drop(mem []byte) error { return errPlatform }
 
 // SmallPages fails with a [*FeatureError].
 func SmallPages(mem []byte) error { return errPlatform }
+
+// HugePages fails with a [*FeatureError].
+func HugePages(mem []byte) error { return errPlatform }

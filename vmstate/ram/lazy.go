@@ -66,7 +66,8 @@ type Lazy struct {
 	placed atomic.Uint64 // pages of the host placed since Listen
 	asked  atomic.Uint64 // pages that Serve asked for
 
-	mu sync.Mutex // fd, against Close
+	mu    sync.Mutex // fd, against Close; and small
+	small bool       // the kernel was told to use no huge pages: from PostcopyAdvised to Finish or Close
 }
 
 type lazyBlock struct {
@@ -123,9 +124,13 @@ func (l *Lazy) open() (*uffd.FD, error) {
 func (l *Lazy) Register(reg *vmstate.Registry) error { return reg.RegisterLive(Entry(), nil, l) }
 
 // PostcopyAdvised says that the stream's POSTCOPY_ADVISE command was read: the block list
-// has page sizes, and the memory is kept in ordinary pages, each of which can be missing.
+// has page sizes, and the memory is kept in ordinary pages, each of which can be missing,
+// until Finish or Close.
 func (l *Lazy) PostcopyAdvised() error {
 	l.cfg.Postcopy = true
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.small = true
 	for i := range l.blocks {
 		if b := &l.blocks[i]; len(b.Host) > 0 {
 			if err := uffd.SmallPages(b.Host); err != nil {
@@ -348,13 +353,15 @@ func (l *Lazy) Missing() (pages int) {
 func (l *Lazy) Placed() (placed, touched uint64) { return l.placed.Load(), l.asked.Load() }
 
 // Finish ends postcopy: everything has come, or the error is [ErrIncomplete] and nothing
-// has changed. Serve returns, and memory is ordinary memory again.
+// has changed. Serve returns, and memory is ordinary memory again, which the kernel may
+// back with huge pages.
 func (l *Lazy) Finish() error {
 	if n := l.Missing(); n > 0 {
 		return &Error{Op: "finish", Stream: -1, Err: fmt.Errorf("%d %w", n, ErrIncomplete)}
 	}
 	l.done.Store(true)
 	if !l.listening.Load() {
+		l.allowHuge()
 		return nil
 	}
 	l.fd.Interrupt()
@@ -365,13 +372,31 @@ func (l *Lazy) Finish() error {
 			}
 		}
 	}
+	l.allowHuge()
 	return nil
+}
+
+// allowHuge undoes what PostcopyAdvised has told the kernel.
+func (l *Lazy) allowHuge() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.small {
+		return
+	}
+	l.small = false
+	for i := range l.blocks {
+		if b := &l.blocks[i]; len(b.Host) > 0 {
+			_ = uffd.HugePages(b.Host) // the guest runs without
+		}
+	}
 }
 
 // Close gives the userfaultfd back, after Serve has returned, which Interrupt makes it do.
 // Before Finish that leaves a guest whose memory is not all there: whoever waits for a page
-// finds zeros, so its vCPUs must have ended.
+// finds zeros, so its vCPUs must have ended. After precopy it lets the kernel use huge
+// pages again, so the memory must still be mapped. Closing it again does nothing.
 func (l *Lazy) Close() error {
+	defer l.allowHuge()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.fd == nil {

@@ -3,11 +3,14 @@ package ram
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
+	"unsafe"
 
 	"github.com/gocolo/lockstep/internal/uffd"
 	"github.com/gocolo/lockstep/qemufile"
@@ -366,5 +369,53 @@ func TestAHostWithoutUserfaultfdSaysWhatIsMissing(t *testing.T) {
 	}
 	if err := l.Serve(nil); err == nil {
 		t.Error("Serve before Listen")
+	}
+}
+
+// noHuge reports whether the kernel was told to use no huge pages for mem.
+func noHuge(t *testing.T, mem []byte) bool {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/smaps")
+	if err != nil {
+		t.Skip(err)
+	}
+	at, inside := uint64(uintptr(unsafe.Pointer(unsafe.SliceData(mem)))), false
+	for line := range strings.Lines(string(text)) {
+		var from, to uint64
+		if n, _ := fmt.Sscanf(line, "%x-%x ", &from, &to); n == 2 {
+			inside = from <= at && at < to
+		}
+		if flags, ok := strings.CutPrefix(line, "VmFlags:"); ok && inside {
+			return slices.Contains(strings.Fields(flags), "nh")
+		}
+	}
+	t.Skip("the kernel does not tell the flags of memory")
+	return false
+}
+
+func TestAGuestHasHugePagesAgainWhenAllIsThere(t *testing.T) {
+	for name, end := range map[string]func(*Lazy) error{
+		"after postcopy": func(l *Lazy) error {
+			mustLoad(t, l, records(t, "ram", map[int]byte{0: 1, 1: 2}, 0, 1))
+			return errors.Join(l.Listen(), l.Finish())
+		},
+		"after precopy": (*Lazy).Close,
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := pages(t, "ram", 2)
+			l := newLazy(t, b)
+			if err := l.PostcopyAdvised(); err != nil {
+				t.Fatal(err)
+			}
+			if !noHuge(t, b.Host) {
+				t.Skip("a kernel without huge pages")
+			}
+			if err := end(l); err != nil {
+				t.Fatal(err)
+			}
+			if noHuge(t, b.Host) {
+				t.Error("it has not")
+			}
+		})
 	}
 }
