@@ -22,7 +22,12 @@ type slowArbiter struct {
 
 func (a *slowArbiter) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
 	a.asked <- time.Now()
-	return failover.Grant{Generation: c.After + 1, Token: c.Token}, <-a.answers
+	select {
+	case err := <-a.answers:
+		return failover.Grant{Generation: c.After + 1, Token: c.Token}, err
+	case <-ctx.Done():
+		return failover.Grant{}, ctx.Err()
+	}
 }
 
 // A primary's guest runs on by its standby's promises. Were one given while the
@@ -42,6 +47,7 @@ func TestNothingIsPromisedWhileTheArbiterIsAskedNorAfterItsYes(t *testing.T) {
 				s := &standbyRun{heard: newHeard(&printer{terminal: terminal{out: io.Discard, err: io.Discard}}), arbiterOf: a}
 				s.heard.begin(nil)
 				here, there := net.Pipe()
+				defer there.Close()
 				ended := make(chan error, 1)
 				go func() { ended <- s.heard.guardian(t.Context(), here, nil) }()
 				g := standby.NewControl(there)
