@@ -18,13 +18,14 @@ import (
 //	  │ Granted                                            ▼ silent for Silence
 //	  └──────────────────────────────────────────────── Asking
 //	                                                       │ Refused
-//	any state: the standby runs the guest, or wants it     ▼
-//	           ──────────────────────────────────────► StoodDown
+//	any state: the standby runs the guest                  ▼
+//	Protected: an operator has promoted it ──────────► StoodDown
 //	any state: SHUTDOWN, or the process is gone ─────► Ended
 //
 // The guest is told to go on alone only with the arbiter's yes, and it is stopped
 // where the arbiter says no and while this host's hold has run out, so that of two
-// hosts that have lost each other one has a guest that runs.
+// hosts that have lost each other one has a guest that runs. A standby that is
+// promoted while the arbiter is asked hears the arbiter's answer.
 type Guard struct {
 	cfg    GuardConfig
 	state  GuardState
@@ -208,9 +209,18 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 		return []GuardAction{StopGuest}, "the standby has gone on with the guest"
 	case Refused:
 		g.state = StoodDown
-		return []GuardAction{StopGuest}, "the arbiter has given the guest to the standby"
+		// A standby that was granted the guest while the channel was down, and
+		// that hears of this host again, waits for a word.
+		return []GuardAction{StopGuest, TellStopped}, "the arbiter has given the guest to the standby"
 	case StandbyWants:
-		if g.state != Protected && g.state != Asking {
+		switch g.state {
+		case Protected:
+		case Asking:
+			// A question that is under way cannot be taken back: were the guest
+			// stopped and the answer yes, the standby would be refused, and the
+			// guest would run nowhere. The answer is told, whichever it is.
+			return nil, ""
+		default:
 			return []GuardAction{TellAlone}, "" // what it has is old
 		}
 		g.state = StoodDown

@@ -41,8 +41,8 @@ func TestWhatAGuardDoes(t *testing.T) {
 		{"COLO_EXIT: the arbiter, then alone", Protected, []told{{0, Exited}, {ms, Granted}}, "ask-grant lost-heartbeat tell-alone", Unprotected},
 		{"and protected again when the standby is back", Protected,
 			[]told{{0, Exited}, {ms, Granted}, {ms, StandbyLost}, {5000 * ms, StandbyThere}}, "ask-grant lost-heartbeat tell-alone protect", Protecting},
-		{"COLO_EXIT, and the arbiter says no", Protected, []told{{0, Exited}, {ms, Refused}}, "ask-grant stop", StoodDown},
-		{"a synchronisation that fails, and the arbiter says no", Unprotected, []told{{0, StandbyThere}, {ms, Refused}}, "protect stop", StoodDown},
+		{"COLO_EXIT, and the arbiter says no", Protected, []told{{0, Exited}, {ms, Refused}}, "ask-grant stop tell-stopped", StoodDown},
+		{"a synchronisation that fails, and the arbiter says no", Unprotected, []told{{0, StandbyThere}, {ms, Refused}}, "protect stop tell-stopped", StoodDown},
 		{"a guest that stands", Protected, []told{{0, Runs}, {1900 * ms, Stands}, {200 * ms, Stands}}, "ask-grant", Asking},
 		{"whose checkpoint gets on", Protected, []told{{0, Runs}, {1900 * ms, Stands}, {0, Advances}, {1900 * ms, Stands}}, "", Protected},
 		{"or that ran in between", Protected, []told{{0, Runs}, {1900 * ms, Stands}, {0, Runs}, {1900 * ms, Stands}}, "", Protected},
@@ -55,6 +55,9 @@ func TestWhatAGuardDoes(t *testing.T) {
 		{"and lets it go on", Protected, []told{{0, OperatorStop}, {time.Second, Runs}, {time.Second, OperatorStop}}, "hold-still hold-still", Protected},
 		{"and it stays stopped when the standby is lost", Protected, []told{{0, OperatorStop}, {0, Exited}, {0, Granted}}, "hold-still ask-grant lost-heartbeat tell-alone stop", Unprotected},
 		{"the standby is promoted", Protected, []told{{0, StandbyWants}}, "stop tell-stopped", StoodDown},
+		{"while the arbiter is asked, which says yes", Protected, []told{{0, Exited}, {0, StandbyWants}, {ms, Granted}}, "ask-grant lost-heartbeat tell-alone", Unprotected},
+		{"while the arbiter is asked, which says no", Protected, []told{{0, Exited}, {0, StandbyWants}, {ms, Refused}}, "ask-grant stop tell-stopped", StoodDown},
+		{"the arbiter says no by itself", Protected, []told{{0, Refused}, {ms, StandbyWants}}, "stop tell-stopped", StoodDown},
 		{"with an old copy", Unprotected, []told{{0, StandbyWants}}, "tell-alone", Unprotected},
 		{"the standby has gone on already", Protected, []told{{0, StandbyRuns}, {0, Runs}}, "stop stop", StoodDown},
 		{"the arbiter is out of reach", Protected, []told{{0, HoldOver}, {0, Runs}, {0, HoldBack}}, "stop stop cont", Protected},
@@ -81,7 +84,8 @@ func TestWhatAGuardDoes(t *testing.T) {
 }
 
 // Whatever happens, the guest is told to go on alone only after a yes that was
-// asked for, and never again once the standby has it or its process has ended.
+// asked for, and never again once the standby has it or its process has ended; and
+// while the answer is to come the guest is not stopped for a standby.
 func TestAGuestGoesOnAloneOnlyWithAYes(t *testing.T) {
 	for seed := range uint64(2000) {
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -98,6 +102,7 @@ func TestAGuestGoesOnAloneOnlyWithAYes(t *testing.T) {
 			final := was == StoodDown || was == Ended
 			switch {
 			case slices.Contains(do, LostHeartbeat) && (in != Granted || !asked),
+				was == Asking && in == StandbyWants && (g.State() != Asking || len(do) > 0),
 				final && (g.State() != was || slices.ContainsFunc(do, func(a GuardAction) bool { return a != StopGuest })),
 				g.State() == StoodDown && was != StoodDown && !slices.Contains(do, StopGuest),
 				slices.Contains(do, TellDead) && in != Died,

@@ -127,24 +127,28 @@ type claimed struct {
 	err   error
 }
 
-// claim asks the arbiter once.
+// claim asks the arbiter once, when what was promised to the guardian is over.
 func (s *standbyRun) claim(ctx context.Context, answer chan<- claimed) {
-	s.heard.mu.Lock()
-	after, not := s.heard.generation, s.heard.promised
-	s.heard.mu.Unlock()
-	if wait := time.Until(not); wait > 0 { // it was promised to the guardian
+	after, not := s.heard.claims()
+	g, err := s.acquire(ctx, after, not)
+	if err != nil {
+		s.heard.unclaimed()
+	}
+	answer <- claimed{g, err}
+}
+
+func (s *standbyRun) acquire(ctx context.Context, after uint64, not time.Time) (failover.Grant, error) {
+	if wait := time.Until(not); wait > 0 {
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
-			answer <- claimed{err: ctx.Err()}
-			return
+			return failover.Grant{}, ctx.Err()
 		}
 	}
 	if after == 0 { // nobody has told
 		after = s.began.Generation
 	}
-	g, err := s.arbiterOf.Acquire(ctx, failover.Claim{Holder: s.holder, Token: s.token, After: after, Note: "a standby"})
-	answer <- claimed{g, err}
+	return s.arbiterOf.Acquire(ctx, failover.Claim{Holder: s.holder, Token: s.token, After: after, Note: "a standby"})
 }
 
 // giveBack releases what the arbiter has granted, if it has.

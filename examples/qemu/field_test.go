@@ -23,13 +23,15 @@ func child(t *testing.T, args ...string) *exec.Cmd {
 	t.Helper()
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(os.Environ(), programEnv+"=1")
-	if err := cmd.Start(); err != nil {
+	release, err := qemutest.Tied(cmd)
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		cmd.Process.Signal(syscall.SIGCONT)
 		cmd.Process.Kill()
 		cmd.Wait()
+		release()
 	})
 	return cmd
 }
@@ -51,7 +53,7 @@ func inTheField(t *testing.T, guardianArgs ...string) *field {
 	f.vm, f.sock = monitored(t, "pc")
 	qemutest.AwaitSerial(t, f.vm.Dir, 2)
 	f.guardian = start(t, slices.Concat([]string{"protect", "-json", "-stay", "-qmp", f.sock, "-to", "unix:" + f.dir + "/s",
-		"-control", "unix:" + f.dir + "/c", "-insecure", "-delay", "100ms"}, guardianArgs)...)
+		"-control", "unix:" + f.dir + "/c", "-insecure", "-delay", "100ms", "-stall", "20s"}, guardianArgs)...)
 	f.becomes("protected", 1)
 	return f
 }
@@ -182,7 +184,7 @@ func cutPair(t *testing.T) (g *guarded, migration, control *link) {
 	g.vm, g.sock = monitored(t, "pc")
 	qemutest.AwaitSerial(t, g.vm.Dir, 2)
 	g.guardian = start(t, "protect", "-json", "-stay", "-qmp", g.sock, "-to", "unix:"+g.dir+"/s2", "-control", "unix:"+g.dir+"/c2", "-insecure",
-		"-delay", "50ms", "-arbiter", arbiter, "-holder", "here", "-term", "8s", "-silence", "2s")
+		"-delay", "50ms", "-arbiter", arbiter, "-holder", "here", "-term", "8s", "-silence", "2s", "-stall", "20s")
 	g.becomes("protected", 1)
 	g.standby.checkpoints(2)
 	return g, migration, control
@@ -237,7 +239,7 @@ func TestADeadHostsGuestIsGrantedToTheStandby(t *testing.T) {
 	v, sock := monitored(t, "pc")
 	seen := qemutest.AwaitSerial(t, v.Dir, 2)
 	g := child(t, "protect", "-json", "-stay", "-qmp", sock, "-to", "unix:"+dir+"/s", "-control", "unix:"+dir+"/c", "-insecure",
-		"-delay", "20ms", "-arbiter", arbiter, "-holder", "here", "-term", "2s")
+		"-delay", "20ms", "-arbiter", arbiter, "-holder", "here", "-term", "2s", "-stall", "20s")
 	s.checkpoints(5)
 	g.Process.Kill()
 	v.Kill()

@@ -188,18 +188,20 @@ func (g *guardian) found(ctx context.Context) (standby.GuardState, error) {
 // does.
 func (g *guardian) hold(ctx context.Context, after uint64) error {
 	g.free()
+	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	k, err := failover.NewKeeper(failover.KeeperConfig{Arbiter: g.arb, Holder: g.holder, Token: g.token, Term: g.term,
-		Lost:   func(_ uint64, err error) { g.tell(standby.Refused, err.Error()) },
+		Lost:   func(_ uint64, err error) { g.tellWhile(run, standby.Refused, err.Error()) },
 		Failed: func(err error) { g.p.warn("arbiter: %v", err) },
 	})
 	if err != nil {
+		cancel()
 		return err
 	}
 	generation, err := k.Acquire(ctx, after)
 	if err != nil {
+		cancel()
 		return fmt.Errorf("the arbiter: %w", err)
 	}
-	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	done := make(chan struct{})
 	go func() { defer close(done); k.Run(run) }()
 	g.mu.Lock()
@@ -250,10 +252,17 @@ func (g *guardian) next(ctx context.Context, note string) error {
 	return nil
 }
 
+// tell waits until run has room for the news.
 func (g *guardian) tell(in standby.GuardInput, why string) {
+	g.tellWhile(context.Background(), in, why)
+}
+
+// tellWhile is tell for a goroutine that run itself may wait for, having ended ctx.
+func (g *guardian) tellWhile(ctx context.Context, in standby.GuardInput, why string) {
 	select {
 	case g.told <- news{in, why}:
 	case <-g.over:
+	case <-ctx.Done():
 	}
 }
 
@@ -343,7 +352,7 @@ func (g *guardian) act(ctx context.Context, a standby.GuardAction, why string) e
 	case standby.Protect:
 		g.all.Go(func() { g.protectAgain(ctx) })
 	case standby.AskGrant:
-		g.all.Go(func() { g.answered(ctx, standby.Granted, why) })
+		g.all.Go(func() { g.answered(ctx, why) })
 	case standby.LostHeartbeat:
 		return g.rescue(ctx)
 	case standby.StopGuest:
@@ -392,17 +401,29 @@ func (g *guardian) order(ctx context.Context, command string, args any) error {
 	return g.monitor().Do(ctx, command, args, nil)
 }
 
-// answered asks for the next generation and tells what came of it.
-func (g *guardian) answered(ctx context.Context, yes standby.GuardInput, note string) bool {
-	err := g.next(ctx, note)
-	switch {
-	case err == nil:
-		g.tell(yes, "")
-		return true
-	case errors.Is(err, failover.ErrRefused):
-		g.tell(standby.Refused, err.Error())
+// answered asks for the next generation until there is an answer, and tells it: the
+// guest may be standing until then.
+func (g *guardian) answered(ctx context.Context, note string) {
+	for {
+		err := g.next(ctx, note)
+		switch {
+		case err == nil:
+			g.tell(standby.Granted, "")
+			return
+		case errors.Is(err, failover.ErrRefused):
+			g.tell(standby.Refused, err.Error())
+			return
+		case ctx.Err() != nil:
+			return
+		}
+		g.p.warn("arbiter: %v", err)
+		note = "" // it may be what was wrong
+		select {
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return
+		}
 	}
-	return false
 }
 
 // rescue lets the guest run on without its standby.

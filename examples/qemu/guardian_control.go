@@ -7,6 +7,7 @@ import (
 	"math"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/standby"
@@ -167,6 +168,7 @@ func (g *guardian) repeat() {
 // ended tells those who have to know that the guest has: the standby, and the
 // arbiter. A death is told for as long as it takes.
 func (g *guardian) ended(ctx context.Context, n news) (int, error) {
+	defer stillAlive()()
 	if g.arb != nil {
 		if err := g.give(ctx, n); err != nil {
 			g.p.warn("arbiter: %v", err)
@@ -268,6 +270,26 @@ func (g *guardian) report() any {
 	st := g.status
 	st.Generation, st.Paused = g.generation, g.still && !g.settling
 	return st
+}
+
+// stillAlive tells systemd so until the function that it returns is called: what
+// waits meanwhile does so for as long as it has to.
+func stillAlive() (stop func()) {
+	var wait sync.WaitGroup
+	done := make(chan struct{})
+	wait.Go(func() {
+		t := time.NewTicker(10 * tick)
+		defer t.Stop()
+		for {
+			notify("WATCHDOG=1")
+			select {
+			case <-t.C:
+			case <-done:
+				return
+			}
+		}
+	})
+	return func() { close(done); wait.Wait() }
 }
 
 // notify tells systemd how it stands, if that has asked for it (sd_notify(3)).

@@ -143,11 +143,11 @@ func TestAnOperatorPromotesTheStandbyAndTheGuardianStopsItsGuest(t *testing.T) {
 func TestAStopOfAnOperatorLasts(t *testing.T) {
 	t.Parallel()
 	g := guard(t, nil, []string{"-delay", "1s"})
-	// A stop that comes within a checkpoint is taken and has no effect in QEMU.
-	g.vm.AwaitRunState("running")
-	g.vm.Must("stop", nil)
 	var st guardianStatus
-	for end := time.Now().Add(time.Minute); !st.Paused || g.vm.RunState() != "paused"; {
+	for end := time.Now().Add(time.Minute); !st.Paused || g.vm.RunState() != "paused"; time.Sleep(10 * time.Millisecond) {
+		if !st.Paused && g.vm.RunState() == "running" {
+			g.vm.Must("stop", nil) // within a checkpoint it is taken, and has no effect in QEMU
+		}
 		if time.Now().After(end) {
 			t.Fatalf("%+v", st)
 		}
@@ -192,7 +192,7 @@ func TestADiskIsWrittenOnWithoutItsStandby(t *testing.T) {
 	g.vm = qemutest.Start(t, pri, append(diskGuest(t, pri, "format=raw,file="+emptyDisk(t, pri, "disk")), "-qmp", g.sock+",server=on,wait=off")...)
 	qemutest.AwaitSerial(t, pri, 5)
 	g.guardian = start(t, "protect", "-json", "-stay", "-qmp", g.sock, "-to", "unix:"+g.dir+"/s", "-control", "unix:"+g.dir+"/c", "-insecure",
-		"-nbd", "unix:"+g.dir+"/n", "-disk", "d0=d0", "-delay", "50ms", "-silence", "2s")
+		"-nbd", "unix:"+g.dir+"/n", "-disk", "d0=d0", "-delay", "50ms", "-silence", "2s", "-stall", "20s")
 	g.becomes("protected", 1)
 	cmd.Process.Signal(syscall.SIGSTOP)
 	g.becomes("unprotected", 1)
@@ -252,13 +252,13 @@ func TestAGuestRunsOnWhileTheArbiterIsDownAndTheStandbyAnswers(t *testing.T) {
 	t.Parallel()
 	where := qemutest.Dir(t)
 	dir := filepath.Join(where, "arbiter")
-	g := guard(t, []string{"-arbiter", "file:" + dir, "-holder", "there"}, []string{"-arbiter", "file:" + dir, "-holder", "here", "-term", "1s"})
+	g := guard(t, []string{"-arbiter", "file:" + dir, "-holder", "there"}, []string{"-arbiter", "file:" + dir, "-holder", "here", "-term", "5s"})
 	if err := os.Rename(dir, dir+"-gone"); err != nil {
 		t.Fatal(err)
 	}
-	n := strings.Count(g.standby.output(), "CHECKPOINT_COMMIT")
-	for end := time.Now().Add(3 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if strings.Contains(g.guardian.output(), "may give the guest to the standby") {
+	n, before := strings.Count(g.standby.output(), "CHECKPOINT_COMMIT"), len(g.guardian.output())
+	for end := time.Now().Add(7 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) { // more than the term
+		if strings.Contains(g.guardian.output()[before:], "may give the guest to the standby") {
 			t.Fatal("the guest was stopped")
 		}
 	}
@@ -317,7 +317,7 @@ func TestTheControlChannelTakesOurCertificatesOnly(t *testing.T) {
 	client := ours.issue("client")
 	v, sock := monitored(t, "microvm", "-object", "tls-creds-x509,id=tls0,endpoint=client,dir="+client)
 	qemutest.AwaitSerial(t, v.Dir, 1)
-	args := []string{"protect", "-json", "-stay", "-qmp", sock, "-to", uri, "-control", control, "-delay", "50ms", "-tls-creds", "tls0", "-control-tls"}
+	args := []string{"protect", "-json", "-stay", "-qmp", sock, "-to", uri, "-control", control, "-delay", "50ms", "-stall", "20s", "-tls-creds", "tls0", "-control-tls"}
 	bad := start(t, append(args, stranger.issue("client"))...)
 	for end := time.Now().Add(time.Minute); !strings.Contains(s.errors(), "control channel of"); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {

@@ -12,8 +12,9 @@ import (
 	"github.com/gocolo/lockstep/colo/standby"
 )
 
-// promise is for how long a standby that has just answered its guardian does not
-// ask the arbiter: so long a primary's guest runs on while the arbiter is down.
+// promise is for how long a standby that follows, and has just answered its
+// guardian, does not ask the arbiter: so long a primary's guest runs on while the
+// arbiter is down.
 const promise = 5 * time.Second
 
 // heard is what a standby knows of the primary's guest beside the session: from
@@ -34,6 +35,7 @@ type heard struct {
 	live       bool   // there is a session, or one whose end is not settled
 	epoch      func() (epoch, bytes uint64)
 	promised   time.Time // the arbiter is not asked before
+	asking     bool      // it is about to be asked, or has said yes: nothing is promised
 	runs       uint64    // the generation that was gone on with; 0: none
 }
 
@@ -51,14 +53,14 @@ func (h *heard) update(fn func()) {
 func (h *heard) begin(epoch func() (epoch, bytes uint64)) {
 	h.update(func() {
 		h.generation, h.word, h.why, h.promoted = h.next, standby.NoWord, "", false
-		h.ready, h.live, h.epoch = false, true, epoch
+		h.ready, h.live, h.asking, h.epoch = false, true, false, epoch
 	})
 }
 
 // idle is called when a primary is waited for.
 func (h *heard) idle() {
 	h.update(func() {
-		h.ready, h.live, h.epoch, h.generation, h.word, h.promoted = true, false, nil, 0, standby.NoWord, false
+		h.ready, h.live, h.asking, h.epoch, h.generation, h.word, h.promoted = true, false, false, nil, 0, standby.NoWord, false
 	})
 }
 
@@ -83,6 +85,23 @@ func (h *heard) ask() {
 	if link != nil {
 		link.Send(m, time.Second)
 	}
+}
+
+// claims is called before the arbiter is asked for the generation after the one
+// that it returns, which is not to be before a time. Nothing more is promised from
+// now on, so that this time stays the same.
+func (h *heard) claims() (after uint64, not time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.asking = true
+	return h.generation, h.promised
+}
+
+// unclaimed is called when the arbiter was asked and has not granted the guest.
+func (h *heard) unclaimed() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.asking = false
 }
 
 // evidence returns what is known, and what is closed when that changes.
@@ -192,7 +211,7 @@ func (h *heard) guardian(ctx context.Context, conn net.Conn, creds *tls.Config) 
 			answer.Seq = m.Seq
 			if h.link != c {
 				err = errors.New("another guardian has taken its place")
-			} else if h.live {
+			} else if h.live && !h.asking {
 				answer.Promise = uint32(promise.Milliseconds())
 				h.promised = time.Now().Add(promise)
 			}

@@ -166,10 +166,11 @@ func TestRelayThatIsKilledLeavesBothSidesToTheirOperator(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
+	release, err := qemutest.Tied(cmd)
+	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() { cmd.Process.Kill(); cmd.Wait() }()
+	defer func() { cmd.Process.Kill(); cmd.Wait(); release() }()
 	lines := bufio.NewReader(out)
 	if line, err := lines.ReadString('\n'); err != nil || !strings.Contains(line, "listening") {
 		t.Fatalf("%q, %v", line, err)

@@ -125,7 +125,8 @@ func GuestArgs(t testing.TB, dir, machine string, megabytes int) []string {
 	return FirmwareArgs(t, dir, machine, megabytes, Firmware(10, Every))
 }
 
-// FirmwareArgs is GuestArgs for other firmware.
+// FirmwareArgs is GuestArgs for other firmware. What still runs with them when the
+// test ends, whoever has started it, is killed, on Linux.
 func FirmwareArgs(t testing.TB, dir, machine string, megabytes int, firmware []byte) []string {
 	t.Helper()
 	args := []string{"-M", machine, "-m", strconv.Itoa(megabytes), "-nodefaults", "-display", "none"}
@@ -136,10 +137,12 @@ func FirmwareArgs(t testing.TB, dir, machine string, megabytes int, firmware []b
 	if err := os.WriteFile(bios, firmware, 0o600); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { end(bios) })
 	return append(args, "-accel", "kvm", "-bios", bios, "-serial", "file:"+filepath.Join(dir, "serial"))
 }
 
-// Start runs a QEMU with a monitor. It is killed when the test ends.
+// Start runs a QEMU with a monitor. It is killed when the test ends, and on Linux
+// when its process does.
 func Start(t testing.TB, dir string, args ...string) *VM {
 	t.Helper()
 	path := require.Program(t, require.QEMU, Binary)
@@ -147,10 +150,11 @@ func Start(t testing.TB, dir string, args ...string) *VM {
 	v := &VM{t: t, Dir: dir, Args: args, done: make(chan struct{})}
 	v.cmd = exec.Command(path, append(args, "-qmp", "unix:"+sock+",server=on,wait=off")...)
 	v.cmd.Stdout, v.cmd.Stderr = &v.log, &v.log
-	if err := v.cmd.Start(); err != nil {
+	release, err := Tied(v.cmd)
+	if err != nil {
 		t.Fatal(err)
 	}
-	go func() { v.cmd.Wait(); close(v.done) }()
+	go func() { v.cmd.Wait(); release(); close(v.done) }()
 	t.Cleanup(func() {
 		v.Kill()
 		if v.Client != nil {

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/failover"
+)
+
+// slowArbiter says when it is asked, and answers when it is told what.
+type slowArbiter struct {
+	failover.Arbiter // nil: nothing else is called
+	asked            chan time.Time
+	answers          chan error
+}
+
+func (a *slowArbiter) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
+	a.asked <- time.Now()
+	select {
+	case err := <-a.answers:
+		return failover.Grant{Generation: c.After + 1, Token: c.Token}, err
+	case <-ctx.Done():
+		return failover.Grant{}, ctx.Err()
+	}
+}
+
+// A primary's guest runs on by its standby's promises. Were one given while the
+// arbiter is asked, the guest could run at both when it says yes.
+func TestNothingIsPromisedWhileTheArbiterIsAskedNorAfterItsYes(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		answer   error
+		promises bool
+	}{
+		{"granted", nil, false},
+		{"out of reach", errors.New("no route to host"), true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := &slowArbiter{asked: make(chan time.Time, 1), answers: make(chan error)}
+				s := &standbyRun{heard: newHeard(&printer{terminal: terminal{out: io.Discard, err: io.Discard}}), arbiterOf: a}
+				s.heard.begin(nil)
+				here, there := net.Pipe()
+				defer there.Close()
+				ended := make(chan error, 1)
+				go func() { ended <- s.heard.guardian(t.Context(), here, nil) }()
+				g := standby.NewControl(there)
+				beat := func(m standby.ControlMessage) time.Duration {
+					t.Helper()
+					if err := g.Send(m, time.Second); err != nil {
+						t.Fatal(err)
+					}
+					m, err := g.Receive(time.Second)
+					if err != nil {
+						t.Fatal(err)
+					}
+					return time.Duration(m.Promise) * time.Millisecond
+				}
+				beat(standby.ControlMessage{Say: standby.SaidHello, Version: standby.ControlVersion, Generation: 1})
+				m := standby.ControlMessage{Say: standby.SaidBeat, Generation: 1}
+				if got := beat(m); got != promise {
+					t.Fatalf("a standby that follows promises %v, not %v", got, promise)
+				}
+				promised := time.Now().Add(promise)
+				answer := make(chan claimed, 1)
+				go s.claim(t.Context(), answer)
+				synctest.Wait()
+				for asked := false; !asked; {
+					select {
+					case at := <-a.asked:
+						if asked = true; at.Before(promised) {
+							t.Errorf("the arbiter is asked %v too early", promised.Sub(at))
+						}
+					case <-time.After(time.Second):
+					}
+					if got := beat(m); got != 0 {
+						t.Fatalf("%v is promised while the arbiter is asked", got)
+					}
+				}
+				a.answers <- c.answer
+				if got := <-answer; !errors.Is(got.err, c.answer) {
+					t.Fatal(got.err)
+				}
+				if got := beat(m); got > 0 != c.promises {
+					t.Errorf("%v is promised afterwards", got)
+				}
+				there.Close()
+				<-ended
+			})
+		})
+	}
+}

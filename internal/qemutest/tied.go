@@ -1,0 +1,76 @@
+package qemutest
+
+import (
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"syscall"
+	"time"
+)
+
+// Tied starts a command whose process does not outlive this one, on Linux, however
+// this one ends: by the timeout of a test run, say. The caller calls release once
+// the process has ended.
+func Tied(cmd *exec.Cmd) (release func(), err error) {
+	started, over := make(chan error), make(chan struct{})
+	go func() {
+		// What Linux waits for is the end of the thread that has started the
+		// process, so that one is kept.
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		tie(cmd)
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			<-over
+		}
+	}()
+	if err := <-started; err != nil {
+		return nil, err
+	}
+	return func() { close(over) }, nil
+}
+
+// reaperEnv makes a test binary the reaper of the directory that it names.
+const reaperEnv = "LOCKSTEP_TEST_REAPER"
+
+// Reap is called first in the TestMain of tests whose programs start QEMUs that are
+// not [Tied], since they are to outlive who has started them. On Linux it makes a
+// directory the one for temporary files, starts a process that waits for the end of
+// this one, however it ends, and has that kill what was started with a path in the
+// directory, and remove it. The caller calls stop after the tests, and keeps it until
+// then.
+func Reap() (stop func(), err error) {
+	if !ties {
+		return func() {}, nil
+	}
+	if dir := os.Getenv(reaperEnv); dir != "" {
+		signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP) // they are for the tests
+		io.Copy(io.Discard, os.Stdin)
+		for range 5 { // one may be about to start
+			end(dir + "/")
+			time.Sleep(100 * time.Millisecond)
+		}
+		os.RemoveAll(dir)
+		os.Exit(0)
+	}
+	dir, err := os.MkdirTemp("", "q")
+	if err != nil {
+		return nil, err
+	}
+	r, w, err := os.Pipe() // the reaper waits for its end
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), reaperEnv+"="+dir)
+	cmd.Stdin = r
+	if err := cmd.Start(); err != nil {
+		w.Close()
+		return nil, err
+	}
+	return func() { w.Close() }, os.Setenv("TMPDIR", dir)
+}
