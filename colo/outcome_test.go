@@ -417,12 +417,16 @@ func TestNoFaultLeavesADescriptorOrAMapping(t *testing.T) {
 	})
 	run() // what is kept for ever is there from now on
 	fds, mapped := held(t)
-	run()
-	runtime.GC()
-	switch f, m := held(t); {
-	case f != fds:
-		t.Errorf("%d descriptors before, %d after", fds, f)
-	case m > mapped+256<<20:
-		t.Errorf("%d MiB mapped before, %d after", mapped>>20, m>>20)
+	for again := 2; ; again-- { // a leak grows with each run, what the Go runtime maps once does not
+		run()
+		runtime.GC()
+		f, m := held(t)
+		if f <= fds && m <= mapped+128<<20 {
+			return
+		}
+		if again == 0 {
+			t.Fatalf("%d descriptors before the last run, %d after; %d MiB mapped before, %d after", fds, f, mapped>>20, m>>20)
+		}
+		fds, mapped = f, m
 	}
 }

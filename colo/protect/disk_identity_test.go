@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/colotest"
@@ -150,46 +151,48 @@ func TestOnlyWhatDiffersIsSentToASecondary(t *testing.T) {
 	for _, plain := range []bool{false, true} {
 		t.Run(fmt.Sprintf("images that know nothing of themselves %v", plain), func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, false)
-			s.plain = plain
-			content := make([]byte, diskSize)
-			rand.NewChaCha8([32]byte{1}).Read(content)
-			for _, name := range []string{"a", "b"} {
-				if err := os.WriteFile(s.image(name), content, 0o600); err != nil {
-					t.Fatal(err)
+			synctest.Test(t, func(t *testing.T) {
+				s := newSite(t, false)
+				s.plain = plain
+				content := make([]byte, diskSize)
+				rand.NewChaCha8([32]byte{1}).Read(content)
+				for _, name := range []string{"a", "b"} {
+					if err := os.WriteFile(s.image(name), content, 0o600); err != nil {
+						t.Fatal(err)
+					}
 				}
-			}
-			b := s.start("b", false, nil)
-			a := s.start("a", true, nil)
-			a.is(Protected)
-			s.write("a", "in step")
-			s.f.part("a", "b", false)
-			a.is(Alone)
-			s.write("a", "alone")
-			s.f.join("a", "b")
-			a.is(Protected)
-			b.is(Following)
-			a.kill(false)
-			b.is(Alone)
-			a.bury()
-			s.close("a")
-			s.write("b", "of b")
-			first := a
-			a = s.start("a", false, nil)
-			b.is(Protected)
+				b := s.start("b", false, nil)
+				a := s.start("a", true, nil)
+				a.is(Protected)
+				s.write("a", "in step")
+				s.f.part("a", "b", false)
+				a.is(Alone)
+				s.write("a", "alone")
+				s.f.join("a", "b")
+				a.is(Protected)
+				b.is(Following)
+				a.kill(false)
+				b.is(Alone)
+				a.bury()
+				s.close("a")
+				s.write("b", "of b")
+				first := a
+				a = s.start("a", false, nil)
+				b.is(Protected)
 
-			type sum struct{ copied, same int64 }
-			var got []sum
-			for _, e := range append(first.copied(), b.copied()...) {
-				got = append(got, sum{e.Copied, e.Same})
-			}
-			const chunk = replication.ChunkSize
-			want := []sum{{0, diskSize}, {chunk, 0}, {chunk, diskSize - chunk}}
-			if !slices.Equal(got, want) {
-				t.Errorf("sent, and found to be the same: %v, not %v", got, want)
-			}
-			a.halt()
-			b.halt()
+				type sum struct{ copied, same int64 }
+				var got []sum
+				for _, e := range append(first.copied(), b.copied()...) {
+					got = append(got, sum{e.Copied, e.Same})
+				}
+				const chunk = replication.ChunkSize
+				want := []sum{{0, diskSize}, {chunk, 0}, {chunk, diskSize - chunk}}
+				if !slices.Equal(got, want) {
+					t.Errorf("sent, and found to be the same: %v, not %v", got, want)
+				}
+				a.halt()
+				b.halt()
+			})
 		})
 	}
 }
@@ -199,39 +202,41 @@ func TestHostsThatWereBothDownStartTheGuestFromTheDisksThatAreItsOwn(t *testing.
 	for _, took := range []bool{false, true} {
 		t.Run(fmt.Sprintf("after a takeover %v", took), func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, false)
-			b := s.start("b", false, nil)
-			a := s.start("a", true, nil)
-			a.is(Protected)
-			b.is(Following)
-			s.write("a", "of a")
-			if took {
-				a.job.Checkpoint()
-				a.kill(false)
-				b.is(Alone)
-				a.bury()
-				s.close("a")
-				s.write("b", "of b")
-				s.powerCut(b)
-			} else {
-				s.powerCut(a, b)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				s := newSite(t, false)
+				b := s.start("b", false, nil)
+				a := s.start("a", true, nil)
+				a.is(Protected)
+				b.is(Following)
+				s.write("a", "of a")
+				if took {
+					a.job.Checkpoint()
+					a.kill(false)
+					b.is(Alone)
+					a.bury()
+					s.close("a")
+					s.write("b", "of b")
+					s.powerCut(b)
+				} else {
+					s.powerCut(a, b)
+				}
 
-			a, b = s.start("a", false, nil), s.start("b", false, nil)
-			last, old, want := a, b, "of a"
-			if took {
-				last, old, want = b, a, "of b"
-			}
-			last.is(Protected)
-			old.is(Following)
-			if got := s.read(last.name); got != want {
-				t.Errorf("the guest was started with a disk that says %q, not %q", got, want)
-			}
-			if n := last.job.Query().Stats.Takeovers; n != 0 {
-				t.Errorf("%d takeovers", n)
-			}
-			old.halt()
-			last.halt()
+				a, b = s.start("a", false, nil), s.start("b", false, nil)
+				last, old, want := a, b, "of a"
+				if took {
+					last, old, want = b, a, "of b"
+				}
+				last.is(Protected)
+				old.is(Following)
+				if got := s.read(last.name); got != want {
+					t.Errorf("the guest was started with a disk that says %q, not %q", got, want)
+				}
+				if n := last.job.Query().Stats.Takeovers; n != 0 {
+					t.Errorf("%d takeovers", n)
+				}
+				old.halt()
+				last.halt()
+			})
 		})
 	}
 }
@@ -239,23 +244,26 @@ func TestHostsThatWereBothDownStartTheGuestFromTheDisksThatAreItsOwn(t *testing.
 // While its guest runs elsewhere a host that comes back claims nothing.
 func TestAHostThatComesBackToALivingGuestFollowsIt(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, false)
-	b := s.start("b", false, nil)
-	a := s.start("a", true, nil)
-	a.is(Protected)
-	b.is(Following)
-	a.kill(false)
-	a.bury()
-	s.close("a")
-	a = s.start("a", false, nil)
-	b.is(Protected)
-	a.is(Following)
-	if n := b.job.Query().Stats.Takeovers; n != 1 {
-		t.Errorf("%d takeovers", n)
-	}
-	a.halt()
-	b.halt()
-	s.clean()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, false)
+		b := s.start("b", false, nil)
+		a := s.start("a", true, nil)
+		a.is(Protected)
+		b.is(Following)
+		a.kill(false)
+		b.is(Alone)
+		a.bury()
+		s.close("a")
+		a = s.start("a", false, nil)
+		b.is(Protected)
+		a.is(Following)
+		if n := b.job.Query().Stats.Takeovers; n != 1 {
+			t.Errorf("%d takeovers", n)
+		}
+		a.halt()
+		b.halt()
+		s.clean()
+	})
 }
 
 // The secondary's host loses its power, and so does the primary's, which never comes
@@ -267,45 +275,47 @@ func TestADeadPairsSecondaryStartsFromItsLastCheckpointIfItHasAJournal(t *testin
 	for _, journal := range []bool{true, false} {
 		t.Run(fmt.Sprintf("journal %v", journal), func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, journal)
-			slow := func(c *Config) {
-				c.CheckpointDelay = time.Hour
-				c.Lost, c.PeerTimeout = 20*time.Second, time.Minute // nobody is to go on alone meanwhile
-			}
-			b := s.start("b", false, slow)
-			a := s.start("a", true, slow)
-			a.is(Protected)
-			b.is(Following)
-			s.write("a", "before the checkpoint")
-			n := a.job.Query().Stats.Checkpoints
-			if err := a.job.Checkpoint(); err != nil {
-				t.Fatal(err)
-			}
-			s.until(func() bool { return b.job.Query().Stats.Checkpoints > n })
-			s.write("a", "after it")
-			s.until(func() bool {
-				p, err := os.ReadFile(s.image("b"))
-				return err == nil && strings.HasPrefix(string(p), "after it")
-			})
-			// What is on b's storage now is what a power cut leaves: nobody writes.
-			cut := s.snapshot("b")
-			s.powerCut(a, b)
-			s.dir = cut
+			synctest.Test(t, func(t *testing.T) {
+				s := newSite(t, journal)
+				slow := func(c *Config) {
+					c.CheckpointDelay = time.Hour
+					c.Lost, c.PeerTimeout = 20*time.Second, time.Minute // nobody is to go on alone meanwhile
+				}
+				b := s.start("b", false, slow)
+				a := s.start("a", true, slow)
+				a.is(Protected)
+				b.is(Following)
+				s.write("a", "before the checkpoint")
+				n := a.job.Query().Stats.Checkpoints
+				if err := a.job.Checkpoint(); err != nil {
+					t.Fatal(err)
+				}
+				s.until(func() bool { return b.job.Query().Stats.Checkpoints > n })
+				s.write("a", "after it")
+				s.until(func() bool {
+					p, err := os.ReadFile(s.image("b"))
+					return err == nil && strings.HasPrefix(string(p), "after it")
+				})
+				// What is on b's storage now is what a power cut leaves: nobody writes.
+				cut := s.snapshot("b")
+				s.powerCut(a, b)
+				s.dir = cut
 
-			b = s.start("b", true, nil)
-			if !journal {
-				b.is(Waiting)
-				if err := b.job.Query().LastError; !errors.Is(err, errCopy) {
-					t.Errorf("%v", err)
+				b = s.start("b", true, nil)
+				if !journal {
+					b.is(Waiting)
+					if err := b.job.Query().LastError; !errors.Is(err, errCopy) {
+						t.Errorf("%v", err)
+					}
+					b.halt()
+					return
+				}
+				b.is(Alone)
+				if got := s.read("b"); got != "before the checkpoint" {
+					t.Errorf("the disk says %q", got)
 				}
 				b.halt()
-				return
-			}
-			b.is(Alone)
-			if got := s.read("b"); got != "before the checkpoint" {
-				t.Errorf("the disk says %q", got)
-			}
-			b.halt()
+			})
 		})
 	}
 }
@@ -350,50 +360,52 @@ func (w *world) until(done func() bool) {
 
 func TestAnImageOfAnotherGuestIsRefused(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	stores := map[string]*failovertest.Store{}
-	for _, guest := range []string{"one", "another"} {
+	synctest.Test(t, func(t *testing.T) {
+		dir := t.TempDir()
+		stores := map[string]*failovertest.Store{}
+		for _, guest := range []string{"one", "another"} {
+			s := newSite(t, false)
+			stores[guest] = s.store
+			s.dir = filepath.Join(dir, guest)
+			if err := os.Mkdir(s.dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			b := s.start("b", false, nil)
+			a := s.start("a", true, nil)
+			a.is(Protected)
+			s.write("a", "of "+guest)
+			n := b.job.Query().Stats.Checkpoints
+			s.until(func() bool { return b.job.Query().Stats.Checkpoints > n+1 })
+			b.halt()
+			a.halt()
+			s.close("a")
+			s.close("b")
+		}
 		s := newSite(t, false)
-		stores[guest] = s.store
-		s.dir = filepath.Join(dir, guest)
-		if err := os.Mkdir(s.dir, 0o700); err != nil {
+		s.dir, s.store = filepath.Join(dir, "one"), stores["one"]
+		for _, suffix := range []string{"", ".lockstep"} {
+			from, to := filepath.Join(dir, "another", "b"+suffix), filepath.Join(dir, "one", "b"+suffix)
+			if err := os.Rename(from, to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before, err := os.ReadFile(s.image("b"))
+		if err != nil {
 			t.Fatal(err)
 		}
 		b := s.start("b", false, nil)
 		a := s.start("a", true, nil)
-		a.is(Protected)
-		s.write("a", "of "+guest)
-		n := b.job.Query().Stats.Checkpoints
-		s.until(func() bool { return b.job.Query().Stats.Checkpoints > n+1 })
-		b.halt()
-		a.halt()
-		s.close("a")
-		s.close("b")
-	}
-	s := newSite(t, false)
-	s.dir, s.store = filepath.Join(dir, "one"), stores["one"]
-	for _, suffix := range []string{"", ".lockstep"} {
-		from, to := filepath.Join(dir, "another", "b"+suffix), filepath.Join(dir, "one", "b"+suffix)
-		if err := os.Rename(from, to); err != nil {
-			t.Fatal(err)
+		var r *RefusedError
+		s.until(func() bool { return errors.As(a.job.Query().LastError, &r) })
+		if !strings.Contains(r.Reason, "another guest's disk") {
+			t.Error(r)
 		}
-	}
-	before, err := os.ReadFile(s.image("b"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	b := s.start("b", false, nil)
-	a := s.start("a", true, nil)
-	var r *RefusedError
-	s.until(func() bool { return errors.As(a.job.Query().LastError, &r) })
-	if !strings.Contains(r.Reason, "another guest's disk") {
-		t.Error(r)
-	}
-	if p, err := os.ReadFile(s.image("b")); err != nil || !bytes.Equal(p, before) {
-		t.Errorf("the image of the other guest was written: %v", err)
-	}
-	a.halt()
-	b.halt()
+		if p, err := os.ReadFile(s.image("b")); err != nil || !bytes.Equal(p, before) {
+			t.Errorf("the image of the other guest was written: %v", err)
+		}
+		a.halt()
+		b.halt()
+	})
 }
 
 func TestDisksThatHoldDifferentGenerationsStartNoGuest(t *testing.T) {
@@ -427,22 +439,24 @@ func TestAnOverlayThatFillsAsksForACheckpoint(t *testing.T) {
 	for _, writer := range []string{"a", "b"} {
 		t.Run("written by "+writer, func(t *testing.T) {
 			t.Parallel()
-			s := newSite(t, false)
-			s.overlay = diskSize / 4
-			slow := func(c *Config) { c.CheckpointDelay = time.Hour }
-			b := s.start("b", false, slow)
-			a := s.start("a", true, slow)
-			a.is(Protected)
-			b.is(Following)
-			n := b.job.Query().Stats.Checkpoints
-			content := make([]byte, s.overlay*3/4)
-			rand.NewChaCha8([32]byte{2}).Read(content)
-			if _, err := s.disk[writer].WriteAt(content, 0); err != nil {
-				t.Fatal(err)
-			}
-			s.until(func() bool { return b.job.Query().Stats.Checkpoints > n })
-			b.halt()
-			a.halt()
+			synctest.Test(t, func(t *testing.T) {
+				s := newSite(t, false)
+				s.overlay = diskSize / 4
+				slow := func(c *Config) { c.CheckpointDelay = time.Hour }
+				b := s.start("b", false, slow)
+				a := s.start("a", true, slow)
+				a.is(Protected)
+				b.is(Following)
+				n := b.job.Query().Stats.Checkpoints
+				content := make([]byte, s.overlay*3/4)
+				rand.NewChaCha8([32]byte{2}).Read(content)
+				if _, err := s.disk[writer].WriteAt(content, 0); err != nil {
+					t.Fatal(err)
+				}
+				s.until(func() bool { return b.job.Query().Stats.Checkpoints > n })
+				b.halt()
+				a.halt()
+			})
 		})
 	}
 }
@@ -450,24 +464,26 @@ func TestAnOverlayThatFillsAsksForACheckpoint(t *testing.T) {
 // Where a person is the arbiter, disks start nothing by themselves.
 func TestAHostWithoutAnArbiterStartsOnlyWhatAPersonSays(t *testing.T) {
 	t.Parallel()
-	s := newSite(t, false)
-	person := func(c *Config) { c.Arbiter = nil }
-	a := s.start("a", true, person)
-	a.is(Alone)
-	s.write("a", "by hand")
-	s.powerCut(a)
-	a = s.start("a", false, person)
-	a.is(Waiting)
-	if after, own, err := held(a.job.cfg.Disks); after == 0 || !own || err != nil || a.job.restart != 0 {
-		t.Errorf("generation %d, its own %v, %v; to be started: %d", after, own, err, a.job.restart)
-	}
-	a.stop(errHalt)
-	a.bury()
-	s.close("a")
-	a = s.start("a", true, person)
-	a.is(Alone)
-	if got := s.read("a"); got != "by hand" {
-		t.Errorf("%q", got)
-	}
-	a.halt()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, false)
+		person := func(c *Config) { c.Arbiter = nil }
+		a := s.start("a", true, person)
+		a.is(Alone)
+		s.write("a", "by hand")
+		s.powerCut(a)
+		a = s.start("a", false, person)
+		a.is(Waiting)
+		if after, own, err := held(a.job.cfg.Disks); after == 0 || !own || err != nil || a.job.restart != 0 {
+			t.Errorf("generation %d, its own %v, %v; to be started: %d", after, own, err, a.job.restart)
+		}
+		a.stop(errHalt)
+		a.bury()
+		s.close("a")
+		a = s.start("a", true, person)
+		a.is(Alone)
+		if got := s.read("a"); got != "by hand" {
+			t.Errorf("%q", got)
+		}
+		a.halt()
+	})
 }

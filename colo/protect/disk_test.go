@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -181,17 +182,18 @@ func (w *world) verifyDisk(h *host) {
 	}
 }
 
-// withDisk runs a test in real time: what serves a disk holds a lock while it reads
-// from its connection, which a bubble would wait for.
+// withDisk is bubble for a guest with a disk.
 func withDisk(t *testing.T, name string, f func(t *testing.T, w *world)) {
 	t.Run(name, func(t *testing.T) {
 		t.Parallel()
-		w := newWorld(t)
-		w.disks, w.term = true, 400*time.Millisecond
-		w.guest.Disk, w.guest.DiskEvery = diskSize, 2
-		w.forget()
-		f(t, w)
-		w.clean()
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.disks, w.term = true, 400*time.Millisecond
+			w.guest.Disk, w.guest.DiskEvery = diskSize, 2
+			w.forget()
+			f(t, w)
+			w.clean()
+		})
 	})
 }
 
@@ -284,9 +286,6 @@ func TestDiskFollowsTheGuestThroughPartitions(t *testing.T) {
 // answered, and the guest can be stopped all the same.
 func TestHostThatIsCutOffAnswersNoWriteAndFollowsLater(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("takes some seconds")
-	}
 	withDisk(t, "", func(t *testing.T, w *world) {
 		short := func(c *Config) { c.PeerTimeout = 2 * time.Second } // for the pause of a guest that waits for its disk
 		b := w.boot("b", false, short)
@@ -313,11 +312,8 @@ func TestDisksThatDoNotFitAreRefused(t *testing.T) {
 	withDisk(t, "", func(t *testing.T, w *world) {
 		b := w.boot("b", false, func(c *Config) { c.Disks = nil })
 		a := w.boot("a", true, nil)
-		time.Sleep(200 * time.Millisecond)
 		var r *RefusedError
-		if err := a.job.Query().LastError; !errors.As(err, &r) {
-			t.Errorf("%v", err)
-		}
+		w.until(func() bool { return errors.As(a.job.Query().LastError, &r) })
 		b.halt()
 		a.halt()
 	})

@@ -42,7 +42,8 @@ type ProxyConfig struct {
 	VNetHdr int
 
 	// Announce is how often, and how fast, the network is told where the guest is
-	// after a takeover; its Neighbors, VNetHdr and Gate are the Proxy's to say.
+	// after a takeover; its Neighbors, VNetHdr and Gate are the Proxy's to say. Rounds
+	// less than 0: it is not told.
 	Announce proxy.AnnounceConfig
 	Events   *event.Bus // is told which flows differ; nil: nobody
 }
@@ -70,9 +71,10 @@ type Proxy struct {
 	host    NetworkHost
 	out     uplinkWriter
 
-	giving sync.Mutex // held while a packet of the network is given to a side
+	giving  chan struct{} // of capacity one: full while a packet of the network is given to a side
+	sending sync.RWMutex  // held for reading while a packet of the guest is given to a side
 
-	mu      sync.RWMutex  // held for reading by who uses the present side
+	mu      sync.RWMutex  // of what is below; not held while a side is called, which may call the host
 	changed chan struct{} // closed and replaced when something below changes
 	runs    bool          // the guest does
 	faces   bool          // the guest here is the one that the world talks to, but for pauses
@@ -105,6 +107,7 @@ func NewProxy(cfg ProxyConfig) (*Proxy, error) {
 	}
 	n := &Proxy{
 		cfg: cfg, room: make(chan struct{}, 1), started: make(chan struct{}), changed: make(chan struct{}), lane: newLane(),
+		giving: make(chan struct{}, 1),
 	}
 	n.out.uplink = cfg.Uplink
 	n.first = n.newPrimary()
@@ -135,6 +138,7 @@ func (n *Proxy) newSecondary() *proxy.Secondary {
 		VM: guestless{}, Deliver: n.cfg.Deliver, Continuous: n.cfg.Continuous, Limit: n.cfg.Limit, VNetHdr: n.cfg.VNetHdr,
 		Rewriter: filter.RewriterConfig{Edge: &n.edge, Untranslatable: func() { n.ask(event.CauseDivergence) }},
 		Gate:     proxyGate{n},
+		Announce: proxy.AnnounceConfig{Rounds: -1}, // Failover of the Proxy does
 	})
 }
 
@@ -174,16 +178,19 @@ func (g proxyGate) Opened() <-chan struct{} {
 // It never waits; with filter.ErrFull nothing was taken, and the device tries again
 // after Room. A packet that is empty or too long is a *filter.Error.
 func (n *Proxy) WritePacket(p []byte) error {
+	n.sending.RLock()
+	defer n.sending.RUnlock()
 	n.mu.RLock()
-	defer n.mu.RUnlock()
-	if n.swaps {
+	swaps, first, second := n.swaps, n.first, n.second
+	n.mu.RUnlock()
+	if swaps {
 		return filter.ErrFull
 	}
 	n.neighbors.FromGuest(p, n.cfg.VNetHdr)
-	if n.second != nil {
-		return n.second.WritePacket(p)
+	if second != nil {
+		return second.WritePacket(p)
 	}
-	return n.first.WritePacket(p)
+	return first.WritePacket(p)
 }
 
 // Room returns a channel that is sent to when there may be room again for a packet
@@ -261,7 +268,7 @@ func (n *Proxy) announce() {
 	defer n.mu.Unlock()
 	cfg, ctx := n.cfg.Announce, n.ctx
 	cfg.Neighbors, cfg.VNetHdr, cfg.Gate = n.neighbors.All(), n.cfg.VNetHdr, proxyGate{n}
-	if n.spawn == nil || len(cfg.Neighbors) == 0 {
+	if n.spawn == nil || len(cfg.Neighbors) == 0 || cfg.Rounds < 0 {
 		return
 	}
 	n.spawn(func() { proxy.Announce(ctx, &n.out, cfg) }) // what is wrong with the uplink is Run's to say

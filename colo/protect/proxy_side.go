@@ -42,32 +42,41 @@ func (n *Proxy) Runs(on bool) {
 }
 
 // Lead implements Sided. After a takeover what this side still translates is handed
-// over, when nothing is on its way between the guest and the network. An error is
-// that of ctx, and all is as before.
+// over, when nothing is on its way between the guest and the network. An error that is
+// the cause of the end of ctx leaves all to the next call, of Lead or of Follow.
 func (n *Proxy) Lead(ctx context.Context) error {
-	if _, s := n.side(); s == nil {
+	_, s := n.side()
+	if s == nil {
 		return nil
 	}
 	if err := n.await(ctx, func() bool { return n.spawn != nil }); err != nil {
 		return err
 	}
-	n.giving.Lock() // nobody gives who has not seen it
-	n.set(func() { n.swaps = true })
-	n.giving.Unlock()
-	defer func() {
-		n.set(func() { n.swaps = false })
-		n.tellRoom()
-	}()
-	s := n.second
-	if err := n.quiet(ctx, s); err != nil {
-		return err
+	select {
+	case n.giving <- struct{}{}:
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	n.end()
+	n.sending.Lock() // nobody gives or sends who has not seen it
+	n.set(func() { n.swaps = true })
+	n.sending.Unlock()
+	<-n.giving
+	if !n.lane.over.Load() { // or it was quiet when the last call ended it
+		if err := n.quiet(ctx, s); err != nil {
+			n.set(func() { n.swaps = false })
+			n.tellRoom()
+			return err
+		}
+	}
+	if err := n.end(ctx); err != nil {
+		return err // with swaps set, since nobody would send what is taken now
+	}
 	s.HandOver(&n.edge) // what there is no room for breaks in a takeover, as it would have
 	n.set(func() {
-		n.first, n.second = n.newPrimary(), nil
+		n.first, n.second, n.swaps = n.newPrimary(), nil, false
 		n.begin()
 	})
+	n.tellRoom()
 	return nil
 }
 
@@ -87,16 +96,20 @@ func (n *Proxy) quiet(ctx context.Context, s *proxy.Secondary) error {
 	}
 }
 
-// Follow implements Sided.
+// Follow implements Sided. It returns when the side that there was has ended, which a
+// write to the uplink may delay, or with the cause of the end of ctx.
 func (n *Proxy) Follow(ctx context.Context) error {
 	if err := n.await(ctx, func() bool { return n.spawn != nil }); err != nil {
 		return err
 	}
-	n.end()
+	if err := n.end(ctx); err != nil {
+		return err
+	}
 	n.set(func() {
-		n.second, n.faces = n.newSecondary(), false
+		n.second, n.faces, n.swaps = n.newSecondary(), false, false
 		n.begin()
 	})
+	n.tellRoom()
 	return nil
 }
 
@@ -165,15 +178,21 @@ func (n *Proxy) begin() {
 	})
 }
 
-// end ends the run of the present side.
-func (n *Proxy) end() {
+// end ends the run of the present side, unless ctx ends before a write to the uplink
+// returns: only Run ends that, which closes the uplink. Then it is called again.
+func (n *Proxy) end(ctx context.Context) error {
 	n.mu.RLock()
 	l, ended, stop := n.lane, n.ended, n.stop
 	n.mu.RUnlock()
 	l.over.Store(true)
 	l.Close()
 	stop() // a secondary's waits for its takeover, not for the lane
-	<-ended
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // Run implements Network. It closes the uplink.
@@ -217,8 +236,12 @@ func (n *Proxy) read(ctx context.Context) error {
 // give gives a packet to the present side, or drops it where the guest is not the
 // one that it is for. It reports false if it is to be tried again.
 func (n *Proxy) give(ctx context.Context, p []byte) (bool, error) {
-	n.giving.Lock()
-	defer n.giving.Unlock()
+	select {
+	case n.giving <- struct{}{}:
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	}
+	defer func() { <-n.giving }()
 	n.mu.RLock()
 	l, faces, swaps := n.lane, n.faces, n.swaps
 	n.mu.RUnlock()

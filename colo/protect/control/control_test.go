@@ -273,6 +273,33 @@ func TestAStopEndsWithTheGuestHere(t *testing.T) {
 	}
 }
 
+// A primary that loses its secondary, or that gives a switchover up, has the guest all
+// the time: what its operator has stopped stays so.
+func TestAStopOutlivesABrokenSession(t *testing.T) {
+	j, g, bus := newJob(protect.Protected), new(vm), new(event.Bus)
+	c := connect(t, NewMonitor(j, Config{Guest: g, Events: bus}))
+	do(t, c, "stop", nil)
+	for _, s := range []protect.State{protect.Asking, protect.Alone, protect.Synchronising, protect.Protected, protect.SwitchingOver, protect.TakingOver, protect.Alone} {
+		j.set(func(in *protect.Info) { in.State = s })
+		bus.Publish(event.JobStatusChange{ID: "db1", State: s.String()})
+		if g.paused() != 1 {
+			t.Fatalf("the guest runs again when the job is %v", s)
+		}
+	}
+	if got := do(t, c, "query-status", nil); got != "map[running:false singlestep:false status:paused]" {
+		t.Error(got)
+	}
+	for _, s := range []protect.State{protect.Following, protect.Concluded} {
+		do(t, c, "stop", nil)
+		j.set(func(in *protect.Info) { in.State = s })
+		bus.Publish(event.JobStatusChange{ID: "db1", State: s.String()})
+		if g.paused() != 0 {
+			t.Errorf("the guest stays stopped when the job is %v", s)
+		}
+		j.set(func(in *protect.Info) { in.State = protect.Alone })
+	}
+}
+
 func TestTheEndOfAMonitorLetsTheGuestRun(t *testing.T) {
 	j, g := newJob(protect.Alone), new(vm)
 	m := NewMonitor(j, Config{Guest: g})

@@ -18,6 +18,12 @@ func runs(s protect.State) bool {
 	return s.String() == "cancelled" // protected no more, if the job can be cancelled
 }
 
+// gone reports whether the guest does not run here any more. While it is settled who
+// goes on, or while the guest moves, it may still be this host.
+func gone(s protect.State) bool {
+	return s == protect.Waiting || s == protect.Following || s == protect.Concluded
+}
+
 // machine is the monitor as the guest's. (A qmp.Machine.)
 type machine Monitor
 

@@ -181,7 +181,7 @@ func (m *Monitor) Close() error {
 
 // observe notes what query-colo-status and query-xen-replication-status answer.
 func (m *Monitor) observe(r event.Record) {
-	if e, ok := r.Event.(event.JobStatusChange); ok && e.State != "" && !runs(m.job.Query().State) {
+	if e, ok := r.Event.(event.JobStatusChange); ok && e.State != "" && gone(m.job.Query().State) {
 		(*machine)(m).left()
 		return
 	}

@@ -153,12 +153,23 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Cache-Control", "no-store")
+	deadline(w, stalling)
 	if !p.known(r.Host) {
 		p.log.Warn("a page was asked for by a name that it does not have", "host", r.Host, "from", r.RemoteAddr)
 		http.Error(w, "this page has no such name: use its address, or localhost", http.StatusMisdirectedRequest)
 		return
 	}
 	p.mux.ServeHTTP(w, r)
+}
+
+// deadline says how long a browser may take no byte from now on, where the server can;
+// 0: for ever.
+func deadline(w http.ResponseWriter, d time.Duration) {
+	var t time.Time
+	if d > 0 {
+		t = time.Now().Add(d)
+	}
+	http.NewResponseController(w).SetWriteDeadline(t)
 }
 
 // known reports whether a request names this host in a way that no other site can

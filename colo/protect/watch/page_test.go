@@ -92,6 +92,16 @@ func serve(t *testing.T, cfg Config) *site {
 	s.srv = httptest.NewServer(s.page)
 	s.stop = sync.OnceFunc(func() { cancel(); wg.Wait() })
 	t.Cleanup(func() { s.stop(); s.srv.Close() })
+	hears := func() bool { // Run has subscribed before it looks at the job
+		s.page.mu.Lock()
+		defer s.page.mu.Unlock()
+		return len(s.page.rec.samples) > 0
+	}
+	for end := time.Now().Add(time.Minute); !hears(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the page never looks at its job")
+		}
+	}
 	return s
 }
 
@@ -214,6 +224,71 @@ func TestABrowserThatWatchesIsLetGoWithThePage(t *testing.T) {
 		if _, err := live.next(); err != nil {
 			return // the test would hang otherwise
 		}
+	}
+}
+
+// A timed is what a server gives a handler to answer by: it notes until when a browser
+// may take no byte.
+type timed struct {
+	*httptest.ResponseRecorder
+	until   time.Time
+	written []time.Time // until, at each write
+}
+
+func (w *timed) SetWriteDeadline(t time.Time) error { w.until = t; return nil }
+
+func (w *timed) Write(p []byte) (int, error) {
+	w.written = append(w.written, w.until)
+	return w.ResponseRecorder.Write(p)
+}
+
+// slow is a job that looks whether an order is given time.
+type slow struct {
+	*job
+	w     *timed
+	hurry bool
+}
+
+func (s *slow) Switchover(ctx context.Context) error {
+	s.hurry = !s.w.until.IsZero()
+	return s.job.Switchover(ctx)
+}
+
+// Nobody who asks and does not listen keeps a connection, on any path; an order takes
+// its time all the same, on a connection that has been used before.
+func TestABrowserThatTakesNothingIsLetGo(t *testing.T) {
+	j := &slow{job: newJob(protect.Protected)}
+	j.refuse = errors.New("not now")
+	s := serve(t, Config{Job: j, Control: true})
+	ask := func(method, path, body string) {
+		t.Helper()
+		w := &timed{ResponseRecorder: httptest.NewRecorder()}
+		ctx, cancel := context.WithCancel(t.Context())
+		if path == "/live" {
+			cancel() // after one message
+		}
+		defer cancel()
+		j.w = w
+		r := httptest.NewRequestWithContext(ctx, method, "http://localhost"+path, strings.NewReader(body))
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.Header.Set("X-Lockstep-Token", s.page.token)
+		s.page.ServeHTTP(w, r)
+		if len(w.written) == 0 {
+			t.Errorf("%s %s: no answer, %d", method, path, w.Code)
+		}
+		for _, until := range append(w.written, w.until) {
+			if until.IsZero() {
+				t.Errorf("%s %s is answered without a deadline", method, path)
+			}
+		}
+	}
+	for _, path := range []string{"/", "/live", "/state", "/timeline.svg", "/metrics", "/nowhere", "/act"} {
+		ask("GET", path, "")
+	}
+	ask("POST", "/act", "verb=format")
+	ask("POST", "/act", "verb=switchover")
+	if o := j.ordered(); j.hurry || len(o) != 1 {
+		t.Errorf("an order has a deadline: %v, %q", j.hurry, o)
 	}
 }
 

@@ -93,7 +93,7 @@ func (p *Page) live(w http.ResponseWriter, r *http.Request) {
 		if err != nil {
 			return
 		}
-		out.SetWriteDeadline(time.Now().Add(stalling)) // where the server can
+		deadline(w, stalling)
 		if _, err := fmt.Fprintf(w, "event: state\ndata: %s\n\n", b); err != nil {
 			return
 		}
@@ -138,6 +138,7 @@ func (p *Page) act(w http.ResponseWriter, r *http.Request) {
 	// A browser that leaves does not undo what was ordered.
 	ctx := context.WithoutCancel(r.Context())
 	var err error
+	deadline(w, 0) // an order takes as long as it takes
 	switch job := p.cfg.Job; verb {
 	case "checkpoint":
 		err = job.Checkpoint()
@@ -152,9 +153,11 @@ func (p *Page) act(w http.ResponseWriter, r *http.Request) {
 	case "fenced":
 		err = job.Fenced()
 	default:
+		deadline(w, stalling)
 		http.Error(w, "no such order", http.StatusBadRequest)
 		return
 	}
+	deadline(w, stalling)
 	args := []any{"order", verb, "guest", in.Guest, "side", in.Role.String(), "generation", in.Generation, "from", r.RemoteAddr}
 	if in.Session != nil {
 		args = append(args, "checkpoint", in.Session.Epoch)
