@@ -78,7 +78,18 @@ func (d *Disk) metadata() (*replication.Metadata, error) {
 
 // hold records on the disks of which generation this host's copy of the guest is:
 // what a cold start asks for.
+//
+// It does nothing where this host knows a later generation, which it holds or has
+// seen already.
 func (j *Job) hold(generation uint64) {
+	j.holding.Lock()
+	defer j.holding.Unlock()
+	j.mu.Lock()
+	old := generation < j.generation
+	j.mu.Unlock()
+	if old {
+		return
+	}
 	for _, d := range j.cfg.Disks {
 		m, err := d.metadata()
 		if err == nil && m != nil {
