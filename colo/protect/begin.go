@@ -82,7 +82,10 @@ func (j *Job) awaitOrRestart(ctx context.Context) (*peer, error) {
 		ask, cancel := context.WithTimeout(ctx, j.cfg.Term)
 		r, err := j.cfg.Arbiter.Record(ask)
 		cancel()
-		if err == nil && r.Generation > after {
+		// Where it has granted the guest to this process, and the answer was lost, it
+		// is asked again, and says the same.
+		own := r.Generation == after+1 && r.Token == j.token
+		if err == nil && r.Generation > after && !own {
 			j.note(fmt.Errorf("protect: the disks here are of generation %d, the present one is %d", after, r.Generation))
 			return j.await(ctx, 0)
 		}
@@ -95,7 +98,9 @@ func (j *Job) awaitOrRestart(ctx context.Context) (*peer, error) {
 		switch {
 		case err == nil:
 			j.refuseAll()
-			return nil, j.start(ctx, generation, fmt.Sprintf("started from disks of generation %d", after))
+			err := j.start(ctx, generation, fmt.Sprintf("started from disks of generation %d", after))
+			j.refuseAll() // who has come meanwhile
+			return nil, err
 		case errors.Is(err, failover.ErrRefused):
 			j.note(err)
 			return j.await(ctx, 0)

@@ -78,7 +78,18 @@ func (d *Disk) metadata() (*replication.Metadata, error) {
 
 // hold records on the disks of which generation this host's copy of the guest is:
 // what a cold start asks for.
+//
+// It does nothing where this host knows a later generation, which it holds or has
+// seen already.
 func (j *Job) hold(generation uint64) {
+	j.holding.Lock()
+	defer j.holding.Unlock()
+	j.mu.Lock()
+	old := generation < j.generation
+	j.mu.Unlock()
+	if old {
+		return
+	}
 	for _, d := range j.cfg.Disks {
 		m, err := d.metadata()
 		if err == nil && m != nil {
@@ -98,9 +109,15 @@ var errCopy = errors.New("the disks here are not those of one moment")
 // held returns the generation of the copy that this host's disks are, and whether
 // it is the guest's own, which lacks nothing that the guest has been told is
 // written, or that of a secondary's last checkpoint. 0: the disks do not know.
+//
+// hold records a generation on one disk after the other, and the power may fail in
+// between. Where all disks are the guest's own they are of one moment nevertheless,
+// and the generation that only some have was granted.
 func held(disks []*Disk) (generation uint64, own bool, err error) {
 	own = true
-	for i, d := range disks {
+	var low, high *Disk // those with the lowest and the highest generation
+	var lowest uint64
+	for _, d := range disks {
 		m, err := d.metadata()
 		switch {
 		case err != nil:
@@ -109,14 +126,20 @@ func held(disks []*Disk) (generation uint64, own bool, err error) {
 			return 0, false, nil
 		}
 		id, h := m.Identity(), m.Held()
-		switch {
-		case id.State != replication.CopyClean:
+		if id.State != replication.CopyClean {
 			return 0, false, fmt.Errorf("%w: disk %q is %v", errCopy, d.cfg.Name, id)
-		case i > 0 && h != generation:
-			return 0, false, fmt.Errorf("%w: disk %q holds generation %d, disk %q %d", errCopy, disks[0].cfg.Name, generation, d.cfg.Name, h)
 		}
-		generation = h
+		if low == nil || h < lowest {
+			low, lowest = d, h
+		}
+		if high == nil || h > generation {
+			high, generation = d, h
+		}
 		own = own && (id.Writes || id.Disk == (replication.ID{}))
+	}
+	// One that has none at all may be new.
+	if lowest != generation && (!own || lowest == 0 || lowest+1 != generation) {
+		return 0, false, fmt.Errorf("%w: disk %q holds generation %d, disk %q %d", errCopy, low.cfg.Name, lowest, high.cfg.Name, generation)
 	}
 	return generation, own && generation > 0, nil
 }

@@ -2,8 +2,10 @@ package protect
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -409,27 +411,76 @@ func TestAnImageOfAnotherGuestIsRefused(t *testing.T) {
 }
 
 func TestDisksThatHoldDifferentGenerationsStartNoGuest(t *testing.T) {
-	var disks []*Disk
-	for i := range 2 {
-		d, err := NewDisk(DiskConfig{Name: fmt.Sprint(i), Image: &image{b: make([]byte, 4096)}})
-		if err != nil {
-			t.Fatal(err)
+	for _, c := range []struct {
+		holds []uint64
+		role  string // 'g' for each that is the guest's own, 'c' for a secondary's; "": nobody has ever had a copy
+		want  uint64 // 0: errCopy
+		own   bool
+	}{
+		{holds: []uint64{3}, want: 3, own: true},
+		{holds: []uint64{3, 5}},
+		{holds: []uint64{5, 4, 3}},
+		{holds: []uint64{1, 0}}, // the second one may have been replaced
+		// The power failed between the disks of a guest that was about to begin
+		// another generation: it lacks nothing.
+		{holds: []uint64{4, 3}, want: 4, own: true},
+		{holds: []uint64{3, 4, 3}, want: 4, own: true},
+		{holds: []uint64{4, 3}, role: "gg", want: 4, own: true},
+		// But a copy of a checkpoint was about to become another one.
+		{holds: []uint64{4, 3}, role: "cc"},
+		{holds: []uint64{4, 3}, role: "gc"},
+		{holds: []uint64{4, 4}, role: "gc", want: 4},
+	} {
+		var disks []*Disk
+		for i, h := range c.holds {
+			at := &memory{b: make([]byte, metadataBytes)}
+			m, err := replication.OpenMetadata(at)
+			if err == nil {
+				err = m.Hold(h)
+			}
+			if err == nil && c.role != "" {
+				m, err = replicated(at, c.role[i] == 'g')
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			d, err := NewDisk(DiskConfig{Name: fmt.Sprint(i), Image: kept{&image{b: make([]byte, 4096)}, m}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			disks = append(disks, d)
 		}
-		m, err := d.metadata()
-		if err == nil {
-			err = m.Hold(uint64(3 + i))
+		g, own, err := held(disks)
+		if g != c.want || own != c.own || (c.want == 0) != errors.Is(err, errCopy) {
+			t.Errorf("%v %q: generation %d, its own %v, %v", c.holds, c.role, g, own, err)
 		}
-		if err != nil {
-			t.Fatal(err)
+	}
+}
+
+// A kept image knows what it was told of itself.
+type kept struct {
+	replication.Disk
+	m *replication.Metadata
+}
+
+func (k kept) Metadata() (*replication.Metadata, error) { return k.m, nil }
+
+// replicated returns metadata as it is once a disk has had a copy: it is of a known
+// disk, and the guest's or a secondary's.
+func replicated(at *memory, guest bool) (*replication.Metadata, error) {
+	for p := at.b; len(p) >= 4096; p = p[4096:] {
+		p := p[:512]
+		if p[0] == 0 {
+			continue
 		}
-		disks = append(disks, d)
+		p[24] = 1 // the first byte of the disk's ID
+		if guest {
+			p[24+32+7*16+8+1] = 1 // after its own ID, its history, its epoch and state
+		}
+		sum := crc32.Checksum(p[:508], crc32.MakeTable(crc32.Castagnoli))
+		binary.LittleEndian.PutUint32(p[508:], sum)
 	}
-	if g, own, err := held(disks[:1]); g != 3 || !own || err != nil {
-		t.Errorf("one: generation %d, its own %v, %v", g, own, err)
-	}
-	if _, _, err := held(disks); !errors.Is(err, errCopy) {
-		t.Errorf("both: %v", err)
-	}
+	return replication.OpenMetadata(at)
 }
 
 // A secondary has room for what either guest writes until a checkpoint. When half of

@@ -69,7 +69,8 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 		if err := j.do(tookOver, "took over from "+s.peer.host); err != nil || !s.migration() {
 			return err
 		}
-		return j.do(doPause, "migrated from "+s.peer.host)
+		j.do(doPause, "migrated from "+s.peer.host) // or it was deposed or stopped at once
+		return nil
 	case errors.Is(err, failover.ErrTorn):
 		j.do(torn, err.Error())
 		return err

@@ -20,6 +20,7 @@ var (
 
 	errOrdered  = errors.New("a failover was ordered")
 	errRanTwice = errors.New("protect: Run was called before")
+	errLeft     = errors.New("protect: Run has ended")
 	errMoved    = errors.New("the job has moved on")
 )
 
@@ -40,7 +41,7 @@ type Job struct {
 	since      time.Time
 	ran        bool
 	generation uint64 // that this host holds or has followed
-	act        *activity
+	acts       map[*activity]struct{}
 	current    *session
 	pending    *pending
 	joined     chan *pending
@@ -50,10 +51,14 @@ type Job struct {
 	entries    []vmstate.Entry // of the guest's devices, as describe has found them
 	restart    uint64          // the generation of disks that the guest may be started from; Run's alone
 	background func(func())    // starts a goroutine that Run waits for; nil: Run does not run
+	life       context.Context // ends when Run no longer leads or follows; nil: it does not yet, or any more
+
+	orders  sync.WaitGroup // of questions to the arbiter that are asked in life; Run waits for them
+	holding sync.Mutex     // held while a generation is recorded on the disks
 }
 
-// An activity is what Run does in some states; it ends when the job is in none
-// of them.
+// An activity is what is done in some states; it ends when the job is in none of
+// them. There may be several at a time.
 type activity struct {
 	in     []State
 	cancel context.CancelCauseFunc
@@ -69,7 +74,7 @@ func New(cfg Config) (*Job, error) {
 	}
 	j := &Job{
 		cfg: cfg, channels: cfg.channels(), vm: newVM(cfg.Guest, cfg.Network),
-		token: failover.NewToken(), delay: cfg.CheckpointDelay, verbs: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
+		token: failover.NewToken(), delay: cfg.CheckpointDelay, verbs: make(chan struct{}, 1), acts: map[*activity]struct{}{}, changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
 	}
 	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
 	if cfg.Arbiter == nil {
@@ -127,13 +132,14 @@ func (j *Job) Run(ctx context.Context) error {
 
 	all, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() {
+		end(context.Cause(ctx)) // first: a job that was stopped is not taken for one that is completed
 		j.do(stopped, context.Cause(ctx).Error())
-		end(context.Cause(ctx))
 	})
 	var group sync.WaitGroup
 	defer j.logDisks()()
 	j.mu.Lock()
 	j.background = func(f func()) { group.Go(f) }
+	j.life = all
 	j.mu.Unlock()
 	// What a job needs ends with the job, but for what it says goodbye with.
 	tools, shut := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -156,6 +162,13 @@ func (j *Job) Run(ctx context.Context) error {
 
 	err := j.live(all)
 	stop()
+	// Nobody claims anything for this host any more: what a claim gets that is under
+	// way is given back with the rest.
+	j.mu.Lock()
+	j.life = nil
+	j.mu.Unlock()
+	end(nil)
+	j.orders.Wait()
 	if e := j.depart(ctx); e != nil {
 		err = errors.Join(err, e)
 	}
@@ -164,7 +177,6 @@ func (j *Job) Run(ctx context.Context) error {
 	j.mu.Unlock()
 	port.unregister(j.cfg.Name)
 	j.refuseAll()
-	end(nil)
 	shut(errMoved)
 	group.Wait()
 	j.keeper.Drop()
@@ -260,6 +272,34 @@ func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, err
 	return j.keeper.Acquire(ctx, after)
 }
 
+// order asks for the generation after one by an operator's wish, for as long as ctx
+// and Run last, and records it. Run waits for it, and then gives back what it got: a
+// job that has ended takes the guest from nobody. If Run ends meanwhile the error is a
+// *StateError.
+func (j *Job) order(ctx context.Context, verb input, after uint64) error {
+	j.mu.Lock()
+	life, over := j.life, &StateError{Verb: verb.String(), State: Concluded}
+	if life == nil || life.Err() != nil || j.m.state == Concluded {
+		j.mu.Unlock()
+		return over
+	}
+	j.orders.Add(1)
+	j.mu.Unlock()
+	defer j.orders.Done()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(life, func() { cancel(errLeft) })()
+	generation, err := j.acquire(ctx, after, true)
+	if err == nil {
+		j.learn(generation)
+		j.hold(generation)
+	}
+	if life.Err() != nil {
+		return errors.Join(over, err)
+	}
+	return err
+}
+
 // rest waits while the job is paused or cancelled.
 func (j *Job) rest(ctx context.Context) error {
 	act, end := j.while(ctx, Paused, Cancelled)
@@ -274,16 +314,14 @@ func (j *Job) while(ctx context.Context, in ...State) (context.Context, context.
 	a := &activity{in, cancel}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.act = a
+	j.acts[a] = struct{}{}
 	if !slices.Contains(in, j.m.state) {
 		cancel(errMoved)
 	}
 	return ctx, func() {
 		j.mu.Lock()
 		defer j.mu.Unlock()
-		if j.act == a {
-			j.act = nil
-		}
+		delete(j.acts, a)
 		cancel(nil)
 	}
 }
@@ -303,8 +341,10 @@ func (j *Job) do(in input, reason string) error {
 		close(j.changed)
 		j.changed = make(chan struct{})
 	}
-	if a := j.act; a != nil && !slices.Contains(a.in, to) {
-		a.cancel(errMoved)
+	for a := range j.acts {
+		if !slices.Contains(a.in, to) {
+			a.cancel(errMoved)
+		}
 	}
 	e := event.JobStatusChange{ID: j.cfg.Name, Status: event.JobStatus(to.JobStatus()), State: to.String(), Reason: reason, Generation: j.generation}
 	if j.current != nil {
@@ -355,6 +395,15 @@ func (j *Job) deposed(generation uint64, why error) {
 func (j *Job) request(cause event.Cause) {
 	if s := j.session(); s != nil && s.primary != nil {
 		s.primary.RequestCheckpoint(cause)
+	}
+}
+
+// inBackground does something on a goroutine that Run waits for, if Run runs.
+func (j *Job) inBackground(f func()) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.background != nil {
+		j.background(f)
 	}
 }
 

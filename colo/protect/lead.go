@@ -64,11 +64,11 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		case toPause:
 			var reason string
 			s.peer.get(func() { reason = s.peer.reason })
-			return j.do(doPause, reason)
+			j.do(doPause, reason) // here and below: or it was deposed or stopped at once
 		case toCancel:
-			return j.do(doCancel, "cancelled")
+			j.do(doCancel, "cancelled")
 		case toComplete:
-			return j.do(doComplete, "")
+			j.do(doComplete, "")
 		}
 		return nil
 	case ctx.Err() != nil:

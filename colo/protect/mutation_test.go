@@ -28,7 +28,7 @@ var mutants = []struct{ what, file, old, new string }{
 	{"a primary that is refused goes on", "colo/protect/session.go",
 		"\tgeneration, err := j.claim(ctx, s, c)\n\tif err != nil {", "\tgeneration, err := j.claim(ctx, s, c)\n\tif err != nil && s.primary == nil {"},
 	{"a pause does not ask the arbiter", "colo/protect/verbs.go",
-		"\tgeneration, err := j.acquire(ctx, s.peer.generation, true)\n", "\tgeneration, err := s.peer.generation, error(nil)\n"},
+		"\terr = j.order(ctx, verb, s.peer.generation)\n", "\terr = nil\n"},
 	{"a packet leaves through a shut gate", "colo/protect/nic.go",
 		"for !g.gate.Open() {", "for false {"},
 	{"output leaves before its checkpoint is there", "colo/filter/buffer.go",

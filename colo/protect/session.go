@@ -335,6 +335,9 @@ func (j *Job) takeHand(s *session, n note) {
 	s.colo.Lost(errSwitchover)
 }
 
+// errUnasked is no refusal: what an operator has said does not wait for an answer.
+var errUnasked = errors.New("this host goes on by an operator's word")
+
 var errSwitchover = errors.New("switchover")
 
 // arbiter returns the session's colo.Arbiter: the guest stands still, and it is
@@ -347,6 +350,8 @@ func (j *Job) arbiter(s *session) colo.ArbiterFunc {
 		err := j.settle(ctx, s, c)
 		if err != nil && s.over.Err() != nil {
 			err = fmt.Errorf("%w: %w", failover.ErrRefused, err) // nobody asks again
+		} else if err != nil && j.State() == TakingOver {
+			return errUnasked // Fenced is about to say so
 		}
 		return err
 	}

@@ -38,8 +38,9 @@ func (j *Job) turn(ctx context.Context) (done func(), err error) {
 
 // Pause ends the protection for now: no checkpoints are made, the guest's output
 // passes, and the secondary, if there is one, is of no use any more. The reason is
-// kept. It returns when that is so. The error is a *StateError, or says that the
-// arbiter could not be asked in ctx's time; protection then goes on.
+// kept. It returns when that is so. The error is a *StateError, also if Run ends
+// meanwhile, or says that the arbiter could not be asked in ctx's time; protection then
+// goes on.
 func (j *Job) Pause(ctx context.Context, reason string) error {
 	done, err := j.turn(ctx)
 	if err != nil {
@@ -108,12 +109,13 @@ func (j *Job) leave(ctx context.Context, verb input, why purpose, to State, reas
 	if s == nil {
 		return j.do(verb, reason)
 	}
-	generation, err := j.acquire(ctx, s.peer.generation, true)
+	err = j.order(ctx, verb, s.peer.generation)
 	if err != nil {
 		return err
 	}
-	j.learn(generation)
-	j.hold(generation)
+	if st := j.State(); st == Concluded {
+		return &StateError{Verb: verb.String(), State: st}
+	}
 	s.setPurpose(why)
 	s.peer.set(func() { s.peer.reason = reason })
 	if why == toComplete {
@@ -176,13 +178,7 @@ func (j *Job) yes() {
 	if j.manual == nil || j.manual.Grant() == nil {
 		return
 	}
-	j.mu.Lock()
-	spawn := j.background
-	j.mu.Unlock()
-	if spawn == nil {
-		return
-	}
-	spawn(func() {
+	j.inBackground(func() {
 		ctx, end := j.while(context.Background(), Asking)
 		defer end()
 		for j.manual.Grant() != nil && sleep(ctx, time.Millisecond) == nil {
@@ -191,8 +187,10 @@ func (j *Job) yes() {
 }
 
 // Fenced is an operator's word that the other host is dead, or can do nothing for
-// the guest any more: this host goes on at once, and asks nobody. If the arbiter
-// turns out to have given the guest to somebody else, this host gives it up again.
+// the guest any more: this host goes on at once, and asks nobody. The arbiter is told
+// as soon as it can be. Until it agrees, this host's disks are recorded as those of the
+// generation before. If it turns out to have given the guest to somebody else, this
+// host gives the guest up again.
 func (j *Job) Fenced() error {
 	s, err := j.allowed(doFenced)
 	if err != nil {
@@ -204,25 +202,25 @@ func (j *Job) Fenced() error {
 	if err := j.do(doFenced, "the other host is fenced"); err != nil {
 		return err
 	}
-	after := s.peer.generation
-	j.learn(j.keeper.Fenced(after))
-	j.hold(after + 1)
-	j.vm.face(true)
-	s.colo.Fenced() // an error is that of a session that is about to go on anyway
-	j.mu.Lock()
-	spawn := j.background
-	j.mu.Unlock()
-	if spawn != nil {
-		spawn(func() { j.confirm(after) })
-	}
+	j.goOn(s)
 	return nil
 }
 
-// confirm tells the arbiter of what an operator has decided.
+// goOn has a session go on here by an operator's word. The state says so already.
+func (j *Job) goOn(s *session) {
+	after := s.peer.generation
+	j.learn(j.keeper.Fenced(after))
+	j.vm.face(true)
+	s.colo.Fenced() // an error is that of a session that is about to go on anyway
+	j.inBackground(func() { j.confirm(after) })
+}
+
+// confirm tells the arbiter of what an operator has decided. The disks are of the
+// new generation when it agrees, not before: if the word was wrong they are old.
 func (j *Job) confirm(after uint64) {
-	ctx, end := j.while(context.Background(), TakingOver, Alone, Synchronising, Protected, Paused, Cancelled)
+	ctx, end := j.while(context.Background(), TakingOver, Alone, Synchronising, Protected, SwitchingOver, Asking, Paused, Cancelled)
 	defer end()
-	_, err := j.acquire(ctx, after, true)
+	err := j.order(ctx, doFenced, after)
 	if errors.Is(err, failover.ErrRefused) {
 		j.keeper.Drop()
 		j.deposed(after+1, err)
