@@ -155,13 +155,26 @@ func (k *Keeper) Drop() {
 // last note. The gate stays shut whatever the arbiter says.
 func (k *Keeper) Release(ctx context.Context, note string) error {
 	k.mu.Lock()
-	g := k.grant
-	held := k.holder.Generation() != 0
+	g, held := k.grant, k.holder.Generation()
 	k.mu.Unlock()
-	if !held {
+	k.over(held)
+	if held == 0 || g.Generation != held { // by an operator's word, which the arbiter has not heard
 		return nil
 	}
-	k.over(g.Generation)
+	return k.cfg.Arbiter.Release(ctx, g, note)
+}
+
+// ReleaseGeneration is Release for one generation: where another is held by now, or
+// none, nothing happens and the error matches ErrRefused. It is for whoever has
+// decided to give the guest back while something else may have claimed it anew.
+func (k *Keeper) ReleaseGeneration(ctx context.Context, generation uint64, note string) error {
+	k.mu.Lock()
+	g, held := k.grant, k.holder.Generation()
+	k.mu.Unlock()
+	if held != generation || g.Generation != generation {
+		return fmt.Errorf("%w: to release generation %d, where %d is held", ErrRefused, generation, held)
+	}
+	k.over(generation)
 	return k.cfg.Arbiter.Release(ctx, g, note)
 }
 

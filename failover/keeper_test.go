@@ -193,6 +193,46 @@ func TestLostAnswerOfAClaimIsFoundAgain(t *testing.T) {
 	})
 }
 
+func TestOnlyTheGenerationThatIsMeantIsReleased(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, s := keeper(t, time.Second)
+		defer run(t, k)()
+		for after := range uint64(2) {
+			if _, err := k.Acquire(t.Context(), after); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, generation := range []uint64{0, 1, 3} {
+			if err := k.ReleaseGeneration(t.Context(), generation, "over"); !errors.Is(err, failover.ErrRefused) || !k.Gate().Open() {
+				t.Errorf("generation %d: %v, the gate is open: %t", generation, err, k.Gate().Open())
+			}
+		}
+		if r, _ := s.Load(t.Context()); !r.Held() || r.Generation != 2 {
+			t.Errorf("%+v", r)
+		}
+		if err := k.ReleaseGeneration(t.Context(), 2, "over"); err != nil || k.Gate().Open() {
+			t.Errorf("%v, the gate is open: %t", err, k.Gate().Open())
+		}
+		if r, _ := s.Load(t.Context()); r.Held() {
+			t.Errorf("%+v", r)
+		}
+	})
+}
+
+func TestReleaseShutsTheGateOfAnOperatorsWordToo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, _ := keeper(t, time.Second)
+		defer run(t, k)()
+		k.Fenced(4)
+		if !k.Gate().Open() {
+			t.Fatal("the gate is shut after Fenced")
+		}
+		if err := k.Release(t.Context(), "over"); err != nil || k.Gate().Open() {
+			t.Errorf("%v, the gate is open: %t", err, k.Gate().Open())
+		}
+	})
+}
+
 func TestReleaseShutsTheGateBeforeTheArbiterKnows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var k *failover.Keeper

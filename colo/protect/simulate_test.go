@@ -298,6 +298,7 @@ var keptSeeds = []uint64{
 	3727, // a switchover whose session broke while the guest was being released
 	1515, // a pause that was granted while the session, which had broken, was asking
 	915,  // a switchover whose session broke before it had begun left the next session's guest standing
+	839,  // the same switchover, later: it gave the generation back that its host had acquired since
 	122,  // a failover ordered on a secondary kept its primary waiting for a checkpoint
 }
 

@@ -323,7 +323,7 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 	if err := nets(j.cfg.Network).Drain(ctx); err != nil {
 		return err
 	}
-	if err := j.keeper.Release(ctx, fmt.Sprintf("handed to %s at checkpoint %d", s.peer.host, epoch)); err != nil {
+	if err := j.keeper.ReleaseGeneration(ctx, s.peer.generation, fmt.Sprintf("handed to %s at checkpoint %d", s.peer.host, epoch)); err != nil {
 		return err
 	}
 	s.setPurpose(toHandOver)
