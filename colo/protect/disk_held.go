@@ -82,8 +82,8 @@ func (d *Disk) metadata() (*replication.Metadata, error) {
 // It does nothing where this host knows a later generation, which it holds or has
 // seen already.
 func (j *Job) hold(generation uint64) {
-	j.holding.Lock()
-	defer j.holding.Unlock()
+	j.holding <- struct{}{}
+	defer func() { <-j.holding }()
 	j.mu.Lock()
 	old := generation < j.generation
 	j.mu.Unlock()

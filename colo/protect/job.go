@@ -54,7 +54,7 @@ type Job struct {
 	life       context.Context // ends when Run no longer leads or follows; nil: it does not yet, or any more
 
 	orders  sync.WaitGroup // of questions to the arbiter that are asked in life; Run waits for them
-	holding sync.Mutex     // held while a generation is recorded on the disks
+	holding chan struct{}  // capacity one: held while a generation is recorded on the disks, which may wait
 }
 
 // An activity is what is done in some states; it ends when the job is in none of
@@ -74,7 +74,7 @@ func New(cfg Config) (*Job, error) {
 	}
 	j := &Job{
 		cfg: cfg, channels: cfg.channels(), vm: newVM(cfg.Guest, cfg.Network),
-		token: failover.NewToken(), delay: cfg.CheckpointDelay, verbs: make(chan struct{}, 1), acts: map[*activity]struct{}{}, changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
+		token: failover.NewToken(), delay: cfg.CheckpointDelay, verbs: make(chan struct{}, 1), acts: map[*activity]struct{}{}, holding: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
 	}
 	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
 	if cfg.Arbiter == nil {
