@@ -156,14 +156,18 @@ func (s *session) End() error {
 // any way that it did not ask for itself. Who goes on is then settled as for a
 // broken connection. It may be called from any goroutine at any time.
 func (s *session) Lost(cause error) {
+	first := false
 	s.once.Do(func() {
 		if cause == nil {
 			cause = ErrLost
 		}
 		s.lostErr = cause
 		close(s.lost)
-		s.cut()
+		first = true
 	})
+	if first { // nobody else who says so waits for the connections to close
+		s.cut()
+	}
 }
 
 // Yield gives this side's guest up, with the reason: its vCPUs or its disk have
