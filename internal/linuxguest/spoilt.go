@@ -26,8 +26,13 @@ var (
 )
 
 // machines are words of which one stands in each report of a machine's kernel: the name
-// of its hardware, and the module that runs guests. A guest of gokvm's has neither.
+// of its hardware, and the module that runs guests. A guest of gokvm's has neither. On
+// a quiet console a soft lockup says no more than which process the CPU was in: gokvm,
+// or a test of gokvmhost, which is no process of a guest. The CPU stands in the machine's
+// kernel then, where no process can keep it.
 var machines = [...]string{"Hardware name: QEMU", "kvm_amd"}
+
+var lockup = regexp.MustCompile(`BUG: soft lockup - CPU#\d+ stuck for \d+s! \[gokvm`)
 
 // A report is what a kernel says in one go, line by line with the time in front, when
 // something is wrong with it.
@@ -44,7 +49,7 @@ func reports(said string) []report {
 	end := func() {
 		what := oops.FindString(block)
 		if what != "" {
-			machine := slices.ContainsFunc(machines[:], func(m string) bool { return strings.Contains(block, m) })
+			machine := lockup.MatchString(block) || slices.ContainsFunc(machines[:], func(m string) bool { return strings.Contains(block, m) })
 			all = append(all, report{what, machine})
 		}
 		block = ""

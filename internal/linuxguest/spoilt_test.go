@@ -33,6 +33,9 @@ func TestOnlyEvidenceMakesARunSpoilt(t *testing.T) {
 		{"the machine's oops, so long that its beginning is lost", strings.Repeat("[  9.1]  ? asm_exc_page_fault+0x22/0x30\n", 500) +
 			"[  9.1]  svm_vcpu_run+0x1b8/0x6c0 [kvm_amd]\n" + strings.Repeat("[  9.1]  do_syscall_64+0x5d/0x90\n", 500) +
 			"[  9.1] Kernel panic - not syncing: Fatal exception in interrupt\n", "", true, false},
+		{"a machine whose CPUs are locked up in its kernel", "[   39.182095] kvm [118]: vcpu0, guest rIP: 0xffffffff81073744 Unhandled WRMSR(0xc0010007) = 0xffff\n" +
+			"[   66.167106] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [gokvm:129]\n[   66.393024] watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [gokvm:123]\n", "", true, false},
+		{"a guest whose CPU is locked up", "[   66.167106] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [jobs:1]\n", "", false, true},
 		{"the guest's panic", guestPanic, reset, false, true},
 		{"the guest's panic, with the machine's GS base", guestPanic, at("0xffff88802fc00000"), false, true},
 		{"the guest's oops", guestBug, "", false, true},
