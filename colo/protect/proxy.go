@@ -138,7 +138,6 @@ func (n *Proxy) newSecondary() *proxy.Secondary {
 		VM: guestless{}, Deliver: n.cfg.Deliver, Continuous: n.cfg.Continuous, Limit: n.cfg.Limit, VNetHdr: n.cfg.VNetHdr,
 		Rewriter: filter.RewriterConfig{Edge: &n.edge, Untranslatable: func() { n.ask(event.CauseDivergence) }},
 		Gate:     proxyGate{n},
-		Announce: proxy.AnnounceConfig{Rounds: -1}, // Failover of the Proxy does
 	})
 }
 

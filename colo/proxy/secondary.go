@@ -37,8 +37,8 @@ type SecondaryConfig struct {
 	// Announce is how the network is told that the guest is here, once this side has
 	// taken over: what the guest is known by follows from its frames and from the
 	// primary's section, and Announce.Neighbors are announced besides. VNetHdr is
-	// the Secondary's, and so is Gate if it is nil. Rounds less than 0: nothing is
-	// announced. A Neighbor that makes no sense ends Run at once with ErrNeighbor.
+	// the Secondary's, and so is Gate if it is nil. Rounds says how often, 5 say as
+	// QEMU does; 0: nothing but the guest's own frames leaves. A Neighbor that makes no sense ends Run at once with ErrNeighbor.
 	Announce AnnounceConfig
 
 	// Outbox bounds the packets that wait to be sent to the primary, in bytes.

@@ -72,7 +72,7 @@ var announcedAt = []string{
 func secondaryAlone(t *testing.T, out proxy.Network, change func(*proxy.SecondaryConfig)) (*proxy.Secondary, chan error) {
 	t.Helper()
 	p := proxy.NewPrimary(proxy.PrimaryConfig{VM: &guest{t: t}, Deliver: func([]byte) error { return nil }})
-	cfg := proxy.SecondaryConfig{VM: &guest{t: t, paused: true}, Deliver: func([]byte) error { return nil }}
+	cfg := proxy.SecondaryConfig{VM: &guest{t: t, paused: true}, Deliver: func([]byte) error { return nil }, Announce: proxy.AnnounceConfig{Rounds: 5}}
 	if change != nil {
 		change(&cfg)
 	}
@@ -230,7 +230,7 @@ func TestAHostSaysWhatElseIsAnnouncedOrNothing(t *testing.T) {
 	})
 	synctest.Test(t, func(t *testing.T) {
 		out := newPort(t)
-		s, done := secondaryAlone(t, out, func(c *proxy.SecondaryConfig) { c.Announce.Rounds = -1 })
+		s, done := secondaryAlone(t, out, func(c *proxy.SecondaryConfig) { c.Announce = proxy.AnnounceConfig{} })
 		if err := s.Failover(); err != nil {
 			t.Fatal(err)
 		}

@@ -140,7 +140,7 @@ var errMoved = errors.New("proxy: the guest has moved")
 // error of w.
 func (a *announcer) run(ctx context.Context, gate Gate, w *uplink) error {
 	for {
-		if n := a.pending(); n != 0 && a.cfg.Rounds >= 0 {
+		if n := a.pending(); n != 0 && a.cfg.Rounds > 0 {
 			cfg := a.cfg
 			cfg.VNetHdr = w.vnet
 			if cfg.Gate == nil && gate != nil {

@@ -55,7 +55,7 @@ func TestAnAnnouncementThatHasWaitedIsAskedForAgain(t *testing.T) {
 				defer cancel(nil)
 				n := &slowNetwork{let: make(chan struct{}, 1)}
 				u := &uplink{network: n, edge: new(filter.Edge), turn: make(chan struct{}, 1)}
-				a := newAnnouncer(AnnounceConfig{}, new(Neighbors))
+				a := newAnnouncer(AnnounceConfig{Rounds: 5}, new(Neighbors))
 				a.begin()
 				l := &shutter{opened: make(chan struct{})}
 				go u.WritePacket([]byte("of the guest"))

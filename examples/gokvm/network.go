@@ -60,7 +60,6 @@ func newNetwork(o options, c cable, continuous bool, g *guest, request func(even
 	if o.mode == modeSecondary {
 		n.secondary = proxy.NewSecondary(proxy.SecondaryConfig{
 			VM: g, Deliver: deliver, Continuous: continuous,
-			Announce: proxy.AnnounceConfig{Rounds: -1}, // announce does
 		})
 		n.proxy = n.secondary
 		return n

@@ -141,6 +141,7 @@ func protect(t *testing.T, ctx context.Context, group *sync.WaitGroup, c *client
 	}
 	x.s = proxy.NewSecondary(proxy.SecondaryConfig{
 		VM: x.sg, Deliver: func(f []byte) error { return x.sg.deliver(f) }, Rewriter: rewriter,
+		Announce: proxy.AnnounceConfig{Rounds: 5},
 	})
 	x.pg.out = func(f []byte) { x.must(x.p.WritePacket(f)) }
 	x.sg.out = func(f []byte) { x.must(x.s.WritePacket(f)) }
