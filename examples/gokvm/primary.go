@@ -185,7 +185,7 @@ func (s *primary) newSession(link net.Conn) (*colo.Primary, error) {
 	}
 	cfg := colo.PrimaryConfig{
 		VM: s.net.vm(s.guest), State: &s.state, RAM: saver, Disks: s.disk.replicas(),
-		Events: &s.events, Arbiter: s.peer, Machine: machineType,
+		Events: &s.events, Arbiter: s.peer, Heartbeat: &s.pulse, Machine: machineType,
 		CheckpointDelay: s.o.interval, LateResume: s.o.lateResume, PeerTimeout: s.o.peerTimeout(),
 		CheckpointTimeout: s.o.patience,
 	}

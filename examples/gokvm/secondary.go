@@ -153,7 +153,7 @@ func (s *secondary) newSession(link net.Conn) (*ram.Cache, error) {
 	}
 	cfg := colo.SecondaryConfig{
 		VM: s.net.vm(s.guest), State: &s.state, RAM: &stage{cache, s.guest}, Disks: s.disk.replicas(),
-		Events: &s.events, Arbiter: s.peer, Machine: machineType, PeerTimeout: s.o.peerTimeout(),
+		Events: &s.events, Arbiter: s.peer, Heartbeat: &s.pulse, Machine: machineType, PeerTimeout: s.o.peerTimeout(),
 	}
 	if s.net != nil {
 		cfg.Net = &moving{s.net.secondary, s.net, s.side}

@@ -29,6 +29,7 @@ type side struct {
 	events   event.Bus
 	printed  *event.Buffered
 	peer     *peer
+	pulse    heartbeat.Pulse // of the other side
 
 	ctx   context.Context // of everything that was started
 	stop  context.CancelCauseFunc
@@ -94,7 +95,7 @@ func (s *side) listen(checkpoint func()) {
 // beat tells the peer and the session when the other side is lost.
 func (s *side) beat(ctx context.Context, conn net.Conn, lost func(error)) {
 	s.group.Go(func() {
-		err := heartbeat.Run(ctx, conn, s.o.beat, s.o.lost)
+		err := s.pulse.Run(ctx, conn, s.o.beat, s.o.lost)
 		if ctx.Err() == nil {
 			s.peer.lose(err)
 			lost(err)
