@@ -12,16 +12,19 @@ import (
 
 // begin decides who this host is.
 func (j *Job) begin(ctx context.Context) error {
-	after, own := j.cfg.Held, false
-	if after == 0 {
-		var err error
-		if after, own, err = held(j.cfg.Disks); err != nil {
-			// A copy of no moment starts no guest, whatever was configured. A
-			// primary makes it good.
-			j.note(err)
-			j.do(refused, err.Error())
-			return nil
+	after, own, err := held(j.cfg.Disks)
+	if h := j.cfg.Held; err == nil && h > 0 {
+		if after > h {
+			err = fmt.Errorf("%w: the disks here are of generation %d, the guest of generation %d", errCopy, after, h)
 		}
+		after, own = h, false
+	}
+	if err != nil {
+		// A copy of no moment starts no guest, whatever was configured. A
+		// primary makes it good.
+		j.note(err)
+		j.do(refused, err.Error())
+		return nil
 	}
 	j.learn(after)
 	if !j.cfg.Start {

@@ -135,7 +135,8 @@ type Config struct {
 	Start bool
 	// Held is the generation of the copy that this host has, for a host that keeps
 	// account of it by itself. 0: what its disks say, and where they do not know,
-	// it has none and the guest begins its life.
+	// it has none and the guest begins its life. A guest that Restore has read is of
+	// the generation that it returns. Disks of a later one start nothing.
 	Held uint64
 
 	Events *event.Bus // nil: nobody listens
@@ -163,6 +164,8 @@ type Config struct {
 	// output is held: what a slow secondary may cost. After it the primary gives
 	// its secondary up, in good order, and seeks it again.
 	CheckpointTimeout time.Duration
+
+	Session SessionConfig
 }
 
 // The defaults of Config's times.
@@ -214,10 +217,11 @@ func (c *Config) check() error {
 		return fmt.Errorf("protect: a peer that is lost after %v must beat more often than every %v", c.Lost, c.Beat)
 	case c.PeerTimeout <= c.Lost:
 		return fmt.Errorf("protect: PeerTimeout, %v, must be longer than Lost, %v, which notices a dead peer", c.PeerTimeout, c.Lost)
-	case c.CheckpointTimeout <= colo.DefaultMaxDowntime:
-		return fmt.Errorf("protect: CheckpointTimeout, %v, must be longer than %v, which the pause of the first synchronisation may take", c.CheckpointTimeout, colo.DefaultMaxDowntime)
 	case c.Term < failover.MinTerm:
 		return fmt.Errorf("protect: a term of %v is too short, the least is %v", c.Term, failover.MinTerm)
+	}
+	if err := c.Session.check(c.CheckpointTimeout); err != nil {
+		return err
 	}
 	names := map[string]bool{}
 	for i, d := range c.Disks {

@@ -93,3 +93,20 @@ func TestTimesAreWhatThePackageCommentSays(t *testing.T) {
 		}
 	}
 }
+
+func TestWhatASessionWouldRefuseIsRefusedAtNew(t *testing.T) {
+	for want, c := range map[string]SessionConfig{
+		"first synchronisation": {MaxDowntime: 5 * time.Second},
+		"MinInterval":           {MinInterval: 5 * time.Second},
+		"ThrottleShare":         {ThrottleShare: 1.1},
+		"out of range":          {XBZRLE: -1},
+		"a number":              {ThrottleMax: 100},
+	} {
+		if err := c.check(5 * time.Second); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want it to say %q", err, want)
+		}
+	}
+	if err := (&SessionConfig{MinInterval: -1, ThrottleMax: -1, LateResume: true, ThrottleShare: 0.5}).check(5 * time.Second); err != nil {
+		t.Error(err)
+	}
+}

@@ -69,6 +69,7 @@
 //	switchover  protected
 //	migrate     protected
 //	cancel      alone, synchronising, protected, paused
+//	save        alone, synchronising, protected, paused, cancelled
 //	set-delay   created, waiting, alone, synchronising, protected, paused, cancelled, following, asking, taking-over, switching-over
 //
 // # Who goes on

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -201,7 +202,7 @@ func (j *Job) refuseAll() {
 
 // newSecondary makes the secondary's side of a session.
 func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(), err error) {
-	s := &session{peer: p, wire: &counted{Conn: p.session}, over: ctx, began: time.Now()}
+	s := &session{peer: p, wire: j.cfg.Session.wire(event.ModeSecondary, p.session), over: ctx, began: time.Now()}
 	if err := sided(j.cfg.Network, func(n Sided) error { return n.Follow(ctx) }); err != nil {
 		return nil, nil, err
 	}
@@ -230,6 +231,7 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(
 		Logger: j.sessionLog(s), Disks: group(j.cfg.Disks),
 		VM: j.vm, State: reg, RAM: cache, Machine: j.cfg.Machine,
 		Events: j.bus(s), Arbiter: j.arbiter(s), PeerTimeout: j.cfg.PeerTimeout,
+		Step: j.cfg.Session.step(event.ModeSecondary), Trace: j.cfg.Session.trace(event.ModeSecondary),
 	}
 	if len(j.cfg.Network) > 0 {
 		cfg.Net = nets(j.cfg.Network)

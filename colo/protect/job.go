@@ -53,6 +53,9 @@ type Job struct {
 	background func(func())    // starts a goroutine that Run waits for; nil: Run does not run
 	life       context.Context // ends when Run no longer leads or follows; nil: it does not yet, or any more
 
+	saves  chan *saving // to rest, which does it
+	saving bool         // Resume is refused
+
 	orders  sync.WaitGroup // of questions to the arbiter that are asked in life; Run waits for them
 	holding chan struct{}  // capacity one: held while a generation is recorded on the disks, which may wait
 }
@@ -74,7 +77,7 @@ func New(cfg Config) (*Job, error) {
 	}
 	j := &Job{
 		cfg: cfg, channels: cfg.channels(), vm: newVM(cfg.Guest, cfg.Network),
-		token: failover.NewToken(), delay: cfg.CheckpointDelay, verbs: make(chan struct{}, 1), acts: map[*activity]struct{}{}, holding: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), since: time.Now(),
+		token: failover.NewToken(), delay: cfg.CheckpointDelay, verbs: make(chan struct{}, 1), acts: map[*activity]struct{}{}, holding: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), saves: make(chan *saving), since: time.Now(),
 	}
 	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
 	if cfg.Arbiter == nil {
@@ -300,12 +303,18 @@ func (j *Job) order(ctx context.Context, verb input, after uint64) error {
 	return err
 }
 
-// rest waits while the job is paused or cancelled.
+// rest waits while the job is paused or cancelled, and saves the guest if it is to.
 func (j *Job) rest(ctx context.Context) error {
 	act, end := j.while(ctx, Paused, Cancelled)
 	defer end()
-	<-act.Done()
-	return nil
+	for {
+		select {
+		case s := <-j.saves:
+			s.done <- j.store(act, s)
+		case <-act.Done():
+			return nil
+		}
+	}
 }
 
 // while returns a context that ends when the job is in none of these states.

@@ -39,7 +39,7 @@ func (j *Job) lead(ctx context.Context) error {
 	}
 	j.take(s)
 	defer j.take(nil)
-	s.primary.SetCheckpointDelay(j.checkpointDelay()) // it may have changed since the session was made
+	s.primary.SetCheckpointDelay(j.CheckpointDelay()) // it may have changed since the session was made
 	if j.do(agreed, p.host+" follows") != nil {
 		return nil
 	}
@@ -192,9 +192,9 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 // newPrimary makes the primary's side of a session: everything of it is new, but
 // for the guest and its networks.
 func (j *Job) newPrimary(ctx context.Context, p *peer) (*session, error) {
-	s := &session{peer: p, wire: &counted{Conn: p.session}, over: ctx, began: time.Now()}
+	s := &session{peer: p, wire: j.cfg.Session.wire(event.ModePrimary, p.session), over: ctx, began: time.Now()}
 	reg := new(vmstate.Registry)
-	saver := ram.NewSaver(j.cfg.Guest.Blocks(), j.cfg.Guest, ram.SaverConfig{})
+	saver := ram.NewSaver(j.cfg.Guest.Blocks(), j.cfg.Guest, j.cfg.Session.saver())
 	if err := reg.RegisterLive(ramEntry(), saver, nil); err != nil {
 		return nil, err
 	}
@@ -205,9 +205,10 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (*session, error) {
 		Logger: j.sessionLog(s), Disks: group(j.cfg.Disks),
 		VM: j.vm, State: reg, RAM: saver, Machine: j.cfg.Machine,
 		Events: j.bus(s), Arbiter: j.arbiter(s),
-		CheckpointDelay: j.checkpointDelay(), PeerTimeout: j.cfg.PeerTimeout,
+		CheckpointDelay: j.CheckpointDelay(), PeerTimeout: j.cfg.PeerTimeout,
 		CheckpointTimeout: j.cfg.CheckpointTimeout,
 	}
+	j.cfg.Session.primary(&cfg)
 	if len(j.cfg.Network) > 0 {
 		cfg.Net = nets(j.cfg.Network)
 	}
@@ -217,12 +218,6 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (*session, error) {
 	}
 	s.primary, s.colo = primary, primary
 	return s, nil
-}
-
-func (j *Job) checkpointDelay() time.Duration {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.delay
 }
 
 func ramEntry() vmstate.Entry {

@@ -93,6 +93,7 @@ const (
 	doSwitchover
 	doMigrate
 	doCancel
+	doSave
 	doSetDelay
 	inputs // how many there are
 )
@@ -100,7 +101,7 @@ const (
 var inputNames = [...]string{
 	"granted", "refused", "agreed", "joined", "in-step", "unharmed", "unborn", "broke", "took-over", "torn", "deposed", "left",
 	"handed-over", "migrated", "stopped", "failed",
-	"pause", "resume", "complete", "checkpoint", "failover", "fenced", "switchover", "migrate", "cancel", "set-delay",
+	"pause", "resume", "complete", "checkpoint", "failover", "fenced", "switchover", "migrate", "cancel", "save", "set-delay",
 }
 
 func (i input) String() string { return inputNames[i] }
@@ -113,17 +114,17 @@ var transitions = map[State]map[input]State{
 	Waiting: {joined: Following, granted: Alone},
 	Alone: {
 		agreed: Synchronising, deposed: Waiting,
-		doPause: Paused, doCancel: Cancelled, doComplete: Concluded,
+		doPause: Paused, doCancel: Cancelled, doComplete: Concluded, doSave: Alone,
 	},
-	Paused:    {deposed: Waiting, doResume: Alone, doCancel: Cancelled, doComplete: Concluded},
-	Cancelled: {deposed: Waiting, doComplete: Concluded},
+	Paused:    {deposed: Waiting, doResume: Alone, doCancel: Cancelled, doComplete: Concluded, doSave: Paused},
+	Cancelled: {deposed: Waiting, doComplete: Concluded, doSave: Cancelled},
 	Synchronising: {
 		inStep: Protected, unharmed: Alone, broke: Asking, deposed: Waiting, left: Alone,
-		doPause: Synchronising, doCancel: Synchronising, doComplete: Synchronising,
+		doPause: Synchronising, doCancel: Synchronising, doComplete: Synchronising, doSave: Synchronising,
 	},
 	Protected: {
 		broke: Asking, deposed: Waiting, left: Alone,
-		doPause: Protected, doCancel: Protected, doComplete: Protected,
+		doPause: Protected, doCancel: Protected, doComplete: Protected, doSave: Protected,
 		doCheckpoint: Protected, doFailover: Asking, doFenced: TakingOver, doSwitchover: SwitchingOver, doMigrate: SwitchingOver,
 	},
 	SwitchingOver: {handed: Waiting, migrated: Concluded, broke: Asking, left: Alone, deposed: Waiting},

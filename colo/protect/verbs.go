@@ -52,6 +52,12 @@ func (j *Job) Pause(ctx context.Context, reason string) error {
 
 // Resume ends a pause: a secondary is sought again.
 func (j *Job) Resume() error {
+	j.mu.Lock()
+	saving := j.saving
+	j.mu.Unlock()
+	if saving {
+		return errSaving
+	}
 	return j.do(doResume, "")
 }
 
@@ -85,6 +91,13 @@ func (j *Job) SetDelay(d time.Duration) error {
 		s.primary.SetCheckpointDelay(d)
 	}
 	return nil
+}
+
+// CheckpointDelay returns what SetDelay has said last; Config's until then.
+func (j *Job) CheckpointDelay() time.Duration {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.delay
 }
 
 // Complete says that the guest has ended, by its own will: there is nothing more to

@@ -1,0 +1,266 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// A saving is a guest that is to be written.
+type saving struct {
+	ctx  context.Context // of whoever waits for it
+	w    io.Writer
+	done chan error // capacity one
+}
+
+var errSaving = errors.New("protect: the guest is being saved")
+
+// Save ends the guest here with its state written to w, for Restore: it stands still,
+// what it has said leaves, its disks are made stable, memory and devices are written,
+// and Run returns nil as after Complete. The secondary, if there is one, is of no use
+// any more from the beginning. Until w has everything nothing is given up: with an
+// error the guest runs on here, and is protected again if it was before. A w that is a
+// file is not stable before it is synchronised, which is the caller's: it may do so in the
+// last call of Write, or give the guest up when it cannot.
+//
+// Save returns when the guest has ended, or runs on. When ctx ends, or the job, it
+// gives up between two calls of w.Write, which Run waits for.
+func (j *Job) Save(ctx context.Context, w io.Writer) error {
+	done, err := j.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if _, err := j.allowed(doSave); err != nil {
+		return err
+	}
+	j.setSaving(true)
+	defer j.setSaving(false)
+	was := j.State()
+	if was != Paused && was != Cancelled {
+		if err := j.leave(ctx, doPause, toPause, Paused, "to be saved"); err != nil {
+			return err
+		}
+	}
+	act, end := j.while(ctx, Paused, Cancelled)
+	defer end()
+	s := &saving{ctx: ctx, w: w, done: make(chan error, 1)}
+	select {
+	case j.saves <- s:
+		err = <-s.done
+	case <-act.Done():
+		err = context.Cause(act)
+	}
+	if err == nil {
+		return nil
+	}
+	if was != Paused && was != Cancelled {
+		j.do(doResume, "") // or the guest is another host's by now
+	}
+	return fmt.Errorf("protect: save: %w", err)
+}
+
+func (j *Job) setSaving(on bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.saving = on
+}
+
+// store writes the guest, which is nobody's secondary, and ends it. It runs on the
+// goroutine of Run. act ends when the guest is not this host's any more, or the job ends.
+func (j *Job) store(act context.Context, s *saving) (err error) {
+	ctx, cancel := context.WithCancelCause(act)
+	defer cancel(nil)
+	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
+	if err := j.vm.Pause(ctx); err != nil {
+		return err
+	}
+	defer func() {
+		if err == nil {
+			return
+		}
+		// In any state but these the guest is about to be paused for good.
+		if st := j.State(); st == Paused || st == Cancelled {
+			err = errors.Join(err, j.vm.Resume(context.WithoutCancel(act)))
+		}
+	}()
+	if err := nets(j.cfg.Network).Drain(ctx); err != nil {
+		return err
+	}
+	if err := j.syncDisks(ctx); err != nil {
+		return err
+	}
+	if err := save(endingWriter{ctx, s.w}, j.cfg.Guest, j.cfg.Machine, j.keeper.Generation()); err != nil {
+		return err
+	}
+	if !j.keeper.Gate().Open() {
+		return errors.New("the guest may be another host's by now")
+	}
+	return j.do(doComplete, "saved")
+}
+
+// syncDisks makes what the guest has written stable. A disk whose gate is shut answers
+// when it opens, or not at all: the guest is then another host's, or the job ends.
+func (j *Job) syncDisks(ctx context.Context) error {
+	if len(j.cfg.Disks) == 0 {
+		return nil
+	}
+	synced := make(chan error, 1)
+	go func() { // joined below
+		var errs []error
+		for _, d := range j.cfg.Disks {
+			errs = append(errs, d.Sync())
+		}
+		synced <- errors.Join(errs...)
+	}()
+	select {
+	case err := <-synced:
+		return err
+	case <-ctx.Done():
+	}
+	if st := j.State(); st != Paused && st != Cancelled {
+		for _, d := range j.cfg.Disks {
+			d.fence()
+		}
+	}
+	<-synced
+	return context.Cause(ctx)
+}
+
+// An endingWriter writes until its context ends.
+type endingWriter struct {
+	ctx context.Context
+	w   io.Writer
+}
+
+func (w endingWriter) Write(p []byte) (int, error) {
+	if w.ctx.Err() != nil {
+		return 0, context.Cause(w.ctx)
+	}
+	return w.w.Write(p)
+}
+
+// A provenance is of which generation a saved guest is. It is a vmstate.Device.
+type provenance struct{ generation uint64 }
+
+func (p *provenance) VMState(f *vmstate.Fields) { f.Uint64("generation", &p.generation) }
+
+func (p *provenance) register(reg *vmstate.Registry) error {
+	return reg.Register(vmstate.Entry{Name: "lockstep/protect", Version: 1, MinVersion: 1}, p)
+}
+
+// save writes a migration stream of a guest that stands still.
+func save(to io.Writer, g Guest, machine string, generation uint64) error {
+	reg := new(vmstate.Registry)
+	saver := ram.NewSaver(g.Blocks(), g, ram.SaverConfig{})
+	if err := errors.Join(reg.RegisterLive(ramEntry(), saver, nil), g.Register(reg), (&provenance{generation}).register(reg)); err != nil {
+		return err
+	}
+	if err := reg.Blocked(); err != nil {
+		return err
+	}
+	defer reg.SaveCleanup()
+	w := qemufile.NewWriter(to)
+	vmstate.PutFileHeader(w)
+	vmstate.PutConfiguration(w, vmstate.Configuration{Machine: machine})
+	if err := reg.SaveSetup(w); err != nil {
+		return err
+	}
+	if err := reg.SaveComplete(w); err != nil {
+		return err
+	}
+	if err := reg.SaveDevices(w); err != nil {
+		return err
+	}
+	vmstate.PutEOF(w)
+	reg.PutVMDesc(w)
+	return w.Flush()
+}
+
+// Restore makes g, which stands still and has not run, the guest that Save has written,
+// and returns of which generation it is, for Config.Held: where there is an arbiter,
+// a saved guest goes on once, and any other attempt follows it. machine is
+// Config.Machine. Connections that a Proxy was translating for it are not in the file.
+//
+// What is read is checked first: with an error g is as it was, unless the error
+// matches failover.ErrTorn; then it must never run.
+func Restore(r io.Reader, g Guest, machine string) (held uint64, err error) {
+	reg := new(vmstate.Registry)
+	cache, err := ram.NewCache(g.Blocks(), nil, ram.CacheConfig{})
+	if err != nil {
+		return 0, err
+	}
+	defer cache.Close()
+	var from provenance
+	if err := errors.Join(reg.RegisterLive(ramEntry(), nil, cache), g.Register(reg), from.register(reg)); err != nil {
+		return 0, err
+	}
+	if err := restore(qemufile.NewReader(r), reg, cache, machine); err != nil {
+		return 0, fmt.Errorf("protect: restore: %w", err)
+	}
+	return from.generation, nil
+}
+
+// restore reads a migration stream into reg, of which cache is the memory, and makes it
+// the guest's.
+func restore(r *qemufile.Reader, reg *vmstate.Registry, cache *ram.Cache, machine string) (err error) {
+	defer func() {
+		if err != nil {
+			reg.Rollback()
+		}
+	}()
+	if err := reg.Blocked(); err != nil {
+		return err
+	}
+	if err := vmstate.ReadFileHeader(r); err != nil {
+		return err
+	}
+	c, err := vmstate.ReadConfiguration(r)
+	if err != nil {
+		return err
+	}
+	if c.Machine != machine {
+		return fmt.Errorf("the machine here is %q, that of the file %q", machine, c.Machine)
+	}
+	unexpected := func(c vmstate.Command) error {
+		return fmt.Errorf("%w %v is not expected in a file", vmstate.ErrCommand, c)
+	}
+	if err := reg.Load(r, unexpected); err != nil {
+		return err
+	}
+	if _, err := vmstate.ReadVMDesc(r, 0); err != nil {
+		return qemufile.NoEOF(err)
+	}
+	for _, e := range reg.Entries() {
+		if !came(reg, e) {
+			return fmt.Errorf("the device %q is not in the file", device{Name: e.Name, Instance: e.Instance})
+		}
+	}
+	if err := cache.Flush(); err != nil {
+		return fmt.Errorf("%w: %w", failover.ErrTorn, err)
+	}
+	if err := reg.Commit(); err != nil {
+		return fmt.Errorf("%w: %w", failover.ErrTorn, err)
+	}
+	return nil
+}
+
+// came reports whether a device was in the stream that reg has loaded, under any of its
+// names.
+func came(reg *vmstate.Registry, e vmstate.Entry) bool {
+	if _, ok := reg.PeerID(e.Name, e.Instance); ok {
+		return true
+	}
+	for _, a := range e.Aliases {
+		if _, ok := reg.PeerID(a.Name, a.Instance); ok {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,89 @@
+package protect
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// SessionConfig is how a job's sessions work, of which it has one after the other. The
+// zero value is right for most. Each field but the last three is this host's as a
+// primary, and means what that of the same name in colo.PrimaryConfig, or
+// ram.SaverConfig, does.
+type SessionConfig struct {
+	MinInterval   time.Duration // 0: 20 ms; shorter than CheckpointTimeout
+	MaxDowntime   time.Duration // 0: 300 ms; shorter than CheckpointTimeout
+	MaxPasses     int           // 0: 30
+	ThrottleMax   int           // in percent; 0: 99
+	ThrottleShare float64       // 0 to 1; 0: the guest is never slowed down between checkpoints
+	LateResume    bool
+	XBZRLE        int64 // bytes; 0: no differences are sent
+
+	// Step is called before each step of a session, on its goroutine, with this host's
+	// side, the step's name, which package colo lists, and the number of the checkpoint. It
+	// may block: the protocol then stands still, and the other host's patience runs out.
+	Step func(side event.Mode, op string, epoch uint64)
+	// Trace is told of each message of a session's protocol, on its goroutine; dir is ">"
+	// for one that is sent and "<" for one that has come.
+	Trace func(side event.Mode, dir string, m colo.Message, value uint64)
+	// Conn returns what a session uses in place of its connection, which has said hello
+	// already: one that counts, or breaks. What is returned is closed when the session
+	// ends, and closes the connection.
+	Conn func(side event.Mode, conn net.Conn) net.Conn
+}
+
+// check refuses what a session would refuse, which is then too late.
+func (c *SessionConfig) check(timeout time.Duration) error {
+	or := func(d, v time.Duration) time.Duration {
+		if d == 0 {
+			return v
+		}
+		return d
+	}
+	switch {
+	case or(c.MaxDowntime, colo.DefaultMaxDowntime) >= timeout:
+		return fmt.Errorf("protect: CheckpointTimeout, %v, must be longer than %v, which the pause of the first synchronisation may take", timeout, or(c.MaxDowntime, colo.DefaultMaxDowntime))
+	case or(c.MinInterval, colo.DefaultMinInterval) >= timeout:
+		return fmt.Errorf("protect: Session.MinInterval, %v, must be shorter than CheckpointTimeout, %v", or(c.MinInterval, colo.DefaultMinInterval), timeout)
+	case !(c.ThrottleShare >= 0 && c.ThrottleShare <= 1):
+		return fmt.Errorf("protect: Session.ThrottleShare is %v, not 0 to 1", c.ThrottleShare)
+	case c.MaxDowntime < 0, c.MaxPasses < 0, c.XBZRLE < 0, c.ThrottleMax > 99:
+		return errors.New("protect: Session has a number that is out of range")
+	}
+	return nil
+}
+
+func (c *SessionConfig) step(side event.Mode) func(string, uint64) {
+	if c.Step == nil {
+		return nil
+	}
+	return func(op string, epoch uint64) { c.Step(side, op, epoch) }
+}
+
+func (c *SessionConfig) trace(side event.Mode) func(string, colo.Message, uint64) {
+	if c.Trace == nil {
+		return nil
+	}
+	return func(dir string, m colo.Message, value uint64) { c.Trace(side, dir, m, value) }
+}
+
+// wire returns the connection of a session, counted.
+func (c *SessionConfig) wire(side event.Mode, conn net.Conn) *counted {
+	if c.Conn != nil {
+		conn = c.Conn(side, conn)
+	}
+	return &counted{Conn: conn}
+}
+
+func (c *SessionConfig) saver() ram.SaverConfig { return ram.SaverConfig{XBZRLE: c.XBZRLE} }
+
+func (c *SessionConfig) primary(p *colo.PrimaryConfig) {
+	p.MinInterval, p.MaxDowntime, p.MaxPasses = c.MinInterval, c.MaxDowntime, c.MaxPasses
+	p.ThrottleMax, p.ThrottleShare, p.LateResume = c.ThrottleMax, c.ThrottleShare, c.LateResume
+	p.Step, p.Trace = c.step(event.ModePrimary), c.trace(event.ModePrimary)
+}
