@@ -10,7 +10,7 @@ import (
 	"unicode"
 )
 
-// How two of ours recognise each other. The primary announces itself in the
+// How two sides of this package recognise each other. The primary announces itself in the
 // description that ends the initial stream, as one more member of its JSON
 // object: a QEMU reads the description and throws it away. A secondary that
 // knows the member answers with Hello in front of CheckpointReady. Neither word

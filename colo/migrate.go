@@ -137,7 +137,7 @@ func (p *Primary) expectReady(context.Context) error {
 	return p.cfg.Net.Loaded(0)
 }
 
-// expectHello waits for checkpoint-ready, in front of which a secondary of ours
+// expectHello waits for checkpoint-ready, in front of which a secondary of this package
 // says hello.
 func (p *Primary) expectHello() error {
 	d := p.patient

@@ -45,10 +45,10 @@ type SecondaryConfig struct {
 	// how old a checkpoint may be. Zero: DefaultPeerTimeout. Negative: no bound.
 	PeerTimeout time.Duration
 
-	// IdleTimeout bounds the wait for the next checkpoint. A primary of ours
+	// IdleTimeout bounds the wait for the next checkpoint. A primary of this package
 	// says now and then that it lives, whatever its CheckpointDelay; towards a
 	// QEMU it must be longer than that one's x-checkpoint-delay. Zero: five
-	// minutes towards a primary of ours, and no bound towards a QEMU. Negative:
+	// minutes towards a primary of this package, and no bound towards a QEMU. Negative:
 	// no bound; a heartbeat notices sooner either way.
 	IdleTimeout time.Duration
 
@@ -101,7 +101,7 @@ func NewSecondary(conn io.ReadWriteCloser, cfg SecondaryConfig) (*Secondary, err
 	s.heartbeat(cfg.Heartbeat)
 	s.cfg.MaxDeviceState = orDefault(cfg.MaxDeviceState, 256<<20)
 	s.idle = max(0, orDefault(cfg.IdleTimeout, DefaultIdleTimeout))
-	// The guest is paused, which is ours from now on.
+	// The guest is paused, and that pause is the session's from now on.
 	s.paused = true
 	return s, nil
 }
@@ -161,7 +161,7 @@ func (s *Secondary) Run(ctx context.Context) error {
 // last word.
 const lingerTime = 2 * time.Second
 
-// farewell tells a primary of ours that this side does not run the guest, and
+// farewell tells a primary of this package that this side does not run the guest, and
 // will not. If it is not heard nothing is lost but time.
 func (s *Secondary) farewell(reason string) {
 	if s.ours {
@@ -370,7 +370,7 @@ func (s *Secondary) awaitRequest(context.Context) error {
 }
 
 // worked is how long a primary may say nothing within a checkpoint: it pauses
-// its guest and marks its disks. One of ours never takes longer than it has
+// its guest and marks its disks. One of this package never takes longer than it has
 // announced; without a bound there it has none here.
 func (s *Secondary) worked() time.Duration {
 	switch {
