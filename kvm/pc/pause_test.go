@@ -1,6 +1,6 @@
 //go:build linux && amd64
 
-package gokvmhost
+package pc
 
 import (
 	"context"
@@ -15,12 +15,7 @@ import (
 // context, and the guest is then not paused.
 func TestAPauseWaitsForABusyDeviceAsLongAsItMay(t *testing.T) {
 	require.Usable(t, require.KVM, kvm.Probe)
-	m, err := New(MachineConfig{Memory: 32 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer CloseMachine(m)
-	h, err := Attach(m, Config{})
+	h, err := Create(Config{Memory: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}

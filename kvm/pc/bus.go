@@ -1,42 +1,25 @@
 //go:build linux && amd64
 
-package gokvmhost
+package pc
 
 import (
 	"errors"
 	"sync"
 	"sync/atomic"
 
-	gokvm "github.com/bobuhiro11/gokvm/kvm"
-
 	"github.com/gocolo/lockstep/kvm"
-	"github.com/gocolo/lockstep/kvm/gokvmhost/internal/device"
+	"github.com/gocolo/lockstep/kvm/internal/device"
 )
 
-// Where things are, as gokvm has them; the power block's control registers, which
-// gokvm does not have, are where no other machine has any.
-const (
-	portReset   = 0xcf9
-	portNIC     = 0x6200
-	portDisk    = 0x6300
-	portControl = 0x6100
-	portTimer   = 0x608
-
-	irqSerial = 4
-	irqNIC    = 9
-	irqDisk   = 10
-	irqPower  = 11
-)
-
-// bus finds the device of a port: one of the adapter's, then one that the host has
-// added to gokvm's machine. Ports that nobody has read as all ones and ignore what
-// is written, and so does memory that nobody has.
+// bus finds the device of a port: one of the machine's, then one of the host's. Ports
+// that nobody has read as all ones and ignore what is written, and so does memory that
+// nobody has.
 type bus struct {
 	windows []window
 	pci     *device.PCI
 
-	mu       sync.Mutex    // gokvm's handlers are not made for two vCPUs
-	handlers *portHandlers // filled by gokvm's LoadLinux
+	mu    sync.Mutex // one vCPU at a time calls other
+	other func(port uint16, in bool, p []byte) (known bool, err error)
 
 	unknownPorts, unknownMemory atomic.Uint64
 }
@@ -85,20 +68,17 @@ func (b *bus) find(port uint16) (device.Ports, uint16) {
 	return b.pci.Find(port)
 }
 
-// foreign has gokvm's handler for a port called, one vCPU at a time. Many of those
-// do nothing, some say that there is no device.
+// foreign has the host look for a port, one vCPU at a time.
 func (b *bus) foreign(port uint16, in bool, p []byte) error {
-	direction := 1
 	if in {
-		direction = 0
 		for i := range p {
 			p[i] = 0xff
 		}
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if h := b.handlers[port][direction]; h != nil {
-		if err := h(uint64(port), p); !errors.Is(err, gokvm.ErrUnexpectedExitReason) {
+	if b.other != nil {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if known, err := b.other(port, in, p); known || err != nil {
 			return err
 		}
 	}
@@ -141,8 +121,7 @@ const (
 	keyboardReset   = 0xfe
 )
 
-// In implements device.Ports. The value is gokvm's: nothing to read, and room to
-// write.
+// In implements device.Ports. There is nothing to read, and room to write.
 func (keyboard) In(_ uint16, p []byte) {
 	for i := range p {
 		p[i] = 0x20

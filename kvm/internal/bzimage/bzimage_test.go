@@ -1,4 +1,4 @@
-package gokvmhost
+package bzimage
 
 import (
 	"bytes"
@@ -40,67 +40,67 @@ func TestWhatIsNoKernelIsRefused(t *testing.T) {
 		"loaded low":             func(k []byte) { k[bootLoadFlags] = 0 },
 		"an address far away":    func(k []byte) { le.PutUint64(k[bootPreferred:], 1<<63) },
 	} {
-		if _, err := parseKernel(testKernel(change)); !errors.Is(err, ErrKernel) {
+		if _, err := Parse(testKernel(change)); !errors.Is(err, ErrKernel) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
 	for _, short := range []string{"", "\x7fELF", strings.Repeat("x", 700)} {
-		if _, err := parseKernel(strings.NewReader(short)); !errors.Is(err, ErrKernel) {
+		if _, err := Parse(strings.NewReader(short)); !errors.Is(err, ErrKernel) {
 			t.Errorf("%d bytes: %v", len(short), err)
 		}
 	}
 }
 
 func TestTheRAMDiskGoesBehindTheKernelOrNowhere(t *testing.T) {
-	b, err := parseKernel(testKernel(nil))
+	b, err := Parse(testKernel(nil))
 	if err != nil {
 		t.Fatal(err)
 	}
 	for memory, fits := range map[uint64]bool{20 << 20: true, 20<<20 - 1: false} {
-		if at, err := b.fit(memory, "quiet"); (err == nil) != fits || fits && at != 20<<20 {
+		if at, err := b.Fit(memory, "quiet"); (err == nil) != fits || fits && at != 20<<20 {
 			t.Errorf("%d bytes of memory: %#x, %v", memory, at, err)
 		}
 	}
-	if _, err := b.fit(64<<20, strings.Repeat("x", 101)); !errors.Is(err, ErrKernel) {
+	if _, err := b.Fit(64<<20, strings.Repeat("x", 101)); !errors.Is(err, ErrKernel) {
 		t.Error("a long command line:", err)
 	}
-	if _, err := b.fit(64<<20, "a\x00b"); !errors.Is(err, ErrKernel) {
+	if _, err := b.Fit(64<<20, "a\x00b"); !errors.Is(err, ErrKernel) {
 		t.Error("a zero in the command line:", err)
 	}
 	// A kernel that is larger than what it unpacks to.
-	large, err := parseKernel(testKernel(func(k []byte) { binary.LittleEndian.PutUint32(k[bootSysSize:], 30<<20/16) }))
+	large, err := Parse(testKernel(func(k []byte) { binary.LittleEndian.PutUint32(k[bootSysSize:], 30<<20/16) }))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if at, err := large.fit(64<<20, ""); err != nil || at != 32<<20 {
+	if at, err := large.Fit(64<<20, ""); err != nil || at != 32<<20 {
 		t.Errorf("%#x, %v", at, err)
 	}
 
 	mem := make([]byte, 24<<20)
 	disk := bytes.Repeat([]byte("disk"), 1<<18)
-	if err := b.placeImage(mem, 20<<20, bytes.NewReader(disk)); err != nil {
+	if err := b.PlaceRAMDisk(mem, 20<<20, bytes.NewReader(disk)); err != nil {
 		t.Fatal(err)
 	}
 	le := binary.LittleEndian
-	at, n := le.Uint32(mem[bootParameters+bootImage:]), le.Uint32(mem[bootParameters+bootImageSize:])
+	at, n := le.Uint32(mem[Parameters+bootImage:]), le.Uint32(mem[Parameters+bootImageSize:])
 	if !bytes.Equal(mem[at:][:n], disk) {
 		t.Error("it is not where the parameters say")
 	}
 	exactly := make([]byte, 4<<20)
-	if err := b.placeImage(mem, 20<<20, bytes.NewReader(exactly)); err != nil {
+	if err := b.PlaceRAMDisk(mem, 20<<20, bytes.NewReader(exactly)); err != nil {
 		t.Error("as large as the room:", err)
 	}
-	if err := b.placeImage(mem, 20<<20, bytes.NewReader(append(exactly, 1))); !errors.Is(err, ErrKernel) {
+	if err := b.PlaceRAMDisk(mem, 20<<20, bytes.NewReader(append(exactly, 1))); !errors.Is(err, ErrKernel) {
 		t.Error("larger than the room:", err)
 	}
-	if err := b.placeImage(mem, 24<<20, bytes.NewReader(disk)); !errors.Is(err, ErrKernel) {
+	if err := b.PlaceRAMDisk(mem, 24<<20, bytes.NewReader(disk)); !errors.Is(err, ErrKernel) {
 		t.Error("no room:", err)
 	}
 	b.imageMax = 20<<20 + 99
-	if err := b.placeImage(mem, 20<<20, bytes.NewReader(make([]byte, 101))); !errors.Is(err, ErrKernel) {
+	if err := b.PlaceRAMDisk(mem, 20<<20, bytes.NewReader(make([]byte, 101))); !errors.Is(err, ErrKernel) {
 		t.Error("beyond what the kernel reaches:", err)
 	}
-	if err := b.placeImage(mem, 20<<20, failingReader{}); err == nil || errors.Is(err, ErrKernel) {
+	if err := b.PlaceRAMDisk(mem, 20<<20, failingReader{}); err == nil || errors.Is(err, ErrKernel) {
 		t.Error("a file that cannot be read:", err)
 	}
 }

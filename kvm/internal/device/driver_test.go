@@ -33,7 +33,7 @@ func newBoard(t testing.TB) *board {
 }
 
 func (b *board) memory() *Memory {
-	return NewMemory(b.mem, func(gpa, n uint64) {
+	return NewMemory(b.mem, len(b.mem), func(gpa, n uint64) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		for p := gpa / 4096; n > 0 && p <= (gpa+n-1)/4096; p++ {

@@ -36,7 +36,7 @@ var (
 	ErrFrame = errors.New("bad frame length")
 )
 
-// Uplink is where the frames go that the guest sends. See gokvmhost.Uplink.
+// Uplink is where the frames go that the guest sends. See pc.Uplink.
 type Uplink interface {
 	WritePacket(frame []byte) error
 	Room() <-chan struct{}

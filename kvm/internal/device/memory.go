@@ -6,25 +6,41 @@ import (
 	"unsafe"
 )
 
-// Memory is the guest's memory from address 0, as devices see it.
+// Memory is the guest's memory, as devices see it: from address 0 on, and what is there
+// beyond the hole below 4 GiB.
 type Memory struct {
 	ram  []byte
+	low  uint64 // bytes below the hole
 	mark func(gpa, n uint64)
 }
 
-// NewMemory returns the memory that ram is a view of; it must be aligned to 4
-// bytes. mark is told of every write, after it.
-func NewMemory(ram []byte, mark func(gpa, n uint64)) *Memory {
-	return &Memory{ram: ram, mark: mark}
+// high is where memory goes on behind the hole.
+const high = 1 << 32
+
+// NewMemory returns the memory that ram is a view of, of which the first low bytes are at
+// address 0 and the others at 4 GiB; it must be aligned to 4 bytes. mark is told of every
+// write, after it.
+func NewMemory(ram []byte, low int, mark func(gpa, n uint64)) *Memory {
+	return &Memory{ram: ram, low: uint64(low), mark: mark}
 }
 
-// has reports whether n bytes from address a on are memory.
+// has reports whether n bytes from address a on are memory, in one piece.
 func (m *Memory) has(a, n uint64) bool {
-	return n <= uint64(len(m.ram)) && a <= uint64(len(m.ram))-n
+	end := m.low
+	if a >= high {
+		a -= high
+		end = uint64(len(m.ram)) - m.low
+	}
+	return n <= end && a <= end-n
 }
 
 // bytes returns n bytes from address a on, which has has allowed.
-func (m *Memory) bytes(a, n uint64) []byte { return m.ram[a : a+n : a+n] }
+func (m *Memory) bytes(a, n uint64) []byte {
+	if a >= high {
+		a += m.low - high
+	}
+	return m.ram[a : a+n : a+n]
+}
 
 // write copies p to address a, which has has allowed.
 func (m *Memory) write(a uint64, p []byte) {

@@ -31,7 +31,7 @@ const (
 	blkIDSize = 20
 )
 
-// Backend is what a Blk is made of. See gokvmhost.Disk.
+// Backend is what a Blk is made of. See pc.Storage.
 type Backend interface {
 	io.ReaderAt
 	io.WriterAt

@@ -1,6 +1,6 @@
 //go:build linux && amd64
 
-package gokvmhost
+package pc
 
 import (
 	"bytes"
@@ -8,15 +8,14 @@ import (
 	"fmt"
 	"testing"
 
-	gokvm "github.com/bobuhiro11/gokvm/kvm"
-
 	"github.com/gocolo/lockstep/kvm"
-	"github.com/gocolo/lockstep/kvm/gokvmhost/internal/device"
+	"github.com/gocolo/lockstep/kvm/internal/board"
+	"github.com/gocolo/lockstep/kvm/internal/device"
 )
 
 func newTestBus() *bus {
-	b := &bus{pci: device.NewPCI(), handlers: &portHandlers{}}
-	b.windows = []window{{portReset, 1, resetPort{}}, {portKeyboard, 16, keyboard{}}}
+	b := &bus{pci: device.NewPCI()}
+	b.windows = []window{{board.PortReset, 1, resetPort{}}, {portKeyboard, 16, keyboard{}}}
 	return b
 }
 
@@ -24,9 +23,14 @@ func TestEachElementOfARepeatedAccessIsItsOwn(t *testing.T) {
 	b := newTestBus()
 	var wrote []string
 	n := byte(0)
-	b.handlers[0x300] = [2]func(uint64, []byte) error{
-		func(_ uint64, p []byte) error { p[0], p[1] = n, n+1; n += 2; return nil },
-		func(_ uint64, p []byte) error { wrote = append(wrote, fmt.Sprintf("%x", p)); return nil },
+	b.other = func(port uint16, in bool, p []byte) (bool, error) {
+		if in {
+			p[0], p[1] = n, n+1
+			n += 2
+		} else {
+			wrote = append(wrote, fmt.Sprintf("%x", p))
+		}
+		return port == 0x300, nil
 	}
 	if err := b.io(&kvm.IO{Port: 0x300, Size: 2, Count: 3, Data: []byte{1, 2, 3, 4, 5, 6}}); err != nil || fmt.Sprint(wrote) != "[0102 0304 0506]" {
 		t.Error(wrote, err)
@@ -39,10 +43,7 @@ func TestEachElementOfARepeatedAccessIsItsOwn(t *testing.T) {
 
 func TestWhatNobodyHasReadsAsAllOnes(t *testing.T) {
 	b := newTestBus()
-	none := func(uint64, []byte) error { return nil }
-	unexpected := func(uint64, []byte) error { return fmt.Errorf("%w: port", gokvm.ErrUnexpectedExitReason) }
-	b.handlers[0x3c0] = [2]func(uint64, []byte) error{none, none}
-	b.handlers[0x500] = [2]func(uint64, []byte) error{unexpected, unexpected}
+	b.other = func(port uint16, in bool, p []byte) (bool, error) { return port == 0x3c0, nil }
 	for port, unknown := range map[uint16]uint64{0x400: 2, 0x3c0: 0, 0x500: 2, 0xffff: 2} {
 		b.unknownPorts.Store(0)
 		p := []byte{1, 2, 3, 4}
@@ -68,7 +69,7 @@ func TestWhatNobodyHasReadsAsAllOnes(t *testing.T) {
 func TestADeviceOfTheHostsThatFailsEndsTheRun(t *testing.T) {
 	b := newTestBus()
 	broken := errors.New("broken")
-	b.handlers[0x300][1] = func(uint64, []byte) error { return broken }
+	b.other = func(uint16, bool, []byte) (bool, error) { return false, broken }
 	if err := b.io(&kvm.IO{Port: 0x300, Size: 1, Count: 1, Data: []byte{0}}); !errors.Is(err, broken) {
 		t.Error(err)
 	}
@@ -79,12 +80,12 @@ func TestAGuestResetsItselfInTwoWays(t *testing.T) {
 	out := func(port uint16, v byte) error {
 		return b.io(&kvm.IO{Port: port, Size: 1, Count: 1, Data: []byte{v}})
 	}
-	for _, ok := range []error{out(portReset, 2), out(portKeyboard+keyboardCommand, 0x20), out(portKeyboard, 0xfe)} {
+	for _, ok := range []error{out(board.PortReset, 2), out(portKeyboard+keyboardCommand, 0x20), out(portKeyboard, 0xfe)} {
 		if ok != nil {
 			t.Error(ok)
 		}
 	}
-	for _, err := range []error{out(portReset, 6), out(portReset, 0xe), out(portKeyboard+keyboardCommand, keyboardReset)} {
+	for _, err := range []error{out(board.PortReset, 6), out(board.PortReset, 0xe), out(portKeyboard+keyboardCommand, keyboardReset)} {
 		if !errors.Is(err, ErrReset) {
 			t.Error(err)
 		}
@@ -97,8 +98,7 @@ func TestAGuestResetsItselfInTwoWays(t *testing.T) {
 
 func TestAPortAccessAllocatesNothing(t *testing.T) {
 	b := newTestBus()
-	none := func(uint64, []byte) error { return nil }
-	b.handlers[0x300] = [2]func(uint64, []byte) error{none, none}
+	b.other = func(port uint16, in bool, p []byte) (bool, error) { return port == 0x300, nil }
 	p := make([]byte, 4)
 	for _, x := range []kvm.IO{
 		{In: true, Port: 0x64, Size: 1, Count: 4, Data: p},
