@@ -38,9 +38,11 @@
 //	                                           resume
 //	held disk writes go on           ◄──6──    send vmstate-loaded
 //
-// A secondary of this package says [Hello] before checkpoint-ready, and a primary of this package
-// [Alive] while it waits. The numbers are the wire values of [Message]. The words of the three moments
-// are used throughout: the secondary stages, then commits, then has loaded.
+// A secondary of this package says [Hello] before checkpoint-ready, and a primary of
+// this package [Alive] while it waits. Such a secondary that keeps no copy of the
+// primary's memory says [DirtyPages] before checkpoint-reply. The numbers are the wire
+// values of [Message]. The words of the three moments are used throughout: the
+// secondary stages, then commits, then has loaded.
 //
 //   - Until vmstate-received, losing either side costs nothing: what was staged
 //     is dropped and the secondary's guest has not been touched. Everything that

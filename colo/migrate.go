@@ -108,7 +108,7 @@ func (p *Primary) sendState(ctx context.Context) error {
 	}
 	if !p.cfg.QEMUWire {
 		a := announcement{Version: announcementVersion, CheckpointTimeout: int64(max(0, p.cfg.CheckpointTimeout))}
-		text = a.announce(text)
+		text = offer{a, p.resender != nil}.announce(text)
 	}
 	if !p.deferEnd(ctx) {
 		return p.wishedFor(ctx)

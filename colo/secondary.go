@@ -20,7 +20,7 @@ type SecondaryConfig struct {
 	VM     VM                // the guest, paused
 	State  *vmstate.Registry // its devices and its memory (RAM is registered there as a live loader)
 	Loader Loader            // takes the place of State where the devices are not known
-	RAM    Stage             // a ram.Cache; it may be a Settler and a PageCounter
+	RAM    Stage             // a ram.Cache; it may be a Settler, a PageCounter and a CopylessStage
 
 	Net   SecondaryNetwork  // nil: the guest's output is not this session's concern
 	Disks replication.Group // nil: no disks
@@ -70,6 +70,8 @@ type Secondary struct {
 	loader stager // State or Loader
 
 	blob []byte // device state of the checkpoint under way
+
+	tells CopylessStage // RAM, where it is one; nil otherwise
 
 	idle    time.Duration // IdleTimeout; 0: no bound
 	working time.Duration // the primary's CheckpointTimeout as it has announced it; 0: none
@@ -267,23 +269,30 @@ func (s *Secondary) command(c vmstate.Command) error {
 
 func (s *Secondary) receiveState(context.Context) error {
 	if s.cfg.Loader != nil {
-		return s.cfg.Loader.LoadInitial(s.link.R, s.command)
+		if err := s.cfg.Loader.LoadInitial(s.link.R, s.command); err != nil {
+			return err
+		}
+		return s.agreeOnCopy(false)
 	}
 	if err := s.state.Load(s.link.R, s.command); err != nil {
 		return err
 	}
 	text, err := vmstate.ReadVMDesc(s.link.R, 0)
-	if err != nil || s.cfg.QEMUWire {
+	if err != nil {
 		return err
 	}
-	if a := announced(text); a != nil {
+	a := announced(text)
+	if s.cfg.QEMUWire {
+		a = nil
+	}
+	if a != nil {
 		s.ours = true
 		s.working = a.checkpointTimeout()
 		if s.working > 0 && s.patient > 0 {
 			s.hosts = s.working + s.patient
 		}
 	}
-	return nil
+	return s.agreeOnCopy(a != nil && a.Resend)
 }
 
 func (s *Secondary) commitInitial(ctx context.Context) error {
@@ -383,6 +392,9 @@ func (s *Secondary) worked() time.Duration {
 }
 
 func (s *Secondary) reply(context.Context) error {
+	if err := s.tellDirty(); err != nil {
+		return err
+	}
 	if err := s.link.Send(CheckpointReply); err != nil {
 		return err
 	}
@@ -392,7 +404,10 @@ func (s *Secondary) reply(context.Context) error {
 func (s *Secondary) expectVMStateSend(context.Context) error { return s.link.Expect(VMStateSend) }
 
 func (s *Secondary) stageRAM(context.Context) error {
-	return s.loader.Load(s.link.R, s.command)
+	if err := s.loader.Load(s.link.R, s.command); err != nil || s.tells == nil {
+		return err
+	}
+	return s.tells.CheckStaged()
 }
 
 // stageDevices takes the device state into memory, whole, and then decodes and
