@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -32,7 +33,7 @@ const pace = 250 * time.Microsecond
 type sender func(packet []byte) error
 
 // newMachine makes the guest of a side.
-func newMachine(cfg sideConfig, out sender, disk *disk) (machine, error) {
+func newMachine(cfg trial.SideConfig, out sender, disk *disk) (machine, error) {
 	if cfg.Backend == "kvm" {
 		return newKVMMachine(cfg, out, disk)
 	}
@@ -64,15 +65,15 @@ type memory struct {
 
 // newMemory takes the guest's blocks and their log; paused says whether the guest and its
 // devices stand still.
-func newMemory(cfg sideConfig, blocks []ram.Block, log ram.DirtyLog, paused func() bool) (m memory, err error) {
+func newMemory(cfg trial.SideConfig, blocks []ram.Block, log ram.DirtyLog, paused func() bool) (m memory, err error) {
 	if cfg.VerifyDirty {
-		m.verifier, err = ram.NewVerifier(blocks, ram.VerifierConfig{Log: log, Paused: paused, Missed: cfg.missed})
+		m.verifier, err = ram.NewVerifier(blocks, ram.VerifierConfig{Log: log, Paused: paused, Missed: cfg.Missed})
 		if err != nil {
 			return m, fmt.Errorf("-verify-dirty: %w", err)
 		}
 		log = m.verifier
 	}
-	if cfg.Side == primary {
+	if cfg.Side == trial.Primary {
 		m.saver = ram.NewSaver(blocks, log, ram.SaverConfig{})
 	} else {
 		m.cache, err = ram.NewCache(blocks, log, ram.CacheConfig{})

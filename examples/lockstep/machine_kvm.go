@@ -15,6 +15,7 @@ import (
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -28,7 +29,7 @@ type kvmMachine struct {
 	pauses atomic.Int32 // that have not been taken back
 }
 
-func newKVMMachine(cfg sideConfig, out sender, disk *disk) (_ machine, err error) {
+func newKVMMachine(cfg trial.SideConfig, out sender, disk *disk) (_ machine, err error) {
 	vm, err := kvm.Create(kvm.Config{VCPUs: cfg.Guest.VCPUs, Memory: cfg.Memory})
 	if err != nil {
 		return nil, err
@@ -44,7 +45,7 @@ func newKVMMachine(cfg sideConfig, out sender, disk *disk) (_ machine, err error
 	}
 	m.nic = nic{out: out, in: newInputs(cfg.Guest.VCPUs), disk: disk, vm: vm, mem: vm.Memory(), ports: make([]port, cfg.Guest.VCPUs), pausing: make(chan struct{})}
 	close(m.nic.pausing)
-	if cfg.Side == primary {
+	if cfg.Side == trial.Primary {
 		// The secondary's guest comes over the wire, all of it.
 		if err := m.boot(cfg.Guest); err != nil {
 			return nil, err

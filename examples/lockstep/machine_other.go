@@ -2,8 +2,12 @@
 
 package main
 
-import "errors"
+import (
+	"errors"
 
-func newKVMMachine(sideConfig, sender, *disk) (machine, error) {
+	"github.com/gocolo/lockstep/internal/trial"
+)
+
+func newKVMMachine(trial.SideConfig, sender, *disk) (machine, error) {
 	return nil, errors.ErrUnsupported
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -33,7 +34,7 @@ type answered struct {
 	data []byte
 }
 
-func newSimMachine(cfg sideConfig, out sender, disk *disk) (machine, error) {
+func newSimMachine(cfg trial.SideConfig, out sender, disk *disk) (machine, error) {
 	p := cfg.Guest
 	s := &simMachine{out: out, nic: simNIC{in: newInputs(p.VCPUs), answers: make([]answered, p.VCPUs)}}
 	gc := colotest.GuestConfig{
@@ -48,7 +49,7 @@ func newSimMachine(cfg sideConfig, out sender, disk *disk) (machine, error) {
 		return nil, err
 	}
 	s.nic.dirty = make([]uint64, (len(s.Guest.Memory())/ram.PageSize+63)/64)
-	if cfg.Side == secondary {
+	if cfg.Side == trial.Secondary {
 		clear(s.Guest.Memory()) // the guest comes over the wire, all of it
 	}
 	if s.memory, err = newMemory(cfg, s.Blocks(), s, s.Paused); err != nil {

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"io/fs"
 	"slices"
-	"strings"
 	"testing"
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/internal/guest"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -49,9 +49,9 @@ func TestADeviceThatDoesNotMarkWhatItWritesIsNamed(t *testing.T) {
 	needTracker(t)
 	p := guest.Params{VCPUs: 1, Pages: 16, Touch: 2, Seed: 1}
 	var missed []uint64
-	m, err := newSimMachine(sideConfig{
-		Side: primary, Guest: p, Memory: p.MemSize(), VerifyDirty: true,
-		missed: func(block string, offset uint64) {
+	m, err := newSimMachine(trial.SideConfig{
+		Side: trial.Primary, Guest: p, Memory: p.MemSize(), VerifyDirty: true,
+		Missed: func(block string, offset uint64) {
 			if block != colotest.Block {
 				t.Errorf("block %q", block)
 			}
@@ -76,15 +76,5 @@ func TestADeviceThatDoesNotMarkWhatItWritesIsNamed(t *testing.T) {
 	}
 	if want := []uint64{3 * ram.PageSize}; !slices.Equal(missed, want) {
 		t.Errorf("named %#x, want %#x", missed, want)
-	}
-}
-
-func TestAMissedPageFailsTheRun(t *testing.T) {
-	r := newRun(options{}, "sim", 1, nil)
-	if err := r.handle(message{side: secondary, report: report{Missed: &missedPage{"guest.ram", 0x5000}}}); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.verified(); err == nil || !strings.Contains(err.Error(), "the secondary's guest.ram at 0x5000") {
-		t.Errorf("%v", err)
 	}
 }
