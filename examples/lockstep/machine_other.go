@@ -8,6 +8,6 @@ import (
 	"github.com/gocolo/lockstep/internal/trial"
 )
 
-func newKVMMachine(trial.SideConfig, sender, *disk) (machine, error) {
+func newKVMMachine(trial.SideConfig, bool, sender, writer) (machine, error) {
 	return nil, errors.ErrUnsupported
 }

@@ -37,7 +37,8 @@ type side struct {
 	commands <-chan trial.Command
 
 	machine machine
-	disk    *disk // nil: none
+	memory  memory // the machine's
+	disk    *disk  // nil: none
 	state   vmstate.Registry
 	net     network
 	client  *net.TCPConn // takes what leaves
@@ -90,6 +91,7 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 		return err
 	}
 	defer s.machine.Close()
+	defer s.memory.Close()
 	var group sync.WaitGroup
 	defer group.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -232,10 +234,18 @@ func (s *side) build(ctx context.Context) error {
 			s.reports.Send(trial.Report{Missed: &trial.MissedPage{Block: block, Offset: offset}})
 		}
 	}
-	if s.machine, err = newMachine(s.cfg, s.send, s.disk); err != nil {
+	var write writer
+	if s.disk != nil {
+		write = s.disk.write
+	}
+	if s.machine, err = newMachine(s.cfg, s.cfg.Side == trial.Primary, s.send, write); err != nil {
 		return err
 	}
-	if err := s.machine.Register(&s.state); err != nil {
+	if s.memory, err = newMemory(s.cfg, s.machine); err != nil {
+		return err
+	}
+	// Memory comes before any device.
+	if err := errors.Join(s.memory.Register(&s.state), s.machine.Register(&s.state)); err != nil {
 		return err
 	}
 	if err := s.state.Register(s.net.Entry(0), s.net); err != nil {
@@ -333,7 +343,7 @@ func (s *side) newSession(link *net.TCPConn) (err error) {
 	step := s.step(s.point.Step(s.cfg.Side))
 	if s.cfg.Side == trial.Primary {
 		s.session, err = colo.NewPrimary(conn, colo.PrimaryConfig{
-			VM: s.net, Net: s.net.(*primaryNetwork), State: &s.state, RAM: s.machine.Sent(), Disks: s.disk.replicas(),
+			VM: s.net, Net: s.net.(*primaryNetwork), State: &s.state, RAM: s.memory.Sent(), Disks: s.disk.replicas(),
 			Events: &s.events, Arbiter: arbiter, Heartbeat: &s.pulse, Machine: machineType,
 			CheckpointDelay: s.cfg.Interval, LateResume: !s.cfg.EarlyResume, ThrottleShare: s.cfg.Throttle,
 			Step: step, Trace: s.point.Trace,
@@ -341,7 +351,7 @@ func (s *side) newSession(link *net.TCPConn) (err error) {
 		return err
 	}
 	s.session, err = colo.NewSecondary(conn, colo.SecondaryConfig{
-		VM: s.net, Net: s.net.(*secondaryNetwork), State: &s.state, RAM: s.point.Stage(s.machine.Stage(), func() uint64 { return s.session.Info().Epoch }),
+		VM: s.net, Net: s.net.(*secondaryNetwork), State: &s.state, RAM: s.point.Stage(s.memory.Stage(), func() uint64 { return s.session.Info().Epoch }),
 		Disks: s.disk.replicas(), Events: &s.events, Arbiter: arbiter, Heartbeat: &s.pulse, Machine: machineType,
 		Step: step, Trace: s.point.Trace,
 	})

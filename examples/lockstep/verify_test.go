@@ -49,7 +49,7 @@ func TestADeviceThatDoesNotMarkWhatItWritesIsNamed(t *testing.T) {
 	needTracker(t)
 	p := guest.Params{VCPUs: 1, Pages: 16, Touch: 2, Seed: 1}
 	var missed []uint64
-	m, err := newSimMachine(trial.SideConfig{
+	cfg := trial.SideConfig{
 		Side: trial.Primary, Guest: p, Memory: p.MemSize(), VerifyDirty: true,
 		Missed: func(block string, offset uint64) {
 			if block != colotest.Block {
@@ -57,21 +57,26 @@ func TestADeviceThatDoesNotMarkWhatItWritesIsNamed(t *testing.T) {
 			}
 			missed = append(missed, offset)
 		},
-	}, func([]byte) error { return nil }, nil)
+	}
+	m, err := newSimMachine(cfg, true, func([]byte) error { return nil }, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	s := m.(*simMachine)
-	if err := s.verifier.StartDirtyLog(); err != nil {
+	memory, err := newMemory(cfg, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer memory.Close()
+	if err := memory.verifier.StartDirtyLog(); err != nil {
 		t.Fatal(err)
 	}
 	ctx := context.Background()
-	if err := errors.Join(m.Resume(ctx), s.Step(5), m.Pause(ctx)); err != nil {
+	if err := errors.Join(m.Resume(ctx), m.(*simMachine).Step(5), m.Pause(ctx)); err != nil {
 		t.Fatal(err)
 	}
 	m.Memory()[3*ram.PageSize]++
-	if _, err := s.saver.Capture(); err != nil {
+	if _, err := memory.saver.Capture(); err != nil {
 		t.Fatal(err)
 	}
 	if want := []uint64{3 * ram.PageSize}; !slices.Equal(missed, want) {
