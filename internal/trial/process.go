@@ -1,4 +1,4 @@
-package main
+package trial
 
 import (
 	"bufio"
@@ -12,9 +12,6 @@ import (
 	"syscall"
 )
 
-// sideArgument, as the only argument, makes this program one side of a run.
-const sideArgument = "lockstep-side"
-
 // A process is one side, as the parent sees it.
 type process struct {
 	side   string
@@ -26,7 +23,7 @@ type process struct {
 // message is what comes from a process: a report, or its end.
 type message struct {
 	side   string
-	report report          // without its event
+	report Report          // without its event
 	event  json.RawMessage // of the report, as it came; most are only passed on
 	ended  bool
 	err    error // of the end: nil for exit status 0
@@ -34,12 +31,12 @@ type message struct {
 
 // start starts a side. Its reports, and at last its end, go to inbox from a
 // goroutine in group.
-func start(cfg sideConfig, inbox chan<- message, group *sync.WaitGroup) (*process, error) {
+func start(cfg SideConfig, inbox chan<- message, group *sync.WaitGroup) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	p := &process{side: cfg.Side, cmd: exec.Command(self, sideArgument)}
+	p := &process{side: cfg.Side, cmd: exec.Command(self, SideArgument)}
 	p.cmd.Stderr = &p.stderr
 	if p.in, err = p.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -59,14 +56,14 @@ func start(cfg sideConfig, inbox chan<- message, group *sync.WaitGroup) (*proces
 				break // a line that was cut says nothing
 			}
 			var in struct {
-				report
+				Report
 				Event json.RawMessage `json:"event"`
 			}
 			if err := json.Unmarshal(line, &in); err != nil {
 				p.stderr.Write(line) // a crash, most likely
 				continue
 			}
-			inbox <- message{side: p.side, report: in.report, event: in.Event}
+			inbox <- message{side: p.side, report: in.Report, event: in.Event}
 		}
 		inbox <- message{side: p.side, ended: true, err: p.cmd.Wait()}
 	})

@@ -1,4 +1,4 @@
-package main
+package trial
 
 import (
 	"bytes"
@@ -23,24 +23,24 @@ func (p *slowPipe) Write(b []byte) (int, error) {
 
 func TestReportsThatHaveGatheredAreWrittenTogetherAndInOrder(t *testing.T) {
 	p := &slowPipe{began: make(chan struct{}), let: make(chan struct{})}
-	r := newReporter(p)
-	r.send(report{Stopped: &stopped{Epoch: 0}})
+	r := NewReporter(p)
+	r.Send(Report{Stopped: &Stopped{Epoch: 0}})
 	<-p.began
 	const more = 100
 	for i := range uint64(more) {
-		r.send(report{Stopped: &stopped{Epoch: i + 1}})
+		r.Send(Report{Stopped: &Stopped{Epoch: i + 1}})
 	}
 	close(p.let)
-	r.sendNow(report{Stopped: &stopped{Epoch: more + 1}})
+	r.SendNow(Report{Stopped: &Stopped{Epoch: more + 1}})
 	if dec := json.NewDecoder(bytes.NewReader(p.Bytes())); p.writes > 3 { // the first, those that gathered, and the last
 		t.Errorf("%d writes", p.writes)
 	} else {
 		for i := range uint64(more + 2) {
-			var got report
+			var got Report
 			if err := dec.Decode(&got); err != nil || got.Stopped == nil || got.Stopped.Epoch != i {
 				t.Fatalf("report %d: %+v, %v", i, got.Stopped, err)
 			}
 		}
 	}
-	r.close()
+	r.Close()
 }

@@ -1,4 +1,4 @@
-package main
+package trial
 
 import (
 	"bufio"
@@ -12,17 +12,17 @@ import (
 	"github.com/gocolo/lockstep/colo"
 )
 
-// claim is what a side asks the witness, one JSON line over a connection of
+// Claim is what a side asks the witness, one JSON line over a connection of
 // its own.
-type claim struct {
+type Claim struct {
 	Generation uint64 `json:"generation"` // of the pair; it ends with the first grant
 	Side       string `json:"side"`
 	Epoch      uint64 `json:"epoch"` // the last checkpoint that the side knows to be committed
 	Cause      string `json:"cause"` // why it lost the other
 }
 
-// answer is the witness's line in return.
-type answer struct {
+// Answer is the witness's line in return.
+type Answer struct {
 	Granted bool   `json:"granted"`
 	Reason  string `json:"reason,omitempty"`
 }
@@ -31,7 +31,7 @@ type answer struct {
 // other. Within one generation it says yes to one side, always the same. It
 // need not know whether the other is dead: that one is refused, or never asks.
 type witness struct {
-	log func(claim, answer) // told of every answer before it is given
+	log func(Claim, Answer) // told of every answer before it is given
 
 	mu         sync.Mutex
 	generation uint64
@@ -40,10 +40,10 @@ type witness struct {
 
 // decide gives the generation to side, as a claim would, and reports whether
 // side has it.
-func (w *witness) decide(c claim) answer {
+func (w *witness) decide(c Claim) Answer {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	a := answer{}
+	a := Answer{}
 	switch {
 	case c.Generation != w.generation:
 		a.Reason = fmt.Sprintf("generation %d is over", c.Generation)
@@ -72,7 +72,7 @@ func (w *witness) serve(l net.Listener) {
 		group.Go(func() {
 			defer conn.Close()
 			conn.SetDeadline(time.Now().Add(witnessTimeout))
-			var c claim
+			var c Claim
 			if err := json.NewDecoder(conn).Decode(&c); err != nil {
 				return // whoever cannot ask is not answered
 			}
@@ -85,8 +85,8 @@ const witnessTimeout = 5 * time.Second
 
 var errRefused = fmt.Errorf("the witness refused: %w", colo.ErrRefused)
 
-// askWitness is a side's colo.Arbiter. A side that gets no answer asks again.
-func askWitness(address, side string, generation uint64) colo.ArbiterFunc {
+// AskWitness is a side's colo.Arbiter. A side that gets no answer asks again.
+func AskWitness(address, side string, generation uint64) colo.ArbiterFunc {
 	return func(ctx context.Context, c colo.Claim) error {
 		ctx, cancel := context.WithTimeout(ctx, witnessTimeout)
 		defer cancel()
@@ -97,14 +97,14 @@ func askWitness(address, side string, generation uint64) colo.ArbiterFunc {
 		defer conn.Close()
 		stop := context.AfterFunc(ctx, func() { conn.Close() })
 		defer stop()
-		ask := claim{Generation: generation, Side: side, Epoch: c.Epoch}
+		ask := Claim{Generation: generation, Side: side, Epoch: c.Epoch}
 		if c.Cause != nil {
 			ask.Cause = c.Cause.Error()
 		}
 		if err := json.NewEncoder(conn).Encode(ask); err != nil {
 			return err
 		}
-		var a answer
+		var a Answer
 		if err := json.NewDecoder(bufio.NewReader(conn)).Decode(&a); err != nil {
 			return err
 		}

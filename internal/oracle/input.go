@@ -1,4 +1,4 @@
-package main
+package oracle
 
 import "github.com/gocolo/lockstep/internal/guest"
 
@@ -14,12 +14,12 @@ type told struct {
 // word is what an input says.
 func (t *told) word(m uint64) uint64 { return guest.NextInput(t.seed, m, 0) }
 
-// vcpus is how many vCPUs the guest has.
-func (o *oracle) vcpus() int { return len(o.chains) }
+// VCPUs is how many vCPUs the guest has.
+func (o *Oracle) VCPUs() int { return len(o.chains) }
 
-// next returns what a vCPU is to be told now: the input after the last that it
+// Next returns what a vCPU is to be told now: the input after the last that it
 // has answered.
-func (o *oracle) next(vcpu int) guest.Input {
+func (o *Oracle) Next(vcpu int) guest.Input {
 	t := &o.told[vcpu]
 	m := t.answered + 1
 	if m == uint64(len(t.hashes)) {
@@ -28,8 +28,8 @@ func (o *oracle) next(vcpu int) guest.Input {
 	return guest.Input{VCPU: vcpu, M: m, V: t.word(m)}
 }
 
-// reply takes a frame that has left, if it is an answer.
-func (o *oracle) reply(p []byte) (is bool) {
+// Reply takes a frame that has left, if it is an answer.
+func (o *Oracle) Reply(p []byte) (is bool) {
 	r, err := guest.ParseReply(p)
 	if err != nil || r.VCPU >= len(o.told) {
 		return false
@@ -37,9 +37,9 @@ func (o *oracle) reply(p []byte) (is bool) {
 	t := &o.told[r.VCPU]
 	switch {
 	case r.M == 0 || r.M >= uint64(len(t.hashes)):
-		o.note(&o.Corrupted, "vCPU %d: an answer to input %d, which it was not told", r.VCPU, r.M)
+		o.Note(&o.Corrupted, "vCPU %d: an answer to input %d, which it was not told", r.VCPU, r.M)
 	case r.Y != t.hashes[r.M] || r.V != t.word(r.M):
-		o.note(&o.Corrupted, "vCPU %d: the answer to input %d has hash %#x, the inputs give %#x", r.VCPU, r.M, r.Y, t.hashes[r.M])
+		o.Note(&o.Corrupted, "vCPU %d: the answer to input %d has hash %#x, the inputs give %#x", r.VCPU, r.M, r.Y, t.hashes[r.M])
 	case r.M > t.answered:
 		o.Answered += r.M - t.answered
 		t.answered = r.M
@@ -49,14 +49,14 @@ func (o *oracle) reply(p []byte) (is bool) {
 
 // finishInput compares what was answered with the survivor's own memory: an input
 // that the guest has said to have taken it must have taken.
-func (o *oracle) finishInput(histories []history) {
+func (o *Oracle) finishInput(histories []History) {
 	for v := range histories[:min(len(histories), len(o.told))] {
 		t, h := &o.told[v], histories[v]
 		switch {
 		case h.Input < t.answered:
-			o.note(&o.Contradicted, "vCPU %d: input %d was answered, the survivor has taken %d", v, t.answered, h.Input)
+			o.Note(&o.Contradicted, "vCPU %d: input %d was answered, the survivor has taken %d", v, t.answered, h.Input)
 		case h.Input >= uint64(len(t.hashes)) || h.Inputs != t.hashes[h.Input]:
-			o.note(&o.Corrupted, "vCPU %d: the survivor's memory of %d inputs is %#x, which is not what it was told", v, h.Input, h.Inputs)
+			o.Note(&o.Corrupted, "vCPU %d: the survivor's memory of %d inputs is %#x, which is not what it was told", v, h.Input, h.Inputs)
 		}
 	}
 }

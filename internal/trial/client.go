@@ -1,4 +1,4 @@
-package main
+package trial
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/internal/oracle"
 )
 
 // A client takes what the guest emits, from whichever side it comes, has the
@@ -16,22 +17,22 @@ import (
 // the side is dead before the client reads it; a frame that was cut has not.
 type client struct {
 	mu      sync.Mutex
-	oracle  *oracle
+	oracle  *oracle.Oracle
 	ended   map[string]bool      // sides whose connection has ended
 	alone   map[string]time.Time // first frame after a side took over, when it came
 	waiting map[string]bool      // the side has taken over and sent nothing since
 	frames  map[string][]arrival
 	inputs  map[string]*input // the ways to the sides
-	vlan    vlan              // of each frame; set before it serves
+	vlan    VLAN              // of each frame; set before it serves
 	guestAt string            // the side that the guest was heard from last
 	err     error
 }
 
-func newClient(o *oracle) *client {
+func newClient(o *oracle.Oracle) *client {
 	return &client{
 		oracle: o, ended: make(map[string]bool), alone: make(map[string]time.Time),
 		waiting: make(map[string]bool), frames: make(map[string][]arrival),
-		inputs: make(map[string]*input), guestAt: primary,
+		inputs: make(map[string]*input), guestAt: Primary,
 	}
 }
 
@@ -62,7 +63,7 @@ func (c *client) take(conn net.Conn) {
 	if err != nil {
 		return
 	}
-	side, isInput := strings.CutSuffix(string(hello), inputSuffix)
+	side, isInput := strings.CutSuffix(string(hello), InputSuffix)
 	if isInput {
 		c.mu.Lock()
 		c.inputs[side] = newInput(conn)
@@ -82,11 +83,11 @@ func (c *client) take(conn net.Conn) {
 			}
 			c.mu.Unlock()
 			return
-		case string(p) == tookOver:
+		case string(p) == TookOver:
 			c.waiting[side] = true
 			c.guestAt = side
 		default:
-			p, err = c.vlan.untag(p)
+			p, err = c.vlan.Untag(p)
 			if err == nil && announces(p) {
 				break // where the guest is now: the side has said so
 			}
@@ -95,13 +96,13 @@ func (c *client) take(conn net.Conn) {
 				c.alone[side] = now
 			}
 			if err != nil {
-				c.oracle.note(&c.oracle.Corrupted, "%v", err)
+				c.oracle.Note(&c.oracle.Corrupted, "%v", err)
 				break
 			}
-			if c.oracle.reply(p) {
+			if c.oracle.Reply(p) {
 				break
 			}
-			if f, ok := c.oracle.frame(p); ok {
+			if f, ok := c.oracle.Frame(p); ok {
 				c.frames[side] = append(c.frames[side], arrival{now, f.VCPU, f.N})
 			}
 		}
@@ -117,7 +118,7 @@ func announces(frame []byte) bool {
 
 // seen is what the client knows at some instant.
 type seen struct {
-	verdict
+	oracle.Verdict
 	last     []uint64 // of each vCPU, the greatest round that has left
 	answered []uint64 // and the last input that it has answered
 }
@@ -125,10 +126,11 @@ type seen struct {
 func (c *client) now() seen {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := seen{verdict: c.oracle.verdict}
-	for v := range c.oracle.chains {
-		s.last = append(s.last, c.oracle.chains[v].last)
-		s.answered = append(s.answered, c.oracle.told[v].answered)
+	s := seen{Verdict: c.oracle.Verdict}
+	for v := range c.oracle.VCPUs() {
+		last, answered := c.oracle.Progress(v)
+		s.last = append(s.last, last)
+		s.answered = append(s.answered, answered)
 	}
 	return s
 }

@@ -1,4 +1,4 @@
-package main
+package trial
 
 import (
 	"encoding/binary"
@@ -7,17 +7,17 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// maxVLAN is the greatest number that -vlan takes: 4095 is reserved (802.1Q).
-const maxVLAN = 4094
+// MaxVLAN is the greatest number that -vlan takes: 4095 is reserved (802.1Q).
+const MaxVLAN = 4094
 
 var errUntagged = errors.New("a frame without the guest's VLAN tag")
 
-// A vlan is the number that each frame is tagged with between the guest's NIC and
+// A VLAN is the number that each frame is tagged with between the guest's NIC and
 // the client; 0 is none.
-type vlan int
+type VLAN int
 
-// tag returns a copy of a frame with the tag, or the frame itself without one.
-func (v vlan) tag(frame []byte) []byte {
+// Tag returns a copy of a frame with the tag, or the frame itself without one.
+func (v VLAN) Tag(frame []byte) []byte {
 	const addresses = packet.EthernetLen - 2
 	if v == 0 || len(frame) < packet.EthernetLen {
 		return frame
@@ -29,9 +29,9 @@ func (v vlan) tag(frame []byte) []byte {
 	return append(b, frame[addresses:]...)
 }
 
-// untag returns a copy of a frame without its tag, which must be there, or the
+// Untag returns a copy of a frame without its tag, which must be there, or the
 // frame itself.
-func (v vlan) untag(frame []byte) ([]byte, error) {
+func (v VLAN) Untag(frame []byte) ([]byte, error) {
 	if v == 0 {
 		return frame, nil
 	}

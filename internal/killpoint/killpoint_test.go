@@ -1,4 +1,4 @@
-package main
+package killpoint
 
 import (
 	"bytes"
@@ -64,8 +64,8 @@ func TestAStreamEndsAtTheChosenByte(t *testing.T) {
 		}},
 	} {
 		a, b := loopback(t)
-		k := new(killPoint)
-		c := k.conn(a, primary)
+		k := new(Point)
+		c := k.Conn(a, onPrimary)
 		hit := int64(-1)
 		k.limit.set(test.n, test.fromEnd, func(done int64) { hit = done; a.CloseWrite() })
 		test.write(c)
@@ -78,8 +78,8 @@ func TestAStreamEndsAtTheChosenByte(t *testing.T) {
 
 func TestAReaderStopsAtTheChosenByte(t *testing.T) {
 	a, b := loopback(t)
-	k := new(killPoint)
-	c := k.conn(a, secondary)
+	k := new(Point)
+	c := k.Conn(a, onSecondary)
 	if _, err := c.Write([]byte("not counted")); err != nil {
 		t.Fatal(err)
 	}
@@ -103,32 +103,32 @@ func TestAReaderStopsAtTheChosenByte(t *testing.T) {
 }
 
 func TestWithoutAPlaceToStopNothingIsInTheWay(t *testing.T) {
-	var k *killPoint
+	var k *Point
 	a, _ := loopback(t)
-	if c := k.conn(a, primary); c != net.Conn(a) {
+	if c := k.Conn(a, onPrimary); c != net.Conn(a) {
 		t.Errorf("the connection became a %T", c)
 	}
-	if k.step(primary) != nil {
+	if k.Step(onPrimary) != nil {
 		t.Error("a step hook")
 	}
 	s := new(fakeStage)
-	if k.stage(s, nil) != colo.Stage(s) {
+	if k.Stage(s, nil) != colo.Stage(s) {
 		t.Error("another stage")
 	}
-	k.trace(">", colo.VMStateSize, 1)
-	k.committed(1)
+	k.Trace(">", colo.VMStateSize, 1)
+	k.Committed(1)
 }
 
 func TestASideStopsBeforeItsStepInItsCheckpointOnly(t *testing.T) {
 	for side, ops := range stopBefore {
 		ops = maps.Clone(ops)
-		for _, op := range steps[side] {
+		for _, op := range Steps[side] {
 			ops[op] = op // each step is a place, too
 		}
 		for place, op := range ops {
 			stops := 0
-			k := &killPoint{place: place, epoch: 5, rng: rand.New(rand.NewPCG(1, 2)), stop: func(string) { stops++ }}
-			step := k.step(side)
+			k := &Point{Place: place, Epoch: 5, Rand: rand.New(rand.NewPCG(1, 2)), Stop: func(string) { stops++ }}
+			step := k.Step(side)
 			step(op, 4)
 			step(op, 6)
 			step("another step", 5)
@@ -141,9 +141,9 @@ func TestASideStopsBeforeItsStepInItsCheckpointOnly(t *testing.T) {
 			}
 		}
 	}
-	for _, side := range []string{primary, secondary} {
-		for _, place := range places[slices.Index(places, atEach)+1:] {
-			if stopBefore[side][place] == "" && !(side == secondary && place == atReceived) {
+	for _, side := range []string{onPrimary, onSecondary} {
+		for _, place := range Places[slices.Index(Places, AtEach)+1:] {
+			if stopBefore[side][place] == "" && !(side == onSecondary && place == AtReceived) {
 				t.Errorf("%s has no step for %s", side, place)
 			}
 		}
@@ -152,9 +152,9 @@ func TestASideStopsBeforeItsStepInItsCheckpointOnly(t *testing.T) {
 
 func TestASecondaryStopsInTheMiddleOfItsCommit(t *testing.T) {
 	stops, epoch := 0, uint64(3)
-	k := &killPoint{place: atReceived, epoch: 5, stop: func(string) { stops++ }}
+	k := &Point{Place: AtReceived, Epoch: 5, Stop: func(string) { stops++ }}
 	under := new(fakeStage)
-	s := k.stage(under, func() uint64 { return epoch })
+	s := k.Stage(under, func() uint64 { return epoch })
 	s.Flush()
 	if stops != 0 || under.flushed != 1 {
 		t.Errorf("checkpoint 4: %d stops, %d flushes", stops, under.flushed)

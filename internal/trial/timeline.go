@@ -1,4 +1,4 @@
-package main
+package trial
 
 import (
 	"fmt"
@@ -18,8 +18,8 @@ const (
 	panelsTop    = 160
 )
 
-// writeTimeline draws a run to a file.
-func writeTimeline(path string, o options, backend string, r *result) (err error) {
+// WriteTimeline draws a run to a file.
+func WriteTimeline(path string, o Config, backend string, r *Result) (err error) {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
@@ -46,9 +46,9 @@ type panel struct {
 }
 
 // drawTimeline draws a run.
-func drawTimeline(w io.Writer, o options, backend string, r *result) error {
+func drawTimeline(w io.Writer, o Config, backend string, r *Result) error {
 	d := &drawing{Canvas: timeline.Canvas{Width: pictureWidth, Left: 84, Right: pictureWidth - 28}, r: r}
-	var points []checkpoint
+	var points []Checkpoint
 	for _, c := range r.checkpoints {
 		if c.Epoch > 0 {
 			points = append(points, c)
@@ -93,12 +93,12 @@ func drawTimeline(w io.Writer, o options, backend string, r *result) error {
 	left := float64(d.Left)
 	d.Text(left, 34, "title", title(r))
 	vcpus := "1 vCPU"
-	if o.vcpus > 1 {
-		vcpus = fmt.Sprintf("%d vCPUs", o.vcpus)
+	if o.VCPUs > 1 {
+		vcpus = fmt.Sprintf("%d vCPUs", o.VCPUs)
 	}
-	s := newSummary(o, backend, []*result{r}, 1)
+	s := Summarise(o, backend, []*Result{r}, 1)
 	d.Text(left, 56, "soft", fmt.Sprintf("Backend %s, %s, %v of memory, a checkpoint every %v, early resume %v; primary paused %s ms p50, %s ms p99.",
-		backend, vcpus, size(o.mem), o.interval, o.earlyResume, ms(s.PauseP50), ms(s.PauseP99)))
+		backend, vcpus, Size(o.Mem), o.Interval, o.EarlyResume, ms(s.PauseP50), ms(s.PauseP99)))
 	d.Text(left, 74, "soft", fmt.Sprintf("%d packets left: %d lost, %d contradicted, %d corrupted, %d sent twice.",
 		s.Released, s.Lost, s.Contradicted, s.Corrupted, s.Duplicated))
 	d.Keys(88, append(timeline.CauseKeys(d.bars), timeline.SpanKeys()...)...)
@@ -117,7 +117,7 @@ func drawTimeline(w io.Writer, o options, backend string, r *result) error {
 	return d.WriteDocument(w, height)
 }
 
-func title(r *result) string {
+func title(r *Result) string {
 	if r.victim == "" {
 		return fmt.Sprintf("Nobody was killed; the %s goes on alone from checkpoint %d", r.survivor, r.epoch)
 	}
@@ -127,7 +127,7 @@ func title(r *result) string {
 // drawing is a picture of a run being drawn.
 type drawing struct {
 	timeline.Canvas
-	r    *result
+	r    *Result
 	span timeline.Axis // the run's time, in seconds
 	bars []timeline.Checkpoint
 }
@@ -139,7 +139,7 @@ func (d *drawing) seconds(t time.Time) float64 { return t.Sub(d.r.started).Secon
 func (d *drawing) at(t time.Time) float64 { return d.span.At(d.seconds(t)) }
 
 // bar is a checkpoint as it is drawn.
-func (c checkpoint) bar() timeline.Checkpoint {
+func (c Checkpoint) bar() timeline.Checkpoint {
 	us := func(n int64) time.Duration { return time.Duration(n) * time.Microsecond }
 	return timeline.Checkpoint{
 		At: c.Start, Epoch: c.Epoch, Cause: c.Cause, PauseAt: us(c.PauseAtUS), Pause: us(c.PauseUS), Stopped: us(c.StoppedUS),
@@ -149,7 +149,7 @@ func (c checkpoint) bar() timeline.Checkpoint {
 
 // latency draws how long a packet that waited for a checkpoint was kept at most:
 // from the end of the pause before, when its epoch began, to vmstate-received.
-func (d *drawing) latency(points []checkpoint, top, height int) {
+func (d *drawing) latency(points []Checkpoint, top, height int) {
 	held := make(map[uint64]float64, len(points))
 	for i, c := range points {
 		begin := d.r.protected
@@ -174,12 +174,12 @@ func (d *drawing) latency(points []checkpoint, top, height int) {
 var fromPrimary, fromSecondary = timeline.Key{Class: "blue", Name: "from the primary"}, timeline.Key{Class: "yellow", Name: "from the secondary"}
 
 // arrivals draws how many packets came to the client.
-func (d *drawing) arrivals(o options, top, height int) {
-	bin := max(o.interval.Seconds()/4, d.span.To/400, 1e-3)
+func (d *drawing) arrivals(o Config, top, height int) {
+	bin := max(o.Interval.Seconds()/4, d.span.To/400, 1e-3)
 	bins := int(d.span.To/bin) + 1
 	counts := make(map[string][]float64)
 	most := 0.0
-	for _, side := range []string{primary, secondary} {
+	for _, side := range []string{Primary, Secondary} {
 		counts[side] = make([]float64, bins)
 	}
 	for side, frames := range d.r.frames {
@@ -190,14 +190,14 @@ func (d *drawing) arrivals(o options, top, height int) {
 		}
 	}
 	for i := range bins {
-		most = max(most, counts[primary][i]+counts[secondary][i])
+		most = max(most, counts[Primary][i]+counts[Secondary][i])
 	}
 	y := d.Panel(top, height, fmt.Sprintf("Packets that reached the client, per %.3g ms", bin*1000), most)
 	d.Legend(top, fromPrimary, fromSecondary)
 	for i := max(0, int(d.span.From/bin)); i < bins; i++ {
 		x, next := max(d.span.At(float64(i)*bin), d.span.Lo), d.span.At(float64(i+1)*bin)
 		below := 0.0
-		for _, s := range []timeline.Key{{Class: fromPrimary.Class, Name: primary}, {Class: fromSecondary.Class, Name: secondary}} {
+		for _, s := range []timeline.Key{{Class: fromPrimary.Class, Name: Primary}, {Class: fromSecondary.Class, Name: Secondary}} {
 			if n := counts[s.Name][i]; n > 0 {
 				d.Rect(x, y.At(below+n), max(next-x-0.5, 0.3), y.At(below)-y.At(below+n), s.Class)
 				below += n
@@ -247,10 +247,10 @@ func (d *drawing) landmarkNames(y int) {
 
 // closeUp draws the frames around the failover one by one: when each came, and
 // which round of the guest it was.
-func (d *drawing) closeUp(o options, top, height int) {
+func (d *drawing) closeUp(o Config, top, height int) {
 	r := d.r
-	before := min(5*o.interval/2, r.killed.Sub(r.protected))
-	after := max(3*o.interval/2, 4*r.failover())
+	before := min(5*o.Interval/2, r.killed.Sub(r.protected))
+	after := max(3*o.Interval/2, 4*r.failover())
 	from, to := r.killed.Add(-before), r.killed.Add(after)
 	x := timeline.Axis{From: -before.Seconds() * 1000, To: after.Seconds() * 1000, Lo: float64(d.Left), Hi: float64(d.Right)}
 	low, high := uint64(math.MaxUint64), uint64(0)
@@ -258,7 +258,7 @@ func (d *drawing) closeUp(o options, top, height int) {
 		arrival
 		class string
 	}
-	for _, s := range []timeline.Key{{Class: fromPrimary.Class, Name: primary}, {Class: fromSecondary.Class, Name: secondary}} {
+	for _, s := range []timeline.Key{{Class: fromPrimary.Class, Name: Primary}, {Class: fromSecondary.Class, Name: Secondary}} {
 		for _, f := range r.frames[s.Name] {
 			if f.vcpu == 0 && f.at.After(from) && f.at.Before(to) {
 				low, high = min(low, f.n), max(high, f.n)

@@ -1,4 +1,4 @@
-package main
+package trial
 
 import (
 	"context"
@@ -26,22 +26,22 @@ func serving(t *testing.T, w *witness) string {
 }
 
 func TestOnlyOneSideOfAGenerationGoesOn(t *testing.T) {
-	var heard []answer
-	w := &witness{generation: 3, log: func(c claim, a answer) { heard = append(heard, a) }}
+	var heard []Answer
+	w := &witness{generation: 3, log: func(c Claim, a Answer) { heard = append(heard, a) }}
 	address := serving(t, w)
 	ask := func(side string, generation uint64) error {
-		return askWitness(address, side, generation)(t.Context(), colo.Claim{Cause: io.EOF})
+		return AskWitness(address, side, generation)(t.Context(), colo.Claim{Cause: io.EOF})
 	}
-	if err := ask(secondary, 3); err != nil {
+	if err := ask(Secondary, 3); err != nil {
 		t.Errorf("the first who asks: %v", err)
 	}
-	if err := ask(primary, 3); !errors.Is(err, errRefused) || !strings.Contains(err.Error(), "the secondary goes on") {
+	if err := ask(Primary, 3); !errors.Is(err, errRefused) || !strings.Contains(err.Error(), "the secondary goes on") {
 		t.Errorf("the other: %v", err)
 	}
-	if err := ask(secondary, 3); err != nil {
+	if err := ask(Secondary, 3); err != nil {
 		t.Errorf("the first again: %v", err)
 	}
-	if err := ask(secondary, 2); !errors.Is(err, errRefused) {
+	if err := ask(Secondary, 2); !errors.Is(err, errRefused) {
 		t.Errorf("an old generation: %v", err)
 	}
 	if len(heard) != 4 {
@@ -54,8 +54,8 @@ func TestBothAskingAtOnceGetDifferentAnswers(t *testing.T) {
 		address := serving(t, &witness{generation: 1})
 		var group sync.WaitGroup
 		errs := make([]error, 2)
-		for i, side := range []string{primary, secondary} {
-			group.Go(func() { errs[i] = askWitness(address, side, 1)(t.Context(), colo.Claim{}) })
+		for i, side := range []string{Primary, Secondary} {
+			group.Go(func() { errs[i] = AskWitness(address, side, 1)(t.Context(), colo.Claim{}) })
 		}
 		group.Wait()
 		if (errs[0] == nil) == (errs[1] == nil) {
@@ -80,11 +80,11 @@ func TestNoAnswerIsARefusal(t *testing.T) {
 			c.Close()
 		}
 	}()
-	if err := askWitness(address, primary, 1)(ctx, colo.Claim{}); err == nil {
+	if err := AskWitness(address, Primary, 1)(ctx, colo.Claim{}); err == nil {
 		t.Error("silence is a yes")
 	}
 	l.Close()
-	if err := askWitness(address, primary, 1)(t.Context(), colo.Claim{}); err == nil {
+	if err := AskWitness(address, Primary, 1)(t.Context(), colo.Claim{}); err == nil {
 		t.Error("nobody there is a yes")
 	}
 }

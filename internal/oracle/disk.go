@@ -1,4 +1,4 @@
-package main
+package oracle
 
 import (
 	"bytes"
@@ -8,8 +8,8 @@ import (
 	"github.com/gocolo/lockstep/internal/guest"
 )
 
-// diskVerdict counts what the survivor's disk has.
-type diskVerdict struct {
+// DiskVerdict counts what the survivor's disk has.
+type DiskVerdict struct {
 	DiskBlocks    uint64 // writes of the guest, over all vCPUs
 	DiskLost      uint64 // sectors without their last write, and histories without a write
 	DiskCorrupted uint64 // sectors with anything else: newer than memory, torn, or of another guest
@@ -39,9 +39,9 @@ func (d *diskOracle) follow(m *guest.Model) {
 	}
 }
 
-// finishDisk compares the survivor's disk with the memory of its guest, which
+// FinishDisk compares the survivor's disk with the memory of its guest, which
 // stands still, and with what has left.
-func (o *oracle) finishDisk(histories []history, disk io.ReaderAt) error {
+func (o *Oracle) FinishDisk(histories []History, disk io.ReaderAt) error {
 	d := o.disk
 	for v := range o.chains {
 		if v < len(histories) {
@@ -59,9 +59,9 @@ func (o *oracle) finishDisk(histories []history, disk io.ReaderAt) error {
 		}
 		n, has := guest.SectorRound(want), guest.SectorRound(sector)
 		if has < n {
-			o.note(&o.DiskLost, "sector %d of the disk has what round %d wrote, and not what round %d wrote", off/len(sector), has, n)
+			o.Note(&o.DiskLost, "sector %d of the disk has what round %d wrote, and not what round %d wrote", off/len(sector), has, n)
 		} else {
-			o.note(&o.DiskCorrupted, "sector %d of the disk, written last in round %d, has something else, of round %d", off/len(sector), n, has)
+			o.Note(&o.DiskCorrupted, "sector %d of the disk, written last in round %d, has something else, of round %d", off/len(sector), n, has)
 		}
 	}
 	return nil
@@ -69,7 +69,7 @@ func (o *oracle) finishDisk(histories []history, disk io.ReaderAt) error {
 
 // lastWrite settles how far a vCPU has written. Its last frame may not have
 // left, while what the round writes to the disk has, for that comes before.
-func (o *oracle) lastWrite(v int, c *chain, h history) {
+func (o *Oracle) lastWrite(v int, c *chain, h History) {
 	d, n := o.disk, h.last()
 	o.DiskBlocks += h.Written / d.every
 	left := uint64(len(c.rounds))
@@ -81,6 +81,6 @@ func (o *oracle) lastWrite(v int, c *chain, h history) {
 		}
 	}
 	if want := min(n, left) / d.every * d.every; h.Written != want {
-		o.note(&o.DiskLost, "vCPU %d: the last write is of round %d, after round %d it should be of round %d", v, h.Written, n, want)
+		o.Note(&o.DiskLost, "vCPU %d: the last write is of round %d, after round %d it should be of round %d", v, h.Written, n, want)
 	}
 }

@@ -1,4 +1,4 @@
-package main
+package trial
 
 import (
 	"fmt"
@@ -12,9 +12,9 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// summary is the last line with -json, over all runs. Durations are in the
+// Summary is the last line with -json, over all runs. Durations are in the
 // unit of their name; a figure is 0 where there was nothing to measure.
-type summary struct {
+type Summary struct {
 	Backend       string                 `json:"backend"`
 	Mode          string                 `json:"mode"`
 	VCPUs         int                    `json:"vcpus"`
@@ -44,26 +44,26 @@ type summary struct {
 	Survivor      string                 `json:"survivor"`
 	COLOExit      string                 `json:"colo_exit"` // the survivor's reason
 
-	*lateFigures // with -signal stop
-	*diskFigures // with -disk
-	*repeated    // with -repeat
+	*LateFigures // with -signal stop
+	*DiskFigures // with -disk
+	*Repeated    // with -repeat
 }
 
-// lateFigures are what runs have in addition whose victim was stopped and woken.
-type lateFigures struct {
+// LateFigures are what runs have in addition whose victim was stopped and woken.
+type LateFigures struct {
 	LateFrames int     `json:"late_frames"`    // that left the victim after it was woken; the survivor has said them too
 	LateWithin float64 `json:"late_within_ms"` // of that, the last one
 }
 
-// diskFigures are what runs with a disk have in addition.
-type diskFigures struct {
+// DiskFigures are what runs with a disk have in addition.
+type DiskFigures struct {
 	DiskBlocks    uint64 `json:"disk_blocks"`    // writes of the guests
 	DiskLost      uint64 `json:"disk_lost"`      // sectors of the survivors' disks, 512 bytes each, without their last write
 	DiskCorrupted uint64 `json:"disk_corrupted"` // with anything else
 }
 
-// repeated is what several runs have in addition.
-type repeated struct {
+// Repeated is what several runs have in addition.
+type Repeated struct {
 	Runs        int     `json:"runs"`
 	Clean       int     `json:"clean"`
 	Inside      int     `json:"killed_in_checkpoint"` // of the runs; the others between two
@@ -72,28 +72,28 @@ type repeated struct {
 	FailoverMax float64 `json:"failover_ms_max"`
 }
 
-// newSummary sums up runs that came to a verdict.
-func newSummary(o options, backend string, runs []*result, tried int) summary {
-	s := summary{
-		Backend: backend, Mode: o.mode, VCPUs: o.vcpus, MemBytes: o.mem,
+// Summarise sums up runs that came to a verdict.
+func Summarise(o Config, backend string, runs []*Result, tried int) Summary {
+	s := Summary{
+		Backend: backend, Mode: o.Mode, VCPUs: o.VCPUs, MemBytes: o.Mem,
 		Causes: make(map[event.Cause]uint64),
 	}
-	var all []checkpoint
+	var all []Checkpoint
 	var failovers []time.Duration
 	survivors, exits := make(map[string]bool), make(map[string]bool)
 	inside, clean := 0, 0
-	if o.disk > 0 {
-		s.diskFigures = new(diskFigures)
+	if o.Disk > 0 {
+		s.DiskFigures = new(DiskFigures)
 	}
-	if o.signal == signalStop {
-		s.lateFigures = new(lateFigures)
+	if o.Signal == SignalStop {
+		s.LateFigures = new(LateFigures)
 	}
 	for _, r := range runs {
-		if l := s.lateFigures; l != nil {
+		if l := s.LateFigures; l != nil {
 			l.LateFrames += r.late
 			l.LateWithin = max(l.LateWithin, milliseconds(r.lateFor))
 		}
-		if d := s.diskFigures; d != nil {
+		if d := s.DiskFigures; d != nil {
 			d.DiskBlocks += r.DiskBlocks
 			d.DiskLost += r.DiskLost
 			d.DiskCorrupted += r.DiskCorrupted
@@ -122,25 +122,25 @@ func newSummary(o options, backend string, runs []*result, tried int) summary {
 		if strings.HasPrefix(r.killedAt, "in ") {
 			inside++
 		}
-		if r.clean() {
+		if r.Clean() {
 			clean++
 		}
 	}
 	s.Checkpoints = len(all)
-	s.DirtyPagesP50 = quantile(column(all, func(c checkpoint) uint64 { return c.DirtyPages }), 0.5)
-	pauses := column(all, func(c checkpoint) int64 { return c.PauseUS })
+	s.DirtyPagesP50 = quantile(column(all, func(c Checkpoint) uint64 { return c.DirtyPages }), 0.5)
+	pauses := column(all, func(c Checkpoint) int64 { return c.PauseUS })
 	s.PauseP50, s.PauseP99 = quantile(pauses, 0.5), quantile(pauses, 0.99)
-	stops := column(all, func(c checkpoint) int64 { return c.StoppedUS })
+	stops := column(all, func(c Checkpoint) int64 { return c.StoppedUS })
 	s.StoppedP50, s.StoppedP99 = quantile(stops, 0.5), quantile(stops, 0.99)
-	s.TransferP50 = quantile(column(all, func(c checkpoint) int64 { return c.TransferUS }), 0.5)
-	s.CommitP50 = quantile(column(all, func(c checkpoint) int64 { return c.CommitUS }), 0.5)
-	s.LatencyP50 = quantile(column(runs, func(r *result) int64 { return r.traffic.LatencyP50US }), 0.5)
-	s.LatencyP99 = quantile(column(runs, func(r *result) int64 { return r.traffic.LatencyP99US }), 1)
+	s.TransferP50 = quantile(column(all, func(c Checkpoint) int64 { return c.TransferUS }), 0.5)
+	s.CommitP50 = quantile(column(all, func(c Checkpoint) int64 { return c.CommitUS }), 0.5)
+	s.LatencyP50 = quantile(column(runs, func(r *Result) int64 { return r.traffic.LatencyP50US }), 0.5)
+	s.LatencyP99 = quantile(column(runs, func(r *Result) int64 { return r.traffic.LatencyP99US }), 1)
 	s.Failover = milliseconds(quantile(failovers, 0.5))
 	s.Survivor = strings.Join(slices.Sorted(maps.Keys(survivors)), ",")
 	s.COLOExit = strings.Join(slices.Sorted(maps.Keys(exits)), ",")
-	if o.repeat > 1 {
-		s.repeated = &repeated{
+	if o.Repeat > 1 {
+		s.Repeated = &Repeated{
 			Runs: tried, Clean: clean, Inside: inside,
 			FailoverP50: s.Failover,
 			FailoverP99: milliseconds(quantile(failovers, 0.99)),
@@ -150,8 +150,8 @@ func newSummary(o options, backend string, runs []*result, tried int) summary {
 	return s
 }
 
-// table prints the summary for people.
-func (s *summary) table(w io.Writer) {
+// Table prints the summary for people.
+func (s *Summary) Table(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(t, "%s\t%s\n", name, fmt.Sprintf(format, args...))
@@ -167,7 +167,7 @@ func (s *summary) table(w io.Writer) {
 		row("guest stood still", "%s ms p50, %s ms p99", ms(s.StoppedP50), ms(s.StoppedP99))
 	}
 	row("transfer, commit", "%s ms, %s ms p50", ms(s.TransferP50), ms(s.CommitP50))
-	if s.repeated != nil {
+	if s.Repeated != nil {
 		row("runs", "%d of %d clean, %d killed inside a checkpoint", s.Clean, s.Runs, s.Inside)
 		row("failover", "%.1f ms p50, %.1f ms p99, %.1f ms max, from SIGKILL to the survivor's first frame", s.FailoverP50, s.FailoverP99, s.FailoverMax)
 	} else if s.Failover > 0 {
@@ -175,7 +175,7 @@ func (s *summary) table(w io.Writer) {
 	}
 	row("survivor", "%s (COLO_EXIT %s)", s.Survivor, s.COLOExit)
 	row("frames that left", "%d", s.Released)
-	if s.Mode == modeCOLO {
+	if s.Mode == ModeCOLO {
 		row("of the primary's", "%d at a match, %s ms later p50, %s ms p99; %d at a checkpoint; the guests differed %d times",
 			s.AtMatch, ms(s.LatencyP50), ms(s.LatencyP99), s.AtCheckpoint, s.Diverged)
 	} else {
@@ -183,10 +183,10 @@ func (s *summary) table(w io.Writer) {
 	}
 	row("inputs answered", "%d", s.Inputs)
 	row("of the frames", "%d lost, %d contradicted, %d corrupted, %d sent twice", s.Lost, s.Contradicted, s.Corrupted, s.Duplicated)
-	if l := s.lateFigures; l != nil {
+	if l := s.LateFigures; l != nil {
 		row("of the woken side", "%d frames left, within %.1f ms", l.LateFrames, l.LateWithin)
 	}
-	if d := s.diskFigures; d != nil {
+	if d := s.DiskFigures; d != nil {
 		row("disk", "%d blocks written; sectors of the survivor's disk: %d lost, %d corrupted", d.DiskBlocks, d.DiskLost, d.DiskCorrupted)
 	}
 	t.Flush()

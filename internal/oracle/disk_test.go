@@ -1,17 +1,13 @@
-package main
+package oracle
 
 import (
 	"bytes"
 	"context"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/internal/guest"
-
-	"github.com/gocolo/lockstep/internal/require"
 )
 
 var smallDisk = guest.Params{VCPUs: 2, Pages: 8, Touch: 2, TSCPerMille: 300, Seed: 7, Disk: 64 << 10, DiskEvery: 3}
@@ -19,7 +15,7 @@ var smallDisk = guest.Params{VCPUs: 2, Pages: 8, Touch: 2, TSCPerMille: 300, See
 // lived is what a guest has left behind after a number of rounds of each vCPU.
 type lived struct {
 	frames    [][]byte
-	histories []history
+	histories []History
 	disk      []byte
 	before    []byte // the disk without the last write
 }
@@ -49,32 +45,32 @@ func live(t *testing.T, p guest.Params, rounds int) lived {
 	if err := g.Step(rounds); err != nil {
 		t.Fatal(err)
 	}
-	if l.histories, err = remembered(g.Memory(), p.VCPUs); err != nil {
+	if l.histories, err = Remembered(g.Memory(), p.VCPUs); err != nil {
 		t.Fatal(err)
 	}
 	return l
 }
 
-func (l lived) judged(t *testing.T, p guest.Params) verdict {
+func (l lived) judged(t *testing.T, p guest.Params) Verdict {
 	t.Helper()
-	o, err := newOracle(p)
+	o, err := New(p)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range l.frames {
-		o.frame(f)
+		o.Frame(f)
 	}
-	o.finish(l.histories)
-	if err := o.finishDisk(l.histories, bytes.NewReader(l.disk)); err != nil {
+	o.Finish(l.histories)
+	if err := o.FinishDisk(l.histories, bytes.NewReader(l.disk)); err != nil {
 		t.Fatal(err)
 	}
-	return o.verdict
+	return o.Verdict
 }
 
 func TestADiskThatTheMemoryHasWrittenIsClean(t *testing.T) {
 	for _, rounds := range []int{1, 2, 3, 4, 301} {
 		v := live(t, smallDisk, rounds).judged(t, smallDisk)
-		if !v.clean() || v.DiskBlocks != uint64(2*(rounds/3)) {
+		if !v.Clean() || v.DiskBlocks != uint64(2*(rounds/3)) {
 			t.Errorf("%d rounds: %+v", rounds, v)
 		}
 	}
@@ -83,13 +79,13 @@ func TestADiskThatTheMemoryHasWrittenIsClean(t *testing.T) {
 func TestARoundMayHaveWrittenBeforeItsFrameLeaves(t *testing.T) {
 	l := live(t, smallDisk, 300)
 	l.frames = l.frames[:len(l.frames)-1]
-	if v := l.judged(t, smallDisk); !v.clean() || v.DiskBlocks != 200 {
+	if v := l.judged(t, smallDisk); !v.Clean() || v.DiskBlocks != 200 {
 		t.Errorf("written: %+v", v)
 	}
 	// Or not: the guest was stopped between its memory and its disk.
 	l.disk = l.before
 	l.histories[1].Written -= 3
-	if v := l.judged(t, smallDisk); !v.clean() || v.DiskBlocks != 199 {
+	if v := l.judged(t, smallDisk); !v.Clean() || v.DiskBlocks != 199 {
 		t.Errorf("not written: %+v", v)
 	}
 }
@@ -97,7 +93,7 @@ func TestARoundMayHaveWrittenBeforeItsFrameLeaves(t *testing.T) {
 func TestADiskThatLostAWriteIsNoticed(t *testing.T) {
 	l := live(t, smallDisk, 300)
 	l.disk = l.before
-	if v := l.judged(t, smallDisk); v.clean() || v.DiskLost == 0 || v.DiskCorrupted != 0 || !strings.Contains(v.First, "round 300") {
+	if v := l.judged(t, smallDisk); v.Clean() || v.DiskLost == 0 || v.DiskCorrupted != 0 || !strings.Contains(v.First, "round 300") {
 		t.Errorf("%+v", v)
 	}
 }
@@ -107,7 +103,7 @@ func TestADiskThatIsAheadOfMemoryIsNoticed(t *testing.T) {
 	p.TSCPerMille = 0
 	l := live(t, p, 300)
 	l.disk = live(t, p, 303).disk
-	if v := l.judged(t, p); v.clean() || v.DiskCorrupted == 0 || v.DiskLost != 0 {
+	if v := l.judged(t, p); v.Clean() || v.DiskCorrupted == 0 || v.DiskLost != 0 {
 		t.Errorf("%+v", v)
 	}
 }
@@ -115,7 +111,7 @@ func TestADiskThatIsAheadOfMemoryIsNoticed(t *testing.T) {
 func TestAGuestThatGoesOnBeforeItsWriteIsDoneIsNoticed(t *testing.T) {
 	l := live(t, smallDisk, 300)
 	l.histories[0].Written -= 3
-	if v := l.judged(t, smallDisk); v.clean() || v.DiskLost != 1 {
+	if v := l.judged(t, smallDisk); v.Clean() || v.DiskLost != 1 {
 		t.Errorf("%+v", v)
 	}
 }
@@ -137,56 +133,17 @@ func TestATornOrForeignSectorIsNoticed(t *testing.T) {
 			at += guest.SectorSize
 		}
 		change(l.disk[at:])
-		if v := l.judged(t, smallDisk); v.clean() || v.DiskCorrupted+v.DiskLost != 1 {
+		if v := l.judged(t, smallDisk); v.Clean() || v.DiskCorrupted+v.DiskLost != 1 {
 			t.Errorf("%s: %+v", name, v)
 		}
 	}
 	l := whole
 	l.disk = l.disk[:len(l.disk)-1]
-	o, err := newOracle(smallDisk)
+	o, err := New(smallDisk)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if o.finishDisk(l.histories, bytes.NewReader(l.disk)) == nil {
+	if o.FinishDisk(l.histories, bytes.NewReader(l.disk)) == nil {
 		t.Error("a disk that is too short was read")
-	}
-}
-
-func TestTheSurvivorsDiskIsThatOfItsMemory(t *testing.T) {
-	dir := t.TempDir()
-	for _, victim := range []string{primary, secondary} {
-		for _, place := range []string{atAny, atReceived} {
-			s, lines := summed(t, append(short, "-backend", "sim", "-vcpus", "2", "-disk", "256K", "-disk-dir", dir, "-kill", victim, "-kill-at", place)...)
-			if s.diskFigures == nil || s.DiskBlocks < 100 || s.DiskLost+s.DiskCorrupted+s.Lost+s.Contradicted+s.Corrupted != 0 {
-				t.Errorf("%s/%s: %+v %+v", victim, place, s, s.diskFigures)
-			}
-			for _, key := range []string{`"disk_blocks":`, `"disk_lost":0`, `"disk_corrupted":0`} {
-				if !strings.Contains(lines[len(lines)-1], key) {
-					t.Errorf("the summary has no %s: %s", key, lines[len(lines)-1])
-				}
-			}
-		}
-	}
-	for _, side := range []string{primary, secondary} {
-		st, err := os.Stat(filepath.Join(dir, "lockstep-"+side+".img"))
-		if err != nil || st.Size() != 256<<10 {
-			t.Errorf("image of the %s: %v, %v", side, st, err)
-		}
-	}
-}
-
-func TestADiskIsHandedOverInOrderToo(t *testing.T) {
-	require.Outside(t, require.Processes)
-	out, _ := program(t, 0, append(short, "-backend", "sim", "-disk", "256K", "-kill", "none", "-early-resume=false")...)
-	if !strings.Contains(out, "its disk has what its memory has written") || !strings.Contains(out, "0 lost, 0 corrupted\n") {
-		t.Errorf("%s", out)
-	}
-}
-
-func TestWithoutADirectoryNoImageStays(t *testing.T) {
-	t.Setenv("TMPDIR", t.TempDir())
-	summed(t, append(short, "-backend", "sim", "-disk", "64K")...)
-	if left, err := os.ReadDir(os.Getenv("TMPDIR")); err != nil || len(left) > 0 {
-		t.Errorf("%v is still there (%v)", left, err)
 	}
 }

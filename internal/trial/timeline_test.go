@@ -1,4 +1,4 @@
-package main
+package trial
 
 import (
 	"bytes"
@@ -13,27 +13,28 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/oracle"
 )
 
 var update = flag.Bool("update", false, "rewrite the files in testdata")
 
 // drawn is a run as it might have been: thirty checkpoints, one of them slow,
 // and the primary killed in the last.
-func drawn() (options, *result) {
-	o := options{vcpus: 2, mem: 16 << 20, interval: 60 * time.Millisecond, earlyResume: true, repeat: 1}
+func drawn() (Config, *Result) {
+	o := Config{VCPUs: 2, Mem: 16 << 20, Interval: 60 * time.Millisecond, EarlyResume: true, Repeat: 1}
 	start := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	at := func(ms float64) time.Time { return start.Add(time.Duration(ms * float64(time.Millisecond))) }
-	r := &result{
-		started: start, protected: at(80), victim: primary, survivor: secondary, epoch: 30,
+	r := &Result{
+		started: start, protected: at(80), victim: Primary, survivor: Secondary, epoch: 30,
 		killed: at(1913), killedAt: "in checkpoint 31", resumed: at(1916.5),
 		frames:  map[string][]arrival{},
 		exit:    event.COLOExit{Mode: event.ModeSecondary, Reason: event.ExitError},
-		verdict: verdict{Released: 6400, Duplicated: 210},
+		Verdict: oracle.Verdict{Released: 6400, Duplicated: 210},
 	}
-	r.checkpoints = append(r.checkpoints, checkpoint{Epoch: 0, Cause: event.CauseInitial, Start: at(20), DirtyPages: 4000})
+	r.checkpoints = append(r.checkpoints, Checkpoint{Epoch: 0, Cause: event.CauseInitial, Start: at(20), DirtyPages: 4000})
 	n := uint64(0)
 	for e := range uint64(30) {
-		c := checkpoint{
+		c := Checkpoint{
 			Epoch: e + 1, Cause: event.CauseTimer, Start: at(80 + 60*float64(e+1)), EarlyResume: true,
 			PauseAtUS: 300, PauseUS: 500 + int64(e*37%200), TransferUS: 3000 + int64(e*91%900), CommitUS: 1500 + int64(e*53%700),
 			DirtyPages: 700 + e*29%150, Bytes: 3e6, Held: 20 + e*17%6,
@@ -43,7 +44,7 @@ func drawn() (options, *result) {
 		}
 		for range c.Held {
 			n++
-			r.frames[primary] = append(r.frames[primary], arrival{c.Start.Add(4 * time.Millisecond), 0, n})
+			r.frames[Primary] = append(r.frames[Primary], arrival{c.Start.Add(4 * time.Millisecond), 0, n})
 		}
 		r.checkpoints = append(r.checkpoints, c)
 	}
@@ -52,21 +53,21 @@ func drawn() (options, *result) {
 		if i > 40 {
 			when += float64(i-40) * 2
 		}
-		r.frames[secondary] = append(r.frames[secondary], arrival{at(when), int(i % 2), n - 10 + i})
+		r.frames[Secondary] = append(r.frames[Secondary], arrival{at(when), int(i % 2), n - 10 + i})
 	}
 	return o, r
 }
 
 func TestATimelineIsDrawnAsBefore(t *testing.T) {
-	for name, change := range map[string]func(*result){
-		"killed":  func(*result) {},
-		"no-kill": func(r *result) { r.victim, r.killedAt, r.survivor, r.killed = "", "", primary, time.Time{} },
-		"throttled": func(r *result) {
+	for name, change := range map[string]func(*Result){
+		"killed":  func(*Result) {},
+		"no-kill": func(r *Result) { r.victim, r.killedAt, r.survivor, r.killed = "", "", Primary, time.Time{} },
+		"throttled": func(r *Result) {
 			for i, p := range []int{20, 30, 40, 30, 0} {
 				r.throttled = append(r.throttled, throttled{r.started.Add(time.Duration(400+200*i) * time.Millisecond), p})
 			}
 		},
-		"one-point": func(r *result) { r.checkpoints = r.checkpoints[:2]; r.frames[primary] = r.frames[primary][:20] },
+		"one-point": func(r *Result) { r.checkpoints = r.checkpoints[:2]; r.frames[Primary] = r.frames[Primary][:20] },
 	} {
 		o, r := drawn()
 		change(r)
@@ -93,7 +94,7 @@ func TestATimelineIsDrawnAsBefore(t *testing.T) {
 
 func TestATimelineOfNothingIsStillAPicture(t *testing.T) {
 	var got bytes.Buffer
-	if err := drawTimeline(&got, options{vcpus: 1}, "sim", &result{started: time.Unix(1, 0)}); err != nil {
+	if err := drawTimeline(&got, Config{VCPUs: 1}, "sim", &Result{started: time.Unix(1, 0)}); err != nil {
 		t.Fatal(err)
 	}
 	wellFormed(t, "nothing", got.Bytes())

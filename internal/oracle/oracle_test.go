@@ -1,4 +1,4 @@
-package main
+package oracle
 
 import (
 	"bytes"
@@ -12,7 +12,7 @@ var small = guest.Params{VCPUs: 2, Pages: 8, Touch: 2, TSCPerMille: 300, Seed: 7
 
 // emit returns the frames of the first n rounds of each vCPU, alternating, and
 // the histories that the guest's memory then has.
-func emit(t *testing.T, p guest.Params, n int) ([][]byte, []history) {
+func emit(t *testing.T, p guest.Params, n int) ([][]byte, []History) {
 	t.Helper()
 	mem := make([]byte, p.MemSize())
 	if err := guest.Load(mem, p); err != nil {
@@ -40,7 +40,7 @@ func emit(t *testing.T, p guest.Params, n int) ([][]byte, []history) {
 			frames = append(frames, bytes.Clone(b))
 		}
 	}
-	histories, err := remembered(mem, p.VCPUs)
+	histories, err := Remembered(mem, p.VCPUs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -48,23 +48,23 @@ func emit(t *testing.T, p guest.Params, n int) ([][]byte, []history) {
 }
 
 // judged gives frames to a new oracle and returns its verdict.
-func judged(t *testing.T, p guest.Params, frames [][]byte, histories []history) verdict {
+func judged(t *testing.T, p guest.Params, frames [][]byte, histories []History) Verdict {
 	t.Helper()
-	o, err := newOracle(p)
+	o, err := New(p)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range frames {
-		o.frame(f)
+		o.Frame(f)
 	}
-	o.finish(histories)
-	return o.verdict
+	o.Finish(histories)
+	return o.Verdict
 }
 
 func TestWhatARightGuestSendsIsClean(t *testing.T) {
 	frames, histories := emit(t, small, 100)
 	v := judged(t, small, frames, histories)
-	if !v.clean() || v.Released != 200 || v.Duplicated != 0 {
+	if !v.Clean() || v.Released != 200 || v.Duplicated != 0 {
 		t.Errorf("%+v", v)
 	}
 	slices.Reverse(frames)
@@ -74,7 +74,7 @@ func TestWhatARightGuestSendsIsClean(t *testing.T) {
 }
 
 func TestNothingSentIsNotClean(t *testing.T) {
-	if v := judged(t, small, nil, make([]history, 2)); v.clean() {
+	if v := judged(t, small, nil, make([]History, 2)); v.Clean() {
 		t.Errorf("%+v", v)
 	}
 }
@@ -82,7 +82,7 @@ func TestNothingSentIsNotClean(t *testing.T) {
 func TestTheLastRoundMayBeStoppedBeforeItsFrame(t *testing.T) {
 	frames, histories := emit(t, small, 50)
 	v := judged(t, small, frames[:98], histories)
-	if !v.clean() || v.Released != 98 {
+	if !v.Clean() || v.Released != 98 {
 		t.Errorf("%+v", v)
 	}
 	if v := judged(t, small, frames[:96], histories); v.Lost != 2 {
@@ -93,7 +93,7 @@ func TestTheLastRoundMayBeStoppedBeforeItsFrame(t *testing.T) {
 func TestAFrameSentTwiceIsCountedAndHarmless(t *testing.T) {
 	frames, histories := emit(t, small, 50)
 	v := judged(t, small, append(frames, frames[10:30]...), histories)
-	if !v.clean() || v.Duplicated != 20 || v.Released != 100 {
+	if !v.Clean() || v.Duplicated != 20 || v.Released != 100 {
 		t.Errorf("%+v", v)
 	}
 }
@@ -101,7 +101,7 @@ func TestAFrameSentTwiceIsCountedAndHarmless(t *testing.T) {
 func TestAFrameThatNeverLeftIsLost(t *testing.T) {
 	frames, histories := emit(t, small, 50)
 	v := judged(t, small, slices.Delete(slices.Clone(frames), 40, 44), histories)
-	if v.clean() || v.Lost != 4 || v.Contradicted != 0 || v.Corrupted != 0 || v.Released != 96 {
+	if v.Clean() || v.Lost != 4 || v.Contradicted != 0 || v.Corrupted != 0 || v.Released != 96 {
 		t.Errorf("%+v", v)
 	}
 }
@@ -112,7 +112,7 @@ func TestAFrameWithAnotherHashIsCorrupted(t *testing.T) {
 	bad[20] = bytes.Clone(bad[20])
 	bad[20][len(bad[20])-12] ^= 1 // of h
 	v := judged(t, small, bad, histories)
-	if v.clean() || v.Corrupted != 1 || v.Contradicted != 1 || v.First == "" {
+	if v.Clean() || v.Corrupted != 1 || v.Contradicted != 1 || v.First == "" {
 		t.Errorf("%+v, want one corrupted and the survivor to contradict it", v)
 	}
 	bad[20] = frames[20][:len(frames[20])-1]
@@ -129,7 +129,7 @@ func TestTheOtherGuestsVersionOfARoundIsAContradiction(t *testing.T) {
 	other.TSCPerMille = 0
 	wrong, _ := emit(t, other, 50)
 	v := judged(t, small, append(frames, wrong[60:70]...), histories)
-	if v.clean() || v.Contradicted != 10 || v.Duplicated != 0 {
+	if v.Clean() || v.Contradicted != 10 || v.Duplicated != 0 {
 		t.Errorf("%+v", v)
 	}
 }
@@ -162,7 +162,7 @@ func TestAMemoryThatLostAPageIsCorruptedForGood(t *testing.T) {
 		}
 		frames = append(frames, bytes.Clone(b))
 	}
-	histories, err := remembered(mem, 1)
+	histories, err := Remembered(mem, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -176,10 +176,10 @@ func TestASurvivorThatForgotIsAContradiction(t *testing.T) {
 	frames, _ := emit(t, small, 50)
 	_, behind := emit(t, small, 45)
 	v := judged(t, small, frames, behind)
-	if v.clean() || v.Contradicted != 10 {
+	if v.Clean() || v.Contradicted != 10 {
 		t.Errorf("%+v, want the last five rounds of both vCPUs", v)
 	}
-	if v := judged(t, small, frames, behind[:1]); v.clean() {
+	if v := judged(t, small, frames, behind[:1]); v.Clean() {
 		t.Error("a vCPU without a history is clean")
 	}
 }
@@ -190,23 +190,23 @@ func TestRoundsOlderThanTheSurvivorsMemoryAreNotHeldAgainstIt(t *testing.T) {
 		histories[v].First += 30
 		histories[v].Hashes = histories[v].Hashes[30:]
 	}
-	if v := judged(t, small, frames, histories); !v.clean() {
+	if v := judged(t, small, frames, histories); !v.Clean() {
 		t.Errorf("%+v", v)
 	}
 }
 
 func TestNonsenseIsCorruptedAndBounded(t *testing.T) {
-	o, err := newOracle(small)
+	o, err := New(small)
 	if err != nil {
 		t.Fatal(err)
 	}
 	frames, _ := emit(t, small, 1)
 	far := bytes.Clone(frames[0])
 	far[len(far)-24] = 0x7f // the top of n
-	o.frame(far)
-	o.frame(nil)
-	o.frame([]byte("hello"))
+	o.Frame(far)
+	o.Frame(nil)
+	o.Frame([]byte("hello"))
 	if o.Corrupted != 3 || len(o.chains[0].early) != 0 {
-		t.Errorf("%+v, %d early", o.verdict, len(o.chains[0].early))
+		t.Errorf("%+v, %d early", o.Verdict, len(o.chains[0].early))
 	}
 }

@@ -1,4 +1,15 @@
-package main
+// Package oracle judges what a protected guest has said, from the outside and from
+// nothing else: each frame that left, the memory of the side that goes on, and its disk.
+//
+// It runs the model of package guest beside what it hears, vCPU by vCPU. A frame that does
+// not follow from the one before it is corrupted; two that say different things of one
+// round, or one that the survivor does not remember, contradict each other; one that
+// never left while later ones did is lost; one that left twice in the same words is
+// counted and harmless. What the guest has answered to have been told the survivor must
+// have been told, and its disk is what its memory has written, sector by sector.
+//
+// Those who test a pair of sides need it: it knows nothing of how they work.
+package oracle
 
 import (
 	"fmt"
@@ -6,18 +17,18 @@ import (
 	"github.com/gocolo/lockstep/internal/guest"
 )
 
-// An oracle judges what has left. It computes every vCPU's whole history from
+// An Oracle judges what has left. It computes every vCPU's whole history from
 // the frames alone, in whatever order they come, and so can tell a frame that
 // no right guest would have sent. It belongs to one goroutine at a time.
-type oracle struct {
+type Oracle struct {
 	chains []chain
 	told   []told
 	disk   *diskOracle // nil: the guest has none
-	verdict
+	Verdict
 }
 
-// verdict counts what has left.
-type verdict struct {
+// Verdict counts what has left.
+type Verdict struct {
 	Released     uint64 // frames that left, each counted once
 	Lost         uint64 // rounds whose frame never left though later ones did
 	Duplicated   uint64 // frames that left again with the same content
@@ -25,13 +36,13 @@ type verdict struct {
 	Corrupted    uint64 // frames that do not follow from the history before them
 	Answered     uint64 // inputs that the guest has said to have taken
 
-	diskVerdict
+	DiskVerdict
 
 	First string // what was wrong first, in words
 }
 
-// clean says that nobody outside can have noticed anything, nor the guest.
-func (v *verdict) clean() bool {
+// Clean says that nobody outside can have noticed anything, nor the guest.
+func (v *Verdict) Clean() bool {
 	return v.Released > 0 && v.Lost+v.Contradicted+v.Corrupted+v.DiskLost+v.DiskCorrupted == 0
 }
 
@@ -49,8 +60,9 @@ type round struct{ h, t uint64 }
 // tooEarly bounds how far a frame may be ahead of its predecessors.
 const tooEarly = 1 << 20
 
-func newOracle(p guest.Params) (*oracle, error) {
-	o := &oracle{disk: newDiskOracle(p)}
+// New makes the oracle of a guest that has said nothing yet.
+func New(p guest.Params) (*Oracle, error) {
+	o := &Oracle{disk: newDiskOracle(p)}
 	for v := range p.VCPUs {
 		m, err := guest.NewModel(p, v)
 		if err != nil {
@@ -62,15 +74,15 @@ func newOracle(p guest.Params) (*oracle, error) {
 	return o, nil
 }
 
-// frame takes a frame that has left, and returns it, unless it cannot be read.
+// Frame takes a frame that has left, and returns it, unless it cannot be read.
 // It keeps nothing of p.
-func (o *oracle) frame(p []byte) (f guest.Frame, ok bool) {
+func (o *Oracle) Frame(p []byte) (f guest.Frame, ok bool) {
 	f, err := guest.ParseFrame(p)
 	if err == nil && f.VCPU >= len(o.chains) {
 		err = fmt.Errorf("vCPU %d does not exist", f.VCPU)
 	}
 	if err != nil {
-		o.note(&o.Corrupted, "a frame that the guest cannot have sent: %v", err)
+		o.Note(&o.Corrupted, "a frame that the guest cannot have sent: %v", err)
 		return f, false
 	}
 	o.judge(f)
@@ -78,11 +90,11 @@ func (o *oracle) frame(p []byte) (f guest.Frame, ok bool) {
 }
 
 // judge takes a frame of a vCPU that exists.
-func (o *oracle) judge(f guest.Frame) {
+func (o *Oracle) judge(f guest.Frame) {
 	c := &o.chains[f.VCPU]
 	next := uint64(len(c.rounds)) + 1
 	if f.N == 0 || f.N > next+tooEarly {
-		o.note(&o.Corrupted, "vCPU %d: round %d after round %d", f.VCPU, f.N, next-1)
+		o.Note(&o.Corrupted, "vCPU %d: round %d after round %d", f.VCPU, f.N, next-1)
 		return
 	}
 	old, known := round{}, f.N < next
@@ -96,7 +108,7 @@ func (o *oracle) judge(f guest.Frame) {
 		o.Duplicated++
 		return
 	case known:
-		o.note(&o.Contradicted, "vCPU %d: round %d left as %#x and then as %#x", f.VCPU, f.N, old.h, f.H)
+		o.Note(&o.Contradicted, "vCPU %d: round %d left as %#x and then as %#x", f.VCPU, f.N, old.h, f.H)
 		return
 	}
 	o.Released++
@@ -112,28 +124,34 @@ func (o *oracle) judge(f guest.Frame) {
 }
 
 // follow checks the next round of a chain.
-func (o *oracle) follow(c *chain, f guest.Frame) {
+func (o *Oracle) follow(c *chain, f guest.Frame) {
 	t := f.T
 	if takes := c.model.TakesTSC(f.N); takes != (t != 0) {
-		o.note(&o.Corrupted, "vCPU %d: round %d took in the time-stamp counter %#x, which it should: %v", f.VCPU, f.N, t, takes)
+		o.Note(&o.Corrupted, "vCPU %d: round %d took in the time-stamp counter %#x, which it should: %v", f.VCPU, f.N, t, takes)
 		c.model.Next(t)
 	} else if _, h := c.model.Next(t); h != f.H {
-		o.note(&o.Corrupted, "vCPU %d: round %d has hash %#x, its history gives %#x", f.VCPU, f.N, f.H, h)
+		o.Note(&o.Corrupted, "vCPU %d: round %d has hash %#x, its history gives %#x", f.VCPU, f.N, f.H, h)
 	}
 	o.disk.follow(c.model)
 	c.rounds = append(c.rounds, round{f.H, t})
 }
 
-// finish compares what has left with the survivor's own memory of its rounds,
+// Progress returns the greatest round of a vCPU that has left, and the greatest input
+// that it has answered.
+func (o *Oracle) Progress(vcpu int) (last, answered uint64) {
+	return o.chains[vcpu].last, o.told[vcpu].answered
+}
+
+// Finish compares what has left with the survivor's own memory of its rounds,
 // one history for each vCPU, and counts what never left. The survivor has
 // stopped and all that it sent has been taken.
-func (o *oracle) finish(histories []history) {
+func (o *Oracle) Finish(histories []History) {
 	o.finishInput(histories)
 	for v := range o.chains {
 		c := &o.chains[v]
 		last := c.last
 		if v >= len(histories) {
-			o.note(&o.Contradicted, "vCPU %d: the survivor has no history", v)
+			o.Note(&o.Contradicted, "vCPU %d: the survivor has no history", v)
 			continue
 		}
 		h := histories[v]
@@ -150,29 +168,29 @@ func (o *oracle) finish(histories []history) {
 				got, left = f.H, true
 			}
 			if !left {
-				o.note(&o.Lost, "vCPU %d: round %d of %d never left", v, n, last)
+				o.Note(&o.Lost, "vCPU %d: round %d of %d never left", v, n, last)
 				continue
 			}
 			want, known := h.at(n)
 			if n > h.last() {
-				o.note(&o.Contradicted, "vCPU %d: round %d left, the survivor is at round %d", v, n, h.last())
+				o.Note(&o.Contradicted, "vCPU %d: round %d left, the survivor is at round %d", v, n, h.last())
 			} else if known && got != want {
-				o.note(&o.Contradicted, "vCPU %d: round %d left as %#x, the survivor knows it as %#x", v, n, got, want)
+				o.Note(&o.Contradicted, "vCPU %d: round %d left as %#x, the survivor knows it as %#x", v, n, got, want)
 			}
 		}
 	}
 }
 
-// note counts something wrong and keeps the words for the first.
-func (o *oracle) note(count *uint64, format string, args ...any) {
+// Note counts something wrong and keeps the words for the first.
+func (o *Oracle) Note(count *uint64, format string, args ...any) {
 	*count++
 	if o.First == "" {
 		o.First = fmt.Sprintf(format, args...)
 	}
 }
 
-// history is what a guest's memory says of a vCPU's last rounds.
-type history struct {
+// History is what a guest's memory says of a vCPU's last rounds.
+type History struct {
 	First   uint64   `json:"first"`   // the oldest round that it still has
 	Hashes  []uint64 `json:"hashes"`  // from First on
 	T       uint64   `json:"t"`       // the time-stamp counter of the last round, if its frame is written
@@ -181,15 +199,15 @@ type history struct {
 	Inputs  uint64   `json:"inputs"`  // the hash of all of them
 }
 
-// remembered reads the histories of a guest that stands still.
-func remembered(mem []byte, vcpus int) ([]history, error) {
-	var histories []history
+// Remembered reads the histories of a guest that stands still.
+func Remembered(mem []byte, vcpus int) ([]History, error) {
+	var histories []History
 	for v := range vcpus {
 		entries, err := guest.ReadRing(mem, v)
 		if err != nil {
 			return nil, err
 		}
-		h := history{Hashes: make([]uint64, len(entries))}
+		h := History{Hashes: make([]uint64, len(entries))}
 		for i, e := range entries {
 			h.Hashes[i] = e.H
 		}
@@ -214,14 +232,14 @@ func remembered(mem []byte, vcpus int) ([]history, error) {
 	return histories, nil
 }
 
-func (h history) last() uint64 {
+func (h History) last() uint64 {
 	if len(h.Hashes) == 0 {
 		return 0
 	}
 	return h.First + uint64(len(h.Hashes)) - 1
 }
 
-func (h history) at(n uint64) (uint64, bool) {
+func (h History) at(n uint64) (uint64, bool) {
 	if n < h.First || n > h.last() {
 		return 0, false
 	}

@@ -1,4 +1,8 @@
-package main
+// Package killpoint stops a side of a session at a chosen place of a chosen checkpoint: before
+// a step, or at a byte of what it sends or receives. It is for tests that kill or stop
+// a process exactly there; the side says where it stands, and waits for its end or
+// for leave to go on.
+package killpoint
 
 import (
 	"fmt"
@@ -7,30 +11,51 @@ import (
 	"sync"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/event"
 )
 
-// A killPoint stops a side at a chosen place of a chosen checkpoint, says so,
+// Places where a side can stop; the steps are others.
+const (
+	AtAny      = "any"  // a random instant, which is no place
+	AtEach     = "each" // step, one after the other
+	atRequest  = "request"
+	atRAM      = "ram"
+	atDevice   = "device"
+	AtReceived = "received"
+	atLoaded   = "loaded"
+)
+
+// The sides.
+const (
+	onPrimary   = string(event.ModePrimary)
+	onSecondary = string(event.ModeSecondary)
+)
+
+// Places are all that a side may be told to stop at, but for the steps.
+var Places = []string{AtAny, AtEach, atRequest, atRAM, atDevice, AtReceived, atLoaded}
+
+// A Point stops a side at a chosen place of a chosen checkpoint, says so,
 // and waits there to be killed. Its hooks are called on the goroutine of the
-// session; the nil killPoint never stops.
-type killPoint struct {
-	place string // a place of -kill-at other than any and each
-	epoch uint64 // the checkpoint
-	rng   *rand.Rand
-	stop  func(detail string) // says where it stopped, and waits
+// session; the nil Point never stops.
+type Point struct {
+	Place string // a place of -kill-at other than any and each
+	Epoch uint64 // the checkpoint
+	Rand  *rand.Rand
+	Stop  func(detail string) // says where it stopped, and waits
 
 	device uint64 // size of the last device state, bytes
 	total  uint64 // bytes of the last checkpoint
 	limit  limit
 }
 
-// The steps of a checkpoint (see package colo): a side can stop before each of
+// Steps are those of a checkpoint (see package colo), for each side, which can stop before each of
 // them. A primary with much memory to send has one more, "send ram ahead".
-var steps = map[string][]string{
-	primary: {
+var Steps = map[string][]string{
+	onPrimary: {
 		"send checkpoint-request", "expect checkpoint-reply", "pause", "mark", "capture", "early resume",
 		"send vmstate-send", "send ram", "send device state", "expect vmstate-received", "expect vmstate-loaded", "late resume",
 	},
-	secondary: {
+	onSecondary: {
 		"pause", "send checkpoint-reply", "expect vmstate-send", "stage ram", "stage device state", "stage disks",
 		"commit", "resume", "send vmstate-loaded", "wait",
 	},
@@ -40,15 +65,15 @@ var steps = map[string][]string{
 // on the bytes are counted for places inside the stream.
 var (
 	stopBefore = map[string]map[string]string{
-		primary: {
+		onPrimary: {
 			atRequest:  "pause", // the secondary has replied
-			atReceived: "expect vmstate-loaded",
+			AtReceived: "expect vmstate-loaded",
 			atLoaded:   "late resume",
 			// If fewer bytes than expected were written:
 			atRAM:    "expect vmstate-received",
 			atDevice: "expect vmstate-received",
 		},
-		secondary: {
+		onSecondary: {
 			atRequest: "send checkpoint-reply",
 			atLoaded:  "wait", // for the next one
 			// Received is in the middle of the commit; see stage.
@@ -57,38 +82,38 @@ var (
 		},
 	}
 	countFrom = map[string]map[string]string{
-		primary:   {atRAM: "send vmstate-send", atDevice: "send device state"},
-		secondary: {atRAM: "stage ram", atDevice: "stage device state"},
+		onPrimary:   {atRAM: "send vmstate-send", atDevice: "send device state"},
+		onSecondary: {atRAM: "stage ram", atDevice: "stage device state"},
 	}
 )
 
-// step is the Step hook of a side's session.
-func (k *killPoint) step(side string) func(op string, epoch uint64) {
+// Step is the Step hook of a side's session.
+func (k *Point) Step(side string) func(op string, epoch uint64) {
 	if k == nil {
 		return nil
 	}
 	return func(op string, epoch uint64) {
-		if epoch != k.epoch {
+		if epoch != k.Epoch {
 			return
 		}
 		switch op {
-		case k.place, stopBefore[side][k.place]:
-			k.stop("before " + op)
-		case countFrom[side][k.place]:
+		case k.Place, stopBefore[side][k.Place]:
+			k.Stop("before " + op)
+		case countFrom[side][k.Place]:
 			k.arm(side)
 		}
 	}
 }
 
-// trace is the Trace hook: it learns how large the device state is.
-func (k *killPoint) trace(_ string, m colo.Message, value uint64) {
+// Trace is the Trace hook: it learns how large the device state is.
+func (k *Point) Trace(_ string, m colo.Message, value uint64) {
 	if k != nil && m == colo.VMStateSize {
 		k.device = value
 	}
 }
 
-// committed is told how many bytes a checkpoint had.
-func (k *killPoint) committed(bytes uint64) {
+// Committed is told how many bytes a checkpoint had.
+func (k *Point) Committed(bytes uint64) {
 	if k != nil {
 		k.total = bytes
 	}
@@ -96,39 +121,39 @@ func (k *killPoint) committed(bytes uint64) {
 
 // arm draws a byte of the stream to stop at: of memory as much as the last
 // checkpoint had, of device state its own size.
-func (k *killPoint) arm(side string) {
-	if k.place == atDevice && side == primary {
+func (k *Point) arm(side string) {
+	if k.Place == atDevice && side == onPrimary {
 		// Half of the time all of it leaves: the secondary then has a
 		// checkpoint whose output the primary has not yet released.
-		if k.rng.IntN(2) == 0 {
+		if k.Rand.IntN(2) == 0 {
 			return
 		}
 		// It leaves in one write with the end of memory before it: count
 		// from its end.
-		n := int64(k.rng.Uint64N(max(k.device, 1))) + 1
-		k.limit.set(n, true, func(int64) { k.stop(fmt.Sprintf("%d bytes before the end of its device state", n)) })
+		n := int64(k.Rand.Uint64N(max(k.device, 1))) + 1
+		k.limit.set(n, true, func(int64) { k.Stop(fmt.Sprintf("%d bytes before the end of its device state", n)) })
 		return
 	}
 	within, what := max(k.total, k.device+1)-k.device, "memory"
-	if k.place == atDevice {
+	if k.Place == atDevice {
 		within, what = max(k.device, 1), "device state"
 	}
-	n := int64(k.rng.Uint64N(within)) + 1
-	k.limit.set(n, false, func(done int64) { k.stop(fmt.Sprintf("%d bytes into its %s", done, what)) })
+	n := int64(k.Rand.Uint64N(within)) + 1
+	k.limit.set(n, false, func(done int64) { k.Stop(fmt.Sprintf("%d bytes into its %s", done, what)) })
 }
 
-// conn puts the limit on a connection.
-func (k *killPoint) conn(c *net.TCPConn, side string) net.Conn {
+// Conn puts the limit on a connection.
+func (k *Point) Conn(c *net.TCPConn, side string) net.Conn {
 	if k == nil {
 		return c
 	}
-	return &limitedConn{TCPConn: c, limit: &k.limit, reads: side == secondary}
+	return &limitedConn{TCPConn: c, limit: &k.limit, reads: side == onSecondary}
 }
 
-// stage stops in the middle of a secondary's commit: vmstate-received has been
+// Stage stops in the middle of a secondary's commit: vmstate-received has been
 // sent and nothing has been loaded.
-func (k *killPoint) stage(s colo.Stage, epoch func() uint64) colo.Stage {
-	if k == nil || k.place != atReceived {
+func (k *Point) Stage(s colo.Stage, epoch func() uint64) colo.Stage {
+	if k == nil || k.Place != AtReceived {
 		return s
 	}
 	return &stoppingStage{Stage: s, point: k, epoch: epoch}
@@ -136,13 +161,13 @@ func (k *killPoint) stage(s colo.Stage, epoch func() uint64) colo.Stage {
 
 type stoppingStage struct {
 	colo.Stage
-	point *killPoint
+	point *Point
 	epoch func() uint64 // the last one committed
 }
 
 func (s *stoppingStage) Flush() error {
-	if s.epoch()+1 == s.point.epoch {
-		s.point.stop("in the commit")
+	if s.epoch()+1 == s.point.Epoch {
+		s.point.Stop("in the commit")
 	}
 	return s.Stage.Flush()
 }

@@ -1,4 +1,4 @@
-package main
+package trial
 
 import (
 	"net"
@@ -42,7 +42,7 @@ func (t *talk) run() {
 		side string
 		at   time.Time
 	}
-	last := make([]said, t.client.oracle.vcpus())
+	last := make([]said, t.client.oracle.VCPUs())
 	for {
 		select {
 		case <-t.stop:
@@ -57,7 +57,7 @@ func (t *talk) run() {
 				*l = said{in.M, side, now}
 				// A side that is dead does not hear it; the next one will.
 				to.raw.SetWriteDeadline(time.Now().Add(patience))
-				to.conn.WritePacket(t.client.vlan.tag(in.AppendFrame(nil)))
+				to.conn.WritePacket(t.client.vlan.Tag(in.AppendFrame(nil)))
 			}
 		}
 	}
@@ -68,5 +68,5 @@ func (t *talk) run() {
 func (c *client) next(vcpu int) (guest.Input, string, *input) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.oracle.next(vcpu), c.guestAt, c.inputs[c.guestAt]
+	return c.oracle.Next(vcpu), c.guestAt, c.inputs[c.guestAt]
 }

@@ -1,23 +1,25 @@
-package main
+package trial
 
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"io"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/oracle"
 )
 
 // The names of the two sides.
 const (
-	primary   = string(event.ModePrimary)
-	secondary = string(event.ModeSecondary)
+	Primary   = string(event.ModePrimary)
+	Secondary = string(event.ModeSecondary)
 )
 
-// sideConfig is the first line that a side reads from its standard input.
-type sideConfig struct {
+// SideConfig is the first line that a side reads from its standard input.
+type SideConfig struct {
 	Side    string       `json:"side"`
 	Backend string       `json:"backend"`
 	Guest   guest.Params `json:"guest"`
@@ -31,7 +33,7 @@ type sideConfig struct {
 	QMP string `json:"qmp,omitempty"` // where this side has its monitor
 
 	Mode        string        `json:"mode"`
-	VLAN        vlan          `json:"vlan,omitempty"` // of each frame
+	VLAN        VLAN          `json:"vlan,omitempty"` // of each frame
 	Interval    time.Duration `json:"interval"`       // between checkpoints
 	Lost        time.Duration `json:"lost"`           // without a heartbeat: the other side is lost
 	EarlyResume bool          `json:"early_resume"`
@@ -44,47 +46,52 @@ type sideConfig struct {
 	StopEpoch uint64 `json:"stop_epoch,omitempty"`
 	Seed      uint64 `json:"seed"`
 
-	missed func(block string, offset uint64) // with VerifyDirty, of this process
+	// Missed, with VerifyDirty, is told what the dirty log of this process lacks. It is
+	// the process's own to set.
+	Missed func(block string, offset uint64) `json:"-"`
 }
 
-// command is any further line. The end of the input means that the parent is
+// ErrOrphan says that the parent has gone, which ends a side.
+var ErrOrphan = errors.New("the parent process has gone")
+
+// Command is any further line. The end of the input means that the parent is
 // gone, and ends the side.
-type command struct {
-	Connect  *addresses `json:"connect,omitempty"`  // primary: where the secondary listens
+type Command struct {
+	Connect  *Addresses `json:"connect,omitempty"`  // primary: where the secondary listens
 	Failover bool       `json:"failover,omitempty"` // go on alone
 	Proceed  bool       `json:"proceed,omitempty"`  // go on from the place where it stopped
 	Stop     bool       `json:"stop,omitempty"`     // pause, say what the guest remembers, and end
 }
 
-// addresses are where a secondary listens.
-type addresses struct {
+// Addresses are where a secondary listens.
+type Addresses struct {
 	COLO      string `json:"colo"`
 	Heartbeat string `json:"heartbeat"`
 	Disk      string `json:"disk"` // NBD
 	Packets   string `json:"packets"`
 }
 
-// report is a line that a side writes to its standard output: one of these.
-type report struct {
-	Listening  *addresses    `json:"listening,omitempty"`
-	Event      *event.Record `json:"event,omitempty"`
-	Checkpoint *checkpoint   `json:"checkpoint,omitempty"`
-	Stopped    *stopped      `json:"stopped,omitempty"`
-	Ended      *ended        `json:"ended,omitempty"`
-	Histories  []history     `json:"histories,omitempty"`
-	Traffic    *traffic      `json:"traffic,omitempty"` // beside Histories
-	Missed     *missedPage   `json:"missed,omitempty"`
+// Report is a line that a side writes to its standard output: one of these.
+type Report struct {
+	Listening  *Addresses       `json:"listening,omitempty"`
+	Event      *event.Record    `json:"event,omitempty"`
+	Checkpoint *Checkpoint      `json:"checkpoint,omitempty"`
+	Stopped    *Stopped         `json:"stopped,omitempty"`
+	Ended      *Ended           `json:"ended,omitempty"`
+	Histories  []oracle.History `json:"histories,omitempty"`
+	Traffic    *Traffic         `json:"traffic,omitempty"` // beside Histories
+	Missed     *MissedPage      `json:"missed,omitempty"`
 }
 
-// missedPage is a page that was written and that the side's dirty log lacked when the
+// MissedPage is a page that was written and that the side's dirty log lacked when the
 // guest was paused.
-type missedPage struct {
+type MissedPage struct {
 	Block  string `json:"block"`
 	Offset uint64 `json:"offset"` // bytes
 }
 
-// checkpoint is what the primary tells of a checkpoint that both sides have.
-type checkpoint struct {
+// Checkpoint is what the primary tells of a checkpoint that both sides have.
+type Checkpoint struct {
 	Epoch       uint64      `json:"epoch"`
 	Cause       event.Cause `json:"cause"`
 	Start       time.Time   `json:"start"`
@@ -97,12 +104,12 @@ type checkpoint struct {
 	Bytes       uint64      `json:"bytes"`
 	EarlyResume bool        `json:"early_resume"`
 	Held        uint64      `json:"held"`    // frames that waited for it
-	Traffic     *traffic    `json:"traffic"` // so far
+	Traffic     *Traffic    `json:"traffic"` // so far
 }
 
-// traffic is what the primary counts of its guest's packets. Latency is how long
+// Traffic is what the primary counts of its guest's packets. Latency is how long
 // those were held that left at a match.
-type traffic struct {
+type Traffic struct {
 	Matched      uint64 `json:"matched"`       // left because both guests had said the same
 	AtCheckpoint uint64 `json:"at_checkpoint"` // left because a checkpoint covered them
 	Diverged     uint64 `json:"diverged"`      // times that the guests were found to differ
@@ -110,14 +117,14 @@ type traffic struct {
 	LatencyP99US int64  `json:"latency_us_p99"`
 }
 
-// stopped says that the side stands at the place where it is to be killed.
-type stopped struct {
+// Stopped says that the side stands at the place where it is to be killed.
+type Stopped struct {
 	Epoch  uint64 `json:"epoch"`
 	Detail string `json:"detail"`
 }
 
-// ended says that a side's session is over.
-type ended struct {
+// Ended says that a side's session is over.
+type Ended struct {
 	TookOver bool   `json:"took_over"`
 	Refused  bool   `json:"refused,omitempty"` // by the witness
 	Error    string `json:"error,omitempty"`
@@ -128,31 +135,32 @@ type ended struct {
 // inputSuffix on the one that the client sends by. The other one says that what follows was released after it had taken over. The guest's own
 // frames are longer.
 const (
-	tookOver    = "took over"
-	inputSuffix = " input"
+	TookOver    = "took over"
+	InputSuffix = " input"
 )
 
-// reporter writes reports off the goroutine of the session, in whose pauses no pipe
+// Reporter writes reports off the goroutine of the session, in whose pauses no pipe
 // should be written to; those that have gathered meanwhile together, since each write
 // wakes the parent.
-type reporter struct {
+type Reporter struct {
 	queue chan queued
 	done  chan struct{}
 }
 
 type queued struct {
-	report
+	Report
 	written chan struct{} // closed when it is; nil: nobody waits
 }
 
-func newReporter(w io.Writer) *reporter {
-	r := &reporter{make(chan queued, 256), make(chan struct{})}
+// NewReporter starts a Reporter. Close ends it.
+func NewReporter(w io.Writer) *Reporter {
+	r := &Reporter{make(chan queued, 256), make(chan struct{})}
 	go func() {
 		defer close(r.done)
 		b := bufio.NewWriterSize(w, 64<<10)
 		enc := json.NewEncoder(b)
 		for q := range r.queue {
-			enc.Encode(q.report) // a parent that does not read has gone
+			enc.Encode(q.Report) // a parent that does not read has gone
 			if q.written != nil || len(r.queue) == 0 {
 				b.Flush()
 			}
@@ -164,18 +172,18 @@ func newReporter(w io.Writer) *reporter {
 	return r
 }
 
-// send queues a report.
-func (r *reporter) send(rep report) { r.queue <- queued{report: rep} }
+// Send queues a report.
+func (r *Reporter) Send(rep Report) { r.queue <- queued{Report: rep} }
 
-// sendNow returns when the report, and all before it, have been written.
-func (r *reporter) sendNow(rep report) {
+// SendNow returns when the report, and all before it, have been written.
+func (r *Reporter) SendNow(rep Report) {
 	written := make(chan struct{})
 	r.queue <- queued{rep, written}
 	<-written
 }
 
-// close ends the reporter when all is written.
-func (r *reporter) close() {
+// Close ends the reporter when all is written.
+func (r *Reporter) Close() {
 	close(r.queue)
 	<-r.done
 }

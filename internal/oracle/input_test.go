@@ -1,4 +1,4 @@
-package main
+package oracle
 
 import (
 	"testing"
@@ -8,15 +8,15 @@ import (
 
 // conversation tells vCPU 1 of a guest n words and gives the answers to an oracle
 // whose guest has said as much as it takes to be clean.
-func conversation(t *testing.T, n int) (*oracle, [][]byte, []history) {
+func conversation(t *testing.T, n int) (*Oracle, [][]byte, []History) {
 	t.Helper()
 	frames, _ := emit(t, small, 10)
-	o, err := newOracle(small)
+	o, err := New(small)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, f := range frames {
-		o.frame(f)
+		o.Frame(f)
 	}
 	mem := make([]byte, small.MemSize())
 	if err := guest.Load(mem, small); err != nil {
@@ -24,8 +24,8 @@ func conversation(t *testing.T, n int) (*oracle, [][]byte, []history) {
 	}
 	var answers [][]byte
 	for range n {
-		in := o.next(1)
-		if again := o.next(1); again != in {
+		in := o.Next(1)
+		if again := o.Next(1); again != in {
 			t.Fatalf("%+v and then %+v without an answer", in, again)
 		}
 		if _, _, err := guest.PutInput(mem, 1, in.AppendFrame(nil)); err != nil {
@@ -40,7 +40,7 @@ func conversation(t *testing.T, n int) (*oracle, [][]byte, []history) {
 			t.Fatal(err)
 		}
 		answers = append(answers, append([]byte(nil), b...))
-		if !o.reply(b) || o.reply(frames[0]) {
+		if !o.Reply(b) || o.Reply(frames[0]) {
 			t.Fatal("an answer and a round are confused")
 		}
 	}
@@ -55,10 +55,10 @@ func conversation(t *testing.T, n int) (*oracle, [][]byte, []history) {
 
 func TestAnsweredInputsThatTheSurvivorHasAreClean(t *testing.T) {
 	o, answers, histories := conversation(t, 20)
-	o.reply(answers[3]) // again
-	o.finish(histories)
-	if !o.clean() || o.Answered != 20 {
-		t.Errorf("%+v", o.verdict)
+	o.Reply(answers[3]) // again
+	o.Finish(histories)
+	if !o.Clean() || o.Answered != 20 {
+		t.Errorf("%+v", o.Verdict)
 	}
 }
 
@@ -66,9 +66,9 @@ func TestASurvivorThatHasNotTakenWhatWasAnsweredIsAContradiction(t *testing.T) {
 	o, _, histories := conversation(t, 20)
 	_, _, before := conversation(t, 19)
 	histories[1].Input, histories[1].Inputs = before[1].Input, before[1].Inputs
-	o.finish(histories)
-	if o.clean() || o.Contradicted != 1 {
-		t.Errorf("%+v", o.verdict)
+	o.Finish(histories)
+	if o.Clean() || o.Contradicted != 1 {
+		t.Errorf("%+v", o.Verdict)
 	}
 }
 
@@ -76,9 +76,9 @@ func TestASurvivorThatRemembersSomethingElseIsCorrupted(t *testing.T) {
 	o, _, histories := conversation(t, 20)
 	histories[1].Inputs++
 	histories[0].Input = 1 << 40
-	o.finish(histories)
+	o.Finish(histories)
 	if o.Corrupted != 2 {
-		t.Errorf("%+v", o.verdict)
+		t.Errorf("%+v", o.Verdict)
 	}
 }
 
@@ -87,8 +87,8 @@ func TestAnAnswerThatDoesNotFollowIsCorrupted(t *testing.T) {
 		o, answers, _ := conversation(t, 3)
 		bad := append([]byte(nil), answers[2]...)
 		bad[len(bad)-32+at-1] ^= 0x40
-		if !o.reply(bad) || o.Corrupted != 1 {
-			t.Errorf("byte %d: %+v", at, o.verdict)
+		if !o.Reply(bad) || o.Corrupted != 1 {
+			t.Errorf("byte %d: %+v", at, o.Verdict)
 		}
 	}
 }
