@@ -26,6 +26,8 @@ func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func(*Config){
+		"MinInterval":     func(c *Config) { c.MinInterval = 5 * time.Second },
+		"is negative":     func(c *Config) { c.MinInterval = -1 },
 		"guest's name":    func(c *Config) { c.Name = "" },
 		"host's name":     func(c *Config) { c.Host = strings.Repeat("x", 256) },
 		"machine type":    func(c *Config) { c.Machine = strings.Repeat("x", 256) },
@@ -75,7 +77,7 @@ func TestTimesAreWhatThePackageCommentSays(t *testing.T) {
 	}
 	doc := packageComment(t)
 	for name, d := range map[string]time.Duration{
-		"CheckpointDelay": c.CheckpointDelay, "Beat": c.Beat, "Lost": c.Lost, "Term": c.Term, "PeerTimeout": c.PeerTimeout, "CheckpointTimeout": c.CheckpointTimeout, "": greetTime,
+		"CheckpointDelay": c.CheckpointDelay, "Beat": c.Beat, "Lost": c.Lost, "Term": c.Term, "PeerTimeout": c.PeerTimeout, "CheckpointTimeout": c.CheckpointTimeout, "MinInterval": c.MinInterval, "": greetTime,
 	} {
 		want := strings.Replace(d.String(), "ms", " ms", 1)
 		if !strings.HasSuffix(want, "ms") {
