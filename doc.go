@@ -14,7 +14,8 @@
 // and the page of [github.com/gocolo/lockstep/colo/protect/watch].
 //
 // A VMM on KVM finds the pauses, the vCPU state and the dirty log in package
-// [github.com/gocolo/lockstep/kvm]; one that uses gokvm finds its whole machine in
+// [github.com/gocolo/lockstep/kvm]. One without devices of its own finds a whole small
+// machine in [github.com/gocolo/lockstep/kvm/pc], and one that uses gokvm has that taken over by
 // [github.com/gocolo/lockstep/kvm/gokvmhost].
 //
 // # To steer a session by hand

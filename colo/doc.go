@@ -38,9 +38,11 @@
 //	                                           resume
 //	held disk writes go on           ◄──6──    send vmstate-loaded
 //
-// A secondary of ours says [Hello] before checkpoint-ready, and a primary of ours
-// [Alive] while it waits. The numbers are the wire values of [Message]. The words of the three moments
-// are used throughout: the secondary stages, then commits, then has loaded.
+// A secondary of this package says [Hello] before checkpoint-ready, and a primary of
+// this package [Alive] while it waits. Such a secondary that keeps no copy of the
+// primary's memory says [DirtyPages] before checkpoint-reply. The numbers are the wire
+// values of [Message]. The words of the three moments are used throughout: the
+// secondary stages, then commits, then has loaded.
 //
 //   - Until vmstate-received, losing either side costs nothing: what was staged
 //     is dropped and the secondary's guest has not been touched. Everything that
@@ -108,13 +110,13 @@
 //
 // Only two peers of this library can do so. A primary announces itself in the
 // description at the end of the initial stream, which a QEMU throws away, and a
-// secondary of ours answers with [Hello]. Towards a QEMU, End and the end of the
+// secondary of this package answers with [Hello]. Towards a QEMU, End and the end of the
 // context leave it unknown what the other side does. A secondary does not go on
 // then and asks nobody. For a primary End is a claim at the arbiter, and a context
 // that has ended lets it ask once more. A QEMU has to be told by itself: a
 // secondary is quit, and a primary, whose guest stands still until then, leaves
 // COLO by x-colo-lost-heartbeat. Without an arbiter tell it first, and then call
-// Fenced on a primary of ours.
+// Fenced on a primary of this package.
 //
 // # Time
 //
@@ -134,7 +136,7 @@
 // (1) With an Arbiter; without one there is nobody to give the secondary up to,
 // and PeerTimeout bounds each wait. In the initial synchronisation it counts
 // from the last pause, and has 4 ns for each byte that was sent on top.
-// (2) A primary of ours says [Alive] three times as often, whatever its delay.
+// (2) A primary of this package says [Alive] three times as often, whatever its delay.
 // Towards a QEMU there is no bound unless one is set, which must be more than its
 // x-checkpoint-delay.
 // (3) Of a peer that is not known to live: with a [Heartbeat] a transfer is waited

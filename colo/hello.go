@@ -10,7 +10,7 @@ import (
 	"unicode"
 )
 
-// How two of ours recognise each other. The primary announces itself in the
+// How two sides of this package recognise each other. The primary announces itself in the
 // description that ends the initial stream, as one more member of its JSON
 // object: a QEMU reads the description and throws it away. A secondary that
 // knows the member answers with Hello in front of CheckpointReady. Neither word
@@ -24,26 +24,37 @@ type announcement struct {
 	CheckpointTimeout int64 `json:"checkpoint-timeout"`
 }
 
+// offer is an announcement and what else the primary knows.
+type offer struct {
+	announcement
+	Resend bool `json:"resend"` // DirtyPages
+}
+
 const announcementVersion = 1
 
 // announce adds a to a description, which is a JSON object.
 func (a announcement) announce(description []byte) []byte {
+	return offer{announcement: a}.announce(description)
+}
+
+// announce adds o to a description.
+func (o offer) announce(description []byte) []byte {
 	end := bytes.LastIndexByte(description, '}')
 	if end < 0 {
 		return description
 	}
 	text := bytes.Clone(description[:end])
-	return fmt.Appendf(text, `, "lockstep": {"version": %d, "checkpoint-timeout": %d}}`, a.Version, a.CheckpointTimeout)
+	return fmt.Appendf(text, `, "lockstep": {"version": %d, "checkpoint-timeout": %d, "resend": %t}}`, o.Version, o.CheckpointTimeout, o.Resend)
 }
 
 // announced returns the announcement in a description, nil if there is none or
 // it is of a version that is not known here.
-func announced(description []byte) *announcement {
+func announced(description []byte) *offer {
 	if !bytes.Contains(description, []byte(`"lockstep"`)) {
 		return nil
 	}
 	var d struct {
-		Lockstep *announcement `json:"lockstep"`
+		Lockstep *offer `json:"lockstep"`
 	}
 	if json.Unmarshal(description, &d) != nil || d.Lockstep == nil || d.Lockstep.Version != announcementVersion {
 		return nil

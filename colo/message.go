@@ -20,7 +20,7 @@ const (
 )
 
 // The words that are not QEMU's. A side says Hello and Alive only to a peer that
-// has announced that it knows them, and Goodbye also as the last word to a peer
+// has announced that it knows them, likewise DirtyPages, and Goodbye also as the last word to a peer
 // whose stream it cannot take: to a QEMU that is as good as the end of the
 // connection, which follows.
 const (
@@ -35,6 +35,10 @@ const (
 	// return, and the secondary that says so will not run the guest. A reason
 	// in words follows: be32 length, at most maxReason bytes.
 	Goodbye
+	// DirtyPages, before CheckpointReply: the pages that the secondary's guest
+	// wrote since the last checkpoint, which the primary is to send again. The
+	// list of a [CopylessStage] follows.
+	DirtyPages
 )
 
 var messageNames = [messageMax]string{
@@ -53,6 +57,8 @@ func (m Message) String() string {
 		return "alive"
 	case m == Goodbye:
 		return "goodbye"
+	case m == DirtyPages:
+		return "dirty-pages"
 	}
 	return fmt.Sprintf("message(%d)", uint32(m))
 }

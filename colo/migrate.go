@@ -108,7 +108,7 @@ func (p *Primary) sendState(ctx context.Context) error {
 	}
 	if !p.cfg.QEMUWire {
 		a := announcement{Version: announcementVersion, CheckpointTimeout: int64(max(0, p.cfg.CheckpointTimeout))}
-		text = a.announce(text)
+		text = offer{a, p.resender != nil}.announce(text)
 	}
 	if !p.deferEnd(ctx) {
 		return p.wishedFor(ctx)
@@ -137,7 +137,7 @@ func (p *Primary) expectReady(context.Context) error {
 	return p.cfg.Net.Loaded(0)
 }
 
-// expectHello waits for checkpoint-ready, in front of which a secondary of ours
+// expectHello waits for checkpoint-ready, in front of which a secondary of this package
 // says hello.
 func (p *Primary) expectHello() error {
 	d := p.patient

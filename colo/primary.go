@@ -23,7 +23,7 @@ type PrimaryConfig struct {
 
 	Net   PrimaryNetwork    // nil: the guest's output is not this session's concern
 	Disks replication.Group // nil: no disks
-	RAM   PageCounter       // nil: events and Info count no pages
+	RAM   PageCounter       // nil: events and Info count no pages; it may be a Resender
 
 	Events  *event.Bus // nil: nobody listens
 	Arbiter Arbiter    // nil: a broken session waits for Failover or the end of the context
@@ -155,6 +155,7 @@ type Primary struct {
 
 	throttle  throttle
 	throttler Throttler // nil: none
+	resender  Resender  // nil: none
 
 	pass       int  // over memory; MIGRATION_PASS counts them through the session
 	disksUp    bool // the disks were started
@@ -176,6 +177,7 @@ func NewPrimary(conn io.ReadWriteCloser, cfg PrimaryConfig) (*Primary, error) {
 	p.vm, p.state, p.disks = cfg.VM, cfg.State, cfg.Disks
 	p.events, p.arbiter, p.session.step = told{cfg.Events, cfg.Logger, &p.session}, cfg.Arbiter, cfg.Step
 	p.holder, _ = cfg.Net.(OutputHolder)
+	p.resender, _ = cfg.RAM.(Resender)
 	p.link.Trace = cfg.Trace
 	p.heartbeat(cfg.Heartbeat)
 	if p.throttler = cfg.Throttler; p.throttler == nil {
@@ -393,7 +395,7 @@ func (p *Primary) checkpoint(ctx context.Context, cause event.Cause) error {
 
 	steps := []step{
 		{"send checkpoint-request", p.send(CheckpointRequest)},
-		{"expect checkpoint-reply", p.expect(CheckpointReply)},
+		{"expect checkpoint-reply", p.expectReply},
 		{"send ram ahead", p.ahead(cause)},
 		{"pause", p.stop},
 		{"mark", p.mark},
@@ -433,16 +435,17 @@ func (p *Primary) send(m Message) func(context.Context) error {
 	return func(context.Context) error { return p.link.Send(m) }
 }
 
-func (p *Primary) expect(m Message) func(context.Context) error {
-	return func(context.Context) error { return p.expectWork(m, 0) }
-}
-
 // expectWork waits for what the secondary says when it has done something: it
 // may take as long as the checkpoint may. Where that has no bound, PeerTimeout
 // is the bound, and a commit, which copies what was sent into the guest and
 // makes no progress that could be seen from here, gets 4 ns a byte (256 MB/s) on
 // top.
 func (p *Primary) expectWork(m Message, bytes int64) error {
+	return p.working(bytes, func() error { return p.link.Expect(m) })
+}
+
+// working calls expect with the patience of expectWork.
+func (p *Primary) working(bytes int64, expect func() error) error {
 	d := p.patient
 	switch {
 	case !p.due.IsZero():
@@ -452,7 +455,7 @@ func (p *Primary) expectWork(m Message, bytes int64) error {
 	}
 	p.link.patience(d)
 	defer p.link.patience(p.patient)
-	return p.link.Expect(m)
+	return expect()
 }
 
 // mustEnd bounds the age of the checkpoint that began at since.

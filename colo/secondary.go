@@ -20,7 +20,7 @@ type SecondaryConfig struct {
 	VM     VM                // the guest, paused
 	State  *vmstate.Registry // its devices and its memory (RAM is registered there as a live loader)
 	Loader Loader            // takes the place of State where the devices are not known
-	RAM    Stage             // a ram.Cache; it may be a Settler and a PageCounter
+	RAM    Stage             // a ram.Cache; it may be a Settler, a PageCounter and a CopylessStage
 
 	Net   SecondaryNetwork  // nil: the guest's output is not this session's concern
 	Disks replication.Group // nil: no disks
@@ -45,10 +45,10 @@ type SecondaryConfig struct {
 	// how old a checkpoint may be. Zero: DefaultPeerTimeout. Negative: no bound.
 	PeerTimeout time.Duration
 
-	// IdleTimeout bounds the wait for the next checkpoint. A primary of ours
+	// IdleTimeout bounds the wait for the next checkpoint. A primary of this package
 	// says now and then that it lives, whatever its CheckpointDelay; towards a
 	// QEMU it must be longer than that one's x-checkpoint-delay. Zero: five
-	// minutes towards a primary of ours, and no bound towards a QEMU. Negative:
+	// minutes towards a primary of this package, and no bound towards a QEMU. Negative:
 	// no bound; a heartbeat notices sooner either way.
 	IdleTimeout time.Duration
 
@@ -70,6 +70,8 @@ type Secondary struct {
 	loader stager // State or Loader
 
 	blob []byte // device state of the checkpoint under way
+
+	tells CopylessStage // RAM, where it is one; nil otherwise
 
 	idle    time.Duration // IdleTimeout; 0: no bound
 	working time.Duration // the primary's CheckpointTimeout as it has announced it; 0: none
@@ -101,7 +103,7 @@ func NewSecondary(conn io.ReadWriteCloser, cfg SecondaryConfig) (*Secondary, err
 	s.heartbeat(cfg.Heartbeat)
 	s.cfg.MaxDeviceState = orDefault(cfg.MaxDeviceState, 256<<20)
 	s.idle = max(0, orDefault(cfg.IdleTimeout, DefaultIdleTimeout))
-	// The guest is paused, which is ours from now on.
+	// The guest is paused, and that pause is the session's from now on.
 	s.paused = true
 	return s, nil
 }
@@ -161,7 +163,7 @@ func (s *Secondary) Run(ctx context.Context) error {
 // last word.
 const lingerTime = 2 * time.Second
 
-// farewell tells a primary of ours that this side does not run the guest, and
+// farewell tells a primary of this package that this side does not run the guest, and
 // will not. If it is not heard nothing is lost but time.
 func (s *Secondary) farewell(reason string) {
 	if s.ours {
@@ -267,23 +269,30 @@ func (s *Secondary) command(c vmstate.Command) error {
 
 func (s *Secondary) receiveState(context.Context) error {
 	if s.cfg.Loader != nil {
-		return s.cfg.Loader.LoadInitial(s.link.R, s.command)
+		if err := s.cfg.Loader.LoadInitial(s.link.R, s.command); err != nil {
+			return err
+		}
+		return s.agreeOnCopy(false)
 	}
 	if err := s.state.Load(s.link.R, s.command); err != nil {
 		return err
 	}
 	text, err := vmstate.ReadVMDesc(s.link.R, 0)
-	if err != nil || s.cfg.QEMUWire {
+	if err != nil {
 		return err
 	}
-	if a := announced(text); a != nil {
+	a := announced(text)
+	if s.cfg.QEMUWire {
+		a = nil
+	}
+	if a != nil {
 		s.ours = true
 		s.working = a.checkpointTimeout()
 		if s.working > 0 && s.patient > 0 {
 			s.hosts = s.working + s.patient
 		}
 	}
-	return nil
+	return s.agreeOnCopy(a != nil && a.Resend)
 }
 
 func (s *Secondary) commitInitial(ctx context.Context) error {
@@ -370,7 +379,7 @@ func (s *Secondary) awaitRequest(context.Context) error {
 }
 
 // worked is how long a primary may say nothing within a checkpoint: it pauses
-// its guest and marks its disks. One of ours never takes longer than it has
+// its guest and marks its disks. One of this package never takes longer than it has
 // announced; without a bound there it has none here.
 func (s *Secondary) worked() time.Duration {
 	switch {
@@ -383,6 +392,9 @@ func (s *Secondary) worked() time.Duration {
 }
 
 func (s *Secondary) reply(context.Context) error {
+	if err := s.tellDirty(); err != nil {
+		return err
+	}
 	if err := s.link.Send(CheckpointReply); err != nil {
 		return err
 	}
@@ -392,7 +404,10 @@ func (s *Secondary) reply(context.Context) error {
 func (s *Secondary) expectVMStateSend(context.Context) error { return s.link.Expect(VMStateSend) }
 
 func (s *Secondary) stageRAM(context.Context) error {
-	return s.loader.Load(s.link.R, s.command)
+	if err := s.loader.Load(s.link.R, s.command); err != nil || s.tells == nil {
+		return err
+	}
+	return s.tells.CheckStaged()
 }
 
 // stageDevices takes the device state into memory, whole, and then decodes and

@@ -17,7 +17,7 @@ const (
 	// DefaultMinInterval is the least time between two checkpoints that were
 	// asked for.
 	DefaultMinInterval = 20 * time.Millisecond
-	// DefaultIdleTimeout bounds a secondary's wait for a primary of ours.
+	// DefaultIdleTimeout bounds a secondary's wait for a primary of this package.
 	DefaultIdleTimeout = 5 * time.Minute
 	// DefaultMaxDowntime is QEMU's default of downtime-limit.
 	DefaultMaxDowntime = 300 * time.Millisecond

@@ -93,7 +93,7 @@ func collect(t reflect.Type, to map[string]reflect.Type) {
 }
 
 // merge puts the other members of an object behind its own, and those of
-// objects inside it behind theirs.
+// objects inside it behind the members that it knows.
 func merge(own json.RawMessage, other map[string]json.RawMessage) (json.RawMessage, error) {
 	dec := json.NewDecoder(bytes.NewReader(own))
 	if t, err := dec.Token(); err != nil || t != json.Delim('{') {

@@ -76,14 +76,16 @@ func TestAPauseWhoseContextEndsUndoesNoOther(t *testing.T) {
 	m.halt()
 }
 
-// Two pauses wait for a handler; one gives up, and one is called off.
-func TestAPauseThatGivesUpLeavesTheOthers(t *testing.T) {
-	held, release := make(chan struct{}), make(chan struct{})
-	m := newMachine(t, guest.Params{Pages: 8, Touch: 1}, kvm.Config{})
+// inAHandler returns a machine whose vCPU stands in a handler until release is closed. ran
+// gets what its Run returns, which stop ends.
+func inAHandler(t *testing.T) (m *machine, release chan struct{}, ran chan error, stop context.CancelFunc) {
+	t.Helper()
+	held := make(chan struct{})
+	release, ran = make(chan struct{}), make(chan error, 1)
+	m = newMachine(t, guest.Params{Pages: 8, Touch: 1}, kvm.Config{})
 	m.load()
 	v := m.VCPUs()[0]
 	ctx, stop := context.WithCancel(context.Background())
-	ran := make(chan error, 1)
 	first := true
 	go func() {
 		ran <- v.Run(ctx, v.Dispatch(kvm.Handler{IO: func(x *kvm.IO) error {
@@ -96,6 +98,12 @@ func TestAPauseThatGivesUpLeavesTheOthers(t *testing.T) {
 		}}))
 	}()
 	<-held
+	return m, release, ran, stop
+}
+
+// Two pauses wait for a handler; one gives up, and one is called off.
+func TestAPauseThatGivesUpLeavesTheOthers(t *testing.T) {
+	m, release, ran, stop := inAHandler(t)
 	patient := make(chan error, 1)
 	go func() { patient <- m.Pause(context.Background()) }()
 	short, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
@@ -233,24 +241,7 @@ func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
 
 // A pause that is called off while it waits says so, and the guest goes on.
 func TestAPauseThatIsCalledOffSaysSo(t *testing.T) {
-	held, release := make(chan struct{}), make(chan struct{})
-	m := newMachine(t, guest.Params{Pages: 8, Touch: 1}, kvm.Config{})
-	m.load()
-	v := m.VCPUs()[0]
-	ctx, stop := context.WithCancel(context.Background())
-	ran := make(chan error, 1)
-	first := true
-	go func() {
-		ran <- v.Run(ctx, v.Dispatch(kvm.Handler{IO: func(x *kvm.IO) error {
-			if first {
-				first = false
-				close(held)
-				<-release
-			}
-			return m.io(0, x)
-		}}))
-	}()
-	<-held
+	m, release, ran, stop := inAHandler(t)
 	paused := make(chan error, 1)
 	go func() { paused <- m.Pause(context.Background()) }()
 	for called := false; !called; {

@@ -18,7 +18,8 @@ import (
 type SourceConfig struct {
 	// VM is the guest, which runs. It is paused when it is handed over.
 	VM VM
-	// State has the guest's devices and Memory, which the caller has registered.
+	// State has the guest's devices and Memory, which the caller has registered. A device
+	// that is a [vmstate.Unplugger] keeps the guest here until the guest has given it up.
 	State *vmstate.Registry
 	// Memory is the guest's memory.
 	Memory *ram.LazySaver
@@ -51,6 +52,9 @@ const pingRun = 3
 
 // lastWords is how long a SHUT may take that has been sent before the connection broke.
 const lastWords = time.Second
+
+// unplugLook is how often a device is asked whether the guest has given it up.
+const unplugLook = 20 * time.Millisecond
 
 const (
 	defaultDowntime = 300 * time.Millisecond
@@ -260,6 +264,9 @@ func (s *Source) send(ctx context.Context, x *exchange) (owns bool, err error) {
 	if err := reg.SaveSetup(w); err != nil {
 		return fail(err)
 	}
+	if err := s.unplugged(x); err != nil {
+		return fail(err)
+	}
 	postcopy, err := s.passes(x)
 	if err != nil {
 		return fail(err)
@@ -307,6 +314,22 @@ func (s *Source) send(ctx context.Context, x *exchange) (owns bool, err error) {
 	return false, fmt.Errorf("%w: %w", ErrUnknown, err)
 }
 
+// unplugged waits until the guest has given up what it must give up before it moves (a
+// [vmstate.Unplugger]), which takes as long as the guest takes.
+func (s *Source) unplugged(x *exchange) error {
+	for s.cfg.State.GuestUnplugPending() {
+		if err := x.w.Flush(); err != nil {
+			return err
+		}
+		select {
+		case <-time.After(unplugLook):
+		case <-x.done:
+			return x.broken()
+		}
+	}
+	return nil
+}
+
 // passes sends memory while the guest runs, until the guest is to be stopped.
 func (s *Source) passes(x *exchange) (postcopy bool, err error) {
 	reg, w := s.cfg.State, x.w
@@ -323,9 +346,13 @@ func (s *Source) passes(x *exchange) (postcopy bool, err error) {
 			return false, err
 		}
 		s.Stats.Passes++
-		must, can := reg.Pending(true)
+		most := w.Rate() * s.cfg.MaxDowntime.Seconds()
+		must, can := reg.Pending(false)
+		if float64(must+can) <= most {
+			must, can = reg.Pending(true) // which costs a look at the dirty log
+		}
 		switch {
-		case float64(must+can) <= w.Rate()*s.cfg.MaxDowntime.Seconds():
+		case float64(must+can) <= most:
 			return false, nil
 		case s.cfg.Postcopy && s.Stats.Passes >= s.cfg.PostcopyAfter:
 			return true, nil
@@ -392,6 +419,9 @@ func (s *Source) follow(x *exchange) error {
 
 // recover takes up postcopy on another connection.
 func (s *Source) recover(x *exchange) error {
+	if err := s.cfg.State.ResumePrepare(); err != nil {
+		return x.cause(err)
+	}
 	err := s.cfg.Memory.Blocks(func(name string, _ uint64) error {
 		vmstate.PutCommand(x.w, vmstate.RecvBitmap(name))
 		if err := x.w.Flush(); err != nil {

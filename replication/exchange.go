@@ -109,6 +109,12 @@ func (r identifiedRemote) Close() error {
 	return err
 }
 
+// Abort implements [Aborter].
+func (r identifiedRemote) Abort() {
+	abort(r.Remote)
+	abort(r.d)
+}
+
 // Identity implements [Identified] for a disk in this process that does.
 func (r diskRemote) Identity() (Identity, error) {
 	if d, ok := r.d.(Identified); ok {

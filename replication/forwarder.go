@@ -273,7 +273,7 @@ func (f *Forwarder) end(err *BrokenError) bool {
 	lost := f.drop()
 	f.mu.Unlock()
 	f.tellLost(lost)
-	f.remote.Close()
+	abort(f.remote) // a side that is lost is not waited for; Stop closes
 	if f.cfg.ended != nil {
 		f.cfg.ended()
 	}

@@ -57,7 +57,7 @@ type overlay struct {
 	// spare is how many of max are for those who cannot wait, which urgent says
 	// that all are.
 	spare  uint32
-	urgent atomic.Bool // set by Secondary.Drain, cleared by reset
+	urgent atomic.Bool // set by Drain, cleared by reset
 
 	mu      sync.Mutex
 	used    uint32   // charged, map included

@@ -85,6 +85,7 @@ var (
 	_ Replicator = (*Primary)(nil)
 	_ Marker     = (*Primary)(nil)
 	_ Cutter     = (*Primary)(nil)
+	_ Drainer    = (*Primary)(nil)
 	_ Informer   = (*Primary)(nil)
 	_ Disk       = (*Primary)(nil)
 	_ Trimmer    = (*Primary)(nil)

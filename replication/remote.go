@@ -33,8 +33,28 @@ type Remote interface {
 	// Progress handles answers, and returns when there has been at least
 	// one, ctx ends (with its error), or the connection is lost (with why).
 	Progress(ctx context.Context) error
-	// Close ends the connection; what is under way gets an error.
+	// Close ends the connection; what is under way gets an error. It may take
+	// leave of the other side first, see [Aborter].
 	Close() error
+}
+
+// Aborter is what a [Remote] offers whose Close may wait, if only for the other
+// side to take a word of farewell.
+type Aborter interface {
+	// Abort is Close without a word to the other side. It waits for nothing,
+	// may be called from any goroutine, also while another method of the Remote
+	// runs, and calling it again does nothing. Close may follow.
+	Abort()
+}
+
+// abort ends the connection of r without waiting, if r can do that.
+func abort(r any) {
+	switch r := r.(type) {
+	case Aborter:
+		r.Abort()
+	case io.Closer:
+		r.Close()
+	}
 }
 
 // diskRemote is a Disk as a Remote that does everything at once.
@@ -78,6 +98,9 @@ func (r diskRemote) Close() error {
 	}
 	return nil
 }
+
+// Abort implements [Aborter].
+func (r diskRemote) Abort() { abort(r.d) }
 
 // BrokenError says that one half of a replicated disk is of no use for a
 // checkpoint any more. It is sticky. On a primary, writes have not reached the

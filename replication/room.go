@@ -42,7 +42,9 @@ func (r *room) set(size, bytes int64) {
 	r.charged.Store(nil)
 	r.on = false
 	if bytes > 0 {
-		r.charged.Store(newOverlay("hidden", size, bytes, nowhere{}))
+		c := newOverlay("hidden", size, bytes, nowhere{})
+		c.keepSpare(size)
+		r.charged.Store(c)
 	}
 	r.free()
 }
@@ -77,6 +79,14 @@ func (w *wakeup) wait() <-chan struct{} {
 		w.freed = make(chan struct{})
 	}
 	return w.freed
+}
+
+// drain lets those who wait have what is spare, until the next Mark.
+func (r *room) drain() {
+	if c := r.charged.Load(); c != nil {
+		c.urgent.Store(true)
+		r.free()
+	}
 }
 
 // take charges a write to [off, off+n), of which blocks that are zero on disk
@@ -144,6 +154,11 @@ func (p *Primary) awaitRoom(freed <-chan struct{}) (bool, error) {
 		return false, nil
 	}
 }
+
+// Drain implements [Drainer]: writes that wait for room for pre-images are made in
+// an eighth of it that is kept spare for them. Those for which that is too little
+// wait on, for the next Mark, for they would end replication.
+func (p *Primary) Drain() { p.room.drain() }
 
 // askForCheckpoint tells the bus that the secondary's room for pre-images runs
 // short, once in an epoch, or that a write waits for some.

@@ -29,7 +29,7 @@ func newRoomRig(t *testing.T, cfg SecondaryConfig) *roomRig {
 	x.half, x.full = half, new([]event.DiskOverlayFull)
 	event.Subscribe(bus, func(e event.DiskOverlayFull) { *x.full = append(*x.full, e) })
 	var err error
-	if cfg.Journal == nil {
+	if cfg.Journal == nil && cfg.HiddenBytes == 0 {
 		cfg.HiddenBytes = roomBlocks * BlockSize
 	}
 	x.s, err = NewSecondary(x.disk, cfg)
@@ -110,6 +110,55 @@ func TestWriteThatWaitsForRoomEnds(t *testing.T) {
 		synctest.Wait()
 		x.p.Fence()
 		wantErr(t, "fenced", <-done, ErrFenced)
+	})
+}
+
+// A vCPU that waits in a write would keep its guest from being paused, and so the
+// checkpoint from being made that it waits for.
+func TestWriteThatWaitsForRoomIsMadeBeforeTheGuestIsPaused(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newRoomRig(t, SecondaryConfig{HiddenBytes: 2 * minSpare * BlockSize})
+		left := func() int64 { c := x.p.room.charged.Load(); return c.bound() - int64(c.used) }
+		block := int64(0)
+		fill := func() {
+			for write(t, x.p, 0x22, block*BlockSize, BlockSize); left() > 0; write(t, x.p, 0x22, block*BlockSize, BlockSize) {
+				block++
+			}
+			block++
+		}
+		start := func() <-chan struct{} {
+			done := make(chan struct{})
+			go func(b int64) { write(t, x.p, 0x33, b*BlockSize, BlockSize); close(done) }(block)
+			block++
+			synctest.Wait()
+			return done
+		}
+		waits := func(why string, done <-chan struct{}) {
+			t.Helper()
+			select {
+			case <-done:
+				t.Fatal(why, "it did not wait")
+			default:
+			}
+		}
+		for epoch := range uint64(2) { // and what was spare is so again
+			fill()
+			done := start()
+			waits("there is no room: ", done)
+			Group{x.p}.Drain()
+			Group{x.p}.Drain()
+			<-done
+			if n := left(); n != 2*minSpare/8-1 {
+				t.Errorf("room for %d more, want an eighth less one", n)
+			}
+			fill()
+			done = start()
+			waits("nor any to spare: ", done)
+			checkpointBoth(t, x.p, x.s, epoch+1)
+			<-done
+		}
+		must(t, x.s.Err()) // it has never had more than it could take
+		must(t, x.p.Err())
 	})
 }
 

@@ -58,7 +58,7 @@
 // The description at the end of a stream ([VMDesc]) tells names, types and sizes
 // of every field. [ReadDocument] and [Scanner] use it to read a stream of unknown
 // devices; a [Document] writes the same bytes again. Bodies of live devices are
-// left to a [LiveDecoder]: a guest's memory need not fit into ours. Those of a
+// left to a [LiveDecoder]: a guest's memory need not fit into this process. Those of a
 // device that it does not know (disks' dirty bitmaps, say) pass by as bytes, up
 // to what looks like their end ([Scanner.SkipLive]).
 //
@@ -81,33 +81,33 @@
 // # What QEMU's savevm has, and where it is here
 //
 // The middle column says who uses it. "session": package colo does, in every
-// session, and it is tested against a real QEMU. "hook": nothing here calls it yet;
-// a host does that has such a device, or migrates with postcopy. "codec": its bytes
-// are written and read, for inspectors and for a postcopy of the host's own.
+// session, and it is tested against a real QEMU. "migrate": package migrate does, and
+// no session. "codec": its bytes are written and read, for inspectors and for hosts
+// that need it.
 //
 //	qemu_savevm_state_blocked                 session   Registry.Blocked
 //	qemu_savevm_non_migratable_list           session   Registry.NonMigratable
 //	qemu_savevm_state_setup                   session   Registry.SaveSetup
-//	qemu_savevm_state_guest_unplug_pending    hook      Registry.GuestUnplugPending
-//	qemu_savevm_state_resume_prepare          hook      Registry.ResumePrepare
+//	qemu_savevm_state_guest_unplug_pending    migrate   Registry.GuestUnplugPending
+//	qemu_savevm_state_resume_prepare          migrate   Registry.ResumePrepare
 //	qemu_savevm_state_header                  session   PutFileHeader, PutConfiguration
 //	qemu_savevm_state_iterate                 session   Registry.SaveIterate
 //	qemu_savevm_state_cleanup                 session   Registry.SaveCleanup
-//	qemu_savevm_state_complete_postcopy       hook      Registry.SaveCompletePostcopy
+//	qemu_savevm_state_complete_postcopy       migrate   Registry.SaveCompletePostcopy
 //	qemu_savevm_state_complete_precopy        session   Registry.SaveComplete, SaveDevices, PutEOF, VMDesc, PutDescription
-//	   … iterable_only                        session   Registry.SaveComplete, or (a hook) SaveCompleteInPostcopy
+//	   … iterable_only                        session   Registry.SaveComplete, or (migrate) SaveCompleteInPostcopy
 //	   … _non_iterable                        session   Registry.SaveDevices, PutEOF, VMDesc, PutDescription
 //	qemu_savevm_state_pending_exact           session   Registry.Pending(true)
-//	qemu_savevm_state_pending_estimate        hook      Registry.Pending(false)
-//	qemu_savevm_send_ping                     codec     PutCommand(w, Ping(v))
-//	qemu_savevm_send_open_return_path         codec     PutCommand(w, OpenReturnPath())
-//	qemu_savevm_send_packaged                 codec     PutPackaged
-//	qemu_savevm_send_postcopy_advise          codec     PutCommand(w, PostcopyAdvise{…}.Command())
-//	qemu_savevm_send_postcopy_listen          codec     PutCommand(w, PostcopyListen())
-//	qemu_savevm_send_postcopy_run             codec     PutCommand(w, PostcopyRun())
-//	qemu_savevm_send_postcopy_resume          codec     PutCommand(w, PostcopyResume())
-//	qemu_savevm_send_recv_bitmap              codec     PutCommand(w, RecvBitmap(block))
-//	qemu_savevm_send_postcopy_ram_discard     codec     PutRAMDiscard
+//	qemu_savevm_state_pending_estimate        migrate   Registry.Pending(false)
+//	qemu_savevm_send_ping                     migrate   PutCommand(w, Ping(v))
+//	qemu_savevm_send_open_return_path         migrate   PutCommand(w, OpenReturnPath())
+//	qemu_savevm_send_packaged                 migrate   PutPackaged
+//	qemu_savevm_send_postcopy_advise          migrate   PutCommand(w, PostcopyAdvise{…}.Command())
+//	qemu_savevm_send_postcopy_listen          migrate   PutCommand(w, PostcopyListen())
+//	qemu_savevm_send_postcopy_run             migrate   PutCommand(w, PostcopyRun())
+//	qemu_savevm_send_postcopy_resume          migrate   PutCommand(w, PostcopyResume())
+//	qemu_savevm_send_recv_bitmap              migrate   PutCommand(w, RecvBitmap(block))
+//	qemu_savevm_send_postcopy_ram_discard     migrate   PutRAMDiscard
 //	qemu_savevm_send_colo_enable              session   PutCommand(w, EnableCOLO())
 //	qemu_savevm_live_state                    session   Registry.SaveComplete, PutEOF
 //	qemu_save_device_state                    session   Registry.SaveDevices, PutEOF

@@ -73,7 +73,7 @@ func (f *Fields) Loading() bool { return f.mode == loading }
 
 // Version returns the version of the description being carried: the entry's
 // when saving, the stream's when loading; inside Struct, VStruct or Subsection
-// theirs. A field that exists since version n is named inside
+// the version of that part. A field that exists since version n is named inside
 // "if f.Version() >= n".
 func (f *Fields) Version() uint32 { return f.version }
 

@@ -125,6 +125,7 @@ type Registry struct {
 	nextID  uint32
 
 	setUp  bool // SaveSetup was the last to save devices
+	behind bool // from SaveCompleteInPostcopy to SaveCompletePostcopy, SaveSetup or NewSession: memory follows the guest
 	fields Fields
 	undo   undoLog
 	staged []staged
@@ -205,7 +206,7 @@ func (reg *Registry) register(e *entry) error {
 func (reg *Registry) NewSession() {
 	reg.Rollback()
 	clear(reg.peers)
-	reg.setUp = false
+	reg.setUp, reg.behind = false, false
 	for _, e := range reg.entries {
 		e.known, e.saved, e.early = false, false, false
 		if s, ok := e.saver.(interface{ NewSession() }); ok {

@@ -99,7 +99,7 @@ func (reg *Registry) section(w *qemufile.Writer, h Header, body func() error) er
 // their priority, the FULL section of every [Entry].Early one. It stops at the
 // first that fails.
 func (reg *Registry) SaveSetup(w *qemufile.Writer) error {
-	reg.setUp = true
+	reg.setUp, reg.behind = true, false
 	for _, e := range reg.order {
 		var err error
 		switch {
@@ -120,10 +120,14 @@ func (reg *Registry) SaveSetup(w *qemufile.Writer) error {
 
 // SaveIterate writes a PART section for every live device and reports whether
 // all of them are done. If the Writer's rate limit is exceeded it returns early,
-// with done=false, and begins with the first device again next time.
+// with done=false, and begins with the first device again next time. After
+// SaveCompleteInPostcopy it leaves out the devices whose END section that wrote.
 func (reg *Registry) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 	done = true
 	err = reg.savers(func(e *entry) error {
+		if reg.ended(e) {
+			return nil
+		}
 		if w.RateExceeded() {
 			done = false
 			return nil
@@ -138,10 +142,11 @@ func (reg *Registry) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 }
 
 // Pending adds up what the live devices still have to send, in bytes. Devices
-// that are no [Pender] count nothing.
+// that are no [Pender] count nothing, nor do those that have nothing to send in postcopy
+// once that has begun.
 func (reg *Registry) Pending(exact bool) (mustPrecopy, canPostcopy uint64) {
 	_ = reg.savers(func(e *entry) error {
-		if p, ok := e.saver.(Pender); ok {
+		if p, ok := e.saver.(Pender); ok && !reg.ended(e) {
 			must, can := p.Pending(exact)
 			mustPrecopy += must
 			canPostcopy += can
@@ -182,7 +187,16 @@ func (reg *Registry) SaveComplete(w *qemufile.Writer) error { return reg.saveCom
 // SaveCompleteInPostcopy is SaveComplete after the switch to postcopy: devices
 // that go on in postcopy are left out.
 func (reg *Registry) SaveCompleteInPostcopy(w *qemufile.Writer) error {
-	return reg.saveComplete(w, true)
+	err := reg.saveComplete(w, true)
+	reg.behind = err == nil
+	return err
+}
+
+// ended reports whether the END section of a live device is written already, since memory
+// follows the guest and the device is not among those that do.
+func (reg *Registry) ended(e *entry) bool {
+	p, ok := e.saver.(PostcopySaver)
+	return reg.behind && !(ok && p.HasPostcopy())
 }
 
 func (reg *Registry) saveComplete(w *qemufile.Writer, inPostcopy bool) error {
@@ -210,6 +224,7 @@ func (reg *Registry) SaveCompletePostcopy(w *qemufile.Writer) error {
 	if err != nil {
 		return err
 	}
+	reg.behind = false
 	PutEOF(w)
 	return w.Flush()
 }

@@ -10,7 +10,7 @@ import (
 
 // strict is colo-compare as QEMU 7.2 has it (net/colo-compare.c, net/colo.c):
 // what it does is described here by what can be seen of it, mistakes and all.
-// Only the epochs are ours.
+// Only the epochs are an addition.
 type strict struct {
 	cfg     Config
 	conns   map[strictKey]*strictConn

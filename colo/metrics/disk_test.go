@@ -2,17 +2,12 @@ package metrics_test
 
 import (
 	"bytes"
-	"os"
-	"os/exec"
 	"testing"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/metrics"
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/replication"
 )
 
@@ -49,30 +44,9 @@ func diskPage(t *testing.T) []byte {
 	return disks.Bytes()
 }
 
-func TestAPageOfDisks(t *testing.T) {
-	got := diskPage(t)
-	const name = "testdata/disk.txt"
-	if *update {
-		if err := os.WriteFile(name, got, 0o666); err != nil {
-			t.Fatal(err)
-		}
-	}
-	want, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if d := cmp.Diff(string(want), string(got)); d != "" {
-		t.Errorf("(-want +got):\n%s", d)
-	}
-}
+func TestAPageOfDisks(t *testing.T) { golden(t, "testdata/disk.txt", diskPage(t)) }
 
-func TestPrometheusHasNothingAgainstDisks(t *testing.T) {
-	cmd := exec.Command(require.Program(t, "promtool", "promtool"), "check", "metrics")
-	cmd.Stdin = bytes.NewReader(diskPage(t))
-	if out, err := cmd.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
-		t.Errorf("%v\n%s", err, out)
-	}
-}
+func TestPrometheusHasNothingAgainstDisks(t *testing.T) { promtool(t, diskPage(t)) }
 
 func TestDisksOfOneNameAreStillTwo(t *testing.T) {
 	var s metrics.Set

@@ -160,10 +160,17 @@ type Config struct {
 	Beat, Lost      time.Duration
 	Term            time.Duration
 	PeerTimeout     time.Duration
+	// MinInterval is the least time between two checkpoints of which the second was
+	// asked for; see colo.PrimaryConfig. It must be less than CheckpointTimeout.
+	MinInterval time.Duration
 	// CheckpointTimeout is how old a checkpoint may get, while which the guest's
 	// output is held: what a slow secondary may cost. After it the primary gives
 	// its secondary up, in good order, and seeks it again.
 	CheckpointTimeout time.Duration
+
+	// LateResume keeps a primary's guest standing until its checkpoint is complete;
+	// see colo.PrimaryConfig.
+	LateResume bool
 
 	Session SessionConfig
 }
@@ -191,6 +198,7 @@ func (c *Config) check() error {
 	def(&c.Term, failover.DefaultTerm)
 	def(&c.PeerTimeout, max(colo.DefaultPeerTimeout, 3*c.Lost))
 	def(&c.CheckpointTimeout, colo.DefaultCheckpointTimeout)
+	def(&c.MinInterval, colo.DefaultMinInterval)
 	p := &c.Peer
 	switch {
 	case c.Name == "" || len(c.Name) > failover.MaxName:
@@ -211,12 +219,14 @@ func (c *Config) check() error {
 		return errors.New("protect: Peer needs the Name that the other host's certificate is for")
 	case c.Held > 0 && !c.Start:
 		return errors.New("protect: Held means nothing without Start")
-	case c.CheckpointDelay < 0, c.Beat < 0, c.Lost < 0, c.Term < 0, c.PeerTimeout < 0, c.CheckpointTimeout < 0:
+	case c.CheckpointDelay < 0, c.Beat < 0, c.Lost < 0, c.Term < 0, c.PeerTimeout < 0, c.CheckpointTimeout < 0, c.MinInterval < 0:
 		return errors.New("protect: a time is negative")
 	case c.Lost < 2*c.Beat:
 		return fmt.Errorf("protect: a peer that is lost after %v must beat more often than every %v", c.Lost, c.Beat)
 	case c.PeerTimeout <= c.Lost:
 		return fmt.Errorf("protect: PeerTimeout, %v, must be longer than Lost, %v, which notices a dead peer", c.PeerTimeout, c.Lost)
+	case c.MinInterval >= c.CheckpointTimeout:
+		return fmt.Errorf("protect: MinInterval, %v, must be shorter than CheckpointTimeout, %v", c.MinInterval, c.CheckpointTimeout)
 	case c.Term < failover.MinTerm:
 		return fmt.Errorf("protect: a term of %v is too short, the least is %v", c.Term, failover.MinTerm)
 	}

@@ -26,6 +26,8 @@ func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func(*Config){
+		"MinInterval":     func(c *Config) { c.MinInterval = 5 * time.Second },
+		"is negative":     func(c *Config) { c.MinInterval = -1 },
 		"guest's name":    func(c *Config) { c.Name = "" },
 		"host's name":     func(c *Config) { c.Host = strings.Repeat("x", 256) },
 		"machine type":    func(c *Config) { c.Machine = strings.Repeat("x", 256) },
@@ -75,7 +77,7 @@ func TestTimesAreWhatThePackageCommentSays(t *testing.T) {
 	}
 	doc := packageComment(t)
 	for name, d := range map[string]time.Duration{
-		"CheckpointDelay": c.CheckpointDelay, "Beat": c.Beat, "Lost": c.Lost, "Term": c.Term, "PeerTimeout": c.PeerTimeout, "CheckpointTimeout": c.CheckpointTimeout, "": greetTime,
+		"CheckpointDelay": c.CheckpointDelay, "Beat": c.Beat, "Lost": c.Lost, "Term": c.Term, "PeerTimeout": c.PeerTimeout, "CheckpointTimeout": c.CheckpointTimeout, "MinInterval": c.MinInterval, "": greetTime,
 	} {
 		want := strings.Replace(d.String(), "ms", " ms", 1)
 		if !strings.HasSuffix(want, "ms") {
@@ -97,7 +99,6 @@ func TestTimesAreWhatThePackageCommentSays(t *testing.T) {
 func TestWhatASessionWouldRefuseIsRefusedAtNew(t *testing.T) {
 	for want, c := range map[string]SessionConfig{
 		"first synchronisation": {MaxDowntime: 5 * time.Second},
-		"MinInterval":           {MinInterval: 5 * time.Second},
 		"ThrottleShare":         {ThrottleShare: 1.1},
 		"out of range":          {XBZRLE: -1},
 		"a number":              {ThrottleMax: 100},
@@ -106,7 +107,7 @@ func TestWhatASessionWouldRefuseIsRefusedAtNew(t *testing.T) {
 			t.Errorf("%v, want it to say %q", err, want)
 		}
 	}
-	if err := (&SessionConfig{MinInterval: -1, ThrottleMax: -1, LateResume: true, ThrottleShare: 0.5}).check(5 * time.Second); err != nil {
+	if err := (&SessionConfig{ThrottleMax: -1, ThrottleShare: 0.5}).check(5 * time.Second); err != nil {
 		t.Error(err)
 	}
 }

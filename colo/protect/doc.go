@@ -137,6 +137,7 @@
 // # Times
 //
 //	CheckpointDelay  100 ms   from one checkpoint to the next, if nothing asks earlier
+//	MinInterval      20 ms    the same, where a checkpoint is asked for
 //	Beat             200 ms   between two heartbeats
 //	Lost             1 s      silence after which the other host is lost; at least two beats
 //	Term             3 s      of a grant, and of a promise; renewed three times in it
@@ -144,6 +145,12 @@
 //	CheckpointTimeout 5 s     the age of a checkpoint: output is held while it is made
 //	                 5 s      for a connection to say what it is for
 //	                 20 ms    to 1 s between two attempts to reach the other host
+//
+// A secondary that waits to claim the guest, and hears its primary say that it has
+// gone on in a later generation, claims it no more, and follows it again.
+//
+// Ask asks the other host how it stands, over the same port: for an arbiter that has
+// nobody else to ask, and for an operator's tools.
 //
 // A takeover begins at the latest a term after the last renewal, or promise, of a
 // primary that is gone, or when it has been silent for Lost, whichever is later.

@@ -89,6 +89,10 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 // welcome implements welcomer: a connection has come that is meant for this
 // guest. It runs on a goroutine of the port's and does not wait.
 func (j *Job) welcome(conn net.Conn, h hello) {
+	if h.Channel == chAsk {
+		j.tell(conn, h)
+		return
+	}
 	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: h.Generation}
 	var why error
 	if h.Channel == chControl {
@@ -148,6 +152,7 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, why error) {
 		return "", refuse("generation %d is over, the present one is %d", h.Generation, j.generation)
 	}
 	if s := j.m.state; s != Waiting {
+		j.overtook(h)
 		return "", refuse("%s is %s", j.cfg.Host, s)
 	}
 	if h.Host == j.cfg.Host {

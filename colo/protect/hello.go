@@ -64,6 +64,9 @@ type hello struct {
 	// On the control channel: what must fit.
 	Offer *offer `json:"offer,omitempty"`
 
+	// Of an answer on the channel ask: what the job's State is called.
+	State string `json:"state,omitempty"`
+
 	// Of an answer: why not. "": welcome.
 	Refused string `json:"refused,omitempty"`
 }
@@ -190,7 +193,7 @@ func readHello(r io.Reader) (hello, error) {
 }
 
 func (h *hello) check() error {
-	for _, s := range []string{h.Channel, h.Guest, h.Token, h.Host} {
+	for _, s := range []string{h.Channel, h.Guest, h.Token, h.Host, h.State} {
 		if len(s) > failover.MaxName {
 			return fmt.Errorf("%w: a name of %d bytes", ErrHello, len(s))
 		}
@@ -211,6 +214,8 @@ type note struct {
 	// Migrate, of sayGo: the sender does not follow, and the guest is not
 	// protected until somebody says so.
 	Migrate bool `json:"migrate,omitempty"`
+	// Completed, of sayEnd: there is no guest any more.
+	Completed bool `json:"completed,omitempty"`
 }
 
 const (

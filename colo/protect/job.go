@@ -16,8 +16,6 @@ import (
 )
 
 var (
-	errCompleted = errors.New("the guest has ended")
-
 	errOrdered  = errors.New("a failover was ordered")
 	errRanTwice = errors.New("protect: Run was called before")
 	errLeft     = errors.New("protect: Run has ended")

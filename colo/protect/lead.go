@@ -206,7 +206,7 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (*session, error) {
 		VM: j.vm, State: reg, RAM: saver, Machine: j.cfg.Machine,
 		Events: j.bus(s), Arbiter: j.arbiter(s),
 		CheckpointDelay: j.CheckpointDelay(), PeerTimeout: j.cfg.PeerTimeout,
-		CheckpointTimeout: j.cfg.CheckpointTimeout,
+		CheckpointTimeout: j.cfg.CheckpointTimeout, MinInterval: j.cfg.MinInterval, LateResume: j.cfg.LateResume,
 	}
 	j.cfg.Session.primary(&cfg)
 	if len(j.cfg.Network) > 0 {

@@ -27,6 +27,7 @@ type peer struct {
 	changed  chan struct{} // closed and replaced when something below changes
 	ended    bool          // it has said that the session ends on purpose
 	reason   string        // why
+	complete bool          // and that the guest has ended
 	verdict  string        // of a secondary that was told to go on: sayRuns or sayCannot
 	begins   bool          // on a secondary: the disks are synchronised
 	lost     bool          // the heartbeat says so
@@ -99,7 +100,10 @@ var errEnded = errors.New("the other side has ended the session")
 func (p *peer) endedWhy() error {
 	var err error
 	p.get(func() {
-		if p.ended {
+		switch {
+		case p.ended && p.complete:
+			err = fmt.Errorf("%w: %w", errEnded, ErrCompleted)
+		case p.ended:
 			err = fmt.Errorf("%w: %s", errEnded, p.reason)
 		}
 	})
@@ -117,7 +121,7 @@ func (p *peer) hear(on func(note)) {
 		}
 		switch n.Say {
 		case sayEnd:
-			p.set(func() { p.ended, p.reason = true, n.Reason })
+			p.set(func() { p.ended, p.reason, p.complete = true, n.Reason, n.Completed })
 		case sayDisks:
 			p.set(func() { p.begins = true })
 		case sayRuns, sayCannot:

@@ -1,6 +1,7 @@
 package protect
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -16,13 +17,11 @@ import (
 // primary, and means what that of the same name in colo.PrimaryConfig, or
 // ram.SaverConfig, does.
 type SessionConfig struct {
-	MinInterval   time.Duration // 0: 20 ms; shorter than CheckpointTimeout
 	MaxDowntime   time.Duration // 0: 300 ms; shorter than CheckpointTimeout
 	MaxPasses     int           // 0: 30
 	ThrottleMax   int           // in percent; 0: 99
 	ThrottleShare float64       // 0 to 1; 0: the guest is never slowed down between checkpoints
-	LateResume    bool
-	XBZRLE        int64 // bytes; 0: no differences are sent
+	XBZRLE        int64         // bytes; 0: no differences are sent
 
 	// Step is called before each step of a session, on its goroutine, with this host's
 	// side, the step's name, which package colo lists, and the number of the checkpoint. It
@@ -39,17 +38,10 @@ type SessionConfig struct {
 
 // check refuses what a session would refuse, which is then too late.
 func (c *SessionConfig) check(timeout time.Duration) error {
-	or := func(d, v time.Duration) time.Duration {
-		if d == 0 {
-			return v
-		}
-		return d
-	}
+	downtime := cmp.Or(c.MaxDowntime, colo.DefaultMaxDowntime)
 	switch {
-	case or(c.MaxDowntime, colo.DefaultMaxDowntime) >= timeout:
-		return fmt.Errorf("protect: CheckpointTimeout, %v, must be longer than %v, which the pause of the first synchronisation may take", timeout, or(c.MaxDowntime, colo.DefaultMaxDowntime))
-	case or(c.MinInterval, colo.DefaultMinInterval) >= timeout:
-		return fmt.Errorf("protect: Session.MinInterval, %v, must be shorter than CheckpointTimeout, %v", or(c.MinInterval, colo.DefaultMinInterval), timeout)
+	case downtime >= timeout:
+		return fmt.Errorf("protect: CheckpointTimeout, %v, must be longer than %v, which the pause of the first synchronisation may take", timeout, downtime)
 	case !(c.ThrottleShare >= 0 && c.ThrottleShare <= 1):
 		return fmt.Errorf("protect: Session.ThrottleShare is %v, not 0 to 1", c.ThrottleShare)
 	case c.MaxDowntime < 0, c.MaxPasses < 0, c.XBZRLE < 0, c.ThrottleMax > 99:
@@ -83,7 +75,7 @@ func (c *SessionConfig) wire(side event.Mode, conn net.Conn) *counted {
 func (c *SessionConfig) saver() ram.SaverConfig { return ram.SaverConfig{XBZRLE: c.XBZRLE} }
 
 func (c *SessionConfig) primary(p *colo.PrimaryConfig) {
-	p.MinInterval, p.MaxDowntime, p.MaxPasses = c.MinInterval, c.MaxDowntime, c.MaxPasses
-	p.ThrottleMax, p.ThrottleShare, p.LateResume = c.ThrottleMax, c.ThrottleShare, c.LateResume
+	p.MaxDowntime, p.MaxPasses = c.MaxDowntime, c.MaxPasses
+	p.ThrottleMax, p.ThrottleShare = c.ThrottleMax, c.ThrottleShare
 	p.Step, p.Trace = c.step(event.ModePrimary), c.trace(event.ModePrimary)
 }

@@ -19,8 +19,8 @@ func TestASessionIsWatchedFromInside(t *testing.T) {
 		steps, sent := map[event.Mode][]string{}, map[event.Mode][]colo.Message{}
 		conns := map[event.Mode]int{}
 		watched := func(c *Config) {
+			c.LateResume, c.MinInterval = true, 10*time.Millisecond
 			c.Session = SessionConfig{
-				LateResume: true, MinInterval: 10 * time.Millisecond,
 				Step: func(side event.Mode, op string, epoch uint64) {
 					mu.Lock()
 					defer mu.Unlock()

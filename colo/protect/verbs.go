@@ -15,6 +15,11 @@ import (
 // not got the whole guest yet.
 var ErrNotWhole = errors.New("protect: the copy here is not whole yet")
 
+// ErrCompleted says that the guest has ended, by its own will: somebody has called
+// Complete where it ran. It is the Info.LastError of a host that followed it then, and
+// waits for a primary that may never come.
+var ErrCompleted = errors.New("protect: the guest has ended")
+
 // allowed returns the session of a verb that is allowed now; nil where there is
 // none.
 func (j *Job) allowed(verb input) (*session, error) {
@@ -109,7 +114,7 @@ func (j *Job) Complete(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	return j.leave(ctx, doComplete, toComplete, Concluded, errCompleted.Error())
+	return j.leave(ctx, doComplete, toComplete, Concluded, "the guest has ended")
 }
 
 // leave ends the session, if there is one, with the guest on this host. The
@@ -137,7 +142,7 @@ func (j *Job) leave(ctx context.Context, verb input, why purpose, to State, reas
 	// Everybody who has to be asked was. A session that has ended meanwhile was
 	// told the same by its arbiter, and what became of it shows below.
 	// The other side hears it first, or the end of the connections might be faster.
-	s.peer.say(note{Say: sayEnd, Reason: reason}) // an arbiter would refuse it anyway
+	s.peer.say(note{Say: sayEnd, Reason: reason, Completed: why == toComplete}) // an arbiter would refuse it anyway
 	fenced := s.colo.Fenced()
 	got, err := j.over(ctx, s)
 	if err == nil && got != to {

@@ -31,7 +31,7 @@ type Config struct {
 // Guest is the state of a guest as of its last whole checkpoint. It is the VM,
 // the Loader and the Stage (with Settler and PageCounter) of a secondary of
 // package colo, which calls those methods from one goroutine; it serves one
-// session or one Read. Put, Info and the methods of its replicas may be called from any
+// session or one Read. Put, Info, NewView and the methods of its replicas may be called from any
 // goroutine, during the session too: they see whole checkpoints only.
 type Guest struct {
 	cfg  Config
@@ -57,6 +57,7 @@ type Guest struct {
 	born     bool // whole, for those who hold mu
 	epoch    uint64
 	replicas map[*Replica]bool
+	views    map[*View]bool
 	peak     uint64 // largest arena, bytes
 }
 
@@ -301,7 +302,15 @@ func (g *Guest) settle() {
 	if g.img == nil {
 		return
 	}
-	g.img.settle(func(block, page int) {
+	var before func(block, page int)
+	if len(g.views) > 0 {
+		before = func(block, page int) {
+			for v := range g.views {
+				v.keep(&g.img.blocks[block], block, page)
+			}
+		}
+	}
+	g.img.settle(before, func(block, page int) {
 		for r := range g.replicas {
 			r.dirty[block].Set(page)
 		}
@@ -325,8 +334,8 @@ func (g *Guest) Discard() {
 // Pages returns how many page records the last checkpoint had.
 func (g *Guest) Pages() uint64 { return g.pages }
 
-// Close frees the memory. No other method may be called afterwards. It refuses
-// while there are replicas: their sessions read the memory.
+// Close frees the memory, and ends its views. No other method may be called
+// afterwards. It refuses while there are replicas: their sessions read the memory.
 func (g *Guest) Close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -334,6 +343,9 @@ func (g *Guest) Close() error {
 		return fmt.Errorf("standby: %d replicas are in use", n)
 	}
 	g.born = false
+	for v := range g.views {
+		v.end(ErrNothing)
+	}
 	err := g.img.close()
 	g.img = nil
 	return err

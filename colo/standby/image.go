@@ -140,14 +140,17 @@ func (m *image) stage(rec *ram.Record) error {
 	return rec.Apply(m.pages.page(b.slot[i]))
 }
 
-// settle moves what was committed into the image and tells seen which pages
-// that were.
-func (m *image) settle(seen func(block, page int)) {
+// settle moves what was committed into the image. It tells before, if that is not
+// nil, of each page before it is replaced, and seen afterwards.
+func (m *image) settle(before, seen func(block, page int)) {
 	if !m.committed {
 		return
 	}
 	m.each(func(bi, i int) {
 		b := &m.blocks[bi]
+		if before != nil {
+			before(bi, i)
+		}
 		if s := b.slot[i]; s == zeroSlot {
 			b.zero(i)
 		} else {

@@ -14,7 +14,8 @@ import (
 // machine takes it with -incoming, and so does every reader of package vmstate.
 // It flushes w and returns its error, or [ErrNothing].
 //
-// The guest does not change meanwhile: a checkpoint that comes waits.
+// The guest does not change meanwhile: a checkpoint that comes waits. See
+// [Guest.NewView] for one that it need not wait for.
 func (g *Guest) Put(w *qemufile.Writer) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -22,26 +23,13 @@ func (g *Guest) Put(w *qemufile.Writer) error {
 		return ErrNothing
 	}
 	g.settle()
-	vmstate.PutFileHeader(w)
-	if !g.bare.configuration {
-		vmstate.PutConfiguration(w, g.conf)
-	}
-
-	h := g.ram
-	h.Type = vmstate.SectionStart
-	h.Put(w)
-	list := ram.Record{Kind: ram.KindBlockList, Total: g.img.total, Blocks: g.blockList()}
-	list.Put(w, ram.Format{})
-	g.putEOS(w, h.ID)
-
-	h.Type = vmstate.SectionEnd
-	h.Put(w)
+	g.putHead(w, g.blockList(), g.img.total)
 	for i := range g.img.blocks {
 		if err := g.img.blocks[i].put(w); err != nil {
 			return err
 		}
 	}
-	g.putEOS(w, h.ID)
+	g.putEOS(w, g.ram.ID)
 
 	w.WriteRef(g.cur.blob) // with its EOF
 	text, err := g.desc.of(&g.cur)
@@ -50,6 +38,22 @@ func (g *Guest) Put(w *qemufile.Writer) error {
 	}
 	vmstate.PutDescription(w, text)
 	return w.Flush()
+}
+
+// putHead writes a stream up to where the pages come. g.mu is held.
+func (g *Guest) putHead(w *qemufile.Writer, blocks []ram.BlockInfo, total uint64) {
+	vmstate.PutFileHeader(w)
+	if !g.bare.configuration {
+		vmstate.PutConfiguration(w, g.conf)
+	}
+	h := g.ram
+	h.Type = vmstate.SectionStart
+	h.Put(w)
+	list := ram.Record{Kind: ram.KindBlockList, Total: total, Blocks: blocks}
+	list.Put(w, ram.Format{})
+	g.putEOS(w, h.ID)
+	h.Type = vmstate.SectionEnd
+	h.Put(w)
 }
 
 func (g *Guest) putEOS(w *qemufile.Writer, id uint32) {

@@ -39,7 +39,7 @@ type None struct{}
 // is missing, unknown or of another type is refused with QEMU's words and the
 // argument's name.
 //
-// R is what encoding/json makes of it, an object or a list: [None] is none.
+// R is the answer, which encoding/json encodes as an object or a list: [None] is none.
 //
 // fn is called on a goroutine of the Server, for each client one command at a
 // time, for several clients at once; its ctx ends when the client was closed or
@@ -111,7 +111,7 @@ func (c *Commands) offersOOB() bool {
 	return false
 }
 
-// encode makes a value of what encoding/json makes of it.
+// encode turns an answer into a plain value, by way of its JSON text.
 func encode(v any) (any, error) {
 	text, err := json.Marshal(v)
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
@@ -32,7 +33,7 @@ type disk struct {
 }
 
 // openDisk opens the side's image.
-func openDisk(cfg sideConfig, events *event.Bus) (_ *disk, err error) {
+func openDisk(cfg trial.SideConfig, events *event.Bus) (_ *disk, err error) {
 	if cfg.Disk == "" {
 		return nil, nil
 	}
@@ -48,7 +49,7 @@ func openDisk(cfg sideConfig, events *event.Bus) (_ *disk, err error) {
 	if size := d.image.Size(); uint64(size) != cfg.Guest.Disk {
 		return nil, fmt.Errorf("%s has %d bytes, the guest's disk has %d", cfg.Disk, size, cfg.Guest.Disk)
 	}
-	if cfg.Side == primary {
+	if cfg.Side == trial.Primary {
 		if d.primary, err = replication.NewPrimary(d.image, replication.PrimaryConfig{Name: diskExport, Events: events, Overwrite: true}); err != nil {
 			return nil, err
 		}

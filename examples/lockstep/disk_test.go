@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/replication"
 )
 
@@ -34,13 +35,13 @@ func disks(t *testing.T, size uint64) (prim, sec *disk) {
 			t.Fatal(err)
 		}
 		f.Close()
-		d, err := openDisk(sideConfig{Side: side, Disk: name, Generation: 3, Guest: guest.Params{Disk: size}}, nil)
+		d, err := openDisk(trial.SideConfig{Side: side, Disk: name, Generation: 3, Guest: guest.Params{Disk: size}}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
 		return d
 	}
-	prim, sec = open(primary), open(secondary)
+	prim, sec = open(trial.Primary), open(trial.Secondary)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -100,18 +101,5 @@ func TestAFailoverShutsThePrimaryOutAndKeepsWhatTheMemoryKnows(t *testing.T) {
 	got := make([]byte, len(want))
 	if _, err := sec.image.ReadAt(got, 0); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("the image has %q, %q, %q (%v)", got[100:130], got[200:220], got[9000:9020], err)
-	}
-}
-
-func TestAFailedRunTellsWhatItsSidesHaveSaid(t *testing.T) {
-	r := &run{sides: map[string]*process{primary: new(process), secondary: new(process)}}
-	r.sides[primary].stderr.Write([]byte("the reason\n"))
-	r.sides[secondary].stderr.Write([]byte(errOrphan.Error() + "\n"))
-	lost := errors.New("lost")
-	if err := r.explain(lost); !errors.Is(err, lost) || err.Error() != "lost\nthe primary said: the reason" {
-		t.Errorf("%q", err)
-	}
-	if err := r.explain(nil); err != nil {
-		t.Errorf("a run that did not fail: %v", err)
 	}
 }

@@ -7,21 +7,21 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/protect"
+	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// A machine is a guest on one of the backends. It is made paused.
+// A machine is a guest on one of the backends, able to be either side. It is made paused.
 type machine interface {
-	colo.VM
+	protect.Guest
 	Run(context.Context) error   // runs the vCPUs until the context ends
 	Deliver(packet []byte) error // to the guest; an error is a full ring
-	Register(*vmstate.Registry) error
+	Paused() bool                // the guest stands still
 	Memory() []byte
-	Sent() colo.PageCounter // the primary's
-	Stage() colo.Stage      // the secondary's
-	Close() error           // after Run
+	Close() error // after Run
 }
 
 // pace is how often a vCPU may send: the guest has nothing else to wait for,
@@ -31,12 +31,17 @@ const pace = 250 * time.Microsecond
 // sender takes what the guest sends; proxy.ErrFull refuses it for the moment.
 type sender func(packet []byte) error
 
-// newMachine makes the guest of a side.
-func newMachine(cfg sideConfig, out sender, disk *disk) (machine, error) {
+// writer is what the guest's port to its disk does: it returns when the guest may go on.
+// Nil: the guest has no disk.
+type writer func(p []byte, off int64, flush bool) error
+
+// newMachine makes the guest of a side. One that does not boot has no memory yet: the
+// guest comes over the wire, all of it.
+func newMachine(cfg trial.SideConfig, boot bool, out sender, write writer) (machine, error) {
 	if cfg.Backend == "kvm" {
-		return newKVMMachine(cfg, out, disk)
+		return newKVMMachine(cfg, boot, out, write)
 	}
-	return newSimMachine(cfg, out, disk)
+	return newSimMachine(cfg, boot, out, write)
 }
 
 // chooseBackend says which backend auto is here, and why.
@@ -62,17 +67,17 @@ type memory struct {
 	verifier *ram.Verifier // of the log; nil: it is not verified
 }
 
-// newMemory takes the guest's blocks and their log; paused says whether the guest and its
-// devices stand still.
-func newMemory(cfg sideConfig, blocks []ram.Block, log ram.DirtyLog, paused func() bool) (m memory, err error) {
+// newMemory takes the memory of a guest and its log.
+func newMemory(cfg trial.SideConfig, g machine) (m memory, err error) {
+	blocks, log := g.Blocks(), ram.DirtyLog(g)
 	if cfg.VerifyDirty {
-		m.verifier, err = ram.NewVerifier(blocks, ram.VerifierConfig{Log: log, Paused: paused, Missed: cfg.missed})
+		m.verifier, err = ram.NewVerifier(blocks, ram.VerifierConfig{Log: log, Paused: g.Paused, Missed: cfg.Missed})
 		if err != nil {
 			return m, fmt.Errorf("-verify-dirty: %w", err)
 		}
 		log = m.verifier
 	}
-	if cfg.Side == primary {
+	if cfg.Side == trial.Primary {
 		m.saver = ram.NewSaver(blocks, log, ram.SaverConfig{})
 	} else {
 		m.cache, err = ram.NewCache(blocks, log, ram.CacheConfig{})

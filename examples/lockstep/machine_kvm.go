@@ -15,6 +15,7 @@ import (
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -22,13 +23,12 @@ import (
 
 // kvmMachine is the guest on KVM.
 type kvmMachine struct {
-	vm *kvm.VM
-	memory
+	vm     *kvm.VM
 	nic    nic
 	pauses atomic.Int32 // that have not been taken back
 }
 
-func newKVMMachine(cfg sideConfig, out sender, disk *disk) (_ machine, err error) {
+func newKVMMachine(cfg trial.SideConfig, boot bool, out sender, write writer) (_ machine, err error) {
 	vm, err := kvm.Create(kvm.Config{VCPUs: cfg.Guest.VCPUs, Memory: cfg.Memory})
 	if err != nil {
 		return nil, err
@@ -42,17 +42,14 @@ func newKVMMachine(cfg sideConfig, out sender, disk *disk) (_ machine, err error
 	if err := m.Pause(context.Background()); err != nil {
 		return nil, err
 	}
-	m.nic = nic{out: out, in: newInputs(cfg.Guest.VCPUs), disk: disk, vm: vm, mem: vm.Memory(), ports: make([]port, cfg.Guest.VCPUs), pausing: make(chan struct{})}
+	m.nic = nic{out: out, in: newInputs(cfg.Guest.VCPUs), write: write, vm: vm, mem: vm.Memory(), ports: make([]port, cfg.Guest.VCPUs), pausing: make(chan struct{})}
 	close(m.nic.pausing)
-	if cfg.Side == primary {
-		// The secondary's guest comes over the wire, all of it.
+	if boot {
 		if err := m.boot(cfg.Guest); err != nil {
 			return nil, err
 		}
 	}
-	blocks := []ram.Block{{Name: kvm.RAMBlock, Host: vm.Memory()}}
-	m.memory, err = newMemory(cfg, blocks, vm, func() bool { return m.pauses.Load() > 0 })
-	return m, err
+	return m, nil
 }
 
 // boot loads the program and starts every vCPU at its beginning.
@@ -121,9 +118,22 @@ func (m *kvmMachine) Resume(ctx context.Context) error {
 	return err
 }
 
+// Paused reports whether the guest stands still.
+func (m *kvmMachine) Paused() bool { return m.pauses.Load() > 0 }
+
+func (m *kvmMachine) Blocks() []ram.Block {
+	return []ram.Block{{Name: kvm.RAMBlock, Host: m.vm.Memory()}}
+}
+
+func (m *kvmMachine) StartDirtyLog() error { return m.vm.StartDirtyLog() }
+func (m *kvmMachine) StopDirtyLog() error  { return m.vm.StopDirtyLog() }
+func (m *kvmMachine) ReadDirty(block string, bitmap []uint64) error {
+	return m.vm.ReadDirty(block, bitmap)
+}
+
+// Register registers the devices.
 func (m *kvmMachine) Register(reg *vmstate.Registry) error {
 	return errors.Join(
-		m.memory.Register(reg),
 		m.vm.Register(reg),
 		reg.Register(vmstate.Entry{Name: "lockstep-nic", Version: 1, MinVersion: 1}, &m.nic),
 		reg.Register(m.nic.in.entry(), m.nic.in),
@@ -134,7 +144,7 @@ func (m *kvmMachine) Deliver(packet []byte) error { return m.nic.in.deliver(pack
 
 func (m *kvmMachine) Memory() []byte { return m.vm.Memory() }
 
-func (m *kvmMachine) Close() error { return errors.Join(m.memory.Close(), m.vm.Close()) }
+func (m *kvmMachine) Close() error { return m.vm.Close() }
 
 // nic is the paravirtual port that the guest sends its frames, takes its input
 // and writes its disk through, one port per vCPU. It is a vmstate.Device: a frame that it has
@@ -144,7 +154,7 @@ func (m *kvmMachine) Close() error { return errors.Join(m.memory.Close(), m.vm.C
 type nic struct {
 	out   sender
 	in    *inputs
-	disk  *disk // nil: none
+	write writer
 	vm    marker
 	mem   []byte
 	ports []port
@@ -221,12 +231,12 @@ func (n *nic) access(vcpu int, io *kvm.IO) error {
 			return err
 		}
 		return n.emit(p, frame)
-	case n.disk != nil && !io.In && io.Port == guest.PortDisk && io.Size == 4 && io.Count == 1:
+	case n.write != nil && !io.In && io.Port == guest.PortDisk && io.Size == 4 && io.Count == 1:
 		w, err := guest.Requested(n.mem, uint64(binary.LittleEndian.Uint32(io.Data)))
 		if err != nil {
 			return err
 		}
-		if err := n.disk.write(w.Data, w.Off, w.Flush); err != nil {
+		if err := n.write(w.Data, w.Off, w.Flush); err != nil {
 			return fmt.Errorf("vCPU %d, round %d: disk: %w", vcpu, w.Round, err)
 		}
 		n.vm.MarkDirty(w.Done(n.mem))

@@ -2,8 +2,12 @@
 
 package main
 
-import "errors"
+import (
+	"errors"
 
-func newKVMMachine(sideConfig, sender, *disk) (machine, error) {
+	"github.com/gocolo/lockstep/internal/trial"
+)
+
+func newKVMMachine(trial.SideConfig, bool, sender, writer) (machine, error) {
 	return nil, errors.ErrUnsupported
 }

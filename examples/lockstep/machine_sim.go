@@ -7,6 +7,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -14,7 +15,6 @@ import (
 // simMachine is the guest in Go.
 type simMachine struct {
 	*colotest.Guest
-	memory
 	out sender
 	nic simNIC
 }
@@ -33,33 +33,30 @@ type answered struct {
 	data []byte
 }
 
-func newSimMachine(cfg sideConfig, out sender, disk *disk) (machine, error) {
+func newSimMachine(cfg trial.SideConfig, boot bool, out sender, write writer) (machine, error) {
 	p := cfg.Guest
 	s := &simMachine{out: out, nic: simNIC{in: newInputs(p.VCPUs), answers: make([]answered, p.VCPUs)}}
 	gc := colotest.GuestConfig{
 		VCPUs: p.VCPUs, Pages: p.Pages, Touch: p.Touch, TSCPerMille: p.TSCPerMille, Seed: p.Seed,
 		Memory: cfg.Memory, Interval: pace, Output: s.output, Disk: p.Disk, DiskEvery: p.DiskEvery,
 	}
-	if disk != nil {
-		gc.Write = disk.write
+	if write != nil {
+		gc.Write = write
 	}
 	var err error
 	if s.Guest, err = colotest.NewGuest(gc); err != nil {
 		return nil, err
 	}
 	s.nic.dirty = make([]uint64, (len(s.Guest.Memory())/ram.PageSize+63)/64)
-	if cfg.Side == secondary {
-		clear(s.Guest.Memory()) // the guest comes over the wire, all of it
-	}
-	if s.memory, err = newMemory(cfg, s.Blocks(), s, s.Paused); err != nil {
-		return nil, errors.Join(err, s.Guest.Close())
+	if !boot {
+		clear(s.Guest.Memory())
 	}
 	return s, nil
 }
 
+// Register registers the devices.
 func (m *simMachine) Register(reg *vmstate.Registry) error {
 	return errors.Join(
-		m.memory.Register(reg),
 		m.Guest.Register(reg),
 		reg.Register(vmstate.Entry{Name: "lockstep-nic", Version: 1, MinVersion: 1}, &m.nic),
 		reg.Register(m.nic.in.entry(), m.nic.in),
@@ -133,10 +130,6 @@ func (m *simMachine) ReadDirty(block string, bitmap []uint64) error {
 	}
 	return nil
 }
-
-func (m *simMachine) Memory() []byte { return m.Guest.Memory() }
-
-func (m *simMachine) Close() error { return errors.Join(m.memory.Close(), m.Guest.Close()) }
 
 // VMState names the answers that wait. (A vmstate.Device.)
 func (n *simNIC) VMState(f *vmstate.Fields) {

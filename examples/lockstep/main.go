@@ -10,10 +10,15 @@
 // the guest has said to have been told. With -disk the guest also
 // writes a disk, and the survivor's must be what its memory says. See -h.
 //
-// To read it: options.go is the command line, run.go the plot of a run as the
-// parent sees it, side.go what the primary and the secondary do, machine.go the
-// guest, network.go and disk.go its network and disk, client.go and client_input.go who
-// it talks to, oracle.go, oracle_input.go and oracle_disk.go the judgement.
+// What a host that speaks the protocol by itself has to do is in side.go: the life of a
+// primary or a secondary, from its connections to its takeover. machine.go is its guest,
+// on KVM or in Go, network.go and disk.go are its network and its disk, and monitor.go
+// is its monitor. options.go is the command line.
+//
+// What looks at the sides from the outside, and is no part of any host, is a test rig of its
+// own: package internal/trial runs them, talks to the guest and kills,
+// internal/killpoint stops a side at a place of a checkpoint, and internal/oracle
+// judges.
 package main
 
 import (
@@ -28,10 +33,12 @@ import (
 	"syscall"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
+	"github.com/gocolo/lockstep/internal/killpoint"
+	"github.com/gocolo/lockstep/internal/trial"
 )
 
 func main() {
-	if len(os.Args) == 2 && os.Args[1] == sideArgument {
+	if len(os.Args) == 2 && os.Args[1] == trial.SideArgument {
 		signal.Ignore(os.Interrupt, syscall.SIGHUP) // the parent decides
 		if err := sideMain(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -40,7 +47,7 @@ func main() {
 		return
 	}
 	ctx, status := interrupt.Notify()
-	os.Exit(status(lockstep(ctx, os.Args[1:], os.Stdout, os.Stderr, isTerminal(os.Stdout))))
+	os.Exit(status(lockstep(ctx, os.Args[1:], os.Stdout, os.Stderr, trial.IsTerminal(os.Stdout))))
 }
 
 // lockstep is the program; it returns its exit status.
@@ -58,50 +65,50 @@ func lockstep(ctx context.Context, args []string, stdout, stderr io.Writer, term
 		fmt.Fprintln(stderr, "lockstep:", err)
 		return 1
 	}
-	p := &printer{w: stdout, terminal: terminal && !o.json, json: o.json, quiet: o.repeat > 1}
-	p.start(o, backend, why)
+	p := &trial.Printer{W: stdout, Terminal: terminal && !o.json, JSON: o.json, Quiet: o.Repeat > 1}
+	p.Start(o.Config, backend, why)
 
-	var done []*result
+	var done []*trial.Result
 	ok := true
-	for n := 1; n <= o.repeat && ctx.Err() == nil; n++ {
-		seed := o.seed + uint64(n-1)
+	for n := 1; n <= o.Repeat && ctx.Err() == nil; n++ {
+		seed := o.Seed + uint64(n-1)
 		o := o
-		if o.killAt == atEach {
-			o.killAt = steps[o.kill][(n-1)%len(steps[o.kill])]
+		if o.KillAt == killpoint.AtEach {
+			o.KillAt = killpoint.Steps[o.Kill][(n-1)%len(killpoint.Steps[o.Kill])]
 		}
-		r := newRun(o, backend, seed, p)
-		err := r.do(ctx)
+		r := trial.New(o.Config, backend, seed, p)
+		err := r.Do(ctx)
 		if ctx.Err() != nil {
 			break
 		}
 		if err != nil {
 			fmt.Fprintf(stderr, "lockstep: run %d: %v\n", n, err)
 		} else {
-			p.verdict(n, r)
-			done = append(done, &r.result)
+			p.Verdict(n, r)
+			done = append(done, &r.Result)
 		}
-		if err != nil || !r.clean() {
+		if err != nil || !r.Clean() {
 			ok = false
-			fmt.Fprintf(stderr, "lockstep: to try this again: go run ./examples/lockstep %s\n", o.again(backend, int(r.target), seed))
+			fmt.Fprintf(stderr, "lockstep: to try this again: go run ./examples/lockstep %s\n", o.again(backend, int(r.Target), seed))
 		}
 	}
 	if ctx.Err() != nil {
 		fmt.Fprintln(stderr, "lockstep: interrupted")
 		ok = false
 	}
-	s := newSummary(o, backend, done, o.repeat)
+	s := trial.Summarise(o.Config, backend, done, o.Repeat)
 	if !o.json && len(done) > 0 {
-		s.table(stdout)
+		s.Table(stdout)
 	}
 	if o.timeline != "" && len(done) > 0 {
-		if err := writeTimeline(o.timeline, o, backend, done[0]); err != nil {
+		if err := trial.WriteTimeline(o.timeline, o.Config, backend, done[0]); err != nil {
 			fmt.Fprintln(stderr, "lockstep: -timeline:", err)
 			ok = false
 		} else {
-			p.say("\ntimeline in %s", o.timeline)
+			p.Say("\ntimeline in %s", o.timeline)
 		}
 	}
-	p.object(map[string]summary{"summary": s})
+	p.Object(map[string]trial.Summary{"summary": s})
 	if !ok {
 		return 1
 	}

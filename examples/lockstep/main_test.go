@@ -8,12 +8,15 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"go.uber.org/goleak"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/killpoint"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/kvm"
 )
 
@@ -21,7 +24,7 @@ var long = flag.Bool("long", false, "also the runs that take ten seconds each")
 
 // The test binary is also the sides of the runs that it starts.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 2 && os.Args[1] == sideArgument {
+	if len(os.Args) == 2 && os.Args[1] == trial.SideArgument {
 		if err := sideMain(os.Stdin, os.Stdout); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -46,7 +49,7 @@ func program(t *testing.T, wantStatus int, args ...string) (stdout, stderr strin
 }
 
 // summed runs the program with -json and returns its summary and all lines.
-func summed(t *testing.T, args ...string) (summary, []string) {
+func summed(t *testing.T, args ...string) (trial.Summary, []string) {
 	t.Helper()
 	require.Outside(t, require.Processes)
 	out, _ := program(t, 0, append([]string{"-json"}, args...)...)
@@ -57,8 +60,8 @@ func summed(t *testing.T, args ...string) (summary, []string) {
 		}
 	}
 	last := struct {
-		Summary summary `json:"summary"`
-	}{summary{repeated: new(repeated), diskFigures: new(diskFigures), lateFigures: new(lateFigures)}}
+		Summary trial.Summary `json:"summary"`
+	}{trial.Summary{Repeated: new(trial.Repeated), DiskFigures: new(trial.DiskFigures), LateFigures: new(trial.LateFigures)}}
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
 		t.Fatal(err)
 	}
@@ -66,17 +69,17 @@ func summed(t *testing.T, args ...string) (summary, []string) {
 }
 
 func TestEitherSideMayBeKilledAnywhereAndNothingIsLost(t *testing.T) {
-	for _, victim := range []string{primary, secondary} {
-		survivor := map[string]string{primary: secondary, secondary: primary}[victim]
-		for i, place := range places {
-			if place == atEach {
+	for _, victim := range []string{trial.Primary, trial.Secondary} {
+		survivor := map[string]string{trial.Primary: trial.Secondary, trial.Secondary: trial.Primary}[victim]
+		for i, place := range killpoint.Places {
+			if place == killpoint.AtEach {
 				continue // see TestEachStepMayBeTheLast
 			}
 			t.Run(victim+"/"+place, func(t *testing.T) {
 				mode := modes[i%len(modes)]
 				s, _ := summed(t, append(short, "-backend", "sim", "-mode", mode, "-kill", victim, "-kill-at", place)...)
 				if s.Survivor != survivor || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 ||
-					s.Checkpoints < 3 || s.COLOExit != "error" || s.Failover <= 0 || s.Inputs < talkOn || s.Mode != mode {
+					s.Checkpoints < 3 || s.COLOExit != "error" || s.Failover <= 0 || s.Inputs < trial.TalkOn || s.Mode != mode {
 					t.Errorf("%+v", s)
 				}
 			})
@@ -90,13 +93,13 @@ func TestEachStepMayBeTheLast(t *testing.T) {
 	if !*long {
 		t.Skip("-long was not given")
 	}
-	for _, victim := range []string{primary, secondary} {
+	for _, victim := range []string{trial.Primary, trial.Secondary} {
 		for i, signal := range signals {
 			t.Run(victim+"/"+signal, func(t *testing.T) {
 				t.Parallel()
-				s, _ := summed(t, "-backend", "sim", "-mem", "8M", "-mode", modes[i%len(modes)], "-kill", victim, "-kill-at", atEach, "-signal", signal, "-lost-after", "2s")
-				if s.Survivor == victim || s.Lost+s.Contradicted+s.Corrupted != 0 || s.repeated == nil || s.Runs != len(steps[victim]) || s.Clean != s.Runs || s.Inside != s.Runs {
-					t.Errorf("%+v %+v", s, s.repeated)
+				s, _ := summed(t, "-backend", "sim", "-mem", "8M", "-mode", modes[i%len(modes)], "-kill", victim, "-kill-at", killpoint.AtEach, "-signal", signal, "-lost-after", "2s")
+				if s.Survivor == victim || s.Lost+s.Contradicted+s.Corrupted != 0 || s.Repeated == nil || s.Runs != len(killpoint.Steps[victim]) || s.Clean != s.Runs || s.Inside != s.Runs {
+					t.Errorf("%+v %+v", s, s.Repeated)
 				}
 			})
 		}
@@ -104,16 +107,16 @@ func TestEachStepMayBeTheLast(t *testing.T) {
 }
 
 func TestASideThatIsStoppedForAMomentEndsNothing(t *testing.T) {
-	for _, victim := range []string{primary, secondary} {
-		for i, place := range places {
-			if place == atEach && !*long {
+	for _, victim := range []string{trial.Primary, trial.Secondary} {
+		for i, place := range killpoint.Places {
+			if place == killpoint.AtEach && !*long {
 				continue
 			}
 			t.Run(victim+"/"+place, func(t *testing.T) {
 				t.Parallel() // they sleep, most of the time
 				s, _ := summed(t, append(short, "-backend", "sim", "-mode", modes[i%len(modes)], "-kill", victim, "-kill-at", place,
-					"-signal", signalStop, "-stop-for", "300ms")...)
-				if s.Survivor != primary || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 || s.COLOExit != "request" {
+					"-signal", trial.SignalStop, "-stop-for", "300ms")...)
+				if s.Survivor != trial.Primary || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 || s.COLOExit != "request" {
 					t.Errorf("%+v", s)
 				}
 			})
@@ -127,16 +130,16 @@ func TestASideThatIsStoppedForLongComesBackAndSaysNothingNew(t *testing.T) {
 	if !*long {
 		t.Skip("-long was not given; it takes ten seconds until a side is lost to the other")
 	}
-	for _, victim := range []string{primary, secondary} {
-		survivor := map[string]string{primary: secondary, secondary: primary}[victim]
-		for i, place := range places {
-			if place == atEach {
+	for _, victim := range []string{trial.Primary, trial.Secondary} {
+		survivor := map[string]string{trial.Primary: trial.Secondary, trial.Secondary: trial.Primary}[victim]
+		for i, place := range killpoint.Places {
+			if place == killpoint.AtEach {
 				continue // see TestEachStepMayBeTheLast
 			}
 			t.Run(victim+"/"+place, func(t *testing.T) {
 				t.Parallel()
-				s, _ := summed(t, append(short, "-interval", "20ms", "-backend", "sim", "-mode", modes[i%len(modes)], "-kill", victim, "-kill-at", place, "-signal", signalStop)...)
-				if s.Survivor != survivor || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 || s.lateFigures == nil {
+				s, _ := summed(t, append(short, "-interval", "20ms", "-backend", "sim", "-mode", modes[i%len(modes)], "-kill", victim, "-kill-at", place, "-signal", trial.SignalStop)...)
+				if s.Survivor != survivor || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 || s.LateFigures == nil {
 					t.Errorf("%+v", s)
 				}
 			})
@@ -146,30 +149,30 @@ func TestASideThatIsStoppedForLongComesBackAndSaysNothingNew(t *testing.T) {
 
 func TestKVMGuestSurvivesItsPrimary(t *testing.T) {
 	require.Usable(t, require.KVM, kvm.Probe)
-	for _, victim := range []string{primary, secondary} {
+	for _, victim := range []string{trial.Primary, trial.Secondary} {
 		s, _ := summed(t, append(short, "-backend", "kvm", "-vcpus", "2", "-diverge", "30", "-disk", "256K", "-kill", victim)...)
 		if s.Backend != "kvm" || s.Survivor == victim || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 ||
 			s.DiskBlocks == 0 || s.DiskLost+s.DiskCorrupted != 0 {
-			t.Errorf("%+v %+v", s, s.diskFigures)
+			t.Errorf("%+v %+v", s, s.DiskFigures)
 		}
 	}
 }
 
 func TestAnOrderedHandoverIsARequestAndTheSecondaryIsRefused(t *testing.T) {
 	s, lines := summed(t, append(short, "-backend", "sim", "-kill", "none")...)
-	if s.Survivor != primary || s.COLOExit != "request" || s.Failover != 0 {
+	if s.Survivor != trial.Primary || s.COLOExit != "request" || s.Failover != 0 {
 		t.Errorf("%+v", s)
 	}
 	refused := false
 	for _, l := range lines {
 		var c struct {
-			Claim  *claim
-			Answer answer
+			Claim  *trial.Claim
+			Answer trial.Answer
 		}
 		if err := json.Unmarshal([]byte(l), &c); err != nil {
 			t.Fatal(err)
 		}
-		if c.Claim != nil && c.Claim.Side == secondary {
+		if c.Claim != nil && c.Claim.Side == trial.Secondary {
 			refused = !c.Answer.Granted
 		}
 	}
@@ -191,7 +194,7 @@ func TestGuestsThatAgreeAreNotHeldUntilTheirCheckpoint(t *testing.T) {
 		t.Errorf("%d checkpoints for %v, the guests differed %d times", s.Checkpoints, s.Causes, s.Diverged)
 	}
 	// At most those can wait for a checkpoint that the guests were apart at it.
-	if s.AtMatch == 0 || s.AtMatch != s.Matched || s.AtMatch < s.AtCheckpoint || s.Inputs < talkOn {
+	if s.AtMatch == 0 || s.AtMatch != s.Matched || s.AtMatch < s.AtCheckpoint || s.Inputs < trial.TalkOn {
 		t.Errorf("%d left at a match, %d at a checkpoint, %d inputs were answered", s.AtMatch, s.AtCheckpoint, s.Inputs)
 	}
 }
@@ -212,8 +215,8 @@ func TestContinuousComparesNothing(t *testing.T) {
 
 func TestRepeatedRunsAreSummedUp(t *testing.T) {
 	s, lines := summed(t, "-backend", "sim", "-mem", "8M", "-repeat", "3", "-seed", "11")
-	if s.repeated == nil || s.Runs != 3 || s.Clean != 3 || s.FailoverMax < s.FailoverP50 {
-		t.Errorf("%+v %+v", s, s.repeated)
+	if s.Repeated == nil || s.Runs != 3 || s.Clean != 3 || s.FailoverMax < s.FailoverP50 {
+		t.Errorf("%+v %+v", s, s.Repeated)
 	}
 	runs := 0
 	for _, l := range lines {
@@ -307,10 +310,10 @@ func TestASideThatCannotStartIsReportedWithItsReason(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o.mem = 4 << 30 // more than a guest can have
+	o.Mem = 4 << 30 // more than a guest can have
 	var out bytes.Buffer
-	r := newRun(o, "sim", 1, &printer{w: &out, quiet: true})
-	if err := r.do(context.Background()); err == nil || !strings.Contains(err.Error(), "bytes of memory") {
+	r := trial.New(o.Config, "sim", 1, &trial.Printer{W: &out, Quiet: true})
+	if err := r.Do(context.Background()); err == nil || !strings.Contains(err.Error(), "bytes of memory") {
 		t.Errorf("error %v", err)
 	}
 }
@@ -323,19 +326,18 @@ func TestAnInterruptedRunLeavesNothingBehind(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	r := newRun(o, "sim", 1, &printer{w: &out, quiet: true, json: true})
-	r.out.w = writerFunc(func(p []byte) (int, error) {
+	r := trial.New(o.Config, "sim", 1, &trial.Printer{Quiet: true, JSON: true, W: writerFunc(func(p []byte) (int, error) {
 		if bytes.Contains(p, []byte(`"epoch":2`)) {
 			cancel()
 		}
 		return out.Write(p)
-	})
-	if err := r.do(ctx); err != context.Canceled {
+	})})
+	if err := r.Do(ctx); err != context.Canceled {
 		t.Errorf("error %v", err)
 	}
-	for side, p := range r.sides {
-		if p.cmd.ProcessState == nil {
-			t.Errorf("the %s was not waited for", side)
+	for side, pid := range r.PIDs() {
+		if err := syscall.Kill(pid, 0); err != syscall.ESRCH {
+			t.Errorf("the %s was not waited for (%v)", side, err)
 		}
 	}
 }
@@ -343,24 +345,3 @@ func TestAnInterruptedRunLeavesNothingBehind(t *testing.T) {
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
-
-func TestSizesAreReadAndPrintedAlike(t *testing.T) {
-	for in, want := range map[string]string{"64M": "64M", "65536K": "64M", "1g": "1G", "4096": "4K", "4097": "4097", "16MiB": "16M", "0": "0"} {
-		var s size
-		if err := s.Set(in); err != nil || s.String() != want {
-			t.Errorf("%s: %v, %v, want %s", in, s, err, want)
-		}
-	}
-}
-
-func TestQuantilesAreValuesThatOccurred(t *testing.T) {
-	values := []int64{5, 1, 4, 2, 3}
-	for q, want := range map[float64]int64{0: 1, 0.2: 1, 0.5: 3, 0.99: 5, 1: 5} {
-		if got := quantile(values, q); got != want {
-			t.Errorf("quantile %v is %d, want %d", q, got, want)
-		}
-	}
-	if quantile[int64](nil, 0.5) != 0 {
-		t.Error("of nothing")
-	}
-}

@@ -3,36 +3,14 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
-	"strconv"
 	"sync"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/trial"
 )
-
-// monitorOf returns where a side's monitor is: the primary's where -qmp says, the
-// secondary's beside it.
-func monitorOf(addr, side string) (string, error) {
-	if addr == "" || side == primary {
-		return addr, nil
-	}
-	network, address := qmp.Split(addr)
-	if network == "unix" {
-		return "unix:" + address + "." + secondary, nil
-	}
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return "", err
-	}
-	n, err := strconv.ParseUint(port, 10, 16)
-	if err != nil || n == 0 || n == 65535 {
-		return "", fmt.Errorf("port %s has no next one", port)
-	}
-	return net.JoinHostPort(host, strconv.FormatUint(n+1, 10)), nil
-}
 
 // monitor serves a side's QMP monitor until ctx ends.
 func (s *side) monitor(ctx context.Context, l net.Listener) error {
@@ -72,7 +50,7 @@ func (m *monitor) RunState() string {
 	case colo.StateStopped:
 		return "postmigrate"
 	case colo.StateNew, colo.StateSynchronising:
-		if m.side.cfg.Side == secondary {
+		if m.side.cfg.Side == trial.Secondary {
 			return "inmigrate"
 		}
 	}

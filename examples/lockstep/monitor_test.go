@@ -10,6 +10,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/trial"
 )
 
 func TestBothSidesHaveAMonitorForAsLongAsTheyRun(t *testing.T) {
@@ -23,8 +24,8 @@ func TestBothSidesHaveAMonitorForAsLongAsTheyRun(t *testing.T) {
 		lockstep(ctx, append(short, "-backend", "sim", "-qmp", addr, "-checkpoints", "1000000", "-interval", "20ms"), &out, &out, false)
 	}()
 	defer func() { stop(); <-done }()
-	for _, side := range []string{secondary, primary} {
-		at, err := monitorOf(addr, side)
+	for _, side := range []string{trial.Secondary, trial.Primary} {
+		at, err := trial.MonitorOf(addr, side)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -40,7 +41,7 @@ func TestBothSidesHaveAMonitorForAsLongAsTheyRun(t *testing.T) {
 		if err := c.Do(ctx, "query-colo-status", nil, &status); err != nil || string(status.Mode) != side {
 			t.Errorf("the %s is %s, %v", side, status.Mode, err)
 		}
-		if side == secondary {
+		if side == trial.Secondary {
 			if err := c.Do(ctx, "xen-colo-do-checkpoint", nil, nil); err == nil {
 				t.Error("a secondary makes a checkpoint")
 			}
@@ -76,18 +77,6 @@ func TestBothSidesHaveAMonitorForAsLongAsTheyRun(t *testing.T) {
 			return ok && e.Cause == event.CauseRequest
 		}); err != nil {
 			t.Errorf("no checkpoint that was asked for: %v", err)
-		}
-	}
-}
-
-func TestTheSecondarysMonitorIsBesideThePrimarys(t *testing.T) {
-	for addr, want := range map[string]string{"": "", "unix:/tmp/m": "unix:/tmp/m.secondary", "localhost:4444": "localhost:4445", "localhost:65535": "!"} {
-		got, err := monitorOf(addr, secondary)
-		if err != nil {
-			got = "!"
-		}
-		if got != want {
-			t.Errorf("%q: %q, want %q", addr, got, want)
 		}
 	}
 }

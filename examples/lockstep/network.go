@@ -12,6 +12,7 @@ import (
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/vmstate"
 )
 
@@ -41,14 +42,14 @@ type network interface {
 // later: both are asked only when there is something to do for them.
 func (s *side) newNetwork() network {
 	deliver := func(packet []byte) error {
-		packet, err := s.cfg.VLAN.untag(packet)
+		packet, err := s.cfg.VLAN.Untag(packet)
 		if err != nil {
 			return nil // not for this guest
 		}
 		return s.machine.Deliver(packet)
 	}
-	continuous := s.cfg.Mode == modeContinuous
-	if s.cfg.Side == secondary {
+	continuous := s.cfg.Mode == trial.ModeContinuous
+	if s.cfg.Side == trial.Secondary {
 		n := &secondaryNetwork{side: s}
 		var vm proxy.VM = lateVM{s}
 		if continuous {
@@ -63,13 +64,13 @@ func (s *side) newNetwork() network {
 	return &primaryNetwork{proxy.NewPrimary(proxy.PrimaryConfig{
 		VM: lateVM{s}, Deliver: deliver, Continuous: continuous, Limit: outputLimit,
 		Compare:           compare.Config{MaxQueue: maxApart},
-		CompareAlways:     s.cfg.Mode == modeCompare,
+		CompareAlways:     s.cfg.Mode == trial.ModeCompare,
 		RequestCheckpoint: func(c event.Cause) { s.session.(*colo.Primary).RequestCheckpoint(c) },
 	}), s}
 }
 
 // send takes a packet from the guest's NIC.
-func (s *side) send(packet []byte) error { return s.net.WritePacket(s.cfg.VLAN.tag(packet)) }
+func (s *side) send(packet []byte) error { return s.net.WritePacket(s.cfg.VLAN.Tag(packet)) }
 
 // lateVM is the side's machine, which is made after its network.
 type lateVM struct{ s *side }
@@ -107,7 +108,7 @@ func (n *primaryNetwork) Mark(epoch uint64) error {
 }
 
 func (n *primaryNetwork) Failover() error {
-	return errors.Join(n.side.out.WritePacket([]byte(tookOver)), n.Primary.Failover())
+	return errors.Join(n.side.out.WritePacket([]byte(trial.TookOver)), n.Primary.Failover())
 }
 
 func (n *primaryNetwork) waiting() uint64 {
@@ -116,9 +117,9 @@ func (n *primaryNetwork) waiting() uint64 {
 }
 
 // traffic is what the primary tells of its network.
-func (n *primaryNetwork) traffic() *traffic {
+func (n *primaryNetwork) traffic() *trial.Traffic {
 	s := n.Stats()
-	return &traffic{
+	return &trial.Traffic{
 		Matched: s.Matched, AtCheckpoint: s.Checkpoint, Diverged: s.Diverged,
 		LatencyP50US: s.Waits.Quantile(0.5).Microseconds(), LatencyP99US: s.Waits.Quantile(0.99).Microseconds(),
 	}
@@ -135,7 +136,7 @@ func (n *secondaryNetwork) Failover() error {
 	if n.standing != nil {
 		n.standing.failover()
 	}
-	return errors.Join(n.side.out.WritePacket([]byte(tookOver)), n.Secondary.Failover())
+	return errors.Join(n.side.out.WritePacket([]byte(trial.TookOver)), n.Secondary.Failover())
 }
 
 func (n *secondaryNetwork) waiting() uint64 {

@@ -1,9 +1,7 @@
 package main
 
 import (
-	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +15,9 @@ import (
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/failover/heartbeat"
+	"github.com/gocolo/lockstep/internal/killpoint"
+	"github.com/gocolo/lockstep/internal/oracle"
+	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/vmstate"
 )
 
@@ -28,25 +29,23 @@ const (
 	beatTimeout  = 10 * time.Second
 )
 
-// errOrphan: the parent is gone.
-var errOrphan = errors.New("the parent process has gone")
-
 // A side is one process of the pair: a guest, its network, and its half of the
 // session.
 type side struct {
-	cfg      sideConfig
-	reports  *reporter
-	commands chan command
+	cfg      trial.SideConfig
+	reports  *trial.Reporter
+	commands <-chan trial.Command
 
 	machine machine
-	disk    *disk // nil: none
+	memory  memory // the machine's
+	disk    *disk  // nil: none
 	state   vmstate.Registry
 	net     network
 	client  *net.TCPConn // takes what leaves
 	input   *net.TCPConn // brings what the client sends
 	out     *filter.Conn // on client
 	events  event.Bus
-	point   *killPoint
+	point   *killpoint.Point
 	proceed chan struct{} // closed when it is to go on from there
 
 	pausing time.Time // of the checkpoint under way, when its pause began
@@ -70,29 +69,10 @@ type session interface {
 // sideMain is the whole life of a side: configuration and commands come from
 // in, reports go to out. It returns when the side has nothing more to do.
 func sideMain(in io.Reader, out io.Writer) error {
-	dec := json.NewDecoder(bufio.NewReader(in))
-	s := &side{commands: make(chan command), proceed: make(chan struct{}), reports: newReporter(out)}
-	defer s.reports.close()
-	if err := dec.Decode(&s.cfg); err != nil {
-		return fmt.Errorf("configuration: %w", err)
-	}
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	go func() { // ends with the process, or with the parent
-		for {
-			var c command
-			if err := dec.Decode(&c); err != nil {
-				cancel(errOrphan)
-				return
-			}
-			select {
-			case s.commands <- c:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return s.run(ctx, cancel)
+	return trial.Serve(in, out, func(ctx context.Context, fail context.CancelCauseFunc, p *trial.Parent) error {
+		s := &side{cfg: p.Config, commands: p.Commands, reports: p.Reports, proceed: make(chan struct{})}
+		return s.run(ctx, fail)
+	})
 }
 
 // run sets up the side and runs its session; afterwards it either goes on with
@@ -100,7 +80,7 @@ func sideMain(in io.Reader, out io.Writer) error {
 // it returns.
 func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	var listeners []*net.TCPListener
-	if s.cfg.Side == secondary {
+	if s.cfg.Side == trial.Secondary {
 		var err error
 		if listeners, err = s.listen(); err != nil {
 			return err
@@ -111,6 +91,7 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 		return err
 	}
 	defer s.machine.Close()
+	defer s.memory.Close()
 	var group sync.WaitGroup
 	defer group.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -129,14 +110,14 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 		return s.net.Run(ctx, &cable{s.out, in, [2]net.Conn{s.client, s.input}})
 	})
 	group.Go(func() { s.runGuest(ctx, fail) })
-	if s.cfg.Side == primary {
+	if s.cfg.Side == trial.Primary {
 		// The guest runs from the start; it is protected later.
 		if err := s.machine.Resume(ctx); err != nil {
 			return err
 		}
 	}
 
-	if s.disk != nil && s.cfg.Side == secondary {
+	if s.disk != nil && s.cfg.Side == trial.Secondary {
 		group.Go(func() { s.disk.serve(ctx, listeners[2]) })
 	}
 	link, beat, err := s.connect(ctx, listeners, &group)
@@ -176,11 +157,11 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
-	end := ended{TookOver: err == nil, Refused: errors.Is(err, colo.ErrRefused), Epoch: s.session.Info().Epoch}
+	end := trial.Ended{TookOver: err == nil, Refused: errors.Is(err, colo.ErrRefused), Epoch: s.session.Info().Epoch}
 	if err != nil {
 		end.Error = err.Error()
 	}
-	s.reports.send(report{Ended: &end})
+	s.reports.Send(trial.Report{Ended: &end})
 	switch {
 	case end.Refused: // the other side has the guest; this one's stays paused
 		return nil
@@ -226,7 +207,7 @@ func (s *side) listen() ([]*net.TCPListener, error) {
 		}
 		listeners = append(listeners, l)
 	}
-	s.reports.send(report{Listening: &addresses{
+	s.reports.Send(trial.Report{Listening: &trial.Addresses{
 		COLO: listeners[0].Addr().String(), Heartbeat: listeners[1].Addr().String(), Disk: listeners[2].Addr().String(),
 		Packets: listeners[3].Addr().String(),
 	}})
@@ -239,7 +220,7 @@ func (s *side) build(ctx context.Context) error {
 	if s.client, err = s.dialClient(s.cfg.Side); err != nil {
 		return err
 	}
-	if s.input, err = s.dialClient(s.cfg.Side + inputSuffix); err != nil {
+	if s.input, err = s.dialClient(s.cfg.Side + trial.InputSuffix); err != nil {
 		return err
 	}
 	s.out = filter.NewConn(s.client, filter.ConnConfig{})
@@ -249,26 +230,34 @@ func (s *side) build(ctx context.Context) error {
 		return err
 	}
 	if s.cfg.VerifyDirty {
-		s.cfg.missed = func(block string, offset uint64) {
-			s.reports.send(report{Missed: &missedPage{block, offset}})
+		s.cfg.Missed = func(block string, offset uint64) {
+			s.reports.Send(trial.Report{Missed: &trial.MissedPage{Block: block, Offset: offset}})
 		}
 	}
-	if s.machine, err = newMachine(s.cfg, s.send, s.disk); err != nil {
+	var write writer
+	if s.disk != nil {
+		write = s.disk.write
+	}
+	if s.machine, err = newMachine(s.cfg, s.cfg.Side == trial.Primary, s.send, write); err != nil {
 		return err
 	}
-	if err := s.machine.Register(&s.state); err != nil {
+	if s.memory, err = newMemory(s.cfg, s.machine); err != nil {
+		return err
+	}
+	// Memory comes before any device.
+	if err := errors.Join(s.memory.Register(&s.state), s.machine.Register(&s.state)); err != nil {
 		return err
 	}
 	if err := s.state.Register(s.net.Entry(0), s.net); err != nil {
 		return err
 	}
 	if s.cfg.StopAt != "" {
-		s.point = &killPoint{
-			place: s.cfg.StopAt,
-			epoch: s.cfg.StopEpoch,
-			rng:   rand.New(rand.NewPCG(s.cfg.Seed, 1)),
-			stop: func(detail string) {
-				s.reports.sendNow(report{Stopped: &stopped{s.cfg.StopEpoch, detail}})
+		s.point = &killpoint.Point{
+			Place: s.cfg.StopAt,
+			Epoch: s.cfg.StopEpoch,
+			Rand:  rand.New(rand.NewPCG(s.cfg.Seed, 1)),
+			Stop: func(detail string) {
+				s.reports.SendNow(trial.Report{Stopped: &trial.Stopped{Epoch: s.cfg.StopEpoch, Detail: detail}})
 				select { // or SIGKILL comes
 				case <-s.proceed:
 				case <-ctx.Done():
@@ -299,7 +288,7 @@ func (s *side) connect(ctx context.Context, listeners []*net.TCPListener, group 
 		// Without it the primary goes on from checkpoint to checkpoint.
 		group.Go(func() { s.net.Serve(ctx, packets) })
 	}
-	if s.cfg.Side == secondary {
+	if s.cfg.Side == trial.Secondary {
 		wanted := []*net.TCPListener{listeners[0], listeners[1], listeners[3]}
 		shut := func() {
 			for _, l := range wanted {
@@ -321,7 +310,7 @@ func (s *side) connect(ctx context.Context, listeners []*net.TCPListener, group 
 		serve(conns[2])
 		return conns[0], conns[1], nil
 	}
-	var c command
+	var c trial.Command
 	select {
 	case c = <-s.commands:
 	case <-ctx.Done():
@@ -349,22 +338,22 @@ func (s *side) connect(ctx context.Context, listeners []*net.TCPListener, group 
 
 // newSession makes the side's half of the session.
 func (s *side) newSession(link *net.TCPConn) (err error) {
-	arbiter := askWitness(s.cfg.Witness, s.cfg.Side, s.cfg.Generation)
-	conn := s.point.conn(link, s.cfg.Side)
-	step := s.step(s.point.step(s.cfg.Side))
-	if s.cfg.Side == primary {
+	arbiter := trial.AskWitness(s.cfg.Witness, s.cfg.Side, s.cfg.Generation)
+	conn := s.point.Conn(link, s.cfg.Side)
+	step := s.step(s.point.Step(s.cfg.Side))
+	if s.cfg.Side == trial.Primary {
 		s.session, err = colo.NewPrimary(conn, colo.PrimaryConfig{
-			VM: s.net, Net: s.net.(*primaryNetwork), State: &s.state, RAM: s.machine.Sent(), Disks: s.disk.replicas(),
+			VM: s.net, Net: s.net.(*primaryNetwork), State: &s.state, RAM: s.memory.Sent(), Disks: s.disk.replicas(),
 			Events: &s.events, Arbiter: arbiter, Heartbeat: &s.pulse, Machine: machineType,
 			CheckpointDelay: s.cfg.Interval, LateResume: !s.cfg.EarlyResume, ThrottleShare: s.cfg.Throttle,
-			Step: step, Trace: s.point.trace,
+			Step: step, Trace: s.point.Trace,
 		})
 		return err
 	}
 	s.session, err = colo.NewSecondary(conn, colo.SecondaryConfig{
-		VM: s.net, Net: s.net.(*secondaryNetwork), State: &s.state, RAM: s.point.stage(s.machine.Stage(), func() uint64 { return s.session.Info().Epoch }),
+		VM: s.net, Net: s.net.(*secondaryNetwork), State: &s.state, RAM: s.point.Stage(s.memory.Stage(), func() uint64 { return s.session.Info().Epoch }),
 		Disks: s.disk.replicas(), Events: &s.events, Arbiter: arbiter, Heartbeat: &s.pulse, Machine: machineType,
-		Step: step, Trace: s.point.trace,
+		Step: step, Trace: s.point.Trace,
 	})
 	return err
 }
@@ -387,16 +376,16 @@ func (s *side) step(then func(string, uint64)) func(string, uint64) {
 
 // observe passes events on to the parent, and adds up each checkpoint.
 func (s *side) observe(r event.Record) {
-	s.reports.send(report{Event: &r})
+	s.reports.Send(trial.Report{Event: &r})
 	switch e := r.Event.(type) {
 	case event.CheckpointStart:
 		s.started = r.Time
 	case event.CheckpointCommit:
-		s.point.committed(e.Bytes)
-		if s.cfg.Side != primary {
+		s.point.Committed(e.Bytes)
+		if s.cfg.Side != trial.Primary {
 			return
 		}
-		s.reports.send(report{Checkpoint: &checkpoint{
+		s.reports.Send(trial.Report{Checkpoint: &trial.Checkpoint{
 			Epoch:       e.Epoch,
 			Cause:       e.Cause,
 			Start:       s.started,
@@ -436,14 +425,14 @@ func (s *side) finish(ctx context.Context) error {
 	if err := errors.Join(s.client.CloseWrite(), s.disk.settle()); err != nil {
 		return err
 	}
-	histories, err := remembered(s.machine.Memory(), s.cfg.Guest.VCPUs)
+	histories, err := oracle.Remembered(s.machine.Memory(), s.cfg.Guest.VCPUs)
 	if err != nil {
 		return err
 	}
-	end := report{Histories: histories}
+	end := trial.Report{Histories: histories}
 	if p, ok := s.net.(*primaryNetwork); ok {
 		end.Traffic = p.traffic()
 	}
-	s.reports.send(end)
+	s.reports.Send(end)
 	return nil
 }

@@ -55,7 +55,7 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 	case ctx.Err() != nil:
 		return exitInterrupted, true, nil
 	case q.err != nil:
-		return exitGuest, true, fmt.Errorf("the guest's QEMU: %w", q.err)
+		return exitGuest, true, fmt.Errorf("the guest's QEMU: %w", ended(q.err))
 	}
 	return exitOK, true, nil
 }
@@ -144,7 +144,7 @@ func (q *process) why(err error) error {
 	select {
 	case <-q.done:
 		if q.err != nil {
-			return q.err
+			return ended(q.err)
 		}
 		return errors.New("it ended before the guest was loaded")
 	case <-time.After(100 * time.Millisecond):

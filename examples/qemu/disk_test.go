@@ -183,11 +183,6 @@ func TestADiskComesBackWithTheGuest(t *testing.T) {
 func TestProtectCopiesADisk(t *testing.T) {
 	t.Parallel()
 	needsQEMU(t)
-	dir, pri := qemutest.Dir(t), qemutest.Dir(t)
-	copied := emptyDisk(t, dir, "disk")
-	sock := "unix:" + filepath.Join(pri, "second")
-	p := qemutest.Start(t, pri, append(diskGuest(t, pri, "format=raw,file="+emptyDisk(t, pri, "disk")), "-qmp", sock+",server=on,wait=off")...)
-	qemutest.AwaitSerial(t, pri, 10)
 	for _, c := range []struct {
 		name   string
 		disk   string // of protect
@@ -201,6 +196,11 @@ func TestProtectCopiesADisk(t *testing.T) {
 		{"and is interrupted", "d0=d0", false, exitOK, exitInterrupted},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			dir, pri := qemutest.Dir(t), qemutest.Dir(t)
+			copied := emptyDisk(t, dir, "disk")
+			sock := "unix:" + filepath.Join(pri, "second")
+			p := qemutest.Start(t, pri, append(diskGuest(t, pri, "format=raw,file="+emptyDisk(t, pri, "disk")), "-qmp", sock+",server=on,wait=off")...)
+			qemutest.AwaitSerial(t, pri, 10)
 			s := start(t, "standby", "-json", "-listen", "unix:"+filepath.Join(dir, "s"), "-state", dir, "-nbd", "unix:"+filepath.Join(dir, "n"), "-disk", "d0="+copied)
 			args := []string{"protect", "-json", "-qmp", sock, "-to", s.text("listening"), "-delay", "20ms", "-timeout", "20s"}
 			if c.disk != "" {
@@ -211,9 +211,9 @@ func TestProtectCopiesADisk(t *testing.T) {
 				s.checkpoints(10)
 			}
 			if c.lost {
-				p.Must("block-job-cancel", qemutest.Args{"device": "lockstep-d0", "force": true})
-				p.Await("BLOCK_JOB_CANCELLED")
-				p.Must("blockdev-del", qemutest.Args{"node-name": "lockstep-d0"})
+				// Not by a cancel of the job, in which a QEMU 7.2 in COLO has been seen to
+				// find its heap corrupted.
+				p.Must("yank", qemutest.Args{"instances": []qemutest.Args{{"type": "block-node", "node-name": "lockstep-d0"}}})
 			} else if c.ends == exitInterrupted {
 				s.cancel()
 			}

@@ -35,6 +35,8 @@ type guardian struct {
 	keeper *failover.Keeper // of a guest that a standby follows; nil: there is no deadline
 	drop   context.CancelFunc
 
+	releasing sync.Mutex // held while the copies of the disks are given up
+
 	mu         sync.Mutex
 	m          *qmp.Client // nil: not connected
 	generation uint64
@@ -72,6 +74,7 @@ const tick = 50 * time.Millisecond
 // stayed is protect -stay: it returns when the guest has ended, or is elsewhere.
 func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	g := &guardian{protectOptions: o, p: p, told: make(chan news, 64), over: make(chan struct{}), generation: 1, token: tokenOf(o.qmp)}
+	o.exited = func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.exited }
 	var err error
 	if g.arb, err = openArbiter(o.arbiter); err != nil {
 		return exitFailed, err
@@ -442,7 +445,9 @@ func (g *guardian) rescue(ctx context.Context) error {
 		for _, d := range g.disks {
 			g.yank(ctx, map[string]string{"type": "block-node", "node-name": d.node()})
 		}
-		defer g.all.Go(func() { g.unmirrored(ctx) })
+		if g.releasing.TryLock() { // otherwise they are being given up already
+			defer g.all.Go(func() { defer g.releasing.Unlock(); g.unmirrored(ctx) })
+		}
 	}
 	if err := g.lostHeartbeat(ctx); err != nil {
 		g.all.Go(func() { // until it has been taken: nothing else has the guest run
@@ -489,17 +494,25 @@ func (g *guardian) yank(ctx context.Context, instance map[string]string) {
 	}
 }
 
-// unmirrored gives the copies of the disks up.
+// unmirrored gives the copies of the disks up, once QEMU has left COLO.
 func (g *guardian) unmirrored(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
+	g.hasLeft(ctx, g.monitor())
 	if err := g.unmirror(ctx, g.monitor()); err != nil && ctx.Err() == nil {
 		g.p.warn("disks: %v", err)
 	}
 }
 
+// released returns when nothing is left of the disks' last copies.
+func (g *guardian) released() {
+	g.releasing.Lock()
+	defer g.releasing.Unlock()
+}
+
 // protectAgain copies the guest to the standby and tells what came of it.
 func (g *guardian) protectAgain(ctx context.Context) {
+	g.released()
 	g.mu.Lock()
 	after := g.generation - 1
 	g.exited, g.protects = false, false
@@ -521,7 +534,6 @@ func (g *guardian) protectAgain(ctx context.Context) {
 	g.set(func() { g.word = standby.ControlMessage{Say: standby.SaidProtect, Generation: g.generation} })
 	g.repeat()
 	o := *g.protectOptions
-	o.exited = func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.exited }
 	var asked, refused bool
 	// What has been begun is given up only when the standby's copy cannot be gone
 	// on with.
@@ -636,7 +648,7 @@ func (g *guardian) watch(ctx context.Context) {
 				g.p.warn("the monitor's connection was lost, and is there again")
 				continue
 			case errors.Is(err, syscall.ECONNREFUSED): // the end of the process has closed its socket
-				g.tell(standby.Died, "nobody listens at its monitor any more")
+				g.tell(standby.Died, "nobody listens at its monitor any more, and it has told of no shutdown; what QEMU has printed says why")
 				return
 			}
 			select {

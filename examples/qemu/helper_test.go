@@ -15,14 +15,15 @@ func jsonInt(n int) string { return strconv.Itoa(n) }
 // stop freezes a QEMU: it neither answers nor closes anything.
 func stop(v *qemutest.VM) { v.Process().Signal(syscall.SIGSTOP) }
 
-// stranger connects to a socket and says nothing.
-func stranger(t *testing.T, path string) {
+// stranger connects to a socket, says something, and no more.
+func stranger(t *testing.T, path string, says []byte) {
 	t.Helper()
 	conn, err := net.Dial("unix", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
+	conn.Write(says)
 }
 
 // needsQEMU skips a test where no QEMU can be run, and with -short: that starts none.

@@ -163,8 +163,9 @@ func TestASilentStrangerHoldsNobodyUp(t *testing.T) {
 	dir := qemutest.Dir(t)
 	s := start(t, "standby", "-json", "-listen", "unix:"+dir+"/s", "-state", dir)
 	s.text("listening")
-	for range maxStrangers + 3 {
-		stranger(t, dir+"/s")
+	begun := migrationBeginning("none")
+	for i := range maxStrangers + 3 {
+		stranger(t, dir+"/s", begun[:min(4*i, len(begun)-1)])
 	}
 	p, _ := primary(t, "microvm")
 	p.Protect("unix:"+dir+"/s", 20*time.Millisecond)

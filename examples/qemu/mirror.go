@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
 )
 
@@ -167,6 +168,33 @@ func (o *protectOptions) jobs(ctx context.Context, m *qmp.Client) (map[string]bl
 	}
 	return jobs, nil
 }
+
+// hasLeft waits until a QEMU that was told to leave COLO has, so that the end of a
+// block job does not meet what a checkpoint does to the disks in another thread. It
+// does not wait for long: a disk that hangs keeps QEMU in its checkpoint, and it is
+// the end of its job that frees it.
+func (o *protectOptions) hasLeft(ctx context.Context, m *qmp.Client) {
+	if len(o.disks) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, leavingCOLO)
+	defer cancel()
+	if o.exited == nil {
+		m.Wait(ctx, func(r event.Record) bool { return r.Event.Name() == "COLO_EXIT" })
+		return
+	}
+	for !o.exited() {
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// leavingCOLO is for how long a QEMU may take to leave COLO before its disks' jobs
+// are ended all the same.
+const leavingCOLO = 2 * time.Second
 
 // unmirror ends what mirror has begun, as far as it has come.
 func (o *protectOptions) unmirror(ctx context.Context, m *qmp.Client) error {

@@ -157,7 +157,7 @@ func (o *protectOptions) protect(ctx context.Context, p *printer) error {
 	}
 	defer m.Close()
 	if err := o.protectBy(ctx, m, p); err != nil {
-		return err
+		return gone(o.qmp, err)
 	}
 	p.say("            nobody stays with it (-stay): if the standby is lost, QEMU may keep the guest standing until x-colo-lost-heartbeat,")
 	p.say("            and a planned end of this QEMU looks like its death to the standby")
@@ -327,7 +327,9 @@ func (o *protectOptions) runOn(ctx context.Context, m *qmp.Client, was string) e
 	var err error
 	switch now.Status {
 	case "colo": // QEMU leaves its guest standing otherwise
-		err = m.Do(ctx, "x-colo-lost-heartbeat", nil, nil)
+		if err = m.Do(ctx, "x-colo-lost-heartbeat", nil, nil); err == nil {
+			o.hasLeft(ctx, m)
+		}
 	case "active", "setup":
 		err = m.Do(ctx, "migrate_cancel", nil, nil)
 	}

@@ -12,20 +12,26 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/quickack"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
 )
 
 // maxStrangers is how many connections may be looked at at a time; of more the
 // oldest is closed.
 const maxStrangers = 16
 
-// patience is for how long a stranger may take to begin a migration.
+// patience is for how long a stranger may take to begin a migration, where a
+// silent primary is given longer.
 const patience = 30 * time.Second
+
+// maxBeginning bounds what is kept of a stranger until it has begun one, in bytes.
+const maxBeginning = 16 << 10
 
 // acceptPrimary takes the first connection that begins a migration and closes the
 // listener. Whoever is silent, or says something else, holds nobody up. It
 // returns an order instead if one is given that there is something for.
 func (s *standbyRun) acceptPrimary(ctx context.Context, l net.Listener, creds *tls.Config, refused func(error)) (*watched, *order, error) {
-	r := &reception{creds: creds, refused: refused, first: make(chan *watched), over: make(chan struct{})}
+	r := &reception{creds: creds, patience: min(patience, s.peer), refused: refused, first: make(chan *watched), over: make(chan struct{})}
 	ctx, cancel := context.WithCancel(ctx)
 	failed := make(chan error, 1)
 	r.all.Go(func() { failed <- r.accept(ctx, l) })
@@ -54,11 +60,12 @@ func (s *standbyRun) acceptPrimary(ctx context.Context, l net.Listener, creds *t
 
 // reception is the connections among which the primary's may be.
 type reception struct {
-	creds   *tls.Config
-	refused func(error)
-	first   chan *watched
-	over    chan struct{} // closed when nobody is taken any more
-	all     sync.WaitGroup
+	creds    *tls.Config
+	patience time.Duration
+	refused  func(error)
+	first    chan *watched
+	over     chan struct{} // closed when nobody is taken any more
+	all      sync.WaitGroup
 
 	mu      sync.Mutex
 	waiting []net.Conn
@@ -112,6 +119,8 @@ func (r *reception) look(ctx context.Context, raw net.Conn) {
 // magic is what a migration begins with.
 var magic = []byte("QEVM")
 
+// begins waits for a migration's beginning, up to the name of the first section:
+// a QEMU sends that at once, and whoever knows less than that of it is none.
 func (r *reception) begins(ctx context.Context, raw net.Conn) (*watched, error) {
 	conn := quickack.Conn(raw)
 	if r.creds != nil {
@@ -122,7 +131,7 @@ func (r *reception) begins(ctx context.Context, raw net.Conn) (*watched, error) 
 		conn = t
 	}
 	w := watch(conn)
-	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(r.patience)); err != nil {
 		return nil, err
 	}
 	first := make([]byte, len(magic))
@@ -132,8 +141,43 @@ func (r *reception) begins(ctx context.Context, raw net.Conn) (*watched, error) 
 	if !bytes.Equal(first, magic) {
 		return nil, fmt.Errorf("%s has begun no migration: it says %q", peer(conn), first)
 	}
-	w.first = first
+	var seen bytes.Buffer
+	all := io.TeeReader(io.LimitReader(io.MultiReader(bytes.NewReader(first), w), maxBeginning), &seen)
+	if err := beginning(qemufile.NewReader(all)); err != nil {
+		return nil, fmt.Errorf("%s has begun no migration: after %d bytes, %w", peer(conn), seen.Len(), err)
+	}
+	w.first = seen.Bytes()
 	return w, conn.SetReadDeadline(time.Time{})
+}
+
+// beginning reads a stream up to the header of its first section.
+func beginning(r *qemufile.Reader) error {
+	if err := vmstate.ReadFileHeader(r); err != nil {
+		return err
+	}
+	b, _ := r.PeekByte()
+	if vmstate.SectionType(b) == vmstate.Configured { // old machines have none
+		if _, err := vmstate.ReadConfiguration(r); err != nil {
+			return err
+		}
+	}
+	for {
+		t := vmstate.SectionType(r.Byte())
+		if err := r.Err(); err != nil {
+			return qemufile.NoEOF(err)
+		}
+		switch t {
+		case vmstate.CommandRecord:
+			if _, err := vmstate.ReadCommand(r); err != nil {
+				return err
+			}
+		case vmstate.SectionStart, vmstate.SectionFull:
+			_, err := vmstate.ReadHeader(t, r)
+			return err
+		default:
+			return fmt.Errorf("%v comes first", t)
+		}
+	}
 }
 
 // close lets go of all that have not begun one.

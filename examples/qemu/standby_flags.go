@@ -39,7 +39,8 @@ DIR/guest. Where neither is possible, it is held until "qemu promote" names anot
 that it has kept.
 
 SIGINT and SIGTERM end the standby and leave the state in DIR/guest. Whoever
-connects and does not begin a migration is told of, and holds nobody up.
+connects and does not begin a migration is told of, and holds nobody up; nor does who
+begins as a QEMU does and stops there.
 
 On the primary (or: qemu protect -qmp ADDR -to ADDR):
     migrate_set_capability x-colo on, return-path off; migrate -d tcp:HOST:PORT

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"flag"
 	"io"
 	"os"
 	"path/filepath"
@@ -13,10 +14,12 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
+var dumpPages = flag.Int("dump.pages", 1<<16, "pages in the stream of BenchmarkDump")
+
 // BenchmarkDump compares a dump of a long stream with reading the file: "of-read"
-// is how often the time of the latter.
+// is how often the time of the latter. -dump.pages 1048576 makes the stream 4 GiB long.
 func BenchmarkDump(b *testing.B) {
-	const pages = 1 << 16
+	pages := uint64(*dumpPages)
 	name := filepath.Join(b.TempDir(), "long.mig")
 	f, err := os.Create(name)
 	if err != nil {
@@ -29,7 +32,7 @@ func BenchmarkDump(b *testing.B) {
 	vmstate.Header{Type: vmstate.SectionStart, ID: 2, Name: "ram", Version: 4}.Put(w)
 	list := ram.Record{Kind: ram.KindBlockList, Total: pages * ram.PageSize, Blocks: []ram.BlockInfo{{Name: "ram", Length: pages * ram.PageSize}}}
 	list.Put(w, ram.Format{})
-	for i := range uint64(pages) {
+	for i := range pages {
 		rec := ram.Record{Kind: ram.KindPage, Block: "ram", Continue: i > 0, Offset: i * ram.PageSize, Data: page}
 		rec.Put(w, ram.Format{})
 	}
@@ -40,7 +43,7 @@ func BenchmarkDump(b *testing.B) {
 		b.Fatal(err)
 	}
 	f.Close()
-	b.SetBytes(pages * ram.PageSize)
+	b.SetBytes(int64(pages) * ram.PageSize)
 	b.ReportAllocs()
 	var dump, read time.Duration
 	for b.Loop() {

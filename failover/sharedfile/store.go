@@ -100,7 +100,7 @@ func (s *Store) Swap(ctx context.Context, old, next failover.Record) (bool, erro
 	defer os.Remove(temp)
 	if err := os.Link(temp, s.state(next.Writes)); errors.Is(err, fs.ErrExist) {
 		// An NFS client may have sent the request twice and hear of the
-		// second one: it is ours if our file has two names.
+		// second one: this process made it if its own file has two names.
 		if !linked(temp) {
 			return false, nil
 		}

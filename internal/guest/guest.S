@@ -74,7 +74,9 @@ round:
 	# Touch pages page, page+1, … of the working set, wrapping; the first is
 	# floor(x * pages / 2^64). In each, the first word (so that a stale page
 	# is noticed at its next visit) and one that differs from round to round
-	# (so that all of it matters).
+	# (so that all of it matters). A word that x takes in is exchanged for what
+	# x was before, so that the round can be undone: no two states become one,
+	# whatever the words are, and if both are the same word.
 	mov	r8, [rbx+TOUCH]
 	test	r8, r8
 	jz	3f
@@ -86,10 +88,12 @@ round:
 1:	mov	rdi, r9
 	shl	rdi, 12
 	add	rdi, [rbx+SET]
+	mov	rcx, r13
 	mix	[rdi]
-	mov	[rdi], r13
+	mov	[rdi], rcx
+	mov	rcx, r13
 	mix	[rdi+r10*8]
-	mov	[rdi+r10*8], r13
+	mov	[rdi+r10*8], rcx
 	add	r10d, 7
 	and	r10d, 511
 	inc	r9
@@ -99,14 +103,15 @@ round:
 2:	dec	r8
 	jnz	1b
 
-	# acc = acc * 0.75 + (x >> 12)
-3:	mov	rax, r13
+	# x takes acc in; then acc = acc * 0.75 + (x >> 12), which rounds, so that
+	# two values could become one if x had not seen them.
+3:	movq	rcx, xmm0
+	mix	rcx
+	mov	rax, r13
 	shr	rax, 12
 	cvtsi2sd xmm1, rax
 	mulsd	xmm0, [rip+decay]
 	addsd	xmm0, xmm1
-	movq	rcx, xmm0
-	mix	rcx
 
 	# k = k * 0x2545f491 + n
 	imul	r14, r14, 0x2545f491

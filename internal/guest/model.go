@@ -48,15 +48,13 @@ func (m *Model) Next(t uint64) (n, h uint64) {
 	for i := range uint64(m.touch) {
 		page := m.set[(first+i)%uint64(len(m.set)/perPage)*perPage:][:perPage]
 		for _, w := range [2]uint64{0, (m.n*wordStep + i*pageStep) % perPage} {
-			m.x = mix(m.x, page[w])
-			page[w] = m.x
+			m.x, page[w] = mix(m.x, page[w]), m.x
 		}
 	}
+	m.x = mix(m.x, math.Float64bits(m.acc)) // before the sum, which rounds
 	m.acc = accumulate(m.acc, m.x)
 	m.k = m.k*lcg + m.n
-	for _, v := range [3]uint64{math.Float64bits(m.acc), m.k, t} {
-		m.x = mix(m.x, v)
-	}
+	m.x = mix(mix(m.x, m.k), t)
 	return m.n, m.x
 }
 

@@ -17,7 +17,11 @@ const (
 	pageMask = PageSize/8 - 1
 )
 
-// mix takes v into the running hash x.
+// mix takes v into the running hash x. For each v it is a permutation of x, and for
+// each x one of v: hashes that differ stay different if they take in the same, and
+// become different if one takes in something else. But mix(x, x) is 0 for every x.
+// So a word in memory that the hash takes in is exchanged for the hash as it was
+// before: (x, v) becomes (mix(x, v), x), from which both can be told again.
 func mix(x, v uint64) uint64 {
 	x = (x ^ v) * golden
 	return x ^ x>>32
@@ -81,17 +85,18 @@ func Round(mem []byte, r *Regs, tsc func() uint64, touched func(off, n uint64)) 
 	word := n * wordStep & pageMask
 	for range touch {
 		base := set + page*PageSize
-		x = mix(x, le.Uint64(mem[base:]))
-		write(base, x)
-		x = mix(x, le.Uint64(mem[base+word*8:]))
-		write(base+word*8, x)
+		for _, at := range [2]uint64{base, base + word*8} {
+			before := x
+			x = mix(x, le.Uint64(mem[at:]))
+			write(at, before)
+		}
 		word = (word + pageStep) & pageMask
 		if page++; page >= pages {
 			page = 0
 		}
 	}
+	x = mix(x, math.Float64bits(r.Acc)) // before the sum, which rounds
 	r.Acc = accumulate(r.Acc, x)
-	x = mix(x, math.Float64bits(r.Acc))
 	r.K = r.K*lcg + n
 	x = mix(x, r.K)
 	var t uint64

@@ -113,14 +113,22 @@ func (p *pair) protect() {
 	p.begun = time.Now()
 	ctx, cancel := p.unlessEnded(p.ctx, bootTime, p.machines["primary"], p.machines["secondary"])
 	defer cancel()
-	p.must(p.machines["primary"].Said(ctx, `"name":"protected"`))
+	p.said(ctx, "primary", `"name":"protected"`)
 	protected := time.Since(p.begun)
-	p.must(p.machines["primary"].Said(ctx, "guest: jobs run"))
+	p.said(ctx, "primary", "guest: jobs run")
 	p.t.Logf("protected %v after the machines were switched on, the guest at work after %v", round(protected), round(time.Since(p.begun)))
 	p.client = NewClient(p.dial(ctx, ReportPort), p.dial(ctx, ChunkPort))
 	p.done = make(chan error, 1)
 	p.group.Go(func() { p.done <- p.client.Run(p.ctx) })
 	p.work(Progress{}, p.machines["primary"], p.machines["secondary"])
+}
+
+// said waits until a machine has said something.
+func (p *pair) said(ctx context.Context, machine, what string) {
+	p.t.Helper()
+	if err := p.machines[machine].Said(ctx, what); err != nil {
+		p.stands("machine %s does not say %s: %v", machine, what, err)
+	}
 }
 
 // work waits until the guest has done its share since then, for which the
@@ -143,7 +151,7 @@ func (p *pair) work(since Progress, machines ...*Machine) {
 			p.t.Fatalf("the client's connections ended: %v", err)
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			p.t.Fatalf("the guest does not get on: %v: %+v, and was at %+v", context.Cause(ctx), now, since)
+			p.stands("the guest does not get on: %v: %+v, and was at %+v", context.Cause(ctx), now, since)
 		}
 	}
 }
@@ -161,7 +169,7 @@ func (p *pair) kill(victim string) {
 	p.must(p.machines[victim].Kill())
 	ctx, cancel := context.WithTimeout(p.ctx, stepTime)
 	defer cancel()
-	p.must(p.machines[p.survivor].Said(ctx, `"name":"alone"`))
+	p.said(ctx, p.survivor, `"name":"alone"`)
 	alone, err := p.client.Progress()
 	p.must(err)
 	p.work(Progress{Record: alone.Record, Chunks: alone.Chunks}, p.machines[p.survivor])
@@ -184,7 +192,7 @@ func (p *pair) end(hosts ...string) {
 	case err := <-p.done:
 		p.must(err)
 	case <-ctx.Done():
-		p.t.Fatal("the guest does not end its work")
+		p.stands("the guest does not end its work")
 	}
 	last, _ := p.client.Progress()
 	if !last.Record.Last {
@@ -195,7 +203,7 @@ func (p *pair) end(hosts ...string) {
 		select {
 		case <-m.Ended():
 		case <-ctx.Done():
-			p.t.Fatalf("machine %s does not end", host)
+			p.stands("machine %s does not end", host)
 		}
 		if !strings.Contains(m.Console(), "machine: gokvm ended with 0") {
 			p.t.Errorf("gokvm on machine %s has failed", host)

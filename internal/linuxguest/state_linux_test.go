@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -63,12 +64,19 @@ echo "machine: tests ended with $code"
 		if len(f) > 0 && (f[0] == "---" || strings.Contains(f[0], "_test.go:")) {
 			t.Log(strings.TrimSpace(line))
 		}
+		if _, why, ok := strings.Cut(line, "_test.go:"); ok && stoodInside.MatchString(why) && !t.Failed() {
+			w.stood = strings.TrimSpace(line)
+		}
 	}
 	if !strings.Contains(m.Console(), "machine: tests ended with 0") || len(results) == 0 {
 		t.Errorf("the tests inside have failed")
 	}
 	return results
 }
+
+// stoodInside is what the tests of gokvmhost say of a guest that stands still, or has
+// ended by itself, and then they end: a guest that is wrong has other words.
+var stoodInside = regexp.MustCompile(`: (the guest hangs|Run has ended): `)
 
 // tellShutdowns is the part of a role that has the machine's kernel tell of each triple
 // fault of a guest, and toldShutdowns the one that writes what it told, in the words that

@@ -10,6 +10,17 @@ import (
 
 	"github.com/bobuhiro11/gokvm/pci"
 	"github.com/bobuhiro11/gokvm/virtio"
+
+	"github.com/gocolo/lockstep/kvm/pc"
+)
+
+// Where gokvm has its devices.
+const (
+	portNIC  = 0x6200
+	portDisk = 0x6300
+
+	irqNIC  = 9
+	irqDisk = 10
 )
 
 // slotKind is what is in a slot of the PCI bus.
@@ -75,6 +86,14 @@ func (o *own) plan() []slotKind {
 		}
 	}
 	return plan
+}
+
+// places says where the devices of a Host are: in the slots of the plan, at the ports and
+// interrupts that gokvm gives them.
+func (o *own) places() (nic, disk pc.Place) {
+	plan := o.plan()
+	return pc.Place{Slot: uint8(slices.Index(plan, slotNIC)), Ports: portNIC, Interrupt: irqNIC},
+		pc.Place{Slot: uint8(slices.Index(plan, slotDisk)), Ports: portDisk, Interrupt: irqDisk}
 }
 
 // quiet puts gokvm's device goroutines to rest for good, and says so in the devices

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 
 	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/kvm/pc"
 )
 
 // MachineConfig says what New makes.
@@ -13,30 +14,14 @@ type MachineConfig struct {
 	Memory uint64 // bytes: a multiple of 4096, from 32 MiB to 3 GiB
 }
 
-// Uplink is where the frames of the guest's NIC go. Buffer of package filter,
-// Comparer of package compare and the types of package proxy are Uplinks.
-//
-// WritePacket takes a copy of an Ethernet frame of 14 to 65,535 bytes and does
-// not wait. If it fails it has taken nothing: the frame stays in the guest's ring
-// and is given again after Room's channel, which is the same every time, was
-// sent to. Both are called from a goroutine of Run.
-type Uplink interface {
-	WritePacket(frame []byte) error
-	Room() <-chan struct{}
-}
+// Uplink is where the frames of the guest's NIC go.
+type Uplink = pc.Uplink
 
-// Disk is what the guest's disk is made of; a replication.Disk is one. Its
-// methods are called from one goroutine of Run at a time, and may block: the
-// guest's request is then not complete, and neither is a Pause. A call must
-// return before Run can.
-type Disk interface {
-	io.ReaderAt
-	io.WriterAt
-	// Size returns the length in bytes, of which whole sectors of 512 are used.
-	Size() int64
-	// Sync returns when every write that was answered before is stable.
-	Sync() error
-}
+// Disk is what the guest's disk is made of; a replication.Disk is one.
+type Disk = pc.Storage
+
+// Stats counts what is rare.
+type Stats = pc.Stats
 
 // Config says what a Host's devices are connected to. The zero value is a guest
 // with a serial port that nobody reads, and what the machine has of its own.

@@ -1,7 +1,9 @@
-// Package gokvmhost protects a virtual machine of gokvm's
-// (github.com/bobuhiro11/gokvm/machine): it gives a machine.Machine what a COLO
-// session asks of a host, without a change to gokvm. linux/amd64; elsewhere it
-// compiles and everything fails with an error that wraps errors.ErrUnsupported.
+// Package gokvmhost is for hosts that have a machine of gokvm's
+// (github.com/bobuhiro11/gokvm/machine) and want it protected: it takes over a
+// machine.Machine, gives it the run loop and the devices of package pc, and so what a COLO
+// session asks of a host, without a change to gokvm. Who has no machine yet is better off with package
+// pc itself. linux/amd64; elsewhere it compiles and everything fails with an error that
+// wraps errors.ErrUnsupported.
 //
 // A host makes a machine (New), loads a guest (LoadLinux, with the ACPI tables that
 // gokvm lacks), and attaches it:
@@ -22,8 +24,8 @@
 // gokvm makes the VM, its vCPUs and its memory, and loads the kernel. Devices that
 // the host has added to it with AddDevice answer at their ports, one access at a
 // time. The run loop is that of package kvm, so that a pause completes what an exit
-// has begun; and the devices of a PC that matter to a guest's state are this
-// package's own, where a guest of gokvm's expects them:
+// has begun; and the devices of a PC that matter to a guest's state are those of package
+// pc, where a guest of gokvm's expects them:
 //
 //	COM1, interrupt 4                 gokvm/serial
 //	PCI configuration                 gokvm/pci
@@ -32,10 +34,8 @@
 //	CMOS                              gokvm/cmos
 //	ACPI power block, interrupt 11    gokvm/pm
 //
-// Each is a vmstate device, version 1, of the name on the right. They take nothing
-// on trust, neither from the guest nor from the stream; they tell the dirty log of
-// what they write; and they stand still while the guest is paused. A port that
-// nobody has reads as all ones.
+// Each is a vmstate device, version 1, of the name on the right. Package pc says what a
+// pause waits for, and what becomes of the guest's clocks.
 //
 // # How it gets there
 //
@@ -43,15 +43,4 @@
 // package reflect, and a gokvm that has it otherwise gives a LayoutError before
 // anything was changed. Where a gokvm has methods for it (VMFd, Mem), those are
 // used.
-//
-// # Pausing
-//
-// Pause stops the vCPUs, then waits for the devices to complete what they have
-// begun: a request of the disk that the backend holds back keeps it waiting, as long
-// as its context allows. Requests that were not begun stay in the guest's rings,
-// which are in its memory; frames that wait for the guest are in the NIC's section.
-//
-// The guest's clocks do not stop with it. What it has read of them does not step
-// back: its TSC and kvmclock are those of package kvm, and the ACPI timer goes on
-// from where it was. The clock in CMOS is the host's.
 package gokvmhost

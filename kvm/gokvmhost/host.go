@@ -6,52 +6,25 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
-	"sync"
-	"sync/atomic"
 	"time"
 	"unsafe"
 
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+
 	"github.com/gocolo/lockstep/kvm"
-	"github.com/gocolo/lockstep/kvm/gokvmhost/internal/device"
+	"github.com/gocolo/lockstep/kvm/pc"
+	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
 // Host is a machine of gokvm's with what it takes to protect it: a colo.VM, its
 // devices as vmstate devices, and its memory. Its methods may be called from any
-// goroutine.
+// goroutine. They are those of pc.Machine, which says more about each.
 type Host struct {
 	machine *Machine // its memory and descriptors live as long
 	vm      *kvm.VM
-	memory  []byte
-	bus     bus
-	log     *slog.Logger
-
-	gate    *device.Gate
-	console *device.Console
-	serial  *device.Serial
-	cmos    *device.CMOS
-	pm      *device.PM
-	disk    *device.Blk // nil: none
-	nic     *device.Net // nil: none
-	tap     *tapUplink  // nil: none
-
-	turn   chan struct{} // held by Pause and Resume
-	pauses int           // that no Resume has undone; of who has the turn
-	paused atomic.Bool   // there are any; written by who has the turn
-
-	mu      sync.Mutex
-	fail    context.CancelCauseFunc // while Run runs
-	broken  error                   // why Run cannot run any more
-	running bool
-	closed  atomic.Bool // written with mu held
-}
-
-// Stats counts what is rare.
-type Stats struct {
-	UnknownPorts  uint64 // accesses to ports that nobody has
-	UnknownMemory uint64 // accesses to memory that nobody has
-	DroppedFrames uint64 // frames dropped by the NIC, either way
+	pc      *pc.Machine
+	tap     *tapUplink // nil: none
 }
 
 // Attach takes over a machine, which must not have run. The Host is paused: Resume
@@ -82,10 +55,7 @@ func Attach(m *Machine, cfg Config) (_ *Host, err error) {
 		return nil, fmt.Errorf("gokvmhost: a dirty ring, after the vCPUs were created: %w", errors.ErrUnsupported)
 	}
 
-	h := &Host{machine: m, memory: p.memory, log: cfg.Log, gate: device.NewGate(), turn: make(chan struct{}, 1)}
-	if h.log == nil {
-		h.log = slog.New(slog.DiscardHandler)
-	}
+	h := &Host{machine: m}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, h.Close())
@@ -119,121 +89,98 @@ func Attach(m *Machine, cfg Config) (_ *Host, err error) {
 			return nil, err
 		}
 	}
-	if err := h.vm.Pause(context.Background()); err != nil {
+	devices, err := h.devices(p, machineHas, cfg)
+	if err != nil {
 		return nil, err
 	}
-	h.pauses = 1
-	h.paused.Store(true)
-	if err := h.build(p, machineHas, cfg); err != nil {
+	if h.pc, err = pc.Attach(h.vm, p.memory, devices); err != nil {
 		return nil, err
 	}
 	machineHas.quiet()
 	return h, nil
 }
 
-// build makes the devices.
-func (h *Host) build(p parts, has *own, cfg Config) error {
-	mem := device.NewMemory(p.memory, h.vm.MarkDirty)
-	h.console = device.NewConsole(cfg.Console, h.log)
-	h.serial = device.NewSerial(h.console, h.line(irqSerial))
-	h.cmos = device.NewCMOS(uint64(len(p.memory)), time.Now)
-	h.pm = device.NewPM(time.Now)
-
+// devices says what the Host's devices are connected to, where cfg does not say it to
+// what the machine has.
+func (h *Host) devices(p parts, has *own, cfg Config) (pc.Devices, error) {
+	d := pc.Devices{Console: cfg.Console, OtherPorts: foreign(p.handlers), Log: cfg.Log}
+	nic, disk := has.places()
 	uplink := cfg.Uplink
 	if uplink == nil && has.nic != nil {
-		tap, err := newTapUplink(has.nic.tap, h.log)
+		tap, err := newTapUplink(has.nic.tap, cfg.Log)
 		if err != nil {
-			return err
+			return d, err
 		}
 		h.tap, uplink = tap, tap
 	}
 	if uplink != nil {
-		h.nic = device.NewNet(uplink, cfg.MAC, mem, h.line(irqNIC), h.log)
+		d.NICs = []pc.NIC{{Uplink: uplink, MAC: cfg.MAC, Place: nic}}
 	}
-	disk := cfg.Disk
-	if disk == nil && has.disk != nil {
+	storage := cfg.Disk
+	if storage == nil && has.disk != nil {
 		var err error
-		if disk, err = newFileDisk(has.disk.file); err != nil {
-			return err
+		if storage, err = newFileDisk(has.disk.file); err != nil {
+			return d, err
 		}
 	}
-	if disk != nil {
-		h.disk = device.NewBlk(disk, mem, h.line(irqDisk), h.log)
+	if storage != nil {
+		d.Disks = []pc.Disk{{Storage: storage, Place: disk}}
 	}
-
-	pci := device.NewPCI(h.functions(has.plan())...)
-	h.bus.pci, h.bus.handlers = pci, p.handlers
-	h.bus.windows = []window{
-		{0x3f8, device.SerialPorts, h.serial},
-		{0xcf8, 1, pci},
-		{portReset, 1, resetPort{}},
-		{0xcfc, 4, offset{pci, 4}},
-		{0x70, device.CMOSPorts, h.cmos},
-		{portTimer, device.PMTimerPorts, device.PMTimer{PM: h.pm}},
-		{portControl, device.PMControlPorts, device.PMControl{PM: h.pm}},
-		{portKeyboard, 16, keyboard{}},
-	}
-	return nil
+	return d, nil
 }
 
-// functions describes the PCI bus, in gokvm's words but for the bridge, which there
-// is one to another bus. A slot that has no device stays empty.
-func (h *Host) functions(slots []slotKind) []device.FunctionConfig {
-	const virtio = 0x1af4
-	list := make([]device.FunctionConfig, len(slots))
-	for i, s := range slots {
-		switch {
-		case s == slotBridge:
-			list[i] = device.FunctionConfig{Vendor: 0x8086, Device: 0x0d57, Class: 0x060000}
-		case s == slotNIC && h.nic != nil:
-			list[i] = device.FunctionConfig{
-				Vendor: virtio, Device: 0x1000, Class: 0x020000, SubsystemVendor: virtio, Subsystem: 1,
-				Ports: h.nic, Base: portNIC, Size: device.VirtioPorts, InterruptLine: irqNIC,
-			}
-		case s == slotDisk && h.disk != nil:
-			list[i] = device.FunctionConfig{
-				Vendor: virtio, Device: 0x1001, Class: 0x018000, SubsystemVendor: virtio, Subsystem: 2,
-				Ports: h.disk, Base: portDisk, Size: device.VirtioPorts, InterruptLine: irqDisk,
-			}
+// foreign has gokvm's handler for a port called, filled by gokvm's LoadLinux. Many of
+// those do nothing, some say that there is no device.
+func foreign(handlers *portHandlers) func(port uint16, in bool, p []byte) (known bool, err error) {
+	return func(port uint16, in bool, p []byte) (known bool, err error) {
+		direction := 1
+		if in {
+			direction = 0
 		}
-	}
-	return list
-}
-
-// offset is a window into a device's ports.
-type offset struct {
-	device.Ports
-	by uint16
-}
-
-// In implements device.Ports.
-func (o offset) In(off uint16, p []byte) { o.Ports.In(off+o.by, p) }
-
-// Out implements device.Ports.
-func (o offset) Out(off uint16, p []byte) error { return o.Ports.Out(off+o.by, p) }
-
-// line returns an input of the interrupt controllers. That one cannot be moved ends
-// Run: the guest would wait for ever.
-func (h *Host) line(irq uint32) device.Line {
-	return func(level bool) {
-		if err := h.vm.SetIRQ(irq, level); err != nil {
-			h.abort(err)
+		h := handlers[port][direction]
+		if h == nil {
+			return false, nil
 		}
+		if err := h(uint64(port), p); !errors.Is(err, gokvm.ErrUnexpectedExitReason) {
+			return true, err
+		}
+		return false, nil
 	}
 }
 
-// abort ends Run with err, now or when it begins.
-func (h *Host) abort(err error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.log.Error("the guest cannot go on", "err", err)
-	if h.broken == nil {
-		h.broken = err
-	}
-	if h.fail != nil {
-		h.fail(err)
-	}
-}
+// Run runs the vCPUs and the devices until ctx ends, the guest switches itself off
+// (ErrPowerOff) or asks for a reset (ErrReset), or something fails, and returns
+// which of them. All that it started has ended then; a disk or a console that
+// blocks keeps it. While the Host is paused the vCPUs wait.
+//
+// Whoever calls it raises GOMAXPROCS by the number of vCPUs, as for kvm.VCPU.Run.
+//
+// It is called once at a time, and may be called again: a guest that has reset
+// itself can be rolled back to an earlier state, and run on from there.
+func (h *Host) Run(ctx context.Context) error { return h.pc.Run(ctx) }
+
+// Pause stops the vCPUs and waits until the devices have completed what they had begun.
+// Pauses nest. If ctx ends first, this Pause is void and the context's error is returned.
+func (h *Host) Pause(ctx context.Context) error { return h.pc.Pause(ctx) }
+
+// Resume undoes one Pause; the guest and its devices go on if it was the last.
+// Resuming a running Host is no error.
+func (h *Host) Resume(ctx context.Context) error { return h.pc.Resume(ctx) }
+
+// Stopped returns how long the guest stood still in the last pause; see the method of
+// kvm.VM.
+func (h *Host) Stopped() time.Duration { return h.pc.Stopped() }
+
+// Throttle keeps the vCPUs out of the guest for a share of the time, in per cent; see
+// the method of kvm.VM. The devices go on.
+func (h *Host) Throttle(percent int) error { return h.pc.Throttle(percent) }
+
+// Register adds the guest's devices to a registry, in the order in which they must
+// be restored: those of package kvm, then gokvm/pci, gokvm/serial, gokvm/cmos,
+// gokvm/pm and, if there are any, gokvm/virtio-blk and gokvm/virtio-net, all version
+// 1. The memory is not among them. They are saved and restored while the Host is
+// paused, and otherwise fail with ErrRunning.
+func (h *Host) Register(reg *vmstate.Registry) error { return h.pc.RegisterAs(reg, "gokvm/") }
 
 // VM returns the VM: its dirty log (ram.DirtyLog, ram.LogSwitch) and its vCPUs.
 // Pausing and resuming it is the Host's affair.
@@ -241,66 +188,34 @@ func (h *Host) VM() *kvm.VM { return h.vm }
 
 // Blocks returns the guest's memory: one block, named kvm.RAMBlock. Who writes to
 // it calls VM().MarkDirty.
-func (h *Host) Blocks() []ram.Block { return []ram.Block{{Name: kvm.RAMBlock, Host: h.memory}} }
+func (h *Host) Blocks() []ram.Block { return h.pc.Blocks() }
 
 // Stats returns what was counted since Attach.
-func (h *Host) Stats() Stats {
-	s := Stats{UnknownPorts: h.bus.unknownPorts.Load(), UnknownMemory: h.bus.unknownMemory.Load()}
-	if h.nic != nil {
-		s.DroppedFrames = h.nic.Dropped()
-	}
-	return s
-}
+func (h *Host) Stats() Stats { return h.pc.Stats() }
 
-// ReceivePacket gives the guest's NIC a copy of an Ethernet frame. It never blocks:
-// a frame waits in the NIC while the guest has no room ready, and is dropped with
-// ErrFull if there is none in the NIC either. What waits is part of the NIC's
-// state, also what came while the guest was paused: a frame that the twin is to
-// receive after a checkpoint must not be given before Resume.
+// ReceivePacket gives the guest's NIC a copy of an Ethernet frame. It never blocks: a
+// frame that there is no room for is dropped with ErrFull. A frame that the twin is to
+// receive after a checkpoint must not be given before Resume; see the method of pc.Card.
 func (h *Host) ReceivePacket(frame []byte) error {
-	switch {
-	case h.closed.Load():
-		return ErrClosed
-	case h.nic == nil:
+	cards := h.pc.Cards()
+	if len(cards) == 0 {
 		return fmt.Errorf("gokvmhost: no network card: %w", errors.ErrUnsupported)
 	}
-	switch err := h.nic.Receive(h.gate, frame); {
-	case errors.Is(err, device.ErrFull):
-		return ErrFull
-	case errors.Is(err, device.ErrFrame):
-		return fmt.Errorf("%w: %d", ErrFrame, len(frame))
-	default:
-		return err
-	}
+	return cards[0].ReceivePacket(frame)
 }
 
 // Input types p on the guest's first serial port, and returns how many bytes there
 // was room for; less than all of them come with ErrFull.
-func (h *Host) Input(p []byte) (int, error) {
-	if h.closed.Load() {
-		return 0, ErrClosed
-	}
-	n, err := h.serial.Input(h.gate, p)
-	if err != nil {
-		err = ErrFull
-	}
-	return n, err
-}
+func (h *Host) Input(p []byte) (int, error) { return h.pc.Input(p) }
 
 // Close lets go of what Attach made; the machine stays as it is, paused for good.
 // Run must have returned, or it fails with ErrRunning. Closing twice is no error.
 func (h *Host) Close() error {
-	h.mu.Lock()
-	if h.running {
-		h.mu.Unlock()
-		return ErrRunning
+	if h.pc != nil {
+		if err := h.pc.Close(); err != nil {
+			return err
+		}
 	}
-	again := h.closed.Swap(true)
-	h.mu.Unlock()
-	if again {
-		return nil
-	}
-	h.gate.Close(context.Background()) // nobody is in for long: Run has returned
 	var errs []error
 	if h.tap != nil {
 		errs = append(errs, h.tap.close())

@@ -3,12 +3,12 @@
 package gokvmhost
 
 import (
-	"encoding/binary"
 	"fmt"
 	"io"
 
-	"github.com/gocolo/lockstep/kvm/gokvmhost/internal/acpi"
-	"github.com/gocolo/lockstep/kvm/gokvmhost/internal/device"
+	"github.com/gocolo/lockstep/kvm/internal/acpi"
+	"github.com/gocolo/lockstep/kvm/internal/board"
+	"github.com/gocolo/lockstep/kvm/internal/bzimage"
 )
 
 // LoadLinux prepares a machine to boot a Linux bzImage, with the machine's own
@@ -30,26 +30,15 @@ func LoadLinux(m *Machine, kernel, initrd io.ReaderAt, cmdline string) error {
 	if err != nil {
 		return err
 	}
-	image, err := parseKernel(kernel)
+	image, err := bzimage.Parse(kernel)
 	if err != nil {
 		return err
 	}
-	at, err := image.fit(uint64(len(p.memory)), cmdline)
+	at, err := image.Fit(uint64(len(p.memory)), cmdline)
 	if err != nil {
 		return err
 	}
-	tables, err := acpi.Tables(acpi.Machine{
-		VCPUs:     len(m.RunData()),
-		PMEvent:   portControl,
-		PMControl: portControl + 4,
-		PMTimer:   portTimer,
-		SCI:       irqPower,
-		Reset:     portReset,
-		ResetWith: 6,
-		Century:   device.Century,
-		SleepOff:  device.SleepOff,
-		PCI:       interrupts(has.plan()),
-	}, bootTables)
+	tables, err := board.Tables(len(m.RunData()), interrupts(has.plan()))
 	if err != nil {
 		return fmt.Errorf("gokvmhost: %w", err)
 	}
@@ -57,12 +46,12 @@ func LoadLinux(m *Machine, kernel, initrd io.ReaderAt, cmdline string) error {
 		return fmt.Errorf("%w: %w", ErrKernel, err)
 	}
 	if initrd != nil {
-		if err := image.placeImage(p.memory, at, initrd); err != nil {
+		if err := image.PlaceRAMDisk(p.memory, at, initrd); err != nil {
 			return err
 		}
 	}
-	copy(p.memory[bootTables:], tables)
-	binary.LittleEndian.PutUint64(p.memory[bootParameters+bootRSDP:], bootTables)
+	copy(p.memory[bzimage.Tables:], tables)
+	bzimage.SetRSDP(p.memory, bzimage.Tables)
 	return nil
 }
 

@@ -23,6 +23,7 @@ func TestLinuxGoesThrough30Generations(t *testing.T) {
 		}
 		t.Run(k.name, func(t *testing.T) {
 			l := newLinux(t, k.vcpus, k.cmdline)
+			l.own = k.own
 			here, there := l.boot(), l.newPlace()
 			must(t, here.VM().StartDirtyLog())
 			must(t, here.Pause(t.Context()))
@@ -62,6 +63,7 @@ func TestLinuxIsRolledBack20Times(t *testing.T) {
 		}
 		t.Run(k.name, func(t *testing.T) {
 			l := newLinux(t, k.vcpus, k.cmdline)
+			l.own = k.own
 			p := l.boot()
 			must(t, p.VM().StartDirtyLog())
 			must(t, p.Pause(t.Context()))

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math"
 	"math/bits"
@@ -19,10 +20,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
+	"github.com/gocolo/lockstep/kvm/pc"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
 // linuxEnv names a directory with a kernel (vmlinuz) and those of guestModules that
@@ -32,20 +36,23 @@ const linuxEnv = "LOCKSTEP_LINUX"
 
 const linuxMemory = 128 << 20
 
-// linuxKinds are the ways in which a guest sees its interrupts and timers.
+// linuxKinds are the ways in which a guest sees its interrupts and timers, in machines of
+// gokvm's and of package pc, on which they are built.
 var linuxKinds = []struct {
 	name, cmdline string
 	vcpus         int
+	own           bool
 }{
-	{"PIC and PIT", "acpi=off", 1},
-	{"ACPI, 1 vCPU", "", 1},
-	{"ACPI, 2 vCPUs", "", 2},
+	{"PIC and PIT", "acpi=off", 1, false},
+	{"ACPI, 1 vCPU", "", 1, false},
+	{"ACPI, 2 vCPUs, package pc", "", 2, true},
 }
 
 // linux is a Linux guest: what it has, wherever it runs.
 type linux struct {
 	t       *testing.T
 	vcpus   int
+	own     bool // in a machine of package pc
 	disk    *memDisk
 	console *lines
 	initrd  []byte
@@ -165,22 +172,33 @@ func linuxInitrd(t *testing.T, dir string) []byte {
 
 // place is a machine in which the guest can run.
 type place struct {
-	*gokvmhost.Host
-	machine *gokvmhost.Machine
-	t       *testing.T
-	reg     vmstate.Registry
-	mem     []byte
-	stale   []uint64 // pages in which it differs from the guest's memory elsewhere
-	stop    context.CancelFunc
-	done    chan error
+	host
+	boots func(kernel, initrd io.ReaderAt, cmdline string) error
+	t     *testing.T
+	reg   vmstate.Registry
+	mem   []byte
+	stale []uint64 // pages in which it differs from the guest's memory elsewhere
+	stop  context.CancelFunc
+	done  chan error
+}
+
+// host is what gokvmhost.Host and pc.Machine have in common.
+type host interface {
+	colo.VM
+	Run(context.Context) error
+	Register(*vmstate.Registry) error
+	VM() *kvm.VM
+	Blocks() []ram.Block
+	Input([]byte) (int, error)
+	Close() error
 }
 
 // echo is the network: what the guest sends comes back.
-type echo struct{ host **gokvmhost.Host }
+type echo struct{ back *func(frame []byte) error }
 
 func (e echo) WritePacket(frame []byte) error {
 	if len(frame) == frameLength && binary.BigEndian.Uint16(frame[12:]) == guestFrame {
-		(*e.host).ReceivePacket(frame)
+		(*e.back)(frame)
 	}
 	return nil
 }
@@ -190,14 +208,25 @@ func (echo) Room() <-chan struct{} { return nil }
 // newPlace returns a machine without anything in it.
 func (l *linux) newPlace() *place {
 	l.t.Helper()
-	m := newMachine(l.t, gokvmhost.MachineConfig{VCPUs: l.vcpus, Memory: linuxMemory})
-	p := &place{t: l.t, machine: m}
-	var err error
-	p.Host, err = gokvmhost.Attach(m, gokvmhost.Config{
-		Console: l.console, Disk: l.disk, Uplink: echo{&p.Host}, MAC: [6]byte{2, 0, 0, 0, 0, 1},
-		Log: slog.New(slog.NewTextHandler(os.Stdout, nil)),
-	})
-	must(l.t, err)
+	p := &place{t: l.t}
+	var back func(frame []byte) error
+	mac, log := [6]byte{2, 0, 0, 0, 0, 1}, slog.New(slog.NewTextHandler(os.Stdout, nil))
+	if l.own {
+		m, err := pc.Create(pc.Config{VCPUs: l.vcpus, Memory: linuxMemory, Devices: pc.Devices{
+			Console: l.console, Log: log,
+			Disks: []pc.Disk{{Storage: l.disk}}, NICs: []pc.NIC{{Uplink: echo{&back}, MAC: mac}},
+		}})
+		must(l.t, err)
+		p.host, p.boots, back = m, m.LoadLinux, m.Cards()[0].ReceivePacket
+	} else {
+		m := newMachine(l.t, gokvmhost.MachineConfig{VCPUs: l.vcpus, Memory: linuxMemory})
+		h, err := gokvmhost.Attach(m, gokvmhost.Config{Console: l.console, Disk: l.disk, Uplink: echo{&back}, MAC: mac, Log: log})
+		must(l.t, err)
+		p.host, back = h, h.ReceivePacket
+		p.boots = func(kernel, initrd io.ReaderAt, cmdline string) error {
+			return gokvmhost.LoadLinux(m, kernel, initrd, cmdline)
+		}
+	}
 	l.t.Cleanup(func() {
 		p.halt()
 		must(l.t, p.Close())
@@ -215,7 +244,7 @@ func (l *linux) boot() *place {
 	kernel, err := os.Open(filepath.Join(l.dir, "vmlinuz"))
 	must(l.t, err)
 	defer kernel.Close()
-	must(l.t, gokvmhost.LoadLinux(p.machine, kernel, bytes.NewReader(l.initrd), l.cmdline))
+	must(l.t, p.boots(kernel, bytes.NewReader(l.initrd), l.cmdline))
 	begun := time.Now()
 	p.run()
 	must(l.t, p.Resume(l.t.Context()))

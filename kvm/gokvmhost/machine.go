@@ -27,8 +27,9 @@ const (
 	maxVCPUs  = 64 // gokvm's MP table
 )
 
-// New makes a machine with machine.New, and keeps it clear of what is in the way
-// there: gokvm passes addresses of its stack to the kernel as numbers, which must
+// New makes a machine with machine.New, for a host that needs one of gokvm's; pc.Create
+// makes a machine without all this. It keeps it clear of what is in the way there:
+// gokvm passes addresses of its stack to the kernel as numbers, which must
 // not move meanwhile; it uses the descriptor of a file that the garbage collector
 // may already have closed; and it gives up where a signal interrupts it. During the
 // call the garbage collector is switched off. Memory is all zero afterwards, which

@@ -27,9 +27,6 @@ type Machine struct{ _ int }
 // on this platform.
 type Host struct{ _ int }
 
-// Stats counts what is rare.
-type Stats struct{ UnknownPorts, UnknownMemory, DroppedFrames uint64 }
-
 // New fails with an error that wraps errors.ErrUnsupported.
 func New(MachineConfig) (*Machine, error) { return nil, errPlatform }
 

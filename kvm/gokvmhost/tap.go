@@ -26,6 +26,9 @@ type tapUplink struct {
 // newTapUplink takes a copy of gokvm's descriptor. gokvm has it raise SIGIO, which
 // is switched off.
 func newTapUplink(fd int, log *slog.Logger) (*tapUplink, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
 	flags, err := unix.FcntlInt(uintptr(fd), unix.F_GETFL, 0)
 	if err == nil {
 		_, err = unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags&^unix.O_ASYNC|unix.O_NONBLOCK)
@@ -62,8 +65,8 @@ func (t *tapUplink) WritePacket(frame []byte) error {
 // Room implements Uplink.
 func (t *tapUplink) Room() <-chan struct{} { return t.room }
 
-// receive passes on what arrives until ctx ends or the tap fails.
-func (t *tapUplink) receive(ctx context.Context, deliver func(frame []byte) error) error {
+// Receive implements pc.Source: it passes on what arrives until ctx ends or the tap fails.
+func (t *tapUplink) Receive(ctx context.Context, deliver func(frame []byte) error) error {
 	t.file.SetReadDeadline(time.Time{})
 	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -88,4 +91,10 @@ func (t *tapUplink) receive(ctx context.Context, deliver func(frame []byte) erro
 	}
 }
 
-func (t *tapUplink) close() error { return t.file.Close() }
+// close may be called twice.
+func (t *tapUplink) close() error {
+	if err := t.file.Close(); !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	return nil
+}

@@ -110,23 +110,31 @@ func (c *Client) Err() error {
 	return c.err
 }
 
-// Close tells the server that the client leaves, and closes the connection.
-// What is under way gets ErrClosed; it may or may not have been done.
+// Close tells the server that the client leaves, which a server that takes
+// nothing holds up for a moment, and closes the connection. What is under way
+// gets ErrClosed; it may or may not have been done.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	idle := c.err == nil && c.active == 0
 	c.mu.Unlock()
 	if idle {
 		req := request{cmd: cmdDisc}
-		c.out.send(req.append(nil), nil) // best effort: the end says the same
+		idle = c.out.farewell(req.append(nil)) // best effort: the end says the same
 	}
-	c.fail(ErrClosed)
+	c.end(ErrClosed, idle)
 	c.out.wait()
 	return nil
 }
 
+// Abort implements replication.Aborter: it is Close without a word to the
+// server, and does not wait.
+func (c *Client) Abort() { c.fail(ErrClosed) }
+
 // fail ends the connection, and everything under way.
-func (c *Client) fail(err error) {
+func (c *Client) fail(err error) { c.end(err, false) }
+
+// end is fail, with a TLS session closed as it should be if polite.
+func (c *Client) end(err error, polite bool) {
 	c.mu.Lock()
 	if c.err != nil {
 		c.mu.Unlock()
@@ -143,11 +151,24 @@ func (c *Client) fail(err error) {
 		}
 	}
 	c.mu.Unlock()
-	c.conn.Close()
+	if polite {
+		c.conn.Close()
+	} else {
+		hangUp(c.conn)
+	}
 	c.out.abort(err)
 	for _, k := range lost {
 		c.finish(k, err)
 	}
+}
+
+// hangUp closes a connection without a word: what Close of a TLS session would
+// say first waits for a peer that takes nothing.
+func hangUp(conn net.Conn) {
+	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		hangUp(t.NetConn())
+	}
+	conn.Close()
 }
 
 // lostSend is called when something could not be sent.

@@ -26,6 +26,8 @@ const (
 	// copied is the longest data that is copied rather than sent from where
 	// it is.
 	copied = 16 << 10
+	// leave is how long a farewell may take.
+	leave = 100 * time.Millisecond
 	// maxPending is how much is collected while somebody sends; others wait.
 	maxPending = 256 << 10
 )
@@ -54,6 +56,21 @@ func (o *sender) send(head, data []byte) error {
 	o.sending = true
 	o.drain(data)
 	return o.err
+}
+
+// farewell sends the last message, if nobody is sending, and reports whether it
+// has left. It does not wait for long.
+func (o *sender) farewell(head []byte) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.sending || o.err != nil {
+		return false
+	}
+	o.sending = true
+	o.timeout = min(o.timeout, leave) // read by who sends
+	o.pending = append(o.pending, head...)
+	o.drain(nil)
+	return o.err == nil
 }
 
 // enqueue has a small message sent, without waiting for anything: if nobody is

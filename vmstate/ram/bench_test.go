@@ -306,6 +306,68 @@ func BenchmarkFlush(b *testing.B) {
 	b.ReportMetric(ours/n, "ns/page")
 }
 
+// BenchmarkCommit takes checkpoints of scattered pages, of which the secondary's
+// guest wrote half too, with a cache that keeps a copy and one that does not, in
+// turns. "hot" checkpoints are of the same pages, "cold" ones of others each time.
+func BenchmarkCommit(b *testing.B) {
+	const n = 4000
+	for _, name := range []string{"hot", "cold"} {
+		b.Run(name, func(b *testing.B) {
+			g := [2]*guest{benchGuest(b), benchGuest(b)}
+			c := [2]*Cache{newCache(b, g[0], CacheConfig{}), kind{cfg: CacheConfig{StagedOnly: true}}.cache(b, g[1], CacheConfig{})}
+			for _, c := range c {
+				flush(b, c)
+			}
+			order := scattered(benchPages)
+			data := page(7)
+			var load, commit, settle [2]turns
+			var most uint64
+			var list int
+			for turn := 0; b.Loop(); turn++ {
+				some := order[:n]
+				if name == "cold" {
+					some = order[turn*n%(benchPages-n):][:n]
+				}
+				in := body(b, func(w *qemufile.Writer) {
+					data[0]++
+					for _, i := range some {
+						w.PutBE64(uint64(i)*PageSize | flagPage)
+						w.PutCountedString("ram")
+						w.Write(data)
+					}
+					w.PutBE64(flagEOS)
+				})
+				for i := range g {
+					for _, p := range some[:n/2] {
+						g[i].write(0, p*PageSize, 1)
+					}
+					load[i].time(func() {
+						if i == 1 {
+							list = len(dirtyList(b, c[i]))
+						}
+						if err := loadBytes(c[i], in); err != nil {
+							b.Fatal(err)
+						}
+					})
+					commit[i].time(func() { flush(b, c[i]) })
+					most = max(most, c[1].Memory())
+					settle[i].time(func() {
+						if err := c[i].Settle(); err != nil {
+							b.Fatal(err)
+						}
+					})
+				}
+			}
+			b.ReportMetric(load[1].median()/load[0].median(), "x-load")
+			b.ReportMetric(commit[1].median()/commit[0].median(), "x-commit")
+			b.ReportMetric(settle[1].median()/commit[0].median(), "settle-of-commit")
+			b.ReportMetric(commit[1].median()/n, "commit-ns/page")
+			b.ReportMetric(float64(most)/(n*PageSize), "x-dirty-set")
+			b.ReportMetric(float64(list)/n, "list-B/page")
+		})
+	}
+}
+
 // BenchmarkZeroTest tests the pages of a large memory; the bound compares each
 // with a page of zeros.
 func BenchmarkZeroTest(b *testing.B) {

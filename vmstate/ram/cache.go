@@ -18,6 +18,18 @@ type CacheConfig struct {
 	// ZeroFillOnly refuses ZERO records with another fill byte than 0, as
 	// QEMU does from 8.2 on. No QEMU sends one.
 	ZeroFillOnly bool
+
+	// StagedOnly has the cache hold only what came and is not committed, in
+	// place of a copy of the primary's memory. Pages that the secondary's guest
+	// wrote itself are then taken from the primary again: see [Cache.SaveDirty]
+	// for what that asks of whoever drives the cache. It needs Linux; NewCache
+	// elsewhere gives an error that wraps [errors.ErrUnsupported].
+	StagedOnly bool
+
+	// MaxStaged bounds the memory that a cache with StagedOnly holds, in bytes.
+	// A checkpoint that needs more fails to load ([ErrStagedFull]), and so ends
+	// the session. 0 means as much as the guest has, which any checkpoint fits.
+	MaxStaged uint64
 }
 
 // Cache stages the memory that the primary sends, and makes it the guest's when
@@ -27,7 +39,9 @@ type CacheConfig struct {
 // For every block it maps as much memory as the block is long, which always
 // holds the primary's memory as last received: that is what a secondary's guest
 // is rolled back to, and what differences apply to. The guest's own memory
-// changes in Flush and at no other time.
+// changes in Flush and at no other time. (With CacheConfig.StagedOnly the cache
+// holds less, and the guest's memory is void until the first Flush of a session:
+// see [Cache.SaveDirty].)
 //
 // A Cache belongs to one goroutine at a time.
 //
@@ -47,6 +61,8 @@ type Cache struct {
 	stats     CacheStats
 	statsDone bool
 	logging   bool
+
+	only stagedOnly
 }
 
 type cacheBlock struct {
@@ -54,6 +70,7 @@ type cacheBlock struct {
 	page   []byte // the cache, as long as Host; nil for a block that is not sent
 	staged Bitmap // pages received since the last Flush
 	data   Bitmap // pages of the cache that may hold something else than zeros
+	only   stagedPages
 	length uint64 // of the block, as the last block list says
 	told   uint64 // the length that the guest has
 	listed bool   // in the block list that is being read
@@ -78,16 +95,24 @@ func NewCache(blocks []Block, log DirtyLog, cfg CacheConfig) (*Cache, error) {
 		cb := cacheBlock{Block: b, length: b.used(), told: b.used()}
 		if !cfg.Format.IgnoreShared || !b.Shared {
 			var err error
-			if cb.page, err = mapping.New(len(b.Host)); err != nil {
+			newMapping := mapping.New
+			if cfg.StagedOnly {
+				newMapping = mapping.NewSparse
+			}
+			if cb.page, err = newMapping(len(b.Host)); err != nil {
 				c.unmap()
 				return nil, &Error{Op: "block", Block: b.Name, Stream: -1, Err: err}
 			}
 		}
 		pages := len(b.Host) / PageSize
 		cb.staged, cb.data = NewBitmap(pages), NewBitmap(pages)
+		if cfg.StagedOnly {
+			cb.only = newStagedPages(pages)
+		}
 		c.blocks = append(c.blocks, cb)
 		c.index[b.Name] = i
 	}
+	c.only.begin(c)
 	return c, nil
 }
 
@@ -100,6 +125,7 @@ func (c *Cache) PostcopyAdvised() { c.cfg.Format.Postcopy = true }
 func (c *Cache) NewSession() {
 	c.drop()
 	c.first, c.void = true, false
+	c.only.begin(c)
 }
 
 // LoadState decodes the body of a RAM section into the cache. Every error is an
@@ -115,6 +141,10 @@ func (c *Cache) LoadState(r *qemufile.Reader, version uint32) error {
 	}
 	if c.statsDone {
 		c.stats, c.statsDone = CacheStats{}, false
+	}
+	if err := c.only.trim(c); err != nil {
+		c.void = true
+		return err
 	}
 	start := r.Offset()
 	err := c.load(r)
@@ -222,11 +252,33 @@ func unknownBlock(name []byte) error {
 
 // loadPage reads a page's contents straight into the cache.
 func (c *Cache) loadPage(r *qemufile.Reader, b *cacheBlock, off uint64) error {
+	page, err := c.place(b, off)
+	if err != nil {
+		return err
+	}
+	c.stats.Pages++
+	return r.ReadFull(page)
+}
+
+// place returns where the contents of a page are staged. What was there may be
+// anything; base is for those who want to know.
+func (c *Cache) place(b *cacheBlock, off uint64) ([]byte, error) {
 	i := int(off / PageSize)
+	if c.only.on {
+		return c.only.place(c, b, i)
+	}
 	b.staged.Set(i)
 	b.data.Set(i)
-	c.stats.Pages++
-	return r.ReadFull(b.page[off : off+PageSize])
+	return b.page[off : off+PageSize : off+PageSize], nil
+}
+
+// base is place for what is a difference from what the peer has: the page is
+// there as it was received last.
+func (c *Cache) base(b *cacheBlock, off uint64) ([]byte, error) {
+	if c.only.on {
+		return c.only.base(c, b, int(off/PageSize))
+	}
+	return c.place(b, off)
 }
 
 // loadZero makes a page zeros (or what its fill byte says). A page that was
@@ -239,26 +291,30 @@ func (c *Cache) loadZero(r *qemufile.Reader, b *cacheBlock, off uint64) error {
 	if fill != 0 && c.cfg.ZeroFillOnly {
 		return fmt.Errorf("%w: %#x", ErrFill, fill)
 	}
-	c.fill(b, off, fill)
 	c.stats.Pages++
 	c.stats.ZeroPages++
-	return nil
+	return c.fill(b, off, fill)
 }
 
-func (c *Cache) fill(b *cacheBlock, off uint64, fill byte) {
-	i := int(off / PageSize)
-	b.staged.Set(i)
-	page := b.page[off : off+PageSize]
-	switch {
-	case fill != 0:
-		b.data.Set(i)
+// fill stages a page of one byte.
+func (c *Cache) fill(b *cacheBlock, off uint64, fill byte) error {
+	if fill != 0 {
+		page, err := c.place(b, off)
 		for j := range page {
 			page[j] = fill
 		}
+		return err
+	}
+	i := int(off / PageSize)
+	b.staged.Set(i)
+	switch {
+	case c.only.on:
+		c.only.zero(c, b, i)
 	case b.data.Has(i):
 		b.data.Clear(i)
-		clear(page)
+		clear(b.page[off : off+PageSize])
 	}
+	return nil
 }
 
 // loadDelta applies an XBZRLE record to the page in the cache.
@@ -267,12 +323,13 @@ func (c *Cache) loadDelta(r *qemufile.Reader, b *cacheBlock, off uint64) error {
 	if err != nil {
 		return err
 	}
-	i := int(off / PageSize)
-	b.staged.Set(i)
-	b.data.Set(i)
+	page, err := c.base(b, off)
+	if err != nil {
+		return err
+	}
 	c.stats.Pages++
 	c.stats.XBZRLEPages++
-	if err := xbzrle.Decode(b.page[off:off+PageSize], delta); err != nil {
+	if err := xbzrle.Decode(page, delta); err != nil {
 		return fmt.Errorf("%w: %w", ErrXBZRLE, err)
 	}
 	return nil
@@ -305,10 +362,11 @@ func (c *Cache) loadCompressed(r *qemufile.Reader, b *cacheBlock, off uint64) er
 	if err != nil {
 		return err
 	}
-	i := int(off / PageSize)
-	b.staged.Set(i)
-	b.data.Set(i)
-	copy(b.page[off:off+PageSize], page)
+	dst, err := c.place(b, off)
+	if err != nil {
+		return err
+	}
+	copy(dst, page)
 	c.stats.Pages++
 	return nil
 }
@@ -316,7 +374,8 @@ func (c *Cache) loadCompressed(r *qemufile.Reader, b *cacheBlock, off uint64) er
 // StagePage stages a page that did not come in a ram section, but over a multifd
 // channel or from elsewhere: PageSize bytes, or nil for zeros. offset is in the
 // block, in bytes. The error is an [*Error] with [ErrUnknownBlock], [ErrOffset],
-// [ErrIgnored] or [ErrDiscarded], and leaves what is staged as it was.
+// [ErrIgnored], [ErrDiscarded] or [ErrStagedFull], and leaves what is staged as it
+// was.
 func (c *Cache) StagePage(block string, offset uint64, page []byte) error {
 	i, ok := c.index[block]
 	err := ErrUnknownBlock
@@ -330,20 +389,24 @@ func (c *Cache) StagePage(block string, offset uint64, page []byte) error {
 		case offset%PageSize != 0 || offset >= b.length || page != nil && len(page) != PageSize:
 			err = ErrOffset
 		default:
+			if err = c.only.trim(c); err != nil {
+				return err
+			}
 			if c.statsDone {
 				c.stats, c.statsDone = CacheStats{}, false
 			}
-			c.stats.Pages++
 			if page == nil {
+				c.stats.Pages++
 				c.stats.ZeroPages++
-				c.fill(b, offset, 0)
+				return c.fill(b, offset, 0)
+			}
+			var dst []byte
+			if dst, err = c.place(b, offset); err == nil {
+				c.stats.Pages++
+				c.stats.Bytes += PageSize
+				copy(dst, page)
 				return nil
 			}
-			c.stats.Bytes += PageSize
-			b.staged.Set(int(offset / PageSize))
-			b.data.Set(int(offset / PageSize))
-			copy(b.page[offset:], page)
-			return nil
 		}
 	}
 	return &Error{Op: "load", Block: block, Offset: offset, Stream: -1, Err: err}

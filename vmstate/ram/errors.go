@@ -49,6 +49,19 @@ var (
 	// ErrDiscarded: Flush after a failed load, Discard or Close, with nothing
 	// loaded since.
 	ErrDiscarded = errors.New("nothing valid is staged")
+
+	// ErrStagedFull: a checkpoint with more pages than CacheConfig.MaxStaged has
+	// room for.
+	ErrStagedFull = errors.New("more is staged than the configuration allows")
+
+	// ErrNotResent: a page that the secondary's guest wrote, of which the primary
+	// sent a difference or nothing, to a cache that has not kept it
+	// (CacheConfig.StagedOnly).
+	ErrNotResent = errors.New("page that was written here was not sent again")
+
+	// ErrDirtyList: a list of pages to be sent again (Saver.LoadDirty) that does
+	// not add up, or does not fit the guest.
+	ErrDirtyList = errors.New("list of written pages does not fit")
 )
 
 // Error is the error of this package.

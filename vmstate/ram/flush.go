@@ -16,7 +16,9 @@ import (
 // from then on the cache is what the guest is rolled back to.
 //
 // If the dirty log fails the guest is unchanged and Flush may be called again.
-// Flush returns [ErrDiscarded] when there is nothing valid to make the guest's.
+// Flush returns [ErrDiscarded] when there is nothing valid to make the guest's,
+// and [ErrNotResent], with the guest unchanged, when the primary has not sent
+// again a page that it has to (CacheConfig.StagedOnly).
 func (c *Cache) Flush() error {
 	if c.void || c.closed {
 		return &Error{Op: "flush", Stream: -1, Err: ErrDiscarded}
@@ -25,6 +27,9 @@ func (c *Cache) Flush() error {
 		c.stats, c.statsDone = CacheStats{}, false
 	}
 	if err := c.readLog(); err != nil {
+		return err
+	}
+	if err := c.only.check(c); err != nil {
 		return err
 	}
 	for i := range c.blocks {
@@ -44,11 +49,16 @@ func (c *Cache) Flush() error {
 		if b.page == nil {
 			continue
 		}
-		if c.first {
+		switch {
+		case c.only.on:
+			c.stats.Flushed += c.only.flush(c, b)
+			continue
+		case c.first && !c.only.copied:
 			b.takeMissing()
 		}
 		c.stats.Flushed += b.flush()
 	}
+	c.only.flushed()
 	c.forget()
 	c.first, c.statsDone = false, true
 	return nil
@@ -73,8 +83,11 @@ func (c *Cache) readLog() error {
 			continue
 		}
 		dirty := b.staged
-		if c.first {
+		switch {
+		case c.first:
 			dirty = NewBitmap(len(b.Host) / PageSize)
+		case c.only.on:
+			dirty = b.only.own
 		}
 		if err := c.log.ReadDirty(b.Name, dirty); err != nil {
 			return &Error{Op: "dirty log", Block: b.Name, Stream: -1, Err: err}
@@ -154,6 +167,7 @@ func (c *Cache) drop() {
 		clear(b.staged)
 		b.length = b.told
 	}
+	c.only.drop(c)
 }
 
 // Close discards what is staged and unmaps the cache. The guest's memory stays

@@ -91,6 +91,7 @@ type saverBlock struct {
 	mem   []byte // the part of Host in use; empty if the block is not sent
 	dirty Bitmap
 	taken Bitmap // dirty pages that are in the arena
+	told  bool   // in the list that LoadDirty reads
 }
 
 // noBlock is the value of last before any record named a block.

@@ -277,46 +277,49 @@ func TestMemoryThatTheHostDropsIsReported(t *testing.T) {
 }
 
 func TestACacheOnATrackerCopiesOnlyWhatIsNew(t *testing.T) {
-	p, s := pages(t, "ram", 64), pages(t, "ram", 64)
-	out := newTracker(t, p)
-	in := newTracker(t, s)
-	saver := NewSaver([]Block{p}, out, SaverConfig{})
-	cache, err := NewCache([]Block{s}, in, CacheConfig{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer cache.Close()
-	r := rand.New(rand.NewPCG(3, 4))
-	l := newLink(t)
-	l.sync(saver, cache)
-	for round := range 200 {
-		dirty, rolled := map[int]bool{}, map[int]bool{}
-		for range r.IntN(6) {
-			i := r.IntN(64)
-			p.Host[i*PageSize+r.IntN(PageSize)]++
-			dirty[i] = true
+	eachCache(t, func(t *testing.T, k kind) {
+		p, s := pages(t, "ram", 64), pages(t, "ram", 64)
+		out := newTracker(t, p)
+		in := newTracker(t, s)
+		saver := NewSaver([]Block{p}, out, SaverConfig{})
+		cache, err := NewCache([]Block{s}, in, k.cfg)
+		if err != nil {
+			t.Fatal(err)
 		}
-		for range r.IntN(6) {
-			i := r.IntN(64)
-			s.Host[i*PageSize+r.IntN(PageSize)]++
-			rolled[i] = true
+		defer cache.Close()
+		r := rand.New(rand.NewPCG(3, 4))
+		l := newLink(t)
+		l.sync(saver, cache)
+		for round := range 200 {
+			dirty, rolled := map[int]bool{}, map[int]bool{}
+			for range r.IntN(6) {
+				i := r.IntN(64)
+				p.Host[i*PageSize+r.IntN(PageSize)]++
+				dirty[i] = true
+			}
+			for range r.IntN(6) {
+				i := r.IntN(64)
+				s.Host[i*PageSize+r.IntN(PageSize)]++
+				rolled[i] = true
+			}
+			tell(t, cache, saver)
+			if !capture(t, saver) {
+				t.Fatal("the capture did not take everything")
+			}
+			l.complete(saver)
+			l.load(cache)
+			flush(t, cache)
+			for i := range rolled {
+				dirty[i] = true
+			}
+			if got := cache.Stats().Flushed; got != uint64(len(dirty)) {
+				t.Fatalf("round %d: %d pages flushed, want the %d that a guest wrote", round, got, len(dirty))
+			}
+			if string(p.Host) != string(s.Host) {
+				t.Fatalf("round %d: the guests differ", round)
+			}
 		}
-		if !capture(t, saver) {
-			t.Fatal("the capture did not take everything")
-		}
-		l.complete(saver)
-		l.load(cache)
-		flush(t, cache)
-		for i := range rolled {
-			dirty[i] = true
-		}
-		if got := cache.Stats().Flushed; got != uint64(len(dirty)) {
-			t.Fatalf("round %d: %d pages flushed, want the %d that a guest wrote", round, got, len(dirty))
-		}
-		if string(p.Host) != string(s.Host) {
-			t.Fatalf("round %d: the guests differ", round)
-		}
-	}
+	})
 }
 
 func TestReadingTheTrackerAllocatesNothing(t *testing.T) {

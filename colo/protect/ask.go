@@ -1,0 +1,59 @@
+package protect
+
+import (
+	"context"
+	"fmt"
+	"net"
+)
+
+// chAsk is the channel of a question: the answer is all that comes over it.
+const chAsk = "ask"
+
+// A Standing is what a host says of its job.
+type Standing struct {
+	Host       string
+	State      State
+	Generation uint64 // that it holds or has followed
+}
+
+// Ask asks the other host how it stands with a guest; host is this one's name. It is
+// for an arbiter that has nobody else to ask, and for an operator's tools. Of p it uses
+// what a job dials with. The answer is that of the moment in which it was given: it
+// promises nothing. A host that is there and has no such guest is a *RefusedError.
+func Ask(ctx context.Context, p Peer, guest, host string) (Standing, error) {
+	if err := p.check(); err != nil {
+		return Standing{}, err
+	}
+	conn, answer, err := dial(ctx, &Config{Peer: p}, hello{Channel: chAsk, Guest: guest, Host: host})
+	if err != nil {
+		return Standing{}, err
+	}
+	conn.Close()
+	for s := Created; s <= Concluded; s++ {
+		if s.String() == answer.State {
+			return Standing{Host: answer.Host, State: s, Generation: answer.Generation}, nil
+		}
+	}
+	return Standing{}, fmt.Errorf("%w: no state is called %q", ErrHello, answer.State)
+}
+
+// tell answers a question and ends its connection.
+func (j *Job) tell(conn net.Conn, h hello) {
+	j.mu.Lock()
+	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: j.generation, State: j.m.state.String()}
+	j.mu.Unlock()
+	writeHello(conn, answer) // who does not hear it asks again
+	conn.Close()
+}
+
+// overtook tells a session that its host follows no longer what it asks for: the
+// other one has gone on, under a later generation, and seeks a secondary. j.mu is held.
+func (j *Job) overtook(h hello) {
+	s := j.current
+	if j.m.state != Asking || s == nil || s.primary != nil || h.Channel != chControl || h.Host != s.peer.host || h.Generation <= s.peer.generation {
+		return
+	}
+	s.peer.set(func() {
+		s.peer.ended, s.peer.reason = true, fmt.Sprintf("%s goes on, in generation %d", h.Host, h.Generation)
+	})
+}

@@ -1,0 +1,105 @@
+// Package trial puts a protected guest on trial: it starts a process for each side, is the client
+// that the guest talks to, kills or stops one of them at an instant or a place of a
+// checkpoint, sees the other go on, and has package oracle judge all that left.
+//
+// The processes are the program's own, started again with SideArgument as their
+// argument. Such a process calls Serve, which reads from standard input what it is
+// to be (SideConfig) and what it is to do (Command), and says on standard output what
+// happens to it (Report), one JSON object per line. What a side is made of, its guest,
+// its session, its network and its disk, is the program's; here is only what looks
+// at it from the outside:
+//
+//	config.go, size.go        what a run is to do
+//	run.go, plot.go           a run, from its processes to the verdict
+//	messages.go, process.go   what comes from the sides
+//	report.go, serve.go       what the two say to each other
+//	client.go, client_input.go, vlan.go   who the guest talks to
+//	witness.go                who decides which side goes on
+//	printer.go, summary.go, timeline.go   what is shown of it
+package trial
+
+import (
+	"math"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/guest"
+)
+
+// A Config says what a run is to do, on either backend.
+type Config struct {
+	VCPUs       int
+	Mem         uint64        // bytes of guest memory
+	Dirty       int           // pages that a vCPU touches per round
+	Diverge     float64       // per cent of the rounds, that take in the time-stamp counter
+	Disk        uint64        // bytes; 0: none
+	DiskDir     string        // where the images stay; "": they do not
+	VLAN        int           // of each frame; 0: none
+	Seed        uint64        // of the first run
+	Mode        string        // when output leaves
+	Interval    time.Duration // from one checkpoint to the next
+	EarlyResume bool
+	Throttle    float64 // per cent of the time that checkpoints may take; 0: any
+	VerifyDirty bool    // compare the dirty log with what was written
+	QMP         string  // where the primary has its monitor; "": nowhere
+
+	Checkpoints int           // before the kill; 0: each run draws its own
+	Kill        string        // a side, or killNone
+	KillAt      string        // a place of a checkpoint
+	Lost        time.Duration // without a heartbeat, and a side is lost
+	Signal      string        // what the victim is sent
+	StopFor     time.Duration // with signalStop; 0: until the other side has gone on
+	Repeat      int           // runs
+}
+
+// When output leaves.
+const (
+	ModeCOLO       = "colo"       // when both guests have said the same, or at a checkpoint
+	ModeCompare    = "compare"    // the same, and no flow is given up
+	ModeContinuous = "continuous" // at a checkpoint
+)
+
+// What happens to the victim, and that there is none.
+const (
+	KillNone = "none"
+
+	SignalKill = "kill"
+	SignalStop = "stop"
+)
+
+// RepeatCheckpoints is how many checkpoints a run makes at most that draws its own
+// number.
+const RepeatCheckpoints = 6
+
+// diskEvery is how many rounds of a vCPU there are to a write of the disk.
+const diskEvery = 8
+
+// The working set of each vCPU is at least this many pages, and twice what a
+// round touches, so that a few hundred rounds visit all of it.
+const workingSet = 1024
+
+// Guest is the test program that the run protects.
+func (c *Config) Guest(seed uint64) guest.Params {
+	every := 0
+	if c.Disk > 0 {
+		every = diskEvery
+	}
+	return guest.Params{
+		VCPUs:       c.VCPUs,
+		Pages:       max(workingSet, 2*c.Dirty),
+		Touch:       c.Dirty,
+		TSCPerMille: int(math.Round(c.Diverge * 10)),
+		Seed:        seed,
+		Disk:        c.Disk,
+		DiskEvery:   every,
+	}
+}
+
+// rounds is how many rounds of each vCPU after the kill must be right: some
+// hundred, and enough to visit nearly all of the working set.
+func (c *Config) rounds() uint64 {
+	const some = 300
+	if c.Dirty == 0 {
+		return some
+	}
+	return max(some, uint64(4*c.Guest(0).Pages/c.Dirty))
+}

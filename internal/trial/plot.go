@@ -1,0 +1,243 @@
+package trial
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/killpoint"
+)
+
+// TalkOn is how many inputs each vCPU must have taken after the takeover.
+const TalkOn = 5
+
+// drive is the run's plot.
+func (r *Run) drive(ctx context.Context) error {
+	if err := r.await(ctx, "the secondary to listen", func() bool { return r.listening != nil }); err != nil {
+		return err
+	}
+	r.sides[Primary].tell(Command{Connect: r.listening})
+	if err := r.await(ctx, "the initial synchronisation", func() bool { return !r.protected.IsZero() }); err != nil {
+		return err
+	}
+	what := fmt.Sprintf("%v of memory", Size(r.o.Mem))
+	if r.o.Disk > 0 {
+		what += fmt.Sprintf(" and %v of disk", Size(r.o.Disk))
+	}
+	holds := "from now on output leaves when both guests have said it, or a checkpoint covers it"
+	if r.o.Mode == ModeContinuous {
+		holds = "from now on output is held"
+	}
+	r.out.phase("protected", "primary %d, secondary %d: %s synchronised in %s; %s",
+		r.sides[Primary].pid(), r.sides[Secondary].pid(), what, round3(r.protected.Sub(r.started)), holds)
+	if err := r.await(ctx, "the checkpoints", func() bool {
+		return r.epochs() >= r.Target || r.stopped != nil
+	}); err != nil {
+		return err
+	}
+	frontier := r.client.now().last
+	if err := r.part(ctx); err != nil {
+		return err
+	}
+	r.survivor = Primary
+	if r.victim == Primary {
+		r.survivor = Secondary
+	}
+	if err := r.await(ctx, "the "+r.survivor+" to take over", func() bool { return r.ends[r.survivor] != nil }); err != nil {
+		return err
+	}
+	if end := r.ends[r.survivor]; !end.TookOver {
+		return fmt.Errorf("the %s did not take over: %s", r.survivor, end.Error)
+	}
+	r.epoch = r.ends[r.survivor].Epoch
+	if err := r.await(ctx, "the "+r.survivor+"'s output", func() bool { return !r.client.firstAlone(r.survivor).IsZero() }); err != nil {
+		return err
+	}
+	r.resumed = r.client.firstAlone(r.survivor)
+	r.out.takeover(r.survivor, r.epoch, r.resumed)
+	if r.victim == "" {
+		r.out.phase("handed over", "the primary goes on alone from checkpoint %d, as ordered; the secondary is refused by the witness", r.epoch)
+	} else {
+		r.out.phase("taken over", "the %s goes on from checkpoint %d; its first frame came %s after the kill", r.survivor, r.epoch, round3(r.failover()))
+	}
+
+	// Far enough to have met whatever a wrong takeover would have left behind.
+	at := r.client.now()
+	for v := range frontier {
+		frontier[v] = max(frontier[v], at.last[v]) + r.o.rounds()
+	}
+	if err := r.await(ctx, "the "+r.survivor+"'s progress", func() bool {
+		now := r.client.now()
+		for v := range frontier {
+			if now.last[v] < frontier[v] || now.answered[v] < at.answered[v]+TalkOn {
+				return false
+			}
+		}
+		return true
+	}); err != nil {
+		return err
+	}
+	if err := r.wakeVictim(ctx); err != nil {
+		return err
+	}
+	return r.judge(ctx)
+}
+
+// wakeVictim lets a victim go on that was stopped, and waits until it has found
+// that the guest is not its any more.
+func (r *Run) wakeVictim(ctx context.Context) error {
+	if r.victim == "" || r.o.Signal != SignalStop {
+		return nil
+	}
+	if err := r.wake(); err != nil {
+		return err
+	}
+	if err := r.await(ctx, "the "+r.victim+" to give up", func() bool { return r.ends[r.victim] != nil }); err != nil {
+		return err
+	}
+	if r.ends[r.victim].TookOver {
+		return fmt.Errorf("the %s goes on too", r.victim)
+	}
+	r.out.phase("woken", "the %s, which was stopped for %s, is refused by the witness", r.victim, round3(r.woken.Sub(r.killed)))
+	return nil
+}
+
+// wake sends SIGCONT.
+func (r *Run) wake() error {
+	p := r.sides[r.victim]
+	r.woken = time.Now()
+	if err := p.resume(); err != nil {
+		return err
+	}
+	if r.stopped != nil {
+		p.tell(Command{Proceed: true})
+	}
+	return nil
+}
+
+// doze stops the victim for a moment that ends nothing, and then parts the pair in
+// good order.
+func (r *Run) doze(ctx context.Context) error {
+	at := r.epochs()
+	if err := r.sleep(ctx, r.o.StopFor); err != nil {
+		return err
+	}
+	if err := r.wake(); err != nil {
+		return err
+	}
+	if err := r.await(ctx, "the checkpoints after the stop", func() bool { return r.epochs() >= at+3 }); err != nil {
+		return err
+	}
+	r.out.phase("woken", "the %s was stopped for %s, and the pair goes on", r.victim, round3(r.woken.Sub(r.killed)))
+	r.victim = ""
+	return r.part(ctx)
+}
+
+// part ends the pair: with SIGKILL, or in good order.
+func (r *Run) part(ctx context.Context) error {
+	if r.victim == "" {
+		// The decision is the operator's, so the witness must know it first:
+		// the secondary will ask.
+		if a := r.witness.decide(Claim{generation, Primary, r.epochs(), "ordered"}); !a.Granted {
+			return fmt.Errorf("the witness refused the order: %s", a.Reason)
+		}
+		r.sides[Primary].tell(Command{Failover: true})
+		return nil
+	}
+	if r.o.KillAt == killpoint.AtAny {
+		if err := r.randomInstant(ctx); err != nil {
+			return err
+		}
+	} else if err := r.await(ctx, "the "+r.victim+" to get to the place of its death", func() bool { return r.stopped != nil }); err != nil {
+		return err
+	}
+	p := r.sides[r.victim]
+	r.killed = time.Now()
+	signal, name := p.kill, "killed"
+	if r.o.Signal == SignalStop {
+		signal, name = p.pause, "stopped"
+	}
+	if err := signal(); err != nil {
+		return err
+	}
+	switch {
+	case r.stopped != nil:
+		r.killedAt = fmt.Sprintf("in checkpoint %d, %s", r.stopped.Epoch, r.stopped.Detail)
+	case r.under > 0:
+		r.killedAt = fmt.Sprintf("in checkpoint %d", r.under)
+	default:
+		r.killedAt = fmt.Sprintf("between checkpoints %d and %d", r.epochs(), r.epochs()+1)
+	}
+	r.out.phase(name, "%s (pid %d) with SIG%s %s", r.victim, p.pid(), strings.ToUpper(r.o.Signal), r.killedAt)
+	r.out.kill(r.victim, p.pid(), r.killedAt, r.killed)
+	if r.o.StopFor > 0 {
+		return r.doze(ctx)
+	}
+	return nil
+}
+
+// randomInstant waits for the instant of a kill: half of the time anywhere in
+// a checkpoint interval, half of the time within a checkpoint, which is much
+// shorter.
+func (r *Run) randomInstant(ctx context.Context) error {
+	if r.rng.IntN(2) == 0 {
+		return r.sleep(ctx, time.Duration(r.rng.Int64N(int64(r.o.Interval))))
+	}
+	last := r.checkpoints[len(r.checkpoints)-1]
+	length := time.Duration(last.TransferUS+last.CommitUS) * time.Microsecond
+	at := time.Duration(r.rng.Int64N(int64(length)*5/4 + 1))
+	if err := r.await(ctx, "a checkpoint to begin", func() bool { return r.under > 0 }); err != nil {
+		return err
+	}
+	return r.sleep(ctx, at)
+}
+
+// judge stops the survivor and compares what has left with its memory.
+func (r *Run) judge(ctx context.Context) error {
+	r.sides[r.survivor].tell(Command{Stop: true})
+	if err := r.await(ctx, "the end of all output", func() bool {
+		return r.gone[Primary] && r.gone[Secondary] && r.histories != nil &&
+			r.client.hasEnded(Primary) && r.client.hasEnded(Secondary)
+	}); err != nil {
+		return err
+	}
+	if err := r.verified(); err != nil {
+		return err
+	}
+	r.client.mu.Lock()
+	defer r.client.mu.Unlock()
+	if r.client.err != nil {
+		return r.client.err
+	}
+	r.client.oracle.Finish(r.histories)
+	if r.o.Disk > 0 {
+		image, err := os.Open(r.images[r.survivor])
+		if err != nil {
+			return err
+		}
+		defer image.Close()
+		if err := r.client.oracle.FinishDisk(r.histories, image); err != nil {
+			return err
+		}
+	}
+	r.Verdict = r.client.oracle.Verdict
+	r.frames = r.client.frames
+	for _, f := range r.frames[r.o.Kill] {
+		if r.victim != "" && !r.woken.IsZero() && f.at.After(r.woken) {
+			r.late++
+			r.lateFor = f.at.Sub(r.woken)
+		}
+	}
+	return nil
+}
+
+// verified returns an error that names what the dirty logs have lacked.
+func (r *Run) verified() error {
+	n := len(r.missed)
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("written, and in no dirty log, %d times: %s", n, strings.Join(r.missed[:min(n, 10)], ", "))
+}

@@ -1,0 +1,205 @@
+package trial
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+)
+
+// A Printer shows runs: lines and a table for people, or JSON lines. On a
+// terminal the status is one line that changes, otherwise one a second. With
+// -repeat only one line per run is for people. Safe from any goroutine.
+type Printer struct {
+	W        io.Writer
+	Terminal bool // people, and the cursor can go back
+	JSON     bool
+	Quiet    bool // people want one line per run
+
+	mu   sync.Mutex
+	live bool // the cursor is on the status line
+	next time.Time
+}
+
+// IsTerminal reports whether f is one that can rewrite a line.
+func IsTerminal(f *os.File) bool {
+	st, err := f.Stat()
+	term := os.Getenv("TERM")
+	return err == nil && st.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull && term != "" && term != "dumb"
+}
+
+// Say prints a line for people.
+func (p *Printer) Say(format string, args ...any) {
+	if p.JSON {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.clear()
+	fmt.Fprintf(p.W, format+"\n", args...)
+}
+
+// phase says what has just happened in a run.
+func (p *Printer) phase(name, format string, args ...any) {
+	if !p.Quiet {
+		p.Say("%-11s %s", name, fmt.Sprintf(format, args...))
+	}
+}
+
+// clear takes the status line away.
+func (p *Printer) clear() {
+	if p.live {
+		fmt.Fprint(p.W, "\r\x1b[K")
+		p.live = false
+	}
+}
+
+// status shows how the run stands, if it is time for it.
+func (p *Printer) status(r *Run) {
+	if p.JSON || p.Quiet {
+		return
+	}
+	now := time.Now()
+	every := time.Second
+	if p.Terminal {
+		every = 100 * time.Millisecond
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.next.IsZero() {
+		p.next = now.Add(every)
+	}
+	if now.Before(p.next) || len(r.checkpoints) < 2 {
+		return
+	}
+	p.next = now.Add(every)
+	last := r.checkpoints[len(r.checkpoints)-1]
+	pauses := column(r.checkpoints[1:], func(c Checkpoint) int64 { return c.PauseUS })
+	line := fmt.Sprintf("%-11s epoch %d  dirty %d  pause p50 %s p99 %s ms  held %d  released %d", "in step",
+		last.Epoch, last.DirtyPages, ms(quantile(pauses, 0.5)), ms(quantile(pauses, 0.99)), last.Held, r.client.now().Released)
+	if !r.killed.IsZero() {
+		line = fmt.Sprintf("%-11s released %d", "alone", r.client.now().Released)
+	}
+	if !p.Terminal {
+		fmt.Fprintln(p.W, line)
+		return
+	}
+	p.clear()
+	fmt.Fprintf(p.W, "\x1b[?7l%s\x1b[?7h", line) // a narrow terminal cuts it
+	p.live = true
+}
+
+// Object prints one JSON object.
+func (p *Printer) Object(v any) {
+	if !p.JSON {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	json.NewEncoder(p.W).Encode(v)
+}
+
+// event prints an event, which is an object of JSON as QMP has it, with the side that it
+// happened on.
+func (p *Printer) event(side string, event json.RawMessage) {
+	if !p.JSON {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fmt.Fprintf(p.W, `{"side":%q,%s`+"\n", side, event[1:])
+}
+
+// Start says what is about to run.
+func (p *Printer) Start(o Config, backend, why string) {
+	vcpus := "1 vCPU"
+	if o.VCPUs > 1 {
+		vcpus = fmt.Sprintf("%d vCPUs", o.VCPUs)
+	}
+	p.Say("backend %s: %s", backend, why)
+	p.Say("guest: %s, %v of memory, %d pages written per round; a checkpoint every %v; mode %s; seed %d",
+		vcpus, Size(o.Mem), o.Dirty, o.Interval, o.Mode, o.Seed)
+	if o.Disk > 0 {
+		p.Say("disk: %v, a block of 512 bytes to 4K every %d rounds; %v%% of the rounds differ", Size(o.Disk), diskEvery, o.Diverge)
+	}
+	type start struct {
+		Backend    string `json:"backend"`
+		Why        string `json:"why"`
+		Mode       string `json:"mode"`
+		IntervalUS int64  `json:"interval_us"`
+		Kill       string `json:"kill"`
+		KillAt     string `json:"kill_at"`
+		Seed       uint64 `json:"seed"`
+	}
+	p.Object(map[string]start{"start": {backend, why, o.Mode, o.Interval.Microseconds(), o.Kill, o.KillAt, o.Seed}})
+}
+
+func (p *Printer) checkpoint(c Checkpoint) {
+	p.Object(map[string]Checkpoint{"checkpoint": c})
+}
+
+func (p *Printer) claim(c Claim, a Answer) {
+	p.Object(struct {
+		Claim  Claim  `json:"claim"`
+		Answer Answer `json:"answer"`
+	}{c, a})
+}
+
+func (p *Printer) kill(side string, pid int, where string, at time.Time) {
+	type kill struct {
+		Side  string    `json:"side"`
+		PID   int       `json:"pid"`
+		Where string    `json:"where"`
+		Time  time.Time `json:"time"`
+	}
+	p.Object(map[string]kill{"kill": {side, pid, where, at}})
+}
+
+func (p *Printer) takeover(side string, epoch uint64, first time.Time) {
+	type takeover struct {
+		Side       string    `json:"side"`
+		Epoch      uint64    `json:"epoch"`
+		FirstFrame time.Time `json:"first_frame"` // at the client
+	}
+	p.Object(map[string]takeover{"takeover": {side, epoch, first}})
+}
+
+// Verdict ends a run that came to one.
+func (p *Printer) Verdict(n int, r *Run) {
+	type line struct {
+		Run          int     `json:"run"`
+		Seed         uint64  `json:"seed"`
+		Clean        bool    `json:"clean"`
+		First        string  `json:"first_fault,omitempty"`
+		Killed       string  `json:"killed,omitempty"`
+		Survivor     string  `json:"survivor"`
+		Failover     float64 `json:"failover_ms"`
+		Released     uint64  `json:"released"`
+		Lost         uint64  `json:"lost"`
+		Duplicated   uint64  `json:"duplicated"`
+		Contradicted uint64  `json:"contradicted"`
+		Corrupted    uint64  `json:"corrupted"`
+	}
+	v := r.Verdict
+	p.Object(map[string]line{"run": {
+		n, r.seed, v.Clean(), v.First, r.killedAt, r.survivor, milliseconds(r.failover()),
+		v.Released, v.Lost, v.Duplicated, v.Contradicted, v.Corrupted,
+	}})
+	word := "clean"
+	if !v.Clean() {
+		word = "NOT CLEAN: " + v.First
+	}
+	if p.Quiet {
+		p.Say("run %-5d seed %-11d failover %6.1f ms  %7d released  %4d twice  %s; %s", n, r.seed,
+			milliseconds(r.failover()), v.Released, v.Duplicated, word, r.killedAt)
+	} else if v.Clean() {
+		p.phase("verified", "every frame that left follows from the one before it, and the %s remembers it", r.survivor)
+		if r.o.Disk > 0 {
+			p.phase("", "its disk has what its memory has written, %d blocks, and nothing else", v.DiskBlocks)
+		}
+	} else {
+		p.phase("VERIFIED", "%s", word)
+	}
+}

@@ -1,0 +1,189 @@
+package trial
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/oracle"
+)
+
+// The names of the two sides.
+const (
+	Primary   = string(event.ModePrimary)
+	Secondary = string(event.ModeSecondary)
+)
+
+// SideConfig is the first line that a side reads from its standard input.
+type SideConfig struct {
+	Side    string       `json:"side"`
+	Backend string       `json:"backend"`
+	Guest   guest.Params `json:"guest"`
+	Memory  uint64       `json:"memory"`         // bytes
+	Disk    string       `json:"disk,omitempty"` // this side's image, of Guest.Disk bytes
+
+	Client     string `json:"client"`  // address that takes the guest's output
+	Witness    string `json:"witness"` // address that decides who goes on
+	Generation uint64 `json:"generation"`
+
+	QMP string `json:"qmp,omitempty"` // where this side has its monitor
+
+	Mode        string        `json:"mode"`
+	VLAN        VLAN          `json:"vlan,omitempty"` // of each frame
+	Interval    time.Duration `json:"interval"`       // between checkpoints
+	Lost        time.Duration `json:"lost"`           // without a heartbeat: the other side is lost
+	EarlyResume bool          `json:"early_resume"`
+	Throttle    float64       `json:"throttle"` // the share of the time that checkpoints may take; 0: any
+	VerifyDirty bool          `json:"verify_dirty,omitempty"`
+
+	// StopAt, if not empty, is the place of checkpoint StopEpoch at which this
+	// side stops and waits to be killed; Seed draws the byte of the stream.
+	StopAt    string `json:"stop_at,omitempty"`
+	StopEpoch uint64 `json:"stop_epoch,omitempty"`
+	Seed      uint64 `json:"seed"`
+
+	// Missed, with VerifyDirty, is told what the dirty log of this process lacks. It is
+	// the process's own to set.
+	Missed func(block string, offset uint64) `json:"-"`
+}
+
+// ErrOrphan says that the parent has gone, which ends a side.
+var ErrOrphan = errors.New("the parent process has gone")
+
+// Command is any further line. The end of the input means that the parent is
+// gone, and ends the side.
+type Command struct {
+	Connect  *Addresses `json:"connect,omitempty"`  // primary: where the secondary listens
+	Failover bool       `json:"failover,omitempty"` // go on alone
+	Proceed  bool       `json:"proceed,omitempty"`  // go on from the place where it stopped
+	Stop     bool       `json:"stop,omitempty"`     // pause, say what the guest remembers, and end
+}
+
+// Addresses are where a secondary listens.
+type Addresses struct {
+	COLO      string `json:"colo"`
+	Heartbeat string `json:"heartbeat"`
+	Disk      string `json:"disk"` // NBD
+	Packets   string `json:"packets"`
+}
+
+// Report is a line that a side writes to its standard output: one of these.
+type Report struct {
+	Listening  *Addresses       `json:"listening,omitempty"`
+	Event      *event.Record    `json:"event,omitempty"`
+	Checkpoint *Checkpoint      `json:"checkpoint,omitempty"`
+	Stopped    *Stopped         `json:"stopped,omitempty"`
+	Ended      *Ended           `json:"ended,omitempty"`
+	Histories  []oracle.History `json:"histories,omitempty"`
+	Traffic    *Traffic         `json:"traffic,omitempty"` // beside Histories
+	Missed     *MissedPage      `json:"missed,omitempty"`
+}
+
+// MissedPage is a page that was written and that the side's dirty log lacked when the
+// guest was paused.
+type MissedPage struct {
+	Block  string `json:"block"`
+	Offset uint64 `json:"offset"` // bytes
+}
+
+// Checkpoint is what the primary tells of a checkpoint that both sides have.
+type Checkpoint struct {
+	Epoch       uint64      `json:"epoch"`
+	Cause       event.Cause `json:"cause"`
+	Start       time.Time   `json:"start"`
+	PauseAtUS   int64       `json:"pause_at_us"` // from the start
+	PauseUS     int64       `json:"pause_us"`
+	StoppedUS   int64       `json:"stopped_us"` // what the guest lost: from out of KVM_RUN to in again; 0: not measured
+	TransferUS  int64       `json:"transfer_us"`
+	CommitUS    int64       `json:"commit_us"`
+	DirtyPages  uint64      `json:"dirty_pages"`
+	Bytes       uint64      `json:"bytes"`
+	EarlyResume bool        `json:"early_resume"`
+	Held        uint64      `json:"held"`    // frames that waited for it
+	Traffic     *Traffic    `json:"traffic"` // so far
+}
+
+// Traffic is what the primary counts of its guest's packets. Latency is how long
+// those were held that left at a match.
+type Traffic struct {
+	Matched      uint64 `json:"matched"`       // left because both guests had said the same
+	AtCheckpoint uint64 `json:"at_checkpoint"` // left because a checkpoint covered them
+	Diverged     uint64 `json:"diverged"`      // times that the guests were found to differ
+	LatencyP50US int64  `json:"latency_us_p50"`
+	LatencyP99US int64  `json:"latency_us_p99"`
+}
+
+// Stopped says that the side stands at the place where it is to be killed.
+type Stopped struct {
+	Epoch  uint64 `json:"epoch"`
+	Detail string `json:"detail"`
+}
+
+// Ended says that a side's session is over.
+type Ended struct {
+	TookOver bool   `json:"took_over"`
+	Refused  bool   `json:"refused,omitempty"` // by the witness
+	Error    string `json:"error,omitempty"`
+	Epoch    uint64 `json:"epoch"` // the last checkpoint that it has
+}
+
+// The first frame on a side's connection to the client is its name, with
+// inputSuffix on the one that the client sends by. The other one says that what follows was released after it had taken over. The guest's own
+// frames are longer.
+const (
+	TookOver    = "took over"
+	InputSuffix = " input"
+)
+
+// Reporter writes reports off the goroutine of the session, in whose pauses no pipe
+// should be written to; those that have gathered meanwhile together, since each write
+// wakes the parent.
+type Reporter struct {
+	queue chan queued
+	done  chan struct{}
+}
+
+type queued struct {
+	Report
+	written chan struct{} // closed when it is; nil: nobody waits
+}
+
+// NewReporter starts a Reporter. Close ends it.
+func NewReporter(w io.Writer) *Reporter {
+	r := &Reporter{make(chan queued, 256), make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		b := bufio.NewWriterSize(w, 64<<10)
+		enc := json.NewEncoder(b)
+		for q := range r.queue {
+			enc.Encode(q.Report) // a parent that does not read has gone
+			if q.written != nil || len(r.queue) == 0 {
+				b.Flush()
+			}
+			if q.written != nil {
+				close(q.written)
+			}
+		}
+	}()
+	return r
+}
+
+// Send queues a report.
+func (r *Reporter) Send(rep Report) { r.queue <- queued{Report: rep} }
+
+// SendNow returns when the report, and all before it, have been written.
+func (r *Reporter) SendNow(rep Report) {
+	written := make(chan struct{})
+	r.queue <- queued{rep, written}
+	<-written
+}
+
+// Close ends the reporter when all is written.
+func (r *Reporter) Close() {
+	close(r.queue)
+	<-r.done
+}

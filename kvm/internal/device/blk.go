@@ -1,0 +1,181 @@
+package device
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// SectorSize is the unit in which a guest counts its disk.
+const SectorSize = 512
+
+// Features, requests and answers of a disk. (Virtio 1.1, section 5.2.)
+const (
+	blkSegMax = 1 << 2 // VIRTIO_BLK_F_SEG_MAX
+	blkFlush  = 1 << 9 // VIRTIO_BLK_F_FLUSH
+
+	blkIn    = 0
+	blkOut   = 1
+	blkSync  = 4
+	blkGetID = 8
+
+	blkOK          = 0
+	blkIOErr       = 1
+	blkUnsupported = 2
+
+	blkHeader = 16
+	blkIDSize = 20
+)
+
+// Backend is what a Blk is made of. See pc.Storage.
+type Backend interface {
+	io.ReaderAt
+	io.WriterAt
+	Size() int64
+	Sync() error
+}
+
+// Blk is a virtio disk. It serves one request at a time, in the order in which
+// they were made available, on the goroutine that runs Work. The backend never
+// sees the guest's memory, which the guest may change at any time: what is written
+// is copied first, so that all who take part in a write take the same bytes.
+type Blk struct {
+	virtio
+	backend Backend
+	sectors uint64
+	work    worker
+	buf     []byte
+}
+
+// blkChunk is how much of a request is passed to the backend at a time.
+const blkChunk = 1 << 20
+
+// NewBlk returns a disk. log may be nil.
+func NewBlk(backend Backend, mem *Memory, line Line, log *slog.Logger) *Blk {
+	b := &Blk{
+		backend: backend,
+		sectors: uint64(max(backend.Size(), 0)) / SectorSize,
+		work:    make(worker, 1),
+		buf:     make([]byte, blkChunk),
+	}
+	config := make([]byte, 60)
+	binary.LittleEndian.PutUint64(config, b.sectors)
+	binary.LittleEndian.PutUint32(config[12:], QueueSize-2) // segments beside header and status
+	b.init(1, blkSegMax|blkFlush, config, mem, line, log)
+	b.notify = func(int) { b.work.kick() }
+	return b
+}
+
+// Work serves requests until ctx ends, and returns when none is being served.
+func (b *Blk) Work(ctx context.Context, gate *Gate) { b.work.run(ctx, gate, b.step) }
+
+// Kick has Work look for requests, after Apply or a time without Work.
+func (b *Blk) Kick() { b.work.kick() }
+
+// step serves one request.
+func (b *Blk) step() (more bool) {
+	b.mu.Lock()
+	c, ok := b.peek(0)
+	if !ok {
+		b.mu.Unlock()
+		return false
+	}
+	out, in := size(c.out), size(c.in)
+	if out < blkHeader || in < 1 {
+		b.queues[0].broken = true
+		b.log.Warn("the guest broke the rules of its disk, which is left alone until it resets it", "read", out, "write", in)
+		b.mu.Unlock()
+		return false
+	}
+	b.queues[0].pop()
+	b.busy = true
+	b.mu.Unlock()
+
+	status, written := b.serve(c, out-blkHeader, in-1)
+	b.mem.scatter([]byte{status}, c.in, in-1)
+
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.release()
+	b.queues[0].push(c.head, uint32(written)+1)
+	b.interrupt(0)
+	return true
+}
+
+// serve performs a request with out bytes of data to read from the guest, or in
+// bytes to write to it, and returns its status and how many it wrote.
+func (b *Blk) serve(c chain, out, in uint64) (status uint8, written uint64) {
+	header := b.buf[:blkHeader]
+	b.mem.gather(header, c.out, 0)
+	kind, sector := binary.LittleEndian.Uint32(header), binary.LittleEndian.Uint64(header[8:])
+	switch kind {
+	case blkIn:
+		if !b.within(sector, in) {
+			return blkIOErr, 0
+		}
+		return b.read(c.in, int64(sector*SectorSize), in)
+	case blkOut:
+		if !b.within(sector, out) {
+			return blkIOErr, 0
+		}
+		return b.write(c.out, int64(sector*SectorSize), out), 0
+	case blkSync:
+		return b.answer("sync", b.backend.Sync()), 0
+	case blkGetID:
+		var id [blkIDSize]byte
+		copy(id[:], "lockstep")
+		n := min(in, blkIDSize)
+		b.mem.scatter(id[:n], c.in, 0)
+		return blkOK, n
+	}
+	return blkUnsupported, 0
+}
+
+// within reports whether n bytes from a sector on are whole sectors of the disk.
+func (b *Blk) within(sector, n uint64) bool {
+	return n%SectorSize == 0 && sector <= b.sectors && n/SectorSize <= b.sectors-sector
+}
+
+func (b *Blk) read(list []segment, off int64, n uint64) (status uint8, written uint64) {
+	for written < n {
+		p := b.buf[:min(n-written, blkChunk)]
+		k, err := b.backend.ReadAt(p, off+int64(written))
+		if k == len(p) && errors.Is(err, io.EOF) { // it may come with the last of the disk
+			err = nil
+		}
+		if err != nil {
+			return b.answer("read", err), written
+		}
+		b.mem.scatter(p, list, written)
+		written += uint64(len(p))
+	}
+	return blkOK, written
+}
+
+func (b *Blk) write(list []segment, off int64, n uint64) (status uint8) {
+	for done := uint64(0); done < n; {
+		p := b.buf[:min(n-done, blkChunk)]
+		b.mem.gather(p, list, blkHeader+done)
+		if _, err := b.backend.WriteAt(p, off+int64(done)); err != nil {
+			return b.answer("write", err)
+		}
+		done += uint64(len(p))
+	}
+	return blkOK
+}
+
+func (b *Blk) answer(op string, err error) uint8 {
+	if err != nil {
+		b.log.Error("the guest's disk failed", "op", op, "err", err)
+		return blkIOErr
+	}
+	return blkOK
+}
+
+// VMState implements vmstate.Device. A paused disk serves no request, so there is
+// nothing but its registers and queue.
+func (b *Blk) VMState(f *vmstate.Fields) { b.fields(f) }

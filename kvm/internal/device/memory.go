@@ -1,0 +1,62 @@
+package device
+
+import (
+	"encoding/binary"
+	"sync/atomic"
+	"unsafe"
+)
+
+// Memory is the guest's memory, as devices see it: from address 0 on, and what is there
+// beyond the hole below 4 GiB.
+type Memory struct {
+	ram  []byte
+	low  uint64 // bytes below the hole
+	mark func(gpa, n uint64)
+}
+
+// high is where memory goes on behind the hole.
+const high = 1 << 32
+
+// NewMemory returns the memory that ram is a view of, of which the first low bytes are at
+// address 0 and the others at 4 GiB; it must be aligned to 4 bytes. mark is told of every
+// write, after it.
+func NewMemory(ram []byte, low int, mark func(gpa, n uint64)) *Memory {
+	return &Memory{ram: ram, low: uint64(low), mark: mark}
+}
+
+// has reports whether n bytes from address a on are memory, in one piece.
+func (m *Memory) has(a, n uint64) bool {
+	end := m.low
+	if a >= high {
+		a -= high
+		end = uint64(len(m.ram)) - m.low
+	}
+	return n <= end && a <= end-n
+}
+
+// bytes returns n bytes from address a on, which has has allowed.
+func (m *Memory) bytes(a, n uint64) []byte {
+	if a >= high {
+		a += m.low - high
+	}
+	return m.ram[a : a+n : a+n]
+}
+
+// write copies p to address a, which has has allowed.
+func (m *Memory) write(a uint64, p []byte) {
+	copy(m.bytes(a, uint64(len(p))), p)
+	m.mark(a, uint64(len(p)))
+}
+
+func (m *Memory) uint16(a uint64) uint16 { return binary.LittleEndian.Uint16(m.bytes(a, 2)) }
+
+// word returns the aligned 32-bit word at address a for atomic access: guest and
+// device share it, and neither may see the other's writes out of order.
+func (m *Memory) word(a uint64) *uint32 { return (*uint32)(unsafe.Pointer(&m.bytes(a, 4)[0])) }
+
+func (m *Memory) load(a uint64) uint32 { return atomic.LoadUint32(m.word(a)) }
+
+func (m *Memory) store(a uint64, v uint32) {
+	atomic.StoreUint32(m.word(a), v)
+	m.mark(a, 4)
+}

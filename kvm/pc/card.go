@@ -1,0 +1,39 @@
+//go:build linux && amd64
+
+package pc
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/gocolo/lockstep/kvm/internal/device"
+)
+
+// Card is a network card of a Machine's.
+type Card struct {
+	m      *Machine
+	uplink Uplink
+	net    *device.Net
+}
+
+// ReceivePacket gives the guest a copy of an Ethernet frame of 14 to 65,535 bytes. It
+// never blocks: a frame waits in the card while the guest has no room ready, and is
+// dropped with ErrFull if there is none in the card either. What waits is part of the
+// card's state, also what came while the guest was paused: a frame that the twin is to
+// receive after a checkpoint must not be given before Resume.
+func (c *Card) ReceivePacket(frame []byte) error {
+	if c.m.closed.Load() {
+		return ErrClosed
+	}
+	switch err := c.net.Receive(c.m.gate, frame); {
+	case errors.Is(err, device.ErrFull):
+		return ErrFull
+	case errors.Is(err, device.ErrFrame):
+		return fmt.Errorf("%w: %d", ErrFrame, len(frame))
+	default:
+		return err
+	}
+}
+
+// Dropped returns how many frames the card has dropped, either way.
+func (c *Card) Dropped() uint64 { return c.net.Dropped() }

@@ -1,0 +1,100 @@
+package pc
+
+import (
+	"context"
+	"io"
+	"log/slog"
+
+	"github.com/gocolo/lockstep/kvm"
+)
+
+// Config says what Create makes.
+type Config struct {
+	VCPUs  int    // 1 to 255; 0 means 1
+	Memory uint64 // bytes: a multiple of 4096, at least 1 MiB; LoadLinux says what a kernel needs
+	// DirtyRing, CatchUp and CPUID are as in kvm.Config.
+	DirtyRing int
+	CatchUp   bool
+	CPUID     func(i int) ([]kvm.CPUIDEntry, error)
+
+	Devices
+}
+
+// Devices says what a Machine's devices are connected to. The zero value is a guest
+// with a serial port that nobody reads, without a disk and without a network.
+type Devices struct {
+	// Console takes what the guest writes to its first serial port. It is called
+	// from a goroutine of Run; while it blocks, the port is busy and the guest
+	// goes on. Nil discards.
+	Console io.Writer
+	// Disks and NICs are the guest's virtio disks and network cards, in the order of
+	// their instances in the stream. The two machines of a pair have the same.
+	Disks []Disk
+	NICs  []NIC
+	// OtherPorts is called for an access to ports that no device of the Machine has;
+	// known is false if nobody has them. When the guest reads (in), p is all ones and
+	// the function fills it. It is called by one vCPU at a time; an error ends Run.
+	// Saving the state of what is behind it is the host's affair. Nil: nobody.
+	OtherPorts func(port uint16, in bool, p []byte) (known bool, err error)
+	// Log is told what a guest or a backend does that is odd: a broken ring, a
+	// failed write. Nil: nobody.
+	Log *slog.Logger
+}
+
+// Disk is a virtio disk of the guest's.
+type Disk struct {
+	Storage Storage
+	Place   Place
+}
+
+// NIC is a virtio network card of the guest's.
+type NIC struct {
+	Uplink Uplink
+	MAC    [6]byte // its address; all zero: the guest chooses one
+	Place  Place
+}
+
+// Place is where a device is on the PCI bus. The zero value takes the next slot that
+// is free: the cards in their order, then the disks. Slot n of those has the ports from
+// 0x6100 + 0x100 n on, and the first interrupt of 9, 10, 5, 7, 3, 6, 14, 15, 12, 16 to 23
+// that no other device has; those from 16 on need a guest that uses ACPI. A host that adds devices in a later version gives
+// those that there were a Place, so that they stay where the guests of before know them.
+type Place struct {
+	Slot      uint8  // 1 to 31
+	Ports     uint16 // 256 of them, a multiple of that; 0: by the slot
+	Interrupt uint8  // 3 to 23, of its own; 0: the next that is free
+}
+
+// Storage is what a guest's disk is made of; a replication.Disk is one. Its
+// methods are called from one goroutine of Run at a time, and may block: the
+// guest's request is then not complete, and neither is a Pause. A call must
+// return before Run can.
+type Storage interface {
+	io.ReaderAt
+	io.WriterAt
+	// Size returns the length in bytes, of which whole sectors of 512 are used.
+	Size() int64
+	// Sync returns when every write that was answered before is stable.
+	Sync() error
+}
+
+// Uplink is where the frames of a guest's NIC go. Buffer of package filter,
+// Comparer of package compare and the types of package proxy are Uplinks.
+//
+// WritePacket takes a copy of an Ethernet frame of 14 to 65,535 bytes and does
+// not wait. If it fails it has taken nothing: the frame stays in the guest's ring
+// and is given again after Room's channel, which is the same every time, was
+// sent to. Both are called from a goroutine of Run.
+type Uplink interface {
+	WritePacket(frame []byte) error
+	Room() <-chan struct{}
+}
+
+// Source is an Uplink that brings frames for the guest as well, such as a tap: Run has
+// a goroutine that calls Receive, which passes each frame to deliver and returns when
+// ctx ends. If it returns before, Run ends with its error. A frame that deliver does not
+// take is dropped, and counted.
+type Source interface {
+	Uplink
+	Receive(ctx context.Context, deliver func(frame []byte) error) error
+}

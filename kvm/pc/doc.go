@@ -1,0 +1,51 @@
+// Package pc is a small PC on KVM, for Go authors who want a whole virtual machine to
+// start from, and for hosts with a VM of their own who lack its devices: vCPUs and
+// memory (package kvm), a serial port, a PCI bus, virtio disks and network cards, clocks, the ACPI
+// tables that describe them, and a loader for Linux. Every part of it can be paused,
+// saved and restored, so a [Machine] can be what a COLO session protects, what migrates,
+// or what is rolled back. linux/amd64; elsewhere it compiles and everything fails with
+// an error that wraps errors.ErrUnsupported.
+//
+//	m, err := pc.Create(pc.Config{VCPUs: 2, Memory: 512 << 20, Devices: pc.Devices{
+//		Console: os.Stdout,
+//		Disks:   []pc.Disk{{Storage: disk}},
+//		NICs:    []pc.NIC{{Uplink: uplink}},
+//	}})
+//	err = m.LoadLinux(kernel, initrd, "console=ttyS0 root=/dev/vda")
+//	err = m.Register(registry)
+//	go m.Run(ctx)
+//	err = m.Resume(ctx)
+//
+// A Machine is a colo.VM, its VM's dirty log a ram.DirtyLog, its memory one ram.Block.
+// Frames for the guest go to [Card.ReceivePacket], input for its console to Input. On
+// the side that receives a guest there is nothing to load.
+//
+// [Attach] is the same for a kvm.VM that somebody else has made; package gokvmhost uses
+// it for a machine of gokvm's.
+//
+// # The devices
+//
+//	COM1, interrupt 4              pc/serial
+//	PCI configuration              pc/pci
+//	CMOS clock                     pc/cmos
+//	ACPI power block, interrupt 11 pc/pm
+//	virtio disks                   pc/virtio-blk, an instance for each
+//	virtio network cards           pc/virtio-net, an instance for each
+//
+// Each is a vmstate device, version 1, of the name on the right. They take nothing on
+// trust, neither from the guest nor from the stream; they tell the dirty log of what
+// they write; and they stand still while the guest is paused. A port that nobody has
+// reads as all ones. Disks and cards are legacy virtio devices on bus 0: the bridge is
+// in slot 0, and [Place] says where the others are.
+//
+// # Pausing
+//
+// Pause stops the vCPUs, then waits for the devices to complete what they have
+// begun: a request of the disk that the storage holds back keeps it waiting, as long
+// as its context allows. Requests that were not begun stay in the guest's rings,
+// which are in its memory; frames that wait for the guest are in the card's section.
+//
+// The guest's clocks do not stop with it. What it has read of them does not step
+// back: its TSC and kvmclock are those of package kvm, and the ACPI timer goes on
+// from where it was. The clock in CMOS is the host's.
+package pc

@@ -1,0 +1,489 @@
+//go:build linux && amd64
+
+package pc_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/kvm/pc"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// memDisk is storage in memory.
+type memDisk struct {
+	mu   sync.Mutex
+	data []byte
+}
+
+func newDisk() *memDisk { return &memDisk{data: make([]byte, 1<<20)} }
+
+func (d *memDisk) Size() int64 { return int64(len(d.data)) }
+func (d *memDisk) Sync() error { return nil }
+
+func (d *memDisk) ReadAt(p []byte, off int64) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	n := copy(p, d.data[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+func (d *memDisk) WriteAt(p []byte, off int64) (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return copy(d.data[off:], p), nil
+}
+
+// nowhere is an uplink that takes everything.
+type nowhere struct{}
+
+func (nowhere) WritePacket([]byte) error { return nil }
+func (nowhere) Room() <-chan struct{}    { return nil }
+
+// flat is the flat test program in a Machine. It emits its frames at a port of the
+// host's.
+type flat struct {
+	*pc.Machine
+	t      *testing.T
+	params guest.Params
+	reg    vmstate.Registry
+	mem    []byte
+
+	mu     sync.Mutex
+	news   sync.Cond       // of frames, or ended
+	frames [][]guest.Frame // by vCPU
+	ended  bool
+
+	stop context.CancelFunc
+	done chan error
+}
+
+func devices() pc.Devices {
+	return pc.Devices{
+		Disks: []pc.Disk{{Storage: newDisk()}, {Storage: newDisk()}},
+		NICs:  []pc.NIC{{Uplink: nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 1}}, {Uplink: nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 2}}},
+	}
+}
+
+// newFlat returns a machine with the program at its entry, paused and not running.
+func newFlat(t *testing.T, p guest.Params, d pc.Devices) *flat {
+	t.Helper()
+	require.Usable(t, require.KVM, kvm.Probe)
+	f := &flat{t: t, params: p, frames: make([][]guest.Frame, max(p.VCPUs, 1))}
+	f.news.L = &f.mu
+	d.OtherPorts = f.port
+	var err error
+	f.Machine, err = pc.Create(pc.Config{VCPUs: p.VCPUs, Memory: max(2<<20, p.MemSize()), Devices: d})
+	must(t, err)
+	t.Cleanup(func() {
+		f.halt()
+		must(t, f.Close())
+	})
+	must(t, f.Register(&f.reg))
+	f.mem = f.Blocks()[0].Host
+	must(t, guest.Load(f.mem, p))
+	f.VM().MarkDirty(0, uint64(len(f.mem)))
+	for i, v := range f.VM().VCPUs() {
+		regs, err := v.Regs()
+		must(t, err)
+		sregs, err := v.Sregs()
+		must(t, err)
+		guest.SetBootState(i, &regs, &sregs)
+		must(t, errors.Join(v.SetSregs(sregs), v.SetRegs(regs), v.SetRunnable()))
+	}
+	return f
+}
+
+func (f *flat) port(port uint16, in bool, p []byte) (known bool, err error) {
+	switch {
+	case in && port >= guest.PortStatus && port < guest.PortStatus+8:
+		p[0] = guest.StatusReady
+		return true, nil
+	case in || port != guest.PortEmit || len(p) != 4:
+		return false, nil
+	}
+	b, err := guest.Emitted(f.mem, uint64(binary.LittleEndian.Uint32(p)))
+	if err != nil {
+		return true, err
+	}
+	frame, err := guest.ParseFrame(b)
+	if err != nil {
+		return true, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.frames[frame.VCPU] = append(f.frames[frame.VCPU], frame)
+	f.news.Broadcast()
+	return true, nil
+}
+
+// start calls Run on a goroutine of its own until halt.
+func (f *flat) start() {
+	ctx, cancel := context.WithCancel(context.Background())
+	f.stop, f.done = cancel, make(chan error, 1)
+	go func() {
+		f.done <- f.Run(ctx)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.ended = true
+		f.news.Broadcast()
+	}()
+}
+
+func (f *flat) halt() {
+	if f.stop == nil {
+		return
+	}
+	f.stop()
+	if err := <-f.done; !errors.Is(err, context.Canceled) {
+		f.t.Error("Run:", err)
+	}
+	f.stop = nil
+}
+
+// goOn lets every vCPU emit n more frames.
+func (f *flat) goOn(n uint64) {
+	f.t.Helper()
+	f.mu.Lock()
+	want := make([]uint64, len(f.frames))
+	for v := range want {
+		want[v] = f.round(v) + n
+	}
+	f.mu.Unlock()
+	must(f.t, f.Resume(f.t.Context()))
+	f.mu.Lock()
+	for v := range want {
+		for f.round(v) < want[v] && !f.ended {
+			f.news.Wait()
+		}
+	}
+	f.mu.Unlock()
+	must(f.t, f.Pause(f.t.Context()))
+}
+
+// round returns the round of a vCPU's last frame. mu is held.
+func (f *flat) round(v int) uint64 {
+	if n := len(f.frames[v]); n > 0 {
+		return f.frames[v][n-1].N
+	}
+	return 0
+}
+
+// model checks the frames of all vCPUs against an independent computation.
+func (f *flat) model() {
+	f.t.Helper()
+	for v, frames := range f.frames {
+		model, err := guest.NewModel(f.params, v)
+		must(f.t, err)
+		for i, got := range frames {
+			if n, h := model.Next(got.T); got.N != n || got.H != h {
+				f.t.Fatalf("vCPU %d: frame %d is %+v, model says round %d, hash %#x", v, i, got, n, h)
+			}
+		}
+	}
+}
+
+func (f *flat) save() []byte {
+	f.t.Helper()
+	var b bytes.Buffer
+	w := qemufile.NewWriter(&b)
+	must(f.t, f.reg.SaveDevices(w))
+	vmstate.PutEOF(w)
+	must(f.t, w.Flush())
+	return b.Bytes()
+}
+
+func (f *flat) load(state []byte) error {
+	f.t.Helper()
+	f.reg.NewSession()
+	if err := f.reg.LoadDevices(state, nil); err != nil {
+		return err
+	}
+	return f.reg.Commit()
+}
+
+func (f *flat) dirty() ram.Bitmap {
+	f.t.Helper()
+	m := ram.NewBitmap(len(f.mem) / kvm.PageSize)
+	must(f.t, f.VM().ReadDirty(kvm.RAMBlock, m))
+	return m
+}
+
+func TestAMachineConformsToWhatASessionReliesOn(t *testing.T) {
+	colotest.TestVM(t, func(t *testing.T) colotest.Host {
+		f := newFlat(t, guest.Params{VCPUs: 2, Pages: 64, Touch: 4, Seed: 1}, devices())
+		f.start()
+		return colotest.Host{VM: f.Machine, Log: f.VM(), Blocks: f.Blocks(), Register: f.Register}
+	})
+}
+
+// Two machines take turns; what moves the guest's memory from one to the other is the
+// dirty log of the one that ran.
+func TestAGuestGoesThrough10Generations(t *testing.T) {
+	p := guest.Params{VCPUs: 2, Pages: 128, Touch: 8, Seed: 7}
+	here, there := newFlat(t, p, devices()), newFlat(t, p, devices())
+	for _, f := range []*flat{here, there} {
+		must(t, f.VM().StartDirtyLog())
+		f.dirty()
+		f.start()
+	}
+	for g := range 10 {
+		here.goOn(10)
+		state := here.save()
+		for i := range here.dirty().All() {
+			at := i * kvm.PageSize
+			copy(there.mem[at:at+kvm.PageSize], here.mem[at:])
+		}
+		must(t, there.load(state))
+		there.dirty()
+		if !bytes.Equal(here.mem, there.mem) {
+			t.Fatal("generation", g, "has another memory")
+		}
+		there.frames = slices.Clone(here.frames)
+		here, there = there, here
+	}
+	here.goOn(10)
+	here.model()
+}
+
+func TestEveryDeviceHasASectionOfItsOwn(t *testing.T) {
+	f := newFlat(t, guest.Params{Pages: 16, Touch: 1}, devices())
+	state := f.save()
+	for _, name := range []string{"pc/pci", "pc/serial", "pc/cmos", "pc/pm", "pc/virtio-blk", "pc/virtio-net"} {
+		want := 1
+		if strings.HasPrefix(name, "pc/virtio") {
+			want = 2
+		}
+		if n := bytes.Count(state, append([]byte{byte(len(name))}, name...)); n != want {
+			t.Errorf("%d sections %s, want %d", n, name, want)
+		}
+	}
+	// A machine with other devices does not take it.
+	one := devices()
+	one.Disks = one.Disks[:1]
+	other := newFlat(t, guest.Params{Pages: 16, Touch: 1}, one)
+	if err := other.load(state); !errors.Is(err, vmstate.ErrUnknownSection) && !errors.Is(err, vmstate.ErrValue) {
+		t.Error("a machine with one disk less:", err)
+	}
+	swapped := devices()
+	swapped.NICs[0].MAC[5] = 9
+	if err := newFlat(t, guest.Params{Pages: 16, Touch: 1}, swapped).load(state); !errors.Is(err, vmstate.ErrValue) {
+		t.Error("a machine with another address:", err)
+	}
+	var reg vmstate.Registry
+	must(t, f.RegisterAs(&reg, "mine/"))
+	var b bytes.Buffer
+	w := qemufile.NewWriter(&b)
+	must(t, reg.SaveDevices(w))
+	must(t, w.Flush())
+	if !bytes.Contains(b.Bytes(), []byte("mine/virtio-blk")) || bytes.Contains(b.Bytes(), []byte("pc/")) {
+		t.Error("the prefix is not the one given")
+	}
+}
+
+func TestAMachineIsSavedWhileItIsPaused(t *testing.T) {
+	f := newFlat(t, guest.Params{Pages: 16, Touch: 1}, devices())
+	f.start()
+	f.goOn(1)
+	must(t, f.Resume(t.Context()))
+	if err := f.reg.SaveDevices(qemufile.NewWriter(io.Discard)); err == nil {
+		t.Error("a running guest is saved")
+	}
+	if err := f.LoadLinux(bytes.NewReader(nil), nil, ""); !errors.Is(err, pc.ErrRunning) {
+		t.Error("a kernel is loaded into a running guest:", err)
+	}
+	if err := f.Close(); !errors.Is(err, pc.ErrRunning) {
+		t.Error("a running Machine is closed:", err)
+	}
+	if err := f.Run(t.Context()); !errors.Is(err, pc.ErrRunning) {
+		t.Error("Run runs twice:", err)
+	}
+	f.halt()
+	must(t, f.Close())
+	must(t, f.Close())
+	if err := f.Run(t.Context()); !errors.Is(err, pc.ErrClosed) {
+		t.Error("a closed Machine runs:", err)
+	}
+	if err := f.Cards()[0].ReceivePacket(make([]byte, 60)); !errors.Is(err, pc.ErrClosed) {
+		t.Error("a closed Machine receives:", err)
+	}
+	if _, err := f.Input([]byte("x")); !errors.Is(err, pc.ErrClosed) {
+		t.Error("a closed Machine is typed to:", err)
+	}
+}
+
+// source is an uplink that brings frames until it is told to fail.
+type source struct {
+	nowhere
+	frames chan []byte
+	err    error
+}
+
+func (s source) Receive(ctx context.Context, deliver func([]byte) error) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case f, ok := <-s.frames:
+			if !ok {
+				return s.err
+			}
+			deliver(f)
+		}
+	}
+}
+
+func TestASourcesFramesReachItsCardAndItsErrorEndsTheRun(t *testing.T) {
+	broken := errors.New("broken")
+	s := source{frames: make(chan []byte), err: broken}
+	d := devices()
+	d.NICs[1].Uplink = s
+	f := newFlat(t, guest.Params{Pages: 16, Touch: 1}, d)
+	f.start()
+	f.goOn(1)
+	s.frames <- make([]byte, 13) // is none: it is not taken
+	s.frames <- bytes.Repeat([]byte("frame"), 20)
+	s.frames <- make([]byte, 13) // the one before has been taken
+	state := f.save()
+	if n := bytes.Count(state, bytes.Repeat([]byte("frame"), 20)); n != 1 {
+		t.Errorf("%d frames wait in the cards, want 1", n)
+	}
+	close(s.frames)
+	if err := <-f.done; !errors.Is(err, broken) {
+		t.Error("Run:", err)
+	}
+	f.stop = nil
+}
+
+func TestWhatCannotBeAMachineIsRefused(t *testing.T) {
+	require.Usable(t, require.KVM, kvm.Probe)
+	for name, cfg := range map[string]pc.Config{
+		"no memory":           {},
+		"too little memory":   {Memory: 64 << 10},
+		"no uplink":           {Memory: 1 << 20, Devices: pc.Devices{NICs: make([]pc.NIC, 1)}},
+		"no storage":          {Memory: 1 << 20, Devices: pc.Devices{Disks: make([]pc.Disk, 1)}},
+		"no such slot":        {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{newDisk(), pc.Place{Slot: 32}}}}},
+		"no slot":             {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{newDisk(), pc.Place{Interrupt: 9}}}}},
+		"the board's ports":   {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{newDisk(), pc.Place{Slot: 1, Ports: 0x6100}}}}},
+		"odd ports":           {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{newDisk(), pc.Place{Slot: 1, Ports: 0x6280}}}}},
+		"the console's line":  {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{newDisk(), pc.Place{Slot: 1, Interrupt: 4}}}}},
+		"two in a slot":       {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{newDisk(), pc.Place{Slot: 4}}, {newDisk(), pc.Place{Slot: 4}}}}},
+		"more than there are": {Memory: 1 << 20, Devices: pc.Devices{Disks: slices.Repeat([]pc.Disk{{Storage: newDisk()}}, 32)}},
+	} {
+		if m, err := pc.Create(cfg); err == nil {
+			m.Close()
+			t.Errorf("%s: it is made", name)
+		}
+	}
+}
+
+// kernel returns the least that is taken for a kernel: its only instruction, at the 32-bit
+// entry, writes a port.
+func kernel(code []byte) []byte {
+	k := make([]byte, 1024+4096)
+	le := binary.LittleEndian
+	k[0x1f1] = 1
+	le.PutUint32(k[0x1f4:], 4096/16)
+	le.PutUint16(k[0x1fe:], 0xaa55)
+	k[0x201] = 0x66
+	copy(k[0x202:], "HdrS")
+	le.PutUint16(k[0x206:], 0x20f)
+	k[0x211] = 1
+	le.PutUint32(k[0x22c:], 0x7fffffff)
+	le.PutUint32(k[0x238:], 2047)
+	le.PutUint64(k[0x258:], 0x1000000)
+	le.PutUint32(k[0x260:], 0x10000)
+	copy(k[1024:], code)
+	return k
+}
+
+// What the kernel finds at its entry is looked at in the guest's memory and registers.
+func TestAKernelIsEnteredAsTheBootProtocolSays(t *testing.T) {
+	require.Usable(t, require.KVM, kvm.Probe)
+	m, err := pc.Create(pc.Config{VCPUs: 2, Memory: 32 << 20, Devices: devices()})
+	must(t, err)
+	defer m.Close()
+	disk := bytes.Repeat([]byte("disk"), 1000)
+	must(t, m.LoadLinux(bytes.NewReader(kernel([]byte{0xf4})), bytes.NewReader(disk), "console=ttyS0"))
+
+	v := m.VM().VCPUs()[0]
+	r, err := v.Regs()
+	must(t, err)
+	s, err := v.Sregs()
+	must(t, err)
+	if r.RIP != 0x100000 || r.RFLAGS != 2 || s.CR0&1 == 0 || s.CR0>>31 != 0 || s.CS.Selector != 0x10 || s.CS.DB != 1 || s.SS.Selector != 0x18 {
+		t.Errorf("entered at %#x with flags %#x, CR0 %#x, CS %+v, SS %+v", r.RIP, r.RFLAGS, s.CR0, s.CS, s.SS)
+	}
+	mem, le := m.Blocks()[0].Host, binary.LittleEndian
+	if mem[r.RIP] != 0xf4 {
+		t.Errorf("%#x is at the entry", mem[r.RIP])
+	}
+	// The segments in the table are those in the registers.
+	for selector, access := range map[uint64]byte{0x10: 0x9b, 0x18: 0x93} {
+		if d := le.Uint64(mem[s.GDT.Base+selector:]); byte(d>>40) != access || d&0xffff != 0xffff || d>>48&0xff != 0xcf {
+			t.Errorf("segment %#x is %#x", selector, d)
+		}
+	}
+	params := mem[r.RSI:][:4096]
+	if string(params[0x202:][:4]) != "HdrS" || le.Uint16(params[0x206:]) != 0x20f || params[0x210] != 0xff {
+		t.Errorf("the header is not in the parameters: % x", params[0x1f0:0x220])
+	}
+	if line := mem[le.Uint32(params[0x228:]):]; !bytes.HasPrefix(line, []byte("console=ttyS0\x00")) {
+		t.Errorf("the command line is %q", line[:20])
+	}
+	if at, n := le.Uint32(params[0x218:]), le.Uint32(params[0x21c:]); !bytes.Equal(mem[at:][:n], disk) {
+		t.Errorf("the initial RAM disk is not at %#x", at)
+	}
+	if rsdp := le.Uint64(params[0x70:]); !bytes.HasPrefix(mem[rsdp:], []byte("RSD PTR ")) {
+		t.Errorf("the ACPI tables are not at %#x", rsdp)
+	}
+	var usable uint64
+	for i := range int(params[0x1e8]) {
+		e := params[0x2d0+20*i:]
+		if le.Uint32(e[16:]) == 1 {
+			usable += le.Uint64(e[8:])
+		}
+	}
+	if usable > 32<<20 || usable < 31<<20 {
+		t.Errorf("%d bytes are usable", usable)
+	}
+	if err := m.LoadLinux(bytes.NewReader(kernel(nil)[:900]), nil, ""); !errors.Is(err, pc.ErrKernel) {
+		t.Error("a kernel that is cut off:", err)
+	}
+}
+
+func TestAPlaceIsWhereItWasSaidOrTheNextThatIsFree(t *testing.T) {
+	require.Usable(t, require.KVM, kvm.Probe)
+	m, err := pc.Create(pc.Config{Memory: 1 << 20, Devices: pc.Devices{
+		NICs:  []pc.NIC{{Uplink: nowhere{}}, {Uplink: nowhere{}, Place: pc.Place{Slot: 1, Interrupt: 10}}},
+		Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 9, Ports: 0x6300}}, {Storage: newDisk()}},
+	}})
+	must(t, err)
+	defer m.Close()
+	if want, got := []pc.Place{{3, 0x6400, 9}, {1, 0x6200, 10}, {9, 0x6300, 5}, {4, 0x6500, 7}}, m.Places(); !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}

@@ -1,0 +1,87 @@
+package ram
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// kind is one of the two ways in which a Cache keeps the primary's memory. What
+// one promises the other does.
+type kind struct {
+	name string
+	cfg  CacheConfig
+}
+
+// eachCache runs a test with each.
+func eachCache(t *testing.T, test func(t *testing.T, k kind)) {
+	for _, k := range []kind{
+		{"a copy", CacheConfig{}},
+		{"staged only", CacheConfig{StagedOnly: true}},
+	} {
+		t.Run(k.name, func(t *testing.T) { test(t, k) })
+	}
+}
+
+// cache is newCache for this kind.
+func (k kind) cache(t testing.TB, g *guest, cfg CacheConfig) *Cache {
+	t.Helper()
+	cfg.StagedOnly = k.cfg.StagedOnly
+	if _, err := NewCache(nil, nil, cfg); errors.Is(err, errors.ErrUnsupported) {
+		t.Skip(err)
+	}
+	return newCache(t, g, cfg)
+}
+
+// one is one for this kind.
+func (k kind) one(t testing.TB, n int, cfg CacheConfig) (*guest, *Cache) {
+	g := newGuest(t, pages(t, "ram", n))
+	return g, k.cache(t, g, cfg)
+}
+
+// begun has the cache at the first checkpoint of a session, where that makes a
+// difference: before, with nothing but what is staged, the guest is void.
+func (k kind) begun(t testing.TB, c *Cache) {
+	t.Helper()
+	if k.cfg.StagedOnly {
+		flush(t, c)
+	}
+}
+
+// tell tells the saver what the secondary's guest wrote, as a session does at
+// each checkpoint where the cache keeps no copy.
+func tell(t testing.TB, c *Cache, s *Saver) {
+	t.Helper()
+	if c.KeepsCopy() {
+		return
+	}
+	if err := s.LoadDirty(reader(dirtyList(t, c))); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func dirtyList(t testing.TB, c *Cache) []byte {
+	t.Helper()
+	return body(t, func(w *qemufile.Writer) {
+		if err := c.SaveDirty(w); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// received returns the page as it was received last.
+func received(c *Cache, bi, i int) []byte {
+	b := &c.blocks[bi]
+	at := i * PageSize
+	switch {
+	case !c.only.on:
+		return b.page[at : at+PageSize]
+	case !b.staged.Has(i):
+		return b.Host[at : at+PageSize]
+	case !b.data.Has(i):
+		return make([]byte, PageSize)
+	}
+	return bytes.Clone(b.page[at : at+PageSize])
+}

@@ -1,0 +1,305 @@
+package ram
+
+import (
+	"fmt"
+	"math/bits"
+
+	"github.com/gocolo/lockstep/internal/mapping"
+)
+
+// stagedOnly is what a Cache does differently with CacheConfig.StagedOnly. A
+// block's mapping then holds no copy of the primary's memory: each page that is
+// staged stands at its own place in it, and the rest takes no memory.
+//
+// Until the first Flush of a session nothing of the guest is worth anything, so
+// pages go straight into its memory. From then on a page that is not staged is
+// the guest's own as long as the guest has not written it, and if it has the
+// primary sends it whole.
+//
+// Between a Flush and the next load the pages of that checkpoint keep their
+// memory: a guest dirties much the same pages again, and they are then there.
+// What was kept and is not staged again is given back after the next Flush. So
+// the memory is at most that of two checkpoints.
+type stagedOnly struct {
+	on      bool   // in this session; off also where KeepCopy was called
+	copied  bool   // by KeepCopy, so that the first Flush does not
+	held    uint64 // pages that have memory
+	ownRead bool   // own is of this checkpoint
+	stale   bool   // what is not kept has not been given back yet
+}
+
+// stagedPages is that of a block.
+type stagedPages struct {
+	held Bitmap // pages of the mapping that have memory
+	keep Bitmap // of them, those of the last checkpoint
+	own  Bitmap // pages that the guest wrote since the last Flush, as far as read
+}
+
+func newStagedPages(pages int) stagedPages {
+	return stagedPages{held: NewBitmap(pages), keep: NewBitmap(pages), own: NewBitmap(pages)}
+}
+
+// begin begins a session.
+func (o *stagedOnly) begin(c *Cache) { o.on, o.copied = c.cfg.StagedOnly, false }
+
+// direct reports whether pages go straight into the guest's memory.
+func (o *stagedOnly) direct(c *Cache) bool { return o.on && c.first }
+
+// place is Cache.place.
+func (o *stagedOnly) place(c *Cache, b *cacheBlock, i int) ([]byte, error) {
+	off := i * PageSize
+	if o.direct(c) {
+		b.staged.Set(i)
+		return b.Host[off : off+PageSize : off+PageSize], nil
+	}
+	if !b.only.held.Has(i) {
+		if c.cfg.MaxStaged > 0 && (o.held+1)*PageSize > c.cfg.MaxStaged {
+			if err := o.release(c, func(b *cacheBlock, wi int) uint64 { return b.staged[wi] & b.data[wi] }); err != nil {
+				return nil, err
+			}
+			if (o.held+1)*PageSize > c.cfg.MaxStaged {
+				return nil, fmt.Errorf("%w: at most %d bytes", ErrStagedFull, c.cfg.MaxStaged)
+			}
+		}
+		b.only.held.Set(i)
+		o.held++
+	}
+	b.staged.Set(i)
+	b.data.Set(i)
+	return b.page[off : off+PageSize : off+PageSize], nil
+}
+
+// base is Cache.base.
+func (o *stagedOnly) base(c *Cache, b *cacheBlock, i int) ([]byte, error) {
+	if o.direct(c) {
+		return o.place(c, b, i)
+	}
+	staged, zero := b.staged.Has(i), !b.data.Has(i)
+	if !staged {
+		if err := o.readOwn(c); err != nil {
+			return nil, err
+		}
+		if b.only.own.Has(i) {
+			return nil, ErrNotResent
+		}
+	}
+	page, err := o.place(c, b, i)
+	switch {
+	case err != nil:
+		return nil, err
+	case !staged:
+		copy(page, b.Host[i*PageSize:])
+	case zero:
+		clear(page)
+	}
+	return page, nil
+}
+
+// zero is what fill does for zeros, with the page marked as staged.
+func (o *stagedOnly) zero(c *Cache, b *cacheBlock, i int) {
+	if !o.direct(c) {
+		b.data.Clear(i) // what stands at its place does not count
+		return
+	}
+	if page := b.Host[i*PageSize : (i+1)*PageSize]; !isZero(page) {
+		clear(page)
+	}
+}
+
+// readOwn reads what the guest wrote, once for each checkpoint.
+func (o *stagedOnly) readOwn(c *Cache) error {
+	if !o.on || c.first || o.ownRead {
+		return nil
+	}
+	if err := c.readLog(); err != nil {
+		return err
+	}
+	o.ownRead = true
+	return nil
+}
+
+// CheckStaged reports whether what is staged can be flushed: with [ErrNotResent]
+// that the primary has not sent again a page that the guest wrote
+// (CacheConfig.StagedOnly), and with [ErrDiscarded] that nothing is staged. It is
+// called when all of a checkpoint has come, with the guest paused: Flush, which
+// checks the same, may be too late to turn back.
+func (c *Cache) CheckStaged() error {
+	if c.void || c.closed {
+		return &Error{Op: "load", Stream: -1, Err: ErrDiscarded}
+	}
+	if err := c.only.readOwn(c); err != nil {
+		return err
+	}
+	return c.only.check(c)
+}
+
+// check reports a page that the guest wrote and the primary has not sent.
+func (o *stagedOnly) check(c *Cache) error {
+	if !o.on || c.first {
+		return nil
+	}
+	for bi := range c.blocks {
+		b := &c.blocks[bi]
+		for wi, own := range b.only.own {
+			lost := own &^ b.staged[wi]
+			if lost == 0 {
+				continue
+			}
+			if off := uint64(wi<<6|bits.TrailingZeros64(lost)) * PageSize; off < b.length {
+				return &Error{Op: "flush", Block: b.Name, Offset: off, Stream: -1, Err: ErrNotResent}
+			}
+		}
+	}
+	return nil
+}
+
+// flush is cacheBlock.flush.
+func (o *stagedOnly) flush(c *Cache, b *cacheBlock) (pages uint64) {
+	if b.page == nil {
+		return 0
+	}
+	clear(b.only.own)
+	if o.direct(c) {
+		b.staged.ClearRange(int(b.length/PageSize), 64*len(b.staged))
+		pages = uint64(b.staged.Count())
+		clear(b.staged)
+		return pages
+	}
+	b.staged.ClearRange(int(b.length/PageSize), 64*len(b.staged))
+	for wi, word := range b.staged {
+		b.only.keep[wi] = word & b.data[wi]
+	}
+	pages = b.flush()
+	clear(b.data)
+	return pages
+}
+
+// flushed ends a Flush.
+func (o *stagedOnly) flushed() { o.ownRead, o.stale, o.copied = false, o.on, false }
+
+// trim gives back, once after each Flush, what neither that checkpoint nor the
+// next needs.
+func (o *stagedOnly) trim(c *Cache) error {
+	if !o.stale {
+		return nil
+	}
+	o.stale = false
+	return o.release(c, func(b *cacheBlock, wi int) uint64 { return b.only.keep[wi] })
+}
+
+// drop forgets what is staged and gives all memory back.
+func (o *stagedOnly) drop(c *Cache) {
+	if !c.cfg.StagedOnly || c.closed {
+		return
+	}
+	for i := range c.blocks {
+		b := &c.blocks[i]
+		if o.copied || !o.on {
+			b.only.held.SetRange(0, len(b.Host)/PageSize)
+		}
+		clear(b.data)
+		clear(b.only.own)
+		clear(b.only.keep)
+	}
+	o.ownRead, o.stale = false, false
+	// A kernel that cannot take memory back leaves it where it is: nothing
+	// depends on it.
+	_ = o.release(c, func(*cacheBlock, int) uint64 { return 0 })
+}
+
+// release gives the memory of all pages back but those that keep names, 64 at a
+// time. One call to the kernel covers what lies between two that are kept.
+func (o *stagedOnly) release(c *Cache, keep func(b *cacheBlock, wi int) uint64) error {
+	o.held = 0
+	for bi := range c.blocks {
+		b := &c.blocks[bi]
+		if b.page == nil {
+			continue
+		}
+		first, last := -1, -1 // pages to give back, with none to keep in between
+		give := func() error {
+			if first < 0 {
+				return nil
+			}
+			lo, hi := first, last+1
+			first = -1
+			if err := mapping.Release(b.page[lo*PageSize : hi*PageSize]); err != nil {
+				return &Error{Op: "block", Block: b.Name, Offset: uint64(lo) * PageSize, Stream: -1, Err: err}
+			}
+			return nil
+		}
+		for wi, word := range b.only.held {
+			kept := word & keep(b, wi)
+			for m := word; m != 0; m &= m - 1 {
+				bit := bits.TrailingZeros64(m)
+				if kept>>bit&1 != 0 {
+					if err := give(); err != nil {
+						return err
+					}
+					continue
+				}
+				if first < 0 {
+					first = wi<<6 | bit
+				}
+				last = wi<<6 | bit
+			}
+			b.only.held[wi] = kept
+			o.held += uint64(bits.OnesCount64(kept))
+		}
+		if err := give(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Settle gives back memory that the last checkpoint needed and the next is not
+// likely to (CacheConfig.StagedOnly), while the guest runs. It makes a Cache a
+// colo.Settler. Without it the next load does the same first.
+func (c *Cache) Settle() error { return c.only.trim(c) }
+
+// KeepsCopy reports whether the cache keeps a copy of the primary's memory in this
+// session: CacheConfig.StagedOnly is not set, or KeepCopy was called.
+func (c *Cache) KeepsCopy() bool { return !c.only.on }
+
+// KeepCopy has the cache keep a copy of the primary's memory in this session in
+// spite of CacheConfig.StagedOnly: the primary does not send again what is
+// written here. It is called before the first Flush of a session, and copies all
+// of the guest's memory. The error is an [*Error] with [ErrStagedFull] where
+// CacheConfig.MaxStaged is less than that. Without StagedOnly it does nothing.
+func (c *Cache) KeepCopy() error {
+	switch {
+	case !c.only.on:
+		return nil
+	case c.closed || c.void || !c.first:
+		return &Error{Op: "copy", Stream: -1, Err: ErrDiscarded}
+	}
+	var need uint64
+	for i := range c.blocks {
+		need += uint64(len(c.blocks[i].page))
+	}
+	if c.cfg.MaxStaged > 0 && need > c.cfg.MaxStaged {
+		return &Error{Op: "copy", Stream: -1, Err: fmt.Errorf("%w: a copy of the guest takes %d bytes, at most %d", ErrStagedFull, need, c.cfg.MaxStaged)}
+	}
+	c.only.on, c.only.copied = false, true
+	for i := range c.blocks {
+		if b := &c.blocks[i]; b.page != nil {
+			c.stats.Flushed += uint64(b.staged.Count())
+			clear(b.staged)
+			b.takeMissing()
+		}
+	}
+	return nil
+}
+
+// Memory returns how much memory the cache holds at present besides the guest's,
+// in bytes, without bitmaps, which are a bit to a page or four.
+func (c *Cache) Memory() uint64 {
+	pages := c.only.held
+	if !c.only.on {
+		for i := range c.blocks {
+			pages += uint64(c.blocks[i].data.Count())
+		}
+	}
+	return pages * PageSize
+}
