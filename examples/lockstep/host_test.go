@@ -10,10 +10,10 @@ import (
 
 func TestAGuestOutlivesEachOfItsHostsAndIsProtectedAgain(t *testing.T) {
 	for name, args := range map[string]string{
-		"short":      "-backend sim -failovers 1 -switchovers 1 -disk 0",
-		"compared":   "-backend sim -failovers 1 -switchovers 1",
-		"continuous": "-backend sim -failovers 1 -switchovers 1 -mode continuous -vcpus 2 -vlan 7",
-		"kvm":        "-backend kvm -failovers 1 -switchovers 1",
+		"short":      "-backend sim -failovers 1 -switchover 1 -disk 0",
+		"compared":   "-backend sim -failovers 1 -switchover 1",
+		"continuous": "-backend sim -failovers 1 -switchover 1 -mode continuous -vcpus 2 -vlan 7",
+		"kvm":        "-backend kvm -failovers 1 -switchover 1",
 	} {
 		t.Run(name, func(t *testing.T) {
 			if name != "short" && !*long {

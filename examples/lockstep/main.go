@@ -9,7 +9,7 @@
 // guest's history, and that the survivor remembers it; and that it remembers what
 // the guest has said to have been told. With -disk the guest also
 // writes a disk, and the survivor's must be what its memory says. With -failovers or
-// -switchovers the two take the guest from each other again and again: the one that was
+// -switchover the two take the guest from each other again and again: the one that was
 // killed comes back as a new process and protects the other. See -h.
 //
 // There are two hosts in it. The one of -failovers is what a host needs to be that has package

@@ -32,7 +32,7 @@ with SIGKILL, and checks that the other goes on and that no output is lost.
   go run ./examples/lockstep -repeat 200 -mem 8M                200 kills at random instants
   go run ./examples/lockstep -disk 4M                           with a disk in two copies
   go run ./examples/lockstep -failovers 10                      kill the host with the guest, have it back, and again
-  go run ./examples/lockstep -switchovers 10                    the same in good order
+  go run ./examples/lockstep -switchover 10                     the same in good order
   go run ./examples/lockstep -timeline run.svg                  a picture of the run
   go run ./examples/lockstep -json                              events and figures, a line each
 
@@ -110,8 +110,8 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.DurationVar(&o.StopFor, "stop-for", 0, "`time` that a stopped victim stands; less than 5s, and the pair goes on; 0: until the other side has gone on")
 	f.IntVar(&o.Repeat, "repeat", 1, "`runs`, each with processes of its own")
 	f.IntVar(&o.Failovers, "failovers", 0, "`number` of times that the host with the guest is killed, or stopped, and comes back and protects the other, by package protect; without -signal stop with a disk of "+defaultDisk.String())
-	f.IntVar(&o.Switchovers, "switchovers", 0, "`number` of times that it hands the guest over to the other; with -failovers by turns")
-	f.DurationVar(&o.Term, "term", defaultTerm, "`time` for which a host is given the guest, with -failovers or -switchovers: the other goes on after that at the latest")
+	f.IntVar(&o.Switchovers, "switchover", 0, "`number` of times that it hands the guest over to the other; with -failovers by turns")
+	f.DurationVar(&o.Term, "term", defaultTerm, "`time` for which a host is given the guest, with -failovers or -switchover: the other goes on after that at the latest")
 	f.BoolVar(&o.json, "json", false, "print events and figures as JSON, one object per line")
 	f.StringVar(&o.timeline, "timeline", "", "draw the run to this SVG `file`")
 	f.StringVar(&o.QMP, "qmp", "", "serve the primary's QMP monitor at `unix:PATH|HOST:PORT`, and the secondary's at PATH.secondary or the next port")
@@ -139,7 +139,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	if series {
 		for _, name := range notInSeries {
 			if given[name] {
-				return o, fmt.Errorf("-%s is not for -failovers and -switchovers", name)
+				return o, fmt.Errorf("-%s is not for -failovers and -switchover", name)
 			}
 		}
 		o.Kill = trial.KillNone
@@ -150,7 +150,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 			o.Lost = seriesLost
 		}
 	} else if given["term"] {
-		return o, errors.New("-term is for -failovers and -switchovers")
+		return o, errors.New("-term is for -failovers and -switchover")
 	}
 	short := series || o.Repeat > 1
 	if o.Disk > 0 && !given["diverge"] {
@@ -200,7 +200,7 @@ func (o *options) validate(counted bool) error {
 	case o.Failovers < 0 || o.Failovers > 1e6:
 		return fmt.Errorf("-failovers %d: want 0 to 1000000", o.Failovers)
 	case o.Switchovers < 0 || o.Switchovers > 1e6:
-		return fmt.Errorf("-switchovers %d: want 0 to 1000000", o.Switchovers)
+		return fmt.Errorf("-switchover %d: want 0 to 1000000", o.Switchovers)
 	case o.Term < minTerm || o.Term > time.Minute:
 		return fmt.Errorf("-term %v: want %v to 1m", o.Term, minTerm)
 	case o.VCPUs < 1 || o.VCPUs > guest.MaxVCPUs:
@@ -258,7 +258,7 @@ func (o *options) again(backend string, checkpoints int, seed uint64) string {
 		more += fmt.Sprintf(" -stop-for %v", o.StopFor)
 	}
 	if o.Failovers+o.Switchovers > 0 {
-		return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -failovers %d -switchovers %d -term %v -lost-after %v -diverge %v%s -seed %d",
+		return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -failovers %d -switchover %d -term %v -lost-after %v -diverge %v%s -seed %d",
 			backend, o.Mode, o.VCPUs, trial.Size(o.Mem), o.Dirty, o.Interval, checkpoints, o.Failovers, o.Switchovers, o.Term, o.Lost, o.Diverge, more, seed)
 	}
 	if o.Throttle > 0 {
