@@ -159,7 +159,7 @@ func (r *Run) Do(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, remove()) }()
+	defer func() { err = beside(err, remove()) }()
 	servers := new(servers)
 	defer servers.close()
 	output, err := servers.listen(r.client.serve)
@@ -182,6 +182,14 @@ func (r *Run) Do(ctx context.Context) (err error) {
 		}
 	}
 	return r.drive(ctx)
+}
+
+// beside returns an error as it is if there is no other.
+func beside(err, other error) error {
+	if other == nil {
+		return err
+	}
+	return errors.Join(err, other)
 }
 
 // servers are what a run listens with.

@@ -94,11 +94,11 @@ func (s *Series) Do(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, remove()) }()
+	defer func() { err = beside(err, remove()) }()
 	if s.dir, err = os.MkdirTemp("", "lockstep-arbiter-"); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(s.dir)) }()
+	defer func() { err = beside(err, os.RemoveAll(s.dir)) }()
 	if err := s.addresses(); err != nil {
 		return err
 	}
