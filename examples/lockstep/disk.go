@@ -87,12 +87,15 @@ func (f *fenced) Stop(ctx context.Context, failover bool) error {
 
 // write is what the guest's port does: it returns when the guest may go on. On
 // the primary it may wait for the secondary, but not once the link is cut.
-func (d *disk) write(p []byte, off int64, flush bool) error {
-	if _, err := d.view.WriteAt(p, off); err != nil {
+func (d *disk) write(p []byte, off int64, flush bool) error { return writeTo(d.view, p, off, flush) }
+
+// writeTo writes a disk, and makes what it has been told stable if that is asked for.
+func writeTo(d replication.Disk, p []byte, off int64, flush bool) error {
+	if _, err := d.WriteAt(p, off); err != nil {
 		return err
 	}
 	if flush {
-		return d.view.Sync()
+		return d.Sync()
 	}
 	return nil
 }

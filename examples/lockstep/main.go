@@ -8,12 +8,15 @@
 // other go on, and checks every frame that ever left: that it follows from the
 // guest's history, and that the survivor remembers it; and that it remembers what
 // the guest has said to have been told. With -disk the guest also
-// writes a disk, and the survivor's must be what its memory says. See -h.
+// writes a disk, and the survivor's must be what its memory says. With -failovers or
+// -switchover the two take the guest from each other again and again: the one that was
+// killed comes back as a new process and protects the other. See -h.
 //
-// What a host that speaks the protocol by itself has to do is in side.go: the life of a
-// primary or a secondary, from its connections to its takeover. machine.go is its guest,
-// on KVM or in Go, network.go and disk.go are its network and its disk, and monitor.go
-// is its monitor. options.go is the command line.
+// There are two hosts in it. The one of -failovers is what a host needs to be that has package
+// protect: host.go. The other runs one session of package colo, in which it can be stopped at each step: side.go
+// is its life as a primary or a secondary, from its connections to its takeover,
+// network.go and disk.go are its network and its disk, and monitor.go is its monitor.
+// Both have the guest of machine.go, on KVM or in Go. options.go is the command line.
 //
 // What looks at the sides from the outside, and is no part of any host, is a test rig of its
 // own: package internal/trial runs them, talks to the guest and kills,
@@ -76,7 +79,7 @@ func lockstep(ctx context.Context, args []string, stdout, stderr io.Writer, term
 		if o.KillAt == killpoint.AtEach {
 			o.KillAt = killpoint.Steps[o.Kill][(n-1)%len(killpoint.Steps[o.Kill])]
 		}
-		r := trial.New(o.Config, backend, seed, p)
+		r := newTrial(o, backend, seed, p)
 		err := r.Do(ctx)
 		if ctx.Err() != nil {
 			break
@@ -84,12 +87,12 @@ func lockstep(ctx context.Context, args []string, stdout, stderr io.Writer, term
 		if err != nil {
 			fmt.Fprintf(stderr, "lockstep: run %d: %v\n", n, err)
 		} else {
-			p.Verdict(n, r)
-			done = append(done, &r.Result)
+			p.Verdict(n, r.Results())
+			done = append(done, r.Results())
 		}
-		if err != nil || !r.Clean() {
+		if err != nil || !r.Results().Clean() {
 			ok = false
-			fmt.Fprintf(stderr, "lockstep: to try this again: go run ./examples/lockstep %s\n", o.again(backend, int(r.Target), seed))
+			fmt.Fprintf(stderr, "lockstep: to try this again: go run ./examples/lockstep %s\n", o.again(backend, r.Results().Checkpoints(), seed))
 		}
 	}
 	if ctx.Err() != nil {
@@ -113,4 +116,19 @@ func lockstep(ctx context.Context, args []string, stdout, stderr io.Writer, term
 		return 1
 	}
 	return 0
+}
+
+// A runner is one run of a guest, whichever of its hosts is to fail.
+type runner interface {
+	Do(context.Context) error
+	Results() *trial.Result
+}
+
+// newTrial makes a run: one session whose one side is killed, or a guest that two hosts take
+// from each other.
+func newTrial(o options, backend string, seed uint64, p *trial.Printer) runner {
+	if o.Failovers+o.Switchovers > 0 {
+		return trial.NewSeries(o.Config, backend, seed, p)
+	}
+	return trial.New(o.Config, backend, seed, p)
 }

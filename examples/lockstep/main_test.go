@@ -61,7 +61,7 @@ func summed(t *testing.T, args ...string) (trial.Summary, []string) {
 	}
 	last := struct {
 		Summary trial.Summary `json:"summary"`
-	}{trial.Summary{Repeated: new(trial.Repeated), DiskFigures: new(trial.DiskFigures), LateFigures: new(trial.LateFigures)}}
+	}{trial.Summary{Repeated: new(trial.Repeated), SeriesFigures: new(trial.SeriesFigures), DiskFigures: new(trial.DiskFigures), LateFigures: new(trial.LateFigures)}}
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
 		t.Fatal(err)
 	}
@@ -283,6 +283,7 @@ func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 		"-kill none -kill-at ram", "-kill none -kill-at each", "-kill secondary -kill-at capture", "-lost-after 10ms", "-lost-after 1h", "-throttle 101", "-throttle NaN", "-repeat 0", "-repeat 2 -timeline x.svg", "-repeat 2 -qmp unix:/tmp/x", "-kill-at each -qmp unix:/tmp/x", "-qmp localhost:65535", "-diverge 101", "-diverge -1", "-diverge NaN",
 		"-seed -1", "-frobnicate", "stray",
 		"-vlan -1", "-vlan 4095",
+		"-failovers -1", "-switchover -1", "-failovers 1 -term 1ms", "-term 1s", "-failovers 1 -kill primary", "-switchover 1 -kill-at ram", "-failovers 1 -timeline x.svg", "-failovers 1 -qmp unix:/tmp/x",
 		"-disk 1", "-disk 1000000", "-disk 32K", "-disk 1G", "-disk x", "-disk-dir /tmp",
 	} {
 		out, errs := program(t, 2, strings.Fields(args)...)
@@ -294,7 +295,7 @@ func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 
 func TestHelpExplainsEveryFlag(t *testing.T) {
 	out, errs := program(t, 0, "-h")
-	for _, name := range strings.Fields("backend mode vcpus mem dirty interval checkpoints kill kill-at repeat json timeline diverge early-resume seed vlan disk disk-dir signal stop-for lost-after throttle qmp") {
+	for _, name := range strings.Fields("backend mode vcpus mem dirty interval checkpoints kill kill-at repeat json timeline diverge early-resume seed vlan disk disk-dir signal stop-for lost-after throttle qmp failovers switchover term") {
 		if !strings.Contains(out, "  -"+name+" ") {
 			t.Errorf("no word of -%s", name)
 		}

@@ -117,8 +117,10 @@ func (n *primaryNetwork) waiting() uint64 {
 }
 
 // traffic is what the primary tells of its network.
-func (n *primaryNetwork) traffic() *trial.Traffic {
-	s := n.Stats()
+func (n *primaryNetwork) traffic() *trial.Traffic { return trafficOf(n.Stats()) }
+
+// trafficOf is what is told of a primary's network.
+func trafficOf(s proxy.PrimaryStats) *trial.Traffic {
 	return &trial.Traffic{
 		Matched: s.Matched, AtCheckpoint: s.Checkpoint, Diverged: s.Diverged,
 		LatencyP50US: s.Waits.Quantile(0.5).Microseconds(), LatencyP99US: s.Waits.Quantile(0.99).Microseconds(),

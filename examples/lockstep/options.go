@@ -31,6 +31,8 @@ with SIGKILL, and checks that the other goes on and that no output is lost.
   go run ./examples/lockstep -signal stop                       stopped until the other has gone on, and woken
   go run ./examples/lockstep -repeat 200 -mem 8M                200 kills at random instants
   go run ./examples/lockstep -disk 4M                           with a disk in two copies
+  go run ./examples/lockstep -failovers 10                      kill the host with the guest, have it back, and again
+  go run ./examples/lockstep -switchover 10                     the same in good order
   go run ./examples/lockstep -timeline run.svg                  a picture of the run
   go run ./examples/lockstep -json                              events and figures, a line each
 
@@ -62,6 +64,18 @@ const (
 	defaultCheckpoints = 80
 	repeatInterval     = 10 * time.Millisecond
 )
+
+// What a series of failovers has unless the flags say otherwise: a host is lost, and the guest may be
+// another's, after longer than a process may have to wait for a CPU of a busy machine.
+const (
+	defaultDisk = trial.Size(4 << 20)
+	defaultTerm = 2 * time.Second
+	minTerm     = 100 * time.Millisecond
+	seriesLost  = 2 * time.Second
+)
+
+// notInSeries are flags that belong to the steps of a single session.
+var notInSeries = []string{"kill", "kill-at", "stop-for", "timeline", "qmp", "verify-dirty", "early-resume", "throttle"}
 
 // A victim that is stopped for longer would be given up.
 const maxStop = 4 * time.Second
@@ -95,6 +109,9 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.Signal, "signal", trial.SignalKill, "`signal` that the victim is sent: kill, or stop (SIGSTOP, and SIGCONT later: it must not say what the survivor does not know)")
 	f.DurationVar(&o.StopFor, "stop-for", 0, "`time` that a stopped victim stands; less than 5s, and the pair goes on; 0: until the other side has gone on")
 	f.IntVar(&o.Repeat, "repeat", 1, "`runs`, each with processes of its own")
+	f.IntVar(&o.Failovers, "failovers", 0, "`number` of times that the host with the guest is killed, or stopped, and comes back and protects the other, by package protect; without -signal stop with a disk of "+defaultDisk.String())
+	f.IntVar(&o.Switchovers, "switchover", 0, "`number` of times that it hands the guest over to the other; with -failovers by turns")
+	f.DurationVar(&o.Term, "term", defaultTerm, "`time` for which a host is given the guest, with -failovers or -switchover: the other goes on after that at the latest")
 	f.BoolVar(&o.json, "json", false, "print events and figures as JSON, one object per line")
 	f.StringVar(&o.timeline, "timeline", "", "draw the run to this SVG `file`")
 	f.StringVar(&o.QMP, "qmp", "", "serve the primary's QMP monitor at `unix:PATH|HOST:PORT`, and the secondary's at PATH.secondary or the next port")
@@ -118,16 +135,34 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	if !given["mem"] {
 		o.Mem = max(o.Mem, o.Guest(0).MemSize())
 	}
+	series := o.Failovers != 0 || o.Switchovers != 0
+	if series {
+		for _, name := range notInSeries {
+			if given[name] {
+				return o, fmt.Errorf("-%s is not for -failovers and -switchover", name)
+			}
+		}
+		o.Kill = trial.KillNone
+		if !given["disk"] && o.Signal != trial.SignalStop {
+			o.Disk = uint64(defaultDisk)
+		}
+		if !given["lost-after"] {
+			o.Lost = seriesLost
+		}
+	} else if given["term"] {
+		return o, errors.New("-term is for -failovers and -switchover")
+	}
+	short := series || o.Repeat > 1
 	if o.Disk > 0 && !given["diverge"] {
 		o.Diverge = diskDiverge
 	}
 	if o.KillAt == killpoint.AtEach && !given["repeat"] {
 		o.Repeat = max(1, len(killpoint.Steps[o.Kill]))
 	}
-	if o.Repeat > 1 && !given["interval"] {
+	if short && !given["interval"] {
 		o.Interval = repeatInterval
 	}
-	if o.Repeat > 1 && !given["checkpoints"] {
+	if short && !given["checkpoints"] {
 		o.Checkpoints = 0 // each run draws its own
 	}
 	if o.Seed == 0 {
@@ -162,6 +197,12 @@ func (o *options) validate(counted bool) error {
 		return fmt.Errorf("-stop-for %v: want less than %v, or 0 for until the other side has gone on", o.StopFor, maxStop)
 	case o.Kill == trial.KillNone && o.KillAt != killpoint.AtAny:
 		return fmt.Errorf("-kill-at %s: nobody is to be killed", o.KillAt)
+	case o.Failovers < 0 || o.Failovers > 1e6:
+		return fmt.Errorf("-failovers %d: want 0 to 1000000", o.Failovers)
+	case o.Switchovers < 0 || o.Switchovers > 1e6:
+		return fmt.Errorf("-switchover %d: want 0 to 1000000", o.Switchovers)
+	case o.Term < minTerm || o.Term > time.Minute:
+		return fmt.Errorf("-term %v: want %v to 1m", o.Term, minTerm)
 	case o.VCPUs < 1 || o.VCPUs > guest.MaxVCPUs:
 		return fmt.Errorf("-vcpus %d: want 1 to %d", o.VCPUs, guest.MaxVCPUs)
 	case o.Dirty < 0 || o.Dirty > guest.MaxMemory/guest.PageSize:
@@ -215,6 +256,10 @@ func (o *options) again(backend string, checkpoints int, seed uint64) string {
 	}
 	if o.StopFor > 0 {
 		more += fmt.Sprintf(" -stop-for %v", o.StopFor)
+	}
+	if o.Failovers+o.Switchovers > 0 {
+		return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -failovers %d -switchover %d -term %v -lost-after %v -diverge %v%s -seed %d",
+			backend, o.Mode, o.VCPUs, trial.Size(o.Mem), o.Dirty, o.Interval, checkpoints, o.Failovers, o.Switchovers, o.Term, o.Lost, o.Diverge, more, seed)
 	}
 	if o.Throttle > 0 {
 		more += fmt.Sprintf(" -throttle %v", o.Throttle)

@@ -70,6 +70,10 @@ type session interface {
 // in, reports go to out. It returns when the side has nothing more to do.
 func sideMain(in io.Reader, out io.Writer) error {
 	return trial.Serve(in, out, func(ctx context.Context, fail context.CancelCauseFunc, p *trial.Parent) error {
+		if p.Config.Host != nil {
+			h := &host{cfg: p.Config, reports: p.Reports}
+			return h.run(ctx, fail, p.Commands)
+		}
 		s := &side{cfg: p.Config, commands: p.Commands, reports: p.Reports, proceed: make(chan struct{})}
 		return s.run(ctx, fail)
 	})
@@ -217,10 +221,10 @@ func (s *side) listen() ([]*net.TCPListener, error) {
 // build makes the guest and what it sends its output through.
 func (s *side) build(ctx context.Context) error {
 	var err error
-	if s.client, err = s.dialClient(s.cfg.Side); err != nil {
+	if s.client, err = dialClient(s.cfg, s.cfg.Side); err != nil {
 		return err
 	}
-	if s.input, err = s.dialClient(s.cfg.Side + trial.InputSuffix); err != nil {
+	if s.input, err = dialClient(s.cfg, s.cfg.Side+trial.InputSuffix); err != nil {
 		return err
 	}
 	s.out = filter.NewConn(s.client, filter.ConnConfig{})
@@ -269,8 +273,8 @@ func (s *side) build(ctx context.Context) error {
 }
 
 // dialClient connects to the client and says who does.
-func (s *side) dialClient(name string) (*net.TCPConn, error) {
-	conn, err := net.Dial("tcp", s.cfg.Client)
+func dialClient(cfg trial.SideConfig, name string) (*net.TCPConn, error) {
+	conn, err := net.Dial("tcp", cfg.Client)
 	if err != nil {
 		return nil, err
 	}

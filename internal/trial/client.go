@@ -18,19 +18,21 @@ import (
 type client struct {
 	mu      sync.Mutex
 	oracle  *oracle.Oracle
-	ended   map[string]bool      // sides whose connection has ended
-	alone   map[string]time.Time // first frame after a side took over, when it came
-	waiting map[string]bool      // the side has taken over and sent nothing since
+	opened  map[string]int       // connections that a side has made to send by
+	ended   map[string]int       // of them, those that have ended
+	alone   map[string]time.Time // first frame after a side took over, or since expect, when it came
+	waiting map[string]bool      // the side has taken over, or is expected to, and sent nothing since
 	frames  map[string][]arrival
 	inputs  map[string]*input // the ways to the sides
 	vlan    VLAN              // of each frame; set before it serves
-	guestAt string            // the side that the guest was heard from last
+	learns  bool              // that the guest is where a frame comes from; without it the sides say so. Set before it serves
+	guestAt string            // the side that the guest is at, as far as the client knows
 	err     error
 }
 
 func newClient(o *oracle.Oracle) *client {
 	return &client{
-		oracle: o, ended: make(map[string]bool), alone: make(map[string]time.Time),
+		oracle: o, opened: make(map[string]int), ended: make(map[string]int), alone: make(map[string]time.Time),
 		waiting: make(map[string]bool), frames: make(map[string][]arrival),
 		inputs: make(map[string]*input), guestAt: Primary,
 	}
@@ -71,13 +73,16 @@ func (c *client) take(conn net.Conn) {
 		io.Copy(io.Discard, conn) // to the end: nothing comes by it
 		return
 	}
+	c.mu.Lock()
+	c.opened[side]++
+	c.mu.Unlock()
 	for {
 		p, err := in.ReadPacket()
 		now := time.Now()
 		c.mu.Lock()
 		switch {
 		case err != nil:
-			c.ended[side] = true
+			c.ended[side]++
 			if !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) && c.err == nil {
 				c.err = err
 			}
@@ -87,6 +92,9 @@ func (c *client) take(conn net.Conn) {
 			c.waiting[side] = true
 			c.guestAt = side
 		default:
+			if c.learns {
+				c.guestAt = side
+			}
 			p, err = c.vlan.Untag(p)
 			if err == nil && announces(p) {
 				break // where the guest is now: the side has said so
@@ -139,11 +147,36 @@ func (c *client) now() seen {
 func (c *client) hasEnded(side string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.ended[side]
+	return c.opened[side] > 0 && c.ended[side] == c.opened[side]
+}
+
+// expect forgets what was heard from a side, which is to go on in the place of the other.
+func (c *client) expect(side string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.alone, side)
+	c.waiting[side] = true
+}
+
+// count returns how many frames have come from a side.
+func (c *client) count(side string) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.frames[side])
+}
+
+// lastFrame returns when the last frame came from a side; zero if none has.
+func (c *client) lastFrame(side string) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if f := c.frames[side]; len(f) > 0 {
+		return f[len(f)-1].at
+	}
+	return time.Time{}
 }
 
 // firstAlone returns when the first frame came that side released after it had
-// taken over; zero if none has.
+// taken over, or since it is expected to; zero if none has.
 func (c *client) firstAlone(side string) time.Time {
 	c.mu.Lock()
 	defer c.mu.Unlock()

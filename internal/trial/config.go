@@ -19,6 +19,7 @@
 package trial
 
 import (
+	"fmt"
 	"math"
 	"time"
 
@@ -49,6 +50,12 @@ type Config struct {
 	Signal      string        // what the victim is sent
 	StopFor     time.Duration // with signalStop; 0: until the other side has gone on
 	Repeat      int           // runs
+
+	// Failovers and Switchovers, if there are any, are how often the two hosts take the
+	// guest from each other, by package protect: with death, and in good order. Kill and
+	// KillAt are not used then, and Lost is how long each waits for a silent other.
+	Failovers, Switchovers int
+	Term                   time.Duration // for which the arbiter gives the guest to a host
 }
 
 // When output leaves.
@@ -92,6 +99,25 @@ func (c *Config) Guest(seed uint64) guest.Params {
 		Disk:        c.Disk,
 		DiskEvery:   every,
 	}
+}
+
+// says is what a run does, in a sentence.
+func (c *Config) says() string {
+	var does string
+	switch {
+	case c.Failovers+c.Switchovers > 0:
+		does = "Two hosts, a process each, take a guest from each other: the one that has it is killed and comes back, or hands it over."
+		if c.Signal == SignalStop {
+			does = "Two hosts, a process each, take a guest from each other: the one that has it is stopped for too long, or hands it over."
+		}
+	case c.Kill == KillNone:
+		does = "A guest runs in two processes that are kept in step; the primary goes on alone by order."
+	case c.Signal == SignalStop:
+		does = fmt.Sprintf("A guest runs in two processes that are kept in step; the %s is stopped.", c.Kill)
+	default:
+		does = fmt.Sprintf("A guest runs in two processes that are kept in step; the %s is killed, and the other goes on.", c.Kill)
+	}
+	return does + " What has left is checked against what the last one remembers. (-h explains.)"
 }
 
 // rounds is how many rounds of each vCPU after the kill must be right: some

@@ -11,56 +11,22 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// sleep waits, and goes on listening.
-func (r *Run) sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	for {
-		select {
-		case m := <-r.inbox:
-			if err := r.handle(m); err != nil {
-				return err
-			}
-		case <-timer.C:
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+// await waits for what must come within one checkpoint interval, or soon; each checkpoint is progress.
+func (r *Run) await(ctx context.Context, what string, done func() bool) error {
+	return r.crew.await(ctx, wait{
+		handle: r.handle, limit: patience + 2*r.o.Interval,
+		progress: func() int { return len(r.checkpoints) }, look: func() { r.out.status(r) },
+	}, what, done)
 }
 
-// await handles what comes until done. What does not come in time is an error.
-func (r *Run) await(ctx context.Context, what string, done func() bool) error {
-	limit := time.NewTimer(patience + 2*r.o.Interval)
-	defer limit.Stop()
-	// Frames do not go through the inbox, so done is also asked now and then.
-	look := time.NewTicker(2 * time.Millisecond)
-	defer look.Stop()
-	have := len(r.checkpoints)
-	for !done() {
-		select {
-		case m := <-r.inbox:
-			if err := r.handle(m); err != nil {
-				return err
-			}
-			if len(r.checkpoints) != have { // each checkpoint is progress
-				have = len(r.checkpoints)
-				limit.Reset(patience + 2*r.o.Interval)
-			}
-		case <-look.C:
-			r.out.status(r)
-		case <-limit.C:
-			return fmt.Errorf("waited in vain for %s", what)
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	return nil
+// sleep waits, and goes on listening.
+func (r *Run) sleep(ctx context.Context, d time.Duration) error {
+	return r.crew.sleep(ctx, d, r.handle)
 }
 
 // matters reports whether an event, as it came, is of a kind that handle looks at.
 func matters(e json.RawMessage) bool {
-	for _, kind := range []event.Event{event.CheckpointStart{}, event.CheckpointCommit{}, event.COLOExit{}} {
+	for _, kind := range []event.Event{event.CheckpointStart{}, event.CheckpointCommit{}, event.COLOExit{}, event.Throttled{}} {
 		if bytes.Contains(e, []byte(`"`+kind.Name()+`"`)) {
 			return true
 		}
@@ -99,7 +65,7 @@ func (r *Run) handle(m message) error {
 				r.under = 0
 			}
 		case event.Throttled:
-			r.throttled = append(r.throttled, throttled{rep.Event.Time, e.Percent})
+			r.throttled = append(r.throttled, throttled{rec.Time, e.Percent})
 		case event.COLOExit:
 			if m.side != r.victim && !(r.victim == "" && m.side == Secondary) {
 				r.exit = e

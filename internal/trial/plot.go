@@ -33,7 +33,7 @@ func (r *Run) drive(ctx context.Context) error {
 	r.out.phase("protected", "primary %d, secondary %d: %s synchronised in %s; %s",
 		r.sides[Primary].pid(), r.sides[Secondary].pid(), what, round3(r.protected.Sub(r.started)), holds)
 	if err := r.await(ctx, "the checkpoints", func() bool {
-		return r.epochs() >= r.Target || r.stopped != nil
+		return r.epochs() >= r.target || r.stopped != nil
 	}); err != nil {
 		return err
 	}
@@ -206,30 +206,39 @@ func (r *Run) judge(ctx context.Context) error {
 	if err := r.verified(); err != nil {
 		return err
 	}
-	r.client.mu.Lock()
-	defer r.client.mu.Unlock()
-	if r.client.err != nil {
-		return r.client.err
+	if err := r.verify(r.client, r.survivor); err != nil {
+		return err
 	}
-	r.client.oracle.Finish(r.histories)
-	if r.o.Disk > 0 {
-		image, err := os.Open(r.images[r.survivor])
-		if err != nil {
-			return err
-		}
-		defer image.Close()
-		if err := r.client.oracle.FinishDisk(r.histories, image); err != nil {
-			return err
-		}
-	}
-	r.Verdict = r.client.oracle.Verdict
-	r.frames = r.client.frames
 	for _, f := range r.frames[r.o.Kill] {
 		if r.victim != "" && !r.woken.IsZero() && f.at.After(r.woken) {
 			r.late++
 			r.lateFor = f.at.Sub(r.woken)
 		}
 	}
+	return nil
+}
+
+// verify compares what has left with the memory and the disk of the side that has the guest,
+// which stands still and has said all.
+func (r *Result) verify(c *client, survivor string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return c.err
+	}
+	c.oracle.Finish(r.histories)
+	if r.o.Disk > 0 {
+		image, err := os.Open(r.images[survivor])
+		if err != nil {
+			return err
+		}
+		defer image.Close()
+		if err := c.oracle.FinishDisk(r.histories, image); err != nil {
+			return err
+		}
+	}
+	r.Verdict = c.oracle.Verdict
+	r.frames = c.frames
 	return nil
 }
 

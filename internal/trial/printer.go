@@ -118,6 +118,7 @@ func (p *Printer) Start(o Config, backend, why string) {
 	if o.VCPUs > 1 {
 		vcpus = fmt.Sprintf("%d vCPUs", o.VCPUs)
 	}
+	p.Say("%s", o.says())
 	p.Say("backend %s: %s", backend, why)
 	p.Say("guest: %s, %v of memory, %d pages written per round; a checkpoint every %v; mode %s; seed %d",
 		vcpus, Size(o.Mem), o.Dirty, o.Interval, o.Mode, o.Seed)
@@ -166,8 +167,28 @@ func (p *Printer) takeover(side string, epoch uint64, first time.Time) {
 	p.Object(map[string]takeover{"takeover": {side, epoch, first}})
 }
 
+// change shows a change of sides.
+func (p *Printer) change(c Change) {
+	switch c.Kind {
+	case changeKilled:
+		p.phase(c.Kind, "host %s; host %s went on after %s, and is protected again %s after the return of host %s", c.From, c.To, round3(c.Downtime), round3(c.Again), c.From)
+	case changeStopped:
+		p.phase(c.Kind, "host %s; host %s went on after %s; host %s was woken, let go %d frames, and protects again after %s", c.From, c.To, round3(c.Downtime), c.From, c.LateFrames, round3(c.Again))
+	default:
+		p.phase(c.Kind, "from host %s to host %s: nothing was heard for %s; protected again after %s", c.From, c.To, round3(c.Downtime), round3(c.Again))
+	}
+	type change struct {
+		Kind     string  `json:"kind"`
+		From     string  `json:"from"`
+		To       string  `json:"to"`
+		Downtime float64 `json:"downtime_ms"`
+		Again    float64 `json:"protected_again_ms"`
+	}
+	p.Object(map[string]change{"change": {c.Kind, c.From, c.To, milliseconds(c.Downtime), milliseconds(c.Again)}})
+}
+
 // Verdict ends a run that came to one.
-func (p *Printer) Verdict(n int, r *Run) {
+func (p *Printer) Verdict(n int, r *Result) {
 	type line struct {
 		Run          int     `json:"run"`
 		Seed         uint64  `json:"seed"`
@@ -193,9 +214,9 @@ func (p *Printer) Verdict(n int, r *Run) {
 	}
 	if p.Quiet {
 		p.Say("run %-5d seed %-11d failover %6.1f ms  %7d released  %4d twice  %s; %s", n, r.seed,
-			milliseconds(r.failover()), v.Released, v.Duplicated, word, r.killedAt)
+			milliseconds(r.failover()), v.Released, v.Duplicated, word, r.how())
 	} else if v.Clean() {
-		p.phase("verified", "every frame that left follows from the one before it, and the %s remembers it", r.survivor)
+		p.phase("verified", "every frame that left follows from the one before it, and %s remembers it", r.whose())
 		if r.o.Disk > 0 {
 			p.phase("", "its disk has what its memory has written, %d blocks, and nothing else", v.DiskBlocks)
 		}

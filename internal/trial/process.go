@@ -23,6 +23,7 @@ type process struct {
 // message is what comes from a process: a report, or its end.
 type message struct {
 	side   string
+	from   *process
 	report Report          // without its event
 	event  json.RawMessage // of the report, as it came; most are only passed on
 	ended  bool
@@ -63,9 +64,9 @@ func start(cfg SideConfig, inbox chan<- message, group *sync.WaitGroup) (*proces
 				p.stderr.Write(line) // a crash, most likely
 				continue
 			}
-			inbox <- message{side: p.side, report: in.Report, event: in.Event}
+			inbox <- message{side: p.side, from: p, report: in.Report, event: in.Event}
 		}
-		inbox <- message{side: p.side, ended: true, err: p.cmd.Wait()}
+		inbox <- message{side: p.side, from: p, ended: true, err: p.cmd.Wait()}
 	})
 	p.tell(cfg)
 	return p, nil

@@ -40,6 +40,10 @@ type SideConfig struct {
 	Throttle    float64       `json:"throttle"` // the share of the time that checkpoints may take; 0: any
 	VerifyDirty bool          `json:"verify_dirty,omitempty"`
 
+	// Host is for a process that is one host of a pair by package protect, whatever its
+	// side is at the moment. Nil: a primary or a secondary by package colo.
+	Host *HostConfig `json:"host,omitempty"`
+
 	// StopAt, if not empty, is the place of checkpoint StopEpoch at which this
 	// side stops and waits to be killed; Seed draws the byte of the stream.
 	StopAt    string `json:"stop_at,omitempty"`
@@ -51,6 +55,16 @@ type SideConfig struct {
 	Missed func(block string, offset uint64) `json:"-"`
 }
 
+// HostConfig is what a host has to know besides. Side is its name.
+type HostConfig struct {
+	Listen  string        `json:"listen"`  // where it is reached
+	Dial    string        `json:"dial"`    // where the other is
+	Arbiter string        `json:"arbiter"` // the directory of package sharedfile that decides who goes on
+	Start   bool          `json:"start"`   // the guest begins its life here
+	Beat    time.Duration `json:"beat"`    // between two heartbeats
+	Term    time.Duration `json:"term"`    // of a grant of the arbiter's
+}
+
 // ErrOrphan says that the parent has gone, which ends a side.
 var ErrOrphan = errors.New("the parent process has gone")
 
@@ -60,7 +74,9 @@ type Command struct {
 	Connect  *Addresses `json:"connect,omitempty"`  // primary: where the secondary listens
 	Failover bool       `json:"failover,omitempty"` // go on alone
 	Proceed  bool       `json:"proceed,omitempty"`  // go on from the place where it stopped
-	Stop     bool       `json:"stop,omitempty"`     // pause, say what the guest remembers, and end
+
+	Switchover bool `json:"switchover,omitempty"` // host: give the guest to the other; answered by Switched
+	Stop       bool `json:"stop,omitempty"`       // pause, say what the guest remembers, and end
 }
 
 // Addresses are where a secondary listens.
@@ -81,6 +97,7 @@ type Report struct {
 	Histories  []oracle.History `json:"histories,omitempty"`
 	Traffic    *Traffic         `json:"traffic,omitempty"` // beside Histories
 	Missed     *MissedPage      `json:"missed,omitempty"`
+	Switched   *Switched        `json:"switched,omitempty"`
 }
 
 // MissedPage is a page that was written and that the side's dirty log lacked when the
@@ -88,6 +105,12 @@ type Report struct {
 type MissedPage struct {
 	Block  string `json:"block"`
 	Offset uint64 `json:"offset"` // bytes
+}
+
+// Switched answers the order to switch over.
+type Switched struct {
+	DowntimeUS int64  `json:"downtime_us"`     // of the guest, as its old host measures it
+	Error      string `json:"error,omitempty"` // it runs where it ran
 }
 
 // Checkpoint is what the primary tells of a checkpoint that both sides have.

@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -26,24 +25,25 @@ const generation = 1
 
 // A Run is one pair of processes, from their start to the verdict.
 type Run struct {
-	o       Config
-	backend string
-	seed    uint64
-	rng     *rand.Rand
-	out     *Printer
+	rng *rand.Rand
+	out *Printer
 
-	inbox   chan message
+	crew
 	client  *client
 	witness *witness
-	sides   map[string]*process
 	gone    map[string]bool // the process has ended
 
-	Target uint64 // checkpoints before the kill; set by New
 	Result
 }
 
 // Result is what a run has shown so far; it is complete when Do returns.
 type Result struct {
+	o       Config
+	backend string
+	seed    uint64
+
+	target uint64 // checkpoints before the kill; 0: as many as it draws
+
 	started     time.Time
 	protected   time.Time // the initial synchronisation was over
 	checkpoints []Checkpoint
@@ -67,6 +67,9 @@ type Result struct {
 	images  map[string]string // of the sides' disks
 	traffic Traffic           // of the primary's guest, as last told
 
+	changes   []Change // of a series, in their order
+	unplanned int      // changes that nobody has made
+
 	listening *Addresses
 	stopped   *Stopped
 	ends      map[string]*Ended
@@ -74,14 +77,51 @@ type Result struct {
 	missed    []string // pages that a dirty log lacked
 }
 
+// failovers are those of a series.
+func (r *Result) failovers() []time.Duration {
+	var f []time.Duration
+	for _, c := range r.changes {
+		if c.Kind != changeSwitched {
+			f = append(f, c.Downtime)
+		}
+	}
+	return f
+}
+
+// whose is the side that has the guest, in words.
+func (r *Result) whose() string {
+	if len(r.changes) > 0 {
+		return "host " + r.survivor
+	}
+	return "the " + r.survivor
+}
+
+// how is what happened to the hosts, in words.
+func (r *Result) how() string {
+	if len(r.changes) == 0 {
+		return r.killedAt
+	}
+	return fmt.Sprintf("%d changes of sides", len(r.changes))
+}
+
+// Results returns what the run has shown so far.
+func (r *Result) Results() *Result { return r }
+
+// Checkpoints returns how many checkpoints the run makes before the kill, to be asked for
+// again; 0: it draws them.
+func (r *Result) Checkpoints() int { return int(r.target) }
+
 // throttled is how much the primary's guest was slowed down from then on.
 type throttled struct {
 	at      time.Time
 	percent int
 }
 
-// failover is the time from SIGKILL to the survivor's first frame.
+// failover is the time from SIGKILL to the survivor's first frame; of several the median.
 func (r *Result) failover() time.Duration {
+	if f := r.failovers(); len(f) > 0 {
+		return quantile(f, 0.5)
+	}
 	if r.killed.IsZero() || r.resumed.IsZero() {
 		return 0
 	}
@@ -92,16 +132,13 @@ func (r *Result) failover() time.Duration {
 // backend, that draws its random choices from seed and is shown by out.
 func New(o Config, backend string, seed uint64, out *Printer) *Run {
 	r := &Run{
-		o: o, backend: backend, seed: seed, out: out,
-		rng:   rand.New(rand.NewPCG(seed, 0)),
-		inbox: make(chan message, 64),
-		sides: make(map[string]*process), gone: make(map[string]bool),
+		out: out, rng: rand.New(rand.NewPCG(seed, 0)), crew: newCrew(), gone: make(map[string]bool),
 		witness: &witness{generation: generation, log: out.claim},
-		Result:  Result{ends: make(map[string]*Ended)},
+		Result:  Result{o: o, backend: backend, seed: seed, ends: make(map[string]*Ended)},
 	}
-	r.Target = 1 + r.rng.Uint64N(RepeatCheckpoints) // drawn in any case, so that a seed means the same
+	r.target = 1 + r.rng.Uint64N(RepeatCheckpoints) // drawn in any case, so that a seed means the same
 	if o.Checkpoints > 0 {
-		r.Target = uint64(o.Checkpoints)
+		r.target = uint64(o.Checkpoints)
 	}
 	if o.Kill != KillNone {
 		r.victim = o.Kill
@@ -118,89 +155,75 @@ func (r *Run) Do(ctx context.Context) (err error) {
 	}
 	r.client = newClient(oracle)
 	r.client.vlan = VLAN(r.o.VLAN)
-	if r.o.Disk > 0 {
-		remove, err := r.createDisks()
-		if err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, remove()) }()
-	}
-	var servers, readers sync.WaitGroup
-	listen := func(serve func(net.Listener)) (l net.Listener, err error) {
-		if l, err = net.Listen("tcp", "127.0.0.1:0"); err == nil {
-			servers.Go(func() { serve(l) })
-		}
-		return l, err
-	}
-	output, err := listen(r.client.serve)
+	remove, err := r.createDisks(Primary, Secondary)
 	if err != nil {
 		return err
 	}
-	defer servers.Wait()
-	defer output.Close()
-	claims, err := listen(r.witness.serve)
+	defer func() { err = beside(err, remove()) }()
+	servers := new(servers)
+	defer servers.close()
+	output, err := servers.listen(r.client.serve)
 	if err != nil {
 		return err
 	}
-	defer claims.Close()
+	claims, err := servers.listen(r.witness.serve)
+	if err != nil {
+		return err
+	}
 	defer func() { // whatever happened, no process and no reader stays
-		for _, p := range r.sides {
-			p.in.Close() // which it takes as an order to end
-		}
-		kill := func() {
-			for _, p := range r.sides {
-				p.kill()
-			}
-		}
-		if err == nil || ctx.Err() != nil {
-			kill()
-		} else {
-			// A side may be about to say what the other only suffers from.
-			defer time.AfterFunc(lastWords, kill).Stop()
-		}
-		go func() { readers.Wait(); close(r.inbox) }()
-		for range r.inbox {
-		}
+		r.end(err == nil || ctx.Err() != nil)
 		err = r.explain(err)
 	}()
 
 	r.started = time.Now()
 	for _, side := range []string{Secondary, Primary} {
-		p, err := start(r.config(side, output.Addr().String(), claims.Addr().String()), r.inbox, &readers)
-		if err != nil {
+		if err := r.start(r.config(side, output, claims)); err != nil {
 			return err
 		}
-		r.sides[side] = p
 	}
 	return r.drive(ctx)
 }
 
-// PIDs returns the processes that the run has started, by their sides.
-func (r *Run) PIDs() map[string]int {
-	pids := make(map[string]int)
-	for side, p := range r.sides {
-		pids[side] = p.pid()
+// beside returns an error as it is if there is no other.
+func beside(err, other error) error {
+	if other == nil {
+		return err
 	}
-	return pids
+	return errors.Join(err, other)
 }
 
-// lastWords is how long a side may take to end when a run has failed.
-const lastWords = time.Second
-
-// explain adds to the error of a run what the sides have said.
-func (r *Run) explain(err error) error {
-	for side, p := range r.sides {
-		said := p.stderr.String()
-		if err != nil && said != "" && said != ErrOrphan.Error() && !strings.Contains(err.Error(), said) {
-			err = fmt.Errorf("%w\nthe %s said: %s", err, side, said)
-		}
-	}
-	return err
+// servers are what a run listens with.
+type servers struct {
+	group     sync.WaitGroup
+	listeners []net.Listener
 }
 
-// createDisks makes the images of both sides, empty, and says how to remove them.
-func (r *Run) createDisks() (remove func() error, err error) {
+// listen serves a new port of loopback until close, and returns its address.
+func (s *servers) listen(serve func(net.Listener)) (string, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	s.listeners = append(s.listeners, l)
+	s.group.Go(func() { serve(l) })
+	return l.Addr().String(), nil
+}
+
+// close returns when nothing is served any more.
+func (s *servers) close() {
+	for _, l := range s.listeners {
+		l.Close()
+	}
+	s.group.Wait()
+}
+
+// createDisks makes the images of both sides, empty, if the guest has a disk, and says how to
+// remove them.
+func (r *Result) createDisks(sides ...string) (remove func() error, err error) {
 	remove = func() error { return nil }
+	if r.o.Disk == 0 {
+		return remove, nil
+	}
 	dir := r.o.DiskDir
 	if dir == "" {
 		if dir, err = os.MkdirTemp("", "lockstep-"); err != nil {
@@ -209,7 +232,7 @@ func (r *Run) createDisks() (remove func() error, err error) {
 		remove = func() error { return os.RemoveAll(dir) }
 	}
 	r.images = make(map[string]string)
-	for _, side := range []string{Primary, Secondary} {
+	for _, side := range sides {
 		name := filepath.Join(dir, "lockstep-"+side+".img")
 		r.images[side] = name
 		f, err := os.Create(name)
@@ -232,7 +255,7 @@ func (r *Run) config(side, client, witness string) SideConfig {
 	}
 	cfg.QMP, _ = MonitorOf(r.o.QMP, side) // the options were checked
 	if side == r.victim && r.o.KillAt != killpoint.AtAny {
-		cfg.StopAt, cfg.StopEpoch = r.o.KillAt, r.Target+1
+		cfg.StopAt, cfg.StopEpoch = r.o.KillAt, r.target+1
 	}
 	return cfg
 }

@@ -45,6 +45,7 @@ type Summary struct {
 	COLOExit      string                 `json:"colo_exit"` // the survivor's reason
 
 	*LateFigures // with -signal stop
+	*SeriesFigures
 	*DiskFigures // with -disk
 	*Repeated    // with -repeat
 }
@@ -60,6 +61,41 @@ type DiskFigures struct {
 	DiskBlocks    uint64 `json:"disk_blocks"`    // writes of the guests
 	DiskLost      uint64 `json:"disk_lost"`      // sectors of the survivors' disks, 512 bytes each, without their last write
 	DiskCorrupted uint64 `json:"disk_corrupted"` // with anything else
+}
+
+// SeriesFigures are what series have in addition.
+type SeriesFigures struct {
+	Failovers     int     `json:"failovers"`
+	Switchovers   int     `json:"switchovers"`
+	Unplanned     int     `json:"unplanned"`                  // changes of sides that nobody has made
+	DowntimeP50   float64 `json:"failover_downtime_ms_p50"`   // SIGKILL to the survivor's first frame; at the latest the term of a grant
+	DowntimeP99   float64 `json:"failover_downtime_ms_p99"`   //
+	SwitchoverP50 float64 `json:"switchover_downtime_ms_p50"` // the last frame of the old host to the first of the new
+	SwitchoverP99 float64 `json:"switchover_downtime_ms_p99"` //
+	AgainP50      float64 `json:"protected_again_ms_p50"`     // the return of the old host, or a switchover, to the next protection
+	AgainP99      float64 `json:"protected_again_ms_p99"`     //
+}
+
+// seriesFigures adds up the changes of sides of all runs.
+func seriesFigures(runs []*Result) *SeriesFigures {
+	f := new(SeriesFigures)
+	var failovers, switchovers, again []time.Duration
+	for _, r := range runs {
+		f.Unplanned += r.unplanned
+		for _, c := range r.changes {
+			again = append(again, c.Again)
+			if c.Kind == changeSwitched {
+				switchovers = append(switchovers, c.Downtime)
+			} else {
+				failovers = append(failovers, c.Downtime)
+			}
+		}
+	}
+	f.Failovers, f.Switchovers = len(failovers), len(switchovers)
+	f.DowntimeP50, f.DowntimeP99 = milliseconds(quantile(failovers, 0.5)), milliseconds(quantile(failovers, 0.99))
+	f.SwitchoverP50, f.SwitchoverP99 = milliseconds(quantile(switchovers, 0.5)), milliseconds(quantile(switchovers, 0.99))
+	f.AgainP50, f.AgainP99 = milliseconds(quantile(again, 0.5)), milliseconds(quantile(again, 0.99))
+	return f
 }
 
 // Repeated is what several runs have in addition.
@@ -85,6 +121,9 @@ func Summarise(o Config, backend string, runs []*Result, tried int) Summary {
 	if o.Disk > 0 {
 		s.DiskFigures = new(DiskFigures)
 	}
+	if o.Failovers+o.Switchovers > 0 {
+		s.SeriesFigures = seriesFigures(runs)
+	}
 	if o.Signal == SignalStop {
 		s.LateFigures = new(LateFigures)
 	}
@@ -104,7 +143,9 @@ func Summarise(o Config, backend string, runs []*Result, tried int) Summary {
 				s.Causes[c.Cause]++
 			}
 		}
-		if d := r.failover(); d > 0 {
+		if f := r.failovers(); len(f) > 0 {
+			failovers = append(failovers, f...)
+		} else if d := r.failover(); d > 0 {
 			failovers = append(failovers, d)
 		}
 		s.Released += r.Released
@@ -170,10 +211,21 @@ func (s *Summary) Table(w io.Writer) {
 	if s.Repeated != nil {
 		row("runs", "%d of %d clean, %d killed inside a checkpoint", s.Clean, s.Runs, s.Inside)
 		row("failover", "%.1f ms p50, %.1f ms p99, %.1f ms max, from SIGKILL to the survivor's first frame", s.FailoverP50, s.FailoverP99, s.FailoverMax)
-	} else if s.Failover > 0 {
+	} else if s.Failover > 0 && s.SeriesFigures == nil {
 		row("failover", "%.1f ms from SIGKILL to the survivor's first frame", s.Failover)
 	}
-	row("survivor", "%s (COLO_EXIT %s)", s.Survivor, s.COLOExit)
+	if f := s.SeriesFigures; f != nil {
+		if f.Failovers > 0 {
+			row("failovers", "%d: %.1f ms p50, %.1f ms p99, until the other host was heard", f.Failovers, f.DowntimeP50, f.DowntimeP99)
+		}
+		if f.Switchovers > 0 {
+			row("switchovers", "%d: nothing was heard for %.1f ms p50, %.1f ms p99", f.Switchovers, f.SwitchoverP50, f.SwitchoverP99)
+		}
+		row("protected again", "after %.1f ms p50, %.1f ms p99", f.AgainP50, f.AgainP99)
+		row("the guest is now", "on host %s", s.Survivor)
+	} else {
+		row("survivor", "%s (COLO_EXIT %s)", s.Survivor, s.COLOExit)
+	}
 	row("frames that left", "%d", s.Released)
 	if s.Mode == ModeCOLO {
 		row("of the primary's", "%d at a match, %s ms later p50, %s ms p99; %d at a checkpoint; the guests differed %d times",
