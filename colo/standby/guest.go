@@ -356,6 +356,7 @@ type Info struct {
 	Machine  string // machine type, as the stream names it; empty before it was received
 	Epoch    uint64 // of the last whole checkpoint; 0 is the initial migration
 	RAM      uint64 // bytes of guest memory
+	Used     uint64 // bytes of it in pages that may hold something else than zeros
 	Blocks   []ram.BlockInfo
 	Devices  []vmstate.Header // the device sections, in stream order
 	State    uint64           // bytes of device state
@@ -373,6 +374,9 @@ func (g *Guest) Info() (Info, error) {
 	in := Info{
 		Machine: g.conf.Machine, Epoch: g.epoch, RAM: g.img.total, Blocks: g.blockList(),
 		State: uint64(len(g.cur.blob)), Staging: g.peak,
+	}
+	for i := range g.img.blocks {
+		in.Used += uint64(g.img.blocks[i].data.Count()) * ram.PageSize
 	}
 	for _, s := range g.cur.sections {
 		in.Devices = append(in.Devices, s.Header)

@@ -19,6 +19,7 @@ import (
 // pipe. It returns when that QEMU has ended; loaded is false if it has not taken
 // the guest, which is still here then.
 func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, err error) {
+	s.tries.end() // it would be in the way
 	s.p.say("bringing    the guest of checkpoint %d back", s.last.Epoch)
 	q, err := s.start(ctx)
 	if err != nil {

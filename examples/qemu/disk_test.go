@@ -156,12 +156,15 @@ func TestADiskComesBackWithTheGuest(t *testing.T) {
 	needsQEMU(t)
 	dir, pri, back := qemutest.Dir(t), qemutest.Dir(t), qemutest.Dir(t)
 	copied := emptyDisk(t, dir, "disk")
-	s := start(t, slices.Concat([]string{"standby", "-json", "-listen", "127.0.0.1:0", "-state", dir, "-nbd", "127.0.0.1:0", "-disk", "d0=" + copied,
+	s := start(t, slices.Concat([]string{"standby", "-json", "-rehearse", "-listen", "127.0.0.1:0", "-state", dir, "-nbd", "127.0.0.1:0", "-disk", "d0=" + copied,
 		"--", qemutest.Binary}, diskGuest(t, back, "format=raw,file="+copied))...)
 	p := qemutest.Start(t, pri, diskGuest(t, pri, "format=raw,file="+emptyDisk(t, pri, "disk"))...)
 	qemutest.AwaitSerial(t, pri, 5)
 	ways["mirror"].attach(t, p, s.text("disks"))
 	p.Protect(s.text("listening"), 20*time.Millisecond)
+	if r := s.rehearsal(0); !r.Fits { // it must leave no trace on the disk
+		t.Errorf("%+v", r)
+	}
 	s.checkpoints(10)
 	seen := qemutest.Serial(pri)
 	s.checkpoints(13)

@@ -3,7 +3,7 @@
 // it can be protected. See -h.
 //
 // To read it: standby.go takes a guest in, standby_files.go writes it to files, disk.go
-// keeps its disks, bringback.go starts it again; arbitrate.go decides whether it may,
+// keeps its disks, bringback.go starts it again, rehearse.go tries that; arbitrate.go decides whether it may,
 // with what heard.go knows of the primary. reception.go takes connections in,
 // operator.go orders. relay.go passes it on to further
 // secondaries: follower.go is one of them, relay_barrier.go waits for them, promote.go
@@ -38,6 +38,8 @@ const usage = `Qemu is the other side of QEMU's COLO.
       as its guardian.
   qemu promote -standby DIR [-state DIR] [-- qemu-system-x86_64 ...]
       Orders a standby to go on with its guest.
+  qemu rehearse -standby DIR
+      Has a standby try its QEMU with the guest, paused, and end it again.
   qemu status -state DIR
       Says how it stands with a standby or a guardian.
   qemu drill
@@ -69,12 +71,13 @@ type terminal struct {
 type command func(ctx context.Context, args []string, t terminal) int
 
 var commands = map[string]command{
-	"standby": standbyCommand,
-	"relay":   relayCommand,
-	"check":   checkCommand,
-	"protect": protectCommand,
-	"promote": promoteCommand,
-	"status":  statusCommand,
+	"standby":  standbyCommand,
+	"relay":    relayCommand,
+	"check":    checkCommand,
+	"protect":  protectCommand,
+	"promote":  promoteCommand,
+	"rehearse": rehearseCommand,
+	"status":   statusCommand,
 }
 
 func main() {

@@ -21,7 +21,7 @@ import (
 // order is what an operator wants of a running process, a line of JSON over a
 // socket in its -state directory.
 type order struct {
-	Do    string   `json:"do"`              // promote, status
+	Do    string   `json:"do"`              // promote, rehearse, status
 	State string   `json:"state,omitempty"` // another -state
 	QEMU  []string `json:"qemu,omitempty"`  // another command after --
 
@@ -81,11 +81,14 @@ func takeOrders(ctx context.Context, l net.Listener, orders chan<- order, status
 				if err != nil {
 					a.Error = err.Error()
 				}
-			case o.Do == "promote" && orders != nil:
+			case (o.Do == "promote" || o.Do == "rehearse") && orders != nil:
 				got := make(chan answer, 1)
 				o.answer = got
 				select {
 				case orders <- o:
+					if o.Do == "rehearse" {
+						conn.SetDeadline(time.Now().Add(maxRehearsal + time.Minute))
+					}
 					a = <-got
 				case <-ctx.Done():
 					a.Error = "it is ending"

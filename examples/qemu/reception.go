@@ -46,7 +46,7 @@ func (s *standbyRun) acceptPrimary(ctx context.Context, l net.Listener, creds *t
 		case conn := <-r.first:
 			return conn, nil, nil
 		case o := <-s.orders:
-			if len(s.kept) > 0 {
+			if len(s.kept) > 0 && o.Do == "promote" {
 				return nil, &o, nil
 			}
 			o.reply(errors.New("there is no guest here to go on with"))

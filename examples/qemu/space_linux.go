@@ -1,6 +1,8 @@
 package main
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"syscall"
 )
@@ -17,4 +19,15 @@ func allocate(name string, bytes uint64) error {
 		return err
 	}
 	return nil
+}
+
+// availableMemory is how much memory processes can still have, in bytes.
+func availableMemory() (uint64, bool) {
+	p, _ := os.ReadFile("/proc/meminfo")
+	_, rest, found := bytes.Cut(p, []byte("MemAvailable:"))
+	var kb uint64
+	if _, err := fmt.Sscan(string(rest), &kb); !found || err != nil {
+		return 0, false
+	}
+	return kb << 10, true
 }

@@ -44,7 +44,7 @@ func newStandby(o standbyOptions, t terminal) *standbyRun {
 		standbyOptions: o, p: &printer{terminal: t, json: o.json}, guest: standby.New(standby.Config{MaxRAM: o.maxRAM << 20}),
 		orders: make(chan order),
 	}
-	s.heard = newHeard(s.p)
+	s.heard, s.tries = newHeard(s.p), &rehearsals{s: s}
 	s.keeper = &keeper{s.guest, s}
 	s.loader = s.keeper
 	return s
@@ -52,6 +52,7 @@ func newStandby(o standbyOptions, t terminal) *standbyRun {
 
 func (s *standbyRun) main(ctx context.Context) int {
 	defer func() {
+		s.tries.end()
 		s.guest.Close()
 		if s.reserve {
 			os.Remove(filepath.Join(s.state, reserved))
@@ -77,6 +78,7 @@ type standbyRun struct {
 	conn   *watched // of the session, or the last one; nil: none yet
 	heard  *heard
 	orders chan order // an operator's, taken by whatever is being waited in
+	tries  *rehearsals
 
 	arbiterOf failover.Arbiter // nil: none
 	token     string           // of its claims
@@ -150,6 +152,9 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 		if !s.protected {
 			s.protected = true
 			s.first()
+			if s.rehearse {
+				s.tries.begin(nil)
+			}
 		}
 	})()
 	defer func() { s.disks.close() }()
@@ -249,7 +254,7 @@ func (s *standbyRun) status() any {
 	defer s.heard.mu.Unlock()
 	st := standbyStatus{
 		Listen: s.listen, Ready: s.heard.ready, Session: s.heard.live, Generation: s.heard.generation,
-		Guardian: e.Guardian == standby.GuardianHere, Said: why, GoneOn: s.heard.runs > 0,
+		Guardian: e.Guardian == standby.GuardianHere, Said: why, GoneOn: s.heard.runs > 0, Rehearsal: s.tries.status(),
 	}
 	if s.heard.epoch != nil {
 		st.Epoch, st.Bytes = s.heard.epoch()
@@ -267,6 +272,7 @@ type standbyStatus struct {
 	Generation uint64 `json:"generation"`
 	Said       string `json:"guardian-said"`
 	GoneOn     bool   `json:"gone-on"` // the guest was gone on with here
+	Rehearsal  string `json:"rehearsal"`
 }
 
 // refused tells of a connection that came to nothing.
@@ -283,6 +289,7 @@ func (s *standbyRun) forget(err error) {
 
 // anew forgets a guest that was not received whole, or that goes on elsewhere.
 func (s *standbyRun) anew() error {
+	s.tries.end()
 	if s.cleanup != nil && s.protected {
 		s.cleanup()
 	}
@@ -328,7 +335,11 @@ func (s *standbyRun) session(ctx context.Context, conn *watched) error {
 			_, _, changed := s.heard.evidence()
 			select {
 			case o := <-s.orders:
-				o.reply(s.promoted(o, sec))
+				if o.Do == "rehearse" {
+					s.tries.begin(o.answer)
+				} else {
+					o.reply(s.promoted(o, sec))
+				}
 			case <-changed: // dead, or to go on with: no need to wait until the connection says so
 				if e, why, _ := s.heard.evidence(); e.Word == standby.Dead {
 					sec.Lost(fmt.Errorf("the guardian says that the primary is dead: %s", why))

@@ -66,6 +66,10 @@ func (s *standbyRun) hold(ctx context.Context, why error) {
 		s.p.object(map[string]any{"holding": map[string]any{"epoch": s.last.Epoch, "bytes": s.last.RAM + s.last.State, "error": why.Error()}})
 		select {
 		case o := <-s.orders:
+			if o.Do != "promote" {
+				o.reply(errors.New("the primary is lost, and the guest is held here"))
+				continue
+			}
 			err := s.override(o)
 			o.reply(err)
 			if err == nil {

@@ -94,6 +94,7 @@ type standbyOptions struct {
 	insecure bool
 	holder   string // this host's name
 	reserve  bool
+	rehearse bool
 }
 
 func (o *standbyOptions) flags(f *flag.FlagSet) {
@@ -107,6 +108,7 @@ func (o *standbyOptions) flags(f *flag.FlagSet) {
 	f.StringVar(&o.control, "control", "", "take the primary's guardian (protect -stay) at `ADDR`; then this standby keeps guest after guest")
 	f.BoolVar(&o.insecure, "insecure", false, "-control without TLS: whoever reaches it can have the guest forgotten or started")
 	f.BoolVar(&o.reserve, "reserve", false, "reserve the space that the guest may need in -state, as soon as it is protected")
+	f.BoolVar(&o.rehearse, "rehearse", false, "after the first checkpoint, try the QEMU after -- with it, paused, and end it again: see \"qemu rehearse -h\"")
 	f.StringVar(&o.holder, "holder", hostName(), "this host's `NAME` for the arbiter")
 	f.StringVar(&o.tls, "tls", "", "TLS with the certificates in `DIR`, named as for QEMU's tls-creds-x509: ca-cert.pem, server-cert.pem, server-key.pem")
 	f.DurationVar(&o.peer, "peer-timeout", colo.DefaultPeerTimeout, "a primary that makes no progress in a checkpoint for so long is silent")
@@ -136,6 +138,8 @@ func (o *standbyOptions) check() error {
 		return fmt.Errorf("-takeover %s: it is ask or always", o.takeover)
 	case o.takeover == "always" && o.arbiter != "":
 		return errors.New("-takeover always and -arbiter: one of them decides")
+	case o.rehearse && len(o.qemu) == 0:
+		return errors.New("-rehearse is of the QEMU after --, and there is none")
 	case o.control != "" && o.tls == "" && !o.insecure:
 		return errors.New("-control wants -tls, or -insecure by name")
 	}

@@ -442,14 +442,15 @@ func TestWrongArgumentsAreSaid(t *testing.T) {
 		{"protect", "-qmp", "a", "-to", "b", "-control", "c"},
 		{"protect", "-qmp", "a", "-to", "b", "-stay", "-control", "c"},
 		{"protect", "-qmp", "a", "-to", "b", "-stay", "-stall", "0s"},
-		{"promote"}, {"promote", "-standby", "x", "y"}, {"status"}, {"drill", "x"},
+		{"promote"}, {"promote", "-standby", "x", "y"}, {"status"}, {"drill", "x"}, {"rehearse"},
+		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-rehearse"},
 	} {
 		var out, err bytes.Buffer
 		if status := run(t.Context(), args, terminal{out: &out, err: &err}); status != exitUsage || err.Len() == 0 || out.Len() > 0 {
 			t.Errorf("%q: status %d, %q, %q", args, status, out.String(), err.String())
 		}
 	}
-	for _, args := range [][]string{{"-h"}, {"standby", "-h"}, {"relay", "-h"}, {"check", "-h"}, {"protect", "-h"}, {"promote", "-h"}, {"status", "-h"}, {"drill", "-h"}} {
+	for _, args := range [][]string{{"-h"}, {"standby", "-h"}, {"relay", "-h"}, {"check", "-h"}, {"protect", "-h"}, {"promote", "-h"}, {"status", "-h"}, {"drill", "-h"}, {"rehearse", "-h"}} {
 		var out, err bytes.Buffer
 		if status := run(t.Context(), args, terminal{out: &out, err: &err}); status != exitOK || out.Len() < 250 || err.Len() > 0 {
 			t.Errorf("%q: status %d, %q, %q", args, status, out.String(), err.String())
