@@ -189,7 +189,7 @@ func TestAStateThatKVMWouldRefuseIsRefusedWhileItIsDecoded(t *testing.T) {
 		"XSAVE area too large":         func(s *VCPUState) { s.xsave, s.xsaveSize = make([]byte, 8192), 8192 },
 		"DR7":                          func(s *VCPUState) { s.debug.DR7 = 1 << 32 },
 		"flags of events":              func(s *VCPUState) { s.events.Flags = 0x80 },
-		"exception twice":              func(s *VCPUState) { s.events.E.Pending = 1 },
+		"exception twice":              func(s *VCPUState) { s.events.E.Pending = 1; s.events.Flags |= eventsPayload; s.flags |= eventsPayload },
 		"no CPUID":                     func(s *VCPUState) { s.cpuid.n = 0 },
 		"CPUID padding":                func(s *VCPUState) { s.cpuid.entries[1].Padding[2] = 1 },
 		"no XCR0":                      func(s *VCPUState) { s.xcrs.NrXRCS = 0 },
@@ -218,6 +218,24 @@ func TestAStateThatKVMWouldRefuseIsRefusedWhileItIsDecoded(t *testing.T) {
 	_, toReg := synthetic(t)
 	if err := toReg.LoadDevices(encode(t, reg), nil); err != nil {
 		t.Error("an MSR that does not exist here and is 0:", err)
+	}
+}
+
+// A VM that is not made to tell an exception's payload apart says that an exception is
+// injected and pending when it is pending only: as after a page fault that the pause came
+// between.
+func TestAnExceptionThatIsPendingWithoutItsPayloadIsTaken(t *testing.T) {
+	from, reg := synthetic(t)
+	from.events.E.Inject, from.events.E.Pending = 1, 1
+	to, toReg := synthetic(t)
+	if err := toReg.LoadDevices(encode(t, reg), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := toReg.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if to.events.E != from.events.E {
+		t.Errorf("%+v, was %+v", to.events.E, from.events.E)
 	}
 }
 

@@ -99,10 +99,35 @@ func Spoilt(console, events string, guestMemory, machineMemory uint64) string {
 	return ""
 }
 
-// GuestPanic returns the guest kernel's panic, "" if it has printed none.
+// roleEnds are the last words of each machine's role, before it switches itself off.
+var roleEnds = regexp.MustCompile(`(?m)^machine: (gokvm|tests|control) ended`)
+
+// FellDown returns the evidence that a machine was reset under its kernel: it has ended
+// with nobody killing it, its role had not come to its end, and its kernel, which prints
+// each panic and each oops before it restarts, has said nothing. No program that runs in a
+// machine can do that to it, whatever it does with KVM.
+func (m *Machine) FellDown() string {
+	if !m.Died() {
+		return ""
+	}
+	return fellDown(m.Console())
+}
+
+func fellDown(console string) string {
+	if roleEnds.MatchString(console) || oops.MatchString(console) || !strings.Contains(console, "machine: ") {
+		return ""
+	}
+	return "the machine was reset under its kernel, without a word"
+}
+
+// lateWatchdog is what a kernel says of a CPU that did not get on for long. A guest says
+// so too if its host gives it no time, as an emulated one does: that is no panic.
+var lateWatchdog = regexp.MustCompile(`BUG: soft lockup - CPU#\d+ stuck for \d+s! \[[^g].*`)
+
+// GuestPanic returns the guest kernel's panic or oops, "" if it has printed none.
 func GuestPanic(console, events string) string {
 	for _, said := range []string{console, events} {
-		for _, r := range reports(said) {
+		for _, r := range reports(lateWatchdog.ReplaceAllString(said, "")) {
 			if !r.machine {
 				return r.what
 			}

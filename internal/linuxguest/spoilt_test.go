@@ -35,7 +35,8 @@ func TestOnlyEvidenceMakesARunSpoilt(t *testing.T) {
 			"[  9.1] Kernel panic - not syncing: Fatal exception in interrupt\n", "", true, false},
 		{"a machine whose CPUs are locked up in its kernel", "[   39.182095] kvm [118]: vcpu0, guest rIP: 0xffffffff81073744 Unhandled WRMSR(0xc0010007) = 0xffff\n" +
 			"[   66.167106] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [gokvm:129]\n[   66.393024] watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [gokvm:123]\n", "", true, false},
-		{"a guest whose CPU is locked up", "[   66.167106] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [jobs:1]\n", "", false, true},
+		{"a guest whose CPU is locked up", "[   66.167106] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [jobs:1]\n", "", false, false},
+		{"a guest that panics since its CPU is locked up", "[   66.167106] watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [jobs:1]\n[   66.2] Kernel panic - not syncing: softlockup: hung tasks\n", "", false, true},
 		{"the guest's panic", guestPanic, reset, false, true},
 		{"the guest's panic, with the machine's GS base", guestPanic, at("0xffff88802fc00000"), false, true},
 		{"the guest's oops", guestBug, "", false, true},
@@ -47,6 +48,22 @@ func TestOnlyEvidenceMakesARunSpoilt(t *testing.T) {
 		}
 		if got := GuestPanic(c.console, c.events); (got != "") != c.panic {
 			t.Errorf("%s: the guest's panic %q", c.why, got)
+		}
+	}
+}
+
+func TestAMachineThatIsResetWithoutAWordIsEvidence(t *testing.T) {
+	for _, c := range []struct {
+		why, console string
+		fell         bool
+	}{
+		{"a role that had begun", "machine: up\n[ 3.1] kvm: Nested Virtualization enabled\n", true},
+		{"a role that has ended", "machine: up\nmachine: gokvm ended with 1\n", false},
+		{"a kernel that has said why", "machine: up\n[ 9.1] Kernel panic - not syncing: Fatal exception\n", false},
+		{"a machine that never came up", "", false},
+	} {
+		if got := fellDown(c.console); (got != "") != c.fell {
+			t.Errorf("%s: %q", c.why, got)
 		}
 	}
 }

@@ -74,9 +74,10 @@ echo "machine: tests ended with $code"
 	return results
 }
 
-// stoodInside is what the tests of gokvmhost say of a guest that stands still, or has
-// ended by itself, and then they end: a guest that is wrong has other words.
-var stoodInside = regexp.MustCompile(`: (the guest hangs|Run has ended): `)
+// stoodInside is what the tests of gokvmhost say of a guest that stands still, whose
+// kernel says that a CPU of it did, or that has ended by itself, and then they end: a
+// guest that is wrong has other words.
+var stoodInside = regexp.MustCompile(`: (the guest hangs|the guest was late|Run has ended): `)
 
 // tellShutdowns is the part of a role that has the machine's kernel tell of each triple
 // fault of a guest, and toldShutdowns the one that writes what it told, in the words that

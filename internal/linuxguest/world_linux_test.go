@@ -109,6 +109,9 @@ func (w *world) spoilt() string {
 		return w.hung
 	}
 	for name, m := range w.machines {
+		if evidence := m.FellDown(); evidence != "" {
+			return "machine " + name + ": " + evidence
+		}
 		if evidence := Spoilt(m.Console(), m.Events(), w.guestMemory, m.Memory()); evidence != "" {
 			return "machine " + name + ": " + evidence
 		}

@@ -356,6 +356,8 @@ func (l *linux) check() {
 	for i, s := range list {
 		kind, rest, _ := strings.Cut(s, " ")
 		switch {
+		case strings.Contains(s, "soft lockup"), strings.Contains(s, "rcu:"): // in a job's line too
+			l.failAt(i, "the guest was late: "+s)
 		case kind == "job":
 			if want := model.round(); s != want {
 				l.fail(fmt.Sprintf("the guest says %q, it should be %q", s, want))
@@ -367,8 +369,8 @@ func (l *linux) check() {
 				l.fail(fmt.Sprintf("the guest says %q after %d", s, next[kind]-1))
 			}
 			next[kind]++
-		case strings.Contains(s, "BUG"), strings.Contains(s, "Oops"), strings.Contains(s, "panic"), strings.Contains(s, "rcu:"),
-			strings.Contains(s, "soft lockup"), strings.Contains(s, "guest: disk"), strings.Contains(s, "guest: network"), strings.Contains(s, "nobody cared"):
+		case strings.Contains(s, "BUG"), strings.Contains(s, "Oops"), strings.Contains(s, "panic"),
+			strings.Contains(s, "guest: disk"), strings.Contains(s, "guest: network"), strings.Contains(s, "nobody cared"):
 			l.failAt(i, "the guest complains: "+s)
 		}
 	}
