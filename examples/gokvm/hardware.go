@@ -20,8 +20,8 @@ import (
 
 // hardware is what this program needs of its host.
 type hardware struct {
-	// machine makes a paused machine with its guest loaded, but for a secondary,
-	// whose guest comes over the wire, all of it.
+	// machine makes a paused machine with its guest loaded, but where there is no
+	// kernel: that guest comes over the wire, all of it.
 	machine func(options, gokvmhost.Config) (machine, error)
 	// probe says early, and in one line, if machine cannot succeed.
 	probe func() error
@@ -82,7 +82,7 @@ func newMachine(o options, devices gokvmhost.Config) (machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.mode != modeSecondary {
+	if o.kernel != "" {
 		err = loadLinux(m, o)
 	}
 	if err == nil {
@@ -111,6 +111,9 @@ func loadLinux(m *gokvmhost.Machine, o options) error {
 	}
 	return gokvmhost.LoadLinux(m, kernel, initrd, o.append)
 }
+
+// MatchCPU is that of the machine's kvm.VM.
+func (m *gokvmMachine) MatchCPU() ([]byte, func([]byte) error, error) { return m.VM().MatchCPU() }
 
 func (m *gokvmMachine) DirtyLog() ram.DirtyLog { return m.VM() }
 

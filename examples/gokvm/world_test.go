@@ -1,0 +1,474 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/kvm/gokvmhost"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// The pairs here are whole: two hosts on loopback, with disk and network, but with a
+// guest in Go, whose frames an oracle understands.
+
+// simGuest is the guest of both hosts.
+func simGuest() colotest.GuestConfig {
+	return colotest.GuestConfig{Touch: 8, Interval: time.Millisecond, Disk: simDisk, DiskEvery: 4, Seed: 3}
+}
+
+const simDisk = 256 << 10
+
+// A simMachine is a machine without a hypervisor.
+type simMachine struct {
+	*colotest.Guest
+	ends chan error // what ends the guest by itself
+}
+
+func newSimMachine(devices gokvmhost.Config) (*simMachine, error) {
+	cfg := simGuest()
+	if devices.Uplink != nil {
+		cfg.Output = devices.Uplink.WritePacket
+	}
+	if devices.Disk != nil {
+		cfg.Write = func(p []byte, off int64, flush bool) error {
+			_, err := devices.Disk.WriteAt(p, off)
+			if err == nil && flush {
+				err = devices.Disk.Sync()
+			}
+			return err
+		}
+	}
+	g, err := colotest.NewGuest(cfg)
+	return &simMachine{g, make(chan error)}, err
+}
+
+func (m *simMachine) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var group sync.WaitGroup
+	defer group.Wait()
+	group.Go(func() {
+		select {
+		case err := <-m.ends:
+			cancel(err)
+		case <-ctx.Done():
+		}
+	})
+	return m.Guest.Run(ctx)
+}
+
+func (m *simMachine) DirtyLog() ram.DirtyLog      { return m.Guest }
+func (m *simMachine) ReceivePacket([]byte) error  { return nil }
+func (m *simMachine) Input(p []byte) (int, error) { return len(p), nil }
+
+// A process is one run of the program on one host.
+type process struct {
+	w       *simWorld
+	host    string
+	machine *simMachine
+	said    bytes.Buffer
+	done    chan error
+	stop    context.CancelCauseFunc
+	once    sync.Once
+	closed  chan struct{} // its cable is
+	dead    bool          // nothing of it is heard any more
+}
+
+// Write is what the process says.
+func (p *process) Write(b []byte) (int, error) {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	return p.said.Write(b)
+}
+
+func (p *process) ReadPacket() ([]byte, error) {
+	<-p.closed
+	return nil, os.ErrClosed
+}
+
+// WritePacket is what the guest says to the world's client. What the hypervisor says
+// of it is no frame of the guest's.
+func (p *process) WritePacket(b []byte) error {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	switch {
+	case p.dead:
+		return os.ErrClosed
+	case bytes.HasPrefix(b, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}):
+		p.w.announced[p.host]++
+	default:
+		p.w.left[p.host]++
+		p.w.oracle.Frame(b)
+	}
+	return nil
+}
+
+func (p *process) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	return nil
+}
+
+// A simWorld is two hosts, a and b, the way between them, and their client.
+type simWorld struct {
+	t     *testing.T
+	ways  map[string]*way // to each host
+	disks map[string]string
+	args  []string // of every process
+
+	insecure bool
+
+	mu        sync.Mutex
+	oracle    *colotest.Oracle
+	left      map[string]int // frames, by host
+	announced map[string]int
+	at        map[string]*process
+}
+
+func newSimWorld(t *testing.T) *simWorld {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes the time of a failover")
+	}
+	oracle, err := colotest.NewOracle(simGuest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &simWorld{
+		insecure: true,
+		t:        t, oracle: oracle, ways: map[string]*way{}, disks: map[string]string{}, left: map[string]int{},
+		announced: map[string]int{}, at: map[string]*process{},
+	}
+	for _, host := range []string{"a", "b"} {
+		w.disks[host] = filepath.Join(t.TempDir(), host)
+		if err := os.WriteFile(w.disks[host], make([]byte, simDisk), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w.ways[host] = newWay(t)
+	}
+	return w
+}
+
+func other(host string) string {
+	if host == "a" {
+		return "b"
+	}
+	return "a"
+}
+
+// start runs the program on a host.
+func (w *simWorld) start(host, mode string, args ...string) *process {
+	w.t.Helper()
+	args = append(append([]string{
+		mode, "-mem", "32M", "-tap", "tap0", "-disk", w.disks[host], "-json", fmt.Sprintf("-insecure=%v", w.insecure), "-host", host, "-listen", "127.0.0.1:0",
+		"-peer", w.ways[other(host)].address(), "-beat", "20ms", "-lost-after", "20s", "-term", "400ms", "-interval", "20ms", "-min-interval", "5ms",
+	}, w.args...), args...)
+	if mode == modePrimary {
+		args = append(args, "-kernel", "none")
+	}
+	o, err := parseOptions(args, nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	p := &process{w: w, host: host, done: make(chan error, 1), closed: make(chan struct{})}
+	o.hw = hardware{
+		probe: func() error { return nil },
+		machine: func(_ options, devices gokvmhost.Config) (machine, error) {
+			m, err := newSimMachine(devices)
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			p.machine = m
+			return m, err
+		},
+		cable: func(options) (cable, error) { return p, nil },
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	p.stop = cancel
+	std := stdio{strings.NewReader(""), p, io.Discard}
+	c := newConsole(std, o.json, nil)
+	printer := newPrinter(o, std, c)
+	w.mu.Lock()
+	w.at[host] = p
+	w.mu.Unlock()
+	go func() {
+		err := runProtected(ctx, o, c, printer)
+		printer.end(err)
+		p.done <- err
+	}()
+	w.t.Cleanup(func() {
+		cancel(nil)
+		select {
+		case <-p.done:
+		case <-time.After(simPatience):
+			w.t.Errorf("host %s does not end", host)
+		}
+		if w.t.Failed() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			var told strings.Builder
+			for line := range strings.Lines(p.said.String()) {
+				if strings.Contains(line, `"phase"`) || strings.Contains(line, "ARBITRATION") || strings.Contains(line, "JOB_STATUS") {
+					told.WriteString(line)
+				}
+			}
+			w.t.Logf("host %s has said:\n%s", host, &told)
+		}
+	})
+	_, address, _ := strings.Cut(w.hears(p, `"name":"listening"`), `on `)
+	address, _, _ = strings.Cut(address, `"`)
+	w.ways[host].lead(address)
+	return p
+}
+
+// simPatience is how long anything may take that should take a moment.
+const simPatience = time.Minute
+
+// until waits for something.
+func (w *simWorld) until(what string, ok func() bool) {
+	w.t.Helper()
+	for end := time.Now().Add(simPatience); ; time.Sleep(2 * time.Millisecond) {
+		w.mu.Lock()
+		done := ok()
+		w.mu.Unlock()
+		if done {
+			return
+		}
+		if time.Now().After(end) {
+			w.t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// hears waits until a process has said a text.
+func (w *simWorld) hears(p *process, text string) string {
+	w.t.Helper()
+	var all string
+	w.until(p.host+" to say "+text, func() bool {
+		all = p.said.String()
+		return strings.Contains(all, text)
+	})
+	return all
+}
+
+// hearsNext is hears for what is said from now on.
+func (w *simWorld) hearsNext(p *process, text string) func() {
+	w.mu.Lock()
+	from := p.said.Len()
+	w.mu.Unlock()
+	return func() {
+		w.t.Helper()
+		w.until(p.host+" to say "+text+" again", func() bool { return strings.Contains(p.said.String()[from:], text) })
+	}
+}
+
+// protectedAgain returns what waits until the guest is protected again, wherever that
+// is, and returns the host that has it.
+func (w *simWorld) protectedAgain() func() *process {
+	const text = `"state":"protected"` // of the primary
+	w.mu.Lock()
+	from := map[*process]int{}
+	for _, p := range w.at {
+		from[p] = p.said.Len()
+	}
+	w.mu.Unlock()
+	return func() (lead *process) {
+		w.t.Helper()
+		w.until("a guest that is protected again", func() bool {
+			for p, n := range from {
+				if strings.Contains(p.said.String()[n:], text) {
+					lead = p
+				}
+			}
+			return lead != nil
+		})
+		return lead
+	}
+}
+
+// phase is how a process says that it has come to one.
+func phase(name string) string { return `"name":"` + name + `"` }
+
+// pair starts both hosts, with the guest on a, and waits until checkpoints happen.
+func (w *simWorld) pair(args ...string) (a, b *process) {
+	w.t.Helper()
+	w.args = args
+	b = w.start("b", modeSecondary)
+	a = w.start("a", modePrimary)
+	w.inStep(a)
+	return a, b
+}
+
+func (w *simWorld) inStep(p *process) {
+	w.t.Helper()
+	w.hears(p, phase("protected"))
+	w.hears(p, `"CHECKPOINT_COMMIT","data":{"mode":"primary","epoch":5`)
+}
+
+// kill ends a process as a power cut does, for all that the others can see. It
+// returns when its disk can be used again.
+func (w *simWorld) kill(p *process) {
+	w.t.Helper()
+	w.mu.Lock()
+	p.dead = true
+	w.mu.Unlock()
+	for _, way := range w.ways {
+		way.cut(false)
+	}
+	p.stop(nil)
+	w.ended(p)
+	w.ways[other(p.host)].mend()
+}
+
+// ended waits for the end of a process.
+func (w *simWorld) ended(p *process) error {
+	w.t.Helper()
+	select {
+	case err := <-p.done:
+		p.done <- err // for the cleanup
+		return err
+	case <-time.After(simPatience):
+		w.t.Fatalf("host %s does not end", p.host)
+		return nil
+	}
+}
+
+// moreLeaves waits for a host's frames.
+func (w *simWorld) moreLeaves(p *process) {
+	w.t.Helper()
+	w.mu.Lock()
+	enough := w.left[p.host] + 50
+	w.mu.Unlock()
+	w.until("frames of "+p.host, func() bool { return w.left[p.host] >= enough })
+}
+
+// silent says that a host's guest was never heard.
+func (w *simWorld) silent(p *process) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.left[p.host] != 0 {
+		w.t.Errorf("%d frames have left %s", w.left[p.host], p.host)
+	}
+}
+
+// judge asks the client.
+func (w *simWorld) judge() {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if v := w.oracle.Verdict(); v.Frames == 0 || v.Lost+v.Contradicted+v.Corrupted > 0 {
+		w.t.Errorf("the client: %+v", v)
+	}
+}
+
+// A way leads to a host, whichever process that is, and can be cut.
+type way struct {
+	l     net.Listener
+	group sync.WaitGroup
+
+	mu    sync.Mutex
+	to    string
+	open  bool
+	conns map[net.Conn]struct{}
+}
+
+func newWay(t *testing.T) *way {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &way{l: l, open: true, conns: map[net.Conn]struct{}{}}
+	w.group.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			w.group.Go(func() { w.pass(conn) })
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		w.cut(false)
+		w.group.Wait()
+	})
+	return w
+}
+
+func (w *way) address() string { return w.l.Addr().String() }
+
+func (w *way) lead(to string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.to, w.open = to, true
+}
+
+// cut breaks what is under way. With open, new connections get through.
+func (w *way) cut(open bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.open = open
+	for c := range w.conns {
+		c.Close()
+	}
+}
+
+func (w *way) mend() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.open = true
+}
+
+// enter remembers a connection, unless the way is cut.
+func (w *way) enter(c net.Conn) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.open {
+		return errors.New("cut")
+	}
+	w.conns[c] = struct{}{}
+	return nil
+}
+
+func (w *way) pass(a net.Conn) {
+	defer a.Close()
+	w.mu.Lock()
+	to := w.to
+	w.mu.Unlock()
+	if w.enter(a) != nil {
+		return
+	}
+	b, err := net.Dial("tcp", to)
+	if err != nil {
+		return
+	}
+	defer b.Close()
+	if w.enter(b) != nil {
+		return
+	}
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.conns, a)
+		delete(w.conns, b)
+	}()
+	var back sync.WaitGroup
+	back.Go(func() {
+		io.Copy(a, b)
+		a.Close()
+	})
+	io.Copy(b, a)
+	b.Close()
+	back.Wait()
+}
