@@ -9,6 +9,7 @@ import (
 )
 
 func TestAGuestOutlivesEachOfItsHostsAndIsProtectedAgain(t *testing.T) {
+	t.Parallel()
 	for name, args := range map[string]string{
 		"short":      "-backend sim -failovers 1 -switchover 1 -disk 0",
 		"compared":   "-backend sim -failovers 1 -switchover 1",
