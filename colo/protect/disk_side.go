@@ -173,6 +173,15 @@ func (d *Disk) fence() {
 	}
 }
 
+// fenceDisks answers what the guest here waits for, when it is certain that this host
+// does not go on with it. A write that waits for the gate would keep its vCPU, and that
+// the end of the session.
+func (j *Job) fenceDisks() {
+	for _, d := range j.cfg.Disks {
+		d.fence()
+	}
+}
+
 // follow makes this host's copy a secondary's. The guest is paused.
 func (d *Disk) follow(ctx context.Context) error {
 	d.fence()

@@ -154,6 +154,7 @@ func (w *world) verifyDisk(h *host) {
 		known[i] = true
 	}
 	n := 0
+	w.mu.Lock() // the other host's guest may run
 	for _, round := range history {
 		for _, wr := range w.writes[round] {
 			n += copy(want[wr.off:], wr.data)
@@ -162,6 +163,7 @@ func (w *world) verifyDisk(h *host) {
 			}
 		}
 	}
+	w.mu.Unlock()
 	got := make([]byte, w.size)
 	if h.image.failed.Load() { // the guest may have gone on over what could not be written there
 		if _, err := h.disk.ReadAt(got, 0); err != nil {

@@ -26,9 +26,7 @@ type pending struct {
 // follow waits for a primary and follows it, until the session ends.
 func (j *Job) follow(ctx context.Context) error {
 	j.vm.face(false)
-	for _, d := range j.cfg.Disks {
-		d.fence()
-	}
+	j.fenceDisks()
 	if j.vm.isRunning() { // deposed
 		if err := j.vm.Pause(ctx); err != nil {
 			return fmt.Errorf("protect: pause the guest: %w", err)

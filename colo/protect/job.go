@@ -232,9 +232,7 @@ func (j *Job) depart(ctx context.Context) error {
 	}
 	// The gate stays shut: a write that is not answered yet never is, and a vCPU
 	// that waits for that cannot be paused.
-	for _, d := range j.cfg.Disks {
-		d.fence()
-	}
+	j.fenceDisks()
 	if j.vm.isRunning() {
 		return j.vm.Pause(ctx)
 	}
@@ -392,7 +390,9 @@ func (j *Job) State() State {
 // shut.
 func (j *Job) deposed(generation uint64, why error) {
 	j.note(why)
-	j.do(deposed, why.Error())
+	if j.do(deposed, why.Error()) == nil {
+		j.fenceDisks()
+	}
 	if s := j.session(); s != nil {
 		s.colo.Lost(why)
 	}

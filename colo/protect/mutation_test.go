@@ -36,7 +36,7 @@ var mutants = []struct{ what, file, old, new string }{
 	{"a checkpoint forgets the output that it lets go", "colo/filter/buffer_state.go",
 		"\tb.own.each(int(upto.n-b.gone.n), m.add)\n", "\t_ = upto\n"},
 	{"a host that leaves lets its guest wait for its disk", "colo/protect/job.go",
-		"\tfor _, d := range j.cfg.Disks {\n\t\td.fence()\n\t}\n\tif j.vm", "\tif j.vm"},
+		"\tj.fenceDisks()\n\tif j.vm", "\tif j.vm"},
 }
 
 // What a run says when it finds something. A bubble in which nothing can go on says

@@ -353,6 +353,9 @@ func (j *Job) arbiter(s *session) colo.ArbiterFunc {
 		} else if err != nil && j.State() == TakingOver {
 			return errUnasked // Fenced is about to say so
 		}
+		if errors.Is(err, failover.ErrRefused) {
+			j.fenceDisks()
+		}
 		return err
 	}
 }
