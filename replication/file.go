@@ -254,6 +254,7 @@ func (d *File) Made() bool { return d.made }
 func (d *File) Close() error {
 	d.metaMu.Lock()
 	defer d.metaMu.Unlock()
+	unlockFile(d.f)
 	err := d.f.Close()
 	if d.meta != nil {
 		err = errors.Join(err, d.meta.shut())

@@ -24,6 +24,14 @@ func lockFile(f *os.File) error {
 	return err
 }
 
+// unlockFile gives the lock up also where a process that is being started has a copy
+// of the descriptor for a moment, which a close would leave it to.
+func unlockFile(f *os.File) {
+	retry(f, "fcntl", func(fd int) error {
+		return unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_UNLCK})
+	})
+}
+
 // birth tells a file from another of the same name: its inode number and the
 // time at which it was made.
 func birth(f *os.File) (id [32]byte) {

@@ -167,7 +167,7 @@ func TestADiskComesBackWithTheGuest(t *testing.T) {
 	}
 	s.checkpoints(10)
 	seen := qemutest.Serial(pri)
-	s.checkpoints(13)
+	s.further(3)
 	p.Kill()
 	s.object("back", 0)
 	counts(t, back, seen[len(seen)-1])

@@ -105,6 +105,11 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 		}
 		g.all.Go(func() { takeOrders(ctx, l, nil, g.report) })
 	}
+	if o.http != "" {
+		if err := (&page{role: "guardian", status: g.report, metrics: g.metrics}).begin(ctx, &g.all, o.http, p); err != nil {
+			return exitFailed, err
+		}
+	}
 	g.guard = standby.NewGuard(standby.GuardConfig{Stall: o.stall, Silence: o.silence}, state, time.Now())
 	g.all.Go(func() { g.watch(ctx) })
 	if o.control != "" {

@@ -264,7 +264,9 @@ func (g *guardian) say(text string, object any) {
 }
 
 // report is what "qemu status" is answered.
-func (g *guardian) report() any {
+func (g *guardian) report() any { return g.standing() }
+
+func (g *guardian) standing() guardianStatus {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	st := g.status

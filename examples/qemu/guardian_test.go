@@ -2,8 +2,12 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"io"
+	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -12,6 +16,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // guarded is a guest with a guardian and a standby.
@@ -165,7 +170,8 @@ func TestAStopOfAnOperatorLasts(t *testing.T) {
 
 func TestStatusIsAnswered(t *testing.T) {
 	t.Parallel()
-	g := guard(t, nil, nil)
+	web := []string{"-http", "127.0.0.1:0"}
+	g := guard(t, web, web)
 	for _, dir := range []string{g.dir, g.vm.Dir} {
 		for _, how := range []string{"-json=false", "-json"} {
 			p := start(t, "status", "-state", dir, how)
@@ -176,6 +182,30 @@ func TestStatusIsAnswered(t *testing.T) {
 		}
 	}
 	start(t, "status", "-state", os.TempDir()).ends(exitFailed)
+	for p, lines := range map[*program][]string{
+		g.standby:  {"lockstep_standby_session 1\n", "lockstep_standby_guardian 1\n", "lockstep_standby_checkpoint_age_seconds 0.", "lockstep_standby_guest_bytes ", "lockstep_standby_takeovers_total 0\n"},
+		g.guardian: {"lockstep_guardian_state{state=\"protected\"} 1\n", "lockstep_guardian_state{state=\"ended\"} 0\n", "lockstep_guardian_standby 1\n"},
+	} {
+		at := "http://" + p.text("http")
+		page := get(t, at+"/metrics")
+		for _, line := range lines {
+			if !strings.Contains(page, line) {
+				t.Errorf("no %q in %s", line, page)
+			}
+		}
+		for path, want := range map[string]string{"/": "generation", "/status": `"generation":`} {
+			if text := get(t, at+path); !strings.Contains(text, want) {
+				t.Errorf("%s: %s", path, text)
+			}
+		}
+		t.Run("promtool", func(t *testing.T) {
+			cmd := exec.Command(require.Program(t, "promtool", "promtool"), "check", "metrics")
+			cmd.Stdin = strings.NewReader(page)
+			if out, err := cmd.CombinedOutput(); err != nil || len(bytes.TrimSpace(out)) > 0 {
+				t.Errorf("%v\n%s", err, out)
+			}
+		})
+	}
 }
 
 // A standby that hangs keeps neither the guest nor its writes waiting.
@@ -334,4 +364,25 @@ func TestTheControlChannelTakesOurCertificatesOnly(t *testing.T) {
 	v.Do(t.Context(), "quit", nil, nil)
 	g.ends(exitOK)
 	s.object("forgotten", 0)
+}
+
+func get(t *testing.T, url string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close = true
+	answer, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil || answer.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v", url, answer.Status, err)
+	}
+	return string(text)
 }

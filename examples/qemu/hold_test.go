@@ -194,7 +194,11 @@ func TestALostPrimaryIsNotTakenForDeadWithoutAWord(t *testing.T) {
 	start(t, "promote", "-standby", dir).ends(exitOK) // it was not meant to be quit
 	s.object("back", 0)
 	counts(t, back, seen[0])
-	start(t, "promote", "-standby", dir).ends(exitFailed)
+	again := start(t, "promote", "-json", "-standby", dir)
+	again.ends(exitFailed)
+	if out := again.output(); !strings.Contains(out, `"ordered":false`) || !strings.Contains(out, "runs here already") {
+		t.Errorf("%s", out)
+	}
 	qemutest.Monitor(t, filepath.Join(dir, "qmp")).Do(t.Context(), "quit", nil, nil)
 	s.ends(exitOK)
 }

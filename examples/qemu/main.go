@@ -8,7 +8,8 @@
 // operator.go orders. relay.go passes it on to further
 // secondaries: follower.go is one of them, relay_barrier.go waits for them, promote.go
 // lets one go on. check.go and protect.go (mirror.go for disks) are the primary's, and
-// guardian.go (guardian_control.go talks to the standby) stays with it. drill.go shows all of it.
+// guardian.go (guardian_control.go talks to the standby) stays with it. page.go tells how it
+// stands, died.go how a QEMU has ended. drill.go shows all of it.
 package main
 
 import (

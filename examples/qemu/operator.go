@@ -140,6 +140,7 @@ func promoteCommand(ctx context.Context, args []string, t terminal) int {
 	f := flag.NewFlagSet("promote", flag.ContinueOnError)
 	dir := f.String("standby", "", "the standby's -state `DIR`; that of -state, if not given")
 	state := f.String("state", "", "another `DIR` for what is left behind")
+	asJSON := f.Bool("json", false, "print one JSON object")
 	timeout := f.Duration("timeout", 10*time.Second, "for the answer")
 	if status, done := parse(f, aboutPromote, args, t, true); done {
 		return status
@@ -155,11 +156,13 @@ func promoteCommand(ctx context.Context, args []string, t terminal) int {
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
-	p := &printer{terminal: t}
+	p := &printer{terminal: t, json: *asJSON}
 	if _, err := tell(ctx, socketIn(*dir, "standby"), order{Do: "promote", State: *state, QEMU: f.Args()}); err != nil {
+		p.object(map[string]any{"promote": map[string]any{"ordered": false, "error": err.Error()}})
 		p.warn("promote: %v", err)
 		return exitFailed
 	}
+	p.object(map[string]any{"promote": map[string]any{"ordered": true}})
 	p.say("ordered     the standby says what comes of it: qemu status -state %s", *dir)
 	return exitOK
 }

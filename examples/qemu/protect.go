@@ -74,6 +74,7 @@ type protectOptions struct {
 	stall      time.Duration
 	silence    time.Duration
 	state      string
+	http       string
 
 	// exited, if set, says whether COLO_EXIT has come since migrate; whoever sets
 	// it takes the monitor's events.
@@ -112,6 +113,7 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 	f.DurationVar(&o.stall, "stall", standby.DefaultStall, "with -stay: a guest that stands for so long without its checkpoint getting on is told to run on")
 	f.DurationVar(&o.silence, "silence", standby.DefaultSilence, "with -stay: a standby that is silent for so long is given up")
 	f.StringVar(&o.state, "state", "", "with -stay: `DIR` for \"qemu status\"")
+	f.StringVar(&o.http, "http", "", "with -stay: serve how it stands at `[HOST]:PORT`, for people at /, as JSON at /status, for Prometheus at /metrics; on loopback without HOST")
 	if status, done := parse(f, aboutProtect, args, t, false); done {
 		return status
 	}
@@ -167,8 +169,8 @@ func (o *protectOptions) protect(ctx context.Context, p *printer) error {
 // checkStay looks at the flags of a guardian.
 func (o *protectOptions) checkStay() error {
 	switch {
-	case !o.stay && (o.control != "" || o.arbiter != ""):
-		return errors.New("-control and -arbiter are for -stay")
+	case !o.stay && (o.control != "" || o.arbiter != "" || o.http != ""):
+		return errors.New("-control, -arbiter and -http are for -stay")
 	case o.control != "" && o.controlTLS == "" && !o.insecure:
 		return errors.New("-control wants -control-tls, or -insecure by name")
 	case o.term < time.Second, o.stall <= 0, o.silence <= 0:

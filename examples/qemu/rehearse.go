@@ -141,8 +141,10 @@ func (r *rehearsals) tell(epoch uint64, took time.Duration, err error) error {
 	text := fmt.Sprintf("the QEMU after -- takes the guest of checkpoint %d", epoch)
 	switch {
 	case err == nil:
+		r.s.tally.fits.Add(1)
 		r.s.p.say("rehearsed   %s, after %.0f ms", text, float64(took)/1e6)
 	default:
+		r.s.tally.misfits.Add(1)
 		said["error"] = err.Error()
 		text = oneLine(err)
 		r.s.p.warn("rehearsal: %s", text)

@@ -25,12 +25,6 @@ func (p *program) rehearsal(n int) (r struct {
 	return r
 }
 
-// further waits for n further checkpoints.
-func (p *program) further(n int) {
-	p.t.Helper()
-	p.checkpoints(strings.Count(p.output(), "CHECKPOINT_COMMIT") + n)
-}
-
 func TestARehearsalFindsOutWhetherTheCommandLineFits(t *testing.T) {
 	t.Parallel()
 	needsQEMU(t)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -17,6 +18,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/metrics"
 	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
@@ -45,6 +47,7 @@ func newStandby(o standbyOptions, t terminal) *standbyRun {
 		orders: make(chan order),
 	}
 	s.heard, s.tries = newHeard(s.p), &rehearsals{s: s}
+	s.present.Store(s.guest)
 	s.keeper = &keeper{s.guest, s}
 	s.loader = s.keeper
 	return s
@@ -97,6 +100,10 @@ type standbyRun struct {
 	disks  *disks            // nil: none
 	others replication.Group // who else must have a checkpoint before it counts
 
+	tally    tally
+	recorder metrics.Recorder              // of events
+	present  atomic.Pointer[standby.Guest] // guest, for those who only ask about it
+
 	protected bool // the primary was told that its guest is here
 	epoch     atomic.Uint64
 
@@ -147,8 +154,10 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 	}
 	s.events = new(event.Bus)
 	defer s.events.SubscribeAll(s.p.event)()
+	defer s.events.SubscribeAll(s.recorder.Record)()
 	defer event.Subscribe(s.events, func(c event.CheckpointCommit) {
 		s.epoch.Store(c.Epoch)
+		s.tally.committed.Store(time.Now().UnixNano())
 		if !s.protected {
 			s.protected = true
 			s.first()
@@ -223,6 +232,11 @@ func (s *standbyRun) serve(ctx context.Context, all *sync.WaitGroup, creds *tls.
 		s.p.object(map[string]string{"control": uri})
 		all.Go(func() { s.heard.serve(ctx, l, creds) })
 	}
+	if s.http != "" {
+		if err := (&page{role: "standby", status: s.status, metrics: s.metrics}).begin(ctx, all, s.http, s.p); err != nil {
+			return err
+		}
+	}
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGUSR1)
 	all.Go(func() {
@@ -248,13 +262,18 @@ func (s *standbyRun) serve(ctx context.Context, all *sync.WaitGroup, creds *tls.
 }
 
 // status is how it stands, for an operator.
-func (s *standbyRun) status() any {
+func (s *standbyRun) status() any { return s.standing() }
+
+func (s *standbyRun) standing() standbyStatus {
 	e, why, _ := s.heard.evidence()
 	s.heard.mu.Lock()
 	defer s.heard.mu.Unlock()
 	st := standbyStatus{
 		Listen: s.listen, Ready: s.heard.ready, Session: s.heard.live, Generation: s.heard.generation,
 		Guardian: e.Guardian == standby.GuardianHere, Said: why, GoneOn: s.heard.runs > 0, Rehearsal: s.tries.status(),
+	}
+	if age, ok := s.tally.age(); ok {
+		st.Age = math.Round(age.Seconds()*1000) / 1000
 	}
 	if s.heard.epoch != nil {
 		st.Epoch, st.Bytes = s.heard.epoch()
@@ -263,26 +282,29 @@ func (s *standbyRun) status() any {
 }
 
 type standbyStatus struct {
-	Listen     string `json:"listen"`
-	Ready      bool   `json:"waiting"`    // for a primary
-	Session    bool   `json:"session"`    // with a primary, or one whose end is not settled
-	Epoch      uint64 `json:"checkpoint"` // the last
-	Bytes      uint64 `json:"received"`
-	Guardian   bool   `json:"guardian"`
-	Generation uint64 `json:"generation"`
-	Said       string `json:"guardian-said"`
-	GoneOn     bool   `json:"gone-on"` // the guest was gone on with here
-	Rehearsal  string `json:"rehearsal"`
+	Listen     string  `json:"listen"`
+	Ready      bool    `json:"waiting"`        // for a primary
+	Session    bool    `json:"session"`        // with a primary, or one whose end is not settled
+	Epoch      uint64  `json:"checkpoint"`     // the last
+	Age        float64 `json:"checkpoint-age"` // in seconds; 0: there is none
+	Bytes      uint64  `json:"received"`
+	Guardian   bool    `json:"guardian"`
+	Generation uint64  `json:"generation"`
+	Said       string  `json:"guardian-said"`
+	GoneOn     bool    `json:"gone-on"` // the guest was gone on with here
+	Rehearsal  string  `json:"rehearsal"`
 }
 
 // refused tells of a connection that came to nothing.
 func (s *standbyRun) refused(err error) {
+	s.tally.refused.Add(1)
 	s.p.warn("not protected: %s", oneLine(err))
 	s.p.object(map[string]string{"refused": err.Error()})
 }
 
 // forget tells why a copy is not gone on with.
 func (s *standbyRun) forget(err error) {
+	s.tally.forgotten.Add(1)
 	s.p.say("forgotten   %s", strings.TrimPrefix(oneLine(err), colo.ErrRefused.Error()+": "+errForget.Error()+": "))
 	s.p.object(map[string]string{"forgotten": err.Error()})
 }
@@ -295,6 +317,8 @@ func (s *standbyRun) anew() error {
 	}
 	err := s.guest.Close()
 	s.guest = standby.New(standby.Config{MaxRAM: s.maxRAM << 20})
+	s.present.Store(s.guest)
+	s.tally.committed.Store(0)
 	s.keeper.Guest = s.guest
 	s.protected = false
 	if s.disks.begun() {
@@ -399,6 +423,7 @@ func (s *standbyRun) after(ctx context.Context, cause error) (int, error) {
 		return s.interrupted(ctx, exitFailed), fmt.Errorf("there is no guest to bring back: %w", cause)
 	}
 	if cause == nil {
+		s.tally.takeovers.Add(1)
 		s.heard.goOn(s.granted.Generation)
 	}
 	err = errors.Join(s.disks.rollBack(), s.disks.close()) // they are the guest's now

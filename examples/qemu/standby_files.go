@@ -196,6 +196,7 @@ func (s *standbyRun) fromKept(ctx context.Context, o *order) (int, error) {
 	if err != nil {
 		return exitUnfenced, err
 	}
+	s.tally.takeovers.Add(1)
 	s.heard.goOn(s.granted.Generation)
 	return s.settle(ctx, true)
 }

@@ -95,6 +95,7 @@ type standbyOptions struct {
 	holder   string // this host's name
 	reserve  bool
 	rehearse bool
+	http     string
 }
 
 func (o *standbyOptions) flags(f *flag.FlagSet) {
@@ -108,6 +109,7 @@ func (o *standbyOptions) flags(f *flag.FlagSet) {
 	f.StringVar(&o.control, "control", "", "take the primary's guardian (protect -stay) at `ADDR`; then this standby keeps guest after guest")
 	f.BoolVar(&o.insecure, "insecure", false, "-control without TLS: whoever reaches it can have the guest forgotten or started")
 	f.BoolVar(&o.reserve, "reserve", false, "reserve the space that the guest may need in -state, as soon as it is protected")
+	f.StringVar(&o.http, "http", "", "serve how it stands at `[HOST]:PORT`, for people at /, as JSON at /status, for Prometheus at /metrics; on loopback without HOST")
 	f.BoolVar(&o.rehearse, "rehearse", false, "after the first checkpoint, try the QEMU after -- with it, paused, and end it again: see \"qemu rehearse -h\"")
 	f.StringVar(&o.holder, "holder", hostName(), "this host's `NAME` for the arbiter")
 	f.StringVar(&o.tls, "tls", "", "TLS with the certificates in `DIR`, named as for QEMU's tls-creds-x509: ca-cert.pem, server-cert.pem, server-key.pem")

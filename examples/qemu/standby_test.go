@@ -153,6 +153,12 @@ func (p *program) checkpoints(n int) {
 	}
 }
 
+// further waits for n further checkpoints.
+func (p *program) further(n int) {
+	p.t.Helper()
+	p.checkpoints(strings.Count(p.output(), "CHECKPOINT_COMMIT") + n)
+}
+
 // ends waits for the exit status.
 func (p *program) ends(status int) {
 	p.t.Helper()
@@ -223,7 +229,7 @@ func TestAKilledPrimarysGuestGoesOnInAQEMUThatIsStartedForIt(t *testing.T) {
 			p.Protect(s.text("listening"), 20*time.Millisecond)
 			s.checkpoints(10)
 			printed := qemutest.Serial(p.Dir) // before a checkpoint that is still to come
-			s.checkpoints(14)
+			s.further(4)
 			p.Kill()
 			s.object("back", 0)
 			first := counts(t, back, printed[len(printed)-1])
@@ -404,7 +410,7 @@ func TestAGuestThatWasBroughtBackIsProtectedAgain(t *testing.T) {
 	start(t, "protect", "-qmp", "unix:"+filepath.Join(dir1, "qmp"), "-to", second.text("listening"), "-delay", "20ms").ends(exitOK)
 	second.checkpoints(5)
 	seen := qemutest.AwaitSerial(t, back1, 5)
-	second.checkpoints(strings.Count(second.output(), "CHECKPOINT_COMMIT") + 3)
+	second.further(4)
 	qemu, err := os.FindProcess(now.PID)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,89 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/metrics"
+)
+
+// page is how it stands with a standby or a guardian, over HTTP: in words at /, as
+// JSON at /status, for Prometheus at /metrics. Nothing can be ordered there.
+type page struct {
+	role    string
+	status  func() any
+	metrics func(*metrics.Set)
+}
+
+// listenHTTP is on loopback where no host is named.
+func listenHTTP(addr string) (net.Listener, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	if host == "" {
+		host = "127.0.0.1"
+	}
+	return net.Listen("tcp", net.JoinHostPort(host, port))
+}
+
+// begin serves the page at addr until ctx ends; all waits for that.
+func (g *page) begin(ctx context.Context, all *sync.WaitGroup, addr string, p *printer) error {
+	l, err := listenHTTP(addr)
+	if err != nil {
+		return err
+	}
+	p.say("watch       http://%v/, and /metrics there", l.Addr())
+	p.object(map[string]string{"http": l.Addr().String()})
+	server := &http.Server{Handler: g.handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second,
+		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10}
+	all.Go(func() { server.Serve(l) }) // until it is closed
+	all.Go(func() {
+		<-ctx.Done()
+		server.Close()
+	})
+	return nil
+}
+
+func (g *page) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		text, err := json.Marshal(g.status())
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+		w.Header().Set("Refresh", "2")
+		sayStatus(&printer{terminal: terminal{out: w}}, g.role, text)
+	})
+	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		json.NewEncoder(w).Encode(g.status())
+	})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		var s metrics.Set
+		g.metrics(&s)
+		var b bytes.Buffer
+		if _, err := s.WriteTo(&b); err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+		w.Write(b.Bytes())
+	})
+	return mux
+}
+
+// truth is a condition as a metric.
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
