@@ -31,6 +31,8 @@ type Devices struct {
 	// their instances in the stream. The two machines of a pair have the same.
 	Disks []Disk
 	NICs  []NIC
+	// Random is the guest's virtio entropy device; without a Source there is none.
+	Random Random
 	// OtherPorts is called for an access to ports that no device of the Machine has;
 	// known is false if nobody has them. When the guest reads (in), p is all ones and
 	// the function fills it. It is called by one vCPU at a time; an error ends Run.
@@ -44,7 +46,12 @@ type Devices struct {
 // Disk is a virtio disk of the guest's.
 type Disk struct {
 	Storage Storage
-	Place   Place
+	// Requests is how many of the guest's requests are served at once, at most 64; 0
+	// means 1. With more than one, Storage's methods are called from as many goroutines,
+	// and requests that overlap are the guest's to keep apart, as with any disk.
+	Requests int
+	ID       string // what the disk says of itself, at most 20 bytes; empty: "lockstep"
+	Place    Place
 }
 
 // NIC is a virtio network card of the guest's.
@@ -54,8 +61,18 @@ type NIC struct {
 	Place  Place
 }
 
+// Random is a virtio entropy device of the guest's.
+type Random struct {
+	// Source is read from a goroutine of Run, such as crypto/rand.Reader. Two machines
+	// that compute the same for a while read different numbers unless their sources are
+	// the same. While it blocks, so does a Pause; if it fails, the guest's request waits.
+	Source io.Reader
+	Place  Place
+}
+
 // Place is where a device is on the PCI bus. The zero value takes the next slot that
-// is free: the cards in their order, then the disks. Slot n of those has the ports from
+// is free: the cards in their order, then the disks, then the
+// entropy device. Slot n of those has the ports from
 // 0x6100 + 0x100 n on, and the first interrupt of 9, 10, 5, 7, 3, 6, 14, 15, 12, 16 to 23
 // that no other device has; those from 16 on need a guest that uses ACPI. A host that adds devices in a later version gives
 // those that there were a Place, so that they stay where the guests of before know them.
@@ -66,7 +83,7 @@ type Place struct {
 }
 
 // Storage is what a guest's disk is made of; a replication.Disk is one. Its
-// methods are called from one goroutine of Run at a time, and may block: the
+// methods are called from goroutines of Run, one at a time unless Disk.Requests is more, and may block: the
 // guest's request is then not complete, and neither is a Pause. A call must
 // return before Run can.
 type Storage interface {

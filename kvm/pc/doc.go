@@ -1,6 +1,6 @@
 // Package pc is a small PC on KVM, for Go authors who want a whole virtual machine to
 // start from, and for hosts with a VM of their own who lack its devices: vCPUs and
-// memory (package kvm), a serial port, a PCI bus, virtio disks and network cards, clocks, the ACPI
+// memory (package kvm), a serial port, a PCI bus, virtio disks, network cards and randomness, clocks, the ACPI
 // tables that describe them, and a loader for Linux. Every part of it can be paused,
 // saved and restored, so a [Machine] can be what a COLO session protects, what migrates,
 // or what is rolled back. linux/amd64; elsewhere it compiles and everything fails with
@@ -31,11 +31,12 @@
 //	ACPI power block, interrupt 11 pc/pm
 //	virtio disks                   pc/virtio-blk, an instance for each
 //	virtio network cards           pc/virtio-net, an instance for each
+//	virtio entropy device          pc/virtio-rng
 //
 // Each is a vmstate device, version 1, of the name on the right. They take nothing on
 // trust, neither from the guest nor from the stream; they tell the dirty log of what
 // they write; and they stand still while the guest is paused. A port that nobody has
-// reads as all ones. Disks and cards are legacy virtio devices on bus 0: the bridge is
+// reads as all ones. The virtio devices are legacy ones on bus 0: the bridge is
 // in slot 0, and [Place] says where the others are.
 //
 // # Pausing

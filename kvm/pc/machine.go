@@ -3,6 +3,7 @@
 package pc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,8 @@ type Machine struct {
 	pm      *device.PM
 	disks   []*device.Blk
 	cards   []*Card
-	places  []Place // of the cards, then of the disks
+	rng     *device.RNG // nil: none
+	places  []Place     // of the cards, the disks, the entropy device
 
 	turn   chan struct{} // held by Pause and Resume
 	pauses int           // that no Resume has undone; of who has the turn
@@ -95,7 +97,13 @@ func Attach(vm *kvm.VM, memory []byte, d Devices) (*Machine, error) {
 		if b.Storage == nil {
 			return nil, errors.New("pc: a disk without storage")
 		}
+		if b.Requests < 0 || b.Requests > device.MaxRequests || len(b.ID) > 20 {
+			return nil, fmt.Errorf("pc: a disk that serves %d requests at once and is called %q", b.Requests, b.ID)
+		}
 		wanted = append(wanted, b.Place)
+	}
+	if d.Random.Source != nil {
+		wanted = append(wanted, d.Random.Place)
 	}
 	places, err := place(wanted)
 	if err != nil {
@@ -141,9 +149,14 @@ func (m *Machine) build(d Devices) {
 	}
 	for i, b := range d.Disks {
 		p := m.places[len(d.NICs)+i]
-		disk := device.NewBlk(b.Storage, mem, m.line(uint32(p.Interrupt)), m.log)
+		disk := device.NewBlk(b.Storage, b.Requests, cmp.Or(b.ID, "lockstep"), mem, m.line(uint32(p.Interrupt)), m.log)
 		m.disks = append(m.disks, disk)
 		put(p, device.FunctionConfig{Device: 0x1001, Class: 0x018000, Subsystem: 2}, disk)
+	}
+	if source := d.Random.Source; source != nil {
+		p := m.places[len(m.places)-1]
+		m.rng = device.NewRNG(source, mem, m.line(uint32(p.Interrupt)), m.log)
+		put(p, device.FunctionConfig{Device: 0x1005, Class: 0x00ff00, Subsystem: 4}, m.rng)
 	}
 	for len(functions) < fewestSlots {
 		functions = append(functions, device.FunctionConfig{})
@@ -215,8 +228,8 @@ func (m *Machine) Blocks() []ram.Block { return []ram.Block{{Name: kvm.RAMBlock,
 // Cards returns the guest's network cards, in the order of Devices.NICs.
 func (m *Machine) Cards() []*Card { return m.cards[:len(m.cards):len(m.cards)] }
 
-// Places returns where the guest's devices are on the PCI bus: the network cards, then the
-// disks, each in the order of Devices.
+// Places returns where the guest's devices are on the PCI bus: the network cards, the
+// disks, each in the order of Devices, and the entropy device.
 func (m *Machine) Places() []Place { return append([]Place(nil), m.places...) }
 
 // Stats returns what was counted since the Machine was made.

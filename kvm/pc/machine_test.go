@@ -5,6 +5,7 @@ package pc_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -83,8 +84,9 @@ type flat struct {
 
 func devices() pc.Devices {
 	return pc.Devices{
-		Disks: []pc.Disk{{Storage: newDisk()}, {Storage: newDisk()}},
-		NICs:  []pc.NIC{{Uplink: nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 1}}, {Uplink: nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 2}}},
+		Disks:  []pc.Disk{{Storage: newDisk()}, {Storage: newDisk(), Requests: 4}},
+		Random: pc.Random{Source: rand.Reader},
+		NICs:   []pc.NIC{{Uplink: nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 1}}, {Uplink: nowhere{}, MAC: [6]byte{2, 0, 0, 0, 0, 2}}},
 	}
 }
 
@@ -272,9 +274,9 @@ func TestAGuestGoesThrough10Generations(t *testing.T) {
 func TestEveryDeviceHasASectionOfItsOwn(t *testing.T) {
 	f := newFlat(t, guest.Params{Pages: 16, Touch: 1}, devices())
 	state := f.save()
-	for _, name := range []string{"pc/pci", "pc/serial", "pc/cmos", "pc/pm", "pc/virtio-blk", "pc/virtio-net"} {
+	for _, name := range []string{"pc/pci", "pc/serial", "pc/cmos", "pc/pm", "pc/virtio-blk", "pc/virtio-net", "pc/virtio-rng"} {
 		want := 1
-		if strings.HasPrefix(name, "pc/virtio") {
+		if strings.HasPrefix(name, "pc/virtio") && name != "pc/virtio-rng" {
 			want = 2
 		}
 		if n := bytes.Count(state, append([]byte{byte(len(name))}, name...)); n != want {
@@ -385,12 +387,13 @@ func TestWhatCannotBeAMachineIsRefused(t *testing.T) {
 		"too little memory":   {Memory: 64 << 10},
 		"no uplink":           {Memory: 1 << 20, Devices: pc.Devices{NICs: make([]pc.NIC, 1)}},
 		"no storage":          {Memory: 1 << 20, Devices: pc.Devices{Disks: make([]pc.Disk, 1)}},
-		"no such slot":        {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{newDisk(), pc.Place{Slot: 32}}}}},
-		"no slot":             {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{newDisk(), pc.Place{Interrupt: 9}}}}},
-		"the board's ports":   {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{newDisk(), pc.Place{Slot: 1, Ports: 0x6100}}}}},
-		"odd ports":           {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{newDisk(), pc.Place{Slot: 1, Ports: 0x6280}}}}},
-		"the console's line":  {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{newDisk(), pc.Place{Slot: 1, Interrupt: 4}}}}},
-		"two in a slot":       {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{newDisk(), pc.Place{Slot: 4}}, {newDisk(), pc.Place{Slot: 4}}}}},
+		"no such slot":        {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 32}}}}},
+		"no slot":             {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Interrupt: 9}}}}},
+		"the board's ports":   {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 1, Ports: 0x6100}}}}},
+		"odd ports":           {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 1, Ports: 0x6280}}}}},
+		"the console's line":  {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 1, Interrupt: 4}}}}},
+		"two in a slot":       {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 4}}, {Storage: newDisk(), Place: pc.Place{Slot: 4}}}}},
+		"too many at once":    {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Requests: 65}}}},
 		"more than there are": {Memory: 1 << 20, Devices: pc.Devices{Disks: slices.Repeat([]pc.Disk{{Storage: newDisk()}}, 32)}},
 	} {
 		if m, err := pc.Create(cfg); err == nil {
@@ -478,12 +481,13 @@ func TestAKernelIsEnteredAsTheBootProtocolSays(t *testing.T) {
 func TestAPlaceIsWhereItWasSaidOrTheNextThatIsFree(t *testing.T) {
 	require.Usable(t, require.KVM, kvm.Probe)
 	m, err := pc.Create(pc.Config{Memory: 1 << 20, Devices: pc.Devices{
-		NICs:  []pc.NIC{{Uplink: nowhere{}}, {Uplink: nowhere{}, Place: pc.Place{Slot: 1, Interrupt: 10}}},
-		Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 9, Ports: 0x6300}}, {Storage: newDisk()}},
+		NICs:   []pc.NIC{{Uplink: nowhere{}}, {Uplink: nowhere{}, Place: pc.Place{Slot: 1, Interrupt: 10}}},
+		Disks:  []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 9, Ports: 0x6300}}, {Storage: newDisk()}},
+		Random: pc.Random{Source: rand.Reader},
 	}})
 	must(t, err)
 	defer m.Close()
-	if want, got := []pc.Place{{3, 0x6400, 9}, {1, 0x6200, 10}, {9, 0x6300, 5}, {4, 0x6500, 7}}, m.Places(); !slices.Equal(got, want) {
+	if want, got := []pc.Place{{3, 0x6400, 9}, {1, 0x6200, 10}, {9, 0x6300, 5}, {4, 0x6500, 7}, {5, 0x6600, 3}}, m.Places(); !slices.Equal(got, want) {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 }

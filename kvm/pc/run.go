@@ -48,6 +48,10 @@ func (m *Machine) Run(ctx context.Context) error {
 		d.Kick() // for what a Run before this one did not begin with
 		devices.Go(func() { d.Work(working, m.gate) })
 	}
+	if m.rng != nil {
+		m.rng.Kick()
+		devices.Go(func() { m.rng.Work(working, m.gate) })
+	}
 	for _, c := range m.cards {
 		c.net.KickTransmit()
 		devices.Go(func() { c.net.Work(working, m.gate) })
@@ -167,6 +171,9 @@ func (m *Machine) open() {
 	for _, d := range m.disks {
 		d.Kick()
 	}
+	if m.rng != nil {
+		m.rng.Kick()
+	}
 	for _, c := range m.cards {
 		c.net.Kick()
 	}
@@ -192,7 +199,8 @@ func (m *Machine) give() { <-m.turn }
 
 // Register adds the guest's devices to a registry, in the order in which they must
 // be restored: those of package kvm, then pc/pci, pc/serial, pc/cmos, pc/pm, and for each
-// disk and network card an instance of pc/virtio-blk and of pc/virtio-net, all version 1.
+// disk and network card an instance of pc/virtio-blk and of pc/virtio-net, and pc/virtio-rng,
+// all version 1.
 // The memory is not among them. They are saved and restored while the Machine is
 // paused, and otherwise fail with ErrRunning.
 func (m *Machine) Register(reg *vmstate.Registry) error { return m.RegisterAs(reg, "pc/") }
@@ -214,6 +222,9 @@ func (m *Machine) RegisterAs(reg *vmstate.Registry, prefix string) error {
 	}
 	for i, c := range m.cards {
 		list = append(list, section{m, "virtio-net", uint32(i), c.net})
+	}
+	if m.rng != nil {
+		list = append(list, section{m, "virtio-rng", 0, m.rng})
 	}
 	for _, s := range list {
 		s.name = prefix + s.name

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"sync"
 
 	"github.com/gocolo/lockstep/vmstate"
 )
@@ -39,28 +40,44 @@ type Backend interface {
 	Sync() error
 }
 
-// Blk is a virtio disk. It serves one request at a time, in the order in which
-// they were made available, on the goroutine that runs Work. The backend never
+// Blk is a virtio disk. It begins requests in the order in which they were made
+// available, on the goroutines of Work, and serves as many at once as it was told; they
+// are answered in the order in which they end. The backend never
 // sees the guest's memory, which the guest may change at any time: what is written
 // is copied first, so that all who take part in a write take the same bytes.
 type Blk struct {
 	virtio
 	backend Backend
+	id      string
 	sectors uint64
 	work    worker
-	buf     []byte
+	servers []*blkServer
+}
+
+// blkServer serves one request at a time.
+type blkServer struct {
+	*Blk
+	buf  []byte
+	list []segment // of the request: what is read, then what is written
 }
 
 // blkChunk is how much of a request is passed to the backend at a time.
 const blkChunk = 1 << 20
 
-// NewBlk returns a disk. log may be nil.
-func NewBlk(backend Backend, mem *Memory, line Line, log *slog.Logger) *Blk {
+// MaxRequests is the most that a Blk serves at once.
+const MaxRequests = 64
+
+// NewBlk returns a disk that serves so many requests at once, from 1 to MaxRequests. id is
+// what it says of itself, of which 20 bytes count. log may be nil.
+func NewBlk(backend Backend, requests int, id string, mem *Memory, line Line, log *slog.Logger) *Blk {
 	b := &Blk{
 		backend: backend,
+		id:      id,
 		sectors: uint64(max(backend.Size(), 0)) / SectorSize,
 		work:    make(worker, 1),
-		buf:     make([]byte, blkChunk),
+	}
+	for range min(max(requests, 1), MaxRequests) {
+		b.servers = append(b.servers, &blkServer{b, make([]byte, blkChunk), make([]segment, 0, QueueSize)})
 	}
 	config := make([]byte, 60)
 	binary.LittleEndian.PutUint64(config, b.sectors)
@@ -71,14 +88,25 @@ func NewBlk(backend Backend, mem *Memory, line Line, log *slog.Logger) *Blk {
 }
 
 // Work serves requests until ctx ends, and returns when none is being served.
-func (b *Blk) Work(ctx context.Context, gate *Gate) { b.work.run(ctx, gate, b.step) }
+func (b *Blk) Work(ctx context.Context, gate *Gate) {
+	var others sync.WaitGroup
+	for _, s := range b.servers[1:] {
+		others.Go(func() { b.work.run(ctx, gate, s.step) })
+	}
+	b.work.run(ctx, gate, b.servers[0].step)
+	others.Wait()
+}
 
 // Kick has Work look for requests, after Apply or a time without Work.
 func (b *Blk) Kick() { b.work.kick() }
 
-// step serves one request.
-func (b *Blk) step() (more bool) {
+// step serves one request, and wakes another server if there are more.
+func (b *blkServer) step() (more bool) {
 	b.mu.Lock()
+	if b.held > 0 { // what waits empties the queue
+		b.mu.Unlock()
+		return false
+	}
 	c, ok := b.peek(0)
 	if !ok {
 		b.mu.Unlock()
@@ -91,8 +119,14 @@ func (b *Blk) step() (more bool) {
 		b.mu.Unlock()
 		return false
 	}
+	// The queue's segments are the next peek's.
+	b.list = append(append(b.list[:0], c.out...), c.in...)
+	c.out, c.in = b.list[:len(c.out)], b.list[len(c.out):]
 	b.queues[0].pop()
-	b.busy = true
+	b.busy++
+	if len(b.servers) > 1 && b.queues[0].more() {
+		b.work.kick()
+	}
 	b.mu.Unlock()
 
 	status, written := b.serve(c, out-blkHeader, in-1)
@@ -108,7 +142,7 @@ func (b *Blk) step() (more bool) {
 
 // serve performs a request with out bytes of data to read from the guest, or in
 // bytes to write to it, and returns its status and how many it wrote.
-func (b *Blk) serve(c chain, out, in uint64) (status uint8, written uint64) {
+func (b *blkServer) serve(c chain, out, in uint64) (status uint8, written uint64) {
 	header := b.buf[:blkHeader]
 	b.mem.gather(header, c.out, 0)
 	kind, sector := binary.LittleEndian.Uint32(header), binary.LittleEndian.Uint64(header[8:])
@@ -127,7 +161,7 @@ func (b *Blk) serve(c chain, out, in uint64) (status uint8, written uint64) {
 		return b.answer("sync", b.backend.Sync()), 0
 	case blkGetID:
 		var id [blkIDSize]byte
-		copy(id[:], "lockstep")
+		copy(id[:], b.id)
 		n := min(in, blkIDSize)
 		b.mem.scatter(id[:n], c.in, 0)
 		return blkOK, n
@@ -140,7 +174,7 @@ func (b *Blk) within(sector, n uint64) bool {
 	return n%SectorSize == 0 && sector <= b.sectors && n/SectorSize <= b.sectors-sector
 }
 
-func (b *Blk) read(list []segment, off int64, n uint64) (status uint8, written uint64) {
+func (b *blkServer) read(list []segment, off int64, n uint64) (status uint8, written uint64) {
 	for written < n {
 		p := b.buf[:min(n-written, blkChunk)]
 		k, err := b.backend.ReadAt(p, off+int64(written))
@@ -156,7 +190,7 @@ func (b *Blk) read(list []segment, off int64, n uint64) (status uint8, written u
 	return blkOK, written
 }
 
-func (b *Blk) write(list []segment, off int64, n uint64) (status uint8) {
+func (b *blkServer) write(list []segment, off int64, n uint64) (status uint8) {
 	for done := uint64(0); done < n; {
 		p := b.buf[:min(n-done, blkChunk)]
 		b.mem.gather(p, list, blkHeader+done)

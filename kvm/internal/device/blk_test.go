@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"testing"
 )
@@ -48,6 +49,9 @@ const (
 	testData   = 0x90000
 )
 
+// step has the first server look.
+func (b *Blk) step() bool { return b.servers[0].step() }
+
 type blkRig struct {
 	*board
 	*ring
@@ -58,7 +62,7 @@ type blkRig struct {
 func newBlkRig(t testing.TB, size int) *blkRig {
 	b := newBoard(t)
 	disk := &store{data: make([]byte, size)}
-	blk := NewBlk(disk, b.memory(), b.line, nil)
+	blk := NewBlk(disk, 1, "lockstep", b.memory(), b.line, nil)
 	return &blkRig{b, newRing(b, blk, 0, 0x10000), blk, disk}
 }
 
@@ -252,8 +256,9 @@ func TestClosingTheGateWaitsForTheRequestThatWasBegun(t *testing.T) {
 			t.Error("a request was begun behind the gate")
 		}
 		go func() { <-r.disk.begun }()
+		r.in(regISR, 1) // before the next can raise the line, which would be no second rise
 		r.gate.Open()
-		for r.in(regISR, 1); ; {
+		for {
 			if level, rises := r.raised(); level && rises > 1 {
 				break
 			}
@@ -286,6 +291,68 @@ func TestAResetWaitsForTheRequestThatWasBegun(t *testing.T) {
 			t.Error("the line is up")
 		}
 	})
+}
+
+// Two requests are with the backend at once; they are answered as they end, and what takes
+// the ring away waits for both.
+func TestADiskServesAsManyRequestsAtOnceAsItWasTold(t *testing.T) {
+	for name, end := range map[string]func(*blkRig){
+		"pause": func(r *blkRig) { must(t, r.gate.Close(t.Context())) },
+		"reset": func(r *blkRig) { r.out(regStatus, 1, 0) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBoard(t)
+			disk := &store{data: make([]byte, 1<<20), hold: make(chan struct{}), begun: make(chan struct{})}
+			blk := NewBlk(disk, 2, "two", b.memory(), b.line, nil)
+			r := &blkRig{b, newRing(b, blk, 0, 0x10000), blk, disk}
+			status := func(head uint16) *byte { return &r.mem[testStatus+uint64(head)] }
+			for i, head := range []uint16{0, 8, 16} {
+				header, data := testHeader+0x1000+0x20*uint64(head), testData+0x1000*uint64(head)
+				binary.LittleEndian.PutUint32(r.mem[header:], blkOut)
+				binary.LittleEndian.PutUint64(r.mem[header+8:], uint64(i))
+				copy(r.mem[data:], bytes.Repeat([]byte{byte(i + 1)}, SectorSize))
+				*status(head) = 0xee
+				r.offer(head, part{header, blkHeader, false}, part{data, SectorSize, false}, part{testStatus + uint64(head), 1, true})
+			}
+			run(r.blk.Work, r.gate, func() {
+				r.kick()
+				<-disk.begun
+				<-disk.begun // the second, though nobody has let the first end
+				select {
+				case <-disk.begun:
+					t.Error("a third request is begun")
+				default:
+				}
+				ended := make(chan struct{})
+				go func() { defer close(ended); end(r) }()
+				for !r.awaited() {
+					runtime.Gosched()
+				}
+				close(disk.hold)
+				<-ended
+			})
+			if used := r.used(); len(used) != 2 || used[0].head+used[1].head != 8 {
+				t.Errorf("returned %v, want those that were begun", used)
+			}
+			if *status(0) != blkOK || *status(8) != blkOK || *status(16) != 0xee {
+				t.Errorf("answered %x %x %x", *status(0), *status(8), *status(16))
+			}
+			if disk.data[0] != 1 || disk.data[SectorSize] != 2 || disk.data[2*SectorSize] != 0 {
+				t.Error("the disk has not what was written")
+			}
+		})
+	}
+}
+
+// awaited reports whether a pause or a reset waits for the requests that were begun.
+func (r *blkRig) awaited() bool {
+	r.blk.mu.Lock()
+	defer r.blk.mu.Unlock()
+	if r.blk.held > 0 || !r.gate.TryEnter() {
+		return true
+	}
+	r.gate.Leave()
+	return false
 }
 
 func TestServingADiskAllocatesNothing(t *testing.T) {

@@ -190,7 +190,7 @@ func (n *Net) step() (more bool) {
 		frame := n.frame[:length-netHeader]
 		n.mem.gather(frame, c.out, netHeader)
 		// The uplink may hand a frame to this card before it returns.
-		n.busy = true
+		n.busy++
 		n.mu.Unlock()
 		err := n.uplink.WritePacket(frame)
 		n.mu.Lock()

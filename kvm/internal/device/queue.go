@@ -122,6 +122,12 @@ func (q *queue) peek() (c chain, ok bool, err error) {
 	return c, true, nil
 }
 
+// more reports whether there is a chain to peek at, or the ring is broken in a way that
+// peek finds.
+func (q *queue) more() bool {
+	return q.usable() && uint16(q.mem.load(q.base()+availAt)>>16) != q.last
+}
+
 func (q *queue) fail(format string, args ...any) error {
 	q.broken = true
 	return &queueError{fmt.Sprintf(format, args...)}

@@ -29,12 +29,13 @@ const VirtioPorts = 0x100
 const isrQueue = 1
 
 // virtio is what legacy virtio devices have in common. mu guards all of it, except
-// that a device works on a chain without it while busy is set: what would take the
-// rings away from under it waits.
+// that a device works on chains without it while busy is not 0: what would take the
+// rings away from under it waits, and while it does no other chain is begun.
 type virtio struct {
 	mu      sync.Mutex
-	idle    sync.Cond // busy became false
-	busy    bool
+	idle    sync.Cond // busy became 0
+	busy    int       // chains at work
+	held    int       // who waits for busy to become 0
 	irq     irq
 	mem     *Memory
 	log     *slog.Logger
@@ -106,9 +107,11 @@ func (v *virtio) Out(off uint16, p []byte) error {
 	case off == regFeatures && len(p) == 4:
 		v.features = x & v.offered
 	case off == regPFN && len(p) == 4:
-		v.wait()
 		if int(v.selected) < len(v.queues) {
-			v.queues[v.selected].setup(x)
+			v.wait()
+			if int(v.selected) < len(v.queues) { // another vCPU may have written it
+				v.queues[v.selected].setup(x)
+			}
 		}
 	case off == regSelect && len(p) == 2:
 		v.selected = uint16(x)
@@ -129,9 +132,11 @@ func (v *virtio) Out(off uint16, p []byte) error {
 
 // wait returns when the device works on no chain. mu is held, not while waiting.
 func (v *virtio) wait() {
-	for v.busy {
+	v.held++
+	for v.busy > 0 {
 		v.idle.Wait()
 	}
+	v.held--
 }
 
 // reset is what a driver does first. When it returns, the device does not touch
@@ -147,8 +152,9 @@ func (v *virtio) reset() {
 
 // release ends work on a chain. mu is held.
 func (v *virtio) release() {
-	v.busy = false
-	v.idle.Broadcast()
+	if v.busy--; v.busy == 0 {
+		v.idle.Broadcast()
+	}
 }
 
 // peek is queue.peek, with a word to the log about a ring that is broken. mu is
