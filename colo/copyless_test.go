@@ -99,7 +99,7 @@ func TestASecondaryWithoutACopyMayBeCutAnywhere(t *testing.T) {
 			}
 		}
 		for at := range ps.Points(func(i int64) bool {
-			return *every || inside[i] && i%60013 == 0 || !inside[i] && i%(1499*int64(sparse())) == 0
+			return *every || inside[i] && i%60013 == 0 || !inside[i] && i%(4001*int64(sparse())) == 0
 		}) {
 			try(colotest.Flow{Break: at}, colotest.Flow{})
 		}

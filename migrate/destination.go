@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gocolo/lockstep/qemufile"
@@ -39,6 +40,10 @@ type DestinationConfig struct {
 
 	// Reconnect returns another connection when one breaks in postcopy. Nil: there is none.
 	Reconnect Reconnect
+
+	// Channels bring the pages of precopy, in step with each section, as a QEMU up
+	// to 8.0 sends them; a later one needs its multifd-flush-after-each-section.
+	Channels Channels
 }
 
 // Destination takes a guest. It is used once.
@@ -50,6 +55,8 @@ type Destination struct {
 	rp        *vmstate.ReturnWriter
 	running   bool // in postcopy: Resume was called
 	abandoned bool // and must not be any more
+
+	answers atomic.Bool // the source reads a return path
 
 	Stats DestinationStats // of Run, after it has returned
 }
@@ -87,7 +94,7 @@ func (d *Destination) Run(ctx context.Context, conn Conn) error {
 	defer func() { x.close() }()
 	d.answer(x)
 	d.cfg.State.NewSession()
-	err := d.load(x)
+	err := d.loadWithChannels(ctx, x)
 	if !errors.Is(err, vmstate.ErrPostcopyRun) {
 		if err == nil {
 			err = d.cfg.State.Commit()
@@ -208,9 +215,38 @@ func (d *Destination) ask(block string, start uint64, length uint32) {
 // shut says how it went, to a source that wants to know. If that does not arrive the source
 // sees the connection end.
 func (d *Destination) shut(err error) {
-	if d.in.ReturnPath() {
+	if d.answers.Load() {
 		_ = d.reply(func(rp *vmstate.ReturnWriter) error { return rp.Shut(err == nil) })
 	}
+}
+
+// loadWithChannels is load, with the channels if there are any.
+func (d *Destination) loadWithChannels(ctx context.Context, x *wire) error {
+	c := &d.cfg.Channels
+	if len(c.Conns) == 0 {
+		return d.load(x)
+	}
+	err := c.check()
+	if err == nil && d.cfg.Postcopy {
+		err = errors.New("migrate: channels in a migration that may become postcopy")
+	}
+	if err != nil {
+		for _, conn := range c.Conns {
+			conn.Close()
+		}
+		return err
+	}
+	v := newReceiver(ctx, c, d.cfg.Memory, func(err error) {
+		d.shut(err) // the stream's end would not say who has the guest
+		x.conn.Close()
+	})
+	d.cfg.Memory.SetBarrier(v.barrier)
+	defer d.cfg.Memory.SetBarrier(nil)
+	err = d.load(x)
+	if broken := v.stop(); broken != nil {
+		return broken // which is why the stream has ended, if it has
+	}
+	return err
 }
 
 // load takes everything up to the guest's start.
@@ -239,6 +275,7 @@ func (d *Destination) load(x *wire) error {
 // command carries out one command of the source.
 func (d *Destination) command(c vmstate.Command) error {
 	act, err := d.in.Accept(c)
+	d.answers.Store(d.in.ReturnPath())
 	if err != nil || !act {
 		return err
 	}

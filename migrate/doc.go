@@ -29,6 +29,14 @@
 // fast link with large socket buffers that is milliseconds, and not a round trip. A Conn
 // whose buffers are set small before the migration has less on its way.
 //
+// # Channels
+//
+// In precopy, pages may go over [Channels] of their own beside the stream (QEMU's multifd),
+// compressed or not: whichever channel is free takes the next packet, and at the end of each
+// section all of them have said that they are done before the next begins. A channel that
+// ends or lies ends the migration. Each side opens or accepts them after the main
+// connection.
+//
 // # Who has the guest
 //
 // Until the devices are sent the guest is the source's: whatever fails, it runs on there, and

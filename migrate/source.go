@@ -45,6 +45,10 @@ type SourceConfig struct {
 
 	// Reconnect returns another connection when one breaks in postcopy. Nil: there is none.
 	Reconnect Reconnect
+
+	// Channels carry the pages of precopy. They are not for a migration that may
+	// become postcopy.
+	Channels Channels
 }
 
 // pingRun is the PING in the package, right before the guest runs.
@@ -63,8 +67,9 @@ const (
 
 // Source sends a guest. It is used once.
 type Source struct {
-	cfg   SourceConfig
-	taken atomic.Bool // the destination has the whole package, with the devices
+	cfg      SourceConfig
+	channels *sender     // nil: none
+	taken    atomic.Bool // the destination has the whole package, with the devices
 
 	Stats SourceStats // of Run, after it has returned
 }
@@ -101,11 +106,21 @@ func NewSource(cfg SourceConfig) *Source {
 func (s *Source) Run(ctx context.Context, conn Conn) error {
 	defer func() {
 		s.Stats.Memory = s.cfg.Memory.Stats()
+		s.cfg.Memory.SendPagesTo(nil)
 		s.cfg.State.SaveCleanup()
 	}()
 	x := s.begin(ctx, conn, false)
-	owns, err := s.send(ctx, x)
+	owns, err := s.beginChannels(ctx, x)
+	if err == nil {
+		owns, err = s.send(ctx, x)
+	}
 	x.end()
+	if s.channels != nil {
+		s.channels.close()
+		if err != nil && !errors.Is(err, ErrRefused) && !errors.Is(err, ErrUnknown) {
+			err = s.channels.broken(err)
+		}
+	}
 	if err != nil && owns {
 		// The context's end does not keep the guest from running.
 		err = errors.Join(err, s.cfg.VM.Resume(context.WithoutCancel(ctx)))
@@ -124,6 +139,37 @@ func (s *Source) Run(ctx context.Context, conn Conn) error {
 		x.end()
 	}
 	return err
+}
+
+// beginChannels starts the channels, if there are any.
+func (s *Source) beginChannels(ctx context.Context, x *exchange) (owns bool, err error) {
+	c := &s.cfg.Channels
+	if len(c.Conns) == 0 {
+		return false, nil
+	}
+	if err = c.check(); err == nil && s.cfg.Postcopy {
+		err = errors.New("migrate: channels in a migration that may become postcopy")
+	}
+	if err == nil {
+		s.channels, err = newSender(ctx, c, func() { x.conn.Close() })
+		if err == nil {
+			s.cfg.Memory.SendPagesTo(s.channels)
+		}
+		return false, err
+	}
+	for _, conn := range c.Conns {
+		conn.Close()
+	}
+	return false, err
+}
+
+// rate is how fast memory goes, in bytes a second.
+func (s *Source) rate(x *exchange, since time.Time, channelBytes int64) float64 {
+	r := x.w.Rate()
+	if s.channels != nil {
+		r += float64(s.channels.bytes.Load()-channelBytes) / time.Since(since).Seconds()
+	}
+	return r
 }
 
 // paused says what is known of a guest that was handed over on a connection that broke.
@@ -334,6 +380,10 @@ func (s *Source) unplugged(x *exchange) error {
 func (s *Source) passes(x *exchange) (postcopy bool, err error) {
 	reg, w := s.cfg.State, x.w
 	for {
+		begun, before := time.Now(), int64(0)
+		if s.channels != nil {
+			before = s.channels.bytes.Load()
+		}
 		for done := false; !done; {
 			if done, err = reg.SaveIterate(w); err != nil {
 				return false, err
@@ -346,7 +396,7 @@ func (s *Source) passes(x *exchange) (postcopy bool, err error) {
 			return false, err
 		}
 		s.Stats.Passes++
-		most := w.Rate() * s.cfg.MaxDowntime.Seconds()
+		most := s.rate(x, begun, before) * s.cfg.MaxDowntime.Seconds()
 		must, can := reg.Pending(false)
 		if float64(must+can) <= most {
 			must, can = reg.Pending(true) // which costs a look at the dirty log

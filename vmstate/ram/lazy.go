@@ -54,6 +54,7 @@ type Lazy struct {
 	listening atomic.Bool
 	done      atomic.Bool
 	inflate   inflater
+	barrier   func() error
 
 	// A page of the host that is coming in parts.
 	part      []byte
@@ -445,6 +446,11 @@ func (l *Lazy) LoadState(r *qemufile.Reader, version uint32) error {
 			if l.listening.Load() && l.partHave > 0 {
 				return loadError(at, l.partBlock.Name, l.partAt, ErrPartialPage)
 			}
+			if l.barrier != nil {
+				if err := l.barrier(); err != nil {
+					return loadError(at, "", 0, err)
+				}
+			}
 			return nil
 		default:
 			err = fmt.Errorf("%w: %#x", ErrFlags, word&flagMask)
@@ -532,7 +538,7 @@ func (l *Lazy) page(r *qemufile.Reader, b *lazyBlock, off, kind uint64) error {
 		copy(dst, p)
 	}
 	if !live {
-		b.received.Set(int(off / PageSize))
+		b.receive(off)
 		return nil
 	}
 	l.partHave += PageSize

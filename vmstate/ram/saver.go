@@ -80,6 +80,9 @@ type Saver struct {
 	sendDeltas bool          // the first round, in which every page is new, is over
 	delta      [PageSize]byte
 
+	elsewhere     PageSender
+	sentElsewhere int64 // bytes, in this SaveIterate
+
 	stats         Stats
 	statsDone     bool  // stats are those of a checkpoint that is complete
 	beforeCapture Stats // what they were without the capture
@@ -180,7 +183,7 @@ func (s *Saver) SaveSetup(w *qemufile.Writer) error {
 	s.arena.prepare(min(firstPrepare, s.dirty*PageSize))
 	start := w.Transferred()
 	putBlockList(w, list, total, s.cfg.Format)
-	w.PutBE64(flagEOS)
+	s.end(w)
 	s.stats.Bytes += uint64(w.Transferred() - start)
 	return s.saved(w)
 }
@@ -201,10 +204,11 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 	s.begin()
 	start := w.Transferred()
 	limit := start + int64(s.cfg.IterateBytes)
+	s.sentElsewhere = 0
 	var heads zeroHeads
 	// A zero page costs few bytes, but its time: count pages too.
 	for pages := 16 * s.cfg.IterateBytes / PageSize; s.dirty > 0 && pages >= 0; pages-- {
-		if w.Transferred() >= limit || w.Err() != nil || pages&15 == 0 && w.RateExceeded() {
+		if w.Transferred()+s.sentElsewhere >= limit || w.Err() != nil || pages&15 == 0 && w.RateExceeded() {
 			break
 		}
 		b := &s.blocks[s.atBlock]
@@ -219,7 +223,7 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 		s.atPage = i + 1
 		s.send(w, s.atBlock, i, mayBeZero)
 	}
-	w.PutBE64(flagEOS)
+	s.end(w)
 	s.stats.Bytes += uint64(w.Transferred() - start)
 	return s.dirty == 0, s.saved(w)
 }
@@ -273,7 +277,7 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 		}
 		s.dirty = 0
 	}
-	w.PutBE64(flagEOS)
+	s.end(w)
 	s.stats.Bytes += uint64(w.Transferred() - start)
 	err := w.Err()
 	if err == nil && fromGuest {

@@ -20,6 +20,15 @@ func (s *Saver) send(w *qemufile.Writer, bi, i int, mayBeZero bool) {
 		s.stats.ZeroPages++
 		return
 	}
+	if s.elsewhere != nil {
+		s.stats.Pages++
+		s.stats.Bytes += PageSize
+		s.sentElsewhere += PageSize
+		if err := s.elsewhere.SendPage(b.Name, uint64(off), page); err != nil {
+			w.Fail(err)
+		}
+		return
+	}
 	if s.deltas == nil || !s.sendDeltas {
 		s.putHead(w, bi, uint64(off)|flagPage)
 		w.WriteRef(page)

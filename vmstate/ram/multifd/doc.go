@@ -17,8 +17,8 @@
 // [Reader.Pages] decompresses zlib, and anything else for which the caller has a
 // [Decoder].
 //
-// There are packets here, and nobody who drives them: whoever migrates with
-// multifd opens the channels and decides which page goes over which. A
-// [ram.Saver] sends all of its memory over the main stream; a [ram.Cache] takes
-// pages that came over a channel with StagePage.
+// There are packets here, and nobody who drives them: package migrate does, for a
+// migration that is not COLO's. A [ram.Saver] has its pages sent elsewhere by
+// SendPagesTo; a [ram.Lazy] and a [ram.Cache] take pages that came over a channel
+// with StagePage.
 package multifd
