@@ -37,6 +37,9 @@ func (j *Job) Save(ctx context.Context, w io.Writer) error {
 		return err
 	}
 	defer done()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if _, err := j.allowed(doSave); err != nil {
 		return err
 	}
@@ -96,8 +99,11 @@ func (j *Job) store(act context.Context, s *saving) (err error) {
 	if err := j.syncDisks(ctx); err != nil {
 		return err
 	}
-	if err := save(endingWriter{ctx, s.w}, j.cfg.Guest, j.cfg.Machine, j.keeper.Generation()); err != nil {
+	if err := save(endingWriter{[]context.Context{s.ctx, act}, s.w}, j.cfg.Guest, j.cfg.Machine, j.keeper.Generation()); err != nil {
 		return err
+	}
+	if s.ctx.Err() != nil {
+		return context.Cause(s.ctx)
 	}
 	if !j.keeper.Gate().Open() {
 		return errors.New("the guest may be another host's by now")
@@ -133,15 +139,17 @@ func (j *Job) syncDisks(ctx context.Context) error {
 	return context.Cause(ctx)
 }
 
-// An endingWriter writes until its context ends.
+// An endingWriter writes until one of its contexts ends, and not once more.
 type endingWriter struct {
-	ctx context.Context
-	w   io.Writer
+	until []context.Context
+	w     io.Writer
 }
 
 func (w endingWriter) Write(p []byte) (int, error) {
-	if w.ctx.Err() != nil {
-		return 0, context.Cause(w.ctx)
+	for _, ctx := range w.until {
+		if ctx.Err() != nil {
+			return 0, context.Cause(ctx)
+		}
 	}
 	return w.w.Write(p)
 }

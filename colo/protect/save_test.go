@@ -98,7 +98,7 @@ func (f *failing) Write(p []byte) (int, error) {
 		if f.then == nil {
 			return n, io.ErrShortWrite
 		}
-		return n, f.then()
+		return len(p), f.then()
 	}
 	f.left -= len(p)
 	return len(p), nil
@@ -142,6 +142,7 @@ func TestASaveEndsWithItsContextAndWithTheJob(t *testing.T) {
 	bubble(t, "its context", func(t *testing.T, w *world) {
 		a := w.boot("a", true, nil)
 		a.is(Alone)
+		time.Sleep(time.Millisecond) // all that Run starts has started
 		ctx, cancel := context.WithCancel(t.Context())
 		err := a.job.Save(ctx, &failing{left: 100, then: func() error {
 			if err := a.job.Resume(); !errors.Is(err, errSaving) {
@@ -161,7 +162,12 @@ func TestASaveEndsWithItsContextAndWithTheJob(t *testing.T) {
 	bubble(t, "the job", func(t *testing.T, w *world) {
 		a := w.boot("a", true, nil)
 		a.is(Alone)
-		err := a.job.Save(t.Context(), &failing{left: 100, then: func() error { a.stop(errHalt); return nil }})
+		time.Sleep(time.Millisecond) // all that Run starts has started
+		err := a.job.Save(t.Context(), &failing{left: 100, then: func() error {
+			a.stop(errHalt)
+			_, err := a.job.Wait(t.Context(), Concluded)
+			return err
+		}})
 		<-a.done
 		if err == nil || !errors.Is(a.err, errHalt) || !a.guest.Paused() {
 			t.Errorf("%v, Run: %v", err, a.err)
@@ -174,6 +180,7 @@ func TestASaveEndsWithItsContextAndWithTheJob(t *testing.T) {
 	bubble(t, "the grant", func(t *testing.T, w *world) {
 		a := w.boot("a", true, nil)
 		a.is(Alone)
+		time.Sleep(time.Millisecond) // all that Run starts has started
 		a.noArbiter.Store(true)
 		err := a.job.Save(t.Context(), &failing{left: 100, then: func() error {
 			time.Sleep(5 * time.Second)
