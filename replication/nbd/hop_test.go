@@ -15,7 +15,7 @@ import (
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
-var hopTime = flag.Duration("hop.time", 400*time.Millisecond, "how long, in the time of the model, a disk is written at one hop's distance")
+var hopTime = flag.Duration("hop.time", 250*time.Millisecond, "how long, in the time of the model, a disk is written at one hop's distance")
 
 // What the model of two hosts is like. Only ratios of times in it are looked at.
 const (
