@@ -58,6 +58,14 @@ type FUAWriter interface {
 	WriteFUA(p []byte, off int64) error
 }
 
+// SyncStarter is a Disk that can begin to make stable what has been written,
+// without waiting until it is, so that the next Sync has less left to do: the one
+// of a checkpoint, for which a guest stands still. It promises nothing, and an
+// error of what it has begun is that of the next Sync.
+type SyncStarter interface {
+	StartSync()
+}
+
 // Errors that a caller may want to tell apart with errors.Is. Those that stand
 // for an errno match that too.
 var (

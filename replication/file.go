@@ -29,6 +29,8 @@ var (
 	_ Disk       = (*File)(nil)
 	_ Trimmer    = (*File)(nil)
 	_ ZeroWriter = (*File)(nil)
+
+	_ SyncStarter = (*File)(nil)
 )
 
 // NewFile uses f as a disk of the size that it has now. The caller keeps f,
@@ -217,6 +219,10 @@ func (d *File) Sync() error {
 	}
 	return d.lost
 }
+
+// StartSync implements [SyncStarter] where the system can do that. Elsewhere it
+// does nothing.
+func (d *File) StartSync() { startSync(d.f) }
 
 // Grow makes the image longer; what is new reads as zeroes. A device must have
 // been made longer already, and be zero there. The error is ErrSize if it is not

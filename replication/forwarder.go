@@ -106,6 +106,7 @@ type Forwarder struct {
 	seq      uint64
 	free     []*forward
 	driving  bool // somebody is in remote.Progress
+	running  bool // somebody is in Run
 	wake     chan struct{}
 	deadline *time.Timer
 	flushAt  time.Time // when the oldest outstanding flush was sent
@@ -400,7 +401,7 @@ func (f *Forwarder) sendPart(p []byte, off, n int64, fua bool) (seq uint64) {
 	w.keep(p)
 	f.queue = append(f.queue, w)
 	seq = w.seq
-	f.pump()
+	f.pumpAtLeast(1) // in turn for this one: no guest's write waits for all that is queued
 	return seq
 }
 
@@ -549,10 +550,26 @@ func (w *forward) finish(err error) {
 	f.breakOff(&BrokenError{Op: op, Off: off, Len: n, Err: err})
 }
 
+// atOnce is how many of the writes that were held Loaded sends itself.
+const atOnce = 4
+
 // pump sends what waits for nobody any more, and what there is room for of the
 // queue. The caller holds mu, which is released meanwhile.
 func (f *Forwarder) pump() {
-	for f.failed() == nil {
+	for f.pumpSome(1) > 0 {
+	}
+}
+
+// pumpAtLeast sends so many, and goes on while nothing is under way whose answer
+// would have the rest sent.
+func (f *Forwarder) pumpAtLeast(n int) {
+	for f.pumpSome(n) > 0 && len(f.inflight) == 0 {
+	}
+}
+
+// pumpSome is pump of at most so many, and returns how many.
+func (f *Forwarder) pumpSome(most int) (sent int) {
+	for sent < most && f.failed() == nil {
 		var w *forward
 		if k := len(f.ready); k > 0 {
 			w = f.ready[k-1]
@@ -570,11 +587,13 @@ func (f *Forwarder) pump() {
 				continue
 			}
 		} else {
-			return
+			return sent
 		}
 		f.launch(w)
 		f.mu.Unlock()
 		f.start(w, w.data)
 		f.mu.Lock()
+		sent++
 	}
+	return sent
 }

@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,8 +20,7 @@ func (f *Forwarder) broadcast() {
 // waitChange waits until something may have changed: it handles answers, if
 // nobody else does. The caller holds mu, which is released meanwhile.
 func (f *Forwarder) waitChange(ctx context.Context) {
-	if len(f.ready) > 0 {
-		f.pump()
+	if f.pumpSome(1) > 0 {
 		return
 	}
 	if f.driving || len(f.inflight)+f.flushes == 0 {
@@ -63,6 +63,8 @@ func (f *Forwarder) drive(ctx context.Context) {
 func (f *Forwarder) Run(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.running = true
+	defer func() { f.running = false }()
 	for {
 		switch {
 		case f.state == Done:
@@ -117,34 +119,57 @@ func (f *Forwarder) answered(ctx context.Context, seq uint64) error {
 }
 
 // flush waits for the answers to all that is queued or in flight now, and
-// then has it made stable. While that is under way it calls meanwhile, if not
-// nil; an error of that is returned first. With always it has the disk over
-// there made stable also if this Forwarder has written nothing since it last
+// then has it made stable. Meanwhile it calls meanwhile, if not nil, from the
+// beginning on; an error of that is returned first. With always it has the disk
+// over there made stable also if this Forwarder has written nothing since it last
 // was: others may have.
 func (f *Forwarder) flush(ctx context.Context, always bool, meanwhile func() error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	seq := f.seq
+	if meanwhile == nil {
+		return f.flushUpTo(ctx, seq, always)
+	}
+	if f.failed() == nil && !f.outstanding(seq) && (always || !f.flushed || f.stable < seq) {
+		// Nothing is waited for before the flush is sent, so that this goroutine
+		// can do both.
+		wait := f.startFlush(seq)
+		f.mu.Unlock()
+		local := meanwhile()
+		f.mu.Lock()
+		return cmp.Or(local, wait(ctx))
+	}
+	local := make(chan error, 1)
+	go func() { local <- meanwhile() }()
+	err := f.flushUpTo(ctx, seq, always)
+	f.mu.Unlock()
+	defer f.mu.Lock()
+	return cmp.Or(<-local, err)
+}
+
+// flushUpTo is flush of what has a number up to seq. The caller holds mu, which is
+// released meanwhile.
+func (f *Forwarder) flushUpTo(ctx context.Context, seq uint64, always bool) error {
 	err := f.waitUntil(ctx, func() bool { return !f.outstanding(seq) })
 	// The first is always sent: what is on the other side may have been written
 	// before this connection, and never have been flushed.
 	if err != nil || !always && f.flushed && f.stable >= seq {
-		if meanwhile != nil {
-			f.mu.Unlock()
-			local := meanwhile()
-			f.mu.Lock()
-			if local != nil {
-				return local
-			}
-		}
 		return err
 	}
+	return f.startFlush(seq)(ctx)
+}
+
+// startFlush sends a flush of what has a number up to seq, which has been answered,
+// and returns what waits for its answer. The caller holds mu, also of that; it is
+// released meanwhile.
+func (f *Forwarder) startFlush(seq uint64) (wait func(context.Context) error) {
 	if f.flushes == 0 {
 		f.flushAt = time.Now()
 	}
 	f.flushes++
 	f.watch()
 	f.mu.Unlock()
+	defer f.mu.Lock()
 	done := false
 	f.remote.StartFlush(func(err error) {
 		f.mu.Lock()
@@ -160,15 +185,9 @@ func (f *Forwarder) flush(ctx context.Context, always bool, meanwhile func() err
 			f.breakOff(&BrokenError{Op: "flush", Err: err})
 		}
 	})
-	var local error
-	if meanwhile != nil {
-		local = meanwhile()
+	return func(ctx context.Context) error {
+		return f.waitUntil(ctx, func() bool { return done })
 	}
-	f.mu.Lock()
-	if err := f.waitUntil(ctx, func() bool { return done }); local == nil {
-		return err
-	}
-	return local
 }
 
 // watch arms the deadline. The caller holds mu.
@@ -273,7 +292,13 @@ func (f *Forwarder) Loaded(_ context.Context, epoch uint64) error {
 	f.queue = append(f.queue, f.hold...)
 	f.hold, f.holding = nil, 0
 	f.broadcast()
-	f.pump()
+	if f.running {
+		// The answers to these have the rest sent: a checkpoint does not wait
+		// for the link to take it.
+		f.pumpAtLeast(atOnce)
+	} else {
+		f.pump()
+	}
 	return nil
 }
 

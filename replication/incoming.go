@@ -82,6 +82,9 @@ func (x incoming) change(off, n int64, write func() error) error {
 		s.tellHalf(s.hidden.name)
 	}
 	s.tell()
+	if s.ahead.wrote(n) {
+		s.ahead.begin(s.disk.Disk)
+	}
 	return err
 }
 

@@ -64,10 +64,12 @@ type Primary struct {
 	meta  *Metadata
 	gate  gate
 
-	io      ioStats     // of the guest
-	room    room        // what the secondary can take until the next Mark
-	peer    peer        // what the secondary has
-	resumed atomic.Bool // the generation was another process's, and nobody knows yet how it goes on
+	io      ioStats // of the guest
+	ahead   ahead
+	due     chan struct{} // tells Run that it is time for ahead.begin
+	room    room          // what the secondary can take until the next Mark
+	peer    peer          // what the secondary has
+	resumed atomic.Bool   // the generation was another process's, and nobody knows yet how it goes on
 
 	link atomic.Pointer[Forwarder] // nil: detached
 	lost lostOnce
@@ -106,7 +108,7 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 	cfg.Forward.Name, cfg.Forward.Events = cfg.Name, cfg.Events
 	p := &Primary{
 		local: newStableDisk(local, "disk"), cfg: cfg, synced: cfg.InSync,
-		peer: newPeer(size),
+		peer: newPeer(size), due: make(chan struct{}, 1),
 	}
 	p.size.Store(size)
 	attached := make(chan struct{})
@@ -203,8 +205,13 @@ func (p *Primary) changed() {
 
 // Run handles the secondary's answers as they come, over all Remotes that are
 // attached, until ctx ends. Without it a lost connection is only noticed by
-// the next one who waits for an answer.
+// the next one who waits for an answer. If the local disk is a [SyncStarter], Run
+// also has what is written to it begun to be made stable, so that a Mark finds
+// little left to do.
 func (p *Primary) Run(ctx context.Context) error {
+	var ahead sync.WaitGroup
+	ahead.Go(func() { p.syncAhead(ctx) })
+	defer ahead.Wait() // for it ends with ctx, as this does
 	for {
 		// In this order: a link that changes between the two closes attached. Mu
 		// is held while a Remote is closed, which may take its time.
@@ -219,6 +226,18 @@ func (p *Primary) Run(ctx context.Context) error {
 		select {
 		case <-attached:
 		case <-ctx.Done():
+		}
+	}
+}
+
+// syncAhead begins to make the local disk stable when it is told to, until ctx ends.
+func (p *Primary) syncAhead(ctx context.Context) {
+	for {
+		select {
+		case <-p.due:
+			p.ahead.begin(p.local.Disk)
+		case <-ctx.Done():
+			return
 		}
 	}
 }

@@ -110,6 +110,12 @@ func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*
 	if half && !p.room.asked.Load() {
 		p.askForCheckpoint(false)
 	}
+	if f != nil && p.ahead.wrote(n) {
+		select {
+		case p.due <- struct{}{}:
+		default:
+		}
+	}
 	return f, seq, err
 }
 

@@ -111,9 +111,10 @@ type Secondary struct {
 	active, hidden *overlay
 	full           wakeup // of those who wait for a checkpoint that empties active
 
-	io   ioStats // of the guest
-	life lifecycle
-	lost lostOnce
+	io    ioStats // of the guest
+	ahead ahead
+	life  lifecycle
+	lost  lostOnce
 
 	commit sync.Mutex // one Commit at a time
 

@@ -16,9 +16,9 @@ import (
 //
 // It has no goroutine of its own: those who wait for an answer take turns in
 // reading answers for all. When the connection fails, everything under way
-// and everything later gets that error. (With a server that does not know FUA,
-// a goroutine may be sending a flush; it ends when that is sent, and before
-// Close returns.) A client must be closed also if its connection has failed.
+// and everything later gets that error. (A goroutine may be sending what several
+// callers have to send together, or a flush to a server that does not know FUA; it
+// ends when that is sent, and before Close returns.) A client must be closed also if its connection has failed.
 type Client struct {
 	conn net.Conn
 	info Info
@@ -94,6 +94,7 @@ func newClient(d *dialogue, info Info, cfg ClientConfig) *Client {
 	c.through.flush = &call{slot: uint32(cfg.MaxRequests)}
 	c.calls = append(c.calls, c.through.flush)
 	c.out.init(c.conn, cfg.Timeout)
+	c.out.lost = c.lostSend
 	return c
 }
 

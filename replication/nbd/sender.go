@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -11,6 +12,7 @@ import (
 type sender struct {
 	conn    net.Conn
 	timeout time.Duration
+	lost    func(error) // see handOver; nil: whoever sends goes on as long as there is something
 
 	mu      sync.Mutex
 	free    *sync.Cond // there may be room in pending, or sending is false
@@ -28,6 +30,11 @@ const (
 	copied = 16 << 10
 	// leave is how long a farewell may take.
 	leave = 100 * time.Millisecond
+	// handOver is after how many system calls somebody who sends for others
+	// leaves the rest to a goroutine, if there is somebody to be told of its
+	// error: the write of a guest, or a checkpoint, would be held up for as long
+	// as others have something to send.
+	handOver = 8
 	// maxPending is how much is collected while somebody sends; others wait.
 	maxPending = 256 << 10
 )
@@ -54,8 +61,25 @@ func (o *sender) send(head, data []byte) error {
 		return o.err
 	}
 	o.sending = true
-	o.drain(data)
+	most := handOver
+	if o.lost == nil {
+		most = math.MaxInt
+	}
+	if !o.drain(data, most) {
+		go o.rest(o.lost)
+	}
 	return o.err
+}
+
+// rest sends what there is until there is no more; its caller has set sending.
+func (o *sender) rest(lost func(error)) {
+	o.mu.Lock()
+	o.drain(nil, math.MaxInt)
+	err := o.err
+	o.mu.Unlock()
+	if err != nil {
+		lost(err)
+	}
 }
 
 // farewell sends the last message, if nobody is sending, and reports whether it
@@ -69,7 +93,7 @@ func (o *sender) farewell(head []byte) bool {
 	o.sending = true
 	o.timeout = min(o.timeout, leave) // read by who sends
 	o.pending = append(o.pending, head...)
-	o.drain(nil)
+	o.drain(nil, math.MaxInt)
 	return o.err == nil
 }
 
@@ -87,15 +111,7 @@ func (o *sender) enqueue(head []byte, lost func(error)) {
 		return // an error is told to that one
 	}
 	o.sending = true
-	go func() {
-		o.mu.Lock()
-		o.drain(nil)
-		err := o.err
-		o.mu.Unlock()
-		if err != nil {
-			lost(err)
-		}
-	}()
+	go o.rest(lost)
 }
 
 // abort makes err that of all that is still to be sent, unless there is one.
@@ -117,10 +133,14 @@ func (o *sender) wait() {
 	}
 }
 
-// drain sends what is pending, and data after that. The caller holds mu, which
-// is released meanwhile, and has set sending.
-func (o *sender) drain(data []byte) {
+// drain sends what is pending, and data after that, and what others add, with at
+// most so many system calls; it reports whether that is all. If not, sending is
+// still set. The caller holds mu, which is released meanwhile, and has set sending.
+func (o *sender) drain(data []byte, most int) bool {
 	for o.err == nil && (len(o.pending) > 0 || data != nil) {
+		if most--; most < 0 {
+			return false
+		}
 		p := o.pending
 		o.pending = o.spare[:0]
 		o.mu.Unlock()
@@ -143,4 +163,5 @@ func (o *sender) drain(data []byte) {
 	}
 	o.sending = false
 	o.free.Broadcast()
+	return true
 }
