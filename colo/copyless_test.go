@@ -229,7 +229,11 @@ func TestAListThatLiesEndsTheSessionAndNotTheGuest(t *testing.T) {
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := newCopyless(t, options{secondary: func(c *colo.SecondaryConfig) {
+				var p *pair
+				// Of so many pages the two guests write different ones.
+				large := colotest.GuestConfig{Pages: 128, Touch: 2, TSCPerMille: 300, Seed: 1}
+				p = newCopyless(t, options{guest: large, secondary: func(c *colo.SecondaryConfig) {
+					c.Step = func(string, uint64) { p.s.step(3) } // its guest writes pages that the other does not
 					c.RAM = tellsLies{c.RAM.(*ram.Cache), x.list}
 				}})
 				defer p.close()

@@ -121,10 +121,18 @@ func (s *Series) Do(ctx context.Context) (err error) {
 	return s.drive(ctx)
 }
 
-// addresses finds a free port for each host: a host that comes back has the one that it had.
+// addresses finds a free port for each host: a host that comes back has the one that it
+// had. They lie below those that a kernel gives to outgoing connections (Linux,
+// ip_local_port_range, from 32768 on), which would take the port of a host that is dead.
 func (s *Series) addresses() error {
 	for _, host := range []string{hostA, hostB} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		var l net.Listener
+		var err error
+		for range 100 {
+			if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000))); err == nil {
+				break
+			}
+		}
 		if err != nil {
 			return err
 		}
