@@ -98,6 +98,23 @@ func TestARehearsalThatHangsIsNotInTheWay(t *testing.T) {
 	s.ends(exitOK)
 }
 
+// Whoever has ordered a rehearsal is told, and holds nobody up, when the standby ends.
+func TestAStandbyEndsDuringARehearsalThatWasOrdered(t *testing.T) {
+	t.Parallel()
+	needsQEMU(t)
+	dir := qemutest.Dir(t)
+	tried := filepath.Join(dir, "tried")
+	s := start(t, "standby", "-json", "-listen", "127.0.0.1:0", "-state", dir, "--", "sh", "-c", ": >"+tried+"; exec sleep 1000", "sh")
+	p, _ := primary(t, "microvm")
+	p.Protect(s.text("listening"), 20*time.Millisecond)
+	s.checkpoints(1)
+	ordered := start(t, "rehearse", "-standby", dir)
+	awaitFile(t, tried)
+	s.cancel()
+	s.ends(exitInterrupted)
+	ordered.ends(exitFailed)
+}
+
 func TestAQEMUThatWouldDoHarmIsNotRehearsed(t *testing.T) {
 	for args, why := range map[string]string{
 		"": "there is no QEMU",
