@@ -65,12 +65,13 @@ func (d IdentityDisk) Sync() error { return nil }
 
 // WithIdentity returns remote as an [Identified], whose other side serves an
 // [IdentityDisk] that d is a connection to. Neither is closed by it but with
-// remote's Close, which closes both if d is an io.Closer.
+// remote's Close, which closes both, d once, if d is an io.Closer. So does Abort what
+// of the two is no [Aborter], and then waits as long as that does.
 func WithIdentity(remote Remote, d interface {
 	io.ReaderAt
 	io.WriterAt
 }) Remote {
-	return identifiedRemote{remote, d}
+	return identifiedRemote{remote, d, &part{of: d}}
 }
 
 type identifiedRemote struct {
@@ -79,6 +80,7 @@ type identifiedRemote struct {
 		io.ReaderAt
 		io.WriterAt
 	}
+	part *part // d
 }
 
 func (r identifiedRemote) Identity() (Identity, error) {
@@ -103,16 +105,14 @@ func (r identifiedRemote) Adopt(i Identity) error {
 
 func (r identifiedRemote) Close() error {
 	err := r.Remote.Close()
-	if c, ok := r.d.(io.Closer); ok {
-		c.Close()
-	}
+	r.part.Close()
 	return err
 }
 
 // Abort implements [Aborter].
 func (r identifiedRemote) Abort() {
 	abort(r.Remote)
-	abort(r.d)
+	r.part.abort()
 }
 
 // Identity implements [Identified] for a disk in this process that does.

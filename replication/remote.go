@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/gocolo/lockstep/event"
@@ -39,7 +40,8 @@ type Remote interface {
 }
 
 // Aborter is what a [Remote] offers whose Close may wait, if only for the other
-// side to take a word of farewell.
+// side to take a word of farewell. One that is none is closed where it would be
+// aborted, and closed again later.
 type Aborter interface {
 	// Abort is Close without a word to the other side. It waits for nothing,
 	// may be called from any goroutine, also while another method of the Remote
@@ -47,7 +49,8 @@ type Aborter interface {
 	Abort()
 }
 
-// abort ends the connection of r without waiting, if r can do that.
+// abort ends the connection of r without waiting, if r can do that; otherwise it
+// closes it.
 func abort(r any) {
 	switch r := r.(type) {
 	case Aborter:
@@ -57,13 +60,39 @@ func abort(r any) {
 	}
 }
 
+// part is what a Remote of this package stands on, and closes with itself: once,
+// also if that is in place of an Abort that it does not have.
+type part struct {
+	of     any
+	closed atomic.Bool
+}
+
+func (p *part) Close() error {
+	if c, ok := p.of.(io.Closer); ok && !p.closed.Swap(true) {
+		return c.Close()
+	}
+	return nil
+}
+
+func (p *part) abort() {
+	if a, ok := p.of.(Aborter); ok {
+		a.Abort()
+		return
+	}
+	p.Close()
+}
+
 // diskRemote is a Disk as a Remote that does everything at once.
-type diskRemote struct{ d Disk }
+type diskRemote struct {
+	d    Disk
+	part *part // d
+}
 
 // DiskRemote returns a [Remote] whose other side is d, in this process: for
-// two disks on one host, and for tests. Closing it closes d if it is an
-// io.Closer.
-func DiskRemote(d Disk) Remote { return diskRemote{d} }
+// two disks on one host, and for tests. Closing it closes d, once, if it is an
+// io.Closer. So does Abort, unless d is an [Aborter], and then waits as long as that
+// does.
+func DiskRemote(d Disk) Remote { return diskRemote{d, &part{of: d}} }
 
 func (r diskRemote) Size() int64 { return r.d.Size() }
 
@@ -92,15 +121,11 @@ func (r diskRemote) Progress(ctx context.Context) error {
 
 func (r diskRemote) ReadAt(p []byte, off int64) (int, error) { return r.d.ReadAt(p, off) }
 
-func (r diskRemote) Close() error {
-	if c, ok := r.d.(io.Closer); ok {
-		return c.Close()
-	}
-	return nil
-}
+// Close implements [Remote].
+func (r diskRemote) Close() error { return r.part.Close() }
 
 // Abort implements [Aborter].
-func (r diskRemote) Abort() { abort(r.d) }
+func (r diskRemote) Abort() { r.part.abort() }
 
 // BrokenError says that one half of a replicated disk is of no use for a
 // checkpoint any more. It is sticky. On a primary, writes have not reached the

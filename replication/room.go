@@ -156,8 +156,10 @@ func (p *Primary) awaitRoom(freed <-chan struct{}) (bool, error) {
 }
 
 // Drain implements [Drainer]: writes that wait for room for pre-images are made in
-// an eighth of it that is kept spare for them. Those for which that is too little
-// wait on, for the next Mark, for they would end replication.
+// an eighth of it that is kept spare for them, as are all until the next Mark: which
+// of them keeps a vCPU from being paused is not known here. Those for which that is
+// too little wait on, for that Mark, for they would end replication. So whoever drains
+// goes on to a Mark, or ends the run: the next Drain has nothing to spare otherwise.
 func (p *Primary) Drain() { p.room.drain() }
 
 // askForCheckpoint tells the bus that the secondary's room for pre-images runs

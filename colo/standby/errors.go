@@ -10,7 +10,7 @@ var (
 	// ErrVoid: a commit without a checkpoint that was loaded whole.
 	ErrVoid = errors.New("standby: nothing valid is staged")
 
-	// ErrStale: a View that was closed, or for which more pages would have to be
+	// ErrStale: a View that was closed or read before, or for which more pages would have to be
 	// kept than its bound allows.
 	ErrStale = errors.New("standby: the view is too old")
 

@@ -21,6 +21,7 @@ type View struct {
 	block, page int // the next to be read; those before it are not kept
 	aside       arena
 	kept        []aside // by block
+	put         bool    // Put was called
 	err         error   // why it cannot be read any more
 }
 
@@ -102,13 +103,17 @@ func (v *View) Close() error {
 const viewPages = 64
 
 // Put writes the view as [Guest.Put] writes the guest, and flushes w. Its errors are
-// w's, [ErrStale] if more has changed than the view may keep or it was closed, and
-// [ErrNothing] if the Guest was. What was written before such an error is no whole
+// w's, [ErrStale] if more has changed than the view may keep, it was closed or this is
+// not the first Put, and [ErrNothing] if the Guest was closed. What was written before such an error is no whole
 // stream.
 func (v *View) Put(w *qemufile.Writer) error {
 	g := v.g
 	g.mu.Lock()
 	err := v.err
+	if err == nil && v.put {
+		err = fmt.Errorf("%w: it was read before, and does not keep that", ErrStale)
+	}
+	v.put = true
 	var blocks []ram.BlockInfo
 	var total uint64
 	var id uint32

@@ -165,6 +165,47 @@ func TestAViewKeepsOnlyWhatIsStillToBeRead(t *testing.T) {
 	}
 }
 
+// Pages that the first reader had, or has, are not kept for another one.
+func TestAViewIsReadOnce(t *testing.T) {
+	g := newViewed(t)
+	g.checkpoint(0, 1, 1, 1)
+	v, err := g.NewView(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	again := func() {
+		var b bytes.Buffer
+		if err := v.Put(qemufile.NewWriter(&b)); !errors.Is(err, standby.ErrStale) || b.Len() > 0 {
+			t.Errorf("%v, %d bytes", err, b.Len())
+		}
+	}
+	want := g.put()
+	out := &during{fn: again}
+	if err := v.Put(qemufile.NewWriter(out)); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(out.Bytes(), want) {
+		t.Error("the view is not its checkpoint")
+	}
+	again()
+	failing, err := g.NewView(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer failing.Close()
+	broken := errors.New("broken")
+	if err := failing.Put(qemufile.NewWriter(writerFunc(func([]byte) (int, error) { return 0, broken }))); !errors.Is(err, broken) {
+		t.Error(err)
+	}
+	v = failing
+	again()
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
 func TestAViewEndsWithItsGuestOrWhenItIsClosed(t *testing.T) {
 	g := newViewed(t)
 	closed, err := g.NewView(1 << 20)

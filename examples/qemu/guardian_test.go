@@ -183,7 +183,7 @@ func TestStatusIsAnswered(t *testing.T) {
 	}
 	start(t, "status", "-state", os.TempDir()).ends(exitFailed)
 	for p, lines := range map[*program][]string{
-		g.standby:  {"lockstep_standby_session 1\n", "lockstep_standby_guardian 1\n", "lockstep_standby_checkpoint_age_seconds 0.", "lockstep_standby_guest_bytes ", "lockstep_standby_takeovers_total 0\n"},
+		g.standby:  {"lockstep_standby_session 1\n", "lockstep_standby_guardian 1\n", "lockstep_standby_checkpoint_age_seconds ", "lockstep_standby_guest_bytes ", "lockstep_standby_takeovers_total 0\n"},
 		g.guardian: {"lockstep_guardian_state{state=\"protected\"} 1\n", "lockstep_guardian_state{state=\"ended\"} 0\n", "lockstep_guardian_standby 1\n"},
 	} {
 		at := "http://" + p.text("http")

@@ -84,12 +84,18 @@ func takeOrders(ctx context.Context, l net.Listener, orders chan<- order, status
 			case (o.Do == "promote" || o.Do == "rehearse") && orders != nil:
 				got := make(chan answer, 1)
 				o.answer = got
+				var ending <-chan struct{} // a promotion that was taken is answered at once, whatever comes
 				select {
 				case orders <- o:
 					if o.Do == "rehearse" {
 						conn.SetDeadline(time.Now().Add(maxRehearsal + time.Minute))
+						ending = ctx.Done()
 					}
-					a = <-got
+					select {
+					case a = <-got:
+					case <-ending:
+						a.Error = "it is ending"
+					}
 				case <-ctx.Done():
 					a.Error = "it is ending"
 				}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"net"
 	"os"
 	"path/filepath"
@@ -34,6 +35,40 @@ func TestAnOperatorsOrderBringsTheGuestBack(t *testing.T) {
 	s.ends(exitOK)
 	if !strings.Contains(s.output(), `"reason":"request"`) {
 		t.Error("COLO_EXIT does not say that it was ordered")
+	}
+}
+
+// An order that is carried out for long is answered when the process ends.
+func TestAnOrderUnderWayDoesNotKeepAProcessFromEnding(t *testing.T) {
+	dir := qemutest.Dir(t)
+	l, _, err := listen(socketIn(dir, "standby"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	orders, ended := make(chan order), make(chan struct{})
+	go func() { takeOrders(ctx, l, orders, nil); close(ended) }()
+	answered := make(chan error, 1)
+	go func() {
+		_, err := tell(t.Context(), socketIn(dir, "standby"), order{Do: "rehearse"})
+		answered <- err
+	}()
+	<-orders // and it is never answered
+	cancel()
+	limit := time.After(time.Minute)
+	select {
+	case err := <-answered:
+		if err == nil || err.Error() != "it is ending" {
+			t.Errorf("%v", err)
+		}
+	case <-limit:
+		t.Fatal("it is not answered")
+	}
+	select {
+	case <-ended:
+	case <-limit:
+		t.Fatal("it is still served")
 	}
 }
 

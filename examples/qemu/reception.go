@@ -24,6 +24,15 @@ const maxStrangers = 16
 // silent primary is given longer.
 const patience = 30 * time.Second
 
+// patience is what this standby has with a stranger: no more than with its primary,
+// if -peer-timeout is a time. 0 is the library's own there, and less is no bound.
+func (s *standbyRun) patience() time.Duration {
+	if s.peer <= 0 {
+		return patience
+	}
+	return min(patience, s.peer)
+}
+
 // maxBeginning bounds what is kept of a stranger until it has begun one, in bytes.
 const maxBeginning = 16 << 10
 
@@ -31,7 +40,7 @@ const maxBeginning = 16 << 10
 // listener. Whoever is silent, or says something else, holds nobody up. It
 // returns an order instead if one is given that there is something for.
 func (s *standbyRun) acceptPrimary(ctx context.Context, l net.Listener, creds *tls.Config, refused func(error)) (*watched, *order, error) {
-	r := &reception{creds: creds, patience: min(patience, s.peer), refused: refused, first: make(chan *watched), over: make(chan struct{})}
+	r := &reception{creds: creds, patience: s.patience(), refused: refused, first: make(chan *watched), over: make(chan struct{})}
 	ctx, cancel := context.WithCancel(ctx)
 	failed := make(chan error, 1)
 	r.all.Go(func() { failed <- r.accept(ctx, l) })

@@ -169,3 +169,23 @@ func TestAStrangerIsGivenNoLongerThanASilentPrimary(t *testing.T) {
 		t.Errorf("%q", all)
 	}
 }
+
+// 0 is the library's own time, and less than that no bound: neither refuses everybody.
+func TestAPrimaryIsTakenWhateverItsTimeout(t *testing.T) {
+	for _, peer := range []time.Duration{0, -1, -time.Hour} {
+		sock, refused, got := receive(t, peer)
+		conn := dial(t, sock)
+		conn.Write(migrationBeginning("pc"))
+		select {
+		case c := <-got:
+			if c.err != nil {
+				t.Fatal(c.err)
+			}
+			c.conn.Close()
+		case <-refused.more:
+			t.Errorf("%v: %q", peer, refused.list)
+		case <-time.After(time.Minute):
+			t.Fatalf("%v: it waits", peer)
+		}
+	}
+}

@@ -28,9 +28,11 @@ found out now, with QEMU's words, and not when the primary is lost. "qemu standb
 The guest is paused (-S) and announces itself to no network, its -drives are written
 to temporary files (-snapshot), and checkpoints go on meanwhile. It takes the guest's
 memory once more while it lasts. What else the command line opens is opened as it
-will be: files of serial lines, tap devices with their scripts. A QEMU with -blockdev
-or -daemonize is not tried: the one would write to the disk, the other leave this
-process.
+will be: files of serial lines, tap devices with their scripts, the daemons behind
+vhost-user devices, a TPM (-tpmdev) and virtiofs, of which each may take one QEMU only.
+A QEMU with -blockdev, or memory with share=on, is not tried, for it would write to the
+disk, or where others read; nor is one with -daemonize, which would leave this process,
+or -readconfig, in whose file any of these may be.
 
 Exit status: 0 the QEMU takes the guest, 1 it does not, or it could not be tried, 2
 wrong arguments.
@@ -164,16 +166,40 @@ func unfit(qemu []string) error {
 	for i, arg := range qemu {
 		switch name := strings.TrimPrefix(strings.TrimPrefix(arg, "-"), "-"); {
 		case arg == name: // an argument of the option before
-			if i > 0 && strings.Contains(arg, "snapshot=off") {
+			switch {
+			case i == 0:
+			case says(arg, "snapshot", "off", "no", "false", "n"):
 				return fmt.Errorf("it is not tried: %s would write to the disk", arg)
+			case says(arg, "share", "on", "yes", "true", "y"):
+				return fmt.Errorf("it is not tried: with %s its memory would be written where others read it", arg)
 			}
 		case name == "blockdev":
 			return errors.New("it is not tried: -snapshot is for -drive, so a -blockdev would write to the disk")
+		case name == "readconfig":
+			return errors.New("it is not tried: what is in the file of -readconfig is not looked at; put it after --")
 		case name == "daemonize":
 			return errors.New("it is not tried: with -daemonize it would not end with its process; leave that out")
 		}
 	}
 	return nil
+}
+
+// says reports whether an option's argument, KEY=VALUE,... or JSON, has one of these
+// values for key. A key alone, behind others, is on.
+func says(arg, key string, values ...string) bool {
+	for i, part := range strings.FieldsFunc(arg, func(r rune) bool { return strings.ContainsRune(",{}", r) }) {
+		got, value, ok := strings.Cut(strings.Replace(part, ":", "=", 1), "=")
+		if strings.Trim(got, "\" \t\n") != key {
+			continue
+		}
+		if !ok && i > 0 {
+			value = "on"
+		}
+		if slices.Contains(values, strings.Trim(value, "\" \t\n")) {
+			return true
+		}
+	}
+	return false
 }
 
 // try starts the QEMU, gives it the guest, and ends it.

@@ -98,6 +98,23 @@ func TestARehearsalThatHangsIsNotInTheWay(t *testing.T) {
 	s.ends(exitOK)
 }
 
+// Whoever has ordered a rehearsal is told, and holds nobody up, when the standby ends.
+func TestAStandbyEndsDuringARehearsalThatWasOrdered(t *testing.T) {
+	t.Parallel()
+	needsQEMU(t)
+	dir := qemutest.Dir(t)
+	tried := filepath.Join(dir, "tried")
+	s := start(t, "standby", "-json", "-listen", "127.0.0.1:0", "-state", dir, "--", "sh", "-c", ": >"+tried+"; exec sleep 1000", "sh")
+	p, _ := primary(t, "microvm")
+	p.Protect(s.text("listening"), 20*time.Millisecond)
+	s.checkpoints(1)
+	ordered := start(t, "rehearse", "-standby", dir)
+	awaitFile(t, tried)
+	s.cancel()
+	s.ends(exitInterrupted)
+	ordered.ends(exitFailed)
+}
+
 func TestAQEMUThatWouldDoHarmIsNotRehearsed(t *testing.T) {
 	for args, why := range map[string]string{
 		"": "there is no QEMU",
@@ -105,13 +122,26 @@ func TestAQEMUThatWouldDoHarmIsNotRehearsed(t *testing.T) {
 		"qemu --blockdev {}":                         "-blockdev",
 		"qemu -daemonize":                            "-daemonize",
 		"qemu -drive file=a,snapshot=off,format=raw": "would write to the disk",
+		"qemu -drive snapshot=no,file=a":             "would write to the disk",
+		"qemu -readconfig machine.cfg":               "-readconfig",
+		"qemu -object memory-backend-file,id=m,size=64M,mem-path=/dev/shm/m,share=on": "others read it",
+		"qemu -object memory-backend-memfd,share=yes,id=m,size=64M":                   "others read it",
+		"qemu -object memory-backend-file,id=m,share,mem-path=m":                      "others read it",
+		`qemu -object {"qom-type":"memory-backend-file","share":true,"id":"m"}`:       "others read it",
+		`qemu -object {"id":"m","share":true}`:                                        "others read it",
 	} {
 		if err := unfit(strings.Fields(args)); err == nil || !strings.Contains(err.Error(), why) {
 			t.Errorf("%q: %v", args, err)
 		}
 	}
-	if err := unfit(strings.Fields("qemu -m 64 -drive file=a,format=raw -name blockdev -nic tap,ifname=daemonize")); err != nil {
-		t.Error(err)
+	for _, args := range []string{
+		"qemu -m 64 -drive file=a,format=raw -name blockdev -nic tap,ifname=daemonize",
+		"share=on -drive file=share,snapshot=on -device virtio-blk-pci,share-rw=on -name share",
+		`qemu -object memory-backend-file,id=m,share=off,mem-path=m -object {"id":"n","share":false}`,
+	} {
+		if err := unfit(strings.Fields(args)); err != nil {
+			t.Errorf("%q: %v", args, err)
+		}
 	}
 }
 

@@ -149,6 +149,7 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 	var served sync.WaitGroup
 	defer served.Wait()
 	defer stop()
+	defer s.tries.end() // whoever has ordered one is being served
 	if err := s.serve(serving, &served, creds); err != nil {
 		return exitFailed, err
 	}

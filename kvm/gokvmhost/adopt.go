@@ -72,6 +72,9 @@ func adopt(bus *pci.PCI) (*own, error) {
 			o.slots = append(o.slots, slotBridge)
 		}
 	}
+	if len(o.slots) == 0 || o.slots[0] != slotBridge { // a Host has one whatever the machine has
+		o.slots = slices.Insert(o.slots, 0, slotBridge)
+	}
 	return o, nil
 }
 

@@ -34,7 +34,7 @@ type Config struct {
 	// any.
 	Disk Disk
 	// Uplink takes what the guest's NIC sends, and ReceivePacket is what it
-	// receives. Nil: the tap given to the machine's AddTapIf, if any.
+	// receives, also if it is a pc.Source. Nil: the tap given to the machine's AddTapIf, if any.
 	Uplink Uplink
 	// MAC is the NIC's address. All zero: the guest chooses one.
 	MAC [6]byte

@@ -3,12 +3,32 @@
 package gokvmhost
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"testing"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
+
+	"github.com/gocolo/lockstep/kvm/pc"
 )
+
+// tunnel is an uplink that would bring frames as well.
+type tunnel struct{ pc.Uplink }
+
+func (tunnel) Receive(context.Context, func([]byte) error) error { return nil }
+
+// What a caller's Uplink can do beyond being one is the caller's to use.
+func TestNothingIsReceivedFromACallersUplink(t *testing.T) {
+	var uplink pc.Source = tunnel{}
+	d, err := new(Host).devices(parts{}, &own{slots: []slotKind{slotBridge}}, Config{Uplink: uplink})
+	if err != nil || len(d.NICs) != 1 {
+		t.Fatal(d.NICs, err)
+	}
+	if _, ok := d.NICs[0].Uplink.(pc.Source); ok {
+		t.Error("it would be run")
+	}
+}
 
 // A handler of gokvm's may have the port, or be there to say that nobody has it.
 func TestPortsOfTheMachinesOwnDevicesAreTheirs(t *testing.T) {

@@ -100,6 +100,10 @@ func Attach(m *Machine, cfg Config) (_ *Host, err error) {
 	return h, nil
 }
 
+// sink is a caller's Uplink without what else it can do: frames for the guest come by
+// ReceivePacket only.
+type sink struct{ pc.Uplink }
+
 // devices says what the Host's devices are connected to, where cfg does not say it to
 // what the machine has.
 func (h *Host) devices(p parts, has *own, cfg Config) (pc.Devices, error) {
@@ -114,6 +118,9 @@ func (h *Host) devices(p parts, has *own, cfg Config) (pc.Devices, error) {
 		h.tap, uplink = tap, tap
 	}
 	if uplink != nil {
+		if h.tap == nil {
+			uplink = sink{uplink}
+		}
 		d.NICs = []pc.NIC{{Uplink: uplink, MAC: cfg.MAC, Place: nic}}
 	}
 	storage := cfg.Disk

@@ -127,6 +127,8 @@ func TestOnlyTheDevicesOfGokvmAreAdopted(t *testing.T) {
 		"two cards":     {pci.New(bridge, nic, nic), nil, true},
 		"another":       {pci.New(bridge, bridge), nil, true},
 		"another's tap": {pci.New(bridge, &virtio.Net{}), nil, true},
+		"no bridge":     {pci.New(blk, nic), []slotKind{slotBridge, slotDisk, slotNIC}, false},
+		"an empty bus":  {pci.New(), []slotKind{slotBridge, slotNIC, slotDisk}, false},
 		"no bus":        {nil, nil, true},
 	} {
 		o, err := adopt(c.bus)

@@ -109,7 +109,7 @@ type Uplink interface {
 
 // Source is an Uplink that brings frames for the guest as well, such as a tap: Run has
 // a goroutine that calls Receive, which passes each frame to deliver and returns when
-// ctx ends. If it returns before, Run ends with its error. A frame that deliver does not
+// ctx ends. If it returns before, Run ends with its error, or ErrSource if that is nil. A frame that deliver does not
 // take is dropped, and counted.
 type Source interface {
 	Uplink

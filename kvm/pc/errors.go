@@ -21,6 +21,8 @@ var (
 	ErrFull = errors.New("pc: full")
 	// ErrFrame: an Ethernet frame must have 14 to 65,535 bytes.
 	ErrFrame = errors.New("pc: bad frame length")
+	// ErrSource: a Source has returned, without an error, before it was asked to.
+	ErrSource = errors.New("pc: a network card's source has ended")
 	// ErrKernel: what was to be booted is no kernel that LoadLinux knows, or does
 	// not fit into the guest's memory.
 	ErrKernel = bzimage.ErrKernel

@@ -358,6 +358,19 @@ func (s source) Receive(ctx context.Context, deliver func([]byte) error) error {
 	}
 }
 
+func TestASourceThatEndsWithoutAnErrorEndsTheRunWithOne(t *testing.T) {
+	s := source{frames: make(chan []byte)}
+	d := devices()
+	d.NICs[1].Uplink = s
+	f := newFlat(t, guest.Params{Pages: 16, Touch: 1}, d)
+	f.start()
+	close(s.frames)
+	if err := <-f.done; !errors.Is(err, pc.ErrSource) {
+		t.Error("Run:", err)
+	}
+	f.stop = nil
+}
+
 func TestASourcesFramesReachItsCardAndItsErrorEndsTheRun(t *testing.T) {
 	broken := errors.New("broken")
 	s := source{frames: make(chan []byte), err: broken}

@@ -16,8 +16,8 @@ import (
 
 // Run runs the vCPUs and the devices until ctx ends, the guest switches itself off
 // (ErrPowerOff) or asks for a reset (ErrReset), or something fails, and returns
-// which of them. All that it started has ended then; a disk or a console that
-// blocks keeps it. While the Machine is paused the vCPUs wait.
+// which of them. All that it started has ended then; a disk, a console, a Source or the
+// Source of a Random that blocks keeps it. While the Machine is paused the vCPUs wait.
 //
 // Whoever calls it raises GOMAXPROCS by the number of vCPUs, as for kvm.VCPU.Run.
 //
@@ -57,7 +57,12 @@ func (m *Machine) Run(ctx context.Context) error {
 		devices.Go(func() { c.net.Work(working, m.gate) })
 		if source, ok := c.uplink.(Source); ok {
 			devices.Go(func() {
-				if err := source.Receive(working, c.ReceivePacket); working.Err() == nil {
+				err := source.Receive(working, c.ReceivePacket)
+				switch {
+				case working.Err() != nil:
+				case err == nil:
+					stop(ErrSource)
+				default:
 					stop(err)
 				}
 			})

@@ -3,6 +3,7 @@ package nbd
 import (
 	"context"
 	"crypto/tls"
+	"io"
 	"net"
 	"sync"
 	"testing"
@@ -26,6 +27,12 @@ var deafLinks = map[string]func(t *testing.T) *Client{
 
 func deafLink(t *testing.T, ours, theirs func(net.Conn) net.Conn) *Client {
 	t.Helper()
+	return deafLinkAfter(t, 0, ours, theirs)
+}
+
+// deafLinkAfter reads so many bytes first.
+func deafLinkAfter(t *testing.T, heard int, ours, theirs func(net.Conn) net.Conn) *Client {
+	t.Helper()
 	a, b := net.Pipe()
 	deaf, ended := make(chan error), make(chan struct{})
 	go func() {
@@ -36,6 +43,7 @@ func deafLink(t *testing.T, ours, theirs func(net.Conn) net.Conn) *Client {
 			_, err = n.run()
 		}
 		deaf <- err
+		io.ReadFull(conn, make([]byte, heard))
 		<-ended
 		if err == nil {
 			n.leave()
@@ -117,6 +125,37 @@ func TestCloseDoesNotWaitLongForAServerThatTakesNothing(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What a TLS session says last of all has its own bound, of seconds.
+func TestCloseDoesNotWaitLongForAServerThatTakesNothingButTheFarewell(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		scfg, ccfg := certificates(t)
+		c := deafLinkAfter(t, requestLen, func(c net.Conn) net.Conn { return tls.Client(c, ccfg) }, func(c net.Conn) net.Conn { return tls.Server(c, scfg) })
+		begin := time.Now()
+		must(t, c.Close())
+		if d := time.Since(begin); d > 2*leave {
+			t.Errorf("it took %v", d)
+		}
+		wantErr(t, "the client", c.Err(), ErrClosed)
+	})
+}
+
+func TestAHandshakeEndsWithItsContextWhateverAServerTakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		scfg, ccfg := certificates(t)
+		a, b := net.Pipe()
+		defer b.Close()
+		go tls.Server(b, scfg).Handshake() // and nothing more
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		begin := time.Now()
+		_, err := NewClient(ctx, tls.Client(a, ccfg), ClientConfig{Timeout: time.Hour})
+		wantErr(t, "the handshake", err, context.DeadlineExceeded)
+		if d := time.Since(begin); d != time.Second {
+			t.Errorf("it took %v", d)
+		}
+	})
 }
 
 func TestAbortMayComeDuringCloseAndAfterIt(t *testing.T) {

@@ -152,8 +152,10 @@ func (c *Client) end(err error, polite bool) {
 		}
 	}
 	c.mu.Unlock()
-	if polite {
+	if polite { // which a TLS session is for as long as the other side lets it
+		late := time.AfterFunc(leave, func() { hangUp(c.conn) })
 		c.conn.Close()
+		late.Stop()
 	} else {
 		hangUp(c.conn)
 	}

@@ -130,7 +130,7 @@ type dialogue struct {
 func handshake(ctx context.Context, conn net.Conn, cfg ClientConfig, choose func(*dialogue) error) (err error) {
 	limit, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
-	stop := context.AfterFunc(limit, func() { conn.Close() })
+	stop := context.AfterFunc(limit, func() { hangUp(conn) })
 	defer func() {
 		if !stop() && err == nil {
 			err = net.ErrClosed // by a hair

@@ -205,6 +205,9 @@ func (b Image) Load(mem []byte, kernel io.ReaderAt, cmdline string, regions []Re
 	setup := int64(header[bootSetupSectors]+1) * 512
 	n, err := kernel.ReadAt(mem[Kernel:][:b.size], setup)
 	if n == 0 || uint64(n)+16 <= b.size { // the header counts in units of 16
+		if err == nil { // of nothing at all
+			err = io.ErrUnexpectedEOF
+		}
 		return fmt.Errorf("%w: it ends after %d bytes of %d: %w", ErrKernel, n, b.size, err)
 	}
 	return nil

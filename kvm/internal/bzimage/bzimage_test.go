@@ -51,6 +51,26 @@ func TestWhatIsNoKernelIsRefused(t *testing.T) {
 	}
 }
 
+func TestAKernelThatEndsBeforeItsCodeIsRefusedWithTheReason(t *testing.T) {
+	for _, units := range []uint32{0, 1, 0x1000} { // of 16 bytes; there are 3072 of code
+		kernel := testKernel(func(k []byte) { binary.LittleEndian.PutUint32(k[bootSysSize:], units) })
+		b, err := Parse(kernel)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = b.Load(make([]byte, 2<<20), kernel, "", nil, 0)
+		if units == 1 {
+			if err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		if !errors.Is(err, ErrKernel) || strings.Contains(err.Error(), "%!") || !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%d units: %v", units, err)
+		}
+	}
+}
+
 func TestTheRAMDiskGoesBehindTheKernelOrNowhere(t *testing.T) {
 	b, err := Parse(testKernel(nil))
 	if err != nil {
