@@ -22,7 +22,11 @@ type CacheConfig struct {
 	// StagedOnly has the cache hold only what came and is not committed, in
 	// place of a copy of the primary's memory. Pages that the secondary's guest
 	// wrote itself are then taken from the primary again: see [Cache.SaveDirty]
-	// for what that asks of whoever drives the cache. It needs Linux; NewCache
+	// for what that asks of whoever drives the cache, who says with [Cache.Resent]
+	// that it does so. With a primary that sends nothing again (a QEMU) a copy is
+	// kept all the same: all of the guest's memory is then copied at once, at the
+	// end of the initial synchronisation, before the secondary says that it is
+	// ready for the first checkpoint ([Cache.KeepCopy]). It needs Linux; NewCache
 	// elsewhere gives an error that wraps [errors.ErrUnsupported].
 	StagedOnly bool
 

@@ -12,7 +12,9 @@ import (
 // staged stands at its own place in it, and the rest takes no memory.
 //
 // Until the first Flush of a session nothing of the guest is worth anything, so
-// pages go straight into its memory. From then on a page that is not staged is
+// pages go straight into its memory, as far as it has any: what the primary's
+// block is longer by is staged, since the guest hears of it in Flush
+// (Block.Resize) and its memory may not be touched before. From then on a page that is not staged is
 // the guest's own as long as the guest has not written it, and if it has the
 // primary sends it whole.
 //
@@ -22,6 +24,7 @@ import (
 // the memory is at most that of two checkpoints.
 type stagedOnly struct {
 	on      bool   // in this session; off also where KeepCopy was called
+	resent  bool   // in this session, so that the first Flush does not call KeepCopy
 	copied  bool   // by KeepCopy, so that the first Flush does not
 	held    uint64 // pages that have memory
 	ownRead bool   // own is of this checkpoint
@@ -33,6 +36,7 @@ type stagedPages struct {
 	held Bitmap // pages of the mapping that have memory
 	keep Bitmap // of them, those of the last checkpoint
 	own  Bitmap // pages that the guest wrote since the last Flush, as far as read
+	had  int    // pages that the guest had when the session began
 }
 
 func newStagedPages(pages int) stagedPages {
@@ -40,15 +44,23 @@ func newStagedPages(pages int) stagedPages {
 }
 
 // begin begins a session.
-func (o *stagedOnly) begin(c *Cache) { o.on, o.copied = c.cfg.StagedOnly, false }
+func (o *stagedOnly) begin(c *Cache) {
+	o.on, o.copied, o.resent = c.cfg.StagedOnly, false, false
+	for i := range c.blocks {
+		b := &c.blocks[i]
+		b.only.had = int(b.told / PageSize)
+	}
+}
 
-// direct reports whether pages go straight into the guest's memory.
-func (o *stagedOnly) direct(c *Cache) bool { return o.on && c.first }
+// direct reports whether page i goes straight into the guest's memory.
+func (o *stagedOnly) direct(c *Cache, b *cacheBlock, i int) bool {
+	return o.on && c.first && i < b.only.had
+}
 
 // place is Cache.place.
 func (o *stagedOnly) place(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 	off := i * PageSize
-	if o.direct(c) {
+	if o.direct(c, b, i) {
 		b.staged.Set(i)
 		return b.Host[off : off+PageSize : off+PageSize], nil
 	}
@@ -71,7 +83,7 @@ func (o *stagedOnly) place(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 
 // base is Cache.base.
 func (o *stagedOnly) base(c *Cache, b *cacheBlock, i int) ([]byte, error) {
-	if o.direct(c) {
+	if o.direct(c, b, i) {
 		return o.place(c, b, i)
 	}
 	staged, zero := b.staged.Has(i), !b.data.Has(i)
@@ -87,9 +99,9 @@ func (o *stagedOnly) base(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case !staged:
+	case !staged && uint64(i) < b.told/PageSize:
 		copy(page, b.Host[i*PageSize:])
-	case zero:
+	case !staged || zero:
 		clear(page)
 	}
 	return page, nil
@@ -97,7 +109,7 @@ func (o *stagedOnly) base(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 
 // zero is what fill does for zeros, with the page marked as staged.
 func (o *stagedOnly) zero(c *Cache, b *cacheBlock, i int) {
-	if !o.direct(c) {
+	if !o.direct(c, b, i) {
 		b.data.Clear(i) // what stands at its place does not count
 		return
 	}
@@ -159,19 +171,24 @@ func (o *stagedOnly) flush(c *Cache, b *cacheBlock) (pages uint64) {
 		return 0
 	}
 	clear(b.only.own)
-	if o.direct(c) {
-		b.staged.ClearRange(int(b.length/PageSize), 64*len(b.staged))
-		pages = uint64(b.staged.Count())
-		clear(b.staged)
-		return pages
-	}
 	b.staged.ClearRange(int(b.length/PageSize), 64*len(b.staged))
+	if c.first {
+		pages = b.dropDirect()
+	}
 	for wi, word := range b.staged {
 		b.only.keep[wi] = word & b.data[wi]
 	}
-	pages = b.flush()
+	pages += b.flush()
 	clear(b.data)
 	return pages
+}
+
+// dropDirect has no page staged any more that is the guest's already, and returns
+// how many there were.
+func (b *cacheBlock) dropDirect() (pages uint64) {
+	n := b.staged.Count()
+	b.staged.ClearRange(0, b.only.had)
+	return uint64(n - b.staged.Count())
 }
 
 // flushed ends a Flush.
@@ -262,10 +279,16 @@ func (c *Cache) Settle() error { return c.only.trim(c) }
 // session: CacheConfig.StagedOnly is not set, or KeepCopy was called.
 func (c *Cache) KeepsCopy() bool { return !c.only.on }
 
+// Resent says that in this session the primary is told what is written here
+// (SaveDirty) and sends it again, so that no copy of its memory is needed. It is
+// called before the first Flush of each session; where it is not, that Flush calls
+// KeepCopy. Without CacheConfig.StagedOnly it does nothing.
+func (c *Cache) Resent() { c.only.resent = true }
+
 // KeepCopy has the cache keep a copy of the primary's memory in this session in
 // spite of CacheConfig.StagedOnly: the primary does not send again what is
 // written here. It is called before the first Flush of a session, and copies all
-// of the guest's memory. The error is an [*Error] with [ErrStagedFull] where
+// of the guest's memory, in one go. The error is an [*Error] with [ErrStagedFull] where
 // CacheConfig.MaxStaged is less than that. Without StagedOnly it does nothing.
 func (c *Cache) KeepCopy() error {
 	switch {
@@ -284,9 +307,16 @@ func (c *Cache) KeepCopy() error {
 	c.only.on, c.only.copied = false, true
 	for i := range c.blocks {
 		if b := &c.blocks[i]; b.page != nil {
-			c.stats.Flushed += uint64(b.staged.Count())
-			clear(b.staged)
-			b.takeMissing()
+			b.staged.ClearRange(int(b.length/PageSize), 64*len(b.staged))
+			c.stats.Flushed += b.dropDirect()
+			for wi, word := range b.only.held { // zeros that came after something else
+				for m := word &^ b.data[wi]; m != 0; m &= m - 1 {
+					i := wi<<6 | bits.TrailingZeros64(m)
+					clear(b.page[i*PageSize : (i+1)*PageSize])
+				}
+			}
+			// Of the rest, Flush takes what has not come, when the guest has it.
+			b.takeMissing(0, b.only.had)
 		}
 	}
 	return nil
