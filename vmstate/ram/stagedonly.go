@@ -3,8 +3,6 @@ package ram
 import (
 	"fmt"
 	"math/bits"
-
-	"github.com/gocolo/lockstep/internal/mapping"
 )
 
 // stagedOnly is what a Cache does differently with CacheConfig.StagedOnly. A
@@ -29,6 +27,9 @@ type stagedOnly struct {
 	held    uint64 // pages that have memory
 	ownRead bool   // own is of this checkpoint
 	stale   bool   // what is not kept has not been given back yet
+	swept   bool   // and since the last Flush all that could be was
+
+	give func([]byte) error // gives memory back to the system
 }
 
 // stagedPages is that of a block.
@@ -66,8 +67,10 @@ func (o *stagedOnly) place(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 	}
 	if !b.only.held.Has(i) {
 		if c.cfg.MaxStaged > 0 && (o.held+1)*PageSize > c.cfg.MaxStaged {
-			if err := o.release(c, func(b *cacheBlock, wi int) uint64 { return b.staged[wi] & b.data[wi] }); err != nil {
-				return nil, err
+			// Once in a checkpoint: what comes to be free after it, zero gives back.
+			if !o.swept {
+				o.swept = true
+				o.release(c, func(b *cacheBlock, wi int) uint64 { return b.staged[wi] & b.data[wi] })
 			}
 			if (o.held+1)*PageSize > c.cfg.MaxStaged {
 				return nil, fmt.Errorf("%w: at most %d bytes", ErrStagedFull, c.cfg.MaxStaged)
@@ -110,7 +113,14 @@ func (o *stagedOnly) base(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 // zero is what fill does for zeros, with the page marked as staged.
 func (o *stagedOnly) zero(c *Cache, b *cacheBlock, i int) {
 	if !o.direct(c, b, i) {
-		b.data.Clear(i) // what stands at its place does not count
+		// What stands at its place does not count.
+		if b.data.Has(i) && c.cfg.MaxStaged > 0 {
+			o.giveBack(b, i, i+1)
+			if !b.only.held.Has(i) {
+				o.held--
+			}
+		}
+		b.data.Clear(i)
 		return
 	}
 	if page := b.Host[i*PageSize : (i+1)*PageSize]; !isZero(page) {
@@ -139,8 +149,11 @@ func (c *Cache) CheckStaged() error {
 	if c.void || c.closed {
 		return &Error{Op: "load", Stream: -1, Err: ErrDiscarded}
 	}
-	if err := c.only.readOwn(c); err != nil {
-		return err
+	if c.only.on && !c.first {
+		// Again: a device may have written after the list was, and Flush would find it.
+		if err := c.readLog(); err != nil {
+			return err
+		}
 	}
 	return c.only.check(c)
 }
@@ -192,16 +205,15 @@ func (b *cacheBlock) dropDirect() (pages uint64) {
 }
 
 // flushed ends a Flush.
-func (o *stagedOnly) flushed() { o.ownRead, o.stale, o.copied = false, o.on, false }
+func (o *stagedOnly) flushed() { o.ownRead, o.swept, o.stale, o.copied = false, false, o.on, false }
 
 // trim gives back, once after each Flush, what neither that checkpoint nor the
 // next needs.
-func (o *stagedOnly) trim(c *Cache) error {
-	if !o.stale {
-		return nil
+func (o *stagedOnly) trim(c *Cache) {
+	if o.stale {
+		o.stale = false
+		o.release(c, func(b *cacheBlock, wi int) uint64 { return b.only.keep[wi] })
 	}
-	o.stale = false
-	return o.release(c, func(b *cacheBlock, wi int) uint64 { return b.only.keep[wi] })
 }
 
 // drop forgets what is staged and gives all memory back.
@@ -218,62 +230,61 @@ func (o *stagedOnly) drop(c *Cache) {
 		clear(b.only.own)
 		clear(b.only.keep)
 	}
-	o.ownRead, o.stale = false, false
-	// A kernel that cannot take memory back leaves it where it is: nothing
-	// depends on it.
-	_ = o.release(c, func(*cacheBlock, int) uint64 { return 0 })
+	o.ownRead, o.stale, o.swept = false, false, false
+	o.release(c, func(*cacheBlock, int) uint64 { return 0 })
 }
 
 // release gives the memory of all pages back but those that keep names, 64 at a
 // time. One call to the kernel covers what lies between two that are kept.
-func (o *stagedOnly) release(c *Cache, keep func(b *cacheBlock, wi int) uint64) error {
-	o.held = 0
+func (o *stagedOnly) release(c *Cache, keep func(b *cacheBlock, wi int) uint64) {
 	for bi := range c.blocks {
 		b := &c.blocks[bi]
 		if b.page == nil {
 			continue
 		}
 		first, last := -1, -1 // pages to give back, with none to keep in between
-		give := func() error {
-			if first < 0 {
-				return nil
-			}
-			lo, hi := first, last+1
-			first = -1
-			if err := mapping.Release(b.page[lo*PageSize : hi*PageSize]); err != nil {
-				return &Error{Op: "block", Block: b.Name, Offset: uint64(lo) * PageSize, Stream: -1, Err: err}
-			}
-			return nil
-		}
 		for wi, word := range b.only.held {
 			kept := word & keep(b, wi)
 			for m := word; m != 0; m &= m - 1 {
 				bit := bits.TrailingZeros64(m)
-				if kept>>bit&1 != 0 {
-					if err := give(); err != nil {
-						return err
+				if kept>>bit&1 == 0 {
+					if first < 0 {
+						first = wi<<6 | bit
 					}
-					continue
+					last = wi<<6 | bit
+				} else if first >= 0 {
+					o.giveBack(b, first, last+1)
+					first = -1
 				}
-				if first < 0 {
-					first = wi<<6 | bit
-				}
-				last = wi<<6 | bit
 			}
-			b.only.held[wi] = kept
-			o.held += uint64(bits.OnesCount64(kept))
 		}
-		if err := give(); err != nil {
-			return err
+		if first >= 0 {
+			o.giveBack(b, first, last+1)
 		}
 	}
-	return nil
+	o.held = 0
+	for bi := range c.blocks {
+		o.held += uint64(c.blocks[bi].only.held.Count())
+	}
+}
+
+// giveBack gives the memory of pages back. What the kernel does not take (it may
+// be locked) is held as before.
+func (o *stagedOnly) giveBack(b *cacheBlock, from, to int) {
+	if o.give(b.page[from*PageSize:to*PageSize]) != nil {
+		return
+	}
+	b.only.held.ClearRange(from, to)
 }
 
 // Settle gives back memory that the last checkpoint needed and the next is not
 // likely to (CacheConfig.StagedOnly), while the guest runs. It makes a Cache a
-// colo.Settler. Without it the next load does the same first.
-func (c *Cache) Settle() error { return c.only.trim(c) }
+// colo.Settler. Without it the next load does the same first. Memory that the
+// kernel does not take back stays held, and is no error: there is none.
+func (c *Cache) Settle() error {
+	c.only.trim(c)
+	return nil
+}
 
 // KeepsCopy reports whether the cache keeps a copy of the primary's memory in this
 // session: CacheConfig.StagedOnly is not set, or KeepCopy was called.

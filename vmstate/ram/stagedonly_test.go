@@ -506,6 +506,100 @@ func TestABlockThatGrowsIsNotTouchedBeforeTheGuestHears(t *testing.T) {
 	})
 }
 
+// refuse has the kernel take no memory back.
+func refuse([]byte) error { return errors.New("locked") }
+
+func TestMemoryThatIsNotTakenBackStaysHeldAndHarmsNothing(t *testing.T) {
+	prim, sec, s, c, l := stagedPair(t, 8, SaverConfig{}, CacheConfig{})
+	give := c.only.give
+	c.only.give = refuse
+	for i := range 3 {
+		prim.write(0, i*PageSize, 200)
+	}
+	checkpoint(t, prim, sec, s, c, l)
+	checkpoint(t, prim, sec, s, c, l)
+	if err := c.Settle(); err != nil {
+		t.Errorf("Settle = %v", err)
+	}
+	if m := c.Memory(); m != 3*PageSize {
+		t.Errorf("%d bytes are held, and 3 pages were not taken back", m)
+	}
+	// A copy finds zeros where nothing was put, whatever lies there.
+	c.NewSession()
+	if m := c.Memory(); m != 3*PageSize {
+		t.Errorf("%d bytes are held by a new session", m)
+	}
+	clear(sec.blocks[0].Host)
+	if err := c.KeepCopy(); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, c)
+	delta := unhex(t, "0000000000001040 03 72616d 01 0004 0502aabb"+eosHex)
+	if err := loadBytes(c, delta); err != nil {
+		t.Fatal(err)
+	}
+	flush(t, c)
+	want := [][]byte{make([]byte, 8*PageSize)}
+	want[0][PageSize+5], want[0][PageSize+6] = 0xaa, 0xbb
+	wantMemory(t, "after a difference from zeros", sec, want)
+	c.only.give = give
+	c.Discard()
+	if m := c.Memory(); m != 0 {
+		t.Errorf("%d bytes are held after all was taken back", m)
+	}
+}
+
+func TestAWriteAfterTheListIsFoundBeforeTheCommit(t *testing.T) {
+	_, sec, _, c, _ := stagedPair(t, 8, SaverConfig{}, CacheConfig{})
+	dirtyList(t, c)
+	sec.write(0, 3*PageSize, 9) // a device, say
+	if err := c.CheckStaged(); !errors.Is(err, ErrNotResent) {
+		t.Errorf("CheckStaged = %v", err)
+	}
+	sec.fail = errors.New("boom")
+	if err := c.CheckStaged(); !errors.Is(err, sec.fail) {
+		t.Errorf("CheckStaged with a broken log = %v", err)
+	}
+}
+
+// A peer that sends a page and makes it zeros, again and again, at the bound: each
+// gives its own memory back, and nothing looks for more than once.
+func TestAPageThatBecomesZerosGivesItsMemoryBack(t *testing.T) {
+	_, _, _, c, _ := stagedPair(t, 64, SaverConfig{}, CacheConfig{MaxStaged: 4 * PageSize})
+	stage := func(i uint64, p []byte) {
+		t.Helper()
+		if err := c.StagePage("ram", i*PageSize, p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range uint64(3) {
+		stage(i, page(1))
+	}
+	for i := uint64(3); i < 64; i++ {
+		stage(i, page(1))
+		if m := c.Memory(); m != 4*PageSize {
+			t.Fatalf("%d bytes are held of 4 pages", m)
+		}
+		stage(i, nil)
+		if m := c.Memory(); m != 3*PageSize {
+			t.Fatalf("%d bytes are held of 3 pages and one that became zeros", m)
+		}
+	}
+	// Memory that is not taken back: one look at all of it for each checkpoint.
+	calls := 0
+	c.only.give = func([]byte) error { calls++; return errors.New("locked") }
+	stage(3, page(1))
+	stage(3, nil)
+	for i := range uint64(20) {
+		if err := c.StagePage("ram", (40+i)*PageSize, page(1)); !errors.Is(err, ErrStagedFull) {
+			t.Fatalf("StagePage = %v", err)
+		}
+	}
+	if calls != 2 { // the page's own, and one look
+		t.Errorf("the kernel was asked %d times", calls)
+	}
+}
+
 func TestAListOfDirtyPagesIsNotTrusted(t *testing.T) {
 	for _, x := range []struct {
 		list, block string
