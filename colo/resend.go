@@ -15,7 +15,9 @@ import (
 
 // CopylessStage is a Stage that need not keep a copy of the primary's memory (a
 // ram.Cache with CacheConfig.StagedOnly). Its methods are called from the
-// goroutine in Run.
+// goroutine in Run. If it has a method Resent() besides, that is called before the
+// first Flush of a session with a primary that sends again what is written here; a
+// ram.Cache that does not hear of it keeps a copy.
 type CopylessStage interface {
 	Stage
 	// KeepsCopy reports whether it keeps one in this session. SaveDirty is then
@@ -61,11 +63,15 @@ func (p *Primary) expectReply(context.Context) error {
 }
 
 // agreeOnCopy has the stage keep a copy where the primary does not send again
-// what is written here.
+// what is written here. A stage that is not told otherwise (Resent) keeps one of
+// its own accord: it may be behind a Stage that knows nothing of this.
 func (s *Secondary) agreeOnCopy(resends bool) error {
 	if st, ok := s.cfg.RAM.(CopylessStage); ok {
 		if !resends && !st.KeepsCopy() {
 			return st.KeepCopy()
+		}
+		if r, ok := st.(interface{ Resent() }); ok && resends {
+			r.Resent()
 		}
 		s.tells = st
 	}

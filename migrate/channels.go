@@ -6,9 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -16,6 +16,11 @@ import (
 )
 
 // Channels are the connections that carry pages beside the main one (multifd).
+//
+// They are in step with the stream at the end of each section, as a QEMU up to 8.0
+// has them. A later one, on either side, does so with
+// -global migration.multifd-flush-after-each-section=on only (machine types up to
+// 8.0 have it on); without, the two sides wait for each other until [ErrChannelStuck].
 type Channels struct {
 	// Conns are the connections, at most 255, opened after the main one. Run owns
 	// and closes them. None: all pages are in the main stream.
@@ -33,6 +38,10 @@ type Channels struct {
 	// Decoder makes a destination's decoders. Nil: zlib only.
 	Decoder func(multifd.Method) (multifd.Decoder, error)
 }
+
+// channelPatience is how long a packet may take to leave, and how long a channel may
+// bring none while the stream waits for it.
+const channelPatience = time.Minute
 
 // maxChannels is what a channel's number has room for.
 const maxChannels = 255
@@ -99,6 +108,7 @@ type sender struct {
 type lane struct {
 	*wire
 	id   int
+	late *time.Timer // ends everything when a packet takes too long to leave
 	z    Compressor
 	sync chan uint64 // number of a packet that ends a section
 	raw  []byte      // pages to compress
@@ -140,7 +150,12 @@ func newSender(ctx context.Context, c *Channels, fail func()) (*sender, error) {
 		}
 	}
 	for _, l := range s.lanes {
+		l.late = time.AfterFunc(channelPatience, func() {
+			s.broke(fmt.Errorf("migrate: channel %d: %w", l.id, ErrChannelStuck))
+		})
+		l.late.Stop()
 		s.group.Go(func() {
+			defer l.late.Stop()
 			if err := s.run(l, c.UUID); err != nil {
 				s.broke(fmt.Errorf("migrate: channel %d: %w", l.id, err))
 			}
@@ -185,7 +200,7 @@ func (s *sender) broken(err error) error {
 // run sends packets over a channel until there are no more.
 func (s *sender) run(l *lane, uuid [16]byte) error {
 	multifd.Init{UUID: uuid, Channel: uint8(l.id)}.Put(l.w)
-	if err := l.w.Flush(); err != nil {
+	if err := l.flush(); err != nil {
 		return err
 	}
 	for {
@@ -204,7 +219,7 @@ func (s *sender) run(l *lane, uuid [16]byte) error {
 			}
 		case n := <-l.sync:
 			(&multifd.Packet{Sync: true, Number: n}).Put(l.w)
-			if err := l.w.Flush(); s.done(l, err) != nil {
+			if err := l.flush(); s.done(l, err) != nil {
 				return err
 			}
 		}
@@ -238,6 +253,13 @@ func (s *sender) send(l *lane, p *packet) error {
 		p.Data = l.out
 	}
 	p.Packet.Put(l.w)
+	return l.flush()
+}
+
+// flush sends what was put, for as long as a packet may take.
+func (l *lane) flush() error {
+	l.late.Reset(channelPatience)
+	defer l.late.Stop()
 	return l.w.Flush()
 }
 
@@ -330,6 +352,8 @@ type inbound struct {
 	arrived chan struct{} // has sent all of a section
 	resume  chan struct{} // and all others have
 	gone    chan struct{} // closed when it has ended, between two sections
+	end     error         // how it has; valid when gone is closed
+	packets atomic.Uint64 // that have come
 }
 
 // newReceiver starts the channels' goroutines, which stop ends. fail is called once
@@ -378,14 +402,18 @@ func (v *receiver) run(l *inbound, c *Channels) error {
 	r := multifd.NewReader(l.r)
 	r.Decoder = c.Decoder
 	for whole := false; ; {
+		at := l.r.Offset()
 		p, err := r.Read()
-		if err == io.EOF && whole {
+		if err != nil && whole && l.r.Offset() == at && l.r.Buffered() == 0 {
+			// However it has ended: a TLS may go without a word.
+			l.end = err
 			close(l.gone)
 			return nil
 		}
 		if err != nil {
 			return qemufile.NoEOF(err)
 		}
+		l.packets.Add(1)
 		if p.Device != nil {
 			return fmt.Errorf("migrate: state of device %q in a channel", p.Device.Name)
 		}
@@ -429,16 +457,36 @@ func (v *receiver) barrier() error {
 				continue
 			default:
 			}
-			select {
-			case <-c:
-			case <-l.gone:
-				return errGone
-			case <-v.bad:
-				return v.err
+			if err := v.await(l, c); err != nil {
+				return err
 			}
 		}
 	}
 	return nil
+}
+
+// await waits for one step of a channel, as long as packets come.
+func (v *receiver) await(l *inbound, step chan struct{}) error {
+	seen := l.packets.Load()
+	late := time.NewTimer(channelPatience)
+	defer late.Stop()
+	for {
+		select {
+		case <-step:
+			return nil
+		case <-l.gone:
+			return fmt.Errorf("%w: %w", errGone, l.end)
+		case <-v.bad:
+			return v.err
+		case <-late.C:
+			now := l.packets.Load()
+			if now == seen {
+				return ErrChannelStuck
+			}
+			seen = now
+			late.Reset(channelPatience)
+		}
+	}
 }
 
 // stop ends the channels: no page is placed when it has returned. It returns what

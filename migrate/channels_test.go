@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/colotest"
@@ -329,4 +331,128 @@ func TestTheEndOfTheContextEndsTheChannels(t *testing.T) {
 		t.Errorf("%v, %v", m.srcErr, m.dstErr)
 	}
 	m.oneSide()
+}
+
+// rest is a connection that brings what was recorded, and then ends with an error, or
+// nothing until it is closed.
+type rest struct {
+	io.Reader
+	end    error // nil: nothing comes
+	closed chan struct{}
+}
+
+func (r rest) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if err == nil {
+		return n, nil
+	}
+	if r.end == nil {
+		<-r.closed
+		return 0, io.ErrClosedPipe
+	}
+	return n, r.end
+}
+
+func (r rest) Write(p []byte) (int, error) {
+	<-r.closed
+	return 0, io.ErrClosedPipe
+}
+
+func (r rest) Close() error {
+	select {
+	case <-r.closed:
+	default:
+		close(r.closed)
+	}
+	return nil
+}
+
+// section is what a channel brings for a section without pages.
+func section(t testing.TB, syncs int) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := qemufile.NewWriter(&b)
+	multifd.Init{}.Put(w)
+	for range syncs {
+		(&multifd.Packet{Sync: true}).Put(w)
+	}
+	check(t, w.Flush())
+	return b.Bytes()
+}
+
+func TestAChannelMayEndWithoutABye(t *testing.T) {
+	reset := errors.New("reset")
+	for _, end := range []error{io.EOF, io.ErrUnexpectedEOF, reset} {
+		for _, x := range []struct {
+			more []byte // after the section
+			well bool
+		}{{nil, true}, {[]byte{0x11, 0x22}, false}} {
+			t.Run(fmt.Sprintf("%v after %d bytes", end, len(x.more)), func(t *testing.T) {
+				g := newGuest(t)
+				memory, err := ram.NewLazy(g.blocks)
+				check(t, err)
+				c := Channels{Conns: []Conn{rest{Reader: bytes.NewReader(append(section(t, 1), x.more...)), end: end, closed: make(chan struct{})}}}
+				v := newReceiver(t.Context(), &c, memory, func(error) {})
+				check(t, v.barrier())
+				v.group.Wait() // it has ended
+				if !x.well {
+					if err := v.stop(); err == nil {
+						t.Error("a packet that was cut went by")
+					}
+					return
+				}
+				if err := v.barrier(); !errors.Is(err, errGone) || !errors.Is(err, end) {
+					t.Errorf("the next section: %v", err)
+				}
+				if err := v.stop(); err != nil {
+					t.Errorf("after the stream: %v", err)
+				}
+			})
+		}
+	}
+}
+
+func TestAChannelThatIsStuckIsToldApart(t *testing.T) {
+	t.Run("nothing comes", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			g := newGuest(t)
+			memory, err := ram.NewLazy(g.blocks)
+			check(t, err)
+			c := Channels{Conns: []Conn{rest{Reader: bytes.NewReader(section(t, 1)), closed: make(chan struct{})}}}
+			v := newReceiver(t.Context(), &c, memory, func(error) {})
+			check(t, v.barrier())
+			if err := v.barrier(); !errors.Is(err, ErrChannelStuck) {
+				t.Errorf("a section that does not end in the channel: %v", err)
+			}
+			check(t, v.stop())
+		})
+	})
+	t.Run("nothing is taken", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			c := Channels{Conns: []Conn{rest{closed: make(chan struct{})}, rest{closed: make(chan struct{})}}}
+			failed := 0
+			s, err := newSender(t.Context(), &c, func() { failed++ })
+			check(t, err)
+			if err := s.Sync(); !errors.Is(err, ErrChannelStuck) {
+				t.Errorf("Sync = %v", err)
+			}
+			s.close()
+			if failed != 1 {
+				t.Errorf("the stream was ended %d times", failed)
+			}
+		})
+	})
+}
+
+func TestARateOfAPassThatTookNoTimeIsANumber(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &Source{channels: new(sender)}
+		x := &exchange{wire: &wire{w: qemufile.NewWriter(io.Discard)}}
+		for _, sent := range []int64{0, 1 << 20} {
+			s.channels.bytes.Store(sent)
+			if r := s.rate(x, time.Now(), 0); math.IsNaN(r) || math.IsInf(r, 0) {
+				t.Errorf("%d bytes in no time: %v", sent, r)
+			}
+		}
+	})
 }

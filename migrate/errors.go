@@ -15,4 +15,9 @@ var (
 	// means that the destination had the devices; whether the guest has run there, its
 	// Destination says: that has the same error if so, and another if it never will.
 	ErrPaused = errors.New("migrate: postcopy is paused")
+	// ErrChannelStuck means that one of Channels brought nothing for a minute while the
+	// stream waited for the end of a section there, or did not take a packet for as
+	// long: the other side is not in step ([Channels] says what a QEMU needs), or
+	// stands still.
+	ErrChannelStuck = errors.New("migrate: a channel is stuck")
 )

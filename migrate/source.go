@@ -46,8 +46,9 @@ type SourceConfig struct {
 	// Reconnect returns another connection when one breaks in postcopy. Nil: there is none.
 	Reconnect Reconnect
 
-	// Channels carry the pages of precopy. They are not for a migration that may
-	// become postcopy.
+	// Channels carry the pages of precopy, in step with each section: a QEMU from 8.1
+	// on needs its multifd-flush-after-each-section ([Channels]). They are not for a
+	// migration that may become postcopy.
 	Channels Channels
 }
 
@@ -167,7 +168,9 @@ func (s *Source) beginChannels(ctx context.Context, x *exchange) (owns bool, err
 func (s *Source) rate(x *exchange, since time.Time, channelBytes int64) float64 {
 	r := x.w.Rate()
 	if s.channels != nil {
-		r += float64(s.channels.bytes.Load()-channelBytes) / time.Since(since).Seconds()
+		// A clock may say that no time went by.
+		took := max(time.Since(since), time.Microsecond)
+		r += float64(s.channels.bytes.Load()-channelBytes) / took.Seconds()
 	}
 	return r
 }

@@ -17,4 +17,12 @@ func smallPages(p []byte) error {
 	return nil
 }
 
-func release(p []byte) error { return unix.Madvise(p, unix.MADV_DONTNEED) }
+// release says that p is not needed. Of memory that is locked (mlockall) a newer
+// kernel wants to hear it in another word, and an older one not at all.
+func release(p []byte) error {
+	err := unix.Madvise(p, unix.MADV_DONTNEED)
+	if errors.Is(err, unix.EINVAL) {
+		err = unix.Madvise(p, unix.MADV_DONTNEED_LOCKED)
+	}
+	return err
+}

@@ -52,3 +52,14 @@ func TestSparseMemoryOfNoSizeAndOfABadOne(t *testing.T) {
 		t.Error("a negative size was mapped")
 	}
 }
+
+func TestOnlyPagesOfAGuestsSizeAreSparse(t *testing.T) {
+	for _, size := range []int{16 << 10, 64 << 10} {
+		if err := supported(size); !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("pages of %d bytes: %v", size, err)
+		}
+	}
+	if err := supported(4096); sparse && err != nil {
+		t.Error(err)
+	}
+}

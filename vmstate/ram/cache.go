@@ -22,13 +22,18 @@ type CacheConfig struct {
 	// StagedOnly has the cache hold only what came and is not committed, in
 	// place of a copy of the primary's memory. Pages that the secondary's guest
 	// wrote itself are then taken from the primary again: see [Cache.SaveDirty]
-	// for what that asks of whoever drives the cache. It needs Linux; NewCache
-	// elsewhere gives an error that wraps [errors.ErrUnsupported].
+	// for what that asks of whoever drives the cache, who says with [Cache.Resent]
+	// that it does so. With a primary that sends nothing again (a QEMU) a copy is
+	// kept all the same: all of the guest's memory is then copied at once, at the
+	// end of the initial synchronisation, before the secondary says that it is
+	// ready for the first checkpoint ([Cache.KeepCopy]). It needs Linux with pages of
+	// 4 KiB, which arm64 and ppc64 hosts may not have; NewCache elsewhere gives an error that wraps [errors.ErrUnsupported].
 	StagedOnly bool
 
 	// MaxStaged bounds the memory that a cache with StagedOnly holds, in bytes.
 	// A checkpoint that needs more fails to load ([ErrStagedFull]), and so ends
-	// the session. 0 means as much as the guest has, which any checkpoint fits.
+	// the session. 0 means as much as the guest has, which any checkpoint fits. Memory
+	// that the kernel does not take back counts.
 	MaxStaged uint64
 }
 
@@ -112,6 +117,7 @@ func NewCache(blocks []Block, log DirtyLog, cfg CacheConfig) (*Cache, error) {
 		c.blocks = append(c.blocks, cb)
 		c.index[b.Name] = i
 	}
+	c.only.give = mapping.Release
 	c.only.begin(c)
 	return c, nil
 }
@@ -130,8 +136,8 @@ func (c *Cache) NewSession() {
 
 // LoadState decodes the body of a RAM section into the cache. Every error is an
 // [*Error] that says where in the stream, and which page, as far as that is
-// known; the guest's memory is untouched, but what is staged is void: a load
-// that failed is followed by Discard, and the connection's end.
+// known; the guest's memory is untouched (with CacheConfig.StagedOnly, from the
+// first Flush of a session on), but what is staged is void: a load that failed is followed by Discard, and the connection's end.
 func (c *Cache) LoadState(r *qemufile.Reader, version uint32) error {
 	if version != Version {
 		return &Error{Op: "load", Stream: r.Offset(), Err: fmt.Errorf("%w: %d", ErrVersion, version)}
@@ -142,10 +148,7 @@ func (c *Cache) LoadState(r *qemufile.Reader, version uint32) error {
 	if c.statsDone {
 		c.stats, c.statsDone = CacheStats{}, false
 	}
-	if err := c.only.trim(c); err != nil {
-		c.void = true
-		return err
-	}
+	c.only.trim(c)
 	start := r.Offset()
 	err := c.load(r)
 	c.stats.Bytes += uint64(r.Offset() - start)
@@ -389,9 +392,7 @@ func (c *Cache) StagePage(block string, offset uint64, page []byte) error {
 		case offset%PageSize != 0 || offset >= b.length || page != nil && len(page) != PageSize:
 			err = ErrOffset
 		default:
-			if err = c.only.trim(c); err != nil {
-				return err
-			}
+			c.only.trim(c)
 			if c.statsDone {
 				c.stats, c.statsDone = CacheStats{}, false
 			}

@@ -22,7 +22,7 @@ type PageSender interface {
 }
 
 // SendPagesTo has pages with contents go to p in place of the stream, from the next
-// SaveSetup on; nil: to the stream. It is not for a saver that captures, whose
+// page on; nil: to the stream. It is called between two sections. It is not for a saver that captures, whose
 // captured pages are in the stream all the same, nor for one with
 // SaverConfig.XBZRLE, nor for postcopy.
 func (s *Saver) SendPagesTo(p PageSender) { s.elsewhere = p }

@@ -16,7 +16,8 @@ import (
 
 // SaveDirty writes the pages that the guest, which is paused, wrote since the
 // last Flush, for the primary's [Saver.LoadDirty]. Whoever drives a cache with
-// CacheConfig.StagedOnly calls it once for each checkpoint but the first: before
+// CacheConfig.StagedOnly, having said so with [Cache.Resent] before the first Flush
+// of the session, calls it once for each checkpoint but the first: before
 // the first page of the checkpoint is sent, and with the guest paused until
 // Flush. A cache that keeps a copy writes an empty list.
 //

@@ -13,7 +13,9 @@ import (
 // The first Flush of a session makes everything received the guest's, switches
 // the dirty log on if it is a [LogSwitch], and takes what the peer did not send
 // (memory the guest never had, a discarded area) from the guest into the cache:
-// from then on the cache is what the guest is rolled back to.
+// from then on the cache is what the guest is rolled back to. With
+// CacheConfig.StagedOnly it takes nothing, if [Cache.Resent] was called in the
+// session; otherwise it calls [Cache.KeepCopy], whose error it may return.
 //
 // If the dirty log fails the guest is unchanged and Flush may be called again.
 // Flush returns [ErrDiscarded] when there is nothing valid to make the guest's,
@@ -25,6 +27,11 @@ func (c *Cache) Flush() error {
 	}
 	if c.statsDone {
 		c.stats, c.statsDone = CacheStats{}, false
+	}
+	if c.first && c.only.on && !c.only.resent {
+		if err := c.KeepCopy(); err != nil {
+			return err
+		}
 	}
 	if err := c.readLog(); err != nil {
 		return err
@@ -53,8 +60,10 @@ func (c *Cache) Flush() error {
 		case c.only.on:
 			c.stats.Flushed += c.only.flush(c, b)
 			continue
-		case c.first && !c.only.copied:
-			b.takeMissing()
+		case c.first && c.only.copied:
+			b.takeMissing(b.only.had, len(b.Host)/PageSize)
+		case c.first:
+			b.takeMissing(0, len(b.Host)/PageSize)
 		}
 		c.stats.Flushed += b.flush()
 	}
@@ -121,13 +130,17 @@ func (b *cacheBlock) flush() (pages uint64) {
 	return pages
 }
 
-// takeMissing makes the pages of the cache that were not received the guest's.
-func (b *cacheBlock) takeMissing() {
-	pages := int(b.length / PageSize)
+// takeMissing makes the pages of the cache from one up to another that were not
+// received the guest's.
+func (b *cacheBlock) takeMissing(from, to int) {
+	to = min(to, int(b.length/PageSize))
 	for wi, word := range b.staged {
 		for m := ^word; m != 0; m &= m - 1 {
 			i := wi<<6 | bits.TrailingZeros64(m)
-			if i >= pages {
+			if i < from {
+				continue
+			}
+			if i >= to {
 				return
 			}
 			off := i * PageSize
@@ -146,7 +159,8 @@ func (b *cacheBlock) takeMissing() {
 
 // Discard makes what is staged void, because the link broke or the load failed.
 // The guest's memory is what the last Flush made it and what the guest did
-// since. The dirty log is switched off if the cache switched it on. The cache
+// since; with CacheConfig.StagedOnly and before the first Flush of a session it is
+// nothing, as part of the initial synchronisation may be in it. The dirty log is switched off if the cache switched it on. The cache
 // can be used again after NewSession, or when a peer begins with a block list.
 func (c *Cache) Discard() {
 	c.drop()

@@ -32,7 +32,9 @@ func (k kind) cache(t testing.TB, g *guest, cfg CacheConfig) *Cache {
 	if _, err := NewCache(nil, nil, cfg); errors.Is(err, errors.ErrUnsupported) {
 		t.Skip(err)
 	}
-	return newCache(t, g, cfg)
+	c := newCache(t, g, cfg)
+	c.Resent()
+	return c
 }
 
 // one is one for this kind.

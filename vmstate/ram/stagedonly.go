@@ -3,8 +3,6 @@ package ram
 import (
 	"fmt"
 	"math/bits"
-
-	"github.com/gocolo/lockstep/internal/mapping"
 )
 
 // stagedOnly is what a Cache does differently with CacheConfig.StagedOnly. A
@@ -12,7 +10,9 @@ import (
 // staged stands at its own place in it, and the rest takes no memory.
 //
 // Until the first Flush of a session nothing of the guest is worth anything, so
-// pages go straight into its memory. From then on a page that is not staged is
+// pages go straight into its memory, as far as it has any: what the primary's
+// block is longer by is staged, since the guest hears of it in Flush
+// (Block.Resize) and its memory may not be touched before. From then on a page that is not staged is
 // the guest's own as long as the guest has not written it, and if it has the
 // primary sends it whole.
 //
@@ -22,10 +22,14 @@ import (
 // the memory is at most that of two checkpoints.
 type stagedOnly struct {
 	on      bool   // in this session; off also where KeepCopy was called
+	resent  bool   // in this session, so that the first Flush does not call KeepCopy
 	copied  bool   // by KeepCopy, so that the first Flush does not
 	held    uint64 // pages that have memory
 	ownRead bool   // own is of this checkpoint
 	stale   bool   // what is not kept has not been given back yet
+	swept   bool   // and since the last Flush all that could be was
+
+	give func([]byte) error // gives memory back to the system
 }
 
 // stagedPages is that of a block.
@@ -33,6 +37,7 @@ type stagedPages struct {
 	held Bitmap // pages of the mapping that have memory
 	keep Bitmap // of them, those of the last checkpoint
 	own  Bitmap // pages that the guest wrote since the last Flush, as far as read
+	had  int    // pages that the guest had when the session began
 }
 
 func newStagedPages(pages int) stagedPages {
@@ -40,22 +45,32 @@ func newStagedPages(pages int) stagedPages {
 }
 
 // begin begins a session.
-func (o *stagedOnly) begin(c *Cache) { o.on, o.copied = c.cfg.StagedOnly, false }
+func (o *stagedOnly) begin(c *Cache) {
+	o.on, o.copied, o.resent = c.cfg.StagedOnly, false, false
+	for i := range c.blocks {
+		b := &c.blocks[i]
+		b.only.had = int(b.told / PageSize)
+	}
+}
 
-// direct reports whether pages go straight into the guest's memory.
-func (o *stagedOnly) direct(c *Cache) bool { return o.on && c.first }
+// direct reports whether page i goes straight into the guest's memory.
+func (o *stagedOnly) direct(c *Cache, b *cacheBlock, i int) bool {
+	return o.on && c.first && i < b.only.had
+}
 
 // place is Cache.place.
 func (o *stagedOnly) place(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 	off := i * PageSize
-	if o.direct(c) {
+	if o.direct(c, b, i) {
 		b.staged.Set(i)
 		return b.Host[off : off+PageSize : off+PageSize], nil
 	}
 	if !b.only.held.Has(i) {
 		if c.cfg.MaxStaged > 0 && (o.held+1)*PageSize > c.cfg.MaxStaged {
-			if err := o.release(c, func(b *cacheBlock, wi int) uint64 { return b.staged[wi] & b.data[wi] }); err != nil {
-				return nil, err
+			// Once in a checkpoint: what comes to be free after it, zero gives back.
+			if !o.swept {
+				o.swept = true
+				o.release(c, func(b *cacheBlock, wi int) uint64 { return b.staged[wi] & b.data[wi] })
 			}
 			if (o.held+1)*PageSize > c.cfg.MaxStaged {
 				return nil, fmt.Errorf("%w: at most %d bytes", ErrStagedFull, c.cfg.MaxStaged)
@@ -71,7 +86,7 @@ func (o *stagedOnly) place(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 
 // base is Cache.base.
 func (o *stagedOnly) base(c *Cache, b *cacheBlock, i int) ([]byte, error) {
-	if o.direct(c) {
+	if o.direct(c, b, i) {
 		return o.place(c, b, i)
 	}
 	staged, zero := b.staged.Has(i), !b.data.Has(i)
@@ -87,9 +102,9 @@ func (o *stagedOnly) base(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 	switch {
 	case err != nil:
 		return nil, err
-	case !staged:
+	case !staged && uint64(i) < b.told/PageSize:
 		copy(page, b.Host[i*PageSize:])
-	case zero:
+	case !staged || zero:
 		clear(page)
 	}
 	return page, nil
@@ -97,8 +112,15 @@ func (o *stagedOnly) base(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 
 // zero is what fill does for zeros, with the page marked as staged.
 func (o *stagedOnly) zero(c *Cache, b *cacheBlock, i int) {
-	if !o.direct(c) {
-		b.data.Clear(i) // what stands at its place does not count
+	if !o.direct(c, b, i) {
+		// What stands at its place does not count.
+		if b.data.Has(i) && c.cfg.MaxStaged > 0 {
+			o.giveBack(b, i, i+1)
+			if !b.only.held.Has(i) {
+				o.held--
+			}
+		}
+		b.data.Clear(i)
 		return
 	}
 	if page := b.Host[i*PageSize : (i+1)*PageSize]; !isZero(page) {
@@ -127,8 +149,11 @@ func (c *Cache) CheckStaged() error {
 	if c.void || c.closed {
 		return &Error{Op: "load", Stream: -1, Err: ErrDiscarded}
 	}
-	if err := c.only.readOwn(c); err != nil {
-		return err
+	if c.only.on && !c.first {
+		// Again: a device may have written after the list was, and Flush would find it.
+		if err := c.readLog(); err != nil {
+			return err
+		}
 	}
 	return c.only.check(c)
 }
@@ -159,32 +184,36 @@ func (o *stagedOnly) flush(c *Cache, b *cacheBlock) (pages uint64) {
 		return 0
 	}
 	clear(b.only.own)
-	if o.direct(c) {
-		b.staged.ClearRange(int(b.length/PageSize), 64*len(b.staged))
-		pages = uint64(b.staged.Count())
-		clear(b.staged)
-		return pages
-	}
 	b.staged.ClearRange(int(b.length/PageSize), 64*len(b.staged))
+	if c.first {
+		pages = b.dropDirect()
+	}
 	for wi, word := range b.staged {
 		b.only.keep[wi] = word & b.data[wi]
 	}
-	pages = b.flush()
+	pages += b.flush()
 	clear(b.data)
 	return pages
 }
 
+// dropDirect has no page staged any more that is the guest's already, and returns
+// how many there were.
+func (b *cacheBlock) dropDirect() (pages uint64) {
+	n := b.staged.Count()
+	b.staged.ClearRange(0, b.only.had)
+	return uint64(n - b.staged.Count())
+}
+
 // flushed ends a Flush.
-func (o *stagedOnly) flushed() { o.ownRead, o.stale, o.copied = false, o.on, false }
+func (o *stagedOnly) flushed() { o.ownRead, o.swept, o.stale, o.copied = false, false, o.on, false }
 
 // trim gives back, once after each Flush, what neither that checkpoint nor the
 // next needs.
-func (o *stagedOnly) trim(c *Cache) error {
-	if !o.stale {
-		return nil
+func (o *stagedOnly) trim(c *Cache) {
+	if o.stale {
+		o.stale = false
+		o.release(c, func(b *cacheBlock, wi int) uint64 { return b.only.keep[wi] })
 	}
-	o.stale = false
-	return o.release(c, func(b *cacheBlock, wi int) uint64 { return b.only.keep[wi] })
 }
 
 // drop forgets what is staged and gives all memory back.
@@ -201,71 +230,76 @@ func (o *stagedOnly) drop(c *Cache) {
 		clear(b.only.own)
 		clear(b.only.keep)
 	}
-	o.ownRead, o.stale = false, false
-	// A kernel that cannot take memory back leaves it where it is: nothing
-	// depends on it.
-	_ = o.release(c, func(*cacheBlock, int) uint64 { return 0 })
+	o.ownRead, o.stale, o.swept = false, false, false
+	o.release(c, func(*cacheBlock, int) uint64 { return 0 })
 }
 
 // release gives the memory of all pages back but those that keep names, 64 at a
 // time. One call to the kernel covers what lies between two that are kept.
-func (o *stagedOnly) release(c *Cache, keep func(b *cacheBlock, wi int) uint64) error {
-	o.held = 0
+func (o *stagedOnly) release(c *Cache, keep func(b *cacheBlock, wi int) uint64) {
 	for bi := range c.blocks {
 		b := &c.blocks[bi]
 		if b.page == nil {
 			continue
 		}
 		first, last := -1, -1 // pages to give back, with none to keep in between
-		give := func() error {
-			if first < 0 {
-				return nil
-			}
-			lo, hi := first, last+1
-			first = -1
-			if err := mapping.Release(b.page[lo*PageSize : hi*PageSize]); err != nil {
-				return &Error{Op: "block", Block: b.Name, Offset: uint64(lo) * PageSize, Stream: -1, Err: err}
-			}
-			return nil
-		}
 		for wi, word := range b.only.held {
 			kept := word & keep(b, wi)
 			for m := word; m != 0; m &= m - 1 {
 				bit := bits.TrailingZeros64(m)
-				if kept>>bit&1 != 0 {
-					if err := give(); err != nil {
-						return err
+				if kept>>bit&1 == 0 {
+					if first < 0 {
+						first = wi<<6 | bit
 					}
-					continue
+					last = wi<<6 | bit
+				} else if first >= 0 {
+					o.giveBack(b, first, last+1)
+					first = -1
 				}
-				if first < 0 {
-					first = wi<<6 | bit
-				}
-				last = wi<<6 | bit
 			}
-			b.only.held[wi] = kept
-			o.held += uint64(bits.OnesCount64(kept))
 		}
-		if err := give(); err != nil {
-			return err
+		if first >= 0 {
+			o.giveBack(b, first, last+1)
 		}
 	}
-	return nil
+	o.held = 0
+	for bi := range c.blocks {
+		o.held += uint64(c.blocks[bi].only.held.Count())
+	}
+}
+
+// giveBack gives the memory of pages back. What the kernel does not take (it may
+// be locked) is held as before.
+func (o *stagedOnly) giveBack(b *cacheBlock, from, to int) {
+	if o.give(b.page[from*PageSize:to*PageSize]) != nil {
+		return
+	}
+	b.only.held.ClearRange(from, to)
 }
 
 // Settle gives back memory that the last checkpoint needed and the next is not
 // likely to (CacheConfig.StagedOnly), while the guest runs. It makes a Cache a
-// colo.Settler. Without it the next load does the same first.
-func (c *Cache) Settle() error { return c.only.trim(c) }
+// colo.Settler. Without it the next load does the same first. Memory that the
+// kernel does not take back stays held, and is no error: there is none.
+func (c *Cache) Settle() error {
+	c.only.trim(c)
+	return nil
+}
 
 // KeepsCopy reports whether the cache keeps a copy of the primary's memory in this
 // session: CacheConfig.StagedOnly is not set, or KeepCopy was called.
 func (c *Cache) KeepsCopy() bool { return !c.only.on }
 
+// Resent says that in this session the primary is told what is written here
+// (SaveDirty) and sends it again, so that no copy of its memory is needed. It is
+// called before the first Flush of each session; where it is not, that Flush calls
+// KeepCopy. Without CacheConfig.StagedOnly it does nothing.
+func (c *Cache) Resent() { c.only.resent = true }
+
 // KeepCopy has the cache keep a copy of the primary's memory in this session in
 // spite of CacheConfig.StagedOnly: the primary does not send again what is
 // written here. It is called before the first Flush of a session, and copies all
-// of the guest's memory. The error is an [*Error] with [ErrStagedFull] where
+// of the guest's memory, in one go. The error is an [*Error] with [ErrStagedFull] where
 // CacheConfig.MaxStaged is less than that. Without StagedOnly it does nothing.
 func (c *Cache) KeepCopy() error {
 	switch {
@@ -284,9 +318,16 @@ func (c *Cache) KeepCopy() error {
 	c.only.on, c.only.copied = false, true
 	for i := range c.blocks {
 		if b := &c.blocks[i]; b.page != nil {
-			c.stats.Flushed += uint64(b.staged.Count())
-			clear(b.staged)
-			b.takeMissing()
+			b.staged.ClearRange(int(b.length/PageSize), 64*len(b.staged))
+			c.stats.Flushed += b.dropDirect()
+			for wi, word := range b.only.held { // zeros that came after something else
+				for m := word &^ b.data[wi]; m != 0; m &= m - 1 {
+					i := wi<<6 | bits.TrailingZeros64(m)
+					clear(b.page[i*PageSize : (i+1)*PageSize])
+				}
+			}
+			// Of the rest, Flush takes what has not come, when the guest has it.
+			b.takeMissing(0, b.only.had)
 		}
 	}
 	return nil

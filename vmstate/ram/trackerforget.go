@@ -4,7 +4,10 @@ package ram
 // forget that, with the guest still paused. Without, each Flush would copy again what the
 // ones before have copied.
 //
-// What cannot be forgotten is reported again, which costs a copy and harms nothing.
+// What cannot be forgotten is reported again, which costs a copy and harms nothing where
+// the cache keeps one. Where it does not (CacheConfig.StagedOnly) the primary is asked for
+// those pages again, so they are sent at each checkpoint; and so they must be reported when
+// SaveDirty asks, as what comes up only afterwards ends the session ([ErrNotResent]).
 type Forgetter interface {
 	ForgetDirty(block string)
 }
