@@ -233,6 +233,10 @@ func TestHostsThatWereBothDownStartTheGuestFromTheDisksThatAreItsOwn(t *testing.
 				if got := s.read(last.name); got != want {
 					t.Errorf("the guest was started with a disk that says %q, not %q", got, want)
 				}
+				s.write(last.name, "of the new life")
+				if got := s.read(last.name); got != "of the new life" {
+					t.Errorf("it has written to a disk that says %q", got)
+				}
 				if n := last.job.Query().Stats.Takeovers; n != 0 {
 					t.Errorf("%d takeovers", n)
 				}

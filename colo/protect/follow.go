@@ -26,7 +26,9 @@ type pending struct {
 // follow waits for a primary and follows it, until the session ends.
 func (j *Job) follow(ctx context.Context) error {
 	j.vm.face(false)
-	j.fenceDisks()
+	if j.restart == 0 {
+		j.fenceDisks() // for good: the guest never runs over them as they are now
+	}
 	if j.vm.isRunning() { // deposed
 		if err := j.vm.Pause(ctx); err != nil {
 			return fmt.Errorf("protect: pause the guest: %w", err)
