@@ -2,6 +2,7 @@ package protect
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/failovertest"
 	"github.com/gocolo/lockstep/replication"
 )
@@ -514,6 +516,67 @@ func TestAnOverlayThatFillsAsksForACheckpoint(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A guest that was saved goes on over its disks of that moment, and no others: neither
+// older ones, of before or of a host that followed, nor what another life has made of
+// them. Disks that know nothing of themselves are whoever's word they are.
+func TestASavedGuestGoesOnOverTheDisksOfThatMomentOnly(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		held, disk uint64
+		starts     bool
+	}{{3, 3, true}, {3, 2, false}, {3, 4, false}, {3, 0, true}} {
+		t.Run(fmt.Sprintf("of generation %d over disks of %d", c.held, c.disk), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				if err := w.begun(t.Context(), c.held); err != nil {
+					t.Fatal(err)
+				}
+				m, err := replication.OpenMetadata(&memory{b: make([]byte, metadataBytes)})
+				if err == nil && c.disk > 0 {
+					err = m.Hold(c.disk)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				d, err := NewDisk(DiskConfig{Name: "root", Image: kept{&image{b: make([]byte, diskSize)}, m}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				a := w.boot("a", true, func(cfg *Config) { cfg.Held, cfg.Disks = c.held, []*Disk{d} })
+				if c.starts {
+					a.is(Alone)
+					if h := m.Held(); h != c.held+1 {
+						t.Errorf("the disk is of generation %d", h)
+					}
+				} else {
+					a.is(Waiting)
+					if err := a.job.Query().LastError; !errors.Is(err, errCopy) {
+						t.Error(err)
+					}
+				}
+				a.halt()
+			})
+		})
+	}
+}
+
+// begun has the arbiter know a generation that somebody has had and given up.
+func (w *world) begun(ctx context.Context, generation uint64) error {
+	arbiter := failover.NewStoreArbiter(w.store)
+	for after := range generation {
+		c := failover.Claim{Holder: "x", Token: "x", After: after, Term: time.Minute}
+		g, err := arbiter.Acquire(ctx, c)
+		if err == nil {
+			err = arbiter.Release(ctx, g, "")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Where a person is the arbiter, disks start nothing by themselves.

@@ -24,7 +24,8 @@ var errSaving = errors.New("protect: the guest is being saved")
 // Save ends the guest here with its state written to w, for Restore: it stands still,
 // what it has said leaves, its disks are made stable, memory and devices are written,
 // and Run returns nil as after Complete. The secondary, if there is one, is of no use
-// any more from the beginning. Until w has everything nothing is given up: with an
+// any more from the beginning. What a Network has registered is not saved, nor are the
+// disks, which stay as they are for the guest to go on over. Until w has everything nothing is given up: with an
 // error the guest runs on here, and is protected again if it was before. A w that is a
 // file is not stable before it is synchronised, which is the caller's: it may do so in the
 // last call of Write, or give the guest up when it cannot.
@@ -193,8 +194,9 @@ func save(to io.Writer, g Guest, machine string, generation uint64) error {
 
 // Restore makes g, which stands still and has not run, the guest that Save has written,
 // and returns of which generation it is, for Config.Held: where there is an arbiter,
-// a saved guest goes on once, and any other attempt follows it. machine is
-// Config.Machine. Connections that a Proxy was translating for it are not in the file.
+// a saved guest goes on once, and any other attempt follows it. Its disks must be those
+// of the host that saved it, as they were then. machine is Config.Machine. The state of
+// no Network is in the file: connections that a Proxy was translating end.
 //
 // What is read is checked first: with an error g is as it was, unless the error
 // matches failover.ErrTorn; then it must never run.
