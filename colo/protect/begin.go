@@ -27,6 +27,11 @@ func (j *Job) begin(ctx context.Context) error {
 		return nil
 	}
 	j.learn(after)
+	if own {
+		j.mu.Lock()
+		j.wrote = after
+		j.mu.Unlock()
+	}
 	if !j.cfg.Start {
 		why := "waits for a primary"
 		if own && j.manual == nil {

@@ -579,6 +579,82 @@ func (w *world) begun(ctx context.Context, generation uint64) error {
 	return nil
 }
 
+// Two persons who did not hear of each other have given one guest to both hosts, each
+// of which counts generations by itself. What both have written since is kept, until a
+// person says which of it goes.
+func TestAHostKeepsDisksOfItsOwnThatAreOfThePrimarysGeneration(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, false)
+		s.world.guest.Interval = time.Hour
+		person := func(c *Config) { c.Arbiter, c.Network = nil, nil } // nobody hears the two guests
+		b := s.start("b", false, person)
+		a := s.start("a", true, person)
+		a.is(Protected)
+		b.is(Following)
+		s.f.part("a", "b", false)
+		a.is(Asking)
+		b.is(Asking)
+		if err := errors.Join(a.job.Failover(), b.job.Failover()); err != nil {
+			t.Fatal(err)
+		}
+		a.is(Alone)
+		b.is(Alone)
+		s.write("a", "of a")
+		s.write("b", "of b")
+		b.killed.Store(true)
+		b.stop(errDead)
+		b.bury()
+		s.close("b")
+		b = s.start("b", false, person)
+		b.is(Waiting)
+		s.f.join("a", "b")
+		var r *RefusedError
+		s.until(func() bool { return errors.As(a.job.Query().LastError, &r) && r.There })
+		time.Sleep(10 * time.Second)
+		if !strings.Contains(r.Reason, "generation 2") || a.job.State() != Alone || b.job.State() != Waiting {
+			t.Errorf("%v; a is %v, b %v", r, a.job.State(), b.job.State())
+		}
+		if got := s.read("b"); got != "of b" {
+			t.Errorf("b's disk says %q", got)
+		}
+		a.halt()
+		b.halt()
+	})
+}
+
+// A host that is told of a later generation has its disks overwritten, whatever is on
+// them, and one that has followed a primary follows it again.
+func TestAHostFollowsALaterGenerationThanThatOfItsOwnDisksAgainAndAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, false)
+		b := s.start("b", false, nil)
+		a := s.start("a", true, nil)
+		a.is(Protected)
+		b.is(Following)
+		a.kill(false)
+		b.is(Alone)
+		a.bury()
+		s.close("a")
+		a = s.start("a", false, nil)
+		for range 3 {
+			b.is(Protected)
+			a.is(Following)
+			if err := b.job.Pause(t.Context(), ""); err != nil {
+				t.Fatal(err)
+			}
+			a.is(Waiting)
+			if err := b.job.Resume(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.is(Protected)
+		a.halt()
+		b.halt()
+	})
+}
+
 // Where a person is the arbiter, disks start nothing by themselves.
 func TestAHostWithoutAnArbiterStartsOnlyWhatAPersonSays(t *testing.T) {
 	t.Parallel()

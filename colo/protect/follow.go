@@ -158,6 +158,11 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, why error) {
 	if h.Host == j.cfg.Host {
 		return "", refuse("both hosts are called %q", h.Host)
 	}
+	if h.Generation == j.wrote && j.wrote > 0 {
+		// Nobody else can have that generation but by a mistake, of persons or of an
+		// arbiter that has lost its record: what the guest here has written is kept.
+		return "", refuse("the disks of %s are a guest's own, of generation %d as well: the two hosts have gone on apart", j.cfg.Host, j.wrote)
+	}
 	p := j.pending
 	if h.Channel == chControl {
 		if p != nil {

@@ -45,6 +45,7 @@ type Job struct {
 	joined     chan *pending
 	lastErr    error
 	stats      Stats
+	wrote      uint64          // the generation of the disks that were the guest's own when Run began; 0: they were not
 	delay      time.Duration   // CheckpointDelay, or what SetDelay has said since
 	entries    []vmstate.Entry // of the guest's devices, as describe has found them
 	restart    uint64          // the generation of disks that the guest may be started from; Run's alone
