@@ -41,6 +41,7 @@ type Job struct {
 	generation uint64 // that this host holds or has followed
 	acts       map[*activity]struct{}
 	current    *session
+	given      bool // current's arbiter has refused, for good: the guest here is fenced off from its disks
 	pending    *pending
 	joined     chan *pending
 	lastErr    error
@@ -336,7 +337,12 @@ func (j *Job) while(ctx context.Context, in ...State) (context.Context, context.
 func (j *Job) do(in input, reason string) error {
 	j.mu.Lock()
 	from := j.m.state
-	err := j.m.do(in, reason)
+	var err error
+	if in == doFenced && j.given {
+		err = &StateError{Verb: in.String(), State: from}
+	} else {
+		err = j.m.do(in, reason)
+	}
 	if err != nil {
 		j.mu.Unlock()
 		return err
