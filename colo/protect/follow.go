@@ -54,6 +54,7 @@ func (j *Job) follow(ctx context.Context) error {
 	j.take(s)
 	defer j.take(nil)
 	if j.do(joined, "follows "+p.host) != nil {
+		s.wire.Close()
 		return nil
 	}
 	return j.followed(ctx, s, j.attend(ctx, s))
@@ -213,6 +214,11 @@ func (j *Job) refuseAll() {
 // newSecondary makes the secondary's side of a session.
 func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(), err error) {
 	s := &session{peer: p, wire: j.cfg.Session.wire(event.ModeSecondary, p.session), over: ctx, began: time.Now()}
+	defer func() {
+		if err != nil {
+			s.wire.Close()
+		}
+	}()
 	if err := sided(j.cfg.Network, func(n Sided) error { return n.Follow(ctx) }); err != nil {
 		return nil, nil, err
 	}
