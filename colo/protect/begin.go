@@ -14,7 +14,7 @@ import (
 func (j *Job) begin(ctx context.Context) error {
 	after, own, err := held(j.cfg.Disks)
 	if h := j.cfg.Held; err == nil && h > 0 {
-		if after > h {
+		if after > 0 && after != h {
 			err = fmt.Errorf("%w: the disks here are of generation %d, the guest of generation %d", errCopy, after, h)
 		}
 		after, own = h, false
@@ -27,6 +27,11 @@ func (j *Job) begin(ctx context.Context) error {
 		return nil
 	}
 	j.learn(after)
+	if own {
+		j.mu.Lock()
+		j.wrote = after
+		j.mu.Unlock()
+	}
 	if !j.cfg.Start {
 		why := "waits for a primary"
 		if own && j.manual == nil {

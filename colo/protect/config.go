@@ -136,7 +136,8 @@ type Config struct {
 	// Held is the generation of the copy that this host has, for a host that keeps
 	// account of it by itself. 0: what its disks say, and where they do not know,
 	// it has none and the guest begins its life. A guest that Restore has read is of
-	// the generation that it returns. Disks of a later one start nothing.
+	// the generation that it returns, and the disks must be those with which it was
+	// saved: disks that know that they are of another generation start nothing.
 	Held uint64
 
 	Events *event.Bus // nil: nobody listens

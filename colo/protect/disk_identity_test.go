@@ -2,6 +2,7 @@ package protect
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/failovertest"
 	"github.com/gocolo/lockstep/replication"
 )
@@ -232,6 +234,10 @@ func TestHostsThatWereBothDownStartTheGuestFromTheDisksThatAreItsOwn(t *testing.
 				old.is(Following)
 				if got := s.read(last.name); got != want {
 					t.Errorf("the guest was started with a disk that says %q, not %q", got, want)
+				}
+				s.write(last.name, "of the new life")
+				if got := s.read(last.name); got != "of the new life" {
+					t.Errorf("it has written to a disk that says %q", got)
 				}
 				if n := last.job.Query().Stats.Takeovers; n != 0 {
 					t.Errorf("%d takeovers", n)
@@ -510,6 +516,143 @@ func TestAnOverlayThatFillsAsksForACheckpoint(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A guest that was saved goes on over its disks of that moment, and no others: neither
+// older ones, of before or of a host that followed, nor what another life has made of
+// them. Disks that know nothing of themselves are whoever's word they are.
+func TestASavedGuestGoesOnOverTheDisksOfThatMomentOnly(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		held, disk uint64
+		starts     bool
+	}{{3, 3, true}, {3, 2, false}, {3, 4, false}, {3, 0, true}} {
+		t.Run(fmt.Sprintf("of generation %d over disks of %d", c.held, c.disk), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				if err := w.begun(t.Context(), c.held); err != nil {
+					t.Fatal(err)
+				}
+				m, err := replication.OpenMetadata(&memory{b: make([]byte, metadataBytes)})
+				if err == nil && c.disk > 0 {
+					err = m.Hold(c.disk)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				d, err := NewDisk(DiskConfig{Name: "root", Image: kept{&image{b: make([]byte, diskSize)}, m}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				a := w.boot("a", true, func(cfg *Config) { cfg.Held, cfg.Disks = c.held, []*Disk{d} })
+				if c.starts {
+					a.is(Alone)
+					if h := m.Held(); h != c.held+1 {
+						t.Errorf("the disk is of generation %d", h)
+					}
+				} else {
+					a.is(Waiting)
+					if err := a.job.Query().LastError; !errors.Is(err, errCopy) {
+						t.Error(err)
+					}
+				}
+				a.halt()
+			})
+		})
+	}
+}
+
+// begun has the arbiter know a generation that somebody has had and given up.
+func (w *world) begun(ctx context.Context, generation uint64) error {
+	arbiter := failover.NewStoreArbiter(w.store)
+	for after := range generation {
+		c := failover.Claim{Holder: "x", Token: "x", After: after, Term: time.Minute}
+		g, err := arbiter.Acquire(ctx, c)
+		if err == nil {
+			err = arbiter.Release(ctx, g, "")
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Two persons who did not hear of each other have given one guest to both hosts, each
+// of which counts generations by itself. What both have written since is kept, until a
+// person says which of it goes.
+func TestAHostKeepsDisksOfItsOwnThatAreOfThePrimarysGeneration(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, false)
+		s.world.guest.Interval = time.Hour
+		person := func(c *Config) { c.Arbiter, c.Network = nil, nil } // nobody hears the two guests
+		b := s.start("b", false, person)
+		a := s.start("a", true, person)
+		a.is(Protected)
+		b.is(Following)
+		s.f.part("a", "b", false)
+		a.is(Asking)
+		b.is(Asking)
+		if err := errors.Join(a.job.Failover(), b.job.Failover()); err != nil {
+			t.Fatal(err)
+		}
+		a.is(Alone)
+		b.is(Alone)
+		s.write("a", "of a")
+		s.write("b", "of b")
+		b.killed.Store(true)
+		b.stop(errDead)
+		b.bury()
+		s.close("b")
+		b = s.start("b", false, person)
+		b.is(Waiting)
+		s.f.join("a", "b")
+		var r *RefusedError
+		s.until(func() bool { return errors.As(a.job.Query().LastError, &r) && r.There })
+		time.Sleep(10 * time.Second)
+		if !strings.Contains(r.Reason, "generation 2") || a.job.State() != Alone || b.job.State() != Waiting {
+			t.Errorf("%v; a is %v, b %v", r, a.job.State(), b.job.State())
+		}
+		if got := s.read("b"); got != "of b" {
+			t.Errorf("b's disk says %q", got)
+		}
+		a.halt()
+		b.halt()
+	})
+}
+
+// A host that is told of a later generation has its disks overwritten, whatever is on
+// them, and one that has followed a primary follows it again.
+func TestAHostFollowsALaterGenerationThanThatOfItsOwnDisksAgainAndAgain(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := newSite(t, false)
+		b := s.start("b", false, nil)
+		a := s.start("a", true, nil)
+		a.is(Protected)
+		b.is(Following)
+		a.kill(false)
+		b.is(Alone)
+		a.bury()
+		s.close("a")
+		a = s.start("a", false, nil)
+		for range 3 {
+			b.is(Protected)
+			a.is(Following)
+			if err := b.job.Pause(t.Context(), ""); err != nil {
+				t.Fatal(err)
+			}
+			a.is(Waiting)
+			if err := b.job.Resume(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.is(Protected)
+		a.halt()
+		b.halt()
+	})
 }
 
 // Where a person is the arbiter, disks start nothing by themselves.

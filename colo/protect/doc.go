@@ -132,6 +132,10 @@
 //   - Disks of no moment, or of several generations, start nothing, with Start or
 //     without, and are good to follow with.
 //
+// Disks that the guest here has written itself are not given to a primary of the same
+// generation: two hosts have gone on apart then, by a person's mistake. The primary
+// says so in its LastError. Who has decided that they are not needed makes a new image.
+//
 // A job without an Arbiter starts by itself only what Start says.
 //
 // # Times

@@ -26,7 +26,9 @@ type pending struct {
 // follow waits for a primary and follows it, until the session ends.
 func (j *Job) follow(ctx context.Context) error {
 	j.vm.face(false)
-	j.fenceDisks()
+	if j.restart == 0 {
+		j.fenceDisks() // for good: the guest never runs over them as they are now
+	}
 	if j.vm.isRunning() { // deposed
 		if err := j.vm.Pause(ctx); err != nil {
 			return fmt.Errorf("protect: pause the guest: %w", err)
@@ -52,6 +54,7 @@ func (j *Job) follow(ctx context.Context) error {
 	j.take(s)
 	defer j.take(nil)
 	if j.do(joined, "follows "+p.host) != nil {
+		s.wire.Close()
 		return nil
 	}
 	return j.followed(ctx, s, j.attend(ctx, s))
@@ -156,6 +159,11 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, why error) {
 	if h.Host == j.cfg.Host {
 		return "", refuse("both hosts are called %q", h.Host)
 	}
+	if h.Generation == j.wrote && j.wrote > 0 {
+		// Nobody else can have that generation but by a mistake, of persons or of an
+		// arbiter that has lost its record: what the guest here has written is kept.
+		return "", refuse("the disks of %s are a guest's own, of generation %d as well: the two hosts have gone on apart", j.cfg.Host, j.wrote)
+	}
 	p := j.pending
 	if h.Channel == chControl {
 		if p != nil {
@@ -206,6 +214,11 @@ func (j *Job) refuseAll() {
 // newSecondary makes the secondary's side of a session.
 func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(), err error) {
 	s := &session{peer: p, wire: j.cfg.Session.wire(event.ModeSecondary, p.session), over: ctx, began: time.Now()}
+	defer func() {
+		if err != nil {
+			s.wire.Close()
+		}
+	}()
 	if err := sided(j.cfg.Network, func(n Sided) error { return n.Follow(ctx) }); err != nil {
 		return nil, nil, err
 	}

@@ -48,6 +48,10 @@ const (
 	maxHello     = 64 << 10
 	maxList      = 1024 // memory blocks
 	maxNetworks  = 64
+
+	// maxGeneration bounds what a peer says, so that the generations after it can be
+	// counted.
+	maxGeneration = 1 << 62
 )
 
 // A hello begins a connection, in one direction; its answer comes back in the
@@ -197,6 +201,9 @@ func (h *hello) check() error {
 		if len(s) > failover.MaxName {
 			return fmt.Errorf("%w: a name of %d bytes", ErrHello, len(s))
 		}
+	}
+	if h.Generation > maxGeneration {
+		return fmt.Errorf("%w: generation %d", ErrHello, h.Generation)
 	}
 	if o := h.Offer; o != nil && (len(o.Memory) > maxList || len(o.Disks) > maxDisks || len(o.Networks) > maxNetworks || len(o.Devices) > maxDevices || len(o.Machine) > failover.MaxName) {
 		return fmt.Errorf("%w: %d blocks of memory and %d disks", ErrHello, len(o.Memory), len(o.Disks))

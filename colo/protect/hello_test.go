@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -251,4 +252,16 @@ func FuzzNotes(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestAGenerationThatHasNoNextOneIsNoHello(t *testing.T) {
+	for g, want := range map[uint64]error{0: nil, maxGeneration: nil, maxGeneration + 1: ErrHello, math.MaxUint64: ErrHello} {
+		var b bytes.Buffer
+		if err := writeHello(&b, hello{Channel: chAsk, Guest: "g", Host: "h", Generation: g}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readHello(&b); !errors.Is(err, want) {
+			t.Errorf("generation %d: %v", g, err)
+		}
+	}
 }

@@ -41,10 +41,12 @@ type Job struct {
 	generation uint64 // that this host holds or has followed
 	acts       map[*activity]struct{}
 	current    *session
+	given      bool // current's arbiter has refused, for good: the guest here is fenced off from its disks
 	pending    *pending
 	joined     chan *pending
 	lastErr    error
 	stats      Stats
+	wrote      uint64          // the generation of the disks that were the guest's own when Run began; 0: they were not
 	delay      time.Duration   // CheckpointDelay, or what SetDelay has said since
 	entries    []vmstate.Entry // of the guest's devices, as describe has found them
 	restart    uint64          // the generation of disks that the guest may be started from; Run's alone
@@ -335,7 +337,12 @@ func (j *Job) while(ctx context.Context, in ...State) (context.Context, context.
 func (j *Job) do(in input, reason string) error {
 	j.mu.Lock()
 	from := j.m.state
-	err := j.m.do(in, reason)
+	var err error
+	if in == doFenced && j.given {
+		err = &StateError{Verb: in.String(), State: from}
+	} else {
+		err = j.m.do(in, reason)
+	}
 	if err != nil {
 		j.mu.Unlock()
 		return err

@@ -41,6 +41,7 @@ func (j *Job) lead(ctx context.Context) error {
 	defer j.take(nil)
 	s.primary.SetCheckpointDelay(j.CheckpointDelay()) // it may have changed since the session was made
 	if j.do(agreed, p.host+" follows") != nil {
+		s.wire.Close()
 		return nil
 	}
 	err = j.attend(ctx, s)
@@ -191,8 +192,13 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 
 // newPrimary makes the primary's side of a session: everything of it is new, but
 // for the guest and its networks.
-func (j *Job) newPrimary(ctx context.Context, p *peer) (*session, error) {
+func (j *Job) newPrimary(ctx context.Context, p *peer) (_ *session, err error) {
 	s := &session{peer: p, wire: j.cfg.Session.wire(event.ModePrimary, p.session), over: ctx, began: time.Now()}
+	defer func() {
+		if err != nil {
+			s.wire.Close()
+		}
+	}()
 	reg := new(vmstate.Registry)
 	saver := ram.NewSaver(j.cfg.Guest.Blocks(), j.cfg.Guest, j.cfg.Session.saver())
 	if err := reg.RegisterLive(ramEntry(), saver, nil); err != nil {

@@ -24,7 +24,8 @@ var errSaving = errors.New("protect: the guest is being saved")
 // Save ends the guest here with its state written to w, for Restore: it stands still,
 // what it has said leaves, its disks are made stable, memory and devices are written,
 // and Run returns nil as after Complete. The secondary, if there is one, is of no use
-// any more from the beginning. Until w has everything nothing is given up: with an
+// any more from the beginning. What a Network has registered is not saved, nor are the
+// disks, which stay as they are for the guest to go on over. Until w has everything nothing is given up: with an
 // error the guest runs on here, and is protected again if it was before. A w that is a
 // file is not stable before it is synchronised, which is the caller's: it may do so in the
 // last call of Write, or give the guest up when it cannot.
@@ -47,7 +48,8 @@ func (j *Job) Save(ctx context.Context, w io.Writer) error {
 	defer j.setSaving(false)
 	was := j.State()
 	if was != Paused && was != Cancelled {
-		if err := j.leave(ctx, doPause, toPause, Paused, "to be saved"); err != nil {
+		// Whoever ends the session waits for its end, to take it up again.
+		if err := j.leave(ctx, context.WithoutCancel(ctx), doPause, toPause, Paused, "to be saved"); err != nil {
 			return err
 		}
 	}
@@ -88,15 +90,16 @@ func (j *Job) store(act context.Context, s *saving) (err error) {
 		if err == nil {
 			return
 		}
-		// In any state but these the guest is about to be paused for good.
-		if st := j.State(); st == Paused || st == Cancelled {
+		// When act has ended the guest is about to be paused for good. The state may
+		// say so only later.
+		if act.Err() == nil {
 			err = errors.Join(err, j.vm.Resume(context.WithoutCancel(act)))
 		}
 	}()
 	if err := nets(j.cfg.Network).Drain(ctx); err != nil {
 		return err
 	}
-	if err := j.syncDisks(ctx); err != nil {
+	if err := j.syncDisks(ctx, act); err != nil {
 		return err
 	}
 	if err := save(endingWriter{[]context.Context{s.ctx, act}, s.w}, j.cfg.Guest, j.cfg.Machine, j.keeper.Generation()); err != nil {
@@ -112,30 +115,29 @@ func (j *Job) store(act context.Context, s *saving) (err error) {
 }
 
 // syncDisks makes what the guest has written stable. A disk whose gate is shut answers
-// when it opens, or not at all: the guest is then another host's, or the job ends.
-func (j *Job) syncDisks(ctx context.Context) error {
+// when it opens, or not at all: the guest is then another host's, or the job ends, and
+// so does act. Where only ctx has ended the guest runs on, and Run waits for the answer.
+func (j *Job) syncDisks(ctx, act context.Context) error {
 	if len(j.cfg.Disks) == 0 {
 		return nil
 	}
 	synced := make(chan error, 1)
-	go func() { // joined below
+	j.inBackground(func() {
 		var errs []error
 		for _, d := range j.cfg.Disks {
 			errs = append(errs, d.Sync())
 		}
 		synced <- errors.Join(errs...)
-	}()
+	})
 	select {
 	case err := <-synced:
 		return err
 	case <-ctx.Done():
 	}
-	if st := j.State(); st != Paused && st != Cancelled {
-		for _, d := range j.cfg.Disks {
-			d.fence()
-		}
+	if act.Err() != nil {
+		j.fenceDisks()
+		<-synced
 	}
-	<-synced
 	return context.Cause(ctx)
 }
 
@@ -193,8 +195,9 @@ func save(to io.Writer, g Guest, machine string, generation uint64) error {
 
 // Restore makes g, which stands still and has not run, the guest that Save has written,
 // and returns of which generation it is, for Config.Held: where there is an arbiter,
-// a saved guest goes on once, and any other attempt follows it. machine is
-// Config.Machine. Connections that a Proxy was translating for it are not in the file.
+// a saved guest goes on once, and any other attempt follows it. Its disks must be those
+// of the host that saved it, as they were then. machine is Config.Machine. The state of
+// no Network is in the file: connections that a Proxy was translating end.
 //
 // What is read is checked first: with an error g is as it was, unless the error
 // matches failover.ErrTorn; then it must never run.

@@ -142,7 +142,7 @@ func (j *Job) wake() {
 func (j *Job) take(s *session) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.current = s
+	j.current, j.given = s, false
 	close(j.changed)
 	j.changed = make(chan struct{})
 }
@@ -348,9 +348,11 @@ func (j *Job) arbiter(s *session) colo.ArbiterFunc {
 		defer cancel(nil)
 		defer context.AfterFunc(s.over, func() { cancel(context.Cause(s.over)) })()
 		err := j.settle(ctx, s, c)
-		if err != nil && s.over.Err() != nil {
+		leaves := s.over.Err() != nil
+		if err != nil && leaves {
 			err = fmt.Errorf("%w: %w", failover.ErrRefused, err) // nobody asks again
-		} else if err != nil && j.State() == TakingOver {
+		}
+		if err != nil && j.unasked(err) && !leaves {
 			return errUnasked // Fenced is about to say so
 		}
 		if errors.Is(err, failover.ErrRefused) {
@@ -358,6 +360,19 @@ func (j *Job) arbiter(s *session) colo.ArbiterFunc {
 		}
 		return err
 	}
+}
+
+// unasked reports whether an operator has said by Fenced that this host goes on, so
+// that what the arbiter says is of no account. If not, and if that is no, Fenced comes
+// too late from now on.
+func (j *Job) unasked(err error) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.m.state == TakingOver {
+		return true
+	}
+	j.given = errors.Is(err, failover.ErrRefused)
+	return false
 }
 
 // settle is what the arbiter of a session does.

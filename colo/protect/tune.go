@@ -32,7 +32,7 @@ type SessionConfig struct {
 	Trace func(side event.Mode, dir string, m colo.Message, value uint64)
 	// Conn returns what a session uses in place of its connection, which has said hello
 	// already: one that counts, or breaks. What is returned is closed when the session
-	// ends, and closes the connection.
+	// ends, and closes the connection. Nil: the connection as it is.
 	Conn func(side event.Mode, conn net.Conn) net.Conn
 }
 
@@ -67,7 +67,9 @@ func (c *SessionConfig) trace(side event.Mode) func(string, colo.Message, uint64
 // wire returns the connection of a session, counted.
 func (c *SessionConfig) wire(side event.Mode, conn net.Conn) *counted {
 	if c.Conn != nil {
-		conn = c.Conn(side, conn)
+		if other := c.Conn(side, conn); other != nil {
+			conn = other
+		}
 	}
 	return &counted{Conn: conn}
 }

@@ -4,6 +4,7 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -65,6 +66,59 @@ func TestASessionIsWatchedFromInside(t *testing.T) {
 		if !slices.Contains(sent[event.ModePrimary], colo.CheckpointRequest) || !slices.Contains(sent[event.ModeSecondary], colo.VMStateReceived) {
 			t.Errorf("%v", sent)
 		}
+	})
+}
+
+// A closing connection says that it has been closed.
+type closing struct {
+	net.Conn
+	closed *atomic.Int64
+}
+
+func (c closing) Close() error { c.closed.Add(1); return c.Conn.Close() }
+
+// What Session.Conn has returned is closed though the session does not begin.
+func TestTheConnectionOfASessionThatDoesNotBeginIsClosed(t *testing.T) {
+	for _, name := range []string{"a", "b"} {
+		bubble(t, "as "+name+" is stopped", func(t *testing.T, w *world) {
+			var made, closed atomic.Int64
+			var stopped *host
+			ready := make(chan struct{})
+			stops := func(c *Config) {
+				if c.Host != name {
+					return
+				}
+				c.Session.Conn = func(_ event.Mode, conn net.Conn) net.Conn {
+					made.Add(1)
+					<-ready
+					stopped.stop(errHalt)
+					stopped.job.Wait(t.Context(), Concluded)
+					return closing{conn, &closed}
+				}
+			}
+			b := w.boot("b", false, stops)
+			a := w.boot("a", true, stops)
+			other := a
+			if stopped = b; name == "a" {
+				stopped, other = a, b
+			}
+			close(ready)
+			<-stopped.done
+			stopped.leave()
+			if made.Load() != 1 || closed.Load() == 0 {
+				t.Errorf("%d connections, of which %d were closed", made.Load(), closed.Load())
+			}
+			other.halt()
+		})
+	}
+	bubble(t, "no other one", func(t *testing.T, w *world) {
+		b := w.boot("b", false, nil)
+		a := w.boot("a", true, func(c *Config) {
+			c.Session.Conn = func(event.Mode, net.Conn) net.Conn { return nil }
+		})
+		a.is(Protected)
+		a.halt()
+		b.halt()
 	})
 }
 

@@ -52,7 +52,7 @@ func (j *Job) Pause(ctx context.Context, reason string) error {
 		return err
 	}
 	defer done()
-	return j.leave(ctx, doPause, toPause, Paused, reason)
+	return j.leave(ctx, ctx, doPause, toPause, Paused, reason)
 }
 
 // Resume ends a pause: a secondary is sought again.
@@ -77,7 +77,7 @@ func (j *Job) Cancel(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	return j.leave(ctx, doCancel, toCancel, Cancelled, "cancelled")
+	return j.leave(ctx, ctx, doCancel, toCancel, Cancelled, "cancelled")
 }
 
 // SetDelay changes Config.CheckpointDelay, from the present interval on. It is this
@@ -114,12 +114,13 @@ func (j *Job) Complete(ctx context.Context) error {
 		return err
 	}
 	defer done()
-	return j.leave(ctx, doComplete, toComplete, Concluded, "the guest has ended")
+	return j.leave(ctx, ctx, doComplete, toComplete, Concluded, "the guest has ended")
 }
 
 // leave ends the session, if there is one, with the guest on this host. The
-// arbiter comes first: from its answer on, the secondary's copy is old.
-func (j *Job) leave(ctx context.Context, verb input, why purpose, to State, reason string) error {
+// arbiter comes first: from its answer on, the secondary's copy is old. ctx bounds
+// that, and over the wait for the session's end, which comes then in any case.
+func (j *Job) leave(ctx, over context.Context, verb input, why purpose, to State, reason string) error {
 	s, err := j.allowed(verb)
 	if err != nil {
 		return err
@@ -144,7 +145,7 @@ func (j *Job) leave(ctx context.Context, verb input, why purpose, to State, reas
 	// The other side hears it first, or the end of the connections might be faster.
 	s.peer.say(note{Say: sayEnd, Reason: reason, Completed: why == toComplete}) // an arbiter would refuse it anyway
 	fenced := s.colo.Fenced()
-	got, err := j.over(ctx, s)
+	got, err := j.over(over, s)
 	if err == nil && got != to {
 		err = errors.Join(&StateError{Verb: verb.String(), State: got}, fenced)
 	}

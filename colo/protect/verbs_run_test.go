@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/failovertest"
@@ -173,6 +174,47 @@ func TestFencedWhileTheSessionEndsGoesOn(t *testing.T) {
 
 // The disks are of the generation that an operator's word began when the arbiter has
 // agreed, so that disks of a wrong word do not win the next start.
+// refusing is an arbiter that gives the guest to nobody from some time on.
+type refusing struct {
+	failover.Arbiter
+	on *atomic.Bool
+}
+
+func (r refusing) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
+	if r.on.Load() {
+		return failover.Grant{}, failover.ErrRefused
+	}
+	return r.Arbiter.Acquire(ctx, c)
+}
+
+// From the arbiter's no on the guest is fenced off from its disks, before the job's
+// state says that it is the other host's.
+func TestFencedThatComesAfterTheArbitersNoIsRefused(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		w.disks = true
+		var no atomic.Bool
+		b := w.boot("b", false, nil)
+		a := w.boot("a", true, func(c *Config) { c.Arbiter = refusing{c.Arbiter, &no} })
+		a.is(Protected)
+		b.is(Following)
+		no.Store(true)
+		s := a.job.session()
+		err := a.job.arbiter(s)(t.Context(), colo.Claim{Cause: colo.ErrLost})
+		if !errors.Is(err, failover.ErrRefused) || a.job.State() != Asking {
+			t.Errorf("%v, %v", err, a.job.State())
+		}
+		var e *StateError
+		if err := a.job.Fenced(); !errors.As(err, &e) || e.State != Asking {
+			t.Errorf("%v; a write: %v", err, func() error { _, err := a.disk.WriteAt([]byte{1}, 0); return err }())
+		}
+		s.colo.Lost(colo.ErrLost)
+		b.is(Alone)
+		a.is(Following)
+		a.halt()
+		b.halt()
+	})
+}
+
 func TestFencedRecordsAGenerationWhenTheArbiterAgrees(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		w.disks = true
