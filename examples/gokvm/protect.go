@@ -165,6 +165,9 @@ func (h *host) peer() (protect.Peer, error) {
 	} else if !o.insecure {
 		h.p.phase("insecure", "nothing between the hosts is encrypted, and whoever reaches the port can replace the guest: -cert, -key and -ca, or -insecure to say that it is meant")
 	}
+	if o.hw.dial != nil {
+		peer.Dial, peer.Dialer = "", func(ctx context.Context) (net.Conn, error) { return o.hw.dial(ctx, o.peer) }
+	}
 	if o.peer == "" {
 		peer.Dialer = func(context.Context) (net.Conn, error) { return nil, errNoPeer }
 	}
