@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -353,5 +354,54 @@ func TestAPersonIsToldWhatIsWaitedFor(t *testing.T) {
 	}
 	if len(told) != 1 || !strings.Contains(told[0].Error(), "-start") {
 		t.Errorf("told %v", told)
+	}
+}
+
+// What is no answer of the command is asked again, and takes nothing from nobody.
+func TestACommandThatWasNotRunHasNotAnswered(t *testing.T) {
+	for command, refused := range map[string]bool{
+		"exit 1": true, "exit 125": true, "exit 126": false, "no-such-command-here": false, "kill -9 $$": false, "exit 137": false,
+	} {
+		b := aBetween(4, protect.Asking, true, protect.Standing{}, errNobody)
+		b.command = command
+		if _, err := b.Acquire(t.Context(), claim(4)); err == nil || errors.Is(err, failover.ErrRefused) != refused {
+			t.Errorf("%s: %v", command, err)
+		}
+	}
+}
+
+// Two claims of one generation, as when an operator speaks while it is asked, run the
+// command once.
+func TestACommandIsAskedOnceForAGeneration(t *testing.T) {
+	b := aBetween(4, protect.Asking, true, protect.Standing{}, errNobody)
+	b.command = "echo $LOCKSTEP_HOST; mkdir " + t.TempDir() + "/$LOCKSTEP_GENERATION"
+	got := make(chan error, 2)
+	for range 2 {
+		go func() {
+			_, err := b.Acquire(t.Context(), claim(4))
+			got <- err
+		}()
+	}
+	for range 2 {
+		if err := <-got; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A process that the command leaves behind, and that holds its output, is not waited for.
+func TestACommandsChildIsNotWaitedFor(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "never")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Skip(err)
+	}
+	b := aBetween(4, protect.Asking, true, protect.Standing{}, errNobody)
+	b.command = "cat " + fifo + " & exit 0"
+	g, err := b.Acquire(t.Context(), claim(4))
+	if err != nil || g.Generation != 5 {
+		t.Errorf("%+v, %v", g, err)
+	}
+	if f, err := os.OpenFile(fifo, os.O_WRONLY|syscall.O_NONBLOCK, 0); err == nil { // ends the child
+		f.Close()
 	}
 }

@@ -31,6 +31,7 @@ type host struct {
 	guest    *guest
 	events   event.Bus
 	nic      *protect.Proxy // nil: none
+	cable    cable          // of nic, which closes it
 	job      atomic.Pointer[protect.Job]
 	typing   sync.Once     // the console is read
 	quit     chan struct{} // capacity one: an order to end
@@ -81,6 +82,9 @@ func runProtected(ctx context.Context, o options, c *console, p *printer) (err e
 	})
 	job, err := protect.New(cfg)
 	if err != nil {
+		if h.cable != nil { // the network would have closed it, in the job's Run
+			err = errors.Join(err, h.cable.Close())
+		}
 		return err
 	}
 	h.job.Store(job)
@@ -128,7 +132,7 @@ func (h *host) configure(d *disk) (cfg protect.Config, err error) {
 		}); err != nil {
 			return cfg, err
 		}
-		devices.Uplink, cfg.Network = h.nic, []protect.Network{h.nic}
+		h.cable, devices.Uplink, cfg.Network = t, h.nic, []protect.Network{h.nic}
 	}
 	if cfg.Peer, err = h.peer(); err != nil {
 		return cfg, err

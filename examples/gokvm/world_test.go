@@ -332,6 +332,16 @@ func (w *simWorld) kill(p *process) {
 	w.ways[other(p.host)].mend()
 }
 
+// ends lets a process's guest end by itself, as soon as it runs.
+func (w *simWorld) ends(p *process, how error) {
+	w.t.Helper()
+	select {
+	case p.machine.ends <- how:
+	case <-time.After(simPatience):
+		w.t.Fatalf("the guest of host %s does not run", p.host)
+	}
+}
+
 // ended waits for the end of a process.
 func (w *simWorld) ended(p *process) error {
 	w.t.Helper()
