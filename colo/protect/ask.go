@@ -11,7 +11,10 @@ const chAsk = "ask"
 
 // A Standing is what a host says of its job.
 type Standing struct {
-	Host       string
+	Host string
+	// State is the job's, but that of a host which waits for a primary and is about
+	// to ask its arbiter for the guest, to start it from its disks, is Created: of two
+	// that are Created not both may be let. It is Waiting from the arbiter's no on.
 	State      State
 	Generation uint64 // that it holds or has followed
 }
@@ -19,7 +22,8 @@ type Standing struct {
 // Ask asks the other host how it stands with a guest; host is this one's name. It is
 // for an arbiter that has nobody else to ask, and for an operator's tools. Of p it uses
 // what a job dials with. The answer is that of the moment in which it was given: it
-// promises nothing. A host that is there and has no such guest is a *RefusedError.
+// promises nothing. A host that is there and has no such guest, or does not know yet
+// of which generation its disks are, is a *RefusedError.
 func Ask(ctx context.Context, p Peer, guest, host string) (Standing, error) {
 	if err := p.check(); err != nil {
 		return Standing{}, err
@@ -40,8 +44,17 @@ func Ask(ctx context.Context, p Peer, guest, host string) (Standing, error) {
 // tell answers a question and ends its connection.
 func (j *Job) tell(conn net.Conn, h hello) {
 	j.mu.Lock()
-	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: j.generation, State: j.m.state.String()}
+	state := j.m.state
+	if state == Waiting && j.claims {
+		state = Created
+	}
+	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: j.generation, State: state.String()}
+	known := j.known
 	j.mu.Unlock()
+	if !known {
+		turnAway(conn, "%s has not read its disks yet", j.cfg.Host)
+		return
+	}
 	writeHello(conn, answer) // who does not hear it asks again
 	conn.Close()
 }

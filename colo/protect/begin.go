@@ -22,6 +22,7 @@ func (j *Job) begin(ctx context.Context) error {
 	if err != nil {
 		// A copy of no moment starts no guest, whatever was configured. A
 		// primary makes it good.
+		j.claiming(false)
 		j.note(err)
 		j.do(refused, err.Error())
 		return nil
@@ -32,6 +33,7 @@ func (j *Job) begin(ctx context.Context) error {
 		j.wrote = after
 		j.mu.Unlock()
 	}
+	j.claiming(j.cfg.Start || own && j.manual == nil)
 	if !j.cfg.Start {
 		why := "waits for a primary"
 		if own && j.manual == nil {
@@ -51,12 +53,14 @@ func (j *Job) begin(ctx context.Context) error {
 	generation, err := j.acquire(ctx, after, true)
 	switch {
 	case errors.Is(err, failover.ErrRefused):
+		j.claiming(false)
 		j.note(err)
 		j.do(refused, err.Error())
 		return nil
 	case err != nil:
 		return err
 	}
+	defer j.claiming(false)
 	return j.start(ctx, generation, "started")
 }
 
@@ -84,6 +88,7 @@ func (j *Job) awaitOrRestart(ctx context.Context) (*peer, error) {
 		return j.await(ctx, 0)
 	}
 	j.restart = 0
+	defer j.claiming(false)
 	for wait := j.cfg.Term + j.cfg.Lost; ; wait = j.cfg.Term {
 		// The record is looked at first: a host that has come back to a guest that
 		// runs elsewhere claims nothing.

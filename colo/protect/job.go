@@ -49,6 +49,8 @@ type Job struct {
 	wrote      uint64          // the generation of the disks that were the guest's own when Run began; 0: they were not
 	delay      time.Duration   // CheckpointDelay, or what SetDelay has said since
 	entries    []vmstate.Entry // of the guest's devices, as describe has found them
+	known      bool            // what the disks hold has been read, which begin does; guarded by mu
+	claims     bool            // the guest is asked for, to start it, or will be; guarded by mu
 	restart    uint64          // the generation of disks that the guest may be started from; Run's alone
 	background func(func())    // starts a goroutine that Run waits for; nil: Run does not run
 	life       context.Context // ends when Run no longer leads or follows; nil: it does not yet, or any more
@@ -384,6 +386,14 @@ func (j *Job) learn(generation uint64) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.generation = max(j.generation, generation)
+}
+
+// claiming notes that the disks have been read, and whether this host is about to ask
+// for the guest so as to start it.
+func (j *Job) claiming(claims bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.known, j.claims = true, claims
 }
 
 // State returns the present state.

@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/exec"
-	"strings"
 	"sync"
 	"time"
 
@@ -21,16 +18,18 @@ import (
 // a command that is asked.
 func newArbiter(o options, peer protect.Peer, h *host) (failover.Arbiter, error) {
 	var a failover.Arbiter = &between{
-		command: o.command, term: o.term, state: h.state, open: h.open, about: h.about,
+		host: o.host, disks: o.disk != "", word: o.anyway,
+		command: o.command, term: o.term, lost: o.lost, state: h.state, open: h.open, about: h.about,
 		ask: func(ctx context.Context) (protect.Standing, error) {
 			if o.peer == "" {
 				return protect.Standing{}, errNoPeer
 			}
-			ctx, cancel := context.WithTimeout(ctx, o.lost)
+			ctx, cancel := context.WithTimeout(ctx, o.lost/2)
 			defer cancel()
 			return protect.Ask(ctx, peer, o.name, o.host)
 		},
-		changed: make(chan struct{}),
+		undecided: func(err error) { h.p.phase("undecided", "%s", oneLine(err)) },
+		changed:   make(chan struct{}),
 	}
 	if o.shared != "" {
 		f, err := sharedfile.New(o.shared)
@@ -70,120 +69,160 @@ func starts(s protect.State) bool { return s == protect.Created || s == protect.
 //
 //   - A primary goes on at once while it is sure that the secondary does not: that has
 //     promised not to, for a term, which keeps the gate open. Later, after it was
-//     stopped or very slow, it asks the other host, and goes on if that does not
-//     answer, or does not have the guest.
+//     stopped or very slow, it asks the other host, and goes on if that cannot be
+//     reached, or does not have the guest.
 //   - A secondary goes on when its promise is over and the primary has not been heard
 //     to go on, which that says as soon as it can: it seeks its secondary. One that can
 //     ask, does, and waits as long as the primary lives and has not decided.
-//   - A start is refused by a host that has the guest, or a later copy of it.
+//   - A start needs the other host's answer, or the word of a person who knows
+//     (-start). It is refused by a host that has the guest, or a later copy of it.
 //
 // In step a primary has no grant that it could renew: the promises count.
 type between struct {
+	host    string // this one's name
+	disks   bool   // the guest has some
+	word    bool   // a person says that the other host is dead, or has nothing newer
 	command string // is asked before either goes on; "": nothing is
 	term    time.Duration
+	lost    time.Duration // ask, once, takes half of it at most
 	state   func() protect.State
 	open    func() bool                                          // the gate
 	about   func() (mode event.Mode, epoch uint64, cause string) // what a claim is about
 	ask     func(context.Context) (protect.Standing, error)      // the other host
+	// undecided is told why nothing is decided, once for each reason. nil: nobody is.
+	undecided func(error)
 
 	mu      sync.Mutex
 	record  failover.Record
 	changed chan struct{} // closed and replaced with each change of the record
+	busy    chan struct{} // nil: nobody decides; else closed when that is over
+	told    string        // what undecided was told last
+	yes     uint64        // the generation for which the command has said yes
+	asking  struct {      // when the other host was first heard to ask, too
+		after uint64
+		since time.Time
+	}
 }
-
-// errUndecided says that the other host lives and is about to decide.
-var errUndecided = errors.New("the other host has not decided yet")
 
 // Acquire implements failover.Arbiter.
 func (b *between) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
-	sent := time.Now()
+	done, err := b.turn(ctx)
+	if err != nil {
+		return failover.Grant{}, err
+	}
+	defer done()
 	b.mu.Lock()
 	mine, present := b.record.Token == c.Token, b.record.Generation
 	b.mu.Unlock()
 	if present > c.After && !(mine && present == c.After+1) { // that was granted, and the answer lost
 		return failover.Grant{}, fmt.Errorf("%w: generation %d is over, the present one is %d", failover.ErrRefused, c.After, present)
 	}
-	after := c.After
+	after, at := c.After, time.Now()
 	if present <= c.After {
-		var err error
-		if after, err = b.decide(ctx, c, present == c.After); err != nil {
-			return failover.Grant{}, err
+		// What it rests on is true of a moment. A process that was stopped since then
+		// asks anew: the other host may have gone on.
+		for again := true; again; again = time.Since(at) > b.term/4 {
+			if after, at, err = b.decide(ctx, c, present == c.After); err != nil {
+				b.tell(err)
+				return failover.Grant{}, err
+			}
 		}
-		sent = time.Now() // nobody else counts a term from an earlier moment
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.told = ""
 	if b.record.Generation <= after {
 		b.set(failover.Record{Generation: after + 1, Holder: c.Holder, Token: c.Token, Term: b.term, Note: c.Note, Writes: b.record.Writes + 1})
 	}
-	return failover.Grant{Generation: b.record.Generation, Token: c.Token, Term: b.term, Sent: sent}, nil
+	return failover.Grant{Generation: b.record.Generation, Token: c.Token, Term: b.term, Sent: at}, nil
 }
 
-// decide says whether a claim is granted, and which generation the grant is after.
-// held says that this host had the generation that it claims to go on from.
-func (b *between) decide(ctx context.Context, c failover.Claim, held bool) (after uint64, err error) {
-	state := b.state()
-	if starts(state) {
-		return b.decideStart(ctx, c.After)
+// turn waits until nobody else decides. Whoever decides calls done.
+func (b *between) turn(ctx context.Context) (done func(), err error) {
+	for {
+		b.mu.Lock()
+		busy := b.busy
+		if busy == nil {
+			busy = make(chan struct{})
+			b.busy = busy
+			b.mu.Unlock()
+			return func() {
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				b.busy = nil
+				close(busy)
+			}, nil
+		}
+		b.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
 	}
-	if !held && state != protect.Asking { // an operator's word
-		return c.After, nil
+}
+
+// tell tells a person why nothing is decided.
+func (b *between) tell(err error) {
+	b.mu.Lock()
+	known := b.told == err.Error()
+	if errors.Is(err, errUndecided) {
+		b.told = err.Error()
 	}
-	if held && b.open() {
-		return c.After, b.run(ctx, c.After)
+	b.mu.Unlock()
+	if !known && b.undecided != nil && errors.Is(err, errUndecided) {
+		b.undecided(err)
 	}
-	there, unheard := b.ask(ctx)
+}
+
+// decide says whether a claim is granted, which generation the grant is after, and of
+// which moment what it rests on is true. held says that this host had the generation
+// that it claims to go on from.
+func (b *between) decide(ctx context.Context, c failover.Claim, held bool) (after uint64, at time.Time, err error) {
+	state, now := b.state(), time.Now()
 	switch {
-	case ctx.Err() != nil:
-		return 0, context.Cause(ctx)
-	case unheard == nil && there.Generation > c.After:
-		return 0, fmt.Errorf("%w: %s has the guest, in generation %d", failover.ErrRefused, there.Host, there.Generation)
-	case unheard == nil && there.State == protect.SwitchingOver:
-		return c.After, nil // to here
-	case unheard == nil && there.State == protect.TakingOver:
-		return 0, errUndecided
-	case unheard == nil && !held && there.State != protect.Waiting && there.State != protect.Concluded && b.command == "":
-		return 0, errUndecided
+	case starts(state):
+		there, at, unheard := b.hear(ctx)
+		if ctx.Err() != nil {
+			return 0, at, context.Cause(ctx)
+		}
+		after, err := aStart{b.host, c.After, b.disks, b.word}.decide(there, unheard)
+		return after, at, err
+	case !held && state != protect.Asking: // an operator's word
+		return c.After, now, nil
+	case held && b.open():
+		return c.After, now, b.run(ctx, c.After)
 	}
-	return c.After, b.run(ctx, c.After)
+	there, at, unheard := b.hear(ctx)
+	if ctx.Err() != nil {
+		return 0, at, context.Cause(ctx)
+	}
+	if err := goesOn(held, b.command != "", c.After, there, unheard); err != nil {
+		return 0, at, err
+	}
+	if unheard == nil && there.State == protect.SwitchingOver {
+		return c.After, at, nil // to here
+	}
+	if held && b.command == "" && b.early(c.After, unheard == nil && there.State == protect.Asking) {
+		return 0, at, fmt.Errorf("%w: %s asks as well; what it has asked before this host could answer must be over", errUndecided, there.Host)
+	}
+	return c.After, at, b.run(ctx, c.After)
 }
 
-// decideStart says whether the guest is started here.
-func (b *between) decideStart(ctx context.Context, after uint64) (uint64, error) {
-	there, err := b.ask(ctx)
-	if err != nil {
-		return after, nil // nobody is there
+// early reports whether the other host, which asks as well, may still be about to go
+// on because it had no answer while this one stood still. It has less than that time
+// for its questions, and then says what came of them.
+func (b *between) early(after uint64, asks bool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !asks {
+		b.asking.since = time.Time{}
+		return false
 	}
-	switch there.State {
-	case protect.Created, protect.Waiting, protect.Concluded:
-		if after == 0 {
-			return there.Generation, nil // of a guest that is no more
-		}
-		if there.Generation > after {
-			return 0, fmt.Errorf("%w: %s has a later copy, of generation %d", failover.ErrRefused, there.Host, there.Generation)
-		}
-		return after, nil
+	if b.asking.after != after || b.asking.since.IsZero() {
+		b.asking.after, b.asking.since = after, time.Now()
 	}
-	return 0, fmt.Errorf("%w: %s is %v", failover.ErrRefused, there.Host, there.State)
-}
-
-// run asks the command, if there is one.
-func (b *between) run(ctx context.Context, after uint64) error {
-	if b.command == "" {
-		return nil
-	}
-	mode, epoch, cause := b.about()
-	cmd := exec.CommandContext(ctx, "sh", "-c", b.command)
-	cmd.Env = append(os.Environ(), "LOCKSTEP_MODE="+string(mode), fmt.Sprintf("LOCKSTEP_EPOCH=%d", epoch),
-		fmt.Sprintf("LOCKSTEP_GENERATION=%d", after+1), "LOCKSTEP_CAUSE="+oneLine(errors.New(cause)))
-	if out, err := cmd.CombinedOutput(); err != nil {
-		refused := error(nil) // a command that cannot be run has not answered
-		if errors.As(err, new(*exec.ExitError)) && ctx.Err() == nil {
-			refused = failover.ErrRefused
-		}
-		return errors.Join(refused, fmt.Errorf("-arbiter-command %s: %w: %s", b.command, err, strings.TrimSpace(string(out))))
-	}
-	return nil
+	return time.Since(b.asking.since) < 2*b.lost
 }
 
 // errPromises says that this host has no grant to renew.

@@ -27,6 +27,8 @@ type hardware struct {
 	probe func() error
 	// cable opens the interface that the guest's network card is connected to.
 	cable func(options) (cable, error)
+	// dial connects to the other host's address. nil: by TCP.
+	dial func(ctx context.Context, address string) (net.Conn, error)
 }
 
 // A machine runs a guest.

@@ -45,7 +45,7 @@ guest's on a bridge br0 of each; the certificates are for the names "a" and "b":
        -cert a.pem -key a.key -ca ca.pem -mem 512M -vcpus 2 -disk disk.img -tap tap0 \
        -kernel vmlinuz -initrd initrd.img -append "console=ttyS0 root=/dev/vda"
 
-The guest boots at once, and host B's copy of memory and disk is made meanwhile.
+The guest boots as soon as host B has answered, whose copy of memory and disk is made meanwhile.
 From the line "protected" on either host may die, and the guest goes on on the
 other one. Start the dead one again, as a secondary, and it is protected again:
 the two change their sides any number of times. SIGUSR2, Ctrl-A s, or job-complete
@@ -59,6 +59,22 @@ as the other may still be sure of the guest (-term), takes it. If both live and
 only the network between them is cut, both would: then -arbiter file:DIR must name
 a directory that both reach, or -arbiter-command a command that asks somebody else,
 who says yes (exit status 0) to one. $LOCKSTEP_GENERATION is another each time.
+The command may be asked again by the same host, $LOCKSTEP_HOST, when it was ended
+before it answered, and must then say the same. Killed by a signal, with 126, 127 or
+more, or after a minute, it has not answered. Without either, two hosts that were
+parted both have the guest, and still do when the network is whole again: "split"
+says so, and a person ends one of them. A host that says anything at all, even
+something that cannot be understood, counts as alive, and nothing is taken from it.
+
+Who starts it? A primary, or a host with -kernel that has been the guest's, asks the
+other one first, for as long as it takes: that may run the guest, or have the newer
+disk. "undecided" says what it waits for. If the other host is dead, or has never
+had this guest and will not come up, -start says so. With two that would start the
+guest from disks equally new, the one goes first whose -host comes first. A host
+whose disk is older than the other's, or new, is refused, unless with -start.
+
+If a guest switches itself off while its secondary cannot be told, that may take
+over and go on from its last checkpoint.
 
 Without -cert the connections are plain, and whoever reaches the port can replace
 the guest: -insecure says that this is meant. Without -listen, or -peer, a host
@@ -115,6 +131,7 @@ type options struct {
 	arbiter    string
 	shared     string // of -arbiter: a directory
 	command    string // of -arbiter, or -arbiter-command
+	anyway     bool   // -start: a start without the other host's answer
 	json       bool
 	progress   time.Duration
 }
@@ -158,7 +175,8 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.DurationVar(&o.patience, "checkpoint-timeout", colo.DefaultCheckpointTimeout, "`time` that a checkpoint, and the output that waits for it, may take before the secondary is given up")
 	f.DurationVar(&o.term, "term", 0, "`time` for which a host may act for the guest before it must hear that it may go on (default 1.5 times -lost-after)")
 	f.StringVar(&o.arbiter, "arbiter", "", "file:`DIR` that both hosts reach, which decides who goes on; anything else is an -arbiter-command")
-	f.StringVar(&o.command, "arbiter-command", "", "`command` that is run (sh -c) before this side goes on alone, and must succeed; $LOCKSTEP_MODE, $LOCKSTEP_EPOCH, $LOCKSTEP_GENERATION and $LOCKSTEP_CAUSE say what it is about")
+	f.StringVar(&o.command, "arbiter-command", "", "`command` that is run (sh -c) before this side goes on alone, and must succeed; $LOCKSTEP_HOST, $LOCKSTEP_MODE, $LOCKSTEP_EPOCH, $LOCKSTEP_GENERATION and $LOCKSTEP_CAUSE say what it is about")
+	f.BoolVar(&o.anyway, "start", false, "start the guest although the other host is not heard, or has a later copy: your word that it is dead, or has nothing that is wanted; for one start, never for a unit file")
 	f.BoolVar(&o.json, "json", false, "events and figures as JSON lines on standard output, the console on standard error")
 	f.DurationVar(&o.progress, "progress", 10*time.Second, "`time` between two lines of progress where the console is no terminal; 0 for none")
 
@@ -208,7 +226,7 @@ func someName() string {
 
 // ofPairs are the flags that mean nothing to an unprotected guest.
 var ofPairs = strings.Fields(`listen peer name host cert key ca peer-name insecure journal overlay interval min-interval
-	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command qmp http http-control`)
+	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command start qmp http http-control`)
 
 // maxVCPUs is what this program was tried with, and somewhat more.
 const maxVCPUs = 8
@@ -226,7 +244,7 @@ func (o *options) validate(given map[string]bool) error {
 			return fmt.Errorf("-%s: an unprotected guest has no other side", name)
 		}
 	}
-	for _, name := range []string{"initrd", "append"} {
+	for _, name := range []string{"initrd", "append", "start"} {
 		if given[name] && o.kernel == "" && o.mode == modeSecondary {
 			return fmt.Errorf("-%s without -kernel", name)
 		}

@@ -16,7 +16,7 @@ func TestAGuestThatSwitchesItselfOffEndsBothHosts(t *testing.T) {
 			w := newSimWorld(t)
 			a, b := w.pair(mode)
 			w.moreLeaves(a)
-			a.machine.ends <- gokvmhost.ErrPowerOff
+			w.ends(a, gokvmhost.ErrPowerOff)
 			for _, p := range []*process{a, b} {
 				if err := w.ended(p); err != nil {
 					t.Errorf("host %s: %v", p.host, err)
@@ -42,13 +42,13 @@ func TestTheSecondaryGoesOnWhenThePrimaryFails(t *testing.T) {
 			w.inStep(a)
 			w.moreLeaves(a)
 			broken := errors.New("the vCPU broke")
-			a.machine.ends <- broken
+			w.ends(a, broken)
 			if err := w.ended(a); !errors.Is(err, broken) {
 				t.Errorf("host a: %v", err)
 			}
 			w.hears(b, phase("alone"))
 			w.moreLeaves(b)
-			b.machine.ends <- gokvmhost.ErrPowerOff
+			w.ends(b, gokvmhost.ErrPowerOff)
 			if err := w.ended(b); err != nil {
 				t.Errorf("host b: %v", err)
 			}
@@ -66,7 +66,7 @@ func TestThePrimaryGoesOnWhenTheSecondaryLeaves(t *testing.T) {
 	}
 	w.hears(a, phase("alone"))
 	w.moreLeaves(a)
-	a.machine.ends <- gokvmhost.ErrReset
+	w.ends(a, gokvmhost.ErrReset)
 	if err := w.ended(a); err != nil {
 		t.Errorf("host a: %v", err)
 	}
@@ -91,7 +91,7 @@ func TestAGuestOutlivesItsHostsAgainAndAgain(t *testing.T) {
 		lead, follow = follow, back
 	}
 	w.moreLeaves(lead)
-	lead.machine.ends <- gokvmhost.ErrPowerOff
+	w.ends(lead, gokvmhost.ErrPowerOff)
 	for _, p := range []*process{lead, follow} {
 		if err := w.ended(p); err != nil {
 			t.Errorf("host %s: %v", p.host, err)
@@ -181,10 +181,10 @@ func TestASecondarysGuestMayEndBeforeThePrimarys(t *testing.T) {
 	w := newSimWorld(t)
 	a, b := w.pair()
 	for range 3 { // a checkpoint brings it back each time
-		b.machine.ends <- gokvmhost.ErrPowerOff
+		w.ends(b, gokvmhost.ErrPowerOff)
 	}
 	w.moreLeaves(a)
-	a.machine.ends <- errors.New("the vCPU broke")
+	w.ends(a, errors.New("the vCPU broke"))
 	w.ended(a)
 	w.hears(b, phase("alone"))
 	w.moreLeaves(b)

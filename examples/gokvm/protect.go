@@ -31,6 +31,7 @@ type host struct {
 	guest    *guest
 	events   event.Bus
 	nic      *protect.Proxy // nil: none
+	cable    cable          // of nic, which closes it
 	job      atomic.Pointer[protect.Job]
 	typing   sync.Once     // the console is read
 	quit     chan struct{} // capacity one: an order to end
@@ -81,6 +82,9 @@ func runProtected(ctx context.Context, o options, c *console, p *printer) (err e
 	})
 	job, err := protect.New(cfg)
 	if err != nil {
+		if h.cable != nil { // the network would have closed it, in the job's Run
+			err = errors.Join(err, h.cable.Close())
+		}
 		return err
 	}
 	h.job.Store(job)
@@ -128,7 +132,7 @@ func (h *host) configure(d *disk) (cfg protect.Config, err error) {
 		}); err != nil {
 			return cfg, err
 		}
-		devices.Uplink, cfg.Network = h.nic, []protect.Network{h.nic}
+		h.cable, devices.Uplink, cfg.Network = t, h.nic, []protect.Network{h.nic}
 	}
 	if cfg.Peer, err = h.peer(); err != nil {
 		return cfg, err
@@ -164,6 +168,9 @@ func (h *host) peer() (protect.Peer, error) {
 		}
 	} else if !o.insecure {
 		h.p.phase("insecure", "nothing between the hosts is encrypted, and whoever reaches the port can replace the guest: -cert, -key and -ca, or -insecure to say that it is meant")
+	}
+	if o.hw.dial != nil {
+		peer.Dial, peer.Dialer = "", func(ctx context.Context) (net.Conn, error) { return o.hw.dial(ctx, o.peer) }
 	}
 	if o.peer == "" {
 		peer.Dialer = func(context.Context) (net.Conn, error) { return nil, errNoPeer }

@@ -64,7 +64,7 @@ func TestHostsShowEachOtherCertificates(t *testing.T) {
 	}
 	stranger := w.start("b", modeSecondary, of("c", "a")...)
 	a := w.start("a", modePrimary, of("a", "b")...)
-	w.hears(a, phase("trouble")) // the host there is not b
+	w.hears(a, phase("undecided")) // the host there is not b
 	stranger.stop(nil)
 	w.ended(stranger)
 	b := w.start("b", modeSecondary, of("b", "a")...)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -171,7 +172,7 @@ func (w *simWorld) start(host, mode string, args ...string) *process {
 	w.t.Helper()
 	args = append(append([]string{
 		mode, "-mem", "32M", "-tap", "tap0", "-disk", w.disks[host], "-json", fmt.Sprintf("-insecure=%v", w.insecure), "-host", host, "-listen", "127.0.0.1:0",
-		"-peer", w.ways[other(host)].address(), "-beat", "20ms", "-lost-after", "20s", "-term", "400ms", "-interval", "20ms", "-min-interval", "5ms",
+		"-peer", other(host) + ":1", "-beat", "20ms", "-lost-after", "20s", "-term", "400ms", "-interval", "20ms", "-min-interval", "5ms",
 	}, w.args...), args...)
 	if mode == modePrimary {
 		args = append(args, "-kernel", "none")
@@ -191,6 +192,7 @@ func (w *simWorld) start(host, mode string, args ...string) *process {
 			return m, err
 		},
 		cable: func(options) (cable, error) { return p, nil },
+		dial:  w.ways[other(host)].dial,
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	p.stop = cancel
@@ -230,8 +232,9 @@ func (w *simWorld) start(host, mode string, args ...string) *process {
 	return p
 }
 
-// simPatience is how long anything may take that should take a moment.
-const simPatience = time.Minute
+// simPatience is how long anything may take that should take a moment. It is longer
+// than what a session that is silent may take to end, three times -lost-after.
+const simPatience = 3 * time.Minute
 
 // until waits for something.
 func (w *simWorld) until(what string, ok func() bool) {
@@ -329,6 +332,16 @@ func (w *simWorld) kill(p *process) {
 	w.ways[other(p.host)].mend()
 }
 
+// ends lets a process's guest end by itself, as soon as it runs.
+func (w *simWorld) ends(p *process, how error) {
+	w.t.Helper()
+	select {
+	case p.machine.ends <- how:
+	case <-time.After(simPatience):
+		w.t.Fatalf("the guest of host %s does not run", p.host)
+	}
+}
+
 // ended waits for the end of a process.
 func (w *simWorld) ended(p *process) error {
 	w.t.Helper()
@@ -373,40 +386,66 @@ func (w *simWorld) judge() {
 
 // A way leads to a host, whichever process that is, and can be cut.
 type way struct {
-	l     net.Listener
 	group sync.WaitGroup
 
 	mu    sync.Mutex
-	to    string
+	to    string // "": there is nobody yet
 	open  bool
 	conns map[net.Conn]struct{}
 }
 
 func newWay(t *testing.T) *way {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &way{l: l, open: true, conns: map[net.Conn]struct{}{}}
-	w.group.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			w.group.Go(func() { w.pass(conn) })
-		}
-	})
+	w := &way{conns: map[net.Conn]struct{}{}}
 	t.Cleanup(func() {
-		l.Close()
 		w.cut(false)
 		w.group.Wait()
 	})
 	return w
 }
 
-func (w *way) address() string { return w.l.Addr().String() }
+// dial connects by the way, or finds nobody, as where a host has lost its power.
+func (w *way) dial(ctx context.Context, _ string) (net.Conn, error) {
+	nobody := &net.OpError{Op: "dial", Net: "tcp", Err: syscall.EHOSTUNREACH}
+	w.mu.Lock()
+	to, open := w.to, w.open
+	w.mu.Unlock()
+	if to == "" || !open {
+		return nil, nobody
+	}
+	back, err := new(net.Dialer).DialContext(ctx, "tcp", to)
+	if err != nil {
+		return nil, err
+	}
+	front, middle, err := connect()
+	if err != nil {
+		return nil, errors.Join(err, back.Close())
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.open || w.to != to {
+		return nil, errors.Join(nobody, back.Close(), middle.Close(), front.Close())
+	}
+	w.conns[back], w.conns[middle] = struct{}{}, struct{}{}
+	w.group.Go(func() { w.pass(middle, back) })
+	return front, nil
+}
+
+// connect returns both ends of a connection.
+func connect() (a, b net.Conn, err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer l.Close()
+	if a, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		return nil, nil, err
+	}
+	if b, err = l.Accept(); err != nil {
+		return nil, nil, errors.Join(err, a.Close())
+	}
+	return a, b, nil
+}
 
 func (w *way) lead(to string) {
 	w.mu.Lock()
@@ -430,33 +469,7 @@ func (w *way) mend() {
 	w.open = true
 }
 
-// enter remembers a connection, unless the way is cut.
-func (w *way) enter(c net.Conn) error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if !w.open {
-		return errors.New("cut")
-	}
-	w.conns[c] = struct{}{}
-	return nil
-}
-
-func (w *way) pass(a net.Conn) {
-	defer a.Close()
-	w.mu.Lock()
-	to := w.to
-	w.mu.Unlock()
-	if w.enter(a) != nil {
-		return
-	}
-	b, err := net.Dial("tcp", to)
-	if err != nil {
-		return
-	}
-	defer b.Close()
-	if w.enter(b) != nil {
-		return
-	}
+func (w *way) pass(a, b net.Conn) {
 	defer func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
