@@ -20,15 +20,13 @@ import (
 
 // hardware is what this program needs of its host.
 type hardware struct {
-	// machine makes a paused machine with its guest loaded, but where there is no
-	// kernel: that guest comes over the wire, all of it.
+	// machine makes a paused machine with its guest loaded, but for a secondary,
+	// whose guest comes over the wire, all of it.
 	machine func(options, gokvmhost.Config) (machine, error)
 	// probe says early, and in one line, if machine cannot succeed.
 	probe func() error
 	// cable opens the interface that the guest's network card is connected to.
 	cable func(options) (cable, error)
-	// dial connects to the other host's address. nil: by TCP.
-	dial func(ctx context.Context, address string) (net.Conn, error)
 }
 
 // A machine runs a guest.
@@ -84,7 +82,7 @@ func newMachine(o options, devices gokvmhost.Config) (machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.kernel != "" {
+	if o.mode != modeSecondary {
 		err = loadLinux(m, o)
 	}
 	if err == nil {
@@ -113,9 +111,6 @@ func loadLinux(m *gokvmhost.Machine, o options) error {
 	}
 	return gokvmhost.LoadLinux(m, kernel, initrd, o.append)
 }
-
-// MatchCPU is that of the machine's kvm.VM.
-func (m *gokvmMachine) MatchCPU() ([]byte, func([]byte) error, error) { return m.VM().MatchCPU() }
 
 func (m *gokvmMachine) DirtyLog() ram.DirtyLog { return m.VM() }
 
