@@ -103,6 +103,20 @@ func newClient(ctx context.Context, conn net.Conn, oob bool) (*Client, error) {
 	return c, nil
 }
 
+// maxLeftover is how many lines may come before the greeting.
+const maxLeftover = 256
+
+// leftover reports whether a line may be what a QEMU had not got rid of when the client
+// before this one went, and tells the next one before it greets it: events and answers,
+// of which the first may be cut at its beginning.
+func leftover(line []byte, first bool) bool {
+	var said map[string]json.RawMessage
+	if json.Unmarshal(line, &said) != nil {
+		return first && bytes.HasSuffix(bytes.TrimSpace(line), []byte("}"))
+	}
+	return said["event"] != nil || said["return"] != nil || said["error"] != nil
+}
+
 func (c *Client) negotiate(ctx context.Context, oob bool) error {
 	var hello struct {
 		QMP *struct {
@@ -112,12 +126,17 @@ func (c *Client) negotiate(ctx context.Context, oob bool) error {
 			Capabilities []string `json:"capabilities"`
 		}
 	}
-	line, err := c.line(ctx)
-	if err != nil {
-		return fmt.Errorf("no greeting (is another client connected?): %w", err)
-	}
-	if err := json.Unmarshal(line, &hello); err != nil || hello.QMP == nil {
-		return fmt.Errorf("%w: %.60q", ErrProtocol, line)
+	for skipped := 0; ; skipped++ {
+		line, err := c.line(ctx)
+		if err != nil {
+			return fmt.Errorf("no greeting (is another client connected?): %w", err)
+		}
+		if err := json.Unmarshal(line, &hello); err == nil && hello.QMP != nil {
+			break
+		}
+		if skipped == maxLeftover || !leftover(line, skipped == 0) {
+			return fmt.Errorf("%w: %.60q", ErrProtocol, line)
+		}
 	}
 	v := hello.QMP.Version.QEMU
 	c.Major, c.Minor, c.Micro = v.Major, v.Minor, v.Micro

@@ -254,3 +254,27 @@ func TestTheLinkToAMonitorMayBreakAnywhere(t *testing.T) {
 		<-done
 	}
 }
+
+// A QEMU tells the next client what it had not got rid of when the last one was killed,
+// before it greets it.
+func TestWhatTheClientBeforeHasNotReadIsPassedOver(t *testing.T) {
+	const stop = `{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "STOP"}` + "\r\n"
+	for _, before := range []string{stop, stop[20:] + stop, stop + `{"return": {}}` + "\r\n" + `{"id": 1, "error": {"class": "GenericError", "desc": "x"}}` + "\r\n"} {
+		addr := monitor(t, before+greeting, func(string, int) string { return `{"return": {}, "id": 1}` + "\r\n" })
+		c, err := qmp.Dial(t.Context(), addr)
+		if err != nil {
+			t.Errorf("%q: %v", before, err)
+			continue
+		}
+		if c.Version != "7.2.22" {
+			t.Errorf("version %q", c.Version)
+		}
+		c.Close()
+	}
+	for _, before := range []string{strings.Repeat(stop, 1000), stop + stop[20:], `{"hello": 1}` + "\r\n"} {
+		addr := monitor(t, before+greeting, func(string, int) string { return "" })
+		if _, err := qmp.Dial(t.Context(), addr); !errors.Is(err, qmp.ErrProtocol) {
+			t.Errorf("%.70q: %v", before, err)
+		}
+	}
+}
