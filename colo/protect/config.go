@@ -173,6 +173,7 @@ type Config struct {
 	// see colo.PrimaryConfig.
 	LateResume bool
 
+	// Session has what is seldom changed of each session, and hooks into it.
 	Session SessionConfig
 }
 

@@ -222,7 +222,7 @@ func (p *pair) mark(host string) int { return len(p.procs[host].log.text()) }
 func demo(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("protected", flag.ContinueOnError)
 	secure := f.Bool("tls", false, "the hosts show each other certificates")
-	if err := f.Parse(args); err != nil {
+	if err := parse(f, args); err != nil {
 		return err
 	}
 	return play(ctx, os.Stdout, *secure)

@@ -32,6 +32,7 @@ import (
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/examples/internal/usage"
 	"github.com/gocolo/lockstep/failover/sharedfile"
 )
 
@@ -45,7 +46,8 @@ func main() {
 	switch err := run(ctx, os.Args[1:]); {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, flag.ErrHelp):
 	case errors.Is(err, errUsage):
-		os.Exit(2) // package flag has said why
+		fmt.Fprintf(os.Stderr, "protected: %v (-h explains)\n", err)
+		os.Exit(2)
 	default:
 		fmt.Fprintln(os.Stderr, "protected:", err)
 		os.Exit(1)
@@ -59,15 +61,26 @@ Exit status: 0, 1 if the guest cannot go on here, 2 for a bad command line.
 `
 
 // errUsage says that the command line is wrong.
-var errUsage = errors.New("usage")
+var errUsage = errors.New("bad command line")
+
+// parse reads a command line, or says what there is to say.
+func parse(f *flag.FlagSet, args []string) error {
+	f.SetOutput(io.Discard) // main says what is wrong, in one line
+	switch err := f.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		usage.Print(os.Stdout, about, f)
+		return err
+	case err != nil:
+		return fmt.Errorf("%w: %w", errUsage, err)
+	case f.NArg() > 0:
+		return fmt.Errorf("%w: what is %q?", errUsage, f.Arg(0))
+	}
+	return nil
+}
 
 // host is one host of the two.
 func host(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("protected", flag.ContinueOnError)
-	f.Usage = func() {
-		fmt.Fprint(f.Output(), about)
-		f.PrintDefaults()
-	}
 	name := f.String("host", "", "this host's `name`")
 	peer := f.String("peer", "", "the other host's `name`, which its certificate is for")
 	listen := f.String("listen", "", "`address` at which this host is reached")
@@ -82,8 +95,8 @@ func host(ctx context.Context, args []string) error {
 	term := f.Duration("term", time.Second, "`time` for which the arbiter grants the guest")
 	beat := f.Duration("beat", 50*time.Millisecond, "`time` between two heartbeats")
 	handles := control.Flags(f)
-	if err := f.Parse(args); err != nil {
-		return errors.Join(errUsage, err)
+	if err := parse(f, args); err != nil {
+		return err
 	}
 
 	m := newMachine(256, *period)

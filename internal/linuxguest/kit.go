@@ -106,6 +106,9 @@ const (
 	bridgeMACs  = "52:54:00:78:00:0"
 )
 
+// machineUp is what a machine says on its console before its role begins.
+const machineUp = "machine: up"
+
 // hostInit is a machine's. It leaves the two network cards' names in $cluster and
 // $guest, if it has them, and the machine's role to /role.
 const hostInit = common + `
@@ -117,6 +120,7 @@ for i in /sys/class/net/*; do
 	` + pulseMAC + `) ip link set ${i##*/} up ;;
 	esac
 done
+echo "` + machineUp + `"
 . /role
 sync
 poweroff -f

@@ -114,7 +114,7 @@ func (m *Machine) FellDown() string {
 }
 
 func fellDown(console string) string {
-	if roleEnds.MatchString(console) || oops.MatchString(console) || !strings.Contains(console, "machine: ") {
+	if roleEnds.MatchString(console) || oops.MatchString(console) || !strings.Contains(console, machineUp) {
 		return ""
 	}
 	return "the machine was reset under its kernel, without a word"
