@@ -402,11 +402,12 @@ func (v *receiver) run(l *inbound, c *Channels) error {
 	r := multifd.NewReader(l.r)
 	r.Decoder = c.Decoder
 	for whole := false; ; {
-		at := l.r.Offset()
 		p, err := r.Read()
-		if err != nil && whole && l.r.Offset() == at && l.r.Buffered() == 0 {
-			// However it has ended: a TLS may go without a word.
-			l.end = err
+		if err != nil && whole && l.r.Err() != nil {
+			// However it has ended: a TLS may go without a word, and a QEMU that
+			// has done shuts its channels, within an empty packet if it must. If
+			// there is another section, its barrier finds the channel gone.
+			l.end = qemufile.NoEOF(err)
 			close(l.gone)
 			return nil
 		}
@@ -431,9 +432,13 @@ func (v *receiver) run(l *inbound, c *Channels) error {
 				return err
 			}
 		}
-		if whole = p.Sync; !whole {
+		if !p.Sync {
+			// QEMU may put the flag of a section's end on the last pages, and
+			// then sends the packet that was to carry it, empty.
+			whole = whole && len(p.Normal)+len(p.Zero) == 0
 			continue
 		}
+		whole = true
 		for _, step := range []chan struct{}{l.arrived, l.resume} {
 			select {
 			case step <- struct{}{}:

@@ -371,6 +371,15 @@ func (b *Buffer) Run(ctx context.Context, out PacketWriter) error {
 	return context.Cause(ctx)
 }
 
+// Void says that the packet that Run is writing has been dropped by a Commit or a
+// load meanwhile. A PacketWriter that has to wait before it writes asks when it has
+// waited, and returns nil for such a packet without having written it.
+func (b *Buffer) Void() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.flying == orphaned
+}
+
 // takeOff returns the next packet that may leave, nil if there is none. It stays
 // where it is until it has landed.
 func (b *Buffer) takeOff() []byte {

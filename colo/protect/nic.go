@@ -53,7 +53,7 @@ type NIC struct {
 	input   bool          // held while a packet is delivered
 	follows bool          // packets are another host's to deliver
 	turned  chan struct{} // closed and replaced when one of the two changes
-	void    chan struct{} // closed and replaced when what was to leave is void
+	void    chan struct{} // closed and replaced when the buffer has dropped what was to leave
 }
 
 var _ Network = (*NIC)(nil)
@@ -97,7 +97,8 @@ func (n *NIC) Failover() error { return n.buf.Failover() }
 
 // Commit implements Network.
 func (n *NIC) Commit(epoch uint64) error {
-	if epoch == 0 { // this host follows now: what was to leave is another's to send
+	err := n.buf.Commit(epoch)
+	if err == nil && epoch == 0 { // this host follows now: what was to leave is another's to send
 		n.mu.Lock()
 		close(n.void)
 		n.void = make(chan struct{})
@@ -105,7 +106,7 @@ func (n *NIC) Commit(epoch uint64) error {
 		n.turn()
 		n.mu.Unlock()
 	}
-	return n.buf.Commit(epoch)
+	return err
 }
 
 // Register implements Network.
@@ -218,13 +219,18 @@ func (g *gated) WritePacket(p []byte) error {
 		g.n.mu.Lock()
 		void := g.n.void
 		g.n.mu.Unlock()
+		if g.n.buf.Void() {
+			return nil
+		}
 		select {
 		case <-g.gate.Opened():
 		case <-void:
-			return nil
 		case <-g.ctx.Done():
 			return context.Cause(g.ctx)
 		}
+	}
+	if g.n.buf.Void() { // the gate may have opened before this goroutine could look
+		return nil
 	}
 	return g.n.cfg.Uplink.WritePacket(p)
 }
