@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -22,14 +24,24 @@ type cluster struct {
 	clients []string // their client addresses
 }
 
-func address(t *testing.T) string {
+// addresses returns n that are free. etcd listens at them itself, and until then nobody
+// else may be given one: on Linux they are of a loopback host of this process's own,
+// from which no connection of another one leaves either.
+func addresses(t *testing.T, n int) (list []string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Skip(err)
+	host := "127.0.0.1"
+	if pid := os.Getpid(); runtime.GOOS == "linux" {
+		host = fmt.Sprintf("127.%d.%d.%d", 1+pid>>16&0x7f, pid>>8&0xff, pid&0xff)
 	}
-	defer l.Close()
-	return l.Addr().String()
+	for range n {
+		l, err := net.Listen("tcp", host+":0")
+		if err != nil {
+			t.Skip(err)
+		}
+		defer l.Close() // when all of them have been chosen
+		list = append(list, l.Addr().String())
+	}
+	return list
 }
 
 func newCluster(t *testing.T) *cluster {
@@ -37,8 +49,9 @@ func newCluster(t *testing.T) *cluster {
 	c := &cluster{t: t, members: make([]*embed.Etcd, 3)}
 	var initial []string
 	var configs []*embed.Config
-	for i := range 3 {
-		client, peer := "http://"+address(t), "http://"+address(t)
+	free := addresses(t, 2*len(c.members))
+	for i := range c.members {
+		client, peer := "http://"+free[2*i], "http://"+free[2*i+1]
 		cfg := embed.NewConfig()
 		cfg.Name, cfg.Dir = fmt.Sprint("m", i), t.TempDir()
 		cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())

@@ -237,11 +237,13 @@ func TestProcessesAreKilledAtAnyPoint(t *testing.T) {
 			w := startWriter(t, dir)
 			group.Go(func() {
 				d := json.NewDecoder(w.out)
+				var once sync.Once
 				for {
 					var n uint64
 					if d.Decode(&n) != nil {
 						break
 					}
+					once.Do(func() { time.AfterFunc(60*time.Millisecond, func() { w.cmd.Process.Kill() }) })
 					mu.Lock()
 					if was, ok := owner[n]; ok {
 						t.Errorf("state %d was written by %d and by %d", n, was, w.cmd.Process.Pid)
@@ -255,7 +257,6 @@ func TestProcessesAreKilledAtAnyPoint(t *testing.T) {
 					t.Errorf("a writer: %s", w.errors)
 				}
 			})
-			time.AfterFunc(60*time.Millisecond, func() { w.cmd.Process.Kill() })
 		}
 		group.Wait()
 		r, err := s.Load(t.Context())
