@@ -29,12 +29,13 @@ type connKey struct {
 // in front.
 type conn struct {
 	key     connKey
-	hash    uint64    // of key
-	loner   side      // one side's guest only has sent anything; see ports.go
-	apart   bool      // not compared at present; changes at a divergence and at a mark
-	blind   bool      // nothing leaves before a checkpoint: a mark ends it
-	strikes uint8     // epochs with a divergence, less those with enough that matched; see apart.go
-	used    time.Time // of the last packet
+	hash    uint64      // of key
+	plain   packet.Kind // IP4 or IP6: its segments may be plain; 0: they may not; see plain.go
+	loner   side        // one side's guest only has sent anything; see ports.go
+	apart   bool        // not compared at present; changes at a divergence and at a mark
+	blind   bool        // nothing leaves before a checkpoint: a mark ends it
+	strikes uint8       // epochs with a divergence, less those with enough that matched; see apart.go
+	used    time.Time   // of the last packet
 
 	p, s queue // waiting; TCP: in the order of the stream
 	owed *pkt  // TCP: the newest acknowledgment that has not left whole; see ack.go
@@ -108,10 +109,11 @@ func (e *Engine) conn(p *pkt, k *connKey, now time.Time) *conn {
 		}
 		if c = e.spare; c != nil {
 			e.spare = c.older
-			*c = conn{key: *k, hash: h, p: c.p, s: c.s}
+			*c = conn{p: c.p, s: c.s}
 		} else {
-			c = &conn{key: *k, hash: h}
+			c = new(conn)
 		}
+		c.key, c.hash, c.plain = *k, h, k.plain()
 		e.conns.add(c)
 		c.used = now
 		c.blind, c.tcp.said.past = e.crowded, e.crowded

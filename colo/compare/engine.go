@@ -46,6 +46,7 @@ type Engine struct {
 	marked    []marked
 	sidelined queue // held until the next mark, whatever the secondary says
 	passing   bool
+	thorough  bool   // no packet is taken as plain
 	deaf      bool   // the secondary's packets are of an older epoch
 	next      uint64 // the epoch that the next mark ends
 	received  uint64 // one more than the last epoch that is received
@@ -91,10 +92,10 @@ func (e *Engine) begin() {
 		e.pool.put(p)
 	}
 	e.zombies = e.zombies[:0]
-	if len(e.out) > 0 {
-		clear(e.out)
-		e.out = e.out[:0]
+	if len(e.out) > 8 {
+		clear(e.out) // of a few it does not matter how long they are kept
 	}
+	e.out = e.out[:0]
 	e.notes = e.notes[:0]
 	if e.res.Diverged || e.res.Full {
 		e.res = Result{}
@@ -155,6 +156,9 @@ func (e *Engine) Primary(f Frame, now time.Time) Result {
 		return e.strict.primary(f, now)
 	}
 	e.begin()
+	if e.primaryPlain(&f, now) {
+		return Result{Release: e.out}
+	}
 	p := e.look(f, now)
 	e.speaks = primary
 	if e.passing {
@@ -224,6 +228,12 @@ func (e *Engine) Secondary(f Frame, now time.Time) Result {
 		return e.strict.secondary(f, now)
 	}
 	e.begin()
+	if e.secondaryPlain(&f, now) {
+		if e.res.Diverged || len(e.notes) > 0 {
+			return e.end()
+		}
+		return Result{Release: e.out}
+	}
 	if e.passing || e.deaf {
 		e.stats.Stale++
 		return e.end()

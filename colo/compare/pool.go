@@ -31,22 +31,27 @@ const poolMin = 7 // 128 bytes
 
 func classOf(n int) int8 { return int8(max(bits.Len(uint(max(n, 1)-1)), poolMin) - poolMin) }
 
+// get returns a packet with memory for n bytes, of which class and Data are set.
+func (o *pool) get(n int) *pkt {
+	c := classOf(n)
+	o.bytes += 1 << (poolMin + c)
+	if l := o.free[c]; len(l) > 0 {
+		q := l[len(l)-1]
+		o.free[c] = l[:len(l)-1]
+		q.Data = q.Data[:n]
+		return q
+	}
+	return &pkt{Frame: Frame{Data: make([]byte, n, 1<<(poolMin+c))}, class: c}
+}
+
 // copy returns a copy of p that may be kept.
 func (o *pool) copy(p *pkt) *pkt {
-	c := classOf(len(p.Data))
-	o.bytes += 1 << (poolMin + c)
-	var q *pkt
-	if l := o.free[c]; len(l) > 0 {
-		q = l[len(l)-1]
-		o.free[c] = l[:len(l)-1]
-	} else {
-		q = &pkt{Frame: Frame{Data: make([]byte, 1<<(poolMin+c))}}
-	}
-	mem := q.Data[:cap(q.Data)]
+	q := o.get(len(p.Data))
+	mem, c := q.Data, q.class
 	*q = *p
-	q.class = c
-	q.Data = mem[:copy(mem, p.Data)]
-	q.Packet.Frame = q.Data[q.VNetHdr:]
+	q.class, q.Data = c, mem
+	copy(mem, p.Data)
+	q.Packet.Frame = mem[q.VNetHdr:]
 	return q
 }
 
