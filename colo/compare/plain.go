@@ -319,7 +319,8 @@ func (t *stream) hearPlain(s *plain) {
 // arrive notes that a packet of c has come.
 func (e *Engine) arrive(c *conn, now time.Time) {
 	e.ids++
-	e.now, c.used = now, now
+	e.now = e.instant(now)
+	c.used = e.now
 }
 
 // holdPlain is hold for a plain segment, whose frame is f.
