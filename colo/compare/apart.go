@@ -54,7 +54,7 @@ func (e *Engine) note(n Note) {
 // what the old ones came to.
 type service struct {
 	strikes uint8
-	used    time.Time
+	used    instant
 }
 
 // serviceKey names one by the lower of the two ports.

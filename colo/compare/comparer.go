@@ -267,7 +267,7 @@ func (c *Comparer) Run(ctx context.Context, out PacketWriter) error {
 // Mark ends an epoch; see [Engine.Mark]. From Mark(0) on packets are compared.
 func (c *Comparer) Mark(epoch uint64) error {
 	_, err := c.do(func(e *Engine, now time.Time) (Result, error) {
-		e.now = now
+		e.now = e.instant(now)
 		err := e.Mark(epoch)
 		return Result{Notes: e.notes}, err
 	})

@@ -1,10 +1,6 @@
 package compare
 
-import (
-	"time"
-
-	"github.com/gocolo/lockstep/internal/packet"
-)
+import "github.com/gocolo/lockstep/internal/packet"
 
 // A kind says how packets are compared. Packets of two kinds never share a queue.
 type kind uint8
@@ -28,29 +24,30 @@ type connKey struct {
 // A conn is a connection, or what comes nearest to one. What each packet needs is
 // in front.
 type conn struct {
-	key     connKey
-	hash    uint64    // of key
-	loner   side      // one side's guest only has sent anything; see ports.go
-	apart   bool      // not compared at present; changes at a divergence and at a mark
-	blind   bool      // nothing leaves before a checkpoint: a mark ends it
-	strikes uint8     // epochs with a divergence, less those with enough that matched; see apart.go
-	used    time.Time // of the last packet
+	key      connKey
+	hash     uint64      // of key
+	plain    packet.Kind // IP4 or IP6: its segments may be plain; 0: they may not; see plain.go
+	loner    side        // one side's guest only has sent anything; see ports.go
+	apart    bool        // not compared at present; changes at a divergence and at a mark
+	blind    bool        // nothing leaves before a checkpoint: a mark ends it
+	diverged bool        // in this epoch: a mark ends it
+	strikes  uint8       // epochs with a divergence, less those with enough that matched; see apart.go
+	matched  uint16      // packets in this epoch
+	age      uint32      // how many connections with these addresses were before this one
+	used     instant     // of the last packet
 
-	p, s queue // waiting; TCP: in the order of the stream
 	owed *pkt  // TCP: the newest acknowledgment that has not left whole; see ack.go
+	p, s queue // waiting; TCP: in the order of the stream
 
 	tcp stream
 
-	matched  uint16 // packets in this epoch
-	diverged bool   // in this epoch: a mark ends it
-	claim    claim
-	age      uint32    // how many connections with these addresses were before this one
-	marked   int       // packets of an epoch that has ended and is not received
-	until    time.Time // apart: when it is tried again
-	crossed  time.Time // since when datagrams of both sides have waited; zero: they do not
+	claim   claim
+	marked  int     // packets of an epoch that has ended and is not received
+	until   instant // apart: when it is tried again
+	crossed instant // since when datagrams of both sides have waited; zero: they do not
 
-	newer, older *conn     // by the time at which they were put into the list
-	placed       time.Time // then it was last used
+	newer, older *conn   // by the time at which they were put into the list
+	placed       instant // then it was last used
 }
 
 // kindOf says how p is compared.
@@ -89,7 +86,7 @@ func (e *Engine) kindOf(p *pkt, k *connKey) kind {
 // conn returns the connection of p, a new one if it must be, nil if there are
 // too many. k has been set as far as p's kind is compared by something else than
 // its flow.
-func (e *Engine) conn(p *pkt, k *connKey, now time.Time) *conn {
+func (e *Engine) conn(p *pkt, k *connKey, now instant) *conn {
 	if k.kind != kindClaim {
 		p.Key(&k.Key)
 	}
@@ -108,10 +105,11 @@ func (e *Engine) conn(p *pkt, k *connKey, now time.Time) *conn {
 		}
 		if c = e.spare; c != nil {
 			e.spare = c.older
-			*c = conn{key: *k, hash: h, p: c.p, s: c.s}
+			*c = conn{p: c.p, s: c.s}
 		} else {
-			c = &conn{key: *k, hash: h}
+			c = new(conn)
 		}
+		c.key, c.hash, c.plain = *k, h, k.plain()
 		e.conns.add(c)
 		c.used = now
 		c.blind, c.tcp.said.past = e.crowded, e.crowded
@@ -136,7 +134,7 @@ func (e *Engine) evict() bool {
 		switch {
 		case c == nil || busy == 16:
 			return false
-		case !c.used.Equal(c.placed):
+		case c.used != c.placed:
 		case c.idle():
 			e.forget(c)
 			return true

@@ -46,6 +46,7 @@ type Engine struct {
 	marked    []marked
 	sidelined queue // held until the next mark, whatever the secondary says
 	passing   bool
+	thorough  bool   // no packet is taken as plain
 	deaf      bool   // the secondary's packets are of an older epoch
 	next      uint64 // the epoch that the next mark ends
 	received  uint64 // one more than the last epoch that is received
@@ -53,18 +54,17 @@ type Engine struct {
 	crowded   bool   // there was no room for a connection in this epoch
 	asked     bool   // for a checkpoint because of memory or pace, in this epoch
 
-	scan     time.Time // when all is looked at
-	soon     time.Time // when what cannot wait so long is; zero: there is nothing
-	lastMark time.Time // about when the last mark was
-	pace     time.Time // when a checkpoint is asked for, for what is set apart; zero: it is not
+	scan     instant // when all is looked at
+	soon     instant // when what cannot wait so long is; zero: there is nothing
+	lastMark instant // about when the last mark was
+	pace     instant // when a checkpoint is asked for, for what is set apart; zero: it is not
 
-	now   time.Time // of the call
+	began time.Time // see instant
+	now   instant   // of the call
 	res   Result
 	stats Stats
 	waits Latency // of matched packets
 }
-
-var zeroTime time.Time
 
 // marked is a packet of an epoch that has ended and is not received.
 type marked struct {
@@ -91,10 +91,10 @@ func (e *Engine) begin() {
 		e.pool.put(p)
 	}
 	e.zombies = e.zombies[:0]
-	if len(e.out) > 0 {
-		clear(e.out)
-		e.out = e.out[:0]
+	if len(e.out) > 8 {
+		clear(e.out) // of a few it does not matter how long they are kept
 	}
+	e.out = e.out[:0]
 	e.notes = e.notes[:0]
 	if e.res.Diverged || e.res.Full {
 		e.res = Result{}
@@ -150,11 +150,20 @@ func (e *Engine) recovered(c *conn) {
 }
 
 // Primary takes a packet of the primary's guest.
-func (e *Engine) Primary(f Frame, now time.Time) Result {
+func (e *Engine) Primary(f Frame, now time.Time) (r Result) {
 	if e.strict != nil {
 		return e.strict.primary(f, now)
 	}
 	e.begin()
+	if e.primaryPlain(&f, now) {
+		r.Release = e.out
+		return r
+	}
+	return e.primary(f, now)
+}
+
+// primary is Primary for what is not plain.
+func (e *Engine) primary(f Frame, now time.Time) Result {
 	p := e.look(f, now)
 	e.speaks = primary
 	if e.passing {
@@ -176,7 +185,7 @@ func (e *Engine) Primary(f Frame, now time.Time) Result {
 		e.release(p, &e.stats.Passed)
 		return e.end()
 	}
-	c := e.conn(p, k, now)
+	c := e.conn(p, k, e.now)
 	if c == nil {
 		e.sidelined.push(e.pool.copy(p))
 		e.overLimit()
@@ -219,11 +228,23 @@ func (e *Engine) pass(p *pkt) {
 }
 
 // Secondary takes a packet of the secondary's guest. It is never released.
-func (e *Engine) Secondary(f Frame, now time.Time) Result {
+func (e *Engine) Secondary(f Frame, now time.Time) (r Result) {
 	if e.strict != nil {
 		return e.strict.secondary(f, now)
 	}
 	e.begin()
+	if !e.secondaryPlain(&f, now) {
+		return e.secondary(f, now)
+	}
+	if e.res.Diverged || len(e.notes) > 0 { // what waited behind the packet
+		return e.end()
+	}
+	r.Release = e.out
+	return r
+}
+
+// secondary is Secondary for what is not plain.
+func (e *Engine) secondary(f Frame, now time.Time) Result {
 	if e.passing || e.deaf {
 		e.stats.Stale++
 		return e.end()
@@ -235,7 +256,7 @@ func (e *Engine) Secondary(f Frame, now time.Time) Result {
 		e.stats.Dropped++
 		return e.end()
 	}
-	c := e.conn(p, k, now)
+	c := e.conn(p, k, e.now)
 	// The other half of the memory is the primary's.
 	if c == nil || !e.room(e.cfg.MaxBytes/2+len(f.Data)) {
 		e.stats.Dropped++
@@ -266,8 +287,8 @@ func (e *Engine) Secondary(f Frame, now time.Time) Result {
 func (e *Engine) look(f Frame, now time.Time) *pkt {
 	p := &e.in
 	e.ids++
-	e.now = now
-	p.Frame, p.id, p.at, p.class, p.owner = f, e.ids, now, -1, nil
+	e.now = e.instant(now)
+	p.Frame, p.id, p.at, p.class, p.owner = f, e.ids, e.now, -1, nil
 	if f.VNetHdr < 0 || f.VNetHdr > len(f.Data) || len(f.Data) > maxFrame {
 		p.Packet, p.segment = packet.Packet{}, segment{}
 		return p

@@ -40,7 +40,7 @@ func (e *Engine) Mark(epoch uint64) error {
 	clear(e.crossing)
 	e.crossing = e.crossing[:0]
 	slices.SortFunc(e.marked[first:], func(a, b marked) int { return cmp.Compare(a.p.id, b.p.id) })
-	e.crowded, e.asked, e.pace, e.soon = false, false, zeroTime, zeroTime
+	e.crowded, e.asked, e.pace, e.soon = false, false, 0, 0
 	return nil
 }
 
@@ -57,7 +57,7 @@ func (e *Engine) markConn(c *conn, epoch uint64) {
 	c.p.clear()
 	e.drop(&c.s)
 	e.review(c)
-	c.diverged, c.blind, c.loner, c.crossed = false, false, neither, zeroTime
+	c.diverged, c.blind, c.loner, c.crossed = false, false, neither, 0
 	switch c.key.kind {
 	case kindSegment:
 		c.tcp.narrow(epoch)
@@ -223,7 +223,7 @@ func (e *Engine) Failover() Result {
 		}
 		if told := c.tcp.told; told.scaled {
 			e.unlist(c)
-			*c = conn{key: c.key, hash: c.hash, newer: c.newer, older: c.older, used: c.used, p: c.p, s: c.s}
+			*c = conn{key: c.key, hash: c.hash, plain: c.plain, newer: c.newer, older: c.older, used: c.used, p: c.p, s: c.s}
 			c.tcp.told = toldOf(&told)
 		} else {
 			e.forget(c)

@@ -20,9 +20,9 @@ func (h *held) add(n int, at time.Time) {
 	h.Bytes += int64(n)
 }
 
-func (h *held) queue(q *queue) {
+func (h *held) queue(e *Engine, q *queue) {
 	for _, p := range q.all() {
-		h.add(len(p.Data), p.at)
+		h.add(len(p.Data), e.time(p.at))
 	}
 }
 
@@ -33,13 +33,13 @@ func (e *Engine) held(now time.Time) event.HeldOutput {
 		e.strict.held(&h)
 	}
 	for i := range e.marked {
-		h.add(len(e.marked[i].p.Data), e.marked[i].p.at)
+		h.add(len(e.marked[i].p.Data), e.time(e.marked[i].p.at))
 	}
-	h.queue(&e.sidelined)
+	h.queue(e, &e.sidelined)
 	for c := e.newest; c != nil; c = c.older {
-		h.queue(&c.p)
+		h.queue(e, &c.p)
 		if c.owed != nil {
-			h.add(len(c.owed.Data), c.owed.at)
+			h.add(len(c.owed.Data), e.time(c.owed.at))
 		}
 	}
 	if h.Packets > 0 {

@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"math/bits"
 	"math/rand/v2"
+
+	"github.com/gocolo/lockstep/internal/packet"
 )
 
 // An index finds connections by their key. It is a table with open addressing and
@@ -44,6 +46,23 @@ func (x *index) hash(k *connKey) uint64 {
 	}
 	rest := uint64(k.VLAN)<<32 | uint64(k.kind)<<24 | uint64(k.Layers)<<16 | uint64(k.Kind)<<8 | uint64(k.Proto)
 	return mix(h^uint64(k.Ports)<<32^uint64(k.Outer)^x.seed[1], rest^x.seed[3])
+}
+
+// hashPlain is hash for the key of s.
+func (x *index) hashPlain(s *plain) uint64 {
+	var h uint64
+	if s.kind == packet.IP4 {
+		b := (*[8]byte)(s.frame[packet.EthernetLen+12:])
+		h = mix(uint64(binary.LittleEndian.Uint32(b[:]))^x.seed[0], uint64(binary.LittleEndian.Uint32(b[4:]))^x.seed[1])
+	} else {
+		b := (*[32]byte)(s.frame[packet.EthernetLen+8:])
+		h = mix(binary.LittleEndian.Uint64(b[:])^x.seed[0], binary.LittleEndian.Uint64(b[16:])^x.seed[1])
+		if b, d := binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[24:]); b|d != 0 {
+			h = mix(h^b^x.seed[2], d^x.seed[3])
+		}
+	}
+	rest := uint64(kindSegment)<<24 | uint64(s.kind)<<8 | packet.ProtoTCP
+	return mix(h^uint64(s.ports)<<32^x.seed[1], rest^x.seed[3])
 }
 
 // is is k == *o, without a call: keys are compared for each packet.

@@ -142,7 +142,7 @@ const modelWindow = 2000
 // model drives an engine, and holds it to what leaves.
 type model struct {
 	t      testing.TB
-	e      *compare.Engine
+	e      *both
 	cfg    compare.Config
 	choose func(n int) int
 	now    time.Time
@@ -167,7 +167,7 @@ type model struct {
 
 func newModel(t testing.TB, cfg compare.Config, choose func(n int) int) *model {
 	return &model{
-		t: t, e: compare.NewEngine(cfg), cfg: cfg, choose: choose, now: time.Unix(1000, 0),
+		t: t, e: newBoth(t, cfg), cfg: cfg, choose: choose, now: time.Unix(1000, 0),
 		marks: map[uint64]modelGuest{}, told: newKnown(), base: newKnown(), pending: map[uint64]*known{},
 		newest: map[uint64]uint32{}, edge: map[uint64]uint32{}, emitted: newKnown(),
 		hears: true,
@@ -459,9 +459,9 @@ func modelConfig(choose func(int) int) compare.Config {
 }
 
 func TestNothingLeavesThatASurvivorWouldNotKnow(t *testing.T) {
-	runs := uint64(800)
+	runs := uint64(400)
 	if testing.Short() {
-		runs = 200
+		runs = 100
 	}
 	left := 0
 	for seed := range runs {

@@ -90,7 +90,7 @@ func (e *Engine) uncross(c *conn) {
 			break
 		}
 	}
-	c.crossed = zeroTime
+	c.crossed = 0
 }
 
 // rivals reports whether two packets that differ are two answers to one question,

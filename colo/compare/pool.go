@@ -2,7 +2,6 @@ package compare
 
 import (
 	"math/bits"
-	"time"
 
 	"github.com/gocolo/lockstep/internal/packet"
 )
@@ -12,7 +11,7 @@ type pkt struct {
 	Frame
 	packet.Packet        // of Frame, behind the virtio-net header
 	id            uint64 // in the order of arrival
-	at            time.Time
+	at            instant
 	class         int8 // of the pool; -1: Data is the caller's
 
 	owner *conn  // whose queue it is or was in; of a segment, as long as it is held
@@ -31,22 +30,27 @@ const poolMin = 7 // 128 bytes
 
 func classOf(n int) int8 { return int8(max(bits.Len(uint(max(n, 1)-1)), poolMin) - poolMin) }
 
+// get returns a packet with memory for n bytes, of which class and Data are set.
+func (o *pool) get(n int) *pkt {
+	c := classOf(n)
+	o.bytes += 1 << (poolMin + c)
+	if l := o.free[c]; len(l) > 0 {
+		q := l[len(l)-1]
+		o.free[c] = l[:len(l)-1]
+		q.Data = q.Data[:n]
+		return q
+	}
+	return &pkt{Frame: Frame{Data: make([]byte, n, 1<<(poolMin+c))}, class: c}
+}
+
 // copy returns a copy of p that may be kept.
 func (o *pool) copy(p *pkt) *pkt {
-	c := classOf(len(p.Data))
-	o.bytes += 1 << (poolMin + c)
-	var q *pkt
-	if l := o.free[c]; len(l) > 0 {
-		q = l[len(l)-1]
-		o.free[c] = l[:len(l)-1]
-	} else {
-		q = &pkt{Frame: Frame{Data: make([]byte, 1<<(poolMin+c))}}
-	}
-	mem := q.Data[:cap(q.Data)]
+	q := o.get(len(p.Data))
+	mem, c := q.Data, q.class
 	*q = *p
-	q.class = c
-	q.Data = mem[:copy(mem, p.Data)]
-	q.Packet.Frame = q.Data[q.VNetHdr:]
+	q.class, q.Data = c, mem
+	copy(mem, p.Data)
+	q.Packet.Frame = mem[q.VNetHdr:]
 	return q
 }
 
@@ -67,16 +71,24 @@ type queue struct {
 func (q *queue) len() int      { return len(q.items) - q.head }
 func (q *queue) at(i int) *pkt { return q.items[q.head+i] }
 func (q *queue) all() []*pkt   { return q.items[q.head:] }
-func (q *queue) push(p *pkt)   { q.insert(q.len(), p) }
 func (q *queue) clear()        { clear(q.items); q.items, q.head = q.items[:0], 0 }
 
-func (q *queue) insert(i int, p *pkt) {
+func (q *queue) push(p *pkt) {
 	if q.head > 0 && len(q.items) == cap(q.items) {
-		n := copy(q.items, q.items[q.head:])
-		clear(q.items[n:])
-		q.items, q.head = q.items[:n], 0
+		q.close()
 	}
-	q.items = append(q.items, nil)
+	q.items = append(q.items, p)
+}
+
+// close moves the packets to the front of the memory for them.
+func (q *queue) close() {
+	n := copy(q.items, q.items[q.head:])
+	clear(q.items[n:])
+	q.items, q.head = q.items[:n], 0
+}
+
+func (q *queue) insert(i int, p *pkt) {
+	q.push(nil)
 	s := q.items[q.head:]
 	copy(s[i+1:], s[i:])
 	s[i] = p

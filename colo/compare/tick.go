@@ -9,12 +9,12 @@ func (e *Engine) Tick(now time.Time) Result {
 		return e.strict.tick(now)
 	}
 	e.begin()
-	e.now = now
-	if !e.soon.IsZero() && !now.Before(e.soon) {
+	e.now = e.instant(now)
+	if !e.soon.IsZero() && !e.now.Before(e.soon) {
 		e.tickSoon()
 	}
-	if !now.Before(e.scan) {
-		e.scan = now.Add(e.cfg.Scan)
+	if !e.now.Before(e.scan) {
+		e.scan = e.now.Add(e.cfg.Scan)
 		e.tickAll()
 	}
 	return e.end()
@@ -63,7 +63,7 @@ func (e *Engine) tickAll() {
 
 // waitsAck reports whether c has waited for longer than patience for nothing but
 // an acknowledgment.
-func (c *conn) waitsAck(now time.Time, patience time.Duration) bool {
+func (c *conn) waitsAck(now instant, patience time.Duration) bool {
 	if c.lacks() {
 		return now.Sub(c.owed.at) > patience
 	}
@@ -72,7 +72,7 @@ func (c *conn) waitsAck(now time.Time, patience time.Duration) bool {
 
 // tickSoon looks at what cannot wait for the next scan.
 func (e *Engine) tickSoon() {
-	e.soon = zeroTime
+	e.soon = 0
 	for i := 0; i < len(e.crossing); {
 		c := e.crossing[i]
 		if until := c.crossed.Add(e.cfg.Cross); e.now.Before(until) {
@@ -88,7 +88,7 @@ func (e *Engine) tickSoon() {
 	case e.now.Before(e.pace):
 		e.sooner(e.pace)
 	default:
-		e.pace = zeroTime
+		e.pace = 0
 		if !e.asked {
 			e.asked = true
 			e.want(ReasonPace)
@@ -97,7 +97,7 @@ func (e *Engine) tickSoon() {
 }
 
 // sooner sets the time of the next tickSoon to t, if it is not before that.
-func (e *Engine) sooner(t time.Time) {
+func (e *Engine) sooner(t instant) {
 	if e.soon.IsZero() || t.Before(e.soon) {
 		e.soon = t
 	}
@@ -111,7 +111,7 @@ func (e *Engine) Deadline() time.Time {
 	case e.conns.n == 0 && e.sidelined.len() == 0, e.passing:
 		return time.Time{}
 	case !e.soon.IsZero() && e.soon.Before(e.scan):
-		return e.soon
+		return e.time(e.soon)
 	}
-	return e.scan
+	return e.time(e.scan)
 }

@@ -1,0 +1,349 @@
+package compare
+
+import (
+	"bytes"
+	"encoding/binary"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// Nearly all packets are plain: a TCP segment right behind an IP header without
+// options or extensions, with nothing but data and an acknowledgment in it, on a
+// connection that is in step. What the engine does with them is here again, for
+// these only, in one look at the headers and without a copy of what is known of
+// the packet. Whatever is not plain, or would need more than the next step of the
+// stream, has changed nothing when it is left to the rest of the engine, which
+// does the same with all packets.
+
+// A plain is what a plain segment says.
+type plain struct {
+	frame    []byte // without the virtio-net header
+	l4, dat  int    // where the segment, and its data, begin
+	end      int    // where the data ends
+	seq, ack uint32
+	last     uint32 // seq and the length of the data
+	ports    uint32
+	stamp    uint32 // the value of its timestamps
+	ts       int    // where that is; 0: it has none
+	win      uint16
+	flags    uint8
+	kind     packet.Kind // IP4 or IP6
+}
+
+// optStamps is how the options of nearly all segments with timestamps begin: NOP,
+// NOP, kind 8, length 10 (RFC 7323 appendix A).
+const optStamps = 0x0101080a
+
+// parse sets s by f, and reports whether it is plain.
+func (s *plain) parse(f *Frame) bool {
+	if uint(f.VNetHdr) > uint(len(f.Data)) || len(f.Data) > maxFrame {
+		return false
+	}
+	b := f.Data[f.VNetHdr:]
+	if len(b) < packet.EthernetLen+packet.IPv4Len+packet.TCPLen {
+		return false
+	}
+	l4, end := packet.EthernetLen+packet.IPv4Len, 0
+	switch binary.BigEndian.Uint16(b[12:]) {
+	case packet.TypeIPv4:
+		if b[14] != 0x45 || b[23] != packet.ProtoTCP || binary.BigEndian.Uint16(b[20:])&0x3fff != 0 {
+			return false
+		}
+		end = packet.EthernetLen + int(binary.BigEndian.Uint16(b[16:]))
+		s.kind = packet.IP4
+	case packet.TypeIPv6:
+		if b[14]>>4 != 6 || b[20] != packet.ProtoTCP {
+			return false
+		}
+		l4 = packet.EthernetLen + packet.IPv6Len
+		end = l4 + int(binary.BigEndian.Uint16(b[18:]))
+		s.kind = packet.IP6
+	default:
+		return false
+	}
+	if end > len(b) || end < l4+packet.TCPLen {
+		return false
+	}
+	h := b[l4:end]
+	s.flags = h[13]
+	if s.flags&(packet.SYN|packet.FIN|packet.RST|packet.URG|packet.ACK) != packet.ACK {
+		return false
+	}
+	switch h[12] >> 4 {
+	case packet.TCPLen / 4:
+		s.dat, s.ts, s.stamp = l4+packet.TCPLen, 0, 0
+	case packet.TCPLen/4 + 3:
+		if len(h) < packet.TCPLen+12 || binary.BigEndian.Uint32(h[packet.TCPLen:]) != optStamps {
+			return false
+		}
+		s.dat, s.ts, s.stamp = l4+packet.TCPLen+12, l4+packet.TCPLen+4, binary.BigEndian.Uint32(h[packet.TCPLen+4:])
+	default:
+		return false
+	}
+	s.frame, s.l4, s.end = b, l4, end
+	s.ports, s.seq, s.ack, s.win = binary.BigEndian.Uint32(h), binary.BigEndian.Uint32(h[4:]), binary.BigEndian.Uint32(h[8:]), binary.BigEndian.Uint16(h[14:])
+	s.last = s.seq + uint32(end-s.dat)
+	return true
+}
+
+func (s *plain) data() []byte { return s.frame[s.dat:s.end] }
+
+// bare reports whether s is an acknowledgment and nothing else.
+func (s *plain) bare() bool { return s.dat == s.end }
+
+// plain returns the kind of k's packets if plain segments have such keys, or 0.
+func (k *connKey) plain() packet.Kind {
+	if k.kind != kindSegment || k.Layers != 0 || k.VLAN != 0 || k.Outer != 0 || k.Proto != packet.ProtoTCP {
+		return 0
+	}
+	return k.Kind
+}
+
+// isPlain reports whether s is of a connection of plain segments whose kind, as
+// conn has it, and key these are.
+func (k *connKey) isPlain(kind packet.Kind, s *plain) bool {
+	if kind != s.kind || k.Ports != s.ports {
+		return false
+	}
+	if kind == packet.IP4 {
+		b := (*[8]byte)(s.frame[packet.EthernetLen+12:])
+		return [4]byte(k.Src[:4]) == [4]byte(b[:4]) && [4]byte(k.Dst[:4]) == [4]byte(b[4:])
+	}
+	b := (*[32]byte)(s.frame[packet.EthernetLen+8:])
+	return k.Src == [16]byte(b[:16]) && k.Dst == [16]byte(b[16:])
+}
+
+// plainConn returns the connection of s, nil if it is not known.
+func (e *Engine) plainConn(s *plain) *conn {
+	if c := e.lastConn; c != nil && c.key.isPlain(c.plain, s) {
+		return c
+	}
+	x := &e.conns
+	h := x.hashPlain(s)
+	mask := uint64(len(x.slots) - 1)
+	for i := h & mask; ; i = (i + 1) & mask {
+		t := &x.slots[i]
+		if t.c == nil {
+			return nil
+		}
+		if t.hash == h && t.c.key.isPlain(t.c.plain, s) {
+			e.lastConn = t.c
+			return t.c
+		}
+	}
+}
+
+// leavesAsItIs reports whether edit would change nothing of s.
+func (e *Engine) leavesAsItIs(t *stream, s *plain) bool {
+	l, v := &t.left, &t.cover
+	switch {
+	case s.ts > 0 && l.tss && after(l.ts, s.stamp):
+		return false
+	case !e.cfg.LowerAcks:
+		return true
+	case after(s.ack, v.ack), !s.bare() && l.acks && after(l.ack, s.ack):
+		return false
+	}
+	return !(t.told.scaled && v.edges && after(s.ack+uint32(s.win)<<t.told.scale, v.edge))
+}
+
+// note is told.note for a plain segment.
+func (t *told) notePlain(s *plain) {
+	serialMax(&t.ack, &t.acks, s.ack)
+	if t.scaled {
+		serialMax(&t.edge, &t.edges, s.ack+uint32(s.win)<<t.scale)
+	}
+	serialMax(&t.end, &t.data, s.last)
+}
+
+// notePlain is left.note for a plain segment, which leaves as it is. id is its place
+// in the order of arrival.
+func (l *left) notePlain(t *told, s *plain, id uint64) {
+	if s.ts > 0 {
+		l.ts, l.tss = s.stamp, true // leavesAsItIs: it is no older
+	}
+	l.last = id
+	if !l.acks || after(s.ack, l.ack) || s.ack == l.ack && s.win > l.win {
+		l.ack, l.acks, l.win = s.ack, true, s.win
+	}
+	if t.scaled {
+		serialMax(&l.edge, &l.edges, s.ack+uint32(s.win)<<t.scale)
+	}
+}
+
+// primaryPlain is Primary for f if it is plain; ok says whether it was.
+func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
+	var s plain
+	if e.passing || e.thorough || !s.parse(f) || 2*(e.pool.bytes+len(f.Data)+1<<poolMin) > e.cfg.MaxBytes {
+		return false
+	}
+	c := e.plainConn(&s)
+	if c == nil || c.apart || c.blind || c.loner != neither || c.owed != nil || c.p.len() > e.cfg.MaxQueue {
+		return false
+	}
+	t := &c.tcp
+	v := &t.cover
+	switch {
+	case t.said.rst.is || t.said.fin.is || t.said.syn.is:
+		return false
+	case s.bare():
+		// An acknowledgment that the secondary's guest has given too.
+		if !e.cfg.LowerAcks || !v.acks || after(s.ack, v.ack) || !e.leavesAsItIs(t, &s) {
+			return false
+		}
+	case !v.agreed || !v.ahead(s.last):
+		return false
+	case c.s.len() == 0:
+		// It waits for the secondary's guest to say the same.
+		from := s.seq
+		if n := c.p.len(); n > 0 {
+			if after(c.p.at(n-1).seq, s.seq) {
+				return false
+			}
+		} else if !v.ahead(from) {
+			from = v.done
+		}
+		e.arrive(c, now)
+		t.told.notePlain(&s)
+		q := e.holdPlain(c, f, &s)
+		q.ok = from
+		c.p.push(q)
+		return true
+	default:
+		// That guest may have said it before.
+		if w := c.s.at(0); c.p.len() > 0 || w.seq != s.seq || w.end != s.last || !v.inStep || v.done != s.seq || v.fin ||
+			!v.acks || after(s.ack, v.ack) || !e.leavesAsItIs(t, &s) || !bytes.Equal(w.data(), s.data()) {
+			return false
+		}
+		v.done = s.last
+		e.consume(c)
+	}
+	e.arrive(c, now)
+	t.told.notePlain(&s)
+	c.agreed()
+	t.left.notePlain(&t.told, &s, e.ids)
+	e.stats.Matched++
+	e.waits.Add(0)
+	e.out = append(e.out, *f)
+	return true
+}
+
+// secondaryPlain is Secondary for f if it is plain; ok says whether it was.
+func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
+	var s plain
+	if e.passing || e.deaf || e.thorough || !s.parse(f) || 2*(e.pool.bytes+len(f.Data)+1<<poolMin) > e.cfg.MaxBytes {
+		return false
+	}
+	c := e.plainConn(&s)
+	if c == nil || c.apart || c.blind || c.diverged || c.loner != neither || c.owed != nil || c.s.len() > e.cfg.MaxQueue {
+		return false
+	}
+	t := &c.tcp
+	v := &t.cover
+	if t.said.past || t.said.syn.is {
+		return false
+	}
+	if s.bare() {
+		if c.p.len() > 0 {
+			return false // it may be what that waits for
+		}
+		e.arrive(c, now)
+		t.hearPlain(&s)
+		return true
+	}
+	if !v.agreed || !v.ahead(s.last) {
+		return false
+	}
+	if c.p.len() == 0 {
+		if n := c.s.len(); n > 0 && after(c.s.at(n-1).seq, s.seq) {
+			return false
+		}
+		e.arrive(c, now)
+		t.hearPlain(&s)
+		c.s.push(e.holdPlain(c, f, &s))
+		return true
+	}
+	// As nearly always: the primary's guest has just said the same.
+	p := c.p.at(0)
+	if c.s.len() > 0 || p.seq != s.seq || p.end != s.last || p.ok != s.seq || p.owner != c || p.age != c.age ||
+		p.flags&(packet.SYN|packet.FIN|packet.RST|packet.ACK) != packet.ACK || p.nsck > 0 ||
+		!v.inStep || v.done != s.seq || v.fin {
+		return false
+	}
+	// What covers it may be in s itself.
+	room := v.edge
+	if t.told.scaled {
+		known := v.edges
+		serialMax(&room, &known, s.ack+uint32(s.win)<<t.told.scale)
+	}
+	ack, known := v.ack, v.acks
+	serialMax(&ack, &known, s.ack)
+	l := &t.left
+	edge := p.ack + uint32(p.win)<<t.told.scale
+	if after(p.ack, ack) || e.cfg.LowerAcks && (l.acks && after(l.ack, p.ack) || t.told.scaled && after(edge, room)) {
+		return false
+	}
+	stamp := uint32(0)
+	if p.ts > 0 {
+		if stamp = binary.BigEndian.Uint32(p.Packet.Frame[p.ts:]); l.tss && after(l.ts, stamp) {
+			return false
+		}
+	}
+	if !bytes.Equal(p.data(), s.data()) {
+		return false
+	}
+	e.arrive(c, now)
+	t.hearPlain(&s)
+	c.p.remove(0)
+	v.done = s.last
+	c.agreed()
+	l.notePlain(&t.told, &plain{ts: p.ts, stamp: stamp, ack: p.ack, win: p.win}, p.id)
+	e.release(p, &e.stats.Matched)
+	if c.p.len() > 0 {
+		e.advance(c, false)
+	}
+	return true
+}
+
+// hearPlain takes in what a plain segment of the secondary's guest says.
+func (t *stream) hearPlain(s *plain) {
+	serialMax(&t.said.end, &t.said.ends, s.last)
+	v := &t.cover
+	serialMax(&v.ack, &v.acks, s.ack)
+	if t.told.scaled {
+		serialMax(&v.edge, &v.edges, s.ack+uint32(s.win)<<t.told.scale)
+	}
+}
+
+// arrive notes that a packet of c has come.
+func (e *Engine) arrive(c *conn, now time.Time) {
+	e.ids++
+	e.now = e.instant(now)
+	c.used = e.now
+}
+
+// holdPlain is hold for a plain segment, whose frame is f.
+func (e *Engine) holdPlain(c *conn, f *Frame, s *plain) *pkt {
+	q := e.pool.get(len(f.Data))
+	copy(q.Data, f.Data)
+	q.VNetHdr = f.VNetHdr
+	q.id, q.at, q.owner, q.age = e.ids, e.now, c, c.age
+
+	// One by one: a whole new Packet would be made beside it first.
+	h := &q.Packet
+	h.Frame = q.Data[f.VNetHdr:]
+	h.Kind, h.Type = s.kind, packet.TypeIPv4
+	if s.kind == packet.IP6 {
+		h.Type = packet.TypeIPv6
+	}
+	h.Tags, h.Link = 0, packet.Link{}
+	h.L3, h.L4, h.End = packet.EthernetLen, s.l4, s.end
+	h.Proto, h.Fragment, h.First, h.L4OK = packet.ProtoTCP, false, true, true
+
+	g := &q.segment
+	g.is, g.dat, g.seq, g.ack, g.end, g.ok = true, s.dat, s.seq, s.ack, s.last, s.seq
+	g.win, g.flags, g.waitsAck = s.win, s.flags, false
+	g.ts, g.sack, g.nsck = s.ts, 0, 0
+	return q
+}
