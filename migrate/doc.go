@@ -25,9 +25,11 @@
 //	                                            END ram, EOF
 //	                                       <-   SHUT 0
 //
-// What is asked for is sent before the rest, but behind what is on its way already: on a
-// fast link with large socket buffers that is milliseconds, and not a round trip. A Conn
-// whose buffers are set small before the migration has less on its way.
+// What is asked for is sent before the rest. Of the rest, little more is on its way than keeps
+// the link busy, so that an answer is not behind megabytes in the buffers of both hosts: PINGs
+// in the stream tell the source what has come. A guest that misses page after page gets these
+// alone, but for a piece of the rest now and then. A source that is a QEMU does none of
+// this.
 //
 // # Channels
 //

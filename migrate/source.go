@@ -188,6 +188,10 @@ type exchange struct {
 	*wire
 	bitmaps chan vmstate.Return
 	ack     chan struct{}
+	kick    chan struct{} // something was asked for, or has been placed
+	pace    *pacer
+	timer   *time.Timer   // of look
+	looks   bool          // it runs
 	done    chan struct{} // closed when the return path has ended, and err is set
 	quit    chan struct{}
 	err     error // nil: SHUT with success
@@ -197,6 +201,7 @@ type exchange struct {
 func (s *Source) begin(ctx context.Context, c Conn, recovering bool) *exchange {
 	x := &exchange{
 		wire: open(ctx, c), bitmaps: make(chan vmstate.Return), ack: make(chan struct{}, 1),
+		kick: make(chan struct{}, 1), pace: newPacer(),
 		done: make(chan struct{}), quit: make(chan struct{}),
 	}
 	lengths := make(map[string]uint64)
@@ -241,6 +246,8 @@ func (s *Source) listen(x *exchange, rr *vmstate.ReturnReader) error {
 		switch m.Type {
 		case vmstate.ReturnRequestBlock, vmstate.ReturnRequestPages:
 			err = s.cfg.Memory.Request(m.Block, m.Start, m.Length)
+			x.pace.request(time.Now())
+			x.wake()
 		case vmstate.ReturnRecvBitmap:
 			select {
 			case x.bitmaps <- m:
@@ -250,6 +257,9 @@ func (s *Source) listen(x *exchange, rr *vmstate.ReturnReader) error {
 		case vmstate.ReturnPong:
 			if m.Value == pingRun {
 				s.taken.Store(true)
+			} else if m.Value >= firstPace {
+				x.pace.pong(m.Value, time.Now())
+				x.wake()
 			}
 		case vmstate.ReturnResumeAck:
 			select {
@@ -448,13 +458,61 @@ func (s *Source) handOver(x *exchange, start time.Time) (owns bool, err error) {
 	return false, s.follow(x)
 }
 
-// follow sends memory after the guest, until the destination has it.
+// wake has follow look again.
+func (x *exchange) wake() {
+	select {
+	case x.kick <- struct{}{}:
+	default:
+	}
+}
+
+// look returns the channel of a timer that runs, which the caller notes in looks when it
+// has fired.
+func (x *exchange) look() <-chan time.Time {
+	if x.timer == nil {
+		x.timer = time.NewTimer(burstLook)
+	} else if !x.looks {
+		x.timer.Reset(burstLook)
+	}
+	x.looks = true
+	return x.timer.C
+}
+
+// follow sends memory after the guest, until the destination has it: what was asked for at
+// once, and the rest while little enough is on its way.
 func (s *Source) follow(x *exchange) error {
 	reg, w := s.cfg.State, x.w
 	for done := false; !done; {
+		asked := s.cfg.Memory.Requested()
+		if !asked {
+			room, wait := x.pace.room(time.Now())
+			if !room {
+				var look <-chan time.Time
+				if wait {
+					look = x.look()
+				}
+				select {
+				case <-x.kick:
+				case <-look:
+					x.looks = false
+				case <-x.done:
+					return x.cause(x.broken())
+				}
+				continue
+			}
+		}
+		before := w.Transferred()
 		var err error
-		if done, err = reg.SaveIterate(w); err == nil {
+		if done, err = reg.SaveIterate(w); err == nil && !asked {
+			if value, due := x.pace.sent(w.Transferred()-before, time.Now()); due {
+				vmstate.PutCommand(w, vmstate.Ping(value))
+			}
+		}
+		if err == nil {
 			err = w.Flush()
+		}
+		if asked {
+			x.pace.answer(time.Now())
 		}
 		if err == nil {
 			err = x.broken()

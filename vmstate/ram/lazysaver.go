@@ -28,9 +28,13 @@ type LazySaver struct {
 	queued []Bitmap  // which these are, by block: each is in the queue once
 }
 
-// postcopyBytes is about how much one SaveIterate sends in postcopy, with what was asked
-// for in front.
-const postcopyBytes = 64 << 10
+const (
+	// askedBytes is about how much of what was asked for one SaveIterate sends.
+	askedBytes = 64 << 10
+	// walkBytes is about how much of the rest one sends, and how long what is asked for
+	// meanwhile waits.
+	walkBytes = 16 << 10
+)
 
 // NewLazySaver returns a LazySaver of blocks; what NewSaver says holds. The block list has
 // page sizes ([Format].Postcopy), so the stream must have the POSTCOPY_ADVISE command.
@@ -199,9 +203,18 @@ func (l *LazySaver) forgetRequests() {
 	}
 }
 
-// SaveIterate is Saver.SaveIterate until BeginPostcopy. Then it sends what was asked for,
-// and after that the pages that follow, up to some 64 KiB in all, so that the next request
-// does not wait long; the caller flushes. done means that all was sent.
+// Requested reports whether something was asked for that has not had its turn. It may be
+// called from any goroutine.
+func (l *LazySaver) Requested() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.queue) > 0
+}
+
+// SaveIterate is Saver.SaveIterate until BeginPostcopy. Then it sends what was asked for, up
+// to some 64 KiB and nothing else, so that nobody waits for what nobody has asked for; or,
+// if there is no such thing, some 16 KiB of the pages behind the last one. The caller
+// flushes. done means that all was sent.
 func (l *LazySaver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 	if !l.begun {
 		return l.s.SaveIterate(w)
@@ -211,22 +224,38 @@ func (l *LazySaver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 	}
 	l.s.begin()
 	start := w.Transferred()
-	for l.s.dirty > 0 && w.Err() == nil && w.Transferred()-start < postcopyBytes {
-		p, ok := l.asked()
-		if !ok {
-			s := l.s
-			i := s.blocks[s.atBlock].dirty.Next(s.atPage)
-			if i < 0 {
-				s.atBlock, s.atPage = (s.atBlock+1)%len(s.blocks), 0
-				continue
-			}
-			p = pageRef{int32(s.atBlock), int32(i)}
-		}
-		l.sendWhole(w, int(p.block), int(p.page))
+	if !l.sendAsked(w, start) {
+		l.walk(w, start)
 	}
 	w.PutBE64(flagEOS)
 	l.s.stats.Bytes += uint64(w.Transferred() - start)
 	return l.s.dirty == 0, l.s.saved(w)
+}
+
+// sendAsked sends what was asked for, and reports whether that was anything.
+func (l *LazySaver) sendAsked(w *qemufile.Writer, start int64) (any bool) {
+	for l.s.dirty > 0 && w.Err() == nil && w.Transferred()-start < askedBytes {
+		p, ok := l.asked()
+		if !ok {
+			break
+		}
+		any = true
+		l.sendWhole(w, int(p.block), int(p.page))
+	}
+	return any
+}
+
+// walk sends the pages behind the last one.
+func (l *LazySaver) walk(w *qemufile.Writer, start int64) {
+	s := l.s
+	for s.dirty > 0 && w.Err() == nil && w.Transferred()-start < walkBytes {
+		i := s.blocks[s.atBlock].dirty.Next(s.atPage)
+		if i < 0 {
+			s.atBlock, s.atPage = (s.atBlock+1)%len(s.blocks), 0
+			continue
+		}
+		l.sendWhole(w, s.atBlock, i)
+	}
 }
 
 // sendWhole sends the page of the host that page i of a block is in, if it is dirty, and
