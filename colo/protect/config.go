@@ -173,6 +173,25 @@ type Config struct {
 	// see colo.PrimaryConfig.
 	LateResume bool
 
+	// NoMemoryCopy halves this host's memory while it follows. To roll its guest back
+	// to the last checkpoint a secondary keeps a copy of the primary's memory, as much
+	// again as the guest has. With NoMemoryCopy it holds the pages of the last checkpoint
+	// and of the one under way, and its primary sends again, with each checkpoint, what
+	// the guest here has written since the last: the two guests write much the same
+	// pages, so most of these come anyway. What it costs is a commit that takes a little
+	// longer; see ram.CacheConfig.StagedOnly.
+	//
+	// It is this host's own choice, whatever the other's is. It needs Linux with pages
+	// of 4 KiB: elsewhere the error of New wraps errors.ErrUnsupported. A primary that
+	// cannot send again (of an older version of this package) is refused in words, since
+	// a copy might not fit here.
+	NoMemoryCopy bool
+	// MaxStaged bounds, in bytes, what a host with NoMemoryCopy holds besides the guest's
+	// memory. A checkpoint that has more ends the session (ram.ErrStagedFull, in
+	// Info.LastError): the guest runs on at the primary, which seeks its secondary again,
+	// and CheckpointDelay should be shorter. 0: no bound but the guest's memory.
+	MaxStaged uint64
+
 	// Session has what is seldom changed of each session, and hooks into it.
 	Session SessionConfig
 }
@@ -233,6 +252,9 @@ func (c *Config) check() error {
 		return fmt.Errorf("protect: a term of %v is too short, the least is %v", c.Term, failover.MinTerm)
 	}
 	if err := c.Session.check(c.CheckpointTimeout); err != nil {
+		return err
+	}
+	if err := c.checkMemory(); err != nil {
 		return err
 	}
 	names := map[string]bool{}

@@ -28,6 +28,7 @@ func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
 	for want, change := range map[string]func(*Config){
 		"MinInterval":     func(c *Config) { c.MinInterval = 5 * time.Second },
 		"is negative":     func(c *Config) { c.MinInterval = -1 },
+		"MaxStaged":       func(c *Config) { c.MaxStaged = 1 },
 		"guest's name":    func(c *Config) { c.Name = "" },
 		"host's name":     func(c *Config) { c.Host = strings.Repeat("x", 256) },
 		"machine type":    func(c *Config) { c.Machine = strings.Repeat("x", 256) },

@@ -100,6 +100,9 @@ func (j *Job) welcome(conn net.Conn, h hello) {
 		if why = j.judge(h.Offer); why == nil {
 			why = j.loads(h.Offer.Devices)
 		}
+		if why == nil {
+			why = j.cfg.keeps(h.Offer)
+		}
 		answer.Offer = j.offer()
 	}
 	if why == nil {
@@ -223,7 +226,7 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(
 		return nil, nil, err
 	}
 	reg := new(vmstate.Registry)
-	cache, err := ram.NewCache(j.cfg.Guest.Blocks(), j.cfg.Guest, ram.CacheConfig{})
+	cache, err := ram.NewCache(j.cfg.Guest.Blocks(), j.cfg.Guest, j.cfg.cache())
 	if err != nil {
 		return nil, nil, err
 	}
@@ -256,6 +259,6 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(
 	if err != nil {
 		return nil, nil, err
 	}
-	s.colo = secondary
+	s.colo, s.cache = secondary, cache
 	return s, func() { cache.Close() }, nil
 }

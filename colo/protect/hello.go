@@ -83,6 +83,7 @@ type offer struct {
 	Devices  []device `json:"devices,omitempty"`
 	Networks []link   `json:"networks,omitempty"` // those that have a connection of their own
 	Extra    []byte   `json:"extra,omitempty"`    // opaque; see Config.Offer
+	Resends  bool     `json:"resends,omitempty"`  // as a primary: what the secondary's guest has written
 }
 
 // A part is a block of memory, or a disk.

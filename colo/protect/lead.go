@@ -245,7 +245,7 @@ func (j *Job) bus(s *session) *event.Bus {
 }
 
 func (j *Job) offer() *offer {
-	o := &offer{Machine: j.cfg.Machine, Extra: j.cfg.Offer}
+	o := &offer{Machine: j.cfg.Machine, Extra: j.cfg.Offer, Resends: true}
 	for _, b := range j.cfg.Guest.Blocks() {
 		o.Memory = append(o.Memory, part{b.Name, uint64(len(b.Host))})
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
 // A session is one session of package colo with what belongs to it. One follows
@@ -20,6 +21,7 @@ type session struct {
 	peer    *peer
 	colo    coloSession
 	primary *colo.Primary // nil: this host is the secondary
+	cache   *ram.Cache    // the secondary's; of the goroutine in colo's Run
 	wire    *counted
 	over    context.Context // ends with the job
 

@@ -61,6 +61,7 @@ var epochOfBubbles = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 func newSimulation(t *testing.T, seed uint64, record *trace) *simulation {
 	w := newWorld(t)
 	w.record = record
+	w.lean = seed%4 == 1 && (&Config{NoMemoryCopy: true}).checkMemory() == nil
 	s := &simulation{world: w, rng: rand.New(rand.NewPCG(seed, 0)), live: map[string]*host{}}
 	w.guest.Interval = time.Duration(5+s.rng.IntN(20)) * time.Millisecond
 	if w.disks = s.rng.IntN(2) == 0; w.disks {
