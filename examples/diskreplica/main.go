@@ -14,9 +14,10 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/gocolo/lockstep/internal/size"
 )
 
 const usage = `diskreplica keeps a disk image in two copies that agree at every checkpoint.
@@ -169,18 +170,18 @@ func run(ctx context.Context, args []string, commands io.Reader, out io.Writer) 
 	return runSecondary(ctx, o, commands, p)
 }
 
+// maxImage bounds the size of an image that is made.
+const maxImage = 1 << 50
+
 func parseSize(s string) (int64, error) {
-	digits, unit := s, int64(1)
-	for suffix, u := range map[string]int64{"K": 1 << 10, "M": 1 << 20, "G": 1 << 30} {
-		if d, ok := strings.CutSuffix(s, suffix); ok {
-			digits, unit = d, u
-		}
+	var b size.Bytes
+	if err := b.Set(s); err != nil {
+		return 0, err
 	}
-	n, err := strconv.ParseUint(digits, 10, 63)
-	if err != nil || n == 0 || n > 1<<50/uint64(unit) {
-		return 0, errors.New("want a number of bytes, with K, M or G or nothing after it")
+	if b == 0 || b > maxImage {
+		return 0, fmt.Errorf("want 1 to %d bytes", int64(maxImage))
 	}
-	return int64(n) * unit, nil
+	return int64(b), nil
 }
 
 // network tells a Unix socket from a host and port.

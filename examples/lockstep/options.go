@@ -15,6 +15,7 @@ import (
 	"github.com/gocolo/lockstep/examples/internal/usage"
 	"github.com/gocolo/lockstep/internal/guest"
 	"github.com/gocolo/lockstep/internal/killpoint"
+	"github.com/gocolo/lockstep/internal/size"
 	"github.com/gocolo/lockstep/internal/trial"
 )
 
@@ -68,7 +69,7 @@ const (
 // What a series of failovers has unless the flags say otherwise: a host is lost, and the guest may be
 // another's, after longer than a process may have to wait for a CPU of a busy machine.
 const (
-	defaultDisk = trial.Size(4 << 20)
+	defaultDisk = size.Bytes(4 << 20)
 	defaultTerm = 2 * time.Second
 	minTerm     = 100 * time.Millisecond
 	seriesLost  = 2 * time.Second
@@ -93,7 +94,7 @@ const (
 // (flag.ErrHelp); any other error is one line for the user.
 func parseOptions(args []string, help io.Writer) (options, error) {
 	var o options
-	mem, disk := trial.Size(16<<20), trial.Size(0)
+	mem, disk := size.Bytes(16<<20), size.Bytes(0)
 	f := flag.NewFlagSet("lockstep", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.StringVar(&o.backend, "backend", "auto", "`where` the guest runs: auto, kvm or sim (a guest in Go)")
@@ -226,18 +227,18 @@ func (o *options) validate(counted bool) error {
 	case o.VLAN < 0 || o.VLAN > trial.MaxVLAN:
 		return fmt.Errorf("-vlan %d: want 1 to %d, or 0 for none", o.VLAN, trial.MaxVLAN)
 	case o.Disk%guest.PageSize != 0 || o.Disk > maxDisk || o.Disk > 0 && o.Disk < minDisk:
-		return fmt.Errorf("-disk %v: want whole blocks of %v, %v to %v", trial.Size(o.Disk), trial.Size(guest.PageSize), trial.Size(minDisk), trial.Size(maxDisk))
+		return fmt.Errorf("-disk %v: want whole blocks of %v, %v to %v", size.Bytes(o.Disk), size.Bytes(guest.PageSize), size.Bytes(minDisk), size.Bytes(maxDisk))
 	case o.Disk == 0 && o.DiskDir != "":
 		return errors.New("-disk-dir without -disk")
 	case o.Mem%guest.PageSize != 0 || o.Mem > guest.MaxMemory:
-		return fmt.Errorf("-mem %v: want whole pages, at most %v", trial.Size(o.Mem), trial.Size(guest.MaxMemory))
+		return fmt.Errorf("-mem %v: want whole pages, at most %v", size.Bytes(o.Mem), size.Bytes(guest.MaxMemory))
 	}
 	p := o.Guest(0)
 	if err := p.Validate(); err != nil {
 		return fmt.Errorf("-vcpus %d -dirty %d: %w", o.VCPUs, o.Dirty, err)
 	}
 	if need := p.MemSize(); o.Mem < need {
-		return fmt.Errorf("-mem %v: %d vCPUs that touch %d pages a round need %v", trial.Size(o.Mem), o.VCPUs, o.Dirty, trial.Size(need))
+		return fmt.Errorf("-mem %v: %d vCPUs that touch %d pages a round need %v", size.Bytes(o.Mem), o.VCPUs, o.Dirty, size.Bytes(need))
 	}
 	return nil
 }
@@ -246,7 +247,7 @@ func (o *options) validate(counted bool) error {
 func (o *options) again(backend string, checkpoints int, seed uint64) string {
 	more := ""
 	if o.Disk > 0 {
-		more = fmt.Sprintf(" -disk %v", trial.Size(o.Disk))
+		more = fmt.Sprintf(" -disk %v", size.Bytes(o.Disk))
 	}
 	if o.VLAN > 0 {
 		more += fmt.Sprintf(" -vlan %d", o.VLAN)
@@ -259,7 +260,7 @@ func (o *options) again(backend string, checkpoints int, seed uint64) string {
 	}
 	if o.Failovers+o.Switchovers > 0 {
 		return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -failovers %d -switchover %d -term %v -lost-after %v -diverge %v%s -seed %d",
-			backend, o.Mode, o.VCPUs, trial.Size(o.Mem), o.Dirty, o.Interval, checkpoints, o.Failovers, o.Switchovers, o.Term, o.Lost, o.Diverge, more, seed)
+			backend, o.Mode, o.VCPUs, size.Bytes(o.Mem), o.Dirty, o.Interval, checkpoints, o.Failovers, o.Switchovers, o.Term, o.Lost, o.Diverge, more, seed)
 	}
 	if o.Throttle > 0 {
 		more += fmt.Sprintf(" -throttle %v", o.Throttle)
@@ -268,5 +269,5 @@ func (o *options) again(backend string, checkpoints int, seed uint64) string {
 		more += fmt.Sprintf(" -lost-after %v", o.Lost)
 	}
 	return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -kill %s -kill-at %q -diverge %v -early-resume=%v%s -seed %d",
-		backend, o.Mode, o.VCPUs, trial.Size(o.Mem), o.Dirty, o.Interval, checkpoints, o.Kill, o.KillAt, o.Diverge, o.EarlyResume, more, seed)
+		backend, o.Mode, o.VCPUs, size.Bytes(o.Mem), o.Dirty, o.Interval, checkpoints, o.Kill, o.KillAt, o.Diverge, o.EarlyResume, more, seed)
 }

@@ -2,15 +2,6 @@ package trial
 
 import "testing"
 
-func TestSizesAreReadAndPrintedAlike(t *testing.T) {
-	for in, want := range map[string]string{"64M": "64M", "65536K": "64M", "1g": "1G", "4096": "4K", "4097": "4097", "16MiB": "16M", "0": "0"} {
-		var s Size
-		if err := s.Set(in); err != nil || s.String() != want {
-			t.Errorf("%s: %v, %v, want %s", in, s, err, want)
-		}
-	}
-}
-
 func TestQuantilesAreValuesThatOccurred(t *testing.T) {
 	values := []int64{5, 1, 4, 2, 3}
 	for q, want := range map[float64]int64{0: 1, 0.2: 1, 0.5: 3, 0.99: 5, 1: 5} {

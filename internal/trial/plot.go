@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/killpoint"
+	"github.com/gocolo/lockstep/internal/size"
 )
 
 // TalkOn is how many inputs each vCPU must have taken after the takeover.
@@ -22,9 +23,9 @@ func (r *Run) drive(ctx context.Context) error {
 	if err := r.await(ctx, "the initial synchronisation", func() bool { return !r.protected.IsZero() }); err != nil {
 		return err
 	}
-	what := fmt.Sprintf("%v of memory", Size(r.o.Mem))
+	what := fmt.Sprintf("%v of memory", size.Bytes(r.o.Mem))
 	if r.o.Disk > 0 {
-		what += fmt.Sprintf(" and %v of disk", Size(r.o.Disk))
+		what += fmt.Sprintf(" and %v of disk", size.Bytes(r.o.Disk))
 	}
 	holds := "from now on output leaves when both guests have said it, or a checkpoint covers it"
 	if r.o.Mode == ModeContinuous {

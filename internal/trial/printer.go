@@ -7,6 +7,8 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/size"
 )
 
 // A Printer shows runs: lines and a table for people, or JSON lines. On a
@@ -121,9 +123,9 @@ func (p *Printer) Start(o Config, backend, why string) {
 	p.Say("%s", o.says())
 	p.Say("backend %s: %s", backend, why)
 	p.Say("guest: %s, %v of memory, %d pages written per round; a checkpoint every %v; mode %s; seed %d",
-		vcpus, Size(o.Mem), o.Dirty, o.Interval, o.Mode, o.Seed)
+		vcpus, size.Bytes(o.Mem), o.Dirty, o.Interval, o.Mode, o.Seed)
 	if o.Disk > 0 {
-		p.Say("disk: %v, a block of 512 bytes to 4K every %d rounds; %v%% of the rounds differ", Size(o.Disk), diskEvery, o.Diverge)
+		p.Say("disk: %v, a block of 512 bytes to 4K every %d rounds; %v%% of the rounds differ", size.Bytes(o.Disk), diskEvery, o.Diverge)
 	}
 	type start struct {
 		Backend    string `json:"backend"`

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/gocolo/lockstep/kvm"
@@ -113,7 +114,7 @@ func TestLinuxSwitchesItselfOffAndResets(t *testing.T) {
 		if n, err := p.Input([]byte(order)); n != len(order) || err != nil {
 			t.Fatal(n, err)
 		}
-		if err := <-p.done; !errors.Is(err, want) {
+		if err := l.ended(p, strings.TrimSpace(order)); !errors.Is(err, want) {
 			l.fail(fmt.Sprintf("told %q, Run ended with %v", order, err))
 		}
 		p.stop = nil

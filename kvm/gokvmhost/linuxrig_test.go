@@ -294,10 +294,26 @@ func (p *place) load(state []byte) {
 	must(p.t, p.reg.Commit())
 }
 
+// patience is how long a step of the guest may take: it takes a second or two.
+const patience = 3 * time.Minute
+
+// ended returns what Run ends with, of a guest that was told to end.
+func (l *linux) ended(p *place, order string) error {
+	l.t.Helper()
+	select {
+	case err := <-p.done:
+		return err
+	case <-time.After(patience):
+		l.evidence(p)
+		l.fail("the guest hangs: told to end by " + order)
+		return nil
+	}
+}
+
 // await waits until the guest has said something, or n more rounds of it.
 func (l *linux) await(p *place, what string, done func() bool) {
 	l.t.Helper()
-	deadline := time.After(3 * time.Minute) // a step takes a second or two
+	deadline := time.After(patience)
 	for !done() {
 		select {
 		case err := <-p.done:
