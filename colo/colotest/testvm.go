@@ -207,6 +207,8 @@ func count(maps [][]uint64) (n int) {
 	return n
 }
 
+var errIdle = errors.New("the guest was resumed and wrote no memory: a resumed guest must run (and the guest of this test must have a load that writes)")
+
 // run lets the guest run until it has written memory, and pauses it.
 func (s *subject) run() error {
 	before := s.snapshot()
@@ -219,7 +221,7 @@ func (s *subject) run() error {
 			return s.pause()
 		}
 		if time.Since(start) > s.patience {
-			return errors.New("the guest was resumed and wrote no memory: a resumed guest must run (and the guest of this test must have a load that writes)")
+			return errIdle
 		}
 	}
 }
@@ -505,9 +507,12 @@ func (s *subject) dirtyLogRunning() error {
 	if err := s.resume(); err != nil {
 		return err
 	}
-	for start := time.Now(); time.Since(start) < 30*time.Millisecond; {
+	for start, wrote := time.Now(), false; time.Since(start) < 30*time.Millisecond || !wrote; {
 		if err := s.readDirty(maps); err != nil {
 			return fmt.Errorf("while the guest runs: %w", err)
+		}
+		if _, wrote = s.changed(before); !wrote && time.Since(start) > s.patience {
+			return errIdle
 		}
 	}
 	if err := s.pause(); err != nil {

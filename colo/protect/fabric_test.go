@@ -111,8 +111,13 @@ func (f *fabric) dial(ctx context.Context, from, to string) (net.Conn, error) {
 	select {
 	case l.in <- b:
 		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.cut[pair(from, to)] { // since it was asked
+			a.Break()
+			b.Break()
+			return nil, errNoRoute
+		}
 		f.conns[pair(from, to)] = append(f.conns[pair(from, to)], a, b)
-		f.mu.Unlock()
 		return a, nil
 	case <-l.closed:
 		return nil, errNoRoute

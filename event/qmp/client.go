@@ -53,7 +53,8 @@ type Client struct {
 	events  []event.Record
 	news    chan struct{} // closed when there is another event, or err
 	missed  uint64
-	err     error // why nothing more can be said
+	mute    error // why no command can be sent any more; what was said before is still read
+	err     error // why nothing more can be heard, or sent
 }
 
 type reply struct {
@@ -185,6 +186,9 @@ func (c *Client) ask(ctx context.Context, verb, command string, args any) (reply
 	c.mu.Lock()
 	c.id++
 	id, err := c.id, c.err
+	if err == nil {
+		err = c.mute
+	}
 	c.waiting[id] = answer
 	c.mu.Unlock()
 	defer func() {
@@ -234,7 +238,8 @@ func (c *Client) ask(ctx context.Context, verb, command string, args any) (reply
 	}
 }
 
-// write sends a whole command, or nothing more can be said.
+// write sends a whole command, or none can be sent any more. A monitor that has ended
+// may have said why, which is still to be read.
 func (c *Client) write(ctx context.Context, text []byte) error {
 	select {
 	case c.writing <- struct{}{}:
@@ -252,7 +257,11 @@ func (c *Client) write(ctx context.Context, text []byte) error {
 		err = ctx.Err()
 	}
 	if n > 0 || ctx.Err() == nil {
-		c.fail(err)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.mute == nil {
+			c.mute = err
+		}
 	}
 	return err
 }
@@ -347,8 +356,9 @@ func (c *Client) fail(err error) {
 }
 
 // Wait returns the next event for which match says yes, of those that have come
-// since the last Wait and those that come. Others before it are dropped. match is
-// called with a lock held, and must not call the Client.
+// since the last Wait and those that come, among them what the monitor said before it
+// ended, also when a command could not be sent any more. Others before it are dropped.
+// match is called with a lock held, and must not call the Client.
 func (c *Client) Wait(ctx context.Context, match func(event.Record) bool) (event.Record, error) {
 	for {
 		c.mu.Lock()

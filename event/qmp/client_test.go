@@ -204,6 +204,45 @@ func TestACommandThatIsGivenUpHarmsNoOther(t *testing.T) {
 	}
 }
 
+// A QEMU says why it ends, and ends. Who finds that out by a command that cannot be sent
+// has not heard it yet.
+func TestWhatAMonitorSaidBeforeItsEndIsHeardAfterACommandThatFails(t *testing.T) {
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	near, err := net.Dial("unix", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	far, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(far, "{\"QMP\": {\"version\": {\"qemu\": {\"major\": 7}}, \"capabilities\": []}}\r\n{\"return\": {}, \"id\": 1}\r\n")
+	c, err := qmp.NewClient(t.Context(), near)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	said := "{\"timestamp\": {\"seconds\": 1, \"microseconds\": 0}, \"event\": \"SHUTDOWN\", \"data\": {\"guest\": false, \"reason\": \"host-signal\"}}\r\n"
+	io.WriteString(far, said)
+	far.Close()
+	for range 2 {
+		if err := c.Do(t.Context(), "query-status", nil, nil); err == nil || t.Context().Err() != nil {
+			t.Errorf("a command that cannot be sent: %v", err)
+		}
+	}
+	r, err := c.Wait(t.Context(), func(event.Record) bool { return true })
+	if e, ok := r.Event.(event.Shutdown); !ok || e.Reason != event.ShutdownHostSignal {
+		t.Errorf("heard %+v, %v", r.Event, err)
+	}
+	if _, err := c.Wait(t.Context(), func(event.Record) bool { return true }); err == nil || t.Context().Err() != nil {
+		t.Errorf("after its end: %v", err)
+	}
+}
+
 func TestALineThatComesInPiecesIsOneThoughItsReaderGivesUp(t *testing.T) {
 	near, far := net.Pipe()
 	defer far.Close()

@@ -105,28 +105,54 @@ func (a *arbiters) waitsForTerm() {
 	a.afterEnd(g, a.acquire(a.B, "b", 1))
 }
 
+// A holder that has no CPU for a term loses its grant, and nothing is shown by that: it
+// is tried again.
 func (a *arbiters) renewals() {
-	g := a.acquire(a.A, "a", 0)
+	for after := uint64(0); !a.renewed(after); after += 2 {
+	}
+}
+
+// renewed has a renew while b claims. It returns false if b was granted what a was too
+// late to renew.
+func (a *arbiters) renewed(after uint64) bool {
+	g := a.acquire(a.A, "a", after)
 	ctx, cancel := context.WithTimeout(a.ctx, 3*a.term)
 	defer cancel()
-	var group sync.WaitGroup
-	defer group.Wait()
-	group.Go(func() {
+	var lost error
+	renewing := make(chan struct{})
+	go func() {
+		defer close(renewing)
 		for ctx.Err() == nil {
 			next, err := a.A.Renew(a.ctx, g, "still a")
-			if err != nil || next.Sent.Before(g.Sent) || next.Generation != 1 || next.Term != a.term {
-				a.Errorf("renew: %+v, %v", next, err)
+			if err != nil {
+				lost = err
+				return
+			}
+			if next.Sent.Before(g.Sent) || next.Generation != after+1 || next.Term != a.term {
+				a.Errorf("renew: %+v", next)
 				return
 			}
 			g = next
 			time.Sleep(a.term / 5)
 		}
-	})
-	if got, err := a.B.Acquire(ctx, a.claim("b", 1)); err == nil {
+	}()
+	got, err := a.B.Acquire(ctx, a.claim("b", after+1))
+	at := time.Now()
+	cancel()
+	<-renewing
+	granted := err == nil
+	switch {
+	case granted && at.Before(g.Sent.Add(g.Term-failover.Margin(g.Term))):
 		a.Errorf("b got %+v while a renewed", got)
-	} else if errors.Is(err, failover.ErrRefused) {
+	case granted && (lost == nil || errors.Is(lost, failover.ErrRefused)):
+		return false
+	case errors.Is(err, failover.ErrRefused):
 		a.Errorf("%v: a claim that waits is not refused", err)
 	}
+	if lost != nil {
+		a.Errorf("renew: %v", lost)
+	}
+	return true
 }
 
 func (a *arbiters) release() {
@@ -243,13 +269,21 @@ func (a *arbiters) notes() {
 }
 
 func (a *arbiters) contexts() {
-	a.acquire(a.A, "a", 0)
-	ctx, cancel := context.WithTimeout(a.ctx, a.term/4)
-	defer cancel()
-	if _, err := a.B.Acquire(ctx, a.claim("b", 1)); err == nil || errors.Is(err, failover.ErrRefused) {
-		a.Errorf("%v, want the context's error", err)
+	for after := uint64(0); ; after += 2 {
+		a.acquire(a.A, "a", after)
+		began := time.Now()
+		ctx, cancel := context.WithTimeout(a.ctx, a.term/4)
+		_, err := a.B.Acquire(ctx, a.claim("b", after+1))
+		cancel()
+		if err == nil && time.Since(began) >= a.term {
+			continue // there was no CPU to end it in time
+		}
+		if err == nil || errors.Is(err, failover.ErrRefused) {
+			a.Errorf("%v, want the context's error", err)
+		}
+		a.acquire(a.B, "b", after+1) // and what was given up left nothing behind
+		return
 	}
-	a.acquire(a.B, "b", 1) // and what was given up left nothing behind
 }
 
 func (a *arbiters) race() {
