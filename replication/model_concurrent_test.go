@@ -73,7 +73,10 @@ func TestModelConcurrent(t *testing.T) {
 		return
 	}
 	seeds := *modelSeeds / 60
-	if testing.Short() || raceEnabled {
+	switch {
+	case raceEnabled:
+		seeds /= 6
+	case testing.Short():
 		seeds /= 2
 	}
 	base := uint64(time.Now().UnixNano())
