@@ -3,8 +3,8 @@ package replication
 import (
 	"context"
 	"math/rand/v2"
+	"runtime"
 	"sync"
-	"time"
 )
 
 // sched interleaves goroutines at random, from a seed: at each operation on a
@@ -13,25 +13,36 @@ type sched struct {
 	mu     sync.Mutex
 	rng    *rand.Rand
 	parked []chan struct{}
+	wait   sync.Cond // for somebody to be parked, or the end
 	ended  bool
 	ops    int
 	when   map[int]func() // what happens at an operation
 }
 
 func newSched(seed uint64) *sched {
-	return &sched{rng: rand.New(rand.NewPCG(seed, 11)), when: map[int]func(){}}
+	s := &sched{rng: rand.New(rand.NewPCG(seed, 11)), when: map[int]func(){}}
+	s.wait.L = &s.mu
+	return s
 }
 
-// run lets those go on that nobody else lets go on, until stop is called.
+// run lets those go on that nobody else lets go on, until stop is called: one each
+// time that everybody else has had a turn, so that a run takes as long as its work,
+// however busy the machine is.
 func (s *sched) run() (stop func()) {
-	done := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
-			select {
-			case <-done:
+			s.mu.Lock()
+			for len(s.parked) == 0 && !s.ended {
+				s.wait.Wait()
+			}
+			if s.ended {
+				s.mu.Unlock()
 				return
-			case <-time.After(20 * time.Microsecond):
+			}
+			s.mu.Unlock()
+			for range 8 {
+				runtime.Gosched()
 			}
 			s.mu.Lock()
 			s.release()
@@ -44,8 +55,8 @@ func (s *sched) run() (stop func()) {
 		for len(s.parked) > 0 {
 			s.release()
 		}
+		s.wait.Signal()
 		s.mu.Unlock()
-		close(done)
 		wg.Wait()
 	}
 }
@@ -71,6 +82,7 @@ func (s *sched) point() {
 	case n == 0 && len(s.parked) < 6:
 		wait = make(chan struct{})
 		s.parked = append(s.parked, wait)
+		s.wait.Signal()
 	case n == 1:
 		s.release()
 	}
