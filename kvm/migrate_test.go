@@ -58,7 +58,6 @@ func (r rewritten) ReadDirty(block string, bitmap []uint64) error {
 // the destination has asked for memory.
 type untilAsked struct {
 	net.Conn
-	mu    sync.Mutex
 	tail  []byte
 	asked chan struct{}
 	once  sync.Once
