@@ -38,6 +38,8 @@ type machine struct {
 	reads  []uint64        // by vCPU: status reads in all
 	limit  uint64          // the device takes no frame after this round's; 0: all
 	err    error
+	// ensure is called before the device touches a page of memory; nil: all is there.
+	ensure func(addr uint64) error
 
 	devices *vmstate.Registry
 
@@ -104,6 +106,11 @@ func (m *machine) io(v int, x *kvm.IO) error {
 		return nil
 	case !x.In && x.Port == guest.PortEmit && x.Size == 4 && x.Count == 1:
 		addr := uint64(x.Data[0]) | uint64(x.Data[1])<<8 | uint64(x.Data[2])<<16 | uint64(x.Data[3])<<24
+		if m.ensure != nil {
+			if err := m.ensure(addr); err != nil {
+				return err
+			}
+		}
 		b, err := guest.Emitted(m.Memory(), addr)
 		if err != nil {
 			return err
