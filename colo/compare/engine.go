@@ -54,10 +54,11 @@ type Engine struct {
 	crowded   bool   // there was no room for a connection in this epoch
 	asked     bool   // for a checkpoint because of memory or pace, in this epoch
 
-	scan     instant // when all is looked at
-	soon     instant // when what cannot wait so long is; zero: there is nothing
-	lastMark instant // about when the last mark was
-	pace     instant // when a checkpoint is asked for, for what is set apart; zero: it is not
+	scan     instant       // when all is looked at
+	soon     instant       // when what cannot wait so long is; zero: there is nothing
+	lastMark instant       // about when the last mark was
+	took     time.Duration // from the last mark to its receipt; 0: not known
+	pace     instant       // when a checkpoint is asked for, for what is set apart; zero: it is not
 
 	began time.Time // see instant
 	now   instant   // of the call
