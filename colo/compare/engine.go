@@ -151,14 +151,13 @@ func (e *Engine) recovered(c *conn) {
 }
 
 // Primary takes a packet of the primary's guest.
-func (e *Engine) Primary(f Frame, now time.Time) (r Result) {
+func (e *Engine) Primary(f Frame, now time.Time) Result {
 	if e.strict != nil {
 		return e.strict.primary(f, now)
 	}
 	e.begin()
 	if e.primaryPlain(&f, now) {
-		r.Release = e.out
-		return r
+		return Result{Release: e.out}
 	}
 	return e.primary(f, now)
 }
@@ -229,7 +228,7 @@ func (e *Engine) pass(p *pkt) {
 }
 
 // Secondary takes a packet of the secondary's guest. It is never released.
-func (e *Engine) Secondary(f Frame, now time.Time) (r Result) {
+func (e *Engine) Secondary(f Frame, now time.Time) Result {
 	if e.strict != nil {
 		return e.strict.secondary(f, now)
 	}
@@ -240,8 +239,7 @@ func (e *Engine) Secondary(f Frame, now time.Time) (r Result) {
 	if e.res.Diverged || len(e.notes) > 0 { // what waited behind the packet
 		return e.end()
 	}
-	r.Release = e.out
-	return r
+	return Result{Release: e.out}
 }
 
 // secondary is Secondary for what is not plain.
