@@ -159,13 +159,27 @@ func (e *Engine) review(c *conn) {
 	c.matched = 0
 }
 
+// maxPace bounds the pace that a host leaves to the engine.
+const maxPace = 5 * time.Millisecond
+
+// paceOf returns the time from one mark to the next for what is set apart.
+func (e *Engine) paceOf() time.Duration {
+	switch {
+	case e.cfg.Pace > 0:
+		return e.cfg.Pace
+	case e.took > 0:
+		return min(e.took, maxPace)
+	}
+	return maxPace
+}
+
 // paces is called when a packet of a flow that is set apart waits for its
 // checkpoint: one is asked for, at once if the last is long enough ago.
 func (e *Engine) paces(c *conn) {
 	if !c.apart || !e.pace.IsZero() || e.asked {
 		return
 	}
-	if due := e.lastMark.Add(e.cfg.Pace); e.now.Before(due) {
+	if due := e.lastMark.Add(e.paceOf()); e.now.Before(due) {
 		e.pace = due
 		e.sooner(due)
 		return

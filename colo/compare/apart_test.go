@@ -155,3 +155,41 @@ func TestOneDivergenceIsForgottenWhereMuchAgrees(t *testing.T) {
 		t.Errorf("%+v", s)
 	}
 }
+
+// Without a Pace of the host's, a flow that is set apart waits no longer from one mark
+// to the next than a checkpoint takes.
+func TestThePaceIsWhatACheckpointTakes(t *testing.T) {
+	for _, c := range []struct{ takes, waits time.Duration }{
+		{time.Millisecond, time.Millisecond},
+		{2500 * time.Microsecond, 2500 * time.Microsecond},
+		{20 * time.Millisecond, 5 * time.Millisecond},
+		{0, 5 * time.Millisecond}, // nothing is known of it
+	} {
+		t.Run(c.takes.String(), func(t *testing.T) {
+			cfg := adaptive()
+			cfg.Pace, cfg.Retry = 0, time.Hour
+			x := newRig(t, cfg)
+			x.checkpoint(0)
+			for n := range 3 {
+				x.differ(n)
+				x.now = x.now.Add(time.Second)
+				x.Tick(x.now)
+				x.mark(uint64(n + 1))
+				x.now = x.now.Add(c.takes)
+				x.Tick(x.now)
+				x.received(uint64(n + 1))
+				if _, err := x.SecondaryMark(uint64(n + 1)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			x.now = x.now.Add(time.Second)
+			x.Tick(x.now)
+			x.mark(4)
+			p, _ := x.differ(3)
+			x.want("it waits", p, "")
+			if d := x.Deadline(); !d.Equal(x.now.Add(c.waits)) {
+				t.Errorf("until %v after the mark, want %v", d.Sub(x.now), c.waits)
+			}
+		})
+	}
+}

@@ -235,7 +235,7 @@ func (c *Comparer) Run(ctx context.Context, out PacketWriter) error {
 		if p == nil {
 			wait := time.Hour
 			if !next.IsZero() {
-				wait = max(next.Sub(c.now()), time.Millisecond)
+				wait = max(next.Sub(c.now()), 100*time.Microsecond)
 			}
 			timer.Reset(wait)
 			select {
@@ -277,14 +277,20 @@ func (c *Comparer) Mark(epoch uint64) error {
 // Received releases what was sent before the mark of epoch; see
 // [Engine.Received].
 func (c *Comparer) Received(epoch uint64) error {
-	_, err := c.do(func(e *Engine, _ time.Time) (Result, error) { return e.Received(epoch) })
+	_, err := c.do(func(e *Engine, now time.Time) (Result, error) {
+		e.now = e.instant(now)
+		return e.Received(epoch)
+	})
 	return err
 }
 
 // SecondaryMark is called for the marker in the secondary's stream, between the
 // packets that it separates; see [Engine.SecondaryMark].
 func (c *Comparer) SecondaryMark(epoch uint64) error {
-	_, err := c.do(func(e *Engine, _ time.Time) (Result, error) { return e.SecondaryMark(epoch) })
+	_, err := c.do(func(e *Engine, now time.Time) (Result, error) {
+		e.now = e.instant(now)
+		return e.SecondaryMark(epoch)
+	})
 	return err
 }
 

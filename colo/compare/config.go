@@ -98,12 +98,16 @@ type Config struct {
 	// its output leaves with the checkpoints, and one is asked for when some waits
 	// and the last is Pace ago. It is tried again after Retry, then after twice
 	// that, and so on up to 32 times. A new flow of a service whose flows were set
-	// apart is so from its first data on. With a Pace above what a checkpoint takes,
-	// the host trades the clients' latency for less to do.
+	// apart is so from its first data on.
+	//
+	// Without a Pace it is what the last checkpoint took, from its mark to its
+	// receipt, and at most 5 ms: so its clients wait no longer than if each
+	// difference asked for a checkpoint. With a Pace above that, the host trades
+	// their latency for less to do.
 	Adaptive bool
 	Strikes  uint8         // zero: 3
-	Pace     time.Duration // zero: 5 ms
-	Retry    time.Duration // zero: 10 s
+	Pace     time.Duration // zero: see above
+	Retry    time.Duration // zero: 1 s
 
 	// ReleaseRetransmits lets a segment that repeats what has been compared
 	// leave at once. Without it, it waits for the next packet that the
@@ -127,8 +131,7 @@ func (c Config) withDefaults() Config {
 	def(&c.Idle, time.Hour)
 	def(&c.AckTimeout, c.Timeout)
 	def(&c.Cross, 20*time.Millisecond)
-	def(&c.Pace, 5*time.Millisecond)
-	def(&c.Retry, 10*time.Second)
+	def(&c.Retry, time.Second)
 	if c.Strikes == 0 {
 		c.Strikes = 3
 	}

@@ -54,10 +54,11 @@ type Engine struct {
 	crowded   bool   // there was no room for a connection in this epoch
 	asked     bool   // for a checkpoint because of memory or pace, in this epoch
 
-	scan     instant // when all is looked at
-	soon     instant // when what cannot wait so long is; zero: there is nothing
-	lastMark instant // about when the last mark was
-	pace     instant // when a checkpoint is asked for, for what is set apart; zero: it is not
+	scan     instant       // when all is looked at
+	soon     instant       // when what cannot wait so long is; zero: there is nothing
+	lastMark instant       // about when the last mark was
+	took     time.Duration // from the last mark to its receipt; 0: not known
+	pace     instant       // when a checkpoint is asked for, for what is set apart; zero: it is not
 
 	began time.Time // see instant
 	now   instant   // of the call
@@ -150,14 +151,13 @@ func (e *Engine) recovered(c *conn) {
 }
 
 // Primary takes a packet of the primary's guest.
-func (e *Engine) Primary(f Frame, now time.Time) (r Result) {
+func (e *Engine) Primary(f Frame, now time.Time) Result {
 	if e.strict != nil {
 		return e.strict.primary(f, now)
 	}
 	e.begin()
 	if e.primaryPlain(&f, now) {
-		r.Release = e.out
-		return r
+		return Result{Release: e.out}
 	}
 	return e.primary(f, now)
 }
@@ -228,7 +228,7 @@ func (e *Engine) pass(p *pkt) {
 }
 
 // Secondary takes a packet of the secondary's guest. It is never released.
-func (e *Engine) Secondary(f Frame, now time.Time) (r Result) {
+func (e *Engine) Secondary(f Frame, now time.Time) Result {
 	if e.strict != nil {
 		return e.strict.secondary(f, now)
 	}
@@ -239,8 +239,7 @@ func (e *Engine) Secondary(f Frame, now time.Time) (r Result) {
 	if e.res.Diverged || len(e.notes) > 0 { // what waited behind the packet
 		return e.end()
 	}
-	r.Release = e.out
-	return r
+	return Result{Release: e.out}
 }
 
 // secondary is Secondary for what is not plain.

@@ -68,7 +68,7 @@ func (e *Engine) markConn(c *conn, epoch uint64) {
 
 // Received releases what was marked with epoch, or before: the secondary has
 // all of that checkpoint. So leaves what has come since, as far as that covers it.
-// An epoch that is not marked is [ErrEpoch].
+// Its time is that of the call before it. An epoch that is not marked is [ErrEpoch].
 func (e *Engine) Received(epoch uint64) (Result, error) {
 	if e.passing || epoch >= e.next {
 		return Result{}, fmt.Errorf("%w: received %d", ErrEpoch, epoch)
@@ -86,6 +86,9 @@ func (e *Engine) receive(epoch uint64) {
 		return
 	}
 	e.received = epoch + 1
+	if e.received == e.next {
+		e.took = e.now.Sub(e.lastMark)
+	}
 	for c := e.newest; c != nil; c = c.older {
 		switch c.key.kind {
 		case kindSegment:

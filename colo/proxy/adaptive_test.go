@@ -18,6 +18,7 @@ import (
 type workload struct {
 	every  time.Duration // the client asks after the last answer
 	agrees bool
+	quick  time.Duration // how many times as quick checkpoints are; 0: they take what is said below
 }
 
 // A way is one of the modes.
@@ -73,9 +74,9 @@ func (l workload) serve(t *testing.T, y way, long time.Duration) (o outcomeOf) {
 				}
 				paused.Store(true)
 				x := w.mark()
-				time.Sleep(pauseTime)
+				time.Sleep(pauseTime / max(l.quick, 1))
 				paused.Store(false)
-				time.Sleep(sendTime)
+				time.Sleep(sendTime / max(l.quick, 1))
 				w.must(w.p.Received(w.epoch))
 				w.commit(x)
 				w.run()
@@ -135,14 +136,19 @@ func TestTheAdaptiveWayIsNearlyAsGoodAsTheBetterOne(t *testing.T) {
 		{"adaptive", func(*proxy.PrimaryConfig, *proxy.SecondaryConfig) {}},
 	}
 	for name, l := range map[string]workload{
-		"a flow that agrees":       {time.Millisecond, true},
-		"one that does not":        {time.Millisecond, false},
-		"one that does not, idler": {30 * time.Millisecond, false},
+		"a flow that agrees":       {time.Millisecond, true, 0},
+		"one that does not":        {time.Millisecond, false, 0},
+		"one that does not, quick": {time.Millisecond, false, 5},
+		"one that does not, idler": {30 * time.Millisecond, false, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var o [3]outcomeOf
+			long := 3 * time.Second
+			if l.quick > 0 {
+				long /= l.quick // as many answers
+			}
 			for i, y := range ways {
-				o[i] = l.serve(t, y, 3*time.Second)
+				o[i] = l.serve(t, y, long)
 				t.Logf("%-10s: %4d answers, p50 %v, %3d checkpoints", y.name, o[i].answers, o[i].p50, o[i].checkpoints)
 			}
 			best := min(o[0].p50, o[1].p50)

@@ -103,9 +103,8 @@ func serveTLS(t *testing.T, y way, cert tls.Certificate, requests, size, long in
 			}
 		}
 		// The secondary's stack, which is not rolled back, gives the connection up at
-		// some time. Then nobody says anything until Timeout. From one mark to the
-		// next is the time of Pace; what a checkpoint takes is spent before it.
-		p.Compare.Timeout, p.Compare.Scan, p.Compare.Pace = 30*time.Millisecond, 5*time.Millisecond, time.Millisecond
+		// some time. Then nobody says anything until Timeout.
+		p.Compare.Timeout, p.Compare.Scan = 30*time.Millisecond, 5*time.Millisecond
 		y.change(p, s)
 	}, func(_ int, c net.Conn) {
 		s := tls.Server(c, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13})
