@@ -292,7 +292,10 @@ func (s *Secondary) receiveState(context.Context) error {
 			s.hosts = s.working + s.patient
 		}
 	}
-	return s.agreeOnCopy(a != nil && a.Resend)
+	if err := s.agreeOnCopy(a != nil && a.Resend); err != nil || s.tells == nil {
+		return err
+	}
+	return s.tells.CheckStaged() // of a stage that goes on from an earlier session; any other lacks nothing yet
 }
 
 func (s *Secondary) commitInitial(ctx context.Context) error {

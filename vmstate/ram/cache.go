@@ -35,6 +35,11 @@ type CacheConfig struct {
 	// the session. 0 means as much as the guest has, which any checkpoint fits. Memory
 	// that the kernel does not take back counts.
 	MaxStaged uint64
+
+	// Resumable has the cache keep what it holds of the primary's memory after a
+	// session, for the next ([Cache.Resume]): its memory, and the dirty log on, until
+	// Close. The guest stays paused meanwhile, or what it does is in the log.
+	Resumable bool
 }
 
 // Cache stages the memory that the primary sends, and makes it the guest's when
@@ -66,6 +71,9 @@ type Cache struct {
 	stats     CacheStats
 	statsDone bool
 	logging   bool
+	kept      bool // Discard has kept what the last Flush made
+	resumed   bool // Resume was called, and NewSession not yet
+	unlogged  bool // the dirty log failed, or a block could not change its length: what the guest differs in is not known
 
 	only stagedOnly
 }
@@ -126,11 +134,17 @@ func NewCache(blocks []Block, log DirtyLog, cfg CacheConfig) (*Cache, error) {
 // block list now has page sizes ([Format].Postcopy).
 func (c *Cache) PostcopyAdvised() { c.cfg.Format.Postcopy = true }
 
-// NewSession begins a session with a peer that will send all of its memory:
-// what is staged is void and the connection's block context forgotten.
+// NewSession begins a session with a peer that will send all of its memory, or after
+// [Cache.Resume] what is lacking here: what is staged is void and the connection's
+// block context forgotten.
 func (c *Cache) NewSession() {
+	if c.resumed {
+		c.resumed = false
+		return
+	}
 	c.drop()
 	c.first, c.void = true, false
+	c.unlogged, c.kept = false, false
 	c.only.begin(c)
 }
 

@@ -58,12 +58,14 @@ func (s *Saver) captureBlock(bi int) bool {
 			if !s.capture(bi, wi<<6|bits.TrailingZeros64(m)) {
 				b.dirty[wi] = m
 				b.taken[wi] |= word &^ m
+				b.send(wi, word&^m)
 				return false
 			}
 		}
 		if word != 0 {
 			b.dirty[wi] = 0
 			b.taken[wi] |= word
+			b.send(wi, word)
 		}
 	}
 	return true

@@ -46,6 +46,7 @@ func (c *Cache) Flush() error {
 		}
 		if b.Resize != nil {
 			if err := b.Resize(b.length); err != nil {
+				c.unlogged = true
 				return &Error{Op: "flush", Block: b.Name, Stream: -1, Err: err}
 			}
 		}
@@ -99,6 +100,7 @@ func (c *Cache) readLog() error {
 			dirty = b.only.own
 		}
 		if err := c.log.ReadDirty(b.Name, dirty); err != nil {
+			c.unlogged = true
 			return &Error{Op: "dirty log", Block: b.Name, Stream: -1, Err: err}
 		}
 	}
@@ -160,9 +162,13 @@ func (b *cacheBlock) takeMissing(from, to int) {
 // Discard makes what is staged void, because the link broke or the load failed.
 // The guest's memory is what the last Flush made it and what the guest did
 // since; with CacheConfig.StagedOnly and before the first Flush of a session it is
-// nothing, as part of the initial synchronisation may be in it. The dirty log is switched off if the cache switched it on. The cache
+// nothing, as part of the initial synchronisation may be in it. The dirty log is switched off if the cache switched it on,
+// unless the cache holds what CacheConfig.Resumable is for. The cache
 // can be used again after NewSession, or when a peer begins with a block list.
 func (c *Cache) Discard() {
+	if c.suspend() {
+		return
+	}
 	c.drop()
 	c.void = true
 	if c.logging {
@@ -190,6 +196,7 @@ func (c *Cache) Close() error {
 	if c.closed {
 		return nil
 	}
+	c.cfg.Resumable = false
 	c.Discard()
 	c.closed = true
 	return c.unmap()

@@ -34,6 +34,11 @@ type SaverConfig struct {
 	// slower than about 1 GB/s. A QEMU peer should have its capability xbzrle
 	// set.
 	XBZRLE int64
+
+	// Resumable has the saver know after a session what its peer lacks, so that the
+	// next need not send all ([Saver.Resume]). It costs a bit for each page, and the
+	// dirty log stays on from one session to the next, until [Saver.Forget].
+	Resumable bool
 }
 
 // Stats counts what one checkpoint, or the synchronisation before the first,
@@ -83,6 +88,8 @@ type Saver struct {
 	elsewhere     PageSender
 	sentElsewhere int64 // bytes, in this SaveIterate
 
+	resume resumption
+
 	stats         Stats
 	statsDone     bool  // stats are those of a checkpoint that is complete
 	beforeCapture Stats // what they were without the capture
@@ -94,6 +101,7 @@ type saverBlock struct {
 	mem   []byte // the part of Host in use; empty if the block is not sent
 	dirty Bitmap
 	taken Bitmap // dirty pages that are in the arena
+	sent  Bitmap // pages sent, or captured, since the last Confirm; nil if the saver is not resumable
 	told  bool   // in the list that LoadDirty reads
 }
 
@@ -124,6 +132,9 @@ func NewSaver(blocks []Block, log DirtyLog, cfg SaverConfig) *Saver {
 		}
 		pages := len(b.Host) / PageSize
 		sb.dirty, sb.taken = NewBitmap(pages), NewBitmap(pages)
+		if cfg.Resumable {
+			sb.sent = NewBitmap(pages)
+		}
 		guest += uint64(len(sb.mem) / PageSize * (PageSize + 8))
 		s.blocks = append(s.blocks, sb)
 	}
@@ -154,7 +165,8 @@ func (s *Saver) NewSession() {
 }
 
 // SaveSetup begins a session: it switches the dirty log on if it is a
-// [LogSwitch], writes the block list and marks every page dirty.
+// [LogSwitch], writes the block list and marks every page dirty, or after
+// [Saver.Resume] those that the peer lacks.
 func (s *Saver) SaveSetup(w *qemufile.Writer) error {
 	if s.bad != nil {
 		return s.bad
@@ -171,12 +183,15 @@ func (s *Saver) SaveSetup(w *qemufile.Writer) error {
 		return err
 	}
 	s.dirty, s.sendDeltas = 0, false
+	resumed := s.resume.begin(s)
 	var total uint64
 	list := make([]BlockInfo, len(s.blocks))
 	for i := range s.blocks {
 		b := &s.blocks[i]
-		b.dirty.SetRange(0, len(b.mem)/PageSize)
-		s.dirty += len(b.mem) / PageSize
+		if !resumed {
+			b.dirty.SetRange(0, len(b.mem)/PageSize)
+		}
+		s.dirty += b.dirty.Count()
 		list[i] = BlockInfo{Name: b.Name, Length: b.used(), PageSize: b.hugePages(), GPA: b.GPA}
 		total += list[i].Length
 	}
@@ -219,6 +234,9 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 		}
 		mayBeZero := heads.has(b, i)
 		b.dirty.Clear(i)
+		if b.sent != nil {
+			b.sent.Set(i)
+		}
 		s.dirty--
 		s.atPage = i + 1
 		s.send(w, s.atBlock, i, mayBeZero)
@@ -272,6 +290,7 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 					i := wi<<6 | bits.TrailingZeros64(m)
 					s.send(w, bi, i, heads.has(b, i))
 				}
+				b.send(wi, word)
 				b.dirty[wi] = 0
 			}
 		}
@@ -304,14 +323,21 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 	return nil
 }
 
-// SaveCleanup ends saving: it gives up a capture, frees the arena and switches
-// the dirty log off. SaveSetup begins anew.
+// SaveCleanup ends saving: it gives up a capture, frees the arena and, unless
+// SaverConfig.Resumable is set, switches the dirty log off. SaveSetup begins anew.
 func (s *Saver) SaveCleanup() {
 	s.abandon()
 	if s.bad == nil {
 		s.arena = newArena(s.cfg.MaxCapture)
 		s.batches.parts = nil
 	}
+	s.resume.asked = false
+	if !s.cfg.Resumable {
+		s.stopLog()
+	}
+}
+
+func (s *Saver) stopLog() {
 	if s.logging {
 		s.logging = false
 		// There is nobody to tell, and nothing depends on it.
@@ -359,6 +385,7 @@ func (s *Saver) sync() error {
 		if len(b.mem) > 0 && err == nil {
 			if err = s.log.ReadDirty(b.Name, b.dirty); err != nil {
 				err = &Error{Op: "dirty log", Block: b.Name, Stream: -1, Err: err}
+				s.resume.lost()
 			}
 			b.dirty.ClearRange(len(b.mem)/PageSize, 64*len(b.dirty))
 		}

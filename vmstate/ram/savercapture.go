@@ -133,6 +133,7 @@ func (s *Saver) captureTogether() bool {
 			}
 			sb.dirty[wi] = 0
 			sb.taken[wi] |= word
+			sb.send(wi, word)
 		}
 	}
 	for range count {
