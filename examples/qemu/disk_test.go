@@ -225,14 +225,44 @@ func TestProtectCopiesADisk(t *testing.T) {
 				goesWith(t, copied, at(t, s.summary().State))
 				p.Must("x-colo-lost-heartbeat", nil)
 				p.AwaitRunState("running")
-				if !c.lost {
-					// With an error: there is nobody to copy to, as the next write of
-					// the guest shows at the latest.
-					p.Await("BLOCK_JOB_COMPLETED")
-				}
+				// There is nobody to copy to, as the next write of the guest shows at the
+				// latest.
+				p.Await("BLOCK_JOB_ERROR")
 			}
 			qemutest.AwaitSerial(t, pri, len(qemutest.Serial(pri))+5)
 		})
+	}
+}
+
+// Neither the end of a copy nor what it is that ends it harms the QEMU, whose guest
+// goes on writing.
+func TestADiskWhoseCopyIsLostWhileTheGuestIsStoppedCanBeCopiedAgain(t *testing.T) {
+	t.Parallel()
+	needsQEMU(t)
+	dir, pri := qemutest.Dir(t), qemutest.Dir(t)
+	o := &protectOptions{nbd: "unix:" + dir + "/n", disks: []mirrored{{"d0", "d0"}}}
+	p := &printer{terminal: terminal{out: t.Output(), err: t.Output()}}
+	v := qemutest.Start(t, pri, diskGuest(t, pri, "driver=null-co,read-zeroes=on,size=1M,latency-ns=10000000")...)
+	qemutest.AwaitSerial(t, pri, 5)
+	for range 2 {
+		d, err := openDisks([]diskFlag{{"d0", emptyDisk(t, dir, "disk")}}, o.nbd, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = o.mirror(t.Context(), v.Client, p)
+		if e := d.close(); err != nil || e != nil {
+			t.Fatal(err, e)
+		}
+		v.Await("BLOCK_JOB_ERROR")
+		for range 10 { // each of them flushes what the guest has written
+			n := len(qemutest.Serial(pri))
+			v.Must("stop", nil)
+			v.Must("cont", nil)
+			qemutest.AwaitSerial(t, pri, n+2)
+		}
+		if err := o.unmirror(t.Context(), v.Client); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

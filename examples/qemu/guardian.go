@@ -37,6 +37,9 @@ type guardian struct {
 
 	releasing sync.Mutex // held while the copies of the disks are given up
 
+	resuming sync.Mutex // held while the guest is told to run again after a moment
+	halted   bool       // the guard has stopped it; under resuming
+
 	mu         sync.Mutex
 	m          *qmp.Client // nil: not connected
 	generation uint64
@@ -45,7 +48,7 @@ type guardian struct {
 	protects   bool                   // the standby may answer for the guest
 	exited     bool                   // COLO_EXIT since the last migrate
 	still      bool                   // an operator wants the guest to stand, and has it
-	settling   bool                   // or will have, after one more checkpoint
+	settling   int                    // what stops it, and runs it again, by itself: see ours
 	settled    time.Time              // when that was over
 	delivered  uint64                 // the sequence number of the last beat that was answered
 	sent       uint64                 // and of the last that was sent
@@ -75,6 +78,7 @@ const tick = 50 * time.Millisecond
 func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	g := &guardian{protectOptions: o, p: p, told: make(chan news, 64), over: make(chan struct{}), generation: 1, token: tokenOf(o.qmp)}
 	o.exited = func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.exited }
+	o.ours, o.resume = g.ours, g.resume
 	var err error
 	if g.arb, err = openArbiter(o.arbiter); err != nil {
 		return exitFailed, err
@@ -364,11 +368,13 @@ func (g *guardian) act(ctx context.Context, a standby.GuardAction, why string) e
 	case standby.LostHeartbeat:
 		return g.rescue(ctx)
 	case standby.StopGuest:
+		g.halt(true)
 		return g.order(ctx, "stop", nil)
 	case standby.ContinueGuest:
+		g.halt(false)
 		return g.order(ctx, "cont", nil)
 	case standby.HoldStill:
-		g.set(func() { g.still, g.settling = true, true })
+		g.set(func() { g.still = true; g.settling++ })
 		g.all.Go(func() { g.holdStill(ctx) })
 	case standby.TellAlone:
 		g.send(standby.SaidAlone, why)
@@ -400,6 +406,42 @@ func (g *guardian) set(fn func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	fn()
+}
+
+// halt notes whether the guard has the guest stopped. A resume that has begun is
+// over when it returns.
+func (g *guardian) halt(stopped bool) {
+	g.resuming.Lock()
+	defer g.resuming.Unlock()
+	g.halted = stopped
+}
+
+// resume has a guest run again that was stopped for a moment, unless the guard has
+// stopped it meanwhile.
+func (g *guardian) resume(ctx context.Context) error {
+	for {
+		again, err := g.resumeOnce(ctx)
+		if !again {
+			return err
+		}
+	}
+}
+
+func (g *guardian) resumeOnce(ctx context.Context) (again bool, err error) {
+	g.resuming.Lock()
+	defer g.resuming.Unlock()
+	if g.halted {
+		return false, nil
+	}
+	err = g.order(ctx, "cont", nil)
+	return errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil, err
+}
+
+// ours is told that the guest is stopped and run again, which is no operator's
+// doing, and what it returns that this is over.
+func (g *guardian) ours() (over func()) {
+	g.set(func() { g.settling++ })
+	return func() { g.set(func() { g.settling, g.settled = g.settling-1, time.Now() }) }
 }
 
 // order gives the QEMU a command and does not wait for long.
@@ -440,19 +482,23 @@ func (g *guardian) rescue(ctx context.Context) error {
 	g.protects = false
 	g.status.Rescued++
 	still := g.still
-	g.settling = g.settling || still
-	g.mu.Unlock()
-	if still { // for an operator, who wants it to stand: see holdStill
-		defer g.all.Go(func() { g.stopAgain(ctx) })
+	if still {
+		g.settling++
 	}
-	if len(g.disks) > 0 {
+	g.mu.Unlock()
+	stand := func() {
+		if still { // for an operator, who wants it to stand: see holdStill
+			g.stopAgain(ctx)
+		}
+	}
+	for _, d := range g.disks {
 		// A write that waits for the standby's copy is one that the guest waits for.
-		for _, d := range g.disks {
-			g.yank(ctx, map[string]string{"type": "block-node", "node-name": d.node()})
-		}
-		if g.releasing.TryLock() { // otherwise they are being given up already
-			defer g.all.Go(func() { defer g.releasing.Unlock(); g.unmirrored(ctx) })
-		}
+		g.yank(ctx, map[string]string{"type": "block-node", "node-name": d.node()})
+	}
+	if len(g.disks) > 0 && g.releasing.TryLock() { // otherwise they are being given up already
+		defer g.all.Go(func() { defer g.releasing.Unlock(); g.unmirrored(ctx, stand) })
+	} else {
+		defer g.all.Go(stand)
 	}
 	if err := g.lostHeartbeat(ctx); err != nil {
 		g.all.Go(func() { // until it has been taken: nothing else has the guest run
@@ -499,11 +545,13 @@ func (g *guardian) yank(ctx context.Context, instance map[string]string) {
 	}
 }
 
-// unmirrored gives the copies of the disks up, once QEMU has left COLO.
-func (g *guardian) unmirrored(ctx context.Context) {
+// unmirrored gives the copies of the disks up, once QEMU has left COLO and whatever
+// stops the guest has been done: see mirror.
+func (g *guardian) unmirrored(ctx context.Context, stand func()) {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	g.hasLeft(ctx, g.monitor())
+	stand()
 	if err := g.unmirror(ctx, g.monitor()); err != nil && ctx.Err() == nil {
 		g.p.warn("disks: %v", err)
 	}
@@ -582,7 +630,7 @@ func (g *guardian) holdStill(ctx context.Context) {
 // returns when it has stood for a while. What the monitor says of it meanwhile is
 // not the operator's doing.
 func (g *guardian) stopAgain(ctx context.Context) {
-	defer g.set(func() { g.settling, g.settled = false, time.Now() })
+	defer g.set(func() { g.settling, g.settled = g.settling-1, time.Now() }) // as ours does
 	quiet := time.Now()
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end) && time.Since(quiet) < 10*tick; {
 		var st struct{ Status string }
@@ -606,7 +654,7 @@ func (g *guardian) stopAgain(ctx context.Context) {
 // runs tells that the guest ran at a time.
 func (g *guardian) runs(ctx context.Context, at time.Time) {
 	g.mu.Lock()
-	ours, still := g.settling || at.Before(g.settled), g.still
+	ours, still := g.settling > 0 || at.Before(g.settled), g.still
 	if !ours {
 		g.still = false
 	}
@@ -721,7 +769,7 @@ func (g *guardian) look(ctx context.Context, m *qmp.Client) bool {
 	switch st.Status {
 	case "paused", "prelaunch":
 		g.mu.Lock()
-		ours := g.settling || at.Before(g.settled)
+		ours := g.settling > 0 || at.Before(g.settled)
 		g.mu.Unlock()
 		if !ours {
 			g.tell(standby.OperatorStop, "")

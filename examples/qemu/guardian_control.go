@@ -270,7 +270,7 @@ func (g *guardian) standing() guardianStatus {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	st := g.status
-	st.Generation, st.Paused = g.generation, g.still && !g.settling
+	st.Generation, st.Paused = g.generation, g.still && g.settling == 0
 	return st
 }
 

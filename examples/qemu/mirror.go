@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,12 +53,18 @@ func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) 
 		if err := o.sameSize(ctx, m, d); err != nil {
 			return err
 		}
-		// A job that ends must not take the reason with it.
+		// A job that ends must not take the reason with it; and it must not end by
+		// itself. Stopping a guest, as each checkpoint does, flushes its disks one by
+		// one, and a job that ends during that has QEMU let go of the node below the
+		// job's filter instead of the filter: the disk can never be copied again
+		// ("Need a root block node"), and memory is freed that is in use. So an error
+		// only stops the job, and unmirror ends it when no checkpoint is under way.
 		job := map[string]any{
 			"job-id": d.node(), "device": d.device, "target": d.node(), "sync": "full", "copy-mode": "write-blocking", "auto-dismiss": false,
+			"on-source-error": "stop", "on-target-error": "stop",
 		}
 		if err := m.Do(ctx, "blockdev-mirror", job, nil); err != nil {
-			return fmt.Errorf("disk %s: %w", d.device, err)
+			return fmt.Errorf("disk %s: %w", d.device, explained(err))
 		}
 	}
 	next := time.Now().Add(time.Second)
@@ -69,8 +76,8 @@ func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) 
 		whole := true
 		for _, d := range o.disks {
 			j, ok := jobs[d.node()]
-			if !ok || j.Error != "" || j.Status == "concluded" {
-				return fmt.Errorf("disk %s: the copy ended: %s", d.device, o.reason(ctx, m, d, j.Error))
+			if !ok || j.ended() {
+				return fmt.Errorf("disk %s: the copy ended: %s", d.device, o.reason(ctx, m, d, j))
 			}
 			if j.Ready && j.Offset == j.Len {
 				continue
@@ -101,10 +108,23 @@ type blockJob struct {
 	Offset, Len uint64
 	Error       string
 	Status      string
+	IOStatus    string `json:"io-status"` // of a job that an error has stopped
+}
+
+// ended reports whether nothing more is to be had of a job.
+func (j *blockJob) ended() bool {
+	return j.Error != "" || j.Status == "concluded" || j.IOStatus != "" && j.IOStatus != "ok"
 }
 
 // reason is why a job has ended.
-func (o *protectOptions) reason(ctx context.Context, m *qmp.Client, d mirrored, said string) string {
+func (o *protectOptions) reason(ctx context.Context, m *qmp.Client, d mirrored, j blockJob) string {
+	said := j.Error
+	switch j.IOStatus {
+	case "failed":
+		said = "Input/output error"
+	case "nospace":
+		said = "No space left on device"
+	}
 	var jobs []struct{ ID, Error string }
 	if said == "" && m.Do(ctx, "query-jobs", nil, &jobs) == nil {
 		for _, j := range jobs {
@@ -117,6 +137,16 @@ func (o *protectOptions) reason(ctx context.Context, m *qmp.Client, d mirrored, 
 		return "QEMU does not say why; is the standby there?"
 	}
 	return said
+}
+
+// explained says of QEMU's refusal to copy a disk what can be done about it.
+func explained(err error) error {
+	var refused *qmp.Error
+	if errors.As(err, &refused) && strings.Contains(refused.Desc, "root block node") {
+		return fmt.Errorf("%w: -disk names a node that has another one above it; where it does not, this QEMU has kept a part of a job that ended "+
+			"while the guest was being stopped, and cannot copy the disk any more: migrate the guest to another QEMU, or start it anew", err)
+	}
+	return err
 }
 
 // sameSize refuses a copy that is not as large as the disk.
@@ -170,8 +200,8 @@ func (o *protectOptions) jobs(ctx context.Context, m *qmp.Client) (map[string]bl
 }
 
 // hasLeft waits until a QEMU that was told to leave COLO has, so that the end of a
-// block job does not meet what a checkpoint does to the disks in another thread. It
-// does not wait for long: a disk that hangs keeps QEMU in its checkpoint, and it is
+// block job does not meet what a checkpoint does to the disks: see mirror. It does
+// not wait for long: a disk that hangs keeps QEMU in its checkpoint, and it is
 // the end of its job that frees it.
 func (o *protectOptions) hasLeft(ctx context.Context, m *qmp.Client) {
 	if len(o.disks) == 0 {
@@ -198,13 +228,16 @@ const leavingCOLO = 2 * time.Second
 
 // unmirror ends what mirror has begun, as far as it has come.
 func (o *protectOptions) unmirror(ctx context.Context, m *qmp.Client) error {
-	var refused *qmp.Error
-	for _, d := range o.disks {
-		err := m.Do(ctx, "block-job-cancel", map[string]any{"device": d.node(), "force": true}, nil)
-		if err != nil && !errors.As(err, &refused) {
+	jobs, err := o.jobs(ctx, m)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(o.disks, func(d mirrored) bool { j, ok := jobs[d.node()]; return ok && j.Status != "concluded" }) {
+		if err := o.standing(ctx, m, func() error { return o.cancelJobs(ctx, m) }); err != nil {
 			return err
 		}
 	}
+	var refused *qmp.Error
 	for _, d := range o.disks {
 		dismissed := false
 		for { // the job lets go of it in its own time
@@ -235,6 +268,55 @@ func (o *protectOptions) unmirror(ctx context.Context, m *qmp.Client) error {
 		}
 	}
 	return nil
+}
+
+func (o *protectOptions) cancelJobs(ctx context.Context, m *qmp.Client) error {
+	var refused *qmp.Error
+	for _, d := range o.disks {
+		err := m.Do(ctx, "block-job-cancel", map[string]any{"device": d.node(), "force": true}, nil)
+		if err != nil && !errors.As(err, &refused) {
+			return err
+		}
+	}
+	return nil
+}
+
+// standing does something while the guest stands still, for as long as that takes:
+// the end of a copy. A write that is being copied while its job ends is one after
+// which QEMU 7.2 writes to memory that it has freed; a guest that stands has none.
+func (o *protectOptions) standing(ctx context.Context, m *qmp.Client, do func() error) (err error) {
+	// To stop a guest is to wait for its writes, and so for the standby.
+	for _, d := range o.disks {
+		var refused *qmp.Error
+		args := map[string]any{"instances": []map[string]string{{"type": "block-node", "node-name": d.node()}}}
+		if err := m.Do(ctx, "yank", args, nil); err != nil && !errors.As(err, &refused) {
+			return err
+		}
+	}
+	var st struct{ Status string }
+	if err := m.Do(ctx, "query-status", nil, &st); err != nil {
+		return err
+	}
+	if st.Status != "running" {
+		return do()
+	}
+	if o.ours != nil {
+		defer o.ours()()
+	}
+	// Whatever becomes of ctx, the guest runs again.
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		resume := o.resume
+		if resume == nil {
+			resume = func(ctx context.Context) error { return m.Do(ctx, "cont", nil, nil) }
+		}
+		err = errors.Join(err, resume(ctx))
+	}()
+	if err := m.Do(ctx, "stop", nil, nil); err != nil {
+		return err
+	}
+	return do()
 }
 
 // nbdAddress is an address as QMP's SocketAddress.

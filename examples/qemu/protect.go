@@ -24,7 +24,8 @@ as before.
 A disk is copied to a standby with -disk DEVICE=NAME, DEVICE being its name in
 QEMU ("qemu check" lists them) and NAME what the standby calls it, while the guest
 runs (QMP blockdev-mirror); from then on a write is done when both sides have it.
-If the standby is lost, QEMU gives the copy up and the guest writes on.
+If the standby is lost, the guest writes on; QEMU tries to copy each write until
+the copy is given up, which -stay does, and protect does first of all.
 
 With -stay it stays with the guest as its guardian, and holds the monitor:
 
@@ -79,6 +80,10 @@ type protectOptions struct {
 	// exited, if set, says whether COLO_EXIT has come since migrate; whoever sets
 	// it takes the monitor's events.
 	exited func() bool
+	// ours, if set, is told that the guest will be stopped and run again, and what it
+	// returns that it has been; resume, if set, has it run again if it still may.
+	ours   func() (over func())
+	resume func(ctx context.Context) error
 	// giveUp, if set, is asked before a guest that could not be protected is told
 	// to run on.
 	giveUp func(cause error) error
@@ -333,10 +338,33 @@ func (o *protectOptions) runOn(ctx context.Context, m *qmp.Client, was string) e
 			o.hasLeft(ctx, m)
 		}
 	case "active", "setup":
-		err = m.Do(ctx, "migrate_cancel", nil, nil)
+		if err = m.Do(ctx, "migrate_cancel", nil, nil); err == nil {
+			o.hasCancelled(ctx, m)
+		}
 	}
 	if was == "running" {
 		err = errors.Join(err, m.Do(ctx, "cont", nil, nil))
 	}
 	return errors.Join(err, o.unmirror(ctx, m))
+}
+
+// hasCancelled waits, as hasLeft does, until a migration has ended that was told to:
+// it may be stopping the guest.
+func (o *protectOptions) hasCancelled(ctx context.Context, m *qmp.Client) {
+	if len(o.disks) == 0 {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, leavingCOLO)
+	defer cancel()
+	for {
+		var now progress
+		if err := m.Do(ctx, "query-migrate", nil, &now); err != nil || now.Status != "active" && now.Status != "setup" && now.Status != "cancelling" {
+			return
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
