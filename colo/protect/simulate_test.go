@@ -22,13 +22,15 @@ import (
 var (
 	seeds     = flag.Int("seeds", 40, "how many seeds TestSimulatedFaults runs")
 	firstSeed = flag.Uint64("seed", 1, "the first seed of TestSimulatedFaults")
+	eachSeed  = flag.Uint64("seed.step", 1, "from a seed of TestSimulatedFaults to the next: of 8, one kind of world")
 	digests   = flag.Bool("digests", false, "TestSimulatedFaults prints the digest of each seed")
 	traced    = flag.String("trace", "", "TestSimulatedFaults writes everything that happens to that file")
 )
 
 // A simulation is a pair of hosts to which faults happen that a seed chooses, two
 // and three at a time. What runs is this package and everything below it: sessions,
-// leases, disks, the buffer of the NIC. The network, the arbiter's store, the
+// leases, disks, the buffer of the NIC; in one seed of eight the comparing [Proxy],
+// over guests that differ now and then. The network, the arbiter's store, the
 // images, the clients and the clock are in memory. A seed chooses the same faults at
 // the same times again, and every choice of the network's; which of the goroutines
 // that can run at one instant runs first, the runtime chooses (see
@@ -67,6 +69,9 @@ func newSimulation(t *testing.T, seed uint64, record *trace) *simulation {
 	w.record = record
 	s := &simulation{world: w, rng: rand.New(rand.NewPCG(seed, 0)), more: rand.New(rand.NewPCG(seed, 2)), live: map[string]*host{}}
 	w.guest.Interval = time.Duration(10+2*s.rng.IntN(20)) * time.Millisecond
+	if w.compared = seed%8 == 0; w.compared {
+		w.guest.TSCPerMille = 1 + s.more.IntN(20) // more, and the guests would agree in nothing
+	}
 	// Memory remembers every round of a seed.
 	for w.guest.Ring = 256; time.Duration(w.guest.Ring)*w.guest.Interval < longest; w.guest.Ring *= 2 {
 	}
@@ -351,6 +356,7 @@ func TestSimulatedFaults(t *testing.T) {
 	// The collector would stop the world in the middle of a seed. Between two it
 	// makes room that need not be asked for again.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	var compared, agreed, diverged uint64
 	one := func(seed uint64, record *trace) (lost bool) {
 		defer func() { // a bubble in which nothing can go on
 			if p := recover(); p != nil {
@@ -360,6 +366,9 @@ func TestSimulatedFaults(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := newSimulation(t, seed, record)
 			lost = s.run()
+			if s.compared {
+				compared, agreed, diverged = compared+1, agreed+s.agreed, diverged+s.diverged
+			}
 			if *digests && record != nil {
 				t.Logf("seed %d: %s", seed, record.digest())
 			}
@@ -384,7 +393,7 @@ func TestSimulatedFaults(t *testing.T) {
 		run = slices.Clone(keptSeeds)
 	}
 	for i := range n {
-		run = append(run, *firstSeed+uint64(i))
+		run = append(run, *firstSeed+uint64(i)**eachSeed)
 	}
 	for i, seed := range run {
 		if i%collectEvery == 0 {
@@ -396,6 +405,12 @@ func TestSimulatedFaults(t *testing.T) {
 		}
 		if one(seed, record) {
 			lost++
+		}
+	}
+	if compared > 0 {
+		t.Logf("in %d of them output was compared: %d packets agreed, %d times the guests diverged", compared, agreed, diverged)
+		if compared >= 4 && agreed == 0 || compared >= 40 && diverged == 0 {
+			t.Error("nothing was compared")
 		}
 	}
 	t.Logf("%d seeds, in %d the guest died with the only host that had it; %.0f seeds a second", len(run), lost, float64(len(run))/time.Since(begin).Seconds())
