@@ -33,6 +33,11 @@ type GuestConfig struct {
 	Seed        uint64 // what the guest starts from; both sides' must agree
 	Memory      uint64 // size of memory in bytes, a multiple of 4 KiB; 0: the least, [GuestConfig.MinMemory]
 
+	// Ring is how many rounds of each vCPU memory remembers, for [Ledger.Verify] and
+	// [Guest.History]: a power of two, 256 to 65536, at 16 bytes a round. 0: 65536,
+	// which with the rest takes 2 MiB at least. Both sides' must agree.
+	Ring int
+
 	// Interval is the time from one round of a vCPU to its next, on average:
 	// a vCPU that slept too long catches up. 0: 100 µs. Negative: none; the
 	// guest then keeps a CPU of the host busy per vCPU.
@@ -87,7 +92,7 @@ func (c GuestConfig) pages() int {
 
 func (c GuestConfig) params() guest.Params {
 	return guest.Params{
-		VCPUs: max(c.VCPUs, 1), Pages: c.pages(), Touch: c.Touch, TSCPerMille: c.TSCPerMille, Seed: c.Seed,
+		VCPUs: max(c.VCPUs, 1), Pages: c.pages(), Touch: c.Touch, TSCPerMille: c.TSCPerMille, Seed: c.Seed, Ring: c.Ring,
 		Disk: c.Disk, DiskEvery: c.DiskEvery,
 	}
 }
@@ -152,7 +157,10 @@ func NewGuest(cfg GuestConfig) (*Guest, error) {
 		g.kernel, err = ram.NewTracker(g.Blocks())
 	}
 	if err == nil {
-		err = g.Reset()
+		err = guest.LoadZeroed(g.mem, g.params)
+	}
+	if err == nil {
+		err = g.first()
 	}
 	if err != nil {
 		return nil, errors.Join(err, g.Close())
@@ -170,6 +178,11 @@ func (g *Guest) Reset() error {
 		return err
 	}
 	clear(g.mem[g.params.MemSize():])
+	return g.first()
+}
+
+// first puts all but the memory into the first state.
+func (g *Guest) first() error {
 	clear(g.dirty)
 	g.ForgetDirty(Block)
 	if err := g.StartDirtyLog(); err != nil {
@@ -664,7 +677,7 @@ func (v *vcpu) PostLoad(uint32) error {
 }
 
 // History returns the hashes of the rounds that the guest's memory knows of (the
-// last 65536 of each vCPU), vCPU after vCPU. The guest must stand still.
+// last 65536 of each vCPU, or as many as Ring says), vCPU after vCPU. The guest must stand still.
 func (g *Guest) History() ([]uint64, error) {
 	var hashes []uint64
 	for i := range g.vcpus {

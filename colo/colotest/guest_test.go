@@ -48,7 +48,7 @@ func hostOf(g *Guest) Host {
 func TestGuestIsAHost(t *testing.T) {
 	for name, cfg := range map[string]GuestConfig{
 		"one vCPU":          {Touch: 16, TSCPerMille: 500},
-		"four vCPUs":        {VCPUs: 4, Pages: 64, Touch: 8},
+		"four vCPUs":        {VCPUs: 4, Pages: 64, Touch: 8, Ring: 1024},
 		"as fast as it can": {VCPUs: 2, Pages: 64, Touch: 8, Interval: -1},
 		"frames refused":    {Touch: 4, Output: refuseSome()},
 		"with a disk":       {VCPUs: 2, Touch: 4, Disk: 64 << 10, DiskEvery: 2},

@@ -59,6 +59,7 @@ type Disk struct {
 	// promoted is below primary if a secondary went on whose overlays could not
 	// be copied down.
 	promoted *replication.Secondary
+	below    *below // the gate of the last secondary
 	exports  []*nbd.Export
 	server   *nbd.Server
 }

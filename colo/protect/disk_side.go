@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"sync/atomic"
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/replication"
@@ -71,10 +72,23 @@ func (d *Disk) lead(over replication.Disk) error {
 	if err != nil {
 		return fmt.Errorf("protect: disk %q: %w", d.cfg.Name, err)
 	}
-	d.promoted, _ = over.(*replication.Secondary)
+	if d.promoted, _ = over.(*replication.Secondary); d.promoted != nil {
+		d.below.led.Store(true)
+	}
 	d.primary, d.secondary, d.exports, d.server = p, nil, nil, nil
 	return nil
 }
+
+// A below is the gate of a secondary's disk. When the secondary goes on, and a primary
+// leads over it, the primary asks the gate, and the disk below does not: it would with
+// parts of the primary's disk locked, so that neither the end of a session nor the
+// primary's Fence got past a gate that is shut.
+type below struct {
+	Gate
+	led atomic.Bool // set while no request is under way, for good
+}
+
+func (b *below) Open() bool { return b.led.Load() || b.Gate.Open() }
 
 // attach makes the other host's copy, at the other end of the connections, one of
 // this host's, while the guest runs. It owns them.
@@ -218,14 +232,15 @@ func (d *Disk) step(ctx context.Context) error {
 			return err // this copy is in two places, and stays there
 		}
 	}
+	gate := &below{Gate: d.gate}
 	s, err := replication.NewSecondary(d.image, replication.SecondaryConfig{
 		Name: d.cfg.Name, Events: d.events, ActiveBytes: d.cfg.OverlayBytes, HiddenBytes: d.cfg.OverlayBytes,
-		Journal: d.cfg.Journal, Overwrite: true, GiveUpCheckpoint: true, Gate: d.gate,
+		Journal: d.cfg.Journal, Overwrite: true, GiveUpCheckpoint: true, Gate: gate,
 	})
 	if err != nil {
 		return err
 	}
-	d.primary, d.promoted, d.secondary = nil, nil, s
+	d.primary, d.promoted, d.secondary, d.below = nil, nil, s, gate
 	return nil
 }
 

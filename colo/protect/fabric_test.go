@@ -18,6 +18,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/failovertest"
+	"github.com/gocolo/lockstep/internal/packet"
 	"go.uber.org/goleak"
 )
 
@@ -159,6 +160,10 @@ type world struct {
 
 	lean bool // hosts keep no copy of the memory
 
+	compared bool   // the guests' output is, instead of waiting for checkpoints
+	agreed   uint64 // packets that left since both guests had said the same, as far as hosts that left knew
+	diverged uint64 // checkpoints that a divergence asked for
+
 	disks  bool              // the guest has one
 	size   int               // of it
 	images map[string]*image // by host; a host that comes back finds its own
@@ -192,6 +197,7 @@ type host struct {
 	name  string
 	guest *colotest.Guest
 	nic   *NIC
+	proxy *Proxy // instead of nic, if output is compared
 	job   *Job
 	stop  context.CancelCauseFunc
 	done  chan struct{}
@@ -264,11 +270,22 @@ func (w *world) hear(h *host, p []byte) error {
 			w.t.Errorf("a frame left %s while the gate of %s is open", h.name, o.name)
 		}
 	}
+	if announces(p) {
+		h.trace("announces", len(p))
+		return nil
+	}
 	w.oracle.Frame(p)
 	h.trace("frame", int(binary.BigEndian.Uint64(p[len(p)-16:])))
 	w.last = h.name
 	w.wire = append(w.wire, append([]byte(nil), p...))
 	return nil
+}
+
+// announces reports whether a host, and not its guest, has sent a frame: where the
+// guest is.
+func announces(p []byte) bool {
+	t := binary.BigEndian.Uint16(p[12:])
+	return t == packet.TypeARP || t == 0x8035 // RARP
 }
 
 func (w *world) heard() int {
@@ -305,6 +322,9 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 			w.t.Error(err)
 		}
 		w.noteWrites(h, frame)
+		if h.proxy != nil {
+			return h.proxy.WritePacket(frame)
+		}
 		return h.nic.WritePacket(frame)
 	}
 	if w.disks {
@@ -320,7 +340,15 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	if h.guest, err = colotest.NewGuest(g); err != nil {
 		w.t.Fatal(err)
 	}
-	if h.nic, err = NewNIC(NICConfig{Uplink: uplink{h}}); err != nil {
+	var network Network
+	if w.compared {
+		h.proxy, err = NewProxy(ProxyConfig{Uplink: uplink{h}, Deliver: func([]byte) error { return nil }})
+		network = pacedProxy{h.proxy, h}
+	} else {
+		h.nic, err = NewNIC(NICConfig{Uplink: uplink{h}})
+		network = paced{h.nic, h}
+	}
+	if err != nil {
 		w.t.Fatal(err)
 	}
 	port, err := NewPort(w.f.listen(name), PortConfig{Insecure: true})
@@ -342,7 +370,7 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 		}
 	})
 	cfg := Config{
-		Name: "guest", Host: name, Guest: h.guest, Network: []Network{paced{h.nic, h}}, Start: start, Events: bus,
+		Name: "guest", Host: name, Guest: h.guest, Network: []Network{network}, Start: start, Events: bus,
 		Peer: Peer{
 			Port: port, PortConfig: PortConfig{Insecure: true},
 			Dialer: func(ctx context.Context) (net.Conn, error) {
@@ -409,6 +437,12 @@ func (h *host) whole() bool {
 func (h *host) leave() {
 	h.w.mu.Lock()
 	defer h.w.mu.Unlock()
+	if h.proxy != nil {
+		if s, _ := h.proxy.Stats(); s != nil {
+			h.w.agreed += s.Matched
+			h.w.diverged += s.Diverged
+		}
+	}
 	for i, o := range h.w.hosts {
 		if o == h {
 			h.w.hosts = append(h.w.hosts[:i:i], h.w.hosts[i+1:]...)

@@ -63,6 +63,17 @@ func (p paced) Run(ctx context.Context, h NetworkHost) error {
 	return p.NIC.Run(ctx, h)
 }
 
+// pacedProxy is paced for a host whose guest's output is compared.
+type pacedProxy struct {
+	*Proxy
+	h *host
+}
+
+func (p pacedProxy) Run(ctx context.Context, h NetworkHost) error {
+	h.Gate = pacedGate{h.Gate, p.h}
+	return p.Proxy.Run(ctx, h)
+}
+
 type pacedGate struct {
 	Gate
 	h *host

@@ -31,3 +31,34 @@ func TestAPrimaryThatWasStoppedWhileItsGuestWritesFollows(t *testing.T) {
 		})
 	}
 }
+
+// A host that took over could not write the checkpoint down to its disk, and goes on
+// over what it holds in memory. What its guest writes is answered at one gate: where
+// that is shut the host can leave, and a session can end.
+func TestAHostThatGoesOnOverWhatItHoldsInMemoryLeavesAtAShutGate(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		w.disks, w.guest.Disk, w.guest.DiskEvery = true, diskSize, 2
+		w.forget()
+		a, b := w.protected()
+		time.Sleep(300 * time.Millisecond)
+		b.image.breaks(errWorn)
+		a.kill(false)
+		b.is(Alone)
+		a.bury()
+		if b.disk.promoted == nil {
+			t.Fatal("the checkpoint has been written down")
+		}
+		b.image.breaks(nil)
+		time.Sleep(300 * time.Millisecond)
+		b.noArbiter.Store(true)
+		time.Sleep(5 * time.Second)
+		before := time.Now()
+		b.halt()
+		if took, most := time.Since(before), b.job.cfg.PeerTimeout; took >= most {
+			t.Errorf("it took %v, as if the guest could not be paused", took)
+		}
+		if b.job.vm.isRunning() {
+			t.Error("the guest runs on")
+		}
+	})
+}

@@ -128,7 +128,7 @@ func (w *Write) Done(mem []byte) (off, n uint64) {
 // Asked returns the write that a vCPU has asked for and that is not done, which
 // is after a Round that writes. It is for the guest in Go, which has no port.
 func Asked(mem []byte, vcpu int) (w Write, asked bool, err error) {
-	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < RingBase {
+	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < lowMemory {
 		return Write{}, false, fmt.Errorf("guest: no vCPU %d in %d bytes of memory", vcpu, len(mem))
 	}
 	d := mem[descriptor(vcpu):]
@@ -141,7 +141,7 @@ func Asked(mem []byte, vcpu int) (w Write, asked bool, err error) {
 
 // LastWrite returns the round of a vCPU's last write that is done, 0 for none.
 func LastWrite(mem []byte, vcpu int) (uint64, error) {
-	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < RingBase {
+	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < lowMemory {
 		return 0, fmt.Errorf("guest: no vCPU %d in %d bytes of memory", vcpu, len(mem))
 	}
 	return binary.LittleEndian.Uint64(mem[descriptor(vcpu)+descDone:]), nil
@@ -150,7 +150,7 @@ func LastWrite(mem []byte, vcpu int) (uint64, error) {
 // LastFrame returns the frame in a vCPU's buffer, which may not have left yet.
 // The vCPU must not run, and must have done a round.
 func LastFrame(mem []byte, vcpu int) (Frame, error) {
-	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < RingBase {
+	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < lowMemory {
 		return Frame{}, fmt.Errorf("guest: no vCPU %d in %d bytes of memory", vcpu, len(mem))
 	}
 	b, err := Emitted(mem, uint64(frameBuffer(vcpu)))

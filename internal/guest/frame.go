@@ -119,7 +119,7 @@ const pollsOffset = 0x80
 // ever lost or answered twice. (The counter is not part of any hash: how long a
 // device is busy is not the guest's history.)
 func Polls(mem []byte, vcpu int) (uint64, error) {
-	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < RingBase {
+	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < lowMemory {
 		return 0, fmt.Errorf("guest: no vCPU %d in %d bytes of memory", vcpu, len(mem))
 	}
 	return binary.LittleEndian.Uint64(mem[frameBuffer(vcpu)+pollsOffset:]), nil

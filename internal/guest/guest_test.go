@@ -65,6 +65,7 @@ func TestTheModelFollowsTheGoGuestFromItsFramesAlone(t *testing.T) {
 		{VCPUs: 2, Pages: 37, Touch: 5, TSCPerMille: 250, Seed: 4},
 		{Pages: 8, Touch: 3, TSCPerMille: 1000},
 		{VCPUs: 2, Pages: 9, Touch: 2, TSCPerMille: 100, Disk: 64 << 10, DiskEvery: 3},
+		{VCPUs: 3, Pages: 9, Touch: 9, Disk: 64 << 10, DiskEvery: 2, Ring: 2048},
 	} {
 		mem, regs := load(t, p)
 		tsc := rand.New(rand.NewPCG(1, 2)).Uint64
@@ -130,23 +131,59 @@ func TestTheModelFollowsTheGoGuestFromItsFramesAlone(t *testing.T) {
 	}
 }
 
-func TestTheRingKeepsItsLast65536Rounds(t *testing.T) {
-	mem, regs := load(t, Params{Pages: 1})
-	for range RingEntries + 10 {
-		if _, err := Round(mem, &regs[0], nil, nil); err != nil {
+func TestTheRingKeepsItsLastRounds(t *testing.T) {
+	for _, p := range []Params{{Pages: 1}, {Pages: 1, Ring: 256}, {Pages: 1, VCPUs: 2, Ring: 4096}} {
+		mem, regs := load(t, p)
+		keeps, last := p.Ring, len(regs)-1
+		if keeps == 0 {
+			keeps = RingEntries
+		}
+		for range keeps + 10 {
+			if _, err := Round(mem, &regs[last], nil, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		ring, err := ReadRing(mem, last)
+		if err != nil {
 			t.Fatal(err)
 		}
+		if len(ring) != keeps || ring[0].N != 11 || ring[keeps-1] != (Entry{regs[last].N, regs[last].X}) {
+			t.Fatalf("%+v: %d entries, %+v to %+v", p, len(ring), ring[0], ring[len(ring)-1])
+		}
+		binary.LittleEndian.PutUint64(mem[p.ring(last)+200*ringEntrySize:], 7)
+		if _, err := ReadRing(mem, last); err == nil {
+			t.Fatalf("%+v: a ring with a wrong entry was accepted", p)
+		}
 	}
-	ring, err := ReadRing(mem, 0)
-	if err != nil {
-		t.Fatal(err)
+}
+
+func TestMemoryThatWasZeroIsLoadedTheSame(t *testing.T) {
+	for _, p := range []Params{{}, {VCPUs: 2, Pages: 3, Ring: 256, Disk: 1 << 20, DiskEvery: 1}} {
+		want, got := bytes.Repeat([]byte{0xa5}, int(p.MemSize())), make([]byte, p.MemSize())
+		if err := Load(want, p); err != nil {
+			t.Fatal(err)
+		}
+		if err := LoadZeroed(got, p); err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(want, got) {
+			t.Errorf("%+v: it differs", p)
+		}
 	}
-	if len(ring) != RingEntries || ring[0].N != 11 || ring[RingEntries-1] != (Entry{regs[0].N, regs[0].X}) {
-		t.Fatalf("%d entries, %+v to %+v", len(ring), ring[0], ring[len(ring)-1])
-	}
-	binary.LittleEndian.PutUint64(mem[RingBase+500*ringEntrySize:], 7)
-	if _, err := ReadRing(mem, 0); err == nil {
-		t.Fatal("a ring with a wrong entry was accepted")
+}
+
+func TestARingThatLeadsOutsideMemoryIsRefused(t *testing.T) {
+	good, regs := load(t, Params{Pages: 1, Ring: 256})
+	for _, entries := range []uint64{3, 1 << 20, 1 << 60, 1 << 15, ^uint64(0)} {
+		mem := bytes.Clone(good)
+		binary.LittleEndian.PutUint64(mem[StateBase+stateEntries:], entries)
+		r := regs[0]
+		if _, err := Round(mem, &r, nil, nil); err == nil || r != regs[0] {
+			t.Errorf("a ring of %d rounds: %v", entries, err)
+		}
+		if _, err := ReadRing(mem, 0); err == nil {
+			t.Errorf("a ring of %d rounds was read", entries)
+		}
 	}
 }
 
@@ -262,6 +299,7 @@ func TestBadParametersAndBadMemoryAreRefused(t *testing.T) {
 	for _, p := range []Params{
 		{VCPUs: -1}, {VCPUs: MaxVCPUs + 1}, {Pages: -1}, {Pages: 1 << 40}, {Pages: 700000, VCPUs: 2},
 		{Pages: 4, Touch: 5}, {Touch: -1}, {TSCPerMille: -1}, {TSCPerMille: 1001},
+		{Ring: -256}, {Ring: 128}, {Ring: 300}, {Ring: 2 * RingEntries},
 		{Disk: 513}, {Disk: MaxDisk + SectorSize}, {DiskEvery: 1}, {Disk: 4096, DiskEvery: -1}, {Disk: 4096, VCPUs: 2, DiskEvery: 1},
 	} {
 		if err := Load(make([]byte, 8<<20), p); err == nil {

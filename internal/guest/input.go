@@ -84,7 +84,7 @@ func NextInput(y, m, v uint64) uint64 { return mix(mix(y, m), v) }
 // bytes of mem that changes. The vCPU must be reading PortStatus, and is told
 // StatusInput; or, in Go, [Answer] is called.
 func PutInput(mem []byte, vcpu int, frame []byte) (off, n uint64, err error) {
-	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < RingBase || len(frame) != FrameSize {
+	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < lowMemory || len(frame) != FrameSize {
 		return 0, 0, fmt.Errorf("guest: input of %d bytes for vCPU %d in %d bytes of memory", len(frame), vcpu, len(mem))
 	}
 	at := frameBuffer(vcpu) + inputOffset
@@ -97,7 +97,7 @@ func PutInput(mem []byte, vcpu int, frame []byte) (off, n uint64, err error) {
 // returns the address of the frame to emit (see [Emitted]), 0 if the input is
 // ignored, and which bytes of mem it has changed. It is for the guest in Go.
 func Answer(mem []byte, vcpu int) (reply, off, n uint64, err error) {
-	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < RingBase {
+	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < lowMemory {
 		return 0, 0, 0, fmt.Errorf("guest: no vCPU %d in %d bytes of memory", vcpu, len(mem))
 	}
 	page := mem[frameBuffer(vcpu):][:PageSize]
@@ -123,7 +123,7 @@ func Answer(mem []byte, vcpu int) (reply, off, n uint64, err error) {
 // LastInput returns the number of the input that a vCPU has taken last, 0 for
 // none, and the hash of all of them. The vCPU must not run.
 func LastInput(mem []byte, vcpu int) (m, y uint64, err error) {
-	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < RingBase {
+	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < lowMemory {
 		return 0, 0, fmt.Errorf("guest: no vCPU %d in %d bytes of memory", vcpu, len(mem))
 	}
 	page := mem[frameBuffer(vcpu):]

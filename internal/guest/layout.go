@@ -21,7 +21,8 @@ const (
 	DataBase    = 0x19000 // what each vCPU writes to its disk, a page each
 	RingBase    = 1 << 20 // one ring per vCPU; the working sets follow the rings
 
-	ringSize = RingEntries * ringEntrySize
+	// lowMemory is what every guest has: all that is below the rings.
+	lowMemory = DataBase + MaxVCPUs*PageSize
 )
 
 // Limits of a guest.
@@ -31,7 +32,8 @@ const (
 	MaxDisk     = 1 << 40
 	RingEntries = 65536
 
-	ringEntrySize = 16
+	minRingEntries = PageSize / ringEntrySize
+	ringEntrySize  = 16
 )
 
 // Ports of the paravirtual device. PortStatus is read one byte at a time; bit 0
@@ -63,6 +65,8 @@ const (
 	stateFirst   = 0x50 // region of the disk: first sector
 	stateSectors = 0x58 // and how many
 	stateDesc    = 0x60 // address of the descriptor
+
+	stateEntries = 0x68 // of the ring, 0 for RingEntries; the program does not read it
 )
 
 // program is guest.S, assembled; a test compares the two.
@@ -79,6 +83,12 @@ type Params struct {
 	TSCPerMille int    // share of the rounds that take in the time-stamp counter, 0 to 1000
 	Delay       uint64 // iterations of an idle loop at the end of each round
 	Seed        uint64 // what the running hashes and the working sets start from
+
+	// Ring is how many rounds each vCPU's ring keeps: a power of two, 256 to
+	// RingEntries. 0: RingEntries, from RingBase on, which is all that the assembled
+	// program knows. A guest in Go can do with less memory: its ring follows what is
+	// below it at once.
+	Ring int
 
 	// Disk is the size of the guest's disk in bytes; 0: none. Each vCPU writes
 	// a part of its own.
@@ -108,6 +118,8 @@ func (p Params) Validate() error {
 		return fmt.Errorf("guest: %d pages touched per round, want 0 to %d", p.Touch, p.Pages)
 	case p.TSCPerMille < 0 || p.TSCPerMille > 1000:
 		return fmt.Errorf("guest: share of rounds with the TSC is %d per mille", p.TSCPerMille)
+	case p.Ring != 0 && (p.Ring < minRingEntries || p.Ring > RingEntries || p.Ring&(p.Ring-1) != 0):
+		return fmt.Errorf("guest: a ring of %d rounds, want a power of two, %d to %d", p.Ring, minRingEntries, RingEntries)
 	case p.Disk%SectorSize != 0 || p.Disk > MaxDisk:
 		return fmt.Errorf("guest: a disk of %d bytes, want sectors of %d, at most %d bytes", p.Disk, SectorSize, uint64(MaxDisk))
 	case p.DiskEvery < 0 || p.DiskEvery > 0 && p.Disk < uint64(p.VCPUs)*PageSize:
@@ -124,7 +136,15 @@ func (p Params) MemSize() uint64 {
 
 // setBase returns the address of a vCPU's working set.
 func (p Params) setBase(vcpu int) uint64 {
-	return RingBase + uint64(p.VCPUs)*ringSize + uint64(vcpu)*uint64(p.Pages)*PageSize
+	return p.ring(p.VCPUs) + uint64(vcpu)*uint64(p.Pages)*PageSize
+}
+
+// ring returns the address of a vCPU's ring, which follows that of the one before.
+func (p Params) ring(vcpu int) uint64 {
+	if p.Ring == 0 {
+		return RingBase + uint64(vcpu)*RingEntries*ringEntrySize
+	}
+	return lowMemory + uint64(vcpu)*uint64(p.Ring)*ringEntrySize
 }
 
 // seed returns the running hash that a vCPU starts with.
@@ -147,7 +167,13 @@ func spread(v uint64) uint64 {
 // Load writes the program, its page tables, state pages, frame templates, empty
 // rings and working sets into mem, which is all of the guest's memory from
 // address 0. Memory that the guest does not use is not written.
-func Load(mem []byte, p Params) error {
+func Load(mem []byte, p Params) error { return put(mem, p, false) }
+
+// LoadZeroed is Load into memory that is all zero, of which most then stays
+// untouched: a mapping that is new need not get its pages yet.
+func LoadZeroed(mem []byte, p Params) error { return put(mem, p, true) }
+
+func put(mem []byte, p Params, zeroed bool) error {
 	if err := p.Validate(); err != nil {
 		return err
 	}
@@ -156,13 +182,14 @@ func Load(mem []byte, p Params) error {
 		return fmt.Errorf("guest: %d bytes of memory, want %d to %d", len(mem), p.MemSize(), MaxMemory)
 	}
 	le := binary.LittleEndian
-	clear(mem[:RingBase])
+	if !zeroed {
+		clear(mem[:p.ring(p.VCPUs)])
+	}
 	loadPageTables(mem)
 	loadTSS(mem)
 	copy(mem[ProgramBase:], program)
 	for v := range p.VCPUs {
 		state := mem[StateBase+v*PageSize:]
-		ring := RingBase + v*ringSize
 		set := p.setBase(v)
 		le.PutUint64(state[stateVCPU:], uint64(v))
 		le.PutUint64(state[stateSeed:], p.seed(v))
@@ -171,14 +198,14 @@ func Load(mem []byte, p Params) error {
 		le.PutUint64(state[stateTouch:], uint64(p.Touch))
 		le.PutUint64(state[stateTSC:], uint64(p.TSCPerMille))
 		le.PutUint64(state[stateDelay:], p.Delay)
-		le.PutUint64(state[stateRing:], uint64(ring))
+		le.PutUint64(state[stateRing:], p.ring(v))
+		le.PutUint64(state[stateEntries:], uint64(p.Ring))
 		le.PutUint64(state[stateFrame:], uint64(frameBuffer(v)))
 		putTemplate(mem[frameBuffer(v):], v)
 		putReplyTemplate(mem[frameBuffer(v)+replyOffset:], v)
 		if p.DiskEvery > 0 {
 			p.loadDisk(mem, v)
 		}
-		clear(mem[ring : ring+ringSize])
 		for i := range uint64(p.Pages) * (PageSize / 8) {
 			le.PutUint64(mem[set+i*8:], p.word(v, i))
 		}
@@ -227,25 +254,47 @@ func loadTSS(mem []byte) {
 // Entry is what a vCPU's ring says of one round.
 type Entry struct{ N, H uint64 }
 
-// ReadRing returns the last (up to RingEntries) rounds of a vCPU in order, the
-// last one last. The vCPU must not run meanwhile, or the newest entries may be
+// A ring is the ring of a vCPU, as its state page describes it.
+type ring struct{ base, entries uint64 }
+
+// ringOf reads a state page. The error is one of a page that leads outside mem.
+func ringOf(mem, state []byte) (r ring, err error) {
+	le, size := binary.LittleEndian, uint64(len(mem))
+	r.base, r.entries = le.Uint64(state[stateRing:]), le.Uint64(state[stateEntries:])
+	if r.entries == 0 {
+		r.entries = RingEntries
+	}
+	if r.entries > RingEntries || r.entries&(r.entries-1) != 0 || r.base > size || r.entries*ringEntrySize > size-r.base {
+		return r, fmt.Errorf("guest: the state page's ring leads outside %d bytes of memory", size)
+	}
+	return r, nil
+}
+
+// at returns the address of the entry of round n.
+func (r ring) at(n uint64) uint64 { return r.base + n&(r.entries-1)*ringEntrySize }
+
+// ReadRing returns the last rounds of a vCPU, as many as its ring keeps, in order,
+// the last one last. The vCPU must not run meanwhile, or the newest entries may be
 // torn.
 func ReadRing(mem []byte, vcpu int) ([]Entry, error) {
-	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < RingBase+(vcpu+1)*ringSize {
+	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < lowMemory {
 		return nil, fmt.Errorf("guest: no ring of vCPU %d in %d bytes of memory", vcpu, len(mem))
 	}
-	ring := mem[RingBase+vcpu*ringSize:][:ringSize]
+	r, err := ringOf(mem, mem[StateBase+vcpu*PageSize:][:PageSize])
+	if err != nil || r.base < lowMemory {
+		return nil, fmt.Errorf("guest: no ring of vCPU %d in %d bytes of memory", vcpu, len(mem))
+	}
 	at := func(n uint64) Entry {
-		e := ring[n%RingEntries*ringEntrySize:]
+		e := mem[r.at(n):]
 		return Entry{binary.LittleEndian.Uint64(e), binary.LittleEndian.Uint64(e[8:])}
 	}
 	var last uint64
-	for i := range uint64(RingEntries) {
+	for i := range r.entries {
 		last = max(last, at(i).N)
 	}
 	first := uint64(1)
-	if last > RingEntries {
-		first = last - RingEntries + 1
+	if last > r.entries {
+		first = last - r.entries + 1
 	}
 	var entries []Entry
 	for n := first; n <= last; n++ {

@@ -40,7 +40,7 @@ type Regs struct {
 // Boot returns the registers of a vCPU before its first round, from memory that
 // Load prepared.
 func Boot(mem []byte, vcpu int) (Regs, error) {
-	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < RingBase {
+	if vcpu < 0 || vcpu >= MaxVCPUs || len(mem) < lowMemory {
 		return Regs{}, fmt.Errorf("guest: no vCPU %d in %d bytes of memory", vcpu, len(mem))
 	}
 	seed := binary.LittleEndian.Uint64(mem[StateBase+vcpu*PageSize+stateSeed:])
@@ -56,18 +56,21 @@ func Boot(mem []byte, vcpu int) (Regs, error) {
 //
 // It fails, with r unchanged, if the state page leads outside mem.
 func Round(mem []byte, r *Regs, tsc func() uint64, touched func(off, n uint64)) (frame uint64, err error) {
-	if r.VCPU < 0 || r.VCPU >= MaxVCPUs || len(mem) < RingBase {
+	if r.VCPU < 0 || r.VCPU >= MaxVCPUs || len(mem) < lowMemory {
 		return 0, fmt.Errorf("guest: no vCPU %d in %d bytes of memory", r.VCPU, len(mem))
 	}
 	le := binary.LittleEndian
 	state := mem[StateBase+r.VCPU*PageSize:][:PageSize]
 	set, pages, touch := le.Uint64(state[stateSet:]), le.Uint64(state[statePages:]), le.Uint64(state[stateTouch:])
-	ring := le.Uint64(state[stateRing:])
 	frame = le.Uint64(state[stateFrame:])
 	size := uint64(len(mem))
 	if pages > size/PageSize || set > size || set+pages*PageSize > size || touch > pages ||
-		ring > size || ring+ringSize > size || frame > size || frame+bufferSize > size {
+		frame > size || frame+bufferSize > size {
 		return 0, fmt.Errorf("guest: state page of vCPU %d leads outside %d bytes of memory", r.VCPU, size)
+	}
+	ring, err := ringOf(mem, state)
+	if err != nil {
+		return 0, fmt.Errorf("vCPU %d: %w", r.VCPU, err)
 	}
 	disk, err := diskOf(mem, state, pages)
 	if err != nil {
@@ -106,7 +109,7 @@ func Round(mem []byte, r *Regs, tsc func() uint64, touched func(off, n uint64)) 
 	x = mix(x, t)
 	r.N, r.X = n, x
 
-	entry := ring + n%RingEntries*ringEntrySize
+	entry := ring.at(n)
 	write(entry, n)
 	write(entry+8, x)
 	be := binary.BigEndian
