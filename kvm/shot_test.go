@@ -67,7 +67,7 @@ func shooting(t *testing.T, vcpus int) (*VM, func()) {
 			t.Fatal(err)
 		}
 	}
-	for range 50 {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		if err := vm.Pause(ctx); err != nil {
 			t.Fatal(err)
 		}
