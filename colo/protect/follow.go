@@ -12,7 +12,6 @@ import (
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/vmstate"
-	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
 // A pending pair has a control connection, and not yet the others. It is guarded
@@ -45,19 +44,30 @@ func (j *Job) follow(ctx context.Context) error {
 		return nil // the job has moved on, or the guest runs here
 	}
 	defer p.close()
-	s, free, err := j.newSecondary(ctx, p)
+	if !j.resumeCopy(p) {
+		return nil
+	}
+	s, err := j.newSecondary(ctx, p)
 	if err != nil {
 		return err
 	}
-	defer free()
+	if err := j.tellWritten(s); err != nil {
+		j.note(err)
+		s.wire.Close()
+		j.keepCopy(s, err)
+		return nil
+	}
 	j.learn(p.generation)
 	j.take(s)
 	defer j.take(nil)
 	if j.do(joined, "follows "+p.host) != nil {
 		s.wire.Close()
+		j.keepCopy(s, errMoved)
 		return nil
 	}
-	return j.followed(ctx, s, j.attend(ctx, s))
+	err = j.attend(ctx, s)
+	j.keepCopy(s, err)
+	return j.followed(ctx, s, err)
 }
 
 // followed is the end of a session that this host followed.
@@ -106,7 +116,7 @@ func (j *Job) welcome(conn net.Conn, h hello) {
 		answer.Offer = j.offer()
 	}
 	if why == nil {
-		answer.Token, why = j.admit(conn, h)
+		answer.Token, answer.Holds, why = j.admit(conn, h)
 	}
 	if why != nil {
 		var r *RefusedError
@@ -148,31 +158,31 @@ func (j *Job) answered(token string, err error) {
 }
 
 // admit takes a connection into the pair that it belongs to, whose token it
-// returns, or says why it is of no use now.
-func (j *Job) admit(conn net.Conn, h hello) (token string, why error) {
+// returns, and for the first what the memory here is, or says why it is of no use now.
+func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if h.Generation < j.generation {
-		return "", refuse("generation %d is over, the present one is %d", h.Generation, j.generation)
+		return "", nil, refuse("generation %d is over, the present one is %d", h.Generation, j.generation)
 	}
 	if s := j.m.state; s != Waiting {
 		j.overtook(h)
-		return "", refuse("%s is %s", j.cfg.Host, s)
+		return "", nil, refuse("%s is %s", j.cfg.Host, s)
 	}
 	if h.Host == j.cfg.Host {
-		return "", refuse("both hosts are called %q", h.Host)
+		return "", nil, refuse("both hosts are called %q", h.Host)
 	}
 	if h.Generation == j.wrote && j.wrote > 0 {
 		// Nobody else can have that generation but by a mistake, of persons or of an
 		// arbiter that has lost its record: what the guest here has written is kept.
-		return "", refuse("the disks of %s are a guest's own, of generation %d as well: the two hosts have gone on apart", j.cfg.Host, j.wrote)
+		return "", nil, refuse("the disks of %s are a guest's own, of generation %d as well: the two hosts have gone on apart", j.cfg.Host, j.wrote)
 	}
 	p := j.pending
 	if h.Channel == chControl {
 		if p != nil {
 			// The same primary, which has begun again, or one that has died.
 			if time.Now().Before(p.expires) && p.peer.host != h.Host {
-				return "", refuse("%s is busy with %s", j.cfg.Host, p.peer.host)
+				return "", nil, refuse("%s is busy with %s", j.cfg.Host, p.peer.host)
 			}
 			p.peer.close()
 		}
@@ -180,21 +190,24 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, why error) {
 		p = &pending{peer: newPeer(h), expires: time.Now().Add(greetTime)}
 		p.peer.control = conn
 		j.pending = p
-		return h.Token, nil
+		return h.Token, j.holds, nil
 	}
 	switch {
 	case p == nil || h.Token == "" || h.Token != p.peer.token || h.Generation != p.peer.generation:
-		return "", refuse("the %s connection belongs to no pair", h.Channel)
+		return "", nil, refuse("the %s connection belongs to no pair", h.Channel)
 	case h.Channel == chHeartbeat && p.peer.beat == nil:
 		p.peer.beat = conn
 	case h.Channel == chSession && p.peer.session == nil:
-		p.peer.session = conn
+		if h.Resumes != nil && (j.holds == nil || *h.Resumes != *j.holds) {
+			return "", nil, refuse("%s does not hold that checkpoint any more", j.cfg.Host)
+		}
+		p.peer.session, p.peer.resumes = conn, h.Resumes
 	case slices.Contains(j.channels, h.Channel) && p.peer.more[h.Channel] == nil:
 		p.peer.more[h.Channel] = conn
 	default:
-		return "", refuse("there is no use for a %q connection", h.Channel)
+		return "", nil, refuse("there is no use for a %q connection", h.Channel)
 	}
-	return h.Token, nil
+	return h.Token, nil, nil
 }
 
 func (j *Job) peerName() string { return j.cfg.Peer.Name }
@@ -215,7 +228,7 @@ func (j *Job) refuseAll() {
 }
 
 // newSecondary makes the secondary's side of a session.
-func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(), err error) {
+func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, err error) {
 	s := &session{peer: p, wire: j.cfg.Session.wire(event.ModeSecondary, p.session), over: ctx, began: time.Now()}
 	defer func() {
 		if err != nil {
@@ -223,12 +236,12 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(
 		}
 	}()
 	if err := sided(j.cfg.Network, func(n Sided) error { return n.Follow(ctx) }); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	reg := new(vmstate.Registry)
-	cache, err := ram.NewCache(j.cfg.Guest.Blocks(), j.cfg.Guest, j.cfg.cache())
+	cache, err := j.takeCopy(p)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -236,14 +249,14 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(
 		}
 	}()
 	if err := reg.RegisterLive(ramEntry(), nil, cache); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	if err := j.register(reg); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	for _, d := range j.cfg.Disks {
 		if err := d.follow(ctx); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
 	cfg := colo.SecondaryConfig{
@@ -257,8 +270,8 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, free func(
 	}
 	secondary, err := colo.NewSecondary(s.wire, cfg)
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
 	s.colo, s.cache = secondary, cache
-	return s, func() { cache.Close() }, nil
+	return s, nil
 }

@@ -68,6 +68,12 @@ type hello struct {
 	// On the control channel: what must fit.
 	Offer *offer `json:"offer,omitempty"`
 
+	// Of an answer on the control channel: what the sender's memory is, if it is known to
+	// the primary of a session before. On the session channel, of a primary that sends
+	// only what that lacks: the same again.
+	Holds   *position `json:"holds,omitempty"`
+	Resumes *position `json:"resumes,omitempty"`
+
 	// Of an answer on the channel ask: what the job's State is called.
 	State string `json:"state,omitempty"`
 
@@ -201,6 +207,11 @@ func (h *hello) check() error {
 	for _, s := range []string{h.Channel, h.Guest, h.Token, h.Host, h.State} {
 		if len(s) > failover.MaxName {
 			return fmt.Errorf("%w: a name of %d bytes", ErrHello, len(s))
+		}
+	}
+	for _, p := range []*position{h.Holds, h.Resumes} {
+		if p != nil && len(p.Session) > failover.MaxName {
+			return fmt.Errorf("%w: the name of a session of %d bytes", ErrHello, len(p.Session))
 		}
 	}
 	if h.Generation > maxGeneration {

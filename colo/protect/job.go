@@ -13,6 +13,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
 var (
@@ -54,6 +55,10 @@ type Job struct {
 	restart    uint64          // the generation of disks that the guest may be started from; Run's alone
 	background func(func())    // starts a goroutine that Run waits for; nil: Run does not run
 	life       context.Context // ends when Run no longer leads or follows; nil: it does not yet, or any more
+
+	base  *base      // of this host as a primary; Run's alone
+	copy  *ram.Cache // of this host as a secondary, between two sessions; Run's alone
+	holds *position  // what copy is; nil: there is none; guarded by mu
 
 	saves  chan *saving // to rest, which does it
 	saving bool         // Resume is refused
@@ -194,8 +199,11 @@ func (j *Job) live(ctx context.Context) error {
 	if err == nil {
 		err = j.begin(ctx)
 	}
+	defer func() { j.keepMemory(Concluded) }()
 	for err == nil {
-		switch j.State() {
+		state := j.State()
+		j.keepMemory(state)
+		switch state {
 		case Waiting:
 			err = j.follow(ctx)
 		case Alone:

@@ -37,10 +37,19 @@ func (j *Job) lead(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := j.hearWritten(ctx, s); err != nil {
+		j.note(err)
+		s.wire.Close()
+		return nil
+	}
 	j.take(s)
 	defer j.take(nil)
 	s.primary.SetCheckpointDelay(j.CheckpointDelay()) // it may have changed since the session was made
-	if j.do(agreed, p.host+" follows") != nil {
+	why := p.host + " follows"
+	if p.resumes != nil {
+		why += ", from the checkpoint on that it holds"
+	}
+	if j.do(agreed, why) != nil {
 		s.wire.Close()
 		return nil
 	}
@@ -183,7 +192,10 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 		}
 		p.more[h.Channel] = conn
 	}
-	h.Channel = chSession
+	if j.base.fits(answer.Holds, j.cfg.Guest.Blocks()) {
+		p.resumes = answer.Holds
+	}
+	h.Channel, h.Resumes = chSession, p.resumes
 	if p.session, _, err = dial(ctx, &j.cfg, h); err != nil {
 		return nil, err
 	}
@@ -200,7 +212,7 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (_ *session, err error) {
 		}
 	}()
 	reg := new(vmstate.Registry)
-	saver := ram.NewSaver(j.cfg.Guest.Blocks(), j.cfg.Guest, j.cfg.Session.saver())
+	saver := j.takeBase(p)
 	if err := reg.RegisterLive(ramEntry(), saver, nil); err != nil {
 		return nil, err
 	}
@@ -222,7 +234,7 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (_ *session, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.primary, s.colo = primary, primary
+	s.primary, s.colo, s.base = primary, primary, j.base
 	return s, nil
 }
 

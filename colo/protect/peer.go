@@ -18,6 +18,8 @@ type peer struct {
 	generation uint64 // of the session: what the primary held when it began
 	token      string // of the pair; no connection of another session has it
 
+	resumes *position // what the memory of the secondary is, where the session goes on from that; nil: all of it is sent
+
 	control, session, beat net.Conn
 	more                   map[string]net.Conn // of disks and networks, by channel
 

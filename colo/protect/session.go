@@ -22,6 +22,7 @@ type session struct {
 	colo    coloSession
 	primary *colo.Primary // nil: this host is the secondary
 	cache   *ram.Cache    // the secondary's; of the goroutine in colo's Run
+	base    *base         // the primary's; of the goroutine in colo's Run
 	wire    *counted
 	over    context.Context // ends with the job
 
@@ -103,6 +104,7 @@ func (j *Job) observe(s *session, e event.Event) {
 		s.mu.Unlock()
 		j.count(c)
 		if s.primary != nil {
+			s.base.confirm(s.peer.token, c.Epoch)
 			if first {
 				j.do(inStep, "")
 			}

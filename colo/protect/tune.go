@@ -74,7 +74,9 @@ func (c *SessionConfig) wire(side event.Mode, conn net.Conn) *counted {
 	return &counted{Conn: conn}
 }
 
-func (c *SessionConfig) saver() ram.SaverConfig { return ram.SaverConfig{XBZRLE: c.XBZRLE} }
+func (c *SessionConfig) saver() ram.SaverConfig {
+	return ram.SaverConfig{XBZRLE: c.XBZRLE, Resumable: true}
+}
 
 func (c *SessionConfig) primary(p *colo.PrimaryConfig) {
 	p.MaxDowntime, p.MaxPasses = c.MaxDowntime, c.MaxPasses

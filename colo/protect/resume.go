@@ -1,0 +1,214 @@
+package protect
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// When a link is lost for a moment, and the primary goes on, the secondary waits for it
+// with what it has of its memory, and tells it in its answer which checkpoint of which
+// session that is. A primary that was in that session, and has had the dirty log on since,
+// knows what is lacking, and sends no more. See package ram for why that is exact
+// whatever was under way when the link was lost.
+//
+// What a host has kept for that it drops as soon as it is anything else than who it was
+// in that session: a primary but while it seeks its secondary, a secondary but while it
+// waits for a primary.
+
+// A position is a checkpoint of a session. The token of its pair names the session: it
+// is random, and never used again.
+type position struct {
+	Session string `json:"session"`
+	Epoch   uint64 `json:"epoch"`
+	// Lacks says that a list comes first over the session's connection: of pages that the
+	// secondary's guest has written, and has no copy of.
+	Lacks bool `json:"lacks,omitempty"`
+}
+
+// A base is what a primary knows of its secondary's memory.
+type base struct {
+	saver  *ram.Saver
+	blocks []ram.Block // of saver
+	at     position    // the secondary holds that, or a later checkpoint of its session
+	last   string      // or any checkpoint of that session, the last that was begun
+}
+
+// fits reports whether a secondary that holds p lacks what the base knows, and nothing
+// else.
+func (b *base) fits(p *position, now []ram.Block) bool {
+	if b == nil || p == nil || !b.saver.Resumable() || !slices.EqualFunc(b.blocks, now, sameBlock) {
+		return false
+	}
+	if p.Session == b.at.Session {
+		return p.Epoch >= b.at.Epoch
+	}
+	return p.Session == b.last
+}
+
+func sameBlock(a, b ram.Block) bool {
+	return a.Name == b.Name && a.Used == b.Used && len(a.Host) == len(b.Host) && (len(a.Host) == 0 || &a.Host[0] == &b.Host[0])
+}
+
+// confirm says that the secondary has committed a checkpoint.
+func (b *base) confirm(session string, epoch uint64) {
+	if b == nil {
+		return // a session of a test's
+	}
+	b.saver.Confirm()
+	b.at = position{Session: session, Epoch: epoch}
+}
+
+// takeBase returns the saver of a session: that of the last one, if it goes on from
+// there, as connect has agreed.
+func (j *Job) takeBase(p *peer) *ram.Saver {
+	if p.resumes != nil && j.base.saver.Resume() {
+		j.base.at, j.base.last = *p.resumes, p.token
+		return j.base.saver
+	}
+	j.dropBase()
+	blocks := j.cfg.Guest.Blocks()
+	j.base = &base{saver: ram.NewSaver(blocks, j.cfg.Guest, j.cfg.Session.saver()), blocks: slices.Clone(blocks), last: p.token}
+	return j.base.saver
+}
+
+func (j *Job) dropBase() {
+	if j.base != nil {
+		j.base.saver.Forget()
+		j.base = nil
+	}
+}
+
+// keepMemory drops what a host in this state has no use for.
+func (j *Job) keepMemory(s State) {
+	if s != Alone {
+		j.dropBase()
+	}
+	if s != Waiting {
+		j.dropCopy()
+	}
+}
+
+// resumeCopy reports whether this host can follow as the two have agreed.
+func (j *Job) resumeCopy(p *peer) bool {
+	j.mu.Lock()
+	holds := j.holds
+	j.mu.Unlock()
+	return p.resumes == nil || holds != nil && *holds == *p.resumes && j.copy.Resumable()
+}
+
+// takeCopy returns the cache of a session: that of the last one, if it goes on from there.
+func (j *Job) takeCopy(p *peer) (*ram.Cache, error) {
+	if p.resumes != nil && j.copy.Resume() {
+		cache := j.copy
+		j.setCopy(nil, nil)
+		return cache, nil
+	}
+	j.dropCopy()
+	return ram.NewCache(j.cfg.Guest.Blocks(), j.cfg.Guest, j.cfg.cache())
+}
+
+// keepCopy keeps the memory of a session that has ended, if another can go on from it.
+// Its guest must be paused, and stay so.
+func (j *Job) keepCopy(s *session, err error) {
+	var at position
+	if s.peer.resumes != nil {
+		at = *s.peer.resumes
+	}
+	if epoch, whole := s.committed(); whole {
+		at = position{Session: s.peer.token, Epoch: epoch}
+	}
+	if at.Session == "" || tookOverHere(err) || errors.Is(err, failover.ErrTorn) || errors.Is(err, ram.ErrStagedFull) {
+		s.cache.Close()
+		return
+	}
+	s.cache.Discard()
+	if !s.cache.Resumable() {
+		s.cache.Close()
+		return
+	}
+	at.Lacks = !s.cache.KeepsCopy()
+	j.setCopy(s.cache, &at)
+}
+
+func (j *Job) setCopy(c *ram.Cache, at *position) {
+	j.copy = c
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.holds = at
+}
+
+func (j *Job) dropCopy() {
+	if j.copy != nil {
+		j.copy.Close()
+	}
+	j.setCopy(nil, nil)
+}
+
+// tellWritten tells the primary, where no copy is kept here, what the guest here has
+// written: the length of the list as 32 bits, and the list.
+func (j *Job) tellWritten(s *session) error {
+	if s.peer.resumes == nil || !s.peer.resumes.Lacks {
+		return nil
+	}
+	var list written
+	w := qemufile.NewWriter(&list)
+	if err := errors.Join(s.cache.SaveDirty(w), w.Flush()); err != nil {
+		return err
+	}
+	s.wire.SetWriteDeadline(time.Now().Add(j.cfg.PeerTimeout))
+	defer s.wire.SetWriteDeadline(time.Time{})
+	_, err := s.wire.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(list))), list...))
+	return err
+}
+
+type written []byte
+
+func (b *written) Write(p []byte) (int, error) { *b = append(*b, p...); return len(p), nil }
+
+// hearWritten reads what tellWritten has written, while this host seeks a secondary. A
+// list that is none makes the next session one that sends all.
+func (j *Job) hearWritten(ctx context.Context, s *session) error {
+	if s.peer.resumes == nil || !s.peer.resumes.Lacks {
+		return nil
+	}
+	act, end := j.while(ctx, Alone)
+	defer end()
+	defer context.AfterFunc(act, func() { s.wire.Close() })()
+	s.wire.SetReadDeadline(time.Now().Add(j.cfg.PeerTimeout))
+	defer s.wire.SetReadDeadline(time.Time{})
+	err := s.base.readWritten(s.wire)
+	if err != nil {
+		j.dropBase() // or the secondary, which has said that it is to come, may say so for ever
+	}
+	return err
+}
+
+// readWritten has the pages of a list sent, of which the length comes first.
+func (b *base) readWritten(from io.Reader) error {
+	var head [4]byte
+	if _, err := io.ReadFull(from, head[:]); err != nil {
+		return err
+	}
+	n, most := int64(binary.BigEndian.Uint32(head[:])), int64(1)
+	for _, b := range b.blocks {
+		most += int64(1 + len(b.Name) + 4 + 12*(len(b.Host)/ram.PageSize/64+1))
+	}
+	if n > most {
+		return fmt.Errorf("protect: a list of written pages of %d bytes, at most %d", n, most)
+	}
+	r := qemufile.NewReader(io.LimitReader(from, n))
+	err := b.saver.LoadDirty(r)
+	if err == nil && r.Offset() < n {
+		err = fmt.Errorf("protect: a list of written pages that is %d bytes too long", n-r.Offset())
+	}
+	return err
+}
