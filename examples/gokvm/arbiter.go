@@ -16,18 +16,11 @@ import (
 // newArbiter returns who decides which of the two hosts has the guest: a directory
 // that both reach (-arbiter file:PATH), or this host itself (between), with or without
 // a command that is asked.
-func newArbiter(o options, peer protect.Peer, h *host) (failover.Arbiter, error) {
+func newArbiter(o options, d *disk, h *host) (failover.Arbiter, error) {
 	var a failover.Arbiter = &between{
-		host: o.host, disks: o.disk != "", word: o.anyway,
+		host: o.host, disks: d != nil, fresh: d != nil && d.fresh, word: o.anyway,
 		command: o.command, term: o.term, lost: o.lost, state: h.state, open: h.open, about: h.about,
-		ask: func(ctx context.Context) (protect.Standing, error) {
-			if o.peer == "" {
-				return protect.Standing{}, errNoPeer
-			}
-			ctx, cancel := context.WithTimeout(ctx, o.lost/2)
-			defer cancel()
-			return protect.Ask(ctx, peer, o.name, o.host)
-		},
+		ask:       h.ask,
 		undecided: func(err error) { h.p.phase("undecided", "%s", oneLine(err)) },
 		changed:   make(chan struct{}),
 	}
@@ -38,7 +31,7 @@ func newArbiter(o options, peer protect.Peer, h *host) (failover.Arbiter, error)
 		}
 		a = f
 	}
-	if o.kernel == "" {
+	if o.kernel == "" && o.resume == "" {
 		a = &onlyTakes{a, h.state}
 	}
 	return a, nil
@@ -75,12 +68,14 @@ func starts(s protect.State) bool { return s == protect.Created || s == protect.
 //     to go on, which that says as soon as it can: it seeks its secondary. One that can
 //     ask, does, and waits as long as the primary lives and has not decided.
 //   - A start needs the other host's answer, or the word of a person who knows
-//     (-start). It is refused by a host that has the guest, or a later copy of it.
+//     (-start), unless the guest is a new one, as its disk says. It is refused by a
+//     host that has the guest, or a later copy of it.
 //
 // In step a primary has no grant that it could renew: the promises count.
 type between struct {
 	host    string // this one's name
 	disks   bool   // the guest has some
+	fresh   bool   // which no guest has ever used
 	word    bool   // a person says that the other host is dead, or has nothing newer
 	command string // is asked before either goes on; "": nothing is
 	term    time.Duration
@@ -186,7 +181,7 @@ func (b *between) decide(ctx context.Context, c failover.Claim, held bool) (afte
 		if ctx.Err() != nil {
 			return 0, at, context.Cause(ctx)
 		}
-		after, err := aStart{b.host, c.After, b.disks, b.word}.decide(there, unheard)
+		after, err := aStart{b.host, c.After, b.disks, b.fresh, b.word}.decide(there, unheard)
 		return after, at, err
 	case !held && state != protect.Asking: // an operator's word
 		return c.After, now, nil

@@ -19,6 +19,7 @@ import (
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 var (
@@ -173,6 +174,7 @@ func TestWhatIsReleasedIsNobodys(t *testing.T) {
 }
 
 func TestACommandIsToldWhatItIsAbout(t *testing.T) {
+	require.Outside(t, require.Processes)
 	dir := t.TempDir()
 	b := aBetween(4, protect.Asking, true, protect.Standing{}, errNobody)
 	b.command = `[ "$LOCKSTEP_MODE $LOCKSTEP_EPOCH $LOCKSTEP_GENERATION $LOCKSTEP_CAUSE" = "primary 7 5 two; lines" ] && mkdir ` + dir + `/$LOCKSTEP_GENERATION`
@@ -253,6 +255,31 @@ func TestAPersonsWordStartsTheGuest(t *testing.T) {
 	b.disks = false
 	if g, err := b.Acquire(t.Context(), claim(0)); err != nil || g.Generation != 7 {
 		t.Errorf("a guest without disks: %+v, %v", g, err)
+	}
+}
+
+// A primary whose disk no guest has ever used starts one without the other host's
+// answer, unless that lives and does not give one.
+func TestANewGuestIsStartedWithoutAnAnswer(t *testing.T) {
+	for name, c := range map[string]struct {
+		after uint64
+		there protect.Standing
+		err   error
+		ok    bool
+	}{
+		"nobody there":              {0, protect.Standing{}, errNobody, true},
+		"silence":                   {0, protect.Standing{}, errSilent, true},
+		"it lives: TLS":             {0, protect.Standing{}, errTLS, false},
+		"it lives: a refusal":       {0, protect.Standing{}, errOther, false},
+		"it has a copy":             {0, protect.Standing{Host: "a", State: protect.Waiting, Generation: 6}, nil, false},
+		"it runs the guest":         {0, protect.Standing{Host: "a", State: protect.Alone, Generation: 1}, nil, false},
+		"a disk that has been used": {3, protect.Standing{}, errNobody, false},
+	} {
+		b := aBetween(0, protect.Created, false, c.there, c.err)
+		b.fresh = true
+		if g, err := b.Acquire(t.Context(), claim(c.after)); c.ok != (err == nil) || c.ok && g.Generation != 1 {
+			t.Errorf("%s: %+v, %v", name, g, err)
+		}
 	}
 }
 
@@ -359,6 +386,7 @@ func TestAPersonIsToldWhatIsWaitedFor(t *testing.T) {
 
 // What is no answer of the command is asked again, and takes nothing from nobody.
 func TestACommandThatWasNotRunHasNotAnswered(t *testing.T) {
+	require.Outside(t, require.Processes)
 	for command, refused := range map[string]bool{
 		"exit 1": true, "exit 125": true, "exit 126": false, "no-such-command-here": false, "kill -9 $$": false, "exit 137": false,
 	} {
@@ -373,6 +401,7 @@ func TestACommandThatWasNotRunHasNotAnswered(t *testing.T) {
 // Two claims of one generation, as when an operator speaks while it is asked, run the
 // command once.
 func TestACommandIsAskedOnceForAGeneration(t *testing.T) {
+	require.Outside(t, require.Processes)
 	b := aBetween(4, protect.Asking, true, protect.Standing{}, errNobody)
 	b.command = "echo $LOCKSTEP_HOST; mkdir " + t.TempDir() + "/$LOCKSTEP_GENERATION"
 	got := make(chan error, 2)
@@ -391,6 +420,7 @@ func TestACommandIsAskedOnceForAGeneration(t *testing.T) {
 
 // A process that the command leaves behind, and that holds its output, is not waited for.
 func TestACommandsChildIsNotWaitedFor(t *testing.T) {
+	require.Outside(t, require.Processes)
 	fifo := filepath.Join(t.TempDir(), "never")
 	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
 		t.Skip(err)

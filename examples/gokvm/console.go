@@ -18,6 +18,7 @@ const consoleHelp = `
 Ctrl-A x  end the guest, on both sides
 Ctrl-A c  make a checkpoint now
 Ctrl-A s  hand the guest over to the other host
+Ctrl-A w  save the guest to the file of -save, which ends it here
 Ctrl-A i  say how things stand
 Ctrl-A a  send Ctrl-A to the guest
 Ctrl-A h  this

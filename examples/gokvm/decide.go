@@ -72,6 +72,7 @@ type aStart struct {
 	host  string
 	after uint64 // the generation of the disks; 0: none
 	disks bool   // the guest has some
+	fresh bool   // which no guest has ever used
 	word  bool   // -start
 }
 
@@ -80,6 +81,8 @@ func (a aStart) decide(there protect.Standing, err error) (after uint64, _ error
 	switch {
 	case err != nil && a.word:
 		return a.after, nil
+	case errors.Is(err, errUnheard) && a.after == 0 && a.fresh:
+		return 0, nil // a new guest, which nobody else can have had
 	case errors.Is(err, errUnheard):
 		return 0, fmt.Errorf("%w: the guest may run on the other host, or have a newer disk there: start gokvm there; if that host is dead, or never had this guest, start this one with -start: %w", errUndecided, err)
 	case err != nil:

@@ -14,6 +14,7 @@ type disk struct {
 	image   image
 	journal *replication.Journal // nil: a secondary's overlays are in memory
 	handle  *protect.Disk        // of a guest that is protected: what it reads and writes
+	fresh   bool                 // no guest has ever used the image, as far as it is sure to know
 }
 
 // An image is what a disk is kept in.
@@ -28,7 +29,8 @@ func openDisk(o options) (_ *disk, err error) {
 		return nil, nil
 	}
 	d := new(disk)
-	if d.image, err = o.hw.image(o.disk); err != nil {
+	var keeps bool
+	if d.image, keeps, err = o.hw.image(o.disk); err != nil {
 		return nil, fmt.Errorf("-disk: %w", err)
 	}
 	defer func() {
@@ -43,6 +45,13 @@ func openDisk(o options) (_ *disk, err error) {
 		if d.journal, err = replication.OpenJournalFiles(o.journal, int64(o.overlay)); err != nil {
 			return nil, fmt.Errorf("-journal: %w", err)
 		}
+	}
+	if k, ok := d.image.(replication.MetadataKeeper); ok && keeps {
+		m, err := k.Metadata()
+		if err != nil {
+			return nil, fmt.Errorf("-disk: %w", err)
+		}
+		d.fresh = m.Held() == 0 && m.Identity().Disk == (replication.ID{})
 	}
 	d.handle, err = protect.NewDisk(protect.DiskConfig{
 		Name: "disk", Image: d.image, Journal: d.journal, OverlayBytes: int64(o.overlay),

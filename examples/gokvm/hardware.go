@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 
 	"github.com/gocolo/lockstep/colo"
@@ -28,9 +29,11 @@ type hardware struct {
 	probe func() error
 	// cable opens the interface that the guest's network card is connected to.
 	cable func(options) (cable, error)
-	// image opens the image of the guest's disk. One that is a replication.MetadataKeeper
-	// may know of which generation it is.
-	image func(name string) (image, error)
+	// image opens the image of the guest's disk. With keeps its metadata, if it is a
+	// replication.MetadataKeeper, outlives the process.
+	image func(name string) (_ image, keeps bool, err error)
+	// notify is signal.Notify.
+	notify func(c chan<- os.Signal, sig ...os.Signal)
 	// dial connects to the other host's address. nil: by TCP.
 	dial func(ctx context.Context, address string) (net.Conn, error)
 }
@@ -62,17 +65,22 @@ var thisHost = hardware{
 		}
 		return nil
 	},
-	cable: openTAP,
-	image: openImage,
+	cable:  openTAP,
+	image:  openImage,
+	notify: signal.Notify,
 }
 
-// openImage opens an image file or a block device.
-func openImage(name string) (image, error) {
+// openImage opens an image file, beside which its metadata is kept, or a block device.
+func openImage(name string) (_ image, keeps bool, err error) {
 	f, err := replication.OpenFile(name)
 	if err != nil {
-		return nil, err // not a nil *File that is an image
+		return nil, false, err // not a nil *File that is an image
 	}
-	return f, nil
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil, false, errors.Join(err, f.Close())
+	}
+	return f, st.Mode().IsRegular(), nil
 }
 
 // openTAP opens a TAP interface that is there. The kernel makes one that is not, which

@@ -6,9 +6,10 @@
 // on the other. See -h for a set-up of two hosts.
 //
 // To read it: options.go is the command line; protect.go is a guest that two hosts
-// keep running, and boot.go one without protection; arbiter.go is who goes on when
-// they part. guest.go is the guest of this host, hardware.go what it runs on; disk.go
-// and console.go are devices of it. report.go is what is printed.
+// keep running, and boot.go one without protection; arbiter.go and decide.go are who
+// goes on when they part, command.go asks somebody else, and watch.go tells a person;
+// save.go puts a guest in a file. guest.go is the guest of this host, hardware.go what
+// it runs on; disk.go and console.go are devices of it. report.go is what is printed.
 package main
 
 import (

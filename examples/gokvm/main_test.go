@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -42,6 +44,9 @@ func TestABadCommandLineIsOneLineAndStatus2(t *testing.T) {
 		{"primary -peer a:1 -kernel k -interval 0s", "-interval 0s"},
 		{"primary -peer a:1 -kernel k -min-interval 2s", "-min-interval 2s"},
 		{"primary -peer a:1 -kernel k -beat 2s", "-beat 2s -lost-after 2s"},
+		{"primary -peer a:1 -kernel k -resume f", "want one of them"},
+		{"secondary -listen a:1 -resume f", "-resume is a primary's"},
+		{"boot -kernel k -save f", "-save: an unprotected guest"},
 		{"secondary", "a secondary needs -listen"},
 		{"secondary -listen a:1 -append x", "-append without -kernel"},
 		{"secondary -listen a:1 -journal j", "-journal without -disk"},
@@ -78,6 +83,7 @@ func TestHelpExplainsTwoHosts(t *testing.T) {
 }
 
 func TestAFileThatIsNotThereIsOneLineAndStatus1(t *testing.T) {
+	require.Outside(t, require.KVM) // which is looked at first
 	status, _, err := gokvmSays("boot", "-kernel", "/does/not/exist")
 	if status != 1 || strings.Count(err, "\n") != 1 || !strings.HasPrefix(err, "gokvm: ") {
 		t.Errorf("status %d, %q", status, err)

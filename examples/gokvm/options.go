@@ -44,7 +44,7 @@ guest's on a bridge br0 of each; the certificates are for the names "a" and "b":
        -cert a.pem -key a.key -ca ca.pem -mem 512M -vcpus 2 -disk disk.img -tap tap0 \
        -kernel vmlinuz -initrd initrd.img -append "console=ttyS0 root=/dev/vda"
 
-The guest boots as soon as host B has answered, whose copy of memory and disk is made meanwhile.
+The guest boots, and host B's copy of memory and disk is made meanwhile.
 From the line "protected" on either host may die, and the guest goes on on the
 other one. Start the dead one again, as a secondary, and it is protected again:
 the two change their sides any number of times. SIGUSR2, Ctrl-A s, or job-complete
@@ -61,16 +61,22 @@ who says yes (exit status 0) to one. $LOCKSTEP_GENERATION is another each time.
 The command may be asked again by the same host, $LOCKSTEP_HOST, when it was ended
 before it answered, and must then say the same. Killed by a signal, with 126, 127 or
 more, or after a minute, it has not answered. Without either, two hosts that were
-parted both have the guest, and still do when the network is whole again: "split"
-says so, and a person ends one of them. A host that says anything at all, even
+parted both have the guest, and still do when the network is whole again: "split" says so
+on each. What they have done since cannot be put together. A person ends one of them,
+and starts it again with a new image: with the old one it is refused. A host that says anything at all, even
 something that cannot be understood, counts as alive, and nothing is taken from it.
 
 Who starts it? A primary, or a host with -kernel that has been the guest's, asks the
 other one first, for as long as it takes: that may run the guest, or have the newer
-disk. "undecided" says what it waits for. If the other host is dead, or has never
+disk. "undecided" says what it waits for. A primary whose image file no guest has ever
+used waits for nobody. If the other host is dead, or has never
 had this guest and will not come up, -start says so. With two that would start the
 guest from disks equally new, the one goes first whose -host comes first. A host
 whose disk is older than the other's, or new, is refused, unless with -start.
+
+Ctrl-A w, where -save names a file, or protection-save of -qmp, saves the guest: it
+ends here, in the file. A primary with -resume in place of -kernel goes on with it,
+once, from the disk as it was left.
 
 If a guest switches itself off while its secondary cannot be told, that may take
 over and go on from its last checkpoint.
@@ -112,6 +118,7 @@ type options struct {
 	handles                 *control.Handles
 
 	kernel, initrd, append string
+	save, resume           string
 	mem                    uint64 // bytes
 	vcpus                  int
 	disk                   string
@@ -158,6 +165,8 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.kernel, "kernel", "", "Linux kernel, a bzImage `file`; a secondary needs none")
 	f.StringVar(&o.initrd, "initrd", "", "initial RAM disk, a `file`")
 	f.StringVar(&o.append, "append", "console=ttyS0", "the kernel's `arguments`")
+	f.StringVar(&o.save, "save", "", "a new `file` that Ctrl-A w saves the guest to")
+	f.StringVar(&o.resume, "resume", "", "saved guest that a primary goes on with, a `file`")
 	f.Var(&mem, "mem", "`size` of the guest's memory, with K, M or G")
 	f.IntVar(&o.vcpus, "vcpus", 1, "`number` of the guest's CPUs")
 	f.StringVar(&o.disk, "disk", "", "raw image or block device, a `file`: the guest's /dev/vda")
@@ -225,7 +234,7 @@ func someName() string {
 
 // ofPairs are the flags that mean nothing to an unprotected guest.
 var ofPairs = strings.Fields(`listen peer name host cert key ca peer-name insecure journal overlay interval min-interval
-	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command start qmp http http-control`)
+	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command start save resume qmp http http-control`)
 
 // maxVCPUs is what this program was tried with, and somewhat more.
 const maxVCPUs = 8
@@ -261,7 +270,11 @@ func (o *options) validate(given map[string]bool) error {
 		return errors.New("a primary needs -peer")
 	case o.mode == modeSecondary && o.on == "":
 		return errors.New("a secondary needs -listen")
-	case o.mode != modeSecondary && o.kernel == "":
+	case o.resume != "" && o.mode != modePrimary:
+		return errors.New("-resume is a primary's")
+	case o.resume != "" && o.kernel != "":
+		return errors.New("-resume and -kernel: want one of them")
+	case o.mode != modeSecondary && o.kernel == "" && o.resume == "":
 		return fmt.Errorf("%s needs -kernel", o.mode)
 	case o.mem%(1<<20) != 0 || o.mem < 32<<20 || o.mem > maxMemory:
 		return fmt.Errorf("-mem %v: want whole megabytes, %v to %v", size.Bytes(o.mem), size.Bytes(32<<20), size.Bytes(maxMemory))

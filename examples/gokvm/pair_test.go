@@ -4,6 +4,7 @@ import (
 	"errors"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/gocolo/lockstep/event/qmp"
@@ -298,5 +299,111 @@ func TestAPrimaryThatComesBackFollows(t *testing.T) {
 		t.Error("it was heard")
 	}
 	w.mu.Unlock()
+	w.judge()
+}
+
+// Two that were parted, and had nobody to ask, have both gone on. They say so when they
+// meet; one that is started again without what it has done since follows the other.
+func TestTwoThatHaveBothGoneOnSaySo(t *testing.T) {
+	w := newSimWorld(t)
+	a, b := w.pair()
+	for _, way := range w.ways {
+		way.cut(false)
+	}
+	w.hears(a, phase("alone"))
+	w.hears(b, phase("alone"))
+	for _, way := range w.ways {
+		way.mend()
+	}
+	for _, p := range []*process{a, b} {
+		w.hears(p, phase("split")+`,"text":"`+other(p.host)+` runs the guest as well`)
+	}
+	b.stop(nil)
+	w.ended(b)
+	again := w.hearsNext(a, phase("protected"))
+	w.disks["b"] = newStore()
+	w.start("b", modeSecondary)
+	again()
+	w.moreLeaves(a)
+}
+
+// A guest that nobody can have had before is started without the other host.
+func TestANewGuestWaitsForNobody(t *testing.T) {
+	w := newSimWorld(t)
+	a := w.start("a", modePrimary)
+	w.hears(a, phase("started"))
+	w.moreLeaves(a)
+	w.start("b", modeSecondary)
+	w.inStep(a)
+	w.judge()
+}
+
+func TestTheGuestIsHandedOverByASignalAndByAKey(t *testing.T) {
+	w := newSimWorld(t)
+	a, b := w.pair()
+	w.moreLeaves(a)
+	again := w.hearsNext(b, phase("protected"))
+	w.mu.Lock()
+	signal := a.signals[syscall.SIGUSR2]
+	w.mu.Unlock()
+	signal <- syscall.SIGUSR2
+	again()
+	w.hears(a, phase("switched"))
+	w.moreLeaves(b)
+
+	again = w.hearsNext(a, phase("protected"))
+	_, key, _ := b.console.mode()
+	key('s')
+	again()
+	w.hears(b, phase("switched"))
+	w.moreLeaves(a)
+	w.judge()
+}
+
+// A guest that was saved goes on, once, on the host that has its disk.
+func TestASavedGuestGoesOn(t *testing.T) {
+	w := newSimWorld(t)
+	dir := t.TempDir()
+	b := w.start("b", modeSecondary)
+	first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
+	a := w.start("a", modePrimary, "-qmp", "unix:"+filepath.Join(dir, "a"))
+	w.inStep(a)
+	w.moreLeaves(a)
+	c, err := qmp.Dial(t.Context(), "unix:"+filepath.Join(dir, "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Do(t.Context(), "protection-save", map[string]string{"filename": first}, nil) // the answer may be lost with the program
+	c.Close()
+	if err := w.ended(a); err != nil {
+		t.Errorf("host a: %v", err)
+	}
+	w.hears(a, phase("saved"))
+
+	again := w.hearsNext(b, phase("protected"))
+	a = w.start("a", modePrimary, "-resume", first, "-save", second)
+	again()
+	w.moreLeaves(a)
+	_, key, _ := a.console.mode()
+	key('w')
+	if err := w.ended(a); err != nil {
+		t.Errorf("host a: %v", err)
+	}
+
+	a = w.start("a", modePrimary, "-resume", second)
+	w.moreLeaves(a)
+	w.ends(a, gokvmhost.ErrPowerOff)
+	w.ended(a)
+	w.mu.Lock()
+	left := w.left["a"]
+	w.mu.Unlock()
+	a = w.start("a", modePrimary, "-resume", second)
+	w.hears(a, "the guest of generation")
+	w.mu.Lock()
+	if w.left["a"] != left {
+		t.Error("it went on twice")
+	}
+	w.mu.Unlock()
+	w.silent(b)
 	w.judge()
 }

@@ -32,7 +32,9 @@ type host struct {
 	events   event.Bus
 	nic      *protect.Proxy // nil: none
 	cable    cable          // of nic, which closes it
+	peer     protect.Peer   // the other host
 	job      atomic.Pointer[protect.Job]
+	saving   sync.Mutex    // the guest is being saved
 	typing   sync.Once     // the console is read
 	quit     chan struct{} // capacity one: an order to end
 
@@ -44,6 +46,7 @@ type host struct {
 var (
 	errEnded  = errors.New("the guest has ended")
 	errNoPeer = errors.New("no -peer was given")
+	errNoSave = errors.New("no -save was given")
 )
 
 // runProtected is a guest that two hosts keep running, seen from one of them.
@@ -99,8 +102,10 @@ func runProtected(ctx context.Context, o options, c *console, p *printer) (err e
 			case h.quit <- struct{}{}:
 			default: // it is on its way
 			}
-		},
+		}, Save: h.save,
 	})
+	h.saving.Lock() // who saves the guest has said so
+	h.saving.Unlock()
 	p.note(func(s *summary) { s.figures(job.Query().Stats, h.figures()) })
 	return h.farewell(err)
 }
@@ -134,11 +139,17 @@ func (h *host) configure(d *disk) (cfg protect.Config, err error) {
 		}
 		h.cable, devices.Uplink, cfg.Network = t, h.nic, []protect.Network{h.nic}
 	}
-	if cfg.Peer, err = h.peer(); err != nil {
+	if err = h.reach(); err != nil {
 		return cfg, err
 	}
-	if cfg.Arbiter, err = newArbiter(o, cfg.Peer, h); err == nil {
+	cfg.Peer = h.peer
+	if cfg.Arbiter, err = newArbiter(o, d, h); err == nil {
 		h.guest.machine, err = o.hw.machine(o, devices)
+	}
+	if err == nil && o.resume != "" {
+		if cfg.Held, err = h.restore(); err != nil {
+			err = errors.Join(err, h.guest.Close())
+		}
 	}
 	if err == nil {
 		if cfg.Offer, cfg.Judge, err = h.guest.cpu(); err != nil {
@@ -157,14 +168,14 @@ func (h *host) configure(d *disk) (cfg protect.Config, err error) {
 	return cfg, nil
 }
 
-// peer opens the port at which this host is reached, and says how the other one is.
-func (h *host) peer() (protect.Peer, error) {
+// reach opens the port at which this host is reached, and says how the other one is.
+func (h *host) reach() error {
 	o := h.o
 	peer := protect.Peer{Dial: o.peer, Name: o.peerName, PortConfig: protect.PortConfig{Insecure: o.insecure}}
 	if o.cert != "" {
 		var err error
 		if peer.TLS, err = protect.LoadTLS(o.cert, o.key, o.ca); err != nil {
-			return peer, err
+			return err
 		}
 	}
 	if o.hw.dial != nil {
@@ -177,13 +188,24 @@ func (h *host) peer() (protect.Peer, error) {
 	if o.on != "" {
 		var err error
 		if l, err = net.Listen("tcp", o.on); err != nil {
-			return peer, err
+			return err
 		}
 		h.p.phase("listening", "on %v", l.Addr())
 	}
 	var err error
 	peer.Port, err = protect.NewPort(l, peer.PortConfig)
-	return peer, err
+	h.peer = peer
+	return err
+}
+
+// ask asks the other host how it stands, once.
+func (h *host) ask(ctx context.Context) (protect.Standing, error) {
+	if h.o.peer == "" {
+		return protect.Standing{}, errNoPeer
+	}
+	ctx, cancel := context.WithTimeout(ctx, h.o.lost/2)
+	defer cancel()
+	return protect.Ask(ctx, h.peer, h.o.name, h.o.host)
 }
 
 // nowhere is where a host listens that was given no -listen: it has the guest until it
@@ -268,7 +290,7 @@ func (h *host) switchover() error {
 // obey carries out what the user orders by a signal, or at the console.
 func (h *host) obey(ctx context.Context) {
 	hand := make(chan os.Signal, 1)
-	signal.Notify(hand, syscall.SIGUSR2)
+	h.o.hw.notify(hand, syscall.SIGUSR2)
 	defer signal.Stop(hand)
 	for {
 		select {
@@ -302,6 +324,10 @@ func (h *host) press(key byte) {
 		err = h.job.Load().Checkpoint()
 	case 's':
 		err = h.switchover()
+	case 'w':
+		if err = errNoSave; h.o.save != "" {
+			err = h.save(h.life, h.o.save)
+		}
 	case 'i':
 		h.p.say("%s", h.p.progress())
 	}
@@ -319,35 +345,6 @@ func (h *host) changed(e event.JobStatusChange) {
 		h.typing.Do(func() { go h.terminal.feed(h.life, h.guest) }) // may wait for a key for as long as the program lives
 	case protect.Waiting.String(), protect.Following.String():
 		h.terminal.close()
-	}
-}
-
-// watch says what goes wrong, how things stand now and then, and that the guest has
-// ended on the other host.
-func (h *host) watch() {
-	tick := time.NewTicker(retry)
-	defer tick.Stop()
-	var said string
-	progress := time.Now()
-	for {
-		select {
-		case <-tick.C:
-		case <-h.life.Done():
-			return
-		}
-		q := h.job.Load().Query()
-		if q.State == protect.Waiting && errors.Is(q.LastError, protect.ErrCompleted) {
-			h.p.phase("ended", "on the other host: %v", errEnded)
-			h.end(errEnded)
-		}
-		if q.LastError != nil && q.LastError.Error() != said {
-			said = q.LastError.Error()
-			h.p.phase("trouble", "%s", oneLine(q.LastError))
-		}
-		if h.o.progress > 0 && time.Since(progress) >= h.o.progress && !h.terminal.raw() { // the guest's screen is its own
-			progress = time.Now()
-			h.p.say("%s", h.p.progress())
-		}
 	}
 }
 

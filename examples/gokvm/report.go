@@ -40,6 +40,7 @@ type printer struct {
 type summary struct {
 	Mode          string                 `json:"mode"`
 	Checkpoints   uint64                 `json:"checkpoints"` // without the initial synchronisation
+	Loads         uint64                 `json:"loads"`       // of them, those that this host has loaded, as a secondary
 	Causes        map[event.Cause]uint64 `json:"causes"`      // of them; a primary's
 	DirtyPagesP50 uint64                 `json:"dirty_pages_p50"`
 	PauseP50      int64                  `json:"pause_us_p50"`
@@ -182,6 +183,9 @@ func (p *printer) committed(e event.CheckpointCommit) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.summary.Checkpoints++
+	if e.Mode == event.ModeSecondary {
+		p.summary.Loads++
+	}
 	if e.Cause != "" {
 		p.summary.Causes[e.Cause]++
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -84,6 +85,8 @@ type process struct {
 	once    sync.Once
 	closed  chan struct{} // its cable is
 	dead    bool          // nothing of it is heard any more
+	console *console
+	signals map[os.Signal]chan<- os.Signal // that it wants to hear of
 }
 
 // Write is what the process says.
@@ -189,6 +192,7 @@ func newSimWorld(t *testing.T) *simWorld {
 	if testing.Short() {
 		t.Skip("takes the time of a failover")
 	}
+	t.Parallel() // most of it is waiting
 	oracle, err := colotest.NewOracle(simGuest())
 	if err != nil {
 		t.Fatal(err)
@@ -219,14 +223,14 @@ func (w *simWorld) start(host, mode string, args ...string) *process {
 		mode, "-mem", "32M", "-tap", "tap0", "-disk", "disk", "-json", fmt.Sprintf("-insecure=%v", w.insecure), "-host", host, "-listen", "127.0.0.1:0",
 		"-peer", other(host) + ":1", "-beat", "20ms", "-lost-after", "20s", "-term", "400ms", "-interval", "20ms", "-min-interval", "5ms",
 	}, w.args...), args...)
-	if mode == modePrimary {
+	if mode == modePrimary && !slices.Contains(args, "-resume") {
 		args = append(args, "-kernel", "none")
 	}
 	o, err := parseOptions(args, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	p := &process{w: w, host: host, done: make(chan error, 1), closed: make(chan struct{})}
+	p := &process{w: w, host: host, done: make(chan error, 1), closed: make(chan struct{}), signals: map[os.Signal]chan<- os.Signal{}}
 	o.hw = hardware{
 		probe: func() error { return nil },
 		machine: func(_ options, devices gokvmhost.Config) (machine, error) {
@@ -237,10 +241,17 @@ func (w *simWorld) start(host, mode string, args ...string) *process {
 			return m, err
 		},
 		cable: func(options) (cable, error) { return p, nil },
-		image: func(string) (image, error) {
+		image: func(string) (_ image, keeps bool, _ error) {
 			disk := w.disks[host]
 			m, err := replication.OpenMetadata(&platter{p, disk.meta})
-			return &simImage{platter{p, disk.disk}, m}, err
+			return &simImage{platter{p, disk.disk}, m}, true, err
+		},
+		notify: func(c chan<- os.Signal, sig ...os.Signal) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, s := range sig {
+				p.signals[s] = c
+			}
 		},
 		dial: w.ways[other(host)].dial,
 	}
@@ -248,6 +259,7 @@ func (w *simWorld) start(host, mode string, args ...string) *process {
 	p.stop = cancel
 	std := stdio{strings.NewReader(""), p, io.Discard}
 	c := newConsole(std, o.json, nil)
+	p.console = c
 	printer := newPrinter(o, std, c)
 	w.mu.Lock()
 	w.at[host] = p
