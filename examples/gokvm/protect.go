@@ -105,7 +105,7 @@ func runProtected(ctx context.Context, o options, c *console, p *printer) (err e
 		}, Save: h.save,
 	})
 	h.saving.Lock() // who saves the guest has said so
-	h.saving.Unlock()
+	defer h.saving.Unlock()
 	p.note(func(s *summary) { s.figures(job.Query().Stats, h.figures()) })
 	return h.farewell(err)
 }
