@@ -7,7 +7,6 @@ import (
 	"syscall"
 	"testing"
 
-	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 )
 
@@ -155,14 +154,7 @@ func TestTheGuestIsHandedOverAndBack(t *testing.T) {
 	for lead, follow := a, b; ; lead, follow = b, a {
 		w.moreLeaves(lead)
 		again := w.hearsNext(follow, phase("protected"))
-		c, err := qmp.Dial(t.Context(), "unix:"+filepath.Join(dir, lead.host))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := c.Do(t.Context(), "job-complete", map[string]string{"id": "guest"}, nil); err != nil {
-			t.Error(err)
-		}
-		c.Close()
+		w.asks("unix:"+filepath.Join(dir, lead.host), "job-complete", map[string]string{"id": "guest"}, false)
 		again()
 		w.moreLeaves(follow)
 		if lead == b {
@@ -343,17 +335,12 @@ func TestTheGuestIsHandedOverByASignalAndByAKey(t *testing.T) {
 	a, b := w.pair()
 	w.moreLeaves(a)
 	again := w.hearsNext(b, phase("protected"))
-	w.mu.Lock()
-	signal := a.signals[syscall.SIGUSR2]
-	w.mu.Unlock()
-	signal <- syscall.SIGUSR2
+	w.signals(a, syscall.SIGUSR2, "switched")
 	again()
-	w.hears(a, phase("switched"))
 	w.moreLeaves(b)
 
 	again = w.hearsNext(a, phase("protected"))
-	_, key, _ := b.console.mode()
-	key('s')
+	w.presses(b, 's')
 	again()
 	w.hears(b, phase("switched"))
 	w.moreLeaves(a)
@@ -369,12 +356,7 @@ func TestASavedGuestGoesOn(t *testing.T) {
 	a := w.start("a", modePrimary, "-qmp", "unix:"+filepath.Join(dir, "a"))
 	w.inStep(a)
 	w.moreLeaves(a)
-	c, err := qmp.Dial(t.Context(), "unix:"+filepath.Join(dir, "a"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	c.Do(t.Context(), "protection-save", map[string]string{"filename": first}, nil) // the answer may be lost with the program
-	c.Close()
+	w.asks("unix:"+filepath.Join(dir, "a"), "protection-save", map[string]string{"filename": first}, true)
 	if err := w.ended(a); err != nil {
 		t.Errorf("host a: %v", err)
 	}
@@ -384,8 +366,7 @@ func TestASavedGuestGoesOn(t *testing.T) {
 	a = w.start("a", modePrimary, "-resume", first, "-save", second)
 	again()
 	w.moreLeaves(a)
-	_, key, _ := a.console.mode()
-	key('w')
+	w.presses(a, 'w')
 	if err := w.ended(a); err != nil {
 		t.Errorf("host a: %v", err)
 	}

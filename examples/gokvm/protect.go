@@ -295,9 +295,7 @@ func (h *host) obey(ctx context.Context) {
 	for {
 		select {
 		case <-hand:
-			if err := h.switchover(); err != nil {
-				h.p.say("%v", err)
-			}
+			h.refused(h.switchover())
 		case <-h.quit:
 			h.leave(errOrdered)
 			return
@@ -318,21 +316,26 @@ func (h *host) obey(ctx context.Context) {
 
 // press is a key after Ctrl-A.
 func (h *host) press(key byte) {
-	var err error
 	switch key {
 	case 'c':
-		err = h.job.Load().Checkpoint()
+		h.refused(h.job.Load().Checkpoint())
 	case 's':
-		err = h.switchover()
+		h.refused(h.switchover())
 	case 'w':
-		if err = errNoSave; h.o.save != "" {
-			err = h.save(h.life, h.o.save)
+		if h.o.save == "" {
+			h.refused(errNoSave)
+			return
 		}
+		h.refused(h.save(h.life, h.o.save))
 	case 'i':
 		h.p.say("%s", h.p.progress())
 	}
+}
+
+// refused says why an order was not carried out, unless it was.
+func (h *host) refused(err error) {
 	if err != nil {
-		h.p.say("%v", err)
+		h.p.phase("refused", "%s", oneLine(err))
 	}
 }
 

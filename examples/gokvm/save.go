@@ -15,8 +15,7 @@ import (
 func (h *host) save(ctx context.Context, name string) (err error) {
 	h.saving.Lock()
 	defer h.saving.Unlock()
-	// Each write is stable when it returns: the guest is given up right after the last.
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|os.O_SYNC, 0o600)
+	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -29,7 +28,7 @@ func (h *host) save(ctx context.Context, name string) (err error) {
 	if err := syncDirectory(filepath.Dir(name)); err != nil {
 		return err
 	}
-	if err := h.job.Load().Save(ctx, f); err != nil {
+	if err := h.job.Load().Save(ctx, f); err != nil { // it synchronises f
 		return err
 	}
 	h.p.phase("saved", "the guest is in %s", name)

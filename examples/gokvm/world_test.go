@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -416,6 +417,80 @@ func (w *simWorld) ended(p *process) error {
 		w.t.Fatalf("host %s does not end", p.host)
 		return nil
 	}
+}
+
+// repeat gives an order again until it is carried out: a pair that is slow may be about
+// to change, and cannot then.
+func (w *simWorld) repeat(what string, order func() error) {
+	w.t.Helper()
+	for end := time.Now().Add(simPatience); ; time.Sleep(20 * time.Millisecond) {
+		err := order()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			w.t.Fatalf("%s: %v", what, err)
+		}
+	}
+}
+
+// errRefused is an order that was not carried out.
+var errRefused = errors.New("refused")
+
+// presses gives a key of the console to a process after Ctrl-A, until it is obeyed.
+func (w *simWorld) presses(p *process, key byte) {
+	w.t.Helper()
+	_, order, _ := p.console.mode()
+	w.repeat("Ctrl-A "+string(key), func() error {
+		w.mu.Lock()
+		from := p.said.Len()
+		w.mu.Unlock()
+		order(key)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if strings.Contains(p.said.String()[from:], phase("refused")) {
+			return errRefused
+		}
+		return nil
+	})
+}
+
+// signals sends a signal to a process until it says that it has done what that means.
+func (w *simWorld) signals(p *process, signal os.Signal, done string) {
+	w.t.Helper()
+	w.repeat(signal.String(), func() error {
+		w.mu.Lock()
+		from, hears := p.said.Len(), p.signals[signal]
+		w.mu.Unlock()
+		hears <- signal
+		var said string
+		w.until(p.host+" to answer a signal", func() bool {
+			said = p.said.String()[from:]
+			return strings.Contains(said, phase(done)) || strings.Contains(said, phase("refused"))
+		})
+		if !strings.Contains(said, phase(done)) {
+			return errRefused
+		}
+		return nil
+	})
+}
+
+// asks has the monitor of a process do something, until it does. With last the process
+// ends with that, and its answer may be lost.
+func (w *simWorld) asks(address, command string, args any, last bool) {
+	w.t.Helper()
+	w.repeat(command, func() error {
+		c, err := qmp.Dial(w.t.Context(), address)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		defer c.Close()
+		err = c.Do(w.t.Context(), command, args, nil)
+		if last && !errors.As(err, new(*qmp.Error)) {
+			return nil
+		}
+		return err
+	})
 }
 
 // moreLeaves waits for a host's frames.
