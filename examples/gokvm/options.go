@@ -61,18 +61,19 @@ who says yes (exit status 0) to one. $LOCKSTEP_GENERATION is another each time.
 The command may be asked again by the same host, $LOCKSTEP_HOST, when it was ended
 before it answered, and must then say the same. Killed by a signal, with 126, 127 or
 more, or after a minute, it has not answered. Without either, two hosts that were
-parted both have the guest, and still do when the network is whole again: "split" says so
-on each. What they have done since cannot be put together. A person ends one of them,
-and starts it again with a new image: with the old one it is refused. A host that says anything at all, even
-something that cannot be understood, counts as alive, and nothing is taken from it.
+parted both have the guest, and still do when the network is whole again: each says
+"split". What they have done since cannot be put together. A person ends one of them,
+and starts it again with a new image: with the old one it may be refused. A host that
+says anything at all, even something that cannot be understood, counts as alive, and
+nothing is taken from it.
 
 Who starts it? A primary, or a host with -kernel that has been the guest's, asks the
 other one first, for as long as it takes: that may run the guest, or have the newer
-disk. "undecided" says what it waits for. A primary whose image file no guest has ever
-used waits for nobody. If the other host is dead, or has never
-had this guest and will not come up, -start says so. With two that would start the
-guest from disks equally new, the one goes first whose -host comes first. A host
-whose disk is older than the other's, or new, is refused, unless with -start.
+disk. "undecided" says what it waits for. A primary whose image file no guest has
+ever used does not wait for a host that is not heard. If the other host is dead, or
+has never had this guest and will not come up, -start says so. With two that would
+start the guest from disks equally new, the one goes first whose -host comes first.
+A host whose disk is older than the other's, or new, is refused, unless with -start.
 
 Ctrl-A w, where -save names a file, or protection-save of -qmp, saves the guest: it
 ends here, in the file. A primary with -resume in place of -kernel goes on with it,
