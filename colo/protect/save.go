@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"syscall"
 
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/qemufile"
@@ -26,12 +27,12 @@ var errSaving = errors.New("protect: the guest is being saved")
 // and Run returns nil as after Complete. The secondary, if there is one, is of no use
 // any more from the beginning. What a Network has registered is not saved, nor are the
 // disks, which stay as they are for the guest to go on over. Until w has everything nothing is given up: with an
-// error the guest runs on here, and is protected again if it was before. A w that is a
-// file is not stable before it is synchronised, which is the caller's: it may do so in the
-// last call of Write, or give the guest up when it cannot.
+// error the guest runs on here, and is protected again if it was before. A w that has a
+// method Sync() error, as a file does, is synchronised last, unless it says that it
+// cannot be, as a pipe does. That its name is stable is the caller's.
 //
 // Save returns when the guest has ended, or runs on. When ctx ends, or the job, it
-// gives up between two calls of w.Write, which Run waits for.
+// gives up between two calls of w.Write, and before Sync. Run waits for these.
 func (j *Job) Save(ctx context.Context, w io.Writer) error {
 	done, err := j.turn(ctx)
 	if err != nil {
@@ -108,10 +109,29 @@ func (j *Job) store(act context.Context, s *saving) (err error) {
 	if s.ctx.Err() != nil {
 		return context.Cause(s.ctx)
 	}
+	if err := syncWriter(s.w); err != nil {
+		return err
+	}
+	if s.ctx.Err() != nil {
+		return context.Cause(s.ctx)
+	}
 	if !j.keeper.Gate().Open() {
 		return errors.New("the guest may be another host's by now")
 	}
 	return j.do(doComplete, "saved")
+}
+
+// syncWriter makes what was written stable, where that is possible at all.
+func syncWriter(w io.Writer) error {
+	f, ok := w.(interface{ Sync() error })
+	if !ok {
+		return nil
+	}
+	err := f.Sync()
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported) { // a pipe, a socket, a terminal
+		return nil
+	}
+	return err
 }
 
 // syncDisks makes what the guest has written stable. A disk whose gate is shut answers

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -137,6 +140,56 @@ func TestASaveThatFailsLeavesTheGuestRunningAndProtected(t *testing.T) {
 		a.halt()
 		b.halt()
 	})
+}
+
+// synced is a file that must be synchronised after all that is written to it.
+type synced struct {
+	written, stable int
+	sync            func() error
+}
+
+func (f *synced) Write(p []byte) (int, error) {
+	f.written += len(p)
+	return len(p), nil
+}
+
+func (f *synced) Sync() error {
+	f.stable = f.written
+	return f.sync()
+}
+
+// The guest is given up for a file that is stable, or for a pipe, which nothing makes so.
+func TestASavedGuestIsStableBeforeItIsGivenUp(t *testing.T) {
+	full := errors.New("there is no room")
+	for err, saved := range map[error]bool{
+		full: false, nil: true, &os.PathError{Op: "sync", Err: syscall.EINVAL}: true, errors.ErrUnsupported: true,
+	} {
+		bubble(t, fmt.Sprint(err), func(t *testing.T, w *world) {
+			a := w.boot("a", true, nil)
+			a.is(Alone)
+			time.Sleep(time.Millisecond) // all that Run starts has started
+			f := &synced{sync: func() error {
+				if s := a.job.State(); s == Concluded || !a.guest.Paused() {
+					t.Errorf("synchronised while %v", s)
+				}
+				return err
+			}}
+			got := a.job.Save(t.Context(), f)
+			if saved != (got == nil) || !saved && !errors.Is(got, err) || f.stable == 0 || f.stable != f.written {
+				t.Errorf("%v, %d of %d bytes were made stable", got, f.stable, f.written)
+			}
+			if !saved {
+				a.is(Alone)
+				if a.guest.Paused() {
+					t.Error("the guest stands still")
+				}
+				a.halt()
+				return
+			}
+			<-a.done
+			a.leave()
+		})
+	}
 }
 
 func TestASaveEndsWithItsContextAndWithTheJob(t *testing.T) {

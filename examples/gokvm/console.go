@@ -17,6 +17,8 @@ const escape = 0x01
 const consoleHelp = `
 Ctrl-A x  end the guest, on both sides
 Ctrl-A c  make a checkpoint now
+Ctrl-A s  hand the guest over to the other host
+Ctrl-A w  save the guest to the file of -save, which ends it here
 Ctrl-A i  say how things stand
 Ctrl-A a  send Ctrl-A to the guest
 Ctrl-A h  this
@@ -47,22 +49,25 @@ func newConsole(std stdio, json bool, quit func()) *console {
 }
 
 // start gives the guest the terminal, if it is one, and shows what it says from
-// now on. order is called for a key after Ctrl-A, but for x, h and a.
+// now on. order is called for a key after Ctrl-A, but for x, h and a. It may be
+// started again after close.
 func (c *console) start(order func(key byte)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.show, c.order = true, order
-	if in, ok := c.in.(*os.File); ok {
+	if in, ok := c.in.(*os.File); ok && c.restore == nil {
 		if restore, err := makeRaw(in); err == nil {
 			c.restore = restore
 		}
 	}
 }
 
-// close gives the terminal back as it was.
+// close gives the terminal back as it was, and shows nothing any more: what is typed
+// is nobody's.
 func (c *console) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.show = false
 	if c.restore != nil {
 		c.restore()
 		c.restore = nil
@@ -74,6 +79,14 @@ func (c *console) raw() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.restore != nil
+}
+
+// mode says whether there are orders, who takes them, and whether the guest has the
+// console at all.
+func (c *console) mode() (orders bool, order func(key byte), ours bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.restore != nil, c.order, c.show
 }
 
 // Write is what the guest says. It never fails: a guest that nobody listens to
@@ -111,9 +124,13 @@ const inputRetry = 10 * time.Millisecond
 // when ctx ends, and then lives as long as the program.
 func (c *console) feed(ctx context.Context, guest *guest) {
 	buf := make([]byte, 256)
-	escaped, orders := false, c.raw()
+	escaped := false
 	for ctx.Err() == nil {
 		n, err := c.in.Read(buf)
+		orders, order, ours := c.mode()
+		if !ours {
+			n = 0
+		}
 		typed := make([]byte, 0, 2*n)
 		for _, b := range buf[:n] {
 			switch {
@@ -131,7 +148,7 @@ func (c *console) feed(ctx context.Context, guest *guest) {
 				case 'h', '?':
 					c.say(c.out, consoleHelp)
 				default:
-					c.order(b)
+					order(b)
 				}
 			}
 		}

@@ -41,7 +41,7 @@ func typed(t *testing.T, terminal bool, text string, full int) (guestGot, orders
 		c.restore = func() error { return nil }
 	}
 	h := &typist{full: full}
-	g := newGuest(options{mode: modeBoot})
+	g := newGuest()
 	g.machine = h
 	synctest.Test(t, func(t *testing.T) { c.feed(context.Background(), g) })
 	return h.took.String(), orders, quits
@@ -80,6 +80,13 @@ func TestTheConsoleIsSilentUntilTheGuestIsOurs(t *testing.T) {
 		if here.String() != "after" || there.Len() != 0 {
 			t.Errorf("json %v: out %q, errors %q", json, &out, &errs)
 		}
+		c.close() // the other host has the guest now
+		c.Write([]byte("elsewhere"))
+		c.start(nil)
+		c.Write([]byte(", and back"))
+		if here.String() != "after, and back" {
+			t.Errorf("json %v: %q", json, here)
+		}
 	}
 }
 
@@ -92,6 +99,38 @@ func TestInRawModeLinesReturnTheCarriage(t *testing.T) {
 	}
 }
 
+// What is typed while the guest is elsewhere must not reach the copy that is here.
+func TestTheConsoleIsDeafWhileTheGuestIsElsewhere(t *testing.T) {
+	r, w := io.Pipe()
+	c := newConsole(stdio{r, io.Discard, io.Discard}, false, nil)
+	h := &typist{}
+	g := newGuest()
+	g.machine = h
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.feed(context.Background(), g)
+	}()
+	key := func(s string) { // has been read, and what came of it, when the next one is
+		if _, err := w.Write([]byte(s)); err != nil {
+			t.Error(err)
+		}
+	}
+	c.start(nil)
+	key("one")
+	key("")
+	c.close()
+	key("two")
+	key("")
+	c.start(nil)
+	key("three")
+	w.Close()
+	<-done
+	if got := h.took.String(); got != "onethree" {
+		t.Errorf("the guest got %q", got)
+	}
+}
+
 // brokenHost takes no input any more.
 type brokenHost struct{ machine }
 
@@ -99,7 +138,8 @@ func (brokenHost) Input([]byte) (int, error) { return 0, errors.New("closed") }
 
 func TestFeedingEndsWithTheMachine(t *testing.T) {
 	c := newConsole(stdio{strings.NewReader("x"), io.Discard, io.Discard}, false, nil)
-	g := newGuest(options{mode: modeBoot})
+	g := newGuest()
 	g.machine = brokenHost{}
+	c.start(nil)
 	c.feed(t.Context(), g) // returns
 }

@@ -3,80 +3,135 @@ package main
 import (
 	"context"
 	"errors"
-	"sync"
+	"fmt"
+	"time"
 
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
+	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// A guest is the machine of this host, whatever its role: a colo.VM that may end
-// by itself.
+// A guest is the machine of this host as package protect sees it, able to be either
+// side any number of times.
 type guest struct {
-	machine // nil at first
+	machine
 
-	mu      sync.Mutex
-	ended   error         // how it ended by itself, unless a commit has replaced it since
-	alone   bool          // no commit will come
-	changed chan struct{} // closed when one of these changes
+	// loaded is sent to when the machine has become that of a checkpoint: a guest that
+	// has ended runs on from there.
+	loaded chan struct{}
 }
 
-// newGuest returns a guest without a machine yet.
-func newGuest(o options) *guest {
-	return &guest{changed: make(chan struct{}), alone: o.mode != modeSecondary}
+func newGuest() *guest { return &guest{loaded: make(chan struct{}, 1)} }
+
+// Register registers the machine's devices, and last what tells that all of them
+// have been loaded.
+func (g *guest) Register(reg *vmstate.Registry) error {
+	if err := g.machine.Register(reg); err != nil {
+		return err
+	}
+	return reg.Register(vmstate.Entry{Name: "gokvm/loaded", Version: 1, MinVersion: 1}, (*loaded)(g))
 }
 
-// Run runs the guest until it ends by itself for good, or ctx ends. A
-// secondary's guest that ends is no more than a guess of what the primary's will
-// do: the next commit brings it back.
-func (g *guest) Run(ctx context.Context) error {
+// loaded is a device without a state of its own.
+type loaded guest
+
+// VMState implements vmstate.Device. A device has a field; this one is of no use.
+func (*loaded) VMState(f *vmstate.Fields) {
+	var unused uint8
+	f.Uint8("unused", &unused)
+}
+
+// PostLoad implements vmstate.PostLoader.
+func (l *loaded) PostLoad(uint32) error {
+	select {
+	case l.loaded <- struct{}{}:
+	default: // nobody has looked since the last one
+	}
+	return nil
+}
+
+// ReadDirty, StartDirtyLog and StopDirtyLog are the machine's dirty log.
+func (g *guest) ReadDirty(block string, bitmap []uint64) error {
+	return g.DirtyLog().ReadDirty(block, bitmap)
+}
+
+func (g *guest) StartDirtyLog() error {
+	if s, ok := g.DirtyLog().(ram.LogSwitch); ok {
+		return s.StartDirtyLog()
+	}
+	return nil
+}
+
+func (g *guest) StopDirtyLog() error {
+	if s, ok := g.DirtyLog().(ram.LogSwitch); ok {
+		return s.StopDirtyLog()
+	}
+	return nil
+}
+
+// Throttle slows the machine down, if it can be.
+func (g *guest) Throttle(percent int) error {
+	t, ok := g.machine.(interface{ Throttle(int) error })
+	if !ok {
+		return fmt.Errorf("throttle: %w", errors.ErrUnsupported)
+	}
+	return t.Throttle(percent)
+}
+
+// Stopped returns how long the machine's last pause was, 0 if it does not say.
+func (g *guest) Stopped() time.Duration {
+	s, ok := g.machine.(interface{ Stopped() time.Duration })
+	if !ok {
+		return 0
+	}
+	return s.Stopped()
+}
+
+// cpu returns what the other host must know of this one's CPU, and how what it says
+// of its own is judged; nothing where the machine does not say.
+func (g *guest) cpu() (offer []byte, judge func([]byte) error, err error) {
+	m, ok := g.machine.(interface {
+		MatchCPU() ([]byte, func([]byte) error, error)
+	})
+	if !ok {
+		return nil, nil, nil
+	}
+	return m.MatchCPU()
+}
+
+// run runs the guest until it fails or ctx ends. When it ends by itself, ended is
+// called with how, and decides: with nil the guest has ended for good. Otherwise, on
+// a host that follows, that was no more than a guess of what the primary's guest will
+// do: ended waits until there is something to decide, or until a checkpoint has been
+// loaded, from which it runs on.
+func (g *guest) run(ctx context.Context, ended func(ctx context.Context, how string) error) error {
 	for {
 		err := g.machine.Run(ctx)
-		if ctx.Err() != nil || !errors.Is(err, gokvmhost.ErrPowerOff) && !errors.Is(err, gokvmhost.ErrReset) {
+		how := howEnded(err)
+		if ctx.Err() != nil || how == "" {
 			return err
 		}
-		g.mu.Lock()
-		g.ended = err
-		for g.ended != nil && !g.alone {
-			changed := g.changed
-			g.mu.Unlock()
+		select {
+		case <-g.loaded: // it has ended since
+		default:
+		}
+		until, cancel := context.WithCancel(ctx)
+		revived := make(chan bool, 1)
+		go func() { // joined below
 			select {
-			case <-changed:
-			case <-ctx.Done():
-				return context.Cause(ctx)
+			case <-g.loaded:
+				revived <- true
+				cancel()
+			case <-until.Done():
+				revived <- false
 			}
-			g.mu.Lock()
-		}
-		err = g.ended
-		g.mu.Unlock()
-		if err != nil {
+		}()
+		err = ended(until, how)
+		cancel()
+		if again := <-revived; err == nil || !again {
 			return err
 		}
 	}
-}
-
-// goAlone says that no commit comes any more.
-func (g *guest) goAlone() { g.set(func() { g.alone = true }) }
-
-func (g *guest) set(change func()) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	change()
-	close(g.changed)
-	g.changed = make(chan struct{})
-}
-
-// stage is a secondary's memory, whose commit also brings an ended guest back.
-type stage struct {
-	*ram.Cache
-	guest *guest
-}
-
-func (s *stage) Flush() error {
-	err := s.Cache.Flush()
-	if err == nil {
-		s.guest.set(func() { s.guest.ended = nil })
-	}
-	return err
 }
 
 // howEnded says in words how a guest ended by itself, "" if err is something
@@ -93,3 +148,6 @@ func howEnded(err error) string {
 	}
 	return ""
 }
+
+// receive gives a frame to the machine. The machine is made after its network.
+func (g *guest) receive(frame []byte) error { return g.ReceivePacket(frame) }

@@ -8,7 +8,7 @@ import (
 	"testing/synctest"
 
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
-	"github.com/gocolo/lockstep/vmstate/ram"
+	"github.com/gocolo/lockstep/vmstate"
 )
 
 // fakeHost is a machine whose guest ends as the test wants.
@@ -28,85 +28,93 @@ func (h *fakeHost) Run(ctx context.Context) error {
 	}
 }
 
-func TestACommitBringsASecondarysGuestBack(t *testing.T) {
+func (h *fakeHost) Register(*vmstate.Registry) error { return nil }
+
+func TestACheckpointBringsAnEndedGuestBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &fakeHost{ends: make(chan error)}
-		g := newGuest(options{mode: modeSecondary})
+		g := newGuest()
 		g.machine = h
-		done := make(chan error, 1)
-		go func() { done <- g.Run(context.Background()) }()
-
-		page := make([]byte, ram.PageSize)
-		cache, err := ram.NewCache([]ram.Block{{Name: "ram", Host: page}}, nil, ram.CacheConfig{})
-		if err != nil {
+		var reg vmstate.Registry
+		if err := g.Register(&reg); err != nil {
 			t.Fatal(err)
 		}
-		defer cache.Close()
-		st := &stage{cache, g}
+		load := func() { // what a checkpoint does last
+			if err := (*loaded)(g).PostLoad(1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		decided := make(chan struct{})
+		asked := 0
+		done := make(chan error, 1)
+		go func() {
+			done <- g.run(context.Background(), func(ctx context.Context, how string) error {
+				asked++
+				select {
+				case <-decided:
+					return nil
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+			})
+		}()
+		synctest.Wait()
+		load() // of a guest that runs: it is none to come back to
 		h.ends <- gokvmhost.ErrReset
 		synctest.Wait()
-		if h.runs != 1 {
-			t.Fatalf("a guest that has ended ran %d times", h.runs)
+		if h.runs != 1 || asked != 1 {
+			t.Fatalf("a guest that has ended ran %d times, asked %d times", h.runs, asked)
 		}
-		cache.Discard()
-		if err := st.Flush(); err == nil {
-			t.Error("what was discarded has been committed")
-		}
-		synctest.Wait()
-		if h.runs != 1 {
-			t.Error("a commit that failed has brought the guest back")
-		}
-		cache.NewSession()
-		if err := st.Flush(); err != nil {
-			t.Error(err)
-		}
+		load()
 		synctest.Wait()
 		if h.runs != 2 {
-			t.Errorf("after the commit it ran %d times", h.runs)
+			t.Errorf("after the checkpoint it ran %d times", h.runs)
 		}
-
-		// It ends again, and nobody will bring it back.
 		h.ends <- gokvmhost.ErrPowerOff
 		synctest.Wait()
-		select {
-		case err := <-done:
-			t.Errorf("it did not wait for a commit: %v", err)
-		default:
-		}
-		g.goAlone()
-		if err := <-done; !errors.Is(err, gokvmhost.ErrPowerOff) {
-			t.Errorf("got %v", err)
+		close(decided)
+		if err := <-done; err != nil || h.runs != 2 {
+			t.Errorf("got %v after %d runs", err, h.runs)
 		}
 	})
 }
 
-func TestAPrimarysGuestEndsAtOnce(t *testing.T) {
-	for _, want := range []error{gokvmhost.ErrPowerOff, gokvmhost.ErrReset, io.ErrUnexpectedEOF} {
-		h := &fakeHost{ends: make(chan error, 1)}
-		g := newGuest(options{mode: modePrimary})
-		g.machine = h
-		h.ends <- want
-		if err := g.Run(t.Context()); !errors.Is(err, want) {
-			t.Errorf("got %v, want %v", err, want)
-		}
-		if said := howEnded(want); (said == "") != (want == io.ErrUnexpectedEOF) {
-			t.Errorf("%v: %q", want, said)
+func TestAGuestThatFailsIsNotAskedAbout(t *testing.T) {
+	h := &fakeHost{ends: make(chan error, 1)}
+	g := newGuest()
+	g.machine = h
+	h.ends <- io.ErrUnexpectedEOF
+	err := g.run(t.Context(), func(context.Context, string) error {
+		t.Error("it was taken for one that has ended by itself")
+		return nil
+	})
+	if !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("got %v", err)
+	}
+	for end, ends := range map[error]bool{gokvmhost.ErrPowerOff: true, gokvmhost.ErrReset: true, io.ErrUnexpectedEOF: false} {
+		if how := howEnded(end); (how != "") != ends {
+			t.Errorf("%v: %q", end, how)
 		}
 	}
 }
 
-func TestWaitingForACommitEndsWithTheContext(t *testing.T) {
+func TestWhatIsDecidedWithoutAnEndEndsTheRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &fakeHost{ends: make(chan error, 1)}
-		g := newGuest(options{mode: modeSecondary})
+		g := newGuest()
 		g.machine = h
 		h.ends <- gokvmhost.ErrPowerOff
 		ctx, cancel := context.WithCancelCause(context.Background())
 		done := make(chan error, 1)
-		go func() { done <- g.Run(ctx) }()
+		go func() {
+			done <- g.run(ctx, func(ctx context.Context, _ string) error {
+				<-ctx.Done()
+				return context.Cause(ctx)
+			})
+		}()
 		synctest.Wait()
 		cancel(io.ErrClosedPipe)
-		if err := <-done; err != io.ErrClosedPipe {
+		if err := <-done; !errors.Is(err, io.ErrClosedPipe) {
 			t.Errorf("got %v", err)
 		}
 	})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 
 	"github.com/gocolo/lockstep/colo"
@@ -14,19 +15,27 @@ import (
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
+	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
 // hardware is what this program needs of its host.
 type hardware struct {
-	// machine makes a paused machine with its guest loaded, but for a secondary,
-	// whose guest comes over the wire, all of it.
+	// machine makes a paused machine with its guest loaded, but where there is no
+	// kernel: that guest comes over the wire, all of it.
 	machine func(options, gokvmhost.Config) (machine, error)
 	// probe says early, and in one line, if machine cannot succeed.
 	probe func() error
 	// cable opens the interface that the guest's network card is connected to.
 	cable func(options) (cable, error)
+	// image opens the image of the guest's disk. With keeps its metadata, if it is a
+	// replication.MetadataKeeper, outlives the process.
+	image func(name string) (_ image, keeps bool, err error)
+	// notify is signal.Notify.
+	notify func(c chan<- os.Signal, sig ...os.Signal)
+	// dial connects to the other host's address. nil: by TCP.
+	dial func(ctx context.Context, address string) (net.Conn, error)
 }
 
 // A machine runs a guest.
@@ -56,7 +65,22 @@ var thisHost = hardware{
 		}
 		return nil
 	},
-	cable: openTAP,
+	cable:  openTAP,
+	image:  openImage,
+	notify: signal.Notify,
+}
+
+// openImage opens an image file, beside which its metadata is kept, or a block device.
+func openImage(name string) (_ image, keeps bool, err error) {
+	f, err := replication.OpenFile(name)
+	if err != nil {
+		return nil, false, err // not a nil *File that is an image
+	}
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil, false, errors.Join(err, f.Close())
+	}
+	return f, st.Mode().IsRegular(), nil
 }
 
 // openTAP opens a TAP interface that is there. The kernel makes one that is not, which
@@ -82,7 +106,7 @@ func newMachine(o options, devices gokvmhost.Config) (machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.mode != modeSecondary {
+	if o.kernel != "" {
 		err = loadLinux(m, o)
 	}
 	if err == nil {
@@ -111,6 +135,9 @@ func loadLinux(m *gokvmhost.Machine, o options) error {
 	}
 	return gokvmhost.LoadLinux(m, kernel, initrd, o.append)
 }
+
+// MatchCPU is that of the machine's kvm.VM.
+func (m *gokvmMachine) MatchCPU() ([]byte, func([]byte) error, error) { return m.VM().MatchCPU() }
 
 func (m *gokvmMachine) DirtyLog() ram.DirtyLog { return m.VM() }
 

@@ -5,12 +5,11 @@
 // host: memory, devices, disk and network. When one host dies the guest goes on
 // on the other. See -h for a set-up of two hosts.
 //
-// To read it: options.go is the command line; primary.go and secondary.go are the
-// two sides, side.go is what they share, and boot.go a guest without protection;
-// guest.go is the guest of this host, and hardware.go what it runs on. hello.go
-// is what the sides agree on, wire.go their connections, peer.go who goes on when
-// they part. disk.go, network.go and console.go are the guest's devices;
-// report.go is what is printed.
+// To read it: options.go is the command line; protect.go is a guest that two hosts
+// keep running, and boot.go one without protection; arbiter.go and decide.go are who
+// goes on when they part, command.go asks somebody else, and watch.go tells a person;
+// save.go puts a guest in a file. guest.go is the guest of this host, hardware.go what
+// it runs on; disk.go and console.go are devices of it. report.go is what is printed.
 package main
 
 import (
@@ -55,10 +54,8 @@ func gokvm(ctx context.Context, args []string, std stdio) int {
 	switch o.mode {
 	case modeBoot:
 		err = boot(ctx, o, terminal, p)
-	case modePrimary:
-		err = runPrimary(ctx, o, terminal, p)
-	case modeSecondary:
-		err = runSecondary(ctx, o, terminal, p)
+	case modePrimary, modeSecondary:
+		err = runProtected(ctx, o, terminal, p)
 	}
 	terminal.close()
 	if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {

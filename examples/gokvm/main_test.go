@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -24,16 +26,29 @@ func TestABadCommandLineIsOneLineAndStatus2(t *testing.T) {
 		{"start", "start: want boot"},
 		{"boot", "boot needs -kernel"},
 		{"boot -kernel k extra", `unexpected argument "extra"`},
-		{"boot -kernel k -peer a:1", "-peer is for the primary"},
+		{"boot -kernel k -peer a:1", "-peer: an unprotected guest"},
 		{"boot -kernel k -arbiter true", "-arbiter: an unprotected guest"},
+		{"boot -kernel k -qmp unix:q", "-qmp: an unprotected guest"},
 		{"primary -kernel k", "a primary needs -peer"},
 		{"primary -peer a:1", "primary needs -kernel"},
-		{"primary -peer a:1 -kernel k -journal j", "-journal is for the secondary"},
+		{"primary -peer a:1 -kernel k -journal j", "-journal without -disk"},
+		{"primary -peer a:1 -kernel k -term 1ms", "-term 1ms: want at least"},
+		{"primary -peer a:1 -kernel k -arbiter file:", "without a directory"},
+		{"primary -peer a:1 -kernel k -arbiter true -arbiter-command true", "want one of them"},
+		{"primary -peer a:1 -kernel k -cert c -key k", "belong together"},
+		{"primary -peer a:1 -kernel k -cert c -key k -ca a -insecure", "contradict"},
+		{"secondary -listen a:1 -cert c -key k -ca a", "-cert needs -peer-name"},
+		{"secondary -listen a:1", "or -insecure"},
+		{"primary -peer a:1 -kernel k", "or -insecure"},
+		{"primary -peer a:1 -kernel k -checkpoint-timeout 10ms", "-checkpoint-timeout 10ms"},
 		{"primary -peer a:1 -kernel k -interval 0s", "-interval 0s"},
 		{"primary -peer a:1 -kernel k -min-interval 2s", "-min-interval 2s"},
 		{"primary -peer a:1 -kernel k -beat 2s", "-beat 2s -lost-after 2s"},
+		{"primary -peer a:1 -kernel k -resume f", "want one of them"},
+		{"secondary -listen a:1 -resume f", "-resume is a primary's"},
+		{"boot -kernel k -save f", "-save: an unprotected guest"},
 		{"secondary", "a secondary needs -listen"},
-		{"secondary -listen a:1 -kernel k", "-kernel: a secondary's guest comes from the primary"},
+		{"secondary -listen a:1 -append x", "-append without -kernel"},
 		{"secondary -listen a:1 -journal j", "-journal without -disk"},
 		{"secondary -listen a:1 -overlay 10K", "-overlay 10K"},
 		{"boot -kernel k -mem 1000", "-mem 1000: want whole megabytes"},
@@ -59,7 +74,7 @@ func TestHelpExplainsTwoHosts(t *testing.T) {
 		if status != 0 || err != "" {
 			t.Errorf("%s: status %d, %q", args, status, err)
 		}
-		for _, want := range []string{"gokvm secondary -listen 10.0.0.2:7654", "-arbiter", "Ctrl-A x", "-lost-after"} {
+		for _, want := range []string{"gokvm secondary -listen 10.0.0.2:7654", "-arbiter", "Ctrl-A x", "-lost-after", "-arbiter-command", "-qmp", "-tap"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("%s does not mention %q", args, want)
 			}
@@ -68,22 +83,9 @@ func TestHelpExplainsTwoHosts(t *testing.T) {
 }
 
 func TestAFileThatIsNotThereIsOneLineAndStatus1(t *testing.T) {
+	require.Outside(t, require.KVM) // which is looked at first
 	status, _, err := gokvmSays("boot", "-kernel", "/does/not/exist")
 	if status != 1 || strings.Count(err, "\n") != 1 || !strings.HasPrefix(err, "gokvm: ") {
 		t.Errorf("status %d, %q", status, err)
-	}
-}
-
-func TestSizesReadAsTheyAreWritten(t *testing.T) {
-	for _, s := range []string{"0", "1", "1000", "4K", "512M", "3G"} {
-		var v size
-		if err := v.Set(s); err != nil || v.String() != s {
-			t.Errorf("%s: %v, %v", s, v, err)
-		}
-	}
-	for _, s := range []string{"", "M", "-1", "1.5G", "99999999999999999999", "18446744073709551615G"} {
-		if new(size).Set(s) == nil {
-			t.Errorf("%q was taken", s)
-		}
 	}
 }

@@ -1,18 +1,21 @@
 package main
 
 import (
+	"crypto/rand"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
-	"math"
 	"net"
-	"strconv"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/protect/control"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/size"
 )
 
 // The modes.
@@ -25,28 +28,63 @@ const (
 const usage = `Gokvm runs a Linux guest on KVM, alone or protected by a second host.
 
   gokvm boot -kernel bzImage [-initrd FILE] [-append ARGS] [-disk FILE] [-tap NAME]
-  gokvm secondary -listen ADDR ...      on host B, first
-  gokvm primary   -peer ADDR ...        on host A
+  gokvm secondary -listen ADDR -peer ADDR ...              on host B
+  gokvm primary   -listen ADDR -peer ADDR -kernel FILE ... on host A, which starts the guest
 
 It needs Linux on amd64, /dev/kvm, and for -tap the right to use TAP interfaces.
 
 Two hosts, with a private network between them (10.0.0.1 and .2, say) and the
-guest's on a bridge br0 of each; nothing on the private network is encrypted:
+guest's on a bridge br0 of each; the certificates are for the names "a" and "b":
 
   both# ip tuntap add tap0 mode tap && ip link set tap0 master br0 up
   both# truncate -s 1G disk.img         # host A's is the guest's disk
-  B# gokvm secondary -listen 10.0.0.2:7654 -mem 512M -vcpus 2 -disk disk.img -tap tap0
-  A# gokvm primary   -peer 10.0.0.2:7654 -mem 512M -vcpus 2 -disk disk.img -tap tap0 \
+  B# gokvm secondary -listen 10.0.0.2:7654 -peer 10.0.0.1:7654 -peer-name a \
+       -cert b.pem -key b.key -ca ca.pem -mem 512M -vcpus 2 -disk disk.img -tap tap0
+  A# gokvm primary   -listen 10.0.0.1:7654 -peer 10.0.0.2:7654 -peer-name b \
+       -cert a.pem -key a.key -ca ca.pem -mem 512M -vcpus 2 -disk disk.img -tap tap0 \
        -kernel vmlinuz -initrd initrd.img -append "console=ttyS0 root=/dev/vda"
 
-Host B's copy of memory and disk is made while the guest boots. From the line
-"protected" on either host may die, and the guest goes on on the other one,
-unprotected from then on. When the guest switches itself off, both sides end.
-The console is on A; Ctrl-A x ends it, Ctrl-A h lists more keys.
+The guest boots, and host B's copy of memory and disk is made meanwhile.
+From the line "protected" on either host may die, and the guest goes on on the
+other one. Start the dead one again, as a secondary, and it is protected again:
+the two change their sides any number of times. SIGUSR2, Ctrl-A s, or job-complete
+of -qmp hands the guest over to the other host; so does the end of the program by
+a signal where the guest is protected. When the guest switches itself off, both
+sides end. The console is where the guest runs; Ctrl-A x ends it, Ctrl-A h lists
+more keys.
 
-A host that does not hear the other for -lost-after takes the guest. If both
-live and only the network between them is cut, both would: then -arbiter must
-name a command that asks somebody else, who says yes (exit status 0) to one.
+Who goes on? A host that does not hear the other for -lost-after, and for as long
+as the other may still be sure of the guest (-term), takes it. If both live and
+only the network between them is cut, both would: then -arbiter file:DIR must name
+a directory that both reach, or -arbiter-command a command that asks somebody else,
+who says yes (exit status 0) to one. $LOCKSTEP_GENERATION is another each time.
+The command may be asked again by the same host, $LOCKSTEP_HOST, when it was ended
+before it answered, and must then say the same. Killed by a signal, with 126, 127 or
+more, or after a minute, it has not answered. Without either, two hosts that were
+parted both have the guest, and still do when the network is whole again: each says
+"split". What they have done since cannot be put together. A person ends one of them,
+and starts it again with a new image: with the old one it may be refused. A host that
+says anything at all, even something that cannot be understood, counts as alive, and
+nothing is taken from it.
+
+Who starts it? A primary, or a host with -kernel that has been the guest's, asks the
+other one first, for as long as it takes: that may run the guest, or have the newer
+disk. "undecided" says what it waits for. A primary whose image file no guest has
+ever used does not wait for a host that is not heard. If the other host is dead, or
+has never had this guest and will not come up, -start says so. With two that would
+start the guest from disks equally new, the one goes first whose -host comes first.
+A host whose disk is older than the other's, or new, is refused, unless with -start.
+
+Ctrl-A w, where -save names a file, or protection-save of -qmp, saves the guest: it
+ends here, in the file. A primary with -resume in place of -kernel goes on with it,
+once, from the disk as it was left.
+
+If a guest switches itself off while its secondary cannot be told, that may take
+over and go on from its last checkpoint.
+
+With -insecure in place of -cert, -key and -ca the connections are plain, and whoever
+reaches the port can read and replace the guest. Without -listen, or -peer, a host
+cannot be followed by the other after its first failover.
 
 It exits with 0 when the guest has ended or the other side has it, with 1 if
 something failed, and with 2 for a bad command line.
@@ -71,17 +109,24 @@ func printUsage(w io.Writer, f *flag.FlagSet) {
 type options struct {
 	hw   hardware
 	mode string
-	peer string // of a primary
-	on   string // address that a secondary listens on
+	name string // the guest's
+	host string // this host's
+	peer string // address of the other host; "": this one is only reached
+	on   string // address to listen on; "": this one only reaches
+
+	cert, key, ca, peerName string
+	insecure                bool
+	handles                 *control.Handles
 
 	kernel, initrd, append string
+	save, resume           string
 	mem                    uint64 // bytes
 	vcpus                  int
 	disk                   string
 	tap                    string
 	mac                    [6]byte
 
-	journal    string // of a secondary
+	journal    string
 	overlay    uint64 // bytes
 	interval   time.Duration
 	atLeast    time.Duration
@@ -89,7 +134,11 @@ type options struct {
 	lateResume bool
 	beat, lost time.Duration
 	patience   time.Duration // with one checkpoint
+	term       time.Duration
 	arbiter    string
+	shared     string // of -arbiter: a directory
+	command    string // of -arbiter, or -arbiter-command
+	anyway     bool   // -start: a start without the other host's answer
 	json       bool
 	progress   time.Duration
 }
@@ -101,32 +150,46 @@ const maxMemory = 3 << 30
 // (flag.ErrHelp); any other error is one line for the user.
 func parseOptions(args []string, help io.Writer) (options, error) {
 	o := options{hw: thisHost}
-	mem, overlay := size(512<<20), size(256<<20)
+	mem, overlay := size.Bytes(512<<20), size.Bytes(256<<20)
 	mac := "52:54:00:12:34:56"
 	f := flag.NewFlagSet("gokvm", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
-	f.StringVar(&o.peer, "peer", "", "primary: `address` that the secondary listens on")
-	f.StringVar(&o.on, "listen", "", "secondary: `address` to listen on")
-	f.StringVar(&o.kernel, "kernel", "", "Linux kernel, a bzImage `file`; not for a secondary")
-	f.StringVar(&o.initrd, "initrd", "", "initial RAM disk, a `file`; not for a secondary")
+	f.StringVar(&o.on, "listen", "", "`address` at which the other host reaches this one")
+	f.StringVar(&o.peer, "peer", "", "`address` at which the other host is reached")
+	f.StringVar(&o.name, "name", "guest", "the guest's `name`, the same on both hosts")
+	f.StringVar(&o.host, "host", "", "this host's `name`, for people (default the system's, and some letters)")
+	f.StringVar(&o.cert, "cert", "", "this host's certificate, a PEM `file`")
+	f.StringVar(&o.key, "key", "", "its key, a PEM `file`")
+	f.StringVar(&o.ca, "ca", "", "certificates of the authorities that sign the hosts', a PEM `file`")
+	f.StringVar(&o.peerName, "peer-name", "", "`name` that the other host's certificate is for (default that of -peer)")
+	f.BoolVar(&o.insecure, "insecure", false, "no TLS: whoever reaches the port can read and replace the guest")
+	f.StringVar(&o.kernel, "kernel", "", "Linux kernel, a bzImage `file`; a secondary needs none")
+	f.StringVar(&o.initrd, "initrd", "", "initial RAM disk, a `file`")
 	f.StringVar(&o.append, "append", "console=ttyS0", "the kernel's `arguments`")
+	f.StringVar(&o.save, "save", "", "a new `file` that Ctrl-A w saves the guest to")
+	f.StringVar(&o.resume, "resume", "", "saved guest that a primary goes on with, a `file`")
 	f.Var(&mem, "mem", "`size` of the guest's memory, with K, M or G")
 	f.IntVar(&o.vcpus, "vcpus", 1, "`number` of the guest's CPUs")
 	f.StringVar(&o.disk, "disk", "", "raw image or block device, a `file`: the guest's /dev/vda")
 	f.StringVar(&o.tap, "tap", "", "`name` of the TAP interface for the guest's network card")
 	f.StringVar(&mac, "mac", mac, "`address` of the guest's network card")
-	f.StringVar(&o.journal, "journal", "", "secondary: keep the disk's overlays in the files `base`.hidden and .active, so that the disk survives a crash of this host")
-	f.Var(&overlay, "overlay", "secondary: `size` that each overlay of the disk may grow to between checkpoints")
-	f.DurationVar(&o.interval, "interval", time.Second, "primary: `time` from one checkpoint to the next, if nothing asks earlier")
-	f.DurationVar(&o.atLeast, "min-interval", 20*time.Millisecond, "primary: no checkpoint because the guests differ sooner than this `time` after the last one")
-	f.BoolVar(&o.continuous, "continuous", false, "primary: compare nothing, hold all output until its checkpoint")
-	f.BoolVar(&o.lateResume, "late-resume", false, "primary: stand still until the checkpoint is complete, as QEMU does")
+	f.StringVar(&o.journal, "journal", "", "as a secondary, keep the disk's overlays in the files `base`.hidden and .active, so that the disk survives a crash of this host")
+	f.Var(&overlay, "overlay", "`size` that each overlay of the disk may grow to between checkpoints")
+	f.DurationVar(&o.interval, "interval", time.Second, "`time` from one checkpoint to the next, if nothing asks earlier")
+	f.DurationVar(&o.atLeast, "min-interval", 20*time.Millisecond, "no checkpoint because the guests differ sooner than this `time` after the last one")
+	f.BoolVar(&o.continuous, "continuous", false, "compare nothing, hold all output until its checkpoint; the same on both hosts")
+	f.BoolVar(&o.lateResume, "late-resume", false, "stand still until the checkpoint is complete, as QEMU does")
 	f.DurationVar(&o.beat, "beat", 200*time.Millisecond, "`time` between two signs of life")
 	f.DurationVar(&o.lost, "lost-after", 2*time.Second, "`time` without one after which the other side is lost")
-	f.DurationVar(&o.patience, "checkpoint-timeout", colo.DefaultCheckpointTimeout, "primary: `time` that a checkpoint, and the output that waits for it, may take before the secondary is given up")
-	f.StringVar(&o.arbiter, "arbiter", "", "`command` that is run (sh -c) before this side goes on alone, and must succeed; $LOCKSTEP_MODE, $LOCKSTEP_EPOCH and $LOCKSTEP_CAUSE say what it is about")
+	f.DurationVar(&o.patience, "checkpoint-timeout", colo.DefaultCheckpointTimeout, "`time` that a checkpoint, and the output that waits for it, may take before the secondary is given up")
+	f.DurationVar(&o.term, "term", 0, "`time` for which a host may act for the guest before it must hear that it may go on (default 1.5 times -lost-after)")
+	f.StringVar(&o.arbiter, "arbiter", "", "file:`DIR` that both hosts reach, which decides who goes on; anything else is an -arbiter-command")
+	f.StringVar(&o.command, "arbiter-command", "", "`command` that is run (sh -c) before this side goes on alone, and must succeed; $LOCKSTEP_HOST, $LOCKSTEP_MODE, $LOCKSTEP_EPOCH, $LOCKSTEP_GENERATION and $LOCKSTEP_CAUSE say what it is about")
+	f.BoolVar(&o.anyway, "start", false, "start the guest although the other host is not heard, or has a later copy: your word that it is dead, or has nothing that is wanted; for one start, never for a unit file")
 	f.BoolVar(&o.json, "json", false, "events and figures as JSON lines on standard output, the console on standard error")
 	f.DurationVar(&o.progress, "progress", 10*time.Second, "`time` between two lines of progress where the console is no terminal; 0 for none")
+
+	o.handles = control.Flags(f)
 
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		o.mode, args = args[0], args[1:]
@@ -146,16 +209,33 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 		return o, fmt.Errorf("-mac %s: want the address of one Ethernet card, such as 52:54:00:12:34:56", mac)
 	}
 	o.mac = [6]byte(hw)
+	if o.term == 0 {
+		o.term = o.lost + o.lost/2
+	}
+	if o.host == "" {
+		o.host = someName()
+	}
+	if o.peerName == "" && o.cert != "" {
+		o.peerName, _, _ = net.SplitHostPort(o.peer)
+	}
 	given := make(map[string]bool)
 	f.Visit(func(f *flag.Flag) { given[f.Name] = true })
 	return o, o.validate(given)
 }
 
-// onlyFor says which flags are of which mode; the others are of all.
-var onlyFor = map[string]string{
-	"peer": modePrimary, "interval": modePrimary, "min-interval": modePrimary, "continuous": modePrimary, "late-resume": modePrimary, "checkpoint-timeout": modePrimary,
-	"listen": modeSecondary, "journal": modeSecondary, "overlay": modeSecondary,
+// someName is what a host is called that has no name of its own. It is no other's,
+// also where both are processes of one machine.
+func someName() string {
+	name, err := os.Hostname()
+	if err != nil {
+		name = "host"
+	}
+	return name + "-" + rand.Text()[:6]
 }
+
+// ofPairs are the flags that mean nothing to an unprotected guest.
+var ofPairs = strings.Fields(`listen peer name host cert key ca peer-name insecure journal overlay interval min-interval
+	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command start save resume qmp http http-control`)
 
 // maxVCPUs is what this program was tried with, and somewhat more.
 const maxVCPUs = 8
@@ -168,26 +248,37 @@ func (o *options) validate(given map[string]bool) error {
 	default:
 		return fmt.Errorf("%s: want boot, primary or secondary", o.mode)
 	}
-	for name := range given {
-		if m, ok := onlyFor[name]; ok && m != o.mode {
-			return fmt.Errorf("-%s is for the %s, not for %s", name, m, o.mode)
-		}
-		if o.mode == modeSecondary && (name == "kernel" || name == "initrd" || name == "append") {
-			return fmt.Errorf("-%s: a secondary's guest comes from the primary", name)
-		}
-		if o.mode == modeBoot && (name == "beat" || name == "lost-after" || name == "arbiter") {
+	for _, name := range ofPairs {
+		if o.mode == modeBoot && given[name] {
 			return fmt.Errorf("-%s: an unprotected guest has no other side", name)
 		}
+	}
+	for _, name := range []string{"initrd", "append", "start"} {
+		if given[name] && o.kernel == "" && o.mode == modeSecondary {
+			return fmt.Errorf("-%s without -kernel", name)
+		}
+	}
+	if o.arbiter != "" && o.command != "" {
+		return errors.New("-arbiter and -arbiter-command: want one of them")
+	}
+	if dir, ok := strings.CutPrefix(o.arbiter, "file:"); ok {
+		o.shared = dir
+	} else if o.arbiter != "" {
+		o.command = o.arbiter
 	}
 	switch {
 	case o.mode == modePrimary && o.peer == "":
 		return errors.New("a primary needs -peer")
 	case o.mode == modeSecondary && o.on == "":
 		return errors.New("a secondary needs -listen")
-	case o.mode != modeSecondary && o.kernel == "":
+	case o.resume != "" && o.mode != modePrimary:
+		return errors.New("-resume is a primary's")
+	case o.resume != "" && o.kernel != "":
+		return errors.New("-resume and -kernel: want one of them")
+	case o.mode != modeSecondary && o.kernel == "" && o.resume == "":
 		return fmt.Errorf("%s needs -kernel", o.mode)
 	case o.mem%(1<<20) != 0 || o.mem < 32<<20 || o.mem > maxMemory:
-		return fmt.Errorf("-mem %v: want whole megabytes, %v to %v", size(o.mem), size(32<<20), size(maxMemory))
+		return fmt.Errorf("-mem %v: want whole megabytes, %v to %v", size.Bytes(o.mem), size.Bytes(32<<20), size.Bytes(maxMemory))
 	case o.vcpus < 1 || o.vcpus > maxVCPUs:
 		return fmt.Errorf("-vcpus %d: want 1 to %d", o.vcpus, maxVCPUs)
 	case len(o.tap) > 15:
@@ -196,49 +287,28 @@ func (o *options) validate(given map[string]bool) error {
 		return fmt.Errorf("-interval %v: want more than 0", o.interval)
 	case o.atLeast < 0 || o.atLeast > o.interval:
 		return fmt.Errorf("-min-interval %v: want 0 to -interval, %v", o.atLeast, o.interval)
-	case o.beat <= 0 || o.lost <= o.beat:
-		return fmt.Errorf("-beat %v -lost-after %v: want more than 0, and more than that", o.beat, o.lost)
-	case o.patience <= o.atLeast:
-		return fmt.Errorf("-checkpoint-timeout %v: want more than -min-interval, %v", o.patience, o.atLeast)
+	case o.beat <= 0 || o.lost < 2*o.beat:
+		return fmt.Errorf("-beat %v -lost-after %v: want more than 0, and at least twice that", o.beat, o.lost)
+	case o.term < failover.MinTerm:
+		return fmt.Errorf("-term %v: want at least %v", o.term, failover.MinTerm)
+	case strings.HasPrefix(o.arbiter, "file:") && o.shared == "":
+		return errors.New("-arbiter file: without a directory")
+	case (o.cert != "" || o.key != "" || o.ca != "") && (o.cert == "" || o.key == "" || o.ca == ""):
+		return errors.New("-cert, -key and -ca belong together")
+	case o.cert != "" && o.insecure:
+		return errors.New("-cert and -insecure contradict each other")
+	case o.cert != "" && o.peerName == "":
+		return errors.New("-cert needs -peer-name, or -peer")
+	case o.patience <= max(o.atLeast, colo.DefaultMaxDowntime):
+		return fmt.Errorf("-checkpoint-timeout %v: want more than -min-interval, %v, and %v", o.patience, o.atLeast, colo.DefaultMaxDowntime)
 	case o.journal != "" && o.disk == "":
 		return errors.New("-journal without -disk")
 	case o.overlay < 1<<20:
-		return fmt.Errorf("-overlay %v: want at least %v", size(o.overlay), size(1<<20))
+		return fmt.Errorf("-overlay %v: want at least %v", size.Bytes(o.overlay), size.Bytes(1<<20))
 	case o.progress < 0:
 		return fmt.Errorf("-progress %v: want 0 or more", o.progress)
+	case o.mode != modeBoot && o.cert == "" && !o.insecure:
+		return errors.New("want -cert, -key and -ca, or -insecure: without them whoever reaches the port can read and replace the guest")
 	}
-	return nil
-}
-
-// size is a number of bytes that people write as 64M.
-type size uint64
-
-func (s size) String() string {
-	for _, u := range []struct {
-		name  string
-		shift uint
-	}{{"G", 30}, {"M", 20}, {"K", 10}} {
-		if s != 0 && s%(1<<u.shift) == 0 {
-			return strconv.FormatUint(uint64(s)>>u.shift, 10) + u.name
-		}
-	}
-	return strconv.FormatUint(uint64(s), 10)
-}
-
-// Set parses a number with an optional unit.
-func (s *size) Set(v string) error {
-	shift := uint(0)
-	digits := strings.ToUpper(v)
-	for unit, sh := range map[string]uint{"K": 10, "M": 20, "G": 30} {
-		if d, ok := strings.CutSuffix(digits, unit); ok {
-			digits, shift = d, sh
-			break
-		}
-	}
-	n, err := strconv.ParseUint(digits, 10, 64)
-	if err != nil || n > math.MaxUint64>>shift {
-		return errors.New("want a number of bytes such as 64M")
-	}
-	*s = size(n << shift)
 	return nil
 }

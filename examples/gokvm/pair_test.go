@@ -1,314 +1,32 @@
 package main
 
 import (
-	"bytes"
-	"context"
 	"errors"
-	"os"
 	"path/filepath"
 	"strings"
-	"sync"
+	"syscall"
 	"testing"
-	"time"
 
-	"github.com/gocolo/lockstep/colo"
-	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
-	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// The pairs here are whole: two sides on loopback, with disk and network, but
-// with a guest in Go, whose frames an oracle understands.
-
-// simGuest is the guest of both sides.
-func simGuest() colotest.GuestConfig {
-	return colotest.GuestConfig{Touch: 8, Interval: time.Millisecond, Disk: simDisk, DiskEvery: 4, Seed: 3}
-}
-
-const simDisk = 256 << 10
-
-// A simMachine is a machine without a hypervisor.
-type simMachine struct {
-	*colotest.Guest
-	ends chan error // what ends the guest by itself
-}
-
-func newSimMachine(devices gokvmhost.Config) (*simMachine, error) {
-	cfg := simGuest()
-	if devices.Uplink != nil {
-		cfg.Output = devices.Uplink.WritePacket
-	}
-	if devices.Disk != nil {
-		cfg.Write = func(p []byte, off int64, flush bool) error {
-			_, err := devices.Disk.WriteAt(p, off)
-			if err == nil && flush {
-				err = devices.Disk.Sync()
-			}
-			return err
-		}
-	}
-	g, err := colotest.NewGuest(cfg)
-	return &simMachine{g, make(chan error)}, err
-}
-
-func (m *simMachine) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var group sync.WaitGroup
-	defer group.Wait()
-	group.Go(func() {
-		select {
-		case err := <-m.ends:
-			cancel(err)
-		case <-ctx.Done():
-		}
-	})
-	return m.Guest.Run(ctx)
-}
-
-func (m *simMachine) DirtyLog() ram.DirtyLog      { return m.Guest }
-func (m *simMachine) ReceivePacket([]byte) error  { return nil }
-func (m *simMachine) Input(p []byte) (int, error) { return len(p), nil }
-
-// A simCable is where the frames of a side leave, to the world's client.
-type simCable struct {
-	w    *simWorld
-	side string
-
-	once   sync.Once
-	closed chan struct{}
-}
-
-func (c *simCable) ReadPacket() ([]byte, error) {
-	<-c.closed
-	return nil, os.ErrClosed
-}
-
-func (c *simCable) WritePacket(p []byte) error {
-	c.w.mu.Lock()
-	defer c.w.mu.Unlock()
-	if bytes.Equal(p, announcement(c.w.mac)) {
-		c.w.announced[c.side]++
-		return nil
-	}
-	c.w.left[c.side]++
-	c.w.oracle.Frame(p)
-	return nil
-}
-
-func (c *simCable) Close() error {
-	c.once.Do(func() { close(c.closed) })
-	return nil
-}
-
-// A simWorld is a pair and its client.
-type simWorld struct {
-	t         *testing.T
-	mac       [6]byte
-	secondary []string // its arguments
-
-	mu        sync.Mutex
-	oracle    *colotest.Oracle
-	left      map[string]int // frames, by side
-	announced map[string]int
-	machines  map[string]*simMachine
-	said      map[string]*bytes.Buffer
-	done      map[string]chan error
-	stop      map[string]context.CancelFunc
-	disks     map[string]string
-}
-
-func newSimWorld(t *testing.T) *simWorld {
-	t.Helper()
-	oracle, err := colotest.NewOracle(simGuest())
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &simWorld{
-		t: t, oracle: oracle, left: make(map[string]int), announced: make(map[string]int),
-		machines: make(map[string]*simMachine), said: make(map[string]*bytes.Buffer),
-		done: make(map[string]chan error), stop: make(map[string]context.CancelFunc), disks: make(map[string]string),
-	}
-	for _, side := range []string{modePrimary, modeSecondary} {
-		w.disks[side] = filepath.Join(t.TempDir(), side)
-		if err := os.WriteFile(w.disks[side], make([]byte, simDisk), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	return w
-}
-
-// Write is what a side says.
-type sayings struct {
-	w    *simWorld
-	side string
-}
-
-func (s sayings) Write(p []byte) (int, error) {
-	s.w.mu.Lock()
-	defer s.w.mu.Unlock()
-	return s.w.said[s.side].Write(p)
-}
-
-// start runs a side with a command line.
-func (w *simWorld) start(side string, args ...string) {
-	w.t.Helper()
-	args = append([]string{side, "-mem", "32M", "-tap", "tap0", "-disk", w.disks[side], "-json", "-beat", "20ms", "-lost-after", "10s"}, args...)
-	o, err := parseOptions(args, nil)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	w.mac = o.mac
-	w.said[side] = new(bytes.Buffer)
-	o.hw = hardware{
-		probe: func() error { return nil },
-		machine: func(_ options, devices gokvmhost.Config) (machine, error) {
-			m, err := newSimMachine(devices)
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.machines[side] = m
-			return m, err
-		},
-		cable: func(options) (cable, error) {
-			return &simCable{w: w, side: side, closed: make(chan struct{})}, nil
-		},
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	std := stdio{strings.NewReader(""), sayings{w, side}, sayings{w, side}}
-	c := newConsole(std, o.json, cancel)
-	p := newPrinter(o, std, c)
-	done := make(chan error, 1)
-	go func() {
-		run := runPrimary
-		if side == modeSecondary {
-			run = runSecondary
-		}
-		err := run(ctx, o, c, p)
-		p.end(err)
-		done <- err
-	}()
-	w.done[side], w.stop[side] = done, cancel
-	w.t.Cleanup(func() {
-		cancel()
-		select {
-		case <-done:
-		case <-time.After(simPatience):
-		}
-		if w.t.Failed() {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.t.Logf("the %s has said:\n%s", side, w.said[side])
-		}
-	})
-}
-
-// simPatience is how long anything may take that should take a moment.
-const simPatience = 30 * time.Second
-
-// until waits for something.
-func (w *simWorld) until(what string, ok func() bool) {
-	w.t.Helper()
-	for end := time.Now().Add(simPatience); ; time.Sleep(2 * time.Millisecond) {
-		w.mu.Lock()
-		done := ok()
-		w.mu.Unlock()
-		if done {
-			return
-		}
-		if time.Now().After(end) {
-			w.t.Fatalf("waited in vain for %s", what)
-		}
-	}
-}
-
-// hears waits until a side has said a text.
-func (w *simWorld) hears(side, text string) string {
-	w.t.Helper()
-	var all string
-	w.until(side+" to say "+text, func() bool {
-		all = w.said[side].String()
-		return strings.Contains(all, text)
-	})
-	return all
-}
-
-// listen starts a secondary and returns where it listens.
-func (w *simWorld) listen(args ...string) (address string) {
-	w.t.Helper()
-	w.start(modeSecondary, append([]string{"-listen", "127.0.0.1:0"}, args...)...)
-	said := w.hears(modeSecondary, `"name":"listening"`)
-	_, address, _ = strings.Cut(said, `on `)
-	address, _, _ = strings.Cut(address, `"`)
-	return address
-}
-
-// protect starts a primary.
-func (w *simWorld) protect(address string, args ...string) {
-	w.t.Helper()
-	w.start(modePrimary, append([]string{"-peer", address, "-kernel", "none", "-interval", "20ms", "-min-interval", "5ms"}, args...)...)
-}
-
-// pair starts both sides and waits until checkpoints happen.
-func (w *simWorld) pair(args ...string) {
-	w.t.Helper()
-	w.protect(w.listen(w.secondary...), args...)
-	w.hears(modePrimary, `"name":"protected"`)
-	w.hears(modePrimary, `"CHECKPOINT_COMMIT","data":{"mode":"primary","epoch":5`)
-}
-
-// ended waits for the end of a side.
-func (w *simWorld) ended(side string) error {
-	w.t.Helper()
-	select {
-	case err := <-w.done[side]:
-		w.done[side] <- err // for the cleanup
-		return err
-	case <-time.After(simPatience):
-		w.t.Fatalf("the %s does not end", side)
-		return nil
-	}
-}
-
-// moreLeaves waits for a side's frames.
-func (w *simWorld) moreLeaves(side string) {
-	w.t.Helper()
-	w.mu.Lock()
-	enough := w.left[side] + 50
-	w.mu.Unlock()
-	w.until("frames of the "+side, func() bool { return w.left[side] >= enough })
-}
-
-// judge asks the client.
-func (w *simWorld) judge() {
-	w.t.Helper()
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if v := w.oracle.Verdict(); v.Frames == 0 || v.Lost+v.Contradicted+v.Corrupted > 0 {
-		w.t.Errorf("the client: %+v", v)
-	}
-}
-
-func TestAPairThatIsOrderedToEndEnds(t *testing.T) {
+func TestAGuestThatSwitchesItselfOffEndsBothHosts(t *testing.T) {
 	for _, mode := range []string{"-continuous=false", "-continuous"} {
 		t.Run(mode, func(t *testing.T) {
 			w := newSimWorld(t)
-			w.pair(mode)
-			w.moreLeaves(modePrimary)
-			w.machines[modePrimary].ends <- gokvmhost.ErrPowerOff
-			if err := w.ended(modePrimary); err != nil {
-				t.Errorf("the primary: %v", err)
-			}
-			if err := w.ended(modeSecondary); err != nil {
-				t.Errorf("the secondary: %v", err)
-			}
-			for side, text := range map[string]string{modePrimary: "the guest switched itself off", modeSecondary: "the guest switched itself off"} {
-				if said := w.hears(side, text); strings.Contains(said, `"name":"alone"`) || strings.Contains(said, `"failover"`) {
-					t.Errorf("the %s went on", side)
+			a, b := w.pair(mode)
+			w.moreLeaves(a)
+			w.ends(a, gokvmhost.ErrPowerOff)
+			for _, p := range []*process{a, b} {
+				if err := w.ended(p); err != nil {
+					t.Errorf("host %s: %v", p.host, err)
+				}
+				if said := w.hears(p, phase("ended")); strings.Contains(said, phase("alone")) {
+					t.Errorf("host %s went on", p.host)
 				}
 			}
-			if w.left[modeSecondary] != 0 {
-				t.Error("the secondary's guest has been heard")
-			}
+			w.hears(a, "the guest switched itself off")
+			w.silent(b)
 			w.judge()
 		})
 	}
@@ -318,20 +36,21 @@ func TestTheSecondaryGoesOnWhenThePrimaryFails(t *testing.T) {
 	for _, mode := range []string{"-continuous=false", "-continuous", "-late-resume"} {
 		t.Run(mode, func(t *testing.T) {
 			w := newSimWorld(t)
-			w.secondary = []string{"-journal", filepath.Join(t.TempDir(), "journal"), "-overlay", "2M"}
-			w.pair(mode)
-			w.moreLeaves(modePrimary)
+			w.args = []string{mode}
+			b := w.start("b", modeSecondary, "-journal", filepath.Join(t.TempDir(), "journal"), "-overlay", "2M")
+			a := w.start("a", modePrimary)
+			w.inStep(a)
+			w.moreLeaves(a)
 			broken := errors.New("the vCPU broke")
-			w.machines[modePrimary].ends <- broken
-			if err := w.ended(modePrimary); !errors.Is(err, broken) {
-				t.Errorf("the primary: %v", err)
+			w.ends(a, broken)
+			if err := w.ended(a); !errors.Is(err, broken) {
+				t.Errorf("host a: %v", err)
 			}
-			w.hears(modeSecondary, `"name":"alone"`)
-			w.moreLeaves(modeSecondary)
-			w.until("the announcements", func() bool { return w.announced[modeSecondary] == announcements })
-			w.machines[modeSecondary].ends <- gokvmhost.ErrPowerOff
-			if err := w.ended(modeSecondary); err != nil {
-				t.Errorf("the secondary: %v", err)
+			w.hears(b, phase("alone"))
+			w.moreLeaves(b)
+			w.ends(b, gokvmhost.ErrPowerOff)
+			if err := w.ended(b); err != nil {
+				t.Errorf("host b: %v", err)
 			}
 			w.judge()
 		})
@@ -340,87 +59,332 @@ func TestTheSecondaryGoesOnWhenThePrimaryFails(t *testing.T) {
 
 func TestThePrimaryGoesOnWhenTheSecondaryLeaves(t *testing.T) {
 	w := newSimWorld(t)
-	w.pair()
-	w.stop[modeSecondary]()
-	w.ended(modeSecondary)
-	w.hears(modePrimary, `"name":"alone"`)
-	w.moreLeaves(modePrimary)
-	w.machines[modePrimary].ends <- gokvmhost.ErrReset
-	if err := w.ended(modePrimary); err != nil {
-		t.Errorf("the primary: %v", err)
+	a, b := w.pair()
+	b.stop(nil)
+	if err := w.ended(b); err != nil {
+		t.Errorf("host b: %v", err)
 	}
-	w.hears(modePrimary, "the guest restarts")
+	w.hears(a, phase("alone"))
+	w.moreLeaves(a)
+	w.ends(a, gokvmhost.ErrReset)
+	if err := w.ended(a); err != nil {
+		t.Errorf("host a: %v", err)
+	}
+	w.hears(a, "the guest restarts")
+	w.silent(b)
 	w.judge()
 }
 
-func TestAnOrderOnThePrimaryEndsBoth(t *testing.T) {
+// The two change their sides: whichever has the guest is killed, and comes back.
+func TestAGuestOutlivesItsHostsAgainAndAgain(t *testing.T) {
 	w := newSimWorld(t)
-	w.pair()
-	w.stop[modePrimary]()
-	w.ended(modePrimary)
-	if err := w.ended(modeSecondary); err != nil {
-		t.Errorf("the secondary: %v", err)
+	lead, follow := w.pair()
+	for range 3 {
+		w.moreLeaves(lead)
+		alone := w.hearsNext(follow, phase("alone"))
+		w.kill(lead)
+		alone()
+		w.moreLeaves(follow)
+		again := w.hearsNext(follow, phase("protected"))
+		back := w.start(lead.host, modeSecondary)
+		again()
+		lead, follow = follow, back
 	}
-	if said := w.hears(modeSecondary, "as ordered on the primary's host"); strings.Contains(said, `"name":"alone"`) {
-		t.Error("the secondary went on")
+	w.moreLeaves(lead)
+	w.ends(lead, gokvmhost.ErrPowerOff)
+	for _, p := range []*process{lead, follow} {
+		if err := w.ended(p); err != nil {
+			t.Errorf("host %s: %v", p.host, err)
+		}
+	}
+	w.judge()
+}
+
+// The other way round: the secondary is killed, and comes back.
+func TestAGuestIsProtectedAgainWhenItsSecondaryComesBack(t *testing.T) {
+	w := newSimWorld(t)
+	a, b := w.pair()
+	alone := w.hearsNext(a, phase("alone"))
+	w.kill(b)
+	alone()
+	again := w.hearsNext(a, phase("protected"))
+	b = w.start("b", modeSecondary)
+	again()
+	w.moreLeaves(a)
+	w.kill(a)
+	w.hears(b, phase("alone"))
+	w.moreLeaves(b)
+	w.judge()
+}
+
+func TestAProgramThatIsEndedHandsTheGuestOver(t *testing.T) {
+	w := newSimWorld(t)
+	a, b := w.pair()
+	w.moreLeaves(a)
+	a.stop(nil)
+	if err := w.ended(a); err != nil {
+		t.Errorf("host a: %v", err)
+	}
+	w.hears(a, phase("switched"))
+	w.moreLeaves(b)
+	w.judge()
+}
+
+func TestTheConsolesOrderEndsBothHosts(t *testing.T) {
+	w := newSimWorld(t)
+	a, b := w.pair()
+	w.moreLeaves(a)
+	a.stop(errEscape)
+	for _, p := range []*process{a, b} {
+		if err := w.ended(p); err != nil {
+			t.Errorf("host %s: %v", p.host, err)
+		}
+	}
+	w.silent(b)
+	w.judge()
+}
+
+// A monitor hands the guest over, and back, and nobody but its network can tell.
+func TestTheGuestIsHandedOverAndBack(t *testing.T) {
+	w := newSimWorld(t)
+	dir := t.TempDir()
+	b := w.start("b", modeSecondary, "-qmp", "unix:"+filepath.Join(dir, "b"))
+	a := w.start("a", modePrimary, "-qmp", "unix:"+filepath.Join(dir, "a"))
+	w.inStep(a)
+	for lead, follow := a, b; ; lead, follow = b, a {
+		w.moreLeaves(lead)
+		again := w.hearsNext(follow, phase("protected"))
+		w.asks("unix:"+filepath.Join(dir, lead.host), "job-complete", map[string]string{"id": "guest"}, false)
+		again()
+		w.moreLeaves(follow)
+		if lead == b {
+			break
+		}
+	}
+	w.mu.Lock()
+	said := a.said.String() + b.said.String()
+	w.mu.Unlock()
+	if strings.Contains(said, `"state":"asking","reason":"EOF`) {
+		t.Error("somebody took over")
 	}
 	w.judge()
 }
 
 func TestASecondarysGuestMayEndBeforeThePrimarys(t *testing.T) {
 	w := newSimWorld(t)
-	w.pair()
-	for range 3 { // a commit brings it back each time
-		w.machines[modeSecondary].ends <- gokvmhost.ErrPowerOff
+	a, b := w.pair()
+	for range 3 { // a checkpoint brings it back each time
+		w.ends(b, gokvmhost.ErrPowerOff)
 	}
-	w.moreLeaves(modePrimary)
-	w.machines[modePrimary].ends <- errors.New("the vCPU broke")
-	w.ended(modePrimary)
-	w.hears(modeSecondary, `"name":"alone"`)
-	w.moreLeaves(modeSecondary)
+	w.moreLeaves(a)
+	w.ends(a, errors.New("the vCPU broke"))
+	w.ended(a)
+	w.hears(b, phase("alone"))
+	w.moreLeaves(b)
 	w.judge()
 }
 
-func TestARefusedSideDoesNotGoOn(t *testing.T) {
+func TestARefusedHostDoesNotGoOn(t *testing.T) {
 	w := newSimWorld(t)
-	w.protect(w.listen("-arbiter", "echo the lock is taken; false"))
-	w.hears(modePrimary, `"name":"protected"`)
-	w.machines[modePrimary].ends <- errors.New("the vCPU broke")
-	w.ended(modePrimary)
-	if err := w.ended(modeSecondary); !errors.Is(err, colo.ErrRefused) || !strings.Contains(err.Error(), "the lock is taken") {
-		t.Errorf("the secondary: %v", err)
-	}
-	if w.left[modeSecondary] != 0 {
-		t.Error("it was heard all the same")
+	b := w.start("b", modeSecondary, "-arbiter-command", "echo the lock is taken; false")
+	a := w.start("a", modePrimary)
+	w.inStep(a)
+	refused := w.hearsNext(b, "the lock is taken")
+	w.kill(a)
+	refused()
+	w.hears(b, phase("waiting"))
+	w.silent(b)
+	w.judge()
+}
+
+func TestAHostThatCannotBeFollowedSaysWhy(t *testing.T) {
+	w := newSimWorld(t)
+	b := w.start("b", modeSecondary)
+	a := w.start("a", modePrimary, "-continuous")
+	w.hears(a, phase("trouble"))
+	w.hears(a, "the other side refuses: the network")
+	w.moreLeaves(a)
+	w.silent(b)
+}
+
+// All connections break at once, and can be made again. One host goes on, which is
+// the primary unless that is slow, and the other follows it.
+func TestWhenOnlyTheConnectionsBreakOneHostGoesOn(t *testing.T) {
+	for name, args := range map[string][]string{
+		"nobody is asked": nil,
+		"an arbiter":      {"-arbiter", "file:" + t.TempDir()},
+		"a command":       {"-arbiter-command", "mkdir " + t.TempDir() + "/$LOCKSTEP_GENERATION"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newSimWorld(t)
+			lead, _ := w.pair(args...)
+			for range 2 {
+				w.moreLeaves(lead)
+				again := w.protectedAgain()
+				w.ways[other(lead.host)].cut(true)
+				lead = again() // the other, if this one has taken too long
+			}
+			w.moreLeaves(lead)
+			w.judge()
+		})
 	}
 }
 
-func TestSidesThatDifferBothSayWhy(t *testing.T) {
-	w := newSimWorld(t)
-	w.protect(w.listen("-mem", "64M"))
-	for _, side := range []string{modePrimary, modeSecondary} {
-		if err := w.ended(side); err == nil || !strings.Contains(err.Error(), "memory (-mem): 32M on the primary, 64M on the secondary") {
-			t.Errorf("the %s: %v", side, err)
-		}
+// With nothing between the hosts only a place that both reach knows who goes on.
+func TestAPairThatIsPartedGoesOnOnce(t *testing.T) {
+	for name, args := range map[string][]string{
+		"an arbiter": {"-arbiter", "file:" + t.TempDir()},
+		"a command":  {"-arbiter", "mkdir " + t.TempDir() + "/$LOCKSTEP_GENERATION"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newSimWorld(t)
+			a, b := w.pair(args...)
+			for _, way := range w.ways {
+				way.cut(false)
+			}
+			var alone, asks *process
+			w.until("one to go on, and the other to be refused", func() bool {
+				for _, p := range []*process{a, b} {
+					said := p.said.String()
+					if strings.Contains(said, phase("alone")) {
+						alone = p
+					}
+					if strings.Contains(said, `"answer":"refused"`) {
+						asks = p
+					}
+				}
+				return alone != nil && asks != nil
+			})
+			if alone == asks {
+				t.Errorf("host %s", alone.host)
+			}
+			w.moreLeaves(alone)
+			again := w.protectedAgain()
+			for _, way := range w.ways {
+				way.mend()
+			}
+			if lead := again(); lead != alone {
+				t.Errorf("host %s has the guest now", lead.host)
+			}
+			w.moreLeaves(alone)
+			w.judge()
+		})
 	}
 }
 
-func TestASecondaryWhosePrimaryLeavesEarlyEnds(t *testing.T) {
+// Somebody starts the dead host again with the command line that it had.
+func TestAPrimaryThatComesBackFollows(t *testing.T) {
 	w := newSimWorld(t)
-	address := w.listen()
-	conn, err := dialChannel(t.Context(), address, chControl, "-")
-	if err != nil {
-		t.Fatal(err)
+	a, b := w.pair()
+	w.kill(a)
+	w.hears(b, phase("alone"))
+	w.moreLeaves(b)
+	again := w.hearsNext(b, phase("protected"))
+	w.mu.Lock()
+	before := w.left["a"]
+	w.mu.Unlock()
+	w.start("a", modePrimary)
+	again()
+	w.moreLeaves(b)
+	w.mu.Lock()
+	if w.left["a"] != before {
+		t.Error("it was heard")
 	}
-	o, err := parseOptions([]string{"primary", "-peer", address, "-kernel", "none", "-mem", "32M", "-tap", "tap0", "-lost-after", "10s"}, nil)
-	if err != nil {
-		t.Fatal(err)
+	w.mu.Unlock()
+	w.judge()
+}
+
+// Two that were parted, and had nobody to ask, have both gone on. They say so when they
+// meet; one that is started again without what it has done since follows the other.
+func TestTwoThatHaveBothGoneOnSaySo(t *testing.T) {
+	w := newSimWorld(t)
+	a, b := w.pair()
+	for _, way := range w.ways {
+		way.cut(false)
 	}
-	if _, err := greet(conn, newHello(o, simDisk)); err != nil {
-		t.Fatal(err)
+	w.hears(a, phase("alone"))
+	w.hears(b, phase("alone"))
+	for _, way := range w.ways {
+		way.mend()
 	}
-	conn.Close()
-	if err := w.ended(modeSecondary); !errors.Is(err, errLeft) {
-		t.Errorf("the secondary: %v", err)
+	for _, p := range []*process{a, b} {
+		w.hears(p, phase("split")+`,"text":"`+other(p.host)+` runs the guest as well`)
 	}
+	b.stop(nil)
+	w.ended(b)
+	again := w.hearsNext(a, phase("protected"))
+	w.disks["b"] = newStore()
+	w.start("b", modeSecondary)
+	again()
+	w.moreLeaves(a)
+}
+
+// A guest that nobody can have had before is started without the other host.
+func TestANewGuestWaitsForNobody(t *testing.T) {
+	w := newSimWorld(t)
+	a := w.start("a", modePrimary)
+	w.hears(a, phase("started"))
+	w.moreLeaves(a)
+	w.start("b", modeSecondary)
+	w.inStep(a)
+	w.judge()
+}
+
+func TestTheGuestIsHandedOverByASignalAndByAKey(t *testing.T) {
+	w := newSimWorld(t)
+	a, b := w.pair()
+	w.moreLeaves(a)
+	again := w.hearsNext(b, phase("protected"))
+	w.signals(a, syscall.SIGUSR2, "switched")
+	again()
+	w.moreLeaves(b)
+
+	again = w.hearsNext(a, phase("protected"))
+	w.presses(b, 's')
+	again()
+	w.hears(b, phase("switched"))
+	w.moreLeaves(a)
+	w.judge()
+}
+
+// A guest that was saved goes on, once, on the host that has its disk.
+func TestASavedGuestGoesOn(t *testing.T) {
+	w := newSimWorld(t)
+	dir := t.TempDir()
+	b := w.start("b", modeSecondary)
+	first, second := filepath.Join(dir, "first"), filepath.Join(dir, "second")
+	a := w.start("a", modePrimary, "-qmp", "unix:"+filepath.Join(dir, "a"))
+	w.inStep(a)
+	w.moreLeaves(a)
+	w.asks("unix:"+filepath.Join(dir, "a"), "protection-save", map[string]string{"filename": first}, true)
+	if err := w.ended(a); err != nil {
+		t.Errorf("host a: %v", err)
+	}
+	w.hears(a, phase("saved"))
+
+	again := w.hearsNext(b, phase("protected"))
+	a = w.start("a", modePrimary, "-resume", first, "-save", second)
+	again()
+	w.moreLeaves(a)
+	w.presses(a, 'w')
+	if err := w.ended(a); err != nil {
+		t.Errorf("host a: %v", err)
+	}
+
+	a = w.start("a", modePrimary, "-resume", second)
+	w.moreLeaves(a)
+	w.ends(a, gokvmhost.ErrPowerOff)
+	w.ended(a)
+	w.mu.Lock()
+	left := w.left["a"]
+	w.mu.Unlock()
+	a = w.start("a", modePrimary, "-resume", second)
+	w.hears(a, "the guest of generation")
+	w.mu.Lock()
+	if w.left["a"] != left {
+		t.Error("it went on twice")
+	}
+	w.mu.Unlock()
+	w.silent(b)
+	w.judge()
 }

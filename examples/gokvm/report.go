@@ -8,7 +8,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/size"
 )
 
 // A printer tells what happens: for people on standard error, or, with -json, an
@@ -27,6 +29,9 @@ type printer struct {
 	lost    time.Time      // when the session ended
 	exit    event.COLOExit // and how
 	ending  bool           // it is about to end in good order
+	state   string         // of the job
+	inStep  bool           // the two hosts have had a checkpoint in common since they met
+	epoch   uint64         // the last one
 	status  func() string
 }
 
@@ -35,18 +40,29 @@ type printer struct {
 type summary struct {
 	Mode          string                 `json:"mode"`
 	Checkpoints   uint64                 `json:"checkpoints"` // without the initial synchronisation
+	Loads         uint64                 `json:"loads"`       // of them, those that this host has loaded, as a secondary
 	Causes        map[event.Cause]uint64 `json:"causes"`      // of them; a primary's
 	DirtyPagesP50 uint64                 `json:"dirty_pages_p50"`
 	PauseP50      int64                  `json:"pause_us_p50"`
 	PauseP99      int64                  `json:"pause_us_p99"`
-	Failover      *failover              `json:"failover,omitempty"`
+	Failover      *parting               `json:"failover,omitempty"`
+	Takeovers     uint64                 `json:"takeovers,omitempty"`   // by this host
+	Switchovers   uint64                 `json:"switchovers,omitempty"` // from this host
+	Downtime      float64                `json:"switchover_ms,omitempty"`
 	Network       *netFigures            `json:"network,omitempty"`
 	Seconds       float64                `json:"seconds"`
 	Error         string                 `json:"error,omitempty"`
 }
 
-// failover is how a side went on alone.
-type failover struct {
+// figures adds what a job has counted.
+func (s *summary) figures(j protect.Stats, n *netFigures) {
+	s.Takeovers, s.Switchovers = j.Takeovers, j.Switchovers
+	s.Downtime = float64(j.Downtime.Microseconds()) / 1000
+	s.Network = n
+}
+
+// parting is how a side went on alone.
+type parting struct {
 	Epoch  uint64  `json:"epoch"`  // it goes on from
 	Cause  string  `json:"cause"`  // why the pair ended
 	Resume float64 `json:"ms"`     // from there to the guest running, the decision included
@@ -107,7 +123,7 @@ func (p *printer) event(r event.Record) {
 	case event.CheckpointCommit:
 		p.committed(e)
 	case event.DiskSynchronised:
-		p.phase("disk", "the secondary has a copy: %v sent in %v", size(e.Copied), time.Duration(e.ElapsedNS).Round(time.Millisecond))
+		p.phase("disk", "the secondary has a copy: %v sent in %v", size.Bytes(e.Copied), time.Duration(e.ElapsedNS).Round(time.Millisecond))
 	case event.DiskBroken:
 		if p.isEnding() {
 			return
@@ -120,15 +136,56 @@ func (p *printer) event(r event.Record) {
 	}
 }
 
+// changed is told of each state of the job.
+func (p *printer) changed(e event.JobStatusChange) {
+	p.mu.Lock()
+	was, inStep, ending := p.state, p.inStep, p.ending
+	p.state = e.State
+	epoch := p.epoch
+	switch e.State {
+	case protect.Protected.String():
+		p.inStep = true
+	case protect.Synchronising.String(), protect.Following.String(), protect.Waiting.String(), protect.Alone.String():
+		p.inStep = false // another session, or none
+	}
+	p.mu.Unlock()
+	switch e.State {
+	case protect.Alone.String():
+		switch was {
+		case "", protect.Created.String(), protect.Waiting.String():
+			p.phase("started", "the guest runs here, unprotected yet, in generation %d: %s", e.Generation, e.Reason)
+		case protect.Paused.String():
+			p.phase("unprotected", "the other host is sought")
+		default:
+			if !inStep {
+				p.phase("unprotected", "the guest runs here only: %s", e.Reason)
+				return
+			}
+			if !ending {
+				p.wentAlone(epoch)
+			}
+		}
+	case protect.Concluded.String(), protect.Protected.String():
+	default:
+		p.phase(e.State, "%s", e.Reason)
+	}
+}
+
 func (p *printer) committed(e event.CheckpointCommit) {
+	p.mu.Lock()
+	p.epoch, p.inStep = e.Epoch, true
+	p.mu.Unlock()
 	if e.Epoch == 0 {
 		p.phase("protected", "%v of memory are on both sides; %v were sent, and it is %v since the start",
-			size(p.o.mem), size(e.Bytes>>10<<10), time.Since(p.started).Round(time.Millisecond))
+			size.Bytes(p.o.mem), size.Bytes(e.Bytes>>10<<10), time.Since(p.started).Round(time.Millisecond))
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.summary.Checkpoints++
+	if e.Mode == event.ModeSecondary {
+		p.summary.Loads++
+	}
 	if e.Cause != "" {
 		p.summary.Causes[e.Cause]++
 	}
@@ -136,11 +193,10 @@ func (p *printer) committed(e event.CheckpointCommit) {
 	p.pauses.add(e.PauseNS / 1000)
 }
 
-// wentAlone is told when the session has ended with this side going on, and what
-// of that has failed.
-func (p *printer) wentAlone(epoch uint64, failed error) {
+// wentAlone says that the pair has ended with this side going on.
+func (p *printer) wentAlone(epoch uint64) {
 	p.mu.Lock()
-	f := &failover{Epoch: epoch, Cause: p.exit.Error, Reason: string(p.exit.Reason)}
+	f := &parting{Epoch: epoch, Cause: p.exit.Error, Reason: string(p.exit.Reason)}
 	p.summary.Failover = f
 	if !p.lost.IsZero() {
 		f.Resume = float64(time.Since(p.lost).Microseconds()) / 1000
@@ -151,9 +207,6 @@ func (p *printer) wentAlone(epoch uint64, failed error) {
 	}
 	p.mu.Unlock()
 	p.phase("alone", "%s", text)
-	if failed != nil {
-		p.phase("degraded", "%v", failed)
-	}
 }
 
 // progress is a line on how things stand.

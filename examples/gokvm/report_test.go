@@ -2,16 +2,13 @@ package main
 
 import (
 	"bytes"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
-	"net"
 	"strings"
-	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
+	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
 )
 
@@ -26,6 +23,9 @@ func printed(o options, fn func(*printer)) (out, errs string) {
 // aRun is the events of a primary that loses its secondary.
 func aRun(p *printer) {
 	at := time.Unix(1000, 0)
+	for _, s := range []protect.State{protect.Alone, protect.Synchronising, protect.Protected} {
+		p.changed(event.JobStatusChange{State: s.String()})
+	}
 	for i, pause := range []time.Duration{0, 1, 9, 2, 3} {
 		cause := event.CauseTimer
 		if i == 2 {
@@ -36,7 +36,9 @@ func aRun(p *printer) {
 		}})
 	}
 	p.event(event.Record{Time: at, Event: event.COLOExit{Mode: event.ModePrimary, Reason: event.ExitError, Error: "gone"}})
-	p.wentAlone(4, nil)
+	for _, s := range []protect.State{protect.Asking, protect.TakingOver, protect.Alone} {
+		p.changed(event.JobStatusChange{State: s.String()})
+	}
 }
 
 func TestTheLastLineIsTheSummary(t *testing.T) {
@@ -85,44 +87,4 @@ func TestFiguresAreOfTheLastCheckpoints(t *testing.T) {
 	if len(s.values) != maxSamples || s.quantile(0) != 10 || s.quantile(1) != maxSamples+9 {
 		t.Errorf("%d values, %d to %d", len(s.values), s.quantile(0), s.quantile(1))
 	}
-}
-
-func TestAMovedGuestIsAnnouncedByReverseARP(t *testing.T) {
-	mac, _ := net.ParseMAC("52:54:00:12:34:56")
-	const want = "ffffffffffff" + "525400123456" + "8035" +
-		"0001" + "0800" + "06" + "04" + "0003" + "525400123456" + "00000000" + "525400123456" + "00000000"
-	got := hex.EncodeToString(announcement([6]byte(mac)))
-	if len(got) != 120 || !strings.HasPrefix(got, want) || strings.Trim(got[len(want):], "0") != "" {
-		t.Errorf("got %s", got)
-	}
-}
-
-func TestRequestsForCheckpointsAreKeptApart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var mu sync.Mutex
-		var asked []string
-		begin := time.Now()
-		p := pacer{least: time.Second, request: func(c event.Cause) {
-			mu.Lock()
-			defer mu.Unlock()
-			asked = append(asked, string(c)+" "+time.Since(begin).String())
-		}}
-		p.committed(begin)
-		time.Sleep(100 * time.Millisecond)
-		p.ask(event.CauseDivergence)
-		p.ask(event.CauseDivergence)
-		time.Sleep(100 * time.Millisecond)
-		p.ask(event.CauseLimit)
-		time.Sleep(2 * time.Second)
-		p.ask(event.CauseDivergence)
-		p.committed(time.Now())
-		p.ask(event.CauseDivergence)
-		p.close()
-		time.Sleep(time.Hour)
-		mu.Lock()
-		defer mu.Unlock()
-		if got := strings.Join(asked, ", "); got != "limit 200ms, divergence 1s, divergence 2.2s" {
-			t.Errorf("asked: %s", got)
-		}
-	})
 }

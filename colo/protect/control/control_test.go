@@ -186,6 +186,31 @@ func TestAMonitorSteersAJob(t *testing.T) {
 	}
 }
 
+// A host that can save its guest is told where to, and what came of it is answered.
+func TestAHostSavesItsGuest(t *testing.T) {
+	var told string
+	full := errors.New("there is no room")
+	c := connect(t, NewMonitor(newJob(protect.Protected), Config{Save: func(ctx context.Context, filename string) error {
+		told = filename
+		return full
+	}}))
+	name := map[string]any{"filename": "/srv/db1"}
+	if got, want := do(t, c, "protection-save", name), "GenericError: "+full.Error(); got != want || told != "/srv/db1" {
+		t.Errorf("%s, told %q", got, told)
+	}
+	full = nil
+	if got := do(t, c, "protection-save", name); got != "map[]" {
+		t.Error(got)
+	}
+	if got := do(t, c, "protection-save", nil); !strings.HasPrefix(got, "GenericError: ") || !strings.Contains(got, "filename") {
+		t.Errorf("without a name: %s", got)
+	}
+	c = connect(t, NewMonitor(newJob(protect.Protected), Config{}))
+	if got := do(t, c, "protection-save", name); !strings.HasPrefix(got, "CommandNotFound: ") {
+		t.Errorf("a host that cannot: %s", got)
+	}
+}
+
 func TestAJobWithoutAVerbSaysSo(t *testing.T) {
 	c := connect(t, NewMonitor(newJob(protect.Protected), Config{}))
 	for command, want := range map[string]string{

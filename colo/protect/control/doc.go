@@ -37,6 +37,7 @@
 //	protection-fenced            protect.Job.Fenced: the other host is dead, on the operator's word
 //	protection-complete          protect.Job.Complete: the guest has ended
 //	protection-migrate           protect.Job.Migrate, where the job has it
+//	protection-save              Config.Save, with the member filename
 //
 // What a state of the job does not allow is a GenericError with the words of a
 // protect.StateError. A verb that a client has given is carried out also when the

@@ -45,6 +45,11 @@ type Config struct {
 	// Serve to return.
 	Quit func()
 
+	// Save ends the guest here with its state in a new file of that name, for
+	// protection-save; nil: there is no such command. See protect.Job.Save. Whoever
+	// can connect names the file.
+	Save func(ctx context.Context, filename string) error
+
 	// Logger hears of clients (Debug), and of what they have ordered (Info). Nil:
 	// nothing is logged.
 	Logger *slog.Logger
@@ -110,11 +115,21 @@ func NewMonitor(job Job, cfg Config) *Monitor {
 	if g, ok := job.(migrator); ok {
 		m.verb("protection-migrate", g.Migrate)
 	}
+	if cfg.Save != nil {
+		qmp.Register(c, "protection-save", func(ctx context.Context, a saveArguments) (qmp.None, error) {
+			return qmp.None{}, m.ordered("protection-save", cfg.Save(context.WithoutCancel(ctx), a.Filename))
+		})
+	}
 	qmp.Register(c, "query-protection", func(context.Context, qmp.None) (protection, error) { return newProtection(job.Query()), nil })
 	m.verb("protection-failover", func(context.Context) error { return job.Failover() })
 	m.verb("protection-fenced", func(context.Context) error { return job.Fenced() })
 	m.verb("protection-complete", job.Complete)
 	return m
+}
+
+// saveArguments are those of protection-save.
+type saveArguments struct {
+	Filename string `json:"filename"`
 }
 
 // delayer is a job whose checkpoint delay can be changed.

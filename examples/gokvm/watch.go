@@ -1,0 +1,68 @@
+package main
+
+import (
+	"errors"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/protect"
+)
+
+// watch says what goes wrong, how things stand now and then, and that the guest has
+// ended on the other host.
+func (h *host) watch() {
+	tick := time.NewTicker(retry)
+	defer tick.Stop()
+	var said string
+	told := false // that the pair is split
+	progress := time.Now()
+	for {
+		select {
+		case <-tick.C:
+		case <-h.life.Done():
+			return
+		}
+		q := h.job.Load().Query()
+		if q.State == protect.Waiting && errors.Is(q.LastError, protect.ErrCompleted) {
+			h.p.phase("ended", "on the other host: %v", errEnded)
+			h.end(errEnded)
+		}
+		if q.LastError != nil && q.LastError.Error() != said {
+			said = q.LastError.Error()
+			h.p.phase("trouble", "%s", oneLine(q.LastError))
+		}
+		if there, split := h.parted(q); split && !told {
+			told = true
+			h.p.phase("split", "%s runs the guest as well: both hosts have gone on from checkpoints that they had in common, in generation %d there and %d here. What they have done since cannot be put together: end one of them, and start it again with a new image", there.Host, there.Generation, q.Generation)
+		}
+		if h.o.progress > 0 && time.Since(progress) >= h.o.progress && !h.terminal.raw() { // the guest's screen is its own
+			progress = time.Now()
+			h.p.say("%s", h.p.progress())
+		}
+	}
+}
+
+// parted reports whether the other host runs the guest as this one does, and how that
+// stands: two hosts that have lost each other, and nobody else to ask, have both gone
+// on, and reach each other again. Where -arbiter names a place that both reach it never
+// is so: of two that run, one has not found out yet that it may not.
+func (h *host) parted(q protect.Info) (protect.Standing, bool) {
+	var no *protect.RefusedError
+	if h.o.shared != "" || q.State != protect.Alone || !errors.As(q.LastError, &no) || !no.There || !h.open() {
+		return protect.Standing{}, false
+	}
+	there, err := h.ask(h.life)
+	if err != nil || !runs(there.State) {
+		return there, false
+	}
+	now := h.job.Load().Query()
+	return there, now.State == protect.Alone && now.Generation == q.Generation
+}
+
+// runs reports whether the guest runs on a host that is in a state.
+func runs(s protect.State) bool {
+	switch s {
+	case protect.Alone, protect.Synchronising, protect.Protected, protect.Paused, protect.Cancelled:
+		return true
+	}
+	return false
+}

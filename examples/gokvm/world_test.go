@@ -1,0 +1,625 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/kvm/gokvmhost"
+	"github.com/gocolo/lockstep/replication"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// The pairs here are whole: two hosts on loopback, with disk and network, but with a
+// guest in Go, whose frames an oracle understands.
+
+// simGuest is the guest of both hosts.
+func simGuest() colotest.GuestConfig {
+	return colotest.GuestConfig{Touch: 8, Interval: time.Millisecond, Disk: simDisk, DiskEvery: 4, Seed: 3}
+}
+
+const simDisk = 256 << 10
+
+// A simMachine is a machine without a hypervisor.
+type simMachine struct {
+	*colotest.Guest
+	ends chan error // what ends the guest by itself
+}
+
+func newSimMachine(devices gokvmhost.Config) (*simMachine, error) {
+	cfg := simGuest()
+	if devices.Uplink != nil {
+		cfg.Output = devices.Uplink.WritePacket
+	}
+	if devices.Disk != nil {
+		cfg.Write = func(p []byte, off int64, flush bool) error {
+			_, err := devices.Disk.WriteAt(p, off)
+			if err == nil && flush {
+				err = devices.Disk.Sync()
+			}
+			return err
+		}
+	}
+	g, err := colotest.NewGuest(cfg)
+	return &simMachine{g, make(chan error)}, err
+}
+
+func (m *simMachine) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var group sync.WaitGroup
+	defer group.Wait()
+	group.Go(func() {
+		select {
+		case err := <-m.ends:
+			cancel(err)
+		case <-ctx.Done():
+		}
+	})
+	return m.Guest.Run(ctx)
+}
+
+func (m *simMachine) DirtyLog() ram.DirtyLog      { return m.Guest }
+func (m *simMachine) ReceivePacket([]byte) error  { return nil }
+func (m *simMachine) Input(p []byte) (int, error) { return len(p), nil }
+
+// A process is one run of the program on one host.
+type process struct {
+	w       *simWorld
+	host    string
+	machine *simMachine
+	said    bytes.Buffer
+	done    chan error
+	stop    context.CancelCauseFunc
+	once    sync.Once
+	closed  chan struct{} // its cable is
+	dead    bool          // nothing of it is heard any more
+	console *console
+	signals map[os.Signal]chan<- os.Signal // that it wants to hear of
+}
+
+// Write is what the process says.
+func (p *process) Write(b []byte) (int, error) {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	return p.said.Write(b)
+}
+
+func (p *process) ReadPacket() ([]byte, error) {
+	<-p.closed
+	return nil, os.ErrClosed
+}
+
+// WritePacket is what the guest says to the world's client. What the hypervisor says
+// of it is no frame of the guest's.
+func (p *process) WritePacket(b []byte) error {
+	p.w.mu.Lock()
+	defer p.w.mu.Unlock()
+	switch {
+	case p.dead:
+		return os.ErrClosed
+	case bytes.HasPrefix(b, []byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}):
+		p.w.announced[p.host]++
+	default:
+		p.w.left[p.host]++
+		p.w.oracle.Frame(b)
+	}
+	return nil
+}
+
+func (p *process) Close() error {
+	p.once.Do(func() { close(p.closed) })
+	return nil
+}
+
+// A store is the disk of a host, with the place for its metadata, as it is when no
+// process is there: what was written last stays.
+type store struct{ disk, meta []byte }
+
+func newStore() *store { return &store{make([]byte, simDisk), make([]byte, 16<<10)} }
+
+// A platter is a part of a store, as a process has it. A process that is dead changes
+// nothing any more, not even between two of its writes.
+type platter struct {
+	p *process
+	b []byte
+}
+
+func (d *platter) ReadAt(b []byte, off int64) (int, error) {
+	d.p.w.mu.Lock()
+	defer d.p.w.mu.Unlock()
+	return copy(b, d.b[off:]), nil
+}
+
+func (d *platter) WriteAt(b []byte, off int64) (int, error) {
+	d.p.w.mu.Lock()
+	defer d.p.w.mu.Unlock()
+	if d.p.dead {
+		return 0, os.ErrClosed
+	}
+	return copy(d.b[off:], b), nil
+}
+
+func (d *platter) Sync() error {
+	d.p.w.mu.Lock()
+	defer d.p.w.mu.Unlock()
+	if d.p.dead {
+		return os.ErrClosed
+	}
+	return nil
+}
+
+func (d *platter) Size() int64  { return int64(len(d.b)) }
+func (d *platter) Close() error { return nil }
+
+// A simImage is a store that a process has opened.
+type simImage struct {
+	platter
+	meta *replication.Metadata
+}
+
+func (i *simImage) Metadata() (*replication.Metadata, error) { return i.meta, nil }
+
+// A simWorld is two hosts, a and b, the way between them, and their client.
+type simWorld struct {
+	t     *testing.T
+	ways  map[string]*way // to each host
+	disks map[string]*store
+	args  []string // of every process
+
+	insecure bool
+
+	mu        sync.Mutex
+	oracle    *colotest.Oracle
+	left      map[string]int // frames, by host
+	announced map[string]int
+	at        map[string]*process
+}
+
+func newSimWorld(t *testing.T) *simWorld {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("takes the time of a failover")
+	}
+	t.Parallel() // most of it is waiting
+	oracle, err := colotest.NewOracle(simGuest())
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &simWorld{
+		insecure: true,
+		t:        t, oracle: oracle, ways: map[string]*way{}, disks: map[string]*store{}, left: map[string]int{},
+		announced: map[string]int{}, at: map[string]*process{},
+	}
+	for _, host := range []string{"a", "b"} {
+		w.disks[host] = newStore()
+		w.ways[host] = newWay(t)
+	}
+	return w
+}
+
+func other(host string) string {
+	if host == "a" {
+		return "b"
+	}
+	return "a"
+}
+
+// start runs the program on a host.
+func (w *simWorld) start(host, mode string, args ...string) *process {
+	w.t.Helper()
+	args = append(append([]string{
+		mode, "-mem", "32M", "-tap", "tap0", "-disk", "disk", "-json", fmt.Sprintf("-insecure=%v", w.insecure), "-host", host, "-listen", "127.0.0.1:0",
+		"-peer", other(host) + ":1", "-beat", "20ms", "-lost-after", "20s", "-term", "400ms", "-interval", "20ms", "-min-interval", "5ms",
+	}, w.args...), args...)
+	if mode == modePrimary && !slices.Contains(args, "-resume") {
+		args = append(args, "-kernel", "none")
+	}
+	o, err := parseOptions(args, nil)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	p := &process{w: w, host: host, done: make(chan error, 1), closed: make(chan struct{}), signals: map[os.Signal]chan<- os.Signal{}}
+	o.hw = hardware{
+		probe: func() error { return nil },
+		machine: func(_ options, devices gokvmhost.Config) (machine, error) {
+			m, err := newSimMachine(devices)
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			p.machine = m
+			return m, err
+		},
+		cable: func(options) (cable, error) { return p, nil },
+		image: func(string) (_ image, keeps bool, _ error) {
+			disk := w.disks[host]
+			m, err := replication.OpenMetadata(&platter{p, disk.meta})
+			return &simImage{platter{p, disk.disk}, m}, true, err
+		},
+		notify: func(c chan<- os.Signal, sig ...os.Signal) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, s := range sig {
+				p.signals[s] = c
+			}
+		},
+		dial: w.ways[other(host)].dial,
+	}
+	ctx, cancel := context.WithCancelCause(context.Background())
+	p.stop = cancel
+	std := stdio{strings.NewReader(""), p, io.Discard}
+	c := newConsole(std, o.json, nil)
+	p.console = c
+	printer := newPrinter(o, std, c)
+	w.mu.Lock()
+	w.at[host] = p
+	w.mu.Unlock()
+	go func() {
+		err := runProtected(ctx, o, c, printer)
+		printer.end(err)
+		p.done <- err
+	}()
+	w.t.Cleanup(func() {
+		cancel(nil)
+		select {
+		case <-p.done:
+		case <-time.After(simPatience):
+			w.t.Errorf("host %s does not end", host)
+		}
+		if w.t.Failed() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			var told strings.Builder
+			for line := range strings.Lines(p.said.String()) {
+				if strings.Contains(line, `"phase"`) || strings.Contains(line, "ARBITRATION") || strings.Contains(line, "JOB_STATUS") {
+					told.WriteString(line)
+				}
+			}
+			w.t.Logf("host %s has said:\n%s", host, &told)
+		}
+	})
+	_, address, _ := strings.Cut(w.hears(p, `"name":"listening"`), `on `)
+	address, _, _ = strings.Cut(address, `"`)
+	w.ways[host].lead(address)
+	return p
+}
+
+// simPatience is how long anything may take that should take a moment. It is longer
+// than what a session that is silent may take to end, three times -lost-after.
+const simPatience = 3 * time.Minute
+
+// until waits for something.
+func (w *simWorld) until(what string, ok func() bool) {
+	w.t.Helper()
+	for end := time.Now().Add(simPatience); ; time.Sleep(2 * time.Millisecond) {
+		w.mu.Lock()
+		done := ok()
+		w.mu.Unlock()
+		if done {
+			return
+		}
+		if time.Now().After(end) {
+			w.t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// hears waits until a process has said a text.
+func (w *simWorld) hears(p *process, text string) string {
+	w.t.Helper()
+	var all string
+	w.until(p.host+" to say "+text, func() bool {
+		all = p.said.String()
+		return strings.Contains(all, text)
+	})
+	return all
+}
+
+// hearsNext is hears for what is said from now on.
+func (w *simWorld) hearsNext(p *process, text string) func() {
+	w.mu.Lock()
+	from := p.said.Len()
+	w.mu.Unlock()
+	return func() {
+		w.t.Helper()
+		w.until(p.host+" to say "+text+" again", func() bool { return strings.Contains(p.said.String()[from:], text) })
+	}
+}
+
+// protectedAgain returns what waits until the guest is protected again, wherever that
+// is, and returns the host that has it.
+func (w *simWorld) protectedAgain() func() *process {
+	const text = `"state":"protected"` // of the primary
+	w.mu.Lock()
+	from := map[*process]int{}
+	for _, p := range w.at {
+		from[p] = p.said.Len()
+	}
+	w.mu.Unlock()
+	return func() (lead *process) {
+		w.t.Helper()
+		w.until("a guest that is protected again", func() bool {
+			for p, n := range from {
+				if strings.Contains(p.said.String()[n:], text) {
+					lead = p
+				}
+			}
+			return lead != nil
+		})
+		return lead
+	}
+}
+
+// phase is how a process says that it has come to one.
+func phase(name string) string { return `"name":"` + name + `"` }
+
+// pair starts both hosts, with the guest on a, and waits until checkpoints happen.
+func (w *simWorld) pair(args ...string) (a, b *process) {
+	w.t.Helper()
+	w.args = args
+	b = w.start("b", modeSecondary)
+	a = w.start("a", modePrimary)
+	w.inStep(a)
+	return a, b
+}
+
+func (w *simWorld) inStep(p *process) {
+	w.t.Helper()
+	w.hears(p, phase("protected"))
+	w.hears(p, `"CHECKPOINT_COMMIT","data":{"mode":"primary","epoch":5`)
+}
+
+// kill ends a process as a power cut does, for all that the others, its disk included,
+// can see: what it does from now on, as when it takes the guest since it has lost the
+// other host, reaches nobody and stays nowhere.
+func (w *simWorld) kill(p *process) {
+	w.t.Helper()
+	w.mu.Lock()
+	p.dead = true
+	w.mu.Unlock()
+	for _, way := range w.ways {
+		way.cut(false)
+	}
+	p.stop(nil)
+	w.ended(p)
+	w.ways[other(p.host)].mend()
+}
+
+// ends lets a process's guest end by itself, as soon as it runs.
+func (w *simWorld) ends(p *process, how error) {
+	w.t.Helper()
+	select {
+	case p.machine.ends <- how:
+	case <-time.After(simPatience):
+		w.t.Fatalf("the guest of host %s does not run", p.host)
+	}
+}
+
+// ended waits for the end of a process.
+func (w *simWorld) ended(p *process) error {
+	w.t.Helper()
+	select {
+	case err := <-p.done:
+		p.done <- err // for the cleanup
+		return err
+	case <-time.After(simPatience):
+		w.t.Fatalf("host %s does not end", p.host)
+		return nil
+	}
+}
+
+// repeat gives an order again until it is carried out: a pair that is slow may be about
+// to change, and cannot then.
+func (w *simWorld) repeat(what string, order func() error) {
+	w.t.Helper()
+	for end := time.Now().Add(simPatience); ; time.Sleep(20 * time.Millisecond) {
+		err := order()
+		if err == nil {
+			return
+		}
+		if time.Now().After(end) {
+			w.t.Fatalf("%s: %v", what, err)
+		}
+	}
+}
+
+// errRefused is an order that was not carried out.
+var errRefused = errors.New("refused")
+
+// presses gives a key of the console to a process after Ctrl-A, until it is obeyed.
+func (w *simWorld) presses(p *process, key byte) {
+	w.t.Helper()
+	_, order, _ := p.console.mode()
+	w.repeat("Ctrl-A "+string(key), func() error {
+		w.mu.Lock()
+		from := p.said.Len()
+		w.mu.Unlock()
+		order(key)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if strings.Contains(p.said.String()[from:], phase("refused")) {
+			return errRefused
+		}
+		return nil
+	})
+}
+
+// signals sends a signal to a process until it says that it has done what that means.
+func (w *simWorld) signals(p *process, signal os.Signal, done string) {
+	w.t.Helper()
+	w.repeat(signal.String(), func() error {
+		w.mu.Lock()
+		from, hears := p.said.Len(), p.signals[signal]
+		w.mu.Unlock()
+		hears <- signal
+		var said string
+		w.until(p.host+" to answer a signal", func() bool {
+			said = p.said.String()[from:]
+			return strings.Contains(said, phase(done)) || strings.Contains(said, phase("refused"))
+		})
+		if !strings.Contains(said, phase(done)) {
+			return errRefused
+		}
+		return nil
+	})
+}
+
+// asks has the monitor of a process do something, until it does. With last the process
+// ends with that, and its answer may be lost.
+func (w *simWorld) asks(address, command string, args any, last bool) {
+	w.t.Helper()
+	w.repeat(command, func() error {
+		c, err := qmp.Dial(w.t.Context(), address)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		defer c.Close()
+		err = c.Do(w.t.Context(), command, args, nil)
+		if last && !errors.As(err, new(*qmp.Error)) {
+			return nil
+		}
+		return err
+	})
+}
+
+// moreLeaves waits for a host's frames.
+func (w *simWorld) moreLeaves(p *process) {
+	w.t.Helper()
+	w.mu.Lock()
+	enough := w.left[p.host] + 50
+	w.mu.Unlock()
+	w.until("frames of "+p.host, func() bool { return w.left[p.host] >= enough })
+}
+
+// silent says that a host's guest was never heard.
+func (w *simWorld) silent(p *process) {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.left[p.host] != 0 {
+		w.t.Errorf("%d frames have left %s", w.left[p.host], p.host)
+	}
+}
+
+// judge asks the client.
+func (w *simWorld) judge() {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if v := w.oracle.Verdict(); v.Frames == 0 || v.Lost+v.Contradicted+v.Corrupted > 0 {
+		w.t.Errorf("the client: %+v", v)
+	}
+}
+
+// A way leads to a host, whichever process that is, and can be cut.
+type way struct {
+	group sync.WaitGroup
+
+	mu    sync.Mutex
+	to    string // "": there is nobody yet
+	open  bool
+	conns map[net.Conn]struct{}
+}
+
+func newWay(t *testing.T) *way {
+	t.Helper()
+	w := &way{conns: map[net.Conn]struct{}{}}
+	t.Cleanup(func() {
+		w.cut(false)
+		w.group.Wait()
+	})
+	return w
+}
+
+// dial connects by the way, or finds nobody, as where a host has lost its power.
+func (w *way) dial(ctx context.Context, _ string) (net.Conn, error) {
+	nobody := &net.OpError{Op: "dial", Net: "tcp", Err: syscall.EHOSTUNREACH}
+	w.mu.Lock()
+	to, open := w.to, w.open
+	w.mu.Unlock()
+	if to == "" || !open {
+		return nil, nobody
+	}
+	back, err := new(net.Dialer).DialContext(ctx, "tcp", to)
+	if err != nil {
+		return nil, err
+	}
+	front, middle, err := connect()
+	if err != nil {
+		return nil, errors.Join(err, back.Close())
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if !w.open || w.to != to {
+		return nil, errors.Join(nobody, back.Close(), middle.Close(), front.Close())
+	}
+	w.conns[back], w.conns[middle] = struct{}{}, struct{}{}
+	w.group.Go(func() { w.pass(middle, back) })
+	return front, nil
+}
+
+// connect returns both ends of a connection.
+func connect() (a, b net.Conn, err error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer l.Close()
+	if a, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		return nil, nil, err
+	}
+	if b, err = l.Accept(); err != nil {
+		return nil, nil, errors.Join(err, a.Close())
+	}
+	return a, b, nil
+}
+
+func (w *way) lead(to string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.to, w.open = to, true
+}
+
+// cut breaks what is under way. With open, new connections get through.
+func (w *way) cut(open bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.open = open
+	for c := range w.conns {
+		c.Close()
+	}
+}
+
+func (w *way) mend() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.open = true
+}
+
+func (w *way) pass(a, b net.Conn) {
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		delete(w.conns, a)
+		delete(w.conns, b)
+	}()
+	var back sync.WaitGroup
+	back.Go(func() {
+		io.Copy(a, b)
+		a.Close()
+	})
+	io.Copy(b, a)
+	b.Close()
+	back.Wait()
+}
