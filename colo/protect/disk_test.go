@@ -36,10 +36,15 @@ func (d *image) ReadAt(p []byte, off int64) (int, error) {
 	return copy(p, d.b[off:]), nil
 }
 
-func (d *image) WriteAt(p []byte, off int64) (int, error) {
+func (d *image) WriteAt(p []byte, off int64) (int, error) { return d.writeAs(nil, p, off) }
+
+func (d *image) writeAs(h *host, p []byte, off int64) (int, error) {
 	d.wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if h != nil && h.gone.Load() {
+		return 0, errDead
+	}
 	if d.loose != nil {
 		for s := int(off) / sectorSize; s*sectorSize < int(off)+len(p); s++ {
 			if d.loose[s] == nil {
@@ -60,6 +65,22 @@ func (d *image) Sync() error {
 		clear(d.loose)
 	}
 	return d.fail
+}
+
+// ofProcess is an image as a host's process has it: one that was killed writes nothing
+// more, whatever of it runs on here. The next process may have the image by then.
+type ofProcess struct {
+	*image
+	h *host
+}
+
+func (d ofProcess) WriteAt(p []byte, off int64) (int, error) { return d.writeAs(d.h, p, off) }
+
+func (d ofProcess) Sync() error {
+	if d.h.gone.Load() {
+		return errDead
+	}
+	return d.image.Sync()
 }
 
 func (d *image) wait() {
@@ -122,7 +143,7 @@ func (h *host) write(p []byte, off int64, flush bool) error {
 // diskError is an error of the guest's disk, which it never sees unless its host
 // has lost it, or the disk has failed.
 func (h *host) diskError(err error) error {
-	if s := h.job.State(); s.runs() && h.job.Gate().Open() && !h.image.failed.Load() {
+	if s := h.job.State(); s.runs() && h.job.Gate().Open() && !h.image.failed.Load() && !h.gone.Load() {
 		h.w.t.Errorf("the guest's disk on %s, %v: %v", h.name, s, err)
 	}
 	return nil

@@ -211,6 +211,7 @@ type host struct {
 	wrote []write // since the last frame
 
 	killed    atomic.Bool
+	gone      atomic.Bool  // killed, and not only not heard any more
 	noArbiter atomic.Bool  // the arbiter does not answer
 	slow      atomic.Int64 // it answers that late, in nanoseconds
 	forget    atomic.Int64 // that many of its answers are lost
@@ -333,7 +334,7 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 			h.image = &image{b: make([]byte, w.size)}
 			w.images[name] = h.image
 		}
-		if h.disk, err = NewDisk(DiskConfig{Name: "root", Image: h.image}); err != nil {
+		if h.disk, err = NewDisk(DiskConfig{Name: "root", Image: ofProcess{h.image, h}}); err != nil {
 			w.t.Fatal(err)
 		}
 	}
@@ -457,6 +458,7 @@ func (h *host) leave() {
 // nothing of it is heard any more. What runs on of it ends by itself.
 func (h *host) kill(silent bool) {
 	h.killed.Store(true)
+	h.gone.Store(true)
 	h.resume()
 	if h.w.f.ways != nil {
 		h.w.f.ways.dies(h, silent)
