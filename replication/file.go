@@ -56,9 +56,9 @@ func OpenFile(name string) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	d, err := NewFile(f)
-	if err == nil {
-		err = lockFile(f)
+	var d *File
+	if err = lockFile(f); err == nil {
+		d, err = NewFile(f)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -73,24 +73,20 @@ func CreateFile(name string, size int64) (*File, error) {
 	if err := checkSize(name, size); err != nil {
 		return nil, err
 	}
-	d, err := createUnlocked(name, size)
-	if err == nil {
-		if err = lockFile(d.f); err != nil {
-			err = errors.Join(err, d.f.Close())
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return d, nil
+	return createFile(name, size, lockFile)
 }
 
-func createUnlocked(name string, size int64) (*File, error) {
+// createFile is CreateFile with another lock, which is taken before the file is
+// looked at: one that is empty may be another's, who is about to make it.
+func createFile(name string, size int64, lock func(*os.File) error) (*File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, err
 	}
 	fail := func(err error) (*File, error) { return nil, errors.Join(err, f.Close()) }
+	if err := lock(f); err != nil {
+		return fail(err)
+	}
 	st, err := f.Stat()
 	if err != nil {
 		return fail(err)

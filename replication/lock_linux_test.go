@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -30,4 +31,27 @@ func TestAClosedImageIsFreeThoughItsDescriptorWasCopied(t *testing.T) {
 		t.Fatal(err)
 	}
 	again.Close()
+}
+
+// An image that is empty may be one that another process is about to make, of
+// another size.
+func TestAnImageThatIsLockedIsLeftAsItIs(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "image")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := lockFile(f); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := CreateFile(name, 1<<20); !errors.Is(err, ErrLocked) {
+		t.Errorf("CreateFile: error %v", err)
+	}
+	if _, err := OpenFile(name); !errors.Is(err, ErrLocked) {
+		t.Errorf("OpenFile: error %v", err)
+	}
+	if st, err := f.Stat(); err != nil || st.Size() != 0 {
+		t.Errorf("it has %d bytes, %v", st.Size(), err)
+	}
 }

@@ -368,7 +368,8 @@ func createMetadataFile(name string, size int64, m *Metadata) (Disk, error) {
 	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	d, err := createUnlocked(name, metadataHead+intentBytes(size))
+	unlocked := func(*os.File) error { return nil } // the image is locked
+	d, err := createFile(name, metadataHead+intentBytes(size), unlocked)
 	if err != nil {
 		return nil, err
 	}

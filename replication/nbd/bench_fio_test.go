@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -32,8 +33,9 @@ var fioJobs = []struct {
 
 // fioRun is what fio has measured.
 type fioRun struct {
-	IOPS float64 `json:"iops"`
-	Clat struct {
+	IOPS     float64 `json:"iops"`
+	Requests int64   `json:"total_ios"`
+	Clat     struct {
 		Percentile map[string]float64 `json:"percentile"` // ns
 	} `json:"clat_ns"`
 }
@@ -59,20 +61,32 @@ func fio(b *testing.B, socket string, args []string) (run fioRun) {
 }
 
 // compareFio runs a job against ours and theirs by turns, and reports the ratios
-// of the best of each: what else runs on the machine only takes away.
+// of the best of each: what else runs on the machine only takes away. The processor
+// time is what this process took in the run that took least, per request.
 func compareFio(b *testing.B, args []string, ours, theirs string) {
 	b.Helper()
-	var iops, p99 [2][]float64
+	var iops, p99, cpu [2][]float64
 	for b.Loop() {
 		for i, socket := range []string{ours, theirs} {
+			before := processorTime(b)
 			r := fio(b, socket, args)
+			cpu[i] = append(cpu[i], float64((processorTime(b)-before).Microseconds())/max(float64(r.Requests), 1))
 			iops[i], p99[i] = append(iops[i], r.IOPS), append(p99[i], r.Clat.Percentile["99.000000"])
 		}
 	}
 	b.ReportMetric(slices.Max(iops[0])/slices.Max(iops[1]), "ratio")
 	b.ReportMetric(slices.Min(p99[0])/slices.Min(p99[1]), "p99-ratio")
+	b.ReportMetric(slices.Min(cpu[0]), "ours-cpu-µs")
+	b.ReportMetric(slices.Min(cpu[1]), "theirs-cpu-µs") // none of another process's
 	b.ReportMetric(slices.Max(iops[0]), "ours-IOPS")
 	b.ReportMetric(slices.Max(iops[1]), "theirs-IOPS")
+}
+
+// processorTime is what this process has used so far.
+func processorTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	must(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // fioServe serves a disk at a socket.

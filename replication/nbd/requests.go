@@ -21,14 +21,17 @@ func (c *Client) check(off, n int64, change bool) error {
 	return nil
 }
 
-const maxZeroes = 1 << 30 // of one WRITE_ZEROES; the length is 32 bits
+const (
+	maxZeroes = 1 << 30  // of one WRITE_ZEROES; the length is 32 bits
+	maxData   = 32 << 20 // of one read or write, whatever the server announces (proto, "Block size constraints")
+)
 
 // most returns the longest request of a kind.
 func (c *Client) most(cmd uint16) int64 {
 	if cmd == cmdTrim || cmd == cmdWriteZeroes {
 		return maxZeroes
 	}
-	return int64(c.info.MaxBlock &^ (c.info.MinBlock - 1))
+	return int64(min(c.info.MaxBlock, maxData) &^ (c.info.MinBlock - 1))
 }
 
 // ReadAt implements io.ReaderAt.

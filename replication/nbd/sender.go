@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// sender sends messages of a head and data. Small ones that come while
-// another is being sent leave together.
+// sender sends messages of a head and data. Those that come while another is being
+// sent leave together, with one system call, in the order in which they came but for
+// the small ones, which leave before the others.
 type sender struct {
 	conn    net.Conn
 	timeout time.Duration
@@ -17,11 +18,22 @@ type sender struct {
 	mu      sync.Mutex
 	free    *sync.Cond // there may be room in pending, or sending is false
 	sending bool
-	pending []byte
+	pending []byte   // small messages
+	large   []*large // whose callers wait, the first but for one that sends itself
 	spare   []byte
-	parts   [2][]byte
-	vec     net.Buffers // of parts
+	batch   []*large    // of whoever sends, as are parts and vec
+	parts   [][]byte    // of the batch
+	vec     net.Buffers // parts, of which a write takes away what it has sent
+	unused  []*large
 	err     error
+}
+
+// large is a message whose data is sent from where it is.
+type large struct {
+	head  []byte
+	data  []byte
+	ended chan struct{} // has an element when it has been sent, or cannot be
+	own   bool          // of whoever sends, and nobody waits for ended
 }
 
 const (
@@ -37,6 +49,9 @@ const (
 	handOver = 8
 	// maxPending is how much is collected while somebody sends; others wait.
 	maxPending = 256 << 10
+	// maxBatch is after how much data one system call takes no more messages, for
+	// they have the timeout together.
+	maxBatch = 512 << 10
 )
 
 func (o *sender) init(conn net.Conn, timeout time.Duration) {
@@ -49,32 +64,54 @@ func (o *sender) init(conn net.Conn, timeout time.Duration) {
 func (o *sender) send(head, data []byte) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for o.sending && (len(data) > copied || len(o.pending) > maxPending) {
-		o.free.Wait()
-	}
-	o.pending = append(o.pending, head...)
-	if len(data) <= copied {
+	if len(data) > copied {
+		l := o.queue(head, data)
+		if o.sending {
+			o.mu.Unlock()
+			<-l.ended
+			o.mu.Lock()
+			o.unused = append(o.unused, l)
+			return o.err
+		}
+		l.own = true
+	} else {
+		for o.sending && len(o.pending) > maxPending {
+			o.free.Wait()
+		}
+		o.pending = append(o.pending, head...)
 		o.pending = append(o.pending, data...)
-		data = nil
-	}
-	if o.sending {
-		return o.err
+		if o.sending {
+			return o.err
+		}
 	}
 	o.sending = true
 	most := handOver
 	if o.lost == nil {
 		most = math.MaxInt
 	}
-	if !o.drain(data, most) {
+	if !o.drain(most) {
 		go o.rest(o.lost)
 	}
 	return o.err
 }
 
+// queue makes a message one of large. The caller holds mu.
+func (o *sender) queue(head, data []byte) *large {
+	var l *large
+	if k := len(o.unused); k > 0 {
+		l, o.unused = o.unused[k-1], o.unused[:k-1]
+	} else {
+		l = &large{ended: make(chan struct{}, 1)}
+	}
+	l.head, l.data, l.own = append(l.head[:0], head...), data, false
+	o.large = append(o.large, l)
+	return l
+}
+
 // rest sends what there is until there is no more; its caller has set sending.
 func (o *sender) rest(lost func(error)) {
 	o.mu.Lock()
-	o.drain(nil, math.MaxInt)
+	o.drain(math.MaxInt)
 	err := o.err
 	o.mu.Unlock()
 	if err != nil {
@@ -93,7 +130,7 @@ func (o *sender) farewell(head []byte) bool {
 	o.sending = true
 	o.timeout = min(o.timeout, leave) // read by who sends
 	o.pending = append(o.pending, head...)
-	o.drain(nil, math.MaxInt)
+	o.drain(math.MaxInt)
 	return o.err == nil
 }
 
@@ -133,35 +170,70 @@ func (o *sender) wait() {
 	}
 }
 
-// drain sends what is pending, and data after that, and what others add, with at
-// most so many system calls; it reports whether that is all. If not, sending is
-// still set. The caller holds mu, which is released meanwhile, and has set sending.
-func (o *sender) drain(data []byte, most int) bool {
-	for o.err == nil && (len(o.pending) > 0 || data != nil) {
+// drain sends what is there, and what others add, with at most so many system
+// calls; it reports whether that is all. If not, sending is still set. The caller
+// holds mu, which is released meanwhile, and has set sending.
+func (o *sender) drain(most int) bool {
+	for o.err == nil && (len(o.pending) > 0 || len(o.large) > 0) {
 		if most--; most < 0 {
 			return false
 		}
 		p := o.pending
 		o.pending = o.spare[:0]
+		o.gather(p)
 		o.mu.Unlock()
 		o.conn.SetWriteDeadline(time.Now().Add(o.timeout))
 		var err error
-		if data == nil {
+		if len(o.batch) == 0 {
 			_, err = o.conn.Write(p)
 		} else {
-			o.parts = [2][]byte{p, data}
-			o.vec = o.parts[:]
+			o.vec = o.parts
 			_, err = o.vec.WriteTo(o.conn)
-			data, o.parts = nil, [2][]byte{}
 		}
+		clear(o.parts)
 		o.mu.Lock()
 		o.spare = p
 		if o.err == nil {
 			o.err = err
 		}
+		o.release(o.batch)
 		o.free.Broadcast()
+	}
+	if o.err != nil {
+		o.release(o.large)
+		o.pending, o.large = o.pending[:0], o.large[:0]
 	}
 	o.sending = false
 	o.free.Broadcast()
 	return true
+}
+
+// gather makes the batch, and its parts after p, of the first of large. The caller
+// holds mu.
+func (o *sender) gather(p []byte) {
+	o.batch, o.parts = o.batch[:0], o.parts[:0]
+	if len(p) > 0 {
+		o.parts = append(o.parts, p)
+	}
+	n, size := 0, 0
+	for n < len(o.large) && size < maxBatch {
+		l := o.large[n]
+		o.batch, o.parts = append(o.batch, l), append(o.parts, l.head, l.data)
+		size += len(l.data)
+		n++
+	}
+	o.large = append(o.large[:0], o.large[n:]...)
+	clear(o.large[len(o.large) : len(o.large)+n])
+}
+
+// release lets go on whoever waits for one of these. The caller holds mu.
+func (o *sender) release(all []*large) {
+	for i, l := range all {
+		l.data, all[i] = nil, nil
+		if l.own {
+			o.unused = append(o.unused, l)
+		} else {
+			l.ended <- struct{}{}
+		}
+	}
 }
