@@ -13,7 +13,7 @@ import (
 // primaryAck takes a segment that is an acknowledgment and nothing else.
 func (e *Engine) primaryAck(c *conn, p *pkt) {
 	t := &c.tcp
-	if c.owed == nil && t.covers(p) {
+	if c.owed == nil && t.covers(p) && (!p.signed || !after(p.ack, t.cover.ack)) {
 		if d := e.edit(t, p); d.ack == p.ack && d.win == p.win && !d.cut {
 			e.leave(c, p, &e.stats.Matched)
 			return
@@ -84,7 +84,7 @@ func (e *Engine) payOwed(c *conn, again bool) {
 // that only what is missing is sent again. It reports whether one has left.
 func (e *Engine) paySelective(c *conn, s *pkt) bool {
 	t, p := &c.tcp, c.owed
-	if s.nsck == 0 || !s.bare() || !t.covers(p) || c.blind || !after(p.ack, t.cover.ack) || !t.lowers(p) ||
+	if s.nsck == 0 || s.signed || !s.bare() || !t.covers(p) || c.blind || !after(p.ack, t.cover.ack) || !t.lowers(p) ||
 		s.VNetHdr != p.VNetHdr || (s.ts > 0) != (p.ts > 0) {
 		return false
 	}

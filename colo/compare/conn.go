@@ -68,6 +68,8 @@ func (e *Engine) kindOf(p *pkt, k *connKey) kind {
 	switch {
 	case p.Fragment:
 		return kindFragment
+	case p.segment.is && !finishes(packet.VNetOf(p.Data, p.VNetHdr), p.L4):
+		return kindMangled
 	case p.segment.is:
 		return kindSegment
 	case p.L4OK:

@@ -84,7 +84,7 @@ func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 		return d
 	}
 	d.edge, d.edges = t.told.edgeOf(p)
-	if !e.cfg.LowerAcks || p.flags&packet.SYN != 0 {
+	if !e.cfg.LowerAcks || p.signed || p.flags&packet.SYN != 0 {
 		return d
 	}
 	v := &t.cover
@@ -120,7 +120,7 @@ func (p *pkt) stamp(newest uint32, known bool) uint32 {
 		return 0
 	}
 	ts := binary.BigEndian.Uint32(p.Packet.Frame[p.ts:])
-	if known && after(newest, ts) {
+	if known && !p.signed && after(newest, ts) {
 		return newest
 	}
 	return ts
@@ -156,9 +156,10 @@ func (t *stream) window(d *edit) {
 	d.edge = d.ack + units<<t.told.scale
 }
 
-// lowers reports whether p could leave with a lower number: its window is known.
+// lowers reports whether p could leave with a lower number: its window is known, and
+// nothing vouches for the number that it has.
 func (t *stream) lowers(p *pkt) bool {
-	return t.told.scaled && p.flags&(packet.SYN|packet.ACK) == packet.ACK
+	return !p.signed && t.told.scaled && p.flags&(packet.SYN|packet.ACK) == packet.ACK
 }
 
 // apply returns p, or a copy if it is the caller's, with what d says.

@@ -160,6 +160,7 @@ type model struct {
 	pending map[uint64]*known // what the primary's guest had said at marks that are not received
 
 	sent, left int
+	signed     map[string]bool   // segments that the primary's guest has signed
 	newest     map[uint64]uint32 // timestamp
 	edge       map[uint64]uint32
 	emitted    *known
@@ -170,7 +171,7 @@ func newModel(t testing.TB, cfg compare.Config, choose func(n int) int) *model {
 		t: t, e: newBoth(t, cfg), cfg: cfg, choose: choose, now: time.Unix(1000, 0),
 		marks: map[uint64]modelGuest{}, told: newKnown(), base: newKnown(), pending: map[uint64]*known{},
 		newest: map[uint64]uint32{}, edge: map[uint64]uint32{}, emitted: newKnown(),
-		hears: true,
+		hears: true, signed: map[string]bool{},
 	}
 }
 
@@ -220,6 +221,9 @@ func (m *model) segment(g *modelGuest, i int) (f []byte) {
 	c.clock += uint32(m.choose(3))
 	if i == 2 {
 		defer func() { f = tag(f, 5) }()
+	}
+	if m.choose(12) == 0 {
+		opts += wireSigned
 	}
 	f = wireSegment(uint16(i), seq, 5000+c.inc*2654435761+c.ack, flags, opts+wireTimes(1+c.clock, 7), data)
 	binary.BigEndian.PutUint16(f[34+14:], modelWindow)
@@ -323,14 +327,19 @@ func (m *model) check(r compare.Result, receipt bool) {
 			m.fail("the checksum is wrong: %x", f.Data)
 		}
 		c := connection(h)
+		if h.Signed() && !m.signed[string(f.Data)] {
+			m.fail("a signed segment was changed: %x", f.Data)
+		}
 		at := h.HeaderLen() - 8
 		ts := binary.BigEndian.Uint32(h[at:])
 		// A connection that was forgotten for another one begins anew.
-		if old, ok := m.newest[c]; ok && int32(ts-old) < 0 && m.cfg.MaxConns == 64 {
+		if old, ok := m.newest[c]; ok && int32(ts-old) < 0 && m.cfg.MaxConns == 64 && !h.Signed() {
 			m.fail("timestamp %d leaves after %d: %x", ts, old, f.Data)
 		}
-		m.newest[c] = ts
-		if m.cfg.LowerAcks && h.Flags()&(packet.SYN|packet.RST) == 0 && len(h.Payload()) > 0 && m.p.conns[c>>32].inc == uint32(c) {
+		if !h.Signed() || int32(ts-m.newest[c]) > 0 {
+			m.newest[c] = ts
+		}
+		if m.cfg.LowerAcks && !h.Signed() && h.Flags()&(packet.SYN|packet.RST) == 0 && len(h.Payload()) > 0 && m.p.conns[c>>32].inc == uint32(c) {
 			edge := h.Ack() + uint32(binary.BigEndian.Uint16(h[14:]))<<7
 			if old, ok := m.edge[c]; ok && int32(edge-old) < 0 && m.cfg.MaxConns == 64 {
 				m.fail("the window's edge is %d, and was %d: %x", edge, old, f.Data)
@@ -362,6 +371,7 @@ func (m *model) step() {
 		f := m.frame(&m.p)
 		m.told.learn(f)
 		m.note("P %x", f)
+		m.signed[string(f)] = true
 		r := m.e.Primary(compare.Frame{Data: f}, m.now)
 		if !r.Full {
 			m.sent++

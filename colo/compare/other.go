@@ -93,6 +93,22 @@ func (e *Engine) uncross(c *conn) {
 	c.crossed = 0
 }
 
+// sameOffload reports whether a device makes the same of two equal packets by their
+// virtio-net headers. Without one, or with one that is too short, it makes nothing.
+func sameOffload(p, s *pkt) bool {
+	h, g := packet.VNetOf(p.Data, p.VNetHdr), packet.VNetOf(s.Data, s.VNetHdr)
+	if h == nil {
+		return true
+	}
+	if data, ok := p.Body(); ok && p.Proto == packet.ProtoUDP {
+		n, size := h.Datagrams(data)
+		if m, other := g.Datagrams(data); n != m || size != other {
+			return false
+		}
+	}
+	return h.Flags()&g.Flags()&packet.VNetNeedsCsum == 0 || h.CsumStart() == g.CsumStart() && h.CsumOffset() == g.CsumOffset()
+}
+
 // rivals reports whether two packets that differ are two answers to one question,
 // so that neither of them can still find its equal: an echo reply of the same
 // number, a datagram of which one is the beginning of the other. What is not IP's
@@ -112,10 +128,12 @@ func rivals(p, q *pkt) bool {
 	return true
 }
 
-// same compares two packets of one flow. A virtio-net header is not compared,
-// but its length is: it says what the guest's driver has agreed upon.
+// same compares two packets of one flow. Of a virtio-net header its length is
+// compared, which says what the guest's driver has agreed upon, and what a device
+// makes of the packet by it: how it is cut, and where a checksum is finished if both
+// say that one is to be.
 func same(p, s *pkt) bool {
-	if p.VNetHdr != s.VNetHdr || !bytes.Equal(p.Payload(), s.Payload()) {
+	if p.VNetHdr != s.VNetHdr || !bytes.Equal(p.Payload(), s.Payload()) || !sameOffload(p, s) {
 		return false
 	}
 	if p.L4OK && !p.Fragment && p.Proto != packet.ProtoTCP {

@@ -81,10 +81,24 @@ func (s *plain) parse(f *Frame) bool {
 	default:
 		return false
 	}
+	if f.VNetHdr > 0 && !finishes(packet.VNetOf(f.Data, f.VNetHdr), l4) {
+		return false
+	}
 	s.frame, s.l4, s.end = b, l4, end
 	s.ports, s.seq, s.ack, s.win = binary.BigEndian.Uint32(h), binary.BigEndian.Uint32(h[4:]), binary.BigEndian.Uint32(h[8:]), binary.BigEndian.Uint16(h[14:])
 	s.last = s.seq + uint32(end-s.dat)
 	return true
+}
+
+// finishes reports whether a virtio-net header has the device finish no checksum, or
+// that of the TCP segment at l4: anywhere else it would write over what was compared. A
+// header that does not say where means the packet's only one.
+func finishes(h packet.VNet, l4 int) bool {
+	if h == nil || h.Flags()&packet.VNetNeedsCsum == 0 {
+		return true
+	}
+	at, off := h.CsumStart(), h.CsumOffset()
+	return at == l4 && off == packet.TCPChecksumAt || at == 0 && off == 0
 }
 
 func (s *plain) data() []byte { return s.frame[s.dat:s.end] }
@@ -343,7 +357,7 @@ func (e *Engine) holdPlain(c *conn, f *Frame, s *plain) *pkt {
 
 	g := &q.segment
 	g.is, g.dat, g.seq, g.ack, g.end, g.ok = true, s.dat, s.seq, s.ack, s.last, s.seq
-	g.win, g.flags, g.waitsAck = s.win, s.flags, false
+	g.win, g.flags, g.signed, g.waitsAck = s.win, s.flags, false, false
 	g.ts, g.sack, g.nsck = s.ts, 0, 0
 	return q
 }

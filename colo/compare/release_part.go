@@ -31,7 +31,7 @@ func (e *Engine) part(c *conn) {
 	t, p := &c.tcp, c.p.at(0)
 	v := &t.cover
 	const odd = packet.SYN | packet.RST | packet.URG
-	if p.flags&odd != 0 || !v.agreed || !v.inStep || after(p.seq, v.done) || !after(p.ok, v.done) || !after(p.end, p.ok) || !e.ackOK(t, p) {
+	if p.flags&odd != 0 || p.signed || !v.agreed || !v.inStep || after(p.seq, v.done) || !after(p.ok, v.done) || !after(p.end, p.ok) || !e.ackOK(t, p) {
 		return
 	}
 	from, n := int(v.done-p.seq), int(p.ok-v.done)

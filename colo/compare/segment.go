@@ -16,6 +16,7 @@ type segment struct {
 	ok       uint32 // the data before this sequence number agrees
 	win      uint16
 	flags    uint8
+	signed   bool // over its header too (RFC 2385, RFC 5925): it leaves as it is or not at all
 	waitsAck bool // it would leave, but acknowledges more than the secondary's guest
 
 	ts   int // where its timestamps' value is; 0: it has none
@@ -42,7 +43,7 @@ func (p *pkt) parseSegment() {
 	s.is, s.dat = true, p.L4+n
 	s.seq, s.ack, s.flags, s.win = h.Seq(), h.Ack(), h.Flags(), binary.BigEndian.Uint16(h[14:])
 	s.end, s.ok = s.seq+uint32(p.End-s.dat), s.seq
-	s.waitsAck, s.ts, s.sack, s.nsck = false, 0, 0, 0
+	s.waitsAck, s.signed, s.ts, s.sack, s.nsck = false, false, 0, 0, 0
 	switch {
 	case n == packet.TCPLen:
 	case n == packet.TCPLen+12 && binary.BigEndian.Uint32(h[packet.TCPLen:]) == 0x0101080a:
@@ -54,6 +55,8 @@ func (p *pkt) parseSegment() {
 			switch {
 			case kind == packet.OptTimestamps && len(data) == 8:
 				s.ts = at
+			case kind == packet.OptMD5, kind == packet.OptAO:
+				s.signed = true
 			case kind == packet.OptSACK && len(data) > 0 && len(data)%8 == 0 && len(data) <= 32:
 				s.sack, s.nsck = at, len(data)/8
 			}
