@@ -96,7 +96,9 @@ func (d *image) breaks(why error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.fail = why
-	d.failed.Store(true)
+	if why != nil {
+		d.failed.Store(true)
+	}
 }
 
 func (d *image) slows(by time.Duration) {

@@ -43,12 +43,13 @@ var (
 // pair is in step again, in bounded time; and nothing is left running.
 type simulation struct {
 	*world
-	rng   *rand.Rand
-	more  *rand.Rand // of what was added later, so that a seed does as before what it did
-	live  map[string]*host
-	dead  []*host
-	log   []string
-	verbs sync.WaitGroup
+	rng    *rand.Rand
+	stands bool       // a host stands still for longer than anybody waits for it
+	more   *rand.Rand // of what was added later, so that a seed does as before what it did
+	live   map[string]*host
+	dead   []*host
+	log    []string
+	verbs  sync.WaitGroup
 }
 
 func (s *simulation) say(format string, args ...any) {
@@ -70,6 +71,7 @@ func newSimulation(t *testing.T, seed uint64, record *trace) *simulation {
 	w.lean = seed%4 == 1 && (&Config{NoMemoryCopy: true}).checkMemory() == nil
 	s := &simulation{world: w, rng: rand.New(rand.NewPCG(seed, 0)), more: rand.New(rand.NewPCG(seed, 2)), live: map[string]*host{}}
 	w.guest.Interval = time.Duration(10+2*s.rng.IntN(20)) * time.Millisecond
+	s.stands = seed%8 == 5
 	if w.compared = seed%8 == 0; w.compared {
 		w.guest.TSCPerMille = 1 + s.more.IntN(20) // more, and the guests would agree in nothing
 	}
@@ -247,24 +249,16 @@ func (s *simulation) run() (lost bool) {
 		}
 	}
 	time.Sleep(time.Duration(s.rng.IntN(3000)) * time.Millisecond)
-	s.say("the faults stop")
-	s.f.ways.mend(s.rng.IntN(2) == 0)
-	for _, name := range hostNames {
-		h := s.live[name]
-		h.resume()
-		h.noArbiter.Store(false)
-		h.twice.Store(false)
-		for _, left := range []interface{ Store(int64) }{&h.slow, &h.forget, &h.late, &h.lag} {
-			left.Store(0)
-		}
-		if s.disks {
-			h.image.breaks(nil)
-			h.image.slows(0)
-		}
+	within := time.Minute
+	if s.stands {
+		s.standStill()
+		within = 25 * time.Second
 	}
+	s.say("the faults stop")
+	s.heal(s.rng.IntN(2) == 0)
 	a, b := s.live["a"], s.live["b"]
-	bound := time.Now().Add(time.Minute)
-	for a.job.State() != Protected && b.job.State() != Protected {
+	bound := time.Now().Add(within)
+	for !together(a, b) && !together(b, a) {
 		time.Sleep(100 * time.Millisecond)
 		if time.Now().Before(bound) {
 			continue
@@ -309,6 +303,44 @@ func (s *simulation) run() (lost bool) {
 	return lost
 }
 
+// heal ends all that has befallen the pair.
+func (s *simulation) heal(reset bool) {
+	s.f.ways.mend(reset)
+	for _, name := range hostNames {
+		h := s.live[name]
+		h.resume()
+		h.noArbiter.Store(false)
+		h.twice.Store(false)
+		for _, left := range []interface{ Store(int64) }{&h.slow, &h.forget, &h.late, &h.lag} {
+			left.Store(0)
+		}
+		if s.disks {
+			h.image.breaks(nil)
+			h.image.slows(0)
+		}
+	}
+}
+
+// standStill stops a host for longer than its lease and the patience of the other
+// last, and maybe for longer than a pause of its guest may take.
+func (s *simulation) standStill() {
+	s.say("all is well for a moment")
+	s.heal(s.more.IntN(2) == 0)
+	time.Sleep(time.Duration(1000+s.more.IntN(3000)) * time.Millisecond)
+	h := s.live[hostNames[s.more.IntN(2)]]
+	if s.live["a"].job.State().runs() != s.live["b"].job.State().runs() && s.more.IntN(4) > 0 {
+		for _, x := range s.live { // the one that has the guest, mostly
+			if x.job.State().runs() {
+				h = x
+			}
+		}
+	}
+	h.suspend()
+	long := time.Duration(3000+s.more.IntN(13000)) * time.Millisecond
+	s.say("%s is stopped for %v", h.name, long)
+	time.Sleep(long)
+}
+
 // cutOff leaves each host with nobody, for longer than a grant lasts: whoever is
 // asked to leave then must not wait for a guest that waits for its gate.
 func (s *simulation) cutOff() {
@@ -318,6 +350,12 @@ func (s *simulation) cutOff() {
 		s.live[name].noArbiter.Store(true)
 	}
 	time.Sleep(3 * s.term)
+}
+
+// together reports whether one host says that it has a secondary, and the other that it
+// is one. (One that stood still a moment ago may say what is not so any more.)
+func together(leads, follows *host) bool {
+	return leads.job.State() == Protected && follows.job.State() == Following
 }
 
 // keptSeeds have found something.
