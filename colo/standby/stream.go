@@ -16,7 +16,20 @@ import (
 //
 // The guest does not change meanwhile: a checkpoint that comes waits. See
 // [Guest.NewView] for one that it need not wait for.
-func (g *Guest) Put(w *qemufile.Writer) error {
+func (g *Guest) Put(w *qemufile.Writer) error { return g.PutFresh(w, nil) }
+
+// PutFresh is [Guest.Put] to a QEMU that is new, most of whose memory is zeros
+// still. Of the pages that are zeros in the checkpoint it writes only those that may
+// be something else there: a QEMU looks at each one that it is told of, and 8 GB are
+// two million.
+//
+// used says which those are: for a block of so many pages of [ram.PageSize] it returns
+// a bitmap that long, which is changed, or nil if it does not know, for all of them. It
+// is called once for each block, after what comes before the pages has been flushed
+// and before any page is written. So it may wait until the QEMU has read that, and thus has put
+// into its memory whatever it does by itself. The Guest is locked meanwhile; used
+// must not call its methods.
+func (g *Guest) PutFresh(w *qemufile.Writer, used func(block string, pages int) ram.Bitmap) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.born {
@@ -24,8 +37,21 @@ func (g *Guest) Put(w *qemufile.Writer) error {
 	}
 	g.settle()
 	g.putHead(w, g.blockList(), g.img.total)
+	told := make([]ram.Bitmap, len(g.img.blocks))
+	if used != nil {
+		if err := w.Flush(); err != nil {
+			return err
+		}
+		for i := range g.img.blocks {
+			b := &g.img.blocks[i]
+			told[i] = used(b.name, len(b.mem)/ram.PageSize)
+			if told[i] != nil && len(told[i]) != len(b.data) { // of another length
+				told[i] = nil
+			}
+		}
+	}
 	for i := range g.img.blocks {
-		if err := g.img.blocks[i].put(w); err != nil {
+		if err := g.img.blocks[i].put(w, told[i]); err != nil {
 			return err
 		}
 	}
@@ -64,11 +90,18 @@ func (g *Guest) putEOS(w *qemufile.Writer, id uint32) {
 	}
 }
 
-// put writes every page of a block. Zero pages are written too: a QEMU has
-// firmware in some blocks before it is told what they hold.
-func (b *block) put(w *qemufile.Writer) error {
+// put writes the pages of a block. Zero pages are written too, unless used is given
+// and does not have them: a QEMU has firmware in some blocks before it is told what
+// they hold.
+func (b *block) put(w *qemufile.Writer, used ram.Bitmap) error {
+	pages := len(b.mem) / ram.PageSize
+	if used == nil {
+		used = ram.NewBitmap(pages)
+		used.SetRange(0, pages)
+	}
+	used.Or(b.data)
 	rec := ram.Record{Block: b.name}
-	for i := 0; i < len(b.mem)/ram.PageSize; i++ {
+	for i, n := used.Next(0), 0; i >= 0 && i < pages; i, n = used.Next(i+1), n+1 {
 		rec.Offset = uint64(i) * ram.PageSize
 		rec.Kind, rec.Data = ram.KindZero, nil
 		if b.data.Has(i) {
@@ -76,7 +109,7 @@ func (b *block) put(w *qemufile.Writer) error {
 		}
 		rec.Put(w, ram.Format{})
 		rec.Continue = true
-		if i%1024 == 0 && w.Err() != nil {
+		if n%1024 == 0 && w.Err() != nil {
 			break
 		}
 	}

@@ -93,7 +93,7 @@ func (s *standbyRun) start(ctx context.Context) (*process, error) {
 		close(q.done)
 	}()
 	go func() {
-		err := s.guest.Put(qemufile.NewWriter(w))
+		err := s.guest.PutFresh(qemufile.NewWriter(w), q.fresh(w))
 		q.sent <- errors.Join(err, w.Close())
 	}()
 	return q, nil

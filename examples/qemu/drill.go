@@ -103,7 +103,7 @@ func (d *drill) run(ctx context.Context) (err error) {
 	d.p.say("started     a guest of %d MB, in process %d; it has counted to %d", d.mb, cmd.Process.Pid, last(counted(dir, "before")))
 
 	guardian := d.part(ctx, []string{"protect", "-stay", "-qmp", "unix:" + a + "/qmp", "-to", "unix:" + b + "/in", "-control", "unix:" + b + "/control",
-		"-insecure", "-state", a, "-delay", d.delay.String()})
+		"-insecure", "-state", a, "-delay", d.delay.String(), "-stall", "30s", "-silence", "30s"}) // nothing hangs here but a busy machine
 	var st standbyStatus
 	began := time.Now()
 	if err := d.await(ctx, guardian, "checkpoints", func() bool { return ask(ctx, b, "standby", &st) && st.Epoch >= 3 }); err != nil {

@@ -1,0 +1,171 @@
+package main
+
+import (
+	"bufio"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// freshBlock is how large a RAM block must be for it to be worth asking the kernel
+// which of its pages the QEMU has used, in bytes.
+const freshBlock = 64 << 20
+
+// fresh returns what tells of the pages that a new QEMU may have used: for
+// standby.Guest.PutFresh, which has flushed the head of the stream into w. It knows
+// nothing, and then says so, unless the kernel does: see usedPages.
+func (q *process) fresh(w *os.File) func(block string, pages int) ram.Bitmap {
+	var maps []span
+	asked := false
+	return func(_ string, pages int) ram.Bitmap {
+		if uint64(pages)*ram.PageSize < freshBlock || os.Getpagesize() != ram.PageSize {
+			return nil
+		}
+		if !asked {
+			// A QEMU that reads its guest has put into memory what it puts there
+			// by itself: firmware, and what a reset does.
+			asked = true
+			if q.reads(w) {
+				maps = q.maps()
+			}
+		}
+		if maps == nil {
+			return nil
+		}
+		f, err := os.Open(fmt.Sprintf("/proc/%d/pagemap", maps[0].pid))
+		if err != nil {
+			return nil
+		}
+		defer f.Close()
+		return usedPages(maps, f, pages)
+	}
+}
+
+// reads waits until what is in the pipe has been read.
+func (q *process) reads(w *os.File) bool {
+	raw, err := w.SyscallConn()
+	if err != nil {
+		return false
+	}
+	for {
+		var n int32
+		var errno syscall.Errno
+		err := raw.Control(func(fd uintptr) {
+			_, _, errno = syscall.Syscall(syscall.SYS_IOCTL, fd, syscall.TIOCINQ, uintptr(unsafe.Pointer(&n)))
+		})
+		if err != nil || errno != 0 {
+			return false
+		}
+		if n == 0 {
+			return true
+		}
+		select {
+		case <-q.done:
+			return false
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// maps is the address space of the process that listens at the QEMU's monitor: the
+// command after -- may be one that has started it.
+func (q *process) maps() []span {
+	conn, err := net.Dial("unix", strings.TrimPrefix(q.qmp, "unix:"))
+	if err != nil {
+		return nil
+	}
+	defer conn.Close()
+	raw, err := conn.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return nil
+	}
+	var who *syscall.Ucred
+	if raw.Control(func(fd uintptr) { who, err = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED) }) != nil || err != nil || who.Pid <= 0 {
+		return nil
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", who.Pid))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	return spans(f, int(who.Pid))
+}
+
+// span is memory of a process without a gap.
+type span struct {
+	pid        int
+	start, end uint64
+	anonymous  bool // private to the process, and zeros where it has not been used
+}
+
+// spans reads a maps file of /proc; nil: it cannot.
+func spans(r io.Reader, pid int) (list []span) {
+	for s := bufio.NewScanner(r); s.Scan(); {
+		x := span{pid: pid}
+		var perms, device string
+		var offset, inode uint64
+		if _, err := fmt.Sscanf(s.Text(), "%x-%x %s %x %s %d", &x.start, &x.end, &perms, &offset, &device, &inode); err != nil || len(perms) < 4 {
+			return nil
+		}
+		if strings.HasPrefix(perms, "---") { // a guard
+			continue
+		}
+		x.anonymous = perms[3] == 'p' && inode == 0
+		if n := len(list); n > 0 && list[n-1].end == x.start {
+			list[n-1].end = x.end
+			list[n-1].anonymous = list[n-1].anonymous && x.anonymous
+			continue
+		}
+		list = append(list, x)
+	}
+	return list
+}
+
+// usedPages returns the pages of a block that its process has used, wherever in its
+// memory it is: those that were used in any span as long as the block. QEMU has
+// guards around its blocks. nil: it may also lie in a longer span that has been used,
+// or in memory whose unused pages need not be zeros, a file's or what is shared.
+func usedPages(maps []span, pagemap io.ReaderAt, pages int) ram.Bitmap {
+	length := uint64(pages) * ram.PageSize
+	used := ram.NewBitmap(pages)
+	found := false
+	buf := make([]byte, 1<<20)
+	for _, x := range maps {
+		if x.end-x.start < length {
+			continue
+		}
+		if !x.anonymous {
+			return nil
+		}
+		exact := x.end-x.start == length
+		found = found || exact
+		for at, n := uint64(0), (x.end-x.start)/ram.PageSize; at < n; {
+			part := buf[:min(uint64(len(buf)), 8*(n-at))]
+			if _, err := pagemap.ReadAt(part, int64(8*(x.start/ram.PageSize+at))); err != nil {
+				return nil
+			}
+			for ; len(part) > 0; part = part[8:] {
+				const present, swapped = 1 << 63, 1 << 62
+				if binary.NativeEndian.Uint64(part)&(present|swapped) != 0 {
+					if !exact {
+						return nil
+					}
+					used.Set(int(at))
+				}
+				at++
+			}
+		}
+	}
+	if !found {
+		return nil
+	}
+	return used
+}
