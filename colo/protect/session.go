@@ -182,7 +182,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	group.Go(func() {
 		if err := s.peer.beatUntil(with, j.cfg.Beat, j.cfg.Lost); err != nil {
 			// What it has said before may still be on its way to be read.
-			s.peer.control.SetReadDeadline(time.Now().Add(j.cfg.Beat))
+			s.peer.control.SetReadDeadline(time.Now().Add(j.cfg.Lost))
 			s.peer.set(func() { s.peer.lost = true })
 			s.colo.Lost(err)
 		}

@@ -614,12 +614,16 @@ func (w *way) pass(a, b net.Conn) {
 		delete(w.conns, a)
 		delete(w.conns, b)
 	}()
+	// What one end has said before it left is read by the other, as it is without this
+	// way between them: one direction may end before the other.
 	var back sync.WaitGroup
 	back.Go(func() {
 		io.Copy(a, b)
-		a.Close()
+		a.(*net.TCPConn).CloseWrite()
 	})
 	io.Copy(b, a)
-	b.Close()
+	b.(*net.TCPConn).CloseWrite()
 	back.Wait()
+	a.Close()
+	b.Close()
 }
