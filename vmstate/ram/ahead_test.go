@@ -46,7 +46,7 @@ func sendAhead(t *testing.T, l *link, s *Saver) {
 
 func TestPagesThatAreWrittenAllTheTimeGoOnceWithEachCheckpoint(t *testing.T) {
 	eachAhead(t, func(t *testing.T, cfg SaverConfig, rest func(*link, *Saver)) {
-		const hot, cold, rounds = 160, 320, 20
+		const hot, cold, rounds = 160, 320, 12
 		prim := newGuest(t, pages(t, "ram", 600), pages(t, "vga", 20))
 		sec := prim.twin(t)
 		s, c, l := NewSaver(prim.blocks, prim, cfg), newCache(t, sec, CacheConfig{}), newLink(t)
@@ -104,7 +104,7 @@ func TestNothingIsLostWhateverIsLeftOutAhead(t *testing.T) {
 		r := rand.New(rand.NewPCG(2, 2))
 		prim.scribble(r, 100)
 		l.sync(s, c)
-		for n := range 60 {
+		for n := range 40 {
 			prim.scribble(r, r.IntN(60))
 			if r.IntN(4) > 0 {
 				s.Pending(true)
