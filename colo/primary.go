@@ -101,7 +101,9 @@ type PrimaryConfig struct {
 
 	// AheadThreshold: when the last checkpoint sent more than this many
 	// bytes, a timer's checkpoint sends memory ahead while the guest still
-	// runs, and only what is dirtied again after the pause. Zero: 4 MiB.
+	// runs, and after the pause only what is dirtied again; and what a RAM
+	// that is an AheadSender has left out since that is dirtied all the time.
+	// Zero: 4 MiB.
 	// Negative: never.
 	AheadThreshold int64
 
@@ -141,15 +143,16 @@ type Primary struct {
 	cp        event.CheckpointCommit
 	stopped   time.Time // the guest stood still
 	received  time.Time
-	earlier   time.Time // when the checkpoint before began
-	ends      time.Time // the mark of the checkpoint under way
-	marked    time.Time // and that of the last one that was received
-	whole     bool      // nothing must be read from the paused guest any more
-	sending   bool      // vmstate-send has left
-	before    int64     // bytes sent before this checkpoint
-	last      uint64    // bytes of the last checkpoint
-	sentAhead uint64    // of them while the guest ran
-	aheadRest int       // timer checkpoints until memory is sent ahead again
+	earlier   time.Time   // when the checkpoint before began
+	ends      time.Time   // the mark of the checkpoint under way
+	marked    time.Time   // and that of the last one that was received
+	whole     bool        // nothing must be read from the paused guest any more
+	sending   bool        // vmstate-send has left
+	before    int64       // bytes sent before this checkpoint
+	last      uint64      // bytes of the last checkpoint
+	sentAhead uint64      // of them while the guest ran
+	picky     AheadSender // nil: RAM is none
+	aheadRest int         // timer checkpoints until memory is sent ahead again
 
 	peerIdle time.Duration // how often the waiting primary says that it lives
 
@@ -178,6 +181,7 @@ func NewPrimary(conn io.ReadWriteCloser, cfg PrimaryConfig) (*Primary, error) {
 	p.events, p.arbiter, p.session.step = told{cfg.Events, cfg.Logger, &p.session}, cfg.Arbiter, cfg.Step
 	p.holder, _ = cfg.Net.(OutputHolder)
 	p.resender, _ = cfg.RAM.(Resender)
+	p.picky, _ = cfg.RAM.(AheadSender)
 	p.link.Trace = cfg.Trace
 	p.heartbeat(cfg.Heartbeat)
 	if p.throttler = cfg.Throttler; p.throttler == nil {

@@ -10,6 +10,15 @@ import (
 // it did not pay.
 const aheadPause = 8
 
+// AheadSender is a PrimaryConfig.RAM that keeps count of what it sends ahead (ram.Saver).
+// BeginAhead is called before the first page of a checkpoint is sent while the guest runs, and
+// after Pending(true) of the registry. It may leave out pages that are not worth it. Ahead
+// says, after the checkpoint, how many pages went ahead and how many of those went again.
+type AheadSender interface {
+	BeginAhead()
+	Ahead() (pages, again uint64)
+}
+
 // ahead returns the step that sends memory while the guest still runs, or nil
 // where a checkpoint should pause at once: packets wait for any checkpoint that
 // is not the timer's. The secondary takes the PART sections as it takes END
@@ -28,6 +37,9 @@ func (p *Primary) ahead(cause event.Cause) func(context.Context) error {
 		}
 		before := p.link.W.Transferred()
 		p.state.Pending(true) // what the guest has dirtied since the last checkpoint
+		if p.picky != nil {
+			p.picky.BeginAhead()
+		}
 		for done := false; !done; {
 			var err error
 			if done, err = p.state.SaveIterate(p.link.W); err != nil {
@@ -63,7 +75,16 @@ func (p *Primary) diverged() bool {
 
 // backOff notices when the guest had dirtied again most of what was sent ahead.
 func (p *Primary) backOff() {
-	if p.sentAhead > 0 && p.cp.Bytes-p.sentAhead > p.sentAhead/2 {
+	if p.sentAhead == 0 {
+		return
+	}
+	most := p.cp.Bytes-p.sentAhead > p.sentAhead/2
+	if p.picky != nil {
+		// What was left out went with the checkpoint, and only there.
+		pages, again := p.picky.Ahead()
+		most = again > pages/2
+	}
+	if most {
 		p.aheadRest = aheadPause
 	}
 }

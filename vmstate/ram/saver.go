@@ -85,6 +85,11 @@ type Saver struct {
 	sendDeltas bool          // the first round, in which every page is new, is over
 	delta      [PageSize]byte
 
+	aheads uint64 // rounds that began with BeginAhead
+	ahead  bool   // BeginAhead was called, and SaveComplete not yet
+	spared int    // of dirty, pages that SaveIterate leaves out
+	sent   aheadCount
+
 	elsewhere     PageSender
 	sentElsewhere int64 // bytes, in this SaveIterate
 
@@ -100,8 +105,10 @@ type saverBlock struct {
 	Block
 	mem   []byte // the part of Host in use; empty if the block is not sent
 	dirty Bitmap
-	taken Bitmap // dirty pages that are in the arena
+	taken Bitmap // dirty pages that are in the arena, or go with this checkpoint
 	sent  Bitmap // pages sent, or captured, since the last Confirm; nil if the saver is not resumable
+	early Bitmap // pages that were sent ahead since BeginAhead
+	hot   Bitmap // pages that are not worth it: see BeginAhead
 	told  bool   // in the list that LoadDirty reads
 }
 
@@ -135,6 +142,7 @@ func NewSaver(blocks []Block, log DirtyLog, cfg SaverConfig) *Saver {
 		if cfg.Resumable {
 			sb.sent = NewBitmap(pages)
 		}
+		sb.early, sb.hot = NewBitmap(pages), NewBitmap(pages)
 		guest += uint64(len(sb.mem) / PageSize * (PageSize + 8))
 		s.blocks = append(s.blocks, sb)
 	}
@@ -154,6 +162,7 @@ func NewSaver(blocks []Block, log DirtyLog, cfg SaverConfig) *Saver {
 // the same and more.
 func (s *Saver) NewSession() {
 	s.abandon()
+	s.endAhead()
 	s.last = noBlock
 	if s.deltas != nil {
 		s.deltas.Reset()
@@ -206,7 +215,8 @@ func (s *Saver) SaveSetup(w *qemufile.Writer) error {
 // SaveIterate sends up to about SaverConfig.IterateBytes of dirty pages, less
 // if the writer's rate limit says so, straight from the guest's memory. done
 // means that no page is known to be dirty any more; what the guest dirtied
-// since the log was last read only Pending(true) finds. A capture that was not
+// since the log was last read only Pending(true) finds. After BeginAhead it leaves
+// out some, and done means that no other is known. A capture that was not
 // sent is given up.
 //
 // Pages are queued by reference: the guest may write them until they leave,
@@ -222,7 +232,7 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 	s.sentElsewhere = 0
 	var heads zeroHeads
 	// A zero page costs few bytes, but its time: count pages too.
-	for pages := 16 * s.cfg.IterateBytes / PageSize; s.dirty > 0 && pages >= 0; pages-- {
+	for pages := 16 * s.cfg.IterateBytes / PageSize; s.dirty > s.spared && pages >= 0; pages-- {
 		if w.Transferred()+s.sentElsewhere >= limit || w.Err() != nil || pages&15 == 0 && w.RateExceeded() {
 			break
 		}
@@ -231,6 +241,14 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 		if i < 0 {
 			s.atBlock, s.atPage = (s.atBlock+1)%len(s.blocks), 0
 			continue
+		}
+		if s.ahead {
+			if b.hot.Has(i) {
+				s.atPage = i + 1
+				continue
+			}
+			b.early.Set(i)
+			s.sent.pages++
 		}
 		mayBeZero := heads.has(b, i)
 		b.dirty.Clear(i)
@@ -243,7 +261,7 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 	}
 	s.end(w)
 	s.stats.Bytes += uint64(w.Transferred() - start)
-	return s.dirty == 0, s.saved(w)
+	return s.dirty == s.spared, s.saved(w)
 }
 
 // Pending returns how many bytes are still to be sent, all of which can only be
@@ -253,6 +271,7 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 func (s *Saver) Pending(exact bool) (mustPrecopy, canPostcopy uint64) {
 	if exact && s.bad == nil && !s.captured && s.err == nil {
 		s.err = s.sync()
+		s.countSpared()
 	}
 	return uint64(s.dirty) * PageSize, 0
 }
@@ -292,6 +311,7 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 				}
 				b.send(wi, word)
 				b.dirty[wi] = 0
+				b.taken[wi] |= word // for endAhead
 			}
 		}
 		s.dirty = 0
@@ -304,6 +324,7 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 	}
 	if err != nil {
 		s.abandon()
+		s.forgetTaken()
 		return &Error{Op: "save", Stream: w.Transferred(), Err: err}
 	}
 	if s.whole {
@@ -311,16 +332,21 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 		// capture.
 		s.arena.prepare(2*(s.arena.bytes()+s.batches.bytes()) + chunkSize)
 	}
-	if s.captured {
-		for i := range s.blocks {
-			clear(s.blocks[i].taken)
-		}
+	s.endAhead()
+	if s.captured || fromGuest {
+		s.forgetTaken()
 	}
 	s.captured, s.whole = false, false
 	s.arena.reset()
 	s.batches.parts = s.batches.parts[:0]
 	s.statsDone = true
 	return nil
+}
+
+func (s *Saver) forgetTaken() {
+	for i := range s.blocks {
+		clear(s.blocks[i].taken)
+	}
 }
 
 // SaveCleanup ends saving: it gives up a capture, frees the arena and, unless

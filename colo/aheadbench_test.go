@@ -1,0 +1,183 @@
+package colo_test
+
+import (
+	"context"
+	"errors"
+	"net"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/mapping"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// written is the log of a guest whose writes the benchmark makes.
+type written struct {
+	mu    sync.Mutex
+	mem   []byte
+	dirty ram.Bitmap
+	n     byte
+}
+
+// write writes the pages from first on.
+func (w *written) write(first, n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.n++
+	for i := first; i < first+n; i++ {
+		w.mem[i*ram.PageSize] = w.n | 1
+		w.dirty.Set(i)
+	}
+}
+
+func (w *written) ReadDirty(_ string, bitmap []uint64) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	ram.Bitmap(bitmap).Or(w.dirty)
+	clear(w.dirty)
+	return nil
+}
+
+func (*written) Pause(context.Context) error  { return nil }
+func (*written) Resume(context.Context) error { return nil }
+
+// gigabit is a connection that carries 1 Gbit/s.
+type gigabit struct {
+	net.Conn
+	free time.Time // when it has carried what was written
+}
+
+func (g *gigabit) Write(p []byte) (int, error) {
+	now := time.Now()
+	if g.free.Before(now) {
+		g.free = now
+	}
+	g.free = g.free.Add(time.Duration(len(p)) * time.Second / 125e6)
+	if ahead := g.free.Sub(now); ahead > 2*time.Millisecond {
+		time.Sleep(ahead)
+	}
+	return g.Conn.Write(p)
+}
+
+// aheadRun is what checkpoints of a guest with a hot set and a cold set took.
+type aheadRun struct {
+	bytes, pages    uint64
+	pause, transfer time.Duration // medians; transfer: from the pause on
+}
+
+// sendAheadRun makes timer checkpoints over a gigabit. In the time between two the guest
+// writes both sets, and the hot one again right before it stands still.
+func sendAheadRun(b *testing.B, hot, cold, checkpoints int, threshold int64) (r aheadRun) {
+	b.Helper()
+	const warm = 4
+	pages := hot + cold + 64
+	side := func() *written {
+		mem, err := mapping.New(pages * ram.PageSize)
+		if err != nil {
+			b.Fatal(err)
+		}
+		return &written{mem: mem, dirty: ram.NewBitmap(pages)}
+	}
+	p, s := side(), side()
+	defer mapping.Free(p.mem)
+	defer mapping.Free(s.mem)
+	blocks := func(w *written) []ram.Block { return []ram.Block{{Name: "ram", Host: w.mem}} }
+	saver := ram.NewSaver(blocks(p), p, ram.SaverConfig{IterateBytes: 1 << 20})
+	cache, err := ram.NewCache(blocks(s), s, ram.CacheConfig{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer cache.Close()
+	var ps, ss vmstate.Registry
+	if err := errors.Join(saver.Register(&ps), cache.Register(&ss)); err != nil {
+		b.Fatal(err)
+	}
+	pc, sc := loopback(b)
+	ctx, cancel := context.WithCancel(context.Background())
+	var bus, unheard event.Bus
+	var paused, received time.Time
+	var pauses, transfers []time.Duration
+	ends := make(chan struct{})
+	event.Subscribe(&bus, func(c event.CheckpointCommit) { // on the session's goroutine
+		p.write(0, hot+cold)
+		if c.Epoch <= warm {
+			return
+		}
+		pauses = append(pauses, time.Duration(c.PauseNS))
+		transfers = append(transfers, received.Sub(paused))
+		r.bytes += c.Bytes
+		r.pages += c.Pages
+		if len(pauses) == checkpoints {
+			close(ends)
+			<-ctx.Done()
+		}
+	})
+	lead, err := colo.NewPrimary(&gigabit{Conn: pc}, colo.PrimaryConfig{
+		VM: p, State: &ps, RAM: saver, Events: &bus,
+		CheckpointDelay: 5 * time.Millisecond, AheadThreshold: threshold,
+		Step: func(op string, _ uint64) {
+			switch op {
+			case "pause":
+				p.write(0, hot)
+				paused = time.Now()
+			case "expect vmstate-loaded":
+				received = time.Now()
+			}
+		},
+	})
+	if err != nil {
+		b.Fatal(err)
+	}
+	follow, err := colo.NewSecondary(sc, colo.SecondaryConfig{VM: s, State: &ss, RAM: cache, Events: &unheard})
+	if err != nil {
+		b.Fatal(err)
+	}
+	var sessions sync.WaitGroup
+	ended := make(chan error, 2)
+	sessions.Go(func() { ended <- lead.Run(ctx) })
+	sessions.Go(func() { ended <- follow.Run(ctx) })
+	select {
+	case <-ends:
+	case err := <-ended:
+		b.Error("a session has ended: ", err)
+	}
+	cancel()
+	sessions.Wait()
+	slices.Sort(pauses)
+	slices.Sort(transfers)
+	if len(pauses) > 0 {
+		r.pause, r.transfer = pauses[len(pauses)/2], transfers[len(pauses)/2]
+	}
+	return r
+}
+
+// BenchmarkSendAhead makes the same checkpoints with and without sending memory ahead, in
+// turns, of a guest that writes a hot set all the time and a cold set once between two
+// checkpoints, and reports what sending ahead costs and brings as ratios to going without.
+func BenchmarkSendAhead(b *testing.B) {
+	for name, sets := range map[string][2]int{"hot=400,cold=3600": {400, 3600}, "hot=1000,cold=3000": {1000, 3000}} {
+		b.Run(name, func(b *testing.B) {
+			var with, without aheadRun
+			for b.Loop() {
+				for _, run := range []struct {
+					to        *aheadRun
+					threshold int64
+				}{{&without, -1}, {&with, 1}} {
+					r := sendAheadRun(b, sets[0], sets[1], 20, run.threshold)
+					run.to.bytes += r.bytes
+					run.to.pages += r.pages
+					run.to.pause += r.pause
+					run.to.transfer += r.transfer
+				}
+			}
+			b.ReportMetric(float64(with.bytes)/float64(without.bytes), "bytes-ratio")
+			b.ReportMetric(float64(with.pause)/float64(without.pause), "pause-ratio")
+			b.ReportMetric(float64(with.transfer)/float64(without.transfer), "transfer-ratio")
+		})
+	}
+}
