@@ -97,7 +97,7 @@ func (s *session) end(ctx context.Context, p parting) error {
 	s.link.until(time.Time{})
 	s.heed()
 	s.disks.Cut()
-	first := s.arbiter != nil && !p.sure && !p.stay && (s.asked() || errors.Is(p.cause, ErrStalled))
+	first := s.arbiter != nil && !p.sure && !p.stay && (s.asked() || errors.Is(p.cause, errEnd) || errors.Is(p.cause, ErrStalled))
 	if !first {
 		s.link.Close()
 	}

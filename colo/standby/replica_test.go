@@ -62,7 +62,12 @@ func protect(t *testing.T, g *standby.Guest, addr string, save ram.SaverConfig, 
 	}
 	d := &downstream{done: make(chan error, 1), commits: make(chan event.CheckpointCommit, 1000)}
 	events := new(event.Bus)
-	event.Subscribe(events, func(c event.CheckpointCommit) { d.commits <- c })
+	event.Subscribe(events, func(c event.CheckpointCommit) {
+		select {
+		case d.commits <- c:
+		default: // so many that nobody has waited for; the session must not stand for it
+		}
+	})
 	step := cfg.Step
 	cfg.Step = func(op string, epoch uint64) {
 		p.Step(op, epoch)
