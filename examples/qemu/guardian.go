@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"sync"
@@ -693,7 +694,7 @@ func (g *guardian) watch(ctx context.Context) {
 		if ctx.Err() != nil || w.planned != "" {
 			return
 		}
-		for lost := true; lost; {
+		for lost, gone := true, false; lost; {
 			err := g.connect(ctx)
 			switch {
 			case err == nil:
@@ -703,6 +704,11 @@ func (g *guardian) watch(ctx context.Context) {
 			case errors.Is(err, syscall.ECONNREFUSED): // the end of the process has closed its socket
 				g.tell(standby.Died, "nobody listens at its monitor any more, and it has told of no shutdown; what QEMU has printed says why")
 				return
+			case errors.Is(err, fs.ErrNotExist) && !gone:
+				// A QEMU that ends in good order removes its socket, but so may whoever
+				// cleans up after one that has crashed: which it was cannot be known.
+				gone = true
+				g.p.warn("the monitor's socket %s is not there any more, and no shutdown was told: nothing is decided. If the guest has crashed, `promote` at the standby brings it back; if its end was meant, end this and the standby", g.qmp)
 			}
 			select {
 			case <-time.After(tick):

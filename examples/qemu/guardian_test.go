@@ -113,6 +113,38 @@ func TestACrashIsADeath(t *testing.T) {
 	g.runsThere(seen[len(seen)-1])
 }
 
+// Who cleans up after a QEMU that has crashed removes its socket, as a QEMU does that
+// ends in good order: a guardian that has heard of neither decides nothing.
+func TestAMonitorWhoseSocketIsGoneDecidesNothing(t *testing.T) {
+	t.Parallel()
+	g := guard(t, nil, nil)
+	if err := os.Remove(strings.TrimPrefix(g.sock, "unix:")); err != nil {
+		t.Fatal(err)
+	}
+	g.vm.Kill()
+	for end := time.Now().Add(time.Minute); !strings.Contains(g.guardian.errors(), "is not there any more"); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the guardian has said %q", g.guardian.errors())
+		}
+	}
+	var a answer
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) { // it is there, and takes orders
+		var err error
+		if a, err = tell(t.Context(), socketIn(g.vm.Dir, "guardian"), order{Do: "status"}); err == nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal(err)
+		}
+	}
+	if n := strings.Count(g.guardian.errors(), "is not there any more"); n != 1 {
+		t.Errorf("it was said %d times, and asked for its status it says %s", n, a.Status)
+	}
+	if list := qemutest.Serial(g.back); len(list) > 0 {
+		t.Errorf("the guest was brought back: %#x", list)
+	}
+}
+
 func TestAGuestWhoseStandbyIsLostRunsOnAndIsProtectedAgain(t *testing.T) {
 	t.Parallel()
 	g := guard(t, nil, nil)
