@@ -154,7 +154,7 @@ func TestTheGuestIsHandedOverAndBack(t *testing.T) {
 	for lead, follow := a, b; ; lead, follow = b, a {
 		w.moreLeaves(lead)
 		again := w.hearsNext(follow, phase("protected"))
-		w.asks("unix:"+filepath.Join(dir, lead.host), "job-complete", map[string]string{"id": "guest"}, false)
+		w.asks("unix:"+filepath.Join(dir, lead.host), "job-complete", map[string]string{"id": w.name}, false)
 		again()
 		w.moreLeaves(follow)
 		if lead == b {
@@ -189,10 +189,10 @@ func TestARefusedHostDoesNotGoOn(t *testing.T) {
 	b := w.start("b", modeSecondary, "-arbiter-command", "echo the lock is taken; false")
 	a := w.start("a", modePrimary)
 	w.inStep(a)
-	refused := w.hearsNext(b, "the lock is taken")
+	refused, waiting := w.hearsNext(b, "the lock is taken"), w.hearsNext(b, phase("waiting"))
 	w.kill(a)
 	refused()
-	w.hears(b, phase("waiting"))
+	waiting()
 	w.silent(b)
 	w.judge()
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -175,6 +176,7 @@ func (i *simImage) Metadata() (*replication.Metadata, error) { return i.meta, ni
 // A simWorld is two hosts, a and b, the way between them, and their client.
 type simWorld struct {
 	t     *testing.T
+	name  string          // the guest's, which no other world's has
 	ways  map[string]*way // to each host
 	disks map[string]*store
 	args  []string // of every process
@@ -200,7 +202,7 @@ func newSimWorld(t *testing.T) *simWorld {
 	}
 	w := &simWorld{
 		insecure: true,
-		t:        t, oracle: oracle, ways: map[string]*way{}, disks: map[string]*store{}, left: map[string]int{},
+		t:        t, name: rand.Text(), oracle: oracle, ways: map[string]*way{}, disks: map[string]*store{}, left: map[string]int{},
 		announced: map[string]int{}, at: map[string]*process{},
 	}
 	for _, host := range []string{"a", "b"} {
@@ -221,7 +223,7 @@ func other(host string) string {
 func (w *simWorld) start(host, mode string, args ...string) *process {
 	w.t.Helper()
 	args = append(append([]string{
-		mode, "-mem", "32M", "-tap", "tap0", "-disk", "disk", "-json", fmt.Sprintf("-insecure=%v", w.insecure), "-host", host, "-listen", "127.0.0.1:0",
+		mode, "-name", w.name, "-mem", "32M", "-tap", "tap0", "-disk", "disk", "-json", fmt.Sprintf("-insecure=%v", w.insecure), "-host", host, "-listen", "127.0.0.1:0",
 		"-peer", other(host) + ":1", "-beat", "20ms", "-lost-after", "20s", "-term", "400ms", "-interval", "20ms", "-min-interval", "5ms",
 	}, w.args...), args...)
 	if mode == modePrimary && !slices.Contains(args, "-resume") {
@@ -268,6 +270,7 @@ func (w *simWorld) start(host, mode string, args ...string) *process {
 	go func() {
 		err := runProtected(ctx, o, c, printer)
 		printer.end(err)
+		w.ways[host].end()
 		p.done <- err
 	}()
 	w.t.Cleanup(func() {
@@ -599,6 +602,14 @@ func (w *way) cut(open bool) {
 	for c := range w.conns {
 		c.Close()
 	}
+}
+
+// end lets nobody find who was there: the port may be another world's now. What is under
+// way is not broken, since it may hold what was said last.
+func (w *way) end() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.open = false
 }
 
 func (w *way) mend() {
