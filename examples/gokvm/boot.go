@@ -58,6 +58,7 @@ func boot(ctx context.Context, o options, c *console, p *printer) (err error) {
 	defer func() { // the machine is closed when nothing uses it any more
 		end()
 		group.Wait()
+		c.close()
 	}()
 	c.start(func(key byte) {
 		if key == 'i' {

@@ -31,6 +31,8 @@ type console struct {
 	in   io.Reader
 	quit func() // Ctrl-A x
 
+	typing sync.Mutex // held while the guest is given a key, taken before mu
+
 	mu      sync.Mutex
 	out     io.Writer
 	show    bool // what the guest says is shown
@@ -63,8 +65,15 @@ func (c *console) start(order func(key byte)) {
 }
 
 // close gives the terminal back as it was, and shows nothing any more: what is typed
-// is nobody's.
+// is nobody's. When it returns nothing is being given to the guest, and nothing will be
+// unless the console is started again.
 func (c *console) close() {
+	c.hide()
+	c.typing.Lock() // whoever gives a key to the guest has done so
+	defer c.typing.Unlock()
+}
+
+func (c *console) hide() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.show = false
@@ -120,6 +129,17 @@ func (c *console) say(w io.Writer, text string) {
 // inputRetry is how soon a byte is offered again to a guest that does not read.
 const inputRetry = 10 * time.Millisecond
 
+// give offers the guest what was typed, and returns how much of that is done with: all
+// of it if the console is not the guest's any more.
+func (c *console) give(guest *guest, typed []byte) (int, error) {
+	c.typing.Lock()
+	defer c.typing.Unlock()
+	if _, _, ours := c.mode(); !ours {
+		return len(typed), nil
+	}
+	return guest.Input(typed)
+}
+
 // feed passes on what is typed until the input or ctx ends. It may be reading
 // when ctx ends, and then lives as long as the program.
 func (c *console) feed(ctx context.Context, guest *guest) {
@@ -127,6 +147,9 @@ func (c *console) feed(ctx context.Context, guest *guest) {
 	escaped := false
 	for ctx.Err() == nil {
 		n, err := c.in.Read(buf)
+		if ctx.Err() != nil {
+			return
+		}
 		orders, order, ours := c.mode()
 		if !ours {
 			n = 0
@@ -153,7 +176,7 @@ func (c *console) feed(ctx context.Context, guest *guest) {
 			}
 		}
 		for len(typed) > 0 {
-			n, full := guest.Input(typed)
+			n, full := c.give(guest, typed)
 			typed = typed[n:]
 			if full == nil {
 				continue

@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -142,4 +144,87 @@ func TestFeedingEndsWithTheMachine(t *testing.T) {
 	g.machine = brokenHost{}
 	c.start(nil)
 	c.feed(t.Context(), g) // returns
+}
+
+// slowPort is a serial port that takes a key when the console has been closed, and not
+// at once then.
+type slowPort struct {
+	machine
+	c     *console
+	began chan struct{}
+	took  atomic.Bool
+}
+
+func (p *slowPort) Input(typed []byte) (int, error) {
+	close(p.began)
+	for ours := true; ours; _, _, ours = p.c.mode() {
+		runtime.Gosched()
+	}
+	for range 1000 {
+		runtime.Gosched()
+	}
+	p.took.Store(true)
+	return len(typed), nil
+}
+
+func TestAConsoleThatIsClosedGivesTheGuestNothingAnyMore(t *testing.T) {
+	c := newConsole(stdio{strings.NewReader("x"), io.Discard, io.Discard}, false, nil)
+	h := &slowPort{c: c, began: make(chan struct{})}
+	g := newGuest()
+	g.machine = h
+	c.start(nil)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		c.feed(context.Background(), g)
+	}()
+	<-h.began
+	c.close()
+	if !h.took.Load() {
+		t.Error("the guest was still being given a key")
+	}
+	<-done
+}
+
+// What had no room is not for the guest that is here later.
+func TestAKeyThatWaitsForRoomIsNobodysWhenTheConsoleIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newConsole(stdio{strings.NewReader("x"), io.Discard, io.Discard}, false, nil)
+		h := &typist{full: 1}
+		g := newGuest()
+		g.machine = h
+		c.start(nil)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			c.feed(context.Background(), g)
+		}()
+		synctest.Wait() // there was no room
+		c.close()
+		<-done
+		if h.took.Len() != 0 || h.full != 0 {
+			t.Errorf("the guest got %q", &h.took)
+		}
+	})
+}
+
+func TestAKeyThatComesAfterTheEndIsNobodys(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	h := &typist{}
+	g := newGuest()
+	g.machine = h
+	c := newConsole(stdio{endsFirst{cancel}, io.Discard, io.Discard}, false, nil)
+	c.start(nil)
+	c.feed(ctx, g)
+	if h.took.Len() != 0 {
+		t.Errorf("the guest got %q", &h.took)
+	}
+}
+
+// endsFirst is a key that is typed when something has ended.
+type endsFirst struct{ end func() }
+
+func (k endsFirst) Read(p []byte) (int, error) {
+	k.end()
+	return copy(p, "x"), nil
 }

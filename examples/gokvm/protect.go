@@ -72,6 +72,7 @@ func runProtected(ctx context.Context, o options, c *console, p *printer) (err e
 	defer func() {
 		h.end(nil)
 		h.group.Wait() // whoever uses the machine
+		h.terminal.close()
 		err = errors.Join(err, h.guest.Close())
 	}()
 	printed := event.NewBuffered(4096, func(r event.Record, dropped uint64) { p.object(r) })

@@ -36,7 +36,8 @@ const simDisk = 256 << 10
 // A simMachine is a machine without a hypervisor.
 type simMachine struct {
 	*colotest.Guest
-	ends chan error // what ends the guest by itself
+	ends    chan error // what ends the guest by itself
+	console *console
 }
 
 func newSimMachine(devices gokvmhost.Config) (*simMachine, error) {
@@ -54,7 +55,19 @@ func newSimMachine(devices gokvmhost.Config) (*simMachine, error) {
 		}
 	}
 	g, err := colotest.NewGuest(cfg)
-	return &simMachine{g, make(chan error)}, err
+	c, _ := devices.Console.(*console)
+	return &simMachine{g, make(chan error), c}, err
+}
+
+// Close fails if keys may still come.
+func (m *simMachine) Close() error {
+	err := m.Guest.Close()
+	if m.console != nil {
+		if _, _, ours := m.console.mode(); ours {
+			err = errors.Join(err, errors.New("the machine is closed before its console"))
+		}
+	}
+	return err
 }
 
 func (m *simMachine) Run(ctx context.Context) error {
