@@ -53,7 +53,10 @@ func (o *pool) copy(p *pkt) *pkt {
 	*q = *p
 	q.class, q.Data = c, mem
 	copy(mem, p.Data)
-	q.Packet.Frame = mem[q.VNetHdr:]
+	q.Packet.Frame = nil
+	if q.fits() {
+		q.Packet.Frame = mem[q.VNetHdr:]
+	}
 	return q
 }
 
