@@ -101,8 +101,9 @@ func runConcurrent(t *testing.T, seed uint64) {
 	m.local, m.ldev = newPoweredFake(m.initial()), newMetaDevice(cmSize)
 	m.disk, m.sdev = newPoweredFake(make([]byte, cmSize)), newMetaDevice(cmSize)
 	m.hidden, m.active = newPoweredFake(make([]byte, 1<<20)), newPoweredFake(make([]byte, 1<<20))
-	m.bootPrimary()
-	m.bootSecondary()
+	if !m.bootPrimary() || !m.bootSecondary() {
+		return
+	}
 	for round := 0; round < 3 && !m.failed.Load(); round++ {
 		if !m.protect() {
 			break
@@ -138,29 +139,37 @@ func version(p []byte, slot int64) (v uint64, ok bool) {
 	return first & (1<<48 - 1), first>>48 == uint64(slot)
 }
 
-func (m *cmodel) bootPrimary() {
+// bootPrimary starts the primary's host, and reports whether that goes on. It is called
+// on any goroutine, and so ends none.
+func (m *cmodel) bootPrimary() bool {
 	m.hostA = &power{left: -1}
 	for _, d := range []*fakeDisk{m.local, m.ldev} {
 		d.power, d.failSync = m.hostA, nil
 	}
 	meta, err := OpenMetadata(&schedDisk{fakeDisk: m.ldev, s: m.s})
 	if err != nil {
-		m.t.Fatal(err)
+		m.errorf("metadata of the primary: %v", err)
+		return false
 	}
-	m.p, err = NewPrimary(&schedKept{schedDisk{m.local, m.s, meta}}, PrimaryConfig{Overwrite: true})
+	p, err := NewPrimary(&schedKept{schedDisk{m.local, m.s, meta}}, PrimaryConfig{Overwrite: true})
 	if err != nil {
-		m.t.Fatalf("seed %d: %v", m.seed, err)
+		m.errorf("primary: %v", err)
+		return false
 	}
+	m.p = p
+	return true
 }
 
-func (m *cmodel) bootSecondary() {
+// bootSecondary is bootPrimary for the secondary's host.
+func (m *cmodel) bootSecondary() bool {
 	m.hostB = &power{left: -1}
 	for _, d := range []*fakeDisk{m.disk, m.sdev, m.hidden, m.active} {
 		d.power, d.failSync = m.hostB, nil
 	}
 	meta, err := OpenMetadata(&schedDisk{fakeDisk: m.sdev, s: m.s})
 	if err != nil {
-		m.t.Fatal(err)
+		m.errorf("metadata of the secondary: %v", err)
+		return false
 	}
 	cfg := SecondaryConfig{DeferCommit: m.rng.IntN(2) == 0}
 	if m.journal {
@@ -169,13 +178,17 @@ func (m *cmodel) bootSecondary() {
 			_, _, err = cfg.Journal.Recover(context.Background(), &schedKept{schedDisk{m.disk, m.s, meta}})
 		}
 		if err != nil {
-			m.t.Fatalf("seed %d: %v", m.seed, err)
+			m.errorf("journal of the secondary: %v", err)
+			return false
 		}
 	}
-	m.sec, err = NewSecondary(&schedKept{schedDisk{m.disk, m.s, meta}}, cfg)
+	sec, err := NewSecondary(&schedKept{schedDisk{m.disk, m.s, meta}}, cfg)
 	if err != nil {
-		m.t.Fatalf("seed %d: %v", m.seed, err)
+		m.errorf("secondary: %v", err)
+		return false
 	}
+	m.sec = sec
+	return true
 }
 
 func (m *cmodel) closeRemote() {
@@ -546,7 +559,9 @@ func (m *cmodel) primaryLost() bool {
 		sl.done.Store(v)
 	}
 	m.p.Cut()
-	m.bootPrimary()
+	if !m.bootPrimary() {
+		return false
+	}
 	if m.lostB() {
 		m.hostB.cut()
 		return m.secondaryLost()
@@ -559,7 +574,9 @@ func (m *cmodel) secondaryLost() bool {
 	for _, d := range []**fakeDisk{&m.disk, &m.sdev, &m.hidden, &m.active} {
 		*d = (*d).cutPower(m.rng)
 	}
-	m.bootSecondary()
+	if !m.bootSecondary() {
+		return false
+	}
 	if !m.journal || m.committed == nil {
 		return true
 	}
@@ -602,8 +619,8 @@ func (m *cmodel) failover() {
 	for _, d := range []**fakeDisk{&m.disk, &m.sdev, &m.hidden, &m.active} {
 		*d = (*d).cutPower(m.rng)
 	}
-	if m.journal {
-		m.bootSecondary() // which recovers
+	if m.journal && !m.bootSecondary() { // which recovers
+		return
 	}
 	for k := range m.twinSlots {
 		sl, at := &m.twinSlots[k], int64(cmTwinAt+k)

@@ -12,6 +12,11 @@ import (
 // caller keeps it and tries again after [Comparer.Room].
 var ErrFull = errors.New("compare: buffer full")
 
+// ErrFrame says that what was given to a [Comparer] is no frame: it is empty, or the
+// length of its virtio-net header is negative or beyond its end. It can never be
+// written to a network. Nothing was taken, and trying again is of no use.
+var ErrFrame = errors.New("compare: malformed frame")
+
 // A PacketReader is where frames come from. What ReadPacket returns is valid
 // until the next call. One that also has a method VNetHdrLen() int says with it
 // how long the virtio-net header of the last frame is. filter.Conn is one.
@@ -133,17 +138,22 @@ func signal(ch chan struct{}) {
 
 // WritePacket takes a packet of the primary's guest, without a virtio-net
 // header. It never waits. Without memory for it, because too much waits for its
-// twin or for the network, it returns [ErrFull] and has taken nothing.
+// twin or for the network, it returns [ErrFull] and has taken nothing. What is no
+// frame is [ErrFrame].
 func (c *Comparer) WritePacket(p []byte) error { return c.WriteVNetPacket(p, 0) }
 
 // WriteVNetPacket is WritePacket for a packet that begins with a virtio-net
 // header of hdrLen bytes.
 func (c *Comparer) WriteVNetPacket(p []byte, hdrLen int) error {
+	f := Frame{p, hdrLen}
+	if len(p) == 0 || !f.fits() {
+		return ErrFrame
+	}
 	full, _ := c.do(func(e *Engine, now time.Time) (Result, error) {
 		if c.pool.bytes+len(p) > c.limit {
 			return Result{Full: true}, nil
 		}
-		return e.Primary(Frame{p, hdrLen}, now), nil
+		return e.Primary(f, now), nil
 	})
 	if full {
 		return ErrFull
@@ -170,11 +180,12 @@ func (c *Comparer) Inbound(p []byte, hdrLen int) []byte {
 func (c *Comparer) Room() <-chan struct{} { return c.room }
 
 // ServePrimary takes the primary's packets from r until reading fails or ctx
-// ends, and returns why. While there is no room it does not read. A read that
-// blocks is ended by closing what r reads from.
+// ends, and returns why. While there is no room it does not read. What is no frame
+// (see [ErrFrame]) has no packet in it, and is dropped. A read that blocks is ended
+// by closing what r reads from.
 func (c *Comparer) ServePrimary(ctx context.Context, r PacketReader) error {
 	return c.serve(ctx, r, func(f Frame) error {
-		for c.WriteVNetPacket(f.Data, f.VNetHdr) != nil {
+		for c.WriteVNetPacket(f.Data, f.VNetHdr) == ErrFull {
 			select {
 			case <-c.room:
 			case <-ctx.Done():

@@ -173,11 +173,15 @@ func (r Reason) String() string {
 	return "unknown"
 }
 
-// A Frame is an Ethernet frame.
+// A Frame is an Ethernet frame. One with a VNetHdr that is negative or beyond the end
+// of Data is malformed: the engine never looks into it.
 type Frame struct {
 	Data    []byte
-	VNetHdr int // the length of the virtio-net header that Data begins with
+	VNetHdr int // the length of the virtio-net header that Data begins with, in bytes
 }
+
+// fits reports whether f is as long as its virtio-net header at least.
+func (f *Frame) fits() bool { return f.VNetHdr >= 0 && f.VNetHdr <= len(f.Data) }
 
 // A Result says what follows from a call. The slices in it belong to the engine
 // (or are the frame that was passed in) and are valid until the next call.

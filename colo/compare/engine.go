@@ -288,7 +288,7 @@ func (e *Engine) look(f Frame, now time.Time) *pkt {
 	e.ids++
 	e.now = e.instant(now)
 	p.Frame, p.id, p.at, p.class, p.owner = f, e.ids, e.now, -1, nil
-	if f.VNetHdr < 0 || f.VNetHdr > len(f.Data) || len(f.Data) > maxFrame {
+	if !f.fits() || len(f.Data) > maxFrame {
 		p.Packet, p.segment = packet.Packet{}, segment{}
 		return p
 	}

@@ -243,7 +243,7 @@ func (l *left) note(p *pkt, d *edit, scale uint8) {
 
 // echoes reports whether Inbound could have something to do with f.
 func (e *Engine) echoes(f Frame) bool {
-	if e.strict != nil || f.VNetHdr < 0 || f.VNetHdr > len(f.Data) || len(f.Data) > maxFrame {
+	if e.strict != nil || !f.fits() || len(f.Data) > maxFrame {
 		return false
 	}
 	p := &e.inbound

@@ -47,7 +47,10 @@ func (c *Comparer) ServeNotify(ctx context.Context, r PacketReader, w PacketWrit
 		}
 	})
 	err := c.serve(ctx, r, func(f Frame) error {
-		switch string(f.Data[min(f.VNetHdr, len(f.Data)):]) {
+		if !f.fits() {
+			return nil
+		}
+		switch string(f.Data[f.VNetHdr:]) {
 		case notifyInit:
 			return send(notifyInitAck)
 		case notifyFlush:

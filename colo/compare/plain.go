@@ -189,7 +189,7 @@ func (l *left) notePlain(t *told, s *plain, id uint64) {
 // primaryPlain is Primary for f if it is plain; ok says whether it was.
 func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	var s plain
-	if e.passing || e.thorough || !s.parse(f) || 2*(e.pool.bytes+len(f.Data)+1<<poolMin) > e.cfg.MaxBytes {
+	if e.passing || e.thorough || !s.parse(f) || 2*(e.pool.bytes+costOf(len(f.Data))) > e.cfg.MaxBytes {
 		return false
 	}
 	c := e.plainConn(&s)
@@ -246,7 +246,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 // secondaryPlain is Secondary for f if it is plain; ok says whether it was.
 func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	var s plain
-	if e.passing || e.deaf || e.thorough || !s.parse(f) || 2*(e.pool.bytes+len(f.Data)+1<<poolMin) > e.cfg.MaxBytes {
+	if e.passing || e.deaf || e.thorough || !s.parse(f) || 2*(e.pool.bytes+costOf(len(f.Data))) > e.cfg.MaxBytes {
 		return false
 	}
 	c := e.plainConn(&s)

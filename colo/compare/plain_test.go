@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -243,4 +244,40 @@ func TestPlainSegmentsAreTakenLikeAllOthers(t *testing.T) {
 		t.Errorf("%d of %d packets were plain: the test tests little", plain, total)
 	}
 	t.Logf("%d of %d packets were plain", plain, total)
+}
+
+// TestPlainSegmentsAskForACheckpointAtTheSameSizeAsAllOthers has one guest run ahead with
+// segments that take far more memory than they have bytes, until half of what there may
+// be is used, and beyond.
+func TestPlainSegmentsAskForACheckpointAtTheSameSizeAsAllOthers(t *testing.T) {
+	for _, size := range []int{10, 300, 1100, 1990} {
+		for limit := 1 << 12; limit < 1<<15; limit += 331 {
+			for _, who := range []string{"primary", "secondary"} {
+				cfg := everything()
+				cfg.MaxBytes = limit
+				b := newBoth(t, cfg)
+				now := time.Unix(1000, 0)
+				b.Mark(0)
+				b.SecondaryMark(0)
+				first := seg{port: 9, seq: 1000, ack: 1, flags: push, data: "first"}.frame()
+				b.Primary(first, now)
+				b.Secondary(first, now)
+				say := b.Primary
+				if who == "secondary" {
+					say = b.Secondary
+				}
+				asked, n := false, 0
+				for ; !asked && n < 1<<10; n++ {
+					f := seg{port: 9, seq: uint32(1005 + n*size), ack: 1, flags: push, data: strings.Repeat("d", size)}.frame()
+					asked = say(f, now).Diverged
+					if over := b.Stats().HeldBytes > limit/2; over && !asked && who == "primary" {
+						t.Fatalf("%d segments of %d bytes wait, in %d bytes of %d, and no checkpoint is asked for", n+1, size, b.Stats().HeldBytes, limit)
+					}
+				}
+				if !asked || b.plain == 0 && n > 3 {
+					t.Errorf("%s, %d bytes of %d: checkpoint wanted %v after %d packets, %d of them plain", who, size, limit, asked, n, b.plain)
+				}
+			}
+		}
+	}
 }

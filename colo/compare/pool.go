@@ -30,10 +30,13 @@ const poolMin = 7 // 128 bytes
 
 func classOf(n int) int8 { return int8(max(bits.Len(uint(max(n, 1)-1)), poolMin) - poolMin) }
 
+// costOf returns how much memory get takes for n bytes.
+func costOf(n int) int { return 1 << (poolMin + classOf(n)) }
+
 // get returns a packet with memory for n bytes, of which class and Data are set.
 func (o *pool) get(n int) *pkt {
 	c := classOf(n)
-	o.bytes += 1 << (poolMin + c)
+	o.bytes += costOf(n)
 	if l := o.free[c]; len(l) > 0 {
 		q := l[len(l)-1]
 		o.free[c] = l[:len(l)-1]
@@ -50,7 +53,10 @@ func (o *pool) copy(p *pkt) *pkt {
 	*q = *p
 	q.class, q.Data = c, mem
 	copy(mem, p.Data)
-	q.Packet.Frame = mem[q.VNetHdr:]
+	q.Packet.Frame = nil
+	if q.fits() {
+		q.Packet.Frame = mem[q.VNetHdr:]
+	}
 	return q
 }
 

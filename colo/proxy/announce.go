@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
@@ -72,8 +73,12 @@ var ErrNeighbor = errors.New("proxy: not an address of a guest")
 // another, as a tap.Device and a filter.Conn allow. [ErrFull] from it leaves a frame
 // to the next round; any other error ends Announce, which returns it.
 //
-// A Neighbor that makes no sense is [ErrNeighbor], before anything is sent.
+// A Neighbor that makes no sense is [ErrNeighbor], and a VNetHdr that is no length of
+// a virtio-net header a *filter.Error with filter.ErrFrame, before anything is sent.
 func Announce(ctx context.Context, w interface{ WritePacket(p []byte) error }, cfg AnnounceConfig) error {
+	if cfg.VNetHdr < 0 || cfg.VNetHdr > filter.MaxVNetHdr {
+		return &filter.Error{Op: "announce", Offset: -1, Err: filter.ErrFrame}
+	}
 	frames, err := announcement(cfg.Neighbors, cfg.VNetHdr)
 	if err != nil || len(frames) == 0 {
 		return err

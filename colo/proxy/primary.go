@@ -218,7 +218,8 @@ func (p *Primary) Resume(ctx context.Context) error { return p.gate.resume(ctx) 
 
 // WritePacket takes a copy of a packet that the guest sends. It never waits. If
 // there is no room it returns [ErrFull] and has taken nothing; a packet that is
-// empty or longer than filter.MaxFrame is a *filter.Error.
+// empty, not longer than its virtio-net header, or longer than filter.MaxFrame is a
+// *filter.Error.
 func (p *Primary) WritePacket(packet []byte) error {
 	if err := checkPacket(packet, p.cfg.VNetHdr); err != nil {
 		return err
@@ -251,7 +252,7 @@ func (p *Primary) WritePacket(packet []byte) error {
 
 func checkPacket(packet []byte, vnetHdr int) error {
 	switch {
-	case len(packet) <= vnetHdr:
+	case vnetHdr < 0, len(packet) <= vnetHdr:
 		return &filter.Error{Op: "packet of the guest", Offset: -1, Err: filter.ErrFrame}
 	case len(packet) > filter.MaxFrame:
 		return &filter.Error{Op: "packet of the guest", Offset: -1, Err: filter.ErrFrameTooBig}
