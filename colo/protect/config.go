@@ -181,6 +181,11 @@ type Config struct {
 	// pages, so most of these come anyway. What it costs is a commit that takes a little
 	// longer; see ram.CacheConfig.StagedOnly.
 	//
+	// After a short loss of the link it is sent only what it lacks, which it holds besides
+	// the guest's memory until the first commit. If that is more than an eighth of the
+	// memory, or than MaxStaged, all of the memory is sent instead, which takes the place of
+	// what the guest here has and needs no more room.
+	//
 	// It is this host's own choice, whatever the other's is. It needs Linux with pages
 	// of 4 KiB: elsewhere the error of New wraps errors.ErrUnsupported. A primary that
 	// cannot send again (of an older version of this package) is refused in words, since

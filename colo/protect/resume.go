@@ -54,6 +54,27 @@ func (b *base) fits(p *position, now []ram.Block) bool {
 	return p.Session == b.last
 }
 
+// worth reports whether the secondary has room for what it lacks. One that keeps no copy
+// stages it, besides the guest's memory, where a session that sends all needs no more
+// than that memory.
+func (b *base) worth(p *position, there *offer) bool {
+	if !p.Lacks {
+		return true
+	}
+	var most uint64
+	for _, b := range b.blocks {
+		most += uint64(len(b.Host)) / resumedShare
+	}
+	if there != nil && there.Staged > 0 {
+		most = min(most, there.Staged)
+	}
+	return b.saver.Lacking() <= most && b.saver.Resumable()
+}
+
+// resumedShare is what part of the guest's memory a secondary without a copy is sent at
+// most when it goes on from what it has.
+const resumedShare = 8
+
 func sameBlock(a, b ram.Block) bool {
 	return a.Name == b.Name && a.Used == b.Used && len(a.Host) == len(b.Host) && (len(a.Host) == 0 || &a.Host[0] == &b.Host[0])
 }
