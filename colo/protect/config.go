@@ -19,7 +19,9 @@ import (
 // number of times. It is paused when Run is called.
 //
 // Its methods are called by one goroutine at a time. If it is a ram.LogSwitch its
-// dirty log is switched on and off as sessions need it.
+// dirty log is switched on by the first session, and stays on between sessions, as long as
+// the next may go on from what the other host has. So from the first session on nobody
+// else reads the log, or switches it, while the job leads or waits: Pause or Cancel first.
 //
 // One that is a colo.Throttler can be slowed down, and one that is a colo.Stopper
 // says how long it stood still.
