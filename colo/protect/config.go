@@ -19,7 +19,9 @@ import (
 // number of times. It is paused when Run is called.
 //
 // Its methods are called by one goroutine at a time. If it is a ram.LogSwitch its
-// dirty log is switched on and off as sessions need it.
+// dirty log is switched on by the first session, and stays on between sessions, as long as
+// the next may go on from what the other host has. So from the first session on nobody
+// else reads the log, or switches it, while the job leads or waits: Pause or Cancel first.
 //
 // One that is a colo.Throttler can be slowed down, and one that is a colo.Stopper
 // says how long it stood still.
@@ -180,6 +182,11 @@ type Config struct {
 	// the guest here has written since the last: the two guests write much the same
 	// pages, so most of these come anyway. What it costs is a commit that takes a little
 	// longer; see ram.CacheConfig.StagedOnly.
+	//
+	// After a short loss of the link it is sent only what it lacks, which it holds besides
+	// the guest's memory until the first commit. If that is more than an eighth of the
+	// memory, or than MaxStaged, all of the memory is sent instead, which takes the place of
+	// what the guest here has and needs no more room.
 	//
 	// It is this host's own choice, whatever the other's is. It needs Linux with pages
 	// of 4 KiB: elsewhere the error of New wraps errors.ErrUnsupported. A primary that

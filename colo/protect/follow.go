@@ -51,7 +51,7 @@ func (j *Job) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := j.tellWritten(s); err != nil {
+	if err := j.tellWritten(ctx, s); err != nil {
 		j.note(err)
 		s.wire.Close()
 		j.keepCopy(s, err)

@@ -90,6 +90,7 @@ type offer struct {
 	Networks []link   `json:"networks,omitempty"` // those that have a connection of their own
 	Extra    []byte   `json:"extra,omitempty"`    // opaque; see Config.Offer
 	Resends  bool     `json:"resends,omitempty"`  // as a primary: what the secondary's guest has written
+	Staged   uint64   `json:"staged,omitempty"`   // as a secondary without a copy: what it stages at most, in bytes; 0: no bound
 }
 
 // A part is a block of memory, or a disk.

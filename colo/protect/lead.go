@@ -192,7 +192,7 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 		}
 		p.more[h.Channel] = conn
 	}
-	if j.base.fits(answer.Holds, j.cfg.Guest.Blocks()) {
+	if j.base.fits(answer.Holds, j.cfg.Guest.Blocks()) && j.base.worth(answer.Holds, answer.Offer) {
 		p.resumes = answer.Holds
 	}
 	h.Channel, h.Resumes = chSession, p.resumes
@@ -257,7 +257,7 @@ func (j *Job) bus(s *session) *event.Bus {
 }
 
 func (j *Job) offer() *offer {
-	o := &offer{Machine: j.cfg.Machine, Extra: j.cfg.Offer, Resends: true}
+	o := &offer{Machine: j.cfg.Machine, Extra: j.cfg.Offer, Resends: true, Staged: j.cfg.MaxStaged}
 	for _, b := range j.cfg.Guest.Blocks() {
 		o.Memory = append(o.Memory, part{b.Name, uint64(len(b.Host))})
 	}

@@ -83,8 +83,18 @@ func TestHostsWithoutACopyOfTheMemoryGoOn(t *testing.T) {
 // watchCaches returns a hook that calls f with the cache of a host that follows, each
 // time that a checkpoint is about to be committed there.
 func watchCaches(w *world, name string, f func(*ram.Cache)) func(event.Mode, string, uint64) {
+	step := watchCommits(w, name, f)
 	return func(side event.Mode, op string, epoch uint64) {
-		if side != event.ModeSecondary || op != "commit" || epoch == 0 {
+		if epoch > 0 {
+			step(side, op, epoch)
+		}
+	}
+}
+
+// watchCommits does so, and before each synchronisation is committed.
+func watchCommits(w *world, name string, f func(*ram.Cache)) func(event.Mode, string, uint64) {
+	return func(side event.Mode, op string, epoch uint64) {
+		if side != event.ModeSecondary || op != "commit" {
 			return
 		}
 		w.mu.Lock()

@@ -28,6 +28,7 @@ type peer struct {
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced when something below changes
 	ended    bool          // it has said that the session ends on purpose
+	leaves   bool          // in so many words, by a note: a primary then keeps nothing to go on from
 	reason   string        // why
 	complete bool          // and that the guest has ended
 	verdict  string        // of a secondary that was told to go on: sayRuns or sayCannot
@@ -123,7 +124,7 @@ func (p *peer) hear(on func(note)) {
 		}
 		switch n.Say {
 		case sayEnd:
-			p.set(func() { p.ended, p.reason, p.complete = true, n.Reason, n.Completed })
+			p.set(func() { p.ended, p.leaves, p.reason, p.complete = true, true, n.Reason, n.Completed })
 		case sayDisks:
 			p.set(func() { p.begins = true })
 		case sayRuns, sayCannot:

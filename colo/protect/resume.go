@@ -40,6 +40,8 @@ type base struct {
 	blocks []ram.Block // of saver
 	at     position    // the secondary holds that, or a later checkpoint of its session
 	last   string      // or any checkpoint of that session, the last that was begun
+
+	unheard int // lists of written pages that did not come, one after the other
 }
 
 // fits reports whether a secondary that holds p lacks what the base knows, and nothing
@@ -53,6 +55,27 @@ func (b *base) fits(p *position, now []ram.Block) bool {
 	}
 	return p.Session == b.last
 }
+
+// worth reports whether the secondary has room for what it lacks. One that keeps no copy
+// stages it, besides the guest's memory, where a session that sends all needs no more
+// than that memory.
+func (b *base) worth(p *position, there *offer) bool {
+	if !p.Lacks {
+		return true
+	}
+	var most uint64
+	for _, b := range b.blocks {
+		most += uint64(len(b.Host)) / resumedShare
+	}
+	if there != nil && there.Staged > 0 {
+		most = min(most, there.Staged)
+	}
+	return b.saver.Lacking() <= most && b.saver.Resumable()
+}
+
+// resumedShare is what part of the guest's memory a secondary without a copy is sent at
+// most when it goes on from what it has.
+const resumedShare = 8
 
 func sameBlock(a, b ram.Block) bool {
 	return a.Name == b.Name && a.Used == b.Used && len(a.Host) == len(b.Host) && (len(a.Host) == 0 || &a.Host[0] == &b.Host[0])
@@ -126,7 +149,9 @@ func (j *Job) keepCopy(s *session, err error) {
 	if epoch, whole := s.committed(); whole {
 		at = position{Session: s.peer.token, Epoch: epoch}
 	}
-	if at.Session == "" || tookOverHere(err) || errors.Is(err, failover.ErrTorn) || errors.Is(err, ram.ErrStagedFull) {
+	var leaves bool
+	s.peer.get(func() { leaves = s.peer.leaves })
+	if at.Session == "" || leaves || tookOverHere(err) || errors.Is(err, failover.ErrTorn) || spoilt(err) {
 		s.cache.Close()
 		return
 	}
@@ -137,6 +162,14 @@ func (j *Job) keepCopy(s *session, err error) {
 	}
 	at.Lacks = !s.cache.KeepsCopy()
 	j.setCopy(s.cache, &at)
+}
+
+// spoilt reports whether a session has ended by what was in its memory's stream, or by
+// what this host made of it, and not by the end of the link: it would again.
+func spoilt(err error) bool {
+	var memory *ram.Error
+	var stream *qemufile.Error
+	return errors.As(err, &memory) && (!errors.As(memory, &stream) || errors.Is(stream, qemufile.ErrTooLong))
 }
 
 func (j *Job) setCopy(c *ram.Cache, at *position) {
@@ -154,8 +187,9 @@ func (j *Job) dropCopy() {
 }
 
 // tellWritten tells the primary, where no copy is kept here, what the guest here has
-// written: the length of the list as 32 bits, and the list.
-func (j *Job) tellWritten(s *session) error {
+// written, while this host waits for a primary: the length of the list as 32 bits, and
+// the list.
+func (j *Job) tellWritten(ctx context.Context, s *session) error {
 	if s.peer.resumes == nil || !s.peer.resumes.Lacks {
 		return nil
 	}
@@ -164,6 +198,9 @@ func (j *Job) tellWritten(s *session) error {
 	if err := errors.Join(s.cache.SaveDirty(w), w.Flush()); err != nil {
 		return err
 	}
+	act, end := j.while(ctx, Waiting)
+	defer end()
+	defer context.AfterFunc(act, func() { s.wire.Close() })()
 	s.wire.SetWriteDeadline(time.Now().Add(j.cfg.PeerTimeout))
 	defer s.wire.SetWriteDeadline(time.Time{})
 	_, err := s.wire.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(list))), list...))
@@ -174,8 +211,12 @@ type written []byte
 
 func (b *written) Write(p []byte) (int, error) { *b = append(*b, p...); return len(p), nil }
 
+// unheardMost is how often a secondary may say that a list comes, and send none.
+const unheardMost = 3
+
 // hearWritten reads what tellWritten has written, while this host seeks a secondary. A
-// list that is none makes the next session one that sends all.
+// list that is none makes the next session one that sends all. A link that is lost
+// meanwhile does not, but for one that always is.
 func (j *Job) hearWritten(ctx context.Context, s *session) error {
 	if s.peer.resumes == nil || !s.peer.resumes.Lacks {
 		return nil
@@ -186,7 +227,12 @@ func (j *Job) hearWritten(ctx context.Context, s *session) error {
 	s.wire.SetReadDeadline(time.Now().Add(j.cfg.PeerTimeout))
 	defer s.wire.SetReadDeadline(time.Time{})
 	err := s.base.readWritten(s.wire)
-	if err != nil {
+	if err == nil {
+		s.base.unheard = 0
+		return nil
+	}
+	s.base.unheard++
+	if errors.Is(err, ram.ErrDirtyList) || errors.Is(err, ram.ErrUnknownBlock) || s.base.unheard == unheardMost {
 		j.dropBase() // or the secondary, which has said that it is to come, may say so for ever
 	}
 	return err
@@ -203,12 +249,12 @@ func (b *base) readWritten(from io.Reader) error {
 		most += int64(1 + len(b.Name) + 4 + 12*(len(b.Host)/ram.PageSize/64+1))
 	}
 	if n > most {
-		return fmt.Errorf("protect: a list of written pages of %d bytes, at most %d", n, most)
+		return fmt.Errorf("protect: %w: %d bytes, at most %d", ram.ErrDirtyList, n, most)
 	}
 	r := qemufile.NewReader(io.LimitReader(from, n))
 	err := b.saver.LoadDirty(r)
 	if err == nil && r.Offset() < n {
-		err = fmt.Errorf("protect: a list of written pages that is %d bytes too long", n-r.Offset())
+		err = fmt.Errorf("protect: %w: it is %d bytes too long", ram.ErrDirtyList, n-r.Offset())
 	}
 	return err
 }

@@ -355,3 +355,51 @@ func TestACheckpointThatIsNotHeldIsNotResumed(t *testing.T) {
 		b.halt()
 	})
 }
+
+// A secondary without a copy stages what it lacks, so after a loss of the link in which the
+// guest has written much of its memory it is sent all of it, which needs no room besides.
+func TestALongLossOfTheLinkCostsASecondaryWithoutACopyNoMemory(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		staged  uint64
+		lost    time.Duration
+		resumed bool
+	}{
+		{"little is lacking", 0, 0, true},
+		{"much is lacking", 0, 10 * time.Second, false},
+		{"more than may be staged", 128 * ram.PageSize, 3 * time.Second, false},
+		{"as much may be staged", 1024 * ram.PageSize, 3 * time.Second, true},
+	} {
+		bubble(t, c.name, func(t *testing.T, w *world) {
+			w.leanly(t)
+			w.guest.Memory, w.guest.Pages, w.guest.Touch, w.guest.Interval = 32<<20, 4000, 4, 20*time.Millisecond
+			w.oracle = newOracle(t, w.guest)
+			held := 0
+			b := w.boot("b", false, func(cfg *Config) {
+				cfg.MaxStaged = c.staged
+				cfg.Session.Step = watchCommits(w, cfg.Host, func(cache *ram.Cache) { held = max(held, int(cache.Memory())) })
+			})
+			a := w.boot("a", true, nil)
+			a.is(Protected)
+			b.is(Following)
+			time.Sleep(500 * time.Millisecond)
+			w.f.part("a", "b", false)
+			a.is(Alone)
+			b.is(Waiting)
+			time.Sleep(c.lost)
+			w.f.join("a", "b")
+			a.is(Protected)
+			b.is(Following)
+			time.Sleep(500 * time.Millisecond)
+			b.halt()
+			a.halt()
+			all, whole := a.synchronised(), w.guest.Memory/ram.PageSize
+			if len(all) != 2 || (all[1].Pages < whole) != c.resumed {
+				t.Errorf("synchronisations: %+v of %d pages", all, whole)
+			}
+			if most := int(w.guest.Memory / resumedShare); held == 0 || held > most {
+				t.Errorf("a secondary has held %d bytes besides its guest's, of at most %d", held, most)
+			}
+		})
+	}
+}

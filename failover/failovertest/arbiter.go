@@ -105,11 +105,49 @@ func (a *arbiters) waitsForTerm() {
 	a.afterEnd(g, a.acquire(a.B, "b", 1))
 }
 
-// A holder that has no CPU for a term loses its grant, and nothing is shown by that: it
-// is tried again.
-func (a *arbiters) renewals() {
-	for after := uint64(0); !a.renewed(after); after += 2 {
+// tries is how often what a slow machine may have done is tried again.
+const tries = 5
+
+// starved sees whether this process gets its CPU, until the function that it returns is
+// called. That reports whether it was without one for half a term.
+func (a *arbiters) starved() func() bool {
+	done, most := make(chan struct{}), make(chan time.Duration, 1)
+	go func() {
+		var gap time.Duration
+		for ended := false; !ended; {
+			last, tick := time.Now(), time.NewTimer(a.term/10)
+			select {
+			case <-tick.C:
+			case <-done:
+				ended = true
+			case <-a.ctx.Done(): // a check has failed
+				ended = true
+			}
+			tick.Stop()
+			gap = max(gap, time.Since(last))
+		}
+		most <- gap
+	}()
+	return func() bool {
+		close(done)
+		return <-most >= a.term/2
 	}
+}
+
+// A holder that has no CPU for a term loses its grant, and nothing is shown by that: it
+// is tried again, as often as it takes where this process was without, and else a few times.
+func (a *arbiters) renewals() {
+	after := uint64(0)
+	for left := tries; left > 0; after += 2 {
+		starved := a.starved()
+		renewed := a.renewed(after)
+		if without := starved(); renewed {
+			return
+		} else if !without {
+			left--
+		}
+	}
+	a.Errorf("in %d tries a holder was never able to renew for %v while another claimed: each time the other was granted", tries, 3*a.term)
 }
 
 // renewed has a renew while b claims. It returns false if b was granted what a was too
@@ -119,13 +157,14 @@ func (a *arbiters) renewed(after uint64) bool {
 	ctx, cancel := context.WithTimeout(a.ctx, 3*a.term)
 	defer cancel()
 	var lost error
+	var refused time.Time // when lost came
 	renewing := make(chan struct{})
 	go func() {
 		defer close(renewing)
 		for ctx.Err() == nil {
 			next, err := a.A.Renew(a.ctx, g, "still a")
 			if err != nil {
-				lost = err
+				lost, refused = err, time.Now()
 				return
 			}
 			if next.Sent.Before(g.Sent) || next.Generation != after+1 || next.Term != a.term {
@@ -141,8 +180,11 @@ func (a *arbiters) renewed(after uint64) bool {
 	cancel()
 	<-renewing
 	granted := err == nil
-	switch {
-	case granted && at.Before(g.Sent.Add(g.Term-failover.Margin(g.Term))):
+	switch end := g.Sent.Add(g.Term - failover.Margin(g.Term)); {
+	case errors.Is(lost, failover.ErrRefused) && refused.Before(end):
+		a.Errorf("a renewal was refused %v before the grant ended: %v", end.Sub(refused), lost)
+		return true
+	case granted && at.Before(end):
 		a.Errorf("b got %+v while a renewed", got)
 	case granted && (lost == nil || errors.Is(lost, failover.ErrRefused)):
 		return false
@@ -269,14 +311,19 @@ func (a *arbiters) notes() {
 }
 
 func (a *arbiters) contexts() {
-	for after := uint64(0); ; after += 2 {
+	after := uint64(0)
+	for left := tries; left > 0; after += 2 {
 		a.acquire(a.A, "a", after)
-		began := time.Now()
+		starved, began := a.starved(), time.Now()
 		ctx, cancel := context.WithTimeout(a.ctx, a.term/4)
 		_, err := a.B.Acquire(ctx, a.claim("b", after+1))
 		cancel()
+		without := starved()
 		if err == nil && time.Since(began) >= a.term {
-			continue // there was no CPU to end it in time
+			if !without {
+				left--
+			}
+			continue // there may have been no CPU to end it in time
 		}
 		if err == nil || errors.Is(err, failover.ErrRefused) {
 			a.Errorf("%v, want the context's error", err)
@@ -284,6 +331,7 @@ func (a *arbiters) contexts() {
 		a.acquire(a.B, "b", after+1) // and what was given up left nothing behind
 		return
 	}
+	a.Errorf("of %d claims whose contexts ended after %v, each was granted after %v or more", tries, a.term/4, a.term)
 }
 
 func (a *arbiters) race() {

@@ -81,6 +81,11 @@ func (s *Saver) abandon() {
 	s.arena.reset()
 	s.batches.parts = s.batches.parts[:0]
 	s.stats = s.beforeCapture
+	s.untake()
+}
+
+// untake has the pages that were taken count as dirty again.
+func (s *Saver) untake() {
 	// The records named blocks that the peer will not hear of.
 	s.last = noBlock
 	s.dirty = 0

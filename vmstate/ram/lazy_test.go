@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"slices"
@@ -425,5 +426,17 @@ func TestAGuestHasHugePagesAgainWhenAllIsThere(t *testing.T) {
 				t.Error("it has not")
 			}
 		})
+	}
+}
+
+// Nobody confirms to a LazySaver what has arrived, so that its log is not kept on.
+func TestALazySaverSwitchesItsLogOffWhateverIsAsked(t *testing.T) {
+	g := newGuest(t, pages(t, "ram", 4))
+	s := NewLazySaver(g.blocks, g, SaverConfig{Resumable: true})
+	if err := s.SaveSetup(qemufile.NewWriter(io.Discard)); err != nil || !g.on {
+		t.Fatalf("%v, log on: %v", err, g.on)
+	}
+	if s.SaveCleanup(); g.on {
+		t.Error("the log is on after SaveCleanup")
 	}
 }

@@ -15,7 +15,8 @@ import (
 // the memory of the guest, which stands still here for good.
 //
 // Until BeginPostcopy it is a Saver, whose methods say what it does; it never captures, and
-// sends no differences. It is a [vmstate.PostcopySaver]. It belongs to one goroutine at a
+// sends no differences, and [Saver.Resume] does not go on from it (its own Resume does, with
+// what the other side says that it has). It is a [vmstate.PostcopySaver]. It belongs to one goroutine at a
 // time, but for Request.
 //
 // [vmstate.PostcopySaver]: https://pkg.go.dev/github.com/gocolo/lockstep/vmstate#PostcopySaver
@@ -39,7 +40,7 @@ const (
 // NewLazySaver returns a LazySaver of blocks; what NewSaver says holds. The block list has
 // page sizes ([Format].Postcopy), so the stream must have the POSTCOPY_ADVISE command.
 func NewLazySaver(blocks []Block, log DirtyLog, cfg SaverConfig) *LazySaver {
-	cfg.XBZRLE, cfg.Format.Postcopy = 0, true
+	cfg.XBZRLE, cfg.Resumable, cfg.Format.Postcopy = 0, false, true
 	l := &LazySaver{s: NewSaver(blocks, log, cfg)}
 	for _, b := range blocks {
 		if size := b.hostPage(); size%PageSize != 0 || uint64(len(b.Host))%size != 0 || b.used()%size != 0 {

@@ -1,5 +1,7 @@
 package ram
 
+import "math/bits"
+
 // A link that was lost for a moment need not cost a synchronisation of all memory.
 // Of each page the saver knows whether it may differ from what the peer has made
 // its own with the last checkpoint that it has confirmed: the page was written since
@@ -71,6 +73,28 @@ func (s *Saver) Resumable() bool { return s.resume.confirmed && s.err == nil }
 func (s *Saver) Resume() bool {
 	s.resume.asked = s.Resumable()
 	return s.resume.asked
+}
+
+// Lacking reads the dirty log and returns how many bytes of memory a session would begin
+// with after a [Saver.Resume]: all pages, where the saver is not Resumable, which it
+// ceases to be when the log fails. The guest may run. It is called between SaveCleanup
+// and SaveSetup.
+func (s *Saver) Lacking() uint64 {
+	if s.bad == nil && s.Resumable() {
+		s.err = s.sync()
+	}
+	pages := 0
+	for i := range s.blocks {
+		b := &s.blocks[i]
+		if !s.Resumable() {
+			pages += len(b.mem) / PageSize
+			continue
+		}
+		for w, word := range b.sent {
+			pages += bits.OnesCount64(word | b.dirty[w])
+		}
+	}
+	return uint64(pages) * PageSize
 }
 
 // Forget ends what SaverConfig.Resumable keeps: it switches the dirty log off, and

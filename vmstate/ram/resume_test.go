@@ -384,3 +384,49 @@ func TestResumableCheckpointsAllocateNothing(t *testing.T) {
 		t.Errorf("%v allocations, %v", n, err)
 	}
 }
+
+// Before a session begins the saver says what it would send, and without anything to resume
+// from that is all.
+func TestASaverSaysHowMuchAResumedSessionSends(t *testing.T) {
+	g := newGuest(t, pages(t, "ram", 70), pages(t, "vga", 3))
+	s := NewSaver(g.blocks, g, SaverConfig{Resumable: true})
+	w := qemufile.NewWriter(io.Discard)
+	lacks := func(why string, want uint64) {
+		t.Helper()
+		if got := s.Lacking(); got != want*PageSize {
+			t.Errorf("%s: %d pages, want %d", why, got/PageSize, want)
+		}
+	}
+	lacks("before the first session", 73)
+	if err := errors.Join(s.SaveSetup(w), s.SaveComplete(w)); err != nil {
+		t.Fatal(err)
+	}
+	s.Confirm()
+	g.write(0, 5*PageSize, 1)
+	g.write(1, 2*PageSize, 1)
+	if err := s.SaveComplete(w); err != nil {
+		t.Fatal(err)
+	}
+	s.SaveCleanup()
+	g.write(0, 5*PageSize, 1)
+	g.write(0, 69*PageSize, 1)
+	for range 2 {
+		lacks("sent or written", 3)
+	}
+	if !s.Resume() {
+		t.Fatal("nothing to resume")
+	}
+	if err := errors.Join(s.SaveSetup(w), s.SaveComplete(w)); err != nil {
+		t.Fatal(err)
+	}
+	if s.Pages() != 3 {
+		t.Errorf("%d pages were sent", s.Pages())
+	}
+	s.Confirm()
+	s.SaveCleanup()
+	g.fail = io.ErrNoProgress
+	lacks("the log has failed", 73)
+	if g.fail = nil; s.Resumable() || s.Resume() {
+		t.Error("it can be resumed")
+	}
+}

@@ -324,7 +324,7 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 	}
 	if err != nil {
 		s.abandon()
-		s.forgetTaken()
+		s.untake() // what went from the guest's memory
 		return &Error{Op: "save", Stream: w.Transferred(), Err: err}
 	}
 	if s.whole {

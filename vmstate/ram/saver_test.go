@@ -466,3 +466,41 @@ func TestDirtyLogErrorsAreReturnedAndLoseNothing(t *testing.T) {
 		t.Errorf("a new session: %v", err)
 	}
 }
+
+// What SaveComplete sends straight from the guest's memory, without a capture or beside
+// one, is dirty again when it could not be sent.
+func TestFailedSendFromTheGuestPutsThePagesBack(t *testing.T) {
+	for name, c := range map[string]struct {
+		cfg     SaverConfig
+		capture bool
+	}{
+		"without a capture":           {SaverConfig{}, false},
+		"without, and of differences": {SaverConfig{XBZRLE: 1 << 20}, false},
+		"beside a capture":            {SaverConfig{MaxCapture: chunkSize}, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			g := newGuest(t, pages(t, "ram", 1000))
+			s := NewSaver(g.blocks, g, c.cfg)
+			w := qemufile.NewWriter(io.Discard)
+			if err := errors.Join(s.SaveSetup(w), s.SaveComplete(w)); err != nil {
+				t.Fatal(err)
+			}
+			for i := range 600 {
+				g.write(0, i*PageSize, 1)
+			}
+			if c.capture && capture(t, s) {
+				t.Fatal("it fitted")
+			}
+			if err := s.SaveComplete(qemufile.NewWriter(&failWriter{n: 300 << 10})); !errors.Is(err, io.ErrClosedPipe) {
+				t.Fatalf("SaveComplete = %v", err)
+			}
+			if must, _ := s.Pending(false); must != 600*PageSize {
+				t.Errorf("%d pages are dirty, want 600", must/PageSize)
+			}
+			g.write(0, 600*PageSize, 1)
+			if must, _ := s.Pending(true); must != 601*PageSize {
+				t.Errorf("%d pages are dirty with one more, want 601", must/PageSize)
+			}
+		})
+	}
+}
