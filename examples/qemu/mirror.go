@@ -30,7 +30,7 @@ func (d mirrored) node() string { return "lockstep-" + d.name }
 
 // mirror begins to copy the disks, and returns when the copies are whole and
 // every write goes to both sides before the guest is told that it is done
-// (copy-mode write-blocking).
+// (copy-mode write-blocking), for as long as no error stops a job: see whole.
 func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) error {
 	if err := o.unmirror(ctx, m); err != nil { // what an earlier protection has left
 		return err
@@ -58,7 +58,9 @@ func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) 
 		// one, and a job that ends during that has QEMU let go of the node below the
 		// job's filter instead of the filter: the disk can never be copied again
 		// ("Need a root block node"), and memory is freed that is in use. So an error
-		// only stops the job, and unmirror ends it when no checkpoint is under way.
+		// only stops the job, and unmirror ends it when no checkpoint is under way. What
+		// the guest writes from the error on need not be copied, though it may be again
+		// when QEMU has connected anew: such a copy is of no use any more.
 		job := map[string]any{
 			"job-id": d.node(), "device": d.device, "target": d.node(), "sync": "full", "copy-mode": "write-blocking", "auto-dismiss": false,
 			"on-source-error": "stop", "on-target-error": "stop",
@@ -101,10 +103,50 @@ func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) 
 	}
 }
 
+// maxPaused is for how long a job may be paused: QEMU itself does that for a moment.
+const maxPaused = time.Second
+
+// whole refuses copies that may lack something that the guest has written: those
+// whose job has ended, or was stopped by an error, or has been paused for maxPaused.
+// paused is since when one is, and zero if none is; whole sets it.
+func (o *protectOptions) whole(ctx context.Context, m *qmp.Client, paused *time.Time) error {
+	if len(o.disks) == 0 {
+		return nil
+	}
+	jobs, err := o.jobs(ctx, m)
+	if err != nil {
+		return err
+	}
+	still := false
+	for _, d := range o.disks {
+		j, ok := jobs[d.node()]
+		if !ok || j.ended() {
+			return fmt.Errorf("disk %s: the copy ended: %s", d.device, o.reason(ctx, m, d, j))
+		}
+		if !j.Ready {
+			return fmt.Errorf("disk %s: the copy is not whole any more", d.device)
+		}
+		if !j.Paused {
+			continue
+		}
+		if still = true; paused.IsZero() {
+			*paused = time.Now()
+		}
+		if time.Since(*paused) >= maxPaused {
+			return fmt.Errorf("disk %s: the copy is paused", d.device)
+		}
+	}
+	if !still {
+		*paused = time.Time{}
+	}
+	return nil
+}
+
 // blockJob is what query-block-jobs says.
 type blockJob struct {
 	Device      string
 	Ready       bool
+	Paused      bool
 	Offset, Len uint64
 	Error       string
 	Status      string

@@ -266,10 +266,13 @@ type progress struct {
 	}
 }
 
-// await returns when both sides are in COLO: the primary's guest runs again.
+// await returns when both sides are in COLO: the primary's guest runs again, and the
+// copies of its disks are whole then. From then on the standby sees for itself
+// whether the connection over which a disk is copied has ended.
 func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) error {
 	next := time.Now().Add(time.Second)
-	stood := time.Now() // since when the guest has been in COLO
+	stood := time.Now()  // since when the guest has been in COLO
+	var paused time.Time // see whole
 	for {
 		var now progress
 		if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {
@@ -278,14 +281,15 @@ func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) e
 		if now.Status != "colo" {
 			stood = time.Now()
 		}
+		runs := false
 		switch now.Status {
 		case "colo":
 			var st struct{ Status string }
 			if err := m.Do(ctx, "query-status", nil, &st); err != nil {
 				return err
 			}
-			if st.Status == "running" || st.Status == "colo" {
-				return nil
+			if runs = st.Status == "running" || st.Status == "colo"; runs {
+				break
 			}
 			// The guest stands still until the secondary is ready.
 			// QEMU's query-colo-status does not tell, only the event does.
@@ -301,6 +305,12 @@ func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) e
 				now.Error = "is there somebody at " + o.to + "?"
 			}
 			return fmt.Errorf("the migration has %s: %s", now.Status, now.Error)
+		}
+		if err := o.whole(ctx, m, &paused); err != nil {
+			return err
+		}
+		if runs && paused.IsZero() {
+			return nil
 		}
 		if !time.Now().Before(next) {
 			next = time.Now().Add(time.Second)
