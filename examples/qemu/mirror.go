@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -335,6 +337,9 @@ func (o *protectOptions) standing(ctx context.Context, m *qmp.Client, do func() 
 			return err
 		}
 	}
+	if o.begins != nil {
+		o.begins()
+	}
 	var st struct{ Status string }
 	if err := m.Do(ctx, "query-status", nil, &st); err != nil {
 		return err
@@ -349,16 +354,65 @@ func (o *protectOptions) standing(ctx context.Context, m *qmp.Client, do func() 
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		resume := o.resume
-		if resume == nil {
-			resume = func(ctx context.Context) error { return m.Do(ctx, "cont", nil, nil) }
-		}
-		err = errors.Join(err, resume(ctx))
+		err = errors.Join(err, o.resume(ctx, m))
 	}()
 	if err := m.Do(ctx, "stop", nil, nil); err != nil {
 		return err
 	}
 	return do()
+}
+
+// resume has a guest run again that was stopped for a moment. It gives cont again
+// until it has an answer or ctx ends, over another connection where the one of before
+// has failed: nobody else would.
+func (o *protectOptions) resume(ctx context.Context, m *qmp.Client) error {
+	permit := o.permit
+	if permit == nil {
+		permit = func(cont func() error) error { return cont() }
+	}
+	answered := func(err error) bool {
+		var refused *qmp.Error
+		return err == nil || errors.As(err, &refused)
+	}
+	for {
+		if o.current != nil {
+			m = o.current()
+		}
+		failed := false // the connection has, not only this once
+		err := permit(func() error {
+			ask, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			err := m.Do(ask, "cont", nil, nil)
+			failed = err != nil && ask.Err() == nil
+			return err
+		})
+		if !answered(err) && failed && o.qmp != "" {
+			if o.current == nil {
+				m.Close() // a QEMU serves one at a time
+			}
+			err = permit(func() error {
+				ask, cancel := context.WithTimeout(ctx, time.Second)
+				defer cancel()
+				m, err := qmp.Dial(ask, o.qmp)
+				if err != nil {
+					return err
+				}
+				defer m.Close()
+				return m.Do(ask, "cont", nil, nil)
+			})
+			if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) { // there is no QEMU any more
+				return err
+			}
+		}
+		if answered(err) {
+			return err
+		}
+		select {
+		case <-time.After(tick):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // nbdAddress is an address as QMP's SocketAddress.

@@ -81,9 +81,15 @@ type protectOptions struct {
 	// it takes the monitor's events.
 	exited func() bool
 	// ours, if set, is told that the guest will be stopped and run again, and what it
-	// returns that it has been; resume, if set, has it run again if it still may.
-	ours   func() (over func())
-	resume func(ctx context.Context) error
+	// returns that it has been.
+	ours func() (over func())
+	// begins, if set, is called before it is asked whether the guest runs, and permit
+	// for each cont that is to follow: it gives it unless somebody else has stopped the
+	// guest since begins.
+	begins func()
+	permit func(cont func() error) error
+	// current, if set, is the monitor to use; it may be another one when that was lost.
+	current func() *qmp.Client
 	// giveUp, if set, is asked before a guest that could not be protected is told
 	// to run on.
 	giveUp func(cause error) error
