@@ -23,8 +23,9 @@ type fakeMonitor struct {
 
 	mu      sync.Mutex
 	running bool
-	breaks  int  // how many of the next cont end the connection in place of an answer
-	refuses bool // cont
+	state   string // in place of running or paused
+	breaks  int    // how many of the next cont end the connection in place of an answer
+	refuses bool   // cont
 }
 
 func newFakeMonitor(t *testing.T) *fakeMonitor {
@@ -77,7 +78,11 @@ func (m *fakeMonitor) serve(conn net.Conn) {
 				m.running = true
 			}
 		case "query-status":
-			answer = fmt.Sprintf(`"return": {"status": %q}`, map[bool]string{true: "running", false: "paused"}[m.running])
+			state := m.state
+			if state == "" {
+				state = map[bool]string{true: "running", false: "paused"}[m.running]
+			}
+			answer = fmt.Sprintf(`"return": {"status": %q}`, state)
 		}
 		m.mu.Unlock()
 		fmt.Fprintf(conn, "{%s, \"id\": %d}\n", answer, ask.ID)
