@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -42,6 +43,10 @@ type disks struct {
 	served sync.WaitGroup
 
 	started bool // one of them
+
+	mu    sync.Mutex
+	conns []net.Conn // that are being served, the oldest first
+	shut  bool       // while a migration is under way: nobody else connects
 }
 
 // disk is one of them.
@@ -87,17 +92,70 @@ func openDisks(flags []diskFlag, addr string, creds *tls.Config, events *event.B
 			if err != nil {
 				return // closed: there is one primary
 			}
-			d.served.Go(func() { d.server.ServeConn(ctx, conn) })
+			d.served.Go(func() {
+				if d.admit(conn) {
+					d.server.ServeConn(ctx, conn)
+				}
+				conn.Close()
+				d.leave(conn)
+			})
 		}
 	})
 	return d, nil
 }
 
-// group is the disks for a session, whose primary is on conn.
+func (d *disks) admit(conn net.Conn) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.shut {
+		return false
+	}
+	d.conns = append(d.conns, conn)
+	return true
+}
+
+func (d *disks) leave(conn net.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.conns = slices.DeleteFunc(d.conns, func(c net.Conn) bool { return c == conn })
+}
+
+// shutOut lets nobody connect from now on, and ends the connections that have not
+// come to a disk yet. A QEMU whose connection has broken makes another one by
+// itself with its next write, and what it could not write meanwhile is never
+// written: a copy is one connection's. Of those that are here the newest are ended;
+// should that be one that is in use, Start finds nobody at the disk.
+func (d *disks) shutOut() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.shut = true
+	clients := 0
+	for _, x := range d.list {
+		clients += x.export.Clients()
+	}
+	for _, conn := range d.conns[min(clients, len(d.conns)):] {
+		conn.Close()
+	}
+}
+
+// letIn undoes shutOut, when the migration has come to nothing: another one has its
+// disks copied anew.
+func (d *disks) letIn() {
+	if d == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.shut = false
+}
+
+// group is the disks for a session, whose primary is on conn: it has begun to
+// migrate, so its disks have been copied.
 func (d *disks) group(conn *watched) (g replication.Group) {
 	if d == nil {
 		return nil
 	}
+	d.shutOut()
 	for _, x := range d.list {
 		x.primary = conn.gone
 		g = append(g, x)
@@ -105,11 +163,12 @@ func (d *disks) group(conn *watched) (g replication.Group) {
 	return g
 }
 
-// Start takes the disk as the primary has filled it. Nobody else can connect
-// from now on, so a primary that has gone cannot have come back unseen.
+// Start takes the disk as the primary has filled it. Nobody could connect since the
+// migration began, and nobody can from now on, so a primary that has gone cannot have
+// come back unseen.
 func (x *disk) Start(ctx context.Context) error {
 	if x.export.Clients() == 0 {
-		return fmt.Errorf("disk %s: nobody writes to it; the primary must be connected to it before it migrates", x.name)
+		return fmt.Errorf("disk %s: nobody writes to it; the primary must be connected to it before it migrates, and stay so", x.name)
 	}
 	x.all.listen.Close()
 	x.all.started = true

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
@@ -31,7 +33,8 @@ func (q *process) fresh(w *os.File) func(block string, pages int) ram.Bitmap {
 		}
 		if !asked {
 			// A QEMU that reads its guest has put into memory what it puts there
-			// by itself: firmware, and what a reset does.
+			// by itself: firmware, and what a reset does. That somebody has read is
+			// not enough, which may be a command that copies the pipe: see maps.
 			asked = true
 			if q.reads(w) {
 				maps = q.maps()
@@ -75,10 +78,25 @@ func (q *process) reads(w *os.File) bool {
 	}
 }
 
+// greets is for how long a QEMU that has read its guest may keep its monitor's client
+// waiting, as it does if it has another one.
+const greets = 5 * time.Second
+
 // maps is the address space of the process that listens at the QEMU's monitor: the
-// command after -- may be one that has started it.
+// command after -- may be one that has started it. nil: there is none that waits for
+// its guest. A QEMU answers its monitor when it has been reset, and not before.
 func (q *process) maps() []span {
-	conn, err := net.Dial("unix", strings.TrimPrefix(q.qmp, "unix:"))
+	ctx, cancel := context.WithTimeout(context.Background(), greets)
+	defer cancel()
+	go func() {
+		select {
+		case <-q.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", strings.TrimPrefix(q.qmp, "unix:"))
 	if err != nil {
 		return nil
 	}
@@ -91,6 +109,14 @@ func (q *process) maps() []span {
 	if raw.Control(func(fd uintptr) { who, err = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED) }) != nil || err != nil || who.Pid <= 0 {
 		return nil
 	}
+	m, err := qmp.NewClient(ctx, conn)
+	if err != nil {
+		return nil
+	}
+	var st struct{ Status string }
+	if err := m.Do(ctx, "query-status", nil, &st); err != nil || st.Status != "inmigrate" {
+		return nil
+	}
 	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", who.Pid))
 	if err != nil {
 		return nil
@@ -99,14 +125,14 @@ func (q *process) maps() []span {
 	return spans(f, int(who.Pid))
 }
 
-// span is memory of a process without a gap.
+// span is memory of a process without a gap: a mapping, or several that touch.
 type span struct {
 	pid        int
 	start, end uint64
 	anonymous  bool // private to the process, and zeros where it has not been used
 }
 
-// spans reads a maps file of /proc; nil: it cannot.
+// spans reads a maps file of /proc, without what nobody can use; nil: it cannot.
 func spans(r io.Reader, pid int) (list []span) {
 	for s := bufio.NewScanner(r); s.Scan(); {
 		x := span{pid: pid}
@@ -119,12 +145,24 @@ func spans(r io.Reader, pid int) (list []span) {
 			continue
 		}
 		x.anonymous = perms[3] == 'p' && inode == 0
-		if n := len(list); n > 0 && list[n-1].end == x.start {
+		list = append(list, x)
+	}
+	return list
+}
+
+// joined makes one span of those that touch, since a block may be in several. One that
+// is as long as the block is left as it is: the kernel puts other memory right next to
+// a block now and then.
+func joined(maps []span, length uint64) (list []span) {
+	exact := func(x span) bool { return x.end-x.start == length }
+	whole := false // the last of list is exact by itself
+	for _, x := range maps {
+		if n := len(list); n > 0 && list[n-1].end == x.start && !whole && !exact(x) {
 			list[n-1].end = x.end
 			list[n-1].anonymous = list[n-1].anonymous && x.anonymous
 			continue
 		}
-		list = append(list, x)
+		list, whole = append(list, x), exact(x)
 	}
 	return list
 }
@@ -138,7 +176,7 @@ func usedPages(maps []span, pagemap io.ReaderAt, pages int) ram.Bitmap {
 	used := ram.NewBitmap(pages)
 	found := false
 	buf := make([]byte, 1<<20)
-	for _, x := range maps {
+	for _, x := range joined(maps, length) {
 		if x.end-x.start < length {
 			continue
 		}

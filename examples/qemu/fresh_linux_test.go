@@ -77,12 +77,9 @@ func TestAGuestIsTheSameInAQEMUWhoseMemoryIsNotAllNew(t *testing.T) {
 			}
 			go func() { q.cmd.Wait(); close(q.done) }()
 			defer func() { q.cmd.Process.Kill(); <-q.done }()
-			monitor := qemutest.Monitor(t, sock)
-			defer monitor.Close()
 
 			// What it has used by itself, and more.
-			fresh := q.fresh(w)
-			apart := true
+			fresh, apart := q.fresh(w), true
 			err = g.PutFresh(qemufile.NewWriter(w), func(block string, pages int) ram.Bitmap {
 				if block == "pc.ram" {
 					q.reads(w)
@@ -97,6 +94,8 @@ func TestAGuestIsTheSameInAQEMUWhoseMemoryIsNotAllNew(t *testing.T) {
 			if err != nil {
 				t.Fatalf("%v; %s", err, said.String())
 			}
+			monitor := qemutest.Monitor(t, sock)
+			defer monitor.Close()
 			for state := "inmigrate"; state == "inmigrate"; time.Sleep(5 * time.Millisecond) {
 				var st struct{ Status string }
 				if err := monitor.Do(t.Context(), "query-status", nil, &st); err != nil {
@@ -123,8 +122,8 @@ func TestAGuestIsTheSameInAQEMUWhoseMemoryIsNotAllNew(t *testing.T) {
 }
 
 // scribble writes to a block of the process at offsets. It returns false if the block
-// is not found, because the kernel has put other memory right next to it, which it
-// does now and then.
+// is not found, because the kernel has made one mapping of it and what is next to it,
+// which it does now and then.
 func (q *process) scribble(t *testing.T, length uint64, offsets ...uint64) bool {
 	t.Helper()
 	maps := q.maps()
@@ -143,6 +142,35 @@ func (q *process) scribble(t *testing.T, length uint64, offsets ...uint64) bool 
 		}
 	}
 	return true
+}
+
+// A QEMU that does not wait for its guest yet may still put something into its memory.
+func TestTheMemoryOfAQEMUIsKnownOnlyWhenItWaitsForItsGuest(t *testing.T) {
+	t.Parallel()
+	m := newFakeMonitor(t)
+	q := &process{qmp: m.addr, done: make(chan struct{})}
+	for _, c := range []struct {
+		state string
+		known bool
+	}{{"inmigrate", true}, {"prelaunch", false}, {"running", false}} {
+		m.mu.Lock()
+		m.state = c.state
+		m.mu.Unlock()
+		if got := q.maps(); (len(got) > 0) != c.known {
+			t.Errorf("%s: %d spans", c.state, len(got))
+		}
+	}
+	// Nor is one that does not answer, and ends.
+	q.qmp = "unix:" + filepath.Join(qemutest.Dir(t), "silent")
+	l, _, err := listen(q.qmp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	close(q.done)
+	if got := q.maps(); got != nil {
+		t.Errorf("silent: %d spans", len(got))
+	}
 }
 
 // pagemap is one of a process that has used some of its pages.
@@ -181,7 +209,11 @@ func TestPagesAreTakenForUnusedOnlyWhereTheKernelSaysSo(t *testing.T) {
 		{"beside another file", block + "7f1000000000-7f1000010000 rw-p 00000000 00:1a 77 /dev/shm/ram\n", nil, nil},
 		{"of a file", "7f1000000000-7f1000010000 rw-p 00000000 00:1a 77 /dev/shm/ram\n", nil, nil},
 		{"that are shared", "7f1000000000-7f1000010000 rw-s 00000000 00:01 1026 /dev/zero (deleted)\n", nil, nil},
-		{"next to a file", block + "7f0000020000-7f0000021000 r--p 00000000 08:01 99 /lib/x.so\n", nil, nil},
+		{"next to a file", block + "7f0000020000-7f0000021000 r--p 00000000 08:01 99 /lib/x.so\n", pagemap{0x7f0000020: present}, []int{}},
+		{"right after other memory", "7f0000004000-7f0000010000 rw-p 00000000 00:00 0\n" + block, pagemap{0x7f0000004: present, 0x7f0000011: present}, []int{1}},
+		{"right before other memory", block + "7f0000020000-7f0000024000 rw-s 00000000 00:00 0\n", pagemap{0x7f0000012: present, 0x7f0000020: present}, []int{2}},
+		{"right before what is longer and used", block + "7f0000020000-7f0000040000 rw-p 00000000 00:00 0\n", pagemap{0x7f0000020: present}, nil},
+		{"within what touches and is longer", "7f0000010000-7f000001c000 rw-p 00000000 00:00 0\n7f000001c000-7f0000028000 r--p 00000000 00:00 0\n", pagemap{0x7f000001c: present}, nil},
 		{"of nothing", "7f0000010000-7f0000011000 rw-p 00000000 00:00 0\n", nil, nil},
 		{"of words that are not maps", "what\n", nil, nil},
 	} {

@@ -39,7 +39,7 @@ type guardian struct {
 	releasing sync.Mutex // held while the copies of the disks are given up
 
 	resuming sync.Mutex // held while the guest is told to run again after a moment
-	halted   bool       // the guard has stopped it; under resuming
+	halted   bool       // the guard has stopped it since begins; under resuming
 
 	mu         sync.Mutex
 	m          *qmp.Client // nil: not connected
@@ -79,7 +79,7 @@ const tick = 50 * time.Millisecond
 func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	g := &guardian{protectOptions: o, p: p, told: make(chan news, 64), over: make(chan struct{}), generation: 1, token: tokenOf(o.qmp)}
 	o.exited = func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.exited }
-	o.ours, o.resume = g.ours, g.resume
+	o.ours, o.begins, o.permit, o.current = g.ours, g.begins, g.permit, g.monitor
 	var err error
 	if g.arb, err = openArbiter(o.arbiter); err != nil {
 		return exitFailed, err
@@ -369,11 +369,9 @@ func (g *guardian) act(ctx context.Context, a standby.GuardAction, why string) e
 	case standby.LostHeartbeat:
 		return g.rescue(ctx)
 	case standby.StopGuest:
-		g.halt(true)
-		return g.order(ctx, "stop", nil)
+		return g.halt(ctx, true, "stop")
 	case standby.ContinueGuest:
-		g.halt(false)
-		return g.order(ctx, "cont", nil)
+		return g.halt(ctx, false, "cont")
 	case standby.HoldStill:
 		g.set(func() { g.still = true; g.settling++ })
 		g.all.Go(func() { g.holdStill(ctx) })
@@ -392,7 +390,7 @@ func (g *guardian) act(ctx context.Context, a standby.GuardAction, why string) e
 // stopThenTell stops the guest, however long that takes, and then says so.
 func (g *guardian) stopThenTell(ctx context.Context, why string) {
 	for ctx.Err() == nil {
-		if g.order(ctx, "stop", nil) == nil {
+		if g.halt(ctx, true, "stop") == nil {
 			g.send(standby.SaidStopped, why)
 			return
 		}
@@ -409,33 +407,32 @@ func (g *guardian) set(fn func()) {
 	fn()
 }
 
-// halt notes whether the guard has the guest stopped. A resume that has begun is
-// over when it returns.
-func (g *guardian) halt(stopped bool) {
+// halt stops the guest for the guard, or has it run again. A resume that has begun is
+// over before, and none begins until the QEMU has the order.
+func (g *guardian) halt(ctx context.Context, stopped bool, command string) error {
 	g.resuming.Lock()
 	defer g.resuming.Unlock()
 	g.halted = stopped
+	return g.order(ctx, command, nil)
 }
 
-// resume has a guest run again that was stopped for a moment, unless the guard has
+// begins forgets that the guard had stopped the guest: if it runs now, somebody has
+// given cont since, and what stops it from now on is said by halted.
+func (g *guardian) begins() {
+	g.resuming.Lock()
+	defer g.resuming.Unlock()
+	g.halted = false
+}
+
+// permit has a guest run again that was stopped for a moment, unless the guard has
 // stopped it meanwhile.
-func (g *guardian) resume(ctx context.Context) error {
-	for {
-		again, err := g.resumeOnce(ctx)
-		if !again {
-			return err
-		}
-	}
-}
-
-func (g *guardian) resumeOnce(ctx context.Context) (again bool, err error) {
+func (g *guardian) permit(cont func() error) error {
 	g.resuming.Lock()
 	defer g.resuming.Unlock()
 	if g.halted {
-		return false, nil
+		return nil
 	}
-	err = g.order(ctx, "cont", nil)
-	return errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil, err
+	return cont()
 }
 
 // ours is told that the guest is stopped and run again, which is no operator's

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -30,7 +32,7 @@ func (d mirrored) node() string { return "lockstep-" + d.name }
 
 // mirror begins to copy the disks, and returns when the copies are whole and
 // every write goes to both sides before the guest is told that it is done
-// (copy-mode write-blocking).
+// (copy-mode write-blocking), for as long as no error stops a job: see whole.
 func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) error {
 	if err := o.unmirror(ctx, m); err != nil { // what an earlier protection has left
 		return err
@@ -58,7 +60,9 @@ func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) 
 		// one, and a job that ends during that has QEMU let go of the node below the
 		// job's filter instead of the filter: the disk can never be copied again
 		// ("Need a root block node"), and memory is freed that is in use. So an error
-		// only stops the job, and unmirror ends it when no checkpoint is under way.
+		// only stops the job, and unmirror ends it when no checkpoint is under way. What
+		// the guest writes from the error on need not be copied, though it may be again
+		// when QEMU has connected anew: such a copy is of no use any more.
 		job := map[string]any{
 			"job-id": d.node(), "device": d.device, "target": d.node(), "sync": "full", "copy-mode": "write-blocking", "auto-dismiss": false,
 			"on-source-error": "stop", "on-target-error": "stop",
@@ -101,10 +105,50 @@ func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) 
 	}
 }
 
+// maxPaused is for how long a job may be paused: QEMU itself does that for a moment.
+const maxPaused = time.Second
+
+// whole refuses copies that may lack something that the guest has written: those
+// whose job has ended, or was stopped by an error, or has been paused for maxPaused.
+// paused is since when one is, and zero if none is; whole sets it.
+func (o *protectOptions) whole(ctx context.Context, m *qmp.Client, paused *time.Time) error {
+	if len(o.disks) == 0 {
+		return nil
+	}
+	jobs, err := o.jobs(ctx, m)
+	if err != nil {
+		return err
+	}
+	still := false
+	for _, d := range o.disks {
+		j, ok := jobs[d.node()]
+		if !ok || j.ended() {
+			return fmt.Errorf("disk %s: the copy ended: %s", d.device, o.reason(ctx, m, d, j))
+		}
+		if !j.Ready {
+			return fmt.Errorf("disk %s: the copy is not whole any more", d.device)
+		}
+		if !j.Paused {
+			continue
+		}
+		if still = true; paused.IsZero() {
+			*paused = time.Now()
+		}
+		if time.Since(*paused) >= maxPaused {
+			return fmt.Errorf("disk %s: the copy is paused", d.device)
+		}
+	}
+	if !still {
+		*paused = time.Time{}
+	}
+	return nil
+}
+
 // blockJob is what query-block-jobs says.
 type blockJob struct {
 	Device      string
 	Ready       bool
+	Paused      bool
 	Offset, Len uint64
 	Error       string
 	Status      string
@@ -293,6 +337,9 @@ func (o *protectOptions) standing(ctx context.Context, m *qmp.Client, do func() 
 			return err
 		}
 	}
+	if o.begins != nil {
+		o.begins()
+	}
 	var st struct{ Status string }
 	if err := m.Do(ctx, "query-status", nil, &st); err != nil {
 		return err
@@ -307,16 +354,65 @@ func (o *protectOptions) standing(ctx context.Context, m *qmp.Client, do func() 
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 		defer cancel()
-		resume := o.resume
-		if resume == nil {
-			resume = func(ctx context.Context) error { return m.Do(ctx, "cont", nil, nil) }
-		}
-		err = errors.Join(err, resume(ctx))
+		err = errors.Join(err, o.resume(ctx, m))
 	}()
 	if err := m.Do(ctx, "stop", nil, nil); err != nil {
 		return err
 	}
 	return do()
+}
+
+// resume has a guest run again that was stopped for a moment. It gives cont again
+// until it has an answer or ctx ends, over another connection where the one of before
+// has failed: nobody else would.
+func (o *protectOptions) resume(ctx context.Context, m *qmp.Client) error {
+	permit := o.permit
+	if permit == nil {
+		permit = func(cont func() error) error { return cont() }
+	}
+	answered := func(err error) bool {
+		var refused *qmp.Error
+		return err == nil || errors.As(err, &refused)
+	}
+	for {
+		if o.current != nil {
+			m = o.current()
+		}
+		failed := false // the connection has, not only this once
+		err := permit(func() error {
+			ask, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			err := m.Do(ask, "cont", nil, nil)
+			failed = err != nil && ask.Err() == nil
+			return err
+		})
+		if !answered(err) && failed && o.qmp != "" {
+			if o.current == nil {
+				m.Close() // a QEMU serves one at a time
+			}
+			err = permit(func() error {
+				ask, cancel := context.WithTimeout(ctx, time.Second)
+				defer cancel()
+				m, err := qmp.Dial(ask, o.qmp)
+				if err != nil {
+					return err
+				}
+				defer m.Close()
+				return m.Do(ask, "cont", nil, nil)
+			})
+			if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) { // there is no QEMU any more
+				return err
+			}
+		}
+		if answered(err) {
+			return err
+		}
+		select {
+		case <-time.After(tick):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // nbdAddress is an address as QMP's SocketAddress.

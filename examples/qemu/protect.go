@@ -81,9 +81,15 @@ type protectOptions struct {
 	// it takes the monitor's events.
 	exited func() bool
 	// ours, if set, is told that the guest will be stopped and run again, and what it
-	// returns that it has been; resume, if set, has it run again if it still may.
-	ours   func() (over func())
-	resume func(ctx context.Context) error
+	// returns that it has been.
+	ours func() (over func())
+	// begins, if set, is called before it is asked whether the guest runs, and permit
+	// for each cont that is to follow: it gives it unless somebody else has stopped the
+	// guest since begins.
+	begins func()
+	permit func(cont func() error) error
+	// current, if set, is the monitor to use; it may be another one when that was lost.
+	current func() *qmp.Client
 	// giveUp, if set, is asked before a guest that could not be protected is told
 	// to run on.
 	giveUp func(cause error) error
@@ -266,10 +272,13 @@ type progress struct {
 	}
 }
 
-// await returns when both sides are in COLO: the primary's guest runs again.
+// await returns when both sides are in COLO: the primary's guest runs again, and the
+// copies of its disks are whole then. From then on the standby sees for itself
+// whether the connection over which a disk is copied has ended.
 func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) error {
 	next := time.Now().Add(time.Second)
-	stood := time.Now() // since when the guest has been in COLO
+	stood := time.Now()  // since when the guest has been in COLO
+	var paused time.Time // see whole
 	for {
 		var now progress
 		if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {
@@ -278,14 +287,15 @@ func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) e
 		if now.Status != "colo" {
 			stood = time.Now()
 		}
+		runs := false
 		switch now.Status {
 		case "colo":
 			var st struct{ Status string }
 			if err := m.Do(ctx, "query-status", nil, &st); err != nil {
 				return err
 			}
-			if st.Status == "running" || st.Status == "colo" {
-				return nil
+			if runs = st.Status == "running" || st.Status == "colo"; runs {
+				break
 			}
 			// The guest stands still until the secondary is ready.
 			// QEMU's query-colo-status does not tell, only the event does.
@@ -301,6 +311,12 @@ func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) e
 				now.Error = "is there somebody at " + o.to + "?"
 			}
 			return fmt.Errorf("the migration has %s: %s", now.Status, now.Error)
+		}
+		if err := o.whole(ctx, m, &paused); err != nil {
+			return err
+		}
+		if runs && paused.IsZero() {
+			return nil
 		}
 		if !time.Now().Before(next) {
 			next = time.Now().Add(time.Second)

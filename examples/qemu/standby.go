@@ -326,6 +326,7 @@ func (s *standbyRun) anew() error {
 		err = errors.Join(err, s.disks.rollBack(), s.disks.close())
 		s.disks = nil
 	}
+	s.disks.letIn()
 	return err
 }
 
