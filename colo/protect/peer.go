@@ -34,6 +34,7 @@ type peer struct {
 	verdict  string        // of a secondary that was told to go on: sayRuns or sayCannot
 	begins   bool          // on a secondary: the disks are synchronised
 	lost     bool          // the heartbeat says so
+	silent   bool          // and that the connection had not ended
 	gone     bool          // nothing more will be heard from there
 	pledge   time.Time     // on a secondary: it does not claim the guest before
 	released bool          // on a secondary: the primary has released the guest for it

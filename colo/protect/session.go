@@ -12,6 +12,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/heartbeat"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
@@ -183,7 +184,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 		if err := s.peer.beatUntil(with, j.cfg.Beat, j.cfg.Lost); err != nil {
 			// What it has said before may still be on its way to be read.
 			s.peer.control.SetReadDeadline(time.Now().Add(j.cfg.Lost))
-			s.peer.set(func() { s.peer.lost = true })
+			s.peer.set(func() { s.peer.lost, s.peer.silent = true, err == heartbeat.ErrLost })
 			s.colo.Lost(err)
 		}
 	})
@@ -404,6 +405,9 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		return fmt.Errorf("%w: this host is %s", failover.ErrRefused, st)
 	}
 	if s.primary == nil {
+		if j.manual == nil && !c.Ordered && !errors.Is(c.Cause, errOrdered) {
+			j.hearOut(ctx, s)
+		}
 		if err := j.keepPromise(ctx, s); err != nil {
 			return err
 		}
@@ -455,6 +459,18 @@ func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, erro
 		return 0, fmt.Errorf("%w: %w", failover.ErrRefused, why)
 	}
 	return j.acquire(ctx, s.peer.generation, true)
+}
+
+// hearOut waits until this host, a secondary, has read what the other has said last.
+// That a guest has ended comes on another connection than the end of its session, and
+// may be read later. A host that has left or was killed has closed that connection as
+// well, and one that is silent says nothing more, so this takes time only where a
+// primary lives whose session has broken: no more than after which it would be lost.
+func (j *Job) hearOut(ctx context.Context, s *session) {
+	waiting, cancel := context.WithTimeout(ctx, j.cfg.Lost)
+	defer cancel()
+	p := s.peer
+	p.await(waiting, func() bool { return p.ended || p.gone || p.silent || p.released })
 }
 
 // keepPromise waits until this host may claim the guest, unless the other side

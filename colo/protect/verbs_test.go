@@ -3,13 +3,16 @@ package protect
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/failovertest"
 )
 
 func TestPauseLetsTheGuestRunUnprotectedUntilResume(t *testing.T) {
@@ -104,6 +107,37 @@ func TestCompleteEndsTheGuestOnBothHosts(t *testing.T) {
 		}
 		if r, _ := w.store.Load(t.Context()); r.Held() || r.Generation != 2 {
 			t.Errorf("%+v", r)
+		}
+		b.halt()
+	})
+}
+
+// What the primary says last may come later than the end of its other connections:
+// where nobody refuses it, the secondary must not go on because of these.
+func TestAGuestThatHasEndedDoesNotGoOnWhereThatIsHeardLate(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		var delay atomic.Int64
+		w.f.ways = newWays(w.newest, func() time.Duration { return time.Duration(delay.Load()) })
+		alone := new(failovertest.Store) // b's own, where nobody else has a say
+		if ok, err := alone.Swap(t.Context(), failover.Record{}, failover.Record{Generation: 1}); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		b := w.boot("b", false, func(c *Config) { c.Arbiter = failover.NewStoreArbiter(alone) })
+		a := w.boot("a", true, nil)
+		a.is(Protected)
+		b.is(Following)
+		delay.Store(int64(3 * DefaultBeat))
+		if err := a.job.Complete(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		<-a.done
+		a.leave()
+		time.Sleep(time.Minute)
+		if s := b.states(); strings.Contains(s, Alone.String()) || b.job.State() != Waiting {
+			t.Errorf("a: %s, b: %s", a.states(), s)
+		}
+		if err := b.job.Query().LastError; !errors.Is(err, ErrCompleted) {
+			t.Errorf("b: %v", err)
 		}
 		b.halt()
 	})
