@@ -250,11 +250,14 @@ func TestADiskWhoseCopyIsLostWhileTheGuestIsStoppedCanBeCopiedAgain(t *testing.T
 			t.Fatal(err)
 		}
 		err = o.mirror(t.Context(), v.Client, p)
+		for v.Saw("BLOCK_JOB_ERROR") {
+			v.Await("BLOCK_JOB_ERROR")
+		}
 		if e := d.close(); err != nil || e != nil {
 			t.Fatal(err, e)
 		}
-		v.Await("BLOCK_JOB_ERROR")
-		for range 10 { // each of them flushes what the guest has written
+		v.Await("BLOCK_JOB_ERROR") // of this copy: those of an earlier one were dropped
+		for range 10 {             // each of them flushes what the guest has written
 			n := len(qemutest.Serial(pri))
 			v.Must("stop", nil)
 			v.Must("cont", nil)

@@ -225,6 +225,9 @@ func (o *protectOptions) protectBy(ctx context.Context, m *qmp.Client, p *printe
 			return o.undo(m, r.Status, err)
 		}
 	}
+	if err := o.whole(ctx, m, new(time.Time)); err != nil {
+		return o.undo(m, r.Status, err)
+	}
 	network, address := qmp.Split(o.to)
 	err = m.Do(ctx, "migrate", map[string]string{"uri": network + ":" + address}, nil)
 	if err == nil {
@@ -279,6 +282,7 @@ func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) e
 	next := time.Now().Add(time.Second)
 	stood := time.Now()  // since when the guest has been in COLO
 	var paused time.Time // see whole
+	var broken error     // why a copy of a disk is of no use
 	for {
 		var now progress
 		if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {
@@ -310,10 +314,15 @@ func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) e
 			if now.Error == "" {
 				now.Error = "is there somebody at " + o.to + "?"
 			}
-			return fmt.Errorf("the migration has %s: %s", now.Status, now.Error)
+			return errors.Join(broken, fmt.Errorf("the migration has %s: %s", now.Status, now.Error))
 		}
-		if err := o.whole(ctx, m, &paused); err != nil {
-			return err
+		if broken == nil {
+			broken = o.whole(ctx, m, &paused)
+		}
+		// A QEMU 7.2 whose migration is cancelled just as it comes to COLO leaves its
+		// guest standing, so this waits until that can be ended in its own way.
+		if broken != nil && now.Status == "colo" {
+			return broken
 		}
 		if runs && paused.IsZero() {
 			return nil
