@@ -110,7 +110,7 @@ func sameOffload(p, s *pkt) bool {
 		h.CsumStart() >= max(p.L4, s.L4) {
 		return true // what is summed up, and where that goes, has been compared
 	}
-	return p.completes(h) && s.completes(g)
+	return p.completes(h) // that is what leaves
 }
 
 // completes reports whether the virtio-net header of p, which is no TCP segment, has the
@@ -153,7 +153,7 @@ func rivals(p, q *pkt) bool {
 // same compares two packets of one flow. Of a virtio-net header its length is
 // compared, which says what the guest's driver has agreed upon, and what a device
 // makes of the packet by it: how it is cut, and where a checksum is finished. One that
-// only one of the two headers wants finished is the packet's own.
+// the primary's header alone wants finished is the packet's own.
 func same(p, s *pkt) bool {
 	if p.VNetHdr != s.VNetHdr || !bytes.Equal(p.Payload(), s.Payload()) || !sameOffload(p, s) {
 		return false
