@@ -55,7 +55,7 @@ func (e *Engine) kindOf(p *pkt, k *connKey) kind {
 	switch p.Kind {
 	case packet.IP4, packet.IP6:
 	case packet.ARP:
-		if e.cfg.CompareARP && (p.Link.Bare() || e.cfg.CompareVLAN) && p.claimARP(k) {
+		if e.cfg.CompareARP && (p.Link.Bare() || e.cfg.CompareVLAN) && p.completes(packet.VNetOf(p.Data, p.VNetHdr)) && p.claimARP(k) {
 			return kindClaim
 		}
 		return kindNone
@@ -73,7 +73,7 @@ func (e *Engine) kindOf(p *pkt, k *connKey) kind {
 	case p.segment.is:
 		return kindSegment
 	case p.L4OK:
-		if e.cfg.CompareARP && p.Proto == packet.ProtoICMPv6 && p.claimND(k) {
+		if e.cfg.CompareARP && p.Proto == packet.ProtoICMPv6 && p.completes(packet.VNetOf(p.Data, p.VNetHdr)) && p.claimND(k) {
 			return kindClaim
 		}
 		return kindDatagram

@@ -6,12 +6,13 @@ import "time"
 // first told one, at which it was 1. Zero is no time.
 type instant int64
 
-// instant returns now, which a caller has told.
+// instant returns now, which a caller has told. A clock that was set back behind the
+// first time stands at that one.
 func (e *Engine) instant(now time.Time) instant {
 	if e.began.IsZero() {
 		e.began = now.Add(-1)
 	}
-	return instant(now.Sub(e.began))
+	return max(1, instant(now.Sub(e.began)))
 }
 
 // time returns what the callers call i.

@@ -106,7 +106,29 @@ func sameOffload(p, s *pkt) bool {
 			return false
 		}
 	}
-	return h.Flags()&g.Flags()&packet.VNetNeedsCsum == 0 || h.CsumStart() == g.CsumStart() && h.CsumOffset() == g.CsumOffset()
+	if h.Flags()&g.Flags()&packet.VNetNeedsCsum != 0 && h.CsumStart() == g.CsumStart() && h.CsumOffset() == g.CsumOffset() &&
+		h.CsumStart() >= max(p.L4, s.L4) {
+		return true // what is summed up, and where that goes, has been compared
+	}
+	return p.completes(h) // that is what leaves
+}
+
+// completes reports whether the virtio-net header of p, which is no TCP segment, has the
+// device finish no checksum, or p's own: anywhere else it would write over what was
+// compared. A header that does not say where means the packet's only one.
+func (p *pkt) completes(h packet.VNet) bool {
+	if h == nil || h.Flags()&packet.VNetNeedsCsum == 0 {
+		return true
+	}
+	field := packet.ICMPChecksumAt
+	switch p.Proto {
+	case packet.ProtoUDP:
+		field = packet.UDPChecksumAt
+	case packet.ProtoICMP, packet.ProtoICMPv6:
+	default:
+		return false
+	}
+	return p.L4OK && !p.Fragment && h.PartialChecksum(&p.Packet, field)
 }
 
 // rivals reports whether two packets that differ are two answers to one question,
@@ -130,8 +152,8 @@ func rivals(p, q *pkt) bool {
 
 // same compares two packets of one flow. Of a virtio-net header its length is
 // compared, which says what the guest's driver has agreed upon, and what a device
-// makes of the packet by it: how it is cut, and where a checksum is finished if both
-// say that one is to be.
+// makes of the packet by it: how it is cut, and where a checksum is finished. One that
+// the primary's header alone wants finished is the packet's own.
 func same(p, s *pkt) bool {
 	if p.VNetHdr != s.VNetHdr || !bytes.Equal(p.Payload(), s.Payload()) || !sameOffload(p, s) {
 		return false

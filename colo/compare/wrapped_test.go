@@ -79,6 +79,93 @@ func TestNoChecksumIsWrittenOverWhatWasCompared(t *testing.T) {
 	}
 }
 
+// The same for what is no segment: a checksum that the primary's header alone wants finished
+// is the packet's own, or the packet waits. Where both want the same, all of what the
+// device reads and writes has been compared.
+func TestNoChecksumIsWrittenOverADatagramThatWasCompared(t *testing.T) {
+	echo := wireIPv4(1, 0, []byte{0, 0, 0, 0, 0, 1, 0, 1, 'e', 'c', 'h', 'o'})
+	udp4 := wireDatagram(53, 5000, "data")
+	udp6 := extended(nil, packet.ProtoUDP, udp4[34:])
+	other := wireIPv4(47, 0, []byte("not known"))
+	part := wireIPv4(17, 0x2000, udp4[34:])
+	for _, c := range []struct {
+		what               string
+		frame              []byte
+		start, offset      uint16
+		primary, secondary bool // whose header wants it
+		leaves             int
+	}{
+		{"of the datagram", udp4, 34, 6, true, false, 1},
+		{"of the datagram", udp4, 34, 6, false, true, 1},
+		{"of the datagram", udp4, 34, 6, true, true, 1},
+		{"of the datagram in IPv6", udp6, 54, 6, true, false, 1},
+		{"it is not said where", udp4, 0, 0, true, false, 1},
+		{"of the echo", echo, 34, 2, true, false, 1},
+		{"in the datagram's data", udp4, 34, 8, true, false, 0},
+		{"in the data of what does not leave", udp4, 34, 8, false, true, 1},
+		{"in the datagram's data, of part of it", udp4, 42, 6, true, true, 1},
+		{"in the addresses", udp4, 14, 16, true, false, 0},
+		{"in the addresses", udp4, 14, 16, true, true, 0},
+		{"in the Ethernet header", udp4, 0, 6, true, true, 0},
+		{"beyond the datagram", udp4, 60000, 6, true, false, 0},
+		{"in the echo's data", echo, 34, 6, true, false, 0},
+		{"of a protocol that is not known", other, 34, 2, true, false, 0},
+		{"in a fragment", part, 34, 6, true, false, 0},
+	} {
+		for _, vnet := range []int{10, 12, 20, 24} {
+			x := newRig(t, everything())
+			x.checkpoint(0)
+			with := func(wants bool) compare.Frame {
+				f := wired(vnet, c.frame)
+				if wants {
+					f.Data[0] = packet.VNetNeedsCsum
+					binary.LittleEndian.PutUint16(f.Data[6:], c.start)
+					binary.LittleEndian.PutUint16(f.Data[8:], c.offset)
+				}
+				return f
+			}
+			left := len(x.Primary(with(c.primary), x.now).Release)
+			left += len(x.Secondary(with(c.secondary), x.now).Release)
+			if left != c.leaves {
+				t.Errorf("%s (primary %v, secondary %v), header of %d bytes: %d have left, want %d", c.what, c.primary, c.secondary, vnet, left, c.leaves)
+			}
+			if r := x.checkpoint(1); len(r.Release) != 1-c.leaves {
+				t.Errorf("%s: the checkpoint lets %d leave, want %d", c.what, len(r.Release), 1-c.leaves)
+			}
+		}
+	}
+}
+
+// Nor over a claim of whose address is whose.
+func TestNoChecksumIsWrittenOverAClaim(t *testing.T) {
+	for name, c := range map[string]struct {
+		f             compare.Frame
+		start, offset uint16
+		leaves        int
+	}{
+		"in ARP's sender":                        {arp(1, 1, 1, 2), 14, 8, 0},
+		"in neighbour discovery's target":        {nd(136, 1, 1), 54, 8, 0},
+		"the checksum of neighbour discovery":    {nd(136, 1, 1), 54, 2, 1},
+		"in the addresses around that discovery": {nd(136, 1, 1), 14, 8, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x := newRig(t, everything())
+			x.checkpoint(0)
+			said, told := wired(12, c.f.Data), wired(12, c.f.Data)
+			told.Data[0] = packet.VNetNeedsCsum
+			binary.LittleEndian.PutUint16(told.Data[6:], c.start)
+			binary.LittleEndian.PutUint16(told.Data[8:], c.offset)
+			x.Secondary(said, x.now)
+			if r := x.Primary(told, x.now); len(r.Release) != c.leaves {
+				t.Errorf("%d have left, want %d", len(r.Release), c.leaves)
+			}
+			if r := x.checkpoint(1); len(r.Release) != 1-c.leaves {
+				t.Errorf("the checkpoint lets %d leave, want %d", len(r.Release), 1-c.leaves)
+			}
+		})
+	}
+}
+
 // Datagrams that devices cut into others are two things, though the bytes are the same.
 func TestDatagramsThatAreCutOtherwiseDiffer(t *testing.T) {
 	big := func(kind byte, size uint16) compare.Frame {
