@@ -108,6 +108,20 @@ func (s *site) start(name string, start bool, change func(*Config)) *host {
 	})
 }
 
+// outlived returns two hosts of which a has been killed, so that b has the guest, and
+// is back.
+func (s *site) outlived() (a, b *host) {
+	b = s.start("b", false, nil)
+	a = s.start("a", true, nil)
+	a.is(Protected)
+	b.is(Following)
+	a.kill(false)
+	b.is(Alone)
+	a.bury()
+	s.close("a")
+	return s.start("a", false, nil), b
+}
+
 // write writes a block by way of the guest's disk, and makes it stable.
 func (s *site) write(name, data string) {
 	s.t.Helper()
@@ -254,15 +268,7 @@ func TestAHostThatComesBackToALivingGuestFollowsIt(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t, false)
-		b := s.start("b", false, nil)
-		a := s.start("a", true, nil)
-		a.is(Protected)
-		b.is(Following)
-		a.kill(false)
-		b.is(Alone)
-		a.bury()
-		s.close("a")
-		a = s.start("a", false, nil)
+		a, b := s.outlived()
 		b.is(Protected)
 		a.is(Following)
 		if n := b.job.Query().Stats.Takeovers; n != 1 {
@@ -629,15 +635,7 @@ func TestAHostFollowsALaterGenerationThanThatOfItsOwnDisksAgainAndAgain(t *testi
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := newSite(t, false)
-		b := s.start("b", false, nil)
-		a := s.start("a", true, nil)
-		a.is(Protected)
-		b.is(Following)
-		a.kill(false)
-		b.is(Alone)
-		a.bury()
-		s.close("a")
-		a = s.start("a", false, nil)
+		a, b := s.outlived()
 		for range 3 {
 			b.is(Protected)
 			a.is(Following)

@@ -407,41 +407,6 @@ func (g *guardian) set(fn func()) {
 	fn()
 }
 
-// halt stops the guest for the guard, or has it run again. A resume that has begun is
-// over before, and none begins until the QEMU has the order.
-func (g *guardian) halt(ctx context.Context, stopped bool, command string) error {
-	g.resuming.Lock()
-	defer g.resuming.Unlock()
-	g.halted = stopped
-	return g.order(ctx, command, nil)
-}
-
-// begins forgets that the guard had stopped the guest: if it runs now, somebody has
-// given cont since, and what stops it from now on is said by halted.
-func (g *guardian) begins() {
-	g.resuming.Lock()
-	defer g.resuming.Unlock()
-	g.halted = false
-}
-
-// permit has a guest run again that was stopped for a moment, unless the guard has
-// stopped it meanwhile.
-func (g *guardian) permit(cont func() error) error {
-	g.resuming.Lock()
-	defer g.resuming.Unlock()
-	if g.halted {
-		return nil
-	}
-	return cont()
-}
-
-// ours is told that the guest is stopped and run again, which is no operator's
-// doing, and what it returns that this is over.
-func (g *guardian) ours() (over func()) {
-	g.set(func() { g.settling++ })
-	return func() { g.set(func() { g.settling, g.settled = g.settling-1, time.Now() }) }
-}
-
 // order gives the QEMU a command and does not wait for long.
 func (g *guardian) order(ctx context.Context, command string, args any) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
