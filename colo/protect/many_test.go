@@ -6,6 +6,8 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"runtime/pprof"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -77,27 +79,42 @@ func startMany(t testing.TB, n int) *many {
 
 // A guest more costs as many goroutines as the one before it.
 func TestManyGuestsShareOnePairOfPorts(t *testing.T) {
-	// The least of a while: some are on their way at any moment, and those of
-	// other tests may still be ending.
-	least := func() int {
-		n := runtime.NumGoroutine()
-		for range 100 {
-			time.Sleep(5 * time.Millisecond)
-			n = min(n, runtime.NumGoroutine())
-		}
-		return n
-	}
-	per := func(n int) int {
-		before := least()
-		m := startMany(t, n)
-		got := (least() - before) / n
-		m.end()
-		return got
+	per := func(n int) (got int) {
+		// What a goroutine starts has its labels: those of other tests, which may
+		// still be ending, are not counted.
+		guests := fmt.Sprint(n)
+		pprof.Do(t.Context(), pprof.Labels("guests", guests), func(context.Context) {
+			m := startMany(t, n)
+			defer m.end()
+			// The least of a while: some are on their way at any moment.
+			got = labelled(t, "guests", guests)
+			for range 100 {
+				time.Sleep(5 * time.Millisecond)
+				got = min(got, labelled(t, "guests", guests))
+			}
+		})
+		return (got - 1) / n // this one is none of a guest's
 	}
 	few, lot := per(2), per(20)
 	if few == 0 || lot > few+few/4 {
 		t.Errorf("%d goroutines for each of 20 guests, %d for each of 2", lot, few)
 	}
+}
+
+// labelled counts the goroutines that have a label.
+func labelled(t *testing.T, key, value string) (n int) {
+	t.Helper()
+	var profile strings.Builder
+	if err := pprof.Lookup("goroutine").WriteTo(&profile, 1); err != nil {
+		t.Fatal(err)
+	}
+	of := 0 // how many goroutines have the stack that follows
+	for line := range strings.Lines(profile.String()) {
+		if fmt.Sscanf(line, "%d @", &of); strings.HasPrefix(line, "# labels:") && strings.Contains(line, fmt.Sprintf("%q:%q", key, value)) {
+			n += of
+		}
+	}
+	return n
 }
 
 // BenchmarkIdleGuests reports what each of n guests costs that do nothing and are

@@ -58,6 +58,7 @@ func newCluster(t *testing.T) *cluster {
 		cfg.ListenClientUrls, cfg.AdvertiseClientUrls = urls(client), urls(client)
 		cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = urls(peer), urls(peer)
 		cfg.TickMs, cfg.ElectionMs = 20, 200
+		cfg.UnsafeNoFsync = true // no machine dies here; a slow disk would cause elections
 		initial = append(initial, cfg.Name+"="+peer)
 		configs = append(configs, cfg)
 		c.clients = append(c.clients, strings.TrimPrefix(client, "http://"))

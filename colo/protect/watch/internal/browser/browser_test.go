@@ -1,6 +1,7 @@
 package browser
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -35,20 +36,48 @@ func chromium(t *testing.T) context.Context {
 	if err != nil {
 		require.Missing(t, "chromium", err)
 	}
+	dir := t.TempDir()
 	options := append(chromedp.DefaultExecAllocatorOptions[:],
-		chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(t.TempDir()), chromedp.WSURLReadTimeout(2*time.Minute),
+		chromedp.ExecPath(path), chromedp.NoSandbox, chromedp.DisableGPU, chromedp.UserDataDir(dir), chromedp.WSURLReadTimeout(2*time.Minute),
 		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true), chromedp.Flag("disable-background-networking", true))
-	ctx, cancel := chromedp.NewExecAllocator(t.Context(), options...)
-	t.Cleanup(cancel)
-	ctx, cancel = chromedp.NewContext(ctx, chromedp.WithErrorf(t.Logf))
+	// Not the test's context: it ends before the clean-up, and with it a browser that is
+	// killed and leaves processes that write to its directory.
+	ctx, stop := chromedp.NewExecAllocator(context.Background(), options...)
+	ctx, cancel := chromedp.NewContext(ctx, chromedp.WithErrorf(t.Logf))
 	t.Cleanup(func() {
-		chromedp.Cancel(ctx) // waits for the browser, which writes to its directory to the end
+		chromedp.Cancel(ctx)
 		cancel()
+		stop()
+		gone(t, dir)
 	})
 	if err := chromedp.Run(ctx); err != nil {
 		t.Fatal(err)
 	}
 	return ctx
+}
+
+// gone waits until no process has a directory in its command line.
+func gone(t *testing.T, dir string) {
+	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		list, err := filepath.Glob("/proc/[0-9]*/cmdline")
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		left := 0
+		for _, name := range list {
+			if line, err := os.ReadFile(name); err == nil && bytes.Contains(line, []byte(dir)) {
+				left++
+			}
+		}
+		if left == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Errorf("%d of the browser's processes are left", left)
+			return
+		}
+	}
 }
 
 // A tab is what the browser shows: one page at a time.
