@@ -63,6 +63,7 @@ type Comparer struct {
 	out   queue
 	pool  pool // of what is in out
 	wants bool // a packet was refused
+	left  Latency
 
 	echo []byte // Inbound's
 }
@@ -96,8 +97,8 @@ func (c *Comparer) do(fn func(e *Engine, now time.Time) (Result, error)) (full b
 	r, err := fn(c.eng, now)
 	next := c.eng.Deadline()
 	watch := !next.IsZero() && (was.IsZero() || next.Before(was)) // Run sleeps until was
-	for _, f := range r.Release {
-		p := pkt{Frame: f}
+	for i, f := range r.Release {
+		p := pkt{Frame: f, at: c.eng.takenAt(i)}
 		c.out.push(c.pool.copy(&p))
 	}
 	c.wants = c.wants || r.Full
@@ -265,7 +266,9 @@ func (c *Comparer) Run(ctx context.Context, out PacketWriter) error {
 		if err != nil {
 			return err
 		}
+		now := c.now()
 		c.mu.Lock()
+		c.left.Add(c.eng.instant(now).Sub(p.at))
 		c.pool.put(c.out.remove(0))
 		if c.wants {
 			c.offer()
@@ -344,6 +347,14 @@ func (c *Comparer) Unwritten(fn func(Frame)) {
 		fn(p.Frame)
 	}
 	c.eng.Covered(fn)
+}
+
+// OutputLatency returns how long the packets that Run has written were kept, from
+// when the guest sent them until they were written, whatever let them leave.
+func (c *Comparer) OutputLatency() Latency {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.left
 }
 
 // Waits returns how long packets have waited that left because the secondary said

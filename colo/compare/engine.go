@@ -40,7 +40,8 @@ type Engine struct {
 	inbound packet.Packet // Inbound's
 	raised  bool          // something has left with a newer timestamp
 	out     []Frame
-	zombies []*pkt // released by the last call
+	taken   []instant // when those of out came
+	zombies []*pkt    // released by the last call
 	notes   []Note
 
 	marked    []marked
@@ -81,7 +82,7 @@ func NewEngine(cfg Config) *Engine {
 		loners: make(map[connKey]loners), services: make(map[serviceKey]*service),
 	}
 	if cfg.Strict {
-		e.strict = newStrict(cfg)
+		e.strict = newStrict(cfg, e.instant)
 	}
 	return e
 }
@@ -95,7 +96,7 @@ func (e *Engine) begin() {
 	if len(e.out) > 8 {
 		clear(e.out) // of a few it does not matter how long they are kept
 	}
-	e.out = e.out[:0]
+	e.out, e.taken = e.out[:0], e.taken[:0]
 	e.notes = e.notes[:0]
 	if e.res.Diverged || e.res.Full {
 		e.res = Result{}
@@ -113,7 +114,7 @@ func (e *Engine) release(p *pkt, count *uint64) {
 	if count == &e.stats.Matched {
 		e.waits.Add(e.now.Sub(p.at))
 	}
-	e.out = append(e.out, p.Frame)
+	e.out, e.taken = append(e.out, p.Frame), append(e.taken, p.at)
 	if p.class >= 0 {
 		e.zombies = append(e.zombies, p)
 	}
@@ -153,6 +154,7 @@ func (e *Engine) recovered(c *conn) {
 // Primary takes a packet of the primary's guest.
 func (e *Engine) Primary(f Frame, now time.Time) Result {
 	if e.strict != nil {
+		e.strict.taken = e.strict.taken[:0]
 		return e.strict.primary(f, now)
 	}
 	e.begin()
@@ -230,6 +232,7 @@ func (e *Engine) pass(p *pkt) {
 // Secondary takes a packet of the secondary's guest. It is never released.
 func (e *Engine) Secondary(f Frame, now time.Time) Result {
 	if e.strict != nil {
+		e.strict.taken = e.strict.taken[:0]
 		return e.strict.secondary(f, now)
 	}
 	e.begin()
@@ -309,6 +312,14 @@ func (e *Engine) overLimit() {
 		e.asked = true
 		e.want(ReasonLimit)
 	}
+}
+
+// takenAt returns when a packet of the last call's Result came.
+func (e *Engine) takenAt(i int) instant {
+	if e.strict != nil {
+		return e.strict.taken[i]
+	}
+	return e.taken[i]
 }
 
 // Waits returns how long packets have waited that left because the secondary said

@@ -74,6 +74,7 @@ func (e *Engine) Received(epoch uint64) (Result, error) {
 		return Result{}, fmt.Errorf("%w: received %d", ErrEpoch, epoch)
 	}
 	if e.strict != nil {
+		e.strict.taken = e.strict.taken[:0]
 		return e.strict.received(), nil
 	}
 	e.begin()
@@ -212,6 +213,8 @@ func (e *Engine) hear() {
 func (e *Engine) Failover() Result {
 	if !e.passing {
 		_ = e.Mark(e.next) // it is the next one
+	} else {
+		e.begin() // what the last call has released is not released again
 	}
 	res, _ := e.Received(e.next - 1)
 	e.passing, e.next = true, 0

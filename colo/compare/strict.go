@@ -20,6 +20,8 @@ type strict struct {
 	passing bool
 	deaf    bool
 	count   Stats
+	taken   []instant // when the packets of the last Result came
+	instant func(time.Time) instant
 }
 
 // strictKey has the first four bytes of what follows the IP header for ports,
@@ -47,18 +49,20 @@ type strictPkt struct {
 	off      int    // how much of data has been compared
 }
 
-func newStrict(cfg Config) *strict {
-	return &strict{cfg: cfg, conns: make(map[strictKey]*strictConn)}
+func newStrict(cfg Config, in func(time.Time) instant) *strict {
+	return &strict{cfg: cfg, conns: make(map[strictKey]*strictConn), instant: in}
 }
 
 func (e *strict) primary(f Frame, now time.Time) Result {
 	if e.passing {
 		e.count.Passed++
+		e.taken = append(e.taken, e.instant(now))
 		return Result{Release: []Frame{f}}
 	}
 	p, c := e.intake(f, now)
 	if p == nil {
 		e.count.Passed++
+		e.taken = append(e.taken, e.instant(now))
 		return Result{Release: []Frame{f}}
 	}
 	if len(c.p) <= e.cfg.MaxQueue {
@@ -146,9 +150,9 @@ func (c *strictConn) insert(q *[]*strictPkt, p *strictPkt) {
 
 func (e *strict) compare(c *strictConn) (r Result) {
 	if c.proto == packet.ProtoTCP {
-		c.compareTCP(&r)
+		c.compareTCP(&r, e.release)
 	} else {
-		c.compareOther(&r)
+		c.compareOther(&r, e.release)
 	}
 	e.count.Matched += uint64(len(r.Release))
 	if r.Diverged {
@@ -157,8 +161,14 @@ func (e *strict) compare(c *strictConn) (r Result) {
 	return r
 }
 
-func (c *strictConn) compareTCP(r *Result) {
-	takeP := func() { r.Release = append(r.Release, c.p[0].Frame); c.p = slices.Delete(c.p, 0, 1) }
+// release lets p leave.
+func (e *strict) release(r *Result, p *strictPkt) {
+	r.Release = append(r.Release, p.Frame)
+	e.taken = append(e.taken, e.instant(p.at))
+}
+
+func (c *strictConn) compareTCP(r *Result, release func(*Result, *strictPkt)) {
+	takeP := func() { release(r, c.p[0]); c.p = slices.Delete(c.p, 0, 1) }
 	takeS := func() { c.s = slices.Delete(c.s, 0, 1) }
 	for len(c.p) > 0 && len(c.s) > 0 {
 		p, s := c.p[0], c.s[0]
@@ -204,7 +214,7 @@ func (c *strictConn) compareTCP(r *Result) {
 	}
 }
 
-func (c *strictConn) compareOther(r *Result) {
+func (c *strictConn) compareOther(r *Result, release func(*Result, *strictPkt)) {
 	for len(c.p) > 0 && len(c.s) > 0 {
 		last := len(c.p) - 1
 		p := c.p[last]
@@ -213,7 +223,7 @@ func (c *strictConn) compareOther(r *Result) {
 			r.Diverged, r.Reason = true, ReasonPacket
 			return
 		}
-		r.Release = append(r.Release, p.Frame)
+		release(r, p)
 		c.p = c.p[:last]
 		c.s = slices.Delete(c.s, i, i+1)
 	}
@@ -246,7 +256,7 @@ func (e *strict) mark() {
 
 func (e *strict) received() (r Result) {
 	for _, p := range e.marked {
-		r.Release = append(r.Release, p.Frame)
+		e.release(&r, p)
 	}
 	e.count.Checkpoint += uint64(len(e.marked))
 	e.marked = nil

@@ -6,6 +6,7 @@ import "time"
 // called at Deadline, or at any time.
 func (e *Engine) Tick(now time.Time) Result {
 	if e.strict != nil {
+		e.strict.taken = e.strict.taken[:0]
 		return e.strict.tick(now)
 	}
 	e.begin()

@@ -49,6 +49,8 @@ func page(t *testing.T) []byte {
 	metrics.AddPrimaryNetwork(&s, "web", "net1", proxy.PrimaryStats{})
 	metrics.AddSecondaryNetwork(&s, "db", "net0", proxy.SecondaryStats{Delivered: 7, Unsent: 1, Rewriter: filter.RewriterStats{Rewritten: 5, Signed: 1}, Keep: filter.BufferStats{InheritedBytes: 99}})
 	metrics.AddBuffer(&s, "web", "net2", filter.BufferStats{Held: 1, HeldBytes: 60, Written: 5, WrittenBytes: 300, Refused: 2})
+	metrics.AddOutputLatency(&s, "web", "", &waits)
+	metrics.AddOutputLatency(&s, "web", "net0", new(compare.Latency))
 	var b bytes.Buffer
 	if _, err := s.WriteTo(&b); err != nil {
 		t.Fatal(err)

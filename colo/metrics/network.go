@@ -1,9 +1,13 @@
 package metrics
 
 import (
+	"slices"
+	"time"
+
 	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/proxy"
+	"github.com/gocolo/lockstep/event"
 )
 
 // AddPrimaryNetwork adds what the primary's side of a NIC has counted. The name
@@ -63,6 +67,24 @@ func AddBuffer(s *Set, guest, nic string, b filter.BufferStats) {
 	s.Add(Counter, "lockstep_buffer_written_bytes_total", "Bytes of the packets that have left.", float64(b.WrittenBytes), who...)
 	s.Add(Counter, "lockstep_buffer_dropped_packets_total", "Packets that were void at a commit.", float64(b.Dropped), who...)
 	s.Add(Counter, "lockstep_buffer_refused_packets_total", "Packets that were refused because the buffer was full.", float64(b.Refused), who...)
+}
+
+// AddOutputLatency adds how long the packets of a guest that have left were kept. The
+// name tells its NICs apart; it is empty for all of them together.
+func AddOutputLatency(s *Set, guest, nic string, l *event.Latency) {
+	d := durationsOf(l)
+	s.AddHistogram("lockstep_output_latency_seconds", "How long packets were kept that have left, from when the guest sent them until the network had taken them.", &d, Label{"guest", guest}, Label{"nic", nic})
+}
+
+// durationsOf counts a duration in the first bucket that its class fits into, so that
+// it may be a sixteenth too long, and is never too short.
+func durationsOf(l *event.Latency) (d Durations) {
+	l.Each(func(atMost time.Duration, n uint64) {
+		i, _ := slices.BinarySearch(bounds, atMost)
+		d.counts[i] += n
+	})
+	d.total = l.Total()
+	return d
 }
 
 func nicOf(guest, nic, mode string) []Label {

@@ -8,6 +8,7 @@ import (
 	"go/token"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -149,7 +150,7 @@ func (f *fabric) join(a, b string) {
 	delete(f.cut, pair(a, b))
 }
 
-// A world is two hosts, an arbiter, and a client who hears what leaves either.
+// A world is two hosts, or three, an arbiter, and a client who hears what leaves either.
 type world struct {
 	t      *testing.T
 	f      *fabric
@@ -157,6 +158,9 @@ type world struct {
 	guest  colotest.GuestConfig
 	term   time.Duration
 	ledger colotest.Ledger
+
+	names []string      // the hosts that there can be
+	turn  time.Duration // of three, each reaches for one of the others for so long, and then for the next
 
 	lean bool // hosts keep no copy of the memory
 
@@ -179,7 +183,7 @@ type world struct {
 
 func newWorld(t *testing.T) *world {
 	w := &world{
-		t: t, f: newFabric(), store: new(failovertest.Store), images: map[string]*image{}, writes: map[uint64][]write{}, term: time.Second, size: diskSize,
+		t: t, f: newFabric(), names: []string{"a", "b"}, store: new(failovertest.Store), images: map[string]*image{}, writes: map[uint64][]write{}, term: time.Second, size: diskSize,
 		guest: colotest.GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Interval: time.Millisecond},
 	}
 	o, err := colotest.NewOracle(w.guest)
@@ -304,11 +308,18 @@ func (w *world) clean() {
 	}
 }
 
+// other is whom a host reaches for now.
 func (w *world) other(name string) string {
-	if name == "a" {
-		return "b"
+	others := w.others(name)
+	if len(others) == 1 {
+		return others[0]
 	}
-	return "a"
+	return others[int(time.Since(epochOfBubbles)/w.turn)%len(others)]
+}
+
+// others are the names of the hosts beside one.
+func (w *world) others(name string) []string {
+	return slices.DeleteFunc(slices.Clone(w.names), func(n string) bool { return n == name })
 }
 
 // boot makes a host and starts its job. change may be nil.

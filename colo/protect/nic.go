@@ -151,6 +151,10 @@ func (n *NIC) Drain(ctx context.Context) error {
 // colo.OutputHolder.)
 func (n *NIC) HeldOutput() colo.Held { return n.buf.HeldOutput() }
 
+// OutputLatency returns how long the packets that have left were kept, from when the
+// guest sent them until the uplink had taken them; see filter.Buffer.
+func (n *NIC) OutputLatency() event.Latency { return n.buf.OutputLatency() }
+
 // Stats returns the counts of the NIC's buffer.
 func (n *NIC) Stats() filter.BufferStats { return n.buf.Stats() }
 

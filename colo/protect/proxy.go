@@ -74,7 +74,7 @@ type Proxy struct {
 	giving  chan struct{} // of capacity one: full while a packet of the network is given to a side
 	sending sync.RWMutex  // held for reading while a packet of the guest is given to a side
 
-	mu      sync.RWMutex  // of what is below; not held while a side is called, which may call the host
+	mu      sync.RWMutex  // of what is below; not held while a side is called that may call the host
 	changed chan struct{} // closed and replaced when something below changes
 	runs    bool          // the guest does
 	faces   bool          // the guest here is the one that the world talks to, but for pauses
@@ -87,6 +87,7 @@ type Proxy struct {
 	spawn   func(func())  // on a goroutine that Run waits for; nil: Run does not run
 	fail    context.CancelCauseFunc
 	ctx     context.Context
+	past    event.Latency // of the sides before the present one
 }
 
 var (
@@ -281,6 +282,28 @@ func (n *Proxy) HeldOutput() colo.Held {
 	}
 	return colo.Held{}
 }
+
+// OutputLatency returns how long the packets that have left were kept, from when the
+// guest sent them until the uplink had taken them: of all sides that this one has been.
+func (n *Proxy) OutputLatency() event.Latency {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	return n.latency()
+}
+
+// latency is OutputLatency with n.mu held.
+func (n *Proxy) latency() event.Latency {
+	l := n.first.OutputLatency()
+	if n.second != nil {
+		l = n.second.OutputLatency()
+	}
+	l.Merge(&n.past)
+	return l
+}
+
+// keepLatency is called before another side takes the place of the present one, with
+// n.mu held for writing.
+func (n *Proxy) keepLatency() { n.past = n.latency() }
 
 // Register implements Network.
 func (n *Proxy) Register(reg *vmstate.Registry) error {

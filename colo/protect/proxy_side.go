@@ -73,6 +73,7 @@ func (n *Proxy) Lead(ctx context.Context) error {
 	}
 	s.HandOver(&n.edge) // what there is no room for breaks in a takeover, as it would have
 	n.set(func() {
+		n.keepLatency()
 		n.first, n.second, n.swaps = n.newPrimary(), nil, false
 		n.begin()
 	})
@@ -106,6 +107,7 @@ func (n *Proxy) Follow(ctx context.Context) error {
 		return err
 	}
 	n.set(func() {
+		n.keepLatency()
 		n.second, n.faces, n.swaps = n.newSecondary(), false, false
 		n.begin()
 	})

@@ -358,7 +358,16 @@ func TestConnectionsLiveThroughTakeoversInBothDirections(t *testing.T) {
 						return bytes.Contains(x.frame, serverAddr) && x.host == first.name
 					})
 					var conns []*caller
+					left := make(map[Network]uint64)
 					for round := range 4 {
+						for _, host := range []*host{first, second} {
+							n := host.job.cfg.Network[0].(*Proxy)
+							l := n.OutputLatency()
+							if l.N() < left[n] || orderly && round >= 2 && l.N() == 0 {
+								t.Errorf("round %d: %d packets have left from %s, after %d", round, l.N(), host.name, left[n])
+							}
+							left[n] = l.N()
+						}
 						conns = append(conns, h.dial(t, uint16(4000+round)))
 						for _, c := range conns {
 							c.say(fmt.Sprint("in ", round))
@@ -472,6 +481,9 @@ func TestWhatBothGuestsSayLeavesWithoutACheckpoint(t *testing.T) {
 		}
 		if p, s := a.job.cfg.Network[0].(*Proxy).Stats(); s != nil || p.Matched == 0 {
 			t.Errorf("the primary: %d matched", p.Matched)
+		}
+		if l, ok := a.job.OutputLatency(); !ok || l.N() == 0 {
+			t.Errorf("the primary: %d have left, %v", l.N(), ok)
 		}
 		if p, s := b.job.cfg.Network[0].(*Proxy).Stats(); p != nil || s.Delivered == 0 {
 			t.Error("nothing was delivered to the secondary")

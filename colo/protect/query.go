@@ -85,6 +85,14 @@ func (j *Job) Query() Info {
 	return in
 }
 
+// OutputLatency returns how long the packets of the guest that have left from this
+// host were kept, since the job was made: from when the guest sent them until the
+// network had taken them. It merges the networks that have a method OutputLatency() of
+// that result, as NIC and Proxy do; ok is false if none has. It does not wait for I/O.
+func (j *Job) OutputLatency() (l event.Latency, ok bool) {
+	return nets(j.cfg.Network).OutputLatency()
+}
+
 func (j *Job) count(event.CheckpointCommit) {
 	j.mu.Lock()
 	defer j.mu.Unlock()

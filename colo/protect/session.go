@@ -546,6 +546,22 @@ func (n nets) HeldOutput() (all colo.Held) {
 	return all
 }
 
+// latencyCounter is a Network that counts how long the packets were kept that have
+// left.
+type latencyCounter interface{ OutputLatency() event.Latency }
+
+// OutputLatency merges those of the networks that count; ok says whether one does.
+func (n nets) OutputLatency() (all event.Latency, ok bool) {
+	for _, one := range n {
+		if c, counts := one.(latencyCounter); counts {
+			l := c.OutputLatency()
+			all.Merge(&l)
+			ok = true
+		}
+	}
+	return all, ok
+}
+
 func (n nets) Drain(ctx context.Context) error {
 	return n.each(func(o Network) error { return o.Drain(ctx) })
 }

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -28,7 +29,9 @@ var (
 )
 
 // A simulation is a pair of hosts to which faults happen that a seed chooses, two
-// and three at a time. What runs is this package and everything below it: sessions,
+// and three at a time; in one seed of eight it is three hosts, of which a pair has the
+// guest: the third takes the place of one that has died, which comes back later to take
+// the place of the next. What runs is this package and everything below it: sessions,
 // leases, disks, the buffer of the NIC; in one seed of eight the comparing [Proxy],
 // over guests that differ now and then. The network, the arbiter's store, the
 // images, the clients and the clock are in memory. A seed chooses the same faults at
@@ -44,10 +47,11 @@ var (
 type simulation struct {
 	*world
 	rng    *rand.Rand
-	stands bool       // a host stands still for longer than anybody waits for it
-	more   *rand.Rand // of what was added later, so that a seed does as before what it did
-	live   map[string]*host
+	stands bool             // a host stands still for longer than anybody waits for it
+	more   *rand.Rand       // of what was added later, so that a seed does as before what it did
+	live   map[string]*host // by name, the process that was booted last; nil: none was
 	dead   []*host
+	third  bool // the third host was in step with another
 	log    []string
 	verbs  sync.WaitGroup
 }
@@ -75,13 +79,18 @@ func newSimulation(t *testing.T, seed uint64, record *trace) *simulation {
 	if w.compared = seed%8 == 0; w.compared {
 		w.guest.TSCPerMille = 1 + s.more.IntN(20) // more, and the guests would agree in nothing
 	}
+	if seed%8 == 4 {
+		w.names = append(w.names, "c")
+		w.turn = time.Duration(100+s.more.IntN(2000)) * time.Millisecond
+		w.lean = s.more.IntN(4) == 0 && (&Config{NoMemoryCopy: true}).checkMemory() == nil
+	}
 	// Memory remembers every round of a seed.
 	for w.guest.Ring = 256; time.Duration(w.guest.Ring)*w.guest.Interval < longest; w.guest.Ring *= 2 {
 	}
 	if w.disks = s.rng.IntN(2) == 0; w.disks {
 		w.size = 64 << 10
 		w.guest.Disk, w.guest.DiskEvery = uint64(w.size), 2
-		for _, name := range hostNames {
+		for _, name := range w.names {
 			w.images[name] = &image{b: make([]byte, w.size), loose: map[int][]byte{}}
 		}
 	}
@@ -120,26 +129,58 @@ func (w *world) newest(name string) *host {
 	return nil
 }
 
-var hostNames = []string{"a", "b"}
-
 func (s *simulation) start(name string, first bool) {
 	s.live[name] = s.boot(name, first, nil)
 }
 
+// up returns the hosts that run, as far as anybody knows.
+func (s *simulation) up() (up []*host) {
+	for _, name := range s.names {
+		if h := s.live[name]; h != nil && !h.gone.Load() {
+			up = append(up, h)
+		}
+	}
+	return up
+}
+
+// facing chooses whom a host is cut off from: another host, or all.
+func (s *simulation) facing(h *host) []string {
+	others := s.others(h.name)
+	if n := len(others); n > 1 {
+		if i := s.more.IntN(n + 1); i < n {
+			return others[i : i+1]
+		}
+	}
+	return others
+}
+
 // fault does something to the pair.
 func (s *simulation) fault() {
-	h := s.live[hostNames[s.rng.IntN(2)]]
+	name := s.names[s.rng.IntN(len(s.names))]
+	h := s.live[name]
 	what, much, coin := s.rng.IntN(20), time.Duration(s.rng.IntN(1000)), s.rng.IntN(2) == 0
+	if h == nil || h.gone.Load() {
+		s.say("%s comes", name)
+		s.start(name, false)
+		return
+	}
 	switch what {
 	case 0, 1:
-		s.say("part")
-		s.f.ways.part()
+		for _, o := range s.facing(h) {
+			s.say("part %s and %s", h.name, o)
+			s.f.ways.part(h.name, o)
+		}
 	case 2:
-		s.say("silence")
-		s.f.ways.quiet(true, true)
+		for _, o := range s.facing(h) {
+			s.say("silence between %s and %s", h.name, o)
+			s.f.ways.quiet(h.name, o)
+			s.f.ways.quiet(o, h.name)
+		}
 	case 3:
-		s.say("what %s sends does not arrive", h.name)
-		s.f.ways.quiet(h.name == "a", h.name == "b")
+		for _, o := range s.facing(h) {
+			s.say("what %s sends does not arrive at %s", h.name, o)
+			s.f.ways.quiet(h.name, o)
+		}
 	case 4, 5, 6:
 		s.say("mend, with resets %v", coin)
 		s.f.ways.mend(coin)
@@ -218,13 +259,21 @@ func (s *simulation) verb(h *host, name string, do func(context.Context) error) 
 	})
 }
 
-// kill kills a host if the other has the guest as well, or alone, and boots it again.
+// kill kills a host if another has the guest as well, or alone. It comes back at once, or,
+// of three, maybe later.
 func (s *simulation) kill(h *host, silent, power bool) {
-	mine, others := h.job.State(), s.live[s.other(h.name)].job.State()
-	switch {
-	case mine == Protected && others == Following:
-	case others.runs() && (mine == Following || mine == Waiting):
-	default:
+	mine := h.job.State()
+	survives := func(o *host) bool {
+		switch others := o.job.State(); mine {
+		case Protected:
+			return others == Following
+		case Following, Waiting:
+			return others.runs()
+		default:
+			return false
+		}
+	}
+	if !slices.ContainsFunc(s.up(), func(o *host) bool { return o != h && survives(o) }) {
 		return
 	}
 	s.say("kill %s (%v), silent %v, power cut %v", h.name, mine, silent, power)
@@ -233,12 +282,17 @@ func (s *simulation) kill(h *host, silent, power bool) {
 		h.image.powerCut()
 	}
 	s.dead = append(s.dead, h)
-	s.start(h.name, false)
+	if len(s.names) == 2 || s.more.IntN(3) == 0 {
+		s.start(h.name, false)
+	}
 }
 
 // run is one seed. It returns whether the guest died with the only host, or the
 // only disk, that had it, which no pair survives.
 func (s *simulation) run() (lost bool) {
+	if len(s.names) > 2 && s.more.IntN(2) == 0 {
+		s.start("c", false)
+	}
 	s.start("b", false)
 	s.start("a", true)
 	s.live["a"].is(Protected)
@@ -256,9 +310,9 @@ func (s *simulation) run() (lost bool) {
 	}
 	s.say("the faults stop")
 	s.heal(s.rng.IntN(2) == 0)
-	a, b := s.live["a"], s.live["b"]
+	all := s.up()
 	bound := time.Now().Add(within)
-	for !together(a, b) && !together(b, a) {
+	for !oneLeads(all) {
 		time.Sleep(100 * time.Millisecond)
 		if time.Now().Before(bound) {
 			continue
@@ -267,11 +321,12 @@ func (s *simulation) run() (lost bool) {
 		for _, d := range s.dead {
 			lost = lost || r.Token == d.token || !r.Held()
 		}
-		for _, h := range []*host{a, b} { // a disk has lost what the other host did not have
+		for _, h := range all { // a disk has lost what the other host did not have
 			lost = lost || s.disks && h.image.failed.Load()
 		}
 		if !lost {
-			s.t.Errorf("not protected again: %+v and %+v, %+v", a.job.Query(), b.job.Query(), r)
+			s.t.Errorf("not protected again: %+v", r)
+			s.standings(all)
 		}
 		break
 	}
@@ -279,10 +334,8 @@ func (s *simulation) run() (lost bool) {
 		before := s.heard()
 		time.Sleep(time.Second)
 		if s.heard() == before {
-			s.t.Errorf("nothing leaves: %+v and %+v", a.job.Query(), b.job.Query())
-			for _, h := range []*host{a, b} {
-				s.say("%s was %s", h.name, h.states())
-			}
+			s.t.Errorf("nothing leaves")
+			s.standings(all)
 		}
 	}
 	s.verbs.Wait()
@@ -297,16 +350,30 @@ func (s *simulation) run() (lost bool) {
 	if s.more.IntN(2) == 0 {
 		s.cutOff()
 	}
-	a.halt()
-	b.halt()
+	for _, h := range append(all, s.dead...) {
+		s.third = s.third || h.name == "c" && (h.whole() || strings.Contains(h.states(), Protected.String()))
+	}
+	for _, h := range all {
+		h.halt()
+	}
 	s.clean()
 	return lost
 }
 
-// heal ends all that has befallen the pair.
+// standings says what has become of the hosts.
+func (s *simulation) standings(hosts []*host) {
+	for _, h := range hosts {
+		s.say("%s is %+v, and was %s", h.name, h.job.Query(), h.states())
+	}
+}
+
+// heal ends all that has befallen the hosts. Who is away comes.
 func (s *simulation) heal(reset bool) {
 	s.f.ways.mend(reset)
-	for _, name := range hostNames {
+	for _, name := range s.names {
+		if h := s.live[name]; h == nil || h.gone.Load() {
+			s.start(name, false)
+		}
 		h := s.live[name]
 		h.resume()
 		h.noArbiter.Store(false)
@@ -327,7 +394,7 @@ func (s *simulation) standStill() {
 	s.say("all is well for a moment")
 	s.heal(s.more.IntN(2) == 0)
 	time.Sleep(time.Duration(1000+s.more.IntN(3000)) * time.Millisecond)
-	h := s.live[hostNames[s.more.IntN(2)]]
+	h := s.live[s.names[s.more.IntN(2)]]
 	if s.live["a"].job.State().runs() != s.live["b"].job.State().runs() && s.more.IntN(4) > 0 {
 		for _, x := range s.live { // the one that has the guest, mostly
 			if x.job.State().runs() {
@@ -345,17 +412,29 @@ func (s *simulation) standStill() {
 // asked to leave then must not wait for a guest that waits for its gate.
 func (s *simulation) cutOff() {
 	s.say("nobody reaches anybody")
-	s.f.ways.part()
-	for _, name := range hostNames {
-		s.live[name].noArbiter.Store(true)
+	s.f.ways.part(s.names...)
+	for _, h := range s.up() {
+		h.noArbiter.Store(true)
 	}
 	time.Sleep(3 * s.term)
 }
 
-// together reports whether one host says that it has a secondary, and the other that it
-// is one. (One that stood still a moment ago may say what is not so any more.)
-func together(leads, follows *host) bool {
-	return leads.job.State() == Protected && follows.job.State() == Following
+// oneLeads reports whether one host says that it has a secondary, one that it is that, and
+// any other that it waits. (One that stood still a moment ago may say what is not so any
+// more.)
+func oneLeads(hosts []*host) bool {
+	var leads, follows, waits int
+	for _, h := range hosts {
+		switch h.job.State() {
+		case Protected:
+			leads++
+		case Following:
+			follows++
+		case Waiting:
+			waits++
+		}
+	}
+	return leads == 1 && follows == 1 && waits == len(hosts)-2
 }
 
 // keptSeeds have found something.
@@ -396,6 +475,7 @@ func TestSimulatedFaults(t *testing.T) {
 	// makes room that need not be asked for again.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	var compared, agreed, diverged uint64
+	var threes, thirds int
 	one := func(seed uint64, record *trace) (lost bool) {
 		defer func() { // a bubble in which nothing can go on
 			if p := recover(); p != nil {
@@ -407,6 +487,12 @@ func TestSimulatedFaults(t *testing.T) {
 			lost = s.run()
 			if s.compared {
 				compared, agreed, diverged = compared+1, agreed+s.agreed, diverged+s.diverged
+			}
+			if len(s.names) > 2 {
+				threes++
+				if s.third {
+					thirds++
+				}
 			}
 			if *digests && record != nil {
 				t.Logf("seed %d: %s", seed, record.digest())
@@ -450,6 +536,12 @@ func TestSimulatedFaults(t *testing.T) {
 		t.Logf("in %d of them output was compared: %d packets agreed, %d times the guests diverged", compared, agreed, diverged)
 		if compared >= 4 && agreed == 0 || compared >= 40 && diverged == 0 {
 			t.Error("nothing was compared")
+		}
+	}
+	if threes > 0 {
+		t.Logf("%d of them had three hosts, and in %d the third came into step", threes, thirds)
+		if threes >= 4 && thirds == 0 {
+			t.Error("the third host never took the place of another")
 		}
 	}
 	t.Logf("%d seeds, in %d the guest died with the only host that had it; %.0f seeds a second", len(run), lost, float64(len(run))/time.Since(begin).Seconds())

@@ -2,34 +2,35 @@ package protect
 
 import (
 	"context"
+	"maps"
 	"net"
 	"slices"
 	"sync"
 	"time"
 )
 
-// The ways between the hosts of a simulation: what connects two of them, and what
+// The ways between the hosts of a simulation: what connects each two of them, and what
 // has befallen it.
 type ways struct {
 	host  func(name string) *host
 	delay func() time.Duration // of each message
 
 	mu     sync.Mutex
-	cables []*cableEnd // the end of the one that dialled
-	refuse bool        // nobody gets through, and is told so
-	silent [2]bool     // what a sends does not arrive, what b sends
+	cables []*cableEnd        // the end of the one that dialled
+	refuse map[[2]string]bool // between these two nobody gets through, and is told so
+	silent map[[2]string]bool // what the first sends does not arrive at the second
 	mended chan struct{}
 }
 
 func newWays(host func(string) *host, delay func() time.Duration) *ways {
-	return &ways{host: host, delay: delay, mended: make(chan struct{})}
+	return &ways{host: host, delay: delay, refuse: map[[2]string]bool{}, silent: map[[2]string]bool{}, mended: make(chan struct{})}
 }
 
 // dial connects two hosts. Where nothing arrives, nobody is told.
 func (w *ways) dial(ctx context.Context, from, to string, l *listener) (net.Conn, error) {
 	for {
 		w.mu.Lock()
-		refuse, silent, mended := w.refuse, w.silent != [2]bool{}, w.mended
+		refuse, silent, mended := w.refuse[pair(from, to)], w.silent[[2]string{from, to}] || w.silent[[2]string{to, from}], w.mended
 		w.mu.Unlock()
 		if refuse || l == nil {
 			return nil, errNoRoute
@@ -54,7 +55,7 @@ func (w *ways) dial(ctx context.Context, from, to string, l *listener) (net.Conn
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.cables = append(slices.DeleteFunc(w.cables, (*cableEnd).over), a)
-	if w.refuse { // meanwhile
+	if w.refuse[pair(from, to)] { // meanwhile
 		a.Break()
 	}
 	w.silence(a)
@@ -64,28 +65,33 @@ func (w *ways) dial(ctx context.Context, from, to string, l *listener) (net.Conn
 // silence lets a connection be as the way is. w.mu is held.
 func (w *ways) silence(a *cableEnd) {
 	for _, end := range a.w.ends {
-		end.hold(w.silent[side(end.host.name)] || !end.host.lives() || !end.other.host.lives())
+		end.hold(w.silent[[2]string{end.host.name, end.other.host.name}] || !end.host.lives() || !end.other.host.lives())
 	}
 }
 
-func side(host string) int { return int(host[0] - 'a') }
-
-// part breaks everything between the hosts, and lets nothing be made.
-func (w *ways) part() {
+// part breaks everything between those hosts, and lets nothing be made.
+func (w *ways) part(names ...string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.refuse = true
-	for _, a := range w.cables {
-		a.Break()
+	for _, from := range names {
+		for _, to := range names {
+			w.refuse[pair(from, to)] = true
+		}
 	}
-	w.cables = nil
+	w.cables = slices.DeleteFunc(w.cables, func(a *cableEnd) bool {
+		parted := w.refuse[pair(a.host.name, a.other.host.name)]
+		if parted {
+			a.Break()
+		}
+		return parted
+	})
 }
 
-// quiet keeps what those hosts send from arriving.
-func (w *ways) quiet(a, b bool) {
+// quiet keeps what a host sends from arriving at another.
+func (w *ways) quiet(from, to string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.silent = [2]bool{w.silent[0] || a, w.silent[1] || b}
+	w.silent[[2]string{from, to}] = true
 	for _, a := range w.cables {
 		w.silence(a)
 	}
@@ -96,12 +102,14 @@ func (w *ways) quiet(a, b bool) {
 func (w *ways) mend(reset bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	was := w.silent != [2]bool{}
-	w.refuse, w.silent = false, [2]bool{}
+	was := maps.Clone(w.silent)
+	clear(w.refuse)
+	clear(w.silent)
 	close(w.mended)
 	w.mended = make(chan struct{})
 	for _, a := range w.cables {
-		if was && reset {
+		here, there := a.host.name, a.other.host.name
+		if reset && (was[[2]string{here, there}] || was[[2]string{there, here}]) {
 			a.Break()
 		}
 		w.silence(a)

@@ -176,6 +176,15 @@ func (p *Primary) HeldOutput() event.HeldOutput {
 	return p.comparer.HeldOutput()
 }
 
+// OutputLatency returns how long the packets that have left were kept, from when the
+// guest sent them until the network had taken them, whatever let them leave.
+func (p *Primary) OutputLatency() event.Latency {
+	if p.buffer != nil {
+		return p.buffer.OutputLatency()
+	}
+	return p.comparer.OutputLatency()
+}
+
 // Neighbors returns by which addresses the network finds the guest, as far as they
 // are known.
 func (p *Primary) Neighbors() []Neighbor { return p.known.All() }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/vmstate"
 )
 
@@ -406,6 +407,11 @@ func (s *Secondary) PostLoad(version uint32) error {
 // Neighbors returns by which addresses the network finds the guest, as far as they
 // are known.
 func (s *Secondary) Neighbors() []Neighbor { return s.known.All() }
+
+// OutputLatency returns how long the packets that have left after a takeover were
+// kept, from when this side's guest sent them until the network had taken them.
+// Inherited ones do not count.
+func (s *Secondary) OutputLatency() event.Latency { return s.keep.OutputLatency() }
 
 // Stats returns the present counts.
 func (s *Secondary) Stats() SecondaryStats {

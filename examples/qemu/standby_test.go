@@ -205,7 +205,7 @@ func same(t *testing.T, dir, machine string) []string {
 // returns its first number.
 func counts(t *testing.T, dir string, first uint32) uint32 {
 	t.Helper()
-	list := qemutest.AwaitSerial(t, dir, 20)
+	list := qemutest.AwaitSerial(t, dir, 8)
 	for i := range list[1:] {
 		if list[i+1] != list[i]+qemutest.Every {
 			t.Fatalf("%#x follows %#x", list[i+1], list[i])

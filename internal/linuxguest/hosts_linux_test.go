@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gocolo/lockstep/event"
 )
 
@@ -151,9 +153,27 @@ func (p *pair) work(since Progress, machines ...*Machine) {
 			p.t.Fatalf("the client's connections ended: %v", err)
 		case <-time.After(50 * time.Millisecond):
 		case <-ctx.Done():
-			p.stands("the guest does not get on: %v: %+v, and was at %+v", context.Cause(ctx), now, since)
+			p.stands("the guest does not get on (%s): %v: %+v, and was at %+v", p.answers(), context.Cause(ctx), now, since)
 		}
 	}
+}
+
+// answers says whether the guest's kernel answers though its connections stand: then its
+// CPUs run, and what stands is its work, its disk or those connections.
+func (p *pair) answers() string {
+	dialer := net.Dialer{Timeout: 20 * time.Second}
+	var err error
+	p.in(func() error {
+		var conn net.Conn
+		if conn, err = dialer.DialContext(p.ctx, "tcp4", GuestIP+":"+ChunkPort); err == nil {
+			conn.Close()
+		}
+		return nil
+	})
+	if err == nil || errors.Is(err, unix.ECONNREFUSED) {
+		return "a new connection is answered"
+	}
+	return fmt.Sprintf("a new connection is not answered: %v", err)
 }
 
 // kill is the power failure of one machine, which the other must survive.
@@ -192,7 +212,7 @@ func (p *pair) end(hosts ...string) {
 	case err := <-p.done:
 		p.must(err)
 	case <-ctx.Done():
-		p.stands("the guest does not end its work")
+		p.stands("the guest does not end its work (%s)", p.answers())
 	}
 	last, _ := p.client.Progress()
 	if !last.Record.Last {

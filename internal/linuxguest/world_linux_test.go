@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -149,6 +150,9 @@ func (w *world) must(err error) {
 	}
 }
 
+// standAt is what tells most of where a CPU is, and of what it waits for.
+var standAt = regexp.MustCompile(`(?m)^(RIP=.*HLT=\d|(IRR|ISR)\s+\d.*)`)
+
 // interrupts looks, after a failure, whether the emulator has lost an interrupt of a
 // machine that still runs.
 func (w *world) interrupts() {
@@ -162,17 +166,28 @@ func (w *world) interrupts() {
 		}
 		evidence, cpus := m.LostInterrupt(ctx)
 		w.t.Logf("the CPUs of machine %s, after the failure:\n%s", m.Name(), cpus)
+		w.t.Logf("the CPUs of machine %s stand at: %s", m.Name(), aLine(strings.Join(standAt.FindAllString(cpus, -1), "\n")))
 		if evidence != "" && w.hung == "" {
 			w.hung = evidence
 		}
 	}
 }
 
-// consoles prints what all machines have said.
+// consoles prints what all machines have said, and their last words in a line of their
+// own each, for where a log is cut.
 func (w *world) consoles() {
 	for name, m := range w.machines {
 		w.t.Logf("console of machine %s:\n%s\nevents of machine %s:\n%s", name, tail(m.Console(), 150), name, tail(m.Events(), 40))
 	}
+	for name, m := range w.machines {
+		w.t.Logf("last on the console of machine %s: %s", name, aLine(tail(m.Console(), 8)))
+		w.t.Logf("last events of machine %s: %s", name, aLine(tail(m.Events(), 8)))
+	}
+}
+
+// aLine puts lines into one.
+func aLine(s string) string {
+	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\r' || r == '\n' }), " | ")
 }
 
 func tail(s string, lines int) string {
@@ -250,13 +265,17 @@ func (w *world) in(fn func() error) {
 }
 
 // dial connects to the guest, which may have to come up first.
+//
+// The kernel does not ask after the guest by itself: it would end the connection to one
+// that stands still before the test has looked at why it does.
 func (w *world) dial(ctx context.Context, port string) net.Conn {
 	w.t.Helper()
+	dialer := net.Dialer{Timeout: 5 * time.Second, KeepAlive: -1}
 	for {
 		var conn net.Conn
 		var err error
 		w.in(func() error {
-			conn, err = net.DialTimeout("tcp4", GuestIP+":"+port, 5*time.Second)
+			conn, err = dialer.DialContext(ctx, "tcp4", GuestIP+":"+port)
 			return nil
 		})
 		if err == nil {

@@ -74,7 +74,7 @@ func Rounds() int {
 }
 
 // patience bounds each wait of a test for a QEMU.
-const patience = 30 * time.Second
+const patience = time.Minute
 
 var kvm = sync.OnceValue(func() error {
 	path, err := exec.LookPath(Binary)

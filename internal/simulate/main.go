@@ -2,6 +2,7 @@
 // and prints how many there were a second. It ends at the first seed that fails.
 //
 //	go run ./internal/simulate -seeds 10000
+//	go run ./internal/simulate -seeds 1000 -seed 4 -step 8
 //	go run ./internal/simulate -seeds 1 -seed 3727 -exact -trace /tmp/trace
 //
 // With -exact a seed is the same to the last bit whenever it runs, as package replay
@@ -31,15 +32,16 @@ func main() {
 	seeds := flag.Uint64("seeds", 2000, "how many")
 	cores := flag.Uint64("cores", uint64(runtime.NumCPU()), "how many at a time")
 	exact := flag.Bool("exact", false, "the same to the last bit each time")
+	step := flag.Uint64("step", 1, "from a seed to the next: of 8, one kind of world")
 	trace := flag.String("trace", "", "write everything that happens to that file, one seed after the other")
 	flag.Parse()
-	if err := run(*seed, *seeds, max(1, *cores), *exact, *trace); err != nil {
+	if err := run(*seed, *seeds, *step, max(1, *cores), *exact, *trace); err != nil {
 		fmt.Fprintln(os.Stderr, "simulate:", err)
 		os.Exit(1)
 	}
 }
 
-func run(seed, seeds, cores uint64, exact bool, trace string) error {
+func run(seed, seeds, step, cores uint64, exact bool, trace string) error {
 	dir, err := os.MkdirTemp("", "simulate")
 	if err != nil {
 		return err
@@ -69,7 +71,7 @@ func run(seed, seeds, cores uint64, exact bool, trace string) error {
 	var failed error
 	var group sync.WaitGroup
 	for i := range cores {
-		from, to := seed+i*seeds/cores, seed+(i+1)*seeds/cores
+		from, to := i*seeds/cores, (i+1)*seeds/cores
 		group.Go(func() {
 			for from < to { // in pieces: the collector is off in each
 				n := min(to-from, 500)
@@ -79,7 +81,7 @@ func run(seed, seeds, cores uint64, exact bool, trace string) error {
 				if stop {
 					return
 				}
-				args := []string{"-test.run=^TestSimulatedFaults$", "-test.timeout=10m", fmt.Sprint("-seed=", from), fmt.Sprint("-seeds=", n)}
+				args := []string{"-test.run=^TestSimulatedFaults$", "-test.timeout=10m", fmt.Sprint("-seed=", seed+from*step), fmt.Sprint("-seeds=", n), fmt.Sprint("-seed.step=", step)}
 				if exact {
 					args = append(args, "-digests", "-test.v")
 				}

@@ -73,10 +73,10 @@ func TestFailuresAreReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir)
-	if err := run(1, 1, 1, false, ""); err == nil || !strings.Contains(err.Error(), "test -c") {
+	if err := run(1, 1, 1, 1, false, ""); err == nil || !strings.Contains(err.Error(), "test -c") {
 		t.Errorf("a build that fails: %v", err)
 	}
-	if err := run(1, 1, 1, true, ""); err == nil {
+	if err := run(1, 1, 1, 1, true, ""); err == nil {
 		t.Error("no toolchain, and no error")
 	}
 }

@@ -10,8 +10,25 @@ import (
 type Sample struct {
 	At      time.Time
 	Held    int64         // bytes of output that wait
-	Latency time.Duration // the median of how long the checkpoints since the sample before kept output, at most; 0: none was made
-	Longest time.Duration // the longest of them
+	Packets uint64        // that have left since the sample before; Latency is theirs
+	Latency time.Duration // the median of how long they were kept
+	P99     time.Duration // what 99 of 100 of them were not kept longer than
+	Longest time.Duration // and none
+	// Bound: nobody counts packets. Latency and Longest are the median and the longest
+	// of what each checkpoint since the sample before has kept output at most; 0: there
+	// was none.
+	Bound bool
+}
+
+// top is where the bar of the latency ends; 0: there is none.
+func (s Sample) top() time.Duration {
+	switch {
+	case s.Bound:
+		return s.Longest
+	case s.Packets > 0:
+		return max(s.P99, time.Microsecond)
+	}
+	return 0
 }
 
 // A Mark is a moment that divides the time, a change of state say.
@@ -58,7 +75,7 @@ func (l *Live) Picture() string {
 	bottom := top + 60
 	c.marks(l.Marks, x, from, begin, bottom)
 	c.Times(span, bottom, "seconds from now")
-	return c.Element(bottom+46, l.words(seen))
+	return c.Element(bottom+46, l.words(seen, samples))
 }
 
 // first is the beginning of what there is to see.
@@ -84,31 +101,53 @@ func after[T any](all []T, from time.Time, at func(T) time.Time) []T {
 }
 
 // words says what the picture shows.
-func (l *Live) words(seen []Checkpoint) string {
+func (l *Live) words(seen []Checkpoint, samples []Sample) string {
+	latency := ""
+	if n, p99 := summary(samples); n > 0 {
+		latency = fmt.Sprintf(" %d packets left; in the worst quarter of a second 99 of 100 were kept for %s ms or less.", n, millis(p99))
+	}
 	if len(seen) == 0 {
-		return "Timeline: no checkpoints lately."
+		return "Timeline: no checkpoints lately." + latency
 	}
 	var pause, whole []float64
 	for _, p := range seen {
 		pause, whole = append(pause, ms(p.Pause)), append(whole, p.whole())
 	}
 	return fmt.Sprintf("Timeline: %d checkpoints in the last %.0f seconds; the guest paused for %.2f ms (median), at most %.2f ms; a checkpoint took %.2f ms (median), at most %.2f ms.",
-		len(seen), l.Now.Sub(seen[0].At).Seconds(), Quantile(pause, 0.5), Quantile(pause, 1), Quantile(whole, 0.5), Quantile(whole, 1))
+		len(seen), l.Now.Sub(seen[0].At).Seconds(), Quantile(pause, 0.5), Quantile(pause, 1), Quantile(whole, 0.5), Quantile(whole, 1)) + latency
 }
 
-// latency draws how long output was kept: a bar from the median to the longest.
-func (c *Canvas) latency(samples []Sample, x func(time.Time) float64, top, height int) {
-	var longest []float64
+// summary returns how many packets have left, and the longest P99.
+func summary(samples []Sample) (packets uint64, p99 time.Duration) {
 	for _, s := range samples {
-		longest = append(longest, ms(s.Longest))
+		packets += s.Packets
+		p99 = max(p99, s.P99)
 	}
-	y := c.Panel(top, height, "Output latency at most, ms (median to longest)", Quantile(longest, 1))
+	return packets, p99
+}
+
+// latency draws how long output was kept: a bar from the median to what 99 of 100
+// packets were not kept longer than.
+func (c *Canvas) latency(samples []Sample, x func(time.Time) float64, top, height int) {
+	title := "Output latency of packets that left, ms (median to 99 %)"
+	var most []float64
 	for _, s := range samples {
-		if s.Longest == 0 {
+		most = append(most, ms(s.top()))
+		if s.Bound {
+			title = "Output latency at most, ms (median to longest)"
+		}
+	}
+	y := c.Panel(top, height, title, Quantile(most, 1))
+	for _, s := range samples {
+		if s.top() == 0 {
 			continue
 		}
-		hi, lo := y.At(ms(s.Longest)), y.At(ms(s.Latency))
-		c.Put(`<g><title>median %s ms, longest %s ms</title>`, millis(s.Latency), millis(s.Longest))
+		hi, lo := y.At(ms(s.top())), y.At(ms(s.Latency))
+		if s.Bound {
+			c.Put(`<g><title>median %s ms, longest %s ms</title>`, millis(s.Latency), millis(s.Longest))
+		} else {
+			c.Put(`<g><title>packets %d, median %s ms, 99 %% %s ms, longest %s ms</title>`, s.Packets, millis(s.Latency), millis(s.P99), millis(s.Longest))
+		}
 		c.Rect(x(s.At)-1, hi, 2.5, max(lo-hi, 2), "purple")
 		c.Put(`</g>`)
 	}

@@ -99,7 +99,7 @@ func TestNamesOfMomentsDoNotOverlap(t *testing.T) {
 func TestLatencyAndHeldOutputAreDrawnAsTheyWereSeen(t *testing.T) {
 	l := &Live{Now: now, Span: 10 * time.Second, Width: 800, Checkpoints: many(10, time.Second)}
 	for i := range 10 {
-		l.Samples = append(l.Samples, Sample{At: at(float64(i) - 10), Held: int64(i) << 20, Latency: time.Duration(i) * time.Millisecond, Longest: time.Duration(2*i) * time.Millisecond})
+		l.Samples = append(l.Samples, Sample{At: at(float64(i) - 10), Bound: true, Held: int64(i) << 20, Latency: time.Duration(i) * time.Millisecond, Longest: time.Duration(2*i) * time.Millisecond})
 	}
 	p := l.Picture()
 	if n := strings.Count(p, `class="purple"`); n != 9 { // the first has none
@@ -110,5 +110,25 @@ func TestLatencyAndHeldOutputAreDrawnAsTheyWereSeen(t *testing.T) {
 	}
 	if !strings.Contains(p, "median 9.00 ms, longest 18.00 ms") {
 		t.Error("the last latency is not said")
+	}
+}
+
+func TestHowLongPacketsWereKeptIsDrawnAndSaid(t *testing.T) {
+	l := &Live{Now: now, Span: 10 * time.Second, Width: 800, Checkpoints: many(10, time.Second)}
+	for i := range 10 {
+		d := time.Duration(i) * time.Millisecond
+		l.Samples = append(l.Samples, Sample{At: at(float64(i) - 10), Packets: uint64(i), Latency: d, P99: 2 * d, Longest: 3 * d})
+	}
+	p := l.Picture()
+	if n := strings.Count(p, `class="purple"`); n != 9 { // in the first none has left
+		t.Errorf("%d latencies", n)
+	}
+	for _, want := range []string{
+		"packets 9, median 9.00 ms, 99 % 18.00 ms, longest 27.00 ms", "(median to 99 %)",
+		"45 packets left; in the worst quarter of a second 99 of 100 were kept for 18.00 ms or less.",
+	} {
+		if !strings.Contains(p, want) {
+			t.Errorf("%q is not said", want)
+		}
 	}
 }

@@ -36,6 +36,9 @@ type Config struct {
 	// Uplink takes what the guest's NIC sends, and ReceivePacket is what it
 	// receives, also if it is a pc.Source. Nil: the tap given to the machine's AddTapIf, if any.
 	Uplink Uplink
+	// VNetHdr is the length of the virtio-net header that the Uplink's frames begin with, and
+	// those of ReceivePacket; see pc.NIC. The machine's own tap has none.
+	VNetHdr int
 	// MAC is the NIC's address. All zero: the guest chooses one.
 	MAC [6]byte
 	// DirtyRing is as in kvm.AttachConfig. gokvm creates the vCPUs before anybody

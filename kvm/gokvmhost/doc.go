@@ -34,8 +34,8 @@
 //	CMOS                              gokvm/cmos
 //	ACPI power block, interrupt 11    gokvm/pm
 //
-// Each is a vmstate device, version 1, of the name on the right. Package pc says what a
-// pause waits for, and what becomes of the guest's clocks.
+// Each is a vmstate device of the name on the right. Package pc says
+// what a pause waits for, and what becomes of the guest's clocks.
 //
 // # How it gets there
 //

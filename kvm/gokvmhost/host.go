@@ -118,10 +118,11 @@ func (h *Host) devices(p parts, has *own, cfg Config) (pc.Devices, error) {
 		h.tap, uplink = tap, tap
 	}
 	if uplink != nil {
+		vnetHdr := 0
 		if h.tap == nil {
-			uplink = sink{uplink}
+			uplink, vnetHdr = sink{uplink}, cfg.VNetHdr
 		}
-		d.NICs = []pc.NIC{{Uplink: uplink, MAC: cfg.MAC, Place: nic}}
+		d.NICs = []pc.NIC{{Uplink: uplink, VNetHdr: vnetHdr, MAC: cfg.MAC, Place: nic}}
 	}
 	storage := cfg.Disk
 	if storage == nil && has.disk != nil {
@@ -184,8 +185,8 @@ func (h *Host) Throttle(percent int) error { return h.pc.Throttle(percent) }
 
 // Register adds the guest's devices to a registry, in the order in which they must
 // be restored: those of package kvm, then gokvm/pci, gokvm/serial, gokvm/cmos,
-// gokvm/pm and, if there are any, gokvm/virtio-blk and gokvm/virtio-net, all version
-// 1. The memory is not among them. They are saved and restored while the Host is
+// gokvm/pm and, if there are any, gokvm/virtio-blk and gokvm/virtio-net, of the versions
+// that pc.Machine.Register names. The memory is not among them. They are saved and restored while the Host is
 // paused, and otherwise fail with ErrRunning.
 func (h *Host) Register(reg *vmstate.Registry) error { return h.pc.RegisterAs(reg, "gokvm/") }
 

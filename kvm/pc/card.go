@@ -16,8 +16,9 @@ type Card struct {
 	net    *device.Net
 }
 
-// ReceivePacket gives the guest a copy of an Ethernet frame of 14 to 65,535 bytes. It
-// never blocks: a frame waits in the card while the guest has no room ready, and is
+// ReceivePacket gives the guest a copy of an Ethernet frame of 14 to 65,535 bytes, or with
+// a header (NIC.VNetHdr) of up to 65,557 behind it. Another length, or a header that does
+// not fit the frame, is ErrFrame. It never blocks: a frame waits in the card while the guest has no room ready, and is
 // dropped with ErrFull if there is none in the card either. What waits is part of the
 // card's state, also what came while the guest was paused: a frame that the twin is to
 // receive after a checkpoint must not be given before Resume.
@@ -29,7 +30,7 @@ func (c *Card) ReceivePacket(frame []byte) error {
 	case errors.Is(err, device.ErrFull):
 		return ErrFull
 	case errors.Is(err, device.ErrFrame):
-		return fmt.Errorf("%w: %d", ErrFrame, len(frame))
+		return fmt.Errorf("%w of %d bytes", ErrFrame, len(frame))
 	default:
 		return err
 	}

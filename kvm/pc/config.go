@@ -57,8 +57,19 @@ type Disk struct {
 // NIC is a virtio network card of the guest's.
 type NIC struct {
 	Uplink Uplink
-	MAC    [6]byte // its address; all zero: the guest chooses one
-	Place  Place
+	// VNetHdr is the length, in bytes, of the virtio-net header that each frame to and from
+	// the Uplink begins with: 10, 12, 20 or 24 as VNetHdr of package proxy and VNetHdrLen
+	// of package tap, or 0 for none. The first 10 bytes are looked at, what follows is zero.
+	//
+	// With a header the card offers the guest checksum offload, TCP segmentation over IPv4
+	// and IPv6, both ways, and mergeable receive buffers: what the guest leaves to others
+	// is then the Uplink's to do, and what the Uplink leaves to the guest is done by the card
+	// as far as the guest does not take it. What a guest is offered is part of its state.
+	// A guest from a host without a header goes on without offloads; one with them is
+	// refused by a host without a header.
+	VNetHdr int
+	MAC     [6]byte // its address; all zero: the guest chooses one
+	Place   Place
 }
 
 // Random is a virtio entropy device of the guest's.
@@ -98,8 +109,8 @@ type Storage interface {
 // Uplink is where the frames of a guest's NIC go. Buffer of package filter,
 // Comparer of package compare and the types of package proxy are Uplinks.
 //
-// WritePacket takes a copy of an Ethernet frame of 14 to 65,535 bytes and does
-// not wait. If it fails it has taken nothing: the frame stays in the guest's ring
+// WritePacket takes a copy of an Ethernet frame of 14 to 65,535 bytes, or with a header
+// (NIC.VNetHdr) of up to 65,557 behind it, and does not wait. If it fails it has taken nothing: the frame stays in the guest's ring
 // and is given again after Room's channel, which is the same every time, was
 // sent to. Both are called from a goroutine of Run.
 type Uplink interface {

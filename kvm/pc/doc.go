@@ -33,8 +33,8 @@
 //	virtio network cards           pc/virtio-net, an instance for each
 //	virtio entropy device          pc/virtio-rng
 //
-// Each is a vmstate device, version 1, of the name on the right. They take nothing on
-// trust, neither from the guest nor from the stream; they tell the dirty log of what
+// Each is a vmstate device of the name on the right; Register says of which version. They
+// take nothing on trust, neither from the guest nor from the stream; they tell the dirty log of what
 // they write; and they stand still while the guest is paused. A port that nobody has
 // reads as all ones. The virtio devices are legacy ones on bus 0: the bridge is
 // in slot 0, and [Place] says where the others are.

@@ -19,8 +19,9 @@ var (
 	ErrClosed = errors.New("pc: closed")
 	// ErrFull: there is no room; nothing was taken, or as much as was said.
 	ErrFull = errors.New("pc: full")
-	// ErrFrame: an Ethernet frame must have 14 to 65,535 bytes.
-	ErrFrame = errors.New("pc: bad frame length")
+	// ErrFrame: an Ethernet frame must have 14 to 65,535 bytes, and a header in front of it
+	// must fit it.
+	ErrFrame = errors.New("pc: bad frame")
 	// ErrSource: a Source has returned, without an error, before it was asked to.
 	ErrSource = errors.New("pc: a network card's source has ended")
 	// ErrKernel: what was to be booted is no kernel that LoadLinux knows, or does

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gocolo/lockstep/internal/packet"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/kvm/internal/board"
 	"github.com/gocolo/lockstep/kvm/internal/device"
@@ -91,6 +92,11 @@ func Attach(vm *kvm.VM, memory []byte, d Devices) (*Machine, error) {
 		if n.Uplink == nil {
 			return nil, errors.New("pc: a network card without an uplink")
 		}
+		switch n.VNetHdr {
+		case 0, packet.VNetLen, packet.VNetMergeLen, packet.VNetHashLen, packet.VNetTunnelLen:
+		default:
+			return nil, fmt.Errorf("pc: virtio-net headers of %d bytes", n.VNetHdr)
+		}
 		wanted = append(wanted, n.Place)
 	}
 	for _, b := range d.Disks {
@@ -143,7 +149,7 @@ func (m *Machine) build(d Devices) {
 	}
 	for i, n := range d.NICs {
 		p := m.places[i]
-		card := &Card{m: m, uplink: n.Uplink, net: device.NewNet(n.Uplink, n.MAC, mem, m.line(uint32(p.Interrupt)), m.log)}
+		card := &Card{m: m, uplink: n.Uplink, net: device.NewNet(n.Uplink, n.VNetHdr, n.MAC, mem, m.line(uint32(p.Interrupt)), m.log)}
 		m.cards = append(m.cards, card)
 		put(p, device.FunctionConfig{Device: 0x1000, Class: 0x020000, Subsystem: 1}, card.net)
 	}

@@ -337,6 +337,32 @@ func TestAMachineIsSavedWhileItIsPaused(t *testing.T) {
 	}
 }
 
+// Of a pair one host has an uplink that takes headers, and the other has not: only the
+// guest that has never seen an offload goes both ways.
+func TestAGuestWithOffloadsStaysWhereThereAreHeaders(t *testing.T) {
+	p := guest.Params{Pages: 16, Touch: 1}
+	with := devices()
+	with.NICs[0].VNetHdr, with.NICs[1].VNetHdr = 12, 10
+	a, b, without := newFlat(t, p, with), newFlat(t, p, with), newFlat(t, p, devices())
+	state := a.save()
+	must(t, b.load(state))
+	if err := without.load(state); !errors.Is(err, vmstate.ErrValue) {
+		t.Error("offloads that the host cannot offer are taken:", err)
+	}
+	must(t, b.load(without.save()))
+	must(t, without.load(b.save()))
+	card := a.Cards()[0]
+	must(t, card.ReceivePacket(make([]byte, 12+60)))
+	if err := card.ReceivePacket(make([]byte, 12+13)); !errors.Is(err, pc.ErrFrame) {
+		t.Error("13 bytes behind a header are a frame:", err)
+	}
+	bad := make([]byte, 12+60)
+	bad[0], bad[7] = 1, 1 // a checksum of what begins at byte 256
+	if err := card.ReceivePacket(bad); !errors.Is(err, pc.ErrFrame) || card.Dropped() != 1 {
+		t.Error("a header that does not fit is taken:", err)
+	}
+}
+
 // source is an uplink that brings frames until it is told to fail.
 type source struct {
 	nowhere
@@ -399,6 +425,7 @@ func TestWhatCannotBeAMachineIsRefused(t *testing.T) {
 		"no memory":           {},
 		"too little memory":   {Memory: 64 << 10},
 		"no uplink":           {Memory: 1 << 20, Devices: pc.Devices{NICs: make([]pc.NIC, 1)}},
+		"odd headers":         {Memory: 1 << 20, Devices: pc.Devices{NICs: []pc.NIC{{Uplink: nowhere{}, VNetHdr: 11}}}},
 		"no storage":          {Memory: 1 << 20, Devices: pc.Devices{Disks: make([]pc.Disk, 1)}},
 		"no such slot":        {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Slot: 32}}}}},
 		"no slot":             {Memory: 1 << 20, Devices: pc.Devices{Disks: []pc.Disk{{Storage: newDisk(), Place: pc.Place{Interrupt: 9}}}}},

@@ -204,8 +204,8 @@ func (m *Machine) give() { <-m.turn }
 
 // Register adds the guest's devices to a registry, in the order in which they must
 // be restored: those of package kvm, then pc/pci, pc/serial, pc/cmos, pc/pm, and for each
-// disk and network card an instance of pc/virtio-blk and of pc/virtio-net, and pc/virtio-rng,
-// all version 1.
+// disk and network card an instance of pc/virtio-blk and of pc/virtio-net, and pc/virtio-rng.
+// Version 1, but for pc/virtio-net, which is version 2 and is loaded from 1 on.
 // The memory is not among them. They are saved and restored while the Machine is
 // paused, and otherwise fail with ErrRunning.
 func (m *Machine) Register(reg *vmstate.Registry) error { return m.RegisterAs(reg, "pc/") }
@@ -233,7 +233,11 @@ func (m *Machine) RegisterAs(reg *vmstate.Registry, prefix string) error {
 	}
 	for _, s := range list {
 		s.name = prefix + s.name
-		if err := reg.Register(vmstate.Entry{Name: s.name, Instance: s.instance, Version: 1, MinVersion: 1}, s); err != nil {
+		e := vmstate.Entry{Name: s.name, Instance: s.instance, Version: 1, MinVersion: 1}
+		if _, ok := s.state.(*device.Net); ok {
+			e.Version = device.NetVersion
+		}
+		if err := reg.Register(e, s); err != nil {
 			return err
 		}
 	}

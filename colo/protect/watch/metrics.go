@@ -15,6 +15,9 @@ func (p *Page) metrics(w http.ResponseWriter, _ *http.Request) {
 	if in.Session != nil {
 		metrics.AddInfo(&s, in.Guest, *in.Session)
 	}
+	if l := p.latency(); l != nil {
+		metrics.AddOutputLatency(&s, in.Guest, "", l)
+	}
 	p.counts.AddTo(&s)
 	if p.cfg.Metrics != nil {
 		p.cfg.Metrics(&s)

@@ -16,7 +16,9 @@ import (
 )
 
 // A Job is what is watched: a [protect.Job]. The methods are called from the
-// goroutines of requests.
+// goroutines of requests. If it has OutputLatency, as that of package protect, the page
+// shows how long packets really waited; if not, what each checkpoint kept output at
+// most.
 type Job interface {
 	Query() protect.Info
 	Pause(ctx context.Context, reason string) error
@@ -118,8 +120,13 @@ func (p *Page) Run(ctx context.Context) error {
 	defer tick.Stop()
 	for {
 		in := p.cfg.Job.Query() // not with mu: an event may wait for mu while the job waits for the event
+		left := p.latency()
 		p.mu.Lock()
-		if p.rec.sample(time.Now(), in) {
+		now := time.Now()
+		if left != nil {
+			p.rec.leaving(now, left)
+		}
+		if p.rec.sample(now, in) {
 			p.wake()
 		}
 		p.mu.Unlock()
@@ -129,6 +136,24 @@ func (p *Page) Run(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// latencyCounter is a Job that says how long packets were kept that have left, as a
+// [protect.Job] does.
+type latencyCounter interface {
+	OutputLatency() (l event.Latency, ok bool)
+}
+
+// latency returns how long packets were kept; nil if nobody counts that.
+func (p *Page) latency() *event.Latency {
+	c, ok := p.cfg.Job.(latencyCounter)
+	if !ok {
+		return nil
+	}
+	if l, ok := c.OutputLatency(); ok {
+		return &l
+	}
+	return nil
 }
 
 // note takes an event.

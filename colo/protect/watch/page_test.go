@@ -24,6 +24,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/timeline"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -548,6 +549,87 @@ func TestLatencyIsThatSinceTheLastLook(t *testing.T) {
 	r.sample(time.Unix(4, 0), in)
 	if s := r.samples[3]; s.Longest != colo.BucketBound(2) {
 		t.Errorf("%+v", s)
+	}
+}
+
+// A counter is a job that says how long packets were kept.
+type counter struct {
+	*job
+	left event.Latency
+}
+
+func (c *counter) OutputLatency() (event.Latency, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.left, true
+}
+
+func (c *counter) leave(packets int, after time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for range packets {
+		c.left.Add(after)
+	}
+}
+
+func TestAPageShowsHowLongPacketsReallyWaited(t *testing.T) {
+	c := &counter{job: newJob(protect.Protected)}
+	c.job.info.Session.Hold.Histogram[20] = 3 // the bound of a checkpoint, which is of no interest here
+	c.leave(50, time.Hour)                    // before anybody looked
+	s := serve(t, Config{Job: c})
+	live := s.live("/live?width=800")
+	c.leave(98, 2*time.Millisecond)
+	c.leave(2, 40*time.Millisecond)
+	got := live.until("the figure", func(s snapshot) bool {
+		return slices.ContainsFunc(s.Figures, func(f fact) bool { return strings.HasPrefix(f.Value, "half of 100 packets ") })
+	})
+	i := slices.IndexFunc(got.Figures, func(f fact) bool { return f.Name == "Output latency, last minute" })
+	if v := got.Figures[i].Value; !regexp.MustCompile(`^half of 100 packets 2\.\d\d\x{a0}ms or less, 99 % 4[01]\.\d\x{a0}ms, longest 4[01]\.\d\x{a0}ms$`).MatchString(v) {
+		t.Errorf("%q", v)
+	}
+	for _, want := range []string{"Output latency of packets that left, ms \\(median to 99 %\\)", "100 packets left; in the worst quarter of a second 99 of 100 were kept for 4[01]\\.\\d\\d ms or less\\."} {
+		if !regexp.MustCompile(want).MatchString(got.Picture) {
+			t.Errorf("the picture does not say %q", want)
+		}
+	}
+	if strings.Contains(got.Picture, "at most, ms (median to longest)") {
+		t.Error("the picture has the bounds of checkpoints")
+	}
+	if _, body, _ := s.request("GET", "/metrics", nil); !strings.Contains(body, `lockstep_output_latency_seconds_bucket{guest="db1",le="0.005"} 98`) || !strings.Contains(body, `lockstep_output_latency_seconds_count{guest="db1"} 150`) {
+		t.Errorf("the metrics do not say it:\n%s", body)
+	}
+}
+
+func TestLatencyOfPacketsIsThatSinceTheLastLook(t *testing.T) {
+	var r record
+	var left event.Latency
+	look := func(second int64) timeline.Sample {
+		at := time.Unix(second, 0)
+		r.leaving(at, &left)
+		r.sample(at, protect.Info{Session: new(colo.Info)})
+		return r.samples[len(r.samples)-1]
+	}
+	left.Add(time.Hour)
+	if s := look(1); s.Packets != 0 || s.Longest != 0 || s.Bound {
+		t.Errorf("what left before the first look: %+v", s)
+	}
+	for i := range 100 {
+		left.Add(time.Duration(i+1) * time.Millisecond)
+	}
+	if s := look(2); s.Packets != 100 || s.Latency/time.Millisecond < 50 || s.Latency > 54*time.Millisecond || s.P99 < 99*time.Millisecond || s.P99 > s.Longest || s.Longest > 108*time.Millisecond {
+		t.Errorf("%+v", s)
+	}
+	if s := look(3); s.Packets != 0 || s.Latency != 0 || s.P99 != 0 {
+		t.Errorf("nothing since, but %+v", s)
+	}
+	for i := range int64(1000) { // what the last minute had is forgotten
+		look(4 + i)
+	}
+	if n := len(r.totals); n > totals+2 {
+		t.Errorf("%d totals", n)
+	}
+	if f := r.latency(); len(f) != 1 || f[0].Value != "no packet has left" {
+		t.Errorf("%+v", f)
 	}
 }
 

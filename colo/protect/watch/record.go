@@ -21,6 +21,7 @@ const (
 	maxFlows       = 512
 	maxDisks       = 64
 	maxText        = 400 // bytes of an event's
+	totals         = 12  // of how long packets were kept, in a Span
 )
 
 // A record is what a page remembers of what happened.
@@ -34,8 +35,18 @@ type record struct {
 	disks       map[string]event.DiskSyncProgress
 	started     map[event.Mode]time.Time // the checkpoint under way
 
-	hold colo.Histogram // of the session, at the last sample
-	seen string         // what the last sample said of the state
+	hold   colo.Histogram  // of the session, at the last sample
+	left   event.Latency   // of the packets that have left, at the last sample
+	counts bool            // left says something
+	kept   timeline.Sample // of the packets that have left since the sample before
+	totals []total         // left in the last Span, the oldest first
+	seen   string          // what the last sample said of the state
+}
+
+// A total is how long packets were kept that had left at a moment.
+type total struct {
+	at   time.Time
+	left event.Latency
 }
 
 // A line is an event as the page shows it.
@@ -161,14 +172,34 @@ func (r *record) flow(f event.Flow) *flow {
 	return e
 }
 
+// leaving notes how long the packets were kept that have left since the job was made.
+// It is called before the sample that is to have it.
+func (r *record) leaving(now time.Time, left *event.Latency) {
+	more := left.Since(&r.left)
+	if !r.counts {
+		more = event.Latency{} // left before anybody looked
+	}
+	r.left, r.counts = *left, true
+	r.kept = timeline.Sample{Packets: more.N(), Latency: more.Quantile(0.5), P99: more.Quantile(0.99), Longest: more.Max()}
+	for len(r.totals) > 1 && now.Sub(r.totals[1].at) >= Span {
+		r.totals = r.totals[1:]
+	}
+	if n := len(r.totals); n == 0 || now.Sub(r.totals[n-1].at) >= Span/totals {
+		r.totals = append(r.totals, total{now, *left})
+	}
+}
+
 // sample notes what the job says, and reports whether its state is another.
 func (r *record) sample(now time.Time, in protect.Info) (changed bool) {
-	s := timeline.Sample{At: now}
+	s := r.kept
+	s.At, s.Bound = now, !r.counts
 	var hold colo.Histogram
 	if in.Session != nil {
 		hold = in.Session.Hold.Histogram
 		s.Held = in.Session.Held.Bytes
-		s.Latency, s.Longest = since(r.hold, hold)
+		if s.Bound {
+			s.Latency, s.Longest = since(r.hold, hold)
+		}
 	}
 	r.hold = hold
 	r.samples = keep(r.samples, s, maxSamples)

@@ -95,12 +95,14 @@ func (p *Page) snapshot(width int) snapshot {
 	if p.cfg.Control {
 		s.Actions, s.Token = actions(in), p.token
 	}
-	live := timeline.Live{Now: now, Span: Span, Width: width}
+	live := timeline.Live{Span: Span, Width: width}
 	p.mu.Lock()
+	live.Now = time.Now() // nothing that is remembered is later
 	live.Checkpoints, live.Samples, live.Marks = slices.Clone(p.rec.checkpoints), slices.Clone(p.rec.samples), slices.Clone(p.rec.marks)
 	s.Events = append([]line{}, p.rec.events...)
 	s.Flows, s.Omitted = p.rec.most(), p.rec.omitted
 	s.Copies = append(s.Copies, p.rec.copies()...)
+	s.Figures = append(s.Figures, p.rec.latency()...)
 	p.mu.Unlock()
 	slices.Reverse(s.Events)
 	s.Checkpoints = rows(live.Checkpoints)
@@ -205,7 +207,7 @@ func figures(in protect.Info) []fact {
 		if s.Held.Age > 0 {
 			held += ", the oldest for " + short(s.Held.Age)
 		}
-		all = append(all, fact{"Output latency at most", spread(s.Hold)}, fact{"Output held now", held})
+		all = append(all, fact{"Output of a checkpoint kept at most", spread(s.Hold)}, fact{"Output held now", held})
 	}
 	all = append(all, fact{"Checkpoint bytes", size(s.Bytes)})
 	if s.Throttle > 0 {
@@ -224,6 +226,18 @@ func spread(f colo.Figure) string {
 		s += ", 99 % below " + short(q)
 	}
 	return s + ", longest " + short(f.Max)
+}
+
+// latency is how long the packets that left in the last Span were kept.
+func (r *record) latency() []fact {
+	if !r.counts || len(r.totals) == 0 {
+		return nil
+	}
+	l := r.left.Since(&r.totals[0].left)
+	if l.N() == 0 {
+		return []fact{{"Output latency, last minute", "no packet has left"}}
+	}
+	return []fact{{"Output latency, last minute", fmt.Sprintf("half of %d packets %s or less, 99 %% %s, longest %s", l.N(), short(l.Quantile(0.5)), short(l.Quantile(0.99)), short(l.Max()))}}
 }
 
 func rows(all []timeline.Checkpoint) []row {

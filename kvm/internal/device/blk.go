@@ -212,4 +212,4 @@ func (b *Blk) answer(op string, err error) uint8 {
 
 // VMState implements vmstate.Device. A paused disk serves no request, so there is
 // nothing but its registers and queue.
-func (b *Blk) VMState(f *vmstate.Fields) { b.fields(f) }
+func (b *Blk) VMState(f *vmstate.Fields) { b.fields(f, 0) }

@@ -181,12 +181,21 @@ func drain(step func() bool) {
 	}
 }
 
+// entry is the section of a device.
+func entry(s State) vmstate.Entry {
+	e := vmstate.Entry{Name: "device", Version: 1, MinVersion: 1}
+	if _, ok := s.(*Net); ok {
+		e.Version = NetVersion
+	}
+	return e
+}
+
 // stream saves a device and returns its section.
 func stream(t testing.TB, s State) []byte {
 	t.Helper()
 	s.Save()
 	var reg vmstate.Registry
-	must(t, reg.Register(vmstate.Entry{Name: "device", Version: 1, MinVersion: 1}, s))
+	must(t, reg.Register(entry(s), s))
 	var b bytes.Buffer
 	w := qemufile.NewWriter(&b)
 	must(t, reg.SaveDevices(w))
@@ -198,7 +207,7 @@ func stream(t testing.TB, s State) []byte {
 // load loads a section into a device.
 func load(s State, stream []byte) error {
 	var reg vmstate.Registry
-	if err := reg.Register(vmstate.Entry{Name: "device", Version: 1, MinVersion: 1}, s); err != nil {
+	if err := reg.Register(entry(s), s); err != nil {
 		return err
 	}
 	if err := reg.LoadDevices(stream, nil); err != nil {

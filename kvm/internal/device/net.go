@@ -2,15 +2,18 @@ package device
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"log/slog"
 	"sync/atomic"
 
+	"github.com/gocolo/lockstep/internal/packet"
 	"github.com/gocolo/lockstep/vmstate"
 )
 
 // A network card has a queue for what it receives and one for what it sends, and a
-// header before each frame, all zero without offloads. (Virtio 1.1, section 5.1.)
+// header before each frame, with num_buffers if frames may take several buffers.
+// (Virtio 1.1, section 5.1.)
 const (
 	netMAC    = 1 << 5  // VIRTIO_NET_F_MAC
 	netStatus = 1 << 16 // VIRTIO_NET_F_STATUS
@@ -18,17 +21,27 @@ const (
 	netReceive  = 0
 	netTransmit = 1
 
-	netHeader = 10
+	netHeader      = packet.VNetLen
+	netMergeHeader = packet.VNetMergeLen
 )
+
+// NetVersion is the version of a card's section, which loads all from 1 on. Version 2 has
+// the features that are offered as state, and headers before the frames that wait.
+const NetVersion = netVersion
+
+const netVersion = 2
 
 // Lengths of a frame in bytes, without its checksum.
 const (
-	MinFrame = 14
-	MaxFrame = 65535
+	MinFrame    = 14
+	MaxFrame    = 65535
+	MaxBigFrame = 14 + 8 + 65535 // behind a header: an IP packet, and tags
 )
 
-// netQueued is how many bytes of frames wait for the guest at most.
-const netQueued = 512 << 10
+// netQueued is how many bytes of frames wait for the guest at most, with what the queue
+// adds to each. All that waited in a card of version 1 fits: a frame took 2 bytes more
+// than it had, which is at least 16 together, and takes 14 more now.
+const netQueued = 1 << 20
 
 // Errors of Receive.
 var (
@@ -49,24 +62,31 @@ type Uplink interface {
 type Net struct {
 	virtio
 	uplink  Uplink
+	vnet    int // length of the header before the uplink's frames, 0: none
 	work    worker
-	frame   []byte // being sent; Work's
+	frame   []byte // being sent, header included; Work's
 	waiting frames
 	wire    frames // waiting, in a stream
 	dropped atomic.Uint64
 }
 
-// NewNet returns a network card. If mac is all zero, the guest chooses an address.
+// NewNet returns a network card. If mac is all zero, the guest chooses an address. The
+// frames to and from the uplink begin with a virtio-net header of vnet bytes, in which
+// case it offers checksums, segmentation and buffers that are merged; 0: there is none.
 // log may be nil.
-func NewNet(uplink Uplink, mac [6]byte, mem *Memory, line Line, log *slog.Logger) *Net {
+func NewNet(uplink Uplink, vnet int, mac [6]byte, mem *Memory, line Line, log *slog.Logger) *Net {
 	n := &Net{
 		uplink:  uplink,
+		vnet:    vnet,
 		work:    make(worker, 1),
-		frame:   make([]byte, MaxFrame),
+		frame:   make([]byte, vnet+MaxBigFrame),
 		waiting: newFrames(netQueued),
 		wire:    newFrames(netQueued),
 	}
 	offered := uint32(netStatus)
+	if vnet > 0 {
+		offered |= netOffloads
+	}
 	config := make([]byte, 8)
 	if mac != [6]byte{} {
 		offered |= netMAC
@@ -90,16 +110,26 @@ func NewNet(uplink Uplink, mac [6]byte, mem *Memory, line Line, log *slog.Logger
 // ready for in time, and those that it sent and that are none.
 func (n *Net) Dropped() uint64 { return n.dropped.Load() }
 
+// most returns how long a frame may be, without its header.
+func (n *Net) most() int {
+	if n.vnet > 0 {
+		return MaxBigFrame
+	}
+	return MaxFrame
+}
+
 // Receive gives the guest a copy of a frame and never waits: while the ring has no
-// room, or the gate is closed, the frame waits in the card. If there is no room in
-// the card either it is dropped, with ErrFull. Any goroutine may call it.
+// room, or the gate is closed, the frame waits in the card. What the driver does not take
+// as it is, is cut and completed. If there is no room in the card either it is dropped,
+// with ErrFull. A frame whose header is wrong fails with ErrFrame, and counts as dropped.
+// Any goroutine may call it.
 func (n *Net) Receive(gate *Gate, frame []byte) error {
-	if len(frame) < MinFrame || len(frame) > MaxFrame {
+	if len(frame) < n.vnet+MinFrame || len(frame) > n.vnet+n.most() {
 		return ErrFrame
 	}
 	in := gate.TryEnter()
 	n.mu.Lock()
-	ok := n.waiting.add(frame)
+	err := n.keep(frame[:n.vnet], frame[n.vnet:])
 	if in {
 		n.deliver()
 	}
@@ -107,42 +137,79 @@ func (n *Net) Receive(gate *Gate, frame []byte) error {
 	if in {
 		gate.Leave()
 	}
-	if !ok {
+	if err != nil {
 		n.dropped.Add(1)
+	}
+	return err
+}
+
+// keep has a frame wait for the guest, as one or in segments. mu is held.
+func (n *Net) keep(header, frame []byte) error {
+	var h [vnetLen]byte
+	copy(h[:], header)
+	if !honest(h[:], frame) {
+		return ErrFrame
+	}
+	if !takesWhole(n.features, h[:]) {
+		if !n.waiting.cut(h[:], frame) {
+			return ErrFull
+		}
+		return nil
+	}
+	b := n.waiting.add(vnetLen + len(frame))
+	if b == nil {
 		return ErrFull
 	}
+	copy(b[copy(b, h[:]):], frame)
 	return nil
 }
 
 // deliver moves waiting frames into the ring. mu is held.
 func (n *Net) deliver() {
-	var header [netHeader]byte
 	moved := false
-	for {
-		f := n.waiting.first()
-		if f == nil {
-			break
-		}
-		c, ok := n.peek(netReceive)
-		if !ok {
-			break
-		}
-		if size(c.in) < netHeader+uint64(len(f)) {
-			n.waiting.drop() // it will never fit
+	q := &n.queues[netReceive]
+	for b := n.waiting.first(); b != nil; b = n.waiting.first() {
+		h, frame := packet.VNet(b[:vnetLen]), b[vnetLen:]
+		var header [netMergeHeader]byte
+		k := n.headerLen()
+		need := uint64(k + len(frame))
+		rooms, in, never, err := q.rooms(need, n.features&netMerge != 0)
+		n.broke(netReceive, err)
+		if never || err == nil && rooms != nil && !takesWhole(n.features, h) { // the driver is another than the one it came for
+			n.waiting.drop()
 			n.dropped.Add(1)
 			continue
 		}
-		q := &n.queues[netReceive]
-		q.pop()
-		n.mem.scatter(header[:], c.in, 0)
-		n.mem.scatter(f, c.in, netHeader)
-		q.push(c.head, uint32(netHeader+len(f)))
+		if rooms == nil {
+			break
+		}
+		complete(n.features, h, frame)
+		copy(header[:], h)
+		binary.LittleEndian.PutUint16(header[netHeader:], uint16(len(rooms)))
+		n.mem.scatter(header[:k], in, 0)
+		n.mem.scatter(frame, in, uint64(k))
+		for _, r := range rooms {
+			q.pop()
+			took := min(uint64(r.n), need)
+			q.put(r.head, uint32(took))
+			need -= took
+		}
+		q.publish()
 		n.waiting.drop()
 		moved = true
 	}
 	if moved {
 		n.interrupt(netReceive)
 	}
+}
+
+// headerLen returns how long the header is that the driver puts before a frame, and
+// expects. mu is held.
+func (n *Net) headerLen() int {
+	if n.features&netMerge != 0 {
+		return netMergeHeader
+	}
+	return netHeader
 }
 
 // Work sends what the guest wants sent until ctx ends.
@@ -184,11 +251,8 @@ func (n *Net) step() (more bool) {
 		n.mu.Unlock()
 		return false
 	}
-	length := size(c.out)
-	good := length >= netHeader+MinFrame && length <= netHeader+MaxFrame
+	frame, good := n.compose(c)
 	if good {
-		frame := n.frame[:length-netHeader]
-		n.mem.gather(frame, c.out, netHeader)
 		// The uplink may hand a frame to this card before it returns.
 		n.busy++
 		n.mu.Unlock()
@@ -210,6 +274,24 @@ func (n *Net) step() (more bool) {
 	return true
 }
 
+// compose copies what a driver wants sent, with the header that the uplink takes; ok is
+// false if it is no frame. mu is held.
+func (n *Net) compose(c chain) (frame []byte, ok bool) {
+	length, k := size(c.out), uint64(n.headerLen())
+	if length < k+MinFrame || length > k+uint64(n.most()) {
+		return nil, false
+	}
+	frame = n.frame[:n.vnet+int(length-k)]
+	n.mem.gather(frame[n.vnet:], c.out, k)
+	if n.vnet == 0 {
+		return frame, true
+	}
+	h := packet.VNet(frame[:n.vnet])
+	clear(h)
+	n.mem.gather(h[:netHeader], c.out, 0)
+	return frame, sends(n.features, h, frame[n.vnet:])
+}
+
 // Save implements State.
 func (n *Net) Save() {
 	n.virtio.Save()
@@ -228,6 +310,6 @@ func (n *Net) Apply() {
 
 // VMState implements vmstate.Device.
 func (n *Net) VMState(f *vmstate.Fields) {
-	n.fields(f)
+	n.fields(f, netOffloads)
 	n.wire.vmstate(f)
 }

@@ -219,7 +219,7 @@ func FuzzState(f *testing.F) {
 	devices := func(t testing.TB) []State {
 		n := newNetRig(t)
 		p, _ := newBus()
-		return []State{newCom(t).Serial, p, NewCMOS(1<<30, time.Now), NewPM(time.Now), newBlkRig(t, 64<<10).blk, n.nic, newRNGRig(t, "chance").rng}
+		return []State{newCom(t).Serial, p, NewCMOS(1<<30, time.Now), NewPM(time.Now), newBlkRig(t, 64<<10).blk, n.nic, newRNGRig(t, "chance").rng, newOffloadRig(t, allFeatures).nic}
 	}
 	for i, d := range devices(f) {
 		f.Add(uint8(i), stream(f, d))

@@ -35,7 +35,8 @@ type queue struct {
 	broken bool   // the driver broke the rules: nothing is done until a reset
 
 	mem      *Memory
-	segments [QueueSize]segment // of the chain that was peeked at
+	segments [QueueSize]segment // of the chains that were looked at
+	list     [QueueSize]room    // of rooms
 }
 
 // segment is a piece of memory that a descriptor names.
@@ -73,53 +74,104 @@ func (q *queue) usable() bool { return q.pfn != 0 && !q.broken }
 // peek returns the next available chain and leaves it there. ok is false if there
 // is none. An error breaks the queue.
 func (q *queue) peek() (c chain, ok bool, err error) {
+	if n, err := q.available(); n == 0 {
+		return chain{}, false, err
+	}
+	c, err = q.chain(q.last, q.segments[:])
+	return c, err == nil, err
+}
+
+// available returns how many chains there are to look at, none with an error, which
+// breaks the queue.
+func (q *queue) available() (uint16, error) {
 	if !q.usable() {
-		return chain{}, false, nil
+		return 0, nil
 	}
-	avail := q.base() + availAt
-	n := uint16(q.mem.load(avail)>>16) - q.last
-	if n == 0 {
-		return chain{}, false, nil
-	}
+	n := uint16(q.mem.load(q.base()+availAt)>>16) - q.last
 	if n > QueueSize {
-		return chain{}, false, q.fail("the available index is ahead by %d", n)
+		return 0, q.fail("the available index is ahead by %d", n)
 	}
-	c.head = q.mem.uint16(avail + 4 + 2*uint64(q.last%QueueSize))
+	return n, nil
+}
+
+// room is what a chain has for the device to write.
+type room struct {
+	head uint16
+	n    uint32 // bytes
+}
+
+// rooms takes a look at as many of the next available chains as have room for n bytes
+// together, and leaves them there. It returns what each has, and the segments of all of
+// them as if they were one; none if there is not room enough. Unless merge, one chain must
+// have it all. never says that there will not be: the chain has not, or the whole ring.
+// What it returns is valid until the next call, and until the next peek. An error breaks
+// the queue.
+func (q *queue) rooms(n uint64, merge bool) (list []room, in []segment, never bool, err error) {
+	avail, err := q.available()
+	if err != nil {
+		return nil, nil, false, err
+	}
+	most := uint16(QueueSize)
+	if !merge {
+		most = 1
+	}
+	at, total := 0, uint64(0)
+	for k := uint16(0); total < n; k++ {
+		if k == most || k == avail {
+			return nil, nil, k == most, nil
+		}
+		c, err := q.chain(q.last+k, q.segments[at:])
+		if err != nil {
+			return nil, nil, false, err
+		}
+		has := size(c.in)
+		q.list[k] = room{c.head, uint32(has)}
+		list = q.list[:k+1]
+		at += copy(q.segments[at:], c.in)
+		total += has
+	}
+	return list, q.segments[:at], false, nil
+}
+
+// chain returns the chain at entry pos of the available ring, of whose descriptors
+// segments has room for those that there can be. An error breaks the queue.
+func (q *queue) chain(pos uint16, segments []segment) (c chain, err error) {
+	c.head = q.mem.uint16(q.base() + availAt + 4 + 2*uint64(pos%QueueSize))
 	outs, total := 0, uint64(0)
 	i, d := 0, c.head
 	for {
 		if d >= QueueSize {
-			return chain{}, false, q.fail("descriptor %d", d)
+			return chain{}, q.fail("descriptor %d", d)
 		}
-		if i == QueueSize {
-			return chain{}, false, q.fail("a chain that does not end")
+		if i == len(segments) {
+			return chain{}, q.fail("more descriptors than a ring has: a chain that does not end, or chains that share some")
 		}
 		raw := q.mem.bytes(q.base()+16*uint64(d), 16)
 		s := segment{binary.LittleEndian.Uint64(raw), binary.LittleEndian.Uint32(raw[8:])}
 		flags, next := binary.LittleEndian.Uint16(raw[12:]), binary.LittleEndian.Uint16(raw[14:])
 		switch {
 		case flags&descIndirect != 0:
-			return chain{}, false, q.fail("an indirect descriptor")
+			return chain{}, q.fail("an indirect descriptor")
 		case !q.mem.has(s.addr, uint64(s.n)):
-			return chain{}, false, q.fail("%d bytes at %#x", s.n, s.addr)
+			return chain{}, q.fail("%d bytes at %#x", s.n, s.addr)
 		case flags&descWrite != 0:
 		case outs < i:
-			return chain{}, false, q.fail("a part to read behind one to write")
+			return chain{}, q.fail("a part to read behind one to write")
 		default:
 			outs++
 		}
-		q.segments[i] = s
+		segments[i] = s
 		i++
 		if total += uint64(s.n); total > 1<<32-1 {
-			return chain{}, false, q.fail("a chain of %d bytes", total)
+			return chain{}, q.fail("a chain of %d bytes", total)
 		}
 		if flags&descNext == 0 {
 			break
 		}
 		d = next
 	}
-	c.out, c.in = q.segments[:outs], q.segments[outs:i]
-	return c, true, nil
+	c.out, c.in = segments[:outs], segments[outs:i]
+	return c, nil
 }
 
 // more reports whether there is a chain to peek at, or the ring is broken in a way that
@@ -136,17 +188,24 @@ func (q *queue) fail(format string, args ...any) error {
 // pop takes the chain that was peeked at.
 func (q *queue) pop() { q.last++ }
 
-// push returns a chain with n bytes written. The index comes last: from then on
-// the driver may look.
+// push returns a chain with n bytes written.
 func (q *queue) push(head uint16, n uint32) {
-	used := q.base() + usedAt
+	q.put(head, n)
+	q.publish()
+}
+
+// put writes down that a chain is returned, with n bytes written, which the driver sees
+// when it is published.
+func (q *queue) put(head uint16, n uint32) {
 	var e [8]byte
 	binary.LittleEndian.PutUint32(e[:], uint32(head))
 	binary.LittleEndian.PutUint32(e[4:], n)
-	q.mem.write(used+4+8*uint64(q.used%QueueSize), e[:])
+	q.mem.write(q.base()+usedAt+4+8*uint64(q.used%QueueSize), e[:])
 	q.used++
-	q.mem.store(used, uint32(q.used)<<16)
 }
+
+// publish has the driver see what was put, all of it at once.
+func (q *queue) publish() { q.mem.store(q.base()+usedAt, uint32(q.used)<<16) }
 
 // interrupts reports whether the driver wants to be told of what was pushed. It is
 // asked after the push, whose store is a barrier.

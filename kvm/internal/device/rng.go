@@ -64,4 +64,4 @@ func (r *RNG) step() (more bool) {
 
 // VMState implements vmstate.Device. A paused device serves no request, so there is
 // nothing but its registers and queue.
-func (r *RNG) VMState(f *vmstate.Fields) { r.fields(f) }
+func (r *RNG) VMState(f *vmstate.Fields) { r.fields(f, 0) }

@@ -32,17 +32,17 @@ const isrQueue = 1
 // that a device works on chains without it while busy is not 0: what would take the
 // rings away from under it waits, and while it does no other chain is begun.
 type virtio struct {
-	mu      sync.Mutex
-	idle    sync.Cond // busy became 0
-	busy    int       // chains at work
-	held    int       // who waits for busy to become 0
-	irq     irq
-	mem     *Memory
-	log     *slog.Logger
-	offered uint32
-	config  []byte
-	wire    []byte      // config as it was loaded
-	notify  func(q int) // called without mu
+	mu     sync.Mutex
+	idle   sync.Cond // busy became 0
+	busy   int       // chains at work
+	held   int       // who waits for busy to become 0
+	irq    irq
+	mem    *Memory
+	log    *slog.Logger
+	can    uint32 // features that this host can offer
+	config []byte
+	wire   []byte      // config as it was loaded
+	notify func(q int) // called without mu
 
 	virtioState
 	saved virtioState
@@ -50,7 +50,8 @@ type virtio struct {
 
 // virtioState is the state that all of them have.
 type virtioState struct {
-	features uint32
+	offered  uint32 // to the driver: what the host could offer on which the guest began
+	features uint32 // of those, what the driver has taken
 	selected uint16
 	status   uint8
 	isr      uint8
@@ -58,7 +59,7 @@ type virtioState struct {
 }
 
 func (v *virtio) init(queues int, offered uint32, config []byte, mem *Memory, line Line, log *slog.Logger) {
-	v.offered, v.config, v.wire = offered, config, make([]byte, len(config))
+	v.can, v.offered, v.config, v.wire = offered, offered, config, make([]byte, len(config))
 	v.idle.L = &v.mu
 	v.irq.line = line
 	v.mem, v.log = mem, logOr(log)
@@ -161,10 +162,15 @@ func (v *virtio) release() {
 // held.
 func (v *virtio) peek(q int) (chain, bool) {
 	c, ok, err := v.queues[q].peek()
+	v.broke(q, err)
+	return c, ok
+}
+
+// broke tells the log of a ring that is broken, if err says so.
+func (v *virtio) broke(q int, err error) {
 	if err != nil {
 		v.log.Warn("the guest broke the rules of a virtqueue, which is left alone until it resets the device", "queue", q, "err", err)
 	}
-	return c, ok
 }
 
 // interrupt tells the driver of what was pushed. mu is held.
@@ -200,17 +206,20 @@ func (v *virtio) copyState(to, from *virtioState) {
 	to.queues = queues
 }
 
-// fields names the fields that all of them have.
-func (v *virtio) fields(f *vmstate.Fields) {
+// fields names the fields that all of them have. optional are features that a stream need
+// not offer though this host can: the guest began on one that could not, and goes on to
+// see what it saw.
+func (v *virtio) fields(f *vmstate.Fields, optional uint32) {
 	s := &v.saved
 	if !f.Loading() {
 		copy(v.wire, v.config)
 	}
-	f.Uint32Equal("offered", v.offered)
+	f.Uint32("offered", &s.offered)
+	f.Check("features that this host can offer", s.offered&^v.can == 0 && v.can&^(s.offered|optional) == 0)
 	f.Bytes("config", v.wire)
 	f.Check("the same configuration", bytes.Equal(v.wire, v.config))
 	f.Uint32("features", &s.features)
-	f.Check("features offered", s.features&^v.offered == 0)
+	f.Check("features offered", s.features&^s.offered == 0)
 	f.Uint16("queue_sel", &s.selected)
 	f.Uint8("status", &s.status)
 	f.Uint8("isr", &s.isr)
