@@ -47,16 +47,18 @@ var template = [payloadOffset]byte{
 // putTemplate writes a vCPU's frame buffer.
 func putTemplate(buffer []byte, vcpu int) {
 	binary.LittleEndian.PutUint32(buffer, FrameSize)
-	putHeaders(buffer[lengthSize:bufferSize], SourcePort+vcpu, magic, vcpu)
+	putHeaders(buffer[lengthSize:bufferSize], SourcePort+vcpu, DestPort, magic, vcpu)
 }
 
 // putHeaders writes all of a frame of the guest's but the words of its payload.
-func putHeaders(frame []byte, port int, magic uint32, vcpu int) {
+func putHeaders(frame []byte, from, to int, magic uint32, vcpu int) {
 	copy(frame, template[:])
 	be := binary.BigEndian
 	ip := frame[ethernetSize:][:ipv4Size]
 	be.PutUint16(ip[10:], checksum(ip))
-	be.PutUint16(frame[ethernetSize+ipv4Size:], uint16(port))
+	udp := frame[ethernetSize+ipv4Size:]
+	be.PutUint16(udp, uint16(from))
+	be.PutUint16(udp[2:], uint16(to))
 	payload := frame[payloadOffset:]
 	be.PutUint32(payload[payloadMagic:], magic)
 	be.PutUint32(payload[payloadVCPU:], uint32(vcpu))
@@ -83,10 +85,10 @@ type Frame struct {
 
 // ParseFrame reads a frame. It refuses whatever the program would not have
 // sent; it keeps nothing of b.
-func ParseFrame(b []byte) (Frame, error) { return parse(b, SourcePort, magic) }
+func ParseFrame(b []byte) (Frame, error) { return parse(b, SourcePort, DestPort, magic) }
 
-// parse reads a frame from a vCPU's port, counted from base.
-func parse(b []byte, base int, magic uint32) (Frame, error) {
+// parse reads a frame from a vCPU's port, counted from base, to a port of the client's.
+func parse(b []byte, base, to int, magic uint32) (Frame, error) {
 	if len(b) != FrameSize {
 		return Frame{}, fmt.Errorf("guest: frame of %d bytes, want %d", len(b), FrameSize)
 	}
@@ -97,7 +99,7 @@ func parse(b []byte, base int, magic uint32) (Frame, error) {
 		return Frame{}, fmt.Errorf("guest: frame of vCPU %d", vcpu)
 	}
 	var want [FrameSize]byte
-	putHeaders(want[:], base+int(vcpu), magic, int(vcpu))
+	putHeaders(want[:], base+int(vcpu), to, magic, int(vcpu))
 	for i, w := range want[:payloadOffset+payloadN] {
 		if b[i] != w {
 			return Frame{}, fmt.Errorf("guest: byte %d of the frame is %#02x, want %#02x", i, b[i], w)

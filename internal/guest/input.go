@@ -18,13 +18,17 @@ const (
 )
 
 // ReplyPort is the port that vCPU 0 answers from, and takes input at; the others
-// follow.
-const ReplyPort = 7200
+// follow. Answers go to a port of their own: two flows to one port, of which each guest
+// has begun another, are taken for one that both begin from ports chosen at random.
+const (
+	ReplyPort     = 7200
+	ReplyDestPort = 7300
+)
 
 // putReplyTemplate writes a vCPU's buffer for answers.
 func putReplyTemplate(buffer []byte, vcpu int) {
 	binary.LittleEndian.PutUint32(buffer, FrameSize)
-	putHeaders(buffer[lengthSize:bufferSize], ReplyPort+vcpu, replyMagic, vcpu)
+	putHeaders(buffer[lengthSize:bufferSize], ReplyPort+vcpu, ReplyDestPort, replyMagic, vcpu)
 }
 
 // Input is what a client tells a vCPU: word v, number m, counted from 1.
@@ -36,7 +40,7 @@ type Input struct {
 // AppendFrame appends the frame that says so to b.
 func (in Input) AppendFrame(b []byte) []byte {
 	var f [FrameSize]byte
-	putHeaders(f[:], 0, inputMagic, in.VCPU)
+	putHeaders(f[:], 0, 0, inputMagic, in.VCPU)
 	be := binary.BigEndian
 	copy(f[:6], template[6:12])
 	copy(f[6:12], template[:6])
@@ -73,7 +77,7 @@ type Reply struct {
 // ParseReply reads a frame that answers an input. It refuses whatever the program
 // would not have sent; it keeps nothing of b.
 func ParseReply(b []byte) (Reply, error) {
-	f, err := parse(b, ReplyPort, replyMagic)
+	f, err := parse(b, ReplyPort, ReplyDestPort, replyMagic)
 	return Reply{f.VCPU, f.N, f.H, f.T}, err
 }
 
