@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// latencyFine is the binary logarithm of how many classes there are between one
-// power of two and the next: a class is a sixteenth wide.
+// latencyFine is the binary logarithm of the number of classes between one power of two
+// and the next. With 16 of them a class is exact to a sixteenth.
 const latencyFine = 4
 
 // Latency counts durations by their class, exact to a sixteenth, in memory that
@@ -39,9 +39,9 @@ func (l *Latency) N() uint64 { return l.n }
 // Max returns the longest duration.
 func (l *Latency) Max() time.Duration { return l.longest }
 
-// Quantile returns a duration that at least the share q of those counted does
-// not exceed: the upper end of its class, so up to a sixteenth too much. Of
-// nothing it is 0.
+// Quantile returns a duration that at least the share q of those counted does not exceed.
+// It is the upper end of a class, and so up to a sixteenth too long. If none was counted
+// it is 0.
 func (l *Latency) Quantile(q float64) time.Duration {
 	want := max(uint64(q*float64(l.n)+0.999999), 1)
 	seen := uint64(0)
