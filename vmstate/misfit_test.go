@@ -284,3 +284,18 @@ func TestUnknownLiveDevicesPassByWithoutFooters(t *testing.T) {
 		}
 	}
 }
+
+func TestBytesBehindADescriptionThatFitsOnlyByNameAreLeftUnread(t *testing.T) {
+	stream := hexBytes(t, `"QEVM" 00000003 07 00000000 04 00000000 01 "a" 00000000 00000001 0102 7e 00000000 00`+
+		described(`{"devices": [{"name": "a", "instance_id": 0, "size": 1}, {"name": "b", "instance_id": 0, "size": 4}]}`))
+	r := reader(append(bytes.Clone(stream), "next"...))
+	if _, err := ReadDocument(r, nil); err != nil {
+		t.Fatal(err)
+	}
+	if at := r.Offset(); at != int64(len(stream)) {
+		t.Errorf("%d bytes are consumed, the document has %d", at, len(stream))
+	}
+	if left := r.Bytes(4, 4); string(left) != "next" {
+		t.Errorf("%q is left, %v", left, r.Err())
+	}
+}

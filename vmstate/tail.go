@@ -50,6 +50,7 @@ func (s *Scanner) tail(r *qemufile.Reader) (described bool, err error) {
 			looked++
 		}
 		r.Skip(uint64(len(t.state) - t.had))
+		t.had = len(t.state)
 	}
 	return t.ended()
 }
