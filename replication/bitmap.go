@@ -33,8 +33,8 @@ func newBits(size int64) *bitmapBits {
 	return &bitmapBits{size: size, words: make([]atomic.Uint64, (chunks+63)/64)}
 }
 
-// grow makes b that of a disk of size bytes, with no bit set in what is new.
-// Nobody sets or clears bits meanwhile.
+// grow makes b a Bitmap of a disk of size bytes, with no bit set in the new part. No bit
+// may be set or cleared meanwhile.
 func (b *Bitmap) grow(size int64) {
 	old, grown := b.bits.Load(), newBits(size)
 	for i := range old.words {
@@ -43,8 +43,8 @@ func (b *Bitmap) grow(size int64) {
 	b.bits.Store(grown)
 }
 
-// words calls f with the index of each word that [off, off+n) touches, and
-// the bits of it.
+// span calls f with the index of each word that [off, off+n) touches, and with the bits of
+// that word which it touches.
 func (b *Bitmap) span(off, n int64, f func(i int64, mask uint64) bool) {
 	if n <= 0 {
 		return
@@ -67,7 +67,7 @@ func (b *Bitmap) span(off, n int64, f func(i int64, mask uint64) bool) {
 // Set sets the bits of the chunks that [off, off+n) touches.
 func (b *Bitmap) Set(off, n int64) {
 	b.span(off, n, func(i int64, mask uint64) bool {
-		if b.bits.Load().words[i].Load()&mask != mask { // a shared cache line is left alone
+		if b.bits.Load().words[i].Load()&mask != mask { // a shared cache line is not written without need
 			b.bits.Load().words[i].Or(mask)
 		}
 		return true
@@ -144,10 +144,10 @@ func (b *Bitmap) clearAll() {
 	}
 }
 
-// union is the bits that are set in any of several bitmaps, as they are when it is
-// asked, without a bitmap of its own. The first is there, the others may be nil; those
-// that are there are of one size. They are read in their order, so that a bit that moves
-// on to a later one meanwhile is not missed.
+// union is the bits that are set in any of several bitmaps at the moment of each call; it
+// has no bits of its own. The first bitmap must be there, the others may be nil; all are
+// of one size. They are read in their order, so that a bit which moves from one to a later
+// one meanwhile is not missed.
 type union [3]*bitmapBits
 
 // word returns the i-th word of the bits.
@@ -166,7 +166,7 @@ func (u *union) has(off int64) bool {
 	return u.word(c/64)>>(c%64)&1 != 0
 }
 
-// bytes is [Bitmap.Bytes].
+// bytes does what Bytes of a [Bitmap] does.
 func (u union) bytes() int64 {
 	chunks := 0
 	for i := range u[0].words {
@@ -179,7 +179,7 @@ func (u union) bytes() int64 {
 	return n
 }
 
-// extents is [Bitmap.Extents].
+// extents does what Extents of a [Bitmap] does.
 func (u union) extents(off, n int64, yield func(n int64, flags uint32) bool) error {
 	if err := checkRange(off, n, u[0].size); err != nil {
 		return err

@@ -18,8 +18,8 @@ func (s *Secondary) PrepareFailover(context.Context) error {
 	return s.beginFailover()
 }
 
-// beginFailover closes the primary's side and records, for good, that the
-// overlays belong into the disk.
+// beginFailover refuses the primary's writes for good and records that the overlays are to
+// be copied into the disk.
 func (s *Secondary) beginFailover() error {
 	h := s.lockAll()
 	defer s.locks.unlock(h)
@@ -146,12 +146,12 @@ func (s *Secondary) copyLeafLocked(leaf uint32) error {
 	return s.copyLeaf(leaf, s.active)
 }
 
-// copyLeaf writes what active and the hidden overlay hold of a leaf's blocks
-// to the disk. A nil active is an empty one. The range is locked.
+// copyLeaf writes the blocks of a leaf that active and the hidden overlay hold to the
+// disk. A nil active counts as empty. The range is locked.
 func (s *Secondary) copyLeaf(leaf uint32, active *overlay) error {
 	buf := buffers.Get().(*[256 << 10]byte)
 	defer buffers.Put(buf)
-	var at, n int64 // [at, at+n) is to be written next
+	var at, n int64 // the bytes [at, at+n) are written next
 	flush := func() error {
 		if n == 0 {
 			return nil
@@ -161,7 +161,7 @@ func (s *Secondary) copyLeaf(leaf uint32, active *overlay) error {
 		}
 		var err error
 		if isZero(buf[:n]) {
-			err = s.disk.WriteZeroes(at, n) // what was a hole becomes one again
+			err = s.disk.WriteZeroes(at, n) // blocks that were holes become holes again
 		} else {
 			err = writeFull(s.disk, buf[:n], at)
 		}

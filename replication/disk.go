@@ -6,8 +6,8 @@ import (
 	"syscall"
 )
 
-// sentinel is an error that also answers errors.Is for the errno that says
-// the same to a peer or a guest.
+// sentinel is an error that errors.Is also finds equal to an errno, which is what a peer
+// or a guest is told.
 type sentinel struct {
 	text  string
 	errno syscall.Errno
@@ -17,8 +17,8 @@ func (e *sentinel) Error() string { return "replication: " + e.text }
 
 func (e *sentinel) Is(target error) bool { return e.errno != 0 && target == error(e.errno) }
 
-// SectorSize is the unit, in bytes, in which disks are addressed: sizes are
-// multiples of it, and it is the most that a power cut may tear.
+// SectorSize is the unit, in bytes, in which disks are addressed. Sizes are multiples of
+// it, and a power cut tears no write within a sector.
 const SectorSize = 512
 
 // BlockSize is the unit, in bytes, in which overlays keep data. A write saves
@@ -40,34 +40,34 @@ type Disk interface {
 	Sync() error
 }
 
-// Trimmer is a Disk that can give back storage. The trimmed range reads as
-// anything afterwards.
+// Trimmer is a Disk that can give back storage. Afterwards the content of the trimmed
+// range is undefined.
 type Trimmer interface {
 	Trim(off, n int64) error
 }
 
-// ZeroWriter is a Disk that zeroes a range without being handed zeroes. The
-// storage behind the range may be given back.
+// ZeroWriter is a Disk that can zero a range without writing zeroes to it. It may give
+// back the storage of the range.
 type ZeroWriter interface {
 	WriteZeroes(off, n int64) error
 }
 
-// FUAWriter is a Disk that can write through to stable storage: when WriteFUA
-// returns, this write is stable, others need not be.
+// FUAWriter is a Disk that can write through to stable storage: when WriteFUA returns,
+// this write is stable, and other writes need not be.
 type FUAWriter interface {
 	WriteFUA(p []byte, off int64) error
 }
 
-// SyncStarter is a Disk that can begin to make stable what has been written,
-// without waiting until it is, so that the next Sync has less left to do: the one
-// of a checkpoint, for which a guest stands still. It promises nothing, and an
-// error of what it has begun is that of the next Sync.
+// SyncStarter is a Disk that can begin to make earlier writes stable without waiting for
+// it. The next Sync then takes less time, which matters at a checkpoint, where the guest
+// stands still. StartSync promises nothing; an error of what it has begun is returned by
+// the next Sync.
 type SyncStarter interface {
 	StartSync()
 }
 
-// Errors that a caller may want to tell apart with errors.Is. Those that stand
-// for an errno match that too.
+// Errors that a caller can tell apart with errors.Is. The errno that each names matches
+// too.
 var (
 	// ErrNotRunning: the disk is not, or no longer, being replicated. EIO.
 	ErrNotRunning error = &sentinel{"not running", syscall.EIO}
@@ -104,8 +104,8 @@ func checkSize(what string, size int64) error {
 	return nil
 }
 
-// readFull reads all of p, and calls less than that an error, also where an
-// io.ReaderAt returns io.EOF together with everything that was asked for.
+// readFull reads all of p. Less than that is an error, but io.EOF together with all of p
+// is none.
 func readFull(d io.ReaderAt, p []byte, off int64) error {
 	n, err := d.ReadAt(p, off)
 	if n == len(p) {

@@ -5,27 +5,25 @@ import (
 	"io"
 )
 
-// Identified is what a [Remote] offers in addition if the other side knows who
-// its copy is. Both methods may block for as long as a round trip takes.
+// Identified is a [Remote] whose other side knows the identity of its copy. Both methods
+// block for up to a round trip.
 type Identified interface {
-	// Identity returns who the copy on the other side is.
+	// Identity returns the identity of the copy on the other side.
 	Identity() (Identity, error)
-	// Adopt tells the other side of which disk and generation it is to be a
-	// copy from now on; Overwrite in it says that it may be overwritten,
-	// whatever it is. Otherwise a copy of another disk, or a newer one, refuses,
-	// and nothing has changed.
+	// Adopt tells the other side the disk and generation of which it is to be a copy from
+	// now on. Overwrite in the Identity says that any copy may be overwritten. Otherwise a
+	// copy of another disk, or a newer one, is refused, and nothing changes.
 	Adopt(Identity) error
 }
 
-// IdentityDisk is a disk of one block that carries the [Identity] of a
-// [Secondary] to its primary, and back who that is: served beside the Export, as
-// [Sums] is, it takes no addition to the protocol. Reading the first sector
-// reads the identity. Writing it is Adopt.
+// IdentityDisk is a disk of one block by which a primary reads and sets the [Identity] of
+// a [Secondary]. It is served beside the Export, as [Sums] is, and so the protocol needs
+// no addition. Reading the first sector reads the identity; writing it calls Adopt.
 type IdentityDisk struct{ s *Secondary }
 
 var _ Disk = IdentityDisk{}
 
-// NewIdentityDisk returns the disk that says who s is.
+// NewIdentityDisk returns the disk with the identity of s.
 func NewIdentityDisk(s *Secondary) IdentityDisk { return IdentityDisk{s} }
 
 // Size implements [Disk].
@@ -63,10 +61,10 @@ func (d IdentityDisk) WriteAt(p []byte, off int64) (int, error) {
 // Sync does nothing: an identity that was taken is stable already.
 func (d IdentityDisk) Sync() error { return nil }
 
-// WithIdentity returns remote as an [Identified], whose other side serves an
-// [IdentityDisk] that d is a connection to. Neither is closed by it but with
-// remote's Close, which closes both, d once, if d is an io.Closer. So does Abort what
-// of the two is no [Aborter], and then waits as long as that does.
+// WithIdentity returns remote as an [Identified]. d is a connection to an [IdentityDisk]
+// that the other side serves. The Close of the result closes remote and, if d is an
+// io.Closer, d; Abort does the same for each of the two that is no [Aborter], and waits as
+// long as that takes.
 func WithIdentity(remote Remote, d interface {
 	io.ReaderAt
 	io.WriterAt
@@ -115,7 +113,7 @@ func (r identifiedRemote) Abort() {
 	r.part.abort()
 }
 
-// Identity implements [Identified] for a disk in this process that does.
+// Identity implements [Identified] where the disk in this process does.
 func (r diskRemote) Identity() (Identity, error) {
 	if d, ok := r.d.(Identified); ok {
 		return d.Identity()

@@ -9,8 +9,7 @@ const (
 	ExtentZero = 1 << 1 // it reads as zeroes
 )
 
-// ExtentReader is a disk, or a [Remote], that knows which parts of it are
-// holes.
+// ExtentReader is a disk, or a [Remote], that knows which of its parts are holes.
 type ExtentReader interface {
 	// Extents calls yield with one extent after another, of n bytes and with
 	// the flags above, that together cover [off, off+n) from off on, until
@@ -21,8 +20,8 @@ type ExtentReader interface {
 	Extents(off, n int64, yield func(n int64, flags uint32) bool) error
 }
 
-// Extents calls d.Extents if d has that method and it can tell, else yields
-// the range as one extent of data.
+// Extents calls d.Extents if d has that method and supports it. Otherwise it yields the
+// range as one extent of data.
 func Extents(d any, off, n int64, yield func(n int64, flags uint32) bool) error {
 	if x, ok := d.(ExtentReader); ok {
 		if err := x.Extents(off, n, yield); !errors.Is(err, errors.ErrUnsupported) {
@@ -43,8 +42,8 @@ var (
 	_ ExtentReader = diskRemote{}
 )
 
-// Extents implements [ExtentReader] by what the file system says. Where it
-// cannot tell, as for a block device, all is data.
+// Extents implements [ExtentReader] with the file system's knowledge. Where there is none,
+// as for a block device, all is data.
 func (d *File) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
 	if err := checkRange(off, n, d.size.Load()); err != nil {
 		return err
@@ -71,8 +70,8 @@ func (p *Primary) Extents(off, n int64, yield func(n int64, flags uint32) bool) 
 	return Extents(p.local.Disk, off, n, yield)
 }
 
-// DirtyExtents yields, as [Bitmap.Extents] does, what the secondary does not have:
-// what Synchronise would copy, see [Primary.Dirty].
+// DirtyExtents yields, as [Bitmap.Extents] does, the parts that the secondary does not
+// have, and that Synchronise would copy; see [Primary.Dirty].
 func (p *Primary) DirtyExtents(off, n int64, yield func(n int64, flags uint32) bool) error {
 	return p.lacking().extents(off, n, yield)
 }
@@ -110,8 +109,8 @@ func (r diskRemote) Extents(off, n int64, yield func(n int64, flags uint32) bool
 // BitmapDirty is the flag of an extent of a [Bitmap] whose bits are set.
 const BitmapDirty = 1 << 0
 
-// Extents yields the runs of chunks whose bits are alike, cut to [off, off+n),
-// with BitmapDirty where they are set.
+// Extents yields the parts of [off, off+n) within which the bits are all set, with
+// BitmapDirty, or all clear.
 func (b *Bitmap) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
 	return union{b.bits.Load()}.extents(off, n, yield)
 }

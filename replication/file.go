@@ -17,7 +17,7 @@ type File struct {
 	size atomic.Int64
 	made bool // by CreateFile, just now
 
-	syncing sync.Mutex // one sync at a time: the system tells an error once
+	syncing sync.Mutex // one sync at a time, because the system reports an error once
 	lost    *SyncError // of the first sync that failed; guarded by syncing
 
 	metaMu   sync.Mutex
@@ -76,8 +76,9 @@ func CreateFile(name string, size int64) (*File, error) {
 	return createFile(name, size, lockFile)
 }
 
-// createFile is CreateFile with another lock, which is taken before the file is
-// looked at: one that is empty may be another's, who is about to make it.
+// createFile does what CreateFile does, with another lock. It takes the lock before it
+// looks at the file, since an empty file may belong to another process that is about to
+// fill it.
 func createFile(name string, size int64, lock func(*os.File) error) (*File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -201,8 +202,8 @@ func (d *File) writeZeroes(off, n int64) error {
 	return nil
 }
 
-// Sync implements [Disk]. Its first error is a *SyncError, and that of every
-// call after it.
+// Sync implements [Disk]. If it fails, the error is a *SyncError, and every later call
+// returns the same error.
 func (d *File) Sync() error {
 	d.syncing.Lock()
 	defer d.syncing.Unlock()
@@ -220,9 +221,9 @@ func (d *File) Sync() error {
 // does nothing.
 func (d *File) StartSync() { startSync(d.f) }
 
-// Grow makes the image longer; what is new reads as zeroes. A device must have
-// been made longer already, and be zero there. The error is ErrSize if it is not
-// so long, or would become shorter.
+// Grow makes the image longer; the new part reads as zeroes. A device must have been made
+// longer before, with zeroes in the new part. The error is ErrSize if the device is not so
+// long, or if the image would become shorter.
 func (d *File) Grow(size int64) error {
 	if err := checkSize(d.f.Name(), size); err != nil {
 		return err
@@ -252,7 +253,7 @@ func (d *File) Grow(size int64) error {
 // in it that could be lost.
 func (d *File) Made() bool { return d.made }
 
-// Close closes the file, and that with its metadata.
+// Close closes the file and the file with its metadata.
 func (d *File) Close() error {
 	d.metaMu.Lock()
 	defer d.metaMu.Unlock()

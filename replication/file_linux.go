@@ -31,13 +31,13 @@ func punchHole(f *os.File, off, n int64) error {
 	return err
 }
 
-// datasync leaves out what fsync does for the sake of time stamps.
+// datasync makes f's content stable. Unlike fsync it leaves out time stamps.
 func datasync(f *os.File) error {
 	return retry(f, "fdatasync", syscall.Fdatasync)
 }
 
-// startSync begins to write f to its device. Whatever becomes of that, fdatasync
-// tells: only a sync_file_range that waits would be told in its place.
+// startSync begins to write f to its device. It does not wait, so that a failure is
+// reported by the next fdatasync.
 func startSync(f *os.File) {
 	retry(f, "sync_file_range", func(fd int) error {
 		return unix.SyncFileRange(fd, 0, 0, unix.SYNC_FILE_RANGE_WRITE)

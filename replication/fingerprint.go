@@ -10,13 +10,13 @@ import (
 	"slices"
 )
 
-// fingerprint is the checksums of some blocks of a disk at a checkpoint. A
-// [Journal] keeps that of a disk which has no place for [Metadata], since
-// nothing else tells it from another of its size.
+// fingerprint has the checksums of some blocks of a disk at a checkpoint. A [Journal]
+// keeps one for a disk that has no place for [Metadata], to tell that disk from others of
+// its size.
 //
-// Blocks that change are summed anew by the next checkpoint. Until then the log
-// has what they were, before they are written, so that those of which it has
-// nothing are as they were, after a crash at any moment.
+// The next checkpoint sums blocks that have changed anew. Until then the log has the
+// earlier content of each block that is written. So after a crash at any moment, the
+// blocks of which the log has nothing are unchanged.
 type fingerprint struct {
 	n  int
 	at [fingerprintBlocks]fingerprintBlock
@@ -29,8 +29,8 @@ const (
 	fingerprintEncoded = 4 + fingerprintBlocks*8
 )
 
-// fixedBlocks are where what tells disks apart is likely to be: tables of
-// partitions and superblocks of file systems. The last of the disk is another.
+// fixedBlocks are blocks that probably differ from disk to disk: partition tables and
+// superblocks of file systems. The last block of the disk is used too.
 var fixedBlocks = [...]int64{0, 1, 16, 256, 257, 272}
 
 const spreadBlocks = int64(fingerprintBlocks - len(fixedBlocks) - 1)
@@ -39,7 +39,7 @@ const spreadBlocks = int64(fingerprintBlocks - len(fixedBlocks) - 1)
 func (f *fingerprint) take(d Disk, size int64) {
 	f.n = 0
 	blocks := min((size+BlockSize-1)/BlockSize, math.MaxUint32)
-	// add reports whether block b is chosen, now or before.
+	// add chooses block b if it may, and reports whether b is chosen now.
 	add := func(b int64, zeroToo bool) bool {
 		if b >= blocks {
 			return false
@@ -59,7 +59,7 @@ func (f *fingerprint) take(d Disk, size int64) {
 		add(b, true)
 	}
 	add(blocks-1, true)
-	// The others are spread over the disk, and have data rather than not.
+	// The other blocks are spread over the disk; those with data are preferred.
 	for i := range spreadBlocks {
 		from, n := i*blocks/spreadBlocks, max((i+1)*blocks/spreadBlocks-i*blocks/spreadBlocks, 1)
 		if !add(from+rand.Int64N(n), false) {
@@ -102,10 +102,11 @@ func sumBlock(d Disk, block, size int64) (sum uint32, zero bool, err error) {
 	return crc32.Checksum(p, castagnoli), isZero(p), nil
 }
 
-// check returns ErrIdentity if the disk, of which j has what was replaced (nil:
-// nothing was), is not the one of the fingerprint. With loose, the disk's own guest may have
-// changed it meanwhile: it is enough that some block is as it was, one with data
-// if there were any; and if there are less than atLeast, nobody can tell.
+// check returns ErrIdentity if d is not the disk of the fingerprint. j has the content
+// that was replaced since; nil: none was. With loose, the disk's own guest may have
+// changed it meanwhile: then one block that is unchanged is enough, and it must be one
+// with data if there were any with data. If there are fewer than atLeast, nothing can be
+// told and it returns nil.
 func (f *fingerprint) check(ctx context.Context, d Disk, size int64, j *Journal, loose bool, atLeast int) error {
 	if f.n == 0 {
 		return nil // nobody can tell
@@ -176,8 +177,8 @@ func (f *fingerprint) append(p []byte) []byte {
 	return p
 }
 
-// decode reads what append has written for a disk of size bytes, and reports
-// whether that can be.
+// decode reads what append has written for a disk of size bytes, and reports whether it is
+// well-formed.
 func (f *fingerprint) decode(p []byte, size int64) bool {
 	le := binary.LittleEndian
 	n := le.Uint32(p)

@@ -32,11 +32,11 @@ type ForwarderConfig struct {
 	// may find much to do. Then the Forwarder is broken, with ErrTimeout.
 	Timeout time.Duration
 
-	lost  func(off, n int64) // what is not on the secondary
-	ended func()             // nothing is sent any more
+	lost  func(off, n int64) // is told which writes are not on the secondary
+	ended func()             // is told that nothing is sent any more
 }
 
-// timeout is Timeout or what stands for it.
+// timeout returns Timeout, or its default.
 func (c *ForwarderConfig) timeout() time.Duration {
 	if c.Timeout == 0 {
 		return defaultTimeout
@@ -71,14 +71,13 @@ func (c *ForwarderConfig) setDefaults() {
 // beside the local disk by a host that has its own way of writing both. Most
 // use [Primary], which does that.
 //
-// A write is answered when it has been sent or queued; that it arrived is
-// known at Sync, at the end of a WriteFUA, and at Mark. No earlier answer is
-// of use: what the secondary's disk has between two checkpoints is undone in
-// a failover. Writes that overlap reach the secondary in the order of the
-// calls, one after the other, and hold up nobody else; one that waits for an
-// earlier one is not sent if a later one replaces all of it. The first write
-// that is lost makes the Forwarder broken for good; from then on writes return
-// that error.
+// A write is answered when it has been sent or queued. That it has arrived is known at
+// Sync, at the end of a WriteFUA, and at Mark; to know it earlier is of no use, since a
+// failover undoes what the secondary's disk got after the last checkpoint. Writes that
+// overlap reach the secondary in the order of the calls, one after the other, and other
+// writes do not wait for them. A write that waits for an earlier one is not sent if a
+// later one replaces all of it. The first write that is lost breaks the Forwarder for
+// good; from then on writes return that error.
 //
 // Its methods may be called from any goroutine. None of its own runs: answers
 // are handled by those who wait for them, or by Run, which a host should keep
@@ -94,23 +93,23 @@ type Forwarder struct {
 	marked   uint64     // the epoch of the last Mark
 	held     bool       // between Mark and Loaded
 	heldAt   time.Time  // since when
-	stable   uint64     // everything with a seq up to this is stable over there
-	flushed  bool       // there has been a flush: before it, nothing is known of what others wrote
-	inflight []*forward // sent, or waiting for earlier ones that are here too; at most WindowRequests
-	ready    []*forward // of inflight: waiting for nobody any more, to be sent
-	queue    []*forward // to be entered in inflight, in order
-	hold     []*forward // to be queued at Loaded
-	flushes  int        // in flight, not in inflight
+	stable   uint64     // all writes with a seq up to this are stable on the secondary
+	flushed  bool       // there has been a flush; before it, writes of an earlier connection may not be stable
+	inflight []*forward // writes that have been sent, or wait for earlier ones in inflight; at most WindowRequests
+	ready    []*forward // those of inflight that wait for no other and are to be sent
+	queue    []*forward // writes that are to enter inflight, in order
+	hold     []*forward // writes that enter queue at Loaded
+	flushes  int        // flushes without an answer
 	bytes    int64      // cost of inflight and queue
 	holding  int64      // cost of hold
 	seq      uint64
 	free     []*forward
-	driving  bool // somebody is in remote.Progress
-	running  bool // somebody is in Run
+	driving  bool // a goroutine is in remote.Progress
+	running  bool // a goroutine is in Run
 	wake     chan struct{}
 	deadline *time.Timer
 	flushAt  time.Time // when the oldest outstanding flush was sent
-	watched  bool      // deadline will fire
+	watched  bool      // a timer for the deadline is running
 }
 
 // forward is one write on its way.
@@ -121,14 +120,14 @@ type forward struct {
 	zero   bool
 	data   []byte // a copy, if it is or was queued
 	seq    uint64
-	index  int         // in inflight
-	waits  int         // of inflight: earlier ones that overlap and are not answered
-	begun  bool        // it has been, or is about to be, handed to the remote; data is left alone from then on
+	index  int         // its place in inflight
+	waits  int         // how many earlier writes of inflight overlap it and have no answer
+	begun  bool        // it is or was handed to the remote, and data must not change any more
 	sent   time.Time   // when that was
-	done   func(error) // f.finish of this, bound once
+	done   func(error) // w.finish, as one value, so that it is allocated once
 }
 
-// cost is what a write takes of the bounds.
+// cost returns how many bytes of the bounds the write takes.
 func (w *forward) cost() int64 { return forwardCost(w.n, w.zero) }
 
 func forwardCost(n int64, zero bool) int64 {
@@ -193,7 +192,7 @@ func (f *Forwarder) Err() error {
 	return f.failed()
 }
 
-// failed returns why nothing can be sent.
+// failed returns the error for which nothing can be sent, or nil.
 func (f *Forwarder) failed() error {
 	if f.err == nil && f.state != Running {
 		return ErrNotRunning
@@ -258,12 +257,10 @@ func (f *Forwarder) tellLost(lost []*forward) {
 	}
 }
 
-// Cut implements [Cutter]: the Forwarder is broken, with ErrCut, which nobody
-// needs to be told.
+// Cut implements [Cutter]: it breaks the Forwarder with ErrCut, without an event.
 func (f *Forwarder) Cut() { f.end(&BrokenError{Op: "connection", Err: ErrCut}) }
 
-// end makes the Forwarder broken, and reports whether it was not before. The
-// caller does not hold mu.
+// end breaks the Forwarder, and reports whether it was whole. The caller does not hold mu.
 func (f *Forwarder) end(err *BrokenError) bool {
 	f.mu.Lock()
 	if f.err != nil || f.state == Done {
@@ -274,14 +271,14 @@ func (f *Forwarder) end(err *BrokenError) bool {
 	lost := f.drop()
 	f.mu.Unlock()
 	f.tellLost(lost)
-	abort(f.remote) // a side that is lost is not waited for; Stop closes
+	abort(f.remote) // without waiting for a side that may be lost; Stop closes
 	if f.cfg.ended != nil {
 		f.cfg.ended()
 	}
 	return true
 }
 
-// breakOff makes the Forwarder broken, and says so. The caller does not hold mu.
+// breakOff breaks the Forwarder and publishes that. The caller does not hold mu.
 func (f *Forwarder) breakOff(err *BrokenError) {
 	if !f.end(err) {
 		return
@@ -292,7 +289,7 @@ func (f *Forwarder) breakOff(err *BrokenError) {
 // Size implements [Disk].
 func (f *Forwarder) Size() int64 { return f.remote.Size() }
 
-// ReadAt fails: the local disk has all there is to read.
+// ReadAt fails, since reads are for the local disk.
 func (f *Forwarder) ReadAt([]byte, int64) (int, error) { return 0, ErrWriteOnly }
 
 // WriteAt sends p, or queues a copy of it. The error is ErrRange,
@@ -324,14 +321,14 @@ func (f *Forwarder) WriteZeroes(off, n int64) error {
 // back.
 func (f *Forwarder) Trim(off, n int64) error { return f.WriteZeroes(off, n) }
 
-// Sync waits until what has been sent, and what is queued to be sent, is
-// stable on the secondary. It does not wait for what is held: that belongs to
-// an epoch whose Mark will.
+// Sync waits until the writes that were sent or queued are stable on the secondary. It
+// does not wait for those that are held: these belong to an epoch whose own Mark waits for
+// them.
 func (f *Forwarder) Sync() error {
 	return f.flush(context.Background(), false, nil)
 }
 
-// Larger writes are sent in parts, for other sides have their limits.
+// Larger writes are sent in parts, since the other side has limits.
 const (
 	maxForward       = 4 << 20
 	maxForwardZeroes = 32 << 20
@@ -373,7 +370,7 @@ func (f *Forwarder) sendPart(p []byte, off, n int64, fua bool) (seq uint64) {
 		}
 		w := f.newForward(off, n, fua, p == nil)
 		w.keep(p)
-		w.seq = 0 // answered does not wait for it
+		w.seq = 0 // answered must not wait for it
 		f.hold = append(f.hold, w)
 		f.holding += w.cost()
 		return 0
@@ -401,13 +398,12 @@ func (f *Forwarder) sendPart(p []byte, off, n int64, fua bool) (seq uint64) {
 	w.keep(p)
 	f.queue = append(f.queue, w)
 	seq = w.seq
-	f.pumpAtLeast(1) // in turn for this one: no guest's write waits for all that is queued
+	f.pumpAtLeast(1) // for this one only, so that no guest's write waits until all of the queue is sent
 	return seq
 }
 
-// replace makes w, if it is not on its way, a later write of the same range,
-// and reports whether it could. Between the two there must not have been one
-// that overlaps.
+// replace gives w the content of a later write of the same range, if w has not been sent,
+// and reports whether it did. No write that overlaps may have come between the two.
 func (w *forward) replace(p []byte, off, n int64, fua bool) bool {
 	if w.begun || w.zero || p == nil || w.off != off || w.n != n {
 		return false
@@ -417,7 +413,7 @@ func (w *forward) replace(p []byte, off, n int64, fua bool) bool {
 	return true
 }
 
-// number makes w the latest of what is outstanding. The caller holds mu.
+// number gives w the latest sequence number. The caller holds mu.
 func (f *Forwarder) number(w *forward) *forward {
 	f.seq++
 	w.seq = f.seq
@@ -425,8 +421,7 @@ func (f *Forwarder) number(w *forward) *forward {
 	return w
 }
 
-// overlapsAny reports whether something that overlaps a range is on its way, or
-// is to be.
+// overlapsAny reports whether a write that overlaps a range is in flight, queued or held.
 func (f *Forwarder) overlapsAny(off, n int64) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -439,7 +434,7 @@ func (f *Forwarder) overlapsAny(off, n int64) bool {
 	return false
 }
 
-// waitRoom waits until n more may be outstanding. The caller holds mu.
+// waitRoom waits until there is room for n more bytes. The caller holds mu.
 func (f *Forwarder) waitRoom(n int64) error {
 	for {
 		if err := f.failed(); err != nil {
@@ -469,10 +464,10 @@ func (f *Forwarder) newForward(off, n int64, fua, zero bool) *forward {
 	return w
 }
 
-// keep copies what is to be sent later.
+// keep copies p, so that it can be sent later.
 func (w *forward) keep(p []byte) { w.data = append(w.data[:0], p...) }
 
-// full reports whether inflight has all that it may have.
+// full reports whether inflight has WindowRequests writes.
 func (f *Forwarder) full() bool { return len(f.inflight) >= f.cfg.WindowRequests }
 
 // overlapping returns how many of inflight overlap a range, and the latest of
@@ -489,14 +484,14 @@ func (f *Forwarder) overlapping(off, n int64) (count int, last *forward) {
 	return count, last
 }
 
-// enter puts w, the latest, into inflight. The caller holds mu.
+// enter puts w, the latest write, into inflight. The caller holds mu.
 func (f *Forwarder) enter(w *forward, waits int) {
 	w.index, w.waits = len(f.inflight), waits
 	f.inflight = append(f.inflight, w)
 }
 
-// launch makes w, of inflight, one that is on its way. The caller holds mu,
-// and calls start next, without it.
+// launch marks w, which is in inflight, as sent. The caller holds mu, and calls start
+// next, without mu.
 func (f *Forwarder) launch(w *forward) {
 	w.begun = true
 	w.sent = time.Now()
@@ -511,7 +506,7 @@ func (f *Forwarder) start(w *forward, p []byte) {
 	}
 }
 
-// finish is called with the answer.
+// finish is called by the remote with the answer to the write.
 func (w *forward) finish(err error) {
 	f := w.f
 	off, n, zero := w.off, w.n, w.zero
@@ -550,24 +545,26 @@ func (w *forward) finish(err error) {
 	f.breakOff(&BrokenError{Op: op, Off: off, Len: n, Err: err})
 }
 
-// atOnce is how many of the writes that were held Loaded sends itself.
+// atOnce is how many of the held writes Loaded sends itself; the answers to these send the
+// rest.
 const atOnce = 4
 
-// pump sends what waits for nobody any more, and what there is room for of the
-// queue. The caller holds mu, which is released meanwhile.
+// pump sends the writes that wait for no other, and as many from the queue as there is
+// room for. The caller holds mu, which is released meanwhile.
 func (f *Forwarder) pump() {
 	for f.pumpSome(1) > 0 {
 	}
 }
 
-// pumpAtLeast sends so many, and goes on while nothing is under way whose answer
-// would have the rest sent.
+// pumpAtLeast sends n writes, and more as long as no write is under way whose answer would
+// send the rest.
 func (f *Forwarder) pumpAtLeast(n int) {
 	for f.pumpSome(n) > 0 && len(f.inflight) == 0 {
 	}
 }
 
-// pumpSome is pump of at most so many, and returns how many.
+// pumpSome does what pump does for at most so many writes, and returns how many it has
+// sent.
 func (f *Forwarder) pumpSome(most int) (sent int) {
 	for sent < most && f.failed() == nil {
 		var w *forward

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// broadcast wakes all who wait for a change. The caller holds mu.
+// broadcast wakes all goroutines that wait for a change. The caller holds mu.
 func (f *Forwarder) broadcast() {
 	if f.wake != nil {
 		close(f.wake)
@@ -17,8 +17,8 @@ func (f *Forwarder) broadcast() {
 	}
 }
 
-// waitChange waits until something may have changed: it handles answers, if
-// nobody else does. The caller holds mu, which is released meanwhile.
+// waitChange waits until something may have changed. It handles answers itself if no other
+// goroutine does. The caller holds mu, which is released meanwhile.
 func (f *Forwarder) waitChange(ctx context.Context) {
 	if f.pumpSome(1) > 0 {
 		return
@@ -39,12 +39,12 @@ func (f *Forwarder) waitChange(ctx context.Context) {
 	f.drive(ctx)
 }
 
-// drive handles answers until there has been one, and sends what that makes
-// room for. The caller holds mu, which is released meanwhile.
+// drive handles answers until there has been one, and then sends writes for which that has
+// made room. The caller holds mu, which is released meanwhile.
 func (f *Forwarder) drive(ctx context.Context) {
 	f.driving = true
 	if len(f.ready) > 0 {
-		f.pump() // what is not sent has no answer
+		f.pump() // a write has to be sent to get an answer
 	}
 	f.mu.Unlock()
 	err := f.remote.Progress(ctx)
@@ -54,7 +54,7 @@ func (f *Forwarder) drive(ctx context.Context) {
 	f.mu.Lock()
 	f.driving = false
 	f.pump()
-	f.broadcast() // somebody else may have to drive on
+	f.broadcast() // another goroutine may have to handle answers from now on
 }
 
 // Run handles answers as they come until ctx ends, the Forwarder is stopped
@@ -118,11 +118,11 @@ func (f *Forwarder) answered(ctx context.Context, seq uint64) error {
 	return f.waitUntil(ctx, func() bool { return !f.outstanding(seq) })
 }
 
-// flush waits for the answers to all that is queued or in flight now, and
-// then has it made stable. Meanwhile it calls meanwhile, if not nil, from the
-// beginning on; an error of that is returned first. With always it has the disk
-// over there made stable also if this Forwarder has written nothing since it last
-// was: others may have.
+// flush waits for the answers to all writes that are queued or in flight now, and then
+// makes them stable on the secondary. It calls meanwhile, if that is not nil, at the
+// beginning, beside the waiting; an error of that is returned first. With always, it has
+// the other disk flushed even if this Forwarder has written nothing since the last flush,
+// since others may have.
 func (f *Forwarder) flush(ctx context.Context, always bool, meanwhile func() error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -131,8 +131,8 @@ func (f *Forwarder) flush(ctx context.Context, always bool, meanwhile func() err
 		return f.flushUpTo(ctx, seq, always)
 	}
 	if f.failed() == nil && !f.outstanding(seq) && (always || !f.flushed || f.stable < seq) {
-		// Nothing is waited for before the flush is sent, so that this goroutine
-		// can do both.
+		// Nothing is waited for before the flush is sent, so that one goroutine can do
+		// both.
 		wait := f.startFlush(seq)
 		f.mu.Unlock()
 		local := meanwhile()
@@ -147,21 +147,21 @@ func (f *Forwarder) flush(ctx context.Context, always bool, meanwhile func() err
 	return cmp.Or(<-local, err)
 }
 
-// flushUpTo is flush of what has a number up to seq. The caller holds mu, which is
-// released meanwhile.
+// flushUpTo does what flush does for the writes up to number seq. The caller holds mu,
+// which is released meanwhile.
 func (f *Forwarder) flushUpTo(ctx context.Context, seq uint64, always bool) error {
 	err := f.waitUntil(ctx, func() bool { return !f.outstanding(seq) })
-	// The first is always sent: what is on the other side may have been written
-	// before this connection, and never have been flushed.
+	// The first flush is always sent: an earlier connection may have written data that was
+	// never flushed.
 	if err != nil || !always && f.flushed && f.stable >= seq {
 		return err
 	}
 	return f.startFlush(seq)(ctx)
 }
 
-// startFlush sends a flush of what has a number up to seq, which has been answered,
-// and returns what waits for its answer. The caller holds mu, also of that; it is
-// released meanwhile.
+// startFlush sends a flush of the writes up to number seq, all of which have been
+// answered, and returns a function that waits for its answer. The caller holds mu, also
+// when it calls that; it is released meanwhile.
 func (f *Forwarder) startFlush(seq uint64) (wait func(context.Context) error) {
 	if f.flushes == 0 {
 		f.flushAt = time.Now()
@@ -190,7 +190,7 @@ func (f *Forwarder) startFlush(seq uint64) (wait func(context.Context) error) {
 	}
 }
 
-// watch arms the deadline. The caller holds mu.
+// watch starts the timer for the deadline, unless it runs. The caller holds mu.
 func (f *Forwarder) watch() {
 	if f.watched {
 		return // checkDeadline looks for the oldest
@@ -220,7 +220,7 @@ func (f *Forwarder) checkDeadline() {
 			oldest = &BrokenError{Op: "write", Off: w.off, Len: w.n, Err: ErrTimeout}
 		}
 	}
-	if first { // nothing has been sent that is not answered
+	if first { // every write and flush has been answered
 		f.mu.Unlock()
 		return
 	}
@@ -246,7 +246,7 @@ func (f *Forwarder) Mark(ctx context.Context, epoch uint64) error {
 	return f.flush(ctx, true, nil)
 }
 
-// beginHold makes later writes wait for Loaded.
+// beginHold has later writes wait for Loaded.
 func (f *Forwarder) beginHold(epoch uint64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -273,7 +273,7 @@ func (f *Forwarder) canHold(epoch uint64) error {
 	return nil
 }
 
-// Loaded implements [Marker]: what has been held is sent, in order.
+// Loaded implements [Marker]: it sends the held writes, in order.
 func (f *Forwarder) Loaded(_ context.Context, epoch uint64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -293,8 +293,8 @@ func (f *Forwarder) Loaded(_ context.Context, epoch uint64) error {
 	f.hold, f.holding = nil, 0
 	f.broadcast()
 	if f.running {
-		// The answers to these have the rest sent: a checkpoint does not wait
-		// for the link to take it.
+		// The answers to these writes send the rest, so that a checkpoint does not wait
+		// until the link has taken all.
 		f.pumpAtLeast(atOnce)
 	} else {
 		f.pump()
@@ -302,11 +302,11 @@ func (f *Forwarder) Loaded(_ context.Context, epoch uint64) error {
 	return nil
 }
 
-// errHeld says that something waits for Loaded.
+// errHeld says that a write waits for Loaded.
 var errHeld = errors.New("replication: held")
 
-// arrived waits until nothing that overlaps a range is on its way. The error is
-// errHeld if something is that waits for Loaded. The caller keeps writers away.
+// arrived waits until no write that overlaps a range is on its way. The error is errHeld
+// if one of them waits for Loaded. The caller keeps writers away.
 func (f *Forwarder) arrived(ctx context.Context, off, n int64) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -319,7 +319,7 @@ func (f *Forwarder) arrived(ctx context.Context, off, n int64) error {
 	})
 }
 
-// unheld waits until nothing waits for Loaded.
+// unheld waits until no write waits for Loaded.
 func (f *Forwarder) unheld(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

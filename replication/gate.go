@@ -5,8 +5,8 @@ import (
 	"syscall"
 )
 
-// Gate says whether this side may let anything out: whether what a guest has
-// written may be answered. [failover.Gate] is one.
+// Gate says whether this side may let anything out, and so whether a guest's write may be
+// answered. [failover.Gate] is one.
 //
 // [failover.Gate]: https://pkg.go.dev/github.com/gocolo/lockstep/failover#Gate
 type Gate interface {
@@ -18,11 +18,11 @@ type Gate interface {
 	Opened() <-chan struct{}
 }
 
-// ErrFenced is what a guest's changes get after Fence: it must not go on here.
+// ErrFenced is the answer to a guest's changes after Fence: the guest must not go on here.
 // EIO.
 var ErrFenced error = &sentinel{"the guest is fenced off", syscall.EIO}
 
-// gate is a Gate and a fence.
+// gate combines a Gate and a fence.
 type gate struct {
 	g      Gate
 	once   sync.Once
@@ -45,7 +45,7 @@ func (g *gate) pass() error {
 		}
 		opened := g.g.Opened()
 		if g.g.Open() {
-			continue // between the two
+			continue // the gate opened between the two calls
 		}
 		select {
 		case <-opened:
@@ -54,7 +54,7 @@ func (g *gate) pass() error {
 	}
 }
 
-// answer returns err, which may be told at once, or what pass says.
+// answer returns err at once if there is one, or else what pass returns.
 func (g *gate) answer(err error) error {
 	if err != nil {
 		return err
@@ -64,11 +64,11 @@ func (g *gate) answer(err error) error {
 
 func (g *gate) fence() { g.once.Do(func() { close(g.fenced) }) }
 
-// Fence ends the guest's use of the disk for good: the answers that wait for the
-// Gate, and those to all later changes and flushes, are ErrFenced. It is for a
-// side that has lost, so that a vCPU that waits for an answer can be stopped.
-// Reads go on. Any goroutine may call it; it does not block.
+// Fence ends the guest's use of the disk for good: answers that wait for the Gate become
+// ErrFenced, and so do those to all later changes and flushes. It is for a side that has
+// lost its guest, so that a vCPU which waits for an answer can be stopped. Reads go on.
+// Any goroutine may call it; it does not block.
 func (p *Primary) Fence() { p.gate.fence() }
 
-// Fence is that of [Primary.Fence], for a secondary's guest that took over.
+// Fence does what [Primary.Fence] does, for the guest of a secondary that has taken over.
 func (s *Secondary) Fence() { s.gate.fence() }

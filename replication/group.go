@@ -76,10 +76,10 @@ func (g Group) Prepare(ctx context.Context, epoch uint64) error {
 	return each(g, "prepare", func(p Preparer) error { return p.Prepare(ctx, epoch) })
 }
 
-// Checkpoint makes all disks those of epoch. If there are several, all are
-// prepared, and asked for errors, before the first is changed; what then still
-// fails is a failure of the host that leaves the group torn, and the error says
-// which members. If the host crashes in between, RecoverGroup finds one epoch.
+// Checkpoint makes all disks those of epoch. If there are several, all are prepared and
+// asked for errors before the first is changed. If one fails after that, the host has
+// failed and the group is torn; the error says which members. If the host crashes between
+// two members, RecoverGroup brings them to one epoch.
 func (g Group) Checkpoint(ctx context.Context, epoch uint64) error {
 	if len(g) > 1 {
 		if err := g.Prepare(ctx, epoch); err != nil {

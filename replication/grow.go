@@ -34,12 +34,11 @@ func mayGrow(from, to int64) error {
 	return nil
 }
 
-// Grow makes the secondary disk longer, before the primary's grows and while both
-// run: what is new is zero, and no part of any checkpoint. A connection to the
-// Export that is made from now on sees the new size; the primary needs one for
-// its own Grow. On an error, which is ErrSize, or errors.ErrUnsupported if the
-// disk is no [Grower], or what that said, the disk has its size of before. Guests
-// find a device of the new size when their host says so.
+// Grow makes the secondary disk longer, before the primary's grows and while both run. The
+// new part is zero and belongs to no checkpoint yet. A connection to the Export that is
+// made from now on sees the new size; the primary needs one for its own Grow. The error is
+// ErrSize, or errors.ErrUnsupported if the disk is no [Grower], or that of the disk; the
+// size is unchanged then. The host has to tell the guest of the new size.
 func (s *Secondary) Grow(_ context.Context, size int64) error {
 	h := s.lockAll()
 	defer s.locks.unlock(h)
@@ -76,7 +75,7 @@ func (j *Journal) setSize(size int64) error {
 	return j.store(b)
 }
 
-// grow makes o that of a disk of size bytes. The whole disk is locked.
+// grow makes o an overlay of a disk of size bytes. The whole disk is locked.
 func (o *overlay) grow(size int64) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -88,10 +87,10 @@ func (o *overlay) grow(size int64) {
 	o.dir = dir
 }
 
-// Grow makes the local disk longer, after the secondary's has grown, while the
-// guest runs and replication does. remote is a new connection to the same copy,
-// which sees its new size; the one that is attached is given up for it, once
-// everything on its way has been answered. Without a secondary remote is nil.
+// Grow makes the local disk longer, after the secondary's, while the guest and replication
+// run. remote is a new connection to the same copy, which sees the new size; it replaces
+// the attached one, once everything on that has been answered. Without a secondary remote
+// is nil.
 //
 // On an error nothing has changed: ErrSize if a size does not fit, ErrIdentity if
 // remote is to another copy, ErrRunning between a Mark and its Loaded, when it may
@@ -153,7 +152,7 @@ func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
 	f := NewForwarder(remote, old.cfg)
 	f.state, f.marked = Running, old.marked
 	p.link.Store(f)
-	old.Stop(ctx, false) // which has nothing under way
+	old.Stop(ctx, false) // it has nothing under way
 	p.changed()
 	return nil
 }
@@ -164,7 +163,7 @@ func (f *Forwarder) isHeld() bool {
 	return f.held
 }
 
-// grow makes room for the bitmap of a disk of size bytes, and t that bitmap.
+// grow makes room for the bitmap of a disk of size bytes, and makes t that bitmap.
 func (m *Metadata) grow(size int64, t *intent) error {
 	if t == nil {
 		return nil
@@ -180,7 +179,7 @@ func (m *Metadata) grow(size int64, t *intent) error {
 	return nil
 }
 
-// grow makes t the bitmap of a disk of size bytes, for which the device has room.
+// grow makes t the bitmap of a disk of size bytes. The device has room for it.
 func (t *intent) grow(size int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

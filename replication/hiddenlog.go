@@ -59,7 +59,7 @@ const (
 func (l *hiddenLog) grow(uint32)    {}
 func (l *hiddenLog) stride() uint32 { return sectorsPerBlock }
 
-// Slots of the log are sectors of the device.
+// A slot of the log is a sector of the device.
 
 func (l *hiddenLog) readSlot(slot uint32, p []byte, at int) error {
 	return readFull(l.dev, p, int64(slot)*SectorSize+int64(at))
@@ -189,8 +189,8 @@ func (l *hiddenLog) appendRecord(buf []byte, magic, count uint32, b0 int64, p []
 	return append(buf, p...)
 }
 
-// replay hands the blocks of the log to apply, in order; n bytes from a block
-// on, which are p, or zeroes if that is nil.
+// replay calls apply for the blocks of the log, in order, with n bytes from a block on:
+// their content p, or nil for zeroes.
 func (l *hiddenLog) replay(ctx context.Context, apply func(block, n int64, p []byte) error) error {
 	var head [recordHeader]byte
 	data := make([]byte, min(int64(len(zeroes)), l.dev.Size()))

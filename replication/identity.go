@@ -22,11 +22,10 @@ func newID() (id ID) {
 // String returns 32 hexadecimal digits.
 func (id ID) String() string { return hex.EncodeToString(id[:]) }
 
-// Generation names a stretch of a disk's history in which the same side wrote
-// it: a new one begins when a secondary has taken over, and when a primary goes
-// on without its secondary. Number counts them; Tag is random, so that two
-// sides that went on each by itself are not taken for one. It is what DRBD's
-// generation identifiers are.
+// Generation names a part of a disk's history during which the same side wrote it. A new
+// one begins when a secondary has taken over, and when a primary goes on without its
+// secondary. Number counts them; Tag is random, so that the generations of two sides that
+// both went on alone differ. DRBD's generation identifiers are the model.
 type Generation struct {
 	Number, Tag uint64
 }
@@ -40,17 +39,17 @@ func (g Generation) next() Generation {
 	return Generation{g.Number + 1, binary.LittleEndian.Uint64(b[:])}
 }
 
-// CopyState says what a copy of a disk is worth.
+// CopyState says in which state a copy of a disk is.
 type CopyState uint8
 
 // The states of a copy.
 const (
-	// CopyClean: the copy is the disk of its generation and epoch, or, where
-	// the guest writes it, of now.
+	// CopyClean: the copy equals the disk at its generation and epoch, or, where a guest
+	// writes it, the disk as it is now.
 	CopyClean CopyState = iota
-	// CopyInconsistent: the copy is that of no moment. It is being copied, or
-	// a primary was writing it when its host was lost; its Journal, if it has
-	// one, makes it clean.
+	// CopyInconsistent: the copy equals the disk at no moment. It is being copied, or a
+	// primary was writing it when its host was lost; its Journal, if it has one, makes it
+	// clean.
 	CopyInconsistent
 	// CopyOutdated: another copy is known to be newer.
 	CopyOutdated
@@ -67,11 +66,11 @@ func (s CopyState) String() string {
 // historyLength is how many generations before its own a copy remembers.
 const historyLength = 6
 
-// Identity is who a copy of a disk is: of which guest disk, which copy, and how
-// far in its history. Two copies exchange them when they are joined.
+// Identity says which copy of which guest's disk a copy is, and how far it is in the
+// disk's history. Two sides exchange their identities when they are joined.
 type Identity struct {
-	Disk       ID // the same for all copies; zero: a blank one, or unknown
-	Copy       ID // of this one
+	Disk       ID // of the guest's disk, the same for all copies; zero: a blank copy, or unknown
+	Copy       ID // of this copy
 	Generation Generation
 	History    [historyLength]Generation // those before, newest first; zero: none
 	// Epoch is the last checkpoint, in this generation, that the copy has. It
@@ -86,11 +85,11 @@ type Identity struct {
 	// whatever it is.
 	Overwrite bool
 
-	instance ID    // of the process that has it; on the wire alone
-	room     int64 // for pre-images, in bytes, so too; zero: not known
+	instance ID    // names the process that uses the copy; only on the wire
+	room     int64 // for pre-images, in bytes; only on the wire; zero: not known
 }
 
-// String says it in a line.
+// String returns the identity as one line of text.
 func (i Identity) String() string {
 	if i.Disk == (ID{}) {
 		return "of no known disk"
@@ -109,7 +108,7 @@ func (i *Identity) begin() {
 	i.Generation, i.Epoch = i.Generation.next(), 0
 }
 
-// descends reports whether i's history goes on from that of o, or is the same.
+// descends reports whether o's generation is i's own or in i's history.
 func (i *Identity) descends(o Identity) bool {
 	return i.Generation == o.Generation || o.Generation != (Generation{}) && slices.Contains(i.History[:], o.Generation)
 }
@@ -158,15 +157,14 @@ func Newest(a, b Identity) (int, error) {
 	return 0, nil
 }
 
-// Errors of copies that are not what they should be.
+// Errors of copies that cannot be joined or used.
 var (
 	// ErrIdentity: a copy is of another guest's disk, or of none that is
 	// known, and nobody has said that it may be overwritten. EPERM, as the next.
 	ErrIdentity error = &sentinel{"not a copy of this disk", syscall.EPERM}
 	// ErrDiverged: two copies of one disk whose guests both went on.
 	ErrDiverged error = &sentinel{"the copies have diverged", syscall.EPERM}
-	// ErrInconsistent: a copy that is that of no moment cannot be a guest's
-	// disk.
+	// ErrInconsistent: the copy equals its disk at no moment, and so cannot be a guest's.
 	ErrInconsistent error = &sentinel{"the copy is inconsistent", 0}
 	// ErrOutdated: another copy is newer. EPERM.
 	ErrOutdated error = &sentinel{"the copy is outdated", syscall.EPERM}
@@ -198,7 +196,7 @@ func bit(b bool) byte {
 	return 0
 }
 
-// decode reads what append has written, and reports whether that can be.
+// decode reads what append has written, and reports whether it is well-formed.
 func (i *Identity) decode(p []byte) bool {
 	le := binary.LittleEndian
 	copy(i.Disk[:], p)

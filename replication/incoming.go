@@ -46,7 +46,7 @@ func (x incoming) WriteAt(p []byte, off int64) (int, error) {
 
 func (x incoming) Trim(off, n int64) error {
 	if _, ok := x.s.disk.Disk.(Trimmer); !ok {
-		return nil // a hint; the primary forwards what must read as zeroes as such
+		return nil // a trim is a hint; the primary forwards ranges that must read as zeroes otherwise
 	}
 	return x.change(off, n, func() error { _, err := x.s.disk.trim(off, n); return err })
 }
@@ -73,7 +73,7 @@ func (x incoming) change(off, n int64, write func() error) error {
 		return err
 	}
 	if _, err := s.life.admit(); err == ErrGated {
-		return ErrGated // without waiting for what shuts the gate
+		return ErrGated // without waiting for the checkpoint or failover that shuts the gate
 	}
 	h := s.lockBlocks(off, n, false)
 	half, err := s.changeLocked(off, n, write)
@@ -111,9 +111,9 @@ func (s *Secondary) changeLocked(off, n int64, write func() error) (half bool, e
 	return half, nil
 }
 
-// saveOld copies the blocks that [off, off+n) touches into the hidden
-// overlay, those that are not there yet: the first pre-image since the
-// checkpoint is the one that counts. Of large ranges holes are not read.
+// saveOld copies those of the blocks that [off, off+n) touches into the hidden overlay
+// which are not there yet, since the first pre-image after a checkpoint is the one that
+// counts. It does not read the holes of large ranges.
 func (s *Secondary) saveOld(off, n int64) (half bool, err error) {
 	b0, b1 := blockRange(off, n)
 	if n < holesFrom {
@@ -123,7 +123,7 @@ func (s *Secondary) saveOld(off, n int64) (half bool, err error) {
 	end := min(b1*BlockSize, s.size.Load())
 	extents := Extents(s.disk.Disk, pos, end-pos, func(n int64, flags uint32) bool {
 		pos += n
-		last := pos / BlockSize // whole blocks only; the rest goes with the next
+		last := pos / BlockSize // whole blocks only; the rest is saved with the next
 		if pos == end {
 			last = b1
 		}
@@ -149,7 +149,7 @@ func (s *Secondary) saveOld(off, n int64) (half bool, err error) {
 	return half, err
 }
 
-// holesFrom is from how many bytes on it is worth asking for holes.
+// holesFrom is the length of a range, in bytes, from which on its holes are looked for.
 const holesFrom = 1 << 20
 
 // saveRange saves those of the blocks [b0, b1) that are not saved.

@@ -53,20 +53,20 @@ type IO struct {
 	Latency  Latency `json:"latency"`
 }
 
-// IOInfo is what a guest has done to a disk since it was made.
+// IOInfo counts what a guest has done to a disk since the Primary or Secondary was made.
 type IOInfo struct {
 	Read  IO `json:"read"`
 	Write IO `json:"write"` // also trims and zeroes
 	Flush IO `json:"flush"`
 }
 
-// Informer is what a Replicator offers that has figures of its disk. DiskInfo may
-// be called from any goroutine, waits for nothing, and calls nobody.
+// Informer is a Replicator that has figures of its disk. DiskInfo may be called from any
+// goroutine and does not wait.
 type Informer interface{ DiskInfo() DiskInfo }
 
-// DiskInfo is the figures of a disk on one side of a pair: what is the same on
-// both, and then what only one of them has, which is zero on the other. Bytes are
-// bytes, times nanoseconds.
+// DiskInfo has the figures of a disk on one side of a pair: first those that both sides
+// have, then those of one side only, which are zero on the other. Sizes are in bytes,
+// times in nanoseconds.
 type DiskInfo struct {
 	Name  string     `json:"name,omitempty"`
 	Mode  event.Mode `json:"mode"`
@@ -85,16 +85,16 @@ type DiskInfo struct {
 	LagBytes      int64         `json:"lag-bytes"`
 	Lag           time.Duration `json:"lag-ns"`
 
-	// Active and Hidden are what a secondary's overlays take, out of their
-	// bounds. On a primary Hidden is what the writes since the last Mark take of
-	// the secondary's room, as far as that is known.
+	// Active and Hidden are what a secondary's overlays take, with their bounds. On a
+	// primary, Hidden is what the writes since the last Mark take of the secondary's room,
+	// as far as that is known.
 	ActiveBytes int64 `json:"active-bytes"`
 	ActiveBound int64 `json:"active-bound"`
 	HiddenBytes int64 `json:"hidden-bytes"`
 	HiddenBound int64 `json:"hidden-bound"`
 }
 
-// PrimaryInfo is a moment of a [Primary].
+// PrimaryInfo has the figures of a [Primary] at one moment.
 type PrimaryInfo struct {
 	Name     string
 	Size     int64
@@ -117,7 +117,7 @@ type PrimaryInfo struct {
 	Room, RoomTaken int64
 }
 
-// Info returns what is to be said of the disk now. Any goroutine may ask.
+// Info returns the present figures. Any goroutine may call it.
 func (p *Primary) Info() PrimaryInfo {
 	i := p.figures()
 	i.Identity = p.meta.Identity()
@@ -170,7 +170,7 @@ func (f *Forwarder) info(i *PrimaryInfo, now time.Time) {
 	i.Lag = now.Sub(oldest)
 }
 
-// SecondaryInfo is a moment of a [Secondary].
+// SecondaryInfo has the figures of a [Secondary] at one moment.
 type SecondaryInfo struct {
 	Name                     string
 	Size                     int64
@@ -178,11 +178,11 @@ type SecondaryInfo struct {
 	Epoch                    uint64
 	Identity                 Identity
 	IO                       IOInfo
-	ActiveBytes, HiddenBytes int64 // what the overlays take
-	ActiveBound, HiddenBound int64 // and may
+	ActiveBytes, HiddenBytes int64 // what the overlays hold
+	ActiveBound, HiddenBound int64 // what they may hold
 }
 
-// Info returns what is to be said of the disk now. Any goroutine may ask.
+// Info returns the present figures. Any goroutine may call it.
 func (s *Secondary) Info() SecondaryInfo {
 	i := s.figures()
 	i.Identity = s.Identity()

@@ -42,8 +42,8 @@ type intent struct {
 	mu      sync.Mutex
 	ended   sync.Cond // broadcast when a write of the bitmap has ended
 	writing bool
-	want    []uint32 // regions that may differ
-	disk    []uint32 // those that stable storage has marked, all of want after a write of the bitmap
+	want    []uint32 // regions that the secondary may not have
+	disk    []uint32 // regions that are marked on stable storage: all of want after a write of the bitmap
 	err     error
 }
 
@@ -112,7 +112,7 @@ func (t *intent) ensure(off, n int64) error {
 	}
 }
 
-// write makes stable what merge says of each word, where that differs. The
+// write writes the words of the bitmap that merge changes, and makes them stable. The
 // caller holds mu, which is released meanwhile.
 func (t *intent) write(merge func(want, disk uint32) uint32) {
 	t.writing = true
@@ -123,7 +123,7 @@ func (t *intent) write(merge func(want, disk uint32) uint32) {
 		if s := i / intentWords; next[i] != t.disk[i] && (len(sectors) == 0 || sectors[len(sectors)-1] != s) {
 			sectors = append(sectors, s)
 		}
-		// What is being cleared may be gone from now on.
+		// The marks that are being cleared may be gone from now on.
 		t.disk[i] &= next[i]
 	}
 	t.mu.Unlock()
@@ -153,8 +153,8 @@ func (t *intent) write(merge func(want, disk uint32) uint32) {
 	t.ended.Broadcast()
 }
 
-// settle unmarks the regions for which differs says no, and, if there are many,
-// does so on stable storage after before has returned nil.
+// settle unmarks the regions for which differs returns false. If there are many, it clears
+// them on stable storage too, after before has returned nil.
 func (t *intent) settle(differs func(off, n int64) bool, before func() error) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

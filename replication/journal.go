@@ -46,7 +46,7 @@ type Journal struct {
 	log   *hiddenLog
 	files []*File // to be closed
 
-	user *Secondary // whose disk has no place for metadata; nil: there is none such
+	user *Secondary // the Secondary, if its disk has no place for metadata; otherwise nil
 }
 
 // Errors of a [Journal].
@@ -63,22 +63,22 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 // superblock is the durable state of a Secondary.
 type superblock struct {
-	seq      uint64 // the valid one with the higher seq counts
+	seq      uint64 // of two valid superblocks the one with the higher seq counts
 	state    State
 	epoch    uint64
 	size     uint64 // of the secondary disk
 	nonce    [16]byte
 	entries  uint64   // in the map of the active device, in state Failover
 	entrySum uint32   // checksum of the map
-	prepared uint64   // the epoch of which the disk has everything too, in state Running; 0: none
-	id       Identity // of the disk: whose journal it is, and who the disk is at epoch
-	// start names a start of several disks together; pending: this one has not
-	// been started yet. They change before the first of a Group is started, and
-	// when each is.
+	prepared uint64   // in state Running, the epoch that the disk has been prepared for; 0: none
+	id       Identity // of the disk: whose journal it is, and the disk's identity at epoch
+	// start names a start of several disks together, and pending says that this one has
+	// not been started yet. Both are set before the first disk of a Group is started;
+	// pending is cleared when this one is.
 	start   ID
 	pending bool
-	// print is of the disk at epoch, or where a guest may have gone on, of when
-	// state changed; of disks without a place for Metadata.
+	// print is the fingerprint of a disk without a place for Metadata: at epoch or, where
+	// a guest may have gone on, at the last change of state.
 	print fingerprint
 }
 
@@ -210,8 +210,8 @@ func (j *Journal) Clean() bool {
 	return st == None || st == Done
 }
 
-// attach gives s the overlays that the journal keeps, and who the disk is if
-// the disk itself does not keep that, and is the journal's.
+// attach gives s the overlays that the journal keeps, and the disk's identity if the disk
+// itself does not keep one and is the journal's.
 func (j *Journal) attach(s *Secondary) error {
 	if !j.Clean() {
 		return ErrUnclean
@@ -245,9 +245,9 @@ func (j *Journal) attach(s *Secondary) error {
 	return nil
 }
 
-// isOf returns ErrIdentity if disk, which has no place for metadata, is not the
-// one of b, see fingerprint. j, whose mu the caller holds, has what was replaced;
-// nil: nothing was.
+// isOf returns ErrIdentity if disk, which has no place for metadata, is not the one of b;
+// see fingerprint. j has the content that was replaced; nil: none was. The caller holds
+// j's mu.
 func (b *superblock) isOf(ctx context.Context, disk Disk, j *Journal) error {
 	loose := b.id.Writes || b.state != Running && b.state != Done
 	atLeast := 0
@@ -257,8 +257,8 @@ func (b *superblock) isOf(ctx context.Context, disk Disk, j *Journal) error {
 	return b.print.check(ctx, disk, int64(b.size), j, loose, atLeast)
 }
 
-// sum brings the fingerprint in b to what the disk has. The whole disk is
-// locked, or stands still. The caller holds mu.
+// sum updates the fingerprint in b by the disk's content. No one else writes the disk: it
+// is locked, or not in use. The caller holds mu.
 func (j *Journal) sum(b *superblock) {
 	if j.user == nil {
 		return
@@ -283,8 +283,8 @@ func (j *Journal) store(b superblock) error {
 		err = j.hidden.Sync()
 	}
 	if err != nil {
-		// The superblock may be either. No pre-image may be trusted to the
-		// log under a nonce that may be void.
+		// Either superblock may be the valid one, so the nonce may be void, and with it
+		// any further record of the log.
 		j.err = fmt.Errorf("replication: journal: superblock: %w", err)
 		j.log.fail(j.err)
 		return j.err
@@ -329,8 +329,8 @@ func (j *Journal) emptied() {
 	j.log.restart(j.super.nonce)
 }
 
-// setFailover makes the guest's own writes stable, then a map of them, then
-// the fact that they count.
+// setFailover makes the guest's own writes stable, then a map of them, and then a
+// superblock that says that they count.
 func (j *Journal) setFailover(active *overlay) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -461,7 +461,7 @@ func (d deviceSlots) writeSlot(slot uint32, p []byte, at int) error {
 	return writeFull(d.dev, p, d.base+int64(slot)*BlockSize+int64(at))
 }
 
-// String says where the journal stands, for messages.
+// String returns the journal's state as text for messages.
 func (j *Journal) String() string {
 	st, epoch := j.State()
 	var b strings.Builder
@@ -469,8 +469,8 @@ func (j *Journal) String() string {
 	return b.String()
 }
 
-// Identity returns who the disk of the journal's last user is at the epoch that
-// State says; for how the disk is known, see [Metadata].
+// Identity returns the identity that the disk of the journal's last user has at the epoch
+// of State. [Metadata] says how a disk is known.
 func (j *Journal) Identity() Identity {
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -6,10 +6,9 @@ import (
 	"sync"
 )
 
-// lifecycle is where a [Secondary] stands, in one piece. It changes by the
-// transitions below and by nothing else. State changes only while the whole disk
-// is locked, so that it stands still for whoever holds any range; the methods may
-// be called from any goroutine.
+// lifecycle is the state of a [Secondary], all in one place. Only the transitions below
+// change it. The state changes only while the whole disk is locked, so it does not change
+// for a goroutine that holds any range; the methods may be called from any goroutine.
 //
 //	None ── began ──► Running ── ordered ──► Failover ── ended ──► Done
 //	 ▲                   │                    │    ▲
@@ -19,25 +18,26 @@ import (
 type lifecycle struct {
 	mu    sync.Mutex
 	state State
-	epoch uint64 // of the last checkpoint
-	// promised: stable storage says that the overlays count. From ordered on.
+	epoch uint64 // the number of the last checkpoint
+	// promised: stable storage says that the overlays belong to the disk. From ordered on.
 	promised bool
 	// gated: changes by the primary are refused, while a checkpoint or a
 	// failover drains them, while a checkpoint is prepared, and for good once
 	// replication is over.
 	gated bool
-	// prepared: the checkpoint of next is. From prepare to the next emptied.
+	// prepared: the checkpoint next is prepared. From prepare until emptied.
 	prepared bool
 	next     uint64
 	// asked: a checkpoint has been asked for in this epoch.
 	asked bool
-	// err is the first error since began; untold until the bus has been told.
+	// err is the first error since began. untold is that error until it has been
+	// published.
 	err    *BrokenError
 	untold bool
-	// adopted is of whom the disk is a copy from the next checkpoint on; nil:
-	// there is no news.
+	// adopted is the identity of which the disk is a copy from the next checkpoint on;
+	// nil: its identity does not change.
 	adopted *Identity
-	// behind are the leaves of the overlays to be copied down, from ordered to
+	// behind has the leaves of the overlays that are to be copied down, from ordered until
 	// ended.
 	behind map[uint32]bool
 }
@@ -68,8 +68,8 @@ func (l *lifecycle) overlaysCount() bool {
 	return l.promised
 }
 
-// admit returns the state if a change by the primary may be made in it, or why
-// not.
+// admit returns the state if the primary may make a change now, and otherwise the reason
+// why it may not.
 func (l *lifecycle) admit() (State, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -77,7 +77,7 @@ func (l *lifecycle) admit() (State, error) {
 	case l.gated || l.state != None && l.state != Running:
 		return l.state, ErrGated
 	case l.state == Running && l.err != nil:
-		return l.state, l.err // no checkpoint will ever have this change
+		return l.state, l.err // the change would be in no checkpoint
 	}
 	return l.state, nil
 }
@@ -89,7 +89,7 @@ func (l *lifecycle) gate() {
 	l.gated = true
 }
 
-// ungate lets them in again, unless a checkpoint is prepared.
+// ungate allows changes by the primary again, unless a checkpoint is prepared.
 func (l *lifecycle) ungate() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -103,7 +103,7 @@ func (l *lifecycle) began() {
 	l.state, l.epoch, l.err, l.untold, l.gated = Running, 0, nil, false, false
 }
 
-// prepare: the disk has all of epoch.
+// prepare: the disk has all writes of epoch.
 func (l *lifecycle) prepare(epoch uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -116,7 +116,8 @@ func (l *lifecycle) isPrepared(epoch uint64) bool {
 	return l.prepared && l.next == epoch
 }
 
-// unprepare: that checkpoint will not be made. It reports whether there was one.
+// unprepare: the prepared checkpoint will not be made. It reports whether one was
+// prepared.
 func (l *lifecycle) unprepare() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -127,14 +128,14 @@ func (l *lifecycle) unprepare() bool {
 	return was
 }
 
-// committed: the disk is that of epoch.
+// committed: the disk is at epoch.
 func (l *lifecycle) committed(epoch uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.epoch = epoch
 }
 
-// emptied: the overlays are.
+// emptied: the overlays are empty.
 func (l *lifecycle) emptied() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -153,8 +154,8 @@ func (l *lifecycle) ordered(leaves []uint32) {
 	l.promised, l.state = true, Failover
 }
 
-// commitFailed: this side goes on alone, and its overlays are not copied down, or
-// that may not be tried.
+// commitFailed: this side goes on alone, and its overlays could not be copied down, or
+// must not be.
 func (l *lifecycle) commitFailed() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -164,7 +165,7 @@ func (l *lifecycle) commitFailed() {
 	l.state = FailoverFailed
 }
 
-// ended: replication is over, and the disk below is what it is.
+// ended: replication is over, and the overlays do not count any more.
 func (l *lifecycle) ended() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -207,7 +208,7 @@ func (l *lifecycle) failed() error {
 	return l.err
 }
 
-// takeUntold returns an error that the bus is to be told of, once, or nil.
+// takeUntold returns an error that has not been published, once, or nil.
 func (l *lifecycle) takeUntold() *BrokenError {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -218,14 +219,14 @@ func (l *lifecycle) takeUntold() *BrokenError {
 	return l.err
 }
 
-// adopt: the disk is to be a copy of another, or of is nil and it is one.
+// adopt: the disk becomes a copy of of; if of is nil, it has become one.
 func (l *lifecycle) adopt(of *Identity) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.adopted = of
 }
 
-// adoption returns of whom the disk is to be a copy, or nil.
+// adoption returns the identity of which the disk is to become a copy, or nil.
 func (l *lifecycle) adoption() *Identity {
 	l.mu.Lock()
 	defer l.mu.Unlock()

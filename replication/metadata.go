@@ -149,25 +149,24 @@ func (m *Metadata) decode(p []byte) bool {
 	return true
 }
 
-// Identity returns who the copy is, as far as stable storage says.
+// Identity returns the copy's identity, as stable storage has it.
 func (m *Metadata) Identity() Identity {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.id
 }
 
-// Held returns what Hold has recorded last; 0: nothing.
+// Held returns the number that Hold has recorded last, or 0.
 func (m *Metadata) Held() uint64 {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.held
 }
 
-// Hold records a number of the caller's beside the identity, and returns when it
-// is stable: the generation under which an arbiter has given the disk's guest to
-// this host, say, or which this host has followed. Nothing here looks at it. If it
-// fails, the metadata is the old one or the new one, and every later change of it
-// fails.
+// Hold records a number of the caller's beside the identity, and returns when that is
+// stable. It may be the generation under which an arbiter has given the disk's guest to
+// this host, or which this host has followed; this package does not look at it. If Hold
+// fails, the metadata is the old one or the new one, and every later change of it fails.
 func (m *Metadata) Hold(generation uint64) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -183,22 +182,22 @@ func (m *Metadata) Hold(generation uint64) error {
 	return err
 }
 
-// kept reports whether there is a place for it that outlives the process.
+// kept reports whether the metadata has a place that outlives the process.
 func (m *Metadata) kept() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.dev != nil || m.make != nil
 }
 
-// Outdate records that another copy is newer, so that no guest is started with
-// this one by mistake, until it has been synchronised or PermitOutdated is given.
+// Outdate records that another copy is newer. No guest can then be started with this one
+// by mistake, until it is synchronised or PermitOutdated is given.
 func (m *Metadata) Outdate() error {
 	return m.update(func(i *Identity, _ *peerBase) { i.State = CopyOutdated })
 }
 
-// update changes the metadata, and returns when the change is stable. If that
-// fails nothing has changed here, and what is on stable storage is the one or
-// the other; from then on every update that would change something fails.
+// update changes the metadata, and returns when the change is stable. If it fails, nothing
+// has changed in memory, and stable storage has the old metadata or the new; from then on
+// every update that would change something fails.
 func (m *Metadata) update(change func(*Identity, *peerBase)) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -272,7 +271,7 @@ func (d *File) Metadata() (*Metadata, error) {
 	case errors.Is(err, os.ErrNotExist):
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", name, err)
-	case m.bound != bound && m.bound != [32]byte{}: // of an image that was here before
+	case m.bound != bound && m.bound != [32]byte{}: // it belongs to an image that had this name before
 		err = errors.Join(m.close(), os.ErrNotExist)
 	}
 	if err != nil {
@@ -315,9 +314,9 @@ func (d *File) Rebind() error {
 	return errors.Join(m.store(m.id, m.peer), m.close())
 }
 
-// ReadIdentity returns the identity of the image of that name, from the file
-// beside it, without using either: also while another process does. An image
-// without metadata has the zero Identity.
+// ReadIdentity returns the identity of the image of that name, from the file beside it. It
+// uses neither, so that it works while another process does. An image without metadata has
+// the zero Identity.
 func ReadIdentity(name string) (Identity, error) {
 	f, err := os.Open(name)
 	if err != nil {
@@ -377,7 +376,7 @@ func createMetadataFile(name string, size int64, m *Metadata) (Disk, error) {
 	return d, nil
 }
 
-// shut closes the file, if there is one.
+// shut closes the file with the metadata, if there is one.
 func (m *Metadata) shut() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -389,7 +388,7 @@ func (m *Metadata) shut() error {
 	return err
 }
 
-// base returns what stable storage knows of the secondary's copy.
+// base returns what stable storage says of the secondary's copy.
 func (m *Metadata) base() peerBase {
 	m.mu.Lock()
 	defer m.mu.Unlock()

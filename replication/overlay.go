@@ -54,17 +54,17 @@ type overlay struct {
 	dir   []atomic.Pointer[leaf]
 	gen   atomic.Uint32
 	max   uint32 // bound in slots, map included
-	// spare is how many of max are for those who cannot wait, which urgent says
-	// that all are.
+	// spare is how many slots of max are reserved for writes that cannot wait. urgent says
+	// that this holds for all writes at present.
 	spare  uint32
 	urgent atomic.Bool // set by Drain, cleared by reset
 
 	mu      sync.Mutex
-	used    uint32   // charged, map included
+	used    uint32   // slots in use, with those that the map is charged as
 	next    uint32   // next slot
 	touched []uint32 // leaves in use, indices into dir
 	placed  []uint32 // those of them that are not in stale
-	stale   []uint32 // leaves of past generations, for reuse, and some that are in use again
+	stale   []uint32 // leaves of past generations, for reuse; some of them are in use again
 	blocks  atomic.Int64
 }
 
@@ -89,7 +89,7 @@ func (o *overlay) entry(b int64) *blockEntry {
 	return &l.entries[b%leafBlocks]
 }
 
-// lookup returns what is held of block b.
+// lookup returns which sectors of block b are held.
 func (o *overlay) lookup(b int64) blockEntry {
 	if e := o.entry(b); e != nil {
 		return *e
@@ -97,7 +97,7 @@ func (o *overlay) lookup(b int64) blockEntry {
 	return blockEntry{}
 }
 
-// empty reports whether nothing at all is held.
+// empty reports whether no block is held.
 func (o *overlay) empty() bool { return o.blocks.Load() == 0 }
 
 // reserve makes sure that blocks [b0, b1) have map entries, and slots if
@@ -151,7 +151,7 @@ func (o *overlay) bound() int64 {
 	return int64(o.max - o.spare)
 }
 
-// fits reports whether blocks [b0, b1) would have room if nothing were held.
+// fits reports whether blocks [b0, b1) would have room in an empty overlay.
 func (o *overlay) fits(b0, b1 int64, withSlots bool) bool {
 	need := leafCost * ((b1-1)/leafBlocks - b0/leafBlocks + 1)
 	if withSlots || o.solid {
@@ -163,7 +163,7 @@ func (o *overlay) fits(b0, b1 int64, withSlots bool) bool {
 // addLeaf puts an empty leaf at dir[idx], preferably one that an earlier
 // generation left behind. The caller holds mu.
 func (o *overlay) addLeaf(idx int64) *leaf {
-	l := o.dir[idx].Load() // if not nil, stale in place
+	l := o.dir[idx].Load() // if not nil, it is stale and in its place
 	if l == nil {
 		l = o.staleLeaf()
 		o.placed = append(o.placed, uint32(idx))
@@ -187,7 +187,7 @@ func (o *overlay) staleLeaf() *leaf {
 			o.dir[old].Store(nil)
 			return l
 		}
-		o.placed = append(o.placed, old) // in use again; it is to be listed again
+		o.placed = append(o.placed, old) // it is in use again, and must be listed as placed when it is reset
 	}
 	return new(leaf)
 }
@@ -203,8 +203,8 @@ func (o *overlay) hold(b int64, data, zero uint8) {
 	e.zero = e.zero&^data | zero
 }
 
-// reset empties the overlay, keeping its memory for the next generation. It
-// takes no time to speak of: a list of 4 bytes for each leaf that is new is
+// reset empties the overlay and keeps its memory for the next generation. Its time does
+// not depend on the content, except for a list of 4 bytes for each new leaf, which is
 // copied. The whole disk is locked.
 func (o *overlay) reset() {
 	o.mu.Lock()
@@ -286,9 +286,8 @@ func (m *memorySlots) writeSlot(slot uint32, p []byte, at int) error {
 	return nil
 }
 
-// appender is a store that hands out its own slots: consecutive blocks that
-// are appended together get slots that are stride apart. What it has returned
-// is stable.
+// appender is a store that chooses its slots itself. Consecutive blocks that are appended
+// together get slots that are stride apart. What it has returned is stable.
 type appender interface {
 	appendBlocks(b0 int64, p []byte) (slot uint32, half bool, err error)
 	// appendZeroes is appendBlocks for n blocks of zeroes, which have no slots.

@@ -4,36 +4,33 @@ import (
 	"fmt"
 )
 
-// peer is what a primary knows of the copy on its secondary: whose it is, up to
-// which checkpoint it is accounted for, and what it may not have. Its bitmaps
-// may be used from any goroutine; the rest belongs to the one that attaches and
-// starts.
+// peer is what a primary knows of its secondary's copy: its identity, the checkpoint up to
+// which all writes are accounted for, and what it may lack. Its bitmaps may be used from
+// any goroutine, and the other fields by the goroutine that attaches and starts.
 //
 //	what has been written      is in
 //	since the last Mark        epoch
 //	before it, not Loaded yet  older
 //	and is not forwarded       dirty
 type peer struct {
-	// dirty is what the secondary does not have: it is not forwarded but
-	// copied by Synchronise. It has every bit set that is not known to be
-	// clear.
+	// dirty has the chunks that the secondary lacks and that Synchronise copies; writes to
+	// them are not forwarded. A bit is clear only if the chunk is known to be there.
 	dirty *Bitmap
-	// epoch is what has been written since the last Mark, older what was
-	// written before it but since the last Mark that is Loaded. The secondary
-	// may undo both.
+	// epoch has the chunks that were written since the last Mark, and older those written
+	// before it and after the last Mark that is Loaded. The secondary may undo both.
 	epoch, older *Bitmap
-	// copied is what Synchronise has copied since the last Loaded. The
-	// secondary loses that with its process.
+	// copied has the chunks that Synchronise has copied since the last Loaded. They are
+	// lost with the secondary's process.
 	copied *Bitmap
 
-	marks  *Bitmap // what a process before has left to be copied, unless the caller promises otherwise
-	intent *intent // of all of them, on stable storage; nil: there is none
+	marks  *Bitmap // chunks that an earlier process has left to be copied, unless the caller promises otherwise
+	intent *intent // all of these on stable storage; nil: there is no place for it
 
-	// base is the copy that the bitmaps speak of, and a checkpoint that it
-	// has. It changes when a run's first Loaded has come, and with each after.
+	// base is the copy to which the bitmaps refer, and a checkpoint that it has. It
+	// changes with the first Loaded of a run and with each later one.
 	base peerBase
-	// run is the copy that was attached last, under the generation that it was
-	// attached with; instance is its process. They change in Attach.
+	// run is the copy that was attached last, with the generation at that time; instance
+	// is the secondary's process. Attach changes both.
 	run      peerBase
 	instance ID
 }
@@ -42,7 +39,7 @@ func newPeer(size int64) peer {
 	return peer{dirty: NewBitmap(size), epoch: NewBitmap(size), older: NewBitmap(size), copied: NewBitmap(size)}
 }
 
-// begin accounts for a write that is about to be made.
+// begin records a write that is about to be made.
 func (r *peer) begin(off, n int64) error {
 	r.epoch.Set(off, n)
 	if r.intent == nil {
@@ -57,8 +54,7 @@ func (r *peer) marked() {
 	r.epoch.clearAll()
 }
 
-// loaded says that the secondary has everything of before the last Mark, in a
-// checkpoint.
+// loaded says that a checkpoint of the secondary has everything from before the last Mark.
 func (r *peer) loaded() {
 	r.older.clearAll()
 	r.copied.clearAll()
@@ -69,7 +65,7 @@ func (r *peer) differs(off, n int64) bool {
 	return r.dirty.Any(off, n) || r.epoch.Any(off, n) || r.older.Any(off, n) || r.copied.Any(off, n)
 }
 
-// detached makes dirty what the secondary may undo. The whole disk is locked.
+// detached makes dirty the chunks that the secondary may undo. The whole disk is locked.
 func (r *peer) detached() {
 	for _, b := range []*Bitmap{r.epoch, r.older} {
 		r.dirty.Or(b) // of the same size
@@ -77,7 +73,7 @@ func (r *peer) detached() {
 	}
 }
 
-// restarted makes dirty what the secondary has lost with its process.
+// restarted makes dirty the chunks that were lost with the secondary's process.
 func (r *peer) restarted() {
 	r.dirty.Or(r.copied)
 	r.copied.clearAll()
@@ -92,13 +88,13 @@ func (r *peer) all() {
 // How much a secondary's copy lacks.
 const (
 	lacksNothing = iota // the caller promises that
-	lacksDirty          // what the bitmaps say
-	lacksLost           // and what it had not made a checkpoint of
+	lacksDirty          // what the bitmaps have
+	lacksLost           // that, and what was written after its last checkpoint
 	lacksAll
 )
 
-// lacks decides what a secondary whose copy is theirs lacks, or that it must
-// not be overwritten. known is false if the secondary does not say who it is.
+// lacks decides how much a secondary lacks whose copy is theirs, or returns why it must
+// not be overwritten. known is false if the secondary does not tell its identity.
 func (r *peer) lacks(ours, theirs Identity, known, promised, overwrite bool) (int, error) {
 	overwrite = overwrite || theirs.Overwrite
 	all := func(err error, why string) (int, error) {
@@ -120,15 +116,14 @@ func (r *peer) lacks(ours, theirs Identity, known, promised, overwrite bool) (in
 	case !ours.descends(theirs):
 		return all(ErrDiverged, "both sides have gone on alone")
 	case theirs.Writes:
-		return lacksAll, nil // whatever its guest has written, nobody here knows
+		return lacksAll, nil // its guest may have written anywhere
 	}
 	of := func(b peerBase) bool {
 		switch {
 		case b.Copy == (ID{}) || b.Copy != theirs.Copy:
 			return false
 		case theirs.State == CopyInconsistent:
-			// It may have adopted a later generation, of which no run has
-			// begun.
+			// It may have adopted a later generation without beginning a run in it.
 			return theirs.Generation == b.Generation || theirs.Generation.Number > b.Generation.Number
 		}
 		return theirs.Generation == b.Generation && theirs.Epoch >= b.Epoch

@@ -66,21 +66,21 @@ type Primary struct {
 
 	io      ioStats // of the guest
 	ahead   ahead
-	due     chan struct{} // tells Run that it is time for ahead.begin
+	due     chan struct{} // tells Run to call ahead.begin
 	room    room          // what the secondary can take until the next Mark
 	peer    peer          // what the secondary has
-	resumed atomic.Bool   // the generation was another process's, and nobody knows yet how it goes on
+	resumed atomic.Bool   // the generation is that of an earlier process, and it is not known yet whether it goes on
 
 	link atomic.Pointer[Forwarder] // nil: detached
 	lost lostOnce
 
-	synced bool // a secondary has been a copy; Synchronise's
+	synced bool // Synchronise has completed once
 
 	mu       sync.Mutex
 	state    atomic.Uint32                 // a State; changed with mu
 	joined   bool                          // Attach has succeeded once
 	used     bool                          // a run has begun in the present generation
-	attached atomic.Pointer[chan struct{}] // closed and replaced after link has changed, so that Run needs no lock
+	attached atomic.Pointer[chan struct{}] // closed, and replaced, after link has changed, so that Run needs no lock
 }
 
 var (
@@ -203,18 +203,17 @@ func (p *Primary) changed() {
 	close(*p.attached.Swap(&next))
 }
 
-// Run handles the secondary's answers as they come, over all Remotes that are
-// attached, until ctx ends. Without it a lost connection is only noticed by
-// the next one who waits for an answer. If the local disk is a [SyncStarter], Run
-// also has what is written to it begun to be made stable, so that a Mark finds
-// little left to do.
+// Run handles the secondary's answers as they come, for each Remote that is attached,
+// until ctx ends. Without Run a lost connection is noticed only when something waits for
+// an answer. If the local disk is a [SyncStarter], Run also calls its StartSync while the
+// guest writes, so that a Mark finds little left to do.
 func (p *Primary) Run(ctx context.Context) error {
 	var ahead sync.WaitGroup
 	ahead.Go(func() { p.syncAhead(ctx) })
-	defer ahead.Wait() // for it ends with ctx, as this does
+	defer ahead.Wait() // it ends with ctx
 	for {
-		// In this order: a link that changes between the two closes attached. Mu
-		// is held while a Remote is closed, which may take its time.
+		// attached is read before link, so that a change of link after that closes it. mu
+		// would not do, since it is held while a Remote is closed, which may take long.
 		attached := *p.attached.Load()
 		f := p.link.Load()
 		if f != nil {
@@ -230,7 +229,7 @@ func (p *Primary) Run(ctx context.Context) error {
 	}
 }
 
-// syncAhead begins to make the local disk stable when it is told to, until ctx ends.
+// syncAhead calls ahead.begin whenever due has a value, until ctx ends.
 func (p *Primary) syncAhead(ctx context.Context) {
 	for {
 		select {
@@ -245,9 +244,9 @@ func (p *Primary) syncAhead(ctx context.Context) {
 // State returns where the disk stands: None, Running or Done.
 func (p *Primary) State() State { return State(p.state.Load()) }
 
-// Start implements [Replicator]. The error is ErrNotSynchronised if there is
-// no secondary, or it is not a copy. After Stop another Remote must have been
-// attached, for a disk that has none is not protected.
+// Start implements [Replicator]. The error is ErrNotSynchronised if there is no secondary,
+// or if it is not a copy. After Stop another Remote must be attached first, since without
+// one the disk is not protected.
 func (p *Primary) Start(context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -298,8 +297,8 @@ func (p *Primary) failed() error {
 	return f.Err()
 }
 
-// forwarder returns the link, unless something has gone wrong with it or is
-// still to be copied.
+// forwarder returns the link, or an error if the link is broken or if chunks are still to
+// be copied.
 func (p *Primary) forwarder() (*Forwarder, error) {
 	f := p.link.Load()
 	if f == nil {
@@ -326,7 +325,7 @@ func (p *Primary) Mark(ctx context.Context, epoch uint64) error {
 		return err
 	}
 	if err := f.mayHold(epoch); err != nil {
-		return err // before waiting for writers who wait for Loaded
+		return err // before waiting for writers, which may themselves wait for Loaded
 	}
 	// A write that has reached the disk but not the forwarder belongs to
 	// this epoch.
@@ -378,7 +377,7 @@ func (p *Primary) Stop(_ context.Context, failover bool) error {
 	if failover {
 		return p.goAlone()
 	}
-	p.resumed.Store(p.used) // whatever comes next is known by the first write
+	p.resumed.Store(p.used) // the first write tells which way it goes on
 	return nil
 }
 
@@ -392,22 +391,21 @@ func (p *Primary) Cut() {
 	}
 }
 
-// Dirty returns how much the secondary does not have, in bytes: what
-// Synchronise would copy. Without a Remote that includes all that has been written
-// since the last checkpoint that it had; what it says itself that it lacks is added
-// when a Remote is attached.
+// Dirty returns how much the secondary lacks and Synchronise would copy, in bytes. Without
+// a Remote that includes everything written since the secondary's last checkpoint; what
+// the secondary itself knows that it lacks is added when a Remote is attached.
 func (p *Primary) Dirty() int64 { return p.lacking().bytes() }
 
-// lacking returns the bits of what the secondary does not have.
+// lacking returns the bits of the chunks that the secondary lacks.
 func (p *Primary) lacking() union {
 	dirty := p.peer.dirty.bits.Load()
 	u := union{p.peer.epoch.bits.Load(), p.peer.older.bits.Load(), dirty}
-	if p.link.Load() != nil || u[0].size != dirty.size || u[1].size != dirty.size { // the disk is growing
+	if p.link.Load() != nil || u[0].size != dirty.size || u[1].size != dirty.size { // one of them has not grown yet
 		return union{dirty}
 	}
 	return u
 }
 
-// Unsynchronise adds the chunks of b to what Synchronise copies: what the
-// other side knows that it has changed on its own.
+// Unsynchronise adds the chunks of b to those that Synchronise copies, for chunks that the
+// other side has changed on its own.
 func (p *Primary) Unsynchronise(b *Bitmap) error { return p.peer.dirty.Or(b) }

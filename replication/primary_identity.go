@@ -10,11 +10,11 @@ var _ MetadataKeeper = (*Primary)(nil)
 // Metadata implements [MetadataKeeper]: that of the local disk.
 func (p *Primary) Metadata() (*Metadata, error) { return p.meta, nil }
 
-// Identity returns who the local copy is.
+// Identity returns the identity of the local copy.
 func (p *Primary) Identity() Identity { return p.meta.Identity() }
 
-// openMetadata reads what is known of the local copy, and of what its last
-// secondary has of it.
+// openMetadata reads the metadata of the local copy, and with it what the last secondary
+// has.
 func (p *Primary) openMetadata(local Disk) (err error) {
 	if p.meta, err = metadataOf(local); err != nil {
 		return err
@@ -48,8 +48,8 @@ func (p *Primary) openMetadata(local Disk) (err error) {
 	return nil
 }
 
-// join finds out what the copy on the other side of remote lacks, and makes it
-// one of this disk. The caller holds mu.
+// join finds out what the copy on the other side of remote lacks, and has it adopt this
+// disk's identity. The caller holds mu.
 func (p *Primary) join(remote Remote) (theirs Identity, lacks int, err error) {
 	var known bool
 	other, ok := remote.(Identified)
@@ -88,12 +88,12 @@ func (p *Primary) join(remote Remote) (theirs Identity, lacks int, err error) {
 	return theirs, lacks, err
 }
 
-// joinedTo enters the copy that was joined. The caller holds mu and has locked
-// the whole disk.
+// joinedTo makes theirs the copy to which r refers. The caller holds mu and has locked the
+// whole disk.
 func (p *Primary) joinedTo(theirs Identity, lacks int) error {
 	r := &p.peer
 	if r.intent == nil { // the metadata may be new
-		// What was written until now is in memory alone, and will have been
+		// What was written until now is accounted for in memory only; it will have been
 		// copied when a run begins.
 		var err error
 		if r.intent, err = p.meta.openIntent(p.size.Load()); err != nil {
@@ -111,7 +111,7 @@ func (p *Primary) joinedTo(theirs Identity, lacks int) error {
 		r.restarted()
 	}
 	if theirs.Copy != r.base.Copy {
-		r.base = peerBase{} // the bitmaps speak of another copy from now on
+		r.base = peerBase{} // the bitmaps refer to another copy from now on
 	}
 	r.run = peerBase{Copy: theirs.Copy, Generation: p.meta.Identity().Generation}
 	r.instance = theirs.instance
@@ -120,8 +120,7 @@ func (p *Primary) joinedTo(theirs Identity, lacks int) error {
 	return nil
 }
 
-// begun records, when a run begins, whose copy the bitmaps speak of. The caller
-// holds mu.
+// begun records to which copy the bitmaps refer, when a run begins. The caller holds mu.
 func (p *Primary) begun() error {
 	if err := p.meta.update(func(_ *Identity, b *peerBase) { *b = p.peer.run }); err != nil {
 		return err
@@ -131,7 +130,7 @@ func (p *Primary) begun() error {
 	return nil
 }
 
-// settle forgets durably what the secondary has with the checkpoint of epoch.
+// settle clears durably the marks of what the secondary has with the checkpoint of epoch.
 func (p *Primary) settle(epoch uint64) error {
 	p.mu.Lock()
 	running := p.State() == Running
@@ -140,15 +139,15 @@ func (p *Primary) settle(epoch uint64) error {
 	}
 	p.mu.Unlock()
 	if !running || p.peer.intent == nil {
-		return nil // what is durable may still be of another copy
+		return nil // the durable marks may still refer to another copy
 	}
 	return p.peer.intent.settle(p.peer.differs, func() error {
 		return p.meta.update(func(_ *Identity, b *peerBase) { b.Epoch = epoch })
 	})
 }
 
-// goAlone begins a generation, for the guest goes on without its secondary. The
-// caller holds mu.
+// goAlone begins a generation, because the guest goes on without its secondary. The caller
+// holds mu.
 func (p *Primary) goAlone() error {
 	if !p.used {
 		return nil
@@ -161,8 +160,8 @@ func (p *Primary) goAlone() error {
 	return err
 }
 
-// resumeAlone is goAlone for the first write after a restart, if no secondary is
-// attached before.
+// resumeAlone does what goAlone does, at the first write after a restart, if no secondary
+// was attached before it.
 func (p *Primary) resumeAlone() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

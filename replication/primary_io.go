@@ -36,13 +36,13 @@ func (p *Primary) WriteAt(b []byte, off int64) (int, error) {
 	return int(n), nil
 }
 
-// WriteFUA writes and returns when this is stable on both sides; if it is
-// held, on this side.
+// WriteFUA writes, and returns when the write is stable on both sides, or on this side if
+// it is held for the other.
 func (p *Primary) WriteFUA(b []byte, off int64) error {
 	begin := p.io.write.begin()
 	f, seq, err := p.write(b, off, int64(len(b)), true, func() error { return p.local.WriteFUA(b, off) })
 	if err == nil && f != nil {
-		f.answered(context.Background(), seq) // an error is Err's
+		f.answered(context.Background(), seq) // Err returns its error
 	}
 	err = p.gate.answer(err)
 	p.io.write.end(begin, int64(len(b)), err)
@@ -61,8 +61,8 @@ func (p *Primary) WriteZeroes(off, n int64) error {
 	return err
 }
 
-// pieces does what is larger than most, or than the secondary has room for, in
-// pieces, between which a Mark may come.
+// pieces divides a request that is larger than most, or than the secondary has room for. A
+// Mark may come between two pieces.
 func (p *Primary) pieces(off, n, most int64, do func(off, n int64) error) error {
 	if err := checkRange(off, n, p.size.Load()); err != nil {
 		return err
@@ -79,11 +79,11 @@ func (p *Primary) pieces(off, n, most int64, do func(off, n int64) error) error 
 	}
 }
 
-// Trim is WriteZeroes, which may give storage back: what a trimmed range reads
-// as would differ between the two disks otherwise.
+// Trim does what WriteZeroes does, which may give storage back. Otherwise the trimmed
+// range could have different contents on the two disks.
 func (p *Primary) Trim(off, n int64) error { return p.WriteZeroes(off, n) }
 
-// write does a local write, accounts for it and forwards it.
+// write writes to the local disk, accounts for that, and forwards it.
 func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*Forwarder, uint64, error) {
 	if err := checkRange(off, n, p.size.Load()); err != nil {
 		return nil, 0, err
@@ -97,7 +97,7 @@ func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*
 	for err == errNoRoom {
 		freed := p.room.wait()
 		if f, seq, half, err = p.writeLocked(b, off, n, fua, false, local); err != errNoRoom {
-			break // it was freed in between
+			break // room was freed in between
 		}
 		again, fenced := p.awaitRoom(freed)
 		if fenced != nil {
@@ -119,8 +119,8 @@ func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*
 	return f, seq, err
 }
 
-// errNoRoom says that nothing has been written, for the secondary has no room
-// for pre-images.
+// errNoRoom says that nothing has been written, because the secondary has no room for
+// pre-images.
 var errNoRoom = errors.New("replication: no room for pre-images")
 
 func (p *Primary) writeLocked(b []byte, off, n int64, fua, force bool, local func() error) (_ *Forwarder, _ uint64, half bool, _ error) {
@@ -141,8 +141,8 @@ func (p *Primary) writeLocked(b []byte, off, n int64, fua, force bool, local fun
 		return nil, 0, half, failed
 	}
 	if failed != nil {
-		// Nobody knows what the disk has now; what it has is what the
-		// guest may read, so the secondary must have the same.
+		// The content after an error is unknown. The guest may read what is there now, so
+		// the secondary must have the same.
 		b = make([]byte, n)
 		if err := readFull(p.local, b, off); err != nil {
 			p.peer.dirty.Set(off, n)
@@ -175,8 +175,8 @@ func (p *Primary) linked() bool {
 	return f != nil && f.Err() == nil
 }
 
-// syncLocal makes the local disk stable. A failure is final, and told once.
-// The caller holds no lock.
+// syncLocal makes the local disk stable. A failure is final, and published once. The
+// caller holds no lock.
 func (p *Primary) syncLocal() error {
 	err := p.local.Sync()
 	p.lost.tell(p.local, p.cfg.Events, event.ModePrimary, p.cfg.Name)
@@ -192,16 +192,15 @@ func (p *Primary) localFailed() error {
 	return nil
 }
 
-// Sync makes what the guest has written stable on both sides. What is held is
-// made stable on this side only. That the secondary fails is not the guest's
-// error.
+// Sync makes the guest's writes stable on both sides; those that are held, on this side
+// only. A failure of the secondary is not the guest's error.
 //
-// An error is a *SyncError, and final: every later Sync, Mark and Checkpoint
-// fails, and an event.DiskFailed says so. The guest goes on with what the local
-// disk still reads and takes, and learns of it at each flush; it is not handed
-// data of the secondary's, for what that has between two checkpoints does not
-// outlive a failover. The other side holds the good copy, that of the last
-// checkpoint, so a host that wants the guest to go on does so over there.
+// An error is a *SyncError, and final: every later Sync, Mark and Checkpoint fails, and an
+// event.DiskFailed is published. The guest goes on with reads and writes that the local
+// disk still serves, and each flush tells it of the error. It gets no data from the
+// secondary, whose writes since the last checkpoint would not outlive a failover. The
+// other side has a good copy, that of the last checkpoint, so a host that wants the guest
+// to go on does so there.
 func (p *Primary) Sync() error {
 	var err error
 	begin := p.io.flush.begin()

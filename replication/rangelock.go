@@ -16,7 +16,7 @@ type rangeLock struct {
 type rangeHold struct {
 	off, end int64
 	shared   bool
-	waits    int // conflicting requests that came before and are still there
+	waits    int // how many conflicting requests came before and are not unlocked
 	ready    chan struct{}
 }
 

@@ -32,12 +32,12 @@ func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedO
 	return epoch, how == finishFailover, nil
 }
 
-// How an unclean journal is made clean.
+// Ways to make an unclean journal clean.
 const (
-	rollBack       = iota // the disk becomes that of the last checkpoint
-	rollForward           // it remains that of the checkpoint that was prepared
-	rollToStart           // it remains that of a start that another disk has made
-	finishFailover        // that of the last checkpoint, and the guest's own writes since
+	rollBack       = iota // the disk goes back to the last checkpoint
+	rollForward           // the disk stays at the checkpoint that was prepared
+	rollToStart           // the disk stays at a start that another disk of the group has made
+	finishFailover        // the disk goes to the last checkpoint and gets the guest's own writes since
 )
 
 func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64, err error) {
@@ -63,7 +63,7 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 		b.epoch = 0
 	default:
 		err = j.log.replay(ctx, func(block, n int64, p []byte) error {
-			if p == nil && inside(block, 0, 0, disk.Size()) { // whole blocks, of which the disk may have less
+			if p == nil && inside(block, 0, 0, disk.Size()) { // the block is whole, but the disk may end in it
 				n = min(n, disk.Size()-block*BlockSize)
 			}
 			switch {
@@ -82,14 +82,15 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 		err = disk.Sync()
 	}
 	if lost := d.failed(); lost != nil {
-		j.err = lost // repeating it would find nothing to write that was not written
+		j.err = lost // to repeat it would not find what was not written
 	}
 	if err == nil {
 		if b.id.Epoch = b.epoch; how == finishFailover {
 			b.id.begin()
 			b.id.Writes, b.id.State = true, CopyClean
 		}
-		// Before the journal is clean: it would not be looked at again.
+		// This comes before the journal is marked clean, since a clean journal is not
+		// looked at again.
 		err = meta.update(func(i *Identity, _ *peerBase) { *i = b.id })
 	}
 	if err != nil {
@@ -106,7 +107,7 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 // holds mu.
 func (j *Journal) belongs(ctx context.Context, disk Disk, meta *Metadata) error {
 	b := &j.super
-	// A disk that is known may have grown, and the journal not know yet.
+	// A disk with metadata may have grown without the journal's knowledge.
 	if n := uint64(disk.Size()); n < b.size || n > b.size && !meta.kept() {
 		return fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, n)
 	}
@@ -119,7 +120,7 @@ func (j *Journal) belongs(ctx context.Context, disk Disk, meta *Metadata) error 
 	return nil
 }
 
-// owns returns what belongs does, if the journal is to be recovered.
+// owns does what belongs does, if the journal has to be recovered.
 func (j *Journal) owns(ctx context.Context, disk Disk) error {
 	if j.Clean() {
 		return nil
@@ -181,9 +182,9 @@ func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOv
 			return 0, false, memberError(i, "recover", err)
 		}
 	}
-	// A failover that was not ordered everywhere is undone, a start that was made
-	// on one disk is made on all. The disks that do not know of the one, and that
-	// have made the other, are the witnesses, so they come last.
+	// A failover that was not ordered on all disks is undone, and a start that was made on
+	// one disk is made on all. The disks that do not know of the failover, or that have
+	// made the start, are the evidence for that, so they come last.
 	for _, i := range slices.Concat(ordered, starting, running) {
 		if _, err := disks[i].Journal.recover(ctx, disks[i].Disk, how[i]); err != nil {
 			return 0, false, memberError(i, "recover", err)
@@ -217,8 +218,8 @@ func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
 			epoch = max(epoch, b.epoch)
 		}
 	}
-	// A disk that an interrupted recovery has rolled forward is a reason to
-	// roll the others forward.
+	// If an interrupted recovery has rolled one disk forward, the others are rolled
+	// forward too.
 	for _, b := range disks {
 		for _, o := range disks {
 			if b.state == Running && b.prepared > epoch && o.state == Done && o.epoch == b.prepared {
@@ -244,14 +245,14 @@ func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
 	return epoch, how, errors.Join(errs...)
 }
 
-// inside reports whether n bytes at an offset in a block, whose number a device
-// says, are on a disk of size.
+// inside reports whether n bytes at an offset in a block are on a disk of size bytes. The
+// block's number comes from a device.
 func inside(block, off, n, size int64) bool {
 	return block >= 0 && block < (size+BlockSize-1)/BlockSize && n <= size-block*BlockSize-off
 }
 
-// eachOwn hands the entries of the map of the guest's own writes to do. The caller
-// holds mu.
+// eachOwn calls do for the entries of the map of the guest's own writes. The caller holds
+// mu.
 func (j *Journal) eachOwn(ctx context.Context, do func(block int64, e blockEntry) error) error {
 	if j.super.entries > uint64(j.activeSlots()) {
 		return fmt.Errorf("%w: %d entries in the map", ErrCorrupt, j.super.entries)

@@ -39,18 +39,17 @@ type Remote interface {
 	Close() error
 }
 
-// Aborter is what a [Remote] offers whose Close may wait, if only for the other
-// side to take a word of farewell. One that is none is closed where it would be
-// aborted, and closed again later.
+// Aborter is a [Remote] whose Close may wait, if only to say goodbye to the other side. A
+// Remote that is no Aborter is closed where it would be aborted, and closed again later.
 type Aborter interface {
-	// Abort is Close without a word to the other side. It waits for nothing,
-	// may be called from any goroutine, also while another method of the Remote
-	// runs, and calling it again does nothing. Close may follow.
+	// Abort closes the Remote without a word to the other side. It does not wait. It may
+	// be called from any goroutine, also while another method runs, and calling it again
+	// does nothing. Close may follow.
 	Abort()
 }
 
-// abort ends the connection of r without waiting, if r can do that; otherwise it
-// closes it.
+// abort ends the connection of r without waiting if it is an Aborter; otherwise it closes
+// r.
 func abort(r any) {
 	switch r := r.(type) {
 	case Aborter:
@@ -60,8 +59,8 @@ func abort(r any) {
 	}
 }
 
-// part is what a Remote of this package stands on, and closes with itself: once,
-// also if that is in place of an Abort that it does not have.
+// part is what a Remote of this package closes together with itself: once, even if it is
+// closed in place of an Abort that it does not have.
 type part struct {
 	of     any
 	closed atomic.Bool
@@ -127,10 +126,10 @@ func (r diskRemote) Close() error { return r.part.Close() }
 // Abort implements [Aborter].
 func (r diskRemote) Abort() { r.part.abort() }
 
-// BrokenError says that one half of a replicated disk is of no use for a
-// checkpoint any more. It is sticky. On a primary, writes have not reached the
-// secondary: the two disks differ until a new synchronisation. On a secondary,
-// something that the next checkpoint, or a failover, depends on has failed.
+// BrokenError says that one half of a replicated disk is of no use for a checkpoint any
+// more, and stays so. On a primary, writes have not reached the secondary: the two disks
+// differ until a new synchronisation. On a secondary, an operation has failed on which the
+// next checkpoint, or a failover, depends.
 type BrokenError struct {
 	// Op is, on a primary, "write", "zeroes", "flush" or "connection", or "local
 	// flush" if it is the primary's own disk that has failed; on a secondary "pre-image", "write", "flush", "checkpoint", "commit" or
@@ -150,7 +149,7 @@ func (e *BrokenError) Error() string {
 
 func (e *BrokenError) Unwrap() error { return e.Err }
 
-// event returns what the bus is told.
+// event returns the error as an event.
 func (e *BrokenError) event(mode event.Mode, disk string) event.DiskBroken {
 	return event.DiskBroken{Mode: mode, Disk: disk, Operation: e.Op, Offset: e.Off, Length: e.Len, Error: e.Err.Error()}
 }

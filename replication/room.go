@@ -9,27 +9,26 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// room is what a primary knows of the room that its secondary has for
-// pre-images, of which each write between two Marks takes some. A write for
-// which there is none would end replication over there, so it waits here,
-// before it is made, for the next Mark.
+// room is what a primary knows of its secondary's room for pre-images. Each write between
+// two Marks takes some of it. A write without room would end replication on the secondary,
+// so it waits on the primary, before it is made, for the next Mark.
 //
-// It is the map of an overlay without its content, charged as the secondary
-// charges, or more.
+// It is the map of an overlay without contents, and counts as much as the secondary
+// counts, or more.
 type room struct {
 	charged atomic.Pointer[overlay] // nil: the bound is not known; changed with the whole disk locked
-	on      bool                    // a Mark has begun an epoch; so too
+	on      bool                    // a Mark has begun an epoch; changed with the whole disk locked
 	asked   atomic.Bool
 	wakeup
 }
 
-// wakeup is where those wait who find no room. The zero value is ready.
+// wakeup lets writes wait for room. The zero value is ready.
 type wakeup struct {
 	mu    sync.Mutex
-	freed chan struct{} // closed when it is worth another try
+	freed chan struct{} // closed when waiting writes should try again
 }
 
-// nowhere is slots without content.
+// nowhere implements slots without keeping any content.
 type nowhere struct{}
 
 func (nowhere) grow(uint32)                         {}
@@ -61,7 +60,7 @@ func (r *room) marked() {
 	r.free()
 }
 
-// free lets those who wait try again.
+// free has the waiting writes try again.
 func (w *wakeup) free() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -81,7 +80,7 @@ func (w *wakeup) wait() <-chan struct{} {
 	return w.freed
 }
 
-// drain lets those who wait have what is spare, until the next Mark.
+// drain lets waiting writes use the spare room, until the next Mark.
 func (r *room) drain() {
 	if c := r.charged.Load(); c != nil {
 		c.urgent.Store(true)
@@ -128,8 +127,8 @@ func (r *room) take(disk Disk, off, n int64) (half bool, err error) {
 	return true, errors.Join(err, extents)
 }
 
-// most is how much a piece of a write may be at most, so that it does not take
-// more room than there is.
+// most returns how large a piece of a write may be, so that it never needs more room than
+// there is in all.
 func (r *room) most() int64 {
 	c := r.charged.Load()
 	if c == nil {
@@ -155,15 +154,15 @@ func (p *Primary) awaitRoom(freed <-chan struct{}) (bool, error) {
 	}
 }
 
-// Drain implements [Drainer]: writes that wait for room for pre-images are made in
-// an eighth of it that is kept spare for them, as are all until the next Mark: which
-// of them keeps a vCPU from being paused is not known here. Those for which that is
-// too little wait on, for that Mark, for they would end replication. So whoever drains
-// goes on to a Mark, or ends the run: the next Drain has nothing to spare otherwise.
+// Drain implements [Drainer]: writes that wait for room for pre-images may use an eighth
+// of it that is kept spare, and so may all writes until the next Mark, since it is not
+// known which of them keeps a vCPU from being paused. A write for which that is too little
+// waits for that Mark, as it would end replication. So Drain must be followed by a Mark or
+// the end of the run: before that, another Drain has no room to give.
 func (p *Primary) Drain() { p.room.drain() }
 
-// askForCheckpoint tells the bus that the secondary's room for pre-images runs
-// short, once in an epoch, or that a write waits for some.
+// askForCheckpoint publishes that the secondary's room for pre-images runs short, once in
+// an epoch, or that a write waits for room.
 func (p *Primary) askForCheckpoint(waits bool) {
 	if !p.room.asked.Swap(true) {
 		e := p.roomEvent()

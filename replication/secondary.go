@@ -12,7 +12,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// State is where a replicated disk stands. The names are those of QEMU's
+// State says how far the replication of a disk has come. The names are those of QEMU's
 // block/replication.c.
 type State uint8
 
@@ -41,8 +41,7 @@ func (s State) String() string {
 	return fmt.Sprintf("state %d", uint8(s))
 }
 
-// SecondaryConfig says how a [Secondary] keeps its overlays and whom it tells
-// what.
+// SecondaryConfig says how a [Secondary] keeps its overlays and where it publishes events.
 type SecondaryConfig struct {
 	// Name is what the events call the disk; it may be empty.
 	Name string
@@ -104,7 +103,7 @@ type Secondary struct {
 	meta   *Metadata
 	gate   gate
 
-	instance ID // of this Secondary: what it has not made stable goes with it
+	instance ID // names this Secondary: what it has not made stable is lost with it
 	kept     keptCheckpoint
 
 	locks          rangeLock
@@ -118,7 +117,7 @@ type Secondary struct {
 
 	commit sync.Mutex // one Commit at a time
 
-	promoted Identity // who the disk is once a failover that was ordered is done; guarded by the lock of the whole disk
+	promoted Identity // the disk's identity after a failover that was ordered; guarded by the lock of the whole disk
 }
 
 var (
@@ -133,11 +132,11 @@ var (
 	_ ZeroWriter       = (*Secondary)(nil)
 )
 
-// stableState records on stable storage where a Secondary stands, and returns
-// when that is so.
+// stableState records the state of a Secondary on stable storage, and returns when it is
+// stable.
 type stableState interface {
-	// setPrepared records that the disk has all of epoch, which the overlays
-	// still undo.
+	// setPrepared records that the disk has all writes of epoch; the overlays can still
+	// undo them.
 	setPrepared(epoch uint64) error
 	// setStarting records, before the first of several disks is started, that
 	// they are started together.
@@ -150,14 +149,14 @@ type stableState interface {
 	// setForgotten records that there is no checkpoint, and that the disk is
 	// inconsistent.
 	setForgotten(id Identity) error
-	// failed returns why it cannot be relied on any more: what is on stable
-	// storage is then unknown, and the disk must be left as it is.
+	// failed returns an error if the recorded state is unknown. The disk must be left as
+	// it is then.
 	failed() error
 	// emptied tells that the overlays in memory have been emptied.
 	emptied()
 }
 
-// volatileState is that of overlays in memory: nothing of it survives.
+// volatileState is the stableState of overlays in memory: nothing of it survives.
 type volatileState struct{}
 
 func (volatileState) setStarting(ID) error              { return nil }
@@ -275,21 +274,21 @@ func (s *Secondary) syncDisk() error {
 	return err
 }
 
-// prepareStart records that the disk is started together with others, so that
-// after a crash in between they are all found at the start, or none is.
+// prepareStart records that the disk is started together with others. After a crash in
+// between, either all of them are found started, or none is.
 func (s *Secondary) prepareStart(together ID) error {
 	h := s.lockAll()
 	defer s.locks.unlock(h)
 	if st := s.State(); st != None && (st != Done || s.life.tookOver()) {
-		return nil // Start says what is to be said
+		return nil // Start returns the error
 	}
 	return s.stable.setStarting(together)
 }
 
-// Start takes the present content of the secondary disk as the checkpoint of
-// epoch 0. From now on the primary's writes save what they replace. After a
-// failover, where a promoted disk stays in its place while the host becomes a
-// primary, Start does nothing, as in QEMU; after a Stop without, it begins anew.
+// Start makes the present content of the secondary disk the checkpoint of epoch 0. From
+// now on the old content is saved before the primary's writes replace it. After a
+// failover, where a promoted disk stays in its place while the host becomes a primary,
+// Start does nothing, as in QEMU; after a Stop without failover it begins anew.
 func (s *Secondary) Start(context.Context) error {
 	defer s.tell()
 	h := s.lockAll()
@@ -301,8 +300,8 @@ func (s *Secondary) Start(context.Context) error {
 	default:
 		return fmt.Errorf("%w: state %v", ErrRunning, st)
 	}
-	// What the first synchronisation wrote must not come after a crash
-	// later than the record that replication has begun.
+	// After a crash, the record that replication has begun must not be there without the
+	// writes of the first synchronisation.
 	s.disk.wrote()
 	if err := s.syncDisk(); err != nil {
 		return err
@@ -315,7 +314,7 @@ func (s *Secondary) Start(context.Context) error {
 	return nil
 }
 
-// empty makes both overlays vanish. The whole disk is locked.
+// empty empties both overlays. The whole disk is locked.
 func (s *Secondary) empty() {
 	s.active.reset()
 	s.hidden.reset()
@@ -344,11 +343,11 @@ func (s *Secondary) unlockGate(h *rangeHold) {
 // error is final, as it is in Checkpoint, but for ErrEpoch.
 func (s *Secondary) Prepare(_ context.Context, epoch uint64) error {
 	if s.State() != Running {
-		return nil // Checkpoint says what is to be said
+		return nil // Checkpoint returns the error
 	}
 	defer s.tell()
 	defer s.unlockGate(s.lockGate())
-	if s.State() != Running { // any more
+	if s.State() != Running { // it has ended meanwhile
 		return nil
 	}
 	if last := s.Epoch(); epoch < last {

@@ -6,17 +6,17 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// A write of the secondary's guest for which the active overlay has no room
-// waits, without a lock, for the checkpoint that empties it. It cannot wait while
-// the guest is being paused, which may be for that very checkpoint, or because
-// the primary is lost: a vCPU that waits in a write would keep the guest from
-// standing still. For what is waiting then, an eighth of the overlay is spare.
+// A write of the secondary's guest for which the active overlay has no room waits, without
+// a lock, for the checkpoint that empties it. It must not wait while the guest is being
+// paused, for that checkpoint or because the primary is lost: a vCPU that waits in a write
+// would keep the guest from being paused. An eighth of the overlay is kept spare for the
+// writes that wait at that moment.
 
-// minSpare is the smallest bound, in slots, of which some are kept.
+// minSpare is the smallest bound, in slots, of an overlay that keeps some spare.
 const minSpare = 64
 
-// keepSpare keeps an eighth of an overlay for those who cannot wait, unless it has
-// room for a whole disk of size bytes.
+// keepSpare reserves an eighth of an overlay for writes that cannot wait, unless the
+// overlay has room for a whole disk of size bytes.
 func (o *overlay) keepSpare(size int64) {
 	b0, b1 := blockRange(0, size)
 	if o.max >= minSpare && !o.fits(b0, b1, true) {
@@ -43,7 +43,7 @@ func (s *Secondary) awaitCheckpoint(freed <-chan struct{}, urgent bool, off, n i
 		return err
 	}
 	if s.active.urgent.Load() {
-		return nil // it has become so since, and what is spare may be taken
+		return nil // writes have become urgent since, and may take the spare room
 	}
 	if until.IsZero() {
 		*until = time.Now().Add(timeout)

@@ -16,8 +16,8 @@ var (
 // Metadata implements [MetadataKeeper]: that of the secondary disk.
 func (s *Secondary) Metadata() (*Metadata, error) { return s.meta, nil }
 
-// Identity returns who the copy is, for a primary: while it is being written,
-// it is an inconsistent one of the primary's generation.
+// Identity returns the identity of the copy, as a primary is told it: while the primary
+// writes the copy, it is an inconsistent one of the primary's generation.
 func (s *Secondary) Identity() Identity {
 	i := s.meta.Identity()
 	i.Overwrite, i.instance, i.room = s.cfg.Overwrite, s.instance, s.roomForPreImages()
@@ -30,8 +30,8 @@ func (s *Secondary) Identity() Identity {
 	return i
 }
 
-// roomForPreImages returns how much of them there is room for, in blocks that
-// are each saved for itself.
+// roomForPreImages returns how many bytes of pre-images there is room for, if each block
+// is saved by itself.
 func (s *Secondary) roomForPreImages() int64 {
 	if s.cfg.Journal != nil {
 		return s.hiddenBound() / (BlockSize + recordHeader) * BlockSize
@@ -80,7 +80,7 @@ func (s *Secondary) Adopt(of Identity) error {
 		s.armKept(own)
 	}
 	err := s.meta.update(func(i *Identity, b *peerBase) {
-		*b = peerBase{}                                             // what was a primary's is one no more
+		*b = peerBase{}                                             // it is no primary's copy any more
 		if s.cfg.Journal == nil || st != Running && !s.kept.armed { // else it is clean until keep changes that
 			i.State = CopyInconsistent
 			i.Disk, i.Generation, i.History, i.Writes = of.Disk, of.Generation, of.History, false
@@ -99,9 +99,9 @@ func (s *Secondary) Adopt(of Identity) error {
 	return nil
 }
 
-// reenter makes a Secondary whose run cannot go on ready for a primary that comes
-// back: what was prepared is no more, and after an error the disk is that of the
-// last checkpoint again. The whole disk is locked.
+// reenter makes a Secondary whose run cannot go on ready for a primary that comes back: it
+// gives up a prepared checkpoint, and after an error takes the disk back to the last
+// checkpoint. The whole disk is locked.
 func (s *Secondary) reenter(st State) error {
 	if st != Running {
 		return nil
@@ -122,7 +122,7 @@ func (s *Secondary) reenter(st State) error {
 	return nil
 }
 
-// identityAt returns who the disk is at a checkpoint.
+// identityAt returns the disk's identity at a checkpoint.
 func (s *Secondary) identityAt(epoch uint64) Identity {
 	i := s.meta.Identity()
 	if a := s.life.adoption(); a != nil {
@@ -138,8 +138,8 @@ func (s *Secondary) beginRun() error {
 	if err := s.meta.update(func(*Identity, *peerBase) {}); err != nil { // there is a name for the copy from now on
 		return err
 	}
-	// The journal first: a disk that is called inconsistent by a host that
-	// crashes in between would have no journal to make it consistent.
+	// The journal comes first: if the host crashed in between, the disk would otherwise be
+	// recorded as inconsistent without a journal that can make it consistent.
 	err := s.stable.setRunning(0, id)
 	if err == nil {
 		err = s.meta.update(func(i *Identity, b *peerBase) {
@@ -167,10 +167,10 @@ func (s *Secondary) beginPromotion() error {
 // end records that the disk below is id's, and replication over. The whole disk
 // is locked, and the disk stable.
 func (s *Secondary) end(id Identity) error {
-	if s.kept.begun() { // what was begun after it has come to nothing
+	if s.kept.begun() { // what was begun after it did not complete
 		id = s.kept.id
 	}
-	// First the disk, for a journal that is clean is not looked at again.
+	// The disk comes first, since a clean journal is not looked at again.
 	if err := s.meta.update(func(i *Identity, _ *peerBase) { *i = id }); err != nil {
 		return err
 	}
@@ -178,31 +178,31 @@ func (s *Secondary) end(id Identity) error {
 		return err
 	}
 	s.kept.end()
-	s.life.adopt(nil) // it is in id, or came to nothing
+	s.life.adopt(nil) // id includes it, or it did not take place
 	return nil
 }
 
-// keptCheckpoint is what the disk was before a synchronisation, which the
-// journal keeps until that is complete.
+// keptCheckpoint is the disk as it was before a synchronisation. The journal keeps it
+// until the synchronisation is complete.
 type keptCheckpoint struct {
 	on atomic.Bool // pre-images are being kept
 
 	mu    sync.Mutex
-	armed bool // they are to be, from the first change on
+	armed bool // they are to be kept, from the first change on
 	id    Identity
 }
 
 func (k *keptCheckpoint) begun() bool { return k.on.Load() }
 
-// arm has the disk, which is id, kept from the next change on, or not. The whole
-// disk is locked.
+// arm decides whether the disk, whose identity is id, is kept from the next change on. The
+// whole disk is locked.
 func (k *keptCheckpoint) arm(keep bool, id Identity) {
-	if !k.begun() { // else it is that of the first attempt
+	if !k.begun() { // otherwise the checkpoint of the first attempt is kept
 		k.armed, k.id = keep, id
 	}
 }
 
-// armKept has the disk, which is own, kept if that can be and it is worth it.
+// armKept has the disk, whose identity is own, kept if that is possible and useful.
 func (s *Secondary) armKept(own Identity) {
 	s.kept.arm(s.cfg.Journal != nil && own.Disk != (ID{}) && own.State != CopyInconsistent, own)
 }

@@ -57,7 +57,7 @@ func (s *Secondary) readLayers(p []byte, off int64, active *overlay) error {
 		return readFull(s.disk, p, off)
 	}
 	end := off + int64(len(p))
-	below := int64(-1) // where the part begins that is still to be read from the disk
+	below := int64(-1) // where the part begins that has to be read from the disk
 	readBelow := func(until int64) error {
 		if below < 0 || below == until {
 			return nil
@@ -111,12 +111,12 @@ func (s *Secondary) readLayers(p []byte, off int64, active *overlay) error {
 	return readBelow(end)
 }
 
-// Where the content of a sector is.
+// Where the content of a sector comes from.
 const (
 	fromDisk = iota
 	fromActive
 	fromHidden
-	fromNothing // it is zero
+	fromNothing // nowhere: it is zero
 )
 
 func source(own, old blockEntry, sector int) int {
@@ -150,8 +150,8 @@ func (s *Secondary) WriteAt(p []byte, off int64) (int, error) {
 // zeroes take no room in the overlay but in its map.
 func (s *Secondary) WriteZeroes(off, n int64) error { return s.guestWrite(nil, off, n) }
 
-// Trim is WriteZeroes: the primary's guest reads zeroes from what it has
-// trimmed, see [Primary.Trim], and the two guests must not differ.
+// Trim does what WriteZeroes does. The primary's guest reads zeroes from a trimmed range,
+// see [Primary.Trim], and the two guests must not differ.
 func (s *Secondary) Trim(off, n int64) error { return s.guestWrite(nil, off, n) }
 
 // guestWrite writes p, or n zeroes if it is nil.
@@ -174,13 +174,13 @@ func (s *Secondary) guestWrite(p []byte, off, n int64) (err error) {
 	for errors.Is(err, ErrFull) {
 		freed, urgent := s.full.wait(), s.active.urgent.Load()
 		if _, err = s.tryGuestWrite(p, off, n); !errors.Is(err, ErrFull) {
-			break // it was freed in between
+			break // room was freed in between
 		}
 		switch s.State() {
 		case Running:
 			err = s.awaitCheckpoint(freed, urgent, off, n, p != nil || !aligned(off, n), &until, err)
 		case Failover, FailoverFailed:
-			// No checkpoint is going to make room any more, but committing will.
+			// No checkpoint will make room any more, but Commit will.
 			err = s.Commit(context.Background())
 		default: // it has just ended, and it is the disk that is written
 			_, err = s.tryGuestWrite(p, off, n)
@@ -278,7 +278,8 @@ func (s *Secondary) writeActiveBlock(b int64, p []byte, lo, hi int64) error {
 	from, to := int(lo-start)/SectorSize, int(hi-start+SectorSize-1)/SectorSize
 	mask := uint8(1<<to - 1<<from)
 	if lo%SectorSize != 0 || hi%SectorSize != 0 {
-		// Sectors of which the guest writes a part keep their rest.
+		// Where the guest writes a part of a sector, the rest of the sector is copied
+		// first.
 		buf := buffers.Get().(*[256 << 10]byte)
 		defer buffers.Put(buf)
 		at := start + int64(from)*SectorSize

@@ -9,10 +9,9 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// stableDisk is a disk, together with what is known of how much of it is on
-// stable storage. Everything that changes the disk goes through it, or says so
-// with wrote, and everything that is to be stable goes through sync. Its
-// methods may be called from any goroutine.
+// stableDisk is a disk, with a record of how much of it is on stable storage. Every change
+// of the disk is made by its methods, or reported to wrote, and everything that has to be
+// stable is synced by it. Its methods may be called from any goroutine.
 //
 // Writes are counted when they have ended. A sync makes stable what had been
 // counted when it began, so that a flush is answered only when a sync that
@@ -24,9 +23,9 @@ import (
 // error.
 type stableDisk struct {
 	Disk
-	name string // what errors call it
+	name string // the disk's name in errors
 
-	done atomic.Uint64 // writes that have ended; the first stands for those of others before
+	done atomic.Uint64 // how many writes have ended; the first stands for earlier ones by others
 
 	// through is shared by the writes of a FUAWriter and exclusive to a sync: a
 	// system tells an error once, and the one who is told has to record it
@@ -58,7 +57,7 @@ func (e *SyncError) Unwrap() error { return e.Err }
 func newStableDisk(d Disk, name string) *stableDisk {
 	s := &stableDisk{Disk: d, name: name}
 	s.ended.L = &s.mu
-	s.wrote() // somebody else may have written, and never have synced
+	s.wrote() // others may have written, and never have synced
 	return s
 }
 
@@ -91,8 +90,8 @@ func (s *stableDisk) trim(off, n int64) (bool, error) {
 	return true, err
 }
 
-// WriteFUA implements [FUAWriter]. An error of a disk that writes through is
-// that of a sync: it may tell of writes before this one, and is told once.
+// WriteFUA implements [FUAWriter]. An error of a disk that writes through counts as that
+// of a sync: it may be about earlier writes, and is reported only once.
 func (s *stableDisk) WriteFUA(p []byte, off int64) error {
 	f, ok := s.Disk.(FUAWriter)
 	if !ok {
@@ -126,8 +125,8 @@ func (s *stableDisk) Sync() error {
 			return nil
 		}
 		if s.syncing {
-			// It may have begun before the last of our writes had ended; if
-			// so, one of those who wait begins another.
+			// The sync may have begun before the last of the caller's writes had ended;
+			// then one of those who wait begins another.
 			s.ended.Wait()
 			continue
 		}
@@ -161,7 +160,7 @@ func (s *stableDisk) syncOnce() {
 // fail records the first failed sync, and returns it. The caller holds mu.
 func (s *stableDisk) fail(err error) error {
 	if s.err == nil {
-		if !errors.As(err, &s.err) { // of a disk below that names itself
+		if !errors.As(err, &s.err) { // a disk below has named itself in the error
 			s.err = &SyncError{Disk: s.name, Err: err}
 		}
 	}
@@ -178,7 +177,7 @@ func (s *stableDisk) failed() error {
 	return s.err
 }
 
-// lostOnce tells the bus, once, that a disk has failed to become stable.
+// lostOnce publishes, once, that a disk could not be made stable.
 type lostOnce struct{ told atomic.Bool }
 
 func (l *lostOnce) tell(d *stableDisk, bus *event.Bus, mode event.Mode, name string) {

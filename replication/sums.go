@@ -10,12 +10,11 @@ import (
 
 const sumSize = sha256.Size
 
-// Sums is a read-only disk whose content is the SHA-256 checksums of the
-// chunks of another: 32 bytes for each ChunkSize bytes, in order, and zeroes
-// up to a whole sector. A sum is computed when it is read, but that of a hole,
-// which is known. Exported beside the
-// disk itself, it lets a primary find the differences without reading the
-// whole disk over the network.
+// Sums is a read-only disk whose content is the SHA-256 checksums of the chunks of another
+// disk: 32 bytes for each ChunkSize bytes, in order, and zeroes up to a whole sector. A
+// sum is computed when it is read, except that of a hole, which is known. A primary that
+// reads it, exported beside the disk, finds the differences without reading the whole disk
+// over the network.
 type Sums struct {
 	d Disk
 }
@@ -65,8 +64,8 @@ var zeroSum = sync.OnceValue(func() [sumSize]byte { return sha256.Sum256(zeroes[
 type chunkSums struct {
 	d    Disk
 	end  int64
-	zero int64 // how far the disk is known to be zero, from where it was last asked
-	data int64 // or not
+	zero int64 // up to where the disk is known to be zero, from the last look at it
+	data int64 // up to where it is known to have data
 }
 
 func (c *chunkSums) at(off int64, buf []byte) (sum [sumSize]byte, err error) {

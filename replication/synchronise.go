@@ -17,8 +17,8 @@ type SyncConfig struct {
 	// Sums reads the checksums of the secondary disk, see [Sums]. With it,
 	// chunks that are the same already are not sent. Nil: all are.
 	Sums io.ReaderAt
-	// BytesPerSecond bounds how fast chunks are gone through, but for holes;
-	// zero: as fast as the secondary takes them.
+	// BytesPerSecond bounds how many bytes are read or skipped in a second, without holes;
+	// zero: as many as the secondary takes.
 	BytesPerSecond int64
 	// Interval between two event.DiskSyncProgress; zero means 1 s.
 	Interval time.Duration
@@ -65,7 +65,7 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 		if n == 0 && pos == 0 {
 			break
 		}
-		pos = start + n // 0 after the last: another look from the beginning
+		pos = start + n // 0 after the last: then it begins again
 		if n == 0 {
 			continue
 		}
@@ -103,11 +103,11 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 	return nil
 }
 
-// teller tells the bus how far a synchronisation is.
+// teller publishes how far a synchronisation is.
 type teller struct {
 	events      *event.Bus
 	dirty       *Bitmap
-	again       bool // there has been one before
+	again       bool // a synchronisation has completed before
 	begin, told time.Time
 	progress    event.DiskSyncProgress
 }
@@ -150,7 +150,7 @@ func (p *Primary) copyRun(f *Forwarder, cfg *SyncConfig, buf []byte, start int64
 		return err
 	}
 	if cfg.Sums == nil {
-		// The bits are cleared first: if the answer is an error, perhaps at
+		// The bits are cleared before the write: if its answer is an error, perhaps at
 		// once, they are set again.
 		p.peer.copied.Set(start, int64(len(buf)))
 		p.peer.dirty.Clear(start, int64(len(buf)))

@@ -7,7 +7,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// holeStep is how much of a hole Synchronise looks at at a time, in bytes.
+// holeStep is how many bytes of a hole Synchronise handles at a time.
 const holeStep = 64 << 20
 
 // nextStep returns what Synchronise does next, from pos on: some dirty chunks,
@@ -44,8 +44,8 @@ func (p *Primary) nextStep(pos int64) (start, n int64, hole bool, err error) {
 	return start, n, false, err
 }
 
-// zeroPrefix returns how much of [off, off+n) is, from off on, known to be zero
-// without reading it.
+// zeroPrefix returns how many bytes at the beginning of [off, off+n) are known to be zero
+// without reading them.
 func zeroPrefix(d any, off, n int64) (zero int64, err error) {
 	err = Extents(d, off, n, func(m int64, flags uint32) bool {
 		if flags&ExtentZero == 0 {
@@ -90,7 +90,7 @@ func (p *Primary) copyHole(f *Forwarder, cfg *SyncConfig, start, n int64, done *
 // secondary.
 func notZero(f *Forwarder, cfg *SyncConfig, start, n int64) (differ [][2]int64, err error) {
 	if f.overlapsAny(start, n) {
-		return [][2]int64{{start, n}}, nil // what is on its way is not there yet
+		return [][2]int64{{start, n}}, nil // writes may be on their way to it
 	}
 	pos := start
 	err = Extents(f.remote, start, n, func(m int64, flags uint32) bool {
@@ -106,7 +106,7 @@ func notZero(f *Forwarder, cfg *SyncConfig, start, n int64) (differ [][2]int64, 
 	if cfg.Sums == nil {
 		return differ, nil
 	}
-	// What has storage over there may be zero all the same.
+	// Parts with storage on the secondary may be zero all the same.
 	var left [][2]int64
 	for _, d := range differ {
 		err := compareZeroes(cfg.Sums, d[0], d[1], func(off, n int64) { left = append(left, [2]int64{off, n}) })

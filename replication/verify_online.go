@@ -10,14 +10,14 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// Repair says which copy is made like the other where they differ.
+// Repair says which copy is overwritten with the other where they differ.
 type Repair uint8
 
 // The directions of a repair.
 const (
 	RepairNone      Repair = iota
-	RepairSecondary        // the primary's copy is right
-	RepairPrimary          // the secondary's is; the guest finds other data than it had
+	RepairSecondary        // the secondary's copy is overwritten
+	RepairPrimary          // the primary's copy is overwritten; the guest then finds other data than it had
 )
 
 // VerifyConfig says how VerifyOnline works.
@@ -29,8 +29,8 @@ type VerifyConfig struct {
 	// own to the Export. It is needed without Sums, and for RepairPrimary.
 	Secondary io.ReaderAt
 	Repair    Repair
-	// BytesPerSecond bounds how fast is gone through the disk; zero: as fast as
-	// both sides can.
+	// BytesPerSecond bounds how many bytes are compared in a second; zero: as many as both
+	// sides can.
 	BytesPerSecond int64
 }
 
@@ -83,7 +83,7 @@ type verifier struct {
 	compared, repaired int64
 }
 
-// step compares a range, once all that is on its way there has arrived.
+// step compares a range, after the writes on their way to it have arrived.
 func (v *verifier) step(ctx context.Context, off, n int64) error {
 	for {
 		if err := ctx.Err(); err != nil {
@@ -97,7 +97,8 @@ func (v *verifier) step(ctx context.Context, off, n int64) error {
 			v.p.locks.unlock(h)
 			return err
 		}
-		// What is held arrives after Loaded, which must not wait for us.
+		// A write that is held arrives after Loaded, and Loaded must not wait for this
+		// lock.
 		v.p.locks.unlock(h)
 		if err := v.f.unheld(ctx); err != nil {
 			return err
@@ -152,7 +153,7 @@ func (v *verifier) compareRun(off, n int64) error {
 	return nil
 }
 
-// repair makes one copy at off like the other; ours is the primary's content.
+// repair overwrites one copy at off with the other; ours is the primary's content.
 func (v *verifier) repair(ours []byte, off int64) error {
 	n := int64(len(ours))
 	switch v.cfg.Repair {

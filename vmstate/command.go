@@ -47,7 +47,7 @@ var commands = [...]struct {
 	CommandSwitchoverStart: {"switchover-start", 0},
 }
 
-// String returns the field's word for t.
+// String returns the command's name in lower case, such as "ping" or "postcopy-run".
 func (t CommandType) String() string {
 	if int(t) < len(commands) {
 		return commands[t].name
@@ -55,8 +55,8 @@ func (t CommandType) String() string {
 	return fmt.Sprintf("command %d", uint16(t))
 }
 
-// A Command is a record of type [CommandRecord]. What its payload means is told
-// by the methods that begin with As.
+// A Command is a record of type [CommandRecord]. The methods whose names begin with As
+// decode its payload.
 type Command struct {
 	Type    CommandType
 	Payload []byte // at most 65535 bytes

@@ -137,8 +137,8 @@ func (d *describer) body(vmsd string, version uint32, fn func()) {
 	d.str("]")
 }
 
-// field begins a field's object. A name that is not the only one of its
-// description gets its ordinal appended.
+// field begins a field's object. If its description has had the name before, an ordinal is
+// appended.
 func (d *describer) field(f *Fields, name string) {
 	l := d.top()
 	if l.subs {

@@ -47,29 +47,28 @@ type Record struct {
 	Live       LiveBody // in a Document: the body of a live section
 }
 
-// A LiveBody is the body of a live section, as somebody who knows the device has
-// decoded it. Put writes it as it was read, byte for byte.
+// A LiveBody is the decoded body of a live section. Put writes the bytes from which it was
+// decoded.
 type LiveBody interface {
 	Put(w *qemufile.Writer)
 }
 
-// Opaque is the body of a live section whose device nobody here knows; see
-// [Scanner.SkipLive].
+// Opaque is the body of a live section of an unknown device; see [Scanner.SkipLive].
 type Opaque []byte
 
 // Put implements [LiveBody].
 func (b Opaque) Put(w *qemufile.Writer) { w.Write(b) }
 
-// A LiveDecoder reads the body of one live section, and exactly that: r is after
-// the header and must be left before the footer. What it keeps is up to it; for
-// a guest's memory, best a summary, or a file. For a device that it does not
-// know it returns [ErrUnknownSection] before it reads anything.
+// A LiveDecoder reads the body of one live section, and exactly that: r is after the
+// header, and has to be left before the footer. It decides what to keep; of a guest's
+// memory, a summary or a file is best. If it does not know the device, it returns
+// [ErrUnknownSection] before it reads anything.
 type LiveDecoder interface {
 	DecodeLive(h Header, r *qemufile.Reader) (LiveBody, error)
 }
 
-// Put writes the record. That of a live section is its header, and its body if
-// Live has it; the footer is a Record of its own.
+// Put writes the record. For a live section it writes the header, and the body if Live has
+// one; the footer is a Record of its own.
 func (rec *Record) Put(w *qemufile.Writer) {
 	switch rec.Type {
 	case FileHeader:
@@ -104,9 +103,8 @@ func (rec *Record) Put(w *qemufile.Writer) {
 	}
 }
 
-// Decode takes the body of a FULL section apart. Its error wraps
-// [ErrDescription] if nothing describes the section, or not as it is; then it is
-// a [*MisfitError].
+// Decode decodes the body of a FULL section. Its error wraps [ErrDescription] if no
+// description fits the section; if one exists that does not fit, it is a [*MisfitError].
 func (rec *Record) Decode() (Struct, error) {
 	if rec.Misfit != nil {
 		return Struct{}, rec.Misfit

@@ -111,7 +111,7 @@ func (f *Fields) Err() error {
 	return f.err
 }
 
-// failField refuses the value of a field.
+// failField refuses the value of the field with that name.
 func (f *Fields) failField(name string, err error) {
 	f.Fail(&FieldError{Field: f.vmsd + ":" + name, Err: err})
 }
@@ -365,15 +365,15 @@ func (f *Fields) Subsection(name string, version uint32, needed bool, fn func(*F
 	}
 }
 
-// owns reports whether a subsection belongs to the present description. QEMU's
-// test is the prefix alone, with no regard for the slash
+// owns reports whether a subsection belongs to the present description. As in QEMU its
+// name only has to begin with the description's, without regard for the slash
 // (vmstate_subsection_load in migration/vmstate.c).
 func (f *Fields) owns(n int, name []byte) bool {
 	return n >= len(f.vmsd)+1 && len(name) >= len(f.vmsd) && string(name[:len(f.vmsd)]) == f.vmsd
 }
 
-// peekSubsection returns the name of the subsection that comes next, nil if
-// there is none or it belongs to somebody else.
+// peekSubsection returns the name of the subsection that comes next; nil if there is none,
+// or it belongs to another description.
 func (f *Fields) peekSubsection() []byte {
 	// One byte at a time: more may never come.
 	if b := f.r.Peek(1); len(b) < 1 || SectionType(b[0]) != Subsection {
@@ -381,7 +381,7 @@ func (f *Fields) peekSubsection() []byte {
 	}
 	b := f.r.Peek(2)
 	if len(b) < 2 {
-		f.r.Skip(2) // cut off: a footer at least would follow
+		f.r.Skip(2) // the stream is cut off, since at least a footer would follow
 		return nil
 	}
 	n := int(b[1])
@@ -394,7 +394,7 @@ func (f *Fields) peekSubsection() []byte {
 	case len(name) == n && f.owns(n, name):
 		return name
 	case len(name) < n && string(name[:min(len(name), len(f.vmsd))]) == f.vmsd[:min(len(name), len(f.vmsd))]:
-		f.r.Skip(uint64(2 + n)) // cut off inside the name
+		f.r.Skip(uint64(2 + n)) // the stream is cut off inside the name
 	}
 	return nil
 }

@@ -2,7 +2,7 @@ package vmstate
 
 import "fmt"
 
-// Fields that are more than their width.
+// Fields whose values are restricted, or have a meaning besides their width.
 
 // Uint8Equal carries a value that the receiver must have too: it fails with
 // [ErrValue] if the stream's differs.

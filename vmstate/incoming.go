@@ -19,7 +19,7 @@ const (
 	PostcopyEnded
 )
 
-// String returns the field's word for s.
+// String returns the state's name as QEMU has it, such as "listening".
 func (s PostcopyState) String() string {
 	names := [...]string{"none", "advise", "discard", "listening", "running", "end"}
 	if int(s) < len(names) {
@@ -28,11 +28,10 @@ func (s PostcopyState) String() string {
 	return fmt.Sprintf("state %d", uint8(s))
 }
 
-// Incoming decides which commands a destination may be given when. It does no
-// I/O: a host passes each [Command] to Accept, from the function it gives to
-// [Registry.Load], and then does what the command says. The zero value accepts
-// plain migrations. The rules are those of loadvm_process_command in
-// migration/savevm.c.
+// Incoming decides at which point of a migration a destination accepts which command. It
+// does no I/O: a host passes each [Command] to Accept, from the function that it gives to
+// [Registry.Load], and then carries the command out. The zero value accepts plain
+// migrations. The rules are those of loadvm_process_command in migration/savevm.c.
 type Incoming struct {
 	// COLO allows ENABLE_COLO. (QEMU 7.2 did not ask; since 8.1 it does.)
 	COLO bool
@@ -145,8 +144,8 @@ func (in *Incoming) advise(c Command) error {
 	return nil
 }
 
-// length returns the length of a block that a command names; without Block, as
-// much as there may be.
+// length returns the length of the block that a command names, or the greatest length if
+// there is no function Block.
 func (in *Incoming) length(c Command, block string) (uint64, error) {
 	if in.Block == nil {
 		return math.MaxUint64, nil

@@ -62,7 +62,7 @@ type largeTail struct {
 	done    bool
 }
 
-// next reads one record.
+// next reads the next record.
 func (l *largeTail) next() error {
 	r, start := l.r, l.r.Offset()
 	t := SectionType(r.Byte())
@@ -108,7 +108,7 @@ func (l *largeTail) next() error {
 	return l.w.Flush()
 }
 
-// body reads a section's, and keeps it if there is room.
+// body reads the body of a section, and keeps it if there is room.
 func (l *largeTail) body(rec *Record) error {
 	var kept bytes.Buffer
 	err := l.s.SkipLive(rec.Header, l.r, func(p []byte) {
@@ -128,7 +128,7 @@ func (l *largeTail) body(rec *Record) error {
 	return err
 }
 
-// chunkWriter is a function as an io.Writer.
+// chunkWriter makes a function an io.Writer.
 type chunkWriter func([]byte)
 
 func (w chunkWriter) Write(p []byte) (int, error) {

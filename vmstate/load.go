@@ -8,9 +8,9 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// A LiveLoader takes the sections of a live device: each START, PART and END
-// brings one body. It reads exactly the body; whatever it returns as an error
-// ends the load. Undoing what it took is its own affair, when its host tells it.
+// A LiveLoader takes the sections of a live device: each START, PART and END brings one
+// body. It reads exactly the body; an error that it returns ends the load. It has to undo
+// itself what it has taken, when its host tells it to.
 type LiveLoader interface {
 	LoadState(r *qemufile.Reader, version uint32) error
 }
@@ -96,7 +96,7 @@ func (reg *Registry) loadIntroduced(t SectionType, r *qemufile.Reader, start int
 // that is known, it allocates nothing.
 func (reg *Registry) introduce(t SectionType, r *qemufile.Reader) (Header, *entry, error) {
 	h := Header{Type: t, ID: r.BE32()}
-	// The name stays a view until the device is found by it.
+	// The name stays a view until it has been used to find the device.
 	n := int(r.Byte())
 	if r.Err() == nil && n == 0 {
 		return h, nil, fmt.Errorf("section %d without a name: %w", h.ID, ErrUnknownSection)

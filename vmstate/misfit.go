@@ -6,13 +6,13 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// A MisfitError says why a device section and its description do not agree. The
-// section was cut by other means, and what it disagrees with costs no other
-// device. It wraps [ErrDescription].
+// A MisfitError says how a device section and its description disagree. The section's
+// bounds were found in another way, so that other devices are read all the same. It wraps
+// [ErrDescription].
 //
-// That they disagree is no fault of the stream as such: nobody but an inspector
-// reads the description, and QEMU's own is wrong for some devices (an array of
-// pointers whose first is null, as s390-ccw-virtio has).
+// The stream is not bad because of that: only an inspector reads the description, and
+// QEMU's own is wrong for some devices (an array of pointers whose first is null, as
+// s390-ccw-virtio has).
 type MisfitError struct {
 	Name     string
 	Instance uint32
@@ -52,7 +52,7 @@ func (e *MisfitError) Unwrap() []error {
 	return []error{ErrDescription, e.Err}
 }
 
-// fits compares a body with what describes it; nil if the lengths agree.
+// fits compares the length of a body with the description's; nil if they agree.
 func (d *DeviceDesc) fits(found int) error {
 	if d.Broken != nil {
 		return &MisfitError{Name: d.Name, Instance: d.Instance, Described: -1, Found: int64(found), Err: d.Broken}
@@ -67,7 +67,7 @@ func (d *DeviceDesc) fits(found int) error {
 	return nil
 }
 
-// undescribed is the reason of a section that no description has.
+// undescribed returns the error of a section that is not in the description.
 func undescribed(h Header, found int) error {
 	return &MisfitError{Name: h.Name, Instance: h.Instance, Described: -1, Found: int64(found), Err: fmt.Errorf("nothing describes it")}
 }

@@ -1,7 +1,7 @@
 package vmstate
 
-// Parts of a device that are values of some type: an array of them, as many as a
-// count says, or one that may not be there.
+// Parts of a device that are Go values of one type: an array of them, a slice with a count
+// in the stream, or a part that is optional.
 
 // Structs carries an array of parts of one description, back to back, as
 // [Fields.StructArray] does. Both sides know how many there are; where the stream

@@ -49,7 +49,7 @@ type Alias struct {
 	Instance uint32
 }
 
-// An Entry says under what name and versions a device is in the stream.
+// An Entry has the name and the versions under which a device is in the stream.
 type Entry struct {
 	// Name identifies the device together with Instance; 1 to 255 bytes. In
 	// QEMU: the device's path, a slash, and the name of its description; or the
@@ -76,21 +76,21 @@ type Entry struct {
 
 type entry struct {
 	Entry
-	id     uint32 // ours, when saving
+	id     uint32 // of sections that this side saves
 	device Device // nil if live
 	saver  LiveSaver
 	loader LiveLoader
 
-	known       bool   // the peer has introduced it
-	peerID      uint32 // under this id
+	known       bool   // the peer has introduced the device
+	peerID      uint32 // the peer's section id of it
 	peerVersion uint32
 
-	saved    bool  // by the last SaveDevices, or by the SaveSetup before it
-	early    bool  // by SaveSetup
-	savedLen int64 // length of that body
+	saved    bool  // whether the last SaveDevices, or the SaveSetup before it, has saved it
+	early    bool  // whether SaveSetup has saved it
+	savedLen int64 // the length of the body then
 }
 
-// header is the entry's as we write it.
+// header returns the header with which this side saves the device.
 func (e *entry) header(t SectionType) Header {
 	return Header{Type: t, ID: e.id, Name: e.Name, Instance: e.Instance, Version: e.Version}
 }
@@ -125,13 +125,13 @@ type Registry struct {
 	nextID  uint32
 
 	setUp  bool // SaveSetup was the last to save devices
-	behind bool // from SaveCompleteInPostcopy to SaveCompletePostcopy, SaveSetup or NewSession: memory follows the guest
+	behind bool // memory follows the guest: from SaveCompleteInPostcopy to SaveCompletePostcopy, SaveSetup or NewSession
 	fields Fields
 	undo   undoLog
 	staged []staged
-	after  []func() error  // of the device that is being loaded
-	nested int             // depth of PACKAGED
-	memory qemufile.Reader // reads device states in memory
+	after  []func() error  // functions that OnCommit has registered for the device that is being loaded
+	nested int             // how many PACKAGED commands the present stream is inside
+	memory qemufile.Reader // reads a device state in memory
 }
 
 // staged is a device that waits for Commit.
@@ -140,7 +140,7 @@ type staged struct {
 	header  Header
 	offset  int64
 	version uint32
-	after   []func() error // of OnCommit
+	after   []func() error // functions that OnCommit has registered
 }
 
 // Register adds a device that is saved as one FULL section. Its error is
@@ -230,8 +230,8 @@ func (reg *Registry) Blocked() error {
 	return nil
 }
 
-// Entries returns how the devices are in the stream, as registered. They are the
-// caller's.
+// Entries returns the entries of all devices, in the order of their registration. The
+// slice is the caller's.
 func (reg *Registry) Entries() []Entry {
 	all := make([]Entry, len(reg.entries))
 	for i, e := range reg.entries {

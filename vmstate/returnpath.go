@@ -41,7 +41,7 @@ var returns = [...]struct {
 	ReturnSwitchoverAck: {"switchover-ack", 0},
 }
 
-// String returns the field's word for t.
+// String returns the message's name in lower case, such as "pong" or "req-pages".
 func (t ReturnType) String() string {
 	if int(t) < len(returns) {
 		return returns[t].name

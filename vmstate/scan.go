@@ -44,8 +44,8 @@ type Scanner struct {
 	// Padding says that zeros may follow the EOF of a stream without a
 	// description. Stream leaves them unread. Otherwise they are [ErrTrailing].
 	Padding bool
-	// MaxSkip bounds what SkipLive passes by, in bytes, and a section that Large
-	// is told of. 0: MaxState.
+	// MaxSkip bounds the bytes that SkipLive skips, and those of a section that Large is
+	// given. 0: MaxState.
 	MaxSkip uint64
 	// MaxState bounds the device sections, and each PACKAGED, in bytes.
 	// 0: 256 MiB.
@@ -59,7 +59,7 @@ type Scanner struct {
 
 	live    map[uint32]Header // by section id
 	early   []Record          // of this stream; their Desc is missing
-	footed  bool              // a footer has been seen where one belongs
+	footed  bool              // a footer was found where one belongs
 	started bool              // a START has come in this stream
 	ended   bool              // an END has come in this stream
 }

@@ -6,13 +6,13 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// maxEarly bounds the early devices of a stream, in bytes: what a Reader can
+// maxEarly bounds the early devices of a stream, in bytes. It is as far as a Reader can
 // always look ahead.
 const maxEarly = 64 << 10
 
-// earlyLength looks ahead from a FULL section: if a live section begins behind a
-// footer, what comes before it are early devices, and their length is returned.
-// Otherwise it is 0. Nothing is consumed.
+// earlyLength looks ahead from a FULL section. If a live section begins after a footer,
+// the sections before that are early devices, and it returns their length in bytes;
+// otherwise 0. It consumes nothing.
 func (s *Scanner) earlyLength(r *qemufile.Reader) int {
 	if s.ended || s.NoFooters {
 		return 0
@@ -20,7 +20,7 @@ func (s *Scanner) earlyLength(r *qemufile.Reader) int {
 	look := earlySearch{s: s, tries: maxEarlyTries}
 	for n := 1; n <= maxEarly && !look.done; {
 		p := r.Peek(max(n, min(r.Buffered(), maxEarly)))
-		end := len(p) < n // of the stream
+		end := len(p) < n // the stream ends with p
 		if look.in(p, end); end {
 			break
 		}
@@ -33,13 +33,13 @@ func (s *Scanner) earlyLength(r *qemufile.Reader) int {
 type earlySearch struct {
 	s       *Scanner
 	tries   int
-	settled int // it does not begin before here
+	settled int // the first live section does not begin before this
 	done    bool
-	length  int // what was found
+	length  int // the length of the early devices, once found
 }
 
-// in goes on in p, which has grown. Where more of p may tell more, it stops,
-// unless p is all there will be.
+// in continues the search in p, which has grown. It stops where more bytes could change
+// the result, unless all says that p is all of the stream.
 func (e *earlySearch) in(p []byte, all bool) {
 	for !e.done {
 		i := bytes.IndexByte(p[e.settled:], byte(Footer))
@@ -55,7 +55,7 @@ func (e *earlySearch) in(p []byte, all bool) {
 		known := all || len(p)-next >= maxHeader
 		switch t := SectionType(p[next]); t {
 		case EOF:
-			// Do not wait for what comes behind the description.
+			// There is no need to wait for bytes after the description.
 			e.done = describes(p[next+1:])
 		case SectionStart, SectionPart, SectionEnd, CommandRecord:
 			if t != SectionStart && !e.s.started {
@@ -79,13 +79,13 @@ func (e *earlySearch) in(p []byte, all bool) {
 }
 
 const (
-	// maxEarlyTries bounds the work on what only looks like early devices.
+	// maxEarlyTries bounds the work for sections that only seem to be early devices.
 	maxEarlyTries = 8
 	// maxHeader is the longest header of a section.
 	maxHeader = 1 + 4 + 1 + 255 + 4 + 4
 )
 
-// describes reports whether a description begins with p, as far as p goes.
+// describes reports whether p is, as far as it goes, the beginning of a description.
 func describes(p []byte) bool {
 	return len(p) >= 7 && SectionType(p[0]) == Description && string(p[5:7]) == `{"`
 }
@@ -124,7 +124,7 @@ func (s *Scanner) describesEarly(d *VMDesc) bool {
 	return true
 }
 
-// describeEarly tells what the early devices are, now that it is known.
+// describeEarly calls Described for the early devices, when the description has come.
 func (s *Scanner) describeEarly(d *VMDesc) {
 	for i := range s.early {
 		rec := &s.early[i]

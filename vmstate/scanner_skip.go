@@ -8,13 +8,12 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// SkipLive passes by the body of a live section whose device nobody here knows;
-// a Live function calls it. Such a body has no length: it is taken to end at the
-// first footer of the section behind which a record of the stream begins, which
-// is a guess. What is passed by goes to body, if that is not nil, as views that
-// are valid during the call. Memory is constant, and more than MaxSkip bytes are
-// refused with [qemufile.ErrTooLong]. In a stream without footers the body ends
-// where the header of a section seems to begin, which is a worse guess.
+// SkipLive skips the body of a live section whose device is unknown; a Live function calls
+// it. The body has no length. Its end is guessed: it is taken to be at the first footer of
+// the section after which a record of the stream begins, or, in a stream without footers,
+// where the header of a section seems to begin, which is a worse guess. The skipped bytes
+// go to body, if that is not nil, as views that are valid during the call. Memory is
+// constant; more than MaxSkip bytes are refused with [qemufile.ErrTooLong].
 func (s *Scanner) SkipLive(h Header, r *qemufile.Reader, body func([]byte)) error {
 	if s.NoFooters {
 		return s.skipFootless(h, r, body)
@@ -33,12 +32,12 @@ func (s *Scanner) SkipLive(h Header, r *qemufile.Reader, body func([]byte)) erro
 		const head = 5 + 1 // a footer, and the type of what follows
 		p := r.Peek(max(head, r.Buffered()))
 		if len(p) < head {
-			r.Skip(head) // fails
+			r.Skip(head) // fails, since the stream ends
 			return qemufile.NoEOF(r.Err())
 		}
 		i := bytes.Index(p, footer)
 		if i < 0 || i+head > len(p) {
-			// Its beginning may be at the end.
+			// The footer may begin in the last bytes of p.
 			take(len(p) - head + 1)
 			continue
 		}
@@ -50,7 +49,7 @@ func (s *Scanner) SkipLive(h Header, r *qemufile.Reader, body func([]byte)) erro
 	}
 }
 
-// skipFootless is SkipLive for a stream without footers.
+// skipFootless does what SkipLive does, for a stream without footers.
 func (s *Scanner) skipFootless(h Header, r *qemufile.Reader, body func([]byte)) error {
 	for start := r.Offset(); ; {
 		if limit := s.skipLimit(); uint64(r.Offset()-start) > limit {
@@ -64,7 +63,7 @@ func (s *Scanner) skipFootless(h Header, r *qemufile.Reader, body func([]byte)) 
 				break
 			}
 			if len(p) == 2*maxHeader && i == maxHeader {
-				n = i // more of the rest may tell more
+				n = i // the decision about the rest needs more bytes
 				break
 			}
 		}
@@ -84,8 +83,7 @@ func (s *Scanner) skipFootless(h Header, r *qemufile.Reader, body func([]byte)) 
 	}
 }
 
-// seemsToBegin reports whether the header of a section begins with p, where
-// nothing else says that one may.
+// seemsToBegin reports whether p begins with what looks like the header of a section.
 func (s *Scanner) seemsToBegin(p []byte) bool {
 	if len(p) == 0 || !s.begins(p) {
 		return false
@@ -125,8 +123,8 @@ func follows(r *qemufile.Reader, n int) []byte {
 	return r.Peek(n + size)[n:]
 }
 
-// begins reports whether a record of the main sequence may begin with p. A record
-// that p has only the beginning of does not.
+// begins reports whether p begins with a whole record of the main sequence, as far as
+// begins can tell by its first bytes.
 func (s *Scanner) begins(p []byte) bool {
 	var r qemufile.Reader
 	r.ResetBytes(p)

@@ -8,8 +8,8 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// splitDescribed cuts device sections by a description that must fit exactly:
-// the same devices in the same order, and EOF.
+// splitDescribed cuts device sections by a description that must fit exactly: it has the
+// same devices in the same order, and EOF follows the last.
 func (s *Scanner) splitDescribed(state []byte, base int64, devices *VMDesc, noFooters bool) ([]Record, bool) {
 	var r qemufile.Reader
 	r.ResetBytes(state)
@@ -60,11 +60,10 @@ func fullRecord(h Header, offset, length int64, body []byte) Record {
 	return Record{Offset: offset, Length: length, Type: SectionFull, Header: h, Body: body, BodyLength: int64(len(body))}
 }
 
-// split cuts device sections and commands without a description that must fit.
-// Bounds of a section are guessed: first the length that Devices gives, then
-// each footer of the right id, and the first guess that lets the rest be cut as
-// well wins. With an error come the sections before it, cut as well as that can
-// be done.
+// split cuts device sections and commands without such a description. The end of a section
+// is guessed: first by the length that Devices gives, then at each footer with the right
+// id; the first guess after which the rest can be cut too is taken. If there is none, it
+// returns an error, and the sections before the fault, cut as well as possible.
 func (s *Scanner) split(state []byte, base int64, until ending) ([]Record, error) {
 	c := s.cutter(state, base, until, s.NoFooters)
 	if c.run(false) {
@@ -73,12 +72,12 @@ func (s *Scanner) split(state []byte, base int64, until ending) ([]Record, error
 	return c.plain(), c.failure()
 }
 
-// cutter returns one that cuts state by what the scanner knows of its devices.
+// cutter returns a cutter of state.
 func (s *Scanner) cutter(state []byte, base int64, until ending, noFooters bool) *cutter {
 	return &cutter{s: s, devices: s.Devices, state: state, base: base, until: until, noFooters: noFooters}
 }
 
-// An ending is where sections that are to be split end; nothing may follow.
+// An ending says what comes after the last of the sections that are to be split.
 type ending int
 
 const (
@@ -93,25 +92,24 @@ const maxSections = 1 << 14
 
 type cutter struct {
 	s         *Scanner
-	devices   *VMDesc // what describes the devices; may be nil, and may be wrong
+	devices   *VMDesc // may be nil, and may be wrong
 	index     map[Alias]*DeviceDesc
 	state     []byte
 	base      int64
 	until     ending
 	noFooters bool
-	guess     bool // the next header may tell where a section ends
+	guess     bool // the end of a section may be guessed by the next header
 	records   []Record
-	dead      []uint64 // bitmap of positions from which nothing leads to the end
-	budget    int      // bytes that may still be looked at
+	dead      []uint64 // bitmap of positions from which no cut leads to the end
+	budget    int      // how many bytes may still be looked at
 	furthest  int
 	err       error // what went wrong there
 	end       int   // behind EOF
 	footless  error // the first section whose footer is not there, in a guess
 }
 
-// run cuts all of the state and reports whether that works out. With guess it
-// makes do with less: a section may end where the next header, or EOF, seems to
-// be.
+// run cuts all of the state and reports whether that succeeds. With guess, a section may
+// also end where the next header, or EOF, seems to be.
 func (c *cutter) run(guess bool) bool {
 	c.guess = guess
 	c.records, c.furthest, c.err, c.footless = nil, 0, nil, nil
@@ -126,7 +124,7 @@ func (c *cutter) run(guess bool) bool {
 	return true
 }
 
-// judge says whether a section is what describes it.
+// judge compares the section with its description, and sets Desc or Misfit.
 func (c *cutter) judge(rec *Record) {
 	if rec.Type != SectionFull {
 		return
@@ -148,7 +146,7 @@ func (c *cutter) judge(rec *Record) {
 	}
 }
 
-// find is Devices.Find for many.
+// find does what Devices.Find does, in constant time.
 func (c *cutter) find(h Header) *DeviceDesc {
 	if c.index == nil {
 		c.index = make(map[Alias]*DeviceDesc, len(c.devices.Devices))
@@ -162,7 +160,7 @@ func (c *cutter) find(h Header) *DeviceDesc {
 	return c.index[Alias{h.Name, h.Instance}]
 }
 
-// failure is the error of a run that did not work out.
+// failure returns the error of a run that did not succeed.
 func (c *cutter) failure() error {
 	err := c.err
 	if err == nil {
@@ -171,9 +169,9 @@ func (c *cutter) failure() error {
 	return streamError(c.base+int64(c.furthest), err)
 }
 
-// plain cuts what cannot be cut to the end: each section ends where its
-// description says, or at its first footer that something follows. What a broken
-// stream has before the break is worth seeing.
+// plain cuts a state that cannot be cut to its end: each section ends where its
+// description says, or at its first footer after which something can begin. So an
+// inspector sees what a broken stream has before the fault.
 func (c *cutter) plain() []Record {
 	c.records = nil
 	for at := 0; len(c.records) < maxSections; {
@@ -205,8 +203,8 @@ func (c *cutter) plain() []Record {
 	return c.records
 }
 
-// described returns where the body of a section ends if it is as described; -1
-// without a description.
+// described returns where the body of a section ends according to its description; -1
+// without one.
 func (c *cutter) described(h Header, body int) (end int) {
 	if c.devices == nil {
 		return -1
@@ -238,7 +236,7 @@ func (c *cutter) footer(id uint32, body int) (end, after int) {
 	}
 }
 
-// cut cuts state[at:] and reports whether that works out.
+// cut cuts state[at:] and reports whether that succeeds.
 func (c *cutter) cut(at int) bool {
 	if c.dead[at>>6]>>(at&63)&1 != 0 || len(c.records) > maxSections {
 		return false
@@ -349,8 +347,7 @@ func (c *cutter) full(h Header, at, body int) bool {
 	return c.wrong(body, fmt.Errorf("%w: nothing tells the length of %s", ErrDescription, h))
 }
 
-// headerAt reports whether the header of a section begins at a position, as far
-// as looks tell.
+// headerAt reports whether the bytes at a position look like the header of a section.
 func (c *cutter) headerAt(at int) bool {
 	var r qemufile.Reader
 	r.ResetBytes(c.state[at+1:])
@@ -358,7 +355,7 @@ func (c *cutter) headerAt(at int) bool {
 	return err == nil && h.likely()
 }
 
-// likely reports whether a header that was only found by its looks is one.
+// likely reports whether a header that was found by its looks is probably one.
 func (h Header) likely() bool {
 	if h.ID >= 1<<16 || h.Version >= 1<<16 || len(h.Name) < 2 {
 		return false

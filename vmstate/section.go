@@ -19,13 +19,13 @@ const (
 	SectionEnd    SectionType = 0x03 // the rest of a live device
 	SectionFull   SectionType = 0x04 // a whole device; introduces its id
 	Subsection    SectionType = 0x05 // an optional part at the end of a device
-	Description   SectionType = 0x06 // what the devices consist of, as JSON
+	Description   SectionType = 0x06 // the description of the devices, as JSON
 	Configured    SectionType = 0x07 // the machine's configuration
 	CommandRecord SectionType = 0x08 // a command
 	Footer        SectionType = 0x7e // ends a section, repeats its id
 )
 
-// String returns the field's word for t.
+// String returns the type's name in lower case, such as "start" or "footer".
 func (t SectionType) String() string {
 	switch t {
 	case EOF:

@@ -66,8 +66,8 @@ const (
 	maxCapabilities = 256
 )
 
-// PutConfiguration writes the configuration section. It has neither id nor
-// footer, and no end: readers look at the next byte.
+// PutConfiguration writes the configuration section. The section has neither an id nor a
+// footer nor an end: its reader has to look at the byte that follows.
 func PutConfiguration(w *qemufile.Writer, c Configuration) {
 	w.PutByte(byte(Configured))
 	w.PutBE32(uint32(len(c.Machine)))

@@ -11,11 +11,10 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// tail reads device sections, EOF, and the description if it comes. It finds the
-// description by its looks. It believes one that accounts for every byte of the
-// sections before it, or for every section of them by name: then the footers
-// tell where those end that it does not fit. One that does neither is believed
-// if the stream ends without a better one.
+// tail reads device sections, EOF, and a description if there is one. Bytes that look like
+// a description are believed to be one if it accounts for every byte of the sections
+// before, or names every one of these: then footers show where the sections end that it
+// does not fit. Otherwise they are believed if the stream ends without a better one.
 func (s *Scanner) tail(r *qemufile.Reader) (described bool, err error) {
 	t := tailScan{s: s, r: r, base: r.Offset(), tries: maxTailTries}
 	looked := 1 // state[:looked] has no description
@@ -55,12 +54,12 @@ func (s *Scanner) tail(r *qemufile.Reader) (described bool, err error) {
 	return t.ended()
 }
 
-// descHead is what a description is found by: type, length, and the beginning of
-// the text.
+// descHead is the length of the bytes by which a description is found: type, length, and
+// the beginning of its text.
 const descHead = 1 + 4 + 2
 
-// describedAt finds where a description may begin at from or later. Where too
-// little of state is left to tell, it returns that position.
+// describedAt returns where a description may begin, at from or later. If too little of
+// state follows a position to tell, it returns that position.
 func describedAt(state []byte, from int) int {
 	for ; from+descHead <= len(state); from++ {
 		i := bytes.IndexByte(state[from:], byte(Description))
@@ -83,27 +82,27 @@ type tailScan struct {
 	r     *qemufile.Reader
 	base  int64
 	state []byte
-	had   int // state[had:] is not consumed yet
+	had   int // state[had:] is not consumed
 	tries int // loose cuts that may still be tried
 	loose *looseDesc
 }
 
-// maxTailTries bounds the work on what only looks like a description.
+// maxTailTries bounds the work for bytes that only look like a description.
 const maxTailTries = 8
 
 // looseDesc is a description that does not account for everything.
 type looseDesc struct {
 	at, end int // of its record in the state
 	desc    *VMDesc
-	err     error // why it cannot be read, if it cannot
+	err     error // why it cannot be read, or nil
 }
 
-// try looks at what may be a description, in state[at:end]. If it is, the stream
-// is done.
+// try looks at state[at:end], which may be a description. If it is one, the stream is
+// done.
 func (t *tailScan) try(at, end int) (done, described bool, err error) {
 	s, r := t.s, t.r
 	if end > len(t.state) {
-		// Maybe. Get the rest, but not more than that.
+		// It may be one. The rest is read, and nothing beyond it.
 		r.Skip(uint64(len(t.state) - t.had))
 		rest := r.Bytes(uint64(end-len(t.state)), s.maxDescription())
 		if r.Err() != nil {
@@ -136,7 +135,7 @@ func (t *tailScan) try(at, end int) (done, described bool, err error) {
 	return false, false, nil
 }
 
-// cut cuts state[:at] by what is known of its devices, which may be nothing.
+// cut returns a cutter of state[:at] with the description desc, which may be nil.
 func (t *tailScan) cut(at int, desc *VMDesc, guess bool) *cutter {
 	footings := t.s.footings()
 	if guess && len(footings) > 1 && !t.hasFooter() {
@@ -164,7 +163,7 @@ func (t *tailScan) accept(at, end int, desc *VMDesc, records []Record, noFooters
 	}))
 }
 
-// ended makes the best of a stream that ends without a description that fits.
+// ended reports as much as possible of a stream that ends without a description that fits.
 func (t *tailScan) ended() (described bool, err error) {
 	s, r := t.s, t.r
 	if l := t.loose; l != nil {
@@ -178,7 +177,7 @@ func (t *tailScan) ended() (described bool, err error) {
 			case l.err != nil:
 				err = l.err
 			case err == nil && !s.resembles(c.records, l.desc):
-				// To a stream that was cut, this looks the same.
+				// A stream that was cut looks the same.
 				err = fmt.Errorf("%w of other devices: %w", ErrDescription, io.ErrUnexpectedEOF)
 			}
 			if err != nil {
@@ -195,7 +194,7 @@ func (t *tailScan) ended() (described bool, err error) {
 	if s.Padding {
 		until = untilPadding
 	}
-	// No description: what can be told from the footers, or from looks.
+	// There is no description: the footers, or the looks of the bytes, have to do.
 	var broken error
 	for _, guess := range []bool{false, true} {
 		for _, noFooters := range s.footings() {
@@ -226,7 +225,7 @@ func (t *tailScan) ended() (described bool, err error) {
 	return false, cmp.Or(s.report(records), streamError(t.base+int64(len(t.state)), err))
 }
 
-// hasFooter reports whether the first section has what may be its footer.
+// hasFooter reports whether the first section seems to have a footer.
 func (t *tailScan) hasFooter() bool {
 	return !t.s.NoFooters && len(t.state) > 5 && bytes.Contains(t.state[5:], append([]byte{byte(Footer)}, t.state[1:5]...))
 }
@@ -270,8 +269,8 @@ func (s *Scanner) identical(records []Record, d *VMDesc) bool {
 	return next == len(d.Devices)
 }
 
-// resembles reports whether a description is about most of the devices of the
-// stream, so that what it lacks, or has under another name, is damage.
+// resembles reports whether a description has most of the devices of the stream. If so, a
+// device that it lacks, or has under another name, is a sign of damage.
 func (s *Scanner) resembles(records []Record, d *VMDesc) bool {
 	listed := make(map[Alias]bool, len(d.Devices))
 	for i := range d.Devices {

@@ -13,7 +13,7 @@ type undoLog struct {
 // allocating, and old holds any integer.
 type undoEntry struct {
 	p   any    // *uint8 … *int64, *bool, func(); nil: the span number old
-	old uint64 // two's complement
+	old uint64 // in two's complement
 }
 
 type undoSpan struct {

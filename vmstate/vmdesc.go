@@ -11,7 +11,7 @@ import (
 // A VMDesc is a VM description: what the device sections of a stream consist
 // of. It is the only way to read them without knowing the devices.
 type VMDesc struct {
-	PageSize int64        // bytes; 0 if it does not say
+	PageSize int64        // in bytes; 0 if the description does not say
 	Devices  []DeviceDesc // in stream order; live devices are not among them
 }
 
@@ -108,7 +108,7 @@ type descParser struct {
 	depth int
 	items int
 	limit int               // of items
-	types map[string]string // the words for types, each kept once
+	types map[string]string // names of types, each kept once
 	err   error
 }
 
@@ -118,14 +118,14 @@ func newDescParser(text []byte) *descParser {
 	return p
 }
 
-// item counts what takes memory.
+// item counts one item against the limit.
 func (p *descParser) item() {
 	if p.items++; p.items > p.limit {
 		p.fail("more than %d fields", p.limit)
 	}
 }
 
-// word is a string that comes again and again.
+// word reads a string of which there are few different ones, and keeps each once.
 func (p *descParser) word() string {
 	s := p.string()
 	if w, ok := p.types[s]; ok {
@@ -157,7 +157,7 @@ func (p *descParser) token() json.Token {
 	return t
 }
 
-// nest calls fn for each thing between a pair of delimiters.
+// nest calls fn for each element between a pair of delimiters.
 func (p *descParser) nest(open json.Delim, fn func()) {
 	if t := p.token(); p.err == nil && t != open {
 		p.fail("got %v, want %v", t, open)
@@ -241,8 +241,8 @@ func (p *descParser) device() DeviceDesc {
 	return d
 }
 
-// structKey takes the value of one key of a description, and reports whether it
-// was one.
+// structKey reads the value if key is one of a description's own, and reports whether it
+// is.
 func (p *descParser) structKey(key string, d *StructDesc) {
 	switch key {
 	case "vmsd_name":
@@ -265,7 +265,7 @@ func (p *descParser) structDesc() StructDesc {
 	return d
 }
 
-// named is structDesc for what cannot do without a name.
+// named does what structDesc does, and fails if there is no name.
 func (p *descParser) named() StructDesc {
 	d := p.structDesc()
 	if d.VMSD == "" {
@@ -296,7 +296,7 @@ func (p *descParser) field() FieldDesc {
 			p.item()
 			f.Parts = append(f.Parts, StructDesc{VMSD: p.word()})
 		case "version", "fields", "subsections":
-			// Of the part whose name came last.
+			// It belongs to the part whose name came last.
 			if len(f.Parts) == 0 {
 				f.Parts = append(f.Parts, StructDesc{})
 			}

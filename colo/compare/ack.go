@@ -4,13 +4,15 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// With LowerAcks, acknowledgments are news rather than packets: of those that say
-// more than the secondary's guest has, the newest is kept, owed to the peer, and
-// leaves with lower numbers as far as that guest follows. An acknowledgment that
-// says no more than what has left is a duplicate, by which a peer infers a loss
-// (RFC 5681 section 2); only the guest's own leave as such.
+// With LowerAcks, acknowledgments are treated as news and not as packets. Of those that
+// say more than the secondary's guest has, only the newest is kept, as owed to the peer;
+// it leaves with a lower number, as far as the secondary's guest follows. An
+// acknowledgment that says no more than what has left is a duplicate, from which a peer
+// infers a loss (RFC 5681 section 2), so a duplicate leaves only where the guest itself
+// sent one.
 
-// primaryAck takes a segment that is an acknowledgment and nothing else.
+// primaryAck takes a segment of the primary's guest that carries an acknowledgment and
+// nothing else.
 func (e *Engine) primaryAck(c *conn, p *pkt) {
 	t := &c.tcp
 	if c.owed == nil && t.covers(p) && (!p.signed || !after(p.ack, t.cover.ack)) {
@@ -20,18 +22,18 @@ func (e *Engine) primaryAck(c *conn, p *pkt) {
 		}
 	}
 	if t.said.rst.is {
-		e.diverge(c, ReasonFlags) // that guest will acknowledge nothing more
+		e.diverge(c, ReasonFlags) // the secondary's guest will acknowledge nothing more
 	}
 	e.owe(c, e.hold(c, p))
 	e.payOwed(c, false)
 }
 
-// owe keeps the newest acknowledgment that has not left whole.
+// owe keeps p if it is the newest acknowledgment that has not left whole.
 func (e *Engine) owe(c *conn, p *pkt) {
 	since := e.now
 	if c.owed != nil {
 		if after(c.owed.ack, p.ack) {
-			e.pool.put(p) // it has waited behind others
+			e.pool.put(p) // it has only waited behind others, which have left
 			return
 		}
 		since = c.owed.at
@@ -41,7 +43,8 @@ func (e *Engine) owe(c *conn, p *pkt) {
 	p.at = since
 }
 
-// settle forgets what is owed: what has left says it too, or will.
+// settle drops the owed acknowledgment, because another packet has told the peer the same,
+// or will.
 func (e *Engine) settle(c *conn) {
 	if c.owed != nil {
 		e.stats.Merged++
@@ -50,10 +53,11 @@ func (e *Engine) settle(c *conn) {
 	}
 }
 
-// payOwed lets as much leave of what is owed as the secondary's guest covers, if
-// that is news. again says that this guest has just repeated itself: if the
-// primary's has spoken since something left, both have, and the peer is to hear it.
-// It may have missed what left, or be about to learn that something is missing.
+// payOwed lets the owed acknowledgment leave as far as the secondary's guest covers it, if
+// that is news to the peer. again says that the secondary's guest has just repeated
+// itself: if the primary's guest has sent something too since the last packet left, both
+// guests repeat themselves, and the peer has to hear it, because it may have missed that
+// packet or have to learn of a loss.
 func (e *Engine) payOwed(c *conn, again bool) {
 	t, p := &c.tcp, c.owed
 	l := &t.left
@@ -67,21 +71,21 @@ func (e *Engine) payOwed(c *conn, again bool) {
 		c.owed = nil
 		e.leave(c, p, &e.stats.Matched)
 	case whole:
-		e.settle(c) // others have said it
+		e.settle(c) // other packets have told the peer all of it
 	case news, d.edges && worthwhile(l, d.edge), again && p.id > l.last:
 		if news {
 			p.at = e.now
 		}
 		q := e.hold(c, p)
-		q.id = e.ids // it is new, whatever it is a part of
+		q.id = e.ids // it is a new packet, whatever it was cut from
 		e.leave(c, q, &e.stats.Lowered)
 	}
 }
 
-// paySelective lets an acknowledgment leave that the secondary's guest has just
-// given, s, in the place of a lowered one: it says which of the peer's data behind
-// its number that guest holds, and the primary's holds more than that number, so
-// that only what is missing is sent again. It reports whether one has left.
+// paySelective lets s leave, an acknowledgment that the secondary's guest has just sent,
+// in the place of a lowered one. The SACK blocks of s name data beyond its number that
+// both guests hold, so that the peer sends again only what is missing. paySelective
+// reports whether a packet has left.
 func (e *Engine) paySelective(c *conn, s *pkt) bool {
 	t, p := &c.tcp, c.owed
 	if s.nsck == 0 || s.signed || !s.bare() || !t.covers(p) || c.blind || !after(p.ack, t.cover.ack) || !t.lowers(p) ||
@@ -118,23 +122,23 @@ func (e *Engine) paySelective(c *conn, s *pkt) bool {
 	return true
 }
 
-// worthwhile reports whether an update of the window is worth a packet (RFC 9293
-// section 3.8.6.2.2, by the peer's view): it had little room, or has much more now.
+// worthwhile reports whether an update of the window deserves a packet of its own: the
+// peer had little room left, or has much more now (RFC 9293 section 3.8.6.2.2).
 func worthwhile(l *left, edge uint32) bool {
 	const little = 2 * 1460
 	room, more := l.edge-l.ack, edge-l.edge
 	return after(edge, l.edge) && (room < little || more >= room/2)
 }
 
-// lacks reports whether what is owed is an acknowledgment, and not room in the
-// window or SACK blocks only, which may well stay less than the primary's.
+// lacks reports whether the owed packet has a higher acknowledgment number to tell. Room
+// in the window or SACK blocks alone do not count, since both may stay smaller than the
+// primary's guest said.
 func (c *conn) lacks() bool {
 	l := &c.tcp.left
 	return c.owed != nil && (!l.acks || after(c.owed.ack, l.ack))
 }
 
-// ackOf returns an acknowledgment that says what p, which has more in it, says of
-// the peer's data.
+// ackOf returns a packet without data that acknowledges what p does.
 func (e *Engine) ackOf(c *conn, p *pkt) *pkt {
 	seq := p.end
 	if p.flags&packet.FIN != 0 {

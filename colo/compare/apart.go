@@ -2,29 +2,30 @@ package compare
 
 import "time"
 
-// Some flows never agree: what they say is random (TLS, SSH, QUIC). Comparing them
-// makes a checkpoint for each packet. After a few epochs with a divergence a flow
-// is set apart: its data leaves with checkpoints only, which are asked for at the
-// host's pace, and what the secondary's guest says of it is not looked at.
-// Acknowledgments and what repeats leave as ever. Now and then it is tried again.
+// Some flows never agree, because what they carry is random (TLS, SSH, QUIC). To compare
+// them makes a checkpoint for each packet. After a few epochs with a divergence such a
+// flow is set apart: its data leaves with checkpoints only, which are asked for at the
+// host's pace, and the packets of the secondary's guest are not looked at. Acknowledgments
+// and repeated data leave as they do otherwise. From time to time the engine tries to
+// compare the flow again.
 
-// settled is how many packets have to match in an epoch to make up for one that
-// differed.
+// settled is the number of packets that must match in an epoch to cancel one earlier epoch
+// with a divergence.
 const settled = 16
 
 // A NoteKind says what a [Note] is about.
 type NoteKind uint8
 
-// The kinds.
+// The kinds of notes.
 const (
 	NoteDiverged NoteKind = iota // the guests' packets differ
 	NoteApart                    // the flow is not compared any more
-	NoteTogether                 // the flow is compared again, to see
+	NoteTogether                 // the flow is compared again, as a trial
 )
 
 var noteNames = [...]string{"diverged", "apart", "together"}
 
-// String returns the kind as a word.
+// String returns "diverged", "apart" or "together".
 func (k NoteKind) String() string {
 	if int(k) < len(noteNames) {
 		return noteNames[k]
@@ -36,11 +37,11 @@ func (k NoteKind) String() string {
 type Note struct {
 	Kind   NoteKind
 	Flow   Flow
-	Reason Reason        // why, of NoteDiverged and NoteApart
-	Retry  time.Duration // of NoteApart: when it is tried again
+	Reason Reason        // why the guests differ, with NoteDiverged and NoteApart
+	Retry  time.Duration // how long until the flow is tried again, with NoteApart
 }
 
-// maxNotes bounds the notes of one call.
+// maxNotes bounds the number of notes that one call returns.
 const maxNotes = 64
 
 func (e *Engine) note(n Note) {
@@ -49,22 +50,22 @@ func (e *Engine) note(n Note) {
 	}
 }
 
-// A service is what flows have in common that differ in the other side's address
-// and port: the guest's service, or the one that it asks. It remembers for new flows
-// what the old ones came to.
+// A service stands for all flows that differ only in the address and port of the other
+// side: one service that the guest offers, or one that it uses. It remembers whether its
+// flows agreed, so that a new flow begins with what is known of the earlier ones.
 type service struct {
 	strikes uint8
 	used    instant
 }
 
-// serviceKey names one by the lower of the two ports.
+// serviceKey names a service by the lower of the two ports.
 type serviceKey struct {
 	proto uint8
 	port  uint16
-	ours  bool // it is the guest's
+	ours  bool // the port is the guest's own
 }
 
-// maxServices bounds the memory for them. If there are more, the oldest are
+// maxServices bounds the number of services that are remembered. Beyond it the oldest are
 // forgotten.
 const maxServices = 256
 
@@ -73,7 +74,7 @@ func serviceOf(c *conn) serviceKey {
 	return serviceKey{c.key.Proto, min(src, dst), src <= dst}
 }
 
-// strike is called once for a flow in an epoch in which it has diverged.
+// strike counts an epoch in which c has diverged. It is called once in such an epoch.
 func (e *Engine) strike(c *conn, why Reason) {
 	if !e.cfg.Adaptive || c.apart || c.key.kind == kindClaim {
 		return
@@ -118,8 +119,8 @@ func (e *Engine) service(k serviceKey) *service {
 	return v
 }
 
-// newcomer is called when a flow has its first data to be compared. A service whose
-// flows have never agreed is not tried with each new one.
+// newcomer is called when a flow has its first data to compare. It sets the flow apart at
+// once if the earlier flows of its service have never agreed.
 func (e *Engine) newcomer(c *conn) {
 	if !e.cfg.Adaptive || len(e.services) == 0 {
 		return
@@ -136,7 +137,9 @@ func (c *conn) agreed() {
 	}
 }
 
-// review is called for each flow at a mark: an epoch has ended.
+// review updates what is known of c's agreement. It is called for each flow at a mark,
+// which ends an epoch.
+// what the epoch has shown.
 func (e *Engine) review(c *conn) {
 	if !e.cfg.Adaptive {
 		return
@@ -159,10 +162,10 @@ func (e *Engine) review(c *conn) {
 	c.matched = 0
 }
 
-// maxPace bounds the pace that a host leaves to the engine.
+// maxPace bounds the pace that the engine chooses when the host has set none.
 const maxPace = 5 * time.Millisecond
 
-// paceOf returns the time from one mark to the next for what is set apart.
+// paceOf returns the time between two checkpoints that flows set apart may ask for.
 func (e *Engine) paceOf() time.Duration {
 	switch {
 	case e.cfg.Pace > 0:
@@ -173,8 +176,8 @@ func (e *Engine) paceOf() time.Duration {
 	return maxPace
 }
 
-// paces is called when a packet of a flow that is set apart waits for its
-// checkpoint: one is asked for, at once if the last is long enough ago.
+// paces is called when a packet of a flow that is set apart waits for its checkpoint. It
+// asks for one: at once if the last one is long enough ago, otherwise when it is.
 func (e *Engine) paces(c *conn) {
 	if !c.apart || !e.pace.IsZero() || e.asked {
 		return

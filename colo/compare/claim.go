@@ -2,22 +2,24 @@ package compare
 
 import "github.com/gocolo/lockstep/internal/packet"
 
-// ARP and neighbour discovery are sent by timers of each guest and answer nobody's
-// twin. What such a message gives away is whose address is whose, and that does not
-// change with the next one: it leaves if the secondary's guest has claimed the same
-// at any time, or a received checkpoint covers that claim.
+// ARP and neighbour discovery are sent by timers of each guest, and so at times that the
+// two guests do not share. Such a message tells only which hardware address belongs to
+// which network address, and that does not change from one message to the next. So it
+// leaves if the secondary's guest has claimed the same at any time, or if a received
+// checkpoint covers that claim.
 
-// A claim is what is known of one: each field says whether it was made.
+// A claim says who has claimed one pair of addresses.
 type claim struct {
-	told bool // by the primary's guest; only grows
-	said bool // by a secondary's guest that would go on: grows as that speaks, shrinks to told at a mark, is mark from the receipt on
+	told bool // by the primary's guest; once true, it stays
+	said bool // by whichever guest would run if the primary died now: set by the secondary's guest, set to told at a mark where that is less, set to mark at the receipt
 
-	mark   bool   // told, at the last mark
-	marked bool   // there was one, and no receipt yet
-	epoch  uint64 // its number
+	mark   bool   // told, as it was at the last mark
+	marked bool   // there was a mark, and its receipt has not come
+	epoch  uint64 // the number of that mark
 }
 
-// narrow is called at a mark, receive at a receipt: see stream.
+// narrow is called at a mark and receive at a receipt, as stream's methods of these names
+// are.
 func (l *claim) narrow(epoch uint64) {
 	l.said = l.said && l.told
 	l.mark, l.marked, l.epoch = l.told, true, epoch
@@ -33,7 +35,8 @@ func (l *claim) receive(epoch uint64) {
 // beginning.
 const arpLen = 28
 
-// claimARP sets k to the claim of p, if it has one.
+// claimARP sets k to the pair of addresses that p claims, and reports whether p is ARP
+// that claims one.
 func (p *pkt) claimARP(k *connKey) bool {
 	b := p.Packet.Frame[p.L3:]
 	if len(b) < arpLen || string(b[:6]) != "\x00\x01\x08\x00\x06\x04" || b[6] != 0 || b[7] != 1 && b[7] != 2 {
@@ -55,8 +58,8 @@ const (
 	ndTargetLinkAddress = 2
 )
 
-// claimND sets k to the claim of p, if it is a message of neighbour discovery that
-// a host sends.
+// claimND sets k to the pair of addresses that p claims, and reports whether p is a
+// message of neighbour discovery that a host sends.
 func (p *pkt) claimND(k *connKey) bool {
 	b := p.Payload()
 	ip := p.IPv6()
@@ -70,7 +73,7 @@ func (p *pkt) claimND(k *connKey) bool {
 			want = ndTargetLinkAddress
 		}
 		if b[0] == ndNeighborAdvertisement || [16]byte(who) == [16]byte{} {
-			who = b[8:24] // it advertises this, or would like to (RFC 4862 section 5.4)
+			who = b[8:24] // it advertises this address, or asks whether anybody has it (RFC 4862 section 5.4)
 		}
 	default:
 		return false

@@ -17,16 +17,16 @@ var ErrFull = errors.New("compare: buffer full")
 // written to a network. Nothing was taken, and trying again is of no use.
 var ErrFrame = errors.New("compare: malformed frame")
 
-// A PacketReader is where frames come from. What ReadPacket returns is valid
-// until the next call. One that also has a method VNetHdrLen() int says with it
-// how long the virtio-net header of the last frame is. filter.Conn is one.
+// A PacketReader is where frames come from. What ReadPacket returns is valid until the
+// next call. If the reader also has a method VNetHdrLen() int, that returns the length of
+// the virtio-net header of the last frame. A filter.Conn is a PacketReader.
 type PacketReader interface {
 	ReadPacket() ([]byte, error)
 }
 
-// A PacketWriter is where frames go. It does not keep p. One that also has a
-// method WriteVNetPacket(p []byte, hdrLen int) error is given with it how long
-// the virtio-net header of the frame is. filter.Conn is one.
+// A PacketWriter is where frames go. It does not keep p. If the writer also has a method
+// WriteVNetPacket(p []byte, hdrLen int) error, that is called instead, with the length of
+// the frame's virtio-net header. A filter.Conn is a PacketWriter.
 type PacketWriter interface {
 	WritePacket(p []byte) error
 }
@@ -35,19 +35,19 @@ type PacketWriter interface {
 // Until Mark(0) the primary's packets pass.
 //
 // The primary's packets come by WritePacket or ServePrimary, the secondary's by
-// ServeSecondary, and Run writes what may leave, in order. Each of these runs
-// on a goroutine of the caller's; none starts one. A secondary that is lost
-// ends ServeSecondary and nothing else: what waits leaves when the session
-// calls Failover. All methods may be called from any goroutine.
+// ServeSecondary, and Run writes those that may leave, in order. Each of these runs on a
+// goroutine of the caller's; none starts one. The loss of the secondary ends
+// ServeSecondary and nothing else: packets that wait leave when the session calls
+// Failover. All methods may be called from any goroutine.
 type Comparer struct {
 	// Diverged is called when a checkpoint is wanted, with the reason; the
 	// RequestCheckpoint of a colo.Primary is what it is for. It must not block.
 	// It is set before the Comparer is used.
 	Diverged func(Reason)
 
-	// Noted is told what has changed about flows: which differ, and which are not
-	// compared for a while. It must not block. Nil: nobody is told. It is set before
-	// the Comparer is used.
+	// Noted is told of each change to a flow: that its packets differ, that it is not
+	// compared for a while, or is again. It must not block. Nil: nobody is told. It is set
+	// before the Comparer is used.
 	Noted func(Note)
 
 	// Now is the clock; nil is time.Now. It is set before the Comparer is used.
@@ -61,15 +61,15 @@ type Comparer struct {
 	mu    sync.Mutex
 	eng   *Engine
 	out   queue
-	pool  pool // of what is in out
-	wants bool // a packet was refused
-	left  Latency
+	pool  pool    // keeps the packets of out
+	wants bool    // a packet was refused for lack of memory, and its sender waits for Room
+	left  Latency // of what Run has written
 
-	echo []byte // Inbound's
+	echo []byte // memory for the packet that Inbound returns
 }
 
-// NewComparer returns a Comparer through which packets pass. Waiting for their
-// twins, and waiting to be written, packets take up to cfg.MaxBytes each.
+// NewComparer returns a Comparer through which packets pass. Packets that wait for their
+// twins take up to cfg.MaxBytes, and so do packets that wait to be written.
 func NewComparer(cfg Config) *Comparer {
 	c := &Comparer{
 		limit: cfg.withDefaults().MaxBytes,
@@ -89,22 +89,23 @@ func (c *Comparer) now() time.Time {
 	return time.Now()
 }
 
-// do calls fn with the engine and does what its result says.
+// do calls fn with the engine, queues what its result releases, and calls Diverged and
+// Noted as the result says.
 func (c *Comparer) do(fn func(e *Engine, now time.Time) (Result, error)) (full bool, err error) {
 	now := c.now()
 	c.mu.Lock()
 	was := c.eng.Deadline()
 	r, err := fn(c.eng, now)
 	next := c.eng.Deadline()
-	watch := !next.IsZero() && (was.IsZero() || next.Before(was)) // Run sleeps until was
+	watch := !next.IsZero() && (was.IsZero() || next.Before(was)) // Run sleeps until was, and must wake earlier
 	for i, f := range r.Release {
 		p := pkt{Frame: f, at: c.eng.takenAt(i)}
 		c.out.push(c.pool.copy(&p))
 	}
 	c.wants = c.wants || r.Full
-	notes := slices.Clone(r.Notes) // the engine's, and rare
+	notes := slices.Clone(r.Notes) // the engine's are valid until its next call
 	if c.wants && !r.Full {
-		c.offer() // something has changed, perhaps in favour of who waits
+		c.offer() // the engine may have freed memory
 	}
 	c.mu.Unlock()
 	if len(r.Release) > 0 || watch {
@@ -124,7 +125,7 @@ func (c *Comparer) do(fn func(e *Engine, now time.Time) (Result, error)) (full b
 	return r.Full, err
 }
 
-// offer tells who was refused to try again.
+// offer wakes a sender that was refused, so that it tries again.
 func (c *Comparer) offer() {
 	c.wants = false
 	signal(c.room)
@@ -137,10 +138,10 @@ func signal(ch chan struct{}) {
 	}
 }
 
-// WritePacket takes a packet of the primary's guest, without a virtio-net
-// header. It never waits. Without memory for it, because too much waits for its
-// twin or for the network, it returns [ErrFull] and has taken nothing. What is no
-// frame is [ErrFrame].
+// WritePacket takes a packet of the primary's guest, without a virtio-net header. It never
+// waits. If there is no memory for the packet, because too many wait for their twins or
+// for the network, it returns [ErrFull] and has taken nothing. For what is no frame it
+// returns [ErrFrame].
 func (c *Comparer) WritePacket(p []byte) error { return c.WriteVNetPacket(p, 0) }
 
 // WriteVNetPacket is WritePacket for a packet that begins with a virtio-net
@@ -162,9 +163,10 @@ func (c *Comparer) WriteVNetPacket(p []byte, hdrLen int) error {
 	return nil
 }
 
-// Inbound returns a packet to the guest as both guests are to get it: p, or a copy
-// in which the echo of a timestamp is the guest's own again; see [Engine.Inbound].
-// The copy is valid until the next call. It is called by one goroutine.
+// Inbound returns a packet that is on its way to the guests as both are to get it: p, or a
+// copy in which a timestamp's echo has the value that the guest itself sent; see
+// [Engine.Inbound]. The copy is valid until the next call. It is called by one goroutine
+// at a time.
 func (c *Comparer) Inbound(p []byte, hdrLen int) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -176,14 +178,14 @@ func (c *Comparer) Inbound(p []byte, hdrLen int) []byte {
 	return c.echo
 }
 
-// Room returns a channel that is sent to when there may be room again for a
-// packet that was refused.
+// Room returns a channel that receives a value when there may be room again for a packet
+// that was refused.
 func (c *Comparer) Room() <-chan struct{} { return c.room }
 
-// ServePrimary takes the primary's packets from r until reading fails or ctx
-// ends, and returns why. While there is no room it does not read. What is no frame
-// (see [ErrFrame]) has no packet in it, and is dropped. A read that blocks is ended
-// by closing what r reads from.
+// ServePrimary takes the primary's packets from r until reading fails or ctx ends, and
+// returns why. It does not read while there is no room. It drops what is no frame (see
+// [ErrFrame]), since there is no packet in it. A read that blocks is ended by closing what
+// r reads from.
 func (c *Comparer) ServePrimary(ctx context.Context, r PacketReader) error {
 	return c.serve(ctx, r, func(f Frame) error {
 		for c.WriteVNetPacket(f.Data, f.VNetHdr) == ErrFull {
@@ -308,7 +310,8 @@ func (c *Comparer) SecondaryMark(epoch uint64) error {
 	return err
 }
 
-// Loaded says that the secondary's guest runs epoch; see [Engine.Loaded].
+// Loaded says that the secondary's guest runs from the checkpoint of epoch; see
+// [Engine.Loaded].
 func (c *Comparer) Loaded(epoch uint64) error {
 	_, err := c.do(func(e *Engine, _ time.Time) (Result, error) { return Result{}, e.Loaded(epoch) })
 	return err
@@ -334,12 +337,11 @@ func (c *Comparer) Deaf() bool {
 	return c.eng.Deaf()
 }
 
-// Unwritten calls fn for each packet that was sent before the last mark and that
-// Run has not written: those that may leave, then those that wait for their
-// checkpoint. It is called while the guest stands still after a mark, and is what
-// that checkpoint must carry, so that nothing is missing from what the guest
-// remembers to have sent. fn keeps nothing of the packet, and calls nothing of
-// the Comparer.
+// Unwritten calls fn for each packet that the guest sent before the last mark and that Run
+// has not written: first those that may leave, then those that wait for their checkpoint.
+// It is called after a mark, while the guest stands still. That checkpoint must carry
+// these packets, since the guest remembers to have sent them. fn keeps nothing of the
+// packet and calls no method of the Comparer.
 func (c *Comparer) Unwritten(fn func(Frame)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -357,8 +359,8 @@ func (c *Comparer) OutputLatency() Latency {
 	return c.left
 }
 
-// Waits returns how long packets have waited that left because the secondary said
-// the same.
+// Waits returns how long packets have waited for their twins, counting those that left
+// because the secondary's guest said the same.
 func (c *Comparer) Waits() Latency {
 	c.mu.Lock()
 	defer c.mu.Unlock()

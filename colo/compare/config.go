@@ -10,36 +10,36 @@ import (
 
 // Config configures an [Engine]. The zero value is usable.
 type Config struct {
-	// Strict makes the engine do what colo-compare of QEMU 7.2 does, its
-	// mistakes included. Of the other fields only Timeout, Scan, MaxQueue and
-	// Marks have a meaning then.
+	// Strict makes the engine do what colo-compare of QEMU 7.2 does, with its mistakes. Of
+	// the other fields only Timeout, Scan, MaxQueue and Marks are used then.
 	Strict bool
 
 	// Timeout is how long a packet may wait for its twin before a checkpoint
 	// is asked for. Zero is 3 s (colo-compare's compare_timeout).
 	Timeout time.Duration
 
-	// Scan is how often that is looked at. Zero is 1 s (expired_scan_cycle).
+	// Scan is how often the engine looks for such packets. Zero is 1 s
+	// (expired_scan_cycle).
 	Scan time.Duration
 
-	// MaxQueue is how many packets of one side may wait on one connection when
-	// another one comes, before a checkpoint is asked for. Zero is 1024 (max_queue_size). More of
-	// the primary's are held all the same; more of the secondary's are dropped,
-	// and the connection waits for the checkpoint.
+	// MaxQueue is how many packets of one side may wait on one connection before the next
+	// one makes the engine ask for a checkpoint. Zero is 1024 (max_queue_size). Beyond it
+	// the primary's packets are held all the same; the secondary's are dropped, and the
+	// connection waits for the checkpoint.
 	MaxQueue int
 
-	// MaxBytes bounds the memory for waiting packets. Zero is 64 MiB. At half
-	// of it a checkpoint is asked for, and the secondary's packets are dropped;
-	// at the limit the primary's are not taken.
+	// MaxBytes bounds the memory for waiting packets, in bytes. Zero is 64 MiB. At half of
+	// it the engine asks for a checkpoint and drops the secondary's packets; at all of it,
+	// it takes no more of the primary's.
 	MaxBytes int
 
-	// MaxConns bounds the number of connections. Zero is 16384. Idle ones are
-	// forgotten first; if there is none, packets of new connections wait for
-	// a checkpoint, which is asked for.
+	// MaxConns bounds the number of connections. Zero is 16384. Connections without
+	// waiting packets are forgotten first, those idle longest before others; if there is
+	// none, packets of new connections wait for a checkpoint, and the engine asks for one.
 	MaxConns int
 
-	// Idle is after how long a connection without waiting packets is
-	// forgotten. Zero is one hour.
+	// Idle is the time after which a connection without waiting packets is forgotten. Zero
+	// is one hour.
 	Idle time.Duration
 
 	// Marks says that the secondary's stream has epoch markers, for which
@@ -57,23 +57,23 @@ type Config struct {
 	// Ethernet like other IP, each VLAN and session by itself. QEMU lets it pass.
 	CompareVLAN bool
 
-	// CompareARP compares ARP, and of neighbour discovery what hosts send, by
-	// whose address they say is whose: such a message leaves once the secondary's
-	// guest has said that too, in whatever message, or a checkpoint covers that the
-	// primary's has. Without it ARP cannot be compared, and neighbour discovery is
-	// like other ICMPv6.
+	// CompareARP compares ARP, and those messages of neighbour discovery that hosts send,
+	// by the pair of addresses that they claim: such a message leaves once the secondary's
+	// guest has claimed that pair too, in any message, or once a checkpoint covers that
+	// the primary's guest has. Without it ARP is not compared, and neighbour discovery is
+	// compared as other ICMPv6 is.
 	CompareARP bool
 
-	// Cross is how long two datagrams of one flow, of which each guest has sent
-	// another one first, may wait for their equals before a checkpoint is asked
-	// for. Zero is 20 ms. Eight may wait so; datagrams that can be seen to be two
-	// answers to the same do not.
+	// Cross is how long packets of one flow may wait for their equals when the guests seem
+	// to have sent the same two datagrams in two orders. After it the engine asks for a
+	// checkpoint. Zero is 20 ms. Up to eight packets wait so; two that are evidently two
+	// answers to one question do not wait.
 	Cross time.Duration
 
-	// PatientAcks makes a segment whose data agrees, but which acknowledges
-	// more than the secondary's guest has, wait for that guest until Timeout.
-	// Without it a checkpoint is asked for at once, as QEMU does. Guests that
-	// are not in step to the microsecond want it.
+	// PatientAcks makes a segment whose data agrees wait until Timeout if it acknowledges
+	// more than the secondary's guest has. Without it the engine asks for a checkpoint at
+	// once, as QEMU does. It suits guests that are not in step to the microsecond, and no
+	// real ones are.
 	PatientAcks bool
 
 	// AckTimeout is how long, with PatientAcks, such a segment waits at the head
@@ -81,32 +81,31 @@ type Config struct {
 	// room for some input will not acknowledge it soon. Zero is Timeout.
 	AckTimeout time.Duration
 
-	// LowerAcks lets a segment whose data agrees leave with a lower acknowledgment
-	// number, where it acknowledges more than the secondary's guest has, and a
-	// window and SACK blocks that suit both guests; the rest follows when that guest
-	// has caught up. It implies that segments are changed before they leave, and
-	// that acknowledgments without data are merged. Where the window's scale is not
-	// known, because the engine has not seen the connection begin, segments wait as
-	// PatientAcks says.
+	// LowerAcks lets a segment whose data agrees leave before the secondary's guest has
+	// acknowledged as much: with a lower acknowledgment number, and a window and SACK
+	// blocks that hold for both guests. The rest follows when the secondary's guest has
+	// caught up. Segments are changed before they leave then, and acknowledgments without
+	// data are merged. Where the scale of the window is unknown, because the engine has
+	// not seen the connection begin, segments wait as with PatientAcks.
 	//
 	// It also lets the covered part of a segment leave by itself when the secondary's
 	// guest repeats it. Both make packets, so more may leave than were given.
 	LowerAcks bool
 
-	// Adaptive sets a flow apart whose guests never agree, because what they say is
-	// random: after Strikes epochs with a divergence it is not compared for a while,
-	// its output leaves with the checkpoints, and one is asked for when some waits
-	// and the last is Pace ago. It is tried again after Retry, then after twice
-	// that, and so on up to 32 times. A new flow of a service whose flows were set
-	// apart is so from its first data on.
+	// Adaptive sets a flow apart whose guests never agree, because what they send is
+	// random. After Strikes epochs with a divergence the flow is not compared for a while:
+	// its output leaves with the checkpoints, and the engine asks for one when output
+	// waits and the last checkpoint is Pace ago. It compares the flow again after Retry,
+	// then after twice that, and so on up to 32 times Retry. A new flow of a service whose
+	// flows were set apart is set apart with its first data.
 	//
-	// Without a Pace it is what the last checkpoint took, from its mark to its
-	// receipt, and at most 5 ms: so its clients wait no longer than if each
-	// difference asked for a checkpoint. With a Pace above that, the host trades
-	// their latency for less to do.
+	// A Pace of zero stands for the time that the last checkpoint took from its mark to
+	// its receipt, and at most 5 ms, so that clients wait no longer than if each
+	// difference asked for a checkpoint. A longer Pace makes clients wait longer and the
+	// host make fewer checkpoints.
 	Adaptive bool
 	Strikes  uint8         // zero: 3
-	Pace     time.Duration // zero: see above
+	Pace     time.Duration // zero: see Adaptive
 	Retry    time.Duration // zero: 1 s
 
 	// ReleaseRetransmits lets a segment that repeats what has been compared
@@ -148,19 +147,19 @@ func (c Config) withDefaults() Config {
 // A Reason says why a checkpoint is wanted.
 type Reason uint8
 
-// The reasons.
+// The reasons for a checkpoint. Only ReasonNone is none.
 const (
 	ReasonNone     Reason = iota
 	ReasonData            // the bytes differ
 	ReasonPosition        // the secondary's stream has a hole where the primary's has bytes
-	ReasonAck             // the data agrees, the primary acknowledges more
-	ReasonFlags           // SYN, FIN or RST against something else
+	ReasonAck             // the data agrees, but the primary's guest acknowledges more
+	ReasonFlags           // one side has a SYN, FIN or RST where the other has not
 	ReasonPacket          // no packet of the secondary's equals the primary's
 	ReasonTimeout         // a packet has waited too long
 	ReasonLimit           // too many packets, bytes or connections
-	ReasonOptions         // SYNs with other options: MSS, window scale, SACK, timestamps
-	ReasonPorts           // two flows that differ only in the port that the guest chose
-	ReasonPace            // nothing differs: output of flows that are set apart waits
+	ReasonOptions         // the options of two SYNs differ: MSS, window scale, SACK, timestamps
+	ReasonPorts           // two flows differ only in the port that the guest chose
+	ReasonPace            // nothing differs, but output of flows that are set apart waits
 	reasons
 )
 
@@ -180,7 +179,7 @@ type Frame struct {
 	VNetHdr int // the length of the virtio-net header that Data begins with, in bytes
 }
 
-// fits reports whether f is as long as its virtio-net header at least.
+// fits reports whether f is at least as long as its virtio-net header.
 func (f *Frame) fits() bool { return f.VNetHdr >= 0 && f.VNetHdr <= len(f.Data) }
 
 // A Result says what follows from a call. The slices in it belong to the engine
@@ -189,13 +188,14 @@ type Result struct {
 	Release  []Frame // may leave now, in this order
 	Diverged bool    // a checkpoint is wanted
 	Reason   Reason  // why, if so
-	Flow     Flow    // whose packets differ, if it is one connection's that do
-	Notes    []Note  // of flows: what has changed about them
+	Flow     Flow    // the flow whose packets differ; zero if the reason is no single flow
+	Notes    []Note  // the changes to flows
 	Full     bool    // the frame was not taken: there is no memory for it; pass it again after a release
 }
 
-// A Flow names the packets from one address to another. Without ports (what is
-// no TCP or UDP, fragments) they are zero. The zero Flow is none.
+// A Flow names the packets from one address to another. Its ports are zero where the
+// packets have none: protocols other than TCP and UDP, and fragments. The zero Flow names
+// no flow.
 type Flow struct {
 	Src, Dst netip.AddrPort
 	Proto    uint8  // IANA's protocol number
@@ -220,18 +220,19 @@ func flowOf(k *packet.Key) Flow {
 	return f
 }
 
-// Stats counts since the engine was made, except for what is "now".
+// Stats has counts since the engine was made, and a few present values, which are marked
+// "now".
 type Stats struct {
 	Matched    uint64 // packets of the primary's that left because the secondary said the same
 	Passed     uint64 // that left uncompared
 	Checkpoint uint64 // that left because a checkpoint covered them
 	Diverged   [reasons]uint64
-	Lowered    uint64 // acknowledgments that left in addition, with a part of a held one's news
-	Merged     uint64 // acknowledgments that others have said all of, and that did not leave themselves
+	Lowered    uint64 // acknowledgments that the engine made of a part of a held one, and let leave in addition
+	Merged     uint64 // acknowledgments that did not leave themselves, because later packets told the peer all of them
 	SetApart   uint64 // times that a flow was set apart
-	Recovered  uint64 // divergences after which the connection went on without a checkpoint: false ones
-	Stale      uint64 // packets of the secondary's of an older epoch
-	Dropped    uint64 // packets of the secondary's that were not wanted
+	Recovered  uint64 // divergences after which the connection went on without a checkpoint, and so were false
+	Stale      uint64 // packets of the secondary's that belong to an older epoch
+	Dropped    uint64 // packets of the secondary's for which the engine had no use or no memory
 
 	Held, HeldBytes int // now: waiting packets of both sides, and the memory for them
 	Conns           int // now

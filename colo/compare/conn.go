@@ -6,51 +6,53 @@ import "github.com/gocolo/lockstep/internal/packet"
 type kind uint8
 
 const (
-	kindNone     kind = iota // not at all: they pass, or wait for a checkpoint
-	kindMangled              // IP that contradicts itself: it waits for a checkpoint
+	kindNone     kind = iota // not compared: they pass, or wait for a checkpoint
+	kindMangled              // IP whose lengths or headers contradict each other: it waits for a checkpoint
 	kindSegment              // whole TCP segments, as a stream
 	kindDatagram             // whole packets of other protocols, one by one
 	kindFragment             // fragments, one by one
-	kindClaim                // ARP and neighbour discovery, by whose address they say is whose
+	kindClaim                // ARP and neighbour discovery, by the pair of addresses that they claim
 )
 
-// A connKey names what is compared with each other: a flow in one direction, and
-// the kind of its packets.
+// A connKey names one queue of packets that are compared with each other: a flow in one
+// direction, and the kind of its packets.
 type connKey struct {
 	packet.Key
 	kind kind
 }
 
-// A conn is a connection, or what comes nearest to one. What each packet needs is
-// in front.
+// A conn is what the engine knows of one connKey: of a TCP connection, of a flow of
+// datagrams, or of a claim. The fields that each packet needs come first, so that it takes
+// few lines of the processor's cache.
 type conn struct {
 	key      connKey
 	hash     uint64      // of key
 	plain    packet.Kind // IP4 or IP6: its segments may be plain; 0: they may not; see plain.go
-	loner    side        // one side's guest only has sent anything; see ports.go
-	apart    bool        // not compared at present; changes at a divergence and at a mark
-	blind    bool        // nothing leaves before a checkpoint: a mark ends it
-	diverged bool        // in this epoch: a mark ends it
-	strikes  uint8       // epochs with a divergence, less those with enough that matched; see apart.go
-	matched  uint16      // packets in this epoch
-	age      uint32      // how many connections with these addresses were before this one
-	used     instant     // of the last packet
+	loner    side        // the side whose guest is the only one that has sent anything; see ports.go
+	apart    bool        // set apart, and so not compared at present; changes at a divergence and at a mark; see apart.go
+	blind    bool        // its packets cannot be compared any more in this epoch: nothing leaves before a checkpoint; a mark ends it
+	diverged bool        // it has diverged in this epoch; a mark ends it
+	strikes  uint8       // epochs with a divergence, less those in which enough matched; see apart.go
+	matched  uint16      // packets that matched in this epoch
+	age      uint32      // how many connections with these addresses came before this one
+	used     instant     // when the last packet came
 
 	owed *pkt  // TCP: the newest acknowledgment that has not left whole; see ack.go
-	p, s queue // waiting; TCP: in the order of the stream
+	p, s queue // packets that wait, of TCP in the order of the stream
 
 	tcp stream
 
 	claim   claim
-	marked  int     // packets of an epoch that has ended and is not received
-	until   instant // apart: when it is tried again
-	crossed instant // since when datagrams of both sides have waited; zero: they do not
+	marked  int     // how many packets wait that belong to an epoch that has ended and is not received
+	until   instant // when the flow is tried again, if it is set apart
+	crossed instant // since when datagrams of both sides have waited for their equals; zero: they do not
 
-	newer, older *conn   // by the time at which they were put into the list
-	placed       instant // then it was last used
+	newer, older *conn   // neighbours in the engine's list, in the order in which they were put there
+	placed       instant // the value of used when it was put there
 }
 
-// kindOf says how p is compared.
+// kindOf returns how p is compared, and sets the part of k that does not follow from p's
+// addresses.
 func (e *Engine) kindOf(p *pkt, k *connKey) kind {
 	switch p.Kind {
 	case packet.IP4, packet.IP6:
@@ -85,9 +87,8 @@ func (e *Engine) kindOf(p *pkt, k *connKey) kind {
 	return kindDatagram
 }
 
-// conn returns the connection of p, a new one if it must be, nil if there are
-// too many. k has been set as far as p's kind is compared by something else than
-// its flow.
+// conn returns the connection of p: a new one if there is none yet, nil if there are too
+// many. kindOf has set that part of k which is not p's flow.
 func (e *Engine) conn(p *pkt, k *connKey, now instant) *conn {
 	if k.kind != kindClaim {
 		p.Key(&k.Key)
@@ -100,8 +101,8 @@ func (e *Engine) conn(p *pkt, k *connKey, now instant) *conn {
 	c := e.conns.find(h, k)
 	if c == nil {
 		if e.conns.n >= e.cfg.MaxConns && !e.evict() {
-			// What is not looked at may begin a connection, so whatever seems to be
-			// new in this epoch may not be.
+			// A packet without a connection may be the first of one, so the next packets
+			// of it would wrongly seem to begin it.
 			e.crowded = true
 			return nil
 		}
@@ -126,9 +127,10 @@ func (e *Engine) conn(p *pkt, k *connKey, now instant) *conn {
 	return c
 }
 
-// evict forgets one of the connections that were idle longest, if one of them
-// has nothing waiting. The list is not kept in order by each packet: who has been
-// used since it was put there is put in front now.
+// evict forgets one of the connections that were idle longest, if one of the oldest has no
+// packets waiting. A packet does not move its connection in the list; instead, a
+// connection that turns out to have been used since it was put into the list is moved to
+// the front now.
 func (e *Engine) evict() bool {
 	busy := 0
 	for range 4 * 16 {
@@ -149,15 +151,15 @@ func (e *Engine) evict() bool {
 	return false
 }
 
-// idle reports whether nothing waits. What is known of a connection may be
-// forgotten then: until the secondary's guest has spoken again nothing leaves on
-// it that a checkpoint does not cover.
+// idle reports whether no packet waits on c, so that c may be forgotten. After that
+// nothing leaves on it that a checkpoint does not cover, until the secondary's guest has
+// spoken again.
 func (c *conn) idle() bool {
 	if c.p.len() > 0 || c.owed != nil || c.marked > 0 || c.blind {
 		return false
 	}
 	if c.tcp.said.syn.is || c.tcp.said.past {
-		return false // the guests speak of two connections, which must not be mixed up
+		return false // the guests are in two successive connections, which must not be mixed up
 	}
 	for _, s := range c.s.all() {
 		if !c.tcp.cover.tells(s) {
@@ -167,7 +169,7 @@ func (c *conn) idle() bool {
 	return true
 }
 
-// forget takes an idle connection off.
+// forget removes a connection that is idle.
 func (e *Engine) forget(c *conn) {
 	e.unlist(c)
 	e.drop(&c.s)
@@ -207,7 +209,7 @@ func (e *Engine) unlink(c *conn) {
 	}
 }
 
-// drop forgets the secondary's packets.
+// drop gives up the packets of the secondary's guest that wait in q.
 func (e *Engine) drop(q *queue) {
 	for _, p := range q.all() {
 		e.pool.put(p)
@@ -215,7 +217,7 @@ func (e *Engine) drop(q *queue) {
 	q.clear()
 }
 
-// hold returns a copy of p, to wait in a queue of c.
+// hold returns a copy of p that belongs to c and may wait in one of its queues.
 func (e *Engine) hold(c *conn, p *pkt) *pkt {
 	q := e.pool.copy(p)
 	q.owner, q.age = c, c.age

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/netns"
 )
 
 var (
@@ -20,8 +22,8 @@ var (
 func TestTransfersBetweenStacksWithDefaultBuffersNeverStall(t *testing.T) {
 	for _, loss := range []float64{0, 0.005} {
 		for way, transfer := range map[string]func(*testing.T, *world){
-			"download": func(t *testing.T, w *world) { download(t, w.dial(t, "tcp", at(guest4)), size(), 1, func() {}) },
-			"upload":   func(t *testing.T, w *world) { upload(t, w.dial(t, "tcp", at(guest4)), size(), 2, func() {}) },
+			"download": func(t *testing.T, w *world) { download(t, w.dial(t, "tcp", at(netns.Guest4)), size(), 1, func() {}) },
+			"upload":   func(t *testing.T, w *world) { upload(t, w.dial(t, "tcp", at(netns.Guest4)), size(), 2, func() {}) },
 		} {
 			for run := range *stackRuns {
 				t.Run(fmt.Sprintf("%s/lost=%v/%d", way, loss, run), func(t *testing.T) {
@@ -44,7 +46,7 @@ func TestTransfersBetweenStacksWithDefaultBuffersNeverStall(t *testing.T) {
 func TestUploadsGoOnWhereTheSecondaryDropsInput(t *testing.T) {
 	w := newWorldOver(t, func(l *link) { l.loss, l.dup, l.late = 0, 0, 0 })
 	startServers(t, w)
-	c := w.dial(t, "tcp", at(guest4))
+	c := w.dial(t, "tcp", at(netns.Guest4))
 	w.drops.Store(300)
 	upload(t, c, 4<<20, 2, func() {})
 	w.drops.Store(0)
@@ -81,7 +83,7 @@ func TestFiguresOfTransfersThroughAPair(t *testing.T) {
 						w.cmp.Failover()
 					}
 					startServers(t, w)
-					c := w.dial(t, "tcp", at(guest4))
+					c := w.dial(t, "tcp", at(netns.Guest4))
 					for k, fn := range []func(){
 						func() { download(t, c, n, 1, func() {}) },
 						func() { upload(t, c, n, 2, func() {}) },

@@ -20,52 +20,72 @@ const maxFrame = 4096 + 65536
 // A Frame given to it is not kept after the call, unless the result has it.
 type Engine struct {
 	cfg    Config
-	strict *strict // Strict: everything is done there
+	strict *strict // if cfg.Strict: it does everything then
 
+	thorough bool // for tests: no packet is taken as plain
+
+	connections
+	call
+	epochs
+	due
+
+	pool  pool
+	began time.Time // the time of instant 1
+	stats Stats
+	waits Latency // of packets that matched
+}
+
+// connections has all connections of an engine.
+type connections struct {
 	conns    index
-	newest   *conn // all connections, by the time of their last packet
+	newest   *conn // all of conns, in the order of their last packets; see evict
 	oldest   *conn
-	spare    *conn // forgotten ones, for reuse
-	lastConn *conn // of the last packet: they come in bursts
-	crossing []*conn
+	spare    *conn   // forgotten ones, for reuse
+	lastConn *conn   // of the last packet: packets come in bursts
+	crossing []*conn // those with datagrams of both sides that wait
 	loners   map[connKey]loners
 	services map[serviceKey]*service
-	aparts   int // flows that are set apart
+	aparts   int // how many flows are set apart
+}
 
-	pool    pool
-	ids     uint64
-	in      pkt           // what has just come
-	key     connKey       // its
-	speaks  side          // whose it is
-	inbound packet.Packet // Inbound's
-	raised  bool          // something has left with a newer timestamp
-	out     []Frame
-	taken   []instant // when those of out came
-	zombies []*pkt    // released by the last call
-	notes   []Note
+// call has what belongs to the packet that the engine has been given last, and to the
+// result.
+type call struct {
+	now     instant
+	ids     uint64 // counts packets
+	in      pkt
+	key     connKey       // of in
+	speaks  side          // who has sent in
+	inbound packet.Packet // that Inbound has been given
 
-	marked    []marked
-	sidelined queue // held until the next mark, whatever the secondary says
-	passing   bool
-	thorough  bool   // no packet is taken as plain
-	deaf      bool   // the secondary's packets are of an older epoch
-	next      uint64 // the epoch that the next mark ends
-	received  uint64 // one more than the last epoch that is received
-	loaded    bool   // the last mark's is, and the secondary's packets count once it is received
-	crowded   bool   // there was no room for a connection in this epoch
-	asked     bool   // for a checkpoint because of memory or pace, in this epoch
+	res   Result
+	out   []Frame
+	taken []instant // when those of out came
+	notes []Note
+	spent []*pkt // packets that the result refers to; the next call frees them
+}
 
-	scan     instant       // when all is looked at
-	soon     instant       // when what cannot wait so long is; zero: there is nothing
+// epochs has what changes with the steps of a checkpoint.
+type epochs struct {
+	next      uint64   // the epoch that the next mark ends
+	received  uint64   // one more than the last epoch that was received
+	loaded    bool     // the secondary's guest runs from the last mark, and its packets count from the receipt on
+	passing   bool     // there is no session: packets pass
+	deaf      bool     // the secondary's packets are void, since they are of an older epoch or some are missing
+	crowded   bool     // there was no room for a connection in this epoch
+	asked     bool     // in this epoch a checkpoint was asked for because of memory or pace
+	raised    bool     // a segment has left with a newer timestamp, and its echo may still come
+	marked    []marked // packets of epochs that have ended
+	ownerless queue    // packets without a connection, which a checkpoint has to cover; the next mark moves them to marked
+}
+
+// due has the times at which the engine has something to do, and those of marks.
+type due struct {
+	scan     instant       // for all connections
+	soon     instant       // for connections that cannot wait so long; zero: there is none
+	pace     instant       // for asking for the checkpoint of flows that are set apart; zero: none waits
 	lastMark instant       // about when the last mark was
 	took     time.Duration // from the last mark to its receipt; 0: not known
-	pace     instant       // when a checkpoint is asked for, for what is set apart; zero: it is not
-
-	began time.Time // see instant
-	now   instant   // of the call
-	res   Result
-	stats Stats
-	waits Latency // of matched packets
 }
 
 // marked is a packet of an epoch that has ended and is not received.
@@ -77,10 +97,9 @@ type marked struct {
 // NewEngine returns an engine that compares, in the epoch that Mark(0) ends.
 func NewEngine(cfg Config) *Engine {
 	cfg = cfg.withDefaults()
-	e := &Engine{
-		cfg: cfg, conns: newIndex(),
-		loners: make(map[connKey]loners), services: make(map[serviceKey]*service),
-	}
+	e := &Engine{cfg: cfg, connections: connections{
+		conns: newIndex(), loners: make(map[connKey]loners), services: make(map[serviceKey]*service),
+	}}
 	if cfg.Strict {
 		e.strict = newStrict(cfg, e.instant)
 	}
@@ -89,10 +108,10 @@ func NewEngine(cfg Config) *Engine {
 
 // begin is called first by everything that has a Result.
 func (e *Engine) begin() {
-	for _, p := range e.zombies {
+	for _, p := range e.spent {
 		e.pool.put(p)
 	}
-	e.zombies = e.zombies[:0]
+	e.spent = e.spent[:0]
 	if len(e.out) > 8 {
 		clear(e.out) // of a few it does not matter how long they are kept
 	}
@@ -116,7 +135,7 @@ func (e *Engine) release(p *pkt, count *uint64) {
 	}
 	e.out, e.taken = append(e.out, p.Frame), append(e.taken, p.at)
 	if p.class >= 0 {
-		e.zombies = append(e.zombies, p)
+		e.spent = append(e.spent, p)
 	}
 }
 
@@ -127,8 +146,8 @@ func (e *Engine) want(why Reason) {
 	}
 }
 
-// diverge is want, once for a connection in an epoch, and not for one that is
-// set apart.
+// diverge calls want for the first divergence of a connection in an epoch. It does nothing
+// for a connection that is set apart.
 func (e *Engine) diverge(c *conn, why Reason) {
 	if c.diverged || c.apart && why != ReasonLimit {
 		return
@@ -143,7 +162,8 @@ func (e *Engine) diverge(c *conn, why Reason) {
 	e.strike(c, why)
 }
 
-// recovered is called when packets of c have matched.
+// recovered is called when packets of c have matched. It counts a divergence that was
+// false.
 func (e *Engine) recovered(c *conn) {
 	if c.diverged && c.p.len() == 0 {
 		c.diverged = false
@@ -164,7 +184,7 @@ func (e *Engine) Primary(f Frame, now time.Time) Result {
 	return e.primary(f, now)
 }
 
-// primary is Primary for what is not plain.
+// primary does what Primary does, for frames that are not plain segments.
 func (e *Engine) primary(f Frame, now time.Time) Result {
 	p := e.look(f, now)
 	e.speaks = primary
@@ -181,7 +201,7 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 	k.kind = e.kindOf(p, k)
 	switch {
 	case k.kind == kindMangled, k.kind == kindNone && e.cfg.HoldUncompared:
-		e.sidelined.push(e.pool.copy(p))
+		e.ownerless.push(e.pool.copy(p))
 		return e.end()
 	case k.kind == kindNone:
 		e.release(p, &e.stats.Passed)
@@ -189,7 +209,7 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 	}
 	c := e.conn(p, k, e.now)
 	if c == nil {
-		e.sidelined.push(e.pool.copy(p))
+		e.ownerless.push(e.pool.copy(p))
 		e.overLimit()
 		return e.end()
 	}
@@ -216,8 +236,8 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 	return e.end()
 }
 
-// pass lets p leave without a session. What a SYN says of the window is kept: the
-// connection may live to see one.
+// pass lets p leave while there is no session. It keeps what a SYN says of the window,
+// since the connection may last until a session begins.
 func (e *Engine) pass(p *pkt) {
 	if p.segment.is && p.flags&packet.SYN != 0 {
 		e.key.kind = kindSegment
@@ -239,13 +259,13 @@ func (e *Engine) Secondary(f Frame, now time.Time) Result {
 	if !e.secondaryPlain(&f, now) {
 		return e.secondary(f, now)
 	}
-	if e.res.Diverged || len(e.notes) > 0 { // what waited behind the packet
+	if e.res.Diverged || len(e.notes) > 0 { // packets that waited behind p leave too
 		return e.end()
 	}
 	return Result{Release: e.out}
 }
 
-// secondary is Secondary for what is not plain.
+// secondary does what Secondary does, for frames that are not plain segments.
 func (e *Engine) secondary(f Frame, now time.Time) Result {
 	if e.passing || e.deaf {
 		e.stats.Stale++
@@ -285,7 +305,8 @@ func (e *Engine) secondary(f Frame, now time.Time) Result {
 	return e.end()
 }
 
-// look parses f into e.in, which it returns. All of e.in is of f then.
+// look parses f into e.in and returns that. It sets all of e.in, and so nothing of an
+// earlier frame is left in it.
 func (e *Engine) look(f Frame, now time.Time) *pkt {
 	p := &e.in
 	e.ids++
@@ -304,7 +325,7 @@ func (e *Engine) look(f Frame, now time.Time) *pkt {
 	return p
 }
 
-// room says whether a packet of n bytes may be kept.
+// room reports whether there is memory to keep a packet of n bytes.
 func (e *Engine) room(n int) bool { return e.pool.bytes+n <= e.cfg.MaxBytes }
 
 func (e *Engine) overLimit() {
@@ -322,8 +343,8 @@ func (e *Engine) takenAt(i int) instant {
 	return e.taken[i]
 }
 
-// Waits returns how long packets have waited that left because the secondary said
-// the same. (Not with Strict.)
+// Waits returns how long packets have waited for their twins, counting those that left
+// because the secondary's guest said the same. With Strict it counts none.
 func (e *Engine) Waits() Latency { return e.waits }
 
 // Stats returns the present counts.
@@ -335,14 +356,14 @@ func (e *Engine) Stats() Stats {
 	s.Conns = e.conns.n
 	s.HeldBytes = e.pool.bytes
 	s.Apart = e.aparts
-	s.Held = len(e.marked) + e.sidelined.len()
+	s.Held = len(e.marked) + e.ownerless.len()
 	for c := e.newest; c != nil; c = c.older {
 		s.Held += c.p.len() + c.s.len()
 		if c.owed != nil {
 			s.Held++
 		}
 	}
-	for _, p := range e.zombies {
+	for _, p := range e.spent {
 		s.HeldBytes -= 1 << (poolMin + p.class)
 	}
 	return s

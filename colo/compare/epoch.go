@@ -6,11 +6,10 @@ import (
 	"slices"
 )
 
-// Mark ends an epoch: the primary's guest is paused, and the packets that it
-// has sent belong to epoch. Those that wait do so until Received; the
-// secondary's are void. The time of a mark is that of the call before it. Epochs
-// are marked in order, or from 0; anything else is
-// [ErrEpoch].
+// Mark ends an epoch: the primary's guest is paused, and the packets that it has sent
+// belong to epoch. Those that wait go on waiting until Received; the secondary's are void.
+// The time of a mark is the one that was given to the call before it. Epochs are marked in
+// order, beginning with 0; another number is [ErrEpoch].
 func (e *Engine) Mark(epoch uint64) error {
 	if epoch != 0 && (epoch != e.next || e.passing) {
 		return fmt.Errorf("%w: mark %d", ErrEpoch, epoch)
@@ -27,10 +26,10 @@ func (e *Engine) Mark(epoch uint64) error {
 	e.lastMark = e.now
 	e.notes = e.notes[:0]
 	first := len(e.marked)
-	for _, p := range e.sidelined.all() {
+	for _, p := range e.ownerless.all() {
 		e.marked = append(e.marked, marked{p, epoch})
 	}
-	e.sidelined.clear()
+	e.ownerless.clear()
 	e.raised = false
 	for c := e.newest; c != nil; c = c.older {
 		e.markConn(c, epoch)
@@ -44,7 +43,7 @@ func (e *Engine) Mark(epoch uint64) error {
 	return nil
 }
 
-// markConn is Mark for one connection.
+// markConn does what Mark does to one connection.
 func (e *Engine) markConn(c *conn, epoch uint64) {
 	if c.owed != nil {
 		c.p.push(c.owed)
@@ -66,9 +65,10 @@ func (e *Engine) markConn(c *conn, epoch uint64) {
 	}
 }
 
-// Received releases what was marked with epoch, or before: the secondary has
-// all of that checkpoint. So leaves what has come since, as far as that covers it.
-// Its time is that of the call before it. An epoch that is not marked is [ErrEpoch].
+// Received releases the packets that were marked with epoch or an earlier one, because the
+// secondary has all of that checkpoint. Packets that have come since leave too, as far as
+// the checkpoint covers them. Its time is the one that was given to the call before it. An
+// epoch that is not marked is [ErrEpoch].
 func (e *Engine) Received(epoch uint64) (Result, error) {
 	if e.passing || epoch >= e.next {
 		return Result{}, fmt.Errorf("%w: received %d", ErrEpoch, epoch)
@@ -130,8 +130,8 @@ func (e *Engine) receive(epoch uint64) {
 	}
 }
 
-// ownerOf returns the connection of a marked packet. One for which there was no
-// room may have got it since.
+// ownerOf returns the connection of a marked packet, which may have been made after the
+// packet came.
 func (e *Engine) ownerOf(p *pkt) *conn {
 	if p.owner != nil || !p.segment.is {
 		return p.owner
@@ -172,10 +172,10 @@ func (e *Engine) Loaded(epoch uint64) error {
 	return nil
 }
 
-// Deafen says that the secondary's packets do not arrive any more, or not all
-// of them: its connection is lost, or a new one begins within an epoch. What
-// arrives is void until the next SecondaryMark, or without Marks, Loaded. What
-// has arrived counts.
+// Deafen says that the secondary's packets arrive no more, or not all of them, since its
+// connection is lost or a new one begins within an epoch. Packets that arrive are void
+// until the next SecondaryMark or, without Marks, Loaded. Packets that have arrived before
+// count.
 func (e *Engine) Deafen() {
 	e.deaf = true
 	if e.strict != nil {
@@ -187,8 +187,8 @@ func (e *Engine) Deafen() {
 // an older epoch, or some are missing.
 func (e *Engine) Deaf() bool { return e.deaf }
 
-// Covered calls fn for each packet that was sent before the last mark and is not
-// released, oldest first. fn keeps nothing of it.
+// Covered calls fn for each packet that was sent before the last mark and is not released,
+// oldest first. fn must not keep the packet's memory.
 func (e *Engine) Covered(fn func(Frame)) {
 	if e.strict != nil {
 		for _, p := range e.strict.marked {

@@ -6,7 +6,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// held adds up what waits.
+// held adds up the packets that wait, their bytes and the oldest.
 type held struct {
 	event.HeldOutput
 	oldest time.Time
@@ -26,7 +26,7 @@ func (h *held) queue(e *Engine, q *queue) {
 	}
 }
 
-// held returns what waits of the primary's guest.
+// held returns the sum of the packets of the primary's guest that wait.
 func (e *Engine) held(now time.Time) event.HeldOutput {
 	var h held
 	if e.strict != nil {
@@ -35,7 +35,7 @@ func (e *Engine) held(now time.Time) event.HeldOutput {
 	for i := range e.marked {
 		h.add(len(e.marked[i].p.Data), e.time(e.marked[i].p.at))
 	}
-	h.queue(e, &e.sidelined)
+	h.queue(e, &e.ownerless)
 	for c := e.newest; c != nil; c = c.older {
 		h.queue(e, &c.p)
 		if c.owed != nil {
@@ -59,10 +59,10 @@ func (e *strict) held(h *held) {
 	}
 }
 
-// HeldOutput returns the output of the primary's guest that waits for its twin or
-// for its checkpoint, virtio-net headers included. What may leave, and waits for
-// Run, does not count, nor does what the secondary's guest has said. It looks at
-// each packet that waits, and keeps the others out as long. (A colo.OutputHolder.)
+// HeldOutput returns the sum of the primary's output that waits for its twin or for its
+// checkpoint, with virtio-net headers. It counts neither packets that may leave and wait
+// for Run, nor packets of the secondary's guest. It looks at each packet that waits, and
+// other calls wait for it meanwhile. It makes a Comparer a colo.OutputHolder.
 func (c *Comparer) HeldOutput() event.HeldOutput {
 	now := c.now()
 	c.mu.Lock()

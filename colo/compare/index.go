@@ -37,18 +37,18 @@ func mix(a, b uint64) uint64 {
 	return hi ^ lo
 }
 
-// hash depends on all of k.
+// hash returns a hash of all fields of k.
 func (x *index) hash(k *connKey) uint64 {
 	le := binary.LittleEndian.Uint64
 	h := mix(le(k.Src[:])^x.seed[0], le(k.Dst[:])^x.seed[1])
-	if a, b := le(k.Src[8:]), le(k.Dst[8:]); a|b != 0 { // IPv4 has none
+	if a, b := le(k.Src[8:]), le(k.Dst[8:]); a|b != 0 { // not IPv4, whose addresses have zeroes here
 		h = mix(h^a^x.seed[2], b^x.seed[3])
 	}
 	rest := uint64(k.VLAN)<<32 | uint64(k.kind)<<24 | uint64(k.Layers)<<16 | uint64(k.Kind)<<8 | uint64(k.Proto)
 	return mix(h^uint64(k.Ports)<<32^uint64(k.Outer)^x.seed[1], rest^x.seed[3])
 }
 
-// hashPlain is hash for the key of s.
+// hashPlain returns what hash returns for the key of s.
 func (x *index) hashPlain(s *plain) uint64 {
 	var h uint64
 	if s.kind == packet.IP4 {
@@ -65,7 +65,8 @@ func (x *index) hashPlain(s *plain) uint64 {
 	return mix(h^uint64(s.ports)<<32^x.seed[1], rest^x.seed[3])
 }
 
-// is is k == *o, without a call: keys are compared for each packet.
+// is reports whether k and o are equal. It is inlined, where == would be a call for each
+// packet.
 func (k *connKey) is(o *connKey) bool {
 	le := binary.LittleEndian.Uint64
 	return k.Ports == o.Ports && le(k.Src[:]) == le(o.Src[:]) && le(k.Src[8:]) == le(o.Src[8:]) &&
@@ -83,7 +84,7 @@ func (x *index) find(h uint64, k *connKey) *conn {
 	}
 }
 
-// add takes in c, whose key is not there.
+// add puts c into the index, which must have no connection with its key.
 func (x *index) add(c *conn) {
 	if 2*(x.n+1) > len(x.slots) {
 		old := x.slots
@@ -107,8 +108,8 @@ func (x *index) put(s slot) {
 	x.slots[i] = s
 }
 
-// remove takes c off, which is there. What stands behind it moves up where it may, so
-// that there is no gap on the way to any.
+// remove takes c out of the index, where it must be. Connections behind it move up where
+// they may, so that no gap ends a search too early.
 func (x *index) remove(c *conn) {
 	mask := uint64(len(x.slots) - 1)
 	i := c.hash & mask

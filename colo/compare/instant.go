@@ -2,12 +2,12 @@ package compare
 
 import "time"
 
-// An instant is a time as the engine keeps it, in nanoseconds since the engine was
-// first told one, at which it was 1. Zero is no time.
+// An instant is a point in time, in nanoseconds since the first call that told the engine
+// the time; that call's time is instant 1. Zero stands for no time.
 type instant int64
 
-// instant returns now, which a caller has told. A clock that was set back behind the
-// first time stands at that one.
+// instant converts now, which a caller has passed. Times before that of the first call
+// become instant 1.
 func (e *Engine) instant(now time.Time) instant {
 	if e.began.IsZero() {
 		e.began = now.Add(-1)
@@ -15,7 +15,7 @@ func (e *Engine) instant(now time.Time) instant {
 	return max(1, instant(now.Sub(e.began)))
 }
 
-// time returns what the callers call i.
+// time converts i to a time of the callers' clock.
 func (e *Engine) time(i instant) time.Time {
 	if i == 0 {
 		return time.Time{}

@@ -6,39 +6,40 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// What leaves may have another acknowledgment number, window, timestamp and SACK
-// blocks than the guest gave it. The peer sees one guest, which says no more than
-// both have, and takes nothing back.
+// A segment may leave with another acknowledgment number, window, timestamp and SACK
+// blocks than the guest gave it. The peer sees one guest, which promises only what both
+// guests can keep and never takes anything back.
 
-// A raised is a segment that left with a newer timestamp than the guest's. The
-// peer's echo is translated back by it.
+// A raised is a segment that left with a newer timestamp than the guest gave it. When the
+// peer echoes that timestamp, Inbound writes the guest's own in its place.
 type raised struct {
-	end       uint32 // of the segment: who acknowledges it may echo
+	end       uint32 // of the segment's data; a segment of the peer's that acknowledges as much may have the echo
 	was, sent uint32
 	is        bool
 }
 
-// An edit is how a segment is to leave.
+// An edit says with which values a segment is to leave.
 type edit struct {
 	ack  uint32
 	win  uint16
 	ts   uint32
-	sack ranges // with cut
-	cut  bool   // not all of its SACK blocks are to leave
+	sack ranges // the blocks that may leave, if cut
+	cut  bool   // not all SACK blocks of the segment may leave
 
 	edge  uint32 // of the window, by ack and win
 	edges bool   // edge is known
 }
 
-// leave lets a segment of the primary's leave, as the peer may see it.
+// leave lets a segment of the primary's guest leave, with the values that the peer may
+// see.
 func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 	t := &c.tcp
 	if count == &e.stats.Matched {
 		c.agreed()
 	}
 	if p.class >= 0 && (p.owner != c || p.age != c.age) {
-		// It is of the connection before this one, or nobody knows of which, and a
-		// checkpoint covers it.
+		// The segment belongs to the connection before this one, or to an unknown one, and
+		// a checkpoint covers it.
 		newest, known := t.left.past, t.left.pasts
 		if p.owner == nil {
 			newest, known = t.left.ts, t.left.tss
@@ -50,7 +51,7 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 	}
 	d := e.edit(t, p)
 	if e.cfg.LowerAcks && p.flags&packet.ACK != 0 && p.flags&(packet.SYN|packet.RST) == 0 && !p.bare() {
-		// What it leaves unsaid is owed to the peer.
+		// What the segment does not say any more is owed to the peer.
 		edge, ok := t.told.edgeOf(p)
 		if after(p.ack, d.ack) || ok && after(edge, d.edge) {
 			e.owe(c, e.ackOf(c, p))
@@ -69,14 +70,14 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 		e.raised = true // until a mark finds that all is answered
 	}
 	if e.cfg.LowerAcks && p.owner == c && count == &e.stats.Checkpoint && p.bare() && after(p.ack, d.ack) {
-		e.owe(c, e.hold(c, p)) // a later mark allows less
+		e.owe(c, e.hold(c, p)) // at a later mark less may be allowed
 	}
 	p = e.apply(p, &d)
 	t.left.note(p, &d, t.told.scale)
 	e.release(p, count)
 }
 
-// edit says how p is to leave now.
+// edit returns the values with which p is to leave now.
 func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 	l := &t.left
 	d = edit{ack: p.ack, win: p.win, ts: p.stamp(l.ts, l.tss)}
@@ -113,8 +114,8 @@ func (e *Engine) edit(t *stream, p *pkt) (d edit) {
 	return d
 }
 
-// stamp returns the timestamp with which p leaves, after one with newest. What
-// leaves later is never older (RFC 7323 section 5): it would be dropped.
+// stamp returns the timestamp with which p is to leave if the newest that has left is
+// newest. It never goes back, since the peer would drop the segment (RFC 7323 section 5).
 func (p *pkt) stamp(newest uint32, known bool) uint32 {
 	if p.ts == 0 {
 		return 0
@@ -126,9 +127,9 @@ func (p *pkt) stamp(newest uint32, known bool) uint32 {
 	return ts
 }
 
-// window sets the window that goes with an acknowledgment number that may be
-// lower than the guest's: as far as both guests have room, and never less far than
-// was said before.
+// window sets d's window to suit its acknowledgment number, which may be lower than the
+// guest's: both guests have room up to its end, and its end is not before that of an
+// earlier window.
 func (t *stream) window(d *edit) {
 	l, v := &t.left, &t.cover
 	edge, unit := d.edge, uint32(1)<<t.told.scale
@@ -156,13 +157,14 @@ func (t *stream) window(d *edit) {
 	d.edge = d.ack + units<<t.told.scale
 }
 
-// lowers reports whether p could leave with a lower number: its window is known, and
-// nothing vouches for the number that it has.
+// lowers reports whether p may leave with a lower number: the scale of its window is
+// known, and p has no signature that covers the number.
 func (t *stream) lowers(p *pkt) bool {
 	return !p.signed && t.told.scaled && p.flags&(packet.SYN|packet.ACK) == packet.ACK
 }
 
-// apply returns p, or a copy if it is the caller's, with what d says.
+// apply makes the changes of d to p and returns it, or a copy of it where p's memory is
+// the caller's.
 func (e *Engine) apply(p *pkt, d *edit) *pkt {
 	stamped := p.ts > 0 && d.ts != binary.BigEndian.Uint32(p.Packet.Frame[p.ts:])
 	if !stamped && !d.cut && d.ack == p.ack && d.win == p.win {
@@ -193,7 +195,7 @@ func (e *Engine) apply(p *pkt, d *edit) *pkt {
 	return p
 }
 
-// cutSACK makes the option say r. What is too much becomes padding.
+// cutSACK writes the blocks of r into the SACK option, and padding into the rest of it.
 func (p *pkt) cutSACK(r *ranges) {
 	f := p.Packet.Frame
 	opt := f[p.sack-2 : p.sack+8*p.nsck]
@@ -214,7 +216,7 @@ func (p *pkt) cutSACK(r *ranges) {
 	}
 }
 
-// note takes in what has left.
+// note updates l by a segment that has left with the values of d.
 func (l *left) note(p *pkt, d *edit, scale uint8) {
 	if p.ts > 0 {
 		serialMax(&l.ts, &l.tss, d.ts)
@@ -241,7 +243,7 @@ func (l *left) note(p *pkt, d *edit, scale uint8) {
 	}
 }
 
-// echoes reports whether Inbound could have something to do with f.
+// echoes reports whether Inbound might have to change f.
 func (e *Engine) echoes(f Frame) bool {
 	if e.strict != nil || !f.fits() || len(f.Data) > maxFrame {
 		return false
@@ -255,11 +257,12 @@ func (e *Engine) echoes(f Frame) bool {
 	return flags == packet.SYN|packet.ACK || e.raised && flags == packet.ACK
 }
 
-// Inbound takes a packet to the guest, before either guest has it. It translates
-// an echo of a timestamp that has left instead of the guest's own, in place, with
-// the checksum; changed says that it has. The engine learns the peer's window
-// scale from it. A caller without it loses that precision, and acknowledgments of
-// connections that the guest opens are then held and not lowered.
+// Inbound takes a packet that is on its way to the guests, before either has it. Where a
+// segment has left with another timestamp than the guest's, it writes the guest's into the
+// peer's echo, in place, and corrects the checksum; changed reports that. The engine also
+// learns the scale of the peer's window from it. Without calls of Inbound the guests'
+// measurements of round trips are less precise, and acknowledgments on connections that
+// the guest opens are held instead of lowered.
 func (e *Engine) Inbound(f Frame) (changed bool) {
 	if !e.echoes(f) {
 		return false
@@ -300,7 +303,7 @@ func (e *Engine) Inbound(f Frame) (changed bool) {
 	binary.BigEndian.PutUint32(h[at:], was)
 	if f.VNetHdr == 0 || f.Data[0]&1 == 0 {
 		sum := h.Checksum()
-		if at%2 != 0 { // each half is at the other place in its word
+		if at%2 != 0 { // at an odd place in the packet its bytes are the other halves of two words
 			echo, was = echo<<8|echo>>24, was<<8|was>>24
 		}
 		h.SetChecksum(packet.Update(sum, echo, was))
@@ -308,7 +311,7 @@ func (e *Engine) Inbound(f Frame) (changed bool) {
 	return true
 }
 
-// waits reports whether an echo may still have to be translated.
+// waits reports whether an echo may still come that has to be translated.
 func (l *left) waits() bool {
 	for i := range l.raised {
 		if l.raised != nil && l.raised[i].is {
@@ -318,8 +321,8 @@ func (l *left) waits() bool {
 	return false
 }
 
-// echoed returns the guest's own timestamp of the first segment that left with
-// another one and that ack covers. What is covered is forgotten.
+// echoed returns the timestamp that the guest gave to the first segment, among those up to
+// ack, that left with another one. It forgets the segments up to ack.
 func (l *left) echoed(echo, ack uint32) (was uint32, ok bool) {
 	if l.raised == nil {
 		return 0, false

@@ -3,13 +3,10 @@ package compare_test
 import (
 	"container/heap"
 	"context"
-	"fmt"
 	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
-	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,96 +17,9 @@ import (
 	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/filter/tap"
+	"github.com/gocolo/lockstep/internal/netns"
 	"github.com/gocolo/lockstep/internal/packet"
-	"github.com/gocolo/lockstep/internal/require"
 )
-
-// A host is a network namespace, and so a TCP stack, with one interface.
-type host struct {
-	*tap.Device
-	do chan func()
-}
-
-const (
-	guestMAC, clientMAC = "52:54:00:00:00:01", "52:54:00:00:00:02"
-	guest4, client4     = "10.9.0.1", "10.9.0.2"
-	guest6, client6     = "fd09::1", "fd09::2"
-)
-
-// newHost makes a host that lives in a thread of this process. It knows its
-// neighbour: the guests' own questions for it would be a matter of chance.
-func newHost(t *testing.T, guest bool, dev tap.Config) *host {
-	t.Helper()
-	require.Outside(t, require.NetNS)
-	h := &host{do: make(chan func())}
-	fail := make(chan error)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		runtime.LockOSThread() // for good: the thread ends with this goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		fail <- err
-		if err == nil {
-			for fn := range h.do {
-				fn()
-			}
-		}
-	})
-	if err := <-fail; err != nil {
-		require.Missing(t, require.NetNS, err)
-	}
-	t.Cleanup(wg.Wait)
-	t.Cleanup(func() { close(h.do) })
-	me4, me6, mac, you4, you6, yours := client4, client6, clientMAC, guest4, guest6, guestMAC
-	if guest {
-		me4, me6, mac, you4, you6, yours = guest4, guest6, guestMAC, client4, client6, clientMAC
-	}
-	dev.Name = "net0"
-	ip := require.Program(t, require.NetNS, "ip")
-	h.in(t, func() (err error) {
-		if h.Device, err = tap.Open(dev); err != nil {
-			return err
-		}
-		t.Cleanup(func() { h.Close() })
-		cmd := exec.Command(ip, "-batch", "-")
-		cmd.Stdin = strings.NewReader(fmt.Sprintf(`
-			link set lo up
-			link set net0 address %s txqueuelen 20000 addrgenmode none
-			link set net0 up
-			address add %s/24 dev net0
-			address add %s/64 dev net0 nodad
-			neighbour replace %s lladdr %s dev net0 nud permanent
-			neighbour replace %s lladdr %s dev net0 nud permanent
-		`, mac, me4, me6, you4, yours, you6, yours))
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return nil
-	})
-	return h
-}
-
-// in calls fn in the namespace. Sockets that it makes belong there.
-func (h *host) in(t *testing.T, fn func() error) {
-	t.Helper()
-	done := make(chan error)
-	h.do <- func() { done <- fn() }
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-}
-
-// A nic reads from an interface what is for the client. Multicast, of which a
-// stack sends some whenever it likes, is left out.
-type nic struct{ *tap.Device }
-
-func (n nic) ReadPacket() ([]byte, error) {
-	for {
-		p, err := n.Device.ReadPacket()
-		if err != nil || p[n.VNetHdrLen()]&1 == 0 {
-			return p, err
-		}
-	}
-}
 
 // A link is a bad one.
 type link struct {
@@ -244,7 +154,7 @@ func socketpair(t *testing.T) (a, b net.Conn) {
 //	              |            \
 //	              +---<--- rewriter = secondary's guest
 type world struct {
-	client, primary, secondary *host
+	client, primary, secondary *netns.Stack
 	up, down                   *link
 
 	cmp   *compare.Comparer
@@ -281,9 +191,9 @@ func newWorldOver(t *testing.T, change func(*link)) *world {
 // stack is ahead of the primary's, in units of a timestamp.
 func newWorldOf(t *testing.T, dev tap.Config, ahead uint32, change func(*link)) *world {
 	t.Helper()
-	w := &world{client: newHost(t, false, dev), primary: newHost(t, true, dev), secondary: newHost(t, true, dev), vnet: dev.VNetHdrLen}
+	w := &world{client: netns.New(t, false, dev), primary: netns.New(t, true, dev), secondary: netns.New(t, true, dev), vnet: dev.VNetHdrLen}
 	w.up, w.down = newLink(1, w.arrive), newLink(2, func(p []byte) {
-		finish(p, w.vnet)
+		netns.Complete(p, w.vnet)
 		w.client.WritePacket(p)
 	})
 	t.Cleanup(func() {
@@ -295,8 +205,8 @@ func newWorldOf(t *testing.T, dev tap.Config, ahead uint32, change func(*link)) 
 				w.reasons[:min(len(w.reasons), 10)], w.problems[:min(len(w.problems), 10)],
 				w.client.Lost(), w.primary.Lost(), w.secondary.Lost())
 			t.Logf("rewriter: %+v", w.rewritten())
-			for name, h := range map[string]*host{"client": w.client, "primary": w.primary, "secondary": w.secondary} {
-				h.in(t, func() error {
+			for name, h := range map[string]*netns.Stack{"client": w.client, "primary": w.primary, "secondary": w.secondary} {
+				h.In(t, func() error {
 					sockets, _ := exec.Command("ss", "-tinmo").CombinedOutput() // where there is one
 					counts, _ := exec.Command("nstat", "-as").CombinedOutput()
 					t.Logf("%s: %s%s", name, sockets, counts)
@@ -325,7 +235,7 @@ func newWorldOf(t *testing.T, dev tap.Config, ahead uint32, change func(*link)) 
 	out := filter.NewOutbox(64 << 20)
 	out.Lost = func() { w.problem("the mirror lost a packet") }
 	w.toStack = &filter.Chain{Deliver: func(_ filter.Direction, f filter.Frame) error {
-		finish(f.Data, w.vnet)
+		netns.Complete(f.Data, w.vnet)
 		return w.primary.WritePacket(f.Data)
 	}}
 	w.insert(t, w.toStack, filter.Entry{ID: "m0", Filter: filter.Mirror{Out: out}, Queue: filter.QueueTX})
@@ -340,8 +250,8 @@ func newWorldOf(t *testing.T, dev tap.Config, ahead uint32, change func(*link)) 
 			if n := w.drops.Load(); n > 0 && w.given.Add(1)%n == 0 {
 				return nil // its ring is full
 			}
-			retime(f.Data, w.vnet, 0, -ahead)
-			finish(f.Data, w.vnet)
+			netns.Retime(f.Data, w.vnet, 0, -ahead)
+			netns.Complete(f.Data, w.vnet)
 			return w.secondary.WritePacket(f.Data)
 		}
 		return w.down.WritePacket(f.Data)
@@ -373,15 +283,15 @@ func newWorldOf(t *testing.T, dev tap.Config, ahead uint32, change func(*link)) 
 	})
 	wg.Go(func() { back.Run(ctx, filter.NewConn(compares, marks(nil))) })
 	wg.Go(func() { w.cmp.ServeSecondary(primary, filter.NewConn(compared, marks(w.cmp.SecondaryMark))) })
-	wg.Go(func() { w.cmp.ServePrimary(primary, nic{w.primary.Device}) })
+	wg.Go(func() { w.cmp.ServePrimary(primary, w.primary) })
 	wg.Go(func() { w.cmp.Run(primary, w.down) })
 	wg.Go(func() {
-		serveStack(w.secondary, func(p []byte) {
-			retime(p, w.vnet, ahead, 0)
+		w.secondary.Each(func(p []byte) {
+			netns.Retime(p, w.vnet, ahead, 0)
 			w.chain.Send(filter.FromGuest, filter.Frame{Data: p, VNetHdr: w.vnet})
 		})
 	})
-	wg.Go(func() { serveStack(w.client, func(p []byte) { w.up.WritePacket(p) }) })
+	wg.Go(func() { w.client.Each(func(p []byte) { w.up.WritePacket(p) }) })
 	wg.Go(func() { w.up.run(ctx) })
 	wg.Go(func() { w.down.run(ctx) })
 	t.Cleanup(func() {
@@ -389,7 +299,7 @@ func newWorldOf(t *testing.T, dev tap.Config, ahead uint32, change func(*link)) 
 		for _, c := range w.ends {
 			c.Close()
 		}
-		for _, h := range []*host{w.client, w.primary, w.secondary} {
+		for _, h := range []*netns.Stack{w.client, w.primary, w.secondary} {
 			h.Close()
 		}
 		wg.Wait()
@@ -408,19 +318,6 @@ func (w *world) problem(s string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.problems = append(w.problems, s)
-}
-
-// serveStack gives fn what a stack sends to its neighbour, until its interface
-// is closed.
-func serveStack(h *host, fn func(p []byte)) {
-	n := nic{h.Device}
-	for {
-		p, err := n.ReadPacket()
-		if err != nil {
-			return
-		}
-		fn(p)
-	}
 }
 
 // arrive is where the client's packets come off the link.
@@ -469,7 +366,7 @@ func (w *world) check(t *testing.T) {
 	for _, p := range w.problems {
 		t.Error(p)
 	}
-	for _, h := range []*host{w.client, w.secondary} {
+	for _, h := range []*netns.Stack{w.client, w.secondary} {
 		if n := h.Lost(); n > 0 {
 			t.Errorf("an interface lost %d packets", n)
 		}

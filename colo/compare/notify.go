@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// The messages of colo-compare's notify_dev, each a frame without a NUL.
+// The messages of colo-compare's notify_dev. Each is a frame, without a NUL at its end.
 const (
 	notifyInit    = "COLO_USERSPACE_PROXY_INIT" // to us
 	notifyInitAck = "COLO_COMPARE_GET_XEN_INIT" // our answer
@@ -66,7 +66,7 @@ func (c *Comparer) ServeNotify(ctx context.Context, r PacketReader, w PacketWrit
 	return err
 }
 
-// checkpoint is all the steps of one.
+// checkpoint does all steps of a checkpoint at once.
 func (c *Comparer) checkpoint() error {
 	_, err := c.do(func(e *Engine, _ time.Time) (Result, error) {
 		epoch := e.next

@@ -1,48 +1,13 @@
 package compare_test
 
 import (
-	"encoding/binary"
 	"fmt"
 	"testing"
 
 	"github.com/gocolo/lockstep/colo/filter/tap"
-	"github.com/gocolo/lockstep/internal/packet"
+	"github.com/gocolo/lockstep/internal/netns"
 	"github.com/gocolo/lockstep/internal/require"
 )
-
-// finish completes the checksum of a frame that is about to enter a stack. The kernel
-// believes one that is partial, and would not look at what was made of it.
-func finish(frame []byte, vnet int) {
-	if h := packet.VNetOf(frame, vnet); h != nil && h.Complete(frame[len(h):]) {
-		h[0] &^= packet.VNetNeedsCsum
-	}
-}
-
-// retime adds to the timestamp of a segment and to its echo, as if the clock of the
-// stack that it comes from, or goes to, were another.
-func retime(frame []byte, vnet int, value, echo uint32) {
-	var p packet.Packet
-	if p.ParseVNet(frame, vnet); value == 0 && echo == 0 || !p.IsTCP() {
-		return
-	}
-	h := p.TCP()
-	for opts := h.Options(); ; {
-		kind, data, rest, ok := packet.NextOption(opts)
-		if !ok {
-			break
-		}
-		if kind == packet.OptTimestamps && len(data) == 8 {
-			binary.BigEndian.PutUint32(data, binary.BigEndian.Uint32(data)+value)
-			if h.Flags()&packet.ACK != 0 {
-				binary.BigEndian.PutUint32(data[4:], binary.BigEndian.Uint32(data[4:])+echo)
-			}
-		}
-		opts = rest
-	}
-	if !packet.VNetOf(frame, vnet).PartialChecksum(&p, packet.TCPChecksumAt) {
-		h.SetChecksum(p.TCPChecksum())
-	}
-}
 
 // Guests that leave checksums and the cutting of segments to their device, over each
 // kind of header, and guests that do not; the kernel's default sysctls, and two
@@ -52,7 +17,7 @@ func TestStacksWithOffloadsAndTwoClocksAreFoundEqual(t *testing.T) {
 		vnet    int
 		offload tap.Offload
 	}{{0, 0}, {10, tap.OffloadTCP}, {12, 0}, {12, tap.OffloadTCP}, {20, tap.OffloadChecksum}, {24, tap.OffloadTCP}} {
-		for name, addr := range map[string]string{"IPv4": guest4, "IPv6": guest6} {
+		for name, addr := range map[string]string{"IPv4": netns.Guest4, "IPv6": netns.Guest6} {
 			t.Run(fmt.Sprintf("%d/%#x/%s", c.vnet, c.offload, name), func(t *testing.T) {
 				usual := c.offload == 0 && c.vnet == 0 || c.offload != 0 && c.vnet == 12
 				if !usual && (testing.Short() || !require.Wanted(require.NetNS)) {

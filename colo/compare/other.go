@@ -6,11 +6,11 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// What is no TCP segment is compared packet by packet. A packet of one side
-// matches the oldest of the other that equals it.
+// Packets that are no TCP segments are compared one by one: a packet of one side matches
+// the oldest of the other side that equals it.
 
-// crossMax is how many packets of each side may wait on one flow, and not equal
-// any of the other's, while they may still be crossing.
+// crossMax is how many packets of each side may wait on one flow for equals that may come
+// in another order.
 const crossMax = 8
 
 func (e *Engine) primaryOther(c *conn, p *pkt) {
@@ -30,7 +30,7 @@ func (e *Engine) primaryOther(c *conn, p *pkt) {
 
 func (e *Engine) secondaryOther(c *conn, s *pkt) {
 	if c.apart || c.blind {
-		e.stats.Dropped++ // nobody waits for it
+		e.stats.Dropped++ // no packet of the primary's waits for it
 		return
 	}
 	for i, p := range c.p.all() {
@@ -45,7 +45,7 @@ func (e *Engine) secondaryOther(c *conn, s *pkt) {
 	e.unpaired(c, c.s.at(c.s.len()-1), &c.p)
 }
 
-// paired is called when two packets have met.
+// paired is called when two packets of c have matched.
 func (e *Engine) paired(c *conn) {
 	c.agreed()
 	if c.p.len() == 0 || c.s.len() == 0 {
@@ -56,8 +56,8 @@ func (e *Engine) paired(c *conn) {
 	}
 }
 
-// unpaired is called when a packet equals none of the other side's that wait. The
-// two may be crossing: the guests have said the same two things in two orders.
+// unpaired is called when p equals no packet of the other side that waits. The guests may
+// have sent the same packets in two orders, and then p's equal is still to come.
 func (e *Engine) unpaired(c *conn, p *pkt, others *queue) {
 	if c.blind || c.apart || others.len() == 0 {
 		return
@@ -131,10 +131,10 @@ func (p *pkt) completes(h packet.VNet) bool {
 	return p.L4OK && !p.Fragment && h.PartialChecksum(&p.Packet, field)
 }
 
-// rivals reports whether two packets that differ are two answers to one question,
-// so that neither of them can still find its equal: an echo reply of the same
-// number, a datagram of which one is the beginning of the other. What is not IP's
-// usual is never said twice in another order.
+// rivals reports whether p and q, which differ, are two answers to one question, so that
+// neither will meet its equal later: echo replies of the same number, or datagrams of
+// which one begins with the other. Packets of protocols other than UDP and ICMP always
+// are, since guests do not send these in two orders.
 func rivals(p, q *pkt) bool {
 	a, b := p.Payload(), q.Payload()
 	if p.VNetHdr != q.VNetHdr {

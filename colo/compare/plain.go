@@ -16,7 +16,7 @@ import (
 // stream, has changed nothing when it is left to the rest of the engine, which
 // does the same with all packets.
 
-// A plain is what a plain segment says.
+// A plain has the header fields of a plain segment.
 type plain struct {
 	frame    []byte // without the virtio-net header
 	l4, dat  int    // where the segment, and its data, begin
@@ -35,7 +35,7 @@ type plain struct {
 // NOP, kind 8, length 10 (RFC 7323 appendix A).
 const optStamps = 0x0101080a
 
-// parse sets s by f, and reports whether it is plain.
+// parse sets s to the header fields of f, and reports whether f is plain.
 func (s *plain) parse(f *Frame) bool {
 	if uint(f.VNetHdr) > uint(len(f.Data)) || len(f.Data) > maxFrame {
 		return false
@@ -114,8 +114,7 @@ func (k *connKey) plain() packet.Kind {
 	return k.Kind
 }
 
-// isPlain reports whether s is of a connection of plain segments whose kind, as
-// conn has it, and key these are.
+// isPlain reports whether s belongs to the connection that has the fields kind and key.
 func (k *connKey) isPlain(kind packet.Kind, s *plain) bool {
 	if kind != s.kind || k.Ports != s.ports {
 		return false
@@ -128,7 +127,7 @@ func (k *connKey) isPlain(kind packet.Kind, s *plain) bool {
 	return k.Src == [16]byte(b[:16]) && k.Dst == [16]byte(b[16:])
 }
 
-// plainConn returns the connection of s, nil if it is not known.
+// plainConn returns the connection of s, or nil if there is none.
 func (e *Engine) plainConn(s *plain) *conn {
 	if c := e.lastConn; c != nil && c.key.isPlain(c.plain, s) {
 		return c
@@ -148,7 +147,7 @@ func (e *Engine) plainConn(s *plain) *conn {
 	}
 }
 
-// leavesAsItIs reports whether edit would change nothing of s.
+// leavesAsItIs reports whether edit would leave s unchanged.
 func (e *Engine) leavesAsItIs(t *stream, s *plain) bool {
 	l, v := &t.left, &t.cover
 	switch {
@@ -162,7 +161,7 @@ func (e *Engine) leavesAsItIs(t *stream, s *plain) bool {
 	return !(t.told.scaled && v.edges && after(s.ack+uint32(s.win)<<t.told.scale, v.edge))
 }
 
-// note is told.note for a plain segment.
+// notePlain does what told.note does, for a plain segment.
 func (t *told) notePlain(s *plain) {
 	serialMax(&t.ack, &t.acks, s.ack)
 	if t.scaled {
@@ -171,8 +170,8 @@ func (t *told) notePlain(s *plain) {
 	serialMax(&t.end, &t.data, s.last)
 }
 
-// notePlain is left.note for a plain segment, which leaves as it is. id is its place
-// in the order of arrival.
+// notePlain does what left.note does, for a plain segment that leaves unchanged. id is its
+// place in the order of arrival.
 func (l *left) notePlain(t *told, s *plain, id uint64) {
 	if s.ts > 0 {
 		l.ts, l.tss = s.stamp, true // leavesAsItIs: it is no older
@@ -186,7 +185,8 @@ func (l *left) notePlain(t *told, s *plain, id uint64) {
 	}
 }
 
-// primaryPlain is Primary for f if it is plain; ok says whether it was.
+// primaryPlain does what Primary does if f is a plain segment and nothing but the usual
+// step follows from it. ok reports that; otherwise nothing has changed.
 func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	var s plain
 	if e.passing || e.thorough || !s.parse(f) || 2*(e.pool.bytes+costOf(len(f.Data))) > e.cfg.MaxBytes {
@@ -202,7 +202,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	case t.said.rst.is || t.said.fin.is || t.said.syn.is:
 		return false
 	case s.bare():
-		// An acknowledgment that the secondary's guest has given too.
+		// An acknowledgment leaves if the secondary's guest has given it too.
 		if !e.cfg.LowerAcks || !v.acks || after(s.ack, v.ack) || !e.leavesAsItIs(t, &s) {
 			return false
 		}
@@ -225,7 +225,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 		c.p.push(q)
 		return true
 	default:
-		// That guest may have said it before.
+		// The secondary's guest may have said it before.
 		if w := c.s.at(0); c.p.len() > 0 || w.seq != s.seq || w.end != s.last || !v.inStep || v.done != s.seq || v.fin ||
 			!v.acks || after(s.ack, v.ack) || !e.leavesAsItIs(t, &s) || !bytes.Equal(w.data(), s.data()) {
 			return false
@@ -243,7 +243,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	return true
 }
 
-// secondaryPlain is Secondary for f if it is plain; ok says whether it was.
+// secondaryPlain does what Secondary does, as primaryPlain does for Primary.
 func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	var s plain
 	if e.passing || e.deaf || e.thorough || !s.parse(f) || 2*(e.pool.bytes+costOf(len(f.Data))) > e.cfg.MaxBytes {
@@ -260,7 +260,7 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	}
 	if s.bare() {
 		if c.p.len() > 0 {
-			return false // it may be what that waits for
+			return false // the owed acknowledgment may wait for this packet
 		}
 		e.arrive(c, now)
 		t.hearPlain(&s)
@@ -278,14 +278,14 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 		c.s.push(e.holdPlain(c, f, &s))
 		return true
 	}
-	// As nearly always: the primary's guest has just said the same.
+	// In nearly all cases the primary's guest has just said the same.
 	p := c.p.at(0)
 	if c.s.len() > 0 || p.seq != s.seq || p.end != s.last || p.ok != s.seq || p.owner != c || p.age != c.age ||
 		p.flags&(packet.SYN|packet.FIN|packet.RST|packet.ACK) != packet.ACK || p.nsck > 0 ||
 		!v.inStep || v.done != s.seq || v.fin {
 		return false
 	}
-	// What covers it may be in s itself.
+	// The acknowledgment and the window that cover p may be in s itself.
 	room := v.edge
 	if t.told.scaled {
 		known := v.edges
@@ -320,7 +320,7 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	return true
 }
 
-// hearPlain takes in what a plain segment of the secondary's guest says.
+// hearPlain does what cover.note does, for a plain segment of the secondary's guest.
 func (t *stream) hearPlain(s *plain) {
 	serialMax(&t.said.end, &t.said.ends, s.last)
 	v := &t.cover
@@ -337,14 +337,14 @@ func (e *Engine) arrive(c *conn, now time.Time) {
 	c.used = e.now
 }
 
-// holdPlain is hold for a plain segment, whose frame is f.
+// holdPlain does what hold does, for a plain segment whose frame is f.
 func (e *Engine) holdPlain(c *conn, f *Frame, s *plain) *pkt {
 	q := e.pool.get(len(f.Data))
 	copy(q.Data, f.Data)
 	q.VNetHdr = f.VNetHdr
 	q.id, q.at, q.owner, q.age = e.ids, e.now, c, c.age
 
-	// One by one: a whole new Packet would be made beside it first.
+	// The fields are set one by one, since a literal would be made elsewhere and copied.
 	h := &q.Packet
 	h.Frame = q.Data[f.VNetHdr:]
 	h.Kind, h.Type = s.kind, packet.TypeIPv4

@@ -9,13 +9,13 @@ import (
 // A pkt is a packet that waits, or the one that has just come.
 type pkt struct {
 	Frame
-	packet.Packet        // of Frame, behind the virtio-net header
-	id            uint64 // in the order of arrival
+	packet.Packet        // of Frame, without the virtio-net header
+	id            uint64 // its place in the order of arrival
 	at            instant
-	class         int8 // of the pool; -1: Data is the caller's
+	class         int8 // of its memory in the pool; -1: Data is the caller's
 
-	owner *conn  // whose queue it is or was in; of a segment, as long as it is held
-	age   uint32 // the owner's, when it came
+	owner *conn  // the connection in whose queue it is or was; of a segment, as long as it is held
+	age   uint32 // the owner's age when the packet came
 
 	segment
 }
@@ -30,10 +30,10 @@ const poolMin = 7 // 128 bytes
 
 func classOf(n int) int8 { return int8(max(bits.Len(uint(max(n, 1)-1)), poolMin) - poolMin) }
 
-// costOf returns how much memory get takes for n bytes.
+// costOf returns how much memory the pool uses for a packet of n bytes.
 func costOf(n int) int { return 1 << (poolMin + classOf(n)) }
 
-// get returns a packet with memory for n bytes, of which class and Data are set.
+// get returns a packet with memory for n bytes. Of its fields only class and Data are set.
 func (o *pool) get(n int) *pkt {
 	c := classOf(n)
 	o.bytes += costOf(n)
@@ -86,7 +86,7 @@ func (q *queue) push(p *pkt) {
 	q.items = append(q.items, p)
 }
 
-// close moves the packets to the front of the memory for them.
+// close moves the packets to the front of the queue's memory.
 func (q *queue) close() {
 	n := copy(q.items, q.items[q.head:])
 	clear(q.items[n:])
@@ -126,5 +126,5 @@ func (q *queue) bySeq(p *pkt) {
 	q.insert(i, p)
 }
 
-// after is serial number arithmetic (RFC 1982).
+// after reports whether a comes after b in serial number arithmetic (RFC 1982).
 func after(a, b uint32) bool { return int32(a-b) > 0 }

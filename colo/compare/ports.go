@@ -2,9 +2,9 @@ package compare
 
 import "github.com/gocolo/lockstep/internal/packet"
 
-// A guest that asks something of the world chooses a port for it, at random. Two
-// guests that choose differently have two flows between the same addresses to the
-// same port, and neither will meet its twin: that is seen when both are there.
+// A guest that asks something of the world chooses a port for it at random. Guests that
+// choose differently have two flows between the same addresses, to the same port, and the
+// packets of neither flow will ever match. That is noticed when both flows are there.
 
 // A side is one of the guests, or none.
 type side uint8
@@ -15,23 +15,24 @@ const (
 	secondary
 )
 
-// loners are the flows to one port of which one guest only has sent anything.
+// A loners has the flows to one port on which only one of the guests has sent anything: p
+// is a flow of the primary's, s of the secondary's.
 type loners struct{ p, s *conn }
 
-// port returns what flows have in common that differ in the guest's port only.
+// port returns k without the port that the guest chose.
 func (k connKey) port() connKey {
 	k.Ports &= 0xffff
 	return k
 }
 
-// asks reports whether a new flow may be one on which the guest asks: a connection
+// asks reports whether p may begin a flow on which the guest asks something: a connection
 // that it opens, or datagrams.
 func asks(p *pkt) bool {
 	return p.segment.is && p.flags&(packet.SYN|packet.ACK) == packet.SYN ||
 		!p.segment.is && p.Proto == packet.ProtoUDP && p.L4OK
 }
 
-// enlist is called for a new connection.
+// enlist takes a new connection into the engine's loners, if it may be one.
 func (e *Engine) enlist(c *conn) {
 	p := &e.in
 	if k := c.key.kind; k != kindSegment && k != kindDatagram || !asks(p) {
@@ -51,7 +52,8 @@ func (e *Engine) enlist(c *conn) {
 	}
 }
 
-// unlist is called when both guests have sent something, or the connection goes.
+// unlist takes a connection out of them, because both guests have sent something or it
+// ends.
 func (e *Engine) unlist(c *conn) {
 	if c.loner == neither {
 		return

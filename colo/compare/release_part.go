@@ -6,24 +6,25 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// The guests cut their streams differently. A secondary's guest that has said the
-// first bytes of a segment of the primary's may have no room in its congestion window
-// to say the rest, until those are acknowledged; and the peer does not know them
-// before the whole segment leaves. So when it says again what it has said, the part
-// of the segment that is covered leaves by itself (with LowerAcks: without it
-// nothing leaves that no guest has made).
+// The guests may cut equal streams into different segments. Suppose that the secondary's
+// guest has sent the first bytes of a segment of the primary's, and that its congestion
+// window has no room for the rest until those bytes are acknowledged. The peer cannot
+// acknowledge them before the whole segment leaves. So when the secondary's guest sends
+// the bytes again, that part of the segment leaves by itself. This makes a packet that no
+// guest has sent, and so needs LowerAcks.
 
-// repeats reports whether all of the data of s has been said before, in whichever
-// packets, and takes in how far it goes. What reaches us of that guest is in the order
-// in which it was sent.
+// repeats reports whether the secondary's guest has sent all of the data of s before, in
+// whichever packets, and takes note of how far its data reaches. The packets of that guest
+// arrive in the order in which it sent them.
 func (t *said) repeats(s *pkt) bool {
 	again := t.ends && s.seq != s.end && !after(s.end, t.end)
 	serialMax(&t.end, &t.ends, s.end)
 	return again
 }
 
-// part lets leave what is covered of the primary's lowest segment. That stays, and
-// leaves whole when the rest is covered: the peer takes no byte twice.
+// part lets the covered part of the primary's lowest segment leave. The segment stays in
+// the queue and leaves whole when its rest is covered: the peer ignores the bytes that it
+// has.
 func (e *Engine) part(c *conn) {
 	if !e.cfg.LowerAcks || c.p.len() == 0 || c.blind || c.apart {
 		return
@@ -36,7 +37,7 @@ func (e *Engine) part(c *conn) {
 	}
 	from, n := int(v.done-p.seq), int(p.ok-v.done)
 	if h := packet.VNetOf(p.Data, p.VNetHdr); h != nil && h.GSOType() != packet.GSONone && h.GSOSize() > 0 {
-		n = min(n, h.GSOSize()) // it is not to be cut any more
+		n = min(n, h.GSOSize()) // the copy is not to be cut any more
 	}
 	q := e.cut(c, p, p.dat+from, p.dat+from+n, v.done, packet.ACK|packet.PSH)
 	q.at, q.id = p.at, p.id
@@ -45,13 +46,13 @@ func (e *Engine) part(c *conn) {
 	e.consume(c)
 }
 
-// cut returns a copy of p, to leave by itself, with the data between two offsets of
-// the frame, which begin with seq, and the flags that it is given. Its checksum is
-// complete, and it is not to be cut by a device.
+// cut returns a copy of p that leaves by itself, with the given flags and the data between
+// two offsets of the frame, whose first byte has the number seq. The checksum is complete,
+// so that no device has anything left to do.
 func (e *Engine) cut(c *conn, p *pkt, from, to int, seq uint32, flags uint8) *pkt {
 	whole := p.Data
 	vnet := p.VNetHdr
-	p.Data = p.Data[:vnet+to] // in the way that the pool copies
+	p.Data = p.Data[:vnet+to] // it is long enough for what the pool copies
 	q := e.pool.copy(p)
 	p.Data = whole
 	q.owner, q.age = c, c.age
@@ -79,7 +80,7 @@ func (e *Engine) cut(c *conn, p *pkt, from, to int, seq uint32, flags uint8) *pk
 	h := packet.TCP(f[q.L4:q.End])
 	h.SetSeq(seq)
 	h[13] = flags
-	binary.BigEndian.PutUint16(h[18:], 0) // nothing is urgent
+	binary.BigEndian.PutUint16(h[18:], 0) // there is no urgent data
 	h.SetChecksum(q.TCPChecksum())
 	return q
 }

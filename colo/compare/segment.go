@@ -6,25 +6,25 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A segment is a whole TCP segment within a frame. The zero segment is of a
-// packet that has none.
+// A segment has the header fields of a whole TCP segment within a frame. The zero segment
+// stands for a packet that is none.
 type segment struct {
 	is       bool
 	dat      int // where its data begins
 	seq, ack uint32
 	end      uint32 // seq and the length of the data
-	ok       uint32 // the data before this sequence number agrees
+	ok       uint32 // the data before this sequence number equals the secondary's
 	win      uint16
 	flags    uint8
-	signed   bool // over its header too (RFC 2385, RFC 5925): it leaves as it is or not at all
-	waitsAck bool // it would leave, but acknowledges more than the secondary's guest
+	signed   bool // a signature covers its header (RFC 2385, RFC 5925): it leaves unchanged or not at all
+	waitsAck bool // nothing keeps it from leaving but its acknowledgment, which the secondary's guest has not given
 
-	ts   int // where its timestamps' value is; 0: it has none
-	sack int // where its SACK blocks are; 0: it has none
-	nsck int // how many they are
+	ts   int // the offset of its timestamps' value; 0: it has none
+	sack int // the offset of its SACK blocks; 0: it has none
+	nsck int // the number of its SACK blocks
 }
 
-// A synOptions is what the options of a SYN agree upon for a connection.
+// A synOptions has the options of a SYN that hold for the whole connection.
 type synOptions struct {
 	mss        uint16
 	scale      uint8
@@ -32,10 +32,11 @@ type synOptions struct {
 	sack, time bool
 }
 
-// maxScale is what a greater shift of the window counts as (RFC 7323 section 2.3).
+// maxScale is the greatest shift of a window. A greater one counts as this (RFC 7323
+// section 2.3).
 const maxScale = 14
 
-// parseSegment sets all of p.segment by the TCP segment of p, which is whole.
+// parseSegment sets all of p.segment from the header of p, which is a whole TCP segment.
 func (p *pkt) parseSegment() {
 	h := p.TCP()
 	n := h.HeaderLen()
@@ -47,7 +48,7 @@ func (p *pkt) parseSegment() {
 	switch {
 	case n == packet.TCPLen:
 	case n == packet.TCPLen+12 && binary.BigEndian.Uint32(h[packet.TCPLen:]) == 0x0101080a:
-		s.ts = p.L4 + packet.TCPLen + 4 // as nearly every segment has it
+		s.ts = p.L4 + packet.TCPLen + 4 // where nearly all segments have it
 	default:
 		all := h.Options()
 		for kind, data, rest, ok := packet.NextOption(all); ok; kind, data, rest, ok = packet.NextOption(rest) {

@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gocolo/lockstep/internal/netns"
 	"github.com/gocolo/lockstep/internal/packet"
 	"github.com/gocolo/lockstep/internal/require"
 )
@@ -75,10 +76,10 @@ func serve(c net.Conn) {
 // startServers runs the server on both guests, and an echo of datagrams.
 func startServers(t *testing.T, w *world) {
 	t.Helper()
-	for _, h := range []*host{w.primary, w.secondary} {
+	for _, h := range []*netns.Stack{w.primary, w.secondary} {
 		var l net.Listener
 		var u net.PacketConn
-		h.in(t, func() (err error) {
+		h.In(t, func() (err error) {
 			if l, err = net.Listen("tcp", ":"+strconv.Itoa(port)); err == nil {
 				u, err = net.ListenPacket("udp", ":"+strconv.Itoa(port))
 			}
@@ -141,7 +142,7 @@ const patience = 100 * time.Second
 func (w *world) dial(t *testing.T, network, addr string) net.Conn {
 	t.Helper()
 	var c net.Conn
-	w.client.in(t, func() (err error) {
+	w.client.In(t, func() (err error) {
 		c, err = net.DialTimeout(network, addr, 20*time.Second)
 		return err
 	})
@@ -208,7 +209,7 @@ func upload(t *testing.T, c net.Conn, n int64, seed uint64, half func()) {
 }
 
 func TestOneConnectionCarriesMuchBothWaysOverABadLink(t *testing.T) {
-	for name, addr := range map[string]string{"IPv4": guest4, "IPv6": guest6} {
+	for name, addr := range map[string]string{"IPv4": netns.Guest4, "IPv6": netns.Guest6} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			startServers(t, w)
@@ -227,7 +228,7 @@ func TestOneConnectionCarriesMuchBothWaysOverABadLink(t *testing.T) {
 }
 
 func TestConnectionGoesOnWithoutThePrimary(t *testing.T) {
-	for name, addr := range map[string]string{"IPv4": guest4, "IPv6": guest6} {
+	for name, addr := range map[string]string{"IPv4": netns.Guest4, "IPv6": netns.Guest6} {
 		for way, transfer := range map[string]func(*testing.T, net.Conn, int64, uint64, func()){"download": download, "upload": upload} {
 			t.Run(name+"/"+way, func(t *testing.T) {
 				w := newWorld(t)
@@ -252,9 +253,9 @@ func TestManyShortConnections(t *testing.T) {
 	w := newWorld(t)
 	startServers(t, w)
 	for i := range 100 {
-		addr := guest4
+		addr := netns.Guest4
 		if i%2 == 1 {
-			addr = guest6
+			addr = netns.Guest6
 		}
 		c := w.dial(t, "tcp", at(addr))
 		fmt.Fprintf(c, "down %d %d\n", i*97, i)
@@ -273,26 +274,23 @@ func TestManyShortConnections(t *testing.T) {
 func TestConnectionsThatTheGuestsOpen(t *testing.T) {
 	w := newWorld(t)
 	var l net.Listener
-	w.client.in(t, func() (err error) {
+	w.client.In(t, func() (err error) {
 		l, err = net.Listen("tcp", ":"+strconv.Itoa(port))
 		return err
 	})
 	defer l.Close()
-	for i, addr := range []string{client4, client6, client4} {
+	for i, addr := range []string{netns.Client4, netns.Client6, netns.Client4} {
 		var servers sync.WaitGroup
 		conns := &closer{}
-		for _, h := range []*host{w.primary, w.secondary} {
+		for _, h := range []*netns.Stack{w.primary, w.secondary} {
 			servers.Go(func() {
 				// A guest's random numbers are its twin's, and so is the port.
 				d := net.Dialer{Timeout: 20 * time.Second, LocalAddr: &net.TCPAddr{Port: 6000 + i}}
-				done := make(chan error)
 				var c net.Conn
-				h.do <- func() {
-					var err error
+				if err := h.Do(func() (err error) {
 					c, err = d.Dial("tcp", at(addr))
-					done <- err
-				}
-				if err := <-done; err != nil {
+					return err
+				}); err != nil {
 					t.Error(err)
 					return
 				}
@@ -327,7 +325,7 @@ func TestDatagramsAndPings(t *testing.T) {
 	for _, fam := range []struct {
 		addr, ping string
 		request    byte
-	}{{guest4, "ip4:icmp", 8}, {guest6, "ip6:ipv6-icmp", 128}} {
+	}{{netns.Guest4, "ip4:icmp", 8}, {netns.Guest6, "ip6:ipv6-icmp", 128}} {
 		u := w.dial(t, "udp", at(fam.addr))
 		raw := w.dial(t, fam.ping, fam.addr)
 		for i := range 50 {

@@ -78,49 +78,49 @@ type cover struct {
 	repeats bool   // repeat is known
 }
 
-// snapshot is what the primary's guest knew at a mark. It is taken at the mark,
-// and used and emptied at the receipt.
+// snapshot has what the primary's guest knew at a mark. It is set at the mark, used at the
+// receipt, and then cleared.
 type snapshot struct {
 	is    bool
 	epoch uint64
 	told  told
 }
 
-// said is what the secondary's guest has said that no packet of the primary's has
-// matched yet, besides data. It grows with the secondary's packets, what a packet
-// of the primary's matches is taken off as that leaves, and a mark empties it.
+// said has what the secondary's guest has sent, besides data, for which no packet of the
+// primary's has come yet. It grows with the secondary's packets. A packet of the primary's
+// that matches some of it removes that when it leaves, and a mark clears all.
 type said struct {
-	isn  uint32 // of its last SYN; stays, and is the primary's from the receipt on
+	isn  uint32 // of its last SYN; a mark leaves it, and from the receipt on it is the primary's
 	open bool   // isn is known
-	past bool   // it speaks of the connection before this one: from the primary's SYN to its own, or a receipt
+	past bool   // it is still in the connection before this one: from the primary's SYN until its own, or a receipt
 
-	end  uint32 // of its data, as far as it has been sent; a mark empties it
+	end  uint32 // the greatest end of its data; a mark clears it
 	ends bool   // end is known
 
 	rst streamEvent
-	fin streamEvent // seq: where it is
+	fin streamEvent // seq: where the FIN is
 	syn synEvent
 }
 
-// left is what the peer has been told. It changes only when a packet leaves.
+// left has what the peer has been told. It changes only when a packet leaves.
 type left struct {
 	ack  uint32 // the greatest acknowledgment number
 	acks bool
 
 	edge  uint32 // the greatest right edge of the window
 	edges bool
-	win   uint16 // the window that was said with ack, in units of its scale
+	win   uint16 // the window that was sent with ack, in units of its scale
 
 	ts  uint32 // the newest timestamp (RFC 7323)
 	tss bool
 
-	past  uint32 // the newest timestamp of the connection before this one, of which something may still wait
+	past  uint32 // the newest timestamp of the connection before this one, packets of which may still wait
 	pasts bool
 
-	last   uint64     // the last packet with an acknowledgment, in the order of arrival
+	last   uint64     // the last packet with an acknowledgment, by its place in the order of arrival
 	sack   ranges     // the blocks of the last packet with any
 	raised *[8]raised // nil: there is none
-	next   uint8      // where the next of raised goes
+	next   uint8      // the index in raised that is written next
 }
 
 // A streamEvent is an event of the secondary's stream that waits for the primary's.
@@ -137,12 +137,12 @@ type synEvent struct {
 	options synOptions
 }
 
-// narrow is called at a mark. Whoever goes on from now on may be the primary's
-// guest as it is, which knows no more than it has said.
+// narrow is called at a mark. From then on the guest that goes on may be the primary's as
+// it is at the mark, which knows only what it has said.
 func (t *stream) narrow(epoch uint64) {
 	c := &t.cover
 	if t.said.syn.is {
-		*c = cover{} // it is of a connection that the primary's guest has not begun
+		*c = cover{} // it is of a connection that is over for the primary's guest
 	}
 	if c.acks = c.acks && t.told.acks; c.acks && after(c.ack, t.told.ack) {
 		c.ack = t.told.ack
@@ -157,9 +157,9 @@ func (t *stream) narrow(epoch uint64) {
 	t.mark = snapshot{true, epoch, t.told}
 }
 
-// receive is called at the receipt of epoch: from now on the guest that would go
-// on is the primary's of the mark, or what becomes of it. covers says that all
-// data before the mark counts as compared.
+// receive is called at the receipt of epoch. From then on the guest that goes on is the
+// primary's as it was at the mark. covers says that all data before the mark counts as
+// compared.
 func (t *stream) receive(epoch uint64, covers bool) {
 	if !t.mark.is || t.mark.epoch > epoch {
 		return
@@ -184,8 +184,8 @@ func (t *stream) receive(epoch uint64, covers bool) {
 	t.mark = snapshot{}
 }
 
-// tells says that a packet of the secondary's tells nothing that the primary's
-// guest had not said before the last mark. Nobody need answer it.
+// tells reports whether s tells only what the primary's guest had said before the last
+// mark that was received, so that nobody needs an answer to it.
 func (v *cover) tells(s *pkt) bool { return v.repeats && !after(s.end, v.repeat) }
 
 func (t *stream) late(now instant, timeout time.Duration) bool {
@@ -203,20 +203,20 @@ func serialMax(v *uint32, known *bool, n uint32) {
 	}
 }
 
-// covers reports whether cover is about the connection of p. A SYN of the
-// secondary's that the primary's guest has not answered begins another one.
+// covers reports whether cover holds for the connection of p. It does not for a SYN of the
+// secondary's that the primary's guest has not answered, which begins another connection.
 func (t *stream) covers(p *pkt) bool {
 	return t.cover.acks && (!t.said.syn.is || p.flags&packet.SYN != 0)
 }
 
-// ahead reports whether seq is beyond what has been compared. What is a quarter
-// of the number space behind is no retransmission.
+// ahead reports whether seq is beyond the data that has been compared. A number more than
+// a quarter of the number space behind that is no retransmission, and counts as ahead.
 func (v *cover) ahead(seq uint32) bool { return v.done-seq > 1<<30 }
 
-// ranges are stretches of sequence numbers, at most four as in an option (RFC
+// ranges are up to four stretches of sequence numbers, as many as a SACK option has (RFC
 // 2018 section 3).
 type ranges struct {
-	at [4][2]uint32 // the first number, and the one behind the last
+	at [4][2]uint32 // each has its first number, and the one after its last
 	n  uint8
 }
 
@@ -227,7 +227,7 @@ func (r *ranges) add(from, to uint32) {
 	}
 }
 
-// has reports whether one of r has all of a stretch.
+// has reports whether one of the stretches contains all numbers between from and to.
 func (r *ranges) has(from, to uint32) bool {
 	for _, b := range r.at[:r.n] {
 		if !after(b[0], from) && !after(to, b[1]) {
@@ -237,7 +237,8 @@ func (r *ranges) has(from, to uint32) bool {
 	return false
 }
 
-// and returns what both have. What would be a fifth stretch is left out.
+// and returns the numbers that are in both, in up to four stretches. It leaves out a
+// fifth.
 func (r *ranges) and(s *ranges) (both ranges) {
 	for _, a := range r.at[:r.n] {
 		for _, b := range s.at[:s.n] {

@@ -8,9 +8,8 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// strict is colo-compare as QEMU 7.2 has it (net/colo-compare.c, net/colo.c):
-// what it does is described here by what can be seen of it, mistakes and all.
-// Only the epochs are an addition.
+// strict does what colo-compare of QEMU 7.2 does (net/colo-compare.c, net/colo.c), with
+// its mistakes, as far as it can be seen from outside. Only the epochs are an addition.
 type strict struct {
 	cfg     Config
 	conns   map[strictKey]*strictConn
@@ -24,8 +23,8 @@ type strict struct {
 	instant func(time.Time) instant
 }
 
-// strictKey has the first four bytes of what follows the IP header for ports,
-// fragment or not.
+// strictKey takes the first four bytes after the IP header for ports, also those of a
+// fragment.
 type strictKey struct {
 	addrs [8]byte
 	ports [4]byte
@@ -35,8 +34,8 @@ type strictKey struct {
 type strictConn struct {
 	proto      uint8
 	p, s       []*strictPkt
-	compared   uint32 // 0 is unknown
-	pAck, sAck uint32 // of the last packet, not the greatest
+	compared   uint32 // how much of the stream has been compared; 0 is unknown
+	pAck, sAck uint32 // the acknowledgments of the last packets, which need not be the greatest
 }
 
 type strictPkt struct {
@@ -45,7 +44,7 @@ type strictPkt struct {
 	l4       int // offset in Data of what follows the IP header
 	seq, end uint32
 	ack      uint32
-	data     []byte // padding included
+	data     []byte // what is compared, with padding
 	off      int    // how much of data has been compared
 }
 
@@ -89,7 +88,8 @@ func (e *strict) secondary(f Frame, now time.Time) Result {
 	return e.compare(c)
 }
 
-// intake returns a copy of f and its connection, nil if it is not supported.
+// intake returns a copy of f and its connection. The connection is nil if colo-compare
+// does not support the packet.
 func (e *strict) intake(f Frame, now time.Time) (*strictPkt, *strictConn) {
 	v := f.VNetHdr
 	if v < 0 || v > 20 || len(f.Data) < packet.EthernetLen+4+v {
@@ -130,7 +130,7 @@ func (e *strict) intake(f Frame, now time.Time) (*strictPkt, *strictConn) {
 	c := e.conns[k]
 	if c == nil {
 		if len(e.conns) > e.cfg.MaxConns {
-			clear(e.conns) // with all that waits there
+			clear(e.conns) // with all packets that wait there
 			e.list = e.list[:0]
 		}
 		c = &strictConn{proto: k.proto}
@@ -241,8 +241,8 @@ func (c *strictConn) same(p, s *strictPkt) bool {
 	return bytes.Equal(p.Data[from:], s.Data[from:])
 }
 
-// mark puts aside what waits, in the order in which QEMU releases it: the
-// packets of TCP by sequence number, others newest first.
+// mark takes all packets that wait out of their queues, in the order in which QEMU
+// releases them: those of TCP by sequence number, others newest first.
 func (e *strict) mark() {
 	for _, c := range e.list {
 		if c.proto != packet.ProtoTCP {

@@ -33,12 +33,12 @@ func (e *Engine) primaryTCP(c *conn, p *pkt) {
 	e.advance(c, c.s.len() > 0)
 }
 
-// note takes in what a packet of the primary's guest says.
+// note updates t by a packet of the primary's guest.
 func (t *told) note(p *pkt) {
 	if p.flags&packet.SYN != 0 {
 		o := p.synOptions()
 		t.isn, t.open = p.seq, true
-		// Whether the peer scales too, its SYN says: it has come before a SYN|ACK.
+		// The peer's SYN says whether the peer scales too. It has come before a SYN|ACK.
 		t.scale, t.scaled = o.scale, p.flags&packet.ACK != 0
 	}
 	if p.flags&packet.ACK != 0 {
@@ -59,8 +59,8 @@ func (t *told) note(p *pkt) {
 	}
 }
 
-// edgeOf returns the right edge of the window that a segment offers. That of a
-// SYN is not scaled (RFC 7323 section 2.2).
+// edgeOf returns the right edge of the window that p offers. The window of a SYN is not
+// scaled (RFC 7323 section 2.2).
 func (t *told) edgeOf(p *pkt) (edge uint32, ok bool) {
 	switch {
 	case p.flags&packet.ACK == 0:
@@ -76,16 +76,16 @@ func (t *told) edgeOf(p *pkt) (edge uint32, ok bool) {
 func (e *Engine) reopen(c *conn, p *pkt) {
 	t := &c.tcp
 	if c.p.len() > 0 {
-		// The old connection is not finished. What is left of it must leave
-		// first, and its twins will not come.
+		// The old connection is not finished. What is left of it must leave first, and the
+		// packets that match it will not come.
 		c.blind = true
 		e.diverge(c, ReasonFlags)
 	}
 	e.settle(c)
 	n := stream{said: said{isn: t.said.isn, open: t.said.open}}
 	if t.said.syn.is {
-		// The secondary has come here before: what it said since is of the
-		// new connection.
+		// The secondary's guest has begun the new connection before the primary's; its
+		// packets since belong to the new one.
 		n.said = t.said
 		n.cover.ack, n.cover.acks = t.cover.ack, t.cover.acks
 	} else {
@@ -111,7 +111,8 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		t.cover = cover{}
 	}
 	if t.said.past {
-		// But a refusal of what the primary's guest accepts is about this one.
+		// But a refusal of a connection that the primary's guest accepts is about this
+		// one.
 		const refusal = packet.RST | packet.ACK
 		if p.flags&refusal == refusal && t.told.acks && p.ack == t.told.ack && !c.apart {
 			t.said.rst = streamEvent{true, p.seq, p.at}
@@ -136,7 +137,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		e.payOwed(c, again)
 	}
 	if c.p.len() > 0 && c.s.len() == 0 && t.twins(c.p.at(0), p) && !c.blind && !c.apart {
-		// As nearly always: the two say the same, and nothing else waits.
+		// In nearly all cases the two have sent the same, and nothing else waits.
 		q := c.p.remove(0)
 		t.cover.done = q.end
 		e.leave(c, q, &e.stats.Matched)
@@ -146,7 +147,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 	}
 	if len(p.data()) > 0 && !(t.cover.agreed && !t.cover.ahead(p.end)) && !c.blind && !c.apart {
 		if c.p.len() > 0 {
-			// The queue may be satisfied with p as it is, without a copy.
+			// The queue may need p only during this call, and then no copy.
 			c.s.bySeq(p)
 			e.advance(c, true)
 			e.keep(c, p)
@@ -161,8 +162,8 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 	e.advance(c, true)
 }
 
-// twins reports whether p is the next of the primary's stream and s says the same
-// of it, without any event: what judge would find.
+// twins reports whether p is the next segment of the primary's stream and s is equal to
+// it, both without SYN, FIN or RST. judge would come to the same result.
 func (t *stream) twins(p, s *pkt) bool {
 	const events = packet.SYN | packet.FIN | packet.RST
 	v := &t.cover
@@ -172,8 +173,9 @@ func (t *stream) twins(p, s *pkt) bool {
 		bytes.Equal(p.data(), s.data())
 }
 
-// note takes in what a packet of the secondary's guest acknowledges. The window's
-// scale is the primary's: a SYN with another one is a difference.
+// note updates v by the acknowledgment in p, a packet of the secondary's guest. It applies
+// the primary's window scale: if the secondary's SYN had another one, the guests have
+// diverged.
 func (v *cover) note(t *told, p *pkt) {
 	serialMax(&v.ack, &v.acks, p.ack)
 	if edge, ok := t.edgeOf(p); ok {
@@ -184,8 +186,8 @@ func (v *cover) note(t *told, p *pkt) {
 	}
 }
 
-// keep replaces the caller's packet in the secondary's queue by a copy, if it
-// is still there.
+// keep replaces p, whose memory is the caller's, by a copy where it is in the secondary's
+// queue.
 func (e *Engine) keep(c *conn, p *pkt) {
 	for i, q := range c.s.all() {
 		if q == p {
@@ -195,9 +197,9 @@ func (e *Engine) keep(c *conn, p *pkt) {
 	}
 }
 
-// advance releases the primary's packets, from the lowest on, as long as they
-// agree. kick says that the secondary's guest has just sent something, or has
-// something waiting.
+// advance releases the primary's packets, from the lowest on, as long as they agree with
+// the secondary's. kick says that the secondary's guest has just sent something, or that
+// some of its packets wait.
 func (e *Engine) advance(c *conn, kick bool) {
 	for c.p.len() > 0 && !c.blind {
 		p := c.p.at(0)
@@ -215,7 +217,7 @@ func (e *Engine) advance(c *conn, kick bool) {
 	}
 }
 
-// consume forgets the secondary's packets that have been compared.
+// consume removes the secondary's packets that have been compared whole.
 func (e *Engine) consume(c *conn) {
 	t := &c.tcp
 	for c.s.len() > 0 && t.cover.agreed && !t.cover.ahead(c.s.at(0).end) {
@@ -223,8 +225,9 @@ func (e *Engine) consume(c *conn) {
 	}
 }
 
-// judge says whether p, the lowest of the primary's, may leave; if not, whether
-// it never will. If it may, the stream has moved on.
+// judge reports whether p, the lowest of the primary's packets, may leave, and updates the
+// stream if so. If p may not leave now, why is the reason for which it never will, or
+// ReasonNone.
 func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	t := &c.tcp
 	v := &t.cover
@@ -264,7 +267,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 
 	case len(data) == 0 && p.flags&packet.FIN == 0:
 		if ok = e.ackOK(t, p); !ok && t.said.rst.is {
-			why = ReasonFlags // that guest will acknowledge nothing more
+			why = ReasonFlags // the secondary's guest will acknowledge nothing more
 		}
 		return ok, why
 	}
@@ -277,7 +280,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	if v.agreed && !v.ahead(from) {
 		from = v.done
 	} else if v.inStep && from == p.seq && from != v.done {
-		return false, ReasonNone // a hole in the primary's stream: what is missing will come
+		return false, ReasonNone // data is missing in the primary's stream, and will come
 	}
 	if !old {
 		from, why = e.agree(c, p, from)
@@ -320,9 +323,9 @@ func (e *Engine) impatient() Reason {
 	return ReasonAck
 }
 
-// ackOK is the acknowledgment rule: nothing leaves that acknowledges more than the
-// secondary's guest has, unless its number can be lowered. It is asked last, and
-// notes that there is nothing else that p waits for.
+// ackOK is the rule for acknowledgments: no segment leaves that acknowledges more than the
+// secondary's guest has, unless its number can be lowered. It is asked last, so if the
+// answer is no, p waits for nothing else.
 func (e *Engine) ackOK(t *stream, p *pkt) bool {
 	v := &t.cover
 	ok := p.flags&packet.ACK == 0 || t.covers(p) && (!after(p.ack, v.ack) || e.cfg.LowerAcks && t.lowers(p))
@@ -330,9 +333,8 @@ func (e *Engine) ackOK(t *stream, p *pkt) bool {
 	return ok
 }
 
-// agree compares the data of p, from a sequence number on, with what waits of
-// the secondary's. It returns how far they agree; the reason says that they
-// never will further.
+// agree compares the data of p, from a sequence number on, with the secondary's packets
+// that wait. It returns how far they agree, and a reason if they never will beyond that.
 func (e *Engine) agree(c *conn, p *pkt, from uint32) (uint32, Reason) {
 	data := p.data()
 	for _, s := range c.s.all() {
@@ -340,8 +342,8 @@ func (e *Engine) agree(c *conn, p *pkt, from uint32) (uint32, Reason) {
 			continue
 		}
 		if after(s.seq, from) {
-			// Packets reach us in the order in which the guest sent them. It
-			// will not send what it has left out.
+			// Packets arrive in the order in which the secondary's guest sent them. It has
+			// left this data out and will not send it.
 			return from, ReasonPosition
 		}
 		n := min(p.end-from, s.end-from)

@@ -2,7 +2,7 @@ package compare
 
 import "time"
 
-// Tick looks for packets that have waited too long, if it is time to. It is
+// Tick looks for packets that have waited too long, if the time for that has come. It is
 // called at Deadline, or at any time.
 func (e *Engine) Tick(now time.Time) Result {
 	if e.strict != nil {
@@ -21,7 +21,7 @@ func (e *Engine) Tick(now time.Time) Result {
 	return e.end()
 }
 
-// tickAll looks at everything.
+// tickAll looks at all connections.
 func (e *Engine) tickAll() {
 	late := func(q *queue, said *cover) bool {
 		for _, p := range q.all() {
@@ -50,20 +50,20 @@ func (e *Engine) tickAll() {
 			if expired = true; !e.res.Diverged {
 				e.res.Flow = flow
 			}
-			if !c.diverged { // a guest that says nothing does not agree either
+			if !c.diverged { // a guest that sends nothing does not agree either
 				c.diverged = true
 				e.note(Note{Kind: NoteDiverged, Flow: flow, Reason: ReasonTimeout})
 				e.strike(c, ReasonTimeout)
 			}
 		}
 	}
-	if expired || late(&e.sidelined, nil) {
+	if expired || late(&e.ownerless, nil) {
 		e.want(ReasonTimeout)
 	}
 }
 
-// waitsAck reports whether c has waited for longer than patience for nothing but
-// an acknowledgment.
+// waitsAck reports whether the first packet of c has waited for longer than patience, and
+// for an acknowledgment only.
 func (c *conn) waitsAck(now instant, patience time.Duration) bool {
 	if c.lacks() {
 		return now.Sub(c.owed.at) > patience
@@ -71,7 +71,7 @@ func (c *conn) waitsAck(now instant, patience time.Duration) bool {
 	return c.p.len() > 0 && c.p.at(0).waitsAck && now.Sub(c.p.at(0).at) > patience
 }
 
-// tickSoon looks at what cannot wait for the next scan.
+// tickSoon looks at the connections that cannot wait for the next scan.
 func (e *Engine) tickSoon() {
 	e.soon = 0
 	for i := 0; i < len(e.crossing); {
@@ -81,7 +81,7 @@ func (e *Engine) tickSoon() {
 			i++
 			continue
 		}
-		e.uncross(c) // another takes its place
+		e.uncross(c) // another connection takes its place in the list
 		e.diverge(c, ReasonPacket)
 	}
 	switch {
@@ -97,7 +97,7 @@ func (e *Engine) tickSoon() {
 	}
 }
 
-// sooner sets the time of the next tickSoon to t, if it is not before that.
+// sooner makes the next tickSoon come at t, if it would come later.
 func (e *Engine) sooner(t instant) {
 	if e.soon.IsZero() || t.Before(e.soon) {
 		e.soon = t
@@ -109,7 +109,7 @@ func (e *Engine) Deadline() time.Time {
 	switch {
 	case e.strict != nil:
 		return e.strict.scan
-	case e.conns.n == 0 && e.sidelined.len() == 0, e.passing:
+	case e.conns.n == 0 && e.ownerless.len() == 0, e.passing:
 		return time.Time{}
 	case !e.soon.IsZero() && e.soon.Before(e.scan):
 		return e.time(e.soon)

@@ -11,8 +11,8 @@ import (
 
 // BufferConfig configures a [Buffer]. The zero value is usable.
 type BufferConfig struct {
-	// Limit bounds the memory for the guest's packets, in bytes; four more are
-	// counted for each. Zero is 16 MiB. What is less than four frames of the
+	// Limit bounds the memory for the guest's packets, in bytes; each packet counts four
+	// bytes more than its length. Zero is 16 MiB. A limit below four frames of the
 	// greatest length is raised to that. Both hosts have the same limit.
 	Limit int
 
@@ -31,9 +31,9 @@ type BufferConfig struct {
 	Now func() time.Time
 }
 
-// A Buffer holds the guest's output until the checkpoint that covers it is
-// received on the other side (output commit): what the world has seen, some
-// side's guest remembers.
+// A Buffer holds the guest's output until the other side has received the checkpoint that
+// covers it (output commit). So whatever the world has seen, the guest of the side that
+// goes on remembers.
 //
 // The guest's NIC calls WritePacket, which never waits for the network. Run,
 // on a goroutine of the caller's, writes what may leave, in order, as fast as
@@ -65,12 +65,12 @@ type Buffer struct {
 	mu       sync.Mutex
 	mode     bufferMode
 	own      ring         // the guest's output that has not left
-	taken    tally        // into own, ever
-	freed    tally        // of those, how many may leave
-	gone     tally        // of those, how many have left, or were dropped
-	inherits image        // the primary's, up to the last commit; leaves before own
+	taken    tally        // packets that were put into own, ever
+	freed    tally        // how many of them may leave
+	gone     tally        // how many of them have left, or were dropped
+	inherits image        // packets of the primary's guest, as of the last commit, that leave before own
 	at       int          // how much of inherits.data has left, in bytes
-	since    time.Time    // when the first after freed was taken, if no mark is between
+	since    time.Time    // when the first packet after freed was taken, if no mark is between
 	marks    []bufferMark // epochs that have ended and are not received, ascending
 	next     uint64       // the next epoch to be marked or committed
 	epoch    int          // memory taken since the last mark, in bytes
@@ -88,16 +88,16 @@ type Buffer struct {
 type bufferMode uint8
 
 const (
-	passing    bufferMode = iota // alone
-	holding                      // primary
-	rolledBack                   // secondary: its output is void at the next commit
+	passing    bufferMode = iota // no session
+	holding                      // on a primary
+	rolledBack                   // on a secondary: the next commit drops its output
 )
 
 type bufferMark struct {
 	epoch  uint64
-	before tally // what was taken before it
+	before tally // how many packets were taken before the mark
 
-	since time.Time // when the first after it was taken, if no later mark is between; else zero
+	since time.Time // when the first packet after the mark was taken, if no later mark is between; else zero
 }
 
 // A tally counts packets, and bytes of packets.
@@ -112,7 +112,7 @@ const (
 	landed    flight = iota
 	inherited        // inherits.data[at:]
 	owned            // own.front()
-	orphaned         // neither any more: it was dropped meanwhile
+	orphaned         // no place any more: it was dropped meanwhile
 )
 
 // BufferStats counts packets, and bytes of packets. What is not "now" is since
@@ -120,11 +120,11 @@ const (
 type BufferStats struct {
 	Held, HeldBytes           uint64 // now: may not leave yet
 	Queued, QueuedBytes       uint64 // now: may leave and have not
-	Inherited, InheritedBytes uint64 // now: the primary's, which leave if this side takes over
+	Inherited, InheritedBytes uint64 // now: packets of the primary's guest, which leave if this side takes over
 	Written, WrittenBytes     uint64 // have left
-	Dropped, DroppedBytes     uint64 // void at a commit
-	Refused                   uint64 // ErrFull
-	Asked                     uint64 // calls of Full
+	Dropped, DroppedBytes     uint64 // were dropped by a commit, since their guest was rolled back
+	Refused                   uint64 // packets for which WritePacket returned ErrFull
+	Asked                     uint64 // how often Full was called
 }
 
 // NewBuffer returns a Buffer through which packets pass.
@@ -192,8 +192,8 @@ func (b *Buffer) WritePacket(p []byte) error {
 	return nil
 }
 
-// date notes when the first packet behind a mark is taken. What is released ends at
-// a mark, so no other can ever be the oldest that is held.
+// date notes when the first packet after a mark is taken. Packets are released up to a
+// mark, so the oldest packet that is held is always one of these.
 func (b *Buffer) date(now time.Time) {
 	k := len(b.marks)
 	switch {
@@ -205,7 +205,7 @@ func (b *Buffer) date(now time.Time) {
 	}
 }
 
-// oldest returns when the oldest packet was taken that is held. There is one.
+// oldest returns when the oldest packet that is held was taken. At least one must be held.
 func (b *Buffer) oldest() time.Time {
 	at := b.since
 	for i := 0; at.IsZero() && i < len(b.marks); i++ {
@@ -214,10 +214,10 @@ func (b *Buffer) oldest() time.Time {
 	return at
 }
 
-// HeldOutput returns what the guest has sent and may not leave yet: on a primary
-// what no checkpoint covers, on a secondary what its guest has said since the last
-// commit. What waits for the network only, and what the guest has inherited, does
-// not count; see Stats. (A colo.OutputHolder.)
+// HeldOutput returns the sum of what the guest has sent and may not leave yet: on a
+// primary, what no checkpoint covers; on a secondary, what its guest has sent since the
+// last commit. Packets that wait only for the network, and inherited ones, do not count;
+// [Buffer.Stats] has them. It makes a Buffer a colo.OutputHolder.
 func (b *Buffer) HeldOutput() event.HeldOutput {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -230,14 +230,14 @@ func (b *Buffer) HeldOutput() event.HeldOutput {
 	}
 }
 
-// Room returns a channel that is sent to when there is room again for a packet
-// that WritePacket refused. A device that finds the buffer full receives from
-// it and tries again. The channel is the same every time and is never closed.
+// Room returns a channel that receives a value when there is room again for a packet that
+// WritePacket refused. A device that finds the buffer full receives from it and tries
+// again. The channel is the same every time and is never closed.
 func (b *Buffer) Room() <-chan struct{} { return b.room }
 
-// fits says whether a packet of n bytes may be taken. Inherited packets that
-// may leave count too, or a guest could outrun a slow network one failover
-// after the other.
+// fits reports whether a packet of n bytes may be taken. Inherited packets that may leave
+// count too, so that a slow network and one failover after the other cannot add up without
+// bound.
 func (b *Buffer) fits(n int) bool {
 	if b.mode != rolledBack && b.own.used()+slot(n)+b.inherits.left(b.at) > b.cfg.Limit {
 		return false
@@ -257,8 +257,8 @@ func (b *Buffer) Mark(epoch uint64) error {
 		// What was sent before the session may leave, as it always could.
 		b.mode = holding
 	case epoch == 0 && b.mode == holding:
-		// The session before it ended without a failover: what it held is
-		// covered by this one.
+		// The session before this one ended without a failover: this one covers what it
+		// held.
 		b.since = b.oldest()
 		b.marks = b.marks[:0]
 	case b.mode != holding || epoch != b.next:
@@ -270,9 +270,8 @@ func (b *Buffer) Mark(epoch uint64) error {
 	return nil
 }
 
-// Received lets everything leave that was sent before the mark of epoch. An
-// epoch that is not marked, or was received before, is an [*Error] with
-// [ErrEpoch].
+// Received lets everything leave that was sent before the mark of epoch. If epoch is not
+// marked, or was received before, it returns an [*Error] with [ErrEpoch].
 func (b *Buffer) Received(epoch uint64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -288,8 +287,8 @@ func (b *Buffer) Received(epoch uint64) error {
 	return b.order("received", epoch)
 }
 
-// Loaded says that the secondary's guest runs epoch. A Buffer does not depend
-// on it; an epoch that was not received is an [*Error] with [ErrEpoch].
+// Loaded says that the secondary's guest runs from the checkpoint of epoch. A Buffer does
+// nothing then; for an epoch that was not received it returns an [*Error] with [ErrEpoch].
 func (b *Buffer) Loaded(epoch uint64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -299,10 +298,10 @@ func (b *Buffer) Loaded(epoch uint64) error {
 	return nil
 }
 
-// Commit says that the guest has become the primary's of epoch: what it sent
-// before is void, and what PostLoad has brought is what it inherits. Epochs are
-// committed in order, from the one that a session begins with; anything else is
-// an [*Error] with [ErrEpoch].
+// Commit says that the guest has got the state of the primary's guest of epoch: what it
+// sent before is void, and it inherits the packets that PostLoad has brought. Epochs are
+// committed in order, from the one that a session begins with; anything else is an
+// [*Error] with [ErrEpoch].
 func (b *Buffer) Commit(epoch uint64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -325,8 +324,8 @@ func (b *Buffer) Commit(epoch uint64) error {
 	return nil
 }
 
-// Resumed says that the secondary's guest runs epoch. A Buffer does not depend
-// on it; an epoch that is not the one committed is an [*Error] with [ErrEpoch].
+// Resumed says that the secondary's guest runs. A Buffer does nothing then; for an epoch
+// that is not the one committed it returns an [*Error] with [ErrEpoch].
 func (b *Buffer) Resumed(epoch uint64) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -336,8 +335,8 @@ func (b *Buffer) Resumed(epoch uint64) error {
 	return nil
 }
 
-// Failover says that this side goes on alone: what its guest inherited leaves,
-// then what it holds itself, in order, and from now on packets pass.
+// Failover says that this side goes on alone: the inherited packets leave, then those that
+// are held, in order, and from now on packets pass.
 func (b *Buffer) Failover() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -377,17 +376,17 @@ func (b *Buffer) Run(ctx context.Context, out PacketWriter) error {
 	return context.Cause(ctx)
 }
 
-// Void says that the packet that Run is writing has been dropped by a Commit or a
-// load meanwhile. A PacketWriter that has to wait before it writes asks when it has
-// waited, and returns nil for such a packet without having written it.
+// Void reports whether the packet that Run is writing was dropped by a Commit or a load
+// meanwhile. A PacketWriter that has to wait before it writes calls it when it has waited,
+// and returns nil for such a packet without having written it.
 func (b *Buffer) Void() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.flying == orphaned
 }
 
-// takeOff returns the next packet that may leave, nil if there is none. It stays
-// where it is until it has landed.
+// takeOff returns the next packet that may leave, nil if there is none. The packet stays
+// in the Buffer until land is called.
 func (b *Buffer) takeOff() []byte {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -403,7 +402,8 @@ func (b *Buffer) takeOff() []byte {
 	return nil
 }
 
-// land removes the packet of n bytes that takeOff returned, if it was written.
+// land ends what takeOff began: it removes the packet, which has n bytes, if it was
+// written.
 func (b *Buffer) land(n int, written bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -429,7 +429,7 @@ func (b *Buffer) land(n int, written bool) {
 	b.offer()
 }
 
-// offer tells the device if there is room now for what was refused.
+// offer wakes a device whose packet was refused, if there is room for that packet now.
 func (b *Buffer) offer() {
 	if b.wants > 0 && b.fits(b.wants) {
 		b.wants = 0

@@ -7,20 +7,20 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// Entry returns how the Buffer is registered in a vmstate.Registry: instance
-// numbers the NICs of a guest.
+// Entry returns the entry under which the Buffer is registered in a vmstate.Registry.
+// instance is the number of the NIC within the guest.
 func (b *Buffer) Entry(instance uint32) vmstate.Entry { return BacklogEntry(instance) }
 
-// BacklogEntry returns the entry of a section with packets that have not left:
-// a Buffer's, or a [Backlog]'s that a Buffer on the other side loads.
+// BacklogEntry returns the entry of the section that a Buffer loads, and that a Buffer or
+// a [Backlog] saves: packets that have not left.
 func BacklogEntry(instance uint32) vmstate.Entry {
 	return vmstate.Entry{Name: "lockstep-net-buffer", Instance: instance, Version: 1, MinVersion: 1}
 }
 
-// A Backlog is what a primary without a Buffer saves in its place: the packets
-// that were sent before the mark and have not left. The secondary loads them
-// into a Buffer. Its owner fills it anew for each checkpoint. It belongs to the
-// goroutine that saves.
+// A Backlog is what a primary without a Buffer saves in its place: the packets that were
+// sent before the mark and have not left. The secondary loads them into a Buffer. The
+// owner of a Backlog fills it anew for each checkpoint, and uses it on the goroutine that
+// saves.
 type Backlog struct{ m image }
 
 // Reset empties the Backlog and keeps its memory.
@@ -29,7 +29,7 @@ func (l *Backlog) Reset() { l.m = image{data: l.m.data[:0]} }
 // Add appends a copy of p.
 func (l *Backlog) Add(p []byte) { l.m.add(p) }
 
-// Save names the packets. It is no VMState, since it does not load.
+// Save writes the section. A Backlog has no method VMState, since it does not load.
 func (l *Backlog) Save(f *vmstate.Fields) {
 	f.Uint32("frames", &l.m.frames)
 	f.Uint32("size", &l.m.size)
@@ -49,7 +49,7 @@ func (m *image) frame(i int) []byte {
 	return m.data[i+4 : i+4+n : i+4+n]
 }
 
-// left is how many bytes there are from i on.
+// left returns how many bytes there are from i on.
 func (m *image) left(i int) int { return len(m.data) - i }
 
 func (m *image) add(p []byte) {
@@ -59,7 +59,7 @@ func (m *image) add(p []byte) {
 	m.size = uint32(len(m.data))
 }
 
-// check makes sure that frame can be called at each packet's beginning.
+// check checks that the image is divided into whole packets of valid lengths.
 func (m *image) check() error {
 	data, n := m.data, uint32(0)
 	for ; len(data) > 0; n++ {
@@ -81,8 +81,8 @@ func (m *image) check() error {
 	return nil
 }
 
-// maxImage bounds an image in bytes. It may be twice the limit: what was
-// inherited and has not left, and what the guest sent since.
+// maxImage returns the greatest length of an image, in bytes. It is twice the limit: one
+// limit for inherited packets that have not left, one for the guest's own since.
 func (b *Buffer) maxImage() int { return 2 * b.cfg.Limit }
 
 // PreSave gathers every packet that was sent before the last mark (without a

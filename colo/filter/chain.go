@@ -45,13 +45,13 @@ type Filter interface {
 	Process(at Place, d Direction, f Frame) (pass bool)
 }
 
-// A Committer is a Filter that wants to know of the checkpoints of a secondary.
+// A Committer is a Filter that is told of the commits of a secondary.
 type Committer interface {
 	Commit(epoch uint64) error
 }
 
-// A Survivor is a Filter that stays in the chain after a failover; others are
-// switched off by it, so that packets pass by them.
+// A Survivor is a Filter that goes on after a failover. A failover switches the others
+// off, so that packets pass by them.
 type Survivor interface {
 	Failover() error
 }
@@ -71,7 +71,7 @@ type Position struct {
 	Before bool   // before it, otherwise behind it
 }
 
-// ErrChain says that a chain has no such entry, or has one already.
+// ErrChain says that a chain has no entry of an ID, or has one already.
 var ErrChain = errors.New("filter: no such entry, or there already")
 
 // A Chain is the filters between a guest's NIC and its network. Packets to the
@@ -80,9 +80,10 @@ var ErrChain = errors.New("filter: no such entry, or there already")
 // them from within Process. The filters run one at a time, also when both
 // directions are used at once.
 type Chain struct {
-	// Deliver takes what comes out at the end of its direction: the guest's
-	// NIC or the network. It is set before the chain is used. It is called with
-	// the chain locked, and so in order; it must not call the chain.
+	// Deliver takes the packets that have passed all filters in their direction: it gives
+	// them to the guest's NIC, or sends them to the network. It is set before the chain is
+	// used. It is called with the chain locked, and so in order; it must not call the
+	// chain.
 	Deliver func(d Direction, f Frame) error
 
 	mu      sync.Mutex
@@ -156,9 +157,8 @@ func (c *Chain) index(id string) int {
 	return slices.IndexFunc(c.entries, func(e Entry) bool { return e.ID == id })
 }
 
-// Do calls fn while no packet is on its way and no filter runs, so that it may
-// ask a filter that knows no locks, as a [Rewriter] for its counts. It must not
-// call the chain.
+// Do calls fn while no filter runs, so that fn may use a filter that is not safe for
+// concurrent use, such as a [Rewriter]. It must not call the chain.
 func (c *Chain) Do(fn func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -176,9 +176,9 @@ func (c *Chain) Send(d Direction, f Frame) error {
 	return c.send(from, d, f)
 }
 
-// Inject passes a packet through what is behind the entry id in its direction,
-// as a redirector does with what comes from its indev. If that is switched off
-// or not there it returns false, and has taken nothing.
+// Inject passes a packet through the filters that follow the entry id in direction d, as a
+// redirector does with the packets of its indev. If the entry is switched off or there is
+// none, it returns false and has done nothing.
 func (c *Chain) Inject(id string, d Direction, f Frame) (bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -6,86 +6,89 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A conversation is a connection that the secondary's guest has opened, or has
-// answered the opening of, since the last checkpoint. Only what the guest itself
-// says makes one or ends one; see [Rewriter].
+// A conversation is a TCP connection that the secondary's guest has opened, or whose
+// opening it has answered, since the last checkpoint. Only packets of that guest begin or
+// end one; see [Rewriter].
 type conversation struct {
-	// own is what the secondary's guest chose, by its SYN or SYN|ACK. It changes
-	// with a SYN|ACK that has another number before the connection is known to be
-	// established, because nobody has acknowledged the one before.
+	// own is the initial number that the secondary's guest has chosen. It is set by the
+	// guest's SYN or SYN|ACK. A later SYN|ACK with another number replaces it until the
+	// connection is known to be established, since nobody has acknowledged the earlier
+	// number.
 	own initial
 
-	// peer is what the primary's guest chose, as an acknowledgment of the client's
-	// tells. It is set once; for a connection that the guest opens, when the guest
-	// answers one of offers.
+	// peer is the initial number that the primary's guest has chosen, which is learnt from
+	// a client's acknowledgment. It is set once; for a connection that the guest opens,
+	// when the guest answers one of offers.
 	peer      initial
 	peerKnown bool
 
-	// signed says that the guest signs its segments (TCP-MD5, TCP-AO). It is set
-	// with the conversation. Nothing is translated then.
+	// signed says that the guest signs its segments (TCP-MD5, TCP-AO), so that nothing is
+	// translated. It is set when the conversation begins.
 	signed bool
 
-	// byGuest says that the guest sent a SYN. It is set with the conversation.
+	// byGuest says that the guest has sent a SYN. It is set when the conversation begins.
 	byGuest bool
 
-	// first is the client's number behind its SYN, if it sent one first. It is set
-	// with the conversation.
+	// first is the number after the client's SYN, if the client sent one first. It is set
+	// when the conversation begins.
 	first uint32
 
-	// The end of the connection, and how far the two sides have come until then.
+	// How far the two sides have come, and whether they have ended the connection.
 	life
 
-	// offers are the SYN|ACKs which a guest that opens a connection was given, the
-	// latest last. They are emptied when it answers one of them.
+	// offers are the SYN|ACKs that a guest which opens a connection has been given, the
+	// latest last. They are emptied when the guest answers one of them.
 	offers []offer
 
-	// early is a packet of the client's that came before it could be translated. It
-	// is taken out once that can be done, or never.
+	// early is a packet of the client's that came before it could be translated. It is
+	// removed when it can be translated and is delivered.
 	early    []byte
 	earlySeq uint32 // its number
 
-	closed bool // set once: in the queue of those that go first
+	closed bool // it is over and its key is in Rewriter.ended; set once
 }
 
-// A life is how far a connection has come, in the guest's own numbers.
+// A life is how far a connection has come, counted in the numbers of the guest.
 type life struct {
-	// next is the client's number that the guest expects: the highest that it has
-	// acknowledged. It changes with what the guest sends.
+	// next is the highest number of the client's that the guest has acknowledged, and so
+	// the one that it expects. It changes with the guest's packets.
 	next uint32
 
-	// window is how far beyond next the guest takes data, in bytes, and scale the
-	// shift of its SYN or SYN|ACK (RFC 7323). Window changes with what the guest
-	// sends, scale is set when the connection is opened.
+	// window is how far beyond next the guest takes data, in bytes; it changes with the
+	// guest's packets. scale is the shift that the guest's SYN or SYN|ACK announced (RFC
+	// 7323), and is set by that.
 	window uint32
 	scale  uint8
 
-	// sent is the end of what the guest has sent. It changes with what the guest
-	// sends.
+	// sent is the end of the data that the guest has sent. It changes with the guest's
+	// packets.
 	sent uint32
 
-	// stamp is the latest timestamp that the guest has sent, if it is stamped. They
-	// change with what the guest sends, but for a SYN or SYN|ACK.
+	// stamp is the latest timestamp that the guest has sent, and stamped says that there
+	// is one. Both change with the guest's packets other than its SYN or SYN|ACK.
 	stamp   uint32
 	stamped bool
 
-	// guestFIN and guestEnd, the number behind the FIN, change with what the guest
-	// sends, and guestAcked when an acknowledgment that the guest takes covers it.
-	// clientFIN and clientEnd change with what comes for the guest, and mean nothing
-	// until the guest has acknowledged clientEnd, when clientAcked is set.
+	// guestFIN says that the guest has sent a FIN, and guestEnd is the number after it;
+	// the guest's packets change both. guestAcked is set when the guest has been given an
+	// acknowledgment of guestEnd. clientFIN and clientEnd are the same for the client;
+	// packets to the guest change them, and they count only when the guest has
+	// acknowledged clientEnd, which sets clientAcked.
 	guestFIN, guestAcked   bool
 	clientFIN, clientAcked bool
 	guestEnd, clientEnd    uint32
 }
 
-// An initial is the first number that a guest uses, and its timestamp then.
+// An initial is the first number that a guest uses on a connection, and its timestamp at
+// that time.
 type initial struct {
 	seq   uint32
 	time  uint32
 	timed bool // there is a timestamp
 }
 
-// An offer is a SYN|ACK that came for a guest which opens a connection: its number,
-// and what it says of the primary's guest.
+// An offer is a SYN|ACK that came for a guest which opens a connection: the number of the
+// SYN|ACK, and the initial number of the primary's guest, as the SYN|ACK acknowledges it.
 type offer struct {
 	seq  uint32
 	peer initial
@@ -95,13 +98,14 @@ type offer struct {
 // answers the first that it gets.
 const maxOffers = 4
 
-// known says whether the connection can be translated.
+// known reports whether packets of the connection can be translated.
 func (c *conversation) known() bool { return c.peerKnown && !c.signed }
 
-// translation is how far the secondary's guest is ahead of the primary's.
+// translation returns how far the numbers of the secondary's guest are ahead of the
+// primary's.
 func (c *conversation) translation() translation { return c.own.ahead(c.peer) }
 
-// ahead is how far i is ahead of peer.
+// ahead returns how far i is ahead of peer.
 func (i initial) ahead(peer initial) translation {
 	t := translation{seq: i.seq - peer.seq}
 	if i.timed && peer.timed {
@@ -110,7 +114,7 @@ func (i initial) ahead(peer initial) translation {
 	return t
 }
 
-// opened returns what the guest's SYN or SYN|ACK says of its number.
+// opened returns the initial number and timestamp that the guest's SYN or SYN|ACK has.
 func opened(h packet.TCP) initial {
 	i := initial{seq: h.Seq()}
 	if ts := timestamps(h); ts != nil {
@@ -119,7 +123,7 @@ func opened(h packet.TCP) initial {
 	return i
 }
 
-// windowOf returns the window of a segment as it stands there.
+// windowOf returns the window field of a segment, which is not scaled.
 func windowOf(h packet.TCP) uint32 { return uint32(binary.BigEndian.Uint16(h[14:])) }
 
 // scaleOf returns the shift of the window that a SYN or SYN|ACK announces, at most
@@ -137,8 +141,8 @@ func scaleOf(h packet.TCP) uint8 {
 	}
 }
 
-// acknowledged returns what the client's acknowledgment of a SYN or SYN|ACK says
-// of the number of the primary's guest.
+// acknowledged returns the initial number of the primary's guest, as the client's
+// acknowledgment of that guest's SYN or SYN|ACK shows it.
 func acknowledged(h packet.TCP) initial {
 	i := initial{seq: h.Ack() - 1}
 	if ts := timestamps(h); ts != nil {
@@ -147,7 +151,7 @@ func acknowledged(h packet.TCP) initial {
 	return i
 }
 
-// stamps notes the timestamp of what the guest itself sends.
+// stamps notes the timestamp of a packet that the guest has sent.
 func (c *life) stamps(h packet.TCP) {
 	if ts := timestamps(h); ts != nil {
 		if v := binary.BigEndian.Uint32(ts); !c.stamped || int32(v-c.stamp) > 0 {
@@ -156,11 +160,11 @@ func (c *life) stamps(h packet.TCP) {
 	}
 }
 
-// past makes a segment for the guest echo no time that the guest has not sent yet,
-// and reports whether it did otherwise. What a primary's guest has sent may be ahead
-// of what the secondary's has, as that gets its input later, and so then are the
-// times that a client echoes. A guest that measures with them, and finds the round
-// trip to have ended before it began, may wait for minutes before it sends again.
+// past lowers the timestamp's echo in a segment for the guest if the guest has not sent
+// that timestamp yet, and reports whether it did. The secondary's guest gets its input
+// later than the primary's, and so timestamps that clients echo may be ahead of its own. A
+// guest that measures the round trip with them finds that it ended before it began, and
+// may then wait for minutes before it sends again.
 func (c *life) past(h packet.TCP) (changed bool) {
 	if !c.stamped || h.Flags()&packet.ACK == 0 {
 		return false
@@ -173,7 +177,7 @@ func (c *life) past(h packet.TCP) (changed bool) {
 	return true
 }
 
-// heard notes what the guest itself sends, in its own numbers.
+// heard updates c by a packet that the guest sends, which has the guest's own numbers.
 func (c *life) heard(h packet.TCP) {
 	flags := h.Flags()
 	end := h.Seq() + uint32(len(h.Payload()))
@@ -199,8 +203,8 @@ func (c *life) heard(h packet.TCP) {
 	}
 }
 
-// told notes what the guest is given, in the guest's own numbers, after it was
-// translated.
+// told updates c by a packet that the guest is given, after it has been translated into
+// the guest's own numbers.
 func (c *life) told(h packet.TCP) {
 	flags := h.Flags()
 	if flags&packet.FIN != 0 && !c.clientAcked && h.Seq()-c.next <= c.window {
@@ -211,30 +215,29 @@ func (c *life) told(h packet.TCP) {
 	}
 }
 
-// over says that both directions have ended: the guest has said so of its own, and
-// has acknowledged the end of the other.
+// over reports whether both directions have ended: the client has acknowledged the guest's
+// FIN, and the guest the client's.
 func (c *life) over() bool { return c.guestAcked && c.clientAcked }
 
-// has reports whether the guest has sent up to seq, which is one of its own
-// numbers: an acknowledgment of more is of another connection.
+// has reports whether the guest has sent all data up to seq, one of its own numbers. An
+// acknowledgment of more belongs to another connection.
 func (c *conversation) has(seq uint32) bool { return seq-c.own.seq <= c.sent-c.own.seq }
 
-// An opening is what clients ask of the guest that it has not answered yet: their
-// SYNs. It changes nothing but whether a packet that can only be of one of these
-// connections waits for the answer.
+// An opening is what the Rewriter remembers of clients' SYNs that the guest has not
+// answered yet. It only decides whether a packet that can belong to no other connection
+// waits for the guest's answer.
 type opening struct {
 	syns  [4]syn // the latest replaces the oldest
-	count int    // ever
+	count int    // how many there have been
 	early []byte // a packet that answers a SYN|ACK which this guest has not sent yet
 	seq   uint32 // the number of that packet
 }
 
-// A syn is a SYN of a client's: its number, and that of what follows it, which is
-// more than the next one if it carries data (RFC 7413).
+// A syn is a SYN of a client's: its number, and the number after its data (RFC 7413).
 type syn struct{ seq, end uint32 }
 
-// precedes reports whether seq is the number of the first packet behind the SYN,
-// whose data may have been taken or not.
+// precedes reports whether seq is the number of the first packet after the SYN, where the
+// data of the SYN may have been taken or not.
 func (s syn) precedes(seq uint32) bool { return seq == s.seq+1 || seq == s.end }
 
 func (o *opening) all() []syn { return o.syns[:min(o.count, len(o.syns))] }
@@ -250,8 +253,7 @@ func (o *opening) add(s syn) {
 	o.count++
 }
 
-// follows reports whether seq is the number of the first packet behind one of the
-// SYNs.
+// follows reports whether seq is the number of the first packet after one of the SYNs.
 func (o *opening) follows(seq uint32) bool {
 	for _, s := range o.all() {
 		if s.precedes(seq) {

@@ -32,16 +32,16 @@ type Edge struct {
 	saved, staged edgeImage // what PreSave gathered, and what was loaded and not yet committed
 }
 
-// settled is a connection whose translation is known and does not change. Its life
-// begins with the first segment of the guest's.
+// settled is a connection whose translation is known and does not change any more. Its
+// life begins with the first segment that the guest sends on it.
 type settled struct {
 	translation
 	life
 	begun bool
 }
 
-// MaxEdge is how many connections an Edge translates at most. Of more, which a
-// guest has had open at a failover at once, those beyond it break at the next.
+// MaxEdge is the greatest number of connections that an Edge translates. If more are open
+// at a failover, those beyond it break at the next failover.
 const MaxEdge = 1 << 16
 
 // Adopt takes over the connections that r translates, after the failover of its
@@ -58,8 +58,8 @@ func (e *Edge) Adopt(r *Rewriter) (left int) {
 		if !c.known() {
 			continue
 		}
-		// The guest has opened the connection since: it has taken the place of what
-		// the Edge had.
+		// The guest has opened the connection since then, in the place of the one that the
+		// Edge had.
 		delete(e.conns, k)
 		t := c.translation()
 		if t == (translation{}) {
@@ -143,22 +143,22 @@ func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) {
 		s.heard(h)
 		s.outward(h)
 		if h.Flags()&packet.RST != 0 {
-			delete(e.conns, k) // what the guest says now echoes the client's numbers
+			delete(e.conns, k) // what the guest sends now has the client's own numbers
 		}
 	}
 	seal(p, packet.VNetOf(frame, vnetHdr))
 	e.count++
 }
 
-// forget is for a connection that the guest opens anew.
+// forget removes a connection that the guest opens anew.
 func (e *Edge) forget(k packet.Key) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.conns, k)
 }
 
-// An EdgeNetwork is a network behind an [Edge]: what is read from it and written
-// to it is translated. It is what a proxy is given for its network.
+// An EdgeNetwork is a network as an [Edge] shows it: packets read from it and written to
+// it are translated. A proxy is given one as its network.
 type EdgeNetwork struct {
 	edge    *Edge
 	network interface {

@@ -11,11 +11,11 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// ErrEdge says that what was loaded is no table of connections: one of them is of
-// no known kind, or is there twice, or needs no translation.
+// ErrEdge says that what was loaded is no table of connections: a connection in it is of
+// an unknown kind, or is there twice, or needs no translation.
 var ErrEdge = errors.New("malformed table of connections")
 
-// edgeImage is the connections of an Edge as a section has them: each a record of
+// edgeImage has the connections of an Edge as a section has them, each as a record of
 // edgeRecord bytes, in ascending order of the bytes.
 //
 //	byte kind (4, 6) | byte layers | be16 VLAN | be32 outer | be32 ports |
@@ -35,8 +35,8 @@ const (
 	edgeRecord = edgeKey + 4 + 4
 )
 
-// Entry returns how the Edge is registered in a vmstate.Registry: instance numbers
-// the NICs of a guest.
+// Entry returns the entry under which the Edge is registered in a vmstate.Registry.
+// instance is the number of the NIC within the guest.
 func (e *Edge) Entry(instance uint32) vmstate.Entry {
 	return vmstate.Entry{Name: "lockstep-net-edge", Instance: instance, Version: 1, MinVersion: 1}
 }
@@ -121,8 +121,8 @@ func connectionOf(r []byte) (k packet.Key, t translation) {
 	return k, translation{seq: binary.BigEndian.Uint32(r[edgeKey:]), time: binary.BigEndian.Uint32(r[edgeKey+4:])}
 }
 
-// check makes sure that what was loaded is what PreSave makes of a table: then one
-// table has one form, and no record takes another's place.
+// check checks that the records are as PreSave makes them, so that each table has one form
+// only and no record replaces another.
 func (m *edgeImage) check() error {
 	var last []byte
 	for n, b := 0, m.data; len(b) >= edgeRecord; n, b = n+1, b[edgeRecord:] {

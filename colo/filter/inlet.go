@@ -26,16 +26,16 @@ import (
 // It is a colo.SecondaryNetwork. With a primary that sends no markers (a QEMU)
 // it is of no use: there [Chain.Serve] delivers at once.
 type Inlet struct {
-	delivery sync.Mutex // held while a packet is delivered: a commit comes before or after it
+	delivery sync.Mutex // held while a packet is delivered, so that a commit comes before or after it
 
 	mu      sync.Mutex
-	changed chan struct{} // closed and replaced when what follows changes
-	runs    uint64        // the epoch that the guest runs: one more than the last commit
+	changed chan struct{} // is closed, and replaced, when one of the following changes
+	runs    uint64        // the epoch in which the guest is: one more than the last commit
 	started bool          // there was a commit
-	alone   bool          // after a failover nothing is waited for
+	alone   bool          // there was a failover: packets do not wait for commits any more
 	stopped bool          // Run has ended
 
-	at uint64 // the epoch of what is read; belongs to Run's goroutine
+	at uint64 // the epoch of the packets that Run reads; only Run's goroutine uses it
 }
 
 // NewInlet returns an Inlet whose guest has not started.
@@ -63,8 +63,8 @@ func (in *Inlet) Mark(epoch uint64) error {
 	}
 }
 
-// due says whether a packet of the epoch that is read is for the guest as it is
-// now.
+// due reports whether the packets that Run reads belong to the epoch in which the guest
+// is.
 func (in *Inlet) due() bool {
 	in.mu.Lock()
 	defer in.mu.Unlock()
@@ -124,8 +124,8 @@ func (in *Inlet) Commit(epoch uint64) error {
 // Resumed does nothing: packets may arrive at a paused guest.
 func (in *Inlet) Resumed(epoch uint64) error { return nil }
 
-// Failover delivers what comes from now on, but for what the guest has already:
-// it has no other source.
+// Failover delivers packets from now on without waiting for commits, except those that the
+// guest has had already.
 func (in *Inlet) Failover() error {
 	in.set(func() { in.alone = true })
 	return nil

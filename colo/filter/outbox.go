@@ -26,12 +26,12 @@ type Outbox struct {
 	lost    uint64
 }
 
-// Each packet has a byte in front: the length of its virtio-net header, or
-// isMark.
+// Each packet has a byte before it: the length of its virtio-net header, or isMark if it
+// is no packet but a marker.
 const isMark = 0xff
 
-// NewOutbox returns an Outbox for limit bytes of packets, 4 MiB if limit is
-// zero, and no less than four of the longest.
+// NewOutbox returns an Outbox for limit bytes of packets. Zero is 4 MiB, and a limit below
+// four packets of the greatest length is raised to that.
 func NewOutbox(limit int) *Outbox {
 	if limit == 0 {
 		limit = 4 << 20
@@ -39,8 +39,8 @@ func NewOutbox(limit int) *Outbox {
 	return &Outbox{wake: make(chan struct{}, 1), ring: ring{limit: max(limit, 4*slot(MaxFrame+1)) &^ 3}}
 }
 
-// WriteFrame takes a copy of f. If there is no room it returns [ErrFull], and
-// the packet is lost; one that is none is an [*Error].
+// WriteFrame takes a copy of f. If there is no room it returns [ErrFull], and the packet
+// is lost. If f is no frame it returns an [*Error].
 func (o *Outbox) WriteFrame(f Frame) error {
 	switch {
 	case len(f.Data) > MaxFrame:
@@ -66,9 +66,8 @@ func (o *Outbox) WriteFrame(f Frame) error {
 	return err
 }
 
-// Mark puts an epoch marker behind what was written. Without room for it the
-// packets that wait are dropped in its favour: the checkpoint makes up for
-// them.
+// Mark puts an epoch marker after the packets that wait. If there is no room for it, it
+// drops these packets: the checkpoint makes up for them.
 func (o *Outbox) Mark(epoch uint64) error {
 	m := [9]byte{isMark}
 	binary.BigEndian.PutUint64(m[1:], epoch)
@@ -91,8 +90,8 @@ func (o *Outbox) Received(epoch uint64) error { return nil }
 // Loaded does nothing. (A colo.PrimaryNetwork.)
 func (o *Outbox) Loaded(epoch uint64) error { return nil }
 
-// Failover forgets what waits, and takes nothing any more until the next Mark:
-// there is nobody on the other side.
+// Failover drops the packets that wait, and those that come until the next Mark, since
+// there is no other side.
 func (o *Outbox) Failover() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -111,8 +110,8 @@ func (o *Outbox) LostFrames() uint64 {
 // Run writes to conn until ctx ends or a write fails, and returns why. It is
 // called once at a time. Packets whose write failed are lost, with the
 // connection. A write that blocks is ended by closing the connection.
-//
-// What waits goes in one write, up to some size: a burst of small packets costs
+// Packets that wait go out together in one write, up to some size, so that a burst of
+// small packets costs as much as one large packet.
 // as much as one large one.
 func (o *Outbox) Run(ctx context.Context, conn *Conn) error {
 	fill := func(b []byte) []byte { return o.drain(conn, b) }
@@ -131,10 +130,10 @@ func (o *Outbox) Run(ctx context.Context, conn *Conn) error {
 	return context.Cause(ctx)
 }
 
-// batchSize is how many bytes one write has at least, if so many wait.
+// batchSize is how many bytes a write has at least, if that many wait.
 const batchSize = 64 << 10
 
-// drain appends what waits to b, as conn writes it.
+// drain appends the packets that wait to b, in the form in which conn writes them.
 func (o *Outbox) drain(conn *Conn, b []byte) []byte {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -160,9 +159,9 @@ func (m Mirror) Process(_ Place, _ Direction, f Frame) bool {
 	return true
 }
 
-// A Redirector is a [Filter] that sends packets to an Outbox in the place of
-// their way. Without one, packets pass; what [Chain.Serve] reads for its entry
-// is injected behind it.
+// A Redirector is a [Filter] that takes packets out of the chain and sends them to an
+// Outbox. With a nil Out packets pass. [Chain.Serve] for its entry brings packets into the
+// chain after it.
 type Redirector struct{ Out *Outbox }
 
 // Process implements [Filter].

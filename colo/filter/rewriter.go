@@ -23,9 +23,9 @@ type RewriterConfig struct {
 	// block or call the Rewriter.
 	Untranslatable func()
 
-	// Edge, if it is not nil, is the guest's: the connections that it translates
-	// between the guest and the network. The Rewriter tells it when the guest opens
-	// a connection in the place of one of those.
+	// Edge, if it is not nil, translates connections of the same guest between the guest
+	// and the network. The Rewriter tells it when the guest opens a connection in the
+	// place of one of those.
 	Edge *Edge
 }
 
@@ -62,21 +62,21 @@ type RewriterConfig struct {
 // 5961 section 3).
 type Rewriter struct {
 	cfg    RewriterConfig
-	conns  map[packet.Key]*conversation // by the guest's direction
+	conns  map[packet.Key]*conversation // the keys are in the direction from the guest
 	opens  map[packet.Key]*opening      // the same
-	ended  queue                        // conversations that are over: they make room first
-	halves queue                        // conversations whose handshake is not complete, as far as is known: next
+	ended  queue                        // conversations that are over; they are forgotten first when there is no room
+	halves queue                        // conversations whose handshake may be incomplete; they are forgotten next
 	asked  queue                        // openings
-	over   bool                         // after a failover: nothing new is followed
+	over   bool                         // there was a failover: no new connection is followed
 	strict *strictRewriter
 	pkt    packet.Packet
 	held   int // bytes in early packets of all conversations and openings
 	stats  RewriterStats
 
-	last    *conversation // that of lastKey, if not nil: packets come in bursts
+	last    *conversation // the conversation of lastKey, if not nil: packets come in bursts
 	lastKey packet.Key
 
-	earlyVNet int // of the packet that Outbound returned last
+	earlyVNet int // the length of the virtio-net header of the packet that Outbound returned last
 }
 
 // RewriterStats counts packets since the Rewriter was made.
@@ -92,8 +92,8 @@ type RewriterStats struct {
 // maxWindow is the greatest window, in bytes (RFC 7323 section 2.3).
 const maxWindow = 1 << 30
 
-// Bounds for packets that come too early, in bytes: one, which may be an initial
-// window that was left uncut (RFC 6928), and all.
+// Bounds for packets that come too early, in bytes: for one packet, which may be a whole
+// initial window (RFC 6928), and for all.
 const (
 	maxEarly    = 16 << 10
 	maxAllEarly = 2 << 20
@@ -180,16 +180,16 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 	return true
 }
 
-// learn returns how a segment to the guest is to be translated, ok if it is at
-// all. If that is not known, and the segment may be the guest's to take, it has to
-// wait. The segment has the bit ACK.
+// learn returns the translation for a segment to the guest. ok says that the segment is to
+// be translated. wait says that the translation is not known yet and that the guest might
+// accept the segment, so that it has to wait. The segment has the flag ACK.
 func (c *conversation) learn(h packet.TCP) (t translation, ok, wait bool) {
 	flags := h.Flags()
 	switch {
 	case c.peerKnown:
 		return c.translation(), true, false
 	case c.byGuest && flags&(packet.SYN|packet.RST) != 0:
-		// A SYN|ACK, or a refusal. There may be several, of which the guest takes
+		// A SYN|ACK, or a refusal. There may be several SYN|ACKs, of which the guest takes
 		// the first; its answer tells which one that was.
 		o := offer{seq: h.Seq(), peer: acknowledged(h)}
 		if flags&packet.SYN != 0 {
@@ -210,7 +210,7 @@ func (c *conversation) learn(h packet.TCP) (t translation, ok, wait bool) {
 	case h.Seq()-c.next < c.window:
 		return translation{}, false, true // the one before it is still to come
 	}
-	return translation{}, false, false // of an older connection: its acknowledgment does not count
+	return translation{}, false, false // it is of an older connection, whose acknowledgment does not count
 }
 
 // offered notes a SYN|ACK for a guest that opens a connection.
@@ -225,9 +225,9 @@ func (c *conversation) offered(o offer) {
 	}
 }
 
-// answered is for a segment of a guest that has opened a connection: it has taken
-// the SYN|ACK whose number its acknowledgment follows, closely or with some data in
-// between.
+// answered handles a segment of a guest that has opened a connection. The segment
+// acknowledges one of the SYN|ACKs, perhaps with some data after it; that one is the offer
+// that the guest has taken.
 func (c *conversation) answered(h packet.TCP) {
 	best, at := uint32(maxWindow), -1
 	for i, o := range c.offers {
@@ -260,11 +260,12 @@ func (r *Rewriter) quoted(inward bool) {
 	}
 }
 
-// clientAsks notes a SYN. The guest says whether it means anything.
+// clientAsks notes a client's SYN. Only the guest's answer decides whether it begins a
+// connection.
 func (r *Rewriter) clientAsks(k packet.Key, c *conversation, h packet.TCP) {
 	s := syn{h.Seq(), h.Seq() + 1 + uint32(len(h.Payload()))}
 	if r.over || c != nil && !c.byGuest && s.precedes(c.first) {
-		return // the second is the SYN of the conversation, again
+		return // it repeats the SYN of the conversation
 	}
 	o := r.opens[k]
 	if o == nil {
@@ -278,9 +279,10 @@ func (r *Rewriter) clientAsks(k packet.Key, c *conversation, h packet.TCP) {
 	o.add(s)
 }
 
-// isOfOpening reports whether a segment with the bit ACK is of a connection that
-// the guest has not answered yet: its number follows a SYN's, and it acknowledges
-// what is not of the conversation c that there may be.
+// isOfOpening reports whether a segment with the flag ACK belongs to a connection that the
+// guest has not answered yet: its number follows that of a SYN, and it acknowledges a
+// number that does not belong to c, the conversation with the same addresses, if there is
+// one.
 func (r *Rewriter) isOfOpening(k packet.Key, c *conversation, h packet.TCP) bool {
 	if len(r.opens) == 0 {
 		return false
@@ -292,7 +294,8 @@ func (r *Rewriter) isOfOpening(k packet.Key, c *conversation, h packet.TCP) bool
 	return c == nil || c.known() && (c.closed || !c.has(h.Ack()+c.translation().seq))
 }
 
-// clientResets is for a RST of the client's, or a segment without the bit ACK.
+// clientResets handles a client's RST, or another segment of a client's without the flag
+// ACK.
 func (r *Rewriter) clientResets(k packet.Key, c *conversation, h packet.TCP) {
 	if h.Flags()&packet.RST == 0 {
 		return
@@ -331,7 +334,7 @@ func (r *Rewriter) Outbound(frame []byte, vnetHdr int) (early []byte) {
 			return nil
 		}
 		if t := c.translation(); c.known() && t != (translation{}) {
-			t.outward(h) // again, and the client has acknowledged the primary's
+			t.outward(h) // it is repeated, and the client has acknowledged the primary's
 			r.translated(frame, vnetHdr)
 		}
 		return r.deliver(c)
@@ -368,12 +371,12 @@ func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conv
 	switch {
 	case c == nil:
 	case c.byGuest && c.own.seq == seq:
-		return c // again, or both ends open the connection at once
+		return c // it is repeated, or both ends open the connection at once
 	case !c.byGuest && answers && c.own.seq == seq:
-		return c // again: the first counts, because its time may have been answered
+		return c // it is repeated: the first counts, because its time may have been answered
 	case !c.byGuest && answers && c.next == h.Ack() && c.sent == c.own.seq+1:
-		// Of several numbers the last one counts: what was sent before it has not
-		// been acknowledged by anybody.
+		// Of several numbers the last one counts, since nobody has acknowledged those
+		// before it.
 		c.own, c.sent = opened(h), seq+1
 		return c
 	}
@@ -389,7 +392,7 @@ func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conv
 	}
 	asked := o != nil && answers && o.follows(h.Ack())
 	if r.over && !asked {
-		return nil // the survivor's own
+		return nil // after a failover its number is the only one
 	}
 	if !r.room() {
 		r.stats.Refused++
@@ -418,8 +421,8 @@ func (r *Rewriter) cannot() {
 	}
 }
 
-// refuses is for a segment of the guest's that belongs to no conversation: if it
-// refuses a SYN, that is not asked any more.
+// refuses handles a segment of the guest's that belongs to no conversation. If it refuses
+// a client's SYN, that SYN is forgotten.
 func (r *Rewriter) refuses(k packet.Key, h packet.TCP) {
 	if len(r.opens) == 0 || h.Flags()&packet.RST == 0 {
 		return
@@ -445,8 +448,7 @@ func (r *Rewriter) Commit(epoch uint64) error {
 	return nil
 }
 
-// Resumed says that the secondary's guest runs epoch. A Rewriter does not depend
-// on it.
+// Resumed says that the secondary's guest runs. A Rewriter does nothing then.
 func (r *Rewriter) Resumed(epoch uint64) error { return nil }
 
 // Failover says that this side goes on alone. The connections that are followed

@@ -2,8 +2,8 @@ package filter
 
 import "github.com/gocolo/lockstep/internal/packet"
 
-// strictRewriter is filter-rewriter as QEMU 7.2 has it: what it does is
-// described here by what can be seen of it, gaps and all.
+// strictRewriter does what filter-rewriter of QEMU 7.2 does, with its gaps, as far as it
+// can be seen from outside.
 type strictRewriter struct {
 	conns map[packet.Key]*strictConversation
 	over  bool
@@ -11,7 +11,7 @@ type strictRewriter struct {
 
 type strictConversation struct {
 	state  tcpState
-	offset uint32 // what the secondary's numbers are ahead of the primary's
+	offset uint32 // how far the secondary's numbers are ahead of the primary's
 	finSeq uint32
 }
 
@@ -31,8 +31,7 @@ func newStrictRewriter() *strictRewriter {
 	return &strictRewriter{conns: make(map[packet.Key]*strictConversation)}
 }
 
-// strictTable is how many connections there may be before one more empties the
-// table.
+// strictTable is the number of connections at which one more empties the table.
 const strictTable = 16384
 
 func (r *strictRewriter) conn(k packet.Key) *strictConversation {

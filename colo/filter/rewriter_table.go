@@ -6,13 +6,13 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A queue is keys in the order in which they were pushed. A key may have become
-// meaningless meanwhile; whoever takes it out looks.
+// A queue has keys in the order in which they were pushed. The conversation of a key may
+// be gone or changed by the time the key is popped; the caller of pop checks that.
 type queue struct{ keys []packet.Key }
 
 func (q *queue) push(k packet.Key) { q.keys = append(q.keys, k) }
 
-// pop takes out the oldest key.
+// pop removes the oldest key and returns it.
 func (q *queue) pop() (k packet.Key, ok bool) {
 	if len(q.keys) == 0 {
 		return k, false
@@ -21,7 +21,8 @@ func (q *queue) pop() (k packet.Key, ok bool) {
 	return k, true
 }
 
-// tidy takes out what is meaningless, if there may be much of it.
+// tidy removes keys that are in the queue twice, and those for which means returns false,
+// when the queue is much longer than most, the number of keys that can have a meaning.
 func (q *queue) tidy(most int, means func(k packet.Key) bool) {
 	if len(q.keys) <= 4*most+16 {
 		return
@@ -61,11 +62,11 @@ func (r *Rewriter) room() bool {
 	return true
 }
 
-// roomForOpening makes room for what a client asks for: in the place of the oldest
-// that no packet waits for.
+// roomForOpening makes room for another opening, in the place of the oldest one for which
+// no packet waits.
 func (r *Rewriter) roomForOpening() bool {
 	r.asked.tidy(r.cfg.MaxConns, func(k packet.Key) bool { return r.opens[k] != nil })
-	const tries = 16 // so that a flood costs no more than that
+	const tries = 16 // bounds the work that a flood can cause
 	for range tries {
 		if len(r.opens) < r.cfg.MaxConns {
 			return true
@@ -96,15 +97,15 @@ func (r *Rewriter) withdraw(k packet.Key, o *opening) {
 	delete(r.opens, k)
 }
 
-// note looks whether the connection has ended.
+// note ends the conversation c if both directions of the connection have ended.
 func (r *Rewriter) note(k packet.Key, c *conversation) {
 	if c.over() {
 		r.end(k, c)
 	}
 }
 
-// end notes that the connection has ended. What is still on its way is translated
-// until its place is needed.
+// end notes that the connection of c has ended. Late packets of it are translated until
+// its place is needed.
 func (r *Rewriter) end(k packet.Key, c *conversation) {
 	if !c.closed {
 		c.closed = true
@@ -112,7 +113,7 @@ func (r *Rewriter) end(k packet.Key, c *conversation) {
 	}
 }
 
-// hold keeps a packet of a conversation that came too early: the first one.
+// hold keeps a packet of c that came too early, if it is the first such packet.
 func (r *Rewriter) hold(c *conversation, frame []byte, vnetHdr int) {
 	if c.early == nil {
 		c.early = r.keep(frame, vnetHdr)
@@ -122,7 +123,7 @@ func (r *Rewriter) hold(c *conversation, frame []byte, vnetHdr int) {
 	r.stats.Dropped++
 }
 
-// holdOpening is hold for a packet that answers what the guest has not said yet.
+// holdOpening keeps a packet that answers a SYN|ACK which this guest has not sent yet.
 func (r *Rewriter) holdOpening(k packet.Key, h packet.TCP, frame []byte, vnetHdr int) (deliver bool) {
 	if o := r.opens[k]; o.early == nil {
 		o.early, o.seq = r.keep(frame, vnetHdr), h.Seq()
@@ -132,8 +133,8 @@ func (r *Rewriter) holdOpening(k packet.Key, h packet.TCP, frame []byte, vnetHdr
 	return false
 }
 
-// keep returns a copy of a packet behind the length of its virtio-net header, nil
-// if there is no room.
+// keep returns a copy of a packet, after a byte with the length of its virtio-net header,
+// or nil if there is no room.
 func (r *Rewriter) keep(frame []byte, vnetHdr int) []byte {
 	n := 1 + len(frame)
 	if n > maxEarly || r.held+n > maxAllEarly {
@@ -145,7 +146,8 @@ func (r *Rewriter) keep(frame []byte, vnetHdr int) []byte {
 	return append(append(make([]byte, 0, n), byte(vnetHdr)), frame...)
 }
 
-// deliver takes out the packet that came too early, if it can be translated now.
+// deliver removes and returns the packet of c that came too early, if it can be translated
+// now.
 func (r *Rewriter) deliver(c *conversation) []byte {
 	if c.early == nil || !c.peerKnown && c.earlySeq != c.next {
 		return nil

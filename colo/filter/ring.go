@@ -9,19 +9,18 @@ import "encoding/binary"
 type ring struct {
 	limit int
 	mem   []byte
-	head  int // of the oldest frame
-	tail  int // behind the youngest
-	end   int // where the data ends below the limit of mem, if it wraps
-	n     int // frames
+	head  int // where the oldest frame is
+	tail  int // the end of the youngest frame
+	end   int // where the frames end that are at the end of mem, if they wrap around
+	n     int // how many frames there are
 }
 
 const ringMin = 64 << 10
 
-// slot is the memory that a frame of n bytes takes.
+// slot returns the memory that a frame of n bytes takes, in bytes.
 func slot(n int) int { return (4 + n + 3) &^ 3 }
 
-// place finds room for need bytes, and says where; -1 if there is none without
-// more memory.
+// place returns where need bytes are free, or -1 if they are only in a larger memory.
 func (r *ring) place(need int) int {
 	switch {
 	case r.n == 0 && need <= len(r.mem):
@@ -38,7 +37,7 @@ func (r *ring) place(need int) int {
 	return -1
 }
 
-// used is the memory from the oldest to the youngest frame.
+// used returns the number of bytes from the oldest to the youngest frame.
 func (r *ring) used() int {
 	switch {
 	case r.n == 0:

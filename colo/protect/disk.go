@@ -39,8 +39,10 @@ type DiskConfig struct {
 //
 // A host whose image cannot make stable what the guest has written (an
 // event.DiskFailed) leaves the guest to a secondary that is in step, whose copy is
-// that of the last checkpoint. Alone, or where an operator orders it to go on, it
-// does, and each flush of the guest fails.
+// that of the last checkpoint. Alone, where an operator orders it to go on, or where
+// that secondary has not acquired the guest within two terms, it goes on itself, and
+// each flush of the guest fails. Without an arbiter nobody can say whether the
+// secondary goes on: an operator does, there.
 //
 // A host that begins to follow has its image overwritten where it differs. The two
 // hosts tell each other which copy they have: a secondary that was only away gets

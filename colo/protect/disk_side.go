@@ -144,32 +144,6 @@ func (d *Disk) leading() *replication.Primary {
 	return d.primary
 }
 
-// failed returns why this host's copy is not to be trusted any more: it could not
-// make stable what the guest has written, and part of that may be gone. It is asked
-// before a session lets its disks go.
-func (d *Disk) failed() error {
-	p := d.leading()
-	if p == nil {
-		return nil
-	}
-	var lost *replication.SyncError
-	if err := p.Err(); errors.As(err, &lost) {
-		return fmt.Errorf("disk %q: %w", d.cfg.Name, err)
-	}
-	return nil
-}
-
-// diskFailed returns why this host must leave its guest to a secondary that is in
-// step: the checkpoint there has a disk that is good.
-func (j *Job) diskFailed() error {
-	for _, d := range j.cfg.Disks {
-		if err := d.failed(); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // release ends the way to the other host, if there is one that no session has.
 func (d *Disk) release() {
 	if p := d.leading(); p != nil {

@@ -227,7 +227,10 @@ func (h *hello) check() error {
 // A note is what is said on the control connection after the hello: a length of
 // 16 bits and that many bytes of JSON.
 type note struct {
-	Say    string `json:"say"`
+	Say string `json:"say"`
+	// Seq, of sayAsk and sayPromise: the number of the question. Of sayGo: that of the
+	// checkpoint. Of a secondary's sayCannot and sayEnd: the generation that it may have
+	// been granted, and will not use; 0: it cannot say so.
 	Seq    uint64 `json:"seq,omitempty"`
 	Reason string `json:"reason,omitempty"`
 	TermNS int64  `json:"term_ns,omitempty"`

@@ -261,6 +261,13 @@ func (j *Job) empty(ctx context.Context) {
 			return
 		}
 	}
+	j.letOut(ctx)
+}
+
+// letOut lets out what may leave, for as long as a grant lasts. The guest stands still.
+func (j *Job) letOut(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, j.cfg.Term)
+	defer cancel()
 	if err := nets(j.cfg.Network).Drain(ctx); err != nil {
 		j.note(fmt.Errorf("drain: %w", err))
 	}

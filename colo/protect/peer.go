@@ -37,6 +37,7 @@ type peer struct {
 	silent   bool          // and that the connection had not ended
 	gone     bool          // nothing more will be heard from there
 	pledge   time.Time     // on a secondary: it does not claim the guest before
+	unused   uint64        // on a primary: the generation that the secondary may have been granted, and will not use; 0: it has not said so
 	released bool          // on a secondary: the primary has released the guest for it
 }
 
@@ -87,6 +88,31 @@ func (p *peer) await(ctx context.Context, done func() bool) error {
 	}
 }
 
+// notUsed returns the generation after this session's, if the secondary has said that it
+// does not use it.
+func (p *peer) notUsed() (generation uint64) {
+	p.get(func() {
+		if p.unused == p.generation+1 {
+			generation = p.unused
+		}
+	})
+	return generation
+}
+
+// until returns a context that ends when done, which is called with p.mu held, says so,
+// and what ends it and is called in any case.
+func (p *peer) until(ctx context.Context, done func() bool) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	watched := make(chan struct{})
+	go func() { // joined by the function that is returned
+		defer close(watched)
+		if p.await(ctx, done) == nil {
+			cancel(errEnded)
+		}
+	}()
+	return ctx, func() { cancel(nil); <-watched }
+}
+
 // say sends a note. Whoever does not take it within sayTime is not there.
 func (p *peer) say(n note) error {
 	p.write <- struct{}{}
@@ -125,11 +151,16 @@ func (p *peer) hear(on func(note)) {
 		}
 		switch n.Say {
 		case sayEnd:
-			p.set(func() { p.ended, p.leaves, p.reason, p.complete = true, true, n.Reason, n.Completed })
+			p.set(func() { p.ended, p.leaves, p.reason, p.complete, p.unused = true, true, n.Reason, n.Completed, n.Seq })
 		case sayDisks:
 			p.set(func() { p.begins = true })
 		case sayRuns, sayCannot:
-			p.set(func() { p.verdict, p.reason = n.Say, n.Reason })
+			p.set(func() {
+				p.verdict, p.reason = n.Say, n.Reason
+				if n.Say == sayCannot {
+					p.unused = n.Seq
+				}
+			})
 		}
 		on(n)
 	}

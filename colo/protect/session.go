@@ -212,11 +212,20 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	if tookOverHere(err) && s.getPurpose() == toTakeHand {
 		s.peer.say(note{Say: sayRuns})
 	} else if s.getPurpose() == toTakeHand {
-		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprint(err)})
+		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprint(err), Seq: s.unused(err)})
 	} else if s.primary == nil && ctx.Err() != nil {
-		s.peer.say(note{Say: sayEnd, Reason: j.cfg.Host + " leaves"})
+		s.peer.say(note{Say: sayEnd, Reason: j.cfg.Host + " leaves", Seq: s.unused(err)})
 	}
 	return err
+}
+
+// unused returns the generation that this host, a secondary, may have been granted in
+// vain, since its session has ended with the guest paused; 0 if it cannot say so.
+func (s *session) unused(err error) uint64 {
+	if errors.Is(err, failover.ErrRefused) {
+		return s.peer.generation + 1
+	}
+	return 0
 }
 
 // beginDisks makes the secondary's disks copies of the primary's, while the guest
@@ -397,7 +406,12 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 	if s.over.Err() != nil {
 		return fmt.Errorf("%w: this host leaves: %w", failover.ErrRefused, context.Cause(s.over))
 	}
-	j.do(broke, c.Cause.Error())
+	why := j.betterThere(s, c)
+	if why != nil {
+		j.do(broke, why.Error()+": "+c.Cause.Error())
+	} else {
+		j.do(broke, c.Cause.Error())
+	}
 	j.vm.keep(nil) // by a switchover that began at the same time; none can any more
 	switch st := j.State(); st {
 	case Asking:
@@ -411,9 +425,9 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		if err := j.keepPromise(ctx, s); err != nil {
 			return err
 		}
-	} else if _, whole := s.committed(); whole && !c.Ordered {
-		if err := j.diskFailed(); err != nil {
-			return fmt.Errorf("%w: the other host has the good copy: %w", failover.ErrRefused, err)
+	} else if why != nil {
+		if err := j.giveForDisk(ctx, s, why); err != nil {
+			return err
 		}
 	}
 	generation, err := j.claim(ctx, s, c)
@@ -436,29 +450,23 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 
 // claim asks the arbiter, unless the other side has said, or says meanwhile, that
 // it ends the session on purpose: a secondary must not go on then, and a primary
-// need not fear that the other does.
+// need not fear that the other does. What a secondary has been granted and does not use
+// is no later copy of the guest: a primary claims it after that.
 func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, error) {
 	word := c.Ordered || errors.Is(c.Cause, errOrdered) || errors.Is(c.Cause, errSwitchover)
-	ask, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	ended := make(chan struct{})
-	go func() { // joined below
-		defer close(ended)
-		if s.peer.await(ask, func() bool { return s.peer.ended }) == nil {
-			cancel(errEnded)
-		}
-	}()
+	ask, over := s.peer.until(ctx, func() bool { return s.peer.ended })
 	generation, err := j.acquire(ask, s.peer.generation, word)
-	cancel(nil)
-	<-ended
-	why := s.peer.endedWhy()
-	switch {
-	case err == nil || errors.Is(err, failover.ErrRefused) || why == nil:
-		return generation, err
-	case s.primary == nil:
-		return 0, fmt.Errorf("%w: %w", failover.ErrRefused, why)
+	over()
+	if why := s.peer.endedWhy(); why != nil && err != nil && !errors.Is(err, failover.ErrRefused) {
+		if s.primary == nil {
+			return 0, fmt.Errorf("%w: %w", failover.ErrRefused, why)
+		}
+		generation, err = j.acquire(ctx, s.peer.generation, true)
 	}
-	return j.acquire(ctx, s.peer.generation, true)
+	if unused := s.peer.notUsed(); unused > 0 && j.manual == nil && errors.Is(err, failover.ErrRefused) {
+		return j.acquire(ctx, unused, word)
+	}
+	return generation, err
 }
 
 // hearOut waits until this host, a secondary, has read what the other has said last.
@@ -490,7 +498,7 @@ func (j *Job) keepPromise(ctx context.Context, s *session) error {
 			return nil
 		}
 		waiting, cancel := context.WithTimeout(ctx, wait)
-		s.peer.await(waiting, func() bool { return s.peer.ended })
+		s.peer.await(waiting, func() bool { return s.peer.ended || s.peer.released })
 		cancel()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)

@@ -12,7 +12,8 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A Neighbor is an address by which the network finds the guest.
+// A Neighbor is a pair of addresses, and a VLAN, under which hosts and switches know the
+// guest.
 type Neighbor struct {
 	MAC [6]byte
 
@@ -20,9 +21,9 @@ type Neighbor struct {
 	// Addr is none: then only the MAC is announced.
 	Addr netip.Addr
 
-	// Router says that the guest calls itself a router when it answers for an IPv6
-	// address. Others stop to send by a router that does not (RFC 4861 section
-	// 7.2.5).
+	// Router says that the guest is a router, in its advertisements of an IPv6 address. If
+	// a router's advertisement does not say so, hosts stop using it as one (RFC 4861
+	// section 7.2.5).
 	Router bool
 
 	// VLAN is the tag (802.1Q) that the guest's frames have, 1 to 4094, or 0. Outer
@@ -33,12 +34,12 @@ type Neighbor struct {
 // AnnounceConfig configures [Announce]. The zero value of each field but Neighbors
 // is usable.
 type AnnounceConfig struct {
-	// Neighbors are what is announced: what the host knows, or what [Neighbors] has
-	// learned.
+	// Neighbors are the addresses to announce: those that the host knows, or those that a
+	// [Neighbors] has learned.
 	Neighbors []Neighbor
 
-	// VNetHdr is the length of the virtio-net header that frames begin with, in
-	// bytes. It is zero in all of them: nothing is left to a device.
+	// VNetHdr is the length of the virtio-net header that each frame begins with, in
+	// bytes. All bytes of the header are zero, since no work is left to a device.
 	VNetHdr int
 
 	// Rounds is how often everything is announced, the first time at once. Zero
@@ -125,7 +126,8 @@ func Announce(ctx context.Context, w interface{ WritePacket(p []byte) error }, c
 	}
 }
 
-// valid reports whether n can be announced. It is asked for each frame.
+// valid reports whether n can be announced. Unlike check it makes no error, since it is
+// called for each frame.
 func (n Neighbor) valid() bool { return n.macOK() && n.linkOK() && n.addrOK() }
 
 func (n Neighbor) macOK() bool { return n.MAC != [6]byte{} && n.MAC[0]&1 == 0 }
@@ -136,7 +138,7 @@ func (n Neighbor) addrOK() bool {
 	return n.Addr == netip.Addr{} || single(n.Addr) && !n.Addr.Is4In6() && n.Addr.Zone() == ""
 }
 
-// check says why n cannot be announced, if it cannot.
+// check returns an error that says why n cannot be announced, or nil.
 func (n Neighbor) check() error {
 	switch {
 	case !n.macOK():
@@ -154,8 +156,8 @@ func single(a netip.Addr) bool {
 	return a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() && a != netip.AddrFrom4([4]byte{255, 255, 255, 255})
 }
 
-// announcement returns one round: the RARPs first, because without the switches
-// nothing else arrives where it should.
+// announcement returns the frames of one round. The RARPs come first, because as long as
+// the switches send elsewhere, answers to the rest do so too.
 func announcement(neighbors []Neighbor, vnetHdr int) (frames [][]byte, err error) {
 	type port struct {
 		mac         [6]byte
@@ -186,7 +188,7 @@ const typeRARP = 0x8035
 
 var broadcast = [6]byte{0xff, 0xff, 0xff, 0xff, 0xff, 0xff}
 
-// ethernet returns the beginning of a frame, up to what typ says.
+// ethernet returns the beginning of a frame, up to and with its EtherType.
 func (n Neighbor) ethernet(vnetHdr int, dst [6]byte, typ uint16) []byte {
 	b := make([]byte, vnetHdr, vnetHdr+packet.EthernetLen+2*packet.TagLen+packet.IPv6Len+32)
 	b = append(append(b, dst[:]...), n.MAC[:]...)
@@ -199,8 +201,8 @@ func (n Neighbor) ethernet(vnetHdr int, dst [6]byte, typ uint16) []byte {
 	return binary.BigEndian.AppendUint16(b, typ)
 }
 
-// resolution appends what ARP and RARP have in common, padded to the shortest frame
-// that there is (RFC 826, RFC 903).
+// resolution appends a message of ARP or RARP, padded to the length of the shortest frame
+// (RFC 826, RFC 903).
 func (n Neighbor) resolution(b []byte, op uint16, target [6]byte, addr [4]byte, vnetHdr int) []byte {
 	b = append(b, 0, 1, 8, 0, 6, 4)
 	b = binary.BigEndian.AppendUint16(b, op)
@@ -213,14 +215,14 @@ func (n Neighbor) resolution(b []byte, op uint16, target [6]byte, addr [4]byte, 
 	return b
 }
 
-// rarp is the request for the guest's own address by its MAC that QEMU sends
+// rarp returns a RARP request for the guest's own address, as QEMU sends it
 // (qemu_announce_self in net/announce.c).
 func (n Neighbor) rarp(vnetHdr int) []byte {
 	const reverseRequest = 3
 	return n.resolution(n.ethernet(vnetHdr, broadcast, typeRARP), reverseRequest, n.MAC, [4]byte{}, vnetHdr)
 }
 
-// arp is an ARP announcement.
+// arp returns an ARP announcement.
 func (n Neighbor) arp(vnetHdr int) []byte {
 	const request = 1
 	return n.resolution(n.ethernet(vnetHdr, broadcast, packet.TypeARP), request, [6]byte{}, n.Addr.As4(), vnetHdr)
@@ -240,7 +242,7 @@ const (
 	ndOverride = 0x20
 )
 
-// advertisement is an unsolicited neighbor advertisement to all nodes.
+// advertisement returns an unsolicited neighbor advertisement to all nodes.
 func (n Neighbor) advertisement(vnetHdr int) []byte {
 	const payload = 24 + 8
 	addr, all := n.Addr.As16(), netip.MustParseAddr("ff02::1").As16()

@@ -11,12 +11,12 @@ type gate struct {
 	vm VM
 
 	mu      sync.Mutex
-	changed chan struct{} // closed and replaced when what follows changes
+	changed chan struct{} // is closed, and replaced, when one of the following changes
 	open    bool
 
-	// Of a secondary:
-	runs  uint64 // the epoch that the guest runs: one more than the last commit
-	alone bool   // there is no more to wait for
+	// On a secondary only:
+	runs  uint64 // the epoch in which the guest is: one more than the last commit
+	alone bool   // there was a failover: input does not wait for commits any more
 }
 
 func newGate(vm VM, open bool) gate {
@@ -51,15 +51,15 @@ func (g *gate) resume(ctx context.Context) error {
 	return err
 }
 
-// closed reports whether the guest stands still.
+// closed reports whether the guest is paused.
 func (g *gate) closed() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return !g.open
 }
 
-// admit calls fn, with the gate locked, when ready says so, which is asked with
-// the gate locked. It returns the cause of the end of ctx if that comes first.
+// admit waits until ready returns true and then calls fn. Both are called with the gate
+// locked. It returns the cause of the end of ctx if that comes first.
 func (g *gate) admit(ctx context.Context, ready func() bool, fn func()) error {
 	for {
 		g.mu.Lock()
@@ -81,11 +81,12 @@ func (g *gate) admit(ctx context.Context, ready func() bool, fn func()) error {
 	}
 }
 
-// isOpen is the ready of a primary.
+// isOpen is the function ready for a primary.
 func (g *gate) isOpen() bool { return g.open }
 
-// due is the ready of a secondary, for a packet of an epoch: it can be settled
-// what becomes of it. An older one is void, whatever the guest does.
+// due is the function ready for a secondary and a packet of an epoch. It reports whether
+// it is decided what happens to the packet: a packet of an older epoch is dropped at once,
+// a later one has to wait.
 func (g *gate) due(epoch uint64) bool {
 	return epoch < g.runs || g.open && (epoch == g.runs || g.alone)
 }

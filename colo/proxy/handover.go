@@ -64,10 +64,10 @@ func (s *Secondary) HandOver(e *filter.Edge) (left int) {
 	return e.Adopt(s.rewriter)
 }
 
-// drainPoll is how often it is looked whether all has left.
+// drainPoll is the time between two looks at whether everything has left.
 const drainPoll = time.Millisecond
 
-// drain waits until queued says that nothing is on its way.
+// drain waits until queued returns false.
 func drain(ctx context.Context, queued func() bool) error {
 	for queued() {
 		timer := time.NewTimer(drainPoll)
@@ -81,17 +81,17 @@ func drain(ctx context.Context, queued func() bool) error {
 	return nil
 }
 
-// Drain returns when everything has been written to the network that may leave, or
-// with the cause of the end of ctx. Run writes it, as far as the gate is open; the
-// guest stands still meanwhile, or there is no end to it.
+// Drain returns when all packets that may leave have been written to the network, or with
+// the cause of the end of ctx. Run writes them, as far as the gate is open. The guest must
+// be paused, or new packets may come without end.
 func (p *Primary) Drain(ctx context.Context) error {
 	return drain(ctx, func() bool { return p.Stats().Queued > 0 })
 }
 
-// Drain returns when a side that has taken over has written to the network what its
-// guest has inherited and said, or with the cause of the end of ctx. Run writes it,
-// as far as the gate is open; the guest stands still meanwhile, or there is no end
-// to it.
+// Drain, on a side that has taken over, returns when the packets that its guest has
+// inherited and sent have been written to the network, or with the cause of the end of
+// ctx. Run writes them, as far as the gate is open. The guest must be paused, or new
+// packets may come without end.
 func (s *Secondary) Drain(ctx context.Context) error {
 	return drain(ctx, func() bool {
 		k := s.keep.Stats()

@@ -6,7 +6,7 @@ import (
 	"io"
 )
 
-// Both sides begin a connection with what they must agree upon:
+// Each side begins a connection with a message of what both must have in common:
 //
 //	"COLOprx1" | byte side | byte mode | byte virtio-net header | 0 | be32 limit
 const (
@@ -20,7 +20,7 @@ const (
 	modeContinuous = 'B'
 )
 
-// A hello is what a side says first.
+// A hello is the first message of a side.
 type hello struct {
 	side, mode byte
 	vnetHdr    int
@@ -43,7 +43,8 @@ func (h hello) write(w io.Writer) error {
 	return err
 }
 
-// expect reads the other side's, which must be ours but for the side.
+// expect reads the hello of the other side, which must have the other side's name and
+// otherwise be equal to h.
 func (h hello) expect(r io.Reader) error {
 	b := make([]byte, helloLen)
 	if _, err := io.ReadFull(r, b); err != nil {

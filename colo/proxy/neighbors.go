@@ -13,16 +13,15 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// Neighbors learns from a guest's frames by which addresses the network finds it,
-// for [Announce]. The host gives it every frame that the guest sends, on both
-// sides, and registers it as a device on both, so that what the primary's guest has
-// said long ago is known to a secondary that takes over.
+// Neighbors learns from a guest's frames under which addresses the network knows it, for
+// [Announce]. On both sides the host gives it every frame that the guest sends, and
+// registers it as a device. So a secondary that takes over also knows what the primary's
+// guest has said long ago.
 //
-// The MACs are those that frames come from. IP addresses are learned from ARP and
-// neighbor discovery alone, because there the guest says that they are its own: the
-// source of a packet may be that of a host behind a guest that is a router. An
-// address that somebody else on the network claims as his is forgotten, if the host
-// gives Neighbors the frames for the guest too.
+// It takes a MAC from each frame. It learns IP addresses from ARP and neighbor discovery
+// only, since there the guest claims them as its own; the source of any other packet may
+// be a host for which the guest is a router. If the host also gives it the frames that are
+// sent to the guest, it forgets an address that another host claims.
 //
 // The zero value knows none. At most [MaxNeighbors] are kept, the latest. Its
 // methods may be called from any goroutine; those of the device belong to the
@@ -39,7 +38,7 @@ type Neighbors struct {
 // MaxNeighbors is how many addresses are kept of one NIC.
 const MaxNeighbors = 128
 
-// All returns what is known.
+// All returns the addresses that are known.
 func (t *Neighbors) All() []Neighbor {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -72,8 +71,8 @@ func (t *Neighbors) FromGuest(frame []byte, vnetHdr int) {
 	}
 }
 
-// ToGuest looks at a frame for the guest: what another one claims is not the
-// guest's any more.
+// ToGuest looks at a frame that is sent to the guest. An address that its sender claims is
+// not the guest's any more.
 func (t *Neighbors) ToGuest(frame []byte, vnetHdr int) {
 	l, ok := linkOf(frame, vnetHdr)
 	if !ok {
@@ -85,13 +84,13 @@ func (t *Neighbors) ToGuest(frame []byte, vnetHdr int) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.last = [6]byte{} // its MAC may go with the address, and is to be learned again
+	t.last = [6]byte{} // its MAC may be gone with the address, and has to be learned again
 	t.known = slices.DeleteFunc(t.known, func(k Neighbor) bool {
 		return k.Addr == addr && k.VLAN == l.vlan && k.Outer == l.outer && k.MAC != l.src
 	})
 }
 
-// learn adds n, or what is new of it.
+// learn adds n, or updates the neighbor with its addresses.
 func (t *Neighbors) learn(n Neighbor) {
 	for i, k := range t.known {
 		switch {
@@ -100,7 +99,7 @@ func (t *Neighbors) learn(n Neighbor) {
 			t.known[i].Router = n.Router
 			return
 		case k.Addr == netip.Addr{}:
-			t.known[i] = n // the MAC alone is no longer of use
+			t.known[i] = n // the MAC without an address is of no use any more
 			return
 		}
 	}
@@ -110,7 +109,7 @@ func (t *Neighbors) learn(n Neighbor) {
 	t.known = append(t.known, n)
 }
 
-// A link is what a frame says of where it comes from, and what it carries.
+// A link is the sender's side of a frame, and the frame's payload.
 type link struct {
 	src         [6]byte
 	vlan, outer uint16
@@ -118,7 +117,8 @@ type link struct {
 	body        []byte
 }
 
-// linkOf returns the link of a frame with at most two tags, ok if it is one.
+// linkOf returns the link of a frame with at most two VLAN tags. ok says that it is such a
+// frame.
 func linkOf(frame []byte, vnetHdr int) (l link, ok bool) {
 	if vnetHdr < 0 || len(frame) < vnetHdr+packet.EthernetLen {
 		return l, false
@@ -141,7 +141,7 @@ func linkOf(frame []byte, vnetHdr int) (l link, ok bool) {
 	}
 }
 
-// claim returns the address that the sender of the frame says to have.
+// claim returns the address that the sender of the frame claims as its own.
 func (l *link) claim() (addr netip.Addr, router, ok bool) {
 	switch l.typ {
 	case packet.TypeARP:
@@ -157,8 +157,8 @@ func (l *link) claim() (addr netip.Addr, router, ok bool) {
 			return addr, false, false
 		}
 		h := packet.IPv6(b)
-		// What a router has let through has not the greatest hop limit (RFC 4861
-		// section 7.1).
+		// A hop limit below the greatest shows that a router has forwarded the message
+		// (RFC 4861 section 7.1).
 		if h.Version() != 6 || h.NextHeader() != packet.ProtoICMPv6 || b[7] != 255 {
 			return addr, false, false
 		}
@@ -181,7 +181,7 @@ func (l *link) claim() (addr netip.Addr, router, ok bool) {
 	return addr, false, false
 }
 
-// neighborImage is what is known as a section has it: each a record of
+// neighborImage has the known addresses as a section has them, each as a record of
 // neighborRecord bytes.
 //
 //	6 bytes MAC | be16 VLAN | be16 outer | byte kind (0, 4, 6) | byte 1 for a router | 16 bytes address
@@ -192,8 +192,8 @@ type neighborImage struct {
 
 const neighborRecord = 6 + 2 + 2 + 1 + 1 + 16
 
-// Entry returns how Neighbors are registered in a vmstate.Registry: instance
-// numbers the NICs of a guest.
+// Entry returns the entry under which Neighbors are registered in a vmstate.Registry.
+// instance is the number of the NIC within the guest.
 func (t *Neighbors) Entry(instance uint32) vmstate.Entry {
 	return vmstate.Entry{Name: "lockstep-net-neighbors", Instance: instance, Version: 1, MinVersion: 1}
 }

@@ -4,26 +4,19 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
-	"os/exec"
-	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/gocolo/lockstep/colo/filter/tap"
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/internal/packet"
-	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/netns"
 )
 
 // In this test the kernel's TCP is in the place of the guests: two namespaces
@@ -31,92 +24,7 @@ import (
 // checkpoint but the first, since a kernel's TCP cannot be made a copy of
 // another's, so whatever asks for one is a failure.
 
-const (
-	guestMAC, clientMAC = "52:54:00:00:00:01", "52:54:00:00:00:02"
-	guest4, client4     = "10.9.0.1", "10.9.0.2"
-	guest6, client6     = "fd09::1", "fd09::2"
-	serverPort          = "7000"
-)
-
-// A stack is a network namespace with one interface, whose other end is ours.
-type stack struct {
-	*tap.Device
-	do chan func()
-}
-
-// newStack makes one that lives in a thread of this process.
-func newStack(t *testing.T, guest bool, dev tap.Config) *stack {
-	t.Helper()
-	require.Outside(t, require.NetNS)
-	s := &stack{do: make(chan func())}
-	begun := make(chan error)
-	var thread sync.WaitGroup
-	thread.Go(func() {
-		runtime.LockOSThread() // for good: the thread ends with this goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		begun <- err
-		if err == nil {
-			for fn := range s.do {
-				fn()
-			}
-		}
-	})
-	if err := <-begun; err != nil {
-		require.Missing(t, require.NetNS, err)
-	}
-	t.Cleanup(thread.Wait)
-	t.Cleanup(func() { close(s.do) })
-	dev.Name = "net0"
-	me4, me6, mac, you4, you6, yours := client4, client6, clientMAC, guest4, guest6, guestMAC
-	if guest {
-		me4, me6, mac, you4, you6, yours = guest4, guest6, guestMAC, client4, client6, clientMAC
-	}
-	program := require.Program(t, require.NetNS, "ip")
-	s.in(t, func() (err error) {
-		if s.Device, err = tap.Open(dev); err != nil {
-			return err
-		}
-		t.Cleanup(func() { s.Close() })
-		cmd := exec.Command(program, "-batch", "-")
-		cmd.Stdin = strings.NewReader(fmt.Sprintf(`
-			link set lo up
-			link set net0 address %s txqueuelen 20000 addrgenmode none
-			link set net0 up
-			address add %s/24 dev net0
-			address add %s/64 dev net0 nodad
-			neighbour replace %s lladdr %s dev net0 nud permanent
-			neighbour replace %s lladdr %s dev net0 nud permanent
-		`, mac, me4, me6, you4, yours, you6, yours))
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%w: %s", err, out)
-		}
-		return nil
-	})
-	return s
-}
-
-// in calls fn in the namespace. Sockets that it makes belong there.
-func (s *stack) in(t *testing.T, fn func() error) {
-	t.Helper()
-	done := make(chan error)
-	s.do <- func() { done <- fn() }
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-}
-
-// read gives fn what the stack sends to its neighbour, until it is closed.
-func (s *stack) read(fn func(p []byte)) {
-	for {
-		p, err := s.ReadPacket()
-		if err != nil {
-			return
-		}
-		if p[s.VNetHdrLen()]&1 == 0 { // no multicast
-			fn(p)
-		}
-	}
-}
+const serverPort = "7000"
 
 // serve answers "down N SEED" with N bytes, and "up N" and N bytes with a hash.
 func serve(c net.Conn) {
@@ -153,7 +61,7 @@ type switched struct {
 	in     chan []byte
 	closed chan struct{}
 	once   sync.Once
-	client *stack
+	client *netns.Stack
 	left   atomic.Int64
 }
 
@@ -187,7 +95,7 @@ func (running) Resume(context.Context) error { return nil }
 // and the clocks of their stacks differ.
 func TestAConnectionOfTheKernelsTCPOutlivesThePrimary(t *testing.T) {
 	for _, dev := range []tap.Config{{}, {VNetHdrLen: 12, Offload: tap.OffloadTCP}} {
-		for _, addr := range []string{guest4, guest6} {
+		for _, addr := range []string{netns.Guest4, netns.Guest6} {
 			for _, way := range []string{"down", "up"} {
 				t.Run(fmt.Sprintf("header=%d/%s/%s", dev.VNetHdrLen, addr, way), func(t *testing.T) { outlive(t, dev, addr, way) })
 			}
@@ -195,40 +103,17 @@ func TestAConnectionOfTheKernelsTCPOutlivesThePrimary(t *testing.T) {
 	}
 }
 
-// complete completes the checksum of a frame that enters a stack, which would not look
-// at one that is partial.
+// complete returns a copy of frame with its checksum completed.
 func complete(frame []byte, vnet int) []byte {
 	frame = bytes.Clone(frame)
-	if h := packet.VNetOf(frame, vnet); h != nil && h.Complete(frame[vnet:]) {
-		h[0] &^= packet.VNetNeedsCsum
-	}
+	netns.Complete(frame, vnet)
 	return frame
 }
 
-// retime adds to the timestamp of a segment and to its echo.
-func retime(frame []byte, vnet int, value, echo uint32) []byte {
-	var p packet.Packet
+// retimed returns a copy of frame, with other timestamps.
+func retimed(frame []byte, vnet int, value, echo uint32) []byte {
 	frame = bytes.Clone(frame)
-	if p.ParseVNet(frame, vnet); !p.IsTCP() {
-		return frame
-	}
-	h := p.TCP()
-	for opts := h.Options(); ; {
-		kind, data, rest, ok := packet.NextOption(opts)
-		if !ok {
-			break
-		}
-		if kind == packet.OptTimestamps && len(data) == 8 {
-			binary.BigEndian.PutUint32(data, binary.BigEndian.Uint32(data)+value)
-			if h.Flags()&packet.ACK != 0 {
-				binary.BigEndian.PutUint32(data[4:], binary.BigEndian.Uint32(data[4:])+echo)
-			}
-		}
-		opts = rest
-	}
-	if !packet.VNetOf(frame, vnet).PartialChecksum(&p, packet.TCPChecksumAt) {
-		h.SetChecksum(p.TCPChecksum())
-	}
+	netns.Retime(frame, vnet, value, echo)
 	return frame
 }
 
@@ -237,8 +122,8 @@ func retime(frame []byte, vnet int, value, echo uint32) []byte {
 type kernelPair struct {
 	t      *testing.T
 	ctx    context.Context
-	client *stack
-	guests [2]*stack
+	client *netns.Stack
+	guests [2]*netns.Stack
 	ports  [2]*switched
 	p      *proxy.Primary
 	s      *proxy.Secondary
@@ -252,11 +137,11 @@ func newKernelPair(t *testing.T, dev tap.Config, change func(*proxy.PrimaryConfi
 	t.Helper()
 	const ahead = 1<<31 + 12345 // the clock of the secondary's guest
 	vnet := dev.VNetHdrLen
-	k := &kernelPair{t: t, client: newStack(t, false, dev), guests: [2]*stack{newStack(t, true, dev), newStack(t, true, dev)}}
+	k := &kernelPair{t: t, client: netns.New(t, false, dev), guests: [2]*netns.Stack{netns.New(t, true, dev), netns.New(t, true, dev)}}
 	deliver := func(i int) func([]byte) error {
 		return func(p []byte) error {
 			if i == 1 {
-				p = retime(p, vnet, 0, 1<<32-ahead)
+				p = retimed(p, vnet, 0, 1<<32-ahead)
 			}
 			return k.guests[i].WritePacket(complete(p, vnet))
 		}
@@ -280,7 +165,7 @@ func newKernelPair(t *testing.T, dev tap.Config, change func(*proxy.PrimaryConfi
 		for _, l := range listeners {
 			l.Close()
 		}
-		for _, st := range []*stack{k.client, k.guests[0], k.guests[1]} {
+		for _, st := range []*netns.Stack{k.client, k.guests[0], k.guests[1]} {
 			st.Close()
 		}
 		group.Wait()
@@ -291,7 +176,7 @@ func newKernelPair(t *testing.T, dev tap.Config, change func(*proxy.PrimaryConfi
 	group.Go(func() { k.p.Run(host, k.ports[0]) })
 	group.Go(func() { k.s.Run(ctx, k.ports[1]) })
 	group.Go(func() {
-		k.client.read(func(packet []byte) {
+		k.client.Each(func(packet []byte) {
 			select {
 			case k.ports[k.active.Load()].in <- bytes.Clone(packet):
 			default: // a switch has only so much room
@@ -300,9 +185,9 @@ func newKernelPair(t *testing.T, dev tap.Config, change func(*proxy.PrimaryConfi
 	})
 	for i, write := range []func([]byte) error{k.p.WritePacket, k.s.WritePacket} {
 		group.Go(func() {
-			k.guests[i].read(func(packet []byte) {
+			k.guests[i].Each(func(packet []byte) {
 				if i == 1 {
-					packet = retime(packet, vnet, ahead, 0)
+					packet = retimed(packet, vnet, ahead, 0)
 				}
 				if err := write(packet); err != nil && !(i == 0 && host.Err() != nil) {
 					t.Errorf("guest %d: %v", i, err)
@@ -310,7 +195,7 @@ func newKernelPair(t *testing.T, dev tap.Config, change func(*proxy.PrimaryConfi
 			})
 		})
 		var l net.Listener
-		k.guests[i].in(t, func() (err error) { l, err = net.Listen("tcp", ":"+serverPort); return err })
+		k.guests[i].In(t, func() (err error) { l, err = net.Listen("tcp", ":"+serverPort); return err })
 		group.Go(func() {
 			for {
 				c, err := l.Accept()
@@ -339,7 +224,7 @@ func newKernelPair(t *testing.T, dev tap.Config, change func(*proxy.PrimaryConfi
 func (k *kernelPair) dial(addr string) net.Conn {
 	k.t.Helper()
 	var c net.Conn
-	k.client.in(k.t, func() (err error) {
+	k.client.In(k.t, func() (err error) {
 		c, err = net.DialTimeout("tcp", net.JoinHostPort(addr, serverPort), 20*time.Second)
 		return err
 	})

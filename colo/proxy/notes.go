@@ -8,20 +8,20 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// notesRate is how many events of one kind about flows are published in a second.
+// notesRate is how many events of one kind about flows are published in a second at most.
 const notesRate = 10
 
-// notes publishes what the comparison notes about flows, not more than anybody can
-// read: a guest may make as many flows as it likes.
+// notes publishes the comparison's notes about flows as events. It bounds their rate,
+// since a guest may make as many flows as it likes.
 type notes struct {
 	bus *event.Bus
 	now func() time.Time
 
 	mu    sync.Mutex
 	kinds [3]struct {
-		second time.Time // when the present one began
-		n      int       // published in it
-		left   uint64    // out, since the last one that was published
+		second time.Time // when the present second began
+		n      int       // events that were published in it
+		left   uint64    // events that were left out since the last one that was published
 	}
 }
 

@@ -26,31 +26,30 @@ type PrimaryConfig struct {
 	// by one goroutine, and never between the end of a Pause and Resume.
 	Deliver func(packet []byte) error
 
-	// RequestCheckpoint is told that a checkpoint is wanted: colo.Primary's method
-	// is what it is for. It must not block. It is called only between Mark(0) and
-	// Failover, so by way of a closure the session may be made later. Nil:
-	// nobody is told.
+	// RequestCheckpoint is called when a checkpoint is wanted, and is meant for the method
+	// of colo.Primary. It must not block. It is called only between Mark(0) and Failover,
+	// so that a closure may refer to a session that is made later. Nil: nobody is told.
 	RequestCheckpoint func(event.Cause)
 
 	// Continuous is output commit and nothing else: nothing is mirrored or
 	// compared, and all output waits for its checkpoint. Both sides agree.
 	Continuous bool
 
-	// Compare configures the comparison. Marks is on whatever it says, and its
-	// MaxBytes follows from Limit. Without Strict so are PatientAcks, LowerAcks,
-	// ReleaseRetransmits, CompareVLAN, CompareARP, and unless the next two fields
-	// say otherwise HoldUncompared and Adaptive. With Strict what QEMU does not
-	// compare leaves uncompared.
+	// Compare configures the comparison. The proxy sets some of its fields: Marks always,
+	// MaxBytes by Limit; and unless Strict is set, PatientAcks, LowerAcks,
+	// ReleaseRetransmits, CompareVLAN and CompareARP always, and HoldUncompared and
+	// Adaptive unless one of the next two fields forbids it. With Strict, packets that
+	// QEMU does not compare leave uncompared.
 	Compare compare.Config
 
-	// PassUncompared lets leave at once what cannot be compared: frames of an
-	// unknown EtherType, and malformed or too long ones. The secondary's guest may
-	// know nothing of them. Without it they wait for the next checkpoint.
+	// PassUncompared lets packets leave at once that cannot be compared: frames of an
+	// unknown EtherType, and malformed or too long ones. The secondary's guest may never
+	// have sent them. Without PassUncompared they wait for the next checkpoint.
 	PassUncompared bool
 
-	// CompareAlways compares every flow at every packet, even one whose guests
-	// never agree. Without it such a flow leaves with the checkpoints, at the Pace
-	// of Compare, and is tried again now and then.
+	// CompareAlways compares all flows always, even one whose guests never agree. Without
+	// it the output of such a flow leaves with the checkpoints, at the Pace of Compare,
+	// and the flow is compared again from time to time.
 	CompareAlways bool
 
 	// Gate is asked before each packet that would leave to the network. Nil is
@@ -69,9 +68,9 @@ type PrimaryConfig struct {
 	// is raised to that.
 	Limit int
 
-	// Mirror bounds the input that waits to be sent to the secondary, in bytes.
-	// Zero: 4 MiB. What finds no room leaves the guests different until the next
-	// checkpoint, which is asked for.
+	// Mirror bounds the input that waits to be sent to the secondary, in bytes. Zero is 4
+	// MiB. If a packet finds no room, the guests differ until the next checkpoint, for
+	// which the Primary asks then.
 	Mirror int
 
 	// VNetHdr is the length, in bytes, of the virtio-net header that each packet
@@ -103,17 +102,17 @@ type Primary struct {
 
 	known    *Neighbors
 	edge     *filter.Edge
-	announce *announcer // nil: this side has not taken over before it became the primary
+	announce *announcer // nil: this side has not taken over before
 
 	mu        sync.Mutex
 	active    bool // from Mark(0) to Failover
 	over      bool // after a Failover, to the next Mark(0)
 	connected bool
-	inStep    bool      // the connection has had all of this epoch
-	stalled   bool      // it brought nothing of the last one
+	inStep    bool      // the connection has carried all packets of this epoch
+	stalled   bool      // the connection carried nothing of the last epoch
 	loaded    time.Time // when the secondary's guest ran this epoch
-	asked     bool      // for a checkpoint in this epoch, by us
-	sent      int       // bytes in this epoch
+	asked     bool      // the proxy has asked for a checkpoint in this epoch
+	sent      int       // bytes that the guest has sent in this epoch
 	count     inputCount
 }
 
@@ -123,24 +122,24 @@ type inputCount struct{ delivered, dropped, mirrored uint64 }
 // PrimaryStats counts packets since the Primary was made, except for what is
 // "now". With Continuous nothing is matched and nothing diverges.
 type PrimaryStats struct {
-	Matched    uint64 // left because the secondary's guest had said the same
-	Checkpoint uint64 // left because a checkpoint covered them; with Continuous, all that have left
-	Passed     uint64 // left uncompared
+	Matched    uint64 // packets that left because the secondary's guest had said the same
+	Checkpoint uint64 // packets that left because a checkpoint covered them; with Continuous, all
+	Passed     uint64 // packets that left uncompared
 	Diverged   uint64 // checkpoints that the comparison has asked for
-	Recovered  uint64 // of them, those whose packets agreed in the end
+	Recovered  uint64 // how many of them had packets that agreed in the end
 
-	Waits compare.Latency // how long the matched ones were held
+	Waits compare.Latency // how long the matched packets were held
 
-	Held, HeldBytes uint64 // now: of both guests', wait for their twin or their checkpoint
-	Queued          uint64 // now: may leave and have not
+	Held, HeldBytes uint64 // now: packets of both guests that wait for their twin or their checkpoint
+	Queued          uint64 // now: packets that may leave and have not
 
-	Delivered uint64 // to the guest
-	Refused   uint64 // dropped, because the guest's ring was full
-	Mirrored  uint64 // of those delivered, given to the secondary's connection
-	Unsent    uint64 // of those, found no room there
+	Delivered uint64 // packets that were delivered to the guest
+	Refused   uint64 // packets that were dropped, because the guest's ring was full
+	Mirrored  uint64 // how many of the delivered were put on the way to the secondary
+	Unsent    uint64 // how many of the delivered found no room on that way
 
 	Connected bool               // now: there is a connection to the secondary
-	Compare   compare.Stats      // in the comparison's own words; Diverged by compare.Reason
+	Compare   compare.Stats      // the counts of the comparison; Diverged has one for each compare.Reason
 	Buffer    filter.BufferStats // with Continuous
 }
 
@@ -172,8 +171,8 @@ func NewPrimary(cfg PrimaryConfig) *Primary {
 		c.CompareVLAN, c.CompareARP = true, true
 		c.HoldUncompared, c.Adaptive = !cfg.PassUncompared, !cfg.CompareAlways
 	}
-	// What a checkpoint carries, and four bytes for each packet, fits into what
-	// the secondary takes, twice the limit.
+	// The packets that a checkpoint carries, with four bytes for each, must fit into what
+	// the secondary loads, which is twice the limit.
 	c.MaxBytes = cfg.Limit - cfg.Limit/16
 	p.comparer = compare.NewComparer(c)
 	p.comparer.Now = cfg.Now
@@ -200,7 +199,7 @@ func limitOf(n int) int {
 	return min(max(n, 1<<20), 1<<30) &^ 3
 }
 
-// ask asks for a checkpoint. p.mu is not held.
+// ask asks for a checkpoint. The caller must not hold p.mu.
 func (p *Primary) ask(c event.Cause) {
 	p.mu.Lock()
 	active := p.active
@@ -237,7 +236,7 @@ func (p *Primary) WritePacket(packet []byte) error {
 	if p.active && !p.asked {
 		switch {
 		case !p.inStep || p.stalled:
-			cause = event.CauseDivergence // it will have to be a checkpoint
+			cause = event.CauseDivergence // the packet can leave with a checkpoint only
 		case p.sent > p.cfg.Limit/2:
 			cause = event.CauseLimit
 		}
@@ -260,8 +259,8 @@ func checkPacket(packet []byte, vnetHdr int) error {
 	return nil
 }
 
-// Room returns a channel that is sent to when there may be room again for a
-// packet that was refused. It is the same every time and is never closed.
+// Room returns a channel that receives a value when there may be room again for a packet
+// that was refused. It is the same every time and is never closed.
 func (p *Primary) Room() <-chan struct{} {
 	if p.buffer != nil {
 		return p.buffer.Room()
@@ -269,11 +268,11 @@ func (p *Primary) Room() <-chan struct{} {
 	return p.comparer.Room()
 }
 
-// Run writes to the network what may leave, and delivers and mirrors what it
-// reads there, until one of the two fails or ctx ends; it returns why. It owns
-// the network, and closes it if it can be closed; otherwise the caller sees to it
-// that a read that waits ends. Run is called once at a time, and starts goroutines
-// that have ended when it returns.
+// Run writes packets that may leave to the network, and delivers and mirrors those that it
+// reads from it, until one of the two fails or ctx ends; it returns why. It owns the
+// network and closes it, if that has a Close; otherwise the caller must end a read that
+// waits. Run is called once at a time. The goroutines that it starts have ended when it
+// returns.
 func (p *Primary) Run(ctx context.Context, network Network) error {
 	up, out := newUplink(network, p.edge, p.cfg.VNetHdr, p.announce != nil)
 	loops := []func(context.Context) error{func(ctx context.Context) error {
@@ -326,11 +325,11 @@ func (p *Primary) input(packet []byte) {
 	}
 }
 
-// Serve is the connection to the secondary: input goes there, and what the
-// secondary's guest says comes from there. It owns conn, and closes it at the
-// end. It returns why the connection ended, or the cause of the end of ctx; after
-// a Failover nil. It may be called again with a new connection, which ends the one
-// before. It starts a goroutine that has ended when it returns.
+// Serve runs the connection to the secondary: it sends the guest's input, and receives the
+// output of the secondary's guest. It owns conn, and closes it at the end. It returns why
+// the connection ended, or the cause of the end of ctx; after a Failover nil. It may be
+// called again with a new connection, which ends the one before. The goroutine that it
+// starts has ended when it returns.
 func (p *Primary) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
 	outer := ctx
 	ctx, free, err := p.slot.take(ctx, conn)
@@ -367,15 +366,15 @@ func (p *Primary) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
 	return err
 }
 
-// Connected returns when Serve has a connection whose other end has greeted. A
-// session that begins then is in step from its first epoch on.
+// Connected returns when Serve has a connection on which the other side has said its
+// hello. A session that begins after that is in step from its first epoch on.
 func (p *Primary) Connected(ctx context.Context) error { return p.up.wait(ctx) }
 
 func connConfig(vnetHdr int, onMark func(uint64) error) filter.ConnConfig {
 	return filter.ConnConfig{VNetHdr: vnetHdr > 0, VNetHdrLen: vnetHdr, Marks: true, OnMark: onMark}
 }
 
-// outgoing writes what is in o to c, once the other side has greeted.
+// outgoing writes the packets of o to c, once the other side has said its hello.
 func outgoing(ctx context.Context, greeted <-chan struct{}, o *filter.Outbox, c *filter.Conn) error {
 	select {
 	case <-greeted:
@@ -385,7 +384,7 @@ func outgoing(ctx context.Context, greeted <-chan struct{}, o *filter.Outbox, c 
 	}
 }
 
-// discard reads to the end.
+// discard reads from c until that ends.
 func discard(c *filter.Conn) error {
 	for {
 		if _, err := c.ReadPacket(); err != nil {

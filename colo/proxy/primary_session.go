@@ -9,12 +9,13 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// markPatience is how long after the secondary's guest runs an epoch its marker
-// may come. A connection that is later than that has stalled.
+// markPatience is how long the marker of an epoch may come after the secondary's guest has
+// begun to run from it. If it takes longer, the connection has stalled.
 const markPatience = time.Second
 
-// attach begins a connection. Within an epoch it is of no use: the secondary's
-// guest has missed some of the input, and some of what it said is missing here.
+// attach begins a connection. If an epoch has begun without it, it is of no use until the
+// next one, since the secondary's guest has missed input, and its output so far is missing
+// here.
 func (p *Primary) attach() {
 	p.mu.Lock()
 	p.connected, p.inStep, p.stalled = true, false, false
@@ -30,12 +31,12 @@ func (p *Primary) attach() {
 	}
 }
 
-// detach ends a connection. What waits for a twin will not get one.
+// detach ends a connection. Packets that wait for their twins will get none.
 func (p *Primary) detach() {
 	p.mu.Lock()
 	p.connected, p.inStep, p.stalled = false, false, false
 	p.up.set(false)
-	_ = p.mirror.Failover() // nobody takes it; from the next mark on
+	_ = p.mirror.Failover() // nobody takes packets until the next mark
 	ask := false
 	if p.active && p.comparer != nil {
 		p.comparer.Deafen()
@@ -54,7 +55,7 @@ func (p *Primary) secondaryMark(epoch uint64) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.active || p.comparer == nil {
-		return nil // of a session that is over
+		return nil // it belongs to a session that is over
 	}
 	if err := p.comparer.SecondaryMark(epoch); err != nil {
 		return err
@@ -65,9 +66,9 @@ func (p *Primary) secondaryMark(epoch uint64) error {
 	return nil
 }
 
-// Mark ends an epoch: the guest is paused, and what it has sent, and been sent,
-// belongs to epoch. From Mark(0) on output is held. A guest that was not paused by
-// way of the Primary is [ErrRunning], epochs out of order are compare.ErrEpoch or
+// Mark ends an epoch: the guest is paused, and the packets that it has sent and been sent
+// belong to epoch. From Mark(0) on output is held. If the guest was not paused through the
+// Primary it returns [ErrRunning]; for an epoch out of order, compare.ErrEpoch or
 // filter.ErrEpoch. (A colo.PrimaryNetwork.)
 func (p *Primary) Mark(epoch uint64) error {
 	if !p.gate.closed() {
@@ -131,14 +132,13 @@ func (p *Primary) Failover() error {
 	return err
 }
 
-// Entry returns how the Primary is registered in a vmstate.Registry: instance
-// numbers the NICs of a guest. The secondary registers its Secondary with the
-// same.
+// Entry returns the entry under which the Primary is registered in a vmstate.Registry.
+// instance is the number of the NIC within the guest. The other side registers its
+// Secondary with the same number.
 func (p *Primary) Entry(instance uint32) vmstate.Entry { return entry(instance) }
 
-// PreSave gathers the packets that the guest sent before the mark and that have
-// not left, by which addresses it is known, and the connections that are
-// translated. (A vmstate.PreSaver.)
+// PreSave gathers the packets that the guest sent before the mark and that have not left,
+// the guest's addresses, and the connections that are translated. (A vmstate.PreSaver.)
 func (p *Primary) PreSave() error {
 	if p.buffer != nil {
 		if err := p.buffer.PreSave(); err != nil {
@@ -151,8 +151,8 @@ func (p *Primary) PreSave() error {
 	return preSave(p.known, p.edge)
 }
 
-// VMState names these. A Primary cannot be loaded: a host that takes a guest back
-// is a Secondary. (A vmstate.Device.)
+// VMState saves what PreSave has gathered. It does not load: a host that takes a guest
+// back has a Secondary for that. (A vmstate.Device.)
 func (p *Primary) VMState(f *vmstate.Fields) {
 	switch {
 	case f.Loading():
@@ -166,9 +166,9 @@ func (p *Primary) VMState(f *vmstate.Fields) {
 	stand(f, p.known, p.edge)
 }
 
-// HeldOutput returns the guest's output that waits for its twin or for its
-// checkpoint, virtio-net headers included: less than the Held of Stats, which counts
-// what the secondary's guest has said too. (A colo.OutputHolder.)
+// HeldOutput returns the sum of the guest's output that waits for its twin or for its
+// checkpoint, with virtio-net headers. It is less than Held of [PrimaryStats], which also
+// counts packets of the secondary's guest. (A colo.OutputHolder.)
 func (p *Primary) HeldOutput() event.HeldOutput {
 	if p.buffer != nil {
 		return p.buffer.HeldOutput()
@@ -185,8 +185,8 @@ func (p *Primary) OutputLatency() event.Latency {
 	return p.comparer.OutputLatency()
 }
 
-// Neighbors returns by which addresses the network finds the guest, as far as they
-// are known.
+// Neighbors returns the addresses under which the network knows the guest, as far as they
+// were learned.
 func (p *Primary) Neighbors() []Neighbor { return p.known.All() }
 
 // Stats returns the present counts.

@@ -15,16 +15,16 @@ var (
 	// taken; the NIC keeps the packet and tries again after Room.
 	ErrFull = filter.ErrFull
 
-	// ErrRunning says that a checkpoint's step came while the guest runs, as far as
-	// the proxy knows: the session pauses a guest past its proxy.
+	// ErrRunning says that a step of a checkpoint came while the guest runs, as the proxy
+	// sees it. The session has to pause the guest through its proxy.
 	ErrRunning = errors.New("proxy: the guest was not paused through its proxy")
 
-	// ErrPeer says that the other end of a connection is not the other side of
-	// this proxy, or is configured otherwise.
+	// ErrPeer says that the other end of a connection is no proxy of the other side, or
+	// has another configuration.
 	ErrPeer = errors.New("proxy: peer does not fit")
 )
 
-// DefaultLimit is the limit that a configuration without one has, in bytes.
+// DefaultLimit is the Limit of a configuration that sets none, in bytes.
 const DefaultLimit = 64 << 20
 
 // A VM is a guest that can be paused and resumed (colo.VM).
@@ -33,25 +33,24 @@ type VM interface {
 	Resume(ctx context.Context) error
 }
 
-// A Network is where a guest's packets go and come from: a tap.Device, say, or a
-// filter.Conn. ReadPacket and WritePacket are called by one goroutine each; what
-// ReadPacket returns is valid until the next call, and WritePacket keeps nothing.
-// One that is an io.Closer must have reads and writes that wait end when it is
-// closed.
+// A Network is where a guest's packets go and come from, for example a tap.Device or a
+// filter.Conn. ReadPacket and WritePacket are called by one goroutine each. What
+// ReadPacket returns is valid until its next call, and WritePacket does not keep its
+// argument. If the Network is an io.Closer, its Close must end reads and writes that wait.
 type Network interface {
 	ReadPacket() ([]byte, error)
 	WritePacket(p []byte) error
 }
 
-// deliverPoll is how often a packet that found the guest's ring full is tried
-// again on the secondary, and deliverTries how often in all.
+// deliverPoll is the time between two tries to deliver a packet to the secondary's guest
+// while its ring is full, and deliverTries is the number of tries.
 const (
 	deliverPoll  = time.Millisecond
 	deliverTries = 100
 )
 
-// together runs loops of which none goes on without the others: the end of one, or
-// of ctx, closes what they wait for. It returns why the first ended.
+// together runs functions that need one another: when the first returns, or ctx ends, it
+// closes c, which ends the others. It returns the error of the first.
 func together(ctx context.Context, c io.Closer, here func(context.Context) error, there ...func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -67,7 +66,7 @@ func together(ctx context.Context, c io.Closer, here func(context.Context) error
 	return context.Cause(ctx)
 }
 
-// closerOf returns the Close of a network that has one.
+// closerOf returns n if that can be closed.
 func closerOf(n Network) io.Closer {
 	if c, ok := n.(io.Closer); ok {
 		return c
@@ -79,16 +78,16 @@ type nopCloser struct{}
 
 func (nopCloser) Close() error { return nil }
 
-// A slot is for one connection at a time. A new one ends the one before it:
-// somebody who connects again may know sooner than we that a connection is dead.
+// A slot has room for one connection. A new connection ends the one before it, since the
+// other side may know earlier that a connection is dead.
 type slot struct {
 	mu   sync.Mutex
 	end  context.CancelFunc // nil: free
 	done chan struct{}
 }
 
-// take waits until the slot is free, and returns a context that ends when the
-// slot is to be given back, and what gives it back. It closes conn if it fails.
+// take waits until the slot is free. The context that it returns ends when the slot must
+// be given up, and free gives it up. It closes conn if it fails.
 func (s *slot) take(ctx context.Context, conn io.Closer) (_ context.Context, free func(), err error) {
 	for {
 		s.mu.Lock()
@@ -126,7 +125,7 @@ func (s *slot) close() {
 	}
 }
 
-// A latch tells who waits that there is a connection.
+// A latch lets goroutines wait until there is a connection.
 type latch struct {
 	mu      sync.Mutex
 	is      bool
@@ -162,5 +161,5 @@ func (l *latch) wait(ctx context.Context) error {
 	}
 }
 
-// room is the memory that a Buffer takes for a packet.
+// room returns the memory that a Buffer takes for p, in bytes.
 func room(p []byte) int { return (len(p) + 4 + 3) &^ 3 }

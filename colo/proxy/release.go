@@ -6,20 +6,20 @@ import (
 	"github.com/gocolo/lockstep/colo/compare"
 )
 
-// A Gate says whether this side may let its guest's packets leave: it holds the
-// guest's lease, say. A failover.Gate has these methods. They are called by any
+// A Gate says whether this side may let its guest's packets leave, for example because it
+// holds the guest's lease. A failover.Gate is a Gate. The methods are called by any
 // goroutine and do not block.
 //
-// Open is asked for each packet, right before it is written to the network. While
-// it says no, packets are held in their order, as behind a network that takes
-// none: the guest's NIC meets [ErrFull] in the end. Opened returns a channel that is
-// closed at the next opening; it is asked for only after Open has said no.
+// Open is called for each packet, right before that is written to the network. While it
+// returns false, packets are held in their order, as if the network took none, and in the
+// end WritePacket returns [ErrFull] to the guest's NIC. Opened returns a channel that is
+// closed when the gate opens next; it is called only after Open has returned false.
 type Gate interface {
 	Open() bool
 	Opened() <-chan struct{}
 }
 
-// gated is what Run writes to.
+// gated returns the writer that Run writes packets to.
 func gated(ctx context.Context, g Gate, n Network) compare.PacketWriter {
 	if g == nil {
 		return n
@@ -31,7 +31,7 @@ func gated(ctx context.Context, g Gate, n Network) compare.PacketWriter {
 	return w
 }
 
-// A vnetWriter is a network that is told how long the virtio-net header is.
+// A vnetWriter is a network whose writes are given the length of the virtio-net header.
 type vnetWriter interface {
 	WriteVNetPacket(p []byte, hdrLen int) error
 }
@@ -48,7 +48,7 @@ func (w gatedWriter) wait() error {
 	for !w.g.Open() {
 		opened := w.g.Opened()
 		if w.g.Open() {
-			return nil // between the two
+			return nil // the gate opened between the two calls
 		}
 		select {
 		case <-opened:

@@ -20,31 +20,31 @@ type SecondaryConfig struct {
 	VM      VM
 	Deliver func(packet []byte) error
 
-	// Continuous, Limit and VNetHdr are those of the primary. Of the Limit it
-	// keeps what its guest has said since the last checkpoint.
+	// Continuous, Limit and VNetHdr have the primary's values. Limit bounds the packets
+	// that the secondary's guest has sent since the last checkpoint.
 	Continuous bool
 	Limit      int
 	VNetHdr    int
 
-	// Rewriter configures the translation of sequence numbers. With an Edge in it
-	// the host itself carries connections through further failovers, see HandOver.
-	// Without one the Secondary does.
+	// Rewriter configures the translation of sequence numbers. If it has an Edge, the host
+	// carries connections through later failovers itself; see HandOver. Otherwise the
+	// Secondary does.
 	Rewriter filter.RewriterConfig
 
 	// Gate is asked, once this side has taken over, before each packet that would
 	// leave to the network. Nil is always open.
 	Gate Gate
 
-	// Announce is how the network is told that the guest is here, once this side has
-	// taken over: what the guest is known by follows from its frames and from the
-	// primary's section, and Announce.Neighbors are announced besides. VNetHdr is
-	// the Secondary's, and so is Gate if it is nil. Rounds says how often, 5 say as
-	// QEMU does; 0: nothing but the guest's own frames leaves. A Neighbor that makes no sense ends Run at once with ErrNeighbor.
+	// Announce says how the network is told that the guest is here, once this side has
+	// taken over. The guest's addresses follow from its frames and from the primary's
+	// section; those in Announce.Neighbors are announced besides. Announce.VNetHdr is
+	// ignored in favour of VNetHdr, and a nil Announce.Gate is replaced by Gate. Rounds is
+	// the number of rounds, 5 with QEMU; if it is 0 nothing is announced. A Neighbor that
+	// cannot be announced makes Run return ErrNeighbor at once.
 	Announce AnnounceConfig
 
-	// Outbox bounds the packets that wait to be sent to the primary, in bytes.
-	// Zero: 4 MiB. What finds no room is missing there, and is a reason for a
-	// checkpoint sooner or later.
+	// Outbox bounds the packets that wait to be sent to the primary, in bytes. Zero is 4
+	// MiB. A packet that finds no room is missing there, and so causes a checkpoint later.
 	Outbox int
 }
 
@@ -64,7 +64,7 @@ type Secondary struct {
 
 	keep *filter.Buffer
 	out  *filter.Outbox
-	at   uint64 // the epoch of what is read from the primary; belongs to Serve
+	at   uint64 // the epoch of the packets that Serve reads; only Serve uses it
 
 	known    *Neighbors
 	edge     *filter.Edge
@@ -75,7 +75,7 @@ type Secondary struct {
 	scratch   []byte
 	started   bool // there was a commit
 	alone     bool
-	silent    bool // the guest has said nothing since its commit
+	silent    bool // the guest has sent nothing since its commit
 	connected bool
 	epoch     uint64 // of the last commit
 	count     secondaryCount
@@ -86,13 +86,13 @@ type secondaryCount struct{ delivered, refused, stale uint64 }
 // SecondaryStats counts packets since the Secondary was made, except for what is
 // "now".
 type SecondaryStats struct {
-	Delivered uint64 // to the guest
-	Refused   uint64 // dropped, because the guest's ring stayed full
-	Stale     uint64 // dropped, because a checkpoint has them already
-	Unsent    uint64 // of what the guest said, found no room on the way to the primary
+	Delivered uint64 // packets that were delivered to the guest
+	Refused   uint64 // packets that were dropped, because the guest's ring stayed full
+	Stale     uint64 // packets that were dropped, because a checkpoint contains them already
+	Unsent    uint64 // packets of the guest that found no room on the way to the primary
 
 	Connected bool               // now: there is a connection to the primary
-	Keep      filter.BufferStats // what leaves at a takeover: inherited, then the guest's own
+	Keep      filter.BufferStats // the packets that leave at a takeover: inherited ones, then the guest's own
 	Rewriter  filter.RewriterStats
 }
 
@@ -144,11 +144,11 @@ func (s *Secondary) WritePacket(packet []byte) error {
 	err := s.keep.WritePacket(f.Data)
 	if err == nil && !s.alone {
 		s.silent = false
-		_ = s.out.WriteFrame(f) // without room, or a connection, the primary misses it
+		_ = s.out.WriteFrame(f) // if there is no room or no connection, it is missing at the primary
 	}
 	s.mu.Unlock()
 	if early != nil {
-		// The guest runs, or is about to be paused: then the client says it again.
+		// If the guest runs or is about to be paused, the client will send it again.
 		s.gate.mu.Lock()
 		if s.gate.open {
 			s.note(s.cfg.Deliver(early))
@@ -169,16 +169,15 @@ func (s *Secondary) note(err error) {
 	}
 }
 
-// Room returns a channel that is sent to when there may be room again for a
-// packet that was refused. It is the same every time and is never closed.
+// Room returns a channel that receives a value when there may be room again for a packet
+// that was refused. It is the same every time and is never closed.
 func (s *Secondary) Room() <-chan struct{} { return s.keep.Room() }
 
-// Run moves packets between the guest and the network once this side has taken
-// over, and announces the guest there; before, it does neither read nor write
-// there. It returns why the network failed, or the cause of the end of ctx. It owns
-// the network, and closes it if it can be closed; otherwise the caller sees to it
-// that a read that waits ends. Run is called once at a time, and starts goroutines
-// that have ended when it returns.
+// Run moves packets between the guest and the network once this side has taken over, and
+// announces the guest there. Before that it neither reads nor writes. It returns why the
+// network failed, or the cause of the end of ctx. It owns the network and closes it, if
+// that has a Close; otherwise the caller must end a read that waits. Run is called once at
+// a time. The goroutines that it starts have ended when it returns.
 func (s *Secondary) Run(ctx context.Context, network Network) error {
 	up, out := newUplink(network, s.edge, s.cfg.VNetHdr, true)
 	return together(ctx, closerOf(network),
@@ -200,7 +199,7 @@ func (s *Secondary) Run(ctx context.Context, network Network) error {
 				if err != nil {
 					return err
 				}
-				mine = append(mine[:0], packet...) // for it may be translated
+				mine = append(mine[:0], packet...) // a copy, since it may be translated
 				if err := s.input(ctx, latest, mine); err != nil {
 					return err
 				}
@@ -208,15 +207,14 @@ func (s *Secondary) Run(ctx context.Context, network Network) error {
 		})
 }
 
-// latest is the epoch of what comes from the network.
+// latest stands for the epoch of packets from the network, which are never too old.
 const latest = ^uint64(0)
 
-// Serve is the connection to the primary: input comes from there, and what the
-// guest says goes there. It owns conn, and closes it at the end. It returns why
-// the connection ended, or the cause of the end of ctx. A Failover does not end
-// it: what the primary has sent is still delivered. It may be called again with a
-// new connection, which ends the one before. It starts a goroutine that has ended
-// when it returns.
+// Serve runs the connection to the primary: it receives the guest's input, and sends the
+// guest's output. It owns conn, and closes it at the end. It returns why the connection
+// ended, or the cause of the end of ctx. A Failover does not end it: what the primary has
+// sent is still delivered. It may be called again with a new connection, which ends the
+// one before. The goroutine that it starts has ended when it returns.
 func (s *Secondary) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
 	ctx, free, err := s.slot.take(ctx, conn)
 	if err != nil {
@@ -255,11 +253,12 @@ func (s *Secondary) Serve(ctx context.Context, conn io.ReadWriteCloser) error {
 		})
 }
 
-// Connected returns when Serve has a connection whose other end has greeted.
+// Connected returns when Serve has a connection on which the other side has said its
+// hello.
 func (s *Secondary) Connected(ctx context.Context) error { return s.up.wait(ctx) }
 
-// attach begins a connection. The primary counts what follows a marker; a guest
-// that has said nothing yet can still have that of its commit.
+// attach begins a connection. The primary ignores packets before a marker. If the guest
+// has sent nothing since its commit, the marker of that commit can still be sent.
 func (s *Secondary) attach() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -278,8 +277,8 @@ func (s *Secondary) detach() {
 	_ = s.out.Failover()
 }
 
-// primaryMark is called for a marker in the primary's stream: what follows is for
-// the guest that the commit of epoch makes.
+// primaryMark is called for a marker in the primary's stream. The packets after it are for
+// the guest as the commit of epoch makes it.
 func (s *Secondary) primaryMark(epoch uint64) error {
 	if epoch+1 < s.at && epoch != 0 || epoch+1 == latest {
 		return &filter.Error{Op: "marker", Offset: -1, Err: filter.ErrEpoch}
@@ -288,8 +287,8 @@ func (s *Secondary) primaryMark(epoch uint64) error {
 	return nil
 }
 
-// input delivers a packet of an epoch, when that is the guest's. It may be
-// translated in place.
+// input delivers a packet of epoch once the guest is in that epoch. It may change the
+// packet.
 func (s *Secondary) input(ctx context.Context, epoch uint64, packet []byte) error {
 	if checkPacket(packet, s.cfg.VNetHdr) != nil {
 		return nil
@@ -322,7 +321,7 @@ func (s *Secondary) input(ctx context.Context, epoch uint64, packet []byte) erro
 		if err != nil || !full {
 			return err
 		}
-		// The primary's guest has it: a moment's patience may save a checkpoint.
+		// The primary's guest has the packet, so waiting a moment may save a checkpoint.
 		timer := time.NewTimer(deliverPoll)
 		select {
 		case <-timer.C:
@@ -333,9 +332,9 @@ func (s *Secondary) input(ctx context.Context, epoch uint64, packet []byte) erro
 	}
 }
 
-// Commit says that the guest has become the primary's of epoch: what it sent
-// before is void, and so is the input that it has not got. A guest that was not
-// paused by way of the Secondary is [ErrRunning], epochs out of order are
+// Commit says that the guest has got the state of the primary's guest of epoch: what it
+// sent before is void, and so is input that it has not been given. If the guest was not
+// paused through the Secondary it returns [ErrRunning]; for an epoch out of order,
 // filter.ErrEpoch. (A colo.SecondaryNetwork.)
 func (s *Secondary) Commit(epoch uint64) error {
 	if !s.gate.closed() {
@@ -360,11 +359,12 @@ func (s *Secondary) Commit(epoch uint64) error {
 	return nil
 }
 
-// Resumed says that the guest runs epoch. (A colo.SecondaryNetwork.)
+// Resumed says that the secondary's guest runs from the checkpoint of epoch. (A
+// colo.SecondaryNetwork.)
 func (s *Secondary) Resumed(epoch uint64) error { return s.keep.Resumed(epoch) }
 
-// Failover says that this side goes on alone: what its guest inherited leaves,
-// then what it has said itself, and packets pass from now on. Run announces the
+// Failover says that this side goes on alone: the packets that its guest inherited leave,
+// then those that it has sent itself, and from now on packets pass. Run announces the
 // guest. (A colo.SecondaryNetwork.)
 func (s *Secondary) Failover() error {
 	s.mu.Lock()
@@ -376,12 +376,13 @@ func (s *Secondary) Failover() error {
 	return err
 }
 
-// Entry returns how the Secondary is registered in a vmstate.Registry, as its
-// Primary is there: instance numbers the NICs of a guest.
+// Entry returns the entry under which the Secondary is registered in a vmstate.Registry.
+// instance is the number of the NIC within the guest, as for the Primary on the other
+// side.
 func (s *Secondary) Entry(instance uint32) vmstate.Entry { return entry(instance) }
 
-// PreSave gathers the packets that have not left, by which addresses the guest is
-// known, and the connections that are translated. (A vmstate.PreSaver.)
+// PreSave gathers the packets that have not left, the guest's addresses, and the
+// connections that are translated. (A vmstate.PreSaver.)
 func (s *Secondary) PreSave() error {
 	if err := s.keep.PreSave(); err != nil {
 		return err
@@ -389,14 +390,14 @@ func (s *Secondary) PreSave() error {
 	return preSave(s.known, s.edge)
 }
 
-// VMState names these; loaded, the packets are what the guest inherits at the next
-// commit. (A vmstate.Device.)
+// VMState saves what PreSave has gathered, or loads it; the guest inherits the packets at
+// the next commit. (A vmstate.Device.)
 func (s *Secondary) VMState(f *vmstate.Fields) {
 	s.keep.VMState(f)
 	stand(f, s.known, s.edge)
 }
 
-// PostLoad makes what was loaded the guest's. (A vmstate.PostLoader.)
+// PostLoad makes the guest's what was loaded. (A vmstate.PostLoader.)
 func (s *Secondary) PostLoad(version uint32) error {
 	if err := s.keep.PostLoad(version); err != nil {
 		return err
@@ -404,8 +405,8 @@ func (s *Secondary) PostLoad(version uint32) error {
 	return postLoad(version, s.known, s.edge)
 }
 
-// Neighbors returns by which addresses the network finds the guest, as far as they
-// are known.
+// Neighbors returns the addresses under which the network knows the guest, as far as they
+// were learned.
 func (s *Secondary) Neighbors() []Neighbor { return s.known.All() }
 
 // OutputLatency returns how long the packets that have left after a takeover were

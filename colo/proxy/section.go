@@ -5,9 +5,9 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// The section of a NIC is that of a filter.Buffer, and from version 2 on, what its
-// guest is known by and which connections are translated: the side that goes on
-// announces the one and needs the other.
+// The section of a NIC is that of a filter.Buffer. From version 2 on it is followed by the
+// guest's addresses, which the side that goes on announces, and by the connections that
+// are translated, which it has to go on translating.
 
 // sectionVersion is the version that is saved. A section of version 1 loads too.
 const sectionVersion = 2
@@ -18,8 +18,8 @@ func entry(instance uint32) vmstate.Entry {
 	return e
 }
 
-// preSave comes after the packets were gathered: one that opens a connection anew,
-// and leaves at this very moment, is then among them, or has changed edge.
+// preSave comes after the packets were gathered. A packet that opens a connection anew and
+// leaves at this moment is then among these packets, or has changed edge.
 func preSave(known *Neighbors, edge *filter.Edge) error {
 	if err := known.PreSave(); err != nil {
 		return err
@@ -27,7 +27,7 @@ func preSave(known *Neighbors, edge *filter.Edge) error {
 	return edge.PreSave()
 }
 
-// stand names what follows the packets.
+// stand saves or loads the part of the section after the packets.
 func stand(f *vmstate.Fields, known *Neighbors, edge *filter.Edge) {
 	if f.Loading() && f.Version() < 2 {
 		return
@@ -36,7 +36,7 @@ func stand(f *vmstate.Fields, known *Neighbors, edge *filter.Edge) {
 	f.Struct("connections", edge.Entry(0).Name, edge.Entry(0).Version, edge.VMState)
 }
 
-// postLoad makes what was loaded valid.
+// postLoad puts into force what stand has loaded.
 func postLoad(version uint32, known *Neighbors, edge *filter.Edge) error {
 	if version < 2 {
 		return nil

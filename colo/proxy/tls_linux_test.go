@@ -21,6 +21,7 @@ import (
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/event"
 
+	"github.com/gocolo/lockstep/internal/netns"
 	"github.com/gocolo/lockstep/internal/require"
 )
 
@@ -149,7 +150,7 @@ func serveTLS(t *testing.T, y way, cert tls.Certificate, requests, size, long in
 	})
 	t.Cleanup(end) // before those of the pair
 	begin := time.Now()
-	c := tls.Client(k.dial(guest4), &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13})
+	c := tls.Client(k.dial(netns.Guest4), &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13})
 	ask := func(n, seed int) {
 		t.Helper()
 		got, want := make([]byte, n), make([]byte, n)

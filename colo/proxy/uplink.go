@@ -9,25 +9,25 @@ import (
 	"github.com/gocolo/lockstep/colo/filter"
 )
 
-// An uplink is a network as Run sees it: what passes is translated for the
-// connections of its edge, and announcements may be written between packets.
+// An uplink is a network as Run uses it: packets of edge's connections are translated, and
+// announcements may be written between the packets.
 type uplink struct {
 	network Network
 	edge    *filter.Edge
 	vnet    int
-	in, out []byte // belong to the goroutine that reads, and to the one that writes packets
+	in, out []byte // memory of the goroutine that reads packets, and of the one that writes them
 
-	turn chan struct{} // has an element while something is written; nil: nothing is announced
+	turn chan struct{} // has an element while a write is going on; nil: nothing is announced
 }
 
-// A vnetUplink is one whose network is told how long the virtio-net header is.
+// A vnetUplink is an uplink whose network is given the length of the virtio-net header.
 type vnetUplink struct {
 	*uplink
 	to vnetWriter
 }
 
-// newUplink returns the uplink, and what Run writes packets to. announces says that
-// announcements are written besides.
+// newUplink returns the uplink, and the network that Run writes packets to. announces says
+// that announcements are written besides.
 func newUplink(n Network, edge *filter.Edge, vnetHdr int, announces bool) (*uplink, Network) {
 	u := &uplink{network: n, edge: edge, vnet: vnetHdr}
 	if announces {
@@ -39,7 +39,7 @@ func newUplink(n Network, edge *filter.Edge, vnetHdr int, announces bool) (*upli
 	return u, u
 }
 
-// ReadPacket returns the next packet as the guest is to see it.
+// ReadPacket returns the next packet, translated for the guest.
 func (u *uplink) ReadPacket() ([]byte, error) {
 	p, err := u.network.ReadPacket()
 	if err != nil || u.edge.Len() == 0 {
@@ -59,7 +59,7 @@ func (u *uplink) translate(p []byte, vnetHdr int) []byte {
 	return u.out
 }
 
-// begin waits until nothing is being written.
+// begin waits until no write is going on, and begins one.
 func (u *uplink) begin() {
 	if u.turn != nil {
 		u.turn <- struct{}{}
@@ -72,7 +72,7 @@ func (u *uplink) end() {
 	}
 }
 
-// WritePacket sends a packet of the guest's.
+// WritePacket writes a packet that the guest sends.
 func (u *uplink) WritePacket(p []byte) error {
 	p = u.translate(p, u.vnet)
 	u.begin()
@@ -87,15 +87,15 @@ func (u vnetUplink) WriteVNetPacket(p []byte, hdrLen int) error {
 	return u.to.WriteVNetPacket(p, hdrLen)
 }
 
-// An announcer announces a guest after each takeover, as long as the network lives
-// that it is given.
+// An announcer announces a guest after each takeover, until the network that it is given
+// fails.
 type announcer struct {
 	cfg   AnnounceConfig
 	known *Neighbors
 
 	mu   sync.Mutex
-	due  uint64 // the takeover that is not announced yet; 0: none
-	last uint64 // takeovers so far
+	due  uint64 // the number of the takeover that is to be announced; 0: none
+	last uint64 // the number of takeovers so far
 	wake chan struct{}
 }
 
@@ -115,10 +115,10 @@ func (a *announcer) begin() {
 	}
 }
 
-// cancel is called when the guest is not here any more.
+// cancel is called when the guest has moved to the other side.
 func (a *announcer) cancel() { a.finish(0) }
 
-// finish says that a takeover, or with 0 each, needs to be announced no more.
+// finish ends the announcement of takeover n, or of each if n is 0.
 func (a *announcer) finish(n uint64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -133,11 +133,11 @@ func (a *announcer) pending() uint64 {
 	return a.due
 }
 
-// errMoved ends an announcement of a guest that is not here any more.
+// errMoved ends the announcement of a guest that has moved to the other side.
 var errMoved = errors.New("proxy: the guest has moved")
 
-// run announces what is due until ctx ends, and returns the cause of that, or the
-// error of w.
+// run announces each takeover until ctx ends, and returns the cause of that, or the error
+// of w.
 func (a *announcer) run(ctx context.Context, gate Gate, w *uplink) error {
 	for {
 		if n := a.pending(); n != 0 && a.cfg.Rounds > 0 {
@@ -179,9 +179,9 @@ type announced struct {
 	w    *uplink
 }
 
-// WritePacket sends what is no packet of the guest's. A packet of the guest's may take
-// long before it: whether the guest is still here, and this side the one that goes on, is
-// asked when it is this frame's turn.
+// WritePacket writes a frame of an announcement. A packet of the guest's may keep it
+// waiting for long, so it asks when its turn has come whether the guest is still here and
+// whether this side is the one that goes on.
 func (w announced) WritePacket(p []byte) error {
 	for {
 		shut, err := w.try(p)
@@ -196,7 +196,7 @@ func (w announced) WritePacket(p []byte) error {
 	}
 }
 
-// try sends p, or returns what says that the gate may be open again.
+// try writes p, or returns a channel that is closed when the gate may be open.
 func (w announced) try(p []byte) (shut <-chan struct{}, err error) {
 	w.w.begin()
 	defer w.w.end()
@@ -209,7 +209,7 @@ func (w announced) try(p []byte) (shut <-chan struct{}, err error) {
 	return nil, w.w.network.WritePacket(p)
 }
 
-// check says why what a configuration names cannot be announced, if it cannot.
+// check returns an error if a Neighbor of the configuration cannot be announced.
 func (a *announcer) check() error {
 	for _, n := range a.cfg.Neighbors {
 		if err := n.check(); err != nil {

@@ -5,7 +5,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"flag"
@@ -17,10 +16,11 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/gocolo/lockstep/examples/internal/usage"
 	"github.com/gocolo/lockstep/internal/size"
 )
 
-const usage = `diskreplica keeps a disk image in two copies that agree at every checkpoint.
+const about = `diskreplica keeps a disk image in two copies that agree at every checkpoint.
 
   diskreplica secondary -image FILE -listen ADDR [-size BYTES] [-journal BASE] [-overwrite] [-json]
   diskreplica primary   -image FILE -secondary ADDR [-size BYTES] [-listen ADDR] [-overwrite] [-json]
@@ -69,7 +69,6 @@ process uses is refused.
 
 Exit status: 0, 1 if something failed, 2 for a bad command line.
 
-Options:
 `
 
 func main() {
@@ -99,8 +98,8 @@ type options struct {
 	files                             []string // of status and bind
 }
 
-// parse reads a command line. For -h the error is flag.ErrHelp, after out has
-// the usage; for a bad one it is errUsage and says what is wrong.
+// parse reads a command line. For -h the error is flag.ErrHelp, after out been
+// told how the program is used; for a bad one it is errUsage and says what is wrong.
 func parse(args []string, out io.Writer) (o options, err error) {
 	fs := flag.NewFlagSet("diskreplica", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // one line says what is wrong
@@ -122,9 +121,7 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	}
 	switch err := fs.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		fs.SetOutput(out)
-		fmt.Fprint(out, usage)
-		fs.PrintDefaults()
+		usage.Print(out, about, fs)
 		return o, err
 	case err != nil:
 		return bad("%w", err)
@@ -202,23 +199,4 @@ func listen(addr string) (net.Listener, error) {
 		}
 	}
 	return net.Listen(network(addr), addr)
-}
-
-// lines returns a channel of the lines of r, closed at its end. Reading
-// standard input cannot be interrupted, so its goroutine ends with the
-// process, or with r.
-func lines(ctx context.Context, r io.Reader) <-chan string {
-	ch := make(chan string)
-	go func() {
-		defer close(ch)
-		sc := bufio.NewScanner(r)
-		for sc.Scan() {
-			select {
-			case ch <- strings.TrimSpace(sc.Text()):
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	return ch
 }

@@ -21,7 +21,7 @@ type primary struct {
 	disk    *replication.Primary
 	control *control
 	epoch   uint64
-	due     chan struct{} // the secondary runs short of room
+	due     chan func(context.Context) error // what to do since the secondary's overlay fills up
 }
 
 func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer) (err error) {
@@ -30,7 +30,7 @@ func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer
 		return err
 	}
 	defer func() { err = errors.Join(err, image.Close()) }()
-	p := &primary{printer: out, o: o, due: make(chan struct{}, 1)}
+	p := &primary{printer: out, o: o, due: make(chan func(context.Context) error, 1)}
 	p.events.SubscribeAll(out.event)
 	event.Subscribe(&p.events, func(event.DiskOverlayHalfFull) { p.ask() })
 	event.Subscribe(&p.events, func(event.DiskOverlayFull) { p.ask() })
@@ -64,7 +64,7 @@ func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer
 	if err := p.connect(ctx); err != nil {
 		return err
 	}
-	return p.read(ctx, commands)
+	return p.obey(ctx, commands, p.due, p.command)
 }
 
 // connect attaches the secondary, copies to it what it does not have, and
@@ -129,11 +129,16 @@ func (p *primary) disconnect() {
 	}
 }
 
-// ask asks for a checkpoint soon.
+// ask has a checkpoint made between two commands, if the secondary is there then.
 func (p *primary) ask() {
 	select {
-	case p.due <- struct{}{}:
-	default: // already
+	case p.due <- func(ctx context.Context) error {
+		if p.control == nil || p.disk.State() != replication.Running {
+			return nil
+		}
+		return p.checkpoint(ctx)
+	}:
+	default: // one is due already
 	}
 }
 
@@ -198,47 +203,22 @@ repair      the same, and make the secondary's like the primary's
 status      state, epoch, and how much the secondary does not have
 quit        leave`
 
-func (p *primary) read(ctx context.Context, commands io.Reader) error {
-	in := lines(ctx, commands)
-	for {
-		var line string
-		var ok bool
-		select {
-		case line, ok = <-in:
-			if !ok {
-				in = nil // no more commands; serve on
-				continue
-			}
-		case <-p.due:
-			if p.control == nil || p.disk.State() != replication.Running {
-				continue
-			}
-			line = "checkpoint"
-		case <-ctx.Done():
-			return ctx.Err()
+func (p *primary) command(ctx context.Context, line string) (err error) {
+	switch line {
+	case "checkpoint":
+		err = p.checkpoint(ctx)
+	case "failover":
+		if err = p.disk.Stop(ctx, true); err == nil {
+			p.events.Publish(event.FailoverDone{Mode: event.ModePrimary, Epoch: p.epoch, Status: "completed"})
 		}
-		var err error
-		switch line {
-		case "":
-		case "quit":
-			return nil
-		case "checkpoint":
-			err = p.checkpoint(ctx)
-		case "failover":
-			if err = p.disk.Stop(ctx, true); err == nil {
-				p.events.Publish(event.FailoverDone{Mode: event.ModePrimary, Epoch: p.epoch, Status: "completed"})
-			}
-		case "reconnect":
-			err = p.connect(ctx)
-		case "verify", "repair":
-			err = p.verify(ctx, line == "repair")
-		case "status":
-			p.status()
-		default:
-			p.returned(primaryHelp, "%s", primaryHelp)
-		}
-		if err != nil {
-			p.failed(err)
-		}
+	case "reconnect":
+		err = p.connect(ctx)
+	case "verify", "repair":
+		err = p.verify(ctx, line == "repair")
+	case "status":
+		p.status()
+	default:
+		p.returned(primaryHelp, "%s", primaryHelp)
 	}
+	return err
 }

@@ -99,7 +99,7 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 		}
 	})
 	s.printf("secondary: %d bytes, serving at %s; waiting for a primary", image.Size(), o.listen)
-	return s.read(ctx, commands)
+	return s.obey(ctx, commands, nil, s.command)
 }
 
 // answer does what the primary asks for.
@@ -168,34 +168,10 @@ stop        end replication, and restore the last checkpoint
 status      state, epoch, and what the overlays hold
 quit        leave`
 
-func (s *secondary) read(ctx context.Context, commands io.Reader) error {
-	in := lines(ctx, commands)
-	for {
-		var line string
-		var ok bool
-		select {
-		case line, ok = <-in:
-			if !ok {
-				in = nil // no more commands; serve on
-				continue
-			}
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-		if line == "quit" {
-			return nil
-		}
-		if err := s.command(ctx, line); err != nil {
-			s.failed(err)
-		}
-	}
-}
-
 func (s *secondary) command(ctx context.Context, line string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch line {
-	case "":
 	case "failover", "stop":
 		if s.export != nil {
 			if err := s.export.Close(ctx); err != nil {

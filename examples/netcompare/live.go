@@ -57,7 +57,7 @@ func openStreams(ctx context.Context, listen bool, names ...string) (conns []net
 	for _, l := range listeners {
 		c, err := l.Accept()
 		if err != nil {
-			return conns, err
+			return conns, errors.Join(ctx.Err(), err)
 		}
 		conns = append(conns, c)
 	}

@@ -25,8 +25,9 @@
 // colo/filter/testdata/rewriter.json): with -strict the expectation is what QEMU 7.2
 // did, otherwise what is recommended, where there is a recommendation.
 //
-// The exit status is 0, 1 if the guests diverged or a case failed, and 2 for a bad
-// command line or a capture that cannot be read.
+// The exit status is 0, 1 if the guests diverged or a case failed, 2 for a bad
+// command line or a capture that cannot be read, and 128 and the number of the signal
+// that kept it from reading captures to their ends.
 package main
 
 import (
@@ -36,18 +37,21 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/examples/internal/interrupt"
+	"github.com/gocolo/lockstep/examples/internal/usage"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, status := interrupt.Notify()
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
+	interrupted := status(1)
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, context.Canceled):
+		os.Exit(interrupted)
 	case errors.Is(err, errDiverged), errors.Is(err, errFailed):
 		os.Exit(1)
 	case errors.Is(err, errUsage):
@@ -59,7 +63,7 @@ func main() {
 	}
 }
 
-const usage = `usage: netcompare [flags] PRIMARY SECONDARY
+const about = `usage: netcompare [flags] PRIMARY SECONDARY
        netcompare -vectors FILE [-strict]
        netcompare -rewriter FILE [-strict]
 
@@ -102,9 +106,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	vnet := flags.Bool("vnet", false, "streams have the length of a virtio-net header with each frame")
 	switch err := flags.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		flags.SetOutput(progress)
-		fmt.Fprint(progress, usage)
-		flags.PrintDefaults()
+		usage.Print(out, about, flags)
 		return err
 	case err != nil:
 		return fmt.Errorf("%w: %w", errUsage, err)

@@ -73,8 +73,8 @@ func (r *replay) captures(ctx context.Context, p, s *track, shift *time.Duration
 	if err := r.summary(); err != nil {
 		return err
 	}
-	if err := errors.Join(p.broken, s.broken); err != nil {
-		return err
+	if err := errors.Join(p.broken, s.broken, ctx.Err()); err != nil {
+		return err // the summary is of a part of the packets
 	}
 	if r.diverged > 0 {
 		return errDiverged

@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"io"
+	"strings"
 	"testing"
 )
 
@@ -15,5 +18,26 @@ func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
 	}
 	if err := run(context.Background(), []string{"-vectors", "no-such-file"}, io.Discard, io.Discard); err == nil || errors.Is(err, errUsage) {
 		t.Errorf("a file that is not there: %v, want a failure", err)
+	}
+}
+
+func TestHelpSaysEachFlagOnTheStandardOutput(t *testing.T) {
+	var out bytes.Buffer
+	if err := run(context.Background(), []string{"-h"}, &out, io.Discard); !errors.Is(err, flag.ErrHelp) {
+		t.Errorf("-h: %v", err)
+	}
+	for _, want := range []string{"usage: netcompare", "\n  -vlan ID ", "\n  -vnet "} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("-h does not say %q", want)
+		}
+	}
+}
+
+func TestCapturesThatWereNotReadToTheirEndsAreNotFoundEqual(t *testing.T) {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	file := "testdata/a.pcap.gz"
+	if err := run(ctx, []string{file, file}, io.Discard, io.Discard); !errors.Is(err, context.Canceled) {
+		t.Errorf("interrupted: %v, want context.Canceled", err)
 	}
 }

@@ -18,6 +18,8 @@ import (
 	"os"
 	"runtime/debug"
 	"strings"
+
+	"github.com/gocolo/lockstep/examples/internal/usage"
 )
 
 func main() {
@@ -42,7 +44,7 @@ type options struct {
 	file, other                string
 }
 
-const usage = `usage: streamdump [flags] FILE|-
+const about = `usage: streamdump [flags] FILE|-
        streamdump -diff [-json] A B
        streamdump -against B [-json] A
 
@@ -102,9 +104,7 @@ func parseOptions(args []string, out io.Writer) (options, error) {
 	err := f.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(out, usage)
-		f.SetOutput(out)
-		f.PrintDefaults()
+		usage.Print(out, about, f)
 		return o, err
 	case err != nil:
 		return o, err

@@ -9,10 +9,10 @@ import (
 	"time"
 )
 
-// passing are the errors of accept(2) that say nothing about the listener: a
-// client that has left already, or something that the host is short of.
+// passing are the errors of accept(2) that pass: the client has left already, or the host
+// is short of something. They do not mean that the listener is of no use any more.
 var passing = []error{
-	syscall.ECONNABORTED, syscall.ECONNRESET, syscall.EINTR, syscall.EAGAIN, syscall.EPROTO, syscall.EPERM, // EPERM: a firewall's
+	syscall.ECONNABORTED, syscall.ECONNRESET, syscall.EINTR, syscall.EAGAIN, syscall.EPROTO, syscall.EPERM, // EPERM is a firewall's
 	syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
 	syscall.ENETDOWN, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.EHOSTUNREACH, syscall.ETIMEDOUT,
 }
@@ -30,9 +30,9 @@ const (
 	firstPause = 5 * time.Millisecond // after an error that passes; then twice as long each time
 	maxPause   = time.Second
 
-	// Where a connection waits for room, another that is in negotiation gives
-	// way when it has been silent for so long, or was there for a
-	// patience-th of the time that it would have otherwise.
+	// Where a connection waits for room, one that is still in negotiation is closed for
+	// it, if it has been silent for this long, or if a patience-th of its time for
+	// negotiation has passed.
 	silence  = time.Second
 	patience = 8
 )
@@ -63,7 +63,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 		case ctx.Err() != nil:
 			return ErrServerClosed
 		case isPassing(err):
-			room.shed(time.Now()) // that may be what is short
+			room.shed(time.Now()) // descriptors may be short because of it
 			pause = min(max(2*pause, firstPause), maxPause)
 			if !sleep(ctx, pause) {
 				return ErrServerClosed
@@ -88,7 +88,8 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	}
 }
 
-// sleep reports whether it has slept for d, rather than to the end of ctx.
+// sleep sleeps for d, and reports whether it did: it returns early, with false, when ctx
+// ends.
 func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -100,31 +101,31 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// room counts connections and makes those that say nothing give way to others.
+// room counts connections. It closes silent ones where others wait.
 type room struct {
 	max  int
-	long time.Duration // how long a negotiation may last where others wait
+	long time.Duration // how long a negotiation may last while others wait
 
 	mu     sync.Mutex
 	guests map[*guest]struct{}
-	left   chan struct{} // has an element when one has left since it was empty
+	left   chan struct{} // has an element if a connection has left since it was empty
 }
 
-// guest is a connection in a room.
+// guest is a connection that a room counts.
 type guest struct {
 	room  *room
 	conn  net.Conn
 	came  time.Time
-	heard time.Time // when it last said something
-	stays bool      // it has negotiated, or has been shut already
+	heard time.Time // when the client last sent something
+	stays bool      // it must not be shut: it has negotiated, or has been shut already
 }
 
 func newRoom(max int, timeout time.Duration) *room {
 	return &room{max: max, long: timeout / patience, guests: make(map[*guest]struct{}), left: make(chan struct{}, 1)}
 }
 
-// enter waits for room, or the end of ctx; it then returns nil. It is called
-// by one goroutine at a time.
+// enter waits for room and returns the new guest, or nil when ctx ends before. It is
+// called by one goroutine at a time.
 func (r *room) enter(ctx context.Context, conn net.Conn) *guest {
 	for {
 		now := time.Now()
@@ -138,7 +139,7 @@ func (r *room) enter(ctx context.Context, conn net.Conn) *guest {
 		r.mu.Unlock()
 		next := r.shed(now)
 		if next == 0 {
-			next = r.long + silence // nobody negotiates; somebody may leave
+			next = r.long + silence // no connection negotiates; one may leave
 		}
 		t := time.NewTimer(next)
 		select {
@@ -153,9 +154,9 @@ func (r *room) enter(ctx context.Context, conn net.Conn) *guest {
 	}
 }
 
-// shed closes the connection that has been in negotiation for the longest, of
-// those that have been silent, or there, for too long. If there is none, it
-// returns how long it takes until there may be one, zero for never.
+// shed closes the connection that has negotiated longest, among those that have been
+// silent or there for too long. If there is none, it returns after how long there may be
+// one; zero: never.
 func (r *room) shed(now time.Time) (next time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -179,7 +180,7 @@ func (r *room) shed(now time.Time) (next time.Duration) {
 	}
 	out.stays = true
 	out.conn.Close()
-	return r.long + silence // it leaves before
+	return r.long + silence // it leaves before that
 }
 
 func (r *room) leave(g *guest) {
@@ -192,7 +193,7 @@ func (r *room) leave(g *guest) {
 	}
 }
 
-// spoke tells that the client has said something.
+// spoke is called when the client has sent something.
 func (g *guest) spoke() {
 	if g != nil {
 		g.room.mu.Lock()
@@ -201,7 +202,7 @@ func (g *guest) spoke() {
 	}
 }
 
-// settle tells that the client has negotiated, and may be silent.
+// settle is called when the client has negotiated, after which it may be silent.
 func (g *guest) settle() {
 	if g != nil {
 		g.room.mu.Lock()

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// readReply reads one reply, or one chunk of one, and hands it out. It is the
-// caller's turn. An error is the connection's.
+// readReply reads one simple reply, or one chunk, and hands it out. The caller has the
+// turn. An error ends the connection.
 func (c *Client) readReply() error {
 	head, err := c.awaitReply()
 	if err != nil {
@@ -27,8 +27,8 @@ func (c *Client) readReply() error {
 	}
 }
 
-// take returns the call that a reply is for, which nobody else finishes from
-// now on.
+// take returns the call that a reply is for. From then on only the caller of take finishes
+// it.
 func (c *Client) take(handle uint64) (*call, error) {
 	slot := uint32(handle)
 	c.mu.Lock()
@@ -45,7 +45,7 @@ func (c *Client) take(handle uint64) (*call, error) {
 	return k, nil
 }
 
-// conclude hands out the answer to a call that was taken.
+// conclude hands out the answer to a call that take has returned.
 func (c *Client) conclude(k *call, err error) {
 	c.mu.Lock()
 	c.answered++
@@ -80,14 +80,14 @@ func (c *Client) readSimple(head []byte) error {
 	return nil
 }
 
-// failed returns the error that the server has answered a request with.
+// failed returns the error of a request that the server has answered with errno.
 func (r *request) failed(errno uint32, message string) error {
 	return &RequestError{commandName(r.cmd), int64(r.off), int64(r.n), fromErrno(errno), message}
 }
 
 // readChunk reads a chunk, the beginning of whose header is in the buffer.
 func (c *Client) readChunk() error {
-	c.conn.SetReadDeadline(time.Now().Add(c.cfg.Timeout)) // the rest is on its way
+	c.conn.SetReadDeadline(time.Now().Add(c.cfg.Timeout)) // the rest of the header is on its way
 	head, err := c.r.Peek(chunkLen)
 	if err != nil {
 		return eof(err)
@@ -126,7 +126,7 @@ func (c *Client) readChunk() error {
 	return nil
 }
 
-// incomplete returns what is missing of an answer without an error.
+// incomplete returns an error if an answer without an error chunk lacks something.
 func (k *call) incomplete() error {
 	if k.req.cmd == cmdRead && k.left != 0 {
 		return &ProtocolError{"answer to a read without data, in bytes,", uint64(k.left)}
@@ -138,10 +138,10 @@ func (k *call) incomplete() error {
 }
 
 const (
-	maxParts        = 1024     // of a read that are there while others between them are not
+	maxParts        = 1024     // parts of a read that are there while data between them is missing
 	maxErrors       = 16       // error chunks of one answer
-	maxErrorChunk   = 16 << 10 // of one, in bytes
-	maxAnswerExtent = 1 << 20  // extents of a chunk
+	maxErrorChunk   = 16 << 10 // bytes of one error chunk
+	maxAnswerExtent = 1 << 20  // extents of one chunk
 )
 
 // readPayload reads what follows the header of a chunk (proto, "Structured
@@ -197,7 +197,7 @@ func (c *Client) readPayload(k *call, h *chunk) error {
 	return &ProtocolError{fmt.Sprintf("answer to %s with chunk", commandName(k.req.cmd)), uint64(h.typ)}
 }
 
-// next reads n bytes, which are the caller's until the next read.
+// next reads n bytes, which are valid until the next read.
 func (c *Client) next(n int) ([]byte, error) {
 	p, err := c.r.Peek(n)
 	c.r.Discard(len(p))
@@ -207,8 +207,7 @@ func (c *Client) next(n int) ([]byte, error) {
 // span is a part of a read, relative to its beginning.
 type span struct{ from, to uint64 }
 
-// part returns where the data of a chunk goes, of which there must not have
-// been any yet.
+// part returns the memory for the data of a chunk. It refuses data that has come before.
 func (k *call) part(off uint64, n uint32) ([]byte, error) {
 	from := off - k.req.off
 	if n == 0 || off < k.req.off || from > uint64(len(k.buf)) || uint64(n) > uint64(len(k.buf))-from {
@@ -236,7 +235,7 @@ func (k *call) part(off uint64, n uint32) ([]byte, error) {
 	return k.buf[from:to], nil
 }
 
-// readError reads an error chunk. The first counts.
+// readError reads an error chunk. If an answer has several, the first counts.
 func (c *Client) readError(k *call, h *chunk) error {
 	if k.errors++; k.errors > maxErrors {
 		return &ProtocolError{"number of errors", uint64(k.errors)}
@@ -264,8 +263,8 @@ func (c *Client) readError(k *call, h *chunk) error {
 
 // statusAnswer collects an answer to block status.
 type statusAnswer struct {
-	id      uint32 // of the context that is wanted; others are left out
-	seen    uint32 // contexts that there were, by index; a bit each
+	id      uint32 // of the context that was asked for; others are skipped
+	seen    uint32 // contexts that have come: bit i is for the i-th
 	extents []extent
 }
 
@@ -299,7 +298,7 @@ func (c *Client) readExtents(k *call, id uint32, count uint32) error {
 	return nil
 }
 
-// eof is err, of something that must be there.
+// eof turns io.EOF into io.ErrUnexpectedEOF, where something had to come.
 func eof(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF

@@ -2,20 +2,20 @@ package nbd
 
 import "encoding/binary"
 
-// Structured replies (proto, "Structured reply chunk message"): an answer in
-// chunks, each with a type, so that a read may fail in the middle and an
-// answer may be something else than what was asked for.
+// Structured replies (proto, "Structured reply chunk message"): an answer is sent in
+// chunks, each with a type. So a read can fail in the middle, and an answer can have
+// contents of several kinds.
 const (
 	magicChunk = 0x668e33ef
 	chunkLen   = 20 // header of a chunk
 
-	chunkDone = 1 << 0 // flag: the last of an answer
+	chunkDone = 1 << 0 // flag of the last chunk of an answer
 
 	chunkNone        = 0
 	chunkData        = 1
 	chunkHole        = 2
 	chunkStatus      = 5
-	chunkErr         = 1 << 15 // types with this bit are errors
+	chunkErr         = 1 << 15 // set in the types that are errors
 	chunkError       = chunkErr | 1
 	chunkErrorOffset = chunkErr | 2
 
@@ -26,7 +26,7 @@ const (
 type chunk struct {
 	flags, typ uint16
 	handle     uint64
-	n          uint32 // of what follows
+	n          uint32 // the length of the payload
 }
 
 func (c *chunk) append(p []byte) []byte {
@@ -44,9 +44,9 @@ func (c *chunk) parse(p []byte) {
 	*c = chunk{be.Uint16(p[4:]), be.Uint16(p[6:]), be.Uint64(p[8:]), be.Uint32(p[16:])}
 }
 
-const maxMessage = 512 // of an error, in bytes
+const maxMessage = 512 // the length of an error's text, in bytes
 
-// appendError appends a chunk that is all of a failed answer.
+// appendError appends an answer that is one error chunk.
 func appendError(p []byte, handle uint64, err error) []byte {
 	text := err.Error()
 	text = text[:min(len(text), maxMessage)]

@@ -14,11 +14,11 @@ import (
 // then under way together, and whose answers may come in any order. It is
 // also a replication.Remote.
 //
-// It has no goroutine of its own: those who wait for an answer take turns in
-// reading answers for all. When the connection fails, everything under way
-// and everything later gets that error. (A goroutine may be sending what several
-// callers have to send together, or a flush to a server that does not know FUA; it
-// ends when that is sent, and before Close returns.) A client must be closed also if its connection has failed.
+// It has no permanent goroutine: callers that wait for an answer take turns in reading
+// answers for all. When the connection fails, all requests under way, and all later ones,
+// get that error. (A goroutine may be sending what several callers have to send together,
+// or a flush to a server that does not know FUA. It ends when that is sent, and before
+// Close returns.) A client must be closed even if its connection has failed.
 type Client struct {
 	conn net.Conn
 	info Info
@@ -27,20 +27,20 @@ type Client struct {
 	structured bool // replies
 	contexts   []clientContext
 
-	turn chan struct{} // has an element while somebody reads
-	r    *bufio.Reader // of whose turn it is
+	turn chan struct{} // has an element while a caller reads
+	r    *bufio.Reader // used by the caller that has the turn
 
-	free  chan *call // calls not under way
-	calls []*call    // by slot; fixed
+	free  chan *call // calls that are not under way
+	calls []*call    // all calls, by slot
 
 	mu       sync.Mutex
-	err      error // why nothing works any more
+	err      error // why the connection has ended
 	answered uint64
 	active   int
 	dead     chan struct{} // closed when err is set
 
-	progress    uint64 // counts waits of Progress
-	interrupted bool   // the present one is to end
+	progress    uint64 // counts calls of Progress
+	interrupted bool   // the present call of Progress is to return
 
 	through through
 	out     sender
@@ -49,32 +49,32 @@ type Client struct {
 // call is a slot for a request under way.
 type call struct {
 	slot   uint32
-	gen    uint32 // the upper half of the handle, so that a reply to a former use is noticed
-	active bool   // guarded by Client.mu, as are the rest until the call is finished
+	gen    uint32 // the upper half of the handle, so that a reply to an earlier use is recognized
+	active bool   // guarded by Client.mu, and so are the following fields until the call is finished
 	req    request
 	sent   time.Time
-	buf    []byte      // where the data of a read goes
-	done   func(error) // what to tell, or nil: ready
+	buf    []byte      // memory for the data of a read
+	done   func(error) // is given the answer; nil: the caller waits at ready
 	ready  chan error
 
-	fua  bool  // to be flushed when it is answered
-	next *call // in through
+	fua  bool  // it is to be flushed when it is answered
+	next *call // the next call in through
 
-	// What there has been of an answer in chunks. Whoever has taken the call
-	// has these.
-	left    int64  // bytes of a read that are still to come
-	parts   []span // that are there, in order, apart from each other
-	errors  int    // chunks
+	// The part of a chunked answer that has come. It belongs to the goroutine that has
+	// taken the call.
+	left    int64  // bytes of a read that have not come
+	parts   []span // parts of a read that have come, in order, with gaps between them
+	errors  int    // error chunks that have come
 	failure error
 	status  *statusAnswer
 }
 
-// ask is a request, and where its data and its answer go.
+// ask has a request, the memory for its data, and how it is answered.
 type ask struct {
 	request
 	p, dst []byte // data to send, and to receive
 	status *statusAnswer
-	fua    bool        // flush when it is answered
+	fua    bool        // it is to be flushed when it is answered
 	done   func(error) // nil: the caller waits
 }
 
@@ -111,30 +111,30 @@ func (c *Client) Err() error {
 	return c.err
 }
 
-// Close tells the server that the client leaves, which a server that takes
-// nothing holds up for a moment, and closes the connection. What is under way
-// gets ErrClosed; it may or may not have been done.
+// Close tells the server that the client leaves and closes the connection. A server that
+// takes nothing delays it for a moment. Requests under way get ErrClosed; they may or may
+// not have been carried out.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	idle := c.err == nil && c.active == 0
 	c.mu.Unlock()
 	if idle {
 		req := request{cmd: cmdDisc}
-		idle = c.out.farewell(req.append(nil)) // best effort: the end says the same
+		idle = c.out.farewell(req.append(nil)) // best effort, since closing says the same
 	}
 	c.end(ErrClosed, idle)
 	c.out.wait()
 	return nil
 }
 
-// Abort implements replication.Aborter: it is Close without a word to the
+// Abort implements replication.Aborter: it closes the connection without a word to the
 // server, and does not wait.
 func (c *Client) Abort() { c.fail(ErrClosed) }
 
-// fail ends the connection, and everything under way.
+// fail ends the connection and all requests under way.
 func (c *Client) fail(err error) { c.end(err, false) }
 
-// end is fail, with a TLS session closed as it should be if polite.
+// end does what fail does; polite says that a TLS session is closed in due form.
 func (c *Client) end(err error, polite bool) {
 	c.mu.Lock()
 	if c.err != nil {
@@ -152,7 +152,7 @@ func (c *Client) end(err error, polite bool) {
 		}
 	}
 	c.mu.Unlock()
-	if polite { // which a TLS session is for as long as the other side lets it
+	if polite { // a TLS session waits for the other side to take its farewell
 		late := time.AfterFunc(leave, func() { hangUp(c.conn) })
 		c.conn.Close()
 		late.Stop()
@@ -165,8 +165,8 @@ func (c *Client) end(err error, polite bool) {
 	}
 }
 
-// hangUp closes a connection without a word: what Close of a TLS session would
-// say first waits for a peer that takes nothing.
+// hangUp closes a connection without a farewell. Close of a TLS session sends one first,
+// and would wait for a peer that takes nothing.
 func hangUp(conn net.Conn) {
 	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
 		hangUp(t.NetConn())
@@ -174,11 +174,10 @@ func hangUp(conn net.Conn) {
 	conn.Close()
 }
 
-// lostSend is called when something could not be sent.
+// lostSend ends the connection when a message could not be sent.
 func (c *Client) lostSend(err error) { c.fail(fmt.Errorf("nbd: send: %w", err)) }
 
-// finish deals with the answer to a call that is no longer active. It waits for
-// nothing.
+// finish handles the answer to a call that is no longer active. It does not wait.
 func (c *Client) finish(k *call, err error) {
 	switch {
 	case k == c.through.flush:
@@ -190,7 +189,7 @@ func (c *Client) finish(k *call, err error) {
 	}
 }
 
-// tell hands out the answer to a call.
+// tell gives the answer to the caller of k.
 func (c *Client) tell(k *call, err error) {
 	done := k.done
 	k.buf, k.done, k.status, k.failure = nil, nil, nil, nil
@@ -202,9 +201,8 @@ func (c *Client) tell(k *call, err error) {
 	done(err)
 }
 
-// begin gets a slot and sends a request with it. A nil done makes the caller
-// wait with k.ready. The error of one that could not be sent is delivered in
-// the same way.
+// begin gets a slot and sends a request with it. If done is nil the caller waits at
+// k.ready. The error of a request that could not be sent is delivered in the same way.
 func (c *Client) begin(a ask) *call {
 	k := c.slot()
 	c.mu.Lock()
@@ -226,8 +224,8 @@ func (c *Client) begin(a ask) *call {
 	return k
 }
 
-// slot waits for a call that is not under way, reading answers if nobody else
-// does.
+// slot waits for a call that is not under way, and reads answers meanwhile if no other
+// goroutine does.
 func (c *Client) slot() *call {
 	for {
 		select {
@@ -249,7 +247,7 @@ func (c *Client) slot() *call {
 	}
 }
 
-// wait returns the answer to k, which is free then.
+// wait returns the answer to k, and frees it.
 func (c *Client) wait(k *call) error {
 	var err error
 	for waiting := true; waiting; {
@@ -300,7 +298,7 @@ func (c *Client) peekReply() error {
 	return err
 }
 
-// arm sets the deadline of whoever reads. The caller holds mu.
+// arm sets the deadline of the goroutine that reads. The caller holds mu.
 func (c *Client) arm() {
 	if c.interrupted {
 		c.conn.SetReadDeadline(time.Unix(1, 0))
@@ -309,8 +307,8 @@ func (c *Client) arm() {
 	c.conn.SetReadDeadline(c.deadline())
 }
 
-// deadline returns when the oldest request must have been answered; zero:
-// there is none. The caller holds mu.
+// deadline returns when the oldest request under way has to be answered; zero: none is
+// under way. The caller holds mu.
 func (c *Client) deadline() time.Time {
 	var oldest time.Time
 	if c.active == 0 {

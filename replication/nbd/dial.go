@@ -42,7 +42,7 @@ func (c *ClientConfig) setDefaults() {
 	}
 }
 
-// Info describes an export.
+// Info has what the server says of an export.
 type Info struct {
 	Name         string // as the client asked for it, or as LIST has it
 	Size         int64  // in bytes
@@ -119,21 +119,21 @@ func List(ctx context.Context, conn net.Conn, cfg ClientConfig) ([]string, error
 type dialogue struct {
 	conn  net.Conn
 	r     *bufio.Reader
-	fixed bool // the server can be asked options
-	brief bool // NO_ZEROES
+	fixed bool // the server understands options
+	brief bool // the flag NO_ZEROES is agreed upon
 
-	structured bool // replies
+	structured bool // structured replies are agreed upon
 	contexts   []clientContext
 }
 
-// handshake runs what comes before the choice of an export, and then choose.
+// handshake runs the part before the choice of an export, and then calls choose.
 func handshake(ctx context.Context, conn net.Conn, cfg ClientConfig, choose func(*dialogue) error) (err error) {
 	limit, cancel := context.WithTimeout(ctx, cfg.Timeout)
 	defer cancel()
 	stop := context.AfterFunc(limit, func() { hangUp(conn) })
 	defer func() {
 		if !stop() && err == nil {
-			err = net.ErrClosed // by a hair
+			err = net.ErrClosed // it was closed just now
 		}
 		if err == nil {
 			return
@@ -259,8 +259,8 @@ func (d *dialogue) list() ([]string, error) {
 	return nil, &ProtocolError{"number of exports", maxReplies}
 }
 
-// structuredReplies asks for them, and selects metadata contexts of an export.
-// That a server refuses either is no error.
+// structuredReplies asks for structured replies, and selects metadata contexts of an
+// export. It is no error if the server refuses either.
 func (d *dialogue) structuredReplies(export string, contexts []string) error {
 	q := metaQuery{export, append([]string{ContextAllocation}, contexts...)}
 	if len(q.queries) > maxContexts {
@@ -294,7 +294,7 @@ func (d *dialogue) structuredReplies(export string, contexts []string) error {
 	for range len(q.queries) + 1 {
 		typ, data, err := d.reply(optSetMeta)
 		switch {
-		case errors.As(err, &refused): // GO tells, if it is the export
+		case errors.As(err, &refused): // GO will tell whether the export is to blame
 			d.contexts = nil
 			return nil
 		case err != nil:

@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// Disk is what an export serves. The methods are called from several
-// goroutines at the same time. A replication.Disk is one.
+// Disk is what an export serves. Its methods are called from several goroutines at the
+// same time. A replication.Disk is a Disk.
 type Disk interface {
 	io.ReaderAt
 	io.WriterAt
@@ -18,7 +18,7 @@ type Disk interface {
 	Sync() error
 }
 
-// What a Disk may have in addition; the export then announces it.
+// Methods that a Disk may have besides; the export then announces what they can do.
 type (
 	trimmer    interface{ Trim(off, n int64) error }
 	zeroWriter interface {
@@ -59,9 +59,9 @@ type Export struct {
 	mu      sync.Mutex
 	gated   bool
 	closed  bool
-	changes int // requests that change the disk, under way
+	changes int // requests under way that change the disk
 	drained chan struct{}
-	conns   map[*link]chan struct{} // closed when the connection is done with
+	conns   map[*link]chan struct{} // each channel is closed when the connection is not used any more
 }
 
 // Export begins to serve a disk. The error is ErrPolicy if the server has an
@@ -117,9 +117,9 @@ func (e *Export) Clients() int {
 	return len(e.conns)
 }
 
-// Gate refuses changes from now on, with ESHUTDOWN, and returns when those
-// that were under way are done, or with ctx's error: the export remains gated
-// then too. Reads and flushes are served.
+// Gate refuses changes from now on, with ESHUTDOWN. It returns when the changes under way
+// are done, or with ctx's error, after which the export is gated too. Reads and flushes
+// are served.
 func (e *Export) Gate(ctx context.Context) error {
 	e.mu.Lock()
 	e.gated = true
@@ -142,17 +142,16 @@ func (e *Export) Gate(ctx context.Context) error {
 	}
 }
 
-// Open lets changes in again.
+// Open allows changes again.
 func (e *Export) Open() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.gated = false
 }
 
-// Close ends the export: changes are refused, the connections of its clients
-// are closed, and the name is free when Close returns. Nothing of a client's
-// reaches the disk then. If ctx ends before, Close returns its error, and may
-// be called again.
+// Close ends the export: changes are refused and the connections of its clients are
+// closed. When it returns nil, no request of a client reaches the disk any more, and the
+// name is free. If ctx ends before, Close returns its error, and may be called again.
 func (e *Export) Close(ctx context.Context) error {
 	e.mu.Lock()
 	e.gated, e.closed = true, true
@@ -217,12 +216,12 @@ func (e *Export) endChange() {
 	}
 }
 
-// flags returns the transmission flags for a client that takes structured
-// replies, or does not.
+// flags returns the transmission flags; structured says that the client takes structured
+// replies.
 func (e *Export) flags(structured bool) uint16 {
 	f := uint16(flagHasFlags | flagSendFlush | flagSendFUA)
 	if structured {
-		f |= flagSendDF // a read is never fragmented
+		f |= flagSendDF // reads are always answered in one chunk
 	}
 	if e.cfg.ReadOnly {
 		f |= flagReadOnly
@@ -233,7 +232,7 @@ func (e *Export) flags(structured bool) uint16 {
 		}
 	}
 	if e.cfg.MaxClients > 1 {
-		f |= flagCanMultiConn // a flush by one covers the answered writes of all
+		f |= flagCanMultiConn // a flush by one client covers the answered writes of all
 	}
 	return f
 }
@@ -248,8 +247,8 @@ func (e *Export) writeFUA(p []byte, off int64) error {
 	return e.cfg.Disk.Sync()
 }
 
-// cannot reports whether a disk cannot zero a range otherwise than by writing
-// it, as one with sectors larger than the range.
+// cannot reports whether err says that a disk can zero a range only by writing zeroes, for
+// example because its sectors are larger than the range.
 func cannot(err error) bool {
 	return errors.Is(err, errors.ErrUnsupported) || errors.Is(err, syscall.EINVAL)
 }

@@ -53,7 +53,7 @@ func (c *Client) Status(context string, off, n int64, yield func(n int64, flags 
 			return err
 		}
 		for _, x := range answer.extents {
-			k := min(int64(x.n), end-off) // the last may be longer than was asked for
+			k := min(int64(x.n), end-off) // the last one may go beyond the range that was asked for
 			if k == 0 {
 				break
 			}

@@ -5,27 +5,27 @@ import (
 	"sync"
 )
 
-// memory hands out buffers for the data of requests, over all connections of
-// a server, within a bound. Who finds no room waits, in order.
+// memory has buffers for the data of requests, for all connections of a server together,
+// up to a limit. Requests that find no room wait, in order.
 type memory struct {
 	limit   int64
 	largest int // capacity of the largest buffer
 
 	mu      sync.Mutex
-	used    int64      // capacity of what is handed out
-	kept    int64      // and of free
+	used    int64      // the capacity of the buffers that are in use
+	kept    int64      // the capacity of the buffers in free
 	free    [][][]byte // by class
 	waiting []*memoryWait
 }
 
 type memoryWait struct {
 	size    int64
-	granted chan struct{} // closed when used has size
+	granted chan struct{} // closed when there is room, which is counted in used already
 }
 
 const (
 	smallest = 4 << 10  // capacity of the smallest buffers, those of class 0
-	maxKept  = 16 << 20 // in free
+	maxKept  = 16 << 20 // bytes in free
 )
 
 // newMemory returns a memory whose largest buffers have that length. The limit
@@ -47,8 +47,8 @@ func class(n int) int {
 // size returns the capacity of the buffers of a class.
 func (m *memory) size(class int) int { return min(smallest<<class, m.largest) }
 
-// get returns a buffer of n bytes, at most largest, with any content, or false
-// if gone was closed while it waited for room. It is for put to take back.
+// get returns a buffer of n bytes, at most largest, with undefined content. It returns
+// false if gone was closed while it waited for room. The buffer is given back by put.
 func (m *memory) get(n int, gone <-chan struct{}) ([]byte, bool) {
 	if n == 0 {
 		return nil, true
@@ -80,7 +80,7 @@ func (m *memory) get(n int, gone <-chan struct{}) ([]byte, bool) {
 		m.kept -= size
 		return p[:n], true
 	}
-	for i := range m.free { // what is kept is inside of the limit too
+	for i := range m.free { // the limit includes buffers in free
 		for len(m.free[i]) > 0 && m.used+m.kept > m.limit {
 			last := len(m.free[i]) - 1
 			m.free[i][last] = nil
@@ -91,13 +91,13 @@ func (m *memory) get(n int, gone <-chan struct{}) ([]byte, bool) {
 	return make([]byte, n, size), true
 }
 
-// leave ends the wait of w, which may have been granted meanwhile. The caller
-// holds mu.
+// leave ends the wait of w, which may have been granted room meanwhile. The caller holds
+// mu.
 func (m *memory) leave(w *memoryWait) {
 	for i, o := range m.waiting {
 		if o == w {
 			m.waiting = append(m.waiting[:i], m.waiting[i+1:]...)
-			m.grant() // those behind may fit
+			m.grant() // there may be room for those behind it
 			return
 		}
 	}
@@ -105,7 +105,7 @@ func (m *memory) leave(w *memoryWait) {
 	m.grant()
 }
 
-// grant lets those in who fit, in order. The caller holds mu.
+// grant gives room to those who wait and fit, in order. The caller holds mu.
 func (m *memory) grant() {
 	for len(m.waiting) > 0 && m.used+m.waiting[0].size <= m.limit {
 		w := m.waiting[0]

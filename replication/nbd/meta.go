@@ -7,17 +7,15 @@ import (
 	"strings"
 )
 
-// Context is a metadata context of an export: something that is known of every
-// byte of it, which clients ask for by block status (proto, "Metadata
-// querying").
+// Context is a metadata context of an export: a property of every byte of the export,
+// which clients ask for by block status (proto, "Metadata querying").
 type Context struct {
-	// Name is a namespace, a colon, and what the namespace has it mean.
+	// Name has a namespace, a colon, and a name whose form the namespace defines.
 	Name string
-	// Extents calls yield with one extent after another, of n bytes and with
-	// those flags, that together cover [off, off+n) from off on, until yield
-	// returns false. It is called by several goroutines at the same time.
-	// What it yields of nothing, or beyond the range, is left out. An error
-	// is the client's.
+	// Extents calls yield with one extent after another, each with its length n in bytes
+	// and its flags, that together cover [off, off+n) from off on, until yield returns
+	// false. It is called by several goroutines at the same time. Extents of no length,
+	// and parts beyond the range, are left out. An error is sent to the client.
 	Extents func(off, n int64, yield func(n int64, flags uint32) bool) error
 }
 
@@ -26,8 +24,8 @@ const (
 	// ContextAllocation says where an export has holes: StateHole, StateZero.
 	// Every export has it.
 	ContextAllocation = "base:allocation"
-	// ContextDirty is for the bitmap of a primary: StateDirty is what its
-	// secondary does not have. An export has it where its owner says so in
+	// ContextDirty is for the bitmap of a primary: StateDirty marks the parts that its
+	// secondary lacks. An export has this context if its owner puts it into
 	// ExportConfig.Contexts.
 	ContextDirty = "x-lockstep:dirty"
 )
@@ -42,8 +40,7 @@ const (
 
 const maxContexts = 16 // of an export, and of a client
 
-// extenter is a Disk that knows where it has holes. A replication.ExtentReader
-// is one.
+// extenter is a Disk that knows where its holes are. A replication.ExtentReader is one.
 type extenter interface {
 	Extents(off, n int64, yield func(n int64, flags uint32) bool) error
 }
@@ -74,7 +71,7 @@ type metaQuery struct {
 	queries []string
 }
 
-// parse reads what a client has sent. Nothing is larger than that.
+// parse reads the data of an option, and takes no more memory than that has bytes.
 func (q *metaQuery) parse(data []byte) bool {
 	text := func() (s string, ok bool) {
 		if len(data) < 4 {
@@ -116,8 +113,8 @@ func (q *metaQuery) append(p []byte) []byte {
 	return p
 }
 
-// matches reports whether a query asks for the context of that name. To list,
-// no query asks for all, and a namespace for those in it.
+// matches reports whether a query selects the context of that name. In LIST_META_CONTEXT
+// no query selects all contexts, and a namespace selects those in it.
 func (q *metaQuery) matches(name string, list bool) bool {
 	if list && len(q.queries) == 0 {
 		return true
@@ -133,7 +130,7 @@ func (q *metaQuery) matches(name string, list bool) bool {
 // meta answers LIST_META_CONTEXT and SET_META_CONTEXT.
 func (n *negotiation) meta(opt uint32, data []byte) error {
 	if opt == optSetMeta {
-		n.metaExport, n.contexts = nil, nil // whatever becomes of it
+		n.metaExport, n.contexts = nil, nil // both are void, also if this option fails
 	}
 	if !n.structured {
 		return n.refuse(opt, &OptionError{Code: repErrInvalid, Message: "structured replies come first"})

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	maxOption  = 64 << 10 // of option data that is looked at
+	maxOption  = 64 << 10 // bytes of an option's data that are read
 	maxOptions = 1000     // in one negotiation
 	readBuffer = 64 << 10
 )
@@ -20,8 +20,8 @@ const (
 type negotiation struct {
 	srv      *Server
 	guest    *guest
-	raw      *link    // what the export closes
-	conn     net.Conn // that in raw, or TLS over it
+	raw      *link    // the connection that the export closes
+	conn     net.Conn // raw's connection, or TLS over it
 	r        *bufio.Reader
 	tls      bool
 	noZeroes bool
@@ -82,7 +82,7 @@ func (n *negotiation) option(opt uint32, data []byte) (e *Export, done bool, err
 		switch opt {
 		case optStartTLS, optAbort:
 		case optExportName:
-			return nil, true, ErrTLSRequired // it has no other answer
+			return nil, true, ErrTLSRequired // EXPORT_NAME has no other answer
 		default:
 			return nil, false, n.refuse(opt, &OptionError{Code: repErrTLSReqd, Message: "TLS is required"})
 		}
@@ -125,8 +125,8 @@ func (n *negotiation) refuse(opt uint32, e *OptionError) error {
 	return n.reply(opt, e.Code, []byte(e.Message))
 }
 
-// exportName answers the oldest way to choose an export, which cannot be
-// refused but by hanging up.
+// exportName handles the oldest option for choosing an export, which can be refused only
+// by hanging up.
 func (n *negotiation) exportName(name string) (*Export, bool, error) {
 	e, refused := n.srv.find(name)
 	if refused == nil {
@@ -177,8 +177,7 @@ func (n *negotiation) startTLS(data []byte) error {
 	case n.tls:
 		return n.refuse(optStartTLS, &OptionError{Code: repErrInvalid, Message: "TLS is on"})
 	case n.r.Buffered() > 0:
-		// What was said in the clear must not pass for what was said under
-		// TLS.
+		// Bytes that were sent in the clear must not count as sent under TLS.
 		return &ProtocolError{"bytes after STARTTLS", uint64(n.r.Buffered())}
 	}
 	if err := n.reply(optStartTLS, repAck, nil); err != nil {
@@ -189,7 +188,7 @@ func (n *negotiation) startTLS(data []byte) error {
 		return fmt.Errorf("nbd: %w", err)
 	}
 	n.conn, n.tls = c, true
-	n.structured, n.metaExport, n.contexts = false, nil, nil // as if nothing had been said
+	n.structured, n.metaExport, n.contexts = false, nil, nil // STARTTLS voids all earlier options
 	n.r.Reset(c)
 	return nil
 }
@@ -236,8 +235,8 @@ func (n *negotiation) sendInfo(opt uint32, e *Export, wanted []byte) error {
 	if err := n.reply(opt, repInfo, p); err != nil {
 		return err
 	}
-	// Block sizes are also for those who did not ask: they may not know that
-	// there is a maximum, but the server has one.
+	// Block sizes are sent to clients that have not asked for them too: the server has a
+	// maximum, and they may not know.
 	p = be.AppendUint16(nil, infoBlockSize)
 	p = be.AppendUint32(p, 1)
 	p = be.AppendUint32(p, 4096)

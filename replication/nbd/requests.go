@@ -8,7 +8,7 @@ import (
 	"sync/atomic"
 )
 
-// check refuses what the server would, or could not even express.
+// check refuses a request that the server would refuse, or that has no form on the wire.
 func (c *Client) check(off, n int64, change bool) error {
 	switch {
 	case off < 0 || n < 0 || off > c.info.Size || n > c.info.Size-off:
@@ -103,9 +103,9 @@ func (c *Client) Sync() error {
 	return c.do(request{cmd: cmdFlush}, nil, nil)
 }
 
-// Trim tells the server that the content of a range is of no more use. Where
-// it does not care, and for the ends of the range that share a block of the
-// server's with something else, Trim does nothing.
+// Trim tells the server that the content of a range is not needed any more. It does
+// nothing if the server has no use for that, nor for the ends of the range if they share a
+// block of the server's with other data.
 func (c *Client) Trim(off, n int64) error {
 	if m := int64(c.info.MinBlock) - 1; (off|n)&m != 0 && off >= 0 && n >= 0 && off <= c.info.Size && n <= c.info.Size-off {
 		end := (off + n) &^ m
@@ -218,7 +218,7 @@ func (c *Client) StartFlush(done func(error)) {
 	c.begin(ask{request: request{cmd: cmdFlush}, done: done})
 }
 
-// writeThrough has a write answered when it is stable.
+// writeThrough has a write answered only when it is stable.
 func (c *Client) writeThrough(a *ask) error {
 	if c.info.FUA {
 		a.flags = cmdFlagFUA
@@ -228,8 +228,8 @@ func (c *Client) writeThrough(a *ask) error {
 	return c.canFlush()
 }
 
-// collect calls done once, with an error if there was one, after n calls of
-// what it returns.
+// collect returns a function that is called n times, and then calls done once, with an
+// error if there was one.
 func collect(n int, done func(error)) func(error) {
 	if n == 1 {
 		return done
@@ -269,7 +269,7 @@ func (c *Client) Progress(ctx context.Context) error {
 	err, some := c.err, c.answered != before
 	c.mu.Unlock()
 	for c.r.Buffered() >= replyLen && err == nil {
-		err = c.readReply() // no system call but for the data of a read
+		err = c.readReply() // only the data of a read needs system calls here
 		some = true
 	}
 	if err == nil && !some {
@@ -281,7 +281,7 @@ func (c *Client) Progress(ctx context.Context) error {
 		err = c.readReplyOr(ctx)
 		stop()
 		c.mu.Lock()
-		c.progress++ // from now on the end of ctx interrupts nobody
+		c.progress++ // from now on the end of this ctx interrupts no other Progress
 		c.interrupted = false
 		c.mu.Unlock()
 		if err != nil && err == ctx.Err() {
@@ -295,7 +295,7 @@ func (c *Client) Progress(ctx context.Context) error {
 	return nil
 }
 
-// interrupt ends the wait of the Progress with that number.
+// interrupt makes the call of Progress with that number return.
 func (c *Client) interrupt(progress uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -305,8 +305,8 @@ func (c *Client) interrupt(progress uint64) {
 	}
 }
 
-// readReplyOr is readReply, but returns ctx's error, with nothing read, if
-// that ends before there is one.
+// readReplyOr does what readReply does, but returns ctx's error, with nothing read, if ctx
+// ends before there is a reply.
 func (c *Client) readReplyOr(ctx context.Context) error {
 	for c.r.Buffered() < replyLen {
 		if err := ctx.Err(); err != nil {

@@ -7,23 +7,23 @@ import (
 	"time"
 )
 
-// sender sends messages of a head and data. Those that come while another is being
-// sent leave together, with one system call, in the order in which they came but for
-// the small ones, which leave before the others.
+// sender sends messages, each of a head and data. Messages that come while another is
+// being sent leave together, with one system call, in the order in which they came, except
+// that small messages leave before large ones.
 type sender struct {
 	conn    net.Conn
 	timeout time.Duration
-	lost    func(error) // see handOver; nil: whoever sends goes on as long as there is something
+	lost    func(error) // see handOver; nil: the sending goroutine goes on as long as there is something to send
 
 	mu      sync.Mutex
-	free    *sync.Cond // there may be room in pending, or sending is false
+	free    *sync.Cond // signals room in pending, or that sending is false
 	sending bool
 	pending []byte   // small messages
-	large   []*large // whose callers wait, the first but for one that sends itself
+	large   []*large // messages whose callers wait; the first may be that of the sending goroutine itself
 	spare   []byte
-	batch   []*large    // of whoever sends, as are parts and vec
+	batch   []*large    // used by the sending goroutine, as are parts and vec
 	parts   [][]byte    // of the batch
-	vec     net.Buffers // parts, of which a write takes away what it has sent
+	vec     net.Buffers // parts; a write removes what it has sent
 	unused  []*large
 	err     error
 }
@@ -33,24 +33,25 @@ type large struct {
 	head  []byte
 	data  []byte
 	ended chan struct{} // has an element when it has been sent, or cannot be
-	own   bool          // of whoever sends, and nobody waits for ended
+	own   bool          // it belongs to the sending goroutine, and nobody waits for ended
 }
 
 const (
-	// copied is the longest data that is copied rather than sent from where
-	// it is.
+	// copied is the greatest length of data that is copied; longer data is sent from its
+	// place.
 	copied = 16 << 10
 	// leave is how long a farewell may take.
 	leave = 100 * time.Millisecond
-	// handOver is after how many system calls somebody who sends for others
-	// leaves the rest to a goroutine, if there is somebody to be told of its
-	// error: the write of a guest, or a checkpoint, would be held up for as long
-	// as others have something to send.
+	// handOver is the number of system calls after which a caller that sends messages of
+	// others leaves the rest to a goroutine, if lost can be told of its error. Otherwise a
+	// guest's write, or a checkpoint, would be delayed for as long as others have
+	// something to send.
 	handOver = 8
-	// maxPending is how much is collected while somebody sends; others wait.
+	// maxPending is how many bytes are collected while another goroutine sends; beyond it
+	// callers wait.
 	maxPending = 256 << 10
-	// maxBatch is after how much data one system call takes no more messages, for
-	// they have the timeout together.
+	// maxBatch is how many bytes one system call sends before no more messages are added
+	// to it, since they share one timeout.
 	maxBatch = 512 << 10
 )
 
@@ -59,7 +60,7 @@ func (o *sender) init(conn net.Conn, timeout time.Duration) {
 	o.free = sync.NewCond(&o.mu)
 }
 
-// send sends a message, or leaves it to whoever is sending. Neither head nor
+// send sends a message, or leaves it to the goroutine that is sending. Neither head nor
 // data is used after it returns. The first error sticks.
 func (o *sender) send(head, data []byte) error {
 	o.mu.Lock()
@@ -95,7 +96,7 @@ func (o *sender) send(head, data []byte) error {
 	return o.err
 }
 
-// queue makes a message one of large. The caller holds mu.
+// queue appends a message to large. The caller holds mu.
 func (o *sender) queue(head, data []byte) *large {
 	var l *large
 	if k := len(o.unused); k > 0 {
@@ -108,7 +109,7 @@ func (o *sender) queue(head, data []byte) *large {
 	return l
 }
 
-// rest sends what there is until there is no more; its caller has set sending.
+// rest sends until there is nothing left; its caller has set sending.
 func (o *sender) rest(lost func(error)) {
 	o.mu.Lock()
 	o.drain(math.MaxInt)
@@ -119,8 +120,8 @@ func (o *sender) rest(lost func(error)) {
 	}
 }
 
-// farewell sends the last message, if nobody is sending, and reports whether it
-// has left. It does not wait for long.
+// farewell sends the last message if no goroutine is sending, and reports whether it was
+// sent. It waits for a moment at most.
 func (o *sender) farewell(head []byte) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -128,15 +129,14 @@ func (o *sender) farewell(head []byte) bool {
 		return false
 	}
 	o.sending = true
-	o.timeout = min(o.timeout, leave) // read by who sends
+	o.timeout = min(o.timeout, leave) // the sending goroutine reads it
 	o.pending = append(o.pending, head...)
 	o.drain(math.MaxInt)
 	return o.err == nil
 }
 
-// enqueue has a small message sent, without waiting for anything: if nobody is
-// sending, by a goroutine that ends when there is nothing more to send. lost is
-// called if that fails.
+// enqueue has a small message sent, without waiting. If no goroutine is sending, it starts
+// one, which ends when there is nothing more to send. lost is called if that fails.
 func (o *sender) enqueue(head []byte, lost func(error)) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -145,13 +145,14 @@ func (o *sender) enqueue(head []byte, lost func(error)) {
 	}
 	o.pending = append(o.pending, head...)
 	if o.sending {
-		return // an error is told to that one
+		return // the goroutine that sends is told of an error
 	}
 	o.sending = true
 	go o.rest(lost)
 }
 
-// abort makes err that of all that is still to be sent, unless there is one.
+// abort makes err the error of all messages that are still to be sent, if there is no
+// error yet.
 func (o *sender) abort(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -161,7 +162,7 @@ func (o *sender) abort(err error) {
 	o.free.Broadcast()
 }
 
-// wait waits until nobody is sending.
+// wait waits until no goroutine is sending.
 func (o *sender) wait() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -170,9 +171,9 @@ func (o *sender) wait() {
 	}
 }
 
-// drain sends what is there, and what others add, with at most so many system
-// calls; it reports whether that is all. If not, sending is still set. The caller
-// holds mu, which is released meanwhile, and has set sending.
+// drain sends what there is, and what others add, with at most so many system calls. It
+// reports whether nothing is left; if something is, sending is still set. The caller has
+// set sending and holds mu, which is released meanwhile.
 func (o *sender) drain(most int) bool {
 	for o.err == nil && (len(o.pending) > 0 || len(o.large) > 0) {
 		if most--; most < 0 {
@@ -208,8 +209,8 @@ func (o *sender) drain(most int) bool {
 	return true
 }
 
-// gather makes the batch, and its parts after p, of the first of large. The caller
-// holds mu.
+// gather puts the first of large into the batch, and their parts after p. The caller holds
+// mu.
 func (o *sender) gather(p []byte) {
 	o.batch, o.parts = o.batch[:0], o.parts[:0]
 	if len(p) > 0 {
@@ -226,7 +227,7 @@ func (o *sender) gather(p []byte) {
 	clear(o.large[len(o.large) : len(o.large)+n])
 }
 
-// release lets go on whoever waits for one of these. The caller holds mu.
+// release wakes those who wait for the messages in all. The caller holds mu.
 func (o *sender) release(all []*large) {
 	for i, l := range all {
 		l.data, all[i] = nil, nil

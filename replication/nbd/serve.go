@@ -11,22 +11,21 @@ import (
 	"time"
 )
 
-// session is a connection after negotiation. Its requests are served by
-// workers that take turns: one reads a request, hands the turn on, serves
-// what it has read and answers it. So a request never changes goroutines, and
-// a slow one does not keep others waiting.
+// session is a connection after negotiation. Its requests are served by workers that take
+// turns: one reads a request, passes the turn on, serves the request and answers it. So a
+// request stays in one goroutine, and a slow one does not keep others waiting.
 type session struct {
 	srv        *Server
 	e          *Export
 	link       *link
-	conn       net.Conn // that of link, or TLS over it
+	conn       net.Conn // link's connection, or TLS over it
 	size       uint64
 	structured bool // replies
 	contexts   []selectedContext
 
-	turn turn // of the worker that reads; guards r and end
+	turn turn // held by the worker that reads; guards r and end
 	r    *bufio.Reader
-	end  error // why nobody reads any more; io.EOF: the client disconnected
+	end  error // why no more requests are read; io.EOF: the client disconnected
 
 	mu      sync.Mutex // guards what follows
 	waiting int        // workers that wait for their turn
@@ -107,7 +106,7 @@ func (s *session) work() {
 		s.mu.Unlock()
 		s.room.Signal()
 		if failed != nil {
-			s.link.Close() // the reader learns of it
+			s.link.Close() // so that the worker that reads ends
 		}
 	}
 }
@@ -115,7 +114,7 @@ func (s *session) work() {
 // answer sends the answer to a request: data for a read or block status, or
 // err. The error is the connection's.
 func (s *session) answer(req *request, data []byte, err error) error {
-	var space [chunkLen + 8]byte // for all heads but that of an error with a text
+	var space [chunkLen + 8]byte // enough for all heads but that of an error with a text
 	head := space[:0]
 	switch {
 	case err != nil && s.structured:
@@ -134,7 +133,7 @@ func (s *session) answer(req *request, data []byte, err error) error {
 	return s.out.send(binary.BigEndian.AppendUint64(c.append(head), req.off), data)
 }
 
-// payload is how much of the bounds of bytes a request takes.
+// payload returns how many bytes of the bounds a request takes.
 func (s *session) payload(req *request) int64 {
 	switch req.cmd {
 	case cmdRead, cmdWrite:
@@ -198,8 +197,8 @@ func (s *session) next(req *request) (data []byte, refused, end error) {
 	return data, nil, nil
 }
 
-// arrive bounds the time in which read reads the n bytes of data that belong
-// to a request whose header is there: memory waits for them.
+// arrive bounds the time in which read reads the n bytes of a request's data, since memory
+// is taken for them already.
 func (s *session) arrive(n int, read func() error) error {
 	if s.r.Buffered() >= n {
 		return read()
@@ -216,7 +215,7 @@ func (s *session) arrive(n int, read func() error) error {
 // check refuses a request that is not to be served (proto, "Request types"
 // and "Error values").
 func (s *session) check(req *request) error {
-	known := uint16(cmdFlagFUA) // also where it means nothing
+	known := uint16(cmdFlagFUA) // allowed also where it has no effect
 	switch req.cmd {
 	case cmdFlush, cmdWrite, cmdTrim:
 	case cmdRead:
@@ -292,7 +291,7 @@ func (s *session) do(req *request, buf []byte) ([]byte, error) {
 	case cmdTrim:
 		if t, ok := disk.(trimmer); ok {
 			if err = t.Trim(off, n); cannot(err) {
-				err = s.e.writeZeroes(off, n, false) // as a disk that can leaves it
+				err = s.e.writeZeroes(off, n, false) // by whichever way the disk can
 			}
 		}
 	default:

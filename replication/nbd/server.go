@@ -86,8 +86,8 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 	return s.serve(ctx, conn, nil)
 }
 
-// link is a connection, or what is under TLS. Closing it also ends waits that
-// are not for the connection.
+// link is a connection, without TLS. Closing it also ends waits for other things, such as
+// memory.
 type link struct {
 	net.Conn
 	once sync.Once
@@ -99,7 +99,7 @@ func (l *link) Close() error {
 	return l.Conn.Close()
 }
 
-// serve is ServeConn for a guest of a room, or for nil.
+// serve does what ServeConn does; g is the connection's place in a room, or nil.
 func (s *Server) serve(ctx context.Context, conn net.Conn, g *guest) error {
 	l := &link{Conn: conn, gone: make(chan struct{})}
 	defer l.Close()

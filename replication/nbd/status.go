@@ -7,11 +7,11 @@ import (
 	"math"
 )
 
-// maxExtents bounds the extents of one context in one answer to block status.
-// Who wants more asks again.
+// maxExtents bounds the extents of one context in one answer to block status. A client
+// that wants more asks again.
 const maxExtents = 4096
 
-// statusLen returns how long an answer to block status can become.
+// statusLen returns the greatest length of the answer to a request for block status.
 func (s *session) statusLen(req *request) int {
 	k := maxExtents
 	if req.flags&cmdFlagReqOne != 0 {
@@ -65,8 +65,7 @@ func (s *session) status(req *request, p []byte) ([]byte, error) {
 	return p, nil
 }
 
-// extentsOf yields the extents of a disk, which are all data if it cannot
-// tell.
+// extentsOf yields the extents of a disk. If the disk does not know them, all is data.
 func extentsOf(d Disk, off, n int64, yield func(n int64, flags uint32) bool) error {
 	if x, ok := d.(extenter); ok {
 		if err := x.Extents(off, n, yield); !errors.Is(err, errors.ErrUnsupported) {

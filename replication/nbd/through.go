@@ -2,19 +2,19 @@ package nbd
 
 import "time"
 
-// through stands in for FUA at a server that does not know it: writes that are
-// answered wait here for a flush, which covers all that were here when it was
-// sent. Whoever handles an answer only puts it here. The flush has a slot of
-// its own and is sent without waiting for anything, for what it would wait for
-// may only come from who handles answers.
+// through does the work of FUA with a server that does not know it: writes that are
+// answered wait here for a flush, which covers those that were here when it was sent. The
+// goroutine that handles an answer only puts the write here. The flush has a slot of its
+// own and is sent without waiting, since what it would wait for may be the work of this
+// same goroutine.
 //
 // Its fields are guarded by Client.mu. Where first is not nil, a flush is under
 // way.
 type through struct {
 	flush   *call
-	covered *call // answered before the flush was sent; linked by next
-	first   *call // and since
-	under   bool  // flush is under way
+	covered *call // writes that were answered before the flush was sent; linked by next
+	first   *call // writes that were answered since
+	under   bool  // a flush is under way
 }
 
 // answeredThrough keeps k, whose write has been answered, until it is stable.
@@ -30,7 +30,7 @@ func (c *Client) answeredThrough(k *call) {
 	c.flushThrough()
 }
 
-// flushThrough sends the flush, if it is wanted and not under way. The caller
+// flushThrough sends the flush, if writes wait for one and none is under way. The caller
 // holds mu, which is released.
 func (c *Client) flushThrough() {
 	t := &c.through
@@ -47,7 +47,7 @@ func (c *Client) flushThrough() {
 	c.out.enqueue(req.append(head[:0]), c.lostSend)
 }
 
-// flushedThrough hands out the answer to the flush.
+// flushedThrough handles the answer to the flush.
 func (c *Client) flushedThrough(err error) {
 	c.mu.Lock()
 	t := &c.through
@@ -79,6 +79,6 @@ func (c *Client) activate(k *call, req *request) {
 	k.req, k.sent = *req, time.Now()
 	k.active = true
 	if c.active++; c.active == 1 {
-		c.arm() // somebody may be reading without a deadline
+		c.arm() // a goroutine may be reading without a deadline
 	}
 }

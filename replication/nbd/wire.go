@@ -151,7 +151,7 @@ func (e *OptionError) Error() string {
 	return s
 }
 
-// Is makes the codes match what they say.
+// Is makes an OptionError match the sentinel of its code.
 func (e *OptionError) Is(target error) bool {
 	switch target {
 	case ErrUnknownExport:
@@ -214,8 +214,8 @@ var errnos = map[syscall.Errno]uint32{
 	syscall.ENOSPC: 28, syscall.EOVERFLOW: 75, syscall.ENOTSUP: 95, syscall.ESHUTDOWN: 108,
 }
 
-// toErrno returns the protocol's number for err: that of the errno that err
-// is, as errors.Is sees it, if there is one, else of EIO.
+// toErrno returns the protocol's number of the errno that err matches, or that of EIO if
+// it matches none.
 func toErrno(err error) uint32 {
 	if err == nil {
 		return 0
@@ -260,7 +260,7 @@ func SplitName(s string) (name string, generation uint64) {
 	return s[:i], g
 }
 
-// readFull is io.ReadFull for values that must be there.
+// readFull reads all of p. The end of the stream is unexpected.
 func readFull(r io.Reader, p []byte) error {
 	_, err := io.ReadFull(r, p)
 	if err == io.EOF {

@@ -11,7 +11,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// Kind is what a [Difference] is about.
+// Kind says what a [Difference] is about.
 type Kind string
 
 // The kinds, in the order in which Compare lists them.
@@ -46,7 +46,7 @@ type Difference struct {
 	Ranges []Range `json:"ranges,omitempty"`
 }
 
-// String is a line for people.
+// String returns the difference as one line of text.
 func (d Difference) String() string {
 	var b strings.Builder
 	b.WriteString(string(d.Kind))
@@ -78,7 +78,7 @@ func (d Difference) String() string {
 	return printable(b.String())
 }
 
-// maxDifferences bounds the list: who differs in more has other questions.
+// maxDifferences bounds the list. A reader of more would not read them.
 const maxDifferences = 1 << 16
 
 // Compare lists what differs between two states, A first. It is empty if a
@@ -87,8 +87,8 @@ const maxDifferences = 1 << 16
 // 65536 entries.
 func Compare(a, b *State) []Difference { return compare(a, b, true) }
 
-// CompareShape is Compare without values and the contents of memory: what two
-// machines of one configuration should have in common.
+// CompareShape compares like Compare, but neither values nor the contents of memory: it
+// lists what differs between two machines that should have one configuration.
 func CompareShape(a, b *State) []Difference { return compare(a, b, false) }
 
 func compare(a, b *State, values bool) []Difference {
@@ -182,7 +182,7 @@ func (c *comparison) configuration(a, b *State) {
 	}
 }
 
-// kept is c without what only says how memory was written.
+// kept returns c without the settings that only say how memory was written.
 func kept(c vmstate.Configuration) vmstate.Configuration {
 	c.Capabilities = slices.DeleteFunc(slices.Clone(c.Capabilities), func(s string) bool { return s == "mapped-ram" })
 	return c
@@ -204,7 +204,7 @@ func (c *comparison) device(a, b *Device) {
 	c.structure(where, "", sa, sb)
 }
 
-// bodies compares what cannot be taken apart.
+// bodies compares devices that cannot be decoded.
 func (c *comparison) bodies(where string, a, b *Device) {
 	if a.Length != b.Length {
 		c.text(Layout, where, "", fmt.Sprintf("%d bytes", a.Length), fmt.Sprintf("%d bytes", b.Length))
@@ -220,8 +220,8 @@ func (c *comparison) bodies(where string, a, b *Device) {
 	c.text(Value, where, fmt.Sprintf("byte %d", i), display(a.Body[i:]), display(b.Body[i:]))
 }
 
-// structure compares two parts field by field. Fields are matched by name, so
-// that one that was put in costs only itself.
+// structure compares two parts field by field. It matches fields by name, so that a field
+// that one side has in addition is one difference only.
 func (c *comparison) structure(where, path string, a, b vmstate.Struct) {
 	if path != "" {
 		c.text(Version, where, path, fmt.Sprint(a.Version), fmt.Sprint(b.Version))
@@ -264,7 +264,7 @@ func (c *comparison) structure(where, path string, a, b vmstate.Struct) {
 	}
 }
 
-// byName indexes fields; the first of a name counts.
+// byName returns the fields by name; of several with one name, the first.
 func byName(s vmstate.Struct) map[string]*vmstate.Field {
 	m := make(map[string]*vmstate.Field, len(s.Fields))
 	for i := range s.Fields {
@@ -318,7 +318,7 @@ func (c *comparison) value(where, path string, a, b any) {
 	}
 }
 
-// buffers shows two that differ: text as text, short ones whole, long ones from
+// buffers shows two buffers that differ: text as text, short ones whole, long ones from
 // where they differ.
 func (c *comparison) buffers(where, path string, a, b []byte) {
 	if ta, ok := vmstate.Text(a); ok {

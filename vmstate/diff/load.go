@@ -9,13 +9,13 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// Certainty is how much of a [Finding] the streams prove.
+// Certainty says how much of a [Finding] the streams prove.
 type Certainty string
 
 const (
 	// Refusal: the machine would not load the stream.
 	Refusal Certainty = "refusal"
-	// Doubt: it depends on what the machine's stream does not tell.
+	// Doubt: it depends on facts that the machine's stream does not contain.
 	Doubt Certainty = "doubt"
 )
 
@@ -26,13 +26,13 @@ type Finding struct {
 	// it would go wrong.
 	Where string `json:"where,omitempty"`
 	Field string `json:"field,omitempty"`
-	// Why says it in words. Says is the message by which QEMU's destination
-	// ends, where it is known.
+	// Why says it in a sentence. Says is the message with which QEMU's destination ends,
+	// where that is known.
 	Why  string `json:"why"`
 	Says string `json:"says,omitempty"`
 }
 
-// String is a sentence.
+// String returns the finding as one line of text.
 func (f Finding) String() string {
 	var b strings.Builder
 	b.WriteString(string(f.Certainty) + ": ")
@@ -49,7 +49,8 @@ func (f Finding) String() string {
 	return printable(b.String())
 }
 
-// printable keeps the names that a peer has chosen from moving a cursor.
+// printable replaces bytes by which a name, which a peer has chosen, could move a
+// terminal's cursor.
 func printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {
@@ -62,10 +63,9 @@ func printable(s string) string {
 // maxFindings bounds the list.
 const maxFindings = 1 << 12
 
-// Load lists what keeps the machine that has written b, or another that was
-// started like it, from loading a. It is empty if nothing is known that would.
-// Findings are in the order in which a destination would meet them, and the first
-// Refusal is where it would end.
+// Load lists what keeps the machine that has written b, or another that was started like
+// it, from loading a. The list is empty if nothing is known that does. Findings are in the
+// order in which a destination would meet them; it would end at the first Refusal.
 func Load(a, b *State) []Finding {
 	l := loading{a: a, b: b}
 	l.configuration()
@@ -145,7 +145,7 @@ func (l *loading) footers() {
 
 func (l *loading) memory() {
 	if len(l.b.Blocks) == 0 && !slices.Contains(l.b.Live, ram.SectionName) {
-		return // said where live devices are
+		return // it was said where live devices were compared
 	}
 	for i := range l.a.Blocks {
 		ba := &l.a.Blocks[i]
@@ -163,7 +163,7 @@ func (l *loading) memory() {
 	}
 }
 
-// names lists b's RAM blocks, so that a reader sees one that was renamed.
+// names lists b's RAM blocks, so that a reader can recognize one that was renamed.
 func (l *loading) names() string {
 	var names []string
 	for i := range l.b.Blocks {
@@ -211,7 +211,7 @@ func (l *loading) device(a *Device) {
 	}
 }
 
-// alike names a device of b's that may be the same under another path.
+// alike returns the name of a device of b's that may be a's under another path.
 func (l *loading) alike(a *Device) string {
 	base := a.Name[strings.LastIndex(a.Name, "/")+1:]
 	for i := range l.b.Devices {
@@ -223,7 +223,7 @@ func (l *loading) alike(a *Device) string {
 	return ""
 }
 
-// footer is what QEMU says where a device was read to a wrong length.
+// footer returns QEMU's message where a device was read to a wrong length.
 func (l *loading) footer(d *Device) string {
 	if !l.b.Footers {
 		return ""
@@ -231,16 +231,16 @@ func (l *loading) footer(d *Device) string {
 	return "Missing section footer for " + d.Name
 }
 
-// walk goes through what a device is described as on both sides.
+// walk compares the descriptions of one device on both sides.
 type walk struct {
 	l     *loading
 	dev   *Device
 	where string
 	older bool // B reads it as an older version
-	over  bool // the first field that does not fit was found
+	over  bool // the first field that does not fit has been found
 }
 
-// misfit reports the first field at which the two part.
+// misfit reports the first field at which the two sides differ.
 func (w *walk) misfit(field, why string) {
 	if w.over {
 		return
@@ -255,8 +255,8 @@ func (w *walk) misfit(field, why string) {
 
 func join(path, name string) string { return strings.TrimPrefix(path+"."+name, ".") }
 
-// structs compares the layouts of a part. B reads A's bytes as its own fields, one
-// after the other.
+// structs compares the layouts of a part. B reads A's bytes as its own fields, in its own
+// order.
 func (w *walk) structs(path string, a, b *vmstate.StructDesc) {
 	i, j := 0, 0
 	for !w.over && (i < len(a.Fields) || j < len(b.Fields)) {
@@ -288,7 +288,7 @@ func (w *walk) structs(path string, a, b *vmstate.StructDesc) {
 	}
 }
 
-// title is a field's name as it is in Struct: with the place in its array.
+// title returns a field's name as Struct has it: with its index in an array.
 func title(f *vmstate.FieldDesc) string {
 	if f.Index >= 0 {
 		return fmt.Sprintf("%s[%d]", f.Name, f.Index)
@@ -304,7 +304,7 @@ func bytesOf(f *vmstate.FieldDesc) string {
 // length on each side.
 func (w *walk) dynamic(f *vmstate.FieldDesc) bool { return f.Index > 0 }
 
-// realign finds out why the names at i and j differ, and where to go on.
+// realign finds out why the names at i and j differ, and where to continue on each side.
 func (w *walk) realign(path string, a, b *vmstate.StructDesc, i, j int) (int, int) {
 	fa, fb := &a.Fields[i], &b.Fields[j]
 	inB := slices.ContainsFunc(b.Fields[j:], func(f vmstate.FieldDesc) bool { return f.Name == fa.Name && f.Index == fa.Index })
@@ -332,7 +332,7 @@ func (w *walk) fields(path string, a, b *vmstate.FieldDesc) {
 	case (a.Type == "nullptr") != (b.Type == "nullptr"):
 		w.misfit(path, fmt.Sprintf("it is a %s in A and a %s in B", a.Type, b.Type))
 	case list && a.Type == b.Type:
-		// As many elements as there are; what one consists of counts.
+		// The number of elements may differ; the layout of an element may not.
 		if len(a.Parts) > 0 && len(b.Parts) > 0 {
 			w.structs(path, &a.Parts[0], &b.Parts[0])
 		}
@@ -362,7 +362,7 @@ func fixed(typ string) bool {
 	return strings.HasPrefix(typ, "int") || strings.HasPrefix(typ, "uint")
 }
 
-// length says that an array or a buffer is longer on one side.
+// length reports that an array or a buffer is longer on one side.
 func (w *walk) length(path string, a, b *vmstate.FieldDesc) {
 	w.l.doubt(w.where, path, fmt.Sprintf("it has %d bytes in A and %d in B; that fits only if an earlier field, or it itself, tells how long it is", a.Size*a.Count, b.Size*b.Count), w.l.footer(w.dev))
 }
@@ -386,7 +386,7 @@ func (w *walk) subsections(path string, a, b *vmstate.StructDesc) {
 	}
 }
 
-// values looks for those that B requires to be its own.
+// values looks for fields whose values B requires to be equal to its own.
 func (w *walk) values(path string, a, b vmstate.Struct) {
 	inB := byName(b)
 	for i := range a.Fields {

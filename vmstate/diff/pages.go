@@ -13,8 +13,8 @@ import (
 type Block struct {
 	Name   string
 	Length uint64 // bytes
-	// Came counts the pages that have come, each once. Those that never came
-	// compare as zeros, which is what a fresh destination has there.
+	// Came counts the pages that have come, each once. Pages that never came compare as
+	// zeros, since that is what a fresh destination has there.
 	Came int64
 	// Mapped says that the file has zeros where it has no page.
 	Mapped bool
@@ -26,17 +26,17 @@ type Block struct {
 // pieceLen is how many pages a piece is about.
 const pieceLen = 512
 
-// piece has a hash for each page: 0 is a page of zeros, or none.
+// piece has a hash for each page: 0 for a page of zeros, and for one that has not come.
 type piece struct {
 	hash [pieceLen]uint64
 	came [pieceLen / 64]uint64
 }
 
-// seed makes hashes of one process comparable. Pages are compared by 63 bits of
-// hash: two that differ agree by chance once in as many comparisons.
+// seed makes the hashes of one process comparable. Pages are compared by hashes of 63
+// bits: two pages that differ have the same hash once in 2^63 comparisons.
 var seed = maphash.MakeSeed()
 
-// records takes what is in a RAM section.
+// records takes the pages of a RAM section.
 func (x *reading) records(rec *ram.Record) error {
 	switch rec.Kind {
 	case ram.KindBlockList, ram.KindMappedBlock:
@@ -129,7 +129,7 @@ func (x *reading) take(b *Block, rec *ram.Record) error {
 	return nil
 }
 
-// hash returns a page's, which is 0 only for a page of zeros.
+// hash returns the hash of a page, which is 0 only for a page of zeros.
 func hash(page []byte) uint64 {
 	if page[0] == 0 && !slices.ContainsFunc(page, func(c byte) bool { return c != 0 }) {
 		return 0
@@ -143,7 +143,7 @@ type Range struct {
 	Last  uint64 `json:"last"`
 }
 
-// String is "0x5" or "0x5-0x9".
+// String returns "0x5" or "0x5-0x9".
 func (r Range) String() string {
 	if r.First == r.Last {
 		return fmt.Sprintf("%#x", r.First)
@@ -154,8 +154,8 @@ func (r Range) String() string {
 // maxRanges bounds the ranges of one block in a Difference.
 const maxRanges = 1 << 10
 
-// differ compares the pages that two blocks both have room for. It returns how
-// many differ, and in which ranges, at most maxRanges.
+// differ compares the pages that are within both blocks. It returns how many differ, and
+// their ranges, at most maxRanges.
 func differ(a, b *Block, pageSize int) (n uint64, ranges []Range) {
 	keys := make([]uint64, 0, len(a.pieces))
 	for k := range a.pieces {

@@ -66,8 +66,7 @@ type State struct {
 	Blocks []Block
 	// Postcopy says that the stream prepares for postcopy.
 	Postcopy bool
-	// Partial is not empty where something was not kept and will not be
-	// compared: why.
+	// Partial says what was not kept and is not compared, and why; empty if nothing.
 	Partial []string
 
 	index map[string]*Block
@@ -84,10 +83,10 @@ type Device struct {
 	Guessed bool // its name and length are
 }
 
-// key is how a device is found.
+// key returns the name and instance by which a device is found.
 func (d *Device) key() vmstate.Alias { return vmstate.Alias{Name: d.Name, Instance: d.Instance} }
 
-// label names a device in sentences.
+// label returns a device's name for use in sentences.
 func (d *Device) label() string {
 	if d.Instance == 0 {
 		return d.Name
@@ -215,7 +214,7 @@ func (x *reading) device(rec *vmstate.Record) {
 	x.s.Devices = append(x.s.Devices, d)
 }
 
-// described takes what is known of an early device since the description came.
+// described completes an early device, now that its description has come.
 func (x *reading) described(rec *vmstate.Record) {
 	if i, ok := x.places[vmstate.Alias{Name: rec.Header.Name, Instance: rec.Header.Instance}]; ok {
 		x.s.Devices[i].Desc, x.s.Devices[i].Misfit = rec.Desc, rec.Misfit

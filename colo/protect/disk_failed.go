@@ -1,0 +1,117 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/replication"
+)
+
+// failed returns why this host's copy is not to be trusted any more: it could not
+// make stable what the guest has written, and part of that may be gone. It is asked
+// before a session lets its disks go.
+func (d *Disk) failed() error {
+	p := d.leading()
+	if p == nil {
+		return nil
+	}
+	var lost *replication.SyncError
+	if err := p.Err(); errors.As(err, &lost) {
+		return fmt.Errorf("disk %q: %w", d.cfg.Name, err)
+	}
+	return nil
+}
+
+// diskFailed returns why this host must leave its guest to a secondary that is in
+// step: the checkpoint there has a disk that is good.
+func (j *Job) diskFailed() error {
+	for _, d := range j.cfg.Disks {
+		if err := d.failed(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// betterThere returns why this host, a primary, must leave its guest to the other, if
+// it must: a disk has failed here, and the other host has a whole copy of the guest.
+func (j *Job) betterThere(s *session, c colo.Claim) error {
+	if _, whole := s.committed(); s.primary == nil || !whole || c.Ordered {
+		return nil
+	}
+	if err := j.diskFailed(); err != nil {
+		return fmt.Errorf("the other host has the good copy: %w", err)
+	}
+	return nil
+}
+
+// giveForDisk gives the guest, which stands still, to the other host, for the reason
+// why. A nil error says that the other does not go on with it, and that this host is to
+// claim it as if its disk were good: a guest whose flushes fail is better than none. Any
+// other matches failover.ErrRefused, or is that of the end of ctx.
+//
+// What this host has released the other acquires at once, if it is told, and otherwise
+// when it has lost this host and its promise is over. So two terms after the release it
+// has the guest, or is not there. A claim of this host that comes later, after the same
+// generation, is refused if the other was faster after all.
+func (j *Job) giveForDisk(ctx context.Context, s *session, why error) error {
+	why = fmt.Errorf("%w: %w", failover.ErrRefused, why)
+	if j.manual != nil {
+		return why // nobody can be asked whether the other host goes on: who says so is there
+	}
+	p := s.peer
+	if p.endedWhy() == nil {
+		j.releaseForDisk(ctx, s)
+	}
+	answered, over := p.until(ctx, func() bool { return p.ended || p.verdict == sayCannot })
+	defer over()
+	waiting, cancel := context.WithTimeout(answered, 2*j.cfg.Term+j.cfg.Lost)
+	defer cancel()
+	if !j.takenOver(waiting, s) {
+		return context.Cause(ctx)
+	}
+	// It has been granted the guest. What it says then is whether it has used that.
+	hearing, heard := context.WithTimeout(ctx, j.cfg.PeerTimeout)
+	defer heard()
+	p.await(hearing, func() bool { return p.ended || p.verdict != "" || p.gone })
+	if p.notUsed() == 0 {
+		return why
+	}
+	return context.Cause(ctx)
+}
+
+// releaseForDisk releases the guest and tells the other host, as far as both can be
+// reached. If not, the grant runs out.
+func (j *Job) releaseForDisk(ctx context.Context, s *session) {
+	// What this host has let go is out before the other may say anything.
+	j.letOut(ctx)
+	ctx, cancel := context.WithTimeout(ctx, j.cfg.Term)
+	defer cancel()
+	epoch, _ := s.committed()
+	if err := j.keeper.ReleaseGeneration(ctx, s.peer.generation, fmt.Sprintf("left to %s at checkpoint %d", s.peer.host, epoch)); err != nil {
+		j.note(fmt.Errorf("release: %w", err))
+		return
+	}
+	s.peer.say(note{Say: sayGo, Seq: epoch})
+}
+
+// takenOver waits, until ctx ends, for the other host to have acquired the guest.
+func (j *Job) takenOver(ctx context.Context, s *session) bool {
+	seen, err := j.cfg.Arbiter.Record(ctx)
+	for {
+		switch {
+		case err == nil && seen.Generation > s.peer.generation:
+			return seen.Token != j.token // this host's, by a verb whose answer was lost
+		case ctx.Err() != nil, err != nil && sleep(ctx, minRedial) != nil:
+			return false
+		}
+		if r, e := j.cfg.Arbiter.Watch(ctx, seen); e == nil {
+			seen, err = r, nil
+		} else {
+			err = e
+		}
+	}
+}

@@ -1,0 +1,179 @@
+package protect
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// reasons returns why the job has changed its state, a line for each change.
+func (h *host) reasons() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var s strings.Builder
+	for _, e := range h.events {
+		if c, ok := e.(event.JobStatusChange); ok {
+			fmt.Fprintln(&s, c.State, c.Reason)
+		}
+	}
+	return s.String()
+}
+
+// The disk of a primary fails, and its secondary, to which it leaves the guest, has just
+// died: the guest goes on over the disk that there is, until the other host is back.
+func TestAHostWhoseDiskFailsGoesOnWhereItsSecondaryHasJustDied(t *testing.T) {
+	t.Parallel()
+	for _, silent := range []bool{false, true} {
+		withDisk(t, fmt.Sprintf("silent %v", silent), func(t *testing.T, w *world) {
+			a, b := w.protected()
+			time.Sleep(300 * time.Millisecond)
+			var since time.Time
+			a.on(Asking, func() {
+				since = time.Now()
+				b.kill(silent)
+			})
+			a.image.breaks(errWorn)
+			a.is(Alone)
+			b.bury()
+			if took, most := time.Since(since), 4*w.term+a.job.cfg.Lost; took > most {
+				t.Errorf("it took %v of %v", took, most)
+			}
+			before := w.heard()
+			w.until(func() bool { return w.heard() > before })
+			if said := a.reasons(); !strings.Contains(said, "alone") || !strings.Contains(said, errWorn.Error()) {
+				t.Errorf("no change of its state names the disk's error:\n%s", said)
+			}
+			a.halt()
+		})
+	}
+}
+
+// A secondary that leaves on purpose when the disk of its primary fails has said that it
+// does not go on: nobody waits for it.
+func TestAHostWhoseDiskFailsDoesNotWaitForASecondaryThatLeaves(t *testing.T) {
+	t.Parallel()
+	withDisk(t, "", func(t *testing.T, w *world) {
+		a, b := w.protected()
+		time.Sleep(300 * time.Millisecond)
+		var since time.Time
+		a.on(Asking, func() {
+			b.stop(errHalt)
+			b.job.Wait(context.Background(), Concluded) // before it could be told to go on
+			since = time.Now()
+		})
+		a.image.breaks(errWorn)
+		a.is(Alone)
+		b.bury()
+		if took := time.Since(since); took > w.term {
+			t.Errorf("it took %v", took)
+		}
+		a.halt()
+	})
+}
+
+// What a host was granted that then could not run the guest, and says so, is lost to
+// nobody: the host that gave the guest away has it back.
+func TestAGenerationThatIsNotUsedGoesBack(t *testing.T) {
+	t.Parallel()
+	give := map[string]func(t *testing.T, a *host){
+		"of a switchover": func(t *testing.T, a *host) {
+			if err := a.job.Switchover(t.Context()); err == nil {
+				t.Error("it has come about")
+			}
+		},
+		"of a disk that failed": func(_ *testing.T, a *host) { a.image.breaks(errWorn) },
+	}
+	for name, give := range give {
+		for _, answered := range []bool{true, false} {
+			withDisk(t, fmt.Sprintf("%s answered %v", name, answered), func(t *testing.T, w *world) {
+				var leaves atomic.Pointer[host]
+				w.store.After = func(_ context.Context, op string) error {
+					b, history := leaves.Load(), w.store.History()
+					if b == nil || op != "swap" || history[len(history)-1].Token != b.token {
+						return nil
+					}
+					leaves.Store(nil)
+					b.stop(errHalt) // between its grant and the guest's first word
+					b.job.Wait(context.Background(), Concluded)
+					if !answered {
+						return errNoRoute
+					}
+					return nil
+				}
+				a, b := w.protected()
+				time.Sleep(300 * time.Millisecond)
+				leaves.Store(b)
+				give(t, a)
+				a.is(Alone)
+				before := w.heard()
+				w.until(func() bool { return w.heard() > before })
+				if n := a.job.Query().Generation; n != 3 {
+					t.Errorf("it runs in generation %d", n)
+				}
+				b.bury()
+				a.halt()
+			})
+		}
+	}
+}
+
+// A secondary that its primary cannot reach any more, or whose primary cannot reach the
+// arbiter, lives all the same, and has the guest in the end, on its good disk.
+func TestASecondaryThatIsOutOfReachHasTheGuestOfAHostWhoseDiskFails(t *testing.T) {
+	t.Parallel()
+	faults := map[string]func(w *world, a *host){
+		"the link breaks":                  func(w *world, _ *host) { w.f.part("a", "b", false) },
+		"the link falls silent":            func(w *world, _ *host) { w.f.part("a", "b", true) },
+		"the primary reaches no arbiter":   func(_ *world, a *host) { a.noArbiter.Store(true) },
+		"and its answers come after hours": func(_ *world, a *host) { a.slow.Store(int64(150 * time.Millisecond)) },
+	}
+	for name, fault := range faults {
+		withDisk(t, name, func(t *testing.T, w *world) {
+			a, b := w.protected()
+			time.Sleep(300 * time.Millisecond)
+			a.on(Asking, func() { fault(w, a) })
+			a.image.breaks(errWorn)
+			b.is(Alone)
+			a.noArbiter.Store(false)
+			a.slow.Store(0)
+			w.f.join("a", "b")
+			time.Sleep(3 * time.Second)
+			if s := a.job.State(); s.runs() {
+				t.Errorf("the host with the broken disk is %v", s)
+			}
+			b.halt()
+			a.halt()
+		})
+	}
+}
+
+// Where no arbiter says who has the guest, an operator does, on the host whose disk is
+// good: the one whose disk is not leaves it and says why.
+func TestAHostWhoseDiskFailsLeavesTheGuestToAnOperatorsWord(t *testing.T) {
+	t.Parallel()
+	withDisk(t, "", func(t *testing.T, w *world) {
+		nobody := func(c *Config) { c.Arbiter = nil }
+		b := w.boot("b", false, nobody)
+		a := w.boot("a", true, nobody)
+		a.is(Protected)
+		b.is(Following)
+		time.Sleep(300 * time.Millisecond)
+		a.image.breaks(errWorn)
+		a.is(Waiting)
+		if err := a.job.Query().LastError; err == nil || !strings.Contains(err.Error(), errWorn.Error()) {
+			t.Errorf("it says %v", err)
+		}
+		b.is(Asking)
+		if err := b.job.Failover(); err != nil {
+			t.Fatal(err)
+		}
+		b.is(Alone)
+		b.halt()
+		a.halt()
+	})
+}

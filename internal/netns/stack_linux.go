@@ -1,0 +1,121 @@
+package netns
+
+import (
+	"fmt"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gocolo/lockstep/colo/filter/tap"
+	"github.com/gocolo/lockstep/internal/require"
+)
+
+// The addresses of a guest and of its only neighbour, a client.
+const (
+	GuestMAC, ClientMAC = "52:54:00:00:00:01", "52:54:00:00:00:02"
+	Guest4, Client4     = "10.9.0.1", "10.9.0.2"
+	Guest6, Client6     = "fd09::1", "fd09::2"
+)
+
+// A Stack is a network namespace with one interface, whose other end the Device is.
+type Stack struct {
+	*tap.Device
+	do chan func()
+}
+
+// New makes the stack of a guest or of the client, in a thread of this process; it is
+// there until the test ends. Two guests have one address. Each stack knows its
+// neighbour's hardware address from the start: when it would ask for that is a matter
+// of chance. It skips the test where no namespace can be made.
+func New(t *testing.T, guest bool, dev tap.Config) *Stack {
+	t.Helper()
+	require.Outside(t, require.NetNS)
+	s := &Stack{do: make(chan func())}
+	begun := make(chan error)
+	var thread sync.WaitGroup
+	thread.Go(func() {
+		runtime.LockOSThread() // for good: the thread ends with this goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		begun <- err
+		if err == nil {
+			for fn := range s.do {
+				fn()
+			}
+		}
+	})
+	if err := <-begun; err != nil {
+		require.Missing(t, require.NetNS, err)
+	}
+	t.Cleanup(thread.Wait)
+	t.Cleanup(func() { close(s.do) })
+	me4, me6, mac, you4, you6, yours := Client4, Client6, ClientMAC, Guest4, Guest6, GuestMAC
+	if guest {
+		me4, me6, mac, you4, you6, yours = Guest4, Guest6, GuestMAC, Client4, Client6, ClientMAC
+	}
+	dev.Name = "net0"
+	ip := require.Program(t, require.NetNS, "ip")
+	s.In(t, func() (err error) {
+		if s.Device, err = tap.Open(dev); err != nil {
+			return err
+		}
+		t.Cleanup(func() { s.Close() })
+		cmd := exec.Command(ip, "-batch", "-")
+		cmd.Stdin = strings.NewReader(fmt.Sprintf(`
+			link set lo up
+			link set net0 address %s txqueuelen 20000 addrgenmode none
+			link set net0 up
+			address add %s/24 dev net0
+			address add %s/64 dev net0 nodad
+			neighbour replace %s lladdr %s dev net0 nud permanent
+			neighbour replace %s lladdr %s dev net0 nud permanent
+		`, mac, me4, me6, you4, yours, you6, yours))
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	return s
+}
+
+// Do calls fn in the namespace, where the sockets that it makes belong, and returns its
+// error. The namespace has one thread: calls wait for one another.
+func (s *Stack) Do(fn func() error) error {
+	done := make(chan error)
+	s.do <- func() { done <- fn() }
+	return <-done
+}
+
+// In is Do for a test that cannot go on after an error.
+func (s *Stack) In(t *testing.T, fn func() error) {
+	t.Helper()
+	if err := s.Do(fn); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ReadPacket reads a frame for the stack's neighbour. It leaves multicast out, of which
+// a stack sends some whenever it likes.
+func (s *Stack) ReadPacket() ([]byte, error) {
+	for {
+		p, err := s.Device.ReadPacket()
+		if err != nil || p[s.VNetHdrLen()]&1 == 0 {
+			return p, err
+		}
+	}
+}
+
+// Each calls fn with what ReadPacket returns, which is valid until fn returns, until the
+// interface is closed.
+func (s *Stack) Each(fn func(p []byte)) {
+	for {
+		p, err := s.ReadPacket()
+		if err != nil {
+			return
+		}
+		fn(p)
+	}
+}

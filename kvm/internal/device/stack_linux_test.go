@@ -1,0 +1,234 @@
+package device
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os/exec"
+	"runtime"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/gocolo/lockstep/colo/filter/tap"
+	"github.com/gocolo/lockstep/internal/packet"
+	"github.com/gocolo/lockstep/internal/require"
+)
+
+// A stack is a kernel's network stack behind a TAP interface, in a namespace of its own.
+type stack struct {
+	*tap.Device
+	do chan func()
+}
+
+// newStack has addresses 10.9.0.host/24 and fd00::host/64.
+func newStack(t *testing.T, cfg tap.Config, host int) *stack {
+	t.Helper()
+	require.Outside(t, require.NetNS)
+	s := &stack{do: make(chan func())}
+	failed := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the thread has a network of its own
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		if err == nil {
+			s.Device, err = tap.Open(cfg)
+		}
+		if err == nil {
+			for _, args := range [][]string{
+				{"addr", "add", fmt.Sprintf("10.9.0.%d/24", host), "dev", s.Name()},
+				{"addr", "add", fmt.Sprintf("fd00::%d/64", host), "dev", s.Name(), "nodad"},
+				{"link", "set", s.Name(), "up"},
+			} {
+				if out, e := exec.Command("ip", args...).CombinedOutput(); e != nil {
+					err = fmt.Errorf("ip %v: %w: %s", args, e, out)
+					break
+				}
+			}
+		}
+		failed <- err
+		for f := range s.do {
+			f()
+		}
+	}()
+	if err := <-failed; err != nil {
+		require.Missing(t, require.NetNS, err)
+	}
+	t.Cleanup(func() { s.Close(); close(s.do) })
+	return s
+}
+
+// in calls f on the namespace's thread.
+func (s *stack) in(f func()) {
+	done := make(chan struct{})
+	s.do <- func() { defer close(done); f() }
+	<-done
+}
+
+// tapUplink writes a card's frames to a network.
+type tapUplink struct{ *stack }
+
+func (tapUplink) Room() <-chan struct{} { return nil }
+
+// stackDriver is a guest whose network stack is that of a namespace.
+type stackDriver struct {
+	*netRig
+	guest *stack
+	k     int // length of the card's header
+	big   [2]int
+}
+
+const (
+	driverBuffer = 2048
+	driverRx     = 0x40000
+	driverTx     = 0xc0000
+)
+
+// send has the card send what the stack sends, until that ends.
+func (d *stackDriver) send() error {
+	for head := uint16(0); ; head = (head + 1) % QueueSize {
+		p, err := d.guest.ReadPacket()
+		if err != nil {
+			return err
+		}
+		vnet := d.guest.VNetHdrLen()
+		if len(p) > vnet+1514 {
+			d.big[0]++
+		}
+		b := d.mem[driverTx:]
+		clear(b[:d.k])
+		copy(b[:min(d.k, vnet)], p)
+		n := d.k + copy(b[d.k:], p[vnet:])
+		d.tx.offer(head, part{driverTx, uint32(n), false})
+		drain(d.nic.step)
+		if got := d.tx.used(); !slices.Equal(got, []usedEntry{{uint32(head), 0}}) {
+			return fmt.Errorf("the card returned %v for %d", got, head)
+		}
+	}
+}
+
+// receive gives the stack what the card receives from the network, until that ends.
+func (d *stackDriver) receive(from *stack) error {
+	for i := range 128 {
+		d.rx.offer(uint16(i), part{driverRx + uint64(i)*driverBuffer, driverBuffer, true})
+	}
+	var whole []byte
+	for {
+		p, err := from.ReadPacket()
+		if err != nil {
+			return err
+		}
+		if err := d.nic.Receive(d.gate, p); err != nil {
+			return fmt.Errorf("the card: %w", err)
+		}
+		for used, n := d.rx.used(), 1; len(used) > 0; used = used[n:] {
+			whole = whole[:0]
+			n = 1
+			for i := 0; i < n; i++ {
+				at := driverRx + int(used[i].head)*driverBuffer
+				whole = append(whole, d.mem[at:at+int(used[i].n)]...)
+				if i == 0 && d.k == netMergeHeader {
+					n = int(binary.LittleEndian.Uint16(whole[10:]))
+				}
+				d.rx.push(uint16(used[i].head))
+			}
+			if len(whole) > d.k+1514 {
+				d.big[1]++
+			}
+			// The kernel does not look at a checksum that is partial: it has to look at what
+			// comes of it.
+			if h := packet.VNet(whole[:d.k]); h.GSOType() == packet.GSONone && h.Complete(whole[d.k:]) {
+				h[0] &^= packet.VNetNeedsCsum
+			}
+			if err := d.guest.WriteVNetPacket(whole, d.k); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// A guest's stack talks to one on the network, whose interface leaves all that it can to
+// others, through a card: whatever the guest's driver has taken, both get what was sent.
+func TestStacksTalkThroughACardWhateverItsDriverTakes(t *testing.T) {
+	const all = tap.OffloadChecksum | tap.OffloadTSO4 | tap.OffloadTSO6
+	for _, c := range []struct {
+		features uint32
+		guest    tap.Config
+		big      [2]bool // frames that are to be cut, from and to the guest
+	}{
+		{netOffloads, tap.Config{VNetHdrLen: 12, Offload: all}, [2]bool{true, true}},
+		{netOffloads &^ (netGuestTSO4 | netGuestTSO6), tap.Config{VNetHdrLen: 12, Offload: all}, [2]bool{true, false}},
+		{0, tap.Config{}, [2]bool{}},
+	} {
+		t.Run(fmt.Sprintf("%#x", c.features), func(t *testing.T) {
+			guest := newStack(t, c.guest, 1)
+			client := newStack(t, tap.Config{VNetHdrLen: 12, Offload: all}, 2)
+			r := newOffloadRig(t, c.features)
+			r.nic.uplink = tapUplink{client}
+			d := &stackDriver{netRig: r, guest: guest, k: r.nic.headerLen()}
+			var pumps sync.WaitGroup
+			var sent, received error
+			pumps.Go(func() { sent = d.send() })
+			pumps.Go(func() { received = d.receive(client) })
+			for _, addr := range []string{"10.9.0.1", "fd00::1"} {
+				talk(t, guest, client, netip.AddrPortFrom(netip.MustParseAddr(addr), 80))
+			}
+			guest.Close()
+			client.Close()
+			pumps.Wait()
+			if n := r.nic.Dropped(); n > 0 {
+				t.Errorf("%d frames dropped; %v, %v", n, sent, received)
+			}
+			if got := [2]bool{d.big[0] > 0, d.big[1] > 0}; got != c.big {
+				t.Errorf("%d frames from the guest were to be cut, and %d to it; want %v", d.big[0], d.big[1], c.big)
+			}
+		})
+	}
+}
+
+// talk sends a lot to a server in the guest, which sends it back.
+func talk(t *testing.T, guest, client *stack, addr netip.AddrPort) {
+	t.Helper()
+	var l net.Listener
+	var err error
+	guest.in(func() { l, err = net.Listen("tcp", addr.String()) })
+	must(t, err)
+	defer l.Close()
+	var served sync.WaitGroup
+	served.Go(func() {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		if _, err := io.Copy(c, c); err != nil {
+			t.Errorf("the server: %v", err)
+		}
+	})
+	defer served.Wait()
+	defer l.Close()
+	var c net.Conn
+	client.in(func() { c, err = (&net.Dialer{Timeout: time.Minute}).Dial("tcp", addr.String()) })
+	must(t, err)
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(time.Minute)) // so that a test that hangs says where
+	data := make([]byte, 1<<20)
+	for i := range data {
+		data[i] = byte(i * 7 >> 3)
+	}
+	served.Go(func() {
+		if _, err := c.Write(data); err != nil {
+			t.Errorf("the client: %v", err)
+		}
+		c.(*net.TCPConn).CloseWrite()
+	})
+	got, err := io.ReadAll(c)
+	if err != nil || !bytes.Equal(got, data) {
+		t.Errorf("%d of %d bytes came back: %v", len(got), len(data), err)
+	}
+}
