@@ -35,8 +35,8 @@ func boot(ctx context.Context, o options, c *console, p *printer) (err error) {
 	var nic *proxy.Primary // that has no session: all passes
 	devices := gokvmhost.Config{Console: c, MAC: o.mac}
 	if t != nil {
-		nic = proxy.NewPrimary(proxy.PrimaryConfig{VM: g, Deliver: g.receive})
-		devices.Uplink = nic
+		nic = proxy.NewPrimary(proxy.PrimaryConfig{VM: g, Deliver: g.receive, VNetHdr: headerOf(t)})
+		devices.Uplink, devices.VNetHdr = nic, headerOf(t)
 		group.Go(func() {
 			if err := nic.Run(life, t); life.Err() == nil {
 				p.say("the network: %v", err)

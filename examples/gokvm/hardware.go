@@ -92,7 +92,28 @@ func openTAP(o options) (cable, error) {
 		}
 		return nil, fmt.Errorf("%q is no TAP interface", o.tap)
 	}
-	return tap.Open(tap.Config{Name: o.tap})
+	cfg := tap.Config{Name: o.tap, VNetHdrLen: headerFor(o)}
+	if o.offload {
+		cfg.Offload = tap.OffloadChecksum | tap.OffloadTSO4 | tap.OffloadTSO6
+	}
+	return tap.Open(cfg)
+}
+
+// headerFor returns how long the virtio-net header is before the frames of an interface:
+// one that leaves checksums and segmentation to the guest has to say what it has left.
+func headerFor(o options) int {
+	if o.offload {
+		return 12
+	}
+	return 0
+}
+
+// headerOf returns how long the header is before the frames of a cable, 0 for none.
+func headerOf(c cable) int {
+	if v, ok := c.(interface{ VNetHdrLen() int }); ok {
+		return v.VNetHdrLen()
+	}
+	return 0
 }
 
 // gokvmMachine is a machine of gokvm's.

@@ -124,6 +124,7 @@ type options struct {
 	vcpus                  int
 	disk                   string
 	tap                    string
+	offload                bool // of the tap
 	mac                    [6]byte
 
 	journal    string
@@ -172,6 +173,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.IntVar(&o.vcpus, "vcpus", 1, "`number` of the guest's CPUs")
 	f.StringVar(&o.disk, "disk", "", "raw image or block device, a `file`: the guest's /dev/vda")
 	f.StringVar(&o.tap, "tap", "", "`name` of the TAP interface for the guest's network card")
+	f.BoolVar(&o.offload, "offload", true, "the guest's network card and -tap leave checksums and the segmentation of TCP to each other; the same on both hosts")
 	f.StringVar(&mac, "mac", mac, "`address` of the guest's network card")
 	f.StringVar(&o.journal, "journal", "", "as a secondary, keep the disk's overlays in the files `base`.hidden and .active, so that the disk survives a crash of this host")
 	f.Var(&overlay, "overlay", "`size` that each overlay of the disk may grow to between checkpoints")

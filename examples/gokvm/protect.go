@@ -134,11 +134,11 @@ func (h *host) configure(d *disk) (cfg protect.Config, err error) {
 			}
 		}()
 		if h.nic, err = protect.NewProxy(protect.ProxyConfig{
-			Uplink: t, Deliver: h.guest.receive, Continuous: o.continuous, Events: &h.events,
+			Uplink: t, Deliver: h.guest.receive, Continuous: o.continuous, Events: &h.events, VNetHdr: headerOf(t),
 		}); err != nil {
 			return cfg, err
 		}
-		h.cable, devices.Uplink, cfg.Network = t, h.nic, []protect.Network{h.nic}
+		h.cable, devices.Uplink, devices.VNetHdr, cfg.Network = t, h.nic, headerOf(t), []protect.Network{h.nic}
 	}
 	if err = h.reach(); err != nil {
 		return cfg, err

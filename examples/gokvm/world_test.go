@@ -43,7 +43,10 @@ type simMachine struct {
 func newSimMachine(devices gokvmhost.Config) (*simMachine, error) {
 	cfg := simGuest()
 	if devices.Uplink != nil {
-		cfg.Output = devices.Uplink.WritePacket
+		header := make([]byte, devices.VNetHdr)
+		cfg.Output = func(frame []byte) error {
+			return devices.Uplink.WritePacket(append(header[:len(header):len(header)], frame...))
+		}
 	}
 	if devices.Disk != nil {
 		cfg.Write = func(p []byte, off int64, flush bool) error {
@@ -99,6 +102,7 @@ type process struct {
 	stop    context.CancelCauseFunc
 	once    sync.Once
 	closed  chan struct{} // its cable is
+	vnet    int           // length of the header before frames of its cable
 	dead    bool          // nothing of it is heard any more
 	console *console
 	signals map[os.Signal]chan<- os.Signal // that it wants to hear of
@@ -116,11 +120,14 @@ func (p *process) ReadPacket() ([]byte, error) {
 	return nil, os.ErrClosed
 }
 
+func (p *process) VNetHdrLen() int { return p.vnet }
+
 // WritePacket is what the guest says to the world's client. What the hypervisor says
 // of it is no frame of the guest's.
 func (p *process) WritePacket(b []byte) error {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()
+	b = b[p.vnet:]
 	switch {
 	case p.dead:
 		return os.ErrClosed
@@ -246,7 +253,7 @@ func (w *simWorld) start(host, mode string, args ...string) *process {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	p := &process{w: w, host: host, done: make(chan error, 1), closed: make(chan struct{}), signals: map[os.Signal]chan<- os.Signal{}}
+	p := &process{w: w, host: host, vnet: headerFor(o), done: make(chan error, 1), closed: make(chan struct{}), signals: map[os.Signal]chan<- os.Signal{}}
 	o.hw = hardware{
 		probe: func() error { return nil },
 		machine: func(_ options, devices gokvmhost.Config) (machine, error) {
