@@ -35,6 +35,8 @@ type peer struct {
 	begins   bool          // on a secondary: the disks are synchronised
 	lost     bool          // the heartbeat says so
 	silent   bool          // and that the connection had not ended
+	parting  bool          // this side has said that the session ends on purpose
+	parted   bool          // and the other has heard it
 	gone     bool          // nothing more will be heard from there
 	pledge   time.Time     // on a secondary: it does not claim the guest before
 	unused   uint64        // on a primary: the generation that the secondary may have been granted, and will not use; 0: it has not said so
@@ -118,7 +120,19 @@ func (p *peer) say(n note) error {
 	p.write <- struct{}{}
 	defer func() { <-p.write }()
 	p.control.SetWriteDeadline(time.Now().Add(sayTime))
+	if n.Say == sayEnd {
+		p.set(func() { p.parting = true })
+	}
 	return writeNote(p.control, n)
+}
+
+// part returns, before the connections are closed, when the other side has heard that
+// the session ends on purpose, if this side has said so, or when that cannot be awaited:
+// a connection that is closed may take along what is still on its way.
+func (p *peer) part(patience time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	p.await(ctx, func() bool { return !p.parting || p.parted || p.gone })
 }
 
 const sayTime = 2 * time.Second
@@ -152,6 +166,8 @@ func (p *peer) hear(on func(note)) {
 		switch n.Say {
 		case sayEnd:
 			p.set(func() { p.ended, p.leaves, p.reason, p.complete, p.unused = true, true, n.Reason, n.Completed, n.Seq })
+		case sayHeard:
+			p.set(func() { p.parted = true })
 		case sayDisks:
 			p.set(func() { p.begins = true })
 		case sayRuns, sayCannot:

@@ -216,6 +216,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	} else if s.primary == nil && ctx.Err() != nil {
 		s.peer.say(note{Say: sayEnd, Reason: j.cfg.Host + " leaves", Seq: s.unused(err)})
 	}
+	s.peer.part(j.cfg.Lost)
 	return err
 }
 
@@ -313,6 +314,7 @@ func (j *Job) heard(s *session, n note) {
 		}
 	case sayEnd:
 		s.colo.Lost(s.peer.endedWhy())
+		s.peer.say(note{Say: sayHeard})
 	case sayGo:
 		j.takeHand(s, n)
 	case sayRuns, sayCannot:

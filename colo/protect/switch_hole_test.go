@@ -32,5 +32,9 @@ func TestAHostThatDiesOnceItIsGrantedTheGuestTakesItAlong(t *testing.T) {
 		}
 		a.halt()
 		b.halt()
+		// Which it does by a person's word: the generation that nobody has any more.
+		a = w.boot("a", true, func(c *Config) { c.Held = 2 })
+		a.is(Alone)
+		a.halt()
 	})
 }

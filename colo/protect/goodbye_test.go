@@ -1,0 +1,124 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/failovertest"
+)
+
+// A hasty is a connection that takes its time, and along, when it is closed, what has
+// not arrived yet, as a TCP connection does that is reset.
+type hasty struct {
+	net.Conn
+	in     chan []byte
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newHasty(c net.Conn, late time.Duration) *hasty {
+	h := &hasty{Conn: c, in: make(chan []byte, 1<<12), closed: make(chan struct{})}
+	go func() {
+		for {
+			select {
+			case b := <-h.in:
+				select {
+				case <-time.After(late):
+				case <-h.closed:
+					return
+				}
+				h.Conn.Write(b)
+			case <-h.closed:
+				return
+			}
+		}
+	}()
+	return h
+}
+
+func (h *hasty) Write(b []byte) (int, error) {
+	select {
+	case h.in <- append([]byte(nil), b...):
+		return len(b), nil
+	case <-h.closed:
+		return 0, net.ErrClosed
+	}
+}
+
+func (h *hasty) Close() error {
+	h.once.Do(func() { close(h.closed) })
+	return h.Conn.Close()
+}
+
+// A host that leaves on purpose closes its connections when the other has heard so: what
+// is on its way then could be lost with them, and the other would take it for a death.
+// Here nobody but its word keeps the secondary from going on.
+func TestAHostThatLeavesOnPurposeIsHeardBeforeItsConnectionsClose(t *testing.T) {
+	for name, leave := range map[string]func(j *Job, ctx context.Context) error{
+		"complete": (*Job).Complete,
+		"cancel":   (*Job).Cancel,
+		"pause":    func(j *Job, ctx context.Context) error { return j.Pause(ctx, "for a while") },
+	} {
+		bubble(t, name, func(t *testing.T, w *world) {
+			own := new(failovertest.Store)
+			if ok, err := own.Swap(t.Context(), failover.Record{}, failover.Record{Generation: 1}); !ok || err != nil {
+				t.Fatal(ok, err)
+			}
+			b := w.boot("b", false, func(c *Config) { c.Arbiter = failover.NewStoreArbiter(own) })
+			a := w.boot("a", true, func(c *Config) {
+				dial := c.Peer.Dialer
+				c.Peer.Dialer = func(ctx context.Context) (net.Conn, error) {
+					conn, err := dial(ctx)
+					if err != nil {
+						return nil, err
+					}
+					return newHasty(conn, time.Millisecond), nil
+				}
+			})
+			a.is(Protected)
+			b.is(Following)
+			time.Sleep(300 * time.Millisecond)
+			if err := leave(a.job, t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Minute)
+			if s := b.states(); strings.Contains(s, Alone.String()) || b.job.State() != Waiting {
+				t.Errorf("b: %s", s)
+			}
+			if err := b.job.Query().LastError; !errors.Is(err, errEnded) {
+				t.Errorf("b: %v", err)
+			}
+			if name == "complete" {
+				<-a.done
+				a.leave()
+			} else {
+				a.halt()
+			}
+			b.halt()
+		})
+	}
+}
+
+// Whoever leaves waits for no longer than Lost for a host that does not hear it.
+func TestAHostThatLeavesOnPurposeDoesNotWaitForOneThatIsSilent(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b := w.protected()
+		b.kill(true)
+		since := time.Now()
+		if err := a.job.Cancel(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		a.is(Cancelled)
+		if took := time.Since(since); took > sayTime+2*a.job.cfg.Lost {
+			t.Errorf("it took %v", took)
+		}
+		b.bury()
+		a.halt()
+	})
+}
