@@ -41,6 +41,8 @@ var mutants = []struct{ what, file, old, new string }{
 		"p.VNetHdr != s.VNetHdr || !bytes.Equal(p.Payload(), s.Payload())", "p.VNetHdr != s.VNetHdr"},
 	{"a disk below another asks the gate as well", "colo/protect/disk_side.go",
 		"b.led.Load() || b.Gate.Open()", "b.Gate.Open()"},
+	{"a primary whose disk has failed leaves its guest to a secondary that is dead", "colo/protect/disk_failed.go",
+		"if !j.takenOver(waiting, s) {\n\t\treturn context.Cause(ctx)", "if !j.takenOver(waiting, s) {\n\t\treturn why"},
 }
 
 // What a run says when it finds something. A bubble in which nothing can go on ends
