@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
@@ -13,33 +14,57 @@ import (
 )
 
 const aboutCheck = `usage: qemu check -qmp ADDR [flags]
+       qemu check -domain FILE [-json]
 
 Check asks a running QEMU whether its guest can be protected, says in plain words
-what stands against it and what to mind, and prints the commands that start it.
-It changes nothing. Exit status: 0 if the guest can be protected, 1 if not.
+what stands against it and what to mind, and prints the commands that start it, among
+them the command line of a QEMU that can take the guest: that of the running one, without
+what belongs to its process (its monitor, say), with the machine's type by its full name.
+What in it belongs to this host, and what the guest has that is not in it, is listed. The
+process is the one that listens at the monitor, or -pid where that is another, as
+under libvirt. With -domain it translates a libvirt domain's XML into such a command line
+instead, and names each element and attribute that it does not know; "qemu rehearse" shows
+whether the guest fits. It changes nothing. Exit status: 0 if the guest can be protected, 1 if not.
 `
 
 func checkCommand(ctx context.Context, args []string, t terminal) int {
 	f := flag.NewFlagSet("check", flag.ContinueOnError)
 	addr := f.String("qmp", "", "the QEMU's monitor at `ADDR` (its -qmp, with server=on,wait=off)")
 	json := f.Bool("json", false, "print one JSON object")
+	domain := f.String("domain", "", "instead of asking a QEMU, translate the libvirt domain in `FILE` (virsh dumpxml of a running one)")
+	pid := f.Int("pid", 0, "the QEMU is process `PID`")
 	timeout := f.Duration("timeout", 10*time.Second, "give up on a monitor that does not answer for so long")
 	if status, done := parse(f, aboutCheck, args, t, false); done {
 		return status
 	}
-	if *addr == "" {
+	p := &printer{terminal: t, json: *json}
+	switch {
+	case *domain != "" && (*addr != "" || *pid != 0):
+		return t.wrong("check", errors.New("-domain is instead of -qmp and -pid"))
+	case *domain != "":
+		return checkDomain(*domain, p)
+	case *addr == "":
 		return t.wrong("check", errors.New("-qmp is missing"))
 	}
 	ctx, cancel := context.WithTimeout(ctx, *timeout)
 	defer cancel()
-	p := &printer{terminal: t, json: *json}
-	m, err := qmp.Dial(ctx, *addr)
+	network, address := qmp.Split(*addr)
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, network, address)
 	if err != nil {
 		p.warn("%v", err)
 		return exitFailed
 	}
+	m, err := qmp.NewClient(ctx, conn)
+	if err != nil {
+		p.warn("qmp %s: %v", *addr, err)
+		return exitFailed
+	}
 	defer m.Close()
 	r, err := examine(ctx, m)
+	if err == nil {
+		err = r.offer(ctx, m, conn, *addr, *pid)
+	}
 	if err != nil {
 		p.warn("%v", err)
 		return exitFailed
@@ -65,6 +90,9 @@ type finding struct {
 	Set      []string `json:"set"`      // capabilities that protect changes, as "name on"
 
 	Disks []guestDisk `json:"disks"`
+
+	Command []string `json:"command"` // for after --; nil: not known
+	Adapt   []string `json:"adapt"`   // what in it does not hold on another host, or is not in it
 
 	capabilities map[string]bool
 }
@@ -98,7 +126,7 @@ var wanted = []struct {
 
 // examine asks everything that matters; it only reads.
 func examine(ctx context.Context, m *qmp.Client) (*finding, error) {
-	r := &finding{Version: m.Version, Problems: []string{}, Warnings: []string{}, Set: []string{}, Disks: []guestDisk{}}
+	r := &finding{Version: m.Version, Problems: []string{}, Warnings: []string{}, Set: []string{}, Disks: []guestDisk{}, Adapt: []string{}}
 	for _, step := range []func(context.Context, *qmp.Client) error{r.guest, r.migration, r.disks} {
 		if err := step(ctx, m); err != nil {
 			return nil, err
@@ -258,7 +286,15 @@ func (r *finding) print(p *printer) {
 		return
 	}
 	p.say("The guest can be protected. A standby takes %s of memory and the largest checkpoint.", size(r.RAM))
-	p.say("\nOn the standby's host:\n  qemu standby -listen 0.0.0.0:9998 -state DIR -- qemu-system-x86_64 -M %s ...\nHere, in the QEMU's human monitor (or: qemu protect -qmp ADDR -to tcp:STANDBY:9998):", r.Machine)
+	line := fmt.Sprintf("qemu-system-x86_64 -M %s -m %d -smp %d ...", r.Machine, r.RAM>>20, r.CPUs)
+	if r.Command != nil {
+		line = shellWords(r.Command)
+	}
+	p.say("\nOn the standby's host:\n  qemu standby -listen 0.0.0.0:9998 -state DIR -- \\\n    %s", line)
+	for _, a := range r.Adapt {
+		p.say("mind: %s", a)
+	}
+	p.say("Here, in the QEMU's human monitor (or: qemu protect -qmp ADDR -to tcp:STANDBY:9998):")
 	for _, s := range r.Set {
 		p.say("  migrate_set_capability %s", s)
 	}

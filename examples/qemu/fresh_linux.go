@@ -101,12 +101,8 @@ func (q *process) maps() []span {
 		return nil
 	}
 	defer conn.Close()
-	raw, err := conn.(*net.UnixConn).SyscallConn()
+	pid, err := listenerOf(conn.(*net.UnixConn))
 	if err != nil {
-		return nil
-	}
-	var who *syscall.Ucred
-	if raw.Control(func(fd uintptr) { who, err = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED) }) != nil || err != nil || who.Pid <= 0 {
 		return nil
 	}
 	m, err := qmp.NewClient(ctx, conn)
@@ -117,12 +113,12 @@ func (q *process) maps() []span {
 	if err := m.Do(ctx, "query-status", nil, &st); err != nil || st.Status != "inmigrate" {
 		return nil
 	}
-	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", who.Pid))
+	f, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
 		return nil
 	}
 	defer f.Close()
-	return spans(f, int(who.Pid))
+	return spans(f, pid)
 }
 
 // span is memory of a process without a gap: a mapping, or several that touch.

@@ -7,7 +7,8 @@
 // with what heard.go knows of the primary. reception.go takes connections in,
 // operator.go orders. relay.go passes it on to further
 // secondaries: follower.go is one of them, relay_barrier.go waits for them, promote.go
-// lets one go on. check.go and protect.go (mirror.go for disks) are the primary's, and
+// lets one go on. check.go (commandline.go and domain.go say what a QEMU for the guest is started with) and
+// protect.go (mirror.go for disks) are the primary's, and
 // guardian.go (guardian_control.go talks to the standby) stays with it. page.go tells how it
 // stands, died.go how a QEMU has ended. drill.go shows all of it.
 package main

@@ -1,0 +1,78 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"github.com/gocolo/lockstep/event/qmp"
+)
+
+// findQEMU finds the process of the QEMU whose monitor, at addr, conn is connected to, or
+// looks at pid if that is not 0.
+func findQEMU(conn net.Conn, addr string, pid int) (running, error) {
+	_, path := qmp.Split(addr)
+	given := pid != 0
+	if !given {
+		local, ok := conn.(*net.UnixConn)
+		if !ok {
+			return running{}, errors.New("its monitor is no unix socket (-pid names its process)")
+		}
+		var err error
+		if pid, err = listenerOf(local); err != nil {
+			return running{}, err
+		}
+	}
+	f, err := os.Open(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return running{}, err
+	}
+	defer f.Close()
+	line, err := io.ReadAll(io.LimitReader(f, maxCommandLine+1))
+	if err != nil {
+		return running{}, err
+	}
+	if len(line) == 0 || len(line) > maxCommandLine {
+		return running{}, fmt.Errorf("process %d has one of %d bytes", pid, len(line))
+	}
+	// Who listens may be another than who serves: a socket can be handed to a QEMU.
+	if !given && !strings.Contains(string(line), filepath.Base(path)) {
+		return running{}, fmt.Errorf("process %d listens at its monitor and does not name it (-pid names the QEMU's)", pid)
+	}
+	dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
+	if err != nil {
+		return running{}, err
+	}
+	return running{
+		args: strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00"),
+		dir:  dir,
+		exists: func(name string) bool {
+			if !filepath.IsAbs(name) {
+				name = filepath.Join(dir, name)
+			}
+			_, err := os.Stat(name)
+			return err == nil
+		},
+	}, nil
+}
+
+// listenerOf is the process that listens at the other end.
+func listenerOf(conn *net.UnixConn) (int, error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var who *syscall.Ucred
+	if e := raw.Control(func(fd uintptr) { who, err = syscall.GetsockoptUcred(int(fd), syscall.SOL_SOCKET, syscall.SO_PEERCRED) }); e != nil || err != nil {
+		return 0, errors.Join(e, err)
+	}
+	if who.Pid <= 0 {
+		return 0, errors.New("the process that listens at its monitor is not seen from here (-pid names the QEMU's)")
+	}
+	return int(who.Pid), nil
+}
