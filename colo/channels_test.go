@@ -76,7 +76,9 @@ func TestACheckpointsMemoryGoesOverChannels(t *testing.T) {
 		for _, m := range manners {
 			t.Run(fmt.Sprint(method, " ", m.name), func(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
-					x := newParallel(t, options{primary: m.apply}, method, colotest.Flow{}, colotest.Flow{})
+					// Less than a page: nothing leaves that is not read.
+					narrow := colotest.Flow{Capacity: 1 << 10}
+					x := newParallel(t, options{primary: m.apply}, method, narrow, narrow)
 					defer x.close()
 					var info [2]colo.Info
 					defer event.Subscribe(&x.p.bus, func(c event.CheckpointCommit) {
