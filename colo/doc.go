@@ -40,7 +40,9 @@
 //
 // A secondary of this package says [Hello] before checkpoint-ready, and a primary of
 // this package [Alive] while it waits. Such a secondary that keeps no copy of the
-// primary's memory says [DirtyPages] before checkpoint-reply. The numbers are the wire
+// primary's memory says [DirtyPages] before checkpoint-reply, and one that has the
+// primary's [Channels], over which pages then go in step 3, says [UseChannels] after
+// Hello. The numbers are the wire
 // values of [Message]. The words of the three moments are used throughout: the
 // secondary stages, then commits, then has loaded.
 //
@@ -159,7 +161,7 @@
 //
 // A session runs on the goroutine that called Run. It has two of its own: that
 // of a primary reads the link, and while an Arbiter is asked one watches for
-// orders. Both have ended when Run returns, for which the connection's Close
-// must end a Read. Failover, Fenced, End, Lost, Yield, RequestCheckpoint, Info and
+// orders; and one for each of its Channels. All have ended when Run returns, for which
+// a connection's Close must end a Read and a Write. Failover, Fenced, End, Lost, Yield, RequestCheckpoint, Info and
 // Status may be called from any goroutine and do not wait for I/O.
 package colo

@@ -28,6 +28,10 @@ type announcement struct {
 type offer struct {
 	announcement
 	Resend bool `json:"resend"` // DirtyPages
+	// Channels is how many there are, 0: none, and Compression how they are
+	// compressed, by the method's name.
+	Channels    int    `json:"channels"`
+	Compression string `json:"compression"`
 }
 
 const announcementVersion = 1
@@ -44,7 +48,11 @@ func (o offer) announce(description []byte) []byte {
 		return description
 	}
 	text := bytes.Clone(description[:end])
-	return fmt.Appendf(text, `, "lockstep": {"version": %d, "checkpoint-timeout": %d, "resend": %t}}`, o.Version, o.CheckpointTimeout, o.Resend)
+	text = fmt.Appendf(text, `, "lockstep": {"version": %d, "checkpoint-timeout": %d, "resend": %t`, o.Version, o.CheckpointTimeout, o.Resend)
+	if o.Channels > 0 {
+		text = fmt.Appendf(text, `, "channels": %d, "compression": %q`, o.Channels, o.Compression)
+	}
+	return append(text, "}}"...)
 }
 
 // announced returns the announcement in a description, nil if there is none or

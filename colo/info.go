@@ -47,6 +47,10 @@ type Info struct {
 	Pages       uint64                 `json:"pages"`            // of guest memory sent in checkpoints; primary only
 	Bytes       uint64                 `json:"bytes"`            // sent or received in checkpoints
 
+	// Channels are how many carry the memory of checkpoints, 0: the session's
+	// connection does. Set before checkpoint-ready.
+	Channels int `json:"channels,omitempty"`
+
 	// Sync is the initial synchronisation; primary only. It changes until
 	// checkpoint-ready.
 	Sync Progress `json:"sync"`

@@ -173,6 +173,9 @@ type timedConn struct {
 	alive  func() bool
 	strict atomic.Bool // alive counts no more: the session is ending
 
+	beside  *beside       // channels, which end with this connection; nil: none
+	crossed atomic.Uint64 // bytes over them, when lives was called last
+
 	mu      sync.Mutex
 	stopped bool          // interrupted; guarded by mu
 	cut     chan struct{} // closed by the first interrupt
@@ -233,8 +236,17 @@ func (t *timedConn) turn() error {
 }
 
 // lives reports whether the peer is known to live, so that an operation that has
-// stood still for the whole timeout goes on waiting.
-func (t *timedConn) lives() bool { return t.alive != nil && !t.strict.Load() && t.alive() }
+// stood still for the whole timeout goes on waiting: its heartbeat says so, or bytes
+// have crossed the channels since it was called last.
+func (t *timedConn) lives() bool {
+	if t.strict.Load() {
+		return false
+	}
+	if n := t.beside.bytes(); t.crossed.Swap(n) != n {
+		return true
+	}
+	return t.alive != nil && t.alive()
+}
 
 // again reports whether it was only its timeout that ended an operation.
 func (t *timedConn) again(err error) bool {
@@ -345,6 +357,7 @@ func (t *timedConn) interrupted() bool {
 }
 
 func (t *timedConn) interrupt() {
+	t.beside.interrupt()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.stopped {
@@ -384,6 +397,7 @@ func (t *timedConn) Close() error {
 		t.closed.Store(true)
 		t.closeErr = t.conn.Close()
 	})
+	t.beside.cut()
 	return t.closeErr
 }
 

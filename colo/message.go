@@ -20,7 +20,7 @@ const (
 )
 
 // The words that are not QEMU's. A side says Hello and Alive only to a peer that
-// has announced that it knows them, likewise DirtyPages, and Goodbye also as the last word to a peer
+// has announced that it knows them, likewise DirtyPages and UseChannels, and Goodbye also as the last word to a peer
 // whose stream it cannot take: to a QEMU that is as good as the end of the
 // connection, which follows.
 const (
@@ -39,6 +39,9 @@ const (
 	// wrote since the last checkpoint, which the primary is to send again. The
 	// list of a [CopylessStage] follows.
 	DirtyPages
+	// UseChannels, after Hello: the secondary takes the memory of checkpoints over the
+	// [Channels] that the primary has announced. It carries their number as be64.
+	UseChannels
 )
 
 var messageNames = [messageMax]string{
@@ -59,6 +62,8 @@ func (m Message) String() string {
 		return "goodbye"
 	case m == DirtyPages:
 		return "dirty-pages"
+	case m == UseChannels:
+		return "use-channels"
 	}
 	return fmt.Sprintf("message(%d)", uint32(m))
 }

@@ -3,6 +3,7 @@ package colo
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -108,7 +109,11 @@ func (p *Primary) sendState(ctx context.Context) error {
 	}
 	if !p.cfg.QEMUWire {
 		a := announcement{Version: announcementVersion, CheckpointTimeout: int64(max(0, p.cfg.CheckpointTimeout))}
-		text = offer{a, p.resender != nil}.announce(text)
+		o := offer{announcement: a, Resend: p.resender != nil}
+		if p.beside != nil {
+			o.Channels, o.Compression = p.beside.count, p.cfg.Channels.Method.String()
+		}
+		text = o.announce(text)
 	}
 	if !p.deferEnd(ctx) {
 		return p.wishedFor(ctx)
@@ -154,6 +159,7 @@ func (p *Primary) expectHello() error {
 		if err == nil {
 			err = p.link.is(got, CheckpointReady, at)
 		}
+		p.beside.agree(false)
 		return err
 	}
 	idle, err := p.link.value(Hello)
@@ -165,7 +171,34 @@ func (p *Primary) expectHello() error {
 		// Three times within what the secondary waits, and not too often.
 		p.peerIdle = max(time.Duration(min(idle, uint64(longest)))/3, time.Millisecond)
 	}
-	return p.link.Expect(CheckpointReady)
+	return p.expectChannels()
+}
+
+// expectChannels waits for checkpoint-ready, in front of which a secondary that takes
+// memory over channels says so.
+func (p *Primary) expectChannels() error {
+	got, at, err := p.link.next()
+	use := err == nil && got == UseChannels && p.beside != nil
+	if use {
+		n, err := p.link.value(UseChannels)
+		if err != nil {
+			return err
+		}
+		if n != uint64(p.beside.count) {
+			return fmt.Errorf("%w: %d channels of %d at offset %d", ErrSize, n, p.beside.count, at)
+		}
+		got, at, err = p.link.next()
+		if err != nil {
+			return err
+		}
+	}
+	if err == nil {
+		err = p.link.is(got, CheckpointReady, at)
+	}
+	if err == nil {
+		p.agreeOnChannels(use)
+	}
+	return err
 }
 
 func (p *Primary) startDisks(ctx context.Context) error {

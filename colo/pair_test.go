@@ -290,6 +290,13 @@ type options struct {
 // session does.
 func newPair(t testing.TB, o options) *pair {
 	t.Helper()
+	return newPairIn(t, o, func(*pair) {})
+}
+
+// newPairIn is newPair for options that refer to the pair: known is called with it when
+// it has its hosts.
+func newPairIn(t testing.TB, o options, known func(*pair)) *pair {
+	t.Helper()
 	if o.guest.Pages == 0 {
 		o.guest = small
 	}
@@ -301,6 +308,7 @@ func newPair(t testing.TB, o options) *pair {
 	} else {
 		x.p, x.s = newHost(t, x.world, "primary"), newHost(t, x.world, "secondary")
 	}
+	known(x)
 	x.p.cacheCfg, x.s.cacheCfg = o.cache, o.cache
 	x.p.disk.Follow(x.s.disk)
 	if err := x.p.guest.Resume(t.Context()); err != nil {

@@ -107,6 +107,10 @@ type PrimaryConfig struct {
 	// Negative: never.
 	AheadThreshold int64
 
+	// Channels carry the memory of checkpoints beside conn, to a secondary that has
+	// them too. RAM must be a PageSource.
+	Channels Channels
+
 	// Step, if set, is called before each step of a checkpoint, on the
 	// goroutine in Run, with the step's name (see the package comment) and
 	// the epoch. It may block; the protocol then stands still.
@@ -203,6 +207,9 @@ func NewPrimary(conn io.ReadWriteCloser, cfg PrimaryConfig) (*Primary, error) {
 	p.cfg.MaxPasses = orDefault(cfg.MaxPasses, 30)
 	p.cfg.AheadThreshold = orDefault(cfg.AheadThreshold, 4<<20)
 	p.blobW = qemufile.NewWriter(&p.blob)
+	if err := p.openChannels(); err != nil {
+		return nil, err
+	}
 	return p, nil
 }
 
@@ -235,6 +242,7 @@ func (p *Primary) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, p.wished)
 	defer stop()
 	defer p.state.SaveCleanup()
+	defer p.beside.end()
 
 	p.setWhere(StateSynchronising)
 	err := p.synchronise(ctx)
@@ -395,7 +403,7 @@ func (p *Primary) checkpoint(ctx context.Context, cause event.Cause) error {
 	p.sending, p.sentAhead = false, 0
 	p.mustEnd(0)
 	p.events.Publish(event.CheckpointStart{Mode: p.mode, Epoch: p.epoch, Cause: cause})
-	p.before = p.link.W.Transferred()
+	p.before = p.sent()
 
 	steps := []step{
 		{"send checkpoint-request", p.send(CheckpointRequest)},
@@ -421,7 +429,7 @@ func (p *Primary) checkpoint(ctx context.Context, cause event.Cause) error {
 		p.cp.PauseNS = int64(time.Since(p.stopped))
 	}
 	p.cp.StoppedNS = int64(p.stoppedFor)
-	p.cp.Bytes = uint64(p.link.W.Transferred() - p.before)
+	p.cp.Bytes = uint64(p.sent() - p.before)
 	p.cp.Pages = p.pages()
 	p.last = p.cp.Bytes
 	p.backOff()
@@ -579,7 +587,7 @@ func (p *Primary) expectReceived(context.Context) error {
 }
 
 func (p *Primary) expectLoaded(ctx context.Context) error {
-	if err := p.expectWork(VMStateLoaded, p.link.W.Transferred()-p.before); err != nil {
+	if err := p.expectWork(VMStateLoaded, p.sent()-p.before); err != nil {
 		return err
 	}
 	p.cp.CommitNS = int64(time.Since(p.received))
@@ -592,6 +600,9 @@ func (p *Primary) expectLoaded(ctx context.Context) error {
 	defer cancel()
 	return p.late(ctx, "disks", p.disks.Loaded(ctx, p.epoch))
 }
+
+// sent is how many bytes have left so far.
+func (p *Primary) sent() int64 { return p.link.W.Transferred() + int64(p.beside.bytes()) }
 
 func (p *Primary) pages() uint64 {
 	if p.cfg.RAM == nil {

@@ -52,6 +52,10 @@ type SecondaryConfig struct {
 	// no bound; a heartbeat notices sooner either way.
 	IdleTimeout time.Duration
 
+	// Channels bring the memory of checkpoints beside conn, from a primary that has
+	// them too. RAM must be a PageTarget.
+	Channels Channels
+
 	// QEMUWire: as in PrimaryConfig.
 	QEMUWire bool
 
@@ -73,11 +77,13 @@ type Secondary struct {
 
 	tells CopylessStage // RAM, where it is one; nil otherwise
 
+	channels bool // those of the primary are used
+
 	idle    time.Duration // IdleTimeout; 0: no bound
 	working time.Duration // the primary's CheckpointTimeout as it has announced it; 0: none
 
 	began  time.Time
-	offset int64 // in the peer's stream, where the checkpoint began
+	offset int64 // received when the checkpoint began, in bytes
 	cp     event.CheckpointCommit
 	whole  bool // the guest has been loaded once: there is something to go on with
 }
@@ -105,6 +111,9 @@ func NewSecondary(conn io.ReadWriteCloser, cfg SecondaryConfig) (*Secondary, err
 	s.idle = max(0, orDefault(cfg.IdleTimeout, DefaultIdleTimeout))
 	// The guest is paused, and that pause is the session's from now on.
 	s.paused = true
+	if err := s.openChannels(); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
@@ -129,6 +138,7 @@ func (s *Secondary) Run(ctx context.Context) error {
 	}
 	stop := context.AfterFunc(ctx, s.wished)
 	defer stop()
+	defer s.beside.end()
 
 	s.setWhere(StateSynchronising)
 	err := s.synchronise(ctx)
@@ -183,6 +193,7 @@ func (s *Secondary) lastWords(reason string) {
 
 // abandon drops what was staged and not committed.
 func (s *Secondary) abandon() {
+	s.beside.settle()
 	s.loader.Rollback()
 	s.cfg.RAM.Discard()
 }
@@ -292,6 +303,7 @@ func (s *Secondary) receiveState(context.Context) error {
 			s.hosts = s.working + s.patient
 		}
 	}
+	s.channels = s.takes(a)
 	if err := s.agreeOnCopy(a != nil && a.Resend); err != nil || s.tells == nil {
 		return err
 	}
@@ -322,6 +334,12 @@ func (s *Secondary) ready(context.Context) error {
 			return err
 		}
 	}
+	s.agreeOnChannels(s.channels)
+	if s.channels {
+		if err := s.link.SendValue(UseChannels, uint64(s.beside.count)); err != nil {
+			return err
+		}
+	}
 	if err := s.link.Send(CheckpointReady); err != nil {
 		return err
 	}
@@ -336,7 +354,7 @@ func (s *Secondary) checkpoint(ctx context.Context) error {
 		return err
 	}
 	s.epoch++
-	s.began, s.offset = time.Now(), s.link.R.Offset()
+	s.began, s.offset = time.Now(), s.received()
 	s.cp = event.CheckpointCommit{Mode: s.mode, Epoch: s.epoch}
 	s.events.Publish(event.CheckpointStart{Mode: s.mode, Epoch: s.epoch})
 	return s.do(ctx,
@@ -513,11 +531,14 @@ func (s *Secondary) loaded(context.Context) error {
 	return s.link.Flush()
 }
 
+// received is how many bytes have come so far.
+func (s *Secondary) received() int64 { return s.link.R.Offset() + int64(s.beside.bytes()) }
+
 // done counts a checkpoint that is committed here.
 func (s *Secondary) done() {
 	s.cp.PauseNS = int64(time.Since(s.began))
 	s.cp.StoppedNS = int64(s.stoppedFor)
-	s.cp.Bytes = uint64(s.link.R.Offset() - s.offset)
+	s.cp.Bytes = uint64(s.received() - s.offset)
 	if c, ok := s.cfg.RAM.(PageCounter); ok {
 		s.cp.Pages = c.Pages()
 	}

@@ -35,7 +35,7 @@ func (p *Primary) ahead(cause event.Cause) func(context.Context) error {
 		if err := p.sendVMStateSend(ctx); err != nil {
 			return err
 		}
-		before := p.link.W.Transferred()
+		before := p.sent()
 		p.state.Pending(true) // what the guest has dirtied since the last checkpoint
 		if p.picky != nil {
 			p.picky.BeginAhead()
@@ -52,7 +52,7 @@ func (p *Primary) ahead(cause event.Cause) func(context.Context) error {
 				break // packets wait: the rest is sent after the pause
 			}
 		}
-		p.sentAhead = uint64(p.link.W.Transferred() - before)
+		p.sentAhead = uint64(p.sent() - before)
 		return p.link.Flush() // not while the guest stands still
 	}
 }

@@ -33,6 +33,7 @@ type session struct {
 	step    func(op string, epoch uint64)
 
 	link    *Link
+	beside  *beside // channels for memory; nil: none
 	machine *failover.Machine
 
 	ran     atomic.Bool
@@ -139,8 +140,14 @@ func (s *session) overdue() bool { return !s.due.IsZero() && !time.Now().Before(
 // fail adds where to why. When the link was closed or interrupted on purpose the
 // purpose is the reason, and when the peer has said why it goes, that is.
 func (s *session) fail(ctx context.Context, err error) error {
+	broken := s.beside.broken()
 	if e := s.interrupted(ctx); e != nil {
 		err = e
+	} else if broken != nil {
+		// Whatever it was that noticed, unless the peer says why.
+		if err = s.lastWord(err); err == nil {
+			err = broken
+		}
 	} else if errors.Is(err, errInterrupted) {
 		err = s.wishedFor(ctx)
 	} else if e := s.lastWord(err); e != nil {

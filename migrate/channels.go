@@ -1,8 +1,6 @@
 package migrate
 
 import (
-	"bytes"
-	"compress/zlib"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gocolo/lockstep/internal/lanes"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate/ram"
 	"github.com/gocolo/lockstep/vmstate/ram/multifd"
@@ -33,7 +32,7 @@ type Channels struct {
 	Method multifd.Method
 	// Compressor makes a source's compressors, one for each channel. Nil: zlib at
 	// level 1, for multifd.Zlib only. A compressor for multifd.Zstd is the host's.
-	Compressor func(multifd.Method) (Compressor, error)
+	Compressor func(multifd.Method) (multifd.Compressor, error)
 
 	// Decoder makes a destination's decoders. Nil: zlib only.
 	Decoder func(multifd.Method) (multifd.Decoder, error)
@@ -44,7 +43,7 @@ type Channels struct {
 const channelPatience = time.Minute
 
 // maxChannels is what a channel's number has room for.
-const maxChannels = 255
+const maxChannels = lanes.Max
 
 func (c *Channels) check() error {
 	if len(c.Conns) > maxChannels {
@@ -55,275 +54,63 @@ func (c *Channels) check() error {
 
 // A Compressor compresses what goes over one channel, as one stream. It belongs to
 // one goroutine.
-type Compressor interface {
-	// Compress appends to dst what pages become: the next piece of the stream,
-	// from which all of pages can be read (a flush at its end). It keeps neither.
-	Compress(dst, pages []byte) ([]byte, error)
-}
+type Compressor = multifd.Compressor
 
-func defaultCompressor(m multifd.Method) (Compressor, error) {
-	if m != multifd.Zlib {
-		return nil, fmt.Errorf("migrate: %w: %v", multifd.ErrMethod, m)
-	}
-	c := new(zlibCompressor)
-	var err error
-	c.z, err = zlib.NewWriterLevel(&c.out, zlib.BestSpeed)
-	return c, err
-}
-
-type zlibCompressor struct {
-	z   *zlib.Writer
-	out bytes.Buffer
-}
-
-func (c *zlibCompressor) Compress(dst, pages []byte) ([]byte, error) {
-	c.out.Reset()
-	_, err := c.z.Write(pages)
-	if err == nil {
-		err = c.z.Flush()
-	}
-	return append(dst, c.out.Bytes()...), err
-}
-
-// sender sends pages over channels: whoever sends memory fills packets, and
-// whichever channel is free takes the next. It is a ram.PageSender.
+// sender sends pages over channels. It is a ram.PageSender.
 type sender struct {
-	method multifd.Method
-	lanes  []*lane
-	work   chan *packet   // full ones
-	free   chan *packet   // empty ones
-	fill   *packet        // is being filled; nil: none
-	busy   sync.WaitGroup // packets that a channel has to send
-	number uint64
-	bytes  atomic.Int64 // of the packets, as sent
-	group  sync.WaitGroup
-
-	once sync.Once
-	fail func() // ends the main connection
-	bad  chan struct{}
-	err  error // valid when bad is closed
+	*lanes.Sender
+	stop func() bool
 }
 
-// lane is one channel of a sender.
-type lane struct {
-	*wire
-	id   int
-	late *time.Timer // ends everything when a packet takes too long to leave
-	z    Compressor
-	sync chan uint64 // number of a packet that ends a section
-	raw  []byte      // pages to compress
-	out  []byte
-}
-
-// packet is a packet's pages, by reference to the guest's memory.
-type packet struct {
-	multifd.Packet
-	pages [][]byte
-}
-
-// newSender starts the channels' goroutines, which close ends. fail is called once
+// newSender starts the channels' goroutines, which close ends, as the end of ctx does. fail is called once
 // if one of them breaks.
 func newSender(ctx context.Context, c *Channels, fail func()) (*sender, error) {
-	s := &sender{
-		method: c.Method, work: make(chan *packet), free: make(chan *packet, len(c.Conns)+1),
-		bad: make(chan struct{}), fail: fail,
+	cfg := lanes.SenderConfig{ID: c.UUID, Method: c.Method, Compressor: c.Compressor, Patience: channelPatience}
+	for _, conn := range c.Conns {
+		cfg.Conns = append(cfg.Conns, conn)
 	}
-	for range cap(s.free) {
-		s.free <- &packet{Packet: multifd.Packet{Normal: make([]uint64, 0, multifd.MaxPages)}, pages: make([][]byte, 0, multifd.MaxPages)}
+	if fail != nil {
+		cfg.Fail = func(error) { fail() }
 	}
-	newCompressor := c.Compressor
-	if newCompressor == nil {
-		newCompressor = defaultCompressor
+	s, err := lanes.NewSender(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("migrate: %w", err)
 	}
-	for i, conn := range c.Conns {
-		l := &lane{wire: open(ctx, conn), id: i, sync: make(chan uint64)}
-		s.lanes = append(s.lanes, l)
-		if c.Method != multifd.None {
-			var err error
-			if l.z, err = newCompressor(c.Method); err != nil {
-				s.close()
-				for _, rest := range c.Conns[i+1:] {
-					rest.Close()
-				}
-				return nil, err
-			}
-		}
-	}
-	for _, l := range s.lanes {
-		l.late = time.AfterFunc(channelPatience, func() {
-			s.broke(fmt.Errorf("migrate: channel %d: %w", l.id, ErrChannelStuck))
-		})
-		l.late.Stop()
-		s.group.Go(func() {
-			defer l.late.Stop()
-			if err := s.run(l, c.UUID); err != nil {
-				s.broke(fmt.Errorf("migrate: channel %d: %w", l.id, err))
-			}
-		})
-	}
-	return s, nil
-}
-
-// broke keeps the first error, and ends everything.
-func (s *sender) broke(err error) {
-	s.once.Do(func() {
-		s.err = err
-		close(s.bad)
-		for _, l := range s.lanes {
-			l.conn.Close()
-		}
-		if s.fail != nil {
-			s.fail()
-		}
-	})
+	s.Start()
+	return &sender{s, context.AfterFunc(ctx, func() { s.Break(context.Cause(ctx)) })}, nil
 }
 
 // close ends the channels and waits for their goroutines.
 func (s *sender) close() {
-	close(s.work)
-	for _, l := range s.lanes {
-		l.close()
-	}
-	s.group.Wait()
+	s.stop()
+	s.Close()
 }
 
 // broken returns what a channel has broken with, or err if none has.
 func (s *sender) broken(err error) error {
-	select {
-	case <-s.bad:
-		return s.err
-	default:
-		return err
+	if why := s.Err(); why != nil {
+		return stuck(why)
 	}
-}
-
-// run sends packets over a channel until there are no more.
-func (s *sender) run(l *lane, uuid [16]byte) error {
-	multifd.Init{UUID: uuid, Channel: uint8(l.id)}.Put(l.w)
-	if err := l.flush(); err != nil {
-		return err
-	}
-	for {
-		select {
-		case p, more := <-s.work:
-			if !more {
-				return nil
-			}
-			before := l.w.Transferred()
-			err := s.send(l, p)
-			s.bytes.Add(l.w.Transferred() - before)
-			p.Normal, p.pages = p.Normal[:0], p.pages[:0]
-			s.free <- p // there is room for all
-			if s.done(l, err) != nil {
-				return err
-			}
-		case n := <-l.sync:
-			(&multifd.Packet{Sync: true, Number: n}).Put(l.w)
-			if err := l.flush(); s.done(l, err) != nil {
-				return err
-			}
-		}
-	}
-}
-
-// done ends what a channel had to send: whoever waits for it finds its error.
-func (s *sender) done(l *lane, err error) error {
-	if err != nil {
-		s.broke(fmt.Errorf("migrate: channel %d: %w", l.id, err))
-	}
-	s.busy.Done()
 	return err
-}
-
-// send sends a packet; the guest's memory is not needed any more when it returns.
-func (s *sender) send(l *lane, p *packet) error {
-	p.Method, p.Data = s.method, nil
-	// The guest may be writing: what is compressed must not change meanwhile, and
-	// what is not must be one packet's pages, however many parts it leaves in.
-	l.raw = l.raw[:0]
-	for _, page := range p.pages {
-		l.raw = append(l.raw, page...)
-	}
-	p.Data = l.raw
-	if l.z != nil {
-		var err error
-		if l.out, err = l.z.Compress(l.out[:0], l.raw); err != nil {
-			return err
-		}
-		p.Data = l.out
-	}
-	p.Packet.Put(l.w)
-	return l.flush()
-}
-
-// flush sends what was put, for as long as a packet may take.
-func (l *lane) flush() error {
-	l.late.Reset(channelPatience)
-	defer l.late.Stop()
-	return l.w.Flush()
 }
 
 // SendPage implements ram.PageSender.
 func (s *sender) SendPage(block string, offset uint64, page []byte) error {
-	if s.fill != nil && s.fill.Block != block {
-		if err := s.hand(); err != nil {
-			return err
-		}
-	}
-	if s.fill == nil {
-		select {
-		case s.fill = <-s.free:
-		case <-s.bad:
-			return s.err
-		}
-		s.fill.Block = block
-	}
-	s.fill.Normal = append(s.fill.Normal, offset)
-	s.fill.pages = append(s.fill.pages, page)
-	if len(s.fill.Normal) == multifd.MaxPages {
-		return s.hand()
-	}
-	return nil
+	return stuck(s.Sender.SendPage(block, offset, page))
 }
 
-// hand hands the packet that was filled to a channel.
-func (s *sender) hand() error {
-	p := s.fill
-	s.fill = nil
-	p.Number = s.number
-	s.number++
-	s.busy.Add(1)
-	select {
-	case s.work <- p:
+// Sync implements ram.PageSender.
+func (s *sender) Sync() error { return stuck(s.Sender.Sync()) }
+
+// stuck says in the words of this package what a channel has broken with.
+func stuck(err error) error {
+	switch {
+	case err == nil:
 		return nil
-	case <-s.bad:
-		s.busy.Done()
-		return s.err
+	case errors.Is(err, lanes.ErrStuck):
+		return fmt.Errorf("%w: %w", ErrChannelStuck, err)
 	}
-}
-
-// Sync implements ram.PageSender: each channel says that the section has ended, and
-// has said so before it takes a packet of the next one.
-func (s *sender) Sync() error {
-	if s.fill != nil {
-		if err := s.hand(); err != nil {
-			return err
-		}
-	}
-	s.busy.Wait()
-	for _, l := range s.lanes {
-		n := s.number
-		s.number++
-		s.busy.Add(1)
-		select {
-		case l.sync <- n:
-		case <-s.bad:
-			s.busy.Done()
-			return s.err
-		}
-	}
-	s.busy.Wait()
-	return s.broken(nil)
+	return fmt.Errorf("migrate: %w", err)
 }
 
 // receiver takes pages from channels.

@@ -164,15 +164,19 @@ func (s *Source) beginChannels(ctx context.Context, x *exchange) (owns bool, err
 	return false, err
 }
 
-// rate is how fast memory goes, in bytes a second.
-func (s *Source) rate(x *exchange, since time.Time, channelBytes int64) float64 {
-	r := x.w.Rate()
-	if s.channels != nil {
-		// A clock may say that no time went by.
-		took := max(time.Since(since), time.Microsecond)
-		r += float64(s.channels.bytes.Load()-channelBytes) / took.Seconds()
+// rate is how fast memory goes, in bytes a second; so many went over channels since.
+func (s *Source) rate(x *exchange, since time.Time, channelBytes uint64) float64 {
+	// A clock may say that no time went by.
+	took := max(time.Since(since), time.Microsecond)
+	return x.w.Rate() + float64(channelBytes)/took.Seconds()
+}
+
+// channelBytes returns how many bytes went over channels so far.
+func (s *Source) channelBytes() uint64 {
+	if s.channels == nil {
+		return 0
 	}
-	return r
+	return s.channels.Bytes()
 }
 
 // paused says what is known of a guest that was handed over on a connection that broke.
@@ -393,10 +397,7 @@ func (s *Source) unplugged(x *exchange) error {
 func (s *Source) passes(x *exchange) (postcopy bool, err error) {
 	reg, w := s.cfg.State, x.w
 	for {
-		begun, before := time.Now(), int64(0)
-		if s.channels != nil {
-			before = s.channels.bytes.Load()
-		}
+		begun, before := time.Now(), s.channelBytes()
 		for done := false; !done; {
 			if done, err = reg.SaveIterate(w); err != nil {
 				return false, err
@@ -409,7 +410,7 @@ func (s *Source) passes(x *exchange) (postcopy bool, err error) {
 			return false, err
 		}
 		s.Stats.Passes++
-		most := s.rate(x, begun, before) * s.cfg.MaxDowntime.Seconds()
+		most := s.rate(x, begun, s.channelBytes()-before) * s.cfg.MaxDowntime.Seconds()
 		must, can := reg.Pending(false)
 		if float64(must+can) <= most {
 			must, can = reg.Pending(true) // which costs a look at the dirty log

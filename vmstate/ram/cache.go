@@ -3,6 +3,7 @@ package ram
 import (
 	"encoding/binary"
 	"fmt"
+	"sync"
 
 	"github.com/gocolo/lockstep/internal/mapping"
 	"github.com/gocolo/lockstep/internal/xbzrle"
@@ -61,6 +62,9 @@ type Cache struct {
 	index  map[string]int
 	log    DirtyLog
 	cfg    CacheConfig
+
+	beside PageReceiver // nil: all pages are in the stream
+	mu     sync.Mutex   // of what is staged, where there is one
 
 	last   int  // the block of the last record on this connection, or noBlock
 	first  bool // nothing was flushed in this session
@@ -164,7 +168,14 @@ func (c *Cache) LoadState(r *qemufile.Reader, version uint32) error {
 	}
 	c.only.trim(c)
 	start := r.Offset()
-	err := c.load(r)
+	err := c.begin()
+	if err == nil {
+		err = c.load(r)
+	} else {
+		err = loadError(start, "", 0, err)
+	}
+	c.lock()
+	defer c.unlock()
 	c.stats.Bytes += uint64(r.Offset() - start)
 	if err != nil {
 		c.void = true
@@ -207,8 +218,11 @@ func (c *Cache) load(r *qemufile.Reader) error {
 		case flagMultiFDFlush:
 			// A barrier between this stream and the multifd channels, of
 			// which there are none here.
-		case flagEOS:
-			return nil // whatever its address says
+		case flagEOS: // whatever its address says
+			if err := c.end(); err != nil {
+				return loadError(at, "", 0, err)
+			}
+			return nil
 		default:
 			err = fmt.Errorf("%w: %#x", ErrFlags, word&flagMask)
 		}
@@ -269,12 +283,37 @@ func unknownBlock(name []byte) error {
 
 // loadPage reads a page's contents straight into the cache.
 func (c *Cache) loadPage(r *qemufile.Reader, b *cacheBlock, off uint64) error {
+	if c.beside != nil {
+		return c.loadPageBeside(r, b, off)
+	}
 	page, err := c.place(b, off)
 	if err != nil {
 		return err
 	}
 	c.stats.Pages++
 	return r.ReadFull(page)
+}
+
+// loadPageBeside is loadPage where pages come elsewhere meanwhile: they do not wait for
+// the stream.
+func (c *Cache) loadPageBeside(r *qemufile.Reader, b *cacheBlock, off uint64) error {
+	data := r.Next(PageSize)
+	if err := r.Err(); err != nil {
+		return err
+	}
+	return c.stage(b, off, data)
+}
+
+// stage takes a page's contents.
+func (c *Cache) stage(b *cacheBlock, off uint64, data []byte) error {
+	c.lock()
+	defer c.unlock()
+	page, err := c.place(b, off)
+	if err == nil {
+		c.stats.Pages++
+		copy(page, data)
+	}
+	return err
 }
 
 // place returns where the contents of a page are staged. What was there may be
@@ -308,6 +347,8 @@ func (c *Cache) loadZero(r *qemufile.Reader, b *cacheBlock, off uint64) error {
 	if fill != 0 && c.cfg.ZeroFillOnly {
 		return fmt.Errorf("%w: %#x", ErrFill, fill)
 	}
+	c.lock()
+	defer c.unlock()
 	c.stats.Pages++
 	c.stats.ZeroPages++
 	return c.fill(b, off, fill)
@@ -340,6 +381,8 @@ func (c *Cache) loadDelta(r *qemufile.Reader, b *cacheBlock, off uint64) error {
 	if err != nil {
 		return err
 	}
+	c.lock()
+	defer c.unlock()
 	page, err := c.base(b, off)
 	if err != nil {
 		return err
@@ -379,21 +422,18 @@ func (c *Cache) loadCompressed(r *qemufile.Reader, b *cacheBlock, off uint64) er
 	if err != nil {
 		return err
 	}
-	dst, err := c.place(b, off)
-	if err != nil {
-		return err
-	}
-	copy(dst, page)
-	c.stats.Pages++
-	return nil
+	return c.stage(b, off, page)
 }
 
 // StagePage stages a page that did not come in a ram section, but over a multifd
 // channel or from elsewhere: PageSize bytes, or nil for zeros. offset is in the
 // block, in bytes. The error is an [*Error] with [ErrUnknownBlock], [ErrOffset],
 // [ErrIgnored], [ErrDiscarded] or [ErrStagedFull], and leaves what is staged as it
-// was.
+// was. Within a section of a cache that takes pages from a [PageReceiver] it may be
+// called from several goroutines at a time.
 func (c *Cache) StagePage(block string, offset uint64, page []byte) error {
+	c.lock()
+	defer c.unlock()
 	i, ok := c.index[block]
 	err := ErrUnknownBlock
 	if ok {
@@ -432,6 +472,9 @@ func (c *Cache) StagePage(block string, offset uint64, page []byte) error {
 // of the guest would silently not be the primary's; an empty list, or none, is
 // accepted as QEMU does.
 func (c *Cache) loadBlockList(r *qemufile.Reader, total uint64) error {
+	if c.beside != nil {
+		return fmt.Errorf("%w: while pages come beside the stream", ErrBlockList)
+	}
 	if c.void {
 		// The peer begins anew, with all of its memory.
 		c.NewSession()

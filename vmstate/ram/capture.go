@@ -3,6 +3,8 @@ package ram
 import (
 	"math/bits"
 	"time"
+
+	"github.com/gocolo/lockstep/qemufile"
 )
 
 // Capture reads the dirty log of the paused guest and copies the dirty pages
@@ -25,6 +27,9 @@ func (s *Saver) Capture() (whole bool, err error) {
 		return false, err
 	}
 	s.beforeCapture = s.stats
+	if s.elsewhere != nil {
+		s.last = noBlock // the records will not all be in the stream
+	}
 	s.captured, s.whole = true, true
 	begun, pages := time.Now(), s.dirty
 	if s.captureTogether() {
@@ -69,6 +74,28 @@ func (s *Saver) captureBlock(bi int) bool {
 		}
 	}
 	return true
+}
+
+// sendCaptured sends what was captured.
+func (s *Saver) sendCaptured(w *qemufile.Writer) {
+	beside := s.elsewhere != nil && s.captured
+	bi := noBlock
+	if beside {
+		s.last = noBlock
+	}
+	put := func(records []byte) {
+		if beside {
+			bi = s.putCaptured(w, records, bi)
+			return
+		}
+		w.WriteRef(records)
+	}
+	for i, n := range s.arena.used {
+		put(s.arena.chunks[i][:n])
+	}
+	for _, p := range s.batches.parts {
+		put(p)
+	}
 }
 
 // abandon gives up a capture: as far as the peer is concerned its pages were

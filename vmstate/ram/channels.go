@@ -1,8 +1,10 @@
 package ram
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 
 	"github.com/gocolo/lockstep/qemufile"
@@ -21,14 +23,71 @@ type PageSender interface {
 	Sync() error
 }
 
+// A PageReceiver brings the pages that a [PageSender] has sent, to [Cache.StagePage].
+// Its methods are called by whoever loads, one at a time.
+type PageReceiver interface {
+	// Begin is called when a section begins: pages may come from now on, on any
+	// goroutines.
+	Begin() error
+	// Sync is called at the end of the section, and returns when all of its pages
+	// have been staged. None comes after that until the next Begin.
+	Sync() error
+}
+
 // SendPagesTo has pages with contents go to p in place of the stream, from the next
-// page on; nil: to the stream. It is called between two sections. It is not for a saver that captures, whose
-// captured pages are in the stream all the same, nor for one with
-// SaverConfig.XBZRLE, nor for postcopy.
+// page on; nil: to the stream. It is called between two sections, with nothing
+// captured. Pages of zeros and differences (SaverConfig.XBZRLE) stay in the stream,
+// and with differences also the whole pages that SaveIterate sends after the first
+// round. It is not for postcopy.
 func (s *Saver) SendPagesTo(p PageSender) { s.elsewhere = p }
 
 // SendPagesTo is Saver.SendPagesTo.
 func (l *LazySaver) SendPagesTo(p PageSender) { l.s.SendPagesTo(p) }
+
+// enter begins what a section holds: the other side takes nothing elsewhere before
+// it has read that there is one.
+func (s *Saver) enter(w *qemufile.Writer) {
+	if s.elsewhere != nil {
+		_ = w.Flush() // the error sticks
+	}
+}
+
+// putElsewhere sends a page beside the stream.
+func (s *Saver) putElsewhere(w *qemufile.Writer, bi int, off uint64, page []byte) {
+	s.stats.Bytes += PageSize
+	s.sentElsewhere += PageSize
+	if err := s.elsewhere.SendPage(s.blocks[bi].Name, off, page); err != nil {
+		w.Fail(err)
+	}
+}
+
+// putCaptured sends captured records, those of pages with contents beside the
+// stream. bi is the block of the record before, and of the last one when it returns.
+func (s *Saver) putCaptured(w *qemufile.Writer, records []byte, bi int) int {
+	for len(records) > 0 && w.Err() == nil {
+		word := binary.BigEndian.Uint64(records)
+		n := 8
+		if word&flagContinue == 0 {
+			name := records[9:][:records[8]]
+			bi = slices.IndexFunc(s.blocks, func(b saverBlock) bool { return b.Name == string(name) })
+			n = 9 + len(name)
+		}
+		off := word &^ flagMask
+		body := 1 // a page of zeros
+		switch {
+		case word&flagPage != 0:
+			s.putElsewhere(w, bi, off, records[n:n+PageSize:n+PageSize])
+			records = records[n+PageSize:]
+			continue
+		case word&flagXBZRLE != 0:
+			body = 3 + int(binary.BigEndian.Uint16(records[n+1:]))
+		}
+		s.putWord(w, bi, word&^flagContinue)
+		w.WriteRef(records[n : n+body])
+		records = records[n+body:]
+	}
+	return bi
+}
 
 // end ends a section: what was sent elsewhere has arrived before it does.
 func (s *Saver) end(w *qemufile.Writer) {
@@ -42,6 +101,43 @@ func (s *Saver) end(w *qemufile.Writer) {
 		// The other side takes nothing more elsewhere before it has read this.
 		_ = w.Flush() // the error sticks
 	}
+}
+
+// TakePagesFrom has pages come from p beside the stream, from the next section on;
+// nil: from the stream only. What p calls is [Cache.StagePage]. A block list is then
+// refused: the blocks are known. It is called between two sections, and whoever
+// calls Discard, Flush or Close after a load that has failed sees to it that nothing
+// comes from p any more.
+func (c *Cache) TakePagesFrom(p PageReceiver) { c.beside = p }
+
+// lock is held while what is staged changes, where pages come from several
+// goroutines.
+func (c *Cache) lock() {
+	if c.beside != nil {
+		c.mu.Lock()
+	}
+}
+
+func (c *Cache) unlock() {
+	if c.beside != nil {
+		c.mu.Unlock()
+	}
+}
+
+// begin begins a section.
+func (c *Cache) begin() error {
+	if c.beside == nil {
+		return nil
+	}
+	return c.beside.Begin()
+}
+
+// end ends a section.
+func (c *Cache) end() error {
+	if c.beside == nil {
+		return nil
+	}
+	return c.beside.Sync()
 }
 
 // SetBarrier has fn called at the end of each section, before LoadState returns:

@@ -230,6 +230,7 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 	start := w.Transferred()
 	limit := start + int64(s.cfg.IterateBytes)
 	s.sentElsewhere = 0
+	s.enter(w)
 	var heads zeroHeads
 	// A zero page costs few bytes, but its time: count pages too.
 	for pages := 16 * s.cfg.IterateBytes / PageSize; s.dirty > s.spared && pages >= 0; pages-- {
@@ -293,12 +294,8 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 		}
 	}
 	start := w.Transferred()
-	for i, n := range s.arena.used {
-		w.WriteRef(s.arena.chunks[i][:n])
-	}
-	for _, p := range s.batches.parts {
-		w.WriteRef(p)
-	}
+	s.enter(w)
+	s.sendCaptured(w)
 	fromGuest := s.dirty > 0 && !s.whole
 	if fromGuest {
 		for bi := range s.blocks {

@@ -20,13 +20,9 @@ func (s *Saver) send(w *qemufile.Writer, bi, i int, mayBeZero bool) {
 		s.stats.ZeroPages++
 		return
 	}
-	if s.elsewhere != nil {
+	if s.elsewhere != nil && (s.deltas == nil || !s.sendDeltas) {
 		s.stats.Pages++
-		s.stats.Bytes += PageSize
-		s.sentElsewhere += PageSize
-		if err := s.elsewhere.SendPage(b.Name, uint64(off), page); err != nil {
-			w.Fail(err)
-		}
+		s.putElsewhere(w, bi, uint64(off), page)
 		return
 	}
 	if s.deltas == nil || !s.sendDeltas {
@@ -61,6 +57,11 @@ func (s *Saver) send(w *qemufile.Writer, bi, i int, mayBeZero bool) {
 // than the last record's.
 func (s *Saver) putHead(w *qemufile.Writer, bi int, word uint64) {
 	s.stats.Pages++
+	s.putWord(w, bi, word)
+}
+
+// putWord is putHead of a record that has been counted.
+func (s *Saver) putWord(w *qemufile.Writer, bi int, word uint64) {
 	if s.last == bi {
 		w.PutBE64(word | flagContinue)
 		return

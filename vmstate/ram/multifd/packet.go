@@ -3,6 +3,7 @@ package multifd
 import (
 	"bytes"
 	"fmt"
+	"slices"
 
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -62,12 +63,20 @@ func (m Method) String() string {
 	return fmt.Sprintf("method-%d", uint8(m))
 }
 
-func (m Method) known() bool {
-	switch m {
-	case None, Zlib, Zstd, QPL, UADK, QATZip:
-		return true
+// methods are those that there are.
+var methods = [...]Method{None, Zlib, Zstd, QPL, UADK, QATZip}
+
+func (m Method) known() bool { return slices.Contains(methods[:], m) }
+
+// ParseMethod returns the method of a name that [Method.String] gives for a constant.
+// Any other name is [ErrMethod].
+func ParseMethod(name string) (Method, error) {
+	for _, m := range methods {
+		if m.String() == name {
+			return m, nil
+		}
 	}
-	return false
+	return None, fmt.Errorf("%w: %q", ErrMethod, name)
 }
 
 // Packet is one packet of a channel.

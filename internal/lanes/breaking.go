@@ -1,0 +1,77 @@
+package lanes
+
+import (
+	"errors"
+	"io"
+	"sync"
+)
+
+// breaking is what ends all lanes at once.
+type breaking struct {
+	conns  []io.Closer
+	fail   func(error)
+	once   sync.Once
+	bad    chan struct{}
+	err    error // valid when bad is closed
+	closed sync.Once
+}
+
+func (b *breaking) init(conns []io.Closer, fail func(error)) {
+	b.conns, b.fail, b.bad = conns, fail, make(chan struct{})
+}
+
+// Spoil has whoever waits for a lane return err, which it returns, or what they broke with
+// before. The lanes are of no more use, but their connections stay open: the other side
+// does not hear of it yet. It may be called from any goroutine.
+func (b *breaking) Spoil(err error) error {
+	b.spoil(err)
+	return b.err
+}
+
+// spoil is Spoil, and reports whether it was the first.
+func (b *breaking) spoil(err error) (first bool) {
+	b.once.Do(func() {
+		b.err, first = err, true
+		close(b.bad)
+	})
+	return first
+}
+
+// Break is Spoil, and closes the connections.
+func (b *breaking) Break(err error) error {
+	b.spoil(err)
+	b.closed.Do(func() {
+		for _, c := range b.conns {
+			c.Close()
+		}
+	})
+	return b.err
+}
+
+// broke is Break by a lane: whoever does not wait for one hears of it too.
+func (b *breaking) broke(err error) {
+	first := b.spoil(err)
+	b.Break(err)
+	if first && b.fail != nil {
+		b.fail(err)
+	}
+}
+
+// Err returns why the lanes are of no more use, nil if they are, or were closed before
+// they could break.
+func (b *breaking) Err() error {
+	if err := b.ended(); !errors.Is(err, errClosed) {
+		return err
+	}
+	return nil
+}
+
+// ended is Err, of lanes that were closed too.
+func (b *breaking) ended() error {
+	select {
+	case <-b.bad:
+		return b.err
+	default:
+		return nil
+	}
+}

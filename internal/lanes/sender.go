@@ -1,0 +1,320 @@
+package lanes
+
+import (
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate/ram/multifd"
+)
+
+// SenderConfig is how a [Sender] works.
+type SenderConfig struct {
+	// Conns are the lanes, at most Max. Close closes them; it must make a Write
+	// that waits return.
+	Conns []io.WriteCloser
+	ID    [16]byte // of the guest, or of the session: the receiver's is the same
+
+	Method multifd.Method
+	// Compressor makes one for each lane. Nil: multifd.CompressZlib. It is not
+	// called for multifd.None.
+	Compressor func(multifd.Method) (multifd.Compressor, error)
+
+	// Limit bounds the waits of SendPage and Sync. Nil: nothing does.
+	Limit Limit
+	// Patience is how long one packet may take to leave ([ErrStuck]). 0: for ever.
+	Patience time.Duration
+	// Fail is called at most once, from the goroutine of a lane that breaks, with
+	// Err; not by Break or Spoil. Nil: SendPage and Sync say so.
+	Fail func(error)
+}
+
+// Sender sends pages over lanes. It is a ram.PageSender: SendPage and Sync are called
+// by one goroutine at a time, the other methods by any.
+type Sender struct {
+	cfg   SenderConfig
+	lanes []*outward
+	work  chan *packet // full ones
+	free  chan *packet // empty ones
+	fill  *packet      // is being filled; nil: none
+	wait  wait
+
+	busy   atomic.Int64  // packets that a lane has to send
+	idle   chan struct{} // capacity one: busy has come to 0
+	number uint64
+	moved  atomic.Uint64 // bytes that have left
+	group  sync.WaitGroup
+
+	breaking
+}
+
+// outward is one lane of a Sender.
+type outward struct {
+	id    int
+	conn  io.WriteCloser
+	w     *qemufile.Writer
+	moved *atomic.Uint64
+	late  *time.Timer // nil: a packet may take for ever
+	z     multifd.Compressor
+	sync  chan uint64 // number of a packet that ends a section
+	raw   []byte      // pages
+	out   []byte      // compressed
+}
+
+// Write implements io.Writer: it counts.
+func (l *outward) Write(p []byte) (int, error) {
+	n, err := l.conn.Write(p)
+	l.moved.Add(uint64(n))
+	return n, err
+}
+
+// packet is a packet's pages, by reference to the guest's memory.
+type packet struct {
+	multifd.Packet
+	pages [][]byte
+}
+
+// NewSender makes a Sender, which owns its lanes from now on, also where it fails. Start starts it.
+func NewSender(cfg SenderConfig) (*Sender, error) {
+	s := &Sender{
+		cfg: cfg, work: make(chan *packet), free: make(chan *packet, len(cfg.Conns)+1),
+		idle: make(chan struct{}, 1),
+	}
+	closers := make([]io.Closer, len(cfg.Conns))
+	for i, c := range cfg.Conns {
+		closers[i] = c
+	}
+	s.breaking.init(closers, cfg.Fail)
+	s.wait = wait{limit: cfg.Limit, moved: s.moved.Load}
+	for range cap(s.free) {
+		s.free <- &packet{Packet: multifd.Packet{Normal: make([]uint64, 0, multifd.MaxPages)}, pages: make([][]byte, 0, multifd.MaxPages)}
+	}
+	newCompressor := cfg.Compressor
+	if newCompressor == nil {
+		newCompressor = multifd.CompressZlib
+	}
+	for i, conn := range cfg.Conns {
+		l := &outward{id: i, conn: conn, moved: &s.moved, sync: make(chan uint64)}
+		l.w = qemufile.NewWriter(l)
+		if cfg.Method != multifd.None {
+			var err error
+			if l.z, err = newCompressor(cfg.Method); err != nil {
+				s.Break(err)
+				return nil, err
+			}
+		}
+		s.lanes = append(s.lanes, l)
+	}
+	return s, nil
+}
+
+// Start starts the lanes' goroutines, each of which says first whose it is. They
+// have ended when Close returns.
+func (s *Sender) Start() {
+	for _, l := range s.lanes {
+		if s.cfg.Patience > 0 {
+			l.late = time.AfterFunc(s.cfg.Patience, func() { s.laneBroke(l, ErrStuck) })
+			l.late.Stop()
+		}
+		s.group.Go(func() {
+			if err := s.run(l); err != nil {
+				s.laneBroke(l, err)
+			}
+			if l.late != nil {
+				l.late.Stop()
+			}
+		})
+	}
+}
+
+func (s *Sender) laneBroke(l *outward, err error) { s.broke(fmt.Errorf("channel %d: %w", l.id, err)) }
+
+// Close closes the lanes and waits for their goroutines: nothing refers to the
+// guest's memory then. What has not left is lost. It may be called again.
+func (s *Sender) Close() {
+	s.Break(errClosed)
+	s.group.Wait()
+}
+
+// Bytes returns how many bytes have left.
+func (s *Sender) Bytes() uint64 { return s.moved.Load() }
+
+// run sends packets over a lane until the lanes break.
+func (s *Sender) run(l *outward) error {
+	multifd.Init{UUID: s.cfg.ID, Channel: uint8(l.id)}.Put(l.w)
+	if err := s.flush(l); err != nil {
+		return err
+	}
+	for {
+		var err error
+		select {
+		case p := <-s.work:
+			err = s.send(l, p)
+			p.Normal, p.pages = p.Normal[:0], p.pages[:0]
+			s.free <- p // there is room for all
+		case n := <-l.sync:
+			(&multifd.Packet{Sync: true, Number: n}).Put(l.w)
+			err = s.flush(l)
+		case <-s.bad:
+			return nil
+		}
+		if err != nil {
+			s.laneBroke(l, err) // whoever waits for it finds its error
+		}
+		if s.busy.Add(-1) == 0 {
+			select {
+			case s.idle <- struct{}{}:
+			default:
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// send sends a packet; the guest's memory is not needed any more when it returns.
+func (s *Sender) send(l *outward, p *packet) error {
+	p.Method, p.Data = s.cfg.Method, nil
+	// The guest may be writing: what is compressed must not change meanwhile, and
+	// what is not must be one packet's pages, however many parts it leaves in.
+	l.raw = l.raw[:0]
+	for _, page := range p.pages {
+		l.raw = append(l.raw, page...)
+	}
+	p.Data = l.raw
+	if l.z != nil {
+		var err error
+		if l.out, err = l.z.Compress(l.out[:0], l.raw); err != nil {
+			return err
+		}
+		p.Data = l.out
+	}
+	p.Packet.Put(l.w)
+	return s.flush(l)
+}
+
+// flush sends what was put, for as long as a packet may take.
+func (s *Sender) flush(l *outward) error {
+	if l.late != nil {
+		l.late.Reset(s.cfg.Patience)
+		defer l.late.Stop()
+	}
+	return l.w.Flush()
+}
+
+// SendPage implements ram.PageSender.
+func (s *Sender) SendPage(block string, offset uint64, page []byte) error {
+	if s.fill != nil && s.fill.Block != block {
+		if err := s.hand(); err != nil {
+			return err
+		}
+	}
+	if s.fill == nil {
+		if err := s.take(); err != nil {
+			return err
+		}
+		s.fill.Block = block
+	}
+	s.fill.Normal = append(s.fill.Normal, offset)
+	s.fill.pages = append(s.fill.pages, page)
+	if len(s.fill.Normal) == multifd.MaxPages {
+		return s.hand()
+	}
+	return nil
+}
+
+// take takes an empty packet.
+func (s *Sender) take() error {
+	late := s.wait.begin()
+	defer s.wait.end()
+	for {
+		select {
+		case s.fill = <-s.free:
+			return nil
+		case <-s.bad:
+			return s.err
+		case <-late:
+			var err error
+			if late, err = s.wait.late(); err != nil {
+				return s.Spoil(err)
+			}
+		}
+	}
+}
+
+// hand hands the packet that was filled to a lane.
+func (s *Sender) hand() error {
+	p := s.fill
+	s.fill = nil
+	p.Number = s.number
+	s.number++
+	return s.give(s.work, p, nil, 0)
+}
+
+// give has a lane send a packet, or the end of a section.
+func (s *Sender) give(work chan<- *packet, p *packet, sync chan<- uint64, n uint64) error {
+	s.busy.Add(1)
+	late := s.wait.begin()
+	defer s.wait.end()
+	for {
+		select {
+		case work <- p:
+			return nil
+		case sync <- n:
+			return nil
+		case <-s.bad:
+			s.busy.Add(-1)
+			return s.err
+		case <-late:
+			var err error
+			if late, err = s.wait.late(); err != nil {
+				s.busy.Add(-1)
+				return s.Spoil(err)
+			}
+		}
+	}
+}
+
+// settle waits until the lanes have sent all that they were given.
+func (s *Sender) settle() error {
+	late := s.wait.begin()
+	defer s.wait.end()
+	for s.busy.Load() > 0 {
+		select {
+		case <-s.idle: // or it was, some time ago
+		case <-s.bad:
+			return s.err
+		case <-late:
+			var err error
+			if late, err = s.wait.late(); err != nil {
+				return s.Spoil(err)
+			}
+		}
+	}
+	return s.ended()
+}
+
+// Sync implements ram.PageSender: each lane says that the section has ended, and
+// has said so before it takes a packet of the next one.
+func (s *Sender) Sync() error {
+	if s.fill != nil {
+		if err := s.hand(); err != nil {
+			return err
+		}
+	}
+	if err := s.settle(); err != nil {
+		return err
+	}
+	for _, l := range s.lanes {
+		n := s.number
+		s.number++
+		if err := s.give(nil, nil, l.sync, n); err != nil {
+			return err
+		}
+	}
+	return s.settle()
+}
