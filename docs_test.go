@@ -30,6 +30,16 @@ func read(t *testing.T, file string) string {
 	return string(b)
 }
 
+func TestNoDocumentHasWhatAMergeHasLeft(t *testing.T) {
+	for file, text := range pages(t) {
+		for line := range strings.SplitSeq(text, "\n") {
+			if strings.HasPrefix(line, "<<<<<<< ") || line == "=======" || strings.HasPrefix(line, ">>>>>>> ") {
+				t.Errorf("%s has the line %q", file, line)
+			}
+		}
+	}
+}
+
 var link = regexp.MustCompile(`\]\(([^)#:]+)\)`)
 
 func TestLinksOfTheDocumentsLeadToFiles(t *testing.T) {
