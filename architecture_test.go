@@ -60,6 +60,21 @@ func TestThePictureShowsTheImports(t *testing.T) {
 	}
 }
 
+// A line that Mermaid does not know makes it draw nothing.
+func TestThePictureHasNothingButNodesAndArrows(t *testing.T) {
+	known := regexp.MustCompile(`^(flowchart TD|subgraph \w+ \["[^"]+"\]|end|\w+\["[^"]+"\]|\w+ (-->|-\.->) \w+)$`)
+	_, picture, _ := strings.Cut(read(t, "docs/architecture.md"), "```mermaid\n")
+	picture, _, ok := strings.Cut(picture, "\n```")
+	if !ok {
+		t.Fatal("docs/architecture.md has no picture")
+	}
+	for line := range strings.SplitSeq(picture, "\n") {
+		if line = strings.TrimSpace(line); !known.MatchString(line) {
+			t.Errorf("the picture has a line that is neither a node nor an arrow: %q", line)
+		}
+	}
+}
+
 func TestArrowsThatFollowFromOthersAreLeftOut(t *testing.T) {
 	got := direct([]arrow{{"a", "b"}, {"a", "c"}, {"a", "d"}, {"b", "c"}, {"c", "d"}, {"e", "d"}})
 	if want := []arrow{{"a", "b"}, {"b", "c"}, {"c", "d"}, {"e", "d"}}; !slices.Equal(got, want) {

@@ -4,6 +4,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -28,6 +29,16 @@ func read(t *testing.T, file string) string {
 		t.Fatal(err)
 	}
 	return string(b)
+}
+
+func TestNoDocumentHasWhatAMergeHasLeft(t *testing.T) {
+	for file, text := range pages(t) {
+		for line := range strings.SplitSeq(text, "\n") {
+			if strings.HasPrefix(line, "<<<<<<< ") || line == "=======" || strings.HasPrefix(line, ">>>>>>> ") {
+				t.Errorf("%s has the line %q", file, line)
+			}
+		}
+	}
 }
 
 var link = regexp.MustCompile(`\]\(([^)#:]+)\)`)
@@ -89,23 +100,25 @@ func TestCommandsOfTheDocumentsSelectSomething(t *testing.T) {
 
 func TestEveryPackageIsOnTheMapAndInTheREADME(t *testing.T) {
 	doc, readme := read(t, "doc.go"), read(t, "README.md")
-	seen := map[string]bool{}
-	for line := range strings.Lines(read(t, ".ci/imports")) {
-		for _, pkg := range strings.Split(strings.TrimSpace(line), " -> ") {
-			if !public(pkg) || seen[pkg] {
-				continue
-			}
-			seen[pkg] = true
-			if !strings.Contains(readme, "]("+pkg+")") {
-				t.Errorf("the README has no row of %s", pkg)
-			}
-			if !strings.Contains(doc, pkg+"]") && !strings.Contains(doc, pkg+".") {
-				t.Errorf("the comment of package lockstep does not say what %s is for", pkg)
-			}
+	for _, pkg := range publicPackages(t) {
+		if !strings.Contains(readme, "]("+pkg+")") {
+			t.Errorf("the README has no row of %s", pkg)
+		}
+		if !strings.Contains(doc, pkg+"]") && !strings.Contains(doc, pkg+".") {
+			t.Errorf("the comment of package lockstep does not say what %s is for", pkg)
 		}
 	}
-	if len(seen) < 20 {
-		t.Errorf("%d packages are too few", len(seen))
+}
+
+func TestEveryPackageHasAnExample(t *testing.T) {
+	for _, dir := range publicPackages(t) {
+		files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.ContainsFunc(files, func(f string) bool { return strings.Contains(read(t, f), "\nfunc Example") }) {
+			t.Errorf("package %s has no example", dir)
+		}
 	}
 }
 
