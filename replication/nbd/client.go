@@ -152,6 +152,7 @@ func (c *Client) end(err error, polite bool) {
 		}
 	}
 	c.mu.Unlock()
+	c.logLost(err, len(lost))
 	if polite { // which a TLS session is for as long as the other side lets it
 		late := time.AfterFunc(leave, func() { hangUp(c.conn) })
 		c.conn.Close()
