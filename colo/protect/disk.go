@@ -3,6 +3,7 @@ package protect
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"github.com/gocolo/lockstep/event"
@@ -54,6 +55,7 @@ type Disk struct {
 
 	gate   Gate // of the job; nil before it is made
 	events *event.Bus
+	log    *slog.Logger // of the job, for connections
 
 	mu        sync.RWMutex // held for reading during a request of the guest's
 	primary   *replication.Primary

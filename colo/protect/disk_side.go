@@ -95,7 +95,7 @@ func (b *below) Open() bool { return b.led.Load() || b.Gate.Open() }
 func (d *Disk) attach(ctx context.Context, conns map[string]net.Conn) error {
 	var clients [channelsOfDisk]*nbd.Client
 	for i, ch := range d.channels() {
-		c, err := nbd.NewClient(ctx, conns[ch], nbd.ClientConfig{Export: ch})
+		c, err := nbd.NewClient(ctx, conns[ch], nbd.ClientConfig{Export: ch, Logger: d.log})
 		if err != nil {
 			for _, c := range clients[:i] {
 				c.Close()
@@ -178,7 +178,7 @@ func (d *Disk) follow(ctx context.Context) error {
 	if err := d.step(ctx); err != nil {
 		return fmt.Errorf("protect: disk %q: %w", d.cfg.Name, err)
 	}
-	server := nbd.NewServer(nbd.ServerConfig{})
+	server := nbd.NewServer(nbd.ServerConfig{Logger: d.log})
 	d.exports, d.server = nil, server
 	sides := [...]nbd.Disk{d.secondary.Export(), replication.NewIdentityDisk(d.secondary), replication.NewSums(d.secondary.Export())}
 	for i, ch := range d.channels() {

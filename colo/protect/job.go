@@ -102,6 +102,7 @@ func New(cfg Config) (*Job, error) {
 		if err := d.adopt(j.keeper.Gate(), cfg.Events, j.diskFull); err != nil {
 			return nil, err
 		}
+		d.log = j.pairLog()
 	}
 	return j, nil
 }

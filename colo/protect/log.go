@@ -1,6 +1,7 @@
 package protect
 
 import (
+	"context"
 	"log/slog"
 
 	"github.com/gocolo/lockstep/event"
@@ -11,6 +12,40 @@ import (
 func (j *Job) sessionLog(s *session) *slog.Logger {
 	return j.cfg.Logger.With("guest", j.cfg.Name, "generation", s.peer.generation)
 }
+
+// pairLog is the log of what belongs to the present session but is no part of it: its
+// heartbeat, its disks' connections. A record says what there is when it is made.
+func (j *Job) pairLog() *slog.Logger { return slog.New(stamped{j.cfg.Logger.Handler(), j}) }
+
+// stamped adds to each record which guest, side, generation and checkpoint it is of.
+type stamped struct {
+	slog.Handler
+	j *Job
+}
+
+func (h stamped) Handle(ctx context.Context, r slog.Record) error {
+	side, checkpoint := event.ModeNone, uint64(0)
+	h.j.mu.Lock()
+	s, generation := h.j.current, h.j.generation
+	h.j.mu.Unlock()
+	if s != nil {
+		generation = s.peer.generation
+		if side = event.ModeSecondary; s.primary != nil {
+			side = event.ModePrimary
+		}
+		checkpoint, _ = s.committed()
+	}
+	all := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
+	all.AddAttrs(slog.String("guest", h.j.cfg.Name), slog.Uint64("generation", generation), slog.String("side", side.String()), slog.Uint64("checkpoint", checkpoint))
+	r.Attrs(func(a slog.Attr) bool { all.AddAttrs(a); return true })
+	return h.Handler.Handle(ctx, all)
+}
+
+func (h stamped) WithAttrs(all []slog.Attr) slog.Handler {
+	return stamped{h.Handler.WithAttrs(all), h.j}
+}
+
+func (h stamped) WithGroup(name string) slog.Handler { return stamped{h.Handler.WithGroup(name), h.j} }
 
 // logState tells of a change of state.
 func (j *Job) logState(to State, e event.JobStatusChange) {

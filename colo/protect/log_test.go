@@ -40,7 +40,7 @@ func TestEveryRecordOfAJobsLogSaysWhoseItIs(t *testing.T) {
 	a.is(Protected)
 	b.halt()
 	a.halt() // its log is whole
-	states, commits := 0, 0
+	states, commits, beats := 0, 0, 0
 	for _, l := range log.all() {
 		for _, want := range []string{" guest=guest ", " generation=", " side=", " checkpoint="} {
 			if !strings.Contains(l, want) {
@@ -53,9 +53,12 @@ func TestEveryRecordOfAJobsLogSaysWhoseItIs(t *testing.T) {
 		if strings.Contains(l, "level=DEBUG msg=CHECKPOINT_COMMIT guest=guest generation=1 side=primary") {
 			commits++
 		}
+		if strings.Contains(l, `level=DEBUG msg="a heartbeat begins" guest=guest generation=1 side=primary checkpoint=`) {
+			beats++
+		}
 	}
-	if states != 1 || commits == 0 {
-		t.Errorf("protected %d times, %d checkpoints:\n%s", states, commits, strings.Join(log.all(), "\n"))
+	if states != 1 || commits == 0 || beats != 1 {
+		t.Errorf("protected %d times, %d checkpoints, %d heartbeats:\n%s", states, commits, beats, strings.Join(log.all(), "\n"))
 	}
 }
 

@@ -184,8 +184,8 @@ func (p *peer) hear(on func(note)) {
 
 // beatUntil sends heartbeats and hears the peer's, and returns why the peer is
 // lost, or nil when ctx ends.
-func (p *peer) beatUntil(ctx context.Context, interval, lost time.Duration) error {
-	err := heartbeat.Run(ctx, p.beat, interval, lost)
+func (p *peer) beatUntil(ctx context.Context, cfg heartbeat.Config) error {
+	err := heartbeat.Watch(ctx, p.beat, cfg)
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -181,7 +181,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 		group.Wait()
 	}()
 	group.Go(func() {
-		if err := s.peer.beatUntil(with, j.cfg.Beat, j.cfg.Lost); err != nil {
+		if err := s.peer.beatUntil(with, heartbeat.Config{Interval: j.cfg.Beat, Timeout: j.cfg.Lost, Logger: j.pairLog()}); err != nil {
 			// What it has said before may still be on its way to be read.
 			s.peer.control.SetReadDeadline(time.Now().Add(j.cfg.Lost))
 			s.peer.set(func() { s.peer.lost, s.peer.silent = true, err == heartbeat.ErrLost })

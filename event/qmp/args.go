@@ -209,7 +209,7 @@ func unexpected(o qjson.Object, known map[string]bool) (name string, ok bool) {
 	for i := range sorted {
 		name := &sorted[i].Name
 		h := uint32(5381)
-		for _, c := range []byte(*name) {
+		for _, c := range []byte(qjson.Stored(*name)) {
 			h = h*33 + uint32(int32(int8(c)))
 		}
 		at := max(h, 2) * 11 % 7

@@ -155,20 +155,20 @@ func random(r *rand.Rand) string {
 	return b.String()
 }
 
-var randomInputs = flag.Int("random", 200, "how many random inputs a QEMU and the server are compared with")
+var randomInputs = flag.Int("random", 100, "how many random inputs of each kind a QEMU and the server are compared with")
 
 func TestAQEMUAndTheServerGiveTheSameAnswers(t *testing.T) {
 	qemu := emulator(t)
 	_, s := newHost()
 	s.Version.Package = build(t, qemu)
 	ours := listen(t, s)
-	corpus := malformed()
+	corpus := append(malformed(), odd()...)
 	if len(corpus) < 60 {
 		t.Fatalf("%d inputs", len(corpus))
 	}
 	r := rand.New(rand.NewPCG(7, uint64(*randomInputs)))
 	for range *randomInputs {
-		corpus = append(corpus, random(r))
+		corpus = append(corpus, random(r), oddArguments(r))
 	}
 	for _, negotiate := range []bool{true, false} {
 		for i, in := range corpus {

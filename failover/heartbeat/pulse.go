@@ -17,8 +17,13 @@ type Pulse struct {
 // Run is [Run], and keeps the state that Alive tells. One Run at a time; another
 // may follow it, on a new connection.
 func (p *Pulse) Run(ctx context.Context, conn io.ReadWriteCloser, interval, timeout time.Duration) error {
+	return p.Watch(ctx, conn, Config{Interval: interval, Timeout: timeout})
+}
+
+// Watch is Run with a Config.
+func (p *Pulse) Watch(ctx context.Context, conn io.ReadWriteCloser, cfg Config) error {
 	defer p.deadline.Store(nil)
-	return run(ctx, conn, interval, timeout, func(deadline time.Time) { p.deadline.Store(&deadline) })
+	return run(ctx, conn, cfg, func(deadline time.Time) { p.deadline.Store(&deadline) })
 }
 
 // Alive reports whether the peer has been heard of within the timeout of the Run

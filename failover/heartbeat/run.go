@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"time"
 )
 
@@ -37,17 +38,44 @@ var (
 // goodbye, the cause of the end of ctx. Timeout must be greater than interval;
 // three to five times is usual.
 func Run(ctx context.Context, conn io.ReadWriteCloser, interval, timeout time.Duration) error {
-	return run(ctx, conn, interval, timeout, func(time.Time) {})
+	return Watch(ctx, conn, Config{Interval: interval, Timeout: timeout})
 }
 
-// run is Run. It tells heard, after each beat of the peer, when the peer is lost if
+// Config is how a heartbeat goes.
+type Config struct {
+	// Interval is from one beat of this side to the next. Timeout is how long the peer
+	// may be silent; it must be greater, and three to five times is usual.
+	Interval, Timeout time.Duration
+
+	// Logger hears that the heartbeat begins, and that it ends with the context
+	// (Debug); of a goodbye (Info); of a peer that is lost or is none, and of a silence
+	// that is put down to this process, which was not run for so long (Warn). Nothing
+	// is logged for a beat. A host that has more than one gives each a logger that says
+	// of which guest and generation it is. Nil: nothing is logged.
+	Logger *slog.Logger
+}
+
+// Watch is [Run] with a Config.
+func Watch(ctx context.Context, conn io.ReadWriteCloser, cfg Config) error {
+	return run(ctx, conn, cfg, func(time.Time) {})
+}
+
+// run is Watch. It tells heard, after each beat of the peer, when the peer is lost if
 // that was the last one.
-func run(ctx context.Context, conn io.ReadWriteCloser, interval, timeout time.Duration, heard func(deadline time.Time)) error {
+func run(ctx context.Context, conn io.ReadWriteCloser, cfg Config, heard func(deadline time.Time)) error {
+	interval, timeout := cfg.Interval, cfg.Timeout
 	if interval <= 0 || timeout <= interval {
 		conn.Close()
 		return fmt.Errorf("heartbeat: timeout %v must be greater than interval %v, and that than 0", timeout, interval)
 	}
+	log := cfg.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	log.Debug("a heartbeat begins", "interval", interval, "timeout", timeout)
 	r := &runner{
+		log: log,
+
 		conn: conn,
 		in:   make(chan error, 1),
 		out:  make(chan byte, 1),
@@ -61,6 +89,7 @@ func run(ctx context.Context, conn io.ReadWriteCloser, interval, timeout time.Du
 	go r.reader()
 	go r.writer()
 	err, ours := r.loop(ctx, interval)
+	r.logEnd(err, ours || ctx.Err() != nil)
 	if ours {
 		r.leave(timeout)
 	}
@@ -86,6 +115,19 @@ type runner struct {
 	mon  Monitor
 
 	heard func(deadline time.Time) // told of each beat
+	log   *slog.Logger
+}
+
+// logEnd tells why the loop has ended.
+func (r *runner) logEnd(err error, ours bool) {
+	switch {
+	case ours:
+		r.log.Debug("the heartbeat ends here", "cause", err)
+	case errors.Is(err, ErrGoodbye):
+		r.log.Info("the peer has ended its heartbeat")
+	default:
+		r.log.Warn("the peer is lost", "error", err)
+	}
 }
 
 // loop runs until there is something to report; ours says that it is the end
@@ -113,8 +155,11 @@ func (r *runner) loop(ctx context.Context, interval time.Duration) (err error, o
 			}
 		case <-due.C:
 			now := time.Now()
-			if r.mon.Lost(now) && !r.mon.Excuse(now, interval) {
-				return ErrLost, false
+			if late := now.Sub(r.mon.Deadline()); r.mon.Lost(now) {
+				if !r.mon.Excuse(now, interval) {
+					return ErrLost, false
+				}
+				r.log.Warn("the peer is silent, and this process was late to look: it gets more time", "late", late)
 			}
 			due.Reset(r.mon.Deadline().Sub(now))
 		}

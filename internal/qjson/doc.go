@@ -10,6 +10,7 @@ package qjson
 import (
 	"cmp"
 	"slices"
+	"strings"
 )
 
 // An Object is a JSON object. Members are in the order in which they came; no
@@ -38,12 +39,17 @@ func (o Object) Get(name string) (value any, ok bool) {
 // buckets it visits in ascending order. (The formula was found by measuring: it
 // gives the order of all objects of a session with a QEMU 7.2.)
 func bucket(name string) uint32 {
+	name = Stored(name)
 	v := 0x238F13AF * uint32(len(name))
 	for i := range len(name) {
 		v += uint32(name[i]) << (5 * i % 24)
 	}
 	return (1103515243*v + 12345) % 512
 }
+
+// Stored returns a string as QEMU has it in memory, where no string has a NUL within:
+// U+0000 is the bytes C0 80.
+func Stored(s string) string { return strings.ReplaceAll(s, "\x00", "\xc0\x80") }
 
 // Sorted returns the members in the order in which QEMU visits them: by bucket,
 // in one bucket the newest first.

@@ -64,6 +64,9 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 			return ErrServerClosed
 		case isPassing(err):
 			room.shed(time.Now()) // descriptors may be short because of it
+			if pause == 0 && s.cfg.Logger != nil {
+				s.cfg.Logger.Warn("no client of a disk can be accepted for now", "error", err)
+			}
 			pause = min(max(2*pause, firstPause), maxPause)
 			if !sleep(ctx, pause) {
 				return ErrServerClosed
@@ -118,6 +121,7 @@ type guest struct {
 	came  time.Time
 	heard time.Time // when the client last sent something
 	stays bool      // it must not be shut: it has negotiated, or has been shut already
+	shut  bool      // it was closed to make room for another
 }
 
 func newRoom(max int, timeout time.Duration) *room {
@@ -178,7 +182,7 @@ func (r *room) shed(now time.Time) (next time.Duration) {
 	if out == nil {
 		return next
 	}
-	out.stays = true
+	out.stays, out.shut = true, true
 	out.conn.Close()
 	return r.long + silence // it leaves before that
 }
@@ -200,6 +204,16 @@ func (g *guest) spoke() {
 		g.heard = time.Now()
 		g.room.mu.Unlock()
 	}
+}
+
+// pushed reports whether the client has been closed to make room for another.
+func (g *guest) pushed() bool {
+	if g == nil {
+		return false
+	}
+	g.room.mu.Lock()
+	defer g.room.mu.Unlock()
+	return g.shut
 }
 
 // settle is called when the client has negotiated, after which it may be silent.

@@ -152,6 +152,7 @@ func (c *Client) end(err error, polite bool) {
 		}
 	}
 	c.mu.Unlock()
+	c.logLost(err, len(lost))
 	if polite { // a TLS session waits for the other side to take its farewell
 		late := time.AfterFunc(leave, func() { hangUp(c.conn) })
 		c.conn.Close()

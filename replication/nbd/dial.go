@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"time"
@@ -31,6 +32,10 @@ type ClientConfig struct {
 	// may take; zero means 30 s. Then the connection is lost, with
 	// ErrTimeout.
 	Timeout time.Duration
+	// Logger hears that the connection has failed (Warn), with the export's name on the
+	// wire, which has its generation. What NewClient and Close do is not logged: they
+	// say it to who calls them. Nil: nothing is logged.
+	Logger *slog.Logger
 }
 
 func (c *ClientConfig) setDefaults() {

@@ -139,6 +139,7 @@ func (n *negotiation) meta(opt uint32, data []byte) error {
 	if !q.parse(data) {
 		return n.refuse(opt, &OptionError{Code: repErrInvalid, Message: "malformed option"})
 	}
+	n.asked = q.export
 	e, refused := n.srv.find(q.export)
 	if refused != nil {
 		return n.refuse(opt, refused)

@@ -20,6 +20,8 @@ const (
 type negotiation struct {
 	srv      *Server
 	guest    *guest
+	log      *clientLog
+	asked    string   // the export that the client has asked for last
 	raw      *link    // the connection that the export closes
 	conn     net.Conn // raw's connection, or TLS over it
 	r        *bufio.Reader
@@ -122,6 +124,7 @@ func (n *negotiation) reply(opt, typ uint32, data []byte) error {
 }
 
 func (n *negotiation) refuse(opt uint32, e *OptionError) error {
+	n.log.refuse(n.asked, &OptionError{Option: opt, Code: e.Code, Message: e.Message})
 	return n.reply(opt, e.Code, []byte(e.Message))
 }
 
@@ -134,6 +137,7 @@ func (n *negotiation) exportName(name string) (*Export, bool, error) {
 	}
 	if refused != nil {
 		refused.Option = optExportName
+		n.log.refuse(name, refused)
 		return nil, true, refused
 	}
 	p := binary.BigEndian.AppendUint64(nil, uint64(e.cfg.Disk.Size()))
@@ -209,6 +213,7 @@ func (n *negotiation) info(opt uint32, data []byte) (*Export, bool, error) {
 	if len(rest) != 2*count {
 		return nil, false, n.refuse(opt, invalid)
 	}
+	n.asked = name
 	e, refused := n.srv.find(name)
 	if refused == nil && opt == optGo {
 		n.leave, refused = e.admit(n.raw)

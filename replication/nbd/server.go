@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -42,6 +43,14 @@ type ServerConfig struct {
 	// why; nil is an orderly end. It is called from the connection's
 	// goroutine and may be called by several at the same time.
 	OnConn func(addr net.Addr, err error)
+
+	// Logger hears of clients that are refused or whose connections fail, of those
+	// that are closed to make room for others, and that none can be accepted for now
+	// (Warn; of one client's refusals the first, the others are Debug), and of those
+	// that come and go (Debug). A record has the client's address, and the export and
+	// its generation, if it has one, once they are chosen; which guest they are of, a host adds with
+	// the logger's With. Nothing is logged for a request. Nil: nothing is logged.
+	Logger *slog.Logger
 }
 
 // Server serves exports. Its methods may be called from any goroutine.
@@ -105,19 +114,21 @@ func (s *Server) serve(ctx context.Context, conn net.Conn, g *guest) error {
 	defer l.Close()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
-	err := s.serveConn(l, g)
+	log := newClientLog(s.cfg.Logger, conn)
+	err := s.serveConn(l, g, log)
+	log.end(ctx, err, g.pushed())
 	if ctx.Err() != nil && errors.Is(err, net.ErrClosed) {
 		return ctx.Err()
 	}
 	return err
 }
 
-func (s *Server) serveConn(l *link, g *guest) error {
+func (s *Server) serveConn(l *link, g *guest, log *clientLog) error {
 	conn := l.Conn
 	if err := conn.SetDeadline(time.Now().Add(s.cfg.Timeout)); err != nil {
 		return err
 	}
-	n := &negotiation{srv: s, raw: l, conn: conn, guest: g}
+	n := &negotiation{srv: s, raw: l, conn: conn, guest: g, log: log}
 	e, err := n.run()
 	if e == nil {
 		return err
@@ -127,5 +138,6 @@ func (s *Server) serveConn(l *link, g *guest) error {
 		return err
 	}
 	g.settle()
+	log.uses(e)
 	return serveRequests(e, n)
 }

@@ -283,6 +283,44 @@ func TestStopIsAPauseOfItsOwn(t *testing.T) {
 }
 
 // A host that loses its guest must not find it stopped when it takes over again.
+// While a checkpoint is made the session has the guest paused, on either side. No order
+// of a client's lets it run before that is done.
+func TestContDoesNotLetAGuestRunThatStandsForACheckpoint(t *testing.T) {
+	for _, c := range []struct {
+		state protect.State
+		role  event.Mode
+		cont  string // what it answers
+	}{
+		{protect.Protected, event.ModePrimary, "map[]"},
+		{protect.Synchronising, event.ModePrimary, "map[]"},
+		{protect.Following, event.ModeSecondary, "GenericError: " + errNotHere.Error()},
+		{protect.TakingOver, event.ModeSecondary, "GenericError: " + errNotHere.Error()},
+	} {
+		var bus event.Bus
+		var g vm
+		j := newJob(c.state)
+		j.info.Role = c.role
+		j.info.Session = &colo.Info{State: colo.StateProtected, Mode: c.role}
+		client := connect(t, NewMonitor(j, Config{Guest: &g, Events: &bus}))
+		if c.role == event.ModePrimary {
+			do(t, client, "stop", nil)
+		}
+		bus.Publish(event.CheckpointStart{Mode: c.role, Epoch: 5})
+		g.Pause(t.Context()) // the session's
+		if got := do(t, client, "cont", nil); got != c.cont || g.paused() != 1 {
+			t.Errorf("%v: %s, %d pauses", c.state, got, g.paused())
+		}
+		if got := do(t, client, "cont", nil); got != c.cont || g.paused() != 1 {
+			t.Errorf("%v, once more: %s, %d pauses", c.state, got, g.paused())
+		}
+		g.Resume(t.Context())
+		bus.Publish(event.CheckpointCommit{Mode: c.role, Epoch: 5})
+		if g.paused() != 0 {
+			t.Errorf("%v: the guest stands when the checkpoint is done", c.state)
+		}
+	}
+}
+
 func TestAStopEndsWithTheGuestHere(t *testing.T) {
 	j, g, bus := newJob(protect.Protected), new(vm), new(event.Bus)
 	c := connect(t, NewMonitor(j, Config{Guest: g, Events: bus}))

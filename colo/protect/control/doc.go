@@ -39,6 +39,10 @@
 //	protection-migrate           protect.Job.Migrate, where the job has it
 //	protection-save              Config.Save, with the member filename
 //
+// Cont takes back the pause of stop and no other: a guest that stands still for a
+// checkpoint does so until that is done, whatever is ordered meanwhile. On a host that
+// follows it is refused, so that no client can let the copy run.
+//
 // What a state of the job does not allow is a GenericError with the words of a
 // protect.StateError. A verb that a client has given is carried out also when the
 // client leaves before its answer.
