@@ -14,14 +14,16 @@ import (
 
 // BenchmarkSwitchover reports how long a guest of 16 MiB that is written to stands still
 // in a switchover, in times of the pause of a checkpoint of the same run, as
-// the two hosts take turns over TCP on loopback.
+// the two hosts take turns over TCP on loopback. With LateResume that pause lasts until
+// the other host has the checkpoint, as a switchover does.
 func BenchmarkSwitchover(b *testing.B) {
 	for _, name := range []string{"plain", "TLS"} {
-		b.Run(name, func(b *testing.B) { benchmarkSwitchover(b, name == "TLS") })
+		b.Run(name, func(b *testing.B) { benchmarkSwitchover(b, name == "TLS", false) })
+		b.Run(name+"/LateResume", func(b *testing.B) { benchmarkSwitchover(b, name == "TLS", true) })
 	}
 }
 
-func benchmarkSwitchover(b *testing.B, secure bool) {
+func benchmarkSwitchover(b *testing.B, secure, late bool) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var group sync.WaitGroup
 	defer group.Wait()
@@ -62,7 +64,7 @@ func benchmarkSwitchover(b *testing.B, secure bool) {
 		}
 		defer g.Close()
 		cfg := Config{
-			Name: "g", Host: name, Guest: g, Start: i == 0, Arbiter: failover.NewStoreArbiter(store), Events: bus, CheckpointDelay: 20 * time.Millisecond,
+			Name: "g", Host: name, Guest: g, Start: i == 0, Arbiter: failover.NewStoreArbiter(store), Events: bus, CheckpointDelay: 20 * time.Millisecond, LateResume: late,
 			Peer: Peer{Port: ports[i], Dial: ports[1-i].Addr().String(), PortConfig: terms[i]},
 		}
 		if secure {
