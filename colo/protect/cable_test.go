@@ -30,8 +30,9 @@ type cableEnd struct {
 	delay func() time.Duration // of the next message that this end sends; nil: none
 
 	in     []arrival
-	bytes  int  // of in
-	held   bool // what is under way does not arrive
+	spare  [][]byte // of messages that have been read
+	bytes  int      // of in
+	held   bool     // what is under way does not arrive
 	closed bool
 	read   cableDeadline
 	write  cableDeadline
@@ -40,8 +41,19 @@ type cableEnd struct {
 
 // An arrival is a message that is under way.
 type arrival struct {
-	at time.Time
-	b  []byte
+	at    time.Time
+	b     []byte // what has not been read of it
+	whole []byte // all of it
+}
+
+// message returns a copy of a message that is to arrive at this end.
+func (e *cableEnd) message(p []byte) []byte {
+	if n := len(e.spare); n > 0 {
+		b := e.spare[n-1]
+		e.spare = e.spare[:n-1]
+		return append(b[:0], p...)
+	}
+	return append([]byte(nil), p...)
 }
 
 type cableDeadline struct{ t time.Time }
@@ -89,8 +101,10 @@ func (e *cableEnd) get(p []byte) (int, error) {
 				n := copy(p, e.in[0].b)
 				e.bytes -= n
 				if e.in[0].b = e.in[0].b[n:]; len(e.in[0].b) == 0 {
-					e.in[0].b = nil
-					e.in = e.in[1:]
+					if len(e.spare) < 8 {
+						e.spare = append(e.spare, e.in[0].whole)
+					}
+					e.in = append(e.in[:0], e.in[1:]...)
 				}
 				e.w.cond.Broadcast()
 				return n, nil
@@ -132,12 +146,12 @@ func (e *cableEnd) Write(p []byte) (n int, err error) {
 		}
 		o := e.other
 		if room := cableRoom - o.bytes; room > 0 {
-			part := append([]byte(nil), p[n:min(len(p), n+room)]...)
+			part := o.message(p[n:min(len(p), n+room)])
 			at := time.Now().Add(d)
 			if k := len(o.in); k > 0 && o.in[k-1].at.After(at) {
 				at = o.in[k-1].at
 			}
-			o.in = append(o.in, arrival{at, part})
+			o.in = append(o.in, arrival{at, part, part})
 			o.bytes += len(part)
 			n += len(part)
 			e.host.trace("sends", len(part))

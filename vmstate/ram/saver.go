@@ -147,8 +147,13 @@ func NewSaver(blocks []Block, log DirtyLog, cfg SaverConfig) *Saver {
 		s.blocks = append(s.blocks, sb)
 	}
 	if s.cfg.MaxCapture == 0 {
-		// A chunk's end is not used up to the last byte.
-		s.cfg.MaxCapture = min(defaultCapture, guest+guest/64+chunkSize)
+		// A chunk's end is not used up to the last byte. A guest smaller than a chunk has
+		// one of its own size.
+		end := uint64(chunkSize)
+		if guest < chunkSize {
+			end = maxRecord
+		}
+		s.cfg.MaxCapture = min(defaultCapture, guest+guest/64+end)
 	}
 	s.arena = newArena(s.cfg.MaxCapture)
 	if cfg.XBZRLE > 0 {
