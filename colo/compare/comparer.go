@@ -237,8 +237,19 @@ func (c *Comparer) Run(ctx context.Context, out PacketWriter) error {
 	})
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var left instant // when the packet came that has just been written; its end is the next look at the clock
+	count := func(e *Engine, now time.Time) {
+		if left != 0 {
+			c.left.Add(e.instant(now).Sub(left))
+			left = 0
+		}
+	}
+	tick := func(e *Engine, now time.Time) (Result, error) {
+		count(e, now)
+		return e.Tick(now), nil
+	}
 	for ctx.Err() == nil {
-		c.do(func(e *Engine, now time.Time) (Result, error) { return e.Tick(now), nil })
+		c.do(tick)
 		c.mu.Lock()
 		var p *pkt
 		if c.out.len() > 0 {
@@ -268,15 +279,15 @@ func (c *Comparer) Run(ctx context.Context, out PacketWriter) error {
 		if err != nil {
 			return err
 		}
-		now := c.now()
 		c.mu.Lock()
-		c.left.Add(c.eng.instant(now).Sub(p.at))
+		left = p.at
 		c.pool.put(c.out.remove(0))
 		if c.wants {
 			c.offer()
 		}
 		c.mu.Unlock()
 	}
+	c.do(func(e *Engine, now time.Time) (Result, error) { count(e, now); return Result{}, nil })
 	return context.Cause(ctx)
 }
 
