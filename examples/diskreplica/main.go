@@ -98,8 +98,8 @@ type options struct {
 	files                             []string // of status and bind
 }
 
-// parse reads a command line. For -h the error is flag.ErrHelp, after out been
-// told how the program is used; for a bad one it is errUsage and says what is wrong.
+// parse reads a command line. For -h it writes to out how the program is used, and the
+// error is flag.ErrHelp; for a bad one it is errUsage and says what is wrong.
 func parse(args []string, out io.Writer) (o options, err error) {
 	fs := flag.NewFlagSet("diskreplica", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // one line says what is wrong
