@@ -45,7 +45,9 @@ func chromium(t *testing.T) context.Context {
 	ctx, stop := chromedp.NewExecAllocator(context.Background(), options...)
 	ctx, cancel := chromedp.NewContext(ctx, chromedp.WithErrorf(t.Logf))
 	t.Cleanup(func() {
-		chromedp.Cancel(ctx)
+		closing, late := context.WithTimeout(ctx, time.Minute)
+		chromedp.Cancel(closing) // in good order, if it can
+		late()
 		cancel()
 		stop()
 		gone(t, dir)
