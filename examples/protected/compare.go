@@ -55,10 +55,8 @@ func datagram(line []byte) []byte {
 // report logs, a few times each second in which there are some, how many lines have
 // left since the last report, and why.
 func report(ctx context.Context, nic *protect.Proxy, log *slog.Logger) {
-	tick := time.NewTicker(250 * time.Millisecond)
-	defer tick.Stop()
 	var last proxy.PrimaryStats
-	for ctx.Err() == nil {
+	for tick := time.NewTicker(250 * time.Millisecond); ctx.Err() == nil; <-tick.C {
 		now, _ := nic.Stats()
 		if now == nil {
 			now = new(proxy.PrimaryStats) // this host follows
@@ -70,9 +68,5 @@ func report(ctx context.Context, nic *protect.Proxy, log *slog.Logger) {
 			log.Info("released", "at-match", match, "at-checkpoint", checkpoint)
 		}
 		last = *now
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-		}
 	}
 }
