@@ -7,10 +7,13 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -96,9 +99,11 @@ func (c *client) heard(ctx context.Context, host string) (time.Time, error) {
 type pair struct {
 	dir    string
 	tls    bool
+	mode   string
 	client *client
 	addr   map[string]string
 	procs  map[string]*process
+	ended  []*process
 }
 
 type process struct {
@@ -144,7 +149,7 @@ func other(host string) string {
 func (p *pair) start(host string, first bool, more ...string) error {
 	args := []string{
 		"-host", host, "-peer", other(host), "-listen", p.addr[host], "-dial", p.addr[other(host)],
-		"-arbiter", filepath.Join(p.dir, "arbiter"), "-start=" + fmt.Sprint(first), "-term", "400ms",
+		"-arbiter", filepath.Join(p.dir, "arbiter"), "-start=" + fmt.Sprint(first), "-term", "400ms", "-mode", p.mode,
 	}
 	if p.tls {
 		args = append(args, "-cert", filepath.Join(p.dir, host+".pem"), "-key", filepath.Join(p.dir, host+".key"), "-ca", filepath.Join(p.dir, "ca.pem"))
@@ -175,15 +180,21 @@ func (p *pair) start(host string, first bool, more ...string) error {
 }
 
 // newPair makes a pair whose processes keep what they share in a directory.
-func newPair(dir string, secure bool) (*pair, error) {
-	p := &pair{dir: dir, tls: secure, client: &client{first: map[string]time.Time{}}, addr: map[string]string{}, procs: map[string]*process{}}
+func newPair(dir string, secure bool, mode string) (*pair, error) {
+	p := &pair{dir: dir, tls: secure, mode: mode, client: &client{first: map[string]time.Time{}}, addr: map[string]string{}, procs: map[string]*process{}}
+	// Until the hosts listen nobody else may be given their ports: on Linux they are of
+	// a loopback host of this process's own.
+	local := "127.0.0.1"
+	if pid := os.Getpid(); runtime.GOOS == "linux" {
+		local = fmt.Sprintf("127.%d.%d.%d", 1+pid>>16&0x7f, pid>>8&0xff, pid&0xff)
+	}
 	for _, h := range []string{"a", "b"} {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
+		l, err := net.Listen("tcp", local+":0")
 		if err != nil {
 			return nil, err
 		}
 		p.addr[h] = l.Addr().String()
-		l.Close()
+		defer l.Close() // when both have been chosen
 	}
 	if secure {
 		return p, makeCertificates(dir, "a", "b")
@@ -206,6 +217,27 @@ func (p *pair) end(host string) {
 	proc.cmd.Process.Kill()
 	proc.reader.Wait()
 	proc.cmd.Wait()
+	p.ended = append(p.ended, proc)
+}
+
+// released adds up what all processes have reported: see report.
+func (p *pair) released() (match, checkpoint uint64) {
+	for _, proc := range slices.AppendSeq(slices.Clone(p.ended), maps.Values(p.procs)) {
+		m, c := releasedIn(proc.log.text())
+		match, checkpoint = match+m, checkpoint+c
+	}
+	return match, checkpoint
+}
+
+func releasedIn(log string) (match, checkpoint uint64) {
+	for line := range strings.Lines(log) {
+		var m, c uint64
+		_, counts, _ := strings.Cut(line, "msg=released ")
+		if n, _ := fmt.Sscanf(counts, "at-match=%d at-checkpoint=%d", &m, &c); n == 2 {
+			match, checkpoint = match+m, checkpoint+c
+		}
+	}
+	return match, checkpoint
 }
 
 func (p *pair) signal(host string, s os.Signal) error { return p.procs[host].cmd.Process.Signal(s) }
@@ -219,22 +251,26 @@ func (p *pair) mark(host string) int { return len(p.procs[host].log.text()) }
 
 // demo starts both hosts, does to them what happens to hosts, and checks what they
 // say.
-func demo(ctx context.Context, args []string) error {
+func demo(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	f := flag.NewFlagSet("protected", flag.ContinueOnError)
 	secure := f.Bool("tls", false, "the hosts show each other certificates")
+	mode := modeFlag(f)
 	if err := parse(f, args); err != nil {
 		return err
 	}
-	return play(ctx, os.Stdout, *secure)
+	if *mode != "continuous" && *mode != "compare" {
+		return fmt.Errorf("%w: no mode %q", errUsage, *mode)
+	}
+	return play(ctx, stdout, *secure, *mode)
 }
 
-func play(ctx context.Context, w io.Writer, secure bool) error {
+func play(ctx context.Context, w io.Writer, secure bool, mode string) error {
 	dir, err := os.MkdirTemp("", "protected")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	p, err := newPair(dir, secure)
+	p, err := newPair(dir, secure, mode)
 	if err != nil {
 		return err
 	}
@@ -248,6 +284,11 @@ func play(ctx context.Context, w io.Writer, secure bool) error {
 		return err
 	}
 	fmt.Fprintln(w, "the guest runs on host a and is protected by host b")
+	if mode == "compare" {
+		if err := compared(ctx, w, p); err != nil {
+			return err
+		}
+	}
 	lead := "a"
 	for _, act := range []func(context.Context, io.Writer, *pair, *string) error{killed, returned, stoppedAndContinued, switched} {
 		if err := act(ctx, w, p, &lead); err != nil {
@@ -258,10 +299,30 @@ func play(ctx context.Context, w io.Writer, secure bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	fmt.Fprintf(w, "%d lines: %d said twice in the same words, %d lost, %d contradicted, %d wrong\n", c.lines, c.again, c.lost, c.contradicted, c.wrong)
+	if mode == "compare" {
+		match, checkpoint := p.released()
+		fmt.Fprintf(w, "by the hosts' own reports, %d lines left when both guests had said them, %d with a checkpoint\n", match, checkpoint)
+	}
 	if c.lost+c.contradicted+c.wrong > 0 {
 		return errors.New("the client noticed")
 	}
 	return nil
+}
+
+// compared: the two guests agree, and when they have looked at the clock they do not.
+func compared(ctx context.Context, w io.Writer, p *pair) error {
+	for {
+		match, checkpoint := p.released()
+		if match > 0 && checkpoint > 0 {
+			fmt.Fprintln(w, "lines leave when both guests have said them, and with a checkpoint when they differ")
+			return nil
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return fmt.Errorf("%d lines left when both guests had said them, %d with a checkpoint: %w", match, checkpoint, ctx.Err())
+		}
+	}
 }
 
 // killed: the host with the guest dies, and the other goes on.

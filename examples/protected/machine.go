@@ -6,7 +6,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -16,8 +15,9 @@ import (
 // writes a page of its memory and sends one line. It is the protect.Guest.
 type machine struct {
 	memory []byte
-	nic    *protect.NIC
+	nic    interface{ WritePacket(p []byte) error }
 	period time.Duration
+	clock  uint64 // how many rounds the guest runs between two looks at the time
 
 	mu     sync.Mutex // held by the vCPU during a round
 	pauses int
@@ -37,8 +37,11 @@ func (r round) next(now uint64) round {
 
 func (r round) String() string { return fmt.Sprintf("%d %d %016x", r.n, r.time, r.hash) }
 
+// newMemory makes the guest's memory.
+var newMemory = func(size int) []byte { return make([]byte, size) }
+
 func newMachine(pages int, period time.Duration) *machine {
-	return &machine{memory: make([]byte, pages*ram.PageSize), dirty: make([]uint64, (pages+63)/64), period: period, pauses: 1}
+	return &machine{memory: newMemory(pages * ram.PageSize), dirty: make([]uint64, (pages+63)/64), period: period, clock: 1, pauses: 1}
 }
 
 // run is the vCPU.
@@ -54,6 +57,9 @@ func (m *machine) run(ctx context.Context) {
 
 func (m *machine) step(now uint64) {
 	if !m.unsent {
+		if m.round.n%m.clock != 0 {
+			now = m.round.time
+		}
 		m.round = m.round.next(now)
 		page := int(m.round.hash % uint64(len(m.memory)/ram.PageSize))
 		m.dirty[page/64] |= 1 << (page % 64)

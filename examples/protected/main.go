@@ -13,7 +13,11 @@
 // guest hand it over; so does job-complete on the monitor of -qmp, and a button of
 // the page of -http, with -http-control.
 //
-// Without arguments it does all that by itself on this machine: it starts both,
+// With -mode compare the guests of both hosts run in step, and a line leaves as soon
+// as both have said it, without waiting for a checkpoint (compare.go). The log says
+// how many do. It is the same on both hosts.
+//
+// Without -host it does all that by itself on this machine: it starts both,
 // kills, stops and continues them, and checks every line (demo.go).
 package main
 
@@ -26,24 +30,24 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/examples/internal/usage"
 	"github.com/gocolo/lockstep/failover/sharedfile"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
-	run := host
-	if len(os.Args) == 1 || os.Args[1] == "-tls" {
-		run = demo
+	run := demo
+	if ofOneHost(os.Args[1:]) {
+		run = host
 	}
-	switch err := run(ctx, os.Args[1:]); {
+	switch err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, flag.ErrHelp):
 	case errors.Is(err, errUsage):
 		fmt.Fprintf(os.Stderr, "protected: %v (-h explains)\n", err)
@@ -54,32 +58,8 @@ func main() {
 	}
 }
 
-const about = `usage: protected [-tls]    both hosts on this machine: kills, stops and switches them
-       protected flags     one host of the two
-
-Exit status: 0, 1 if the guest cannot go on here, 2 for a bad command line.
-`
-
-// errUsage says that the command line is wrong.
-var errUsage = errors.New("bad command line")
-
-// parse reads a command line, or says what there is to say.
-func parse(f *flag.FlagSet, args []string) error {
-	f.SetOutput(io.Discard) // main says what is wrong, in one line
-	switch err := f.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		usage.Print(os.Stdout, about, f)
-		return err
-	case err != nil:
-		return fmt.Errorf("%w: %w", errUsage, err)
-	case f.NArg() > 0:
-		return fmt.Errorf("%w: what is %q?", errUsage, f.Arg(0))
-	}
-	return nil
-}
-
 // host is one host of the two.
-func host(ctx context.Context, args []string) error {
+func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f := flag.NewFlagSet("protected", flag.ContinueOnError)
 	name := f.String("host", "", "this host's `name`")
 	peer := f.String("peer", "", "the other host's `name`, which its certificate is for")
@@ -91,6 +71,7 @@ func host(ctx context.Context, args []string) error {
 	cert := f.String("cert", "", "this host's certificate, a PEM `file`")
 	key := f.String("key", "", "its key")
 	ca := f.String("ca", "", "the certificate of the authority that signed both hosts'")
+	mode := modeFlag(f)
 	period := f.Duration("period", time.Millisecond, "`time` between two lines of the guest")
 	term := f.Duration("term", time.Second, "`time` for which the arbiter grants the guest")
 	beat := f.Duration("beat", 50*time.Millisecond, "`time` between two heartbeats")
@@ -100,16 +81,33 @@ func host(ctx context.Context, args []string) error {
 	}
 
 	m := newMachine(256, *period)
-	nic, err := protect.NewNIC(protect.NICConfig{Uplink: newLines(os.Stdout)})
-	if err != nil {
-		return err
-	}
-	m.nic = nic
 	cfg := protect.Config{
-		Name: "demo", Host: *name, Guest: m, Network: []protect.Network{nic}, Start: *start,
+		Name: "demo", Host: *name, Guest: m, Start: *start,
 		Peer:   protect.Peer{Listen: *listen, Dial: *dial, Name: *peer, PortConfig: protect.PortConfig{Insecure: *insecure}},
-		Events: new(event.Bus), Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Events: new(event.Bus), Logger: slog.New(slog.NewTextHandler(stderr, nil)),
 		Term: *term, Beat: *beat, Lost: 5 * *beat, CheckpointDelay: 20 * time.Millisecond,
+	}
+	var group sync.WaitGroup
+	defer group.Wait()
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	var err error
+	switch *mode {
+	case "continuous":
+		nic, err := protect.NewNIC(protect.NICConfig{Uplink: newLines(stdout)})
+		if err != nil {
+			return err
+		}
+		m.nic, cfg.Network = nic, []protect.Network{nic}
+	case "compare":
+		nic, err := newCompared(m, stdout)
+		if err != nil {
+			return err
+		}
+		cfg.Network, cfg.CheckpointDelay = []protect.Network{nic}, time.Second
+		group.Go(func() { report(ctx, nic, cfg.Logger) })
+	default:
+		return fmt.Errorf("%w: no mode %q", errUsage, *mode)
 	}
 	if *cert != "" {
 		if cfg.Peer.TLS, err = protect.LoadTLS(*cert, *key, *ca); err != nil {
@@ -126,11 +124,10 @@ func host(ctx context.Context, args []string) error {
 		return err
 	}
 
-	ctx, end := context.WithCancel(ctx)
-	defer end()
-	go m.run(ctx)
+	group.Go(func() { m.run(ctx) })
 	handOver := make(chan os.Signal, 1)
 	signal.Notify(handOver, syscall.SIGUSR1)
+	defer func() { signal.Stop(handOver); close(handOver) }()
 	go func() {
 		for range handOver {
 			err := job.Switchover(ctx)
@@ -143,13 +140,14 @@ func host(ctx context.Context, args []string) error {
 // lines is the guest's network: what it sends is written out, a line each.
 type lines struct {
 	w      io.Writer
+	header int // bytes before the line
 	closed chan struct{}
 }
 
-func newLines(w io.Writer) *lines { return &lines{w, make(chan struct{})} }
+func newLines(w io.Writer) *lines { return &lines{w: w, closed: make(chan struct{})} }
 
 func (l *lines) WritePacket(p []byte) error {
-	_, err := l.w.Write(append(p[:len(p):len(p)], '\n'))
+	_, err := l.w.Write(append(p[l.header:len(p):len(p)], '\n'))
 	return err
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"regexp"
@@ -17,7 +18,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "-host" {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 		defer stop()
-		if err := host(ctx, os.Args[1:]); err != nil {
+		if err := host(ctx, os.Args[1:], os.Stdout, os.Stderr); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -27,22 +28,29 @@ func TestMain(m *testing.M) {
 }
 
 func TestClientNoticesNothingOfKillsStopsAndSwitchovers(t *testing.T) {
-	for name, secure := range map[string]bool{"plain": false, "TLS": true} {
-		t.Run(name, func(t *testing.T) {
+	for _, x := range []struct {
+		mode   string
+		secure bool
+	}{{"continuous", false}, {"compare", true}} {
+		t.Run(fmt.Sprintf("%s, TLS %v", x.mode, x.secure), func(t *testing.T) {
 			if testing.Short() {
 				t.Skip("takes some seconds")
 			}
 			var out strings.Builder
-			if err := play(t.Context(), &out, secure); err != nil {
+			if err := play(t.Context(), &out, x.secure, x.mode); err != nil {
 				t.Fatalf("%v\n%s", err, out.String())
 			}
 			t.Log(out.String())
-			for _, want := range []string{
+			wants := []string{
 				`host a is killed: host b goes on after`,
 				`host b is stopped: host a goes on after .*; when it is continued 0 lines leave it`,
 				`host a hands the guest over to host b`,
 				`[1-9]\d\d lines: \d+ said twice in the same words, 0 lost, 0 contradicted, 0 wrong|\d{4,} lines: \d+ said twice in the same words, 0 lost, 0 contradicted, 0 wrong`,
-			} {
+			}
+			if x.mode == "compare" {
+				wants = append(wants, `[1-9]\d* lines left when both guests had said them, [1-9]\d* with a checkpoint`)
+			}
+			for _, want := range wants {
 				if !regexp.MustCompile(want).MatchString(out.String()) {
 					t.Errorf("%q is not in:\n%s", want, out.String())
 				}
@@ -77,9 +85,10 @@ func TestBadConfigurationsAreRefused(t *testing.T) {
 		{"-host", "a", "-listen", ":0", "-dial", ":1"},
 		{"-host", "", "-insecure", "-listen", ":0", "-dial", ":1"},
 		{"-host", "a", "-cert", "/nowhere"},
+		{"-host", "a", "-insecure", "-listen", ":0", "-dial", ":1", "-mode", "what"},
 		{"-what"},
 	} {
-		if err := host(t.Context(), args); err == nil {
+		if err := host(t.Context(), args, io.Discard, io.Discard); err == nil {
 			t.Errorf("%v is accepted", args)
 		}
 	}

@@ -58,7 +58,7 @@ func TestAPairIsSteeredByItsMonitors(t *testing.T) {
 		t.Skip("starts two processes")
 	}
 	dir := t.TempDir()
-	p, err := newPair(dir, false)
+	p, err := newPair(dir, false, "continuous")
 	if err != nil {
 		t.Fatal(err)
 	}
