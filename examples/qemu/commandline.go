@@ -154,8 +154,16 @@ func adapt(q running, r *finding, devices []plugged) (args, notes []string) {
 		}
 		switch o.name {
 		case "M", "machine":
-			hasMachine = true
-			value = versioned(value, r.Machine)
+			switch {
+			case len(o.values) == 0 || r.Machine == "":
+			case strings.HasPrefix(value, "{"):
+				hasMachine = true
+				notes = append(notes, fmt.Sprintf("-%s %s: left as it is; its type has to be the full name, %s", o.name, value, r.Machine))
+			default:
+				var typed bool
+				value, typed = versioned(value, r.Machine)
+				hasMachine = hasMachine || typed
+			}
 		case "device":
 			if id != "" {
 				ids[id] = true
@@ -210,20 +218,34 @@ func adapt(q running, r *finding, devices []plugged) (args, notes []string) {
 }
 
 // versioned gives the value of -machine the type that the machine has, of which pc, say,
-// is another name in each version of QEMU.
-func versioned(value, machine string) string {
-	if machine == "" || strings.HasPrefix(value, "{") || strings.Contains(value, ",,") {
-		return value
-	}
-	parts := strings.Split(value, ",")
+// is another name in each version of QEMU. It reports whether the value names a type at
+// all: -machine accel=kvm does not, and the QEMU's version chooses.
+func versioned(value, machine string) (_ string, typed bool) {
+	parts := optionParts(value)
 	for i, p := range parts {
-		if key, _, pair := strings.Cut(p, "="); key == "type" {
-			parts[i] = "type=" + machine
+		if key, _, pair := strings.Cut(p, "="); pair && key == "type" {
+			parts[i], typed = "type="+machine, true
 		} else if i == 0 && !pair {
-			parts[i] = machine
+			parts[i], typed = machine, true
 		}
 	}
-	return strings.Join(parts, ",")
+	return strings.Join(parts, ","), typed
+}
+
+// optionParts takes the value of an option apart at its commas. One of a value is written
+// twice, and stays so.
+func optionParts(value string) (parts []string) {
+	start := 0
+	for i := 0; i < len(value); i++ {
+		switch {
+		case value[i] != ',':
+		case strings.HasPrefix(value[i:], ",,"):
+			i++
+		default:
+			parts, start = append(parts, value[start:i]), i+1
+		}
+	}
+	return append(parts, value[start:])
 }
 
 // filesIn is what may be the name of a file in the value of an option.
