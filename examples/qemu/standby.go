@@ -173,7 +173,7 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 	}
 	for addr, nbd := s.listen, s.nbd; ; {
 		if len(s.images) > 0 && s.disks == nil {
-			if s.disks, err = openDisks(s.images, nbd, creds, s.events); err != nil {
+			if s.disks, err = openDisks(s.images, nbd, creds, s.events, s.guestLog()); err != nil {
 				return exitFailed, err
 			}
 			nbd = s.disks.uri
@@ -348,7 +348,7 @@ func (s *standbyRun) session(ctx context.Context, conn *watched) error {
 	sec, err := colo.NewSecondary(s.conn, colo.SecondaryConfig{
 		VM: s.guest, Loader: s.loader, RAM: s.loader, Disks: append(s.disks.group(s.conn), s.others...),
 		Events: s.events, Arbiter: colo.ArbiterFunc(s.arbitrate),
-		PeerTimeout: s.peer, IdleTimeout: s.idle,
+		PeerTimeout: s.peer, IdleTimeout: s.idle, Logger: s.sessionLog(),
 	})
 	if err != nil {
 		return err
