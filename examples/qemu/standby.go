@@ -276,6 +276,7 @@ func (s *standbyRun) standing() standbyStatus {
 	if age, ok := s.tally.age(); ok {
 		st.Age = math.Round(age.Seconds()*1000) / 1000
 	}
+	st.Back = float64(s.tally.brought.Load()) / float64(time.Millisecond)
 	if s.heard.epoch != nil {
 		st.Epoch, st.Bytes = s.heard.epoch()
 	}
@@ -294,6 +295,7 @@ type standbyStatus struct {
 	Said       string  `json:"guardian-said"`
 	GoneOn     bool    `json:"gone-on"` // the guest was gone on with here
 	Rehearsal  string  `json:"rehearsal"`
+	Back       float64 `json:"brought-back-ms,omitempty"` // from the loss until the guest ran again; 0: it was not
 }
 
 // refused tells of a connection that came to nothing.
