@@ -31,6 +31,7 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 		return exitGuest, false, fmt.Errorf("the guest was not brought back: %w", err)
 	}
 	s.brought = time.Since(s.lost)
+	s.tally.brought.Store(int64(s.brought))
 	s.p.say("back        after %.0f ms; the guest is %s, in process %d", float64(s.brought)/1e6, state, q.cmd.Process.Pid)
 	s.p.object(map[string]any{"back": map[string]any{
 		"epoch": s.last.Epoch, "pid": q.cmd.Process.Pid, "run-state": state, "ms": float64(s.brought) / 1e6,

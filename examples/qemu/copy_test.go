@@ -114,7 +114,7 @@ func TestACopyThatHasBrokenOnceIsNotProtectedWith(t *testing.T) {
 func TestNobodyConnectsToADiskWhileTheGuestIsMigrated(t *testing.T) {
 	t.Parallel()
 	dir := qemutest.Dir(t)
-	d, err := openDisks([]diskFlag{{"d0", emptyDisk(t, dir, "disk")}}, "unix:"+dir+"/n", nil, nil)
+	d, err := openDisks([]diskFlag{{"d0", emptyDisk(t, dir, "disk")}}, "unix:"+dir+"/n", nil, nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

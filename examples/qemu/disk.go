@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -61,8 +62,9 @@ type disk struct {
 	prepared uint64 // the epoch
 }
 
-func openDisks(flags []diskFlag, addr string, creds *tls.Config, events *event.Bus) (d *disks, err error) {
-	d = &disks{server: nbd.NewServer(nbd.ServerConfig{TLS: creds, RequireTLS: creds != nil})}
+// openDisks serves them at addr. What log gets is said in nbd.ServerConfig.
+func openDisks(flags []diskFlag, addr string, creds *tls.Config, events *event.Bus, log *slog.Logger) (d *disks, err error) {
+	d = &disks{server: nbd.NewServer(nbd.ServerConfig{TLS: creds, RequireTLS: creds != nil, Logger: log})}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.close())

@@ -245,7 +245,7 @@ func TestADiskWhoseCopyIsLostWhileTheGuestIsStoppedCanBeCopiedAgain(t *testing.T
 	v := qemutest.Start(t, pri, diskGuest(t, pri, "driver=null-co,read-zeroes=on,size=1M,latency-ns=10000000")...)
 	qemutest.AwaitSerial(t, pri, 5)
 	for range 2 {
-		d, err := openDisks([]diskFlag{{"d0", emptyDisk(t, dir, "disk")}}, o.nbd, nil, nil)
+		d, err := openDisks([]diskFlag{{"d0", emptyDisk(t, dir, "disk")}}, o.nbd, nil, nil, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -123,7 +123,15 @@ func (d *drill) run(ctx context.Context) (err error) {
 	}
 	took := time.Since(killed)
 	first := counted(dir, "after")[0]
+	empty, err := d.empty(ctx, append(machine("empty"), "-S"), filepath.Join(dir, "empty.qmp"))
+	if err != nil {
+		return fmt.Errorf("a QEMU without a guest: %w", err)
+	}
+	if err := d.await(ctx, standby, "the standby to say so", func() bool { return ask(ctx, b, "standby", &st) && st.Back > 0 }); err != nil {
+		return err
+	}
 	d.p.say("back        it counts on after %.0f ms, from %d; before it had printed %d", float64(took)/1e6, first, last(before))
+	d.p.say("            its QEMU ran it %.0f ms after the loss; a QEMU with %d MB and no guest takes %.0f ms until its monitor answers", st.Back, d.mb, float64(empty)/1e6)
 	if first < before[0] {
 		return fmt.Errorf("the guest began anew, at %d", first)
 	}
@@ -145,6 +153,37 @@ func (d *drill) run(ctx context.Context) (err error) {
 	}
 	d.p.say("done        what was printed between the last checkpoint and the kill is the only loss: %v at most", d.delay)
 	return nil
+}
+
+// empty is how long a QEMU without a guest takes from its start until its monitor
+// answers. The QEMU has ended when it returns.
+func (d *drill) empty(ctx context.Context, args []string, sock string) (time.Duration, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var said bytes.Buffer
+	cmd := exec.Command(args[0], append(args[1:], "-qmp", "unix:"+sock+",server=on,wait=off")...)
+	cmd.Stdout, cmd.Stderr = &said, &said
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	ended := make(chan struct{})
+	go func() {
+		cmd.Wait()
+		cancel() // nobody will answer
+		close(ended)
+	}()
+	m, err := dialRetry(ctx, "unix:"+sock)
+	took := time.Since(began)
+	if err == nil {
+		m.Close()
+	}
+	cmd.Process.Kill()
+	<-ended
+	if err != nil {
+		return 0, errors.Join(err, errors.New(strings.TrimSpace(said.String())))
+	}
+	return took, nil
 }
 
 // part runs a command of this program in the background.

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -29,6 +30,7 @@ type follower struct {
 	stop context.CancelFunc // ends its sessions; nil: there has been none
 	done chan struct{}      // closed when they have ended
 	ever atomic.Bool        // it has been sent the guest
+	log  *slog.Logger       // of its sessions; nil: nowhere
 
 	mu      sync.Mutex
 	session *colo.Primary // nil: not connected
@@ -41,6 +43,7 @@ type follower struct {
 func (s *follower) begin(ctx context.Context) {
 	ctx, s.stop = context.WithCancel(ctx)
 	s.done = make(chan struct{})
+	s.log = logOf(s.r.sessionLog(), "secondary", s.addr)
 	go func() {
 		defer close(s.done)
 		s.run(ctx)
@@ -111,7 +114,7 @@ func (s *follower) follow(ctx context.Context) error {
 	})
 	session, err := colo.NewPrimary(conn, colo.PrimaryConfig{
 		VM: rep, State: reg, RAM: saver, Events: events, Machine: in.Machine, Step: rep.Step,
-		CheckpointDelay: 24 * time.Hour, PeerTimeout: s.r.peer,
+		CheckpointDelay: 24 * time.Hour, PeerTimeout: s.r.peer, Logger: s.log,
 		Arbiter: colo.ArbiterFunc(func(_ context.Context, c colo.Claim) error {
 			why = c.Cause
 			return fmt.Errorf("%w: a relay runs no guest", colo.ErrRefused)

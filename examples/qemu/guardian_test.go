@@ -295,7 +295,7 @@ func TestADrillBringsItsGuestBack(t *testing.T) {
 	needsQEMU(t)
 	d := start(t, "drill", "-m", "16", "-delay", "50ms", "-timeout", "90s")
 	d.ends(exitOK)
-	for _, word := range []string{"started ", "protected ", "killed ", "back ", "done "} {
+	for _, word := range []string{"started ", "protected ", "killed ", "back ", "            its QEMU ran it ", "done "} {
 		if !strings.Contains("\n"+d.output(), "\n"+word) {
 			t.Errorf("it does not say %q:\n%s", word, d.output())
 		}

@@ -10,7 +10,7 @@
 // lets one go on. check.go (commandline.go and domain.go say what a QEMU for the guest is started with) and
 // protect.go (mirror.go for disks) are the primary's, and
 // guardian.go (guardian_control.go talks to the standby) stays with it. page.go tells how it
-// stands, died.go how a QEMU has ended. drill.go shows all of it.
+// stands, log.go logs, died.go how a QEMU has ended. drill.go shows all of it.
 package main
 
 import (

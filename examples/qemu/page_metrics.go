@@ -13,6 +13,7 @@ type tally struct {
 	refused, forgotten, takeovers atomic.Uint64
 	fits, misfits                 atomic.Uint64 // rehearsals
 	committed                     atomic.Int64  // when the last checkpoint was, in ns since 1970; 0: there is none
+	brought                       atomic.Int64  // from the last loss until the guest ran again, in ns; 0: it was not brought back
 }
 
 // age is how old the last checkpoint is.

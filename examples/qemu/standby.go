@@ -173,7 +173,7 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 	}
 	for addr, nbd := s.listen, s.nbd; ; {
 		if len(s.images) > 0 && s.disks == nil {
-			if s.disks, err = openDisks(s.images, nbd, creds, s.events); err != nil {
+			if s.disks, err = openDisks(s.images, nbd, creds, s.events, s.guestLog()); err != nil {
 				return exitFailed, err
 			}
 			nbd = s.disks.uri
@@ -276,6 +276,7 @@ func (s *standbyRun) standing() standbyStatus {
 	if age, ok := s.tally.age(); ok {
 		st.Age = math.Round(age.Seconds()*1000) / 1000
 	}
+	st.Back = float64(s.tally.brought.Load()) / float64(time.Millisecond)
 	if s.heard.epoch != nil {
 		st.Epoch, st.Bytes = s.heard.epoch()
 	}
@@ -294,6 +295,7 @@ type standbyStatus struct {
 	Said       string  `json:"guardian-said"`
 	GoneOn     bool    `json:"gone-on"` // the guest was gone on with here
 	Rehearsal  string  `json:"rehearsal"`
+	Back       float64 `json:"brought-back-ms,omitempty"` // from the loss until the guest ran again; 0: it was not
 }
 
 // refused tells of a connection that came to nothing.
@@ -348,7 +350,7 @@ func (s *standbyRun) session(ctx context.Context, conn *watched) error {
 	sec, err := colo.NewSecondary(s.conn, colo.SecondaryConfig{
 		VM: s.guest, Loader: s.loader, RAM: s.loader, Disks: append(s.disks.group(s.conn), s.others...),
 		Events: s.events, Arbiter: colo.ArbiterFunc(s.arbitrate),
-		PeerTimeout: s.peer, IdleTimeout: s.idle,
+		PeerTimeout: s.peer, IdleTimeout: s.idle, Logger: s.sessionLog(),
 	})
 	if err != nil {
 		return err

@@ -96,6 +96,7 @@ type standbyOptions struct {
 	reserve  bool
 	rehearse bool
 	http     string
+	log      logLevel
 }
 
 func (o *standbyOptions) flags(f *flag.FlagSet) {
@@ -113,6 +114,7 @@ func (o *standbyOptions) flags(f *flag.FlagSet) {
 	f.BoolVar(&o.rehearse, "rehearse", false, "after the first checkpoint, try the QEMU after -- with it, paused, and end it again: see \"qemu rehearse -h\"")
 	f.StringVar(&o.holder, "holder", hostName(), "this host's `NAME` for the arbiter")
 	f.StringVar(&o.tls, "tls", "", "TLS with the certificates in `DIR`, named as for QEMU's tls-creds-x509: ca-cert.pem, server-cert.pem, server-key.pem")
+	f.Var(&o.log, "log", "log sessions and the disks' clients to stderr, from `LEVEL` up: debug (each step), info, warn, error; as key=value, or as JSON lines with -json")
 	f.DurationVar(&o.peer, "peer-timeout", colo.DefaultPeerTimeout, "a primary that makes no progress in a checkpoint for so long is silent")
 	f.DurationVar(&o.idle, "idle-timeout", 5*time.Minute, "a primary that begins no checkpoint for so long is silent; more than its x-checkpoint-delay")
 	f.Func("disk", "the primary's guest has a disk, which it copies to FILE over -nbd, as the export NAME; may be given more than once: `NAME=FILE`", func(s string) error {

@@ -450,6 +450,7 @@ func TestWrongArgumentsAreSaid(t *testing.T) {
 		{"protect", "-qmp", "a", "-to", "b", "-stay", "-stall", "0s"},
 		{"promote"}, {"promote", "-standby", "x", "y"}, {"status"}, {"drill", "x"}, {"rehearse"},
 		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-rehearse"},
+		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-log", "WARN+1"}, {"relay", "-listen", "127.0.0.1:0", "-state", "x", "-to", "a", "-log", ""},
 	} {
 		var out, err bytes.Buffer
 		if status := run(t.Context(), args, terminal{out: &out, err: &err}); status != exitUsage || err.Len() == 0 || out.Len() > 0 {
