@@ -67,7 +67,9 @@ type Config struct {
 	// Cross is how long packets of one flow may wait for their equals when the guests seem
 	// to have sent the same two datagrams in two orders. After it the engine asks for a
 	// checkpoint. Zero is 20 ms. Up to eight packets wait so; two that are evidently two
-	// answers to one question do not wait.
+	// answers to one question do not wait. As long have two flows of datagrams to one port,
+	// of which each guest has begun another, until the other guest has begun them too; two
+	// that ask the same question from two ports do not wait.
 	Cross time.Duration
 
 	// PatientAcks makes a segment whose data agrees wait until Timeout if it acknowledges
@@ -158,7 +160,7 @@ const (
 	ReasonTimeout         // a packet has waited too long
 	ReasonLimit           // too many packets, bytes or connections
 	ReasonOptions         // the options of two SYNs differ: MSS, window scale, SACK, timestamps
-	ReasonPorts           // two flows differ only in the port that the guest chose
+	ReasonPorts           // the guests have begun flows that differ only in the port that each chose
 	ReasonPace            // nothing differs, but output of flows that are set apart waits
 	reasons
 )

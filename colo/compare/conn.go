@@ -45,7 +45,7 @@ type conn struct {
 	claim   claim
 	marked  int     // how many packets wait that belong to an epoch that has ended and is not received
 	until   instant // when the flow is tried again, if it is set apart
-	crossed instant // since when datagrams of both sides have waited for their equals; zero: they do not
+	crossed instant // since when datagrams of both sides wait for their equals, or a loner for the other guest to begin it; zero: none do
 
 	newer, older *conn   // neighbours in the engine's list, in the order in which they were put there
 	placed       instant // the value of used when it was put there
@@ -117,9 +117,9 @@ func (e *Engine) conn(p *pkt, k *connKey, now instant) *conn {
 		c.used = now
 		c.blind, c.tcp.said.past = e.crowded, e.crowded
 		e.front(c)
-		e.enlist(c)
 		if k.kind == kindSegment || k.kind == kindDatagram {
 			e.newcomer(c)
+			e.enlist(c)
 		}
 	}
 	c.used = now

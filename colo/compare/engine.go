@@ -42,7 +42,7 @@ type connections struct {
 	oldest   *conn
 	spare    *conn   // forgotten ones, for reuse
 	lastConn *conn   // of the last packet: packets come in bursts
-	crossing []*conn // those with datagrams of both sides that wait
+	crossing []*conn // those with a time in crossed
 	loners   map[connKey]loners
 	services map[serviceKey]*service
 	aparts   int // how many flows are set apart

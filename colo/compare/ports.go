@@ -1,10 +1,20 @@
 package compare
 
-import "github.com/gocolo/lockstep/internal/packet"
+import (
+	"bytes"
+
+	"github.com/gocolo/lockstep/internal/packet"
+)
 
 // A guest that asks something of the world chooses a port for it at random. Guests that
 // choose differently have two flows between the same addresses, to the same port, and the
-// packets of neither flow will ever match. That is noticed when both flows are there.
+// packets of neither flow will ever match.
+//
+// Guests that send to that port from several ports, and not at the same moment, look like
+// that for a while: one has begun its first flow and the other its second. So two
+// connections that the guests open from different ports differ at once, and so do two
+// flows of datagrams that ask the same. Others have Config.Cross to be begun by the other
+// guest too, as datagrams of one flow have that may come in another order.
 
 // A side is one of the guests, or none.
 type side uint8
@@ -15,9 +25,47 @@ const (
 	secondary
 )
 
+// A lone has the newest flows to one port that only one of the guests has begun, oldest
+// first. Behind the last one there is nil. Of TCP it has one.
+type lone [crossMax]*conn
+
 // A loners has the flows to one port on which only one of the guests has sent anything: p
-// is a flow of the primary's, s of the secondary's.
-type loners struct{ p, s *conn }
+// are the primary's, s the secondary's. It changes when one of them is begun by the other
+// guest too, or ends; a mark empties it.
+type loners struct{ p, s lone }
+
+// of returns the flows of one side, and those of the other.
+func (l *loners) of(s side) (mine, others *lone) {
+	if s == primary {
+		return &l.p, &l.s
+	}
+	return &l.s, &l.p
+}
+
+// add adds a flow behind the others. If there are max already, the oldest is forgotten.
+func (l *lone) add(c *conn, max int) {
+	n := 0
+	for n < max && l[n] != nil {
+		n++
+	}
+	if n == max {
+		n--
+		copy(l[:n], l[1:max])
+	}
+	l[n] = c
+}
+
+func (l *lone) remove(c *conn) {
+	for i, d := range l {
+		if d == c {
+			copy(l[i:], l[i+1:])
+			l[len(l)-1] = nil
+			return
+		}
+	}
+}
+
+func (l *lone) full() bool { return l[len(l)-1] != nil }
 
 // port returns k without the port that the guest chose.
 func (k connKey) port() connKey {
@@ -32,23 +80,32 @@ func asks(p *pkt) bool {
 		!p.segment.is && p.Proto == packet.ProtoUDP && p.L4OK
 }
 
-// enlist takes a new connection into the engine's loners, if it may be one.
+// enlist takes a new flow of segments or datagrams into the engine's loners, if it may be
+// one. One that is set apart is not compared, by its port neither.
 func (e *Engine) enlist(c *conn) {
 	p := &e.in
-	if k := c.key.kind; k != kindSegment && k != kindDatagram || !asks(p) {
+	if c.apart || !asks(p) {
 		return
 	}
 	c.loner = e.speaks
 	k := c.key.port()
 	l := e.loners[k]
-	mine, other := &l.p, &l.s
-	if c.loner == secondary {
-		mine, other = other, mine
+	mine, others := l.of(c.loner)
+	most := len(mine)
+	if c.key.kind == kindSegment {
+		most = 1
 	}
-	*mine = c
+	many := mine.full() && others.full()
+	mine.add(c, most)
 	e.loners[k] = l
-	if *other != nil {
+	switch {
+	case others[0] == nil:
+	case c.key.kind == kindSegment, many, others.ask(p):
 		e.diverge(c, ReasonPorts)
+	default:
+		c.crossed = e.now
+		e.crossing = append(e.crossing, c)
+		e.sooner(e.now.Add(e.cfg.Cross))
 	}
 }
 
@@ -58,18 +115,82 @@ func (e *Engine) unlist(c *conn) {
 	if c.loner == neither {
 		return
 	}
-	c.loner = neither
+	e.uncross(c)
 	k := c.key.port()
 	l := e.loners[k]
-	if l.p == c {
-		l.p = nil
-	}
-	if l.s == c {
-		l.s = nil
-	}
+	mine, _ := l.of(c.loner)
+	mine.remove(c)
+	c.loner = neither
 	if l == (loners{}) {
 		delete(e.loners, k)
 	} else {
 		e.loners[k] = l
 	}
+}
+
+// parted reports whether c, which has been a loner for as long as Config.Cross, stands
+// against one of the other guest's that has been for as long. since is when c became one.
+// A younger one is asked about c when its own time is over.
+func (e *Engine) parted(c *conn, since instant) bool {
+	l := e.loners[c.key.port()]
+	_, others := l.of(c.loner)
+	for _, o := range others {
+		if o == nil {
+			break
+		}
+		if o.crossed.IsZero() || !since.Before(o.crossed) {
+			return true
+		}
+	}
+	return false
+}
+
+// ask reports whether one of the flows began with the same question as p, a datagram.
+func (l *lone) ask(p *pkt) bool {
+	for _, c := range l {
+		if c == nil {
+			break
+		}
+		q := &c.p
+		if c.loner == secondary {
+			q = &c.s
+		}
+		if q.len() > 0 && sameQuestion(p, q.at(0)) {
+			return true
+		}
+	}
+	return false
+}
+
+const (
+	dnsPort = 53
+	dnsID   = 2  // the length of the identifier in front of a message
+	dnsLen  = 12 // of the header
+)
+
+// sameQuestion reports whether two datagrams to one port say the same. Of a query to a DNS
+// server the identifier and the case of letters are chosen at random too (RFC 5452, and
+// draft-vixie-dnsext-dns0x20).
+func sameQuestion(p, q *pkt) bool {
+	a, ok := p.Body()
+	b, also := q.Body()
+	if !ok || !also || len(a) != len(b) {
+		return false
+	}
+	if p.UDP().DstPort() != dnsPort || len(a) < dnsLen {
+		return bytes.Equal(a, b)
+	}
+	for i := dnsID; i < len(a); i++ {
+		if lower(a[i]) != lower(b[i]) {
+			return false
+		}
+	}
+	return true
+}
+
+func lower(b byte) byte {
+	if 'A' <= b && b <= 'Z' {
+		b += 'a' - 'A'
+	}
+	return b
 }

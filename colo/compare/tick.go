@@ -81,8 +81,14 @@ func (e *Engine) tickSoon() {
 			i++
 			continue
 		}
+		since := c.crossed
 		e.uncross(c) // another connection takes its place in the list
-		e.diverge(c, ReasonPacket)
+		switch {
+		case c.loner == neither:
+			e.diverge(c, ReasonPacket)
+		case e.parted(c, since):
+			e.diverge(c, ReasonPorts)
+		}
 	}
 	switch {
 	case e.pace.IsZero():
