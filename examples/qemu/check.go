@@ -20,7 +20,8 @@ Check asks a running QEMU whether its guest can be protected, says in plain word
 what stands against it and what to mind, and prints the commands that start it, among
 them the command line of a QEMU that can take the guest: that of the running one, without
 what belongs to its process (its monitor, say), with the machine's type by its full name.
-What in it belongs to this host, and what the guest has that is not in it, is listed. The
+What in it belongs to this host, and what the guest has that is not in it, is listed. A
+password is not printed, and a debugger's port (-gdb, -s) is left out; both are said. The
 process is the one that listens at the monitor, or -pid where that is another, as
 under libvirt. With -domain it translates a libvirt domain's XML into such a command line
 instead, and names each element and attribute that it does not know; "qemu rehearse" shows
@@ -244,7 +245,8 @@ func (r *finding) disks(ctx context.Context, m *qmp.Client) error {
 		if b.Inserted == nil || b.Inserted.RO {
 			continue
 		}
-		d := guestDisk{Name: b.Device, Driver: b.Inserted.Drv, File: b.Inserted.File, Bytes: b.Inserted.Image.Size}
+		file, _ := withoutSecrets("", b.Inserted.File) // which may be an address with a password
+		d := guestDisk{Name: b.Device, Driver: b.Inserted.Drv, File: file, Bytes: b.Inserted.Image.Size}
 		if d.Name == "" {
 			d.Name = b.Inserted.Node
 		}

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 
 	"github.com/gocolo/lockstep/event/qmp"
@@ -98,7 +98,7 @@ var (
 	// a value follows.
 	ofProcess = map[string]bool{
 		"qmp": true, "qmp-pretty": true, "monitor": true, "mon": true, "pidfile": true, "incoming": true, "loadvm": true,
-		"daemonize": false, "S": false,
+		"daemonize": false, "S": false, "gdb": true, "s": false,
 	}
 	idOf       = regexp.MustCompile(`(?:^|,)id=([^,]*)|"id": *"([^"]*)"`)
 	monOf      = regexp.MustCompile(`^([^,=]+)(?:,|$)|(?:^|,)chardev=([^,]*)`)
@@ -141,7 +141,7 @@ func adapt(q running, r *finding, devices []plugged) (args, notes []string) {
 
 	notes = []string{}
 	var handed, files []string
-	ids := make(map[string]bool)
+	ids, seen := make(map[string]bool), make(map[string]bool)
 	hasMachine := false
 	for _, o := range list {
 		value := strings.Join(o.values, "")
@@ -149,8 +149,15 @@ func adapt(q running, r *finding, devices []plugged) (args, notes []string) {
 		if idOf.MatchString(value) {
 			id = submatch(idOf, value)
 		}
+		if o.name == "gdb" || o.name == "s" {
+			notes = append(notes, fmt.Sprintf("-%s was left out: whoever reaches a debugger's port reads and changes the guest's memory", o.name))
+		}
 		if _, ours := ofProcess[o.name]; ours || o.name == "chardev" && monitors[id] {
 			continue
+		}
+		value, secret := withoutSecrets(o.name, value)
+		if secret {
+			notes = append(notes, fmt.Sprintf("a secret in -%s is not shown: give what is to stand for %s there, better from a file than on a command line, which every process reads", o.name, notShown))
 		}
 		switch o.name {
 		case "M", "machine":
@@ -172,6 +179,10 @@ func adapt(q running, r *finding, devices []plugged) (args, notes []string) {
 			if model, _, _ := strings.Cut(value, ","); model == "host" || model == "max" {
 				notes = append(notes, fmt.Sprintf("-cpu %s: the processor there must have what this one has", model))
 			}
+		case "vnc":
+			if password.MatchString(value) {
+				notes = append(notes, "-vnc: its password was set in a monitor, and has to be set there, too: until then nobody can connect")
+			}
 		case "readconfig":
 			notes = append(notes, fmt.Sprintf("-readconfig %s: what is in that file was not looked at", value))
 		case "snapshot":
@@ -182,9 +193,10 @@ func adapt(q running, r *finding, devices []plugged) (args, notes []string) {
 		}
 		if o.name != "append" {
 			for _, f := range filesIn(value) {
-				if !slices.Contains(files, f) && q.exists(f) {
+				if !seen[f] && q.exists(f) {
 					files = append(files, f)
 				}
+				seen[f] = true
 			}
 		}
 		if o.name != "" {
@@ -248,9 +260,52 @@ func optionParts(value string) (parts []string) {
 	return append(parts, value[start:])
 }
 
-// filesIn is what may be the name of a file in the value of an option.
-func filesIn(value string) (list []string) {
-	parts := strings.Split(value, ",")
+// serves says why a process of a program and a command line is not the QEMU that serves
+// the monitor at path.
+func serves(exe string, args []string, path string) error {
+	switch {
+	case !namesSocket(args[1:], path):
+		return errors.New("does not name it")
+	case !isQEMU(exe) && !isQEMU(args[0]):
+		return errors.New("is no QEMU")
+	}
+	return nil
+}
+
+// isQEMU reports whether a program is one that runs a guest, by its name. This one, a
+// qemu-nbd and a qemu-storage-daemon are none.
+func isQEMU(program string) bool {
+	base := filepath.Base(program)
+	return strings.Contains(base, "qemu-system") || strings.Contains(base, "qemu-kvm") || base == "kvm"
+}
+
+// namesSocket reports whether arguments name the socket at path, whole: as it is, or by
+// its last element, since the process may see it from another directory. That "qmp" is in
+// -qmp is no name.
+func namesSocket(args []string, path string) bool {
+	base := strings.TrimPrefix(filepath.Base(path), "@") // of an abstract one
+	for _, a := range args {
+		for _, name := range valuesIn(a) {
+			name = strings.ReplaceAll(name, ",,", ",")
+			if name == path || filepath.Base(name) == base {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// Bounds of what is looked for in a command line, so that the work for it stays in
+// proportion to its length.
+const (
+	maxName   = 1 << 12 // of a file, in bytes: the longest that Linux opens
+	maxValues = 1 << 5  // in one part of an option's value, which may have many of = and :
+)
+
+// valuesIn is what may be a name in the value of an option: each of its parts, and of
+// each what is behind a = or a :, since either may also be in a name.
+func valuesIn(value string) (list []string) {
+	parts := optionParts(value)
 	if strings.HasPrefix(value, "{") {
 		parts = nil
 		for _, m := range quoted.FindAllStringSubmatch(value, -1) {
@@ -258,15 +313,26 @@ func filesIn(value string) (list []string) {
 		}
 	}
 	for _, p := range parts {
-		for {
-			if strings.Trim(p, "0123456789") != "" {
+		for n := 0; n < maxValues; {
+			if len(p) <= maxName {
 				list = append(list, p)
+				n++
 			}
 			i := strings.IndexAny(p, "=:")
 			if i < 0 {
 				break
 			}
 			p = p[i+1:]
+		}
+	}
+	return list
+}
+
+// filesIn is what may be the name of a file in the value of an option. A number is none.
+func filesIn(value string) (list []string) {
+	for _, v := range valuesIn(value) {
+		if strings.Trim(v, "0123456789") != "" {
+			list = append(list, strings.ReplaceAll(v, ",,", ","))
 		}
 	}
 	return list

@@ -40,16 +40,19 @@ func findQEMU(conn net.Conn, addr string, pid int) (running, error) {
 	if len(line) == 0 || len(line) > maxCommandLine {
 		return running{}, fmt.Errorf("process %d has one of %d bytes", pid, len(line))
 	}
-	// Who listens may be another than who serves: a socket can be handed to a QEMU.
-	if !given && !strings.Contains(string(line), filepath.Base(path)) {
-		return running{}, fmt.Errorf("process %d listens at its monitor and does not name it (-pid names the QEMU's)", pid)
+	args := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
+	// Who listens may be another than who serves: a socket can be handed to a QEMU, and a
+	// proxy can stand before its own.
+	exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)) // of another user's process it is not known
+	if err := serves(exe, args, path); err != nil && !given {
+		return running{}, fmt.Errorf("process %d listens at its monitor and %w (-pid names the QEMU's)", pid, err)
 	}
 	dir, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
 	if err != nil {
 		return running{}, err
 	}
 	return running{
-		args: strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00"),
+		args: args,
 		dir:  dir,
 		exists: func(name string) bool {
 			if !filepath.IsAbs(name) {

@@ -6,6 +6,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -119,11 +120,34 @@ func TestWhatIsNoDomainIsRefused(t *testing.T) {
 		"too deep":      "<domain>" + deep,
 		"too many":      "<domain>" + strings.Repeat("<a/>", maxDomainElements),
 		"too large":     "<domain>" + strings.Repeat(" ", maxDomain),
+		"a long space":  "<domain xmlns='" + strings.Repeat("a", maxNameSpace+1) + "'/>",
 		"too much text": "<domain><name>" + strings.Repeat("a", maxDomain) + "</name></domain>",
 	} {
 		if d, err := readDomain(strings.NewReader(text)); !errors.Is(err, errDomain) {
 			t.Errorf("%s: %v, %v", name, d, err)
 		}
+	}
+}
+
+// A text that comes in many pieces costs in proportion to its length: four times as much
+// has four times the cost, and not sixteen. Not parallel, since it counts what is
+// allocated.
+func TestATextInPiecesIsReadInProportionToItsLength(t *testing.T) {
+	allocated := func(pieces int) uint64 {
+		text := "<domain><name>" + strings.Repeat("a<!---->", pieces) + "</name></domain>"
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		d, err := readDomain(strings.NewReader(text))
+		runtime.ReadMemStats(&after)
+		if err != nil || len(d.one("name").words()) != pieces {
+			t.Fatalf("%v", err)
+		}
+		return after.TotalAlloc - before.TotalAlloc
+	}
+	allocated(1)
+	few, many := allocated(1<<13), allocated(1<<15)
+	if many > 8*few {
+		t.Errorf("%d bytes for %d pieces, %d for %d", few, 1<<13, many, 1<<15)
 	}
 }
 

@@ -26,11 +26,12 @@ type attribute struct {
 	taken       bool
 }
 
-// Bounds of a domain's XML: in bytes, in depth, and in elements.
+// Bounds of a domain's XML: in bytes, in depth, in elements, and in bytes of a name space.
 const (
 	maxDomain         = 1 << 20
 	maxDomainDepth    = 32
 	maxDomainElements = 1 << 14
+	maxNameSpace      = 1 << 8
 )
 
 var errDomain = errors.New("no domain's XML")
@@ -39,8 +40,13 @@ var errDomain = errors.New("no domain's XML")
 func readDomain(r io.Reader) (*element, error) {
 	limited := &io.LimitedReader{R: r, N: maxDomain + 1}
 	d := xml.NewDecoder(limited)
+	// Of an element that is not closed yet; its text comes in pieces, around comments.
+	type opened struct {
+		*element
+		raw []byte
+	}
 	root := &element{}
-	open, n := []*element{root}, 0
+	open, n := []opened{{element: root}}, 0
 	for {
 		token, err := d.Token()
 		line, _ := d.InputPos()
@@ -55,13 +61,16 @@ func readDomain(r io.Reader) (*element, error) {
 		case err != nil:
 			return nil, fmt.Errorf("%w: %w", errDomain, err)
 		}
-		last := open[len(open)-1]
+		last := &open[len(open)-1]
 		switch t := token.(type) {
 		case xml.StartElement:
 			if n++; n > maxDomainElements || len(open) > maxDomainDepth {
 				return nil, fmt.Errorf("%w: line %d: more than %d elements, or deeper than %d", errDomain, line, maxDomainElements, maxDomainDepth)
 			}
 			e := &element{name: t.Name.Local, line: line}
+			if len(t.Name.Space) > maxNameSpace { // it is part of each element's name
+				return nil, fmt.Errorf("%w: line %d: a name space of more than %d bytes", errDomain, line, maxNameSpace)
+			}
 			if t.Name.Space != "" {
 				e.name = t.Name.Space + ":" + e.name
 			}
@@ -70,12 +79,12 @@ func readDomain(r io.Reader) (*element, error) {
 					e.attrs = append(e.attrs, attribute{name: a.Name.Local, value: a.Value})
 				}
 			}
-			last.kids, open = append(last.kids, e), append(open, e)
+			last.kids, open = append(last.kids, e), append(open, opened{element: e})
 		case xml.EndElement:
-			last.text = strings.TrimSpace(last.text)
+			last.text = strings.TrimSpace(string(last.raw))
 			open = open[:len(open)-1]
 		case xml.CharData:
-			last.text += string(t)
+			last.raw = append(last.raw, t...)
 		}
 	}
 }
