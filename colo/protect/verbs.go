@@ -266,6 +266,13 @@ func (j *Job) useful(s *session) error {
 // between the arbiter's grant and its first output takes the guest with it, as a lone
 // host does: nobody knows what it said, and Switchover returns an error. Query reports
 // the downtime.
+//
+// A person starts such a guest anew: on that host with Start, since its disks are of the
+// generation that was granted. If that host is gone, or died before it had recorded
+// that, the disks of the one that gave the guest away are those of the last checkpoint,
+// but of the generation before, and start nothing until the person has recorded the
+// generation of the arbiter's record on each (replication.Metadata.Hold). Where disks
+// do not know their generation, it is given as Config.Held.
 func (j *Job) Switchover(ctx context.Context) error {
 	return j.change(ctx, doSwitchover)
 }
