@@ -41,8 +41,11 @@ type DiskConfig struct {
 // A host whose image cannot make stable what the guest has written (an
 // event.DiskFailed) leaves the guest to a secondary that is in step, whose copy is
 // that of the last checkpoint. Alone, where an operator orders it to go on, or where
-// that secondary has not acquired the guest within two terms, it goes on itself, and
-// each flush of the guest fails. Without an arbiter nobody can say whether the
+// that secondary does not go on with the guest, it goes on itself, and each flush of
+// the guest fails. It waits until the secondary could have acquired what this host has
+// released: for letting out the guest's output and for the release at most a Term each,
+// then two Terms and Lost, and where the secondary has acquired the guest and says
+// nothing, a PeerTimeout more. Without an arbiter nobody can say whether the
 // secondary goes on: an operator does, there.
 //
 // A host that begins to follow has its image overwritten where it differs. The two

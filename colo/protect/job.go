@@ -366,6 +366,9 @@ func (j *Job) do(in input, reason string) error {
 		return err
 	}
 	to := j.m.state
+	if (in == handed || in == migrated) && j.current != nil {
+		j.current.handed = true
+	}
 	if to != from {
 		j.since = time.Now()
 		close(j.changed)

@@ -86,9 +86,6 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 	case j.State() == Waiting: // deposed
 		return nil
 	case errors.Is(err, failover.ErrRefused):
-		s.mu.Lock()
-		s.handed = true
-		s.mu.Unlock()
 		in, reason := handed, s.peer.host+" has taken the guest over"
 		if s.migration() {
 			in, reason = migrated, "migrated to "+s.peer.host
@@ -96,9 +93,11 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		if j.do(in, reason) == nil {
 			return nil
 		}
-		// A session that broke while this host was releasing the guest has asked
-		// for it again, and was refused like any other.
+		// A session that broke while this host was releasing the guest, or before
+		// the other said that it has it, has asked for it again, and was refused like
+		// any other.
 		j.note(err)
+		s.fail(err)
 		j.keeper.Drop()
 		return j.do(refused, err.Error())
 	case j.State() == Synchronising && j.vm.isRunning():

@@ -31,12 +31,13 @@ type session struct {
 
 	mu       sync.Mutex
 	purpose  purpose
-	handed   bool      // the other side has the guest
 	migrates bool      // whoever gives the guest away is done with it, and who takes it protects it when told to
 	failure  error     // why a switchover did not come about
 	epoch    uint64    // the last one committed
 	whole    bool      // there is one
 	began    time.Time // when the synchronisation began
+
+	handed bool // the other side has said that it runs the guest, and the state says so; guarded by the job's mu
 }
 
 // coloSession is what colo.Primary and colo.Secondary have in common.
@@ -64,6 +65,16 @@ func (s *session) setPurpose(p purpose) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.purpose = p
+}
+
+// fail adds to why a switchover did not come about.
+func (s *session) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failure != nil {
+		err = fmt.Errorf("%w, and then: %w", s.failure, err)
+	}
+	s.failure = err
 }
 
 func (s *session) getPurpose() purpose {

@@ -259,11 +259,20 @@ func (j *Job) useful(s *session) error {
 
 // Switchover changes the sides without loss: the guest stands still, its last
 // checkpoint is made, the arbiter is told, and the other host runs it; this one
-// follows from then on. It returns when that is so. If anything fails on the way,
-// the guest runs on where the arbiter says, which is here unless the other host
-// has it; the error says what it was. A host that dies in the moment between the
-// arbiter's grant and its first output takes the guest with it, as a lone host
-// does: nobody knows what it said. Query reports the downtime.
+// follows from then on. It returns nil when the other host has said that this is so,
+// and only then. If anything fails on the way, the guest runs on where the arbiter
+// says, which is here unless the other host has it; the error says what it was, and
+// that this host does not run the guest if it does not. A host that dies in the moment
+// between the arbiter's grant and its first output takes the guest with it, as a lone
+// host does: nobody knows what it said, and Switchover returns an error. Query reports
+// the downtime.
+//
+// A person starts such a guest anew: on that host with Start, since its disks are of the
+// generation that was granted. If that host is gone, or died before it had recorded
+// that, the disks of the one that gave the guest away are those of the last checkpoint,
+// but of the generation before, and start nothing until the person has recorded the
+// generation of the arbiter's record on each (replication.Metadata.Hold). Where disks
+// do not know their generation, it is given as Config.Held.
 func (j *Job) Switchover(ctx context.Context) error {
 	return j.change(ctx, doSwitchover)
 }
@@ -273,7 +282,7 @@ func (j *Job) Switchover(ctx context.Context) error {
 // switched off. There the guest is paused in the sense of Pause, until Resume seeks a
 // secondary for it again. If anything fails on the way the guest runs on here, and is
 // protected again; if the other host has it, but could not say so, this one waits for
-// a primary.
+// a primary, and Migrate returns an error.
 func (j *Job) Migrate(ctx context.Context) error {
 	return j.change(ctx, doMigrate)
 }
@@ -295,24 +304,28 @@ func (j *Job) change(ctx context.Context, verb input) error {
 	if err := j.do(verb, "to "+s.peer.host); err != nil {
 		return err
 	}
-	err = j.handOver(ctx, s)
-	if err != nil {
+	if err := j.handOver(ctx, s); err != nil {
+		s.fail(err)
 		s.setPurpose(noPurpose)
 		s.colo.Lost(err) // back to where it was
 	}
-	j.over(context.WithoutCancel(ctx), s)
+	state, _ := j.over(context.WithoutCancel(ctx), s)
+	j.mu.Lock()
+	moved := s.handed
+	j.mu.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case err != nil:
-		return fmt.Errorf("protect: %v: %w", verb, err)
-	case !s.handed:
-		if s.failure == nil {
-			s.failure = errMoved
-		}
-		return fmt.Errorf("protect: %v: the guest runs on here: %w", verb, s.failure)
+	case moved:
+		return nil
+	case s.failure == nil:
+		s.failure = errMoved
 	}
-	return nil
+	where := "the guest runs on here"
+	if !state.runs() {
+		where = "this host is " + state.String()
+	}
+	return fmt.Errorf("protect: %v: %s: %w", verb, where, s.failure)
 }
 
 // handOver does the primary's part, up to the word that sets the other side going.
@@ -406,9 +419,7 @@ func (j *Job) handedOver(ctx context.Context, s *session) bool {
 			}
 		})
 		j.note(why)
-		s.mu.Lock()
-		s.failure = why
-		s.mu.Unlock()
+		s.fail(why)
 	}
 	return runs
 }

@@ -282,7 +282,6 @@ func TestStopIsAPauseOfItsOwn(t *testing.T) {
 	}
 }
 
-// A host that loses its guest must not find it stopped when it takes over again.
 // While a checkpoint is made the session has the guest paused, on either side. No order
 // of a client's lets it run before that is done.
 func TestContDoesNotLetAGuestRunThatStandsForACheckpoint(t *testing.T) {
@@ -321,6 +320,7 @@ func TestContDoesNotLetAGuestRunThatStandsForACheckpoint(t *testing.T) {
 	}
 }
 
+// A host that loses its guest must not find it stopped when it takes over again.
 func TestAStopEndsWithTheGuestHere(t *testing.T) {
 	j, g, bus := newJob(protect.Protected), new(vm), new(event.Bus)
 	c := connect(t, NewMonitor(j, Config{Guest: g, Events: bus}))
