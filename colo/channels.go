@@ -161,8 +161,7 @@ func (l limit) Deadline() time.Time {
 
 // Late implements lanes.Limit.
 func (l limit) Late(moved bool) error {
-	_, d := l.t.deadline()
-	err := l.t.late(d, os.ErrDeadlineExceeded)
+	err := l.t.late(time.Duration(l.t.timeout.Load()), os.ErrDeadlineExceeded)
 	if l.t.again(err) && (moved || l.t.lives()) {
 		return nil
 	}

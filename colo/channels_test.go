@@ -167,10 +167,13 @@ func TestAChannelMayBreakAnywhere(t *testing.T) {
 		x := cut(nil, event.ModeSecondary, colotest.Flow{}, colotest.Flow{})
 		defer func() { x.close() }()
 		x.wantWhole(t)
-		took, n := map[string]int{}, 0
+		took, n, few := map[string]int{}, 0, int64(min(sparse(), 3))
 		traffic := []colotest.Traffic{x.ps[0].Sent(), x.ps[1].Sent()}
 		for i, sent := range traffic {
-			for at := range sent.Points(func(b int64) bool { return *every || b%int64(1777*sparse()) == 0 }) {
+			for at := range sent.Points(func(b int64) bool { return *every || b%(9001*few) == 0 }) {
+				if !*every && at.Op != colotest.Byte && at.N%(3*few) != 0 {
+					continue
+				}
 				for _, drop := range []bool{false, true} {
 					flows := make([]colotest.Flow, 2)
 					flows[i] = colotest.Flow{Break: at, Drop: drop}
@@ -242,9 +245,10 @@ func TestAChannelThatStandsStillIsNoticed(t *testing.T) {
 		name   string
 		change func(*colo.PrimaryConfig)
 		want   error
+		within time.Duration
 	}{
-		{"by the age of the checkpoint", func(c *colo.PrimaryConfig) { c.CheckpointTimeout = 5 * time.Second }, colo.ErrStalled},
-		{"by the peer's silence", func(c *colo.PrimaryConfig) { c.CheckpointTimeout, c.PeerTimeout = -1, 5*time.Second }, colo.ErrTimeout},
+		{"by the age of the checkpoint", func(c *colo.PrimaryConfig) { c.CheckpointTimeout = 5 * time.Second }, colo.ErrStalled, 5 * time.Second},
+		{"by the peer's silence", func(c *colo.PrimaryConfig) { c.CheckpointTimeout, c.PeerTimeout = -1, 5*time.Second }, colo.ErrTimeout, 10 * time.Second}, // the second begins with the last byte
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -252,9 +256,12 @@ func TestAChannelThatStandsStillIsNoticed(t *testing.T) {
 				pair := newParallel(t, options{primary: x.change}, multifd.None, stall, stall)
 				defer pair.close()
 				var why error
+				var began time.Time
+				var after time.Duration
+				defer event.Subscribe(&pair.p.bus, func(event.CheckpointStart) { began = time.Now() })()
 				pair.witness.Deny = func(c colo.Claim) error {
 					if c.Mode == event.ModePrimary && why == nil {
-						why = c.Cause
+						why, after = c.Cause, time.Since(began)
 					}
 					return nil
 				}
@@ -263,6 +270,66 @@ func TestAChannelThatStandsStillIsNoticed(t *testing.T) {
 				pair.wantWhole(t)
 				if !errors.Is(why, x.want) {
 					t.Errorf("the primary asked because of %v, want %v", why, x.want)
+				}
+				if after > x.within {
+					t.Errorf("%v after the checkpoint had begun, want at most %v", after, x.within)
+				}
+			})
+		})
+	}
+}
+
+// What the channels of earlier checkpoints have brought says nothing of a peer that is
+// silent now: each side notices after its own timeout.
+func TestChannelsDoNotMakeUpForAPeerThatIsSilent(t *testing.T) {
+	const timeout = 5 * time.Second
+	for _, x := range []struct {
+		silent event.Mode
+		op     string // before which
+	}{
+		{event.ModeSecondary, "send checkpoint-reply"},
+		{event.ModeSecondary, "stage disks"}, // and no vmstate-received
+		{event.ModeSecondary, "commit"},      // and no vmstate-loaded
+		{event.ModePrimary, "send checkpoint-request"},
+	} {
+		t.Run(fmt.Sprint(x.silent, " ", x.op), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var pair *parallel
+				var since time.Time
+				silent := func(mode event.Mode) func(string, uint64) {
+					return func(op string, epoch uint64) {
+						h, _ := pair.side(mode)
+						h.step(1)
+						if mode == x.silent && op == x.op && epoch == 2 {
+							since = time.Now()
+							time.Sleep(10 * timeout)
+						}
+					}
+				}
+				o := options{
+					primary: func(c *colo.PrimaryConfig) {
+						c.PeerTimeout, c.CheckpointTimeout, c.Step = timeout, -1, silent(event.ModePrimary)
+					},
+					secondary: func(c *colo.SecondaryConfig) {
+						c.PeerTimeout, c.IdleTimeout, c.Step = timeout, timeout, silent(event.ModeSecondary)
+					},
+				}
+				pair = newParallel(t, o, multifd.None, colotest.Flow{}, colotest.Flow{})
+				defer pair.close()
+				var why error
+				var asked time.Time
+				pair.witness.Deny = func(c colo.Claim) error {
+					if why == nil {
+						why, asked = c.Cause, time.Now()
+					}
+					return nil
+				}
+				pair.runAll(t)
+				if h := pair.wantWhole(t); h.name == string(x.silent) {
+					t.Errorf("the %s goes on", h.name)
+				}
+				if after := asked.Sub(since); since.IsZero() || !errors.Is(why, colo.ErrTimeout) || after != timeout {
+					t.Errorf("the other side asked after %v because of %v, want %v and a timeout", after, why, timeout)
 				}
 			})
 		})
