@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -370,6 +371,13 @@ func TestChannelsThatCannotBeUsedAreRefused(t *testing.T) {
 	if _, err := colo.NewPrimary(a, pc); err == nil {
 		t.Error("without a RAM that sends pages elsewhere")
 	}
+	open := func(of string) {
+		t.Helper()
+		if _, err := a.Write([]byte{1}); err != nil {
+			t.Errorf("%s: the connections of the caller: %v", of, err)
+		}
+	}
+	open("without a RAM that sends pages elsewhere")
 	pc.RAM = h.saver
 	pc.Channels.Conns = make([]io.ReadWriteCloser, 256)
 	if _, err := colo.NewPrimary(a, pc); err == nil {
@@ -379,4 +387,53 @@ func TestChannelsThatCannotBeUsedAreRefused(t *testing.T) {
 	if _, err := colo.NewPrimary(a, pc); !errors.Is(err, multifd.ErrMethod) {
 		t.Errorf("without a compressor: %v", err)
 	}
+	open("without a compressor")
+	made, broken := 0, errors.New("no memory")
+	pc.Channels.Conns = append(pc.Channels.Conns, a)
+	pc.Channels.Compressor = func(multifd.Method) (multifd.Compressor, error) {
+		if made++; made == 2 {
+			return nil, broken
+		}
+		return multifd.CompressZlib(multifd.Zlib)
+	}
+	if _, err := colo.NewPrimary(a, pc); !errors.Is(err, broken) {
+		t.Errorf("without a second compressor: %v", err)
+	}
+	open("without a second compressor")
+}
+
+// counted is a decoder that has to be closed.
+type counted struct {
+	multifd.Decoder
+	open *atomic.Int32
+}
+
+func (c counted) Close() { c.open.Add(-1) }
+
+// counted2 is one whose Close returns an error.
+type counted2 struct{ counted }
+
+func (c counted2) Close() error { c.counted.Close(); return nil }
+
+func TestEachDecoderIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var made, open atomic.Int32
+		decoder := func(m multifd.Method) (multifd.Decoder, error) {
+			d, err := multifd.DecodeZlib(m)
+			open.Add(1)
+			if c := (counted{d, &open}); made.Add(1)%2 == 0 {
+				return counted2{c}, err
+			} else {
+				return c, err
+			}
+		}
+		pair := newParallel(t, options{secondary: func(c *colo.SecondaryConfig) { c.Channels.Decoder = decoder }},
+			multifd.Zlib, colotest.Flow{}, colotest.Flow{})
+		defer pair.close()
+		pair.runAll(t)
+		pair.wantWhole(t)
+		if made.Load() < 2 || open.Load() != 0 {
+			t.Errorf("%d decoders were made, %d are open", made.Load(), open.Load())
+		}
+	})
 }
