@@ -24,8 +24,9 @@ import (
 // channel that breaks, or brings what it may not, ends the session like its own
 // connection does.
 type Channels struct {
-	// Conns are the connections, at most 255, in any order. Run closes them.
-	// None: there are no channels.
+	// Conns are the connections, at most 255, in any order. Run closes them; where
+	// NewPrimary or NewSecondary fails they stay open, as conn does. None: there are no
+	// channels.
 	Conns []io.ReadWriteCloser
 	// ID begins each channel, and is the same on both sides: of the session, so
 	// that no channel of another one is taken for one of this. The network that the
@@ -38,7 +39,9 @@ type Channels struct {
 	// multifd.CompressZlib. It is not called for multifd.None.
 	Compressor func(multifd.Method) (multifd.Compressor, error)
 	// Decoder makes a secondary's decoders, one for each channel, and one besides
-	// to learn whether the method is known. Nil: multifd.DecodeZlib.
+	// to learn whether the method is known. One that has a Close method, with or without
+	// an error to return, is closed when it is done with, at the latest before Run
+	// returns. Nil: multifd.DecodeZlib.
 	Decoder func(multifd.Method) (multifd.Decoder, error)
 }
 
@@ -161,8 +164,7 @@ func (l limit) Deadline() time.Time {
 
 // Late implements lanes.Limit.
 func (l limit) Late(moved bool) error {
-	_, d := l.t.deadline()
-	err := l.t.late(d, os.ErrDeadlineExceeded)
+	err := l.t.late(time.Duration(l.t.timeout.Load()), os.ErrDeadlineExceeded)
 	if l.t.again(err) && (moved || l.t.lives()) {
 		return nil
 	}
@@ -176,9 +178,28 @@ func (p *Primary) openChannels() error {
 	if err := c.check(ok); err != nil || len(c.Conns) == 0 {
 		return err
 	}
-	cfg := lanes.SenderConfig{ID: c.ID, Method: c.Method, Compressor: c.Compressor, Limit: limit{p.link.conn}}
+	cfg := lanes.SenderConfig{ID: c.ID, Method: c.Method, Limit: limit{p.link.conn}}
 	for _, conn := range c.Conns {
 		cfg.Conns = append(cfg.Conns, conn)
+	}
+	if cfg.Method != multifd.None { // before anything is owned
+		newCompressor := c.Compressor
+		if newCompressor == nil {
+			newCompressor = multifd.CompressZlib
+		}
+		var made []multifd.Compressor
+		for range c.Conns {
+			z, err := newCompressor(c.Method)
+			if err != nil {
+				return fmt.Errorf("colo: channels: %w", err)
+			}
+			made = append(made, z)
+		}
+		cfg.Compressor = func(multifd.Method) (multifd.Compressor, error) {
+			z := made[0]
+			made = made[1:]
+			return z, nil
+		}
 	}
 	s, err := lanes.NewSender(cfg)
 	if err != nil {
@@ -240,8 +261,12 @@ func (s *Secondary) takes(o *offer) bool {
 	if decoder == nil {
 		decoder = multifd.DecodeZlib
 	}
-	_, err = decoder(m)
-	return err == nil
+	d, err := decoder(m)
+	if err != nil {
+		return false
+	}
+	lanes.CloseDecoder(d)
+	return true
 }
 
 // agreeOnChannels begins to use the channels, or gives them up.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -167,10 +168,13 @@ func TestAChannelMayBreakAnywhere(t *testing.T) {
 		x := cut(nil, event.ModeSecondary, colotest.Flow{}, colotest.Flow{})
 		defer func() { x.close() }()
 		x.wantWhole(t)
-		took, n := map[string]int{}, 0
+		took, n, few := map[string]int{}, 0, int64(min(sparse(), 3))
 		traffic := []colotest.Traffic{x.ps[0].Sent(), x.ps[1].Sent()}
 		for i, sent := range traffic {
-			for at := range sent.Points(func(b int64) bool { return *every || b%int64(1777*sparse()) == 0 }) {
+			for at := range sent.Points(func(b int64) bool { return *every || b%(9001*few) == 0 }) {
+				if !*every && at.Op != colotest.Byte && at.N%(3*few) != 0 {
+					continue
+				}
 				for _, drop := range []bool{false, true} {
 					flows := make([]colotest.Flow, 2)
 					flows[i] = colotest.Flow{Break: at, Drop: drop}
@@ -242,9 +246,10 @@ func TestAChannelThatStandsStillIsNoticed(t *testing.T) {
 		name   string
 		change func(*colo.PrimaryConfig)
 		want   error
+		within time.Duration
 	}{
-		{"by the age of the checkpoint", func(c *colo.PrimaryConfig) { c.CheckpointTimeout = 5 * time.Second }, colo.ErrStalled},
-		{"by the peer's silence", func(c *colo.PrimaryConfig) { c.CheckpointTimeout, c.PeerTimeout = -1, 5*time.Second }, colo.ErrTimeout},
+		{"by the age of the checkpoint", func(c *colo.PrimaryConfig) { c.CheckpointTimeout = 5 * time.Second }, colo.ErrStalled, 5 * time.Second},
+		{"by the peer's silence", func(c *colo.PrimaryConfig) { c.CheckpointTimeout, c.PeerTimeout = -1, 5*time.Second }, colo.ErrTimeout, 10 * time.Second}, // the second begins with the last byte
 	} {
 		t.Run(x.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -252,9 +257,12 @@ func TestAChannelThatStandsStillIsNoticed(t *testing.T) {
 				pair := newParallel(t, options{primary: x.change}, multifd.None, stall, stall)
 				defer pair.close()
 				var why error
+				var began time.Time
+				var after time.Duration
+				defer event.Subscribe(&pair.p.bus, func(event.CheckpointStart) { began = time.Now() })()
 				pair.witness.Deny = func(c colo.Claim) error {
 					if c.Mode == event.ModePrimary && why == nil {
-						why = c.Cause
+						why, after = c.Cause, time.Since(began)
 					}
 					return nil
 				}
@@ -263,6 +271,66 @@ func TestAChannelThatStandsStillIsNoticed(t *testing.T) {
 				pair.wantWhole(t)
 				if !errors.Is(why, x.want) {
 					t.Errorf("the primary asked because of %v, want %v", why, x.want)
+				}
+				if after > x.within {
+					t.Errorf("%v after the checkpoint had begun, want at most %v", after, x.within)
+				}
+			})
+		})
+	}
+}
+
+// What the channels of earlier checkpoints have brought says nothing of a peer that is
+// silent now: each side notices after its own timeout.
+func TestChannelsDoNotMakeUpForAPeerThatIsSilent(t *testing.T) {
+	const timeout = 5 * time.Second
+	for _, x := range []struct {
+		silent event.Mode
+		op     string // before which
+	}{
+		{event.ModeSecondary, "send checkpoint-reply"},
+		{event.ModeSecondary, "stage disks"}, // and no vmstate-received
+		{event.ModeSecondary, "commit"},      // and no vmstate-loaded
+		{event.ModePrimary, "send checkpoint-request"},
+	} {
+		t.Run(fmt.Sprint(x.silent, " ", x.op), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var pair *parallel
+				var since time.Time
+				silent := func(mode event.Mode) func(string, uint64) {
+					return func(op string, epoch uint64) {
+						h, _ := pair.side(mode)
+						h.step(1)
+						if mode == x.silent && op == x.op && epoch == 2 {
+							since = time.Now()
+							time.Sleep(10 * timeout)
+						}
+					}
+				}
+				o := options{
+					primary: func(c *colo.PrimaryConfig) {
+						c.PeerTimeout, c.CheckpointTimeout, c.Step = timeout, -1, silent(event.ModePrimary)
+					},
+					secondary: func(c *colo.SecondaryConfig) {
+						c.PeerTimeout, c.IdleTimeout, c.Step = timeout, timeout, silent(event.ModeSecondary)
+					},
+				}
+				pair = newParallel(t, o, multifd.None, colotest.Flow{}, colotest.Flow{})
+				defer pair.close()
+				var why error
+				var asked time.Time
+				pair.witness.Deny = func(c colo.Claim) error {
+					if why == nil {
+						why, asked = c.Cause, time.Now()
+					}
+					return nil
+				}
+				pair.runAll(t)
+				if h := pair.wantWhole(t); h.name == string(x.silent) {
+					t.Errorf("the %s goes on", h.name)
+				}
+				if after := asked.Sub(since); since.IsZero() || !errors.Is(why, colo.ErrTimeout) || after != timeout {
+					t.Errorf("the other side asked after %v because of %v, want %v and a timeout", after, why, timeout)
 				}
 			})
 		})
@@ -303,6 +371,13 @@ func TestChannelsThatCannotBeUsedAreRefused(t *testing.T) {
 	if _, err := colo.NewPrimary(a, pc); err == nil {
 		t.Error("without a RAM that sends pages elsewhere")
 	}
+	open := func(of string) {
+		t.Helper()
+		if _, err := a.Write([]byte{1}); err != nil {
+			t.Errorf("%s: the connections of the caller: %v", of, err)
+		}
+	}
+	open("without a RAM that sends pages elsewhere")
 	pc.RAM = h.saver
 	pc.Channels.Conns = make([]io.ReadWriteCloser, 256)
 	if _, err := colo.NewPrimary(a, pc); err == nil {
@@ -312,4 +387,53 @@ func TestChannelsThatCannotBeUsedAreRefused(t *testing.T) {
 	if _, err := colo.NewPrimary(a, pc); !errors.Is(err, multifd.ErrMethod) {
 		t.Errorf("without a compressor: %v", err)
 	}
+	open("without a compressor")
+	made, broken := 0, errors.New("no memory")
+	pc.Channels.Conns = append(pc.Channels.Conns, a)
+	pc.Channels.Compressor = func(multifd.Method) (multifd.Compressor, error) {
+		if made++; made == 2 {
+			return nil, broken
+		}
+		return multifd.CompressZlib(multifd.Zlib)
+	}
+	if _, err := colo.NewPrimary(a, pc); !errors.Is(err, broken) {
+		t.Errorf("without a second compressor: %v", err)
+	}
+	open("without a second compressor")
+}
+
+// counted is a decoder that has to be closed.
+type counted struct {
+	multifd.Decoder
+	open *atomic.Int32
+}
+
+func (c counted) Close() { c.open.Add(-1) }
+
+// counted2 is one whose Close returns an error.
+type counted2 struct{ counted }
+
+func (c counted2) Close() error { c.counted.Close(); return nil }
+
+func TestEachDecoderIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var made, open atomic.Int32
+		decoder := func(m multifd.Method) (multifd.Decoder, error) {
+			d, err := multifd.DecodeZlib(m)
+			open.Add(1)
+			if c := (counted{d, &open}); made.Add(1)%2 == 0 {
+				return counted2{c}, err
+			} else {
+				return c, err
+			}
+		}
+		pair := newParallel(t, options{secondary: func(c *colo.SecondaryConfig) { c.Channels.Decoder = decoder }},
+			multifd.Zlib, colotest.Flow{}, colotest.Flow{})
+		defer pair.close()
+		pair.runAll(t)
+		pair.wantWhole(t)
+		if made.Load() < 2 || open.Load() != 0 {
+			t.Errorf("%d decoders were made, %d are open", made.Load(), open.Load())
+		}
+	})
 }

@@ -174,7 +174,7 @@ type timedConn struct {
 	strict atomic.Bool // alive counts no more: the session is ending
 
 	beside  *beside       // channels, which end with this connection; nil: none
-	crossed atomic.Uint64 // bytes over them, when lives was called last
+	crossed atomic.Uint64 // bytes over them, when the wait began or lives was called last
 
 	mu      sync.Mutex
 	stopped bool          // interrupted; guarded by mu
@@ -237,7 +237,7 @@ func (t *timedConn) turn() error {
 
 // lives reports whether the peer is known to live, so that an operation that has
 // stood still for the whole timeout goes on waiting: its heartbeat says so, or bytes
-// have crossed the channels since it was called last.
+// have crossed the channels since the wait began, or since it was called last.
 func (t *timedConn) lives() bool {
 	if t.strict.Load() {
 		return false
@@ -253,8 +253,11 @@ func (t *timedConn) again(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, ErrStalled) && !errors.Is(err, errInterrupted)
 }
 
-// deadline returns when an operation that begins now has to end, zero: never.
+// deadline begins a wait: it returns when an operation that begins now has to end,
+// zero: never. What crossed the channels earlier says nothing of a peer that is waited
+// for from now on.
 func (t *timedConn) deadline() (at time.Time, d time.Duration) {
+	t.crossed.Store(t.beside.bytes())
 	if d = time.Duration(t.timeout.Load()); d > 0 {
 		at = time.Now().Add(d)
 	}

@@ -170,7 +170,8 @@ type Primary struct {
 }
 
 // NewPrimary makes the primary's side of a session. It owns conn from now on
-// and closes it at the end of Run. One Primary is one session: after a failover
+// and closes it at the end of Run; where it fails, conn and Channels.Conns stay the
+// caller's, open. One Primary is one session: after a failover
 // the survivor makes a new one to be protected again.
 func NewPrimary(conn io.ReadWriteCloser, cfg PrimaryConfig) (*Primary, error) {
 	if cfg.VM == nil || cfg.State == nil {

@@ -89,7 +89,8 @@ type Secondary struct {
 }
 
 // NewSecondary makes the secondary's side of a session. It owns conn from now
-// on and closes it at the end of Run.
+// on and closes it at the end of Run; where it fails, conn and Channels.Conns stay the
+// caller's, open.
 func NewSecondary(conn io.ReadWriteCloser, cfg SecondaryConfig) (*Secondary, error) {
 	if cfg.VM == nil || cfg.RAM == nil || (cfg.State == nil) == (cfg.Loader == nil) {
 		return nil, errors.New("colo: SecondaryConfig needs VM, RAM, and one of State and Loader")

@@ -82,6 +82,11 @@ once, from the disk as it was left.
 If a guest switches itself off while its secondary cannot be told, that may take
 over and go on from its last checkpoint.
 
+A host of an earlier version of gokvm, which has no -offload, can be followed by one of
+this version with -offload=false, and can never follow it. Upgrade the secondary first,
+hand the guest over to it, and upgrade the other one. Both hosts, and so the guest, are
+started anew to have -offload.
+
 With -insecure in place of -cert, -key and -ca the connections are plain, and whoever
 reaches the port can read and replace the guest. Without -listen, or -peer, a host
 cannot be followed by the other after its first failover.

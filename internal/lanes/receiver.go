@@ -19,7 +19,8 @@ type ReceiverConfig struct {
 	Conns []io.ReadCloser
 	ID    [16]byte // as the sender's
 
-	// Decoder makes a lane's decoders. Nil: multifd.DecodeZlib.
+	// Decoder makes a lane's decoders, which CloseDecoder is called for at the lane's
+	// end. Nil: multifd.DecodeZlib.
 	Decoder func(multifd.Method) (multifd.Decoder, error)
 
 	// Place takes a page, of ram.PageSize bytes, or nil for zeros. It is called
@@ -107,8 +108,24 @@ func (v *Receiver) Halt() {
 // Bytes returns how many bytes have come.
 func (v *Receiver) Bytes() uint64 { return v.moved.Load() }
 
+// CloseDecoder closes a decoder that has a Close method.
+func CloseDecoder(d multifd.Decoder) {
+	switch c := d.(type) {
+	case io.Closer:
+		c.Close() // there is nothing to be saved
+	case interface{ Close() }:
+		c.Close()
+	}
+}
+
 // run takes packets from a lane until it ends.
 func (v *Receiver) run(l *inward) error {
+	var decoders []multifd.Decoder
+	defer func() {
+		for _, d := range decoders {
+			CloseDecoder(d)
+		}
+	}()
 	r := qemufile.NewReader(l)
 	in, err := multifd.ReadInit(r, v.cfg.ID, len(v.lanes))
 	if err != nil {
@@ -122,7 +139,15 @@ func (v *Receiver) run(l *inward) error {
 		return fmt.Errorf("%w: a second channel %d", multifd.ErrChannel, in.Channel)
 	}
 	packets := multifd.NewReader(r)
-	packets.Decoder = v.cfg.Decoder
+	if newDecoder := v.cfg.Decoder; newDecoder != nil {
+		packets.Decoder = func(m multifd.Method) (multifd.Decoder, error) {
+			d, err := newDecoder(m)
+			if err == nil {
+				decoders = append(decoders, d)
+			}
+			return d, err
+		}
+	}
 	for {
 		select {
 		case <-l.open:

@@ -67,6 +67,10 @@ type NIC struct {
 	// as far as the guest does not take it. What a guest is offered is part of its state.
 	// A guest from a host without a header goes on without offloads; one with them is
 	// refused by a host without a header.
+	//
+	// The state of a card is saved as version 2, with a header and without one. It is
+	// loaded from version 1 too, which has no headers; a program that knows only that
+	// refuses version 2, so that a guest moves from it to this version and not back.
 	VNetHdr int
 	MAC     [6]byte // its address; all zero: the guest chooses one
 	Place   Place

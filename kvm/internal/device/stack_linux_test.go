@@ -2,7 +2,9 @@ package device
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -10,6 +12,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -27,40 +30,51 @@ type stack struct {
 	do chan func()
 }
 
-// newStack has addresses 10.9.0.host/24 and fd00::host/64.
+// newStack has addresses 10.9.0.host/24 and fd00::host/64. It skips the test, and leaves
+// nothing behind, where there are no namespaces or no TAP interfaces.
 func newStack(t *testing.T, cfg tap.Config, host int) *stack {
 	t.Helper()
-	require.Outside(t, require.NetNS)
+	ip := require.Program(t, require.NetNS, "ip")
 	s := &stack{do: make(chan func())}
-	failed := make(chan error)
-	go func() {
+	begun := make(chan error)
+	var thread sync.WaitGroup
+	thread.Go(func() {
 		runtime.LockOSThread() // for good: the thread has a network of its own
-		err := unix.Unshare(unix.CLONE_NEWNET)
+		err := s.open(cfg, host, ip)
+		begun <- err
 		if err == nil {
-			s.Device, err = tap.Open(cfg)
-		}
-		if err == nil {
-			for _, args := range [][]string{
-				{"addr", "add", fmt.Sprintf("10.9.0.%d/24", host), "dev", s.Name()},
-				{"addr", "add", fmt.Sprintf("fd00::%d/64", host), "dev", s.Name(), "nodad"},
-				{"link", "set", s.Name(), "up"},
-			} {
-				if out, e := exec.Command("ip", args...).CombinedOutput(); e != nil {
-					err = fmt.Errorf("ip %v: %w: %s", args, e, out)
-					break
-				}
+			for f := range s.do {
+				f()
 			}
 		}
-		failed <- err
-		for f := range s.do {
-			f()
-		}
-	}()
-	if err := <-failed; err != nil {
+	})
+	if err := <-begun; err != nil {
+		thread.Wait()
 		require.Missing(t, require.NetNS, err)
 	}
-	t.Cleanup(func() { s.Close(); close(s.do) })
+	t.Cleanup(func() { s.Close(); close(s.do); thread.Wait() })
 	return s
+}
+
+// open moves the thread to a new namespace, which has one interface. Where it fails
+// nothing is open.
+func (s *stack) open(cfg tap.Config, host int, ip string) (err error) {
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	if s.Device, err = tap.Open(cfg); err != nil {
+		return err
+	}
+	cmd := exec.Command(ip, "-batch", "-")
+	cmd.Stdin = strings.NewReader(fmt.Sprintf(`
+		address add 10.9.0.%[1]d/24 dev %[2]s
+		address add fd00::%[1]d/64 dev %[2]s nodad
+		link set %[2]s up
+	`, host, s.Name()))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return errors.Join(fmt.Errorf("%v: %w: %s", cmd, err, out), s.Close())
+	}
+	return nil
 }
 
 // in calls f on the namespace's thread.
@@ -171,18 +185,29 @@ func TestStacksTalkThroughACardWhateverItsDriverTakes(t *testing.T) {
 			r := newOffloadRig(t, c.features)
 			r.nic.uplink = tapUplink{client}
 			d := &stackDriver{netRig: r, guest: guest, k: r.nic.headerLen()}
+			ctx, cancel := context.WithCancelCause(t.Context())
 			var pumps sync.WaitGroup
-			var sent, received error
-			pumps.Go(func() { sent = d.send() })
-			pumps.Go(func() { received = d.receive(client) })
-			for _, addr := range []string{"10.9.0.1", "fd00::1"} {
-				talk(t, guest, client, netip.AddrPortFrom(netip.MustParseAddr(addr), 80))
+			pump := func(name string, run func() error) {
+				pumps.Go(func() { cancel(fmt.Errorf("the pump %s the guest: %w", name, run())) })
 			}
-			guest.Close()
-			client.Close()
-			pumps.Wait()
+			pump("from", d.send)
+			pump("to", func() error { return d.receive(client) })
+			end := sync.OnceFunc(func() {
+				cancel(nil) // before the pumps, whose ends are then wanted
+				guest.Close()
+				client.Close()
+				pumps.Wait()
+			})
+			defer end()
+			for _, addr := range []string{"10.9.0.1", "fd00::1"} {
+				talk(ctx, t, guest, client, netip.AddrPortFrom(netip.MustParseAddr(addr), 80))
+			}
+			end()
+			if why := context.Cause(ctx); why != context.Canceled {
+				t.Error(why)
+			}
 			if n := r.nic.Dropped(); n > 0 {
-				t.Errorf("%d frames dropped; %v, %v", n, sent, received)
+				t.Errorf("%d frames dropped", n)
 			}
 			if got := [2]bool{d.big[0] > 0, d.big[1] > 0}; got != c.big {
 				t.Errorf("%d frames from the guest were to be cut, and %d to it; want %v", d.big[0], d.big[1], c.big)
@@ -191,14 +216,16 @@ func TestStacksTalkThroughACardWhateverItsDriverTakes(t *testing.T) {
 	}
 }
 
-// talk sends a lot to a server in the guest, which sends it back.
-func talk(t *testing.T, guest, client *stack, addr netip.AddrPort) {
+// talk sends a lot to a server in the guest, which sends it back. The end of ctx ends
+// it, and is why.
+func talk(ctx context.Context, t *testing.T, guest, client *stack, addr netip.AddrPort) {
 	t.Helper()
 	var l net.Listener
 	var err error
 	guest.in(func() { l, err = net.Listen("tcp", addr.String()) })
 	must(t, err)
 	defer l.Close()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
 	var served sync.WaitGroup
 	served.Go(func() {
 		c, err := l.Accept()
@@ -206,6 +233,7 @@ func talk(t *testing.T, guest, client *stack, addr netip.AddrPort) {
 			return
 		}
 		defer c.Close()
+		defer context.AfterFunc(ctx, func() { c.Close() })()
 		if _, err := io.Copy(c, c); err != nil {
 			t.Errorf("the server: %v", err)
 		}
@@ -213,11 +241,14 @@ func talk(t *testing.T, guest, client *stack, addr netip.AddrPort) {
 	defer served.Wait()
 	defer l.Close()
 	var c net.Conn
-	client.in(func() { c, err = (&net.Dialer{Timeout: time.Minute}).Dial("tcp", addr.String()) })
-	must(t, err)
+	client.in(func() { c, err = (&net.Dialer{Timeout: time.Minute}).DialContext(ctx, "tcp", addr.String()) })
+	if err != nil {
+		t.Fatal(err, context.Cause(ctx))
+	}
 	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.Close() })()
 	c.SetDeadline(time.Now().Add(time.Minute)) // so that a test that hangs says where
-	data := make([]byte, 1<<20)
+	data := make([]byte, 256<<10)
 	for i := range data {
 		data[i] = byte(i * 7 >> 3)
 	}
@@ -229,6 +260,6 @@ func talk(t *testing.T, guest, client *stack, addr netip.AddrPort) {
 	})
 	got, err := io.ReadAll(c)
 	if err != nil || !bytes.Equal(got, data) {
-		t.Errorf("%d of %d bytes came back: %v", len(got), len(data), err)
+		t.Errorf("%d of %d bytes came back: %v, %v", len(got), len(data), err, context.Cause(ctx))
 	}
 }
