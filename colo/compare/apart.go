@@ -139,7 +139,6 @@ func (c *conn) agreed() {
 
 // review updates what is known of c's agreement. It is called for each flow at a mark,
 // which ends an epoch.
-// what the epoch has shown.
 func (e *Engine) review(c *conn) {
 	if !e.cfg.Adaptive {
 		return
