@@ -88,7 +88,7 @@ func (p *Primary) Drain(ctx context.Context) error {
 	return drain(ctx, func() bool { return p.Stats().Queued > 0 })
 }
 
-// Drain, on a side that has taken over, returns when the packets that its guest has
+// Drain is for a side that has taken over. It returns when the packets that its guest has
 // inherited and sent have been written to the network, or with the cause of the end of
 // ctx. Run writes them, as far as the gate is open. The guest must be paused, or new
 // packets may come without end.
