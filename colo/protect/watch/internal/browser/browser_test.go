@@ -27,7 +27,7 @@ import (
 	"github.com/gocolo/lockstep/internal/require"
 )
 
-var screenshots = flag.String("screenshots", "", "write what the browser shows to this `directory`")
+var screenshots = flag.String("screenshots", os.Getenv("LOCKSTEP_SCREENSHOTS"), "write what the browser shows to this `directory`; by default the one that LOCKSTEP_SCREENSHOTS names")
 
 // chromium starts a browser.
 func chromium(t *testing.T) context.Context {
