@@ -28,7 +28,8 @@ type SenderConfig struct {
 	// Patience is how long one packet may take to leave ([ErrStuck]). 0: for ever.
 	Patience time.Duration
 	// Fail is called at most once, from the goroutine of a lane that breaks, with
-	// Err; not by Break or Spoil. Nil: SendPage and Sync say so.
+	// Err; not by Break or Spoil, and not after Close has returned. It must not call Close.
+	// Nil: SendPage and Sync say so.
 	Fail func(error)
 }
 
@@ -45,8 +46,8 @@ type Sender struct {
 	busy   atomic.Int64  // packets that a lane has to send
 	idle   chan struct{} // capacity one: busy has come to 0
 	number uint64
-	moved  atomic.Uint64 // bytes that have left
-	group  sync.WaitGroup
+	moved  atomic.Uint64  // bytes that have left
+	group  sync.WaitGroup // lanes, and their timers that run
 
 	breaking
 }
@@ -116,15 +117,16 @@ func NewSender(cfg SenderConfig) (*Sender, error) {
 func (s *Sender) Start() {
 	for _, l := range s.lanes {
 		if s.cfg.Patience > 0 {
-			l.late = time.AfterFunc(s.cfg.Patience, func() { s.laneBroke(l, ErrStuck) })
-			l.late.Stop()
+			s.group.Add(1)
+			l.late = time.AfterFunc(s.cfg.Patience, func() {
+				defer s.group.Done()
+				s.laneBroke(l, ErrStuck)
+			})
+			s.inTime(l)
 		}
 		s.group.Go(func() {
 			if err := s.run(l); err != nil {
 				s.laneBroke(l, err)
-			}
-			if l.late != nil {
-				l.late.Stop()
 			}
 		})
 	}
@@ -200,10 +202,18 @@ func (s *Sender) send(l *outward, p *packet) error {
 // flush sends what was put, for as long as a packet may take.
 func (s *Sender) flush(l *outward) error {
 	if l.late != nil {
+		s.group.Add(1)
 		l.late.Reset(s.cfg.Patience)
-		defer l.late.Stop()
+		defer s.inTime(l)
 	}
 	return l.w.Flush()
+}
+
+// inTime stops a lane's timer. What that may be doing already is waited for as a lane is.
+func (s *Sender) inTime(l *outward) {
+	if l.late.Stop() {
+		s.group.Done()
+	}
 }
 
 // SendPage implements ram.PageSender.
