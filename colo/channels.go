@@ -178,28 +178,9 @@ func (p *Primary) openChannels() error {
 	if err := c.check(ok); err != nil || len(c.Conns) == 0 {
 		return err
 	}
-	cfg := lanes.SenderConfig{ID: c.ID, Method: c.Method, Limit: limit{p.link.conn}}
+	cfg := lanes.SenderConfig{ID: c.ID, Method: c.Method, Compressor: c.Compressor, Limit: limit{p.link.conn}}
 	for _, conn := range c.Conns {
 		cfg.Conns = append(cfg.Conns, conn)
-	}
-	if cfg.Method != multifd.None { // before anything is owned
-		newCompressor := c.Compressor
-		if newCompressor == nil {
-			newCompressor = multifd.CompressZlib
-		}
-		var made []multifd.Compressor
-		for range c.Conns {
-			z, err := newCompressor(c.Method)
-			if err != nil {
-				return fmt.Errorf("colo: channels: %w", err)
-			}
-			made = append(made, z)
-		}
-		cfg.Compressor = func(multifd.Method) (multifd.Compressor, error) {
-			z := made[0]
-			made = made[1:]
-			return z, nil
-		}
 	}
 	s, err := lanes.NewSender(cfg)
 	if err != nil {

@@ -62,8 +62,8 @@ type sender struct {
 	stop func() bool
 }
 
-// newSender starts the channels' goroutines, which close ends, as the end of ctx does. fail is called once
-// if one of them breaks.
+// newSender starts the channels' goroutines, which close ends, as the end of ctx does. It
+// owns the channels, also where it fails. fail is called once if one of them breaks.
 func newSender(ctx context.Context, c *Channels, fail func()) (*sender, error) {
 	cfg := lanes.SenderConfig{ID: c.UUID, Method: c.Method, Compressor: c.Compressor, Patience: channelPatience}
 	for _, conn := range c.Conns {
@@ -74,6 +74,9 @@ func newSender(ctx context.Context, c *Channels, fail func()) (*sender, error) {
 	}
 	s, err := lanes.NewSender(cfg)
 	if err != nil {
+		for _, conn := range c.Conns {
+			conn.Close()
+		}
 		return nil, fmt.Errorf("migrate: %w", err)
 	}
 	s.Start()

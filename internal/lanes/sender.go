@@ -78,7 +78,8 @@ type packet struct {
 	pages [][]byte
 }
 
-// NewSender makes a Sender, which owns its lanes from now on, also where it fails. Start starts it.
+// NewSender makes a Sender, which owns its lanes from now on; where it fails they stay the
+// caller's, open. Start starts it.
 func NewSender(cfg SenderConfig) (*Sender, error) {
 	s := &Sender{
 		cfg: cfg, work: make(chan *packet), free: make(chan *packet, len(cfg.Conns)+1),
@@ -103,7 +104,6 @@ func NewSender(cfg SenderConfig) (*Sender, error) {
 		if cfg.Method != multifd.None {
 			var err error
 			if l.z, err = newCompressor(cfg.Method); err != nil {
-				s.Break(err)
 				return nil, err
 			}
 		}

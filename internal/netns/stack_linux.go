@@ -30,7 +30,7 @@ type Stack struct {
 // New makes the stack of a guest or of the client, in a thread of this process; it is
 // there until the test ends. Two guests have one address. Each stack knows its
 // neighbour's hardware address from the start: when it would ask for that is a matter
-// of chance. It skips the test where no namespace can be made.
+// of chance. It skips the test where no namespace or no TAP interface can be made.
 func New(t *testing.T, guest bool, dev tap.Config) *Stack {
 	t.Helper()
 	require.Outside(t, require.NetNS)
@@ -58,11 +58,11 @@ func New(t *testing.T, guest bool, dev tap.Config) *Stack {
 	}
 	dev.Name = "net0"
 	ip := require.Program(t, require.NetNS, "ip")
-	s.In(t, func() (err error) {
-		if s.Device, err = tap.Open(dev); err != nil {
-			return err
-		}
-		t.Cleanup(func() { s.Close() })
+	if err := s.Do(func() (err error) { s.Device, err = tap.Open(dev); return err }); err != nil {
+		require.Missing(t, require.NetNS, err)
+	}
+	t.Cleanup(func() { s.Close() })
+	s.In(t, func() error {
 		cmd := exec.Command(ip, "-batch", "-")
 		cmd.Stdin = strings.NewReader(fmt.Sprintf(`
 			link set lo up

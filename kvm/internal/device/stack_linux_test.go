@@ -4,95 +4,29 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"os/exec"
-	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/gocolo/lockstep/colo/filter/tap"
+	"github.com/gocolo/lockstep/internal/netns"
 	"github.com/gocolo/lockstep/internal/packet"
-	"github.com/gocolo/lockstep/internal/require"
 )
 
-// A stack is a kernel's network stack behind a TAP interface, in a namespace of its own.
-type stack struct {
-	*tap.Device
-	do chan func()
-}
-
-// newStack has addresses 10.9.0.host/24 and fd00::host/64. It skips the test, and leaves
-// nothing behind, where there are no namespaces or no TAP interfaces.
-func newStack(t *testing.T, cfg tap.Config, host int) *stack {
-	t.Helper()
-	ip := require.Program(t, require.NetNS, "ip")
-	s := &stack{do: make(chan func())}
-	begun := make(chan error)
-	var thread sync.WaitGroup
-	thread.Go(func() {
-		runtime.LockOSThread() // for good: the thread has a network of its own
-		err := s.open(cfg, host, ip)
-		begun <- err
-		if err == nil {
-			for f := range s.do {
-				f()
-			}
-		}
-	})
-	if err := <-begun; err != nil {
-		thread.Wait()
-		require.Missing(t, require.NetNS, err)
-	}
-	t.Cleanup(func() { s.Close(); close(s.do); thread.Wait() })
-	return s
-}
-
-// open moves the thread to a new namespace, which has one interface. Where it fails
-// nothing is open.
-func (s *stack) open(cfg tap.Config, host int, ip string) (err error) {
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return err
-	}
-	if s.Device, err = tap.Open(cfg); err != nil {
-		return err
-	}
-	cmd := exec.Command(ip, "-batch", "-")
-	cmd.Stdin = strings.NewReader(fmt.Sprintf(`
-		address add 10.9.0.%[1]d/24 dev %[2]s
-		address add fd00::%[1]d/64 dev %[2]s nodad
-		link set %[2]s up
-	`, host, s.Name()))
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return errors.Join(fmt.Errorf("%v: %w: %s", cmd, err, out), s.Close())
-	}
-	return nil
-}
-
-// in calls f on the namespace's thread.
-func (s *stack) in(f func()) {
-	done := make(chan struct{})
-	s.do <- func() { defer close(done); f() }
-	<-done
-}
-
 // tapUplink writes a card's frames to a network.
-type tapUplink struct{ *stack }
+type tapUplink struct{ *netns.Stack }
 
 func (tapUplink) Room() <-chan struct{} { return nil }
 
 // stackDriver is a guest whose network stack is that of a namespace.
 type stackDriver struct {
 	*netRig
-	guest *stack
+	guest *netns.Stack
 	k     int // length of the card's header
 	big   [2]int
 }
@@ -127,7 +61,7 @@ func (d *stackDriver) send() error {
 }
 
 // receive gives the stack what the card receives from the network, until that ends.
-func (d *stackDriver) receive(from *stack) error {
+func (d *stackDriver) receive(from *netns.Stack) error {
 	for i := range 128 {
 		d.rx.offer(uint16(i), part{driverRx + uint64(i)*driverBuffer, driverBuffer, true})
 	}
@@ -180,8 +114,8 @@ func TestStacksTalkThroughACardWhateverItsDriverTakes(t *testing.T) {
 		{0, tap.Config{}, [2]bool{}},
 	} {
 		t.Run(fmt.Sprintf("%#x", c.features), func(t *testing.T) {
-			guest := newStack(t, c.guest, 1)
-			client := newStack(t, tap.Config{VNetHdrLen: 12, Offload: all}, 2)
+			guest := netns.New(t, true, c.guest)
+			client := netns.New(t, false, tap.Config{VNetHdrLen: 12, Offload: all})
 			r := newOffloadRig(t, c.features)
 			r.nic.uplink = tapUplink{client}
 			d := &stackDriver{netRig: r, guest: guest, k: r.nic.headerLen()}
@@ -199,7 +133,7 @@ func TestStacksTalkThroughACardWhateverItsDriverTakes(t *testing.T) {
 				pumps.Wait()
 			})
 			defer end()
-			for _, addr := range []string{"10.9.0.1", "fd00::1"} {
+			for _, addr := range []string{netns.Guest4, netns.Guest6} {
 				talk(ctx, t, guest, client, netip.AddrPortFrom(netip.MustParseAddr(addr), 80))
 			}
 			end()
@@ -218,12 +152,10 @@ func TestStacksTalkThroughACardWhateverItsDriverTakes(t *testing.T) {
 
 // talk sends a lot to a server in the guest, which sends it back. The end of ctx ends
 // it, and is why.
-func talk(ctx context.Context, t *testing.T, guest, client *stack, addr netip.AddrPort) {
+func talk(ctx context.Context, t *testing.T, guest, client *netns.Stack, addr netip.AddrPort) {
 	t.Helper()
 	var l net.Listener
-	var err error
-	guest.in(func() { l, err = net.Listen("tcp", addr.String()) })
-	must(t, err)
+	guest.In(t, func() (err error) { l, err = net.Listen("tcp", addr.String()); return err })
 	defer l.Close()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 	var served sync.WaitGroup
@@ -241,7 +173,10 @@ func talk(ctx context.Context, t *testing.T, guest, client *stack, addr netip.Ad
 	defer served.Wait()
 	defer l.Close()
 	var c net.Conn
-	client.in(func() { c, err = (&net.Dialer{Timeout: time.Minute}).DialContext(ctx, "tcp", addr.String()) })
+	err := client.Do(func() (err error) {
+		c, err = (&net.Dialer{Timeout: time.Minute}).DialContext(ctx, "tcp", addr.String())
+		return err
+	})
 	if err != nil {
 		t.Fatal(err, context.Cause(ctx))
 	}
