@@ -140,7 +140,7 @@ func peer(conn net.Conn) string {
 	if a := conn.RemoteAddr(); a.Network() != "unix" {
 		return a.String()
 	}
-	return "over " + conn.LocalAddr().String()
+	return "a process at " + conn.LocalAddr().String()
 }
 
 // hostOf is the name that the certificate of a peer must have.
