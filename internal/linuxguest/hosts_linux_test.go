@@ -49,10 +49,12 @@ ip link set br0 up
 }
 
 // program is the part of a role that runs gokvm: what it reports goes to the
-// machine's second serial line, the guest's console to the first.
-func program(args string, vcpus int) string {
-	return fmt.Sprintf("/gokvm %s -json -mem 128M -vcpus %d -disk /dev/vda -tap tap0 -mac %s -beat 500ms -lost-after 8s -insecure </dev/null >/dev/ttyS1\n",
-		args, vcpus, GuestMAC) + `echo "machine: gokvm ended with $?"` + "\n"
+// machine's second serial line, the guest's console to the first. What the machine's
+// kernel knows of a triple fault of the guest follows.
+func program(t *testing.T, k *Kit, args string, vcpus int) string {
+	t.Helper()
+	return tellShutdowns(t, k) + fmt.Sprintf("/gokvm %s -json -mem 128M -vcpus %d -disk /dev/vda -tap tap0 -mac %s -beat 500ms -lost-after 8s -insecure </dev/null >/dev/ttyS1\n",
+		args, vcpus, GuestMAC) + "code=$?\n" + toldShutdowns + `echo "machine: gokvm ended with $code"` + "\n"
 }
 
 func TestAProtectedGuestOutlivesItsHost(t *testing.T) {
@@ -84,8 +86,8 @@ func outlives(t *testing.T, k *Kit, host, victim string, vcpus int) {
 		world:  w,
 		images: map[string]string{"primary": w.image("primary.img", true), "secondary": w.image("secondary.img", false)},
 	}
-	p.machine(2, "secondary", network(2)+program("secondary -listen 10.66.0.2:7654", vcpus), p.images["secondary"], []string{host}, nil)
-	p.machine(1, "primary", network(1)+program(
+	p.machine(2, "secondary", network(2)+program(t, k, "secondary -listen 10.66.0.2:7654", vcpus), p.images["secondary"], []string{host}, nil)
+	p.machine(1, "primary", network(1)+program(t, k,
 		"primary -peer 10.66.0.2:7654 -interval 1s -min-interval 150ms -checkpoint-timeout 30s -kernel /guest/kernel -initrd /guest/initrd -append '"+guestArgs+"'",
 		vcpus), p.images["primary"], []string{host}, nil)
 	p.protect()
