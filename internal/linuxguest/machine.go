@@ -2,7 +2,6 @@ package linuxguest
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,7 +20,6 @@ type MachineConfig struct {
 	Name   string
 	Dir    string // for its consoles, which stay
 	Memory int    // MiB
-	CPUs   int    // 0: 2
 	TSC    uint64 // what its kernel believes the rate of the time-stamp counter to be, in kHz; 0: what it finds out
 	Kernel string
 	Initrd []string // archives, one after the other
@@ -35,7 +33,8 @@ type MachineConfig struct {
 }
 
 // A Machine is a host: an emulated computer with AMD's virtualization, which
-// runs a kernel of its own.
+// runs a kernel of its own. It has one CPU: emulated, two of them now and then spoil what
+// runs on them (see spoilt.go), and the guest's vCPUs take turns on the one.
 type Machine struct {
 	cfg    MachineConfig
 	cmd    *exec.Cmd
@@ -71,7 +70,7 @@ func StartMachine(cfg MachineConfig) (*Machine, error) {
 	}
 	args := []string{
 		"-nodefaults", "-display", "none", "-no-reboot",
-		"-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-smp", fmt.Sprint(cmp.Or(cfg.CPUs, 2)), "-m", fmt.Sprint(cfg.Memory),
+		"-accel", "tcg,thread=multi", "-cpu", "max,+svm,+npt", "-m", fmt.Sprint(cfg.Memory),
 		"-kernel", cfg.Kernel, "-initrd", initrd, "-append", kernelArgs,
 		"-serial", "file:" + m.file("console"), "-serial", "file:" + m.file("events"),
 	}

@@ -9,10 +9,12 @@ import (
 )
 
 // QEMU 7.2's emulation of SVM, with two CPUs, now and then mixes up what belongs to a
-// machine and what to its guest: the GS base of a machine's kernel was seen in the
-// guest's register, and the other way round. Then the machine's kernel dies, or a vCPU
-// of the guest ends in a triple fault. It also loses interrupts (see lost.go), which
-// a pulse mends.
+// machine and what to its guest. It was seen to take a machine's timer interrupt at the
+// instruction behind VMRUN, where the global interrupt flag forbids it and GS base is
+// still the guest's; and the GS base of a machine's kernel was seen in the guest's
+// register. Then the machine's kernel dies, or a vCPU of the guest ends in a triple
+// fault. So a machine has one CPU. It also loses interrupts (see lost.go), which a pulse
+// mends.
 
 // directMaps are where a kernel whose addresses are not randomised has all of its
 // memory, with page tables of four and of five levels. (Linux,

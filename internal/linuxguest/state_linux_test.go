@@ -15,11 +15,6 @@ import (
 // insideTime is how long tests inside a machine may take.
 const insideTime = 15 * time.Minute
 
-// oneCPU is how many CPUs a machine has whose tests take no other machine, and the
-// control's: emulated, two now and then spoil what runs on them (see spoilt.go). Two such
-// machines run at once, on a CPU of this host each.
-const oneCPU = 1
-
 // insideAMachine runs a test binary in a machine, which has hardware virtualization as
 // far as its KVM can tell, and returns how its tests ended, by name. args are the
 // binary's; files are more that it needs.
@@ -43,7 +38,7 @@ code=$?
 echo "machine: tests ended with $code"
 `, all))
 	m, err := StartMachine(MachineConfig{
-		Name: name, Dir: w.dir, Memory: 3072, CPUs: oneCPU, Kernel: k.Kernel, Initrd: []string{host, archive}, TSC: w.tsc,
+		Name: name, Dir: w.dir, Memory: 3072, Kernel: k.Kernel, Initrd: []string{host, archive}, TSC: w.tsc,
 		Monitor: filepath.Join(w.sockets, name+"-monitor"),
 		Pulse:   filepath.Join(w.sockets, name+"-pulse"),
 	})
