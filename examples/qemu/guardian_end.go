@@ -1,0 +1,93 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/failover"
+)
+
+// ended tells those who have to know that the guest has: the standby, and the
+// arbiter. A death is told for as long as it takes.
+func (g *guardian) ended(ctx context.Context, n news) (int, error) {
+	defer stillAlive()()
+	if g.arb != nil {
+		if err := g.give(ctx, n); err != nil {
+			g.p.warn("arbiter: %v", err)
+		}
+	}
+	if g.control != "" {
+		limit := ctx
+		if n.in == standby.PlannedEnd {
+			var cancel context.CancelFunc
+			limit, cancel = context.WithTimeout(ctx, time.Minute)
+			defer cancel()
+		}
+		if !g.heardOf(limit) {
+			return exitFailed, errors.New("the standby could not be told that the guest has ended")
+		}
+	}
+	if n.in == standby.Died {
+		return exitGuest, errors.New("the guest's process is dead")
+	}
+	return exitOK, nil
+}
+
+// give tells the arbiter: a guest that has ended as it was meant to is held for
+// good, so that no copy of it is granted; one that is dead is given back.
+func (g *guardian) give(ctx context.Context, n news) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if n.in == standby.PlannedEnd {
+		return g.next(ctx, "ended: "+n.why)
+	}
+	g.free()
+	g.mu.Lock()
+	grant := failover.Grant{Generation: g.generation, Token: g.token}
+	g.mu.Unlock()
+	return g.arb.Release(ctx, grant, "dead: "+n.why)
+}
+
+// heardOf waits until the standby has answered something that was sent after the
+// last word.
+func (g *guardian) heardOf(ctx context.Context) bool {
+	g.mu.Lock()
+	after := g.sent
+	g.mu.Unlock()
+	for {
+		g.mu.Lock()
+		there, connected := g.delivered > after, g.link != nil
+		if !connected {
+			after = g.sent // it is told again when it comes back
+		}
+		g.mu.Unlock()
+		if there {
+			return true
+		}
+		select {
+		case <-g.told: // nothing matters any more
+		case <-time.After(tick):
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// leave is the end of a guardian whose guest goes on: from now on nobody tells a
+// crash from a planned end, so what it holds has no deadline.
+func (g *guardian) leave() error {
+	g.mu.Lock()
+	held, after := g.keeper != nil, g.generation-1
+	g.mu.Unlock()
+	g.free()
+	g.p.warn("the guardian ends: the guest goes on, and nobody lets it run on if its standby is lost")
+	if !held {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_, err := g.arb.Acquire(ctx, failover.Claim{Holder: g.holder, Token: g.token, After: after, Note: "without a guardian"})
+	return err
+}

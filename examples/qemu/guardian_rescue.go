@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/gocolo/lockstep/event/qmp"
+)
+
+// rescue lets the guest run on without its standby.
+func (g *guardian) rescue(ctx context.Context) error {
+	g.mu.Lock()
+	g.protects = false
+	g.status.Rescued++
+	still := g.still
+	if still {
+		g.settling++
+	}
+	g.mu.Unlock()
+	stand := func() {
+		if still { // for an operator, who wants it to stand: see holdStill
+			g.stopAgain(ctx)
+		}
+	}
+	for _, d := range g.disks {
+		// A write that waits for the standby's copy is one that the guest waits for.
+		g.yank(ctx, map[string]string{"type": "block-node", "node-name": d.node()})
+	}
+	if len(g.disks) > 0 && g.releasing.TryLock() { // otherwise they are being given up already
+		defer g.all.Go(func() { defer g.releasing.Unlock(); g.unmirrored(ctx, stand) })
+	} else {
+		defer g.all.Go(stand)
+	}
+	if err := g.lostHeartbeat(ctx); err != nil {
+		g.all.Go(func() { // until it has been taken: nothing else has the guest run
+			for ctx.Err() == nil && g.lostHeartbeat(ctx) != nil {
+				select {
+				case <-time.After(tick):
+				case <-ctx.Done():
+				}
+			}
+		})
+		return err
+	}
+	return nil
+}
+
+// lostHeartbeat has the QEMU leave COLO, if it is in it.
+func (g *guardian) lostHeartbeat(ctx context.Context) error {
+	err := g.order(ctx, "x-colo-lost-heartbeat", nil)
+	if errors.Is(err, context.DeadlineExceeded) {
+		// The monitor waits for a migration that waits for the standby.
+		g.yank(ctx, map[string]string{"type": "migration"})
+		err = g.order(ctx, "x-colo-lost-heartbeat", nil)
+	}
+	var refused *qmp.Error
+	if errors.As(err, &refused) { // it has left COLO already
+		err = nil
+	}
+	return err
+}
+
+// yank shuts a connection of the QEMU, out of band: its monitor may be waiting for
+// it.
+func (g *guardian) yank(ctx context.Context, instance map[string]string) {
+	m := g.monitor()
+	if !m.OOB {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var refused *qmp.Error
+	err := m.DoOOB(ctx, "yank", map[string]any{"instances": []map[string]string{instance}}, nil)
+	if err != nil && !errors.As(err, &refused) && ctx.Err() == nil {
+		g.p.warn("%v", err)
+	}
+}
+
+// unmirrored gives the copies of the disks up, once QEMU has left COLO and whatever
+// stops the guest has been done: see mirror.
+func (g *guardian) unmirrored(ctx context.Context, stand func()) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	g.hasLeft(ctx, g.monitor())
+	stand()
+	if err := g.unmirror(ctx, g.monitor()); err != nil && ctx.Err() == nil {
+		g.p.warn("disks: %v", err)
+	}
+}
+
+// released returns when nothing is left of the disks' last copies.
+func (g *guardian) released() {
+	g.releasing.Lock()
+	defer g.releasing.Unlock()
+}
