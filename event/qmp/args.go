@@ -32,19 +32,33 @@ func fields(t reflect.Type) (all []field) {
 			tag = f.Name
 		}
 		opts := strings.Split(options, ",")
-		all = append(all, field{tag, f.Index, f.Type.Kind() == reflect.Pointer || slices.Contains(opts, "omitempty") || slices.Contains(opts, "omitzero")})
+		optional := f.Type.Kind() == reflect.Pointer || slices.Contains(opts, "omitempty") || slices.Contains(opts, "omitzero")
+		for i := 1; i < len(f.Index); i++ { // it is absent with a struct that is embedded and not there
+			optional = optional || t.FieldByIndex(f.Index[:i]).Type.Kind() == reflect.Pointer
+		}
+		all = append(all, field{tag, f.Index, optional})
 	}
 	return all
 }
 
-// checkType panics if there is no argument of type t.
-func checkType(t reflect.Type, command string) {
+// checkType panics if there is no argument of type t. Seen are the structs that it has
+// looked at: one may have itself among its members.
+func checkType(t reflect.Type, command string, seen map[reflect.Type]bool) {
 	switch t.Kind() {
 	case reflect.Pointer, reflect.Slice:
-		checkType(t.Elem(), command)
+		checkType(t.Elem(), command, seen)
 	case reflect.Struct:
+		if seen[t] {
+			return
+		}
+		seen[t] = true
+		for i := range t.NumField() {
+			if f := t.Field(i); f.Anonymous && f.Type.Kind() == reflect.Pointer {
+				panic(fmt.Sprintf("qmp: an argument of %s embeds a %v: embed the struct", command, f.Type))
+			}
+		}
 		for _, f := range fields(t) {
-			checkType(t.FieldByIndex(f.index).Type, command)
+			checkType(t.FieldByIndex(f.index).Type, command, seen)
 		}
 	case reflect.String, reflect.Bool, reflect.Float32, reflect.Float64,
 		reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,

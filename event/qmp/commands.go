@@ -31,8 +31,9 @@ type None struct{}
 
 // Register adds a command, or replaces the one of its name.
 //
-// A is a struct: its fields with their json tags are the arguments. One whose
-// field is a pointer or has the option omitempty or omitzero may be left out.
+// A is a struct: its fields with their json tags are the arguments, and so are those of
+// the structs that it embeds. One whose field is a pointer or has the option omitempty or
+// omitzero may be left out.
 // Fields are strings, bools, integers of any size, floats, slices, structs and
 // pointers to them, or any; a string type with a method Words() []string is an
 // enumeration of those. What a client sends is checked before fn is called: what
@@ -63,7 +64,7 @@ func register[A, R any](c *Commands, name string, oob bool, fn func(ctx context.
 	if t.Kind() != reflect.Struct {
 		panic("qmp: the arguments of " + name + " are no struct")
 	}
-	checkType(t, name)
+	checkType(t, name, make(map[reflect.Type]bool))
 	c.add(name, &command{args: t, result: reflect.TypeFor[R](), oob: oob, run: func(ctx context.Context, args qjson.Object) (any, error) {
 		var a A
 		if err := decodeObject("", args, reflect.ValueOf(&a).Elem()); err != nil {

@@ -34,7 +34,7 @@ func emulator(t *testing.T) (addr string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cancel(); cmd.Wait() })
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
 		if c, err := net.Dial("unix", addr); err == nil {
 			c.Close()
 			return addr
@@ -66,7 +66,7 @@ func answers(addr string, negotiate bool, in string) (out []string, err error) {
 		return nil, err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	conn.SetDeadline(time.Now().Add(time.Minute))
 	r := bufio.NewReader(conn)
 	if _, err := r.ReadString('\n'); err != nil {
 		return nil, err

@@ -2,6 +2,7 @@ package qmp
 
 import (
 	"context"
+	"reflect"
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/qjson"
@@ -94,6 +95,12 @@ type capabilities struct {
 	Enable []capability `json:"enable,omitempty"`
 }
 
+// nameAndMeta is what all elements of a schema have. (QAPI union SchemaInfo.)
+type nameAndMeta struct {
+	Name string `json:"name"`
+	Meta string `json:"meta-type"`
+}
+
 type nameOnly struct {
 	Name string `json:"name"`
 }
@@ -108,13 +115,13 @@ func (c *client) own(name string) *command {
 	case "qmp_capabilities":
 		return commandOf(c.negotiate)
 	case "query-version":
-		return commandOf(func(context.Context, None) (qjson.Object, error) { return c.s.version().value(), nil })
+		return answering[versionInfo](commandOf(func(context.Context, None) (qjson.Object, error) { return c.s.version().value(), nil }))
 	case "query-commands":
 		return commandOf(func(context.Context, None) ([]nameOnly, error) { return c.s.commandNames(), nil })
 	case "query-events":
 		return commandOf(func(context.Context, None) ([]nameOnly, error) { return eventNames(), nil })
 	case "query-qmp-schema":
-		return commandOf(func(context.Context, None) ([]any, error) { return c.s.schema(), nil })
+		return answering[[]nameAndMeta](commandOf(func(context.Context, None) ([]any, error) { return c.s.schema(), nil }))
 	case "quit":
 		if c.s.Quit != nil {
 			return commandOf(c.end)
@@ -128,6 +135,12 @@ func commandOf[A, R any](fn func(context.Context, A) (R, error)) *command {
 	var c Commands
 	Register(&c, "", fn)
 	return c.m[""]
+}
+
+// answering says what a command answers whose result is made by hand.
+func answering[R any](c *command) *command {
+	c.result = reflect.TypeFor[R]()
+	return c
 }
 
 func (c *client) negotiate(_ context.Context, a capabilities) (None, error) {

@@ -2,6 +2,7 @@ package qmp
 
 import (
 	"encoding"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"reflect"
@@ -95,6 +96,7 @@ func (w *schemaWriter) builtin(t reflect.Type, name, jsonType string) string {
 
 var (
 	textType  = reflect.TypeFor[encoding.TextMarshaler]()
+	jsonType  = reflect.TypeFor[json.Marshaler]()
 	valueType = reflect.TypeFor[qjson.Object]()
 )
 
@@ -117,6 +119,8 @@ func (w *schemaWriter) name(t reflect.Type) string {
 		return n
 	case t.Kind() == reflect.String || t.Implements(textType):
 		return w.builtin(t, "str", "string")
+	case t.Implements(jsonType): // which alone knows what it writes
+		return w.builtin(t, "any", "value")
 	}
 	switch t.Kind() {
 	case reflect.Pointer:

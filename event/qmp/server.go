@@ -166,6 +166,16 @@ func (s *Server) version() Version {
 	return s.Version
 }
 
+// versionInfo is what value says, for the schema. (QAPI struct VersionInfo.)
+type versionInfo struct {
+	QEMU struct {
+		Major int64 `json:"major"`
+		Minor int64 `json:"minor"`
+		Micro int64 `json:"micro"`
+	} `json:"qemu"`
+	Package string `json:"package"`
+}
+
 func (v Version) value() qjson.Object {
 	return qjson.Object{
 		{Name: "qemu", Value: qjson.Object{

@@ -271,6 +271,71 @@ func TestTypedArgumentsOfAHostsOwnCommand(t *testing.T) {
 	})
 }
 
+// A host's parameters are beside QEMU's, and have their place in the schema.
+func TestAHostsOwnParametersAreBesideQEMUs(t *testing.T) {
+	type parameters struct {
+		qmp.MigrationParameters
+		LeastDelay *uint32 `json:"x-least-delay,omitempty"`
+	}
+	synctest.Test(t, func(t *testing.T) {
+		var c qmp.Commands
+		var have parameters
+		qmp.RegisterParameters(&c, func() parameters { return have }, func(_ context.Context, p parameters) error {
+			have = p
+			return nil
+		})
+		conn, r, end := attach(t, &qmp.Server{Commands: &c})
+		defer end()
+		r.ReadString('\n')
+		say(t, conn, r, `{"execute":"qmp_capabilities"}`)
+		for _, x := range []struct{ command, want string }{
+			{`{"execute":"migrate-set-parameters","arguments":{"x-least-delay":5,"x-checkpoint-delay":100}}`, `{"return": {}}`},
+			{`{"execute":"query-migrate-parameters"}`, `{"return": {"x-checkpoint-delay": 100, "x-least-delay": 5}}`},
+			{`{"execute":"migrate-set-parameters","arguments":{"x-least-delay":-5}}`, `{"error": {"class": "GenericError", "desc": "Parameter 'x-least-delay' expects uint32_t"}}`},
+			{`{"execute":"migrate-set-parameters","arguments":{"x-most-delay":5}}`, `{"error": {"class": "GenericError", "desc": "Parameter 'x-most-delay' is unexpected"}}`},
+		} {
+			if got := say(t, conn, r, x.command); !sameMembers(got, x.want) {
+				t.Errorf("%s: got %s, want %s", x.command, got, x.want)
+			}
+		}
+		if s := say(t, conn, r, `{"execute":"query-qmp-schema"}`); strings.Count(s, `"x-least-delay"`) == 0 || strings.Count(s, `"x-least-delay"`) != strings.Count(s, `"x-checkpoint-delay"`) {
+			t.Errorf("the schema has one and not the other: %s", s)
+		}
+	})
+}
+
+type tree struct {
+	Name     string `json:"name"`
+	Branches []tree `json:"branches,omitempty"`
+}
+
+// What an argument is made of may have itself as a part. What cannot be decoded is a fault
+// of the program, which it hears of before any client does.
+func TestAnArgumentMayBeATree(t *testing.T) {
+	var c qmp.Commands
+	qmp.Register(&c, "plant", func(_ context.Context, a tree) (json.RawMessage, error) {
+		return json.Marshal(a)
+	})
+	addr := listen(t, &qmp.Server{Commands: &c})
+	const oak = `{"branches":[{"branches":[{"name":"c"}],"name":"b"}],"name":"a"}`
+	got, err := answers(addr, true, `{"execute":"plant","arguments":`+oak+`}{"execute":"plant","arguments":{"name":"a","branches":[{"name":"b","branches":[{}]}]}}`)
+	if err != nil || len(got) < 2 {
+		t.Fatal(got, err)
+	}
+	if !sameMembers(got[0], `{"return":`+oak+`}`) || !strings.Contains(got[1], "Parameter 'branches[0].branches[0].name' is missing") {
+		t.Errorf("%q", got)
+	}
+	if s := schemaOf(t, addr); s.kind(s["command plant"].result) != "value" {
+		t.Errorf("what answers JSON of its own is described as %s", s.kind(s["command plant"].result))
+	}
+	defer func() {
+		if why := fmt.Sprint(recover()); !strings.Contains(why, "embeds a *qmp.MigrationParameters") {
+			t.Error(why)
+		}
+	}()
+	qmp.Register(&c, "bad", func(context.Context, struct{ *qmp.MigrationParameters }) (qmp.None, error) { return qmp.None{}, nil })
+}
+
 // checkSchema wants each type that the schema mentions described once, and each
 // command in it.
 func checkSchema(t *testing.T, answer, names string) {
