@@ -57,6 +57,7 @@ type Destination struct {
 	abandoned bool // and must not be any more
 
 	answers atomic.Bool // the source reads a return path
+	course  course
 
 	Stats DestinationStats // of Run, after it has returned
 }
@@ -89,12 +90,14 @@ func NewDestination(cfg DestinationConfig) *Destination {
 //
 // When ctx ends, so does the connection. It does not keep a guest that is this side's from
 // being resumed.
-func (d *Destination) Run(ctx context.Context, conn Conn) error {
+func (d *Destination) Run(ctx context.Context, conn Conn) (err error) {
+	d.course.at(StatusActive)
+	defer func() { d.course.end(err) }()
 	x := open(ctx, conn)
 	defer func() { x.close() }()
 	d.answer(x)
 	d.cfg.State.NewSession()
-	err := d.loadWithChannels(ctx, x)
+	err = d.loadWithChannels(ctx, x)
 	if !errors.Is(err, vmstate.ErrPostcopyRun) {
 		if err == nil {
 			err = d.cfg.State.Commit()
@@ -111,6 +114,7 @@ func (d *Destination) Run(ctx context.Context, conn Conn) error {
 	}
 
 	d.Stats.Postcopy = true
+	d.course.at(StatusPostcopy)
 	served := make(chan error, 1)
 	go func() { served <- d.cfg.Memory.Serve(d.ask) }()
 	// What the devices do, and the guest, may need memory that comes by the connection.
@@ -146,6 +150,7 @@ func (d *Destination) Run(ctx context.Context, conn Conn) error {
 		}
 		x.close() // whoever writes to it returns
 		d.answer(nil)
+		d.course.at(StatusPostcopyPaused)
 		if ctx.Err() != nil || d.cfg.Reconnect == nil {
 			return pause(err)
 		}
@@ -154,6 +159,7 @@ func (d *Destination) Run(ctx context.Context, conn Conn) error {
 			return pause(errors.Join(err, rerr))
 		}
 		d.Stats.Recovered++
+		d.course.again()
 		d.in.Pause()
 		d.cfg.Memory.NewSession()
 		x = open(ctx, next)
@@ -312,6 +318,7 @@ func (d *Destination) command(c vmstate.Command) error {
 		}
 		return d.reply(func(rp *vmstate.ReturnWriter) error { return rp.RecvBitmap(block, words) })
 	case vmstate.CommandPostcopyResume:
+		d.course.at(StatusPostcopy)
 		if err := d.reply((*vmstate.ReturnWriter).ResumeAck); err != nil {
 			return err
 		}

@@ -287,9 +287,10 @@ type move struct {
 	flows    [][2]colotest.Flow // of each connection, forth and back; then they hold
 	sent     [][2]colotest.Traffic
 
-	hold        bool  // the source sends nothing after the guest until it is asked for memory
-	behind      int64 // with hold: where in the stream that is
-	last        int   // after how many connections the source gives up; 0: it does not
+	hold        bool   // the source sends nothing after the guest until it is asked for memory
+	behind      int64  // with hold: where in the stream that is
+	paused      func() // is called when a connection has broken for both
+	last        int    // after how many connections the source gives up; 0: it does not
 	source      *Source
 	destination *Destination
 	srcErr      error
@@ -330,13 +331,23 @@ func (m *move) run() {
 		pairs = append(pairs, [2]*colotest.Conn{a, b})
 		return a, b
 	}
-	next := make(chan *colotest.Conn)
+	next, waits := make(chan *colotest.Conn), make(chan struct{})
 	ended := make(chan struct{})
 	m.source.cfg.Reconnect = func(ctx context.Context, _ error) (Conn, error) {
 		if len(pairs) == m.last {
 			return nil, errors.New("that was the last connection")
 		}
 		a, b := connect()
+		select {
+		case waits <- struct{}{}:
+			if m.paused != nil {
+				m.paused()
+			}
+		case <-ended:
+			return nil, errors.New("the destination has ended")
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 		select {
 		case next <- b:
 			return a, nil
@@ -347,6 +358,11 @@ func (m *move) run() {
 		}
 	}
 	m.destination.cfg.Reconnect = func(ctx context.Context, _ error) (Conn, error) {
+		select {
+		case <-waits:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 		select {
 		case c := <-next:
 			return c, nil

@@ -71,6 +71,7 @@ type Source struct {
 	cfg      SourceConfig
 	channels *sender     // nil: none
 	taken    atomic.Bool // the destination has the whole package, with the devices
+	course   course
 
 	Stats SourceStats // of Run, after it has returned
 }
@@ -104,8 +105,10 @@ func NewSource(cfg SourceConfig) *Source {
 // An error before the guest was handed over leaves it running here. Afterwards errors.Is
 // tells: [ErrRefused] (in precopy it runs on here), [ErrUnknown] or [ErrPaused] (it stands
 // still). When ctx ends, so does the connection.
-func (s *Source) Run(ctx context.Context, conn Conn) error {
+func (s *Source) Run(ctx context.Context, conn Conn) (err error) {
+	s.course.at(StatusSetup)
 	defer func() {
+		s.course.end(err)
 		s.Stats.Memory = s.cfg.Memory.Stats()
 		s.cfg.Memory.SendPagesTo(nil)
 		s.cfg.State.SaveCleanup()
@@ -127,6 +130,7 @@ func (s *Source) Run(ctx context.Context, conn Conn) error {
 		err = errors.Join(err, s.cfg.VM.Resume(context.WithoutCancel(ctx)))
 	}
 	for err != nil && s.Stats.Postcopy && !owns && !errors.Is(err, ErrRefused) {
+		s.course.at(StatusPostcopyPaused)
 		if ctx.Err() != nil || s.cfg.Reconnect == nil {
 			return s.paused(err)
 		}
@@ -135,6 +139,7 @@ func (s *Source) Run(ctx context.Context, conn Conn) error {
 			return s.paused(errors.Join(err, rerr))
 		}
 		s.Stats.Recovered++
+		s.course.again()
 		x := s.begin(ctx, next, true)
 		err = s.recover(x)
 		x.end()
@@ -177,6 +182,12 @@ func (s *Source) channelBytes() uint64 {
 		return 0
 	}
 	return s.channels.Bytes()
+}
+
+// moved notes how far memory has come, on this connection.
+func (s *Source) moved(w *qemufile.Writer) {
+	must, can := s.cfg.Memory.Pending(false)
+	s.course.moved(s.Stats.Passes, must+can, w.Transferred()+int64(s.channelBytes()))
 }
 
 // paused says what is known of a guest that was handed over on a connection that broke.
@@ -330,10 +341,12 @@ func (s *Source) send(ctx context.Context, x *exchange) (owns bool, err error) {
 	if err := s.unplugged(x); err != nil {
 		return fail(err)
 	}
+	s.course.at(StatusActive)
 	postcopy, err := s.passes(x)
 	if err != nil {
 		return fail(err)
 	}
+	s.course.at(StatusDevice)
 	start := time.Now()
 	if err := s.cfg.VM.Pause(ctx); err != nil {
 		return fail(err)
@@ -362,6 +375,7 @@ func (s *Source) send(ctx context.Context, x *exchange) (owns bool, err error) {
 	w.Write(devices.Bytes())
 	err = w.Flush()
 	s.Stats.Paused = time.Since(start)
+	s.moved(w)
 	if err == nil {
 		<-x.done
 		err = x.err
@@ -402,6 +416,7 @@ func (s *Source) passes(x *exchange) (postcopy bool, err error) {
 			if done, err = reg.SaveIterate(w); err != nil {
 				return false, err
 			}
+			s.moved(w)
 			if err := x.broken(); err != nil {
 				return false, err
 			}
@@ -414,6 +429,7 @@ func (s *Source) passes(x *exchange) (postcopy bool, err error) {
 		must, can := reg.Pending(false)
 		if float64(must+can) <= most {
 			must, can = reg.Pending(true) // which costs a look at the dirty log
+			s.moved(w)
 		}
 		switch {
 		case float64(must+can) <= most:
@@ -483,6 +499,7 @@ func (x *exchange) look() <-chan time.Time {
 // once, and the rest while little enough is on its way.
 func (s *Source) follow(x *exchange) error {
 	reg, w := s.cfg.State, x.w
+	s.course.at(StatusPostcopy)
 	for done := false; !done; {
 		asked := s.cfg.Memory.Requested()
 		if !asked {
@@ -512,6 +529,7 @@ func (s *Source) follow(x *exchange) error {
 		if err == nil {
 			err = w.Flush()
 		}
+		s.moved(w)
 		if asked {
 			x.pace.answer(time.Now())
 		}
@@ -525,6 +543,7 @@ func (s *Source) follow(x *exchange) error {
 	if err := reg.SaveCompletePostcopy(w); err != nil {
 		return x.cause(err)
 	}
+	s.moved(w)
 	<-x.done
 	return x.err
 }

@@ -198,6 +198,12 @@ func (h *Host) VM() *kvm.VM { return h.vm }
 // it calls VM().MarkDirty.
 func (h *Host) Blocks() []ram.Block { return h.pc.Blocks() }
 
+// EnsureMemory is for a guest that runs before its memory is there; see the method of
+// pc.Machine. Devices of the machine's own look after themselves.
+func (h *Host) EnsureMemory(ensure func(block string, offset, n uint64) error) {
+	h.pc.EnsureMemory(ensure)
+}
+
 // Stats returns what was counted since Attach.
 func (h *Host) Stats() Stats { return h.pc.Stats() }
 

@@ -74,3 +74,6 @@ func (h *Host) Stats() Stats { return Stats{} }
 
 // Close does nothing.
 func (h *Host) Close() error { return nil }
+
+// EnsureMemory does nothing.
+func (h *Host) EnsureMemory(ensure func(block string, offset, n uint64) error) {}

@@ -25,6 +25,7 @@ type Machine struct {
 	vm     *kvm.VM
 	own    bool // vm is closed with the Machine
 	memory []byte
+	seen   *device.Memory // what devices see of it
 	bus    bus
 	log    *slog.Logger
 
@@ -134,6 +135,7 @@ func (m *Machine) low() int { return min(len(m.memory), lowMost) }
 // build makes the devices.
 func (m *Machine) build(d Devices) {
 	mem := device.NewMemory(m.memory, m.low(), m.vm.MarkDirty)
+	m.seen = mem
 	m.console = device.NewConsole(d.Console, m.log)
 	m.serial = device.NewSerial(m.console, m.line(board.IRQSerial))
 	m.cmos = device.NewCMOS(uint64(m.low()), time.Now)
@@ -230,6 +232,19 @@ func (m *Machine) VM() *kvm.VM { return m.vm }
 // Blocks returns the guest's memory: one block, named kvm.RAMBlock. Who writes to
 // it calls VM().MarkDirty.
 func (m *Machine) Blocks() []ram.Block { return []ram.Block{{Name: kvm.RAMBlock, Host: m.memory}} }
+
+// EnsureMemory is for a guest that runs before its memory is there: devices call ensure
+// before they touch memory, which returns when n bytes of the block of Blocks from offset
+// on are there (the method Ensure of a ram.Lazy), and wait for it meanwhile. Its error is
+// of memory that nobody brings any more, and is not looked at. Nil: all memory is there. The
+// Machine must be paused.
+func (m *Machine) EnsureMemory(ensure func(block string, offset, n uint64) error) {
+	if ensure == nil {
+		m.seen.Ensure(nil)
+		return
+	}
+	m.seen.Ensure(func(off, n uint64) { _ = ensure(kvm.RAMBlock, off, n) })
+}
 
 // Cards returns the guest's network cards, in the order of Devices.NICs.
 func (m *Machine) Cards() []*Card { return m.cards[:len(m.cards):len(m.cards)] }

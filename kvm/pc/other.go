@@ -54,6 +54,9 @@ func (m *Machine) RegisterAs(reg *vmstate.Registry, prefix string) error { retur
 // Blocks returns nil.
 func (m *Machine) Blocks() []ram.Block { return nil }
 
+// EnsureMemory does nothing.
+func (m *Machine) EnsureMemory(ensure func(block string, offset, n uint64) error) {}
+
 // VM returns nil.
 func (m *Machine) VM() *kvm.VM { return nil }
 

@@ -12,6 +12,8 @@ type Memory struct {
 	ram  []byte
 	low  uint64 // bytes below the hole
 	mark func(gpa, n uint64)
+
+	ensure func(off, n uint64) // nil: all of it is there
 }
 
 // high is where memory goes on behind the hole.
@@ -23,6 +25,10 @@ const high = 1 << 32
 func NewMemory(ram []byte, low int, mark func(gpa, n uint64)) *Memory {
 	return &Memory{ram: ram, low: uint64(low), mark: mark}
 }
+
+// Ensure has f called before n bytes of ram from off on are touched: it returns when they
+// are there. Nil: all of it is. No device may be at work.
+func (m *Memory) Ensure(f func(off, n uint64)) { m.ensure = f }
 
 // has reports whether n bytes from address a on are memory, in one piece.
 func (m *Memory) has(a, n uint64) bool {
@@ -38,6 +44,9 @@ func (m *Memory) has(a, n uint64) bool {
 func (m *Memory) bytes(a, n uint64) []byte {
 	if a >= high {
 		a += m.low - high
+	}
+	if m.ensure != nil && n > 0 {
+		m.ensure(a, n)
 	}
 	return m.ram[a : a+n : a+n]
 }
