@@ -65,8 +65,11 @@ func (o *pool) put(p *pkt) {
 		return
 	}
 	o.bytes -= 1 << (poolMin + p.class)
-	o.free[p.class] = append(o.free[p.class], p)
+	o.keep(p)
 }
+
+// keep keeps the memory of a packet that does not count as in use.
+func (o *pool) keep(p *pkt) { o.free[p.class] = append(o.free[p.class], p) }
 
 // A queue holds packets in order. Taking from the front is cheap.
 type queue struct {
