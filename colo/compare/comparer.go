@@ -155,7 +155,7 @@ func (c *Comparer) WriteVNetPacket(p []byte, hdrLen int) error {
 		return ErrFrame
 	}
 	full, _ := c.do(func(e *Engine, now time.Time) (Result, error) {
-		if c.bytes+len(p) > c.limit {
+		if c.bytes > 0 && c.bytes+costOf(len(p)) > c.limit {
 			return Result{Full: true}, nil
 		}
 		return e.Primary(f, now), nil

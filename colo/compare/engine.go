@@ -100,6 +100,7 @@ func NewEngine(cfg Config) *Engine {
 	e := &Engine{cfg: cfg, connections: connections{
 		conns: newIndex(), loners: make(map[connKey]loners), services: make(map[serviceKey]*service),
 	}}
+	e.pool.limit = cfg.MaxBytes
 	if cfg.Strict {
 		e.strict = newStrict(cfg, e.instant)
 	}
@@ -195,7 +196,7 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 		e.pass(p)
 		return e.end()
 	}
-	if !e.room(len(f.Data)) {
+	if !e.room(len(f.Data), 0) {
 		e.res.Full = true
 		e.overLimit()
 		return e.end()
@@ -283,7 +284,7 @@ func (e *Engine) secondary(f Frame, now time.Time) Result {
 	}
 	c := e.conn(p, k, e.now)
 	// The other half of the memory is the primary's.
-	if c == nil || !e.room(e.cfg.MaxBytes/2+len(f.Data)) {
+	if c == nil || !e.room(len(f.Data), e.cfg.MaxBytes/2) {
 		e.stats.Dropped++
 		e.overLimit()
 		return e.end()
@@ -328,8 +329,11 @@ func (e *Engine) look(f Frame, now time.Time) *pkt {
 	return p
 }
 
-// room reports whether there is memory to keep a packet of n bytes.
-func (e *Engine) room(n int) bool { return e.pool.bytes+n <= e.cfg.MaxBytes }
+// room reports whether there is memory to keep a packet of n bytes beside so many others.
+// There always is for the only one.
+func (e *Engine) room(n, others int) bool {
+	return e.pool.bytes == 0 || e.pool.bytes+others+costOf(n) <= e.cfg.MaxBytes
+}
 
 func (e *Engine) overLimit() {
 	if !e.asked {

@@ -16,11 +16,8 @@ func (c *Comparer) InUse() (wait, leave int) {
 }
 
 // Kept returns how many bytes of memory wait for further packets.
-func (c *Comparer) Kept() (n int) {
+func (c *Comparer) Kept() int {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for class, free := range c.eng.pool.free {
-		n += len(free) << (poolMin + class)
-	}
-	return n
+	return c.eng.pool.kept
 }

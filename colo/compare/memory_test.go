@@ -1,6 +1,7 @@
 package compare_test
 
 import (
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -60,4 +61,60 @@ func TestWhatHasLeftLeavesItsMemoryToOthers(t *testing.T) {
 			})
 		})
 	}
+}
+
+// MaxBytes is of memory, and not of the packets in it: 1,100 bytes take 2 KiB. Memory
+// that is not in use is bounded too, whatever sizes the packets had that it was for.
+func TestMemoryIsBoundedWhateverSizesPacketsHave(t *testing.T) {
+	const limit = 1 << 16
+	between(t, compare.Config{Marks: true, MaxBytes: limit}, func(x *pairing) {
+		epoch := uint64(0)
+		next := func() {
+			x.Mark(epoch)
+			x.Received(epoch)
+			x.SecondaryMark(epoch)
+			x.Loaded(epoch)
+			epoch++
+			synctest.Wait()
+		}
+		next()
+		for _, size := range []int{10, 200, 500, 1100, 3000, 9000, 40000} {
+			p := udp(strings.Repeat("x", size)).Data
+			n := 0
+			for x.WritePacket(p) == nil {
+				n++
+			}
+			if s, _ := x.Stats(); n == 0 || s.HeldBytes > limit || s.HeldBytes < n*len(p) {
+				t.Errorf("%d packets of %d bytes are held in %d bytes", n, len(p), s.HeldBytes)
+			}
+			next()
+			if wait, leave := x.InUse(); wait != 0 || leave != 0 || x.Kept() > limit || x.Kept() < limit/2 {
+				t.Errorf("after packets of %d bytes %d and %d are in use, and %d kept", len(p), wait, leave, x.Kept())
+			}
+		}
+	})
+}
+
+// A packet that takes more than all of the memory is held if it is the only one: it
+// would never leave otherwise.
+func TestTheOnlyPacketAlwaysHasRoom(t *testing.T) {
+	between(t, compare.Config{Marks: true, MaxBytes: 1 << 10}, func(x *pairing) {
+		x.Mark(0)
+		x.Received(0)
+		x.SecondaryMark(0)
+		p := udp(strings.Repeat("x", 2000)).Data
+		if err := x.WritePacket(p); err != nil {
+			t.Fatal(err)
+		}
+		if err := x.WritePacket(p); err != compare.ErrFull {
+			t.Errorf("%v, want ErrFull", err)
+		}
+		x.sec <- p
+		x.Mark(1)
+		x.Received(1)
+		synctest.Wait()
+		if len(x.out.got) != 1 {
+			t.Errorf("%d packets have left", len(x.out.got))
+		}
+	})
 }
