@@ -30,7 +30,8 @@ type Config struct {
 
 	// MaxBytes bounds the memory for waiting packets, in bytes. Zero is 64 MiB. At half of
 	// it the engine asks for a checkpoint and drops the secondary's packets; at all of it,
-	// it takes no more of the primary's.
+	// it takes no more of the primary's. A packet takes up to twice its length. As much
+	// memory again may be kept for later packets.
 	MaxBytes int
 
 	// MaxConns bounds the number of connections. Zero is 16384. Connections without

@@ -61,8 +61,8 @@ type call struct {
 	res   Result
 	out   []Frame
 	taken []instant // when those of out came
+	spent []*pkt    // whose memory those of out have; the next call frees it; nil: the caller's, or see takeOver
 	notes []Note
-	spent []*pkt // packets that the result refers to; the next call frees them
 }
 
 // epochs has what changes with the steps of a checkpoint.
@@ -100,6 +100,7 @@ func NewEngine(cfg Config) *Engine {
 	e := &Engine{cfg: cfg, connections: connections{
 		conns: newIndex(), loners: make(map[connKey]loners), services: make(map[serviceKey]*service),
 	}}
+	e.pool.limit = cfg.MaxBytes
 	if cfg.Strict {
 		e.strict = newStrict(cfg, e.instant)
 	}
@@ -109,7 +110,9 @@ func NewEngine(cfg Config) *Engine {
 // begin is called first by everything that has a Result.
 func (e *Engine) begin() {
 	for _, p := range e.spent {
-		e.pool.put(p)
+		if p != nil {
+			e.pool.put(p)
+		}
 	}
 	e.spent = e.spent[:0]
 	if len(e.out) > 8 {
@@ -134,9 +137,10 @@ func (e *Engine) release(p *pkt, count *uint64) {
 		e.waits.Add(e.now.Sub(p.at))
 	}
 	e.out, e.taken = append(e.out, p.Frame), append(e.taken, p.at)
-	if p.class >= 0 {
-		e.spent = append(e.spent, p)
+	if p.class < 0 {
+		p = nil
 	}
+	e.spent = append(e.spent, p)
 }
 
 func (e *Engine) want(why Reason) {
@@ -192,7 +196,7 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 		e.pass(p)
 		return e.end()
 	}
-	if !e.room(len(f.Data)) {
+	if !e.room(len(f.Data), 0) {
 		e.res.Full = true
 		e.overLimit()
 		return e.end()
@@ -280,7 +284,7 @@ func (e *Engine) secondary(f Frame, now time.Time) Result {
 	}
 	c := e.conn(p, k, e.now)
 	// The other half of the memory is the primary's.
-	if c == nil || !e.room(e.cfg.MaxBytes/2+len(f.Data)) {
+	if c == nil || !e.room(len(f.Data), e.cfg.MaxBytes/2) {
 		e.stats.Dropped++
 		e.overLimit()
 		return e.end()
@@ -325,8 +329,11 @@ func (e *Engine) look(f Frame, now time.Time) *pkt {
 	return p
 }
 
-// room reports whether there is memory to keep a packet of n bytes.
-func (e *Engine) room(n int) bool { return e.pool.bytes+n <= e.cfg.MaxBytes }
+// room reports whether there is memory to keep a packet of n bytes beside so many others.
+// There always is for the only one.
+func (e *Engine) room(n, others int) bool {
+	return e.pool.bytes == 0 || e.pool.bytes+others+costOf(n) <= e.cfg.MaxBytes
+}
 
 func (e *Engine) overLimit() {
 	if !e.asked {
@@ -342,6 +349,27 @@ func (e *Engine) takenAt(i int) instant {
 	}
 	return e.taken[i]
 }
+
+// takeOver returns the i-th packet of the last call's Result, in memory that is the
+// caller's until giveBack: that in which the packet has waited, or a copy if it has not. It
+// is called once for each.
+func (e *Engine) takeOver(i int, f Frame) *pkt {
+	if e.strict == nil && e.spent[i] != nil {
+		p := e.spent[i]
+		e.spent[i] = nil
+		e.pool.bytes -= costOf(len(p.Data))
+		return p
+	}
+	p := e.pool.get(len(f.Data))
+	e.pool.bytes -= costOf(len(f.Data))
+	copy(p.Data, f.Data)
+	p.VNetHdr, p.owner = f.VNetHdr, nil
+	p.at = e.takenAt(i)
+	return p
+}
+
+// giveBack takes back the memory of a packet that takeOver has returned.
+func (e *Engine) giveBack(p *pkt) { e.pool.keep(p) }
 
 // Waits returns how long packets have waited for their twins, counting those that left
 // because the secondary's guest said the same. With Strict it counts none.
@@ -364,7 +392,9 @@ func (e *Engine) Stats() Stats {
 		}
 	}
 	for _, p := range e.spent {
-		s.HeldBytes -= 1 << (poolMin + p.class)
+		if p != nil {
+			s.HeldBytes -= costOf(len(p.Data))
+		}
 	}
 	return s
 }

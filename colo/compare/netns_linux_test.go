@@ -191,6 +191,12 @@ func newWorldOver(t *testing.T, change func(*link)) *world {
 // stack is ahead of the primary's, in units of a timestamp.
 func newWorldOf(t *testing.T, dev tap.Config, ahead uint32, change func(*link)) *world {
 	t.Helper()
+	return newWorldWith(t, dev, ahead, change, false)
+}
+
+// newWorldWith is newWorldOf with a toll, if wanted, in the place of the comparison.
+func newWorldWith(t *testing.T, dev tap.Config, ahead uint32, change func(*link), tolled bool) *world {
+	t.Helper()
 	w := &world{client: netns.New(t, false, dev), primary: netns.New(t, true, dev), secondary: netns.New(t, true, dev), vnet: dev.VNetHdrLen}
 	w.up, w.down = newLink(1, w.arrive), newLink(2, func(p []byte) {
 		netns.Complete(p, w.vnet)
@@ -282,8 +288,23 @@ func newWorldOf(t *testing.T, dev tap.Config, ahead uint32, change func(*link)) 
 		})
 	})
 	wg.Go(func() { back.Run(ctx, filter.NewConn(compares, marks(nil))) })
-	wg.Go(func() { w.cmp.ServeSecondary(primary, filter.NewConn(compared, marks(w.cmp.SecondaryMark))) })
-	wg.Go(func() { w.cmp.ServePrimary(primary, w.primary) })
+	said := filter.NewConn(compared, marks(w.cmp.SecondaryMark))
+	if tolled {
+		g := &toll{out: w.down}
+		wg.Go(func() {
+			for {
+				p, err := said.ReadPacket()
+				if err != nil {
+					return
+				}
+				g.secondary(p, w.vnet)
+			}
+		})
+		wg.Go(func() { w.primary.Each(func(p []byte) { g.primary(p, w.vnet) }) })
+	} else {
+		wg.Go(func() { w.cmp.ServeSecondary(primary, said) })
+		wg.Go(func() { w.cmp.ServePrimary(primary, w.primary) })
+	}
 	wg.Go(func() { w.cmp.Run(primary, w.down) })
 	wg.Go(func() {
 		w.secondary.Each(func(p []byte) {

@@ -239,7 +239,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	t.left.notePlain(&t.told, &s, e.ids)
 	e.stats.Matched++
 	e.waits.Add(0)
-	e.out, e.taken = append(e.out, *f), append(e.taken, e.now)
+	e.out, e.taken, e.spent = append(e.out, *f), append(e.taken, e.now), append(e.spent, nil)
 	return true
 }
 

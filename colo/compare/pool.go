@@ -23,6 +23,8 @@ type pkt struct {
 // A pool keeps the memory of packets that have left, by size.
 type pool struct {
 	free  [24][]*pkt // up to 1 GiB
+	kept  int        // the bytes of free
+	limit int        // of kept
 	bytes int        // in use
 }
 
@@ -40,6 +42,7 @@ func (o *pool) get(n int) *pkt {
 	if l := o.free[c]; len(l) > 0 {
 		q := l[len(l)-1]
 		o.free[c] = l[:len(l)-1]
+		o.kept -= costOf(n)
 		q.Data = q.Data[:n]
 		return q
 	}
@@ -65,7 +68,36 @@ func (o *pool) put(p *pkt) {
 		return
 	}
 	o.bytes -= 1 << (poolMin + p.class)
+	o.keep(p)
+}
+
+// keep keeps the memory of a packet that does not count as in use. Beyond the limit it lets
+// go of memory of other sizes: what has just been used is needed again soonest.
+func (o *pool) keep(p *pkt) {
 	o.free[p.class] = append(o.free[p.class], p)
+	o.kept += 1 << (poolMin + p.class)
+	if o.kept > o.limit {
+		o.shrink(p.class)
+	}
+}
+
+// shrink lets go of free memory until the limit is met, last of that of the class last.
+func (o *pool) shrink(last int8) {
+	drop := func(c int8) {
+		l := o.free[c]
+		for len(l) > 0 && o.kept > o.limit {
+			l[len(l)-1] = nil
+			l = l[:len(l)-1]
+			o.kept -= 1 << (poolMin + c)
+		}
+		o.free[c] = l
+	}
+	for c := range int8(len(o.free)) {
+		if c != last {
+			drop(c)
+		}
+	}
+	drop(last)
 }
 
 // A queue holds packets in order. Taking from the front is cheap.

@@ -138,7 +138,8 @@ func NewBuffer(cfg BufferConfig) *Buffer {
 	}
 	b := &Buffer{cfg: cfg, wake: make(chan struct{}, 1), room: make(chan struct{}, 1)}
 	if b.cfg.Now == nil {
-		b.cfg.Now = time.Now
+		began := time.Now()
+		b.cfg.Now = func() time.Time { return began.Add(time.Since(began)) } // half the price: it does not read the time of day
 	}
 	b.own.limit = cfg.Limit
 	return b

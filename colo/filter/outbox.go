@@ -18,12 +18,11 @@ type Outbox struct {
 
 	wake chan struct{}
 
-	mu      sync.Mutex
-	ring    ring
-	scratch []byte
-	told    bool
-	closed  bool
-	lost    uint64
+	mu     sync.Mutex
+	ring   ring
+	told   bool
+	closed bool
+	lost   uint64
 }
 
 // Each packet has a byte before it: the length of its virtio-net header, or isMark if it
@@ -49,10 +48,9 @@ func (o *Outbox) WriteFrame(f Frame) error {
 		return &Error{Op: "outbox", Offset: -1, Err: ErrFrame}
 	}
 	o.mu.Lock()
-	o.scratch = append(append(o.scratch[:0], byte(f.VNetHdr)), f.Data...)
 	tell := false
 	var err error
-	if !o.closed && !o.ring.push(o.scratch) {
+	if !o.closed && !o.ring.pushBehind([]byte{byte(f.VNetHdr)}, f.Data) {
 		err = ErrFull
 		o.lost++
 		tell = !o.told
@@ -112,7 +110,6 @@ func (o *Outbox) LostFrames() uint64 {
 // connection. A write that blocks is ended by closing the connection.
 // Packets that wait go out together in one write, up to some size, so that a burst of
 // small packets costs as much as one large packet.
-// as much as one large one.
 func (o *Outbox) Run(ctx context.Context, conn *Conn) error {
 	fill := func(b []byte) []byte { return o.drain(conn, b) }
 	for ctx.Err() == nil {

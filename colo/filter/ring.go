@@ -55,11 +55,15 @@ func (r *ring) fits(n int) bool {
 }
 
 // push copies p to the end of the queue, or returns false if the limit forbids.
-func (r *ring) push(p []byte) bool {
-	need := slot(len(p))
+func (r *ring) push(p []byte) bool { return r.pushBehind(nil, p) }
+
+// pushBehind is push for a frame that has head before p.
+func (r *ring) pushBehind(head, p []byte) bool {
+	n := len(head) + len(p)
+	need := slot(n)
 	at := r.place(need)
 	if at < 0 {
-		if !r.fits(len(p)) {
+		if !r.fits(n) {
 			return false
 		}
 		r.grow(need)
@@ -71,8 +75,8 @@ func (r *ring) push(p []byte) bool {
 	case at == 0 && r.tail > r.head:
 		r.end = r.tail
 	}
-	binary.NativeEndian.PutUint32(r.mem[at:], uint32(len(p)))
-	copy(r.mem[at+4:], p)
+	binary.NativeEndian.PutUint32(r.mem[at:], uint32(n))
+	copy(r.mem[at+4+copy(r.mem[at+4:], head):], p)
 	r.tail = at + need
 	r.n++
 	return true

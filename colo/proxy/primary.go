@@ -150,6 +150,7 @@ func NewPrimary(cfg PrimaryConfig) *Primary {
 		panic("proxy: PrimaryConfig needs VM and Deliver")
 	}
 	cfg.Limit = limitOf(cfg.Limit)
+	clock := cfg.Now // of packets, and nil if theirs may be one that is read faster
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -160,7 +161,7 @@ func NewPrimary(cfg PrimaryConfig) *Primary {
 	_ = p.mirror.Failover() // closed until a mark
 	if cfg.Continuous {
 		p.buffer = filter.NewBuffer(filter.BufferConfig{
-			Limit: cfg.Limit, Full: func() { p.ask(event.CauseLimit) }, Now: cfg.Now,
+			Limit: cfg.Limit, Full: func() { p.ask(event.CauseLimit) }, Now: clock,
 		})
 		return p
 	}
@@ -175,7 +176,7 @@ func NewPrimary(cfg PrimaryConfig) *Primary {
 	// the secondary loads, which is twice the limit.
 	c.MaxBytes = cfg.Limit - cfg.Limit/16
 	p.comparer = compare.NewComparer(c)
-	p.comparer.Now = cfg.Now
+	p.comparer.Now = clock
 	p.comparer.Diverged = func(r compare.Reason) {
 		switch r {
 		case compare.ReasonLimit:

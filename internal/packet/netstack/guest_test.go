@@ -3,10 +3,12 @@ package netstack
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"sync"
 	"time"
 
+	"github.com/gocolo/lockstep/internal/packet"
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/state"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -61,8 +63,9 @@ func (*clock) StateFields() []string                   { return nil }
 func (*clock) StateSave(state.Sink)                    {}
 func (*clock) StateLoad(context.Context, state.Source) {}
 
-// newStack returns a stack behind a cable, with an address of each protocol.
-func newStack(a4, a6 tcpip.Address) (*stack.Stack, *cable) {
+// newStack returns a stack behind a cable, with an address of each protocol. With gso it
+// leaves checksums, and the cutting of segments, to its device.
+func newStack(a4, a6 tcpip.Address, gso bool) (*stack.Stack, *cable) {
 	s := stack.New(stack.Options{
 		Clock:              new(clock),
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
@@ -71,6 +74,9 @@ func newStack(a4, a6 tcpip.Address) (*stack.Stack, *cable) {
 	s.SetAllowConnectedOnSave(true)
 	link := &cable{channel.New(1<<16, mtu, "")}
 	link.LinkEPCapabilities |= stack.CapabilitySaveRestore
+	if gso {
+		link.SupportedGSOKind = stack.HostGSOSupported
+	}
 	must(s.CreateNIC(nic, link))
 	for _, a := range []struct {
 		proto tcpip.NetworkProtocolNumber
@@ -231,6 +237,7 @@ func (c *conn) step() (did bool) {
 // another one. It is a VM.
 type guest struct {
 	out func(frame []byte) // what it sends
+	gso bool               // its stack leaves checksums and the cutting of segments to its device
 
 	mu     sync.Mutex
 	image  image
@@ -244,9 +251,9 @@ type guest struct {
 
 // newGuest returns a paused guest whose server listens, or will when it becomes
 // another one's copy.
-func newGuest(v6 bool) *guest {
-	g := &guest{paused: true}
-	s, link := newStack(guest4, guest6)
+func newGuest(v6, gso bool) *guest {
+	g := &guest{paused: true, gso: gso}
+	s, link := newStack(guest4, guest6, gso)
 	g.link = link
 	proto := header.IPv4ProtocolNumber
 	if v6 {
@@ -261,29 +268,55 @@ func newGuest(v6 bool) *guest {
 	return g
 }
 
-// frame puts an Ethernet header before an IP packet.
-func frame(p []byte, toGuest bool) []byte {
-	f := make([]byte, 14, 14+len(p))
-	f[0], f[6] = 2, 2
+// vnet is the length of the virtio-net header that each frame begins with.
+const vnet = packet.VNetMergeLen
+
+// frame puts a virtio-net header and an Ethernet header before an IP packet.
+func frame(pkt *stack.PacketBuffer, toGuest bool) []byte {
+	v := pkt.ToView()
+	defer v.Release()
+	p := v.AsSlice()
+	f := make([]byte, vnet+packet.EthernetLen, vnet+packet.EthernetLen+len(p))
+	e := f[vnet:]
+	e[0], e[6] = 2, 2
 	if toGuest {
-		f[5], f[11] = 1, 2
+		e[5], e[11] = 1, 2
 	} else {
-		f[5], f[11] = 2, 1
+		e[5], e[11] = 2, 1
 	}
-	f[12] = 8
+	e[12] = 8
 	if len(p) > 0 && p[0]>>4 == 6 {
-		f[12], f[13] = 0x86, 0xdd
+		e[12], e[13] = 0x86, 0xdd
+	}
+	if o := &pkt.GSOOptions; o.Type != stack.GSONone && o.NeedsCsum { // virtio 1.2 section 5.1.6
+		l4 := packet.EthernetLen + o.L3HdrLen
+		f[0] = packet.VNetNeedsCsum
+		if pkt.Data().Size() > int(o.MSS) {
+			f[1] = packet.GSOTCPv4
+			if o.Type == stack.GSOTCPv6 {
+				f[1] = packet.GSOTCPv6
+			}
+			binary.LittleEndian.PutUint16(f[2:], l4+uint16(len(pkt.TransportHeader().Slice())))
+			binary.LittleEndian.PutUint16(f[4:], o.MSS)
+		}
+		binary.LittleEndian.PutUint16(f[6:], l4)
+		binary.LittleEndian.PutUint16(f[8:], o.CsumOffset)
 	}
 	return append(f, p...)
 }
 
-// inject gives a frame to a stack.
+// inject gives a frame to a stack, which looks at all checksums.
 func inject(link *cable, f []byte) {
+	f = bytes.Clone(f)
+	if h := packet.VNetOf(f, vnet); h != nil {
+		h.Complete(f[vnet:])
+	}
+	f = f[vnet:]
 	proto := header.IPv4ProtocolNumber
 	if f[12] == 0x86 {
 		proto = header.IPv6ProtocolNumber
 	}
-	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(bytes.Clone(f[14:]))})
+	pkt := stack.NewPacketBuffer(stack.PacketBufferOptions{Payload: buffer.MakeWithData(f[packet.EthernetLen:])})
 	link.InjectInbound(proto, pkt)
 	pkt.DecRef()
 }
@@ -295,9 +328,7 @@ func drain(ctx context.Context, link *cable, toGuest bool, out func([]byte)) {
 		if pkt == nil {
 			return
 		}
-		v := pkt.ToView()
-		out(frame(v.AsSlice(), toGuest))
-		v.Release()
+		out(frame(pkt, toGuest))
 		pkt.DecRef()
 	}
 }
@@ -364,9 +395,7 @@ func (g *guest) Pause(context.Context) error {
 		if pkt == nil {
 			return nil
 		}
-		v := pkt.ToView()
-		g.out(frame(v.AsSlice(), false))
-		v.Release()
+		g.out(frame(pkt, false))
 		pkt.DecRef()
 	}
 }
@@ -384,7 +413,7 @@ func (g *guest) become(saved []byte) error {
 	if _, err := state.Load(context.Background(), bytes.NewReader(saved), &i); err != nil {
 		return err
 	}
-	fresh, link := newStack(guest4, guest6)
+	fresh, link := newStack(guest4, guest6, g.gso)
 	i.stack.ReplaceConfig(fresh)
 	i.stack.Restore()
 	g.image, g.link, g.frozen, g.copied = i, link, false, true

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -20,6 +21,7 @@ import (
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/packet"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -28,12 +30,17 @@ import (
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
 )
 
+// offloads has both guests leave checksums and the cutting of segments to their device.
+// Otherwise that of IPv4 does.
+var offloads = flag.Bool("netstack.offloads", false, "with offloads over IPv6 too")
+
 // A client is a stack on the network that both hosts are on. Its packets go to the
 // host that is in charge, as those of a bridge do that has learned where the guest
 // is.
 type client struct {
 	stack *stack.Stack
 	link  *cable
+	whole atomic.Uint64 // how many frames have come that are longer than a segment
 
 	mu     sync.Mutex
 	charge *place
@@ -83,6 +90,9 @@ func (p *place) WritePacket(f []byte) error {
 		return net.ErrClosed
 	}
 	p.left.Add(1)
+	if f[1] != packet.GSONone {
+		p.c.whole.Add(1)
+	}
 	inject(p.c.link, f)
 	return nil
 }
@@ -119,8 +129,8 @@ type pair struct {
 // connections; without, the proxies do, and the first may be a promoted secondary's.
 func protect(t *testing.T, ctx context.Context, group *sync.WaitGroup, c *client, g *guest, pw *place, pe *filter.Edge, was *proxy.Secondary, v6 bool) *pair {
 	t.Helper()
-	x := &pair{t: t, ctx: ctx, group: group, pg: g, sg: newGuest(v6), pw: pw, sw: c.plug(), pe: pe, wants: make(chan event.Cause, 1)}
-	cfg := proxy.PrimaryConfig{VM: g, Deliver: func(f []byte) error { return g.deliver(f) }, RequestCheckpoint: func(c event.Cause) {
+	x := &pair{t: t, ctx: ctx, group: group, pg: g, sg: newGuest(v6, g.gso), pw: pw, sw: c.plug(), pe: pe, wants: make(chan event.Cause, 1)}
+	cfg := proxy.PrimaryConfig{VM: g, VNetHdr: vnet, Deliver: func(f []byte) error { return g.deliver(f) }, RequestCheckpoint: func(c event.Cause) {
 		select {
 		case x.wants <- c:
 		default:
@@ -140,7 +150,7 @@ func protect(t *testing.T, ctx context.Context, group *sync.WaitGroup, c *client
 		rewriter.Edge = x.se
 	}
 	x.s = proxy.NewSecondary(proxy.SecondaryConfig{
-		VM: x.sg, Deliver: func(f []byte) error { return x.sg.deliver(f) }, Rewriter: rewriter,
+		VM: x.sg, VNetHdr: vnet, Deliver: func(f []byte) error { return x.sg.deliver(f) }, Rewriter: rewriter,
 		Announce: proxy.AnnounceConfig{Rounds: 5},
 	})
 	x.pg.out = func(f []byte) { x.must(x.p.WritePacket(f)) }
@@ -150,7 +160,7 @@ func protect(t *testing.T, ctx context.Context, group *sync.WaitGroup, c *client
 	var pnet, snet proxy.Network = x.pw, x.sw
 	if pe != nil {
 		x.must(errors.Join(x.preg.Register(x.pe.Entry(0), x.pe), x.sreg.Register(x.se.Entry(0), x.se)))
-		pnet, snet = pe.Network(x.pw, 0), x.se.Network(x.sw, 0)
+		pnet, snet = pe.Network(x.pw, vnet), x.se.Network(x.sw, vnet)
 	}
 	var pctx, sctx context.Context
 	pctx, x.pend = context.WithCancel(ctx)
@@ -267,11 +277,11 @@ func TestClientsNoticeNothingOfTwoFailovers(t *testing.T) {
 	for _, ip := range []string{"IPv4", "IPv6"} {
 		t.Run(ip, func(t *testing.T) {
 			if os.Getenv(child) != "" {
-				twoFailovers(t, ip == "IPv6", ip == "IPv6")
+				twoFailovers(t, ip == "IPv6", ip == "IPv6", ip == "IPv4" || *offloads)
 				return
 			}
 			for range tries {
-				cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.v", "-test.run=^"+strings.ReplaceAll(t.Name(), "/", "$/^")+"$")
+				cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.v", fmt.Sprintf("-netstack.offloads=%t", *offloads), "-test.run=^"+strings.ReplaceAll(t.Name(), "/", "$/^")+"$")
 				cmd.Env = append(os.Environ(), child+"=1")
 				out, err := cmd.CombinedOutput()
 				switch {
@@ -290,19 +300,20 @@ func TestClientsNoticeNothingOfTwoFailovers(t *testing.T) {
 
 // byHand says that the hosts carry the connections through the second failover, and
 // not the proxies.
-func twoFailovers(t *testing.T, v6, byHand bool) {
+// With gso the guests send frames of many segments.
+func twoFailovers(t *testing.T, v6, byHand, gso bool) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 	ctx, cancel := context.WithCancel(t.Context())
 	var group sync.WaitGroup
 	c := new(client)
-	c.stack, c.link = newStack(client4, client6)
+	c.stack, c.link = newStack(client4, client6, false)
 	defer group.Wait()
 	defer cancel()
 	group.Go(func() { drain(ctx, c.link, true, c.send) })
 
-	first := newGuest(v6)
+	first := newGuest(v6, gso)
 	pw := c.plug()
 	c.moveTo(pw)
 	var edge *filter.Edge
@@ -401,6 +412,9 @@ func twoFailovers(t *testing.T, v6, byHand bool) {
 	y.kill()
 	y.takeOver(c)
 	downloads.Wait()
+	if n := c.whole.Load(); gso != (n > 0) {
+		t.Errorf("%d frames were longer than a segment", n)
+	}
 	if byHand && (y.se.Len() == 0 || y.se.Rewritten() == 0) {
 		t.Errorf("the third host translates %d connections at its edge, and has translated %d packets", y.se.Len(), y.se.Rewritten())
 	}
