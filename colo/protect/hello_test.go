@@ -84,6 +84,27 @@ func TestWhatIsNoHelloIsRefused(t *testing.T) {
 	}
 }
 
+func TestAHelloHasAtMostSoManyOfEach(t *testing.T) {
+	for _, x := range []struct {
+		most int
+		list func(n int) *offer
+	}{
+		{maxList, func(n int) *offer { return &offer{Memory: make([]part, n)} }},
+		{maxDisks, func(n int) *offer { return &offer{Disks: make([]part, n)} }},
+		{maxNetworks, func(n int) *offer { return &offer{Networks: make([]link, n)} }},
+	} {
+		for n, want := range map[int]error{x.most: nil, x.most + 1: ErrHello} {
+			var b bytes.Buffer
+			if err := writeHello(&b, hello{Offer: x.list(n)}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := readHello(&b); !errors.Is(err, want) {
+				t.Errorf("%d where at most %d may be: %v, want %v", n, x.most, err, want)
+			}
+		}
+	}
+}
+
 func TestWhatDoesNotFitIsSaidByName(t *testing.T) {
 	here := &offer{Machine: "pc", Memory: []part{{"ram", 4096}, {"rom", 8192}}}
 	linked := func(l ...link) *offer { return &offer{Machine: "pc", Memory: here.Memory, Networks: l} }
@@ -201,8 +222,11 @@ func TestNoteIsBounded(t *testing.T) {
 	if n, err := readNote(&b); err != nil || n.Say != sayEnd {
 		t.Errorf("%+v, %v", n, err)
 	}
-	if _, err := readNote(strings.NewReader("\xff\xff")); err == nil {
-		t.Error("a note of 64 KiB was read")
+	for n, want := range map[int]string{maxNote: "EOF", maxNote + 1: "at most 4096"} {
+		head := binary.BigEndian.AppendUint16(nil, uint16(n))
+		if _, err := readNote(bytes.NewReader(head)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("a note of %d bytes: %v, want %s", n, err, want)
+		}
 	}
 	if _, err := readNote(strings.NewReader("\x00\x02{")); !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Error(err)
