@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/replication"
@@ -48,6 +49,14 @@ type DiskConfig struct {
 // nothing, a PeerTimeout more. Without an arbiter nobody can say whether the
 // secondary goes on: an operator does, there.
 //
+// That lasts until the image is opened anew, for nothing that it says later tells what is
+// gone. So a host that goes on alone over such a disk seeks no secondary, and says why in
+// Info.LastError: the guest would stand still for checkpoints that cannot be made. Whoever
+// has mended the image ends Run, opens the image, makes a Disk and a job of the same
+// guest, which stands still meanwhile, and runs that with Start, and with Held if the disk
+// does not know its generation. On a host that follows, Run ends with the error instead of
+// following with such a disk once more.
+//
 // A host that begins to follow has its image overwritten where it differs. The two
 // hosts tell each other which copy they have: a secondary that was only away gets
 // what it has missed, from its last checkpoint on. Of any other copy checksums are
@@ -69,6 +78,11 @@ type Disk struct {
 	below    *below // the gate of the last secondary
 	exports  []*nbd.Export
 	server   *nbd.Server
+
+	// lost is why what is below now can take part in no session any more: it could not
+	// make stable what had been written. nil: it can. Each new primary or secondary
+	// begins with none.
+	lost atomic.Pointer[event.DiskFailed]
 }
 
 var _ replication.Disk = (*Disk)(nil)

@@ -25,6 +25,28 @@ func (d *Disk) failed() error {
 	return nil
 }
 
+// unfit returns why what is below the disk now can take part in no session any more.
+func (d *Disk) unfit() error {
+	if e := d.lost.Load(); e != nil {
+		return fmt.Errorf("%w: %s", errUnfit, e.Error)
+	}
+	return nil
+}
+
+// errUnfit is why a disk can take part in no session.
+var errUnfit = errors.New("the disk here has to be opened anew")
+
+// unfit returns why this host, alone, cannot be protected: no checkpoint of its disks can
+// be made.
+func (j *Job) unfit() error {
+	for _, d := range j.cfg.Disks {
+		if err := d.unfit(); err != nil {
+			return fmt.Errorf("protect: disk %q: %w", d.cfg.Name, err)
+		}
+	}
+	return nil
+}
+
 // diskFailed returns why this host must leave its guest to a secondary that is in
 // step: the checkpoint there has a disk that is good.
 func (j *Job) diskFailed() error {

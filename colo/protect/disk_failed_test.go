@@ -177,3 +177,63 @@ func TestAHostWhoseDiskFailsLeavesTheGuestToAnOperatorsWord(t *testing.T) {
 		a.halt()
 	})
 }
+
+// A host that goes on alone over a disk that has lost something is not protected until the
+// image has been opened anew: it says so, and its guest does not stand still for
+// checkpoints that cannot be made. With the image opened anew the same guest is.
+func TestAHostAloneWhoseDiskHasFailedSeeksNoSecondaryUntilTheImageIsOpenedAnew(t *testing.T) {
+	t.Parallel()
+	withDisk(t, "", func(t *testing.T, w *world) {
+		a, b := w.protected()
+		time.Sleep(300 * time.Millisecond)
+		b.kill(false)
+		a.is(Alone)
+		b.bury()
+		a.image.breaks(errWorn)
+		w.until(func() bool { return a.disk.unfit() != nil })
+		a.image.breaks(nil)
+		b = w.boot("b", false, nil)
+		w.until(func() bool {
+			err := a.job.Query().LastError
+			return err != nil && strings.Contains(err.Error(), errWorn.Error())
+		})
+		settled := len(a.reasons())
+		before := w.heard()
+		time.Sleep(5 * time.Second)
+		if now := a.reasons(); len(now) != settled {
+			t.Errorf("its state changes:\n%s", now[settled:])
+		}
+		if w.heard() == before {
+			t.Error("its guest says nothing")
+		}
+		held := a.job.Query().Generation
+		a.stop(errHalt)
+		<-a.done
+		a.begin(true, func(c *Config) { c.Held = held })
+		a.is(Protected)
+		b.is(Following)
+		b.halt()
+		a.halt()
+	})
+}
+
+// A host that waits, and whose disk has failed as it followed, ends with the error, and is
+// not followed by its primary's vain attempts for ever.
+func TestAHostWhoseDiskHasFailedDoesNotFollowWithItAgain(t *testing.T) {
+	t.Parallel()
+	withDisk(t, "", func(t *testing.T, w *world) {
+		b := w.boot("b", false, nil)
+		b.image.breaks(errWorn)
+		a := w.boot("a", true, nil)
+		<-b.done
+		if b.err == nil || !strings.Contains(b.err.Error(), errWorn.Error()) {
+			t.Errorf("it ends with %v", b.err)
+		}
+		b.leave()
+		b.image.breaks(nil)
+		b = w.boot("b", false, nil)
+		a.is(Protected)
+		b.halt()
+		a.halt()
+	})
+}

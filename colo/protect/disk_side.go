@@ -37,6 +37,10 @@ func (d *Disk) adopt(gate Gate, events *event.Bus, full func()) error {
 	}
 	d.gate, d.events = gate, new(event.Bus)
 	d.events.SubscribeAll(func(r event.Record) {
+		switch e := r.Event.(type) {
+		case event.DiskFailed:
+			d.lost.Store(&e)
+		}
 		events.Publish(r.Event)
 		switch r.Event.(type) {
 		case event.DiskOverlayHalfFull, event.DiskOverlayFull:
@@ -76,6 +80,7 @@ func (d *Disk) lead(over replication.Disk) error {
 		d.below.led.Store(true)
 	}
 	d.primary, d.secondary, d.exports, d.server = p, nil, nil, nil
+	d.lost.Store(nil)
 	return nil
 }
 
@@ -199,7 +204,7 @@ func (d *Disk) step(ctx context.Context) error {
 		if err := s.Stop(ctx, false); err != nil && !errors.Is(err, replication.ErrNotRunning) {
 			return err
 		}
-		return nil
+		return d.unfit()
 	}
 	if s := d.promoted; s != nil {
 		if err := s.Commit(ctx); err != nil {
@@ -215,6 +220,7 @@ func (d *Disk) step(ctx context.Context) error {
 		return err
 	}
 	d.primary, d.promoted, d.secondary, d.below = nil, nil, s, gate
+	d.lost.Store(nil)
 	return nil
 }
 

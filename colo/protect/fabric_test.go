@@ -202,12 +202,11 @@ type host struct {
 	guest *colotest.Guest
 	nic   *NIC
 	proxy *Proxy // instead of nic, if output is compared
+	up    uplink
 	job   *Job
 	stop  context.CancelCauseFunc
 	done  chan struct{}
 	err   error // of Run, when done is closed
-	dead  chan struct{}
-	once  sync.Once
 
 	ran   bool // the guest ran here when the host was halted
 	disk  *Disk
@@ -215,20 +214,27 @@ type host struct {
 	wrote []write // since the last frame
 
 	killed    atomic.Bool
-	gone      atomic.Bool  // killed, and not only not heard any more
-	noArbiter atomic.Bool  // the arbiter does not answer
-	slow      atomic.Int64 // it answers that late, in nanoseconds
-	forget    atomic.Int64 // that many of its answers are lost
-	late      atomic.Int64 // that many of what it is asked for it does later
-	twice     atomic.Bool  // and all of it again
-	lag       atomic.Int64 // how slow the host is, in nanoseconds
-	token     string       // of its claims
+	gone      atomic.Bool   // killed, and not only not heard any more
+	noArbiter atomic.Bool   // the arbiter does not answer
+	slow      atomic.Int64  // it answers that late, in nanoseconds
+	forget    atomic.Int64  // that many of its answers are lost
+	late      atomic.Int64  // that many of what it is asked for it does later
+	twice     atomic.Bool   // and all of it again
+	lag       atomic.Int64  // how slow the host is, in nanoseconds
+	token     string        // of its claims
+	copyOf    atomic.Uint64 // the last generation of which it has had the guest, or a whole copy
 
 	mu     sync.Mutex
 	still  chan struct{} // not nil: the process is stopped, until it is closed
 	events []event.Event
 	when   State
 	hook   func() // called when the job comes to that state, once
+}
+
+// has notes that the host has the guest of a generation, or a whole copy of it.
+func (h *host) has(generation uint64) {
+	for was := h.copyOf.Load(); was < generation && !h.copyOf.CompareAndSwap(was, generation); was = h.copyOf.Load() {
+	}
 }
 
 // on has f called when the job comes to a state, on the job's goroutine.
@@ -247,16 +253,20 @@ func (h *host) passes(s State) <-chan struct{} {
 }
 
 // uplink is the host's way to the client.
-type uplink struct{ h *host }
+type uplink struct {
+	h    *host
+	dead chan struct{}
+	once *sync.Once
+}
 
 func (u uplink) WritePacket(p []byte) error { return u.h.w.hear(u.h, p) }
 
 func (u uplink) ReadPacket() ([]byte, error) {
-	<-u.h.dead
+	<-u.dead
 	return nil, errDead
 }
 
-func (u uplink) Close() error { u.h.once.Do(func() { close(u.h.dead) }); return nil }
+func (u uplink) Close() error { u.once.Do(func() { close(u.dead) }); return nil }
 
 var errDead = errors.New("killed")
 
@@ -325,7 +335,7 @@ func (w *world) others(name string) []string {
 // boot makes a host and starts its job. change may be nil.
 func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	w.t.Helper()
-	h := &host{w: w, name: name, done: make(chan struct{}), dead: make(chan struct{})}
+	h := &host{w: w, name: name}
 	var err error
 	g := w.guest
 	g.Output = func(frame []byte) error {
@@ -345,19 +355,26 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 			h.image = &image{b: make([]byte, w.size)}
 			w.images[name] = h.image
 		}
-		if h.disk, err = NewDisk(DiskConfig{Name: "root", Image: ofProcess{h.image, h}}); err != nil {
-			w.t.Fatal(err)
-		}
 	}
 	if h.guest, err = colotest.NewGuest(g); err != nil {
 		w.t.Fatal(err)
 	}
+	h.begin(start, change)
+	return h
+}
+
+// begin starts a job of the host's guest, which may have had one before.
+func (h *host) begin(start bool, change func(*Config)) {
+	w, name := h.w, h.name
+	w.t.Helper()
+	h.up = uplink{h, make(chan struct{}), new(sync.Once)}
+	var err error
 	var network Network
 	if w.compared {
-		h.proxy, err = NewProxy(ProxyConfig{Uplink: uplink{h}, Deliver: func([]byte) error { return nil }})
+		h.proxy, err = NewProxy(ProxyConfig{Uplink: h.up, Deliver: func([]byte) error { return nil }})
 		network = pacedProxy{h.proxy, h}
 	} else {
-		h.nic, err = NewNIC(NICConfig{Uplink: uplink{h}})
+		h.nic, err = NewNIC(NICConfig{Uplink: h.up})
 		network = paced{h.nic, h}
 	}
 	if err != nil {
@@ -368,19 +385,7 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 		w.t.Fatal(err)
 	}
 	bus := new(event.Bus)
-	bus.SubscribeAll(func(r event.Record) {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		h.events = append(h.events, r.Event)
-		c, ok := r.Event.(event.JobStatusChange)
-		if ok {
-			h.trace(c.State, int(c.Generation))
-		}
-		if ok && h.hook != nil && c.State == h.when.String() {
-			h.hook()
-			h.hook = nil
-		}
-	})
+	bus.SubscribeAll(h.observe)
 	cfg := Config{
 		Name: "guest", Host: name, Guest: h.guest, Network: []Network{network}, Start: start, Events: bus,
 		Peer: Peer{
@@ -395,17 +400,23 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 		Arbiter: failover.NewStoreArbiter(ofHost{w.store, h}), Term: w.term, NoMemoryCopy: w.lean,
 	}
 	if w.disks {
+		if h.disk, err = NewDisk(DiskConfig{Name: "root", Image: ofProcess{h.image, h}}); err != nil {
+			w.t.Fatal(err)
+		}
 		cfg.Disks = []*Disk{h.disk}
 	}
 	if change != nil {
 		change(&cfg)
 	}
-	if h.job, err = New(cfg); err != nil {
+	job, err := New(cfg)
+	if err != nil {
 		w.t.Fatal(err)
 	}
-	h.token = h.job.token
 	w.mu.Lock()
-	w.hosts = append(w.hosts, h)
+	h.job, h.token, h.done = job, job.token, make(chan struct{})
+	if !slices.Contains(w.hosts, h) {
+		w.hosts = append(w.hosts, h)
+	}
 	w.mu.Unlock()
 	ctx, cancel := context.WithCancelCause(w.t.Context())
 	h.stop = cancel
@@ -418,7 +429,25 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 		h.stop(nil)
 		group.Wait()
 	}()
-	return h
+}
+
+// observe notes what the job tells.
+func (h *host) observe(r event.Record) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.events = append(h.events, r.Event)
+	switch e := r.Event.(type) {
+	case event.CheckpointCommit:
+		if s := h.job.session(); s != nil {
+			h.has(s.peer.generation)
+		}
+	case event.JobStatusChange:
+		h.trace(e.State, int(e.Generation))
+		if h.hook != nil && e.State == h.when.String() {
+			h.hook()
+			h.hook = nil
+		}
+	}
 }
 
 // halt ends a host in good order and frees its guest.
@@ -511,18 +540,27 @@ func (s ofHost) Swap(ctx context.Context, old, next failover.Record) (bool, erro
 	}
 	if late := s.h.late.Add(-1); late >= 0 { // it arrives when nobody waits for it any more
 		d := time.Duration(late+1) * 137 * time.Millisecond
-		time.AfterFunc(d, func() { s.Store.Swap(context.Background(), old, next) })
+		time.AfterFunc(d, func() { s.swap(context.Background(), old, next) })
 		return false, errNoRoute
 	}
-	ok, err := s.Store.Swap(ctx, old, next)
+	ok, err := s.swap(ctx, old, next)
 	if s.h.twice.Load() { // as does one that the network repeats
-		time.AfterFunc(61*time.Millisecond, func() { s.Store.Swap(context.Background(), old, next) })
+		time.AfterFunc(61*time.Millisecond, func() { s.swap(context.Background(), old, next) })
 	}
 	if s.h.forget.Add(-1) >= 0 || s.h.killed.Load() {
 		return false, errNoRoute // it was done, or not: who knows
 	}
 	s.h.trace("swap", int(next.Generation))
 	s.h.pace()
+	return ok, err
+}
+
+// swap notes whom the record has given the guest to.
+func (s ofHost) swap(ctx context.Context, old, next failover.Record) (bool, error) {
+	ok, err := s.Store.Swap(ctx, old, next)
+	if ok && next.Held() {
+		s.h.has(next.Generation)
+	}
 	return ok, err
 }
 

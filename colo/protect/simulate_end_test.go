@@ -1,0 +1,138 @@
+package protect
+
+import (
+	"slices"
+	"strings"
+	"time"
+)
+
+// How a seed ends. Faults have stopped: the hosts come into step in bounded time, or
+// the guest has died with every host that had it.
+
+// inStep waits for the hosts to come into step, and does meanwhile what a person does
+// who is told that a host's disk has failed. It returns whether they have; if not, the
+// guest is lost, or an error has been reported.
+func (s *simulation) inStep(within time.Duration) bool {
+	for bound := time.Now().Add(within); !oneLeads(s.up()); {
+		time.Sleep(100 * time.Millisecond)
+		if s.tend() && s.tended < 10 {
+			bound = time.Now().Add(within)
+		}
+		if time.Now().Before(bound) {
+			continue
+		}
+		switch why := s.lost(); {
+		case s.runs() != nil:
+			s.t.Error("not protected again")
+			s.standings()
+		case why != "":
+			s.t.Error("the guest runs nowhere: " + why)
+			s.standings()
+		}
+		return false
+	}
+	return true
+}
+
+// tend opens disks anew that have lost something, once they work again: where the job
+// has ended of that, or where the guest runs and cannot be protected.
+func (s *simulation) tend() (done bool) {
+	for _, h := range s.up() {
+		switch {
+		case h.over():
+			s.again(h)
+		case s.disks && h.job.State() == Alone && h.disk.unfit() != nil && h.job.Gate().Open():
+			if err := h.job.Query().LastError; err == nil || !strings.Contains(err.Error(), errWorn.Error()) {
+				continue // maybe it says so later
+			}
+			s.say("%s opens its disk anew", h.name)
+			held := h.job.Query().Generation
+			h.stop(errHalt)
+			<-h.done
+			h.begin(true, func(c *Config) { c.Held = held })
+		default:
+			continue
+		}
+		done = true
+		s.tended++
+	}
+	return done
+}
+
+// again boots a host whose job has ended by itself, which a disk that fails alone makes
+// it do.
+func (s *simulation) again(h *host) {
+	s.say("%s comes again: %v", h.name, h.err)
+	if h.err == nil || !strings.Contains(h.err.Error(), errWorn.Error()) {
+		s.t.Errorf("the job of %s has ended: %v", h.name, h.err)
+	}
+	h.leave()
+	s.ended = append(s.ended, h)
+	s.start(h.name, false)
+}
+
+// over reports whether the host's job has ended by itself.
+func (h *host) over() bool {
+	select {
+	case <-h.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// lost returns why it is not true that the guest is lost; "" if it is: the hosts that had
+// it last, since they were granted it or had followed and were in step, are dead.
+func (s *simulation) lost() string {
+	r, _ := s.store.Load(s.t.Context())
+	has := func(h *host) bool { return h.copyOf.Load() == r.Generation }
+	for _, h := range s.up() {
+		if has(h) {
+			return h.name + " has it"
+		}
+	}
+	if !slices.ContainsFunc(s.dead, has) && !slices.ContainsFunc(s.ended, has) {
+		return "nobody who had it died"
+	}
+	return ""
+}
+
+// runs returns the host that has the guest; nil: none has.
+func (s *simulation) runs() *host {
+	for _, h := range s.up() {
+		if h.job.State().runs() && h.job.Gate().Open() {
+			return h
+		}
+	}
+	return nil
+}
+
+// standings says what has become of the hosts.
+func (s *simulation) standings() {
+	r, err := s.store.Load(s.t.Context())
+	s.say("the record is %+v, %v", r, err)
+	for _, h := range s.up() {
+		s.say("%s has generation %d, is %+v, and was %s", h.name, h.copyOf.Load(), h.job.Query(), h.states())
+	}
+	for _, h := range append(slices.Clone(s.dead), s.ended...) {
+		s.say("%s, which is dead, had generation %d, and was %s", h.name, h.copyOf.Load(), h.states())
+	}
+}
+
+// oneLeads reports whether one host says that it has a secondary, one that it is that, and
+// any other that it waits. (One that stood still a moment ago may say what is not so any
+// more.)
+func oneLeads(hosts []*host) bool {
+	var leads, follows, waits int
+	for _, h := range hosts {
+		switch h.job.State() {
+		case Protected:
+			leads++
+		case Following:
+			follows++
+		case Waiting:
+			waits++
+		}
+	}
+	return leads == 1 && follows == 1 && waits == len(hosts)-2
+}
