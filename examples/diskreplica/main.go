@@ -26,6 +26,7 @@ const about = `diskreplica keeps a disk image in two copies that agree at every 
   diskreplica primary   -image FILE -secondary ADDR [-size BYTES] [-listen ADDR] [-overwrite] [-json]
   diskreplica status    FILE...
   diskreplica bind      FILE
+  diskreplica hold      -generation N FILE...
 
 The first two serve their guest's view of the disk over NBD, so that qemu-io, nbdcopy
 or a VM can be the guest. ADDR is a host:port, or the path of a Unix socket.
@@ -67,6 +68,14 @@ with -overwrite, on either side. "bind" says that an image and the file beside i
 still belong together, after both were moved. An image or journal that another
 process uses is refused.
 
+"hold" is an operator's word about the disks of a guest that package protect kept: a
+host gave the guest away in a switchover, and the host that was granted it is lost for
+good. The images here are of the last checkpoint, of the generation before the one that
+the arbiter's record has, and start nothing. With -generation N, that of the record, they
+are said to be of it, and a job with Start goes on with them; what the lost host did is
+forgotten. Give all the disks of the guest at once. An image that is not whole, or not of
+the generation before N, is refused, and then none is changed.
+
 Exit status: 0, 1 if something failed, 2 for a bad command line.
 
 `
@@ -94,8 +103,9 @@ type options struct {
 	role                              string
 	image, listen, secondary, journal string
 	size                              int64
+	generation                        uint64 // of hold
 	overwrite, json                   bool
-	files                             []string // of status and bind
+	files                             []string // of status, bind and hold
 }
 
 // parse reads a command line. For -h it writes to out how the program is used, and the
@@ -113,6 +123,7 @@ func parse(args []string, out io.Writer) (o options, err error) {
 	fs.StringVar(&o.journal, "journal", "", "keep overlays in the files `base`.hidden and .active (secondary only)")
 	fs.BoolVar(&o.overwrite, "overwrite", false, "the secondary's copy may be overwritten whatever it is, and a primary may use one that is inconsistent or outdated")
 	fs.BoolVar(&o.json, "json", false, "print events, and what commands return, as QMP does: a JSON object a line")
+	fs.Uint64Var(&o.generation, "generation", 0, "the `number` of the generation in the arbiter's record (hold only)")
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		o.role, args = args[0], args[1:]
 	}
@@ -125,15 +136,22 @@ func parse(args []string, out io.Writer) (o options, err error) {
 		return o, err
 	case err != nil:
 		return bad("%w", err)
+	case o.generation > 0 && o.role != "hold":
+		return bad("-generation is for hold")
 	case o.role == "status" && fs.NArg() > 0, o.role == "bind" && fs.NArg() == 1:
 		o.files = fs.Args()
 		return o, nil
+	case o.role == "hold" && fs.NArg() > 0 && o.generation > 0:
+		o.files = fs.Args()
+		return o, nil
+	case o.role == "hold":
+		return bad("hold wants -generation and the names of the guest's images")
 	case o.role == "status" || o.role == "bind":
 		return bad("%s wants the name of an image", o.role)
 	case fs.NArg() > 0:
 		return bad("unexpected argument %q", fs.Arg(0))
 	case o.role != "primary" && o.role != "secondary":
-		return bad("the first argument is primary, secondary, status or bind")
+		return bad("the first argument is primary, secondary, status, bind or hold")
 	case o.image == "":
 		return bad("-image is needed")
 	case o.role == "primary" && o.secondary == "":
@@ -163,6 +181,8 @@ func run(ctx context.Context, args []string, commands io.Reader, out io.Writer) 
 		return printIdentities(o.files, p)
 	case "bind":
 		return bind(o.files[0])
+	case "hold":
+		return hold(o.files, o.generation, p)
 	}
 	return runSecondary(ctx, o, commands, p)
 }

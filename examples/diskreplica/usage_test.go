@@ -16,7 +16,8 @@ import (
 
 func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
 	for _, args := range []string{"", "-nonsense", "primary", "tertiary -image x -listen y", "primary x", "secondary -image x",
-		"secondary -image x -size 12x -listen y", "secondary -image x -listen y -secondary z", "primary -image x -secondary y -journal z"} {
+		"secondary -image x -size 12x -listen y", "secondary -image x -listen y -secondary z", "primary -image x -secondary y -journal z",
+		"hold x", "hold -generation 2", "hold -generation -1 x", "status -generation 2 x"} {
 		var out bytes.Buffer
 		err := run(context.Background(), strings.Fields(args), strings.NewReader(""), &out)
 		if !errors.Is(err, errUsage) || strings.Contains(err.Error(), "\n") || out.Len() > 0 {
