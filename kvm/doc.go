@@ -36,6 +36,12 @@
 // into a VM that has run is an ordinary case: it is what a COLO secondary does
 // at every checkpoint.
 //
+// A KVM that has no second level of address translation from the hardware (EPT, NPT)
+// keeps copies of the guest's page tables, which do not follow what the host writes there.
+// A VM that is loaded after it has run drops them before the first vCPU enters the guest;
+// that costs a fault for each page which the guest goes on to use. It is done with a slot
+// that comes and goes, of the highest number that KVM has: a host keeps that one free.
+//
 // A vCPU's state is: CPUID, TSC frequency, MP state, special and general
 // registers with the PDPTRs, XCRs, XSAVE area, debug registers, local APIC, MSRs (those
 // that KVM lists, and of the others memory types, machine-check banks, TSC_AUX and

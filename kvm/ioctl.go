@@ -109,6 +109,7 @@ func enterGuest(fd int) unix.Errno {
 
 // Capabilities (KVM_CAP_* in linux/kvm.h).
 const (
+	capMemSlots         = 10
 	capTSCControl       = 60
 	capMPState          = 14
 	capMCE              = 31

@@ -263,8 +263,9 @@ func (v *VCPU) park(ctx context.Context) error {
 		case vm.pauses > 0:
 			v.stopBegins()
 			if v.active && v.shot.wanted {
+				resets := vm.resets
 				vm.mu.Unlock()
-				v.shoot()
+				v.shoot(resets)
 				vm.mu.Lock()
 				v.release() // if it is no longer paused, it is taken again
 				continue
@@ -277,6 +278,10 @@ func (v *VCPU) park(ctx context.Context) error {
 			continue
 		case v.active:
 		case v.own.TryLock():
+			if err := vm.forget(); err != nil {
+				v.own.Unlock()
+				return err
+			}
 			v.active, v.tid = true, unix.Gettid()
 			vm.active++
 		default: // somebody is inside a call that needs the vCPU stopped

@@ -16,8 +16,9 @@ type shot struct {
 	// wanted: the last pause's shot was asked for, so this one's will be. It is of Run's
 	// goroutine while the vCPU is active, and of who holds own otherwise; so are the others.
 	wanted bool
-	fresh  bool // state is the vCPU's, but for what may change
-	used   bool // since the vCPU stopped, its state was asked for
+	fresh  bool   // state is the vCPU's, but for what may change
+	resets uint64 // VM.resets when it was made: in a later pause the other vCPUs have run
+	used   bool   // since the vCPU stopped, its state was asked for
 	at     time.Time
 }
 
@@ -39,8 +40,8 @@ func (s *VCPUState) knows(from *VCPUState) {
 
 // shoot saves the vCPU, unless others may still act on it: a vCPU in the guest can
 // have another one started over. It is called by Run's goroutine, which has the vCPU.
-func (v *VCPU) shoot() {
-	v.shot.wanted, v.shot.fresh = false, false
+func (v *VCPU) shoot(resets uint64) {
+	v.shot.wanted, v.shot.fresh, v.shot.resets = false, false, resets
 	for begun := time.Now(); v.vm.inside.Load() > 0; {
 		if time.Since(begun) > v.vm.watching {
 			v.shot.wanted = true // for the next pause
@@ -68,7 +69,7 @@ func (v *VCPU) save() error {
 	defer v.own.Unlock()
 	s := v.state
 	s.tsc.shared = v.staged.tsc.shared
-	if v.shot.fresh && time.Since(v.shot.at) < stale {
+	if v.shot.fresh && v.shot.resets == v.vm.resetsNow() && time.Since(v.shot.at) < stale {
 		var same bool
 		if same, err = s.update(v.fd); err == nil && same {
 			v.shot.fresh, v.shot.used = false, true
@@ -89,12 +90,14 @@ func (v *VCPU) restore() error {
 	}
 	defer v.own.Unlock()
 	v.shot.fresh = false
+	v.vm.loaded()
 	v.staged.knows(v.state)
 	err := v.staged.Restore(v.fd)
 	v.state.knows(v.staged)
 	if err != nil {
 		return fmt.Errorf("kvm: vCPU %d: %w", v.index, err)
 	}
+	v.setPriority(v.staged.sregs.CR8)
 	return nil
 }
 

@@ -187,8 +187,20 @@ func (v *VCPU) Sregs() (Sregs, error) {
 func (v *VCPU) SetSregs(r Sregs) error {
 	return v.with(func(fd int) error {
 		_, err := ioctl(fd, "KVM_SET_SREGS", kvmSetSregs, unsafe.Pointer(&r))
+		if err == nil {
+			v.setPriority(r.CR8)
+		}
 		return err
 	})
+}
+
+// setPriority says what the task priority is of a vCPU whose local APIC is the host's:
+// KVM takes it from struct kvm_run whenever it enters the guest, whatever the special
+// registers say. (KVM api, "cr8".)
+func (v *VCPU) setPriority(cr8 uint64) {
+	if !v.state.apic {
+		v.data.CR8 = cr8
+	}
 }
 
 // MSR reads a model-specific register, by its number. It fails with an MSRError where KVM

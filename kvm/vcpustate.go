@@ -172,6 +172,10 @@ func (s *VCPUState) Save(vcpu int) error {
 //
 // It fails with an MSRError for a value that KVM refuses. The vCPU is then
 // neither in its old state nor in the new one.
+//
+// What a VM does beside it is then the caller's to do: a KVM that keeps copies of page
+// tables (see the package's comment) has to drop them, and the CR8 of a vCPU without a
+// local APIC in the kernel goes into struct kvm_run too.
 func (s *VCPUState) Restore(vcpu int) error {
 	if s.tscKHz != 0 && s.hasTSCKHz != 0 && s.tscKHz != s.hasTSCKHz {
 		// Refused where frequencies cannot be scaled; the small difference
@@ -188,6 +192,14 @@ func (s *VCPUState) Restore(vcpu int) error {
 	}
 	if entries := s.cpuid.entries[:s.cpuid.n]; !slices.Equal(entries, s.hasCPUID) {
 		if err := s.setCPUID(vcpu, &s.cpuid); err != nil {
+			return err
+		}
+	}
+	if s.apic {
+		// Reading settles an INIT or a SIPI that another vCPU has sent this one, and
+		// that the new state would otherwise take.
+		var old gokvm.MPState
+		if _, err := ioctl(vcpu, "KVM_GET_MP_STATE", kvmGetMPState, unsafe.Pointer(&old)); err != nil {
 			return err
 		}
 	}

@@ -45,6 +45,7 @@ type VM struct {
 	inside   atomic.Int32  // of them, those that are not about to park either
 	vcpus    []*VCPU
 
+	shadows  shadows
 	throttle atomic.Int32 // per cent of each slice that a vCPU stays out of the guest
 	stops    stops
 
@@ -191,6 +192,13 @@ func (vm *VM) stopped() error {
 		return ErrClosed
 	}
 	return nil
+}
+
+// resetsNow returns how often the VM was resumed.
+func (vm *VM) resetsNow() uint64 {
+	vm.mu.Lock()
+	defer vm.mu.Unlock()
+	return vm.resets
 }
 
 func (vm *VM) isClosed() bool {
