@@ -26,11 +26,10 @@ func installedQEMU(t *testing.T) map[string]string {
 	return files
 }
 
-// stockGuest is the guest's QEMU, with a TAP interface and a disk; what it says goes to a file
-// of that interface's name.
-func stockGuest(tap, disk string) string {
+// stockGuest is the guest's QEMU, with a TAP interface, a disk and a file for what it says.
+func stockGuest(tap, disk, said string) string {
 	return `/usr/bin/qemu-system-x86_64 -accel kvm -cpu host -M pc -m 128 -nodefaults -display none -no-reboot ` +
-		`-kernel /guest/kernel -initrd /guest/initrd -append '` + guestArgs + `' -serial file:/` + tap + ` ` +
+		`-kernel /guest/kernel -initrd /guest/initrd -append '` + guestArgs + `' -serial file:` + said + ` ` +
 		`-drive file=` + disk + `,format=raw,if=virtio -device virtio-net-pci,netdev=n0,romfile=,mac=` + GuestMAC + ` ` +
 		`-netdev tap,id=n0,ifname=` + tap + `,script=no,downscript=no,vnet_hdr=off `
 }
@@ -57,11 +56,9 @@ for i in $guest primary standby; do brctl addif br0 $i; ip link set $i up; done
 ip addr add ` + stockIP + `/24 dev br0
 ip link set br0 up
 cat /dev/vda >/primary.img
-touch /primary /standby
-tail -f /primary >/dev/ttyS1 &
-tail -f /standby >/dev/ttyS1 &
-` + stockGuest("primary", "/primary.img") + heldOutput + `-qmp unix:/qmp,server=on,wait=off -qmp tcp:127.0.0.1:9,server=on,wait=off -pidfile /pid -daemonize
-until grep -q "guest: jobs run" /primary; do sleep 0.2; done
+` + stockGuest("primary", "/primary.img", "/said") + heldOutput + `-qmp unix:/qmp,server=on,wait=off -qmp tcp:127.0.0.1:9,server=on,wait=off -pidfile /pid -daemonize
+until grep -q "guest: jobs run" /said; do sleep 0.2; done
+cat /said >/dev/ttyS1
 {
 	nc -l -p ` + killPort + ` </dev/null
 	{
@@ -74,7 +71,7 @@ until grep -q "guest: jobs run" /primary; do sleep 0.2; done
 { /qemu protect -stay -json -qmp /qmp -to tcp:127.0.0.1:9998 -control 127.0.0.1:9997 -insecure -nbd tcp:127.0.0.1:10809 \
 	-disk virtio0=disk0 -state /guardian -delay 300ms -stall 1m -silence 1m; echo "machine: guardian ended with $?"; } &
 /qemu standby -json -listen 127.0.0.1:9998 -control 127.0.0.1:9997 -insecure -nbd 127.0.0.1:10809 \
-	-disk disk0=/dev/vda -state /state -peer-timeout 1m -- ` + stockGuest("standby", "/dev/vda") + `
+	-disk disk0=/dev/vda -state /state -peer-timeout 1m -- ` + stockGuest("standby", "/dev/vda", "/dev/ttyS1") + `
 echo "machine: standby ended with $?"
 `
 
