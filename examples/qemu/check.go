@@ -22,7 +22,7 @@ them the command line of a QEMU that can take the guest: that of the running one
 what belongs to its process (its monitor, say), with the machine's type by its full name.
 What in it belongs to this host, and what the guest has that is not in it, is listed. A
 password is not printed, and a debugger's port (-gdb, -s) is left out; both are said. The
-process is the one that listens at the monitor, or -pid where that is another, as
+process is the one that serves the monitor, or -pid where that is another, as
 under libvirt. With -domain it translates a libvirt domain's XML into such a command line
 instead, and names each element and attribute that it does not know; "qemu rehearse" shows
 whether the guest fits. It changes nothing. Exit status: 0 if the guest can be protected, 1 if not.

@@ -19,12 +19,17 @@ func findQEMU(conn net.Conn, addr string, pid int) (running, error) {
 	_, path := qmp.Split(addr)
 	given := pid != 0
 	if !given {
-		local, ok := conn.(*net.UnixConn)
-		if !ok {
-			return running{}, errors.New("its monitor is no unix socket (-pid names its process)")
-		}
 		var err error
-		if pid, err = listenerOf(local); err != nil {
+		switch c := conn.(type) {
+		case *net.UnixConn:
+			pid, err = listenerOf(c)
+		case *net.TCPConn:
+			_, path, _ = net.SplitHostPort(path) // what of it is on the command line
+			pid, err = peerOf(c)
+		default:
+			err = errors.New("nothing tells whose its monitor is (-pid names its process)")
+		}
+		if err != nil {
 			return running{}, err
 		}
 	}

@@ -34,6 +34,7 @@ type guardian struct {
 	drop   context.CancelFunc
 
 	releasing sync.Mutex // held while the copies of the disks are given up
+	parting   sync.Mutex // held while the QEMU is told to go on without its standby
 
 	resuming sync.Mutex // held while the guest is told to run again after a moment
 	halted   bool       // the guard has stopped it since begins; under resuming

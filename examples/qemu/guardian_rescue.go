@@ -32,18 +32,35 @@ func (g *guardian) rescue(ctx context.Context) error {
 	} else {
 		defer g.all.Go(stand)
 	}
-	if err := g.lostHeartbeat(ctx); err != nil {
-		g.all.Go(func() { // until it has been taken: nothing else has the guest run
-			for ctx.Err() == nil && g.lostHeartbeat(ctx) != nil {
-				select {
-				case <-time.After(tick):
-				case <-ctx.Done():
-				}
+	if !g.parting.TryLock() { // it is being tried again already
+		return nil
+	}
+	err := g.part(ctx)
+	if err == nil {
+		g.parting.Unlock()
+		return nil
+	}
+	g.all.Go(func() { // until it has been taken: nothing else has the guest run
+		defer g.parting.Unlock()
+		for ctx.Err() == nil && g.part(ctx) != nil {
+			select {
+			case <-time.After(tick):
+			case <-ctx.Done():
 			}
-		})
+		}
+	})
+	return err
+}
+
+// part has the QEMU leave COLO, if it is in it, and what its guest sends leave at once.
+func (g *guardian) part(ctx context.Context) error {
+	if err := g.lostHeartbeat(ctx); err != nil {
 		return err
 	}
-	return nil
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	_, err := holdOutput(ctx, g.monitor(), false)
+	return err
 }
 
 // lostHeartbeat has the QEMU leave COLO, if it is in it.
@@ -89,8 +106,11 @@ func (g *guardian) unmirrored(ctx context.Context, stand func()) {
 	}
 }
 
-// released returns when nothing is left of the disks' last copies.
+// released returns when nothing is left of the last protection: neither the disks' copies
+// nor an order to part from its standby that the QEMU has not taken yet.
 func (g *guardian) released() {
 	g.releasing.Lock()
 	defer g.releasing.Unlock()
+	g.parting.Lock()
+	defer g.parting.Unlock()
 }

@@ -216,6 +216,9 @@ func (o *protectOptions) protectBy(ctx context.Context, m *qmp.Client, p *printe
 	if err := o.set(ctx, m, r); err != nil {
 		return err
 	}
+	if _, err := holdOutput(ctx, m, false); err != nil {
+		return err
+	}
 	began := time.Now()
 	if err := o.mirror(ctx, m, p); err != nil {
 		return o.undo(m, r.Status, err)
@@ -233,12 +236,19 @@ func (o *protectOptions) protectBy(ctx context.Context, m *qmp.Client, p *printe
 	if err == nil {
 		err = o.await(ctx, m, p)
 	}
+	var held []string
+	if err == nil {
+		held, err = holdOutput(ctx, m, true)
+	}
 	if err != nil {
 		return o.undo(m, r.Status, err)
 	}
 	took := time.Since(began)
 	p.say("protected   after %.1f s, a checkpoint every %v", took.Seconds(), o.delay)
-	p.object(map[string]any{"protect": map[string]any{"seconds": took.Seconds(), "machine": r.Machine, "version": r.Version}})
+	if len(held) > 0 {
+		p.say("            what the guest sends waits for its checkpoint: %s", strings.Join(held, ", "))
+	}
+	p.object(map[string]any{"protect": map[string]any{"seconds": took.Seconds(), "machine": r.Machine, "version": r.Version, "held": held}})
 	return nil
 }
 
@@ -356,16 +366,20 @@ func (o *protectOptions) runOn(ctx context.Context, m *qmp.Client, was string) e
 	if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {
 		return err
 	}
-	var err error
+	_, err := holdOutput(ctx, m, false)
 	switch now.Status {
 	case "colo": // QEMU leaves its guest standing otherwise
-		if err = m.Do(ctx, "x-colo-lost-heartbeat", nil, nil); err == nil {
+		e := m.Do(ctx, "x-colo-lost-heartbeat", nil, nil)
+		if e == nil {
 			o.hasLeft(ctx, m)
 		}
+		err = errors.Join(err, e)
 	case "active", "setup":
-		if err = m.Do(ctx, "migrate_cancel", nil, nil); err == nil {
+		e := m.Do(ctx, "migrate_cancel", nil, nil)
+		if e == nil {
 			o.hasCancelled(ctx, m)
 		}
+		err = errors.Join(err, e)
 	}
 	if was == "running" {
 		err = errors.Join(err, m.Do(ctx, "cont", nil, nil))

@@ -121,7 +121,7 @@ func (p *pair) protect() {
 	protected := time.Since(p.begun)
 	p.said(ctx, "primary", "guest: jobs run")
 	p.t.Logf("protected %v after the machines were switched on, the guest at work after %v", round(protected), round(time.Since(p.begun)))
-	p.client = NewClient(p.dial(ctx, ReportPort), p.dial(ctx, ChunkPort))
+	p.client = NewClient(p.dial(ctx, GuestIP, ReportPort), p.dial(ctx, GuestIP, ChunkPort))
 	p.done = make(chan error, 1)
 	p.group.Go(func() { p.done <- p.client.Run(p.ctx) })
 	p.work(Progress{}, p.machines["primary"], p.machines["secondary"])

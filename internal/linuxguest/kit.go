@@ -3,8 +3,10 @@ package linuxguest
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -15,6 +17,7 @@ import (
 //	bin/jobs   internal/linuxguest/jobs
 //	bin/gokvmhost.test  the tests of kvm/gokvmhost
 //	bin/kvm.test        the tests of kvm
+//	bin/qemu            examples/qemu
 //
 // all of the programs linked statically.
 type Kit struct {
@@ -202,8 +205,22 @@ func (k *Kit) EchoArchive(name string) error {
 
 // HostArchive writes a machine's initial RAM disk, with a guest for it to run.
 func (k *Kit) HostArchive(name, guest string) error {
+	return k.hostArchive(name, guest, map[string]string{"gokvm": k.Binary("gokvm")})
+}
+
+// QEMUHostArchive writes the initial RAM disk of a machine that runs the guest by a QEMU,
+// whose files are given by their names there, and protects it by examples/qemu.
+func (k *Kit) QEMUHostArchive(name, guest string, files map[string]string) error {
+	all := map[string]string{"qemu": k.Binary("qemu")}
+	maps.Copy(all, files)
+	return k.hostArchive(name, guest, all)
+}
+
+func (k *Kit) hostArchive(name, guest string, programs map[string]string) error {
 	return k.archive(name, hostInit, []string{"kvm-amd", "virtio_pci", "virtio_blk", "virtio_net", "tun", "bridge"}, func(a *Archive) {
-		a.Copy("gokvm", k.Binary("gokvm"))
+		for _, to := range slices.Sorted(maps.Keys(programs)) {
+			a.Copy(to, programs[to])
+		}
 		a.Copy("guest/kernel", k.Kernel)
 		a.Copy("guest/initrd", guest)
 	})

@@ -102,7 +102,7 @@ func Spoilt(console, events string, guestMemory, machineMemory uint64) string {
 }
 
 // roleEnds are the last words of each machine's role, before it switches itself off.
-var roleEnds = regexp.MustCompile(`(?m)^machine: (gokvm|tests|control) ended`)
+var roleEnds = regexp.MustCompile(`(?m)^machine: (gokvm|tests|control|standby) ended`)
 
 // FellDown returns the evidence that a machine was reset under its kernel: it has ended
 // with nobody killing it, its role had not come to its end, and its kernel, which prints

@@ -264,18 +264,19 @@ func (w *world) in(fn func() error) {
 	w.must(<-done)
 }
 
-// dial connects to the guest, which may have to come up first.
+// dial connects to a port of an address on the guest's network, of somebody who may have to come up
+// first.
 //
 // The kernel does not ask after the guest by itself: it would end the connection to one
 // that stands still before the test has looked at why it does.
-func (w *world) dial(ctx context.Context, port string) net.Conn {
+func (w *world) dial(ctx context.Context, ip, port string) net.Conn {
 	w.t.Helper()
 	dialer := net.Dialer{Timeout: 5 * time.Second, KeepAlive: -1}
 	for {
 		var conn net.Conn
 		var err error
 		w.in(func() error {
-			conn, err = dialer.DialContext(ctx, "tcp4", GuestIP+":"+port)
+			conn, err = dialer.DialContext(ctx, "tcp4", net.JoinHostPort(ip, port))
 			return nil
 		})
 		if err == nil {
@@ -284,7 +285,7 @@ func (w *world) dial(ctx context.Context, port string) net.Conn {
 		select {
 		case <-time.After(200 * time.Millisecond):
 		case <-ctx.Done():
-			w.stands("the guest does not answer: %v", err)
+			w.stands("%s does not answer: %v", ip, err)
 		}
 	}
 }
