@@ -32,7 +32,7 @@ type flatWorld struct {
 
 	mu     sync.Mutex
 	frames []flatguest.Frame // as they were emitted, wherever that was
-	where  []int         // of each frame: the number of the machine
+	where  []int             // of each frame: the number of the machine
 	said   []*bytes.Buffer
 }
 
