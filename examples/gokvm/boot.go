@@ -5,14 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
-	"sync"
-	"time"
 
-	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 )
 
-// boot runs a guest that nobody protects.
+// boot runs a guest that stays on this host.
 func boot(ctx context.Context, o options, c *console, p *printer) (err error) {
 	if err := o.hw.probe(); err != nil {
 		return err
@@ -22,81 +19,33 @@ func boot(ctx context.Context, o options, c *console, p *printer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.close()) }()
-	t, err := openCable(o)
+	var storage gokvmhost.Disk // nil, not a nil *disk's
+	if d != nil {
+		storage = d.view()
+	}
+	s, err := newSolo(ctx, o, c, p, storage)
 	if err != nil {
 		return err
 	}
-	var group sync.WaitGroup
-	life, end := context.WithCancel(context.WithoutCancel(ctx))
-	defer group.Wait()
-	defer end()
-
-	g := newGuest()
-	var nic *proxy.Primary // that has no session: all passes
-	devices := gokvmhost.Config{Console: c, MAC: o.mac}
-	if t != nil {
-		nic = proxy.NewPrimary(proxy.PrimaryConfig{VM: g, Deliver: g.receive, VNetHdr: headerOf(t)})
-		devices.Uplink, devices.VNetHdr = nic, headerOf(t)
-		group.Go(func() {
-			if err := nic.Run(life, t); life.Err() == nil {
-				p.say("the network: %v", err)
-			}
-		})
-	}
-	if d != nil {
-		devices.Disk = d.view()
-	}
-	if g.machine, err = o.hw.machine(o, devices); err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, g.Close()) }()
-	ended := make(chan error, 1)
-	group.Go(func() {
-		defer moreThreads(o.vcpus)()
-		ended <- g.machine.Run(life)
-	})
-	defer func() { // the machine is closed when nothing uses it any more
-		end()
-		group.Wait()
-		c.close()
-	}()
-	c.start(func(key byte) {
-		if key == 'i' {
-			p.say("%s", p.progress())
-		}
-	})
-	go c.feed(life, g) // may wait for a key for as long as the program lives
-	if err := resume(ctx, g, nic); err != nil {
+	defer func() { err = errors.Join(err, s.close()) }()
+	if err := s.begin(ctx, s.press); err != nil {
 		return err
 	}
 	select {
-	case err := <-ended:
-		how := howEnded(err)
-		if how == "" {
-			return err
-		}
-		if nic != nil {
-			ctx, cancel := context.WithTimeout(life, drainTimeout)
-			defer cancel()
-			nic.Drain(ctx) // what it has said last
-		}
-		p.phase("ended", "%s", how)
+	case err := <-s.ended:
+		return s.finish(err)
 	case <-ctx.Done():
 		p.phase("ended", "as ordered")
+		return nil
 	}
-	return nil
 }
 
-// resume lets the guest run, by way of its network, which must know.
-func resume(ctx context.Context, g *guest, nic *proxy.Primary) error {
-	if nic != nil {
-		return nic.Resume(ctx)
+// press is a key after Ctrl-A.
+func (s *solo) press(key byte) {
+	if key == 'i' {
+		s.p.say("%s", s.p.progress())
 	}
-	return g.Resume(ctx)
 }
-
-// drainTimeout is how long an ended guest's last frames may take to leave.
-const drainTimeout = 5 * time.Second
 
 // moreThreads lets the runtime run Go code beside that many vCPUs: a thread that
 // comes back from the guest is to find a place for it. What it returns undoes that.

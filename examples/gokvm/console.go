@@ -17,7 +17,8 @@ const escape = 0x01
 const consoleHelp = `
 Ctrl-A x  end the guest, on both sides
 Ctrl-A c  make a checkpoint now
-Ctrl-A s  hand the guest over to the other host
+Ctrl-A s  hand the guest over to the other host, or move it there
+Ctrl-A g  let a guest go on here of which the other host does not say whether it has it
 Ctrl-A w  save the guest to the file of -save, which ends it here
 Ctrl-A i  say how things stand
 Ctrl-A a  send Ctrl-A to the guest

@@ -99,6 +99,21 @@ func (g *guest) cpu() (offer []byte, judge func([]byte) error, err error) {
 	return m.MatchCPU()
 }
 
+// laterMemory has the guest's devices wait for memory that comes after it has begun to run.
+func (g *guest) laterMemory(memory *ram.Lazy) error {
+	m, ok := g.machine.(interface {
+		EnsureMemory(func(block string, offset, n uint64) error)
+	})
+	if !ok {
+		return fmt.Errorf("%w: %w", errNoMemory, errors.ErrUnsupported)
+	}
+	if err := memory.Probe(); err != nil {
+		return fmt.Errorf("%w: %w", errNoMemory, err)
+	}
+	m.EnsureMemory(memory.Ensure)
+	return nil
+}
+
 // run runs the guest until it fails or ctx ends. When it ends by itself, ended is
 // called with how, and decides: with nil the guest has ended for good. Otherwise, on
 // a host that follows, that was no more than a guess of what the primary's guest will

@@ -23,6 +23,8 @@ const (
 	modeBoot      = "boot"
 	modePrimary   = "primary"
 	modeSecondary = "secondary"
+	modeMigrate   = "migrate"
+	modeReceive   = "receive"
 )
 
 const usage = `Gokvm runs a Linux guest on KVM, alone or protected by a second host.
@@ -30,6 +32,8 @@ const usage = `Gokvm runs a Linux guest on KVM, alone or protected by a second h
   gokvm boot -kernel bzImage [-initrd FILE] [-append ARGS] [-disk FILE] [-tap NAME]
   gokvm secondary -listen ADDR -peer ADDR ...              on host B
   gokvm primary   -listen ADDR -peer ADDR -kernel FILE ... on host A, which starts the guest
+  gokvm receive -listen ADDR ...                           on host B: no protection, but
+  gokvm migrate -peer ADDR -kernel FILE ...                a guest of host A that can move there
 
 It needs Linux on amd64, /dev/kvm, and for -tap the right to use TAP interfaces.
 
@@ -87,6 +91,18 @@ this version with -offload=false, and can never follow it. Upgrade the secondary
 hand the guest over to it, and upgrade the other one. Both hosts, and so the guest, are
 started anew to have -offload.
 
+A guest of migrate nobody protects. SIGUSR2, or Ctrl-A s, moves it to the host of -peer
+while it runs, where gokvm receive waits for it with the same -name, -mem, -vcpus and
+-tap; with a -peer of its own, that may move it on. It stands still for a moment, at
+the end. A -disk is storage that both hosts reach, such as a file on a network's file
+system: the host that has the guest holds its lock. (A guest with a disk on each host
+moves between a primary and a secondary.) If the connection breaks while the guest
+still runs on A, it stays there; later, the two ask each other who has it, and it
+stands still until that is known. With -postcopy it goes after one pass over its memory, and
+the rest follows: it stands still for less, however large it is and however much it
+writes, but lives on both hosts for as long as that takes, and is lost if one of them
+dies; connections may break. B then needs the right to use userfaultfd.
+
 With -insecure in place of -cert, -key and -ca the connections are plain, and whoever
 reaches the port can read and replace the guest. Without -listen, or -peer, a host
 cannot be followed by the other after its first failover.
@@ -125,6 +141,9 @@ type options struct {
 
 	kernel, initrd, append string
 	save, resume           string
+	postcopy               bool
+	maxDowntime            time.Duration
+	sharedDisk             bool   // -disk is the same storage on both hosts, whatever its lock says
 	mem                    uint64 // bytes
 	vcpus                  int
 	disk                   string
@@ -196,6 +215,10 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.BoolVar(&o.json, "json", false, "events and figures as JSON lines on standard output, the console on standard error")
 	f.DurationVar(&o.progress, "progress", 10*time.Second, "`time` between two lines of progress where the console is no terminal; 0 for none")
 
+	f.BoolVar(&o.postcopy, "postcopy", false, "the guest moves before its memory does, if that is too much for -max-downtime")
+	f.DurationVar(&o.maxDowntime, "max-downtime", 300*time.Millisecond, "`time` that what is left of a guest that moves may take, for it to stand still for that")
+	f.BoolVar(&o.sharedDisk, "shared-disk", false, "your word that -disk is the storage of the guest that arrives, where the lock of one host is not met by the other; for receive")
+
 	o.handles = control.Flags(f)
 
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
@@ -244,16 +267,31 @@ func someName() string {
 var ofPairs = strings.Fields(`listen peer name host cert key ca peer-name insecure journal overlay interval min-interval
 	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command start save resume qmp http http-control`)
 
+// ofPairsOnly are those of them that mean nothing to a guest that moves.
+var ofPairsOnly = strings.Fields(`journal overlay interval min-interval continuous late-resume beat lost-after
+	checkpoint-timeout term arbiter arbiter-command start save resume qmp http http-control host`)
+
 // maxVCPUs is what this program was tried with, and somewhat more.
 const maxVCPUs = 8
 
 func (o *options) validate(given map[string]bool) error {
 	switch o.mode {
-	case modeBoot, modePrimary, modeSecondary:
+	case modeBoot, modePrimary, modeSecondary, modeMigrate, modeReceive:
 	case "":
-		return errors.New("want boot, primary or secondary")
+		return errors.New("want boot, primary or secondary, migrate or receive")
 	default:
-		return fmt.Errorf("%s: want boot, primary or secondary", o.mode)
+		return fmt.Errorf("%s: want boot, primary or secondary, migrate or receive", o.mode)
+	}
+	moves := o.mode == modeMigrate || o.mode == modeReceive
+	for _, name := range ofPairsOnly {
+		if moves && given[name] {
+			return fmt.Errorf("-%s: nobody protects a guest of %s", name, o.mode)
+		}
+	}
+	for _, name := range []string{"postcopy", "max-downtime", "shared-disk"} {
+		if given[name] && !moves {
+			return fmt.Errorf("-%s is for migrate and receive", name)
+		}
 	}
 	for _, name := range ofPairs {
 		if o.mode == modeBoot && given[name] {
@@ -261,7 +299,7 @@ func (o *options) validate(given map[string]bool) error {
 		}
 	}
 	for _, name := range []string{"initrd", "append", "start"} {
-		if given[name] && o.kernel == "" && o.mode == modeSecondary {
+		if given[name] && o.kernel == "" && (o.mode == modeSecondary || o.mode == modeReceive) {
 			return fmt.Errorf("-%s without -kernel", name)
 		}
 	}
@@ -276,13 +314,23 @@ func (o *options) validate(given map[string]bool) error {
 	switch {
 	case o.mode == modePrimary && o.peer == "":
 		return errors.New("a primary needs -peer")
+	case o.mode == modeMigrate && o.peer == "":
+		return errors.New("migrate needs -peer")
+	case o.mode == modeMigrate && o.on != "":
+		return errors.New("-listen is for receive")
+	case o.maxDowntime <= 0:
+		return fmt.Errorf("-max-downtime %v: want more than 0", o.maxDowntime)
+	case o.mode == modeReceive && o.on == "":
+		return errors.New("receive needs -listen")
+	case o.mode == modeReceive && o.kernel != "":
+		return errors.New("-kernel: the guest of receive comes from another host")
 	case o.mode == modeSecondary && o.on == "":
 		return errors.New("a secondary needs -listen")
 	case o.resume != "" && o.mode != modePrimary:
 		return errors.New("-resume is a primary's")
 	case o.resume != "" && o.kernel != "":
 		return errors.New("-resume and -kernel: want one of them")
-	case o.mode != modeSecondary && o.kernel == "" && o.resume == "":
+	case o.mode != modeSecondary && o.mode != modeReceive && o.kernel == "" && o.resume == "":
 		return fmt.Errorf("%s needs -kernel", o.mode)
 	case o.mem%(1<<20) != 0 || o.mem < 32<<20 || o.mem > maxMemory:
 		return fmt.Errorf("-mem %v: want whole megabytes, %v to %v", size.Bytes(o.mem), size.Bytes(32<<20), size.Bytes(maxMemory))

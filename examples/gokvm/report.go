@@ -50,6 +50,7 @@ type summary struct {
 	Switchovers   uint64                 `json:"switchovers,omitempty"` // from this host
 	Downtime      float64                `json:"switchover_ms,omitempty"`
 	Network       *netFigures            `json:"network,omitempty"`
+	Move          *moveFigures           `json:"move,omitempty"`
 	Seconds       float64                `json:"seconds"`
 	Error         string                 `json:"error,omitempty"`
 }
@@ -74,6 +75,17 @@ type netFigures struct {
 	Matched    uint64 `json:"released_at_match"`
 	Checkpoint uint64 `json:"released_at_checkpoint"`
 	Diverged   uint64 `json:"diverged"`
+}
+
+// moveFigures say how a guest that nobody protects has moved.
+type moveFigures struct {
+	Postcopy  bool    `json:"postcopy"`              // it ran before its memory was there
+	Downtime  float64 `json:"downtime_ms,omitempty"` // of a source, until the other host had its devices
+	Passes    int     `json:"passes,omitempty"`      // of a source, over memory
+	Bytes     uint64  `json:"bytes,omitempty"`       // that a source has sent
+	Recovered int     `json:"recovered,omitempty"`   // connections after the first
+	Memory    float64 `json:"memory_ms,omitempty"`   // of a destination: how long it ran without all its memory
+	Touched   uint64  `json:"touched,omitempty"`     // pages that it has waited for
 }
 
 func newPrinter(o options, std stdio, c *console) *printer {

@@ -100,10 +100,8 @@ type process struct {
 	said    bytes.Buffer
 	done    chan error
 	stop    context.CancelCauseFunc
-	once    sync.Once
-	closed  chan struct{} // its cable is
-	vnet    int           // length of the header before frames of its cable
-	dead    bool          // nothing of it is heard any more
+	vnet    int  // length of the header before frames of its cable
+	dead    bool // nothing of it is heard any more
 	console *console
 	signals map[os.Signal]chan<- os.Signal // that it wants to hear of
 }
@@ -115,9 +113,21 @@ func (p *process) Write(b []byte) (int, error) {
 	return p.said.Write(b)
 }
 
-func (p *process) ReadPacket() ([]byte, error) {
-	<-p.closed
+// A simCable is a cable of a process, as long as it is open.
+type simCable struct {
+	*process
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *simCable) ReadPacket() ([]byte, error) {
+	<-c.closed
 	return nil, os.ErrClosed
+}
+
+func (c *simCable) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return nil
 }
 
 func (p *process) VNetHdrLen() int { return p.vnet }
@@ -137,11 +147,6 @@ func (p *process) WritePacket(b []byte) error {
 		p.w.left[p.host]++
 		p.w.oracle.Frame(b)
 	}
-	return nil
-}
-
-func (p *process) Close() error {
-	p.once.Do(func() { close(p.closed) })
 	return nil
 }
 
@@ -201,6 +206,11 @@ type simWorld struct {
 	disks map[string]*store
 	args  []string // of every process
 
+	shared bool                             // both hosts have the disk of a, one at a time
+	user   *process                         // which that is; mu
+	broken func(n int, c net.Conn) net.Conn // what becomes of the n-th connection; nil: nothing
+	dials  int                              // mu
+
 	insecure bool
 
 	mu        sync.Mutex
@@ -243,17 +253,23 @@ func other(host string) string {
 func (w *simWorld) start(host, mode string, args ...string) *process {
 	w.t.Helper()
 	args = append(append([]string{
-		mode, "-name", w.name, "-mem", "32M", "-tap", "tap0", "-disk", "disk", "-json", fmt.Sprintf("-insecure=%v", w.insecure), "-host", host, "-listen", "127.0.0.1:0",
+		"-name", w.name, "-mem", "32M", "-tap", "tap0", "-disk", "disk", "-json", fmt.Sprintf("-insecure=%v", w.insecure), "-host", host, "-listen", "127.0.0.1:0",
 		"-peer", other(host) + ":1", "-beat", "20ms", "-lost-after", "20s", "-term", "400ms", "-interval", "20ms", "-min-interval", "5ms",
 	}, w.args...), args...)
 	if mode == modePrimary && !slices.Contains(args, "-resume") {
 		args = append(args, "-kernel", "none")
 	}
-	o, err := parseOptions(args, nil)
+	return w.launch(host, mode, args, runProtected)
+}
+
+// launch runs the program on a host with a command line.
+func (w *simWorld) launch(host, mode string, args []string, run func(context.Context, options, *console, *printer) error) *process {
+	w.t.Helper()
+	o, err := parseOptions(append([]string{mode}, args...), nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	p := &process{w: w, host: host, vnet: headerFor(o), done: make(chan error, 1), closed: make(chan struct{}), signals: map[os.Signal]chan<- os.Signal{}}
+	p := &process{w: w, host: host, vnet: headerFor(o), done: make(chan error, 1), signals: map[os.Signal]chan<- os.Signal{}}
 	o.hw = hardware{
 		probe: func() error { return nil },
 		machine: func(_ options, devices gokvmhost.Config) (machine, error) {
@@ -263,8 +279,12 @@ func (w *simWorld) start(host, mode string, args ...string) *process {
 			p.machine = m
 			return m, err
 		},
-		cable: func(options) (cable, error) { return p, nil },
+		cable: func(options) (cable, error) { return &simCable{process: p, closed: make(chan struct{})}, nil },
 		image: func(string) (_ image, keeps bool, _ error) {
+			if w.shared {
+				i, err := w.use(p)
+				return i, true, err
+			}
 			disk := w.disks[host]
 			m, err := replication.OpenMetadata(&platter{p, disk.meta})
 			return &simImage{platter{p, disk.disk}, m}, true, err
@@ -276,7 +296,7 @@ func (w *simWorld) start(host, mode string, args ...string) *process {
 				p.signals[s] = c
 			}
 		},
-		dial: w.ways[other(host)].dial,
+		dial: w.dialled(w.ways[other(host)].dial),
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
 	p.stop = cancel
@@ -288,7 +308,7 @@ func (w *simWorld) start(host, mode string, args ...string) *process {
 	w.at[host] = p
 	w.mu.Unlock()
 	go func() {
-		err := runProtected(ctx, o, c, printer)
+		err := run(ctx, o, c, printer)
 		printer.end(err)
 		w.ways[host].end()
 		p.done <- err
@@ -312,6 +332,9 @@ func (w *simWorld) start(host, mode string, args ...string) *process {
 			w.t.Logf("host %s has said:\n%s", host, &told)
 		}
 	})
+	if o.on == "" {
+		return p
+	}
 	_, address, _ := strings.Cut(w.hears(p, `"name":"listening"`), `on `)
 	address, _, _ = strings.Cut(address, `"`)
 	w.ways[host].lead(address)

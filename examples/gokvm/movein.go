@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/size"
+	"github.com/gocolo/lockstep/kvm/gokvmhost"
+	"github.com/gocolo/lockstep/migrate"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// An arrival is a guest on its way to this host, or that has come, or not.
+type arrival struct {
+	r     *roamer
+	hello moveHello
+	want  chan *link    // takes another connection when one has broken
+	done  chan struct{} // closed when it is known whether the guest is here
+	state string        // of a moveAnswer, when done is closed
+
+	// With r.mu held.
+	link *link // the one in use
+}
+
+// maxArrivals is how many arrivals that have ended are remembered.
+const maxArrivals = 64
+
+// listen opens the port at which guests arrive.
+func (r *roamer) listen() (net.Listener, error) {
+	l, err := (&net.ListenConfig{KeepAliveConfig: linkAlive}).Listen(r.life, "tcp", r.o.on)
+	if err != nil {
+		return nil, fmt.Errorf("-listen: %w", err)
+	}
+	r.p.phase("listening", "on %v", l.Addr())
+	return l, nil
+}
+
+// maxVisitors is how many connections may say what they are for at one time.
+const maxVisitors = 64
+
+// accept takes connections until the listener is closed.
+func (r *roamer) accept(l net.Listener) {
+	visitors := make(chan struct{}, maxVisitors)
+	for {
+		raw, err := l.Accept()
+		if err != nil {
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			select {
+			case <-time.After(retry): // out of descriptors, say, which passes
+				continue
+			case <-r.life.Done():
+				return
+			}
+		}
+		select {
+		case visitors <- struct{}{}:
+			r.group.Go(func() {
+				l, hello, err := visited(r.life, r.o, r.secure, raw)
+				<-visitors
+				if err == nil {
+					r.visit(l, hello)
+				}
+			})
+		default:
+			raw.Close()
+		}
+	}
+}
+
+// visit does what a connection is for, or says why not.
+func (r *roamer) visit(l *link, hello moveHello) {
+	if hello.Version != moveVersion || hello.Guest != r.o.name || hello.Machine != machineType {
+		r.refuse(l, moveUnknown, fmt.Errorf("the guest is %q on a %s here, of version %d", r.o.name, machineType, moveVersion))
+		return
+	}
+	r.mu.Lock()
+	a := r.arrivals[hello.Move]
+	if a == nil && !hello.Again && !r.busy {
+		r.busy = true
+		a = &arrival{r: r, hello: hello, want: make(chan *link), done: make(chan struct{}), link: l}
+		r.remember(a)
+		r.mu.Unlock()
+		r.arriving <- a
+		return
+	}
+	r.mu.Unlock()
+	switch {
+	case !hello.Again:
+		r.refuse(l, movedNot, errors.New("there is a guest already, or one is arriving"))
+	case a == nil:
+		r.refuse(l, moveUnknown, errors.New("nothing is known of it"))
+	default:
+		a.again(l)
+	}
+}
+
+// remember keeps an arrival, and forgets what has ended long ago. r.mu is held.
+func (r *roamer) remember(a *arrival) {
+	r.arrivals[a.hello.Move] = a
+	r.order = append(r.order, a.hello.Move)
+	if len(r.order) > maxArrivals {
+		delete(r.arrivals, r.order[0])
+		r.order = r.order[1:]
+	}
+}
+
+// refuse answers a connection that does not go on.
+func (r *roamer) refuse(l *link, state string, why error) {
+	answer := moveAnswer{State: state}
+	if why != nil {
+		answer.Refused = oneLine(why)
+	}
+	writeMessage(l, answer) // whoever does not hear it asks again
+	l.Close()
+}
+
+// again is a connection after the one in use, which the source knows to be broken.
+func (a *arrival) again(l *link) {
+	a.r.mu.Lock()
+	used := a.link
+	a.r.mu.Unlock()
+	used.Close()
+	select {
+	case a.want <- l:
+	case <-a.done:
+		a.r.refuse(l, a.state, nil)
+	case <-a.r.life.Done():
+		l.Close()
+	}
+}
+
+// reconnect waits for another connection of the source's.
+func (a *arrival) reconnect(ctx context.Context, broken error) (migrate.Conn, error) {
+	a.r.p.phase("broken", "the guest runs here, and a part of its memory is on the other host: %s", oneLine(broken))
+	for {
+		select {
+		case l := <-a.want:
+			a.use(l)
+			if writeMessage(l, moveAnswer{State: moveGoesOn}) == nil {
+				a.r.p.phase("recovered", "over another connection")
+				return l, nil
+			}
+			l.Close()
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+func (a *arrival) use(l *link) {
+	a.r.mu.Lock()
+	defer a.r.mu.Unlock()
+	a.link = l
+}
+
+// end says whether the guest has come.
+func (a *arrival) end(state string) {
+	a.r.mu.Lock()
+	defer a.r.mu.Unlock()
+	a.state = state
+	a.r.busy = state == movedHere
+	close(a.done)
+}
+
+// take takes the guest of an arrival. With an error it is not here, and never has run.
+func (r *roamer) take(a *arrival) (err error) {
+	refused := func(err error) error {
+		a.end(movedNot)
+		r.refuse(a.link, movedNot, err)
+		return err
+	}
+	if err := r.fits(a.hello); err != nil {
+		return refused(err)
+	}
+	var storage gokvmhost.Disk // nil, not a nil *movingDisk
+	if r.disk != nil {
+		storage = r.disk
+	}
+	s, err := newSolo(r.life, r.o, r.terminal, r.p, storage)
+	if err != nil {
+		return refused(err)
+	}
+	r.solo = s
+	lazy, err := ram.NewLazy(s.guest.Blocks())
+	defer func() {
+		if lazy != nil {
+			err = errors.Join(err, lazy.Close())
+		}
+		if err != nil {
+			r.solo = nil
+			err = errors.Join(err, s.close())
+		}
+	}()
+	var reg vmstate.Registry
+	if err == nil {
+		err = errors.Join(lazy.Register(&reg), s.register(&reg))
+	}
+	if err == nil && a.hello.Postcopy {
+		err = s.guest.laterMemory(lazy)
+	}
+	if _, judge, cpu := s.guest.cpu(); err == nil && cpu == nil && judge != nil {
+		err = judge(a.hello.CPU)
+	}
+	if err != nil {
+		return refused(err)
+	}
+	if err := writeMessage(a.link, moveAnswer{State: moveGoesOn}); err != nil {
+		a.end(movedNot)
+		return errors.Join(err, a.link.Close())
+	}
+	r.p.phase("arriving", "%v of memory", size.Bytes(a.hello.Memory))
+	d := migrate.NewDestination(migrate.DestinationConfig{
+		VM: (*roamingVM)(r), State: &reg, Memory: lazy, Blocks: s.guest.Blocks(),
+		Machine: machineType, Postcopy: a.hello.Postcopy, Reconnect: a.reconnect,
+	})
+	stop := r.report(func() string {
+		p := d.Progress()
+		return fmt.Sprintf("%s: %v left%s", p.Status, size.Bytes(p.Remaining), again(p.Recovered))
+	})
+	leave := context.AfterFunc(r.ordered, func() {
+		if d.Progress().Status == migrate.StatusActive {
+			a.link.Close() // it stays where it is
+		}
+	})
+	err = d.Run(r.life, a.link)
+	leave()
+	stop()
+	if err != nil && r.begun {
+		a.end(moveUnknown)
+		s.mute() // what the guest would do without its memory must not be seen
+		return errors.Join(err, r.disk.give())
+	}
+	if err != nil {
+		a.end(movedNot)
+		return err
+	}
+	a.end(movedHere)
+	s.announce()
+	r.p.note(func(sum *summary) {
+		sum.Move = &moveFigures{Postcopy: d.Stats.Postcopy, Recovered: d.Stats.Recovered, Memory: float64(d.Stats.Memory.Microseconds()) / 1000, Touched: d.Stats.Touched}
+	})
+	text := "the guest runs here"
+	if d.Stats.Postcopy {
+		text += fmt.Sprintf(", and has had all its memory %v later; it has waited for %d pages", d.Stats.Memory.Round(time.Millisecond), d.Stats.Touched)
+	}
+	r.p.phase("arrived", "%s", text)
+	return nil
+}
+
+// fits says why a guest cannot be had here.
+func (r *roamer) fits(h moveHello) error {
+	o := r.o
+	switch {
+	case h.Memory != o.mem:
+		return fmt.Errorf("the guest has -mem %v, here it is %v", size.Bytes(h.Memory), size.Bytes(o.mem))
+	case h.VCPUs != o.vcpus:
+		return fmt.Errorf("the guest has -vcpus %d, here it is %d", h.VCPUs, o.vcpus)
+	case h.Card && o.tap == "":
+		return errors.New("the guest has a network card, and there is no -tap here")
+	case !h.Card && o.tap != "":
+		return errors.New("the guest has no network card, and there is a -tap here")
+	case h.Card && h.Header != headerFor(o):
+		return errors.New("-offload is not the same on both hosts")
+	}
+	return r.disk.same(h.Disk, o.sharedDisk)
+}

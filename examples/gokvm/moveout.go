@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/size"
+	"github.com/gocolo/lockstep/migrate"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// A departure is a guest on its way to the other host.
+type departure struct {
+	r      *roamer
+	hello  moveHello
+	source *migrate.Source
+	link   *link // the first one
+
+	done chan struct{} // closed when it has been decided who has the guest
+	err  error         // nil: the other host, if not this one runs it on
+}
+
+var (
+	errDecided  = errors.New("the other host knows how it has ended")
+	errNowhere  = errors.New("the guest stands still, and where it is to go on is for a person to say")
+	errNoMemory = errors.New("this machine cannot run before its memory is there")
+)
+
+// depart begins to move the guest. An error leaves it here.
+func (r *roamer) depart() (*departure, error) {
+	d := &departure{r: r, done: make(chan struct{}), hello: r.describe()}
+	d.hello.Move = rand.Text()
+	var err error
+	if d.hello.CPU, _, err = r.solo.guest.cpu(); err != nil {
+		return nil, err
+	}
+	var reg vmstate.Registry
+	saver := ram.NewLazySaver(r.solo.guest.Blocks(), r.solo.guest, ram.SaverConfig{})
+	if err := errors.Join(saver.Register(&reg), r.solo.register(&reg)); err != nil {
+		return nil, err
+	}
+	l, answer, err := callPeer(r.life, r.o, r.secure, d.hello)
+	if err == nil && answer.State != moveGoesOn {
+		err = fmt.Errorf("the other host refuses: %s", answer.Refused)
+	}
+	if err != nil {
+		return nil, err
+	}
+	d.link = l
+	d.source = migrate.NewSource(migrate.SourceConfig{
+		VM: (*roamingVM)(r), State: &reg, Memory: saver, Blocks: r.solo.guest.Blocks(),
+		Machine: machineType, Postcopy: d.hello.Postcopy, MaxDowntime: r.o.maxDowntime, Reconnect: d.reconnect,
+	})
+	r.p.phase("moving", "to %s", r.o.peer)
+	r.group.Go(func() {
+		defer close(d.done)
+		stop := r.report(d.line)
+		d.err = d.run()
+		stop()
+	})
+	return d, nil
+}
+
+// run moves the guest, and returns when it is known where that is.
+func (d *departure) run() error {
+	err := d.source.Run(d.r.life, d.link)
+	if errors.Is(err, migrate.ErrUnknown) || errors.Is(err, migrate.ErrPaused) {
+		err = d.find(err)
+	}
+	if err != nil {
+		return err
+	}
+	s := d.source.Stats
+	d.r.p.note(func(sum *summary) {
+		sum.Move = &moveFigures{
+			Downtime: float64(s.Paused.Microseconds()) / 1000, Passes: s.Passes, Postcopy: s.Postcopy,
+			Recovered: s.Recovered, Bytes: d.source.Progress().Sent,
+		}
+	})
+	d.r.p.phase("moved", "the guest runs on the other host; it stood still here for %v until that had its devices, and %v were sent",
+		s.Paused.Round(time.Microsecond), size.Bytes(d.source.Progress().Sent>>10<<10))
+	return nil
+}
+
+// reconnect calls the other host again, until it answers.
+func (d *departure) reconnect(ctx context.Context, broken error) (migrate.Conn, error) {
+	d.r.p.phase("broken", "the guest runs on the other host, and a part of its memory is here: %s", oneLine(broken))
+	hello := d.hello
+	hello.Again = true
+	for {
+		l, answer, err := callPeer(ctx, d.r.o, d.r.secure, hello)
+		switch {
+		case err == nil && answer.State == moveGoesOn:
+			d.r.p.phase("recovered", "over another connection")
+			return l, nil
+		case err == nil:
+			return nil, errDecided
+		}
+		select {
+		case <-time.After(retry):
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+}
+
+// lastQuestions is how often the other host is asked after an order to end.
+const lastQuestions = 25
+
+// find asks the other host how it has ended, until it says so, or a person does.
+func (d *departure) find(lost error) error {
+	d.r.p.phase("undecided", "the guest stands still here, and the other host, which may have it, is asked: %s", oneLine(lost))
+	hello, told, asked := d.hello, false, 0
+	hello.Again = true
+	for {
+		l, answer, err := callPeer(d.r.life, d.r.o, d.r.secure, hello)
+		if l != nil {
+			l.Close() // it waits for memory that is not here in order: it gives up, and is asked again
+		}
+		switch {
+		case err != nil || answer.State == moveGoesOn:
+		case answer.State == movedHere:
+			return nil
+		case answer.State == movedNot:
+			return errors.Join(fmt.Errorf("the guest runs on here: %w", lost), (*roamingVM)(d.r).Resume(d.r.life))
+		case answer.State == moveUnknown && !told:
+			told = true
+			d.r.p.phase("lost", "gokvm there has been started anew: the guest, if it had it, is gone; Ctrl-A g lets it go on here, from where it stood still")
+		}
+		select {
+		case <-d.r.goOn:
+			return errors.Join(fmt.Errorf("the guest runs on here, as ordered: %w", lost), (*roamingVM)(d.r).Resume(d.r.life))
+		case <-d.r.life.Done():
+			return fmt.Errorf("%w: %w", errNowhere, lost)
+		case <-time.After(retry):
+		}
+		if d.r.ordered.Err() != nil {
+			if asked++; asked == lastQuestions {
+				return fmt.Errorf("%w: %w", errNowhere, lost)
+			}
+		}
+	}
+}
+
+// cancel keeps the guest here if it is not on its way yet, and changes nothing otherwise:
+// where a connection breaks later, another is made.
+func (d *departure) cancel() {
+	switch d.source.Progress().Status {
+	case migrate.StatusSetup, migrate.StatusActive:
+		d.link.Close()
+	}
+}
+
+// line is how far it has come.
+func (d *departure) line() string {
+	p := d.source.Progress()
+	return fmt.Sprintf("%s: %d passes, %v sent, %v left%s", p.Status, p.Passes, size.Bytes(p.Sent>>10<<10), size.Bytes(p.Remaining>>10<<10), again(p.Recovered))
+}
+
+// again says how many connections came after the first.
+func again(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf(", connection %d", n+1)
+}
