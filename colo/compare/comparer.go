@@ -102,7 +102,7 @@ func (c *Comparer) do(fn func(e *Engine, now time.Time) (Result, error)) (full b
 	watch := !next.IsZero() && (was.IsZero() || next.Before(was)) // Run sleeps until was, and must wake earlier
 	for i, f := range r.Release {
 		p := c.eng.takeOver(i, f)
-		c.bytes += costOf(len(p.Data))
+		c.bytes += sizeOf(p.class)
 		c.out.push(p)
 	}
 	c.wants = c.wants || r.Full
@@ -296,7 +296,7 @@ func (c *Comparer) Run(ctx context.Context, out PacketWriter) error {
 func (c *Comparer) written(now time.Time) {
 	p := c.out.remove(0)
 	c.left.Add(c.eng.instant(now).Sub(p.at))
-	c.bytes -= costOf(len(p.Data))
+	c.bytes -= sizeOf(p.class)
 	c.eng.giveBack(p)
 	if c.wants {
 		c.offer()

@@ -357,11 +357,11 @@ func (e *Engine) takeOver(i int, f Frame) *pkt {
 	if e.strict == nil && e.spent[i] != nil {
 		p := e.spent[i]
 		e.spent[i] = nil
-		e.pool.bytes -= costOf(len(p.Data))
+		e.pool.bytes -= sizeOf(p.class) // p may be shorter than its memory
 		return p
 	}
 	p := e.pool.get(len(f.Data))
-	e.pool.bytes -= costOf(len(f.Data))
+	e.pool.bytes -= sizeOf(p.class)
 	copy(p.Data, f.Data)
 	p.VNetHdr, p.owner = f.VNetHdr, nil
 	p.at = e.takenAt(i)
@@ -393,7 +393,7 @@ func (e *Engine) Stats() Stats {
 	}
 	for _, p := range e.spent {
 		if p != nil {
-			s.HeldBytes -= costOf(len(p.Data))
+			s.HeldBytes -= sizeOf(p.class)
 		}
 	}
 	return s

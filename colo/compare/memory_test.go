@@ -6,6 +6,7 @@ import (
 	"testing/synctest"
 
 	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/internal/packet"
 )
 
 // A packet leaves in the memory in which it has waited, whatever lets it leave, and all
@@ -115,6 +116,35 @@ func TestTheOnlyPacketAlwaysHasRoom(t *testing.T) {
 		synctest.Wait()
 		if len(x.out.got) != 1 {
 			t.Errorf("%d packets have left", len(x.out.got))
+		}
+	})
+}
+
+// A part of a segment has less memory in use than it has.
+func TestAPartOfASegmentGivesAllOfItsMemoryBack(t *testing.T) {
+	between(t, lowering(), func(x *pairing) {
+		x.Mark(0)
+		x.Received(0)
+		x.SecondaryMark(0)
+		syn := ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7}
+		x.pri <- syn.frame().Data
+		x.sec <- syn.frame().Data
+		whole := ackSeg{seq: 100, ack: 1000, win: 50, flags: push, data: strings.Repeat("x", 1400)}
+		between := func(from, to int) []byte {
+			s := whole
+			s.seq, s.data = uint32(100+from), whole.data[from:to]
+			return s.frame().Data
+		}
+		x.pri <- whole.frame().Data
+		for _, s := range [][]byte{between(0, 1000), between(0, 1000), between(1000, 1100), between(1000, 1100), between(1100, 1400)} {
+			x.sec <- s
+			synctest.Wait()
+		}
+		if len(x.out.got) != 4 {
+			t.Errorf("left: %q", x.out.got)
+		}
+		if wait, leave := x.InUse(); wait != 0 || leave != 0 {
+			t.Errorf("%d and %d bytes are in use", wait, leave)
 		}
 	})
 }

@@ -33,7 +33,10 @@ const poolMin = 7 // 128 bytes
 func classOf(n int) int8 { return int8(max(bits.Len(uint(max(n, 1)-1)), poolMin) - poolMin) }
 
 // costOf returns how much memory the pool uses for a packet of n bytes.
-func costOf(n int) int { return 1 << (poolMin + classOf(n)) }
+func costOf(n int) int { return sizeOf(classOf(n)) }
+
+// sizeOf returns how much memory the packets of a class have.
+func sizeOf(class int8) int { return 1 << (poolMin + class) }
 
 // get returns a packet with memory for n bytes. Of its fields only class and Data are set.
 func (o *pool) get(n int) *pkt {
@@ -46,7 +49,7 @@ func (o *pool) get(n int) *pkt {
 		q.Data = q.Data[:n]
 		return q
 	}
-	return &pkt{Frame: Frame{Data: make([]byte, n, 1<<(poolMin+c))}, class: c}
+	return &pkt{Frame: Frame{Data: make([]byte, n, sizeOf(c))}, class: c}
 }
 
 // copy returns a copy of p that may be kept.
@@ -67,7 +70,7 @@ func (o *pool) put(p *pkt) {
 	if p.class < 0 {
 		return
 	}
-	o.bytes -= 1 << (poolMin + p.class)
+	o.bytes -= sizeOf(p.class)
 	o.keep(p)
 }
 
@@ -75,7 +78,7 @@ func (o *pool) put(p *pkt) {
 // go of memory of other sizes: what has just been used is needed again soonest.
 func (o *pool) keep(p *pkt) {
 	o.free[p.class] = append(o.free[p.class], p)
-	o.kept += 1 << (poolMin + p.class)
+	o.kept += sizeOf(p.class)
 	if o.kept > o.limit {
 		o.shrink(p.class)
 	}
@@ -88,7 +91,7 @@ func (o *pool) shrink(last int8) {
 		for len(l) > 0 && o.kept > o.limit {
 			l[len(l)-1] = nil
 			l = l[:len(l)-1]
-			o.kept -= 1 << (poolMin + c)
+			o.kept -= sizeOf(c)
 		}
 		o.free[c] = l
 	}
