@@ -29,7 +29,7 @@ func sparse() int {
 	case raceEnabled:
 		return 8
 	case testing.Short():
-		return 6
+		return 17 // no multiple of what a message is long
 	}
 	return 1
 }
