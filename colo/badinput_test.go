@@ -418,7 +418,7 @@ func TestPrimaryRefusesAnyOtherAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for i, want := range answers {
 			for got := colo.Message(0); got < 8; got++ {
-				if got == want {
+				if got == want || testing.Short() && (i+int(got))%4 != 0 {
 					continue
 				}
 				x := newPair(t, options{qemu: true, sp: colotest.Flow{Corrupt: map[int64]byte{int64(i*4 + 3): byte(got ^ want)}}})

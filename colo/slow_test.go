@@ -73,7 +73,7 @@ func TestASlowPeerThatBeatsIsWaitedFor(t *testing.T) {
 				h := new(beating)
 				h.alive.Store(true)
 				for i, when := range list {
-					if testing.Short() && i%4 != 0 {
+					if testing.Short() && i%9 != 0 {
 						continue
 					}
 					x, hit := slowAt(t, when, h, conn)

@@ -310,6 +310,10 @@ func TestSwitchoverChangesTheSidesWithoutLoss(t *testing.T) {
 // Whatever happens in a switchover, the guest goes on on one host, and the pair is
 // in step again in the end.
 func TestSwitchoverThatFailsLeavesTheGuestRunning(t *testing.T) {
+	moments := []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 50 * time.Millisecond, 101 * time.Millisecond, 150 * time.Millisecond}
+	if testing.Short() {
+		moments = []time.Duration{5 * time.Millisecond, 101 * time.Millisecond}
+	}
 	for name, fault := range map[string]func(w *world, a, b *host){
 		"the link breaks":      func(w *world, a, b *host) { w.f.part("a", "b", false) },
 		"the link goes silent": func(w *world, a, b *host) { w.f.part("a", "b", true) },
@@ -319,7 +323,7 @@ func TestSwitchoverThatFailsLeavesTheGuestRunning(t *testing.T) {
 		"the secondary dies":   func(w *world, a, b *host) { b.kill(true) },
 	} {
 		bubble(t, name, func(t *testing.T, w *world) {
-			for _, after := range []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 50 * time.Millisecond, 101 * time.Millisecond, 150 * time.Millisecond} {
+			for _, after := range moments {
 				a, b := w.protected()
 				time.Sleep(250 * time.Millisecond)
 				var group sync.WaitGroup

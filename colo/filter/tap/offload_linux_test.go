@@ -2,14 +2,11 @@ package tap_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
-	"os/exec"
-	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -18,78 +15,18 @@ import (
 
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/filter/tap"
+	"github.com/gocolo/lockstep/internal/netns"
 	"github.com/gocolo/lockstep/internal/packet"
-	"github.com/gocolo/lockstep/internal/require"
 )
 
-// A stack is a kernel's network stack behind a TAP interface, in a namespace of its
-// own, which lives as long as the test.
-type stack struct {
-	*tap.Device
-	do chan func()
-}
-
-// newStack has addresses 10.9.0.host/24 and fd00::host/64.
-func newStack(t *testing.T, cfg tap.Config, host int) *stack {
-	t.Helper()
-	require.Outside(t, require.NetNS)
-	s := &stack{do: make(chan func())}
-	failed := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good, as in open
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			s.Device, err = tap.Open(cfg)
-		}
-		if err == nil {
-			for _, args := range [][]string{
-				{"addr", "add", fmt.Sprintf("10.9.0.%d/24", host), "dev", s.Name()},
-				{"addr", "add", fmt.Sprintf("fd00::%d/64", host), "dev", s.Name(), "nodad"},
-				{"link", "set", s.Name(), "up"},
-			} {
-				if out, e := exec.Command("ip", args...).CombinedOutput(); e != nil {
-					err = fmt.Errorf("ip %v: %w: %s", args, e, out)
-					break
-				}
-			}
-		}
-		failed <- err
-		for f := range s.do {
-			f()
-		}
-	}()
-	if err := <-failed; err != nil {
-		require.Missing(t, require.NetNS, err)
-	}
-	t.Cleanup(func() { s.Close(); close(s.do) })
-	return s
-}
-
-// in calls f on the namespace's thread.
-func (s *stack) in(f func()) {
-	done := make(chan struct{})
-	s.do <- func() { defer close(done); f() }
-	<-done
-}
-
 // pump carries frames from one stack to another, past fn.
-func pump(from, to *stack, fn func(frame []byte) bool) error {
-	for {
-		p, err := from.ReadPacket()
-		if err != nil {
-			return err
-		}
+func pump(from, to *netns.Stack, fn func(frame []byte) bool) {
+	from.Each(func(p []byte) {
 		if fn(p) {
-			// The kernel does not look at a checksum that is partial: it has to look at
-			// what comes of it.
-			if h := packet.VNetOf(p, from.VNetHdrLen()); h != nil && h.Complete(p[len(h):]) {
-				h[0] &^= packet.VNetNeedsCsum
-			}
-			if err := to.WriteVNetPacket(p, from.VNetHdrLen()); err != nil {
-				return err
-			}
+			netns.Complete(p, from.VNetHdrLen())
+			to.WriteVNetPacket(p, from.VNetHdrLen()) // fails where the interface is closed
 		}
-	}
+	})
 }
 
 // Behind a rewriter whose primary's guest is a thousand million numbers and a
@@ -100,10 +37,10 @@ func TestStacksWithOffloadsTalkThroughARewriter(t *testing.T) {
 		vnet    int
 		offload tap.Offload
 	}{{0, 0}, {10, tap.OffloadTCP}, {12, tap.OffloadTCP}, {20, tap.OffloadChecksum}, {24, tap.OffloadTCP}} {
-		for _, addr := range []string{"10.9.0.1", "fd00::1"} {
+		for _, addr := range []string{netns.Guest4, netns.Guest6} {
 			t.Run(fmt.Sprintf("%d %#x %s", c.vnet, c.offload, addr), func(t *testing.T) {
 				cfg := tap.Config{VNetHdrLen: c.vnet, Offload: c.offload}
-				guest, client := newStack(t, cfg, 1), newStack(t, cfg, 2)
+				guest, client := netns.New(t, true, cfg), netns.New(t, false, cfg)
 				r := filter.NewRewriter(filter.RewriterConfig{})
 				var mu sync.Mutex
 				var big, partial int
@@ -160,30 +97,14 @@ func asThePrimary(frame []byte, vnet int) {
 	}
 	h := p.TCP()
 	h.SetSeq(h.Seq() - 1e9)
-	for opts := h.Options(); ; {
-		kind, data, rest, ok := packet.NextOption(opts)
-		if !ok {
-			break
-		}
-		if kind == packet.OptTimestamps {
-			binary.BigEndian.PutUint32(data, binary.BigEndian.Uint32(data)-1e6)
-		}
-		opts = rest
-	}
-	if !packet.VNetOf(frame, vnet).PartialChecksum(&p, packet.TCPChecksumAt) {
-		h.SetChecksum(p.TCPChecksum())
-	}
+	netns.Retime(frame, vnet, 1<<32-1e6, 0) // a million less, and a checksum of all
 }
 
 // echo sends a lot to a server that sends it back.
-func echo(t *testing.T, guest, client *stack, addr netip.AddrPort) {
+func echo(t *testing.T, guest, client *netns.Stack, addr netip.AddrPort) {
 	t.Helper()
 	var l net.Listener
-	var err error
-	guest.in(func() { l, err = net.Listen("tcp", addr.String()) })
-	if err != nil {
-		t.Fatal(err)
-	}
+	guest.In(t, func() (err error) { l, err = net.Listen("tcp", addr.String()); return err })
 	defer l.Close()
 	var served sync.WaitGroup
 	served.Go(func() {
@@ -199,12 +120,12 @@ func echo(t *testing.T, guest, client *stack, addr netip.AddrPort) {
 	defer served.Wait()
 	defer l.Close()
 	var c net.Conn
-	client.in(func() { c, err = (&net.Dialer{Timeout: 20 * time.Second}).Dial("tcp", addr.String()) })
-	if err != nil {
-		t.Fatal(err)
-	}
+	client.In(t, func() (err error) {
+		c, err = (&net.Dialer{Timeout: time.Minute}).Dial("tcp", addr.String())
+		return err
+	})
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(20 * time.Second)) // so that a test that hangs says where
+	c.SetDeadline(time.Now().Add(time.Minute)) // so that a test that hangs says where
 	data := make([]byte, 4<<20)
 	for i := range data {
 		data[i] = byte(i * 7 >> 3)
