@@ -34,6 +34,7 @@ type network interface {
 	Run(ctx context.Context, network proxy.Network) error
 	Serve(ctx context.Context, conn io.ReadWriteCloser) error
 	Connected(ctx context.Context) error
+	OutputLatency() event.Latency
 
 	waiting() uint64 // packets that are still to leave
 }
