@@ -89,7 +89,7 @@ func (h *host) build(cable *cable) (err error) {
 		return h.machine.Deliver(packet)
 	}
 	if h.nic, err = protect.NewProxy(protect.ProxyConfig{
-		Uplink: cable, Deliver: deliver, Limit: outputLimit, Compare: compare.Config{MaxQueue: maxApart},
+		Uplink: cable, Deliver: deliver, Limit: outputLimit, Compare: compare.Config{MaxQueue: maxApart}, Events: watched(h.cfg, &h.events),
 		Continuous: h.cfg.Mode == trial.ModeContinuous, CompareAlways: h.cfg.Mode == trial.ModeCompare,
 	}); err != nil {
 		return err

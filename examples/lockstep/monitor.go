@@ -25,6 +25,15 @@ func serve(ctx context.Context, cfg trial.SideConfig, reports *trial.Reporter, j
 	return handles.Run(ctx, job, c)
 }
 
+// watched returns the bus for a network to say on which flows differ: nil where nobody
+// watches.
+func watched(cfg trial.SideConfig, bus *event.Bus) *event.Bus {
+	if cfg.HTTP == "" && cfg.QMP == "" {
+		return nil
+	}
+	return bus
+}
+
 // handles serves what a side of one session is steered and watched by, for as long as run
 // runs.
 func (s *side) handles(ctx context.Context, run func(context.Context) error) error {

@@ -67,6 +67,7 @@ func (s *side) newNetwork() network {
 		Compare:           compare.Config{MaxQueue: maxApart},
 		CompareAlways:     s.cfg.Mode == trial.ModeCompare,
 		RequestCheckpoint: func(c event.Cause) { s.session.(*colo.Primary).RequestCheckpoint(c) },
+		Events:            watched(s.cfg, &s.events),
 	}), s}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/colo/protect/control"
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/internal/guest"
 	"github.com/gocolo/lockstep/internal/trial"
@@ -139,6 +140,23 @@ func TestASessionHasTheStatesOfAJob(t *testing.T) {
 	} {
 		if got := [2]protect.State{stateOf(s, trial.Primary), stateOf(s, trial.Secondary)}; got != want {
 			t.Errorf("%s: %v, want %v", s, got, want)
+		}
+	}
+}
+
+// Which flows differ is said where somebody can see it, and costs nothing elsewhere.
+func TestFlowsThatDifferAreToldWhereSomebodyWatches(t *testing.T) {
+	var bus event.Bus
+	for _, c := range []struct {
+		cfg  trial.SideConfig
+		want *event.Bus
+	}{
+		{trial.SideConfig{}, nil},
+		{trial.SideConfig{HTTP: "0"}, &bus},
+		{trial.SideConfig{QMP: "unix:m"}, &bus},
+	} {
+		if got := watched(c.cfg, &bus); got != c.want {
+			t.Errorf("page %q, monitor %q: %p, want %p", c.cfg.HTTP, c.cfg.QMP, got, c.want)
 		}
 	}
 }
