@@ -171,11 +171,7 @@ func (p *Printer) takeover(side string, epoch uint64, first time.Time) {
 
 // handle says where a side is steered or watched.
 func (p *Printer) handle(side string, h Handle) {
-	name := "the " + side
-	if side == hostA || side == hostB {
-		name = "host " + side
-	}
-	p.phase(h.Name, "of %s at %s", name, h.Address)
+	p.phase(h.Name, "of %s at %s", called(side), h.Address)
 	type handle struct {
 		Side string `json:"side"`
 		Handle
