@@ -103,7 +103,7 @@ func runProtected(ctx context.Context, o options, c *console, p *printer) (err e
 			case h.quit <- struct{}{}:
 			default: // it is on its way
 			}
-		}, Save: h.save,
+		}, Save: h.save, Listening: func(handle, address string) { h.p.phase(handle, "at %s", address) },
 	})
 	h.saving.Lock() // who saves the guest has said so
 	defer h.saving.Unlock()

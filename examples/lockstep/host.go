@@ -12,6 +12,7 @@ import (
 	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/protect"
+	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover/sharedfile"
 	"github.com/gocolo/lockstep/internal/oracle"
@@ -68,7 +69,7 @@ func (h *host) run(ctx context.Context, fail context.CancelCauseFunc, commands <
 	})
 	stopped := make(chan trial.Report, 1) // the last report, once the job has ended by order
 	group.Go(func() { h.obey(ctx, commands, stopped, cancel, fail) })
-	err = h.job.Run(ctx)
+	err = serve(ctx, h.cfg, h.reports, h.job, control.Config{Events: &h.events, Guest: h.machine})
 	select {
 	case last := <-stopped: // everything has left: the job has closed the way to the client
 		h.reports.Send(last)
@@ -88,7 +89,7 @@ func (h *host) build(cable *cable) (err error) {
 		return h.machine.Deliver(packet)
 	}
 	if h.nic, err = protect.NewProxy(protect.ProxyConfig{
-		Uplink: cable, Deliver: deliver, Limit: outputLimit, Compare: compare.Config{MaxQueue: maxApart},
+		Uplink: cable, Deliver: deliver, Limit: outputLimit, Compare: compare.Config{MaxQueue: maxApart}, Events: watched(h.cfg, &h.events),
 		Continuous: h.cfg.Mode == trial.ModeContinuous, CompareAlways: h.cfg.Mode == trial.ModeCompare,
 	}); err != nil {
 		return err

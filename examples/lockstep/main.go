@@ -10,13 +10,15 @@
 // the guest has said to have been told. With -disk the guest also
 // writes a disk, and the survivor's must be what its memory says. With -failovers or
 // -switchover the two take the guest from each other again and again: the one that was
-// killed comes back as a new process and protects the other. See -h.
+// killed comes back as a new process and protects the other. With -http each side has a page
+// on which to watch it, and with -qmp a monitor. See -h.
 //
 // There are two hosts in it. The one of -failovers is what a host needs to be that has package
 // protect: host.go. The other runs one session of package colo, in which it can be stopped at each step: side.go
 // is its life as a primary or a secondary, from its connections to its takeover,
-// network.go and disk.go are its network and its disk, and monitor.go is its monitor.
-// Both have the guest of machine.go, on KVM or in Go. options.go is the command line.
+// network.go and disk.go are its network and its disk. Both are steered and watched by package
+// protect/control; monitor.go says how a single session looks there, which has no job that
+// protects it. Both have the guest of machine.go, on KVM or in Go. options.go is the command line.
 //
 // What looks at the sides from the outside, and is no part of any host, is a test rig of its
 // own: package internal/trial runs them, talks to the guest and kills,

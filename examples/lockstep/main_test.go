@@ -294,7 +294,7 @@ func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 		"-kill none -kill-at ram", "-kill none -kill-at each", "-kill secondary -kill-at capture", "-lost-after 10ms", "-lost-after 1h", "-throttle 101", "-throttle NaN", "-repeat 0", "-repeat 2 -timeline x.svg", "-repeat 2 -qmp unix:/tmp/x", "-kill-at each -qmp unix:/tmp/x", "-qmp localhost:65535", "-diverge 101", "-diverge -1", "-diverge NaN",
 		"-seed -1", "-frobnicate", "stray",
 		"-vlan -1", "-vlan 4095",
-		"-failovers -1", "-switchover -1", "-failovers 1 -term 1ms", "-term 1s", "-failovers 1 -kill primary", "-switchover 1 -kill-at ram", "-failovers 1 -timeline x.svg", "-failovers 1 -qmp unix:/tmp/x",
+		"-failovers -1", "-switchover -1", "-failovers 1 -term 1ms", "-term 1s", "-failovers 1 -kill primary", "-switchover 1 -kill-at ram", "-failovers 1 -timeline x.svg", "-failovers 1 -repeat 2 -qmp unix:/tmp/x", "-repeat 2 -http 0", "-http x", "-http 65535", "-http localhost", "-http-control", "-failovers 1 -http-control",
 		"-disk 1", "-disk 1000000", "-disk 32K", "-disk 1G", "-disk x", "-disk-dir /tmp",
 	} {
 		out, errs := program(t, 2, strings.Fields(args)...)
@@ -306,7 +306,7 @@ func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 
 func TestHelpExplainsEveryFlag(t *testing.T) {
 	out, errs := program(t, 0, "-h")
-	for _, name := range strings.Fields("backend mode vcpus mem dirty interval checkpoints kill kill-at repeat json timeline diverge early-resume seed vlan disk disk-dir signal stop-for lost-after throttle qmp failovers switchover term") {
+	for _, name := range strings.Fields("backend mode vcpus mem dirty interval checkpoints kill kill-at repeat json timeline diverge early-resume seed vlan disk disk-dir signal stop-for lost-after throttle qmp http http-control failovers switchover term") {
 		if !strings.Contains(out, "  -"+name+" ") {
 			t.Errorf("no word of -%s", name)
 		}

@@ -1,27 +1,70 @@
 package main
 
 import (
-	"bytes"
 	"context"
+	"encoding/json"
+	"io"
 	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/internal/trial"
 )
 
-func TestBothSidesHaveAMonitorForAsLongAsTheyRun(t *testing.T) {
+// pages takes what the program prints with -json, and keeps where the sides have their
+// pages.
+type pages struct {
+	mu sync.Mutex
+	at map[string]string
+}
+
+func (p *pages) Write(line []byte) (int, error) {
+	var l struct {
+		Handle *struct{ Side, Name, Address string }
+	}
+	if json.Unmarshal(line, &l) == nil && l.Handle != nil && l.Handle.Name == control.HandlePage {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		p.at[l.Handle.Side] = l.Handle.Address
+	}
+	return len(line), nil
+}
+
+// of waits for the page of a side.
+func (p *pages) of(ctx context.Context, t *testing.T, side string) string {
+	for {
+		p.mu.Lock()
+		at := p.at[side]
+		p.mu.Unlock()
+		if at != "" {
+			return at
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			t.Fatalf("the %s has no page", side)
+		}
+	}
+}
+
+func TestBothSidesHaveAMonitorAndAPageForAsLongAsTheyRun(t *testing.T) {
+	require.Outside(t, require.Processes)
 	addr := "unix:" + filepath.Join(t.TempDir(), "m")
 	ctx, stop := context.WithTimeout(t.Context(), time.Minute)
 	defer stop()
 	done := make(chan struct{})
+	shown := &pages{at: make(map[string]string)}
 	go func() {
 		defer close(done)
-		var out bytes.Buffer
-		lockstep(ctx, append(short, "-backend", "sim", "-qmp", addr, "-checkpoints", "1000000", "-interval", "20ms"), &out, &out, false)
+		lockstep(ctx, append(short, "-json", "-backend", "sim", "-qmp", addr, "-http", "0", "-checkpoints", "1000000", "-interval", "20ms"), shown, io.Discard, false)
 	}()
 	defer func() { stop(); <-done }()
 	for _, side := range []string{trial.Secondary, trial.Primary} {
@@ -40,6 +83,10 @@ func TestBothSidesHaveAMonitorForAsLongAsTheyRun(t *testing.T) {
 		var status struct{ Mode event.Mode }
 		if err := c.Do(ctx, "query-colo-status", nil, &status); err != nil || string(status.Mode) != side {
 			t.Errorf("the %s is %s, %v", side, status.Mode, err)
+		}
+		state := pageOf(t, shown.of(ctx, t, side), side)
+		if want := map[string]string{trial.Primary: "synchronising protected", trial.Secondary: "following"}[side]; !slices.Contains(strings.Fields(want), state) {
+			t.Errorf("the page of the %s says that it is %s, want %s", side, state, want)
 		}
 		if side == trial.Secondary {
 			if err := c.Do(ctx, "xen-colo-do-checkpoint", nil, nil); err == nil {

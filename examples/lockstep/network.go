@@ -34,6 +34,7 @@ type network interface {
 	Run(ctx context.Context, network proxy.Network) error
 	Serve(ctx context.Context, conn io.ReadWriteCloser) error
 	Connected(ctx context.Context) error
+	OutputLatency() event.Latency
 
 	waiting() uint64 // packets that are still to leave
 }
@@ -66,6 +67,7 @@ func (s *side) newNetwork() network {
 		Compare:           compare.Config{MaxQueue: maxApart},
 		CompareAlways:     s.cfg.Mode == trial.ModeCompare,
 		RequestCheckpoint: func(c event.Cause) { s.session.(*colo.Primary).RequestCheckpoint(c) },
+		Events:            watched(s.cfg, &s.events),
 	}), s}
 }
 

@@ -35,6 +35,7 @@ with SIGKILL, and checks that the other goes on and that no output is lost.
   go run ./examples/lockstep -failovers 10                      kill the host with the guest, have it back, and again
   go run ./examples/lockstep -switchover 10                     the same in good order
   go run ./examples/lockstep -timeline run.svg                  a picture of the run
+  go run ./examples/lockstep -http 8080 -checkpoints 5000       a page on which to watch it
   go run ./examples/lockstep -json                              events and figures, a line each
 
 It exits with 0 if every frame that left is confirmed by the survivor, and the
@@ -76,7 +77,7 @@ const (
 )
 
 // notInSeries are flags that belong to the steps of a single session.
-var notInSeries = []string{"kill", "kill-at", "stop-for", "timeline", "qmp", "verify-dirty", "early-resume", "throttle"}
+var notInSeries = []string{"kill", "kill-at", "stop-for", "timeline", "verify-dirty", "early-resume", "throttle"}
 
 // A victim that is stopped for longer would be given up.
 const maxStop = 4 * time.Second
@@ -115,7 +116,9 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.DurationVar(&o.Term, "term", defaultTerm, "`time` for which a host is given the guest, with -failovers or -switchover: the other goes on after that at the latest")
 	f.BoolVar(&o.json, "json", false, "print events and figures as JSON, one object per line")
 	f.StringVar(&o.timeline, "timeline", "", "draw the run to this SVG `file`")
-	f.StringVar(&o.QMP, "qmp", "", "serve the primary's QMP monitor at `unix:PATH|HOST:PORT`, and the secondary's at PATH.secondary or the next port")
+	f.StringVar(&o.QMP, "qmp", "", "serve a QMP monitor of the primary, or of host a, at `unix:PATH|HOST:PORT`, and the other one's at PATH.secondary, PATH.b or the next port")
+	f.StringVar(&o.HTTP, "http", "", "serve a page to watch the primary, or host a, at `[HOST:]PORT`, and the other one's at the next port; HOST is this machine alone unless it is given, and a PORT 0 any that is free")
+	f.BoolVar(&o.HTTPControl, "http-control", false, "the pages of -failovers and -switchover have buttons; a change of sides that they order is one that nobody planned")
 	f.Float64Var(&o.Diverge, "diverge", 0, "`percentage` of the rounds that take in the time-stamp counter, so that the guests differ; with -disk "+strconv.Itoa(diskDiverge))
 	f.IntVar(&o.VLAN, "vlan", 0, "`number` of the VLAN that each frame is tagged with")
 	f.Var(&disk, "disk", "`size` of a disk that the guest writes too, replicated over NBD")
@@ -150,8 +153,12 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 		if !given["lost-after"] {
 			o.Lost = seriesLost
 		}
-	} else if given["term"] {
-		return o, errors.New("-term is for -failovers and -switchover")
+	} else {
+		for _, name := range []string{"term", "http-control"} {
+			if given[name] {
+				return o, fmt.Errorf("-%s is for -failovers and -switchover", name)
+			}
+		}
 	}
 	short := series || o.Repeat > 1
 	if o.Disk > 0 && !given["diverge"] {
@@ -179,6 +186,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 
 func (o *options) validate(counted bool) error {
 	_, monitors := trial.MonitorOf(o.QMP, trial.Secondary)
+	_, pages := trial.PageOf(o.HTTP, trial.Secondary)
 	switch {
 	case !slices.Contains(backends, o.backend):
 		return fmt.Errorf("-backend %s: want %s", o.backend, strings.Join(backends, ", "))
@@ -218,8 +226,14 @@ func (o *options) validate(counted bool) error {
 		return errors.New("-timeline draws one run, not -repeat")
 	case o.Repeat > 1 && o.QMP != "":
 		return errors.New("-qmp is for one run, not -repeat")
+	case o.Repeat > 1 && o.HTTP != "":
+		return errors.New("-http is for one run, not -repeat")
 	case monitors != nil:
 		return fmt.Errorf("-qmp %s: %w", o.QMP, monitors)
+	case pages != nil:
+		return fmt.Errorf("-http %s: %w", o.HTTP, pages)
+	case o.HTTPControl && o.HTTP == "":
+		return errors.New("-http-control without -http")
 	case !(o.Diverge >= 0 && o.Diverge <= 100):
 		return fmt.Errorf("-diverge %v: want 0 to 100 per cent", o.Diverge)
 	case !(o.Throttle >= 0 && o.Throttle <= 100):

@@ -13,7 +13,6 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/failover/heartbeat"
 	"github.com/gocolo/lockstep/internal/killpoint"
 	"github.com/gocolo/lockstep/internal/oracle"
@@ -135,13 +134,11 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	if err := s.newSession(link); err != nil {
 		return err
 	}
-	if s.cfg.QMP != "" {
-		l, err := qmp.Listen(s.cfg.QMP)
-		if err != nil {
-			return fmt.Errorf("-qmp: %w", err)
-		}
-		watch("monitor", func() error { return s.monitor(ctx, l) })
-	}
+	return s.handles(ctx, func(ctx context.Context) error { return s.live(ctx, beat, &group) })
+}
+
+// live is the session, and what follows it.
+func (s *side) live(ctx context.Context, beat *net.TCPConn, group *sync.WaitGroup) error {
 	beating, leave := context.WithCancel(ctx)
 	defer leave()
 	group.Go(func() {
@@ -153,7 +150,7 @@ func (s *side) run(ctx context.Context, fail context.CancelCauseFunc) error {
 	group.Go(func() { s.obey(ctx, stop) })
 
 	s.guest.protect(s.session)
-	err = s.session.Run(ctx)
+	err := s.session.Run(ctx)
 	leave()
 	if err == nil {
 		err = s.guest.alone() // it may have failed when this side was taking over already

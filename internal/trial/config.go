@@ -9,7 +9,7 @@
 // its session, its network and its disk, is the program's; here is only what looks
 // at it from the outside:
 //
-//	config.go, size.go        what a run is to do
+//	config.go, address.go     what a run is to do
 //	run.go, plot.go           a run, from its processes to the verdict
 //	messages.go, process.go   what comes from the sides
 //	report.go, serve.go       what the two say to each other
@@ -41,7 +41,9 @@ type Config struct {
 	EarlyResume bool
 	Throttle    float64 // per cent of the time that checkpoints may take; 0: any
 	VerifyDirty bool    // compare the dirty log with what was written
-	QMP         string  // where the primary has its monitor; "": nowhere
+	QMP         string  // where the primary, or host a, has its monitor; "": nowhere
+	HTTP        string  // where it has its page; "": nowhere
+	HTTPControl bool    // the pages have buttons
 
 	Checkpoints int           // before the kill; 0: each run draws its own
 	Kill        string        // a side, or killNone

@@ -71,7 +71,7 @@ func (c *crew) explain(err error) error {
 	for side, p := range c.sides {
 		said := p.stderr.String()
 		if err != nil && said != "" && said != ErrOrphan.Error() && !strings.Contains(err.Error(), said) {
-			err = fmt.Errorf("%w\nthe %s said: %s", err, side, said)
+			err = fmt.Errorf("%w\n%s said: %s", err, called(side), said)
 		}
 	}
 	return err

@@ -46,6 +46,8 @@ func (r *Run) handle(m message) error {
 		}
 	case rep.Listening != nil:
 		r.listening = rep.Listening
+	case rep.Handle != nil:
+		r.out.handle(m.side, *rep.Handle)
 	case m.event != nil:
 		r.out.event(m.side, m.event)
 		if !matters(m.event) {

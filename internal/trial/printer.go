@@ -169,6 +169,16 @@ func (p *Printer) takeover(side string, epoch uint64, first time.Time) {
 	p.Object(map[string]takeover{"takeover": {side, epoch, first}})
 }
 
+// handle says where a side is steered or watched.
+func (p *Printer) handle(side string, h Handle) {
+	p.phase(h.Name, "of %s at %s", called(side), h.Address)
+	type handle struct {
+		Side string `json:"side"`
+		Handle
+	}
+	p.Object(map[string]handle{"handle": {side, h}})
+}
+
 // change shows a change of sides.
 func (p *Printer) change(c Change) {
 	switch c.Kind {

@@ -93,9 +93,17 @@ func (p *process) failure(err error) error {
 		said = "\n" + said
 	}
 	if err == nil {
-		return fmt.Errorf("the %s ended early%s", p.side, said)
+		return fmt.Errorf("%s ended early%s", called(p.side), said)
 	}
-	return fmt.Errorf("the %s failed: %w%s", p.side, err, said)
+	return fmt.Errorf("%s failed: %w%s", called(p.side), err, said)
+}
+
+// called is what a side, or a host, is called in a sentence.
+func called(side string) string {
+	if side == hostA || side == hostB {
+		return "host " + side
+	}
+	return "the " + side
 }
 
 // tail keeps the end of what is written to it.

@@ -30,7 +30,9 @@ type SideConfig struct {
 	Witness    string `json:"witness"` // address that decides who goes on
 	Generation uint64 `json:"generation"`
 
-	QMP string `json:"qmp,omitempty"` // where this side has its monitor
+	QMP         string `json:"qmp,omitempty"`          // where this side has its monitor
+	HTTP        string `json:"http,omitempty"`         // where it has its page
+	HTTPControl bool   `json:"http_control,omitempty"` // which has buttons
 
 	Mode        string        `json:"mode"`
 	VLAN        VLAN          `json:"vlan,omitempty"` // of each frame
@@ -98,6 +100,14 @@ type Report struct {
 	Traffic    *Traffic         `json:"traffic,omitempty"` // beside Histories
 	Missed     *MissedPage      `json:"missed,omitempty"`
 	Switched   *Switched        `json:"switched,omitempty"`
+	Handle     *Handle          `json:"handle,omitempty"`
+}
+
+// Handle is where a side is steered or watched. It is told before anything happens to its
+// session, and again by a host that comes back.
+type Handle struct {
+	Name    string `json:"name"`    // "monitor" or "page"
+	Address string `json:"address"` // as a program, or a browser, takes it
 }
 
 // MissedPage is a page that was written and that the side's dirty log lacked when the

@@ -3,6 +3,7 @@ package trial
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"testing"
 )
 
@@ -43,4 +44,13 @@ func TestReportsThatHaveGatheredAreWrittenTogetherAndInOrder(t *testing.T) {
 		}
 	}
 	r.Close()
+}
+
+func TestASideIsCalledByItsName(t *testing.T) {
+	for side, want := range map[string]string{Primary: "the primary failed: why", hostB: "host b failed: why"} {
+		p := process{side: side}
+		if got := p.failure(errors.New("why")).Error(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
 }

@@ -253,7 +253,7 @@ func (r *Run) config(side, client, witness string) SideConfig {
 		Mode: r.o.Mode, VLAN: VLAN(r.o.VLAN), Interval: r.o.Interval, Lost: r.o.Lost, EarlyResume: r.o.EarlyResume, Throttle: r.o.Throttle / 100, Seed: r.seed,
 		VerifyDirty: r.o.VerifyDirty,
 	}
-	cfg.QMP, _ = MonitorOf(r.o.QMP, side) // the options were checked
+	cfg.handles(&r.o)
 	if side == r.victim && r.o.KillAt != killpoint.AtAny {
 		cfg.StopAt, cfg.StopEpoch = r.o.KillAt, r.target+1
 	}

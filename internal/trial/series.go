@@ -146,7 +146,7 @@ func (s *Series) addresses() error {
 // config says what a host is to be.
 func (s *Series) config(host string, first bool) SideConfig {
 	o := &s.o
-	return SideConfig{
+	cfg := SideConfig{
 		Side: host, Backend: s.backend, Guest: o.Guest(s.seed), Memory: o.Mem, Disk: s.images[host], Client: s.output,
 		Mode: o.Mode, VLAN: VLAN(o.VLAN), Interval: o.Interval, Lost: o.Lost, Seed: s.seed,
 		Host: &HostConfig{
@@ -154,6 +154,8 @@ func (s *Series) config(host string, first bool) SideConfig {
 			Start: first, Beat: o.Lost / 10, Term: o.Term,
 		},
 	}
+	cfg.handles(o)
+	return cfg
 }
 
 // drive is the plot.
@@ -372,6 +374,8 @@ func (s *Series) handle(m message) error {
 		if !s.dead[m.from] {
 			return m.from.failure(m.err)
 		}
+	case rep.Handle != nil:
+		s.out.handle(m.side, *rep.Handle)
 	case m.event != nil:
 		return s.event(m)
 	case rep.Checkpoint != nil:

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -502,8 +504,12 @@ func TestHandlesAreServedForAsLongAsTheJobRuns(t *testing.T) {
 	j := newJob(protect.Alone)
 	quit := make(chan struct{})
 	done := make(chan error)
+	told := make(map[string]string)
 	go func() {
-		done <- h.Run(t.Context(), j, Config{Events: new(event.Bus), Quit: func() { close(quit) }})
+		done <- h.Run(t.Context(), j, Config{
+			Events: new(event.Bus), Quit: func() { close(quit) },
+			Listening: func(handle, address string) { told[handle] = address },
+		})
 	}()
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -539,12 +545,53 @@ func TestHandlesAreServedForAsLongAsTheJobRuns(t *testing.T) {
 	if err := <-done; err != why {
 		t.Errorf("Run: %v", err)
 	}
+	if want := map[string]string{HandleMonitor: h.QMP, HandlePage: "http://127.0.0.1:" + h.HTTP + "/"}; !maps.Equal(told, want) {
+		t.Errorf("told of %q, want %q", told, want)
+	}
 	if c, err := net.Dial("unix", filepath.Join(dir, "s")); err == nil {
 		c.Close()
 		t.Error("the monitor is still there")
 	}
 	c.Close()
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// A port 0 is one that is free, and the host is told which.
+func TestAHostIsToldWhichPortsWereFree(t *testing.T) {
+	j := newJob(protect.Alone)
+	told := make(map[string]string)
+	h := Handles{QMP: "tcp:127.0.0.1:0", HTTP: "0"}
+	j.run <- nil
+	if err := h.Run(t.Context(), j, Config{Listening: func(handle, address string) { told[handle] = address }}); err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(told[HandlePage])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for handle, address := range map[string]string{HandleMonitor: told[HandleMonitor], HandlePage: u.Host} {
+		if host, port, err := net.SplitHostPort(address); err != nil || host != "127.0.0.1" || port == "0" {
+			t.Errorf("the %s is at %q", handle, address)
+		}
+	}
+}
+
+// A host's own commands are the monitor's, and are listed and described with it.
+func TestAHostAddsCommandsOfItsOwn(t *testing.T) {
+	type rack struct {
+		Row int `json:"row"`
+	}
+	c := connect(t, NewMonitor(newJob(protect.Protected), Config{Register: func(c *qmp.Commands) {
+		qmp.Register(c, "query-rack", func(_ context.Context, a rack) (rack, error) { return a, nil })
+	}}))
+	if got := do(t, c, "query-rack", rack{7}); got != "map[row:7]" {
+		t.Error(got)
+	}
+	for _, list := range []string{"query-commands", "query-qmp-schema"} {
+		if got := do(t, c, list, nil); !strings.Contains(got, "name:query-rack") {
+			t.Errorf("%s lacks it", list)
+		}
+	}
 }
 
 func TestAnAddressThatIsTakenIsNoticedBeforeTheJobBegins(t *testing.T) {

@@ -39,6 +39,12 @@ func Flags(f *flag.FlagSet) *Handles {
 	return h
 }
 
+// What a handle is called where Config.Listening and the log name it.
+const (
+	HandleMonitor = "monitor"
+	HandlePage    = "page"
+)
+
 // Runner is a job that Run can run: a [protect.Job].
 type Runner interface {
 	Job
@@ -63,6 +69,11 @@ func (h *Handles) Run(ctx context.Context, job Runner, cfg Config) error {
 			}
 		})
 	}
+	if cfg.Listening != nil {
+		for _, s := range serve {
+			cfg.Listening(s.name, s.address)
+		}
+	}
 	err = job.Run(ctx)
 	end(errOver)
 	group.Wait()
@@ -74,9 +85,10 @@ var errOver = errors.New("the job is over")
 // served is one handle: run serves it until the context ends, close takes the place
 // of run where it was never called.
 type served struct {
-	name  string
-	run   func(context.Context) error
-	close func()
+	name    string
+	address string
+	run     func(context.Context) error
+	close   func()
 }
 
 func (h *Handles) open(job Job, cfg Config) (all []served, err error) {
@@ -94,7 +106,7 @@ func (h *Handles) open(job Job, cfg Config) (all []served, err error) {
 			return all, fmt.Errorf("control: monitor: %w", err)
 		}
 		m := NewMonitor(job, cfg)
-		all = append(all, served{"monitor", func(ctx context.Context) error {
+		all = append(all, served{HandleMonitor, monitorAddress(l), func(ctx context.Context) error {
 			defer m.Close()
 			return m.Server().Serve(ctx, l)
 		}, func() { l.Close(); m.Close() }})
@@ -105,12 +117,22 @@ func (h *Handles) open(job Job, cfg Config) (all []served, err error) {
 			return all, fmt.Errorf("control: page: %w", err)
 		}
 		page := watch.New(watch.Config{Job: job, Events: cfg.Events, Control: h.HTTPControl, Hosts: slices.Clone(h.Hosts), Logger: cfg.Logger})
+		url := "http://" + l.Addr().String() + "/"
 		if cfg.Logger != nil {
-			cfg.Logger.Info("a page to watch", "guest", job.Query().Guest, "url", "http://"+l.Addr().String()+"/", "control", h.HTTPControl)
+			cfg.Logger.Info("a page to watch", "guest", job.Query().Guest, "url", url, "control", h.HTTPControl)
 		}
-		all = append(all, served{"page", func(ctx context.Context) error { return servePage(ctx, l, page) }, func() { l.Close() }})
+		all = append(all, served{HandlePage, url, func(ctx context.Context) error { return servePage(ctx, l, page) }, func() { l.Close() }})
 	}
 	return all, nil
+}
+
+// monitorAddress is where a listener listens, as qmp.Listen takes it.
+func monitorAddress(l net.Listener) string {
+	a := l.Addr()
+	if a.Network() == "unix" {
+		return "unix:" + a.String()
+	}
+	return a.String()
 }
 
 // servePage serves a page until ctx ends; requests under way are given a moment.

@@ -50,6 +50,16 @@ type Config struct {
 	// can connect names the file.
 	Save func(ctx context.Context, filename string) error
 
+	// Register adds commands of the host's own to the monitor; see qmp.Register. It
+	// is called once, by NewMonitor, when the monitor has all of its own. Nil: there
+	// are no others.
+	Register func(*qmp.Commands)
+
+	// Listening is told by Handles.Run where a handle is served, before the job
+	// begins: HandleMonitor at an address as qmp.Listen takes it, HandlePage at a URL.
+	// A port that was 0 is the one that was found. Nil: nobody is told.
+	Listening func(handle, address string)
+
 	// Logger hears of clients (Debug), and of what they have ordered (Info). Nil:
 	// nothing is logged.
 	Logger *slog.Logger
@@ -124,6 +134,9 @@ func NewMonitor(job Job, cfg Config) *Monitor {
 	m.verb("protection-failover", func(context.Context) error { return job.Failover() })
 	m.verb("protection-fenced", func(context.Context) error { return job.Fenced() })
 	m.verb("protection-complete", job.Complete)
+	if cfg.Register != nil {
+		cfg.Register(c)
+	}
 	return m
 }
 

@@ -1,0 +1,65 @@
+package trial
+
+import (
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/gocolo/lockstep/event/qmp"
+)
+
+// MonitorOf returns where a side has its monitor: the primary, or host a, where -qmp
+// says, the other one beside it. A port 0 is any for both.
+func MonitorOf(addr, side string) (string, error) {
+	if addr == "" || isFirst(side) {
+		return addr, nil
+	}
+	network, address := qmp.Split(addr)
+	if network == "unix" {
+		return "unix:" + address + "." + side, nil
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return "", err
+	}
+	port, err = nextPort(port)
+	return net.JoinHostPort(host, port), err
+}
+
+// PageOf is MonitorOf for the page of -http, whose address may be a port alone.
+func PageOf(addr, side string) (string, error) {
+	if addr == "" {
+		return "", nil
+	}
+	at := strings.LastIndexByte(addr, ':') + 1
+	port, err := nextPort(addr[at:])
+	if err != nil || isFirst(side) {
+		return addr, err
+	}
+	return addr[:at] + port, nil
+}
+
+// handles says where a side is steered and watched. The options were checked.
+func (s *SideConfig) handles(o *Config) {
+	s.QMP, _ = MonitorOf(o.QMP, s.Side)
+	s.HTTP, _ = PageOf(o.HTTP, s.Side)
+	s.HTTPControl = o.HTTPControl
+}
+
+// isFirst reports whether a side is the one that has the guest at first.
+func isFirst(side string) bool { return side == Primary || side == hostA }
+
+// nextPort returns the port after one, 0 after 0.
+func nextPort(port string) (string, error) {
+	n, err := strconv.ParseUint(port, 10, 16)
+	switch {
+	case err != nil:
+		return "", fmt.Errorf("%q is no port", port)
+	case n == 65535:
+		return "", fmt.Errorf("port %s has no next one", port)
+	case n > 0:
+		n++
+	}
+	return strconv.FormatUint(n, 10), nil
+}
