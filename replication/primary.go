@@ -35,6 +35,11 @@ type PrimaryConfig struct {
 	// PermitOutdated lets the guest have a disk whose metadata says that it is
 	// inconsistent, or outdated.
 	PermitOutdated bool
+	// Leave lets a session begin over a local disk that has failed, so that the guest can
+	// leave it: a Mark before Start, and Start, depend on the secondary's copy alone, which
+	// has what the guest reads here. Once the session runs, Err says that the local disk
+	// has failed, and there are no more checkpoints. Without it they fail.
+	Leave bool
 	// Gate is asked before each write, flush, trim or zeroing is answered to
 	// the guest: while it is shut, the answer waits. Nil: always open. See
 	// Fence for those that wait when the guest is given up.
@@ -257,7 +262,7 @@ func (p *Primary) Start(context.Context) error {
 	if f == nil {
 		return fmt.Errorf("%w: no secondary is attached", ErrNotSynchronised)
 	}
-	if err := errors.Join(p.localFailed(), f.Err()); err != nil {
+	if err := errors.Join(p.neededFailed(), f.Err()); err != nil {
 		return err
 	}
 	if n := p.peer.dirty.Bytes(); n > 0 {
@@ -304,7 +309,7 @@ func (p *Primary) forwarder() (*Forwarder, error) {
 	if f == nil {
 		return nil, ErrNotRunning
 	}
-	if err := errors.Join(p.localFailed(), f.Err()); err != nil {
+	if err := errors.Join(p.neededFailed(), f.Err()); err != nil {
 		return nil, err
 	}
 	if !p.peer.dirty.Empty() {
@@ -315,7 +320,8 @@ func (p *Primary) forwarder() (*Forwarder, error) {
 
 // Mark implements [Marker]: when it returns, what the guest has written is
 // stable on both sides, and what it writes from now on is held. Mark may come
-// before Start, for the first synchronisation ends in epoch 0. Errors are
+// before Start, for the first synchronisation ends in epoch 0. With
+// PrimaryConfig.Leave it depends then on no local disk that has failed before. Errors are
 // ErrNotRunning without a secondary, ErrNotSynchronised, the *BrokenError,
 // ErrEpoch, and those of ctx and the local disk. A secondary that does not
 // answer makes the disk broken after Forward.Timeout, which bounds Mark too.
@@ -337,7 +343,7 @@ func (p *Primary) Mark(ctx context.Context, epoch uint64) error {
 	if err != nil {
 		return err
 	}
-	return f.flush(ctx, true, p.syncLocal)
+	return f.flush(ctx, true, p.syncNeeded)
 }
 
 // Loaded implements [Marker].

@@ -157,7 +157,7 @@ func TestJobRunsOnce(t *testing.T) {
 func TestNetworkThatFailsGivesTheGuestToTheOtherHost(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		a, b := w.protected()
-		a.up.Close() // its uplink ends
+		a.once.Do(func() { close(a.dead) }) // its uplink ends
 		<-a.done
 		if !errors.Is(a.err, errDead) {
 			t.Error(a.err)

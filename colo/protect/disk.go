@@ -49,13 +49,10 @@ type DiskConfig struct {
 // nothing, a PeerTimeout more. Without an arbiter nobody can say whether the
 // secondary goes on: an operator does, there.
 //
-// That lasts until the image is opened anew, for nothing that it says later tells what is
-// gone. So a host that goes on alone over such a disk seeks no secondary, and says why in
-// Info.LastError: the guest would stand still for checkpoints that cannot be made. Whoever
-// has mended the image ends Run, opens the image, makes a Disk and a job of the same
-// guest, which stands still meanwhile, and runs that with Start, and with Held if the disk
-// does not know its generation. On a host that follows, Run ends with the error instead of
-// following with such a disk once more.
+// The next secondary gets what the guest reads here, on a disk that is good, and the guest
+// as soon as it is in step. On a host that follows, and whose disk has failed, Run ends
+// with that error instead of following once more: the image is to be opened anew, for
+// nothing that it says later tells what is gone.
 //
 // A host that begins to follow has its image overwritten where it differs. The two
 // hosts tell each other which copy they have: a secondary that was only away gets
@@ -79,9 +76,8 @@ type Disk struct {
 	exports  []*nbd.Export
 	server   *nbd.Server
 
-	// lost is why what is below now can take part in no session any more: it could not
-	// make stable what had been written. nil: it can. Each new primary or secondary
-	// begins with none.
+	// lost says that what is below now could not make stable what had been written; nil:
+	// it could. Each new primary or secondary begins with nil.
 	lost atomic.Pointer[event.DiskFailed]
 }
 

@@ -36,17 +36,6 @@ func (d *Disk) unfit() error {
 // errUnfit is why a disk can take part in no session.
 var errUnfit = errors.New("the disk here has to be opened anew")
 
-// unfit returns why this host, alone, cannot be protected: no checkpoint of its disks can
-// be made.
-func (j *Job) unfit() error {
-	for _, d := range j.cfg.Disks {
-		if err := d.unfit(); err != nil {
-			return fmt.Errorf("protect: disk %q: %w", d.cfg.Name, err)
-		}
-	}
-	return nil
-}
-
 // diskFailed returns why this host must leave its guest to a secondary that is in
 // step: the checkpoint there has a disk that is good.
 func (j *Job) diskFailed() error {

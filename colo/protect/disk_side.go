@@ -71,7 +71,7 @@ func recoverDisks(disks []*Disk) error {
 // went on. d.mu is held, and no request is under way.
 func (d *Disk) lead(over replication.Disk) error {
 	p, err := replication.NewPrimary(over, replication.PrimaryConfig{
-		Name: d.cfg.Name, Events: d.events, Overwrite: true, PermitOutdated: true, Gate: d.gate,
+		Name: d.cfg.Name, Events: d.events, Overwrite: true, PermitOutdated: true, Leave: true, Gate: d.gate,
 	})
 	if err != nil {
 		return fmt.Errorf("protect: disk %q: %w", d.cfg.Name, err)

@@ -62,11 +62,20 @@ type listener struct {
 }
 
 func (f *fabric) listen(name string) *listener {
-	l := &listener{f: f, name: name, in: make(chan net.Conn), closed: make(chan struct{})}
-	f.mu.Lock()
-	f.at[name] = l
-	f.mu.Unlock()
+	l := newListener(f, name)
+	f.open(l)
 	return l
+}
+
+func newListener(f *fabric, name string) *listener {
+	return &listener{f: f, name: name, in: make(chan net.Conn), closed: make(chan struct{})}
+}
+
+// open lets a listener be found.
+func (f *fabric) open(l *listener) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.at[l.name] = l
 }
 
 func (l *listener) Accept() (net.Conn, error) {
@@ -202,11 +211,12 @@ type host struct {
 	guest *colotest.Guest
 	nic   *NIC
 	proxy *Proxy // instead of nic, if output is compared
-	up    uplink
 	job   *Job
 	stop  context.CancelCauseFunc
 	done  chan struct{}
 	err   error // of Run, when done is closed
+	dead  chan struct{}
+	once  sync.Once
 
 	ran   bool // the guest ran here when the host was halted
 	disk  *Disk
@@ -253,20 +263,16 @@ func (h *host) passes(s State) <-chan struct{} {
 }
 
 // uplink is the host's way to the client.
-type uplink struct {
-	h    *host
-	dead chan struct{}
-	once *sync.Once
-}
+type uplink struct{ h *host }
 
 func (u uplink) WritePacket(p []byte) error { return u.h.w.hear(u.h, p) }
 
 func (u uplink) ReadPacket() ([]byte, error) {
-	<-u.dead
+	<-u.h.dead
 	return nil, errDead
 }
 
-func (u uplink) Close() error { u.once.Do(func() { close(u.dead) }); return nil }
+func (u uplink) Close() error { u.h.once.Do(func() { close(u.h.dead) }); return nil }
 
 var errDead = errors.New("killed")
 
@@ -335,7 +341,7 @@ func (w *world) others(name string) []string {
 // boot makes a host and starts its job. change may be nil.
 func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	w.t.Helper()
-	h := &host{w: w, name: name}
+	h := &host{w: w, name: name, done: make(chan struct{}), dead: make(chan struct{})}
 	var err error
 	g := w.guest
 	g.Output = func(frame []byte) error {
@@ -359,28 +365,19 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 	if h.guest, err = colotest.NewGuest(g); err != nil {
 		w.t.Fatal(err)
 	}
-	h.begin(start, change)
-	return h
-}
-
-// begin starts a job of the host's guest, which may have had one before.
-func (h *host) begin(start bool, change func(*Config)) {
-	w, name := h.w, h.name
-	w.t.Helper()
-	h.up = uplink{h, make(chan struct{}), new(sync.Once)}
-	var err error
 	var network Network
 	if w.compared {
-		h.proxy, err = NewProxy(ProxyConfig{Uplink: h.up, Deliver: func([]byte) error { return nil }})
+		h.proxy, err = NewProxy(ProxyConfig{Uplink: uplink{h}, Deliver: func([]byte) error { return nil }})
 		network = pacedProxy{h.proxy, h}
 	} else {
-		h.nic, err = NewNIC(NICConfig{Uplink: h.up})
+		h.nic, err = NewNIC(NICConfig{Uplink: uplink{h}})
 		network = paced{h.nic, h}
 	}
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	port, err := NewPort(w.f.listen(name), PortConfig{Insecure: true})
+	l := newListener(w.f, name)
+	port, err := NewPort(l, PortConfig{Insecure: true})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -408,16 +405,14 @@ func (h *host) begin(start bool, change func(*Config)) {
 	if change != nil {
 		change(&cfg)
 	}
-	job, err := New(cfg)
-	if err != nil {
+	if h.job, err = New(cfg); err != nil {
 		w.t.Fatal(err)
 	}
+	h.token = h.job.token
 	w.mu.Lock()
-	h.job, h.token, h.done = job, job.token, make(chan struct{})
-	if !slices.Contains(w.hosts, h) {
-		w.hosts = append(w.hosts, h)
-	}
+	w.hosts = append(w.hosts, h)
 	w.mu.Unlock()
+	w.f.open(l) // who finds it finds the host
 	ctx, cancel := context.WithCancelCause(w.t.Context())
 	h.stop = cancel
 	var group sync.WaitGroup
@@ -429,6 +424,7 @@ func (h *host) begin(start bool, change func(*Config)) {
 		h.stop(nil)
 		group.Wait()
 	}()
+	return h
 }
 
 // observe notes what the job tells.

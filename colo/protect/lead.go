@@ -25,13 +25,6 @@ func (j *Job) lead(ctx context.Context) error {
 	if err := j.describe(); err != nil {
 		return err
 	}
-	if err := j.unfit(); err != nil {
-		j.note(err)
-		act, end := j.while(ctx, Alone)
-		defer end()
-		<-act.Done()
-		return nil
-	}
 	p, err := j.seek(ctx)
 	if err != nil {
 		return nil // the job has moved on

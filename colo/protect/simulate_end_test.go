@@ -9,8 +9,8 @@ import (
 // How a seed ends. Faults have stopped: the hosts come into step in bounded time, or
 // the guest has died with every host that had it.
 
-// inStep waits for the hosts to come into step, and does meanwhile what a person does
-// who is told that a host's disk has failed. It returns whether they have; if not, the
+// inStep waits for the hosts to come into step, and boots meanwhile those whose job has
+// ended since their disk has failed. It returns whether they have; if not, the
 // guest is lost, or an error has been reported.
 func (s *simulation) inStep(within time.Duration) bool {
 	for bound := time.Now().Add(within); !oneLeads(s.up()); {
@@ -34,27 +34,14 @@ func (s *simulation) inStep(within time.Duration) bool {
 	return true
 }
 
-// tend opens disks anew that have lost something, once they work again: where the job
-// has ended of that, or where the guest runs and cannot be protected.
+// tend boots hosts anew whose job has ended since their disk has failed.
 func (s *simulation) tend() (done bool) {
 	for _, h := range s.up() {
-		switch {
-		case h.over():
+		if h.over() {
 			s.again(h)
-		case s.disks && h.job.State() == Alone && h.disk.unfit() != nil && h.job.Gate().Open():
-			if err := h.job.Query().LastError; err == nil || !strings.Contains(err.Error(), errWorn.Error()) {
-				continue // maybe it says so later
-			}
-			s.say("%s opens its disk anew", h.name)
-			held := h.job.Query().Generation
-			h.stop(errHalt)
-			<-h.done
-			h.begin(true, func(c *Config) { c.Held = held })
-		default:
-			continue
+			s.tended++
+			done = true
 		}
-		done = true
-		s.tended++
 	}
 	return done
 }
