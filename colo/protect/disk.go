@@ -48,6 +48,15 @@ type DiskConfig struct {
 // nothing, a PeerTimeout more. Without an arbiter nobody can say whether the
 // secondary goes on: an operator does, there.
 //
+// A guest that runs alone over such an image is brought away from it when the other
+// host is there again: memory, and the disk as the guest reads it, go over as in any
+// synchronisation, and at the first checkpoint the job switches over by itself. What
+// cannot be read goes nowhere, since the copy would answer with something else: the
+// session ends then. After each session that leaves the guest over such an image the
+// next one waits longer, up to a minute; LastError says for how long and why. The host
+// itself follows nobody with a failed image, and says so: its operator gives a new job
+// one that is good.
+//
 // A host that begins to follow has its image overwritten where it differs. The two
 // hosts tell each other which copy they have: a secondary that was only away gets
 // what it has missed, from its last checkpoint on. Of any other copy checksums are
@@ -69,6 +78,7 @@ type Disk struct {
 	below    *below // the gate of the last secondary
 	exports  []*nbd.Export
 	server   *nbd.Server
+	lost     error // why what stood below before is not to be trusted any more; it stays for the life of the Disk
 }
 
 var _ replication.Disk = (*Disk)(nil)

@@ -67,11 +67,12 @@ func recoverDisks(disks []*Disk) error {
 // went on. d.mu is held, and no request is under way.
 func (d *Disk) lead(over replication.Disk) error {
 	p, err := replication.NewPrimary(over, replication.PrimaryConfig{
-		Name: d.cfg.Name, Events: d.events, Overwrite: true, PermitOutdated: true, Gate: d.gate,
+		Name: d.cfg.Name, Events: d.events, Overwrite: true, PermitOutdated: true, Evacuate: true, Gate: d.gate,
 	})
 	if err != nil {
 		return fmt.Errorf("protect: disk %q: %w", d.cfg.Name, err)
 	}
+	d.keepFailure()
 	if d.promoted, _ = over.(*replication.Secondary); d.promoted != nil {
 		d.below.led.Store(true)
 	}
@@ -214,6 +215,7 @@ func (d *Disk) step(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.keepFailure()
 	d.primary, d.promoted, d.secondary, d.below = nil, nil, s, gate
 	return nil
 }

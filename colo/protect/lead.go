@@ -55,7 +55,12 @@ func (j *Job) lead(ctx context.Context) error {
 	}
 	err = j.attend(ctx, s)
 	j.vm.keep(nil)
-	return j.led(ctx, s, err)
+	s.endedBy(err)
+	if err := j.led(ctx, s, err); err != nil {
+		return err
+	}
+	j.again(ctx, s)
+	return nil
 }
 
 // led is the end of a session that this host led.
@@ -78,7 +83,7 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		case toCancel:
 			j.do(doCancel, "cancelled")
 		case toComplete:
-			j.do(doComplete, "")
+			j.do(doComplete, "the guest has ended")
 		}
 		return nil
 	case ctx.Err() != nil:
@@ -104,6 +109,9 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		j.note(err)
 		if err := j.do(unharmed, err.Error()); err != nil {
 			return err
+		}
+		if j.diskFailed() != nil {
+			return nil // again waits
 		}
 		// Whoever failed to follow once may fail again at once.
 		act, end := j.while(ctx, Alone)
