@@ -75,7 +75,7 @@ func TestAGuestAloneOnAFailedDiskGoesToTheHostThatComesBack(t *testing.T) {
 // has it when it is there again.
 func TestAGuestThatIsOnItsWayFromAFailedDiskIsNotLostWithItsSecondary(t *testing.T) {
 	t.Parallel()
-	for _, when := range []State{Synchronising, Protected, SwitchingOver, Asking} {
+	for _, when := range []State{Synchronising, Protected, SwitchingOver} {
 		withDisk(t, when.String(), func(t *testing.T, w *world) {
 			a := w.aloneOnAFailedDisk(nil)
 			var b *host
