@@ -144,7 +144,7 @@ func (j *Job) answered(token string, err error) {
 	if p == nil || p.peer.token != token {
 		return // given up meanwhile, and closed
 	}
-	if p.answers++; err == nil && p.answers < 3+len(j.channels) {
+	if p.answers++; err == nil && p.answers < 3+len(j.channels)+p.peer.channels {
 		return
 	}
 	j.pending = nil
@@ -192,7 +192,7 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 		}
 		h.Token = failover.NewToken()
 		p = &pending{peer: newPeer(h), expires: time.Now().Add(greetTime)}
-		p.peer.control = conn
+		p.peer.control, p.peer.channels = conn, j.cfg.Channels.agree(h.Offer)
 		j.pending = p
 		return h.Token, j.holds, nil
 	}
@@ -206,7 +206,7 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 			return "", nil, refuse("%s does not hold that checkpoint any more", j.cfg.Host)
 		}
 		p.peer.session, p.peer.resumes = conn, h.Resumes
-	case slices.Contains(j.channels, h.Channel) && p.peer.more[h.Channel] == nil:
+	case (slices.Contains(j.channels, h.Channel) || slices.Contains(ofMemory(p.peer.channels), h.Channel)) && p.peer.more[h.Channel] == nil:
 		p.peer.more[h.Channel] = conn
 	default:
 		return "", nil, refuse("there is no use for a %q connection", h.Channel)
@@ -280,6 +280,7 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, err error)
 		Logger: j.sessionLog(s), Disks: group(j.cfg.Disks),
 		VM: j.vm, State: reg, RAM: cache, Machine: j.cfg.Machine,
 		Events: j.bus(s), Arbiter: j.arbiter(s), PeerTimeout: j.cfg.PeerTimeout,
+		Channels: j.channelsOf(p),
 		Step:     j.cfg.Session.step(event.ModeSecondary), Trace: j.cfg.Session.trace(event.ModeSecondary),
 	}
 	if len(j.cfg.Network) > 0 {

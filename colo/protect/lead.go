@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -192,7 +193,8 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 	if p.beat, _, err = dial(ctx, &j.cfg, h); err != nil {
 		return nil, err
 	}
-	for _, h.Channel = range j.channels {
+	p.channels = j.cfg.Channels.agree(answer.Offer)
+	for _, h.Channel = range slices.Concat(j.channels, ofMemory(p.channels)) {
 		conn, _, err := dial(ctx, &j.cfg, h)
 		if err != nil {
 			return nil, err
@@ -232,6 +234,7 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (_ *session, err error) {
 		Events: j.bus(s), Arbiter: j.arbiter(s),
 		CheckpointDelay: j.CheckpointDelay(), PeerTimeout: j.cfg.PeerTimeout,
 		CheckpointTimeout: j.cfg.CheckpointTimeout, MinInterval: j.cfg.MinInterval, LateResume: j.cfg.LateResume,
+		Channels: j.channelsOf(p),
 	}
 	j.cfg.Session.primary(&cfg)
 	if len(j.cfg.Network) > 0 {
@@ -264,7 +267,7 @@ func (j *Job) bus(s *session) *event.Bus {
 }
 
 func (j *Job) offer() *offer {
-	o := &offer{Machine: j.cfg.Machine, Extra: j.cfg.Offer, Resends: true, Staged: j.cfg.MaxStaged}
+	o := &offer{Machine: j.cfg.Machine, Extra: j.cfg.Offer, Resends: true, Staged: j.cfg.MaxStaged, Channels: j.cfg.Channels.Count}
 	for _, b := range j.cfg.Guest.Blocks() {
 		o.Memory = append(o.Memory, part{b.Name, uint64(len(b.Host))})
 	}
