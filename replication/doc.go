@@ -47,7 +47,8 @@
 // last that the disk is believed: every later flush, Mark and Checkpoint fails, and
 // event.DiskFailed names the side and the disk. On a primary the guest goes on
 // reading what the disk still has, and its flushes fail; the good copy is the
-// secondary's, of the last checkpoint.
+// secondary's, of the last checkpoint. Where there is none, or it is gone, the guest is
+// brought to a new one with what the disk reads as, see PrimaryConfig.Evacuate.
 //
 // # Whose copy a disk is
 //

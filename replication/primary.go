@@ -35,11 +35,14 @@ type PrimaryConfig struct {
 	// PermitOutdated lets the guest have a disk whose metadata says that it is
 	// inconsistent, or outdated.
 	PermitOutdated bool
-	// Leave lets a session begin over a local disk that has failed, so that the guest can
-	// leave it: a Mark before Start, and Start, depend on the secondary's copy alone, which
-	// has what the guest reads here. Once the session runs, Err says that the local disk
-	// has failed, and there are no more checkpoints. Without it they fail.
-	Leave bool
+	// Evacuate lets a guest whose local disk has failed (LocalErr) be brought to a
+	// secondary: with a Remote that is attached after the failure, Mark makes what
+	// the guest has written stable on the secondary only, and the local disk's error
+	// ends neither the synchronisation nor the run. The copy is what the local disk
+	// reads as; a part that it cannot read ends Synchronise. A run that was under way
+	// when the disk failed ends in any case, as without Evacuate, and each flush of
+	// the guest fails.
+	Evacuate bool
 	// Gate is asked before each write, flush, trim or zeroing is answered to
 	// the guest: while it is shut, the answer waits. Nil: always open. See
 	// Fence for those that wait when the guest is given up.
@@ -80,6 +83,8 @@ type Primary struct {
 	lost lostOnce
 
 	synced bool // Synchronise has completed once
+
+	evacuates atomic.Bool // the local disk had failed when link was attached, and Evacuate is set; changed with mu
 
 	mu       sync.Mutex
 	state    atomic.Uint32                 // a State; changed with mu
@@ -167,6 +172,7 @@ func (p *Primary) Attach(remote Remote) error {
 	if err := p.joinedTo(theirs, lacks); err != nil {
 		return err
 	}
+	p.evacuates.Store(p.cfg.Evacuate && p.local.failed() != nil)
 	p.link.Store(f)
 	p.state.Store(uint32(None))
 	p.changed()
@@ -262,7 +268,7 @@ func (p *Primary) Start(context.Context) error {
 	if f == nil {
 		return fmt.Errorf("%w: no secondary is attached", ErrNotSynchronised)
 	}
-	if err := errors.Join(p.neededFailed(), f.Err()); err != nil {
+	if err := errors.Join(p.localFailed(), f.Err()); err != nil {
 		return err
 	}
 	if n := p.peer.dirty.Bytes(); n > 0 {
@@ -309,7 +315,7 @@ func (p *Primary) forwarder() (*Forwarder, error) {
 	if f == nil {
 		return nil, ErrNotRunning
 	}
-	if err := errors.Join(p.neededFailed(), f.Err()); err != nil {
+	if err := errors.Join(p.localFailed(), f.Err()); err != nil {
 		return nil, err
 	}
 	if !p.peer.dirty.Empty() {
@@ -319,9 +325,8 @@ func (p *Primary) forwarder() (*Forwarder, error) {
 }
 
 // Mark implements [Marker]: when it returns, what the guest has written is
-// stable on both sides, and what it writes from now on is held. Mark may come
-// before Start, for the first synchronisation ends in epoch 0. With
-// PrimaryConfig.Leave it depends then on no local disk that has failed before. Errors are
+// stable on both sides (see Evacuate for the exception), and what it writes from now on is held. Mark may come
+// before Start, for the first synchronisation ends in epoch 0. Errors are
 // ErrNotRunning without a secondary, ErrNotSynchronised, the *BrokenError,
 // ErrEpoch, and those of ctx and the local disk. A secondary that does not
 // answer makes the disk broken after Forward.Timeout, which bounds Mark too.
@@ -343,7 +348,10 @@ func (p *Primary) Mark(ctx context.Context, epoch uint64) error {
 	if err != nil {
 		return err
 	}
-	return f.flush(ctx, true, p.syncNeeded)
+	if p.evacuates.Load() {
+		return f.flush(ctx, true, nil)
+	}
+	return f.flush(ctx, true, p.syncLocal)
 }
 
 // Loaded implements [Marker].

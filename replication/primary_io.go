@@ -183,36 +183,28 @@ func (p *Primary) syncLocal() error {
 	return err
 }
 
+// LocalErr returns why the local disk is not to be trusted any more: a *SyncError, which
+// is final, or nil. It does not wait for I/O, and any goroutine may call it.
+func (p *Primary) LocalErr() error { return p.local.failed() }
+
 // localFailed returns what Err returns when the local disk is not to be
-// trusted, or nil.
+// trusted, or nil, which it is too where the guest is being brought away from it.
 func (p *Primary) localFailed() error {
+	if p.evacuates.Load() {
+		return nil
+	}
 	if err := p.local.failed(); err != nil {
 		return &BrokenError{Op: "local flush", Err: err}
 	}
 	return nil
 }
 
-// neededFailed returns what localFailed does where a checkpoint depends on the local disk.
-func (p *Primary) neededFailed() error {
-	if p.cfg.Leave && p.State() != Running {
-		return nil
-	}
-	return p.localFailed()
-}
-
-// syncNeeded makes the local disk stable, unless it has failed and is not needed.
-func (p *Primary) syncNeeded() error {
-	if p.cfg.Leave && p.State() != Running && p.local.failed() != nil {
-		return nil
-	}
-	return p.syncLocal()
-}
-
 // Sync makes the guest's writes stable on both sides; those that are held, on this side
 // only. A failure of the secondary is not the guest's error.
 //
-// An error is a *SyncError, and final: every later Sync, Mark and Checkpoint fails (but see
-// PrimaryConfig.Leave), and an event.DiskFailed is published. The guest goes on with reads and writes that the local
+// An error is a *SyncError, and final: every later Sync fails, every Mark and Checkpoint
+// too, but for those of an evacuation (PrimaryConfig.Evacuate), and an
+// event.DiskFailed is published. The guest goes on with reads and writes that the local
 // disk still serves, and each flush tells it of the error. It gets no data from the
 // secondary, whose writes since the last checkpoint would not outlive a failover. The
 // other side has a good copy, that of the last checkpoint, so a host that wants the guest

@@ -417,6 +417,20 @@ func (s *Secondary) Err() error {
 	return s.life.failed()
 }
 
+// LocalErr returns why this copy can be no secondary's any more: the disk, or the
+// Journal, could not make stable what was written to it, which is final; or nil. It does
+// not wait for I/O, and any goroutine may call it.
+func (s *Secondary) LocalErr() error {
+	if err := s.disk.failed(); err != nil {
+		return err
+	}
+	var lost *SyncError
+	if err := s.stable.failed(); errors.As(err, &lost) {
+		return err
+	}
+	return nil
+}
+
 // Stop ends replication; the primary's writes are refused from now on. The
 // guest is paused.
 //

@@ -196,43 +196,6 @@ func TestPrimaryWhoseDiskLostDataMakesNoCheckpoint(t *testing.T) {
 	}
 }
 
-// The guest leaves a disk that has failed: the first checkpoint of a session is that of
-// what it reads, stable on the other side, and there is no second.
-func TestPrimaryThatLeavesADiskThatLostDataMakesOneCheckpoint(t *testing.T) {
-	ctx := context.Background()
-	p, local, _, _ := newPrimaryWith(t, PrimaryConfig{InSync: true, Overwrite: true, Leave: true})
-	local.failSync = func() error { return errInjected }
-	wantErr(t, "flush", p.Sync(), errInjected)
-	wantErr(t, "mark in the session in which it has failed", p.Mark(ctx, 1), errInjected)
-	write(t, p, 0x33, 0, SectorSize)
-	must(t, p.Stop(ctx, true))
-	there := newFake(testSize, 0)
-	must(t, p.Attach(DiskRemote(there)))
-	must(t, p.Synchronise(ctx, SyncConfig{}))
-	write(t, p, 0x44, SectorSize, SectorSize)
-	must(t, p.Mark(ctx, 0))
-	must(t, p.Start(ctx))
-	must(t, p.Loaded(ctx, 0))
-	want(t, "what it had written", there, 0x33, 0, SectorSize)
-	want(t, "what it has written since", there, 0x44, SectorSize, SectorSize)
-	wantErr(t, "the session", p.Err(), errInjected)
-	wantErr(t, "the next mark", p.Mark(ctx, 1), errInjected)
-	wantErr(t, "the guest's flush", p.Sync(), errInjected)
-}
-
-// What has not failed yet is needed: a first checkpoint finds out that it has.
-func TestPrimaryThatLeavesADiskNeedsOneThatHasNotFailed(t *testing.T) {
-	ctx := context.Background()
-	local := newFake(testSize, 0x11)
-	p, err := NewPrimary(local, PrimaryConfig{Overwrite: true, Leave: true})
-	must(t, err)
-	must(t, p.Attach(DiskRemote(newFake(testSize, 0))))
-	must(t, p.Synchronise(ctx, SyncConfig{}))
-	write(t, p, 0x33, 0, SectorSize)
-	local.failSync = func() error { return errInjected }
-	wantErr(t, "mark", p.Mark(ctx, 0), errInjected)
-}
-
 func TestSecondaryWhoseDiskLostDataSaysSoOnce(t *testing.T) {
 	ctx := context.Background()
 	bus, failed := heard[event.DiskFailed]()

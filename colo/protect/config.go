@@ -172,6 +172,10 @@ type Config struct {
 	// its secondary up, in good order, and seeks it again.
 	CheckpointTimeout time.Duration
 
+	// Channels are connections of their own for the memory of checkpoints. Zero: there
+	// are none.
+	Channels Channels
+
 	// LateResume keeps a primary's guest standing until its checkpoint is complete;
 	// see colo.PrimaryConfig.
 	LateResume bool
@@ -258,6 +262,9 @@ func (c *Config) check() error {
 		return fmt.Errorf("protect: MinInterval, %v, must be shorter than CheckpointTimeout, %v", c.MinInterval, c.CheckpointTimeout)
 	case c.Term < failover.MinTerm:
 		return fmt.Errorf("protect: a term of %v is too short, the least is %v", c.Term, failover.MinTerm)
+	}
+	if err := c.Channels.check(); err != nil {
+		return err
 	}
 	if err := c.Session.check(c.CheckpointTimeout); err != nil {
 		return err

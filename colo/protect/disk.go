@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
-	"sync/atomic"
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/replication"
@@ -49,10 +48,14 @@ type DiskConfig struct {
 // nothing, a PeerTimeout more. Without an arbiter nobody can say whether the
 // secondary goes on: an operator does, there.
 //
-// The next secondary gets what the guest reads here, on a disk that is good, and the guest
-// as soon as it is in step. On a host that follows, and whose disk has failed, Run ends
-// with that error instead of following once more: the image is to be opened anew, for
-// nothing that it says later tells what is gone.
+// A guest that runs alone over such an image is brought away from it when the other
+// host is there again: memory, and the disk as the guest reads it, go over as in any
+// synchronisation, and at the first checkpoint the job switches over by itself. What
+// cannot be read goes nowhere, since the copy would answer with something else: the
+// session ends then. After each session that leaves the guest over such an image the
+// next one waits longer, up to a minute; LastError says for how long and why. The host
+// itself follows nobody with a failed image, and says so: its operator gives a new job
+// one that is good.
 //
 // A host that begins to follow has its image overwritten where it differs. The two
 // hosts tell each other which copy they have: a secondary that was only away gets
@@ -75,10 +78,7 @@ type Disk struct {
 	below    *below // the gate of the last secondary
 	exports  []*nbd.Export
 	server   *nbd.Server
-
-	// lost says that what is below now could not make stable what had been written; nil:
-	// it could. Each new primary or secondary begins with nil.
-	lost atomic.Pointer[event.DiskFailed]
+	lost     error // why what stood below before is not to be trusted any more; it stays for the life of the Disk
 }
 
 var _ replication.Disk = (*Disk)(nil)

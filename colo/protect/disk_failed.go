@@ -2,42 +2,44 @@ package protect
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/failover"
-	"github.com/gocolo/lockstep/replication"
 )
 
 // failed returns why this host's copy is not to be trusted any more: it could not
-// make stable what the guest has written, and part of that may be gone. It is asked
-// before a session lets its disks go.
+// make stable what was written to it, and part of that may be gone.
 func (d *Disk) failed() error {
-	p := d.leading()
-	if p == nil {
-		return nil
-	}
-	var lost *replication.SyncError
-	if err := p.Err(); errors.As(err, &lost) {
-		return fmt.Errorf("disk %q: %w", d.cfg.Name, err)
-	}
-	return nil
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.failure()
 }
 
-// unfit returns why what is below the disk now can take part in no session any more.
-func (d *Disk) unfit() error {
-	if e := d.lost.Load(); e != nil {
-		return fmt.Errorf("%w: %s", errUnfit, e.Error)
+// failure is failed, with d.mu held.
+func (d *Disk) failure() error {
+	var err error
+	switch {
+	case d.lost != nil:
+		return d.lost
+	case d.secondary != nil:
+		err = d.secondary.LocalErr()
+	case d.primary != nil:
+		err = d.primary.LocalErr()
 	}
-	return nil
+	if err != nil {
+		err = fmt.Errorf("disk %q: %w", d.cfg.Name, err)
+	}
+	return err
 }
 
-// errUnfit is why a disk can take part in no session.
-var errUnfit = errors.New("the disk here has to be opened anew")
+// keepFailure keeps what is known of the image when what stands below changes. d.mu is
+// held for writing.
+func (d *Disk) keepFailure() { d.lost = d.failure() }
 
-// diskFailed returns why this host must leave its guest to a secondary that is in
-// step: the checkpoint there has a disk that is good.
+// diskFailed returns why this host's copy of the guest's disks is not to be trusted. A
+// primary must leave its guest to a secondary that is in step: the checkpoint there has
+// a disk that is good. A host that waits follows nobody.
 func (j *Job) diskFailed() error {
 	for _, d := range j.cfg.Disks {
 		if err := d.failed(); err != nil {

@@ -37,10 +37,6 @@ func (d *Disk) adopt(gate Gate, events *event.Bus, full func()) error {
 	}
 	d.gate, d.events = gate, new(event.Bus)
 	d.events.SubscribeAll(func(r event.Record) {
-		switch e := r.Event.(type) {
-		case event.DiskFailed:
-			d.lost.Store(&e)
-		}
 		events.Publish(r.Event)
 		switch r.Event.(type) {
 		case event.DiskOverlayHalfFull, event.DiskOverlayFull:
@@ -71,16 +67,16 @@ func recoverDisks(disks []*Disk) error {
 // went on. d.mu is held, and no request is under way.
 func (d *Disk) lead(over replication.Disk) error {
 	p, err := replication.NewPrimary(over, replication.PrimaryConfig{
-		Name: d.cfg.Name, Events: d.events, Overwrite: true, PermitOutdated: true, Leave: true, Gate: d.gate,
+		Name: d.cfg.Name, Events: d.events, Overwrite: true, PermitOutdated: true, Evacuate: true, Gate: d.gate,
 	})
 	if err != nil {
 		return fmt.Errorf("protect: disk %q: %w", d.cfg.Name, err)
 	}
+	d.keepFailure()
 	if d.promoted, _ = over.(*replication.Secondary); d.promoted != nil {
 		d.below.led.Store(true)
 	}
 	d.primary, d.secondary, d.exports, d.server = p, nil, nil, nil
-	d.lost.Store(nil)
 	return nil
 }
 
@@ -204,7 +200,7 @@ func (d *Disk) step(ctx context.Context) error {
 		if err := s.Stop(ctx, false); err != nil && !errors.Is(err, replication.ErrNotRunning) {
 			return err
 		}
-		return d.unfit()
+		return nil
 	}
 	if s := d.promoted; s != nil {
 		if err := s.Commit(ctx); err != nil {
@@ -219,8 +215,8 @@ func (d *Disk) step(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.keepFailure()
 	d.primary, d.promoted, d.secondary, d.below = nil, nil, s, gate
-	d.lost.Store(nil)
 	return nil
 }
 

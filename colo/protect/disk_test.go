@@ -22,6 +22,7 @@ type image struct {
 	mu     sync.Mutex
 	b      []byte
 	fail   error          // of each sync from now on
+	blind  error          // of each read from now on
 	failed atomic.Bool    // it has ever
 	slow   time.Duration  // of each request
 	loose  map[int][]byte // sectors that are not stable, as they were
@@ -33,6 +34,9 @@ func (d *image) ReadAt(p []byte, off int64) (int, error) {
 	d.wait()
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.blind != nil {
+		return 0, d.blind
+	}
 	return copy(p, d.b[off:]), nil
 }
 
@@ -99,6 +103,13 @@ func (d *image) breaks(why error) {
 	if why != nil {
 		d.failed.Store(true)
 	}
+}
+
+// blinds makes each read fail from now on.
+func (d *image) blinds(why error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.blind = why
 }
 
 func (d *image) slows(by time.Duration) {

@@ -106,6 +106,7 @@
 // anything moves, and its answer carries a token without which the others
 // are refused. The session of package colo, the heartbeats and each [Proxy] have one
 // each, and a disk has three: for writes, for whose copy it is, and for checksums.
+// The memory of checkpoints has as many as both hosts can have (Config.Channels).
 // TLS 1.3 with certificates on both sides, or PortConfig.Insecure. A Port serves any
 // number of guests.
 //
@@ -168,7 +169,7 @@
 // Run's own, one that renews the grant, one for each Network and, if it has a port
 // of its own, one for that and for each connection that comes in. A session adds
 // one for the heartbeat, two for the control connection, one for the promises, and
-// some for each disk.
+// some for each disk. Each of the Channels has one more, of the session's.
 // All have ended when Run returns. Events are published, and Config's functions
 // called, on any of them.
 package protect

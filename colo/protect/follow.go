@@ -28,6 +28,7 @@ func (j *Job) follow(ctx context.Context) error {
 	if j.restart == 0 {
 		j.fenceDisks() // for good: the guest never runs over them as they are now
 	}
+	j.mayFollow()
 	if j.vm.isRunning() { // deposed
 		if err := j.vm.Pause(ctx); err != nil {
 			return fmt.Errorf("protect: pause the guest: %w", err)
@@ -143,7 +144,7 @@ func (j *Job) answered(token string, err error) {
 	if p == nil || p.peer.token != token {
 		return // given up meanwhile, and closed
 	}
-	if p.answers++; err == nil && p.answers < 3+len(j.channels) {
+	if p.answers++; err == nil && p.answers < 3+len(j.channels)+p.peer.channels {
 		return
 	}
 	j.pending = nil
@@ -169,6 +170,9 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 		j.overtook(h)
 		return "", nil, refuse("%s is %s", j.cfg.Host, s)
 	}
+	if j.unfit != nil {
+		return "", nil, refuse("%s follows nobody: %v", j.cfg.Host, j.unfit)
+	}
 	if h.Host == j.cfg.Host {
 		return "", nil, refuse("both hosts are called %q", h.Host)
 	}
@@ -188,7 +192,7 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 		}
 		h.Token = failover.NewToken()
 		p = &pending{peer: newPeer(h), expires: time.Now().Add(greetTime)}
-		p.peer.control = conn
+		p.peer.control, p.peer.channels = conn, j.cfg.Channels.agree(h.Offer)
 		j.pending = p
 		return h.Token, j.holds, nil
 	}
@@ -202,12 +206,25 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 			return "", nil, refuse("%s does not hold that checkpoint any more", j.cfg.Host)
 		}
 		p.peer.session, p.peer.resumes = conn, h.Resumes
-	case slices.Contains(j.channels, h.Channel) && p.peer.more[h.Channel] == nil:
+	case (slices.Contains(j.channels, h.Channel) || slices.Contains(ofMemory(p.peer.channels), h.Channel)) && p.peer.more[h.Channel] == nil:
 		p.peer.more[h.Channel] = conn
 	default:
 		return "", nil, refuse("there is no use for a %q connection", h.Channel)
 	}
 	return h.Token, nil, nil
+}
+
+// mayFollow finds out whether this host's disks can be a secondary's. Each session over
+// one that has failed would end at its first checkpoint.
+func (j *Job) mayFollow() {
+	why := j.diskFailed()
+	j.mu.Lock()
+	j.unfit = why
+	j.mu.Unlock()
+	if why != nil {
+		j.note(fmt.Errorf("protect: this host follows nobody: %w", why))
+		j.refuseAll()
+	}
 }
 
 func (j *Job) peerName() string { return j.cfg.Peer.Name }
@@ -263,7 +280,8 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, err error)
 		Logger: j.sessionLog(s), Disks: group(j.cfg.Disks),
 		VM: j.vm, State: reg, RAM: cache, Machine: j.cfg.Machine,
 		Events: j.bus(s), Arbiter: j.arbiter(s), PeerTimeout: j.cfg.PeerTimeout,
-		Step: j.cfg.Session.step(event.ModeSecondary), Trace: j.cfg.Session.trace(event.ModeSecondary),
+		Channels: j.channelsOf(p),
+		Step:     j.cfg.Session.step(event.ModeSecondary), Trace: j.cfg.Session.trace(event.ModeSecondary),
 	}
 	if len(j.cfg.Network) > 0 {
 		cfg.Net = nets(j.cfg.Network)

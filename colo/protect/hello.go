@@ -90,6 +90,7 @@ type offer struct {
 	Networks []link   `json:"networks,omitempty"` // those that have a connection of their own
 	Extra    []byte   `json:"extra,omitempty"`    // opaque; see Config.Offer
 	Resends  bool     `json:"resends,omitempty"`  // as a primary: what the secondary's guest has written
+	Channels int      `json:"channels,omitempty"` // of memory, that the sender can have
 	Staged   uint64   `json:"staged,omitempty"`   // as a secondary without a copy: what it stages at most, in bytes; 0: no bound
 }
 
@@ -220,6 +221,9 @@ func (h *hello) check() error {
 	}
 	if o := h.Offer; o != nil && (len(o.Memory) > maxList || len(o.Disks) > maxDisks || len(o.Networks) > maxNetworks || len(o.Devices) > maxDevices || len(o.Machine) > failover.MaxName) {
 		return fmt.Errorf("%w: %d blocks of memory and %d disks", ErrHello, len(o.Memory), len(o.Disks))
+	}
+	if o := h.Offer; o != nil && (o.Channels < 0 || o.Channels > maxChannels) {
+		return fmt.Errorf("%w: %d channels of memory", ErrHello, o.Channels)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
@@ -55,7 +56,12 @@ func (j *Job) lead(ctx context.Context) error {
 	}
 	err = j.attend(ctx, s)
 	j.vm.keep(nil)
-	return j.led(ctx, s, err)
+	s.endedBy(err)
+	if err := j.led(ctx, s, err); err != nil {
+		return err
+	}
+	j.again(ctx, s)
+	return nil
 }
 
 // led is the end of a session that this host led.
@@ -78,7 +84,7 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		case toCancel:
 			j.do(doCancel, "cancelled")
 		case toComplete:
-			j.do(doComplete, "")
+			j.do(doComplete, "the guest has ended")
 		}
 		return nil
 	case ctx.Err() != nil:
@@ -104,6 +110,9 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		j.note(err)
 		if err := j.do(unharmed, err.Error()); err != nil {
 			return err
+		}
+		if j.diskFailed() != nil {
+			return nil // again waits
 		}
 		// Whoever failed to follow once may fail again at once.
 		act, end := j.while(ctx, Alone)
@@ -184,7 +193,8 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 	if p.beat, _, err = dial(ctx, &j.cfg, h); err != nil {
 		return nil, err
 	}
-	for _, h.Channel = range j.channels {
+	p.channels = j.cfg.Channels.agree(answer.Offer)
+	for _, h.Channel = range slices.Concat(j.channels, ofMemory(p.channels)) {
 		conn, _, err := dial(ctx, &j.cfg, h)
 		if err != nil {
 			return nil, err
@@ -224,6 +234,7 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (_ *session, err error) {
 		Events: j.bus(s), Arbiter: j.arbiter(s),
 		CheckpointDelay: j.CheckpointDelay(), PeerTimeout: j.cfg.PeerTimeout,
 		CheckpointTimeout: j.cfg.CheckpointTimeout, MinInterval: j.cfg.MinInterval, LateResume: j.cfg.LateResume,
+		Channels: j.channelsOf(p),
 	}
 	j.cfg.Session.primary(&cfg)
 	if len(j.cfg.Network) > 0 {
@@ -256,7 +267,7 @@ func (j *Job) bus(s *session) *event.Bus {
 }
 
 func (j *Job) offer() *offer {
-	o := &offer{Machine: j.cfg.Machine, Extra: j.cfg.Offer, Resends: true, Staged: j.cfg.MaxStaged}
+	o := &offer{Machine: j.cfg.Machine, Extra: j.cfg.Offer, Resends: true, Staged: j.cfg.MaxStaged, Channels: j.cfg.Channels.Count}
 	for _, b := range j.cfg.Guest.Blocks() {
 		o.Memory = append(o.Memory, part{b.Name, uint64(len(b.Host))})
 	}

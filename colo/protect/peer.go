@@ -21,7 +21,8 @@ type peer struct {
 	resumes *position // what the memory of the secondary is, where the session goes on from that; nil: all of it is sent
 
 	control, session, beat net.Conn
-	more                   map[string]net.Conn // of disks and networks, by channel
+	more                   map[string]net.Conn // of disks, networks and memory, by channel
+	channels               int                 // of memory
 
 	write chan struct{} // capacity one: held while control is written, which may wait
 

@@ -35,6 +35,8 @@ type session struct {
 	failure  error     // why a switchover did not come about
 	epoch    uint64    // the last one committed
 	whole    bool      // there is one
+	denied   bool      // the arbiter has refused this host the generation after the session's
+	cause    error     // why the session has ended; nil: it has not, or nothing is known
 	began    time.Time // when the synchronisation began
 
 	handed bool // the other side has said that it runs the guest, and the state says so; guarded by the job's mu
@@ -118,7 +120,7 @@ func (j *Job) observe(s *session, e event.Event) {
 		if s.primary != nil {
 			s.base.confirm(s.peer.token, c.Epoch)
 			if first {
-				j.do(inStep, "")
+				j.comesIntoStep(s)
 			}
 			j.keeper.SetNote(fmt.Sprintf("checkpoint %d", c.Epoch))
 			j.overtaken(s)
@@ -232,9 +234,12 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 }
 
 // unused returns the generation that this host, a secondary, may have been granted in
-// vain, since its session has ended with the guest paused; 0 if it cannot say so.
+// vain, since its session has ended with the guest paused; 0 if it cannot say so, as where
+// the arbiter has refused it: that generation is somebody else's.
 func (s *session) unused(err error) uint64 {
-	if errors.Is(err, failover.ErrRefused) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if errors.Is(err, failover.ErrRefused) && !s.denied {
 		return s.peer.generation + 1
 	}
 	return 0
@@ -404,6 +409,7 @@ func (j *Job) unasked(err error) bool {
 
 // settle is what the arbiter of a session does.
 func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
+	s.endedBy(c.Cause)
 	switch s.getPurpose() {
 	case toPause, toCancel, toComplete: // it was asked before
 		j.vm.face(true)
@@ -470,6 +476,11 @@ func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, erro
 	ask, over := s.peer.until(ctx, func() bool { return s.peer.ended })
 	generation, err := j.acquire(ask, s.peer.generation, word)
 	over()
+	if errors.Is(err, failover.ErrRefused) {
+		s.mu.Lock()
+		s.denied = true
+		s.mu.Unlock()
+	}
 	if why := s.peer.endedWhy(); why != nil && err != nil && !errors.Is(err, failover.ErrRefused) {
 		if s.primary == nil {
 			return 0, fmt.Errorf("%w: %w", failover.ErrRefused, why)

@@ -9,8 +9,8 @@ import (
 // How a seed ends. Faults have stopped: the hosts come into step in bounded time, or
 // the guest has died with every host that had it.
 
-// inStep waits for the hosts to come into step, and boots meanwhile those whose job has
-// ended since their disk has failed. It returns whether they have; if not, the
+// inStep waits for the hosts to come into step, and boots meanwhile those whose
+// disk has failed. It returns whether they have; if not, the
 // guest is lost, or an error has been reported.
 func (s *simulation) inStep(within time.Duration) bool {
 	for bound := time.Now().Add(within); !oneLeads(s.up()); {
@@ -34,10 +34,11 @@ func (s *simulation) inStep(within time.Duration) bool {
 	return true
 }
 
-// tend boots hosts anew whose job has ended since their disk has failed.
+// tend does what an operator does: a host whose disk has failed, and that follows nobody
+// since, or whose guest is torn by it, gets a disk that is good.
 func (s *simulation) tend() (done bool) {
 	for _, h := range s.up() {
-		if h.over() {
+		if h.over() || h.job.State() == Waiting && h.job.diskFailed() != nil {
 			s.again(h)
 			s.tended++
 			done = true
@@ -46,14 +47,18 @@ func (s *simulation) tend() (done bool) {
 	return done
 }
 
-// again boots a host whose job has ended by itself, which a disk that fails alone makes
-// it do.
+// again boots a host anew, and opens its disk with that.
 func (s *simulation) again(h *host) {
-	s.say("%s comes again: %v", h.name, h.err)
-	if h.err == nil || !strings.Contains(h.err.Error(), errWorn.Error()) {
-		s.t.Errorf("the job of %s has ended: %v", h.name, h.err)
+	if h.over() {
+		s.say("%s comes again: %v", h.name, h.err)
+		if h.err == nil || !strings.Contains(h.err.Error(), errWorn.Error()) {
+			s.t.Errorf("the job of %s has ended: %v", h.name, h.err)
+		}
+		h.leave()
+	} else {
+		s.say("%s comes again: %v", h.name, h.job.diskFailed())
+		h.halt()
 	}
-	h.leave()
 	s.ended = append(s.ended, h)
 	s.start(h.name, false)
 }

@@ -53,9 +53,9 @@ type simulation struct {
 	more   *rand.Rand       // of what was added later, so that a seed does as before what it did
 	live   map[string]*host // by name, the process that was booted last; nil: none was
 	dead   []*host
-	ended  []*host // whose job has ended by itself
+	ended  []*host // that followed nobody, and were booted anew
 	third  bool    // the third host was in step with another
-	tended int     // hosts that ended by themselves and were booted anew
+	tended int     // how many
 	log    []string
 	verbs  sync.WaitGroup
 }
@@ -367,8 +367,6 @@ func (s *simulation) heal(reset bool) {
 		h := s.live[name]
 		if h == nil || h.gone.Load() {
 			s.start(name, false)
-		} else if h.over() {
-			s.again(h)
 		}
 		h = s.live[name]
 		h.resume()

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"io"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -31,7 +32,7 @@ func TestComparedLinesLeaveAtAMatchAndAtACheckpoint(t *testing.T) {
 	for _, name := range []string{"b", "a"} {
 		args := []string{
 			"-host", name, "-listen", p.addr[name], "-dial", p.addr[other(name)], "-arbiter", filepath.Join(dir, "arbiter"),
-			"-insecure", "-mode", "compare", "-beat", "2s", "-term", "30s", // a busy machine loses nobody
+			"-insecure", "-mode", "compare", "-channels", "2", "-beat", "2s", "-term", "30s", // a busy machine loses nobody
 		}
 		if name == "a" {
 			args = append(args, "-start")
@@ -63,6 +64,13 @@ func TestComparedLinesLeaveAtAMatchAndAtACheckpoint(t *testing.T) {
 	defer c.mu.Unlock()
 	if c.lines == 0 || c.lost+c.contradicted+c.wrong > 0 {
 		t.Errorf("%d lines: %d lost, %d contradicted, %d wrong", c.lines, c.lost, c.contradicted, c.wrong)
+	}
+}
+
+func TestMoreChannelsThanThereCanBeAreRefused(t *testing.T) {
+	args := []string{"-host", "a", "-listen", "127.0.0.1:0", "-dial", "127.0.0.1:1", "-insecure", "-channels", "256"}
+	if err := host(t.Context(), args, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "256 Channels") {
+		t.Error(err)
 	}
 }
 

@@ -71,6 +71,7 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	cert := f.String("cert", "", "this host's certificate, a PEM `file`")
 	key := f.String("key", "", "its key")
 	ca := f.String("ca", "", "the certificate of the authority that signed both hosts'")
+	channels := f.Int("channels", 0, "connections of their own for the memory of checkpoints; of two hosts' `numbers` the smaller counts")
 	mode := modeFlag(f)
 	period := f.Duration("period", time.Millisecond, "`time` between two lines of the guest")
 	term := f.Duration("term", time.Second, "`time` for which the arbiter grants the guest")
@@ -86,6 +87,7 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		Peer:   protect.Peer{Listen: *listen, Dial: *dial, Name: *peer, PortConfig: protect.PortConfig{Insecure: *insecure}},
 		Events: new(event.Bus), Logger: slog.New(slog.NewTextHandler(stderr, nil)),
 		Term: *term, Beat: *beat, Lost: 5 * *beat, CheckpointDelay: 20 * time.Millisecond,
+		Channels: protect.Channels{Count: *channels},
 	}
 	var group sync.WaitGroup
 	defer group.Wait()

@@ -1,0 +1,97 @@
+package protect
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"strconv"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/vmstate/ram/multifd"
+)
+
+// chMemory begins the names of the channels of a guest's memory, and their numbers end
+// them, from 0 on.
+const chMemory = "memory:"
+
+// maxChannels bounds the channels of a guest's memory, as colo.Channels does.
+const maxChannels = 255
+
+// Channels says over how many connections of their own, beside the session's, the memory
+// of a guest's checkpoints goes, and how. See colo.Channels for what crosses them, and for
+// what happens where one breaks: the session ends, and the guest goes on as after any link
+// that is lost.
+//
+// The two hosts agree on the smaller of their Counts, in the hello; a host of an older
+// version has none. With 0 all memory goes over the session's connection. The first copy
+// of the memory does in any case.
+type Channels struct {
+	// Count is how many this host can have, on either side: 0 to 255.
+	Count int
+	// Method is how this host compresses the pages as a primary. A secondary that does
+	// not know it gets all memory over the session's connection.
+	Method multifd.Method
+	// Compressor makes the compressors of a primary, and Decoder the decoders of a
+	// secondary; see colo.Channels. Nil: those of zlib.
+	Compressor func(multifd.Method) (multifd.Compressor, error)
+	Decoder    func(multifd.Method) (multifd.Decoder, error)
+}
+
+func (c *Channels) check() error {
+	if c.Count < 0 || c.Count > maxChannels {
+		return fmt.Errorf("protect: %d Channels, at most %d", c.Count, maxChannels)
+	}
+	if c.Count == 0 || c.Method == multifd.None {
+		return nil
+	}
+	make := c.Compressor
+	if make == nil {
+		make = multifd.CompressZlib
+	}
+	z, err := make(c.Method)
+	if err != nil {
+		return fmt.Errorf("protect: Channels: %w", err)
+	}
+	return closeCompressor(z)
+}
+
+// closeCompressor closes one that wants to be, in either of the forms in which it may say so.
+func closeCompressor(z multifd.Compressor) error {
+	switch z := z.(type) {
+	case io.Closer:
+		return z.Close()
+	case interface{ Close() }:
+		z.Close()
+	}
+	return nil
+}
+
+// agree returns how many channels of memory a pair has of which the other host has offered
+// o, which may be anything that a hello can say.
+func (c *Channels) agree(o *offer) int {
+	if o == nil {
+		return 0
+	}
+	return max(0, min(c.Count, o.Channels))
+}
+
+// ofMemory returns the names of n channels.
+func ofMemory(n int) []string {
+	names := make([]string, n)
+	for i := range names {
+		names[i] = chMemory + strconv.Itoa(i)
+	}
+	return names
+}
+
+// channelsOf returns the channels of a session. Their connections have come with the pair,
+// whose token both hosts have, and nobody else.
+func (j *Job) channelsOf(p *peer) colo.Channels {
+	c := &j.cfg.Channels
+	id := sha256.Sum256([]byte(p.token))
+	of := colo.Channels{ID: [16]byte(id[:16]), Method: c.Method, Compressor: c.Compressor, Decoder: c.Decoder}
+	for _, name := range ofMemory(p.channels) {
+		of.Conns = append(of.Conns, p.more[name])
+	}
+	return of
+}

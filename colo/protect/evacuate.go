@@ -1,0 +1,74 @@
+package protect
+
+import (
+	"context"
+	"fmt"
+	"time"
+)
+
+// comesIntoStep is the first checkpoint of a session, on the primary. The guest does not
+// stay over a disk that has failed.
+func (j *Job) comesIntoStep(s *session) {
+	why := j.diskFailed()
+	if why == nil {
+		j.do(inStep, "")
+	} else if j.do(inStep, fmt.Sprintf("is about to be handed to %s: %v", s.peer.host, why)) == nil {
+		j.evacuate(s, why)
+	}
+}
+
+// evacuate brings the guest to the secondary, which has just got a whole copy of it, away
+// from a disk here that had failed before the session began. A switchover that does not
+// come about ends the session, as any does, and the guest is then settled as in the
+// session in which a disk fails.
+func (j *Job) evacuate(s *session, why error) {
+	j.inBackground(func() {
+		ctx, end := j.while(context.Background(), Protected, SwitchingOver, Asking)
+		defer end()
+		if j.session() != s {
+			return
+		}
+		if err := j.Switchover(ctx); err != nil {
+			j.note(fmt.Errorf("%w: %w", err, why))
+		}
+	})
+}
+
+// maxAgain bounds the time between two sessions that leave the guest over a failed disk.
+const maxAgain = time.Minute
+
+// again waits, after a session that has left the guest here over a disk that has failed,
+// before the next may begin: each costs a synchronisation, and one that ends at its first
+// checkpoint a generation, and the one after it may fail as well. The time doubles with
+// each.
+func (j *Job) again(ctx context.Context, s *session) {
+	why := j.diskFailed()
+	if why == nil || j.State() != Alone {
+		j.vain = 0
+		return
+	}
+	wait := min(maxRedial<<min(j.vain, 10), maxAgain)
+	j.vain++
+	if err := s.ended(); err != nil {
+		why = fmt.Errorf("%w; the last session: %w", why, err)
+	}
+	j.note(fmt.Errorf("protection is tried again in %v: %w", wait, why))
+	act, end := j.while(ctx, Alone)
+	defer end()
+	sleep(act, wait)
+}
+
+// ended returns why the session ended, as far as its arbiter was told or Run has said.
+func (s *session) ended() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cause
+}
+
+func (s *session) endedBy(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		s.cause = err
+	}
+}
