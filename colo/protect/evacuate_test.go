@@ -78,9 +78,10 @@ func TestAGuestThatIsOnItsWayFromAFailedDiskIsNotLostWithItsSecondary(t *testing
 	for _, when := range []State{Synchronising, Protected, SwitchingOver} {
 		withDisk(t, when.String(), func(t *testing.T, w *world) {
 			a := w.aloneOnAFailedDisk(nil)
-			var b *host
+			w.f.part("a", "b", false)
+			b := w.boot("b", false, nil)
 			a.on(when, func() { b.kill(false) })
-			b = w.boot("b", false, nil)
+			w.f.join("a", "b")
 			<-b.done
 			a.is(Alone)
 			b.bury()
