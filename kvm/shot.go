@@ -16,7 +16,7 @@ type shot struct {
 	// wanted: the last pause's shot was asked for, so this one's will be. It is of Run's
 	// goroutine while the vCPU is active, and of who holds own otherwise; so are the others.
 	wanted bool
-	fresh  bool   // state is the vCPU's, but for what may change
+	fresh  bool   // state is the vCPU's, but for what saveRest reads
 	resets uint64 // VM.resets when it was made: in a later pause the other vCPUs have run
 	used   bool   // since the vCPU stopped, its state was asked for
 	at     time.Time
@@ -51,7 +51,7 @@ func (v *VCPU) shoot(resets uint64) {
 	}
 	v.shot.at = time.Now()
 	v.state.tsc.shared = v.staged.tsc.shared
-	v.shot.fresh = v.state.Save(v.fd) == nil // who asks for it will see the error
+	v.shot.fresh = v.state.saveMost(v.fd) == nil // who asks for it will see the error
 }
 
 // ends forgets the shot: the vCPU enters the guest.
@@ -101,18 +101,12 @@ func (v *VCPU) restore() error {
 	return nil
 }
 
-// update reads what may have changed since the vCPU stopped. same is false if that has
-// changed the registers too.
+// update completes what saveMost has saved. same is false if the registers have changed
+// since.
 func (s *VCPUState) update(vcpu int) (same bool, err error) {
 	was := s.mp
 	if _, err := ioctl(vcpu, "KVM_GET_MP_STATE", kvmGetMPState, unsafe.Pointer(&s.mp)); err != nil || s.mp != was {
 		return false, err
 	}
-	if s.apic {
-		if _, err := ioctl(vcpu, "KVM_GET_LAPIC", kvmGetLAPIC, unsafe.Pointer(&s.lapic)); err != nil {
-			return false, err
-		}
-	}
-	_, err = ioctl(vcpu, "KVM_GET_VCPU_EVENTS", kvmGetVCPUEvents, unsafe.Pointer(&s.events))
-	return true, err
+	return true, s.saveRest(vcpu)
 }

@@ -115,9 +115,19 @@ func NewVCPUState(sys *System, vcpu int) (*VCPUState, error) {
 // Save reads the state of a stopped vCPU with no exit pending. The order is events
 // first, because reading them settles where a pending exception's address goes (CR2
 // or DR6), which the registers are to have; MP state next, because reading it
-// settles a pending INIT or SIPI; and events last once more, as all that has left
-// them.
+// settles a pending INIT or SIPI; the local APIC after the MSRs, because any call for the
+// vCPU may find that its deadline is over, and then moves its interrupt from the MSR to
+// the APIC (better it is saved in both, and the guest finds nothing to do, than in
+// neither); and events last once more, as all that has left them.
 func (s *VCPUState) Save(vcpu int) error {
+	if err := s.saveMost(vcpu); err != nil {
+		return err
+	}
+	return s.saveRest(vcpu)
+}
+
+// saveMost saves what nothing changes while the vCPU stands still.
+func (s *VCPUState) saveMost(vcpu int) error {
 	if err := s.readOnce(vcpu); err != nil {
 		return err
 	}
@@ -149,16 +159,19 @@ func (s *VCPUState) Save(vcpu int) error {
 			return err
 		}
 	}
+	if err := s.getMSRs(vcpu); err != nil {
+		return err
+	}
+	return s.saveTSC(vcpu)
+}
+
+// saveRest saves what devices and other vCPUs may have changed meanwhile, and the vCPU's
+// own timer.
+func (s *VCPUState) saveRest(vcpu int) error {
 	if s.apic {
 		if _, err := ioctl(vcpu, "KVM_GET_LAPIC", kvmGetLAPIC, unsafe.Pointer(&s.lapic)); err != nil {
 			return err
 		}
-	}
-	if err := s.getMSRs(vcpu); err != nil {
-		return err
-	}
-	if err := s.saveTSC(vcpu); err != nil {
-		return err
 	}
 	_, err := ioctl(vcpu, "KVM_GET_VCPU_EVENTS", kvmGetVCPUEvents, unsafe.Pointer(&s.events))
 	return err
