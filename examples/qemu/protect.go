@@ -198,6 +198,9 @@ func (o *protectOptions) checkStay() error {
 func (o *protectOptions) protectBy(ctx context.Context, m *qmp.Client, p *printer) error {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
+	if o.begins != nil { // see runOn
+		o.begins()
+	}
 	r, err := examine(ctx, m)
 	if err != nil {
 		return err
@@ -361,49 +364,88 @@ func (o *protectOptions) undo(m *qmp.Client, was string, cause error) error {
 	return errors.Join(cause, o.runOn(ctx, m, was))
 }
 
+// runOn ends what has been begun, and has a guest run that ran before. A guardian asks
+// over and over until the QEMU has answered, over another connection where one is lost: a
+// guest that stands in COLO stands for good. As long as it is not known that a
+// migration has ended, the guest is not told to run: what is sent of it might be torn.
 func (o *protectOptions) runOn(ctx context.Context, m *qmp.Client, was string) error {
-	var now progress
-	if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {
+	err := o.endMigration(ctx, m)
+	for o.current != nil && !answered(err) {
+		select {
+		case <-time.After(tick):
+		case <-ctx.Done():
+			return err
+		}
+		m = o.current()
+		err = o.endMigration(ctx, m)
+	}
+	if !answered(err) {
 		return err
 	}
-	_, err := holdOutput(ctx, m, false)
-	switch now.Status {
-	case "colo": // QEMU leaves its guest standing otherwise
-		e := m.Do(ctx, "x-colo-lost-heartbeat", nil, nil)
-		if e == nil {
-			o.hasLeft(ctx, m)
-		}
-		err = errors.Join(err, e)
-	case "active", "setup":
-		e := m.Do(ctx, "migrate_cancel", nil, nil)
-		if e == nil {
-			o.hasCancelled(ctx, m)
-		}
-		err = errors.Join(err, e)
-	}
 	if was == "running" {
-		err = errors.Join(err, m.Do(ctx, "cont", nil, nil))
+		err = errors.Join(err, o.resume(ctx, m))
+		if o.current != nil {
+			m = o.current()
+		}
 	}
 	return errors.Join(err, o.unmirror(ctx, m))
 }
 
-// hasCancelled waits, as hasLeft does, until a migration has ended that was told to:
-// it may be stopping the guest.
-func (o *protectOptions) hasCancelled(ctx context.Context, m *qmp.Client) {
-	if len(o.disks) == 0 {
-		return
+// endMigration has a migration end, or COLO, and what the guest sends leave at once. What
+// the QEMU refuses has ended by itself meanwhile; the refusal is returned.
+func (o *protectOptions) endMigration(ctx context.Context, m *qmp.Client) error {
+	var now progress
+	if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {
+		return err
 	}
+	if _, err := holdOutput(ctx, m, false); err != nil && !answered(err) {
+		return err
+	}
+	switch now.Status {
+	case "colo": // QEMU leaves its guest standing otherwise
+		return o.leaveCOLO(ctx, m)
+	case "active", "setup":
+		return o.cutMigration(ctx, m)
+	}
+	return nil
+}
+
+// cutMigration ends a migration that has not come to COLO, as far as is known. It may come
+// there meanwhile: a QEMU 7.2 takes migrate_cancel then and does nothing, its guest stands,
+// and cont is refused ("Migration is not finalized yet"). So it leaves COLO in its own way.
+func (o *protectOptions) cutMigration(ctx context.Context, m *qmp.Client) error {
+	if err := m.Do(ctx, "migrate_cancel", nil, nil); err != nil {
+		return err
+	}
+	if o.hasEnded(ctx, m) != "colo" {
+		return nil
+	}
+	return o.leaveCOLO(ctx, m)
+}
+
+// leaveCOLO returns when the guest runs on alone, or after leavingCOLO.
+func (o *protectOptions) leaveCOLO(ctx context.Context, m *qmp.Client) error {
+	if err := m.Do(ctx, "x-colo-lost-heartbeat", nil, nil); err != nil {
+		return err
+	}
+	o.hasLeft(ctx, m)
+	return nil
+}
+
+// hasEnded waits, as hasLeft does, until a migration has ended that was told to: it may be
+// stopping the guest. It returns its status.
+func (o *protectOptions) hasEnded(ctx context.Context, m *qmp.Client) string {
 	ctx, cancel := context.WithTimeout(ctx, leavingCOLO)
 	defer cancel()
 	for {
 		var now progress
 		if err := m.Do(ctx, "query-migrate", nil, &now); err != nil || now.Status != "active" && now.Status != "setup" && now.Status != "cancelling" {
-			return
+			return now.Status
 		}
 		select {
 		case <-time.After(5 * time.Millisecond):
 		case <-ctx.Done():
-			return
+			return now.Status
 		}
 	}
 }
