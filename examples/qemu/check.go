@@ -30,10 +30,10 @@ whether the guest fits. It changes nothing. Exit status: 0 if the guest can be p
 
 func checkCommand(ctx context.Context, args []string, t terminal) int {
 	f := flag.NewFlagSet("check", flag.ContinueOnError)
-	addr := f.String("qmp", "", "the QEMU's monitor at `ADDR` (its -qmp, with server=on,wait=off)")
-	json := f.Bool("json", false, "print one JSON object")
+	addr := f.String("qmp", "", "ask the QEMU over its monitor at `ADDR` (its -qmp, with server=on,wait=off)")
+	json := f.Bool("json", false, "print one JSON object in place of words")
 	domain := f.String("domain", "", "instead of asking a QEMU, translate the libvirt domain in `FILE` (virsh dumpxml of a running one)")
-	pid := f.Int("pid", 0, "the QEMU is process `PID`")
+	pid := f.Int("pid", 0, "read the command line of process `PID`, where another one serves the monitor")
 	timeout := f.Duration("timeout", 10*time.Second, "give up on a monitor that does not answer for so long")
 	if status, done := parse(f, aboutCheck, args, t, false); done {
 		return status

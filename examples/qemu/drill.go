@@ -35,10 +35,10 @@ var drillGuest []byte
 
 func drillCommand(ctx context.Context, args []string, t terminal) int {
 	f := flag.NewFlagSet("drill", flag.ContinueOnError)
-	qemu := f.String("qemu", "qemu-system-x86_64", "the `PROGRAM`")
-	mb := f.Int("m", 64, "`MB` of memory")
-	delay := f.Duration("delay", 200*time.Millisecond, "from one checkpoint to the next")
-	timeout := f.Duration("timeout", time.Minute, "for all of it")
+	qemu := f.String("qemu", "qemu-system-x86_64", "run `PROGRAM` for both sides")
+	mb := f.Int("m", 64, "give the guest `MB` of memory")
+	delay := f.Duration("delay", 200*time.Millisecond, "take a checkpoint every so long")
+	timeout := f.Duration("timeout", time.Minute, "give up after so long")
 	if status, done := parse(f, aboutDrill, args, t, false); done {
 		return status
 	}

@@ -231,7 +231,11 @@ func (g *guardian) act(ctx context.Context, a standby.GuardAction, why string) e
 	case standby.StopGuest:
 		return g.halt(ctx, true, "stop")
 	case standby.ContinueGuest:
-		return g.halt(ctx, false, "cont")
+		err := g.halt(ctx, false, "cont")
+		if !answered(err) { // nobody else has it run
+			g.all.Go(func() { g.resume(ctx, g.monitor()) })
+		}
+		return err
 	case standby.HoldStill:
 		g.set(func() { g.still = true; g.settling++ })
 		g.all.Go(func() { g.holdStill(ctx) })

@@ -51,6 +51,12 @@ func (o *protectOptions) standing(ctx context.Context, m *qmp.Client, do func() 
 	return do()
 }
 
+// answered reports whether a QEMU has done what it was told to, or has refused it.
+func answered(err error) bool {
+	var refused *qmp.Error
+	return err == nil || errors.As(err, &refused)
+}
+
 // resume has a guest run again that was stopped for a moment. It gives cont again
 // until it has an answer or ctx ends, over another connection where the one of before
 // has failed: nobody else would.
@@ -58,10 +64,6 @@ func (o *protectOptions) resume(ctx context.Context, m *qmp.Client) error {
 	permit := o.permit
 	if permit == nil {
 		permit = func(cont func() error) error { return cont() }
-	}
-	answered := func(err error) bool {
-		var refused *qmp.Error
-		return err == nil || errors.As(err, &refused)
 	}
 	for {
 		if o.current != nil {

@@ -144,10 +144,10 @@ guest, or start it, tries again with these. Exit status: 0 the order was taken
 
 func promoteCommand(ctx context.Context, args []string, t terminal) int {
 	f := flag.NewFlagSet("promote", flag.ContinueOnError)
-	dir := f.String("standby", "", "the standby's -state `DIR`; that of -state, if not given")
-	state := f.String("state", "", "another `DIR` for what is left behind")
-	asJSON := f.Bool("json", false, "print one JSON object")
-	timeout := f.Duration("timeout", 10*time.Second, "for the answer")
+	dir := f.String("standby", "", "order the standby whose -state is `DIR`; that of -state, if not given")
+	state := f.String("state", "", "leave the guest in another `DIR` than the standby's")
+	asJSON := f.Bool("json", false, "print one JSON object in place of words")
+	timeout := f.Duration("timeout", 10*time.Second, "wait for the answer for so long")
 	if status, done := parse(f, aboutPromote, args, t, true); done {
 		return status
 	}
@@ -181,9 +181,9 @@ status: 0 it has answered, 1 nobody has, 2 wrong arguments.
 
 func statusCommand(ctx context.Context, args []string, t terminal) int {
 	f := flag.NewFlagSet("status", flag.ContinueOnError)
-	dir := f.String("state", "", "the `DIR` of the standby, the relay or the guardian")
-	asJSON := f.Bool("json", false, "print one JSON object")
-	timeout := f.Duration("timeout", 10*time.Second, "for the answer")
+	dir := f.String("state", "", "ask the standby, relay or guardian whose -state is `DIR`")
+	asJSON := f.Bool("json", false, "print one JSON object in place of words")
+	timeout := f.Duration("timeout", 10*time.Second, "wait for the answer for so long")
 	if status, done := parse(f, aboutStatus, args, t, false); done {
 		return status
 	}

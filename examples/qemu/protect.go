@@ -27,6 +27,11 @@ runs (QMP blockdev-mirror); from then on a write is done when both sides have it
 If the standby is lost, the guest writes on; QEMU tries to copy each write until
 the copy is given up, which -stay does, and protect does first of all.
 
+What the guest sends between two checkpoints leaves at once, and is not known to a
+guest that is brought back. A QEMU that has a colo-compare without a second guest holds it
+instead, as this program's README has it: protect turns its filter-redirector on
+when the guest is protected, and -stay off when the guest runs on alone.
+
 With -stay it stays with the guest as its guardian, and holds the monitor:
 
   - A guest that is lost to its standby, or that stands for -stall without its
@@ -98,32 +103,32 @@ type protectOptions struct {
 func protectCommand(ctx context.Context, args []string, t terminal) int {
 	var o protectOptions
 	f := flag.NewFlagSet("protect", flag.ContinueOnError)
-	f.StringVar(&o.qmp, "qmp", "", "the QEMU's monitor at `ADDR`")
-	f.StringVar(&o.to, "to", "", "the secondary at `ADDR`")
-	f.BoolVar(&o.json, "json", false, "print JSON lines")
-	f.DurationVar(&o.delay, "delay", time.Second, "from one checkpoint to the next (x-checkpoint-delay)")
-	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "for the initial migration")
-	f.Uint64Var(&o.bandwidth, "bandwidth", 0, "of the initial migration, in `MB/s`; 0 is QEMU's own limit")
-	f.BoolVar(&o.xbzrle, "xbzrle", false, "send differences of pages; for slow links")
+	f.StringVar(&o.qmp, "qmp", "", "ask and order the QEMU over its monitor at `ADDR`")
+	f.StringVar(&o.to, "to", "", "send the guest to the secondary, standby or relay at `ADDR`")
+	f.BoolVar(&o.json, "json", false, "print JSON lines in place of words")
+	f.DurationVar(&o.delay, "delay", time.Second, "take a checkpoint every so long (x-checkpoint-delay): what is lost at most")
+	f.DurationVar(&o.timeout, "timeout", 10*time.Minute, "give up if the guest is not protected after so long")
+	f.Uint64Var(&o.bandwidth, "bandwidth", 0, "send the initial migration at no more than `MB/s`; 0 leaves QEMU's own limit")
+	f.BoolVar(&o.xbzrle, "xbzrle", false, "send the differences of pages (xbzrle), where the link is slow")
 	f.BoolVar(&o.pause, "pause", false, "pause the guest for the initial migration, when it dirties memory too fast for it to end")
-	f.StringVar(&o.tlsCreds, "tls-creds", "", "`ID` of the QEMU's tls-creds-x509 object, endpoint=client")
-	f.StringVar(&o.tlsHost, "tls-hostname", "", "`NAME` that the secondary's certificate must have, if not its address's")
-	f.StringVar(&o.nbd, "nbd", "", "the standby's -nbd, at `ADDR`")
-	f.Func("disk", "protect a disk, too; may be given more than once: `DEVICE=NAME`", func(s string) error {
+	f.StringVar(&o.tlsCreds, "tls-creds", "", "encrypt the migration and the disks with the QEMU's tls-creds-x509 object `ID`, which has endpoint=client")
+	f.StringVar(&o.tlsHost, "tls-hostname", "", "expect `NAME` in the secondary's certificate, where it is not that of -to")
+	f.StringVar(&o.nbd, "nbd", "", "write the copies of the disks to the standby's -nbd at `ADDR`")
+	f.Func("disk", "copy a disk to the standby, too, so that it is as old as the guest; may be given more than once: `DEVICE=NAME`", func(s string) error {
 		d, err := parseMirrored(s)
 		o.disks = append(o.disks, d)
 		return err
 	})
-	f.BoolVar(&o.stay, "stay", false, "stay with the guest as its guardian")
-	f.StringVar(&o.control, "control", "", "the standby's -control, at `ADDR`")
-	f.StringVar(&o.controlTLS, "control-tls", "", "TLS for -control, with the certificates in `DIR`: ca-cert.pem, client-cert.pem, client-key.pem")
-	f.BoolVar(&o.insecure, "insecure", false, "-control without TLS")
+	f.BoolVar(&o.stay, "stay", false, "stay with the guest as its guardian, so that it runs on when the standby is lost")
+	f.StringVar(&o.control, "control", "", "tell the standby at `ADDR`, its -control, how the guest has ended")
+	f.StringVar(&o.controlTLS, "control-tls", "", "encrypt -control with the certificates in `DIR`: ca-cert.pem, client-cert.pem, client-key.pem")
+	f.BoolVar(&o.insecure, "insecure", false, "connect to -control without TLS")
 	f.StringVar(&o.arbiter, "arbiter", "", "let `file:DIR` decide who goes on, a directory of this guest's that both hosts reach")
-	f.StringVar(&o.holder, "holder", hostName(), "this host's `NAME` for the arbiter")
-	f.DurationVar(&o.term, "term", 10*time.Second, "with -arbiter: the standby may have the guest when this host has been silent for so long")
-	f.DurationVar(&o.stall, "stall", standby.DefaultStall, "with -stay: a guest that stands for so long without its checkpoint getting on is told to run on")
-	f.DurationVar(&o.silence, "silence", standby.DefaultSilence, "with -stay: a standby that is silent for so long is given up")
-	f.StringVar(&o.state, "state", "", "with -stay: `DIR` for \"qemu status\"")
+	f.StringVar(&o.holder, "holder", hostName(), "call this host `NAME` at the arbiter")
+	f.DurationVar(&o.term, "term", 10*time.Second, "with -arbiter: let the standby have the guest when this host has been silent for so long")
+	f.DurationVar(&o.stall, "stall", standby.DefaultStall, "with -stay: have a guest run on that stands for so long without its checkpoint getting on")
+	f.DurationVar(&o.silence, "silence", standby.DefaultSilence, "with -stay: give up a standby that is silent for so long")
+	f.StringVar(&o.state, "state", "", "with -stay: answer \"qemu status\" in `DIR`")
 	f.StringVar(&o.http, "http", "", "with -stay: serve how it stands at `[HOST]:PORT`, for people at /, as JSON at /status, for Prometheus at /metrics; on loopback without HOST")
 	if status, done := parse(f, aboutProtect, args, t, false); done {
 		return status
@@ -198,6 +203,9 @@ func (o *protectOptions) checkStay() error {
 func (o *protectOptions) protectBy(ctx context.Context, m *qmp.Client, p *printer) error {
 	ctx, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
+	if o.begins != nil { // see runOn
+		o.begins()
+	}
 	r, err := examine(ctx, m)
 	if err != nil {
 		return err
@@ -361,49 +369,88 @@ func (o *protectOptions) undo(m *qmp.Client, was string, cause error) error {
 	return errors.Join(cause, o.runOn(ctx, m, was))
 }
 
+// runOn ends what has been begun, and has a guest run that ran before. A guardian asks
+// over and over until the QEMU has answered, over another connection where one is lost: a
+// guest that stands in COLO stands for good. As long as it is not known that a
+// migration has ended, the guest is not told to run: what is sent of it might be torn.
 func (o *protectOptions) runOn(ctx context.Context, m *qmp.Client, was string) error {
-	var now progress
-	if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {
+	err := o.endMigration(ctx, m)
+	for o.current != nil && !answered(err) {
+		select {
+		case <-time.After(tick):
+		case <-ctx.Done():
+			return err
+		}
+		m = o.current()
+		err = o.endMigration(ctx, m)
+	}
+	if !answered(err) {
 		return err
 	}
-	_, err := holdOutput(ctx, m, false)
-	switch now.Status {
-	case "colo": // QEMU leaves its guest standing otherwise
-		e := m.Do(ctx, "x-colo-lost-heartbeat", nil, nil)
-		if e == nil {
-			o.hasLeft(ctx, m)
-		}
-		err = errors.Join(err, e)
-	case "active", "setup":
-		e := m.Do(ctx, "migrate_cancel", nil, nil)
-		if e == nil {
-			o.hasCancelled(ctx, m)
-		}
-		err = errors.Join(err, e)
-	}
 	if was == "running" {
-		err = errors.Join(err, m.Do(ctx, "cont", nil, nil))
+		err = errors.Join(err, o.resume(ctx, m))
+		if o.current != nil {
+			m = o.current()
+		}
 	}
 	return errors.Join(err, o.unmirror(ctx, m))
 }
 
-// hasCancelled waits, as hasLeft does, until a migration has ended that was told to:
-// it may be stopping the guest.
-func (o *protectOptions) hasCancelled(ctx context.Context, m *qmp.Client) {
-	if len(o.disks) == 0 {
-		return
+// endMigration has a migration end, or COLO, and what the guest sends leave at once. What
+// the QEMU refuses has ended by itself meanwhile; the refusal is returned.
+func (o *protectOptions) endMigration(ctx context.Context, m *qmp.Client) error {
+	var now progress
+	if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {
+		return err
 	}
+	if _, err := holdOutput(ctx, m, false); err != nil && !answered(err) {
+		return err
+	}
+	switch now.Status {
+	case "colo": // QEMU leaves its guest standing otherwise
+		return o.leaveCOLO(ctx, m)
+	case "active", "setup":
+		return o.cutMigration(ctx, m)
+	}
+	return nil
+}
+
+// cutMigration ends a migration that has not come to COLO, as far as is known. It may come
+// there meanwhile: a QEMU 7.2 takes migrate_cancel then and does nothing, its guest stands,
+// and cont is refused ("Migration is not finalized yet"). So it leaves COLO in its own way.
+func (o *protectOptions) cutMigration(ctx context.Context, m *qmp.Client) error {
+	if err := m.Do(ctx, "migrate_cancel", nil, nil); err != nil {
+		return err
+	}
+	if o.hasEnded(ctx, m) != "colo" {
+		return nil
+	}
+	return o.leaveCOLO(ctx, m)
+}
+
+// leaveCOLO returns when the guest runs on alone, or after leavingCOLO.
+func (o *protectOptions) leaveCOLO(ctx context.Context, m *qmp.Client) error {
+	if err := m.Do(ctx, "x-colo-lost-heartbeat", nil, nil); err != nil {
+		return err
+	}
+	o.hasLeft(ctx, m)
+	return nil
+}
+
+// hasEnded waits, as hasLeft does, until a migration has ended that was told to: it may be
+// stopping the guest. It returns its status.
+func (o *protectOptions) hasEnded(ctx context.Context, m *qmp.Client) string {
 	ctx, cancel := context.WithTimeout(ctx, leavingCOLO)
 	defer cancel()
 	for {
 		var now progress
 		if err := m.Do(ctx, "query-migrate", nil, &now); err != nil || now.Status != "active" && now.Status != "setup" && now.Status != "cancelling" {
-			return
+			return now.Status
 		}
 		select {
 		case <-time.After(5 * time.Millisecond):
 		case <-ctx.Done():
-			return
+			return now.Status
 		}
 	}
 }

@@ -40,9 +40,9 @@ wrong arguments.
 
 func rehearseCommand(ctx context.Context, args []string, t terminal) int {
 	f := flag.NewFlagSet("rehearse", flag.ContinueOnError)
-	dir := f.String("standby", "", "the standby's -state `DIR`")
-	asJSON := f.Bool("json", false, "print one JSON object")
-	timeout := f.Duration("timeout", maxRehearsal, "for the answer")
+	dir := f.String("standby", "", "order the standby whose -state is `DIR`")
+	asJSON := f.Bool("json", false, "print one JSON object in place of words")
+	timeout := f.Duration("timeout", maxRehearsal, "wait for the answer for so long")
 	if status, done := parse(f, aboutRehearse, args, t, false); done {
 		return status
 	}

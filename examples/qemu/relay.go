@@ -47,8 +47,8 @@ func relayCommand(ctx context.Context, args []string, t terminal) int {
 	f := flag.NewFlagSet("relay", flag.ContinueOnError)
 	o.flags(f)
 	to := f.String("to", "", "pass checkpoints on to the secondaries at `ADDR[,ADDR...]`")
-	monitors := f.String("qmp", "", "monitors of these secondaries, in the same order, at `ADDR[,ADDR...]`")
-	creds := f.String("to-tls", "", "TLS to the secondaries, with the certificates in `DIR`, named as for QEMU's tls-creds-x509: ca-cert.pem, client-cert.pem, client-key.pem")
+	monitors := f.String("qmp", "", "order these secondaries over their monitors, in the same order, at `ADDR[,ADDR...]`")
+	creds := f.String("to-tls", "", "encrypt what goes to the secondaries with the certificates in `DIR`, named as for QEMU's tls-creds-x509: ca-cert.pem, client-cert.pem, client-key.pem")
 	required := f.Int("sync", 0, "answer the primary only when `N` secondaries have a checkpoint, too")
 	delta := f.Uint64("xbzrle", 0, "keep so many `MB` of pages per secondary to send differences only; for slow links")
 	if status, done := parse(f, aboutRelay, args, t, true); done {

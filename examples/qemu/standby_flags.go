@@ -101,23 +101,23 @@ type standbyOptions struct {
 
 func (o *standbyOptions) flags(f *flag.FlagSet) {
 	f.StringVar(&o.listen, "listen", "", "take the primary at `ADDR`")
-	f.StringVar(&o.state, "state", "", "`DIR` for what is left behind")
+	f.StringVar(&o.state, "state", "", "leave the guest, and its QEMU's monitor, in `DIR`")
 	f.IntVar(&o.keep, "keep", 0, "keep the last `N` checkpoints in DIR, each a whole stream; the next one waits until it is written")
 	f.BoolVar(&o.json, "json", false, "print events as JSON lines")
-	f.StringVar(&o.fence, "fence", "", "shell `COMMAND` that succeeds when the primary surely does not run any more")
+	f.StringVar(&o.fence, "fence", "", "run the shell `COMMAND` before going on: it succeeds when the primary surely does not run any more")
 	f.StringVar(&o.takeover, "takeover", "ask", "who decides where the primary is lost and there is no guardian, -arbiter or -fence: `WHO`, ask for you, by \"qemu promote\"; always takes a connection that was closed for a primary that is dead")
 	f.StringVar(&o.arbiter, "arbiter", "", "let `file:DIR` decide who goes on, a directory of this guest's that both hosts reach")
 	f.StringVar(&o.control, "control", "", "take the primary's guardian (protect -stay) at `ADDR`; then this standby keeps guest after guest")
-	f.BoolVar(&o.insecure, "insecure", false, "-control without TLS: whoever reaches it can have the guest forgotten or started")
+	f.BoolVar(&o.insecure, "insecure", false, "take a guardian without TLS: whoever reaches it can have the guest forgotten or started")
 	f.BoolVar(&o.reserve, "reserve", false, "reserve the space that the guest may need in -state, as soon as it is protected")
 	f.StringVar(&o.http, "http", "", "serve how it stands at `[HOST]:PORT`, for people at /, as JSON at /status, for Prometheus at /metrics; on loopback without HOST")
 	f.BoolVar(&o.rehearse, "rehearse", false, "after the first checkpoint, try the QEMU after -- with it, paused, and end it again: see \"qemu rehearse -h\"")
-	f.StringVar(&o.holder, "holder", hostName(), "this host's `NAME` for the arbiter")
-	f.StringVar(&o.tls, "tls", "", "TLS with the certificates in `DIR`, named as for QEMU's tls-creds-x509: ca-cert.pem, server-cert.pem, server-key.pem")
+	f.StringVar(&o.holder, "holder", hostName(), "call this host `NAME` at the arbiter")
+	f.StringVar(&o.tls, "tls", "", "take only whom the certificates in `DIR` let in (TLS), named as for QEMU's tls-creds-x509: ca-cert.pem, server-cert.pem, server-key.pem")
 	f.Var(&o.log, "log", "log sessions and the disks' clients to stderr, from `LEVEL` up: debug (each step), info, warn, error; as key=value, or as JSON lines with -json")
-	f.DurationVar(&o.peer, "peer-timeout", colo.DefaultPeerTimeout, "a primary that makes no progress in a checkpoint for so long is silent")
-	f.DurationVar(&o.idle, "idle-timeout", 5*time.Minute, "a primary that begins no checkpoint for so long is silent; more than its x-checkpoint-delay")
-	f.Func("disk", "the primary's guest has a disk, which it copies to FILE over -nbd, as the export NAME; may be given more than once: `NAME=FILE`", func(s string) error {
+	f.DurationVar(&o.peer, "peer-timeout", colo.DefaultPeerTimeout, "give up a primary that makes no progress in a checkpoint for so long")
+	f.DurationVar(&o.idle, "idle-timeout", 5*time.Minute, "give up a primary that begins no checkpoint for so long; more than its x-checkpoint-delay")
+	f.Func("disk", "keep a disk of the primary's guest in FILE, to which it is copied over -nbd as the export NAME; may be given more than once: `NAME=FILE`", func(s string) error {
 		d, err := parseDisk(s)
 		o.images = append(o.images, d)
 		return err

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
 	"github.com/gocolo/lockstep/internal/qemutest"
 )
@@ -26,6 +27,7 @@ type fakeMonitor struct {
 	state   string // in place of running or paused
 	breaks  int    // how many of the next cont end the connection in place of an answer
 	refuses bool   // cont
+	deaf    int    // how many of the next query-migrate end the connection
 }
 
 func newFakeMonitor(t *testing.T) *fakeMonitor {
@@ -77,6 +79,14 @@ func (m *fakeMonitor) serve(conn net.Conn) {
 			} else {
 				m.running = true
 			}
+		case "query-migrate":
+			if m.deaf > 0 {
+				m.deaf--
+				m.mu.Unlock()
+				return
+			}
+		case "query-block-jobs", "query-jobs", "query-named-block-nodes", "qom-list":
+			answer = `"return": []`
 		case "query-status":
 			state := m.state
 			if state == "" {
@@ -158,6 +168,50 @@ func TestAGuestRunsAgainThoughTheMonitorIsLostWhileItStands(t *testing.T) {
 				t.Fatalf("it runs: %t, %v", m.runs(), err)
 			}
 		})
+	}
+}
+
+// A guest that could not be protected runs on, though the monitor is lost on the way; and
+// not if the guard has stopped it meanwhile, whose cont comes by itself.
+func TestAGuestThatCannotBeProtectedRunsOnUnlessItsGuardHasStoppedIt(t *testing.T) {
+	t.Parallel()
+	m := newFakeMonitor(t)
+	g := guarding(t, m)
+	ctx, cancel := context.WithCancel(t.Context())
+	var watching sync.WaitGroup
+	watching.Go(func() { // as watch does
+		for ctx.Err() == nil {
+			g.monitor().Wait(ctx, func(event.Record) bool { return false })
+			g.monitor().Close()
+			if ctx.Err() == nil {
+				g.connect(ctx)
+			}
+		}
+	})
+	defer watching.Wait()
+	defer cancel()
+	g.begins()
+	m.mu.Lock()
+	m.running, m.deaf = false, 2
+	m.mu.Unlock()
+	if err := g.runOn(t.Context(), g.monitor(), "running"); err != nil || !m.runs() {
+		t.Fatalf("it runs: %t, %v", m.runs(), err)
+	}
+	if err := g.act(t.Context(), standby.StopGuest, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.runOn(t.Context(), g.monitor(), "running"); err != nil || m.runs() {
+		t.Fatalf("it runs: %t, %v", m.runs(), err)
+	}
+	cancel()
+	watching.Wait()
+	m.mu.Lock()
+	m.breaks = 2
+	m.mu.Unlock()
+	g.act(t.Context(), standby.ContinueGuest, "") // without an answer
+	g.all.Wait()
+	if !m.runs() {
+		t.Fatal("the guard's cont was lost with its connection")
 	}
 }
 
