@@ -89,6 +89,9 @@ func (d *decoder) Decode(pages, data []byte) error {
 	return nil
 }
 
+// Close gives back what the decoder has. (Channels close their decoders.)
+func (d *decoder) Close() { d.z.Close() }
+
 // packet is the packet that is being read.
 type packet struct{ p []byte }
 
