@@ -208,8 +208,8 @@ func (w *flatWorld) end(p *flatProcess) error {
 	case err := <-p.done:
 		p.done <- err
 		return err
-	case <-time.After(time.Minute):
-		w.t.Fatal("a process does not end")
+	case <-time.After(simPatience):
+		w.t.Fatal("a process does not end: ", w.told())
 		return nil
 	}
 }
@@ -217,7 +217,7 @@ func (w *flatWorld) end(p *flatProcess) error {
 // until waits for something.
 func (w *flatWorld) until(what string, ok func() bool) {
 	w.t.Helper()
-	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(simPatience); ; time.Sleep(time.Millisecond) {
 		w.mu.Lock()
 		done := ok()
 		w.mu.Unlock()

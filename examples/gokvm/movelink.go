@@ -28,6 +28,9 @@ const (
 	// greetTime is how long a connection may take to say what it is for, and one that is
 	// made to be there.
 	greetTime = 10 * time.Second
+	// answerTime is how long the answer may take of a host that makes a machine first, and
+	// fills all of its memory. If the host dies meanwhile, linkAlive notices.
+	answerTime = 2 * time.Minute
 	// writeTime is how long a write may take to which the other host does not listen.
 	writeTime = 30 * time.Second
 )
@@ -172,6 +175,7 @@ func callPeer(ctx context.Context, o options, secure *tls.Config, hello moveHell
 		if err := writeMessage(l.Conn, hello); err != nil {
 			return err
 		}
+		l.raw.SetReadDeadline(time.Now().Add(answerTime))
 		return readMessage(l.Conn, &answer)
 	})
 	if err == nil && answer.State != moveGoesOn {

@@ -245,6 +245,7 @@ func (v *roamingVM) Pause(ctx context.Context) error {
 	if err := v.solo.pause(ctx); err != nil {
 		return err
 	}
+	v.solo.drain() // what it says on the other host comes behind what it has said here
 	err := v.disk.give()
 	if v.solo.over.Load() {
 		err = errors.Join(err, errEnded)
