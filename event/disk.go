@@ -9,7 +9,7 @@ import "time"
 // DiskBroken says that something has gone wrong with a replicated disk that
 // sticks: it takes part in no checkpoint any more. On a primary, writes have
 // not reached the secondary, until they are synchronised again. On a
-// secondary, a write of the primary's, its pre-image, a checkpoint or the
+// secondary, a write of the primary, its pre-image, a checkpoint or the
 // commit of a failover has failed.
 type DiskBroken struct {
 	Mode      Mode   `json:"mode"`           // the side that has noticed

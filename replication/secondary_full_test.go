@@ -13,7 +13,7 @@ import (
 const fullBlocks = 2 * minSpare // of the active overlay, map included
 
 // fullRig is a secondary whose guest has no room left but what is spare, and one
-// more write of its guest's that waits.
+// more write of its guest that waits.
 type fullRig struct {
 	s    *Secondary
 	disk *fakeDisk

@@ -123,7 +123,7 @@ func TestNewFlowsOfAServiceThatNeverAgreesAreNotTriedEach(t *testing.T) {
 	x.want("", x.Secondary(packetTo(22, "s"), x.now), "!data")
 }
 
-// packetTo is of another service of the guest's.
+// packetTo is of another service of the guest.
 func packetTo(port byte, data string) compare.Frame {
 	f := seg{port: 6000, seq: 100, ack: 1, flags: push, data: data}.frame()
 	f.Data[35] = port
@@ -156,7 +156,7 @@ func TestOneDivergenceIsForgottenWhereMuchAgrees(t *testing.T) {
 	}
 }
 
-// Without a Pace of the host's, a flow that is set apart waits no longer from one mark
+// Without a Pace of the host, a flow that is set apart waits no longer from one mark
 // to the next than a checkpoint takes.
 func TestThePaceIsWhatACheckpointTakes(t *testing.T) {
 	for _, c := range []struct{ takes, waits time.Duration }{

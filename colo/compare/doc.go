@@ -5,7 +5,7 @@
 // compare packets of their own, or of captures.
 //
 // Both guests of a COLO pair answer the world. What the secondary's guest says
-// goes nowhere but here. A packet of the primary's leaves as soon as the
+// goes nowhere but here. A packet of the primary leaves as soon as the
 // secondary's guest has said the same; what differs stays until a checkpoint
 // has made the guests equal again, and is a reason for one.
 //

@@ -13,7 +13,7 @@ import (
 // A raised is a segment that left with a newer timestamp than the guest gave it. When the
 // peer echoes that timestamp, Inbound writes the guest's own in its place.
 type raised struct {
-	end       uint32 // of the segment's data; a segment of the peer's that acknowledges as much may have the echo
+	end       uint32 // of the segment's data; a segment of the peer that acknowledges as much may have the echo
 	was, sent uint32
 	is        bool
 }

@@ -8,10 +8,10 @@ import (
 
 // The messages of colo-compare's notify_dev. Each is a frame, without a NUL at its end.
 const (
-	notifyInit    = "COLO_USERSPACE_PROXY_INIT" // to us
-	notifyInitAck = "COLO_COMPARE_GET_XEN_INIT" // our answer
-	notifyFlush   = "COLO_CHECKPOINT"           // to us: a checkpoint is done
-	notifyWanted  = "DO_CHECKPOINT"             // from us
+	notifyInit    = "COLO_USERSPACE_PROXY_INIT" // to the comparer
+	notifyInitAck = "COLO_COMPARE_GET_XEN_INIT" // its answer
+	notifyFlush   = "COLO_CHECKPOINT"           // to the comparer: a checkpoint is done
+	notifyWanted  = "DO_CHECKPOINT"             // from the comparer
 )
 
 // ServeNotify lets somebody else orchestrate the checkpoints, as Xen does with

@@ -30,7 +30,7 @@ func (e *Engine) primaryOther(c *conn, p *pkt) {
 
 func (e *Engine) secondaryOther(c *conn, s *pkt) {
 	if c.apart || c.blind {
-		e.stats.Dropped++ // no packet of the primary's waits for it
+		e.stats.Dropped++ // no packet of the primary waits for it
 		return
 	}
 	for i, p := range c.p.all() {

@@ -105,7 +105,7 @@ func (b *both) Deafen() {
 
 func (b *both) Stats() compare.Stats { return b.e.Stats() }
 
-// shaped makes of a segment one in another shape: over IPv6, behind a virtio-net
+// shaped turns a segment into one of another shape: over IPv6, behind a virtio-net
 // header of some length, and now and then without options, with others, padded, or
 // with bits set here and there.
 func shaped(choose func(int) int, v6 bool, vnet int, f []byte) compare.Frame {

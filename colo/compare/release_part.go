@@ -7,7 +7,7 @@ import (
 )
 
 // The guests may cut equal streams into different segments. Suppose that the secondary's
-// guest has sent the first bytes of a segment of the primary's, and that its congestion
+// guest has sent the first bytes of a segment of the primary, and that its congestion
 // window has no room for the rest until those bytes are acknowledged. The peer cannot
 // acknowledge them before the whole segment leaves. So when the secondary's guest sends
 // the bytes again, that part of the segment leaves by itself. This makes a packet that no

@@ -87,7 +87,7 @@ type snapshot struct {
 }
 
 // said has what the secondary's guest has sent, besides data, for which no packet of the
-// primary's has come yet. It grows with the secondary's packets. A packet of the primary's
+// primary's has come yet. It grows with the secondary's packets. A packet of the primary
 // that matches some of it removes that when it leaves, and a mark clears all.
 type said struct {
 	isn  uint32 // of its last SYN; a mark leaves it, and from the receipt on it is the primary's

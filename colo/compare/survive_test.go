@@ -22,7 +22,7 @@ type echo struct {
 	cut        func(n int) int
 }
 
-// get handles a packet of the client's and returns what the guest sends.
+// get handles a packet of the client and returns what the guest sends.
 func (g *echo) get(f []byte) (out []seg) {
 	var p packet.Packet
 	p.Parse(f)
@@ -61,7 +61,7 @@ func (g *echo) say(flags uint8, seq uint32, data string) seg {
 	return seg{port: 40000, seq: seq, ack: g.want, flags: flags, data: data}
 }
 
-// toGuest builds a packet of the client's.
+// toGuest builds a packet of the client.
 func toGuest(seq, ack uint32, flags uint8, data string) []byte {
 	f := seg{port: 40000, seq: seq, ack: ack, flags: flags, data: data}.frame().Data
 	binary.BigEndian.PutUint32(f[26:], 0x0a000002) // the other way round

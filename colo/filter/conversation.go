@@ -40,7 +40,7 @@ type conversation struct {
 	// latest last. They are emptied when the guest answers one of them.
 	offers []offer
 
-	// early is a packet of the client's that came before it could be translated. It is
+	// early is a packet of the client that came before it could be translated. It is
 	// removed when it can be translated and is delivered.
 	early    []byte
 	earlySeq uint32 // its number
@@ -50,7 +50,7 @@ type conversation struct {
 
 // A life is how far a connection has come, counted in the numbers of the guest.
 type life struct {
-	// next is the highest number of the client's that the guest has acknowledged, and so
+	// next is the highest number of the client that the guest has acknowledged, and so
 	// the one that it expects. It changes with the guest's packets.
 	next uint32
 
@@ -233,7 +233,7 @@ type opening struct {
 	seq   uint32 // the number of that packet
 }
 
-// A syn is a SYN of a client's: its number, and the number after its data (RFC 7413).
+// A syn is a SYN of a client: its number, and the number after its data (RFC 7413).
 type syn struct{ seq, end uint32 }
 
 // precedes reports whether seq is the number of the first packet after the SYN, where the

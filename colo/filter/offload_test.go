@@ -9,7 +9,7 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// offloaded makes of a segment the frame of a guest that leaves the cutting and
+// offloaded turns a segment into the frame of a guest that leaves the cutting and
 // the checksum to its device, behind a virtio-net header of n bytes.
 func offloaded(frame []byte, n int) []byte {
 	var p packet.Packet

@@ -294,7 +294,7 @@ func (r *Rewriter) isOfOpening(k packet.Key, c *conversation, h packet.TCP) bool
 	return c == nil || c.known() && (c.closed || !c.has(h.Ack()+c.translation().seq))
 }
 
-// clientResets handles a client's RST, or another segment of a client's without the flag
+// clientResets handles a client's RST, or another segment of the client without the flag
 // ACK.
 func (r *Rewriter) clientResets(k packet.Key, c *conversation, h packet.TCP) {
 	if h.Flags()&packet.RST == 0 {
@@ -364,7 +364,7 @@ func (r *Rewriter) Outbound(frame []byte, vnetHdr int) (early []byte) {
 	return r.deliver(c)
 }
 
-// guestOpens follows a SYN or SYN|ACK of the guest's. It returns the conversation,
+// guestOpens follows a SYN or SYN|ACK of the guest. It returns the conversation,
 // nil if the connection is not followed.
 func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conversation {
 	answers, seq := h.Flags()&packet.ACK != 0, h.Seq()
@@ -421,7 +421,7 @@ func (r *Rewriter) cannot() {
 	}
 }
 
-// refuses handles a segment of the guest's that belongs to no conversation. If it refuses
+// refuses handles a segment of the guest that belongs to no conversation. If it refuses
 // a client's SYN, that SYN is forgotten.
 func (r *Rewriter) refuses(k packet.Key, h packet.TCP) {
 	if len(r.opens) == 0 || h.Flags()&packet.RST == 0 {

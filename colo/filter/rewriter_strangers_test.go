@@ -102,7 +102,7 @@ func TestWhatAStrangerSendsChangesNothing(t *testing.T) {
 }
 
 // RSTs, and the ends of connections, make room in a full table: but not a RST that
-// the guest does not take, or anything else of a stranger's.
+// the guest does not take, or anything else that a stranger sends.
 func TestOnlyWhatTheGuestTakesMakesRoomForOthers(t *testing.T) {
 	for name, c := range map[string]struct {
 		ends bool

@@ -67,7 +67,7 @@ func (a *authority) host(t testing.TB, name string) *tls.Config {
 	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, RootCAs: a.pool}
 }
 
-// A sink is a job of a port's that keeps what comes.
+// A sink is a job of a port that keeps what comes.
 type sink struct {
 	name string
 	mu   sync.Mutex

@@ -111,6 +111,10 @@ func TestMigrateMovesTheGuestAndEndsTheProtection(t *testing.T) {
 
 // Whatever happens in a migration, the guest runs on one of the hosts afterwards.
 func TestAMigrationThatFailsLeavesTheGuestRunning(t *testing.T) {
+	moments := []time.Duration{0, 5 * time.Millisecond, 50 * time.Millisecond, 101 * time.Millisecond}
+	if testing.Short() {
+		moments = []time.Duration{5 * time.Millisecond, 101 * time.Millisecond}
+	}
 	for name, fault := range map[string]func(w *world, a, b *host){
 		"the link breaks":      func(w *world, a, b *host) { w.f.part("a", "b", false) },
 		"the link goes silent": func(w *world, a, b *host) { w.f.part("a", "b", true) },
@@ -118,7 +122,7 @@ func TestAMigrationThatFailsLeavesTheGuestRunning(t *testing.T) {
 		"no arbiter for b":     func(w *world, a, b *host) { b.noArbiter.Store(true) },
 	} {
 		bubble(t, name, func(t *testing.T, w *world) {
-			for _, after := range []time.Duration{0, 5 * time.Millisecond, 50 * time.Millisecond, 101 * time.Millisecond} {
+			for _, after := range moments {
 				a, b := w.protected()
 				time.Sleep(250 * time.Millisecond)
 				var group sync.WaitGroup

@@ -28,7 +28,7 @@
 //   - It gives the session (package colo) the Primary or Secondary for its VM and
 //     for its Net, and registers it as a device of the guest.
 //   - The NIC calls WritePacket, and is given packets by Deliver.
-//   - On goroutines of the host's, Run moves packets between the proxy and the
+//   - On goroutines of the host, Run moves packets between the proxy and the
 //     network, and Serve between the two sides, by one connection of their own.
 //
 // # Epochs

@@ -11,7 +11,7 @@ import (
 )
 
 var (
-	// ErrFull says that there is no room for a packet of the guest's. Nothing was
+	// ErrFull says that there is no room for a packet of the guest. Nothing was
 	// taken; the NIC keeps the packet and tries again after Room.
 	ErrFull = filter.ErrFull
 

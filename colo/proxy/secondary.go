@@ -97,7 +97,7 @@ type SecondaryStats struct {
 }
 
 // NewSecondary returns a Secondary of a paused guest. It panics without VM or
-// Deliver, which is a mistake of the program's.
+// Deliver, which is a mistake of the program.
 func NewSecondary(cfg SecondaryConfig) *Secondary {
 	if cfg.VM == nil || cfg.Deliver == nil {
 		panic("proxy: SecondaryConfig needs VM and Deliver")

@@ -179,7 +179,7 @@ type announced struct {
 	w    *uplink
 }
 
-// WritePacket writes a frame of an announcement. A packet of the guest's may keep it
+// WritePacket writes a frame of an announcement. A packet of the guest may keep it
 // waiting for long, so it asks when its turn has come whether the guest is still here and
 // whether this side is the one that goes on.
 func (w announced) WritePacket(p []byte) error {

@@ -33,7 +33,7 @@ func (l *shutter) Open() bool              { return !l.shut.Load() }
 func (l *shutter) Opened() <-chan struct{} { return l.opened }
 
 // What an announcement may be is asked when it is sent, and not before it has waited for
-// a packet of the guest's that takes its time.
+// a packet of the guest that takes its time.
 func TestAnAnnouncementThatHasWaitedIsAskedForAgain(t *testing.T) {
 	why := errors.New("over")
 	for name, c := range map[string]struct {

@@ -79,7 +79,7 @@ type fenced struct {
 	export *nbd.Export
 }
 
-// Stop returns with nothing of the primary's under way, whether it is dead or
+// Stop returns with nothing of the primary under way, whether it is dead or
 // only slow.
 func (f *fenced) Stop(ctx context.Context, failover bool) error {
 	return errors.Join(f.export.Close(ctx), f.Secondary.Stop(ctx, failover))

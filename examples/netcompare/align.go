@@ -106,7 +106,7 @@ func (n *numbering) difference(primary *numbering, k packet.Key, i int) (d diffe
 	return d, true
 }
 
-// apply translates a segment of the secondary's.
+// apply translates a segment of the secondary.
 func (d difference) apply(h packet.TCP) {
 	h.SetSeq(h.Seq() + d.seq)
 	if h.Flags()&packet.ACK != 0 {

@@ -25,7 +25,7 @@ type replay struct {
 	// guest is rolled back. One that was captured was not: what it said of the
 	// primary's streams beyond what the primary had said by then is said again.
 	ends   map[packet.Key]uint32 // how far the primary's streams have come
-	ahead  []compare.Frame       // segments of the secondary's, the latest
+	ahead  []compare.Frame       // segments of the secondary, the latest
 	saying bool                  // again is running
 
 	start, shown       time.Time
@@ -232,7 +232,7 @@ func (r *replay) remember(side, n int, f compare.Frame) {
 	}
 }
 
-// maxAhead is how many segments of the secondary's may be said again.
+// maxAhead is how many segments of the secondary may be said again.
 const maxAhead = 512
 
 // endOf returns the position behind a segment.
@@ -290,7 +290,7 @@ type line struct {
 	Time    float64 `json:"time"` // seconds since the first packet
 	Side    string  `json:"side"`
 	Packet  int     `json:"packet"` // counted from 1 in its capture or stream
-	Left    int     `json:"left"`   // packets of the primary's that leave now
+	Left    int     `json:"left"`   // packets of the primary that leave now
 	Diverge string  `json:"diverged,omitempty"`
 	Flow    string  `json:"flow,omitempty"`
 	*finding

@@ -50,7 +50,7 @@ func putTemplate(buffer []byte, vcpu int) {
 	putHeaders(buffer[lengthSize:bufferSize], SourcePort+vcpu, DestPort, magic, vcpu)
 }
 
-// putHeaders writes all of a frame of the guest's but the words of its payload.
+// putHeaders writes all of a frame of the guest but the words of its payload.
 func putHeaders(frame []byte, from, to int, magic uint32, vcpu int) {
 	copy(frame, template[:])
 	be := binary.BigEndian
@@ -87,7 +87,7 @@ type Frame struct {
 // sent; it keeps nothing of b.
 func ParseFrame(b []byte) (Frame, error) { return parse(b, SourcePort, DestPort, magic) }
 
-// parse reads a frame from a vCPU's port, counted from base, to a port of the client's.
+// parse reads a frame from a vCPU's port, counted from base, to a port of the client.
 func parse(b []byte, base, to int, magic uint32) (Frame, error) {
 	if len(b) != FrameSize {
 		return Frame{}, fmt.Errorf("guest: frame of %d bytes, want %d", len(b), FrameSize)

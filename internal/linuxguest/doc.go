@@ -1,5 +1,5 @@
 // Package linuxguest is the world in which a protected Linux guest is tested:
-// two machines, a network, and a client of the guest's on a third side.
+// two machines, a network, and a client of the guest on a third side.
 //
 //	            cluster network (a Hub)
 //	        ┌──────────────────────────────┐

@@ -35,7 +35,7 @@ type Summary struct {
 	Contradicted  uint64                 `json:"contradicted"`
 	Corrupted     uint64                 `json:"corrupted"`
 	Inputs        uint64                 `json:"inputs"`                 // of the client, that the guest has answered
-	Matched       uint64                 `json:"matched"`                // packets of the primary's whose twin the secondary's guest sent
+	Matched       uint64                 `json:"matched"`                // packets of the primary whose twin the secondary's guest sent
 	Diverged      uint64                 `json:"diverged"`               // times that the comparison found the guests to differ
 	AtMatch       uint64                 `json:"released_at_match"`      // packets that left because of their twin
 	AtCheckpoint  uint64                 `json:"released_at_checkpoint"` // because a checkpoint covered them

@@ -43,7 +43,7 @@ type Devices struct {
 	Log *slog.Logger
 }
 
-// Disk is a virtio disk of the guest's.
+// Disk is a virtio disk of the guest.
 type Disk struct {
 	Storage Storage
 	// Requests is how many of the guest's requests are served at once, at most 64; 0
@@ -54,7 +54,7 @@ type Disk struct {
 	Place    Place
 }
 
-// NIC is a virtio network card of the guest's.
+// NIC is a virtio network card of the guest.
 type NIC struct {
 	Uplink Uplink
 	// VNetHdr is the length, in bytes, of the virtio-net header that each frame to and from
@@ -76,7 +76,7 @@ type NIC struct {
 	Place   Place
 }
 
-// Random is a virtio entropy device of the guest's.
+// Random is a virtio entropy device of the guest.
 type Random struct {
 	// Source is read from a goroutine of Run, such as crypto/rand.Reader. Two machines
 	// that compute the same for a while read different numbers unless their sources are

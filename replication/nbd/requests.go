@@ -105,7 +105,7 @@ func (c *Client) Sync() error {
 
 // Trim tells the server that the content of a range is not needed any more. It does
 // nothing if the server has no use for that, nor for the ends of the range if they share a
-// block of the server's with other data.
+// block of the server with other data.
 func (c *Client) Trim(off, n int64) error {
 	if m := int64(c.info.MinBlock) - 1; (off|n)&m != 0 && off >= 0 && n >= 0 && off <= c.info.Size && n <= c.info.Size-off {
 		end := (off + n) &^ m

@@ -89,7 +89,8 @@ func TestStacksWithOffloadsTalkThroughARewriter(t *testing.T) {
 	}
 }
 
-// asThePrimary makes of the SYN|ACK of the secondary's guest that of the primary's.
+// asThePrimary turns the SYN|ACK of the secondary's guest into the one that the primary's
+// guest has sent.
 func asThePrimary(frame []byte, vnet int) {
 	var p packet.Packet
 	if p.ParseVNet(frame, vnet); !p.IsTCP() || p.TCP().Flags()&packet.SYN == 0 {

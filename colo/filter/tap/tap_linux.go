@@ -261,7 +261,7 @@ func (d *Device) Close() error {
 	return d.file.Close()
 }
 
-// closed makes of the poller's own error the one that everybody knows.
+// closed returns os.ErrClosed once the device has been closed, and err before that.
 func (d *Device) closed(err error) error {
 	if d.closing.Load() {
 		return os.ErrClosed

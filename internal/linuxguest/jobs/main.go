@@ -8,7 +8,7 @@
 // client sends there, "stop", ends the guest's work after a last record. On the
 // chunk port the client asks with a number, eight bytes, for that chunk: the
 // answer depends on nothing else, so that two guests agree on it. Numbers that
-// do not count up are an error of the client's, and end the connection.
+// do not count up are an error of the client, and end the connection.
 package main
 
 import (
