@@ -42,6 +42,8 @@ func TestMemoryGoesOverAsManyChannelsAsBothHostsHave(t *testing.T) {
 		"a method not known": {withChannels(2, multifd.Zlib), unknown, 0, 2},
 	} {
 		bubble(t, name, func(t *testing.T, w *world) {
+			w.guest.Interval = 10 * time.Millisecond
+			w.forget()
 			b := w.boot("b", false, c.b)
 			a := w.boot("a", true, c.a)
 			a.is(Protected)

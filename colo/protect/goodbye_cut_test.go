@@ -87,19 +87,23 @@ func (c snapping) Read(b []byte) (int, error) {
 // snaps are the operations of a goodbye, one after the other: a note is one write, and two
 // reads. Questions and promises go over the same connection, and may be among them.
 func snaps() (all []*snap) {
-	most := int64(2)
+	writes, parts := int64(2), []string{"half", "before", "after"}
 	if testing.Short() {
-		most = 1
+		writes, parts = 1, parts[1:]
 	}
-	for n := range most {
-		for _, part := range []string{"before", "half", "after"} {
-			all = append(all, &snap{n: n, part: part, all: n == 0 && part == "after"})
+	for n := range writes {
+		for _, part := range parts {
 			all = append(all, &snap{n: n, part: part})
+			if n == 0 && part == "after" {
+				all = append(all, &snap{n: n, part: part, all: true})
+			}
 		}
 	}
-	for n := range 2 * most {
-		for _, part := range []string{"before", "after"} {
-			all = append(all, &snap{read: true, n: n, part: part})
+	for n := range 2 * writes {
+		for _, part := range parts[len(parts)-2:] {
+			if part == "before" || !testing.Short() {
+				all = append(all, &snap{read: true, n: n, part: part})
+			}
 		}
 	}
 	return all

@@ -122,3 +122,33 @@ func TestAHostThatLeavesOnPurposeDoesNotWaitForOneThatIsSilent(t *testing.T) {
 		a.halt()
 	})
 }
+
+// What the arbiter has refused a secondary is somebody else's generation, and none that the
+// secondary could give back.
+func TestASecondaryThatIsRefusedCallsNoGenerationUnused(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		if n := (&session{peer: &peer{generation: 4}}).unused(failover.ErrRefused); n != 5 {
+			t.Errorf("one that was not refused calls %d unused", n)
+		}
+		a, b := w.protected()
+		s := b.job.session()
+		for taken := false; !taken; { // a renews meanwhile
+			r, err := w.store.Load(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			next := r
+			next.Generation, next.Holder, next.Token = r.Generation+1, "c", "c"
+			if taken, err = w.store.Swap(t.Context(), r, next); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a.is(Waiting)
+		b.is(Waiting)
+		if n := s.unused(failover.ErrRefused); n != 0 {
+			t.Errorf("generation %d, which is of c, is called unused", n)
+		}
+		b.halt()
+		a.halt()
+	})
+}

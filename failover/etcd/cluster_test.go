@@ -81,9 +81,11 @@ func newCluster(t *testing.T) *cluster {
 		t.FailNow()
 	}
 	t.Cleanup(func() {
+		var group sync.WaitGroup
 		for i := range c.members {
-			c.stop(i)
+			group.Go(func() { c.stop(i) })
 		}
+		group.Wait()
 	})
 	return c
 }
@@ -102,6 +104,17 @@ func (c *cluster) stop(i int) {
 		c.members[i].Server.HardStop()
 		c.members[i].Close()
 		c.members[i] = nil
+	}
+}
+
+// partition has a member and the others hear nothing of each other from now on. All of
+// them still hear their clients.
+func (c *cluster) partition(i int) {
+	for j, m := range c.members {
+		if j != i {
+			c.members[i].Server.CutPeer(m.Server.MemberID())
+			m.Server.CutPeer(c.members[i].Server.MemberID())
+		}
 	}
 }
 

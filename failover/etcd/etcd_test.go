@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -75,6 +76,46 @@ func TestLossOfTheLeaderDoesNotMoveTheGuest(t *testing.T) {
 	}
 	if !a.Gate().Open() || a.Generation() != 1 {
 		t.Error("a lost the guest with the leader")
+	}
+}
+
+// A leader that hears its clients, and not the other members, grants nothing, renews
+// nothing and refuses nothing for good. The holder, which may ask any member, goes on
+// with the others.
+func TestPartitionedLeaderDecidesNothing(t *testing.T) {
+	c := newCluster(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	client := c.client()
+	g, err := etcd.New(client, "g", patient).Acquire(ctx, failover.Claim{Holder: "a", Token: "a", Term: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone := c.leader()
+	c.partition(alone)
+
+	lonely := etcd.New(c.client(c.clients[alone]), "g", requests)
+	if got, err := lonely.Renew(ctx, g, "of the member that is alone"); err == nil || errors.Is(err, failover.ErrRefused) {
+		t.Errorf("the member that is alone renews: %+v, %v", got, err)
+	}
+	if got, err := lonely.Acquire(ctx, failover.Claim{Holder: "b", Token: "b", After: 1, Term: time.Minute}); err == nil || errors.Is(err, failover.ErrRefused) {
+		t.Errorf("the member that is alone grants: %+v, %v", got, err)
+	}
+	// By turns the client asks the one that is alone, too.
+	all := etcd.New(client, "g", requests)
+	for {
+		_, err := all.Renew(ctx, g, "of the others")
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil || errors.Is(err, failover.ErrRefused) {
+			t.Fatal(err)
+		}
+	}
+	others := slices.Delete(slices.Clone(c.clients), alone, alone+1)
+	r, err := etcd.New(c.client(others...), "g", patient).Record(ctx)
+	if err != nil || r.Generation != 1 || r.Holder != "a" || r.Note != "of the others" {
+		t.Errorf("the others have %+v, %v", r, err)
 	}
 }
 
