@@ -43,6 +43,14 @@ var mutants = []struct{ what, file, old, new string }{
 		"b.led.Load() || b.Gate.Open()", "b.Gate.Open()"},
 	{"a primary whose disk has failed leaves its guest to a secondary that is dead", "colo/protect/disk_failed.go",
 		"if !j.takenOver(waiting, s) {\n\t\treturn context.Cause(ctx)", "if !j.takenOver(waiting, s) {\n\t\treturn why"},
+	{"a secondary whose primary has died leaves the guest to it", "colo/protect/session.go",
+		"\t\t\tj.hearOut(ctx, s)\n\t\t}", "\t\t\tif j.hearOut(ctx, s); s.peer.gone {\n\t\t\t\treturn failover.ErrRefused\n\t\t\t}\n\t\t}"},
+	{"a primary leaves what it has released to a host that has died", "colo/protect/session.go",
+		"if j.handedOver(ctx, s) {", "if j.handedOver(ctx, s) || s.peer.gone {"},
+	{"an error of long ago keeps a secondary from its claim", "colo/protect/session.go",
+		"if err := j.keepPromise(ctx, s); err != nil {", "if err := errors.Join(j.keepPromise(ctx, s), j.Query().LastError); err != nil {"},
+	{"a guest does not leave a disk that has failed", "colo/protect/disk_side.go",
+		"PermitOutdated: true, Leave: true, Gate", "PermitOutdated: true, Gate"},
 }
 
 // What a run says when it finds something. A bubble in which nothing can go on ends

@@ -437,7 +437,17 @@ func (s *simulation) breakOff() {
 		return
 	}
 	s.verb(one, "switchover", one.job.Switchover)
-	time.Sleep(time.Duration(s.more.IntN(150)) * time.Millisecond)
+	if when := s.more.IntN(150); when < 75 {
+		time.Sleep(time.Duration(2*when) * time.Millisecond)
+	} else { // as soon as nobody has the guest, as far as the record says
+		for range 500 {
+			if r, _ := s.store.Load(s.t.Context()); !r.Held() {
+				break
+			}
+			time.Sleep(time.Millisecond)
+		}
+		time.Sleep(time.Duration(when-75) * time.Millisecond / 8)
+	}
 	if s.more.IntN(2) == 0 {
 		one, other = other, one
 	}
