@@ -248,7 +248,7 @@ func (l *linux) boot() *place {
 	begun := time.Now()
 	p.run()
 	must(l.t, p.Resume(l.t.Context()))
-	l.await(p, "boot", func() bool {
+	l.awaitFor(bootPatience, p, "boot", func() bool {
 		return l.console.last("job") > 2 && l.console.last("disk") > 2 && l.console.last("frame") > 2
 	})
 	l.t.Logf("booted in %v", time.Since(begun).Round(time.Millisecond))
@@ -294,8 +294,13 @@ func (p *place) load(state []byte) {
 	must(p.t, p.reg.Commit())
 }
 
-// patience is how long a step of the guest may take: it takes a second or two.
-const patience = 3 * time.Minute
+// patience is how long a step of the guest may take: it takes a second or two. The boot
+// takes some thirty times as long, and on a machine that gets a tenth of a CPU, as one that
+// is emulated may, some minutes in which it gets on all the time.
+const (
+	patience     = 3 * time.Minute
+	bootPatience = 6 * time.Minute
+)
 
 // ended returns what Run ends with, of a guest that was told to end.
 func (l *linux) ended(p *place, order string) error {
@@ -313,7 +318,12 @@ func (l *linux) ended(p *place, order string) error {
 // await waits until the guest has said something, or n more rounds of it.
 func (l *linux) await(p *place, what string, done func() bool) {
 	l.t.Helper()
-	deadline := time.After(patience)
+	l.awaitFor(patience, p, what, done)
+}
+
+func (l *linux) awaitFor(long time.Duration, p *place, what string, done func() bool) {
+	l.t.Helper()
+	deadline := time.After(long)
 	for !done() {
 		select {
 		case err := <-p.done:
