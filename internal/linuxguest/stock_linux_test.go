@@ -83,7 +83,7 @@ const (
 
 // A Linux guest of a stock QEMU, with a disk and a network, is protected by examples/qemu and
 // brought back when its QEMU is killed: its client's connections go on, and so do its disk's
-// records. All of it runs on one machine, which has one CPU: see oneCPU.
+// records. All of it runs on one machine.
 func TestAGuestOfAStockQEMUOutlivesIt(t *testing.T) {
 	k := needKit(t, "qemu-system-x86_64", "ldd", "mke2fs", "e2fsck", "debugfs")
 	t.Parallel()
