@@ -42,7 +42,7 @@ func TestTheSameGuestWithoutTheLibraryIsTheControl(t *testing.T) {
 	w.must(RoleArchive(archive, sayAlive+fmt.Sprintf(`
 for i in $(seq %d); do
 	/qemu/ld.so --library-path /qemu /qemu/qemu -L /qemu -accel kvm -cpu host -smp 2 -m 128 -nodefaults -display none -no-reboot \
-		-kernel /control/kernel -initrd /control/initrd -append 'console=ttyS0 quiet panic=-1 nokaslr rdinit=/init LOCKSTEP_GUEST=1' \
+		-kernel /control/kernel -initrd /control/initrd -append 'console=ttyS0 quiet panic=-1 nokaslr cryptomgr.notests rdinit=/init LOCKSTEP_GUEST=1' \
 		-drive file=/control/disk,if=virtio,format=raw -netdev hubport,id=n,hubid=0 -device virtio-net-pci,netdev=n,romfile= -serial stdio </dev/null >/said$i 2>&1 &
 	pid=$!
 	sleep %d

@@ -32,7 +32,7 @@ const (
 )
 
 // guestArgs are those of the guest's kernel.
-const guestArgs = "console=ttyS0 quiet panic=-1 nokaslr ipv6.disable=1 rdinit=/init"
+const guestArgs = "console=ttyS0 quiet panic=-1 nokaslr cryptomgr.notests ipv6.disable=1 rdinit=/init"
 
 // network is the part of a role that connects the guest's TAP interface, by a
 // bridge, and the machine itself.

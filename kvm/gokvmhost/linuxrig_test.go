@@ -133,7 +133,7 @@ func newLinux(t *testing.T, vcpus int, cmdline string) *linux {
 		disk:    &memDisk{data: make([]byte, diskBlocks*diskBlock)},
 		console: &lines{news: make(chan struct{}, 1)},
 		initrd:  linuxInitrd(t, dir),
-		cmdline: "console=ttyS0 quiet panic=-1 nokaslr rdinit=/init " + guestEnv + "=1 " + cmdline,
+		cmdline: "console=ttyS0 quiet panic=-1 nokaslr cryptomgr.notests rdinit=/init " + guestEnv + "=1 " + cmdline,
 	}
 }
 
