@@ -50,7 +50,7 @@ var mutants = []struct{ what, file, old, new string }{
 	{"an error of long ago keeps a secondary from its claim", "colo/protect/session.go",
 		"if err := j.keepPromise(ctx, s); err != nil {", "if err := errors.Join(j.keepPromise(ctx, s), j.Query().LastError); err != nil {"},
 	{"a guest does not leave a disk that has failed", "colo/protect/disk_side.go",
-		"PermitOutdated: true, Leave: true, Gate", "PermitOutdated: true, Gate"},
+		"PermitOutdated: true, Evacuate: true, Gate", "PermitOutdated: true, Gate"},
 }
 
 // What a run says when it finds something. A bubble in which nothing can go on ends

@@ -116,6 +116,10 @@ func (d *departure) find(lost error) error {
 	d.r.p.phase("undecided", "the guest stands still here, and the other host, which may have it, is asked: %s", oneLine(lost))
 	hello, told, asked := d.hello, false, 0
 	hello.Again = true
+	select {
+	case <-d.r.goOn: // said before there was anything to decide
+	default:
+	}
 	for {
 		l, answer, err := callPeer(d.r.life, d.r.o, d.r.secure, hello)
 		if l != nil {
@@ -131,8 +135,12 @@ func (d *departure) find(lost error) error {
 			told = true
 			d.r.p.phase("lost", "gokvm there has been started anew: the guest, if it had it, is gone; Ctrl-A g lets it go on here, from where it stood still")
 		}
+		goOn := d.r.goOn
+		if err == nil && !told { // the other host answers, and will say who has it
+			goOn = nil
+		}
 		select {
-		case <-d.r.goOn:
+		case <-goOn:
 			return errors.Join(fmt.Errorf("the guest runs on here, as ordered: %w", lost), (*roamingVM)(d.r).Resume(d.r.life))
 		case <-d.r.life.Done():
 			return fmt.Errorf("%w: %w", errNowhere, lost)

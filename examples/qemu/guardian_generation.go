@@ -22,6 +22,10 @@ func (g *guardian) found(ctx context.Context) (standby.GuardState, error) {
 		state = standby.Protected
 		g.say("found       the guest is in COLO already", map[string]any{"found": "colo"})
 	}
+	// Whoever ran before may have ended between the guest's state and its network's.
+	if _, err := holdOutput(ctx, g.monitor(), state == standby.Protected); err != nil {
+		return 0, err
+	}
 	if g.arb == nil {
 		if state == standby.Protected {
 			g.generation = 0 // the standby knows
