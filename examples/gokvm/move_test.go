@@ -311,6 +311,44 @@ func TestAPersonMayLetAGuestGoOn(t *testing.T) {
 	w.judge()
 }
 
+// A guest that has come, and whose disk somebody else has, waits for it: its host says so,
+// and can be ended.
+func TestAGuestThatWaitsForItsDiskCanBeEnded(t *testing.T) {
+	w := newRoamWorld(t)
+	third := &process{w: w, host: "c"}
+	w.broken = func(_ int, c net.Conn) net.Conn { return &thief{c, w, third} }
+	b := w.roam("b", modeReceive)
+	a := w.roam("a", modeMigrate)
+	w.has(a)
+	w.moves(a)
+	w.ended(a)
+	w.hears(b, "the guest waits for its disk: ")
+	b.stop(nil)
+	if err := w.ended(b); err == nil || !strings.Contains(err.Error(), "for want of its disk") {
+		t.Errorf("it ends with %v", err)
+	}
+	w.mu.Lock()
+	w.user = nil
+	w.mu.Unlock()
+}
+
+// thief is a connection of a source's, beside which somebody takes the guest's disk as soon
+// as the source has given it up.
+type thief struct {
+	net.Conn
+	w  *simWorld
+	by *process
+}
+
+func (m *thief) Write(p []byte) (int, error) {
+	m.w.mu.Lock()
+	if m.w.user == nil {
+		m.w.user = m.by
+	}
+	m.w.mu.Unlock()
+	return m.Conn.Write(p)
+}
+
 func TestAStrangerDoesNotGetAGuestAndBringsNone(t *testing.T) {
 	w := newRoamWorld(t)
 	w.insecure = false

@@ -13,9 +13,9 @@ import (
 // A movingDisk is a guest's disk in storage that both hosts reach, which the host has open
 // that has the guest: its lock keeps the other one out. The nil movingDisk is none.
 type movingDisk struct {
-	open func() (image, error)
-	size int64
-	say  func(format string, args ...any)
+	open  func() (image, error)
+	size  int64
+	phase func(name, format string, args ...any)
 
 	mu    sync.RWMutex
 	image image // nil: the guest stands still here, or is not here
@@ -24,12 +24,16 @@ type movingDisk struct {
 // errAway is what a disk says whose guest is not here. No guest ever sees it.
 var errAway = errors.New("the disk is the other host's")
 
+// errNoDisk is how a guest ends that the other host has given up, and that could not run
+// here before there was an order to end.
+var errNoDisk = errors.New("the guest has not run here, for want of its disk")
+
 // moving returns the disk of -disk, nil for none, without opening it.
 func moving(o options, p *printer) *movingDisk {
 	if o.disk == "" {
 		return nil
 	}
-	return &movingDisk{say: p.say, open: func() (image, error) {
+	return &movingDisk{phase: p.phase, open: func() (image, error) {
 		i, _, err := o.hw.image(o.disk)
 		if err != nil {
 			return nil, fmt.Errorf("-disk: %w", err)
@@ -93,11 +97,13 @@ func (d *movingDisk) same(size int64, shared bool) error {
 }
 
 // take opens the disk for a guest that is to run here: nobody else can have it, but the
-// other host may need a moment to let go of it. It waits until ctx ends.
-func (d *movingDisk) take(ctx context.Context) error {
+// other host may need a moment to let go of it. It waits until ctx ends; when that moment
+// is over it says why, and an order to end, which ends ordered, ends it too.
+func (d *movingDisk) take(ctx, ordered context.Context) error {
 	if d == nil {
 		return nil
 	}
+	begun := time.Now()
 	for said := ""; ; {
 		i, err := d.open()
 		if err == nil && i.Size() != d.size {
@@ -109,9 +115,13 @@ func (d *movingDisk) take(ctx context.Context) error {
 			d.mu.Unlock()
 			return nil
 		}
-		if err.Error() != said && !errors.Is(err, replication.ErrLocked) {
+		long := time.Since(begun) > diskPatience
+		if err.Error() != said && (long || !errors.Is(err, replication.ErrLocked)) {
 			said = err.Error()
-			d.say("the guest waits for its disk: %s", oneLine(err))
+			d.phase("waiting", "the guest waits for its disk: %s", oneLine(err))
+		}
+		if long && ordered.Err() != nil {
+			return fmt.Errorf("%w: %w", errNoDisk, err)
 		}
 		select {
 		case <-time.After(diskRetry):
@@ -123,6 +133,9 @@ func (d *movingDisk) take(ctx context.Context) error {
 
 // diskRetry is how soon a disk is tried again that cannot be had yet.
 const diskRetry = 5 * time.Millisecond
+
+// diskPatience is how long the host may take that lets go of a disk.
+const diskPatience = 2 * time.Second
 
 // give makes what was written stable and closes the disk. The guest stands still.
 func (d *movingDisk) give() error {

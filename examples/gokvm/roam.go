@@ -120,7 +120,7 @@ func (r *roamer) await() error {
 			if err == nil {
 				return nil
 			}
-			if r.begun {
+			if r.begun || errors.Is(err, errNoDisk) {
 				return err
 			}
 			r.p.phase("trouble", "the guest that was to come stays where it is: %s", oneLine(err))
@@ -258,7 +258,7 @@ func (v *roamingVM) Pause(ctx context.Context) error {
 
 // Resume implements migrate.VM.
 func (v *roamingVM) Resume(ctx context.Context) error {
-	if err := v.disk.take(v.life); err != nil {
+	if err := v.disk.take(v.life, v.ordered); err != nil {
 		return err
 	}
 	if v.begun {

@@ -48,5 +48,8 @@ func parse(f *flag.FlagSet, args []string) error {
 	case f.NArg() > 0:
 		return fmt.Errorf("%w: what is %q?", errUsage, f.Arg(0))
 	}
+	if host := f.Lookup("host"); host != nil && host.Value.String() == "" {
+		return fmt.Errorf("%w: -host is missing", errUsage)
+	}
 	return nil
 }
