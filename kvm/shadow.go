@@ -4,6 +4,7 @@ package kvm
 
 import (
 	"fmt"
+	"slices"
 	"unsafe"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
@@ -72,11 +73,10 @@ func (vm *VM) dropShadows() error {
 	if s.slot == 0 {
 		const least = 32
 		s.slot = uint32(max(capability(vm.fd, capMemSlots), least)) - 1
-		for _, o := range slots {
-			if o.ID == s.slot { // the host's; there are more than it has
-				s.slot--
-			}
-		}
+	}
+	// The host's are left alone, of which there are fewer.
+	for slices.ContainsFunc(slots, func(o *slot) bool { return o.ID == s.slot }) {
+		s.slot--
 	}
 	region := gokvm.UserspaceMemoryRegion{
 		Slot: s.slot, MemorySize: PageSize, UserspaceAddr: uint64(uintptr(unsafe.Pointer(&slots[0].Mem[0]))),

@@ -41,7 +41,8 @@ type PrimaryConfig struct {
 	// ends neither the synchronisation nor the run. The copy is what the local disk
 	// reads as; a part that it cannot read ends Synchronise. A run that was under way
 	// when the disk failed ends in any case, as without Evacuate, and each flush of
-	// the guest fails.
+	// the guest fails. Metadata beside the local disk must still be writable: Attach
+	// fails otherwise.
 	Evacuate bool
 	// Gate is asked before each write, flush, trim or zeroing is answered to
 	// the guest: while it is shut, the answer waits. Nil: always open. See

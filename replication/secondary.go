@@ -418,8 +418,8 @@ func (s *Secondary) Err() error {
 }
 
 // LocalErr returns why this copy can be no secondary's any more: the disk, or the
-// Journal, could not make stable what was written to it, which is final; or nil. It does
-// not wait for I/O, and any goroutine may call it.
+// Journal, could not make stable what was written to it, which is final; or nil. With a
+// Journal it waits for what that writes. Any goroutine may call it.
 func (s *Secondary) LocalErr() error {
 	if err := s.disk.failed(); err != nil {
 		return err

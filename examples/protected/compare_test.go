@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"path/filepath"
 	"strings"
@@ -135,5 +136,8 @@ func TestCommandLinesAreOfOneHostOrOfBoth(t *testing.T) {
 	}
 	if err := demo(t.Context(), []string{"-mode", "what"}, io.Discard, io.Discard); err == nil {
 		t.Error("an unknown mode is accepted")
+	}
+	if err := host(t.Context(), []string{"-term", "1s"}, io.Discard, io.Discard); !errors.Is(err, errUsage) {
+		t.Errorf("one host without -host: %v", err)
 	}
 }
