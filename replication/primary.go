@@ -326,8 +326,8 @@ func (p *Primary) forwarder() (*Forwarder, error) {
 }
 
 // Mark implements [Marker]: when it returns, what the guest has written is
-// stable on both sides (see Evacuate for the exception), and what it writes from now on is held. Mark may come
-// before Start, for the first synchronisation ends in epoch 0. Errors are
+// stable on both sides (see Evacuate for the exception), and what it writes from now on
+// is held. Mark may come before Start, for the first synchronisation ends in epoch 0. Errors are
 // ErrNotRunning without a secondary, ErrNotSynchronised, the *BrokenError,
 // ErrEpoch, and those of ctx and the local disk. A secondary that does not
 // answer makes the disk broken after Forward.Timeout, which bounds Mark too.

@@ -44,11 +44,11 @@ func (c *Channels) check() error {
 	if c.Count == 0 || c.Method == multifd.None {
 		return nil
 	}
-	make := c.Compressor
-	if make == nil {
-		make = multifd.CompressZlib
+	compressor := c.Compressor
+	if compressor == nil {
+		compressor = multifd.CompressZlib
 	}
-	z, err := make(c.Method)
+	z, err := compressor(c.Method)
 	if err != nil {
 		return fmt.Errorf("protect: Channels: %w", err)
 	}

@@ -52,10 +52,10 @@ type DiskConfig struct {
 // host is there again: memory, and the disk as the guest reads it, go over as in any
 // synchronisation, and at the first checkpoint the job switches over by itself. What
 // cannot be read goes nowhere, since the copy would answer with something else: the
-// session ends then, and it does where the metadata beside the image cannot be written. After each session that leaves the guest over such an image the
-// next one waits longer, up to a minute; LastError says for how long and why. The host
-// itself follows nobody with a failed image, and says so: its operator gives a new job
-// one that is good.
+// session ends then, and it does where the metadata beside the image cannot be written.
+// After each session that leaves the guest over such an image the next one waits longer,
+// up to a minute; LastError says for how long and why. The host itself follows nobody
+// with a failed image, and says so: its operator gives a new job one that is good.
 //
 // A host that begins to follow has its image overwritten where it differs. The two
 // hosts tell each other which copy they have: a secondary that was only away gets
