@@ -77,7 +77,8 @@
 // its guest paused and drops what it held; its disks are stopped too. Whatever a
 // step holds it has recorded with what releases it, and every way out of Run
 // passes that list. COLO_EXIT says "request" exactly when a failover or the end
-// of the protection was ordered on this side.
+// of the protection was ordered on this side, or its host has said by Expect that
+// the end was ordered.
 //
 // Whoever calls says what it knows:
 //
@@ -162,6 +163,6 @@
 // A session runs on the goroutine that called Run. It has two of its own: that
 // of a primary reads the link, and while an Arbiter is asked one watches for
 // orders; and one for each of its Channels. All have ended when Run returns, for which
-// a connection's Close must end a Read and a Write. Failover, Fenced, End, Lost, Yield, RequestCheckpoint, Info and
+// a connection's Close must end a Read and a Write. Failover, Fenced, End, Lost, Expect, Yield, RequestCheckpoint, Info and
 // Status may be called from any goroutine and do not wait for I/O.
 package colo

@@ -135,7 +135,8 @@ func (s *session) end(ctx context.Context, p parting) error {
 // sayExit publishes COLO_EXIT.
 func (s *session) sayExit(cause error) {
 	exit := event.COLOExit{Mode: s.mode, Reason: event.ExitError}
-	if s.asked() || errors.Is(cause, errEnd) {
+	expected := s.expected()
+	if s.asked() || errors.Is(cause, errEnd) || expected != nil {
 		exit.Reason = event.ExitRequest
 	} else {
 		exit.Error = cause.Error()
@@ -143,7 +144,7 @@ func (s *session) sayExit(cause error) {
 	s.mu.Lock()
 	s.info.Mode, s.info.Reason = event.ModeNone, exit.Reason
 	s.mu.Unlock()
-	if lost := s.reported(); lost != nil && errors.Is(cause, lost) && !s.yielded.Load() {
+	if lost := s.reported(); lost != nil && errors.Is(cause, lost) && !s.yielded.Load() && (expected == nil || !errors.Is(lost, expected)) {
 		s.events.Publish(event.HeartbeatLost{Mode: s.mode, Epoch: s.committed(), Error: lost.Error()})
 	}
 	s.events.Publish(exit)

@@ -170,6 +170,28 @@ func (s *session) Lost(cause error) {
 	}
 }
 
+// Expect tells the session that its end, however it shows itself, is one that was
+// ordered, and why: the guest is about to be given to the other side on purpose,
+// whose connection may break before the host comes to say so. COLO_EXIT's reason
+// is request then, and without an error. There is no HEARTBEAT_LOST for a Lost
+// whose reason matches cause, and an arbiter's refusal that matches it, by which
+// the order is carried out, is told as what was wanted (event.Arbitration's
+// Released). Who goes on is settled as ever. Nil: no end is expected any more. It
+// is called before what ends the session, from any goroutine, any number of times;
+// the last call before COLO_EXIT counts.
+func (s *session) Expect(cause error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.expects = cause
+}
+
+// expected returns what Expect was told, nil if no end is expected.
+func (s *session) expected() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.expects
+}
+
 // Yield gives this side's guest up, with the reason: its vCPUs or its disk have
 // failed, and the other side is to go on with its own. The session ends as if
 // the link had broken, but this side asks nobody: its guest is paused, what it

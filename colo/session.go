@@ -44,6 +44,7 @@ type session struct {
 	lost    chan struct{} // closed by Lost
 	lostErr error         // why; written before lost is closed
 	once    sync.Once     // for lost
+	expects error         // of Expect; nil: no end is expected
 
 	paused     bool          // this session's pause is in effect
 	begun      []undo        // what the steps so far hold, in the order of their beginning

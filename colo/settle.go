@@ -106,7 +106,8 @@ func (s *session) ask(ctx context.Context, c Claim, ordered bool) error {
 	}()
 	defer func() { cancel(); <-done }()
 
-	say := event.Arbitration{Mode: c.Mode, Epoch: c.Epoch, Ordered: c.Ordered, Answer: event.ArbiterAsked}
+	expected := s.expected()
+	say := event.Arbitration{Mode: c.Mode, Epoch: c.Epoch, Ordered: c.Ordered || expected != nil, Answer: event.ArbiterAsked}
 	if c.Cause != nil {
 		say.Error = c.Cause.Error()
 	}
@@ -117,6 +118,7 @@ func (s *session) ask(ctx context.Context, c Claim, ordered bool) error {
 		say.Answer = event.ArbiterGranted
 	case errors.Is(err, ErrRefused):
 		say.Answer, say.Error = event.ArbiterRefused, err.Error()
+		say.Released = expected != nil && errors.Is(err, expected)
 	default:
 		say.Answer, say.Error = event.ArbiterUnreachable, err.Error()
 	}

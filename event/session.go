@@ -18,9 +18,13 @@ const (
 type Arbitration struct {
 	Mode    Mode          `json:"mode"`
 	Epoch   uint64        `json:"epoch"`   // the last checkpoint of the side that asks
-	Ordered bool          `json:"ordered"` // a failover was ordered on this side
+	Ordered bool          `json:"ordered"` // a failover or a switchover was ordered on this side
 	Answer  ArbiterAnswer `json:"answer"`
 	Error   string        `json:"error,omitempty"` // why the session ended (asked), or the arbiter's error
+
+	// Released: this side is refused because it has given the guest to the other
+	// by an order (a switchover). Nothing has failed.
+	Released bool `json:"released,omitempty"`
 }
 
 // Name returns "ARBITRATION".

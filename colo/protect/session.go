@@ -48,6 +48,7 @@ type coloSession interface {
 	Failover() error
 	Fenced() error
 	Lost(error)
+	Expect(error)
 	Info() colo.Info
 }
 
@@ -334,9 +335,15 @@ func (j *Job) heard(s *session, n note) {
 	case sayGo:
 		j.takeHand(s, n)
 	case sayRuns, sayCannot:
-		if s.getPurpose() == toHandOver {
-			s.colo.Lost(errSwitchover)
+		if s.getPurpose() != toHandOver {
+			return
 		}
+		why := errSwitchover
+		if n.Say == sayCannot { // it is not carried out
+			s.colo.Expect(nil)
+			why = fmt.Errorf("%w: %s cannot: %s", errSwitchover, s.peer.host, n.Reason)
+		}
+		s.colo.Lost(why)
 	}
 }
 
@@ -364,6 +371,7 @@ func (j *Job) takeHand(s *session, n note) {
 	s.migrates = n.Migrate
 	s.mu.Unlock()
 	s.setPurpose(toTakeHand)
+	s.colo.Expect(errSwitchover)
 	s.colo.Lost(errSwitchover)
 }
 

@@ -185,6 +185,7 @@ func (j *Job) Failover() error {
 	if s.primary == nil {
 		// A primary that lives must not wait for a checkpoint that this host will
 		// not answer, while the arbiter makes it wait.
+		s.colo.Expect(errOrdered)
 		s.colo.Lost(errOrdered)
 		return nil
 	}
@@ -307,6 +308,7 @@ func (j *Job) change(ctx context.Context, verb input) error {
 	if err := j.handOver(ctx, s); err != nil {
 		s.fail(err)
 		s.setPurpose(noPurpose)
+		s.colo.Expect(nil)
 		s.colo.Lost(err) // back to where it was
 	}
 	state, _ := j.over(context.WithoutCancel(ctx), s)
@@ -359,6 +361,7 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 		return err
 	}
 	s.setPurpose(toHandOver)
+	s.colo.Expect(errSwitchover) // its connection may break before the other side's word is here
 	return s.peer.say(note{Say: sayGo, Seq: epoch, Migrate: s.migration()})
 }
 

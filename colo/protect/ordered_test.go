@@ -1,0 +1,120 @@
+package protect
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// exits returns what a host has said of the end of its sessions, and the answers of
+// its arbiter but for the questions.
+func (h *host) exits() (exits []event.COLOExit, answers []event.Arbitration, lost int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range h.events {
+		switch e := e.(type) {
+		case event.COLOExit:
+			exits = append(exits, e)
+		case event.Arbitration:
+			if e.Answer != event.ArbiterAsked {
+				answers = append(answers, e)
+			}
+		case event.HeartbeatLost:
+			lost++
+		}
+	}
+	return exits, answers, lost
+}
+
+// What an operator has ordered is no failure, on neither host: nothing of it is a
+// warning, and whoever asks why the session has ended hears that it was asked for.
+func TestASwitchoverIsTheEndOfASessionByRequestOnBothHosts(t *testing.T) {
+	for name, verb := range map[string]func(*Job, context.Context) error{"switchover": (*Job).Switchover, "migrate": (*Job).Migrate} {
+		bubble(t, name, func(t *testing.T, w *world) {
+			var logs [2]lines
+			log := func(i int) func(*Config) {
+				return func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&logs[i], nil)) }
+			}
+			b, a := w.boot("b", false, log(1)), w.boot("a", true, log(0))
+			a.is(Protected)
+			time.Sleep(300 * time.Millisecond)
+			taken := b.passes(Alone)
+			if name == "migrate" {
+				taken = b.passes(Paused)
+			}
+			if err := verb(a.job, t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			<-taken
+			for i, h := range []*host{a, b} {
+				exits, answers, lost := h.exits()
+				if len(exits) != 1 || exits[0].Reason != event.ExitRequest || exits[0].Error != "" || lost != 0 {
+					t.Errorf("%s: %+v, %d times HEARTBEAT_LOST", h.name, exits, lost)
+				}
+				if len(answers) != 1 || !answers[0].Ordered || answers[0].Released != (h == a) {
+					t.Errorf("%s: %+v", h.name, answers)
+				}
+				for _, l := range logs[i].all() {
+					for _, what := range []string{"COLO_EXIT", "ARBITRATION", "HEARTBEAT_LOST"} {
+						if strings.Contains(l, "level=WARN msg="+what) {
+							t.Errorf("%s warns: %s", h.name, l)
+						}
+					}
+				}
+			}
+			a.halt()
+			b.halt()
+		})
+	}
+}
+
+// A failover that is ordered on the secondary of a primary that lives is a request
+// there, and that it is refused is a warning: the order was not carried out. To the
+// primary it is what has become of its secondary.
+func TestAFailoverThatIsRefusedIsARequestWhereItWasOrdered(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b := w.protected()
+		alone, waiting := a.passes(Alone), b.passes(Waiting)
+		if err := b.job.Failover(); err != nil {
+			t.Fatal(err)
+		}
+		<-alone
+		<-waiting
+		exits, answers, lost := b.exits()
+		if len(exits) != 1 || exits[0].Reason != event.ExitRequest || lost != 0 {
+			t.Errorf("%+v, %d times HEARTBEAT_LOST", exits, lost)
+		}
+		if n := len(answers); n == 0 || answers[n-1].Answer != event.ArbiterRefused || answers[n-1].Released || event.Level(answers[n-1]) != slog.LevelWarn {
+			t.Errorf("%+v", answers)
+		}
+		if exits, _, _ := a.exits(); len(exits) != 1 || exits[0].Reason != event.ExitError {
+			t.Errorf("the primary: %+v", exits)
+		}
+		b.halt()
+		a.halt()
+	})
+}
+
+// A switchover that does not come about has ended the session by a failure.
+func TestASwitchoverThatIsGivenUpIsNoRequest(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b := w.protected()
+		ctx, cancel := context.WithCancel(t.Context())
+		a.on(SwitchingOver, cancel)
+		if err := a.job.Switchover(ctx); err == nil {
+			t.Error("no error")
+		}
+		a.is(Protected) // again: the session that was ended is over on both hosts
+		for _, h := range []*host{a, b} {
+			if exits, _, _ := h.exits(); len(exits) != 1 || exits[0].Reason != event.ExitError || exits[0].Error == "" {
+				t.Errorf("%s: %+v", h.name, exits)
+			}
+		}
+		a.halt()
+		b.halt()
+	})
+}
