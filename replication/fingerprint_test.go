@@ -99,7 +99,11 @@ func TestJournalRefusesItsDiskOnceSomebodyElseHasWrittenToIt(t *testing.T) {
 func TestJournalKnowsItsDiskHoweverMuchOfItIsStable(t *testing.T) {
 	ctx := context.Background()
 	content := noise(1, testSize)
-	for seed := range uint64(20) {
+	seeds := uint64(20)
+	if testing.Short() {
+		seeds = 5
+	}
+	for seed := range seeds {
 		rng := rand.New(rand.NewPCG(seed, 1))
 		x := newPlainRig(t, content)
 		s := x.run()

@@ -156,8 +156,11 @@ func (c *crashGroup) recover() (epoch uint64, failedOver bool) {
 // the recovery from one of them, the disks of a guest end at one epoch.
 func TestGroupRecoversToOneEpochWhereverThePowerFails(t *testing.T) {
 	seeds := uint64(800)
-	if testing.Short() || raceEnabled {
+	switch {
+	case raceEnabled:
 		seeds /= 6
+	case testing.Short():
+		seeds /= 20
 	}
 	var forward, back, finished int
 	for seed := range seeds {

@@ -56,7 +56,7 @@ func (x *keptRig) powerCut(rng *rand.Rand) {
 func TestLastCheckpointIsKeptUntilThereIsAnother(t *testing.T) {
 	ctx := context.Background()
 	for at := range 60 { // operations on the secondary's host until its power fails
-		if testing.Short() && at%5 != 0 {
+		if testing.Short() && at%13 != 0 {
 			continue
 		}
 		x := newKeptRig(t, 4*testSize)
@@ -150,7 +150,7 @@ func TestDisksThatAreStartedAgainHaveOneEpochAfterAPowerCut(t *testing.T) {
 	ctx := context.Background()
 	before, after := 0, 0
 	for at := range 40 {
-		if testing.Short() && at%5 != 0 {
+		if testing.Short() && at%12 != 0 {
 			continue
 		}
 		var rigs [3]*keptRig

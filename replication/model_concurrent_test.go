@@ -77,7 +77,7 @@ func TestModelConcurrent(t *testing.T) {
 	case raceEnabled:
 		seeds /= 6
 	case testing.Short():
-		seeds /= 2
+		seeds /= 6
 	}
 	base := uint64(time.Now().UnixNano())
 	var wg sync.WaitGroup

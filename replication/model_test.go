@@ -30,8 +30,11 @@ func TestModel(t *testing.T) {
 		return
 	}
 	seeds := *modelSeeds
-	if testing.Short() || raceEnabled {
+	switch {
+	case raceEnabled:
 		seeds /= 6
+	case testing.Short():
+		seeds /= 24
 	}
 	base := uint64(time.Now().UnixNano())
 	var wg sync.WaitGroup

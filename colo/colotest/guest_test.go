@@ -55,6 +55,9 @@ func TestGuestIsAHost(t *testing.T) {
 		"tracked":           {VCPUs: 2, Pages: 64, Touch: 8, Interval: -1, Disk: 64 << 10, DiskEvery: 2, Tracked: true},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if testing.Short() && name != "one vCPU" && name != "tracked" {
+				t.Skip("short: one with a tracker and one without")
+			}
 			if cfg.Tracked {
 				needTracker(t)
 			}

@@ -384,7 +384,11 @@ func (discard) WritePacket([]byte) error { return nil }
 // synchronisation, at random points of everything else: more packets, a
 // network that takes packets slowly, and in the end a death.
 func TestNothingIsLostReorderedOrEarlyWhateverHappens(t *testing.T) {
-	for seed := range uint64(300) {
+	seeds := uint64(300)
+	if testing.Short() {
+		seeds = 60
+	}
+	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) { pair(t, seed) })
 		if t.Failed() {
 			t.Fatalf("seed %d", seed)

@@ -65,6 +65,9 @@ func TestAHostThatLeavesOnPurposeIsHeardBeforeItsConnectionsClose(t *testing.T) 
 		"cancel":   (*Job).Cancel,
 		"pause":    func(j *Job, ctx context.Context) error { return j.Pause(ctx, "for a while") },
 	} {
+		if testing.Short() && name != "complete" {
+			continue
+		}
 		bubble(t, name, func(t *testing.T, w *world) {
 			own := new(failovertest.Store)
 			if ok, err := own.Swap(t.Context(), failover.Record{}, failover.Record{Generation: 1}); !ok || err != nil {

@@ -80,6 +80,10 @@ func startMany(t testing.TB, n int) *many {
 
 // A guest more costs as many goroutines as the one before it.
 func TestManyGuestsShareOnePairOfPorts(t *testing.T) {
+	many, looks := 20, 100
+	if testing.Short() {
+		many, looks = 8, 40
+	}
 	per := func(n, most int) (got int) {
 		// What a goroutine starts has its labels: those of other tests, which may
 		// still be ending, are not counted.
@@ -91,16 +95,12 @@ func TestManyGuestsShareOnePairOfPorts(t *testing.T) {
 			// machine of a longer one.
 			got = labelled(t, "guests", guests)
 			begin := time.Now()
-			for i := 0; i < 100 || (got-1)/n > most && time.Since(begin) < time.Minute; i++ {
+			for i := 0; i < looks || (got-1)/n > most && time.Since(begin) < time.Minute; i++ {
 				time.Sleep(5 * time.Millisecond)
 				got = min(got, labelled(t, "guests", guests))
 			}
 		})
 		return (got - 1) / n // this one is none of a guest's
-	}
-	many := 20
-	if testing.Short() {
-		many = 8
 	}
 	few := per(2, math.MaxInt)
 	lot := per(many, few+few/4)

@@ -407,7 +407,11 @@ func TestConnectionsLiveThroughTakeoversInBothDirections(t *testing.T) {
 // Losses of the link, pauses, orders, switchovers and deaths in any order: all
 // connections go on, and none of it is noticed at the client's end.
 func TestConnectionsLiveThroughWhateverHappensToAPair(t *testing.T) {
-	for seed := range uint64(6) {
+	seeds := uint64(6)
+	if testing.Short() {
+		seeds = 2
+	}
+	for seed := range seeds {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rng := rand.New(rand.NewPCG(seed, 5))

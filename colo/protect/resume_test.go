@@ -105,7 +105,7 @@ func (c breaking) Write(p []byte) (int, error) {
 func TestAConnectionLostAtAnyWriteIsResumed(t *testing.T) {
 	step := 1
 	if testing.Short() {
-		step = 3
+		step = 5
 	}
 	for _, lean := range []bool{false, true} {
 		for _, breaks := range []event.Mode{event.ModePrimary, event.ModeSecondary} {
@@ -370,6 +370,9 @@ func TestALongLossOfTheLinkCostsASecondaryWithoutACopyNoMemory(t *testing.T) {
 		{"more than may be staged", 128 * ram.PageSize, 3 * time.Second, false},
 		{"as much may be staged", 1024 * ram.PageSize, 3 * time.Second, true},
 	} {
+		if testing.Short() && c.staged == 0 {
+			continue
+		}
 		bubble(t, c.name, func(t *testing.T, w *world) {
 			w.leanly(t)
 			w.guest.Memory, w.guest.Pages, w.guest.Touch, w.guest.Interval = 32<<20, 4000, 4, 20*time.Millisecond

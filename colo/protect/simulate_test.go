@@ -529,7 +529,7 @@ const (
 func TestSimulatedFaults(t *testing.T) {
 	n := *seeds
 	if testing.Short() {
-		n = min(n, 10)
+		n = min(n, 4)
 	}
 	var lines io.Writer
 	if *traced != "" {

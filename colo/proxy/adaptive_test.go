@@ -142,6 +142,9 @@ func TestTheAdaptiveWayIsNearlyAsGoodAsTheBetterOne(t *testing.T) {
 		"one that does not, idler": {30 * time.Millisecond, false, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if testing.Short() && l.quick == 0 {
+				t.Skip("short: only the quick flow")
+			}
 			var o [3]outcomeOf
 			long := 3 * time.Second
 			if l.quick > 0 {

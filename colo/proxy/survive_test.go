@@ -15,10 +15,14 @@ import (
 // must all have left, by one host or the other, and nothing may have left that it
 // does not remember. What it was told it was told once and in order.
 func TestWhicheverHostDiesWhenever(t *testing.T) {
+	seeds := uint64(150)
+	if testing.Short() {
+		seeds = 15
+	}
 	for _, continuous := range []bool{false, true} {
 		for _, victim := range []string{"primary", "secondary", "nobody"} {
 			t.Run(fmt.Sprintf("%s/continuous=%v", victim, continuous), func(t *testing.T) {
-				for seed := range uint64(150) {
+				for seed := range seeds {
 					synctest.Test(t, func(t *testing.T) { live(t, seed, victim, continuous) })
 				}
 			})

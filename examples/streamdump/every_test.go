@@ -41,6 +41,9 @@ func TestWhicheverDeviceDoesNotFitTheOthersAreDecoded(t *testing.T) {
 			if rec.Type != vmstate.SectionFull || i%3 != k {
 				continue // each device in one of them
 			}
+			if testing.Short() && i%9 != k {
+				continue
+			}
 			was := rec.Body
 			for how, body := range map[string][]byte{
 				"longer": slices.Concat(was, []byte{1, 2, 3, 4, 5}), "longer by zeros": slices.Concat(was, make([]byte, 8)),

@@ -93,6 +93,9 @@ func TestPagesBesideTheStreamMakeTheSameGuest(t *testing.T) {
 			{"resumable", SaverConfig{Resumable: true}},
 		} {
 			t.Run(x.name, func(t *testing.T) {
+				if testing.Short() && x.cfg.CaptureWorkers != 2 && x.cfg.XBZRLE == 0 {
+					t.Skip("short: only by workers, and differences")
+				}
 				r := rand.New(rand.NewPCG(5, 9))
 				prim := newGuest(t, pages(t, "ram", 700), pages(t, "vga", 30), pages(t, "rom", 3))
 				sec := prim.twin(t)
