@@ -163,9 +163,12 @@ func (k *Kit) archive(name string, init string, modules []string, more func(*Arc
 // guestModules is what the guest's disk and network card take.
 var guestModules = []string{"virtio_pci", "virtio_blk", "virtio_net"}
 
-// GuestModules returns the files of the modules that a guest needs, in an order
-// in which they can be loaded.
-func (k *Kit) GuestModules() ([]string, error) { return k.modules.Order(guestModules...) }
+// GuestModules returns the files of the modules that a guest of the adapter's tests may
+// need, in an order in which they can be loaded: those of its disks and network cards, and
+// of an entropy device.
+func (k *Kit) GuestModules() ([]string, error) {
+	return k.modules.Order(append(slices.Clone(guestModules), "virtio_rng")...)
+}
 
 // GuestArchive writes the guest's initial RAM disk.
 func (k *Kit) GuestArchive(name string) error {

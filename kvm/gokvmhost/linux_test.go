@@ -64,14 +64,14 @@ func TestLinuxIsRolledBack20Times(t *testing.T) {
 		}
 		t.Run(k.name, func(t *testing.T) {
 			l := newLinux(t, k.vcpus, k.cmdline)
-			l.own = k.own
+			l.own, l.more = k.own, k.own // all that package pc has
 			p := l.boot()
 			must(t, p.VM().StartDirtyLog())
 			must(t, p.Pause(t.Context()))
 			p.halt()
 			state := p.save()
 			must(t, p.VM().ReadDirty(kvm.RAMBlock, make([]uint64, len(p.stale))))
-			shadow, disk := bytes.Clone(p.mem), bytes.Clone(l.disk.data)
+			shadow, disks := bytes.Clone(p.mem), l.images()
 			lines, part := l.console.mark()
 			pages := 0
 			for i := range 20 {
@@ -83,14 +83,15 @@ func TestLinuxIsRolledBack20Times(t *testing.T) {
 				must(t, p.VM().ReadDirty(kvm.RAMBlock, p.stale))
 				pages += ram.Bitmap(p.stale).Count()
 				p.put(shadow)
-				copy(l.disk.data, disk)
+				l.putImages(disks)
 				l.console.cut(lines, part)
 				p.load(state)
 				must(t, p.VM().ReadDirty(kvm.RAMBlock, make([]uint64, len(p.stale))))
 				p.same(shadow)
 			}
 			t.Logf("%d pages per roll-back", pages/20)
-			l.goOn(p)
+			l.what = "after the last roll-back"
+			l.goOnWithAll(p)
 			l.check()
 		})
 	}

@@ -4,6 +4,7 @@ package gokvmhost_test
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -109,16 +110,19 @@ func guestInit() {
 		fatal(d.at, unix.Mount(d.kind, d.at, d.kind, 0, ""))
 	}
 	for _, name := range guestModules {
-		f, err := os.Open(filepath.Join("/modules", name))
-		if err != nil {
-			continue
-		}
-		fatal(name, unix.FinitModule(int(f.Fd()), "", 0))
-		f.Close()
+		fatal(name, loadModule(name))
 	}
 	say("guest: %d CPUs", runtime.NumCPU())
-	go func() { fatal("disk", guestDisk(say)) }()
-	go func() { fatal("network", guestNetwork(say)) }()
+	if hasOffloads("eth0") {
+		say(offloadsTaken)
+	}
+	go func() { fatal("disk", guestDisk(say, "disk", "/dev/vda", often)) }()
+	go func() { fatal("network", guestNetwork(say, "frame", "eth0", often)) }()
+	if _, err := os.Stat("/dev/vdb"); err == nil { // it has the second of each
+		go func() { fatal("disk", guestDisk(say, "disk2", "/dev/vdb", seldom)) }()
+		go func() { fatal("network", guestNetwork(say, "frame2", "eth1", seldom)) }()
+		go func() { fatal("randomness", guestRandom(say)) }()
+	}
 	go guestConsole(say)
 	if os.Getenv(clocksEnv) != "" {
 		go guestClocks(say)
@@ -136,10 +140,77 @@ var guestModules = []string{
 	"virtio_blk.ko", "failover.ko", "net_failover.ko", "virtio_net.ko",
 }
 
+// randomModule is the entropy device's driver, for a guest that has one.
+const randomModule = "virtio-rng.ko"
+
+// loadModule loads one of the kernel's modules, unless it is built in.
+func loadModule(name string) error {
+	f, err := os.Open(filepath.Join("/modules", name))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.FinitModule(int(f.Fd()), "", 0)
+}
+
+// offloadsTaken is what a guest says whose driver has taken all that eth0 offers.
+const offloadsTaken = "guest: eth0 has offloads"
+
+// hasOffloads reports whether the driver of an interface has taken checksums,
+// segmentation and merged buffers, by the numbers of their feature bits.
+func hasOffloads(name string) bool {
+	features, err := os.ReadFile("/sys/class/net/" + name + "/device/features") // a digit for each
+	if err != nil {
+		return false
+	}
+	for _, bit := range []int{0, 1, 7, 8, 11, 12, 15} {
+		if bit >= len(features) || features[bit] != '1' {
+			return false
+		}
+	}
+	return true
+}
+
+// Pauses between two turns of a job.
+const (
+	often  = 30 * time.Millisecond
+	seldom = 500 * time.Millisecond
+)
+
+// guestRandom reads what the entropy device gives. That is never the same twice.
+func guestRandom(say func(string, ...any)) error {
+	if err := loadModule(randomModule); err != nil {
+		return err
+	}
+	const current = "/sys/class/misc/hw_random/rng_current"
+	if name, err := os.ReadFile(current); err != nil || !strings.HasPrefix(string(name), "virtio_rng") {
+		return fmt.Errorf("%s is %q (%v)", current, name, err)
+	}
+	source, err := os.Open("/dev/hwrng")
+	if err != nil {
+		return err
+	}
+	var last, p [16]byte
+	for n := uint64(1); ; n++ {
+		if _, err := io.ReadFull(source, p[:]); err != nil {
+			return err
+		}
+		if p == last {
+			return fmt.Errorf("%x twice", p)
+		}
+		last = p
+		say("random %d", n)
+		time.Sleep(seldom)
+	}
+}
+
 // guestDisk writes blocks, has them made stable, and reads them back past all
 // caches.
-func guestDisk(say func(string, ...any)) error {
-	f, err := os.OpenFile("/dev/vda", os.O_RDWR|unix.O_DIRECT, 0)
+func guestDisk(say func(string, ...any), kind, name string, pause time.Duration) error {
+	f, err := os.OpenFile(name, os.O_RDWR|unix.O_DIRECT, 0)
 	if err != nil {
 		return err
 	}
@@ -164,15 +235,15 @@ func guestDisk(say func(string, ...any)) error {
 		if string(wrote) != string(read) {
 			return fmt.Errorf("block %d is not what was written", n)
 		}
-		say("disk %d", n)
-		time.Sleep(30 * time.Millisecond)
+		say("%s %d", kind, n)
+		time.Sleep(pause)
 	}
 }
 
 // guestNetwork sends numbered frames and waits for each to come back, for ever if
 // need be.
-func guestNetwork(say func(string, ...any)) error {
-	ifc, err := net.InterfaceByName("eth0")
+func guestNetwork(say func(string, ...any), kind, name string, pause time.Duration) error {
+	ifc, err := net.InterfaceByName(name)
 	if err != nil {
 		return err
 	}
@@ -205,11 +276,11 @@ func guestNetwork(say func(string, ...any)) error {
 				return err
 			}
 			if k >= 22 && binary.BigEndian.Uint64(in[14:]) == n {
-				say("frame %d", n)
+				say("%s %d", kind, n)
 				break
 			}
 		}
-		time.Sleep(30 * time.Millisecond)
+		time.Sleep(pause)
 	}
 }
 

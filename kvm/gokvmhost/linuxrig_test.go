@@ -5,6 +5,7 @@ package gokvmhost_test
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -53,7 +54,9 @@ type linux struct {
 	t       *testing.T
 	vcpus   int
 	own     bool // in a machine of package pc
+	more    bool // own, with a second disk and card, offloads and an entropy device
 	disk    *memDisk
+	second  *memDisk
 	console *lines
 	initrd  []byte
 	dir     string
@@ -131,10 +134,21 @@ func newLinux(t *testing.T, vcpus int, cmdline string) *linux {
 	return &linux{
 		t: t, vcpus: vcpus, dir: dir,
 		disk:    &memDisk{data: make([]byte, diskBlocks*diskBlock)},
+		second:  &memDisk{data: make([]byte, diskBlocks*diskBlock)},
 		console: &lines{news: make(chan struct{}, 1)},
 		initrd:  linuxInitrd(t, dir),
 		cmdline: "console=ttyS0 quiet panic=-1 nokaslr cryptomgr.notests rdinit=/init " + guestEnv + "=1 " + cmdline,
 	}
+}
+
+// images returns what is on the disks, and putImages puts it back.
+func (l *linux) images() [2][]byte {
+	return [2][]byte{bytes.Clone(l.disk.data), bytes.Clone(l.second.data)}
+}
+
+func (l *linux) putImages(images [2][]byte) {
+	copy(l.disk.data, images[0])
+	copy(l.second.data, images[1])
 }
 
 // linuxInitrd is a cpio archive with this binary as init, and the modules.
@@ -161,7 +175,7 @@ func linuxInitrd(t *testing.T, dir string) []byte {
 	entry("dev/console", 0o20600, 5, 1, nil)
 	entry("modules", 0o40755, 0, 0, nil)
 	entry("init", 0o100755, 0, 0, binary)
-	for _, name := range guestModules {
+	for _, name := range append(slices.Clone(guestModules), randomModule) {
 		if data, err := os.ReadFile(filepath.Join(dir, name)); err == nil {
 			entry("modules/"+name, 0o100644, 0, 0, data)
 		}
@@ -193,11 +207,14 @@ type host interface {
 	Close() error
 }
 
-// echo is the network: what the guest sends comes back.
-type echo struct{ back *func(frame []byte) error }
+// echo is the network: what the guest sends comes back, behind a header of vnet bytes.
+type echo struct {
+	vnet int
+	back *func(frame []byte) error
+}
 
 func (e echo) WritePacket(frame []byte) error {
-	if len(frame) == frameLength && binary.BigEndian.Uint16(frame[12:]) == guestFrame {
+	if len(frame) == e.vnet+frameLength && binary.BigEndian.Uint16(frame[e.vnet+12:]) == guestFrame {
 		(*e.back)(frame)
 	}
 	return nil
@@ -209,18 +226,30 @@ func (echo) Room() <-chan struct{} { return nil }
 func (l *linux) newPlace() *place {
 	l.t.Helper()
 	p := &place{t: l.t}
-	var back func(frame []byte) error
+	var back, back2 func(frame []byte) error
 	mac, log := [6]byte{2, 0, 0, 0, 0, 1}, slog.New(slog.NewTextHandler(os.Stdout, nil))
 	if l.own {
-		m, err := pc.Create(pc.Config{VCPUs: l.vcpus, Memory: linuxMemory, Devices: pc.Devices{
+		devices := pc.Devices{
 			Console: l.console, Log: log,
-			Disks: []pc.Disk{{Storage: l.disk}}, NICs: []pc.NIC{{Uplink: echo{&back}, MAC: mac}},
-		}})
+			Disks: []pc.Disk{{Storage: l.disk}}, NICs: []pc.NIC{{Uplink: echo{0, &back}, MAC: mac}},
+		}
+		if l.more {
+			devices.Disks = append(devices.Disks, pc.Disk{Storage: l.second, Requests: 4})
+			devices.NICs = []pc.NIC{
+				{Uplink: echo{12, &back}, VNetHdr: 12, MAC: mac},
+				{Uplink: echo{0, &back2}, MAC: [6]byte{2, 0, 0, 0, 0, 2}},
+			}
+			devices.Random = pc.Random{Source: rand.Reader}
+		}
+		m, err := pc.Create(pc.Config{VCPUs: l.vcpus, Memory: linuxMemory, Devices: devices})
 		must(l.t, err)
 		p.host, p.boots, back = m, m.LoadLinux, m.Cards()[0].ReceivePacket
+		if l.more {
+			back2 = m.Cards()[1].ReceivePacket
+		}
 	} else {
 		m := newMachine(l.t, gokvmhost.MachineConfig{VCPUs: l.vcpus, Memory: linuxMemory})
-		h, err := gokvmhost.Attach(m, gokvmhost.Config{Console: l.console, Disk: l.disk, Uplink: echo{&back}, MAC: mac, Log: log})
+		h, err := gokvmhost.Attach(m, gokvmhost.Config{Console: l.console, Disk: l.disk, Uplink: echo{0, &back}, MAC: mac, Log: log})
 		must(l.t, err)
 		p.host, back = h, h.ReceivePacket
 		p.boots = func(kernel, initrd io.ReaderAt, cmdline string) error {
@@ -249,13 +278,23 @@ func (l *linux) boot() *place {
 	p.run()
 	must(l.t, p.Resume(l.t.Context()))
 	l.awaitFor(bootPatience, p, "boot", func() bool {
-		return l.console.last("job") > 2 && l.console.last("disk") > 2 && l.console.last("frame") > 2
+		return l.console.last("job") > 2 && l.console.last("disk") > 2 && l.console.last("frame") > 2 &&
+			(!l.more || l.turns() > 0)
 	})
 	l.t.Logf("booted in %v", time.Since(begun).Round(time.Millisecond))
+	if l.more != l.console.has(offloadsTaken) {
+		l.fail("the guest has offloads where its card has none, or none where its card has them")
+	}
 	if l.vcpus > 1 && !l.console.has(fmt.Sprintf("guest: %d CPUs", l.vcpus)) {
 		l.fail("the guest has not found its CPUs")
 	}
 	return p
+}
+
+// turns returns how many turns each of the second disk, the second card and the entropy
+// device has had at least.
+func (l *linux) turns() uint64 {
+	return min(l.console.last("disk2"), l.console.last("frame2"), l.console.last("random"))
 }
 
 func (p *place) run() {
@@ -361,11 +400,25 @@ func (l *linux) failAt(line int, why string) {
 func (l *linux) goOn(p *place) {
 	l.t.Helper()
 	job, disk, frame := l.console.last("job"), l.console.last("disk"), l.console.last("frame")
-	p.run()
-	must(l.t, p.Resume(l.t.Context()))
-	l.await(p, "going on", func() bool {
+	l.goOnUntil(p, func() bool {
 		return l.console.last("job") > job+1 && l.console.last("disk") > disk && l.console.last("frame") > frame
 	})
+}
+
+// goOnWithAll lets it run until it has done more with all of its devices.
+func (l *linux) goOnWithAll(p *place) {
+	l.t.Helper()
+	l.goOn(p)
+	if turns := l.turns(); l.more {
+		l.goOnUntil(p, func() bool { return l.turns() > turns })
+	}
+}
+
+func (l *linux) goOnUntil(p *place, done func() bool) {
+	l.t.Helper()
+	p.run()
+	must(l.t, p.Resume(l.t.Context()))
+	l.await(p, "going on", done)
 	must(l.t, p.Pause(l.t.Context()))
 	p.halt()
 }
@@ -378,7 +431,7 @@ func (l *linux) check() {
 	list := slices.Clone(l.console.list)
 	l.console.mu.Unlock()
 	model, rounds := newGuestJob(), 0
-	next := map[string]uint64{"disk": 1, "frame": 1}
+	next := map[string]uint64{"disk": 1, "frame": 1, "disk2": 1, "frame2": 1, "random": 1}
 	for i, s := range list {
 		kind, rest, _ := strings.Cut(s, " ")
 		switch {
@@ -396,11 +449,12 @@ func (l *linux) check() {
 			}
 			next[kind]++
 		case strings.Contains(s, "BUG"), strings.Contains(s, "Oops"), strings.Contains(s, "panic"),
-			strings.Contains(s, "guest: disk"), strings.Contains(s, "guest: network"), strings.Contains(s, "nobody cared"):
+			strings.Contains(s, "guest: disk"), strings.Contains(s, "guest: network"), strings.Contains(s, "guest: randomness"), strings.Contains(s, "nobody cared"):
 			l.failAt(i, "the guest complains: "+s)
 		}
 	}
-	l.t.Logf("%d rounds, %d blocks, %d frames", rounds, next["disk"]-1, next["frame"]-1)
+	l.t.Logf("%d rounds, %d and %d blocks, %d and %d frames, %d times random", rounds,
+		next["disk"]-1, next["disk2"]-1, next["frame"]-1, next["frame2"]-1, next["random"]-1)
 }
 
 // take reads the dirty log of a paused guest: those pages of shadow become the
