@@ -32,7 +32,8 @@
 //
 // Package [github.com/gocolo/lockstep/failover] says what an arbiter promises.
 // [github.com/gocolo/lockstep/failover/sharedfile] keeps one in a directory that both
-// hosts reach, failover/etcd (a module of its own) in an etcd cluster, and
+// hosts reach, failover/etcd (a module of its own) in an etcd cluster,
+// [github.com/gocolo/lockstep/failover/program] in whatever place a program reaches, and
 // failover.Manual asks an operator. [github.com/gocolo/lockstep/failover/failovertest]
 // tests your own. docs/operations.md compares them.
 //

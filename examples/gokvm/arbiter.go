@@ -9,13 +9,13 @@ import (
 
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/examples/internal/arbiter"
 	"github.com/gocolo/lockstep/failover"
-	"github.com/gocolo/lockstep/failover/sharedfile"
 )
 
-// newArbiter returns who decides which of the two hosts has the guest: a directory
-// that both reach (-arbiter file:PATH), or this host itself (between), with or without
-// a command that is asked.
+// newArbiter returns who decides which of the two hosts has the guest: a place that both
+// reach, which -arbiter names, or this host itself (between), with or without a command that
+// is asked.
 func newArbiter(o options, d *disk, h *host) (failover.Arbiter, error) {
 	var a failover.Arbiter = &between{
 		host: o.host, disks: d != nil, fresh: d != nil && d.fresh, word: o.anyway,
@@ -24,12 +24,15 @@ func newArbiter(o options, d *disk, h *host) (failover.Arbiter, error) {
 		undecided: func(err error) { h.p.phase("undecided", "%s", oneLine(err)) },
 		changed:   make(chan struct{}),
 	}
-	if o.shared != "" {
-		f, err := sharedfile.New(o.shared)
+	if o.place != "" {
+		at, run, err := arbiter.Open(o.place, o.name, func(line string) { h.p.say("-arbiter: %s", line) })
 		if err != nil {
-			return nil, fmt.Errorf("-arbiter: %w", err)
+			return nil, fmt.Errorf("-arbiter %w", err)
 		}
-		a = f
+		if run != nil {
+			h.decides.Go(func() { run(h.deciding) })
+		}
+		a = at
 	}
 	if o.kernel == "" && o.resume == "" {
 		a = &onlyTakes{a, h.state}

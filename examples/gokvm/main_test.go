@@ -3,15 +3,30 @@ package main
 import (
 	"bytes"
 	"context"
+	"os"
 	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
 
+	"github.com/gocolo/lockstep/failover/program"
+	"github.com/gocolo/lockstep/failover/sharedfile"
 	"github.com/gocolo/lockstep/internal/require"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// recordEnv makes this binary a program that keeps an arbiter's record in a directory.
+const recordEnv = "LOCKSTEP_TEST_RECORD"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(recordEnv); dir != "" {
+		store, err := sharedfile.Open(dir)
+		if err != nil || program.Serve(context.Background(), os.Stdin, os.Stdout, store) != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // gokvmSays runs the program as far as it gets without a guest.
 func gokvmSays(args ...string) (status int, out, err string) {
@@ -34,6 +49,7 @@ func TestABadCommandLineIsOneLineAndStatus2(t *testing.T) {
 		{"primary -peer a:1 -kernel k -journal j", "-journal without -disk"},
 		{"primary -peer a:1 -kernel k -term 1ms", "-term 1ms: want at least"},
 		{"primary -peer a:1 -kernel k -arbiter file:", "without a directory"},
+		{"primary -peer a:1 -kernel k -arbiter etcd: -insecure", "-arbiter etcd:: want file:DIR"},
 		{"primary -peer a:1 -kernel k -arbiter true -arbiter-command true", "want one of them"},
 		{"primary -peer a:1 -kernel k -cert c -key k", "belong together"},
 		{"primary -peer a:1 -kernel k -cert c -key k -ca a -insecure", "contradict"},

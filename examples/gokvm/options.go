@@ -14,6 +14,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/protect/control"
+	"github.com/gocolo/lockstep/examples/internal/arbiter"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/internal/size"
 )
@@ -59,9 +60,11 @@ more keys.
 
 Who goes on? A host that does not hear the other for -lost-after, and for as long
 as the other may still be sure of the guest (-term), takes it. If both live and
-only the network between them is cut, both would: then -arbiter file:DIR must name
-a directory that both reach, or -arbiter-command a command that asks somebody else,
-who says yes (exit status 0) to one. $LOCKSTEP_GENERATION is another each time.
+only the network between them is cut, both would: then -arbiter must name a place
+that both reach (file:DIR, a directory; etcd:HOST:PORT,..., an etcd cluster, by the
+program lockstep-etcd; store:COMMAND, another program that keeps the record), or
+-arbiter-command a command that asks somebody else, who says yes (exit status 0) to
+one. $LOCKSTEP_GENERATION is another each time.
 The command may be asked again by the same host, $LOCKSTEP_HOST, when it was ended
 before it answered, and must then say the same. Killed by a signal, with 126, 127 or
 more, or after a minute, it has not answered. Without either, two hosts that were
@@ -161,7 +164,7 @@ type options struct {
 	patience   time.Duration // with one checkpoint
 	term       time.Duration
 	arbiter    string
-	shared     string // of -arbiter: a directory
+	place      string // of -arbiter, unless it is a command: where the record is
 	command    string // of -arbiter, or -arbiter-command
 	anyway     bool   // -start: a start without the other host's answer
 	json       bool
@@ -209,7 +212,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.DurationVar(&o.lost, "lost-after", 2*time.Second, "`time` without one after which the other side is lost")
 	f.DurationVar(&o.patience, "checkpoint-timeout", colo.DefaultCheckpointTimeout, "`time` that a checkpoint, and the output that waits for it, may take before the secondary is given up")
 	f.DurationVar(&o.term, "term", 0, "`time` for which a host may act for the guest before it must hear that it may go on (default 1.5 times -lost-after)")
-	f.StringVar(&o.arbiter, "arbiter", "", "file:`DIR` that both hosts reach, which decides who goes on; anything else is an -arbiter-command")
+	f.StringVar(&o.arbiter, "arbiter", "", "`PLACE` that both hosts reach, which decides who goes on: "+arbiter.Forms+"; anything else is an -arbiter-command")
 	f.StringVar(&o.command, "arbiter-command", "", "`command` that is run (sh -c) before this side goes on alone, and must succeed; $LOCKSTEP_HOST, $LOCKSTEP_MODE, $LOCKSTEP_EPOCH, $LOCKSTEP_GENERATION and $LOCKSTEP_CAUSE say what it is about")
 	f.BoolVar(&o.anyway, "start", false, "start the guest although the other host is not heard, or has a later copy: your word that it is dead, or has nothing that is wanted; for one start, never for a unit file")
 	f.BoolVar(&o.json, "json", false, "events and figures as JSON lines on standard output, the console on standard error")
@@ -306,8 +309,8 @@ func (o *options) validate(given map[string]bool) error {
 	if o.arbiter != "" && o.command != "" {
 		return errors.New("-arbiter and -arbiter-command: want one of them")
 	}
-	if dir, ok := strings.CutPrefix(o.arbiter, "file:"); ok {
-		o.shared = dir
+	if arbiter.Named(o.arbiter) {
+		o.place = o.arbiter
 	} else if o.arbiter != "" {
 		o.command = o.arbiter
 	}
@@ -346,8 +349,10 @@ func (o *options) validate(given map[string]bool) error {
 		return fmt.Errorf("-beat %v -lost-after %v: want more than 0, and at least twice that", o.beat, o.lost)
 	case o.term < failover.MinTerm:
 		return fmt.Errorf("-term %v: want at least %v", o.term, failover.MinTerm)
-	case strings.HasPrefix(o.arbiter, "file:") && o.shared == "":
+	case o.arbiter == "file:":
 		return errors.New("-arbiter file: without a directory")
+	case o.place != "" && strings.HasSuffix(o.place, ":"):
+		return fmt.Errorf("-arbiter %s: want %s", o.place, arbiter.Forms)
 	case (o.cert != "" || o.key != "" || o.ca != "") && (o.cert == "" || o.key == "" || o.ca == ""):
 		return errors.New("-cert, -key and -ca belong together")
 	case o.cert != "" && o.insecure:

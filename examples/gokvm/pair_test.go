@@ -2,12 +2,15 @@ package main
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 func TestAGuestThatSwitchesItselfOffEndsBothHosts(t *testing.T) {
@@ -232,11 +235,19 @@ func TestWhenOnlyTheConnectionsBreakOneHostGoesOn(t *testing.T) {
 
 // With nothing between the hosts only a place that both reach knows who goes on.
 func TestAPairThatIsPartedGoesOnOnce(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, args := range map[string][]string{
 		"an arbiter": {"-arbiter", "file:" + t.TempDir()},
+		"a program":  {"-arbiter", "store:/usr/bin/env " + recordEnv + "=" + t.TempDir() + " " + self},
 		"a command":  {"-arbiter", "mkdir " + t.TempDir() + "/$LOCKSTEP_GENERATION"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			if name == "a program" {
+				require.Outside(t, require.Processes)
+			}
 			w := newSimWorld(t)
 			a, b := w.pair(args...)
 			for _, way := range w.ways {

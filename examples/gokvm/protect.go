@@ -41,6 +41,9 @@ type host struct {
 	life  context.Context // of the job and of the machine
 	end   context.CancelCauseFunc
 	group sync.WaitGroup
+
+	deciding context.Context // of what -arbiter names, which outlives the job: that tells it how it ends
+	decides  sync.WaitGroup
 }
 
 var (
@@ -56,9 +59,13 @@ func runProtected(ctx context.Context, o options, c *console, p *printer) (err e
 	}
 	h := &host{o: o, terminal: c, p: p, guest: newGuest(), quit: make(chan struct{}, 1)}
 	h.life, h.end = context.WithCancelCause(context.WithoutCancel(ctx))
+	var decided context.CancelFunc
+	h.deciding, decided = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		h.end(nil)
 		h.group.Wait()
+		decided()
+		h.decides.Wait()
 	}()
 	d, err := openDisk(o)
 	if err != nil {

@@ -47,7 +47,7 @@ func (h *host) watch() {
 // is so: of two that run, one has not found out yet that it may not.
 func (h *host) parted(q protect.Info) (protect.Standing, bool) {
 	var no *protect.RefusedError
-	if h.o.shared != "" || q.State != protect.Alone || !errors.As(q.LastError, &no) || !no.There || !h.open() {
+	if h.o.place != "" || q.State != protect.Alone || !errors.As(q.LastError, &no) || !no.There || !h.open() {
 		return protect.Standing{}, false
 	}
 	there, err := h.ask(h.life)

@@ -1,0 +1,106 @@
+// Package arbiter opens what the -arbiter of an example names.
+package arbiter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/program"
+	"github.com/gocolo/lockstep/failover/sharedfile"
+)
+
+// Forms is what Named takes, for a usage text.
+const Forms = "file:DIR, etcd:HOST:PORT,... or store:COMMAND"
+
+// etcdProgram keeps a record in etcd: see failover/etcd.
+const etcdProgram = "lockstep-etcd"
+
+// Named reports whether s has the form of a name that Open takes.
+func Named(s string) bool {
+	kind, _, _ := strings.Cut(s, ":")
+	return kind == "file" || kind == "etcd" || kind == "store"
+}
+
+// Open returns the arbiter that s names, which decides about one guest:
+//
+//   - file:DIR, a directory that both hosts reach, of this guest alone;
+//   - etcd:HOST:PORT,..., the members of an etcd cluster, by the program lockstep-etcd, with
+//     the key /lockstep/GUEST;
+//   - store:COMMAND, a program that keeps the record, with its arguments: see package
+//     failover/program. There are no quotation marks.
+//
+// say is given each line that a program says. run, if it is not nil, is called by somebody until the
+// arbiter is not needed any more.
+func Open(s, guest string, say func(line string)) (a failover.Arbiter, run func(context.Context) error, err error) {
+	kind, rest, ok := strings.Cut(s, ":")
+	if rest = strings.TrimSpace(rest); !ok || !Named(s) || rest == "" {
+		return nil, nil, fmt.Errorf("%s: want %s", s, Forms)
+	}
+	var command []string
+	switch kind {
+	case "file":
+		a, err := sharedfile.New(rest)
+		return a, nil, err
+	case "etcd":
+		for member := range strings.SplitSeq(rest, ",") {
+			if !strings.Contains(strings.TrimPrefix(strings.TrimPrefix(member, "http://"), "https://"), ":") {
+				return nil, nil, fmt.Errorf("%s: %q is not the HOST:PORT of a member", s, member)
+			}
+		}
+		path, err := beside(etcdProgram)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w; go install github.com/gocolo/lockstep/failover/etcd/%s@latest", s, err, etcdProgram)
+		}
+		command = []string{path, "-endpoints", rest, "-key", "/lockstep/" + guest}
+	default:
+		command = strings.Fields(rest)
+		if command[0], err = exec.LookPath(command[0]); err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", s, err)
+		}
+	}
+	store, err := program.New(program.Config{Command: command, Stderr: &lines{say: say}})
+	if err != nil {
+		return nil, nil, err
+	}
+	return failover.NewStoreArbiter(store), store.Run, nil
+}
+
+// A line of a program's is bounded.
+const maxLine = 500
+
+// lines calls say for each line that is written.
+type lines struct {
+	say  func(line string)
+	part []byte
+}
+
+// Write implements io.Writer.
+func (l *lines) Write(p []byte) (int, error) {
+	for _, c := range p {
+		switch {
+		case c == '\n':
+			l.say(string(l.part))
+			l.part = l.part[:0]
+		case len(l.part) < maxLine:
+			l.part = append(l.part, c)
+		}
+	}
+	return len(p), nil
+}
+
+// beside returns the path of a program beside this one, or one that the system finds.
+func beside(name string) (string, error) {
+	if self, err := os.Executable(); err == nil {
+		path := filepath.Join(filepath.Dir(self), name)
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			return path, nil
+		}
+	}
+	return exec.LookPath(name)
+}

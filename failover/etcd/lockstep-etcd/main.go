@@ -1,0 +1,91 @@
+// Lockstep-etcd keeps an arbiter's record in etcd, for a host that does not link etcd's
+// client. The host starts it; see package failover/program of lockstep.
+//
+//	lockstep-etcd -endpoints a:2379,b:2379,c:2379 -key /lockstep/db1
+//
+// It answers requests on standard input until that ends.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/gocolo/lockstep/failover/etcd"
+	"github.com/gocolo/lockstep/failover/program"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+func main() {
+	err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "lockstep-etcd:", err)
+		os.Exit(1)
+	}
+}
+
+// passwordVariable has the password of -user: arguments can be read by everybody.
+const passwordVariable = "LOCKSTEP_ETCD_PASSWORD"
+
+// run is the program.
+func run(ctx context.Context, args []string, in io.Reader, out, usage io.Writer) error {
+	f := flag.NewFlagSet("lockstep-etcd", flag.ContinueOnError)
+	f.SetOutput(usage)
+	endpoints := f.String("endpoints", "", "`HOST:PORT,...` of the cluster's members, with https:// in front for TLS")
+	key := f.String("key", "", "the `KEY` that has the record, of one guest alone")
+	timeout := f.Duration("timeout", etcd.DefaultTimeout, "`time` for one request to one member; less than the term")
+	user := f.String("user", "", "`NAME` by which etcd knows this host; $"+passwordVariable+" is its password")
+	ca := f.String("cacert", "", "certificates of the authorities that sign the members', a PEM `file`; default the system's")
+	cert := f.String("cert", "", "this host's certificate, a PEM `file`")
+	certKey := f.String("cert-key", "", "its key, a PEM `file`")
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	switch {
+	case f.NArg() > 0:
+		return fmt.Errorf("an argument that is not expected: %s", f.Arg(0))
+	case *endpoints == "":
+		return errors.New("-endpoints is needed")
+	case *key == "":
+		return errors.New("-key is needed: it is another one for each guest")
+	case *timeout < 10*time.Millisecond:
+		return fmt.Errorf("-timeout %v: want at least 10ms", *timeout)
+	case (*cert == "") != (*certKey == ""):
+		return errors.New("-cert and -cert-key belong together")
+	}
+	members := strings.Split(*endpoints, ",")
+	secure := false
+	for _, m := range members {
+		secure = secure || strings.HasPrefix(m, "https://")
+	}
+	if !secure && (*ca != "" || *cert != "") {
+		return errors.New("-cacert and -cert are for members that have https:// in front")
+	}
+	var security *tls.Config
+	if secure {
+		var err error
+		if security, err = (transport.TLSInfo{TrustedCAFile: *ca, CertFile: *cert, KeyFile: *certKey}).ClientConfig(); err != nil {
+			return err
+		}
+	}
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints: members, TLS: security, Username: *user, Password: os.Getenv(passwordVariable),
+		DialTimeout: *timeout, DialKeepAliveTime: time.Second, DialKeepAliveTimeout: *timeout, Logger: zap.NewNop(), Context: ctx,
+	})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return program.Serve(ctx, in, out, etcd.Open(client, *key, etcd.Config{Timeout: *timeout}))
+}

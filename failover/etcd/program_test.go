@@ -1,0 +1,91 @@
+package etcd_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/failovertest"
+	"github.com/gocolo/lockstep/failover/program"
+)
+
+// lockstepEtcd returns how the program is called, built for this test.
+func lockstepEtcd(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "lockstep-etcd")
+	if out, err := exec.Command("go", "build", "-o", path, "./lockstep-etcd").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return path
+}
+
+// by returns an arbiter by a program of its own.
+func by(t *testing.T, path string, c *cluster, key string, args ...string) failover.Arbiter {
+	t.Helper()
+	s, err := program.New(program.Config{
+		Command: append([]string{path, "-endpoints", strings.Join(c.clients, ","), "-key", key}, args...), Timeout: time.Minute,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var group sync.WaitGroup
+	group.Go(func() { s.Run(ctx) })
+	t.Cleanup(func() { cancel(); group.Wait() })
+	return failover.NewStoreArbiter(s)
+}
+
+// A host that does not link etcd has the same arbiter by a program, which outlives the
+// leader.
+func TestArbiterOverAClusterByAProgram(t *testing.T) {
+	path := lockstepEtcd(t)
+	c := newCluster(t)
+	guests := 0
+	failovertest.TestArbiter(t, 400*time.Millisecond, func(t *testing.T) failovertest.Two {
+		guests++
+		key := fmt.Sprint("/lockstep/guest ", guests)
+		return failovertest.Two{A: by(t, path, c, key, "-timeout", "1m"), B: by(t, path, c, key, "-timeout", "1m")}
+	})
+
+	a := keep(t, by(t, path, c, "g", "-timeout", "500ms"), "a", 3*time.Second)
+	acquire(t, a, 0)
+	c.stop(c.leader())
+	b := by(t, path, c, "g", "-timeout", "500ms")
+	ctx, cancel := context.WithTimeout(t.Context(), 6*time.Second)
+	defer cancel()
+	for ctx.Err() == nil {
+		if g, err := b.Acquire(ctx, failover.Claim{Holder: "b", Token: "b", After: 1, Term: 3 * time.Second}); err == nil {
+			t.Fatalf("b got generation %d while a renews", g.Generation)
+		} else if errors.Is(err, failover.ErrRefused) {
+			t.Fatal(err)
+		}
+	}
+	if !a.Gate().Open() {
+		t.Error("a lost the guest with the leader")
+	}
+}
+
+func TestAProgramThatIsCalledWronglySaysHow(t *testing.T) {
+	path := lockstepEtcd(t)
+	for args, want := range map[string]string{
+		"":                                      "-endpoints is needed",
+		"-endpoints a:1":                        "-key is needed",
+		"-endpoints a:1 x":                      "not expected: x",
+		"-endpoints a:1 -key k -timeout 1ms":    "want at least 10ms",
+		"-endpoints https://a:1 -key k -cert c": "belong together",
+		"-endpoints a:1 -key k -cacert c":       "https:// in front",
+		"-endpoints https://a:1 -key k -cert /nowhere/c -cert-key /nowhere/key": "/nowhere/c",
+	} {
+		out, err := exec.Command(path, strings.Fields(args)...).CombinedOutput()
+		if err == nil || !strings.Contains(string(out), want) {
+			t.Errorf("%s: %v, %q, want %q", args, err, out, want)
+		}
+	}
+}
