@@ -33,8 +33,14 @@ type Channels struct {
 	// connections cross is trusted as far as the session's is.
 	ID [16]byte
 
-	// Method is how a primary compresses what is in a packet.
+	// Method is how a primary compresses pages: those for which it pays. It measures, as
+	// it sends, how fast the connections are, what compressing costs and how much is left,
+	// and has whatever is not the cheaper way tried now and then. A page that did not shrink
+	// goes as it is for a while. A checkpoint of less than 256 KiB a connection says nothing
+	// of how fast that is.
 	Method multifd.Method
+	// Always has a primary compress every page, whether it pays or not.
+	Always bool
 	// Compressor makes a primary's compressors, one for each channel. Nil:
 	// multifd.CompressZlib. It is not called for multifd.None.
 	Compressor func(multifd.Method) (multifd.Compressor, error)
@@ -178,7 +184,7 @@ func (p *Primary) openChannels() error {
 	if err := c.check(ok); err != nil || len(c.Conns) == 0 {
 		return err
 	}
-	cfg := lanes.SenderConfig{ID: c.ID, Method: c.Method, Compressor: c.Compressor, Limit: limit{p.link.conn}}
+	cfg := lanes.SenderConfig{ID: c.ID, Method: c.Method, Compressor: c.Compressor, Choose: !c.Always, Limit: limit{p.link.conn}}
 	for _, conn := range c.Conns {
 		cfg.Conns = append(cfg.Conns, conn)
 	}

@@ -49,7 +49,7 @@ func (s *sharing) Write(p []byte) (int, error) {
 
 // channelsRun returns the median transfer of checkpoints of so many pages, three quarters
 // of each page text, over n channels; link: how a connection reaches the other side.
-func channelsRun(b *testing.B, pages, checkpoints, n int, method multifd.Method, link func(net.Conn) net.Conn) time.Duration {
+func channelsRun(b *testing.B, pages, checkpoints, n int, method multifd.Method, always bool, link func(net.Conn) net.Conn) time.Duration {
 	b.Helper()
 	side := func() *written {
 		mem, err := mapping.New(pages * ram.PageSize)
@@ -80,7 +80,7 @@ func channelsRun(b *testing.B, pages, checkpoints, n int, method multifd.Method,
 		b.Fatal(err)
 	}
 	pc, sc := loopback(b)
-	lc, fc := colo.Channels{Method: method}, colo.Channels{}
+	lc, fc := colo.Channels{Method: method, Always: always}, colo.Channels{}
 	for range n {
 		a, b := loopback(b)
 		lc.Conns, fc.Conns = append(lc.Conns, link(a)), append(fc.Conns, b)
@@ -141,12 +141,15 @@ func BenchmarkChannels(b *testing.B) {
 				unit   string
 				n      int
 				method multifd.Method
+				always bool
 				took   time.Duration
-			}{{n: 0}, {unit: "x-1-plain", n: 1}, {unit: "x-2-plain", n: 2}, {unit: "x-1-zlib", n: 1, method: multifd.Zlib}, {unit: "x-2-zlib", n: 2, method: multifd.Zlib}}
+			}{{n: 0}, {unit: "x-1-plain", n: 1}, {unit: "x-2-plain", n: 2},
+				{unit: "x-1-zlib", n: 1, method: multifd.Zlib}, {unit: "x-2-zlib", n: 2, method: multifd.Zlib},
+				{unit: "x-1-zlib-always", n: 1, method: multifd.Zlib, always: true}, {unit: "x-2-zlib-always", n: 2, method: multifd.Zlib, always: true}}
 			for b.Loop() {
 				for i := range ways {
 					w := &ways[i]
-					w.took += channelsRun(b, 4096, 5, w.n, w.method, link())
+					w.took += channelsRun(b, 4096, 5, w.n, w.method, w.always, link())
 				}
 			}
 			for _, w := range ways[1:] {

@@ -18,6 +18,21 @@ func TestAGuestRunsBeforeItsMemoryIsThere(t *testing.T) {
 	}
 }
 
+func TestAGuestMayGoBeforeAnyOfItsMemory(t *testing.T) {
+	m := newMove(t, 1)
+	m.source.cfg.PostcopyAfter = -1
+	m.run()
+	m.arrived()
+	s, d := m.source.Stats, m.destination.Stats
+	pages := 0
+	for _, b := range m.src.blocks {
+		pages += len(b.Host) / page
+	}
+	if !s.Postcopy || s.Passes != 0 || int(s.Memory.Pages) != pages {
+		t.Errorf("%+v, %+v, of %d pages", s, d, pages)
+	}
+}
+
 func TestADeviceMayTouchMemoryThatIsMissing(t *testing.T) {
 	m := newMove(t, 2)
 	m.hold = true

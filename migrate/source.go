@@ -40,7 +40,8 @@ type SourceConfig struct {
 	// Postcopy lets the guest go before its memory. The destination must be able to.
 	Postcopy bool
 	// PostcopyAfter is after how many passes that happens, if there is too much left for
-	// MaxDowntime. 0 means 1.
+	// MaxDowntime. 0 means 1. Below 0 it goes before any pass, as soon as the destination
+	// can have it: for a guest that stands still already, and should not.
 	PostcopyAfter int
 
 	// Reconnect returns another connection when one breaks in postcopy. Nil: there is none.
@@ -93,7 +94,7 @@ func NewSource(cfg SourceConfig) *Source {
 	if cfg.MaxPasses <= 0 {
 		cfg.MaxPasses = defaultPasses
 	}
-	if cfg.PostcopyAfter <= 0 {
+	if cfg.PostcopyAfter == 0 {
 		cfg.PostcopyAfter = 1
 	}
 	return &Source{cfg: cfg}
@@ -410,6 +411,9 @@ func (s *Source) unplugged(x *exchange) error {
 // passes sends memory while the guest runs, until the guest is to be stopped.
 func (s *Source) passes(x *exchange) (postcopy bool, err error) {
 	reg, w := s.cfg.State, x.w
+	if s.cfg.Postcopy && s.cfg.PostcopyAfter < 0 {
+		return true, nil
+	}
 	for {
 		begun, before := time.Now(), s.channelBytes()
 		for done := false; !done; {

@@ -18,8 +18,10 @@
 //	err = guest.Put(w)            // a migration stream of the last one
 //
 // [Guest.Put] writes what a QEMU takes with -incoming: the guest goes on there,
-// exactly where its last whole checkpoint was. [Guest.NewReplica] makes it the
-// guest of a primary instead, to protect it with another secondary.
+// exactly where its last whole checkpoint was. [Guest.NewLazyReplica] makes it the
+// source of a postcopy migration: a QEMU runs it at once, and its memory follows.
+// [Guest.NewReplica] makes it the guest of a primary instead, to protect it with
+// another secondary.
 //
 // # All or nothing
 //

@@ -2,6 +2,7 @@ package standby
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/gocolo/lockstep/vmstate"
@@ -44,10 +45,51 @@ func (d *opaque) Needed() bool { return d.there }
 // NewReplica registers the guest's memory and devices in reg, which should be
 // empty. Close ends it, before the Guest's own.
 func (g *Guest) NewReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (*Replica, *ram.Saver, error) {
+	var saver *ram.Saver
+	p, err := g.replica(reg, func(blocks []ram.Block, log ram.DirtyLog) error {
+		saver = ram.NewSaver(blocks, log, cfg)
+		return saver.Register(reg)
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	return p, saver, nil
+}
+
+// NewLazyReplica is NewReplica for a guest that goes on elsewhere before its memory is
+// there: the Replica is the VM, and the other results the Memory and the Blocks, of a
+// migrate.SourceConfig with Postcopy and a PostcopyAfter below 0. Its Machine is
+// Info().Machine. A QEMU of the same machine takes the guest, which waits for a
+// migration with the capability postcopy-ram set: the guest runs there as soon as it has
+// the devices, however large the memory is, which comes from the Guest as it is touched,
+// and all of it in the end.
+//
+// Paused, which it stays when the guest has been handed over, the Replica holds the
+// Guest. From then on the guest lives in both: if this process or the QEMU ends before
+// all of the memory is there, it is gone.
+//
+// A guest of a machine so old that its streams have no configuration or no footers
+// is [errors.ErrUnsupported].
+func (g *Guest) NewLazyReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (p *Replica, memory *ram.LazySaver, blocks []ram.Block, err error) {
+	p, err = g.replica(reg, func(all []ram.Block, log ram.DirtyLog) error {
+		if g.bare != (bare{}) {
+			return fmt.Errorf("standby: postcopy of a stream without configuration or footers: %w", errors.ErrUnsupported)
+		}
+		blocks, memory = all, ram.NewLazySaver(all, log, cfg)
+		return memory.Register(reg)
+	})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	return p, memory, blocks, nil
+}
+
+// replica makes a Replica, whose memory register registers.
+func (g *Guest) replica(reg *vmstate.Registry, register func([]ram.Block, ram.DirtyLog) error) (*Replica, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if !g.born {
-		return nil, nil, ErrNothing
+		return nil, ErrNothing
 	}
 	g.settle()
 	p := &Replica{g: g, reg: reg, devices: make(map[vmstate.Alias]*opaque)}
@@ -57,15 +99,14 @@ func (g *Guest) NewReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (*Replica
 		blocks[i] = ram.Block{Name: b.name, Host: b.mem}
 		p.dirty = append(p.dirty, ram.NewBitmap(len(b.mem)/ram.PageSize))
 	}
-	saver := ram.NewSaver(blocks, p, cfg)
 	if err := p.take(); err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	if err := saver.Register(reg); err != nil {
-		return nil, nil, err
+	if err := register(blocks, p); err != nil {
+		return nil, err
 	}
 	g.replicas[p] = true
-	return p, saver, nil
+	return p, nil
 }
 
 // take makes the devices those of the present checkpoint. g.mu is held, and the

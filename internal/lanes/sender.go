@@ -22,6 +22,10 @@ type SenderConfig struct {
 	// Compressor makes one for each lane. Nil: multifd.CompressZlib. It is not
 	// called for multifd.None.
 	Compressor func(multifd.Method) (multifd.Compressor, error)
+	// Choose has only those pages compressed for which that pays at the rate that the
+	// lanes are found to have; the others go as they are, in packets of multifd.None. A
+	// QEMU takes packets of one method only.
+	Choose bool
 
 	// Limit bounds the waits of SendPage and Sync. Nil: nothing does.
 	Limit Limit
@@ -38,10 +42,11 @@ type SenderConfig struct {
 type Sender struct {
 	cfg   SenderConfig
 	lanes []*outward
-	work  chan *packet // full ones
-	free  chan *packet // empty ones
-	fill  *packet      // is being filled; nil: none
+	work  chan *packet  // full ones
+	free  chan *packet  // empty ones, with what has become of them
+	fill  [ways]*packet // are being filled; nil: none
 	wait  wait
+	pick  *chooser // nil: all pages go the same way
 
 	busy   atomic.Int64  // packets that a lane has to send
 	idle   chan struct{} // capacity one: busy has come to 0
@@ -63,6 +68,7 @@ type outward struct {
 	sync  chan uint64 // number of a packet that ends a section
 	raw   []byte      // pages
 	out   []byte      // compressed
+	load  load        // since its last packet
 }
 
 // Write implements io.Writer: it counts.
@@ -75,14 +81,15 @@ func (l *outward) Write(p []byte) (int, error) {
 // packet is a packet's pages, by reference to the guest's memory.
 type packet struct {
 	multifd.Packet
-	pages [][]byte
+	pages   [][]byte
+	outcome outcome // of its last use
 }
 
 // NewSender makes a Sender, which owns its lanes from now on; where it fails they stay the
 // caller's, open. Start starts it.
 func NewSender(cfg SenderConfig) (*Sender, error) {
 	s := &Sender{
-		cfg: cfg, work: make(chan *packet), free: make(chan *packet, len(cfg.Conns)+1),
+		cfg: cfg, work: make(chan *packet), free: make(chan *packet, len(cfg.Conns)+ways),
 		idle: make(chan struct{}, 1),
 	}
 	closers := make([]io.Closer, len(cfg.Conns))
@@ -94,11 +101,17 @@ func NewSender(cfg SenderConfig) (*Sender, error) {
 	for range cap(s.free) {
 		s.free <- &packet{Packet: multifd.Packet{Normal: make([]uint64, 0, multifd.MaxPages)}, pages: make([][]byte, 0, multifd.MaxPages)}
 	}
+	if cfg.Choose && cfg.Method != multifd.None {
+		s.pick = newChooser(len(cfg.Conns))
+	}
 	newCompressor := cfg.Compressor
 	if newCompressor == nil {
 		newCompressor = multifd.CompressZlib
 	}
 	for i, conn := range cfg.Conns {
+		if s.pick != nil {
+			boundUnsent(conn)
+		}
 		l := &outward{id: i, conn: conn, moved: &s.moved, sync: make(chan uint64)}
 		l.w = qemufile.NewWriter(l)
 		if cfg.Method != multifd.None {
@@ -155,11 +168,12 @@ func (s *Sender) run(l *outward) error {
 		select {
 		case p := <-s.work:
 			err = s.send(l, p)
-			p.Normal, p.pages = p.Normal[:0], p.pages[:0]
+			p.pages = p.pages[:0]
 			s.free <- p // there is room for all
 		case n := <-l.sync:
 			(&multifd.Packet{Sync: true, Number: n}).Put(l.w)
 			err = s.flush(l)
+			l.load = idle
 		case <-s.bad:
 			return nil
 		}
@@ -180,7 +194,7 @@ func (s *Sender) run(l *outward) error {
 
 // send sends a packet; the guest's memory is not needed any more when it returns.
 func (s *Sender) send(l *outward, p *packet) error {
-	p.Method, p.Data = s.cfg.Method, nil
+	begun := time.Now()
 	// The guest may be writing: what is compressed must not change meanwhile, and
 	// what is not must be one packet's pages, however many parts it leaves in.
 	l.raw = l.raw[:0]
@@ -188,15 +202,23 @@ func (s *Sender) send(l *outward, p *packet) error {
 		l.raw = append(l.raw, page...)
 	}
 	p.Data = l.raw
-	if l.z != nil {
+	if p.Method != multifd.None {
 		var err error
 		if l.out, err = l.z.Compress(l.out[:0], l.raw); err != nil {
 			return err
 		}
 		p.Data = l.out
 	}
+	made := time.Now()
 	p.Packet.Put(l.w)
-	return s.flush(l)
+	if err := s.flush(l); err != nil {
+		return err
+	}
+	o := &p.outcome
+	o.pages, o.wire, o.before = len(p.pages), len(p.Data), l.load
+	o.made, o.wrote = made.Sub(begun), time.Since(made)
+	l.load = o.load()
+	return nil
 }
 
 // flush sends what was put, for as long as a packet may take.
@@ -218,48 +240,66 @@ func (s *Sender) inTime(l *outward) {
 
 // SendPage implements ram.PageSender.
 func (s *Sender) SendPage(block string, offset uint64, page []byte) error {
-	if s.fill != nil && s.fill.Block != block {
-		if err := s.hand(); err != nil {
-			return err
+	for w, p := range s.fill {
+		if p != nil && p.Block != block {
+			if err := s.hand(way(w)); err != nil {
+				return err
+			}
 		}
 	}
-	if s.fill == nil {
-		if err := s.take(); err != nil {
+	w := plain
+	switch {
+	case s.pick != nil:
+		w = s.pick.way(block, offset, page)
+	case s.cfg.Method != multifd.None:
+		w = packed
+	}
+	if s.fill[w] == nil {
+		p, err := s.take()
+		if err != nil {
 			return err
 		}
-		s.fill.Block = block
+		p.Block, p.Method, p.outcome.way = block, multifd.None, w
+		if w == packed {
+			p.Method = s.cfg.Method
+		}
+		s.fill[w] = p
 	}
-	s.fill.Normal = append(s.fill.Normal, offset)
-	s.fill.pages = append(s.fill.pages, page)
-	if len(s.fill.Normal) == multifd.MaxPages {
-		return s.hand()
+	p := s.fill[w]
+	p.Normal = append(p.Normal, offset)
+	p.pages = append(p.pages, page)
+	if len(p.Normal) == multifd.MaxPages {
+		return s.hand(w)
 	}
 	return nil
 }
 
-// take takes an empty packet.
-func (s *Sender) take() error {
+// take takes an empty packet, and learns from what has become of it.
+func (s *Sender) take() (p *packet, err error) {
 	late := s.wait.begin()
 	defer s.wait.end()
-	for {
+	for p == nil {
 		select {
-		case s.fill = <-s.free:
-			return nil
+		case p = <-s.free:
 		case <-s.bad:
-			return s.err
+			return nil, s.err
 		case <-late:
-			var err error
 			if late, err = s.wait.late(); err != nil {
-				return s.Spoil(err)
+				return nil, s.Spoil(err)
 			}
 		}
 	}
+	if s.pick != nil {
+		s.pick.saw(p.outcome, p.Block, p.Normal)
+	}
+	p.Normal, p.outcome = p.Normal[:0], outcome{}
+	return p, nil
 }
 
-// hand hands the packet that was filled to a lane.
-func (s *Sender) hand() error {
-	p := s.fill
-	s.fill = nil
+// hand hands a packet that was filled to a lane.
+func (s *Sender) hand(w way) error {
+	p := s.fill[w]
+	s.fill[w] = nil
 	p.Number = s.number
 	s.number++
 	return s.give(s.work, p, nil, 0)
@@ -311,9 +351,11 @@ func (s *Sender) settle() error {
 // Sync implements ram.PageSender: each lane says that the section has ended, and
 // has said so before it takes a packet of the next one.
 func (s *Sender) Sync() error {
-	if s.fill != nil {
-		if err := s.hand(); err != nil {
-			return err
+	for w, p := range s.fill {
+		if p != nil {
+			if err := s.hand(way(w)); err != nil {
+				return err
+			}
 		}
 	}
 	if err := s.settle(); err != nil {

@@ -105,11 +105,12 @@ type saverBlock struct {
 	Block
 	mem   []byte // the part of Host in use; empty if the block is not sent
 	dirty Bitmap
-	taken Bitmap // dirty pages that are in the arena, or go with this checkpoint
-	sent  Bitmap // pages sent, or captured, since the last Confirm; nil if the saver is not resumable
-	early Bitmap // pages that were sent ahead since BeginAhead
-	hot   Bitmap // pages that are not worth it: see BeginAhead
-	told  bool   // in the list that LoadDirty reads
+	taken Bitmap      // dirty pages that are in the arena, or go with this checkpoint
+	sent  Bitmap      // pages sent, or captured, since the last Confirm; nil if the saver is not resumable
+	early Bitmap      // pages that were sent ahead since BeginAhead
+	hot   Bitmap      // pages that are not worth it: see BeginAhead
+	told  bool        // in the list that LoadDirty reads
+	marks []deltaMark // of pages; nil: none has been sent as a difference
 }
 
 // noBlock is the value of last before any record named a block.

@@ -20,12 +20,12 @@ func (s *Saver) send(w *qemufile.Writer, bi, i int, mayBeZero bool) {
 		s.stats.ZeroPages++
 		return
 	}
-	if s.elsewhere != nil && (s.deltas == nil || !s.sendDeltas) {
-		s.stats.Pages++
-		s.putElsewhere(w, bi, uint64(off), page)
-		return
-	}
-	if s.deltas == nil || !s.sendDeltas {
+	if !s.asDelta(bi, i) {
+		if s.elsewhere != nil {
+			s.stats.Pages++
+			s.putElsewhere(w, bi, uint64(off), page)
+			return
+		}
 		s.putHead(w, bi, uint64(off)|flagPage)
 		w.WriteRef(page)
 		return
@@ -35,7 +35,8 @@ func (s *Saver) send(w *qemufile.Writer, bi, i int, mayBeZero bool) {
 	kept := s.deltas.Get(pageKey(bi, i))
 	if kept == nil {
 		kept = s.deltas.Put(pageKey(bi, i))
-	} else if n, ok := xbzrle.Encode(s.delta[:], kept, page); ok {
+	} else if n, ok := xbzrle.Encode(s.delta[:s.maxDelta()], kept, page); ok {
+		s.fits(bi, i)
 		if n == 0 {
 			s.stats.UnchangedPages++
 			return
@@ -46,6 +47,10 @@ func (s *Saver) send(w *qemufile.Writer, bi, i int, mayBeZero bool) {
 		w.PutBE16(uint16(n))
 		w.Write(s.delta[:n])
 		s.stats.XBZRLEPages++
+		return
+	} else if !s.tooLong(bi, i) {
+		s.putHead(w, bi, uint64(off)|flagPage)
+		w.WriteRef(page)
 		return
 	}
 	copy(kept, page)
@@ -89,18 +94,22 @@ func (s *Saver) capture(bi, i int) bool {
 		s.arena.take(n + 1)
 		return true
 	}
-	if s.deltas != nil && s.sendDeltas {
+	if s.asDelta(bi, i) {
 		kept := s.deltas.Get(pageKey(bi, i))
-		if kept != nil {
-			if n, sent := s.captureDelta(dst, bi, uint64(off), kept, page); sent {
-				s.arena.take(n)
-				return true
-			}
-		} else {
+		keep := true
+		if kept == nil {
 			kept = s.deltas.Put(pageKey(bi, i))
+		} else if n, sent := s.captureDelta(dst, bi, uint64(off), kept, page); sent {
+			s.fits(bi, i)
+			s.arena.take(n)
+			return true
+		} else {
+			keep = s.tooLong(bi, i)
 		}
-		copy(kept, page)
-		page = kept // which is in the cache of the processor now
+		if keep {
+			copy(kept, page)
+			page = kept // which is in the cache of the processor now
+		}
 	}
 	n := s.captureHead(dst, bi, uint64(off)|flagPage)
 	copy(dst[n:n+PageSize], page)
@@ -116,7 +125,7 @@ func (s *Saver) captureDelta(dst []byte, bi int, off uint64, kept, page []byte) 
 	if s.last != bi {
 		h = 9 + len(s.blocks[bi].Name)
 	}
-	body := dst[h+3 : h+3+PageSize]
+	body := dst[h+3 : h+3+s.maxDelta()]
 	n, ok := xbzrle.Encode(body, kept, page)
 	if !ok {
 		return 0, false

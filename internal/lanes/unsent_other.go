@@ -1,0 +1,5 @@
+//go:build !linux
+
+package lanes
+
+func setUnsent(uintptr) {}
