@@ -12,23 +12,41 @@ import (
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/examples/internal/arbiter"
 	"github.com/gocolo/lockstep/failover"
-	"github.com/gocolo/lockstep/failover/sharedfile"
 )
 
 // errForget: the copy is not gone on with, by somebody's word.
 var errForget = errors.New("not gone on with")
 
-// openArbiter opens what -arbiter names; nil: none.
-func openArbiter(s string) (failover.Arbiter, error) {
+// openArbiter opens what -arbiter names; nil: none. run, if it is not nil, is called for as
+// long as the arbiter is asked. say may be nil where it is not.
+func openArbiter(s string, say func(format string, args ...any)) (a failover.Arbiter, run func(context.Context) error, err error) {
 	if s == "" {
-		return nil, nil
+		return nil, nil, nil
 	}
-	kind, where, ok := strings.Cut(s, ":")
-	if !ok || kind != "file" || where == "" {
-		return nil, fmt.Errorf("-arbiter %s: it is file:DIR, DIR being of this guest alone, on storage that both hosts reach", s)
+	if a, run, err = arbiter.Open(s, "", func(line string) { say("arbiter: %s", line) }); err != nil {
+		err = fmt.Errorf("-arbiter %w, of this guest alone, where both hosts reach it", err)
 	}
-	return sharedfile.New(where)
+	return a, run, err
+}
+
+// askedUntil calls run until the function that it returns is called, which waits for its
+// end. A host that is told to end still tells the arbiter of it.
+func askedUntil(ctx context.Context, run func(context.Context) error) (end func()) {
+	if run == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
 }
 
 // rule is how this standby decides.

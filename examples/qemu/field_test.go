@@ -227,12 +227,17 @@ func TestAHeartbeatThatIsGivenByHandLeavesOneThatRuns(t *testing.T) {
 	g.runsHere()
 }
 
-// The host of the primary dies: its QEMU and its guardian at once.
+// The host of the primary dies: its QEMU and its guardian at once. A program keeps the
+// arbiter's record.
 func TestADeadHostsGuestIsGrantedToTheStandby(t *testing.T) {
 	t.Parallel()
 	needsQEMU(t)
 	dir, back := qemutest.Dir(t), qemutest.Dir(t)
-	arbiter := "file:" + filepath.Join(dir, "arbiter")
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	arbiter := "store:/usr/bin/env " + recordEnv + "=" + filepath.Join(dir, "arbiter") + " " + self
 	s := start(t, append([]string{"standby", "-json", "-listen", "unix:" + dir + "/s", "-state", dir, "-control", "unix:" + dir + "/c", "-insecure",
 		"-arbiter", arbiter, "-holder", "there"}, same(t, back, "pc")...)...)
 	s.text("listening")

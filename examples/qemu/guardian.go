@@ -68,10 +68,12 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	g := &guardian{protectOptions: o, p: p, told: make(chan news, 64), over: make(chan struct{}), generation: 1, token: tokenOf(o.qmp)}
 	o.exited = func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.exited }
 	o.ours, o.begins, o.permit, o.current = g.ours, g.begins, g.permit, g.monitor
-	var err error
-	if g.arb, err = openArbiter(o.arbiter); err != nil {
+	arb, run, err := openArbiter(o.arbiter, p.warn)
+	if err != nil {
 		return exitFailed, err
 	}
+	g.arb = arb
+	defer askedUntil(ctx, run)()
 	if o.controlTLS != "" {
 		if g.creds, err = clientCreds(o.controlTLS, hostOf(o.control)); err != nil {
 			return exitFailed, err

@@ -123,7 +123,7 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 	f.StringVar(&o.control, "control", "", "tell the standby at `ADDR`, its -control, how the guest has ended")
 	f.StringVar(&o.controlTLS, "control-tls", "", "encrypt -control with the certificates in `DIR`: ca-cert.pem, client-cert.pem, client-key.pem")
 	f.BoolVar(&o.insecure, "insecure", false, "connect to -control without TLS")
-	f.StringVar(&o.arbiter, "arbiter", "", "let `file:DIR` decide who goes on, a directory of this guest's that both hosts reach")
+	f.StringVar(&o.arbiter, "arbiter", "", "let `PLACE` decide who goes on: file:DIR, a directory of this guest's that both hosts reach, or store:COMMAND, a program that keeps the record")
 	f.StringVar(&o.holder, "holder", hostName(), "call this host `NAME` at the arbiter")
 	f.DurationVar(&o.term, "term", 10*time.Second, "with -arbiter: let the standby have the guest when this host has been silent for so long")
 	f.DurationVar(&o.stall, "stall", standby.DefaultStall, "with -stay: have a guest run on that stands for so long without its checkpoint getting on")
@@ -193,7 +193,7 @@ func (o *protectOptions) checkStay() error {
 		return errors.New("-term is a second or more, -stall and -silence above 0")
 	}
 	if o.arbiter != "" {
-		_, err := openArbiter(o.arbiter)
+		_, _, err := openArbiter(o.arbiter, nil)
 		return err
 	}
 	return nil

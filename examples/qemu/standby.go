@@ -140,9 +140,12 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 			return exitFailed, err
 		}
 	}
-	if s.arbiterOf, err = openArbiter(s.arbiter); err != nil {
+	arb, run, err := openArbiter(s.arbiter, s.p.warn)
+	if err != nil {
 		return exitFailed, err
 	}
+	s.arbiterOf = arb
+	defer askedUntil(ctx, run)()
 	s.token = tokenOf("unix:" + filepath.Join(s.state, "qmp"))
 	s.kept = keptIn(s.state)
 	serving, stop := context.WithCancel(ctx)

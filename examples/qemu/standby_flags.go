@@ -106,7 +106,7 @@ func (o *standbyOptions) flags(f *flag.FlagSet) {
 	f.BoolVar(&o.json, "json", false, "print events as JSON lines")
 	f.StringVar(&o.fence, "fence", "", "run the shell `COMMAND` before going on: it succeeds when the primary surely does not run any more")
 	f.StringVar(&o.takeover, "takeover", "ask", "who decides where the primary is lost and there is no guardian, -arbiter or -fence: `WHO`, ask for you, by \"qemu promote\"; always takes a connection that was closed for a primary that is dead")
-	f.StringVar(&o.arbiter, "arbiter", "", "let `file:DIR` decide who goes on, a directory of this guest's that both hosts reach")
+	f.StringVar(&o.arbiter, "arbiter", "", "let `PLACE` decide who goes on: file:DIR, a directory of this guest's that both hosts reach, or store:COMMAND, a program that keeps the record")
 	f.StringVar(&o.control, "control", "", "take the primary's guardian (protect -stay) at `ADDR`; then this standby keeps guest after guest")
 	f.BoolVar(&o.insecure, "insecure", false, "take a guardian without TLS: whoever reaches it can have the guest forgotten or started")
 	f.BoolVar(&o.reserve, "reserve", false, "reserve the space that the guest may need in -state, as soon as it is protected")
@@ -148,7 +148,7 @@ func (o *standbyOptions) check() error {
 		return errors.New("-control wants -tls, or -insecure by name")
 	}
 	if o.arbiter != "" {
-		if _, err := openArbiter(o.arbiter); err != nil {
+		if _, _, err := openArbiter(o.arbiter, nil); err != nil {
 			return err
 		}
 	}

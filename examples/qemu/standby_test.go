@@ -16,13 +16,25 @@ import (
 
 	"go.uber.org/goleak"
 
+	failoverprogram "github.com/gocolo/lockstep/failover/program"
+	"github.com/gocolo/lockstep/failover/sharedfile"
 	"github.com/gocolo/lockstep/internal/qemutest"
 )
 
 // programEnv makes the test binary the program.
 const programEnv = "LOCKSTEP_TEST_QEMU"
 
+// recordEnv makes this binary a program that keeps an arbiter's record in a directory.
+const recordEnv = "LOCKSTEP_TEST_RECORD"
+
 func TestMain(m *testing.M) {
+	if dir := os.Getenv(recordEnv); dir != "" {
+		store, err := sharedfile.Open(dir)
+		if err != nil || failoverprogram.Serve(context.Background(), os.Stdin, os.Stdout, store) != nil {
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
 	if os.Getenv(programEnv) != "" {
 		main()
 	}
@@ -443,7 +455,7 @@ func TestWrongArgumentsAreSaid(t *testing.T) {
 		{"check"},
 		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-takeover", "never"},
 		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-control", "127.0.0.1:0"},
-		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-arbiter", "etcd:x"},
+		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-arbiter", "etcd:x:1"},
 		{"standby", "-listen", "127.0.0.1:0", "-state", "x", "-takeover", "always", "-arbiter", "file:x"},
 		{"protect", "-qmp", "a", "-to", "b", "-control", "c"},
 		{"protect", "-qmp", "a", "-to", "b", "-stay", "-control", "c"},

@@ -31,7 +31,7 @@ func Named(s string) bool {
 //
 //   - file:DIR, a directory that both hosts reach, of this guest alone;
 //   - etcd:HOST:PORT,..., the members of an etcd cluster, by the program lockstep-etcd, with
-//     the key /lockstep/GUEST;
+//     the key /lockstep/GUEST, if the guest has a name;
 //   - store:COMMAND, a program that keeps the record, with its arguments: see package
 //     failover/program. There are no quotation marks.
 //
@@ -48,6 +48,9 @@ func Open(s, guest string, say func(line string)) (a failover.Arbiter, run func(
 		a, err := sharedfile.New(rest)
 		return a, nil, err
 	case "etcd":
+		if guest == "" {
+			return nil, nil, fmt.Errorf("%s: the guest has no name here to make a key of; want store:%s -endpoints %s -key KEY", s, etcdProgram, rest)
+		}
 		for member := range strings.SplitSeq(rest, ",") {
 			if !strings.Contains(strings.TrimPrefix(strings.TrimPrefix(member, "http://"), "https://"), ":") {
 				return nil, nil, fmt.Errorf("%s: %q is not the HOST:PORT of a member", s, member)

@@ -32,6 +32,9 @@ func TestMain(m *testing.M) {
 
 func TestWhatNamesNoArbiterIsAnErrorThatSaysWhat(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
+	if _, _, err := Open("etcd:a:2379", "", nil); err == nil || !strings.Contains(err.Error(), "want store:lockstep-etcd -endpoints a:2379 -key KEY") {
+		t.Errorf("a guest without a name: %v", err)
+	}
 	for s, want := range map[string]string{
 		"":                   "want file:DIR",
 		"file:":              "want file:DIR",
