@@ -165,6 +165,7 @@ func TestAMonitorSteersAJob(t *testing.T) {
 		{"protection-fenced", nil, "fenced"},
 		{"protection-complete", nil, "complete"},
 		{"protection-migrate", nil, "migrate"},
+		{"migrate-set-parameters", map[string]any{"x-checkpoint-delay": 0}, "delay 1ms"},
 		{"migrate-set-parameters", map[string]any{"x-checkpoint-delay": 250}, "delay 250ms"},
 	} {
 		before := len(j.ordered())

@@ -16,7 +16,7 @@
 //	query-colo-status            the side of this host, and how the last session ended
 //	x-colo-lost-heartbeat        protect.Job.Failover
 //	query-migrate                how far a synchronisation has come
-//	migrate-set-parameters,      x-checkpoint-delay, where the job can change it
+//	migrate-set-parameters,      x-checkpoint-delay, where the job can change it (0 is a millisecond)
 //	query-migrate-parameters
 //	migrate-set-capabilities,    x-colo is on, and stays so
 //	query-migrate-capabilities

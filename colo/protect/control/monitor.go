@@ -108,12 +108,15 @@ func NewMonitor(job Job, cfg Config) *Monitor {
 	qmp.RegisterMigration(c, m.migration)
 	qmp.RegisterCapabilities(c, capabilities, setCapabilities)
 	if d, ok := job.(delayer); ok {
+		// A QEMU takes 0, which is no delay at all; to a job the least delay is another
+		// than none.
+		const leastDelay = time.Millisecond
 		qmp.RegisterParameters(c, m.parameters, func(_ context.Context, p qmp.MigrationParameters) error {
 			if p.XCheckpointDelay == nil {
 				return nil
 			}
 			delay := time.Duration(*p.XCheckpointDelay) * time.Millisecond
-			err := d.SetDelay(delay)
+			err := d.SetDelay(max(delay, leastDelay))
 			if err == nil {
 				m.mu.Lock()
 				m.delay = delay
