@@ -29,6 +29,7 @@ type flatWorld struct {
 	t      *testing.T
 	params flatguest.Params
 	broken func(net.Conn) net.Conn // the first connection
+	gone   bool                    // there is no other connection
 
 	mu     sync.Mutex
 	frames []flatguest.Frame // as they were emitted, wherever that was
@@ -150,10 +151,11 @@ func leastKernel() []byte {
 
 // A flatProcess is one run of the program.
 type flatProcess struct {
-	done chan error
-	stop context.CancelFunc
-	hand chan chan<- os.Signal
-	said *bytes.Buffer // with w.mu held
+	done    chan error
+	stop    context.CancelFunc
+	console *console
+	hand    chan chan<- os.Signal
+	said    *bytes.Buffer // with w.mu held
 }
 
 // run runs the program.
@@ -171,6 +173,9 @@ func (w *flatWorld) run(args ...string) *flatProcess {
 	o.hw.notify = func(c chan<- os.Signal, _ ...os.Signal) { p.hand <- c }
 	first := true
 	o.hw.dial = func(ctx context.Context, address string) (net.Conn, error) {
+		if !first && w.gone {
+			return nil, errors.New("nobody is there")
+		}
 		c, err := new(net.Dialer).DialContext(ctx, "tcp", address)
 		if first && err == nil && w.broken != nil {
 			c = w.broken(c)
@@ -182,6 +187,7 @@ func (w *flatWorld) run(args ...string) *flatProcess {
 	p.stop = cancel
 	std := stdio{strings.NewReader(""), lockedWriter{w, p.said}, io.Discard}
 	c := newConsole(std, true, nil)
+	p.console = c
 	go func() { p.done <- runRoaming(ctx, o, c, newPrinter(o, std, c)) }()
 	w.t.Cleanup(func() {
 		cancel()
@@ -306,6 +312,58 @@ func (u *untilMissed) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// moves runs two processes, and has the guest of the second, which has run for a while, move
+// to the first.
+func (w *flatWorld) moves(args []string) (to, from *flatProcess) {
+	w.t.Helper()
+	to = w.run(append([]string{modeReceive, "-listen", "127.0.0.1:0"}, args...)...)
+	address := ""
+	w.until("the port", func() bool {
+		_, address, _ = strings.Cut(to.said.String(), "on 127.0.0.1:")
+		address, _, _ = strings.Cut(address, `"`)
+		return address != ""
+	})
+	from = w.run(append([]string{modeMigrate, "-kernel", "none", "-peer", "127.0.0.1:" + address}, args...)...)
+	w.emits(1, 100)
+	(<-from.hand) <- syscall.SIGUSR2
+	return to, from
+}
+
+// A guest that waits for the memory of a host that is gone is lost at the end of -give-up, or
+// some time after an order to end; on the host that sent it, it goes on from where it stood
+// still, if a person says so.
+func TestAHostThatIsGoneInPostcopyDoesNotHoldTheOther(t *testing.T) {
+	require.Usable(t, require.KVM, kvm.Probe)
+	needPostcopy(t)
+	w := &flatWorld{t: t, params: flatguest.Params{VCPUs: 1, Pages: 64, Touch: 4, Delay: 2000, Seed: 6}, gone: true}
+	w.broken = func(c net.Conn) net.Conn { return &untilMissed{Conn: c, asked: make(chan struct{})} }
+	to, from := w.moves([]string{"-max-downtime", "1ns", "-postcopy", "-give-up", "10ms"})
+	if err := w.end(to); !errors.Is(err, errHalf) {
+		t.Errorf("%v; %s", err, w.told())
+	}
+	w.until("the source to call", func() bool { return strings.Contains(from.said.String(), phase("broken")) })
+	_, order, _ := from.console.mode()
+	order('g')
+	w.until("the source to go on", func() bool { return strings.Contains(from.said.String(), "as ordered") })
+	w.emits(1, 1+w.emitted(1))
+	from.stop()
+	if err := w.end(from); err != nil {
+		t.Error(err, w.told())
+	}
+}
+
+// emitted returns how many frames a process has emitted.
+func (w *flatWorld) emitted(number int) (n int) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, at := range w.where {
+		if at == number {
+			n++
+		}
+	}
+	return n
+}
+
 // The guest goes on exactly where it stood still: by precopy, and by postcopy with a
 // connection that breaks while it waits for memory.
 func TestAGuestOnKVMMovesFromProcessToProcess(t *testing.T) {
@@ -324,16 +382,7 @@ func TestAGuestOnKVMMovesFromProcessToProcess(t *testing.T) {
 				w.broken = func(c net.Conn) net.Conn { return &untilMissed{Conn: c, asked: make(chan struct{})} }
 			}
 			args = append(args, "-disk", disk)
-			to := w.run(append([]string{modeReceive, "-listen", "127.0.0.1:0"}, args...)...)
-			address := ""
-			w.until("the port", func() bool {
-				_, address, _ = strings.Cut(to.said.String(), "on 127.0.0.1:")
-				address, _, _ = strings.Cut(address, `"`)
-				return address != ""
-			})
-			from := w.run(append([]string{modeMigrate, "-kernel", "none", "-peer", "127.0.0.1:" + address}, args...)...)
-			w.emits(1, 100)
-			(<-from.hand) <- syscall.SIGUSR2
+			to, from := w.moves(args)
 			if err := w.end(from); err != nil {
 				t.Error(err, w.told())
 			}

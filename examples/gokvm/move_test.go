@@ -390,6 +390,7 @@ func TestWhatMovesAndWhatDoesNotIsSaidInOneLine(t *testing.T) {
 		{"receive -listen a:1 -kernel k", "-kernel: the guest of receive"},
 		{"receive -listen a:1 -append x", "-append without -kernel"},
 		{"receive -listen a:1 -max-downtime 0s", "-max-downtime 0s"},
+		{"receive -listen a:1 -give-up -1s", "-give-up -1s"},
 		{"boot -kernel k -postcopy", "-postcopy is for migrate and receive"},
 		{"primary -kernel k -peer a:1 -shared-disk", "-shared-disk is for migrate and receive"},
 	} {

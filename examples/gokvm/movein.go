@@ -135,9 +135,23 @@ func (a *arrival) again(l *link) {
 	}
 }
 
-// reconnect waits for another connection of the source's.
+// errHalf is of a guest that has lost its other half.
+var errHalf = errors.New("the guest is lost: the other host, which has a part of its memory, is not heard")
+
+// reconnect waits for another connection of the source's, for as long as -give-up says,
+// or until some time after an order to end.
 func (a *arrival) reconnect(ctx context.Context, broken error) (migrate.Conn, error) {
-	a.r.p.phase("broken", "the guest runs here, and a part of its memory is on the other host: %s", oneLine(broken))
+	const last = lastQuestions * retry
+	giveUp := a.r.o.giveUp
+	until := "for as long as it takes"
+	var late <-chan time.Time
+	if giveUp > 0 {
+		until = fmt.Sprintf("for %v", giveUp)
+		late = time.After(giveUp)
+	}
+	a.r.p.phase("broken", "the guest runs here, and a part of its memory is on the other host: %s; "+
+		"that is waited for %s, or %v after an order to end; then the guest is lost", oneLine(broken), until, last)
+	ordered := a.r.ordered.Done()
 	for {
 		select {
 		case l := <-a.want:
@@ -147,6 +161,13 @@ func (a *arrival) reconnect(ctx context.Context, broken error) (migrate.Conn, er
 				return l, nil
 			}
 			l.Close()
+		case <-ordered:
+			ordered = nil
+			if giveUp == 0 || giveUp > last {
+				late = time.After(last)
+			}
+		case <-late:
+			return nil, errHalf
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}

@@ -20,11 +20,15 @@ type departure struct {
 	source *migrate.Source
 	link   *link // the first one
 
+	asked  int  // how often the other host was asked since an order to end
+	byHand bool // a person has said that the guest is to go on here
+
 	done chan struct{} // closed when it has been decided who has the guest
 	err  error         // nil: the other host, if not this one runs it on
 }
 
 var (
+	errLeft     = errors.New("the other host does not answer")
 	errDecided  = errors.New("the other host knows how it has ended")
 	errNowhere  = errors.New("the guest stands still, and where it is to go on is for a person to say")
 	errNoMemory = errors.New("this machine cannot run before its memory is there")
@@ -86,9 +90,12 @@ func (d *departure) run() error {
 	return nil
 }
 
-// reconnect calls the other host again, until it answers.
+// reconnect calls the other host again, until it answers, a person has the guest go on
+// here, or an order to end has come some time ago.
 func (d *departure) reconnect(ctx context.Context, broken error) (migrate.Conn, error) {
-	d.r.p.phase("broken", "the guest runs on the other host, and a part of its memory is here: %s", oneLine(broken))
+	d.drainOrder()
+	d.r.p.phase("broken", "the guest runs on the other host, and a part of its memory is here: %s; "+
+		"the other host is called until it answers; if it is dead, Ctrl-A g lets the guest go on here, from where it stood still", oneLine(broken))
 	hello := d.hello
 	hello.Again = true
 	for {
@@ -101,11 +108,34 @@ func (d *departure) reconnect(ctx context.Context, broken error) (migrate.Conn, 
 			return nil, errDecided
 		}
 		select {
+		case <-d.r.goOn:
+			d.byHand = true
+			return nil, errLeft
 		case <-time.After(retry):
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		}
+		if d.leaves() {
+			return nil, errLeft
+		}
 	}
+}
+
+// drainOrder forgets what a person has said before there was anything to decide.
+func (d *departure) drainOrder() {
+	select {
+	case <-d.r.goOn:
+	default:
+	}
+}
+
+// leaves counts a question, and reports whether it was the last one.
+func (d *departure) leaves() bool {
+	if d.r.ordered.Err() == nil {
+		return false
+	}
+	d.asked++
+	return d.asked >= lastQuestions
 }
 
 // lastQuestions is how often the other host is asked after an order to end.
@@ -114,12 +144,12 @@ const lastQuestions = 25
 // find asks the other host how it has ended, until it says so, or a person does.
 func (d *departure) find(lost error) error {
 	d.r.p.phase("undecided", "the guest stands still here, and the other host, which may have it, is asked: %s", oneLine(lost))
-	hello, told, asked := d.hello, false, 0
+	hello, told := d.hello, false
 	hello.Again = true
-	select {
-	case <-d.r.goOn: // said before there was anything to decide
-	default:
+	if d.byHand {
+		return d.stays(lost)
 	}
+	d.drainOrder()
 	for {
 		l, answer, err := callPeer(d.r.life, d.r.o, d.r.secure, hello)
 		if l != nil {
@@ -141,17 +171,20 @@ func (d *departure) find(lost error) error {
 		}
 		select {
 		case <-goOn:
-			return errors.Join(fmt.Errorf("the guest runs on here, as ordered: %w", lost), (*roamingVM)(d.r).Resume(d.r.life))
+			return d.stays(lost)
 		case <-d.r.life.Done():
 			return fmt.Errorf("%w: %w", errNowhere, lost)
 		case <-time.After(retry):
 		}
-		if d.r.ordered.Err() != nil {
-			if asked++; asked == lastQuestions {
-				return fmt.Errorf("%w: %w", errNowhere, lost)
-			}
+		if d.leaves() {
+			return fmt.Errorf("%w: %w", errNowhere, lost)
 		}
 	}
+}
+
+// stays has the guest go on here, by a person's word.
+func (d *departure) stays(lost error) error {
+	return errors.Join(fmt.Errorf("the guest runs on here, as ordered: %w", lost), (*roamingVM)(d.r).Resume(d.r.life))
 }
 
 // cancel keeps the guest here if it is not on its way yet, and changes nothing otherwise:

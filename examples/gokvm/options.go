@@ -104,7 +104,9 @@ still runs on A, it stays there; later, the two ask each other who has it, and i
 stands still until that is known. With -postcopy it goes after one pass over its memory, and
 the rest follows: it stands still for less, however large it is and however much it
 writes, but lives on both hosts for as long as that takes, and is lost if one of them
-dies; connections may break. B then needs the right to use userfaultfd.
+dies; connections may break. B waits for A then, for -give-up at most, or 5 seconds
+after an order to end; A calls B, and Ctrl-A g there, if B is dead, lets the guest go
+on from where it stood still. B needs the right to use userfaultfd.
 
 With -insecure in place of -cert, -key and -ca the connections are plain, and whoever
 reaches the port can read and replace the guest. Without -listen, or -peer, a host
@@ -146,8 +148,9 @@ type options struct {
 	save, resume           string
 	postcopy               bool
 	maxDowntime            time.Duration
-	sharedDisk             bool   // -disk is the same storage on both hosts, whatever its lock says
-	mem                    uint64 // bytes
+	giveUp                 time.Duration // 0: never
+	sharedDisk             bool          // -disk is the same storage on both hosts, whatever its lock says
+	mem                    uint64        // bytes
 	vcpus                  int
 	disk                   string
 	tap                    string
@@ -219,6 +222,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.DurationVar(&o.progress, "progress", 10*time.Second, "`time` between two lines of progress where the console is no terminal; 0 for none")
 
 	f.BoolVar(&o.postcopy, "postcopy", false, "the guest moves before its memory does, if that is too much for -max-downtime")
+	f.DurationVar(&o.giveUp, "give-up", 0, "`time` that a guest here waits for the host that has a part of its memory, once the connection is broken; then the guest is lost. 0: for as long as it takes")
 	f.DurationVar(&o.maxDowntime, "max-downtime", 300*time.Millisecond, "`time` that what is left of a guest that moves may take, for it to stand still for that")
 	f.BoolVar(&o.sharedDisk, "shared-disk", false, "your word that -disk is the storage of the guest that arrives, where the lock of one host is not met by the other; for receive")
 
@@ -291,7 +295,7 @@ func (o *options) validate(given map[string]bool) error {
 			return fmt.Errorf("-%s: nobody protects a guest of %s", name, o.mode)
 		}
 	}
-	for _, name := range []string{"postcopy", "max-downtime", "shared-disk"} {
+	for _, name := range []string{"postcopy", "max-downtime", "give-up", "shared-disk"} {
 		if given[name] && !moves {
 			return fmt.Errorf("-%s is for migrate and receive", name)
 		}
@@ -321,6 +325,8 @@ func (o *options) validate(given map[string]bool) error {
 		return errors.New("migrate needs -peer")
 	case o.mode == modeMigrate && o.on != "":
 		return errors.New("-listen is for receive")
+	case o.giveUp < 0:
+		return fmt.Errorf("-give-up %v: want 0 or more", o.giveUp)
 	case o.maxDowntime <= 0:
 		return fmt.Errorf("-max-downtime %v: want more than 0", o.maxDowntime)
 	case o.mode == modeReceive && o.on == "":

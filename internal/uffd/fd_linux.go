@@ -286,16 +286,37 @@ func (f *FD) Close() error {
 }
 
 // Populate has the kernel touch every page of mem for reading, and returns when they are
-// there: how Go code waits for pages that are missing. Linux 5.14.
+// there: how Go code waits for pages that are missing.
 func Populate(mem []byte) error {
 	for {
 		err := unix.Madvise(mem, unix.MADV_POPULATE_READ)
 		switch err {
 		case unix.EINTR, unix.EAGAIN:
 			continue
+		case unix.EINVAL: // before Linux 5.14
+			return readThrough(mem)
 		}
 		return os.NewSyscallError("madvise MADV_POPULATE_READ", err)
 	}
+}
+
+// readThrough is Populate by a system call that reads a byte of each page.
+func readThrough(mem []byte) error {
+	var b [1]byte
+	local := []unix.Iovec{{Base: &b[0]}}
+	local[0].SetLen(1)
+	for len(mem) > 0 {
+		page := min(len(mem), os.Getpagesize())
+		remote := []unix.RemoteIovec{{Base: uintptr(unsafe.Pointer(&mem[0])), Len: 1}}
+		switch _, err := unix.ProcessVMReadv(os.Getpid(), local, remote, 0); err {
+		case nil:
+			mem = mem[page:]
+		case unix.EINTR, unix.EAGAIN:
+		default:
+			return os.NewSyscallError("process_vm_readv", err)
+		}
+	}
+	return nil
 }
 
 // Drop gives the pages of mem back, also those of a file in memory that it maps: they are

@@ -96,26 +96,42 @@ func serve(t *testing.T, f *FD, mem, content []byte) (asked func() int) {
 }
 
 func TestAMissingPageIsAskedForAndPlacedWhole(t *testing.T) {
-	f := openFD(t, 0)
-	mem, content := mapPages(t, 16), make([]byte, 16*pageSize)
-	for i := range content {
-		content[i] = byte(i/pageSize + i)
+	for name, populate := range map[string]func([]byte) error{"populate": Populate, "before Linux 5.14": readThrough} {
+		t.Run(name, func(t *testing.T) {
+			f := openFD(t, 0)
+			mem, content := mapPages(t, 16), make([]byte, 16*pageSize)
+			for i := range content {
+				content[i] = byte(i/pageSize + i)
+			}
+			if err := f.Register(mem, ModeMissing); err != nil {
+				t.Fatal(err)
+			}
+			asked := serve(t, f, mem, content)
+			if err := populate(mem); err != nil {
+				t.Fatal(err)
+			}
+			if asked() < 16 {
+				t.Errorf("asked for %d pages of 16", asked())
+			}
+			if !bytes.Equal(mem, content) {
+				t.Error("the memory is not what was placed")
+			}
+			if err := f.Unregister(mem); err != nil {
+				t.Error(err)
+			}
+		})
 	}
-	if err := f.Register(mem, ModeMissing); err != nil {
+}
+
+func TestMemoryThatIsNotThereIsNotPopulated(t *testing.T) {
+	mem := mapPages(t, 2)
+	if err := unix.Mprotect(mem[pageSize:], unix.PROT_NONE); err != nil {
 		t.Fatal(err)
 	}
-	asked := serve(t, f, mem, content)
-	if err := Populate(mem); err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(mem, content) {
-		t.Error("the memory is not what was placed")
-	}
-	if asked() < 16 {
-		t.Errorf("asked for %d pages of 16", asked())
-	}
-	if err := f.Unregister(mem); err != nil {
-		t.Error(err)
+	for name, populate := range map[string]func([]byte) error{"populate": Populate, "before Linux 5.14": readThrough} {
+		if err := populate(mem); err == nil {
+			t.Errorf("%s: no error", name)
+		}
 	}
 }
 

@@ -235,9 +235,9 @@ func (m *Machine) Blocks() []ram.Block { return []ram.Block{{Name: kvm.RAMBlock,
 
 // EnsureMemory is for a guest that runs before its memory is there: devices call ensure
 // before they touch memory, which returns when n bytes of the block of Blocks from offset
-// on are there (the method Ensure of a ram.Lazy, which takes Linux 5.14), and wait for it
-// meanwhile. Its error is of memory that nobody brings any more, and is not looked at: the
-// guest is lost then. Nil: all memory is there. The Machine must be paused.
+// on are there (the method Ensure of a ram.Lazy), and wait for it meanwhile. Its error is
+// of memory that nobody brings any more, and is not looked at: the guest is lost then. Nil:
+// all memory is there. The Machine must be paused.
 func (m *Machine) EnsureMemory(ensure func(block string, offset, n uint64) error) {
 	if ensure == nil {
 		m.seen.Ensure(nil)

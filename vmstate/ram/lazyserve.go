@@ -79,8 +79,6 @@ func (l *Lazy) at(addr uintptr) *lazyBlock {
 
 // Ensure returns when n bytes of a block from offset on are there and may be touched. It
 // waits for the source if need be, as long as that takes, and blocks no other goroutine.
-// It takes Linux 5.14; on an older one it fails with EINVAL for memory that is missing,
-// which Go code must not touch then.
 func (l *Lazy) Ensure(block string, offset, n uint64) error {
 	i, ok := l.index[block]
 	if !ok {
