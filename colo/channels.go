@@ -41,8 +41,10 @@ type Channels struct {
 	Method multifd.Method
 	// Always has a primary compress every page, whether it pays or not.
 	Always bool
-	// Compressor makes a primary's compressors, one for each channel. Nil:
-	// multifd.CompressZlib. It is not called for multifd.None.
+	// Compressor makes a primary's compressors, one for each channel when that begins, and
+	// as many when the Primary is made, to see whether it can. One that has a method Close is
+	// closed when its channel has ended. An error later ends the session, as a channel does
+	// that breaks. Nil: multifd.CompressZlib. It is not called for multifd.None.
 	Compressor func(multifd.Method) (multifd.Compressor, error)
 	// Decoder makes a secondary's decoders, one for each channel, and one besides
 	// to learn whether the method is known. One that has a Close method, with or without

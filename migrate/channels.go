@@ -30,8 +30,9 @@ type Channels struct {
 	// Method is how a source compresses what is in a packet. A QEMU wants its
 	// parameter multifd-compression to be the same.
 	Method multifd.Method
-	// Compressor makes a source's compressors, one for each channel. Nil: zlib at
-	// level 1, for multifd.Zlib only. A compressor for multifd.Zstd is the host's.
+	// Compressor makes a source's compressors, one for each channel, and as many before, to see
+	// whether it can; one that has a method Close is closed. Nil: zlib at level 1, for
+	// multifd.Zlib only. A compressor for multifd.Zstd is the host's.
 	Compressor func(multifd.Method) (multifd.Compressor, error)
 
 	// Decoder makes a destination's decoders. Nil: zlib only.

@@ -3,10 +3,10 @@ package protect
 import (
 	"crypto/sha256"
 	"fmt"
-	"io"
 	"strconv"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/internal/lanes"
 	"github.com/gocolo/lockstep/vmstate/ram/multifd"
 )
 
@@ -52,17 +52,7 @@ func (c *Channels) check() error {
 	if err != nil {
 		return fmt.Errorf("protect: Channels: %w", err)
 	}
-	return closeCompressor(z)
-}
-
-// closeCompressor closes one that wants to be, in either of the forms in which it may say so.
-func closeCompressor(z multifd.Compressor) error {
-	switch z := z.(type) {
-	case io.Closer:
-		return z.Close()
-	case interface{ Close() }:
-		z.Close()
-	}
+	lanes.CloseCompressor(z)
 	return nil
 }
 
@@ -85,9 +75,14 @@ func ofMemory(n int) []string {
 }
 
 // channelsOf returns the channels of a session. Their connections have come with the pair,
-// whose token both hosts have, and nobody else.
+// whose token both hosts have, and nobody else. Where there is no compressor any more, which
+// there was when the job was made, the memory goes over the session's connection.
 func (j *Job) channelsOf(p *peer) colo.Channels {
 	c := &j.cfg.Channels
+	if err := c.check(); err != nil {
+		j.note(err)
+		return colo.Channels{}
+	}
 	id := sha256.Sum256([]byte(p.token))
 	of := colo.Channels{ID: [16]byte(id[:16]), Method: c.Method, Compressor: c.Compressor, Decoder: c.Decoder}
 	for _, name := range ofMemory(p.channels) {

@@ -120,6 +120,37 @@ func TestChannelsOfMemoryBreakAtEveryOperation(t *testing.T) {
 	}
 }
 
+// A compressor that cannot be made any more costs a pair its channels, and not the guest.
+func TestAPairWithoutACompressorHasNoChannels(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		w.forget()
+		gone := errors.New("no memory for a compressor")
+		made := 0
+		b := w.boot("b", false, withChannels(2, multifd.None))
+		a := w.boot("a", true, func(c *Config) {
+			c.Channels = Channels{Count: 2, Method: multifd.Zlib, Compressor: func(m multifd.Method) (multifd.Compressor, error) {
+				if made++; made > 1 { // the first is that of New
+					return nil, gone
+				}
+				return multifd.CompressZlib(m)
+			}}
+		})
+		a.is(Protected)
+		b.is(Following)
+		time.Sleep(300 * time.Millisecond)
+		if x, y := a.channels(), b.channels(); x != 0 || y != 0 {
+			t.Errorf("%d channels, %d on the secondary", x, y)
+		}
+		if err := a.job.Query().LastError; !errors.Is(err, gone) {
+			t.Errorf("the last error is %v", err)
+		}
+		b.kill(true)
+		a.is(Alone)
+		b.bury()
+		a.halt()
+	})
+}
+
 func TestChannelsThatCannotBeAreRefused(t *testing.T) {
 	for _, c := range []Channels{{Count: -1}, {Count: 256}, {Count: 1, Method: multifd.Zstd}} {
 		if err := c.check(); err == nil {

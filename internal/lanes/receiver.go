@@ -109,8 +109,13 @@ func (v *Receiver) Halt() {
 func (v *Receiver) Bytes() uint64 { return v.moved.Load() }
 
 // CloseDecoder closes a decoder that has a Close method.
-func CloseDecoder(d multifd.Decoder) {
-	switch c := d.(type) {
+func CloseDecoder(d multifd.Decoder) { closeCodec(d) }
+
+// CloseCompressor closes a compressor that has a Close method.
+func CloseCompressor(z multifd.Compressor) { closeCodec(z) }
+
+func closeCodec(c any) {
+	switch c := c.(type) {
 	case io.Closer:
 		c.Close() // there is nothing to be saved
 	case interface{ Close() }:

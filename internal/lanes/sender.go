@@ -19,8 +19,9 @@ type SenderConfig struct {
 	ID    [16]byte // of the guest, or of the session: the receiver's is the same
 
 	Method multifd.Method
-	// Compressor makes one for each lane. Nil: multifd.CompressZlib. It is not
-	// called for multifd.None.
+	// Compressor makes one for each lane, when that begins, and as many before, to see
+	// whether it can; one that has a Close method is closed. Nil: multifd.CompressZlib. It
+	// is not called for multifd.None.
 	Compressor func(multifd.Method) (multifd.Compressor, error)
 	// Choose has only those pages compressed for which that pays at the rate that the
 	// lanes are found to have; the others go as they are, in packets of multifd.None. A
@@ -63,12 +64,12 @@ type outward struct {
 	conn  io.WriteCloser
 	w     *qemufile.Writer
 	moved *atomic.Uint64
-	late  *time.Timer // nil: a packet may take for ever
-	z     multifd.Compressor
-	sync  chan uint64 // number of a packet that ends a section
-	raw   []byte      // pages
-	out   []byte      // compressed
-	load  load        // since its last packet
+	late  *time.Timer        // nil: a packet may take for ever
+	z     multifd.Compressor // made when the lane begins; nil: there is none
+	sync  chan uint64        // number of a packet that ends a section
+	raw   []byte             // pages
+	out   []byte             // compressed
+	load  load               // since its last packet
 }
 
 // Write implements io.Writer: it counts.
@@ -104,9 +105,8 @@ func NewSender(cfg SenderConfig) (*Sender, error) {
 	if cfg.Choose && cfg.Method != multifd.None {
 		s.pick = newChooser(len(cfg.Conns))
 	}
-	newCompressor := cfg.Compressor
-	if newCompressor == nil {
-		newCompressor = multifd.CompressZlib
+	if s.cfg.Compressor == nil {
+		s.cfg.Compressor = multifd.CompressZlib
 	}
 	for i, conn := range cfg.Conns {
 		if s.pick != nil {
@@ -115,10 +115,11 @@ func NewSender(cfg SenderConfig) (*Sender, error) {
 		l := &outward{id: i, conn: conn, moved: &s.moved, sync: make(chan uint64)}
 		l.w = qemufile.NewWriter(l)
 		if cfg.Method != multifd.None {
-			var err error
-			if l.z, err = newCompressor(cfg.Method); err != nil {
+			z, err := s.cfg.Compressor(cfg.Method)
+			if err != nil {
 				return nil, err
 			}
+			defer CloseCompressor(z)
 		}
 		s.lanes = append(s.lanes, l)
 	}
@@ -158,7 +159,13 @@ func (s *Sender) Close() {
 func (s *Sender) Bytes() uint64 { return s.moved.Load() }
 
 // run sends packets over a lane until the lanes break.
-func (s *Sender) run(l *outward) error {
+func (s *Sender) run(l *outward) (err error) {
+	if s.cfg.Method != multifd.None {
+		if l.z, err = s.cfg.Compressor(s.cfg.Method); err != nil {
+			return err
+		}
+		defer CloseCompressor(l.z)
+	}
 	multifd.Init{UUID: s.cfg.ID, Channel: uint8(l.id)}.Put(l.w)
 	if err := s.flush(l); err != nil {
 		return err

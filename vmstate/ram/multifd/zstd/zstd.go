@@ -36,6 +36,9 @@ type compressor struct {
 	out bytes.Buffer
 }
 
+// Close gives back what the compressor has. (Channels close their compressors.)
+func (c *compressor) Close() error { return c.z.Close() }
+
 // Compress implements multifd.Compressor.
 func (c *compressor) Compress(dst, pages []byte) ([]byte, error) {
 	c.out.Reset()
