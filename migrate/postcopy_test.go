@@ -33,6 +33,18 @@ func TestAGuestMayGoBeforeAnyOfItsMemory(t *testing.T) {
 	}
 }
 
+// A destination that cannot run a guest before its memory has said so before it gets one.
+func TestAGuestThatMayNotGoBeforeItsMemoryRunsOn(t *testing.T) {
+	m := newMove(t, 1)
+	m.source.cfg.PostcopyAfter = -1
+	m.destination = NewDestination(DestinationConfig{VM: m.dst, State: &m.dst.state, Memory: m.dst.lazy, Blocks: m.dst.blocks, Machine: "test"})
+	m.run()
+	if m.srcErr == nil || errors.Is(m.srcErr, ErrUnknown) || errors.Is(m.srcErr, ErrPaused) || m.dstErr == nil {
+		t.Errorf("%v, %v", m.srcErr, m.dstErr)
+	}
+	m.oneSide()
+}
+
 func TestADeviceMayTouchMemoryThatIsMissing(t *testing.T) {
 	m := newMove(t, 2)
 	m.hold = true

@@ -53,8 +53,13 @@ type SourceConfig struct {
 	Channels Channels
 }
 
-// pingRun is the PING in the package, right before the guest runs.
-const pingRun = 3
+const (
+	// pingRun is the PING in the package, right before the guest runs.
+	pingRun = 3
+	// pingReady is the PING behind the block list of a guest that goes before any pass
+	// over its memory: a destination that cannot take it so has said so before it answers.
+	pingReady = 5
+)
 
 // lastWords is how long a SHUT may take that has been sent before the connection broke.
 const lastWords = time.Second
@@ -204,6 +209,7 @@ type exchange struct {
 	*wire
 	bitmaps chan vmstate.Return
 	ack     chan struct{}
+	ready   chan struct{} // pingReady was answered
 	kick    chan struct{} // something was asked for, or has been placed
 	pace    *pacer
 	timer   *time.Timer   // of look
@@ -216,7 +222,7 @@ type exchange struct {
 // begin takes a connection and reads its return path on a goroutine that end waits for.
 func (s *Source) begin(ctx context.Context, c Conn, recovering bool) *exchange {
 	x := &exchange{
-		wire: open(ctx, c), bitmaps: make(chan vmstate.Return), ack: make(chan struct{}, 1),
+		wire: open(ctx, c), bitmaps: make(chan vmstate.Return), ack: make(chan struct{}, 1), ready: make(chan struct{}, 1),
 		kick: make(chan struct{}, 1), pace: newPacer(),
 		done: make(chan struct{}), quit: make(chan struct{}),
 	}
@@ -271,9 +277,15 @@ func (s *Source) listen(x *exchange, rr *vmstate.ReturnReader) error {
 				return io.ErrClosedPipe
 			}
 		case vmstate.ReturnPong:
-			if m.Value == pingRun {
+			switch {
+			case m.Value == pingRun:
 				s.taken.Store(true)
-			} else if m.Value >= firstPace {
+			case m.Value == pingReady:
+				select {
+				case x.ready <- struct{}{}:
+				default:
+				}
+			case m.Value >= firstPace:
 				x.pace.pong(m.Value, time.Now())
 				x.wake()
 			}
@@ -412,7 +424,16 @@ func (s *Source) unplugged(x *exchange) error {
 func (s *Source) passes(x *exchange) (postcopy bool, err error) {
 	reg, w := s.cfg.State, x.w
 	if s.cfg.Postcopy && s.cfg.PostcopyAfter < 0 {
-		return true, nil
+		vmstate.PutCommand(w, vmstate.Ping(pingReady))
+		if err := w.Flush(); err != nil {
+			return false, err
+		}
+		select {
+		case <-x.ready:
+			return true, nil
+		case <-x.done:
+			return false, x.broken()
+		}
 	}
 	for {
 		begun, before := time.Now(), s.channelBytes()

@@ -12,12 +12,15 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/migrate"
 	"github.com/gocolo/lockstep/qemufile"
 )
 
 // bringBack starts the QEMU and gives it the guest, out of memory, through a
-// pipe. It returns when that QEMU has ended; loaded is false if it has not taken
-// the guest, which is still here then.
+// pipe; or, with -postcopy, has it run the guest and sends the memory behind. It
+// returns when that QEMU has ended; loaded is false if it has not taken the guest,
+// which is still here then. A QEMU that does not take it before its memory gets all of
+// that first.
 func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, err error) {
 	s.tries.end() // it would be in the way
 	s.p.say("bringing    the guest of checkpoint %d back", s.last.Epoch)
@@ -26,6 +29,17 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 		return exitGuest, false, err
 	}
 	state, err := q.running(ctx)
+	if err != nil && q.follows && ctx.Err() == nil {
+		q.cmd.Process.Kill()
+		<-q.done
+		if sent := <-q.sent; sent != nil && !errors.Is(sent, migrate.ErrUnknown) && !errors.Is(sent, migrate.ErrPaused) {
+			// It has not run there: that host may not use userfaultfd, say.
+			s.p.say("bringing    the guest back with all its memory, since it did not go before that: %v", err)
+			s.postcopy = false
+			return s.bringBack(ctx)
+		}
+		return exitGuest, false, fmt.Errorf("the guest was not brought back: %w", err)
+	}
 	if err != nil {
 		q.end()
 		return exitGuest, false, fmt.Errorf("the guest was not brought back: %w", err)
@@ -36,15 +50,40 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 	s.p.object(map[string]any{"back": map[string]any{
 		"epoch": s.last.Epoch, "pid": q.cmd.Process.Pid, "run-state": state, "ms": float64(s.brought) / 1e6,
 	}})
-	if s.cleanup != nil {
-		s.cleanup()
+	gone := func() {
+		if s.cleanup != nil {
+			s.cleanup()
+		}
+		s.guest.Close() // its memory is the QEMU's now
 	}
-	s.guest.Close() // its memory is the QEMU's now
+	var follows <-chan error // nil: all of the memory is there
+	if s.postcopy {
+		follows = q.sent
+		defer func() {
+			if follows != nil { // the QEMU has ended, and so does what is sent to it
+				<-follows
+				gone()
+			}
+		}()
+	} else {
+		gone()
+	}
 
 	for ended := false; !ended; {
 		select {
 		case <-q.done:
 			ended = true
+		case err := <-follows:
+			follows = nil
+			if err != nil {
+				q.cmd.Process.Kill() // what the guest waits for does not come any more
+				<-q.done
+				gone()
+				return exitGuest, true, fmt.Errorf("the guest is lost: its memory has not followed it: %w", err)
+			}
+			s.p.say("followed    all of the guest's memory is there, after %.0f ms", float64(time.Since(s.lost))/1e6)
+			s.p.object(map[string]any{"followed": map[string]any{"ms": float64(time.Since(s.lost)) / 1e6}})
+			gone()
 		case o := <-s.orders:
 			o.reply(errors.New("the guest runs here already"))
 		case <-ctx.Done():
@@ -69,10 +108,16 @@ type process struct {
 	done chan struct{} // it has ended, with err
 	err  error
 	sent chan error // from the writer of the state
+
+	follows bool // the memory comes behind the guest
 }
 
 func (s *standbyRun) start(ctx context.Context) (*process, error) {
-	r, w, err := os.Pipe()
+	ends := os.Pipe
+	if s.postcopy {
+		ends = socketPair
+	}
+	r, w, err := ends()
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +127,10 @@ func (s *standbyRun) start(ctx context.Context) (*process, error) {
 	q := &process{qmp: "unix:" + sock, done: make(chan struct{}), sent: make(chan error, 1)}
 	// Descriptor 3 is the first of ExtraFiles.
 	args := append(slices.Clone(qemu[1:]), "-incoming", "fd:3", "-qmp", q.qmp+",server=on,wait=off")
+	if s.postcopy {
+		args = append(args, "-global", "migration.x-postcopy-ram=on")
+		q.follows = true
+	}
 	q.cmd = exec.Command(qemu[0], args...)
 	q.cmd.Stdin, q.cmd.Stdout, q.cmd.Stderr = os.Stdin, s.p.err, s.p.err
 	q.cmd.ExtraFiles = []*os.File{r}
@@ -93,6 +142,10 @@ func (s *standbyRun) start(ctx context.Context) (*process, error) {
 		q.err = q.cmd.Wait()
 		close(q.done)
 	}()
+	if s.postcopy {
+		go func() { q.sent <- s.follow(w) }()
+		return q, nil
+	}
 	go func() {
 		err := s.guest.PutFresh(qemufile.NewWriter(w), q.fresh(w))
 		q.sent <- errors.Join(err, w.Close())
@@ -111,14 +164,16 @@ func (q *process) running(ctx context.Context) (string, error) {
 		case <-ctx.Done():
 		}
 	}()
-	select {
-	case err := <-q.sent:
-		if err != nil {
-			<-q.done
-			return "", q.why(err)
+	if !q.follows {
+		select {
+		case err := <-q.sent:
+			if err != nil {
+				<-q.done
+				return "", q.why(err)
+			}
+		case <-ctx.Done():
+			return "", q.why(ctx.Err())
 		}
-	case <-ctx.Done():
-		return "", q.why(ctx.Err())
 	}
 	m, err := dialRetry(ctx, q.qmp)
 	if err != nil {

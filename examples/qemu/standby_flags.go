@@ -32,6 +32,10 @@ always takes a connection that was closed for the death of the primary instead; 
 is closed as well when its operator quits it, or gives it x-colo-lost-heartbeat, or
 when the network resets it: two guests may run then.
 
+A large guest that uses all its memory takes seconds to be brought back. With
+-postcopy it runs at once, and waits for memory as it touches it; the QEMU needs the
+right to use userfaultfd, and its memory must be its own (no shared file).
+
 The guest is in this process's memory and nowhere else until it is in a QEMU or in
 DIR/guest. Where neither is possible, it is held until "qemu promote" names another
 -state or another QEMU. -reserve takes the space for DIR/guest beforehand. With
@@ -95,6 +99,7 @@ type standbyOptions struct {
 	holder   string // this host's name
 	reserve  bool
 	rehearse bool
+	postcopy bool
 	http     string
 	log      logLevel
 }
@@ -111,6 +116,7 @@ func (o *standbyOptions) flags(f *flag.FlagSet) {
 	f.BoolVar(&o.insecure, "insecure", false, "take a guardian without TLS: whoever reaches it can have the guest forgotten or started")
 	f.BoolVar(&o.reserve, "reserve", false, "reserve the space that the guest may need in -state, as soon as it is protected")
 	f.StringVar(&o.http, "http", "", "serve how it stands at `[HOST]:PORT`, for people at /, as JSON at /status, for Prometheus at /metrics; on loopback without HOST")
+	f.BoolVar(&o.postcopy, "postcopy", false, "let the QEMU after -- run the guest before it has its memory, which follows: soon however large that is, and lost if this process ends before all of it is there")
 	f.BoolVar(&o.rehearse, "rehearse", false, "after the first checkpoint, try the QEMU after -- with it, paused, and end it again: see \"qemu rehearse -h\"")
 	f.StringVar(&o.holder, "holder", hostName(), "call this host `NAME` at the arbiter")
 	f.StringVar(&o.tls, "tls", "", "take only whom the certificates in `DIR` let in (TLS), named as for QEMU's tls-creds-x509: ca-cert.pem, server-cert.pem, server-key.pem")
@@ -142,6 +148,8 @@ func (o *standbyOptions) check() error {
 		return fmt.Errorf("-takeover %s: it is ask or always", o.takeover)
 	case o.takeover == "always" && o.arbiter != "":
 		return errors.New("-takeover always and -arbiter: one of them decides")
+	case o.postcopy && len(o.qemu) == 0:
+		return errors.New("-postcopy is of the QEMU after --, and there is none")
 	case o.rehearse && len(o.qemu) == 0:
 		return errors.New("-rehearse is of the QEMU after --, and there is none")
 	case o.control != "" && o.tls == "" && !o.insecure:
