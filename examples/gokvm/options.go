@@ -62,9 +62,9 @@ Who goes on? A host that does not hear the other for -lost-after, and for as lon
 as the other may still be sure of the guest (-term), takes it. If both live and
 only the network between them is cut, both would: then -arbiter must name a place
 that both reach (file:DIR, a directory; etcd:HOST:PORT,..., an etcd cluster, by the
-program lockstep-etcd; store:COMMAND, another program that keeps the record), or
--arbiter-command a command that asks somebody else, who says yes (exit status 0) to
-one. $LOCKSTEP_GENERATION is another each time.
+program lockstep-etcd, beside gokvm or on the PATH, and the key /lockstep/NAME;
+store:COMMAND, another program that keeps the record), or -arbiter-command a command
+that asks somebody else, who says yes (exit status 0) to one. $LOCKSTEP_GENERATION is another each time.
 The command may be asked again by the same host, $LOCKSTEP_HOST, when it was ended
 before it answered, and must then say the same. Killed by a signal, with 126, 127 or
 more, or after a minute, it has not answered. Without either, two hosts that were

@@ -194,7 +194,7 @@ func TestAnAnswerThatIsNoneIsAnError(t *testing.T) {
 			if c.how != "" {
 				s = started(t, c.how, Config{Timeout: time.Minute})
 			} else {
-				s = running(t, Config{Timeout: time.Minute, Command: []string{"sh", "-c", "read line; sleep 100 & exit 9"}})
+				s = running(t, Config{Timeout: time.Minute, Command: []string{"sh", "-c", "read line; sleep 20 & exit 9"}})
 			}
 			_, err := s.Load(within(t))
 			if err == nil || c.want != nil && !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {

@@ -58,7 +58,7 @@ func Open(s, guest string, say func(line string)) (a failover.Arbiter, run func(
 		}
 		path, err := beside(etcdProgram)
 		if err != nil {
-			return nil, nil, fmt.Errorf("%s: %w; go install github.com/gocolo/lockstep/failover/etcd/%s@latest", s, err, etcdProgram)
+			return nil, nil, fmt.Errorf("%s: %w; in a checkout of lockstep, cd failover/etcd && go install ./%s", s, err, etcdProgram)
 		}
 		command = []string{path, "-endpoints", rest, "-key", "/lockstep/" + guest}
 	default:
