@@ -61,8 +61,10 @@
 //     PrimaryConfig.LateResume gives QEMU's order instead.
 //
 // Epochs are numbered by their checkpoints. Epoch 0 is the initial
-// synchronisation: memory is sent while the guest runs, then the rest while it
-// stands still, until checkpoint-ready (0 on the wire).
+// synchronisation: memory is sent while the guest runs, pass after pass, and then the rest
+// as in every checkpoint: captured while the guest stands still, and sent while it runs
+// on, with its output held until checkpoint-ready (0 on the wire). Until then the guest
+// stands still only where the rest cannot be captured, and with LateResume.
 //
 // # Failover
 //

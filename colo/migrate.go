@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -11,8 +12,9 @@ import (
 )
 
 // synchronise is the primary's side of the initial migration: memory while the
-// guest runs, the rest while it stands still, then the wait until the secondary
-// runs too. QEMU's order, so the guest stands still until checkpoint-ready.
+// guest runs, the rest captured while it stands still and sent while it runs on, as in
+// every checkpoint, and the wait until the secondary runs too. Where the rest cannot be
+// captured the guest stands still until checkpoint-ready, as a QEMU's does.
 func (p *Primary) synchronise(ctx context.Context) error {
 	p.epoch = 0
 	p.since = time.Now()
@@ -25,7 +27,9 @@ func (p *Primary) synchronise(ctx context.Context) error {
 		step{"send ram while running", p.iterate},
 		step{"pause", p.stopLast},
 		step{"mark", p.mark},
-		step{"save devices", func(context.Context) error { return p.saveDevices() }},
+		step{"save devices", p.saveDescribed},
+		step{"capture", p.captureMemory},
+		step{"early resume", p.resumeEarly},
 		step{"send state", p.sendState},
 		step{"expect checkpoint-ready", p.expectReady},
 		step{"start disks", p.startDisks},
@@ -54,10 +58,15 @@ func (p *Primary) sendHeader(context.Context) error {
 	return p.link.Flush()
 }
 
+// smallRest is how many bytes of memory are not worth another pass.
+const smallRest = 256 << 10
+
 // iterate sends memory, pass after pass, until what is left would be sent
-// within MaxDowntime.
+// within MaxDowntime, and where it is captured in place of that, until it does not become
+// much less any more: a guest stands still while it is captured.
 func (p *Primary) iterate(ctx context.Context) error {
 	var left uint64
+	last := uint64(math.MaxUint64) // what was left of the pass before
 	w := p.link.W
 	for {
 		p.events.Publish(p.nextPass())
@@ -79,8 +88,12 @@ func (p *Primary) iterate(ctx context.Context) error {
 		left, _ = p.state.Pending(true)
 		p.progress(left)
 		budget := w.Rate() * p.cfg.MaxDowntime.Seconds()
-		if float64(left) <= budget || p.pass >= p.cfg.MaxPasses {
+		shrinks := !p.cfg.LateResume && left > smallRest && left < last/2
+		if last = left; p.pass >= p.cfg.MaxPasses || float64(left) <= budget && !shrinks {
 			return nil
+		}
+		if float64(left) <= budget {
+			continue
 		}
 		p.throttle.pass(uint64(w.Transferred()-sent), left)
 		p.slow()
@@ -94,6 +107,14 @@ func (p *Primary) stopLast(ctx context.Context) error {
 	return p.stop(ctx)
 }
 
+// saveDescribed saves the devices, and describes what they have saved before they change.
+func (p *Primary) saveDescribed(context.Context) (err error) {
+	if err = p.saveDevices(); err == nil {
+		p.description, err = p.state.VMDesc()
+	}
+	return err
+}
+
 // sendState sends what is left of memory, the devices and the description. A
 // failure before the devices are sent leaves the guest with this side alone;
 // after that the secondary may run it (a QEMU does not mind a description that
@@ -103,10 +124,7 @@ func (p *Primary) sendState(ctx context.Context) error {
 	if err := p.state.SaveComplete(w); err != nil {
 		return err
 	}
-	text, err := p.state.VMDesc()
-	if err != nil {
-		return err
-	}
+	text := p.description
 	if !p.cfg.QEMUWire {
 		a := announcement{Version: announcementVersion, CheckpointTimeout: int64(max(0, p.cfg.CheckpointTimeout))}
 		o := offer{announcement: a, Resend: p.resender != nil}
@@ -218,7 +236,9 @@ func (p *Primary) protected(ctx context.Context) error {
 	p.trigger = time.Now()
 	p.due = time.Time{}
 	p.link.until(p.due)
-	p.cp.PauseNS = int64(p.trigger.Sub(p.stopped))
+	if !p.cp.EarlyResume {
+		p.cp.PauseNS = int64(p.trigger.Sub(p.stopped))
+	}
 	p.cp.CommitNS = int64(p.trigger.Sub(p.received))
 	p.cp.Bytes, p.cp.Pages = uint64(p.link.W.Transferred()), p.pages()
 	p.record(p.cp)

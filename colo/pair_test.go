@@ -37,6 +37,7 @@ type host struct {
 	saver    *ram.Saver
 	cache    *ram.Cache
 	cacheCfg ram.CacheConfig
+	saverCfg ram.SaverConfig
 
 	mu     sync.Mutex
 	events []event.Event
@@ -172,7 +173,7 @@ func (h *host) primary() colo.PrimaryConfig {
 	h.drop()
 	h.reg = new(vmstate.Registry)
 	var err error
-	if h.saver, err = h.guest.RegisterPrimary(h.reg, ram.SaverConfig{}); err == nil {
+	if h.saver, err = h.guest.RegisterPrimary(h.reg, h.saverCfg); err == nil {
 		err = h.net.Register(h.reg)
 	}
 	if err == nil {
@@ -283,6 +284,7 @@ type options struct {
 	again     *pair // whose hosts to use again; nil: new ones
 	qemu      bool  // both sides say nothing that a QEMU does not say
 
+	saver ram.SaverConfig // the primary's
 	cache ram.CacheConfig // with StagedOnly the primary sends again what the secondary wrote
 }
 
@@ -310,6 +312,7 @@ func newPairIn(t testing.TB, o options, known func(*pair)) *pair {
 	}
 	known(x)
 	x.p.cacheCfg, x.s.cacheCfg = o.cache, o.cache
+	x.p.saverCfg = o.saver
 	x.p.disk.Follow(x.s.disk)
 	if err := x.p.guest.Resume(t.Context()); err != nil {
 		t.Fatal(err)

@@ -68,8 +68,10 @@ type PrimaryConfig struct {
 
 	// MaxDowntime is how long the guest may stand still at the end of the
 	// initial synchronisation, estimated from the rate so far. Zero: 300 ms,
-	// QEMU's default. A guest that dirties memory faster than it can be sent
-	// is stopped after MaxPasses passes over its memory all the same; zero: 30.
+	// QEMU's default. What is left then is captured, unless LateResume is set, which takes
+	// much less time; and further passes are made as long as they halve it. A guest that
+	// dirties memory faster than it can be sent is stopped after MaxPasses passes over its
+	// memory all the same; zero: 30.
 	MaxDowntime time.Duration
 	MaxPasses   int
 
@@ -141,6 +143,8 @@ type Primary struct {
 
 	blob  blob             // device state of the checkpoint under way
 	blobW *qemufile.Writer // writes blob
+
+	description []byte // of epoch 0's device state, made with it: devices change when the guest runs on
 
 	trigger   time.Time // when the checkpoint under way was called for
 	began     time.Time // when the initial synchronisation began
@@ -426,7 +430,7 @@ func (p *Primary) checkpoint(ctx context.Context, cause event.Cause) error {
 	}
 	p.due = time.Time{}
 	p.link.until(p.due)
-	if p.cp.PauseNS == 0 {
+	if !p.cp.EarlyResume {
 		p.cp.PauseNS = int64(time.Since(p.stopped))
 	}
 	p.cp.StoppedNS = int64(p.stoppedFor)
@@ -509,10 +513,15 @@ func (p *Primary) mark(ctx context.Context) error {
 
 // capture takes what must be sent out of the guest. Devices come before memory,
 // since saving a device may dirty memory, and are sent after it.
-func (p *Primary) capture(context.Context) error {
+func (p *Primary) capture(ctx context.Context) error {
 	if err := p.saveDevices(); err != nil {
 		return err
 	}
+	return p.captureMemory(ctx)
+}
+
+// captureMemory takes out of the guest what is to be sent of its memory, if it fits.
+func (p *Primary) captureMemory(context.Context) error {
 	p.whole = false
 	if p.cfg.LateResume {
 		return nil
