@@ -74,15 +74,20 @@ func ofMemory(n int) []string {
 	return names
 }
 
-// channelsOf returns the channels of a session. Their connections have come with the pair,
-// whose token both hosts have, and nobody else. Where there is no compressor any more, which
+// leadingChannels is channelsOf for a primary. Where there is no compressor any more, which
 // there was when the job was made, the memory goes over the session's connection.
-func (j *Job) channelsOf(p *peer) colo.Channels {
-	c := &j.cfg.Channels
-	if err := c.check(); err != nil {
+func (j *Job) leadingChannels(p *peer) colo.Channels {
+	if err := j.cfg.Channels.check(); err != nil {
 		j.note(err)
 		return colo.Channels{}
 	}
+	return j.channelsOf(p)
+}
+
+// channelsOf returns the channels of a session. Their connections have come with the pair,
+// whose token both hosts have, and nobody else.
+func (j *Job) channelsOf(p *peer) colo.Channels {
+	c := &j.cfg.Channels
 	id := sha256.Sum256([]byte(p.token))
 	of := colo.Channels{ID: [16]byte(id[:16]), Method: c.Method, Compressor: c.Compressor, Decoder: c.Decoder}
 	for _, name := range ofMemory(p.channels) {

@@ -234,7 +234,7 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (_ *session, err error) {
 		Events: j.bus(s), Arbiter: j.arbiter(s),
 		CheckpointDelay: j.CheckpointDelay(), PeerTimeout: j.cfg.PeerTimeout,
 		CheckpointTimeout: j.cfg.CheckpointTimeout, MinInterval: j.cfg.MinInterval, LateResume: j.cfg.LateResume,
-		Channels: j.channelsOf(p),
+		Channels: j.leadingChannels(p),
 	}
 	j.cfg.Session.primary(&cfg)
 	if len(j.cfg.Network) > 0 {

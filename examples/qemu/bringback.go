@@ -18,9 +18,9 @@ import (
 
 // bringBack starts the QEMU and gives it the guest, out of memory, through a
 // pipe; or, with -postcopy, has it run the guest and sends the memory behind. It
-// returns when that QEMU has ended; loaded is false if it has not taken the guest,
-// which is still here then. A QEMU that does not take it before its memory gets all of
-// that first.
+// returns when that QEMU has ended; loaded is false if it is not known to have taken the
+// guest, which is still here then. A QEMU that does not take it before its memory gets all
+// of that first.
 func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, err error) {
 	s.tries.end() // it would be in the way
 	s.p.say("bringing    the guest of checkpoint %d back", s.last.Epoch)
@@ -29,16 +29,19 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 		return exitGuest, false, err
 	}
 	state, err := q.running(ctx)
-	if err != nil && q.follows && ctx.Err() == nil {
+	if err != nil && q.follows {
 		q.cmd.Process.Kill()
 		<-q.done
-		if sent := <-q.sent; sent != nil && !errors.Is(sent, migrate.ErrUnknown) && !errors.Is(sent, migrate.ErrPaused) {
-			// It has not run there: that host may not use userfaultfd, say.
-			s.p.say("bringing    the guest back with all its memory, since it did not go before that: %v", err)
-			s.postcopy = false
-			return s.bringBack(ctx)
+		if mayHaveRun(<-q.sent) {
+			return exitGuest, false, fmt.Errorf("the guest was not brought back, and may have run there for a moment: what is left of it may be older than what it has sent and written: %w", err)
 		}
-		return exitGuest, false, fmt.Errorf("the guest was not brought back: %w", err)
+		if ctx.Err() != nil {
+			return exitGuest, false, fmt.Errorf("the guest was not brought back: %w", err)
+		}
+		// That host may not use userfaultfd, say.
+		s.p.say("bringing    the guest back with all its memory, since it did not go before that: %v", err)
+		s.postcopy = false
+		return s.bringBack(ctx)
 	}
 	if err != nil {
 		q.end()
@@ -101,6 +104,12 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 	return exitOK, true, nil
 }
 
+// mayHaveRun reports whether a guest whose memory was to follow it may have run, by how
+// sending it has ended.
+func mayHaveRun(sent error) bool {
+	return sent == nil || errors.Is(sent, migrate.ErrUnknown) || errors.Is(sent, migrate.ErrPaused)
+}
+
 // process is a QEMU that loads the guest.
 type process struct {
 	cmd  *exec.Cmd
@@ -109,7 +118,8 @@ type process struct {
 	err  error
 	sent chan error // from the writer of the state
 
-	follows bool // the memory comes behind the guest
+	follows bool          // the memory comes behind the guest
+	broken  chan struct{} // closed when the guest or its memory cannot be sent; nil: the memory comes first
 }
 
 func (s *standbyRun) start(ctx context.Context) (*process, error) {
@@ -129,7 +139,7 @@ func (s *standbyRun) start(ctx context.Context) (*process, error) {
 	args := append(slices.Clone(qemu[1:]), "-incoming", "fd:3", "-qmp", q.qmp+",server=on,wait=off")
 	if s.postcopy {
 		args = append(args, "-global", "migration.x-postcopy-ram=on")
-		q.follows = true
+		q.follows, q.broken = true, make(chan struct{})
 	}
 	q.cmd = exec.Command(qemu[0], args...)
 	q.cmd.Stdin, q.cmd.Stdout, q.cmd.Stderr = os.Stdin, s.p.err, s.p.err
@@ -143,7 +153,12 @@ func (s *standbyRun) start(ctx context.Context) (*process, error) {
 		close(q.done)
 	}()
 	if s.postcopy {
-		go func() { q.sent <- s.follow(w) }()
+		go func() {
+			err := s.follow(w)
+			if q.sent <- err; err != nil {
+				close(q.broken)
+			}
+		}()
 		return q, nil
 	}
 	go func() {
@@ -160,6 +175,8 @@ func (q *process) running(ctx context.Context) (string, error) {
 	go func() {
 		select {
 		case <-q.done:
+			cancel()
+		case <-q.broken:
 			cancel()
 		case <-ctx.Done():
 		}

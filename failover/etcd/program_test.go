@@ -1,13 +1,16 @@
 package etcd_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -69,6 +72,36 @@ func TestArbiterOverAClusterByAProgram(t *testing.T) {
 	}
 	if !a.Gate().Open() {
 		t.Error("a lost the guest with the leader")
+	}
+}
+
+// What ends its host does not end it before its host has said its last word.
+func TestAProgramEndsWithItsInputAndNotByASignal(t *testing.T) {
+	cmd := exec.Command(lockstepEtcd(t), "-endpoints", "127.0.0.1:1", "-key", "k", "-timeout", "100ms")
+	in, err1 := cmd.StdinPipe()
+	out, err2 := cmd.StdoutPipe()
+	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	answers := bufio.NewReader(out)
+	ask := func(id int) {
+		t.Helper()
+		fmt.Fprintf(in, "{\"id\":%d,\"do\":\"load\"}\n", id)
+		line, err := answers.ReadString('\n')
+		if err != nil || !strings.Contains(line, fmt.Sprintf(`"id":%d,"error":"etcd: get k`, id)) {
+			t.Fatalf("%q, %v", line, err)
+		}
+	}
+	ask(1) // it has begun
+	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
+		if err := cmd.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ask(2)
+	in.Close()
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -36,7 +36,9 @@
 // failover.Record's Encode makes, and is left out for the zero Record, which there is until
 // the first swap. A line has at most MaxLine bytes.
 //
-// The program ends when its standard input does. If it ends before, or says what is no
+// The program ends when its standard input does, and takes no notice of SIGINT and SIGTERM,
+// which a terminal or a service manager sends to it as well as to the host: the host's last
+// request is that it gives the guest up. If it ends before, or says what is no
 // answer, each request that waits fails, which an arbiter takes for "could not ask" and not
 // for "no", and the program is started anew.
 //

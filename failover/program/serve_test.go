@@ -100,6 +100,7 @@ func TestALineThatIsNoRequestEndsService(t *testing.T) {
 		"no JSON":               "load\n",
 		"nothing of that name":  `{"id":1,"do":"delete"}` + "\n",
 		"an unknown member":     `{"id":1,"do":"load","force":true}` + "\n",
+		"a brace too many":      `{"id":1,"do":"load"}}` + "\n",
 		"two in a line":         `{"id":1,"do":"load"}{"id":2,"do":"load"}` + "\n",
 		"a record that is none": `{"id":1,"do":"changed","seen":{}}` + "\n",
 		"the same number twice": `{"id":1,"do":"changed"}` + "\n" + `{"id":1,"do":"changed"}` + "\n",

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/gocolo/lockstep/failover"
 )
@@ -82,7 +83,7 @@ func decode(line []byte, into any) error {
 	if err := d.Decode(into); err != nil {
 		return fmt.Errorf("%w: %w", errLine, err)
 	}
-	if d.More() {
+	if _, err := d.Token(); err != io.EOF {
 		return fmt.Errorf("%w: more after it", errLine)
 	}
 	return nil

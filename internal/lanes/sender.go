@@ -53,6 +53,7 @@ type Sender struct {
 	idle   chan struct{} // capacity one: busy has come to 0
 	number uint64
 	moved  atomic.Uint64  // bytes that have left
+	making sync.Mutex     // a compressor
 	group  sync.WaitGroup // lanes, and their timers that run
 
 	breaking
@@ -161,7 +162,10 @@ func (s *Sender) Bytes() uint64 { return s.moved.Load() }
 // run sends packets over a lane until the lanes break.
 func (s *Sender) run(l *outward) (err error) {
 	if s.cfg.Method != multifd.None {
-		if l.z, err = s.cfg.Compressor(s.cfg.Method); err != nil {
+		s.making.Lock() // the host's own code, and not for several goroutines at a time
+		l.z, err = s.cfg.Compressor(s.cfg.Method)
+		s.making.Unlock()
+		if err != nil {
 			return err
 		}
 		defer CloseCompressor(l.z)

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/program"
@@ -79,12 +80,16 @@ const maxLine = 500
 
 // lines calls say for each line that is written.
 type lines struct {
-	say  func(line string)
+	say func(line string)
+
+	mu   sync.Mutex // what an earlier program has started may still write
 	part []byte
 }
 
 // Write implements io.Writer.
 func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for _, c := range p {
 		switch {
 		case c == '\n':

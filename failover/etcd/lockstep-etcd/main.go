@@ -14,7 +14,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/failover/etcd"
@@ -25,6 +27,9 @@ import (
 )
 
 func main() {
+	// It serves its host to the end, also where both of them are told to end: by Ctrl-C, or
+	// by a service manager. What the host says last is that it gives the guest up.
+	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 	if errors.Is(err, flag.ErrHelp) {
 		return
