@@ -87,16 +87,16 @@ func (p *Primary) iterate(ctx context.Context) error {
 		}
 		left, _ = p.state.Pending(true)
 		p.progress(left)
-		budget := w.Rate() * p.cfg.MaxDowntime.Seconds()
+		inTime := float64(left) <= w.Rate()*p.cfg.MaxDowntime.Seconds()
 		shrinks := !p.cfg.LateResume && left > smallRest && left < last/2
-		if last = left; p.pass >= p.cfg.MaxPasses || float64(left) <= budget && !shrinks {
+		last = left
+		switch {
+		case p.pass >= p.cfg.MaxPasses, inTime && !shrinks:
 			return nil
+		case !inTime:
+			p.throttle.pass(uint64(w.Transferred()-sent), left)
+			p.slow()
 		}
-		if float64(left) <= budget {
-			continue
-		}
-		p.throttle.pass(uint64(w.Transferred()-sent), left)
-		p.slow()
 	}
 }
 

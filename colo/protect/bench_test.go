@@ -1,15 +1,18 @@
 package protect
 
 import (
-	"context"
-	"sync"
+	"crypto/rand"
+	"crypto/tls"
+	"io"
+	"net"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/failovertest"
+	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
 // BenchmarkSwitchover reports how long a guest of 16 MiB that is written to stands still
@@ -24,85 +27,201 @@ func BenchmarkSwitchover(b *testing.B) {
 }
 
 func benchmarkSwitchover(b *testing.B, secure, late bool) {
-	ctx, cancel := context.WithCancel(context.Background())
-	var group sync.WaitGroup
-	defer group.Wait()
-	defer cancel()
-	var mu sync.Mutex
-	var pause time.Duration
-	var pauses int
-	bus := new(event.Bus)
-	bus.SubscribeAll(func(r event.Record) {
-		if c, ok := r.Event.(event.CheckpointCommit); ok && c.Mode == event.ModePrimary && c.Epoch > 0 {
-			mu.Lock()
-			defer mu.Unlock()
-			pause, pauses = pause+time.Duration(c.PauseNS), pauses+1
-		}
-	})
-	names := [2]string{"a", "b"}
-	terms := [2]PortConfig{{Insecure: true}, {Insecure: true}}
-	if secure {
-		authority := newAuthority(b)
-		for i, name := range names {
-			terms[i] = PortConfig{TLS: authority.host(b, name)}
-		}
-	}
-	var ports [2]*Port
-	for i := range ports {
-		var err error
-		if ports[i], err = Listen("127.0.0.1:0", terms[i]); err != nil {
-			b.Skip(err)
-		}
-		group.Go(func() { ports[i].Serve(ctx) })
-	}
-	store := new(failovertest.Store)
-	var jobs [2]*Job
-	for i, name := range names {
-		g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4000, Touch: 8, Seed: 1, Interval: time.Millisecond})
-		if err != nil {
-			b.Fatal(err)
-		}
-		defer g.Close()
-		cfg := Config{
-			Name: "g", Host: name, Guest: g, Start: i == 0, Arbiter: failover.NewStoreArbiter(store), Events: bus, CheckpointDelay: 20 * time.Millisecond, LateResume: late,
-			Peer: Peer{Port: ports[i], Dial: ports[1-i].Addr().String(), PortConfig: terms[i]},
-		}
-		if secure {
-			cfg.Peer.Name = names[1-i]
-		}
-		if jobs[i], err = New(cfg); err != nil {
-			b.Fatal(err)
-		}
-	}
-	var guests sync.WaitGroup
-	defer guests.Wait()
-	defer cancel()
-	for i := range jobs {
-		guests.Go(func() { jobs[i].cfg.Guest.(*colotest.Guest).Run(ctx) })
-		guests.Go(func() { jobs[i].Run(ctx) })
+	x := newBenchHosts(b, secure, colotest.GuestConfig{Pages: 4000, Touch: 8, Seed: 1, Interval: time.Millisecond})
+	change := func(c *Config) { c.LateResume = late }
+	hosts := []*benchHost{x.boot(0, true, nil, change), x.boot(1, false, nil, change)}
+	for _, h := range hosts {
+		defer h.end()
 	}
 	var down time.Duration
 	at := 0
 	for b.Loop() {
-		wait, stop := context.WithTimeout(ctx, time.Minute)
-		s, err := jobs[at].Wait(wait, Protected)
-		stop()
-		if s != Protected {
-			b.Fatal(s, err, jobs[at].Query().LastError)
-		}
-		for before := jobs[at].Query().Stats.Checkpoints; jobs[at].Query().Stats.Checkpoints < before+5; {
+		job := hosts[at].job
+		x.is(hosts[at], Protected)
+		for before := job.Query().Stats.Checkpoints; job.Query().Stats.Checkpoints < before+5; {
 			time.Sleep(time.Millisecond)
 		}
-		if err := jobs[at].Switchover(ctx); err != nil {
+		if err := job.Switchover(x.ctx); err != nil {
 			b.Fatal(err)
 		}
-		down += jobs[at].Query().Stats.Downtime
+		down += job.Query().Stats.Downtime
 		at = 1 - at
 	}
-	mu.Lock()
-	defer mu.Unlock()
+	var pause time.Duration
+	pauses := 0
+	for _, c := range x.taken() {
+		if c.Epoch > 0 {
+			pause, pauses = pause+time.Duration(c.PauseNS), pauses+1
+		}
+	}
 	each := pause / time.Duration(max(pauses, 1))
 	b.ReportMetric(float64(down/time.Duration(b.N))/float64(max(each, 1)), "downtime/pause")
 	b.ReportMetric(float64(each.Microseconds()), "µs-pause")
 	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkLossToRunning is the time from the moment in which a secondary knows that its
+// primary is lost, and an operator or a fencer says so, to that in which its guest runs. No
+// arbiter is asked, and there is no disk.
+func BenchmarkLossToRunning(b *testing.B) {
+	x := newBenchHosts(b, false, colotest.GuestConfig{Pages: 256, Touch: 8, Interval: time.Millisecond})
+	var took []time.Duration
+	for b.Loop() {
+		x.store = new(failovertest.Store)
+		follows := x.boot(1, false, nil, nil)
+		leads := x.boot(0, true, nil, nil)
+		x.is(leads, Protected)
+		x.is(follows, Following)
+		time.Sleep(50 * time.Millisecond) // a checkpoint or two
+		// The primary falls silent, with all its connections.
+		leads.cut()
+		follows.cut()
+		x.is(follows, Asking)
+		begun := time.Now()
+		if err := follows.job.Fenced(); err != nil {
+			b.Fatal(err)
+		}
+		for follows.guest.Paused() {
+			time.Sleep(20 * time.Microsecond)
+		}
+		took = append(took, time.Since(begun))
+		leads.end()
+		follows.end()
+	}
+	slices.Sort(took)
+	b.ReportMetric(float64(took[len(took)/2].Microseconds()), "µs-p50")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "µs-p99")
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkProtectAgain is the longest pause of a guest of 1 GiB, which writes 8 pages each
+// millisecond, while a secondary that was lost is replaced by one that has nothing, to the
+// longest pause of its checkpoints in the two seconds before: medians of the turns.
+func BenchmarkProtectAgain(b *testing.B) {
+	if testing.Short() {
+		b.Skip("3 GiB of memory")
+	}
+	const size = 1 << 30
+	for _, name := range []string{"copy", "no copy"} {
+		b.Run(name, func(b *testing.B) {
+			benchmarkProtectAgain(b, size, func(c *Config) { c.NoMemoryCopy = name == "no copy" })
+		})
+	}
+}
+
+func benchmarkProtectAgain(b *testing.B, size uint64, change func(*Config)) {
+	x := newBenchHosts(b, false, colotest.GuestConfig{Memory: size, Pages: 4000, Touch: 8, Interval: time.Millisecond})
+	leads := x.boot(0, true, func(mem []byte) {
+		for at := size / 8; at < size; at += ram.PageSize {
+			mem[at] = byte(at>>12) | 1 // no page is zero
+		}
+	}, change)
+	defer leads.end()
+	longest := func(list []event.CheckpointCommit) (p time.Duration) {
+		for _, c := range list {
+			p = max(p, time.Duration(c.PauseNS))
+		}
+		return p
+	}
+	var before, during []time.Duration // of each turn
+	var took time.Duration
+	for b.Loop() {
+		follows := x.boot(1, false, nil, change)
+		x.is(leads, Protected)
+		x.taken()
+		time.Sleep(2 * time.Second)
+		before = append(before, longest(x.taken()))
+		follows.end()
+		x.is(leads, Alone)
+		x.taken()
+		begun := time.Now()
+		follows = x.boot(1, false, nil, change)
+		x.is(leads, Protected)
+		took += time.Since(begun)
+		time.Sleep(100 * time.Millisecond)
+		during = append(during, longest(x.taken()))
+		follows.end()
+		x.is(leads, Alone)
+	}
+	slices.Sort(before)
+	slices.Sort(during)
+	each := before[len(before)/2]
+	b.ReportMetric(float64(during[len(during)/2])/float64(each), "pause/pause")
+	b.ReportMetric(float64(each.Microseconds()), "µs-pause-before")
+	b.ReportMetric(float64(took.Milliseconds())/float64(b.N), "ms-to-protected")
+	b.ReportMetric(0, "ns/op")
+}
+
+// BenchmarkSynchronisation is the rate at which 512 MiB of memory reach a new secondary, to
+// that of the same bytes over one connection of the same kind, which nobody looks at.
+func BenchmarkSynchronisation(b *testing.B) {
+	const size = 512 << 20
+	for _, name := range []string{"plain", "TLS"} {
+		b.Run(name, func(b *testing.B) {
+			x := newBenchHosts(b, name == "TLS", colotest.GuestConfig{Memory: size, Pages: 256, Touch: 1, Interval: 10 * time.Millisecond})
+			leads := x.boot(0, true, func(mem []byte) { rand.Read(mem[size/16:]) }, nil)
+			defer leads.end()
+			var ours, bound []time.Duration
+			for b.Loop() {
+				x.is(leads, Alone)
+				x.taken()
+				follows := x.boot(1, false, nil, nil)
+				x.is(leads, Synchronising)
+				begun := time.Now()
+				x.is(leads, Protected)
+				ours = append(ours, time.Since(begun))
+				follows.end()
+				bound = append(bound, x.carry(name == "TLS", leads.guest.Memory()))
+			}
+			best := slices.Min(bound)
+			b.ReportMetric(float64(best)/float64(slices.Min(ours)), "of-bound")
+			b.ReportMetric(size/best.Seconds()/1e6, "MB/s-bound")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// carry is how long memory takes over a connection.
+func (x *benchHosts) carry(secure bool, mem []byte) time.Duration {
+	x.b.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		x.b.Skip(err)
+	}
+	defer l.Close()
+	done := make(chan error, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			done <- err
+			return
+		}
+		defer conn.Close()
+		if secure {
+			conn = tls.Server(conn, x.terms[1].TLS)
+		}
+		// It is put where a page is, as a secondary does.
+		_, err = io.ReadFull(conn, make([]byte, len(mem)))
+		done <- err
+	}()
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		x.b.Fatal(err)
+	}
+	defer conn.Close()
+	if secure {
+		cfg := x.terms[0].TLS.Clone()
+		cfg.ServerName = "b"
+		conn = tls.Client(conn, cfg)
+	}
+	begun := time.Now()
+	for at := 0; at < len(mem); at += 1 << 20 {
+		if _, err := conn.Write(mem[at:min(at+1<<20, len(mem))]); err != nil {
+			x.b.Fatal(err)
+		}
+	}
+	if err := <-done; err != nil {
+		x.b.Fatal(err)
+	}
+	return time.Since(begun)
 }

@@ -16,28 +16,24 @@ import (
 // newArbiter returns who decides which of the two hosts has the guest: a place that both
 // reach, which -arbiter names, or this host itself (between), with or without a command that
 // is asked.
-func newArbiter(o options, d *disk, h *host) (failover.Arbiter, error) {
-	var a failover.Arbiter = &between{
+// end is called when that has heard the last word.
+func newArbiter(o options, d *disk, h *host) (a failover.Arbiter, end func(), err error) {
+	a, end = &between{
 		host: o.host, disks: d != nil, fresh: d != nil && d.fresh, word: o.anyway,
 		command: o.command, term: o.term, lost: o.lost, state: h.state, open: h.open, about: h.about,
 		ask:       h.ask,
 		undecided: func(err error) { h.p.phase("undecided", "%s", oneLine(err)) },
 		changed:   make(chan struct{}),
-	}
+	}, func() {}
 	if o.place != "" {
-		at, run, err := arbiter.Open(o.place, o.name, func(line string) { h.p.say("-arbiter: %s", line) })
-		if err != nil {
-			return nil, fmt.Errorf("-arbiter %w", err)
+		if a, end, err = arbiter.Open(o.place, o.name, func(line string) { h.p.say("-arbiter: %s", line) }); err != nil {
+			return nil, nil, fmt.Errorf("-arbiter %w", err)
 		}
-		if run != nil {
-			h.decides.Go(func() { run(h.deciding) })
-		}
-		a = at
 	}
 	if o.kernel == "" && o.resume == "" {
 		a = &onlyTakes{a, h.state}
 	}
-	return a, nil
+	return a, end, nil
 }
 
 // onlyTakes is the arbiter of a host that has nothing to boot: it can take the guest

@@ -3,28 +3,17 @@ package main
 import (
 	"bytes"
 	"context"
-	"os"
 	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
 
-	"github.com/gocolo/lockstep/failover/program"
-	"github.com/gocolo/lockstep/failover/sharedfile"
+	"github.com/gocolo/lockstep/examples/internal/arbiter/arbitertest"
 	"github.com/gocolo/lockstep/internal/require"
 )
 
-// recordEnv makes this binary a program that keeps an arbiter's record in a directory.
-const recordEnv = "LOCKSTEP_TEST_RECORD"
-
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(recordEnv); dir != "" {
-		store, err := sharedfile.Open(dir)
-		if err != nil || program.Serve(context.Background(), os.Stdin, os.Stdout, store) != nil {
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	arbitertest.Main()
 	goleak.VerifyTestMain(m)
 }
 
@@ -48,8 +37,8 @@ func TestABadCommandLineIsOneLineAndStatus2(t *testing.T) {
 		{"primary -peer a:1", "primary needs -kernel"},
 		{"primary -peer a:1 -kernel k -journal j", "-journal without -disk"},
 		{"primary -peer a:1 -kernel k -term 1ms", "-term 1ms: want at least"},
-		{"primary -peer a:1 -kernel k -arbiter file:", "without a directory"},
-		{"primary -peer a:1 -kernel k -arbiter etcd: -insecure", "-arbiter etcd:: want file:DIR"},
+		{"primary -peer a:1 -kernel k -arbiter file:", `-arbiter "file:": want file:DIR`},
+		{"primary -peer a:1 -kernel k -arbiter etcd:", `-arbiter "etcd:": want file:DIR`},
 		{"primary -peer a:1 -kernel k -arbiter true -arbiter-command true", "want one of them"},
 		{"primary -peer a:1 -kernel k -cert c -key k", "belong together"},
 		{"primary -peer a:1 -kernel k -cert c -key k -ca a -insecure", "contradict"},

@@ -64,10 +64,10 @@ only the network between them is cut, both would: then -arbiter must name a plac
 that both reach (file:DIR, a directory; etcd:HOST:PORT,..., an etcd cluster, by the
 program lockstep-etcd, beside gokvm or on the PATH, and the key /lockstep/NAME;
 store:COMMAND, another program that keeps the record), or -arbiter-command a command
-that asks somebody else, who says yes (exit status 0) to one. $LOCKSTEP_GENERATION is another each time.
-The command may be asked again by the same host, $LOCKSTEP_HOST, when it was ended
-before it answered, and must then say the same. Killed by a signal, with 126, 127 or
-more, or after a minute, it has not answered. Without either, two hosts that were
+that asks somebody else, who says yes (exit status 0) to one. $LOCKSTEP_GENERATION is
+another each time. The command may be asked again by the same host, $LOCKSTEP_HOST,
+when it was ended before it answered, and must then say the same. Killed by a signal,
+with 126, 127 or more, or after a minute, it has not answered. Without either, two hosts that were
 parted both have the guest, and still do when the network is whole again: each says
 "split". What they have done since cannot be put together. A person ends one of them,
 and starts it again with a new image: with the old one it may be refused. A host that
@@ -355,10 +355,8 @@ func (o *options) validate(given map[string]bool) error {
 		return fmt.Errorf("-beat %v -lost-after %v: want more than 0, and at least twice that", o.beat, o.lost)
 	case o.term < failover.MinTerm:
 		return fmt.Errorf("-term %v: want at least %v", o.term, failover.MinTerm)
-	case o.arbiter == "file:":
-		return errors.New("-arbiter file: without a directory")
 	case o.place != "" && strings.HasSuffix(o.place, ":"):
-		return fmt.Errorf("-arbiter %s: want %s", o.place, arbiter.Forms)
+		return fmt.Errorf("-arbiter %q: want %s", o.place, arbiter.Forms)
 	case (o.cert != "" || o.key != "" || o.ca != "") && (o.cert == "" || o.key == "" || o.ca == ""):
 		return errors.New("-cert, -key and -ca belong together")
 	case o.cert != "" && o.insecure:

@@ -2,15 +2,14 @@ package main
 
 import (
 	"errors"
-	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 
-	"github.com/gocolo/lockstep/kvm/gokvmhost"
-
+	"github.com/gocolo/lockstep/examples/internal/arbiter/arbitertest"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/kvm/gokvmhost"
 )
 
 func TestAGuestThatSwitchesItselfOffEndsBothHosts(t *testing.T) {
@@ -235,13 +234,9 @@ func TestWhenOnlyTheConnectionsBreakOneHostGoesOn(t *testing.T) {
 
 // With nothing between the hosts only a place that both reach knows who goes on.
 func TestAPairThatIsPartedGoesOnOnce(t *testing.T) {
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
 	for name, args := range map[string][]string{
 		"an arbiter": {"-arbiter", "file:" + t.TempDir()},
-		"a program":  {"-arbiter", "store:/usr/bin/env " + recordEnv + "=" + t.TempDir() + " " + self},
+		"a program":  {"-arbiter", "store:" + arbitertest.Command(t, t.TempDir())},
 		"a command":  {"-arbiter", "mkdir " + t.TempDir() + "/$LOCKSTEP_GENERATION"},
 	} {
 		t.Run(name, func(t *testing.T) {

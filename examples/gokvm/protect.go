@@ -42,8 +42,7 @@ type host struct {
 	end   context.CancelCauseFunc
 	group sync.WaitGroup
 
-	deciding context.Context // of what -arbiter names, which outlives the job: that tells it how it ends
-	decides  sync.WaitGroup
+	decided func() // ends the arbiter, when the job has told it how it ends; nil: there is none yet
 }
 
 var (
@@ -59,13 +58,12 @@ func runProtected(ctx context.Context, o options, c *console, p *printer) (err e
 	}
 	h := &host{o: o, terminal: c, p: p, guest: newGuest(), quit: make(chan struct{}, 1)}
 	h.life, h.end = context.WithCancelCause(context.WithoutCancel(ctx))
-	var decided context.CancelFunc
-	h.deciding, decided = context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
 		h.end(nil)
 		h.group.Wait()
-		decided()
-		h.decides.Wait()
+		if h.decided != nil {
+			h.decided()
+		}
 	}()
 	d, err := openDisk(o)
 	if err != nil {
@@ -151,7 +149,7 @@ func (h *host) configure(d *disk) (cfg protect.Config, err error) {
 		return cfg, err
 	}
 	cfg.Peer = h.peer
-	if cfg.Arbiter, err = newArbiter(o, d, h); err == nil {
+	if cfg.Arbiter, h.decided, err = newArbiter(o, d, h); err == nil {
 		h.guest.machine, err = o.hw.machine(o, devices)
 	}
 	if err == nil && o.resume != "" {

@@ -19,34 +19,31 @@ import (
 // errForget: the copy is not gone on with, by somebody's word.
 var errForget = errors.New("not gone on with")
 
-// openArbiter opens what -arbiter names; nil: none. run, if it is not nil, is called for as
-// long as the arbiter is asked. say may be nil where it is not.
-func openArbiter(s string, say func(format string, args ...any)) (a failover.Arbiter, run func(context.Context) error, err error) {
+// openArbiter opens what -arbiter names; nil: none. end is called when it has heard the last
+// word.
+func openArbiter(s string, p *printer) (a failover.Arbiter, end func(), err error) {
 	if s == "" {
-		return nil, nil, nil
+		return nil, func() {}, nil
 	}
-	if a, run, err = arbiter.Open(s, "", func(line string) { say("arbiter: %s", line) }); err != nil {
-		err = fmt.Errorf("-arbiter %w, of this guest alone, where both hosts reach it", err)
+	if a, end, err = arbiter.Open(s, "", func(line string) { p.warn("arbiter: %s", line) }); err != nil {
+		err = wrongArbiter(err)
 	}
-	return a, run, err
+	return a, end, err
 }
 
-// askedUntil calls run until the function that it returns is called, which waits for its
-// end. A host that is told to end still tells the arbiter of it.
-func askedUntil(ctx context.Context, run func(context.Context) error) (end func()) {
-	if run == nil {
-		return func() {}
+// checkArbiter returns an error unless -arbiter names one, or none.
+func checkArbiter(s string) error {
+	if s == "" {
+		return nil
 	}
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		run(ctx)
-	}()
-	return func() {
-		cancel()
-		<-ended
+	if err := arbiter.Check(s, ""); err != nil {
+		return wrongArbiter(err)
 	}
+	return nil
+}
+
+func wrongArbiter(err error) error {
+	return fmt.Errorf("-arbiter %w, of this guest alone, where both hosts reach it", err)
 }
 
 // rule is how this standby decides.

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gocolo/lockstep/examples/internal/arbiter/arbitertest"
 	"github.com/gocolo/lockstep/internal/qemutest"
 )
 
@@ -233,11 +234,7 @@ func TestADeadHostsGuestIsGrantedToTheStandby(t *testing.T) {
 	t.Parallel()
 	needsQEMU(t)
 	dir, back := qemutest.Dir(t), qemutest.Dir(t)
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	arbiter := "store:/usr/bin/env " + recordEnv + "=" + filepath.Join(dir, "arbiter") + " " + self
+	arbiter := "store:" + arbitertest.Command(t, filepath.Join(dir, "arbiter"))
 	s := start(t, append([]string{"standby", "-json", "-listen", "unix:" + dir + "/s", "-state", dir, "-control", "unix:" + dir + "/c", "-insecure",
 		"-arbiter", arbiter, "-holder", "there"}, same(t, back, "pc")...)...)
 	s.text("listening")

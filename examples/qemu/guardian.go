@@ -68,12 +68,12 @@ func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	g := &guardian{protectOptions: o, p: p, told: make(chan news, 64), over: make(chan struct{}), generation: 1, token: tokenOf(o.qmp)}
 	o.exited = func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.exited }
 	o.ours, o.begins, o.permit, o.current = g.ours, g.begins, g.permit, g.monitor
-	arb, run, err := openArbiter(o.arbiter, p.warn)
+	arb, end, err := openArbiter(o.arbiter, p)
 	if err != nil {
 		return exitFailed, err
 	}
+	defer end()
 	g.arb = arb
-	defer askedUntil(ctx, run)()
 	if o.controlTLS != "" {
 		if g.creds, err = clientCreds(o.controlTLS, hostOf(o.control)); err != nil {
 			return exitFailed, err

@@ -192,11 +192,7 @@ func (o *protectOptions) checkStay() error {
 	case o.term < time.Second, o.stall <= 0, o.silence <= 0:
 		return errors.New("-term is a second or more, -stall and -silence above 0")
 	}
-	if o.arbiter != "" {
-		_, _, err := openArbiter(o.arbiter, nil)
-		return err
-	}
-	return nil
+	return checkArbiter(o.arbiter)
 }
 
 // protectBy protects the guest of a monitor.

@@ -140,12 +140,12 @@ func (s *standbyRun) run(ctx context.Context) (int, error) {
 			return exitFailed, err
 		}
 	}
-	arb, run, err := openArbiter(s.arbiter, s.p.warn)
+	arb, end, err := openArbiter(s.arbiter, s.p)
 	if err != nil {
 		return exitFailed, err
 	}
+	defer end()
 	s.arbiterOf = arb
-	defer askedUntil(ctx, run)()
 	s.token = tokenOf("unix:" + filepath.Join(s.state, "qmp"))
 	s.kept = keptIn(s.state)
 	serving, stop := context.WithCancel(ctx)

@@ -155,10 +155,8 @@ func (o *standbyOptions) check() error {
 	case o.control != "" && o.tls == "" && !o.insecure:
 		return errors.New("-control wants -tls, or -insecure by name")
 	}
-	if o.arbiter != "" {
-		if _, _, err := openArbiter(o.arbiter, nil); err != nil {
-			return err
-		}
+	if err := checkArbiter(o.arbiter); err != nil {
+		return err
 	}
 	return checkQEMU(o.qemu)
 }

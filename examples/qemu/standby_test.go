@@ -16,25 +16,15 @@ import (
 
 	"go.uber.org/goleak"
 
-	failoverprogram "github.com/gocolo/lockstep/failover/program"
-	"github.com/gocolo/lockstep/failover/sharedfile"
+	"github.com/gocolo/lockstep/examples/internal/arbiter/arbitertest"
 	"github.com/gocolo/lockstep/internal/qemutest"
 )
 
 // programEnv makes the test binary the program.
 const programEnv = "LOCKSTEP_TEST_QEMU"
 
-// recordEnv makes this binary a program that keeps an arbiter's record in a directory.
-const recordEnv = "LOCKSTEP_TEST_RECORD"
-
 func TestMain(m *testing.M) {
-	if dir := os.Getenv(recordEnv); dir != "" {
-		store, err := sharedfile.Open(dir)
-		if err != nil || failoverprogram.Serve(context.Background(), os.Stdin, os.Stdout, store) != nil {
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
+	arbitertest.Main()
 	if os.Getenv(programEnv) != "" {
 		main()
 	}

@@ -48,7 +48,6 @@ type Store struct {
 
 	mu      sync.Mutex
 	in      *os.File      // where the program reads; nil: it does not run
-	pid     int           // of the program; 0: it does not run
 	up      chan struct{} // closed when it runs, and replaced when it has ended
 	last    uint64        // ID
 	waiting map[uint64]chan answer
@@ -109,11 +108,12 @@ func (s *Store) once(ctx context.Context) error {
 	}
 	ended := make(chan error, 1)
 	go func() {
-		ended <- cmd.Wait()
+		err := cmd.Wait()
 		// What it has written is there; what it has started may keep its output open.
 		out.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+		ended <- err
 	}()
-	s.begin(in, cmd.Process.Pid)
+	s.begin(in)
 	err = s.read(out)
 	s.end()
 	in.Close()
@@ -131,10 +131,10 @@ func (s *Store) once(ctx context.Context) error {
 // errLeft says that a program has ended without an error, which nobody had asked for.
 var errLeft = errors.New("nobody had told it to")
 
-func (s *Store) begin(in *os.File, pid int) {
+func (s *Store) begin(in *os.File) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.in, s.pid = in, pid
+	s.in = in
 	close(s.up)
 }
 
@@ -142,7 +142,7 @@ func (s *Store) begin(in *os.File, pid int) {
 func (s *Store) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.in, s.pid, s.up = nil, 0, make(chan struct{})
+	s.in, s.up = nil, make(chan struct{})
 }
 
 // fail ends all that waits for a program that does not run any more.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,6 +36,7 @@ func TestMain(m *testing.M) {
 
 // behave is a program: "serve DIR", or one that does not do what it should.
 func behave(how string) int {
+	fmt.Fprintln(os.Stderr, os.Getpid())
 	how, arg, _ := strings.Cut(how, " ")
 	in := bufio.NewReader(os.Stdin)
 	request := func() string {
@@ -74,6 +76,18 @@ func behave(how string) int {
 		io.Copy(io.Discard, in)
 	}
 	return 0
+}
+
+// numbers hears the numbers of the processes that programs say first.
+type numbers chan int
+
+func (n numbers) Write(p []byte) (int, error) {
+	for line := range strings.Lines(string(p)) {
+		if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil {
+			n <- pid
+		}
+	}
+	return len(p), nil
 }
 
 // started returns a store whose program is this binary, and runs it for the test.
@@ -126,7 +140,8 @@ func TestArbiterOverPrograms(t *testing.T) {
 // program to go to.
 func TestAProgramThatIsKilledIsStartedAnew(t *testing.T) {
 	t.Parallel()
-	s := started(t, "serve "+filepath.Join(t.TempDir(), "guest"), Config{Timeout: time.Minute})
+	pids := make(numbers, 10)
+	s := started(t, "serve "+filepath.Join(t.TempDir(), "guest"), Config{Timeout: time.Minute, Stderr: pids})
 	ctx := within(t)
 	if ok, err := s.Swap(ctx, failover.Record{}, first); !ok || err != nil {
 		t.Fatal(ok, err)
@@ -140,7 +155,7 @@ func TestAProgramThatIsKilledIsStartedAnew(t *testing.T) {
 		for s.asked() == 0 {
 			time.Sleep(time.Millisecond)
 		}
-		if err := syscall.Kill(s.process(t), syscall.SIGKILL); err != nil {
+		if err := syscall.Kill(<-pids, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		if err := <-waits; !errors.Is(err, ErrEnded) || errors.Is(err, failover.ErrRefused) {
@@ -157,17 +172,6 @@ func (s *Store) asked() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.waiting)
-}
-
-// process returns the number of the process of the program.
-func (s *Store) process(t *testing.T) int {
-	t.Helper()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.pid == 0 {
-		t.Fatal("no program runs")
-	}
-	return s.pid
 }
 
 func TestAnAnswerThatIsNoneIsAnError(t *testing.T) {
@@ -303,7 +307,8 @@ func TestRunEndsTheProgram(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s, err := New(Config{Command: []string{"/usr/bin/env", behaves + "=" + how, self}})
+		pids := make(numbers, 10)
+		s, err := New(Config{Command: []string{"/usr/bin/env", behaves + "=" + how, self}, Stderr: pids})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -313,7 +318,7 @@ func TestRunEndsTheProgram(t *testing.T) {
 		ask, given := context.WithTimeout(ctx, 200*time.Millisecond)
 		s.Load(ask)
 		given()
-		pid := s.process(t)
+		pid := <-pids
 		cancel()
 		<-done
 		if err := syscall.Kill(pid, 0); !errors.Is(err, syscall.ESRCH) {

@@ -28,6 +28,12 @@ func Named(s string) bool {
 	return kind == "file" || kind == "etcd" || kind == "store"
 }
 
+// Check returns an error unless s names an arbiter, as Open would.
+func Check(s, guest string) error {
+	_, _, err := find(s, guest, nil)
+	return err
+}
+
 // Open returns the arbiter that s names, which decides about one guest:
 //
 //   - file:DIR, a directory that both hosts reach, of this guest alone;
@@ -36,18 +42,33 @@ func Named(s string) bool {
 //   - store:COMMAND, a program that keeps the record, with its arguments: see package
 //     failover/program. There are no quotation marks.
 //
-// say is given each line that a program says. run, if it is not nil, is called by somebody until the
-// arbiter is not needed any more.
-func Open(s, guest string, say func(line string)) (a failover.Arbiter, run func(context.Context) error, err error) {
+// say is given each line that a program says. end ends what was started, and is called when
+// the arbiter has heard the last word: a host that is told to end still gives its guest up.
+func Open(s, guest string, say func(line string)) (a failover.Arbiter, end func(), err error) {
+	a, store, err := find(s, guest, say)
+	if err != nil || store == nil {
+		return a, func() {}, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { store.Run(ctx) })
+	return a, func() { cancel(); running.Wait() }, nil
+}
+
+// find returns the arbiter, and the store that is to be run for it, if there is one.
+func find(s, guest string, say func(line string)) (a failover.Arbiter, store *program.Store, err error) {
 	kind, rest, ok := strings.Cut(s, ":")
 	if rest = strings.TrimSpace(rest); !ok || !Named(s) || rest == "" {
-		return nil, nil, fmt.Errorf("%s: want %s", s, Forms)
+		return nil, nil, fmt.Errorf("%q: want %s", s, Forms)
 	}
 	var command []string
 	switch kind {
 	case "file":
 		a, err := sharedfile.New(rest)
-		return a, nil, err
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", s, err)
+		}
+		return a, nil, nil
 	case "etcd":
 		if guest == "" {
 			return nil, nil, fmt.Errorf("%s: the guest has no name here to make a key of; want store:%s -endpoints %s -key KEY", s, etcdProgram, rest)
@@ -68,11 +89,10 @@ func Open(s, guest string, say func(line string)) (a failover.Arbiter, run func(
 			return nil, nil, fmt.Errorf("%s: %w", s, err)
 		}
 	}
-	store, err := program.New(program.Config{Command: command, Stderr: &lines{say: say}})
-	if err != nil {
+	if store, err = program.New(program.Config{Command: command, Stderr: &lines{say: say}}); err != nil {
 		return nil, nil, err
 	}
-	return failover.NewStoreArbiter(store), store.Run, nil
+	return failover.NewStoreArbiter(store), store, nil
 }
 
 // A line of a program's is bounded.
