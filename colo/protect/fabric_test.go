@@ -231,6 +231,7 @@ type host struct {
 	late      atomic.Int64  // that many of what it is asked for it does later
 	twice     atomic.Bool   // and all of it again
 	lag       atomic.Int64  // how slow the host is, in nanoseconds
+	asked     atomic.Int64  // when its gate last said that a frame may leave
 	token     string        // of its claims
 	copyOf    atomic.Uint64 // the last generation of which it has had the guest, or a whole copy
 
@@ -283,7 +284,7 @@ func (w *world) hear(h *host, p []byte) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !h.job.Gate().Open() {
+	if !h.mayEmit() {
 		w.t.Errorf("a frame left %s while its gate is shut", h.name)
 	}
 	for _, o := range w.hosts {

@@ -81,7 +81,17 @@ type pacedGate struct {
 
 func (g pacedGate) Open() bool {
 	g.h.pace()
-	return g.Gate.Open()
+	open := g.Gate.Open()
+	if open && g.h != nil {
+		g.h.asked.Store(time.Now().UnixNano())
+	}
+	return open
+}
+
+// mayEmit reports whether the gate is open, or was when the frame that leaves asked it
+// at this very instant of the bubble's clock: it can shut between the two.
+func (h *host) mayEmit() bool {
+	return h.job.Gate().Open() || h.asked.Load() == time.Now().UnixNano()
 }
 
 // A trace is what happened in a world, in order: its digest, and the lines of it if

@@ -41,6 +41,9 @@ func TestAHostThatGoesOnOverWhatItHoldsInMemoryLeavesAtAShutGate(t *testing.T) {
 		w.forget()
 		a, b := w.protected()
 		time.Sleep(300 * time.Millisecond)
+		for hidden := int64(0); hidden == 0; hidden = b.disk.secondary.Info().HiddenBytes {
+			time.Sleep(time.Millisecond) // a checkpoint has just left nothing of the disk to take back
+		}
 		b.image.breaks(errWorn)
 		a.kill(false)
 		b.is(Alone)

@@ -208,8 +208,11 @@ func TestFencedThatComesAfterTheArbitersNoIsRefused(t *testing.T) {
 			t.Errorf("%v; a write: %v", err, func() error { _, err := a.disk.WriteAt([]byte{1}, 0); return err }())
 		}
 		s.colo.Lost(colo.ErrLost)
-		b.is(Alone)
-		a.is(Following)
+		a.is(Following) // b took over, and a came back at once
+		b.is(Protected)
+		if got := b.job.Query().Stats.Takeovers; got != 1 {
+			t.Errorf("%d takeovers of b", got)
+		}
 		a.halt()
 		b.halt()
 	})
