@@ -65,8 +65,8 @@ var (
 
 // GoodbyeError is the peer's last word. It matches ErrGoodbye.
 type GoodbyeError struct {
-	// Reason is the peer's, in words; it may be empty. Unprintable characters
-	// are replaced.
+	// Reason is what the peer said, in words; it may be empty. Unprintable
+	// characters are replaced.
 	Reason string
 }
 

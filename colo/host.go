@@ -88,7 +88,7 @@ type Heartbeat interface{ Alive() bool }
 
 // Stage is memory that waits for its checkpoint to be complete (ram.Cache).
 type Stage interface {
-	// Flush makes the staged pages the guest's, which is paused.
+	// Flush puts the staged pages into the memory of the guest, which is paused.
 	Flush() error
 	// Discard forgets them; the guest's memory is as it was.
 	Discard()
@@ -114,7 +114,7 @@ type Loader interface {
 	// LoadDevices decodes, checks and stages the device state of a checkpoint,
 	// which is valid until it returns.
 	LoadDevices(state []byte, onCommand func(vmstate.Command) error) error
-	// Commit makes what was staged the guest's. Only a fault of this host may
+	// Commit puts what was staged into the guest. Only a fault of this host may
 	// make it fail; the guest is then torn.
 	Commit() error
 	// Rollback drops what was staged. Without anything staged it must do

@@ -14,7 +14,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// SecondaryConfig says which guest follows the primary's. VM, RAM and one of
+// SecondaryConfig says which guest follows that of the primary. VM, RAM and one of
 // State and Loader are required.
 type SecondaryConfig struct {
 	VM     VM                // the guest, paused
@@ -465,7 +465,7 @@ func (s *Secondary) stageDisks(ctx context.Context) error {
 	return s.late(ctx, "disks", s.disks.Prepare(ctx, s.epoch))
 }
 
-// commit makes the staged state the guest's, between StartLoad and EndLoad: a
+// commit puts the staged state into the guest, between StartLoad and EndLoad: a
 // failover that is ordered now waits for the end of it. StartLoad comes before
 // vmstate-received leaves: once the primary has it, its output may be out in the
 // world, and going back to the state before would contradict it. For the same

@@ -21,7 +21,7 @@ type AheadSender interface {
 
 // ahead returns the step that sends memory while the guest still runs, or nil
 // where a checkpoint should pause at once: packets wait for any checkpoint that
-// is not the timer's. The secondary takes the PART sections as it takes END
+// the timer has not asked for. The secondary takes the PART sections as it takes END
 // ones.
 func (p *Primary) ahead(cause event.Cause) func(context.Context) error {
 	if cause != event.CauseTimer || p.cfg.AheadThreshold < 0 || p.last <= uint64(p.cfg.AheadThreshold) {

@@ -54,7 +54,7 @@ type session struct {
 	since      time.Time     // when it began
 	stoppedFor time.Duration // the last pause, as the VM says
 	heldFor    time.Duration // how long output of the checkpoint can have been held
-	ours       bool          // the peer is one of ours: it knows the words that are not QEMU's
+	ours       bool          // the peer is this library: it knows the words that QEMU does not
 
 	goodbyeTime time.Duration // how long an end that is wished for may take
 

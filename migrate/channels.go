@@ -24,7 +24,7 @@ type Channels struct {
 	// Conns are the connections, at most 255, opened after the main one. Run owns
 	// and closes them. None: all pages are in the main stream.
 	Conns []Conn
-	// UUID is the guest's, as a QEMU with -uuid has it; zeros if it has none.
+	// UUID names the guest, as -uuid does with QEMU; zeros if it has none.
 	UUID [16]byte
 
 	// Method is how a source compresses what is in a packet. A QEMU wants its
@@ -32,7 +32,8 @@ type Channels struct {
 	Method multifd.Method
 	// Compressor makes a source's compressors, one for each channel, and as many before, to see
 	// whether it can; one that has a method Close is closed. Nil: zlib at level 1, for
-	// multifd.Zlib only. A compressor for multifd.Zstd is the host's.
+	// multifd.Zlib only. For multifd.Zstd the host
+	// has to bring one.
 	Compressor func(multifd.Method) (multifd.Compressor, error)
 
 	// Decoder makes a destination's decoders. Nil: zlib only.

@@ -11,7 +11,7 @@ var (
 	// on at the source.
 	ErrRefused = errors.New("migrate: the destination has failed")
 	// ErrPaused means that the connection broke in postcopy, and there is no other. The
-	// guest is the destination's, and what waits for memory there waits. Of a Source it
+	// guest belongs to the destination, and what waits for memory there waits. Of a Source it
 	// means that the destination had the devices; whether the guest has run there, its
 	// Destination says: that has the same error if so, and another if it never will.
 	ErrPaused = errors.New("migrate: postcopy is paused")

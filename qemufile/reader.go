@@ -144,7 +144,7 @@ func (r *Reader) ReadFull(p []byte) error {
 	return nil
 }
 
-// Bytes reads n bytes into fresh memory, which is the caller's. A length n that
+// Bytes reads n bytes into fresh memory, which the caller may keep. A length n that
 // the peer chose is bounded by max, beyond which the Reader fails with
 // [ErrTooLong]; and even below it memory is taken only as the bytes arrive.
 func (r *Reader) Bytes(n, max uint64) []byte {

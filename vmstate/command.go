@@ -77,7 +77,8 @@ func PutCommand(w *qemufile.Writer, c Command) {
 	w.Write(c.Payload)
 }
 
-// ReadCommand reads a command after its type byte. The payload is the caller's.
+// ReadCommand reads a command after its type byte. The caller may keep the
+// payload.
 // An unknown command or a payload of the wrong length is [ErrCommand].
 func ReadCommand(r *qemufile.Reader) (Command, error) {
 	c := Command{Type: CommandType(r.BE16())}

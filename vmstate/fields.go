@@ -43,10 +43,10 @@ const (
 //
 // # Versions
 //
-// Version is that of the description being carried: the device's in VMState, and
-// inside Struct, VStruct, Structs, a list or a Subsection the part's, which is
-// what the caller of those says (a subsection's, what the stream says).
-// DeviceVersion is the device's everywhere.
+// Version is the version of the description that is being carried. In VMState that is
+// the device. Inside Struct, VStruct, Structs, a list or a Subsection it is the part,
+// whose version their caller names (of a subsection, the stream does). DeviceVersion
+// is the version of the device everywhere.
 //
 // The first error sticks; after it nothing is loaded any more. A Fields is only
 // valid during the call it is passed to.
@@ -366,7 +366,7 @@ func (f *Fields) Subsection(name string, version uint32, needed bool, fn func(*F
 }
 
 // owns reports whether a subsection belongs to the present description. As in QEMU its
-// name only has to begin with the description's, without regard for the slash
+// name only has to begin with that of the description, without regard for the slash
 // (vmstate_subsection_load in migration/vmstate.c).
 func (f *Fields) owns(n int, name []byte) bool {
 	return n >= len(f.vmsd)+1 && len(name) >= len(f.vmsd) && string(name[:len(f.vmsd)]) == f.vmsd

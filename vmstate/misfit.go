@@ -52,7 +52,8 @@ func (e *MisfitError) Unwrap() []error {
 	return []error{ErrDescription, e.Err}
 }
 
-// fits compares the length of a body with the description's; nil if they agree.
+// fits compares the length of a body with what the description adds up to; nil if they
+// agree.
 func (d *DeviceDesc) fits(found int) error {
 	if d.Broken != nil {
 		return &MisfitError{Name: d.Name, Instance: d.Instance, Described: -1, Found: int64(found), Err: d.Broken}
@@ -72,7 +73,8 @@ func undescribed(h Header, found int) error {
 	return &MisfitError{Name: h.Name, Instance: h.Instance, Described: -1, Found: int64(found), Err: fmt.Errorf("nothing describes it")}
 }
 
-// withoutOffset returns err without the offset of a Reader that is not the stream's.
+// withoutOffset returns err without its offset, which counts from the beginning of a
+// body and not of the stream.
 func withoutOffset(err error) error {
 	err = qemufile.NoEOF(err)
 	if e, ok := err.(*qemufile.Error); ok {

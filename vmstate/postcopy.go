@@ -13,8 +13,8 @@ type PostcopyAdvise struct {
 	// RAM is false if only dirty bitmaps are going to use postcopy; the sizes
 	// are then absent.
 	RAM bool
-	// PageSizes is the OR of the page sizes of all RAM blocks, TargetPageSize
-	// the target's; bytes.
+	// PageSizes is the OR of the page sizes of all RAM blocks, TargetPageSize the
+	// page size of the target CPU; bytes.
 	PageSizes, TargetPageSize uint64
 }
 

@@ -231,7 +231,7 @@ func (reg *Registry) Blocked() error {
 }
 
 // Entries returns the entries of all devices, in the order of their registration. The
-// slice is the caller's.
+// caller may keep and change the slice.
 func (reg *Registry) Entries() []Entry {
 	all := make([]Entry, len(reg.entries))
 	for i, e := range reg.entries {

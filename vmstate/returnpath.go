@@ -188,7 +188,7 @@ type ReturnReader struct {
 	// Block returns the length of a RAM block in bytes, if there is one of that
 	// name. Nil accepts any name and range.
 	Block func(name string) (length uint64, ok bool)
-	// PageSize is the host's, to which requests are aligned. 0: 4096.
+	// PageSize is the page size of this host, to which requests are aligned. 0: 4096.
 	PageSize uint64
 	// MaxBitmap bounds a bitmap where Block is nil, in bytes. 0: 64 MiB.
 	MaxBitmap uint64

@@ -23,7 +23,7 @@ type Disk struct {
 	Fail func(Call) error
 
 	mu      sync.Mutex
-	peer    *Disk    // the secondary's; nil: nobody follows
+	peer    *Disk    // the disk of the secondary; nil: nobody follows
 	content []uint64 // what the guest sees
 	own     int      // the end of content that the guest of a secondary wrote itself
 	pending []uint64 // forwarded to a secondary, not yet of a checkpoint

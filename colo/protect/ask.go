@@ -12,9 +12,10 @@ const chAsk = "ask"
 // A Standing is what a host says of its job.
 type Standing struct {
 	Host string
-	// State is the job's, but that of a host which waits for a primary and is about
-	// to ask its arbiter for the guest, to start it from its disks, is Created: of two
-	// that are Created not both may be let. It is Waiting from the arbiter's no on.
+	// State is the state of the job. One that waits for a primary, and is about to ask
+	// its arbiter for the guest, to start it from its disks, says Created: of two that
+	// are Created not both may be let. It says Waiting again when the arbiter has
+	// refused.
 	State      State
 	Generation uint64 // that it holds or has followed
 }

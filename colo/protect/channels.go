@@ -17,8 +17,8 @@ const chMemory = "memory:"
 // maxChannels bounds the channels of a guest's memory, as colo.Channels does.
 const maxChannels = 255
 
-// Channels says over how many connections of their own, beside the session's, the memory
-// of a guest's checkpoints goes, and how. See colo.Channels for what crosses them, and for
+// Channels says over how many connections of their own, beside that of the session, the
+// memory of checkpoints goes, and how. See colo.Channels for what crosses them, and for
 // what happens where one breaks: the session ends, and the guest goes on as after any link
 // that is lost.
 //

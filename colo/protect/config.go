@@ -111,8 +111,8 @@ type Fencer interface {
 // Config is one guest on one host. Both hosts have the same, but for Host, Start,
 // Held and Peer. Required: Name, Host, Guest and Peer.
 type Config struct {
-	Name string // the guest's, the same on both hosts
-	Host string // this host's, not the other's
+	Name string // of the guest, the same on both hosts
+	Host string // the name of this host; the other one has another
 
 	Guest   Guest
 	Network []Network // nil: the guest's output is not this job's concern

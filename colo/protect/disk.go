@@ -115,8 +115,8 @@ func (d *Disk) view() (interface {
 	return nil, errNoJob
 }
 
-// ReadAt implements replication.Disk. It and the methods below are the guest's; they
-// may be called from any goroutine, at any time.
+// ReadAt implements replication.Disk. The guest calls it and the methods below, from any
+// goroutine, at any time.
 func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 	v, err := d.view()
 	defer d.mu.RUnlock()

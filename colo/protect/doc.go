@@ -169,7 +169,8 @@
 // Run's own, one that renews the grant, one for each Network and, if it has a port
 // of its own, one for that and for each connection that comes in. A session adds
 // one for the heartbeat, two for the control connection, one for the promises, and
-// some for each disk. Each of the Channels has one more, of the session's.
+// some for each disk. A session has one more for each of the
+// Channels.
 // All have ended when Run returns. Events are published, and Config's functions
 // called, on any of them.
 package protect

@@ -188,7 +188,7 @@ func (p *Port) leave(conn net.Conn) {
 }
 
 // greet hears what a connection is for and hands it to its job. Whoever does not
-// say it is none of ours, and is told nothing.
+// say it is a stranger, and is told nothing.
 func (p *Port) greet(ctx context.Context, raw net.Conn) {
 	defer p.leave(raw)
 	conn := raw

@@ -29,7 +29,8 @@ var errSaving = errors.New("protect: the guest is being saved")
 // disks, which stay as they are for the guest to go on over. Until w has everything nothing is given up: with an
 // error the guest runs on here, and is protected again if it was before. A w that has a
 // method Sync() error, as a file does, is synchronised last, unless it says that it
-// cannot be, as a pipe does. That its name is stable is the caller's.
+// cannot be, as a pipe does. The caller sees to it
+// that its name is stable.
 //
 // Save returns when the guest has ended, or runs on. When ctx ends, or the job, it
 // gives up between two calls of w.Write, and before Sync. Run waits for these.
@@ -238,8 +239,8 @@ func Restore(r io.Reader, g Guest, machine string) (held uint64, err error) {
 	return from.generation, nil
 }
 
-// restore reads a migration stream into reg, of which cache is the memory, and makes it
-// the guest's.
+// restore reads a migration stream into reg, of which cache is the memory, and puts it
+// into the guest.
 func restore(r *qemufile.Reader, reg *vmstate.Registry, cache *ram.Cache, machine string) (err error) {
 	defer func() {
 		if err != nil {

@@ -22,8 +22,8 @@ type session struct {
 	peer    *peer
 	colo    coloSession
 	primary *colo.Primary // nil: this host is the secondary
-	cache   *ram.Cache    // the secondary's; of the goroutine in colo's Run
-	base    *base         // the primary's; of the goroutine in colo's Run
+	cache   *ram.Cache    // on a secondary; for the goroutine in colo's Run alone
+	base    *base         // on a primary; for the goroutine in colo's Run alone
 	wire    *counted
 	over    context.Context // ends with the job
 
@@ -246,8 +246,8 @@ func (s *session) unused(err error) uint64 {
 	return 0
 }
 
-// beginDisks makes the secondary's disks copies of the primary's, while the guest
-// runs: the session begins when they are.
+// beginDisks makes the disks of the secondary copies of those of the primary, while the
+// guest runs: the session begins when they are.
 func (j *Job) beginDisks(ctx context.Context, s *session, workers *sync.WaitGroup) error {
 	if len(j.cfg.Disks) == 0 {
 		return nil

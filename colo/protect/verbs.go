@@ -67,9 +67,9 @@ func (j *Job) Resume() error {
 }
 
 // Cancel ends the protection for good: the guest runs on here, unprotected, and what
-// it says leaves. Run goes on, for the guest's networks and disks are the job's, and
-// for the arbiter, so that no other host starts the guest: until its context ends, or
-// Complete. The other host waits for a primary, which does not come. It returns when
+// it says leaves. Run goes on until its context ends, or Complete: the job carries
+// the networks and disks of the guest, and keeps the grant, so that no other host
+// starts the guest. The other host waits for a primary, which does not come. It returns when
 // that is so, with errors like those of Pause.
 func (j *Job) Cancel(ctx context.Context) error {
 	done, err := j.turn(ctx)

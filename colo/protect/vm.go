@@ -22,13 +22,13 @@ type vm struct {
 	mu      sync.Mutex
 	pausing bool   // the guest is being paused
 	pauses  int    // not taken back
-	stands  bool   // one pause of the guest is ours
+	stands  bool   // one pause of the guest is this vm's to take back
 	input   bool   // the guest is the one that the world talks to
 	hold    func() // not nil: Resume leaves it standing, and calls this
 	stopped time.Time
 }
 
-// newVM returns the vm of a guest that is paused; that pause is the vm's.
+// newVM returns the vm of a guest that is paused; the vm takes that pause back.
 func newVM(g Guest, n []Network) *vm {
 	return &vm{guest: g, networks: n, turn: make(chan struct{}, 1), pauses: 1, stands: true}
 }

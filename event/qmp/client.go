@@ -33,7 +33,7 @@ var ErrProtocol = errors.New("qmp: not what a monitor says")
 // has no goroutine of its own: what the monitor says is read by those who wait for
 // something.
 type Client struct {
-	// Version is the emulator's, as in "7.2.22". It does not change.
+	// Version is the version of the emulator, as in "7.2.22". It does not change.
 	Version             string
 	Major, Minor, Micro int
 	// OOB is whether out-of-band execution is enabled: see [Client.DoOOB].

@@ -16,7 +16,8 @@ type Job interface {
 	ID() string
 	Type() event.JobType
 	Status() event.JobStatus
-	// Progress returns what is done and what there is to do, in a unit of the job's.
+	// Progress returns what is done and what there is to do, in a unit that the job
+	// chooses.
 	Progress() (current, total int64)
 	// Err is why it has failed, or was cancelled; nil: it has not.
 	Err() error

@@ -12,7 +12,7 @@ import (
 )
 
 const about = `usage: protected [-tls] [-mode mode]    both hosts on this machine: kills, stops and switches them
-       protected flags                  one host of the two
+       protected -host name ...         one host of the two
 
 Exit status: 0, 1 if the guest cannot go on here, 2 for a bad command line.
 `

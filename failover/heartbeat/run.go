@@ -130,8 +130,8 @@ func (r *runner) logEnd(err error, ours bool) {
 	}
 }
 
-// loop runs until there is something to report; ours says that it is the end
-// of ctx.
+// loop runs until there is something to report; ours says that ctx has ended, and
+// not the peer.
 func (r *runner) loop(ctx context.Context, interval time.Duration) (err error, ours bool) {
 	send := time.NewTicker(interval)
 	defer send.Stop()

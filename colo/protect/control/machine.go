@@ -24,7 +24,7 @@ func gone(s protect.State) bool {
 	return s == protect.Waiting || s == protect.Following || s == protect.Concluded
 }
 
-// machine is the monitor as the guest's. (A qmp.Machine.)
+// machine answers for the guest with what the monitor knows. (A qmp.Machine.)
 type machine Monitor
 
 var (

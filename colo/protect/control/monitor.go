@@ -37,8 +37,8 @@ type Config struct {
 	// Nil: both are refused.
 	Guest colo.VM
 
-	// CheckpointDelay is the job's, for query-migrate-parameters. Zero: package
-	// protect's default.
+	// CheckpointDelay is that of the job, for query-migrate-parameters. Zero: the
+	// default of package protect.
 	CheckpointDelay time.Duration
 
 	// Quit ends the host; nil: there is no command quit. It must not wait for
@@ -68,7 +68,7 @@ type Config struct {
 // A Monitor is the QMP monitor of a job. Close is called when it is of no use any
 // more.
 type Monitor struct {
-	// Commands are the monitor's; a host may register more.
+	// Commands are what the monitor answers; a host may register more.
 	Commands qmp.Commands
 
 	job    Job
