@@ -10,10 +10,12 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/metrics"
+	"github.com/gocolo/lockstep/internal/rebind"
 )
 
 // page is how it stands with a standby or a guardian, over HTTP: in words at /, as
-// JSON at /status, for Prometheus at /metrics. Nothing can be ordered there.
+// JSON at /status, for Prometheus at /metrics. Nothing can be ordered there, and no other
+// site can have a browser read it.
 type page struct {
 	role    string
 	status  func() any
@@ -40,7 +42,7 @@ func (g *page) begin(ctx context.Context, all *sync.WaitGroup, addr string, p *p
 	}
 	p.say("watch       http://%v/, and /metrics there", l.Addr())
 	p.object(map[string]string{"http": l.Addr().String()})
-	server := &http.Server{Handler: g.handler(), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second,
+	server := &http.Server{Handler: rebind.Handler(g.handler()), ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second,
 		WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute, MaxHeaderBytes: 64 << 10}
 	all.Go(func() { server.Serve(l) }) // until it is closed
 	all.Go(func() {

@@ -13,6 +13,7 @@ import (
 	"github.com/gocolo/lockstep/colo/metrics"
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/rebind"
 )
 
 // A Job is what is watched: a [protect.Job]. The methods are called from the
@@ -179,9 +180,9 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Cache-Control", "no-store")
 	deadline(w, stalling)
-	if !p.known(r.Host) {
+	if !rebind.Known(r.Host, p.cfg.Hosts) {
 		p.log.Warn("a page was asked for by a name that it does not have", "host", r.Host, "from", r.RemoteAddr)
-		http.Error(w, "this page has no such name: use its address, or localhost", http.StatusMisdirectedRequest)
+		http.Error(w, rebind.Refused, http.StatusMisdirectedRequest)
 		return
 	}
 	p.mux.ServeHTTP(w, r)
@@ -195,25 +196,6 @@ func deadline(w http.ResponseWriter, d time.Duration) {
 		t = time.Now().Add(d)
 	}
 	http.NewResponseController(w).SetWriteDeadline(t)
-}
-
-// known reports whether a request names this host in a way that no other site can
-// arrange.
-func (p *Page) known(host string) bool {
-	name := host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		name = h
-	}
-	name = strings.Trim(name, "[]")
-	if strings.EqualFold(name, "localhost") || net.ParseIP(name) != nil {
-		return true
-	}
-	for _, h := range p.cfg.Hosts {
-		if strings.EqualFold(name, h) {
-			return true
-		}
-	}
-	return false
 }
 
 // Listen listens for browsers at an address: HOST:PORT, or :PORT or PORT, which is
