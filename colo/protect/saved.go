@@ -119,6 +119,16 @@ func (s *Saved) Generation() uint64 { return s.from.generation }
 // or has failed to read it.
 func (s *Saved) Filled() <-chan struct{} { return s.filled }
 
+// Err returns why memory could not be read, or was not, after Filled says so; nil: it was.
+func (s *Saved) Err() error {
+	select {
+	case <-s.filled:
+		return s.err
+	default:
+		return nil
+	}
+}
+
 // Close gives back what the host has given for it, where no job runs with it, before the
 // guest's memory is. A guest that had not all its memory must never run on. Closing it again
 // does nothing.
