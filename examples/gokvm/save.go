@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -78,10 +79,14 @@ func (h *host) restore(cfg *protect.Config) error {
 }
 
 func (h *host) restoreLazily(cfg *protect.Config) (err error) {
+	var from io.ReaderAt = h.file
+	if h.o.hw.memory != nil {
+		from = h.o.hw.memory(h.file)
+	}
 	if _, ok := h.guest.machine.(ensured); !ok {
 		err = errors.ErrUnsupported
 	} else {
-		cfg.Saved, err = protect.OpenSaved(h.file, h.guest, machineType)
+		cfg.Saved, err = protect.OpenSaved(from, h.guest, machineType)
 	}
 	h.saved = cfg.Saved
 	if errors.Is(err, protect.ErrNotMapped) {
