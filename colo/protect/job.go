@@ -97,6 +97,9 @@ func New(cfg Config) (*Job, error) {
 	if j.keeper, err = failover.NewKeeper(keep); err != nil {
 		return nil, err
 	}
+	if s := cfg.Saved; s != nil && s.taken.Swap(true) {
+		return nil, errors.New("protect: a Saved is one job's")
+	}
 	if err := recoverDisks(cfg.Disks); err != nil {
 		return nil, err
 	}

@@ -35,6 +35,7 @@ type Saved struct {
 	lazy *ram.Lazy
 	from provenance
 
+	taken     atomic.Bool // by a job
 	committed atomic.Bool
 	filled    chan struct{} // closed when there is nothing left to read, or that has failed
 	err       error         // why, once filled is closed

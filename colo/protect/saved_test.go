@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -120,8 +121,17 @@ func TestAGuestOfAFileRunsBeforeItsMemoryAndIsProtectedBehindIt(t *testing.T) {
 		if err := a.job.Checkpoint(); err == nil {
 			t.Error("it is protected")
 		}
+		if _, err := New(a.job.cfg); err == nil {
+			t.Error("another job has the same file")
+		}
+		if err := a.guest.Pause(t.Context()); err != nil { // which does not wait for memory
+			t.Fatal(err)
+		}
 		if s.Generation() != 1 || a.guest.Rounds()[0] != rounds || w.heard() != before {
 			t.Errorf("of generation %d, after %d rounds, %d frames", s.Generation(), a.guest.Rounds()[0]-rounds, w.heard()-before)
+		}
+		if err := a.guest.Resume(t.Context()); err != nil {
+			t.Fatal(err)
 		}
 		select {
 		case <-s.Filled():
@@ -265,6 +275,20 @@ func TestAFileThatIsNotWholeOpensNothing(t *testing.T) {
 	}
 	if held, err := Restore(bytes.NewReader(file), g, "m"); err != nil || held != 7 || !bytes.Equal(g.Memory(), saved.Memory()) {
 		t.Errorf("generation %d, %v", held, err)
+	}
+}
+
+func TestAGuestOfAFileIsStartedOnItsOwnTerms(t *testing.T) {
+	base := Config{Name: "guest", Host: "a", Guest: quiet(t), Peer: Peer{Listen: "127.0.0.1:0", Dial: "127.0.0.1:1", PortConfig: PortConfig{Insecure: true}}}
+	for want, change := range map[string]func(*Config){
+		"without Start": func(c *Config) { c.Saved = new(Saved) },
+		"what is Held":  func(c *Config) { c.Saved, c.Start, c.Held = new(Saved), true, 3 },
+	} {
+		cfg := base
+		change(&cfg)
+		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
 	}
 }
 
