@@ -116,6 +116,7 @@ type Guest struct {
 	origin time.Time
 	logs   atomic.Bool // the dirty log is on
 	stop   atomic.Bool // that there are pauses, for the vCPUs to look at between rounds
+	ensure atomic.Pointer[func(block string, offset, n uint64) error]
 
 	mu      sync.Mutex
 	pauses  int           // that Resume has not taken back
@@ -217,6 +218,21 @@ func (g *Guest) Memory() []byte { return g.mem }
 
 // Blocks returns the guest's memory as a saver or a cache wants it.
 func (g *Guest) Blocks() []ram.Block { return []ram.Block{{Name: Block, Host: g.mem}} }
+
+// EnsureMemory is for a guest that runs before its memory is there (a protect.EnsuredGuest): a
+// vCPU calls ensure for all of it before it goes on after a pause, and stands still
+// meanwhile. It is called while the guest is paused.
+func (g *Guest) EnsureMemory(ensure func(block string, offset, n uint64) error) {
+	g.ensure.Store(&ensure)
+}
+
+// there waits for the memory, outside of a round.
+func (g *Guest) there() error {
+	if f := g.ensure.Load(); f != nil {
+		return (*f)(Block, 0, uint64(len(g.mem)))
+	}
+	return nil
+}
 
 // Register registers the guest's devices: one "vcpu" for each vCPU.
 func (g *Guest) Register(reg *vmstate.Registry) error {
@@ -349,6 +365,9 @@ func (g *Guest) Step(n int) error {
 		return err
 	}
 	defer g.finish()
+	if err := g.there(); err != nil {
+		return err
+	}
 	if !g.wake() {
 		return ErrPaused
 	}

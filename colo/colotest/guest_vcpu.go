@@ -38,6 +38,9 @@ func (v *vcpu) loop(ctx context.Context) error {
 	defer timer.Stop()
 	<-timer.C
 	for due := time.Now(); ; {
+		if err := g.there(); err != nil {
+			return err
+		}
 		if err := g.admit(ctx); err != nil {
 			return err
 		}

@@ -13,7 +13,11 @@ import (
 // begin decides who this host is.
 func (j *Job) begin(ctx context.Context) error {
 	after, own, err := held(j.cfg.Disks)
-	if h := j.cfg.Held; err == nil && h > 0 {
+	h := j.cfg.Held
+	if s := j.cfg.Saved; s != nil {
+		h = s.Generation()
+	}
+	if err == nil && h > 0 {
 		if after > 0 && after != h {
 			err = fmt.Errorf("%w: the disks here are of generation %d, the guest of generation %d", errCopy, after, h)
 		}

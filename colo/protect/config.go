@@ -141,6 +141,11 @@ type Config struct {
 	// the generation that it returns, and the disks must be those with which it was
 	// saved: disks that know that they are of another generation start nothing.
 	Held uint64
+	// Saved is a guest of a file whose memory is still there: with Start, in place of Held.
+	// Guest is the one that OpenSaved was called with. The guest runs before its memory has
+	// been read; until it has, it is neither protected nor saved, and this host follows
+	// nobody. Run closes it.
+	Saved *Saved
 
 	Events *event.Bus // nil: nobody listens
 	// Logger is told of each change of state (Info) and of the events of the
@@ -252,6 +257,10 @@ func (c *Config) check() error {
 		return errors.New("protect: Peer needs the Name that the other host's certificate is for")
 	case c.Held > 0 && !c.Start:
 		return errors.New("protect: Held means nothing without Start")
+	case c.Saved != nil && !c.Start:
+		return errors.New("protect: Saved means nothing without Start")
+	case c.Saved != nil && c.Held > 0:
+		return errors.New("protect: Saved says itself what is Held")
 	case c.CheckpointDelay < 0, c.Beat < 0, c.Lost < 0, c.Term < 0, c.PeerTimeout < 0, c.CheckpointTimeout < 0, c.MinInterval < 0:
 		return errors.New("protect: a time is negative")
 	case c.Lost < 2*c.Beat:

@@ -93,6 +93,10 @@
 // anew does not know what it has promised, so it claims nothing for a term (Start
 // with Held).
 //
+// A guest that was saved goes on once: [Job.Save] and [Restore] by way of a stream, or
+// [Job.SaveMapped] and [OpenSaved] by way of a file, from which it runs before its memory
+// has been read.
+//
 // Without an arbiter an operator is asked: a pair that has lost each other stands
 // still until Failover or Fenced is called on one of the hosts.
 //

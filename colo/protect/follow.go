@@ -37,6 +37,9 @@ func (j *Job) follow(ctx context.Context) error {
 	if err := j.describe(); err != nil {
 		return err
 	}
+	if there, err := j.hasMemory(ctx, Waiting); !there {
+		return err
+	}
 	p, err := j.awaitOrRestart(ctx)
 	switch {
 	case err != nil && j.State() == Waiting && ctx.Err() == nil:

@@ -97,6 +97,9 @@ func New(cfg Config) (*Job, error) {
 	if j.keeper, err = failover.NewKeeper(keep); err != nil {
 		return nil, err
 	}
+	if s := cfg.Saved; s != nil && s.taken.Swap(true) {
+		return nil, errors.New("protect: a Saved is one job's")
+	}
 	if err := recoverDisks(cfg.Disks); err != nil {
 		return nil, err
 	}
@@ -173,6 +176,14 @@ func (j *Job) Run(ctx context.Context) error {
 		})
 	}
 
+	if s := j.cfg.Saved; s != nil {
+		group.Go(func() {
+			if err := s.fill(tools); err != nil && tools.Err() == nil {
+				end(err)
+			}
+		})
+	}
+
 	err := j.live(all)
 	stop()
 	// Nobody claims anything for this host any more: what a claim gets that is under
@@ -193,12 +204,25 @@ func (j *Job) Run(ctx context.Context) error {
 	shut(errMoved)
 	group.Wait()
 	j.keeper.Drop()
+	if s := j.cfg.Saved; s != nil {
+		err = errors.Join(err, s.Close())
+		if j.vm.isRunning() {
+			// What kept it from being paused has been waiting for memory, on a host
+			// whose vCPUs cannot be paused in that.
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), j.cfg.PeerTimeout)
+			defer cancel()
+			err = errors.Join(err, j.vm.Pause(ctx))
+		}
+	}
 	return err
 }
 
 // live goes from state to state.
 func (j *Job) live(ctx context.Context) error {
 	err := j.describe()
+	if err == nil && j.cfg.Saved != nil {
+		err = j.cfg.Saved.commit()
+	}
 	if err == nil {
 		err = j.begin(ctx)
 	}

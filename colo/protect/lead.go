@@ -26,6 +26,9 @@ func (j *Job) lead(ctx context.Context) error {
 	if err := j.describe(); err != nil {
 		return err
 	}
+	if there, err := j.hasMemory(ctx, Alone); !there {
+		return err
+	}
 	p, err := j.seek(ctx)
 	if err != nil {
 		return nil // the job has moved on

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"syscall"
 
 	"github.com/gocolo/lockstep/failover"
@@ -15,9 +16,10 @@ import (
 
 // A saving is a guest that is to be written.
 type saving struct {
-	ctx  context.Context // of whoever waits for it
-	w    io.Writer
-	done chan error // capacity one
+	ctx   context.Context // of whoever waits for it
+	w     any             // what it is written to
+	write func(until ending) error
+	done  chan error // capacity one
 }
 
 var errSaving = errors.New("protect: the guest is being saved")
@@ -35,6 +37,22 @@ var errSaving = errors.New("protect: the guest is being saved")
 // Save returns when the guest has ended, or runs on. When ctx ends, or the job, it
 // gives up between two calls of w.Write, and before Sync. Run waits for these.
 func (j *Job) Save(ctx context.Context, w io.Writer) error {
+	return j.save(ctx, w, func(until ending) error {
+		return save(endingWriter{until, w}, j.cfg.Guest, j.cfg.Machine, j.keeper.Generation())
+	})
+}
+
+// SaveMapped is Save to a file that can be written at any place, and is empty. The memory
+// is at fixed places of it (mapped-ram of QEMU 9.0 and later): OpenSaved lets a guest run
+// before that has been read, and zeros take no room. Restore reads it as well.
+func (j *Job) SaveMapped(ctx context.Context, f ram.MappedFile) error {
+	return j.save(ctx, f, func(until ending) error {
+		return saveMapped(endingFile{until, f}, j.cfg.Guest, j.cfg.Machine, j.keeper.Generation())
+	})
+}
+
+// save is Save by way of write.
+func (j *Job) save(ctx context.Context, w any, write func(until ending) error) error {
 	done, err := j.turn(ctx)
 	if err != nil {
 		return err
@@ -57,7 +75,7 @@ func (j *Job) Save(ctx context.Context, w io.Writer) error {
 	}
 	act, end := j.while(ctx, Paused, Cancelled)
 	defer end()
-	s := &saving{ctx: ctx, w: w, done: make(chan error, 1)}
+	s := &saving{ctx: ctx, w: w, write: write, done: make(chan error, 1)}
 	select {
 	case j.saves <- s:
 		err = <-s.done
@@ -85,6 +103,9 @@ func (j *Job) store(act context.Context, s *saving) (err error) {
 	ctx, cancel := context.WithCancelCause(act)
 	defer cancel(nil)
 	defer context.AfterFunc(s.ctx, func() { cancel(context.Cause(s.ctx)) })()
+	if err := j.memoryIsThere(ctx); err != nil {
+		return err
+	}
 	if err := j.vm.Pause(ctx); err != nil {
 		return err
 	}
@@ -104,7 +125,7 @@ func (j *Job) store(act context.Context, s *saving) (err error) {
 	if err := j.syncDisks(ctx, act); err != nil {
 		return err
 	}
-	if err := save(endingWriter{[]context.Context{s.ctx, act}, s.w}, j.cfg.Guest, j.cfg.Machine, j.keeper.Generation()); err != nil {
+	if err := s.write(ending{s.ctx, act}); err != nil {
 		return err
 	}
 	if s.ctx.Err() != nil {
@@ -123,7 +144,7 @@ func (j *Job) store(act context.Context, s *saving) (err error) {
 }
 
 // syncWriter makes what was written stable, where that is possible at all.
-func syncWriter(w io.Writer) error {
+func syncWriter(w any) error {
 	f, ok := w.(interface{ Sync() error })
 	if !ok {
 		return nil
@@ -162,19 +183,42 @@ func (j *Job) syncDisks(ctx, act context.Context) error {
 	return context.Cause(ctx)
 }
 
-// An endingWriter writes until one of its contexts ends, and not once more.
+// An ending is contexts of which the first that ends does.
+type ending []context.Context
+
+func (e ending) err() error {
+	for _, ctx := range e {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+	return nil
+}
+
+// An endingWriter writes until that, and not once more.
 type endingWriter struct {
-	until []context.Context
+	until ending
 	w     io.Writer
 }
 
 func (w endingWriter) Write(p []byte) (int, error) {
-	for _, ctx := range w.until {
-		if ctx.Err() != nil {
-			return 0, context.Cause(ctx)
-		}
+	if err := w.until.err(); err != nil {
+		return 0, err
 	}
 	return w.w.Write(p)
+}
+
+// An endingFile is written until that, and not once more.
+type endingFile struct {
+	until ending
+	ram.MappedFile
+}
+
+func (f endingFile) WriteAt(p []byte, at int64) (int, error) {
+	if err := f.until.err(); err != nil {
+		return 0, err
+	}
+	return f.MappedFile.WriteAt(p, at)
 }
 
 // A provenance is of which generation a saved guest is. It is a vmstate.Device.
@@ -188,9 +232,21 @@ func (p *provenance) register(reg *vmstate.Registry) error {
 
 // save writes a migration stream of a guest that stands still.
 func save(to io.Writer, g Guest, machine string, generation uint64) error {
+	return writeStream(to, ram.NewSaver(g.Blocks(), g, ram.SaverConfig{}), nil, g, machine, generation)
+}
+
+// saveMapped writes one with the memory at fixed places of a file.
+func saveMapped(f ram.MappedFile, g Guest, machine string, generation uint64) error {
+	saver := ram.NewMappedSaver(f, g.Blocks())
+	return writeStream(saver, saver, []string{mappedRAM}, g, machine, generation)
+}
+
+// mappedRAM is the capability of such a file.
+const mappedRAM = "mapped-ram"
+
+func writeStream(to io.Writer, memory vmstate.LiveSaver, capabilities []string, g Guest, machine string, generation uint64) error {
 	reg := new(vmstate.Registry)
-	saver := ram.NewSaver(g.Blocks(), g, ram.SaverConfig{})
-	if err := errors.Join(reg.RegisterLive(ramEntry(), saver, nil), g.Register(reg), (&provenance{generation}).register(reg)); err != nil {
+	if err := errors.Join(reg.RegisterLive(ramEntry(), memory, nil), g.Register(reg), (&provenance{generation}).register(reg)); err != nil {
 		return err
 	}
 	if err := reg.Blocked(); err != nil {
@@ -199,7 +255,7 @@ func save(to io.Writer, g Guest, machine string, generation uint64) error {
 	defer reg.SaveCleanup()
 	w := qemufile.NewWriter(to)
 	vmstate.PutFileHeader(w)
-	vmstate.PutConfiguration(w, vmstate.Configuration{Machine: machine})
+	vmstate.PutConfiguration(w, vmstate.Configuration{Machine: machine, Capabilities: capabilities})
 	if err := reg.SaveSetup(w); err != nil {
 		return err
 	}
@@ -214,51 +270,77 @@ func save(to io.Writer, g Guest, machine string, generation uint64) error {
 	return w.Flush()
 }
 
-// Restore makes g, which stands still and has not run, the guest that Save has written,
-// and returns of which generation it is, for Config.Held: where there is an arbiter,
-// a saved guest goes on once, and any other attempt follows it. Its disks must be those
-// of the host that saved it, as they were then. machine is Config.Machine. The state of
-// no Network is in the file: connections that a Proxy was translating end.
+// Restore makes g, which stands still and has not run, the guest that Save or SaveMapped
+// has written, and returns of which generation it is, for Config.Held: where there is an
+// arbiter, a saved guest goes on once, and any other attempt follows it. Its disks must be
+// those of the host that saved it, as they were then. machine is Config.Machine. The state
+// of no Network is in the file: connections that a Proxy was translating end. r begins with
+// the file's first byte.
 //
 // What is read is checked first: with an error g is as it was, unless the error
 // matches failover.ErrTorn; then it must never run.
 func Restore(r io.Reader, g Guest, machine string) (held uint64, err error) {
-	reg := new(vmstate.Registry)
-	cache, err := ram.NewCache(g.Blocks(), nil, ram.CacheConfig{})
-	if err != nil {
-		return 0, err
-	}
-	defer cache.Close()
+	in := qemufile.NewReader(r)
 	var from provenance
-	if err := errors.Join(reg.RegisterLive(ramEntry(), nil, cache), g.Register(reg), from.register(reg)); err != nil {
-		return 0, err
+	c, err := readHead(in, machine)
+	if err == nil {
+		err = restore(in, g, slices.Contains(c.Capabilities, mappedRAM), &from)
 	}
-	if err := restore(qemufile.NewReader(r), reg, cache, machine); err != nil {
+	if err != nil {
 		return 0, fmt.Errorf("protect: restore: %w", err)
 	}
 	return from.generation, nil
 }
 
-// restore reads a migration stream into reg, of which cache is the memory, and puts it
-// into the guest.
-func restore(r *qemufile.Reader, reg *vmstate.Registry, cache *ram.Cache, machine string) (err error) {
-	defer func() {
-		if err != nil {
-			reg.Rollback()
-		}
-	}()
-	if err := reg.Blocked(); err != nil {
-		return err
-	}
+// readHead reads what is in front of the sections.
+func readHead(r *qemufile.Reader, machine string) (c vmstate.Configuration, err error) {
 	if err := vmstate.ReadFileHeader(r); err != nil {
-		return err
+		return c, err
 	}
-	c, err := vmstate.ReadConfiguration(r)
+	if c, err = vmstate.ReadConfiguration(r); err != nil {
+		return c, err
+	}
+	if c.Machine != machine {
+		return c, fmt.Errorf("the machine here is %q, that of the file %q", machine, c.Machine)
+	}
+	return c, nil
+}
+
+// restore reads sections, and puts what is in them into the guest.
+func restore(r *qemufile.Reader, g Guest, mapped bool, from *provenance) (err error) {
+	reg := new(vmstate.Registry)
+	cache, err := ram.NewCache(g.Blocks(), nil, ram.CacheConfig{Format: ram.Format{MappedRAM: mapped}})
 	if err != nil {
 		return err
 	}
-	if c.Machine != machine {
-		return fmt.Errorf("the machine here is %q, that of the file %q", machine, c.Machine)
+	defer cache.Close()
+	if err := errors.Join(reg.RegisterLive(ramEntry(), nil, cache), g.Register(reg), from.register(reg)); err != nil {
+		return err
+	}
+	if err := readSections(r, reg); err != nil {
+		reg.Rollback()
+		return err
+	}
+	if err := cache.Flush(); err != nil {
+		reg.Rollback()
+		return fmt.Errorf("%w: %w", failover.ErrTorn, err)
+	}
+	return commit(reg)
+}
+
+// commit makes the devices what was read.
+func commit(reg *vmstate.Registry) error {
+	if err := reg.Commit(); err != nil {
+		reg.Rollback()
+		return fmt.Errorf("%w: %w", failover.ErrTorn, err)
+	}
+	return nil
+}
+
+// readSections reads all sections into reg, which must have them all.
+func readSections(r *qemufile.Reader, reg *vmstate.Registry) error {
+	if err := reg.Blocked(); err != nil {
+		return err
 	}
 	unexpected := func(c vmstate.Command) error {
 		return fmt.Errorf("%w %v is not expected in a file", vmstate.ErrCommand, c)
@@ -273,12 +355,6 @@ func restore(r *qemufile.Reader, reg *vmstate.Registry, cache *ram.Cache, machin
 		if !came(reg, e) {
 			return fmt.Errorf("the device %q is not in the file", device{Name: e.Name, Instance: e.Instance})
 		}
-	}
-	if err := cache.Flush(); err != nil {
-		return fmt.Errorf("%w: %w", failover.ErrTorn, err)
-	}
-	if err := reg.Commit(); err != nil {
-		return fmt.Errorf("%w: %w", failover.ErrTorn, err)
 	}
 	return nil
 }

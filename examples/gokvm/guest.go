@@ -99,11 +99,21 @@ func (g *guest) cpu() (offer []byte, judge func([]byte) error, err error) {
 	return m.MatchCPU()
 }
 
+// ensured is a machine whose devices can wait for memory.
+type ensured interface {
+	EnsureMemory(ensure func(block string, offset, n uint64) error)
+}
+
+// EnsureMemory implements protect.EnsuredGuest, for a machine that is ensured.
+func (g *guest) EnsureMemory(ensure func(block string, offset, n uint64) error) {
+	if m, ok := g.machine.(ensured); ok {
+		m.EnsureMemory(ensure)
+	}
+}
+
 // laterMemory has the guest's devices wait for memory that comes after it has begun to run.
 func (g *guest) laterMemory(memory *ram.Lazy) error {
-	m, ok := g.machine.(interface {
-		EnsureMemory(func(block string, offset, n uint64) error)
-	})
+	m, ok := g.machine.(ensured)
 	if !ok {
 		return fmt.Errorf("%w: %w", errNoMemory, errors.ErrUnsupported)
 	}

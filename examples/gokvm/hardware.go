@@ -34,6 +34,8 @@ type hardware struct {
 	image func(name string) (_ image, keeps bool, err error)
 	// notify is signal.Notify.
 	notify func(c chan<- os.Signal, sig ...os.Signal)
+	// memory is what the memory of the guest of a file is read from. nil: from the file.
+	memory func(*os.File) io.ReaderAt
 	// dial connects to the other host's address. nil: by TCP.
 	dial func(ctx context.Context, address string) (net.Conn, error)
 }

@@ -51,6 +51,8 @@ func TestABadCommandLineIsOneLineAndStatus2(t *testing.T) {
 		{"primary -peer a:1 -kernel k -beat 2s", "-beat 2s -lost-after 2s"},
 		{"primary -peer a:1 -kernel k -resume f", "want one of them"},
 		{"secondary -listen a:1 -resume f", "-resume is a primary's"},
+		{"primary -peer a:1 -kernel k -lazy", "-lazy without -resume"},
+		{"boot -kernel k -lazy", "-lazy: an unprotected guest"},
 		{"boot -kernel k -save f", "-save: an unprotected guest"},
 		{"secondary", "a secondary needs -listen"},
 		{"secondary -listen a:1 -append x", "-append without -kernel"},

@@ -48,7 +48,7 @@ func TestAGuestWaitsForItsOtherHalfForSoLong(t *testing.T) {
 					time.AfterFunc(1000*time.Hour, end)
 				}
 				begun := time.Now()
-				_, err := (&arrival{r: r, want: make(chan *link)}).reconnect(ctx, errors.New("cut"))
+				_, err := (&arrival{r: r, came: make(chan struct{}, 1)}).reconnect(ctx, errors.New("cut"))
 				took := time.Since(begun)
 				if x.want == 0 && !errors.Is(err, context.Canceled) || x.want > 0 && (!errors.Is(err, errHalf) || took != x.want) {
 					t.Errorf("%v after %v", err, took)
@@ -81,5 +81,65 @@ func TestAHostWhoseGuestIsOnADeadOneCanBeEnded(t *testing.T) {
 		if !strings.Contains(said.String(), "Ctrl-A g lets the guest go on here") {
 			t.Errorf("it says %s", said)
 		}
+	})
+}
+
+// ended reports whether the other end of a connection was closed.
+func ended(t *testing.T, peer net.Conn) bool {
+	t.Helper()
+	peer.SetReadDeadline(time.Now().Add(time.Second))
+	_, err := peer.Read(make([]byte, 1))
+	return errors.Is(err, io.EOF)
+}
+
+// A source that connects again and again, while its guest's arrival has not noticed that a
+// connection is broken, keeps nobody waiting here: the last connection counts, and the
+// others are closed.
+func TestOfConnectionsThatAreMadeAgainTheLastCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, _ := alone(t.Context(), t.Context(), 0)
+		var links []*link
+		var peers []net.Conn
+		for range 5 {
+			x, y := net.Pipe()
+			links, peers = append(links, &link{x, x}), append(peers, y)
+		}
+		a := &arrival{r: r, came: make(chan struct{}, 1), link: links[0]}
+		for _, l := range links[1:4] {
+			a.again(l)
+		}
+		for i, p := range peers[:4] {
+			if got := ended(t, p); got != (i < 3) {
+				t.Errorf("connection %d is closed: %t", i, got)
+			}
+		}
+		heard := make(chan moveAnswer, 1)
+		hear := func(p net.Conn) {
+			p.SetReadDeadline(time.Time{})
+			var m moveAnswer
+			if err := readMessage(p, &m); err != nil {
+				t.Error(err)
+			}
+			heard <- m
+		}
+		go hear(peers[3])
+		conn, err := a.reconnect(t.Context(), errors.New("cut"))
+		if err != nil || conn != links[3] || (<-heard).State != moveGoesOn {
+			t.Errorf("%v, %v", conn, err)
+		}
+		// One that nobody has taken hears how it has ended, as does one that comes later.
+		a.again(links[4])
+		go hear(peers[4])
+		a.end(movedHere)
+		if m := <-heard; m.State != movedHere {
+			t.Errorf("%+v", m)
+		}
+		x, y := net.Pipe()
+		go a.again(&link{x, x})
+		go hear(y)
+		if m := <-heard; m.State != movedHere {
+			t.Errorf("%+v", m)
+		}
+		r.group.Wait()
 	})
 }

@@ -30,6 +30,8 @@ type flatWorld struct {
 	params flatguest.Params
 	broken func(net.Conn) net.Conn // the first connection
 	gone   bool                    // there is no other connection
+	memory func(*os.File) io.ReaderAt
+	later  func() // called when a guest's memory is to come later
 
 	mu     sync.Mutex
 	frames []flatguest.Frame // as they were emitted, wherever that was
@@ -48,6 +50,9 @@ type flatMachine struct {
 // EnsureMemory is for the port as well, which looks at the guest's memory.
 func (m *flatMachine) EnsureMemory(ensure func(block string, offset, n uint64) error) {
 	m.ensure = ensure
+	if m.w.later != nil {
+		m.w.later()
+	}
 	m.gokvmMachine.EnsureMemory(ensure)
 }
 
@@ -169,6 +174,7 @@ func (w *flatWorld) run(args ...string) *flatProcess {
 	p := &flatProcess{done: make(chan error, 1), hand: make(chan chan<- os.Signal, 1), said: new(bytes.Buffer)}
 	w.said = append(w.said, p.said)
 	o.hw = thisHost
+	o.hw.memory = w.memory
 	o.hw.machine = func(o options, devices gokvmhost.Config) (machine, error) { return w.machine(number, o, devices) }
 	o.hw.notify = func(c chan<- os.Signal, _ ...os.Signal) { p.hand <- c }
 	first := true
@@ -188,7 +194,11 @@ func (w *flatWorld) run(args ...string) *flatProcess {
 	std := stdio{strings.NewReader(""), lockedWriter{w, p.said}, io.Discard}
 	c := newConsole(std, true, nil)
 	p.console = c
-	go func() { p.done <- runRoaming(ctx, o, c, newPrinter(o, std, c)) }()
+	run := runRoaming
+	if o.mode == modePrimary {
+		run = runProtected
+	}
+	go func() { p.done <- run(ctx, o, c, newPrinter(o, std, c)) }()
 	w.t.Cleanup(func() {
 		cancel()
 		w.end(p)

@@ -18,12 +18,12 @@ import (
 type arrival struct {
 	r     *roamer
 	hello moveHello
-	want  chan *link    // takes another connection when one has broken
-	done  chan struct{} // closed when it is known whether the guest is here
-	state string        // of a moveAnswer, when done is closed
+	came  chan struct{} // capacity one: there is a next, when link has broken
 
 	// With r.mu held.
-	link *link // the one in use
+	link  *link  // the one in use
+	next  *link  // the last that the source has made since; nil: none
+	state string // of a moveAnswer; "": it is not known yet whether the guest is here
 }
 
 // maxArrivals is how many arrivals that have ended are remembered.
@@ -83,7 +83,7 @@ func (r *roamer) visit(l *link, hello moveHello) {
 	a := r.arrivals[hello.Move]
 	if a == nil && !hello.Again && !r.busy {
 		r.busy = true
-		a = &arrival{r: r, hello: hello, want: make(chan *link), done: make(chan struct{}), link: l}
+		a = &arrival{r: r, hello: hello, came: make(chan struct{}, 1), link: l}
 		r.remember(a)
 		r.mu.Unlock()
 		r.arriving <- a
@@ -120,19 +120,38 @@ func (r *roamer) refuse(l *link, state string, why error) {
 	l.Close()
 }
 
-// again is a connection after the one in use, which the source knows to be broken.
+// again is a connection after the one in use, which the source knows to be broken, and so
+// is one that has come since: the last counts.
 func (a *arrival) again(l *link) {
 	a.r.mu.Lock()
-	used := a.link
-	a.r.mu.Unlock()
-	used.Close()
-	select {
-	case a.want <- l:
-	case <-a.done:
-		a.r.refuse(l, a.state, nil)
-	case <-a.r.life.Done():
-		l.Close()
+	state, used, before := a.state, a.link, a.next
+	if state == "" {
+		a.next = l
 	}
+	a.r.mu.Unlock()
+	if state != "" {
+		a.r.refuse(l, state, nil)
+		return
+	}
+	used.Close()
+	if before != nil {
+		before.Close()
+	}
+	select {
+	case a.came <- struct{}{}:
+	default: // nobody has looked since
+	}
+}
+
+// take has the next connection be the one in use, nil if there is none.
+func (a *arrival) take() *link {
+	a.r.mu.Lock()
+	defer a.r.mu.Unlock()
+	l := a.next
+	if a.next = nil; l != nil {
+		a.link = l
+	}
+	return l
 }
 
 // errHalf is of a guest that has lost its other half.
@@ -154,8 +173,11 @@ func (a *arrival) reconnect(ctx context.Context, broken error) (migrate.Conn, er
 	ordered := a.r.ordered.Done()
 	for {
 		select {
-		case l := <-a.want:
-			a.use(l)
+		case <-a.came:
+			l := a.take()
+			if l == nil {
+				continue
+			}
 			if writeMessage(l, moveAnswer{State: moveGoesOn}) == nil {
 				a.r.p.phase("recovered", "over another connection")
 				return l, nil
@@ -174,19 +196,16 @@ func (a *arrival) reconnect(ctx context.Context, broken error) (migrate.Conn, er
 	}
 }
 
-func (a *arrival) use(l *link) {
-	a.r.mu.Lock()
-	defer a.r.mu.Unlock()
-	a.link = l
-}
-
 // end says whether the guest has come.
 func (a *arrival) end(state string) {
 	a.r.mu.Lock()
 	defer a.r.mu.Unlock()
 	a.state = state
 	a.r.busy = state == movedHere
-	close(a.done)
+	if l := a.next; l != nil {
+		a.next = nil
+		a.r.group.Go(func() { a.r.refuse(l, state, nil) })
+	}
 }
 
 // take takes the guest of an arrival. With an error it is not here, and never has run.

@@ -84,7 +84,9 @@ A host whose disk is older than the other's, or new, is refused, unless with -st
 
 Ctrl-A w, where -save names a file, or protection-save of -qmp, saves the guest: it
 ends here, in the file. A primary with -resume in place of -kernel goes on with it,
-once, from the disk as it was left.
+once, from the disk as it was left. With -lazy it runs before its memory has been read, and
+is protected when that has; the host needs the right to use userfaultfd. If the file cannot
+be read then, the guest stands still, and is lost.
 
 If a guest switches itself off while its secondary cannot be told, that may take
 over and go on from its last checkpoint.
@@ -146,6 +148,7 @@ type options struct {
 
 	kernel, initrd, append string
 	save, resume           string
+	lazy                   bool // the guest of resume runs before its memory is read
 	postcopy               bool
 	maxDowntime            time.Duration
 	giveUp                 time.Duration // 0: never
@@ -199,6 +202,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.append, "append", "console=ttyS0", "the kernel's `arguments`")
 	f.StringVar(&o.save, "save", "", "a new `file` that Ctrl-A w saves the guest to")
 	f.StringVar(&o.resume, "resume", "", "saved guest that a primary goes on with, a `file`")
+	f.BoolVar(&o.lazy, "lazy", false, "the guest of -resume runs at once, and its memory is read from the file as it is touched, and behind that; the file must stay as it is until the line loaded")
 	f.Var(&mem, "mem", "`size` of the guest's memory, with K, M or G")
 	f.IntVar(&o.vcpus, "vcpus", 1, "`number` of the guest's CPUs")
 	f.StringVar(&o.disk, "disk", "", "raw image or block device, a `file`: the guest's /dev/vda")
@@ -272,11 +276,11 @@ func someName() string {
 
 // ofPairs are the flags that mean nothing to an unprotected guest.
 var ofPairs = strings.Fields(`listen peer name host cert key ca peer-name insecure journal overlay interval min-interval
-	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command start save resume qmp http http-control`)
+	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command start save resume lazy qmp http http-control`)
 
 // ofPairsOnly are those of them that mean nothing to a guest that moves.
 var ofPairsOnly = strings.Fields(`journal overlay interval min-interval continuous late-resume beat lost-after
-	checkpoint-timeout term arbiter arbiter-command start save resume qmp http http-control host`)
+	checkpoint-timeout term arbiter arbiter-command start save resume lazy qmp http http-control host`)
 
 // maxVCPUs is what this program was tried with, and somewhat more.
 const maxVCPUs = 8
@@ -337,6 +341,8 @@ func (o *options) validate(given map[string]bool) error {
 		return errors.New("a secondary needs -listen")
 	case o.resume != "" && o.mode != modePrimary:
 		return errors.New("-resume is a primary's")
+	case o.lazy && o.resume == "":
+		return errors.New("-lazy without -resume")
 	case o.resume != "" && o.kernel != "":
 		return errors.New("-resume and -kernel: want one of them")
 	case o.mode != modeSecondary && o.mode != modeReceive && o.kernel == "" && o.resume == "":

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"bytes"
 	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -10,7 +12,22 @@ import (
 	"github.com/gocolo/lockstep/examples/internal/arbiter/arbitertest"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
 )
+
+// canRunAhead skips the test where memory cannot come after the guest runs.
+func canRunAhead(t *testing.T) {
+	t.Helper()
+	l, err := ram.NewLazy([]ram.Block{{Name: "none"}})
+	if err == nil {
+		err = l.Probe()
+	}
+	if err != nil {
+		require.Missing(t, require.Userfaultfd, err)
+	}
+}
 
 func TestAGuestThatSwitchesItselfOffEndsBothHosts(t *testing.T) {
 	for _, mode := range []string{"-continuous=false", "-continuous"} {
@@ -350,6 +367,67 @@ func TestTheGuestIsHandedOverByASignalAndByAKey(t *testing.T) {
 	again()
 	w.hears(b, phase("switched"))
 	w.moreLeaves(a)
+	w.judge()
+}
+
+// A guest that was saved runs before its memory has been read, and is then protected.
+func TestASavedGuestRunsBeforeItsMemoryIsRead(t *testing.T) {
+	canRunAhead(t)
+	w := newSimWorld(t)
+	file := filepath.Join(t.TempDir(), "guest")
+	b := w.start("b", modeSecondary)
+	a := w.start("a", modePrimary, "-save", file)
+	w.inStep(a)
+	w.moreLeaves(a)
+	w.presses(a, 'w')
+	if err := w.ended(a); err != nil {
+		t.Errorf("host a: %v", err)
+	}
+	again := w.hearsNext(b, phase("protected"))
+	a = w.start("a", modePrimary, "-resume", file, "-lazy")
+	w.hears(a, phase("loaded"))
+	again()
+	w.moreLeaves(a)
+	w.ends(a, gokvmhost.ErrPowerOff)
+	w.ended(a)
+	w.ended(b)
+	w.judge()
+}
+
+// A guest whose file is not whole is not begun with, and the file of an earlier version says
+// what to do.
+func TestAFileThatNoGuestCanRunFromIsRefusedInWords(t *testing.T) {
+	canRunAhead(t)
+	w := newSimWorld(t)
+	dir := t.TempDir()
+	file := filepath.Join(dir, "guest")
+	a := w.start("a", modePrimary, "-save", file, "-start")
+	w.moreLeaves(a)
+	w.presses(a, 'w')
+	if err := w.ended(a); err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stream bytes.Buffer
+	out := qemufile.NewWriter(&stream)
+	vmstate.PutFileHeader(out)
+	vmstate.PutConfiguration(out, vmstate.Configuration{Machine: machineType})
+	if err := out.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for want, p := range map[string][]byte{"unexpected EOF": whole[:len(whole)*2/3], "without -lazy": stream.Bytes()} {
+		name := filepath.Join(dir, want)
+		if err := os.WriteFile(name, p, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		a = w.start("a", modePrimary, "-resume", name, "-lazy")
+		if err := w.ended(a); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
 	w.judge()
 }
 

@@ -38,6 +38,9 @@ type host struct {
 	typing   sync.Once     // the console is read
 	quit     chan struct{} // capacity one: an order to end
 
+	saved *protect.Saved // of -resume -lazy; nil: the guest's memory is here
+	file  *os.File       // of saved, until closeFile
+
 	life  context.Context // of the job and of the machine
 	end   context.CancelCauseFunc
 	group sync.WaitGroup
@@ -78,7 +81,7 @@ func runProtected(ctx context.Context, o options, c *console, p *printer) (err e
 		h.end(nil)
 		h.group.Wait() // whoever uses the machine
 		h.terminal.close()
-		err = errors.Join(err, h.guest.Close())
+		err = errors.Join(err, h.closeFile(), h.guest.Close())
 	}()
 	printed := event.NewBuffered(4096, func(r event.Record, dropped uint64) { p.object(r) })
 	h.group.Go(func() { printed.Run(h.life) })
@@ -102,6 +105,9 @@ func runProtected(ctx context.Context, o options, c *console, p *printer) (err e
 	h.group.Go(h.runGuest)
 	h.group.Go(func() { h.obey(ctx) })
 	h.group.Go(h.watch)
+	if h.saved != nil {
+		h.group.Go(h.followMemory)
+	}
 	err = o.handles.Run(h.life, job, control.Config{
 		Events: &h.events, Guest: h.guest, CheckpointDelay: o.interval, Quit: func() {
 			select {
@@ -153,13 +159,13 @@ func (h *host) configure(d *disk) (cfg protect.Config, err error) {
 		h.guest.machine, err = o.hw.machine(o, devices)
 	}
 	if err == nil && o.resume != "" {
-		if cfg.Held, err = h.restore(); err != nil {
+		if err = h.restore(&cfg); err != nil {
 			err = errors.Join(err, h.guest.Close())
 		}
 	}
 	if err == nil {
 		if cfg.Offer, cfg.Judge, err = h.guest.cpu(); err != nil {
-			err = errors.Join(err, h.guest.Close())
+			err = errors.Join(err, h.closeFile(), h.guest.Close())
 		}
 	}
 	if err != nil {

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/gocolo/lockstep/colo/protect"
 )
@@ -18,7 +20,7 @@ func (h *host) save(ctx context.Context, name string) error {
 	h.saving.Lock()
 	defer h.saving.Unlock()
 	return createFile(name, func(f *os.File) error {
-		if err := h.job.Load().Save(ctx, f); err != nil { // it synchronises f
+		if err := h.job.Load().SaveMapped(ctx, f); err != nil { // it synchronises f
 			return err
 		}
 		h.p.phase("saved", "the guest is in %s", name)
@@ -59,15 +61,65 @@ func syncDirectory(name string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// restore makes the guest that of -resume, and returns of which generation it is.
-func (h *host) restore() (generation uint64, err error) {
+// restore makes the guest that of -resume; with -lazy but for its memory, which follows.
+func (h *host) restore(cfg *protect.Config) error {
 	f, err := os.Open(h.o.resume)
+	if err == nil && h.o.lazy {
+		h.file = f
+		return h.restoreLazily(cfg)
+	}
+	if err == nil {
+		cfg.Held, err = protect.Restore(f, h.guest, machineType)
+		f.Close()
+	}
 	if err != nil {
-		return 0, fmt.Errorf("-resume: %w", err)
+		return fmt.Errorf("-resume: %w", err)
 	}
-	defer f.Close()
-	if generation, err = protect.Restore(f, h.guest, machineType); err != nil {
-		return 0, fmt.Errorf("-resume: %w", err)
+	return nil
+}
+
+func (h *host) restoreLazily(cfg *protect.Config) (err error) {
+	var from io.ReaderAt = h.file
+	if h.o.hw.memory != nil {
+		from = h.o.hw.memory(h.file)
 	}
-	return generation, nil
+	if _, ok := h.guest.machine.(ensured); !ok {
+		err = errors.ErrUnsupported
+	} else {
+		cfg.Saved, err = protect.OpenSaved(from, h.guest, machineType)
+	}
+	h.saved = cfg.Saved
+	if errors.Is(err, protect.ErrNotMapped) {
+		err = fmt.Errorf("an earlier gokvm has written the file, without -lazy the guest can go on with it: %w", err)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("-resume -lazy: %w", err), h.closeFile())
+	}
+	return nil
+}
+
+// closeFile is called when nobody reads the guest's memory any more, and it is still mapped.
+func (h *host) closeFile() error {
+	if h.file == nil {
+		return nil
+	}
+	var err error
+	if h.saved != nil {
+		err = h.saved.Close()
+	}
+	err = errors.Join(err, h.file.Close())
+	h.file = nil
+	return err
+}
+
+// followMemory says when all of the guest's memory has been read.
+func (h *host) followMemory() {
+	begun := time.Now()
+	select {
+	case <-h.saved.Filled():
+		if h.saved.Err() == nil {
+			h.p.phase("loaded", "the guest has all its memory, %v after it began to be read", time.Since(begun).Round(time.Millisecond))
+		}
+	case <-h.life.Done():
+	}
 }

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -276,6 +277,36 @@ func TestAKilledPrimarysGuestGoesOnBeforeItsMemory(t *testing.T) {
 	qemutest.Monitor(t, filepath.Join(dir, "qmp")).Do(t.Context(), "quit", nil, nil)
 	s.ends(exitOK)
 	second.ends(exitOK)
+}
+
+// A QEMU that dies while the guest's memory still follows it takes the guest with it: that
+// is said, nothing is waited for, and the guest is not started once more from what it was.
+func TestAGuestWhoseQEMUDiesBeforeItsMemoryHasFollowedIsLost(t *testing.T) {
+	t.Parallel()
+	needsQEMU(t)
+	const megabytes = 2048 // take a second to follow
+	dir, back, first := qemutest.Dir(t), qemutest.Dir(t), qemutest.Dir(t)
+	args := append([]string{"standby", "-json", "-postcopy", "-listen", "127.0.0.1:0", "-state", dir, "--", qemutest.Binary}, qemutest.GuestArgs(t, back, "pc", megabytes)...)
+	s := start(t, args...)
+	p := qemutest.Start(t, first, qemutest.GuestArgs(t, first, "pc", megabytes)...)
+	qemutest.AwaitSerial(t, first, 2)
+	p.Protect(s.text("listening"), 20*time.Millisecond)
+	s.checkpoints(2)
+	p.Kill()
+	var b struct{ PID int }
+	if err := json.Unmarshal(s.object("back", 0), &b); err != nil || b.PID == 0 {
+		t.Fatal(b, err)
+	}
+	if err := syscall.Kill(b.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	s.ends(exitGuest)
+	if out := s.output(); strings.Contains(out, `"followed"`) || strings.Count(out, `"back":{`) != 1 {
+		t.Errorf("it has followed, or come back twice: %s", out)
+	}
+	if r := s.summary(); !strings.Contains(r.Error, "killed") && !strings.Contains(r.Error, "has not followed") {
+		t.Errorf("%+v", r)
+	}
 }
 
 // A QEMU that may not have memory on demand gets all of it first.

@@ -148,6 +148,35 @@ func TestWhatPaysIsChosen(t *testing.T) {
 	}
 }
 
+// Where the compressor is about as fast as the link, little can be won whichever way a page
+// goes, and once both have been seen no more than a tenth is lost: with any mixture of
+// pages, one after the other or in clumps, over one lane or two.
+func TestACompressorAsFastAsTheLinkCostsNoMoreThanATenth(t *testing.T) {
+	for _, lanes := range []int{1, 2} {
+		for _, zips := range []float64{0.8, 0.95, 1.05, 1.15, 1.3} {
+			for _, other := range [][]byte{noisePage, hexPage} {
+				for _, share := range []int{4, 8, 12} { // of 16
+					for _, clump := range []int{1, 128} {
+						kind := func(i int) []byte {
+							if i%guestPages/clump%16*7%16 < share {
+								return other
+							}
+							return textPage
+						}
+						l, c := newLined(gigabit, zips*gigabit), newChooser(lanes)
+						best := min(l.fixed(plain, guestPages, kind), l.fixed(packed, guestPages, kind))
+						l.mixed(c, 2*guestPages, kind)
+						if took, went := l.mixed(c, guestPages, kind); took > 1.1*best {
+							t.Errorf("it took %.3f of the better way over %d lanes: compressing takes %v of the link's time, %d of 16 pages are others (hex %t), in clumps of %d; %d plain, %d packed",
+								took/best, lanes, zips, share, &other[0] == &hexPage[0], clump, went[plain], went[packed])
+						}
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestALinkThatChangesIsNoticed(t *testing.T) {
 	l, c := newLined(gigabit, 2.3), newChooser(1)
 	for i, x := range []struct {

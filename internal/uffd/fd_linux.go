@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -17,7 +18,8 @@ import (
 // FD is a userfaultfd.
 type FD struct {
 	k        kernel
-	fd, stop int // stop: an eventfd that ends Faults
+	fd       int
+	file     *os.File // fd, for Faults, in Go's poller
 	features Feature
 	closed   atomic.Bool
 	args     sync.Pool // of *copyArg
@@ -43,12 +45,7 @@ func open(k kernel, features Feature) (*FD, error) {
 		unix.Close(fd)
 		return nil, &FeatureError{Missing: missing}
 	}
-	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
-	if err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("eventfd", err)
-	}
-	f := &FD{k: k, fd: fd, stop: stop, features: features, page: uintptr(os.Getpagesize())}
+	f := &FD{k: k, fd: fd, file: os.NewFile(uintptr(fd), "userfaultfd"), features: features, page: uintptr(os.Getpagesize())}
 	f.args.New = func() any { return new(copyArg) }
 	return f, nil
 }
@@ -226,32 +223,21 @@ func (f *FD) WriteProtect(mem []byte, on bool) error {
 const maxFaults = 64
 
 // Faults waits until threads wait for pages and stores up to len(buf) of them, each once.
-// It occupies an OS thread while it waits. After Interrupt or Close it returns
-// [ErrClosed].
+// It waits by way of Go's poller, as a read of a socket does: a system call that waits
+// would keep a processor from those who fetch the page, until the scheduler notices, which
+// takes longer than to fetch it. After Interrupt or Close it returns [ErrClosed].
 func (f *FD) Faults(buf []Fault) (int, error) {
-	poll := [2]unix.PollFd{{Fd: int32(f.fd), Events: unix.POLLIN}, {Fd: int32(f.stop), Events: unix.POLLIN}}
 	var messages [maxFaults]message
 	const size = int(unsafe.Sizeof(message{}))
 	for {
-		if f.closed.Load() {
-			return 0, ErrClosed
-		}
-		switch _, err := unix.Poll(poll[:], -1); {
-		case err == unix.EINTR:
-			continue
-		case err != nil:
-			return 0, os.NewSyscallError("poll", err)
-		case poll[1].Revents != 0:
-			return 0, ErrClosed
-		}
 		room := min(len(buf), maxFaults)
 		raw := unsafe.Slice((*byte)(unsafe.Pointer(&messages[0])), room*size)
-		n, err := unix.Read(f.fd, raw)
+		n, err := f.file.Read(raw)
 		switch {
-		case err == unix.EAGAIN || err == unix.EINTR: // another reader was faster
-			continue
+		case f.closed.Load(), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, os.ErrClosed):
+			return 0, ErrClosed
 		case err != nil:
-			return 0, os.NewSyscallError("read userfaultfd", err)
+			return 0, fmt.Errorf("read userfaultfd: %w", err)
 		}
 		got := 0
 		for _, m := range messages[:n/size] {
@@ -270,9 +256,8 @@ func (f *FD) Faults(buf []Fault) (int, error) {
 // Interrupt makes Faults return, now and from now on. Threads that wait for a page go on
 // waiting.
 func (f *FD) Interrupt() {
-	one := [8]byte{0: 1}
-	// It fails only where the count is full, and then Faults returns as well.
-	_, _ = unix.Write(f.stop, one[:])
+	// It fails only where the file is closed, and then Faults returns as well.
+	_ = f.file.SetReadDeadline(time.Unix(1, 0))
 }
 
 // Close gives the userfaultfd back; what is registered is so no more, and who waits for a
@@ -282,7 +267,7 @@ func (f *FD) Close() error {
 	if f.closed.Swap(true) {
 		return nil
 	}
-	return errors.Join(os.NewSyscallError("close userfaultfd", unix.Close(f.fd)), os.NewSyscallError("close eventfd", unix.Close(f.stop)))
+	return f.file.Close()
 }
 
 // Populate has the kernel touch every page of mem for reading, and returns when they are

@@ -65,7 +65,8 @@ type Format struct {
 	// MappedRAM is QEMU's capability mapped-ram (9.0 and later): the stream is a
 	// file, and each block's pages are at fixed places of it, told behind the
 	// block's entry in the list. A stream announces it in its configuration
-	// section. Only [Walker] reads it; see [MappedWriter] for writing.
+	// section. A [Walker] reads it, and a [Cache] where the reader is at offset 0 of the file's
+	// first byte; see [MappedWriter] for writing, and [Lazy.OpenMapped].
 	MappedRAM bool
 }
 

@@ -485,6 +485,12 @@ func (c *Cache) loadBlockList(r *qemufile.Reader, total uint64) error {
 	for i := range c.blocks {
 		c.blocks[i].listed = false
 	}
+	if c.cfg.Format.MappedRAM {
+		if err := c.loadMapped(r, total); err != nil {
+			return err
+		}
+		return c.allListed()
+	}
 	for left := total; left > 0; {
 		name := r.CountedBytes()
 		if err := r.Err(); err != nil {
@@ -509,12 +515,52 @@ func (c *Cache) loadBlockList(r *qemufile.Reader, total uint64) error {
 		b.length = info.Length
 		left -= info.Length
 	}
+	return c.allListed()
+}
+
+// allListed reports, as an error, a block that the list has not named.
+func (c *Cache) allListed() error {
 	for i := range c.blocks {
 		if b := &c.blocks[i]; !b.listed {
 			return &Error{Block: b.Name, Err: fmt.Errorf("%w: block is missing", ErrBlockList)}
 		}
 	}
 	return nil
+}
+
+// loadMapped stages the memory of a mapped-ram file: the pages that it has, and zeros.
+func (c *Cache) loadMapped(r *qemufile.Reader, total uint64) error {
+	k := Walker{Format: c.cfg.Format}
+	err, failed := k.mapped(r, &Record{Stream: r.Offset(), Total: total}, func(rec *Record) error {
+		i, ok := c.index[rec.Block]
+		if !ok {
+			return unknownBlock([]byte(rec.Block))
+		}
+		b := &c.blocks[i]
+		if rec.Kind == KindPage {
+			return c.stage(b, rec.Offset, rec.Data)
+		}
+		err := b.fits(rec.Blocks[0], c.cfg.Format)
+		if err == nil && rec.Mapped.PageSize != PageSize {
+			err = fmt.Errorf("%w: pages of %d bytes", ErrMapped, rec.Mapped.PageSize)
+		}
+		if err != nil {
+			return &Error{Block: b.Name, Err: err}
+		}
+		b.listed, b.length = true, rec.Blocks[0].Length
+		c.lock()
+		defer c.unlock()
+		for off := uint64(0); off < b.length; off += PageSize {
+			if err := c.fill(b, off, 0); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if failed != nil {
+		return failed
+	}
+	return err
 }
 
 // fits compares a block of the list with the guest's.

@@ -28,6 +28,9 @@ var (
 // whoever touches it waits, and Serve asks the source for it; LoadState places each page of
 // the host whole. Finish ends that when all has come.
 //
+// Or a file has all of it (OpenMapped, Listen), and Fill does what Serve, LoadState and
+// Finish do.
+//
 // In Go, only system calls may touch memory that may be missing, KVM_RUN among them; Go code
 // that is about to touch it (a device model, say) calls Ensure first. Otherwise the process
 // may stand still for ever: the thread waits in the kernel, where Go's scheduler does not
@@ -45,7 +48,8 @@ type Lazy struct {
 	blocks []lazyBlock
 	index  map[string]int
 	cfg    Format
-	fd     *uffd.FD // from Listen on
+	fd     *uffd.FD  // from Listen on
+	from   *lazyFile // which has the memory; nil: a stream brings it
 
 	last      int // the block of the last record on this connection, or noBlock
 	listening atomic.Bool
@@ -126,6 +130,10 @@ func (l *Lazy) Register(reg *vmstate.Registry) error { return reg.RegisterLive(E
 // until Finish or Close.
 func (l *Lazy) PostcopyAdvised() error {
 	l.cfg.Postcopy = true
+	return l.smallPages()
+}
+
+func (l *Lazy) smallPages() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.small = true
@@ -180,6 +188,11 @@ func (l *Lazy) Listen() error {
 	if l.listening.Load() {
 		return nil
 	}
+	if l.from != nil {
+		if err := l.smallPages(); err != nil {
+			return err
+		}
+	}
 	fd, err := l.open()
 	if err != nil {
 		return err
@@ -212,8 +225,11 @@ func (b *lazyBlock) dropMissing() error {
 			continue
 		}
 		end := i + each
-		for end < n && !b.received.Has(end) {
-			end += each
+		if end < n && !b.received.Has(end) {
+			if end = b.received.Next(end); end < 0 {
+				end = n // nearly all of a large guest, often
+			}
+			end = min(n, (end+each-1)/each*each)
 		}
 		// A page of the host of which a part has come is missing as a whole.
 		b.received.ClearRange(i, end)

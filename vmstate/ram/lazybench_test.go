@@ -1,6 +1,8 @@
 package ram
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -122,4 +124,53 @@ func wholeStream(b *testing.B, pages int) time.Duration {
 		b.Fatal(err)
 	}
 	return time.Since(begun)
+}
+
+// BenchmarkFirstPageOfAFile takes the time from opening a mapped-ram file, of which each page
+// in 16 MiB has contents, until a guest's first touch of its memory has been answered, and the
+// time until all of it is there, in the same run.
+func BenchmarkFirstPageOfAFile(b *testing.B) {
+	for _, mib := range []int{256, 4 << 10, 16 << 10} {
+		b.Run(fmt.Sprintf("MiB=%d", mib), func(b *testing.B) {
+			pages := mib << 20 / PageSize
+			f := mappedFile(b)
+			m, err := CreateMapped(f, 0, []BlockInfo{{Name: "ram", Length: uint64(pages) * PageSize}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			contents := bytes.Repeat([]byte{1}, PageSize)
+			for i := 0; i < pages; i += 4096 {
+				if err := m.WritePage("ram", uint64(i)*PageSize, contents); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if err := m.Commit(); err != nil {
+				b.Fatal(err)
+			}
+			var first, whole time.Duration
+			for b.Loop() {
+				l, free := lazyMemory(b, pages)
+				begun := time.Now()
+				if _, err := l.OpenMapped(f, 0); err != nil {
+					b.Fatal(err)
+				}
+				if err := l.Listen(); err != nil {
+					b.Fatal(err)
+				}
+				filled := make(chan error, 1)
+				go func() { filled <- l.Fill(context.Background()) }()
+				if err := l.Ensure("ram", uint64(pages/2*PageSize), 1); err != nil {
+					b.Fatal(err)
+				}
+				first += time.Since(begun)
+				if err := <-filled; err != nil {
+					b.Fatal(err)
+				}
+				whole += time.Since(begun)
+				free()
+			}
+			b.ReportMetric(float64(first.Microseconds())/float64(b.N), "first-page-µs")
+			b.ReportMetric(float64(whole.Microseconds())/float64(b.N), "whole-µs")
+		})
+	}
 }

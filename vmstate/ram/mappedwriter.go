@@ -156,6 +156,12 @@ func (m *MappedWriter) Blocks() (blocks []BlockInfo, places []MappedBlock) {
 // WritePage writes a page, PageSize bytes, to its place. A page of zeros is not
 // written: the file says that it does not have it. It allocates nothing.
 func (m *MappedWriter) WritePage(block string, offset uint64, page []byte) error {
+	return m.WritePages(block, offset, page[:PageSize])
+}
+
+// WritePages is WritePage of as many pages, one behind the other, as p has. Those between
+// two pages of zeros are written at once.
+func (m *MappedWriter) WritePages(block string, offset uint64, p []byte) error {
 	if m.last >= len(m.blocks) || m.blocks[m.last].Name != block {
 		i, ok := m.index[block]
 		if !ok {
@@ -164,26 +170,39 @@ func (m *MappedWriter) WritePage(block string, offset uint64, page []byte) error
 		m.last = i
 	}
 	b := &m.blocks[m.last]
-	if offset%PageSize != 0 || offset >= b.Length {
+	if offset%PageSize != 0 || offset > b.Length || len(p)%PageSize != 0 || uint64(len(p)) > b.Length-offset || len(p) == 0 {
 		return &Error{Op: "map", Block: block, Offset: offset, Stream: -1, Err: ErrOffset}
 	}
-	i := offset / PageSize
-	word, bit := &b.has[i/64], uint64(1)<<(i%64)
-	if isZero(page) {
-		if *word&bit != 0 {
-			*word &^= bit
-			b.change = true
+	for begin := 0; begin < len(p); {
+		end := begin
+		for end < len(p) && !isZero(p[end:end+PageSize]) {
+			end += PageSize
 		}
-		return nil
-	}
-	if _, err := m.f.WriteAt(page[:PageSize], int64(b.Pages+offset)); err != nil {
-		return &Error{Op: "map", Block: block, Offset: offset, Stream: int64(b.Pages + offset), Err: err}
-	}
-	if *word&bit == 0 {
-		*word |= bit
-		b.change = true
+		if end > begin {
+			at := offset + uint64(begin)
+			if _, err := m.f.WriteAt(p[begin:end], int64(b.Pages+at)); err != nil {
+				return &Error{Op: "map", Block: block, Offset: at, Stream: int64(b.Pages + at), Err: err}
+			}
+		}
+		for ; begin < end; begin += PageSize {
+			b.mark(offset+uint64(begin), true)
+		}
+		if begin < len(p) {
+			b.mark(offset+uint64(begin), false)
+			begin += PageSize
+		}
 	}
 	return nil
+}
+
+// mark says whether the file has a page.
+func (b *mappedBlock) mark(offset uint64, has bool) {
+	i := offset / PageSize
+	word, bit := &b.has[i/64], uint64(1)<<(i%64)
+	if *word&bit != 0 != has {
+		*word ^= bit
+		b.change = true
+	}
 }
 
 // Commit writes which pages the file has. It does not sync the file: the caller
