@@ -33,12 +33,16 @@ type Store interface {
 //
 // A claimant that has watched before it claims (Watch) need not wait for the
 // whole term again.
+//
+// A swap that was made, and whose answer was lost, counts when the record is read the
+// next time: from when the swap was sent, like any other.
 type StoreArbiter struct {
 	store Store
 
-	mu   sync.Mutex
-	seen Record    // the newest that was seen
-	at   time.Time // when it had been seen; zero: never
+	mu      sync.Mutex
+	seen    Record    // the newest that was seen
+	at      time.Time // when it had been seen; zero: never
+	unheard unheard
 }
 
 var _ Arbiter = (*StoreArbiter)(nil)
@@ -92,20 +96,47 @@ func (a *StoreArbiter) Acquire(ctx context.Context, c Claim) (Grant, error) {
 			return Grant{}, err
 		}
 		if granted {
-			swapped, err := a.store.Swap(ctx, r, next)
+			// Of what this host has asked for before, and did not hear, there may be
+			// some time left.
+			if made, ok := a.made(r); ok && next.Generation == r.Generation && r.Term == c.Term && (c.Term == 0 || time.Since(made) < c.Term) {
+				return Grant{Generation: r.Generation, Token: c.Token, Term: c.Term, Sent: made}, nil
+			}
+			swapped, err := a.swap(ctx, r, next, sent)
 			if err != nil {
 				return Grant{}, err
 			}
 			if !swapped {
 				continue // somebody was faster; look again
 			}
-			a.saw(next)
 			return Grant{Generation: next.Generation, Token: c.Token, Term: c.Term, Sent: sent}, nil
 		}
 		if err := a.until(ctx, r, lapse, ok); err != nil {
 			return Grant{}, err
 		}
 	}
+}
+
+// swap asks for a swap, and remembers one that is not answered.
+func (a *StoreArbiter) swap(ctx context.Context, old, next Record, sent time.Time) (bool, error) {
+	swapped, err := a.store.Swap(ctx, old, next)
+	if err != nil {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.unheard.note(next, sent)
+		return false, err
+	}
+	if swapped {
+		a.saw(next)
+	}
+	return swapped, nil
+}
+
+// made returns when the swap was sent that has made r, if nobody has answered it. It says
+// so once.
+func (a *StoreArbiter) made(r Record) (sent time.Time, ok bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.unheard.take(r)
 }
 
 // lapse returns when the record's holder will have been silent for its term. ok
@@ -137,35 +168,40 @@ func (a *StoreArbiter) until(ctx context.Context, r Record, at time.Time, ok boo
 
 // Renew implements Arbiter.
 func (a *StoreArbiter) Renew(ctx context.Context, g Grant, note string) (Grant, error) {
-	err := a.change(ctx, func(r Record) (Record, error) {
+	err := a.change(ctx, func(r Record) (next Record, sent time.Time, err error) {
+		next, err = r.Renew(g, note)
+		if made, ok := a.made(r); ok && err == nil && made.After(g.Sent) {
+			next, g.Sent = r, made // the renewal before this one, which is heard of now
+			return next, made, nil
+		}
 		g.Sent = time.Now()
-		return r.Renew(g, note)
+		return next, g.Sent, err
 	})
 	return g, err
 }
 
 // Release implements Arbiter.
 func (a *StoreArbiter) Release(ctx context.Context, g Grant, note string) error {
-	return a.change(ctx, func(r Record) (Record, error) { return r.Release(g, note) })
+	return a.change(ctx, func(r Record) (Record, time.Time, error) {
+		next, err := r.Release(g, note)
+		return next, time.Now(), err
+	})
 }
 
-func (a *StoreArbiter) change(ctx context.Context, rule func(Record) (Record, error)) error {
+// change replaces the record by what rule says of it, which is sent at the time that it
+// says. A record that is as it should be is left.
+func (a *StoreArbiter) change(ctx context.Context, rule func(Record) (Record, time.Time, error)) error {
 	for {
 		r, err := a.store.Load(ctx)
 		if err != nil {
 			return err
 		}
-		next, err := rule(r)
-		if err != nil {
+		next, sent, err := rule(r)
+		if err != nil || next == r {
 			return err
 		}
-		swapped, err := a.store.Swap(ctx, r, next)
-		if err != nil {
+		if swapped, err := a.swap(ctx, r, next, sent); err != nil || swapped {
 			return err
-		}
-		if swapped {
-			a.saw(next)
-			return nil
 		}
 	}
 }

@@ -26,6 +26,7 @@ type image struct {
 	failed atomic.Bool    // it has ever
 	slow   time.Duration  // of each request
 	loose  map[int][]byte // sectors that are not stable, as they were
+	free   [][]byte       // memory of those that have become stable
 }
 
 const sectorSize = 512
@@ -52,7 +53,7 @@ func (d *image) writeAs(h *host, p []byte, off int64) (int, error) {
 	if d.loose != nil {
 		for s := int(off) / sectorSize; s*sectorSize < int(off)+len(p); s++ {
 			if d.loose[s] == nil {
-				d.loose[s] = append([]byte(nil), d.b[s*sectorSize:(s+1)*sectorSize]...)
+				d.loose[s] = append(d.spare(), d.b[s*sectorSize:(s+1)*sectorSize]...)
 			}
 		}
 	}
@@ -66,9 +67,20 @@ func (d *image) Sync() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.fail == nil {
+		for _, b := range d.loose {
+			d.free = append(d.free, b)
+		}
 		clear(d.loose)
 	}
 	return d.fail
+}
+
+// spare returns room for a sector. d.mu is held.
+func (d *image) spare() (b []byte) {
+	if n := len(d.free); n > 0 {
+		b, d.free = d.free[n-1][:0], d.free[:n-1]
+	}
+	return b
 }
 
 // ofProcess is an image as a host's process has it: one that was killed writes nothing

@@ -171,7 +171,8 @@ type world struct {
 	names []string      // the hosts that there can be
 	turn  time.Duration // of three, each reaches for one of the others for so long, and then for the next
 
-	lean bool // hosts keep no copy of the memory
+	lean  bool          // hosts keep no copy of the memory
+	delay time.Duration // from one checkpoint to the next; 0: what it is by default
 
 	compared bool   // the guests' output is, instead of waiting for checkpoints
 	agreed   uint64 // packets that left since both guests had said the same, as far as hosts that left knew
@@ -181,6 +182,7 @@ type world struct {
 	size   int               // of it
 	images map[string]*image // by host; a host that comes back finds its own
 	record *trace            // nil: nothing is recorded
+	counts *counts           // nil: nothing is counted
 
 	mu     sync.Mutex
 	writes map[uint64][]write // by the hash of the round that made them
@@ -395,7 +397,7 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 				return w.f.dial(ctx, name, w.other(name))
 			},
 		},
-		Arbiter: failover.NewStoreArbiter(ofHost{w.store, h}), Term: w.term, NoMemoryCopy: w.lean,
+		Arbiter: failover.NewStoreArbiter(ofHost{w.store, h}), Term: w.term, NoMemoryCopy: w.lean, CheckpointDelay: w.delay,
 	}
 	if w.disks {
 		if h.disk, err = NewDisk(DiskConfig{Name: "root", Image: ofProcess{h.image, h}}); err != nil {
@@ -437,6 +439,13 @@ func (h *host) observe(r event.Record) {
 	case event.CheckpointCommit:
 		if s := h.job.session(); s != nil {
 			h.has(s.peer.generation)
+		}
+		switch {
+		case e.Mode != event.ModePrimary:
+		case e.Epoch == 0:
+			h.trace("synchronises", 0)
+		default:
+			h.trace("checkpoint", int(e.Epoch))
 		}
 	case event.JobStatusChange:
 		h.trace(e.State, int(e.Generation))

@@ -126,7 +126,13 @@ func (t *trace) digest() string {
 }
 
 func (h *host) trace(what string, n int) {
-	if h != nil && h.w.record != nil {
+	if h == nil {
+		return
+	}
+	if h.w.counts != nil {
+		h.w.counts.add(what, n)
+	}
+	if h.w.record != nil {
 		h.w.record.add(h.name, what, n)
 	}
 }

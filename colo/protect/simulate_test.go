@@ -73,12 +73,13 @@ const longest = 2 * time.Minute
 var epochOfBubbles = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
 // newSimulation makes the world of a seed.
-func newSimulation(t *testing.T, seed uint64, record *trace) *simulation {
+func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *simulation {
 	w := newWorld(t)
-	w.record = record
+	w.record, w.counts = record, counts
 	w.lean = seed%4 == 1 && (&Config{NoMemoryCopy: true}).checkMemory() == nil
 	s := &simulation{world: w, rng: rand.New(rand.NewPCG(seed, 0)), more: rand.New(rand.NewPCG(seed, 2)), live: map[string]*host{}}
 	w.guest.Interval = time.Duration(10+2*s.rng.IntN(20)) * time.Millisecond
+	s.paces(seed)
 	s.stands = seed%8 == 5
 	if w.compared = seed%8 == 0; w.compared {
 		w.guest.TSCPerMille = 1 + s.more.IntN(20) // more, and the guests would agree in nothing
@@ -329,13 +330,9 @@ func (s *simulation) run() (lost bool) {
 	s.say("the faults stop")
 	s.heal(s.rng.IntN(2) == 0)
 	lost = !s.inStep(within)
-	if !lost {
-		before := s.heard()
-		time.Sleep(time.Second)
-		if s.heard() == before {
-			s.t.Error("nothing leaves")
-			s.standings()
-		}
+	if !lost && !s.leaves() {
+		s.t.Error("nothing leaves")
+		s.standings()
 	}
 	s.verbs.Wait()
 	for _, d := range s.dead {
@@ -545,6 +542,7 @@ func TestSimulatedFaults(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	var compared, agreed, diverged uint64
 	var threes, thirds, tended int
+	done := newCounts()
 	one := func(seed uint64, record *trace) (lost bool) {
 		defer func() { // a bubble in which nothing can go on
 			if p := recover(); p != nil {
@@ -552,8 +550,9 @@ func TestSimulatedFaults(t *testing.T) {
 			}
 		}()
 		synctest.Test(t, func(t *testing.T) {
-			s := newSimulation(t, seed, record)
+			s := newSimulation(t, seed, record, done)
 			lost = s.run()
+			done.clock.Add(int64(time.Since(epochOfBubbles)))
 			if s.compared {
 				compared, agreed, diverged = compared+1, agreed+s.agreed, diverged+s.diverged
 			}
@@ -616,6 +615,7 @@ func TestSimulatedFaults(t *testing.T) {
 			t.Error("the third host never took the place of another")
 		}
 	}
+	t.Log(done.of(len(run)))
 	t.Logf("%d seeds, in %d the guest died with the only host that had it, in %d a host whose disk had failed was booted anew; %.0f seeds a second", len(run), lost, tended, float64(len(run))/time.Since(begin).Seconds())
 }
 

@@ -52,6 +52,7 @@ func (w *ways) dial(ctx context.Context, from, to string, l *listener) (net.Conn
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	w.host(from).trace("dials", 0)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.cables = append(slices.DeleteFunc(w.cables, (*cableEnd).over), a)

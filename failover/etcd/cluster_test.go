@@ -2,7 +2,6 @@ package etcd_test
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"net/url"
 	"os"
@@ -143,74 +142,4 @@ func (c *cluster) client(endpoints ...string) *clientv3.Client {
 	}
 	c.t.Cleanup(func() { client.Close() })
 	return client
-}
-
-// A relay is a host's way to one member, which can be cut.
-type relay struct {
-	l  net.Listener
-	to string
-
-	mu    sync.Mutex
-	cut   bool
-	conns map[net.Conn]bool
-}
-
-func newRelay(t *testing.T, to string) *relay {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Skip(err)
-	}
-	r := &relay{l: l, to: to, conns: map[net.Conn]bool{}}
-	var group sync.WaitGroup
-	group.Go(func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			group.Go(func() { r.carry(conn) })
-		}
-	})
-	t.Cleanup(func() { l.Close(); r.set(true); group.Wait() })
-	return r
-}
-
-func (r *relay) address() string { return r.l.Addr().String() }
-
-// set cuts the way, or mends it.
-func (r *relay) set(cut bool) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.cut = cut
-	if cut {
-		for c := range r.conns {
-			c.Close()
-		}
-	}
-}
-
-func (r *relay) carry(conn net.Conn) {
-	defer conn.Close()
-	there, err := net.Dial("tcp", r.to)
-	if err != nil {
-		return
-	}
-	defer there.Close()
-	r.mu.Lock()
-	if r.cut {
-		r.mu.Unlock()
-		return
-	}
-	r.conns[conn], r.conns[there] = true, true
-	r.mu.Unlock()
-	var group sync.WaitGroup
-	group.Go(func() { io.Copy(there, conn); there.Close() })
-	io.Copy(conn, there)
-	conn.Close()
-	group.Wait()
-	r.mu.Lock()
-	delete(r.conns, conn)
-	delete(r.conns, there)
-	r.mu.Unlock()
 }

@@ -24,7 +24,8 @@
 //
 // It survives what etcd survives: the loss of a minority of the members, and of
 // all of them for a time in which nobody takes over and the holder's output stops
-// at the end of its term. It survives slow members, changes of the leader, and
-// answers that are late or lost. Whoever restores the cluster from an old backup,
-// or deletes the key, gets refusals (failover.Record.Acquire), not two holders.
+// at the end of its term. It survives slow members, changes of the leader, answers
+// that are late or lost, and the loss of one direction of a host's way to the members.
+// Whoever restores the cluster from an old backup, or deletes the key, gets refusals
+// (failover.Record.Acquire), not two holders.
 package etcd

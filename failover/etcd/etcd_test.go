@@ -123,13 +123,7 @@ func TestPartitionedLeaderDecidesNothing(t *testing.T) {
 // side is granted the guest, and finds itself deposed when it is back.
 func TestHolderThatIsCutOffStopsBeforeTheOtherBegins(t *testing.T) {
 	c := newCluster(t)
-	var ways []*relay
-	var through []string
-	for _, to := range c.clients {
-		r := newRelay(t, to)
-		ways = append(ways, r)
-		through = append(through, r.address())
-	}
+	ways, through := newRelays(t, c)
 	term := time.Second
 	a := keep(t, etcd.New(c.client(through...), "g", requests), "a", term)
 	acquire(t, a, 0)

@@ -1,8 +1,9 @@
 // Command simulate runs seeds of the simulator in colo/protect, on each core some,
-// and prints how many there were a second. It ends at the first seed that fails.
+// and prints how many there were a second, and a second of CPU. It ends at the first seed that fails.
 //
 //	go run ./internal/simulate -seeds 10000
 //	go run ./internal/simulate -seeds 1000 -seed 4 -step 8
+//	go run ./internal/simulate -seeds 500 -counts
 //	go run ./internal/simulate -seeds 1 -seed 3727 -exact -trace /tmp/trace
 //
 // With -exact a seed is the same to the last bit whenever it runs, as package replay
@@ -33,15 +34,16 @@ func main() {
 	cores := flag.Uint64("cores", uint64(runtime.NumCPU()), "how many at a time")
 	exact := flag.Bool("exact", false, "the same to the last bit each time")
 	step := flag.Uint64("step", 1, "from a seed to the next: of 8, one kind of world")
+	counts := flag.Bool("counts", false, "print what a seed does on average: messages, checkpoints, frames")
 	trace := flag.String("trace", "", "write everything that happens to that file, one seed after the other")
 	flag.Parse()
-	if err := run(*seed, *seeds, *step, max(1, *cores), *exact, *trace); err != nil {
+	if err := run(*seed, *seeds, *step, max(1, *cores), *exact, *counts, *trace); err != nil {
 		fmt.Fprintln(os.Stderr, "simulate:", err)
 		os.Exit(1)
 	}
 }
 
-func run(seed, seeds, step, cores uint64, exact bool, trace string) error {
+func run(seed, seeds, step, cores uint64, exact, counts bool, trace string) error {
 	dir, err := os.MkdirTemp("", "simulate")
 	if err != nil {
 		return err
@@ -69,6 +71,7 @@ func run(seed, seeds, step, cores uint64, exact bool, trace string) error {
 	begin := time.Now()
 	var mu sync.Mutex
 	var failed error
+	var used time.Duration // of CPU
 	var group sync.WaitGroup
 	for i := range cores {
 		from, to := i*seeds/cores, (i+1)*seeds/cores
@@ -83,19 +86,30 @@ func run(seed, seeds, step, cores uint64, exact bool, trace string) error {
 				}
 				args := []string{"-test.run=^TestSimulatedFaults$", "-test.timeout=10m", fmt.Sprint("-seed=", seed+from*step), fmt.Sprint("-seeds=", n), fmt.Sprint("-seed.step=", step)}
 				if exact {
-					args = append(args, "-digests", "-test.v")
+					args = append(args, "-digests")
+				}
+				if exact || counts {
+					args = append(args, "-test.v")
 				}
 				if trace != "" {
 					args = append(args, "-trace="+trace)
 				}
 				cmd := exec.Command(program, args...)
-				cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
+				// Seeds make many goroutines, whose stacks need not grow in small steps,
+				// and on one P nobody waits to run but them.
+				cmd.Env = append(os.Environ(), "GOMAXPROCS=1", "GODEBUG=adaptivestackstart=1,asyncpreemptoff=1")
 				out, err := cmd.CombinedOutput()
 				mu.Lock()
+				if s := cmd.ProcessState; s != nil {
+					used += s.UserTime() + s.SystemTime()
+				}
+				if counts {
+					printLines(os.Stdout, out, "a seed takes")
+				}
 				if err != nil && failed == nil {
 					failed = fmt.Errorf("%w\n%s", err, out)
 				} else if err == nil && exact && seeds <= 100 {
-					printDigests(os.Stdout, out)
+					printLines(os.Stdout, out, "seed ", " events")
 				}
 				mu.Unlock()
 				from += n
@@ -107,15 +121,20 @@ func run(seed, seeds, step, cores uint64, exact bool, trace string) error {
 		return failed
 	}
 	per := float64(seeds) / time.Since(begin).Seconds()
-	fmt.Printf("%d seeds, %.0f a second on %d cores, %.0f on each\n", seeds, per, cores, per/float64(cores))
+	fmt.Printf("%d seeds, %.0f a second on %d cores, %.0f on each; %.0f a second of CPU\n", seeds, per, cores, per/float64(cores), float64(seeds)/max(used.Seconds(), 0.001))
 	return nil
 }
 
-// printDigests prints what the seeds say of themselves.
-func printDigests(w io.Writer, out []byte) {
-	for line := range bytes.Lines(out) {
-		if at := strings.Index(string(line), "seed "); at >= 0 && strings.Contains(string(line), " events") {
-			fmt.Fprint(w, string(line[at:]))
+// printLines prints, of what a test has said, the lines that have all of the words, from
+// the first of them on: what the seeds say of themselves.
+func printLines(w io.Writer, out []byte, words ...string) {
+	for b := range bytes.Lines(out) {
+		line, has := string(b), true
+		for _, word := range words {
+			has = has && strings.Contains(line, word)
+		}
+		if has {
+			fmt.Fprint(w, line[strings.Index(line, words[0]):])
 		}
 	}
 }

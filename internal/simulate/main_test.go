@@ -73,18 +73,23 @@ func TestFailuresAreReported(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir)
-	if err := run(1, 1, 1, 1, false, ""); err == nil || !strings.Contains(err.Error(), "test -c") {
+	if err := run(1, 1, 1, 1, false, false, ""); err == nil || !strings.Contains(err.Error(), "test -c") {
 		t.Errorf("a build that fails: %v", err)
 	}
-	if err := run(1, 1, 1, 1, true, ""); err == nil {
+	if err := run(1, 1, 1, 1, true, false, ""); err == nil {
 		t.Error("no toolchain, and no error")
 	}
 }
 
-func TestDigestsArePrintedAlone(t *testing.T) {
-	var b bytes.Buffer
-	printDigests(&b, []byte("=== RUN   X\n    simulate_test.go:3: seed 7: 00ff of 12 events\nPASS\nseed 9\n"))
-	if b.String() != "seed 7: 00ff of 12 events\n" {
-		t.Errorf("%q", b.String())
+func TestDigestsAndCountsArePrintedAlone(t *testing.T) {
+	out := []byte("=== RUN   X\n    simulate_test.go:3: seed 7: 00ff of 12 events\n    simulate_test.go:4: a seed takes 12s by its clock\nPASS\nseed 9\n")
+	for want, words := range map[string][]string{
+		"seed 7: 00ff of 12 events\n":     {"seed ", " events"},
+		"a seed takes 12s by its clock\n": {"a seed takes"},
+	} {
+		var b bytes.Buffer
+		if printLines(&b, out, words...); b.String() != want {
+			t.Errorf("%q", b.String())
+		}
 	}
 }

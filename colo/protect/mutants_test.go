@@ -1,0 +1,123 @@
+package protect
+
+import (
+	"testing"
+
+	"github.com/gocolo/lockstep/internal/mutant"
+)
+
+// mutants are faults that the simulator finds, or the tests that are named. Their files
+// are named from the root. See TestMutants, which plants them.
+var mutants = []mutant.Mutant{
+	{
+		What: "a grant lasts longer than its term",
+		File: "failover/holder.go",
+		Old:  "sent.Add(term - Margin(term))",
+		New:  "sent.Add(2 * term)",
+	},
+	{
+		What: "a renewal counts from its answer",
+		File: "failover/store.go",
+		Old:  "\treturn g, err\n}\n\n// Release",
+		New:  "\tg.Sent = time.Now()\n\treturn g, err\n}\n\n// Release",
+	},
+	{
+		What: "an old copy is granted the guest",
+		File: "failover/record.go",
+		Old:  "case r.Generation > c.After:",
+		New:  "case false:",
+	},
+	{
+		What: "a secondary does not keep its promise",
+		File: "colo/protect/session.go",
+		Old:  "wait = time.Until(s.peer.pledge)",
+		New:  "wait = 0",
+	},
+	{
+		What: "a primary that is refused goes on",
+		File: "colo/protect/session.go",
+		Old:  "\tgeneration, err := j.claim(ctx, s, c)\n\tif err != nil {",
+		New:  "\tgeneration, err := j.claim(ctx, s, c)\n\tif err != nil && s.primary == nil {",
+	},
+	{
+		What: "a pause does not ask the arbiter",
+		File: "colo/protect/verbs.go",
+		Old:  "\terr = j.order(ctx, verb, s.peer.generation)\n",
+		New:  "\terr = nil\n",
+	},
+	{
+		What: "a packet leaves through a shut gate",
+		File: "colo/protect/nic.go",
+		Old:  "for !g.gate.Open() {",
+		New:  "for false {",
+	},
+	{
+		What: "output leaves before its checkpoint is there",
+		File: "colo/filter/buffer.go",
+		Old:  "b.freed, b.since = m.before, m.since",
+		New:  "b.freed, b.since = b.taken, m.since",
+	},
+	{
+		What: "a checkpoint forgets the output that it lets go",
+		File: "colo/filter/buffer_state.go",
+		Old:  "\tb.own.each(int(upto.n-b.gone.n), m.add)\n",
+		New:  "\t_ = upto\n",
+	},
+	{
+		What: "a host that leaves lets its guest wait for its disk",
+		File: "colo/protect/job.go",
+		Old:  "\tj.fenceDisks()\n\tif j.vm",
+		New:  "\tif j.vm",
+	},
+	{
+		What: "output leaves in which the guests differ",
+		File: "colo/compare/other.go",
+		Old:  "p.VNetHdr != s.VNetHdr || !bytes.Equal(p.Payload(), s.Payload())",
+		New:  "p.VNetHdr != s.VNetHdr",
+	},
+	{
+		What: "a disk below another asks the gate as well",
+		File: "colo/protect/disk_side.go",
+		Old:  "b.led.Load() || b.Gate.Open()",
+		New:  "b.Gate.Open()",
+	},
+	{
+		What: "a primary whose disk has failed leaves its guest to a secondary that is dead",
+		File: "colo/protect/disk_failed.go",
+		Old:  "if !j.takenOver(waiting, s) {\n\t\treturn context.Cause(ctx)",
+		New:  "if !j.takenOver(waiting, s) {\n\t\treturn why",
+	},
+	{
+		What: "a secondary whose primary has died leaves the guest to it",
+		File: "colo/protect/session.go",
+		Old:  "\t\t\tj.hearOut(ctx, s)\n\t\t}",
+		New:  "\t\t\tif j.hearOut(ctx, s); s.peer.gone {\n\t\t\t\treturn failover.ErrRefused\n\t\t\t}\n\t\t}",
+	},
+	{
+		What: "a primary leaves what it has released to a host that has died",
+		File: "colo/protect/session.go",
+		Old:  "if j.handedOver(ctx, s) {",
+		New:  "if j.handedOver(ctx, s) || s.peer.gone {",
+	},
+	{
+		What: "an error of long ago keeps a secondary from its claim",
+		File: "colo/protect/session.go",
+		Old:  "if err := j.keepPromise(ctx, s); err != nil {",
+		New:  "if err := errors.Join(j.keepPromise(ctx, s), j.Query().LastError); err != nil {",
+	},
+	{
+		What: "a guest does not leave a disk that has failed",
+		File: "colo/protect/disk_side.go",
+		Old:  "PermitOutdated: true, Evacuate: true, Gate",
+		New:  "PermitOutdated: true, Gate",
+	},
+}
+
+// Planting them takes minutes, and is done now and then; that they can be is seen each time.
+func TestEachMutantIsOneOfTheSourceAsItIs(t *testing.T) {
+	for _, m := range mutants {
+		if err := m.Check("../.."); err != nil {
+			t.Error(err)
+		}
+	}
+}

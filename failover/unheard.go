@@ -1,0 +1,34 @@
+package failover
+
+import "time"
+
+// unheard is the last swap that the store did not answer, which it may have made all the
+// same. A record that is read later, and is the one that the swap would have written, is
+// the answer that was lost: the swap was made, no earlier than it was sent. Without that a
+// host whose requests arrive, and whose answers do not, would keep the guest from the
+// other host, by renewals that it never hears of, and have it not itself.
+type unheard struct {
+	next Record
+	sent time.Time // zero: there is none
+}
+
+// note notes a swap that was not answered. One that was sent earlier, from the same
+// record, may be the one that is made, whichever of the two was last: the earlier time
+// counts.
+func (u *unheard) note(next Record, sent time.Time) {
+	if !u.sent.IsZero() && u.next.Writes == next.Writes && u.sent.Before(sent) {
+		sent = u.sent
+	}
+	u.next, u.sent = next, sent
+}
+
+// take returns when the swap was sent that has made r, once. ok is false if r is not of
+// the swap that was noted.
+func (u *unheard) take(r Record) (sent time.Time, ok bool) {
+	if u.sent.IsZero() || r != u.next {
+		return time.Time{}, false
+	}
+	sent = u.sent
+	*u = unheard{}
+	return sent, true
+}
