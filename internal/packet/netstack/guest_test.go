@@ -32,8 +32,10 @@ const (
 	// with each time that nothing comes back. Checkpoints are part of those round trips: where
 	// the machine has no time for this test they take ten seconds each, and stacks come
 	// out of them that wait for half a minute at first. Whoever stands still for longer
-	// than a few of these and a checkpoint does so for another reason.
-	maxRTO = time.Second
+	// than a few of these and a checkpoint does so for another reason. maxRetries keeps a
+	// stack from giving up meanwhile.
+	maxRTO     = time.Second
+	maxRetries = 10000
 )
 
 // addresses of the guest and of its client, of either protocol.
@@ -81,8 +83,9 @@ func newStack(a4, a6 tcpip.Address, gso bool) (*stack.Stack, *cable) {
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol},
 	})
 	s.SetAllowConnectedOnSave(true)
-	rto := tcpip.TCPMaxRTOOption(maxRTO)
+	rto, retries := tcpip.TCPMaxRTOOption(maxRTO), tcpip.TCPMaxRetriesOption(maxRetries)
 	must(s.SetTransportProtocolOption(tcp.ProtocolNumber, &rto))
+	must(s.SetTransportProtocolOption(tcp.ProtocolNumber, &retries))
 	link := &cable{channel.New(1<<16, mtu, "")}
 	link.LinkEPCapabilities |= stack.CapabilitySaveRestore
 	if gso {
