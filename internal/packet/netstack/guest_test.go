@@ -34,7 +34,7 @@ const (
 	// out of them that wait for half a minute at first. Whoever stands still for longer
 	// than a few of these and a checkpoint does so for another reason. maxRetries keeps a
 	// stack from giving up meanwhile.
-	maxRTO     = time.Second
+	maxRTO     = 5 * time.Second
 	maxRetries = 10000
 )
 
