@@ -166,6 +166,38 @@ func (c *Comparer) WriteVNetPacket(p []byte, hdrLen int) error {
 	return nil
 }
 
+// ComposePacket is WriteVNetPacket for a packet of n bytes that does not exist yet: compose
+// writes it into memory of the Comparer's, in which it can wait and leave without being
+// copied, as a large segment (TSO) is spared. A NIC gathers it there from its guest's
+// memory. p has n bytes of any content, and is valid during the call. compose is called at
+// most once, on the caller's goroutine and with no lock held, and returns false if there is
+// no packet after all; then ComposePacket returns [ErrFrame]. It returns [ErrFull] before
+// the call or after it.
+func (c *Comparer) ComposePacket(n, hdrLen int, compose func(p []byte) bool) error {
+	if n <= 0 || n > maxFrame || hdrLen < 0 || hdrLen > n {
+		return ErrFrame
+	}
+	c.mu.Lock()
+	if c.bytes > 0 && c.bytes+costOf(n) > c.limit {
+		c.wants = true
+		c.mu.Unlock()
+		return ErrFull
+	}
+	p := c.eng.draft(n)
+	c.mu.Unlock()
+	if !compose(p.Data) {
+		c.mu.Lock()
+		c.eng.giveBack(p)
+		c.mu.Unlock()
+		return ErrFrame
+	}
+	full, _ := c.do(func(e *Engine, now time.Time) (Result, error) { return e.compose(p, hdrLen, now), nil })
+	if full {
+		return ErrFull
+	}
+	return nil
+}
+
 // Inbound returns a packet that is on its way to the guests as both are to get it: p, or a
 // copy in which a timestamp's echo has the value that the guest itself sent; see
 // [Engine.Inbound]. The copy is valid until the next call. It is called by one goroutine

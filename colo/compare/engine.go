@@ -63,6 +63,8 @@ type call struct {
 	taken []instant // when those of out came
 	spent []*pkt    // whose memory those of out have; the next call frees it; nil: the caller's, or see takeOver
 	notes []Note
+
+	drafted *pkt // the memory of compose's packet, until something adopts it or scrap frees it
 }
 
 // epochs has what changes with the steps of a checkpoint.
@@ -109,6 +111,9 @@ func NewEngine(cfg Config) *Engine {
 
 // begin is called first by everything that has a Result.
 func (e *Engine) begin() {
+	if e.drafted != nil {
+		e.scrap()
+	}
 	for _, p := range e.spent {
 		if p != nil {
 			e.pool.put(p)
@@ -350,6 +355,47 @@ func (e *Engine) takenAt(i int) instant {
 	return e.taken[i]
 }
 
+// draft returns memory for a packet of n bytes, for compose or giveBack.
+func (e *Engine) draft(n int) *pkt {
+	p := e.pool.get(n)
+	e.pool.bytes -= sizeOf(p.class)
+	return p
+}
+
+// compose is Primary for a packet that is in p, which draft has returned, behind a
+// virtio-net header of vnetHdr bytes. A plain segment waits, and leaves, where it is.
+func (e *Engine) compose(p *pkt, vnetHdr int, now time.Time) Result {
+	f := Frame{Data: p.Data, VNetHdr: vnetHdr}
+	e.begin()
+	e.drafted = p
+	switch {
+	case e.strict != nil: // it copies what it keeps
+		e.strict.taken = e.strict.taken[:0]
+		return e.strict.primary(f, now)
+	case e.primaryPlain(&f, now):
+		return Result{Release: e.out}
+	}
+	return e.primary(f, now)
+}
+
+// adopt returns the draft if f is in it, and the engine has it no more; else nil.
+func (e *Engine) adopt(f *Frame) *pkt {
+	p := e.drafted
+	if p == nil || len(f.Data) == 0 || &f.Data[0] != &p.Data[0] {
+		return nil
+	}
+	e.drafted = nil
+	return p
+}
+
+// scrap frees a draft that nobody has adopted: what waits is a copy.
+func (e *Engine) scrap() {
+	if e.drafted != nil {
+		e.pool.keep(e.drafted)
+		e.drafted = nil
+	}
+}
+
 // takeOver returns the i-th packet of the last call's Result, in memory that is the
 // caller's until giveBack: that in which the packet has waited, or a copy if it has not. It
 // is called once for each.
@@ -360,9 +406,11 @@ func (e *Engine) takeOver(i int, f Frame) *pkt {
 		e.pool.bytes -= sizeOf(p.class) // p may be shorter than its memory
 		return p
 	}
-	p := e.pool.get(len(f.Data))
-	e.pool.bytes -= sizeOf(p.class)
-	copy(p.Data, f.Data)
+	p := e.adopt(&f)
+	if p == nil {
+		p = e.draft(len(f.Data))
+		copy(p.Data, f.Data)
+	}
 	p.VNetHdr, p.owner = f.VNetHdr, nil
 	p.at = e.takenAt(i)
 	return p

@@ -1,5 +1,7 @@
 package compare
 
+import "time"
+
 // TakeNothingAsPlain has the engine look at each packet as if none were plain.
 func (e *Engine) TakeNothingAsPlain() { e.thorough = true }
 
@@ -21,3 +23,15 @@ func (c *Comparer) Kept() int {
 	defer c.mu.Unlock()
 	return c.eng.pool.kept
 }
+
+// A Draft is memory of an engine's for one packet.
+type Draft struct{ p *pkt }
+
+// Draft returns memory for a packet of n bytes.
+func (e *Engine) Draft(n int) Draft { return Draft{e.draft(n)} }
+
+// Data returns the memory.
+func (d Draft) Data() []byte { return d.p.Data }
+
+// Composed is Primary for the packet in d, which has no virtio-net header. It is called once.
+func (e *Engine) Composed(d Draft, now time.Time) Result { return e.compose(d.p, 0, now) }

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -99,6 +100,9 @@ type Primary struct {
 	buffer   *filter.Buffer    // nil: compared
 	mirror   *filter.Outbox
 	backlog  filter.Backlog
+
+	drafts sync.Mutex // of draft; taken before any other
+	draft  []byte     // continuous: where a packet is composed
 
 	known    *Neighbors
 	edge     *filter.Edge
@@ -231,8 +235,52 @@ func (p *Primary) WritePacket(packet []byte) error {
 	if p.comparer.WriteVNetPacket(packet, p.cfg.VNetHdr) != nil {
 		return ErrFull
 	}
+	p.took(len(packet))
+	return nil
+}
+
+// ComposePacket is WritePacket for a packet of n bytes that does not exist yet: compose
+// writes it into memory of the Primary's, from which a large segment (TSO) leaves without
+// having been copied again. A NIC gathers it there from its guest's memory. The slice has n
+// bytes of any content, and is valid during the call; compose must not call the Primary. It
+// is called at most once, on the caller's goroutine, and returns false if there is no packet
+// after all: that is a *filter.Error with filter.ErrFrame. [ErrFull] may come before the
+// call or after it.
+func (p *Primary) ComposePacket(n int, compose func(packet []byte) bool) error {
+	if err := checkLength(n, p.cfg.VNetHdr); err != nil {
+		return err
+	}
+	if p.buffer != nil {
+		p.drafts.Lock()
+		defer p.drafts.Unlock()
+		p.draft = slices.Grow(p.draft[:0], n)[:n]
+		if !compose(p.draft) {
+			return errNoPacket()
+		}
+		return p.WritePacket(p.draft)
+	}
+	ok := false
+	err := p.comparer.ComposePacket(n, p.cfg.VNetHdr, func(packet []byte) bool {
+		if ok = compose(packet); ok {
+			p.known.FromGuest(packet, p.cfg.VNetHdr)
+		}
+		return ok
+	})
+	switch err {
+	case nil:
+		p.took(n)
+		return nil
+	case compare.ErrFrame:
+		return errNoPacket()
+	}
+	return ErrFull
+}
+
+// took counts a packet of n bytes that the comparison has taken, and asks for a checkpoint
+// if it is time.
+func (p *Primary) took(n int) {
 	p.mu.Lock()
-	p.sent += room(packet)
+	p.sent += room(n)
 	cause := event.Cause("")
 	if p.active && !p.asked {
 		switch {
@@ -247,14 +295,21 @@ func (p *Primary) WritePacket(packet []byte) error {
 	if cause != "" {
 		p.ask(cause)
 	}
-	return nil
 }
 
-func checkPacket(packet []byte, vnetHdr int) error {
+func checkPacket(packet []byte, vnetHdr int) error { return checkLength(len(packet), vnetHdr) }
+
+// errNoPacket is for what was to be composed and was not.
+func errNoPacket() error {
+	return &filter.Error{Op: "packet of the guest", Offset: -1, Err: filter.ErrFrame}
+}
+
+// checkLength is checkPacket for a packet of n bytes.
+func checkLength(n, vnetHdr int) error {
 	switch {
-	case vnetHdr < 0, len(packet) <= vnetHdr:
-		return &filter.Error{Op: "packet of the guest", Offset: -1, Err: filter.ErrFrame}
-	case len(packet) > filter.MaxFrame:
+	case vnetHdr < 0, n <= vnetHdr:
+		return errNoPacket()
+	case n > filter.MaxFrame:
 		return &filter.Error{Op: "packet of the guest", Offset: -1, Err: filter.ErrFrameTooBig}
 	}
 	return nil

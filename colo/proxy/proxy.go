@@ -161,5 +161,5 @@ func (l *latch) wait(ctx context.Context) error {
 	}
 }
 
-// room returns the memory that a Buffer takes for p, in bytes.
-func room(p []byte) int { return (len(p) + 4 + 3) &^ 3 }
+// room returns the memory that a Buffer takes for a packet of n bytes, in bytes.
+func room(n int) int { return (n + 4 + 3) &^ 3 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -136,6 +137,28 @@ func (s *Secondary) WritePacket(packet []byte) error {
 	s.known.FromGuest(packet, s.cfg.VNetHdr)
 	s.mu.Lock()
 	s.scratch = append(s.scratch[:0], packet...)
+	return s.send()
+}
+
+// ComposePacket is WritePacket for a packet of n bytes that does not exist yet, as
+// [Primary.ComposePacket] is: compose writes it where it is translated, and must not call the
+// Secondary.
+func (s *Secondary) ComposePacket(n int, compose func(packet []byte) bool) error {
+	if err := checkLength(n, s.cfg.VNetHdr); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.scratch = slices.Grow(s.scratch[:0], n)[:n]
+	if !compose(s.scratch) {
+		s.mu.Unlock()
+		return errNoPacket()
+	}
+	s.known.FromGuest(s.scratch, s.cfg.VNetHdr)
+	return s.send()
+}
+
+// send takes the packet in scratch. mu is held, and released.
+func (s *Secondary) send() error {
 	f := filter.Frame{Data: s.scratch, VNetHdr: s.cfg.VNetHdr}
 	var early []byte
 	if b := s.rewriter.Outbound(f.Data, f.VNetHdr); b != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,6 +26,16 @@ const (
 	nic  = 1
 	mtu  = 1500
 	port = 7000
+
+	// maxRTO bounds for how long a stack waits for an acknowledgment before it sends again.
+	// Left alone it waits for the round trips that it has measured, and twice as long
+	// with each time that nothing comes back. Checkpoints are part of those round trips: where
+	// the machine has no time for this test they take ten seconds each, and stacks come
+	// out of them that wait for half a minute at first. Whoever stands still for longer
+	// than a few of these and a checkpoint does so for another reason. maxRetries keeps a
+	// stack from giving up meanwhile.
+	maxRTO     = 5 * time.Second
+	maxRetries = 10000
 )
 
 // addresses of the guest and of its client, of either protocol.
@@ -72,6 +83,9 @@ func newStack(a4, a6 tcpip.Address, gso bool) (*stack.Stack, *cable) {
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol},
 	})
 	s.SetAllowConnectedOnSave(true)
+	rto, retries := tcpip.TCPMaxRTOOption(maxRTO), tcpip.TCPMaxRetriesOption(maxRetries)
+	must(s.SetTransportProtocolOption(tcp.ProtocolNumber, &rto))
+	must(s.SetTransportProtocolOption(tcp.ProtocolNumber, &retries))
 	link := &cable{channel.New(1<<16, mtu, "")}
 	link.LinkEPCapabilities |= stack.CapabilitySaveRestore
 	if gso {
@@ -398,6 +412,18 @@ func (g *guest) Pause(context.Context) error {
 		g.out(frame(pkt, false))
 		pkt.DecRef()
 	}
+}
+
+// sockets says how the connections of a paused guest stand.
+func (g *guest) sockets() string {
+	var s strings.Builder
+	for _, c := range g.image.program.conns {
+		var o tcpip.TCPInfoOption
+		err := c.ep.GetSockOpt(&o)
+		from, _ := c.ep.GetRemoteAddress()
+		fmt.Fprintf(&s, "port %d: %d bytes to send, %+v %v\n", from.Port, c.left, o, err)
+	}
+	return s.String()
 }
 
 // save returns the image of a paused guest.

@@ -242,11 +242,17 @@ func (x *pair) takeOver(c *client) {
 	c.moveTo(x.sw)
 }
 
+// patience is for how long a client waits for the next bytes, and not for all of them: how
+// long that takes is the machine's. A test that hangs says where.
+const patience = 2 * time.Minute
+
 // download asks for n bytes, and looks at each that comes.
 func download(conn net.Conn, r *bufio.Reader, n, seed uint64, progress *atomic.Uint64) error {
+	conn.SetDeadline(time.Now().Add(patience))
 	fmt.Fprintf(conn, "down %d %d\n", n, seed)
 	b := make([]byte, 16<<10)
 	for i := uint64(0); i < n; {
+		conn.SetReadDeadline(time.Now().Add(patience))
 		k, err := r.Read(b[:min(uint64(len(b)), n-i)])
 		for j := range k {
 			if want := answer(seed, i+uint64(j)); b[j] != want {
@@ -269,7 +275,8 @@ func download(conn net.Conn, r *bufio.Reader, n, seed uint64, progress *atomic.U
 //
 // Each is a process of its own, because the stack ends its process now and then once
 // it was restored, by a check against a fault of its own (protectedWriteList in its
-// tcp/snd.go): that says nothing of the guests, and it is tried again.
+// tcp/snd.go, or the count of a segment's references): that says nothing of the guests, and
+// it is tried again.
 func TestClientsNoticeNothingOfTwoFailovers(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
@@ -289,7 +296,7 @@ func TestClientsNoticeNothingOfTwoFailovers(t *testing.T) {
 				case err == nil && bytes.Contains(out, []byte("checkpoints")):
 					t.Logf("%s", out)
 					return
-				case !bytes.Contains(out, []byte("\npanic: segment ")):
+				case !bytes.Contains(out, []byte("\npanic: segment ")) && !bytes.Contains(out, []byte("\npanic: Incrementing non-positive count ")):
 					t.Fatalf("%v\n%s", err, out)
 				}
 				t.Log("the stack has failed")
@@ -333,7 +340,6 @@ func twoFailovers(t *testing.T, v6, byHand, gso bool) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		conn.SetDeadline(time.Now().Add(2 * time.Minute)) // so that a test that hangs says where
 		return conn
 	}
 	var downloads sync.WaitGroup
@@ -417,6 +423,10 @@ func twoFailovers(t *testing.T, v6, byHand, gso bool) {
 	y.kill()
 	y.takeOver(c)
 	downloads.Wait()
+	if t.Failed() {
+		y.must(y.sg.Pause(ctx))
+		t.Logf("the third host's guest:\n%s", y.sg.sockets())
+	}
 	if n := c.whole.Load(); gso != (n > 0) {
 		t.Errorf("%d frames were longer than a segment", n)
 	}

@@ -1,0 +1,93 @@
+package proxy_test
+
+import (
+	"errors"
+	"testing"
+	"testing/synctest"
+
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/colo/proxy"
+)
+
+// A composed packet goes the way of a written one, on either side, in either mode, and the
+// addresses in it are learned.
+func TestComposedPacketsGoTheWayOfWrittenOnes(t *testing.T) {
+	for _, continuous := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, func(p *proxy.PrimaryConfig, s *proxy.SecondaryConfig) {
+				p.Continuous, s.Continuous = continuous, continuous
+			})
+			compose := func(to func(int, func([]byte) bool) error, text string) {
+				t.Helper()
+				p := datagram(text)
+				w.must(to(len(p), func(b []byte) bool { return copy(b, p) == len(b) }))
+				synctest.Wait()
+			}
+			w.connect()
+			compose(w.p.ComposePacket, "0")
+			w.checkpoint()
+			compose(w.p.ComposePacket, "a")
+			compose(w.s.ComposePacket, "a")
+			compose(w.s.ComposePacket, "b")
+			compose(w.p.ComposePacket, "b")
+			if left := map[bool]uint64{false: 2, true: 0}[continuous]; w.p.Stats().Matched != left {
+				t.Errorf("continuous %v: %d packets have matched, want %d", continuous, w.p.Stats().Matched, left)
+			}
+			w.checkpoint()
+			w.wantLeft("all", w.pw, "0", "a", "b")
+			compose(w.s.ComposePacket, "c")
+			w.must(w.s.Failover())
+			compose(w.s.ComposePacket, "d")
+			if continuous {
+				w.wantLeft("inherited ones, and its own", w.sw, "a", "b", "c", "d")
+			} else {
+				w.wantLeft("its own", w.sw, "c", "d")
+			}
+			w.must(w.p.Failover())
+			w.end()
+		})
+	}
+}
+
+func TestNothingIsSentThatIsNotComposed(t *testing.T) {
+	for _, continuous := range []bool{false, true} {
+		g := &guest{t: t}
+		p := proxy.NewPrimary(proxy.PrimaryConfig{VM: g, Deliver: g.deliver, Continuous: continuous, VNetHdr: 12})
+		s := proxy.NewSecondary(proxy.SecondaryConfig{VM: g, Deliver: g.deliver, Continuous: continuous, VNetHdr: 12})
+		for side, compose := range map[string]func(int, func([]byte) bool) error{"primary": p.ComposePacket, "secondary": s.ComposePacket} {
+			called := 0
+			no := func([]byte) bool { called++; return false }
+			for n, want := range map[int]error{-1: filter.ErrFrame, 0: filter.ErrFrame, 12: filter.ErrFrame, filter.MaxFrame + 1: filter.ErrFrameTooBig} {
+				if err := compose(n, no); !errors.Is(err, want) || called != 0 {
+					t.Errorf("%s, %d bytes: %v after %d calls, want %v", side, n, err, called, want)
+				}
+			}
+			var malformed *filter.Error
+			if err := compose(100, no); !errors.Is(err, filter.ErrFrame) || !errors.As(err, &malformed) || called != 1 {
+				t.Errorf("%s, no packet after all: %v after %d calls", side, err, called)
+			}
+		}
+		if h := p.HeldOutput(); h.Packets != 0 || s.Stats().Keep.Held+s.Stats().Keep.Queued != 0 {
+			t.Errorf("%+v, %+v", h, s.Stats())
+		}
+	}
+}
+
+func TestAComposedPacketTakesNoNewMemory(t *testing.T) {
+	g := &guest{t: t}
+	s := proxy.NewSecondary(proxy.SecondaryConfig{VM: g, Deliver: g.deliver})
+	p := datagram("word")
+	compose := func(b []byte) bool { return copy(b, p) == len(b) }
+	for epoch := range uint64(2) {
+		if err := s.Commit(epoch); err != nil {
+			t.Fatal(err)
+		}
+		if n := testing.AllocsPerRun(1000, func() {
+			if err := s.ComposePacket(len(p), compose); err != nil {
+				t.Fatal(err)
+			}
+		}); n != 0 && epoch > 0 { // in the first it takes the memory that it has in the end
+			t.Errorf("%v allocations", n)
+		}
+	}
+}
