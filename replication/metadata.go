@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"os"
 	"sync"
+	"sync/atomic"
 )
 
 // Metadata is what is durably known of a copy of a disk beside its content: its
@@ -36,9 +37,25 @@ type Metadata struct {
 	peer   peerBase
 	bound  [32]byte // of the image, so that it is not taken for another; zero: not bound
 	held   uint64   // see Held
+	ahead  bool     // id and peer are newer than what stable storage has, see remember
 	intent *intent  // nil: none is kept
-	failed error
+	failed *MetadataError
+	tried  Identity // what a write that failed may have left on stable storage; zero: there was none
+
+	lost atomic.Pointer[MetadataError] // the first failure, also of intent; read without mu
 }
+
+// MetadataError says that what is known of a copy could not be written to stable storage.
+// It is final: the metadata there is the one before or the one that was being written, and
+// the process that has the copy changes it no more.
+type MetadataError struct {
+	What string // "metadata" or "write-intent bitmap"
+	Err  error
+}
+
+func (e *MetadataError) Error() string { return fmt.Sprintf("replication: %s: %v", e.What, e.Err) }
+
+func (e *MetadataError) Unwrap() error { return e.Err }
 
 // peerBase is what a primary knows of its secondary's copy: which it is, and
 // the checkpoint since when all writes are accounted for.
@@ -149,7 +166,9 @@ func (m *Metadata) decode(p []byte) bool {
 	return true
 }
 
-// Identity returns the copy's identity, as stable storage has it.
+// Identity returns the copy's identity, as stable storage has it, or, where a guest is
+// being brought away from a disk whose metadata cannot be written
+// (PrimaryConfig.Evacuate), as it is.
 func (m *Metadata) Identity() Identity {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -203,10 +222,39 @@ func (m *Metadata) update(change func(*Identity, *peerBase)) error {
 	defer m.mu.Unlock()
 	id, peer := m.id, m.peer
 	change(&id, &peer)
-	if id == m.id && peer == m.peer && (m.dev != nil || m.make == nil) {
+	if id == m.id && peer == m.peer && !m.ahead && (m.dev != nil || m.make == nil) {
 		return nil
 	}
 	return m.store(id, peer)
+}
+
+// remember makes a change that could not be made durable, in memory only. The identity
+// descends from what a write that failed may have left on stable storage, so that
+// whichever of the two is there, a copy that has this one's generation is newer.
+func (m *Metadata) remember(change func(*Identity, *peerBase)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.tried != (Identity{}) {
+		m.id, m.tried = m.tried, Identity{}
+	}
+	change(&m.id, &m.peer)
+	m.ahead = true
+}
+
+// isAhead reports whether the identity is newer than that on stable storage.
+func (m *Metadata) isAhead() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ahead
+}
+
+// failure returns why the metadata cannot be written any more: a *MetadataError, or nil.
+// It does not wait.
+func (m *Metadata) failure() error {
+	if e := m.lost.Load(); e != nil {
+		return e
+	}
+	return nil // not a nil *MetadataError
 }
 
 // store makes id and peer durable. The caller holds mu.
@@ -228,11 +276,12 @@ func (m *Metadata) store(id Identity, peer peerBase) error {
 			err = m.dev.Sync()
 		}
 		if err != nil {
-			m.failed = fmt.Errorf("replication: metadata: %w", err)
+			m.failed, m.tried = &MetadataError{"metadata", err}, id
+			m.lost.CompareAndSwap(nil, m.failed)
 			return m.failed
 		}
 	}
-	m.seq, m.id, m.peer = next.seq, id, peer
+	m.seq, m.id, m.peer, m.ahead = next.seq, id, peer, false
 	return nil
 }
 
@@ -404,6 +453,8 @@ func (m *Metadata) openIntent(size int64) (*intent, error) {
 		return m.intent, nil
 	}
 	var err error
-	m.intent, err = openIntent(m.dev, size)
+	if m.intent, err = openIntent(m.dev, size); err == nil {
+		m.intent.lost = &m.lost
+	}
 	return m.intent, err
 }
