@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -380,6 +381,9 @@ func ReadIdentity(name string) (Identity, error) {
 		return Identity{}, err
 	}
 	defer g.Close()
+	if st, err := g.Stat(); err != nil || st.Size() == 0 {
+		return Identity{}, err
+	}
 	d, err := NewFile(g)
 	if err != nil {
 		return Identity{}, err
@@ -388,16 +392,24 @@ func ReadIdentity(name string) (Identity, error) {
 	if err != nil {
 		return Identity{}, fmt.Errorf("%s: %w", g.Name(), err)
 	}
+	if m.seq == 0 {
+		return Identity{}, nil // nothing has been recorded yet
+	}
 	if m.bound != birth(f) {
 		return Identity{}, fmt.Errorf("%w: %s is that of a file which was replaced", ErrIdentity, g.Name())
 	}
 	return m.id, nil
 }
 
+// openMetadataFile opens the file for the metadata of an image of size bytes. One that is
+// empty, since whoever made it did not get as far as its length, is os.ErrNotExist.
 func openMetadataFile(name string, size int64) (*Metadata, error) {
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || st.Size() == 0 {
+		return nil, errors.Join(cmp.Or(err, os.ErrNotExist), f.Close())
 	}
 	d, err := NewFile(f)
 	var m *Metadata

@@ -380,7 +380,8 @@ func (p *Primary) Loaded(ctx context.Context, epoch uint64) error {
 // Stop implements [Replicator]: the guest goes on with the local disk alone,
 // with failover or without, and the secondary is detached. With failover the
 // copy begins a new generation, so that it is known which side has gone on; an
-// error is that this could not be recorded. Without, it does so at the first
+// error is that this could not be recorded, and each write of the guest then tries
+// again, and fails with that error, changing nothing. Without, it does so at the first
 // write, if no Remote is attached before.
 func (p *Primary) Stop(_ context.Context, failover bool) error {
 	defer p.tellFailed()
@@ -400,7 +401,9 @@ func (p *Primary) Stop(_ context.Context, failover bool) error {
 	p.detach()
 	p.changed()
 	if failover {
-		return p.goAlone()
+		err := p.goAlone()
+		p.resumed.Store(err != nil) // then no write may change what no record accounts for
+		return err
 	}
 	p.resumed.Store(p.used) // the first write tells which way it goes on
 	return nil
