@@ -48,7 +48,9 @@
 // event.DiskFailed names the side and the disk. On a primary the guest goes on
 // reading what the disk still has, and its flushes fail; the good copy is the
 // secondary's, of the last checkpoint. Where there is none, or it is gone, the guest is
-// brought to a new one with what the disk reads as, see PrimaryConfig.Evacuate.
+// brought to a new one with what the disk reads as, see PrimaryConfig.Evacuate. Metadata
+// that cannot be written is a [MetadataError], and fails a copy in the same way, though its
+// flushes may succeed: what becomes of the copy would be known to nobody afterwards.
 //
 // # Whose copy a disk is
 //

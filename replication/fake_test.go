@@ -197,6 +197,9 @@ func firstDifference(a, b []byte) int {
 	if len(a) != len(b) {
 		panic(fmt.Sprintf("comparing %d bytes with %d", len(a), len(b)))
 	}
+	if bytes.Equal(a, b) {
+		return -1
+	}
 	for i := range a {
 		if a[i] != b[i] {
 			return i

@@ -6,6 +6,7 @@ import (
 	"hash/crc32"
 	"math/bits"
 	"sync"
+	"sync/atomic"
 )
 
 const (
@@ -45,6 +46,7 @@ type intent struct {
 	want    []uint32 // regions that the secondary may not have
 	disk    []uint32 // regions that are marked on stable storage: all of want after a write of the bitmap
 	err     error
+	lost    *atomic.Pointer[MetadataError] // is told of err
 }
 
 // openIntent reads the bitmap for a disk of size bytes.
@@ -143,7 +145,11 @@ func (t *intent) write(merge func(want, disk uint32) uint32) {
 	}
 	t.mu.Lock()
 	if err != nil {
-		t.err = fmt.Errorf("replication: write-intent bitmap: %w", err)
+		e := &MetadataError{"write-intent bitmap", err}
+		t.err = e
+		if t.lost != nil {
+			t.lost.CompareAndSwap(nil, e)
+		}
 	} else {
 		for i := range next {
 			t.disk[i] |= next[i]

@@ -1,12 +1,14 @@
 package replication
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"os"
 	"sync"
+	"sync/atomic"
 )
 
 // Metadata is what is durably known of a copy of a disk beside its content: its
@@ -36,9 +38,25 @@ type Metadata struct {
 	peer   peerBase
 	bound  [32]byte // of the image, so that it is not taken for another; zero: not bound
 	held   uint64   // see Held
+	ahead  bool     // id and peer are newer than what stable storage has, see remember
 	intent *intent  // nil: none is kept
-	failed error
+	failed *MetadataError
+	tried  Identity // what a write that failed may have left on stable storage; zero: there was none
+
+	lost atomic.Pointer[MetadataError] // the first failure, also of intent; read without mu
 }
+
+// MetadataError says that what is known of a copy could not be written to stable storage.
+// It is final: the metadata there is the one before or the one that was being written, and
+// the process that has the copy changes it no more.
+type MetadataError struct {
+	What string // "metadata" or "write-intent bitmap"
+	Err  error
+}
+
+func (e *MetadataError) Error() string { return fmt.Sprintf("replication: %s: %v", e.What, e.Err) }
+
+func (e *MetadataError) Unwrap() error { return e.Err }
 
 // peerBase is what a primary knows of its secondary's copy: which it is, and
 // the checkpoint since when all writes are accounted for.
@@ -149,7 +167,9 @@ func (m *Metadata) decode(p []byte) bool {
 	return true
 }
 
-// Identity returns the copy's identity, as stable storage has it.
+// Identity returns the copy's identity, as stable storage has it, or, where a guest is
+// being brought away from a disk whose metadata cannot be written
+// (PrimaryConfig.Evacuate), as it is.
 func (m *Metadata) Identity() Identity {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -203,10 +223,39 @@ func (m *Metadata) update(change func(*Identity, *peerBase)) error {
 	defer m.mu.Unlock()
 	id, peer := m.id, m.peer
 	change(&id, &peer)
-	if id == m.id && peer == m.peer && (m.dev != nil || m.make == nil) {
+	if id == m.id && peer == m.peer && !m.ahead && (m.dev != nil || m.make == nil) {
 		return nil
 	}
 	return m.store(id, peer)
+}
+
+// remember makes a change that could not be made durable, in memory only. The identity
+// descends from what a write that failed may have left on stable storage, so that
+// whichever of the two is there, a copy that has this one's generation is newer.
+func (m *Metadata) remember(change func(*Identity, *peerBase)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.tried != (Identity{}) {
+		m.id, m.tried = m.tried, Identity{}
+	}
+	change(&m.id, &m.peer)
+	m.ahead = true
+}
+
+// isAhead reports whether the identity is newer than that on stable storage.
+func (m *Metadata) isAhead() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ahead
+}
+
+// failure returns why the metadata cannot be written any more: a *MetadataError, or nil.
+// It does not wait.
+func (m *Metadata) failure() error {
+	if e := m.lost.Load(); e != nil {
+		return e
+	}
+	return nil // not a nil *MetadataError
 }
 
 // store makes id and peer durable. The caller holds mu.
@@ -228,11 +277,12 @@ func (m *Metadata) store(id Identity, peer peerBase) error {
 			err = m.dev.Sync()
 		}
 		if err != nil {
-			m.failed = fmt.Errorf("replication: metadata: %w", err)
+			m.failed, m.tried = &MetadataError{"metadata", err}, id
+			m.lost.CompareAndSwap(nil, m.failed)
 			return m.failed
 		}
 	}
-	m.seq, m.id, m.peer = next.seq, id, peer
+	m.seq, m.id, m.peer, m.ahead = next.seq, id, peer, false
 	return nil
 }
 
@@ -331,6 +381,9 @@ func ReadIdentity(name string) (Identity, error) {
 		return Identity{}, err
 	}
 	defer g.Close()
+	if st, err := g.Stat(); err != nil || st.Size() == 0 {
+		return Identity{}, err
+	}
 	d, err := NewFile(g)
 	if err != nil {
 		return Identity{}, err
@@ -339,16 +392,24 @@ func ReadIdentity(name string) (Identity, error) {
 	if err != nil {
 		return Identity{}, fmt.Errorf("%s: %w", g.Name(), err)
 	}
+	if m.seq == 0 {
+		return Identity{}, nil // nothing has been recorded yet
+	}
 	if m.bound != birth(f) {
 		return Identity{}, fmt.Errorf("%w: %s is that of a file which was replaced", ErrIdentity, g.Name())
 	}
 	return m.id, nil
 }
 
+// openMetadataFile opens the file for the metadata of an image of size bytes. One that is
+// empty, since whoever made it did not get as far as its length, is os.ErrNotExist.
 func openMetadataFile(name string, size int64) (*Metadata, error) {
 	f, err := os.OpenFile(name, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || st.Size() == 0 {
+		return nil, errors.Join(cmp.Or(err, os.ErrNotExist), f.Close())
 	}
 	d, err := NewFile(f)
 	var m *Metadata
@@ -404,6 +465,8 @@ func (m *Metadata) openIntent(size int64) (*intent, error) {
 		return m.intent, nil
 	}
 	var err error
-	m.intent, err = openIntent(m.dev, size)
+	if m.intent, err = openIntent(m.dev, size); err == nil {
+		m.intent.lost = &m.lost
+	}
 	return m.intent, err
 }

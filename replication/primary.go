@@ -41,8 +41,14 @@ type PrimaryConfig struct {
 	// ends neither the synchronisation nor the run. The copy is what the local disk
 	// reads as; a part that it cannot read ends Synchronise. A run that was under way
 	// when the disk failed ends in any case, as without Evacuate, and each flush of
-	// the guest fails. Metadata beside the local disk must still be writable: Attach
-	// fails otherwise.
+	// the guest fails.
+	//
+	// Where the metadata beside the local disk cannot be written either, the secondary
+	// gets everything, and is what records the generation that begins: this copy is of
+	// an older one, on stable storage, and says so after a restart, so that the other
+	// is newer than it, or, if it goes on all the same, diverged. Until then each write
+	// of the guest fails, and changes nothing, whose place the write-intent bitmap does
+	// not have marked.
 	Evacuate bool
 	// Gate is asked before each write, flush, trim or zeroing is answered to
 	// the guest: while it is shut, the answer waits. Nil: always open. See
@@ -144,6 +150,7 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 // ErrOutdated, which is then recorded of this one, and one whose guest also went
 // on is ErrDiverged, unless Overwrite permits to overwrite it.
 func (p *Primary) Attach(remote Remote) error {
+	defer p.tellFailed()
 	if remote.Size() != p.size.Load() {
 		return fmt.Errorf("%w: the local disk has %d bytes, the secondary's %d", ErrSize, p.size.Load(), remote.Size())
 	}
@@ -173,7 +180,7 @@ func (p *Primary) Attach(remote Remote) error {
 	if err := p.joinedTo(theirs, lacks); err != nil {
 		return err
 	}
-	p.evacuates.Store(p.cfg.Evacuate && p.local.failed() != nil)
+	p.evacuates.Store(p.cfg.Evacuate && p.LocalErr() != nil)
 	p.link.Store(f)
 	p.state.Store(uint32(None))
 	p.changed()
@@ -260,6 +267,7 @@ func (p *Primary) State() State { return State(p.state.Load()) }
 // or if it is not a copy. After Stop another Remote must be attached first, since without
 // one the disk is not protected.
 func (p *Primary) Start(context.Context) error {
+	defer p.tellFailed()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.State() == Running {
@@ -357,6 +365,7 @@ func (p *Primary) Mark(ctx context.Context, epoch uint64) error {
 
 // Loaded implements [Marker].
 func (p *Primary) Loaded(ctx context.Context, epoch uint64) error {
+	defer p.tellFailed()
 	f := p.link.Load()
 	if f == nil {
 		return ErrNotRunning
@@ -371,9 +380,11 @@ func (p *Primary) Loaded(ctx context.Context, epoch uint64) error {
 // Stop implements [Replicator]: the guest goes on with the local disk alone,
 // with failover or without, and the secondary is detached. With failover the
 // copy begins a new generation, so that it is known which side has gone on; an
-// error is that this could not be recorded. Without, it does so at the first
+// error is that this could not be recorded, and each write of the guest then tries
+// again, and fails with that error, changing nothing. Without, it does so at the first
 // write, if no Remote is attached before.
 func (p *Primary) Stop(_ context.Context, failover bool) error {
+	defer p.tellFailed()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch p.State() {
@@ -390,7 +401,9 @@ func (p *Primary) Stop(_ context.Context, failover bool) error {
 	p.detach()
 	p.changed()
 	if failover {
-		return p.goAlone()
+		err := p.goAlone()
+		p.resumed.Store(err != nil) // then no write may change what no record accounts for
+		return err
 	}
 	p.resumed.Store(p.used) // the first write tells which way it goes on
 	return nil

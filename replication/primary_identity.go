@@ -48,6 +48,18 @@ func (p *Primary) openMetadata(local Disk) (err error) {
 	return nil
 }
 
+// record makes a change of the metadata durable. Where it cannot, and the guest may be
+// brought away from a disk that has failed, it remembers the change. See
+// PrimaryConfig.Evacuate for why that is sound.
+func (p *Primary) record(change func(*Identity, *peerBase)) error {
+	err := p.meta.update(change)
+	if err != nil && p.cfg.Evacuate && p.LocalErr() != nil {
+		p.meta.remember(change)
+		return nil
+	}
+	return err
+}
+
 // join finds out what the copy on the other side of remote lacks, and has it adopt this
 // disk's identity. The caller holds mu.
 func (p *Primary) join(remote Remote) (theirs Identity, lacks int, err error) {
@@ -66,7 +78,7 @@ func (p *Primary) join(remote Remote) (theirs Identity, lacks int, err error) {
 		}
 		return theirs, 0, err
 	}
-	err = p.meta.update(func(i *Identity, _ *peerBase) {
+	err = p.record(func(i *Identity, _ *peerBase) {
 		if i.Disk == (ID{}) {
 			i.Disk = newID()
 		}
@@ -77,6 +89,11 @@ func (p *Primary) join(remote Remote) (theirs Identity, lacks int, err error) {
 	})
 	if err != nil {
 		return theirs, 0, err
+	}
+	if p.meta.isAhead() {
+		// After a restart this copy says that it is an older one, which no account of
+		// what the secondary lacks refers to.
+		lacks = lacksAll
 	}
 	p.used = false
 	p.resumed.Store(false)
@@ -122,7 +139,7 @@ func (p *Primary) joinedTo(theirs Identity, lacks int) error {
 
 // begun records to which copy the bitmaps refer, when a run begins. The caller holds mu.
 func (p *Primary) begun() error {
-	if err := p.meta.update(func(_ *Identity, b *peerBase) { *b = p.peer.run }); err != nil {
+	if err := p.record(func(_ *Identity, b *peerBase) { *b = p.peer.run }); err != nil {
 		return err
 	}
 	p.peer.base = p.peer.run
@@ -141,9 +158,13 @@ func (p *Primary) settle(epoch uint64) error {
 	if !running || p.peer.intent == nil {
 		return nil // the durable marks may still refer to another copy
 	}
-	return p.peer.intent.settle(p.peer.differs, func() error {
+	err := p.peer.intent.settle(p.peer.differs, func() error {
 		return p.meta.update(func(_ *Identity, b *peerBase) { b.Epoch = epoch })
 	})
+	if p.evacuates.Load() {
+		return nil // marks that stay where they need not cost time after a restart, no more
+	}
+	return err
 }
 
 // goAlone begins a generation, because the guest goes on without its secondary. The caller
@@ -152,7 +173,7 @@ func (p *Primary) goAlone() error {
 	if !p.used {
 		return nil
 	}
-	err := p.meta.update(func(i *Identity, _ *peerBase) { i.begin(); i.Writes = true })
+	err := p.record(func(i *Identity, _ *peerBase) { i.begin(); i.Writes = true })
 	if err == nil {
 		p.used = false
 		p.resumed.Store(false)

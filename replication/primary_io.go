@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"cmp"
 	"context"
 	"errors"
 
@@ -90,6 +91,7 @@ func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*
 	}
 	if p.resumed.Load() {
 		if err := p.resumeAlone(); err != nil {
+			p.tellFailed()
 			return nil, 0, err
 		}
 	}
@@ -106,6 +108,9 @@ func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*
 		if !again {
 			f, seq, half, err = p.writeLocked(b, off, n, fua, true, local)
 		}
+	}
+	if err != nil {
+		p.tellFailed()
 	}
 	if half && !p.room.asked.Load() {
 		p.askForCheckpoint(false)
@@ -179,13 +184,19 @@ func (p *Primary) linked() bool {
 // caller holds no lock.
 func (p *Primary) syncLocal() error {
 	err := p.local.Sync()
-	p.lost.tell(p.local, p.cfg.Events, event.ModePrimary, p.cfg.Name)
+	p.tellFailed()
 	return err
 }
 
-// LocalErr returns why the local disk is not to be trusted any more: a *SyncError, which
-// is final, or nil. It does not wait for I/O, and any goroutine may call it.
-func (p *Primary) LocalErr() error { return p.local.failed() }
+// LocalErr returns why the local copy is not to be trusted any more: a *SyncError of the
+// disk, or a *MetadataError, both of which are final; or nil. It does not wait for I/O,
+// and any goroutine may call it.
+func (p *Primary) LocalErr() error { return cmp.Or(p.local.failed(), p.meta.failure()) }
+
+// tellFailed publishes, once, what LocalErr returns. The caller holds no lock.
+func (p *Primary) tellFailed() {
+	p.lost.tell(p.LocalErr, p.cfg.Events, event.ModePrimary, p.cfg.Name)
+}
 
 // localFailed returns what Err returns when the local disk is not to be
 // trusted, or nil, which it is too where the guest is being brought away from it.
@@ -195,6 +206,9 @@ func (p *Primary) localFailed() error {
 	}
 	if err := p.local.failed(); err != nil {
 		return &BrokenError{Op: "local flush", Err: err}
+	}
+	if err := p.meta.failure(); err != nil {
+		return &BrokenError{Op: "local metadata", Err: err}
 	}
 	return nil
 }

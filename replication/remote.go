@@ -132,8 +132,9 @@ func (r diskRemote) Abort() { r.part.abort() }
 // next checkpoint, or a failover, depends.
 type BrokenError struct {
 	// Op is, on a primary, "write", "zeroes", "flush" or "connection", or "local
-	// flush" if it is the primary's own disk that has failed; on a secondary "pre-image", "write", "flush", "checkpoint", "commit" or
-	// "restore".
+	// flush" or "local metadata" if it is the primary's own disk that has failed, or
+	// what is known of it; on a secondary "pre-image", "write", "flush", "checkpoint",
+	// "commit" or "restore".
 	Op  string
 	Off int64 // where on the disk, if Len is not zero
 	Len int64

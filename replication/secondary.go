@@ -1,6 +1,7 @@
 package replication
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -237,7 +238,7 @@ func (s *Secondary) latch(op string, off, n int64, err error) error {
 // tell publishes the error that latch has recorded, and that of a sync that
 // failed, once each. The caller holds no lock.
 func (s *Secondary) tell() {
-	s.lost.tell(s.disk, s.cfg.Events, event.ModeSecondary, s.cfg.Name)
+	s.lost.tell(s.copyFailed, s.cfg.Events, event.ModeSecondary, s.cfg.Name)
 	if e := s.life.takeUntold(); e != nil {
 		s.cfg.Events.Publish(e.event(event.ModeSecondary, s.cfg.Name))
 	}
@@ -418,10 +419,11 @@ func (s *Secondary) Err() error {
 }
 
 // LocalErr returns why this copy can be no secondary's any more: the disk, or the
-// Journal, could not make stable what was written to it, which is final; or nil. With a
-// Journal it waits for what that writes. Any goroutine may call it.
+// Journal, could not make stable what was written to it (a *SyncError), or the metadata
+// could not be written (a *MetadataError), which is final; or nil. With a Journal it waits
+// for what that writes. Any goroutine may call it.
 func (s *Secondary) LocalErr() error {
-	if err := s.disk.failed(); err != nil {
+	if err := s.copyFailed(); err != nil {
 		return err
 	}
 	var lost *SyncError
@@ -430,6 +432,9 @@ func (s *Secondary) LocalErr() error {
 	}
 	return nil
 }
+
+// copyFailed does what LocalErr does, for the disk and its metadata, and does not wait.
+func (s *Secondary) copyFailed() error { return cmp.Or(s.disk.failed(), s.meta.failure()) }
 
 // Stop ends replication; the primary's writes are refused from now on. The
 // guest is paused.

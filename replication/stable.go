@@ -177,13 +177,18 @@ func (s *stableDisk) failed() error {
 	return s.err
 }
 
-// lostOnce publishes, once, that a disk could not be made stable.
+// lostOnce publishes, once, that a copy is not to be trusted any more.
 type lostOnce struct{ told atomic.Bool }
 
-func (l *lostOnce) tell(d *stableDisk, bus *event.Bus, mode event.Mode, name string) {
-	err := d.failed()
+// tell publishes what failed returns: a *SyncError or a *MetadataError.
+func (l *lostOnce) tell(failed func() error, bus *event.Bus, mode event.Mode, name string) {
+	err := failed()
 	if err == nil || l.told.Swap(true) {
 		return
 	}
-	bus.Publish(event.DiskFailed{Mode: mode, Disk: name, Operation: "flush", Error: err.Error()})
+	op := "flush"
+	if _, ok := err.(*MetadataError); ok {
+		op = "metadata"
+	}
+	bus.Publish(event.DiskFailed{Mode: mode, Disk: name, Operation: op, Error: err.Error()})
 }

@@ -38,11 +38,11 @@ type DiskConfig struct {
 // replication.Primary, whose answers to writes wait for the job's gate; on a
 // secondary it is a replication.Secondary.
 //
-// A host whose image cannot make stable what the guest has written (an
-// event.DiskFailed) leaves the guest to a secondary that is in step, whose copy is
+// A host whose image cannot make stable what the guest has written, or the metadata
+// beside it what becomes of it (an event.DiskFailed), leaves the guest to a secondary that is in step, whose copy is
 // that of the last checkpoint. Alone, where an operator orders it to go on, or where
-// that secondary does not go on with the guest, it goes on itself, and each flush of
-// the guest fails. It waits until the secondary could have acquired what this host has
+// that secondary does not go on with the guest, it goes on itself, and what fails of the
+// guest's requests goes on failing. It waits until the secondary could have acquired what this host has
 // released: for letting out the guest's output and for the release at most a Term each,
 // then two Terms and Lost, and where the secondary has acquired the guest and says
 // nothing, a PeerTimeout more. Without an arbiter nobody can say whether the
@@ -52,7 +52,9 @@ type DiskConfig struct {
 // host is there again: memory, and the disk as the guest reads it, go over as in any
 // synchronisation, and at the first checkpoint the job switches over by itself. What
 // cannot be read goes nowhere, since the copy would answer with something else: the
-// session ends then, and it does where the metadata beside the image cannot be written.
+// session ends then. Where the metadata beside the image cannot be written either, the
+// image goes on saying what it was before. It starts no guest again, since the arbiter has
+// a later generation, which the other host's disk has too before the guest runs there.
 // After each session that leaves the guest over such an image the next one waits longer,
 // up to a minute; LastError says for how long and why. The host itself follows nobody
 // with a failed image, and says so: its operator gives a new job one that is good.

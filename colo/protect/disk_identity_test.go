@@ -47,6 +47,7 @@ type site struct {
 	journal bool
 	plain   bool // the images do not know whose they are
 	overlay int64
+	wear    map[string]*wear       // by host: what can fail of its disk; nil: nothing can
 	open    map[string][]io.Closer // by host
 	disk    map[string]*Disk       // by host
 }
@@ -92,6 +93,12 @@ func (s *site) start(name string, start bool, change func(*Config)) *host {
 	}
 	if s.plain {
 		cfg.Image = struct{ replication.Disk }{f}
+	}
+	if s.wear != nil {
+		if s.wear[name] == nil {
+			s.wear[name] = &wear{meta: memory{b: make([]byte, metadataBytes+512)}}
+		}
+		cfg.Image = s.wear[name].image(s.t, f)
 	}
 	d, err := NewDisk(cfg)
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 // It has no permanent goroutine: callers that wait for an answer take turns in reading
 // answers for all. When the connection fails, all requests under way, and all later ones,
 // get that error. (A goroutine may be sending what several callers have to send together,
-// or a flush to a server that does not know FUA. It ends when that is sent, and before
-// Close returns.) A client must be closed even if its connection has failed.
+// small writes of StartWrite, or a flush to a server that does not know FUA. It ends when
+// that is sent, and before Close returns.) A client must be closed even if its connection has failed.
 type Client struct {
 	conn net.Conn
 	info Info
@@ -75,6 +75,7 @@ type ask struct {
 	p, dst []byte // data to send, and to receive
 	status *statusAnswer
 	fua    bool        // it is to be flushed when it is answered
+	late   bool        // nobody waits for it: it may leave together with others
 	done   func(error) // nil: the caller waits
 }
 
@@ -219,7 +220,9 @@ func (c *Client) begin(a ask) *call {
 		return k
 	}
 	var head [requestLen]byte
-	if err := c.out.send(a.append(head[:0]), a.p); err != nil {
+	if a.late {
+		c.out.post(a.append(head[:0]), a.p)
+	} else if err := c.out.send(a.append(head[:0]), a.p); err != nil {
 		c.lostSend(err)
 	}
 	return k

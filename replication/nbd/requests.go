@@ -153,7 +153,7 @@ func (c *Client) StartWrite(p []byte, off int64, fua bool, done func(error)) {
 		done(err)
 		return
 	}
-	a := ask{request: request{cmd: cmdWrite, off: uint64(off), n: uint32(len(p))}, p: p, done: done}
+	a := ask{request: request{cmd: cmdWrite, off: uint64(off), n: uint32(len(p))}, p: p, late: !fua, done: done}
 	if fua {
 		if err := c.writeThrough(&a); err != nil {
 			done(err)

@@ -3,6 +3,7 @@ package nbd
 import (
 	"math"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -18,6 +19,7 @@ type sender struct {
 	mu      sync.Mutex
 	free    *sync.Cond // signals room in pending, or that sending is false
 	sending bool
+	restful func()   // rest, as one value, so that it is allocated once
 	pending []byte   // small messages
 	large   []*large // messages whose callers wait; the first may be that of the sending goroutine itself
 	spare   []byte
@@ -94,6 +96,40 @@ func (o *sender) send(head, data []byte) error {
 		go o.rest(o.lost)
 	}
 	return o.err
+}
+
+// post has a message sent whose sender does not wait for the answer, and so need not see
+// it leave: if it is small, a goroutine sends it, with what else has come by then. Many
+// that are posted together leave with one system call, and get to the other side together.
+// It waits for room. An error is told to lost, which is not nil.
+func (o *sender) post(head, data []byte) {
+	if len(data) > copied {
+		if err := o.send(head, data); err != nil {
+			o.lost(err)
+		}
+		return
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.sending && len(o.pending) > maxPending {
+		o.free.Wait()
+	}
+	if o.err != nil {
+		return // the goroutine that met it has told
+	}
+	o.pending = append(o.pending, head...)
+	o.pending = append(o.pending, data...)
+	if o.sending {
+		return
+	}
+	o.sending = true
+	if o.restful == nil {
+		o.restful = func() {
+			runtime.Gosched() // to those who have something to add
+			o.rest(o.lost)
+		}
+	}
+	go o.restful()
 }
 
 // queue appends a message to large. The caller holds mu.
