@@ -105,7 +105,7 @@ func open(t *testing.T, name string, f func(t *testing.T, w *world)) {
 	canRunAhead(t)
 	t.Run(name, func(t *testing.T) {
 		w := newWorld(t)
-		w.term = 100 * time.Millisecond
+		w.term = 2 * time.Second // which a busy host does not let pass
 		f(t, w)
 		w.clean()
 	})
