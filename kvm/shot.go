@@ -51,7 +51,7 @@ func (v *VCPU) shoot(resets uint64) {
 	}
 	v.shot.at = time.Now()
 	v.state.tsc.shared = v.staged.tsc.shared
-	v.shot.fresh = v.state.saveMost(v.fd) == nil // who asks for it will see the error
+	v.shot.fresh = v.saveMost() == nil // who asks for it will see the error
 }
 
 // ends forgets the shot: the vCPU enters the guest.

@@ -60,6 +60,7 @@ type VCPU struct {
 
 	stop  stop
 	shot  shot
+	sync  synced
 	slice slice
 }
 
@@ -76,6 +77,7 @@ func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 		return nil, err
 	}
 	v := &VCPU{vm: vm, fd: int(fd), run: run, data: (*RunData)(unsafe.Pointer(&run[0])), state: state}
+	v.sync = newSynced(vm.sys, run)
 	v.staged = state.another()
 	v.staged.inMemory = vm.hasMemory
 	if vm.ring > 0 {
