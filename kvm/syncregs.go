@@ -46,11 +46,11 @@ func newSynced(sys *System, run []byte) synced {
 	return synced{area: (*syncArea)(unsafe.Pointer(&run[syncAt]))}
 }
 
-// saveMost saves what nothing changes while the vCPU stands still; see
+// saveMost saves into the shot what nothing changes while the vCPU stands still; see
 // VCPUState.saveMost. It is called on the vCPU's own thread, on its way into a pause, with
 // no exit pending.
 func (v *VCPU) saveMost() error {
-	s := v.state
+	s := v.shot.state
 	if v.sync.area == nil {
 		return s.saveMost(v.fd)
 	}

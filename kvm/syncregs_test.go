@@ -94,7 +94,7 @@ func TestWhatAShotTakesIsWhatTheCallsSay(t *testing.T) {
 			if err := other.Save(v.fd); err != nil {
 				t.Fatal(err)
 			}
-			if got := v.state; got.regs != other.regs || got.sregs != other.sregs || got.events != other.events || got.mp != other.mp {
+			if got := v.shot.state; got.regs != other.regs || got.sregs != other.sregs || got.events != other.events || got.mp != other.mp {
 				t.Fatalf("pause %d: %+v %+v %+v, but %+v %+v %+v", proved, got.regs, got.sregs, got.events, other.regs, other.sregs, other.events)
 			}
 		}
@@ -120,7 +120,7 @@ func TestAShotHasWhatStructKVMRunLacks(t *testing.T) {
 	if v.sync.area == nil {
 		t.Skip("this KVM does not do it")
 	}
-	s := v.state
+	s := v.shot.state
 	s.sregs.CR0, s.sregs.CR4, s.sregs.EFER = cr0PG|cr0PE, cr4PAE, 0
 	if !s.paePaging() {
 		t.Error("PAE paging is not seen")
@@ -137,6 +137,7 @@ func TestAShotHasWhatStructKVMRunLacks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s = v.shot.state // save has taken the other
 	s.regs = gokvm.Regs{}
 	v.own.Lock()
 	err = v.saveMost()
