@@ -24,7 +24,7 @@ func shooting(t *testing.T, vcpus int) (*VM, func()) {
 	t.Helper()
 	require.Usable(t, require.KVM, Probe)
 	p := guest.Params{VCPUs: vcpus, Pages: 8, Touch: 1}
-	vm, err := Create(Config{VCPUs: vcpus, Memory: p.MemSize()})
+	vm, err := Create(Config{VCPUs: vcpus, Memory: p.MemSize() + PageSize}) // the last page is a test's own
 	if err != nil {
 		t.Fatal(err)
 	}
