@@ -62,8 +62,7 @@ func (v *VCPU) saveMost() error {
 		return err
 	}
 	v.data.ImmediateExit = 1
-	v.sync.area.ask()
-	ok := v.sync.area.take(s, enterGuest(v.fd))
+	ok := v.sync.area.with(func() bool { return v.sync.area.take(s, enterGuest(v.fd)) })
 	// The PDPTRs are not among them.
 	if ok && s.sys.sregs2 && s.paePaging() {
 		if err := s.getSregs(v.fd); err != nil {
@@ -91,12 +90,26 @@ func (y *synced) compared(same bool) {
 	}
 }
 
+// with has the next KVM_RUN, which get calls, leave the registers and the events. A host
+// may use the area itself: what KVM leaves there at each exit goes on as the host has it,
+// and while there is something that the host wants KVM to take from it, it is the host's.
+func (a *syncArea) with(get func() bool) bool {
+	if a.dirty != 0 {
+		return false
+	}
+	was := a.valid
+	a.ask()
+	ok := get()
+	a.valid = was
+	return ok
+}
+
 // ask has the next KVM_RUN leave the registers and the events. What stands there until
 // then no KVM leaves: bit 1 of RFLAGS is always set, the local APIC's base is 36 to 52
 // bits wide, and KVM says of three kinds of events that they are there.
 func (a *syncArea) ask() {
 	a.regs.RFLAGS, a.sregs.ApicBase, a.events.Flags = 0, ^uint64(0), 0
-	a.valid, a.dirty = syncAll, 0
+	a.valid = syncAll
 }
 
 // take takes what KVM_RUN has left when it returned errno. It reports false, and the
@@ -104,7 +117,6 @@ func (a *syncArea) ask() {
 // guest, if it has left nothing, or if there is an exception: its address is
 // put where it belongs, in CR2 or DR6, when the events are read, and they are the last.
 func (a *syncArea) take(s *VCPUState, errno unix.Errno) bool {
-	a.valid = 0
 	const always = 1 << 1 // of RFLAGS
 	e := &a.events
 	if errno != unix.EINTR || a.regs.RFLAGS&always == 0 || a.sregs.ApicBase == ^uint64(0) || e.Flags == 0 ||
