@@ -1,6 +1,7 @@
 package colo_test
 
 import (
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
@@ -69,4 +71,55 @@ func TestAGuestRunsOnWhileTheSecondaryLoadsTheFirstState(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A still is a device that is saved and described while its guest stands still.
+type still struct {
+	t     *testing.T
+	guest *colotest.Guest
+	v     uint64
+	reads int
+}
+
+func (d *still) VMState(f *vmstate.Fields) {
+	if d.reads++; !d.guest.Paused() {
+		d.t.Error("a device is asked for its fields while the guest runs")
+	}
+	f.Uint64("v", &d.v)
+}
+
+// The first state is that of one moment, though it is sent while the guest runs on.
+func TestTheFirstStateIsTakenOfAGuestThatStandsStill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		runs := map[string]bool{}
+		var x *pair
+		x = newPair(t, options{primary: func(p *colo.PrimaryConfig) {
+			p.Step = func(op string, epoch uint64) {
+				if epoch > 0 {
+					return
+				}
+				if op == "pause" {
+					x.p.step(3) // so that something is left to be captured
+				}
+				runs[op] = !x.p.guest.Paused()
+			}
+		}})
+		d := &still{t: t, guest: x.p.guest}
+		if err := errors.Join(x.p.reg.Register(vmstate.Entry{Name: "still"}, d), x.s.reg.Register(vmstate.Entry{Name: "still"}, &plain{guest: x.s.guest})); err != nil {
+			t.Fatal(err)
+		}
+		event.Subscribe(&x.p.bus, func(c event.CheckpointCommit) { x.primary.End() })
+		x.start(t.Context())
+		x.wait()
+		for op, want := range map[string]bool{"mark": false, "save devices": false, "capture": false, "early resume": false, "send state": true, "expect checkpoint-ready": true} {
+			if got, seen := runs[op]; !seen || got != want {
+				t.Errorf("at step %q the guest runs: %t, want %t (there was such a step: %t)", op, got, want, seen)
+			}
+		}
+		if d.reads < 2 {
+			t.Errorf("the device was asked for its fields %d times, want to be saved and described", d.reads)
+		}
+		x.wantWhole(t)
+		x.close()
+	})
 }

@@ -238,14 +238,20 @@ func (k *Keeper) renew(ctx context.Context, g Grant, note string) {
 }
 
 // own reports whether a grant is over because this keeper itself has acquired the
-// generation after it, perhaps by a claim whose answer was lost, and takes that.
+// generation after it, perhaps by a claim whose answer was lost, and takes that. Where
+// that cannot be known, or done, yet, it is asked again after a moment.
 func (k *Keeper) own(ctx context.Context, g Grant) bool {
 	r, err := k.cfg.Arbiter.Record(ctx)
-	if err != nil {
-		return true // asked again
-	}
-	if r.Token != g.Token || r.Generation != g.Generation+1 {
+	if err == nil && (r.Token != g.Token || r.Generation != g.Generation+1) {
 		return false
+	}
+	defer func() {
+		if k.Generation() == g.Generation {
+			sleep(ctx, g.Term/10)
+		}
+	}()
+	if err != nil {
+		return true
 	}
 	k.mu.Lock()
 	c := Claim{Holder: k.cfg.Holder, Token: k.cfg.Token, After: g.Generation, Term: k.cfg.Term, Note: k.note}

@@ -172,6 +172,78 @@ func TestDeposedKeeperShutsItsGateAndSaysSo(t *testing.T) {
 	})
 }
 
+// An arbiter that refuses a renewal, and cannot say or do more, is asked again, and has
+// time to breathe.
+func TestAKeeperThatIsRefusedForNoReasonAsksNowAndThen(t *testing.T) {
+	for _, fails := range []string{"load", "swap"} {
+		t.Run(fails, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				a := &halfArbiter{Arbiter: failover.NewStoreArbiter(new(failovertest.Store)), fails: fails}
+				k, err := failover.NewKeeper(failover.KeeperConfig{Arbiter: a, Holder: "a", Term: time.Second})
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				a.often = cancel
+				if _, err := k.Acquire(ctx, 0); err != nil {
+					t.Fatal(err)
+				}
+				a.out.Store(true)
+				done := make(chan struct{})
+				go func() { defer close(done); k.Run(ctx) }()
+				time.Sleep(10 * time.Second)
+				if n := a.asked.Load(); n < 10 || n > 200 {
+					t.Errorf("in 10 terms it asked %d times", n)
+				}
+				if k.Generation() != 1 {
+					t.Errorf("it holds generation %d", k.Generation())
+				}
+				cancel()
+				<-done
+			})
+		})
+	}
+}
+
+// A halfArbiter refuses renewals, as if its keeper had claimed the next generation, and
+// fails in what it is asked then.
+type halfArbiter struct {
+	failover.Arbiter
+	fails string // load: the record; swap: a claim
+	out   atomic.Bool
+	asked atomic.Int64
+	often func() // called where it is asked without end
+}
+
+func (a *halfArbiter) Renew(ctx context.Context, g failover.Grant, note string) (failover.Grant, error) {
+	if !a.out.Load() {
+		return a.Arbiter.Renew(ctx, g, note)
+	}
+	if a.asked.Add(1) > 1000 {
+		a.often()
+	}
+	return failover.Grant{}, failover.ErrRefused
+}
+
+func (a *halfArbiter) Record(ctx context.Context) (failover.Record, error) {
+	r, err := a.Arbiter.Record(ctx)
+	if a.out.Load() {
+		if a.fails == "load" {
+			return r, errors.New("connection reset")
+		}
+		r.Generation++
+	}
+	return r, err
+}
+
+func (a *halfArbiter) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
+	if a.out.Load() {
+		return failover.Grant{}, errors.New("connection reset")
+	}
+	return a.Arbiter.Acquire(ctx, c)
+}
+
 func TestLostAnswerOfAClaimIsFoundAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		swaps := 0

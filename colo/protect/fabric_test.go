@@ -171,8 +171,9 @@ type world struct {
 	names []string      // the hosts that there can be
 	turn  time.Duration // of three, each reaches for one of the others for so long, and then for the next
 
-	lean  bool          // hosts keep no copy of the memory
-	delay time.Duration // from one checkpoint to the next; 0: what it is by default
+	delay    time.Duration // from one checkpoint to the next; 0: what it is by default
+	lean     bool          // hosts keep no copy of the memory
+	channels int           // of memory, that hosts have
 
 	compared bool   // the guests' output is, instead of waiting for checkpoints
 	agreed   uint64 // packets that left since both guests had said the same, as far as hosts that left knew
@@ -227,7 +228,8 @@ type host struct {
 
 	killed    atomic.Bool
 	gone      atomic.Bool   // killed, and not only not heard any more
-	noArbiter atomic.Bool   // the arbiter does not answer
+	noArbiter atomic.Bool   // the arbiter does not hear it
+	deaf      atomic.Bool   // the arbiter hears it, and it does not hear the arbiter
 	slow      atomic.Int64  // it answers that late, in nanoseconds
 	forget    atomic.Int64  // that many of its answers are lost
 	late      atomic.Int64  // that many of what it is asked for it does later
@@ -286,11 +288,12 @@ func (w *world) hear(h *host, p []byte) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if !h.mayEmit() {
+	told := w.t.Failed() // once is enough: each frame of a seed that goes wrong may do the same
+	if !told && !h.mayEmit() {
 		w.t.Errorf("a frame left %s while its gate is shut", h.name)
 	}
 	for _, o := range w.hosts {
-		if o != h && !o.killed.Load() && o.job.Gate().Open() {
+		if !told && o != h && !o.killed.Load() && o.job.Gate().Open() {
 			w.t.Errorf("a frame left %s while the gate of %s is open", h.name, o.name)
 		}
 	}
@@ -536,6 +539,9 @@ func (s ofHost) Load(ctx context.Context) (failover.Record, error) {
 		return failover.Record{}, err
 	}
 	r, err := s.Store.Load(ctx)
+	if s.h.deaf.Load() {
+		return failover.Record{}, s.unheard(ctx)
+	}
 	s.h.pace()
 	return r, err
 }
@@ -553,12 +559,21 @@ func (s ofHost) Swap(ctx context.Context, old, next failover.Record) (bool, erro
 	if s.h.twice.Load() { // as does one that the network repeats
 		time.AfterFunc(61*time.Millisecond, func() { s.swap(context.Background(), old, next) })
 	}
+	if s.h.deaf.Load() {
+		return false, s.unheard(ctx) // it was done
+	}
 	if s.h.forget.Add(-1) >= 0 || s.h.killed.Load() {
 		return false, errNoRoute // it was done, or not: who knows
 	}
 	s.h.trace("swap", int(next.Generation))
 	s.h.pace()
 	return ok, err
+}
+
+// unheard waits for an answer that does not come.
+func (s ofHost) unheard(ctx context.Context) error {
+	sleep(ctx, 300*time.Millisecond)
+	return errNoRoute
 }
 
 // swap notes whom the record has given the guest to.

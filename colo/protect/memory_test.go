@@ -115,7 +115,7 @@ func TestACheckpointBeyondMaxStagedEndsTheSessionInWords(t *testing.T) {
 		a := w.boot("a", true, nil)
 		tried := a.passes(Protected)
 		<-tried
-		a.is(Alone)
+		<-a.passes(Alone) // b lives, and is tried again at once
 		before := w.heard()
 		time.Sleep(time.Second)
 		if w.heard() == before {

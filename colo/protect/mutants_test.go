@@ -22,10 +22,11 @@ var mutants = []mutant.Mutant{
 		New:  "\tg.Sent = time.Now()\n\treturn g, err\n}\n\n// Release",
 	},
 	{
-		What: "an old copy is granted the guest",
-		File: "failover/record.go",
-		Old:  "case r.Generation > c.After:",
-		New:  "case false:",
+		What:  "an old copy is granted the guest",
+		File:  "failover/record.go",
+		Old:   "case r.Generation > c.After:",
+		New:   "case false:",
+		Tests: []string{"-run=Record|Deposed", "../../failover"},
 	},
 	{
 		What: "a secondary does not keep its promise",
@@ -70,16 +71,18 @@ var mutants = []mutant.Mutant{
 		New:  "\tif j.vm",
 	},
 	{
-		What: "output leaves in which the guests differ",
-		File: "colo/compare/other.go",
-		Old:  "p.VNetHdr != s.VNetHdr || !bytes.Equal(p.Payload(), s.Payload())",
-		New:  "p.VNetHdr != s.VNetHdr",
+		What:  "output leaves in which the guests differ",
+		File:  "colo/compare/other.go",
+		Old:   "p.VNetHdr != s.VNetHdr || !bytes.Equal(p.Payload(), s.Payload())",
+		New:   "p.VNetHdr != s.VNetHdr",
+		Tests: []string{"-timeout=9m", "-run=^TestSimulatedFaults$", "-seed=8", "-seed.step=8", "-seeds=400", "."},
 	},
 	{
-		What: "a disk below another asks the gate as well",
-		File: "colo/protect/disk_side.go",
-		Old:  "b.led.Load() || b.Gate.Open()",
-		New:  "b.Gate.Open()",
+		What:  "a disk below another asks the gate as well",
+		File:  "colo/protect/disk_side.go",
+		Old:   "b.led.Load() || b.Gate.Open()",
+		New:   "b.Gate.Open()",
+		Tests: []string{"-run=^TestAHostThatGoesOnOverWhatItHoldsInMemoryLeavesAtAShutGate$", "."},
 	},
 	{
 		What: "a primary whose disk has failed leaves its guest to a secondary that is dead",
@@ -111,7 +114,61 @@ var mutants = []mutant.Mutant{
 		Old:  "PermitOutdated: true, Evacuate: true, Gate",
 		New:  "PermitOutdated: true, Gate",
 	},
+	// Of the end of a synchronisation, in which the guest runs on before there is a
+	// secondary.
+	{
+		What:  "what a guest sends while its first state is loaded leaves with that",
+		File:  "colo/filter/buffer.go",
+		Old:   "b.freed, b.since = m.before, m.since",
+		New:   "b.freed, b.since = m.before, m.since\n\t\tif epoch == 0 {\n\t\t\tb.freed = b.taken\n\t\t}",
+		Tests: ofBeginnings,
+	},
+	{
+		What:  "output is held only when there is a secondary",
+		File:  "colo/migrate.go",
+		Old:   "\t\tstep{\"mark\", p.mark},\n\t\tstep{\"save devices\", p.saveDescribed},\n\t\tstep{\"capture\", p.captureMemory},\n\t\tstep{\"early resume\", p.resumeEarly},\n\t\tstep{\"send state\", p.sendState},\n\t\tstep{\"expect checkpoint-ready\", p.expectReady},\n",
+		New:   "\t\tstep{\"mark\", func(ctx context.Context) error {\n\t\t\tnet := p.cfg.Net\n\t\t\tp.cfg.Net = nil\n\t\t\tdefer func() { p.cfg.Net = net }()\n\t\t\treturn p.mark(ctx)\n\t\t}},\n\t\tstep{\"save devices\", p.saveDescribed},\n\t\tstep{\"capture\", p.captureMemory},\n\t\tstep{\"early resume\", p.resumeEarly},\n\t\tstep{\"send state\", p.sendState},\n\t\tstep{\"expect checkpoint-ready\", func(ctx context.Context) error {\n\t\t\tnet := p.cfg.Net\n\t\t\tp.cfg.Net = nil\n\t\t\terr := p.expectReady(ctx)\n\t\t\tif p.cfg.Net = net; err == nil && net != nil {\n\t\t\t\terr = errors.Join(net.Mark(0), net.Received(0), net.Loaded(0))\n\t\t\t}\n\t\t\treturn err\n\t\t}},\n",
+		Tests: []string{"-run=^TestAGuestRunsOnWhileTheSecondaryLoadsTheFirstState$", "../../colo"},
+	},
+	{
+		What:  "a guest runs on before its memory is captured",
+		File:  "colo/migrate.go",
+		Old:   "\t\tstep{\"capture\", p.captureMemory},\n\t\tstep{\"early resume\", p.resumeEarly},\n",
+		New:   "\t\tstep{\"early resume\", func(ctx context.Context) error { p.whole = true; return p.resumeEarly(ctx) }},\n\t\tstep{\"capture\", p.captureMemory},\n",
+		Tests: []string{"-run=^TestTheFirstStateIsTakenOfAGuestThatStandsStill$", "../../colo"},
+	},
+	{
+		What:  "devices are described when the guest runs on",
+		File:  "colo/migrate.go",
+		Old:   "\ttext := p.description\n",
+		New:   "\ttext, _ := p.state.VMDesc()\n",
+		Tests: []string{"-run=^TestTheFirstStateIsTakenOfAGuestThatStandsStill$", "../../colo"},
+	},
+	{
+		What: "what a guest writes while its state is sent counts as sent",
+		File: "vmstate/ram/saver.go",
+		Old:  "\tif s.whole {\n\t\t// The guest runs:",
+		New:  "\tif s.whole {\n\t\ts.sync()\n\t\tfor i := range s.blocks {\n\t\t\tclear(s.blocks[i].dirty)\n\t\t}\n\t\ts.dirty = 0\n\t\t// The guest runs:",
+	},
+	{
+		What: "a synchronisation that fails loses the output that it holds",
+		File: "colo/migrate.go",
+		Old:  "if err := p.release(ctx, true); err != nil {",
+		New:  "if err := p.release(ctx, false); err != nil {",
+		// A NIC keeps it, and the next session covers it.
+		Tests: []string{"-run=^TestAFailedFirstAttemptLeavesTheGuestAsItWas$", "../../colo"},
+	},
+	{
+		What:  "a guest that has been sent counts as not sent",
+		File:  "colo/migrate.go",
+		Old:   "\tp.handedOver = true\n\tif _, err := w.Write(p.blob.b); err != nil {\n\t\treturn err\n\t}\n\tvmstate.PutDescription(w, text)\n\treturn p.link.Flush()\n",
+		New:   "\tif _, err := w.Write(p.blob.b); err != nil {\n\t\treturn err\n\t}\n\tvmstate.PutDescription(w, text)\n\treturn p.link.Flush()\n",
+		Tests: ofBeginnings,
+	},
 }
+
+// ofBeginnings has the simulator break off the beginnings of sessions.
+var ofBeginnings = []string{"-timeout=9m", "-run=^TestSimulatedFaults$", "-seed=7", "-seed.step=8", "-seeds=400", "."}
 
 // Planting them takes minutes, and is done now and then; that they can be is seen each time.
 func TestEachMutantIsOneOfTheSourceAsItIs(t *testing.T) {

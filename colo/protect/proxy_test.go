@@ -522,10 +522,11 @@ func TestWithoutTheNICsConnectionOutputLeavesWithCheckpoints(t *testing.T) {
 		if a.job.State() != Protected {
 			t.Errorf("a is %v", a.job.State())
 		}
+		alone := a.passes(Alone) // b lives, and may follow again at once
 		if err := a.job.Failover(); err != nil {
 			t.Fatal(err)
 		}
-		a.is(Alone)
+		<-alone
 		a.is(Protected)
 		for range 10 {
 			c.say("again")

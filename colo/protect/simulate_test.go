@@ -50,12 +50,16 @@ type simulation struct {
 	stands bool             // a host stands still for longer than anybody waits for it
 	wears  bool             // the disk of a primary fails while its secondary dies
 	breaks bool             // a switchover is broken off
+	begins bool             // the beginning of a session is broken off
 	more   *rand.Rand       // of what was added later, so that a seed does as before what it did
+	newer  *rand.Rand       // and later still; nil: of a seed that is kept, and does none of that
 	live   map[string]*host // by name, the process that was booted last; nil: none was
 	dead   []*host
 	ended  []*host // that followed nobody, and were booted anew
-	third  bool    // the third host was in step with another
-	tended int     // how many
+	steps  steps
+	begun  bool // a session was broken off while its first state was sent or loaded
+	third  bool // the third host was in step with another
+	tended int  // how many
 	log    []string
 	verbs  sync.WaitGroup
 }
@@ -80,6 +84,9 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 	s := &simulation{world: w, rng: rand.New(rand.NewPCG(seed, 0)), more: rand.New(rand.NewPCG(seed, 2)), live: map[string]*host{}}
 	w.guest.Interval = time.Duration(10+2*s.rng.IntN(20)) * time.Millisecond
 	s.paces(seed)
+	if !slices.Contains(keptSeeds, seed) {
+		s.newer = rand.New(rand.NewPCG(seed, 3))
+	}
 	s.stands = seed%8 == 5
 	if w.compared = seed%8 == 0; w.compared {
 		w.guest.TSCPerMille = 1 + s.more.IntN(20) // more, and the guests would agree in nothing
@@ -101,6 +108,10 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 	}
 	s.wears = w.disks && seed%8 == 6
 	s.breaks = seed%8 == 2
+	s.begins = seed%8 == 7 && s.newer != nil
+	if seed%8 == 3 && s.newer != nil {
+		w.channels = s.newer.IntN(4)
+	}
 	o, err := colotest.NewOracle(w.guest)
 	if err != nil {
 		t.Fatal(err)
@@ -109,6 +120,9 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 	// How long a message takes, and by how much more some do. The network draws
 	// for itself, so that its traffic does not change the faults.
 	base := []time.Duration{0, 100 * time.Microsecond, time.Millisecond, 8 * time.Millisecond}[s.rng.IntN(4)]
+	if s.begins && base == 0 {
+		base = 4 * time.Millisecond // or all is over at once
+	}
 	jitter := []time.Duration{0, time.Millisecond, 30 * time.Millisecond}[s.rng.IntN(3)]
 	network := rand.New(rand.NewPCG(seed, 1))
 	var mu sync.Mutex
@@ -137,7 +151,10 @@ func (w *world) newest(name string) *host {
 }
 
 func (s *simulation) start(name string, first bool) {
-	s.live[name] = s.boot(name, first, nil)
+	s.live[name] = s.boot(name, first, func(c *Config) {
+		c.Channels.Count = s.channels
+		c.Session.Step = s.steps.passes
+	})
 }
 
 // up returns the hosts that run, as far as anybody knows.
@@ -192,6 +209,11 @@ func (s *simulation) fault() {
 		s.say("mend, with resets %v", coin)
 		s.f.ways.mend(coin)
 	case 7:
+		if s.newer != nil && s.newer.IntN(3) == 0 {
+			h.deaf.Store(!h.deaf.Load())
+			s.say("%s hears its arbiter, which hears it: %v", h.name, !h.deaf.Load())
+			break
+		}
 		h.noArbiter.Store(!h.noArbiter.Load())
 		s.say("%s reaches its arbiter: %v", h.name, !h.noArbiter.Load())
 	case 8:
@@ -327,6 +349,9 @@ func (s *simulation) run() (lost bool) {
 	if s.breaks {
 		s.breakOff()
 	}
+	if s.begins {
+		s.beginAnew()
+	}
 	s.say("the faults stop")
 	s.heal(s.rng.IntN(2) == 0)
 	lost = !s.inStep(within)
@@ -334,7 +359,7 @@ func (s *simulation) run() (lost bool) {
 		s.t.Error("nothing leaves")
 		s.standings()
 	}
-	s.verbs.Wait()
+	s.answered()
 	for _, d := range s.dead {
 		select {
 		case <-d.done:
@@ -357,6 +382,18 @@ func (s *simulation) run() (lost bool) {
 	return lost
 }
 
+// answered waits until every verb has returned.
+func (s *simulation) answered() {
+	done := make(chan struct{})
+	go func() { defer close(done); s.verbs.Wait() }()
+	select {
+	case <-done:
+	case <-time.After(2 * time.Minute):
+		s.t.Error("a verb does not return")
+		s.standings()
+	}
+}
+
 // heal ends all that has befallen the hosts. Who is away comes.
 func (s *simulation) heal(reset bool) {
 	s.f.ways.mend(reset)
@@ -368,6 +405,7 @@ func (s *simulation) heal(reset bool) {
 		h = s.live[name]
 		h.resume()
 		h.noArbiter.Store(false)
+		h.deaf.Store(false)
 		h.twice.Store(false)
 		for _, left := range []interface{ Store(int64) }{&h.slow, &h.forget, &h.late, &h.lag} {
 			left.Store(0)
@@ -404,7 +442,7 @@ func (s *simulation) standStill() {
 func (s *simulation) well() (primary, secondary *host) {
 	s.say("all is well for a moment")
 	s.heal(s.more.IntN(2) == 0)
-	s.verbs.Wait()
+	s.answered()
 	for range 100 {
 		time.Sleep(100 * time.Millisecond)
 		if s.tend(); oneLeads(s.up()) {
@@ -495,12 +533,32 @@ func (s *simulation) wearOut() {
 // cutOff leaves each host with nobody, for longer than a grant lasts: whoever is
 // asked to leave then must not wait for a guest that waits for its gate.
 func (s *simulation) cutOff() {
+	if s.newer != nil && s.newer.IntN(2) == 0 {
+		s.leaveOneAlone()
+	}
 	s.say("nobody reaches anybody")
 	s.f.ways.part(s.names...)
 	for _, h := range s.up() {
 		h.noArbiter.Store(true)
 	}
 	time.Sleep(3 * s.term)
+}
+
+// leaveOneAlone parts the hosts, so that one goes on alone: maybe the one that followed,
+// and maybe without a disk that works.
+func (s *simulation) leaveOneAlone() {
+	s.say("the hosts are parted")
+	follows := s.newer.IntN(2) == 0
+	fails := s.newer.IntN(3) == 0
+	for _, h := range s.up() {
+		if runs := h.job.State().runs(); follows && runs {
+			h.noArbiter.Store(true)
+		} else if fails && follows != runs {
+			s.disk(h, 0, false)
+		}
+	}
+	s.f.ways.part(s.names...)
+	time.Sleep(time.Duration(1000+s.newer.IntN(4000)) * time.Millisecond)
 }
 
 // keptSeeds have found something.
@@ -541,8 +599,8 @@ func TestSimulatedFaults(t *testing.T) {
 	// makes room that need not be asked for again.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	var compared, agreed, diverged uint64
-	var threes, thirds, tended int
 	done := newCounts()
+	var threes, thirds, tended, begins, begun int
 	one := func(seed uint64, record *trace) (lost bool) {
 		defer func() { // a bubble in which nothing can go on
 			if p := recover(); p != nil {
@@ -558,6 +616,12 @@ func TestSimulatedFaults(t *testing.T) {
 			}
 			if s.tended > 0 {
 				tended++
+			}
+			if s.begins {
+				begins++
+			}
+			if s.begun {
+				begun++
 			}
 			if len(s.names) > 2 {
 				threes++
@@ -616,6 +680,12 @@ func TestSimulatedFaults(t *testing.T) {
 		}
 	}
 	t.Log(done.of(len(run)))
+	if begins > 0 {
+		t.Logf("in %d of %d the beginning of a session was broken off", begun, begins)
+		if begins >= 12 && begun == 0 {
+			t.Error("no session was ever broken off at its beginning")
+		}
+	}
 	t.Logf("%d seeds, in %d the guest died with the only host that had it, in %d a host whose disk had failed was booted anew; %.0f seeds a second", len(run), lost, tended, float64(len(run))/time.Since(begin).Seconds())
 }
 

@@ -168,10 +168,11 @@ func TestTheCheckpointDelayIsSetWhileAPairIsInStepAndStays(t *testing.T) {
 		if n := count(5 * time.Second); n < 4 || n > 6 {
 			t.Errorf("%d checkpoints in 5 s", n)
 		}
+		alone := a.passes(Alone)                 // b lives, and may follow again at once
 		if err := a.job.Failover(); err != nil { // another session
 			t.Fatal(err)
 		}
-		a.is(Alone)
+		<-alone
 		a.is(Protected)
 		time.Sleep(time.Second)
 		if n := count(5 * time.Second); n < 4 || n > 6 {
