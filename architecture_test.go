@@ -60,6 +60,20 @@ func TestThePictureShowsTheImports(t *testing.T) {
 	}
 }
 
+// A linker that sees a template keeps every exported method of the whole program, as a
+// template may call any by its name.
+func TestNoPackageMakesItsUsersLinkTemplates(t *testing.T) {
+	for _, dir := range publicPackages(t) {
+		for _, file := range sources(t, dir) {
+			for _, i := range file.Imports {
+				if i.Path.Value == `"text/template"` || i.Path.Value == `"html/template"` {
+					t.Errorf("%s imports %s", dir, i.Path.Value)
+				}
+			}
+		}
+	}
+}
+
 // A line that Mermaid does not know makes it draw nothing.
 func TestThePictureHasNothingButNodesAndArrows(t *testing.T) {
 	known := regexp.MustCompile(`^(flowchart TD|subgraph \w+ \["[^"]+"\]|end|\w+\["[^"]+"\]|\w+ (-->|-\.->) \w+)$`)

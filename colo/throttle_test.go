@@ -146,6 +146,9 @@ func TestAGuestIsNotThrottledWhereItMayNotBeOrCannot(t *testing.T) {
 }
 
 func TestCheckpointsThatTakeTooMuchOfTheTimeThrottle(t *testing.T) {
+	if testing.Short() {
+		t.Skip("short: half a minute of a busy guest")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		x, vm := busy(t, func(c *colo.PrimaryConfig) { c.MaxDowntime, c.ThrottleShare = 4*time.Second, 0.5 }, nil)
 		var slow atomic.Int64

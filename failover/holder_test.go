@@ -128,7 +128,10 @@ var actions = []action{
 // Whatever happens between two hosts and an arbiter, in any order and with any
 // delay, no two may act as holder at one time.
 func TestNoSequenceOfEventsLetsTwoHostsActAsHolder(t *testing.T) {
-	const length = 12
+	length := 12
+	if testing.Short() {
+		length = 10
+	}
 	type state struct {
 		w world
 		h failover.Holder

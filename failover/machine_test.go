@@ -246,7 +246,11 @@ func TestStatusesHaveTheirQAPINames(t *testing.T) {
 
 // One goroutine loads, others request and begin: the race that the lock is for.
 func TestConcurrentRequestNeverOverlapsWithALoad(t *testing.T) {
-	for range 500 {
+	tries := 500
+	if testing.Short() {
+		tries = 100
+	}
+	for range tries {
 		var m failover.Machine
 		var wg sync.WaitGroup
 		took := make(chan string, 4)

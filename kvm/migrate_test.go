@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/migrate"
 	"github.com/gocolo/lockstep/vmstate"
@@ -113,7 +114,7 @@ func goesOn(t *testing.T, p guest.Params, cfg kvm.Config, postcopy bool) {
 		}
 	})
 	if postcopy {
-		missingTracker(t, lazy.Probe())
+		require.Granted(t, require.Userfaultfd, lazy.Probe())
 	}
 	a.busy, a.limit = 1, 400
 	a.load()

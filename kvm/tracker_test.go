@@ -3,9 +3,7 @@
 package kvm_test
 
 import (
-	"errors"
 	"fmt"
-	"io/fs"
 	"slices"
 	"testing"
 	"time"
@@ -18,17 +16,6 @@ import (
 
 // blocksOf returns a machine's memory.
 func blocksOf(m *machine) []ram.Block { return []ram.Block{{Name: kvm.RAMBlock, Host: m.Memory()}} }
-
-// missingTracker skips the test where the kernel keeps no log of any memory.
-func missingTracker(t testing.TB, err error) {
-	t.Helper()
-	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
-		require.Missing(t, require.Userfaultfd, err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 // readLog returns the pages that a log reports of a machine.
 func readLog(t testing.TB, log ram.DirtyLog, m *machine) ram.Bitmap {
@@ -51,7 +38,7 @@ func TestKVMsLogHasEveryPageThatTheKernelSawWritten(t *testing.T) {
 				Log: m, Paused: func() bool { return paused },
 				Missed: func(_ string, off uint64) { missed = append(missed, off) },
 			})
-			missingTracker(t, err)
+			require.Granted(t, require.Userfaultfd, err)
 			defer v.Close()
 			if err := v.StartDirtyLog(); err != nil {
 				t.Fatal(err)
@@ -93,7 +80,7 @@ func TestATrackerAloneHasAllThatAKVMGuestWrites(t *testing.T) {
 	m := newMachine(t, guest.Params{VCPUs: 2, Pages: 128, Touch: 12, Seed: 4}, kvm.Config{})
 	m.load()
 	tr, err := ram.NewTracker(blocksOf(m))
-	missingTracker(t, err)
+	require.Granted(t, require.Userfaultfd, err)
 	defer tr.Close()
 	if err := tr.StartDirtyLog(); err != nil {
 		t.Fatal(err)
@@ -120,7 +107,7 @@ func BenchmarkTracker(b *testing.B) {
 			m := newMachine(b, guest.Params{Pages: 20 * touch, Touch: touch, Seed: 1}, kvm.Config{})
 			m.load()
 			tr, err := ram.NewTracker(blocksOf(m))
-			missingTracker(b, err)
+			require.Granted(b, require.Userfaultfd, err)
 			defer tr.Close()
 			m.start()
 			n := uint64(0)

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -105,9 +104,7 @@ func newTarget(t testing.TB) *guest {
 	var err error
 	g.lazy, err = ram.NewLazy(g.blocks)
 	check(t, err)
-	if err := g.lazy.Probe(); errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
-		require.Missing(t, require.Userfaultfd, err)
-	}
+	require.Granted(t, require.Userfaultfd, g.lazy.Probe())
 	check(t, g.lazy.Register(&g.state), g.state.Register(vmstate.Entry{Name: "device", Version: 1, MinVersion: 1}, &g.device))
 	return g
 }

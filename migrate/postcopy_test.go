@@ -72,8 +72,9 @@ func TestNothingIsLostWhereverTheConnectionBreaks(t *testing.T) {
 			traffic := whole.sent[0][direction]
 			before, after := 0, 0 // the guest was handed over
 			step := traffic.Bytes/40 + 1
+			n := 0
 			for p := range traffic.Points(func(i int64) bool { return i%step == 0 }) {
-				if p.Op == colotest.Read {
+				if n++; p.Op == colotest.Read || testing.Short() && n%4 != 0 {
 					continue
 				}
 				var f [2]colotest.Flow

@@ -101,7 +101,7 @@ func TestJournalKnowsItsDiskHoweverMuchOfItIsStable(t *testing.T) {
 	content := noise(1, testSize)
 	seeds := uint64(20)
 	if testing.Short() {
-		seeds = 5
+		seeds = 2
 	}
 	for seed := range seeds {
 		rng := rand.New(rand.NewPCG(seed, 1))

@@ -150,7 +150,7 @@ func TestDisksThatAreStartedAgainHaveOneEpochAfterAPowerCut(t *testing.T) {
 	ctx := context.Background()
 	before, after := 0, 0
 	for at := range 40 {
-		if testing.Short() && at%12 != 0 {
+		if testing.Short() && at%36 != 0 {
 			continue
 		}
 		var rigs [3]*keptRig

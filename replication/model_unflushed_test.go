@@ -11,7 +11,11 @@ import (
 // that of a secondary's disk only because the secondary waits for it.
 func TestModelOfAPrimaryThatDoesNotFlush(t *testing.T) {
 	ctx := context.Background()
-	for seed := range uint64(150) {
+	seeds := uint64(150)
+	if testing.Short() {
+		seeds = 30
+	}
+	for seed := range seeds {
 		rng := rand.New(rand.NewPCG(seed, 7))
 		const size = 16 * BlockSize
 		disk, hidden, active := newPoweredFake(make([]byte, size)), newPoweredFake(make([]byte, 2*minJournal)), newPoweredFake(make([]byte, minJournal))

@@ -59,7 +59,11 @@ func TestLeavesAreReusedAndListedOnce(t *testing.T) {
 
 // A checkpoint, for which both guests wait, empties the overlays.
 func TestEmptyingAnOverlayAllocatesNothing(t *testing.T) {
-	const runs, disk = 20, 64 << 30
+	const disk = 64 << 30
+	runs := 20
+	if testing.Short() {
+		runs = 5
+	}
 	var full []*overlay
 	for range runs + 1 { // one to warm up
 		o := newOverlay("active", disk, 64<<20, newMemorySlots(64<<20))

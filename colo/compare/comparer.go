@@ -244,6 +244,8 @@ func (c *Comparer) ServeSecondary(ctx context.Context, r PacketReader) error {
 	})
 }
 
+// serve reads like Serve of a filter.Chain, of which this package does without: neither
+// imports the other, and each has a Frame of its own.
 func (c *Comparer) serve(ctx context.Context, r PacketReader, take func(Frame) error) error {
 	vnet, _ := r.(interface{ VNetHdrLen() int })
 	for ctx.Err() == nil {

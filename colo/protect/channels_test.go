@@ -82,6 +82,9 @@ func TestChannelsOfMemoryBreakAtEveryOperation(t *testing.T) {
 	}
 	for _, stall := range []bool{false, true} {
 		for _, back := range []bool{false, true} {
+			if testing.Short() && stall == back {
+				continue
+			}
 			for _, n := range at {
 				if back && n > 2 {
 					continue // a channel has nothing to say in that direction but its greeting

@@ -27,6 +27,9 @@ func TestConnectionsBreakAtEveryOperation(t *testing.T) {
 	for _, stall := range []bool{false, true} {
 		for connection := range int64(3) {
 			for _, back := range []bool{false, true} {
+				if testing.Short() && stall == back {
+					continue
+				}
 				for _, n := range at {
 					name := fmt.Sprintf("connection %d, back %v, read %d, stall %v", connection, back, n, stall)
 					synctest.Test(t, func(t *testing.T) {

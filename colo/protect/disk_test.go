@@ -237,7 +237,7 @@ func withDisk(t *testing.T, name string, f func(t *testing.T, w *world)) {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t)
 			w.disks, w.term = true, 400*time.Millisecond
-			w.guest.Disk, w.guest.DiskEvery = diskSize, 2
+			w.guest.Disk, w.guest.DiskEvery, w.guest.Interval = diskSize, 2, time.Millisecond
 			w.forget()
 			f(t, w)
 			w.clean()

@@ -194,9 +194,13 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
+	interval := time.Millisecond
+	if testing.Short() {
+		interval *= 4 // what a guest does is most of what a test costs; where frames are counted it is set back
+	}
 	w := &world{
 		t: t, f: newFabric(), names: []string{"a", "b"}, store: new(failovertest.Store), images: map[string]*image{}, writes: map[uint64][]write{}, term: time.Second, size: diskSize,
-		guest: colotest.GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Interval: time.Millisecond},
+		guest: colotest.GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Interval: interval},
 	}
 	o, err := colotest.NewOracle(w.guest)
 	if err != nil {

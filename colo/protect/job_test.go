@@ -9,6 +9,7 @@ import (
 func TestTwoHostsProtectAGuest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
+		w.guest.Interval = time.Millisecond // its frames are counted
 		a, b := w.protected()
 		time.Sleep(3 * time.Second)
 		if n := w.heard(); n < 1000 {
@@ -49,7 +50,11 @@ func TestSurvivorIsProtectedAgainAnyNumberOfTimes(t *testing.T) {
 	for _, silent := range []bool{false, true} {
 		bubble(t, map[bool]string{false: "connections break", true: "connections fall silent"}[silent], func(t *testing.T, w *world) {
 			primary, secondary := w.protected()
-			for round := range 6 {
+			rounds := 6
+			if testing.Short() {
+				rounds = 3
+			}
+			for round := range rounds {
 				time.Sleep(700 * time.Millisecond)
 				before := w.heard()
 				primary.kill(silent)
@@ -143,6 +148,7 @@ func TestPrimaryThatIsCutOffFromEverybodyStopsInTime(t *testing.T) {
 
 func TestPairGoesOnWithoutItsArbiterAndNobodyTakesOver(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
+		w.guest.Interval = time.Millisecond // its frames are counted
 		a, b := w.protected()
 		a.noArbiter.Store(true)
 		b.noArbiter.Store(true)

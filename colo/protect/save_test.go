@@ -31,6 +31,7 @@ func restored(t *testing.T, file []byte) func(*Config) {
 func TestASavedGuestGoesOnWhereItStoodOnAnyHostAndOnce(t *testing.T) {
 	for _, from := range []State{Alone, Protected, Paused, Cancelled} {
 		bubble(t, "while "+from.String(), func(t *testing.T, w *world) {
+			w.guest.Interval = time.Millisecond // its frames are counted
 			a := w.boot("a", true, nil)
 			a.is(Alone)
 			var b *host
@@ -110,6 +111,7 @@ func (f *failing) Write(p []byte) (int, error) {
 
 func TestASaveThatFailsLeavesTheGuestRunningAndProtected(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
+		w.guest.Interval = time.Millisecond // its frames are counted
 		a, b := w.protected()
 		for _, limit := range []int{0, 1, 100, 5000, 12000} {
 			time.Sleep(300 * time.Millisecond)

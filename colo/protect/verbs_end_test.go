@@ -10,6 +10,7 @@ import (
 func TestCancelEndsTheProtectionAndTheGuestRunsOn(t *testing.T) {
 	for _, from := range []State{Alone, Protected, Paused} {
 		bubble(t, "while "+from.String(), func(t *testing.T, w *world) {
+			w.guest.Interval = time.Millisecond // its frames are counted
 			var b *host
 			a := w.boot("a", true, nil)
 			a.is(Alone)
@@ -75,6 +76,7 @@ func TestACancelledGuestIsNotTakenOver(t *testing.T) {
 
 func TestMigrateMovesTheGuestAndEndsTheProtection(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
+		w.guest.Interval = time.Millisecond // its frames are counted
 		a, b := w.protected()
 		time.Sleep(300 * time.Millisecond)
 		if err := a.job.Migrate(t.Context()); err != nil {

@@ -17,6 +17,7 @@ import (
 
 func TestPauseLetsTheGuestRunUnprotectedUntilResume(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
+		w.guest.Interval = time.Millisecond // its frames are counted
 		a, b := w.protected()
 		for range 3 {
 			if err := a.job.Pause(t.Context(), "backup"); err != nil {

@@ -76,7 +76,11 @@ func (d *during) Write(p []byte) (int, error) {
 // A view is the checkpoint that it was made of, byte for byte, whatever pages later
 // checkpoints replace before it is read, and while it is.
 func TestAViewIsItsCheckpointWhileLaterOnesCome(t *testing.T) {
-	for seed := range uint64(12) {
+	seeds := uint64(12)
+	if testing.Short() {
+		seeds = 3
+	}
+	for seed := range seeds {
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		g := newViewed(t)
 		change := func() {

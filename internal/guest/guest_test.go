@@ -192,7 +192,11 @@ func TestARoundNamesEveryByteItWrites(t *testing.T) {
 	mem, regs := load(t, p)
 	before := make([]byte, len(mem))
 	named := make([]bool, len(mem))
-	for n := range 40 {
+	rounds := 40
+	if testing.Short() {
+		rounds = 8
+	}
+	for n := range rounds {
 		copy(before, mem)
 		clear(named)
 		_, err := Round(mem, &regs[n%2], func() uint64 { return uint64(n) + 1 }, func(off, n uint64) {

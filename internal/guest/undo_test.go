@@ -72,12 +72,16 @@ func TestARoundCanBeUndone(t *testing.T) {
 
 // Whatever one bit differs in, before whichever round: the guests never agree again.
 func TestTwoGuestsThatDifferNeverAgreeAgain(t *testing.T) {
+	rounds := uint64(1100)
+	if testing.Short() {
+		rounds = 200
+	}
 	for _, p := range []Params{{Pages: 1, Touch: 1}, {Pages: 4, Touch: 4, Seed: 5}, {Pages: 2, Touch: 1, Seed: 6}} {
 		m, err := NewModel(p, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		for n := uint64(1); n <= 1100; n++ {
+		for n := uint64(1); n <= rounds; n++ {
 			first, _ := bits.Mul64(m.x, uint64(p.Pages))
 			for what, change := range map[string]func(o *Model){
 				"the running hash":              func(o *Model) { o.x ^= 1 << (n % 64) },

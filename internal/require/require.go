@@ -5,7 +5,9 @@
 package require
 
 import (
+	"errors"
 	"flag"
+	"io/fs"
 	"os"
 	"os/exec"
 	"slices"
@@ -46,6 +48,18 @@ func Missing(t TB, what string, why error) {
 		t.Fatalf("%s is required but missing: %v", what, why)
 	}
 	t.Skipf("needs %s: %v", what, why)
+}
+
+// Granted calls Missing if err says that the kernel has no such thing, or has none for this
+// process. Any other error fails the test.
+func Granted(t TB, what string, err error) {
+	t.Helper()
+	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
+		Missing(t, what, err)
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
 }
 
 // Outside skips the test with -short, because it uses what, unless LOCKSTEP_REQUIRE

@@ -104,7 +104,11 @@ func TestNothingIsLostWhateverIsLeftOutAhead(t *testing.T) {
 		r := rand.New(rand.NewPCG(2, 2))
 		prim.scribble(r, 100)
 		l.sync(s, c)
-		for n := range 40 {
+		rounds := 40
+		if testing.Short() {
+			rounds = 12
+		}
+		for n := range rounds {
 			prim.scribble(r, r.IntN(60))
 			if r.IntN(4) > 0 {
 				s.Pending(true)

@@ -104,7 +104,11 @@ func TestPagesBesideTheStreamMakeTheSameGuest(t *testing.T) {
 				l := newLink(t)
 				l.sync(s, c)
 				x := beside(t, s, c)
-				for n := range 12 {
+				rounds := 12
+				if testing.Short() {
+					rounds = 6
+				}
+				for n := range rounds {
 					prim.scribble(r, 150)
 					sec.scribble(r, 40)
 					tell(t, c, s)

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/internal/uffd"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
@@ -23,7 +24,7 @@ func newLazy(t testing.TB, blocks ...Block) *Lazy {
 	t.Helper()
 	l, err := NewLazy(blocks)
 	if err == nil {
-		missingTracker(t, l.Probe())
+		require.Granted(t, require.Userfaultfd, l.Probe())
 	}
 	if err != nil {
 		t.Fatal(err)

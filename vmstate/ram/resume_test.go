@@ -130,7 +130,7 @@ func TestASessionGoesOnFromWhatTheSecondaryHolds(t *testing.T) {
 			t.Run(name, func(t *testing.T) {
 				seeds := uint64(10)
 				if testing.Short() {
-					seeds = 3
+					seeds = 1
 				}
 				for seed := range seeds {
 					x := newResumer(t, k, seed, cfg)

@@ -34,9 +34,9 @@ func TestRoundTripWithRandomDirtying(t *testing.T) {
 		} {
 			t.Run(cfg.name, func(t *testing.T) {
 				r := rand.New(rand.NewPCG(7, 8))
-				guests := 2
+				guests, rounds := 2, 30
 				if testing.Short() {
-					guests = 1
+					guests, rounds = 1, 8
 				}
 				for range guests {
 					prim := newGuest(t, pages(t, "pc.ram", 100), pages(t, "vga", 7), pages(t, "rom", 70))
@@ -60,7 +60,7 @@ func TestRoundTripWithRandomDirtying(t *testing.T) {
 					l.load(c)
 					flush(t, c)
 					wantMemory(t, "after the initial synchronisation", sec, want)
-					for range 30 {
+					for range rounds {
 						prim.scribble(r, r.IntN(60))
 						sec.scribble(r, r.IntN(40))
 						tell(t, c, s)

@@ -1,8 +1,6 @@
 package ram
 
 import (
-	"errors"
-	"io/fs"
 	"testing"
 	"unsafe"
 
@@ -13,7 +11,7 @@ import (
 func newTracker(t testing.TB, blocks ...Block) *Tracker {
 	t.Helper()
 	tr, err := NewTracker(blocks)
-	missingTracker(t, err)
+	require.Granted(t, require.Userfaultfd, err)
 	t.Cleanup(func() {
 		if err := tr.Close(); err != nil {
 			t.Error(err)
@@ -23,17 +21,6 @@ func newTracker(t testing.TB, blocks ...Block) *Tracker {
 		t.Fatal(err)
 	}
 	return tr
-}
-
-// missingTracker skips the test where the kernel is the reason.
-func missingTracker(t testing.TB, err error) {
-	t.Helper()
-	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, fs.ErrPermission) {
-		require.Missing(t, require.Userfaultfd, err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
 }
 
 // readDirty returns the pages that a log reports.

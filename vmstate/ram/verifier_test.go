@@ -4,6 +4,8 @@ import (
 	"errors"
 	"slices"
 	"testing"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // miss is a page that a verifier has named.
@@ -21,7 +23,7 @@ func newVerifier(t *testing.T, g *guest, paused *bool) (v *Verifier, named *[]mi
 		Paused: func() bool { return *paused },
 		Missed: func(block string, offset uint64) { *named = append(*named, miss{block, offset}) },
 	})
-	missingTracker(t, err)
+	require.Granted(t, require.Userfaultfd, err)
 	t.Cleanup(func() {
 		if err := v.Close(); err != nil {
 			t.Error(err)

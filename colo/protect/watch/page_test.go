@@ -407,6 +407,21 @@ func TestThePageNeedsNothingFromElsewhere(t *testing.T) {
 	}
 }
 
+func TestThePageHasOrdersWhereItMayGiveThemAndNothingIsLeftOpenInIt(t *testing.T) {
+	for _, control := range []bool{false, true} {
+		s := serve(t, Config{Job: newJob(protect.Protected), Control: control})
+		_, b, _ := s.request("GET", "/", nil)
+		for _, id := range []string{`id="actions"`, `id="confirm"`} {
+			if strings.Contains(b, id) != control {
+				t.Errorf("Control is %v, and the page has %s: %v", control, id, !control)
+			}
+		}
+		if !strings.Contains(b, "<title>db1 – lockstep</title>") || !strings.Contains(b, "EventSource") || strings.Contains(b, "{{") {
+			t.Errorf("not filled in: %s", b)
+		}
+	}
+}
+
 func TestWhatAGuestAndAPeerSayIsNoMarkup(t *testing.T) {
 	j := newJob(protect.Protected)
 	evil := `"><script>alert(1)</script>`
