@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -104,7 +105,7 @@ func (s *session) end(ctx context.Context, p parting) error {
 	cause := p.cause
 	// The guest stands still until it is settled whether it may run here, and
 	// what holds its writes is gone.
-	stuck := s.pause(hold)
+	stuck := s.pauseAtEnd(hold, p)
 	if stuck != nil {
 		cause = errors.Join(cause, stuck)
 	}
@@ -130,6 +131,45 @@ func (s *session) end(ctx context.Context, p parting) error {
 		return s.stay(hold, err)
 	}
 	return s.goOn(hold, stuck)
+}
+
+// A guest waits if it says so twice, so long apart, while it is being paused.
+const waitsFor = 100 * time.Millisecond
+
+var errWaits = errors.New("it waits for what this host is not allowed yet")
+
+// pauseAtEnd pauses the guest before it is settled whether it may run here; but not one
+// that waits for just that, which would be waited for until nobody has patience any more.
+func (s *session) pauseAtEnd(ctx context.Context, p parting) error {
+	w, ok := s.vm.(Waiter)
+	if !ok || s.paused || s.arbiter == nil || p.sure || p.stay {
+		return s.pause(ctx)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	var watch sync.WaitGroup
+	watch.Go(func() {
+		for waited := false; ; {
+			timer := time.NewTimer(waitsFor)
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+				return
+			}
+			was := waited
+			if waited = w.Waits(); was && waited {
+				cancel(errWaits)
+				return
+			}
+		}
+	})
+	err := s.pause(ctx)
+	if errors.Is(context.Cause(ctx), errWaits) && err != nil {
+		err = fmt.Errorf("pause: %w", errWaits)
+	}
+	cancel(nil)
+	watch.Wait()
+	return err
 }
 
 // sayExit publishes COLO_EXIT.

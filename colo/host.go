@@ -86,6 +86,16 @@ type Dropper interface{ Drop() error }
 // checkpoints, or by TCP itself (TCP_USER_TIMEOUT).
 type Heartbeat interface{ Alive() bool }
 
+// A Waiter is a VM whose vCPUs may wait for what comes only when this host has been given
+// the guest: the answer to a write behind a shut gate (see replication.Primary.Gated). Such
+// a guest cannot be paused before the arbiter has been asked. At the end of a session with
+// an Arbiter, where Waits says so and Pause does not return, its context ends and the
+// arbiter is asked while the guest waits. Waits is called by another goroutine during
+// Pause, and does not block.
+type Waiter interface {
+	Waits() bool
+}
+
 // Stage is memory that waits for its checkpoint to be complete (ram.Cache).
 type Stage interface {
 	// Flush puts the staged pages into the memory of the guest, which is paused.

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -24,9 +25,10 @@ var ErrFenced error = &sentinel{"the guest is fenced off", syscall.EIO}
 
 // gate combines a Gate and a fence.
 type gate struct {
-	g      Gate
-	once   sync.Once
-	fenced chan struct{}
+	g       Gate
+	once    sync.Once
+	fenced  chan struct{}
+	waiting atomic.Int64 // answers that wait; up before one waits, down after
 }
 
 func (g *gate) init(of Gate) { g.g, g.fenced = of, make(chan struct{}) }
@@ -47,10 +49,12 @@ func (g *gate) pass() error {
 		if g.g.Open() {
 			continue // the gate opened between the two calls
 		}
+		g.waiting.Add(1)
 		select {
 		case <-opened:
 		case <-g.fenced:
 		}
+		g.waiting.Add(-1)
 	}
 }
 
@@ -69,6 +73,11 @@ func (g *gate) fence() { g.once.Do(func() { close(g.fenced) }) }
 // lost its guest, so that a vCPU which waits for an answer can be stopped. Reads go on.
 // Any goroutine may call it; it does not block.
 func (p *Primary) Fence() { p.gate.fence() }
+
+// Gated returns how many answers to the guest wait for the Gate. A vCPU that waits for one
+// cannot be paused before the gate opens, or Fence is called. Any goroutine may call it; it
+// does not block.
+func (p *Primary) Gated() int { return int(p.gate.waiting.Load()) }
 
 // Fence does what [Primary.Fence] does, for the guest of a secondary that has taken over.
 func (s *Secondary) Fence() { s.gate.fence() }

@@ -65,3 +65,60 @@ func TestAHostThatGoesOnOverWhatItHoldsInMemoryLeavesAtAShutGate(t *testing.T) {
 		}
 	})
 }
+
+// A host whose secondary was the only one to keep its gate open, the arbiter being out of
+// reach, has lost it while a write of its guest waits for its answer. The vCPU cannot be
+// paused before the gate opens, and the gate opens when the arbiter has been asked.
+func TestAGuestThatWaitsAtAShutGateDoesNotKeepItsHostFromAsking(t *testing.T) {
+	for _, goesOn := range []string{"a", "b"} {
+		bubble(t, goesOn, func(t *testing.T, w *world) {
+			w.disks, w.guest.Disk, w.guest.DiskEvery = true, diskSize, 1
+			w.forget()
+			slow := func(c *Config) { c.Term, c.Beat, c.Lost = 400*time.Millisecond, time.Second, 20*time.Second }
+			b := w.boot("b", false, slow)
+			a := w.boot("a", true, slow)
+			a.is(Protected)
+			b.is(Following)
+			a.noArbiter.Store(true)
+			b.noArbiter.Store(goesOn == "a")
+			time.Sleep(10 * time.Second)
+			if !a.job.Gate().Open() || a.job.State() != Protected {
+				t.Fatalf("%v: its secondary does not keep the gate open", a.job.State())
+			}
+			lost := time.Now()
+			w.f.part("a", "b", true)
+			a.is(Asking)
+			if took, most := time.Since(lost), a.job.cfg.Lost+a.job.cfg.Term; took > most {
+				t.Errorf("it asks after %v, want %v at most; PeerTimeout is %v", took, most, a.job.cfg.PeerTimeout)
+			}
+			if !a.job.vm.isRunning() || !a.job.vm.Waits() {
+				t.Fatal("its guest waits for no answer")
+			}
+			primary, secondary := a, b
+			if goesOn == "b" {
+				primary, secondary = b, a
+				b.is(Alone)
+				a.noArbiter.Store(false)
+				a.is(Waiting)
+				if a.job.vm.isRunning() || a.job.vm.Waits() {
+					t.Error("the guest of the other host runs on here")
+				}
+			} else {
+				a.noArbiter.Store(false)
+				a.is(Alone)
+			}
+			before := w.heard()
+			time.Sleep(time.Second)
+			if w.heard() == before {
+				t.Error("nothing leaves")
+			}
+			w.f.join("a", "b")
+			b.noArbiter.Store(false)
+			primary.is(Protected)
+			secondary.is(Following)
+			secondary.halt()
+			primary.halt()
+			w.clean()
+		})
+	}
+}

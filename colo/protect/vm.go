@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 type vm struct {
 	guest    Guest
 	networks []Network
+	disks    []*Disk
 	turn     chan struct{} // capacity one: held while the guest is being paused or resumed, which may last
 
 	mu      sync.Mutex
@@ -29,8 +31,8 @@ type vm struct {
 }
 
 // newVM returns the vm of a guest that is paused; the vm takes that pause back.
-func newVM(g Guest, n []Network) *vm {
-	return &vm{guest: g, networks: n, turn: make(chan struct{}, 1), pauses: 1, stands: true}
+func newVM(g Guest, n []Network, d []*Disk) *vm {
+	return &vm{guest: g, networks: n, disks: d, turn: make(chan struct{}, 1), pauses: 1, stands: true}
 }
 
 // enter waits for the end of another pause, or resume, for as long as ctx lasts.
@@ -100,6 +102,14 @@ func (v *vm) Resume(ctx context.Context) error {
 	v.runs(true)
 	v.let(v.input)
 	return nil
+}
+
+// Waits implements colo.Waiter: a vCPU waits for an answer of a disk, at the job's gate.
+func (v *vm) Waits() bool {
+	return slices.ContainsFunc(v.disks, func(d *Disk) bool {
+		p := d.leading()
+		return p != nil && p.Gated() > 0
+	})
 }
 
 // runOn resumes a guest that Resume has left standing, since nobody else will.

@@ -26,7 +26,7 @@ func (a *able) Stopped() time.Duration     { return 7 * time.Millisecond }
 
 func TestASessionReachesWhatTheGuestCanBesides(t *testing.T) {
 	guest := new(able)
-	v := newVM(guest, nil)
+	v := newVM(guest, nil, nil)
 	var (
 		throttler colo.Throttler = v
 		stopper   colo.Stopper   = v
@@ -43,7 +43,7 @@ func TestASessionReachesWhatTheGuestCanBesides(t *testing.T) {
 		t.Errorf("stood still for %v, error %v", stopper.Stopped(), err)
 	}
 
-	v = newVM(still{}, nil)
+	v = newVM(still{}, nil, nil)
 	if err := v.Throttle(30); !errors.Is(err, errors.ErrUnsupported) {
 		t.Errorf("throttled a guest that cannot be: %v", err)
 	}
@@ -76,7 +76,7 @@ func (s *switched) Input(on bool) { s.on = on }
 // meanwhile does not wait with it.
 func TestNobodyWaitsForAPauseThatIsUnderWayButAnotherPause(t *testing.T) {
 	guest, nic := slow{pausing: make(chan struct{}), let: make(chan struct{})}, &switched{}
-	v := newVM(guest, []Network{nic})
+	v := newVM(guest, []Network{nic}, nil)
 	if err := v.Resume(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +111,7 @@ func TestNobodyWaitsForAPauseThatIsUnderWayButAnotherPause(t *testing.T) {
 
 func TestAGuestThatWasLeftStandingIsResumedOnce(t *testing.T) {
 	guest := &counting{}
-	v := newVM(guest, nil)
+	v := newVM(guest, nil, nil)
 	v.keep(func() {})
 	if err := v.Resume(t.Context()); err != nil || guest.resumed != 0 || v.isRunning() {
 		t.Fatalf("resumed %d times, error %v; it was to be left standing", guest.resumed, err)
@@ -142,7 +142,7 @@ func (c *counting) Resume(context.Context) error { c.resumed++; return nil }
 // stand still in the session that follows.
 func TestASwitchoverThatIsOverLeavesNoGuestStanding(t *testing.T) {
 	for state := range Concluded + 1 {
-		j := &Job{vm: newVM(still{}, nil)}
+		j := &Job{vm: newVM(still{}, nil, nil)}
 		j.m.state = state
 		err := j.keep(func() {})
 		var wrong *StateError
