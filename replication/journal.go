@@ -245,13 +245,22 @@ func (j *Journal) attach(s *Secondary) error {
 	return nil
 }
 
+// smallDisk is the size below which a disk whose guest went on, and which has changed
+// wherever it was looked at, is not taken for another one.
+const smallDisk = 4 * fingerprintBlocks * BlockSize
+
 // isOf returns ErrIdentity if disk, which has no place for metadata, is not the one of b;
 // see fingerprint. j has the content that was replaced; nil: none was. The caller holds
 // j's mu.
 func (b *superblock) isOf(ctx context.Context, disk Disk, j *Journal) error {
 	loose := b.id.Writes || b.state != Running && b.state != Done
 	atLeast := 0
-	if j != nil { // without recovery a failover would be lost; the guest may have rewritten a small disk
+	switch {
+	case j == nil:
+	case b.size < smallDisk:
+		// A guest has soon rewritten all of it, behind a failover that is to be finished.
+		atLeast = fingerprintBlocks + 1
+	default: // without recovery a failover would be lost
 		atLeast = fingerprintBlocks / 2
 	}
 	return b.print.check(ctx, disk, int64(b.size), j, loose, atLeast)

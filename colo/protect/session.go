@@ -198,7 +198,13 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 		if err := s.peer.beatUntil(with, heartbeat.Config{Interval: j.cfg.Beat, Timeout: j.cfg.Lost, Logger: j.pairLog()}); err != nil {
 			// What it has said before may still be on its way to be read.
 			s.peer.control.SetReadDeadline(time.Now().Add(j.cfg.Lost))
-			s.peer.set(func() { s.peer.lost, s.peer.silent = true, err == heartbeat.ErrLost })
+			silent := err == heartbeat.ErrLost
+			s.peer.set(func() { s.peer.lost, s.peer.silent = true, silent })
+			if !silent && s.getPurpose() == toHandOver {
+				// The other side ends its session as it takes the guest over, and
+				// this may be heard before its word that it has.
+				err = fmt.Errorf("%w: %w", errHandingOver, err)
+			}
 			s.colo.Lost(err)
 		}
 	})
@@ -378,7 +384,13 @@ func (j *Job) takeHand(s *session, n note) {
 // errUnasked is no refusal: what an operator has said does not wait for an answer.
 var errUnasked = errors.New("this host goes on by an operator's word")
 
-var errSwitchover = errors.New("switchover")
+// errHandingOver is why a session ends from the moment on in which the other side may take
+// the guest over. It is not that side's word that it has, or that it cannot, which is
+// errSwitchover: without one an operator has to say who goes on, where there is no arbiter.
+var (
+	errHandingOver = errors.New("switchover")
+	errSwitchover  = fmt.Errorf("%w", errHandingOver)
+)
 
 // arbiter returns the session's colo.Arbiter: the guest stands still, and it is
 // to be settled whether this host goes on.

@@ -361,7 +361,7 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 		return err
 	}
 	s.setPurpose(toHandOver)
-	s.colo.Expect(errSwitchover) // its connection may break before the other side's word is here
+	s.colo.Expect(errHandingOver) // its connection may break before the other side's word is here
 	return s.peer.say(note{Say: sayGo, Seq: epoch, Migrate: s.migration()})
 }
 
