@@ -165,7 +165,7 @@ func (s *session) pauseAtEnd(ctx context.Context, p parting) error {
 	})
 	err := s.pause(ctx)
 	if errors.Is(context.Cause(ctx), errWaits) && err != nil {
-		err = fmt.Errorf("pause: %w", errWaits)
+		err = fmt.Errorf("pause: %w: %w", errWaits, err)
 	}
 	cancel(nil)
 	watch.Wait()

@@ -144,7 +144,7 @@ type Config struct {
 	// Saved is a guest of a file whose memory is still there: with Start, in place of Held.
 	// Guest is the one that OpenSaved was called with. The guest runs before its memory has
 	// been read; until it has, it is neither protected nor saved, and this host follows
-	// nobody. Run closes it.
+	// nobody. Run closes it; where New fails the caller does, or calls New with it again.
 	Saved *Saved
 
 	Events *event.Bus // nil: nobody listens

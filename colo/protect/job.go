@@ -97,9 +97,6 @@ func New(cfg Config) (*Job, error) {
 	if j.keeper, err = failover.NewKeeper(keep); err != nil {
 		return nil, err
 	}
-	if s := cfg.Saved; s != nil && s.taken.Swap(true) {
-		return nil, errors.New("protect: a Saved is one job's")
-	}
 	if err := recoverDisks(cfg.Disks); err != nil {
 		return nil, err
 	}
@@ -108,6 +105,9 @@ func New(cfg Config) (*Job, error) {
 			return nil, err
 		}
 		d.log = j.pairLog()
+	}
+	if s := cfg.Saved; s != nil && s.taken.Swap(true) { // last: where New fails, it can be called again with it
+		return nil, errors.New("protect: a Saved is for one job")
 	}
 	return j, nil
 }
