@@ -91,14 +91,33 @@ func diskPattern(p []byte, n uint64) {
 	}
 }
 
-// guestInit is the guest's init. It never returns.
-func guestInit() {
+// guestSays returns how the guest's jobs speak: a line at a time, and the next one when the
+// serial line has sent the last.
+//
+// The kernel sends in the serial line's interrupt, and stays there while there is more to
+// send and the line takes it, which ours always does. Where each character costs an
+// emulated exit, jobs that do not wait write faster than that: the CPU that has the
+// interrupt never leaves it, gets none of the disk and of the network, and after a while
+// the kernel says that it is stuck.
+func guestSays() func(format string, args ...any) {
 	var mu sync.Mutex
-	say := func(format string, args ...any) {
+	return func(format string, args ...any) {
 		mu.Lock()
 		defer mu.Unlock()
 		fmt.Fprintf(os.Stdout, format+"\n", args...)
+		drain(unix.Stdout)
 	}
+}
+
+// drain waits until a terminal has sent all that was written to it, as tcdrain does.
+func drain(fd int) {
+	for unix.IoctlSetInt(fd, unix.TCSBRK, 1) == unix.EINTR {
+	}
+}
+
+// guestInit is the guest's init. It never returns.
+func guestInit() {
+	say := guestSays()
 	fatal := func(what string, err error) {
 		if err != nil {
 			say("guest: %s: %v", what, err)

@@ -288,6 +288,8 @@ func (l *linux) boot() *place {
 	if l.vcpus > 1 && !l.console.has(fmt.Sprintf("guest: %d CPUs", l.vcpus)) {
 		l.fail("the guest has not found its CPUs")
 	}
+	l.what = "boot"
+	l.check() // what it complains of now is not what the test does to it
 	return p
 }
 
