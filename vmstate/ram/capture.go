@@ -34,7 +34,7 @@ func (s *Saver) Capture() (whole bool, err error) {
 	begun, pages := time.Now(), s.dirty
 	if s.captureTogether() {
 		s.dirty = 0
-		s.trial.saw(true, pages, time.Since(begun))
+		s.trial.of(pages).saw(true, pages, time.Since(begun))
 		return true, nil
 	}
 	for bi := range s.blocks {
@@ -49,7 +49,7 @@ func (s *Saver) Capture() (whole bool, err error) {
 	}
 	s.dirty = 0
 	if pages >= fewestPages {
-		s.trial.saw(false, pages, time.Since(begun))
+		s.trial.of(pages).saw(false, pages, time.Since(begun))
 	}
 	return true, nil
 }

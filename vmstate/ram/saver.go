@@ -77,7 +77,7 @@ type Saver struct {
 
 	arena    arena
 	batches  batches
-	trial    trial
+	trial    trials
 	captured bool // Capture was called and SaveComplete not yet
 	whole    bool // it took everything
 
@@ -356,6 +356,7 @@ func (s *Saver) forgetTaken() {
 // SaverConfig.Resumable is set, switches the dirty log off. SaveSetup begins anew.
 func (s *Saver) SaveCleanup() {
 	s.abandon()
+	s.batches.rest()
 	if s.bad == nil {
 		s.arena = newArena(s.cfg.MaxCapture)
 		s.batches.parts = nil

@@ -1,6 +1,7 @@
 package ram
 
 import (
+	"encoding/binary"
 	"math/bits"
 	"runtime"
 	"sync"
@@ -19,6 +20,11 @@ type Idler interface {
 // what is sent is the same bytes in the same order, however many took part.
 const batchesPerChunk = 8
 
+// apart is where in its place a batch begins. Pages would otherwise be copied to a few
+// bytes behind where they come from, but for whole pages: a processor that compares the
+// lower 12 bits of addresses then takes what it is to read for what it has just written.
+const apart = PageSize / 2
+
 // fewestPages are worth another worker, which has to be woken.
 const fewestPages = 90
 
@@ -29,13 +35,64 @@ type pageRef struct{ block, page int32 }
 type batches struct {
 	saver *Saver
 	list  []pageRef
-	each  int         // pages in a batch, but for the last
-	parts [][]byte    // what each batch became; empty: this capture is the arena's own
-	ready atomic.Bool // list is whole; helpers are woken before
-	next  atomic.Int64
+	each  int           // pages in a batch, but for the last
+	parts [][]byte      // what each batch became; empty: this capture is the arena's own
+	ready atomic.Bool   // list is whole; helpers are woken before
+	left  atomic.Uint64 // batches nobody has taken: the first, and in the upper half the end
 	zero  atomic.Uint64
-	group sync.WaitGroup
-	help  func() // what a helper runs
+	hands hands
+	group sync.WaitGroup // helpers that may still be about to wake up
+	help  func()         // what a helper runs
+}
+
+// hands counts the helpers that copy. Who comes when all is copied is turned away: a guest
+// that stands still does not wait for a thread to wake up that has nothing left to do.
+type hands struct {
+	n    atomic.Int32  // those that copy, less handsClosed when no more may
+	last chan struct{} // of one place: the last has left since the close
+}
+
+const handsClosed = 1 << 20
+
+// open lets helpers in. Nobody is inside.
+func (h *hands) open() {
+	if h.last == nil {
+		h.last = make(chan struct{}, 1)
+	}
+	h.n.Store(0)
+}
+
+// enter reports whether the helper may take part; it then calls leave.
+func (h *hands) enter() bool {
+	for {
+		n := h.n.Load()
+		if n < 0 {
+			return false
+		}
+		if h.n.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+func (h *hands) leave() {
+	if h.n.Add(-1) == -handsClosed {
+		h.last <- struct{}{}
+	}
+}
+
+// close turns away who comes later, and waits for those inside. They have a batch each to
+// finish, which is sooner done than a thread is woken.
+func (h *hands) close() {
+	if h.n.Add(-handsClosed) == -handsClosed {
+		return
+	}
+	for range 1 << 14 {
+		if h.n.Load() == -handsClosed {
+			break
+		}
+	}
+	<-h.last
 }
 
 // workers returns how many goroutines copy.
@@ -56,6 +113,12 @@ type trial struct {
 	cost [2]time.Duration // of a page, alone and together, as last seen; 0: not known
 	left int              // captures until the dearer way is tried again
 }
+
+// trials are those of captures of one size each, in powers of two: whether helpers pay
+// depends on how much there is to copy while they wake up.
+type trials [17]trial
+
+func (t *trials) of(pages int) *trial { return &t[min(bits.Len(uint(pages)), len(t)-1)] }
 
 // trialEvery is how many captures go the cheaper way before the other is tried again.
 const trialEvery = 64
@@ -88,18 +151,19 @@ func (t *trial) saw(together bool, pages int, took time.Duration) {
 // which depends on the cache of all), or more than there is room for.
 func (s *Saver) captureTogether() bool {
 	b := &s.batches
-	each := s.arena.size / batchesPerChunk / maxRecord
-	if s.deltas != nil || each == 0 || s.dirty < max(fewestPages, 2*each) {
+	each := (s.arena.size/batchesPerChunk - apart) / maxRecord
+	if s.deltas != nil || each < 1 || s.dirty < max(fewestPages, 2*each) {
 		return false
 	}
 	workers := s.workers()
-	if s.cfg.CaptureWorkers == 0 && workers > 1 && !s.trial.together() {
+	if s.cfg.CaptureWorkers == 0 && workers > 1 && !s.trial.of(s.dirty).together() {
 		return false
 	}
 	count := (s.dirty + each - 1) / each
 	if workers < 2 || (count+batchesPerChunk-1)/batchesPerChunk > s.arena.limit {
 		return false
 	}
+	b.rest()
 	s.arena.prepare((count + batchesPerChunk - 1) / batchesPerChunk * s.arena.size)
 	if b.help == nil {
 		b.saver = s
@@ -110,12 +174,16 @@ func (s *Saver) captureTogether() bool {
 					runtime.Gosched()
 				}
 			}
-			b.work()
+			if b.hands.enter() {
+				b.work(true)
+				b.hands.leave()
+			}
 		}
 	}
 	b.each, b.list, b.parts = each, b.list[:0], b.parts[:0]
 	b.ready.Store(false)
-	b.next.Store(0)
+	b.hands.open()
+	b.left.Store(uint64(count) << 32)
 	b.zero.Store(0)
 	helpers := min(workers, count) - 1
 	b.group.Add(helpers)
@@ -140,22 +208,49 @@ func (s *Saver) captureTogether() bool {
 		b.parts = append(b.parts, nil)
 	}
 	b.ready.Store(true)
-	b.work()
-	b.group.Wait()
+	b.work(false)
+	b.hands.close()
 	s.stats.Pages += uint64(len(b.list))
 	s.stats.ZeroPages += b.zero.Load()
 	s.last = int(b.list[len(b.list)-1].block)
 	return true
 }
 
-// work takes batches until there are no more.
-func (b *batches) work() {
+// rest waits until each helper that the last capture has woken is gone, though it may have
+// come too late to help.
+func (b *batches) rest() { b.group.Wait() }
+
+// work takes batches until there are no more. Helpers take the last ones first, so that
+// each goes on where it was, in the guest's memory and in the arena, and finds there, in
+// its own cache, what it had in hand the last time.
+func (b *batches) work(helper bool) {
 	for {
-		n := int(b.next.Add(1)) - 1
-		if n >= len(b.parts) {
+		n, ok := b.take(helper)
+		if !ok {
 			return
 		}
 		b.parts[n] = b.batch(n)
+	}
+}
+
+// take takes the first batch that is left, or the last.
+func (b *batches) take(last bool) (n int, ok bool) {
+	for {
+		old := b.left.Load()
+		first, end := uint32(old), uint32(old>>32)
+		if first >= end {
+			return 0, false
+		}
+		if last {
+			end--
+			n = int(end)
+		} else {
+			n = int(first)
+			first++
+		}
+		if b.left.CompareAndSwap(old, uint64(end)<<32|uint64(first)) {
+			return n, true
+		}
 	}
 }
 
@@ -163,18 +258,20 @@ func (b *batches) work() {
 func (b *batches) batch(n int) []byte {
 	s := b.saver
 	size := s.arena.size / batchesPerChunk
-	place := s.arena.chunks[n/batchesPerChunk][n%batchesPerChunk*size:][:size:size]
+	place := s.arena.chunks[n/batchesPerChunk][n%batchesPerChunk*size:][apart:size:size]
 	first := n * b.each
 	last := int32(s.last)
 	if first > 0 {
 		last = b.list[first-1].block
 	}
+	list := b.list[first:min(first+b.each, len(b.list))]
+	zeros := b.zeros(list)
 	at, zero := 0, uint64(0)
-	for _, p := range b.list[first:min(first+b.each, len(b.list))] {
+	for i, p := range list {
 		sb := &s.blocks[p.block]
 		off := int(p.page) * PageSize
 		page := sb.mem[off : off+PageSize : off+PageSize]
-		flags, isZeroPage := uint64(flagPage), isZero(page)
+		flags, isZeroPage := uint64(flagPage), zeros>>(i&63)&1 != 0 && isZero(page)
 		if isZeroPage {
 			flags = flagZero
 		}
@@ -192,6 +289,16 @@ func (b *batches) batch(n int) []byte {
 		b.zero.Add(zero)
 	}
 	return place[:at:at]
+}
+
+// zeros says which of a batch's pages begin with zeros, in a bit for each of 64, so that
+// all of them are fetched at once; see zeroHeads.
+func (b *batches) zeros(list []pageRef) (zeros uint64) {
+	for i, p := range list {
+		head := binary.NativeEndian.Uint64(b.saver.blocks[p.block].mem[int(p.page)*PageSize:])
+		zeros |= (^(head | -head) >> 63) << (i & 63)
+	}
+	return zeros
 }
 
 // bytes returns how much was captured.

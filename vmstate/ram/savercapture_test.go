@@ -238,3 +238,77 @@ func TestHelpersAreHadAsLongAsTheyPay(t *testing.T) {
 		t.Errorf("they pay again, and helped %d of %d times", n, 10*trialEvery)
 	}
 }
+
+// Whether helpers pay is found out for each size: few pages are copied before a helper is
+// awake, and that says nothing of many.
+func TestWhetherHelpersPayIsFoundOutForEachSize(t *testing.T) {
+	var x trials
+	helped := make(map[int]int)
+	for range 10 * trialEvery {
+		for _, pages := range []int{200, 4000} {
+			h := x.of(pages).together()
+			took := time.Duration(300 * pages)
+			if h { // a helper comes after 80 µs
+				took = max(took/2, 80*time.Microsecond) + 20*time.Microsecond
+				helped[pages]++
+			}
+			x.of(pages).saw(h, pages, took)
+		}
+	}
+	if few, many := helped[200], helped[4000]; few > trialEvery || many < 9*trialEvery {
+		t.Errorf("of %d captures each, of 200 pages %d had help, of 4000 %d", 10*trialEvery, few, many)
+	}
+	x.of(0).together()
+	x.of(1 << 40).together()
+}
+
+// A helper that wakes up when all is copied is turned away, and nobody has waited for it.
+func TestAHelperThatComesTooLateIsTurnedAway(t *testing.T) {
+	var h hands
+	h.open()
+	h.close()
+	if h.enter() {
+		t.Error("it was let in")
+	}
+	for range 100 {
+		h.open()
+		for range 2 {
+			if !h.enter() {
+				t.Fatal("closed")
+			}
+		}
+		left := 0
+		done := make(chan bool)
+		go func() {
+			left++
+			h.leave()
+			h.leave()
+			close(done)
+		}()
+		if h.close(); left != 1 {
+			t.Fatal("it was not waited for who copies")
+		}
+		<-done
+	}
+}
+
+// Whoever takes a batch has it alone, from whichever end.
+func TestEachBatchIsTakenOnce(t *testing.T) {
+	var b batches
+	for count := range 10 {
+		b.left.Store(uint64(count) << 32)
+		taken := make([]int, count)
+		for i := 0; ; i++ {
+			n, ok := b.take(i%3 == 0)
+			if !ok {
+				break
+			}
+			taken[n]++
+		}
+		for n, times := range taken {
+			if times != 1 {
+				t.Errorf("batch %d of %d was taken %d times", n, count, times)
+			}
+		}
+	}
+}
