@@ -514,7 +514,7 @@ func (p *Primary) mark(ctx context.Context) error {
 // capture takes what must be sent out of the guest. Devices come before memory,
 // since saving a device may dirty memory, and are sent after it.
 func (p *Primary) capture(ctx context.Context) error {
-	if err := p.saveDevices(); err != nil {
+	if err := p.state.CaptureDevices(); err != nil {
 		return err
 	}
 	return p.captureMemory(ctx)
@@ -531,9 +531,13 @@ func (p *Primary) captureMemory(context.Context) error {
 	return err
 }
 
-func (p *Primary) saveDevices() error {
+// saveDevices encodes the devices of the paused guest into the blob.
+func (p *Primary) saveDevices() error { return p.encode(p.state.SaveDevices) }
+
+// encode has save fill the blob.
+func (p *Primary) encode(save func(*qemufile.Writer) error) error {
 	p.blob.Reset()
-	if err := p.state.SaveDevices(p.blobW); err != nil {
+	if err := save(p.blobW); err != nil {
 		return err
 	}
 	vmstate.PutEOF(p.blobW)
@@ -571,6 +575,9 @@ func (p *Primary) sendRAM(context.Context) error {
 }
 
 func (p *Primary) sendDeviceState(context.Context) error {
+	if err := p.encode(p.state.SaveCaptured); err != nil { // the guest has not had to wait for it
+		return err
+	}
 	if err := p.link.SendValue(VMStateSize, uint64(len(p.blob.b))); err != nil {
 		return err
 	}

@@ -43,6 +43,8 @@ func TestSavingAndRestoringAllocateNothing(t *testing.T) {
 	bitmap := make([]uint64, len(vm.Memory())/PageSize/64+1)
 	save := func() {
 		must(reg.SaveDevices(w))
+		must(reg.CaptureDevices())
+		must(reg.SaveCaptured(w))
 		must(w.Flush())
 		must(vm.ReadDirty(RAMBlock, bitmap))
 		vm.MarkDirty(0, PageSize)

@@ -54,19 +54,19 @@ func (vm *VM) CPU() (*CPU, error) {
 	}
 	if list := vm.VCPUs(); len(list) > 0 {
 		v := list[0]
-		table := v.state.given.cpuid.Load()
+		table := v.given.cpuid.Load()
 		if table == nil {
 			if _, err := v.CPUID(); err != nil {
 				return nil, err
 			}
-			table = v.state.given.cpuid.Load()
+			table = v.given.cpuid.Load()
 		}
 		possible, err := v.staged.possible()
 		if err != nil {
 			return nil, err
 		}
 		c.Supported = slices.Clone(possible)
-		c.Given, c.TSCKHz = slices.Clone(*table), v.state.given.khz.Load()
+		c.Given, c.TSCKHz = slices.Clone(*table), v.given.khz.Load()
 	}
 	return c, nil
 }

@@ -45,6 +45,8 @@ func TestStructsHaveTheKernelsSizes(t *testing.T) {
 		"kvm_dirty_gfn":    {unsafe.Sizeof(ringEntry{}), 16},
 		"kvm_run":          {unsafe.Offsetof(gokvm.RunData{}.Data), 32},
 		"  mmio":           {unsafe.Offsetof(mmioExit{}.isWrite), 20},
+		"  kvm_valid_regs": {unsafe.Sizeof(gokvm.RunData{}), syncAt},
+		"kvm_sync_regs":    {unsafe.Sizeof(syncArea{}) - unsafe.Offsetof(syncArea{}.regs), 520},
 	} {
 		if x.got != x.want {
 			t.Errorf("%s: %d, the kernel's is %d", name, x.got, x.want)

@@ -121,6 +121,7 @@ const (
 	capGetTSCKHz        = 61
 	capMaxVCPUs         = 66
 	capTSCDeadline      = 72
+	capSyncRegs         = 74
 	capKVMClockCtrl     = 76
 	capSplitIRQChip     = 121
 	capImmediateExit    = 136

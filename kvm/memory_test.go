@@ -289,6 +289,25 @@ func TestCloseGivesEverythingBack(t *testing.T) {
 				vm.Close()
 			}
 		}
+		// Half made, with rings and without: one vCPU has no CPUID, or none that KVM takes.
+		for at := range 3 {
+			for why, table := range map[string][]kvm.CPUIDEntry{"an error": nil, "no table": {}, "another's APIC ID": {{Function: 1, Ebx: 77 << 24}}} {
+				half := kvm.Config{VCPUs: 3, Memory: 4 << 20, DirtyRing: 1024 * (i % 2)}
+				half.CPUID = func(v int) ([]kvm.CPUIDEntry, error) {
+					switch {
+					case v < at:
+						return kvm.SupportedCPUID(v)
+					case table == nil:
+						return nil, errors.New(why)
+					}
+					return table, nil
+				}
+				if vm, err := kvm.Create(half); err == nil {
+					t.Errorf("vCPU %d with %s was made", at, why)
+					vm.Close()
+				}
+			}
+		}
 	}
 	if f, m := handles(t); f != fds || m != maps {
 		t.Errorf("%d descriptors and %d mappings, were %d and %d", f, m, fds, maps)

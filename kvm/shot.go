@@ -16,9 +16,10 @@ type shot struct {
 	// wanted: the last pause's shot was asked for, so this one's will be. It is of Run's
 	// goroutine while the vCPU is active, and of who holds own otherwise; so are the others.
 	wanted bool
-	fresh  bool   // state is the vCPU's, but for what saveRest reads
-	resets uint64 // VM.resets when it was made: in a later pause the other vCPUs have run
-	used   bool   // since the vCPU stopped, its state was asked for
+	state  *VCPUState // not the vCPU's own, which may still be being encoded
+	fresh  bool       // state is the vCPU's, but for what saveRest reads
+	resets uint64     // VM.resets when it was made: in a later pause the other vCPUs have run
+	used   bool       // since the vCPU stopped, its state was asked for
 	at     time.Time
 }
 
@@ -50,8 +51,10 @@ func (v *VCPU) shoot(resets uint64) {
 		}
 	}
 	v.shot.at = time.Now()
-	v.state.tsc.shared = v.staged.tsc.shared
-	v.shot.fresh = v.state.saveMost(v.fd) == nil // who asks for it will see the error
+	_ = v.state.readCPUID(v.fd) // who asks for the shot would see the error
+	v.shot.state.knows(v.state)
+	v.shot.state.tsc.shared = v.staged.tsc.shared
+	v.shot.fresh = v.saveMost() == nil // who asks for it will see the error
 }
 
 // ends forgets the shot: the vCPU enters the guest.
@@ -67,17 +70,17 @@ func (v *VCPU) save() error {
 		return err
 	}
 	defer v.own.Unlock()
-	s := v.state
-	s.tsc.shared = v.staged.tsc.shared
 	if v.shot.fresh && v.shot.resets == v.vm.resetsNow() && time.Since(v.shot.at) < stale {
 		var same bool
-		if same, err = s.update(v.fd); err == nil && same {
+		if same, err = v.shot.state.update(v.fd); err == nil && same {
+			v.state, v.shot.state = v.shot.state, v.state
 			v.shot.fresh, v.shot.used = false, true
 			return nil
 		}
 	}
 	v.shot.fresh, v.shot.used = false, true
-	if err = s.Save(v.fd); err != nil {
+	v.state.tsc.shared = v.staged.tsc.shared
+	if err = v.state.Save(v.fd); err != nil {
 		return fmt.Errorf("kvm: vCPU %d: %w", v.index, err)
 	}
 	return nil

@@ -3,6 +3,7 @@
 package kvm
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -23,7 +24,7 @@ func shooting(t *testing.T, vcpus int) (*VM, func()) {
 	t.Helper()
 	require.Usable(t, require.KVM, Probe)
 	p := guest.Params{VCPUs: vcpus, Pages: 8, Touch: 1}
-	vm, err := Create(Config{VCPUs: vcpus, Memory: p.MemSize()})
+	vm, err := Create(Config{VCPUs: vcpus, Memory: p.MemSize() + PageSize}) // the last page is a test's own
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -180,5 +181,62 @@ func TestAPauseDoesNotTouchWhatIsStaged(t *testing.T) {
 	}
 	if got, err := vm.vcpus[0].Regs(); err != nil || got != saved {
 		t.Errorf("the registers are %+v, were %+v (%v)", got, saved, err)
+	}
+}
+
+// What was captured is encoded as it was, though the guest has run on since, and a second
+// pause has had its vCPUs save themselves again.
+func TestASecondPauseDoesNotTouchWhatIsStillToBeEncoded(t *testing.T) {
+	for vcpus := 1; vcpus <= 2; vcpus++ {
+		vm, _ := shooting(t, vcpus)
+		reg := &vmstate.Registry{}
+		if err := vm.Register(reg); err != nil {
+			t.Fatal(err)
+		}
+		if err := reg.CaptureDevices(); err != nil {
+			t.Fatal(err)
+		}
+		var captured []VCPUState
+		for _, v := range vm.vcpus {
+			s := *v.state
+			s.xsave = append([]byte(nil), s.xsave...)
+			captured = append(captured, s)
+		}
+		ctx := context.Background()
+		again := 0
+		for end := time.Now().Add(time.Minute); again < 5 && time.Now().Before(end); {
+			for _, v := range vm.vcpus {
+				v.shot.used = true // as if each pause's state were asked for
+			}
+			vm.Resume(ctx)
+			time.Sleep(time.Millisecond)
+			if err := vm.Pause(ctx); err != nil {
+				t.Fatal(err)
+			}
+			if v := vm.vcpus[vcpus-1]; v.shot.fresh && v.shot.state.regs != captured[vcpus-1].regs {
+				again++
+			}
+		}
+		if again < 5 {
+			t.Fatal("no vCPU was saved again")
+		}
+		var b bytes.Buffer
+		w := qemufile.NewWriter(&b)
+		if err := errors.Join(reg.SaveCaptured(w), w.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		vmstate.PutEOF(w)
+		if err := w.Flush(); err != nil {
+			t.Fatal(err)
+		}
+		reg.NewSession()
+		if err := reg.LoadDevices(b.Bytes(), nil); err != nil {
+			t.Fatal(err)
+		}
+		for i, v := range vm.vcpus {
+			if v.staged.regs != captured[i].regs || v.staged.msr != captured[i].msr || !bytes.Equal(v.staged.xsave, captured[i].xsave) {
+				t.Errorf("%d vCPUs: vCPU %d was encoded as it is now", vcpus, i)
+			}
+		}
 	}
 }

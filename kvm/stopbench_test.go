@@ -4,6 +4,7 @@ package kvm
 
 import (
 	"context"
+	"errors"
 	"io"
 	"runtime"
 	"slices"
@@ -44,7 +45,7 @@ func BenchmarkStopped(b *testing.B) {
 					b.Fatal(err)
 				}
 				t1 := time.Now()
-				if err := reg.SaveDevices(w); err != nil {
+				if err := reg.CaptureDevices(); err != nil {
 					b.Fatal(err)
 				}
 				t2 := time.Now()
@@ -56,7 +57,7 @@ func BenchmarkStopped(b *testing.B) {
 					b.Fatal(err)
 				}
 				t4 := time.Now()
-				if err := w.Flush(); err != nil {
+				if err := errors.Join(reg.SaveCaptured(w), w.Flush()); err != nil {
 					b.Fatal(err)
 				}
 				for n := 0; vm.stops.out.Load() != 0 && n < 1000; n++ {

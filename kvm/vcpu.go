@@ -41,8 +41,9 @@ type VCPU struct {
 	fd     int
 	run    []byte // struct kvm_run and the data behind it
 	data   *RunData
-	state  *VCPUState // what is saved
+	state  *VCPUState // what was saved last; whoever encodes it may do so when the vCPU runs again
 	staged *VCPUState // what is loaded
+	given  *given     // what all of them say the vCPU was made with
 	ring   *ring      // nil: bitmaps
 
 	// own is held by Run except while parked, and by whoever else touches the
@@ -60,6 +61,7 @@ type VCPU struct {
 
 	stop  stop
 	shot  shot
+	sync  synced
 	slice slice
 }
 
@@ -75,7 +77,9 @@ func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &VCPU{vm: vm, fd: int(fd), run: run, data: (*RunData)(unsafe.Pointer(&run[0])), state: state}
+	v := &VCPU{vm: vm, fd: int(fd), run: run, data: (*RunData)(unsafe.Pointer(&run[0])), state: state, given: state.given}
+	v.sync = newSynced(vm.sys, run)
+	v.shot.state = state.another()
 	v.staged = state.another()
 	v.staged.inMemory = vm.hasMemory
 	if vm.ring > 0 {
@@ -251,7 +255,7 @@ func (v *VCPU) SetCPUID(entries []CPUIDEntry) error {
 		copy(table.entries[:], entries)
 		err := v.state.setCPUID(fd, table)
 		if err == nil {
-			v.state.given.told.Store(true)
+			v.given.told.Store(true)
 		}
 		return err
 	})

@@ -143,6 +143,11 @@ func (s *VCPUState) saveMost(vcpu int) error {
 	if err := s.getSregs(vcpu); err != nil {
 		return err
 	}
+	return s.saveLarge(vcpu)
+}
+
+// saveLarge is the part of saveMost that follows the registers.
+func (s *VCPUState) saveLarge(vcpu int) error {
 	if s.nested() {
 		return &NotSavedError{"nested virtualization"}
 	}
@@ -312,12 +317,18 @@ func (s *VCPUState) getSregs(vcpu int) error {
 	if _, err := ioctl(vcpu, "KVM_GET_SREGS", kvmGetSregs, unsafe.Pointer(&old)); err != nil {
 		return err
 	}
+	s.takeSregs(&old)
+	return nil
+}
+
+// takeSregs takes the special registers in the form of the older call, which has no
+// PDPTRs.
+func (s *VCPUState) takeSregs(old *gokvm.Sregs) {
 	s.sregs = gokvm.SRegs2{
 		CS: old.CS, DS: old.DS, ES: old.ES, FS: old.FS, GS: old.GS, SS: old.SS, TR: old.TR, LDT: old.LDT,
 		GDT: old.GDT, IDT: old.IDT, CR0: old.CR0, CR2: old.CR2, CR3: old.CR3, CR4: old.CR4, CR8: old.CR8,
 		EFER: old.EFER, APICBase: old.ApicBase,
 	}
-	return nil
 }
 
 // setSregs writes the special registers, and has KVM forget the translations of

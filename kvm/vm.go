@@ -276,6 +276,8 @@ type (
 
 func (d chipDevice) VMState(f *vmstate.Fields) { d.vm.chips.chipFields(f) }
 
+func (chipDevice) Snapshots() bool { return true }
+
 func (d chipDevice) PreSave() error {
 	if err := d.vm.stopped(); err != nil || !d.vm.chips.hasChips {
 		return err
@@ -292,6 +294,8 @@ func (d chipDevice) PostLoad(uint32) error {
 
 func (d pitDevice) VMState(f *vmstate.Fields) { d.vm.chips.pitFields(f) }
 
+func (pitDevice) Snapshots() bool { return true }
+
 func (d pitDevice) PreSave() error {
 	if err := d.vm.stopped(); err != nil || !d.vm.chips.hasPIT {
 		return err
@@ -307,6 +311,8 @@ func (d pitDevice) PostLoad(uint32) error {
 }
 
 func (d clockDevice) VMState(f *vmstate.Fields) { d.vm.clock.VMState(f) }
+
+func (clockDevice) Snapshots() bool { return true }
 
 func (d clockDevice) PreSave() error {
 	if err := d.vm.stopped(); err != nil || !d.vm.sys.clock {
@@ -334,6 +340,10 @@ func (d vcpuDevice) VMState(f *vmstate.Fields) {
 	}
 	d.v.state.VMState(f)
 }
+
+// Snapshots says that a save may be encoded when the vCPU runs again, and is saved again:
+// that goes elsewhere (see shot).
+func (vcpuDevice) Snapshots() bool { return true }
 
 func (d vcpuDevice) PreSave() error { return d.v.save() }
 

@@ -110,7 +110,7 @@
 //	qemu_savevm_send_postcopy_ram_discard     migrate   PutRAMDiscard
 //	qemu_savevm_send_colo_enable              session   PutCommand(w, EnableCOLO())
 //	qemu_savevm_live_state                    session   Registry.SaveComplete, PutEOF
-//	qemu_save_device_state                    session   Registry.SaveDevices, PutEOF
+//	qemu_save_device_state                    session   Registry.SaveDevices (or CaptureDevices, SaveCaptured), PutEOF
 //	qemu_loadvm_state                         session   Registry.Blocked, ReadFileHeader, ReadConfiguration, Registry.Load, ReadVMDesc
 //	qemu_loadvm_state_cleanup                 session   Registry.Rollback, NewSession
 //	qemu_loadvm_state_main                    session   Registry.Load

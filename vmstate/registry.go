@@ -124,6 +124,8 @@ type Registry struct {
 	peers   map[uint32]*entry // by the peer's section id
 	nextID  uint32
 
+	capturedDevices capturedDevices
+
 	setUp  bool // SaveSetup was the last to save devices
 	behind bool // memory follows the guest: from SaveCompleteInPostcopy to SaveCompletePostcopy, SaveSetup or NewSession
 	fields Fields

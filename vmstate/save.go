@@ -235,6 +235,14 @@ func (reg *Registry) SaveCompletePostcopy(w *qemufile.Writer) error {
 // The first time after SaveSetup it leaves out the early devices, which that has
 // saved; the device state of a checkpoint has them all.
 func (reg *Registry) SaveDevices(w *qemufile.Writer) error {
+	if err := reg.eachDevice(func(e *entry) error { return reg.saveDevice(w, e) }); err != nil {
+		return err
+	}
+	return w.Err()
+}
+
+// eachDevice calls fn for each device that SaveDevices is to save, in order.
+func (reg *Registry) eachDevice(fn func(*entry) error) error {
 	first := reg.setUp
 	reg.setUp = false
 	for _, e := range reg.order {
@@ -242,11 +250,11 @@ func (reg *Registry) SaveDevices(w *qemufile.Writer) error {
 			continue
 		}
 		e.early = false
-		if err := reg.saveDevice(w, e); err != nil {
+		if err := fn(e); err != nil {
 			return err
 		}
 	}
-	return w.Err()
+	return nil
 }
 
 // saveDevice writes a FULL section, if the device is needed.
@@ -255,12 +263,17 @@ func (reg *Registry) saveDevice(w *qemufile.Writer, e *entry) error {
 	if !needed(e.device) {
 		return nil
 	}
-	h, start := e.header(SectionFull), w.Transferred()
 	if p, ok := e.device.(PreSaver); ok {
 		if err := p.PreSave(); err != nil {
-			return sectionError(h, start, err)
+			return sectionError(e.header(SectionFull), w.Transferred(), err)
 		}
 	}
+	return reg.encodeDevice(w, e)
+}
+
+// encodeDevice writes the FULL section of a device that has gathered its state.
+func (reg *Registry) encodeDevice(w *qemufile.Writer, e *entry) error {
+	h, start := e.header(SectionFull), w.Transferred()
 	h.Put(w)
 	body := w.Transferred()
 	f := &reg.fields

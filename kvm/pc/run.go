@@ -264,6 +264,9 @@ func (s section) PreSave() error {
 	return nil
 }
 
+// Snapshots implements vmstate.Snapshotter: Save has copied what VMState carries.
+func (section) Snapshots() bool { return true }
+
 // PostLoad implements vmstate.PostLoader.
 func (s section) PostLoad(uint32) error {
 	if !s.m.paused.Load() {

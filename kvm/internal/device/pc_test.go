@@ -238,11 +238,24 @@ func FuzzState(f *testing.F) {
 			}
 		case *PCI:
 			d.Find(0x6300)
+		case *CMOS:
+			for i := range 256 {
+				must(t, d.Out(0, []byte{byte(i)}))
+				d.In(1, []byte{0})
+			}
+		case *PM:
+			PMTimer{d}.In(0, make([]byte, 4))
+			PMControl{d}.In(0, make([]byte, 4))
 		case *Blk:
 			for range 100 {
 				d.step()
 			}
 		case *Net:
+			open := NewGate()
+			open.Open()
+			for _, n := range []int{d.vnet, d.vnet + MinFrame, d.vnet + d.most()} { // before what waits is delivered, and after
+				_ = d.Receive(open, make([]byte, n)) // it may be full, or no frame
+			}
 			d.Kick()
 			for range 100 {
 				d.step()

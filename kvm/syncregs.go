@@ -1,0 +1,135 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+	"golang.org/x/sys/unix"
+)
+
+// Where struct kvm_run has the registers, and what they are there of
+// (KVM_SYNC_X86_REGS, _SREGS and _EVENTS).
+const (
+	syncAt  = 288
+	syncAll = 1 | 2 | 4
+)
+
+// syncArea is the end of struct kvm_run: what of struct kvm_sync_regs KVM is to fill in
+// whenever KVM_RUN returns, what it is to take when it begins, and the registers.
+type syncArea struct {
+	valid, dirty uint64
+	regs         gokvm.Regs
+	sregs        gokvm.Sregs
+	events       gokvm.VCPUEvents
+}
+
+// synced is how a vCPU's thread gets the registers and the events by one call instead of
+// three: by a KVM_RUN that does not enter the guest and leaves them in struct kvm_run.
+// (KVM api, "KVM_CAP_SYNC_REGS" and "immediate_exit".) What KVM says it can do is
+// compared with what the three calls say the first time, and not done again if it differs.
+type synced struct {
+	area   *syncArea // nil: KVM does not do it
+	proved bool      // it has been seen to do it right
+	wrong  int       // how often it has been seen not to
+}
+
+// mostWrong is how often what was synchronised may differ before it is not done any more.
+// It is more than once because a device may have raised an NMI between.
+const mostWrong = 3
+
+func newSynced(sys *System, run []byte) synced {
+	if !sys.syncRegs || len(run) < syncAt+int(unsafe.Sizeof(syncArea{})) {
+		return synced{}
+	}
+	return synced{area: (*syncArea)(unsafe.Pointer(&run[syncAt]))}
+}
+
+// saveMost saves into the shot what nothing changes while the vCPU stands still; see
+// VCPUState.saveMost. It is called on the vCPU's own thread, on its way into a pause, with
+// no exit pending.
+func (v *VCPU) saveMost() error {
+	s := v.shot.state
+	if v.sync.area == nil {
+		return s.saveMost(v.fd)
+	}
+	if err := s.readOnce(v.fd); err != nil {
+		return err
+	}
+	// Before the registers, because it settles an INIT or a SIPI, which change them.
+	if _, err := ioctl(v.fd, "KVM_GET_MP_STATE", kvmGetMPState, unsafe.Pointer(&s.mp)); err != nil {
+		return err
+	}
+	v.data.ImmediateExit = 1
+	ok := v.sync.area.with(func() bool { return v.sync.area.take(s, enterGuest(v.fd)) })
+	// The PDPTRs are not among them.
+	if ok && s.sys.sregs2 && s.paePaging() {
+		if err := s.getSregs(v.fd); err != nil {
+			return err
+		}
+	}
+	if ok && v.sync.proved {
+		return s.saveLarge(v.fd)
+	}
+	regs, sregs, events := s.regs, s.sregs, s.events
+	err := s.saveMost(v.fd)
+	if err == nil && ok {
+		v.sync.compared(regs == s.regs && sregs == s.sregs && events == s.events)
+	}
+	return err
+}
+
+// compared keeps what came of a comparison with what the three calls say.
+func (y *synced) compared(same bool) {
+	if y.proved = same; same {
+		return
+	}
+	if y.wrong++; y.wrong == mostWrong {
+		y.area = nil
+	}
+}
+
+// with has the next KVM_RUN, which get calls, leave the registers and the events. A host
+// may use the area itself: what KVM leaves there at each exit goes on as the host has it,
+// and while there is something that the host wants KVM to take from it, it is the host's.
+func (a *syncArea) with(get func() bool) bool {
+	if a.dirty != 0 {
+		return false
+	}
+	was := a.valid
+	a.ask()
+	ok := get()
+	a.valid = was
+	return ok
+}
+
+// ask has the next KVM_RUN leave the registers and the events. What stands there until
+// then no KVM leaves: bit 1 of RFLAGS is always set, the local APIC's base is 36 to 52
+// bits wide, and KVM says of three kinds of events that they are there.
+func (a *syncArea) ask() {
+	a.regs.RFLAGS, a.sregs.ApicBase, a.events.Flags = 0, ^uint64(0), 0
+	a.valid = syncAll
+}
+
+// take takes what KVM_RUN has left when it returned errno. It reports false, and the
+// caller has to ask one by one, if KVM_RUN did not end because it was not to enter the
+// guest, if it has left nothing, or if there is an exception: its address is
+// put where it belongs, in CR2 or DR6, when the events are read, and they are the last.
+func (a *syncArea) take(s *VCPUState, errno unix.Errno) bool {
+	const always = 1 << 1 // of RFLAGS
+	e := &a.events
+	if errno != unix.EINTR || a.regs.RFLAGS&always == 0 || a.sregs.ApicBase == ^uint64(0) || e.Flags == 0 ||
+		e.E.Inject != 0 || e.E.Pending != 0 {
+		return false
+	}
+	s.regs, s.events = a.regs, a.events
+	s.takeSregs(&a.sregs)
+	return true
+}
+
+// paePaging reports whether the vCPU walks its page tables by PDPTRs.
+func (s *VCPUState) paePaging() bool {
+	r := &s.sregs
+	return r.CR0&cr0PG != 0 && r.CR4&cr4PAE != 0 && r.EFER&eferLMA == 0
+}
