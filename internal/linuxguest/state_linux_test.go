@@ -197,11 +197,13 @@ func TestTheAdapterIsExactInsideAMachine(t *testing.T) {
 }
 
 // The tests of kvm that need a KVM which sets a TSC as it is told, and one that the
-// hardware helps.
+// hardware helps; and that what it leaves of a vCPU in struct kvm_run is what it says when
+// it is asked.
 func TestAVCPUsStateIsExactInsideAMachine(t *testing.T) {
 	needKit(t, "qemu-system-x86_64")
 	t.Parallel()
-	results := insideAMachine(t, "vcpu", "kvm.test", "-test.run 'TSC|EveryMSR|Refused|Description|Common|CatchesUp|Reported|Unlike|Payload|HyperV'", nil)
+	results := insideAMachine(t, "vcpu", "kvm.test", "-test.run 'TSC|EveryMSR|Refused|Description|Common|CatchesUp|Reported|Unlike|Payload|HyperV|AShot|ItStoodStill'", nil)
 	passedInside(t, results, "TestTheTSCIsRolledBackHoweverSoon", "TestTheTSCIsRolledBackWithoutOffsets",
-		"TestTheTSCsOfAVMKeepTheirDistance", "TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored")
+		"TestTheTSCsOfAVMKeepTheirDistance", "TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored",
+		"TestWhatAShotTakesIsWhatTheCallsSay", "TestAShotHasWhatStructKVMRunLacks", "TestAGuestIsToldByItsClockThatItStoodStill")
 }
