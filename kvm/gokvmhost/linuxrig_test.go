@@ -281,7 +281,7 @@ func (l *linux) boot() *place {
 		return l.console.last("job") > 2 && l.console.last("disk") > 2 && l.console.last("frame") > 2 &&
 			(!l.more || l.turns() > 0)
 	})
-	l.t.Logf("booted in %v", time.Since(begun).Round(time.Millisecond))
+	l.t.Logf("booted in %v, and %d rounds", time.Since(begun).Round(time.Millisecond), l.console.last("job"))
 	if l.more != l.console.has(offloadsTaken) {
 		l.fail("the guest has offloads where its card has none, or none where its card has them")
 	}
