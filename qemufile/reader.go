@@ -8,9 +8,13 @@ import (
 )
 
 const (
-	// readBuffer is what a Reader reads ahead. Pages are copied out of it, so
+	// readBuffer is what a Reader reads ahead at most. Pages are copied out of it, so
 	// it has to stay in the second-level cache; see BenchmarkReaderPages.
 	readBuffer = 128 << 10
+
+	// firstBuffer is what a Reader reads ahead, and a Writer gathers, until more has
+	// come at a time: of the streams of a host with hundreds of guests most are idle.
+	firstBuffer = 4 << 10
 
 	// directRead is the length from which a read that finds the buffer empty
 	// goes straight to its destination.
@@ -36,12 +40,13 @@ type Reader struct {
 	base    int64 // offset of buf[0] in the stream
 	err     error // sticky
 	pending error // the source's error, met while reading ahead
+	full    bool  // the source has filled the buffer: it may have more than there is room for
 }
 
 // NewReader returns a Reader of src. The caller goes on owning src: a Reader
 // never closes it.
 func NewReader(src io.Reader) *Reader {
-	return &Reader{src: src, buf: make([]byte, readBuffer)}
+	return &Reader{src: src, buf: make([]byte, firstBuffer)}
 }
 
 // Reset makes r read src from offset 0 and forgets everything else, its sticky
@@ -52,7 +57,7 @@ func (r *Reader) Reset(src io.Reader) {
 		buf = r.own
 	}
 	if len(buf) == 0 {
-		buf = make([]byte, readBuffer)
+		buf = make([]byte, firstBuffer)
 	}
 	*r = Reader{src: src, buf: buf}
 }
@@ -130,13 +135,13 @@ func (r *Reader) ReadFull(p []byte) error {
 			return r.failed(n)
 		}
 		r.rewind()
-		if rest := p[n:]; len(rest) >= directRead {
+		if rest := p[n:]; len(rest) >= min(directRead, len(r.buf)) {
 			m := r.read(rest)
 			r.base += int64(m)
 			n += m
 			continue
 		}
-		r.w = r.read(r.buf)
+		r.ahead()
 		m := copy(p[n:], r.buf[:r.w])
 		r.r = m
 		n += m
@@ -196,7 +201,7 @@ func (r *Reader) Peek(n int) []byte {
 		return nil
 	}
 	if r.w-r.r < n {
-		r.fill(min(n, len(r.buf)))
+		r.fill(min(n, r.most()))
 	}
 	return r.buf[r.r:min(r.w, r.r+n)]
 }
@@ -254,7 +259,7 @@ func (r *Reader) Unread(p []byte) {
 		buf = r.buf
 	}
 	if len(buf) == 0 {
-		buf = make([]byte, readBuffer)
+		buf = make([]byte, firstBuffer)
 	}
 	*r = Reader{src: io.MultiReader(bytes.NewReader(p), bytes.NewReader(ahead), rest), buf: buf, base: at}
 }
@@ -327,7 +332,7 @@ func (r *Reader) take(n int) []byte {
 
 // need fills the buffer up to n bytes or fails.
 func (r *Reader) need(n int) bool {
-	if r.src != nil && n > len(r.buf) {
+	if r.src != nil && n > r.most() {
 		r.fail(fmt.Errorf("%d bytes at once: %w", n, ErrTooLong))
 		return false
 	}
@@ -345,24 +350,57 @@ func (r *Reader) fill(n int) bool {
 	}
 	if r.r == r.w {
 		r.rewind()
-	} else if len(r.buf)-r.r < n {
+	}
+	if len(r.buf)-r.r < n {
+		to := r.buf
+		if n > len(to) {
+			to = make([]byte, larger(len(to), n, readBuffer))
+		}
 		r.base += int64(r.r)
-		r.w = copy(r.buf, r.buf[r.r:r.w])
-		r.r = 0
+		r.w = copy(to, r.buf[r.r:r.w])
+		r.r, r.buf = 0, to
 	}
 	for r.w-r.r < n {
 		if r.pending != nil {
 			return false
 		}
-		r.w += r.read(r.buf[r.w:])
+		r.ahead()
 	}
 	return true
 }
 
-// rewind makes the whole of the empty buffer available.
+// most returns how much can be in the buffer.
+func (r *Reader) most() int {
+	if r.src == nil {
+		return len(r.buf)
+	}
+	return readBuffer
+}
+
+// ahead reads what the source has, as far as there is room in the buffer.
+func (r *Reader) ahead() {
+	r.w += r.read(r.buf[r.w:])
+	r.full = r.w == len(r.buf)
+}
+
+// rewind makes the whole of the empty buffer available, or of a larger one if there may be
+// more to read than it takes.
 func (r *Reader) rewind() {
 	r.base += int64(r.r)
 	r.r, r.w = 0, 0
+	if r.full && r.src != nil && len(r.buf) < readBuffer {
+		r.buf = make([]byte, larger(len(r.buf), 0, readBuffer))
+	}
+	r.full = false
+}
+
+// larger returns the size of the buffer that follows one of size n, and has room for want.
+func larger(n, want, most int) int {
+	n = max(4*n, firstBuffer)
+	for n < want {
+		n *= 4
+	}
+	return min(n, most)
 }
 
 // read asks the source once, or a few times if it has no opinion, and keeps its

@@ -8,7 +8,7 @@ import (
 )
 
 const (
-	// writeBuffer holds what is put between two references.
+	// writeBuffer holds what is put between two references, when it has grown to that.
 	writeBuffer = 64 << 10
 
 	// A Writer sends by itself when it has queued this much. Linux takes at
@@ -70,7 +70,7 @@ type Writer struct {
 // NewWriter returns a Writer to dst. The caller goes on owning dst: a Writer
 // never closes it.
 func NewWriter(dst io.Writer) *Writer {
-	w := &Writer{buf: make([]byte, 0, writeBuffer)}
+	w := &Writer{buf: make([]byte, 0, firstBuffer)}
 	w.Reset(dst)
 	return w
 }
@@ -123,7 +123,7 @@ func (w *Writer) PutCountedString(s string) {
 // Either way p is the caller's again when Write returns. The error is the
 // sticky one.
 func (w *Writer) Write(p []byte) (int, error) {
-	if len(p) > cap(w.buf)-len(w.buf) && len(p) >= directWrite {
+	if len(p) > writeBuffer-len(w.buf) && len(p) >= directWrite {
 		w.direct(p)
 	} else {
 		w.copy(p)
@@ -137,7 +137,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 // WriteString puts the bytes of s.
 func (w *Writer) WriteString(s string) (int, error) {
 	for n := 0; n < len(s); {
-		if w.err != nil || len(w.buf) == cap(w.buf) && w.send() != nil {
+		if w.err != nil || w.space(1) != nil {
 			return 0, w.err
 		}
 		m := copy(w.buf[len(w.buf):cap(w.buf)], s[n:])
@@ -192,20 +192,34 @@ func (w *Writer) Err() error { return w.err }
 
 // room returns n (at most 8) bytes to fill.
 func (w *Writer) room(n int) []byte {
-	l := len(w.buf)
-	if w.err != nil || l+n > cap(w.buf) {
-		if w.send() != nil {
-			return w.scratch[:n]
-		}
-		l = 0
+	if w.err != nil || len(w.buf)+n > cap(w.buf) && w.space(n) != nil {
+		return w.scratch[:n]
 	}
+	l := len(w.buf)
 	w.buf = w.buf[:l+n]
 	return w.buf[l : l+n : l+n]
 }
 
+// space makes room for n (at most 8) bytes in the buffer: it grows as long as it may, and
+// is sent then.
+func (w *Writer) space(n int) error {
+	l := len(w.buf)
+	switch {
+	case l+n <= cap(w.buf):
+		return nil
+	case l+n > writeBuffer:
+		return w.send()
+	}
+	// What is queued goes on referring to the old memory, in which it does not change.
+	grown := make([]byte, l, larger(cap(w.buf), l+n, writeBuffer))
+	copy(grown, w.buf)
+	w.buf = grown
+	return nil
+}
+
 func (w *Writer) copy(p []byte) {
 	for w.err == nil && len(p) > 0 {
-		if len(w.buf) == cap(w.buf) && w.send() != nil {
+		if w.space(1) != nil {
 			return
 		}
 		m := copy(w.buf[len(w.buf):cap(w.buf)], p)

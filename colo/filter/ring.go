@@ -15,7 +15,7 @@ type ring struct {
 	n     int // how many frames there are
 }
 
-const ringMin = 64 << 10
+const ringMin = 4 << 10
 
 // slot returns the memory that a frame of n bytes takes, in bytes.
 func slot(n int) int { return (4 + n + 3) &^ 3 }

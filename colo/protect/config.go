@@ -84,7 +84,8 @@ type Peer struct {
 	// Port takes the place of Listen for a host of many guests: it is served by
 	// the caller, and has its own TLS.
 	Port *Port
-	// Dialer takes the place of Dial, for connections that are not TCP.
+	// Dialer takes the place of Dial, for connections that are not TCP. It is called by
+	// several goroutines at a time: a pair's connections are made side by side.
 	Dialer func(ctx context.Context) (net.Conn, error)
 
 	// Name is what the other host's certificate must be for. Required with TLS.

@@ -91,21 +91,43 @@ type below struct {
 
 func (b *below) Open() bool { return b.led.Load() || b.Gate.Open() }
 
-// attach makes the other host's copy, at the other end of the connections, one of
-// this host's, while the guest runs. It owns them.
-func (d *Disk) attach(ctx context.Context, conns map[string]net.Conn) error {
-	var clients [channelsOfDisk]*nbd.Client
-	for i, ch := range d.channels() {
-		c, err := nbd.NewClient(ctx, conns[ch], nbd.ClientConfig{Export: ch, Logger: d.log})
-		if err != nil {
-			for _, c := range clients[:i] {
-				c.Close()
-			}
-			return err // whose connections end with the pair
+// A remoteDisk is the way to the other host's copy of a disk, by its channels.
+type remoteDisk [channelsOfDisk]*nbd.Client
+
+func (r remoteDisk) close() {
+	for _, c := range r {
+		if c != nil {
+			c.Close()
 		}
-		clients[i] = c
 	}
-	data, identity, sums := clients[0], clients[1], clients[2]
+}
+
+// reachDisks negotiates about each disk with the other host, side by side, over connections
+// that end with the pair.
+func (j *Job) reachDisks(ctx context.Context, conns map[string]net.Conn) ([]remoteDisk, error) {
+	all := make([]remoteDisk, len(j.cfg.Disks))
+	err := abreast(ctx, len(all)*channelsOfDisk, make(chan struct{}, maxAbreast), func(ctx context.Context, i int) (err error) {
+		n, of := i/channelsOfDisk, i%channelsOfDisk
+		d := j.cfg.Disks[n]
+		ch := d.channels()[of]
+		if all[n][of], err = nbd.NewClient(ctx, conns[ch], nbd.ClientConfig{Export: ch, Logger: d.log}); err != nil {
+			return fmt.Errorf("disk %q: %w", d.cfg.Name, err)
+		}
+		return nil
+	})
+	if err != nil {
+		for _, r := range all {
+			r.close()
+		}
+		return nil, err
+	}
+	return all, nil
+}
+
+// attach makes the other host's copy one of this host's, while the guest runs. It owns the
+// way there.
+func (d *Disk) attach(ctx context.Context, there remoteDisk) error {
+	data, identity, sums := there[0], there[1], there[2]
 	defer sums.Close()
 	remote := replication.WithIdentity(data, identity)
 	p := d.leading()

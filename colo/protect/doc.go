@@ -108,7 +108,7 @@
 // compares what both sides have (memory, disks, networks, devices with their versions,
 // and what Config.Offer says), so that what cannot work is refused in words before
 // anything moves, and its answer carries a token without which the others
-// are refused. The session of package colo, the heartbeats and each [Proxy] have one
+// are refused, and which are made side by side. The session of package colo, the heartbeats and each [Proxy] have one
 // each, and a disk has three: for writes, for whose copy it is, and for checksums.
 // The memory of checkpoints has as many as both hosts can have (Config.Channels).
 // TLS 1.3 with certificates on both sides, or PortConfig.Insecure. A Port serves any

@@ -33,6 +33,7 @@ type Job struct {
 	channels []string         // of disks and networks
 	token    string           // of this process, for the arbiter
 	verbs    chan struct{}    // capacity one: of the verbs that take time, one at a time
+	port     *Port            // where this host is reached, from Run on
 
 	mu         sync.Mutex
 	changed    chan struct{} // closed and replaced with each change of state
@@ -138,6 +139,7 @@ func (j *Job) Run(ctx context.Context) error {
 			return err
 		}
 	}
+	j.port = port
 	if err := port.register(j.cfg.Name, j); err != nil {
 		if port != j.cfg.Peer.Port {
 			port.Close()

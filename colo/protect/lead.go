@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"time"
 
@@ -192,26 +193,38 @@ func (j *Job) connect(ctx context.Context) (_ *peer, err error) {
 		return nil, err
 	}
 	h.Offer, h.Token = nil, answer.Token
-	h.Channel = chHeartbeat
-	if p.beat, _, err = dial(ctx, &j.cfg, h); err != nil {
-		return nil, err
-	}
 	p.channels = j.cfg.Channels.agree(answer.Offer)
-	for _, h.Channel = range slices.Concat(j.channels, ofMemory(p.channels)) {
-		conn, _, err := dial(ctx, &j.cfg, h)
-		if err != nil {
-			return nil, err
-		}
-		p.more[h.Channel] = conn
-	}
 	if j.base.fits(answer.Holds, j.cfg.Guest.Blocks()) && j.base.worth(answer.Holds, answer.Offer) {
 		p.resumes = answer.Holds
 	}
-	h.Channel, h.Resumes = chSession, p.resumes
-	if p.session, _, err = dial(ctx, &j.cfg, h); err != nil {
-		return nil, err
+	return p, j.dialOthers(ctx, p, h)
+}
+
+// dialOthers makes the connections of a pair beside control, side by side, since each takes
+// some round trips. h is what they have in common.
+func (j *Job) dialOthers(ctx context.Context, p *peer, h hello) error {
+	names := slices.Concat([]string{chHeartbeat, chSession}, j.channels, ofMemory(p.channels))
+	conns := make([]net.Conn, len(names))
+	err := abreast(ctx, len(names), j.port.dialling, func(ctx context.Context, i int) (err error) {
+		h := h
+		if h.Channel = names[i]; h.Channel == chSession {
+			h.Resumes = p.resumes
+		}
+		conns[i], _, err = dial(ctx, &j.cfg, h)
+		return err
+	})
+	for i, conn := range conns {
+		switch {
+		case conn == nil:
+		case names[i] == chHeartbeat:
+			p.beat = conn
+		case names[i] == chSession:
+			p.session = conn
+		default:
+			p.more[names[i]] = conn
+		}
 	}
-	return p, nil
+	return err
 }
 
 // newPrimary makes the primary's side of a session: everything of it is new, but

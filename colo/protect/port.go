@@ -82,6 +82,8 @@ type Port struct {
 	mu       sync.Mutex
 	jobs     map[string]welcomer
 	greeting []net.Conn // oldest first
+
+	dialling chan struct{} // room for connections that its jobs make beside one of each
 }
 
 // A welcomer takes a connection that has said hello, and owns it.
@@ -107,7 +109,7 @@ func NewPort(l net.Listener, cfg PortConfig) (*Port, error) {
 	if err := cfg.check(); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
-	return &Port{l: l, cfg: cfg, jobs: map[string]welcomer{}}, nil
+	return &Port{l: l, cfg: cfg, jobs: map[string]welcomer{}, dialling: make(chan struct{}, maxMore)}, nil
 }
 
 // Addr returns the address that the port listens at.

@@ -283,10 +283,17 @@ func (j *Job) beginDisks(ctx context.Context, s *session, workers *sync.WaitGrou
 		}
 	}()
 	defer func() { cancel(nil); <-watched }()
-	for _, d := range j.cfg.Disks {
+	copies, err := j.reachDisks(copying, s.peer.more)
+	if err != nil {
+		return err
+	}
+	for i, d := range j.cfg.Disks {
 		p := d.leading()
 		workers.Go(func() { p.Run(ctx) })
-		if err := d.attach(copying, s.peer.more); err != nil {
+		if err := d.attach(copying, copies[i]); err != nil {
+			for _, c := range copies[i+1:] {
+				c.close()
+			}
 			return fmt.Errorf("disk %q: %w", d.cfg.Name, err)
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -62,6 +63,7 @@ type simulation struct {
 	tended int  // how many
 	log    []string
 	verbs  sync.WaitGroup
+	reach  atomic.Int64 // how long making a connection takes at most, in nanoseconds
 }
 
 func (s *simulation) say(format string, args ...any) {
@@ -135,6 +137,18 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 		}
 		return d
 	})
+	if s.newer != nil && s.newer.IntN(4) == 0 {
+		s.reach.Store(int64(s.newer.IntN(300)) * int64(time.Millisecond))
+	}
+	w.f.ways.takes = func() time.Duration {
+		most := s.reach.Load()
+		if most == 0 {
+			return 0
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		return time.Duration(network.Int64N(most))
+	}
 	return s
 }
 
@@ -187,6 +201,11 @@ func (s *simulation) fault() {
 		s.say("%s comes", name)
 		s.start(name, false)
 		return
+	}
+	if s.newer != nil && s.newer.IntN(20) == 0 {
+		most := time.Duration(s.newer.IntN(4)*s.newer.IntN(3000)) * time.Millisecond // it may be too long for a pair
+		s.reach.Store(int64(most))
+		s.say("making a connection takes up to %v", most)
 	}
 	switch what {
 	case 0, 1:
@@ -397,6 +416,7 @@ func (s *simulation) answered() {
 // heal ends all that has befallen the hosts. Who is away comes.
 func (s *simulation) heal(reset bool) {
 	s.f.ways.mend(reset)
+	s.reach.Store(0)
 	for _, name := range s.names {
 		h := s.live[name]
 		if h == nil || h.gone.Load() {

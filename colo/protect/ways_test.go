@@ -14,6 +14,7 @@ import (
 type ways struct {
 	host  func(name string) *host
 	delay func() time.Duration // of each message
+	takes func() time.Duration // making a connection; nil: no time
 
 	mu     sync.Mutex
 	cables []*cableEnd        // the end of the one that dialled
@@ -28,6 +29,10 @@ func newWays(host func(string) *host, delay func() time.Duration) *ways {
 
 // dial connects two hosts. Where nothing arrives, nobody is told.
 func (w *ways) dial(ctx context.Context, from, to string, l *listener) (net.Conn, error) {
+	var takes time.Duration
+	if w.takes != nil {
+		takes = w.takes()
+	}
 	for {
 		w.mu.Lock()
 		refuse, silent, mended := w.refuse[pair(from, to)], w.silent[[2]string{from, to}] || w.silent[[2]string{to, from}], w.mended
@@ -36,7 +41,14 @@ func (w *ways) dial(ctx context.Context, from, to string, l *listener) (net.Conn
 			return nil, errNoRoute
 		}
 		if !silent {
-			break
+			if takes == 0 {
+				break
+			}
+			if err := sleep(ctx, takes); err != nil {
+				return nil, err
+			}
+			takes = 0 // and it is looked again
+			continue
 		}
 		select {
 		case <-mended:

@@ -1,7 +1,7 @@
 // Package replay makes the Go runtime repeat itself inside a bubble of
 // testing/synctest: which case of a select is taken when several can be, which of
 // two timers rings first that are due at the same time, where the iteration of a map
-// begins. Outside a bubble nothing changes. A test that runs in a bubble, on one P
+// begins and, if its keys are no pointers, where it goes on. Outside a bubble nothing changes. A test that runs in a bubble, on one P
 // (GOMAXPROCS=1) and with the garbage collector off (which stops the world in the
 // middle of things) does the same to the last bit whenever it runs.
 //
@@ -68,6 +68,18 @@ func bubbledRand(what int) uint32 {
 		"the cases of a select", "select.go",
 		"j := cheaprandn(uint32(norder + 1))",
 		"j := uint32(uint64(bubbledRand(drawnForSelect)) * uint64(norder+1) >> 32)",
+	},
+	{
+		// A select puts its channels in the order of their addresses, and each timer among
+		// them draws when it is waited for.
+		"the timers of a select draw in the order of its cases, not of addresses", "select.go",
+		"\n\t\tif c.timer != nil {\n\t\t\tblockTimerChan(c)\n\t\t}\n\t}\n",
+		"\n\t}\n\tfor _, casei := range pollorder {\n\t\tif c := scases[casei].c; c.timer != nil {\n\t\t\tblockTimerChan(c)\n\t\t}\n\t}\n",
+	},
+	{
+		"where a large map puts what it has", "alg.go",
+		"\t\tkey[i] = bootstrapRand()\n",
+		"\t\tkey[i] = 0x9e3779b97f4a7c15 * uint64(i+1)\n",
 	},
 	{
 		"timers that are due at the same time", "time.go",

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
@@ -11,17 +12,17 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
-var exactly = flag.Bool("exactly", false, "build the Go runtime anew, and compare what seeds do")
+var exactly = flag.Bool("exactly", false, "compare what more seeds do, and on a machine that is busy")
 
 // A seed does the same to the last bit: after other seeds and alone, on a machine that
 // is busy and on one that is not. What is compared is the digest of every message,
 // frame, disk write, state and swap, with its time in nanoseconds.
 func TestSeedsAreTheSameToTheLastBit(t *testing.T) {
-	if !*exactly {
-		t.Skip("builds the Go runtime anew, which takes a minute of CPU: -exactly")
-	}
+	require.Outside(t, require.Processes)
 	if !strings.HasPrefix(runtime.Version(), "go1.26") {
 		t.Skipf("the changes are for Go 1.26, this is %s", runtime.Version())
 	}
@@ -37,24 +38,30 @@ func TestSeedsAreTheSameToTheLastBit(t *testing.T) {
 		}
 		return found
 	}
-	want := digests("-seeds", "40", "-seed", "100", "-cores", "1")
-	if len(want) != 40 {
+	// Of these, 104, 113 and 129 were not: two timers of theirs ring at the same time, and
+	// which was first hung on where in memory their channels were.
+	want := digests("-seeds", "32", "-seed", "100", "-cores", "1")
+	if len(want) != 32 {
 		t.Fatalf("%d digests", len(want))
 	}
-	var stop atomic.Bool
-	var busy sync.WaitGroup
-	defer busy.Wait()
-	defer stop.Store(true)
-	for range 2 * runtime.NumCPU() {
-		busy.Go(func() {
-			for !stop.Load() {
-			}
-		})
+	orders := [][]string{{"-seeds", "32", "-seed", "100", "-cores", "3"}}
+	if *exactly {
+		orders = append(orders, []string{"-seeds", "1", "-seed", "117"}, []string{"-seeds", "10", "-seed", "131", "-step", fmt.Sprint(^uint64(0))})
+		var stop atomic.Bool
+		var busy sync.WaitGroup
+		defer busy.Wait()
+		defer stop.Store(true)
+		for range 2 * runtime.NumCPU() {
+			busy.Go(func() {
+				for !stop.Load() {
+				}
+			})
+		}
 	}
-	for _, args := range [][]string{{"-seeds", "40", "-seed", "100", "-cores", "2"}, {"-seeds", "1", "-seed", "117"}, {"-seeds", "10", "-seed", "131", "-cores", "3"}} {
+	for _, args := range orders {
 		got := digests(args...)
 		for seed, digest := range got {
-			if want[seed] != "" && want[seed] != digest {
+			if want[seed] == "" || want[seed] != digest {
 				t.Errorf("seed %s, with %v: %s, was %s", seed, args, digest, want[seed])
 			}
 		}

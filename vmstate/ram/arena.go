@@ -1,26 +1,35 @@
 package ram
 
-// chunkSize is how much captured memory one write passes on, and by how much
-// the arena grows.
-const chunkSize = 1 << 20
+import "math"
+
+const (
+	// chunkSize is how much captured memory one write passes on, and by how much an
+	// arena grows, at most.
+	chunkSize = 1 << 20
+	// firstChunk is what an arena begins with. It doubles until it grows by chunkSize: of
+	// the guests of a host most are idle, and capture little.
+	firstChunk = 128 << 10
+)
 
 // arena holds captured records in the form in which they are sent. Its memory
 // is ordinary Go memory: a writer may still refer to it when the Saver is gone.
 type arena struct {
-	limit  int // chunks there may be
-	size   int // of a chunk, bytes
+	limit  int // bytes there may be
+	held   int // bytes there are, in all chunks
 	chunks [][]byte
 	used   []int // per chunk
 	cur    int   // the chunk that is being filled
+
+	most     int // that was captured of late
+	captures int // since that was begun to be counted
 }
+
+// settleEvery is how many captures tell what a guest needs.
+const settleEvery = 64
 
 // newArena returns an arena of at most limit bytes, but at least one record.
 func newArena(limit uint64) arena {
-	size := uint64(chunkSize)
-	if limit < size {
-		size = max(limit, maxRecord)
-	}
-	return arena{limit: int(max(limit/size, 1)), size: int(size)}
+	return arena{limit: int(min(max(limit, maxRecord), math.MaxInt))}
 }
 
 // reset empties the arena and keeps its memory.
@@ -48,15 +57,17 @@ func (a *arena) room() []byte {
 func (a *arena) take(n int) { a.used[a.cur] += n }
 
 func (a *arena) grow() bool {
-	if len(a.chunks) >= a.limit {
+	size := min(max(a.held, firstChunk), chunkSize, a.limit-a.held)
+	if size < maxRecord {
 		return false
 	}
-	chunk := make([]byte, a.size)
+	chunk := make([]byte, size)
 	// The operating system gives memory when it is first written: do that
 	// here and not while a guest waits.
 	for i := 0; i < len(chunk); i += PageSize {
 		chunk[i] = 0
 	}
+	a.held += size
 	a.chunks = append(a.chunks, chunk)
 	a.used = append(a.used, 0)
 	return true
@@ -64,9 +75,30 @@ func (a *arena) grow() bool {
 
 // prepare makes bytes of memory ready, as far as the limit allows.
 func (a *arena) prepare(bytes int) {
-	for len(a.chunks)*a.size < bytes && a.grow() {
+	for a.held < bytes && a.grow() {
 	}
 }
+
+// settle makes memory ready for the next capture, which may be larger than the one of so
+// many bytes that was sent just now; and lets go of what no capture has needed for long,
+// as after a synchronisation, or when a guest that was busy is idle.
+func (a *arena) settle(captured int) {
+	a.prepare(ready(captured))
+	a.most = max(a.most, captured)
+	if a.captures++; a.captures < settleEvery {
+		return
+	}
+	n := len(a.chunks)
+	for ; n > 1 && a.held-len(a.chunks[n-1]) >= ready(a.most); n-- {
+		a.held -= len(a.chunks[n-1])
+	}
+	clear(a.chunks[n:])
+	a.chunks, a.used = a.chunks[:n], a.used[:n]
+	a.most, a.captures = 0, 0
+}
+
+// ready is how much memory is held after a capture.
+func ready(captured int) int { return 2*captured + min(4*captured+firstChunk, chunkSize) }
 
 // bytes returns how much is captured.
 func (a *arena) bytes() int {

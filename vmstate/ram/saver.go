@@ -148,11 +148,11 @@ func NewSaver(blocks []Block, log DirtyLog, cfg SaverConfig) *Saver {
 		s.blocks = append(s.blocks, sb)
 	}
 	if s.cfg.MaxCapture == 0 {
-		// A chunk's end is not used up to the last byte. A guest smaller than a chunk has
-		// one of its own size.
+		// A chunk's end is not used up to the last byte. A guest smaller than the largest
+		// has a few of its own size.
 		end := uint64(chunkSize)
 		if guest < chunkSize {
-			end = maxRecord
+			end = 4 * maxRecord
 		}
 		s.cfg.MaxCapture = min(defaultCapture, guest+guest/64+end)
 	}
@@ -330,18 +330,18 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 		s.untake() // what went from the guest's memory
 		return &Error{Op: "save", Stream: w.Transferred(), Err: err}
 	}
-	if s.whole {
-		// The guest runs: a good time to make memory ready for a larger
-		// capture.
-		s.arena.prepare(2*(s.arena.bytes()+s.batches.bytes()) + chunkSize)
-	}
+	captured, runs := s.arena.bytes()+s.batches.bytes(), s.whole
 	s.endAhead()
 	if s.captured || fromGuest {
 		s.forgetTaken()
 	}
 	s.captured, s.whole = false, false
 	s.arena.reset()
+	clear(s.batches.parts)
 	s.batches.parts = s.batches.parts[:0]
+	if runs { // a good time
+		s.arena.settle(captured)
+	}
 	s.statsDone = true
 	return nil
 }

@@ -15,10 +15,10 @@ type Idler interface {
 	IdleCPUs() int
 }
 
-// A capture is split into batches of so many records at most, eight to a chunk of the
-// arena. Each has its own place there, so that whoever has time takes the next one, and
-// what is sent is the same bytes in the same order, however many took part.
-const batchesPerChunk = 8
+// A capture is split into batches of so many bytes at most, of which some go into each
+// chunk of the arena. Each has its own place there, so that whoever has time takes the next
+// one, and what is sent is the same bytes in the same order, however many took part.
+const batchSize = firstChunk
 
 // apart is where in its place a batch begins. Pages would otherwise be copied to a few
 // bytes behind where they come from, but for whole pages: a processor that compares the
@@ -36,7 +36,7 @@ type batches struct {
 	saver *Saver
 	list  []pageRef
 	each  int           // pages in a batch, but for the last
-	parts [][]byte      // what each batch became; empty: this capture is the arena's own
+	parts [][]byte      // the place of each batch, and then what it became; empty: this capture is the arena's own
 	ready atomic.Bool   // list is whole; helpers are woken before
 	left  atomic.Uint64 // batches nobody has taken: the first, and in the upper half the end
 	zero  atomic.Uint64
@@ -151,8 +151,8 @@ func (t *trial) saw(together bool, pages int, took time.Duration) {
 // which depends on the cache of all), or more than there is room for.
 func (s *Saver) captureTogether() bool {
 	b := &s.batches
-	each := (s.arena.size/batchesPerChunk - apart) / maxRecord
-	if s.deltas != nil || each < 1 || s.dirty < max(fewestPages, 2*each) {
+	const each = (batchSize - apart) / maxRecord
+	if s.deltas != nil || s.dirty < max(fewestPages, 2*each) {
 		return false
 	}
 	workers := s.workers()
@@ -160,11 +160,11 @@ func (s *Saver) captureTogether() bool {
 		return false
 	}
 	count := (s.dirty + each - 1) / each
-	if workers < 2 || (count+batchesPerChunk-1)/batchesPerChunk > s.arena.limit {
+	if workers < 2 || count > s.arena.limit/batchSize {
 		return false
 	}
 	b.rest()
-	s.arena.prepare((count + batchesPerChunk - 1) / batchesPerChunk * s.arena.size)
+	s.arena.prepare(count * batchSize)
 	if b.help == nil {
 		b.saver = s
 		b.help = func() {
@@ -204,8 +204,10 @@ func (s *Saver) captureTogether() bool {
 			sb.send(wi, word)
 		}
 	}
-	for range count {
-		b.parts = append(b.parts, nil)
+	for _, chunk := range s.arena.chunks {
+		for ; len(chunk) >= batchSize && len(b.parts) < count; chunk = chunk[batchSize:] {
+			b.parts = append(b.parts, chunk[:batchSize:batchSize])
+		}
 	}
 	b.ready.Store(true)
 	b.work(false)
@@ -254,11 +256,10 @@ func (b *batches) take(last bool) (n int, ok bool) {
 	}
 }
 
-// batch copies batch n into its place in the arena.
+// batch copies batch n into its place in the arena, and returns what it became.
 func (b *batches) batch(n int) []byte {
 	s := b.saver
-	size := s.arena.size / batchesPerChunk
-	place := s.arena.chunks[n/batchesPerChunk][n%batchesPerChunk*size:][apart:size:size]
+	place := b.parts[n][apart:]
 	first := n * b.each
 	last := int32(s.last)
 	if first > 0 {
