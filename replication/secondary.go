@@ -235,10 +235,10 @@ func (s *Secondary) latch(op string, off, n int64, err error) error {
 	return e
 }
 
-// tell publishes the error that latch has recorded, and that of a sync that
-// failed, once each. The caller holds no lock.
+// tell publishes the error that latch has recorded, that of a sync that failed,
+// and that of metadata that could not be written, once each. The caller holds no lock.
 func (s *Secondary) tell() {
-	s.lost.tell(s.copyFailed, s.cfg.Events, event.ModeSecondary, s.cfg.Name)
+	s.lost.tell(s.disk, s.meta, s.cfg.Events, event.ModeSecondary, s.cfg.Name)
 	if e := s.life.takeUntold(); e != nil {
 		s.cfg.Events.Publish(e.event(event.ModeSecondary, s.cfg.Name))
 	}
