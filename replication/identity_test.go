@@ -143,7 +143,7 @@ func TestWhatASecondaryLacks(t *testing.T) {
 func TestIdentityIsCarriedInASector(t *testing.T) {
 	i := lineage(9)[8]
 	i.Epoch, i.State, i.Writes, i.instance = 1<<40, CopyOutdated, true, newID()
-	i.room = 1 << 30
+	i.room, i.zeroes = 1<<30, 512
 	got, err := decodeIdentity(encodeIdentity(i))
 	must(t, err)
 	if d := cmp.Diff(i, got, cmp.AllowUnexported(Identity{})); d != "" {
