@@ -25,8 +25,8 @@ func (DiskBroken) Name() string { return "DISK_BROKEN" }
 
 // DiskFailed says that the copy of a disk on this side is not to be trusted any
 // more: a sync of it failed, so that part of what was written may be gone, or the metadata
-// beside it could not be written, so that it cannot record what becomes of it. It
-// is published once. Every later checkpoint of the disk fails, and after a sync that
+// beside it could not be written, so that it cannot record what becomes of it. Each
+// of the two is published once. Every later checkpoint of the disk fails, and after a sync that
 // failed every flush. The
 // other side's copy, that of the last checkpoint, is the good one.
 type DiskFailed struct {

@@ -46,6 +46,24 @@ func (s *Secondary) beginFailover() error {
 	return nil
 }
 
+// failOverAlone is told when a failover could not be ordered of all disks of a group. The
+// guest goes on all the same; if it may change this disk, stable storage says that first,
+// for the disks cannot be brought back together afterwards.
+func (s *Secondary) failOverAlone() error {
+	defer s.tell()
+	h := s.lockAll()
+	defer s.locks.unlock(h)
+	if s.State() != Failover {
+		return nil
+	}
+	err := s.stable.setAlone()
+	if err != nil {
+		s.life.revoked()
+		return s.latch("commit", 0, 0, err)
+	}
+	return nil
+}
+
 // leavesInUse returns the leaves of both overlays.
 func (s *Secondary) leavesInUse() []uint32 {
 	return append(s.active.leavesInUse(), s.hidden.leavesInUse()...)

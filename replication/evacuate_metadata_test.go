@@ -96,7 +96,7 @@ func TestAGuestIsBroughtAwayFromADiskWhoseMetadataCannotBeWritten(t *testing.T) 
 			must(t, p.Detach())
 			must(t, reenters(p, s))
 			wantBytes(t, "the copy", disk.data, h.local.data, 0)
-			if len(*h.failed) != 1 || (*h.failed)[0].Disk != "vda" {
+			if f := *h.failed; len(f) != 2 || f[0].Disk != "vda" || f[0].Operation == f[1].Operation { // the disk and its metadata have
 				t.Errorf("told of: %+v", *h.failed)
 			}
 
@@ -263,5 +263,48 @@ func TestMetadataThatCannotBeWrittenFailsASecondary(t *testing.T) {
 	wantErr(t, "the copy", s.LocalErr(), errInjected)
 	if len(*failed) != 1 || (*failed)[0].Operation != "metadata" {
 		t.Errorf("told of: %+v", *failed)
+	}
+}
+
+// Whatever fails first, each failure of a copy is told of, once: for an operator a full
+// file system beside the image, and an image that has lost data, are two things.
+func TestBothFailuresOfADiskAreToldOnce(t *testing.T) {
+	for _, first := range []string{"metadata", "flush"} {
+		t.Run(first+" first", func(t *testing.T) {
+			local, ldev := newPoweredFake(bytes.Repeat([]byte{0x11}, evacuated)), newMetaDevice(evacuated)
+			bus, failed := heard[event.DiskFailed]()
+			p, err := NewPrimary(reopened(t, local, ldev), PrimaryConfig{Overwrite: true, Evacuate: true, Events: bus})
+			must(t, err)
+			s, err := NewSecondary(newFake(evacuated, 0), SecondaryConfig{})
+			must(t, err)
+			protectFirst(t, p, s)
+			write(t, p, 0x22, 0, SectorSize)
+			ldev.failWrite = func(int64, int) error { return errInjected }
+			fail := map[string]func(){
+				"metadata": func() { p.WriteAt(make([]byte, SectorSize), 3*intentRegion) },
+				"flush": func() {
+					local.failSync = func() error { return errInjected }
+					write(t, p, 0x33, 0, SectorSize) // a place that is recorded already
+					p.Sync()
+				},
+			}
+			second := "flush"
+			if first == second {
+				second = "metadata"
+			}
+			for range 2 {
+				fail[first]()
+			}
+			for range 2 {
+				fail[second]()
+			}
+			var ops []string
+			for _, e := range *failed {
+				ops = append(ops, e.Operation)
+			}
+			if !slices.Equal(ops, []string{first, second}) {
+				t.Errorf("told of %v, want %s and then %s", ops, first, second)
+			}
+		})
 	}
 }

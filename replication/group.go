@@ -99,10 +99,15 @@ func (g Group) Err() error {
 
 // Stop stops all members, also after one has failed, and joins the errors. If
 // there are several, a failover is ordered of all before the first carries it
-// out.
+// out. If a journal cannot record it, the guest may go on all the same, but not beyond the
+// loss of this host: RecoverGroup then refuses disks of which some have gone on and others
+// have not.
 func (g Group) Stop(ctx context.Context, failover bool) error {
 	if failover && len(g) > 1 {
-		each(g, "stop", func(p FailoverPreparer) error { return p.PrepareFailover(ctx) }) // an error is Stop's again
+		err := each(g, "stop", func(p FailoverPreparer) error { return p.PrepareFailover(ctx) })
+		if err != nil { // it is Stop's again, as is one of these
+			each(g, "stop", func(p interface{ failOverAlone() error }) error { return p.failOverAlone() })
+		}
 	}
 	return all(g, "stop", func(r Replicator) error { return r.Stop(ctx, failover) })
 }

@@ -110,7 +110,7 @@ func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
 	case remote != nil && remote.Size() != size:
 		return fmt.Errorf("%w: the secondary has %d bytes, not %d", ErrSize, remote.Size(), size)
 	}
-	var room int64
+	var room, zeroes int64
 	if other, ok := remote.(Identified); ok {
 		theirs, err := other.Identity()
 		if err != nil {
@@ -119,7 +119,7 @@ func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
 		if theirs.Copy != p.peer.run.Copy || theirs.instance != p.peer.instance {
 			return fmt.Errorf("%w: it is copy %v, the one that is attached %v", ErrIdentity, theirs.Copy, p.peer.run.Copy)
 		}
-		room = theirs.room
+		room, zeroes = theirs.room, int64(theirs.zeroes)
 	}
 	h := p.lockAll()
 	defer p.locks.unlock(h)
@@ -145,7 +145,7 @@ func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
 		p.peer.marks.grow(size)
 	}
 	p.size.Store(size)
-	p.room.set(size, room)
+	p.room.set(size, room, zeroes)
 	if old == nil {
 		return nil
 	}

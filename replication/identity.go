@@ -85,8 +85,10 @@ type Identity struct {
 	// whatever it is.
 	Overwrite bool
 
-	instance ID    // names the process that uses the copy; only on the wire
-	room     int64 // for pre-images, in bytes; only on the wire; zero: not known
+	// Only on the wire are:
+	instance ID     // names the process that uses the copy
+	room     int64  // for pre-images, in bytes; zero: not known
+	zeroes   uint32 // what a run of blocks of zeroes takes of room, in bytes, at most BlockSize
 }
 
 // String returns the identity as one line of text.
@@ -171,8 +173,8 @@ var (
 )
 
 // An Identity is encoded in a sector: magic [16], then the fields in their
-// order, little endian, the process that has the copy [16] and its room for
-// pre-images u64, and at the end a checksum of all before.
+// order, little endian, the process that has the copy [16], its room for
+// pre-images u64 and what zeroes take of it u32, and at the end a checksum of all before.
 
 const (
 	identityMagic   = "lockstep copy 1\n"
@@ -222,6 +224,7 @@ func encodeIdentity(i Identity) []byte {
 	p = append(p, zeroes[:SectorSize-4-len(p)]...)
 	copy(p[identityEncoded:], i.instance[:])
 	binary.LittleEndian.PutUint64(p[identityEncoded+16:], uint64(i.room))
+	binary.LittleEndian.PutUint32(p[identityEncoded+24:], i.zeroes)
 	return binary.LittleEndian.AppendUint32(p, crc32.Checksum(p, castagnoli))
 }
 
@@ -238,7 +241,9 @@ func decodeIdentity(p []byte) (i Identity, err error) {
 		return Identity{}, fmt.Errorf("%w: identity of a copy", ErrCorrupt)
 	}
 	copy(i.instance[:], p[identityEncoded:])
-	if i.room = int64(binary.LittleEndian.Uint64(p[identityEncoded+16:])); i.room < 0 {
+	i.room = int64(binary.LittleEndian.Uint64(p[identityEncoded+16:]))
+	i.zeroes = binary.LittleEndian.Uint32(p[identityEncoded+24:])
+	if i.room < 0 || i.zeroes > BlockSize {
 		return Identity{}, fmt.Errorf("%w: identity of a copy", ErrCorrupt)
 	}
 	return i, nil

@@ -143,7 +143,7 @@ func TestWhatASecondaryLacks(t *testing.T) {
 func TestIdentityIsCarriedInASector(t *testing.T) {
 	i := lineage(9)[8]
 	i.Epoch, i.State, i.Writes, i.instance = 1<<40, CopyOutdated, true, newID()
-	i.room = 1 << 30
+	i.room, i.zeroes = 1<<30, 512
 	got, err := decodeIdentity(encodeIdentity(i))
 	must(t, err)
 	if d := cmp.Diff(i, got, cmp.AllowUnexported(Identity{})); d != "" {
@@ -399,6 +399,29 @@ func TestSecondaryThatComesBackGetsOnlyWhatItMissed(t *testing.T) {
 	other.cfg.Overwrite = true
 	must(t, joinOver(other, s))
 	wantErr(t, "the first, which does not permit it", joinOver(p, s), ErrIdentity)
+}
+
+// A secondary that refuses costs a primary nothing that it has.
+func TestAnAttachThatIsRefusedLeavesTheRemoteOfBefore(t *testing.T) {
+	ctx := context.Background()
+	p, err := NewPrimary(reopened(t, newFake(testSize, 0x11), newMetaDevice(testSize)), PrimaryConfig{Overwrite: true})
+	must(t, err)
+	before, err := NewSecondary(reopened(t, newFake(testSize, 0), newMetaDevice(testSize)), SecondaryConfig{})
+	must(t, err)
+	must(t, joinOver(p, before))
+	must(t, p.Synchronise(ctx, SyncConfig{}))
+	foreign := reopened(t, newFake(testSize, 0x77), newMetaDevice(testSize))
+	must(t, foreign.meta.update(func(i *Identity, _ *peerBase) { i.Disk = newID() }))
+	other, err := NewSecondary(foreign, SecondaryConfig{})
+	must(t, err)
+	p.cfg.Overwrite = false
+	wantErr(t, "another guest's disk", joinOver(p, other), ErrIdentity)
+	write(t, p, 0x22, 0, SectorSize)
+	must(t, before.Start(ctx))
+	must(t, p.Start(ctx))
+	must(t, p.Mark(ctx, 1))
+	want(t, "the secondary of before", before.Export(), 0x22, 0, SectorSize)
+	want(t, "the disk that refused", other.Export(), 0x77, 0, SectorSize)
 }
 
 func TestSideThatTookOverIsNotOverwritten(t *testing.T) {

@@ -175,6 +175,9 @@ func (s *Secondary) saveRange(b0, b1 int64) (half bool, err error) {
 // saveBlocks copies the blocks [b0, b1), of which the hidden overlay holds
 // nothing. Those of zeroes take no room.
 func (s *Secondary) saveBlocks(b0, b1 int64) (half bool, err error) {
+	if able, half, err := s.hidden.fill(s.disk, s.size.Load(), b0, b1); able {
+		return half, err
+	}
 	buf := buffers.Get().(*[256 << 10]byte)
 	defer buffers.Put(buf)
 	old := buf[:min(b1*BlockSize, s.size.Load())-b0*BlockSize]
@@ -189,7 +192,7 @@ func (s *Secondary) saveBlocks(b0, b1 int64) (half bool, err error) {
 		p := firstBlocks(old, c-b0)
 		var h bool
 		if zero {
-			h, err = s.hidden.putZeroes(b0, c, s.sectorsOf)
+			h, err = s.hidden.putZeroes(b0, c, s.size.Load())
 		} else {
 			h, err = s.hidden.put(b0, c, p)
 		}
@@ -212,7 +215,7 @@ func (s *Secondary) saveZeroes(b0, b1 int64) (half bool, err error) {
 		for c < b1 && s.hidden.lookup(c).held() == 0 {
 			c++
 		}
-		h, err := s.hidden.putZeroes(b, c, s.sectorsOf)
+		h, err := s.hidden.putZeroes(b, c, s.size.Load())
 		if half = half || h; err != nil {
 			return half, err
 		}
@@ -221,10 +224,8 @@ func (s *Secondary) saveZeroes(b0, b1 int64) (half bool, err error) {
 	return half, nil
 }
 
-// sectorsOf returns the sectors that block b has: all, but at the end of the
-// disk.
-func (s *Secondary) sectorsOf(b int64) uint8 { return sectorsAt(b, s.size.Load()) }
-
+// sectorsAt returns the sectors that block b of a disk of size bytes has: all, but at its
+// end.
 func sectorsAt(b, size int64) uint8 {
 	return uint8(1<<(min(BlockSize, size-b*BlockSize)/SectorSize) - 1)
 }

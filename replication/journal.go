@@ -77,6 +77,9 @@ type superblock struct {
 	// pending is cleared when this one is.
 	start   ID
 	pending bool
+	// alone says, in state Failover, that not all disks of a Group could be told of the
+	// failover, and that the guest has gone on all the same: it cannot be undone.
+	alone bool
 	// print is the fingerprint of a disk without a place for Metadata: at epoch or, where
 	// a guest may have gone on, at the last change of state.
 	print fingerprint
@@ -105,7 +108,7 @@ func (b *superblock) encode() []byte {
 	le.PutUint64(p[84:], b.prepared)
 	copy(p[92:], b.id.append(nil))
 	copy(p[superPrint-20:], b.start[:])
-	p[superPrint-4] = bit(b.pending)
+	p[superPrint-4], p[superPrint-3] = bit(b.pending), bit(b.alone)
 	copy(p[superPrint:], b.print.append(nil))
 	le.PutUint32(p[superEncoded-4:], crc32.Checksum(p[:superEncoded-4], castagnoli))
 	return p
@@ -126,7 +129,7 @@ func (b *superblock) decode(p []byte) bool {
 	b.entrySum = le.Uint32(p[80:])
 	b.prepared = le.Uint64(p[84:])
 	copy(b.start[:], p[superPrint-20:])
-	b.pending = p[superPrint-4] != 0
+	b.pending, b.alone = p[superPrint-4] != 0, p[superPrint-3] != 0
 	return b.id.decode(p[92:]) && b.print.decode(p[superPrint:], int64(b.size))
 }
 
@@ -315,7 +318,7 @@ func (j *Journal) setRunning(epoch uint64, id Identity) error {
 	if !b.pending {
 		b.start = ID{}
 	}
-	b.pending = false
+	b.pending, b.alone = false, false
 	rand.Read(b.nonce[:])
 	j.sum(&b)
 	return j.store(b)
@@ -350,7 +353,7 @@ func (j *Journal) setFailover(active *overlay) error {
 		return err
 	}
 	b := j.super
-	b.state, b.prepared = Failover, 0
+	b.state, b.prepared, b.alone = Failover, 0, false
 	var err error
 	b.entries, b.entrySum, err = j.writeMap(active)
 	if err == nil {
@@ -360,6 +363,15 @@ func (j *Journal) setFailover(active *overlay) error {
 		j.err = fmt.Errorf("replication: journal: active device: %w", err)
 		return j.err
 	}
+	return j.store(b)
+}
+
+// setAlone implements stableState.
+func (j *Journal) setAlone() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	b := j.super
+	b.alone = true
 	return j.store(b)
 }
 
@@ -382,7 +394,7 @@ func (j *Journal) setDone(id Identity) error {
 		return nil
 	}
 	b := j.super
-	b.state, b.prepared, b.id, b.start, b.pending = Done, 0, id, ID{}, false
+	b.state, b.prepared, b.id, b.start, b.pending, b.alone = Done, 0, id, ID{}, false, false
 	j.sum(&b)
 	return j.store(b)
 }

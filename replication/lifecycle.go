@@ -165,6 +165,14 @@ func (l *lifecycle) commitFailed() {
 	l.state = FailoverFailed
 }
 
+// revoked: the failover that was ordered must not change the disk, since stable storage
+// does not say what has to be said before.
+func (l *lifecycle) revoked() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.promised, l.state, l.behind = false, FailoverFailed, make(map[uint32]bool)
+}
+
 // ended: replication is over, and the overlays do not count any more.
 func (l *lifecycle) ended() {
 	l.mu.Lock()

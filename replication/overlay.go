@@ -62,6 +62,8 @@ type overlay struct {
 	mu      sync.Mutex
 	used    uint32   // slots in use, with those that the map is charged as
 	next    uint32   // next slot
+	unused  []uint32 // slots that were lent, and have been given back
+	lent    int      // how many slots are lent, see fill
 	touched []uint32 // leaves in use, indices into dir
 	placed  []uint32 // those of them that are not in stale
 	stale   []uint32 // leaves of past generations, for reuse; some of them are in use again
@@ -104,7 +106,12 @@ func (o *overlay) empty() bool { return o.blocks.Load() == 0 }
 // withSlots, or changes nothing and returns an error that is ErrFull. It
 // reports whether half of the bound is then used.
 func (o *overlay) reserve(b0, b1 int64, withSlots bool) (half bool, err error) {
-	withSlots = withSlots || o.solid
+	return o.reserveWith(b0, b1, withSlots || o.solid, nil)
+}
+
+// reserveWith does what reserve does. If lent is not empty, it has the slots for the
+// blocks, which none of them has yet.
+func (o *overlay) reserveWith(b0, b1 int64, withSlots bool, lent []uint32) (half bool, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var need int64
@@ -132,15 +139,28 @@ func (o *overlay) reserve(b0, b1 int64, withSlots bool) (half bool, err error) {
 		if e == nil {
 			e = &o.addLeaf(b / leafBlocks).entries[b%leafBlocks]
 		}
-		if withSlots && e.slot == 0 {
-			o.next++
-			e.slot = o.next
+		switch {
+		case len(lent) > 0:
+			e.slot = lent[b-b0]
+		case withSlots && e.slot == 0:
+			e.slot = o.takeSlot()
 		}
 	}
 	if withSlots {
 		o.store.grow(o.next)
 	}
 	return o.used >= o.max/2, nil
+}
+
+// takeSlot returns a slot, plus one, that no block has. The caller holds mu.
+func (o *overlay) takeSlot() uint32 {
+	if k := len(o.unused); k > 0 {
+		slot := o.unused[k-1]
+		o.unused = o.unused[:k-1]
+		return slot
+	}
+	o.next++
+	return o.next
 }
 
 // bound returns how many slots may be in use now.
@@ -193,7 +213,7 @@ func (o *overlay) staleLeaf() *leaf {
 }
 
 // hold records that sectors of block b are held: data in its slot, zero
-// without. The caller has written the slot.
+// without. The slot has been written.
 func (o *overlay) hold(b int64, data, zero uint8) {
 	e := o.entry(b)
 	if e.held() == 0 && data|zero != 0 {
@@ -219,7 +239,7 @@ func (o *overlay) reset() {
 	o.gen.Add(1)
 	o.stale = append(o.stale, o.placed...)
 	o.placed, o.touched = o.placed[:0], o.touched[:0]
-	o.used, o.next = 0, 0
+	o.used, o.next, o.unused = 0, 0, o.unused[:0]
 	o.urgent.Store(false)
 	o.blocks.Store(0)
 }
@@ -250,74 +270,6 @@ func runs(mask uint8) iter.Seq2[int, int] {
 			mask &^= uint8(1<<to - 1)
 		}
 	}
-}
-
-// memorySlots keeps blocks in memory, in slabs that are allocated as they
-// are needed and kept. The first slots are in smaller slabs: many disks are written
-// little between two checkpoints.
-type memorySlots struct {
-	small [5][]byte // for 4, 4, 8, 16 and 32 slots
-	slabs []*slab   // for all after them; the first is not used
-}
-
-type slab [slabSlots * BlockSize]byte
-
-const (
-	slabSlots  = 64 // 256 KiB
-	firstSlots = 4
-)
-
-func newMemorySlots(maxBytes int64) *memorySlots {
-	n := maxBytes / BlockSize
-	return &memorySlots{slabs: make([]*slab, n/slabSlots+1)}
-}
-
-// smallSlab returns in which of the small slabs a slot is, and the first slot there.
-func smallSlab(slot uint32) (i int, first uint32) {
-	if i = bits.Len32(slot / firstSlots); i > 0 {
-		first = firstSlots << (i - 1)
-	}
-	return i, first
-}
-
-func (m *memorySlots) grow(n uint32) {
-	if n == 0 {
-		return
-	}
-	for i := (n - 1) / slabSlots; i > 0 && m.slabs[i] == nil; i-- {
-		m.slabs[i] = new(slab)
-	}
-	for last := min(n, slabSlots) - 1; ; {
-		i, first := smallSlab(last)
-		if m.small[i] != nil {
-			return
-		}
-		m.small[i] = make([]byte, max(first, firstSlots)*BlockSize)
-		if i == 0 {
-			return
-		}
-		last = first - 1
-	}
-}
-
-func (m *memorySlots) at(slot uint32, at, n int) []byte {
-	if slot < slabSlots {
-		i, first := smallSlab(slot)
-		from := int(slot-first)*BlockSize + at
-		return m.small[i][from : from+n]
-	}
-	from := int(slot%slabSlots)*BlockSize + at
-	return m.slabs[slot/slabSlots][from : from+n]
-}
-
-func (m *memorySlots) readSlot(slot uint32, p []byte, at int) error {
-	copy(p, m.at(slot, at, len(p)))
-	return nil
-}
-
-func (m *memorySlots) writeSlot(slot uint32, p []byte, at int) error {
-	copy(m.at(slot, at, len(p)), p)
-	return nil
 }
 
 // appender is a store that chooses its slots itself. Consecutive blocks that are appended
@@ -361,9 +313,9 @@ func (o *overlay) put(b0, b1 int64, p []byte) (half bool, err error) {
 }
 
 // putZeroes stores zeroes as the content of blocks [b0, b1), of which nothing is
-// held; sectors says which there are. They take no room but in the map, and in a
+// held, of a disk of size bytes. They take no room but in the map, and in a
 // log a header.
-func (o *overlay) putZeroes(b0, b1 int64, sectors func(b int64) uint8) (half bool, err error) {
+func (o *overlay) putZeroes(b0, b1, size int64) (half bool, err error) {
 	if half, err = o.reserve(b0, b1, false); err != nil {
 		return half, err
 	}
@@ -373,7 +325,7 @@ func (o *overlay) putZeroes(b0, b1 int64, sectors func(b int64) uint8) (half boo
 		}
 	}
 	for b := b0; b < b1; b++ {
-		o.hold(b, 0, sectors(b))
+		o.hold(b, 0, sectorsAt(b, size))
 	}
 	return half, nil
 }

@@ -141,7 +141,10 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 // same size (else the error is ErrSize), and owns it from now on. Writes to
 // what is in sync are forwarded from now on; the rest is for Synchronise.
 // While replication runs the error is ErrRunning. A Remote that was attached
-// before is closed.
+// before is closed when the other side has taken this disk's identity; until then, and if
+// it does not, that one stays attached and gets the guest's writes. Over both Remotes
+// together the same secondary must not be written: an Export serves the second when the
+// first has ended.
 //
 // If the Remote is [Identified], the two sides tell each other who they are: a
 // copy that was this disk's secondary before lacks what has been written since

@@ -132,7 +132,7 @@ func (p *Primary) joinedTo(theirs Identity, lacks int) error {
 	}
 	r.run = peerBase{Copy: theirs.Copy, Generation: p.meta.Identity().Generation}
 	r.instance = theirs.instance
-	p.room.set(p.size.Load(), theirs.room)
+	p.room.set(p.size.Load(), theirs.room, int64(theirs.zeroes))
 	p.joined = true
 	return nil
 }

@@ -193,9 +193,9 @@ func (p *Primary) syncLocal() error {
 // and any goroutine may call it.
 func (p *Primary) LocalErr() error { return cmp.Or(p.local.failed(), p.meta.failure()) }
 
-// tellFailed publishes, once, what LocalErr returns. The caller holds no lock.
+// tellFailed publishes that the local disk, or its metadata, has failed, once each. The caller holds no lock.
 func (p *Primary) tellFailed() {
-	p.lost.tell(p.LocalErr, p.cfg.Events, event.ModePrimary, p.cfg.Name)
+	p.lost.tell(p.local, p.meta, p.cfg.Events, event.ModePrimary, p.cfg.Name)
 }
 
 // localFailed returns what Err returns when the local disk is not to be

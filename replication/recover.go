@@ -96,7 +96,7 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 	if err != nil {
 		return 0, fmt.Errorf("replication: recovery: %w", err)
 	}
-	b.state, b.prepared, b.start, b.pending = Done, 0, ID{}, false
+	b.state, b.prepared, b.start, b.pending, b.alone = Done, 0, ID{}, false, false
 	if !meta.kept() {
 		b.print.take(disk, int64(b.size))
 	}
@@ -230,6 +230,8 @@ func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
 	var errs []error
 	for i, b := range disks {
 		switch {
+		case b.state == Running && slices.ContainsFunc(disks, b.leftBy):
+			errs = append(errs, memberError(i, "recover", fmt.Errorf("%w: it is at %d, and the guest went on from there on another disk", ErrEpoch, b.epoch)))
 		case b.state != Running && b.state != Failover:
 		case how[i] == rollToStart && epoch == 0:
 		case b.epoch == epoch && b.state == Failover && !running:
@@ -243,6 +245,18 @@ func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
 		}
 	}
 	return epoch, how, errors.Join(errs...)
+}
+
+// leftBy reports whether the guest went on from the checkpoint of b, which is Running, on
+// o, which may have been changed since.
+func (b *superblock) leftBy(o superblock) bool {
+	switch o.state {
+	case Failover:
+		return o.alone
+	case Done:
+		return o.id.Writes && !b.id.Writes && !o.pending && o.epoch == b.epoch
+	}
+	return false
 }
 
 // inside reports whether n bytes at an offset in a block are on a disk of size bytes. The

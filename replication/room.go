@@ -2,6 +2,7 @@ package replication
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,8 @@ type room struct {
 	charged atomic.Pointer[overlay] // nil: the bound is not known; changed with the whole disk locked
 	on      bool                    // a Mark has begun an epoch; changed with the whole disk locked
 	asked   atomic.Bool
+	zeroes  int64 // what a run of blocks of zeroes takes, in bytes; changed with the whole disk locked
+	zeroed  int64 // what such runs have taken, in bytes; guarded by charged's mu
 	wakeup
 }
 
@@ -35,11 +38,12 @@ func (nowhere) grow(uint32)                         {}
 func (nowhere) readSlot(uint32, []byte, int) error  { return nil }
 func (nowhere) writeSlot(uint32, []byte, int) error { return nil }
 
-// set makes bytes the bound, or none if it is not positive. The whole disk is
+// set makes bytes the bound, or none if it is not positive, and zeroes what a run of blocks
+// of zeroes takes. The whole disk is
 // locked.
-func (r *room) set(size, bytes int64) {
+func (r *room) set(size, bytes, zeroes int64) {
 	r.charged.Store(nil)
-	r.on = false
+	r.on, r.zeroes = false, zeroes
 	if bytes > 0 {
 		c := newOverlay("hidden", size, bytes, nowhere{})
 		c.keepSpare(size)
@@ -55,7 +59,7 @@ func (r *room) marked() {
 		return
 	}
 	c.reset()
-	r.on = true
+	r.on, r.zeroed = true, 0
 	r.asked.Store(false)
 	r.free()
 }
@@ -89,13 +93,17 @@ func (r *room) drain() {
 }
 
 // take charges a write to [off, off+n), of which blocks that are zero on disk
-// take no room. The error is ErrFull; half says that half of the room is taken.
+// take no room but what is needed to say so. The error is ErrFull; half says that half of the room is taken.
 // The range is locked.
 func (r *room) take(disk Disk, off, n int64) (half bool, err error) {
 	b0, b1 := blockRange(off, n)
 	c := r.charged.Load()
-	if half, err = c.reserve(b0, b1, true); err == nil {
-		return half, nil
+	// As long as there is plenty, it is not looked whether a block is zero. Where zeroes
+	// take something too, some must be left for them then.
+	if r.zeroes == 0 || c.usedBytes() < int64(c.max/2)*BlockSize {
+		if half, err = c.reserve(b0, b1, true); err == nil {
+			return half, nil
+		}
 	}
 	end := min(b1*BlockSize, disk.Size())
 	pos := b0 * BlockSize
@@ -103,7 +111,7 @@ func (r *room) take(disk Disk, off, n int64) (half bool, err error) {
 	defer buffers.Put(buf)
 	extents := Extents(disk, pos, end-pos, func(n int64, flags uint32) bool {
 		if flags&ExtentZero != 0 {
-			_, err = c.reserve(pos/BlockSize, (pos+n+BlockSize-1)/BlockSize, false)
+			err = r.takeZeroes(c, pos/BlockSize, (pos+n+BlockSize-1)/BlockSize)
 			pos += n
 			return err == nil
 		}
@@ -113,7 +121,12 @@ func (r *room) take(disk Disk, off, n int64) (half bool, err error) {
 			if err = readFull(disk, block, b*BlockSize); err != nil {
 				return false
 			}
-			if _, err = c.reserve(b, b+1, !isZero(block)); err != nil {
+			if isZero(block) {
+				err = r.takeZeroes(c, b, b+1)
+			} else {
+				_, err = c.reserve(b, b+1, true)
+			}
+			if err != nil {
 				return false
 			}
 			pos = (b + 1) * BlockSize
@@ -125,6 +138,39 @@ func (r *room) take(disk Disk, off, n int64) (half bool, err error) {
 		return true, err
 	}
 	return true, errors.Join(err, extents)
+}
+
+// takeZeroes charges blocks [b0, b1), which are zero on disk: for each run of them that is
+// not charged yet what it takes to say so, once in at most 64 blocks and for its ends.
+func (r *room) takeZeroes(c *overlay, b0, b1 int64) error {
+	if _, err := c.reserve(b0, b1, false); err != nil || r.zeroes == 0 {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var runs, run int64
+	for b := b0; b < b1; b++ {
+		if e := c.entry(b); e.slot != 0 || e.zero != 0 {
+			run = 0
+			continue
+		}
+		if run++; run <= 2 || run%64 == 0 {
+			runs++
+		}
+	}
+	zeroed := r.zeroed + runs*r.zeroes
+	need := zeroed/BlockSize - r.zeroed/BlockSize
+	if need > c.bound()-int64(c.used) {
+		return fmt.Errorf("%w: %s overlay, bound %d bytes", ErrFull, c.name, int64(c.max)*BlockSize)
+	}
+	r.zeroed = zeroed
+	c.used += uint32(need)
+	for b := b0; b < b1; b++ {
+		if e := c.entry(b); e.slot == 0 {
+			e.zero = 1
+		}
+	}
+	return nil
 }
 
 // most returns how large a piece of a write may be, so that it never needs more room than

@@ -3,6 +3,7 @@ package replication
 import (
 	"bytes"
 	"context"
+	"math/rand/v2"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
@@ -295,5 +296,123 @@ func TestReconnectAfterEveryEnd(t *testing.T) {
 				wantBytes(t, "the promoted disk", x.disk.data, x.local.data, 0)
 			})
 		}
+	}
+}
+
+// In a log a block of zeroes takes a header, so that enough of them fill it: a write of the
+// primary's waits then too, and does not end replication.
+func TestZeroesFillTheLogOfAJournal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 2 << 20
+		j, err := OpenJournal(newFake(minJournal, 0), newFake(minJournal, 0))
+		must(t, err)
+		local, disk := newFake(size, 0), newFake(size, 0)
+		for _, d := range []*fakeDisk{local, disk} {
+			copy(d.data, bytes.Repeat([]byte{0x11}, 16*BlockSize))
+		}
+		s, err := NewSecondary(disk, SecondaryConfig{Journal: j})
+		must(t, err)
+		p, err := NewPrimary(local, PrimaryConfig{InSync: true})
+		must(t, err)
+		must(t, joinOver(p, s))
+		must(t, p.Mark(t.Context(), 0))
+		must(t, s.Start(t.Context()))
+		must(t, p.Loaded(t.Context(), 0))
+		must(t, p.Start(t.Context()))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for b := range int64(size / BlockSize) {
+				write(t, p, 0x22, b*BlockSize, BlockSize)
+			}
+		}()
+		epochs := uint64(0)
+		for finished := false; !finished; {
+			synctest.Wait()
+			select {
+			case <-done:
+				finished = true
+			default:
+			}
+			epochs++
+			checkpointBoth(t, p, s, epochs)
+			must(t, s.Err())
+		}
+		want(t, "the secondary", s, 0x22, 0, size)
+		if most := int64(size/BlockSize) * recordHeader / (minJournal - logStart); int64(epochs) > 3*most+3 {
+			t.Errorf("it took %d checkpoints, as if a block of zeroes took as much as another", epochs)
+		}
+	})
+}
+
+// TestNothingThatAGuestWritesFillsTheSecondary has a guest write at random, over data, zeroes
+// and holes: its writes wait, and the secondary never has too little room.
+func TestNothingThatAGuestWritesFillsTheSecondary(t *testing.T) {
+	seeds := uint64(60)
+	if testing.Short() {
+		seeds = 12
+	}
+	for seed := range seeds {
+		synctest.Test(t, func(t *testing.T) {
+			const size = 8 << 20
+			rng := rand.New(rand.NewPCG(seed, 3))
+			cfg := SecondaryConfig{HiddenBytes: 1 << (17 + rng.IntN(5))}
+			if seed%2 == 0 {
+				j, err := OpenJournal(newFake(minJournal<<rng.IntN(6), 0), newFake(minJournal, 0))
+				must(t, err)
+				cfg.Journal = j
+			}
+			local, disk := newFake(size, 0), newFake(size, 0)
+			for b := int64(0); b < size; b += BlockSize {
+				if rng.IntN(8) == 0 {
+					copy(local.data[b:], bytes.Repeat([]byte{1}, BlockSize*rng.IntN(40)))
+				}
+			}
+			copy(disk.data, local.data)
+			s, err := NewSecondary(disk, cfg)
+			must(t, err)
+			p, err := NewPrimary(local, PrimaryConfig{InSync: true})
+			must(t, err)
+			must(t, joinOver(p, s))
+			must(t, p.Mark(t.Context(), 0))
+			must(t, s.Start(t.Context()))
+			must(t, p.Loaded(t.Context(), 0))
+			must(t, p.Start(t.Context()))
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				at := int64(0)
+				for range 400 {
+					if n := rng.Int64N(16) + 1; rng.IntN(3) == 0 {
+						at = rng.Int64N(size)
+					} else {
+						at = (at + n*SectorSize*rng.Int64N(32)) % size
+					}
+					switch n := min(1+rng.Int64N(1<<(9+rng.IntN(9))), size-at); rng.IntN(6) {
+					case 0:
+						must(t, p.WriteZeroes(at, min(n*8, size-at)))
+					case 1:
+						must(t, p.WriteZeroes(at&^(BlockSize-1), BlockSize))
+					default:
+						write(t, p, byte(rng.IntN(2)), at, n)
+					}
+				}
+			}()
+			for epoch, finished := uint64(1), false; !finished; epoch++ {
+				synctest.Wait()
+				select {
+				case <-done:
+					finished = true
+				default:
+				}
+				if err := s.Err(); err != nil {
+					t.Fatalf("seed %d, epoch %d: %v", seed, epoch, err)
+				}
+				checkpointBoth(t, p, s, epoch)
+			}
+			if !bytes.Equal(local.data, disk.data) {
+				t.Fatalf("seed %d: the copies differ", seed)
+			}
+		})
 	}
 }

@@ -146,6 +146,9 @@ type stableState interface {
 	setRunning(epoch uint64, id Identity) error
 	// setFailover makes the overlays themselves stable too.
 	setFailover(active *overlay) error
+	// setAlone records, before the disk is changed, that a failover was ordered of it
+	// and not of all disks of its group.
+	setAlone() error
 	setDone(id Identity) error
 	// setForgotten records that there is no checkpoint, and that the disk is
 	// inconsistent.
@@ -164,6 +167,7 @@ func (volatileState) setStarting(ID) error              { return nil }
 func (volatileState) setPrepared(uint64) error          { return nil }
 func (volatileState) setRunning(uint64, Identity) error { return nil }
 func (volatileState) setFailover(*overlay) error        { return nil }
+func (volatileState) setAlone() error                   { return nil }
 func (volatileState) setDone(Identity) error            { return nil }
 func (volatileState) setForgotten(Identity) error       { return nil }
 func (volatileState) failed() error                     { return nil }
@@ -235,10 +239,10 @@ func (s *Secondary) latch(op string, off, n int64, err error) error {
 	return e
 }
 
-// tell publishes the error that latch has recorded, and that of a sync that
-// failed, once each. The caller holds no lock.
+// tell publishes the error that latch has recorded, that of a sync that failed,
+// and that of metadata that could not be written, once each. The caller holds no lock.
 func (s *Secondary) tell() {
-	s.lost.tell(s.copyFailed, s.cfg.Events, event.ModeSecondary, s.cfg.Name)
+	s.lost.tell(s.disk, s.meta, s.cfg.Events, event.ModeSecondary, s.cfg.Name)
 	if e := s.life.takeUntold(); e != nil {
 		s.cfg.Events.Publish(e.event(event.ModeSecondary, s.cfg.Name))
 	}

@@ -21,6 +21,9 @@ func (s *Secondary) Metadata() (*Metadata, error) { return s.meta, nil }
 func (s *Secondary) Identity() Identity {
 	i := s.meta.Identity()
 	i.Overwrite, i.instance, i.room = s.cfg.Overwrite, s.instance, s.roomForPreImages()
+	if s.cfg.Journal != nil {
+		i.zeroes = recordHeader
+	}
 	if a := s.life.adoption(); a != nil {
 		i.Disk, i.Generation, i.History, i.State, i.Writes = a.Disk, a.Generation, a.History, CopyInconsistent, false
 	}

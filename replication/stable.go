@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-
-	"github.com/gocolo/lockstep/event"
 )
 
 // stableDisk is a disk, with a record of how much of it is on stable storage. Every change
@@ -175,20 +173,4 @@ func (s *stableDisk) failed() error {
 		return nil // not a nil *SyncError
 	}
 	return s.err
-}
-
-// lostOnce publishes, once, that a copy is not to be trusted any more.
-type lostOnce struct{ told atomic.Bool }
-
-// tell publishes what failed returns: a *SyncError or a *MetadataError.
-func (l *lostOnce) tell(failed func() error, bus *event.Bus, mode event.Mode, name string) {
-	err := failed()
-	if err == nil || l.told.Swap(true) {
-		return
-	}
-	op := "flush"
-	if _, ok := err.(*MetadataError); ok {
-		op = "metadata"
-	}
-	bus.Publish(event.DiskFailed{Mode: mode, Disk: name, Operation: op, Error: err.Error()})
 }

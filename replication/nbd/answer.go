@@ -71,7 +71,7 @@ func (c *Client) readSimple(head []byte) error {
 		return lost
 	case k.req.cmd == cmdRead:
 		c.conn.SetReadDeadline(time.Now().Add(c.cfg.Timeout))
-		if lost := readFull(c.r, k.buf); lost != nil {
+		if lost := c.r.data(k.buf); lost != nil {
 			c.finish(k, lost)
 			return lost
 		}
@@ -167,7 +167,7 @@ func (c *Client) readPayload(k *call, h *chunk) error {
 		if err != nil {
 			return err
 		}
-		return readFull(c.r, part)
+		return c.r.data(part)
 	case h.typ == chunkHole && k.req.cmd == cmdRead:
 		if h.n != 12 {
 			return bad("hole chunk of length")

@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/binary"
 	"errors"
@@ -18,7 +17,7 @@ func answered(said []byte) *Client {
 	cfg := ClientConfig{MaxRequests: 2}
 	cfg.setDefaults()
 	return newClient(&dialogue{
-		conn: conn, r: bufio.NewReader(conn), structured: true, contexts: []clientContext{{ContextAllocation, 7}, {ContextDirty, 9}},
+		conn: conn, r: newReader(conn), structured: true, contexts: []clientContext{{ContextAllocation, 7}, {ContextDirty, 9}},
 	}, Info{Size: 1 << 20, MinBlock: 1, MaxBlock: 1 << 20, Flush: true}, cfg)
 }
 

@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"net"
@@ -28,7 +27,7 @@ type Client struct {
 	contexts   []clientContext
 
 	turn chan struct{} // has an element while a caller reads
-	r    *bufio.Reader // used by the caller that has the turn
+	r    *reader       // used by the caller that has the turn
 
 	free  chan *call // calls that are not under way
 	calls []*call    // all calls, by slot

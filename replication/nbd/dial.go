@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"bufio"
 	"context"
 	"crypto/tls"
 	"encoding/binary"
@@ -123,7 +122,7 @@ func List(ctx context.Context, conn net.Conn, cfg ClientConfig) ([]string, error
 // dialogue is the client's side of the handshake.
 type dialogue struct {
 	conn  net.Conn
-	r     *bufio.Reader
+	r     *reader
 	fixed bool // the server understands options
 	brief bool // the flag NO_ZEROES is agreed upon
 
@@ -151,7 +150,7 @@ func handshake(ctx context.Context, conn net.Conn, cfg ClientConfig, choose func
 			err = fmt.Errorf("%w: negotiation", ErrTimeout)
 		}
 	}()
-	d := &dialogue{conn: conn, r: bufio.NewReaderSize(conn, readBuffer)}
+	d := &dialogue{conn: conn, r: newReader(conn)}
 	var head [18]byte
 	if err := readFull(d.r, head[:]); err != nil {
 		return err
@@ -233,7 +232,7 @@ func (d *dialogue) startTLS(ctx context.Context, cfg *tls.Config) error {
 		return fmt.Errorf("nbd: %w", err)
 	}
 	d.conn = c
-	d.r.Reset(c)
+	d.r.reset(c)
 	return nil
 }
 

@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"bufio"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -34,7 +33,7 @@ func haggle(t *testing.T, path string) *dialogue {
 	conn, err := net.Dial("unix", path)
 	must(t, err)
 	t.Cleanup(func() { conn.Close() })
-	d := &dialogue{conn: conn, r: bufio.NewReader(conn), fixed: true, brief: true}
+	d := &dialogue{conn: conn, r: newReader(conn), fixed: true, brief: true}
 	must(t, readFull(d.r, make([]byte, 18)))
 	_, err = conn.Write([]byte{0, 0, 0, flagFixedNewstyle | flagNoZeroes})
 	must(t, err)

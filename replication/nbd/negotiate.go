@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"bufio"
 	"crypto/tls"
 	"encoding/binary"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 const (
 	maxOption  = 64 << 10 // bytes of an option's data that are read
 	maxOptions = 1000     // in one negotiation
-	readBuffer = 64 << 10
 )
 
 // negotiation is the server's side of the handshake (proto, "Newstyle
@@ -24,7 +22,7 @@ type negotiation struct {
 	asked    string   // the export that the client has asked for last
 	raw      *link    // the connection that the export closes
 	conn     net.Conn // raw's connection, or TLS over it
-	r        *bufio.Reader
+	r        *reader
 	tls      bool
 	noZeroes bool
 	leave    func()
@@ -37,7 +35,7 @@ type negotiation struct {
 // run returns the export that the client has chosen, or nil and no error if
 // it has left.
 func (n *negotiation) run() (*Export, error) {
-	n.r = bufio.NewReaderSize(n.conn, readBuffer)
+	n.r = newReader(n.conn)
 	be := binary.BigEndian
 	hello := be.AppendUint64(nil, magicServer)
 	hello = be.AppendUint64(hello, magicOption)
@@ -193,7 +191,7 @@ func (n *negotiation) startTLS(data []byte) error {
 	}
 	n.conn, n.tls = c, true
 	n.structured, n.metaExport, n.contexts = false, nil, nil // STARTTLS voids all earlier options
-	n.r.Reset(c)
+	n.r.reset(c)
 	return nil
 }
 

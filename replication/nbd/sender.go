@@ -23,9 +23,10 @@ type sender struct {
 	pending []byte   // small messages
 	large   []*large // messages whose callers wait; the first may be that of the sending goroutine itself
 	spare   []byte
-	batch   []*large    // used by the sending goroutine, as are parts and vec
+	batch   []*large    // used by the sending goroutine, as are parts, vec and until
 	parts   [][]byte    // of the batch
 	vec     net.Buffers // parts; a write removes what it has sent
+	until   time.Time   // the deadline of the connection
 	unused  []*large
 	err     error
 }
@@ -165,7 +166,8 @@ func (o *sender) farewell(head []byte) bool {
 		return false
 	}
 	o.sending = true
-	o.timeout = min(o.timeout, leave) // the sending goroutine reads it
+	o.timeout = min(o.timeout, leave-leave/9) // leave with the eighth more; the sending goroutine reads it
+	o.until = time.Time{}
 	o.pending = append(o.pending, head...)
 	o.drain(math.MaxInt)
 	return o.err == nil
@@ -219,7 +221,7 @@ func (o *sender) drain(most int) bool {
 		o.pending = o.spare[:0]
 		o.gather(p)
 		o.mu.Unlock()
-		o.conn.SetWriteDeadline(time.Now().Add(o.timeout))
+		o.allow()
 		var err error
 		if len(o.batch) == 0 {
 			_, err = o.conn.Write(p)
@@ -243,6 +245,15 @@ func (o *sender) drain(most int) bool {
 	o.sending = false
 	o.free.Broadcast()
 	return true
+}
+
+// allow gives the next system call of the sending goroutine the timeout, or up to an eighth
+// more, so that the deadline need not be moved for each.
+func (o *sender) allow() {
+	if now := time.Now(); o.until.Sub(now) <= o.timeout {
+		o.until = now.Add(o.timeout + o.timeout/8)
+		o.conn.SetWriteDeadline(o.until)
+	}
 }
 
 // gather puts the first of large into the batch, and their parts after p. The caller holds

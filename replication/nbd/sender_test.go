@@ -8,17 +8,19 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
 // heldConn is a connection whose writes go through a function.
 type heldConn struct {
 	net.Conn
-	write   func(p []byte) error
-	batches int // a deadline is set for each
+	write func(p []byte) error
+	moved int       // how often the deadline has been set
+	until time.Time // the deadline
 }
 
-func (c *heldConn) SetWriteDeadline(time.Time) error { c.batches++; return nil }
+func (c *heldConn) SetWriteDeadline(t time.Time) error { c.moved++; c.until = t; return nil }
 
 func (c *heldConn) Write(p []byte) (int, error) {
 	if err := c.write(p); err != nil {
@@ -84,6 +86,7 @@ func TestLargeMessagesThatWaitLeaveTogetherInOrder(t *testing.T) {
 	const n = 5
 	var c heldConn
 	o := newSender(&c)
+	o.timeout = 0 // so that each system call has a deadline of its own
 	var got []byte
 	var wg sync.WaitGroup
 	c.write = func(p []byte) error {
@@ -102,8 +105,8 @@ func TestLargeMessagesThatWaitLeaveTogetherInOrder(t *testing.T) {
 		t.Fatal(err)
 	}
 	wg.Wait()
-	if c.batches != 2 {
-		t.Errorf("%d messages left with %d system calls, want 2", 1+n, c.batches)
+	if c.moved != 2 {
+		t.Errorf("%d messages left with %d system calls, want 2", 1+n, c.moved)
 	}
 	var want []byte
 	for i := range byte(1 + n) {
@@ -159,4 +162,29 @@ func TestNoRequestHasMoreDataThanServersTake(t *testing.T) {
 	if n := c.most(cmdRead); n != 1<<20 {
 		t.Errorf("reads of %d bytes, want 1 MiB", n)
 	}
+}
+
+func TestEachSystemCallHasItsTimeThoughTheDeadlineIsMovedSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c heldConn
+		o := newSender(&c)
+		c.write = func([]byte) error {
+			if left := time.Until(c.until); left < o.timeout || left > o.timeout+o.timeout/8 {
+				t.Errorf("a system call has %v, of %v", left, o.timeout)
+			}
+			return nil
+		}
+		for range 1000 {
+			must(t, o.send([]byte("small"), nil))
+			time.Sleep(time.Millisecond)
+		}
+		if c.moved != 1 {
+			t.Errorf("in a second the deadline was moved %d times, not once", c.moved)
+		}
+		for range 100 {
+			must(t, o.send([]byte("small"), nil))
+			time.Sleep(3 * time.Second)
+		}
+		o.farewell([]byte("farewell"))
+	})
 }

@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"bufio"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -24,7 +23,7 @@ type session struct {
 	contexts   []selectedContext
 
 	turn turn // held by the worker that reads; guards r and end
-	r    *bufio.Reader
+	r    *reader
 	end  error // why no more requests are read; io.EOF: the client disconnected
 
 	mu      sync.Mutex // guards what follows
@@ -189,10 +188,9 @@ func (s *session) next(req *request) (data []byte, refused, end error) {
 	}
 	if req.cmd == cmdWrite {
 		if s.r.Buffered() >= len(data) {
-			_, err = io.ReadFull(s.r, data)
-			return data, nil, err
+			return data, nil, s.r.data(data)
 		}
-		return data, nil, s.arrive(len(data), func() error { return readFull(s.r, data) })
+		return data, nil, s.arrive(len(data), func() error { return s.r.data(data) })
 	}
 	return data, nil, nil
 }

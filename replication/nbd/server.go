@@ -36,7 +36,8 @@ type ServerConfig struct {
 	// silent for a second: they are closed then.
 	MaxConns int
 	// Timeout is how long negotiation as a whole, the arrival of the data of
-	// a write, and the client's taking of a reply, may last; zero means 30 s.
+	// a write, and the client's taking of a reply (or an eighth longer), may
+	// last; zero means 30 s.
 	// A client that asks nothing is waited for without end.
 	Timeout time.Duration
 	// OnConn is called when a connection has ended, with its address and

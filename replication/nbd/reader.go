@@ -1,0 +1,58 @@
+package nbd
+
+import (
+	"bufio"
+	"io"
+)
+
+// reader reads what a peer sends. Heads and short data come by way of a buffer, many with
+// one system call; the greater part of long data is read to where it belongs, since to
+// copy it costs more than a system call. One goroutine at a time uses a reader.
+type reader struct {
+	*bufio.Reader
+	src source
+}
+
+// source is the connection below the buffer of a reader.
+type source struct {
+	conn io.Reader
+	long bool // the data that came last was long, so that what follows the next head is too, probably
+}
+
+const (
+	readBuffer = 64 << 10
+	// longData is the length from which on data is not read by way of the buffer.
+	longData = 16 << 10
+	// aroundHead is how much is buffered at a time while data is long: a head, and what of
+	// its data is no loss to copy.
+	aroundHead = 4 << 10
+)
+
+func newReader(conn io.Reader) *reader {
+	r := &reader{src: source{conn: conn}}
+	r.Reader = bufio.NewReaderSize(&r.src, readBuffer)
+	return r
+}
+
+// reset forgets what is buffered, and reads from conn from now on.
+func (r *reader) reset(conn io.Reader) {
+	r.src = source{conn: conn}
+	r.Reset(&r.src)
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	if s.long && len(p) > aroundHead {
+		p = p[:aroundHead]
+	}
+	return s.conn.Read(p)
+}
+
+// data reads all of p. The end of the stream is unexpected.
+func (r *reader) data(p []byte) error {
+	r.src.long = len(p) >= longData
+	if n := r.Buffered(); len(p)-n >= longData {
+		r.Read(p[:n]) // what is buffered is there as a whole
+		return readFull(r.src.conn, p[n:])
+	}
+	return readFull(r, p)
+}

@@ -1,0 +1,111 @@
+package nbd
+
+import (
+	"bytes"
+	"io"
+	"testing"
+	"testing/iotest"
+)
+
+// readInto is a connection that notes where it was to read to.
+type readInto struct {
+	io.Reader
+	asked [][]byte
+}
+
+func (c *readInto) Read(p []byte) (int, error) {
+	c.asked = append(c.asked, p)
+	return c.Reader.Read(p)
+}
+
+// message returns a head of 28 bytes and n bytes of data, different for each i.
+func message(i, n int) []byte {
+	p := make([]byte, requestLen+n)
+	for k := range p {
+		p[k] = byte(k*7 + i)
+	}
+	return p
+}
+
+func TestLongDataIsReadToWhereItBelongs(t *testing.T) {
+	const n = 64 << 10
+	var stream []byte
+	for i := range 4 {
+		stream = append(stream, message(i, n)...)
+	}
+	c := &readInto{Reader: bytes.NewReader(stream)}
+	r := newReader(c)
+	data := make([]byte, n)
+	for i := range 4 {
+		head, err := r.Peek(requestLen)
+		must(t, err)
+		want := message(i, n)
+		if !bytes.Equal(head, want[:requestLen]) {
+			t.Fatalf("head %d is wrong", i)
+		}
+		r.Discard(requestLen)
+		c.asked = nil
+		must(t, r.data(data))
+		if !bytes.Equal(data, want[requestLen:]) {
+			t.Fatalf("data %d is wrong", i)
+		}
+		if i == 0 {
+			continue // it was in the buffer already, but for its end
+		}
+		if len(c.asked) != 1 || len(c.asked[0]) < n-aroundHead || &c.asked[0][0] != &data[n-len(c.asked[0])] {
+			t.Errorf("data %d came with %d reads, not with one to its place", i, len(c.asked))
+		}
+	}
+}
+
+func TestShortDataComesManyTogether(t *testing.T) {
+	var stream []byte
+	for i := range 10 {
+		stream = append(stream, message(i, 4096)...)
+	}
+	c := &readInto{Reader: bytes.NewReader(stream)}
+	r := newReader(c)
+	must(t, r.data(make([]byte, 0)))
+	for i := range 10 {
+		p := make([]byte, requestLen+4096)
+		must(t, readFull(r, p[:requestLen]))
+		must(t, r.data(p[requestLen:]))
+		if !bytes.Equal(p, message(i, 4096)) {
+			t.Fatalf("message %d is wrong", i)
+		}
+	}
+	if len(c.asked) != 1 {
+		t.Errorf("ten short messages came with %d reads, not with one", len(c.asked))
+	}
+}
+
+// TestReaderInPieces has messages of all lengths come in pieces of one byte, of half of
+// what was asked for, and with the end of the stream beside the last.
+func TestReaderInPieces(t *testing.T) {
+	lengths := []int{0, 1, longData - 1, longData, 3, longData + 1, 64 << 10, 64<<10 + 1, 4096, 300 << 10, 64<<10 - 28, 5}
+	var stream []byte
+	for i, n := range lengths {
+		stream = append(stream, message(i, n)...)
+	}
+	for name, pieces := range map[string]func(io.Reader) io.Reader{
+		"whole": func(r io.Reader) io.Reader { return r }, "halves": iotest.HalfReader, "bytes": iotest.OneByteReader, "end": iotest.DataErrReader,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newReader(pieces(bytes.NewReader(stream)))
+			for i, n := range lengths {
+				head, err := r.Peek(requestLen)
+				must(t, err)
+				p := bytes.Clone(head)
+				r.Discard(requestLen)
+				data := make([]byte, n)
+				must(t, r.data(data))
+				if !bytes.Equal(append(p, data...), message(i, n)) {
+					t.Fatalf("message %d of %d bytes is wrong", i, n)
+				}
+			}
+			if err := r.data(make([]byte, longData)); err != io.ErrUnexpectedEOF {
+				t.Errorf("at the end of the stream: %v", err)
+			}
+		})
+	}
+}
