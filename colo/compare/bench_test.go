@@ -69,7 +69,7 @@ func BenchmarkPair(b *testing.B) {
 					}
 					begin := time.Now()
 					for i, d := range drafts {
-						e.Composed(d, now)
+						e.Composed(d, 0, now)
 						if r := e.Secondary(ss[i], now); len(r.Release) != 1 {
 							b.Fatal("not released")
 						}

@@ -191,7 +191,13 @@ func (c *Comparer) ComposePacket(n, hdrLen int, compose func(p []byte) bool) err
 		c.mu.Unlock()
 		return ErrFrame
 	}
-	full, _ := c.do(func(e *Engine, now time.Time) (Result, error) { return e.compose(p, hdrLen, now), nil })
+	full, _ := c.do(func(e *Engine, now time.Time) (Result, error) {
+		if c.bytes > 0 && c.bytes+costOf(n) > c.limit { // others have come meanwhile
+			e.giveBack(p)
+			return Result{Full: true}, nil
+		}
+		return e.compose(p, hdrLen, now), nil
+	})
 	if full {
 		return ErrFull
 	}

@@ -194,6 +194,28 @@ func TestNoPacketIsComposedForAFullNetwork(t *testing.T) {
 	})
 }
 
+// Packets that are taken while another is composed count before that one does.
+func TestAPacketForWhichThereIsNoRoomAnyMoreIsNotTaken(t *testing.T) {
+	between(t, compare.Config{MaxBytes: 1 << 10}, func(x *pairing) {
+		x.out.gate = make(chan struct{})
+		p := udp(strings.Repeat("x", 600)).Data
+		if err := x.ComposePacket(len(p), 0, func(b []byte) bool {
+			if err := x.WritePacket(p); err != nil {
+				t.Error(err)
+			}
+			return copy(b, p) == len(b)
+		}); err != compare.ErrFull {
+			t.Errorf("%v, want ErrFull", err)
+		}
+		close(x.out.gate)
+		<-x.Room()
+		synctest.Wait()
+		if wait, leave := x.InUse(); wait != 0 || leave != 0 || len(x.out.got) != 1 {
+			t.Errorf("%d and %d bytes are in use, %d packets have left", wait, leave, len(x.out.got))
+		}
+	})
+}
+
 func TestComposedPacketsAllocateNothing(t *testing.T) {
 	x := newRig(t, compare.Config{})
 	s := seg{port: 9, seq: 1, ack: 1, flags: push, data: strings.Repeat("d", 60000)}.frame()
@@ -204,7 +226,7 @@ func TestComposedPacketsAllocateNothing(t *testing.T) {
 		setSeq(compare.Frame{Data: d.Data()}, seq)
 		setSeq(s, seq)
 		seq += 60000
-		x.Composed(d, time.Now())
+		x.Composed(d, 0, time.Now())
 		if r := x.Secondary(s, x.now); len(r.Release) != 1 {
 			t.Fatal("not released")
 		}

@@ -33,5 +33,14 @@ func (e *Engine) Draft(n int) Draft { return Draft{e.draft(n)} }
 // Data returns the memory.
 func (d Draft) Data() []byte { return d.p.Data }
 
-// Composed is Primary for the packet in d, which has no virtio-net header. It is called once.
-func (e *Engine) Composed(d Draft, now time.Time) Result { return e.compose(d.p, 0, now) }
+// Composed is Primary for the packet in d, behind a virtio-net header of some length. It is
+// called once.
+func (e *Engine) Composed(d Draft, vnetHdr int, now time.Time) Result {
+	return e.compose(d.p, vnetHdr, now)
+}
+
+// TakeOver returns the memory of the i-th packet that the last call has released.
+func (e *Engine) TakeOver(i int, f Frame) Draft { return Draft{e.takeOver(i, f)} }
+
+// GiveBack gives memory back that Draft or TakeOver has returned.
+func (e *Engine) GiveBack(d Draft) { e.giveBack(d.p) }

@@ -14,17 +14,54 @@ import (
 )
 
 // Both are two engines that are told the same, one of which takes no packet as
-// plain. What follows must be the same each time.
+// plain, and a third, whose packets are composed in its memory and leave from there. What
+// follows must be the same each time.
 type both struct {
 	t            testing.TB
 	e, thorough  *compare.Engine
+	composed     *compare.Engine
 	plain, total int // packets
 }
 
 func newBoth(t testing.TB, cfg compare.Config) *both {
-	b := &both{t: t, e: compare.NewEngine(cfg), thorough: compare.NewEngine(cfg)}
+	b := &both{t: t, e: compare.NewEngine(cfg), thorough: compare.NewEngine(cfg), composed: compare.NewEngine(cfg)}
 	b.thorough.TakeNothingAsPlain()
 	return b
+}
+
+// compose gives a packet to the engine that composes. Two more are begun meanwhile, and
+// come to nothing.
+func (b *both) compose(f compare.Frame, now time.Time) compare.Result {
+	before, d, after := b.composed.Draft(len(f.Data)), b.composed.Draft(len(f.Data)), b.composed.Draft(1)
+	copy(before.Data(), "nothing")
+	copy(d.Data(), f.Data)
+	b.composed.GiveBack(after)
+	r := b.composed.Composed(d, f.VNetHdr, now)
+	b.composed.GiveBack(before)
+	return r
+}
+
+// also compares what the engine that composes does with r, and has what it releases leave.
+// The memory of that is written over: nothing else is in it.
+func (b *both) also(r, s compare.Result) {
+	b.t.Helper()
+	if !slices.Equal(r.Notes, s.Notes) || r.Diverged != s.Diverged || r.Reason != s.Reason || r.Flow != s.Flow || r.Full != s.Full || len(r.Release) != len(s.Release) {
+		b.t.Fatalf("%+v, composed %+v", r, s)
+	}
+	p, q := b.e.Stats(), b.composed.Stats()
+	for i, f := range s.Release {
+		left := b.composed.TakeOver(i, f)
+		if g := r.Release[i]; f.VNetHdr != g.VNetHdr || !bytes.Equal(left.Data(), g.Data) {
+			b.t.Fatalf("%x leaves, composed %x", g.Data, left.Data())
+		}
+		for k := range left.Data() {
+			left.Data()[k] = 0xdb
+		}
+		b.composed.GiveBack(left)
+	}
+	if p != q || p != b.composed.Stats() {
+		b.t.Fatalf("%+v, composed %+v, and when all has left %+v", p, q, b.composed.Stats())
+	}
 }
 
 func (b *both) same(r, s compare.Result, e1, e2 error) (compare.Result, error) {
@@ -46,8 +83,9 @@ func (b *both) same(r, s compare.Result, e1, e2 error) (compare.Result, error) {
 	return r, e1
 }
 
-func (b *both) packet(r, s compare.Result) compare.Result {
+func (b *both) packet(r, s, composed compare.Result) compare.Result {
 	b.t.Helper()
+	b.also(r, composed)
 	b.total++
 	if b.e.TookPlain() {
 		b.plain++
@@ -58,16 +96,17 @@ func (b *both) packet(r, s compare.Result) compare.Result {
 
 func (b *both) Primary(f compare.Frame, now time.Time) compare.Result {
 	b.t.Helper()
-	return b.packet(b.e.Primary(f, now), b.thorough.Primary(f, now))
+	return b.packet(b.e.Primary(f, now), b.thorough.Primary(f, now), b.compose(f, now))
 }
 
 func (b *both) Secondary(f compare.Frame, now time.Time) compare.Result {
 	b.t.Helper()
-	return b.packet(b.e.Secondary(f, now), b.thorough.Secondary(f, now))
+	return b.packet(b.e.Secondary(f, now), b.thorough.Secondary(f, now), b.composed.Secondary(f, now))
 }
 
 func (b *both) Mark(epoch uint64) error {
 	b.t.Helper()
+	b.composed.Mark(epoch)
 	_, err := b.same(compare.Result{}, compare.Result{}, b.e.Mark(epoch), b.thorough.Mark(epoch))
 	return err
 }
@@ -76,6 +115,8 @@ func (b *both) Received(epoch uint64) (compare.Result, error) {
 	b.t.Helper()
 	r, e1 := b.e.Received(epoch)
 	s, e2 := b.thorough.Received(epoch)
+	composed, _ := b.composed.Received(epoch)
+	b.also(r, composed)
 	return b.same(r, s, e1, e2)
 }
 
@@ -83,24 +124,29 @@ func (b *both) SecondaryMark(epoch uint64) (compare.Result, error) {
 	b.t.Helper()
 	r, e1 := b.e.SecondaryMark(epoch)
 	s, e2 := b.thorough.SecondaryMark(epoch)
+	composed, _ := b.composed.SecondaryMark(epoch)
+	b.also(r, composed)
 	return b.same(r, s, e1, e2)
 }
 
 func (b *both) Tick(now time.Time) compare.Result {
 	b.t.Helper()
 	r, _ := b.same(b.e.Tick(now), b.thorough.Tick(now), nil, nil)
+	b.also(r, b.composed.Tick(now))
 	return r
 }
 
 func (b *both) Failover() compare.Result {
 	b.t.Helper()
 	r, _ := b.same(b.e.Failover(), b.thorough.Failover(), nil, nil)
+	b.also(r, b.composed.Failover())
 	return r
 }
 
 func (b *both) Deafen() {
 	b.e.Deafen()
 	b.thorough.Deafen()
+	b.composed.Deafen()
 }
 
 func (b *both) Stats() compare.Stats { return b.e.Stats() }

@@ -76,6 +76,9 @@ type Rewriter struct {
 	last    *conversation // the conversation of lastKey, if not nil: packets come in bursts
 	lastKey packet.Key
 
+	spares bool   // the frame of this call is not to be changed
+	copied []byte // memory for a copy of one
+
 	earlyVNet int // the length of the virtio-net header of the packet that Outbound returned last
 }
 
@@ -130,7 +133,8 @@ func (r *Rewriter) conn(k *packet.Key) *conversation {
 func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 	r.pkt.ParseVNet(frame, vnetHdr)
 	if !r.pkt.IsTCP() {
-		r.quoted(true)
+		r.spares = false
+		r.quoted(frame, vnetHdr, true)
 		return true
 	}
 	h := r.pkt.TCP()
@@ -248,16 +252,18 @@ func (r *Rewriter) translated(frame []byte, vnetHdr int) {
 	seal(&r.pkt, packet.VNetOf(frame, vnetHdr))
 }
 
-// quoted translates the segment that an ICMP error quotes.
-func (r *Rewriter) quoted(inward bool) {
+// quoted translates the segment that an ICMP error quotes, and returns its frame.
+func (r *Rewriter) quoted(frame []byte, vnetHdr int, inward bool) []byte {
 	var q packet.Quoted
 	if r.strict != nil || len(r.conns) == 0 || !r.pkt.Quoted(&q) {
-		return
+		return frame
 	}
 	if c := r.conns[ofGuest(q.Key, inward)]; c != nil && c.known() && c.translation() != (translation{}) {
+		frame = r.writable(frame, vnetHdr)
 		c.translation().quoted(&r.pkt, &q, inward)
 		r.stats.Rewritten++
 	}
+	return frame
 }
 
 // clientAsks notes a client's SYN. Only the guest's answer decides whether it begins a
@@ -313,55 +319,86 @@ func (r *Rewriter) clientResets(k packet.Key, c *conversation, h packet.TCP) {
 // which Inbound has kept, translated: it is to be delivered to the guest. It is
 // valid until the next call.
 func (r *Rewriter) Outbound(frame []byte, vnetHdr int) (early []byte) {
+	r.spares = false
+	_, early = r.outbound(frame, vnetHdr)
+	return early
+}
+
+// OutboundCopy is Outbound for a frame that is not to be changed. It returns the frame, or
+// a copy of it, valid until the next call, if there is something to translate.
+func (r *Rewriter) OutboundCopy(frame []byte, vnetHdr int) (out, early []byte) {
+	r.spares = true
+	return r.outbound(frame, vnetHdr)
+}
+
+func (r *Rewriter) outbound(frame []byte, vnetHdr int) (out, early []byte) {
 	r.pkt.ParseVNet(frame, vnetHdr)
 	if !r.pkt.IsTCP() {
-		r.quoted(false)
-		return nil
+		return r.quoted(frame, vnetHdr, false), nil
 	}
 	h := r.pkt.TCP()
 	var k packet.Key
 	r.pkt.Key(&k)
 	if r.strict != nil {
-		if r.strict.outbound(k, h) {
+		frame = r.writable(frame, vnetHdr)
+		if r.strict.outbound(k, r.pkt.TCP()) {
 			r.translated(frame, vnetHdr)
 		}
-		return nil
+		return frame, nil
 	}
 	c := r.conn(&k)
 	flags := h.Flags()
 	if flags&packet.SYN != 0 {
 		if c = r.guestOpens(k, c, h); c == nil {
-			return nil
+			return frame, nil
 		}
-		if t := c.translation(); c.known() && t != (translation{}) {
-			t.outward(h) // it is repeated, and the client has acknowledged the primary's
-			r.translated(frame, vnetHdr)
+		if c.known() { // it is repeated, and the client has acknowledged the primary's
+			frame = r.outward(c.translation(), frame, vnetHdr)
 		}
-		return r.deliver(c)
+		return frame, r.deliver(c)
 	}
 	if c == nil {
 		r.refuses(k, h)
-		return nil
+		return frame, nil
 	}
 	if c.byGuest && !c.peerKnown && flags&(packet.ACK|packet.RST) == packet.ACK {
 		c.answered(h)
 	}
 	if !c.known() {
-		return nil
+		return frame, nil
 	}
 	if flags&packet.RST != 0 && h.Seq() == 0 && !c.has(0) {
-		return nil // it refuses a segment without ACK, by a number that means nothing (RFC 9293 section 3.10.7.1)
+		return frame, nil // it refuses a segment without ACK, by a number that means nothing (RFC 9293 section 3.10.7.1)
 	}
 	c.heard(h)
 	if flags&packet.RST != 0 {
 		r.end(k, c)
 	}
 	r.note(k, c)
-	if t := c.translation(); t != (translation{}) {
-		t.outward(h)
-		r.translated(frame, vnetHdr)
+	frame = r.outward(c.translation(), frame, vnetHdr)
+	return frame, r.deliver(c)
+}
+
+// outward translates the segment of the guest that has been parsed, and returns its frame.
+func (r *Rewriter) outward(t translation, frame []byte, vnetHdr int) []byte {
+	if t == (translation{}) {
+		return frame
 	}
-	return r.deliver(c)
+	frame = r.writable(frame, vnetHdr)
+	t.outward(r.pkt.TCP())
+	r.translated(frame, vnetHdr)
+	return frame
+}
+
+// writable returns the frame that has been parsed, or, if it is not to be changed, a copy,
+// of which the parsed packet is then.
+func (r *Rewriter) writable(frame []byte, vnetHdr int) []byte {
+	if !r.spares {
+		return frame
+	}
+	r.copied = append(r.copied[:0], frame...)
+	r.pkt.Frame = r.copied[vnetHdr:]
+	return r.copied
 }
 
 // guestOpens follows a SYN or SYN|ACK of the guest. It returns the conversation,

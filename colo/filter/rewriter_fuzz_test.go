@@ -86,7 +86,7 @@ func FuzzRewriter(f *testing.F) {
 		s := &script{b}
 		how := s.next()
 		v6, byGuest := how&1 != 0, how&2 != 0
-		r := filter.NewRewriter(filter.RewriterConfig{MaxConns: 3, Strict: how&4 != 0, Edge: new(filter.Edge)})
+		r := newTwice(t, filter.RewriterConfig{MaxConns: 3, Strict: how&4 != 0, Edge: new(filter.Edge)})
 		if byGuest {
 			r.Outbound(segment(false, v6, 9000, 0, packet.SYN, nil, nil), 0)
 			r.Inbound(segment(true, v6, 500, 1001, synAck, nil, nil), 0)

@@ -14,7 +14,7 @@ import (
 // that of the primary's guest 1000 and that of the secondary's 9000.
 type talk struct {
 	*testing.T
-	r    *filter.Rewriter
+	r    *twice
 	v6   bool
 	opts []byte
 }
@@ -52,7 +52,7 @@ const synAck = packet.SYN | packet.ACK
 // talking is a connection that the client, or the guest, has opened.
 func talking(t *testing.T, byGuest bool) talk {
 	t.Helper()
-	x := talk{T: t, r: filter.NewRewriter(filter.RewriterConfig{})}
+	x := talk{T: t, r: newTwice(t, filter.RewriterConfig{})}
 	if byGuest {
 		x.out("SYN", "9000/0", packet.SYN, 9000, 0)
 		x.in("SYN|ACK", "500/9001", synAck, 500, 1001)
@@ -136,7 +136,7 @@ func TestOnlyWhatTheGuestTakesMakesRoomForOthers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			refused := 0
-			x := talk{T: t, r: filter.NewRewriter(filter.RewriterConfig{MaxConns: 1, Untranslatable: func() { refused++ }})}
+			x := talk{T: t, r: newTwice(t, filter.RewriterConfig{MaxConns: 1, Untranslatable: func() { refused++ }})}
 			x.in("SYN", "500/0", packet.SYN, 500, 0)
 			x.out("SYN|ACK", "9000/501", synAck, 9000, 501)
 			x.in("ACK", "501/9001", packet.ACK, 501, 1001)
@@ -168,7 +168,7 @@ func TestOnlyWhatTheGuestTakesMakesRoomForOthers(t *testing.T) {
 func TestAFloodOfSYNsTakesNoPlaceOfAConnection(t *testing.T) {
 	const most = 8
 	for _, answered := range []bool{false, true} {
-		x := talk{T: t, r: filter.NewRewriter(filter.RewriterConfig{MaxConns: most})}
+		x := talk{T: t, r: newTwice(t, filter.RewriterConfig{MaxConns: most})}
 		x.in("SYN", "500/0", packet.SYN, 500, 0)
 		x.out("SYN|ACK", "9000/501", synAck, 9000, 501)
 		x.in("ACK", "501/9001", packet.ACK, 501, 1001)
@@ -205,7 +205,7 @@ func TestAnAcknowledgmentOfAnotherConnectionSaysNothing(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			x := talk{T: t, r: filter.NewRewriter(filter.RewriterConfig{})}
+			x := talk{T: t, r: newTwice(t, filter.RewriterConfig{})}
 			x.in("SYN", "500/0", packet.SYN, 500, 0)
 			x.out("SYN|ACK", "9000/501", synAck, 9000, 501)
 			late(x)
@@ -213,7 +213,7 @@ func TestAnAcknowledgmentOfAnotherConnectionSaysNothing(t *testing.T) {
 			x.out("the guest", "1001/501", packet.ACK, 9001, 501)
 		})
 		t.Run(name+", before the guest's answer", func(t *testing.T) {
-			x := talk{T: t, r: filter.NewRewriter(filter.RewriterConfig{})}
+			x := talk{T: t, r: newTwice(t, filter.RewriterConfig{})}
 			x.in("SYN", "500/0", packet.SYN, 500, 0)
 			if name != "a RST" { // which would withdraw the SYN
 				late(x)
@@ -226,7 +226,7 @@ func TestAnAcknowledgmentOfAnotherConnectionSaysNothing(t *testing.T) {
 
 // A client that only listens has one number from the beginning to the end.
 func TestTheSYNOfAConnectionThatComesAgainIsNoOther(t *testing.T) {
-	x := talk{T: t, r: filter.NewRewriter(filter.RewriterConfig{})}
+	x := talk{T: t, r: newTwice(t, filter.RewriterConfig{})}
 	x.in("SYN", "500/0", packet.SYN, 500, 0)
 	x.out("SYN|ACK", "9000/501", synAck, 9000, 501)
 	x.in("SYN again", "500/0", packet.SYN, 500, 0)
@@ -239,7 +239,7 @@ func TestTheSYNOfAConnectionThatComesAgainIsNoOther(t *testing.T) {
 }
 
 func TestDataThatOvertakesTheHandshakeWaits(t *testing.T) {
-	x := talk{T: t, r: filter.NewRewriter(filter.RewriterConfig{})}
+	x := talk{T: t, r: newTwice(t, filter.RewriterConfig{})}
 	x.in("SYN", "500/0", packet.SYN, 500, 0)
 	x.out("SYN|ACK", "9000/501", synAck, 9000, 501)
 	x.in("its second piece", "held", packet.ACK, 601, 1001, 'b')
@@ -268,7 +268,7 @@ func TestANewConnectionTakesThePlaceOfTheOldOneWhenTheGuestHasAnswered(t *testin
 
 func TestTheGuestChoosesBetweenSYNACKs(t *testing.T) {
 	for _, strangerFirst := range []bool{false, true} {
-		x := talk{T: t, r: filter.NewRewriter(filter.RewriterConfig{})}
+		x := talk{T: t, r: newTwice(t, filter.RewriterConfig{})}
 		x.out("SYN", "9000/0", packet.SYN, 9000, 0)
 		stranger := func() { x.in("a stranger's", "4242/9001", synAck, 4242, 5556) }
 		server := func() { x.in("the server's", "500/9001", synAck, 500, 1001) }
@@ -285,7 +285,7 @@ func TestTheGuestChoosesBetweenSYNACKs(t *testing.T) {
 }
 
 func TestASYNThatWaitsAtAFailoverIsStillTranslated(t *testing.T) {
-	x := talk{T: t, r: filter.NewRewriter(filter.RewriterConfig{})}
+	x := talk{T: t, r: newTwice(t, filter.RewriterConfig{})}
 	x.in("SYN, which the primary has answered", "500/0", packet.SYN, 500, 0)
 	x.r.Failover()
 	x.out("SYN|ACK", "9000/501", synAck, 9000, 501)
@@ -296,7 +296,7 @@ func TestASYNThatWaitsAtAFailoverIsStillTranslated(t *testing.T) {
 
 func TestASYNWithDataIsAnsweredForItsData(t *testing.T) {
 	for _, taken := range []uint32{501, 504} { // with the data, or without
-		x := talk{T: t, r: filter.NewRewriter(filter.RewriterConfig{})}
+		x := talk{T: t, r: newTwice(t, filter.RewriterConfig{})}
 		x.in("SYN", "500/0", packet.SYN, 500, 0, []byte("abc")...)
 		x.in("ACK", "held", packet.ACK, taken, 1001)
 		x.out("SYN|ACK", fmt.Sprintf("9000/%d %d/9001", taken, taken), synAck, 9000, taken)
@@ -434,7 +434,7 @@ func TestSignedConnectionsAreLeftAlone(t *testing.T) {
 	} {
 		for _, byGuest := range []bool{false, true} {
 			asked := 0
-			x := talk{T: t, r: filter.NewRewriter(filter.RewriterConfig{Untranslatable: func() { asked++ }}), opts: unhex(t, opts)}
+			x := talk{T: t, r: newTwice(t, filter.RewriterConfig{Untranslatable: func() { asked++ }}), opts: unhex(t, opts)}
 			if byGuest {
 				x.out("SYN", "9000/0", packet.SYN, 9000, 0)
 				x.in("SYN|ACK", "500/1001", synAck, 500, 1001)

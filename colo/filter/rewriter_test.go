@@ -58,7 +58,7 @@ func numbers(t *testing.T, frame []byte) string {
 func TestRewriterDoesWhatQEMUDidOrShould(t *testing.T) {
 	for _, strict := range []bool{true, false} {
 		for _, c := range rewriterCases(t) {
-			r := filter.NewRewriter(filter.RewriterConfig{Strict: strict})
+			r := newTwice(t, filter.RewriterConfig{Strict: strict})
 			want := c.Recommended
 			if strict {
 				want = nil

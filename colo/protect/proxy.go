@@ -180,17 +180,49 @@ func (g proxyGate) Opened() <-chan struct{} {
 func (n *Proxy) WritePacket(p []byte) error {
 	n.sending.RLock()
 	defer n.sending.RUnlock()
-	n.mu.RLock()
-	swaps, first, second := n.swaps, n.first, n.second
-	n.mu.RUnlock()
-	if swaps {
-		return filter.ErrFull
+	first, second, err := n.sender()
+	if err != nil {
+		return err
 	}
 	n.neighbors.FromGuest(p, n.cfg.VNetHdr)
 	if second != nil {
 		return second.WritePacket(p)
 	}
 	return first.WritePacket(p)
+}
+
+// ComposePacket is WritePacket for a packet of size bytes that does not exist yet: compose
+// writes it into memory of the Proxy's, as for proxy.Primary.ComposePacket, and must not
+// call the Proxy. A NIC gathers a large segment (TSO) there from its guest's memory.
+func (n *Proxy) ComposePacket(size int, compose func(packet []byte) bool) error {
+	n.sending.RLock()
+	defer n.sending.RUnlock()
+	first, second, err := n.sender()
+	if err != nil {
+		return err
+	}
+	heard := func(p []byte) bool {
+		if !compose(p) {
+			return false
+		}
+		n.neighbors.FromGuest(p, n.cfg.VNetHdr)
+		return true
+	}
+	if second != nil {
+		return second.ComposePacket(size, heard)
+	}
+	return first.ComposePacket(size, heard)
+}
+
+// sender returns the sides, of which the second, if there is one, takes the guest's
+// packets, or filter.ErrFull while none does. sending is held.
+func (n *Proxy) sender() (*proxy.Primary, *proxy.Secondary, error) {
+	n.mu.RLock()
+	defer n.mu.RUnlock()
+	if n.swaps {
+		return nil, nil, filter.ErrFull
+	}
+	return n.first, n.second, nil
 }
 
 // Room returns a channel that is sent to when there may be room again for a packet

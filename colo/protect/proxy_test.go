@@ -92,6 +92,8 @@ type server struct {
 	isn uint32 // of the next connection
 	nic *Proxy
 
+	composes bool // its packets are gathered in the Proxy's memory
+
 	conns [8]service
 }
 
@@ -170,7 +172,11 @@ func (g *server) conn(port uint32, opens bool) *service {
 // send is called with what receive does: the queue is the guest's, so that it does
 // not call its NIC from within.
 func (g *server) send(p []byte) error {
-	go g.nic.WritePacket(p)
+	if g.composes {
+		go g.nic.ComposePacket(len(p), func(b []byte) bool { return copy(b, p) == len(b) })
+	} else {
+		go g.nic.WritePacket(p)
+	}
 	return nil
 }
 
@@ -317,12 +323,13 @@ func (c *caller) say(data string) {
 	c.seq, c.next = want.ack, want.seq+uint32(len(want.data))
 }
 
-// serving boots a host whose guest is a server behind a Proxy.
+// serving boots a host whose guest is a server behind a Proxy. The NIC of host a composes
+// packets, that of b writes them.
 func (h *hub) serving(w *world, name string, start bool, change func(*ProxyConfig)) *host {
 	w.t.Helper()
 	p := h.plug(name)
 	x := w.boot(name, start, func(c *Config) {
-		g := &server{Guest: c.Guest, isn: uint32(len(name)) * 77777 * uint32(name[0])}
+		g := &server{Guest: c.Guest, isn: uint32(len(name)) * 77777 * uint32(name[0]), composes: name == "a"}
 		cfg := ProxyConfig{Uplink: p, Deliver: func(p []byte) error { return g.receive(p) }}
 		if change != nil {
 			change(&cfg)
@@ -556,17 +563,28 @@ func TestNetworksThatDoNotFitAreRefused(t *testing.T) {
 
 func TestAProxyTakesPacketsWithoutAllocating(t *testing.T) {
 	h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
-	n, err := NewProxy(ProxyConfig{Uplink: h.plug("a"), Deliver: func([]byte) error { return nil }, Continuous: true, Limit: 64 << 20})
-	if err != nil {
-		t.Fatal(err)
-	}
 	frame := segment{port: 1}.frame(false)
-	if got := testing.AllocsPerRun(1000, func() {
-		if err := n.WritePacket(frame); err != nil {
+	gather := func(b []byte) bool { return copy(b, frame) == len(b) }
+	for _, follows := range []bool{false, true} {
+		n, err := NewProxy(ProxyConfig{Uplink: h.plug("a"), Deliver: func([]byte) error { return nil }, Continuous: true, Limit: 64 << 20})
+		if err != nil {
 			t.Fatal(err)
 		}
-	}); got > 0 {
-		t.Errorf("%v allocations for a packet of the guest", got)
+		if follows {
+			n.second = n.newSecondary()
+		}
+		for name, send := range map[string]func() error{
+			"written":  func() error { return n.WritePacket(frame) },
+			"composed": func() error { return n.ComposePacket(len(frame), gather) },
+		} {
+			if got := testing.AllocsPerRun(1000, func() {
+				if err := send(); err != nil {
+					t.Fatal(err)
+				}
+			}); got > 0 {
+				t.Errorf("%v allocations for a packet of the guest, %s; follows: %v", got, name, follows)
+			}
+		}
 	}
 	l := newLane()
 	if got := testing.AllocsPerRun(1000, func() {
@@ -594,5 +612,15 @@ func TestAProxyNeedsItsEnds(t *testing.T) {
 	}
 	if err := n.WritePacket(nil); err == nil || err == filter.ErrFull {
 		t.Errorf("an empty packet: %v", err)
+	}
+	called := false
+	for _, size := range []int{-1, 0, filter.MaxFrame + 1, 60} { // the last is not composed after all
+		if err := n.ComposePacket(size, func([]byte) bool { called = true; return false }); err == nil || err == filter.ErrFull || called != (size == 60) {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+	}
+	n.swaps = true
+	if err := n.ComposePacket(60, func([]byte) bool { t.Error("composed for nobody"); return true }); err != filter.ErrFull {
+		t.Errorf("between two sides: %v", err)
 	}
 }

@@ -91,3 +91,46 @@ func TestAComposedPacketTakesNoNewMemory(t *testing.T) {
 		}
 	}
 }
+
+// A NIC may wait for its guest's memory while it composes, and its program may live on
+// after a panic of its own. Nobody else has to wait for either.
+func TestNobodyWaitsForAPacketThatIsBeingComposed(t *testing.T) {
+	for _, continuous := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, func(p *proxy.PrimaryConfig, s *proxy.SecondaryConfig) {
+				p.Continuous, s.Continuous = continuous, continuous
+			})
+			w.connect()
+			w.checkpoint()
+			there := make(chan struct{})
+			for side, nic := range map[string]interface {
+				ComposePacket(int, func([]byte) bool) error
+				WritePacket([]byte) error
+			}{"primary": w.p, "secondary": w.s} {
+				func() {
+					defer func() {
+						if recover() == nil {
+							t.Errorf("%s: a panic is swallowed", side)
+						}
+					}()
+					nic.ComposePacket(100, func([]byte) bool { panic("the guest's memory") })
+				}()
+				p := datagram("late")
+				go nic.ComposePacket(len(p), func(b []byte) bool { <-there; return copy(b, p) == len(b) })
+				synctest.Wait()
+				w.must(nic.WritePacket(datagram("early")))
+				synctest.Wait()
+			}
+			w.checkpoint() // of guests whose NICs do not obey
+			w.wantLeft("what was written", w.pw, "early")
+			close(there)
+			synctest.Wait()
+			w.checkpoint()
+			w.wantLeft("both", w.pw, "early", "late")
+			if !continuous && w.p.Stats().Matched != 2 {
+				t.Errorf("%d have matched", w.p.Stats().Matched)
+			}
+			w.end()
+		})
+	}
+}

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -71,9 +72,11 @@ type Secondary struct {
 	edge     *filter.Edge
 	announce *announcer
 
+	drafts sync.Mutex // of draft; taken before any other
+	draft  []byte     // where a packet is composed
+
 	mu        sync.Mutex
 	rewriter  *filter.Rewriter
-	scratch   []byte
 	started   bool // there was a commit
 	alone     bool
 	silent    bool // the guest has sent nothing since its commit
@@ -136,8 +139,12 @@ func (s *Secondary) WritePacket(packet []byte) error {
 	}
 	s.known.FromGuest(packet, s.cfg.VNetHdr)
 	s.mu.Lock()
-	s.scratch = append(s.scratch[:0], packet...)
-	return s.send()
+	out, early := s.rewriter.OutboundCopy(packet, s.cfg.VNetHdr)
+	early = bytes.Clone(early)
+	err := s.send(out)
+	s.mu.Unlock()
+	s.give(early)
+	return err
 }
 
 // ComposePacket is WritePacket for a packet of n bytes that does not exist yet, as
@@ -147,38 +154,48 @@ func (s *Secondary) ComposePacket(n int, compose func(packet []byte) bool) error
 	if err := checkLength(n, s.cfg.VNetHdr); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	s.scratch = slices.Grow(s.scratch[:0], n)[:n]
-	if !compose(s.scratch) {
-		s.mu.Unlock()
-		return errNoPacket()
-	}
-	s.known.FromGuest(s.scratch, s.cfg.VNetHdr)
-	return s.send()
+	early, err := s.compose(n, compose)
+	s.give(early)
+	return err
 }
 
-// send takes the packet in scratch. mu is held, and released.
-func (s *Secondary) send() error {
-	f := filter.Frame{Data: s.scratch, VNetHdr: s.cfg.VNetHdr}
-	var early []byte
-	if b := s.rewriter.Outbound(f.Data, f.VNetHdr); b != nil {
-		early = append(early, b...)
+// compose is ComposePacket, but for the packet that it returns for the guest. Nothing
+// waits for compose but other packets that are composed.
+func (s *Secondary) compose(n int, compose func(packet []byte) bool) (early []byte, err error) {
+	s.drafts.Lock()
+	defer s.drafts.Unlock()
+	s.draft = slices.Grow(s.draft[:0], n)[:n]
+	if !compose(s.draft) {
+		return nil, errNoPacket()
 	}
-	err := s.keep.WritePacket(f.Data)
+	s.known.FromGuest(s.draft, s.cfg.VNetHdr)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	early = bytes.Clone(s.rewriter.Outbound(s.draft, s.cfg.VNetHdr))
+	return early, s.send(s.draft)
+}
+
+// send takes a packet of the guest that has been translated. mu is held.
+func (s *Secondary) send(packet []byte) error {
+	err := s.keep.WritePacket(packet)
 	if err == nil && !s.alone {
 		s.silent = false
-		_ = s.out.WriteFrame(f) // if there is no room or no connection, it is missing at the primary
-	}
-	s.mu.Unlock()
-	if early != nil {
-		// If the guest runs or is about to be paused, the client will send it again.
-		s.gate.mu.Lock()
-		if s.gate.open {
-			s.note(s.cfg.Deliver(early))
-		}
-		s.gate.mu.Unlock()
+		_ = s.out.WriteFrame(filter.Frame{Data: packet, VNetHdr: s.cfg.VNetHdr}) // if there is no room or no connection, it is missing at the primary
 	}
 	return err
+}
+
+// give gives the guest a packet that came before it could be translated; nil: there is
+// none. If the guest is paused, or is about to be, the client will send it again.
+func (s *Secondary) give(early []byte) {
+	if early == nil {
+		return
+	}
+	s.gate.mu.Lock()
+	defer s.gate.mu.Unlock()
+	if s.gate.open {
+		s.note(s.cfg.Deliver(early))
+	}
 }
 
 // note counts a packet to the guest.

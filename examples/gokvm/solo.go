@@ -74,6 +74,17 @@ func (h heard) WritePacket(frame []byte) error {
 	return h.Primary.WritePacket(frame)
 }
 
+// ComposePacket implements pc.Composer.
+func (h heard) ComposePacket(n int, compose func(frame []byte) bool) error {
+	return h.Primary.ComposePacket(n, func(frame []byte) bool {
+		if !compose(frame) {
+			return false
+		}
+		h.known.FromGuest(frame, h.header)
+		return true
+	})
+}
+
 // begin lets the guest have the console and the network, and run. order is called for a
 // key after Ctrl-A.
 func (s *solo) begin(ctx context.Context, order func(key byte)) error {

@@ -10,6 +10,7 @@ import (
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 
+	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/kvm/pc"
 )
 
@@ -29,6 +30,28 @@ func TestNothingIsReceivedFromACallersUplink(t *testing.T) {
 		t.Error("it would be run")
 	}
 }
+
+// A frame is made where it waits, also where the Uplink comes with more.
+func TestFramesAreMadeInTheMemoryOfACallersUplink(t *testing.T) {
+	nic := proxy.NewPrimary(proxy.PrimaryConfig{VM: still{}, Deliver: func([]byte) error { return nil }})
+	for _, uplink := range []pc.Uplink{nic, struct {
+		pc.Composer
+		tunnel
+	}{Composer: nic}} {
+		d, err := new(Host).devices(parts{}, &own{slots: []slotKind{slotBridge}}, Config{Uplink: uplink})
+		if err != nil || len(d.NICs) != 1 {
+			t.Fatal(d.NICs, err)
+		}
+		if _, ok := d.NICs[0].Uplink.(pc.Composer); !ok {
+			t.Error("they are made elsewhere")
+		}
+	}
+}
+
+type still struct{}
+
+func (still) Pause(context.Context) error  { return nil }
+func (still) Resume(context.Context) error { return nil }
 
 // A handler of gokvm's may have the port, or be there to say that nobody has it.
 func TestPortsOfTheMachinesOwnDevicesAreTheirs(t *testing.T) {

@@ -100,9 +100,19 @@ func Attach(m *Machine, cfg Config) (_ *Host, err error) {
 	return h, nil
 }
 
-// sink is a caller's Uplink without what else it can do: frames for the guest come by
-// ReceivePacket only.
+// sink is a caller's Uplink that brings no frames, whatever else it is: frames for the guest
+// come by ReceivePacket only.
 type sink struct{ pc.Uplink }
+
+// composer is the sink of a pc.Composer.
+type composer struct{ pc.Composer }
+
+func sinkOf(u pc.Uplink) pc.Uplink {
+	if c, ok := u.(pc.Composer); ok {
+		return composer{c}
+	}
+	return sink{u}
+}
 
 // devices says what the Host's devices are connected to, where cfg does not say it to
 // what the machine has.
@@ -120,7 +130,7 @@ func (h *Host) devices(p parts, has *own, cfg Config) (pc.Devices, error) {
 	if uplink != nil {
 		vnetHdr := 0
 		if h.tap == nil {
-			uplink, vnetHdr = sink{uplink}, cfg.VNetHdr
+			uplink, vnetHdr = sinkOf(uplink), cfg.VNetHdr
 		}
 		d.NICs = []pc.NIC{{Uplink: uplink, VNetHdr: vnetHdr, MAC: cfg.MAC, Place: nic}}
 	}

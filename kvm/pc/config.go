@@ -122,6 +122,22 @@ type Uplink interface {
 	Room() <-chan struct{}
 }
 
+// Composer is an Uplink in whose memory a frame can be made, which is then where it waits
+// and leaves: the card calls ComposePacket in place of WritePacket, and a large frame is
+// copied once less. The types of package proxy and protect.Proxy are Composers.
+//
+// ComposePacket is WritePacket for a frame of n bytes, header included. It passes memory of
+// that length, of any content, to compose, once at most, from the same goroutine, and
+// before it returns. compose reads the guest's memory, for which it may have to wait. If it
+// returns false there is no frame, and the memory may hold a part of one: the Composer
+// takes nothing then, and returns any error. A type that embeds a Composer, and has a
+// WritePacket of its own, has a ComposePacket of its own too, or that WritePacket is not
+// called.
+type Composer interface {
+	Uplink
+	ComposePacket(n int, compose func(frame []byte) bool) error
+}
+
 // Source is an Uplink that brings frames for the guest as well, such as a tap: Run has
 // a goroutine that calls Receive, which passes each frame to deliver and returns when
 // ctx ends. If it returns before, Run ends with its error, or ErrSource if that is nil. A frame that deliver does not

@@ -325,6 +325,11 @@ func inject(link *cable, f []byte) {
 	if h := packet.VNetOf(f, vnet); h != nil {
 		h.Complete(f[vnet:])
 	}
+	injectWhole(link, f)
+}
+
+// injectWhole gives a frame to a stack as it is. The stack keeps it.
+func injectWhole(link *cable, f []byte) {
 	f = f[vnet:]
 	proto := header.IPv4ProtocolNumber
 	if f[12] == 0x86 {

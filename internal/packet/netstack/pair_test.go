@@ -32,7 +32,8 @@ import (
 
 // offloads has the guests leave checksums and the cutting of segments to their device.
 // It is not for each run: a stack that was restored while it held segments of many packets
-// now and then sends other data than it was given, as can be seen where they leave it.
+// now and then sends other data than it was given. That is the stack's own doing, as
+// TestAStackThatWasRestoredSendsOtherDataByItself shows.
 var offloads = flag.Bool("netstack.offloads", false, "with frames of many segments")
 
 // A client is a stack on the network that both hosts are on. Its packets go to the
@@ -246,6 +247,8 @@ func (x *pair) takeOver(c *client) {
 // long that takes is the machine's. A test that hangs says where.
 const patience = 2 * time.Minute
 
+var errOther = errors.New("other data")
+
 // download asks for n bytes, and looks at each that comes.
 func download(conn net.Conn, r *bufio.Reader, n, seed uint64, progress *atomic.Uint64) error {
 	conn.SetDeadline(time.Now().Add(patience))
@@ -256,7 +259,7 @@ func download(conn net.Conn, r *bufio.Reader, n, seed uint64, progress *atomic.U
 		k, err := r.Read(b[:min(uint64(len(b)), n-i)])
 		for j := range k {
 			if want := answer(seed, i+uint64(j)); b[j] != want {
-				return fmt.Errorf("byte %d of the answer %d is %#x, want %#x; from there on: %x", i+uint64(j), seed, b[j], want, b[j:min(k, j+32)])
+				return fmt.Errorf("%w: byte %d of the answer %d is %#x, want %#x; from there on: %x", errOther, i+uint64(j), seed, b[j], want, b[j:min(k, j+32)])
 			}
 		}
 		i += uint64(k)

@@ -55,16 +55,20 @@ type Uplink interface {
 	Room() <-chan struct{}
 }
 
+// Composer is an Uplink in whose memory a frame can be made. See pc.Composer.
+type Composer interface {
+	ComposePacket(n int, compose func(frame []byte) bool) error
+}
+
 // Net is a virtio network card. What the guest sends goes to the uplink from the
 // goroutine that runs Work; what the uplink does not take stays in the ring. What
 // the guest receives waits in the card while the ring has no room for it, and is
 // then part of the card's state.
 type Net struct {
 	virtio
-	uplink  Uplink
 	vnet    int // length of the header before the uplink's frames, 0: none
 	work    worker
-	frame   []byte // being sent, header included; Work's
+	sending sending // Work's
 	waiting frames
 	wire    frames // waiting, in a stream
 	dropped atomic.Uint64
@@ -76,13 +80,12 @@ type Net struct {
 // log may be nil.
 func NewNet(uplink Uplink, vnet int, mac [6]byte, mem *Memory, line Line, log *slog.Logger) *Net {
 	n := &Net{
-		uplink:  uplink,
 		vnet:    vnet,
 		work:    make(worker, 1),
-		frame:   make([]byte, vnet+MaxBigFrame),
 		waiting: newFrames(netQueued),
 		wire:    newFrames(netQueued),
 	}
+	n.sending.init(uplink, vnet)
 	offered := uint32(netStatus)
 	if vnet > 0 {
 		offered |= netOffloads
@@ -222,7 +225,7 @@ func (n *Net) Work(ctx context.Context, gate *Gate) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-n.uplink.Room():
+			case <-n.sending.uplink.Room():
 				n.work.kick()
 			}
 		}
@@ -251,19 +254,23 @@ func (n *Net) step() (more bool) {
 		n.mu.Unlock()
 		return false
 	}
-	frame, good := n.compose(c)
+	good := size(c.out) >= uint64(n.headerLen()+MinFrame) && size(c.out) <= uint64(n.headerLen()+n.most())
 	if good {
-		// The uplink may hand a frame to this card before it returns.
+		// Nothing of this is done with mu: the uplink may hand a frame to this card before
+		// it returns, and what the driver writes meanwhile must not have it wait.
 		n.busy++
+		w := &n.sending
+		w.begin(n.mem, c, n.headerLen(), n.features)
 		n.mu.Unlock()
-		err := n.uplink.WritePacket(frame)
+		err := w.send()
 		n.mu.Lock()
 		n.release()
-		if err != nil { // full: it stays where it is until there is room
+		if good = w.good; good && err != nil { // full: it stays where it is until there is room
 			n.mu.Unlock()
 			return false
 		}
-	} else {
+	}
+	if !good {
 		n.dropped.Add(1)
 	}
 	defer n.mu.Unlock()
@@ -272,24 +279,6 @@ func (n *Net) step() (more bool) {
 	q.push(c.head, 0)
 	n.interrupt(netTransmit)
 	return true
-}
-
-// compose copies what a driver wants sent, with the header that the uplink takes; ok is
-// false if it is no frame. mu is held.
-func (n *Net) compose(c chain) (frame []byte, ok bool) {
-	length, k := size(c.out), uint64(n.headerLen())
-	if length < k+MinFrame || length > k+uint64(n.most()) {
-		return nil, false
-	}
-	frame = n.frame[:n.vnet+int(length-k)]
-	n.mem.gather(frame[n.vnet:], c.out, k)
-	if n.vnet == 0 {
-		return frame, true
-	}
-	h := packet.VNet(frame[:n.vnet])
-	clear(h)
-	n.mem.gather(h[:netHeader], c.out, 0)
-	return frame, sends(n.features, h, frame[n.vnet:])
 }
 
 // Save implements State.

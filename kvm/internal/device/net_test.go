@@ -275,7 +275,7 @@ func TestACardAllocatesNothing(t *testing.T) {
 	r := newNetRig(t)
 	r.nic.mem.mark = func(uint64, uint64) {}
 	quiet := quietUplink{}
-	r.nic.uplink = quiet
+	r.nic.sending.init(quiet, 0)
 	f := frame(1, 1400)
 	copy(r.mem[testData+netHeader:], f)
 	if n := testing.AllocsPerRun(1000, func() {

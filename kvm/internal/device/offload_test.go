@@ -486,7 +486,7 @@ func TestOffloadsAllocateNothing(t *testing.T) {
 	for name, features := range map[string]uint32{"whole": allFeatures, "in segments": 0} {
 		r := newOffloadRig(t, features)
 		r.nic.mem.mark = func(uint64, uint64) {}
-		r.nic.uplink = quietUplink{}
+		r.nic.sending.init(quietUplink{}, 12)
 		if n := testing.AllocsPerRun(100, func() {
 			for range 16 {
 				r.rx.desc(0, part{testData, 8000, true}, 0, 0)
@@ -536,6 +536,14 @@ func FuzzOffload(f *testing.F) {
 		r.tx.offer(0, part{testData, uint32(len(b)), false})
 		drain(r.nic.step)
 		r.tx.want("sent", usedEntry{0, 0})
+		r.compose()
+		written := len(r.up.frames)
+		r.tx.offer(0, part{testData, uint32(len(b)), false})
+		drain(r.nic.step)
+		r.tx.want("composed", usedEntry{0, 0})
+		if len(r.up.frames) != 2*written || written > 0 && !bytes.Equal(r.up.frames[0], r.up.frames[1]) {
+			t.Fatalf("written % x, composed % x", r.up.frames[:written], r.up.frames[written:])
+		}
 		for _, up := range r.up.frames {
 			h, frame := packet.VNet(up[:12]), up[12:]
 			was := [12]byte(h)

@@ -117,7 +117,7 @@ func TestStacksTalkThroughACardWhateverItsDriverTakes(t *testing.T) {
 			guest := netns.New(t, true, c.guest)
 			client := netns.New(t, false, tap.Config{VNetHdrLen: 12, Offload: all})
 			r := newOffloadRig(t, c.features)
-			r.nic.uplink = tapUplink{client}
+			r.nic.sending.init(tapUplink{client}, 12)
 			d := &stackDriver{netRig: r, guest: guest, k: r.nic.headerLen()}
 			ctx, cancel := context.WithCancelCause(t.Context())
 			var pumps sync.WaitGroup
