@@ -198,6 +198,11 @@ var scenes = []scene{
 	{name: "late-resume", options: options{primary: func(c *colo.PrimaryConfig) { c.LateResume = true }}},
 	{name: "ahead", last: 2, cause: event.CauseTimer,
 		options: options{primary: func(c *colo.PrimaryConfig) { c.AheadThreshold, c.CheckpointDelay = 1, time.Second }}},
+	{name: "early", ours: true, last: 2, cause: event.CauseTimer, primary: at("send ram early", func(x *pair) { x.p.step(1) }),
+		options: options{primary: func(c *colo.PrimaryConfig) { c.EarlyShare, c.CheckpointDelay = 0.5, time.Second }}},
+	{name: "failover-between-early-pages", ours: true, last: 9, cause: event.CauseTimer, primary: at("send ram early", func(x *pair) { x.p.step(1) }),
+		secondary: at("stage ram early", order(theSecondary)), prepare: refuse(event.ModePrimary), want: wantErrors(colo.ErrRefused, nil),
+		options: options{primary: func(c *colo.PrimaryConfig) { c.EarlyShare, c.CheckpointDelay = 0.5, time.Second }}},
 	{name: "failover-before-commit", secondary: at("stage device state", order(theSecondary)),
 		prepare: refuse(event.ModePrimary), want: wantErrors(colo.ErrRefused, nil)},
 	{name: "failover-during-commit", prepare: func(x *pair) {
