@@ -68,11 +68,20 @@ func (g *gigabit) Write(p []byte) (int, error) {
 type aheadRun struct {
 	bytes, pages    uint64
 	pause, transfer time.Duration // medians; transfer: from the pause on
+	whole           time.Duration // from the request on, likewise
+}
+
+// aheadWay is how the checkpoints of a run are made.
+type aheadWay struct {
+	delay     time.Duration
+	threshold int64   // PrimaryConfig.AheadThreshold
+	share     float64 // PrimaryConfig.EarlyShare
+	little    int     // the guest writes the cold set little by little, in so many parts of the delay; 0: at once
 }
 
 // sendAheadRun makes timer checkpoints over a gigabit. In the time between two the guest
 // writes both sets, and the hot one again right before it stands still.
-func sendAheadRun(b *testing.B, hot, cold, checkpoints int, threshold int64) (r aheadRun) {
+func sendAheadRun(b *testing.B, hot, cold, checkpoints int, way aheadWay) (r aheadRun) {
 	b.Helper()
 	const warm = 4
 	pages := hot + cold + 64
@@ -101,15 +110,18 @@ func sendAheadRun(b *testing.B, hot, cold, checkpoints int, threshold int64) (r 
 	ctx, cancel := context.WithCancel(context.Background())
 	var bus, unheard event.Bus
 	var paused, received time.Time
-	var pauses, transfers []time.Duration
+	var pauses, transfers, wholes []time.Duration
 	ends := make(chan struct{})
 	event.Subscribe(&bus, func(c event.CheckpointCommit) { // on the session's goroutine
-		p.write(0, hot+cold)
+		if way.little == 0 {
+			p.write(0, hot+cold)
+		}
 		if c.Epoch <= warm {
 			return
 		}
 		pauses = append(pauses, time.Duration(c.PauseNS))
 		transfers = append(transfers, received.Sub(paused))
+		wholes = append(wholes, time.Duration(c.TransferNS))
 		r.bytes += c.Bytes
 		r.pages += c.Pages
 		if len(pauses) == checkpoints {
@@ -119,7 +131,7 @@ func sendAheadRun(b *testing.B, hot, cold, checkpoints int, threshold int64) (r 
 	})
 	lead, err := colo.NewPrimary(&gigabit{Conn: pc}, colo.PrimaryConfig{
 		VM: p, State: &ps, RAM: saver, Events: &bus,
-		CheckpointDelay: 5 * time.Millisecond, AheadThreshold: threshold,
+		CheckpointDelay: way.delay, AheadThreshold: way.threshold, EarlyShare: way.share,
 		Step: func(op string, _ uint64) {
 			switch op {
 			case "pause":
@@ -139,6 +151,21 @@ func sendAheadRun(b *testing.B, hot, cold, checkpoints int, threshold int64) (r 
 	}
 	var sessions sync.WaitGroup
 	ended := make(chan error, 2)
+	if way.little > 0 {
+		sessions.Go(func() {
+			tick := time.NewTicker(way.delay / time.Duration(way.little))
+			defer tick.Stop()
+			for n := 0; ; n++ {
+				select {
+				case <-tick.C:
+				case <-ctx.Done():
+					return
+				}
+				p.write(0, hot)
+				p.write(hot+n%way.little*cold/way.little, cold/way.little)
+			}
+		})
+	}
 	sessions.Go(func() { ended <- lead.Run(ctx) })
 	sessions.Go(func() { ended <- follow.Run(ctx) })
 	select {
@@ -150,8 +177,9 @@ func sendAheadRun(b *testing.B, hot, cold, checkpoints int, threshold int64) (r 
 	sessions.Wait()
 	slices.Sort(pauses)
 	slices.Sort(transfers)
+	slices.Sort(wholes)
 	if len(pauses) > 0 {
-		r.pause, r.transfer = pauses[len(pauses)/2], transfers[len(pauses)/2]
+		r.pause, r.transfer, r.whole = pauses[len(pauses)/2], transfers[len(pauses)/2], wholes[len(pauses)/2]
 	}
 	return r
 }
@@ -160,24 +188,41 @@ func sendAheadRun(b *testing.B, hot, cold, checkpoints int, threshold int64) (r 
 // turns, of a guest that writes a hot set all the time and a cold set once between two
 // checkpoints, and reports what sending ahead costs and brings as ratios to going without.
 func BenchmarkSendAhead(b *testing.B) {
+	const delay = 5 * time.Millisecond
+	compareAhead(b, 20, aheadWay{delay: delay, threshold: -1}, aheadWay{delay: delay, threshold: 1})
+}
+
+// BenchmarkSendEarly is the same for memory that is sent between checkpoints, of a guest that
+// writes its cold set little by little from one checkpoint to the next. Nothing else is sent
+// ahead: that is how a checkpoint is that a divergence has asked for.
+func BenchmarkSendEarly(b *testing.B) {
+	way := aheadWay{delay: 800 * time.Millisecond, threshold: -1, little: 40}
+	early := way
+	early.share = 0.5
+	compareAhead(b, 10, way, early)
+}
+
+func compareAhead(b *testing.B, checkpoints int, plain, ahead aheadWay) {
 	for name, sets := range map[string][2]int{"hot=400,cold=3600": {400, 3600}, "hot=1000,cold=3000": {1000, 3000}} {
 		b.Run(name, func(b *testing.B) {
 			var with, without aheadRun
 			for b.Loop() {
 				for _, run := range []struct {
-					to        *aheadRun
-					threshold int64
-				}{{&without, -1}, {&with, 1}} {
-					r := sendAheadRun(b, sets[0], sets[1], 20, run.threshold)
+					to  *aheadRun
+					way aheadWay
+				}{{&without, plain}, {&with, ahead}} {
+					r := sendAheadRun(b, sets[0], sets[1], checkpoints, run.way)
 					run.to.bytes += r.bytes
 					run.to.pages += r.pages
 					run.to.pause += r.pause
 					run.to.transfer += r.transfer
+					run.to.whole += r.whole
 				}
 			}
 			b.ReportMetric(float64(with.bytes)/float64(without.bytes), "bytes-ratio")
 			b.ReportMetric(float64(with.pause)/float64(without.pause), "pause-ratio")
 			b.ReportMetric(float64(with.transfer)/float64(without.transfer), "transfer-ratio")
+			b.ReportMetric(float64(with.whole)/float64(without.whole), "request-to-received-ratio")
 		})
 	}
 }

@@ -33,6 +33,7 @@ func record(t testing.TB) recording {
 	t.Helper()
 	var sizes []uint64
 	x := newPair(t, options{primary: func(c *colo.PrimaryConfig) {
+		c.EarlyShare = 0.5 // and there is no time for it
 		c.Trace = func(_ string, m colo.Message, v uint64) {
 			if m == colo.VMStateSize {
 				sizes = append(sizes, v)
@@ -95,6 +96,16 @@ func (r recording) second(live, devices []byte) []byte {
 // section returns a live section of memory around records.
 func (r recording) section(records ...[]byte) []byte {
 	return slices.Concat([]byte{3}, be32(r.ramID), slices.Concat(records...), be64(0x10), []byte{0x7e}, be32(r.ramID), []byte{0})
+}
+
+// part returns a section of memory around records that more follow.
+func (r recording) part(records ...[]byte) []byte {
+	return slices.Concat([]byte{2}, be32(r.ramID), slices.Concat(records...), be64(0x10), []byte{0x7e}, be32(r.ramID))
+}
+
+// early returns what a primary sends between two checkpoints.
+func early(parts ...[]byte) []byte {
+	return slices.Concat(be32(uint32(colo.EarlyPages)), slices.Concat(parts...), []byte{0})
 }
 
 func page(word uint64, block string) []byte {
@@ -225,6 +236,33 @@ var badCheckpoints = []struct {
 	{"a command that has no place here", func(r recording) []byte {
 		return r.second(slices.Concat([]byte{8}, []byte{0, 2, 0, 3, 1, 2, 3}, r.ram), r.devices)
 	}, "stage ram", both(inSection, is(vmstate.ErrCommand))},
+	{"a device between checkpoints", func(r recording) []byte {
+		return slices.Concat(early(r.part()), be32(uint32(colo.EarlyPages)), full(2, "vcpu", 0, 1, regs(1, 2, 3, 4, 0)), []byte{0}, r.second(r.ram, r.devices))
+	}, "stage ram early", both(inSection, is(vmstate.ErrSectionType))},
+	{"the end of memory between checkpoints", func(r recording) []byte {
+		return slices.Concat(be32(uint32(colo.EarlyPages)), r.section(), r.second(r.ram, r.devices))
+	}, "stage ram early", both(inSection, is(vmstate.ErrSectionType))},
+	{"a command between checkpoints", func(r recording) []byte {
+		return slices.Concat(be32(uint32(colo.EarlyPages)), []byte{8}, []byte{0, 2, 0, 3, 1, 2, 3}, r.second(r.ram, r.devices))
+	}, "stage ram early", both(inSection, is(vmstate.ErrSectionType))},
+	{"a page beyond its block, early", func(r recording) []byte {
+		return slices.Concat(early(r.part(page(0x9000|0x08, colotest.Block), page(1<<40|0x28, ""))), r.second(r.ram, r.devices))
+	}, "stage ram early", both(inRAM, is(ram.ErrOffset))},
+	{"early pages that do not end", func(r recording) []byte {
+		return slices.Concat(be32(uint32(colo.EarlyPages)), r.part(page(0x9000|0x08, colotest.Block)))
+	}, "stage ram early", both(inSection, is(io.ErrUnexpectedEOF))},
+	{"early pages, and then nothing", func(r recording) []byte {
+		return early(r.part(page(0x9000|0x08, colotest.Block)))
+	}, "wait", is(io.EOF)},
+	{"early pages before the reply was waited for", func(r recording) []byte {
+		return slices.Concat(be32(1), early(r.part()))
+	}, "expect vmstate-send", message(colo.EarlyPages, colo.VMStateSend)},
+	{"early pages, and a device state that is none", func(r recording) []byte {
+		return slices.Concat(early(r.part(page(0x9000|0x08, colotest.Block))), r.second(r.ram, nil))
+	}, "stage device state", both(inSection, is(io.ErrUnexpectedEOF))},
+	{"how much is taken early, from a primary", func(r recording) []byte {
+		return slices.Concat(be32(uint32(colo.TakeEarly)), be64(1))
+	}, "wait", message(colo.TakeEarly, colo.CheckpointRequest)},
 	{"no checkpoint", func(r recording) []byte { return nil }, "wait", is(io.EOF)},
 	{"half a message", func(r recording) []byte { return []byte{0, 0} }, "wait", is(io.ErrUnexpectedEOF)},
 }
@@ -304,7 +342,7 @@ func TestBadCheckpointIsRefusedWholeAndFailoverIsStillPossible(t *testing.T) {
 				t.Fatalf("takeover: %v", err)
 			}
 			var e *colo.Error
-			if !errors.As(v.cause, &e) || e.Op != c.op || e.Mode != event.ModeSecondary || e.Epoch != 2 && e.Op != "wait" {
+			if !errors.As(v.cause, &e) || e.Op != c.op || e.Mode != event.ModeSecondary || e.Epoch != 2 && e.Op != "wait" && e.Op != "stage ram early" {
 				t.Errorf("the session ended with %q, want it to name %q of checkpoint 2", v.cause, c.op)
 			}
 			if !c.want(v.cause) {

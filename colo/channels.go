@@ -233,8 +233,8 @@ func (s *session) use(b *beside) {
 	s.link.conn.beside = b
 }
 
-// takes reports whether a primary offers channels that are to be had here.
-func (s *Secondary) takes(o *offer) bool {
+// takesChannels reports whether a primary offers channels that are to be had here.
+func (s *Secondary) takesChannels(o *offer) bool {
 	c := &s.cfg.Channels
 	if o == nil || s.beside == nil || o.Channels != len(c.Conns) {
 		return false

@@ -67,49 +67,55 @@ func skipWithoutSparseMemory(t testing.TB) {
 
 func TestASecondaryWithoutACopyMayBeCutAnywhere(t *testing.T) {
 	skipWithoutSparseMemory(t)
-	synctest.Test(t, func(t *testing.T) {
-		cut := func(ps, sp colotest.Flow, again *pair, dies bool) *pair {
-			x := newCopyless(t, options{ps: ps, sp: sp, again: again})
-			if dies {
-				x.witness.Deny = func(c colo.Claim) error {
-					if c.Mode == event.ModePrimary && len(x.s.net.Calls()) > 0 {
-						return errors.New("dead")
-					}
-					return nil
+	for _, m := range []manner{manners[0], manners[len(manners)-1]} {
+		t.Run(m.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { cutWithoutACopy(t, m) })
+		})
+	}
+}
+
+func cutWithoutACopy(t *testing.T, m manner) {
+	cut := func(ps, sp colotest.Flow, again *pair, dies bool) *pair {
+		x := newCopyless(t, options{ps: ps, sp: sp, again: again, guest: m.guest, primary: m.apply})
+		if dies {
+			x.witness.Deny = func(c colo.Claim) error {
+				if c.Mode == event.ModePrimary && len(x.s.net.Calls()) > 0 {
+					return errors.New("dead")
 				}
-			}
-			x.runAll(t)
-			return x
-		}
-		x := cut(colotest.Flow{}, colotest.Flow{}, nil, false)
-		defer func() { x.close() }()
-		x.wantWhole(t)
-		if x.s.cache.KeepsCopy() {
-			t.Error("the secondary kept a copy")
-		}
-		ps, sp, stream := x.pc.Sent(), x.sc.Sent(), x.tee.sent
-		inside := pages(stream, uint64(len(x.p.guest.Memory())))
-		took, n := map[string]int{}, 0
-		try := func(ps, sp colotest.Flow) {
-			n++
-			x = cut(ps, sp, x, n%2 == 0)
-			took[x.wantWhole(t).name]++
-			if t.Failed() {
-				t.Fatalf("cut at %v from the primary, %v from the secondary", ps.Break, sp.Break)
+				return nil
 			}
 		}
-		for at := range ps.Points(func(i int64) bool {
-			return *every || inside[i] && i%60013 == 0 || !inside[i] && i%(4001*int64(sparse())) == 0
-		}) {
-			try(colotest.Flow{Break: at}, colotest.Flow{})
+		x.runAll(t)
+		return x
+	}
+	x := cut(colotest.Flow{}, colotest.Flow{}, nil, false)
+	defer func() { x.close() }()
+	x.wantWhole(t)
+	if x.s.cache.KeepsCopy() {
+		t.Error("the secondary kept a copy")
+	}
+	ps, sp, stream := x.pc.Sent(), x.sc.Sent(), x.tee.sent
+	inside := pages(stream, uint64(len(x.p.guest.Memory())))
+	took, n := map[string]int{}, 0
+	try := func(ps, sp colotest.Flow) {
+		n++
+		x = cut(ps, sp, x, n%2 == 0)
+		took[x.wantWhole(t).name]++
+		if t.Failed() {
+			t.Fatalf("cut at %v from the primary, %v from the secondary", ps.Break, sp.Break)
 		}
-		for at := range sp.Points(func(i int64) bool { return *every || i%int64(3*sparse()) == 0 }) {
-			try(colotest.Flow{}, colotest.Flow{Break: at})
-		}
-		if took["primary"] == 0 || took["secondary"] == 0 {
-			t.Errorf("took over: %v, want both sides to have had their turn", took)
-		}
-	})
+	}
+	for at := range ps.Points(func(i int64) bool {
+		return *every || inside[i] && i%60013 == 0 || !inside[i] && i%(4001*int64(sparse())) == 0
+	}) {
+		try(colotest.Flow{Break: at}, colotest.Flow{})
+	}
+	for at := range sp.Points(func(i int64) bool { return *every || i%int64(3*sparse()) == 0 }) {
+		try(colotest.Flow{}, colotest.Flow{Break: at})
+	}
+	if took["primary"] == 0 || took["secondary"] == 0 {
+		t.Errorf("took over: %v, want both sides to have had their turn", took)
+	}
 }
 
 // words returns the messages that a side's Trace was told of, as words.

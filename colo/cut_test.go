@@ -6,6 +6,7 @@ import (
 	"errors"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/colotest"
@@ -21,6 +22,7 @@ type manner struct {
 	name   string
 	apply  func(*colo.PrimaryConfig)
 	stride int64 // of the bytes to cut at that are inside no page
+	guest  colotest.GuestConfig
 }
 
 // sparse is by how much fewer places a test tries than it could.
@@ -34,10 +36,14 @@ func sparse() int {
 	return 1
 }
 
+// wide is a guest that does not write the same pages all the time.
+var wide = colotest.GuestConfig{Pages: 24, Touch: 2, TSCPerMille: 300, Seed: 1}
+
 var manners = []manner{
-	{"early resume", func(*colo.PrimaryConfig) {}, 5},
-	{"late resume", func(c *colo.PrimaryConfig) { c.LateResume = true }, 13},
-	{"ahead", func(c *colo.PrimaryConfig) { c.AheadThreshold = 1 }, 13},
+	{"early resume", func(*colo.PrimaryConfig) {}, 5, small},
+	{"late resume", func(c *colo.PrimaryConfig) { c.LateResume = true }, 13, small},
+	{"ahead", func(c *colo.PrimaryConfig) { c.AheadThreshold = 1 }, 13, small},
+	{"early", func(c *colo.PrimaryConfig) { c.EarlyShare, c.CheckpointDelay = 0.5, 30*time.Millisecond }, 13, wide},
 }
 
 // cutRun runs a pair whose guests make progress before every step of either
@@ -53,7 +59,7 @@ func cutRunWith(t testing.TB, m manner, ps, sp colotest.Flow, dies bool, again *
 	t.Helper()
 	var x *pair
 	x = newPair(t, options{
-		ps: ps, sp: sp, again: again,
+		ps: ps, sp: sp, again: again, guest: m.guest,
 		primary: func(c *colo.PrimaryConfig) {
 			m.apply(c)
 			c.Step = func(string, uint64) { x.p.step(1) }
@@ -132,6 +138,9 @@ func TestCutAnywhereLeavesOneSideInAStateThatWas(t *testing.T) {
 				whole.wantWhole(t)
 				ps, sp, stream := whole.pc.Sent(), whole.sc.Sent(), whole.tee.sent
 				inside := pages(stream, uint64(len(whole.p.guest.Memory())))
+				if n := bytes.Count(stream, be32(uint32(colo.EarlyPages))); (n >= checkpoints) != (m.name == "early") {
+					t.Errorf("memory was sent early %d times", n)
+				}
 				// The initial synchronisation has many alike records of pages
 				// that are zero.
 				first := int64(bytes.Index(stream, []byte("\x00\x00\x00\x01\x00\x00\x00\x03")))

@@ -39,10 +39,13 @@
 //	held disk writes go on           ◄──6──    send vmstate-loaded
 //
 // A secondary of this package says [Hello] before checkpoint-ready, and a primary of
-// this package [Alive] while it waits. Such a secondary that keeps no copy of the
+// this package [Alive] while it waits. With PrimaryConfig.EarlyShare it also sends what its
+// guest has written since the last checkpoint, before there is a request: [EarlyPages], which
+// a secondary that has said [TakeEarly] stages as in step 3 while its own guest runs, and
+// drops where no checkpoint follows. Such a secondary that keeps no copy of the
 // primary's memory says [DirtyPages] before checkpoint-reply, and one that has the
 // primary's [Channels], over which pages then go in step 3, says [UseChannels] after
-// Hello. The numbers are the wire
+// Hello, in front of TakeEarly. The numbers are the wire
 // values of [Message]. The words of the three moments are used throughout: the
 // secondary stages, then commits, then has loaded.
 //

@@ -13,6 +13,7 @@ import (
 	"unicode"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/colotest"
 )
 
 // FuzzLink: whatever a peer says, a link reads what was expected or says what
@@ -72,6 +73,7 @@ func FuzzAnswers(f *testing.F) {
 	hello := slices.Concat(be32(uint32(colo.Hello)), be64(uint64(time.Minute)))
 	for _, said := range [][]byte{
 		nil, be32(0), slices.Concat(hello, be32(0)), slices.Concat(hello, be32(0, 2, 5, 6)),
+		slices.Concat(hello, be32(uint32(colo.TakeEarly)), be64(1<<63), be32(0, 2, 5, 6)), slices.Concat(hello, be32(uint32(colo.TakeEarly), uint32(colo.TakeEarly))),
 		slices.Concat(be32(0, 2), goodbye("why")), slices.Concat(hello, be32(0), goodbye("")),
 		slices.Concat(be32(uint32(colo.Goodbye)), be32(1<<31)), slices.Concat(hello, hello), be32(uint32(colo.Alive)), goodbye("\x1b[2J"),
 	} {
@@ -83,6 +85,7 @@ func FuzzAnswers(f *testing.F) {
 		defer h.close()
 		cfg := h.primary()
 		cfg.Arbiter = colo.ArbiterFunc(func(context.Context, colo.Claim) error { return nil })
+		cfg.EarlyShare, cfg.RAM = 1, h.saver
 		if err := h.guest.Resume(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -138,6 +141,7 @@ func FuzzAnnouncement(f *testing.F) {
 func FuzzSecondary(f *testing.F) {
 	r := record(f)
 	f.Add(r.second(r.ram, r.devices))
+	f.Add(slices.Concat(early(r.part(page(0x1000|0x08, colotest.Block))), early(), r.second(r.ram, r.devices)))
 	for _, c := range badCheckpoints {
 		if b := c.bad(r); len(b) < 3*4096 {
 			f.Add(b)

@@ -32,6 +32,9 @@ type offer struct {
 	// compressed, by the method's name.
 	Channels    int    `json:"channels"`
 	Compression string `json:"compression"`
+	// Early: memory may be sent between checkpoints. Differences: as differences, too.
+	Early       bool `json:"early"`
+	Differences bool `json:"differences"`
 }
 
 const announcementVersion = 1
@@ -51,6 +54,9 @@ func (o offer) announce(description []byte) []byte {
 	text = fmt.Appendf(text, `, "lockstep": {"version": %d, "checkpoint-timeout": %d, "resend": %t`, o.Version, o.CheckpointTimeout, o.Resend)
 	if o.Channels > 0 {
 		text = fmt.Appendf(text, `, "channels": %d, "compression": %q`, o.Channels, o.Compression)
+	}
+	if o.Early {
+		text = fmt.Appendf(text, `, "early": true, "differences": %t`, o.Differences)
 	}
 	return append(text, "}}"...)
 }

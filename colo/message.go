@@ -20,7 +20,7 @@ const (
 )
 
 // The words that are not QEMU's. A side says Hello and Alive only to a peer that
-// has announced that it knows them, likewise DirtyPages and UseChannels, and Goodbye also as the last word to a peer
+// has announced that it knows them, likewise DirtyPages, UseChannels, TakeEarly and EarlyPages, and Goodbye also as the last word to a peer
 // whose stream it cannot take: to a QEMU that is as good as the end of the
 // connection, which follows.
 const (
@@ -42,6 +42,13 @@ const (
 	// UseChannels, after Hello: the secondary takes the memory of checkpoints over the
 	// [Channels] that the primary has announced. It carries their number as be64.
 	UseChannels
+	// TakeEarly, after Hello and UseChannels: the secondary takes memory of a checkpoint that
+	// has not begun. It carries as be64 how many bytes of it between two checkpoints.
+	TakeEarly
+	// EarlyPages: the primary waits for its next checkpoint, and live sections follow, of
+	// what its guest has written meanwhile, up to an EOF byte. Only to a secondary that has
+	// said TakeEarly.
+	EarlyPages
 )
 
 var messageNames = [messageMax]string{
@@ -64,6 +71,10 @@ func (m Message) String() string {
 		return "dirty-pages"
 	case m == UseChannels:
 		return "use-channels"
+	case m == TakeEarly:
+		return "take-early"
+	case m == EarlyPages:
+		return "early-pages"
 	}
 	return fmt.Sprintf("message(%d)", uint32(m))
 }

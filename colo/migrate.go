@@ -131,6 +131,9 @@ func (p *Primary) sendState(ctx context.Context) error {
 		if p.beside != nil {
 			o.Channels, o.Compression = p.beside.count, p.cfg.Channels.Method.String()
 		}
+		if p.early.ram != nil {
+			o.Early, o.Differences = true, p.early.ram.Differences()
+		}
 		text = o.announce(text)
 	}
 	if !p.deferEnd(ctx) {
@@ -193,7 +196,7 @@ func (p *Primary) expectHello() error {
 }
 
 // expectChannels waits for checkpoint-ready, in front of which a secondary that takes
-// memory over channels says so.
+// memory over channels, or between checkpoints, says so.
 func (p *Primary) expectChannels() error {
 	got, at, err := p.link.next()
 	use := err == nil && got == UseChannels && p.beside != nil
@@ -209,6 +212,12 @@ func (p *Primary) expectChannels() error {
 		if err != nil {
 			return err
 		}
+	}
+	if err == nil && got == TakeEarly && p.early.ram != nil {
+		if p.early.takes, err = p.link.value(TakeEarly); err != nil {
+			return err
+		}
+		got, at, err = p.link.next()
 	}
 	if err == nil {
 		err = p.link.is(got, CheckpointReady, at)

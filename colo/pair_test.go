@@ -334,6 +334,9 @@ func (x *pair) join(t testing.TB, pc, sc io.ReadWriteCloser, o options) {
 	if o.primary != nil {
 		o.primary(&pcfg)
 	}
+	if pcfg.EarlyShare > 0 && pcfg.RAM == nil {
+		pcfg.RAM = x.p.saver
+	}
 	if o.secondary != nil {
 		o.secondary(&scfg)
 	}

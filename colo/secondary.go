@@ -20,7 +20,7 @@ type SecondaryConfig struct {
 	VM     VM                // the guest, paused
 	State  *vmstate.Registry // its devices and its memory (RAM is registered there as a live loader)
 	Loader Loader            // takes the place of State where the devices are not known
-	RAM    Stage             // a ram.Cache; it may be a Settler, a PageCounter and a CopylessStage
+	RAM    Stage             // a ram.Cache; it may be a Settler, a PageCounter, a CopylessStage and an EarlyStage
 
 	Net   SecondaryNetwork  // nil: the guest's output is not this session's concern
 	Disks replication.Group // nil: no disks
@@ -78,6 +78,10 @@ type Secondary struct {
 	tells CopylessStage // RAM, where it is one; nil otherwise
 
 	channels bool // those of the primary are used
+
+	takes      func() uint64 // how much memory may come early; nil: none
+	early      bool          // the primary has been told so
+	earlyBytes int64         // of the next checkpoint, that have come early
 
 	idle    time.Duration // IdleTimeout; 0: no bound
 	working time.Duration // the primary's CheckpointTimeout as it has announced it; 0: none
@@ -304,7 +308,8 @@ func (s *Secondary) receiveState(context.Context) error {
 			s.hosts = s.working + s.patient
 		}
 	}
-	s.channels = s.takes(a)
+	s.channels = s.takesChannels(a)
+	s.offerEarly(a)
 	if err := s.agreeOnCopy(a != nil && a.Resend); err != nil || s.tells == nil {
 		return err
 	}
@@ -340,6 +345,9 @@ func (s *Secondary) ready(context.Context) error {
 		if err := s.link.SendValue(UseChannels, uint64(s.beside.count)); err != nil {
 			return err
 		}
+	}
+	if err := s.sayEarly(); err != nil {
+		return err
 	}
 	if err := s.link.Send(CheckpointReady); err != nil {
 		return err
@@ -393,6 +401,13 @@ func (s *Secondary) awaitRequest(context.Context) error {
 		}
 		if s.ours && got == Alive {
 			s.link.trace("<", Alive, 0)
+			continue
+		}
+		if s.early && got == EarlyPages {
+			if err := s.stageEarly(at); err != nil {
+				return err
+			}
+			s.link.patience(s.idle)
 			continue
 		}
 		s.link.patience(s.worked())
@@ -539,7 +554,8 @@ func (s *Secondary) received() int64 { return s.link.R.Offset() + int64(s.beside
 func (s *Secondary) done() {
 	s.cp.PauseNS = int64(time.Since(s.began))
 	s.cp.StoppedNS = int64(s.stoppedFor)
-	s.cp.Bytes = uint64(s.received() - s.offset)
+	s.cp.Bytes = uint64(s.received() - s.offset + s.earlyBytes)
+	s.earlyBytes = 0
 	if c, ok := s.cfg.RAM.(PageCounter); ok {
 		s.cp.Pages = c.Pages()
 	}

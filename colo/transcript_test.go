@@ -164,6 +164,17 @@ func refuse(m event.Mode) func(*pair) {
 	}
 }
 
+// endAt has the primary end the protection after a checkpoint.
+func endAt(epoch uint64) func(*pair) {
+	return func(x *pair) {
+		event.Subscribe(&x.p.bus, func(c event.CheckpointCommit) {
+			if c.Epoch == epoch {
+				x.primary.End()
+			}
+		})
+	}
+}
+
 func failDisk(h func(*pair) *host, name string, do func(*pair) error) func(*pair) {
 	return func(x *pair) {
 		h(x).disk.Fail = func(c colotest.Call) error {
@@ -198,6 +209,12 @@ var scenes = []scene{
 	{name: "late-resume", options: options{primary: func(c *colo.PrimaryConfig) { c.LateResume = true }}},
 	{name: "ahead", last: 2, cause: event.CauseTimer,
 		options: options{primary: func(c *colo.PrimaryConfig) { c.AheadThreshold, c.CheckpointDelay = 1, time.Second }}},
+	{name: "early", ours: true, last: 9, cause: event.CauseTimer, primary: at("send ram early", func(x *pair) { x.p.step(1) }),
+		prepare: endAt(2), want: wantErrors(nil, colo.ErrGoodbye),
+		options: options{primary: func(c *colo.PrimaryConfig) { c.EarlyShare, c.CheckpointDelay = 0.5, time.Second }}},
+	{name: "failover-between-early-pages", ours: true, last: 9, cause: event.CauseTimer, primary: at("send ram early", func(x *pair) { x.p.step(1) }),
+		secondary: at("stage ram early", order(theSecondary)), prepare: refuse(event.ModePrimary), want: wantErrors(colo.ErrRefused, nil),
+		options: options{primary: func(c *colo.PrimaryConfig) { c.EarlyShare, c.CheckpointDelay = 0.5, time.Second }}},
 	{name: "failover-before-commit", secondary: at("stage device state", order(theSecondary)),
 		prepare: refuse(event.ModePrimary), want: wantErrors(colo.ErrRefused, nil)},
 	{name: "failover-during-commit", prepare: func(x *pair) {

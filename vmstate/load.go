@@ -34,8 +34,19 @@ const maxPackaged = 256 << 20
 // Commit has been undone. A stream that ends between sections, but before EOF,
 // is an io.ErrUnexpectedEOF like every other truncation.
 func (reg *Registry) Load(r *qemufile.Reader, onCommand func(Command) error) error {
-	err := reg.load(r, onCommand)
+	err := reg.load(r, onCommand, false)
 	if err != nil && !errors.Is(err, ErrPostcopyRun) {
+		reg.Rollback()
+	}
+	return err
+}
+
+// LoadParts is Load where only live devices have anything to say, which the guest may
+// run meanwhile for: it takes PART sections up to and including EOF, and refuses
+// everything else before it is read, with [ErrSectionType]. No device's field changes.
+func (reg *Registry) LoadParts(r *qemufile.Reader) error {
+	err := reg.load(r, nil, true)
+	if err != nil {
 		reg.Rollback()
 	}
 	return err
@@ -47,7 +58,7 @@ func (reg *Registry) Load(r *qemufile.Reader, onCommand func(Command) error) err
 func (reg *Registry) LoadDevices(state []byte, onCommand func(Command) error) error {
 	reg.memory.ResetBytes(state)
 	defer reg.memory.ResetBytes(nil)
-	err := reg.load(&reg.memory, onCommand)
+	err := reg.load(&reg.memory, onCommand, false)
 	if n := reg.memory.Buffered(); err == nil && n > 0 {
 		err = streamError(reg.memory.Offset(), fmt.Errorf("%d %w", n, ErrTrailing))
 	}
@@ -57,7 +68,7 @@ func (reg *Registry) LoadDevices(state []byte, onCommand func(Command) error) er
 	return err
 }
 
-func (reg *Registry) load(r *qemufile.Reader, onCommand func(Command) error) error {
+func (reg *Registry) load(r *qemufile.Reader, onCommand func(Command) error, partsOnly bool) error {
 	for {
 		start := r.Offset()
 		t := SectionType(r.Byte())
@@ -65,9 +76,13 @@ func (reg *Registry) load(r *qemufile.Reader, onCommand func(Command) error) err
 			return streamError(start, err)
 		}
 		var err error
-		switch t {
-		case EOF:
+		switch {
+		case t == EOF:
 			return nil
+		case partsOnly && t != SectionPart:
+			return streamError(start, fmt.Errorf("%w %d between checkpoints", ErrSectionType, byte(t)))
+		}
+		switch t {
 		case SectionStart, SectionFull:
 			err = reg.loadIntroduced(t, r, start)
 		case SectionPart, SectionEnd:
@@ -226,7 +241,7 @@ func (reg *Registry) loadPackaged(r *qemufile.Reader, c Command, onCommand func(
 	var inner qemufile.Reader
 	inner.ResetBytes(body)
 	reg.nested++
-	err = reg.load(&inner, onCommand)
+	err = reg.load(&inner, onCommand, false)
 	reg.nested--
 	var se *SectionError
 	if errors.As(err, &se) {

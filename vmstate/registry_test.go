@@ -257,6 +257,43 @@ func TestSeveralLoadsBeforeACommit(t *testing.T) {
 	}
 }
 
+// Between checkpoints the guest runs: a device's fields are its own then.
+func TestPartsAloneAreTakenBetweenCheckpoints(t *testing.T) {
+	const setup, part = `01 00000002 03 "ram" 00000000 00000004 11 7e 00000002`, `02 00000002 22 7e 00000002`
+	for why, x := range map[string]struct {
+		stream string
+		want   error
+	}{
+		"parts":          {part + part + `00`, nil},
+		"nothing":        {`00`, nil},
+		"a device":       {part + `04 00000001 01 "a" 00000000 00000002 00000009 7e 00000001 00`, ErrSectionType},
+		"a beginning":    {part + setup + `00`, ErrSectionType},
+		"an end":         {part + `03 00000002 22 7e 00000002 00`, ErrSectionType},
+		"a command":      {part + `08 0002 0000 00`, ErrSectionType},
+		"a device's id":  {`02 00000001 22 7e 00000001 00`, ErrUnknownSection},
+		"another's id":   {`02 00000009 22 7e 00000009 00`, ErrUnknownSection},
+		"a part cut off": {part + `02 00000002`, io.ErrUnexpectedEOF},
+	} {
+		a, ram := &counter{N: 5}, &live{}
+		var reg Registry
+		wantNil(t, "register", reg.Register(Entry{Name: "a", Version: 2, MinVersion: 1}, a))
+		wantNil(t, "register", reg.RegisterLive(Entry{Name: "ram", Version: 4, MinVersion: 4}, nil, ram))
+		known := hexBytes(t, setup+`04 00000001 01 "a" 00000000 00000002 00000005 7e 00000001 00`)
+		wantNil(t, "initial", reg.Load(reader(known), nil))
+		wantNil(t, "commit", reg.Commit())
+		err := reg.LoadParts(reader(hexBytes(t, x.stream)))
+		if x.want == nil {
+			wantNil(t, why, err)
+		} else {
+			wantError(t, why, err, x.want)
+		}
+		wantNil(t, "commit of nothing", reg.Commit())
+		if a.N != 5 || len(a.posted) != 1 {
+			t.Errorf("%s: the device is %d, and was applied %d times", why, a.N, len(a.posted))
+		}
+	}
+}
+
 func TestAFailedCommitSaysWhere(t *testing.T) {
 	boom := errors.New("boom")
 	a := &counter{N: 1, postErr: boom}

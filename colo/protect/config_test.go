@@ -101,6 +101,7 @@ func TestWhatASessionWouldRefuseIsRefusedAtNew(t *testing.T) {
 	for want, c := range map[string]SessionConfig{
 		"first synchronisation": {MaxDowntime: 5 * time.Second},
 		"ThrottleShare":         {ThrottleShare: 1.1},
+		"EarlyShare":            {EarlyShare: -0.1},
 		"out of range":          {XBZRLE: -1},
 		"a number":              {ThrottleMax: 100},
 	} {

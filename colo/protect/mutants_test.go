@@ -165,6 +165,42 @@ var mutants = []mutant.Mutant{
 		New:   "\tif _, err := w.Write(p.blob.b); err != nil {\n\t\treturn err\n\t}\n\tvmstate.PutDescription(w, text)\n\treturn p.link.Flush()\n",
 		Tests: ofBeginnings,
 	},
+	// Of memory that is sent between checkpoints.
+	{
+		What:  "a page that was sent early counts as one that the secondary has",
+		File:  "vmstate/ram/saver.go",
+		Old:   "\t\tif b.sent != nil {\n\t\t\tb.sent.Set(i)\n\t\t}\n\t\ts.dirty--\n",
+		New:   "\t\tif b.sent != nil && s.most == 0 {\n\t\t\tb.sent.Set(i)\n\t\t}\n\t\ts.dirty--\n",
+		Tests: []string{"-run=^TestWhatComesEarlyCountsWithItsCheckpointOnly$", "../../vmstate/ram"},
+	},
+	{
+		What:  "what has come early is the guest's at a takeover",
+		File:  "colo/secondary.go",
+		Old:   "\ts.cfg.RAM.Discard()\n",
+		New:   "\ts.cfg.RAM.Flush()\n\ts.cfg.RAM.Discard()\n",
+		Tests: []string{"-run=^TestBadCheckpointIsRefusedWholeAndFailoverIsStillPossible$", "../../colo"},
+	},
+	{
+		What:  "a difference is taken from a page that the guest may be writing",
+		File:  "vmstate/ram/stagedonly.go",
+		Old:   "(!o.ownRead || b.only.own.Has(i))",
+		New:   "b.only.own.Has(i)",
+		Tests: []string{"-run=^TestADifferenceIsNotTakenEarlyWithoutACopy$", "../../vmstate/ram"},
+	},
+	{
+		What:  "early pages are taken from a primary that was not told so",
+		File:  "colo/secondary.go",
+		Old:   "if s.early && got == EarlyPages {",
+		New:   "if got == EarlyPages {",
+		Tests: []string{"-run=^TestEarlyPagesThatNobodyTakesEndTheSession$", "../../colo"},
+	},
+	{
+		What:  "devices are loaded while the guest runs",
+		File:  "vmstate/load.go",
+		Old:   "case partsOnly && t != SectionPart:",
+		New:   "case partsOnly && t == SectionEnd:",
+		Tests: []string{"-run=^TestBadCheckpointIsRefusedWholeAndFailoverIsStillPossible$", "../../colo"},
+	},
 }
 
 // ofBeginnings has the simulator break off the beginnings of sessions.

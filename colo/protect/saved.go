@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/gocolo/lockstep/failover"
@@ -35,10 +36,12 @@ type Saved struct {
 	lazy *ram.Lazy
 	from provenance
 
-	taken     atomic.Bool // by a job
-	committed atomic.Bool
-	filled    chan struct{} // closed when there is nothing left to read, or that has failed
-	err       error         // why, once filled is closed
+	taken  atomic.Bool   // by a job
+	filled chan struct{} // closed when there is nothing left to read, or that has failed
+
+	mu        sync.Mutex
+	committed bool  // the devices are those of the file
+	err       error // why memory could not be read; then the devices cannot be any more
 }
 
 // OpenSaved makes g, which stands still and has not run, the guest that SaveMapped has
@@ -124,10 +127,17 @@ func (s *Saved) Filled() <-chan struct{} { return s.filled }
 func (s *Saved) Err() error {
 	select {
 	case <-s.filled:
-		return s.err
+		return s.why()
 	default:
 		return nil
 	}
+}
+
+// why returns why memory could not be read.
+func (s *Saved) why() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.err
 }
 
 // Close gives back what the host has given for it, where no job runs with it, before the
@@ -138,27 +148,36 @@ func (s *Saved) Close() error { return s.lazy.Close() }
 // fill reads memory until all is there, or ctx ends.
 func (s *Saved) fill(ctx context.Context) error {
 	defer close(s.filled)
-	if s.err = s.lazy.Fill(ctx); s.err != nil {
-		s.err = fmt.Errorf("protect: the memory of a saved guest: %w", s.err)
-		if !s.committed.Load() {
-			// Its devices may wait for memory, which nothing else ends. It has not run.
-			return errors.Join(s.err, s.lazy.Close())
-		}
+	return s.read(s.lazy.Fill(ctx), s.lazy.Close)
+}
+
+// read is the end of reading memory. Where that has failed before the devices were
+// committed, these may wait for memory, which nothing but giveUp ends: they then see zeros,
+// and the guest has not run and never does.
+func (s *Saved) read(err error, giveUp func() error) error {
+	if err == nil {
+		return nil
 	}
-	return s.err
+	err = fmt.Errorf("protect: the memory of a saved guest: %w", err)
+	s.mu.Lock()
+	s.err = err
+	committed := s.committed
+	s.mu.Unlock()
+	if committed {
+		return err
+	}
+	return errors.Join(err, giveUp())
 }
 
 // commit makes the devices those of the file.
 func (s *Saved) commit() error {
 	err := commit(s.reg)
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if err == nil {
-		s.committed.Store(true)
-		select {
-		case <-s.filled:
-			err = s.err // what the devices have seen may be nothing
-		default:
-		}
+		err = s.err // what the devices have seen may be nothing
 	}
+	s.committed = err == nil
 	return err
 }
 
@@ -170,7 +189,7 @@ func (j *Job) memoryIsThere(ctx context.Context) error {
 	}
 	select {
 	case <-s.filled:
-		return s.err
+		return s.why()
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}

@@ -58,6 +58,7 @@ type simulation struct {
 	dead   []*host
 	ended  []*host // that followed nobody, and were booted anew
 	steps  steps
+	early  early
 	begun  bool // a session was broken off while its first state was sent or loaded
 	third  bool // the third host was in step with another
 	tended int  // how many
@@ -86,6 +87,7 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 	s := &simulation{world: w, rng: rand.New(rand.NewPCG(seed, 0)), more: rand.New(rand.NewPCG(seed, 2)), live: map[string]*host{}}
 	w.guest.Interval = time.Duration(10+2*s.rng.IntN(20)) * time.Millisecond
 	s.paces(seed)
+	s.sendsEarly(seed)
 	if !slices.Contains(keptSeeds, seed) {
 		s.newer = rand.New(rand.NewPCG(seed, 3))
 	}
@@ -168,6 +170,9 @@ func (s *simulation) start(name string, first bool) {
 	s.live[name] = s.boot(name, first, func(c *Config) {
 		c.Channels.Count = s.channels
 		c.Session.Step = s.steps.passes
+		if c.Session.EarlyShare = s.early.share; s.early.share > 0 {
+			c.Session.Trace = s.early.hears
+		}
 	})
 }
 
@@ -620,7 +625,7 @@ func TestSimulatedFaults(t *testing.T) {
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	var compared, agreed, diverged uint64
 	done := newCounts()
-	var threes, thirds, tended, begins, begun int
+	var threes, thirds, tended, begins, begun, earlies, pieces int
 	one := func(seed uint64, record *trace) (lost bool) {
 		defer func() { // a bubble in which nothing can go on
 			if p := recover(); p != nil {
@@ -642,6 +647,10 @@ func TestSimulatedFaults(t *testing.T) {
 			}
 			if s.begun {
 				begun++
+			}
+			if s.early.share > 0 {
+				earlies++
+				pieces += int(s.early.sent.Load())
 			}
 			if len(s.names) > 2 {
 				threes++
@@ -704,6 +713,12 @@ func TestSimulatedFaults(t *testing.T) {
 		t.Logf("in %d of %d the beginning of a session was broken off", begun, begins)
 		if begins >= 12 && begun == 0 {
 			t.Error("no session was ever broken off at its beginning")
+		}
+	}
+	if earlies > 0 {
+		t.Logf("in %d of them memory was sent between checkpoints, in %d pieces", earlies, pieces)
+		if earlies >= 4 && pieces == 0 {
+			t.Error("no memory was ever sent between checkpoints")
 		}
 	}
 	t.Logf("%d seeds, in %d the guest died with the only host that had it, in %d a host whose disk had failed was booted anew; %.0f seeds a second", len(run), lost, tended, float64(len(run))/time.Since(begin).Seconds())

@@ -22,6 +22,10 @@ type SessionConfig struct {
 	ThrottleMax   int           // in percent; 0: 99
 	ThrottleShare float64       // 0 to 1; 0: the guest is never slowed down between checkpoints
 	XBZRLE        int64         // bytes; 0: no differences are sent
+	// EarlyShare, 0 to 1, is how much of the link is spent between two checkpoints on what
+	// the guest has written since the last; 0: none. A host with NoMemoryCopy takes nothing
+	// early from a primary with XBZRLE.
+	EarlyShare float64
 
 	// Step is called before each step of a session, on its goroutine, with this host's
 	// side, the step's name, which package colo lists, and the number of the checkpoint. It
@@ -44,6 +48,8 @@ func (c *SessionConfig) check(timeout time.Duration) error {
 		return fmt.Errorf("protect: CheckpointTimeout, %v, must be longer than %v, which the pause of the first synchronisation may take", timeout, downtime)
 	case !(c.ThrottleShare >= 0 && c.ThrottleShare <= 1):
 		return fmt.Errorf("protect: Session.ThrottleShare is %v, not 0 to 1", c.ThrottleShare)
+	case !(c.EarlyShare >= 0 && c.EarlyShare <= 1):
+		return fmt.Errorf("protect: Session.EarlyShare is %v, not 0 to 1", c.EarlyShare)
 	case c.MaxDowntime < 0, c.MaxPasses < 0, c.XBZRLE < 0, c.ThrottleMax > 99:
 		return errors.New("protect: Session has a number that is out of range")
 	}
@@ -80,6 +86,6 @@ func (c *SessionConfig) saver() ram.SaverConfig {
 
 func (c *SessionConfig) primary(p *colo.PrimaryConfig) {
 	p.MaxDowntime, p.MaxPasses = c.MaxDowntime, c.MaxPasses
-	p.ThrottleMax, p.ThrottleShare = c.ThrottleMax, c.ThrottleShare
+	p.ThrottleMax, p.ThrottleShare, p.EarlyShare = c.ThrottleMax, c.ThrottleShare, c.EarlyShare
 	p.Step, p.Trace = c.step(event.ModePrimary), c.trace(event.ModePrimary)
 }

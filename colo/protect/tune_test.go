@@ -22,6 +22,7 @@ func TestASessionIsWatchedFromInside(t *testing.T) {
 		watched := func(c *Config) {
 			c.LateResume, c.MinInterval = true, 10*time.Millisecond
 			c.Session = SessionConfig{
+				EarlyShare: 0.5,
 				Step: func(side event.Mode, op string, epoch uint64) {
 					mu.Lock()
 					defer mu.Unlock()
@@ -63,7 +64,7 @@ func TestASessionIsWatchedFromInside(t *testing.T) {
 				t.Errorf("%d connections of the %v", conns[side], side)
 			}
 		}
-		if !slices.Contains(sent[event.ModePrimary], colo.CheckpointRequest) || !slices.Contains(sent[event.ModeSecondary], colo.VMStateReceived) {
+		if !slices.Contains(sent[event.ModePrimary], colo.CheckpointRequest) || !slices.Contains(sent[event.ModePrimary], colo.EarlyPages) || !slices.Contains(sent[event.ModeSecondary], colo.VMStateReceived) {
 			t.Errorf("%v", sent)
 		}
 	})

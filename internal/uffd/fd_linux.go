@@ -219,6 +219,16 @@ func (f *FD) WriteProtect(mem []byte, on bool) error {
 	}
 }
 
+// CanWait returns why Faults could not wait here: Go's poller does not take the descriptor,
+// as when the system watches as many as it may. Whoever is about to make memory missing asks
+// first.
+func (f *FD) CanWait() error {
+	if err := f.file.SetReadDeadline(time.Time{}); err != nil {
+		return fmt.Errorf("uffd: faults cannot be waited for: %w", err)
+	}
+	return nil
+}
+
 // maxFaults is how many faults one read takes.
 const maxFaults = 64
 
@@ -227,6 +237,9 @@ const maxFaults = 64
 // would keep a processor from those who fetch the page, until the scheduler notices, which
 // takes longer than to fetch it. After Interrupt or Close it returns [ErrClosed].
 func (f *FD) Faults(buf []Fault) (int, error) {
+	if len(buf) == 0 {
+		return 0, nil
+	}
 	var messages [maxFaults]message
 	const size = int(unsafe.Sizeof(message{}))
 	for {

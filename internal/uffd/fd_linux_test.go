@@ -275,6 +275,7 @@ type fakeKernel struct {
 	api       error
 	opened    int
 	scan      error
+	path      string // what a descriptor is of; "": something that can be waited for
 }
 
 func (k *fakeKernel) fd(err error) (int, error) {
@@ -282,7 +283,10 @@ func (k *fakeKernel) fd(err error) (int, error) {
 		return -1, err
 	}
 	k.opened++
-	return unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if k.path != "" {
+		return unix.Open(k.path, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	}
+	return unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK)
 }
 
 func (k *fakeKernel) userfaultfd(int) (int, error) { return k.fd(k.call) }
@@ -334,6 +338,30 @@ func TestTheErrorNamesWhatIsMissing(t *testing.T) {
 				t.Errorf("%d files open, before %d", after, before)
 			}
 		})
+	}
+}
+
+// Where Go's poller does not take the descriptor (there may be too many already), Faults would
+// not wait, and nobody would answer who touches memory: that is known before any is missing.
+func TestWhetherFaultsCanBeWaitedForIsKnownBefore(t *testing.T) {
+	for path, can := range map[string]bool{"": true, "/dev/null": false} {
+		f, err := open(&fakeKernel{features: WPAsync, path: path}, WPAsync)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.CanWait(); (err == nil) != can {
+			t.Errorf("%q: %v", path, err)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestFaultsWithoutRoomAreNone(t *testing.T) {
+	f := openFD(t, 0)
+	if n, err := f.Faults(nil); n != 0 || err != nil {
+		t.Errorf("%d, %v", n, err)
 	}
 }
 

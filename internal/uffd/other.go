@@ -31,6 +31,9 @@ func (f *FD) Wake(mem []byte) error { return errPlatform }
 // WriteProtect fails with a [*FeatureError].
 func (f *FD) WriteProtect(mem []byte, on bool) error { return errPlatform }
 
+// CanWait fails with a [*FeatureError].
+func (f *FD) CanWait() error { return errPlatform }
+
 // Faults fails with a [*FeatureError].
 func (f *FD) Faults(buf []Fault) (int, error) { return 0, errPlatform }
 

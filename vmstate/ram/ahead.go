@@ -2,7 +2,7 @@ package ram
 
 import "math/bits"
 
-// hotFor is in how many rounds a page that was found hot is tried again.
+// hotFor is before how many checkpoints a page that was found hot is tried again.
 const hotFor = 16
 
 // aheadCount says what became of the pages that were sent ahead.
@@ -10,29 +10,63 @@ type aheadCount struct{ pages, again uint64 }
 
 // BeginAhead says that the SaveIterate calls up to the next SaveComplete send memory ahead of
 // a checkpoint, while the guest runs. Pending(true) comes before it. They leave out the pages
-// that are hot: of those that an earlier round sent ahead, the ones that the guest had written
-// again when it stood still, so that they went twice. Hot pages go with the checkpoint alone.
-// A sixteenth of them is tried again in each round, and one that the guest has not written
-// since the last checkpoint is hot no more. It makes a Saver a colo.AheadSender.
-func (s *Saver) BeginAhead() {
+// that are hot: of those that were sent ahead, before this checkpoint or an earlier one, the
+// ones that the guest had written again when the log was next read or it stood still, so that
+// they went twice. Hot pages go with the checkpoint alone. A sixteenth of them is tried again
+// before each checkpoint, and one that the guest has not written from one checkpoint to the
+// next is hot no more. It makes a Saver a colo.AheadSender.
+//
+// It may be called again before that SaveComplete, after another Pending(true): what is sent
+// then is counted with what was before.
+func (s *Saver) BeginAhead() { s.beginAhead(0) }
+
+// BeginEarly is BeginAhead for SaveIterate calls that send about most bytes each, in place of
+// SaverConfig.IterateBytes, until BeginAhead or SaveComplete. It returns how many bytes of
+// memory they have to send. It makes a Saver a colo.EarlySender.
+func (s *Saver) BeginEarly(most int) uint64 {
+	s.beginAhead(most)
+	return uint64(s.dirty-s.spared) * PageSize
+}
+
+// Differences reports whether pages may go as differences (SaverConfig.XBZRLE).
+func (s *Saver) Differences() bool { return s.deltas != nil }
+
+func (s *Saver) beginAhead(most int) {
 	if s.bad != nil {
 		return
 	}
-	s.endAhead()
 	s.abandon()
-	s.ahead, s.sent = true, aheadCount{}
+	s.most = most
+	if s.ahead {
+		s.findHot(func(b *saverBlock) Bitmap { return b.dirty })
+	} else {
+		s.ahead, s.sent = true, aheadCount{}
+		for i := range s.blocks {
+			for w := range s.blocks[i].hot {
+				// Another sixteenth of each word before each checkpoint.
+				s.blocks[i].hot[w] &^= 0x0001000100010001 << (s.aheads % hotFor)
+			}
+		}
+		s.aheads++
+	}
+	s.countSpared()
+}
+
+// findHot finds the pages that were sent ahead and have to go again, which again names.
+func (s *Saver) findHot(again func(*saverBlock) Bitmap) {
 	for i := range s.blocks {
 		b := &s.blocks[i]
-		for w, hot := range b.hot {
-			if hot == 0 {
+		list := again(b)
+		for w, early := range b.early {
+			twice := early & list[w]
+			if twice == 0 {
 				continue
 			}
-			// Another sixteenth of each word in each round.
-			b.hot[w] = hot & b.dirty[w] &^ (0x0001000100010001 << (s.aheads % hotFor))
+			b.hot[w] |= twice
+			b.early[w] &^= twice
+			s.sent.again += uint64(bits.OnesCount64(twice))
 		}
 	}
-	s.aheads++
-	s.countSpared()
 }
 
 // countSpared counts the dirty pages that SaveIterate leaves out.
@@ -49,26 +83,23 @@ func (s *Saver) countSpared() {
 	}
 }
 
-// Ahead returns how many pages were sent ahead of the last checkpoint, and how many of those
-// had to be sent again with it.
+// Ahead returns how many pages were sent ahead of the last checkpoint, or have been of the
+// next one, and how many of those were sent again, or have to be.
 func (s *Saver) Ahead() (pages, again uint64) { return s.sent.pages, s.sent.again }
 
-// endAhead ends a round of sending ahead, and finds the pages that went twice: taken has those
-// that the checkpoint sent.
+// endAhead ends the sending ahead of a checkpoint, and finds the pages that went twice: taken
+// has those that the checkpoint sent.
 func (s *Saver) endAhead() {
 	if !s.ahead {
 		return
 	}
-	s.ahead, s.spared = false, 0
+	s.ahead, s.spared, s.most = false, 0, 0
+	s.findHot(func(b *saverBlock) Bitmap { return b.taken })
 	for i := range s.blocks {
 		b := &s.blocks[i]
-		for w, early := range b.early {
-			if early == 0 {
-				continue
-			}
-			twice := early & b.taken[w]
-			b.hot[w] |= twice
-			s.sent.again += uint64(bits.OnesCount64(twice))
+		for w := range b.hot {
+			// Whatever the guest has written went early, or with the checkpoint.
+			b.hot[w] &= b.early[w] | b.taken[w]
 			b.early[w] = 0
 		}
 	}

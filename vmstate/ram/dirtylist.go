@@ -19,7 +19,9 @@ import (
 // CacheConfig.StagedOnly, having said so with [Cache.Resent] before the first Flush
 // of the session, calls it once for each checkpoint but the first: before
 // the first page of the checkpoint is sent, and with the guest paused until
-// Flush. A cache that keeps a copy writes an empty list.
+// Flush. A cache that keeps a copy writes an empty list. A page that is staged already,
+// since it came while the guest ran, is in no list: what the guest wrote there does not
+// matter any more.
 //
 // The guest's memory is then at every moment that of one checkpoint and what the
 // guest did since, as without StagedOnly; but until the first Flush of a session
@@ -40,8 +42,8 @@ func (c *Cache) SaveDirty(w *qemufile.Writer) error {
 		}
 		b.only.own.ClearRange(int(b.length/PageSize), 64*len(b.only.own))
 		words := 0
-		for _, word := range b.only.own {
-			if word != 0 {
+		for wi, word := range b.only.own {
+			if word&^b.staged[wi] != 0 {
 				words++
 			}
 		}
@@ -51,7 +53,7 @@ func (c *Cache) SaveDirty(w *qemufile.Writer) error {
 		w.PutCountedString(b.Name)
 		w.PutBE32(uint32(words))
 		for wi, word := range b.only.own {
-			if word != 0 {
+			if word &^= b.staged[wi]; word != 0 {
 				w.PutBE32(uint32(wi))
 				w.PutBE64(word)
 			}

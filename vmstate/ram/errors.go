@@ -56,7 +56,8 @@ var (
 
 	// ErrNotResent: a page that the secondary's guest wrote, of which the primary
 	// sent a difference or nothing, to a cache that has not kept it
-	// (CacheConfig.StagedOnly).
+	// (CacheConfig.StagedOnly); or the difference of any page that is not staged,
+	// before SaveDirty has told what was written.
 	ErrNotResent = errors.New("page that was written here was not sent again")
 
 	// ErrDirtyList: a list of pages to be sent again (Saver.LoadDirty) that does

@@ -43,12 +43,13 @@ func (k kind) one(t testing.TB, n int, cfg CacheConfig) (*guest, *Cache) {
 	return g, k.cache(t, g, cfg)
 }
 
-// begun has the cache at the first checkpoint of a session, where that makes a
+// begun has the cache in the first checkpoint of a session, where that makes a
 // difference: before, with nothing but what is staged, the guest is void.
 func (k kind) begun(t testing.TB, c *Cache) {
 	t.Helper()
 	if k.cfg.StagedOnly {
 		flush(t, c)
+		dirtyList(t, c)
 	}
 }
 

@@ -119,6 +119,9 @@ func (l *Lazy) open() (*uffd.FD, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ram: postcopy: %w", err)
 	}
+	if err := fd.CanWait(); err != nil {
+		return nil, errors.Join(fmt.Errorf("ram: postcopy: %w", err), fd.Close())
+	}
 	return fd, nil
 }
 
@@ -291,9 +294,7 @@ func (l *Lazy) Close() error {
 	if l.fd == nil {
 		return nil
 	}
-	fd := l.fd
-	l.fd = nil
-	return fd.Close()
+	return l.fd.Close() // it stays: who comes late finds it closed
 }
 
 // Interrupt makes Serve return.

@@ -41,6 +41,7 @@ type fileBlock struct {
 func (l *Lazy) OpenMapped(f io.ReaderAt, at int64) (end int64, err error) {
 	from := &lazyFile{f: f, blocks: make([]fileBlock, len(l.blocks))}
 	listed := 0
+	named := make([]bool, len(l.blocks)) // there may be several lists
 	r := qemufile.NewReader(io.NewSectionReader(f, at, 1<<62))
 	k := Walker{Format: Format{MappedRAM: true}, origin: at}
 	k.bitmaps = func(info BlockInfo, m *MappedBlock, words []byte) {
@@ -51,19 +52,26 @@ func (l *Lazy) OpenMapped(f io.ReaderAt, at int64) (end int64, err error) {
 		}
 	}
 	err = k.Walk(r, func(rec *Record) error {
-		if rec.Kind != KindMappedBlock {
+		switch rec.Kind {
+		case KindMappedBlock:
+		case KindBlockList, KindMultiFDFlush, KindEOS:
 			return nil
+		default:
+			return &Error{Op: "map", Block: rec.Block, Offset: rec.Offset, Stream: rec.Stream, Err: fmt.Errorf("%w: %v beside the pages of a file", ErrFlags, rec.Kind)}
 		}
 		info := rec.Blocks[0] // its bitmap is read next
 		i, ok := l.index[info.Name]
 		switch {
 		case !ok:
 			return &Error{Op: "map", Block: info.Name, Stream: rec.Stream, Err: ErrUnknownBlock}
+		case named[i]:
+			return &Error{Op: "map", Block: info.Name, Stream: rec.Stream, Err: fmt.Errorf("%w: listed twice", ErrBlockList)}
 		case info.Length != l.blocks[i].length:
 			return &Error{Op: "map", Block: info.Name, Stream: rec.Stream, Err: fmt.Errorf("%w: length %#x, here %#x", ErrBlockList, info.Length, l.blocks[i].length)}
 		case rec.Mapped.PageSize != PageSize:
 			return &Error{Op: "map", Block: info.Name, Stream: rec.Stream, Err: fmt.Errorf("%w: pages of %d bytes", ErrMapped, rec.Mapped.PageSize)}
 		}
+		named[i] = true
 		listed++
 		return nil
 	})

@@ -83,6 +83,9 @@ func (l *Lazy) block(r *qemufile.Reader, word uint64) (*lazyBlock, error) {
 
 // page reads what follows a page's first word.
 func (l *Lazy) page(r *qemufile.Reader, b *lazyBlock, off, kind uint64) error {
+	if l.from != nil {
+		return fmt.Errorf("%w: %#x beside the pages of a file", ErrFlags, kind)
+	}
 	live := l.listening.Load()
 	dst := b.Host[off : off+PageSize : off+PageSize]
 	if live {

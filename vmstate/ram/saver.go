@@ -85,8 +85,9 @@ type Saver struct {
 	sendDeltas bool          // the first round, in which every page is new, is over
 	delta      [PageSize]byte
 
-	aheads uint64 // rounds that began with BeginAhead
+	aheads uint64 // checkpoints that memory was sent ahead of
 	ahead  bool   // BeginAhead was called, and SaveComplete not yet
+	most   int    // bytes that SaveIterate sends; 0: as configured
 	spared int    // of dirty, pages that SaveIterate leaves out
 	sent   aheadCount
 
@@ -107,7 +108,7 @@ type saverBlock struct {
 	dirty Bitmap
 	taken Bitmap      // dirty pages that are in the arena, or go with this checkpoint
 	sent  Bitmap      // pages sent, or captured, since the last Confirm; nil if the saver is not resumable
-	early Bitmap      // pages that were sent ahead since BeginAhead
+	early Bitmap      // pages that were sent ahead of this checkpoint, and not written since, as far as the log was read
 	hot   Bitmap      // pages that are not worth it: see BeginAhead
 	told  bool        // in the list that LoadDirty reads
 	marks []deltaMark // of pages; nil: none has been sent as a difference
@@ -221,7 +222,7 @@ func (s *Saver) SaveSetup(w *qemufile.Writer) error {
 // SaveIterate sends up to about SaverConfig.IterateBytes of dirty pages, less
 // if the writer's rate limit says so, straight from the guest's memory. done
 // means that no page is known to be dirty any more; what the guest dirtied
-// since the log was last read only Pending(true) finds. After BeginAhead it leaves
+// since the log was last read only Pending(true) finds. After BeginAhead or BeginEarly it leaves
 // out some, and done means that no other is known. A capture that was not
 // sent is given up.
 //
@@ -234,12 +235,16 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 	s.abandon()
 	s.begin()
 	start := w.Transferred()
-	limit := start + int64(s.cfg.IterateBytes)
+	most := s.cfg.IterateBytes
+	if s.most > 0 {
+		most = s.most
+	}
+	limit := start + int64(most)
 	s.sentElsewhere = 0
 	s.enter(w)
 	var heads zeroHeads
 	// A zero page costs few bytes, but its time: count pages too.
-	for pages := 16 * s.cfg.IterateBytes / PageSize; s.dirty > s.spared && pages >= 0; pages-- {
+	for pages := 16 * most / PageSize; s.dirty > s.spared && pages >= 0; pages-- {
 		if w.Transferred()+s.sentElsewhere >= limit || w.Err() != nil || pages&15 == 0 && w.RateExceeded() {
 			break
 		}

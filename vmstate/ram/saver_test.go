@@ -124,6 +124,7 @@ func TestDifferencesAreSentWhereTheyAreShorter(t *testing.T) {
 		l.sync(s, c)
 		step := func(captured bool, want Stats) {
 			t.Helper()
+			tell(t, c, s)
 			if captured {
 				capture(t, s)
 			}

@@ -90,13 +90,10 @@ func (o *stagedOnly) base(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 		return o.place(c, b, i)
 	}
 	staged, zero := b.staged.Has(i), !b.data.Has(i)
-	if !staged {
-		if err := o.readOwn(c); err != nil {
-			return nil, err
-		}
-		if b.only.own.Has(i) {
-			return nil, ErrNotResent
-		}
+	// The guest's page is the primary's only where SaveDirty has said that it is not among
+	// those that were written, and only as long as the guest stands still.
+	if !staged && !c.first && (!o.ownRead || b.only.own.Has(i)) {
+		return nil, ErrNotResent
 	}
 	page, err := o.place(c, b, i)
 	switch {
