@@ -57,12 +57,13 @@ func TestADeviceThatDoesNotMarkWhatItWritesIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Close()
-	memory, err := newMemory(cfg, m)
+	hosted, err := newGuest(cfg, m, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer memory.Close()
-	if err := memory.verifier.StartDirtyLog(); err != nil {
+	defer hosted.Close()
+	saver := ram.NewSaver(hosted.Blocks(), hosted, ram.SaverConfig{}) // a job's
+	if err := hosted.StartDirtyLog(); err != nil {
 		t.Fatal(err)
 	}
 	ctx := context.Background()
@@ -70,7 +71,7 @@ func TestADeviceThatDoesNotMarkWhatItWritesIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	m.Memory()[3*ram.PageSize]++
-	if _, err := memory.saver.Capture(); err != nil {
+	if _, err := saver.Capture(); err != nil {
 		t.Fatal(err)
 	}
 	if want := []uint64{3 * ram.PageSize}; !slices.Equal(missed, want) {
