@@ -50,7 +50,7 @@ func startInProcess(cfg trial.SideConfig) *inProcess {
 	go func() {
 		err := trial.Serve(in, out, func(ctx context.Context, fail context.CancelCauseFunc, parent *trial.Parent) error {
 			h := newHost(parent.Config, parent.Reports)
-			h.make = func(cfg trial.SideConfig, out sender, write writer) (machine, error) {
+			h.create = func(cfg trial.SideConfig, out sender, write writer) (machine, error) {
 				m, err := newMachine(cfg, out, write)
 				return broken{m, p.fails}, err
 			}

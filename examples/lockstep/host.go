@@ -28,7 +28,7 @@ const machineType = "lockstep-flat"
 type host struct {
 	cfg     trial.SideConfig
 	reports *trial.Reporter
-	make    func(trial.SideConfig, sender, writer) (machine, error) // makes the guest
+	create  func(trial.SideConfig, sender, writer) (machine, error) // makes the guest
 
 	machine machine
 	nic     *network
@@ -53,7 +53,7 @@ func sideMain(in io.Reader, out io.Writer) error {
 }
 
 func newHost(cfg trial.SideConfig, reports *trial.Reporter) *host {
-	return &host{cfg: cfg, reports: reports, make: newMachine, proceed: make(chan struct{})}
+	return &host{cfg: cfg, reports: reports, create: newMachine, proceed: make(chan struct{})}
 }
 
 // run protects the guest until it is told to stop, and tells then what the guest
@@ -131,7 +131,7 @@ func (h *host) build(ctx context.Context, cable *cable) (err error) {
 		write = func(p []byte, off int64, flush bool) error { return writeTo(h.disk, p, off, flush) }
 	}
 	send := func(packet []byte) error { return h.nic.WritePacket(h.cfg.VLAN.Tag(packet)) }
-	if h.machine, err = h.make(h.cfg, send, write); err != nil {
+	if h.machine, err = h.create(h.cfg, send, write); err != nil {
 		return err
 	}
 	if continuous {

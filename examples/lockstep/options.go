@@ -90,7 +90,7 @@ const (
 )
 
 // notInSeries are flags that belong to a run with one loss.
-var notInSeries = []string{"kill", "kill-at", "stop-for", "timeline", "verify-dirty", "early-resume", "throttle"}
+var notInSeries = []string{"kill", "kill-at", "stop-for", "timeline"}
 
 // A victim that is stopped for longer would be given up.
 const maxStop = 4 * time.Second
@@ -284,12 +284,15 @@ func (o *options) again(backend string, checkpoints int, seed uint64) string {
 	if o.StopFor > 0 {
 		more += fmt.Sprintf(" -stop-for %v", o.StopFor)
 	}
-	if o.Failovers+o.Switchovers > 0 {
-		return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -failovers %d -switchover %d -term %v -lost-after %v -diverge %v%s -seed %d",
-			backend, o.Mode, o.VCPUs, size.Bytes(o.Mem), o.Dirty, o.Interval, checkpoints, o.Failovers, o.Switchovers, o.Term, o.Lost, o.Diverge, more, seed)
-	}
 	if o.Throttle > 0 {
 		more += fmt.Sprintf(" -throttle %v", o.Throttle)
+	}
+	if o.VerifyDirty {
+		more += " -verify-dirty"
+	}
+	if o.Failovers+o.Switchovers > 0 {
+		return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -failovers %d -switchover %d -term %v -lost-after %v -diverge %v -early-resume=%v%s -seed %d",
+			backend, o.Mode, o.VCPUs, size.Bytes(o.Mem), o.Dirty, o.Interval, checkpoints, o.Failovers, o.Switchovers, o.Term, o.Lost, o.Diverge, o.EarlyResume, more, seed)
 	}
 	if o.Lost != defaultLost {
 		more += fmt.Sprintf(" -lost-after %v", o.Lost)

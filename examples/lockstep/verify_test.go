@@ -39,6 +39,15 @@ func TestTheDirtyLogOfEitherBackendLacksNothing(t *testing.T) {
 	}
 }
 
+// Between two sessions the log stays on, and the next begins with what it says.
+func TestTheDirtyLogOfAGuestThatChangesHostsLacksNothing(t *testing.T) {
+	needTracker(t)
+	s, _ := summed(t, "-backend", "sim", "-disk", "0", "-failovers", "1", "-switchover", "1", "-term", "400ms", "-verify-dirty", "-early-resume=false")
+	if s.Lost+s.Contradicted+s.Corrupted != 0 || s.Failovers != 1 || s.Switchovers != 1 {
+		t.Errorf("%+v %+v", s, s.SeriesFigures)
+	}
+}
+
 func TestADeviceThatDoesNotMarkWhatItWritesIsNamed(t *testing.T) {
 	needTracker(t)
 	p := guest.Params{VCPUs: 1, Pages: 16, Touch: 2, Seed: 1}

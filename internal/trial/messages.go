@@ -60,7 +60,7 @@ func (r *Run) handle(m message) error {
 	case rep.Claimed != nil:
 		r.out.claim(*rep.Claimed)
 	case rep.Missed != nil:
-		r.missed = append(r.missed, fmt.Sprintf("the %s's %s at %#x", m.side, rep.Missed.Block, rep.Missed.Offset))
+		r.miss(m.side, *rep.Missed)
 	case rep.Stopped != nil:
 		r.stopped = rep.Stopped
 	case rep.Histories != nil:

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/gocolo/lockstep/internal/killpoint"
@@ -28,6 +29,7 @@ type pair struct {
 	addr          map[string]string // where the hosts are reached
 	output        string            // where the client is
 	state         map[string]string // of each host's job, in the words of package protect; "": it has ended, or said nothing yet
+	missed        []string          // pages that a dirty log lacked
 
 	Result
 }
@@ -144,6 +146,20 @@ func (p *pair) states(ctx context.Context, err error) error {
 		return err
 	}
 	return fmt.Errorf("%w (%s: %q, %s: %q)", err, called(p.first), p.state[p.first], called(p.second), p.state[p.second])
+}
+
+// miss notes a page that the dirty log of a host lacked.
+func (p *pair) miss(host string, page MissedPage) {
+	p.missed = append(p.missed, fmt.Sprintf("%s's %s at %#x", called(host), page.Block, page.Offset))
+}
+
+// verified returns an error that names what the dirty logs have lacked.
+func (p *pair) verified() error {
+	n := len(p.missed)
+	if n == 0 {
+		return nil
+	}
+	return fmt.Errorf("written, and in no dirty log, %d times: %s", n, strings.Join(p.missed[:min(n, 10)], ", "))
 }
 
 // beside returns an error as it is if there is no other.

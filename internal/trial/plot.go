@@ -234,12 +234,3 @@ func (r *Result) verify(c *client, survivor string) error {
 	r.frames = c.frames
 	return nil
 }
-
-// verified returns an error that names what the dirty logs have lacked.
-func (r *Run) verified() error {
-	n := len(r.missed)
-	if n == 0 {
-		return nil
-	}
-	return fmt.Errorf("written, and in no dirty log, %d times: %s", n, strings.Join(r.missed[:min(n, 10)], ", "))
-}

@@ -30,7 +30,6 @@ type Run struct {
 	gaveUp   string            // why the other does not go on; "": nothing is known of it
 	closing  bool              // the hosts are meant to end
 	stopped  *Stopped
-	missed   []string // pages that a dirty log lacked
 }
 
 // Result is what a run has shown so far; it is complete when Do returns.

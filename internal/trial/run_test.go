@@ -35,6 +35,16 @@ func TestAMissedPageFailsTheRun(t *testing.T) {
 	if err := r.verified(); err == nil || !strings.Contains(err.Error(), "the secondary's guest.ram at 0x5000") {
 		t.Errorf("%v", err)
 	}
+	s := NewSeries(Config{}, "sim", 1, new(Printer))
+	if err := s.verified(); err != nil {
+		t.Errorf("nothing is missing: %v", err)
+	}
+	if err := s.handle(message{side: hostB, report: Report{Missed: &MissedPage{"guest.ram", 0x5000}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.verified(); err == nil || !strings.Contains(err.Error(), "host b's guest.ram at 0x5000") {
+		t.Errorf("%v", err)
+	}
 }
 
 func TestAThrottledGuestIsPartOfTheRun(t *testing.T) {

@@ -262,6 +262,9 @@ func (s *Series) judge(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	if err := s.verified(); err != nil {
+		return err
+	}
 	return s.verify(s.client, lead)
 }
 
@@ -286,6 +289,8 @@ func (s *Series) handle(m message) error {
 		s.counted++
 		s.count(m.from, *c.Traffic)
 		s.out.checkpoint(c)
+	case rep.Missed != nil:
+		s.miss(m.side, *rep.Missed)
 	case rep.Switched != nil:
 		s.switched = rep.Switched
 	case rep.Histories != nil:
