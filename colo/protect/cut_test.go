@@ -196,6 +196,29 @@ func TestEveryChangeOfStateIsAnEvent(t *testing.T) {
 	})
 }
 
+// The last change of state, which the end of its context makes, is no exception.
+func TestWhoHearsOfAChangeOfStateHearsItBeforeRunReturns(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		var heard atomic.Bool
+		a := w.boot("a", true, func(c *Config) {
+			c.Events.SubscribeAll(func(r event.Record) {
+				if e, ok := r.Event.(event.JobStatusChange); ok && e.State == Concluded.String() {
+					time.Sleep(time.Second) // it writes it down
+					heard.Store(true)
+				}
+			})
+		})
+		a.is(Alone)
+		synctest.Wait() // that has been told, too: who comes next would wait for the first
+		a.stop(errHalt)
+		<-a.done
+		if !heard.Load() {
+			t.Error("Run has returned, and somebody is still being told")
+		}
+		a.leave()
+	})
+}
+
 func TestSynchronisationSaysHowFarItIs(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		w.guest.Memory = 8 << 20

@@ -289,7 +289,7 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, err error)
 	if len(j.cfg.Network) > 0 {
 		cfg.Net = nets(j.cfg.Network)
 	}
-	secondary, err := colo.NewSecondary(s.wire, cfg)
+	secondary, err := colo.NewSecondary(s.wire.link(), cfg)
 	if err != nil {
 		return nil, err
 	}

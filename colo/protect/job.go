@@ -149,7 +149,9 @@ func (j *Job) Run(ctx context.Context) error {
 	}
 
 	all, end := context.WithCancelCause(context.WithoutCancel(ctx))
+	ended := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
 		end(context.Cause(ctx)) // first: a job that was stopped is not taken for one that is completed
 		j.do(stopped, context.Cause(ctx).Error())
 	})
@@ -187,7 +189,9 @@ func (j *Job) Run(ctx context.Context) error {
 	}
 
 	err := j.live(all)
-	stop()
+	if !stop() {
+		<-ended // it says that the job is concluded
+	}
 	// Nobody claims anything for this host any more: what a claim gets that is under
 	// way is given back with the rest.
 	j.mu.Lock()

@@ -256,7 +256,7 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (_ *session, err error) {
 	if len(j.cfg.Network) > 0 {
 		cfg.Net = nets(j.cfg.Network)
 	}
-	primary, err := colo.NewPrimary(s.wire, cfg)
+	primary, err := colo.NewPrimary(s.wire.link(), cfg)
 	if err != nil {
 		return nil, err
 	}

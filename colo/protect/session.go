@@ -13,6 +13,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/heartbeat"
+	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
@@ -107,6 +108,30 @@ type counted struct {
 func (c *counted) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	c.n.Add(uint64(n))
+	return n, err
+}
+
+// link returns the connection as package colo wants it: with vectored writes where the
+// one below has them, or each page of a checkpoint would be a write of its own.
+func (c *counted) link() net.Conn {
+	switch conn := c.Conn.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		return vectored{c, func(b *net.Buffers) (int64, error) { return b.WriteTo(conn) }}
+	case qemufile.BuffersWriter:
+		return vectored{c, conn.WriteBuffers}
+	}
+	return c
+}
+
+type vectored struct {
+	*counted
+	write func(*net.Buffers) (int64, error)
+}
+
+// WriteBuffers implements qemufile.BuffersWriter.
+func (v vectored) WriteBuffers(b *net.Buffers) (int64, error) {
+	n, err := v.write(b)
+	v.n.Add(uint64(n))
 	return n, err
 }
 

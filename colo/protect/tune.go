@@ -36,7 +36,8 @@ type SessionConfig struct {
 	Trace func(side event.Mode, dir string, m colo.Message, value uint64)
 	// Conn returns what a session uses in place of its connection, which has said hello
 	// already: one that counts, or breaks. What is returned is closed when the session
-	// ends, and closes the connection. Nil: the connection as it is.
+	// ends, and closes the connection; a qemufile.BuffersWriter gets many pages in one write,
+	// as the connection itself does where it is of TCP. Nil: the connection as it is.
 	Conn func(side event.Mode, conn net.Conn) net.Conn
 }
 

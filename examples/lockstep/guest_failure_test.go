@@ -2,66 +2,136 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"io"
+	"net"
 	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/trial"
 )
 
-// broken is a machine whose guest fails.
+var errTripleFault = errors.New("triple fault")
+
+// broken is a machine whose guest fails when it is told to.
 type broken struct {
 	machine
-	why error
+	now chan struct{}
 }
 
-func (b broken) Run(context.Context) error { return b.why }
-
-// A yielder is a session that notes why it was told to yield.
-type yielder struct {
-	session
-	why error
+func (b broken) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-b.now:
+			cancel(errTripleFault)
+		case <-ctx.Done():
+		}
+	}()
+	b.machine.Run(ctx)
+	return context.Cause(ctx)
 }
 
-func (y *yielder) Yield(why error) { y.why = why }
+// inProcess is a host in this process.
+type inProcess struct {
+	states chan string   // of its job, as they come
+	fails  chan struct{} // closed: its guest fails
+	ended  chan error
+	orders io.Closer // its end is that of the parent
+}
 
-func TestASideWhoseGuestFailsLeavesItToTheOther(t *testing.T) {
-	why := errors.New("triple fault")
-	run := func(s *side) error {
-		ctx, fail := context.WithCancelCause(t.Context())
-		defer fail(nil)
-		s.machine = broken{why: why}
-		s.runGuest(ctx, fail)
-		return context.Cause(ctx)
-	}
-	if err := run(new(side)); !errors.Is(err, why) {
-		t.Errorf("without a session the side ended with %v", err)
-	}
+func startInProcess(cfg trial.SideConfig) *inProcess {
+	in, orders := io.Pipe()
+	reports, out := io.Pipe()
+	p := &inProcess{states: make(chan string, 100), fails: make(chan struct{}), ended: make(chan error, 1), orders: orders}
+	go func() {
+		err := trial.Serve(in, out, func(ctx context.Context, fail context.CancelCauseFunc, parent *trial.Parent) error {
+			h := newHost(parent.Config, parent.Reports)
+			h.create = func(cfg trial.SideConfig, out sender, write writer) (machine, error) {
+				m, err := newMachine(cfg, out, write)
+				return broken{m, p.fails}, err
+			}
+			return h.run(ctx, fail, parent.Commands)
+		})
+		out.Close()
+		p.ended <- err
+	}()
+	go func() {
+		defer close(p.states)
+		for dec := json.NewDecoder(reports); ; {
+			var r trial.Report
+			if dec.Decode(&r) != nil {
+				return
+			}
+			if r.Event != nil {
+				if e, ok := r.Event.Event.(event.JobStatusChange); ok {
+					p.states <- e.State
+				}
+			}
+		}
+	}()
+	go json.NewEncoder(orders).Encode(cfg)
+	return p
+}
 
-	var s side
-	session := new(yielder)
-	s.guest.protect(session)
-	if err := run(&s); err != nil || !errors.Is(session.why, why) {
-		t.Errorf("the session was told %v, and the side ended with %v, which cancels the session", session.why, err)
+// is waits for a state.
+func (p *inProcess) is(t *testing.T, want string) {
+	t.Helper()
+	for s := range p.states {
+		if s == want {
+			return
+		}
 	}
-	if err := s.guest.alone(); !errors.Is(err, why) {
-		t.Errorf("a side that was taking over meanwhile goes on without a guest: %v", err)
-	}
+	t.Fatalf("it ended without being %s: %v", want, <-p.ended)
+}
 
-	s = side{}
-	session = new(yielder)
-	s.guest.protect(session)
-	if err := s.guest.alone(); err != nil {
-		t.Errorf("a side whose guest is well ends with %v", err)
+func TestAHostWhoseGuestFailsLeavesItToTheOther(t *testing.T) {
+	for _, victim := range []string{trial.Primary, trial.Secondary} {
+		t.Run(victim, func(t *testing.T) {
+			a := aloneConfig(t)
+			a.Side, a.Term = trial.Primary, time.Second
+			a.Listen, a.Dial = freePorts(t)
+			b := a
+			b.Side, b.Start, b.Listen, b.Dial = trial.Secondary, false, a.Dial, a.Listen
+			hosts := map[string]*inProcess{trial.Secondary: startInProcess(b), trial.Primary: startInProcess(a)}
+			defer func() {
+				for _, h := range hosts {
+					h.orders.Close()
+				}
+			}()
+			hosts[trial.Primary].is(t, "protected")
+			hosts[trial.Secondary].is(t, "following")
+			loser, survivor := hosts[victim], hosts[trial.Secondary]
+			if victim == trial.Secondary {
+				survivor = hosts[trial.Primary]
+			}
+			close(loser.fails)
+			if err := <-loser.ended; !errors.Is(err, errTripleFault) {
+				t.Errorf("the host ends with %v", err)
+			}
+			survivor.is(t, "alone")
+			survivor.orders.Close()
+			if err := <-survivor.ended; !errors.Is(err, trial.ErrOrphan) {
+				t.Errorf("the other ends with %v", err)
+			}
+		})
 	}
-	if err := run(&s); !errors.Is(err, why) || session.why != nil {
-		t.Errorf("after its session, which was told %v, the side ended with %v", session.why, err)
-	}
+}
 
-	s = side{machine: broken{why: why}}
-	session = new(yielder)
-	s.guest.protect(session)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	s.runGuest(ctx, func(error) { t.Error("a side that is to end has failed") })
-	if session.why != nil {
-		t.Error("a side that is to end has yielded")
+// freePorts returns two addresses that nobody listens at.
+func freePorts(t *testing.T) (a, b string) {
+	t.Helper()
+	var at [2]string
+	for i := range at {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		at[i] = l.Addr().String()
 	}
+	return at[0], at[1]
 }

@@ -4,59 +4,84 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"io"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/compare"
-	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover/sharedfile"
+	"github.com/gocolo/lockstep/internal/killpoint"
 	"github.com/gocolo/lockstep/internal/oracle"
 	"github.com/gocolo/lockstep/internal/trial"
-	"github.com/gocolo/lockstep/replication"
 )
 
-// A host is one process of a pair that take the guest from each other, by package protect:
-// what it is at the moment, primary or secondary, is the job's to know.
+// machineType is what both hosts agree the guest to be.
+const machineType = "lockstep-flat"
+
+// A host is one process of a pair that protect a guest, by package protect: what it is at the
+// moment, primary or secondary, is the job's to know.
 type host struct {
 	cfg     trial.SideConfig
 	reports *trial.Reporter
+	create  func(trial.SideConfig, sender, writer) (machine, error) // makes the guest
 
 	machine machine
-	nic     *protect.Proxy
+	nic     *network
 	disk    *protect.Disk // nil: none
 	job     *protect.Job
 	events  event.Bus
 	leads   atomic.Bool // the guest runs here
-	started time.Time   // when the checkpoint under way began; of the goroutine of the session
+	point   *killpoint.Point
+	proceed chan struct{} // closed when it is to go on from there
+
+	// Of the goroutine of the session:
+	started time.Time // when the checkpoint under way began
+	pausing time.Time // when its pause did
+}
+
+// sideMain is the whole life of a host: configuration and commands come from
+// in, reports go to out. It returns when the host has nothing more to do.
+func sideMain(in io.Reader, out io.Writer) error {
+	return trial.Serve(in, out, func(ctx context.Context, fail context.CancelCauseFunc, p *trial.Parent) error {
+		return newHost(p.Config, p.Reports).run(ctx, fail, p.Commands)
+	})
+}
+
+func newHost(cfg trial.SideConfig, reports *trial.Reporter) *host {
+	return &host{cfg: cfg, reports: reports, create: newMachine, proceed: make(chan struct{})}
 }
 
 // run protects the guest until it is told to stop, and tells then what the guest
-// remembers, if it has it. Whatever it starts has ended when it returns.
-func (h *host) run(ctx context.Context, fail context.CancelCauseFunc, commands <-chan trial.Command) error {
+// remembers, if it has it. A guest that fails is the end of its host, and the other one goes
+// on. Whatever it starts has ended when it returns.
+func (h *host) run(ctx context.Context, fail context.CancelCauseFunc, commands <-chan trial.Command) (err error) {
 	cable, err := dialCable(h.cfg)
 	if err != nil {
 		return err
 	}
 	defer cable.Close()
-	if h.cfg.Disk != "" {
-		image, err := replication.OpenFile(h.cfg.Disk)
-		if err != nil {
-			return err
-		}
-		defer image.Close()
-		if h.disk, err = protect.NewDisk(protect.DiskConfig{Name: diskExport, Image: image}); err != nil {
-			return err
-		}
+	image, err := h.openDisk()
+	if err != nil {
+		return err
 	}
-	if err := h.build(cable); err != nil {
+	defer func() { err = errors.Join(err, image.Close()) }()
+	if err := h.build(ctx, cable); err != nil {
 		return err
 	}
 	defer h.machine.Close()
+	guest, err := newGuest(h.cfg, h.machine, h.nic.standing)
+	if err != nil {
+		return err
+	}
+	defer guest.Close()
+	if err := h.protect(guest); err != nil {
+		return err
+	}
 
 	var group sync.WaitGroup
 	defer group.Wait()
@@ -79,8 +104,13 @@ func (h *host) run(ctx context.Context, fail context.CancelCauseFunc, commands <
 	}
 }
 
-// build makes the guest, its network and the job that protects it.
-func (h *host) build(cable *cable) (err error) {
+// build makes the guest and its network.
+func (h *host) build(ctx context.Context, cable *cable) (err error) {
+	if h.cfg.VerifyDirty {
+		h.cfg.Missed = func(block string, offset uint64) {
+			h.reports.Send(trial.Report{Missed: &trial.MissedPage{Block: block, Offset: offset}})
+		}
+	}
 	deliver := func(packet []byte) error {
 		packet, err := h.cfg.VLAN.Untag(packet)
 		if err != nil {
@@ -88,9 +118,11 @@ func (h *host) build(cable *cable) (err error) {
 		}
 		return h.machine.Deliver(packet)
 	}
-	if h.nic, err = protect.NewProxy(protect.ProxyConfig{
+	continuous := h.cfg.Mode == trial.ModeContinuous
+	h.nic = &network{out: cable.out}
+	if h.nic.Proxy, err = protect.NewProxy(protect.ProxyConfig{
 		Uplink: cable, Deliver: deliver, Limit: outputLimit, Compare: compare.Config{MaxQueue: maxApart}, Events: watched(h.cfg, &h.events),
-		Continuous: h.cfg.Mode == trial.ModeContinuous, CompareAlways: h.cfg.Mode == trial.ModeCompare,
+		Continuous: continuous, CompareAlways: h.cfg.Mode == trial.ModeCompare,
 	}); err != nil {
 		return err
 	}
@@ -99,26 +131,34 @@ func (h *host) build(cable *cable) (err error) {
 		write = func(p []byte, off int64, flush bool) error { return writeTo(h.disk, p, off, flush) }
 	}
 	send := func(packet []byte) error { return h.nic.WritePacket(h.cfg.VLAN.Tag(packet)) }
-	c := h.cfg.Host
-	if h.machine, err = newMachine(h.cfg, c.Start, send, write); err != nil {
+	if h.machine, err = h.create(h.cfg, send, write); err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, h.machine.Close())
-		}
-	}()
-	arbiter, err := sharedfile.New(c.Arbiter)
+	if continuous {
+		h.nic.standing = &standing{vm: h.machine, alone: true}
+	}
+	if h.cfg.StopAt != "" {
+		h.point = h.newPoint(ctx)
+	}
+	return nil
+}
+
+// protect makes the job that protects the guest.
+func (h *host) protect(guest protect.Guest) error {
+	arbiter, err := sharedfile.New(h.cfg.Arbiter)
 	if err != nil {
 		return err
 	}
 	h.events.SubscribeAll(h.observe)
 	cfg := protect.Config{
 		Name: machineType, Host: h.cfg.Side, Machine: machineType,
-		Guest: h.machine, Network: []protect.Network{h.nic},
-		Peer:    protect.Peer{Listen: c.Listen, Dial: c.Dial, PortConfig: protect.PortConfig{Insecure: true}},
-		Arbiter: arbiter, Start: c.Start, Events: &h.events,
-		CheckpointDelay: h.cfg.Interval, Beat: c.Beat, Lost: h.cfg.Lost, Term: c.Term,
+		Guest: guest, Network: []protect.Network{h.nic},
+		Peer:    protect.Peer{Listen: h.cfg.Listen, Dial: h.cfg.Dial, PortConfig: protect.PortConfig{Insecure: true}},
+		Arbiter: trial.Heard(arbiter, func(c trial.Claimed) { h.reports.Send(trial.Report{Claimed: &c}) }),
+		Start:   h.cfg.Start, Events: &h.events,
+		CheckpointDelay: h.cfg.Interval, Beat: h.cfg.Beat, Lost: h.cfg.Lost, Term: h.cfg.Term,
+		LateResume: !h.cfg.EarlyResume,
+		Session:    protect.SessionConfig{ThrottleShare: h.cfg.Throttle, Step: h.step, Trace: h.point.Trace, Conn: h.point.Conn},
 	}
 	if h.disk != nil {
 		cfg.Disks = []*protect.Disk{h.disk}
@@ -127,11 +167,44 @@ func (h *host) build(cable *cable) (err error) {
 	return err
 }
 
+// newPoint is where the host stops to be killed.
+func (h *host) newPoint(ctx context.Context) *killpoint.Point {
+	return &killpoint.Point{
+		Place: h.cfg.StopAt,
+		Epoch: h.cfg.StopEpoch,
+		Rand:  rand.New(rand.NewPCG(h.cfg.Seed, 1)),
+		Stop: func(detail string) {
+			h.reports.SendNow(trial.Report{Stopped: &trial.Stopped{Epoch: h.cfg.StopEpoch, Detail: detail}})
+			select { // or SIGKILL comes
+			case <-h.proceed:
+			case <-ctx.Done():
+			}
+		},
+	}
+}
+
+// step notes when the pause of a checkpoint begins, on the way to the kill point.
+func (h *host) step(side event.Mode, op string, epoch uint64) {
+	if op == "pause" {
+		h.pausing = time.Now()
+	}
+	h.point.Step(side, op, epoch)
+}
+
 // obey carries out the parent's commands until it says stop.
 func (h *host) obey(ctx context.Context, commands <-chan trial.Command, stopped chan<- trial.Report, cancel func(), fail context.CancelCauseFunc) {
 	for {
 		select {
 		case c := <-commands:
+			if c.Proceed {
+				close(h.proceed)
+			}
+			if c.Cancel {
+				if err := h.job.Cancel(ctx); err != nil {
+					fail(err)
+					return
+				}
+			}
 			if c.Switchover {
 				done := trial.Switched{}
 				if err := h.job.Switchover(ctx); err != nil {
@@ -165,7 +238,7 @@ func (h *host) finish(ctx context.Context) (trial.Report, error) {
 	if err := h.machine.Pause(ctx); err != nil {
 		return trial.Report{}, err
 	}
-	for h.waiting() > 0 { // checkpoints go on and let it leave
+	for h.nic.waiting() > 0 { // checkpoints go on and let it leave
 		select {
 		case <-ctx.Done():
 			return trial.Report{}, context.Cause(ctx)
@@ -181,26 +254,8 @@ func (h *host) finish(ctx context.Context) (trial.Report, error) {
 	if err != nil {
 		return trial.Report{}, err
 	}
-	last := trial.Report{Histories: histories, Traffic: h.traffic()}
+	last := trial.Report{Histories: histories, Traffic: h.nic.traffic()}
 	return last, h.job.Complete(ctx)
-}
-
-// waiting returns how many packets of the guest are still to leave.
-func (h *host) waiting() uint64 {
-	p, s := h.nic.Stats()
-	if s != nil {
-		return s.Keep.Held + s.Keep.Queued + s.Keep.Inherited
-	}
-	return p.Held + p.Queued
-}
-
-// traffic is what the present side of the network has counted.
-func (h *host) traffic() *trial.Traffic {
-	p, _ := h.nic.Stats()
-	if p == nil {
-		return new(trial.Traffic)
-	}
-	return trafficOf(*p)
 }
 
 // observe passes events on to the parent, and adds up each checkpoint that is made here.
@@ -217,25 +272,24 @@ func (h *host) observe(r event.Record) {
 	case event.CheckpointStart:
 		h.started = r.Time
 	case event.CheckpointCommit:
+		h.point.Committed(e.Bytes)
 		if !h.leads.Load() {
 			return
 		}
 		h.reports.Send(trial.Report{Checkpoint: &trial.Checkpoint{
-			Epoch: e.Epoch, Cause: e.Cause, Start: h.started, DirtyPages: e.Pages, Bytes: e.Bytes, EarlyResume: e.EarlyResume,
-			PauseUS: e.PauseNS / 1000, TransferUS: e.TransferNS / 1000, CommitUS: e.CommitNS / 1000, Traffic: h.traffic(),
+			Epoch:       e.Epoch,
+			Cause:       e.Cause,
+			Start:       h.started,
+			PauseAtUS:   h.pausing.Sub(h.started).Microseconds(),
+			PauseUS:     e.PauseNS / 1000,
+			StoppedUS:   e.StoppedNS / 1000,
+			TransferUS:  e.TransferNS / 1000,
+			CommitUS:    e.CommitNS / 1000,
+			DirtyPages:  e.Pages,
+			Bytes:       e.Bytes,
+			EarlyResume: e.EarlyResume,
+			Held:        h.nic.held,
+			Traffic:     h.nic.traffic(),
 		}})
 	}
-}
-
-// dialCable makes the way to the client of a side.
-func dialCable(cfg trial.SideConfig) (*cable, error) {
-	output, err := dialClient(cfg, cfg.Side)
-	if err != nil {
-		return nil, err
-	}
-	input, err := dialClient(cfg, cfg.Side+trial.InputSuffix)
-	if err != nil {
-		return nil, errors.Join(err, output.Close())
-	}
-	return &cable{filter.NewConn(output, filter.ConnConfig{}), filter.NewConn(input, filter.ConnConfig{}), [2]net.Conn{output, input}}, nil
 }

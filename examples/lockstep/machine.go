@@ -2,21 +2,19 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
-	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/kvm"
-	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
 // A machine is a guest on one of the backends, able to be either side. It is made paused.
 type machine interface {
 	protect.Guest
+	ram.LogSwitch
 	Run(context.Context) error   // runs the vCPUs until the context ends
 	Deliver(packet []byte) error // to the guest; an error is a full ring
 	Paused() bool                // the guest stands still
@@ -35,13 +33,13 @@ type sender func(packet []byte) error
 // Nil: the guest has no disk.
 type writer func(p []byte, off int64, flush bool) error
 
-// newMachine makes the guest of a side. One that does not boot has no memory yet: the
+// newMachine makes the guest of a host. One that does not boot has no memory yet: the
 // guest comes over the wire, all of it.
-func newMachine(cfg trial.SideConfig, boot bool, out sender, write writer) (machine, error) {
+func newMachine(cfg trial.SideConfig, out sender, write writer) (machine, error) {
 	if cfg.Backend == "kvm" {
-		return newKVMMachine(cfg, boot, out, write)
+		return newKVMMachine(cfg, cfg.Start, out, write)
 	}
-	return newSimMachine(cfg, boot, out, write)
+	return newSimMachine(cfg, cfg.Start, out, write)
 }
 
 // chooseBackend says which backend auto is here, and why.
@@ -57,56 +55,4 @@ func chooseBackend(wanted string) (backend, why string, err error) {
 	default:
 		return "sim", fmt.Sprintf("a guest in Go, since there is no KVM: %v", err), nil
 	}
-}
-
-// memory is what a side does with its guest's memory: the primary sends it,
-// the secondary stages it.
-type memory struct {
-	saver    *ram.Saver
-	cache    *ram.Cache
-	verifier *ram.Verifier // of the log; nil: it is not verified
-}
-
-// newMemory takes the memory of a guest and its log.
-func newMemory(cfg trial.SideConfig, g machine) (m memory, err error) {
-	blocks, log := g.Blocks(), ram.DirtyLog(g)
-	if cfg.VerifyDirty {
-		m.verifier, err = ram.NewVerifier(blocks, ram.VerifierConfig{Log: log, Paused: g.Paused, Missed: cfg.Missed})
-		if err != nil {
-			return m, fmt.Errorf("-verify-dirty: %w", err)
-		}
-		log = m.verifier
-	}
-	if cfg.Side == trial.Primary {
-		m.saver = ram.NewSaver(blocks, log, ram.SaverConfig{})
-	} else {
-		m.cache, err = ram.NewCache(blocks, log, ram.CacheConfig{})
-	}
-	if err != nil {
-		err = errors.Join(err, m.Close())
-	}
-	return m, err
-}
-
-// Register registers the memory, which comes before any device.
-func (m *memory) Register(reg *vmstate.Registry) error {
-	if m.saver != nil {
-		return m.saver.Register(reg)
-	}
-	return m.cache.Register(reg)
-}
-
-func (m *memory) Sent() colo.PageCounter { return m.saver }
-
-func (m *memory) Stage() colo.Stage { return m.cache }
-
-func (m *memory) Close() error {
-	var err error
-	if m.cache != nil {
-		err = m.cache.Close()
-	}
-	if m.verifier != nil {
-		err = errors.Join(err, m.verifier.Close())
-	}
-	return err
 }

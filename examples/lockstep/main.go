@@ -13,12 +13,10 @@
 // killed comes back as a new process and protects the other. With -http each side has a page
 // on which to watch it, and with -qmp a monitor. See -h.
 //
-// There are two hosts in it. The one of -failovers is what a host needs to be that has package
-// protect: host.go. The other runs one session of package colo, in which it can be stopped at each step: side.go
-// is its life as a primary or a secondary, from its connections to its takeover,
-// network.go and disk.go are its network and its disk. Both are steered and watched by package
-// protect/control; monitor.go says how a single session looks there, which has no job that
-// protects it. Both have the guest of machine.go, on KVM or in Go. options.go is the command line.
+// Each process is a host that has package protect: host.go is its life. hosted.go and standing.go
+// are the guest as its job has it, network.go and disk.go its network and its disk, and monitor.go
+// what it is steered and watched by. Both have the guest of machine.go, on KVM or in Go. options.go
+// is the command line.
 //
 // What looks at the sides from the outside, and is no part of any host, is a test rig of its
 // own: package internal/trial runs them, talks to the guest and kills,
@@ -120,14 +118,14 @@ func lockstep(ctx context.Context, args []string, stdout, stderr io.Writer, term
 	return 0
 }
 
-// A runner is one run of a guest, whichever of its hosts is to fail.
+// A runner is one run of a guest.
 type runner interface {
 	Do(context.Context) error
 	Results() *trial.Result
 }
 
-// newTrial makes a run: one session whose one side is killed, or a guest that two hosts take
-// from each other.
+// newTrial makes a run: one of whose hosts is lost, or in which they take the guest from each
+// other.
 func newTrial(o options, backend string, seed uint64, p *trial.Printer) runner {
 	if o.Failovers+o.Switchovers > 0 {
 		return trial.NewSeries(o.Config, backend, seed, p)

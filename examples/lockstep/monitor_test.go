@@ -5,13 +5,11 @@ import (
 	"encoding/json"
 	"io"
 	"path/filepath"
-	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
@@ -80,26 +78,26 @@ func TestBothSidesHaveAMonitorAndAPageForAsLongAsTheyRun(t *testing.T) {
 			time.Sleep(time.Millisecond)
 		}
 		defer c.Close()
+		want := map[string]protect.State{trial.Primary: protect.Protected, trial.Secondary: protect.Following}[side]
+		for state := ""; state != want.String(); {
+			var in struct{ State string }
+			if err := c.Do(ctx, "query-protection", nil, &in); err != nil {
+				t.Fatal(err)
+			}
+			state = in.State
+		}
 		var status struct{ Mode event.Mode }
 		if err := c.Do(ctx, "query-colo-status", nil, &status); err != nil || string(status.Mode) != side {
 			t.Errorf("the %s is %s, %v", side, status.Mode, err)
 		}
-		state := pageOf(t, shown.of(ctx, t, side), side)
-		if want := map[string]string{trial.Primary: "synchronising protected", trial.Secondary: "following"}[side]; !slices.Contains(strings.Fields(want), state) {
-			t.Errorf("the page of the %s says that it is %s, want %s", side, state, want)
+		if state := pageOf(t, shown.of(ctx, t, side), side); state != want.String() {
+			t.Errorf("the page of the %s says that it is %s, want %v", side, state, want)
 		}
 		if side == trial.Secondary {
 			if err := c.Do(ctx, "xen-colo-do-checkpoint", nil, nil); err == nil {
 				t.Error("a secondary makes a checkpoint")
 			}
 			continue
-		}
-		for s := colo.StateNew; s != colo.StateProtected; {
-			var in colo.Info
-			if err := c.Do(ctx, "query-session", nil, &in); err != nil {
-				t.Fatal(err)
-			}
-			s = in.State
 		}
 		var run struct{ Status string }
 		for command, want := range map[string]string{"stop": "paused", "cont": "running"} {

@@ -3,17 +3,11 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
-	"time"
 
-	"github.com/gocolo/lockstep/colo"
-	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/colo/filter"
-	"github.com/gocolo/lockstep/colo/proxy"
-	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/internal/trial"
-	"github.com/gocolo/lockstep/vmstate"
 )
 
 // outputLimit is how much output a side keeps, in bytes. Half of it asks for a
@@ -24,128 +18,54 @@ const outputLimit = 16 << 20
 // them to keep pace with each other.
 const maxApart = 1 << 16
 
-// A network is the network of a side's guest: a proxy.Primary or a
-// proxy.Secondary.
-type network interface {
-	colo.VM // the guest, as the session sees it
-	vmstate.Device
-	Entry(instance uint32) vmstate.Entry
-	WritePacket(packet []byte) error
-	Run(ctx context.Context, network proxy.Network) error
-	Serve(ctx context.Context, conn io.ReadWriteCloser) error
-	Connected(ctx context.Context) error
-	OutputLatency() event.Latency
-
-	waiting() uint64 // packets that are still to leave
+// A network is the network of the guest. It notes what waits at a mark, and tells the client
+// when this host is alone.
+type network struct {
+	*protect.Proxy
+	out      *filter.Conn // the way to the client
+	standing *standing    // nil: the guest of a host that follows runs
+	held     uint64       // frames at the last mark; of the goroutine of the session
 }
 
-// newNetwork makes the network of the side's guest. Machine and session come
-// later: both are asked only when there is something to do for them.
-func (s *side) newNetwork() network {
-	deliver := func(packet []byte) error {
-		packet, err := s.cfg.VLAN.Untag(packet)
-		if err != nil {
-			return nil // not for this guest
-		}
-		return s.machine.Deliver(packet)
+// Mark implements protect.Network.
+func (n *network) Mark(epoch uint64) error {
+	if p, _ := n.Stats(); p != nil {
+		n.held = p.Held
 	}
-	continuous := s.cfg.Mode == trial.ModeContinuous
-	if s.cfg.Side == trial.Secondary {
-		n := &secondaryNetwork{side: s}
-		var vm proxy.VM = lateVM{s}
-		if continuous {
-			n.standing = &standing{lateVM: lateVM{s}}
-			vm = n.standing
-		}
-		n.Secondary = proxy.NewSecondary(proxy.SecondaryConfig{
-			VM: vm, Deliver: deliver, Continuous: continuous, Limit: outputLimit,
-		})
-		return n
+	return n.Proxy.Mark(epoch)
+}
+
+// Failover implements protect.Network.
+func (n *network) Failover() error {
+	n.standing.failover()
+	return errors.Join(n.out.WritePacket([]byte(trial.TookOver)), n.Proxy.Failover())
+}
+
+// Follow implements protect.Sided.
+func (n *network) Follow(ctx context.Context) error {
+	n.standing.follow()
+	return n.Proxy.Follow(ctx)
+}
+
+// waiting returns how many packets of the guest are still to leave.
+func (n *network) waiting() uint64 {
+	p, s := n.Stats()
+	if s != nil {
+		return s.Keep.Held + s.Keep.Queued + s.Keep.Inherited
 	}
-	return &primaryNetwork{proxy.NewPrimary(proxy.PrimaryConfig{
-		VM: lateVM{s}, Deliver: deliver, Continuous: continuous, Limit: outputLimit,
-		Compare:           compare.Config{MaxQueue: maxApart},
-		CompareAlways:     s.cfg.Mode == trial.ModeCompare,
-		RequestCheckpoint: func(c event.Cause) { s.session.(*colo.Primary).RequestCheckpoint(c) },
-		Events:            watched(s.cfg, &s.events),
-	}), s}
+	return p.Held + p.Queued
 }
 
-// send takes a packet from the guest's NIC.
-func (s *side) send(packet []byte) error { return s.net.WritePacket(s.cfg.VLAN.Tag(packet)) }
-
-// lateVM is the side's machine, which is made after its network.
-type lateVM struct{ s *side }
-
-func (v lateVM) Pause(ctx context.Context) error  { return v.s.machine.Pause(ctx) }
-func (v lateVM) Resume(ctx context.Context) error { return v.s.machine.Resume(ctx) }
-
-// Throttle slows the guest down where its machine can.
-func (v lateVM) Throttle(percent int) error {
-	if m, ok := v.s.machine.(colo.Throttler); ok {
-		return m.Throttle(percent)
+// traffic is what the present side of the network has counted, if that is a primary's.
+func (n *network) traffic() *trial.Traffic {
+	s, _ := n.Stats()
+	if s == nil {
+		return new(trial.Traffic)
 	}
-	return errors.ErrUnsupported
-}
-
-// Stopped returns how long the guest stood still in its last pause, 0 where its
-// machine does not measure it.
-func (v lateVM) Stopped() time.Duration {
-	if m, ok := v.s.machine.(colo.Stopper); ok {
-		return m.Stopped()
-	}
-	return 0
-}
-
-// primaryNetwork notes what waits at a mark, and tells the client when this side
-// is alone.
-type primaryNetwork struct {
-	*proxy.Primary
-	side *side
-}
-
-func (n *primaryNetwork) Mark(epoch uint64) error {
-	n.side.held = n.Stats().Held
-	return n.Primary.Mark(epoch)
-}
-
-func (n *primaryNetwork) Failover() error {
-	return errors.Join(n.side.out.WritePacket([]byte(trial.TookOver)), n.Primary.Failover())
-}
-
-func (n *primaryNetwork) waiting() uint64 {
-	s := n.Stats()
-	return s.Held + s.Queued
-}
-
-// traffic is what the primary tells of its network.
-func (n *primaryNetwork) traffic() *trial.Traffic { return trafficOf(n.Stats()) }
-
-// trafficOf is what is told of a primary's network.
-func trafficOf(s proxy.PrimaryStats) *trial.Traffic {
 	return &trial.Traffic{
 		Matched: s.Matched, AtCheckpoint: s.Checkpoint, Diverged: s.Diverged,
 		LatencyP50US: s.Waits.Quantile(0.5).Microseconds(), LatencyP99US: s.Waits.Quantile(0.99).Microseconds(),
 	}
-}
-
-// secondaryNetwork tells the client when this side is alone.
-type secondaryNetwork struct {
-	*proxy.Secondary
-	side     *side
-	standing *standing // nil: the guest runs
-}
-
-func (n *secondaryNetwork) Failover() error {
-	if n.standing != nil {
-		n.standing.failover()
-	}
-	return errors.Join(n.side.out.WritePacket([]byte(trial.TookOver)), n.Secondary.Failover())
-}
-
-func (n *secondaryNetwork) waiting() uint64 {
-	k := n.Stats().Keep
-	return k.Held + k.Queued + k.Inherited
 }
 
 // cable is the way to the client: one connection for what the guest sends, and
@@ -155,6 +75,33 @@ type cable struct {
 	out, in *filter.Conn
 	conns   [2]net.Conn
 }
+
+// dialCable makes the way to the client of a host.
+func dialCable(cfg trial.SideConfig) (*cable, error) {
+	output, err := dialClient(cfg, cfg.Side)
+	if err != nil {
+		return nil, err
+	}
+	input, err := dialClient(cfg, cfg.Side+trial.InputSuffix)
+	if err != nil {
+		return nil, errors.Join(err, output.Close())
+	}
+	return &cable{newCableConn(output), newCableConn(input), [2]net.Conn{output, input}}, nil
+}
+
+// dialClient connects to the client and says who does.
+func dialClient(cfg trial.SideConfig, name string) (net.Conn, error) {
+	conn, err := net.Dial("tcp", cfg.Client)
+	if err != nil {
+		return nil, err
+	}
+	if err := newCableConn(conn).WritePacket([]byte(name)); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	return conn, nil
+}
+
+func newCableConn(c net.Conn) *filter.Conn { return filter.NewConn(c, filter.ConnConfig{}) }
 
 func (c *cable) ReadPacket() ([]byte, error)     { return c.in.ReadPacket() }
 func (c *cable) WritePacket(packet []byte) error { return c.out.WritePacket(packet) }

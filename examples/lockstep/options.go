@@ -38,6 +38,9 @@ with SIGKILL, and checks that the other goes on and that no output is lost.
   go run ./examples/lockstep -http 8080 -checkpoints 5000       a page on which to watch it
   go run ./examples/lockstep -json                              events and figures, a line each
 
+A killed primary's grant of the guest lasts on for a while (-term): the secondary waits for that,
+so a failover takes about as long. A primary whose secondary is killed waits for nothing.
+
 It exits with 0 if every frame that left is confirmed by the survivor, and the
 survivor's disk is what its memory says; with 1 if not or if a run failed,
 with 2 for wrong arguments, and with 130, 143 or 129 if it was interrupted.
@@ -67,17 +70,27 @@ const (
 	repeatInterval     = 10 * time.Millisecond
 )
 
-// What a series of failovers has unless the flags say otherwise: a host is lost, and the guest may be
-// another's, after longer than a process may have to wait for a CPU of a busy machine.
+// What a run has unless the flags say otherwise. A host that is silent is lost after longer than
+// a process may have to wait for a CPU of a busy machine; one that is killed is noticed at once,
+// because its connections end. Either way the other goes on when the grant is over: until then
+// the dead one might act for the guest, as far as the arbiter knows.
 const (
-	defaultDisk = size.Bytes(4 << 20)
-	defaultTerm = 2 * time.Second
+	defaultLost = 10 * time.Second
+	minLost     = 400 * time.Millisecond
+	defaultTerm = 400 * time.Millisecond
 	minTerm     = 100 * time.Millisecond
-	seriesLost  = 2 * time.Second
 )
 
-// notInSeries are flags that belong to the steps of a single session.
-var notInSeries = []string{"kill", "kill-at", "stop-for", "timeline", "verify-dirty", "early-resume", "throttle"}
+// What a series of failovers has: whoever loses the guest to a host that had no CPU for too long
+// has not been killed.
+const (
+	defaultDisk = size.Bytes(4 << 20)
+	seriesLost  = 2 * time.Second
+	seriesTerm  = 2 * time.Second
+)
+
+// notInSeries are flags that belong to a run with one loss.
+var notInSeries = []string{"kill", "kill-at", "stop-for", "timeline"}
 
 // A victim that is stopped for longer would be given up.
 const maxStop = 4 * time.Second
@@ -107,13 +120,13 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.IntVar(&o.Checkpoints, "checkpoints", defaultCheckpoints, "`number` of checkpoints before the kill; with -repeat 1 to "+strconv.Itoa(trial.RepeatCheckpoints)+", at random")
 	f.StringVar(&o.Kill, "kill", trial.Primary, "`who` is killed: primary, secondary or none")
 	f.StringVar(&o.KillAt, "kill-at", killpoint.AtAny, "`where` in a checkpoint: any (a random instant), request, ram, device, received, loaded, the name of a step (such as capture), or each (step, one a run)")
-	f.DurationVar(&o.Lost, "lost-after", beatTimeout, "`time` without a heartbeat after which a side is lost")
+	f.DurationVar(&o.Lost, "lost-after", defaultLost, "`time` without a heartbeat after which a side is lost")
 	f.StringVar(&o.Signal, "signal", trial.SignalKill, "`signal` that the victim is sent: kill, or stop (SIGSTOP, and SIGCONT later: it must not say what the survivor does not know)")
 	f.DurationVar(&o.StopFor, "stop-for", 0, "`time` that a stopped victim stands; less than 5s, and the pair goes on; 0: until the other side has gone on")
 	f.IntVar(&o.Repeat, "repeat", 1, "`runs`, each with processes of its own")
-	f.IntVar(&o.Failovers, "failovers", 0, "`number` of times that the host with the guest is killed, or stopped, and comes back and protects the other, by package protect; without -signal stop with a disk of "+defaultDisk.String())
+	f.IntVar(&o.Failovers, "failovers", 0, "`number` of times that the host with the guest is killed, or stopped, and comes back and protects the other; without -signal stop with a disk of "+defaultDisk.String())
 	f.IntVar(&o.Switchovers, "switchover", 0, "`number` of times that it hands the guest over to the other; with -failovers by turns")
-	f.DurationVar(&o.Term, "term", defaultTerm, "`time` for which a host is given the guest, with -failovers or -switchover: the other goes on after that at the latest")
+	f.DurationVar(&o.Term, "term", defaultTerm, "`time` for which a host is given the guest: when it is lost, the other goes on after that at the latest; with -failovers and -switchover "+seriesTerm.String())
 	f.BoolVar(&o.json, "json", false, "print events and figures as JSON, one object per line")
 	f.StringVar(&o.timeline, "timeline", "", "draw the run to this SVG `file`")
 	f.StringVar(&o.QMP, "qmp", "", "serve a QMP monitor of the primary, or of host a, at `unix:PATH|HOST:PORT`, and the other one's at PATH.secondary, PATH.b or the next port")
@@ -153,12 +166,11 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 		if !given["lost-after"] {
 			o.Lost = seriesLost
 		}
-	} else {
-		for _, name := range []string{"term", "http-control"} {
-			if given[name] {
-				return o, fmt.Errorf("-%s is for -failovers and -switchover", name)
-			}
+		if !given["term"] {
+			o.Term = seriesTerm
 		}
+	} else if given["http-control"] {
+		return o, errors.New("-http-control is for -failovers and -switchover")
 	}
 	short := series || o.Repeat > 1
 	if o.Disk > 0 && !given["diverge"] {
@@ -196,8 +208,8 @@ func (o *options) validate(counted bool) error {
 		return fmt.Errorf("-kill %s: want %s", o.Kill, strings.Join(victims, ", "))
 	case !slices.Contains(killpoint.Places, o.KillAt) && !slices.Contains(killpoint.Steps[o.Kill], o.KillAt):
 		return fmt.Errorf("-kill-at %s: want %s, or a step of the %s: %s", o.KillAt, strings.Join(killpoint.Places, ", "), o.Kill, strings.Join(killpoint.Steps[o.Kill], ", "))
-	case o.Lost < 2*beatInterval || o.Lost > time.Minute:
-		return fmt.Errorf("-lost-after %v: want %v to 1m", o.Lost, 2*beatInterval)
+	case o.Lost < minLost || o.Lost > time.Minute:
+		return fmt.Errorf("-lost-after %v: want %v to 1m", o.Lost, minLost)
 	case !slices.Contains(signals, o.Signal):
 		return fmt.Errorf("-signal %s: want %s", o.Signal, strings.Join(signals, ", "))
 	case o.StopFor != 0 && o.Signal != trial.SignalStop:
@@ -272,15 +284,21 @@ func (o *options) again(backend string, checkpoints int, seed uint64) string {
 	if o.StopFor > 0 {
 		more += fmt.Sprintf(" -stop-for %v", o.StopFor)
 	}
-	if o.Failovers+o.Switchovers > 0 {
-		return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -failovers %d -switchover %d -term %v -lost-after %v -diverge %v%s -seed %d",
-			backend, o.Mode, o.VCPUs, size.Bytes(o.Mem), o.Dirty, o.Interval, checkpoints, o.Failovers, o.Switchovers, o.Term, o.Lost, o.Diverge, more, seed)
-	}
 	if o.Throttle > 0 {
 		more += fmt.Sprintf(" -throttle %v", o.Throttle)
 	}
-	if o.Lost != beatTimeout {
+	if o.VerifyDirty {
+		more += " -verify-dirty"
+	}
+	if o.Failovers+o.Switchovers > 0 {
+		return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -failovers %d -switchover %d -term %v -lost-after %v -diverge %v -early-resume=%v%s -seed %d",
+			backend, o.Mode, o.VCPUs, size.Bytes(o.Mem), o.Dirty, o.Interval, checkpoints, o.Failovers, o.Switchovers, o.Term, o.Lost, o.Diverge, o.EarlyResume, more, seed)
+	}
+	if o.Lost != defaultLost {
 		more += fmt.Sprintf(" -lost-after %v", o.Lost)
+	}
+	if o.Term != defaultTerm {
+		more += fmt.Sprintf(" -term %v", o.Term)
 	}
 	return fmt.Sprintf("-backend %s -mode %s -vcpus %d -mem %v -dirty %d -interval %v -checkpoints %d -kill %s -kill-at %q -diverge %v -early-resume=%v%s -seed %d",
 		backend, o.Mode, o.VCPUs, size.Bytes(o.Mem), o.Dirty, o.Interval, checkpoints, o.Kill, o.KillAt, o.Diverge, o.EarlyResume, more, seed)

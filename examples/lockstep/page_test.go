@@ -8,11 +8,10 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
-	"github.com/gocolo/lockstep/colo"
-	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/event/qmp"
@@ -56,34 +55,41 @@ func pageOf(t *testing.T, page, side string) string {
 	return s.State
 }
 
-// A host that protects has its handles from before its job begins until that has ended.
-func TestAHostThatProtectsHasAMonitorAndAPage(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") // the client, which is not interested
+// aloneConfig is that of host a, which has the guest and finds nobody to protect it. Its client
+// is not interested.
+func aloneConfig(t *testing.T) trial.SideConfig {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	heard := make(chan struct{})
-	go func() {
-		defer close(heard)
+	var heard sync.WaitGroup
+	heard.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go func() {
+			heard.Go(func() {
 				defer c.Close()
 				io.Copy(io.Discard, c)
-			}()
+			})
 		}
-	}()
-	defer func() { l.Close(); <-heard }()
-
+	})
+	t.Cleanup(func() { l.Close(); heard.Wait() })
 	p := guest.Params{VCPUs: 1, Pages: 16, Touch: 2, Seed: 1}
-	cfg := trial.SideConfig{
+	return trial.SideConfig{
 		Side: "a", Backend: "sim", Guest: p, Memory: p.MemSize(), Client: l.Addr().String(), Mode: trial.ModeContinuous,
-		Interval: 10 * time.Millisecond, Lost: time.Minute, QMP: "127.0.0.1:0", HTTP: "0", HTTPControl: true,
-		Host: &trial.HostConfig{Listen: "127.0.0.1:0", Dial: "127.0.0.1:1", Arbiter: filepath.Join(t.TempDir(), "guest"), Start: true, Beat: time.Second, Term: time.Minute},
+		Interval: 10 * time.Millisecond, EarlyResume: true,
+		Listen: "127.0.0.1:0", Dial: "127.0.0.1:1", Arbiter: filepath.Join(t.TempDir(), "guest"), Start: true,
+		Beat: time.Second, Lost: time.Minute, Term: time.Minute,
 	}
+}
+
+// A host that protects has its handles from before its job begins until that has ended.
+func TestAHostThatProtectsHasAMonitorAndAPage(t *testing.T) {
+	cfg := aloneConfig(t)
+	cfg.QMP, cfg.HTTP, cfg.HTTPControl = "127.0.0.1:0", "0", true
 	in, orders := io.Pipe()
 	reports, out := io.Pipe()
 	ended := make(chan error, 1)
@@ -125,22 +131,6 @@ func TestAHostThatProtectsHasAMonitorAndAPage(t *testing.T) {
 	}
 	if _, err := get(at[control.HandlePage], "state"); err == nil {
 		t.Error("the page is still there")
-	}
-}
-
-func TestASessionHasTheStatesOfAJob(t *testing.T) {
-	for s, want := range map[colo.State][2]protect.State{ // of the primary, of the secondary
-		colo.StateNew:           {protect.Synchronising, protect.Following},
-		colo.StateSynchronising: {protect.Synchronising, protect.Following},
-		colo.StateProtected:     {protect.Protected, protect.Following},
-		colo.StateAsking:        {protect.Asking, protect.Asking},
-		colo.StateTakingOver:    {protect.TakingOver, protect.TakingOver},
-		colo.StateAlone:         {protect.Cancelled, protect.Cancelled},
-		colo.StateStopped:       {protect.Concluded, protect.Concluded},
-	} {
-		if got := [2]protect.State{stateOf(s, trial.Primary), stateOf(s, trial.Secondary)}; got != want {
-			t.Errorf("%s: %v, want %v", s, got, want)
-		}
 	}
 }
 

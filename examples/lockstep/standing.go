@@ -3,17 +3,19 @@ package main
 import (
 	"context"
 	"sync"
+
+	"github.com/gocolo/lockstep/colo"
 )
 
-// standing is the guest of a secondary whose output is compared with nothing: nobody
-// hears it, so it stands still and leaves the CPUs, and the faults of its dirty log, to
+// standing is the guest of a host whose output is compared with nothing: while it follows
+// nobody hears it, so it stands still and leaves the CPUs, and the faults of its dirty log, to
 // the primary's. Its memory and its devices follow each checkpoint. A resume is noted
-// and done once the side is alone.
+// and done once the host is alone. The nil standing is a guest that runs.
 type standing struct {
-	lateVM
+	vm colo.VM
 
 	mu    sync.Mutex
-	alone bool // from Failover on, which the session calls while the guest is paused
+	alone bool // but from follow until failover, which the session calls while the guest is paused
 	goes  bool // the machine really runs
 }
 
@@ -24,7 +26,7 @@ func (v *standing) Pause(ctx context.Context) error {
 	if !v.goes {
 		return nil // it was made paused
 	}
-	err := v.lateVM.Pause(ctx)
+	err := v.vm.Pause(ctx)
 	v.goes = err != nil
 	return err
 }
@@ -36,14 +38,22 @@ func (v *standing) Resume(ctx context.Context) error {
 	if !v.alone || v.goes {
 		return nil
 	}
-	err := v.lateVM.Resume(ctx)
+	err := v.vm.Resume(ctx)
 	v.goes = err == nil
 	return err
 }
 
 // failover says that the next resume is meant.
-func (v *standing) failover() {
+func (v *standing) failover() { v.set(true) }
+
+// follow says that those to come are not. The guest is paused.
+func (v *standing) follow() { v.set(false) }
+
+func (v *standing) set(alone bool) {
+	if v == nil {
+		return
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.alone = true
+	v.alone = alone
 }

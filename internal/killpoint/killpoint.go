@@ -35,17 +35,27 @@ const (
 var Places = []string{AtAny, AtEach, atRequest, atRAM, atDevice, AtReceived, atLoaded}
 
 // A Point stops a side at a chosen place of a chosen checkpoint, says so,
-// and waits there to be killed. Its hooks are called on the goroutine of the
-// session; the nil Point never stops.
+// and waits there to be killed. It does so once: a host that was stopped there and goes
+// on has other sessions. Step, Trace and Conn are the hooks of a protect.SessionConfig,
+// called on the goroutine of the session; those of the nil Point do nothing.
 type Point struct {
 	Place string // a place of -kill-at other than any and each
 	Epoch uint64 // the checkpoint
 	Rand  *rand.Rand
 	Stop  func(detail string) // says where it stopped, and waits
 
+	spent  bool   // it has stopped the side
 	device uint64 // size of the last device state, bytes
 	total  uint64 // bytes of the last checkpoint
 	limit  limit
+}
+
+// stop stops the side, the first time.
+func (k *Point) stop(detail string) {
+	if !k.spent {
+		k.spent = true
+		k.Stop(detail)
+	}
 }
 
 // Steps are those of a checkpoint (see package colo), for each side, which can stop before each of
@@ -76,7 +86,7 @@ var (
 		onSecondary: {
 			atRequest: "send checkpoint-reply",
 			atLoaded:  "wait", // for the next one
-			// Received is in the middle of the commit; see stage.
+			// Received is in the middle of the commit; see limit.said.
 			atRAM:    "stage device state",
 			atDevice: "commit",
 		},
@@ -87,26 +97,23 @@ var (
 	}
 )
 
-// Step is the Step hook of a side's session.
-func (k *Point) Step(side string) func(op string, epoch uint64) {
-	if k == nil {
-		return nil
+// Step is called before each step of a session.
+func (k *Point) Step(side event.Mode, op string, epoch uint64) {
+	if k == nil || epoch != k.Epoch || k.spent {
+		return
 	}
-	return func(op string, epoch uint64) {
-		if epoch != k.Epoch {
-			return
-		}
-		switch op {
-		case k.Place, stopBefore[side][k.Place]:
-			k.Stop("before " + op)
-		case countFrom[side][k.Place]:
-			k.arm(side)
-		}
+	switch at := string(side); {
+	case op == k.Place, op == stopBefore[at][k.Place]:
+		k.stop("before " + op)
+	case op == countFrom[at][k.Place]:
+		k.arm(at)
+	case at == onSecondary && k.Place == AtReceived && op == "commit":
+		k.limit.said(func() { k.stop("in the commit") })
 	}
 }
 
-// Trace is the Trace hook: it learns how large the device state is.
-func (k *Point) Trace(_ string, m colo.Message, value uint64) {
+// Trace learns how large the device state is.
+func (k *Point) Trace(_ event.Mode, _ string, m colo.Message, value uint64) {
 	if k != nil && m == colo.VMStateSize {
 		k.device = value
 	}
@@ -131,7 +138,7 @@ func (k *Point) arm(side string) {
 		// It leaves in one write with the end of memory before it: count
 		// from its end.
 		n := int64(k.Rand.Uint64N(max(k.device, 1))) + 1
-		k.limit.set(n, true, func(int64) { k.Stop(fmt.Sprintf("%d bytes before the end of its device state", n)) })
+		k.limit.set(n, true, func(int64) { k.stop(fmt.Sprintf("%d bytes before the end of its device state", n)) })
 		return
 	}
 	within, what := max(k.total, k.device+1)-k.device, "memory"
@@ -139,37 +146,15 @@ func (k *Point) arm(side string) {
 		within, what = max(k.device, 1), "device state"
 	}
 	n := int64(k.Rand.Uint64N(within)) + 1
-	k.limit.set(n, false, func(done int64) { k.Stop(fmt.Sprintf("%d bytes into its %s", done, what)) })
+	k.limit.set(n, false, func(done int64) { k.stop(fmt.Sprintf("%d bytes into its %s", done, what)) })
 }
 
 // Conn puts the limit on a connection.
-func (k *Point) Conn(c *net.TCPConn, side string) net.Conn {
+func (k *Point) Conn(side event.Mode, c net.Conn) net.Conn {
 	if k == nil {
 		return c
 	}
-	return &limitedConn{TCPConn: c, limit: &k.limit, reads: side == onSecondary}
-}
-
-// Stage stops in the middle of a secondary's commit: vmstate-received has been
-// sent and nothing has been loaded.
-func (k *Point) Stage(s colo.Stage, epoch func() uint64) colo.Stage {
-	if k == nil || k.Place != AtReceived {
-		return s
-	}
-	return &stoppingStage{Stage: s, point: k, epoch: epoch}
-}
-
-type stoppingStage struct {
-	colo.Stage
-	point *Point
-	epoch func() uint64 // the last one committed
-}
-
-func (s *stoppingStage) Flush() error {
-	if s.epoch()+1 == s.point.Epoch {
-		s.point.Stop("in the commit")
-	}
-	return s.Stage.Flush()
+	return &limitedConn{Conn: c, limit: &k.limit, reads: side == event.ModeSecondary}
 }
 
 // limit ends a stream after a number of bytes.
@@ -180,6 +165,26 @@ type limit struct {
 	left    int64 // bytes
 	done    int64
 	hit     func(done int64)
+	next    func() // is called once, after the next write of a side that the limit has read; nil: nothing is
+}
+
+// said calls hit when the side, a secondary, has written its next message: that of a commit is
+// vmstate-received, before anything is loaded.
+func (l *limit) said(hit func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.next = hit
+}
+
+// wrote is called after such a write.
+func (l *limit) wrote() {
+	l.mu.Lock()
+	hit := l.next
+	l.next = nil
+	l.mu.Unlock()
+	if hit != nil {
+		hit()
+	}
 }
 
 func (l *limit) set(n int64, fromEnd bool, hit func(int64)) {
@@ -224,31 +229,33 @@ func (l *limit) passed(n int64, final bool) {
 // limitedConn is a connection with a limit on what is written to it, or on
 // what is read from it.
 type limitedConn struct {
-	*net.TCPConn
+	net.Conn
 	limit *limit
 	reads bool
 }
 
 func (c *limitedConn) Read(p []byte) (int, error) {
 	if !c.reads {
-		return c.TCPConn.Read(p)
+		return c.Conn.Read(p)
 	}
 	n, ok := c.limit.allow(int64(len(p)))
-	k, err := c.TCPConn.Read(p[:n])
+	k, err := c.Conn.Read(p[:n])
 	c.limit.passed(int64(k), !ok && int64(k) == n)
 	return k, err
 }
 
 func (c *limitedConn) Write(p []byte) (int, error) {
 	if c.reads {
-		return c.TCPConn.Write(p)
+		n, err := c.Conn.Write(p)
+		c.limit.wrote()
+		return n, err
 	}
 	n, ok := c.limit.allow(int64(len(p)))
-	k, err := c.TCPConn.Write(p[:n])
+	k, err := c.Conn.Write(p[:n])
 	c.limit.passed(int64(k), !ok)
 	if !ok && err == nil { // it goes on
 		var rest int
-		rest, err = c.TCPConn.Write(p[n:])
+		rest, err = c.Conn.Write(p[n:])
 		k += rest
 	}
 	return k, err
@@ -265,8 +272,10 @@ func (c *limitedConn) WriteBuffers(b *net.Buffers) (int64, error) {
 		n, ok = c.limit.allow(total)
 	}
 	if ok {
-		k, err := b.WriteTo(c.TCPConn)
-		if !c.reads {
+		k, err := b.WriteTo(c.Conn)
+		if c.reads {
+			c.limit.wrote()
+		} else {
 			c.limit.passed(k, false)
 		}
 		return k, err
@@ -277,11 +286,11 @@ func (c *limitedConn) WriteBuffers(b *net.Buffers) (int64, error) {
 		n -= m
 		part, rest = append(part, p[:m]), append(rest, p[m:])
 	}
-	k, err := part.WriteTo(c.TCPConn)
+	k, err := part.WriteTo(c.Conn)
 	c.limit.passed(k, true)
 	if err == nil { // it goes on
 		var m int64
-		m, err = rest.WriteTo(c.TCPConn)
+		m, err = rest.WriteTo(c.Conn)
 		k += m
 	}
 	return k, err

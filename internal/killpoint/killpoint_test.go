@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/event"
 )
 
 // loopback returns both ends of a TCP connection.
@@ -65,7 +66,7 @@ func TestAStreamEndsAtTheChosenByte(t *testing.T) {
 	} {
 		a, b := loopback(t)
 		k := new(Point)
-		c := k.Conn(a, onPrimary)
+		c := k.Conn(event.ModePrimary, a)
 		hit := int64(-1)
 		k.limit.set(test.n, test.fromEnd, func(done int64) { hit = done; a.CloseWrite() })
 		test.write(c)
@@ -79,7 +80,7 @@ func TestAStreamEndsAtTheChosenByte(t *testing.T) {
 func TestAReaderStopsAtTheChosenByte(t *testing.T) {
 	a, b := loopback(t)
 	k := new(Point)
-	c := k.Conn(a, onSecondary)
+	c := k.Conn(event.ModeSecondary, a)
 	if _, err := c.Write([]byte("not counted")); err != nil {
 		t.Fatal(err)
 	}
@@ -105,17 +106,11 @@ func TestAReaderStopsAtTheChosenByte(t *testing.T) {
 func TestWithoutAPlaceToStopNothingIsInTheWay(t *testing.T) {
 	var k *Point
 	a, _ := loopback(t)
-	if c := k.Conn(a, onPrimary); c != net.Conn(a) {
+	if c := k.Conn(event.ModePrimary, a); c != net.Conn(a) {
 		t.Errorf("the connection became a %T", c)
 	}
-	if k.Step(onPrimary) != nil {
-		t.Error("a step hook")
-	}
-	s := new(fakeStage)
-	if k.Stage(s, nil) != colo.Stage(s) {
-		t.Error("another stage")
-	}
-	k.Trace(">", colo.VMStateSize, 1)
+	k.Step(event.ModePrimary, "pause", 0)
+	k.Trace(event.ModePrimary, ">", colo.VMStateSize, 1)
 	k.Committed(1)
 }
 
@@ -128,7 +123,7 @@ func TestASideStopsBeforeItsStepInItsCheckpointOnly(t *testing.T) {
 		for place, op := range ops {
 			stops := 0
 			k := &Point{Place: place, Epoch: 5, Rand: rand.New(rand.NewPCG(1, 2)), Stop: func(string) { stops++ }}
-			step := k.Step(side)
+			step := func(op string, epoch uint64) { k.Step(event.Mode(side), op, epoch) }
 			step(op, 4)
 			step(op, 6)
 			step("another step", 5)
@@ -138,6 +133,9 @@ func TestASideStopsBeforeItsStepInItsCheckpointOnly(t *testing.T) {
 			step(op, 5)
 			if stops != 1 {
 				t.Errorf("%s %s: did not stop before %q", side, place, op)
+			}
+			if step(op, 5); stops != 1 { // of another session
+				t.Errorf("%s %s: stopped again", side, place)
 			}
 		}
 	}
@@ -150,23 +148,27 @@ func TestASideStopsBeforeItsStepInItsCheckpointOnly(t *testing.T) {
 	}
 }
 
+// What it has said, vmstate-received, has left; nothing has been loaded.
 func TestASecondaryStopsInTheMiddleOfItsCommit(t *testing.T) {
-	stops, epoch := 0, uint64(3)
+	a, b := loopback(t)
+	stops := 0
 	k := &Point{Place: AtReceived, Epoch: 5, Stop: func(string) { stops++ }}
-	under := new(fakeStage)
-	s := k.Stage(under, func() uint64 { return epoch })
-	s.Flush()
-	if stops != 0 || under.flushed != 1 {
-		t.Errorf("checkpoint 4: %d stops, %d flushes", stops, under.flushed)
-	}
-	epoch = 4
-	s.Flush()
-	if stops != 1 {
-		t.Errorf("checkpoint 5: %d stops", stops)
+	c := k.Conn(event.ModeSecondary, a)
+	for epoch := uint64(4); epoch <= 6; epoch++ {
+		for _, op := range Steps[onSecondary] {
+			k.Step(event.ModeSecondary, op, epoch)
+			before := stops
+			if op == "send checkpoint-reply" || op == "commit" || op == "send vmstate-loaded" {
+				if _, err := c.Write([]byte(op)); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := io.ReadFull(b, make([]byte, len(op))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if want := epoch == 5 && op == "commit"; (stops > before) != want {
+				t.Errorf("checkpoint %d, %s: stops %v", epoch, op, !want)
+			}
+		}
 	}
 }
-
-type fakeStage struct{ flushed int }
-
-func (s *fakeStage) Flush() error { s.flushed++; return nil }
-func (s *fakeStage) Discard()     {}

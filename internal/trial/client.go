@@ -25,16 +25,15 @@ type client struct {
 	frames  map[string][]arrival
 	inputs  map[string]*input // the ways to the sides
 	vlan    VLAN              // of each frame; set before it serves
-	learns  bool              // that the guest is where a frame comes from; without it the sides say so. Set before it serves
-	guestAt string            // the side that the guest is at, as far as the client knows
+	guestAt string            // the side that the guest is at, as far as the client knows: the sides say so
 	err     error
 }
 
-func newClient(o *oracle.Oracle) *client {
+func newClient(o *oracle.Oracle, guestAt string) *client {
 	return &client{
 		oracle: o, opened: make(map[string]int), ended: make(map[string]int), alone: make(map[string]time.Time),
 		waiting: make(map[string]bool), frames: make(map[string][]arrival),
-		inputs: make(map[string]*input), guestAt: Primary,
+		inputs: make(map[string]*input), guestAt: guestAt,
 	}
 }
 
@@ -92,9 +91,6 @@ func (c *client) take(conn net.Conn) {
 			c.waiting[side] = true
 			c.guestAt = side
 		default:
-			if c.learns {
-				c.guestAt = side
-			}
 			p, err = c.vlan.Untag(p)
 			if err == nil && announces(p) {
 				break // where the guest is now: the side has said so

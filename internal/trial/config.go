@@ -1,4 +1,4 @@
-// Package trial puts a protected guest on trial: it starts a process for each side, is the client
+// Package trial puts a protected guest on trial: it starts a process for each host, is the client
 // that the guest talks to, kills or stops one of them at an instant or a place of a
 // checkpoint, sees the other go on, and has package oracle judge all that left.
 //
@@ -10,11 +10,13 @@
 // at it from the outside:
 //
 //	config.go, address.go     what a run is to do
+//	pair.go                   two hosts, the arbiter that they ask, and all that surrounds them
 //	run.go, plot.go           a run, from its processes to the verdict
+//	series.go                 a guest that the two take from each other, again and again
 //	messages.go, process.go   what comes from the sides
 //	report.go, serve.go       what the two say to each other
 //	client.go, client_input.go, vlan.go   who the guest talks to
-//	witness.go                who decides which side goes on
+//	claims.go                 what the sides ask the arbiter
 //	printer.go, summary.go, timeline.go   what is shown of it
 package trial
 
@@ -53,11 +55,9 @@ type Config struct {
 	StopFor     time.Duration // with signalStop; 0: until the other side has gone on
 	Repeat      int           // runs
 
-	// Failovers and Switchovers, if there are any, are how often the two hosts take the
-	// guest from each other, by package protect: with death, and in good order. Kill and
-	// KillAt are not used then, and Lost is how long each waits for a silent other.
-	Failovers, Switchovers int
-	Term                   time.Duration // for which the arbiter gives the guest to a host
+	Term        time.Duration // for which the arbiter gives the guest to a host
+	Failovers   int           // how often one host takes the guest from the other by death; with these Kill and KillAt are not used
+	Switchovers int           // and in good order
 }
 
 // When output leaves.

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
 
@@ -13,10 +12,9 @@ import (
 
 // await waits for what must come within one checkpoint interval, or soon; each checkpoint is progress.
 func (r *Run) await(ctx context.Context, what string, done func() bool) error {
-	return r.crew.await(ctx, wait{
-		handle: r.handle, limit: patience + 2*r.o.Interval,
-		progress: func() int { return len(r.checkpoints) }, look: func() { r.out.status(r) },
-	}, what, done)
+	w := r.wait(r.handle)
+	w.progress, w.look = func() int { return len(r.checkpoints) }, func() { r.out.status(r) }
+	return r.states(ctx, r.crew.await(ctx, w, what, done))
 }
 
 // sleep waits, and goes on listening.
@@ -26,7 +24,7 @@ func (r *Run) sleep(ctx context.Context, d time.Duration) error {
 
 // matters reports whether an event, as it came, is of a kind that handle looks at.
 func matters(e json.RawMessage) bool {
-	for _, kind := range []event.Event{event.CheckpointStart{}, event.CheckpointCommit{}, event.COLOExit{}, event.Throttled{}} {
+	for _, kind := range []event.Event{event.CheckpointStart{}, event.CheckpointCommit{}, event.COLOExit{}, event.Throttled{}, event.JobStatusChange{}} {
 		if bytes.Contains(e, []byte(`"`+kind.Name()+`"`)) {
 			return true
 		}
@@ -39,41 +37,19 @@ func (r *Run) handle(m message) error {
 	rep := m.report
 	switch {
 	case m.ended:
-		r.gone[m.side] = true
-		expected := m.side == r.victim && !r.killed.IsZero() || m.err == nil && r.ends[m.side] != nil
-		if !expected {
+		r.gone[m.side], r.state[m.side] = true, ""
+		killed := m.side == r.victim && r.o.Signal != SignalStop && !r.killed.IsZero()
+		if !killed && !(r.closing && m.err == nil) {
 			return r.sides[m.side].failure(m.err)
 		}
-	case rep.Listening != nil:
-		r.listening = rep.Listening
 	case rep.Handle != nil:
 		r.out.handle(m.side, *rep.Handle)
 	case m.event != nil:
-		r.out.event(m.side, m.event)
-		if !matters(m.event) {
-			break
-		}
-		var rec event.Record
-		if err := json.Unmarshal(m.event, &rec); err != nil {
-			return fmt.Errorf("an event of the %s: %w", m.side, err)
-		}
-		switch e := rec.Event.(type) {
-		case event.CheckpointStart:
-			if m.side == Primary {
-				r.under = e.Epoch
-			}
-		case event.CheckpointCommit:
-			if m.side == Primary {
-				r.under = 0
-			}
-		case event.Throttled:
-			r.throttled = append(r.throttled, throttled{rec.Time, e.Percent})
-		case event.COLOExit:
-			if m.side != r.victim && !(r.victim == "" && m.side == Secondary) {
-				r.exit = e
-			}
-		}
+		return r.event(m)
 	case rep.Checkpoint != nil:
+		if r.tookOver {
+			break // of a survivor that is protected again
+		}
 		c := *rep.Checkpoint
 		if c.Epoch == 0 {
 			r.protected = time.Now()
@@ -81,22 +57,88 @@ func (r *Run) handle(m message) error {
 		r.checkpoints = append(r.checkpoints, c)
 		r.traffic = *c.Traffic
 		r.out.checkpoint(c)
+	case rep.Claimed != nil:
+		r.out.claim(*rep.Claimed)
 	case rep.Missed != nil:
-		r.missed = append(r.missed, fmt.Sprintf("the %s's %s at %#x", m.side, rep.Missed.Block, rep.Missed.Offset))
+		r.miss(m.side, *rep.Missed)
 	case rep.Stopped != nil:
 		r.stopped = rep.Stopped
-	case rep.Ended != nil:
-		r.ends[m.side] = rep.Ended
-		if !rep.Ended.TookOver && !rep.Ended.Refused {
-			return fmt.Errorf("the %s: %s", m.side, rep.Ended.Error)
-		}
-		if r.victim != "" && r.killed.IsZero() {
-			return errors.New("the sides parted before the kill")
-		}
 	case rep.Histories != nil:
 		r.histories = rep.Histories
-		if rep.Traffic != nil {
+		if m.side == Primary { // it has been that all along; a secondary has counted nothing
 			r.traffic = *rep.Traffic
+		}
+	}
+	return nil
+}
+
+// event takes an event of a host.
+func (r *Run) event(m message) error {
+	r.out.event(m.side, m.event)
+	if !matters(m.event) {
+		return nil
+	}
+	var rec event.Record
+	if err := json.Unmarshal(m.event, &rec); err != nil {
+		return fmt.Errorf("an event of the %s: %w", m.side, err)
+	}
+	switch e := rec.Event.(type) {
+	case event.CheckpointStart:
+		if m.side == Primary {
+			r.under = e.Epoch
+		}
+	case event.CheckpointCommit:
+		if m.side == Primary {
+			r.under = 0
+		}
+		if !r.tookOver {
+			r.last[m.side] = e.Epoch
+		}
+	case event.Throttled:
+		r.throttled = append(r.throttled, throttled{rec.Time, e.Percent})
+	case event.COLOExit:
+		if m.side == r.survivor && r.parted && !r.tookOver {
+			r.exit = e
+		}
+	case event.JobStatusChange:
+		return r.moved(m.side, e)
+	}
+	return nil
+}
+
+// What a host is called in the words of package protect that a run looks at.
+const (
+	stateProtected  = "protected" // it has the guest, and the other every checkpoint
+	stateWaiting    = "waiting"   // it does not have the guest
+	stateFollowing  = "following"
+	stateAsking     = "asking"
+	stateTakingOver = "taking-over"
+	stateAlone      = "alone"
+	stateConcluded  = "concluded"
+)
+
+// moved is told of the state of a host.
+func (r *Run) moved(host string, e event.JobStatusChange) error {
+	r.state[host] = e.State
+	alone := e.State == stateTakingOver || e.State == stateAlone
+	switch {
+	case r.protected.IsZero() || r.closing:
+	case !r.parted:
+		if host == Primary && e.State != stateProtected || host == Secondary && (alone || e.State == stateAsking || e.State == stateConcluded) {
+			return fmt.Errorf("the sides parted unasked: the %s is %s: %s", host, e.State, e.Reason)
+		}
+	case host == r.survivor:
+		if e.State == stateAlone {
+			r.tookOver = true
+		}
+		if !r.tookOver && (e.State == stateWaiting || e.State == stateConcluded) {
+			return fmt.Errorf("the %s did not take over: %s", host, e.Reason)
+		}
+	case alone || e.State == stateProtected:
+		return fmt.Errorf("the %s goes on too: it is %s", host, e.State)
+	case (e.State == stateWaiting || e.State == stateFollowing) && r.gaveUp == "":
+		if r.gaveUp = e.Reason; r.gaveUp == "" {
+			r.gaveUp = e.State
 		}
 	}
 	return nil

@@ -16,10 +16,6 @@ const TalkOn = 5
 
 // drive is the run's plot.
 func (r *Run) drive(ctx context.Context) error {
-	if err := r.await(ctx, "the secondary to listen", func() bool { return r.listening != nil }); err != nil {
-		return err
-	}
-	r.sides[Primary].tell(Command{Connect: r.listening})
 	if err := r.await(ctx, "the initial synchronisation", func() bool { return !r.protected.IsZero() }); err != nil {
 		return err
 	}
@@ -42,24 +38,17 @@ func (r *Run) drive(ctx context.Context) error {
 	if err := r.part(ctx); err != nil {
 		return err
 	}
-	r.survivor = Primary
-	if r.victim == Primary {
-		r.survivor = Secondary
-	}
-	if err := r.await(ctx, "the "+r.survivor+" to take over", func() bool { return r.ends[r.survivor] != nil }); err != nil {
+	if err := r.await(ctx, "the "+r.survivor+" to take over", func() bool { return r.tookOver }); err != nil {
 		return err
 	}
-	if end := r.ends[r.survivor]; !end.TookOver {
-		return fmt.Errorf("the %s did not take over: %s", r.survivor, end.Error)
-	}
-	r.epoch = r.ends[r.survivor].Epoch
+	r.epoch = r.last[r.survivor]
 	if err := r.await(ctx, "the "+r.survivor+"'s output", func() bool { return !r.client.firstAlone(r.survivor).IsZero() }); err != nil {
 		return err
 	}
 	r.resumed = r.client.firstAlone(r.survivor)
 	r.out.takeover(r.survivor, r.epoch, r.resumed)
 	if r.victim == "" {
-		r.out.phase("handed over", "the primary goes on alone from checkpoint %d, as ordered; the secondary is refused by the witness", r.epoch)
+		r.out.phase("handed over", "the primary goes on alone from checkpoint %d, as ordered; the secondary does not", r.epoch)
 	} else {
 		r.out.phase("taken over", "the %s goes on from checkpoint %d; its first frame came %s after the kill", r.survivor, r.epoch, round3(r.failover()))
 	}
@@ -87,21 +76,22 @@ func (r *Run) drive(ctx context.Context) error {
 }
 
 // wakeVictim lets a victim go on that was stopped, and waits until it has found
-// that the guest is not its any more.
+// that the guest is not its any more; as does a secondary whose primary goes on by order.
 func (r *Run) wakeVictim(ctx context.Context) error {
-	if r.victim == "" || r.o.Signal != SignalStop {
+	gaveUp := func() bool { return r.gaveUp != "" }
+	if r.victim == "" {
+		return r.await(ctx, "the secondary to give up", gaveUp)
+	}
+	if r.o.Signal != SignalStop {
 		return nil
 	}
 	if err := r.wake(); err != nil {
 		return err
 	}
-	if err := r.await(ctx, "the "+r.victim+" to give up", func() bool { return r.ends[r.victim] != nil }); err != nil {
+	if err := r.await(ctx, "the "+r.victim+" to give up", gaveUp); err != nil {
 		return err
 	}
-	if r.ends[r.victim].TookOver {
-		return fmt.Errorf("the %s goes on too", r.victim)
-	}
-	r.out.phase("woken", "the %s, which was stopped for %s, is refused by the witness", r.victim, round3(r.woken.Sub(r.killed)))
+	r.out.phase("woken", "the %s, which was stopped for %s, does not go on: %s", r.victim, round3(r.woken.Sub(r.killed)), r.gaveUp)
 	return nil
 }
 
@@ -138,13 +128,13 @@ func (r *Run) doze(ctx context.Context) error {
 
 // part ends the pair: with SIGKILL, or in good order.
 func (r *Run) part(ctx context.Context) error {
+	r.survivor = Primary
+	if r.victim == Primary {
+		r.survivor = Secondary
+	}
 	if r.victim == "" {
-		// The decision is the operator's, so the witness must know it first:
-		// the secondary will ask.
-		if a := r.witness.decide(Claim{generation, Primary, r.epochs(), "ordered"}); !a.Granted {
-			return fmt.Errorf("the witness refused the order: %s", a.Reason)
-		}
-		r.sides[Primary].tell(Command{Failover: true})
+		r.parted = true
+		r.sides[Primary].tell(Command{Cancel: true})
 		return nil
 	}
 	if r.o.KillAt == killpoint.AtAny {
@@ -155,7 +145,7 @@ func (r *Run) part(ctx context.Context) error {
 		return err
 	}
 	p := r.sides[r.victim]
-	r.killed = time.Now()
+	r.killed, r.parted = time.Now(), r.o.StopFor == 0
 	signal, name := p.kill, "killed"
 	if r.o.Signal == SignalStop {
 		signal, name = p.pause, "stopped"
@@ -197,12 +187,14 @@ func (r *Run) randomInstant(ctx context.Context) error {
 
 // judge stops the survivor and compares what has left with its memory.
 func (r *Run) judge(ctx context.Context) error {
-	r.sides[r.survivor].tell(Command{Stop: true})
-	if err := r.await(ctx, "the end of all output", func() bool {
-		return r.gone[Primary] && r.gone[Secondary] && r.histories != nil &&
-			r.client.hasEnded(Primary) && r.client.hasEnded(Secondary)
-	}); err != nil {
-		return err
+	r.closing = true
+	for _, host := range []string{r.survivor, r.other(r.survivor)} {
+		r.sides[host].tell(Command{Stop: true}) // a killed one does not hear it
+		if err := r.await(ctx, "the end of all output of the "+host, func() bool {
+			return r.gone[host] && r.histories != nil && r.client.hasEnded(host)
+		}); err != nil {
+			return err
+		}
 	}
 	if err := r.verified(); err != nil {
 		return err
@@ -241,13 +233,4 @@ func (r *Result) verify(c *client, survivor string) error {
 	r.Verdict = c.oracle.Verdict
 	r.frames = c.frames
 	return nil
-}
-
-// verified returns an error that names what the dirty logs have lacked.
-func (r *Run) verified() error {
-	n := len(r.missed)
-	if n == 0 {
-		return nil
-	}
-	return fmt.Errorf("written, and in no dirty log, %d times: %s", n, strings.Join(r.missed[:min(n, 10)], ", "))
 }

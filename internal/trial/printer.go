@@ -143,12 +143,7 @@ func (p *Printer) checkpoint(c Checkpoint) {
 	p.Object(map[string]Checkpoint{"checkpoint": c})
 }
 
-func (p *Printer) claim(c Claim, a Answer) {
-	p.Object(struct {
-		Claim  Claim  `json:"claim"`
-		Answer Answer `json:"answer"`
-	}{c, a})
-}
+func (p *Printer) claim(c Claimed) { p.Object(c) }
 
 func (p *Printer) kill(side string, pid int, where string, at time.Time) {
 	type kill struct {

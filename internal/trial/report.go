@@ -12,42 +12,42 @@ import (
 	"github.com/gocolo/lockstep/internal/oracle"
 )
 
-// The names of the two sides.
+// The names of the two hosts of a Run, whose sides they are until one is lost.
 const (
 	Primary   = string(event.ModePrimary)
 	Secondary = string(event.ModeSecondary)
 )
 
-// SideConfig is the first line that a side reads from its standard input.
+// SideConfig is the first line that a host reads from its standard input.
 type SideConfig struct {
-	Side    string       `json:"side"`
+	Side    string       `json:"side"` // the host's name
 	Backend string       `json:"backend"`
 	Guest   guest.Params `json:"guest"`
 	Memory  uint64       `json:"memory"`         // bytes
-	Disk    string       `json:"disk,omitempty"` // this side's image, of Guest.Disk bytes
+	Disk    string       `json:"disk,omitempty"` // this host's image, of Guest.Disk bytes
+	Client  string       `json:"client"`         // address that takes the guest's output
 
-	Client     string `json:"client"`  // address that takes the guest's output
-	Witness    string `json:"witness"` // address that decides who goes on
-	Generation uint64 `json:"generation"`
+	Listen  string        `json:"listen"`  // where it is reached
+	Dial    string        `json:"dial"`    // where the other is
+	Arbiter string        `json:"arbiter"` // the directory of package sharedfile that decides who goes on
+	Start   bool          `json:"start"`   // the guest begins its life here
+	Beat    time.Duration `json:"beat"`    // between two heartbeats
+	Lost    time.Duration `json:"lost"`    // without one: the other host is lost
+	Term    time.Duration `json:"term"`    // of a grant of the arbiter's
 
-	QMP         string `json:"qmp,omitempty"`          // where this side has its monitor
+	QMP         string `json:"qmp,omitempty"`          // where this host has its monitor
 	HTTP        string `json:"http,omitempty"`         // where it has its page
 	HTTPControl bool   `json:"http_control,omitempty"` // which has buttons
 
 	Mode        string        `json:"mode"`
 	VLAN        VLAN          `json:"vlan,omitempty"` // of each frame
 	Interval    time.Duration `json:"interval"`       // between checkpoints
-	Lost        time.Duration `json:"lost"`           // without a heartbeat: the other side is lost
 	EarlyResume bool          `json:"early_resume"`
 	Throttle    float64       `json:"throttle"` // the share of the time that checkpoints may take; 0: any
 	VerifyDirty bool          `json:"verify_dirty,omitempty"`
 
-	// Host is for a process that is one host of a pair by package protect, whatever its
-	// side is at the moment. Nil: a primary or a secondary by package colo.
-	Host *HostConfig `json:"host,omitempty"`
-
 	// StopAt, if not empty, is the place of checkpoint StopEpoch at which this
-	// side stops and waits to be killed; Seed draws the byte of the stream.
+	// host stops and waits to be killed; Seed draws the byte of the stream.
 	StopAt    string `json:"stop_at,omitempty"`
 	StopEpoch uint64 `json:"stop_epoch,omitempty"`
 	Seed      uint64 `json:"seed"`
@@ -57,45 +57,24 @@ type SideConfig struct {
 	Missed func(block string, offset uint64) `json:"-"`
 }
 
-// HostConfig is what a host has to know besides. Side is its name.
-type HostConfig struct {
-	Listen  string        `json:"listen"`  // where it is reached
-	Dial    string        `json:"dial"`    // where the other is
-	Arbiter string        `json:"arbiter"` // the directory of package sharedfile that decides who goes on
-	Start   bool          `json:"start"`   // the guest begins its life here
-	Beat    time.Duration `json:"beat"`    // between two heartbeats
-	Term    time.Duration `json:"term"`    // of a grant of the arbiter's
-}
-
 // ErrOrphan says that the parent has gone, which ends a side.
 var ErrOrphan = errors.New("the parent process has gone")
 
 // Command is any further line. The end of the input means that the parent is
 // gone, and ends the side.
 type Command struct {
-	Connect  *Addresses `json:"connect,omitempty"`  // primary: where the secondary listens
-	Failover bool       `json:"failover,omitempty"` // go on alone
-	Proceed  bool       `json:"proceed,omitempty"`  // go on from the place where it stopped
-
-	Switchover bool `json:"switchover,omitempty"` // host: give the guest to the other; answered by Switched
+	Cancel     bool `json:"cancel,omitempty"`     // end the protection: the guest goes on here, alone
+	Proceed    bool `json:"proceed,omitempty"`    // go on from the place where it stopped
+	Switchover bool `json:"switchover,omitempty"` // give the guest to the other; answered by Switched
 	Stop       bool `json:"stop,omitempty"`       // pause, say what the guest remembers, and end
-}
-
-// Addresses are where a secondary listens.
-type Addresses struct {
-	COLO      string `json:"colo"`
-	Heartbeat string `json:"heartbeat"`
-	Disk      string `json:"disk"` // NBD
-	Packets   string `json:"packets"`
 }
 
 // Report is a line that a side writes to its standard output: one of these.
 type Report struct {
-	Listening  *Addresses       `json:"listening,omitempty"`
 	Event      *event.Record    `json:"event,omitempty"`
 	Checkpoint *Checkpoint      `json:"checkpoint,omitempty"`
 	Stopped    *Stopped         `json:"stopped,omitempty"`
-	Ended      *Ended           `json:"ended,omitempty"`
+	Claimed    *Claimed         `json:"claimed,omitempty"`
 	Histories  []oracle.History `json:"histories,omitempty"`
 	Traffic    *Traffic         `json:"traffic,omitempty"` // beside Histories
 	Missed     *MissedPage      `json:"missed,omitempty"`
@@ -154,14 +133,6 @@ type Traffic struct {
 type Stopped struct {
 	Epoch  uint64 `json:"epoch"`
 	Detail string `json:"detail"`
-}
-
-// Ended says that a side's session is over.
-type Ended struct {
-	TookOver bool   `json:"took_over"`
-	Refused  bool   `json:"refused,omitempty"` // by the witness
-	Error    string `json:"error,omitempty"`
-	Epoch    uint64 `json:"epoch"` // the last checkpoint that it has
 }
 
 // The first frame on a side's connection to the client is its name, with

@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/internal/killpoint"
 	"github.com/gocolo/lockstep/internal/oracle"
 )
 
@@ -20,20 +19,17 @@ import (
 // within a fraction of a second, or within one checkpoint interval.
 const patience = 20 * time.Second
 
-// generation of the pair. A survivor that is protected again begins the next.
-const generation = 1
-
-// A Run is one pair of processes, from their start to the verdict.
+// A Run is one pair of processes, from their start to the verdict: one is killed, or stopped,
+// or the protection ends by order, and the other goes on.
 type Run struct {
-	rng *rand.Rand
-	out *Printer
-
-	crew
-	client  *client
-	witness *witness
-	gone    map[string]bool // the process has ended
-
-	Result
+	pair
+	gone     map[string]bool   // the process has ended
+	last     map[string]uint64 // the last checkpoint that the host has
+	parted   bool              // the pair is meant to end
+	tookOver bool              // the survivor goes on alone
+	gaveUp   string            // why the other does not go on; "": nothing is known of it
+	closing  bool              // the hosts are meant to end
+	stopped  *Stopped
 }
 
 // Result is what a run has shown so far; it is complete when Do returns.
@@ -70,11 +66,7 @@ type Result struct {
 	changes   []Change // of a series, in their order
 	unplanned int      // changes that nobody has made
 
-	listening *Addresses
-	stopped   *Stopped
-	ends      map[string]*Ended
 	histories []oracle.History
-	missed    []string // pages that a dirty log lacked
 }
 
 // failovers are those of a series.
@@ -131,11 +123,7 @@ func (r *Result) failover() time.Duration {
 // New makes a run of a config whose KillAt is a place, with processes of this program on a
 // backend, that draws its random choices from seed and is shown by out.
 func New(o Config, backend string, seed uint64, out *Printer) *Run {
-	r := &Run{
-		out: out, rng: rand.New(rand.NewPCG(seed, 0)), crew: newCrew(), gone: make(map[string]bool),
-		witness: &witness{generation: generation, log: out.claim},
-		Result:  Result{o: o, backend: backend, seed: seed, ends: make(map[string]*Ended)},
-	}
+	r := &Run{pair: newPair(o, backend, seed, out, Primary, Secondary), gone: make(map[string]bool), last: make(map[string]uint64)}
 	r.target = 1 + r.rng.Uint64N(RepeatCheckpoints) // drawn in any case, so that a seed means the same
 	if o.Checkpoints > 0 {
 		r.target = uint64(o.Checkpoints)
@@ -148,49 +136,7 @@ func New(o Config, backend string, seed uint64, out *Printer) *Run {
 
 // Do carries the run out and leaves nothing of it behind. The error is why
 // there is no verdict.
-func (r *Run) Do(ctx context.Context) (err error) {
-	oracle, err := oracle.New(r.o.Guest(r.seed))
-	if err != nil {
-		return err
-	}
-	r.client = newClient(oracle)
-	r.client.vlan = VLAN(r.o.VLAN)
-	remove, err := r.createDisks(Primary, Secondary)
-	if err != nil {
-		return err
-	}
-	defer func() { err = beside(err, remove()) }()
-	servers := new(servers)
-	defer servers.close()
-	output, err := servers.listen(r.client.serve)
-	if err != nil {
-		return err
-	}
-	claims, err := servers.listen(r.witness.serve)
-	if err != nil {
-		return err
-	}
-	defer func() { // whatever happened, no process and no reader stays
-		r.end(err == nil || ctx.Err() != nil)
-		err = r.explain(err)
-	}()
-
-	r.started = time.Now()
-	for _, side := range []string{Secondary, Primary} {
-		if err := r.start(r.config(side, output, claims)); err != nil {
-			return err
-		}
-	}
-	return r.drive(ctx)
-}
-
-// beside returns an error as it is if there is no other.
-func beside(err, other error) error {
-	if other == nil {
-		return err
-	}
-	return errors.Join(err, other)
-}
+func (r *Run) Do(ctx context.Context) error { return r.do(ctx, r.drive) }
 
 // servers are what a run listens with.
 type servers struct {
@@ -235,9 +181,13 @@ func (r *Result) createDisks(sides ...string) (remove func() error, err error) {
 	for _, side := range sides {
 		name := filepath.Join(dir, "lockstep-"+side+".img")
 		r.images[side] = name
-		f, err := os.Create(name)
+		// Of the last run, which has left its images here: what is known of them.
+		err := os.Remove(name + ".lockstep")
+		if errors.Is(err, fs.ErrNotExist) {
+			err = nil
+		}
 		if err == nil {
-			err = errors.Join(f.Truncate(int64(r.o.Disk)), f.Close())
+			err = createImage(name, int64(r.o.Disk))
 		}
 		if err != nil {
 			return nil, errors.Join(err, remove())
@@ -246,16 +196,11 @@ func (r *Result) createDisks(sides ...string) (remove func() error, err error) {
 	return remove, nil
 }
 
-func (r *Run) config(side, client, witness string) SideConfig {
-	cfg := SideConfig{
-		Side: side, Backend: r.backend, Guest: r.o.Guest(r.seed), Memory: r.o.Mem,
-		Disk: r.images[side], Client: client, Witness: witness, Generation: generation,
-		Mode: r.o.Mode, VLAN: VLAN(r.o.VLAN), Interval: r.o.Interval, Lost: r.o.Lost, EarlyResume: r.o.EarlyResume, Throttle: r.o.Throttle / 100, Seed: r.seed,
-		VerifyDirty: r.o.VerifyDirty,
+// createImage makes an image that is empty.
+func createImage(name string, size int64) error {
+	f, err := os.Create(name)
+	if err != nil {
+		return err
 	}
-	cfg.handles(&r.o)
-	if side == r.victim && r.o.KillAt != killpoint.AtAny {
-		cfg.StopAt, cfg.StopEpoch = r.o.KillAt, r.target+1
-	}
-	return cfg
+	return errors.Join(f.Truncate(size), f.Close())
 }

@@ -1,9 +1,11 @@
 package trial
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -33,6 +35,16 @@ func TestAMissedPageFailsTheRun(t *testing.T) {
 	if err := r.verified(); err == nil || !strings.Contains(err.Error(), "the secondary's guest.ram at 0x5000") {
 		t.Errorf("%v", err)
 	}
+	s := NewSeries(Config{}, "sim", 1, new(Printer))
+	if err := s.verified(); err != nil {
+		t.Errorf("nothing is missing: %v", err)
+	}
+	if err := s.handle(message{side: hostB, report: Report{Missed: &MissedPage{"guest.ram", 0x5000}}}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.verified(); err == nil || !strings.Contains(err.Error(), "host b's guest.ram at 0x5000") {
+		t.Errorf("%v", err)
+	}
 }
 
 func TestAThrottledGuestIsPartOfTheRun(t *testing.T) {
@@ -48,5 +60,138 @@ func TestAThrottledGuestIsPartOfTheRun(t *testing.T) {
 	}
 	if len(r.throttled) != 1 || !r.throttled[0].at.Equal(at) || r.throttled[0].percent != 20 {
 		t.Errorf("%+v", r.throttled)
+	}
+}
+
+// told is what a host says of its state.
+func told(t *testing.T, host, state string) message {
+	t.Helper()
+	e, err := json.Marshal(event.Record{Event: event.JobStatusChange{State: state, Reason: "because"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return message{side: host, event: e}
+}
+
+func TestARunKnowsWhoGoesOnByTheStatesOfTheHosts(t *testing.T) {
+	const before, after = false, true // the kill
+	for name, c := range map[string]struct {
+		parted   bool
+		host     string
+		state    string
+		want     string // in the error; "": none
+		tookOver bool
+		gaveUp   string
+	}{
+		"in step":                        {before, Secondary, stateFollowing, "", false, ""},
+		"late word of the beginning":     {before, Secondary, stateWaiting, "", false, ""},
+		"the primary asks unasked":       {before, Primary, stateAsking, "parted unasked: the primary is asking: because", false, ""},
+		"the secondary asks unasked":     {before, Secondary, stateAsking, "parted unasked", false, ""},
+		"the secondary ends unasked":     {before, Secondary, stateConcluded, "parted unasked", false, ""},
+		"the survivor asks":              {after, Secondary, stateAsking, "", false, ""},
+		"the survivor is about to go on": {after, Secondary, stateTakingOver, "", false, ""},
+		"the survivor goes on":           {after, Secondary, stateAlone, "", true, ""},
+		"the survivor does not":          {after, Secondary, stateWaiting, "did not take over: because", false, ""},
+		"the victim gives up":            {after, Primary, stateWaiting, "", false, "because"},
+		"the victim follows":             {after, Primary, stateFollowing, "", false, "because"},
+		"the victim goes on too":         {after, Primary, stateTakingOver, "goes on too", false, ""},
+		"the victim is protected":        {after, Primary, stateProtected, "goes on too", false, ""},
+	} {
+		r := New(Config{Kill: Primary}, "sim", 1, new(Printer))
+		r.out.W = io.Discard
+		r.protected, r.parted, r.survivor = time.Unix(1, 0), c.parted, Secondary
+		err := r.handle(told(t, c.host, c.state))
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) || r.tookOver != c.tookOver || r.gaveUp != c.gaveUp || r.state[c.host] != c.state {
+			t.Errorf("%s: %v; took over: %v, gave up: %q", name, err, r.tookOver, r.gaveUp)
+		}
+	}
+}
+
+func TestASurvivorThatIsProtectedAgainIsNoMoreOfTheRun(t *testing.T) {
+	r := New(Config{Kill: Primary}, "sim", 1, new(Printer))
+	r.out.W = io.Discard
+	r.protected, r.parted, r.survivor = time.Unix(1, 0), true, Secondary
+	commit := func(epoch uint64) {
+		e, err := json.Marshal(event.Record{Event: event.CheckpointCommit{Mode: event.ModePrimary, Epoch: epoch}})
+		if err = errors.Join(err, r.handle(message{side: Secondary, event: e}), r.handle(message{side: Secondary, report: Report{Checkpoint: &Checkpoint{Epoch: epoch, Traffic: new(Traffic)}}})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	commit(7)
+	if err := r.handle(told(t, Secondary, stateAlone)); err != nil {
+		t.Fatal(err)
+	}
+	commit(0)
+	commit(1)
+	if r.last[Secondary] != 7 || len(r.checkpoints) != 1 {
+		t.Errorf("it went on from checkpoint %d, and there were %d", r.last[Secondary], len(r.checkpoints))
+	}
+}
+
+func TestAHostMayEndThatWasKilledOrIsToEnd(t *testing.T) {
+	for name, c := range map[string]struct {
+		killed, closing bool
+		signal          string
+		err             error
+		fine            bool
+	}{
+		"killed":                     {true, false, SignalKill, errors.New("signal: killed"), true},
+		"before the kill":            {false, false, SignalKill, nil, false},
+		"stopped, and died":          {true, false, SignalStop, errors.New("exit status 1"), false},
+		"at the end":                 {true, true, SignalStop, nil, true},
+		"at the end, with a failure": {false, true, SignalKill, errors.New("exit status 1"), false},
+	} {
+		r := New(Config{Kill: Primary, Signal: c.signal}, "sim", 1, new(Printer))
+		p := &process{side: Primary}
+		r.sides[Primary] = p
+		if r.closing = c.closing; c.killed {
+			r.killed = time.Unix(1, 0)
+		}
+		if err := r.handle(message{side: Primary, from: p, ended: true, err: c.err}); (err == nil) != c.fine || !r.gone[Primary] {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestEachHostOfAPairKnowsTheOtherAndWhoOfThemStops(t *testing.T) {
+	o := Config{Kill: Secondary, KillAt: "ram", Checkpoints: 4, Lost: 10 * time.Second, Term: time.Second, EarlyResume: true, Throttle: 25}
+	r := New(o, "sim", 1, new(Printer))
+	r.addr[Primary], r.addr[Secondary] = "here", "there"
+	a, b := r.config(Primary, true), r.config(Secondary, false)
+	if a.Listen != b.Dial || a.Dial != b.Listen || a.Arbiter != b.Arbiter || !a.Start || b.Start || a.StopAt != "" || b.StopAt != "ram" || b.StopEpoch != 5 {
+		t.Errorf("%+v\n%+v", a, b)
+	}
+	if a.Beat != maxBeat || a.Lost != o.Lost || a.Term != o.Term || !a.EarlyResume || a.Throttle != 0.25 {
+		t.Errorf("%+v", a)
+	}
+	r.o.Lost = time.Second
+	if beat := r.config(Primary, false).Beat; beat != 100*time.Millisecond {
+		t.Errorf("a beat every %v", beat)
+	}
+}
+
+func TestImagesBeginEmptyWhateverARunHasLeft(t *testing.T) {
+	r := &Result{o: Config{Disk: 64 << 10, DiskDir: t.TempDir()}}
+	for range 2 {
+		remove, err := r.createDisks(Primary, Secondary)
+		if err == nil {
+			err = remove()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, side := range []string{Primary, Secondary} {
+			b, err := os.ReadFile(r.images[side])
+			if err != nil || len(b) != 64<<10 || len(bytes.Trim(b, "\x00")) > 0 {
+				t.Errorf("%d bytes, %v", len(b), err)
+			}
+			if known, err := os.ReadFile(r.images[side] + ".lockstep"); err == nil {
+				t.Errorf("what is known of the image: %q", known)
+			}
+			err = errors.Join(os.WriteFile(r.images[side], []byte("the last one's"), 0o600), os.WriteFile(r.images[side]+".lockstep", []byte("generation 2"), 0o600))
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 }

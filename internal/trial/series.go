@@ -5,15 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
-	"net"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
-	"github.com/gocolo/lockstep/internal/oracle"
 	"github.com/gocolo/lockstep/internal/size"
 )
 
@@ -23,29 +18,12 @@ const (
 	hostB = "b"
 )
 
-// otherHost returns the other one.
-func otherHost(host string) string {
-	if host == hostA {
-		return hostB
-	}
-	return hostA
-}
-
 // A Series is two hosts that take one guest from each other, again and again, by package
 // protect: the one that has it is killed, or stopped for longer than it may act for the
 // guest, or hands it over; the other goes on and is protected again by the first, which
 // comes back.
 type Series struct {
-	rng *rand.Rand
-	out *Printer
-
-	crew
-	client *client
-	dir    string            // of the arbiter
-	addr   map[string]string // where the hosts are reached
-	output string            // where the client is
-
-	state    map[string]string // of each host's job, in the words of package protect
+	pair
 	again    map[string]bool   // the host has been protected since this was cleared
 	dead     map[*process]bool // it is meant to end
 	lead     string            // the host that has the guest, as far as changes are planned
@@ -53,7 +31,6 @@ type Series struct {
 	counted  int      // checkpoints since ready has begun to wait
 	banked   Traffic  // of the sides that have ended
 	from     *process // whose Traffic came last
-	Result
 }
 
 // A Change is one change of sides.
@@ -76,87 +53,13 @@ const (
 // random choices from seed and is shown by out.
 func NewSeries(o Config, backend string, seed uint64, out *Printer) *Series {
 	return &Series{
-		out: out, rng: rand.New(rand.NewPCG(seed, 0)), crew: newCrew(),
-		addr: make(map[string]string), state: make(map[string]string), again: make(map[string]bool), dead: make(map[*process]bool),
-		Result: Result{o: o, backend: backend, seed: seed},
+		pair: newPair(o, backend, seed, out, hostA, hostB), again: make(map[string]bool), dead: make(map[*process]bool),
 	}
 }
 
 // Do carries the series out and leaves nothing of it behind. The error is why there is no
 // verdict.
-func (s *Series) Do(ctx context.Context) (err error) {
-	judge, err := oracle.New(s.o.Guest(s.seed))
-	if err != nil {
-		return err
-	}
-	s.client = newClient(judge)
-	s.client.vlan, s.client.learns, s.client.guestAt = VLAN(s.o.VLAN), true, hostA
-	remove, err := s.createDisks(hostA, hostB)
-	if err != nil {
-		return err
-	}
-	defer func() { err = beside(err, remove()) }()
-	if s.dir, err = os.MkdirTemp("", "lockstep-arbiter-"); err != nil {
-		return err
-	}
-	defer func() { err = beside(err, os.RemoveAll(s.dir)) }()
-	if err := s.addresses(); err != nil {
-		return err
-	}
-	servers := new(servers)
-	defer servers.close()
-	if s.output, err = servers.listen(s.client.serve); err != nil {
-		return err
-	}
-	defer func() {
-		s.end(err == nil || ctx.Err() != nil)
-		err = s.explain(err)
-	}()
-
-	s.started = time.Now()
-	for _, host := range []string{hostB, hostA} {
-		if err := s.start(s.config(host, host == hostA)); err != nil {
-			return err
-		}
-	}
-	return s.drive(ctx)
-}
-
-// addresses finds a free port for each host: a host that comes back has the one that it
-// had. They lie below those that a kernel gives to outgoing connections (Linux,
-// ip_local_port_range, from 32768 on), which would take the port of a host that is dead.
-func (s *Series) addresses() error {
-	for _, host := range []string{hostA, hostB} {
-		var l net.Listener
-		var err error
-		for range 100 {
-			if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 20000+rand.IntN(12000))); err == nil {
-				break
-			}
-		}
-		if err != nil {
-			return err
-		}
-		defer l.Close() // not before the other has another one
-		s.addr[host] = l.Addr().String()
-	}
-	return nil
-}
-
-// config says what a host is to be.
-func (s *Series) config(host string, first bool) SideConfig {
-	o := &s.o
-	cfg := SideConfig{
-		Side: host, Backend: s.backend, Guest: o.Guest(s.seed), Memory: o.Mem, Disk: s.images[host], Client: s.output,
-		Mode: o.Mode, VLAN: VLAN(o.VLAN), Interval: o.Interval, Lost: o.Lost, Seed: s.seed,
-		Host: &HostConfig{
-			Listen: s.addr[host], Dial: s.addr[otherHost(host)], Arbiter: filepath.Join(s.dir, "guest"),
-			Start: first, Beat: o.Lost / 10, Term: o.Term,
-		},
-	}
-	cfg.handles(o)
-	return cfg
-}
+func (s *Series) Do(ctx context.Context) error { return s.do(ctx, s.drive) }
 
 // drive is the plot.
 func (s *Series) drive(ctx context.Context) error {
@@ -221,7 +124,7 @@ func (s *Series) ready(ctx context.Context) (lead string, err error) {
 		}
 		return s.state[lead] == stateProtected
 	}
-	w := s.wait()
+	w := s.wait(s.handle)
 	w.progress = func() int { return s.counted }
 	if err := s.crew.await(ctx, w, "the checkpoints", func() bool { return s.counted >= want && protected() }); err != nil {
 		return "", s.states(ctx, err)
@@ -246,7 +149,7 @@ func (s *Series) change(ctx context.Context, kind string) (Change, error) {
 	if err != nil {
 		return Change{}, err
 	}
-	c := Change{Kind: kind, From: lead, To: otherHost(lead)}
+	c := Change{Kind: kind, From: lead, To: s.other(lead)}
 	err = s.carryOut(ctx, &c)
 	return c, err
 }
@@ -353,17 +256,17 @@ func (s *Series) judge(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	s.sides[otherHost(lead)].tell(Command{Stop: true})
-	if err := s.await(ctx, "the end of host "+otherHost(lead), func() bool {
-		return s.state[otherHost(lead)] == "" && s.client.hasEnded(otherHost(lead))
+	s.sides[s.other(lead)].tell(Command{Stop: true})
+	if err := s.await(ctx, "the end of host "+s.other(lead), func() bool {
+		return s.state[s.other(lead)] == "" && s.client.hasEnded(s.other(lead))
 	}); err != nil {
+		return err
+	}
+	if err := s.verified(); err != nil {
 		return err
 	}
 	return s.verify(s.client, lead)
 }
-
-// stateProtected is a host's state in which it has the guest, and the other every checkpoint.
-const stateProtected = "protected"
 
 // handle takes one message of a process.
 func (s *Series) handle(m message) error {
@@ -376,6 +279,8 @@ func (s *Series) handle(m message) error {
 		}
 	case rep.Handle != nil:
 		s.out.handle(m.side, *rep.Handle)
+	case rep.Claimed != nil:
+		s.out.claim(*rep.Claimed)
 	case m.event != nil:
 		return s.event(m)
 	case rep.Checkpoint != nil:
@@ -384,6 +289,8 @@ func (s *Series) handle(m message) error {
 		s.counted++
 		s.count(m.from, *c.Traffic)
 		s.out.checkpoint(c)
+	case rep.Missed != nil:
+		s.miss(m.side, *rep.Missed)
 	case rep.Switched != nil:
 		s.switched = rep.Switched
 	case rep.Histories != nil:
@@ -424,25 +331,9 @@ func (s *Series) count(from *process, t Traffic) {
 	s.traffic.Diverged += s.banked.Diverged
 }
 
-// wait is how long a series waits for what must come soon.
-func (s *Series) wait() wait {
-	return wait{
-		handle: s.handle, limit: patience + 2*s.o.Interval + 2*s.o.Term,
-		progress: func() int { return 0 }, look: func() {},
-	}
-}
-
 // await waits for what must come soon.
 func (s *Series) await(ctx context.Context, what string, done func() bool) error {
-	return s.states(ctx, s.crew.await(ctx, s.wait(), what, done))
-}
-
-// states adds to an error how the hosts stand.
-func (s *Series) states(ctx context.Context, err error) error {
-	if err == nil || ctx.Err() != nil {
-		return err
-	}
-	return fmt.Errorf("%w (host a: %q, host b: %q)", err, s.state[hostA], s.state[hostB])
+	return s.states(ctx, s.crew.await(ctx, s.wait(s.handle), what, done))
 }
 
 // sleep waits, and goes on listening.

@@ -48,7 +48,7 @@ func TestAHostIsHeardAnewWhenItIsExpected(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := newClient(o)
+	c := newClient(o, hostA)
 	at := time.Unix(1, 0)
 	c.alone[hostB] = at
 	if c.firstAlone(hostB) != at {

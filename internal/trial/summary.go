@@ -28,7 +28,7 @@ type Summary struct {
 	StoppedP99    int64                  `json:"stopped_us_p99"`
 	TransferP50   int64                  `json:"transfer_us_p50"`
 	CommitP50     int64                  `json:"commit_us_p50"`
-	Failover      float64                `json:"failover_ms"` // SIGKILL to the survivor's first frame; of several runs the median
+	Failover      float64                `json:"failover_ms"` // SIGKILL to the survivor's first frame, for which a secondary waits until the grant of the dead primary is over; of several runs the median
 	Released      uint64                 `json:"released"`
 	Lost          uint64                 `json:"lost"`
 	Duplicated    uint64                 `json:"duplicated"`

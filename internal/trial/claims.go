@@ -1,0 +1,49 @@
+package trial
+
+import (
+	"context"
+	"errors"
+
+	"github.com/gocolo/lockstep/failover"
+)
+
+// Claim is what a host asks the arbiter.
+type Claim struct {
+	Generation uint64 `json:"generation"` // the one that the host has held or followed; 0: none
+	Side       string `json:"side"`
+	Note       string `json:"note,omitempty"`
+}
+
+// Answer is what the arbiter says to it.
+type Answer struct {
+	Granted    bool   `json:"granted"`
+	Generation uint64 `json:"generation,omitempty"` // that the host has from now on
+	Reason     string `json:"reason,omitempty"`
+}
+
+// Claimed is a claim that was answered.
+type Claimed struct {
+	Claim  Claim  `json:"claim"`
+	Answer Answer `json:"answer"`
+}
+
+// Heard returns an arbiter whose answers to claims are told, before the host has them.
+// Renewals are not, nor is a claim that could not be asked.
+func Heard(a failover.Arbiter, tell func(Claimed)) failover.Arbiter { return &heard{a, tell} }
+
+type heard struct {
+	failover.Arbiter
+	tell func(Claimed)
+}
+
+func (h *heard) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
+	g, err := h.Arbiter.Acquire(ctx, c)
+	said := Claimed{Claim{Generation: c.After, Side: c.Holder, Note: c.Note}, Answer{Granted: err == nil, Generation: g.Generation}}
+	if err != nil {
+		said.Answer.Generation, said.Answer.Reason = 0, err.Error()
+	}
+	if err == nil || errors.Is(err, failover.ErrRefused) {
+		h.tell(said)
+	}
+	return g, err
+}
