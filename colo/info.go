@@ -115,7 +115,10 @@ type OutputHolder interface{ HeldOutput() Held }
 
 // Stopper is a VM that measures how long its guest really stood still: Stopped
 // returns it for the last pause, the longest over its vCPUs; 0 says that nobody has
-// measured it. It is called after Resume, from the goroutine in Run.
+// measured it. It is called after Resume, from the goroutine in Run; a primary that has
+// resumed early calls it when the checkpoint is committed, since a vCPU may be back in the
+// guest only a while after Resume has returned. Where the commit follows the resume at once,
+// on a secondary and with LateResume, a VM may still say what it measured the last time.
 type Stopper interface{ Stopped() time.Duration }
 
 // Info returns the state of the session. Safe from any goroutine.

@@ -42,6 +42,43 @@ type stopping struct {
 
 func (s *stopping) Stopped() time.Duration { return s.took }
 
+// A pause counts for the checkpoint that made it, though the guest's last vCPU is back in
+// the guest only while the state is sent.
+func TestHowLongAGuestStoodStillIsSaidOfItsOwnCheckpoint(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var vm *stopping
+		x := newPair(t, options{
+			primary: func(c *colo.PrimaryConfig) {
+				c.CheckpointDelay = time.Second
+				vm = &stopping{VM: c.VM}
+				c.VM = vm
+				c.Step = func(op string, epoch uint64) {
+					if op == "send ram" {
+						vm.took = time.Duration(epoch) * time.Millisecond
+					}
+				}
+			},
+		})
+		x.start(t.Context())
+		time.Sleep(3500 * time.Millisecond)
+		committed := 0
+		for _, e := range x.p.seen() {
+			if c, ok := e.(event.CheckpointCommit); ok && c.Epoch > 0 {
+				if committed++; c.StoppedNS != int64(c.Epoch)*int64(time.Millisecond) {
+					t.Errorf("checkpoint %d: the guest stood still for %v", c.Epoch, time.Duration(c.StoppedNS))
+				}
+			}
+		}
+		if in := x.primary.Info(); committed != 3 || in.Stopped.Total != 6*time.Millisecond {
+			t.Errorf("%d checkpoints, in which it stood still for %v", committed, in.Stopped.Total)
+		}
+		x.secondary.Failover()
+		x.wait()
+		x.wantWhole(t)
+		x.close()
+	})
+}
+
 func TestInfoTellsWhereASessionStands(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var x *pair
@@ -79,6 +116,11 @@ func TestInfoTellsWhereASessionStands(t *testing.T) {
 		}
 		if p := passing.Sync; passing.State != colo.StateSynchronising || p.Passes < 1 || p.Done == 0 {
 			t.Errorf("while it synchronises: %+v", passing)
+		}
+		for _, e := range x.p.seen() {
+			if c, ok := e.(event.CheckpointCommit); ok && c.Epoch > 0 && c.StoppedNS != int64(3*time.Millisecond) {
+				t.Errorf("checkpoint %d: the guest stood still for %v", c.Epoch, time.Duration(c.StoppedNS))
+			}
 		}
 		x.secondary.Failover()
 		x.wait()

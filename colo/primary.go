@@ -473,6 +473,9 @@ func (p *Primary) checkpoint(ctx context.Context, cause event.Cause) error {
 	if !p.cp.EarlyResume {
 		p.cp.PauseNS = int64(time.Since(p.stopped))
 	}
+	if p.cp.EarlyResume {
+		p.measure() // by now the last vCPU is back in the guest
+	}
 	p.cp.StoppedNS = int64(p.stoppedFor)
 	p.cp.Bytes = uint64(p.sent() - p.before)
 	p.cp.Pages = p.pages()

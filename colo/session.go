@@ -317,11 +317,17 @@ func (s *session) resume(ctx context.Context) error {
 		return s.late(ctx, "resume", err)
 	}
 	s.paused = false
+	s.measure()
+	s.events.Publish(event.Resume{})
+	return nil
+}
+
+// measure asks how long the guest stood still in the pause that this session has taken
+// back.
+func (s *session) measure() {
 	if s.stopper != nil {
 		s.stoppedFor = s.stopper.Stopped()
 	}
-	s.events.Publish(event.Resume{})
-	return nil
 }
 
 // bounded gives the host as long as the checkpoint has, so that its waits do not

@@ -7,12 +7,15 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"runtime"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
@@ -174,5 +177,35 @@ func TestAVCPUThatMaySendIsGivenItsInput(t *testing.T) {
 	n.out = func([]byte) error { return proxy.ErrFull }
 	if got := status(t, n); got != 0 {
 		t.Errorf("status %#x with a frame that waits: an answer would find no place", got)
+	}
+}
+
+// A thread that comes back from the guest is to find a place to run Go code, however busy
+// the others are; when the vCPUs have ended, the program has as many places as before.
+func TestWhileVCPUsRunThereIsAPlaceForEachOfTheirThreads(t *testing.T) {
+	require.Usable(t, require.KVM, kvm.Probe)
+	const vcpus = 2
+	p := guest.Params{VCPUs: vcpus, Pages: 8, Touch: 1}
+	m, err := newKVMMachine(trial.SideConfig{Guest: p, Memory: p.MemSize()}, false, nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.(*kvmMachine).vm.Close()
+	before := runtime.GOMAXPROCS(0)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- m.Run(ctx) }()
+	for limit := time.Now().Add(time.Minute); runtime.GOMAXPROCS(0) != before+vcpus; time.Sleep(time.Millisecond) {
+		if time.Now().After(limit) {
+			t.Errorf("%d places for %d vCPUs, of %d before they ran", runtime.GOMAXPROCS(0), vcpus, before)
+			break
+		}
+	}
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if n := runtime.GOMAXPROCS(0); n != before {
+		t.Errorf("%d places when they have ended, %d before", n, before)
 	}
 }

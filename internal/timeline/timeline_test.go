@@ -24,7 +24,7 @@ func many(n int, apart time.Duration) (all []Checkpoint) {
 
 func TestACheckpointIsABarOfItsCausesColour(t *testing.T) {
 	all := many(3, time.Second)
-	all[1].Cause = event.CauseDivergence
+	all[1].Cause, all[1].Stopped = event.CauseDivergence, 250*time.Microsecond
 	all[2].Cause = "a word of another release"
 	p := (&Live{Now: now, Span: time.Minute, Width: 800, Checkpoints: all}).Picture()
 	for _, class := range []string{"blue", "red", "grey"} {
@@ -35,7 +35,7 @@ func TestACheckpointIsABarOfItsCausesColour(t *testing.T) {
 			}
 		}
 	}
-	for _, want := range []string{">timer<", ">divergence<", ">cause not known here<", "checkpoint 1 (divergence): paused 0.10 ms, transfer 1.00 ms, commit 1.00 ms"} {
+	for _, want := range []string{">timer<", ">divergence<", ">cause not known here<", "checkpoint 1 (divergence): paused 0.10 ms (stood still 0.25 ms), transfer 1.00 ms, commit 1.00 ms"} {
 		if !strings.Contains(p, want) {
 			t.Errorf("%q is not said", want)
 		}
