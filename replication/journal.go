@@ -121,7 +121,11 @@ func (b *superblock) decode(p []byte) bool {
 		return false
 	}
 	b.seq = le.Uint64(p[24:])
-	b.state = State(le.Uint64(p[32:]))
+	state := le.Uint64(p[32:])
+	if state > uint64(Done) || State(state) == FailoverFailed { // which is recorded as Failover
+		return false
+	}
+	b.state = State(state)
 	b.epoch = le.Uint64(p[40:])
 	b.size = le.Uint64(p[48:])
 	copy(b.nonce[:], p[56:])

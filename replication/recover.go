@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math/bits"
 	"slices"
 )
 
@@ -56,6 +57,11 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 		return 0, err
 	}
 	disk = d
+	if how == finishFailover { // before anything is changed
+		if err := j.checkMap(ctx, disk.Size()); err != nil {
+			return 0, fmt.Errorf("replication: recovery: %w", err)
+		}
+	}
 	switch how {
 	case rollForward:
 		b.epoch = b.prepared
@@ -290,7 +296,24 @@ func (j *Journal) eachOwn(ctx context.Context, do func(block int64, e blockEntry
 	return nil
 }
 
-// applyMap writes the guest's own writes to disk.
+// checkMap returns ErrCorrupt unless the map of the guest's own writes is one of a disk of
+// size bytes. The caller holds mu.
+func (j *Journal) checkMap(ctx context.Context, size int64) error {
+	slots := uint64(j.activeSlots())
+	return j.eachOwn(ctx, func(block int64, e blockEntry) error {
+		switch n := int64(bits.Len8(e.held())) * SectorSize; {
+		case !inside(block, 0, n, size):
+			return fmt.Errorf("%w: the guest's write to block %d", ErrCorrupt, block)
+		case e.data&e.zero != 0:
+			return fmt.Errorf("%w: sectors %#x of block %d are data and zero", ErrCorrupt, e.data&e.zero, block)
+		case e.data != 0 && uint64(e.slot) >= slots:
+			return fmt.Errorf("%w: block %d is in slot %d of %d", ErrCorrupt, block, e.slot, slots)
+		}
+		return nil
+	})
+}
+
+// applyMap writes the guest's own writes to disk. checkMap has said that they can be.
 func (j *Journal) applyMap(ctx context.Context, disk Disk) error {
 	slots := deviceSlots{j.active, j.activeData()}
 	var buf [BlockSize]byte
@@ -301,9 +324,6 @@ func (j *Journal) applyMap(ctx context.Context, disk Disk) error {
 		}{{e.data, false}, {e.zero, true}} {
 			for from, to := range runs(part.mask) {
 				p := buf[:(to-from)*SectorSize]
-				if !inside(block, int64(from)*SectorSize, int64(len(p)), disk.Size()) {
-					return fmt.Errorf("%w: the guest's write to block %d", ErrCorrupt, block)
-				}
 				clear(p)
 				if !part.zero {
 					if err := slots.readSlot(e.slot, p, from*SectorSize); err != nil {

@@ -152,7 +152,7 @@ func faultyRun(t *testing.T, seed uint64, at, how int) (left int) {
 			}
 			if err := s.Checkpoint(ctx, epoch); err != nil {
 				sees()
-				allowed = append(allowed, primary) // it may have been recorded
+				allowed = append(allowed, primary)   // it may have been recorded
 				if s.Checkpoint(ctx, epoch) == nil { // what failed may have been nothing that matters
 					allowed = [][]byte{primary}
 				}
