@@ -56,7 +56,7 @@ func (s *Secondary) failOverAlone() error {
 	if s.State() != Failover {
 		return nil
 	}
-	err := s.stable.setAlone()
+	err := s.stable.setAlone(true)
 	if err != nil {
 		s.life.revoked()
 		return s.latch("commit", 0, 0, err)

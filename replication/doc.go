@@ -109,7 +109,8 @@
 // checkpoint that makes room in its active overlay; it does not while the guest is
 // being paused, when Secondary.Drain, which a session calls, lets it take what is
 // spare, or fails it. Bounds are best as large as the disk, if that is small, or as what a guest writes
-// in some of the intervals between checkpoints; zeroes take none of it.
+// in some of the intervals between checkpoints; zeroes take none of it, and in a Journal
+// little.
 // event.DiskOverlayHalfFull says, on either side, when a checkpoint is due early,
 // and event.DiskOverlayFull that a write waits for one.
 //

@@ -77,8 +77,8 @@ type superblock struct {
 	// pending is cleared when this one is.
 	start   ID
 	pending bool
-	// alone says, in state Failover, that not all disks of a Group could be told of the
-	// failover, and that the guest has gone on all the same: it cannot be undone.
+	// alone says, in states Failover and Done, that not all disks of a Group could be told
+	// of the failover, and that the guest has gone on all the same: it cannot be undone.
 	alone bool
 	// print is the fingerprint of a disk without a place for Metadata: at epoch or, where
 	// a guest may have gone on, at the last change of state.
@@ -121,7 +121,11 @@ func (b *superblock) decode(p []byte) bool {
 		return false
 	}
 	b.seq = le.Uint64(p[24:])
-	b.state = State(le.Uint64(p[32:]))
+	state := le.Uint64(p[32:])
+	if state > uint64(Done) || State(state) == FailoverFailed { // which is recorded as Failover
+		return false
+	}
+	b.state = State(state)
 	b.epoch = le.Uint64(p[40:])
 	b.size = le.Uint64(p[48:])
 	copy(b.nonce[:], p[56:])
@@ -367,11 +371,14 @@ func (j *Journal) setFailover(active *overlay) error {
 }
 
 // setAlone implements stableState.
-func (j *Journal) setAlone() error {
+func (j *Journal) setAlone(alone bool) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	b := j.super
-	b.alone = true
+	if b.alone == alone {
+		return nil
+	}
+	b.alone = alone
 	return j.store(b)
 }
 
@@ -383,7 +390,7 @@ func (j *Journal) setStarting(together ID) error {
 		return err
 	}
 	b := j.super
-	b.start, b.pending = together, true
+	b.start, b.pending, b.alone = together, true, false
 	return j.store(b)
 }
 
@@ -394,7 +401,7 @@ func (j *Journal) setDone(id Identity) error {
 		return nil
 	}
 	b := j.super
-	b.state, b.prepared, b.id, b.start, b.pending, b.alone = Done, 0, id, ID{}, false, false
+	b.state, b.prepared, b.id, b.start, b.pending = Done, 0, id, ID{}, false
 	j.sum(&b)
 	return j.store(b)
 }

@@ -49,7 +49,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What: "writes after a mark are not held",
-		File: "forwarder.go",
+		File: "forwarder_send.go",
 		Old:  "\tif f.held {\n\t\tif k := len",
 		New:  "\tif f.held && false {\n\t\tif k := len",
 	},
@@ -79,7 +79,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What: "writes across each other are sent at once",
-		File: "forwarder.go",
+		File: "forwarder_send.go",
 		Old:  "\t\tif off < o.off+o.n && o.off < off+n {",
 		New:  "\t\tif false {",
 	},

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"math/bits"
 	"slices"
 )
 
@@ -56,6 +57,11 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 		return 0, err
 	}
 	disk = d
+	if how == finishFailover { // before anything is changed
+		if err := j.checkMap(ctx, disk.Size()); err != nil {
+			return 0, fmt.Errorf("replication: recovery: %w", err)
+		}
+	}
 	switch how {
 	case rollForward:
 		b.epoch = b.prepared
@@ -96,7 +102,7 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 	if err != nil {
 		return 0, fmt.Errorf("replication: recovery: %w", err)
 	}
-	b.state, b.prepared, b.start, b.pending, b.alone = Done, 0, ID{}, false, false
+	b.state, b.prepared, b.start, b.pending = Done, 0, ID{}, false
 	if !meta.kept() {
 		b.print.take(disk, int64(b.size))
 	}
@@ -163,34 +169,39 @@ func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOv
 	if err != nil {
 		return 0, false, err
 	}
-	var running, ordered, starting []int
 	for i, b := range supers {
-		switch b.state {
-		case Running:
-			if how[i] == rollToStart {
-				starting = append(starting, i)
-			} else {
-				running = append(running, i)
-			}
-		case Failover:
-			ordered = append(ordered, i)
-			failedOver = failedOver || how[i] == finishFailover
-		}
+		failedOver = failedOver || b.state == Failover && how[i] == finishFailover
 	}
 	for i, d := range disks {
 		if err := d.Journal.owns(ctx, d.Disk); err != nil {
 			return 0, false, memberError(i, "recover", err)
 		}
 	}
-	// A failover that was not ordered on all disks is undone, and a start that was made on
-	// one disk is made on all. The disks that do not know of the failover, or that have
-	// made the start, are the evidence for that, so they come last.
-	for _, i := range slices.Concat(ordered, starting, running) {
+	for _, i := range recoveryOrder(supers, how) {
 		if _, err := disks[i].Journal.recover(ctx, disks[i].Disk, how[i]); err != nil {
 			return 0, false, memberError(i, "recover", err)
 		}
 	}
 	return epoch, failedOver, nil
+}
+
+// recoveryOrder returns the disks that have to be recovered, in the order in which that may
+// be interrupted. A failover that was not ordered on all disks is undone, and a start that
+// was made on one disk is made on all. The disks that do not know of the failover, or that
+// have made the start, are the evidence for that, so they come last.
+func recoveryOrder(disks []superblock, how []int) []int {
+	var running, ordered, starting []int
+	for i, b := range disks {
+		switch {
+		case b.state == Failover:
+			ordered = append(ordered, i)
+		case b.state == Running && how[i] == rollToStart:
+			starting = append(starting, i)
+		case b.state == Running:
+			running = append(running, i)
+		}
+	}
+	return slices.Concat(ordered, starting, running)
 }
 
 // planRecovery decides at which epoch disks with these superblocks meet, and
@@ -250,13 +261,7 @@ func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
 // leftBy reports whether the guest went on from the checkpoint of b, which is Running, on
 // o, which may have been changed since.
 func (b *superblock) leftBy(o superblock) bool {
-	switch o.state {
-	case Failover:
-		return o.alone
-	case Done:
-		return o.id.Writes && !b.id.Writes && !o.pending && o.epoch == b.epoch
-	}
-	return false
+	return o.alone && (o.state == Failover || o.state == Done && o.epoch == b.epoch)
 }
 
 // inside reports whether n bytes at an offset in a block are on a disk of size bytes. The
@@ -290,7 +295,24 @@ func (j *Journal) eachOwn(ctx context.Context, do func(block int64, e blockEntry
 	return nil
 }
 
-// applyMap writes the guest's own writes to disk.
+// checkMap returns ErrCorrupt unless the map of the guest's own writes is one of a disk of
+// size bytes. The caller holds mu.
+func (j *Journal) checkMap(ctx context.Context, size int64) error {
+	slots := uint64(j.activeSlots())
+	return j.eachOwn(ctx, func(block int64, e blockEntry) error {
+		switch n := int64(bits.Len8(e.held())) * SectorSize; {
+		case !inside(block, 0, n, size):
+			return fmt.Errorf("%w: the guest's write to block %d", ErrCorrupt, block)
+		case e.data&e.zero != 0:
+			return fmt.Errorf("%w: sectors %#x of block %d are data and zero", ErrCorrupt, e.data&e.zero, block)
+		case e.data != 0 && uint64(e.slot) >= slots:
+			return fmt.Errorf("%w: block %d is in slot %d of %d", ErrCorrupt, block, e.slot, slots)
+		}
+		return nil
+	})
+}
+
+// applyMap writes the guest's own writes to disk. checkMap has said that they can be.
 func (j *Journal) applyMap(ctx context.Context, disk Disk) error {
 	slots := deviceSlots{j.active, j.activeData()}
 	var buf [BlockSize]byte
@@ -301,9 +323,6 @@ func (j *Journal) applyMap(ctx context.Context, disk Disk) error {
 		}{{e.data, false}, {e.zero, true}} {
 			for from, to := range runs(part.mask) {
 				p := buf[:(to-from)*SectorSize]
-				if !inside(block, int64(from)*SectorSize, int64(len(p)), disk.Size()) {
-					return fmt.Errorf("%w: the guest's write to block %d", ErrCorrupt, block)
-				}
 				clear(p)
 				if !part.zero {
 					if err := slots.readSlot(e.slot, p, from*SectorSize); err != nil {

@@ -147,8 +147,8 @@ type stableState interface {
 	// setFailover makes the overlays themselves stable too.
 	setFailover(active *overlay) error
 	// setAlone records, before the disk is changed, that a failover was ordered of it
-	// and not of all disks of its group.
-	setAlone() error
+	// and not of all disks of its group, or that this is of no matter any more.
+	setAlone(alone bool) error
 	setDone(id Identity) error
 	// setForgotten records that there is no checkpoint, and that the disk is
 	// inconsistent.
@@ -167,7 +167,7 @@ func (volatileState) setStarting(ID) error              { return nil }
 func (volatileState) setPrepared(uint64) error          { return nil }
 func (volatileState) setRunning(uint64, Identity) error { return nil }
 func (volatileState) setFailover(*overlay) error        { return nil }
-func (volatileState) setAlone() error                   { return nil }
+func (volatileState) setAlone(bool) error               { return nil }
 func (volatileState) setDone(Identity) error            { return nil }
 func (volatileState) setForgotten(Identity) error       { return nil }
 func (volatileState) failed() error                     { return nil }

@@ -81,6 +81,9 @@ func (s *Secondary) Adopt(of Identity) error {
 	}
 	if st != Running {
 		s.armKept(own)
+		if err := s.stable.setAlone(false); err != nil {
+			return err
+		}
 	}
 	err := s.meta.update(func(i *Identity, b *peerBase) {
 		*b = peerBase{}                                             // it is no primary's copy any more
