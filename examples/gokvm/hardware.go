@@ -118,27 +118,41 @@ func headerOf(c cable) int {
 	return 0
 }
 
-// gokvmMachine is a machine of gokvm's.
+// gokvmMachine is a machine of gokvm's, or one for a guest of such a machine.
 type gokvmMachine struct {
 	*gokvmhost.Host
-	machine *gokvmhost.Machine
+	machine *gokvmhost.Machine // nil: of no use
 }
 
+// newMachine makes a machine. One whose guest comes from elsewhere has memory that nobody
+// has touched: with -lazy it is not touched before the guest does so.
 func newMachine(o options, devices gokvmhost.Config) (machine, error) {
+	if o.kernel == "" {
+		m, err := emptyMachine(o, devices)
+		if err != nil {
+			return nil, err // not a nil *gokvmMachine that is a machine
+		}
+		return m, nil
+	}
 	m, err := gokvmhost.New(gokvmhost.MachineConfig{VCPUs: o.vcpus, Memory: o.mem})
 	if err != nil {
 		return nil, err
 	}
-	if o.kernel != "" {
-		err = loadLinux(m, o)
-	}
-	if err == nil {
+	if err = loadLinux(m, o); err == nil {
 		var h *gokvmhost.Host
 		if h, err = gokvmhost.Attach(m, devices); err == nil {
 			return &gokvmMachine{h, m}, nil
 		}
 	}
 	return nil, errors.Join(err, gokvmhost.CloseMachine(m))
+}
+
+func emptyMachine(o options, devices gokvmhost.Config) (*gokvmMachine, error) {
+	h, err := gokvmhost.Create(gokvmhost.MachineConfig{VCPUs: o.vcpus, Memory: o.mem}, devices)
+	if err != nil {
+		return nil, err
+	}
+	return &gokvmMachine{Host: h}, nil
 }
 
 func loadLinux(m *gokvmhost.Machine, o options) error {
@@ -165,5 +179,9 @@ func (m *gokvmMachine) MatchCPU() ([]byte, func([]byte) error, error) { return m
 func (m *gokvmMachine) DirtyLog() ram.DirtyLog { return m.VM() }
 
 func (m *gokvmMachine) Close() error {
-	return errors.Join(m.Host.Close(), gokvmhost.CloseMachine(m.machine))
+	err := m.Host.Close()
+	if m.machine != nil {
+		err = errors.Join(err, gokvmhost.CloseMachine(m.machine))
+	}
+	return err
 }

@@ -33,6 +33,7 @@ type flatWorld struct {
 	later  func() // called when a guest's memory is to come later
 
 	mu     sync.Mutex
+	empty  []byte            // memory of the last machine whose guest came from elsewhere
 	frames []flatguest.Frame // as they were emitted, wherever that was
 	where  []int             // of each frame: the number of the machine
 	said   []*bytes.Buffer
@@ -104,6 +105,26 @@ func (m *flatMachine) Write(port uint64, p []byte) error {
 
 // machine makes a machine, with the program unless that is to come.
 func (w *flatWorld) machine(number int, o options, devices gokvmhost.Config) (_ machine, err error) {
+	if o.kernel == "" {
+		f := &flatMachine{w: w, number: number}
+		devices.OtherPorts = func(port uint16, in bool, p []byte) (known bool, err error) {
+			switch at := uint64(port); {
+			case at < f.IOPort() || at >= f.IOPort()+f.Size():
+				return false, nil
+			case in:
+				return true, f.Read(at, p)
+			default:
+				return true, f.Write(at, p)
+			}
+		}
+		if f.gokvmMachine, err = emptyMachine(o, devices); err != nil {
+			return nil, err
+		}
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.empty = f.Blocks()[0].Host
+		return f, nil
+	}
 	m, err := gokvmhost.New(gokvmhost.MachineConfig{VCPUs: o.vcpus, Memory: o.mem})
 	if err != nil {
 		return nil, err
@@ -120,9 +141,6 @@ func (w *flatWorld) machine(number int, o options, devices gokvmhost.Config) (_ 
 	f.gokvmMachine = &gokvmMachine{h, m}
 	mem := h.Blocks()[0].Host
 	clear(mem)
-	if o.kernel == "" {
-		return f, nil
-	}
 	err = flatguest.Load(mem, w.params)
 	for i, v := range h.VM().VCPUs() {
 		regs, e1 := v.Regs()

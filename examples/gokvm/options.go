@@ -84,8 +84,9 @@ A host whose disk is older than the other's, or new, is refused, unless with -st
 
 Ctrl-A w, where -save names a file, or protection-save of -qmp, saves the guest: it
 ends here, in the file. A primary with -resume in place of -kernel goes on with it,
-once, from the disk as it was left. With -lazy it runs before its memory has been read, and
-is protected when that has; the host needs the right to use userfaultfd. If the file cannot
+once, from the disk as it was left. With -lazy it runs before its memory has been read,
+however large that is: what is read first is what the guest touches. It is protected when
+all has been read; the host needs the right to use userfaultfd. If the file cannot
 be read then, the guest stands still, and is lost.
 
 If a guest switches itself off while its secondary cannot be told, that may take

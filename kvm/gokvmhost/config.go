@@ -39,10 +39,13 @@ type Config struct {
 	// VNetHdr is the length of the virtio-net header that the Uplink's frames begin with, and
 	// those of ReceivePacket; see pc.NIC. The machine's own tap has none.
 	VNetHdr int
+	// OtherPorts is as in pc.Devices, for a Host of Create. A machine of gokvm's has AddDevice.
+	OtherPorts func(port uint16, in bool, p []byte) (known bool, err error)
 	// MAC is the NIC's address. All zero: the guest chooses one.
 	MAC [6]byte
-	// DirtyRing is as in kvm.AttachConfig. gokvm creates the vCPUs before anybody
-	// could ask for a ring, so what is not 0 or kvm.AutoRing fails.
+	// DirtyRing is as in kvm.AttachConfig, and with Create as in kvm.Config. gokvm creates
+	// the vCPUs before anybody could ask for a ring, so Attach fails with what is not 0 or
+	// kvm.AutoRing.
 	DirtyRing int
 	// CatchUp is as in kvm.AttachConfig.
 	CatchUp bool

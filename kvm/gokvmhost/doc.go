@@ -17,7 +17,8 @@
 //
 // A Host is a colo.VM, its VM's dirty log a ram.DirtyLog, its memory one ram.Block.
 // Frames for the guest go to ReceivePacket, input for its console to Input. On the
-// secondary there is nothing to load.
+// secondary there is nothing to load, and no need of gokvm's machine: Create makes a Host
+// for a guest that comes from another, or from a file, whose memory nobody has touched.
 //
 // # What is gokvm's and what is not
 //

@@ -130,6 +130,33 @@ func newFlat(t *testing.T, p guest.Params, cfg gokvmhost.Config) *flat {
 	return f
 }
 
+// createFlat returns a Host for the program, which is to come.
+func createFlat(t *testing.T, p guest.Params, cfg gokvmhost.Config) *flat {
+	t.Helper()
+	require.Usable(t, require.KVM, kvm.Probe)
+	f := &flat{t: t, params: p, device: &flatDevice{frames: make([][]guest.Frame, max(p.VCPUs, 1))}}
+	cfg.OtherPorts = func(port uint16, in bool, b []byte) (known bool, err error) {
+		switch {
+		case uint64(port) < f.device.IOPort() || uint64(port) >= f.device.IOPort()+f.device.Size():
+			return false, nil
+		case in:
+			return true, f.device.Read(uint64(port), b)
+		}
+		return true, f.device.Write(uint64(port), b)
+	}
+	var err error
+	f.Host, err = gokvmhost.Create(gokvmhost.MachineConfig{VCPUs: p.VCPUs, Memory: max(32<<20, p.MemSize())}, cfg)
+	must(t, err)
+	t.Cleanup(func() {
+		f.halt()
+		must(t, f.Close())
+	})
+	f.mem = f.Blocks()[0].Host
+	must(t, f.Register(&f.reg))
+	f.device.mem = func(addr uint64) ([]byte, error) { return guest.Emitted(f.mem, addr) }
+	return f
+}
+
 // start calls Run on a goroutine of its own until halt.
 func (f *flat) start() {
 	ctx, cancel := context.WithCancel(context.Background())

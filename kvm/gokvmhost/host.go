@@ -21,7 +21,7 @@ import (
 // devices as vmstate devices, and its memory. Its methods may be called from any
 // goroutine. They are those of pc.Machine, which says more about each.
 type Host struct {
-	machine *Machine // its memory and descriptors live as long
+	machine *Machine // its memory and descriptors live as long; nil: of Create
 	vm      *kvm.VM
 	pc      *pc.Machine
 	tap     *tapUplink // nil: none
@@ -50,6 +50,9 @@ func Attach(m *Machine, cfg Config) (_ *Host, err error) {
 	}
 	if len(fds) == 0 || len(p.memory) == 0 || uint64(len(p.memory)) > maxMemory {
 		return nil, fmt.Errorf("gokvmhost: a machine of %d vCPUs and %d bytes of memory", len(fds), len(p.memory))
+	}
+	if cfg.OtherPorts != nil {
+		return nil, errors.New("gokvmhost: OtherPorts, of a machine that has AddDevice")
 	}
 	if cfg.DirtyRing != 0 && cfg.DirtyRing != kvm.AutoRing {
 		return nil, fmt.Errorf("gokvmhost: a dirty ring, after the vCPUs were created: %w", errors.ErrUnsupported)
@@ -117,7 +120,10 @@ func sinkOf(u pc.Uplink) pc.Uplink {
 // devices says what the Host's devices are connected to, where cfg does not say it to
 // what the machine has.
 func (h *Host) devices(p parts, has *own, cfg Config) (pc.Devices, error) {
-	d := pc.Devices{Console: cfg.Console, OtherPorts: foreign(p.handlers), Log: cfg.Log}
+	d := pc.Devices{Console: cfg.Console, Log: cfg.Log}
+	if p.handlers != nil {
+		d.OtherPorts = foreign(p.handlers)
+	}
 	nic, disk := has.places()
 	uplink := cfg.Uplink
 	if uplink == nil && has.nic != nil {

@@ -13,6 +13,9 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/internal/guest"
@@ -154,6 +157,64 @@ func TestTheFlatProgramGoesThrough30Generations(t *testing.T) {
 			here.model()
 		})
 	}
+}
+
+// A Host that was made without gokvm takes a guest of gokvm's, and gives it back.
+func TestAGuestOfGokvmsGoesOnInAHostWithoutIt(t *testing.T) {
+	p := guest.Params{VCPUs: 2, Pages: 128, Touch: 8, Seed: 11}
+	here, there := newFlat(t, p, flatConfig()), createFlat(t, p, flatConfig())
+	for _, f := range []*flat{here, there} {
+		must(t, f.VM().StartDirtyLog())
+		f.dirty()
+		f.start()
+	}
+	copy(there.mem, here.mem)
+	for range 6 {
+		here.goOn(20)
+		state := here.save()
+		for i := range here.dirty().All() {
+			at := i * kvm.PageSize
+			copy(there.mem[at:at+kvm.PageSize], here.mem[at:])
+		}
+		there.load(state)
+		there.dirty()
+		there.device.frames = here.device.frames
+		here, there = there, here
+	}
+	here.goOn(20)
+	here.model()
+}
+
+// However large the guest is: what it costs is what comes.
+func TestAHostForAGuestFromElsewhereTouchesNoMemory(t *testing.T) {
+	require.Usable(t, require.KVM, kvm.Probe)
+	for _, size := range []uint64{256 << 20, 3 << 30} {
+		h, err := gokvmhost.Create(gokvmhost.MachineConfig{Memory: size}, flatConfig())
+		must(t, err)
+		var reg vmstate.Registry
+		must(t, h.Register(&reg))
+		mem := h.Blocks()[0].Host
+		if uint64(len(mem)) != size {
+			t.Errorf("%d bytes of %d", len(mem), size)
+		}
+		if n := resident(t, mem); n != 0 {
+			t.Errorf("%d pages of %d bytes of memory are there", n, size)
+		}
+		must(t, h.Close())
+	}
+}
+
+// resident returns how many pages of memory the kernel has given.
+func resident(t *testing.T, mem []byte) (n int) {
+	t.Helper()
+	list := make([]byte, len(mem)/kvm.PageSize)
+	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), uintptr(unsafe.Pointer(&list[0]))); errno != 0 {
+		t.Fatal(errno)
+	}
+	for _, b := range list {
+		n += int(b & 1)
+	}
+	return n
 }
 
 func TestTheFlatProgramIsRolledBack20Times(t *testing.T) {

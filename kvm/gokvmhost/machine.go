@@ -37,16 +37,12 @@ const (
 //
 // The machine's descriptors and memory last until CloseMachine.
 func New(cfg MachineConfig) (*Machine, error) {
-	n := max(cfg.VCPUs, 1)
-	if cfg.VCPUs < 0 || n > maxVCPUs {
-		return nil, fmt.Errorf("gokvmhost: %d vCPUs, want 1 to %d", cfg.VCPUs, maxVCPUs)
-	}
-	if cfg.Memory < machine.MinMemSize || cfg.Memory > maxMemory || cfg.Memory%kvm.PageSize != 0 {
-		return nil, fmt.Errorf("gokvmhost: %d bytes of memory, want pages of %d and from %d to %d bytes",
-			cfg.Memory, kvm.PageSize, machine.MinMemSize, uint64(maxMemory))
+	n, err := cfg.check()
+	if err != nil {
+		return nil, err
 	}
 	var m *Machine
-	err := undisturbed(func() (err error) {
+	err = undisturbed(func() (err error) {
 		m, err = machine.New("/dev/kvm", n, int(cfg.Memory))
 		return err
 	})

@@ -30,6 +30,9 @@ type Host struct{ _ int }
 // New fails with an error that wraps errors.ErrUnsupported.
 func New(MachineConfig) (*Machine, error) { return nil, errPlatform }
 
+// Create fails with an error that wraps errors.ErrUnsupported.
+func Create(machine MachineConfig, cfg Config) (*Host, error) { return nil, errPlatform }
+
 // CloseMachine fails with an error that wraps errors.ErrUnsupported.
 func CloseMachine(m *Machine) error { return errPlatform }
 
