@@ -112,7 +112,7 @@ func (c *counted) Write(b []byte) (int, error) {
 }
 
 // link returns the connection as package colo wants it: with vectored writes where the
-// one below has them, or each page of a checkpoint would be a write of its own.
+// one below has them, or each run of pages would be a write of its own.
 func (c *counted) link() net.Conn {
 	switch conn := c.Conn.(type) {
 	case *net.TCPConn, *net.UnixConn:
