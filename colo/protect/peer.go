@@ -1,6 +1,7 @@
 package protect
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ type peer struct {
 	reason   string        // why
 	complete bool          // and that the guest has ended
 	verdict  string        // of a secondary that was told to go on: sayRuns or sayCannot
+	decided  time.Time     // when that was heard
 	begins   bool          // on a secondary: the disks are synchronised
 	lost     bool          // the heartbeat says so
 	silent   bool          // and that the connection had not ended
@@ -159,8 +161,9 @@ func (p *peer) endedWhy() error {
 // about the peer's own state.
 func (p *peer) hear(on func(note)) {
 	defer p.set(func() { p.gone = true })
+	from := bufio.NewReaderSize(p.control, 512) // most notes are read at once
 	for {
-		n, err := readNote(p.control)
+		n, err := readNote(from)
 		if err != nil {
 			return // the heartbeat says what that means
 		}
@@ -173,7 +176,7 @@ func (p *peer) hear(on func(note)) {
 			p.set(func() { p.begins = true })
 		case sayRuns, sayCannot:
 			p.set(func() {
-				p.verdict, p.reason = n.Say, n.Reason
+				p.verdict, p.decided, p.reason = n.Say, time.Now(), n.Reason
 				if n.Say == sayCannot {
 					p.unused = n.Seq
 				}

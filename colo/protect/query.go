@@ -13,7 +13,8 @@ type Stats struct {
 	Takeovers   uint64 // this host went on in the place of a lost primary
 	Switchovers uint64 // this host gave the guest to the other, which runs it
 	// Downtime is how long the guest stood still in the last switchover from
-	// here, the other side's word that it runs included.
+	// here, until the other side's word that it runs was heard. How long this host
+	// takes to end its session then is no part of it.
 	Downtime time.Duration
 }
 

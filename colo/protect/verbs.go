@@ -404,15 +404,16 @@ func (j *Job) handedOver(ctx context.Context, s *session) bool {
 	ctx, cancel := context.WithTimeout(ctx, j.cfg.PeerTimeout)
 	defer cancel()
 	runs := false
+	var heard time.Time
 	s.peer.await(ctx, func() bool {
-		runs = s.peer.verdict == sayRuns
+		runs, heard = s.peer.verdict == sayRuns, s.peer.decided
 		return s.peer.verdict != "" || s.peer.gone
 	})
 	if runs {
 		since := j.vm.standing()
 		j.mu.Lock()
 		j.stats.Switchovers++
-		j.stats.Downtime = time.Since(since)
+		j.stats.Downtime = heard.Sub(since)
 		j.mu.Unlock()
 	} else {
 		why := errors.New("the other side was lost")

@@ -3,6 +3,7 @@ package protect
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -304,6 +305,40 @@ func TestSwitchoverChangesTheSidesWithoutLoss(t *testing.T) {
 			a, b = b, a
 		}
 		b.halt()
+		a.halt()
+	})
+}
+
+// The guest does not stand still for as long as its old host takes to put its session away.
+func TestDowntimeEndsWithTheOtherHostsWord(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a := w.boot("a", true, nil)
+		a.is(Alone)
+		here, there := net.Pipe()
+		s := &session{peer: newPeer(hello{})}
+		s.peer.control = here
+		heard := make(chan struct{})
+		go func() {
+			defer close(heard)
+			s.peer.hear(func(note) {})
+		}()
+		a.job.vm.mu.Lock()
+		a.job.vm.stopped = time.Now()
+		a.job.vm.mu.Unlock()
+		time.Sleep(5 * time.Millisecond)
+		if err := writeNote(there, note{Say: sayRuns}); err != nil {
+			t.Fatal(err)
+		}
+		there.Close()
+		<-heard
+		time.Sleep(3 * time.Second)
+		if !a.job.handedOver(t.Context(), s) {
+			t.Fatal("it was not heard")
+		}
+		if d := a.job.Query().Stats.Downtime; d != 5*time.Millisecond {
+			t.Errorf("the guest stood still for %v", d)
+		}
+		here.Close()
 		a.halt()
 	})
 }
