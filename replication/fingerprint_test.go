@@ -154,3 +154,33 @@ func TestRecoverGroupChangesNoDiskIfOneIsAnother(t *testing.T) {
 	wantErr(t, "the second", err, ErrIdentity)
 	wantBytes(t, "the first", a.disk.data, before, 0)
 }
+
+// A guest soon rewrites all of a small disk, behind a failover that a crash interrupts: it
+// is the journal's disk all the same, and without it the failover would be lost.
+func TestASmallDiskThatItsGuestHasRewrittenIsStillTheJournals(t *testing.T) {
+	ctx := context.Background()
+	for _, size := range []int{16 * BlockSize, smallDisk - BlockSize} {
+		devices := [3]*fakeDisk{newPoweredFake(bytes.Repeat([]byte{0xee}, size)), newPoweredFake(make([]byte, minJournal)), newPoweredFake(make([]byte, minJournal))}
+		j, err := OpenJournal(devices[1], devices[2])
+		must(t, err)
+		s, err := NewSecondary(devices[0], SecondaryConfig{Journal: j, DeferCommit: true})
+		must(t, err)
+		must(t, s.Start(ctx))
+		must(t, s.Stop(ctx, true))
+		for b := int64(0); b < int64(size); b += BlockSize {
+			write(t, s, byte(1+b/BlockSize), b, BlockSize)
+		}
+		must(t, devices[0].Sync())
+		rng := rand.New(rand.NewPCG(1, 1))
+		for i, d := range devices {
+			devices[i] = d.cutPower(rng)
+		}
+		j, err = OpenJournal(devices[1], devices[2])
+		must(t, err)
+		_, failedOver, err := j.Recover(ctx, devices[0])
+		must(t, err)
+		if !failedOver {
+			t.Error("the failover is lost")
+		}
+	}
+}

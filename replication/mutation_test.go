@@ -10,8 +10,8 @@ import (
 
 var mutantCount = flag.Int("mutants", 4, "how many of the faults are planted, the first of the list; 0: all")
 
-// TestMutants plants faults in the source, one at a time, and wants the models
-// to find each, most of whose time is the compiler's. All take minutes:
+// TestMutants plants faults in the source, one at a time, and wants the models,
+// or the tests that a fault names, to find each. Most of the time is the compiler's. All take minutes:
 // go test -tags mutation -run TestMutants -mutants 0.
 func TestMutants(t *testing.T) {
 	for i, m := range mutants {
@@ -24,7 +24,7 @@ func TestMutants(t *testing.T) {
 				t.Fatalf("nobody finds it:\n%s", out)
 			}
 			for line := range strings.Lines(string(out)) {
-				if strings.Contains(line, "seed") {
+				if strings.Contains(line, "seed") || m.Tests != nil && strings.HasPrefix(line, "--- FAIL: Test") {
 					t.Log(strings.TrimSpace(line))
 					return
 				}
