@@ -136,7 +136,7 @@ func (l workload) serve(t *testing.T, m mode, long time.Duration) served {
 			next = x.plan[0].at
 		}
 		if d := x.e.Deadline(); m != continuous && !d.IsZero() && d.Sub(time.Unix(1000, 0)) < next {
-			x.now = max(x.now+time.Microsecond, d.Sub(time.Unix(1000, 0)))
+			x.now = max(x.now, d.Sub(time.Unix(1000, 0)))
 			x.follow(x.e.Tick(x.clock()))
 			continue
 		}
