@@ -29,7 +29,7 @@ var promises = []struct {
 	{"README.md", "ARP and neighbour discovery by whose address they claim", []string{"colo/compare.TestAddressesAreComparedAsClaims"}},
 	{"README.md", "everything else waits for the next checkpoint.", []string{"colo/compare.TestWhatCannotBeComparedWaitsForItsCheckpoint"}},
 	{"README.md", "Flows whose guests never agree (TLS, SSH) leave with the checkpoints, at a pace that the host sets.", []string{
-		"colo/compare.TestAFlowThatNeverAgreesIsSetApart", "colo/compare.TestThePaceIsWhatACheckpointTakes"}},
+		"colo/compare.TestAFlowThatNeverAgreesIsSetApart", "colo/compare.TestTheNextCheckpointIsAskedForWhenTheSecondaryRunsFromTheLast"}},
 	{"README.md", "**A flush covers**", []string{"replication.TestFlushCoversEveryWriteThatWasAnsweredBeforeIt", "replication.TestAFailedSyncIsFinal"}},
 	{"README.md", "with an error that says where, with the guest as it was.", []string{
 		"colo.TestBadCheckpointIsRefusedWholeAndFailoverIsStillPossible", "colo.TestCheckpointThatEndsAnywhereIsRefusedWhole"}},

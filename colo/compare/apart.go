@@ -161,31 +161,73 @@ func (e *Engine) review(c *conn) {
 	c.matched = 0
 }
 
-// maxPace bounds the pace that the engine chooses when the host has set none.
+// maxPace bounds what a flow that is set apart waits for the sake of others.
 const maxPace = 5 * time.Millisecond
 
-// paceOf returns the time between two checkpoints that flows set apart may ask for.
-func (e *Engine) paceOf() time.Duration {
-	switch {
-	case e.cfg.Pace > 0:
-		return e.cfg.Pace
-	case e.took > 0:
-		return min(e.took, maxPace)
-	}
-	return maxPace
-}
-
 // paces is called when a packet of a flow that is set apart waits for its checkpoint. It
-// asks for one: at once if the last one is long enough ago, otherwise when it is.
+// asks for one, at once or when it is time.
 func (e *Engine) paces(c *conn) {
-	if !c.apart || !e.pace.IsZero() || e.asked {
+	if !c.apart || e.asked {
 		return
 	}
-	if due := e.lastMark.Add(e.paceOf()); e.now.Before(due) {
+	e.gathered++
+	due := e.paced()
+	switch {
+	case e.deaf && e.cfg.Pace <= 0: // hear brings it forward
+		due = e.now.Add(unheard)
+	case !e.now.Before(due):
+		e.asked, e.pace = true, 0
+		e.want(ReasonPace)
+		return
+	}
+	if e.pace.IsZero() || due.Before(e.pace) {
 		e.pace = due
 		e.sooner(due)
-		return
 	}
-	e.asked = true
-	e.want(ReasonPace)
+}
+
+// unheard is how long flows that are set apart wait for the secondary's guest to run from
+// the last checkpoint before they ask for the next one all the same.
+const unheard = 100 * time.Millisecond
+
+// paced returns when flows that are set apart may ask for a checkpoint, if the host has set
+// no pace: when the secondary's guest runs from the last one, and a little later if others
+// gain by it. If they asked for one right after the other, flows that agree would never have
+// the time to, and each checkpoint would cover the first of the packets that come
+// together. So they wait: where flows are compared, for as long as the secondary's packets
+// usually take; and where fewer packets wait than the checkpoints before have covered, whose
+// clients ask for more, for a fraction of what a checkpoint takes, at least as long.
+func (e *Engine) paced() instant {
+	if e.cfg.Pace > 0 {
+		return e.lastMark.Add(e.cfg.Pace)
+	}
+	few := e.gathered < e.covered
+	if !few && e.compared.Before(e.lastMark) {
+		return e.heard
+	}
+	wait := e.late + e.varies + e.late/16
+	if few {
+		wait = max(wait, e.took/8)
+	}
+	return e.heard.Add(min(wait, maxPace))
+}
+
+// waited is trails for a packet whose twin has not come before a mark, and so comes no
+// sooner than that. Without it nothing would be known of twins that come too late each time.
+func (e *Engine) waited(at instant) {
+	if e.now.Sub(max(at, e.heard)) > e.late {
+		e.trails(at)
+	}
+}
+
+// trails notes that the twin of a packet, or what is in the twin's place, has come so long
+// after it that it has waited since the instant at.
+func (e *Engine) trails(at instant) {
+	e.trail(min(e.now.Sub(max(at, e.heard)), maxPace))
+}
+
+func (e *Engine) trail(d time.Duration) {
+	off := d - e.late
+	e.late += off / 8
+	e.varies += (max(off, -off) - e.varies) / 8
 }

@@ -156,39 +156,73 @@ func TestOneDivergenceIsForgottenWhereMuchAgrees(t *testing.T) {
 	}
 }
 
-// Without a Pace of the host, a flow that is set apart waits no longer from one mark
-// to the next than a checkpoint takes.
-func TestThePaceIsWhatACheckpointTakes(t *testing.T) {
-	for _, c := range []struct{ takes, waits time.Duration }{
-		{time.Millisecond, time.Millisecond},
-		{2500 * time.Microsecond, 2500 * time.Microsecond},
-		{20 * time.Millisecond, 5 * time.Millisecond},
-		{0, 5 * time.Millisecond}, // nothing is known of it
+// Without a Pace of the host, a flow that is set apart asks for a checkpoint when the
+// secondary's guest runs from the last one; if that is not heard, all the same some time.
+// A flow that is compared meanwhile is left the time that its twins take.
+func TestTheNextCheckpointIsAskedForWhenTheSecondaryRunsFromTheLast(t *testing.T) {
+	for _, c := range []struct {
+		why   string
+		twins time.Duration // how long those of another flow take; 0: there is none
+		pace  time.Duration
+		heard bool
+		from  time.Duration // when it asks, since the mark
+		to    time.Duration
+	}{
+		{"at once", 0, 0, true, 10 * time.Millisecond, 10 * time.Millisecond},
+		{"for twins", 2 * time.Millisecond, 0, true, 12 * time.Millisecond, 13 * time.Millisecond},
+		{"for twins that take long", time.Second, 0, true, 15 * time.Millisecond, 15 * time.Millisecond},
+		{"unheard", 0, 0, false, 100 * time.Millisecond, 100 * time.Millisecond},
+		{"as the host wants", 2 * time.Millisecond, 30 * time.Millisecond, true, 30 * time.Millisecond, 30 * time.Millisecond},
 	} {
-		t.Run(c.takes.String(), func(t *testing.T) {
+		t.Run(c.why, func(t *testing.T) {
 			cfg := adaptive()
-			cfg.Pace, cfg.Retry = 0, time.Hour
+			cfg.Pace, cfg.Retry = c.pace, time.Hour
 			x := newRig(t, cfg)
 			x.checkpoint(0)
+			agrees := seg{port: 7, seq: 1, ack: 1, flags: push, data: "agrees"}
+			other := func() {
+				if c.twins == 0 {
+					return
+				}
+				x.Primary(agrees.frame(), x.now)
+				x.now = x.now.Add(c.twins)
+				if r := x.Secondary(agrees.frame(), x.now); len(r.Release) != 1 {
+					t.Fatal("it does not agree")
+				}
+				agrees.seq += uint32(len(agrees.data))
+			}
 			for n := range 3 {
 				x.differ(n)
+				for range 40 {
+					other()
+				}
 				x.now = x.now.Add(time.Second)
 				x.Tick(x.now)
-				x.mark(uint64(n + 1))
-				x.now = x.now.Add(c.takes)
-				x.Tick(x.now)
-				x.received(uint64(n + 1))
-				if _, err := x.SecondaryMark(uint64(n + 1)); err != nil {
-					t.Fatal(err)
-				}
+				x.checkpoint(uint64(n + 1))
 			}
 			x.now = x.now.Add(time.Second)
 			x.Tick(x.now)
 			x.mark(4)
+			marked := x.now
 			p, _ := x.differ(3)
 			x.want("it waits", p, "")
-			if d := x.Deadline(); !d.Equal(x.now.Add(c.waits)) {
-				t.Errorf("until %v after the mark, want %v", d.Sub(x.now), c.waits)
+			if c.twins > 0 {
+				x.Primary(agrees.frame(), x.now)
+			}
+			if c.heard {
+				x.now = x.now.Add(10 * time.Millisecond)
+				x.Tick(x.now)
+				x.received(4)
+				if _, err := x.SecondaryMark(4); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if at := x.Deadline().Sub(marked); at < c.from || at > c.to {
+				t.Errorf("it asks %v after the mark, want %v to %v", at, c.from, c.to)
+			}
+			x.now = x.Deadline()
+			if r := x.Tick(x.now); !r.Diverged || r.Reason != compare.ReasonPace {
+				t.Errorf("%+v", r)
 			}
 		})
 	}

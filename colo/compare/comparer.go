@@ -376,7 +376,10 @@ func (c *Comparer) SecondaryMark(epoch uint64) error {
 // Loaded says that the secondary's guest runs from the checkpoint of epoch; see
 // [Engine.Loaded].
 func (c *Comparer) Loaded(epoch uint64) error {
-	_, err := c.do(func(e *Engine, _ time.Time) (Result, error) { return Result{}, e.Loaded(epoch) })
+	_, err := c.do(func(e *Engine, now time.Time) (Result, error) {
+		e.now = e.instant(now)
+		return Result{}, e.Loaded(epoch)
+	})
 	return err
 }
 

@@ -98,14 +98,15 @@ type Config struct {
 	// Adaptive sets a flow apart whose guests never agree, because what they send is
 	// random. After Strikes epochs with a divergence the flow is not compared for a while:
 	// its output leaves with the checkpoints, and the engine asks for one when output
-	// waits and the last checkpoint is Pace ago. It compares the flow again after Retry,
+	// waits and the last mark is Pace ago. It compares the flow again after Retry,
 	// then after twice that, and so on up to 32 times Retry. A new flow of a service whose
 	// flows were set apart is set apart with its first data.
 	//
-	// A Pace of zero stands for the time that the last checkpoint took from its mark to
-	// its receipt, and at most 5 ms, so that clients wait no longer than if each
-	// difference asked for a checkpoint. A longer Pace makes clients wait longer and the
-	// host make fewer checkpoints.
+	// With a Pace of zero it asks when the secondary's guest runs from the last checkpoint,
+	// so that clients wait no longer than if each difference asked for one. If flows are
+	// compared meanwhile, or clients usually ask for more at a time, these get a moment
+	// before that, of at most 5 ms: about as long as the secondary's packets come after the
+	// primary's. A Pace makes clients wait longer and the host make fewer checkpoints.
 	Adaptive bool
 	Strikes  uint8         // zero: 3
 	Pace     time.Duration // zero: see Adaptive

@@ -88,6 +88,12 @@ type due struct {
 	pace     instant       // for asking for the checkpoint of flows that are set apart; zero: none waits
 	lastMark instant       // about when the last mark was
 	took     time.Duration // from the last mark to its receipt; 0: not known
+	heard    instant       // when the secondary's guest was heard to run from the last mark, or from an earlier one
+	compared instant       // when the primary's guest sent a packet on a flow that is compared
+	gathered int           // how many packets of flows set apart have come to wait for the next mark
+	covered  int           // the same of the last one
+	late     time.Duration // how long after a packet its twin comes, of late, when both guests run
+	varies   time.Duration // by how much that varies
 }
 
 // marked is a packet of an epoch that has ended and is not received.
@@ -140,6 +146,7 @@ func (e *Engine) release(p *pkt, count *uint64) {
 	*count++
 	if count == &e.stats.Matched {
 		e.waits.Add(e.now.Sub(p.at))
+		e.trails(p.at)
 	}
 	e.out, e.taken = append(e.out, p.Frame), append(e.taken, p.at)
 	if p.class < 0 {
@@ -162,6 +169,9 @@ func (e *Engine) diverge(c *conn, why Reason) {
 		return
 	}
 	c.diverged = true
+	if c.p.len() > 0 && why != ReasonTimeout && why != ReasonLimit && why != ReasonAck {
+		e.trails(c.p.at(0).at)
+	}
 	flow := flowOf(&c.key.Key)
 	if !e.res.Diverged {
 		e.res.Flow = flow
@@ -233,6 +243,9 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 	default:
 		e.primaryOther(c, p)
 	}
+	if !c.apart {
+		e.compared = e.now
+	}
 	if c.p.len() > 0 {
 		e.paces(c)
 		if c.p.len() > e.cfg.MaxQueue+1 {
@@ -296,6 +309,9 @@ func (e *Engine) secondary(f Frame, now time.Time) Result {
 	}
 	if c.loner == primary {
 		e.unlist(c)
+	}
+	if c.apart && c.p.len() > 0 {
+		e.trails(c.p.at(0).at)
 	}
 	if c.s.len() > e.cfg.MaxQueue {
 		e.stats.Dropped++

@@ -24,6 +24,7 @@ func (e *Engine) Mark(epoch uint64) error {
 	e.next = epoch + 1
 	e.deaf = true
 	e.lastMark = e.now
+	e.gathered, e.covered = 0, max(e.gathered, e.covered-1)
 	e.notes = e.notes[:0]
 	first := len(e.marked)
 	for _, p := range e.ownerless.all() {
@@ -48,6 +49,9 @@ func (e *Engine) markConn(c *conn, epoch uint64) {
 	if c.owed != nil {
 		c.p.push(c.owed)
 		c.owed = nil
+	}
+	if c.p.len() > 0 && !c.apart && !c.diverged {
+		e.waited(c.p.at(0).at)
 	}
 	for _, p := range c.p.all() {
 		e.marked = append(e.marked, marked{p, epoch})
@@ -202,7 +206,14 @@ func (e *Engine) Covered(fn func(Frame)) {
 }
 
 func (e *Engine) hear() {
+	if e.deaf {
+		e.heard = e.now
+	}
 	e.deaf = false
+	if !e.pace.IsZero() {
+		e.pace = e.paced()
+		e.sooner(e.pace)
+	}
 	if e.strict != nil {
 		e.strict.deaf = false
 	}

@@ -219,6 +219,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 			from = v.done
 		}
 		e.arrive(c, now)
+		e.compared = e.now
 		t.told.notePlain(&s)
 		q := e.holdPlain(c, f, &s)
 		q.ok = from
@@ -234,11 +235,13 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 		e.consume(c)
 	}
 	e.arrive(c, now)
+	e.compared = e.now
 	t.told.notePlain(&s)
 	c.agreed()
 	t.left.notePlain(&t.told, &s, e.ids)
 	e.stats.Matched++
 	e.waits.Add(0)
+	e.trail(0)
 	e.out, e.taken, e.spent = append(e.out, *f), append(e.taken, e.now), append(e.spent, nil)
 	return true
 }
