@@ -24,28 +24,13 @@ func parallel(q *qemutest.VM, m multifd.Method) {
 func TestAQEMUTakesAGuestOverChannels(t *testing.T) {
 	for _, method := range []multifd.Method{multifd.None, multifd.Zlib, multifd.Zstd} {
 		t.Run(method.String(), func(t *testing.T) {
-			dir := qemutest.Dir(t)
-			q := qemutest.Start(t, dir, append(qemutest.GuestArgs(t, dir, "none", noneMegabytes), "-incoming", "defer")...)
-			parallel(q, method)
-			listener, uri := qemutest.Listen(t)
-			listener.Close() // QEMU listens there
-			q.Must("migrate-incoming", qemutest.Args{"uri": uri})
-
-			g := noneGuest(t)
-			for i := range len(g.blocks[0].Host) / page {
-				if i%3 != 0 {
-					g.fill(g.blocks[0].Host[i*page : (i+1)*page])
-				}
-			}
-			g.running, g.write = true, 100
-			g.saver = ram.NewLazySaver(g.blocks, g, ram.SaverConfig{})
-			check(t, g.saver.Register(&g.state))
-			g.devices(t)
+			q, address := incoming(t, func(q *qemutest.VM) { parallel(q, method) })
+			g := busyGuest(t, 100)
 			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 			defer cancel()
 			var conns []Conn
 			for range 3 {
-				c, err := net.Dial("tcp", listener.Addr().String())
+				c, err := net.Dial("tcp", address)
 				check(t, err)
 				conns = append(conns, c)
 			}

@@ -119,6 +119,27 @@ func (m *move) oneSide() {
 	}
 }
 
+// settled checks who has the guest after a connection that was to break at a point, and reports
+// whether the source knows that it has arrived.
+func (m *move) settled(at colotest.Point) (arrived bool) {
+	m.t.Helper()
+	switch {
+	case m.srcErr == nil:
+		m.arrived()
+	case m.dstErr == nil:
+		if !errors.Is(m.srcErr, ErrUnknown) {
+			m.t.Errorf("broken at %v: %v", at, m.srcErr)
+		}
+		m.whole()
+	default:
+		m.oneSide()
+	}
+	if m.t.Failed() {
+		m.t.Fatalf("broken at %v: %v, %v", at, m.srcErr, m.dstErr)
+	}
+	return m.srcErr == nil
+}
+
 func TestAConnectionMayBreakAgainAndAgain(t *testing.T) {
 	whole := newMove(t, 4)
 	whole.hold = true

@@ -58,20 +58,7 @@ func TestOnlyOneSideHasTheGuestWhereverPrecopyBreaks(t *testing.T) {
 			f[direction] = colotest.Flow{Break: p, Drop: p.N%2 == 0}
 			m := newPrecopy(t, 6, f)
 			m.run()
-			switch {
-			case m.srcErr == nil:
-				m.arrived()
-			case m.dstErr == nil:
-				if !errors.Is(m.srcErr, ErrUnknown) {
-					t.Errorf("broken at %v: %v", p, m.srcErr)
-				}
-				m.whole()
-			default:
-				m.oneSide()
-			}
-			if t.Failed() {
-				t.Fatalf("broken at %v: %v, %v", p, m.srcErr, m.dstErr)
-			}
+			m.settled(p)
 		}
 	}
 }

@@ -176,24 +176,37 @@ func (e *ends) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func TestAQEMUTakesAGuestWhoseMemoryFollows(t *testing.T) {
+// incoming starts a QEMU that waits for a guest, when set has prepared it, and returns where.
+func incoming(t *testing.T, set func(*qemutest.VM)) (q *qemutest.VM, address string) {
+	t.Helper()
 	dir := qemutest.Dir(t)
-	q := qemutest.Start(t, dir, append(qemutest.GuestArgs(t, dir, "none", noneMegabytes), "-incoming", "defer")...)
-	capabilities(q, "postcopy-ram", "events")
+	q = qemutest.Start(t, dir, append(qemutest.GuestArgs(t, dir, "none", noneMegabytes), "-incoming", "defer")...)
+	set(q)
 	listener, uri := qemutest.Listen(t)
 	listener.Close() // QEMU listens there
 	q.Must("migrate-incoming", qemutest.Args{"uri": uri})
+	return q, listener.Addr().String()
+}
 
+// busyGuest is a noneGuest that runs, and writes so often, with two thirds of its memory filled.
+func busyGuest(t *testing.T, write int) *guest {
+	t.Helper()
 	g := noneGuest(t)
 	for i := range len(g.blocks[0].Host) / page {
 		if i%3 != 0 {
 			g.fill(g.blocks[0].Host[i*page : (i+1)*page])
 		}
 	}
-	g.running, g.write = true, 500
+	g.running, g.write = true, write
 	g.saver = ram.NewLazySaver(g.blocks, g, ram.SaverConfig{})
 	check(t, g.saver.Register(&g.state))
 	g.devices(t)
+	return g
+}
+
+func TestAQEMUTakesAGuestWhoseMemoryFollows(t *testing.T) {
+	q, address := incoming(t, func(q *qemutest.VM) { capabilities(q, "postcopy-ram", "events") })
+	g := busyGuest(t, 500)
 
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -219,7 +232,7 @@ func TestAQEMUTakesAGuestWhoseMemoryFollows(t *testing.T) {
 			return net.Dial("tcp", addr)
 		},
 	})
-	conn, err := net.Dial("tcp", listener.Addr().String())
+	conn, err := net.Dial("tcp", address)
 	check(t, err)
 	check(t, s.Run(ctx, &stops{Conn: conn, s: s, left: 600 << 10}))
 	if running, _ := g.runs(); running {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"unsafe"
@@ -342,6 +343,10 @@ func TestWhatAMachineDoesNotHaveIsSaidSo(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := gokvmhost.Attach(f.machine, gokvmhost.Config{DirtyRing: 1024}); !errors.Is(err, errors.ErrUnsupported) {
+		t.Error(err)
+	}
+	ports := func(uint16, bool, []byte) (bool, error) { return false, nil }
+	if _, err := gokvmhost.Attach(f.machine, gokvmhost.Config{OtherPorts: ports}); err == nil || !strings.Contains(err.Error(), "AddDevice") {
 		t.Error(err)
 	}
 	full := newFlat(t, guest.Params{Pages: 16, Touch: 1}, flatConfig())

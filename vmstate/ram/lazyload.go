@@ -61,18 +61,9 @@ func (l *Lazy) LoadState(r *qemufile.Reader, version uint32) error {
 
 // block returns the block of a page record.
 func (l *Lazy) block(r *qemufile.Reader, word uint64) (*lazyBlock, error) {
-	if word&flagContinue == 0 {
-		name := r.CountedBytes()
-		if err := r.Err(); err != nil {
-			return nil, err
-		}
-		i, ok := l.index[string(name)] // does not allocate
-		if !ok {
-			return nil, unknownBlock(name)
-		}
-		l.last = i
-	} else if l.last == noBlock {
-		return nil, ErrNoBlock
+	var err error
+	if l.last, err = recordBlock(r, word, l.index, l.last); err != nil {
+		return nil, err
 	}
 	b := &l.blocks[l.last]
 	if word&^flagMask >= b.length {

@@ -1,0 +1,97 @@
+package ram
+
+// stage takes a page's contents.
+func (c *Cache) stage(b *cacheBlock, off uint64, data []byte) error {
+	c.lock()
+	defer c.unlock()
+	page, err := c.place(b, off)
+	if err == nil {
+		c.stats.Pages++
+		copy(page, data)
+	}
+	return err
+}
+
+// place returns where the contents of a page are staged. What was there may be
+// anything; base is for those who want to know.
+func (c *Cache) place(b *cacheBlock, off uint64) ([]byte, error) {
+	i := int(off / PageSize)
+	if c.only.on {
+		return c.only.place(c, b, i)
+	}
+	b.staged.Set(i)
+	b.data.Set(i)
+	return b.page[off : off+PageSize : off+PageSize], nil
+}
+
+// base is place for what is a difference from what the peer has: the page is
+// there as it was received last.
+func (c *Cache) base(b *cacheBlock, off uint64) ([]byte, error) {
+	if c.only.on {
+		return c.only.base(c, b, int(off/PageSize))
+	}
+	return c.place(b, off)
+}
+
+// fill stages a page of one byte.
+func (c *Cache) fill(b *cacheBlock, off uint64, fill byte) error {
+	if fill != 0 {
+		page, err := c.place(b, off)
+		for j := range page {
+			page[j] = fill
+		}
+		return err
+	}
+	i := int(off / PageSize)
+	b.staged.Set(i)
+	switch {
+	case c.only.on:
+		c.only.zero(c, b, i)
+	case b.data.Has(i):
+		b.data.Clear(i)
+		clear(b.page[off : off+PageSize])
+	}
+	return nil
+}
+
+// StagePage stages a page that did not come in a ram section, but over a multifd
+// channel or from elsewhere: PageSize bytes, or nil for zeros. offset is in the
+// block, in bytes. The error is an [*Error] with [ErrUnknownBlock], [ErrOffset],
+// [ErrIgnored], [ErrDiscarded] or [ErrStagedFull], and leaves what is staged as it
+// was. Within a section of a cache that takes pages from a [PageReceiver] it may be
+// called from several goroutines at a time.
+func (c *Cache) StagePage(block string, offset uint64, page []byte) error {
+	c.lock()
+	defer c.unlock()
+	i, ok := c.index[block]
+	err := ErrUnknownBlock
+	if ok {
+		b := &c.blocks[i]
+		switch {
+		case c.void || c.closed:
+			err = ErrDiscarded
+		case b.page == nil:
+			err = ErrIgnored
+		case offset%PageSize != 0 || offset >= b.length || page != nil && len(page) != PageSize:
+			err = ErrOffset
+		default:
+			c.only.trim(c)
+			if c.statsDone {
+				c.stats, c.statsDone = CacheStats{}, false
+			}
+			if page == nil {
+				c.stats.Pages++
+				c.stats.ZeroPages++
+				return c.fill(b, offset, 0)
+			}
+			var dst []byte
+			if dst, err = c.place(b, offset); err == nil {
+				c.stats.Pages++
+				c.stats.Bytes += PageSize
+				copy(dst, page)
+				return nil
+			}
+		}
+	}
+	return &Error{Op: "load", Block: block, Offset: offset, Stream: -1, Err: err}
+}
