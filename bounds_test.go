@@ -100,7 +100,7 @@ func TestWhatIsBoundedIsBoundedByTheCodeAndTested(t *testing.T) {
 	if !ok {
 		t.Fatal("the page has no table of bounds")
 	}
-	seen := map[string]bool{}
+	seen, on := map[string]bool{}, newTestOn(t)
 	for line := range strings.SplitSeq(table, "\n") {
 		row := strings.Split(line, "|")
 		var list []bound
@@ -111,7 +111,7 @@ func TestWhatIsBoundedIsBoundedByTheCodeAndTested(t *testing.T) {
 		}
 		written, n := numbers(row[2]), 0
 		for _, b := range list {
-			wantTested(t, b)
+			wantTested(on, b)
 			if b.name == "" {
 				continue
 			}
@@ -131,7 +131,7 @@ func TestWhatIsBoundedIsBoundedByTheCodeAndTested(t *testing.T) {
 	}
 	words := strings.Join(strings.Fields(page), " ")
 	for sentence, b := range inSentences {
-		wantTested(t, b)
+		wantTested(on, b)
 		before, after, _ := strings.Cut(sentence, "%")
 		_, rest, ok := strings.Cut(words, before)
 		if got := number.FindString(rest); !ok || !strings.HasPrefix(rest, got+after) || numbers(got + " ")[0] != value(t, b) {
@@ -140,32 +140,15 @@ func TestWhatIsBoundedIsBoundedByTheCodeAndTested(t *testing.T) {
 	}
 }
 
-func wantTested(t *testing.T, b bound) {
-	t.Helper()
+func wantTested(on *testOn, b bound) {
+	on.t.Helper()
 	for _, name := range b.tests {
 		dir, test, ok := strings.Cut(name, ".")
 		if !ok {
 			dir, test = b.dir, name
 		}
-		if !hasTest(t, dir, test) {
-			t.Errorf("%s has no %s, which is to prove a sentence of the documents", dir, test)
-		}
+		on.want(dir, test, "the bound "+b.name+" of "+b.dir)
 	}
-}
-
-// hasTest reports whether a directory has a function of that name in a test file.
-func hasTest(t *testing.T, dir, name string) bool {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range files {
-		if strings.Contains(read(t, f), "\nfunc "+name+"(") {
-			return true
-		}
-	}
-	return false
 }
 
 // value returns what the code has for a bound; a duration counts in seconds.
