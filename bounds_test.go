@@ -209,10 +209,27 @@ func quantity(e ast.Expr) int64 {
 // sources parses the Go files of a directory but its tests.
 func sources(t *testing.T, dir string) (list []*ast.File) {
 	t.Helper()
+	for _, f := range byFile(t, dir) {
+		list = append(list, f)
+	}
+	return list
+}
+
+// asParsed has what byFile has read, by directory, for the next test.
+var asParsed = map[string]map[string]*ast.File{}
+
+// byFile does the same, by their names.
+func byFile(t *testing.T, dir string) map[string]*ast.File {
+	t.Helper()
+	dir = filepath.Clean(dir)
+	if list, ok := asParsed[dir]; ok {
+		return list
+	}
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	list := map[string]*ast.File{}
 	for _, file := range files {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
@@ -221,7 +238,8 @@ func sources(t *testing.T, dir string) (list []*ast.File) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		list = append(list, f)
+		list[filepath.Base(file)] = f
 	}
+	asParsed[dir] = list
 	return list
 }
