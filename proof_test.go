@@ -29,13 +29,26 @@ var parsed = map[string]*functions{}
 // functions are those of a directory, by name; methods of a name are listed together, since
 // the parser does not know the type that a selector is of.
 type functions struct {
-	tests, helpers map[string][]function
+	tests, helpers map[string][]*function
 }
 
 type function struct {
 	decl    *ast.FuncDecl
 	imports map[string]string // a directory of this module by the name that a file gives it
+	facts   *facts            // nil: not read yet
 }
+
+// facts are what a function's body says, closures included.
+type facts struct {
+	calls []call
+	needs []string // the second arguments of calls of package require
+	fails bool
+	skips bool
+}
+
+// A call is a function or method that is named: of the package in dir, or of the function's
+// own where that is empty.
+type call struct{ dir, name string }
 
 func newTestOn(t *testing.T) *testOn {
 	t.Helper()
@@ -72,12 +85,13 @@ func newTestOn(t *testing.T) *testOn {
 	return on
 }
 
-// of parses the files of a directory that are compiled on linux/amd64 without a tag.
+// of parses the files of a directory that are compiled on linux/amd64 without a tag: the
+// tests, and others that may be given one.
 func (on *testOn) of(dir string) *functions {
 	if p, ok := parsed[dir]; ok {
 		return p
 	}
-	p := &functions{tests: map[string][]function{}, helpers: map[string][]function{}}
+	p := &functions{tests: map[string][]*function{}, helpers: map[string][]*function{}}
 	parsed[dir] = p
 	entries, err := os.ReadDir(dir)
 	if err != nil {
@@ -93,7 +107,12 @@ func (on *testOn) of(dir string) *functions {
 		if ok, err := there.MatchFile(dir, e.Name()); err != nil || !ok {
 			continue
 		}
-		f, err := parser.ParseFile(token.NewFileSet(), path.Join(dir, e.Name()), nil, parser.SkipObjectResolution)
+		inTests := strings.HasSuffix(e.Name(), "_test.go")
+		file := path.Join(dir, e.Name())
+		if !inTests && !strings.Contains(read(on.t, file), "testing") && !strings.Contains(read(on.t, file), "internal/require") {
+			continue // it cannot end a test
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
 		if err != nil {
 			on.t.Error(err)
 			continue
@@ -109,12 +128,12 @@ func (on *testOn) of(dir string) *functions {
 			}
 		}
 		where := p.helpers
-		if strings.HasSuffix(e.Name(), "_test.go") {
+		if inTests {
 			where = p.tests
 		}
 		for _, d := range f.Decls {
 			if d, ok := d.(*ast.FuncDecl); ok && d.Body != nil {
-				where[d.Name.Name] = append(where[d.Name.Name], function{d, imports})
+				where[d.Name.Name] = append(where[d.Name.Name], &function{decl: d, imports: imports})
 			}
 		}
 	}
@@ -134,64 +153,98 @@ func (on *testOn) flaws(dir, name string) (list []string) {
 		list = append(list, "it is no test")
 	}
 	fails := false
-	type place struct{ dir, name string }
-	seen := map[place]bool{{dir, name}: true}
-	var visit func(dir string, inTests bool, f function)
-	follow := func(dir, name string, inTests bool) {
-		if seen[place{dir, name}] || dir == "internal/require" {
+	type place struct {
+		call
+		inTests bool
+	}
+	seen := map[place]bool{}
+	var visit func(at place)
+	visit = func(at place) {
+		if seen[at] || at.dir == "internal/require" {
 			return
 		}
-		seen[place{dir, name}] = true
-		list := on.of(dir).helpers[name]
-		if inTests {
-			list = on.of(dir).tests[name]
+		seen[at] = true
+		functions := on.of(at.dir).helpers[at.name]
+		if at.inTests {
+			functions = on.of(at.dir).tests[at.name]
 		}
-		for _, f := range list {
-			visit(dir, inTests, f)
-		}
-	}
-	visit = func(dir string, inTests bool, f function) {
-		walk(f.decl.Body, nil, func(n ast.Node, under []*ast.IfStmt) {
-			switch n := n.(type) {
-			case *ast.CallExpr: // require.Program(t, require.QEMU, "qemu-img")
-				if fun := types.ExprString(n.Fun); strings.HasPrefix(fun, "require.") && len(n.Args) > 1 {
-					what := types.ExprString(n.Args[1])
-					if c, ok := strings.CutPrefix(what, "require."); ok {
-						what = on.needs[c]
-					}
-					if what = strings.Trim(what, `"`); !on.required[what] {
-						list = append(list, "it needs "+what+", which LOCKSTEP_REQUIRE of .ci/run does not name")
-					}
-				}
-			case *ast.SelectorExpr:
-				x, _ := n.X.(*ast.Ident)
-				switch {
-				case x != nil && x.Name == "require":
-					// See *ast.CallExpr.
-				case x != nil && f.imports[x.Name] != "":
-					follow(f.imports[x.Name], n.Sel.Name, false)
-				default:
-					follow(dir, n.Sel.Name, inTests)
-				}
-				switch n.Sel.Name {
-				case "Error", "Errorf", "Fatal", "Fatalf", "Fail", "FailNow", "VerifyTestMain":
-					fails = true
-				case "Skip", "Skipf", "SkipNow":
-					// A decoder named r skips bytes.
-					if (x == nil || x.Name != "r") && !excused(under) {
-						list = append(list, fmt.Sprintf("%s of %s may skip it", f.decl.Name.Name, dir))
-					}
-				}
-			case *ast.Ident:
-				follow(dir, n.Name, inTests)
+		for _, f := range functions {
+			is := f.read()
+			fails = fails || is.fails
+			if is.skips {
+				list = append(list, fmt.Sprintf("%s of %s may skip it", at.name, at.dir))
 			}
-		})
+			for _, what := range is.needs {
+				if c, ok := strings.CutPrefix(what, "require."); ok {
+					what = on.needs[c]
+				}
+				if what = strings.Trim(what, `"`); !on.required[what] {
+					list = append(list, "it needs "+what+", which LOCKSTEP_REQUIRE of .ci/run does not name")
+				}
+			}
+			for _, c := range is.calls {
+				if c.dir != "" {
+					visit(place{c, false})
+				} else {
+					visit(place{call{at.dir, c.name}, at.inTests})
+				}
+			}
+		}
 	}
-	visit(dir, true, test[0])
+	visit(place{call{dir, name}, true})
 	if !fails {
 		list = append(list, "nothing in it fails")
 	}
 	return list
+}
+
+// read returns the facts of a function.
+func (f *function) read() *facts {
+	if f.facts != nil {
+		return f.facts
+	}
+	is := new(facts)
+	f.facts = is
+	named := map[call]bool{}
+	note := func(c call) {
+		if !named[c] {
+			named[c] = true
+			is.calls = append(is.calls, c)
+		}
+	}
+	walk(f.decl.Body, nil, func(n ast.Node, under []*ast.IfStmt) {
+		switch n := n.(type) {
+		case *ast.CallExpr: // require.Program(t, require.QEMU, "qemu-img")
+			s, _ := n.Fun.(*ast.SelectorExpr)
+			if s != nil && isNamed(s.X, "require") && len(n.Args) > 1 {
+				is.needs = append(is.needs, types.ExprString(n.Args[1]))
+			}
+		case *ast.SelectorExpr:
+			switch n.Sel.Name {
+			case "Error", "Errorf", "Fatal", "Fatalf", "Fail", "FailNow", "VerifyTestMain":
+				is.fails = true
+			case "Skip", "Skipf", "SkipNow":
+				// A decoder named r skips bytes.
+				is.skips = is.skips || !isNamed(n.X, "r") && !excused(under)
+			}
+			x, _ := n.X.(*ast.Ident)
+			switch {
+			case x != nil && x.Name == "require":
+			case x != nil && f.imports[x.Name] != "":
+				note(call{f.imports[x.Name], n.Sel.Name})
+			default:
+				note(call{"", n.Sel.Name})
+			}
+		case *ast.Ident:
+			note(call{"", n.Name})
+		}
+	})
+	return is
+}
+
+func isNamed(e ast.Expr, name string) bool {
+	id, ok := e.(*ast.Ident)
+	return ok && id.Name == name
 }
 
 // excused reports whether a skip stands where CI does not come: under -short, which step
@@ -243,7 +296,7 @@ func TestWhatIsNoProofIsFound(t *testing.T) {
 		"TestThatCannotFail":          "nothing in it fails",
 		"TestThatMaySkip":             "perhaps of testdata/proof may skip it",
 		"TestOfAMethod":               "perhaps of testdata/proof may skip it",
-		"TestThatSkipsIfNotShort":     "TestThatSkipsIfNotShort of testdata/proof may skip it; TestThatSkipsIfNotShort of testdata/proof may skip it",
+		"TestThatSkipsIfNotShort":     "TestThatSkipsIfNotShort of testdata/proof may skip it",
 		"TestThatNeedsWhatCIHasNot":   "it needs a printer, which LOCKSTEP_REQUIRE of .ci/run does not name",
 		"ThatIsNone":                  "it is no test",
 		"TestElsewhere":               "there is none that is compiled on linux/amd64",

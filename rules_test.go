@@ -3,6 +3,7 @@ package lockstep_test
 import (
 	"go/ast"
 	"go/types"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -62,6 +63,43 @@ func TestKVMAndCOLODoNotKnowEachOther(t *testing.T) {
 		if seen[pair[1]] {
 			t.Errorf("%s imports %s, or a package that does", pair[0], pair[1])
 		}
+	}
+}
+
+// An error that crosses packages says where it comes from. In the packages named here an
+// Error with the place of the failure says it, and wraps what is said.
+func TestErrorsBeginWithTheirPackage(t *testing.T) {
+	placed := []string{"colo", "colo/filter", "qemufile", "replication", "vmstate", "vmstate/ram", "vmstate/ram/multifd"}
+	sentinels := 0
+	for _, dir := range publicPackages(t) {
+		if slices.Contains(placed, dir) {
+			continue
+		}
+		for _, file := range sources(t, dir) {
+			for _, d := range file.Decls {
+				g, ok := d.(*ast.GenDecl)
+				if !ok {
+					continue
+				}
+				for _, s := range g.Specs {
+					v, ok := s.(*ast.ValueSpec)
+					if !ok || len(v.Values) != 1 {
+						continue
+					}
+					call, ok := v.Values[0].(*ast.CallExpr)
+					if !ok || types.ExprString(call.Fun) != "errors.New" && types.ExprString(call.Fun) != "fmt.Errorf" {
+						continue
+					}
+					sentinels++
+					if text := types.ExprString(call.Args[0]); v.Names[0].IsExported() && !strings.HasPrefix(text, `"`+path.Base(dir)+": ") {
+						t.Errorf("%s.%s is %s, without the package", dir, v.Names[0], text)
+					}
+				}
+			}
+		}
+	}
+	if sentinels == 0 {
+		t.Error("no package has an error")
 	}
 }
 
