@@ -58,21 +58,21 @@ a signal where the guest is protected. When the guest switches itself off, both
 sides end. The console is where the guest runs; Ctrl-A x ends it, Ctrl-A h lists
 more keys.
 
-Who goes on? A host that does not hear the other for -lost-after, and for as long
-as the other may still be sure of the guest (-term), takes it. If both live and
-only the network between them is cut, both would: then -arbiter must name a place
-that both reach (file:DIR, a directory; etcd:HOST:PORT,..., an etcd cluster, by the
-program lockstep-etcd, beside gokvm or on the PATH, and the key /lockstep/NAME;
-store:COMMAND, another program that keeps the record), or -arbiter-command a command
-that asks somebody else, who says yes (exit status 0) to one. $LOCKSTEP_GENERATION is
-another each time. The command may be asked again by the same host, $LOCKSTEP_HOST,
-when it was ended before it answered, and must then say the same. Killed by a signal,
-with 126, 127 or more, or after a minute, it has not answered. Without either, two hosts that were
-parted both have the guest, and still do when the network is whole again: each says
-"split". What they have done since cannot be put together. A person ends one of them,
-and starts it again with a new image: with the old one it may be refused. A host that
-says anything at all, even something that cannot be understood, counts as alive, and
-nothing is taken from it.
+Who goes on? A host that has not heard the other one for -lost-after waits until that
+one may not act for the guest any more (-term), and takes the guest. If both live, and
+only the network between them is cut, both would take it. So that one of them does,
+-arbiter names a place that both reach: file:DIR, a directory; etcd:HOST:PORT,..., an
+etcd cluster, by the program lockstep-etcd, which is beside gokvm or on the PATH, and
+the key /lockstep/NAME; store:COMMAND, another program that keeps the record. Or
+-arbiter-command is a command that says yes (exit status 0) to one host only. Each
+question has a $LOCKSTEP_GENERATION of its own. A command that was ended before it
+answered may be asked again by the same host, $LOCKSTEP_HOST, and must then answer the
+same. One that is killed by a signal, exits with 126, 127 or more, or takes longer than
+a minute has not answered. Without an arbiter two hosts that were parted both run the
+guest, and still do when the network is whole again: each says "split". What the two
+guests have done since cannot be put together. A person ends one host, and starts it
+again with a new image: with the old one it may be refused. A host that says anything
+at all, even something that cannot be understood, counts as alive, and keeps the guest.
 
 Who starts it? A primary, or a host with -kernel that has been the guest's, asks the
 other one first, for as long as it takes: that may run the guest, or have the newer
@@ -88,25 +88,25 @@ once, from the disk as it was left. With -lazy it runs before its memory has bee
 is protected when that has; the host needs the right to use userfaultfd. If the file cannot
 be read then, the guest stands still, and is lost.
 
-If a guest switches itself off while its secondary cannot be told, that may take
-over and go on from its last checkpoint.
+If a guest switches itself off while its secondary cannot be told, the secondary may
+take over and go on from its last checkpoint.
 
 A host of an earlier version of gokvm, which has no -offload, can be followed by one of
 this version with -offload=false, and can never follow it. Upgrade the secondary first,
 hand the guest over to it, and upgrade the other one. Both hosts, and so the guest, are
 started anew to have -offload.
 
-A guest of migrate nobody protects. SIGUSR2, or Ctrl-A s, moves it to the host of -peer
-while it runs, where gokvm receive waits for it with the same -name, -mem, -vcpus and
--tap; with a -peer of its own, that may move it on. It stands still for a moment, at
-the end. A -disk is storage that both hosts reach, such as a file on a network's file
+Nobody protects a guest of gokvm migrate. SIGUSR2, or Ctrl-A s, moves it while it runs
+to the host of -peer, where gokvm receive waits for it with the same -name, -mem, -vcpus
+and -tap; a receive that has a -peer too can move it on. The guest stands still for a
+moment at the end. A -disk is storage that both hosts reach, such as a file on a network's file
 system: the host that has the guest holds its lock. (A guest with a disk on each host
 moves between a primary and a secondary.) If the connection breaks while the guest
 still runs on A, it stays there; later, the two ask each other who has it, and it
-stands still until that is known. With -postcopy it goes after one pass over its memory, and
-the rest follows: it stands still for less, however large it is and however much it
-writes, but lives on both hosts for as long as that takes, and is lost if one of them
-dies; connections may break. B waits for A then, for -give-up at most, or 5 seconds
+stands still until that is known. With -postcopy the guest goes after one pass over its
+memory, and the rest follows: it stands still for less, however large it is and however
+much it writes. But until the rest has come it needs both hosts, and is lost if one of
+them dies; connections may break. B waits for A then, for -give-up at most, or 5 seconds
 after an order to end; A calls B, and Ctrl-A g there, if B is dead, lets the guest go
 on from where it stood still. B needs the right to use userfaultfd.
 
@@ -193,7 +193,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.name, "name", "guest", "the guest's `name`, the same on both hosts")
 	f.StringVar(&o.host, "host", "", "this host's `name`, for people (default the system's, and some letters)")
 	f.StringVar(&o.cert, "cert", "", "this host's certificate, a PEM `file`")
-	f.StringVar(&o.key, "key", "", "its key, a PEM `file`")
+	f.StringVar(&o.key, "key", "", "key of -cert, a PEM `file`")
 	f.StringVar(&o.ca, "ca", "", "certificates of the authorities that sign the hosts', a PEM `file`")
 	f.StringVar(&o.peerName, "peer-name", "", "`name` that the other host's certificate is for (default that of -peer)")
 	f.BoolVar(&o.insecure, "insecure", false, "no TLS: whoever reaches the port can read and replace the guest")
@@ -202,7 +202,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.append, "append", "console=ttyS0", "the kernel's `arguments`")
 	f.StringVar(&o.save, "save", "", "a new `file` that Ctrl-A w saves the guest to")
 	f.StringVar(&o.resume, "resume", "", "saved guest that a primary goes on with, a `file`")
-	f.BoolVar(&o.lazy, "lazy", false, "the guest of -resume runs at once, and its memory is read from the file as it is touched, and behind that; the file must stay as it is until the line loaded")
+	f.BoolVar(&o.lazy, "lazy", false, "run the guest of -resume at once: its memory is read from the file as the guest touches it, and the rest in the background; the file must stay as it is until the line loaded")
 	f.Var(&mem, "mem", "`size` of the guest's memory, with K, M or G")
 	f.IntVar(&o.vcpus, "vcpus", 1, "`number` of the guest's CPUs")
 	f.StringVar(&o.disk, "disk", "", "raw image or block device, a `file`: the guest's /dev/vda")
@@ -216,9 +216,9 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.BoolVar(&o.continuous, "continuous", false, "compare nothing, hold all output until its checkpoint; the same on both hosts")
 	f.BoolVar(&o.lateResume, "late-resume", false, "stand still until the checkpoint is complete, as QEMU does")
 	f.DurationVar(&o.beat, "beat", 200*time.Millisecond, "`time` between two signs of life")
-	f.DurationVar(&o.lost, "lost-after", 2*time.Second, "`time` without one after which the other side is lost")
+	f.DurationVar(&o.lost, "lost-after", 2*time.Second, "`time` without a sign of life after which the other side is lost")
 	f.DurationVar(&o.patience, "checkpoint-timeout", colo.DefaultCheckpointTimeout, "`time` that a checkpoint, and the output that waits for it, may take before the secondary is given up")
-	f.DurationVar(&o.term, "term", 0, "`time` for which a host may act for the guest before it must hear that it may go on (default 1.5 times -lost-after)")
+	f.DurationVar(&o.term, "term", 0, "`time` for which a host may act for the guest until it must have heard again that it may (default 1.5 times -lost-after)")
 	f.StringVar(&o.arbiter, "arbiter", "", "`PLACE` that both hosts reach, which decides who goes on: "+arbiter.Forms+"; anything else is an -arbiter-command")
 	f.StringVar(&o.command, "arbiter-command", "", "`command` that is run (sh -c) before this side goes on alone, and must succeed; $LOCKSTEP_HOST, $LOCKSTEP_MODE, $LOCKSTEP_EPOCH, $LOCKSTEP_GENERATION and $LOCKSTEP_CAUSE say what it is about")
 	f.BoolVar(&o.anyway, "start", false, "start the guest although the other host is not heard, or has a later copy: your word that it is dead, or has nothing that is wanted; for one start, never for a unit file")
@@ -226,8 +226,8 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.DurationVar(&o.progress, "progress", 10*time.Second, "`time` between two lines of progress where the console is no terminal; 0 for none")
 
 	f.BoolVar(&o.postcopy, "postcopy", false, "the guest moves before its memory does, if that is too much for -max-downtime")
-	f.DurationVar(&o.giveUp, "give-up", 0, "`time` that a guest here waits for the host that has a part of its memory, once the connection is broken; then the guest is lost. 0: for as long as it takes")
-	f.DurationVar(&o.maxDowntime, "max-downtime", 300*time.Millisecond, "`time` that what is left of a guest that moves may take, for it to stand still for that")
+	f.DurationVar(&o.giveUp, "give-up", 0, "`time` that a guest waits for the host that has the rest of its memory, once the connection is broken; then the guest is lost. 0: for as long as it takes")
+	f.DurationVar(&o.maxDowntime, "max-downtime", 300*time.Millisecond, "`time` in which the rest of a guest's memory can be sent when the guest is stopped to be moved")
 	f.BoolVar(&o.sharedDisk, "shared-disk", false, "your word that -disk is the storage of the guest that arrives, where the lock of one host is not met by the other; for receive")
 
 	o.handles = control.Flags(f)
