@@ -68,7 +68,7 @@ var promises = []struct {
 	{"docs/operations.md", "On a secondary whose primary lives it is refused", []string{"colo/protect.TestFailoverOnTheSecondaryOfALivePrimaryIsRefused"}},
 	{"docs/operations.md", "the arbiter grants one of them and refuses the other", []string{"colo/protect.TestSecondStartOfAGuestThatRunsElsewhereIsRefused"}},
 	{"docs/operations.md", "`replication.Newest` compares two identities", []string{"replication.TestNewestIsTheCopyWhoseGuestWentOn"}},
-	{"docs/operations.md", "Disks that the guest here has written itself start it without `Start` too", []string{"colo/protect.TestHostsThatWereBothDownStartTheGuestFromTheDisksThatAreItsOwn"}},
+	{"docs/operations.md", "A host whose own guest was the last to write to its disks starts the guest from them without `Start` too", []string{"colo/protect.TestHostsThatWereBothDownStartTheGuestFromTheDisksThatAreItsOwn"}},
 	{"docs/operations.md", "it is brought back to its last checkpoint instead", []string{"colo/protect.TestADeadPairsSecondaryStartsFromItsLastCheckpointIfItHasAJournal"}},
 	{"docs/operations.md", "A secondary that was only away is sent what its disks have missed", []string{"replication.TestSecondaryThatComesBackGetsOnlyWhatItMissed", "colo/protect.TestABlipCostsWhatHasChanged"}},
 	{"docs/operations.md", "Of any other copy of a disk checksums are compared and what differs is sent, and memory goes as a whole.", []string{

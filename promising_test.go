@@ -64,7 +64,6 @@ var judged = map[string]map[string][]string{
 		},
 		"docs/operations.md": {
 			"from one checkpoint to the next, if nothing asks earlier",
-			"the silence of a primary of ours between checkpoints;",
 			"a monitor's client that takes nothing",
 			"`CheckpointDelay` is how long output of a `protect.NIC` waits",
 			"the hosts from each other; both reach the arbiter",
@@ -104,7 +103,7 @@ var judged = map[string]map[string][]string{
 			"everything that leaves the operator able to look",
 			"Nothing but the operator prevents it",
 			"A new primary that dies between the arbiter's grant and its first output",
-			"Towards a stock QEMU there is no word for an end on purpose,",
+			"A stock QEMU cannot be told of an end on purpose,",
 			"A disk whose image is no `replication.File`, and has no journal,",
 			"A guest whose vCPU waits for its disk at a shut gate cannot be paused",
 			"There is no verb that ends the job with the guest running on:",
