@@ -22,7 +22,7 @@ type IOAction string
 
 // The actions.
 const (
-	IOIgnore IOAction = "ignore" // nothing
+	IOIgnore IOAction = "ignore" // nothing is done
 	IOReport IOAction = "report" // the guest, or the job, gets the error
 	IOStop   IOAction = "stop"   // the guest is stopped, or the job paused
 )

@@ -10,7 +10,7 @@ import (
 // to come and has not.
 type OrderError struct {
 	Event  string // the name of the event that came, empty at the end
-	Reason string // in words
+	Reason string // what is out of order, in words
 }
 
 func (e *OrderError) Error() string {
@@ -77,7 +77,7 @@ type debt struct {
 type jobOrder struct {
 	status JobStatus
 	ready  bool
-	ended  string // the event that has ended it
+	ended  string // the name of the event that has ended the job
 }
 
 const maxOrder = 4096

@@ -26,7 +26,7 @@ type Holder struct {
 	forever    bool
 	fenced     bool          // it is held by an operator's word
 	renewed    time.Time     // when the last grant's request was sent
-	term       time.Duration // of that grant
+	term       time.Duration // the term of that grant
 }
 
 // Margin is how much earlier than its term a grant ends for its holder: two per

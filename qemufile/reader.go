@@ -34,7 +34,7 @@ type Reader struct {
 	buf     []byte
 	r, w    int   // buf[r:w] is read ahead
 	base    int64 // offset of buf[0] in the stream
-	err     error // sticky
+	err     error // the first error, which sticks
 	pending error // the source's error, met while reading ahead
 }
 

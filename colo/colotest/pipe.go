@@ -124,7 +124,7 @@ type half struct {
 	reads   int64 // of the bytes in traffic, those that were read
 	stalled bool
 	closedW bool // the writer has closed its end
-	closedR bool // the reader has
+	closedR bool // the reader has closed its end
 	readBy  deadline
 	writeBy deadline
 }

@@ -217,9 +217,9 @@ func (b *block) zero(i int) {
 // next checkpoint.
 type arena struct {
 	chunks [][]byte
-	used   uint32 // slots
+	used   uint32 // slots of the table that are taken
 	peak   uint32
-	max    uint64 // pages
+	max    uint64 // pages that the image may have
 }
 
 // chunkPages is 8 MB, which has whole huge pages in it wherever it begins. It

@@ -21,7 +21,7 @@ type arrival struct {
 	came  chan struct{} // capacity one: there is a next, when link has broken
 
 	// With r.mu held.
-	link  *link  // the one in use
+	link  *link  // the connection that is in use
 	next  *link  // the last that the source has made since; nil: none
 	state string // of a moveAnswer; "": it is not known yet whether the guest is here
 }

@@ -138,7 +138,7 @@ type options struct {
 	hw   hardware
 	mode string
 	name string // the guest's
-	host string // this host's
+	host string // this host's name
 	peer string // address of the other host; "": this one is only reached
 	on   string // address to listen on; "": this one only reaches
 
@@ -151,23 +151,23 @@ type options struct {
 	lazy                   bool // the guest of resume runs before its memory is read
 	postcopy               bool
 	maxDowntime            time.Duration
-	giveUp                 time.Duration // 0: never
+	giveUp                 time.Duration // how long a guest waits for the other host in postcopy; 0: for ever
 	sharedDisk             bool          // -disk is the same storage on both hosts, whatever its lock says
-	mem                    uint64        // bytes
+	mem                    uint64        // size of the guest's memory in bytes
 	vcpus                  int
 	disk                   string
 	tap                    string
-	offload                bool // of the tap
+	offload                bool // the tap leaves checksums and segmentation to the guest's card
 	mac                    [6]byte
 
 	journal    string
-	overlay    uint64 // bytes
+	overlay    uint64 // size that an overlay may grow to, in bytes
 	interval   time.Duration
 	atLeast    time.Duration
 	continuous bool
 	lateResume bool
 	beat, lost time.Duration
-	patience   time.Duration // with one checkpoint
+	patience   time.Duration // how long a checkpoint may take
 	term       time.Duration
 	arbiter    string
 	place      string // of -arbiter, unless it is a command: where the record is

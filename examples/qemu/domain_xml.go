@@ -17,8 +17,8 @@ type element struct {
 	attrs []attribute
 	text  string
 	kids  []*element
-	taken bool // the element itself
-	told  bool // its text
+	taken bool // the translation has used the element itself
+	told  bool // the translation has used the element's text
 }
 
 type attribute struct {

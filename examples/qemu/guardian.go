@@ -22,7 +22,7 @@ type guardian struct {
 	*protectOptions
 	p     *printer
 	guard *standby.Guard
-	told  chan news     // what has happened
+	told  chan news     // inputs for guard, to run
 	over  chan struct{} // closed when run returns
 	all   sync.WaitGroup
 

@@ -87,7 +87,7 @@ type standbyOptions struct {
 	fence         string
 	tls           string
 	peer, idle    time.Duration
-	maxRAM        uint64 // MB
+	maxRAM        uint64 // the largest guest that is taken, in MB
 	images        []diskFlag
 	nbd           string
 	qemu          []string

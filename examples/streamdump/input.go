@@ -19,7 +19,7 @@ import (
 type input struct {
 	r        io.Reader
 	pageSize int64  // as the description of a seekable file says; 0: unknown
-	note     string // what was unwrapped
+	note     string // what the stream was wrapped in, in words
 }
 
 // wrappers are files that a stream may be in, by how they begin. One with a

@@ -40,7 +40,7 @@ type options struct {
 	describe                   string
 	channels                   []string
 	pageSize                   int
-	show                       string // of -d
+	show                       string // what -d names
 	file, other                string
 }
 

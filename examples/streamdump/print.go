@@ -42,7 +42,7 @@ type summary struct {
 type blockSummary struct {
 	Name    string `json:"name"`
 	Size    uint64 `json:"size"`
-	Pages   int64  `json:"pages"`   // records
+	Pages   int64  `json:"pages"`   // number of page records
 	Missing int64  `json:"missing"` // pages that never came
 }
 

@@ -13,7 +13,7 @@ import (
 type verifier struct {
 	w    *qemufile.Writer
 	want bytes.Buffer
-	at   int64 // compared
+	at   int64 // offset up to which the streams have been compared
 	diff error // the first difference
 }
 

@@ -49,7 +49,7 @@ type Store struct {
 	mu      sync.Mutex
 	in      *os.File      // where the program reads; nil: it does not run
 	up      chan struct{} // closed when it runs, and replaced when it has ended
-	last    uint64        // ID
+	last    uint64        // the ID of the last request
 	waiting map[uint64]chan answer
 	why     error // the last end of the program, for whoever waits in vain; nil: there was none
 }

@@ -39,7 +39,7 @@ var Places = []string{AtAny, AtEach, atRequest, atRAM, atDevice, AtReceived, atL
 // session; the nil Point never stops.
 type Point struct {
 	Place string // a place of -kill-at other than any and each
-	Epoch uint64 // the checkpoint
+	Epoch uint64 // the number of the checkpoint
 	Rand  *rand.Rand
 	Stop  func(detail string) // says where it stopped, and waits
 
@@ -177,7 +177,7 @@ type limit struct {
 	mu      sync.Mutex
 	armed   bool
 	fromEnd bool  // left counts from the end of the next write
-	left    int64 // bytes
+	left    int64 // bytes that may still pass
 	done    int64
 	hit     func(done int64)
 }

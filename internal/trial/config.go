@@ -51,7 +51,7 @@ type Config struct {
 	Lost        time.Duration // without a heartbeat, and a side is lost
 	Signal      string        // what the victim is sent
 	StopFor     time.Duration // with signalStop; 0: until the other side has gone on
-	Repeat      int           // runs
+	Repeat      int           // number of runs
 
 	// Failovers and Switchovers, if there are any, are how often the two hosts take the
 	// guest from each other, by package protect: with death, and in good order. Kill and

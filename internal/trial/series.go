@@ -41,7 +41,7 @@ type Series struct {
 
 	crew
 	client *client
-	dir    string            // of the arbiter
+	dir    string            // the directory of the arbiter
 	addr   map[string]string // where the hosts are reached
 	output string            // where the client is
 
