@@ -41,8 +41,8 @@ type VCPU struct {
 	fd     int
 	run    []byte // struct kvm_run and the data behind it
 	data   *RunData
-	state  *VCPUState // what is saved
-	staged *VCPUState // what is loaded
+	state  *VCPUState // what is saved of the vCPU
+	staged *VCPUState // what is loaded for the vCPU, until it is committed
 	ring   *ring      // nil: bitmaps
 
 	// own is held by Run except while parked, and by whoever else touches the

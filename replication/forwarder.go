@@ -101,7 +101,7 @@ type Forwarder struct {
 	hold     []*forward // writes that enter queue at Loaded
 	flushes  int        // flushes without an answer
 	bytes    int64      // cost of inflight and queue
-	holding  int64      // cost of hold
+	holding  int64      // cost of the writes in hold
 	seq      uint64
 	free     []*forward
 	driving  bool // a goroutine is in remote.Progress
@@ -123,7 +123,7 @@ type forward struct {
 	index  int         // its place in inflight
 	waits  int         // how many earlier writes of inflight overlap it and have no answer
 	begun  bool        // it is or was handed to the remote, and data must not change any more
-	sent   time.Time   // when that was
+	sent   time.Time   // when it was handed to the remote
 	done   func(error) // w.finish, as one value, so that it is allocated once
 }
 

@@ -61,7 +61,7 @@ type overlay struct {
 
 	mu      sync.Mutex
 	used    uint32   // slots in use, with those that the map is charged as
-	next    uint32   // next slot
+	next    uint32   // the last slot that was given out; 0: none
 	touched []uint32 // leaves in use, indices into dir
 	placed  []uint32 // those of them that are not in stale
 	stale   []uint32 // leaves of past generations, for reuse; some of them are in use again

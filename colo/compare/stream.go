@@ -44,7 +44,7 @@ type told struct {
 
 	end  uint32 // the greatest end of its data
 	data bool   // end is known
-	fin  uint32 // where its FIN is
+	fin  uint32 // the sequence number of its FIN
 	fins bool   // fin is known
 
 	scale  uint8 // of its window, by its last SYN and that of the peer (RFC 7323 section 2)

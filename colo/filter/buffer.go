@@ -121,7 +121,7 @@ type BufferStats struct {
 	Held, HeldBytes           uint64 // now: may not leave yet
 	Queued, QueuedBytes       uint64 // now: may leave and have not
 	Inherited, InheritedBytes uint64 // now: packets of the primary's guest, which leave if this side takes over
-	Written, WrittenBytes     uint64 // have left
+	Written, WrittenBytes     uint64 // packets that have left, and their bytes
 	Dropped, DroppedBytes     uint64 // were dropped by a commit, since their guest was rolled back
 	Refused                   uint64 // packets for which WritePacket returned ErrFull
 	Asked                     uint64 // how often Full was called

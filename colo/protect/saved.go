@@ -35,7 +35,7 @@ type Saved struct {
 	lazy *ram.Lazy
 	from provenance
 
-	taken     atomic.Bool // by a job
+	taken     atomic.Bool // a job has taken it
 	committed atomic.Bool
 	filled    chan struct{} // closed when there is nothing left to read, or that has failed
 	err       error         // why, once filled is closed

@@ -14,7 +14,7 @@ type memory struct {
 	mu      sync.Mutex
 	used    int64      // the capacity of the buffers that are in use
 	kept    int64      // the capacity of the buffers in free
-	free    [][][]byte // by class
+	free    [][][]byte // buffers that are not in use, by class
 	waiting []*memoryWait
 }
 

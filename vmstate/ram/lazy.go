@@ -61,7 +61,7 @@ type Lazy struct {
 	part      []byte
 	partBlock *lazyBlock
 	partAt    uint64 // where it begins in the block
-	partHave  uint64 // bytes
+	partHave  uint64 // how many bytes of the page have come
 	partData  bool   // not all zeros
 	zeros     []byte
 

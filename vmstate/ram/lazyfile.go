@@ -24,7 +24,7 @@ const (
 // A lazyFile is a mapped-ram file that has the memory of a Lazy.
 type lazyFile struct {
 	f      io.ReaderAt
-	blocks []fileBlock // as those of the Lazy
+	blocks []fileBlock // the blocks of the file, in the order of the Lazy's
 }
 
 type fileBlock struct {

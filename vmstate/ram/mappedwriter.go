@@ -51,7 +51,7 @@ type mappedBlock struct {
 	MappedBlock
 	entry  int64 // of its entry in the list
 	has    []uint64
-	change bool // has is not what the file says
+	change bool // has differs from what the file says
 }
 
 // CreateMapped lays out blocks in a file, from an offset on, and writes all that

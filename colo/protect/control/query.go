@@ -62,7 +62,7 @@ type migrationInfo struct {
 	RAM          *migrationStats       `json:"ram,omitempty"`
 	ErrorDesc    string                `json:"error-desc,omitempty"`
 	Blocked      []string              `json:"blocked-reasons,omitempty"`
-	ExpectedDown *int64                `json:"expected-downtime,omitempty"` // milliseconds
+	ExpectedDown *int64                `json:"expected-downtime,omitempty"` // how long the guest will stand still at the end, milliseconds
 }
 
 type migrationStats struct {
