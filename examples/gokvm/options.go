@@ -9,12 +9,12 @@ import (
 	"net"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/examples/internal/arbiter"
+	"github.com/gocolo/lockstep/examples/internal/usage"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/internal/size"
 )
@@ -28,7 +28,7 @@ const (
 	modeReceive   = "receive"
 )
 
-const usage = `Gokvm runs a Linux guest on KVM, alone or protected by a second host.
+const about = `Gokvm runs a Linux guest on KVM, alone or protected by a second host.
 
   gokvm boot -kernel bzImage [-initrd FILE] [-append ARGS] [-disk FILE] [-tap NAME]
   gokvm secondary -listen ADDR -peer ADDR ...              on host B
@@ -118,20 +118,6 @@ It exits with 0 when the guest has ended or the other side has it, with 1 if
 something failed, and with 2 for a bad command line.
 
 `
-
-// printUsage explains the program, each flag in one line.
-func printUsage(w io.Writer, f *flag.FlagSet) {
-	fmt.Fprint(w, usage)
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	f.VisitAll(func(f *flag.Flag) {
-		arg, text := flag.UnquoteUsage(f)
-		if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" && f.DefValue != "0s" {
-			text += " (default " + f.DefValue + ")"
-		}
-		fmt.Fprintf(t, "  -%s %s\t%s\n", f.Name, arg, text)
-	})
-	t.Flush()
-}
 
 // options is what the command line says.
 type options struct {
@@ -237,7 +223,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	}
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
-			printUsage(help, f)
+			usage.Print(help, about, f)
 		}
 		return o, err
 	}
