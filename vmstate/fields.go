@@ -7,6 +7,7 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
+// mode is what a walk over a device's fields does.
 type mode uint8
 
 const (

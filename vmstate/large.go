@@ -53,6 +53,7 @@ func firstError(a, b error) error {
 	return b
 }
 
+// largeTail reads the device sections of a stream that has one too long to be kept.
 type largeTail struct {
 	s       *Scanner
 	r       *qemufile.Reader

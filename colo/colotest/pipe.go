@@ -129,6 +129,7 @@ type half struct {
 	writeBy deadline
 }
 
+// deadline is a time at which those who wait at one end of a pipe give up.
 type deadline struct {
 	t     time.Time
 	timer *time.Timer // wakes the waiters at t; armed only while one waits
@@ -352,6 +353,7 @@ func (c *Conn) set(d *deadline, t time.Time) {
 	c.p.cond.Broadcast()
 }
 
+// addr is the address of both ends of a pipe.
 type addr struct{}
 
 func (addr) Network() string { return "pipe" }

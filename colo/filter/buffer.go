@@ -85,6 +85,7 @@ type Buffer struct {
 	staged image // loaded and not yet committed; belongs to the one that loads
 }
 
+// bufferMode is what a Buffer does with the packets that it takes.
 type bufferMode uint8
 
 const (
@@ -93,6 +94,7 @@ const (
 	rolledBack                   // on a secondary: the next commit drops its output
 )
 
+// bufferMark is the mark of a checkpoint between the packets.
 type bufferMark struct {
 	epoch  uint64
 	before tally // how many packets were taken before the mark

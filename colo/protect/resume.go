@@ -207,6 +207,7 @@ func (j *Job) tellWritten(ctx context.Context, s *session) error {
 	return err
 }
 
+// written is the message with a list of written pages, while it is composed.
 type written []byte
 
 func (b *written) Write(p []byte) (int, error) { *b = append(*b, p...); return len(p), nil }

@@ -20,6 +20,7 @@ type image struct {
 	last      int  // index of the block last found: records come in runs
 }
 
+// block is a RAM block of the guest, with the pages that a checkpoint has staged for it.
 type block struct {
 	name string
 	mem  []byte

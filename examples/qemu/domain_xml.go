@@ -21,6 +21,7 @@ type element struct {
 	told  bool // the translation has used the element's text
 }
 
+// attribute is one of an element; taken says that the translation has used it.
 type attribute struct {
 	name, value string
 	taken       bool

@@ -55,6 +55,7 @@ type guardian struct {
 	status     guardianStatus
 }
 
+// news is an input of the guardian's decisions, and why it comes.
 type news struct {
 	in  standby.GuardInput
 	why string

@@ -9,6 +9,7 @@ import (
 	"github.com/gocolo/lockstep/colo/standby"
 )
 
+// guardianStatus is what "qemu status" prints of a guardian.
 type guardianStatus struct {
 	State      string `json:"state"`
 	Why        string `json:"why"`

@@ -37,6 +37,7 @@ func (o order) reply(err error) {
 	o.answer <- a
 }
 
+// answer is what an order of an operator is answered.
 type answer struct {
 	Error  string          `json:"error,omitempty"`
 	Status json.RawMessage `json:"status,omitempty"`

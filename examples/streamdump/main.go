@@ -31,6 +31,7 @@ func main() {
 	os.Exit(streamdump(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
+// options is what the command line says.
 type options struct {
 	json, colo, fields, verify bool
 	returnPath                 bool

@@ -24,6 +24,7 @@ type line struct {
 	times    int     // so many sections in a row
 }
 
+// summary is the last line of the output.
 type summary struct {
 	Sections    int    `json:"sections"`
 	Devices     int    `json:"devices"`
@@ -46,6 +47,7 @@ type blockSummary struct {
 	Missing int64  `json:"missing"` // pages that never came
 }
 
+// printer prints records as lines of a table or as JSON.
 type printer struct {
 	w      *bufio.Writer
 	json   bool

@@ -24,6 +24,7 @@ type counts struct {
 	lastOf string
 }
 
+// block counts what the stream has of a RAM block.
 type block struct {
 	Bytes  int64 `json:"bytes"` // bytes that the block takes in the stream
 	Pages  int64 `json:"pages"`

@@ -23,6 +23,7 @@ func (v *verifier) tee(in io.Reader) io.Reader {
 	return io.TeeReader(in, &v.want)
 }
 
+// writerFunc is an io.Writer that is a function.
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

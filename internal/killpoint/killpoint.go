@@ -159,6 +159,7 @@ func (k *Point) Stage(s colo.Stage, epoch func() uint64) colo.Stage {
 	return &stoppingStage{Stage: s, point: k, epoch: epoch}
 }
 
+// stoppingStage stops at its point in the commit.
 type stoppingStage struct {
 	colo.Stage
 	point *Point

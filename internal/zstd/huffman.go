@@ -11,6 +11,7 @@ type huffman struct {
 	entries []huffmanEntry
 }
 
+// huffmanEntry is the symbol that bits begin with, and how many of them it is.
 type huffmanEntry struct{ symbol, bits uint8 }
 
 // readHuffman reads the description of a tree, and returns how many bytes it has.

@@ -18,6 +18,7 @@ type memory struct {
 	waiting []*memoryWait
 }
 
+// memoryWait is a request that waits for memory.
 type memoryWait struct {
 	size    int64
 	granted chan struct{} // closed when there is room, which is counted in used already

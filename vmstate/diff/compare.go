@@ -124,6 +124,7 @@ func union(a, b []string) []string {
 	return out
 }
 
+// comparison gathers the differences of two streams; values says whether values count.
 type comparison struct {
 	values bool
 	list   []Difference

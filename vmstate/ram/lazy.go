@@ -72,6 +72,7 @@ type Lazy struct {
 	small bool       // the kernel was told to use no huge pages: from PostcopyAdvised to Finish or Close
 }
 
+// lazyBlock is a block of a Lazy, with the pages that have come.
 type lazyBlock struct {
 	Block
 	length uint64 // bytes

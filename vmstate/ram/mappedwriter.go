@@ -46,6 +46,7 @@ type MappedWriter struct {
 	last   int
 }
 
+// mappedBlock is a block of a MappedWriter.
 type mappedBlock struct {
 	BlockInfo
 	MappedBlock

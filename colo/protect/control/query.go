@@ -30,6 +30,7 @@ type protection struct {
 	DowntimeNS  int64      `json:"downtime-ns"`
 }
 
+// progress is how far the synchronisation of memory or of a disk has come, in bytes.
 type progress struct {
 	Total     uint64 `json:"total"`
 	Sent      uint64 `json:"sent"`
@@ -65,6 +66,7 @@ type migrationInfo struct {
 	ExpectedDown *int64                `json:"expected-downtime,omitempty"` // how long the guest will stand still at the end, milliseconds
 }
 
+// migrationStats is the member ram of query-migrate. (QAPI type MigrationStats.)
 type migrationStats struct {
 	Transferred    int64   `json:"transferred"`
 	Remaining      int64   `json:"remaining"`
