@@ -44,7 +44,7 @@ var promises = []struct {
 	{"README.md", "sticky error, offsets, bounded lengths, vectored writes.", []string{"qemufile.TestTheFirstWriteErrorSticks"}},
 	{"README.md", "Every QMP event of QEMU's first list and of today's schema is a type", []string{
 		"event.TestDocumentedFormsOldAndNewAreReadAsThoseOfToday", "event.TestWhatQEMUHasSaidIsTypedAndEncodesAsItSaidIt", "event.TestWhatQEMUHasSaidIsInOrder"}},
-	{"README.md", "a QEMU that is new is sent no zero pages that it has already", []string{"colo/standby.TestZeroPagesThatAreZerosAlreadyAreLeftOut"}},
+	{"README.md", "A QEMU that was just started is sent no zero pages that it has already", []string{"colo/standby.TestZeroPagesThatAreZerosAlreadyAreLeftOut"}},
 	{"README.md", "refuses unlike CPUs in words.", []string{"kvm.TestACPUThatHasMoreIsRefusedWhileItIsDecoded", "kvm.TestTheOtherHostsDescriptionIsJudgedInWords"}},
 	{"README.md", "`kvm` and `colo` do not know each other", []string{"..TestKVMAndCOLODoNotKnowEachOther"}},
 	{"README.md", "No package prints, or starts a goroutine that outlives the call", []string{
