@@ -250,8 +250,8 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	return o, o.validate(given)
 }
 
-// someName is what a host is called that has no name of its own. It is no other's,
-// also where both are processes of one machine.
+// someName makes a name for a host that was given none. It differs from that of the other
+// host, also where both are processes of one machine.
 func someName() string {
 	name, err := os.Hostname()
 	if err != nil {

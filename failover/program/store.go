@@ -156,8 +156,8 @@ func (s *Store) fail(why error) {
 	}
 }
 
-// read hands out the answers, until there are no more of them. What is not an answer is an
-// error.
+// read hands the answers to those who wait for them, until the program's output ends. A line
+// that is not an answer is an error.
 func (s *Store) read(out io.Reader) error {
 	lines := bufio.NewScanner(untilEnd{out})
 	lines.Buffer(nil, MaxLine+1)
@@ -183,8 +183,8 @@ func (s *Store) read(out io.Reader) error {
 	return nil
 }
 
-// untilEnd reads what a program writes. Its end, which is told by a deadline, is that of
-// what it writes, once there is no more.
+// untilEnd reads what a program writes. When the program has ended a deadline is set on r; once
+// what the program had written is read, the deadline counts as the end of the file.
 type untilEnd struct{ r io.Reader }
 
 func (u untilEnd) Read(p []byte) (int, error) {

@@ -184,7 +184,7 @@ func (r *Run) Do(ctx context.Context) (err error) {
 	return r.drive(ctx)
 }
 
-// beside returns an error as it is if there is no other.
+// beside joins two errors. It returns the one as it is if there is no other.
 func beside(err, other error) error {
 	if other == nil {
 		return err

@@ -4,8 +4,8 @@ import "math/bits"
 
 const maxHuffman = 11 // bits of a code
 
-// huffman decodes literals (RFC 8878, 4.2): by the next log bits, a symbol and how
-// many of the bits are its own.
+// huffman decodes literals (RFC 8878, 4.2): the next log bits give a symbol and the length of
+// its code, with which they begin.
 type huffman struct {
 	log     int
 	entries []huffmanEntry
