@@ -216,12 +216,14 @@ func (f *function) read() *facts {
 		switch n := n.(type) {
 		case *ast.CallExpr: // require.Program(t, require.QEMU, "qemu-img")
 			s, _ := n.Fun.(*ast.SelectorExpr)
+			// That of an error has no arguments.
+			is.fails = is.fails || s != nil && s.Sel.Name == "Error" && len(n.Args) > 0
 			if s != nil && isNamed(s.X, "require") && len(n.Args) > 1 {
 				is.needs = append(is.needs, types.ExprString(n.Args[1]))
 			}
 		case *ast.SelectorExpr:
 			switch n.Sel.Name {
-			case "Error", "Errorf", "Fatal", "Fatalf", "Fail", "FailNow", "VerifyTestMain":
+			case "Errorf", "Fatal", "Fatalf", "Fail", "FailNow", "VerifyTestMain":
 				is.fails = true
 			case "Skip", "Skipf", "SkipNow":
 				// A decoder named r skips bytes.

@@ -1,6 +1,7 @@
 package proof
 
 import (
+	"errors"
 	"runtime"
 	"testing"
 
@@ -18,7 +19,7 @@ func TestThatHolds(t *testing.T) {
 	fail(t)
 }
 
-func TestThatCannotFail(t *testing.T) { t.Log("fine") }
+func TestThatCannotFail(t *testing.T) { t.Log(errors.New("fine").Error()) }
 
 func TestThatMaySkip(t *testing.T) {
 	t.Run("inside", func(t *testing.T) { perhaps(t) })
