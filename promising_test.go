@@ -63,7 +63,7 @@ var judged = map[string]map[string][]string{
 		},
 		"docs/operations.md": {
 			"from one checkpoint to the next, if nothing asks earlier",
-			"a monitor's client that takes nothing",
+			"how long a monitor's client may take nothing",
 			"`CheckpointDelay` is how long output of a `protect.NIC` waits",
 			"the hosts from each other; both reach the arbiter",
 			"both from the arbiter, not from each other",
@@ -132,7 +132,6 @@ var judged = map[string]map[string][]string{
 			"The library is written from facts about QEMU's formats",
 		},
 		"docs/security.md": {
-			"It can leave its own host no more than its VMM lets it.",
 			"It cannot:",               // the list that follows is on record
 			"It never sees the guest.", // failover.Record has no room for it
 		},
