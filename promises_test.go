@@ -80,7 +80,8 @@ var promises = []struct {
 	{"docs/operations.md", "Complete on the host where it ran", []string{"colo/protect.TestCompleteEndsTheGuestOnBothHosts"}},
 	{"docs/operations.md", "`Job.Query` answers at once, without I/O", []string{"colo/protect.TestQueryAnswersAtOnceWhileTheArbiterIsSlow"}},
 	{"docs/operations.md", "Images and journals are locked while they are open", []string{"replication.TestImagesAreLocked"}},
-	{"docs/operations.md", "compares machine type, memory blocks and disks of the two hosts before anything moves", []string{"colo/protect.TestHostsThatDoNotFitAreRefusedInWords"}},
+	{"docs/operations.md", "compares machine type, memory blocks, disks, and devices with their versions of the two hosts before anything moves", []string{
+		"colo/protect.TestHostsThatDoNotFitAreRefusedInWords", "colo/protect.TestHostsCompareTheirDevicesBeforeAnythingMoves"}},
 	{"docs/operations.md", "On a primary of package `colo/protect` whose secondary is in step, the other side goes on by itself", []string{"colo/protect.TestAHostWhoseDiskFailsLeavesTheGuestToTheOther"}},
 	{"docs/operations.md", "A test compares the last column with the constants of the code", []string{"..TestTheTableOfTimesHasTheDefaultsOfTheCode"}},
 	{"docs/operations.md", "by default at least three times `Lost`", []string{"..TestTheTableOfTimesHasTheDefaultsOfTheCode"}},
@@ -101,8 +102,7 @@ var promises = []struct {
 	{"docs/operations.md", "this copy is not to be trusted, every later flush fails", []string{"replication.TestAFailedSyncIsFinal", "replication.TestMetadataThatCannotBeWrittenFailsTheDisk"}},
 	{"docs/operations.md", "A host whose disk has failed follows nobody.", []string{"colo/protect.TestASecondaryWhoseDiskHasFailedFollowsNobody"}},
 	{"docs/operations.md", "The copy that it leaves behind starts no guest", []string{"colo/protect.TestAPowerCutWhileAGuestLeavesADiskThatCannotRecordIt"}},
-	{"docs/operations.md", "fails when it is attached or started, since its side file cannot be made.", []string{"replication.TestMetadataThatCannotBeWrittenFailsTheDisk"}},
-	{"docs/operations.md", "Unlike versions of devices are refused when the state is loaded.", []string{"colo/protect.TestHostsCompareTheirDevicesBeforeAnythingMoves"}},
+	{"docs/operations.md", "fails when it is attached or started, since its side file cannot be made.", []string{"replication.TestAFileBesideWhichNothingCanBeMadeFailsWhenItIsAttachedOrStarted"}},
 
 	{"docs/security.md", "an authority's signature alone is not enough", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS"}},
 	{"docs/security.md", "an old primary is refused", []string{"replication/nbd.TestEXPORTNAMEForClientsThatKnowNothingElse"}},
