@@ -100,7 +100,7 @@ func TestWhatIsBoundedIsBoundedByTheCodeAndTested(t *testing.T) {
 	if !ok {
 		t.Fatal("the page has no table of bounds")
 	}
-	seen := map[string]bool{}
+	seen, on := map[string]bool{}, newTestOn(t)
 	for line := range strings.SplitSeq(table, "\n") {
 		row := strings.Split(line, "|")
 		var list []bound
@@ -111,7 +111,7 @@ func TestWhatIsBoundedIsBoundedByTheCodeAndTested(t *testing.T) {
 		}
 		written, n := numbers(row[2]), 0
 		for _, b := range list {
-			wantTested(t, b)
+			wantTested(on, b)
 			if b.name == "" {
 				continue
 			}
@@ -131,7 +131,7 @@ func TestWhatIsBoundedIsBoundedByTheCodeAndTested(t *testing.T) {
 	}
 	words := strings.Join(strings.Fields(page), " ")
 	for sentence, b := range inSentences {
-		wantTested(t, b)
+		wantTested(on, b)
 		before, after, _ := strings.Cut(sentence, "%")
 		_, rest, ok := strings.Cut(words, before)
 		if got := number.FindString(rest); !ok || !strings.HasPrefix(rest, got+after) || numbers(got + " ")[0] != value(t, b) {
@@ -140,32 +140,15 @@ func TestWhatIsBoundedIsBoundedByTheCodeAndTested(t *testing.T) {
 	}
 }
 
-func wantTested(t *testing.T, b bound) {
-	t.Helper()
+func wantTested(on *testOn, b bound) {
+	on.t.Helper()
 	for _, name := range b.tests {
 		dir, test, ok := strings.Cut(name, ".")
 		if !ok {
 			dir, test = b.dir, name
 		}
-		if !hasTest(t, dir, test) {
-			t.Errorf("%s has no %s, which is to prove a sentence of the documents", dir, test)
-		}
+		on.want(dir, test, "the bound "+b.name+" of "+b.dir)
 	}
-}
-
-// hasTest reports whether a directory has a function of that name in a test file.
-func hasTest(t *testing.T, dir, name string) bool {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range files {
-		if strings.Contains(read(t, f), "\nfunc "+name+"(") {
-			return true
-		}
-	}
-	return false
 }
 
 // value returns what the code has for a bound; a duration counts in seconds.
@@ -226,10 +209,27 @@ func quantity(e ast.Expr) int64 {
 // sources parses the Go files of a directory but its tests.
 func sources(t *testing.T, dir string) (list []*ast.File) {
 	t.Helper()
+	for _, f := range byFile(t, dir) {
+		list = append(list, f)
+	}
+	return list
+}
+
+// asParsed has what byFile has read, by directory, for the next test.
+var asParsed = map[string]map[string]*ast.File{}
+
+// byFile does the same, by their names.
+func byFile(t *testing.T, dir string) map[string]*ast.File {
+	t.Helper()
+	dir = filepath.Clean(dir)
+	if list, ok := asParsed[dir]; ok {
+		return list
+	}
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	if err != nil {
 		t.Fatal(err)
 	}
+	list := map[string]*ast.File{}
 	for _, file := range files {
 		if strings.HasSuffix(file, "_test.go") {
 			continue
@@ -238,7 +238,8 @@ func sources(t *testing.T, dir string) (list []*ast.File) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		list = append(list, f)
+		list[filepath.Base(file)] = f
 	}
+	asParsed[dir] = list
 	return list
 }

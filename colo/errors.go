@@ -80,6 +80,7 @@ func (e *GoodbyeError) Error() string {
 // Is reports whether target is ErrGoodbye.
 func (e *GoodbyeError) Is(target error) bool { return target == ErrGoodbye }
 
+// stalled is the cause of the end of a session whose checkpoint is older than it may be.
 type stalled struct{}
 
 func (stalled) Error() string { return "the checkpoint took too long" }

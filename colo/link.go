@@ -152,6 +152,7 @@ func (l *Link) allow() { l.conn.allow() }
 // errInterrupted is why a read or a write ended: the session is to end.
 var errInterrupted = errors.New("interrupted")
 
+// deadliner is a connection that can end a wait at a time, as a net.Conn can.
 type deadliner interface {
 	SetReadDeadline(time.Time) error
 	SetWriteDeadline(time.Time) error

@@ -65,7 +65,7 @@ type session struct {
 
 	mu      sync.Mutex
 	info    Info
-	where   State       // for Info
+	where   State       // what Info reports of the guest
 	ended   bool        // without a takeover: too late for a failover
 	settled bool        // who goes on is known: too late for an end
 	ending  bool        // End was called

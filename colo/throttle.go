@@ -26,7 +26,7 @@ const (
 // throttle decides how much a guest is slowed down: it is told how things go and
 // says the share. It has no clock.
 type throttle struct {
-	most    int // percent
+	most    int // the greatest share, in percent
 	percent int
 	bad     int // passes in a row that gained little
 }

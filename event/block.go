@@ -22,7 +22,7 @@ type IOAction string
 
 // The actions.
 const (
-	IOIgnore IOAction = "ignore" // nothing
+	IOIgnore IOAction = "ignore" // nothing is done
 	IOReport IOAction = "report" // the guest, or the job, gets the error
 	IOStop   IOAction = "stop"   // the guest is stopped, or the job paused
 )
@@ -88,8 +88,8 @@ type BlockJobCompleted struct {
 func (BlockJobCompleted) Name() string { return "BLOCK_JOB_COMPLETED" }
 
 // BlockJobError says that a request of a block job has failed. It may come many
-// times for one failure. A job that was ready is no more: another
-// [BlockJobReady] says when it is again. (QAPI event BLOCK_JOB_ERROR.)
+// times for one failure. A job that was ready is not ready any more: the
+// next [BlockJobReady] says when it is. (QAPI event BLOCK_JOB_ERROR.)
 type BlockJobError struct {
 	Device    string      `json:"device"`
 	Operation IOOperation `json:"operation,omitempty"`

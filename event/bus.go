@@ -25,7 +25,7 @@ type Bus struct {
 	Now func() time.Time
 
 	parent *Bus   // of a guest's bus: where its events go
-	guest  string // whose bus it is
+	guest  string // the guest that this view is of; empty: of none
 
 	delivery sync.Mutex // one event at a time; held while subscribers run
 	mu       sync.Mutex // guards what follows, never held while a subscriber runs
@@ -37,7 +37,7 @@ type Bus struct {
 type subscription struct {
 	fn   func(Record)
 	busy bool      // fn runs
-	over bool      // cancelled
+	over bool      // cancel was called
 	idle sync.Cond // fn has returned
 }
 

@@ -13,7 +13,7 @@ import (
 // this package. It may be used from any number of goroutines, but not while a
 // type is registered.
 type Decoder struct {
-	types map[string]decodeFunc // nil: decoders
+	types map[string]decodeFunc // nil: the types of this package only
 }
 
 // Register makes a Decoder know a host's own type of event by the Name of its

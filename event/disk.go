@@ -120,7 +120,7 @@ func (DiskOverlayFull) Name() string { return "DISK_OVERLAY_FULL" }
 // ran.
 type DiskVerified struct {
 	Disk      string `json:"disk,omitempty"`
-	Compared  int64  `json:"compared"`  // in bytes
+	Compared  int64  `json:"compared"`  // how much was compared, in bytes
 	Different int64  `json:"different"` // length of the chunks that differed
 	Repaired  int64  `json:"repaired"`  // of those, what has been made the same
 	ElapsedNS int64  `json:"elapsed-ns"`

@@ -27,7 +27,7 @@ type JobStatus string
 
 // The statuses.
 const (
-	JobUndefined JobStatus = "undefined" // has no use
+	JobUndefined JobStatus = "undefined" // an error: QEMU never shows it
 	JobCreated   JobStatus = "created"
 	JobRunning   JobStatus = "running"
 	JobPaused    JobStatus = "paused"    // from running
@@ -37,7 +37,7 @@ const (
 	JobPending   JobStatus = "pending"   // waits to be finalized
 	JobAborting  JobStatus = "aborting"  // has failed or was cancelled, and cleans up
 	JobConcluded JobStatus = "concluded" // waits to be dismissed
-	JobNull      JobStatus = "null"      // is gone
+	JobNull      JobStatus = "null"      // the job is gone
 )
 
 // UnmarshalText accepts any word. What is no word is an [*EnumError].

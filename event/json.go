@@ -18,6 +18,7 @@ type stamp struct {
 	Microseconds int64 `json:"microseconds"`
 }
 
+// envelope is the JSON object of a Record.
 type envelope struct {
 	Timestamp stamp           `json:"timestamp"`
 	Guest     string          `json:"guest,omitempty"`

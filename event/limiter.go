@@ -62,8 +62,10 @@ type Limiter struct {
 	order []limitKind // as they came, so that Due has an order
 }
 
+// limitKind tells events whose rate is limited together from others.
 type limitKind struct{ guest, key string }
 
+// limited is a kind whose last event has passed less than LimitInterval ago.
 type limited struct {
 	until time.Time
 	last  *Record // nil: none was kept

@@ -94,7 +94,7 @@ const (
 	WatchdogPoweroff  WatchdogAction = "poweroff"   // the emulator exits, and says no more
 	WatchdogPause     WatchdogAction = "pause"      // Stop follows
 	WatchdogDebug     WatchdogAction = "debug"      // nothing but a message
-	WatchdogNone      WatchdogAction = "none"       // nothing
+	WatchdogNone      WatchdogAction = "none"       // nothing is done
 	WatchdogInjectNMI WatchdogAction = "inject-nmi" // the guest gets an NMI
 )
 

@@ -8,7 +8,7 @@ import "time"
 // A Flow names packets from one address to another.
 type Flow struct {
 	Source      string `json:"source"`         // address and port; port 0: it has none
-	Destination string `json:"destination"`    // the same
+	Destination string `json:"destination"`    // address and port, as of Source
 	Protocol    uint8  `json:"protocol"`       // IANA's number
 	VLAN        uint16 `json:"vlan,omitempty"` // the innermost; 0: untagged
 }

@@ -10,7 +10,7 @@ import (
 // to come and has not.
 type OrderError struct {
 	Event  string // the name of the event that came, empty at the end
-	Reason string // in words
+	Reason string // what is out of order, in words
 }
 
 func (e *OrderError) Error() string {
@@ -50,7 +50,7 @@ func (e *OrderError) Error() string {
 // and connections, and forgets those beyond.
 type Order struct {
 	running   running
-	asleep    bool
+	asleep    bool // SUSPEND or SUSPEND_DISK has come, and WAKEUP has not
 	awake     bool // WAKEUP was the last of SUSPEND and WAKEUP
 	owed      []debt
 	last      map[string]time.Time // when each event that pays debts has happened last
@@ -61,6 +61,7 @@ type Order struct {
 	left      bool // COLO_EXIT was the last of MIGRATION colo and COLO_EXIT
 }
 
+// running is whether the guest runs, as far as the events have said.
 type running int
 
 const (
@@ -69,15 +70,17 @@ const (
 	no
 )
 
+// debt is an event that must follow: one of pays, since by has come.
 type debt struct {
 	by   string
 	pays []string
 }
 
+// jobOrder is what the events have said of a job.
 type jobOrder struct {
 	status JobStatus
 	ready  bool
-	ended  string // the event that has ended it
+	ended  string // the name of the event that has ended the job
 }
 
 const maxOrder = 4096

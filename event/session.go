@@ -55,9 +55,9 @@ func (ProtectionRefused) Name() string { return "PROTECTION_REFUSED" }
 // guest runs on unprotected, the secondary's does not go on.
 type ProtectionEnded struct {
 	Mode   Mode   `json:"mode"` // the side that says so
-	By     Mode   `json:"by"`   // the side that has ended it
+	By     Mode   `json:"by"`   // the side on which the end was ordered
 	Epoch  uint64 `json:"epoch"`
-	Reason string `json:"reason,omitempty"` // in words
+	Reason string `json:"reason,omitempty"` // why it was ordered, in words
 }
 
 // Name returns "PROTECTION_ENDED".
@@ -79,7 +79,7 @@ func (GuestTorn) Name() string { return "GUEST_TORN" }
 // up.
 type OutputStalled struct {
 	Mode  Mode   `json:"mode"`
-	Epoch uint64 `json:"epoch"`  // of the checkpoint
+	Epoch uint64 `json:"epoch"`  // the number of the checkpoint
 	AgeNS int64  `json:"age-ns"` // since it began, nanoseconds
 	Step  string `json:"step"`   // where it stands, as the comment of package colo names it
 }

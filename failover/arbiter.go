@@ -57,7 +57,7 @@ type Claim struct {
 // A Grant is an arbiter's yes.
 type Grant struct {
 	Generation uint64 // above that of every grant before it
-	Token      string // of the claim
+	Token      string // the token of the claim that was granted
 	// Term is how long the grant lasts, counted from Sent. 0: until it is
 	// released.
 	Term time.Duration

@@ -23,10 +23,10 @@ type Holder struct {
 	generation uint64 // 0: holds nothing
 	over       uint64 // every generation up to this one is over
 	until      time.Time
-	forever    bool
+	forever    bool          // the grant has no deadline
 	fenced     bool          // it is held by an operator's word
 	renewed    time.Time     // when the last grant's request was sent
-	term       time.Duration // of that grant
+	term       time.Duration // the term of that grant
 }
 
 // Margin is how much earlier than its term a grant ends for its holder: two per

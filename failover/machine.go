@@ -31,11 +31,11 @@ func (s Status) String() string {
 }
 
 // ErrInProgress says that a failover was requested before.
-var ErrInProgress = errors.New("a failover is in progress")
+var ErrInProgress = errors.New("failover: one is in progress")
 
 // ErrTorn says that the guest's last load failed half way, so that its state
 // is of no checkpoint.
-var ErrTorn = errors.New("the guest is torn: its last load failed half way")
+var ErrTorn = errors.New("failover: the guest is torn: its last load failed half way")
 
 // A StatusError reports a step that the present status does not allow. It
 // matches [ErrTorn] if that is why, and otherwise [ErrInProgress] if the step

@@ -26,6 +26,7 @@ type Manual struct {
 	waiting *question
 }
 
+// question is a claim that waits for the operator.
 type question struct {
 	claim  Claim
 	answer chan error // capacity one

@@ -6,4 +6,4 @@ import "errors"
 // the side that asked stays paused. An error of an arbiter that does not match
 // ErrRefused says that nobody could be asked, which is no answer; the caller
 // asks again.
-var ErrRefused = errors.New("arbiter refused")
+var ErrRefused = errors.New("failover: arbiter refused")

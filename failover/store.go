@@ -40,7 +40,7 @@ type StoreArbiter struct {
 	store Store
 
 	mu      sync.Mutex
-	seen    Record    // the newest that was seen
+	seen    Record    // the newest record that was read
 	at      time.Time // when it had been seen; zero: never
 	unheard unheard
 }

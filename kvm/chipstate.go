@@ -25,7 +25,7 @@ const (
 // a time.
 type ChipState struct {
 	hasChips, hasPIT bool
-	present          bool // what the stream says of one of them
+	present          bool // the stream says that it has one of them
 	chip             [chips]gokvm.IRQChip
 	pit              gokvm.PITState2
 }

@@ -28,7 +28,7 @@ type spares struct {
 // spare is the vCPU of a spare VM that stands for one of the guest's.
 type spare struct {
 	all   *spares
-	id    int // of the vCPU
+	id    int // the number of the vCPU
 	fd    int // 0: not made yet
 	cpuid cpuidTable
 }

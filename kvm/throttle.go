@@ -21,7 +21,7 @@ type slice struct {
 	armed bool          // end is running, or has run and the vCPU has not rested for it
 	due   bool          // the vCPU is to rest; under VM.mu
 	since time.Time     // when it entered the guest; zero: it is not there, or not throttled
-	ran   time.Duration // in this slice
+	ran   time.Duration // how long the vCPU has run in this slice
 	until time.Time     // and rests until then; zero: it does not; under VM.mu
 	wake  *time.Timer   // has it look whether the rest is over; nil: never used
 }

@@ -18,7 +18,7 @@ import (
 // guest's TSC goes on from somewhere else than where it was saved.
 type TSCError struct {
 	VCPU      int
-	Want, Got uint64 // cycles
+	Want, Got uint64 // counts of the TSC, in cycles
 	KHz       uint32 // 0: not known
 }
 
@@ -54,7 +54,7 @@ type tsc struct {
 	known   bool   // applied is there
 	advance time.Duration
 	err     *TSCError // of the last Restore
-	first   *TSCError // of the first that failed
+	first   *TSCError // of the first Restore that failed
 	word    uint64    // what the kernel reads and writes
 }
 

@@ -47,7 +47,7 @@ type VCPUState struct {
 	msrs []uint32 // of sys.msrs, those that this vCPU has
 	apic bool     // its local APIC is in the kernel
 
-	apicThere bool // what the stream says of that
+	apicThere bool // the stream says that it has the state of the local APIC
 
 	// What the vCPU is known to have; an empty table is not known.
 	hasCPUID  []gokvm.CPUIDEntry2

@@ -145,7 +145,7 @@ type inbound struct {
 	resume  chan struct{} // and all others have
 	gone    chan struct{} // closed when it has ended, between two sections
 	end     error         // how it has; valid when gone is closed
-	packets atomic.Uint64 // that have come
+	packets atomic.Uint64 // packets that have come on this channel
 }
 
 // newReceiver starts the channels' goroutines, which stop ends. fail is called once

@@ -51,7 +51,7 @@ type Destination struct {
 	cfg DestinationConfig
 	in  vmstate.Incoming
 
-	mu        sync.Mutex // of the return path, and which one it is
+	mu        sync.Mutex // held while the return path is written, or another takes its place
 	rp        *vmstate.ReturnWriter
 	running   bool // in postcopy: Resume was called
 	abandoned bool // and must not be any more

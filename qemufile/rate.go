@@ -9,7 +9,7 @@ const window = 100 * time.Millisecond
 // meter measures the bytes that leave and keeps them below a limit.
 type meter struct {
 	start time.Time // of the present window; zero before the first byte
-	bytes int64     // left in it
+	bytes int64     // bytes that have left in this window
 	rate  float64   // of the last complete window
 	limit float64   // bytes per second; 0: none
 }

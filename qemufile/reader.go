@@ -38,7 +38,7 @@ type Reader struct {
 	buf     []byte
 	r, w    int   // buf[r:w] is read ahead
 	base    int64 // offset of buf[0] in the stream
-	err     error // sticky
+	err     error // the first error, which sticks
 	pending error // the source's error, met while reading ahead
 	full    bool  // the source has filled the buffer: it may have more than there is room for
 }

@@ -72,6 +72,7 @@ func WithIdentity(remote Remote, d interface {
 	return identifiedRemote{remote, d, &part{of: d}}
 }
 
+// identifiedRemote is a Remote whose identity is read and written through a disk.
 type identifiedRemote struct {
 	Remote
 	d interface {

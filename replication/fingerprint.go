@@ -22,6 +22,7 @@ type fingerprint struct {
 	at [fingerprintBlocks]fingerprintBlock
 }
 
+// fingerprintBlock is the number of a block and its checksum.
 type fingerprintBlock struct{ block, sum uint32 }
 
 const (

@@ -100,7 +100,7 @@ type Forwarder struct {
 	hold     []*forward // writes that enter queue at Loaded
 	flushes  int        // flushes without an answer
 	bytes    int64      // cost of inflight and queue
-	holding  int64      // cost of hold
+	holding  int64      // cost of the writes in hold
 	seq      uint64
 	free     []*forward
 	driving  bool // a goroutine is in remote.Progress

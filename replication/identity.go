@@ -70,7 +70,7 @@ const historyLength = 6
 // disk's history. Two sides exchange their identities when they are joined.
 type Identity struct {
 	Disk       ID // of the guest's disk, the same for all copies; zero: a blank copy, or unknown
-	Copy       ID // of this copy
+	Copy       ID // tells this copy from all others
 	Generation Generation
 	History    [historyLength]Generation // those before, newest first; zero: none
 	// Epoch is the last checkpoint, in this generation, that the copy has. It

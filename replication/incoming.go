@@ -10,6 +10,7 @@ import "bytes"
 // with ErrGated; reads are allowed as long as the state is None or Running.
 func (s *Secondary) Export() Disk { return incoming{s} }
 
+// incoming is the disk that a Secondary's primary writes to.
 type incoming struct{ s *Secondary }
 
 var (

@@ -212,6 +212,7 @@ type ioStats struct{ read, write, flush ioCount }
 
 func (s *ioStats) info() IOInfo { return IOInfo{s.read.info(), s.write.info(), s.flush.info()} }
 
+// ioCount counts the requests of one kind.
 type ioCount struct {
 	begun, ended, errors atomic.Uint64
 	bytes, sum           atomic.Int64

@@ -44,7 +44,7 @@ type Journal struct {
 	err   error // a device that failed once is not trusted again
 
 	log   *hiddenLog
-	files []*File // to be closed
+	files []*File // the files that Close closes
 
 	user *Secondary // the Secondary, if its disk has no place for metadata; otherwise nil
 }

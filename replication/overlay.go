@@ -61,7 +61,7 @@ type overlay struct {
 
 	mu      sync.Mutex
 	used    uint32   // slots in use, with those that the map is charged as
-	next    uint32   // next slot
+	next    uint32   // the last slot that was given out; 0: none
 	unused  []uint32 // slots that were lent, and have been given back
 	lent    int      // how many slots are lent, see fill
 	touched []uint32 // leaves in use, indices into dir

@@ -88,7 +88,7 @@ func (r *peer) all() {
 // How much a secondary's copy lacks.
 const (
 	lacksNothing = iota // the caller promises that
-	lacksDirty          // what the bitmaps have
+	lacksDirty          // what the bitmaps say
 	lacksLost           // that, and what was written after its last checkpoint
 	lacksAll
 )

@@ -79,7 +79,7 @@ type Primary struct {
 	meta  *Metadata
 	gate  gate
 
-	io      ioStats // of the guest
+	io      ioStats // the counts of the guest's reads and writes
 	ahead   ahead
 	due     chan struct{} // tells Run to call ahead.begin
 	room    room          // what the secondary can take until the next Mark

@@ -111,7 +111,7 @@ type Secondary struct {
 	active, hidden *overlay
 	full           wakeup // of those who wait for a checkpoint that empties active
 
-	io    ioStats // of the guest
+	io    ioStats // the counts of the guest's reads and writes
 	ahead ahead
 	life  lifecycle
 	lost  lostOnce

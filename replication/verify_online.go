@@ -74,6 +74,7 @@ func (p *Primary) VerifyOnline(ctx context.Context, cfg VerifyConfig) (differ *B
 	return differ, nil
 }
 
+// verifier is one run of Verify.
 type verifier struct {
 	p                  *Primary
 	f                  *Forwarder

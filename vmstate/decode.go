@@ -187,6 +187,7 @@ const (
 	valueCost  = 32
 )
 
+// bodyReader reads values from what is left of a section's body.
 type bodyReader struct {
 	left   []byte
 	err    error

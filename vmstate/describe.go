@@ -91,6 +91,7 @@ type level struct {
 	names map[string]*seen // field names so far
 }
 
+// seen is how often the name of a field has come among those of one level.
 type seen struct {
 	count int
 	end   int // where the first one's name ends in buf

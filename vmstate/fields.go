@@ -7,6 +7,7 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
+// mode is what a walk over a device's fields does.
 type mode uint8
 
 const (
@@ -56,10 +57,10 @@ const (
 // the bytes of a stream. A pointer to one value needs none: name the value.
 type Fields struct {
 	mode    mode
-	w       *qemufile.Writer // saving
-	r       *qemufile.Reader // loading
-	undo    *undoLog         // loading
-	desc    *describer       // describing
+	w       *qemufile.Writer // set while saving
+	r       *qemufile.Reader // set while loading
+	undo    *undoLog         // set while loading
+	desc    *describer       // set while describing
 	after   *[]func() error  // loading: to be called by Commit
 	version uint32
 	device  uint32 // version of the device

@@ -53,11 +53,12 @@ func firstError(a, b error) error {
 	return b
 }
 
+// largeTail reads the device sections of a stream that has one too long to be kept.
 type largeTail struct {
 	s       *Scanner
 	r       *qemufile.Reader
-	w       *qemufile.Writer // to Large
-	room    uint64           // for bodies
+	w       *qemufile.Writer // writes to the device's Large
+	room    uint64           // bytes of bodies that may still be taken
 	records []Record
 	done    bool
 }

@@ -118,8 +118,8 @@ type Registry struct {
 	// In general it is [ReturnReader.SwitchoverAcked]. Nil: nobody has to agree.
 	SwitchoverAcked func() bool
 
-	entries []*entry // as registered
-	order   []*entry // as saved
+	entries []*entry // in the order of their registration
+	order   []*entry // in the order in which they are saved
 	names   map[Alias]*entry
 	peers   map[uint32]*entry // by the peer's section id
 	nextID  uint32

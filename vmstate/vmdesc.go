@@ -107,7 +107,7 @@ type descParser struct {
 	dec   *json.Decoder
 	depth int
 	items int
-	limit int               // of items
+	limit int               // items that the description may have
 	types map[string]string // names of types, each kept once
 	err   error
 }

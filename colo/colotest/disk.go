@@ -28,9 +28,9 @@ type Disk struct {
 	own     int      // the end of content that the guest of a secondary wrote itself
 	pending []uint64 // forwarded to a secondary, not yet of a checkpoint
 	held    []uint64 // of a primary: behind a mark
-	holding bool
-	started bool
-	stopped bool
+	holding bool     // forwarded writes go to held
+	started bool     // Start was called
+	stopped bool     // Stop was called
 	calls   []Call
 	last    Call
 }

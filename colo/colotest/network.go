@@ -78,6 +78,7 @@ type Call struct {
 
 func (c Call) String() string { return fmt.Sprintf("%s(%d)", c.Name, c.Epoch) }
 
+// held is a frame that waits for the checkpoint after an epoch.
 type held struct {
 	frame []byte
 	epoch uint64

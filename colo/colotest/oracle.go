@@ -32,6 +32,7 @@ type Oracle struct {
 	verdict Verdict
 }
 
+// oracleVCPU is what an Oracle knows of one vCPU.
 type oracleVCPU struct {
 	model *guest.Model
 	said  []said // by round, from 1
@@ -39,6 +40,8 @@ type oracleVCPU struct {
 	next  uint64
 }
 
+// said is what a vCPU has reported of a round: its hash, and the counter that the round took
+// in.
 type said struct{ h, t uint64 }
 
 // NewOracle returns the oracle of a guest in its first state.
@@ -125,6 +128,7 @@ type Ledger struct {
 	times map[entry]uint64
 }
 
+// entry is a frame of a guest: the round of a vCPU, and its hash.
 type entry struct {
 	vcpu int
 	n, h uint64

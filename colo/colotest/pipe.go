@@ -124,11 +124,12 @@ type half struct {
 	reads   int64 // of the bytes in traffic, those that were read
 	stalled bool
 	closedW bool // the writer has closed its end
-	closedR bool // the reader has
+	closedR bool // the reader has closed its end
 	readBy  deadline
 	writeBy deadline
 }
 
+// deadline is a time at which those who wait at one end of a pipe give up.
 type deadline struct {
 	t     time.Time
 	timer *time.Timer // wakes the waiters at t; armed only while one waits
@@ -352,6 +353,7 @@ func (c *Conn) set(d *deadline, t time.Time) {
 	c.p.cond.Broadcast()
 }
 
+// addr is the address of both ends of a pipe.
 type addr struct{}
 
 func (addr) Network() string { return "pipe" }

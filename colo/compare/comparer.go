@@ -62,7 +62,7 @@ type Comparer struct {
 	mu    sync.Mutex
 	eng   *Engine
 	out   queue   // of packets that may leave, in memory of the engine's
-	bytes int     // of that memory
+	bytes int     // the length of the memory that out is in
 	wants bool    // a packet was refused for lack of memory, and its sender waits for Room
 	left  Latency // of what Run has written
 

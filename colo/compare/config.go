@@ -239,6 +239,6 @@ type Stats struct {
 	Dropped    uint64 // packets of the secondary's for which the engine had no use or no memory
 
 	Held, HeldBytes int // now: waiting packets of both sides, and the memory for them
-	Conns           int // now
+	Conns           int // now: connections that are followed
 	Apart           int // now: flows that are set apart
 }

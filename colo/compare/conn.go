@@ -26,7 +26,7 @@ type connKey struct {
 // few lines of the processor's cache.
 type conn struct {
 	key      connKey
-	hash     uint64      // of key
+	hash     uint64      // the hash of key
 	plain    packet.Kind // IP4 or IP6: its segments may be plain; 0: they may not; see plain.go
 	loner    side        // the side whose guest is the only one that has sent anything; see ports.go
 	apart    bool        // set apart, and so not compared at present; changes at a divergence and at a mark; see apart.go

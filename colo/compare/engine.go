@@ -54,7 +54,7 @@ type call struct {
 	now     instant
 	ids     uint64 // counts packets
 	in      pkt
-	key     connKey       // of in
+	key     connKey       // the key of the packet in
 	speaks  side          // who has sent in
 	inbound packet.Packet // that Inbound has been given
 

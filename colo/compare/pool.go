@@ -24,8 +24,8 @@ type pkt struct {
 type pool struct {
 	free  [24][]*pkt // up to 1 GiB
 	kept  int        // the bytes of free
-	limit int        // of kept
-	bytes int        // in use
+	limit int        // what kept may be at most
+	bytes int        // the bytes of buffers that are in use
 }
 
 const poolMin = 7 // 128 bytes

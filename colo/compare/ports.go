@@ -165,7 +165,7 @@ func (l *lone) ask(p *pkt) bool {
 const (
 	dnsPort = 53
 	dnsID   = 2  // the length of the identifier in front of a message
-	dnsLen  = 12 // of the header
+	dnsLen  = 12 // the length of the header of a DNS message
 )
 
 // sameQuestion reports whether two datagrams to one port say the same. Of a query to a DNS

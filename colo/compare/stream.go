@@ -44,7 +44,7 @@ type told struct {
 
 	end  uint32 // the greatest end of its data
 	data bool   // end is known
-	fin  uint32 // where its FIN is
+	fin  uint32 // the sequence number of its FIN
 	fins bool   // fin is known
 
 	scale  uint8 // of its window, by its last SYN and that of the peer (RFC 7323 section 2)
@@ -105,17 +105,17 @@ type said struct {
 // left has what the peer has been told. It changes only when a packet leaves.
 type left struct {
 	ack  uint32 // the greatest acknowledgment number
-	acks bool
+	acks bool   // ack is known
 
 	edge  uint32 // the greatest right edge of the window
-	edges bool
+	edges bool   // edge is known
 	win   uint16 // the window that was sent with ack, in units of its scale
 
 	ts  uint32 // the newest timestamp (RFC 7323)
-	tss bool
+	tss bool   // ts is known
 
 	past  uint32 // the newest timestamp of the connection before this one, packets of which may still wait
-	pasts bool
+	pasts bool   // past is known
 
 	last   uint64     // the last packet with an acknowledgment, by its place in the order of arrival
 	sack   ranges     // the blocks of the last packet with any
@@ -130,6 +130,7 @@ type streamEvent struct {
 	when instant
 }
 
+// synEvent is the opening of a stream, by what the secondary's guest has said.
 type synEvent struct {
 	streamEvent
 	flags   uint8

@@ -16,8 +16,8 @@ type strict struct {
 	list    []*strictConn // in the order of their creation
 	marked  []*strictPkt
 	scan    time.Time
-	passing bool
-	deaf    bool
+	passing bool // nothing is compared
+	deaf    bool // the secondary's packets are not taken, since they are of an older epoch
 	count   Stats
 	taken   []instant // when the packets of the last Result came
 	instant func(time.Time) instant
@@ -31,6 +31,7 @@ type strictKey struct {
 	proto uint8
 }
 
+// strictConn is a connection, with the packets of both guests that are not compared yet.
 type strictConn struct {
 	proto      uint8
 	p, s       []*strictPkt
@@ -38,6 +39,7 @@ type strictConn struct {
 	pAck, sAck uint32 // the acknowledgments of the last packets, which need not be the greatest
 }
 
+// strictPkt is a packet that waits for that of the other guest.
 type strictPkt struct {
 	Frame
 	at       time.Time

@@ -85,6 +85,7 @@ type Buffer struct {
 	staged image // loaded and not yet committed; belongs to the one that loads
 }
 
+// bufferMode is what a Buffer does with the packets that it takes.
 type bufferMode uint8
 
 const (
@@ -93,6 +94,7 @@ const (
 	rolledBack                   // on a secondary: the next commit drops its output
 )
 
+// bufferMark is the mark of a checkpoint between the packets.
 type bufferMark struct {
 	epoch  uint64
 	before tally // how many packets were taken before the mark
@@ -121,7 +123,7 @@ type BufferStats struct {
 	Held, HeldBytes           uint64 // now: may not leave yet
 	Queued, QueuedBytes       uint64 // now: may leave and have not
 	Inherited, InheritedBytes uint64 // now: packets of the primary's guest, which leave if this side takes over
-	Written, WrittenBytes     uint64 // have left
+	Written, WrittenBytes     uint64 // packets that have left, and their bytes
 	Dropped, DroppedBytes     uint64 // were dropped by a commit, since their guest was rolled back
 	Refused                   uint64 // packets for which WritePacket returned ErrFull
 	Asked                     uint64 // how often Full was called

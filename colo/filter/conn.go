@@ -78,7 +78,7 @@ type Conn struct {
 	lo, hi int
 	off    int64 // stream offset of buf[lo]
 	vnet   int   // of the last frame
-	rerr   error // sticky
+	rerr   error // the first error of a read, which sticks
 
 	wmu  sync.Mutex // serialises whole frames
 	w    io.Writer

@@ -43,7 +43,7 @@ type conversation struct {
 	// early is a packet of the client that came before it could be translated. It is
 	// removed when it can be translated and is delivered.
 	early    []byte
-	earlySeq uint32 // its number
+	earlySeq uint32 // the sequence number of early
 
 	closed bool // it is over and its key is in Rewriter.ended; set once
 }

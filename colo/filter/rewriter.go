@@ -63,10 +63,10 @@ type RewriterConfig struct {
 type Rewriter struct {
 	cfg    RewriterConfig
 	conns  map[packet.Key]*conversation // the keys are in the direction from the guest
-	opens  map[packet.Key]*opening      // the same
+	opens  map[packet.Key]*opening      // the keys are in the same direction
 	ended  queue                        // conversations that are over; they are forgotten first when there is no room
 	halves queue                        // conversations whose handshake may be incomplete; they are forgotten next
-	asked  queue                        // openings
+	asked  queue                        // openings, in the order in which they were asked for
 	over   bool                         // there was a failover: no new connection is followed
 	strict *strictRewriter
 	pkt    packet.Packet

@@ -9,12 +9,14 @@ type strictRewriter struct {
 	over  bool
 }
 
+// strictConversation is what QEMU's rewriter keeps of a connection.
 type strictConversation struct {
 	state  tcpState
 	offset uint32 // how far the secondary's numbers are ahead of the primary's
 	finSeq uint32
 }
 
+// tcpState is a state of TCP, of which QEMU's rewriter follows these.
 type tcpState uint8
 
 const (

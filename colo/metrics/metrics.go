@@ -38,6 +38,7 @@ type Set struct {
 	err      error
 }
 
+// family is the samples of one name.
 type family struct {
 	kind    Kind
 	help    string

@@ -66,13 +66,16 @@ type Recorder struct {
 	events      map[named]uint64
 }
 
+// side tells the checkpoints of one guest's side from those of others.
 type side struct {
 	guest string
 	mode  event.Mode
 }
 
+// named tells the events of one guest and name from others.
 type named struct{ guest, event string }
 
+// checkpoints is how long the parts of a side's checkpoints have taken.
 type checkpoints struct{ pause, transfer, commit Durations }
 
 // Record counts an event. It allocates nothing for what it has seen before.

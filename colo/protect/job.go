@@ -63,7 +63,7 @@ type Job struct {
 	copy  *ram.Cache // of this host as a secondary, between two sessions; Run's alone
 	holds *position  // what copy is; nil: there is none; guarded by mu
 
-	saves  chan *saving // to rest, which does it
+	saves  chan *saving // saves that are asked for, to the function rest, which makes them
 	saving bool         // Resume is refused
 
 	orders  sync.WaitGroup // of questions to the arbiter that are asked in life; Run waits for them

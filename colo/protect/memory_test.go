@@ -12,6 +12,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
@@ -19,11 +20,7 @@ import (
 func (w *world) leanly(t *testing.T) {
 	t.Helper()
 	c := Config{NoMemoryCopy: true}
-	if err := c.checkMemory(); errors.Is(err, errors.ErrUnsupported) {
-		t.Skip(err)
-	} else if err != nil {
-		t.Fatal(err)
-	}
+	require.Granted(t, require.SmallPages, c.checkMemory())
 	w.lean = true
 }
 

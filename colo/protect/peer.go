@@ -23,7 +23,7 @@ type peer struct {
 
 	control, session, beat net.Conn
 	more                   map[string]net.Conn // of disks, networks and memory, by channel
-	channels               int                 // of memory
+	channels               int                 // how many connections of more carry memory
 
 	write chan struct{} // capacity one: held while control is written, which may wait
 
@@ -31,7 +31,7 @@ type peer struct {
 	changed  chan struct{} // closed and replaced when something below changes
 	ended    bool          // it has said that the session ends on purpose
 	leaves   bool          // in so many words, by a note: a primary then keeps nothing to go on from
-	reason   string        // why
+	reason   string        // why the session ends, in the peer's words
 	complete bool          // and that the guest has ended
 	verdict  string        // of a secondary that was told to go on: sayRuns or sayCannot
 	decided  time.Time     // when that was heard

@@ -76,7 +76,7 @@ type Proxy struct {
 
 	mu      sync.RWMutex  // of what is below; not held while a side is called that may call the host
 	changed chan struct{} // closed and replaced when something below changes
-	runs    bool          // the guest does
+	runs    bool          // the guest runs
 	faces   bool          // the guest here is the one that the world talks to, but for pauses
 	swaps   bool          // the guest's packets are refused, and the network's wait
 	first   *proxy.Primary

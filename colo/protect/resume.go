@@ -37,7 +37,7 @@ type position struct {
 // A base is what a primary knows of its secondary's memory.
 type base struct {
 	saver  *ram.Saver
-	blocks []ram.Block // of saver
+	blocks []ram.Block // the blocks that saver saves
 	at     position    // the secondary holds that, or a later checkpoint of its session
 	last   string      // or any checkpoint of that session, the last that was begun
 
@@ -207,6 +207,7 @@ func (j *Job) tellWritten(ctx context.Context, s *session) error {
 	return err
 }
 
+// written is the message with a list of written pages, while it is composed.
 type written []byte
 
 func (b *written) Write(p []byte) (int, error) { *b = append(*b, p...); return len(p), nil }

@@ -35,7 +35,7 @@ type session struct {
 	migrates bool      // whoever gives the guest away is done with it, and who takes it protects it when told to
 	failure  error     // why a switchover did not come about
 	epoch    uint64    // the last one committed
-	whole    bool      // there is one
+	whole    bool      // a checkpoint was committed, so that epoch counts
 	denied   bool      // the arbiter has refused this host the generation after the session's
 	cause    error     // why the session has ended; nil: it has not, or nothing is known
 	began    time.Time // when the synchronisation began
@@ -59,7 +59,7 @@ type purpose uint8
 const (
 	noPurpose  purpose = iota
 	toPause            // the guest runs on here, unprotected
-	toCancel           // and that for good
+	toCancel           // the same, for good
 	toComplete         // there is no guest any more
 	toHandOver         // the other side runs it
 	toTakeHand         // the other side has released it for this one

@@ -144,7 +144,7 @@ type PrimaryStats struct {
 
 	Connected bool               // now: there is a connection to the secondary
 	Compare   compare.Stats      // the counts of the comparison; Diverged has one for each compare.Reason
-	Buffer    filter.BufferStats // with Continuous
+	Buffer    filter.BufferStats // the counts of the output that is held, with Continuous
 }
 
 // NewPrimary returns a Primary through which packets pass. It panics without VM

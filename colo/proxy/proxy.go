@@ -74,6 +74,7 @@ func closerOf(n Network) io.Closer {
 	return nopCloser{}
 }
 
+// nopCloser has a Close that does nothing.
 type nopCloser struct{}
 
 func (nopCloser) Close() error { return nil }

@@ -66,6 +66,7 @@ func (w gatedWriter) WritePacket(p []byte) error {
 	return w.n.WritePacket(p)
 }
 
+// gatedVNetWriter is a gatedWriter to a writer that takes virtio-net headers.
 type gatedVNetWriter struct {
 	gatedWriter
 	v vnetWriter

@@ -85,6 +85,7 @@ type Secondary struct {
 	count     secondaryCount
 }
 
+// secondaryCount counts packets as SecondaryStats does.
 type secondaryCount struct{ delivered, refused, stale uint64 }
 
 // SecondaryStats counts packets since the Secondary was made, except for what is

@@ -175,7 +175,7 @@ type announced struct {
 	ctx  context.Context
 	a    *announcer
 	n    uint64
-	gate Gate // or nil
+	gate Gate // nil: always open
 	w    *uplink
 }
 

@@ -5,6 +5,7 @@ import (
 	"syscall"
 )
 
+// tcp is a connection that acknowledges what it has read at once.
 type tcp struct {
 	*net.TCPConn
 	raw syscall.RawConn

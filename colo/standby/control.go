@@ -43,7 +43,7 @@ const (
 // JSON. A number that does not belong to what is said is zero.
 type ControlMessage struct {
 	Say     Said `json:"say"`
-	Version int  `json:"version,omitempty"` // of a Hello
+	Version int  `json:"version,omitempty"` // of the protocol; in a Hello only
 	// Generation is the one of the guest that this is about; in the standby's
 	// Hello and Beat, of the copy that it has.
 	Generation uint64 `json:"generation,omitempty"`
@@ -54,7 +54,7 @@ type ControlMessage struct {
 	// Promise is of the standby's Beat: for so many milliseconds from when it was
 	// asked it does not ask an arbiter for the guest. See failover.Holder.
 	Promise uint32 `json:"promise,omitempty"`
-	Why     string `json:"why,omitempty"` // for people
+	Why     string `json:"why,omitempty"` // a reason for people to read
 }
 
 // word returns what a guardian's message says of its guest.

@@ -35,7 +35,7 @@ type Guard struct {
 	wait   time.Duration
 	there  bool // the standby answers
 	held   bool // this host may run the guest
-	paused bool // by an operator
+	paused bool // an operator has stopped the guest
 }
 
 // GuardConfig bounds what a Guard puts up with. The zero value is right for most.

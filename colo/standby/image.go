@@ -20,6 +20,7 @@ type image struct {
 	last      int  // index of the block last found: records come in runs
 }
 
+// block is a RAM block of the guest, with the pages that a checkpoint has staged for it.
 type block struct {
 	name string
 	mem  []byte
@@ -217,9 +218,9 @@ func (b *block) zero(i int) {
 // next checkpoint.
 type arena struct {
 	chunks [][]byte
-	used   uint32 // slots
+	used   uint32 // slots of the table that are taken
 	peak   uint32
-	max    uint64 // pages
+	max    uint64 // pages that the image may have
 }
 
 // chunkPages is 8 MB, which has whole huge pages in it wherever it begins. It

@@ -34,7 +34,7 @@ type Replica struct {
 type opaque struct {
 	entry vmstate.Entry
 	body  []byte
-	there bool // in this checkpoint
+	there bool // the section was in this checkpoint
 }
 
 func (d *opaque) VMState(f *vmstate.Fields) { f.Bytes("data", d.body) }

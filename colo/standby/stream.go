@@ -119,7 +119,7 @@ func (b *block) put(w *qemufile.Writer, used ram.Bitmap) error {
 // description is what the initial migration says about the devices.
 type description struct {
 	pageSize int64
-	devices  []json.RawMessage // as VMDesc.Devices
+	devices  []json.RawMessage // the descriptions of the devices, as in VMDesc.Devices
 	parsed   *vmstate.VMDesc
 }
 

@@ -39,7 +39,7 @@ type Presence uint8
 // The presences.
 const (
 	NoGuardian   Presence = iota // there is none, or it has not been heard of yet
-	GuardianHere                 // it answers
+	GuardianHere                 // the guardian answers
 	GuardianGone                 // it did, and does not any more
 )
 
@@ -82,7 +82,7 @@ type Evidence struct {
 	Word     Word     // the guardian's last, for the generation of the copy
 	Promoted bool     // an operator wants this side to go on
 	Arbiter  Answer
-	Fence    Answer // of the command
+	Fence    Answer // what the fencing command answered
 }
 
 // A Step is what a host does next about a guest whose session has ended.
@@ -93,7 +93,7 @@ const (
 	Wait       Step = iota // for any of the evidence to change; the copy is kept
 	AskStop                // ask the guardian to stop its guest
 	AskArbiter             // ask the arbiter, which may take as long as a term
-	RunFence               // run the command
+	RunFence               // run the fencing command
 	GoOn                   // go on with the copy
 	Forget                 // never go on with the copy
 )

@@ -15,12 +15,12 @@ type View struct {
 	g     *Guest
 	epoch uint64
 	blob  []byte // the device state with its EOF
-	text  []byte // its description
+	text  []byte // the JSON of the stream's description
 
 	// Guarded by g.mu.
 	block, page int // the next to be read; those before it are not kept
 	aside       arena
-	kept        []aside // by block
+	kept        []aside // for each block, the pages that were put aside
 	put         bool    // Put was called
 	err         error   // why it cannot be read any more
 }

@@ -16,6 +16,7 @@ type COLO interface {
 	LostHeartbeat(ctx context.Context) error
 }
 
+// coloStatus is the answer to query-colo-status. (QAPI type COLOStatus.)
 type coloStatus struct {
 	Mode     event.Mode       `json:"mode"`
 	LastMode event.Mode       `json:"last-mode"`
@@ -49,12 +50,15 @@ type Replication interface {
 	ReplicationError() error
 }
 
+// setReplication is the arguments of xen-set-replication.
 type setReplication struct {
 	Enable   bool  `json:"enable"`
 	Primary  bool  `json:"primary"`
 	Failover *bool `json:"failover"`
 }
 
+// replicationStatus is the answer to query-xen-replication-status. (QAPI type
+// ReplicationStatus.)
 type replicationStatus struct {
 	Error bool   `json:"error"`
 	Desc  string `json:"desc,omitempty"`

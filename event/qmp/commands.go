@@ -19,6 +19,7 @@ type Commands struct {
 	m  map[string]*command
 }
 
+// command is a command of a host, or of the server itself.
 type command struct {
 	args, result reflect.Type
 	run          func(ctx context.Context, args qjson.Object) (any, error)

@@ -91,6 +91,7 @@ type capability string
 // Words implements the enumeration.
 func (capability) Words() []string { return []string{"oob"} }
 
+// capabilities is the arguments of qmp_capabilities.
 type capabilities struct {
 	Enable []capability `json:"enable,omitempty"`
 }
@@ -101,6 +102,7 @@ type nameAndMeta struct {
 	Meta string `json:"meta-type"`
 }
 
+// nameOnly is an element of the answers to query-commands and query-events.
 type nameOnly struct {
 	Name string `json:"name"`
 }

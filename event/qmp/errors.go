@@ -23,7 +23,7 @@ const (
 type Error struct {
 	Command string `json:"-"` // the command that was refused; set by a Client
 	Class   Class  `json:"class"`
-	Desc    string `json:"desc"` // in words
+	Desc    string `json:"desc"` // what is wrong, in words
 }
 
 func (e *Error) Error() string {

@@ -31,6 +31,7 @@ type Job interface {
 	Dismiss(ctx context.Context) error  // concluded to gone
 }
 
+// jobInfo is an element of the answer to query-jobs. (QAPI type JobInfo.)
 type jobInfo struct {
 	ID              string          `json:"id"`
 	Type            event.JobType   `json:"type"`
@@ -40,6 +41,7 @@ type jobInfo struct {
 	Error           string          `json:"error,omitempty"`
 }
 
+// jobID is the arguments of the commands about one job.
 type jobID struct {
 	ID string `json:"id"`
 }

@@ -51,6 +51,7 @@ func RegisterName(c *Commands, name string) {
 	Register(c, "query-name", func(context.Context, None) (nameInfo, error) { return nameInfo{name}, nil })
 }
 
+// nameInfo is the answer to query-name. (QAPI type NameInfo.)
 type nameInfo struct {
 	Name string `json:"name,omitempty"`
 }

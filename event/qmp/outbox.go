@@ -12,8 +12,8 @@ type outbox struct {
 	mu      sync.Mutex
 	changed sync.Cond
 	lines   [][]byte
-	isEvent []bool // which of the lines are
-	bytes   int    // of the lines
+	isEvent []bool // of each line, whether it is an event
+	bytes   int    // the length of all lines together
 	events  int    // among the lines
 	missed  uint64 // events that were dropped
 	last    bool   // no line follows

@@ -60,6 +60,7 @@ func (s *Server) schema() []any {
 	return w.all
 }
 
+// schemaWriter gathers the elements of the answer to query-qmp-schema.
 type schemaWriter struct {
 	all   []any
 	names map[reflect.Type]string

@@ -103,7 +103,7 @@ type options struct {
 	role                              string
 	image, listen, secondary, journal string
 	size                              int64
-	generation                        uint64 // of hold
+	generation                        uint64 // -generation of the command hold
 	overwrite, json                   bool
 	files                             []string // of status, bind and hold
 }

@@ -80,8 +80,8 @@ type between struct {
 	term    time.Duration
 	lost    time.Duration // ask, once, takes half of it at most
 	state   func() protect.State
-	open    func() bool                                          // the gate
-	about   func() (mode event.Mode, epoch uint64, cause string) // what a claim is about
+	open    func() bool                                          // reports whether this host's gate is open
+	about   func() (mode event.Mode, epoch uint64, cause string) // the side, the checkpoint and the cause that the command is told
 	ask     func(context.Context) (protect.Standing, error)      // the other host
 	// undecided is told why nothing is decided, once for each reason. nil: nobody is.
 	undecided func(error)

@@ -73,7 +73,7 @@ type aStart struct {
 	after uint64 // the generation of the disks; 0: none
 	disks bool   // the guest has some
 	fresh bool   // which no guest has ever used
-	word  bool   // -start
+	word  bool   // -start was given: the operator's word that the other host is dead
 }
 
 // decide says which generation the start is after, given what the other host says.

@@ -35,7 +35,7 @@ func (g *guest) Register(reg *vmstate.Registry) error {
 // loaded is a device without a state of its own.
 type loaded guest
 
-// VMState implements vmstate.Device. A device has a field; this one is of no use.
+// VMState implements vmstate.Device. A device has at least one field: nothing uses this one.
 func (*loaded) VMState(f *vmstate.Fields) {
 	var unused uint8
 	f.Uint8("unused", &unused)
@@ -126,8 +126,8 @@ func (g *guest) laterMemory(memory *ram.Lazy) error {
 
 // run runs the guest until it fails or ctx ends. When it ends by itself, ended is
 // called with how, and decides: with nil the guest has ended for good. Otherwise, on
-// a host that follows, that was no more than a guess of what the primary's guest will
-// do: ended waits until there is something to decide, or until a checkpoint has been
+// a host that follows, its end only says what the primary's guest may do next:
+// ended waits until there is something to decide, or until a checkpoint has been
 // loaded, from which it runs on.
 func (g *guest) run(ctx context.Context, ended func(ctx context.Context, how string) error) error {
 	for {

@@ -21,7 +21,7 @@ type arrival struct {
 	came  chan struct{} // capacity one: there is a next, when link has broken
 
 	// With r.mu held.
-	link  *link  // the one in use
+	link  *link  // the connection that is in use
 	next  *link  // the last that the source has made since; nil: none
 	state string // of a moveAnswer; "": it is not known yet whether the guest is here
 }
@@ -120,8 +120,8 @@ func (r *roamer) refuse(l *link, state string, why error) {
 	l.Close()
 }
 
-// again is a connection after the one in use, which the source knows to be broken, and so
-// is one that has come since: the last counts.
+// again takes a connection that the source has made because it knows the one in use to be
+// broken. It replaces one that has come since and is not used yet: the last one counts.
 func (a *arrival) again(l *link) {
 	a.r.mu.Lock()
 	state, used, before := a.state, a.link, a.next

@@ -42,14 +42,14 @@ var linkAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interva
 type moveHello struct {
 	Version int    `json:"version"`
 	Guest   string `json:"guest"`
-	Move    string `json:"move"`            // which one it is, of all
+	Move    string `json:"move"`            // names the move: all its connections have the same
 	Again   bool   `json:"again,omitempty"` // a connection of it has broken
 
 	Machine  string `json:"machine"`
 	Memory   uint64 `json:"memory"`
 	VCPUs    int    `json:"vcpus"`
 	Card     bool   `json:"card,omitempty"`   // the guest has a network card
-	Header   int    `json:"header,omitempty"` // of its frames
+	Header   int    `json:"header,omitempty"` // length of the virtio-net header before each frame
 	Disk     int64  `json:"disk,omitempty"`   // bytes, 0 for none
 	CPU      []byte `json:"cpu,omitempty"`
 	Postcopy bool   `json:"postcopy,omitempty"`

@@ -18,7 +18,7 @@ type departure struct {
 	r      *roamer
 	hello  moveHello
 	source *migrate.Source
-	link   *link // the first one
+	link   *link // the first connection
 
 	asked  int  // how often the other host was asked since an order to end
 	byHand bool // a person has said that the guest is to go on here

@@ -9,12 +9,12 @@ import (
 	"net"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/examples/internal/arbiter"
+	"github.com/gocolo/lockstep/examples/internal/usage"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/internal/size"
 )
@@ -28,7 +28,7 @@ const (
 	modeReceive   = "receive"
 )
 
-const usage = `Gokvm runs a Linux guest on KVM, alone or protected by a second host.
+const about = `Gokvm runs a Linux guest on KVM, alone or protected by a second host.
 
   gokvm boot -kernel bzImage [-initrd FILE] [-append ARGS] [-disk FILE] [-tap NAME]
   gokvm secondary -listen ADDR -peer ADDR ...              on host B
@@ -58,21 +58,21 @@ a signal where the guest is protected. When the guest switches itself off, both
 sides end. The console is where the guest runs; Ctrl-A x ends it, Ctrl-A h lists
 more keys.
 
-Who goes on? A host that does not hear the other for -lost-after, and for as long
-as the other may still be sure of the guest (-term), takes it. If both live and
-only the network between them is cut, both would: then -arbiter must name a place
-that both reach (file:DIR, a directory; etcd:HOST:PORT,..., an etcd cluster, by the
-program lockstep-etcd, beside gokvm or on the PATH, and the key /lockstep/NAME;
-store:COMMAND, another program that keeps the record), or -arbiter-command a command
-that asks somebody else, who says yes (exit status 0) to one. $LOCKSTEP_GENERATION is
-another each time. The command may be asked again by the same host, $LOCKSTEP_HOST,
-when it was ended before it answered, and must then say the same. Killed by a signal,
-with 126, 127 or more, or after a minute, it has not answered. Without either, two hosts that were
-parted both have the guest, and still do when the network is whole again: each says
-"split". What they have done since cannot be put together. A person ends one of them,
-and starts it again with a new image: with the old one it may be refused. A host that
-says anything at all, even something that cannot be understood, counts as alive, and
-nothing is taken from it.
+Who goes on? A host that has not heard the other one for -lost-after waits until that
+one may not act for the guest any more (-term), and takes the guest. If both live, and
+only the network between them is cut, both would take it. So that one of them does,
+-arbiter names a place that both reach: file:DIR, a directory; etcd:HOST:PORT,..., an
+etcd cluster, by the program lockstep-etcd, which is beside gokvm or on the PATH, and
+the key /lockstep/NAME; store:COMMAND, another program that keeps the record. Or
+-arbiter-command is a command that says yes (exit status 0) to one host only. Each
+question has a $LOCKSTEP_GENERATION of its own. A command that was ended before it
+answered may be asked again by the same host, $LOCKSTEP_HOST, and must then answer the
+same. One that is killed by a signal, exits with 126, 127 or more, or takes longer than
+a minute has not answered. Without an arbiter two hosts that were parted both run the
+guest, and still do when the network is whole again: each says "split". What the two
+guests have done since cannot be put together. A person ends one host, and starts it
+again with a new image: with the old one it may be refused. A host that says anything
+at all, even something that cannot be understood, counts as alive, and keeps the guest.
 
 Who starts it? A primary, or a host with -kernel that has been the guest's, asks the
 other one first, for as long as it takes: that may run the guest, or have the newer
@@ -89,25 +89,25 @@ however large that is: what is read first is what the guest touches. It is prote
 all has been read; the host needs the right to use userfaultfd. If the file cannot
 be read then, the guest stands still, and is lost.
 
-If a guest switches itself off while its secondary cannot be told, that may take
-over and go on from its last checkpoint.
+If a guest switches itself off while its secondary cannot be told, the secondary may
+take over and go on from its last checkpoint.
 
 A host of an earlier version of gokvm, which has no -offload, can be followed by one of
 this version with -offload=false, and can never follow it. Upgrade the secondary first,
 hand the guest over to it, and upgrade the other one. Both hosts, and so the guest, are
 started anew to have -offload.
 
-A guest of migrate nobody protects. SIGUSR2, or Ctrl-A s, moves it to the host of -peer
-while it runs, where gokvm receive waits for it with the same -name, -mem, -vcpus and
--tap; with a -peer of its own, that may move it on. It stands still for a moment, at
-the end. A -disk is storage that both hosts reach, such as a file on a network's file
+Nobody protects a guest of gokvm migrate. SIGUSR2, or Ctrl-A s, moves it while it runs
+to the host of -peer, where gokvm receive waits for it with the same -name, -mem, -vcpus
+and -tap; a receive that has a -peer too can move it on. The guest stands still for a
+moment at the end. A -disk is storage that both hosts reach, such as a file on a network's file
 system: the host that has the guest holds its lock. (A guest with a disk on each host
 moves between a primary and a secondary.) If the connection breaks while the guest
 still runs on A, it stays there; later, the two ask each other who has it, and it
-stands still until that is known. With -postcopy it goes after one pass over its memory, and
-the rest follows: it stands still for less, however large it is and however much it
-writes, but lives on both hosts for as long as that takes, and is lost if one of them
-dies; connections may break. B waits for A then, for -give-up at most, or 5 seconds
+stands still until that is known. With -postcopy the guest goes after one pass over its
+memory, and the rest follows: it stands still for less, however large it is and however
+much it writes. But until the rest has come it needs both hosts, and is lost if one of
+them dies; connections may break. B waits for A then, for -give-up at most, or 5 seconds
 after an order to end; A calls B, and Ctrl-A g there, if B is dead, lets the guest go
 on from where it stood still. B needs the right to use userfaultfd.
 
@@ -120,26 +120,12 @@ something failed, and with 2 for a bad command line.
 
 `
 
-// printUsage explains the program, each flag in one line.
-func printUsage(w io.Writer, f *flag.FlagSet) {
-	fmt.Fprint(w, usage)
-	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	f.VisitAll(func(f *flag.Flag) {
-		arg, text := flag.UnquoteUsage(f)
-		if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" && f.DefValue != "0s" {
-			text += " (default " + f.DefValue + ")"
-		}
-		fmt.Fprintf(t, "  -%s %s\t%s\n", f.Name, arg, text)
-	})
-	t.Flush()
-}
-
 // options is what the command line says.
 type options struct {
 	hw   hardware
 	mode string
 	name string // the guest's
-	host string // this host's
+	host string // this host's name
 	peer string // address of the other host; "": this one is only reached
 	on   string // address to listen on; "": this one only reaches
 
@@ -152,23 +138,23 @@ type options struct {
 	lazy                   bool // the guest of resume runs before its memory is read
 	postcopy               bool
 	maxDowntime            time.Duration
-	giveUp                 time.Duration // 0: never
+	giveUp                 time.Duration // how long a guest waits for the other host in postcopy; 0: for ever
 	sharedDisk             bool          // -disk is the same storage on both hosts, whatever its lock says
-	mem                    uint64        // bytes
+	mem                    uint64        // size of the guest's memory in bytes
 	vcpus                  int
 	disk                   string
 	tap                    string
-	offload                bool // of the tap
+	offload                bool // the tap leaves checksums and segmentation to the guest's card
 	mac                    [6]byte
 
 	journal    string
-	overlay    uint64 // bytes
+	overlay    uint64 // size that an overlay may grow to, in bytes
 	interval   time.Duration
 	atLeast    time.Duration
 	continuous bool
 	lateResume bool
 	beat, lost time.Duration
-	patience   time.Duration // with one checkpoint
+	patience   time.Duration // how long a checkpoint may take
 	term       time.Duration
 	arbiter    string
 	place      string // of -arbiter, unless it is a command: where the record is
@@ -194,7 +180,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.name, "name", "guest", "the guest's `name`, the same on both hosts")
 	f.StringVar(&o.host, "host", "", "this host's `name`, for people (default the system's, and some letters)")
 	f.StringVar(&o.cert, "cert", "", "this host's certificate, a PEM `file`")
-	f.StringVar(&o.key, "key", "", "its key, a PEM `file`")
+	f.StringVar(&o.key, "key", "", "key of -cert, a PEM `file`")
 	f.StringVar(&o.ca, "ca", "", "certificates of the authorities that sign the hosts', a PEM `file`")
 	f.StringVar(&o.peerName, "peer-name", "", "`name` that the other host's certificate is for (default that of -peer)")
 	f.BoolVar(&o.insecure, "insecure", false, "no TLS: whoever reaches the port can read and replace the guest")
@@ -203,7 +189,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.append, "append", "console=ttyS0", "the kernel's `arguments`")
 	f.StringVar(&o.save, "save", "", "a new `file` that Ctrl-A w saves the guest to")
 	f.StringVar(&o.resume, "resume", "", "saved guest that a primary goes on with, a `file`")
-	f.BoolVar(&o.lazy, "lazy", false, "the guest of -resume runs at once, and its memory is read from the file as it is touched, and behind that; the file must stay as it is until the line loaded")
+	f.BoolVar(&o.lazy, "lazy", false, "run the guest of -resume at once: its memory is read from the file as the guest touches it, and the rest in the background; the file must stay as it is until the line loaded")
 	f.Var(&mem, "mem", "`size` of the guest's memory, with K, M or G")
 	f.IntVar(&o.vcpus, "vcpus", 1, "`number` of the guest's CPUs")
 	f.StringVar(&o.disk, "disk", "", "raw image or block device, a `file`: the guest's /dev/vda")
@@ -217,9 +203,9 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.BoolVar(&o.continuous, "continuous", false, "compare nothing, hold all output until its checkpoint; the same on both hosts")
 	f.BoolVar(&o.lateResume, "late-resume", false, "stand still until the checkpoint is complete, as QEMU does")
 	f.DurationVar(&o.beat, "beat", 200*time.Millisecond, "`time` between two signs of life")
-	f.DurationVar(&o.lost, "lost-after", 2*time.Second, "`time` without one after which the other side is lost")
+	f.DurationVar(&o.lost, "lost-after", 2*time.Second, "`time` without a sign of life after which the other side is lost")
 	f.DurationVar(&o.patience, "checkpoint-timeout", colo.DefaultCheckpointTimeout, "`time` that a checkpoint, and the output that waits for it, may take before the secondary is given up")
-	f.DurationVar(&o.term, "term", 0, "`time` for which a host may act for the guest before it must hear that it may go on (default 1.5 times -lost-after)")
+	f.DurationVar(&o.term, "term", 0, "`time` for which a host may act for the guest until it must have heard again that it may (default 1.5 times -lost-after)")
 	f.StringVar(&o.arbiter, "arbiter", "", "`PLACE` that both hosts reach, which decides who goes on: "+arbiter.Forms+"; anything else is an -arbiter-command")
 	f.StringVar(&o.command, "arbiter-command", "", "`command` that is run (sh -c) before this side goes on alone, and must succeed; $LOCKSTEP_HOST, $LOCKSTEP_MODE, $LOCKSTEP_EPOCH, $LOCKSTEP_GENERATION and $LOCKSTEP_CAUSE say what it is about")
 	f.BoolVar(&o.anyway, "start", false, "start the guest although the other host is not heard, or has a later copy: your word that it is dead, or has nothing that is wanted; for one start, never for a unit file")
@@ -227,8 +213,8 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.DurationVar(&o.progress, "progress", 10*time.Second, "`time` between two lines of progress where the console is no terminal; 0 for none")
 
 	f.BoolVar(&o.postcopy, "postcopy", false, "the guest moves before its memory does, if that is too much for -max-downtime")
-	f.DurationVar(&o.giveUp, "give-up", 0, "`time` that a guest here waits for the host that has a part of its memory, once the connection is broken; then the guest is lost. 0: for as long as it takes")
-	f.DurationVar(&o.maxDowntime, "max-downtime", 300*time.Millisecond, "`time` that what is left of a guest that moves may take, for it to stand still for that")
+	f.DurationVar(&o.giveUp, "give-up", 0, "`time` that a guest waits for the host that has the rest of its memory, once the connection is broken; then the guest is lost. 0: for as long as it takes")
+	f.DurationVar(&o.maxDowntime, "max-downtime", 300*time.Millisecond, "`time` in which the rest of a guest's memory can be sent when the guest is stopped to be moved")
 	f.BoolVar(&o.sharedDisk, "shared-disk", false, "your word that -disk is the storage of the guest that arrives, where the lock of one host is not met by the other; for receive")
 
 	o.handles = control.Flags(f)
@@ -238,7 +224,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	}
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
-			printUsage(help, f)
+			usage.Print(help, about, f)
 		}
 		return o, err
 	}
@@ -265,8 +251,8 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	return o, o.validate(given)
 }
 
-// someName is what a host is called that has no name of its own. It is no other's,
-// also where both are processes of one machine.
+// someName makes a name for a host that was given none. It differs from that of the other
+// host, also where both are processes of one machine.
 func someName() string {
 	name, err := os.Hostname()
 	if err != nil {

@@ -32,7 +32,7 @@ type host struct {
 	events   event.Bus
 	nic      *protect.Proxy // nil: none
 	cable    cable          // of nic, which closes it
-	peer     protect.Peer   // the other host
+	peer     protect.Peer   // how the other host is reached
 	job      atomic.Pointer[protect.Job]
 	saving   sync.Mutex    // the guest is being saved
 	typing   sync.Once     // the console is read

@@ -25,13 +25,13 @@ type printer struct {
 	mu      sync.Mutex
 	summary summary
 	pages   samples[uint64]
-	pauses  samples[int64] // microseconds
+	pauses  samples[int64] // of each checkpoint, microseconds
 	lost    time.Time      // when the session ended
-	exit    event.COLOExit // and how
+	exit    event.COLOExit // how the last session ended
 	ending  bool           // it is about to end in good order
-	state   string         // of the job
+	state   string         // the last state of the job, in its word
 	inStep  bool           // the two hosts have had a checkpoint in common since they met
-	epoch   uint64         // the last one
+	epoch   uint64         // the number of the last checkpoint
 	status  func() string
 }
 
@@ -46,7 +46,7 @@ type summary struct {
 	PauseP50      int64                  `json:"pause_us_p50"`
 	PauseP99      int64                  `json:"pause_us_p99"`
 	Failover      *parting               `json:"failover,omitempty"`
-	Takeovers     uint64                 `json:"takeovers,omitempty"`   // by this host
+	Takeovers     uint64                 `json:"takeovers,omitempty"`   // how often this host has taken the guest over
 	Switchovers   uint64                 `json:"switchovers,omitempty"` // from this host
 	Downtime      float64                `json:"switchover_ms,omitempty"`
 	Network       *netFigures            `json:"network,omitempty"`

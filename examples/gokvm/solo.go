@@ -22,9 +22,9 @@ type solo struct {
 	nic      *proxy.Primary   // of cable: it has no session, so all passes
 	known    *proxy.Neighbors // the addresses that the guest has
 	ended    chan error       // how the machine's Run has ended
-	over     atomic.Bool      // it has
+	over     atomic.Bool      // the guest has ended
 
-	life  context.Context // of the machine
+	life  context.Context // it ends with the machine
 	end   context.CancelFunc
 	group sync.WaitGroup
 	wired bool // nic runs, and closes cable

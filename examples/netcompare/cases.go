@@ -23,6 +23,8 @@ type testCase struct {
 	Steps []testStep `json:"steps"`
 }
 
+// testStep is a step of a case, as the tests of packages compare and filter have them in
+// JSON.
 type testStep struct {
 	Op string `json:"op"`
 

@@ -27,7 +27,7 @@ type piece struct {
 
 const (
 	maxPieces  = 128  // of one side of one flow
-	maxHistory = 4096 // flows
+	maxHistory = 4096 // flows whose history is kept
 )
 
 func (h *history) add(side, n int, data []byte) {

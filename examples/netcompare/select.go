@@ -17,7 +17,7 @@ import (
 type selection struct {
 	macs  [][]byte
 	addrs []netip.Addr
-	vlan  int // -1: all
+	vlan  int // the VLAN of the frames that are looked at; -1: all
 	strip bool
 }
 

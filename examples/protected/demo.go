@@ -106,6 +106,7 @@ type pair struct {
 	ended  []*process
 }
 
+// process is a host of the demonstration, which is a process of its own.
 type process struct {
 	cmd    *exec.Cmd
 	log    *watched

@@ -82,12 +82,12 @@ func checkCommand(ctx context.Context, args []string, t terminal) int {
 type finding struct {
 	Version  string   `json:"version"`
 	Machine  string   `json:"machine"`
-	RAM      uint64   `json:"ram"` // bytes
+	RAM      uint64   `json:"ram"` // size of the guest's memory in bytes
 	CPUs     int      `json:"cpus"`
 	KVM      bool     `json:"kvm"`
-	Status   string   `json:"status"`   // of the guest
+	Status   string   `json:"status"`   // the guest's run state, in QEMU's word
 	Problems []string `json:"problems"` // what makes it impossible
-	Warnings []string `json:"warnings"` // what to mind
+	Warnings []string `json:"warnings"` // what an operator should mind
 	Set      []string `json:"set"`      // capabilities that protect changes, as "name on"
 
 	Disks []guestDisk `json:"disks"`

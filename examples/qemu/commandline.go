@@ -229,9 +229,9 @@ func adapt(q running, r *finding, devices []plugged) (args, notes []string) {
 	return append(q.args[:1:1], args...), notes
 }
 
-// versioned gives the value of -machine the type that the machine has, of which pc, say,
-// is another name in each version of QEMU. It reports whether the value names a type at
-// all: -machine accel=kvm does not, and the QEMU's version chooses.
+// versioned replaces the type in the value of -machine by the type that the machine has: pc,
+// say, names another type in each version of QEMU. It reports whether the value names a type
+// at all: -machine accel=kvm does not, and the QEMU's version chooses.
 func versioned(value, machine string) (_ string, typed bool) {
 	parts := optionParts(value)
 	for i, p := range parts {
@@ -272,8 +272,8 @@ func serves(exe string, args []string, path string) error {
 	return nil
 }
 
-// isQEMU reports whether a program is one that runs a guest, by its name. This one, a
-// qemu-nbd and a qemu-storage-daemon are none.
+// isQEMU reports whether a program runs a guest, by its name. The program at hand, qemu-nbd and
+// qemu-storage-daemon do not.
 func isQEMU(program string) bool {
 	base := filepath.Base(program)
 	return strings.Contains(base, "qemu-system") || strings.Contains(base, "qemu-kvm") || base == "kvm"

@@ -79,7 +79,7 @@ type watched struct {
 	net.Conn
 	raw      syscall.RawConn // of the socket below; nil: unknown
 	closed   atomic.Bool
-	received atomic.Uint64 // bytes
+	received atomic.Uint64 // bytes that the peer has sent
 	first    []byte        // what was read of it before
 }
 

@@ -6,67 +6,12 @@ import (
 	"net"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/internal/qemutest"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
-
-// cable carries connections from one unix socket to another, and can be cut.
-type cable struct {
-	mu    sync.Mutex
-	conns []net.Conn
-	n     int // connections so far
-}
-
-func newCable(t *testing.T, from, to string) *cable {
-	t.Helper()
-	l, err := net.Listen("unix", from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	c := new(cable)
-	var all sync.WaitGroup
-	all.Go(func() {
-		for {
-			a, err := l.Accept()
-			if err != nil {
-				return
-			}
-			b, err := net.Dial("unix", to)
-			if err != nil {
-				a.Close()
-				continue
-			}
-			c.mu.Lock()
-			c.conns, c.n = append(c.conns, a, b), c.n+1
-			c.mu.Unlock()
-			for _, way := range [][2]net.Conn{{a, b}, {b, a}} {
-				all.Go(func() { io.Copy(way[0], way[1]); way[0].Close(); way[1].Close() })
-			}
-		}
-	})
-	t.Cleanup(func() { l.Close(); c.cut(); all.Wait() })
-	return c
-}
-
-// cut ends every connection. Others can be made.
-func (c *cable) cut() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, conn := range c.conns {
-		conn.Close()
-	}
-	c.conns = nil
-}
-
-func (c *cable) connections() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.n
-}
 
 // A connection that has broken once is made again by QEMU with the next write, and
 // what was written in between is not in the copy.

@@ -59,7 +59,7 @@ type disk struct {
 	all     *disks
 	primary func() (dead bool) // whether the primary has closed its connection
 
-	prepared uint64 // the epoch
+	prepared uint64 // the last epoch that was prepared
 }
 
 // openDisks serves them at addr. What log gets is said in nbd.ServerConfig.

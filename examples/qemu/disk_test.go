@@ -36,21 +36,27 @@ func emptyDisk(t *testing.T, dir, name string) string {
 // at is the counter of a guest that was left in a file.
 func at(t *testing.T, file string) uint32 {
 	t.Helper()
+	var p [4]byte
+	if err := guestIn(t, file).ReadRAM("pc.ram", 1<<20, p[:]); err != nil {
+		t.Fatal(err)
+	}
+	return binary.LittleEndian.Uint32(p[:])
+}
+
+// guestIn is the guest that was left in a file, until the end of the test.
+func guestIn(t *testing.T, file string) *standby.Guest {
+	t.Helper()
 	f, err := os.Open(file)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
 	g := standby.New(standby.Config{})
-	defer g.Close()
+	t.Cleanup(func() { g.Close() })
 	if err := g.Read(qemufile.NewReader(f)); err != nil {
 		t.Fatal(err)
 	}
-	var p [4]byte
-	if err := g.ReadRAM("pc.ram", 1<<20, p[:]); err != nil {
-		t.Fatal(err)
-	}
-	return binary.LittleEndian.Uint32(p[:])
+	return g
 }
 
 // goesWith checks that a disk is that of a guest that has counted so far: it has

@@ -17,10 +17,11 @@ type element struct {
 	attrs []attribute
 	text  string
 	kids  []*element
-	taken bool // the element itself
-	told  bool // its text
+	taken bool // the translation has used the element itself
+	told  bool // the translation has used the element's text
 }
 
+// attribute is one of an element; taken says that the translation has used it.
 type attribute struct {
 	name, value string
 	taken       bool

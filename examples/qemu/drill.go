@@ -52,6 +52,7 @@ func drillCommand(ctx context.Context, args []string, t terminal) int {
 	return exitOK
 }
 
+// drill is one run of the command.
 type drill struct {
 	p     *printer
 	qemu  string

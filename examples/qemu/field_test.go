@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -88,51 +87,17 @@ func TestAGuestOutlivesItsStandbys(t *testing.T) {
 
 // link passes connections on, and can stop doing so without closing them.
 type link struct {
-	to   string
 	held atomic.Bool // nothing passes
 	over atomic.Bool // the test is
 	at   atomic.Bool // from the next checkpoint-reply on nothing passes back
-	all  sync.WaitGroup
 }
 
 // between listens at a socket and passes what comes on to another.
 func between(t *testing.T, from, to string) *link {
 	t.Helper()
-	l, err := net.Listen("unix", from)
-	if err != nil {
-		t.Fatal(err)
-	}
-	k := &link{to: to}
-	var mu sync.Mutex
-	var open []net.Conn
-	k.all.Go(func() {
-		for {
-			a, err := l.Accept()
-			if err != nil {
-				return
-			}
-			b, err := net.Dial("unix", to)
-			if err != nil {
-				a.Close()
-				continue
-			}
-			mu.Lock()
-			open = append(open, a, b)
-			mu.Unlock()
-			k.all.Go(func() { k.pass(b, a, false) })
-			k.all.Go(func() { k.pass(a, b, true) })
-		}
-	})
-	t.Cleanup(func() {
-		l.Close()
-		k.over.Store(true)
-		mu.Lock()
-		for _, c := range open {
-			c.Close()
-		}
-		mu.Unlock()
-		k.all.Wait()
-	})
+	k := new(link)
+	carry(t, from, to, k.pass)
+	t.Cleanup(func() { k.over.Store(true) }) // before the cable waits for what it carries
 	return k
 }
 

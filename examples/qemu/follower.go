@@ -35,7 +35,7 @@ type follower struct {
 	mu      sync.Mutex
 	session *colo.Primary // nil: not connected
 	epoch   uint64        // of the guest, that it has loaded
-	synced  bool          // it has loaded one
+	synced  bool          // the secondary has loaded a checkpoint
 	changed chan struct{} // closed when any of these changes
 }
 

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/internal/qemutest"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -32,16 +31,7 @@ func TestAGuestIsTheSameInAQEMUWhoseMemoryIsNotAllNew(t *testing.T) {
 	for v.Must("query-migrate", nil)["status"] != "completed" {
 		time.Sleep(5 * time.Millisecond)
 	}
-	f, err := os.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	g := standby.New(standby.Config{})
-	defer g.Close()
-	if err := g.Read(qemufile.NewReader(f)); err != nil {
-		t.Fatal(err)
-	}
+	g := guestIn(t, file)
 	want := make([]byte, mb<<20)
 	if err := g.ReadRAM("pc.ram", 0, want); err != nil {
 		t.Fatal(err)

@@ -22,7 +22,7 @@ type guardian struct {
 	*protectOptions
 	p     *printer
 	guard *standby.Guard
-	told  chan news     // what has happened
+	told  chan news     // inputs for guard, to run
 	over  chan struct{} // closed when run returns
 	all   sync.WaitGroup
 
@@ -55,6 +55,7 @@ type guardian struct {
 	status     guardianStatus
 }
 
+// news is an input of the guardian's decisions, and why it comes.
 type news struct {
 	in  standby.GuardInput
 	why string
@@ -63,7 +64,8 @@ type news struct {
 // tick is how often the guardian looks at the guest.
 const tick = 50 * time.Millisecond
 
-// stayed is protect -stay: it returns when the guest has ended, or is elsewhere.
+// stayed does what protect -stay does. It returns when the guest has ended, or runs on another
+// host.
 func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	g := &guardian{protectOptions: o, p: p, told: make(chan news, 64), over: make(chan struct{}), generation: 1, token: tokenOf(o.qmp)}
 	o.exited = func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.exited }

@@ -24,7 +24,7 @@ func (g *guardian) rescue(ctx context.Context) error {
 		}
 	}
 	for _, d := range g.disks {
-		// A write that waits for the standby's copy is one that the guest waits for.
+		// The guest waits for a write that waits for the standby's copy.
 		g.yank(ctx, map[string]string{"type": "block-node", "node-name": d.node()})
 	}
 	if len(g.disks) > 0 && g.releasing.TryLock() { // otherwise they are being given up already

@@ -9,11 +9,12 @@ import (
 	"github.com/gocolo/lockstep/colo/standby"
 )
 
+// guardianStatus is what "qemu status" prints of a guardian.
 type guardianStatus struct {
 	State      string `json:"state"`
 	Why        string `json:"why"`
 	Generation uint64 `json:"generation"`
-	Standby    bool   `json:"standby"`    // answers
+	Standby    bool   `json:"standby"`    // whether the standby answers
 	Checkpoint uint64 `json:"checkpoint"` // the standby's last
 	Paused     bool   `json:"paused"`     // by an operator, and held so
 	Rescued    int    `json:"rescued"`    // how often the guest was told to run on

@@ -72,6 +72,7 @@ type terminal struct {
 	live     bool // out can rewrite a line
 }
 
+// command runs a command with its arguments and returns the exit status.
 type command func(ctx context.Context, args []string, t terminal) int
 
 var commands = map[string]command{

@@ -60,7 +60,7 @@ func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) 
 		// ("Need a root block node"), and memory is freed that is in use. So an error
 		// only stops the job, and unmirror ends it when no checkpoint is under way. What
 		// the guest writes from the error on need not be copied, though it may be again
-		// when QEMU has connected anew: such a copy is of no use any more.
+		// when QEMU has connected anew: nobody uses such a copy any more.
 		job := map[string]any{
 			"job-id": d.node(), "device": d.device, "target": d.node(), "sync": "full", "copy-mode": "write-blocking", "auto-dismiss": false,
 			"on-source-error": "stop", "on-target-error": "stop",

@@ -22,7 +22,7 @@ import (
 // socket in its -state directory.
 type order struct {
 	Do    string   `json:"do"`              // promote, rehearse, status
-	State string   `json:"state,omitempty"` // another -state
+	State string   `json:"state,omitempty"` // a -state to use in place of the standby's
 	QEMU  []string `json:"qemu,omitempty"`  // another command after --
 
 	answer chan<- answer // capacity one
@@ -37,6 +37,7 @@ func (o order) reply(err error) {
 	o.answer <- a
 }
 
+// answer is what an order of an operator is answered.
 type answer struct {
 	Error  string          `json:"error,omitempty"`
 	Status json.RawMessage `json:"status,omitempty"`

@@ -57,6 +57,7 @@ and the one here was stopped. 4 interrupted; the guest goes on. 5 its process ha
 died, and the standby knows.
 `
 
+// protectOptions is what the command line of protect says, and what its guardian is made of.
 type protectOptions struct {
 	qmp, to   string
 	json      bool

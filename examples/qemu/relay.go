@@ -105,7 +105,7 @@ type relayRun struct {
 
 	ctx context.Context
 
-	promoted *follower // it goes on
+	promoted *follower // the secondary that was told to go on; nil: none
 	quieted  sync.Once
 	quieting sync.WaitGroup
 }

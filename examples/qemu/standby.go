@@ -84,7 +84,7 @@ type standbyRun struct {
 	tries  *rehearsals
 
 	arbiterOf failover.Arbiter // nil: none
-	token     string           // of its claims
+	token     string           // the token of this process's claims at the arbiter
 	began     failover.Record  // when the session did
 	granted   failover.Grant   // zero: none
 
@@ -101,7 +101,7 @@ type standbyRun struct {
 	others replication.Group // who else must have a checkpoint before it counts
 
 	tally    tally
-	recorder metrics.Recorder              // of events
+	recorder metrics.Recorder              // figures from events, for /metrics
 	present  atomic.Pointer[standby.Guest] // guest, for those who only ask about it
 
 	protected bool // the primary was told that its guest is here
@@ -286,11 +286,12 @@ func (s *standbyRun) standing() standbyStatus {
 	return st
 }
 
+// standbyStatus is what "qemu status" prints of a standby.
 type standbyStatus struct {
 	Listen     string  `json:"listen"`
-	Ready      bool    `json:"waiting"`        // for a primary
+	Ready      bool    `json:"waiting"`        // a primary can connect
 	Session    bool    `json:"session"`        // with a primary, or one whose end is not settled
-	Epoch      uint64  `json:"checkpoint"`     // the last
+	Epoch      uint64  `json:"checkpoint"`     // the number of the last whole checkpoint
 	Age        float64 `json:"checkpoint-age"` // in seconds; 0: there is none
 	Bytes      uint64  `json:"received"`
 	Guardian   bool    `json:"guardian"`

@@ -26,11 +26,11 @@ one, the state is left in DIR/guest, to be used as
 Who decides that the primary is lost: a guardian on its host ("qemu protect -stay"),
 which connects to -control and knows a crash from a planned end and from a guest
 that runs on without this standby. Where it does not answer: the -arbiter, then a
--fence that makes sure. Where there is none of these, you: the standby keeps the
-checkpoint, says so and waits for "qemu promote -standby DIR", or SIGUSR1. -takeover
-always takes a connection that was closed for the death of the primary instead; it
-is closed as well when its operator quits it, or gives it x-colo-lost-heartbeat, or
-when the network resets it: two guests may run then.
+-fence that makes sure. Where there is none of these, you decide: the standby keeps
+the checkpoint, says so and waits for "qemu promote -standby DIR", or SIGUSR1. With
+-takeover always, the primary counts as dead as soon as its connection is closed. But
+it is closed as well when the primary's operator quits it or gives it
+x-colo-lost-heartbeat, or when the network resets it: two guests may run then.
 
 A large guest that uses all its memory takes seconds to be brought back. With
 -postcopy it runs at once, and waits for memory as it touches it; the QEMU needs the
@@ -42,9 +42,9 @@ DIR/guest. Where neither is possible, it is held until "qemu promote" names anot
 -keep, a standby that was killed and is started again offers the last checkpoint
 that it has kept.
 
-SIGINT and SIGTERM end the standby and leave the state in DIR/guest. Whoever
-connects and does not begin a migration is told of, and holds nobody up; nor does who
-begins as a QEMU does and stops there.
+SIGINT and SIGTERM end the standby and leave the state in DIR/guest. A
+connection that does not begin a migration is reported and holds nobody up, nor does one
+that begins as a QEMU does and then stops.
 
 On the primary (or: qemu protect -qmp ADDR -to ADDR):
     migrate_set_capability x-colo on, return-path off; migrate -d tcp:HOST:PORT
@@ -80,6 +80,7 @@ As a service: Restart=on-failure with RestartPreventExitStatus=3 5, for these wa
 somebody to look; the arguments may stay the same, also unix sockets.
 `
 
+// standbyOptions is what the command line of standby or relay says.
 type standbyOptions struct {
 	listen, state string
 	keep          int
@@ -87,7 +88,7 @@ type standbyOptions struct {
 	fence         string
 	tls           string
 	peer, idle    time.Duration
-	maxRAM        uint64 // MB
+	maxRAM        uint64 // the largest guest that is taken, in MB
 	images        []diskFlag
 	nbd           string
 	qemu          []string
@@ -110,7 +111,7 @@ func (o *standbyOptions) flags(f *flag.FlagSet) {
 	f.IntVar(&o.keep, "keep", 0, "keep the last `N` checkpoints in DIR, each a whole stream; the next one waits until it is written")
 	f.BoolVar(&o.json, "json", false, "print events as JSON lines")
 	f.StringVar(&o.fence, "fence", "", "run the shell `COMMAND` before going on: it succeeds when the primary surely does not run any more")
-	f.StringVar(&o.takeover, "takeover", "ask", "who decides where the primary is lost and there is no guardian, -arbiter or -fence: `WHO`, ask for you, by \"qemu promote\"; always takes a connection that was closed for a primary that is dead")
+	f.StringVar(&o.takeover, "takeover", "ask", "who decides where the primary is lost and there is no guardian, -arbiter or -fence: `WHO`, ask for you, by \"qemu promote\"; always, the primary is dead as soon as its connection is closed")
 	f.StringVar(&o.arbiter, "arbiter", "", "let `PLACE` decide who goes on: file:DIR, a directory of this guest's that both hosts reach, or store:COMMAND, a program that keeps the record")
 	f.StringVar(&o.control, "control", "", "take the primary's guardian (protect -stay) at `ADDR`; then this standby keeps guest after guest")
 	f.BoolVar(&o.insecure, "insecure", false, "take a guardian without TLS: whoever reaches it can have the guest forgotten or started")

@@ -20,6 +20,7 @@ type channels struct {
 	devices int64 // bytes of device state, which nothing here reads
 }
 
+// channel is a file with the bytes of a multifd connection.
 type channel struct {
 	name  string
 	id    uint8

@@ -37,10 +37,10 @@ type dumper struct {
 	sum      summary
 	live     *line // the live section that is being read
 	early    map[string]any
-	devices  []string // names
+	devices  []string // names of the devices that were seen
 	guessed  int      // devices whose length only their looks tell
 	passed   bool     // device sections passed by, and have been written again
-	text     []byte   // the description
+	text     []byte   // the stream's description, as JSON
 	xml      string   // libvirt's
 	notes    []string // what is worth knowing and no error
 	misfits  []string

@@ -19,7 +19,7 @@ import (
 type input struct {
 	r        io.Reader
 	pageSize int64  // as the description of a seekable file says; 0: unknown
-	note     string // what was unwrapped
+	note     string // what the stream was wrapped in, in words
 }
 
 // wrappers are files that a stream may be in, by how they begin. One with a
@@ -225,6 +225,7 @@ func (l *libvirt) open(r *qemufile.Reader) (io.Reader, error) {
 	return nil, fmt.Errorf("a libvirt image compressed with %s: unpack it: tail -c +%d FILE | %s -dc | streamdump -", l.Kind, l.length+1, l.Kind)
 }
 
+// readerFunc is an io.Reader that is a function.
 type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

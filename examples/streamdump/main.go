@@ -31,6 +31,7 @@ func main() {
 	os.Exit(streamdump(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
 }
 
+// options is what the command line says.
 type options struct {
 	json, colo, fields, verify bool
 	returnPath                 bool
@@ -40,7 +41,7 @@ type options struct {
 	describe                   string
 	channels                   []string
 	pageSize                   int
-	show                       string // of -d
+	show                       string // what -d names
 	file, other                string
 }
 

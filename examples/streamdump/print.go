@@ -24,6 +24,7 @@ type line struct {
 	times    int     // so many sections in a row
 }
 
+// summary is the last line of the output.
 type summary struct {
 	Sections    int    `json:"sections"`
 	Devices     int    `json:"devices"`
@@ -42,10 +43,11 @@ type summary struct {
 type blockSummary struct {
 	Name    string `json:"name"`
 	Size    uint64 `json:"size"`
-	Pages   int64  `json:"pages"`   // records
+	Pages   int64  `json:"pages"`   // number of page records
 	Missing int64  `json:"missing"` // pages that never came
 }
 
+// printer prints records as lines of a table or as JSON.
 type printer struct {
 	w      *bufio.Writer
 	json   bool

@@ -24,8 +24,9 @@ type counts struct {
 	lastOf string
 }
 
+// block counts what the stream has of a RAM block.
 type block struct {
-	Bytes  int64 `json:"bytes"` // in the stream
+	Bytes  int64 `json:"bytes"` // bytes that the block takes in the stream
 	Pages  int64 `json:"pages"`
 	Zero   int64 `json:"zero"`
 	XBZRLE int64 `json:"-"`
@@ -71,7 +72,7 @@ type memory struct {
 	page     []byte
 
 	seen    map[string]*seen
-	last    *seen // of lastOf
+	last    *seen // what is known of the block lastOf
 	lastOf  string
 	pieces  int
 	unknown bool // more pages than can be told apart

@@ -6,7 +6,7 @@ type seen struct {
 	pieces map[uint64]*[pieceWords]uint64
 	pages  int64 // different ones; -1: all of them
 	last   *[pieceWords]uint64
-	lastOf uint64 // its key
+	lastOf uint64 // the key of last
 }
 
 const (

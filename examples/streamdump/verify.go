@@ -13,7 +13,7 @@ import (
 type verifier struct {
 	w    *qemufile.Writer
 	want bytes.Buffer
-	at   int64 // compared
+	at   int64 // offset up to which the streams have been compared
 	diff error // the first difference
 }
 
@@ -23,6 +23,7 @@ func (v *verifier) tee(in io.Reader) io.Reader {
 	return io.TeeReader(in, &v.want)
 }
 
+// writerFunc is an io.Writer that is a function.
 type writerFunc func([]byte) (int, error)
 
 func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

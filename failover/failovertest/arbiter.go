@@ -46,6 +46,7 @@ func TestArbiter(t *testing.T, term time.Duration, newTwo func(t *testing.T) Two
 	}
 }
 
+// arbiters is a test of an arbiter, with the Arbiters of two hosts over one place.
 type arbiters struct {
 	testing.TB
 	Two

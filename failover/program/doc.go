@@ -31,7 +31,7 @@
 //
 // They are the methods of failover.Store, and mean what its comments say: what swap has
 // answered with true is on stable storage, load contains every swap that was answered before
-// it, changed is answered when the record is another one than seen. After forget nobody waits
+// it, changed is answered when the record differs from seen. After forget nobody waits
 // for the answer to another request any more, and forget has none itself. RECORD is what
 // failover.Record's Encode makes, and is left out for the zero Record, which there is until
 // the first swap. A line has at most MaxLine bytes.

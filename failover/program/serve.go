@@ -29,6 +29,7 @@ func Serve(ctx context.Context, r io.Reader, w io.Writer, store failover.Store) 
 	return errors.Join(err, s.failed)
 }
 
+// server serves one Store.
 type server struct {
 	store failover.Store
 	group sync.WaitGroup

@@ -49,7 +49,7 @@ type Store struct {
 	mu      sync.Mutex
 	in      *os.File      // where the program reads; nil: it does not run
 	up      chan struct{} // closed when it runs, and replaced when it has ended
-	last    uint64        // ID
+	last    uint64        // the ID of the last request
 	waiting map[uint64]chan answer
 	why     error // the last end of the program, for whoever waits in vain; nil: there was none
 }
@@ -156,8 +156,8 @@ func (s *Store) fail(why error) {
 	}
 }
 
-// read hands out the answers, until there are no more of them. What is not an answer is an
-// error.
+// read hands the answers to those who wait for them, until the program's output ends. A line
+// that is not an answer is an error.
 func (s *Store) read(out io.Reader) error {
 	lines := bufio.NewScanner(untilEnd{out})
 	lines.Buffer(nil, MaxLine+1)
@@ -183,8 +183,8 @@ func (s *Store) read(out io.Reader) error {
 	return nil
 }
 
-// untilEnd reads what a program writes. Its end, which is told by a deadline, is that of
-// what it writes, once there is no more.
+// untilEnd reads what a program writes. When the program has ended a deadline is set on r; once
+// what the program had written is read, the deadline counts as the end of the file.
 type untilEnd struct{ r io.Reader }
 
 func (u untilEnd) Read(p []byte) (int, error) {

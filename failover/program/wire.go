@@ -28,10 +28,10 @@ const (
 type request struct {
 	ID   uint64 `json:"id"`
 	Do   string `json:"do"`
-	Old  *state `json:"old,omitempty"`  // swap
-	Next *state `json:"next,omitempty"` // swap
-	Seen *state `json:"seen,omitempty"` // changed
-	Of   uint64 `json:"of,omitempty"`   // forget
+	Old  *state `json:"old,omitempty"`  // of swap: the record that is to be replaced
+	Next *state `json:"next,omitempty"` // of swap: the record that takes its place
+	Seen *state `json:"seen,omitempty"` // of changed: the record that is known already
+	Of   uint64 `json:"of,omitempty"`   // of forget: the ID of the request that is given up
 }
 
 // answer is a line from the program.

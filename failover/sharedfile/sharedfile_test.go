@@ -210,7 +210,7 @@ func startWriter(t *testing.T, dir string) *writing {
 		t.Fatal(err)
 	}
 	if err := w.cmd.Start(); err != nil {
-		t.Skip(err)
+		t.Fatal(err)
 	}
 	return w
 }

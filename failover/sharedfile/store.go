@@ -86,7 +86,7 @@ func (s *Store) Swap(ctx context.Context, old, next failover.Record) (bool, erro
 		return false, context.Cause(ctx)
 	}
 	if old.Writes > 0 {
-		// The number says which state it is, unless it is another record's.
+		// The file of this number is old's, unless another record has the same number.
 		if r, err := s.read(old.Writes); errors.Is(err, fs.ErrNotExist) || err == nil && r != old {
 			return false, nil
 		} else if err != nil {

@@ -22,7 +22,7 @@ const (
 	descOffset = 0x100
 
 	descSector = 0x00
-	descLength = 0x08 // bytes
+	descLength = 0x08 // length of a descriptor, bytes
 	descFlush  = 0x10 // 1: stable before it is done
 	descData   = 0x18 // address, one page
 	descRound  = 0x20

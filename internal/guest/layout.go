@@ -63,7 +63,7 @@ const (
 
 	stateEvery   = 0x48 // rounds from one write of the disk to the next, 0 for none
 	stateFirst   = 0x50 // region of the disk: first sector
-	stateSectors = 0x58 // and how many
+	stateSectors = 0x58 // region of the disk: how many sectors
 	stateDesc    = 0x60 // address of the descriptor
 
 	stateEntries = 0x68 // of the ring, 0 for RingEntries; the program does not read it

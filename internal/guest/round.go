@@ -13,7 +13,7 @@ const (
 	lcg      = 0x2545f491
 	decay    = 0.75
 	wordStep = 181 // first word of a round, per round
-	pageStep = 7   // and from page to page
+	pageStep = 7   // first word of a page, per page of the round
 	pageMask = PageSize/8 - 1
 )
 
@@ -33,7 +33,7 @@ type Regs struct {
 	VCPU int
 	N    uint64  // rounds done
 	X    uint64  // running hash; after a round, that round's h
-	K    uint64  // the integer
+	K    uint64  // the integer that each round computes with
 	Acc  float64 // the SSE accumulator
 }
 

@@ -40,7 +40,7 @@ var Places = []string{AtAny, AtEach, atRequest, atRAM, atDevice, AtReceived, atL
 // called on the goroutine of the session; those of the nil Point do nothing.
 type Point struct {
 	Place string // a place of -kill-at other than any and each
-	Epoch uint64 // the checkpoint
+	Epoch uint64 // the number of the checkpoint
 	Rand  *rand.Rand
 	Stop  func(detail string) // says where it stopped, and waits
 
@@ -162,7 +162,7 @@ type limit struct {
 	mu      sync.Mutex
 	armed   bool
 	fromEnd bool  // left counts from the end of the next write
-	left    int64 // bytes
+	left    int64 // bytes that may still pass
 	done    int64
 	hit     func(done int64)
 	next    func() // is called once, after the next write of a side that the limit has read; nil: nothing is

@@ -68,7 +68,7 @@ type chooser struct {
 	trying int // pages that are still to go that way
 
 	blocks map[string]*[]mark
-	block  string // of pages
+	block  string // the block that the pages are of
 	pages  *[]mark
 }
 

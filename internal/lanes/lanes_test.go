@@ -6,106 +6,16 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"go.uber.org/goleak"
-
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate/ram"
 	"github.com/gocolo/lockstep/vmstate/ram/multifd"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-var id = [16]byte{7}
-
-// memory is where pages arrive.
-type memory struct {
-	mu    sync.Mutex
-	pages map[string][]byte
-	fail  error
-}
-
-func (m *memory) place(block string, off uint64, page []byte) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.fail != nil {
-		return m.fail
-	}
-	if m.pages == nil {
-		m.pages = map[string][]byte{}
-	}
-	m.pages[fmt.Sprint(block, off)] = append(make([]byte, 0, ram.PageSize), page...)
-	return nil
-}
-
-func (m *memory) count() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return len(m.pages)
-}
-
-// rig is a sender and a receiver with connections between them.
-type rig struct {
-	s *Sender
-	v *Receiver
-	memory
-}
-
-func newRig(t testing.TB, n int, change func(*SenderConfig, *ReceiverConfig)) *rig {
-	t.Helper()
-	x := new(rig)
-	sc, rc := SenderConfig{ID: id}, ReceiverConfig{ID: id, Place: x.place}
-	for range n {
-		a, b := net.Pipe()
-		sc.Conns, rc.Conns = append(sc.Conns, a), append(rc.Conns, b)
-	}
-	if change != nil {
-		change(&sc, &rc)
-	}
-	var err error
-	if x.s, err = NewSender(sc); err != nil {
-		t.Fatal(err)
-	}
-	x.v = NewReceiver(rc)
-	x.s.Start()
-	x.v.Start()
-	t.Cleanup(func() { x.s.Close(); x.v.Close() })
-	return x
-}
-
-func pageOf(section, i int) []byte {
-	return bytes.Repeat([]byte(fmt.Sprintf("%07d %07d|", section, i)), ram.PageSize/16)
-}
-
-// section sends pages of two blocks, and is taken on the other side.
-func (x *rig) section(n, pages int) error {
-	sent := make(chan error, 1)
-	go func() {
-		for i := range pages {
-			block := "a"
-			if i > pages/2 {
-				block = "b"
-			}
-			if err := x.s.SendPage(block, uint64(i)*ram.PageSize, pageOf(n, i)); err != nil {
-				sent <- err
-				return
-			}
-		}
-		sent <- x.s.Sync()
-	}()
-	err := x.v.Begin()
-	if err == nil {
-		err = x.v.Sync()
-	}
-	return errors.Join(err, <-sent)
-}
 
 func TestASectionHasArrivedWhenBothSidesHaveSynchronised(t *testing.T) {
 	for _, m := range []multifd.Method{multifd.None, multifd.Zlib} {
@@ -271,139 +181,6 @@ func TestTwoLanesOfOneNumberAreRefused(t *testing.T) {
 	}
 }
 
-// patience is a Limit that looks again and again.
-type patience struct {
-	d     time.Duration
-	looks int
-	end   func(moved bool, looks int) error
-}
-
-func (p *patience) Deadline() time.Time {
-	if p.d == 0 {
-		return time.Time{}
-	}
-	return time.Now().Add(p.d)
-}
-
-func (p *patience) Late(moved bool) error {
-	p.looks++
-	return p.end(moved, p.looks)
-}
-
-func TestAWaitIsAsLongAsItsLimitSays(t *testing.T) {
-	third := func(first bool) func(bool, int) error {
-		return func(moved bool, looks int) error {
-			switch {
-			case moved != (first && looks == 1):
-				return fmt.Errorf("moved %v at look %d", moved, looks)
-			case looks == 3:
-				return os.ErrDeadlineExceeded
-			}
-			return nil
-		}
-	}
-	t.Run("sender", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			a, b := net.Pipe()
-			defer b.Close()
-			s, err := NewSender(SenderConfig{Conns: []io.WriteCloser{a}, ID: id, Limit: &patience{d: time.Second, end: third(false)}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			s.Start()
-			defer s.Close()
-			begun := time.Now()
-			var got error
-			for i := 0; got == nil; i++ {
-				got = s.SendPage("a", uint64(i%100)*ram.PageSize, pageOf(0, i))
-			}
-			if took := time.Since(begun); !errors.Is(got, os.ErrDeadlineExceeded) || took != 3*time.Second {
-				t.Errorf("%v after %v", got, took)
-			}
-			if err := s.Sync(); err != got {
-				t.Errorf("Sync = %v", err)
-			}
-		})
-	})
-	t.Run("receiver", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			a, b := net.Pipe()
-			defer a.Close()
-			v := NewReceiver(ReceiverConfig{Conns: []io.ReadCloser{b}, ID: id, Limit: &patience{d: time.Second, end: third(true)}})
-			v.Start()
-			defer v.Close()
-			begun := time.Now()
-			if err := v.Begin(); err != nil {
-				t.Fatal(err)
-			}
-			go func() {
-				time.Sleep(time.Millisecond)
-				a.Write(lane(t, multifd.Init{UUID: id}.Put))
-			}()
-			if err, took := v.Sync(), time.Since(begun); !errors.Is(err, os.ErrDeadlineExceeded) || took != 3*time.Second {
-				t.Errorf("%v after %v", err, took)
-			}
-			// The other side does not hear of it before they are closed.
-			a.SetWriteDeadline(time.Now().Add(time.Second))
-			if _, err := a.Write(make([]byte, 1<<20)); errors.Is(err, io.ErrClosedPipe) {
-				t.Errorf("the connection is closed: %v", err)
-			}
-		})
-	})
-	t.Run("for ever", func(t *testing.T) {
-		synctest.Test(t, func(t *testing.T) {
-			a, b := net.Pipe() // nobody reads what a writes, and nobody writes to b's other end
-			c, d := net.Pipe()
-			defer b.Close()
-			defer c.Close()
-			s, err := NewSender(SenderConfig{Conns: []io.WriteCloser{a}, Limit: &patience{}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			v := NewReceiver(ReceiverConfig{Conns: []io.ReadCloser{d}, Limit: &patience{}})
-			s.Start()
-			v.Start()
-			defer s.Close()
-			defer v.Close()
-			done := make(chan error)
-			go func() { done <- s.Sync() }()
-			time.Sleep(1000 * time.Hour)
-			s.Spoil(errEnough)
-			if err := <-done; err != errEnough {
-				t.Error(err)
-			}
-			go func() { done <- errors.Join(v.Begin(), v.Sync()) }()
-			time.Sleep(1000 * time.Hour)
-			v.Spoil(errEnough)
-			if err := <-done; !errors.Is(err, errEnough) {
-				t.Error(err)
-			}
-		})
-	})
-}
-
-var errEnough = errors.New("enough")
-
-func TestAPacketThatDoesNotLeaveIsStuck(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		a, b := net.Pipe()
-		defer b.Close()
-		failed := make(chan error, 1)
-		s, err := NewSender(SenderConfig{Conns: []io.WriteCloser{a}, Patience: time.Minute, Fail: func(err error) { failed <- err }})
-		if err != nil {
-			t.Fatal(err)
-		}
-		s.Start()
-		defer s.Close()
-		if err := <-failed; !errors.Is(err, ErrStuck) {
-			t.Error(err)
-		}
-		if err := s.Sync(); !errors.Is(err, ErrStuck) {
-			t.Error(err)
-		}
-	})
-}
-
 // Halt waits for the pages that are being placed, and there are none after it.
 func TestNothingIsPlacedAfterHalt(t *testing.T) {
 	placing, goOn := make(chan struct{}), make(chan struct{})
@@ -450,81 +227,12 @@ func TestNothingIsPlacedAfterHalt(t *testing.T) {
 	}
 }
 
-func TestACompressorThatCannotBeMadeLeavesTheLanesToTheCaller(t *testing.T) {
-	a, b := net.Pipe()
-	defer a.Close()
-	_, err := NewSender(SenderConfig{Conns: []io.WriteCloser{a}, Method: multifd.Zstd})
-	if !errors.Is(err, multifd.ErrMethod) {
-		t.Error(err)
-	}
-	go b.Write([]byte{1})
-	if _, err := a.Read(make([]byte, 1)); err != nil {
-		t.Errorf("the connection is not open any more: %v", err)
-	}
-}
-
-// open counts the compressors that it makes, and those that are closed. After so many it
-// makes no more.
-type open struct{ made, closed, most atomic.Int64 }
-
-var errNoMore = errors.New("no more of them")
-
-func (o *open) compressor(m multifd.Method) (multifd.Compressor, error) {
-	if n := o.made.Add(1); o.most.Load() > 0 && n > o.most.Load() {
-		o.made.Add(-1)
-		return nil, errNoMore
-	}
-	z, err := multifd.CompressZlib(m)
-	return closing{z, o}, err
-}
-
-type closing struct {
-	multifd.Compressor
-	of *open
-}
-
-func (c closing) Close() error {
-	c.of.closed.Add(1)
-	return nil
-}
-
-func TestEachCompressorIsClosedWithItsLane(t *testing.T) {
-	var o open
-	zlib := func(s *SenderConfig, r *ReceiverConfig) {
-		s.Method, s.Compressor, r.Decoder = multifd.Zlib, o.compressor, nil
-	}
-	x := newRig(t, 3, zlib)
-	if err := x.section(0, 500); err != nil {
-		t.Fatal(err)
-	}
-	x.s.Close()
-	if made, closed := o.made.Load(), o.closed.Load(); made != 6 || closed != 6 {
-		t.Errorf("%d were made, and %d closed", made, closed)
-	}
-	// A Sender that never starts has none.
-	if _, err := NewSender(SenderConfig{Conns: []io.WriteCloser{sink{}, sink{}}, Method: multifd.Zlib, Compressor: o.compressor}); err != nil {
-		t.Fatal(err)
-	}
-	if made, closed := o.made.Load(), o.closed.Load(); made != closed {
-		t.Errorf("%d were made, and %d closed", made, closed)
-	}
-	// What cannot be made when its lane begins breaks the lanes.
-	o.most.Store(o.made.Load() + 3)
-	y := newRig(t, 2, zlib)
-	if err := y.section(0, 500); !errors.Is(err, errNoMore) {
-		t.Errorf("a section without a compressor: %v", err)
-	}
-	y.s.Close()
-	if made, closed := o.made.Load(), o.closed.Load(); made != closed {
-		t.Errorf("%d were made, and %d closed", made, closed)
-	}
-}
-
 // sink takes everything.
 type sink struct{}
 
 func (sink) Write(p []byte) (int, error) { return len(p), nil }
-func (sink) Close() error                { return nil }
+
+func (sink) Close() error { return nil }
 
 func TestSendingPagesAllocatesNothing(t *testing.T) {
 	p := &patience{d: time.Hour, end: func(bool, int) error { return nil }}

@@ -53,7 +53,7 @@ type Sender struct {
 	idle   chan struct{} // capacity one: busy has come to 0
 	number uint64
 	moved  atomic.Uint64  // bytes that have left
-	making sync.Mutex     // a compressor
+	making sync.Mutex     // held while a compressor is made
 	group  sync.WaitGroup // lanes, and their timers that run
 
 	breaking

@@ -14,7 +14,7 @@ import (
 type Archive struct {
 	w    io.Writer
 	ino  int
-	made map[string]bool // directories
+	made map[string]bool // the directories that are in the archive
 	err  error
 }
 

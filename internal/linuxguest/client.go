@@ -34,7 +34,7 @@ type Client struct {
 
 // Progress is what a Client has seen.
 type Progress struct {
-	Record job.Record // the last one
+	Record job.Record // the last record that came
 	Chunks uint64     // that were right
 }
 

@@ -23,6 +23,7 @@ type Hub struct {
 	table map[[6]byte]*port
 }
 
+// port is where a machine's network card is connected to a Hub.
 type port struct {
 	name  string
 	queue chan []byte

@@ -46,9 +46,9 @@ var (
 	priority = regexp.MustCompile(`PPR 0x([0-9a-f]{2})`)
 )
 
-// lost returns which CPUs are halted though they take interrupts and have one pending
-// that nothing keeps from them, and which one that is: what no hardware does for longer
-// than a moment.
+// lost returns the CPUs that are halted though they take interrupts and have one pending that
+// nothing masks, and which interrupt that is. No hardware stays like that for longer than a
+// moment.
 func (l look) lost() map[int]int {
 	found := make(map[int]int)
 	for i, cpu := range strings.Split(l.registers, "CPU#")[1:] {

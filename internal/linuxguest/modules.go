@@ -16,7 +16,7 @@ import (
 // them.
 type Modules struct {
 	files map[string]string                   // by name, with _ for -
-	needs func(path string) ([]string, error) // moduleNeeds
+	needs func(path string) ([]string, error) // the function moduleNeeds, or a test's
 }
 
 // FindModules looks for the modules below dir (lib/modules/VERSION).

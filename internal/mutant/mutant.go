@@ -16,7 +16,7 @@ import (
 // A Mutant is a fault: a text that a file of the source has once, and what stands there
 // instead.
 type Mutant struct {
-	What     string // is wrong with it
+	What     string // what is wrong with the code once it is planted
 	File     string // from the directory that Test and Check are given
 	Old, New string
 	Tests    []string // arguments of go test, where others than those of the list find it

@@ -19,7 +19,7 @@ type Link struct {
 	Tags    uint8     // VLAN tags (802.1Q, 802.1ad)
 	VLAN    [2]uint16 // the VLANs of the last two, the inner one first
 	PPPoE   bool      // a session of PPP over Ethernet
-	Session uint16    // its number
+	Session uint16    // the number of the PPPoE session
 }
 
 // Bare reports whether the network header follows the Ethernet header.

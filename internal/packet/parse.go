@@ -19,7 +19,7 @@ const (
 type Packet struct {
 	Frame []byte // as given, without a virtio-net header
 	Kind  Kind
-	Tags  int    // VLAN tags
+	Tags  int    // number of VLAN tags
 	Link  Link   // the tags, and PPP over Ethernet
 	Type  uint16 // the EtherType behind them
 
@@ -29,7 +29,7 @@ type Packet struct {
 
 	bound int // where the frame's data ends, as far as the link says so
 
-	Proto    uint8 // of what is at L4
+	Proto    uint8 // IANA's number of the protocol at L4
 	Fragment bool  // the packet is a fragment: what is at L4 is part of something
 	First    bool  // it is the first one, and has the transport header
 	L4OK     bool  // TCP, UDP, ICMP and ICMPv6: the transport header is whole and consistent

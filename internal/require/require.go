@@ -31,6 +31,9 @@ const (
 	Assembler = "assembler" // GNU as and ld for x86-64
 	Processes = "processes" // child processes of the test, which are never missing
 
+	// SmallPages: Linux with pages of 4 KiB, which a cache without a copy gives back to it.
+	SmallPages = "smallpages"
+
 	// Userfaultfd: Linux 6.7, and leave to open one (root).
 	Userfaultfd = "userfaultfd"
 )

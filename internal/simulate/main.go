@@ -6,8 +6,8 @@
 //	go run ./internal/simulate -seeds 500 -counts
 //	go run ./internal/simulate -seeds 1 -seed 3727 -exact -trace /tmp/trace
 //
-// With -exact a seed is the same to the last bit whenever it runs, as package replay
-// says; the first use builds the Go runtime anew. Without it the order of what
+// With -exact a seed is the same to the last bit whenever it runs, as the comment of
+// writeOverlay says; the first use builds the Go runtime anew. Without it the order of what
 // happens at one instant differs from run to run, so that many runs of the same seeds
 // see more. What is found without -exact may need some runs to be found again.
 package main
@@ -24,8 +24,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/gocolo/lockstep/internal/replay"
 )
 
 func main() {
@@ -52,7 +50,7 @@ func run(seed, seeds, step, cores uint64, exact, counts bool, trace string) erro
 	program := filepath.Join(dir, "protect.test")
 	build := []string{"test", "-c", "-o", program}
 	if exact {
-		overlay, err := replay.Overlay(dir)
+		overlay, err := writeOverlay(dir)
 		if err != nil {
 			return err
 		}

@@ -13,7 +13,7 @@ type Sample struct {
 	Packets uint64        // that have left since the sample before; Latency is theirs
 	Latency time.Duration // the median of how long they were kept
 	P99     time.Duration // what 99 of 100 of them were not kept longer than
-	Longest time.Duration // and none
+	Longest time.Duration // what none of them was kept longer than
 	// Bound: nobody counts packets. Latency and Longest are the median and the longest
 	// of what each checkpoint since the sample before has kept output at most; 0: there
 	// was none.
@@ -42,7 +42,7 @@ type Mark struct {
 type Live struct {
 	Now         time.Time
 	Span        time.Duration
-	Width       int // in pixels
+	Width       int // width of the picture in pixels
 	Checkpoints []Checkpoint
 	Samples     []Sample
 	Marks       []Mark

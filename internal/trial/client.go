@@ -19,7 +19,7 @@ type client struct {
 	mu      sync.Mutex
 	oracle  *oracle.Oracle
 	opened  map[string]int       // connections that a side has made to send by
-	ended   map[string]int       // of them, those that have ended
+	ended   map[string]int       // of these, how many have ended
 	alone   map[string]time.Time // first frame after a side took over, or since expect, when it came
 	waiting map[string]bool      // the side has taken over, or is expected to, and sent nothing since
 	frames  map[string][]arrival

@@ -53,7 +53,7 @@ type Config struct {
 	Lost        time.Duration // without a heartbeat, and a side is lost
 	Signal      string        // what the victim is sent
 	StopFor     time.Duration // with signalStop; 0: until the other side has gone on
-	Repeat      int           // runs
+	Repeat      int           // number of runs
 
 	Term        time.Duration // for which the arbiter gives the guest to a host
 	Failovers   int           // how often one host takes the guest from the other by death; with these Kill and KillAt are not used

@@ -151,6 +151,7 @@ type Reporter struct {
 	done  chan struct{}
 }
 
+// queued is a report that waits to be written.
 type queued struct {
 	Report
 	written chan struct{} // closed when it is; nil: nobody waits

@@ -46,9 +46,9 @@ type Result struct {
 	under       uint64 // the checkpoint that the primary is in, 0 between two
 	throttled   []throttled
 
-	victim   string // or ""
+	victim   string // the side that is killed; empty: none
 	killed   time.Time
-	killedAt string        // in words
+	killedAt string        // where in a checkpoint it was killed, in words
 	woken    time.Time     // with SIGCONT; zero: it was killed
 	late     int           // frames that the victim has let go since
 	lateFor  time.Duration // until the last of them

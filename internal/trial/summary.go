@@ -20,7 +20,7 @@ type Summary struct {
 	VCPUs         int                    `json:"vcpus"`
 	MemBytes      uint64                 `json:"mem_bytes"`
 	Checkpoints   int                    `json:"checkpoints"` // without the initial synchronisation
-	Causes        map[event.Cause]uint64 `json:"causes"`      // of them
+	Causes        map[event.Cause]uint64 `json:"causes"`      // the checkpoints by their causes
 	DirtyPagesP50 uint64                 `json:"dirty_pages_p50"`
 	PauseP50      int64                  `json:"pause_us_p50"`
 	PauseP99      int64                  `json:"pause_us_p99"`

@@ -89,6 +89,7 @@ type kernel interface {
 	ioctl(fd int, request uintptr, arg unsafe.Pointer) (int, error)
 }
 
+// linux is the kernel, by its system calls.
 type linux struct{}
 
 func (linux) userfaultfd(flags int) (int, error) {

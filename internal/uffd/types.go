@@ -12,9 +12,9 @@ const (
 // A Fault is a thread that waits for a page.
 type Fault struct {
 	Addr   uintptr // where: the first byte of the page of the host
-	Write  bool    // it wants to write
+	Write  bool    // the access that faulted is a write
 	WP     bool    // the page is there, and protected
-	Thread uint32  // which thread, with [ThreadID]
+	Thread uint32  // the thread that faulted; with [ThreadID] only
 }
 
 // A Region is pages next to each other that were written, as addresses.

@@ -20,6 +20,7 @@ type Cache struct {
 	oldest   int32
 }
 
+// slot is the place of one page: in a bucket, and in the order of use.
 type slot struct {
 	key          uint64
 	next         int32 // in the bucket or the free list

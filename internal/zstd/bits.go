@@ -11,7 +11,7 @@ var ErrCorrupt = errors.New("corrupt zstd data")
 // forward reads bits from the lowest of the first byte on (RFC 8878, 4.1.1).
 type forward struct {
 	p   []byte
-	pos int // in bits
+	pos int // offset of the next bit
 }
 
 func (b *forward) read(n int) (v int, ok bool) {

@@ -8,6 +8,8 @@ type fseTable struct {
 	entries []fseEntry
 }
 
+// fseEntry says what a state means: a symbol, and how many bits are read and added to base for
+// the next state.
 type fseEntry struct {
 	symbol uint8
 	bits   uint8

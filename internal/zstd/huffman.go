@@ -4,13 +4,14 @@ import "math/bits"
 
 const maxHuffman = 11 // bits of a code
 
-// huffman decodes literals (RFC 8878, 4.2): by the next log bits, a symbol and how
-// many of the bits are its own.
+// huffman decodes literals (RFC 8878, 4.2): the next log bits give a symbol and the length of
+// its code, with which they begin.
 type huffman struct {
 	log     int
 	entries []huffmanEntry
 }
 
+// huffmanEntry is the symbol that bits begin with, and how many of them it is.
 type huffmanEntry struct{ symbol, bits uint8 }
 
 // readHuffman reads the description of a tree, and returns how many bytes it has.

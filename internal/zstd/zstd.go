@@ -8,7 +8,7 @@ import (
 const (
 	magic     = 0xfd2fb528
 	maxBlock  = 128 << 10
-	maxWindow = 32 << 20 // that of level 20
+	maxWindow = 32 << 20 // the window of level 20
 )
 
 // A Decoder decompresses one stream. The zero value is ready. It belongs to one
@@ -22,7 +22,7 @@ type Decoder struct {
 	tree     *huffman
 	tables   [3]*fseTable // of literal lengths, offsets and match lengths
 	repeats  [3]int
-	end      bool // of the frame
+	end      bool // the frame has ended
 }
 
 // Decode fills dst with what src decompresses to: the next bytes of the stream,

@@ -107,7 +107,7 @@ func diskPartsOf(d *virtio.Blk) (p diskParts, err error) {
 
 // nicParts are the parts of gokvm's network card.
 type nicParts struct {
-	tap    int // descriptor
+	tap    int // the descriptor of the TAP interface
 	txKick chan any
 	rxKick chan os.Signal
 }

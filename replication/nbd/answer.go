@@ -268,6 +268,7 @@ type statusAnswer struct {
 	extents []extent
 }
 
+// extent is a length and the flags of that many bytes.
 type extent struct{ n, flags uint32 }
 
 // readExtents reads the extents of a context.

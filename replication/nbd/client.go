@@ -23,7 +23,7 @@ type Client struct {
 	info Info
 	cfg  ClientConfig
 
-	structured bool // replies
+	structured bool // the server gives structured replies
 	contexts   []clientContext
 
 	turn chan struct{} // has an element while a caller reads

@@ -13,7 +13,7 @@ import (
 // ServerConfig.Logger says.
 type clientLog struct {
 	log     *slog.Logger
-	chosen  bool // an export
+	chosen  bool // the client has chosen an export
 	refused bool // said already
 }
 

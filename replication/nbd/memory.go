@@ -14,10 +14,11 @@ type memory struct {
 	mu      sync.Mutex
 	used    int64      // the capacity of the buffers that are in use
 	kept    int64      // the capacity of the buffers in free
-	free    [][][]byte // by class
+	free    [][][]byte // buffers that are not in use, by class
 	waiting []*memoryWait
 }
 
+// memoryWait is a request that waits for memory.
 type memoryWait struct {
 	size    int64
 	granted chan struct{} // closed when there is room, which is counted in used already

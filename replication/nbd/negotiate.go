@@ -27,9 +27,9 @@ type negotiation struct {
 	noZeroes bool
 	leave    func()
 
-	structured bool // replies
+	structured bool // structured replies were agreed on
 	metaExport *Export
-	contexts   []selectedContext // of metaExport
+	contexts   []selectedContext // the contexts that were chosen of metaExport
 }
 
 // run returns the export that the client has chosen, or nil and no error if

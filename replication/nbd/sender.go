@@ -24,7 +24,7 @@ type sender struct {
 	large   []*large // messages whose callers wait; the first may be that of the sending goroutine itself
 	spare   []byte
 	batch   []*large    // used by the sending goroutine, as are parts, vec and until
-	parts   [][]byte    // of the batch
+	parts   [][]byte    // the parts of all of batch
 	vec     net.Buffers // parts; a write removes what it has sent
 	until   time.Time   // the deadline of the connection
 	unused  []*large

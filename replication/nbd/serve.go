@@ -19,7 +19,7 @@ type session struct {
 	link       *link
 	conn       net.Conn // link's connection, or TLS over it
 	size       uint64
-	structured bool // replies
+	structured bool // the client takes structured replies
 	contexts   []selectedContext
 
 	turn turn // held by the worker that reads; guards r and end

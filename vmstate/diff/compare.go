@@ -18,14 +18,14 @@ type Kind string
 const (
 	Machine       Kind = "machine"        // the machine type
 	Configuration Kind = "configuration"  // what else the configuration says
-	PageSize      Kind = "page-size"      // of the target
+	PageSize      Kind = "page-size"      // the size of the target's pages
 	OnlyInOne     Kind = "only-in-one"    // a device, live or not, that the other does not have
 	Version       Kind = "version"        // of a device or a part of one
 	SubsectionIn  Kind = "subsection"     // one that the other does not have
 	Layout        Kind = "layout"         // what a device consists of
 	Value         Kind = "value"          // of a field, or of a body that nothing describes
 	BlockIn       Kind = "ram-block"      // one that the other does not have
-	BlockSize     Kind = "ram-block-size" // its length
+	BlockSize     Kind = "ram-block-size" // the length of a block
 	Pages         Kind = "pages"          // contents of memory
 )
 
@@ -124,6 +124,7 @@ func union(a, b []string) []string {
 	return out
 }
 
+// comparison gathers the differences of two streams; values says whether values count.
 type comparison struct {
 	values bool
 	list   []Difference

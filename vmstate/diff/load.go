@@ -82,6 +82,7 @@ func Load(a, b *State) []Finding {
 	return l.list
 }
 
+// loading gathers what would keep the machine that has written b from loading a.
 type loading struct {
 	a, b *State
 	list []Finding

@@ -161,8 +161,8 @@ type reading struct {
 	s      *State
 	scan   vmstate.Scanner
 	walk   ram.Walker
-	places map[vmstate.Alias]int // of Devices
-	names  map[string]int        // of Blocks
+	places map[vmstate.Alias]int // index in Devices
+	names  map[string]int        // index in Blocks
 	left   int                   // pages that may still be told apart
 	page   []byte
 	last   *Block

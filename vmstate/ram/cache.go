@@ -78,6 +78,7 @@ type Cache struct {
 	only stagedOnly
 }
 
+// cacheBlock is a block of a Cache.
 type cacheBlock struct {
 	Block
 	page   []byte // the cache, as long as Host; nil for a block that is not sent

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"testing"
 
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/qemufile"
 )
 
@@ -30,7 +31,7 @@ func (k kind) cache(t testing.TB, g *guest, cfg CacheConfig) *Cache {
 	t.Helper()
 	cfg.StagedOnly = k.cfg.StagedOnly
 	if _, err := NewCache(nil, nil, cfg); errors.Is(err, errors.ErrUnsupported) {
-		t.Skip(err)
+		require.Missing(t, require.SmallPages, err)
 	}
 	c := newCache(t, g, cfg)
 	c.Resent()

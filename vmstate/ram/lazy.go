@@ -61,7 +61,7 @@ type Lazy struct {
 	part      []byte
 	partBlock *lazyBlock
 	partAt    uint64 // where it begins in the block
-	partHave  uint64 // bytes
+	partHave  uint64 // how many bytes of the page have come
 	partData  bool   // not all zeros
 	zeros     []byte
 
@@ -72,6 +72,7 @@ type Lazy struct {
 	small bool       // the kernel was told to use no huge pages: from PostcopyAdvised to Finish or Close
 }
 
+// lazyBlock is a block of a Lazy, with the pages that have come.
 type lazyBlock struct {
 	Block
 	length uint64 // bytes

@@ -24,9 +24,10 @@ const (
 // A lazyFile is a mapped-ram file that has the memory of a Lazy.
 type lazyFile struct {
 	f      io.ReaderAt
-	blocks []fileBlock // as those of the Lazy
+	blocks []fileBlock // the blocks of the file, in the order of the Lazy's
 }
 
+// fileBlock says where a block's pages are in the file.
 type fileBlock struct {
 	pages int64  // offset in the file of page 0
 	has   Bitmap // pages that the file has; all others are zeros

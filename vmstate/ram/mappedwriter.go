@@ -46,12 +46,13 @@ type MappedWriter struct {
 	last   int
 }
 
+// mappedBlock is a block of a MappedWriter.
 type mappedBlock struct {
 	BlockInfo
 	MappedBlock
 	entry  int64 // of its entry in the list
 	has    []uint64
-	change bool // has is not what the file says
+	change bool // has differs from what the file says
 }
 
 // CreateMapped lays out blocks in a file, from an offset on, and writes all that

@@ -102,6 +102,7 @@ type Saver struct {
 	logging       bool
 }
 
+// saverBlock is a block of a Saver.
 type saverBlock struct {
 	Block
 	mem   []byte // the part of Host in use; empty if the block is not sent

@@ -25,7 +25,7 @@ type stagedOnly struct {
 	resent  bool   // in this session, so that the first Flush does not call KeepCopy
 	copied  bool   // by KeepCopy, so that the first Flush does not
 	held    uint64 // pages that have memory
-	ownRead bool   // own is of this checkpoint
+	ownRead bool   // own was read in this checkpoint
 	stale   bool   // what is not kept has not been given back yet
 	swept   bool   // and since the last Flush all that could be was
 

@@ -84,7 +84,7 @@ type Monitor struct {
 	dismissed bool
 	delay     time.Duration    // of checkpoints, as far as it was set here
 	last      event.Mode       // of the last session that has ended
-	reason    event.ExitReason // why it has
+	reason    event.ExitReason // why the last session has ended
 	broken    error            // of a disk, in the present session
 }
 

@@ -30,6 +30,7 @@ type protection struct {
 	DowntimeNS  int64      `json:"downtime-ns"`
 }
 
+// progress is how far the synchronisation of memory or of a disk has come, in bytes.
 type progress struct {
 	Total     uint64 `json:"total"`
 	Sent      uint64 `json:"sent"`
@@ -62,9 +63,10 @@ type migrationInfo struct {
 	RAM          *migrationStats       `json:"ram,omitempty"`
 	ErrorDesc    string                `json:"error-desc,omitempty"`
 	Blocked      []string              `json:"blocked-reasons,omitempty"`
-	ExpectedDown *int64                `json:"expected-downtime,omitempty"` // milliseconds
+	ExpectedDown *int64                `json:"expected-downtime,omitempty"` // how long the guest will stand still at the end, milliseconds
 }
 
+// migrationStats is the member ram of query-migrate. (QAPI type MigrationStats.)
 type migrationStats struct {
 	Transferred    int64   `json:"transferred"`
 	Remaining      int64   `json:"remaining"`

@@ -40,7 +40,7 @@ const Span = time.Minute
 const (
 	sampled  = 250 * time.Millisecond // from one look at the job to the next
 	between  = 400 * time.Millisecond // from one message to the next, at least
-	silence  = time.Second            // and at most
+	silence  = time.Second            // from one message to the next, at most
 	stalling = 10 * time.Second       // how long a browser may take no byte
 )
 
@@ -75,7 +75,7 @@ type Page struct {
 	origin  *http.CrossOriginProtection
 	token   string        // what an order must carry
 	boot    string        // tells the browsers of a process from those of the one before
-	viewers chan struct{} // one for each
+	viewers chan struct{} // holds one value for each browser that watches
 	over    chan struct{} // closed when Run has returned
 
 	counts metrics.Recorder

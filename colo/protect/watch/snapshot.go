@@ -67,6 +67,7 @@ type row struct {
 	Bytes    string `json:"bytes"`
 }
 
+// flowRow is a row of the page's table of flows that differ.
 type flowRow struct {
 	Flow   string    `json:"flow"`
 	Count  uint64    `json:"count"`

@@ -14,9 +14,9 @@ type action struct {
 	Confirm string `json:"confirm"`
 	Danger  bool   `json:"danger"`
 	Enabled bool   `json:"enabled"`
-	Why     string `json:"why,omitempty"` // why not
+	Why     string `json:"why,omitempty"` // why the button is not enabled
 
-	in []protect.State // that allow it
+	in []protect.State // the states that allow the order
 }
 
 // actions are the buttons in the present state.

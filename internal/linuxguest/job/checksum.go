@@ -4,7 +4,7 @@ import "math"
 
 // Memory that a pass of Checksum goes over: it is read and written whole.
 const (
-	words   = 32 << 10 // of 64 bits
+	words   = 32 << 10 // words of 64 bits
 	doubles = 8 << 10
 )
 

@@ -116,7 +116,7 @@ type guest struct {
 	mu  sync.Mutex
 	sum job.Record // Pass, Integer and Double
 
-	seq uint64 // of report
+	seq uint64 // the number of the next report
 }
 
 func (g *guest) count(ctx context.Context) error {

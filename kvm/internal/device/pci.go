@@ -52,6 +52,7 @@ type PCI struct {
 	functions []*function
 }
 
+// function is a PCI function of the bus, with its configuration space.
 type function struct {
 	config   [256]byte
 	saved    [256]byte

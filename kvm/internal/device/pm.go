@@ -33,6 +33,7 @@ type PM struct {
 	count uint64 // of saved
 }
 
+// pmState is the registers of a power block.
 type pmState struct{ enable, control uint16 }
 
 const sciEnabled = 1 // there is no system management mode to take over from

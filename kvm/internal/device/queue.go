@@ -97,7 +97,7 @@ func (q *queue) available() (uint16, error) {
 // room is what a chain has for the device to write.
 type room struct {
 	head uint16
-	n    uint32 // bytes
+	n    uint32 // the length of the buffers, bytes
 }
 
 // rooms takes a look at as many of the next available chains as have room for n bytes

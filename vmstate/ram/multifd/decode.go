@@ -25,6 +25,7 @@ func DecodeZlib(m Method) (Decoder, error) {
 	return new(zlibDecoder), nil
 }
 
+// zlibDecoder decompresses the stream that a channel's packets are pieces of.
 type zlibDecoder struct {
 	left  pieces
 	z     io.ReadCloser

@@ -26,6 +26,7 @@ func CompressZlib(m Method) (Compressor, error) {
 	return c, err
 }
 
+// zlibCompressor compresses packets as pieces of one stream.
 type zlibCompressor struct {
 	z   *zlib.Writer
 	out bytes.Buffer

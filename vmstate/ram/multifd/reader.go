@@ -32,10 +32,10 @@ type Reader struct {
 	Decoder func(Method) (Decoder, error)
 
 	decoders map[Method]Decoder
-	pages    []byte // as decoded
+	pages    []byte // the pages of the packet, decompressed
 
 	r       *qemufile.Reader
-	at      int64 // of the packet
+	at      int64 // offset at which the packet begins
 	packet  Packet
 	device  Device
 	block   string // of the last packet that had one

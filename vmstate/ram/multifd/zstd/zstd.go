@@ -31,6 +31,7 @@ func Compressor(m multifd.Method) (multifd.Compressor, error) {
 	return c, err
 }
 
+// compressor compresses packets as pieces of one stream.
 type compressor struct {
 	z   *zstd.Encoder
 	out bytes.Buffer
@@ -63,6 +64,7 @@ func Decoder(m multifd.Method) (multifd.Decoder, error) {
 	return d, err
 }
 
+// decoder decompresses the stream that a channel's packets are pieces of.
 type decoder struct {
 	z     *zstd.Decoder
 	in    packet

@@ -1,15 +1,4 @@
-// Package replay makes the Go runtime repeat itself inside a bubble of
-// testing/synctest: which case of a select is taken when several can be, which of
-// two timers rings first that are due at the same time, where the iteration of a map
-// begins and, if its keys are no pointers, where it goes on. Outside a bubble nothing changes. A test that runs in a bubble, on one P
-// (GOMAXPROCS=1) and with the garbage collector off (which stops the world in the
-// middle of things) does the same to the last bit whenever it runs.
-//
-// It is done by an overlay for the go command, which replaces some lines of package
-// runtime for one build. The runtime is built for it anew, once, which takes the
-// better part of a minute. Go has no promise about those lines: Overlay says
-// ErrToolchain where they are not as this package knows them.
-package replay
+package main
 
 import (
 	"encoding/json"
@@ -21,8 +10,8 @@ import (
 	"strings"
 )
 
-// ErrToolchain says that the lines of a toolchain's runtime are not known.
-var ErrToolchain = errors.New("replay: this toolchain's runtime is not known")
+// errToolchain says that the lines of a toolchain's runtime are not known.
+var errToolchain = errors.New("this toolchain's runtime is not known")
 
 // A change replaces a text that a file of package runtime has once.
 type change struct{ why, file, old, new string }
@@ -108,10 +97,22 @@ func bubbledRand(what int) uint32 {
 	},
 }
 
-// Overlay writes an overlay into dir, which stays until it is of no use any more, and
+// writeOverlay writes an overlay into dir, where it must stay while it is used, and
 // returns the path of what the go command takes as -overlay. The error is
-// ErrToolchain, or that of a file.
-func Overlay(dir string) (string, error) {
+// errToolchain, or that of a file.
+//
+// The overlay makes the Go runtime repeat itself inside a bubble of
+// testing/synctest: which case of a select is taken when several can be, which of
+// two timers rings first that are due at the same time, where the iteration of a map
+// begins. Outside a bubble nothing changes. A test that runs in a bubble, on one P
+// (GOMAXPROCS=1) and with the garbage collector off (which stops the world in the
+// middle of things) does the same to the last bit whenever it runs.
+//
+// It is done by an overlay for the go command, which replaces some lines of package
+// runtime for one build. The runtime is built for it anew, once, which takes the
+// better part of a minute. Go has no promise about those lines: the error is
+// errToolchain where they are not as this file knows them.
+func writeOverlay(dir string) (string, error) {
 	root, err := exec.Command("go", "env", "GOROOT").Output()
 	if err != nil {
 		return "", fmt.Errorf("replay: go env: %w", err)
@@ -133,7 +134,7 @@ func Overlay(dir string) (string, error) {
 			return "", err
 		}
 		if n := strings.Count(string(source), c.old); n != 1 {
-			return "", fmt.Errorf("%w: %s has the place of %q %d times", ErrToolchain, c.file, c.why, n)
+			return "", fmt.Errorf("%w: %s has the place of %q %d times", errToolchain, c.file, c.why, n)
 		}
 		if err := os.WriteFile(to, []byte(strings.Replace(string(source), c.old, c.new, 1)), 0o600); err != nil {
 			return "", err

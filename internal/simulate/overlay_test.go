@@ -1,4 +1,4 @@
-package replay
+package main
 
 import (
 	"encoding/json"
@@ -13,7 +13,7 @@ func TestOverlayKnowsThisToolchain(t *testing.T) {
 	if !strings.HasPrefix(runtime.Version(), "go1.26") {
 		t.Skipf("the changes are for Go 1.26, this is %s", runtime.Version())
 	}
-	path, err := Overlay(t.TempDir())
+	path, err := writeOverlay(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,0 +1,132 @@
+package control
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"io"
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/protect"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/event/qmp"
+)
+
+func TestHandlesAreServedForAsLongAsTheJobRuns(t *testing.T) {
+	dir := t.TempDir()
+	f := flag.NewFlagSet("test", flag.ContinueOnError)
+	h := Flags(f)
+	if err := f.Parse([]string{"-qmp", "unix:" + filepath.Join(dir, "s"), "-http", freePort(t), "-http-control"}); err != nil {
+		t.Fatal(err)
+	}
+	j := newJob(protect.Alone)
+	quit := make(chan struct{})
+	done := make(chan error)
+	told := make(map[string]string)
+	go func() {
+		done <- h.Run(t.Context(), j, Config{
+			Events: new(event.Bus), Quit: func() { close(quit) },
+			Listening: func(handle, address string) { told[handle] = address },
+		})
+	}()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var c *qmp.Client
+	for c == nil {
+		var err error
+		if c, err = qmp.Dial(ctx, h.QMP); err != nil && ctx.Err() != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := do(t, c, "query-name", nil); got != "map[name:db1]" {
+		t.Error(got)
+	}
+	a, err := http.Get("http://127.0.0.1:" + h.HTTP + "/state")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(a.Body); err != nil || !bytes.Contains(b, []byte(`"state":"alone"`)) {
+		t.Errorf("%s, %v", b, err)
+	}
+	a.Body.Close()
+	// One who watches does not keep the job from ending.
+	if a, err = http.Get("http://127.0.0.1:" + h.HTTP + "/live"); err != nil {
+		t.Fatal(err)
+	}
+	defer a.Body.Close()
+	if err := c.Do(ctx, "quit", nil, nil); err != nil {
+		t.Error(err)
+	}
+	<-quit
+	why := errors.New("enough")
+	j.run <- why
+	if err := <-done; err != why {
+		t.Errorf("Run: %v", err)
+	}
+	if want := map[string]string{HandleMonitor: h.QMP, HandlePage: "http://127.0.0.1:" + h.HTTP + "/"}; !maps.Equal(told, want) {
+		t.Errorf("told of %q, want %q", told, want)
+	}
+	if c, err := net.Dial("unix", filepath.Join(dir, "s")); err == nil {
+		c.Close()
+		t.Error("the monitor is still there")
+	}
+	c.Close()
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// A port 0 is one that is free, and the host is told which.
+func TestAHostIsToldWhichPortsWereFree(t *testing.T) {
+	j := newJob(protect.Alone)
+	told := make(map[string]string)
+	h := Handles{QMP: "tcp:127.0.0.1:0", HTTP: "0"}
+	j.run <- nil
+	if err := h.Run(t.Context(), j, Config{Listening: func(handle, address string) { told[handle] = address }}); err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(told[HandlePage])
+	if err != nil {
+		t.Fatal(err)
+	}
+	for handle, address := range map[string]string{HandleMonitor: told[HandleMonitor], HandlePage: u.Host} {
+		if host, port, err := net.SplitHostPort(address); err != nil || host != "127.0.0.1" || port == "0" {
+			t.Errorf("the %s is at %q", handle, address)
+		}
+	}
+}
+
+func TestAnAddressThatIsTakenIsNoticedBeforeTheJobBegins(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	j := newJob(protect.Alone)
+	path := filepath.Join(t.TempDir(), "s")
+	for _, h := range []Handles{{QMP: l.Addr().String()}, {QMP: "unix:" + path, HTTP: l.Addr().String()}} {
+		if err := h.Run(t.Context(), j, Config{}); err == nil || !strings.Contains(err.Error(), "control: ") {
+			t.Errorf("%+v: %v", h, err)
+		}
+	}
+	if c, err := net.Dial("unix", path); err == nil {
+		c.Close()
+		t.Error("a monitor is left over")
+	}
+}
+
+func freePort(t *testing.T) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, _ := net.SplitHostPort(l.Addr().String())
+	return port
+}

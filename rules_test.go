@@ -1,0 +1,196 @@
+package lockstep_test
+
+import (
+	"go/ast"
+	"go/types"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// Whoever uses a package says what is printed and when the process ends.
+func TestNoPackagePrintsExitsOrBeginsByItself(t *testing.T) {
+	loud := regexp.MustCompile(`^(fmt\.Print(f|ln)?|os\.(Stdout|Stderr|Exit)|log\.\w+|slog\.(Default|SetDefault|(Debug|Info|Warn|Error)(Context)?|Log|LogAttrs)|print|println)$`)
+	for _, dir := range publicPackages(t) {
+		for _, file := range sources(t, dir) {
+			// A variable named log is not package log.
+			logs := slices.ContainsFunc(file.Imports, func(i *ast.ImportSpec) bool { return i.Path.Value == `"log"` })
+			ast.Inspect(file, func(n ast.Node) bool {
+				switch n := n.(type) {
+				case *ast.FuncDecl:
+					if n.Name.Name == "init" && n.Recv == nil {
+						t.Errorf("%s has a func init", dir)
+					}
+				case *ast.SelectorExpr:
+					if s := types.ExprString(n); loud.MatchString(s) && (logs || !strings.HasPrefix(s, "log.")) {
+						t.Errorf("%s uses %s", dir, s)
+					}
+				case *ast.CallExpr:
+					if id, ok := n.Fun.(*ast.Ident); ok && loud.MatchString(id.Name) {
+						t.Errorf("%s calls %s", dir, id.Name)
+					}
+				}
+				return true
+			})
+		}
+	}
+}
+
+func TestKVMAndCOLODoNotKnowEachOther(t *testing.T) {
+	next := map[string][]string{}
+	for line := range strings.Lines(read(t, ".ci/imports")) {
+		from, to, _ := strings.Cut(strings.TrimSpace(line), " -> ")
+		next[from] = append(next[from], to)
+	}
+	for _, pair := range [][2]string{{"kvm", "colo"}, {"kvm/pc", "colo"}, {"kvm/gokvmhost", "colo"}, {"colo", "kvm"}, {"colo/protect", "kvm"}} {
+		seen := map[string]bool{}
+		var visit func(pkg string)
+		visit = func(pkg string) {
+			if !seen[pkg] {
+				seen[pkg] = true
+				for _, n := range next[pkg] {
+					visit(n)
+				}
+			}
+		}
+		visit(pair[0])
+		if len(seen) == 1 {
+			t.Errorf(".ci/imports has no arrow from %s", pair[0])
+		}
+		if seen[pair[1]] {
+			t.Errorf("%s imports %s, or a package that does", pair[0], pair[1])
+		}
+	}
+}
+
+// An error that crosses packages says where it comes from. In the packages named here an
+// Error with the place of the failure says it, and wraps what is said.
+func TestErrorsBeginWithTheirPackage(t *testing.T) {
+	placed := []string{"colo", "colo/filter", "qemufile", "replication", "vmstate", "vmstate/ram", "vmstate/ram/multifd"}
+	sentinels := 0
+	for _, dir := range publicPackages(t) {
+		if slices.Contains(placed, dir) {
+			continue
+		}
+		for _, file := range sources(t, dir) {
+			for _, d := range file.Decls {
+				g, ok := d.(*ast.GenDecl)
+				if !ok {
+					continue
+				}
+				for _, s := range g.Specs {
+					v, ok := s.(*ast.ValueSpec)
+					if !ok || len(v.Values) != 1 {
+						continue
+					}
+					call, ok := v.Values[0].(*ast.CallExpr)
+					if !ok || types.ExprString(call.Fun) != "errors.New" && types.ExprString(call.Fun) != "fmt.Errorf" {
+						continue
+					}
+					sentinels++
+					if text := types.ExprString(call.Args[0]); v.Names[0].IsExported() && !strings.HasPrefix(text, `"`+path.Base(dir)+": ") {
+						t.Errorf("%s.%s is %s, without the package", dir, v.Names[0], text)
+					}
+				}
+			}
+		}
+	}
+	if sentinels == 0 {
+		t.Error("no package has an error")
+	}
+}
+
+func TestQuickackStandsAlone(t *testing.T) {
+	for line := range strings.Lines(read(t, ".ci/imports")) {
+		from, to, _ := strings.Cut(strings.TrimSpace(line), " -> ")
+		if from == "colo/quickack" || to == "colo/quickack" && from != "examples/qemu" {
+			t.Errorf("there is an arrow from %s to %s", from, to)
+		}
+	}
+}
+
+// The machines that docs/architecture.md calls decisions, by the files that hold them.
+func TestDecisionsDoNoIO(t *testing.T) {
+	outside := regexp.MustCompile(`^"(os|net|io|syscall|context)(/.*)?"$|/unix"$`)
+	clock := regexp.MustCompile(`^time\.(Now|Since|Until|After|AfterFunc|Sleep|Tick|NewTimer|NewTicker)$`)
+	machines := map[string]string{
+		"failover/machine.go": "Machine", "failover/holder.go": "Holder", "failover/record.go": "Record",
+		"failover/heartbeat/monitor.go": "Monitor", "colo/compare/": "Engine", "colo/protect/machine.go": "machine",
+	}
+	for where, name := range machines {
+		dir, file := filepath.Split(where)
+		methods := 0
+		for base, f := range byFile(t, dir) {
+			if file != "" && base != file {
+				continue
+			}
+			has := 0
+			for _, d := range f.Decls {
+				d, ok := d.(*ast.FuncDecl)
+				if !ok || d.Recv == nil || strings.TrimPrefix(types.ExprString(d.Recv.List[0].Type), "*") != name {
+					continue
+				}
+				has++
+				ast.Inspect(d, func(n ast.Node) bool {
+					switch n := n.(type) {
+					case *ast.GoStmt:
+						t.Errorf("%s.%s of %s starts a goroutine", name, d.Name.Name, base)
+					case *ast.SelectorExpr:
+						if s := types.ExprString(n); clock.MatchString(s) {
+							t.Errorf("%s.%s of %s calls %s", name, d.Name.Name, base, s)
+						}
+					}
+					return true
+				})
+			}
+			for _, i := range f.Imports {
+				if has > 0 && outside.MatchString(i.Path.Value) {
+					t.Errorf("%s%s, which has methods of %s, imports %s", dir, base, name, i.Path.Value)
+				}
+			}
+			methods += has
+		}
+		if methods == 0 {
+			t.Errorf("%s has no methods of %s", where, name)
+		}
+	}
+}
+
+func TestTheRootModuleDependsOnWhatTheREADMESays(t *testing.T) {
+	linked := []string{"github.com/bobuhiro11/gokvm", "golang.org/x/sys"}
+	known := append([]string{"github.com/google/go-cmp", "go.uber.org/goleak"}, linked...)
+	for line := range strings.Lines(read(t, "go.mod")) {
+		if f := strings.Fields(line); len(f) == 2 && strings.HasPrefix(f[1], "v") && !slices.Contains(known, f[0]) {
+			t.Errorf("go.mod requires %s", f[0])
+		}
+	}
+	for _, dir := range publicPackages(t) {
+		for _, file := range sources(t, dir) {
+			for _, i := range file.Imports {
+				p := strings.Trim(i.Path.Value, `"`)
+				foreign := strings.Contains(strings.Split(p, "/")[0], ".") && !strings.HasPrefix(p, "github.com/gocolo/lockstep")
+				if foreign && !slices.ContainsFunc(linked, func(l string) bool { return p == l || strings.HasPrefix(p, l+"/") }) {
+					t.Errorf("%s imports %s", dir, p)
+				}
+			}
+		}
+	}
+}
+
+// A package that bounds what it takes is one that decodes what others send.
+func TestEveryPackageThatBoundsAnInputHasAFuzzTarget(t *testing.T) {
+	for _, list := range bounds {
+		for _, b := range list {
+			files, err := filepath.Glob(b.dir + "/*_test.go")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !slices.ContainsFunc(files, func(f string) bool { return strings.Contains(read(t, f), "\nfunc Fuzz") }) {
+				t.Errorf("%s, which bounds %s, has no fuzz target", b.dir, b.name)
+			}
+		}
+	}
+}
