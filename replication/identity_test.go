@@ -401,6 +401,48 @@ func TestSecondaryThatComesBackGetsOnlyWhatItMissed(t *testing.T) {
 	wantErr(t, "the first, which does not permit it", joinOver(p, s), ErrIdentity)
 }
 
+// What a synchronisation has copied, and nobody has flushed, is lost with the secondary's
+// host: the next synchronisation copies it again.
+func TestWhatWasCopiedToAHostThatWasLostIsCopiedAgain(t *testing.T) {
+	ctx := context.Background()
+	local := newFake(testSize, 0x11)
+	p, err := NewPrimary(local, PrimaryConfig{Overwrite: true})
+	must(t, err)
+	disk, dev := newPoweredFake(make([]byte, testSize)), newMetaDevice(testSize)
+	s, err := NewSecondary(reopened(t, disk, dev), SecondaryConfig{})
+	must(t, err)
+	must(t, joinOver(p, s))
+	must(t, p.Synchronise(ctx, SyncConfig{}))
+	must(t, p.Mark(ctx, 0))
+	must(t, s.Start(ctx))
+	must(t, p.Loaded(ctx, 0))
+	must(t, p.Start(ctx))
+	must(t, p.Stop(ctx, true))
+	write(t, p, 0x33, 2*ChunkSize, SectorSize)
+
+	write(t, p, 0x44, 5*ChunkSize, SectorSize)
+
+	join := func() error {
+		t.Helper()
+		s, err = NewSecondary(reopened(t, disk, dev), SecondaryConfig{})
+		must(t, err)
+		must(t, joinOver(p, s))
+		return p.Synchronise(ctx, SyncConfig{})
+	}
+	disk.failWrite = func(off int64, _ int) error {
+		if off == 5*ChunkSize {
+			return errInjected // the host is lost
+		}
+		return nil
+	}
+	wantErr(t, "a synchronisation whose secondary is lost", join(), ErrBroken)
+	want(t, "what it has copied", disk, 0x33, 2*ChunkSize, SectorSize)
+	disk = disk.stableCopy()
+	want(t, "what is left of it", disk, 0x11, 2*ChunkSize, SectorSize)
+	must(t, join())
+	wantBytes(t, "the copy", disk.data, local.data, 0)
+}
+
 // A secondary that refuses costs a primary nothing that it has.
 func TestAnAttachThatIsRefusedLeavesTheRemoteOfBefore(t *testing.T) {
 	ctx := context.Background()
