@@ -3,9 +3,7 @@ package replication
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"errors"
-	"hash/crc32"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -160,73 +158,6 @@ func TestIdentityIsCarriedInASector(t *testing.T) {
 	if i, err := decodeIdentity(make([]byte, SectorSize)); err != nil || i != (Identity{}) {
 		t.Errorf("a blank sector: %v, %v", i, err)
 	}
-}
-
-func FuzzIdentity(f *testing.F) {
-	i := lineage(3)[2]
-	f.Add(encodeIdentity(i))
-	f.Add(make([]byte, SectorSize))
-	f.Fuzz(func(t *testing.T, p []byte) {
-		i, err := decodeIdentity(p)
-		if err != nil {
-			if !errors.Is(err, ErrCorrupt) {
-				t.Fatal(err)
-			}
-			return
-		}
-		if back, err := decodeIdentity(encodeIdentity(i)); err != nil || back != i {
-			t.Fatalf("%v becomes %v, %v", i, back, err)
-		}
-	})
-}
-
-func FuzzMetadata(f *testing.F) {
-	dev := newMetaDevice(testSize)
-	d := reopened(f, newFake(testSize, 0), dev)
-	if err := d.meta.update(func(i *Identity, b *peerBase) { *i = lineage(2)[1]; b.Copy = newID() }); err != nil {
-		f.Fatal(err)
-	}
-	f.Add(bytes.Clone(dev.data), uint16(0), byte(0), false)
-	f.Add(bytes.Clone(dev.data), uint16(4096+24), byte(1), true)
-	f.Fuzz(func(t *testing.T, p []byte, at uint16, xor byte, fix bool) {
-		p = append(p, make([]byte, max(0, metadataHead-len(p)))...)
-		p = p[:len(p)/SectorSize*SectorSize]
-		p[int(at)%len(p)] ^= xor
-		if fix { // a checksum that is right
-			for s := range 2 {
-				slot := p[s*metadataSlot : s*metadataSlot+SectorSize]
-				var m Metadata
-				copy(slot, metadataMagic)
-				if m.decode(sealed(slot)) {
-					copy(slot, sealed(slot))
-				}
-			}
-		}
-		m, err := OpenMetadata(&fakeDisk{data: p})
-		if err != nil {
-			if !errors.Is(err, ErrCorrupt) {
-				t.Fatal(err)
-			}
-			return
-		}
-		if err := m.update(func(i *Identity, _ *peerBase) { i.Epoch++ }); err != nil {
-			t.Fatal(err)
-		}
-		again, err := OpenMetadata(m.dev.Disk)
-		if err != nil || again.id != m.id || again.peer != m.peer {
-			t.Fatalf("%+v becomes %+v, %v", m.id, again, err)
-		}
-		if _, err := m.openIntent(testSize); err != nil {
-			t.Fatal(err)
-		}
-	})
-}
-
-// sealed is a sector with the checksum that it should have.
-func sealed(p []byte) []byte {
-	q := bytes.Clone(p)
-	binary.LittleEndian.PutUint32(q[SectorSize-4:], crc32.Checksum(q[:SectorSize-4], castagnoli))
-	return q
 }
 
 func TestImagesAreLocked(t *testing.T) {
@@ -399,6 +330,48 @@ func TestSecondaryThatComesBackGetsOnlyWhatItMissed(t *testing.T) {
 	other.cfg.Overwrite = true
 	must(t, joinOver(other, s))
 	wantErr(t, "the first, which does not permit it", joinOver(p, s), ErrIdentity)
+}
+
+// What a synchronisation has copied, and nobody has flushed, is lost with the secondary's
+// host: the next synchronisation copies it again.
+func TestWhatWasCopiedToAHostThatWasLostIsCopiedAgain(t *testing.T) {
+	ctx := context.Background()
+	local := newFake(testSize, 0x11)
+	p, err := NewPrimary(local, PrimaryConfig{Overwrite: true})
+	must(t, err)
+	disk, dev := newPoweredFake(make([]byte, testSize)), newMetaDevice(testSize)
+	s, err := NewSecondary(reopened(t, disk, dev), SecondaryConfig{})
+	must(t, err)
+	must(t, joinOver(p, s))
+	must(t, p.Synchronise(ctx, SyncConfig{}))
+	must(t, p.Mark(ctx, 0))
+	must(t, s.Start(ctx))
+	must(t, p.Loaded(ctx, 0))
+	must(t, p.Start(ctx))
+	must(t, p.Stop(ctx, true))
+	write(t, p, 0x33, 2*ChunkSize, SectorSize)
+
+	write(t, p, 0x44, 5*ChunkSize, SectorSize)
+
+	join := func() error {
+		t.Helper()
+		s, err = NewSecondary(reopened(t, disk, dev), SecondaryConfig{})
+		must(t, err)
+		must(t, joinOver(p, s))
+		return p.Synchronise(ctx, SyncConfig{})
+	}
+	disk.failWrite = func(off int64, _ int) error {
+		if off == 5*ChunkSize {
+			return errInjected // the host is lost
+		}
+		return nil
+	}
+	wantErr(t, "a synchronisation whose secondary is lost", join(), ErrBroken)
+	want(t, "what it has copied", disk, 0x33, 2*ChunkSize, SectorSize)
+	disk = disk.stableCopy()
+	want(t, "what is left of it", disk, 0x11, 2*ChunkSize, SectorSize)
+	must(t, join())
+	wantBytes(t, "the copy", disk.data, local.data, 0)
 }
 
 // A secondary that refuses costs a primary nothing that it has.

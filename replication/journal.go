@@ -427,68 +427,6 @@ func (j *Journal) setPrepared(epoch uint64) error {
 	return j.store(b)
 }
 
-// The active device: a map of mapEntry bytes for each slot, then the slots.
-
-const mapEntry = 16 // block u64, slot u32, data u8, zero u8, 2 unused
-
-func (j *Journal) activeSlots() int64 { return (j.active.Size() - BlockSize) / (BlockSize + mapEntry) }
-
-func (j *Journal) activeData() int64 {
-	return (j.activeSlots()*mapEntry + BlockSize - 1) / BlockSize * BlockSize
-}
-
-func (j *Journal) writeMap(active *overlay) (n uint64, sum uint32, err error) {
-	buf := make([]byte, 0, 64<<10)
-	var off int64
-	flush := func() error {
-		sum = crc32.Update(sum, castagnoli, buf)
-		err := writeFull(j.active, buf, off)
-		off += int64(len(buf))
-		buf = buf[:0]
-		return err
-	}
-	le := binary.LittleEndian
-	for _, leaf := range active.leavesInUse() {
-		for b := int64(leaf) * leafBlocks; b < (int64(leaf)+1)*leafBlocks; b++ {
-			e := active.lookup(b)
-			if e.held() == 0 {
-				continue
-			}
-			n++
-			buf = le.AppendUint64(buf, uint64(b))
-			buf = le.AppendUint32(buf, e.slot-1)
-			buf = append(buf, e.data, e.zero, 0, 0)
-			if len(buf) == cap(buf) {
-				if err := flush(); err != nil {
-					return 0, 0, err
-				}
-			}
-		}
-	}
-	// Whole sectors; the rest of the last is not looked at.
-	whole := len(buf)
-	sum = crc32.Update(sum, castagnoli, buf)
-	buf = buf[:(whole+SectorSize-1)/SectorSize*SectorSize]
-	clear(buf[whole:])
-	return n, sum, writeFull(j.active, buf, off)
-}
-
-// deviceSlots keeps blocks on a device, from base on.
-type deviceSlots struct {
-	dev  Disk
-	base int64
-}
-
-func (d deviceSlots) grow(uint32) {}
-
-func (d deviceSlots) readSlot(slot uint32, p []byte, at int) error {
-	return readFull(d.dev, p, d.base+int64(slot)*BlockSize+int64(at))
-}
-
-func (d deviceSlots) writeSlot(slot uint32, p []byte, at int) error {
-	return writeFull(d.dev, p, d.base+int64(slot)*BlockSize+int64(at))
-}
-
 // String returns the journal's state as text for messages.
 func (j *Journal) String() string {
 	st, epoch := j.State()
