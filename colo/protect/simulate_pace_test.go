@@ -3,6 +3,7 @@ package protect
 import (
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -33,4 +34,29 @@ func (s *simulation) leaves() bool {
 		}
 	}
 	return s.heard() > before
+}
+
+// standDeep keeps goroutines standing whose stacks are as deep as those of a seed become. The
+// runtime, if it is told to adapt (see internal/simulate), gives a new goroutine a stack of
+// the average size that a collection finds; between two seeds it would find nobody, and each
+// goroutine of a seed would grow its stack step by step. What is returned ends them.
+func standDeep() (end func()) {
+	const many, deep = 64, 10 << 10
+	stop := make(chan struct{})
+	var group sync.WaitGroup
+	for range many {
+		group.Go(func() { stand(deep, stop) })
+	}
+	return func() { close(stop); group.Wait() }
+}
+
+//go:noinline
+func stand(deep int, stop chan struct{}) byte {
+	var frame [512]byte
+	if deep -= len(frame); deep > 0 {
+		frame[deep%len(frame)] = stand(deep, stop)
+	} else {
+		<-stop
+	}
+	return frame[(deep+len(frame))%len(frame)]
 }

@@ -139,7 +139,7 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 		}
 		return d
 	})
-	if s.newer != nil && s.newer.IntN(4) == 0 {
+	if s.newer != nil && s.newer.IntN(8) == 0 {
 		s.reach.Store(int64(s.newer.IntN(300)) * int64(time.Millisecond))
 	}
 	w.f.ways.takes = func() time.Duration {
@@ -207,7 +207,7 @@ func (s *simulation) fault() {
 		s.start(name, false)
 		return
 	}
-	if s.newer != nil && s.newer.IntN(20) == 0 {
+	if s.newer != nil && s.newer.IntN(40) == 0 {
 		most := time.Duration(s.newer.IntN(4)*s.newer.IntN(3000)) * time.Millisecond // it may be too long for a pair
 		s.reach.Store(int64(most))
 		s.say("making a connection takes up to %v", most)
@@ -623,6 +623,7 @@ func TestSimulatedFaults(t *testing.T) {
 	// The collector would stop the world in the middle of a seed. Between two it
 	// makes room that need not be asked for again.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	defer standDeep()()
 	var compared, agreed, diverged uint64
 	done := newCounts()
 	var threes, thirds, tended, begins, begun, earlies, pieces int
