@@ -57,6 +57,7 @@ var judged = map[string]map[string][]string{
 	"says what a word or a page means, or what a program has": {
 		"README.md": {
 			"On two hosts each has a port, a job and a certificate,",
+			"Two hosts, a process each, protect a guest by",
 			"What the client says goes to both guests;",
 			"The survivor is protected again when the other comes back,",
 			"[Its page](examples/qemu/README.md) has ten commands",

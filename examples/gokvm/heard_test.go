@@ -18,7 +18,9 @@ func (still) Resume(context.Context) error { return nil }
 func TestAFrameIsHeardWhetherItIsWrittenOrComposed(t *testing.T) {
 	nic := proxy.NewPrimary(proxy.PrimaryConfig{VM: still{}, Deliver: func([]byte) error { return nil }})
 	h := heard{nic, new(proxy.Neighbors), 0}
-	frame := func(last byte) []byte { return append([]byte{2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, last, 8, 0}, make([]byte, 46)...) }
+	frame := func(last byte) []byte {
+		return append([]byte{2, 0, 0, 0, 0, 9, 2, 0, 0, 0, 0, last, 8, 0}, make([]byte, 46)...)
+	}
 	if err := h.WritePacket(frame(1)); err != nil {
 		t.Fatal(err)
 	}
