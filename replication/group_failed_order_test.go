@@ -90,7 +90,7 @@ func TestDisksOfAFailoverThatOneJournalRefusedAreNotMixed(t *testing.T) {
 		}
 		for i := range got {
 			if !bytes.Equal(got[i].data, want[i]) {
-				t.Fatal(fmt.Sprintf("seed %d: journal of disk %d failed: disk %d is not %s (%v)", seed, bad, i, what, err))
+				t.Fatalf("seed %d: journal of disk %d failed: disk %d is not %s (%v)", seed, bad, i, what, err)
 			}
 		}
 	}
