@@ -293,6 +293,11 @@ func TestStoppedProcessKeepsNobodyOut(t *testing.T) {
 		if err := w.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
+		// It may go on for a moment on another processor.
+		var state syscall.WaitStatus
+		if _, err := syscall.Wait4(w.cmd.Process.Pid, &state, syscall.WUNTRACED, nil); err != nil || !state.Stopped() {
+			t.Fatalf("not stopped: %v, %v", state, err)
+		}
 		r, err := s.Load(t.Context())
 		if err != nil {
 			t.Fatal(err)
