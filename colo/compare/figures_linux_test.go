@@ -59,10 +59,15 @@ func TestFiguresOfTransfersThroughAPair(t *testing.T) {
 		name string
 		dev  tap.Config
 		loss float64
+		rate string // of each stack's interface; "": as fast as it goes
 	}{
-		{"whole segments", tap.Config{VNetHdrLen: 12, Offload: tap.OffloadTCP}, 0},
-		{"no offloads", tap.Config{}, 0},
-		{"no offloads, 1 of 200 lost", tap.Config{}, 0.005},
+		{"whole segments", tap.Config{VNetHdrLen: 12, Offload: tap.OffloadTCP}, 0, ""},
+		{"no offloads", tap.Config{}, 0, ""},
+		{"no offloads, 1 of 200 lost", tap.Config{}, 0.005, ""},
+		// What the processors do not bound.
+		{"whole segments, 1 Gbit/s", tap.Config{VNetHdrLen: 12, Offload: tap.OffloadTCP}, 0, "1gbit"},
+		{"no offloads, 1 Gbit/s", tap.Config{}, 0, "1gbit"},
+		{"no offloads, 1 Gbit/s, 1 of 200 lost", tap.Config{}, 0.005, "1gbit"},
 	} {
 		var best [ways][3]cost // download, upload, median of requests
 		for run := range *stackRuns {
@@ -73,6 +78,11 @@ func TestFiguresOfTransfersThroughAPair(t *testing.T) {
 						seed++
 						l.loss, l.dup, l.late, l.rng = c.loss, 0, 0, newLink(seed, nil).rng
 					}, way == tolled)
+					for _, h := range []*netns.Stack{w.client, w.primary, w.secondary} {
+						if c.rate != "" {
+							h.Limit(t, "net0", c.rate)
+						}
+					}
 					if way == bare {
 						w.bare.Store(true)
 						w.cmp.Failover()

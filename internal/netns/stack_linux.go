@@ -3,12 +3,8 @@ package netns
 import (
 	"fmt"
 	"os/exec"
-	"runtime"
 	"strings"
-	"sync"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/gocolo/lockstep/colo/filter/tap"
 	"github.com/gocolo/lockstep/internal/require"
@@ -24,7 +20,7 @@ const (
 // A Stack is a network namespace with one interface, whose other end the Device is.
 type Stack struct {
 	*tap.Device
-	do chan func()
+	space
 }
 
 // New makes the stack of a guest or of the client, in a thread of this process; it is
@@ -33,25 +29,7 @@ type Stack struct {
 // of chance. It skips the test where no namespace or no TAP interface can be made.
 func New(t *testing.T, guest bool, dev tap.Config) *Stack {
 	t.Helper()
-	require.Outside(t, require.NetNS)
-	s := &Stack{do: make(chan func())}
-	begun := make(chan error)
-	var thread sync.WaitGroup
-	thread.Go(func() {
-		runtime.LockOSThread() // for good: the thread ends with this goroutine
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		begun <- err
-		if err == nil {
-			for fn := range s.do {
-				fn()
-			}
-		}
-	})
-	if err := <-begun; err != nil {
-		require.Missing(t, require.NetNS, err)
-	}
-	t.Cleanup(thread.Wait)
-	t.Cleanup(func() { close(s.do) })
+	s := &Stack{space: enter(t)}
 	me4, me6, mac, you4, you6, yours := Client4, Client6, ClientMAC, Guest4, Guest6, GuestMAC
 	if guest {
 		me4, me6, mac, you4, you6, yours = Guest4, Guest6, GuestMAC, Client4, Client6, ClientMAC
@@ -79,14 +57,6 @@ func New(t *testing.T, guest bool, dev tap.Config) *Stack {
 		return nil
 	})
 	return s
-}
-
-// Do calls fn in the namespace, where the sockets that it makes belong, and returns its
-// error. The namespace has one thread: calls wait for one another.
-func (s *Stack) Do(fn func() error) error {
-	done := make(chan error)
-	s.do <- func() { done <- fn() }
-	return <-done
 }
 
 // In is Do for a test that cannot go on after an error.

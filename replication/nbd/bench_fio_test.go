@@ -125,6 +125,16 @@ func BenchmarkFioPromoted(b *testing.B) {
 // processors, so that what a primary's secondary does is taken from the guest, which
 // it is not where they are two.
 func BenchmarkFioPrimary(b *testing.B) {
+	fioPrimary(b, func(d nbd.Disk) *nbd.Client {
+		c, err := nbd.Dial(context.Background(), "unix", fioServe(b, d), nbd.ClientConfig{})
+		must(b, err)
+		return c
+	})
+}
+
+// fioPrimary compares the disk of a protected primary with a bare remote one. Both are one
+// hop away from what reach serves.
+func fioPrimary(b *testing.B, reach func(nbd.Disk) *nbd.Client) {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("/dev/shm", "lockstep")
 	if err != nil {
@@ -136,8 +146,7 @@ func BenchmarkFioPrimary(b *testing.B) {
 	must(b, err)
 	b.Cleanup(func() { remote.Close() })
 	client := func(d nbd.Disk) *nbd.Client {
-		c, err := nbd.Dial(ctx, "unix", fioServe(b, d), nbd.ClientConfig{})
-		must(b, err)
+		c := reach(d)
 		b.Cleanup(func() { c.Close() })
 		return c
 	}
