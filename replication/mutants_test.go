@@ -177,14 +177,14 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "slots that were lent are not given back",
-		File:  "fill.go",
+		File:  "overlay_fill.go",
 		Old:   "\to.giveBack(lent)\n",
 		New:   "",
 		Tests: []string{"-run=Fill", "."},
 	},
 	{
 		What:  "of two failures of a copy the first alone is told of",
-		File:  "lost.go",
+		File:  "disk_failed.go",
 		Old:   "publish(&l.metadata,",
 		New:   "publish(&l.flush,",
 		Tests: []string{"-run=BothFailures", "."},

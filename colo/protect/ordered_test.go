@@ -1,8 +1,10 @@
 package protect
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -70,6 +72,48 @@ func TestASwitchoverIsTheEndOfASessionByRequestOnBothHosts(t *testing.T) {
 			b.halt()
 		})
 	}
+}
+
+// An end that is ordered is a request, also where the other side, which is told first, has
+// closed its connections before this session ends.
+func TestAnEndThatIsOrderedIsARequestHoweverItIsHeard(t *testing.T) {
+	for name, verb := range map[string]func(*Job, context.Context) error{
+		"pause":  func(j *Job, ctx context.Context) error { return j.Pause(ctx, "by hand") },
+		"cancel": (*Job).Cancel, "complete": (*Job).Complete,
+	} {
+		bubble(t, name, func(t *testing.T, w *world) {
+			b := w.boot("b", false, nil)
+			a := w.boot("a", true, func(c *Config) {
+				dial := c.Peer.Dialer
+				c.Peer.Dialer = func(ctx context.Context) (net.Conn, error) {
+					conn, err := dial(ctx)
+					return lingering{conn}, err
+				}
+			})
+			a.is(Protected)
+			time.Sleep(300 * time.Millisecond)
+			if err := verb(a.job, t.Context()); err != nil {
+				t.Error(err)
+			}
+			if exits, _, lost := a.exits(); len(exits) != 1 || exits[0].Reason != event.ExitRequest || exits[0].Error != "" || lost != 0 {
+				t.Errorf("%+v, %d times HEARTBEAT_LOST", exits, lost)
+			}
+			a.halt()
+			b.halt()
+		})
+	}
+}
+
+// lingering is a connection on which the order to end is heard long before it is known to
+// have been sent.
+type lingering struct{ net.Conn }
+
+func (c lingering) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if bytes.Contains(p, []byte(`"say":"end"`)) {
+		time.Sleep(100 * time.Millisecond)
+	}
+	return n, err
 }
 
 // A failover that is ordered on the secondary of a primary that lives is a request

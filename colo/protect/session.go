@@ -225,10 +225,8 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 			s.peer.control.SetReadDeadline(time.Now().Add(j.cfg.Lost))
 			silent := err == heartbeat.ErrLost
 			s.peer.set(func() { s.peer.lost, s.peer.silent = true, silent })
-			if !silent && s.getPurpose() == toHandOver {
-				// The other side ends its session as it takes the guest over, and
-				// this may be heard before its word that it has.
-				err = fmt.Errorf("%w: %w", errHandingOver, err)
+			if !silent {
+				err = s.ordered(err)
 			}
 			s.colo.Lost(err)
 		}
@@ -411,6 +409,23 @@ func (j *Job) takeHand(s *session, n note) {
 	s.setPurpose(toTakeHand)
 	s.colo.Expect(errSwitchover)
 	s.colo.Lost(errSwitchover)
+}
+
+// errEnding is why a session ends that an order of this host ends: Pause, Cancel or Complete.
+var errEnding = errors.New("the protection was ended")
+
+// ordered returns the loss of the other side's connections as what it is when this host has
+// ordered what makes that side close them: it ends its session as it takes the guest over, or
+// as it hears that there is nothing to follow any more, and this may be heard before its
+// word, or before this side's session has ended.
+func (s *session) ordered(err error) error {
+	switch s.getPurpose() {
+	case toHandOver:
+		return fmt.Errorf("%w: %w", errHandingOver, err)
+	case toPause, toCancel, toComplete:
+		return fmt.Errorf("%w: %w", errEnding, err)
+	}
+	return err
 }
 
 // errUnasked is no refusal: what an operator has said does not wait for an answer.

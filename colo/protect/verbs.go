@@ -136,6 +136,7 @@ func (j *Job) leave(ctx, over context.Context, verb input, why purpose, to State
 		return &StateError{Verb: verb.String(), State: st}
 	}
 	s.setPurpose(why)
+	s.colo.Expect(errEnding) // the other side may close its connections before this session ends
 	s.peer.set(func() { s.peer.reason = reason })
 	if why == toComplete {
 		j.vm.keep(func() {}) // it has nothing more to do

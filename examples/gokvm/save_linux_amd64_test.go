@@ -7,11 +7,9 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 
 	flatguest "github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/mapping"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
 )
@@ -46,19 +44,6 @@ func (f *shutFile) ReadAt(p []byte, at int64) (int, error) {
 	return f.ReaderAt.ReadAt(p, at)
 }
 
-// resident returns how many pages of memory the kernel has given.
-func resident(t *testing.T, mem []byte) (n int) {
-	t.Helper()
-	list := make([]byte, len(mem)/kvm.PageSize)
-	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), uintptr(unsafe.Pointer(&list[0]))); errno != 0 {
-		t.Fatal(errno)
-	}
-	for _, b := range list {
-		n += int(b & 1)
-	}
-	return n
-}
-
 // A guest on KVM runs before its memory has been read, and is the one that was saved. One
 // whose file breaks stands still, though its vCPU waits for a page, and the program ends.
 func TestAGuestOnKVMRunsFromItsFile(t *testing.T) {
@@ -89,8 +74,11 @@ func TestAGuestOnKVMRunsFromItsFile(t *testing.T) {
 			}
 			// The guest runs: what it has cost is what it has touched, three pieces.
 			w.mu.Lock()
-			touched := resident(t, w.empty)
+			touched, err := mapping.Resident(w.empty)
 			w.mu.Unlock()
+			if err != nil {
+				t.Fatal(err)
+			}
 			if pieces := 3 * 64 << 10 / kvm.PageSize; touched == 0 || touched > pieces {
 				t.Errorf("%d pages of %d bytes of memory are there, want at most %d", touched, len(w.empty), pieces)
 			}

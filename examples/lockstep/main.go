@@ -13,7 +13,7 @@
 // killed comes back as a new process and protects the other. With -http each side has a page
 // on which to watch it, and with -qmp a monitor. See -h.
 //
-// Each process is a host that has package protect: host.go is its life. hosted.go and standing.go
+// Each process is a host that has package protect: host.go is its life. guest.go and standing.go
 // are the guest as its job has it, network.go and disk.go its network and its disk, and monitor.go
 // what it is steered and watched by. Both have the guest of machine.go, on KVM or in Go. options.go
 // is the command line.
@@ -68,6 +68,14 @@ func lockstep(ctx context.Context, args []string, stdout, stderr io.Writer, term
 		fmt.Fprintln(stderr, "lockstep:", err)
 		return 1
 	}
+	var picture *os.File // where the timeline is drawn, opened before there is anything to lose; nil: nowhere
+	if o.timeline != "" {
+		if picture, err = os.Create(o.timeline); err != nil {
+			fmt.Fprintln(stderr, "lockstep: -timeline:", err)
+			return 1
+		}
+		defer picture.Close()
+	}
 	p := &trial.Printer{W: stdout, Terminal: terminal && !o.json, JSON: o.json, Quiet: o.Repeat > 1}
 	p.Start(o.Config, backend, why)
 
@@ -103,8 +111,8 @@ func lockstep(ctx context.Context, args []string, stdout, stderr io.Writer, term
 	if !o.json && len(done) > 0 {
 		s.Table(stdout)
 	}
-	if o.timeline != "" && len(done) > 0 {
-		if err := trial.WriteTimeline(o.timeline, o.Config, backend, done[0]); err != nil {
+	if picture != nil && len(done) > 0 {
+		if err := errors.Join(trial.DrawTimeline(picture, o.Config, backend, done[0]), picture.Close()); err != nil {
 			fmt.Fprintln(stderr, "lockstep: -timeline:", err)
 			ok = false
 		} else {

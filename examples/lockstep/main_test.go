@@ -322,6 +322,14 @@ func TestHelpExplainsEveryFlag(t *testing.T) {
 	}
 }
 
+// A picture that cannot be written is known before there is a run that it would be of.
+func TestAPictureThatCannotBeWrittenEndsItBeforeItBegins(t *testing.T) {
+	name := t.TempDir() + "/none/run.svg"
+	if out, errs := program(t, 1, "-backend", "sim", "-timeline", name); out != "" || !strings.Contains(errs, name) {
+		t.Errorf("%q and %q", out, errs)
+	}
+}
+
 func TestASideThatCannotStartIsReportedWithItsReason(t *testing.T) {
 	require.Outside(t, require.Processes)
 	o, err := parseOptions(append(short, "-backend", "sim"), nil)

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"time"
 
 	"github.com/gocolo/lockstep/internal/size"
@@ -19,20 +18,6 @@ const (
 	panelsTop    = 160
 )
 
-// WriteTimeline draws a run to a file.
-func WriteTimeline(path string, o Config, backend string, r *Result) (err error) {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if e := f.Close(); err == nil {
-			err = e
-		}
-	}()
-	return drawTimeline(f, o, backend, r)
-}
-
 // arrival is a frame at the client.
 type arrival struct {
 	at   time.Time
@@ -46,8 +31,8 @@ type panel struct {
 	draw   func(top, height int)
 }
 
-// drawTimeline draws a run.
-func drawTimeline(w io.Writer, o Config, backend string, r *Result) error {
+// DrawTimeline draws a run as an SVG picture.
+func DrawTimeline(w io.Writer, o Config, backend string, r *Result) error {
 	d := &drawing{Canvas: timeline.Canvas{Width: pictureWidth, Left: 84, Right: pictureWidth - 28}, r: r}
 	var points []Checkpoint
 	for _, c := range r.checkpoints {

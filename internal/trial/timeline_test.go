@@ -72,7 +72,7 @@ func TestATimelineIsDrawnAsBefore(t *testing.T) {
 		o, r := drawn()
 		change(r)
 		var got bytes.Buffer
-		if err := drawTimeline(&got, o, "sim", r); err != nil {
+		if err := DrawTimeline(&got, o, "sim", r); err != nil {
 			t.Fatal(err)
 		}
 		wellFormed(t, name, got.Bytes())
@@ -94,7 +94,7 @@ func TestATimelineIsDrawnAsBefore(t *testing.T) {
 
 func TestATimelineOfNothingIsStillAPicture(t *testing.T) {
 	var got bytes.Buffer
-	if err := drawTimeline(&got, Config{VCPUs: 1}, "sim", &Result{started: time.Unix(1, 0)}); err != nil {
+	if err := DrawTimeline(&got, Config{VCPUs: 1}, "sim", &Result{started: time.Unix(1, 0)}); err != nil {
 		t.Fatal(err)
 	}
 	wellFormed(t, "nothing", got.Bytes())

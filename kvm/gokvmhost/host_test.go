@@ -14,12 +14,10 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/internal/guest"
+	"github.com/gocolo/lockstep/internal/mapping"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
@@ -198,24 +196,11 @@ func TestAHostForAGuestFromElsewhereTouchesNoMemory(t *testing.T) {
 		if uint64(len(mem)) != size {
 			t.Errorf("%d bytes of %d", len(mem), size)
 		}
-		if n := resident(t, mem); n != 0 {
-			t.Errorf("%d pages of %d bytes of memory are there", n, size)
+		if n, err := mapping.Resident(mem); err != nil || n != 0 {
+			t.Errorf("%d pages of %d bytes of memory are there: %v", n, size, err)
 		}
 		must(t, h.Close())
 	}
-}
-
-// resident returns how many pages of memory the kernel has given.
-func resident(t *testing.T, mem []byte) (n int) {
-	t.Helper()
-	list := make([]byte, len(mem)/kvm.PageSize)
-	if _, _, errno := unix.Syscall(unix.SYS_MINCORE, uintptr(unsafe.Pointer(&mem[0])), uintptr(len(mem)), uintptr(unsafe.Pointer(&list[0]))); errno != 0 {
-		t.Fatal(errno)
-	}
-	for _, b := range list {
-		n += int(b & 1)
-	}
-	return n
 }
 
 func TestTheFlatProgramIsRolledBack20Times(t *testing.T) {
