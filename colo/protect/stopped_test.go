@@ -3,6 +3,7 @@ package protect
 import (
 	"fmt"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -85,6 +86,7 @@ func TestAGuestThatWaitsAtAShutGateDoesNotKeepItsHostFromAsking(t *testing.T) {
 			if !a.job.Gate().Open() || a.job.State() != Protected {
 				t.Fatalf("%v: its secondary does not keep the gate open", a.job.State())
 			}
+			a.betweenPauses() // what is lost in a pause is lost by a guest that stands still, and waits for nothing
 			lost := time.Now()
 			w.f.part("a", "b", true)
 			a.is(Asking)
@@ -120,5 +122,19 @@ func TestAGuestThatWaitsAtAShutGateDoesNotKeepItsHostFromAsking(t *testing.T) {
 			primary.halt()
 			w.clean()
 		})
+	}
+}
+
+// betweenPauses returns in a moment of the bubble in which the guest runs and nobody pauses it.
+func (h *host) betweenPauses() {
+	for {
+		synctest.Wait()
+		h.job.vm.mu.Lock()
+		runs := !h.job.vm.stands && !h.job.vm.pausing
+		h.job.vm.mu.Unlock()
+		if runs {
+			return
+		}
+		time.Sleep(time.Millisecond)
 	}
 }
