@@ -211,7 +211,8 @@ func (c *Comparer) ComposePacket(n, hdrLen int, compose func(p []byte) bool) err
 func (c *Comparer) Inbound(p []byte, hdrLen int) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.eng.echoes(Frame{p, hdrLen}) {
+	if f := (Frame{p, hdrLen}); !c.eng.echoes(f) {
+		c.eng.overhear(f)
 		return p
 	}
 	c.echo = append(c.echo[:0], p...)

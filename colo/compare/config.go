@@ -93,6 +93,10 @@ type Config struct {
 	//
 	// It also lets the covered part of a segment leave by itself when the secondary's
 	// guest repeats it. Both make packets, so more may leave than were given.
+	//
+	// And a segment that repeats what waits already does not leave too, nor one that
+	// repeats what has left before the peer can have said anything of it, as far as
+	// [Engine.Inbound] is told what the peer says.
 	LowerAcks bool
 
 	// Adaptive sets a flow apart whose guests never agree, because what they send is
@@ -233,6 +237,7 @@ type Stats struct {
 	Diverged   [reasons]uint64
 	Lowered    uint64 // acknowledgments that the engine made of a part of a held one, and let leave in addition
 	Merged     uint64 // acknowledgments that did not leave themselves, because later packets told the peer all of them
+	Repeated   uint64 // segments that did not leave themselves, because their bytes waited already, in segments that leave for them
 	SetApart   uint64 // times that a flow was set apart
 	Recovered  uint64 // divergences after which the connection went on without a checkpoint, and so were false
 	Stale      uint64 // packets of the secondary's that belong to an older epoch

@@ -76,6 +76,7 @@ type epochs struct {
 	deaf      bool     // the secondary's packets are void, since they are of an older epoch or some are missing
 	crowded   bool     // there was no room for a connection in this epoch
 	asked     bool     // in this epoch a checkpoint was asked for because of memory or pace
+	repeats   bool     // a connection has a flight
 	raised    bool     // a segment has left with a newer timestamp, and its echo may still come
 	marked    []marked // packets of epochs that have ended
 	ownerless queue    // packets without a connection, which a checkpoint has to cover; the next mark moves them to marked

@@ -31,10 +31,11 @@ func (e *Engine) Mark(epoch uint64) error {
 		e.marked = append(e.marked, marked{p, epoch})
 	}
 	e.ownerless.clear()
-	e.raised = false
+	e.raised, e.repeats = false, false
 	for c := e.newest; c != nil; c = c.older {
 		e.markConn(c, epoch)
 		e.raised = e.raised || c.tcp.left.waits()
+		e.repeats = e.repeats || c.tcp.flight != nil
 	}
 	clear(e.loners)
 	clear(e.crossing)
@@ -64,6 +65,11 @@ func (e *Engine) markConn(c *conn, epoch uint64) {
 	switch c.key.kind {
 	case kindSegment:
 		c.tcp.narrow(epoch)
+		if w := c.tcp.flight; w != nil && !w.used {
+			c.tcp.flight = nil
+		} else if w != nil {
+			w.used = false
+		}
 	case kindClaim:
 		c.claim.narrow(epoch)
 	}
@@ -247,7 +253,7 @@ func (e *Engine) Failover() Result {
 		}
 		c = older
 	}
-	e.aparts, e.raised = 0, false
+	e.aparts, e.raised, e.repeats = 0, false, false
 	if e.strict == nil {
 		res.Release = e.out
 	}

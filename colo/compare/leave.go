@@ -74,6 +74,9 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 	}
 	p = e.apply(p, &d)
 	t.left.note(p, &d, t.told.scale)
+	if w := t.flight; w != nil && p.seq != p.end {
+		w.leave(p.end, e.now)
+	}
 	e.release(p, count)
 }
 
@@ -260,13 +263,18 @@ func (e *Engine) echoes(f Frame) bool {
 // Inbound takes a packet that is on its way to the guests, before either has it. Where a
 // segment has left with another timestamp than the guest's, it writes the guest's into the
 // peer's echo, in place, and corrects the checksum; changed reports that. The engine also
-// learns the scale of the peer's window from it. Without calls of Inbound the guests'
+// learns the scale of the peer's window from it, and, with LowerAcks, what of the data that
+// has left twice the peer has. Without calls of Inbound the guests'
 // measurements of round trips are less precise, and acknowledgments on connections that
 // the guest opens are held instead of lowered.
 func (e *Engine) Inbound(f Frame) (changed bool) {
-	if !e.echoes(f) {
-		return false
-	}
+	e.overhear(f)
+	return e.echoes(f) && e.restore(f)
+}
+
+// restore does what Inbound does with a packet for which echoes is true and that was parsed
+// by it.
+func (e *Engine) restore(f Frame) (changed bool) {
 	p := &e.inbound
 	h := p.TCP()
 	var k connKey

@@ -208,6 +208,8 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 		}
 	case !v.agreed || !v.ahead(s.last):
 		return false
+	case e.cfg.LowerAcks && t.told.data && !after(s.last, t.told.end):
+		return false // it is a repetition
 	case c.s.len() == 0:
 		// It waits for the secondary's guest to say the same.
 		from := s.seq
@@ -239,6 +241,9 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	t.told.notePlain(&s)
 	c.agreed()
 	t.left.notePlain(&t.told, &s, e.ids)
+	if w := t.flight; w != nil && !s.bare() {
+		w.leave(s.last, e.now)
+	}
 	e.stats.Matched++
 	e.waits.Add(0)
 	e.trail(0)
@@ -316,6 +321,9 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	v.done = s.last
 	c.agreed()
 	l.notePlain(&t.told, &plain{ts: p.ts, stamp: stamp, ack: p.ack, win: p.win}, p.id)
+	if t.flight != nil {
+		t.flight.leave(s.last, e.now)
+	}
 	e.release(p, &e.stats.Matched)
 	if c.p.len() > 0 {
 		e.advance(c, false)

@@ -149,6 +149,18 @@ func (b *both) Deafen() {
 	b.composed.Deafen()
 }
 
+func (b *both) Inbound(f compare.Frame) {
+	b.t.Helper()
+	g, h := f, f
+	g.Data, h.Data = bytes.Clone(f.Data), bytes.Clone(f.Data)
+	b.e.Inbound(f)
+	b.thorough.Inbound(g)
+	b.composed.Inbound(h)
+	if !bytes.Equal(f.Data, g.Data) || !bytes.Equal(f.Data, h.Data) {
+		b.t.Fatalf("the guests get %x, without plain segments %x, composed %x", f.Data, g.Data, h.Data)
+	}
+}
+
 func (b *both) Stats() compare.Stats { return b.e.Stats() }
 
 // shaped turns a segment into one of another shape: over IPv6, behind a virtio-net

@@ -16,6 +16,7 @@ import (
 //	mark      -         -           := told   is used    -
 //	said      -         grows       cleared   -          what has matched
 //	left      -         -           -         -          grows
+//	flight    begins    -           may end   -          grows, as when the peer is heard
 //
 // Nothing leaves that goes beyond cover. A new connection between the same
 // addresses (reopen) begins with an empty stream.
@@ -28,6 +29,8 @@ type stream struct {
 	left  left
 	said  said
 	mark  snapshot
+
+	flight *flight // nil: nothing was repeated of late
 }
 
 // told is what the primary's guest has said. It changes with each of its packets,

@@ -11,9 +11,14 @@ func (e *Engine) primaryTCP(c *conn, p *pkt) {
 	if p.flags&packet.SYN != 0 && !(t.told.open && t.told.isn == p.seq) {
 		e.reopen(c, p)
 	}
+	again := t.told.data && p.seq != p.end && !after(p.end, t.told.end)
 	t.told.note(p)
-	if e.cfg.LowerAcks && p.bare() && !c.blind {
+	switch {
+	case !e.cfg.LowerAcks:
+	case p.bare() && !c.blind:
 		e.primaryAck(c, p)
+		return
+	case again && e.repeat(c, p):
 		return
 	}
 	// The usual cases need no copy: the queue is empty and p may leave.

@@ -1,0 +1,99 @@
+package compare
+
+import (
+	"encoding/binary"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// A flight is what is known of a connection's data on its way to the peer, from the first
+// repetition on until a mark between which and the one before nothing was repeated.
+type flight struct {
+	used bool // something was repeated since the last mark
+
+	acked uint32  // the peer's greatest acknowledgment number
+	heard uint32  // the peer has acknowledged nothing from here on, selectively either
+	sacks ranges  // the blocks of the peer's last acknowledgment
+	hears bool    // the peer acknowledges selectively, and acked and heard are known
+	news  instant // about when heard was moved last; zero: never
+
+	sent  uint32        // the greatest end of the data that has left, or waited when all this began
+	timed uint32        // the end of some data that is on its way
+	since instant       // when that left; zero: none is timed
+	rtt   time.Duration // how long it takes from there to the acknowledgment, of late; 0: not known
+}
+
+// longestFlight is the most that is believed of a measured time. No stack gives data up by
+// its clock alone within a time that follows from it: Linux waits for 200 ms at least.
+const longestFlight = 100 * time.Millisecond
+
+// hear takes an acknowledgment of the peer's. now may be the time of an earlier packet.
+func (w *flight) hear(h packet.TCP, now instant) {
+	top := h.Ack()
+	if !w.news.IsZero() && after(w.acked, top) {
+		return // it was overtaken
+	}
+	w.acked, w.sacks = top, ranges{}
+	for kind, data, rest, ok := packet.NextOption(h.Options()); ok; kind, data, rest, ok = packet.NextOption(rest) {
+		if kind != packet.OptSACK {
+			continue
+		}
+		for w.hears = true; len(data) >= 8; data = data[8:] {
+			from, to := binary.BigEndian.Uint32(data), binary.BigEndian.Uint32(data[4:])
+			w.sacks.add(from, to)
+			if after(to, top) {
+				top = to
+			}
+		}
+	}
+	if !w.news.IsZero() && !after(top, w.heard) {
+		return
+	}
+	w.heard, w.news = top, now
+	if !w.since.IsZero() && !after(w.timed, top) {
+		took := min(now.Sub(w.since), longestFlight)
+		w.rtt, w.since = max(took, w.rtt-(w.rtt-took)/4), 0
+	}
+}
+
+// leave notes that data up to end leaves.
+func (w *flight) leave(end uint32, now instant) {
+	switch {
+	case after(end, w.sent):
+		if w.sent = end; w.since.IsZero() {
+			w.timed, w.since = end, now
+		}
+	case !after(w.timed, end):
+		w.since = 0 // nobody could tell which of the two was acknowledged
+	}
+}
+
+// tooSoon reports whether the data from one number to another, which has left, is repeated
+// although the peer has just acknowledged it, or could not yet say anything from which its
+// loss follows. A guest that has heard nothing for a while, and repeats data because of
+// that, is never too soon: it waits for twice the time of the way (RFC 8985 section 7.2).
+func (w *flight) tooSoon(from, to uint32, now instant) bool {
+	if !w.hears || now.Sub(w.news) >= w.rtt*3/2 {
+		return false
+	}
+	return !after(w.heard, from) || !after(to, w.acked) || w.sacks.has(from, to)
+}
+
+// overhear takes note of what a packet of the peer's acknowledges, of a connection on which
+// something was repeated.
+func (e *Engine) overhear(f Frame) {
+	if !e.repeats || e.strict != nil || !f.fits() || len(f.Data) > maxFrame {
+		return
+	}
+	p := &e.inbound
+	if p.Parse(f.Data[f.VNetHdr:]); !p.IsTCP() || p.TCP().Flags()&(packet.SYN|packet.RST|packet.ACK) != packet.ACK {
+		return
+	}
+	k := &e.key // which lies there already
+	p.Key(&k.Key)
+	k.Key, k.kind = k.Reverse(), kindSegment
+	if c := e.conns.find(e.conns.hash(k), k); c != nil && c.tcp.flight != nil {
+		c.tcp.flight.hear(p.TCP(), e.now)
+	}
+}

@@ -1,0 +1,77 @@
+package compare
+
+import (
+	"bytes"
+
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// While a segment of the primary's guest waits for the secondary's to say as much, the
+// primary's guest takes it for lost as soon as the peer acknowledges one that was sent
+// later, such as a retransmission, which leaves at once (RFC 8985 section 6.2). So whatever
+// waits is sent again after each loss, and goes on being sent while the first of it is on
+// its way at last. If all of that left, the peer would get much of the stream twice, over a
+// link on which something was lost a moment ago. With LowerAcks the first one leaves for
+// both.
+
+// repeat takes p, which says nothing but what the primary's guest has said before, and
+// reports whether p need not leave.
+func (e *Engine) repeat(c *conn, p *pkt) bool {
+	t := &c.tcp
+	w := t.flight
+	if w == nil {
+		w = &flight{sent: t.told.end} // rare: something was lost
+		t.flight, e.repeats = w, true
+	}
+	w.used = true
+	if !e.needless(c, p) {
+		return false
+	}
+	e.stats.Repeated++
+	// What p acknowledges, and offers of its window, it may be the only one to say.
+	l := &t.left
+	edge, scaled := t.told.edgeOf(p)
+	if p.flags&packet.ACK != 0 && (!l.acks || after(p.ack, l.ack) || scaled && (!l.edges || after(edge, l.edge)) || p.nsck > 0) {
+		q := e.cut(c, p, p.dat, p.dat, t.told.end, packet.ACK)
+		q.id = e.ids
+		e.owe(c, q)
+		e.payOwed(c, false)
+	}
+	return true
+}
+
+// needless reports whether p is nothing but bytes and an acknowledgment, and each of the
+// bytes waits already, with the same value, or has left and is repeated too soon.
+func (e *Engine) needless(c *conn, p *pkt) bool {
+	const odd = packet.SYN | packet.FIN | packet.RST | packet.URG
+	if p.flags&odd != 0 || p.signed || c.blind {
+		return false
+	}
+	from := p.seq
+	if v := &c.tcp.cover; v.agreed && !v.ahead(from) && from != v.done {
+		to := p.end
+		if v.ahead(to) {
+			to = v.done
+		}
+		if !c.tcp.flight.tooSoon(from, to, e.now) {
+			return false
+		}
+		from = to
+	}
+	for _, q := range c.p.all() {
+		switch {
+		case from == p.end:
+			return true
+		case q.owner != c || q.age != c.age || q.flags&(packet.SYN|packet.RST|packet.URG) != 0 || !after(q.end, from):
+			continue
+		case after(q.seq, from):
+			return false
+		}
+		n := min(p.end-from, q.end-from)
+		if !bytes.Equal(p.data()[from-p.seq:][:n], q.data()[from-q.seq:][:n]) {
+			return false
+		}
+		from += n
+	}
+	return from == p.end
+}

@@ -1,0 +1,253 @@
+package compare_test
+
+import (
+	"encoding/binary"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// selective is an acknowledgment of the client's to the connection of ackSegs, with SACK
+// blocks.
+func selective(ack uint32, blocks ...uint32) []byte {
+	opts := ""
+	if len(blocks) > 0 {
+		b := []byte{packet.OptNop, packet.OptNop, packet.OptSACK, byte(2 + 4*len(blocks))}
+		for _, n := range blocks {
+			b = binary.BigEndian.AppendUint32(b, n)
+		}
+		opts = string(b)
+	}
+	f := wireSegment(9, 1000, ack, packet.ACK, opts, "")
+	for i := range 4 { // the other way round
+		f[26+i], f[30+i] = f[30+i], f[26+i]
+	}
+	for i := range 2 {
+		f[34+i], f[36+i] = f[36+i], f[34+i]
+	}
+	var p packet.Packet
+	p.Parse(f)
+	p.TCP().SetChecksum(p.TCPChecksum())
+	return f
+}
+
+func data(seq uint32, s string) ackSeg {
+	return ackSeg{seq: seq, ack: 1000, win: 50, flags: push, data: s}
+}
+
+// A guest whose twin is behind takes what waits for lost as soon as a repetition is
+// acknowledged that was sent after it. Whatever it sends of that again, the peer gets once.
+func TestWhatWaitsLeavesOnceHoweverOftenTheGuestRepeatsIt(t *testing.T) {
+	for name, wrap := range map[string]func([]byte) []byte{"IPv4": nil, "IPv6": asIPv6, "PPPoE": asPPPoE} {
+		t.Run(name, func(t *testing.T) {
+			x, p, s := opened(t, wrap)
+			p(data(100, "abcd"))
+			p(data(104, "efgh"))
+			p(data(108, "ijkl"))
+			x.told("a part", p(data(100, "abcd")), "")
+			x.told("cut otherwise", p(data(102, "cdefgh")), "")
+			x.told("all", p(data(100, "abcdefghijkl")), "")
+			if n := x.Stats().Repeated; n != 3 {
+				t.Errorf("%d counted as repeated", n)
+			}
+			x.told("with more", p(data(108, "ijklmn")), "")
+			s(data(100, "abcdefgh"))
+			x.told("the rest", s(data(108, "ijklmn")), "ijkl@108 ack 1000 to 7400, ijklmn@108 ack 1000 to 7400")
+			if st := x.Stats(); st.Held != 0 || st.HeldBytes != 0 || st.Matched != 5 {
+				t.Errorf("%+v", st)
+			}
+		})
+	}
+}
+
+// What a repetition says besides, nobody else may say.
+func TestARepetitionThatNeedNotLeaveIsHeardAllTheSame(t *testing.T) {
+	x, p, s := opened(t, nil)
+	p(data(100, "abcd"))
+	a := data(100, "abcd")
+	a.ack, a.win = 1512, 56
+	x.told("the secondary's guest has not given that", p(a), "")
+	x.told("now it has", s(ackSeg{seq: 100, ack: 1512, win: 56, flags: ackOnly}), "@104 ack 1512 to 8680")
+	x.told("and the data is as it was", s(data(100, "abcd")), "abcd@100 ack 1512 to 8680")
+
+	x, p, s = opened(t, nil)
+	s(ackSeg{seq: 100, ack: 1512, win: 56, flags: ackOnly})
+	x.told("", p(data(100, "abcd")), "")
+	x.told("both have given it", p(a), "@104 ack 1512 to 8680")
+	x.told("once is enough", p(a), "")
+}
+
+// A repetition that is none, or more than one, is compared like any other segment.
+func TestOnlyARepetitionIsTakenForOne(t *testing.T) {
+	x, p, s := opened(t, nil)
+	p(data(100, "abcd"))
+	p(data(106, "ghij")) // there is a hole before it
+	for _, other := range []ackSeg{
+		data(100, "abXd"), data(100, "abcdef"),
+		{seq: 100, ack: 1000, win: 50, flags: push | packet.FIN, data: "abcd"},
+		{seq: 100, ack: 1000, win: 50, flags: push | packet.URG, data: "abcd"},
+		{seq: 100, ack: 1000, win: 50, flags: push, opts: wireSigned, data: "abcd"},
+	} {
+		held := x.Stats().Held
+		p(other)
+		if got := x.Stats(); got.Held != held+1 || got.Repeated != 0 {
+			t.Errorf("%+v: %+v", other, got)
+		}
+	}
+	_ = s
+	// Without LowerAcks each packet leaves that was given.
+	cfg := lowering()
+	cfg.LowerAcks = false
+	y := newRig(t, cfg)
+	y.checkpoint(0)
+	y.Primary(data(100, "abcd").frame(), y.now)
+	y.Primary(data(100, "abcd").frame(), y.now)
+	if got := y.Stats(); got.Held != 2 || got.Repeated != 0 {
+		t.Errorf("%+v", got)
+	}
+}
+
+// lossy is an opened connection on which a repetition was seen, over a way that takes 10 ms
+// there and back, and of which the peer has acknowledged all up to 112 but the four bytes
+// from 104 on.
+func lossy(t *testing.T) (x *rig, p, s func(ackSeg) compare.Result, hear func(ack uint32, blocks ...uint32)) {
+	x, p, s = opened(t, nil)
+	hear = func(ack uint32, blocks ...uint32) {
+		t.Helper()
+		f := selective(ack, blocks...)
+		was := string(f)
+		if x.Inbound(compare.Frame{Data: f}); string(f) != was {
+			t.Error("an acknowledgment was changed")
+		}
+	}
+	both := func(a ackSeg) {
+		p(a)
+		x.told("both have said it", s(a), told(compare.Result{Release: []compare.Frame{a.frame()}}))
+	}
+	both(data(100, "abcd"))
+	both(data(104, "efgh"))
+	x.told("a repetition, the first of all", p(data(104, "efgh")), "efgh@104 ack 1000 to 7400")
+	both(data(108, "ijkl"))
+	x.now = x.now.Add(10 * time.Millisecond)
+	s(ackSeg{seq: 112, ack: 1000, win: 50, flags: ackOnly}) // time passes with packets
+	hear(104, 108, 112)
+	return x, p, s, hear
+}
+
+// What has just left nobody can know to be lost.
+func TestNothingLeavesTwiceBeforeThePeerCanHaveAnswered(t *testing.T) {
+	x, p, s, hear := lossy(t)
+	p(data(112, "mnop"))
+	x.told("it leaves", s(data(112, "mnop")), "mnop@112 ack 1000 to 7400")
+	x.told("it is repeated at once", p(data(112, "mnop")), "")
+	x.told("what is lost is repeated", p(data(104, "efgh")), "efgh@104 ack 1000 to 7400")
+	x.told("and again: that may have been lost too", p(data(104, "efgh")), "efgh@104 ack 1000 to 7400")
+	x.told("the peer has this", p(data(108, "ijkl")), "")
+	x.told("and this", p(data(100, "abcd")), "")
+	x.told("some of this it has not", p(data(104, "efghijkl")), "efghijkl@104 ack 1000 to 7400")
+	hear(104, 108, 112, 116, 120)
+	x.told("what comes after it has arrived, and it has not", p(data(112, "mnop")), "mnop@112 ack 1000 to 7400")
+	if n := x.Stats().Repeated; n != 3 {
+		t.Errorf("%d counted as repeated", n)
+	}
+}
+
+// A guest that has heard nothing for long repeats by the clock, and is believed: it may be
+// the last of what it has to say, and nothing after it tells of a loss. So does one that
+// asks whether the peer is still there.
+func TestARepetitionByTheClockLeaves(t *testing.T) {
+	x, p, s, _ := lossy(t)
+	p(data(112, "mnop"))
+	s(data(112, "mnop"))
+	x.now = x.now.Add(14 * time.Millisecond)
+	x.told("sooner than any clock", p(data(112, "mnop")), "")
+	x.now = x.now.Add(6 * time.Millisecond)
+	x.told("after twice the time of the way", p(data(112, "mnop")), "mnop@112 ack 1000 to 7400")
+	x.told("the peer has this, and is asked", p(data(103, "d")), "d@103 ack 1000 to 7400")
+}
+
+// A peer without selective acknowledgments tells of a loss by saying the same again.
+func TestWithoutSelectiveAcknowledgmentsEachRepetitionLeaves(t *testing.T) {
+	x, p, s := opened(t, nil)
+	for range 3 {
+		p(data(100, "abcd"))
+		s(data(100, "abcd"))
+		x.Inbound(compare.Frame{Data: selective(100)})
+	}
+	x.told("", p(data(100, "abcd")), "abcd@100 ack 1000 to 7400")
+	if n := x.Stats().Repeated; n != 0 {
+		t.Errorf("%d counted as repeated", n)
+	}
+}
+
+// What is known of a way is forgotten where nothing is repeated any more, and then costs
+// nothing.
+func TestRepetitionsAreForgottenAtASecondMark(t *testing.T) {
+	x, p, s, hear := lossy(t)
+	for epoch := range uint64(2) {
+		x.checkpoint(1 + epoch)
+	}
+	hear(112)
+	x.told("", p(data(112, "mnop")), "")
+	x.told("", s(data(112, "mnop")), "mnop@112 ack 1000 to 7400")
+	hear(112, 116, 120)
+	x.told("the first of all again", p(data(112, "mnop")), "mnop@112 ack 1000 to 7400")
+}
+
+func TestRepetitionsAllocateNothing(t *testing.T) {
+	x, p, s, _ := lossy(t)
+	_ = p
+	_ = s
+	seq := uint32(112)
+	f, ack := data(seq, "mnop").frame(), selective(104, 108, 112)
+	lost := data(104, "efgh").frame()
+	n := testing.AllocsPerRun(1000, func() {
+		packet.TCP(f.Data[34:]).SetSeq(seq)
+		x.Primary(f, x.now)
+		if x.Primary(f, x.now); len(x.Secondary(f, x.now).Release) != 1 {
+			t.Fatal("nothing has left")
+		}
+		x.Primary(f, x.now)
+		x.Primary(lost, x.now)
+		seq += 4
+		binary.BigEndian.PutUint32(ack[len(ack)-4:], seq)
+		x.Inbound(compare.Frame{Data: ack})
+	})
+	if n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	if got := x.Stats().Repeated; got < 2000 {
+		t.Errorf("%d were taken for repetitions", got)
+	}
+}
+
+// Whatever a peer says of data, and of the time of the way, no repetition is kept from leaving
+// for long.
+func TestNoPeerKeepsARepetitionFromLeavingForLong(t *testing.T) {
+	for seed := range uint64(200) {
+		rnd := rand.New(rand.NewPCG(seed, 5))
+		x, p, s, hear := lossy(t)
+		for range 50 {
+			a := data(100+uint32(rnd.IntN(30)), "xxxxxxxx"[:1+rnd.IntN(8)])
+			a.data = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnop"[a.seq-100:][:len(a.data)]
+			switch rnd.IntN(4) {
+			case 0:
+				p(a)
+			case 1:
+				s(a)
+			case 2:
+				hear(rnd.Uint32(), rnd.Uint32(), rnd.Uint32())
+			case 3:
+				hear(100+uint32(rnd.IntN(60)), 100+uint32(rnd.IntN(60)), 100+uint32(rnd.IntN(60)))
+			}
+			x.now = x.now.Add(time.Duration(rnd.IntN(200)) * time.Millisecond)
+		}
+		x.now = x.now.Add(time.Second)
+		if r := p(data(100, "abcd")); len(r.Release) == 0 {
+			t.Fatalf("seed %d: what the peer may lack does not leave", seed)
+		}
+	}
+}
