@@ -155,3 +155,99 @@ func TestASecondaryThatIsRefusedCallsNoGenerationUnused(t *testing.T) {
 		a.halt()
 	})
 }
+
+// A reset is a connection that delivers late what it reads, and nothing of it any more once
+// the other end has closed it, as a TCP connection does that is reset.
+type reset struct {
+	net.Conn
+	in     chan []byte
+	closed chan struct{}
+	once   sync.Once
+	rest   []byte
+}
+
+func newReset(c net.Conn, late time.Duration) *reset {
+	r := &reset{Conn: c, in: make(chan []byte), closed: make(chan struct{})}
+	end := func() { r.once.Do(func() { close(r.closed) }) }
+	queue := make(chan []byte, 1<<12)
+	go func() {
+		defer end()
+		for {
+			b := make([]byte, 64<<10)
+			n, err := c.Read(b)
+			if err != nil {
+				return
+			}
+			queue <- b[:n]
+		}
+	}()
+	go func() {
+		for {
+			select {
+			case b := <-queue:
+				select {
+				case <-time.After(late):
+				case <-r.closed:
+					return
+				}
+				select {
+				case r.in <- b:
+				case <-r.closed:
+					return
+				}
+			case <-r.closed:
+				return
+			}
+		}
+	}()
+	return r
+}
+
+func (r *reset) Read(b []byte) (int, error) {
+	if len(r.rest) == 0 {
+		select {
+		case r.rest = <-r.in:
+		case <-r.closed:
+			return 0, net.ErrClosed
+		}
+	}
+	n := copy(b, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
+}
+
+// The deadlines of reads are not needed here: the connections end.
+func (r *reset) SetDeadline(t time.Time) error   { return r.Conn.SetWriteDeadline(t) }
+func (r *reset) SetReadDeadline(time.Time) error { return nil }
+
+// The host that has taken the guest over ends its session, and closes its connections, when
+// the other has heard that it runs: the word would be lost with them otherwise, and the
+// switchover would be said to have failed.
+func TestAHostThatTakesTheGuestIsHeardBeforeItsConnectionsClose(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		b := w.boot("b", false, nil)
+		a := w.boot("a", true, func(c *Config) {
+			dial := c.Peer.Dialer
+			c.Peer.Dialer = func(ctx context.Context) (net.Conn, error) {
+				conn, err := dial(ctx)
+				if err != nil {
+					return nil, err
+				}
+				return newReset(conn, time.Millisecond), nil
+			}
+		})
+		a.is(Protected)
+		b.is(Following)
+		time.Sleep(300 * time.Millisecond)
+		if err := a.job.Switchover(t.Context()); err != nil {
+			t.Error(err)
+		}
+		b.is(Protected)
+		a.is(Following)
+		if n := a.job.Query().Stats.Switchovers; n != 1 {
+			t.Errorf("%d switchovers", n)
+		}
+		b.halt()
+		a.halt()
+	})
+}

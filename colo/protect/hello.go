@@ -251,7 +251,7 @@ const (
 	sayDisks   = "disks"    // primary: the disks are synchronised, the session begins
 	sayFull    = "full"     // secondary: an overlay fills, make a checkpoint
 	sayEnd     = "end"      // the session ends on purpose: do not claim the guest
-	sayHeard   = "heard"    // of sayEnd: it has been, and the connection may close
+	sayHeard   = "heard"    // of sayEnd and sayRuns: it has been, and the connection may close
 	sayGo      = "go"       // primary: the guest is released, claim it and run it
 	sayRuns    = "runs"     // secondary: it runs here
 	sayCannot  = "cannot"   // secondary: it does not

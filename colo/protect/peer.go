@@ -38,7 +38,7 @@ type peer struct {
 	begins   bool          // on a secondary: the disks are synchronised
 	lost     bool          // the heartbeat says so
 	silent   bool          // and that the connection had not ended
-	parting  bool          // this side has said that the session ends on purpose
+	parting  bool          // this side has said its last word: that the session ends on purpose, or that it runs the guest
 	parted   bool          // and the other has heard it
 	gone     bool          // nothing more will be heard from there
 	pledge   time.Time     // on a secondary: it does not claim the guest before
@@ -123,14 +123,14 @@ func (p *peer) say(n note) error {
 	p.write <- struct{}{}
 	defer func() { <-p.write }()
 	p.control.SetWriteDeadline(time.Now().Add(sayTime))
-	if n.Say == sayEnd {
+	if n.Say == sayEnd || n.Say == sayRuns {
 		p.set(func() { p.parting = true })
 	}
 	return writeNote(p.control, n)
 }
 
-// part returns, before the connections are closed, when the other side has heard that
-// the session ends on purpose, if this side has said so, or when that cannot be awaited:
+// part returns, before the connections are closed, when the other side has heard this
+// side's last word, if it has said one, or when that cannot be awaited:
 // a connection that is closed may take along what is still on its way.
 func (p *peer) part(patience time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)

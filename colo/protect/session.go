@@ -371,6 +371,9 @@ func (j *Job) heard(s *session, n note) {
 	case sayGo:
 		j.takeHand(s, n)
 	case sayRuns, sayCannot:
+		if n.Say == sayRuns {
+			defer s.peer.say(note{Say: sayHeard})
+		}
 		if s.getPurpose() != toHandOver {
 			return
 		}
