@@ -146,7 +146,7 @@ func TestAPowerCutWhileAGuestIsBroughtAwayForgesNoCopy(t *testing.T) {
 	ended, promoted, clean := false, 0, 0
 	step := 1
 	if testing.Short() {
-		step = 5
+		step = 23
 	}
 	for at := 0; !ended; at += step {
 		for seed := range uint64(2) {

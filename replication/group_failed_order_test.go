@@ -15,7 +15,11 @@ import (
 func TestDisksOfAFailoverThatOneJournalRefusedAreNotMixed(t *testing.T) {
 	ctx := context.Background()
 	refused, agreed := 0, 0
-	for seed := range uint64(300) {
+	seeds := uint64(300)
+	if testing.Short() {
+		seeds = 30
+	}
+	for seed := range seeds {
 		rng := rand.New(rand.NewPCG(seed, 11))
 		var disks [2][3]*fakeDisk // secondary disk, hidden and active device
 		var members [2]*Secondary

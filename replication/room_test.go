@@ -350,7 +350,7 @@ func TestZeroesFillTheLogOfAJournal(t *testing.T) {
 func TestNothingThatAGuestWritesFillsTheSecondary(t *testing.T) {
 	seeds := uint64(60)
 	if testing.Short() {
-		seeds = 12
+		seeds = 4
 	}
 	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) {
