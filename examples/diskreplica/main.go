@@ -18,6 +18,7 @@ import (
 
 	"github.com/gocolo/lockstep/examples/internal/usage"
 	"github.com/gocolo/lockstep/internal/size"
+	"github.com/gocolo/lockstep/internal/statusline"
 )
 
 const about = `diskreplica keeps a disk image in two copies that agree at every checkpoint.
@@ -173,7 +174,7 @@ func run(ctx context.Context, args []string, commands io.Reader, out io.Writer) 
 	if err != nil {
 		return err
 	}
-	p := &printer{out: out, json: o.json, terminal: isTerminal(out)}
+	p := &printer{out: out, json: o.json, terminal: statusline.IsTerminal(out)}
 	switch o.role {
 	case "primary":
 		return runPrimary(ctx, o, commands, p)

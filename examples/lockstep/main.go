@@ -37,6 +37,7 @@ import (
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
 	"github.com/gocolo/lockstep/internal/killpoint"
+	"github.com/gocolo/lockstep/internal/statusline"
 	"github.com/gocolo/lockstep/internal/trial"
 )
 
@@ -50,7 +51,7 @@ func main() {
 		return
 	}
 	ctx, status := interrupt.Notify()
-	os.Exit(status(lockstep(ctx, os.Args[1:], os.Stdout, os.Stderr, trial.IsTerminal(os.Stdout))))
+	os.Exit(status(lockstep(ctx, os.Args[1:], os.Stdout, os.Stderr, statusline.IsTerminal(os.Stdout))))
 }
 
 // lockstep is the program; it returns its exit status.

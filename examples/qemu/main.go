@@ -26,6 +26,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
+	"github.com/gocolo/lockstep/internal/statusline"
 )
 
 const usage = `Qemu is the other side of QEMU's COLO.
@@ -87,7 +88,7 @@ var commands = map[string]command{
 
 func main() {
 	ctx, status := interrupt.Notify() // a second signal ends it the hard way
-	os.Exit(status(run(ctx, os.Args[1:], terminal{os.Stdout, os.Stderr, isTerminal(os.Stdout)})))
+	os.Exit(status(run(ctx, os.Args[1:], terminal{os.Stdout, os.Stderr, statusline.IsTerminal(os.Stdout)})))
 }
 
 func run(ctx context.Context, args []string, t terminal) int {
@@ -141,10 +142,4 @@ func parse(f *flag.FlagSet, about string, args []string, t terminal, rest bool) 
 func (t terminal) wrong(command string, err error) int {
 	fmt.Fprintf(t.err, "qemu %s: %s (-h explains)\n", command, strings.TrimSpace(err.Error()))
 	return exitUsage
-}
-
-func isTerminal(f *os.File) bool {
-	st, err := f.Stat()
-	term := os.Getenv("TERM")
-	return err == nil && st.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull && term != "" && term != "dumb"
 }
