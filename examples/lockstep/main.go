@@ -36,6 +36,7 @@ import (
 	"syscall"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
+	"github.com/gocolo/lockstep/examples/internal/output"
 	"github.com/gocolo/lockstep/internal/killpoint"
 	"github.com/gocolo/lockstep/internal/statusline"
 	"github.com/gocolo/lockstep/internal/trial"
@@ -51,7 +52,9 @@ func main() {
 		return
 	}
 	ctx, status := interrupt.Notify()
-	os.Exit(status(lockstep(ctx, os.Args[1:], os.Stdout, os.Stderr, statusline.IsTerminal(os.Stdout))))
+	out := output.New(os.Stdout)
+	own := lockstep(ctx, os.Args[1:], out, os.Stderr, statusline.IsTerminal(os.Stdout))
+	os.Exit(out.Status(status(own), "lockstep", os.Stderr))
 }
 
 // lockstep is the program; it returns its exit status.

@@ -26,6 +26,7 @@ import (
 	"text/tabwriter"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
+	"github.com/gocolo/lockstep/examples/internal/output"
 	"github.com/gocolo/lockstep/internal/statusline"
 )
 
@@ -88,7 +89,9 @@ var commands = map[string]command{
 
 func main() {
 	ctx, status := interrupt.Notify() // a second signal ends it the hard way
-	os.Exit(status(run(ctx, os.Args[1:], terminal{os.Stdout, os.Stderr, statusline.IsTerminal(os.Stdout)})))
+	out := output.New(os.Stdout)
+	own := run(ctx, os.Args[1:], terminal{out, os.Stderr, statusline.IsTerminal(os.Stdout)})
+	os.Exit(out.Status(status(own), "qemu", os.Stderr))
 }
 
 func run(ctx context.Context, args []string, t terminal) int {
