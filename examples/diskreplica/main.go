@@ -17,9 +17,9 @@ import (
 	"syscall"
 
 	"github.com/gocolo/lockstep/examples/internal/output"
-	"github.com/gocolo/lockstep/examples/internal/usage"
 	"github.com/gocolo/lockstep/internal/size"
 	"github.com/gocolo/lockstep/internal/statusline"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 const about = `diskreplica keeps a disk image in two copies that agree at every checkpoint.

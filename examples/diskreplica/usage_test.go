@@ -24,8 +24,8 @@ func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
 			t.Errorf("%q: %v, want a bad command line, in one line, and nothing on the standard output but %q", args, err, out.String())
 		}
 	}
-	if err := run(context.Background(), []string{"secondary", "-image", "no/such", "-listen", "x"}, nil, io.Discard, false); err == nil || errors.Is(err, errUsage) {
-		t.Errorf("an image that is not there: %v, want a failure", err)
+	if err := run(context.Background(), []string{"secondary", "-image", "no/such", "-listen", "x"}, nil, io.Discard, false); !errors.Is(err, os.ErrNotExist) || errors.Is(err, errUsage) || !strings.HasSuffix(err.Error(), "(-size makes it)") {
+		t.Errorf("an image that is not there: %v, want a failure that says how it is made", err)
 	}
 }
 

@@ -9,7 +9,7 @@ import (
 	"os"
 	"strings"
 
-	"github.com/gocolo/lockstep/examples/internal/usage"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 const about = `usage: protected [-tls] [-mode mode]    both hosts on this machine: kills, stops and switches them

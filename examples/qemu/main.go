@@ -23,14 +23,14 @@ import (
 	"io"
 	"os"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
 	"github.com/gocolo/lockstep/examples/internal/output"
 	"github.com/gocolo/lockstep/internal/statusline"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
-const usage = `Qemu is the other side of QEMU's COLO.
+const about = `Qemu is the other side of QEMU's COLO.
 
   qemu standby -listen ADDR -state DIR [-- qemu-system-x86_64 ...]
       Keeps the guest of a QEMU primary in memory, checkpoint by checkpoint, and
@@ -96,12 +96,12 @@ func main() {
 
 func run(ctx context.Context, args []string, t terminal) int {
 	if len(args) == 0 {
-		fmt.Fprint(t.err, usage)
+		fmt.Fprint(t.err, about)
 		return exitUsage
 	}
 	switch args[0] {
 	case "-h", "-help", "--help", "help":
-		fmt.Fprint(t.out, usage)
+		fmt.Fprint(t.out, about)
 		return exitOK
 	}
 	c := commands[args[0]]
@@ -121,16 +121,7 @@ func parse(f *flag.FlagSet, about string, args []string, t terminal, rest bool) 
 	err := f.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(t.out, about, "\n")
-		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
-		f.VisitAll(func(f *flag.Flag) {
-			arg, text := flag.UnquoteUsage(f)
-			if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" && f.DefValue != "0s" {
-				text += " (default " + f.DefValue + ")"
-			}
-			fmt.Fprintf(w, "  -%s %s\t%s\n", f.Name, arg, text)
-		})
-		w.Flush()
+		usage.Print(t.out, about+"\n", f)
 		return exitOK, true
 	case err == nil && f.NArg() > 0 && !rest:
 		err = fmt.Errorf("what is %q?", f.Arg(0))

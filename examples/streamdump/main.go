@@ -20,7 +20,7 @@ import (
 	"strings"
 
 	"github.com/gocolo/lockstep/examples/internal/output"
-	"github.com/gocolo/lockstep/examples/internal/usage"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 func main() {
