@@ -3,6 +3,7 @@ package lockstep_test
 import (
 	"go/ast"
 	"go/types"
+	"os"
 	"path"
 	"path/filepath"
 	"regexp"
@@ -190,6 +191,41 @@ func TestEveryPackageThatBoundsAnInputHasAFuzzTarget(t *testing.T) {
 			}
 			if !slices.ContainsFunc(files, func(f string) bool { return strings.Contains(read(t, f), "\nfunc Fuzz") }) {
 				t.Errorf("%s, which bounds %s, has no fuzz target", b.dir, b.name)
+			}
+		}
+	}
+}
+
+// A script that reads what an example prints is not to take a part of it for all.
+func TestExamplesNoticeThatTheirOutputIsNotWritten(t *testing.T) {
+	mains, err := filepath.Glob("examples/*/main.go")
+	if err != nil || len(mains) < 6 {
+		t.Fatalf("%d programs, %v", len(mains), err)
+	}
+	for _, name := range mains {
+		files, err := filepath.Glob(filepath.Join(filepath.Dir(name), "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, line := range strings.Split(string(text), "\n") {
+				rest := line
+				for _, allowed := range []string{"output.New(os.Stdout)", "statusline.IsTerminal(os.Stdout)", "sideMain(os.Stdin, os.Stdout)"} {
+					rest = strings.ReplaceAll(rest, allowed, "")
+				}
+				if strings.Contains(rest, "os.Stdout") {
+					t.Errorf("%s:%d: standard output beside output.New: %s", file, i+1, strings.TrimSpace(line))
+				}
+			}
+			if file == name && !strings.Contains(string(text), "os.Exit(out.Status(") {
+				t.Errorf("%s: the exit status does not say that output was not written", file)
 			}
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/replication"
 )
 
@@ -174,23 +175,14 @@ type heavyDisk struct {
 }
 
 func (d heavyDisk) Prepare(ctx context.Context, epoch uint64) error {
-	return sleep(ctx, d.prepare)
+	return wait.For(ctx, d.prepare)
 }
 
 func (d heavyDisk) Mark(ctx context.Context, epoch uint64) error {
 	if epoch == 0 { // the secondary does not know yet how long it has to wait
 		return d.Disk.Mark(ctx, epoch)
 	}
-	return errors.Join(sleep(ctx, d.mark), d.Disk.Mark(ctx, epoch))
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-time.After(d):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return errors.Join(wait.For(ctx, d.mark), d.Disk.Mark(ctx, epoch))
 }
 
 // A host that allows its checkpoints a minute may have disks that are slower than

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // DefaultTerm is how long a grant lasts after each renewal if a configuration
@@ -115,7 +117,7 @@ func (k *Keeper) Acquire(ctx context.Context, after uint64) (uint64, error) {
 		case ctx.Err() == nil:
 			last = err
 		}
-		if err := sleep(ctx, pause); err != nil {
+		if err := wait.For(ctx, pause); err != nil {
 			return 0, errors.Join(err, last)
 		}
 	}
@@ -198,8 +200,8 @@ func (k *Keeper) Run(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 		}
-		if wait := time.Until(at); wait > 0 {
-			timer := time.NewTimer(wait)
+		if left := time.Until(at); left > 0 {
+			timer := time.NewTimer(left)
 			select {
 			case <-timer.C:
 			case <-k.kick:
@@ -233,7 +235,7 @@ func (k *Keeper) renew(ctx context.Context, g Grant, note string) {
 		if k.cfg.Failed != nil {
 			k.cfg.Failed(err)
 		}
-		sleep(ctx, g.Term/10)
+		wait.For(ctx, g.Term/10)
 	}
 }
 
@@ -247,7 +249,7 @@ func (k *Keeper) own(ctx context.Context, g Grant) bool {
 	}
 	defer func() {
 		if k.Generation() == g.Generation {
-			sleep(ctx, g.Term/10)
+			wait.For(ctx, g.Term/10)
 		}
 	}()
 	if err != nil {
@@ -291,16 +293,5 @@ func (k *Keeper) wake() {
 	select {
 	case k.kick <- struct{}{}:
 	default:
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
 	}
 }

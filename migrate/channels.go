@@ -107,7 +107,7 @@ func (s *sender) SendPage(block string, offset uint64, page []byte) error {
 // Sync implements ram.PageSender.
 func (s *sender) Sync() error { return stuck(s.Sender.Sync()) }
 
-// stuck says in the words of this package what a channel has broken with.
+// stuck turns the error of a channel into one of this package.
 func stuck(err error) error {
 	switch {
 	case err == nil:
@@ -177,8 +177,8 @@ func (v *receiver) broke(err error) {
 	})
 }
 
-// run takes packets from a channel until it ends, which it must not do before the
-// stream has.
+// run takes packets from a channel until it ends, which it must not do before the stream
+// has ended.
 func (v *receiver) run(l *inbound, c *Channels) error {
 	in, err := multifd.ReadInit(l.r, c.UUID, len(c.Conns))
 	if err != nil {
@@ -299,7 +299,7 @@ func (v *receiver) stop() error {
 		return v.err
 	default:
 	}
-	// Those that wait for the others of a section that does not end.
+	// Channels that wait for the others at the end of a section that does not come.
 	v.once.Do(func() { close(v.bad) })
 	v.group.Wait()
 	return v.err

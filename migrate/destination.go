@@ -23,8 +23,9 @@ type DestinationConfig struct {
 	State *vmstate.Registry
 	// Memory is the guest's memory; the caller closes it, when the guest has ended if Run
 	// has failed in postcopy. Where the connection is lost before the guest has run, Run
-	// closes it already, because its devices may wait for memory; closing it again does
-	// nothing. Go code of the guest's devices calls its Ensure before it touches memory.
+	// itself closes Memory, because its devices may wait for memory; closing it again
+	// does nothing. Go code of the guest's devices calls its Ensure before it touches
+	// memory.
 	Memory *ram.Lazy
 	// Blocks is what Memory was made of.
 	Blocks []ram.Block
@@ -54,7 +55,7 @@ type Destination struct {
 	mu        sync.Mutex // held while the return path is written, or another takes its place
 	rp        *vmstate.ReturnWriter
 	running   bool // in postcopy: Resume was called
-	abandoned bool // and must not be any more
+	abandoned bool // the guest must not be resumed any more
 
 	answers atomic.Bool // the source reads a return path
 	course  course
@@ -138,7 +139,7 @@ func (d *Destination) Run(ctx context.Context, conn Conn) (err error) {
 			err = d.cfg.Memory.Finish()
 		}
 		if err == nil {
-			// Memory is all there: nothing keeps the guest from having started.
+			// All of the memory is here, so nothing kept the guest from starting.
 			err := <-started
 			d.shut(err)
 			if err != nil {
@@ -167,7 +168,7 @@ func (d *Destination) Run(ctx context.Context, conn Conn) (err error) {
 	}
 }
 
-// start applies the devices and lets the guest run, unless it is abandoned before.
+// start applies the devices and lets the guest run, unless abandon was called before.
 func (d *Destination) start(ctx context.Context) error {
 	if err := d.cfg.State.Commit(); err != nil {
 		d.cfg.State.Rollback()
@@ -184,7 +185,7 @@ func (d *Destination) start(ctx context.Context) error {
 	return d.cfg.VM.Resume(context.WithoutCancel(ctx))
 }
 
-// abandon keeps the guest from running, and reports whether it does already.
+// abandon keeps a guest that does not run yet from running, and reports whether it runs.
 func (d *Destination) abandon() (running bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -192,7 +193,7 @@ func (d *Destination) abandon() (running bool) {
 	return d.running
 }
 
-// answer makes a connection the one whose return path is written; nil: there is none.
+// answer makes x the connection whose return path is written; nil: none.
 func (d *Destination) answer(x *wire) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -218,8 +219,8 @@ func (d *Destination) ask(block string, start uint64, length uint32) {
 	_ = d.reply(func(rp *vmstate.ReturnWriter) error { return rp.RequestPages(block, start, length) })
 }
 
-// shut says how it went, to a source that wants to know. If that does not arrive the source
-// sees the connection end.
+// shut tells a source that reads a return path how the migration has ended. If that does
+// not arrive the source sees the connection end.
 func (d *Destination) shut(err error) {
 	if d.answers.Load() {
 		_ = d.reply(func(rp *vmstate.ReturnWriter) error { return rp.Shut(err == nil) })
@@ -243,7 +244,7 @@ func (d *Destination) loadWithChannels(ctx context.Context, x *wire) error {
 		return err
 	}
 	v := newReceiver(ctx, c, d.cfg.Memory, func(err error) {
-		d.shut(err) // the stream's end would not say who has the guest
+		d.shut(err) // whoever has the guest, the end of the stream would not say it
 		x.conn.Close()
 	})
 	d.cfg.Memory.SetBarrier(v.barrier)

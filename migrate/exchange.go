@@ -19,7 +19,7 @@ type exchange struct {
 	kick    chan struct{} // something was asked for, or has been placed
 	pace    *pacer
 	timer   *time.Timer   // of look
-	looks   bool          // it runs
+	looks   bool          // timer is armed
 	done    chan struct{} // closed when the return path has ended, and err is set
 	quit    chan struct{}
 	err     error // nil: SHUT with success
@@ -33,7 +33,7 @@ func (s *Source) begin(ctx context.Context, c Conn, recovering bool) *exchange {
 		done: make(chan struct{}), quit: make(chan struct{}),
 	}
 	lengths := make(map[string]uint64)
-	// Nothing fails here: the function does not.
+	// The function that runs here returns no error.
 	_ = s.cfg.Memory.Blocks(func(name string, n uint64) error {
 		lengths[name] = n
 		return nil

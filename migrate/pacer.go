@@ -13,13 +13,15 @@ const (
 	minWindow = 16 << 10
 	// maxWindow is how much may be on its way at most, whatever the destination says.
 	maxWindow = 64 << 20
-	// paceGain is the window in shortest round trips.
+	// paceGain is the window, in units of what the link carries in the shortest round
+	// trip.
 	paceGain = 1.5
-	// paceSamples is how many answers the rate is the largest of.
+	// paceSamples is the number of answers of which the fastest gives the rate.
 	paceSamples = 32
 	// paceEpoch is how long a shortest round trip counts: for one to two of these.
 	paceEpoch = 5 * time.Second
-	// burstTurns is after how many answers of a burst the rest has its turn, a window of it.
+	// burstTurns is the number of answers in a burst after which a window of the rest is
+	// sent.
 	burstTurns = 16
 	// burstSlack is how long a request may take to follow on an answer in a burst, beside two
 	// round trips: the threads of both hosts wake up in turn.
@@ -142,7 +144,7 @@ func (p *pacer) sent(n int64, now time.Time) (value uint32, due bool) {
 	return value, true
 }
 
-// pong takes an answer. One that was not asked for is none.
+// pong takes an answer. An answer to no PING of this pacer is ignored.
 func (p *pacer) pong(value uint32, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

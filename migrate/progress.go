@@ -28,9 +28,9 @@ type Progress struct {
 	Status Status
 	// Passes is how many passes over memory have ended, of a source.
 	Passes int
-	// Remaining is how much memory is left, in bytes: of a source what is known to be
-	// written and not sent, which grows when the dirty log is read; of a destination
-	// that runs what has not come, and 0 before.
+	// Remaining is how much memory is left, in bytes. Of a source it is what is known to
+	// be written and was not sent; it grows when the dirty log is read. Of a destination
+	// whose guest runs it is what has not come; before that it is 0.
 	Remaining uint64
 	// Sent is how many bytes a source has sent, over all connections.
 	Sent uint64

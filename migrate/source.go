@@ -60,7 +60,8 @@ const (
 	pingReady = 5
 )
 
-// lastWords is how long a SHUT may take that has been sent before the connection broke.
+// lastWords is how long Run waits, after the connection has broken, for a SHUT that the
+// other side sent before.
 const lastWords = time.Second
 
 // unplugLook is how often a device is asked whether the guest has given it up.
@@ -195,7 +196,8 @@ func (s *Source) moved(w *qemufile.Writer) {
 	s.course.moved(s.Stats.Passes, must+can, w.Transferred()+int64(s.channelBytes()))
 }
 
-// paused says what is known of a guest that was handed over on a connection that broke.
+// paused returns the error for a guest that was handed over on a connection that broke:
+// it says what is known of where the guest is.
 func (s *Source) paused(err error) error {
 	if !s.taken.Load() {
 		return fmt.Errorf("%w: %w", ErrUnknown, err)
@@ -325,7 +327,7 @@ func (s *Source) passes(x *exchange) (postcopy bool, err error) {
 		most := s.rate(x, begun, s.channelBytes()-before) * s.cfg.MaxDowntime.Seconds()
 		must, can := reg.Pending(false)
 		if float64(must+can) <= most {
-			must, can = reg.Pending(true) // which costs a look at the dirty log
+			must, can = reg.Pending(true) // asking for it reads the dirty log
 			s.moved(w)
 		}
 		switch {

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // copyStep is how much Synchronise locks, reads and sends at a time, in bytes.
@@ -88,8 +89,8 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 		}
 		if cfg.BytesPerSecond > 0 {
 			due := t.begin.Add(time.Duration(float64(passed) / float64(cfg.BytesPerSecond) * float64(time.Second)))
-			if err := sleep(ctx, due.Sub(now)); err != nil {
-				return err
+			if wait.For(ctx, due.Sub(now)) != nil {
+				return ctx.Err()
 			}
 		}
 	}
@@ -176,18 +177,4 @@ func (p *Primary) copyRun(f *Forwarder, cfg *SyncConfig, buf []byte, start int64
 		done.Same -= d[1]
 	}
 	return nil
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return nil
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // Repair says which copy is overwritten with the other where they differ.
@@ -63,8 +64,8 @@ func (p *Primary) VerifyOnline(ctx context.Context, cfg VerifyConfig) (differ *B
 		}
 		if cfg.BytesPerSecond > 0 {
 			due := begin.Add(time.Duration(float64(off+n) / float64(cfg.BytesPerSecond) * float64(time.Second)))
-			if err := sleep(ctx, time.Until(due)); err != nil {
-				return differ, err
+			if wait.For(ctx, time.Until(due)) != nil {
+				return differ, ctx.Err()
 			}
 		}
 	}

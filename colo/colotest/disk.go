@@ -10,11 +10,10 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-// Disk is a guest's disk that is a list: the guest appends to it. The primary's
-// sends what it is given to the secondary's ([Disk.Follow]), before a session at
-// once and then as the protocol allows; both record what a session asked of
-// them. Calls in an order that
-// the protocol does not allow fail, which ends the session.
+// Disk is a guest's disk that is a list: the guest appends to it. The disk of the primary
+// sends what is appended to it to the disk of the secondary ([Disk.Follow]), before a
+// session at once and then as the protocol allows; both record what a session asked of
+// them. Calls in an order that the protocol does not allow fail, which ends the session.
 //
 // Its methods may be called from any goroutine.
 type Disk struct {
@@ -27,7 +26,7 @@ type Disk struct {
 	content []uint64 // what the guest sees
 	own     int      // the end of content that the guest of a secondary wrote itself
 	pending []uint64 // forwarded to a secondary, not yet of a checkpoint
-	held    []uint64 // of a primary: behind a mark
+	held    []uint64 // of a primary: forwarded behind a mark, for the checkpoint after it
 	holding bool     // forwarded writes go to held
 	started bool     // Start was called
 	stopped bool     // Stop was called
@@ -43,8 +42,8 @@ var (
 // NewDisk returns an empty disk.
 func NewDisk() *Disk { return new(Disk) }
 
-// Follow makes peer, a new disk, the secondary's of d: it gets what d has, and
-// from now on what is written to d. Call it before the session, while the guest
+// Follow makes peer, a new disk, the copy of d on the secondary: it gets the content of
+// d, and from now on what is written to d. Call it before the session, while the guest
 // does not write.
 func (d *Disk) Follow(peer *Disk) {
 	d.mu.Lock()
@@ -101,7 +100,7 @@ func (d *Disk) Calls() []Call {
 	return slices.Clone(d.calls)
 }
 
-// turn checks that a call comes where it may and records it.
+// turn records a call, and fails it where the protocol does not allow it now.
 func (d *Disk) turn(name string, epoch uint64, ok bool) error {
 	c := Call{name, epoch}
 	d.calls = append(d.calls, c)

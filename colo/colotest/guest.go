@@ -244,8 +244,8 @@ func (g *Guest) Register(reg *vmstate.Registry) error {
 	return nil
 }
 
-// RegisterPrimary registers the guest's devices and its memory as a primary's,
-// which is the returned saver's.
+// RegisterPrimary registers the guest's devices and its memory on a primary. The returned
+// saver sends the memory.
 func (g *Guest) RegisterPrimary(reg *vmstate.Registry, cfg ram.SaverConfig) (*ram.Saver, error) {
 	s := ram.NewSaver(g.Blocks(), g, cfg)
 	if err := s.Register(reg); err != nil {
@@ -254,8 +254,8 @@ func (g *Guest) RegisterPrimary(reg *vmstate.Registry, cfg ram.SaverConfig) (*ra
 	return s, g.Register(reg)
 }
 
-// RegisterSecondary registers the guest's devices and its memory as a
-// secondary's, by way of the returned cache, which the caller closes.
+// RegisterSecondary registers the guest's devices and its memory on a secondary. The
+// returned cache stages the memory; the caller closes it.
 func (g *Guest) RegisterSecondary(reg *vmstate.Registry, cfg ram.CacheConfig) (*ram.Cache, error) {
 	c, err := ram.NewCache(g.Blocks(), g, cfg)
 	if err != nil {

@@ -43,7 +43,7 @@ func (g *Guest) StopDirtyLog() error {
 }
 
 // ForgetDirty implements ram.Forgetter: a tracked guest's log forgets what was written
-// until now. The marks of vCPUs stay, since they are of nothing but rounds.
+// until now. The marks of vCPUs stay, since they mark nothing but what rounds wrote.
 func (g *Guest) ForgetDirty(block string) {
 	if g.kernel != nil {
 		g.kernel.ForgetDirty(block)

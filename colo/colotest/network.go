@@ -98,7 +98,7 @@ func (n *Network) Register(reg *vmstate.Registry) error {
 	return reg.Register(vmstate.Entry{Name: "network", Version: 1, MinVersion: 1}, n)
 }
 
-// Output takes a frame of the guest: it is a [GuestConfig]'s Output.
+// Output takes a frame of the guest. It fits GuestConfig.Output.
 func (n *Network) Output(frame []byte) error {
 	n.mu.Lock()
 	if n.Limit > 0 && n.holding && len(n.held) >= n.Limit {
@@ -138,7 +138,7 @@ func (n *Network) release(h held, alone bool) {
 	n.released = append(n.released, Released{Frame: h.frame, Epoch: h.epoch, Received: n.received, Alone: alone})
 }
 
-// turn checks that a call comes where it may and records it.
+// turn records a call, and fails it where the protocol does not allow it now.
 func (n *Network) turn(name string, epoch uint64, ok bool) error {
 	c := Call{name, epoch}
 	if n.Keep >= 0 {
@@ -227,8 +227,8 @@ func (n *Network) Failover() error {
 	return nil
 }
 
-// Drop implements colo.Dropper: what is held is void, and what this side's guest
-// may still say is held for ever.
+// Drop implements colo.Dropper: what is held is dropped, and what this side's guest says
+// from now on never leaves.
 func (n *Network) Drop() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -60,8 +60,8 @@ type Flow struct {
 	// Drop says that what is in flight at the break is lost, in both
 	// directions. Otherwise it can still be read.
 	Drop bool
-	// Stall is from where on nothing arrives any more: a write succeeds as
-	// long as there is room, a read waits. It counts bytes or reads.
+	// Stall is the point after which nothing arrives any more: a write succeeds as long
+	// as there is room, and a read waits. It counts bytes or reads.
 	Stall Point
 	// Corrupt is exclusive-ored with the byte at each index.
 	Corrupt map[int64]byte

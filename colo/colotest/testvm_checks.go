@@ -77,8 +77,7 @@ func (s *subject) still() error {
 	return nil
 }
 
-// others checks that a pause of somebody else's, on another goroutine, is not
-// undone by a session's.
+// others checks that a session's resume does not take back a pause of another goroutine.
 func (s *subject) others() error {
 	if err := s.resume(); err != nil {
 		return err
@@ -186,8 +185,9 @@ func (s *subject) dirtyLog() error {
 	return nil
 }
 
-// noSuchBlock asks for a block that there is not. A log of a guest with one block
-// that does not look at the name writes that block's bits, or panics.
+// noSuchBlock asks the log for a block that the guest does not have. A log that ignores
+// the name, as one of a guest with one block may, returns the bits of that block or
+// panics.
 func (s *subject) noSuchBlock() (err error) {
 	const rule = "ReadDirty of a block that the guest does not have must fail: a log must look at the block's name, also that of a guest with one block"
 	defer func() {
@@ -370,7 +370,7 @@ func (s *subject) loadRunning() error {
 	if err := s.pause(); err != nil {
 		return err
 	}
-	return s.run() // none the worse for it
+	return s.run() // the guest must have taken no harm
 }
 
 func (s *subject) loadRolledBack() error {

@@ -8,6 +8,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // greetTime is how long a connection may take to say what it is for, a TLS
@@ -295,13 +297,4 @@ func exchange(conn net.Conn, h hello) (hello, error) {
 	return answer, nil
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
+func sleep(ctx context.Context, d time.Duration) error { return wait.For(ctx, d) }

@@ -51,8 +51,9 @@ type ControlMessage struct {
 	Epoch      uint64 `json:"epoch,omitempty"` // of the standby's Beat: its last checkpoint
 	Bytes      uint64 `json:"bytes,omitempty"` // of the standby's Beat: received from the primary so far
 	Seq        uint64 `json:"seq,omitempty"`   // of a Beat; the standby's has that of the one it answers
-	// Promise is of the standby's Beat: for so many milliseconds from when it was
-	// asked it does not ask an arbiter for the guest. See failover.Holder.
+	// Promise, in a Beat of the standby, is a number of milliseconds, counted from the
+	// Beat that it answers: for so long the standby does not ask an arbiter for the
+	// guest. See failover.Holder.
 	Promise uint32 `json:"promise,omitempty"`
 	Why     string `json:"why,omitempty"` // a reason for people to read
 }

@@ -43,7 +43,7 @@ type GuardConfig struct {
 	// Stall is for how long a protected guest may stand without its checkpoint
 	// getting on. 0: DefaultStall.
 	Stall time.Duration
-	// Silence is for how long a standby that has answered may not. 0:
+	// Silence is how long a standby that has answered once may be silent. 0:
 	// DefaultSilence.
 	Silence time.Duration
 	// Retry is for how long a guest whose protection has failed is left alone

@@ -54,7 +54,7 @@ type Guest struct {
 	ram      vmstate.Header // of the memory's START
 	desc     description
 	cur      state
-	born     bool // whole, for those who hold mu
+	born     bool // the value of whole, for those who hold mu
 	epoch    uint64
 	replicas map[*Replica]bool
 	views    map[*View]bool

@@ -9,18 +9,18 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// Replica is a Guest in the role of a primary's: it protects the state that the
-// Guest keeps with a further secondary. It is the VM of a colo.PrimaryConfig,
-// whose registry and saver NewReplica fills, and the saver's dirty log; so it is
-// called from the goroutine of that session.
+// Replica is a Guest in the role of a primary's guest: it protects the state that the
+// Guest keeps with a further secondary. It is the VM of a colo.PrimaryConfig, whose
+// registry and saver NewReplica fills, and the saver's dirty log; so it is called from
+// the goroutine of that session.
 //
 // Paused, it holds the Guest at one checkpoint: one that arrives meanwhile is
 // acknowledged, and the one after it waits. The primary's session should therefore
 // resume early (LateResume off) and call Step; then it waits for pages to be
 // copied, or for the secondary to take in the end of its initial state.
 //
-// The guest that a secondary runs from it is nobody's but the secondary's: a
-// Replica has no output and no disks, and going on with it means [Guest.Put].
+// The guest that a secondary runs from it belongs to that secondary alone: a Replica has
+// no output and no disks, and going on with it means [Guest.Put].
 type Replica struct {
 	g       *Guest
 	reg     *vmstate.Registry

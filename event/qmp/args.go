@@ -33,7 +33,7 @@ func fields(t reflect.Type) (all []field) {
 		}
 		opts := strings.Split(options, ",")
 		optional := f.Type.Kind() == reflect.Pointer || slices.Contains(opts, "omitempty") || slices.Contains(opts, "omitzero")
-		for i := 1; i < len(f.Index); i++ { // it is absent with a struct that is embedded and not there
+		for i := 1; i < len(f.Index); i++ { // an embedded pointer may be nil, and its fields absent
 			optional = optional || t.FieldByIndex(f.Index[:i]).Type.Kind() == reflect.Pointer
 		}
 		all = append(all, field{tag, f.Index, optional})
@@ -205,10 +205,10 @@ func plain(v any) any {
 	return v
 }
 
-// unexpected returns the member that QEMU would name of those that are not
-// known. It keeps what it has not looked at in a hash table of GLib's, and names
-// the first one there: with up to seven members that is computed here, with more
-// the first one in QEMU's own order is named.
+// unexpected returns the member that QEMU would name of those that are not known. QEMU
+// keeps the members that it has not looked at in a hash table of GLib, and names the
+// first one there: with up to seven members that is computed here, with more the first
+// one in QEMU's own order is named.
 func unexpected(o qjson.Object, known map[string]bool) (name string, ok bool) {
 	sorted := o.Sorted()
 	if len(sorted) > 7 {

@@ -24,8 +24,8 @@ const (
 	MaxPending = 4096
 )
 
-// ErrProtocol is what an error matches that says that the other side is no
-// monitor. The Client is of no more use.
+// ErrProtocol says that what came over the connection cannot be a monitor's: see
+// errors.Is. The Client cannot be used any more.
 var ErrProtocol = errors.New("qmp: not what a monitor says")
 
 // Client is a connection to a monitor. Its methods may be called from any
@@ -44,8 +44,8 @@ type Client struct {
 	writing chan struct{} // capacity 1: who has put something in may write
 	reading chan struct{} // capacity 1: who has put something in may read
 
-	partial []byte // read, but no whole line; of who may read
-	buf     []byte // of who may read
+	partial []byte // what has come of a line that is not whole yet; for the holder of reading
+	buf     []byte // for the holder of reading
 
 	mu      sync.Mutex
 	id      int
@@ -108,9 +108,9 @@ func newClient(ctx context.Context, conn net.Conn, oob bool) (*Client, error) {
 // maxLeftover is how many lines may come before the greeting.
 const maxLeftover = 256
 
-// leftover reports whether a line may be what a QEMU had not got rid of when the client
-// before this one went, and tells the next one before it greets it: events and answers,
-// of which the first may be cut at its beginning.
+// leftover reports whether a line may be left from the client before this one. A QEMU
+// that could not send everything to that client sends the rest to the next one, before
+// its greeting: events and answers, of which the first may lack its beginning.
 func leftover(line []byte, first bool) bool {
 	var said map[string]json.RawMessage
 	if json.Unmarshal(line, &said) != nil {
@@ -267,7 +267,8 @@ func (c *Client) write(ctx context.Context, text []byte) error {
 	return err
 }
 
-// read takes one line and gives it to whom it is for. The caller may read.
+// read takes one line and gives it to the caller that waits for it. Only the holder of
+// reading may call it.
 func (c *Client) read(ctx context.Context) error {
 	line, err := c.line(ctx)
 	if err != nil {
@@ -356,10 +357,11 @@ func (c *Client) fail(err error) {
 	}
 }
 
-// Wait returns the next event for which match says yes, of those that have come
-// since the last Wait and those that come, among them what the monitor said before it
-// ended, also when a command could not be sent any more. Others before it are dropped.
-// match is called with a lock held, and must not call the Client.
+// Wait returns the next event for which match returns true. It looks at those that have
+// come since the last Wait, in their order, and then waits for more; events before the
+// one that it returns are dropped. What the monitor said before its end is found too,
+// even if a command could not be sent any more. match is called with a lock held, and
+// must not call the Client.
 func (c *Client) Wait(ctx context.Context, match func(event.Record) bool) (event.Record, error) {
 	for {
 		c.mu.Lock()
@@ -394,9 +396,9 @@ func (c *Client) Wait(ctx context.Context, match func(event.Record) bool) (event
 	}
 }
 
-// Pending reports whether there is an event that Wait has not returned or dropped
-// yet, of those that came with the answers to commands, for which match says yes.
-// match is called as Wait does.
+// Pending reports whether match returns true for an event that came with the answers to
+// commands, and that Wait has neither returned nor dropped yet. match is called as Wait
+// calls it.
 func (c *Client) Pending(match func(event.Record) bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -95,7 +95,7 @@ type deadlines struct {
 	closed bool
 }
 
-// next gives another write its time.
+// next sets the deadline of the next write.
 func (d *deadlines) next() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -104,7 +104,8 @@ func (d *deadlines) next() {
 	}
 }
 
-// close gives all that is still to be written so much time.
+// close sets the last deadline: all that is still to be written must be written within
+// that time.
 func (d *deadlines) close(in time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -39,13 +39,13 @@ type Server struct {
 	// Commands is what clients can do; nil is nothing but what needs no host.
 	Commands *Commands
 
-	// Bus is where the events come from that clients see, as QMP prints them and
-	// limited as QEMU limits them ([event.Limiter]); nil is nowhere. What was
-	// published before a client has negotiated it does not see.
+	// Bus is where the events come from that clients see, as QMP prints them and limited
+	// as QEMU limits them ([event.Limiter]); nil: there are none. A client does not see
+	// what was published before it had negotiated.
 	Bus *event.Bus
 
-	// Version is what greeting and query-version say; zero is QEMU 7.2.22, whose
-	// manners these are.
+	// Version is what greeting and query-version say; zero is QEMU 7.2.22, which this
+	// package imitates.
 	Version Version
 
 	// MaxClients bounds how many clients are served at a time. Another one

@@ -49,7 +49,7 @@ func TestHoldRecordsTheGenerationThatAnImageWaitsFor(t *testing.T) {
 	path := func(name string) string { return filepath.Join(dir, name) }
 	try := func(args ...string) (string, error) {
 		var out bytes.Buffer
-		err := run(context.Background(), append([]string{"hold"}, args...), nil, &out)
+		err := run(context.Background(), append([]string{"hold"}, args...), nil, &out, false)
 		return out.String(), err
 	}
 	held(t, path("root"), 4, false)

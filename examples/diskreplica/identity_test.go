@@ -102,7 +102,7 @@ func TestStatusOfImages(t *testing.T) {
 	status := func(args ...string) string {
 		t.Helper()
 		var out bytes.Buffer
-		if err := run(context.Background(), append([]string{"status"}, args...), nil, &out); err != nil {
+		if err := run(context.Background(), append([]string{"status"}, args...), nil, &out, false); err != nil {
 			t.Fatal(err)
 		}
 		return out.String()
@@ -138,10 +138,10 @@ func TestStatusOfImages(t *testing.T) {
 	if err := errors.Join(os.Rename(path("b.img"), path("b.old")), os.WriteFile(path("b.img"), content, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if err := run(context.Background(), []string{"status", path("b.img")}, nil, io.Discard); !errors.Is(err, replication.ErrIdentity) {
+	if err := run(context.Background(), []string{"status", path("b.img")}, nil, io.Discard, false); !errors.Is(err, replication.ErrIdentity) {
 		t.Errorf("a replaced image: %v", err)
 	}
-	if err := run(context.Background(), []string{"bind", path("b.img")}, nil, io.Discard); err != nil {
+	if err := run(context.Background(), []string{"bind", path("b.img")}, nil, io.Discard, false); err != nil {
 		t.Error(err)
 	}
 	if got := status(path("b.img")); !strings.Contains(got, "generation 2-") {

@@ -16,8 +16,10 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/gocolo/lockstep/examples/internal/usage"
+	"github.com/gocolo/lockstep/examples/internal/output"
 	"github.com/gocolo/lockstep/internal/size"
+	"github.com/gocolo/lockstep/internal/statusline"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 const about = `diskreplica keeps a disk image in two copies that agree at every checkpoint.
@@ -82,17 +84,23 @@ Exit status: 0, 1 if something failed, 2 for a bad command line.
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	err := run(ctx, os.Args[1:], os.Stdin, os.Stdout)
+	out := output.New(os.Stdout)
+	err := run(ctx, os.Args[1:], os.Stdin, out, statusline.IsTerminal(os.Stdout))
 	stop()
+	os.Exit(out.Status(statusOf(err), "diskreplica", os.Stderr))
+}
+
+// statusOf says an error, if there is one, and returns the exit status.
+func statusOf(err error) int {
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp), errors.Is(err, context.Canceled):
+		return 0
 	case errors.Is(err, errUsage):
 		fmt.Fprintln(os.Stderr, "diskreplica:", err, "(-h explains)")
-		os.Exit(2)
-	default:
-		fmt.Fprintln(os.Stderr, "diskreplica:", err)
-		os.Exit(1)
+		return 2
 	}
+	fmt.Fprintln(os.Stderr, "diskreplica:", err)
+	return 1
 }
 
 // errUsage is for a bad command line.
@@ -168,12 +176,12 @@ func parse(args []string, out io.Writer) (o options, err error) {
 
 // run is the program, apart from what belongs to the process. It returns when
 // ctx ends, or the commands say "quit".
-func run(ctx context.Context, args []string, commands io.Reader, out io.Writer) error {
+func run(ctx context.Context, args []string, commands io.Reader, out io.Writer, terminal bool) error {
 	o, err := parse(args, out)
 	if err != nil {
 		return err
 	}
-	p := &printer{out: out, json: o.json, terminal: isTerminal(out)}
+	p := &printer{out: out, json: o.json, terminal: terminal}
 	switch o.role {
 	case "primary":
 		return runPrimary(ctx, o, commands, p)

@@ -44,7 +44,7 @@ func start(t *testing.T, args ...string) *process {
 	r, w := io.Pipe()
 	ctx, cancel := context.WithCancel(context.Background())
 	p := &process{t: t, in: w, cancel: cancel, done: make(chan error, 1)}
-	go func() { p.done <- run(ctx, args, r, p) }()
+	go func() { p.done <- run(ctx, args, r, p, false) }()
 	t.Cleanup(p.kill)
 	return p
 }

@@ -4,11 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/statusline"
 )
 
 // A printer shows what happens: lines for people, or JSON lines, which are
@@ -21,18 +21,7 @@ type printer struct {
 	terminal bool // people, and the cursor can go back
 
 	mu   sync.Mutex
-	live bool // the cursor is on the progress line
-}
-
-// isTerminal reports whether w is one that can rewrite a line.
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	st, err := f.Stat()
-	term := os.Getenv("TERM")
-	return err == nil && st.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull && term != "" && term != "dumb"
+	line statusline.Line
 }
 
 // printf prints a line for people.
@@ -42,23 +31,18 @@ func (p *printer) printf(format string, args ...any) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.live {
-		fmt.Fprint(p.out, "\r\x1b[K")
-		p.live = false
-	}
+	p.line.Clear(p.out)
 	fmt.Fprintf(p.out, format+"\n", args...)
 }
 
 // progress prints a line for people that the next one replaces.
 func (p *printer) progress(line string) {
-	if !p.terminal || p.json {
-		p.printf("%s", line)
+	if p.json {
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	fmt.Fprintf(p.out, "\r\x1b[K\x1b[?7l%s\x1b[?7h", line) // a narrow terminal cuts it
-	p.live = true
+	p.line.Show(p.out, p.terminal, line)
 }
 
 // object prints a JSON line.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strconv"
 	"sync"
 
@@ -17,7 +18,11 @@ func openImage(o options) (*replication.File, error) {
 	if o.size != 0 {
 		return replication.CreateFile(o.image, o.size)
 	}
-	return replication.OpenFile(o.image)
+	f, err := replication.OpenFile(o.image)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w (-size makes it)", err)
+	}
+	return f, err
 }
 
 // secondary is that side's process.

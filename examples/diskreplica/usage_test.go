@@ -19,13 +19,13 @@ func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
 		"secondary -image x -size 12x -listen y", "secondary -image x -listen y -secondary z", "primary -image x -secondary y -journal z",
 		"hold x", "hold -generation 2", "hold -generation -1 x", "status -generation 2 x"} {
 		var out bytes.Buffer
-		err := run(context.Background(), strings.Fields(args), strings.NewReader(""), &out)
+		err := run(context.Background(), strings.Fields(args), strings.NewReader(""), &out, false)
 		if !errors.Is(err, errUsage) || strings.Contains(err.Error(), "\n") || out.Len() > 0 {
 			t.Errorf("%q: %v, want a bad command line, in one line, and nothing on the standard output but %q", args, err, out.String())
 		}
 	}
-	if err := run(context.Background(), []string{"secondary", "-image", "no/such", "-listen", "x"}, nil, io.Discard); err == nil || errors.Is(err, errUsage) {
-		t.Errorf("an image that is not there: %v, want a failure", err)
+	if err := run(context.Background(), []string{"secondary", "-image", "no/such", "-listen", "x"}, nil, io.Discard, false); !errors.Is(err, os.ErrNotExist) || errors.Is(err, errUsage) || !strings.HasSuffix(err.Error(), "(-size makes it)") {
+		t.Errorf("an image that is not there: %v, want a failure that says how it is made", err)
 	}
 }
 
@@ -44,7 +44,7 @@ func TestSizes(t *testing.T) {
 
 func TestHelpExplainsAll(t *testing.T) {
 	var out bytes.Buffer
-	if err := run(context.Background(), []string{"-h"}, nil, &out); !errors.Is(err, flag.ErrHelp) {
+	if err := run(context.Background(), []string{"-h"}, nil, &out, false); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("-h: %v", err)
 	}
 	for _, want := range []string{"A minute's trial", "-journal", "-json"} {

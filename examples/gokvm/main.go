@@ -24,11 +24,14 @@ import (
 	"strings"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
+	"github.com/gocolo/lockstep/examples/internal/output"
 )
 
 func main() {
 	ctx, status := interrupt.Notify()
-	os.Exit(status(gokvm(ctx, os.Args[1:], stdio{os.Stdin, os.Stdout, os.Stderr})))
+	out := output.New(os.Stdout)
+	own := gokvm(ctx, os.Args[1:], stdio{os.Stdin, out, os.Stderr})
+	os.Exit(out.Status(status(own), "gokvm", os.Stderr))
 }
 
 // stdio are the program's streams. Terminals are files.
@@ -62,7 +65,7 @@ func gokvm(ctx context.Context, args []string, std stdio) int {
 		err = runProtected(ctx, o, terminal, p)
 	}
 	terminal.close()
-	if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+	if ctx.Err() != nil && (errors.Is(err, context.Cause(ctx)) || errors.Is(err, context.Canceled)) {
 		err = nil // that was the order
 	}
 	p.end(err)

@@ -14,9 +14,9 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/examples/internal/arbiter"
-	"github.com/gocolo/lockstep/examples/internal/usage"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/internal/size"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 // The modes.

@@ -36,7 +36,9 @@ import (
 	"syscall"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
+	"github.com/gocolo/lockstep/examples/internal/output"
 	"github.com/gocolo/lockstep/internal/killpoint"
+	"github.com/gocolo/lockstep/internal/statusline"
 	"github.com/gocolo/lockstep/internal/trial"
 )
 
@@ -50,7 +52,9 @@ func main() {
 		return
 	}
 	ctx, status := interrupt.Notify()
-	os.Exit(status(lockstep(ctx, os.Args[1:], os.Stdout, os.Stderr, trial.IsTerminal(os.Stdout))))
+	out := output.New(os.Stdout)
+	own := lockstep(ctx, os.Args[1:], out, os.Stderr, statusline.IsTerminal(os.Stdout))
+	os.Exit(out.Status(status(own), "lockstep", os.Stderr))
 }
 
 // lockstep is the program; it returns its exit status.

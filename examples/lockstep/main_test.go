@@ -301,7 +301,7 @@ func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 		"-seed -1", "-frobnicate", "stray",
 		"-vlan -1", "-vlan 4095",
 		"-failovers -1", "-switchover -1", "-failovers 1 -term 1ms", "-term 1ms", "-failovers 1 -kill primary", "-switchover 1 -kill-at ram", "-failovers 1 -timeline x.svg", "-failovers 1 -repeat 2 -qmp unix:/tmp/x", "-repeat 2 -http 0", "-http x", "-http 65535", "-http localhost", "-http-control", "-failovers 1 -http-control",
-		"-disk 1", "-disk 1000000", "-disk 32K", "-disk 1G", "-disk x", "-disk-dir /tmp",
+		"-disk 1", "-disk 1000000", "-disk 32K", "-disk 1G", "-disk x", "-disk-dir /tmp", "-disk 4M -disk-dir /no/such",
 	} {
 		out, errs := program(t, 2, strings.Fields(args)...)
 		if out != "" || strings.Count(errs, "\n") != 1 || !strings.HasPrefix(errs, "lockstep: ") {

@@ -7,16 +7,17 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/gocolo/lockstep/examples/internal/usage"
 	"github.com/gocolo/lockstep/internal/guest"
 	"github.com/gocolo/lockstep/internal/killpoint"
 	"github.com/gocolo/lockstep/internal/size"
 	"github.com/gocolo/lockstep/internal/trial"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 const about = `Lockstep runs a guest in two processes that are kept in step, kills one of them
@@ -256,6 +257,8 @@ func (o *options) validate(counted bool) error {
 		return fmt.Errorf("-disk %v: want whole blocks of %v, %v to %v", size.Bytes(o.Disk), size.Bytes(guest.PageSize), size.Bytes(minDisk), size.Bytes(maxDisk))
 	case o.Disk == 0 && o.DiskDir != "":
 		return errors.New("-disk-dir without -disk")
+	case o.DiskDir != "" && !isDirectory(o.DiskDir):
+		return fmt.Errorf("-disk-dir %s: there is no such directory", o.DiskDir)
 	case o.Mem%guest.PageSize != 0 || o.Mem > guest.MaxMemory:
 		return fmt.Errorf("-mem %v: want whole pages, at most %v", size.Bytes(o.Mem), size.Bytes(guest.MaxMemory))
 	}
@@ -267,6 +270,11 @@ func (o *options) validate(counted bool) error {
 		return fmt.Errorf("-mem %v: %d vCPUs that touch %d pages a round need %v", size.Bytes(o.Mem), o.VCPUs, o.Dirty, size.Bytes(need))
 	}
 	return nil
+}
+
+func isDirectory(name string) bool {
+	st, err := os.Stat(name)
+	return err == nil && st.IsDir()
 }
 
 // again is the command line that repeats one run with its random choices.

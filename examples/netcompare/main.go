@@ -41,26 +41,32 @@ import (
 
 	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
-	"github.com/gocolo/lockstep/examples/internal/usage"
+	"github.com/gocolo/lockstep/examples/internal/output"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 func main() {
 	ctx, status := interrupt.Notify()
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	interrupted := status(1)
+	out := output.New(os.Stdout)
+	own := statusOf(run(ctx, os.Args[1:], out, os.Stderr), status(1))
+	os.Exit(out.Status(own, "netcompare", os.Stderr))
+}
+
+// statusOf says an error that has not been said, and returns the exit status.
+func statusOf(err error, interrupted int) int {
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
+		return 0
 	case errors.Is(err, context.Canceled):
-		os.Exit(interrupted)
+		return interrupted
 	case errors.Is(err, errDiverged), errors.Is(err, errFailed):
-		os.Exit(1)
+		return 1
 	case errors.Is(err, errUsage):
 		fmt.Fprintln(os.Stderr, "netcompare:", err, "(-h explains)")
-		os.Exit(2)
 	default:
 		fmt.Fprintln(os.Stderr, "netcompare:", err)
-		os.Exit(2)
 	}
+	return 2
 }
 
 const about = `usage: netcompare [flags] PRIMARY SECONDARY

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"flag"
 	"fmt"
@@ -8,13 +9,15 @@ import (
 	"os"
 	"strings"
 
-	"github.com/gocolo/lockstep/examples/internal/usage"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 const about = `usage: protected [-tls] [-mode mode]    both hosts on this machine: kills, stops and switches them
        protected -host name ...         one host of the two
 
-Exit status: 0, 1 if the guest cannot go on here, 2 for a bad command line.
+Exit status: 0, 1 if something failed or the guest cannot go on here, 2 for a bad command line;
+130, 143 or 129 if the demonstration was interrupted.
+
 `
 
 // errUsage says that the command line is wrong.
@@ -37,19 +40,35 @@ func modeFlag(f *flag.FlagSet) *string {
 }
 
 // parse reads a command line, or says what there is to say.
-func parse(f *flag.FlagSet, args []string) error {
+func parse(f *flag.FlagSet, args []string, stdout io.Writer) error {
 	f.SetOutput(io.Discard) // main says what is wrong, in one line
 	switch err := f.Parse(args); {
 	case errors.Is(err, flag.ErrHelp):
-		usage.Print(os.Stdout, about, f)
+		usage.Print(stdout, about, f)
 		return err
 	case err != nil:
 		return fmt.Errorf("%w: %w", errUsage, err)
 	case f.NArg() > 0:
 		return fmt.Errorf("%w: what is %q?", errUsage, f.Arg(0))
 	}
-	if host := f.Lookup("host"); host != nil && host.Value.String() == "" {
-		return fmt.Errorf("%w: -host is missing", errUsage)
+	for _, name := range []string{"host", "listen", "dial"} {
+		if needed := f.Lookup(name); needed != nil && needed.Value.String() == "" {
+			return fmt.Errorf("%w: -%s is missing", errUsage, name)
+		}
 	}
 	return nil
+}
+
+// statusOf says an error, if there is something to say, and returns the exit status. A
+// host that a signal has ended has done what it was asked to; a demonstration has not.
+func statusOf(err error, service bool) int {
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp), service && errors.Is(err, context.Canceled):
+		return 0
+	case errors.Is(err, errUsage):
+		fmt.Fprintf(os.Stderr, "protected: %v (-h explains)\n", err)
+		return 2
+	}
+	fmt.Fprintln(os.Stderr, "protected:", err)
+	return 1
 }

@@ -256,7 +256,7 @@ func demo(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	f := flag.NewFlagSet("protected", flag.ContinueOnError)
 	secure := f.Bool("tls", false, "the hosts show each other certificates")
 	mode := modeFlag(f)
-	if err := parse(f, args); err != nil {
+	if err := parse(f, args, stdout); err != nil {
 		return err
 	}
 	if *mode != "continuous" && *mode != "compare" {

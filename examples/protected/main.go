@@ -23,7 +23,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -37,25 +36,20 @@ import (
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/examples/internal/interrupt"
+	"github.com/gocolo/lockstep/examples/internal/output"
 	"github.com/gocolo/lockstep/failover/sharedfile"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	defer stop()
-	run := demo
-	if ofOneHost(os.Args[1:]) {
+	ctx, status := interrupt.Notify()
+	run, service := demo, ofOneHost(os.Args[1:])
+	if service {
 		run = host
 	}
-	switch err := run(ctx, os.Args[1:], os.Stdout, os.Stderr); {
-	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, flag.ErrHelp):
-	case errors.Is(err, errUsage):
-		fmt.Fprintf(os.Stderr, "protected: %v (-h explains)\n", err)
-		os.Exit(2)
-	default:
-		fmt.Fprintln(os.Stderr, "protected:", err)
-		os.Exit(1)
-	}
+	out := output.New(os.Stdout)
+	own := statusOf(run(ctx, os.Args[1:], out, os.Stderr), service)
+	os.Exit(out.Status(status(own), "protected", os.Stderr))
 }
 
 // host is one host of the two.
@@ -77,7 +71,7 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	term := f.Duration("term", time.Second, "`time` for which the arbiter grants the guest")
 	beat := f.Duration("beat", 50*time.Millisecond, "`time` between two heartbeats")
 	handles := control.Flags(f)
-	if err := parse(f, args); err != nil {
+	if err := parse(f, args, stdout); err != nil {
 		return err
 	}
 

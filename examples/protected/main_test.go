@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -90,6 +91,32 @@ func TestBadConfigurationsAreRefused(t *testing.T) {
 	} {
 		if err := host(t.Context(), args, io.Discard, io.Discard); err == nil {
 			t.Errorf("%v is accepted", args)
+		}
+	}
+}
+
+// A script must see that a demonstration was not finished; a host that was asked to end has
+// done so.
+func TestOnlyADemonstrationFailsWhenItIsEnded(t *testing.T) {
+	ended := fmt.Errorf("nothing came: %w", context.Canceled)
+	for _, x := range []struct {
+		err     error
+		service bool
+		want    int
+	}{{nil, false, 0}, {nil, true, 0}, {ended, false, 1}, {ended, true, 0}, {errUsage, true, 2}, {os.ErrNotExist, true, 1}} {
+		if got := statusOf(x.err, x.service); got != x.want {
+			t.Errorf("%v, a service: %v: status %d, want %d", x.err, x.service, got, x.want)
+		}
+	}
+}
+
+func TestAHostNeedsItsAddresses(t *testing.T) {
+	for args, want := range map[string]string{
+		"-host a": "-listen is missing", "-host a -listen :0": "-dial is missing", "-listen :0 -dial :0": "-host is missing",
+	} {
+		err := host(t.Context(), strings.Fields(args), io.Discard, io.Discard)
+		if !errors.Is(err, errUsage) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", args, err, want)
 		}
 	}
 }

@@ -53,7 +53,7 @@ func checkCommand(ctx context.Context, args []string, t terminal) int {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, network, address)
 	if err != nil {
-		p.warn("%v", err)
+		p.warn("%v", noMonitor(*addr, err))
 		return exitFailed
 	}
 	m, err := qmp.NewClient(ctx, conn)

@@ -58,7 +58,7 @@ var _ io.Writer = records{}
 func (r records) Write(b []byte) (int, error) {
 	r.p.mu.Lock()
 	defer r.p.mu.Unlock()
-	r.p.clear()
+	r.p.line.Clear(r.p.out)
 	return r.p.err.Write(b)
 }
 

@@ -23,12 +23,14 @@ import (
 	"io"
 	"os"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
+	"github.com/gocolo/lockstep/examples/internal/output"
+	"github.com/gocolo/lockstep/internal/statusline"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
-const usage = `Qemu is the other side of QEMU's COLO.
+const about = `Qemu is the other side of QEMU's COLO.
 
   qemu standby -listen ADDR -state DIR [-- qemu-system-x86_64 ...]
       Keeps the guest of a QEMU primary in memory, checkpoint by checkpoint, and
@@ -87,17 +89,19 @@ var commands = map[string]command{
 
 func main() {
 	ctx, status := interrupt.Notify() // a second signal ends it the hard way
-	os.Exit(status(run(ctx, os.Args[1:], terminal{os.Stdout, os.Stderr, isTerminal(os.Stdout)})))
+	out := output.New(os.Stdout)
+	own := run(ctx, os.Args[1:], terminal{out, os.Stderr, statusline.IsTerminal(os.Stdout)})
+	os.Exit(out.Status(status(own), "qemu", os.Stderr))
 }
 
 func run(ctx context.Context, args []string, t terminal) int {
 	if len(args) == 0 {
-		fmt.Fprint(t.err, usage)
+		fmt.Fprint(t.err, about)
 		return exitUsage
 	}
 	switch args[0] {
 	case "-h", "-help", "--help", "help":
-		fmt.Fprint(t.out, usage)
+		fmt.Fprint(t.out, about)
 		return exitOK
 	}
 	c := commands[args[0]]
@@ -117,16 +121,7 @@ func parse(f *flag.FlagSet, about string, args []string, t terminal, rest bool) 
 	err := f.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(t.out, about, "\n")
-		w := tabwriter.NewWriter(t.out, 0, 0, 2, ' ', 0)
-		f.VisitAll(func(f *flag.Flag) {
-			arg, text := flag.UnquoteUsage(f)
-			if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" && f.DefValue != "0s" {
-				text += " (default " + f.DefValue + ")"
-			}
-			fmt.Fprintf(w, "  -%s %s\t%s\n", f.Name, arg, text)
-		})
-		w.Flush()
+		usage.Print(t.out, about+"\n", f)
 		return exitOK, true
 	case err == nil && f.NArg() > 0 && !rest:
 		err = fmt.Errorf("what is %q?", f.Arg(0))
@@ -141,10 +136,4 @@ func parse(f *flag.FlagSet, about string, args []string, t terminal, rest bool) 
 func (t terminal) wrong(command string, err error) int {
 	fmt.Fprintf(t.err, "qemu %s: %s (-h explains)\n", command, strings.TrimSpace(err.Error()))
 	return exitUsage
-}
-
-func isTerminal(f *os.File) bool {
-	st, err := f.Stat()
-	term := os.Getenv("TERM")
-	return err == nil && st.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull && term != "" && term != "dumb"
 }

@@ -7,12 +7,14 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"net"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/gocolo/lockstep/event/qmp"
@@ -131,6 +133,22 @@ func tell(ctx context.Context, addr string, o order) (a answer, err error) {
 	return a, err
 }
 
+// absent says which process an order was for, where there is none.
+func absent(dir string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("no standby, relay or guardian whose -state is %s runs on this host: %w", dir, err)
+	}
+	return err
+}
+
+// noMonitor says how a QEMU gets a monitor, where there is none at addr.
+func noMonitor(addr string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("no QEMU has a monitor at %s (start it with -qmp unix:PATH,server=on,wait=off, and give PATH here): %w", addr, err)
+	}
+	return err
+}
+
 const aboutPromote = `usage: qemu promote -standby DIR [flags] [-- qemu-system-x86_64 ...]
 
 Promote tells the standby whose -state is DIR to go on with its guest. A guardian
@@ -166,7 +184,7 @@ func promoteCommand(ctx context.Context, args []string, t terminal) int {
 	p := &printer{terminal: t, json: *asJSON}
 	if _, err := tell(ctx, socketIn(*dir, "standby"), order{Do: "promote", State: *state, QEMU: f.Args()}); err != nil {
 		p.object(map[string]any{"promote": map[string]any{"ordered": false, "error": err.Error()}})
-		p.warn("promote: %v", err)
+		p.warn("promote: %v", absent(*dir, err))
 		return exitFailed
 	}
 	p.object(map[string]any{"promote": map[string]any{"ordered": true}})
@@ -207,7 +225,7 @@ func statusCommand(ctx context.Context, args []string, t terminal) int {
 		sayStatus(p, role, a.Status)
 	}
 	if !found {
-		p.warn("status: %s", oneLine(errors.Join(errs...)))
+		p.warn("status: %s", oneLine(absent(*dir, errors.Join(errs...))))
 		return exitFailed
 	}
 	return exitOK

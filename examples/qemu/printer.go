@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/statusline"
 )
 
 // printer tells what happens: lines and a progress line for people, or JSON
@@ -16,10 +17,10 @@ type printer struct {
 	terminal
 	json bool
 
-	mu    sync.Mutex
-	shown bool // the cursor is on the progress line
-	next  time.Time
-	max   time.Duration
+	mu   sync.Mutex
+	line statusline.Line
+	next time.Time     // for the next progress line
+	max  time.Duration // the longest pause since the last one
 }
 
 // say prints a line for people.
@@ -29,7 +30,7 @@ func (p *printer) say(format string, args ...any) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.clear()
+	p.line.Clear(p.out)
 	fmt.Fprintf(p.out, format+"\n", args...)
 }
 
@@ -37,15 +38,8 @@ func (p *printer) say(format string, args ...any) {
 func (p *printer) warn(format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.clear()
+	p.line.Clear(p.out)
 	fmt.Fprintf(p.err, "qemu: "+format+"\n", args...)
-}
-
-func (p *printer) clear() {
-	if p.shown {
-		fmt.Fprint(p.out, "\r\x1b[K")
-		p.shown = false
-	}
 }
 
 // event takes what a session reports.
@@ -114,16 +108,9 @@ func (p *printer) checkpoint(now time.Time, c event.CheckpointCommit) {
 		return
 	}
 	p.next = now.Add(every)
-	line := fmt.Sprintf("checkpoint  %d  %d pages  %s  %.1f ms (at most %.1f)", c.Epoch, c.Pages, size(c.Bytes),
-		1e3*took.Seconds(), 1e3*p.max.Seconds())
+	p.line.Show(p.out, p.live, fmt.Sprintf("checkpoint  %d  %d pages  %s  %.1f ms (at most %.1f)", c.Epoch, c.Pages, size(c.Bytes),
+		1e3*took.Seconds(), 1e3*p.max.Seconds()))
 	p.max = 0
-	if !p.live {
-		fmt.Fprintln(p.out, line)
-		return
-	}
-	p.clear()
-	fmt.Fprintf(p.out, "\x1b[?7l%s\x1b[?7h", line) // a narrow terminal cuts it
-	p.shown = true
 }
 
 // object prints one JSON object.

@@ -172,7 +172,7 @@ func (o *protectOptions) protect(ctx context.Context, p *printer) error {
 	defer cancel()
 	m, err := qmp.Dial(dial, o.qmp)
 	if err != nil {
-		return err
+		return noMonitor(o.qmp, err)
 	}
 	defer m.Close()
 	if err := o.protectBy(ctx, m, p); err != nil {

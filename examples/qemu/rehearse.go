@@ -54,7 +54,7 @@ func rehearseCommand(ctx context.Context, args []string, t terminal) int {
 	p := &printer{terminal: t, json: *asJSON}
 	if _, err := tell(ctx, socketIn(*dir, "standby"), order{Do: "rehearse"}); err != nil {
 		p.object(map[string]any{"rehearse": map[string]any{"fits": false, "error": err.Error()}})
-		p.warn("rehearse: %v", err)
+		p.warn("rehearse: %v", absent(*dir, err))
 		return exitFailed
 	}
 	p.object(map[string]any{"rehearse": map[string]any{"fits": true}})

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -280,6 +281,16 @@ func TestWrongArgumentsAreSaid(t *testing.T) {
 	} {
 		var out, err bytes.Buffer
 		if status := run(t.Context(), args, terminal{out: &out, err: &err}); status != exitUsage || err.Len() == 0 || out.Len() > 0 {
+			t.Errorf("%q: status %d, %q, %q", args, status, out.String(), err.String())
+		}
+	}
+	for want, args := range map[string][]string{
+		"no QEMU has a monitor at /no/such": {"check", "-qmp", "/no/such"}, "(start it with -qmp": {"protect", "-qmp", "/no/such", "-to", "localhost:1"},
+		"no standby, relay or guardian whose -state is /no/such runs": {"status", "-state", "/no/such"}, "whose -state is /no/dir": {"promote", "-standby", "/no/dir"},
+		"whose -state is /no/where": {"rehearse", "-standby", "/no/where"},
+	} {
+		var out, err bytes.Buffer
+		if status := run(t.Context(), args, terminal{out: &out, err: &err}); status != exitFailed || !strings.Contains(err.String(), want) || strings.Count(err.String(), "\n") != 1 {
 			t.Errorf("%q: status %d, %q, %q", args, status, out.String(), err.String())
 		}
 	}

@@ -19,7 +19,8 @@ import (
 	"runtime/debug"
 	"strings"
 
-	"github.com/gocolo/lockstep/examples/internal/usage"
+	"github.com/gocolo/lockstep/examples/internal/output"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 func main() {
@@ -28,7 +29,8 @@ func main() {
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(140 << 20)
 	}
-	os.Exit(streamdump(os.Args[1:], os.Stdin, os.Stdout, os.Stderr))
+	out := output.New(os.Stdout)
+	os.Exit(out.Status(streamdump(os.Args[1:], os.Stdin, out, os.Stderr), "streamdump", os.Stderr))
 }
 
 // options is what the command line says.

@@ -335,7 +335,7 @@ func TestProgressIsSaidNowAndThen(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 		p.done()
-		if got, want := strings.TrimRight(b.String(), " \r"), "\r20 MiB read, 10 MiB/s \r40 MiB read, 10 MiB/s"; got != want {
+		if got, want := b.String(), "\x1b[?7l20 MiB read, 10 MiB/s\x1b[?7h\r\x1b[K\x1b[?7l40 MiB read, 10 MiB/s\x1b[?7h\r\x1b[K"; got != want {
 			t.Errorf("got %q", got)
 		}
 	})
@@ -347,12 +347,6 @@ func TestProgressIsForTerminals(t *testing.T) {
 	p.next = p.start
 	if p.at(1 << 20); b.Len() > 0 {
 		t.Errorf("said %q to nobody", b.String())
-	}
-	if f, err := os.Open(os.DevNull); err == nil {
-		defer f.Close()
-		if !terminal(f) {
-			t.Error("a character device is not watched")
-		}
 	}
 }
 

@@ -3,8 +3,9 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/statusline"
 )
 
 // progress says now and then how far a long input has been read, on one line of
@@ -14,7 +15,7 @@ type progress struct {
 	w     io.Writer // nil: nobody looks
 	start time.Time
 	next  time.Time
-	said  bool
+	line  statusline.Line
 }
 
 const progressEvery = 2 * time.Second
@@ -22,20 +23,10 @@ const progressEvery = 2 * time.Second
 func newProgress(w io.Writer) *progress {
 	now := time.Now()
 	p := &progress{start: now, next: now.Add(progressEvery)}
-	if terminal(w) {
+	if statusline.IsTerminal(w) {
 		p.w = w
 	}
 	return p
-}
-
-// terminal reports whether somebody watches w.
-func terminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	st, err := f.Stat()
-	return err == nil && st.Mode()&os.ModeCharDevice != 0
 }
 
 // at is told where in the input the dump is.
@@ -47,14 +38,14 @@ func (p *progress) at(offset int64) {
 	if now.Before(p.next) {
 		return
 	}
-	p.next, p.said = now.Add(progressEvery), true
+	p.next = now.Add(progressEvery)
 	mib := float64(offset) / (1 << 20)
-	fmt.Fprintf(p.w, "\r%.0f MiB read, %.0f MiB/s ", mib, mib/now.Sub(p.start).Seconds())
+	p.line.Show(p.w, true, fmt.Sprintf("%.0f MiB read, %.0f MiB/s", mib, mib/now.Sub(p.start).Seconds()))
 }
 
 // done wipes the line.
 func (p *progress) done() {
-	if p.said {
-		fmt.Fprintf(p.w, "\r%40s\r", "")
+	if p.w != nil {
+		p.line.Clear(p.w)
 	}
 }

@@ -4,11 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"time"
 
 	"github.com/gocolo/lockstep/internal/size"
+	"github.com/gocolo/lockstep/internal/statusline"
 )
 
 // A Printer shows runs: lines and a table for people, or JSON lines. On a
@@ -21,15 +21,8 @@ type Printer struct {
 	Quiet    bool // people want one line per run
 
 	mu   sync.Mutex
-	live bool // the cursor is on the status line
-	next time.Time
-}
-
-// IsTerminal reports whether f is one that can rewrite a line.
-func IsTerminal(f *os.File) bool {
-	st, err := f.Stat()
-	term := os.Getenv("TERM")
-	return err == nil && st.Mode()&os.ModeCharDevice != 0 && f.Name() != os.DevNull && term != "" && term != "dumb"
+	line statusline.Line
+	next time.Time // for the next status
 }
 
 // Say prints a line for people.
@@ -39,7 +32,7 @@ func (p *Printer) Say(format string, args ...any) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.clear()
+	p.line.Clear(p.W)
 	fmt.Fprintf(p.W, format+"\n", args...)
 }
 
@@ -47,14 +40,6 @@ func (p *Printer) Say(format string, args ...any) {
 func (p *Printer) phase(name, format string, args ...any) {
 	if !p.Quiet {
 		p.Say("%-11s %s", name, fmt.Sprintf(format, args...))
-	}
-}
-
-// clear takes the status line away.
-func (p *Printer) clear() {
-	if p.live {
-		fmt.Fprint(p.W, "\r\x1b[K")
-		p.live = false
 	}
 }
 
@@ -84,13 +69,7 @@ func (p *Printer) status(r *Run) {
 	if !r.killed.IsZero() {
 		line = fmt.Sprintf("%-11s released %d", "alone", r.client.now().Released)
 	}
-	if !p.Terminal {
-		fmt.Fprintln(p.W, line)
-		return
-	}
-	p.clear()
-	fmt.Fprintf(p.W, "\x1b[?7l%s\x1b[?7h", line) // a narrow terminal cuts it
-	p.live = true
+	p.line.Show(p.W, p.Terminal, line)
 }
 
 // Object prints one JSON object.

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // passing are the errors of accept(2) that pass: the client has left already, or the host
@@ -68,7 +70,7 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 				s.cfg.Logger.Warn("no client of a disk can be accepted for now", "error", err)
 			}
 			pause = min(max(2*pause, firstPause), maxPause)
-			if !sleep(ctx, pause) {
+			if wait.For(ctx, pause) != nil {
 				return ErrServerClosed
 			}
 			continue
@@ -88,19 +90,6 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 				s.cfg.OnConn(conn.RemoteAddr(), err)
 			}
 		})
-	}
-}
-
-// sleep sleeps for d, and reports whether it did: it returns early, with false, when ctx
-// ends.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

@@ -9,7 +9,8 @@ import (
 	"syscall"
 )
 
-// Notify returns a context that ends with the first SIGINT, SIGTERM or SIGHUP, and
+// Notify returns a context that ends with the first SIGINT, SIGTERM or SIGHUP, which its
+// cause names (it matches context.Canceled), and
 // what makes an exit status of the program's own: 1, which says that something has
 // failed, becomes 128 and the signal's number (130, 143, 129) where a signal was
 // what kept the program from finishing, as a shell says it. A service that was asked
@@ -18,7 +19,7 @@ import (
 func Notify() (ctx context.Context, status func(own int) int) {
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	done := make(chan struct{})
 	var got syscall.Signal
 	var wait sync.WaitGroup
@@ -27,17 +28,23 @@ func Notify() (ctx context.Context, status func(own int) int) {
 		select {
 		case s := <-signals:
 			got, _ = s.(syscall.Signal)
-			cancel()
+			cancel(received{s})
 		case <-done:
 		}
 	})
 	return ctx, func(own int) int {
 		close(done)
 		wait.Wait()
-		cancel()
+		cancel(nil)
 		if own == 1 && got != 0 {
 			return 128 + int(got)
 		}
 		return own
 	}
 }
+
+// received is why a context has ended with a signal.
+type received struct{ os.Signal }
+
+func (r received) Error() string        { return r.Signal.String() + " signal received" }
+func (r received) Is(target error) bool { return target == context.Canceled }

@@ -3,6 +3,8 @@
 package interrupt
 
 import (
+	"context"
+	"errors"
 	"syscall"
 	"testing"
 )
@@ -15,6 +17,9 @@ func TestASignalIsInTheExitStatusOfAProgramThatCouldNotFinish(t *testing.T) {
 				t.Fatal(err)
 			}
 			<-ctx.Done()
+			if why := context.Cause(ctx); !errors.Is(why, context.Canceled) || why.Error() != sig.String()+" signal received" {
+				t.Errorf("%v: the context has ended by %v", sig, why)
+			}
 			if got := status(own); got != want {
 				t.Errorf("%v: a program that ends with %d has status %d, want %d", sig, own, got, want)
 			}

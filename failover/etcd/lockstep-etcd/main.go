@@ -21,6 +21,7 @@ import (
 
 	"github.com/gocolo/lockstep/failover/etcd"
 	"github.com/gocolo/lockstep/failover/program"
+	"github.com/gocolo/lockstep/internal/usage"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -30,23 +31,37 @@ func main() {
 	// It serves its host to the end, also where both of them are told to end: by Ctrl-C, or
 	// by a service manager. What the host says last is that it gives the guest up.
 	signal.Ignore(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
-	if errors.Is(err, flag.ErrHelp) {
-		return
-	}
-	if err != nil {
+	err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout)
+	switch {
+	case err == nil, errors.Is(err, flag.ErrHelp):
+	case errors.Is(err, errUsage):
+		fmt.Fprintf(os.Stderr, "lockstep-etcd: %v (-h explains)\n", err)
+		os.Exit(2)
+	default:
 		fmt.Fprintln(os.Stderr, "lockstep-etcd:", err)
 		os.Exit(1)
 	}
 }
 
+const about = `Lockstep-etcd keeps an arbiter's record in etcd, for a host that does not link etcd's
+client. The host starts it, and asks it on its standard input; it ends when that does.
+
+  lockstep-etcd -endpoints a:2379,b:2379,c:2379 -key /lockstep/db1
+
+Exit status: 0, 1 if something failed, 2 for a bad command line.
+
+`
+
+// errUsage says that the command line is wrong.
+var errUsage = errors.New("bad command line")
+
 // passwordVariable has the password of -user: arguments can be read by everybody.
 const passwordVariable = "LOCKSTEP_ETCD_PASSWORD"
 
 // run is the program.
-func run(ctx context.Context, args []string, in io.Reader, out, usage io.Writer) error {
+func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
 	f := flag.NewFlagSet("lockstep-etcd", flag.ContinueOnError)
-	f.SetOutput(usage)
+	f.SetOutput(io.Discard) // main says what is wrong, in one line
 	endpoints := f.String("endpoints", "", "`HOST:PORT,...` of the cluster's members, with https:// in front for TLS")
 	key := f.String("key", "", "the `KEY` that has the record, of one guest alone")
 	timeout := f.Duration("timeout", etcd.DefaultTimeout, "`time` for one request to one member; less than the term")
@@ -54,20 +69,22 @@ func run(ctx context.Context, args []string, in io.Reader, out, usage io.Writer)
 	ca := f.String("cacert", "", "certificates of the authorities that sign the members', a PEM `file`; default the system's")
 	cert := f.String("cert", "", "this host's certificate, a PEM `file`")
 	certKey := f.String("cert-key", "", "its key, a PEM `file`")
-	if err := f.Parse(args); err != nil {
+	switch err := f.Parse(args); {
+	case errors.Is(err, flag.ErrHelp):
+		usage.Print(out, about, f)
 		return err
-	}
-	switch {
+	case err != nil:
+		return fmt.Errorf("%w: %w", errUsage, err)
 	case f.NArg() > 0:
-		return fmt.Errorf("an argument that is not expected: %s", f.Arg(0))
+		return fmt.Errorf("%w: what is %q?", errUsage, f.Arg(0))
 	case *endpoints == "":
-		return errors.New("-endpoints is needed")
+		return fmt.Errorf("%w: -endpoints is needed", errUsage)
 	case *key == "":
-		return errors.New("-key is needed: it is another one for each guest")
+		return fmt.Errorf("%w: -key is needed: it is another one for each guest", errUsage)
 	case *timeout < 10*time.Millisecond:
-		return fmt.Errorf("-timeout %v: want at least 10ms", *timeout)
+		return fmt.Errorf("%w: -timeout %v: want at least 10ms", errUsage, *timeout)
 	case (*cert == "") != (*certKey == ""):
-		return errors.New("-cert and -cert-key belong together")
+		return fmt.Errorf("%w: -cert and -cert-key belong together", errUsage)
 	}
 	members := strings.Split(*endpoints, ",")
 	secure := false
@@ -75,7 +92,7 @@ func run(ctx context.Context, args []string, in io.Reader, out, usage io.Writer)
 		secure = secure || strings.HasPrefix(m, "https://")
 	}
 	if !secure && (*ca != "" || *cert != "") {
-		return errors.New("-cacert and -cert are for members that have https:// in front")
+		return fmt.Errorf("%w: -cacert and -cert are for members that have https:// in front", errUsage)
 	}
 	var security *tls.Config
 	if secure {

@@ -1,4 +1,4 @@
-// Package usage prints what the example programs say to -h, in one format.
+// Package usage prints what programs say to -h, in one format.
 package usage
 
 import (
