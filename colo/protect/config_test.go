@@ -1,6 +1,7 @@
 package protect
 
 import (
+	"crypto/tls"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +51,10 @@ func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
 		"SkipVerify": func(c *Config) {
 			c.Peer.PortConfig, c.Peer.Name = PortConfig{TLS: a.host(t, "a")}, "b"
 			c.Peer.TLS.InsecureSkipVerify = true
+		},
+		"MaxVersion": func(c *Config) {
+			c.Peer.PortConfig, c.Peer.Name = PortConfig{TLS: a.host(t, "a")}, "b"
+			c.Peer.TLS.MaxVersion = tls.VersionTLS12
 		},
 		"without Start":    func(c *Config) { c.Held = 1 },
 		"negative":         func(c *Config) { c.Beat = -1 },

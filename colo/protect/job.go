@@ -131,18 +131,10 @@ func (j *Job) Run(ctx context.Context) error {
 	j.ran = true
 	j.mu.Unlock()
 
-	port := j.cfg.Peer.Port
-	if port == nil {
-		var err error
-		if port, err = Listen(j.cfg.Peer.Listen, j.cfg.Peer.PortConfig); err != nil {
-			j.do(failed, err.Error())
-			return err
-		}
-	}
-	j.port = port
-	if err := port.register(j.cfg.Name, j); err != nil {
-		if port != j.cfg.Peer.Port {
-			port.Close()
+	port, err := j.listen()
+	if err != nil {
+		if s := j.cfg.Saved; s != nil {
+			err = errors.Join(err, s.letGo(err))
 		}
 		j.do(failed, err.Error())
 		return err
@@ -188,7 +180,7 @@ func (j *Job) Run(ctx context.Context) error {
 		})
 	}
 
-	err := j.live(all)
+	err = j.live(all)
 	if !stop() {
 		<-ended // it says that the job is concluded
 	}
@@ -221,6 +213,23 @@ func (j *Job) Run(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// listen makes this host reachable for the other one.
+func (j *Job) listen() (port *Port, err error) {
+	if port = j.cfg.Peer.Port; port == nil {
+		if port, err = Listen(j.cfg.Peer.Listen, j.cfg.Peer.PortConfig); err != nil {
+			return nil, err
+		}
+	}
+	if err := port.register(j.cfg.Name, j); err != nil {
+		if port != j.cfg.Peer.Port {
+			port.Close()
+		}
+		return nil, err
+	}
+	j.port = port
+	return port, nil
 }
 
 // live goes from state to state.

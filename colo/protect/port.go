@@ -1,8 +1,10 @@
 package protect
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -26,7 +28,8 @@ type PortConfig struct {
 	// TLS is this host's certificate and the authorities that it trusts
 	// (RootCAs, for both directions). Both sides show a certificate, by TLS 1.3,
 	// and the name in it is checked against Peer.Name of the job that is asked
-	// for. Required, unless Insecure.
+	// for; a configuration that GetConfigForClient returns is asked for no less, with
+	// these RootCAs if it has none. Required, unless Insecure.
 	TLS *tls.Config
 	// Insecure says that connections are neither encrypted nor authenticated:
 	// whoever reaches the port can read and replace the guest. For one machine,
@@ -47,6 +50,8 @@ func (c PortConfig) check() error {
 		return errors.New("protect: TLS needs RootCAs, the authorities that sign the hosts' certificates")
 	case c.TLS.InsecureSkipVerify:
 		return errors.New("protect: TLS with InsecureSkipVerify")
+	case c.TLS.MaxVersion != 0 && c.TLS.MaxVersion < tls.VersionTLS13:
+		return errors.New("protect: TLS with a MaxVersion before 1.3, which both sides must speak")
 	}
 	return nil
 }
@@ -54,10 +59,26 @@ func (c PortConfig) check() error {
 // server returns the configuration for connections that come in. Which name they
 // must show is known when they have said for which guest they are.
 func (c PortConfig) server() *tls.Config {
-	t := c.TLS.Clone()
+	t := demanding(c.TLS, c.TLS.RootCAs)
+	if choose := c.TLS.GetConfigForClient; choose != nil {
+		t.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+			chosen, err := choose(h)
+			if chosen == nil || err != nil {
+				return nil, err
+			}
+			return demanding(chosen, cmp.Or(chosen.RootCAs, c.TLS.RootCAs)), nil
+		}
+	}
+	return t
+}
+
+// demanding returns a configuration by which who connects must show a certificate that
+// the authorities have signed.
+func demanding(t *tls.Config, authorities *x509.CertPool) *tls.Config {
+	t = t.Clone()
 	t.MinVersion = tls.VersionTLS13
 	t.ClientAuth = tls.RequireAndVerifyClientCert
-	t.ClientCAs = t.RootCAs
+	t.ClientCAs = authorities
 	return t
 }
 
@@ -65,7 +86,7 @@ func (c PortConfig) client(name string) *tls.Config {
 	t := c.TLS.Clone()
 	t.MinVersion = tls.VersionTLS13
 	t.ServerName = name
-	if len(t.Certificates) == 0 {
+	if len(t.Certificates) == 0 && t.GetClientCertificate == nil {
 		get := t.GetCertificate
 		t.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			return get(&tls.ClientHelloInfo{})

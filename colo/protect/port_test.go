@@ -14,6 +14,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -140,6 +141,59 @@ func TestOnlyTheConfiguredHostGetsInByTLS(t *testing.T) {
 		if err == nil || job.count() != 1 {
 			t.Errorf("%s got in", name)
 		}
+	}
+}
+
+// A host that chooses its certificate for each connection asks no less of the other side.
+func TestAConfigurationForEachClientLetsNobodyElseIn(t *testing.T) {
+	ours, theirs := newAuthority(t), newAuthority(t)
+	chosen := ours.host(t, "b")
+	chosen.RootCAs = nil // those of the port
+	cfg := ours.host(t, "old")
+	var choice atomic.Pointer[tls.Config]
+	choice.Store(chosen)
+	cfg.GetConfigForClient = func(*tls.ClientHelloInfo) (*tls.Config, error) { return choice.Load(), nil }
+	p, err := Listen("127.0.0.1:0", PortConfig{TLS: cfg})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer served(t, p)()
+	job := &sink{name: "a"}
+	if err := p.register("g", job); err != nil {
+		t.Fatal(err)
+	}
+	connect := func(cfg *tls.Config) error {
+		c := Config{Peer: Peer{Dial: p.Addr().String(), Name: "b", PortConfig: PortConfig{TLS: cfg}}}
+		conn, _, err := dial(t.Context(), &c, hello{Channel: chControl, Guest: "g", Host: "a"})
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	}
+	if err := connect(ours.host(t, "a")); err != nil || job.count() != 1 {
+		t.Fatalf("the other host: %v", err)
+	}
+	for name, err := range map[string]error{
+		"a host of another name":  connect(ours.host(t, "c")),
+		"a certificate of others": connect(theirs.host(t, "a")),
+		"no certificate":          connect(&tls.Config{RootCAs: ours.pool, Certificates: []tls.Certificate{{}}}),
+		"an old TLS":              oldTLS(p.Addr().String(), ours.host(t, "a")),
+	} {
+		if err == nil || job.count() != 1 {
+			t.Errorf("%s got in", name)
+		}
+	}
+	shows := ours.host(t, "a") // by the function that TLS has for that
+	certificate := shows.Certificates[0]
+	shows.Certificates = nil
+	shows.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return nil, errors.New("not asked by a host") }
+	shows.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &certificate, nil }
+	if err := connect(shows); err != nil {
+		t.Errorf("a host with GetClientCertificate: %v", err)
+	}
+	choice.Store(nil) // the port's own
+	if err := connect(ours.host(t, "a")); err == nil || !strings.Contains(err.Error(), "old") {
+		t.Errorf("with the port's own certificate: %v", err)
 	}
 }
 

@@ -120,7 +120,7 @@ func (m *savedMemory) LoadState(r *qemufile.Reader, version uint32) error {
 func (s *Saved) Generation() uint64 { return s.from.generation }
 
 // Filled returns a channel that is closed when all memory has been read, or Run has ended,
-// or has failed to read it.
+// or has failed to read it, or could not begin.
 func (s *Saved) Filled() <-chan struct{} { return s.filled }
 
 // Err returns why memory could not be read, or was not, after Filled says so; nil: it was.
@@ -144,6 +144,15 @@ func (s *Saved) why() error {
 // guest's memory is. A guest that had not all its memory must never run on. Closing it again
 // does nothing.
 func (s *Saved) Close() error { return s.lazy.Close() }
+
+// letGo is the end of a job that has not begun, for a reason: nobody will read the memory.
+func (s *Saved) letGo(why error) error {
+	defer close(s.filled)
+	s.mu.Lock()
+	s.err = fmt.Errorf("protect: the memory of a saved guest: %w", why)
+	s.mu.Unlock()
+	return s.Close()
+}
 
 // fill reads memory until all is there, or ctx ends.
 func (s *Saved) fill(ctx context.Context) error {

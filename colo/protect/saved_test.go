@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -288,6 +289,51 @@ func TestAGuestOfAFileIsStartedOnItsOwnTerms(t *testing.T) {
 		change(&cfg)
 		if _, err := New(cfg); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
+
+// A host that cannot be reached runs nothing, and whoever waits for its file hears of it.
+func TestAFileIsLetGoWhereRunCannotBegin(t *testing.T) {
+	canRunAhead(t)
+	file, _ := mapped(t)
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	crowded, err := Listen("127.0.0.1:0", PortConfig{Insecure: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer crowded.Close()
+	if err := crowded.register("guest", new(sink)); err != nil {
+		t.Fatal(err)
+	}
+	for name, peer := range map[string]Peer{
+		"an address that somebody has":        {Listen: taken.Addr().String()},
+		"a port that has a guest of its name": {Port: crowded},
+	} {
+		g := quiet(t)
+		s, err := OpenSaved(bytes.NewReader(file), g, "m")
+		if err != nil {
+			t.Fatal(err)
+		}
+		peer.Dial, peer.Insecure = "127.0.0.1:1", true
+		job, err := New(Config{Name: "guest", Host: "a", Machine: "m", Guest: g, Start: true, Saved: s, Peer: peer})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err = job.Run(t.Context()); err == nil || job.State() != Concluded {
+			t.Errorf("%s: %v", name, err)
+		}
+		select {
+		case <-s.Filled():
+		default:
+			t.Errorf("%s: the file is waited for", name)
+		}
+		if why := s.Err(); why == nil || !strings.Contains(why.Error(), err.Error()) || !g.Paused() {
+			t.Errorf("%s: %v, and the file says %v", name, err, why)
 		}
 	}
 }

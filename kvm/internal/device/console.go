@@ -61,7 +61,8 @@ func (c *Console) Work(ctx context.Context, gate *Gate, port *Serial) {
 			if _, err := c.w.Write(spare); err != nil {
 				c.log.Warn("the console failed, and its output is discarded from now on", "err", err)
 				c.mu.Lock()
-				c.w = nil
+				wasFull = wasFull || len(c.buf) == cap(c.buf)
+				c.w, c.buf = nil, c.buf[:0] // with what came while it was being written to
 				c.mu.Unlock()
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -236,6 +237,42 @@ func TestAConsoleThatFailsDiscards(t *testing.T) {
 	}
 	if c.in(uartLSR)&lsrEmpty == 0 {
 		t.Error("the port is busy for ever")
+	}
+}
+
+// breaking is a console that has begun to take something when it breaks.
+type breaking struct{ begun, breaks chan struct{} }
+
+func (w breaking) Write([]byte) (int, error) {
+	close(w.begun)
+	<-w.breaks
+	return 0, errors.New("nobody reads")
+}
+
+func TestWhatTheGuestWritesWhileTheConsoleBreaksIsDiscarded(t *testing.T) {
+	b := newBoard(t)
+	w := breaking{make(chan struct{}), make(chan struct{})}
+	con := NewConsole(w, nil)
+	s := NewSerial(con, b.line)
+	c := &com{b, s, con}
+	c.out(uartIER, ierTransmit)
+	run(func(ctx context.Context, g *Gate) { con.Work(ctx, g, s) }, b.gate, func() {
+		c.out(uartData, 'a')
+		<-w.begun
+		for c.in(uartLSR)&lsrEmpty != 0 {
+			c.out(uartData, 'b')
+		}
+		close(w.breaks)
+		for told := false; !told; { // that the transmitter is empty
+			runtime.Gosched()
+			told, _ = b.raised()
+		}
+	})
+	if c.in(uartLSR)&lsrEmpty == 0 {
+		t.Error("the port is busy for ever")
+	}
+	if n := len(con.buf); n != 0 {
+		t.Errorf("%d bytes wait for a console that there is not", n)
 	}
 }
 
