@@ -43,6 +43,7 @@ type connections struct {
 	spare    *conn   // forgotten ones, for reuse
 	lastConn *conn   // of the last packet: packets come in bursts
 	crossing []*conn // those with a time in crossed
+	partials []*conn // those with a time in partial, and some that had one
 	loners   map[connKey]loners
 	services map[serviceKey]*service
 	aparts   int // how many flows are set apart

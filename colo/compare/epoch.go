@@ -40,6 +40,8 @@ func (e *Engine) Mark(epoch uint64) error {
 	clear(e.loners)
 	clear(e.crossing)
 	e.crossing = e.crossing[:0]
+	clear(e.partials)
+	e.partials = e.partials[:0]
 	slices.SortFunc(e.marked[first:], func(a, b marked) int { return cmp.Compare(a.p.id, b.p.id) })
 	e.crowded, e.asked, e.pace, e.soon = false, false, 0, 0
 	return nil
@@ -61,7 +63,7 @@ func (e *Engine) markConn(c *conn, epoch uint64) {
 	c.p.clear()
 	e.drop(&c.s)
 	e.review(c)
-	c.diverged, c.blind, c.loner, c.crossed = false, false, neither, 0
+	c.diverged, c.blind, c.loner, c.crossed, c.partial = false, false, neither, 0, 0
 	switch c.key.kind {
 	case kindSegment:
 		c.tcp.narrow(epoch)

@@ -2,6 +2,7 @@ package compare
 
 import (
 	"encoding/binary"
+	"time"
 
 	"github.com/gocolo/lockstep/internal/packet"
 )
@@ -10,8 +11,13 @@ import (
 // guest has sent the first bytes of a segment of the primary, and that its congestion
 // window has no room for the rest until those bytes are acknowledged. The peer cannot
 // acknowledge them before the whole segment leaves. So when the secondary's guest sends
-// the bytes again, that part of the segment leaves by itself. This makes a packet that no
-// guest has sent, and so needs LowerAcks.
+// the bytes again, that part of the segment leaves by itself; and so it does when that guest
+// has said no more for a while, since it may say it again only much later. This makes a
+// packet that no guest has sent, and so needs LowerAcks.
+
+// partPatience is how long a segment of which a part is covered waits for more of it. A
+// guest that goes on sends its packets closer to each other.
+const partPatience = 5 * time.Millisecond
 
 // repeats reports whether the secondary's guest has sent all of the data of s before, in
 // whichever packets, and takes note of how far its data reaches. The packets of that guest
@@ -26,13 +32,12 @@ func (t *said) repeats(s *pkt) bool {
 // the queue and leaves whole when its rest is covered: the peer ignores the bytes that it
 // has.
 func (e *Engine) part(c *conn) {
-	if !e.cfg.LowerAcks || c.p.len() == 0 || c.blind || c.apart {
+	if !e.partly(c) {
 		return
 	}
 	t, p := &c.tcp, c.p.at(0)
 	v := &t.cover
-	const odd = packet.SYN | packet.RST | packet.URG
-	if p.flags&odd != 0 || p.signed || !v.agreed || !v.inStep || after(p.seq, v.done) || !after(p.ok, v.done) || !after(p.end, p.ok) || !e.ackOK(t, p) {
+	if !e.ackOK(t, p) {
 		return
 	}
 	from, n := int(v.done-p.seq), int(p.ok-v.done)
@@ -44,6 +49,57 @@ func (e *Engine) part(c *conn) {
 	v.done = q.end
 	e.leave(c, q, &e.stats.Matched)
 	e.consume(c)
+}
+
+// partly reports whether the primary's lowest segment waits, and a part of it is covered that
+// has not left.
+func (e *Engine) partly(c *conn) bool {
+	const odd = packet.SYN | packet.RST | packet.URG
+	if !e.cfg.LowerAcks || c.p.len() == 0 || c.blind || c.apart {
+		return false
+	}
+	p, v := c.p.at(0), &c.tcp.cover
+	return p.flags&odd == 0 && !p.signed && v.agreed && v.inStep && !after(p.seq, v.done) && after(p.ok, v.done) && after(p.end, p.ok)
+}
+
+// dates notes, when a packet of c has come, since when the same part of its lowest segment
+// is covered.
+func (e *Engine) dates(c *conn) {
+	if !e.partly(c) {
+		return
+	}
+	ok := c.p.at(0).ok
+	switch {
+	case c.partial.IsZero():
+		e.partials = append(e.partials, c)
+	case c.partOK == ok:
+		return
+	}
+	c.partial, c.partOK = e.now, ok
+	e.sooner(e.now.Add(partPatience))
+}
+
+// tickPartials has the covered parts leave that have waited long enough for more.
+func (e *Engine) tickPartials() {
+	wait := e.partials[:0]
+	for _, c := range e.partials {
+		until := c.partial.Add(partPatience)
+		switch {
+		case c.partial.IsZero() || !e.partly(c):
+			c.partial = 0
+		case e.now.Before(until):
+			e.sooner(until)
+			wait = append(wait, c)
+		default:
+			c.partial = 0
+			for v, done := &c.tcp.cover, uint32(0); e.partly(c) && done != v.done; {
+				done = v.done
+				e.part(c)
+			}
+		}
+	}
+	clear(e.partials[len(wait):])
+	e.partials = wait
 }
 
 // cut returns a copy of p that leaves by itself, with the given flags and the data between

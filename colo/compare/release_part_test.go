@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/internal/packet"
@@ -91,4 +92,66 @@ func TestAPartOfASegmentThatIsToBeCutNeedsNoCutting(t *testing.T) {
 		}
 		seq += want
 	}
+}
+
+// A guest whose congestion window ends within a segment of the other's says the bytes again
+// when its clock has run out, which may be a minute later. The peer has them before.
+func TestWhatIsCoveredOfASegmentLeavesWhenNoMoreOfItComes(t *testing.T) {
+	for name, wrap := range map[string]func([]byte) []byte{"IPv4": nil, "IPv6": asIPv6, "PPPoE": asPPPoE} {
+		t.Run(name, func(t *testing.T) {
+			x, p, s := opened(t, wrap)
+			after := func(d time.Duration) compare.Result {
+				x.now = x.now.Add(d)
+				return x.Tick(x.now)
+			}
+			after(0)
+			x.told("", s(data(100, "abc")), "")
+			x.told("the primary's is longer", p(data(100, "abcdefgh")), "")
+			if d := x.Deadline(); !d.Equal(x.now.Add(5 * time.Millisecond)) {
+				t.Errorf("it is looked at in %v", d.Sub(x.now))
+			}
+			x.told("more may come", after(4*time.Millisecond), "")
+			x.told("it does", s(data(103, "d")), "")
+			x.told("and may again", after(4*time.Millisecond), "")
+			x.told("it does not", after(time.Millisecond), "abcd@100 ack 1000 to 7400")
+			x.told("once is enough", after(time.Second), "")
+			x.told("the next", s(data(104, "e")), "")
+			x.told("of which no more comes", after(5*time.Millisecond), "e@104 ack 1000 to 7400")
+			x.told("the rest, in time", s(data(105, "fgh")), "abcdefgh@100 ack 1000 to 7400")
+			x.told("and nothing is left", after(time.Second), "")
+			if st := x.Stats(); st.Held != 0 || st.HeldBytes != 0 {
+				t.Errorf("%+v", st)
+			}
+		})
+	}
+}
+
+// A large segment that its device has yet to cut leaves as far as it is covered, in packets
+// as the device would have made them.
+func TestAllThatIsCoveredOfALargeSegmentLeaves(t *testing.T) {
+	x, _, _ := opened(t, nil)
+	large := func(a ackSeg) compare.Frame {
+		h := make([]byte, 12)
+		h[0], h[1] = packet.VNetNeedsCsum, 1 // TCP over IPv4
+		binary.LittleEndian.PutUint16(h[4:], 3)
+		binary.LittleEndian.PutUint16(h[6:], 34)
+		binary.LittleEndian.PutUint16(h[8:], 16)
+		return compare.Frame{Data: append(h, a.frame().Data...), VNetHdr: 12}
+	}
+	x.Primary(large(data(100, "abcdefghijkl")), x.now)
+	x.told("", x.Secondary(large(data(100, "abcdefgh")), x.now), "")
+	x.now = x.now.Add(5 * time.Millisecond)
+	x.told("", x.Tick(x.now), "abc@100 ack 1000 to 7400, def@103 ack 1000 to 7400, gh@106 ack 1000 to 7400")
+}
+
+// At a mark it is over: what waits is the checkpoint's.
+func TestAPartDoesNotLeaveAfterAMark(t *testing.T) {
+	x, p, s := opened(t, nil)
+	p(data(100, "abcdefgh"))
+	s(data(100, "abc"))
+	if err := x.Mark(1); err != nil {
+		t.Fatal(err)
+	}
+	x.now = x.now.Add(5 * time.Millisecond)
+	x.told("", x.Tick(x.now), "")
 }

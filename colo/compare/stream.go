@@ -11,12 +11,12 @@ import (
 // the world may know from what it may not:
 //
 //	          Primary   Secondary   Mark      Received   a packet leaves
+//	flight    begins    -           may end   -          grows, as when the peer is heard
 //	told      grows     -           -         -          -
 //	cover     -         grows       shrinks   := mark    done, fin, syn
 //	mark      -         -           := told   is used    -
 //	said      -         grows       cleared   -          what has matched
 //	left      -         -           -         -          grows
-//	flight    begins    -           may end   -          grows, as when the peer is heard
 //
 // Nothing leaves that goes beyond cover. A new connection between the same
 // addresses (reopen) begins with an empty stream.
@@ -24,13 +24,13 @@ import (
 // What each packet needs is in front, here and in the parts, so that it takes few
 // lines of the processor's cache.
 type stream struct {
+	flight *flight // nil: nothing was repeated of late
+
 	told  told
 	cover cover
 	left  left
 	said  said
 	mark  snapshot
-
-	flight *flight // nil: nothing was repeated of late
 }
 
 // told is what the primary's guest has said. It changes with each of its packets,

@@ -32,10 +32,12 @@ func (e *Engine) primaryTCP(c *conn, p *pkt) {
 			e.diverge(c, why)
 		}
 		c.p.push(e.hold(c, p))
+		e.dates(c)
 		return
 	}
 	c.p.bySeq(e.hold(c, p))
 	e.advance(c, c.s.len() > 0)
+	e.dates(c)
 }
 
 // note updates t by a packet of the primary's guest.
@@ -159,6 +161,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 			if repeats {
 				e.part(c)
 			}
+			e.dates(c)
 			return
 		}
 		c.s.bySeq(e.hold(c, p))

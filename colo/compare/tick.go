@@ -90,6 +90,7 @@ func (e *Engine) tickSoon() {
 			e.diverge(c, ReasonPorts)
 		}
 	}
+	e.tickPartials()
 	switch {
 	case e.pace.IsZero():
 	case e.now.Before(e.pace):

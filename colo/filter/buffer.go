@@ -22,7 +22,7 @@ type BufferConfig struct {
 
 	// Full is called at most once in an epoch, when the guest's output has
 	// exceeded Soft or met Limit: it is time for a checkpoint. It is called
-	// from within WritePacket and must not block or call the Buffer;
+	// from within WritePacket or ComposePacket and must not block or call the Buffer;
 	// RequestCheckpoint of a colo.Primary is what it is for.
 	Full func()
 
@@ -61,6 +61,8 @@ type Buffer struct {
 	cfg  BufferConfig
 	wake chan struct{} // capacity 1: Run has something to look at
 	room chan struct{} // capacity 1: see Room
+
+	drafts sync.Mutex // held while a packet is composed
 
 	mu       sync.Mutex
 	mode     bufferMode
@@ -125,7 +127,7 @@ type BufferStats struct {
 	Inherited, InheritedBytes uint64 // now: packets of the primary's guest, which leave if this side takes over
 	Written, WrittenBytes     uint64 // packets that have left, and their bytes
 	Dropped, DroppedBytes     uint64 // were dropped by a commit, since their guest was rolled back
-	Refused                   uint64 // packets for which WritePacket returned ErrFull
+	Refused                   uint64 // packets for which WritePacket or ComposePacket returned ErrFull
 	Asked                     uint64 // how often Full was called
 }
 
@@ -152,28 +154,40 @@ func NewBuffer(cfg BufferConfig) *Buffer {
 // real one would when its ring is full, and tries again after [Buffer.Room]. A
 // packet that is empty or longer than [MaxFrame] is an [*Error].
 func (b *Buffer) WritePacket(p []byte) error {
-	switch {
-	case len(p) == 0:
-		return &Error{Op: "buffer", Offset: -1, Err: ErrFrame}
-	case len(p) > MaxFrame:
-		return &Error{Op: "buffer", Offset: -1, Err: ErrFrameTooBig}
+	if err := checkLength(len(p)); err != nil {
+		return err
 	}
 	b.mu.Lock()
-	ok := b.fits(len(p)) && b.own.push(p)
+	return b.note(len(p), b.fits(len(p)) && b.own.push(p))
+}
+
+// checkLength refuses packets that a Buffer cannot hold.
+func checkLength(n int) error {
+	switch {
+	case n <= 0:
+		return &Error{Op: "buffer", Offset: -1, Err: ErrFrame}
+	case n > MaxFrame:
+		return &Error{Op: "buffer", Offset: -1, Err: ErrFrameTooBig}
+	}
+	return nil
+}
+
+// note notes that a packet of n bytes was taken or refused. It unlocks b.mu, which is held.
+func (b *Buffer) note(n int, taken bool) error {
 	full := false
-	if ok {
+	if taken {
 		now := b.cfg.Now()
 		b.dates.push(now)
 		b.date(now)
-		b.taken.add(len(p))
-		b.epoch += slot(len(p))
+		b.taken.add(n)
+		b.epoch += slot(n)
 		if b.mode == passing {
 			b.freed = b.taken
 		}
 		full = b.mode != passing && b.epoch > b.cfg.Soft
 	} else {
 		b.stats.Refused++
-		b.wants = len(p)
+		b.wants = n
 		full = b.mode != passing && b.taken != b.freed // a checkpoint would help
 	}
 	full = full && !b.asked
@@ -189,7 +203,7 @@ func (b *Buffer) WritePacket(p []byte) error {
 	if full && b.cfg.Full != nil {
 		b.cfg.Full()
 	}
-	if !ok {
+	if !taken {
 		return ErrFull
 	}
 	return nil
@@ -234,7 +248,7 @@ func (b *Buffer) HeldOutput() event.HeldOutput {
 }
 
 // Room returns a channel that receives a value when there is room again for a packet that
-// WritePacket refused. A device that finds the buffer full receives from it and tries
+// WritePacket or ComposePacket refused. A device that finds the buffer full receives from it and tries
 // again. The channel is the same every time and is never closed.
 func (b *Buffer) Room() <-chan struct{} { return b.room }
 

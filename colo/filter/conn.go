@@ -245,6 +245,26 @@ func (c *Conn) appendFrame(b, p []byte, hdrLen int) []byte {
 	return append(b, p...)
 }
 
+// framed returns a frame behind both of its lengths as it is written: if only the first of
+// them is, it takes the place of the other.
+func (c *Conn) framed(p []byte) []byte {
+	if c.cfg.VNetHdr {
+		return p
+	}
+	copy(p[4:8], p[:4])
+	return p[4:]
+}
+
+// whole sends what framed has returned.
+func (c *Conn) whole(b []byte) error {
+	c.wmu.Lock()
+	defer c.wmu.Unlock()
+	if c.werr != nil {
+		return c.werr
+	}
+	return c.write(b)
+}
+
 func (c *Conn) appendMark(b []byte, epoch uint64) []byte {
 	if !c.cfg.Marks {
 		return b
@@ -285,6 +305,10 @@ func (c *Conn) WriteMark(epoch uint64) error {
 // send writes b, which is in wbuf's memory or replaces it.
 func (c *Conn) send(b []byte) error {
 	c.wbuf = b
+	return c.write(b)
+}
+
+func (c *Conn) write(b []byte) error {
 	n, err := c.w.Write(b)
 	if err == nil && n < len(b) {
 		err = io.ErrShortWrite

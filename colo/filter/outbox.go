@@ -20,14 +20,19 @@ type Outbox struct {
 
 	mu     sync.Mutex
 	ring   ring
+	flying bool // the first one is being written from the ring, where it still is
 	told   bool
 	closed bool
 	lost   uint64
 }
 
-// Each packet has a byte before it: the length of its virtio-net header, or isMark if it
-// is no packet but a marker.
-const isMark = 0xff
+// Each packet in the ring has slotHead bytes before it, which are be32 of its length and of
+// that of its virtio-net header, as they go to a connection that has both. A marker has its
+// number in the place of a packet, and isMark for the first length.
+const (
+	slotHead = 8
+	isMark   = markMagic
+)
 
 // NewOutbox returns an Outbox for limit bytes of packets. Zero is 4 MiB, and a limit below
 // four packets of the greatest length is raised to that.
@@ -35,7 +40,7 @@ func NewOutbox(limit int) *Outbox {
 	if limit == 0 {
 		limit = 4 << 20
 	}
-	return &Outbox{wake: make(chan struct{}, 1), ring: ring{limit: max(limit, 4*slot(MaxFrame+1)) &^ 3}}
+	return &Outbox{wake: make(chan struct{}, 1), ring: ring{limit: max(limit, 4*slot(slotHead+MaxFrame)) &^ 3}}
 }
 
 // WriteFrame takes a copy of f. If there is no room it returns [ErrFull], and the packet
@@ -47,10 +52,13 @@ func (o *Outbox) WriteFrame(f Frame) error {
 	case len(f.Data) == 0, !validVNet(f.VNetHdr), f.VNetHdr > len(f.Data):
 		return &Error{Op: "outbox", Offset: -1, Err: ErrFrame}
 	}
+	var head [slotHead]byte
+	binary.BigEndian.PutUint32(head[:], uint32(len(f.Data)))
+	binary.BigEndian.PutUint32(head[4:], uint32(f.VNetHdr))
 	o.mu.Lock()
 	tell := false
 	var err error
-	if !o.closed && !o.ring.pushBehind([]byte{byte(f.VNetHdr)}, f.Data) {
+	if !o.closed && !o.ring.pushBehind(head[:], f.Data) {
 		err = ErrFull
 		o.lost++
 		tell = !o.told
@@ -67,14 +75,18 @@ func (o *Outbox) WriteFrame(f Frame) error {
 // Mark puts an epoch marker after the packets that wait. If there is no room for it, it
 // drops these packets: the checkpoint makes up for them.
 func (o *Outbox) Mark(epoch uint64) error {
-	m := [9]byte{isMark}
-	binary.BigEndian.PutUint64(m[1:], epoch)
+	var m [slotHead + 8]byte
+	binary.BigEndian.PutUint32(m[:], isMark)
+	binary.BigEndian.PutUint64(m[slotHead:], epoch)
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.closed = false
 	if !o.ring.push(m[:]) {
 		o.lost += uint64(o.ring.n)
-		o.ring.clear(true)
+		if o.flying {
+			o.lost--
+		}
+		o.clear()
 		o.ring.push(m[:])
 	}
 	o.told = false
@@ -94,8 +106,15 @@ func (o *Outbox) Failover() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.closed = true
-	o.ring.clear(true)
+	o.clear()
 	return nil
+}
+
+// clear drops what waits. What is being written stays as it is, in memory that is not used
+// again.
+func (o *Outbox) clear() {
+	o.ring.clear(true)
+	o.flying = false
 }
 
 // LostFrames returns how many packets found no room.
@@ -109,10 +128,19 @@ func (o *Outbox) LostFrames() uint64 {
 // called once at a time. Packets whose write failed are lost, with the
 // connection. A write that blocks is ended by closing the connection.
 // Packets that wait go out together in one write, up to some size, so that a burst of
-// small packets costs as much as one large packet.
+// small packets costs as much as one large packet. A large one goes by itself, from where it
+// waits.
 func (o *Outbox) Run(ctx context.Context, conn *Conn) error {
 	fill := func(b []byte) []byte { return o.drain(conn, b) }
 	for ctx.Err() == nil {
+		if p := o.large(conn); p != nil {
+			err := conn.whole(p)
+			o.land()
+			if err != nil {
+				return err
+			}
+			continue
+		}
 		sent, err := conn.batch(fill)
 		if err != nil {
 			return err
@@ -127,22 +155,55 @@ func (o *Outbox) Run(ctx context.Context, conn *Conn) error {
 	return context.Cause(ctx)
 }
 
-// batchSize is how many bytes a write has at least, if that many wait.
-const batchSize = 64 << 10
+const (
+	batchSize = 64 << 10 // a write has at least as many bytes, if that many wait
+	largeSize = 16 << 10 // a packet of as many bytes is not copied for a write
+)
 
-// drain appends the packets that wait to b, in the form in which conn writes them.
+// drain appends the packets that wait to b, up to a large one, in the form in which conn
+// writes them.
 func (o *Outbox) drain(conn *Conn, b []byte) []byte {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for o.ring.n > 0 && len(b) < batchSize {
-		if p := o.ring.front(); p[0] == isMark {
-			b = conn.appendMark(b, binary.BigEndian.Uint64(p[1:]))
-		} else {
-			b = conn.appendFrame(b, p[1:], int(p[0]))
+		p := o.ring.front()
+		switch {
+		case binary.BigEndian.Uint32(p) == isMark:
+			b = conn.appendMark(b, binary.BigEndian.Uint64(p[slotHead:]))
+		case len(p) >= largeSize:
+			return b
+		default:
+			b = conn.appendFrame(b, p[slotHead:], int(binary.BigEndian.Uint32(p[4:])))
 		}
 		o.ring.pop()
 	}
 	return b
+}
+
+// large returns the first packet that waits if it is a large one, in the form in which conn
+// writes it and in the ring's memory, else nil. It stays there until land.
+func (o *Outbox) large(conn *Conn) []byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ring.n == 0 {
+		return nil
+	}
+	p := o.ring.front()
+	if len(p) < largeSize {
+		return nil
+	}
+	o.flying = true
+	return conn.framed(p)
+}
+
+// land removes the packet that large has returned.
+func (o *Outbox) land() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.flying {
+		o.flying = false
+		o.ring.pop()
+	}
 }
 
 // A Mirror is a [Filter] that copies packets to an Outbox and lets them pass.

@@ -13,6 +13,9 @@ type ring struct {
 	tail  int // the end of the youngest frame
 	end   int // where the frames end that are at the end of mem, if they wrap around
 	n     int // how many frames there are
+
+	drafted bool // somebody writes into mem, behind the frames: see draft
+	draftAt int  // where, if so
 }
 
 const ringMin = 4 << 10
@@ -60,27 +63,69 @@ func (r *ring) push(p []byte) bool { return r.pushBehind(nil, p) }
 // pushBehind is push for a frame that has head before p.
 func (r *ring) pushBehind(head, p []byte) bool {
 	n := len(head) + len(p)
+	at := r.room(n)
+	if at < 0 {
+		return false
+	}
+	copy(r.mem[at+4+copy(r.mem[at+4:], head):], p)
+	r.put(at, n)
+	return true
+}
+
+// room returns where there is room for a frame of n bytes, for which it may move the
+// others, or -1 if the limit forbids.
+func (r *ring) room(n int) int {
 	need := slot(n)
 	at := r.place(need)
-	if at < 0 {
+	if at < 0 || r.drafted {
 		if !r.fits(n) {
-			return false
+			return -1
 		}
+		r.drafted = false // whoever writes keeps the old memory
 		r.grow(need)
 		at = r.place(need)
 	}
+	return at
+}
+
+// put makes the n bytes for which there is room at at the youngest frame.
+func (r *ring) put(at, n int) {
 	switch {
 	case r.n == 0:
-		r.head = 0
+		r.head = at
 	case at == 0 && r.tail > r.head:
 		r.end = r.tail
 	}
 	binary.NativeEndian.PutUint32(r.mem[at:], uint32(n))
-	copy(r.mem[at+4+copy(r.mem[at+4:], head):], p)
-	r.tail = at + need
+	r.tail = at + slot(n)
 	r.n++
+}
+
+// draft returns memory behind the frames for one of n bytes that does not exist yet, or nil
+// if the limit forbids. It stays the caller's, whatever happens to the ring, until adopt or
+// scrap. There is one draft at a time.
+func (r *ring) draft(n int) []byte {
+	at := r.room(n)
+	if at < 0 {
+		return nil
+	}
+	r.drafted, r.draftAt = true, at
+	return r.mem[at+4 : at+4+n : at+4+n]
+}
+
+// adopt makes p, which draft has returned, the youngest frame, where it is if nothing was
+// pushed meanwhile. It returns false, as push does, if that takes memory beyond the limit.
+func (r *ring) adopt(p []byte) bool {
+	if !r.drafted {
+		return r.push(p)
+	}
+	r.drafted = false
+	r.put(r.draftAt, len(p)) // frames may have left meanwhile, and the place is as it was
 	return true
 }
+
+// scrap ends what draft began, without a frame.
+func (r *ring) scrap() { r.drafted = false }
 
 // grow moves the frames to the front of a larger memory. Frames that were
 // handed out stay where they are, in the old one.
@@ -137,7 +182,7 @@ func (r *ring) each(n int, fn func(p []byte)) {
 // somebody still reads one of them.
 func (r *ring) clear(keep bool) {
 	if keep {
-		r.mem = nil
+		r.mem, r.drafted = nil, false
 	}
 	r.head, r.tail, r.n = 0, 0, 0
 }

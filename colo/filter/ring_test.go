@@ -18,8 +18,40 @@ func TestRingIsAQueueOfFrames(t *testing.T) {
 		limit := 1 << (17 + seed%4)
 		r := ring{limit: limit}
 		var want [][]byte
-		used, refused := 0, 0
+		used, refused, moved := 0, 0, 0
+		var draft, made []byte // what is being made, and what it is to be
 		for step := range 20000 {
+			switch {
+			case draft == nil && rnd.IntN(20) == 0:
+				size := 1 + rnd.IntN(1<<rnd.IntN(16))
+				fits := r.fits(size)
+				if draft = r.draft(size); (draft != nil) != fits || fits && len(draft) != size {
+					t.Fatalf("seed %d step %d: fits says %t, draft has %d bytes", seed, step, fits, len(draft))
+				}
+				made = bytes.Repeat([]byte{byte(step)}, size)
+				continue
+			case draft != nil && rnd.IntN(20) == 0:
+				r.scrap()
+				draft = nil
+				continue
+			case draft != nil && rnd.IntN(10) == 0:
+				copy(draft, made)
+				if in := r.drafted; !r.fits(len(made)) {
+					r.scrap()
+				} else if !r.adopt(draft) {
+					t.Fatalf("seed %d step %d: %d bytes fit, and are not adopted", seed, step, len(made))
+				} else {
+					want = append(want, made)
+					used += slot(len(made))
+					if !in {
+						moved++
+					}
+				}
+				draft = nil
+				continue
+			case draft != nil: // it is written as slowly as can be
+				draft[rnd.IntN(len(draft))] = 0xdb
+			}
 			if rnd.IntN(100) < 50 || step%5000 > 4000 && rnd.IntN(10) < 3 {
 				size := 1 + rnd.IntN(1<<rnd.IntN(16))
 				p := bytes.Repeat([]byte{byte(step)}, size)
@@ -57,6 +89,9 @@ func TestRingIsAQueueOfFrames(t *testing.T) {
 					i++
 				})
 			}
+		}
+		if moved == 0 {
+			t.Errorf("seed %d: nothing was pushed while something was made", seed)
 		}
 		if refused == 0 && limit == 1<<17 {
 			t.Errorf("seed %d: never full", seed)

@@ -38,7 +38,7 @@ type NICConfig struct {
 // A NIC is the Network of a guest whose output waits for the checkpoint that
 // covers it: what the world has seen, the secondary's guest remembers. Nothing is
 // mirrored or compared. It is one handle for the life of the guest: a frame goes
-// in by WritePacket whatever side its host is.
+// in by WritePacket or ComposePacket whatever side its host is.
 //
 // Each frame is written to the uplink only while the gate is open. Frames that
 // were to leave when it shut stay in their order, and leave when it opens; they
@@ -75,6 +75,13 @@ func NewNIC(cfg NICConfig) (*NIC, error) {
 // WritePacket takes a copy of a packet from the guest. It never waits; with
 // filter.ErrFull nothing was taken, and the device tries again after Room.
 func (n *NIC) WritePacket(p []byte) error { return n.buf.WritePacket(p) }
+
+// ComposePacket is WritePacket for a packet of size bytes that does not exist yet: compose
+// writes it where it waits, as for filter.Buffer.ComposePacket, and may have to wait for that.
+// A NIC gathers a large segment (TSO) there from its guest's memory.
+func (n *NIC) ComposePacket(size int, compose func(packet []byte) bool) error {
+	return n.buf.ComposePacket(size, compose)
+}
 
 // Room returns a channel that is sent to when there is room again for a packet
 // that was refused.

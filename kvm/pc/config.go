@@ -124,7 +124,8 @@ type Uplink interface {
 
 // Composer is an Uplink in whose memory a frame can be made, which is then where it waits
 // and leaves: the card calls ComposePacket in place of WritePacket, and a large frame is
-// copied once less. The types of package proxy and protect.Proxy are Composers.
+// copied once less. The types of package proxy, protect.Proxy and
+// protect.NIC are Composers.
 //
 // ComposePacket is WritePacket for a frame of n bytes, header included. It passes memory of
 // that length, of any content, to compose, once at most, from the same goroutine, and

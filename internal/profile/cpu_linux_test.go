@@ -1,0 +1,106 @@
+//go:build !race
+
+package profile
+
+import (
+	"context"
+	"io"
+	"os"
+	"runtime/pprof"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func used() time.Duration {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// until calls fn until the process has used as much time as d since.
+func until(d time.Duration, fn func()) {
+	for begin := used(); used()-begin < d; {
+		fn()
+	}
+}
+
+var sink uint64
+
+//go:noinline
+func burner() {
+	for i := range uint64(1 << 20) {
+		sink += i * i
+	}
+}
+
+// All of the time is seen that the kernel counts, the part of a planted burner and of the
+// kernel's own work by their names, and each by the labels of its goroutine. (The race
+// detector's own time would be nobody's.)
+func TestAProfileTellsWhereTheTimeGoes(t *testing.T) {
+	zero, err := os.Open("/dev/zero")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer zero.Close()
+	b := make([]byte, 1<<20)
+	var burnt, read, all time.Duration
+	samples, err := CPU(func() {
+		begin := used()
+		pprof.Do(t.Context(), pprof.Labels("who", "burner"), func(context.Context) { until(300*time.Millisecond, burner) })
+		burnt = used() - begin
+		until(300*time.Millisecond, func() { io.ReadFull(zero, b) })
+		all = used() - begin
+		read = all - burnt
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sum, inBurner, labelled, inRead time.Duration
+	for _, s := range samples {
+		sum += s.Time
+		stack := strings.Join(s.Stack, "\n")
+		if strings.Contains(stack, "internal/profile.burner\n") {
+			inBurner += s.Time
+		}
+		if s.Labels["who"] == "burner" {
+			labelled += s.Time
+		}
+		if strings.Contains(s.Stack[0], "yscall") && strings.Contains(stack, "os.(*File).Read\n") {
+			inRead += s.Time
+		}
+	}
+	for _, c := range []struct {
+		what      string
+		got, want time.Duration
+	}{{"all", sum, all}, {"the burner", inBurner, burnt}, {"what is labelled so", labelled, burnt}, {"the kernel's reading", inRead, read}} {
+		if ratio := float64(c.got) / float64(c.want); ratio < 0.7 || ratio > 1.3 {
+			t.Errorf("%s: %v, the kernel counts %v", c.what, c.got, c.want)
+		}
+	}
+}
+
+func TestWhatIsNoProfileIsRefused(t *testing.T) {
+	for name, raw := range map[string]string{
+		"a key is cut":                   "\xff",
+		"a number is cut":                "\x08\xff",
+		"bytes are cut":                  "\x12\x05ab",
+		"a type that there is not":       "\x13\x00",
+		"a sample is cut":                "\x12\x01\xff",
+		"a sample of one value":          "\x12\x02\x10\x01",
+		"a sample of cut values":         "\x12\x03\x12\x01\xff",
+		"a label is cut":                 "\x12\x07\x12\x02\x01\x01\x1a\x01\xff",
+		"a name beyond the strings":      "\x12\x07\x0a\x01\x01\x12\x02\x01\x01\x22\x06\x08\x01\x22\x02\x08\x01\x2a\x04\x08\x01\x10\x07",
+		"a line of a location is cut":    "\x22\x03\x22\x01\xff",
+		"a function is cut":              "\x2a\x01\xff",
+		"a field of a location is wrong": "\x22\x01\x0d",
+	} {
+		if s, err := decode([]byte(raw)); err == nil {
+			t.Errorf("%s: %v", name, s)
+		}
+	}
+}
