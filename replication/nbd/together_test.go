@@ -68,7 +68,9 @@ func heads(all ...request) (p []byte) {
 }
 
 // write is a write of a block, whose handle is its place.
-func write(block uint64) request { return request{cmd: cmdWrite, handle: block, off: block * 512, n: 512} }
+func write(block uint64) request {
+	return request{cmd: cmdWrite, handle: block, off: block * 512, n: 512}
+}
 
 // answersOf reads so many simple answers, none of which is an error, and returns the handles.
 func answersOf(t *testing.T, c net.Conn, n int) (handles []uint64) {
