@@ -48,7 +48,7 @@ func fio(b *testing.B, socket string, args []string) (run fioRun) {
 		"--time_based", "--runtime=1", "--output-format=json"}, args...)
 	out, err := exec.Command(require.Program(b, require.NBD, "fio"), args...).Output()
 	if err != nil {
-		b.Fatalf("fio: %v: %s", err, out)
+		b.Fatalf("fio %s: %v", args, err)
 	}
 	out = out[max(bytes.IndexByte(out, '{'), 0):] // after what it has to say else
 	var all struct {
@@ -193,6 +193,10 @@ func fioPrimary(b *testing.B, reach func(nbd.Disk) *nbd.Client) {
 		return c
 	}
 	local, _ := benchFile(b, "local")
+	bare, _ := benchFile(b, "bare")
+	for _, d := range []*replication.File{remote, local, bare} { // pre-images are of data, not of holes
+		must(b, fillDisk(d))
+	}
 	s, err := replication.NewSecondary(remote, replication.SecondaryConfig{})
 	must(b, err)
 	must(b, s.Start(ctx))
@@ -226,11 +230,21 @@ func fioPrimary(b *testing.B, reach func(nbd.Disk) *nbd.Client) {
 		}
 	})
 	b.Cleanup(func() { cancel(); wg.Wait(); p.Stop(ctx, true) })
-	bare, _ := benchFile(b, "bare")
 	ours, theirs := fioServe(b, p), fioServe(b, client(bare))
 	for _, j := range fioJobs {
 		if !j.read {
 			b.Run(j.name, func(b *testing.B) { compareFio(b, j.args, ours, theirs) })
 		}
 	}
+}
+
+// fillDisk writes all of a disk, with data that is the same on all.
+func fillDisk(d *replication.File) error {
+	p := bytes.Repeat([]byte("data"), 256<<10)
+	for off := int64(0); off < d.Size(); off += int64(len(p)) {
+		if _, err := d.WriteAt(p, off); err != nil {
+			return err
+		}
+	}
+	return d.Sync()
 }
