@@ -83,6 +83,7 @@ func (f *Forwarder) Run(ctx context.Context) error {
 
 // waitUntil waits for cond, or an error. The caller holds mu.
 func (f *Forwarder) waitUntil(ctx context.Context, cond func() bool) error {
+	pushed := false
 	for {
 		if err := f.failed(); err != nil {
 			return err
@@ -94,7 +95,15 @@ func (f *Forwarder) waitUntil(ctx context.Context, cond func() bool) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		if p, ok := f.remote.(Pusher); ok && !pushed {
+			f.mu.Unlock()
+			p.Push()
+			f.mu.Lock()
+			pushed = true
+			continue // for what has changed meanwhile
+		}
 		f.waitChange(ctx)
+		pushed = false
 	}
 }
 

@@ -13,7 +13,8 @@ import (
 // record is a header of whole sectors, followed by the content of consecutive
 // blocks:
 //
-//	magic u32, sectors u32, seq u64, nonce [16], block u64, data sum u32, header sum u32
+//	magic u32, sectors u32, seq u64, nonce [16], block u64, data sum u32, header sum u32,
+//	settled u64, sum of all before u32
 //
 // or, with another magic, by nothing: then the blocks, whose number takes the
 // place of that of sectors, are zero.
@@ -31,8 +32,9 @@ type hiddenLog struct {
 	mu      sync.Mutex
 	nonce   [16]byte
 	seq     uint64
-	end     int64 // where the next record goes
-	at      int64 // where pending begins
+	settled uint64 // the records before it are stable
+	end     int64  // where the next record goes
+	at      int64  // where pending begins
 	pending []byte
 	spare   []byte
 	writing bool
@@ -54,6 +56,11 @@ const (
 	zeroesMagic  = 0x7a65726f
 	recordHeader = SectorSize
 	recordFields = 4 + 4 + 8 + 16 + 8 + 4 + 4
+	recordClaim  = recordFields + 8 // where the sum of what is settled is
+	// lookAhead is how far behind a record that does not count others are looked for. Those
+	// that were under way together with it say nothing of it, and all that the requests of
+	// one connection can have under way is less.
+	lookAhead = 64 << 20
 )
 
 func (l *hiddenLog) grow(uint32)    {}
@@ -73,7 +80,7 @@ func (l *hiddenLog) writeSlot(uint32, []byte, int) error {
 func (l *hiddenLog) restart(nonce [16]byte) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.nonce, l.seq, l.end = nonce, 0, logStart
+	l.nonce, l.seq, l.settled, l.end = nonce, 0, 0, logStart
 }
 
 func (l *hiddenLog) usedBytes() int64 {
@@ -143,7 +150,7 @@ func (l *hiddenLog) add(magic, count uint32, b0 int64, p []byte) (slot uint32, h
 		l.mu.Lock()
 	}
 	l.writing = true
-	p, at := l.pending, l.at
+	p, at, seq := l.pending, l.at, l.seq
 	l.pending, l.spare = l.spare[:0], nil
 	l.batch = newBatch()
 	failed := l.err
@@ -161,7 +168,9 @@ func (l *hiddenLog) add(magic, count uint32, b0 int64, p []byte) (slot uint32, h
 
 	l.mu.Lock()
 	l.spare = p
-	if failed != nil && l.err == nil {
+	if failed == nil {
+		l.settled = seq
+	} else if l.err == nil {
 		l.err = failed
 	}
 	if len(l.pending) > 0 {
@@ -185,12 +194,15 @@ func (l *hiddenLog) appendRecord(buf []byte, magic, count uint32, b0 int64, p []
 	buf = le.AppendUint64(buf, uint64(b0))
 	buf = le.AppendUint32(buf, crc32.Checksum(p, castagnoli))
 	buf = le.AppendUint32(buf, crc32.Checksum(buf[at:], castagnoli))
-	buf = append(buf, zeroes[:recordHeader-recordFields]...)
+	buf = le.AppendUint64(buf, l.settled)
+	buf = le.AppendUint32(buf, crc32.Checksum(buf[at:], castagnoli))
+	buf = append(buf, zeroes[:recordHeader-recordClaim-4]...)
 	return append(buf, p...)
 }
 
 // replay calls apply for the blocks of the log, in order, with n bytes from a block on:
-// their content p, or nil for zeroes.
+// their content p, or nil for zeroes. It returns ErrCorrupt if the log has lost a record that
+// was stable.
 func (l *hiddenLog) replay(ctx context.Context, apply func(block, n int64, p []byte) error) error {
 	var head [recordHeader]byte
 	data := make([]byte, min(int64(len(zeroes)), l.dev.Size()))
@@ -211,18 +223,17 @@ func (l *hiddenLog) replay(ctx context.Context, apply func(block, n int64, p []b
 		if zero {
 			n = 0
 		}
+		begin := pos
 		pos += recordHeader
-		if le.Uint32(head[:]) != recordMagic && !zero || le.Uint64(head[8:]) != seq || [16]byte(head[16:32]) != l.nonce ||
-			le.Uint32(head[recordFields-4:]) != crc32.Checksum(head[:recordFields-4], castagnoli) ||
-			n > int64(len(data)) || pos+n > l.dev.Size() {
-			return nil
+		if at, ok := l.recordOf(head[:]); !ok || at != seq || n > int64(len(data)) || pos+n > l.dev.Size() {
+			return l.wasSettled(ctx, seq, begin, data)
 		}
 		if err := readFull(l.dev, data[:n], pos); err != nil {
 			return err
 		}
 		pos += n
 		if le.Uint32(head[40:]) != crc32.Checksum(data[:n], castagnoli) {
-			return nil
+			return l.wasSettled(ctx, seq, begin, data)
 		}
 		block := int64(le.Uint64(head[32:]))
 		if zero {
@@ -238,4 +249,39 @@ func (l *hiddenLog) replay(ctx context.Context, apply func(block, n int64, p []b
 			p = p[c:]
 		}
 	}
+}
+
+// recordOf returns the number of the record whose header that is, if it is one of this log.
+func (l *hiddenLog) recordOf(head []byte) (seq uint64, ok bool) {
+	le := binary.LittleEndian
+	magic := le.Uint32(head)
+	return le.Uint64(head[8:]), (magic == recordMagic || magic == zeroesMagic) && [16]byte(head[16:32]) == l.nonce &&
+		le.Uint32(head[recordFields-4:]) == crc32.Checksum(head[:recordFields-4], castagnoli)
+}
+
+// wasSettled returns ErrCorrupt if a record behind pos says that record seq, which should be
+// there, was stable. It uses buf.
+func (l *hiddenLog) wasSettled(ctx context.Context, seq uint64, pos int64, buf []byte) error {
+	le := binary.LittleEndian
+	buf = buf[:len(buf)/SectorSize*SectorSize]
+	for until := min(pos+lookAhead, l.dev.Size()/SectorSize*SectorSize); pos < until; {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		p := buf[:min(int64(len(buf)), until-pos)]
+		if err := readFull(l.dev, p, pos); err != nil {
+			return err
+		}
+		pos += int64(len(p))
+		for ; len(p) > 0; p = p[SectorSize:] {
+			if [16]byte(p[16:32]) != l.nonce {
+				continue // which is nearly all, at little cost
+			}
+			later, ok := l.recordOf(p)
+			if ok && later > seq && le.Uint64(p[recordFields:]) > seq && le.Uint32(p[recordClaim:]) == crc32.Checksum(p[:recordClaim], castagnoli) {
+				return fmt.Errorf("%w: record %d of the log of pre-images, which was stable when record %d was made", ErrCorrupt, seq, later)
+			}
+		}
+	}
+	return nil
 }

@@ -164,9 +164,23 @@ var mutants = []mutant.Mutant{
 	{
 		What:  "a map is applied as far as it can be",
 		File:  "recover.go",
-		Old:   "if how == finishFailover { // before",
-		New:   "if false { // before",
+		Old:   "if how == finishFailover {\n\t\terr = j.checkMap",
+		New:   "if false {\n\t\terr = j.checkMap",
 		Tests: []string{"-run=AMapThatCannotBe", "."},
+	},
+	{
+		What:  "a record that a log has lost ends it",
+		File:  "hiddenlog.go",
+		Old:   "later > seq && le.Uint64",
+		New:   "later < seq && le.Uint64",
+		Tests: []string{"-run=RotsInTheMiddle", "."},
+	},
+	{
+		What:  "records that are written together say of each other that they are stable",
+		File:  "hiddenlog.go",
+		Old:   "le.AppendUint64(buf, l.settled)",
+		New:   "le.AppendUint64(buf, l.seq)",
+		Tests: []string{"-run=WrittenTogether", "."},
 	},
 	{
 		What:  "zeroes take nothing of a log",

@@ -17,7 +17,8 @@ import (
 // repeated. It returns the epoch of the checkpoint that the disk is at, and
 // whether a failover has been finished. The disks of one guest are recovered
 // together, by RecoverGroup. Errors: ErrSize or ErrIdentity if it is not this
-// disk, which is then left as it is, ErrCorrupt, ctx's, or what a device said.
+// disk, or ErrCorrupt if the journal has what cannot be, or has lost what was stable,
+// and then the disk is left as it is; ctx's, or what a device said.
 func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedOver bool, err error) {
 	if j.Clean() {
 		_, epoch := j.State()
@@ -41,27 +42,70 @@ const (
 	finishFailover        // the disk goes to the last checkpoint and gets the guest's own writes since
 )
 
+// recover makes an unclean journal clean.
 func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64, err error) {
+	if err := j.check(ctx, disk, how); err != nil {
+		return 0, err
+	}
+	return j.apply(ctx, disk, how)
+}
+
+// check returns the error for which a journal that is not clean cannot be applied to disk,
+// as far as that can be told before anything is changed.
+func (j *Journal) check(ctx context.Context, disk Disk, how int) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if j.err != nil {
-		return 0, j.err
+		return j.err
 	}
-	d := newStableDisk(disk, "disk")
-	b := j.super
 	meta, err := metadataOf(disk)
 	if err == nil {
 		err = j.belongs(ctx, disk, meta)
 	}
 	if err != nil {
+		return err
+	}
+	if how == finishFailover {
+		err = j.checkMap(ctx, disk.Size())
+	}
+	if err == nil && how != rollForward && how != rollToStart {
+		err = j.log.replay(ctx, func(block, n int64, p []byte) error {
+			_, err := preImage(block, n, p, disk.Size())
+			return err
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("replication: recovery: %w", err)
+	}
+	return nil
+}
+
+// preImage returns how many bytes of a pre-image are on a disk of size bytes, n as a rule;
+// or ErrCorrupt.
+func preImage(block, n int64, p []byte, size int64) (int64, error) {
+	if p == nil && inside(block, 0, 0, size) { // the block is whole, but the disk may end in it
+		n = min(n, size-block*BlockSize)
+	}
+	if !inside(block, 0, n, size) {
+		return 0, fmt.Errorf("%w: pre-image of block %d", ErrCorrupt, block)
+	}
+	return n, nil
+}
+
+// apply does what check has said can be done.
+func (j *Journal) apply(ctx context.Context, disk Disk, how int) (epoch uint64, err error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.err != nil {
+		return 0, j.err
+	}
+	b := j.super
+	meta, err := metadataOf(disk)
+	if err != nil {
 		return 0, err
 	}
+	d := newStableDisk(disk, "disk")
 	disk = d
-	if how == finishFailover { // before anything is changed
-		if err := j.checkMap(ctx, disk.Size()); err != nil {
-			return 0, fmt.Errorf("replication: recovery: %w", err)
-		}
-	}
 	switch how {
 	case rollForward:
 		b.epoch = b.prepared
@@ -69,12 +113,10 @@ func (j *Journal) recover(ctx context.Context, disk Disk, how int) (epoch uint64
 		b.epoch = 0
 	default:
 		err = j.log.replay(ctx, func(block, n int64, p []byte) error {
-			if p == nil && inside(block, 0, 0, disk.Size()) { // the block is whole, but the disk may end in it
-				n = min(n, disk.Size()-block*BlockSize)
-			}
+			n, err := preImage(block, n, p, disk.Size())
 			switch {
-			case !inside(block, 0, n, disk.Size()):
-				return fmt.Errorf("%w: pre-image of block %d", ErrCorrupt, block)
+			case err != nil:
+				return err
 			case p == nil:
 				return WriteZeroes(disk, block*BlockSize, n)
 			}
@@ -126,20 +168,6 @@ func (j *Journal) belongs(ctx context.Context, disk Disk, meta *Metadata) error 
 	return nil
 }
 
-// owns does what belongs does, if the journal has to be recovered.
-func (j *Journal) owns(ctx context.Context, disk Disk) error {
-	if j.Clean() {
-		return nil
-	}
-	meta, err := metadataOf(disk)
-	if err != nil {
-		return err
-	}
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.belongs(ctx, disk, meta)
-}
-
 // Recovery is one disk of a guest, for RecoverGroup.
 type Recovery struct {
 	Journal *Journal
@@ -156,7 +184,8 @@ type Recovery struct {
 // no such epoch, since these are not the disks of one guest or its Group went
 // on after an error, nothing has been changed and the error, which is ErrEpoch,
 // says of each disk where it is; neither has anything if a journal's disk is
-// another, which is ErrSize or ErrIdentity. Like Recover it may be interrupted and
+// another, which is ErrSize or ErrIdentity, or a journal has what cannot be, or has lost
+// something, which is ErrCorrupt. Like Recover it may be interrupted and
 // repeated, with all disks.
 func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOver bool, err error) {
 	supers := make([]superblock, len(disks))
@@ -173,12 +202,15 @@ func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOv
 		failedOver = failedOver || b.state == Failover && how[i] == finishFailover
 	}
 	for i, d := range disks {
-		if err := d.Journal.owns(ctx, d.Disk); err != nil {
+		if d.Journal.Clean() {
+			continue
+		}
+		if err := d.Journal.check(ctx, d.Disk, how[i]); err != nil {
 			return 0, false, memberError(i, "recover", err)
 		}
 	}
 	for _, i := range recoveryOrder(supers, how) {
-		if _, err := disks[i].Journal.recover(ctx, disks[i].Disk, how[i]); err != nil {
+		if _, err := disks[i].Journal.apply(ctx, disks[i].Disk, how[i]); err != nil {
 			return 0, false, memberError(i, "recover", err)
 		}
 	}

@@ -16,6 +16,8 @@ import (
 // of the Remote (also before Start returns) and on that goroutine. It must not
 // block. Things that are under way together have no order.
 //
+// A Remote may keep writes for a while only if it is a [Pusher].
+//
 // The Start methods may be called from several goroutines at the same time,
 // Progress from one at a time. [nbd.Client] is one.
 //
@@ -46,6 +48,14 @@ type Aborter interface {
 	// be called from any goroutine, also while another method runs, and calling it again
 	// does nothing. Close may follow.
 	Abort()
+}
+
+// Pusher is a [Remote] that may keep what StartWrite was given, without fua, as long as
+// answers to other requests are to come, to send several writes together.
+type Pusher interface {
+	// Push sends what was kept. Whoever waits for the answer to a write calls it first. It
+	// may be called from any goroutine.
+	Push()
 }
 
 // abort ends the connection of r without waiting if it is an Aborter; otherwise it closes

@@ -49,7 +49,7 @@ func (c *Client) take(handle uint64) (*call, error) {
 func (c *Client) conclude(k *call, err error) {
 	c.mu.Lock()
 	c.answered++
-	c.mu.Unlock()
+	c.pushIf(false)
 	c.finish(k, err)
 }
 

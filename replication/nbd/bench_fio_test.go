@@ -2,6 +2,7 @@ package nbd_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -47,7 +48,7 @@ func fio(b *testing.B, socket string, args []string) (run fioRun) {
 		"--time_based", "--runtime=1", "--output-format=json"}, args...)
 	out, err := exec.Command(require.Program(b, require.NBD, "fio"), args...).Output()
 	if err != nil {
-		b.Fatalf("fio: %v: %s", err, out)
+		b.Fatalf("fio %s: %v", args, err)
 	}
 	out = out[max(bytes.IndexByte(out, '{'), 0):] // after what it has to say else
 	var all struct {
@@ -65,28 +66,69 @@ func fio(b *testing.B, socket string, args []string) (run fioRun) {
 // time is what this process took in the run that took least, per request.
 func compareFio(b *testing.B, args []string, ours, theirs string) {
 	b.Helper()
-	var iops, p99, cpu [2][]float64
+	var runs [2][]fioCost
 	for b.Loop() {
 		for i, socket := range []string{ours, theirs} {
-			before := processorTime(b)
+			before := spent(b)
 			r := fio(b, socket, args)
-			cpu[i] = append(cpu[i], float64((processorTime(b)-before).Microseconds())/max(float64(r.Requests), 1))
-			iops[i], p99[i] = append(iops[i], r.IOPS), append(p99[i], r.Clat.Percentile["99.000000"])
+			runs[i] = append(runs[i], spent(b).since(before, r))
 		}
 	}
-	b.ReportMetric(slices.Max(iops[0])/slices.Max(iops[1]), "ratio")
-	b.ReportMetric(slices.Min(p99[0])/slices.Min(p99[1]), "p99-ratio")
-	b.ReportMetric(slices.Min(cpu[0]), "ours-cpu-µs")
-	b.ReportMetric(slices.Min(cpu[1]), "theirs-cpu-µs") // none of another process's
-	b.ReportMetric(slices.Max(iops[0]), "ours-IOPS")
-	b.ReportMetric(slices.Max(iops[1]), "theirs-IOPS")
+	for i, name := range []string{"ours-", "theirs-"} {
+		least := func(of func(fioCost) float64) float64 {
+			return of(slices.MinFunc(runs[i], func(x, y fioCost) int { return cmp.Compare(of(x), of(y)) }))
+		}
+		b.ReportMetric(least(func(c fioCost) float64 { return c.process }), name+"cpu-µs") // none of another process's
+		b.ReportMetric(least(func(c fioCost) float64 { return c.fio }), name+"fio-cpu-µs")
+		b.ReportMetric(least(func(c fioCost) float64 { return c.calls }), name+"calls")
+		b.ReportMetric(-least(func(c fioCost) float64 { return -c.IOPS }), name+"IOPS")
+		b.ReportMetric(least(func(c fioCost) float64 { return c.p99() })/1e3, name+"p99-µs")
+	}
+	most := func(i int) float64 {
+		return slices.MaxFunc(runs[i], func(x, y fioCost) int { return cmp.Compare(x.IOPS, y.IOPS) }).IOPS
+	}
+	p99 := func(i int) float64 {
+		return slices.MinFunc(runs[i], func(x, y fioCost) int { return cmp.Compare(x.p99(), y.p99()) }).p99()
+	}
+	b.ReportMetric(most(0)/most(1), "ratio")
+	b.ReportMetric(p99(0)/p99(1), "p99-ratio")
 }
 
-// processorTime is what this process has used so far.
-func processorTime(b *testing.B) time.Duration {
-	var u syscall.Rusage
-	must(b, syscall.Getrusage(syscall.RUSAGE_SELF, &u))
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+// p99 is the time that one in a hundred requests took, or more, in nanoseconds.
+func (r fioRun) p99() float64 { return r.Clat.Percentile["99.000000"] }
+
+// fioCost is a run, and what each of its requests took.
+type fioCost struct {
+	fioRun
+	process, fio float64 // processor time, in microseconds: this process's, and fio's
+	calls        float64 // system calls of this process that read or write a file or a connection
+}
+
+// spent is what has been used so far, by this process and by those that it has waited for.
+func spent(b *testing.B) fioCost {
+	var self, others syscall.Rusage
+	must(b, syscall.Getrusage(syscall.RUSAGE_SELF, &self))
+	must(b, syscall.Getrusage(syscall.RUSAGE_CHILDREN, &others))
+	time := func(u syscall.Rusage) float64 { return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e3 }
+	return fioCost{process: time(self), fio: time(others), calls: ioCalls(b, "syscr") + ioCalls(b, "syscw")}
+}
+
+// since is what each request of a run took, before which so much had been used.
+func (c fioCost) since(before fioCost, r fioRun) fioCost {
+	n := max(float64(r.Requests), 1)
+	return fioCost{r, (c.process - before.process) / n, (c.fio - before.fio) / n, (c.calls - before.calls) / n}
+}
+
+// ioCalls is how many system calls this process has made that read or write a file or a
+// connection: syscr or syscw of /proc/self/io.
+func ioCalls(b *testing.B, name string) (n float64) {
+	b.Helper()
+	all, err := os.ReadFile("/proc/self/io")
+	must(b, err)
+	_, rest, _ := bytes.Cut(all, []byte(name+": "))
+	_, err = fmt.Sscan(string(rest), &n)
+	must(b, err)
+	return n
 }
 
 // fioServe serves a disk at a socket.
@@ -151,6 +193,10 @@ func fioPrimary(b *testing.B, reach func(nbd.Disk) *nbd.Client) {
 		return c
 	}
 	local, _ := benchFile(b, "local")
+	bare, _ := benchFile(b, "bare")
+	for _, d := range []*replication.File{remote, local, bare} { // pre-images are of data, not of holes
+		must(b, fillDisk(d))
+	}
 	s, err := replication.NewSecondary(remote, replication.SecondaryConfig{})
 	must(b, err)
 	must(b, s.Start(ctx))
@@ -184,11 +230,21 @@ func fioPrimary(b *testing.B, reach func(nbd.Disk) *nbd.Client) {
 		}
 	})
 	b.Cleanup(func() { cancel(); wg.Wait(); p.Stop(ctx, true) })
-	bare, _ := benchFile(b, "bare")
 	ours, theirs := fioServe(b, p), fioServe(b, client(bare))
 	for _, j := range fioJobs {
 		if !j.read {
 			b.Run(j.name, func(b *testing.B) { compareFio(b, j.args, ours, theirs) })
 		}
 	}
+}
+
+// fillDisk writes all of a disk, with data that is the same on all.
+func fillDisk(d *replication.File) error {
+	p := bytes.Repeat([]byte("data"), 256<<10)
+	for off := int64(0); off < d.Size(); off += int64(len(p)) {
+		if _, err := d.WriteAt(p, off); err != nil {
+			return err
+		}
+	}
+	return d.Sync()
 }

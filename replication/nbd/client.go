@@ -36,6 +36,7 @@ type Client struct {
 	err      error // why the connection has ended
 	answered uint64
 	active   int
+	posted   int           // requests that were left to the sender to go with others; 0 once they have gone
 	dead     chan struct{} // closed when err is set
 
 	progress    uint64 // counts calls of Progress
@@ -221,10 +222,40 @@ func (c *Client) begin(a ask) *call {
 	var head [requestLen]byte
 	if a.late {
 		c.out.post(a.append(head[:0]), a.p)
+		c.mu.Lock()
+		c.posted++
+		c.pushIf(c.posted >= mostPosted)
 	} else if err := c.out.send(a.append(head[:0]), a.p); err != nil {
 		c.lostSend(err)
 	}
 	return k
+}
+
+// mostPosted is how many requests wait for others to leave with, while there is an answer
+// to come whose arrival sends them.
+const mostPosted = 16
+
+// Push implements replication.Pusher: it has the server sent what StartWrite has kept to
+// send it together with later writes.
+func (c *Client) Push() {
+	c.mu.Lock()
+	c.pushIf(true)
+}
+
+// pushIf sends what was posted, if now is set, or if the answers to all other requests have
+// come, so that none would send it. The caller holds mu, which is released.
+//
+// A request counts as posted only when the sender has it: whoever sets posted to zero sends
+// it. That some may have left already, with another message, does no harm.
+func (c *Client) pushIf(now bool) {
+	now = c.posted > 0 && (now || c.active <= c.posted)
+	if now {
+		c.posted = 0
+	}
+	c.mu.Unlock()
+	if now {
+		c.out.push(c.out.lost)
+	}
 }
 
 // slot waits for a call that is not under way, and reads answers meanwhile if no other

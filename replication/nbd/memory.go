@@ -54,12 +54,9 @@ func (m *memory) get(n int, gone <-chan struct{}) ([]byte, bool) {
 	if n == 0 {
 		return nil, true
 	}
-	k := class(n)
-	size := int64(m.size(k))
+	size := int64(m.size(class(n)))
 	m.mu.Lock()
-	if len(m.waiting) == 0 && m.used+size <= m.limit {
-		m.used += size
-	} else {
+	if !m.enter(size) {
 		w := &memoryWait{size, make(chan struct{})}
 		m.waiting = append(m.waiting, w)
 		m.mu.Unlock()
@@ -74,12 +71,42 @@ func (m *memory) get(n int, gone <-chan struct{}) ([]byte, bool) {
 		}
 	}
 	defer m.mu.Unlock()
+	return m.buffer(n), true
+}
+
+// try does what get does, but returns false if it would have to wait.
+func (m *memory) try(n int) ([]byte, bool) {
+	if n == 0 {
+		return nil, true
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if !m.enter(int64(m.size(class(n)))) {
+		return nil, false
+	}
+	return m.buffer(n), true
+}
+
+// enter counts a buffer as used, if there is room for it and nobody waits for room. The
+// caller holds mu.
+func (m *memory) enter(size int64) bool {
+	if len(m.waiting) > 0 || m.used+size > m.limit {
+		return false
+	}
+	m.used += size
+	return true
+}
+
+// buffer returns n bytes, which are counted as used. The caller holds mu.
+func (m *memory) buffer(n int) []byte {
+	k := class(n)
+	size := int64(m.size(k))
 	if last := len(m.free[k]) - 1; last >= 0 {
 		p := m.free[k][last]
 		m.free[k][last] = nil
 		m.free[k] = m.free[k][:last]
 		m.kept -= size
-		return p[:n], true
+		return p[:n]
 	}
 	for i := range m.free { // the limit includes buffers in free
 		for len(m.free[i]) > 0 && m.used+m.kept > m.limit {
@@ -89,7 +116,7 @@ func (m *memory) get(n int, gone <-chan struct{}) ([]byte, bool) {
 			m.kept -= int64(m.size(i))
 		}
 	}
-	return make([]byte, n, size), true
+	return make([]byte, n, size)
 }
 
 // leave ends the wait of w, which may have been granted room meanwhile. The caller holds

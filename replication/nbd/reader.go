@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bufio"
+	"errors"
 	"io"
 )
 
@@ -16,7 +17,10 @@ type reader struct {
 // source is the connection below the buffer of a reader.
 type source struct {
 	conn io.Reader
-	long bool // the data that came last was long, so that what follows the next head is too, probably
+	now  func(p []byte) (int, error) // reads what is there, without waiting; nil: cannot
+	poll bool                        // only what is there is to be read
+	err  error                       // met by now, to be returned
+	long bool                        // the data that came last was long, so that what follows the next head is too, probably
 }
 
 const (
@@ -29,14 +33,14 @@ const (
 )
 
 func newReader(conn io.Reader) *reader {
-	r := &reader{src: source{conn: conn}}
+	r := &reader{src: source{conn: conn, now: readNow(conn)}}
 	r.Reader = bufio.NewReaderSize(&r.src, readBuffer)
 	return r
 }
 
 // reset forgets what is buffered, and reads from conn from now on.
 func (r *reader) reset(conn io.Reader) {
-	r.src = source{conn: conn}
+	r.src = source{conn: conn, now: readNow(conn)}
 	r.Reset(&r.src)
 }
 
@@ -44,7 +48,33 @@ func (s *source) Read(p []byte) (int, error) {
 	if s.long && len(p) > aroundHead {
 		p = p[:aroundHead]
 	}
-	return s.conn.Read(p)
+	if err := s.err; err != nil {
+		s.err = nil
+		return 0, err
+	}
+	if !s.poll {
+		return s.conn.Read(p)
+	}
+	n, err := s.now(p)
+	if err != errNothing {
+		s.err = err // the buffer forgets it
+	}
+	return n, err
+}
+
+// errNothing is the error of a read of what is there where there is nothing.
+var errNothing = errors.New("nothing to read")
+
+// more buffers what has come, and reports whether that is anything. It does not wait.
+func (r *reader) more() bool {
+	if r.src.now == nil || r.src.err != nil || r.Buffered() > copied {
+		return false
+	}
+	r.src.poll = true
+	before := r.Buffered()
+	r.Peek(before + 1)
+	r.src.poll = false
+	return r.Buffered() > before
 }
 
 // data reads all of p. The end of the stream is unexpected.

@@ -3,6 +3,8 @@ package nbd
 import (
 	"bytes"
 	"io"
+	"net"
+	"path/filepath"
 	"testing"
 	"testing/iotest"
 )
@@ -107,5 +109,47 @@ func TestReaderInPieces(t *testing.T) {
 				t.Errorf("at the end of the stream: %v", err)
 			}
 		})
+	}
+}
+
+// What has come is buffered without waiting for more, and an end that is met so is met
+// again by the next read.
+func TestMoreBuffersWhatHasComeAndDoesNotWait(t *testing.T) {
+	ln, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	client, err := net.Dial("unix", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	conn, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	r := newReader(conn)
+	if r.more() {
+		t.Error("more where nothing was sent")
+	}
+	client.Write([]byte("abc"))
+	if !r.more() || r.Buffered() != 3 {
+		t.Errorf("%d bytes are buffered, of 3", r.Buffered())
+	}
+	client.Write([]byte("de"))
+	if !r.more() || r.more() || r.Buffered() != 5 {
+		t.Errorf("%d bytes are buffered, of 5", r.Buffered())
+	}
+	if n := testing.AllocsPerRun(100, func() { r.more() }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+	client.Close()
+	if r.more() {
+		t.Error("more after the end")
+	}
+	if got, err := io.ReadAll(r); err != nil || string(got) != "abcde" {
+		t.Errorf("read %q, %v", got, err)
 	}
 }

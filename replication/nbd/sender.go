@@ -3,7 +3,6 @@ package nbd
 import (
 	"math"
 	"net"
-	"runtime"
 	"sync"
 	"time"
 )
@@ -99,10 +98,33 @@ func (o *sender) send(head, data []byte) error {
 	return o.err
 }
 
-// post has a message sent whose sender does not wait for the answer, and so need not see
-// it leave: if it is small, a goroutine sends it, with what else has come by then. Many
-// that are posted together leave with one system call, and get to the other side together.
-// It waits for room. An error is told to lost, which is not nil.
+// put sends a message, if it is to be sent now or large, or leaves it to the next call.
+func (o *sender) put(now bool, head, data []byte) error {
+	if now || len(data) > copied {
+		return o.send(head, data)
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.pending = append(o.pending, head...)
+	o.pending = append(o.pending, data...)
+	return o.err
+}
+
+// flush sends what put has left, unless another goroutine does.
+func (o *sender) flush() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if !o.sending && o.err == nil && len(o.pending) > 0 {
+		o.sending = true
+		o.drain(math.MaxInt)
+	}
+	return o.err
+}
+
+// post leaves a message whose sender does not wait for the answer, and so need not see it
+// leave, to the next push or send, if it is small. Many that are posted together leave with
+// one system call, and get to the other side together. It waits for room. An error is told
+// to lost, which is not nil.
 func (o *sender) post(head, data []byte) {
 	if len(data) > copied {
 		if err := o.send(head, data); err != nil {
@@ -120,15 +142,19 @@ func (o *sender) post(head, data []byte) {
 	}
 	o.pending = append(o.pending, head...)
 	o.pending = append(o.pending, data...)
-	if o.sending {
+}
+
+// push has a goroutine send what was left to it. lost, which is always the same, is called
+// if that fails.
+func (o *sender) push(lost func(error)) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.sending || o.err != nil || len(o.pending) == 0 {
 		return
 	}
 	o.sending = true
 	if o.restful == nil {
-		o.restful = func() {
-			runtime.Gosched() // to those who have something to add
-			o.rest(o.lost)
-		}
+		o.restful = func() { o.rest(lost) }
 	}
 	go o.restful()
 }

@@ -24,8 +24,10 @@ func TestPostedMessagesLeaveTogetherAndWithoutTheirCallers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o, next, wrote, lost := postSender()
 		o.post([]byte("a"), []byte("A"))
+		o.push(o.lost)
 		synctest.Wait() // it is being sent, and post has returned
 		o.post([]byte("b"), []byte("B"))
+		o.push(o.lost)
 		o.post([]byte("c"), nil)
 		if err := o.send([]byte("d"), nil); err != nil {
 			t.Error(err)
@@ -50,6 +52,7 @@ func TestPostWaitsForRoom(t *testing.T) {
 		go func() {
 			for range 4 * maxPending / copied {
 				o.post(nil, make([]byte, copied))
+				o.push(o.lost)
 				posted++
 			}
 		}()
@@ -73,10 +76,12 @@ func TestAnErrorOfPostedMessagesIsToldOnce(t *testing.T) {
 		broken := errors.New("broken")
 		for range 3 {
 			o.post([]byte("a"), nil)
+			o.push(o.lost)
 		}
 		next <- broken
 		synctest.Wait()
 		o.post([]byte("late"), nil)
+		o.push(o.lost)
 		synctest.Wait()
 		if len(*lost) != 1 || (*lost)[0] != broken {
 			t.Errorf("lost: %v", *lost)
@@ -90,7 +95,7 @@ func TestPostAllocatesNothing(t *testing.T) {
 	o := newSender(c)
 	o.lost = func(error) {}
 	head, data := make([]byte, requestLen), make([]byte, 4096)
-	if n := testing.AllocsPerRun(100, func() { o.post(head, data); o.wait() }); n >= 1 {
+	if n := testing.AllocsPerRun(100, func() { o.post(head, data); o.push(o.lost); o.wait() }); n >= 1 {
 		t.Errorf("%v allocations", n)
 	}
 }

@@ -12,7 +12,9 @@ import (
 
 // session is a connection after negotiation. Its requests are served by workers that take
 // turns: one reads a request, passes the turn on, serves the request and answers it. So a
-// request stays in one goroutine, and a slow one does not keep others waiting.
+// request stays in one goroutine, and a slow one does not keep others waiting. Where the
+// disk is quick, a worker keeps the turn, and serves what comes meanwhile before it answers,
+// see [session.serveTogether].
 type session struct {
 	srv        *Server
 	e          *Export
@@ -23,6 +25,7 @@ type session struct {
 	contexts   []selectedContext
 
 	turn turn // held by the worker that reads; guards r and end
+	kept kept // the turn of a worker that serves
 	r    *reader
 	end  error // why no more requests are read; io.EOF: the client disconnected
 
@@ -31,6 +34,7 @@ type session struct {
 	workers int
 	bytes   int64 // data of requests under way
 	room    *sync.Cond
+	pace    time.Duration // how long the disk takes for a request, of late
 	wg      sync.WaitGroup
 
 	out sender
@@ -55,9 +59,18 @@ func serveRequests(e *Export, n *negotiation) error {
 	s.room = sync.NewCond(&s.mu)
 	s.out.init(n.conn, n.srv.cfg.Timeout)
 	s.workers, s.waiting = 1, 1
+	s.pace = together // until it is known, requests are served one by one
+	s.kept.late = time.AfterFunc(time.Hour, func() {
+		if s.kept.end() {
+			s.out.push(func(error) { s.link.Close() })
+			s.pass()
+		}
+	})
+	defer s.kept.late.Stop()
 	s.wg.Add(1)
 	s.work()
 	s.wg.Wait()
+	s.out.wait() // for what the end of a kept turn has sent
 	if s.end != io.EOF {
 		return s.end
 	}
@@ -67,69 +80,109 @@ func serveRequests(e *Export, n *negotiation) error {
 // work serves requests until there are no more.
 func (s *session) work() {
 	defer s.wg.Done()
-	var req request
-	for {
-		s.turn.take()
-		more := s.end == nil
-		var buf []byte
-		var refused error
-		if more {
-			buf, refused, s.end = s.next(&req)
-			more = s.end == nil
-		}
-		if more {
+	var t taken
+	for keeps := false; ; {
+		if !keeps {
+			s.turn.take()
 			s.mu.Lock()
 			s.waiting--
-			if s.waiting == 0 && s.workers < s.srv.cfg.MaxRequests {
-				s.workers++
-				s.waiting++
-				s.wg.Add(1)
-				go s.work()
-			}
 			s.mu.Unlock()
 		}
-		s.turn.pass()
-		if !more {
-			s.srv.memory.put(buf)
+		if !s.take(&t) {
+			s.turn.pass()
 			return
 		}
-		data, err := buf, refused
-		if err == nil {
-			data, err = s.do(&req, buf)
+		var err error
+		if keeps = s.quick(&t); keeps {
+			keeps, err = s.serveTogether(&t)
+		} else {
+			s.pass()
+			err = s.serve(&t, true)
 		}
-		failed := s.answer(&req, data, err)
-		s.srv.memory.put(buf)
-		s.mu.Lock()
-		s.bytes -= s.payload(&req)
-		s.waiting++
-		s.mu.Unlock()
-		s.room.Signal()
-		if failed != nil {
+		if err != nil {
 			s.link.Close() // so that the worker that reads ends
+		}
+		if !keeps {
+			s.mu.Lock()
+			s.waiting++
+			s.mu.Unlock()
 		}
 	}
 }
 
-// answer sends the answer to a request: data for a read or block status, or
-// err. The error is the connection's.
-func (s *session) answer(req *request, data []byte, err error) error {
+// pass passes the turn on to another worker, which it makes if there is none. The caller
+// has the turn.
+func (s *session) pass() {
+	s.mu.Lock()
+	if s.waiting == 0 && s.workers < s.srv.cfg.MaxRequests {
+		s.workers++
+		s.waiting++
+		s.wg.Add(1)
+		go s.work()
+	}
+	s.mu.Unlock()
+	s.turn.pass()
+}
+
+// taken is a request that a worker has read, with what next returns.
+type taken struct {
+	request
+	data    []byte
+	refused error
+}
+
+// take reads a request, and returns false if no more are to be read. The caller has the
+// turn.
+func (s *session) take(t *taken) bool {
+	if s.end != nil {
+		return false
+	}
+	if t.data, t.refused, s.end = s.next(&t.request); s.end != nil {
+		s.srv.memory.put(t.data)
+		return false
+	}
+	return true
+}
+
+// serve serves a request. Without now, a small answer is left to the sender. The error is
+// the connection's.
+func (s *session) serve(t *taken, now bool) error {
+	data, err := t.data, t.refused
+	begin := time.Now()
+	if err == nil {
+		data, err = s.do(&t.request, t.data)
+	}
+	took := time.Since(begin)
+	failed := s.answer(&t.request, data, err, now)
+	s.srv.memory.put(t.data)
+	s.mu.Lock()
+	s.bytes -= s.payload(&t.request)
+	s.keepPace(took)
+	s.mu.Unlock()
+	s.room.Signal()
+	return failed
+}
+
+// answer sends the answer to a request: data for a read or block status, or err. Without
+// now, a small answer may wait for the next. The error is the connection's.
+func (s *session) answer(req *request, data []byte, err error, now bool) error {
 	var space [chunkLen + 8]byte // enough for all heads but that of an error with a text
 	head := space[:0]
 	switch {
 	case err != nil && s.structured:
-		return s.out.send(appendError(head, req.handle, err), nil)
+		return s.out.put(now, appendError(head, req.handle, err), nil)
 	case err == nil && req.cmd == cmdBlockStatus:
-		return s.out.send(head, data)
+		return s.out.put(now, head, data)
 	case err != nil || req.cmd != cmdRead:
-		return s.out.send(appendReply(head, toErrno(err), req.handle), nil)
+		return s.out.put(now, appendReply(head, toErrno(err), req.handle), nil)
 	case !s.structured:
-		return s.out.send(appendReply(head, 0, req.handle), data)
+		return s.out.put(now, appendReply(head, 0, req.handle), data)
 	case len(data) == 0:
 		c := chunk{chunkDone, chunkNone, req.handle, 0}
-		return s.out.send(c.append(head), nil)
+		return s.out.put(now, c.append(head), nil)
 	}
 	c := chunk{chunkDone, chunkData, req.handle, 8 + uint32(len(data))}
-	return s.out.send(binary.BigEndian.AppendUint64(c.append(head), req.off), data)
+	return s.out.put(now, binary.BigEndian.AppendUint64(c.append(head), req.off), data)
 }
 
 // payload returns how many bytes of the bounds a request takes.

@@ -1,0 +1,289 @@
+package nbd
+
+import (
+	"context"
+	"encoding/binary"
+	"net"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gocolo/lockstep/replication"
+)
+
+// countedConn counts the writes to a connection.
+type countedConn struct {
+	net.Conn
+	mu     sync.Mutex
+	writes int
+}
+
+func (c *countedConn) Write(p []byte) (int, error) {
+	c.mu.Lock()
+	c.writes++
+	c.mu.Unlock()
+	return c.Conn.Write(p)
+}
+
+func (c *countedConn) count() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.writes
+}
+
+// rawSession serves d to a client that speaks for itself. It returns both ends of the
+// connection, and is over at the end of the test.
+func rawSession(t *testing.T, d Disk) (client net.Conn, server *countedConn) {
+	t.Helper()
+	srv := NewServer(ServerConfig{})
+	e, err := srv.Export(ExportConfig{Disk: d})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client, conn := net.Pipe()
+	server = &countedConn{Conn: conn}
+	l := &link{Conn: server, gone: make(chan struct{})}
+	done := make(chan error, 1)
+	go func() { done <- serveRequests(e, &negotiation{srv: srv, raw: l, conn: server, r: newReader(server)}) }()
+	t.Cleanup(func() {
+		client.Close()
+		if err := <-done; err != nil {
+			t.Errorf("the session ended with %v", err)
+		}
+		l.Close()
+	})
+	return client, server
+}
+
+// heads are requests, one after the other, with data if they are writes.
+func heads(all ...request) (p []byte) {
+	for _, r := range all {
+		p = r.append(p)
+		if r.cmd == cmdWrite {
+			p = append(p, make([]byte, r.n)...)
+		}
+	}
+	return p
+}
+
+// write is a write of a block, whose handle is its place.
+func write(block uint64) request {
+	return request{cmd: cmdWrite, handle: block, off: block * 512, n: 512}
+}
+
+// answersOf reads so many simple answers, none of which is an error, and returns the handles.
+func answersOf(t *testing.T, c net.Conn, n int) (handles []uint64) {
+	t.Helper()
+	var head [replyLen]byte
+	for range n {
+		if err := readFull(c, head[:]); err != nil {
+			t.Fatal(err)
+		}
+		errno, handle := binary.BigEndian.Uint32(head[4:]), binary.BigEndian.Uint64(head[8:])
+		if errno != 0 {
+			t.Fatalf("request %d failed with %d", handle, errno)
+		}
+		handles = append(handles, handle)
+	}
+	return handles
+}
+
+// warm has a session find that its disk is quick.
+func warm(t *testing.T, c net.Conn) {
+	t.Helper()
+	for range 64 {
+		c.Write(heads(write(0)))
+		answersOf(t, c, 1)
+	}
+}
+
+func TestRequestsThatComeTogetherAreAnsweredTogetherByAQuickDisk(t *testing.T) {
+	for name, test := range map[string]struct {
+		takes time.Duration // of a write
+		sends int           // writes of the server
+	}{
+		"that takes no time":   {0, 1},
+		"that takes a moment":  {quick, 2}, // four fit into together
+		"whose moment is long": {quick - time.Microsecond, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				client, server := warmSession(t, test.takes)
+				before := server.count()
+				sendWrites(client, 8)
+				time.Sleep(time.Second)
+				answersOf(t, client, 8)
+				if n := server.count() - before; n != test.sends {
+					t.Errorf("answered with %d writes, want %d", n, test.sends)
+				}
+			})
+		})
+	}
+}
+
+// A disk that waits for a device or another host has all requests at the same time.
+func TestRequestsThatComeTogetherAreServedAtOnceByASlowDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const takes = 2 * quick
+		client, _ := warmSession(t, takes)
+		begin := time.Now()
+		sendWrites(client, 8)
+		answersOf(t, client, 8)
+		if took := time.Since(begin); took != takes {
+			t.Errorf("8 requests that take %v each took %v", takes, took)
+		}
+	})
+}
+
+// warmSession is a session whose disk takes so long for a write, and knows it.
+func warmSession(t *testing.T, takes time.Duration) (net.Conn, *countedConn) {
+	d := newRAM(1 << 20)
+	d.hook = func(string, int64) error { time.Sleep(takes); return nil }
+	client, server := rawSession(t, d)
+	warm(t, client)
+	return client, server
+}
+
+// sendWrites sends so many writes with one system call.
+func sendWrites(c net.Conn, n uint64) {
+	var all []request
+	for i := range n {
+		all = append(all, write(i))
+	}
+	c.Write(heads(all...))
+}
+
+// A disk that was quick waits for something else, as that of a guest does whose overlay is
+// full: what was answered before is not kept back, and what comes after is served.
+func TestAWriteThatWaitsKeepsNothingElseWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newRAM(1 << 20)
+		free := make(chan struct{})
+		d.hook = func(op string, off int64) error {
+			if off == 2*512 {
+				<-free
+			}
+			return nil
+		}
+		client, _ := rawSession(t, d)
+		warm(t, client)
+		client.Write(heads(write(1), write(2), write(3), request{cmd: cmdFlush, handle: 4}, write(5)))
+		begin := time.Now()
+		got := map[uint64]bool{}
+		for _, h := range answersOf(t, client, 4) {
+			got[h] = true
+		}
+		if took := time.Since(begin); took > keepTurn || !got[1] || !got[3] || !got[4] || !got[5] {
+			t.Errorf("answered after %v: %v", took, got)
+		}
+		close(free)
+		if h := answersOf(t, client, 1); h[0] != 2 {
+			t.Errorf("the last answer is that to %d", h[0])
+		}
+		client.Write(heads(write(6), write(7))) // the session is as before
+		answersOf(t, client, 2)
+	})
+}
+
+// A request that has come in part does not keep back the answers to those before it.
+func TestHalfARequestKeepsNoAnswerBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, _ := rawSession(t, newRAM(1<<20))
+		warm(t, client)
+		two := heads(write(1), write(2))
+		client.Write(two[:len(two)-1])
+		if h := answersOf(t, client, 1); h[0] != 1 {
+			t.Errorf("the answer is that to %d", h[0])
+		}
+		client.Write(two[len(two)-1:])
+		answersOf(t, client, 1)
+	})
+}
+
+// What is read together with others takes no memory that somebody else waits for.
+func TestTryTakesOnlyMemoryThatIsFree(t *testing.T) {
+	m := newMemory(2*smallest, smallest)
+	var held [][]byte
+	for {
+		p, ok := m.try(100)
+		if !ok {
+			break
+		}
+		held = append(held, p)
+	}
+	if len(held) != 2 {
+		t.Fatalf("%d buffers, of 2", len(held))
+	}
+	m.put(held[0])
+	if _, ok := m.try(100); !ok {
+		t.Error("no buffer, although one was given back")
+	}
+}
+
+// Writes that a client may keep leave when there is no answer to come that would send them,
+// when they are many, and when somebody waits for them.
+func TestPostedWritesLeaveTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var served sync.WaitGroup
+		ours, theirs := net.Pipe()
+		d, hold := newRAM(1<<20), make(chan struct{})
+		d.hook = func(op string, off int64) error { <-hold; return nil }
+		srv := NewServer(ServerConfig{})
+		if _, err := srv.Export(ExportConfig{Disk: d}); err != nil {
+			t.Fatal(err)
+		}
+		served.Go(func() { srv.ServeConn(context.Background(), theirs) })
+		conn := &countedConn{Conn: ours}
+		c, err := NewClient(context.Background(), conn, ClientConfig{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer served.Wait()
+		defer c.Close()
+		var _ replication.Pusher = c
+		answered := 0
+		start := func(n int) (writes int) {
+			before := conn.count()
+			for range n {
+				c.StartWrite(make([]byte, 512), 0, false, func(err error) {
+					if err != nil {
+						t.Error(err)
+					}
+					answered++
+				})
+			}
+			synctest.Wait()
+			return conn.count() - before
+		}
+		if n := start(1); n != 1 {
+			t.Errorf("the first left with %d writes", n)
+		}
+		if n := start(mostPosted - 1); n != 0 {
+			t.Errorf("%d writes although an answer is to come", n)
+		}
+		if n := start(1); n != 1 {
+			t.Errorf("many left with %d writes", n)
+		}
+		if n := start(2); n != 0 {
+			t.Errorf("%d writes although answers are to come", n)
+		}
+		before := conn.count()
+		c.Push()
+		synctest.Wait()
+		if n := conn.count() - before; n != 1 {
+			t.Errorf("pushed with %d writes", n)
+		}
+		start(3)
+		before = conn.count()
+		close(hold)
+		for answered < 1+mostPosted+2+3 {
+			if err := c.Progress(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := conn.count() - before; n != 1 {
+			t.Errorf("after the answers, the rest left with %d writes", n)
+		}
+	})
+}
