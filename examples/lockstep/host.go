@@ -158,7 +158,7 @@ func (h *host) protect(guest protect.Guest) error {
 		Start:   h.cfg.Start, Events: &h.events,
 		CheckpointDelay: h.cfg.Interval, Beat: h.cfg.Beat, Lost: h.cfg.Lost, Term: h.cfg.Term,
 		LateResume: !h.cfg.EarlyResume,
-		Session:    protect.SessionConfig{ThrottleShare: h.cfg.Throttle, Step: h.step, Trace: h.point.Trace, Conn: h.point.Conn},
+		Session:    protect.SessionConfig{ThrottleShare: h.cfg.Throttle, KeepAfter: h.cfg.Keep, Step: h.step, Trace: h.point.Trace, Conn: h.point.Conn},
 	}
 	if h.disk != nil {
 		cfg.Disks = []*protect.Disk{h.disk}

@@ -130,6 +130,9 @@ func (m *kvmMachine) StopDirtyLog() error  { return m.vm.StopDirtyLog() }
 func (m *kvmMachine) ReadDirty(block string, bitmap []uint64) error {
 	return m.vm.ReadDirty(block, bitmap)
 }
+func (m *kvmMachine) KeepDirty(block string, pages []uint64) bool {
+	return m.vm.KeepDirty(block, pages)
+}
 
 // Register registers the devices.
 func (m *kvmMachine) Register(reg *vmstate.Registry) error {

@@ -43,7 +43,8 @@ type SideConfig struct {
 	VLAN        VLAN          `json:"vlan,omitempty"` // of each frame
 	Interval    time.Duration `json:"interval"`       // between checkpoints
 	EarlyResume bool          `json:"early_resume"`
-	Throttle    float64       `json:"throttle"` // the share of the time that checkpoints may take; 0: any
+	Throttle    float64       `json:"throttle"`       // the share of the time that checkpoints may take; 0: any
+	Keep        int           `json:"keep,omitempty"` // as in Config
 	VerifyDirty bool          `json:"verify_dirty,omitempty"`
 
 	// StopAt, if not empty, is the place of checkpoint StopEpoch at which this
