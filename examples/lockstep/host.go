@@ -283,6 +283,7 @@ func (h *host) observe(r event.Record) {
 			PauseAtUS:   h.pausing.Sub(h.started).Microseconds(),
 			PauseUS:     e.PauseNS / 1000,
 			StoppedUS:   e.StoppedNS / 1000,
+			StoppedIn:   e.StoppedEpoch,
 			TransferUS:  e.TransferNS / 1000,
 			CommitUS:    e.CommitNS / 1000,
 			DirtyPages:  e.Pages,
