@@ -69,7 +69,8 @@ type Info struct {
 
 	// Pause is how long the guest stood still in a checkpoint, as the session
 	// sees it. Stopped is the same as the VM reports it (see Stopper), nothing
-	// where it does not. Transfer is from the request to vmstate-received (on a
+	// where it does not; on a secondary, and with LateResume, it is known of a checkpoint
+	// when the next is committed. Transfer is from the request to vmstate-received (on a
 	// secondary: from the request to the same message). Commit is from there to
 	// vmstate-loaded. Hold is the longest that output of the epoch can have
 	// been held, from the mark before it to vmstate-received; primary only.
@@ -115,10 +116,11 @@ type OutputHolder interface{ HeldOutput() Held }
 
 // Stopper is a VM that measures how long its guest really stood still: Stopped
 // returns it for the last pause, the longest over its vCPUs; 0 says that nobody has
-// measured it. It is called after Resume, from the goroutine in Run; a primary that has
-// resumed early calls it when the checkpoint is committed, since a vCPU may be back in the
-// guest only a while after Resume has returned. Where the commit follows the resume at once,
-// on a secondary and with LateResume, a VM may still say what it measured the last time.
+// measured it. It is called from the goroutine in Run, a while after Resume, since a vCPU is
+// not back in the guest at once: by a primary that has resumed early when the checkpoint is
+// committed, and before each pause, where the commit follows the resume at once: on a
+// secondary and with LateResume. What is told there is of the checkpoint before
+// (event.CheckpointCommit.StoppedEpoch).
 type Stopper interface{ Stopped() time.Duration }
 
 // Info returns the state of the session. Safe from any goroutine.
@@ -185,7 +187,7 @@ func (s *session) record(c event.CheckpointCommit) {
 	if s.heldFor > 0 {
 		in.Hold.add(s.heldFor)
 	}
-	if c.StoppedNS > 0 {
+	if c.StoppedNS > 0 && c.StoppedEpoch > 0 {
 		in.Stopped.add(time.Duration(c.StoppedNS))
 	}
 }

@@ -2,7 +2,9 @@ package colo_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -37,46 +39,87 @@ func TestDurationsFallIntoBucketsThatDouble(t *testing.T) {
 // stopping is a VM that measures its pauses.
 type stopping struct {
 	colo.VM
-	took time.Duration
+	took atomic.Int64
 }
 
-func (s *stopping) Stopped() time.Duration { return s.took }
+func (s *stopping) Stopped() time.Duration { return time.Duration(s.took.Load()) }
+
+// stopped has it say milliseconds, as many as there have been epochs.
+func (s *stopping) stopped(epoch uint64) {
+	s.took.Store(int64(time.Duration(epoch) * time.Millisecond))
+}
 
 // A pause counts for the checkpoint that made it, though the guest's last vCPU is back in
-// the guest only while the state is sent.
+// the guest only a while after the resume. Where the commit comes before that, the next
+// checkpoint tells it. Here the pause of an epoch takes as many milliseconds.
 func TestHowLongAGuestStoodStillIsSaidOfItsOwnCheckpoint(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var vm *stopping
-		x := newPair(t, options{
-			primary: func(c *colo.PrimaryConfig) {
-				c.CheckpointDelay = time.Second
-				vm = &stopping{VM: c.VM}
-				c.VM = vm
-				c.Step = func(op string, epoch uint64) {
-					if op == "send ram" {
-						vm.took = time.Duration(epoch) * time.Millisecond
-					}
+	for _, late := range []bool{false, true} {
+		t.Run(fmt.Sprintf("late resume %v", late), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var p, s *stopping
+				x := newPair(t, options{
+					primary: func(c *colo.PrimaryConfig) {
+						c.CheckpointDelay, c.LateResume = time.Second, late
+						p = &stopping{VM: c.VM}
+						c.VM = p
+						c.Step = func(op string, epoch uint64) {
+							switch {
+							case !late && op == "send ram":
+								p.stopped(epoch)
+							case late && op == "late resume":
+								time.AfterFunc(time.Millisecond, func() { p.stopped(epoch) })
+							}
+						}
+					},
+					secondary: func(c *colo.SecondaryConfig) {
+						s = &stopping{VM: c.VM}
+						c.VM = s
+						c.Step = func(op string, epoch uint64) {
+							if op == "resume" {
+								time.AfterFunc(time.Millisecond, func() { s.stopped(epoch) })
+							}
+						}
+					},
+				})
+				x.start(t.Context())
+				time.Sleep(4500 * time.Millisecond)
+				wantStopped(t, "the primary", x.p.seen(), late)
+				wantStopped(t, "the secondary", x.s.seen(), true)
+				want := map[bool]time.Duration{false: 1 + 2 + 3 + 4, true: 1 + 2 + 3}
+				if in := x.primary.Info(); in.Stopped.Total != want[late]*time.Millisecond {
+					t.Errorf("the primary's guest stood still for %v in all", in.Stopped.Total)
 				}
-			},
+				if in := x.secondary.Info(); in.Stopped.Total != want[true]*time.Millisecond {
+					t.Errorf("the secondary's guest stood still for %v in all", in.Stopped.Total)
+				}
+				x.secondary.Failover()
+				x.wait()
+				x.wantWhole(t)
+				x.close()
+			})
 		})
-		x.start(t.Context())
-		time.Sleep(3500 * time.Millisecond)
-		committed := 0
-		for _, e := range x.p.seen() {
-			if c, ok := e.(event.CheckpointCommit); ok && c.Epoch > 0 {
-				if committed++; c.StoppedNS != int64(c.Epoch)*int64(time.Millisecond) {
-					t.Errorf("checkpoint %d: the guest stood still for %v", c.Epoch, time.Duration(c.StoppedNS))
-				}
+	}
+}
+
+// wantStopped checks what four commits say of their own pauses, or of those before.
+func wantStopped(t *testing.T, who string, seen []event.Event, before bool) {
+	t.Helper()
+	committed := 0
+	for _, e := range seen {
+		if c, ok := e.(event.CheckpointCommit); ok && c.Epoch > 0 {
+			committed++
+			want := c.Epoch
+			if before {
+				want--
+			}
+			if c.StoppedEpoch != want || c.StoppedNS != int64(want)*int64(time.Millisecond) {
+				t.Errorf("checkpoint %d of %s: the guest stood still for %v in %d, want that of %d", c.Epoch, who, time.Duration(c.StoppedNS), c.StoppedEpoch, want)
 			}
 		}
-		if in := x.primary.Info(); committed != 3 || in.Stopped.Total != 6*time.Millisecond {
-			t.Errorf("%d checkpoints, in which it stood still for %v", committed, in.Stopped.Total)
-		}
-		x.secondary.Failover()
-		x.wait()
-		x.wantWhole(t)
-		x.close()
-	})
+	}
+	if committed != 4 {
+		t.Errorf("%d checkpoints of %s, want 4", committed, who)
+	}
 }
 
 func TestInfoTellsWhereASessionStands(t *testing.T) {
@@ -86,7 +129,9 @@ func TestInfoTellsWhereASessionStands(t *testing.T) {
 		x = newPair(t, options{
 			primary: func(c *colo.PrimaryConfig) {
 				c.CheckpointDelay = time.Second
-				c.VM = &stopping{c.VM, 3 * time.Millisecond}
+				vm := &stopping{VM: c.VM}
+				vm.stopped(3)
+				c.VM = vm
 				c.Step = func(op string, epoch uint64) {
 					if op == "pause" && epoch == 0 {
 						passing = x.primary.Info()

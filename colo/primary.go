@@ -471,11 +471,11 @@ func (p *Primary) checkpoint(ctx context.Context, cause event.Cause) error {
 	p.due = time.Time{}
 	p.link.until(p.due)
 	if p.cp.EarlyResume {
-		p.measure() // by now the last vCPU is back in the guest
+		p.measure(p.epoch) // by now the last vCPU is back in the guest
 	} else {
 		p.cp.PauseNS = int64(time.Since(p.stopped))
 	}
-	p.cp.StoppedNS = int64(p.stoppedFor)
+	p.cp.StoppedNS, p.cp.StoppedEpoch = int64(p.stoppedFor), p.stoppedOf
 	p.cp.Bytes = uint64(p.sent() - p.before)
 	p.cp.Pages = p.pages()
 	p.last = p.cp.Bytes

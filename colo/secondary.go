@@ -553,7 +553,7 @@ func (s *Secondary) received() int64 { return s.link.R.Offset() + int64(s.beside
 // done counts a checkpoint that is committed here.
 func (s *Secondary) done() {
 	s.cp.PauseNS = int64(time.Since(s.began))
-	s.cp.StoppedNS = int64(s.stoppedFor)
+	s.cp.StoppedNS, s.cp.StoppedEpoch = int64(s.stoppedFor), s.stoppedOf
 	s.cp.Bytes = uint64(s.received() - s.offset + s.earlyBytes)
 	s.earlyBytes = 0
 	if c, ok := s.cfg.RAM.(PageCounter); ok {

@@ -52,7 +52,8 @@ type session struct {
 	op         string        // the step under way
 	due        time.Time     // when the checkpoint under way is too old; zero: never
 	since      time.Time     // when it began
-	stoppedFor time.Duration // the last pause, as the VM says
+	stoppedFor time.Duration // the pause of stoppedOf, as the VM says
+	stoppedOf  uint64
 	heldFor    time.Duration // how long output of the checkpoint can have been held
 	ours       bool          // the peer is this library: it knows the words that QEMU does not
 
@@ -298,6 +299,9 @@ func (s *session) pause(ctx context.Context) error {
 	ctx, cancel := s.bounded(ctx)
 	defer cancel()
 	s.disks.Drain()
+	if s.epoch > 0 {
+		s.measure(s.epoch - 1) // by now its last vCPU has been back in the guest
+	}
 	if err := s.vm.Pause(ctx); err != nil {
 		return s.late(ctx, "pause", err)
 	}
@@ -317,16 +321,14 @@ func (s *session) resume(ctx context.Context) error {
 		return s.late(ctx, "resume", err)
 	}
 	s.paused = false
-	s.measure()
 	s.events.Publish(event.Resume{})
 	return nil
 }
 
-// measure asks how long the guest stood still in the pause that this session has taken
-// back.
-func (s *session) measure() {
+// measure asks how long the guest stood still in the last pause, which was that of an epoch.
+func (s *session) measure(epoch uint64) {
 	if s.stopper != nil {
-		s.stoppedFor = s.stopper.Stopped()
+		s.stoppedFor, s.stoppedOf = s.stopper.Stopped(), epoch
 	}
 }
 

@@ -75,9 +75,13 @@ type CheckpointCommit struct {
 	Bytes uint64 `json:"bytes"`           // bytes on the wire, memory and devices
 
 	PauseNS    int64 `json:"pause-ns"`             // the guest stood still, nanoseconds
-	StoppedNS  int64 `json:"stopped-ns,omitempty"` // the same as the VM measures it, the longest over its vCPUs; 0: it does not
+	StoppedNS  int64 `json:"stopped-ns,omitempty"` // how long the guest really stood still in the pause of StoppedEpoch, as the VM measures it, the longest over its vCPUs, nanoseconds; 0: it does not
 	TransferNS int64 `json:"transfer-ns"`          // from the first byte of state to its receipt, nanoseconds
 	CommitNS   int64 `json:"commit-ns"`            // from receipt to the secondary's guest having become it, nanoseconds
+
+	// StoppedEpoch is Epoch on a primary that resumes early, and the epoch before on another
+	// one and on a secondary: they commit before the guest's vCPUs are back.
+	StoppedEpoch uint64 `json:"stopped-epoch,omitempty"`
 
 	// EarlyResume says that the primary's guest ran on while the state was sent.
 	EarlyResume bool `json:"early-resume"`

@@ -29,6 +29,10 @@ type AttachConfig struct {
 	// to what the kernel has. A ring must be chosen before the first vCPU of
 	// the VM is created.
 	DirtyRing int
+	// OwnLog says that nobody but this package reads and clears the VM's dirty log, so
+	// that Attach may choose how that is done, where there is no DirtyRing: by hand
+	// (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), where the kernel has that. KeepDirty needs it.
+	OwnLog bool
 	// CatchUp has the guest's clocks, when its state is restored, go on as if they had
 	// run since the state was saved, by the wall clocks of the two hosts
 	// (KVM_CLOCK_REALTIME, and the TSC by as much): a guest that moves keeps the time

@@ -97,7 +97,7 @@ func Create(cfg Config) (_ *VM, err error) {
 	if err := enableEvents(fd, eventsEnabled); err != nil {
 		return nil, err
 	}
-	if vm, err = Attach(uintptr(fd), AttachConfig{KVM: kvm, DirtyRing: cfg.DirtyRing, CatchUp: cfg.CatchUp, Log: cfg.Log}); err != nil {
+	if vm, err = Attach(uintptr(fd), AttachConfig{KVM: kvm, DirtyRing: cfg.DirtyRing, OwnLog: true, CatchUp: cfg.CatchUp, Log: cfg.Log}); err != nil {
 		return nil, err
 	}
 	vm.closer = closer

@@ -21,21 +21,57 @@ const (
 	manualYes
 )
 
+// enableManual has reading KVM's bitmaps leave the bits there, in a VM whose maker we are, so
+// that pages can stay writable. Reading and clearing costs what reading that clears does.
+func (vm *VM) enableManual() error {
+	const enableOnly = 1 // the log begins empty, as without
+	if vm.ring > 0 || capability(vm.fd, capManualProtect)&enableOnly == 0 {
+		return nil
+	}
+	enable := enableCap{cap: capManualProtect, args: [4]uint64{enableOnly}}
+	if _, err := ioctl(vm.fd, "KVM_ENABLE_CAP", kvmEnableCap, unsafe.Pointer(&enable)); err != nil {
+		return err
+	}
+	vm.manual = manualYes
+	return nil
+}
+
 // clearChunk is how many pages are cleared in one call, while KVM holds a lock that the
 // vCPUs want: a multiple of 64, as KVM asks.
 const clearChunk = 1 << 18
 
-// takeDirtyLog reads KVM's bitmap of a slot into its scratch, and has KVM forget it.
+// takeDirtyLog adds KVM's bitmap of a slot to part, and has KVM forget it, but for the
+// pages that are to be kept: whatever is not forgotten stays writable.
 //
 // Whether it has done so by itself is found out with the first pages that were
 // written, by reading again: if one of them is not there any more it has; the others
 // that have come meanwhile are added. If all are there it has not, or they were
 // written again; then they are cleared, which harms in neither mode, since the pages
 // are copied after that.
-func (vm *VM) takeDirtyLog(s *slot) error {
-	if err := vm.getDirtyLog(s); err != nil || s.manual == manualNo {
+func (vm *VM) takeDirtyLog(s *slot, part []uint64) error {
+	if err := vm.getDirtyLog(s); err != nil {
 		return err
 	}
+	if err := vm.chooseManual(s); err != nil {
+		return err
+	}
+	add(part, s.log)
+	if s.manual == manualNo {
+		return nil
+	}
+	if s.keeps {
+		for i, w := range s.log {
+			if w != 0 {
+				s.log[i] = w &^ s.keep[i]
+			}
+		}
+	}
+	return vm.clearDirtyLog(s)
+}
+
+// chooseManual finds out who clears the log of a slot whose first pages are in its
+// scratch.
+func (vm *VM) chooseManual(s *slot) error {
 	if s.manual == manualUnknown {
 		some := uint64(0)
 		for _, w := range s.log {
@@ -63,7 +99,7 @@ func (vm *VM) takeDirtyLog(s *slot) error {
 			s.manual, s.again = manualYes, nil
 		}
 	}
-	return vm.clearDirtyLog(s)
+	return nil
 }
 
 // getDirtyLog reads KVM's bitmap of a slot into its scratch.

@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
 // manualLog puts a VM's dirty log into the mode in which reading does not clear it.
@@ -79,4 +80,67 @@ func TestALogThatBeginsFullIsReportedAndForgotten(t *testing.T) {
 	if got := x.dirty(); len(got) > 0 {
 		t.Errorf("pages %v again", got)
 	}
+}
+
+// A page that is named is reported again and again, and costs no fault; the others are
+// logged as always. Which pages of which slot those are depends on where it is in the block.
+func TestPagesThatStayWritableAreReportedUntilTheyAreNamedNoMore(t *testing.T) {
+	x := newAdopted(t, 1, manualLog(t, 1), pages{65, 0}, pages{130, 3}, pages{1024, 64}, pages{1, 7})
+	gpa := map[int]uint64{1: 1, 128: 68, 257: 197, 320: 262, 1343: 1285, 1344: 1293}
+	named := ram.NewBitmap(len(x.mem) / kvm.PageSize)
+	for _, p := range []int{1, 257, 320, 1344} {
+		named.Set(p)
+	}
+	if x.KeepDirty("pc.ram", named) {
+		t.Error("pages stay writable before the log is on")
+	}
+	must(t, x.StartDirtyLog())
+	if x.KeepDirty("pc.ram", named) {
+		t.Error("pages stay writable before it is known who clears the log")
+	}
+	touch := func(list ...int) {
+		for _, p := range list {
+			if !x.touch(gpa[p] * kvm.PageSize) {
+				t.Skip("this KVM writes no wall clock")
+			}
+		}
+	}
+	want := func(why string, list ...int) {
+		t.Helper()
+		if got := x.dirty(); !slices.Equal(got, list) {
+			t.Errorf("%s: pages %v are reported, want %v", why, got, list)
+		}
+	}
+	touch(1, 128, 257, 320, 1343, 1344)
+	want("who clears is found out", 1, 128, 257, 320, 1343, 1344)
+	if !x.KeepDirty("pc.ram", named) {
+		t.Fatal("no page stays writable, though the log is cleared by hand")
+	}
+	if x.KeepDirty("no such block", named) {
+		t.Error("pages of a block stay writable that there is not")
+	}
+	touch(1, 128, 257, 1343)
+	want("written", 1, 128, 257, 1343)
+	want("not written", 1, 257)
+	touch(257, 1343)
+	want("two of them written", 1, 257, 1343)
+	named.Clear(257)
+	x.KeepDirty("pc.ram", named)
+	want("one is named no more", 1, 257)
+	want("after that", 1)
+	touch(257, 320)
+	want("written after that", 1, 257, 320)
+	x.MarkDirty(gpa[1]*kvm.PageSize, 1)
+	want("written by the host too", 1, 320)
+	x.KeepDirty("pc.ram", nil)
+	want("none is named", 1, 320)
+	want("none is owed")
+	x.KeepDirty("pc.ram", named)
+	touch(1)
+	want("named anew", 1)
+	must(t, x.StopDirtyLog())
+	must(t, x.StartDirtyLog())
+	touch(1)
+	want("begun anew", 1)
+	want("nothing was named for this log")
 }

@@ -126,6 +126,7 @@ const (
 	capSplitIRQChip     = 121
 	capImmediateExit    = 136
 	capExceptionPayload = 164
+	capManualProtect    = 168
 	capDirtyRing        = 192
 	capSregs2           = 200
 	capXSave2           = 208

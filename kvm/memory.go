@@ -26,6 +26,8 @@ type slot struct {
 	log    []uint64    // vm.logMu: scratch for KVM_GET_DIRTY_LOG; with rings, pages harvested and not yet read
 	again  []uint64    // vm.logMu: more scratch, while manual is not known
 	manual manual      // vm.logMu
+	keep   []uint64    // vm.logMu: pages that stay writable when they are read; see KeepDirty
+	keeps  bool        // vm.logMu: there are any
 	marks  []uint64    // atomic: pages that the host wrote
 	marked atomic.Bool // marks may not be empty
 }
@@ -40,7 +42,7 @@ func (vm *VM) AddSlot(s Slot) error {
 	}
 	n := uint64(len(s.Mem)) / PageSize
 	words := (n + 63) / 64
-	next := &slot{Slot: s, pages: n, log: make([]uint64, words), marks: make([]uint64, words)}
+	next := &slot{Slot: s, pages: n, manual: vm.manual, log: make([]uint64, words), marks: make([]uint64, words)}
 	vm.logMu.Lock()
 	defer vm.logMu.Unlock()
 	if vm.isClosed() {
@@ -95,7 +97,7 @@ func (vm *VM) StartDirtyLog() error {
 		if err := vm.setSlot(s, true); err != nil {
 			return err
 		}
-		s.manual = manualUnknown
+		s.manual = vm.manual
 	}
 	vm.logOn = true
 	return nil
@@ -117,8 +119,42 @@ func (vm *VM) StopDirtyLog() error {
 			return err
 		}
 		clear(s.log)
+		s.keeps = false
 	}
 	return nil
+}
+
+// KeepDirty names the pages of a RAM block that ReadDirty leaves writable from now on, in
+// place of those named before; nil names none. A page that vCPUs have written and that stays
+// writable is reported by every ReadDirty until it is not named any more, and once after
+// that. It makes a VM a ram.DirtyKeeper.
+//
+// It returns false, and forgets the pages named before, where reading KVM's log makes all
+// pages read-only again: with dirty rings, and where nobody has enabled
+// KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2. Create does, and Attach with AttachConfig.OwnLog. Of
+// another VM it is not known until a page that was written is read while the vCPUs stand
+// still. It also returns false while the dirty log is off, and for a block that no slot
+// shows.
+func (vm *VM) KeepDirty(block string, pages []uint64) bool {
+	vm.logMu.Lock()
+	defer vm.logMu.Unlock()
+	keeps := false
+	for _, s := range *vm.slots.Load() {
+		if s.Block != block {
+			continue
+		}
+		s.keeps = false
+		first := s.Offset / offsetUnit
+		if !vm.logOn || vm.ring > 0 || s.manual != manualYes || uint64(len(pages)) < first+uint64(len(s.log)) {
+			continue
+		}
+		if s.keep == nil {
+			s.keep = make([]uint64, len(s.log))
+		}
+		copy(s.keep, pages[first:])
+		s.keeps, keeps = true, true
+	}
+	return keeps
 }
 
 // ReadDirty adds to bitmap the pages of a RAM block that vCPUs wrote, or that
@@ -126,7 +162,8 @@ func (vm *VM) StopDirtyLog() error {
 // stands for page i of the block. Pages written while it works are reported now
 // or next time; none is missed. It fails with ErrLogOff while the dirty log is
 // off. On an error bitmap may have some of the pages, and the rest is still to
-// be read.
+// be read. Pages that KeepDirty has named may be reported again without having been
+// written.
 func (vm *VM) ReadDirty(block string, bitmap []uint64) error {
 	vm.logMu.Lock()
 	defer vm.logMu.Unlock()
@@ -148,12 +185,11 @@ func (vm *VM) ReadDirty(block string, bitmap []uint64) error {
 		}
 		part := bitmap[first:][:len(s.log)]
 		if vm.ring == 0 {
-			if err := vm.takeDirtyLog(s); err != nil {
+			if err := vm.takeDirtyLog(s, part); err != nil {
 				return err
 			}
-		}
-		add(part, s.log)
-		if vm.ring > 0 {
+		} else {
+			add(part, s.log)
 			clear(s.log)
 		}
 		if s.marked.Swap(false) {

@@ -67,6 +67,9 @@ func (vm *VM) StopDirtyLog() error { return errPlatform }
 // ReadDirty fails with an error that wraps errors.ErrUnsupported.
 func (vm *VM) ReadDirty(block string, bitmap []uint64) error { return errPlatform }
 
+// KeepDirty returns false.
+func (vm *VM) KeepDirty(block string, pages []uint64) bool { return false }
+
 // Stopped returns 0.
 func (vm *VM) Stopped() time.Duration { return 0 }
 

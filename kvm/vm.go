@@ -17,7 +17,7 @@ import (
 )
 
 // VM is a KVM guest: adopted by Attach, or made by Create. It satisfies colo.VM,
-// ram.DirtyLog and ram.LogSwitch. Its methods may be called from any goroutine
+// ram.DirtyLog, ram.LogSwitch and ram.DirtyKeeper. Its methods may be called from any goroutine
 // unless they say otherwise; slots and vCPUs are added before the first Run.
 type VM struct {
 	fd     int
@@ -53,7 +53,8 @@ type VM struct {
 	logMu sync.Mutex // dirty logs and rings; never held while waiting
 	logOn bool
 
-	unreset int // entries taken from the rings and not yet reset; under logMu
+	manual  manual // of slots whose log begins, as far as known
+	unreset int    // entries taken from the rings and not yet reset; under logMu
 }
 
 // Attach adopts a VM by its descriptor, which stays the caller's. The interrupt
@@ -80,6 +81,11 @@ func Attach(vmfd uintptr, cfg AttachConfig) (*VM, error) {
 	}
 	if cfg.DirtyRing != 0 {
 		if err := vm.enableRing(cfg.DirtyRing); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.OwnLog {
+		if err := vm.enableManual(); err != nil {
 			return nil, err
 		}
 	}

@@ -35,7 +35,8 @@ type Host struct {
 //
 // Clocks that go on while the guest is paused are no fault: what changes between
 // two saves of a guest that stands still is not compared after a load. A dirty
-// log may report more pages than were written.
+// log may report more pages than were written. One that is a ram.DirtyKeeper is checked
+// as such too.
 func TestVM(t *testing.T, newHost func(t *testing.T) Host) {
 	for _, c := range vmChecks {
 		t.Run(c.name, func(t *testing.T) {
@@ -58,6 +59,7 @@ var vmChecks = []struct {
 	{"contexts are honoured", (*subject).contexts},
 	{"dirty log reports what changed", (*subject).dirtyLog},
 	{"dirty log forgets nothing while the guest runs", (*subject).dirtyLogRunning},
+	{"pages that stay writable are reported", (*subject).keeper},
 	{"generations by the dirty log alone", (*subject).generations},
 	{"devices load what they saved", (*subject).roundTrip},
 	{"roll back into a running guest", (*subject).rollBack},

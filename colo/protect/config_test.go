@@ -108,6 +108,7 @@ func TestWhatASessionWouldRefuseIsRefusedAtNew(t *testing.T) {
 		"ThrottleShare":         {ThrottleShare: 1.1},
 		"EarlyShare":            {EarlyShare: -0.1},
 		"out of range":          {XBZRLE: -1},
+		"a number that is out":  {KeepAfter: 8},
 		"a number":              {ThrottleMax: 100},
 	} {
 		if err := c.check(5 * time.Second); err == nil || !strings.Contains(err.Error(), want) {

@@ -13,7 +13,7 @@ import (
 )
 
 // SessionConfig is how a job's sessions work, of which it has one after the other. The
-// zero value is right for most. Each field but the last three is this host's as a
+// zero value is right for most. Each field but the last four is this host's as a
 // primary, and means what that of the same name in colo.PrimaryConfig, or
 // ram.SaverConfig, does.
 type SessionConfig struct {
@@ -26,6 +26,10 @@ type SessionConfig struct {
 	// the guest has written since the last; 0: none. A host with NoMemoryCopy takes nothing
 	// early from a primary with XBZRLE.
 	EarlyShare float64
+	// KeepAfter, of either side, is before how many checkpoints a page has to be written to
+	// stay writable (ram.SaverConfig.KeepAfter, ram.CacheConfig.KeepAfter), where the Guest is
+	// a ram.DirtyKeeper; 0: 4; at most 7; below 0: none does.
+	KeepAfter int
 
 	// Step is called before each step of a session, on its goroutine, with this host's
 	// side, the step's name, which package colo lists, and the number of the checkpoint. It
@@ -51,7 +55,7 @@ func (c *SessionConfig) check(timeout time.Duration) error {
 		return fmt.Errorf("protect: Session.ThrottleShare is %v, not 0 to 1", c.ThrottleShare)
 	case !(c.EarlyShare >= 0 && c.EarlyShare <= 1):
 		return fmt.Errorf("protect: Session.EarlyShare is %v, not 0 to 1", c.EarlyShare)
-	case c.MaxDowntime < 0, c.MaxPasses < 0, c.XBZRLE < 0, c.ThrottleMax > 99:
+	case c.MaxDowntime < 0, c.MaxPasses < 0, c.XBZRLE < 0, c.ThrottleMax > 99, c.KeepAfter > 7:
 		return errors.New("protect: Session has a number that is out of range")
 	}
 	return nil
@@ -82,7 +86,7 @@ func (c *SessionConfig) wire(side event.Mode, conn net.Conn) *counted {
 }
 
 func (c *SessionConfig) saver() ram.SaverConfig {
-	return ram.SaverConfig{XBZRLE: c.XBZRLE, Resumable: true}
+	return ram.SaverConfig{XBZRLE: c.XBZRLE, KeepAfter: c.KeepAfter, Resumable: true}
 }
 
 func (c *SessionConfig) primary(p *colo.PrimaryConfig) {

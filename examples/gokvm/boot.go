@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 )
@@ -45,13 +44,6 @@ func (s *solo) press(key byte) {
 	if key == 'i' {
 		s.p.say("%s", s.p.progress())
 	}
-}
-
-// moreThreads lets the runtime run Go code beside that many vCPUs: a thread that
-// comes back from the guest is to find a place for it. What it returns undoes that.
-func moreThreads(vcpus int) (undo func()) {
-	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + vcpus)
-	return func() { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) - vcpus) }
 }
 
 // openCable opens the interface of the guest's network card, nil for none.

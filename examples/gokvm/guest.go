@@ -69,6 +69,12 @@ func (g *guest) StopDirtyLog() error {
 	return nil
 }
 
+// KeepDirty has the log leave pages writable, if it can.
+func (g *guest) KeepDirty(block string, pages []uint64) bool {
+	k, ok := g.DirtyLog().(ram.DirtyKeeper)
+	return ok && k.KeepDirty(block, pages)
+}
+
 // Throttle slows the machine down, if it can be.
 func (g *guest) Throttle(percent int) error {
 	t, ok := g.machine.(interface{ Throttle(int) error })

@@ -16,6 +16,7 @@ import (
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/colo/protect/control"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/examples/internal/threads"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 )
 
@@ -235,7 +236,7 @@ func (n nowhere) Close() error {
 
 // runGuest runs the machine until the guest has ended for good.
 func (h *host) runGuest() {
-	defer moreThreads(h.o.vcpus)()
+	defer threads.More(h.o.vcpus)()
 	err := h.guest.run(h.life, func(ctx context.Context, how string) error {
 		for {
 			s, err := h.job.Load().Wait(ctx, protect.Alone, protect.Synchronising, protect.Protected, protect.Paused, protect.Cancelled)

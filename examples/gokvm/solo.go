@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/proxy"
+	"github.com/gocolo/lockstep/examples/internal/threads"
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 	"github.com/gocolo/lockstep/vmstate"
 )
@@ -53,7 +54,7 @@ func newSolo(ctx context.Context, o options, c *console, p *printer, storage gok
 		return nil, err
 	}
 	s.group.Go(func() {
-		defer moreThreads(o.vcpus)()
+		defer threads.More(o.vcpus)()
 		err := s.guest.machine.Run(s.life)
 		s.over.Store(true)
 		s.ended <- err

@@ -55,6 +55,12 @@ func (g *hosted) ReadDirty(block string, bitmap []uint64) error {
 func (g *hosted) StartDirtyLog() error { return g.log.StartDirtyLog() }
 func (g *hosted) StopDirtyLog() error  { return g.log.StopDirtyLog() }
 
+// KeepDirty implements ram.DirtyKeeper, as far as the log does.
+func (g *hosted) KeepDirty(block string, pages []uint64) bool {
+	k, ok := g.log.(ram.DirtyKeeper)
+	return ok && k.KeepDirty(block, pages)
+}
+
 // ForgetDirty implements ram.Forgetter, as far as the log does.
 func (g *hosted) ForgetDirty(block string) {
 	if f, ok := g.log.(ram.Forgetter); ok {

@@ -158,7 +158,7 @@ func (h *host) protect(guest protect.Guest) error {
 		Start:   h.cfg.Start, Events: &h.events,
 		CheckpointDelay: h.cfg.Interval, Beat: h.cfg.Beat, Lost: h.cfg.Lost, Term: h.cfg.Term,
 		LateResume: !h.cfg.EarlyResume,
-		Session:    protect.SessionConfig{ThrottleShare: h.cfg.Throttle, Step: h.step, Trace: h.point.Trace, Conn: h.point.Conn},
+		Session:    protect.SessionConfig{ThrottleShare: h.cfg.Throttle, KeepAfter: h.cfg.Keep, Step: h.step, Trace: h.point.Trace, Conn: h.point.Conn},
 	}
 	if h.disk != nil {
 		cfg.Disks = []*protect.Disk{h.disk}
@@ -283,6 +283,7 @@ func (h *host) observe(r event.Record) {
 			PauseAtUS:   h.pausing.Sub(h.started).Microseconds(),
 			PauseUS:     e.PauseNS / 1000,
 			StoppedUS:   e.StoppedNS / 1000,
+			StoppedIn:   e.StoppedEpoch,
 			TransferUS:  e.TransferNS / 1000,
 			CommitUS:    e.CommitNS / 1000,
 			DirtyPages:  e.Pages,

@@ -7,13 +7,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/proxy"
+	"github.com/gocolo/lockstep/examples/internal/threads"
 	"github.com/gocolo/lockstep/internal/guest"
 	"github.com/gocolo/lockstep/internal/trial"
 	"github.com/gocolo/lockstep/kvm"
@@ -83,9 +83,7 @@ func (m *kvmMachine) Run(ctx context.Context) error {
 	defer stop()
 	var group sync.WaitGroup
 	// A thread that comes back from the guest is to find a place to run Go code.
-	more := len(m.vm.VCPUs())
-	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + more)
-	defer func() { runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) - more) }()
+	defer threads.More(len(m.vm.VCPUs()))()
 	for i, v := range m.vm.VCPUs() {
 		handle := v.Dispatch(kvm.Handler{IO: func(io *kvm.IO) error { return m.nic.access(i, io) }})
 		group.Go(func() { cancel(v.Run(ctx, handle)) })
@@ -129,6 +127,9 @@ func (m *kvmMachine) StartDirtyLog() error { return m.vm.StartDirtyLog() }
 func (m *kvmMachine) StopDirtyLog() error  { return m.vm.StopDirtyLog() }
 func (m *kvmMachine) ReadDirty(block string, bitmap []uint64) error {
 	return m.vm.ReadDirty(block, bitmap)
+}
+func (m *kvmMachine) KeepDirty(block string, pages []uint64) bool {
+	return m.vm.KeepDirty(block, pages)
 }
 
 // Register registers the devices.

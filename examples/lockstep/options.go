@@ -117,6 +117,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.IntVar(&o.VCPUs, "vcpus", 1, "`number` of the guest's vCPUs")
 	f.Var(&mem, "mem", "`size` of the guest's memory in bytes, with K, M or G; the default grows with what the guest does")
 	f.IntVar(&o.Dirty, "dirty", 8, "`pages` that each vCPU touches per round")
+	f.IntVar(&o.Set, "set", 0, "`pages` from which each vCPU takes those, at random; the same number as -dirty: all of them in each round; 0: 1024, or twice as many as -dirty")
 	f.DurationVar(&o.Interval, "interval", defaultInterval, "`time` from one checkpoint to the next; with -repeat "+repeatInterval.String())
 	f.IntVar(&o.Checkpoints, "checkpoints", defaultCheckpoints, "`number` of checkpoints before the kill; with -repeat 1 to "+strconv.Itoa(trial.RepeatCheckpoints)+", at random")
 	f.StringVar(&o.Kill, "kill", trial.Primary, "`who` is killed: primary, secondary or none")
@@ -139,6 +140,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.StringVar(&o.DiskDir, "disk-dir", "", "`directory` where the two disk images stay, of the last run")
 	f.BoolVar(&o.EarlyResume, "early-resume", true, "the primary runs on before its state is sent; false: after, as QEMU does it")
 	f.Float64Var(&o.Throttle, "throttle", 0, "`percentage` of the time that checkpoints may take: a guest that makes them take more is slowed down; 0: never")
+	f.IntVar(&o.Keep, "keep", 0, "`checkpoints` in turn before which a page is written to stay writable, which saves the guest a fault for each; 1 where faults are dear, to 7; 0: 4; -1: no page does")
 	f.BoolVar(&o.VerifyDirty, "verify-dirty", false, "compare the dirty log of each side with what the kernel saw written (userfaultfd, Linux 6.7), and fail with the pages that it lacks")
 	f.Uint64Var(&o.Seed, "seed", 0, "`number` that random choices start from; 0: a new one, printed")
 	if err := f.Parse(args); err != nil {
@@ -229,6 +231,8 @@ func (o *options) validate(counted bool) error {
 		return fmt.Errorf("-vcpus %d: want 1 to %d", o.VCPUs, guest.MaxVCPUs)
 	case o.Dirty < 0 || o.Dirty > guest.MaxMemory/guest.PageSize:
 		return fmt.Errorf("-dirty %d: want 0 to %d", o.Dirty, guest.MaxMemory/guest.PageSize)
+	case o.Set < 0 || o.Set > guest.MaxMemory/guest.PageSize || o.Set > 0 && o.Set < o.Dirty:
+		return fmt.Errorf("-set %d: want at least -dirty, %d, or 0 for the default", o.Set, o.Dirty)
 	case o.Interval <= 0 || o.Interval > time.Minute:
 		return fmt.Errorf("-interval %v: want more than 0 and at most 1m", o.Interval)
 	case counted && (o.Checkpoints < 1 || o.Checkpoints > 1e6):
@@ -251,6 +255,8 @@ func (o *options) validate(counted bool) error {
 		return fmt.Errorf("-diverge %v: want 0 to 100 per cent", o.Diverge)
 	case !(o.Throttle >= 0 && o.Throttle <= 100):
 		return fmt.Errorf("-throttle %v: want 0 to 100 per cent", o.Throttle)
+	case o.Keep < -1 || o.Keep > 7:
+		return fmt.Errorf("-keep %d: want 1 to 7, 0 for the default, or -1 for none", o.Keep)
 	case o.VLAN < 0 || o.VLAN > trial.MaxVLAN:
 		return fmt.Errorf("-vlan %d: want 1 to %d, or 0 for none", o.VLAN, trial.MaxVLAN)
 	case o.Disk%guest.PageSize != 0 || o.Disk > maxDisk || o.Disk > 0 && o.Disk < minDisk:
@@ -294,6 +300,12 @@ func (o *options) again(backend string, checkpoints int, seed uint64) string {
 	}
 	if o.Throttle > 0 {
 		more += fmt.Sprintf(" -throttle %v", o.Throttle)
+	}
+	if o.Set != 0 {
+		more += fmt.Sprintf(" -set %d", o.Set)
+	}
+	if o.Keep != 0 {
+		more += fmt.Sprintf(" -keep %d", o.Keep)
 	}
 	if o.VerifyDirty {
 		more += " -verify-dirty"

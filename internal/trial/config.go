@@ -33,6 +33,7 @@ type Config struct {
 	VCPUs       int
 	Mem         uint64        // bytes of guest memory
 	Dirty       int           // pages that a vCPU touches per round
+	Set         int           // of so many; 0: as many as a few hundred rounds visit
 	Diverge     float64       // per cent of the rounds, that take in the time-stamp counter
 	Disk        uint64        // bytes; 0: none
 	DiskDir     string        // where the images stay; "": they do not
@@ -42,6 +43,7 @@ type Config struct {
 	Interval    time.Duration // from one checkpoint to the next
 	EarlyResume bool
 	Throttle    float64 // per cent of the time that checkpoints may take; 0: any
+	Keep        int     // before how many checkpoints a page is written to stay writable; 0: as the library has it; below 0: none does
 	VerifyDirty bool    // compare the dirty log with what was written
 	QMP         string  // where the primary, or host a, has its monitor; "": nowhere
 	HTTP        string  // where it has its page; "": nowhere
@@ -82,7 +84,7 @@ const RepeatCheckpoints = 6
 // diskEvery is how many rounds of a vCPU there are to a write of the disk.
 const diskEvery = 8
 
-// The working set of each vCPU is at least this many pages, and twice what a
+// The working set of each vCPU, unless Config.Set says otherwise, is at least this many pages, and twice what a
 // round touches, so that a few hundred rounds visit all of it.
 const workingSet = 1024
 
@@ -92,9 +94,13 @@ func (c *Config) Guest(seed uint64) guest.Params {
 	if c.Disk > 0 {
 		every = diskEvery
 	}
+	set := c.Set
+	if set == 0 {
+		set = max(workingSet, 2*c.Dirty)
+	}
 	return guest.Params{
 		VCPUs:       c.VCPUs,
-		Pages:       max(workingSet, 2*c.Dirty),
+		Pages:       set,
 		Touch:       c.Dirty,
 		TSCPerMille: int(math.Round(c.Diverge * 10)),
 		Seed:        seed,

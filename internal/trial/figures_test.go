@@ -1,6 +1,9 @@
 package trial
 
-import "testing"
+import (
+	"slices"
+	"testing"
+)
 
 func TestQuantilesAreValuesThatOccurred(t *testing.T) {
 	values := []int64{5, 1, 4, 2, 3}
@@ -11,5 +14,18 @@ func TestQuantilesAreValuesThatOccurred(t *testing.T) {
 	}
 	if quantile[int64](nil, 0.5) != 0 {
 		t.Error("of nothing")
+	}
+}
+
+func TestAPauseCountsForItsOwnCheckpoint(t *testing.T) {
+	var list []Checkpoint
+	for _, c := range []Checkpoint{
+		{Epoch: 1, StoppedUS: 7}, {Epoch: 2, StoppedUS: 10, StoppedIn: 1}, {Epoch: 3, StoppedUS: 20, StoppedIn: 2}, {Epoch: 4, StoppedUS: 40, StoppedIn: 4},
+	} {
+		list = withStopped(list, c)
+	}
+	got := column(list, func(c Checkpoint) int64 { return c.StoppedUS })
+	if want := []int64{10, 20, 0, 40}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }

@@ -54,7 +54,7 @@ func (r *Run) handle(m message) error {
 		if c.Epoch == 0 {
 			r.protected = time.Now()
 		}
-		r.checkpoints = append(r.checkpoints, c)
+		r.checkpoints = withStopped(r.checkpoints, c)
 		r.traffic = *c.Traffic
 		r.out.checkpoint(c)
 	case rep.Claimed != nil:

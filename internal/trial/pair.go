@@ -120,7 +120,7 @@ func (p *pair) config(host string, start bool) SideConfig {
 	cfg := SideConfig{
 		Side: host, Backend: p.backend, Guest: o.Guest(p.seed), Memory: o.Mem, Disk: p.images[host], Client: p.output,
 		Mode: o.Mode, VLAN: VLAN(o.VLAN), Interval: o.Interval, EarlyResume: o.EarlyResume, Throttle: o.Throttle / 100,
-		VerifyDirty: o.VerifyDirty, Seed: p.seed,
+		Keep: o.Keep, VerifyDirty: o.VerifyDirty, Seed: p.seed,
 		Listen: p.addr[host], Dial: p.addr[p.other(host)], Arbiter: filepath.Join(p.dir, "guest"), Start: start,
 		Beat: min(maxBeat, o.Lost/10), Lost: o.Lost, Term: o.Term,
 	}

@@ -43,7 +43,8 @@ type SideConfig struct {
 	VLAN        VLAN          `json:"vlan,omitempty"` // of each frame
 	Interval    time.Duration `json:"interval"`       // between checkpoints
 	EarlyResume bool          `json:"early_resume"`
-	Throttle    float64       `json:"throttle"` // the share of the time that checkpoints may take; 0: any
+	Throttle    float64       `json:"throttle"`       // the share of the time that checkpoints may take; 0: any
+	Keep        int           `json:"keep,omitempty"` // as in Config
 	VerifyDirty bool          `json:"verify_dirty,omitempty"`
 
 	// StopAt, if not empty, is the place of checkpoint StopEpoch at which this
@@ -110,6 +111,7 @@ type Checkpoint struct {
 	PauseAtUS   int64       `json:"pause_at_us"` // from the start
 	PauseUS     int64       `json:"pause_us"`
 	StoppedUS   int64       `json:"stopped_us"` // what the guest lost: from out of KVM_RUN to in again; 0: not measured
+	StoppedIn   uint64      `json:"stopped_in"` // the epoch in whose pause: this one's, or the one before
 	TransferUS  int64       `json:"transfer_us"`
 	CommitUS    int64       `json:"commit_us"`
 	DirtyPages  uint64      `json:"dirty_pages"`
@@ -117,6 +119,18 @@ type Checkpoint struct {
 	EarlyResume bool        `json:"early_resume"`
 	Held        uint64      `json:"held"`    // frames that waited for it
 	Traffic     *Traffic    `json:"traffic"` // so far
+}
+
+// withStopped appends a checkpoint, and moves what is known of the pause before to where it
+// belongs.
+func withStopped(list []Checkpoint, c Checkpoint) []Checkpoint {
+	if c.StoppedIn != c.Epoch {
+		if n := len(list); n > 0 && list[n-1].Epoch == c.StoppedIn {
+			list[n-1].StoppedUS, list[n-1].StoppedIn = c.StoppedUS, c.StoppedIn
+		}
+		c.StoppedUS = 0
+	}
+	return append(list, c)
 }
 
 // Traffic is what the primary counts of its guest's packets. Latency is how long

@@ -285,7 +285,7 @@ func (s *Series) handle(m message) error {
 		return s.event(m)
 	case rep.Checkpoint != nil:
 		c := *rep.Checkpoint
-		s.checkpoints = append(s.checkpoints, c)
+		s.checkpoints = withStopped(s.checkpoints, c)
 		s.counted++
 		s.count(m.from, *c.Traffic)
 		s.out.checkpoint(c)

@@ -60,11 +60,15 @@ func Attach(m *Machine, cfg Config) (_ *Host, err error) {
 
 	h := &Host{machine: m}
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, h.Close())
+		if err == nil {
+			return
 		}
+		if h.tap != nil {
+			err = errors.Join(err, h.tap.giveBack())
+		}
+		err = errors.Join(err, h.Close())
 	}()
-	if h.vm, err = kvm.Attach(p.vm, kvm.AttachConfig{CatchUp: cfg.CatchUp, Log: cfg.Log}); err != nil {
+	if h.vm, err = kvm.Attach(p.vm, kvm.AttachConfig{OwnLog: true, CatchUp: cfg.CatchUp, Log: cfg.Log}); err != nil {
 		return nil, err
 	}
 	if err := h.vm.AddSlot(kvm.Slot{Block: kvm.RAMBlock, Mem: p.memory}); err != nil {

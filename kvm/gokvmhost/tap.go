@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"syscall"
@@ -18,14 +17,15 @@ import (
 // tapUplink is the tap that was given to AddTapIf, both ways.
 type tapUplink struct {
 	file *os.File
+	old  int // flags that the tap had
 	raw  syscall.RawConn
 	room chan struct{} // never: a tap that is full drops, as a network does
 	log  *slog.Logger
 }
 
 // newTapUplink takes a copy of gokvm's descriptor. gokvm has it raise SIGIO, which
-// is switched off.
-func newTapUplink(fd int, log *slog.Logger) (*tapUplink, error) {
+// is switched off until giveBack.
+func newTapUplink(fd int, log *slog.Logger) (_ *tapUplink, err error) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -36,6 +36,12 @@ func newTapUplink(fd int, log *slog.Logger) (*tapUplink, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gokvmhost: tap: %w", err)
 	}
+	defer func() {
+		if err != nil {
+			_, e := unix.FcntlInt(uintptr(fd), unix.F_SETFL, flags)
+			err = errors.Join(err, e)
+		}
+	}()
 	own, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("gokvmhost: tap: %w", err)
@@ -45,7 +51,17 @@ func newTapUplink(fd int, log *slog.Logger) (*tapUplink, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("gokvmhost: tap: %w", err), file.Close())
 	}
-	return &tapUplink{file: file, raw: raw, room: make(chan struct{}), log: log}, nil
+	return &tapUplink{file: file, old: flags, raw: raw, room: make(chan struct{}), log: log}, nil
+}
+
+// giveBack has the tap be again as gokvm had it: the machine is not taken over.
+func (t *tapUplink) giveBack() error {
+	var err error
+	e := t.raw.Control(func(fd uintptr) { _, err = unix.FcntlInt(fd, unix.F_SETFL, t.old) })
+	if err = errors.Join(e, err); err != nil {
+		return fmt.Errorf("gokvmhost: tap: %w", err)
+	}
+	return nil
 }
 
 // WritePacket implements Uplink. What the tap does not take is lost, as on any
@@ -84,7 +100,7 @@ func (t *tapUplink) Receive(ctx context.Context, deliver func(frame []byte) erro
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
-		case err != nil && !errors.Is(err, io.EOF):
+		case err != nil:
 			return fmt.Errorf("gokvmhost: tap: %w", err)
 		}
 		deliver(frame[:n]) // what does not fit is dropped, and counted

@@ -6,8 +6,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"runtime"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +21,42 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
 )
+
+// noDisk is a disk of which nothing is asked.
+type noDisk struct{ Disk }
+
+func (noDisk) Size() int64 { return 4096 }
+
+// What stands for a tap, and has no more to come, ends Receive: it would never wait.
+func TestATapWithoutMoreFramesIsAnError(t *testing.T) {
+	var ends [2]int
+	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	tap, err := newTapUplink(ends[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(tap.giveBack(), tap.close(), unix.Close(ends[0])); err != nil {
+			t.Error(err)
+		}
+	}()
+	if _, err := unix.Write(ends[1], []byte("a frame")); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Close(ends[1]); err != nil {
+		t.Fatal(err)
+	}
+	var frames []string
+	err = tap.Receive(t.Context(), func(frame []byte) error {
+		frames = append(frames, string(frame))
+		return nil
+	})
+	if !errors.Is(err, io.EOF) || !slices.Equal(frames, []string{"a frame"}) {
+		t.Errorf("%q came, and then %v", frames, err)
+	}
+}
 
 // A machine that was given a tap is adopted with it: frames go both ways, and what
 // gokvm has for it ends.
@@ -39,7 +79,26 @@ func TestTheTapThatTheMachineHasIsUsed(t *testing.T) {
 	if err := m.AddTapIf("guest0"); err != nil {
 		require.Missing(t, require.NetNS, err)
 	}
-	h, err := Attach(m, Config{})
+	// A machine that is not taken over keeps it as it was.
+	image := filepath.Join(t.TempDir(), "disk")
+	must(os.WriteFile(image, make([]byte, 4096), 0o600))
+	must(m.AddDisk(image))
+	p, err := partsOf(m)
+	must(err)
+	has, err := adopt(p.pci)
+	must(err)
+	before, err := unix.FcntlInt(uintptr(has.nic.tap), unix.F_GETFL, 0)
+	must(err)
+	has.disk.file.Close()
+	if h, err := Attach(m, Config{}); err == nil {
+		t.Error("a machine with a disk that is closed is taken over")
+		h.Close()
+	}
+	if after, err := unix.FcntlInt(uintptr(has.nic.tap), unix.F_GETFL, 0); after != before || after&unix.O_ASYNC == 0 || err != nil {
+		t.Errorf("the tap had the flags %#x, and has %#x when it was not taken over (%v)", before, after, err)
+	}
+
+	h, err := Attach(m, Config{Disk: noDisk{}})
 	must(err)
 	defer h.Close()
 

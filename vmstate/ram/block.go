@@ -85,7 +85,8 @@ type DirtyLog interface {
 	// before the page is read for it, so that a write in between is marked
 	// again; of a guest that stands still, a second call must mark nothing.
 	// Bits that are set already must stay set, and none beyond the block's
-	// pages may be. A block that the guest does not have must be an error.
+	// pages may be. A block that the guest does not have must be an error. What differs
+	// for pages that may stay writable, a [DirtyKeeper] says.
 	ReadDirty(block string, bitmap []uint64) error
 }
 

@@ -33,6 +33,11 @@ type CacheConfig struct {
 	// that the kernel does not take back counts.
 	MaxStaged uint64
 
+	// KeepAfter is SaverConfig.KeepAfter for the pages that the guest here writes: one that
+	// stays writable is rolled back at each checkpoint. With StagedOnly such a page is sent
+	// again each time, as all that the guest has written.
+	KeepAfter int
+
 	// Resumable has the cache keep what it holds of the primary's memory after a
 	// session, for the next ([Cache.Resume]): its memory, and the dirty log on, until
 	// Close. The guest stays paused meanwhile, or what it does is in the log.
@@ -75,7 +80,9 @@ type Cache struct {
 	resumed   bool // Resume was called, and NewSession not yet
 	unlogged  bool // the dirty log failed, or a block could not change its length: what the guest differs in is not known
 
-	only stagedOnly
+	only  stagedOnly
+	keep  keeping
+	fresh bool // wrote of the blocks is of a checkpoint that keep has not noted
 }
 
 // cacheBlock is a block of a Cache.
@@ -85,6 +92,8 @@ type cacheBlock struct {
 	staged Bitmap // pages received since the last Flush
 	data   Bitmap // pages of the cache that may hold something else than zeros
 	only   stagedPages
+	keep   keptPages
+	wrote  Bitmap // pages that the guest here wrote before the last Flush; nil if none are to be kept
 	length uint64 // of the block, as the last block list says
 	told   uint64 // the length that the guest has
 	listed bool   // in the block list that is being read
@@ -104,7 +113,7 @@ func NewCache(blocks []Block, log DirtyLog, cfg CacheConfig) (*Cache, error) {
 	if err := checkBlocks(blocks); err != nil {
 		return nil, err
 	}
-	c := &Cache{index: make(map[string]int), log: log, cfg: cfg, last: noBlock, first: true}
+	c := &Cache{index: make(map[string]int), log: log, cfg: cfg, last: noBlock, first: true, keep: newKeeping(log, cfg.KeepAfter)}
 	for i, b := range blocks {
 		cb := cacheBlock{Block: b, length: b.used(), told: b.used()}
 		if !cfg.Format.IgnoreShared || !b.Shared {
@@ -122,6 +131,9 @@ func NewCache(blocks []Block, log DirtyLog, cfg CacheConfig) (*Cache, error) {
 		cb.staged, cb.data = NewBitmap(pages), NewBitmap(pages)
 		if cfg.StagedOnly {
 			cb.only = newStagedPages(pages)
+		}
+		if c.keep.on() {
+			cb.wrote = NewBitmap(pages)
 		}
 		c.blocks = append(c.blocks, cb)
 		c.index[b.Name] = i

@@ -70,6 +70,7 @@ func (c *Cache) Flush() error {
 	}
 	c.only.flushed()
 	c.forget()
+	c.fresh = !c.first && c.keep.on()
 	c.first, c.statsDone = false, true
 	return nil
 }
@@ -87,6 +88,7 @@ func (c *Cache) readLog() error {
 		}
 		c.logging = true
 	}
+	c.keepWritten()
 	for i := range c.blocks {
 		b := &c.blocks[i]
 		if b.page == nil {
@@ -98,10 +100,15 @@ func (c *Cache) readLog() error {
 			dirty = NewBitmap(len(b.Host) / PageSize)
 		case c.only.on:
 			dirty = b.only.own
+		case b.wrote != nil:
+			dirty = b.wrote
 		}
 		if err := c.log.ReadDirty(b.Name, dirty); err != nil {
 			c.unlogged = true
 			return &Error{Op: "dirty log", Block: b.Name, Stream: -1, Err: err}
+		}
+		if !c.first && !c.only.on && b.wrote != nil {
+			b.staged.Or(b.wrote)
 		}
 	}
 	return nil
@@ -187,6 +194,7 @@ func (c *Cache) drop() {
 		clear(b.staged)
 		b.length = b.told
 	}
+	c.keepNone()
 	c.only.drop(c)
 }
 

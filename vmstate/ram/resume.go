@@ -118,6 +118,7 @@ func (c *Cache) suspend() bool {
 	for i := range c.blocks {
 		c.blocks[i].length = c.blocks[i].told
 	}
+	c.keepNone()
 	c.only.suspend(c)
 	c.kept = true
 	return true

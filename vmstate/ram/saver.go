@@ -35,6 +35,15 @@ type SaverConfig struct {
 	// set.
 	XBZRLE int64
 
+	// KeepAfter is before how many checkpoints in turn, or somewhat more with gaps, a page has
+	// to be written for it to stay writable, where the DirtyLog is a DirtyKeeper. Its writes
+	// then cost the guest no fault, and it goes with each checkpoint. Once in sixteen it is
+	// protected, to see whether it is still written; when it has not been before some
+	// checkpoints, it is kept no longer. 0 means 4, which suits pages that are written before
+	// most checkpoints; 1 suits a host where a fault is dear, as it is where KVM does without
+	// the hardware's help; the most is 7; below 0 no page is kept.
+	KeepAfter int
+
 	// Resumable has the saver know after a session what its peer lacks, so that the
 	// next need not send all ([Saver.Resume]). It costs a bit for each page, and the
 	// dirty log stays on from one session to the next, until [Saver.Forget].
@@ -95,6 +104,7 @@ type Saver struct {
 	sentElsewhere int64 // bytes, in this SaveIterate
 
 	resume resumption
+	keep   keeping
 
 	stats         Stats
 	statsDone     bool  // stats are those of a checkpoint that is complete
@@ -111,6 +121,7 @@ type saverBlock struct {
 	sent  Bitmap      // pages sent, or captured, since the last Confirm; nil if the saver is not resumable
 	early Bitmap      // pages that were sent ahead of this checkpoint, and not written since, as far as the log was read
 	hot   Bitmap      // pages that are not worth it: see BeginAhead
+	keep  keptPages   // pages that the log leaves writable
 	told  bool        // in the list that LoadDirty reads
 	marks []deltaMark // of pages; nil: none has been sent as a difference
 }
@@ -127,7 +138,7 @@ const (
 // NewSaver returns a Saver of blocks. log, which must not be nil, tells which
 // pages are dirty. What is wrong with the blocks is returned by SaveSetup.
 func NewSaver(blocks []Block, log DirtyLog, cfg SaverConfig) *Saver {
-	s := &Saver{log: log, cfg: cfg, bad: checkBlocks(blocks), last: noBlock}
+	s := &Saver{log: log, cfg: cfg, bad: checkBlocks(blocks), last: noBlock, keep: newKeeping(log, cfg.KeepAfter)}
 	if s.cfg.IterateBytes <= 0 {
 		s.cfg.IterateBytes = defaultIterate
 	}
@@ -171,6 +182,7 @@ func NewSaver(blocks []Block, log DirtyLog, cfg SaverConfig) *Saver {
 func (s *Saver) NewSession() {
 	s.abandon()
 	s.endAhead()
+	s.keepNone()
 	s.last = noBlock
 	if s.deltas != nil {
 		s.deltas.Reset()
@@ -235,6 +247,9 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 	}
 	s.abandon()
 	s.begin()
+	if !s.ahead && s.keep.stats.Pages > 0 {
+		s.keepNone() // whoever iterates until nothing is dirty is to get there
+	}
 	start := w.Transferred()
 	most := s.cfg.IterateBytes
 	if s.most > 0 {
@@ -256,7 +271,7 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 			continue
 		}
 		if s.ahead {
-			if b.hot.Has(i) {
+			if b.spares(i) {
 				s.atPage = i + 1
 				continue
 			}
@@ -336,6 +351,7 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 		s.untake() // what went from the guest's memory
 		return &Error{Op: "save", Stream: w.Transferred(), Err: err}
 	}
+	s.keepWritten()
 	captured, runs := s.arena.bytes()+s.batches.bytes(), s.whole
 	s.endAhead()
 	if s.captured || fromGuest {
@@ -362,6 +378,7 @@ func (s *Saver) forgetTaken() {
 // SaverConfig.Resumable is set, switches the dirty log off. SaveSetup begins anew.
 func (s *Saver) SaveCleanup() {
 	s.abandon()
+	s.keepNone()
 	s.batches.rest()
 	if s.bad == nil {
 		s.arena = newArena(s.cfg.MaxCapture)

@@ -12,7 +12,8 @@ type aheadCount struct{ pages, again uint64 }
 // a checkpoint, while the guest runs. Pending(true) comes before it. They leave out the pages
 // that are hot: of those that were sent ahead, before this checkpoint or an earlier one, the
 // ones that the guest had written again when the log was next read or it stood still, so that
-// they went twice. Hot pages go with the checkpoint alone. A sixteenth of them is tried again
+// they went twice; and the pages that the dirty log leaves writable
+// (SaverConfig.KeepAfter), which go with the checkpoint in any case. Hot pages go with the checkpoint alone. A sixteenth of them is tried again
 // before each checkpoint, and one that the guest has not written from one checkpoint to the
 // next is hot no more. It makes a Saver a colo.AheadSender.
 //
@@ -77,10 +78,17 @@ func (s *Saver) countSpared() {
 	}
 	for i := range s.blocks {
 		b := &s.blocks[i]
-		for w, hot := range b.hot {
-			s.spared += bits.OnesCount64(hot & b.dirty[w])
+		for w, dirty := range b.dirty {
+			if dirty != 0 {
+				s.spared += bits.OnesCount64(dirty & (b.hot[w] | b.keep.word(w)))
+			}
 		}
 	}
+}
+
+// spares reports whether SaveIterate leaves page i out.
+func (b *saverBlock) spares(i int) bool {
+	return (b.hot[i>>6]|b.keep.word(i>>6))>>(i&63)&1 != 0
 }
 
 // Ahead returns how many pages were sent ahead of the last checkpoint, or have been of the

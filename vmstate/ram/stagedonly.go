@@ -180,6 +180,9 @@ func (o *stagedOnly) flush(c *Cache, b *cacheBlock) (pages uint64) {
 	if b.page == nil {
 		return 0
 	}
+	if b.wrote != nil {
+		b.only.own, b.wrote = b.wrote, b.only.own // which is empty, but for a retry of this Flush
+	}
 	clear(b.only.own)
 	b.staged.ClearRange(int(b.length/PageSize), 64*len(b.staged))
 	if c.first {
@@ -275,11 +278,13 @@ func (o *stagedOnly) giveBack(b *cacheBlock, from, to int) {
 }
 
 // Settle gives back memory that the last checkpoint needed and the next is not
-// likely to (CacheConfig.StagedOnly), while the guest runs. It makes a Cache a
-// colo.Settler. Without it the next load does the same first. Memory that the
+// likely to (CacheConfig.StagedOnly), and finds the pages that are to stay writable
+// (CacheConfig.KeepAfter), while the guest runs. It makes a Cache a colo.Settler. Without
+// it the next load, or the next Flush, does the same first. Memory that the
 // kernel does not take back stays held, and is no error: there is none.
 func (c *Cache) Settle() error {
 	c.only.trim(c)
+	c.keepWritten()
 	return nil
 }
 
@@ -331,7 +336,7 @@ func (c *Cache) KeepCopy() error {
 }
 
 // Memory returns how much memory the cache holds at present besides the guest's,
-// in bytes, without bitmaps, which are a bit to a page or four.
+// in bytes, without bitmaps, which are a few bits to a page.
 func (c *Cache) Memory() uint64 {
 	pages := c.only.held
 	if !c.only.on {

@@ -172,6 +172,13 @@ func (v *Verifier) ForgetDirty(block string) {
 	clear(b.known)
 }
 
+// KeepDirty is the checked log's, if it is a [DirtyKeeper]: a page that stays writable is
+// reported by it each time, so that of such a page no write can be missed.
+func (v *Verifier) KeepDirty(block string, pages []uint64) bool {
+	k, ok := v.cfg.Log.(DirtyKeeper)
+	return ok && k.KeepDirty(block, pages)
+}
+
 // IdleCPUs is the checked log's, if it is an [Idler], or 0.
 func (v *Verifier) IdleCPUs() int {
 	if i, ok := v.cfg.Log.(Idler); ok {

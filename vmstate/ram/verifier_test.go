@@ -14,11 +14,19 @@ type miss struct {
 	offset uint64
 }
 
+// loggedGuest is a guest, or one with a log around its own.
+type loggedGuest interface {
+	DirtyLog
+	memory() []Block
+}
+
+func (g *guest) memory() []Block { return g.blocks }
+
 // newVerifier returns a running verifier of g's log, and what it has named so far.
-func newVerifier(t *testing.T, g *guest, paused *bool) (v *Verifier, named *[]miss) {
+func newVerifier(t *testing.T, g loggedGuest, paused *bool) (v *Verifier, named *[]miss) {
 	t.Helper()
 	named = new([]miss)
-	v, err := NewVerifier(g.blocks, VerifierConfig{
+	v, err := NewVerifier(g.memory(), VerifierConfig{
 		Log:    g,
 		Paused: func() bool { return *paused },
 		Missed: func(block string, offset uint64) { *named = append(*named, miss{block, offset}) },
@@ -145,5 +153,38 @@ func TestAVerifierPassesOnTheErrorsOfTheLog(t *testing.T) {
 	}
 	if _, err := NewVerifier(g.blocks, VerifierConfig{Log: g}); err == nil {
 		t.Error("a verifier that cannot tell anybody was made")
+	}
+}
+
+// A page that the checked log leaves writable is known to be reported, and one that it does
+// not report all the same is named.
+func TestTheLogThatIsCheckedMayLeavePagesWritable(t *testing.T) {
+	g := newKeeper(newGuest(t, pages(t, "ram", 16)))
+	paused := true
+	v, named := newVerifier(t, g, &paused)
+	only := NewBitmap(16)
+	only.Set(3)
+	if !v.KeepDirty("ram", only) {
+		t.Fatal("the checked log is not told")
+	}
+	for range 3 {
+		g.write(0, 3*PageSize, g.blocks[0].Host[3*PageSize]+1)
+		if got := slices.Collect(readDirty(t, v, &g.blocks[0]).All()); !slices.Equal(got, []int{3}) {
+			t.Errorf("reported: %v, want page 3", got)
+		}
+	}
+	if g.faults != 1 || *named != nil {
+		t.Errorf("%d faults, and %v are named", g.faults, *named)
+	}
+	clear(g.dirty["ram"]) // a log that forgets what it has left writable
+	g.blocks[0].Host[3*PageSize]++
+	readDirty(t, v, &g.blocks[0])
+	if want := []miss{{"ram", 3 * PageSize}}; !slices.Equal(*named, want) {
+		t.Errorf("named %v, want %v", *named, want)
+	}
+	paused = false
+	plain, _ := newVerifier(t, newGuest(t, pages(t, "ram", 16)), &paused)
+	if plain.KeepDirty("ram", only) {
+		t.Error("a log that leaves no page writable is said to do so")
 	}
 }

@@ -130,8 +130,15 @@ func (r *record) checkpoint(at time.Time, e event.CheckpointCommit) {
 		begun = at.Add(-took)
 	}
 	delete(r.started, e.Mode)
+	stopped := time.Duration(e.StoppedNS)
+	if n := len(r.checkpoints); e.StoppedEpoch != e.Epoch {
+		if n > 0 && r.checkpoints[n-1].Epoch == e.StoppedEpoch {
+			r.checkpoints[n-1].Stopped = stopped
+		}
+		stopped = 0
+	}
 	r.checkpoints = keep(r.checkpoints, timeline.Checkpoint{
-		At: begun, Epoch: e.Epoch, Cause: e.Cause, Pause: time.Duration(e.PauseNS), Stopped: time.Duration(e.StoppedNS),
+		At: begun, Epoch: e.Epoch, Cause: e.Cause, Pause: time.Duration(e.PauseNS), Stopped: stopped,
 		Transfer: time.Duration(e.TransferNS), Commit: time.Duration(e.CommitNS), Pages: e.Pages, Bytes: e.Bytes,
 	}, maxCheckpoints)
 }

@@ -150,3 +150,23 @@ func TestLatencyOfPacketsIsThatSinceTheLastLook(t *testing.T) {
 		t.Errorf("%+v", f)
 	}
 }
+
+// What a checkpoint tells of the pause before is drawn with the checkpoint before.
+func TestAPauseIsDrawnWithItsOwnCheckpoint(t *testing.T) {
+	var r record
+	for _, e := range []event.CheckpointCommit{
+		{Epoch: 1, StoppedNS: 7, StoppedEpoch: 0}, // of a checkpoint that is not there
+		{Epoch: 2, StoppedNS: 10, StoppedEpoch: 1},
+		{Epoch: 3, StoppedNS: 20, StoppedEpoch: 2},
+		{Epoch: 4, StoppedNS: 40, StoppedEpoch: 4},
+	} {
+		r.event(event.Record{Time: time.Unix(1000, int64(e.Epoch)), Event: e})
+	}
+	var got []time.Duration
+	for _, c := range r.checkpoints {
+		got = append(got, c.Stopped)
+	}
+	if want := []time.Duration{10, 20, 0, 40}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+}

@@ -1,0 +1,23 @@
+// Package threads makes room in Go's runtime for threads that are away for long.
+package threads
+
+import (
+	"runtime"
+	"sync"
+)
+
+var mu sync.Mutex // GOMAXPROCS is read and written in two calls
+
+// More lets the runtime run Go code beside that many vCPUs: a thread that comes back from
+// the guest is to find a place for it. What it returns undoes that, and is called once.
+// Several guests of a process may begin and end at the same time.
+func More(vcpus int) (undo func()) {
+	add(vcpus)
+	return func() { add(-vcpus) }
+}
+
+func add(n int) {
+	mu.Lock()
+	defer mu.Unlock()
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + n)
+}

@@ -1,0 +1,31 @@
+package ram
+
+// keepWritten takes the pages that the guest here wrote before the last Flush, once after
+// each. The first Flush of a session says nothing: its pages are all.
+func (c *Cache) keepWritten() {
+	if !c.fresh {
+		return
+	}
+	c.fresh = false
+	c.keep.next()
+	for i := range c.blocks {
+		if b := &c.blocks[i]; b.page != nil {
+			c.keep.note(b.Name, &b.keep, b.wrote)
+			clear(b.wrote)
+		}
+	}
+}
+
+// keepNone has the log leave no page writable any more. What it did is in the next reading.
+func (c *Cache) keepNone() {
+	c.fresh = false
+	for i := range c.blocks {
+		if b := &c.blocks[i]; b.page != nil {
+			c.keep.release(b.Name, &b.keep)
+			clear(b.wrote)
+		}
+	}
+}
+
+// Kept says what the dirty log leaves writable here: see CacheConfig.KeepAfter.
+func (c *Cache) Kept() KeepStats { return c.keep.stats }

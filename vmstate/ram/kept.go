@@ -1,0 +1,171 @@
+package ram
+
+import "math/bits"
+
+// A page has a count: one more for a checkpoint before which it was written, two less for one
+// before which it was not, and nothing where the log cannot tell, since the page was writable
+// all the time. With a count of after it comes to be kept, which it is until it has none.
+const (
+	defaultKeepAfter = 4
+	maxKeepAfter     = 7 // what the counts have room for
+)
+
+// keepTries is in how many checkpoints each kept page is protected once, to see whether it
+// is still written.
+const keepTries = 16
+
+// KeepStats counts pages that the dirty log leaves writable ([DirtyKeeper]). Idle of Tried is
+// about the share of Pages that are copied, and sent, for nothing.
+type KeepStats struct {
+	Pages uint64 // that are writable now: reported whether they are written or not
+	Tried uint64 // so far, how often a page that is to be kept was protected, so that a write was seen
+	Idle  uint64 // how often none came before the next checkpoint
+}
+
+// keeping finds the pages that are written before most checkpoints, and has the log leave
+// them writable.
+type keeping struct {
+	log   DirtyKeeper // nil: it keeps none
+	after int         // less than 1: none is to be kept
+	round int
+	stats KeepStats
+}
+
+// keptPages is that of a block.
+type keptPages struct {
+	counts [3]Bitmap // in three bits for each page
+	known  Bitmap    // pages with a count
+	kept   Bitmap    // pages to be kept
+	pass   Bitmap    // of them, those that the log is told: the others are tried
+	open   Bitmap    // pages that the last reading of the log has left writable
+	told   bool      // the log leaves some writable
+}
+
+// newKeeping returns one for a log, with a number of checkpoints as configurations have it.
+func newKeeping(log DirtyLog, after int) keeping {
+	k := keeping{after: min(after, maxKeepAfter)}
+	if after == 0 {
+		k.after = defaultKeepAfter
+	}
+	k.log, _ = log.(DirtyKeeper)
+	return k
+}
+
+// on reports whether pages are to be kept.
+func (k *keeping) on() bool { return k.log != nil && k.after > 0 }
+
+// equal returns where three words of counts are n.
+func equal(c *[3]uint64, n int) uint64 {
+	differ := uint64(0)
+	for i, w := range c {
+		differ |= w ^ -(uint64(n) >> i & 1)
+	}
+	return ^differ
+}
+
+// atLeast returns where they are n or more.
+func atLeast(c *[3]uint64, n int) (more uint64) {
+	same := ^uint64(0)
+	for i := 2; i >= 0; i-- {
+		if n>>i&1 != 0 {
+			same &= c[i]
+		} else {
+			more |= same & c[i]
+			same &^= c[i]
+		}
+	}
+	return more | same
+}
+
+// add adds one where up says so, which must not be where they are 7.
+func add(c *[3]uint64, up uint64) {
+	for i, w := range c {
+		c[i] = w ^ up
+		up &= w
+	}
+}
+
+// take takes two where down says so, or what there is.
+func take(c *[3]uint64, down uint64) {
+	borrow := down &^ c[1]
+	none := borrow &^ c[2]
+	c[1] ^= down
+	c[2] ^= borrow
+	for i := range c {
+		c[i] &^= none
+	}
+}
+
+// release has the log leave no page of a block writable, whoever has told it to, and forgets
+// what was found out. What was kept is reported by the next ReadDirty.
+func (k *keeping) release(block string, p *keptPages) {
+	if k.log == nil {
+		return
+	}
+	k.log.KeepDirty(block, nil)
+	k.stats.Pages = 0
+	p.forget()
+}
+
+func (p *keptPages) forget() {
+	for i := range p.counts {
+		clear(p.counts[i])
+	}
+	clear(p.known)
+	clear(p.kept)
+	clear(p.pass)
+	clear(p.open)
+	p.told = false
+}
+
+// next begins the notes of a checkpoint.
+func (k *keeping) next() {
+	k.round++
+	k.stats.Pages = 0
+}
+
+// note takes the pages of a block that a checkpoint had, and tells the log which it may
+// leave writable until the next. It allocates at the first call only.
+func (k *keeping) note(block string, p *keptPages, written Bitmap) {
+	if !k.on() {
+		return
+	}
+	if p.known == nil {
+		pages := 64 * len(written)
+		for i := range p.counts {
+			p.counts[i] = NewBitmap(pages)
+		}
+		p.known, p.kept, p.pass, p.open = NewBitmap(pages), NewBitmap(pages), NewBitmap(pages), NewBitmap(pages)
+	}
+	try := uint64(0x0001000100010001) << (k.round % keepTries)
+	most := min(2*k.after-1, 7)
+	some, open := uint64(0), 0
+	for i, w := range written {
+		known := p.known[i]
+		if w|known == 0 {
+			continue
+		}
+		c := [3]uint64{p.counts[0][i], p.counts[1][i], p.counts[2][i]}
+		seen := ^p.open[i]
+		take(&c, known&^w)
+		add(&c, w&seen&^equal(&c, most))
+		p.counts[0][i], p.counts[1][i], p.counts[2][i] = c[0], c[1], c[2]
+		known = c[0] | c[1] | c[2]
+		kept := p.kept[i]
+		k.stats.Tried += uint64(bits.OnesCount64(kept & seen))
+		k.stats.Idle += uint64(bits.OnesCount64(kept &^ w))
+		kept = kept&known | atLeast(&c, k.after)
+		p.open[i] = w & p.pass[i]
+		p.known[i], p.kept[i], p.pass[i] = known, kept, kept&^try
+		some |= kept
+		open += bits.OnesCount64(p.open[i])
+	}
+	if some == 0 && !p.told {
+		return
+	}
+	if p.told = k.log.KeepDirty(block, p.pass); !p.told {
+		p.forget() // and asks again when as many checkpoints have come
+		return
+	}
+	k.stats.Pages += uint64(open)
+}

@@ -1,0 +1,39 @@
+package ram
+
+// What a Saver keeps writable is found out with each checkpoint that was sent, while the guest
+// runs: the pause has no more to do than before. A checkpoint that fails, or is given up,
+// says nothing.
+
+// keepWritten takes the pages that a checkpoint had. Those that were sent ahead of it and
+// not again are not among them: the log was read after their last write.
+func (s *Saver) keepWritten() {
+	if !s.keep.on() {
+		return
+	}
+	s.keep.next()
+	for i := range s.blocks {
+		if b := &s.blocks[i]; len(b.mem) > 0 {
+			s.keep.note(b.Name, &b.keep, b.taken)
+		}
+	}
+}
+
+// keepNone has the log leave no page writable any more. What it did is in the next reading.
+func (s *Saver) keepNone() {
+	for i := range s.blocks {
+		if b := &s.blocks[i]; len(b.mem) > 0 {
+			s.keep.release(b.Name, &b.keep)
+		}
+	}
+}
+
+// Kept says what the dirty log leaves writable, and what that cost: see SaverConfig.KeepAfter.
+func (s *Saver) Kept() KeepStats { return s.keep.stats }
+
+// word returns the pages of a word that are kept, or tried.
+func (p *keptPages) word(w int) uint64 {
+	if p.kept == nil {
+		return 0
+	}
+	return p.kept[w]
+}
