@@ -157,6 +157,8 @@ type Primary struct {
 	request chan struct{}               // capacity one: requests coalesce
 	why     atomic.Pointer[event.Cause] // of the pending request
 
+	converging atomic.Pointer[convergence] // asked for, and not met yet
+
 	blob  blob             // device state of the checkpoint under way
 	blobW *qemufile.Writer // writes blob
 
@@ -453,7 +455,7 @@ func (p *Primary) checkpoint(ctx context.Context, cause event.Cause) error {
 	steps := []step{
 		{"send checkpoint-request", p.send(CheckpointRequest)},
 		{"expect checkpoint-reply", p.expectReply},
-		{"send ram ahead", p.ahead(cause)},
+		{"send ram ahead", p.approach(cause)},
 		{"pause", p.stop},
 		{"mark", p.mark},
 		{"capture", p.capture},
