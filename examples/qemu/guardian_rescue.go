@@ -71,12 +71,12 @@ const moment = 100 * time.Millisecond
 
 // entersCOLO returns when a QEMU that may be about to enter COLO has had its moment, or is
 // not about to.
-func (g *guardian) entersCOLO(ctx context.Context) {
+func entersCOLO(ctx context.Context, m *qmp.Client) {
 	ctx, cancel := context.WithTimeout(ctx, moment)
 	defer cancel()
 	for {
 		var st struct{ Status string }
-		if g.monitor().Do(ctx, "query-status", nil, &st) != nil || st.Status != "finish-migrate" {
+		if m.Do(ctx, "query-status", nil, &st) != nil || st.Status != "finish-migrate" {
 			return // or it does not answer, and waits for what it is about to be told
 		}
 		select {
@@ -89,7 +89,7 @@ func (g *guardian) entersCOLO(ctx context.Context) {
 
 // lostHeartbeat has the QEMU leave COLO, if it is in it.
 func (g *guardian) lostHeartbeat(ctx context.Context) error {
-	g.entersCOLO(ctx)
+	entersCOLO(ctx, g.monitor())
 	err := g.order(ctx, "x-colo-lost-heartbeat", nil)
 	if errors.Is(err, context.DeadlineExceeded) {
 		// The monitor waits for a migration that waits for the standby.

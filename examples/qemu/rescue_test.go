@@ -17,16 +17,22 @@ func TestAQEMUThatEntersCOLOIsToldToLeaveItAMomentLater(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := newFakeMonitor(t)
 			g := guarding(t, m)
-			m.mu.Lock()
-			m.enters = test.enters
-			m.mu.Unlock()
-			if err := g.lostHeartbeat(t.Context()); err != nil {
-				t.Fatal(err)
+			leave := map[string]func() error{
+				"by the guardian": func() error { return g.lostHeartbeat(t.Context()) },
+				"by protect":      func() error { return g.leaveCOLO(t.Context(), g.monitor()) },
 			}
-			m.mu.Lock()
-			defer m.mu.Unlock()
-			if m.parts != 1 || m.early != test.early || test.enters > 1 && m.enters == test.enters {
-				t.Errorf("told %d times, %d of them while it was found there; %d times more it would be", m.parts, m.early, m.enters)
+			for by, leave := range leave {
+				m.mu.Lock()
+				m.enters, m.parts, m.early = test.enters, 0, 0
+				m.mu.Unlock()
+				if err := leave(); err != nil {
+					t.Fatal(by, err)
+				}
+				m.mu.Lock()
+				if m.parts != 1 || m.early != test.early || test.enters > 1 && m.enters == test.enters {
+					t.Errorf("%s: told %d times, %d of them while it was found there; %d times more it would be", by, m.parts, m.early, m.enters)
+				}
+				m.mu.Unlock()
 			}
 		})
 	}
