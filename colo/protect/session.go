@@ -243,7 +243,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	}
 	// A session that is cancelled would say goodbye, so that the other side does
 	// not go on. A host that leaves wants it to.
-	stop := context.AfterFunc(ctx, func() { s.colo.Lost(context.Cause(ctx)) })
+	stop := atEnd(ctx, func() { s.colo.Lost(context.Cause(ctx)) })
 	defer stop()
 	if err := j.beginDisks(with, s, &group); err != nil {
 		s.colo.Lost(err)
