@@ -36,9 +36,8 @@ func TestASwitchoverSaysHowFarItIs(t *testing.T) {
 		if w.oracle, err = colotest.NewOracle(w.guest); err != nil {
 			t.Fatal(err)
 		}
-		var a *host
+		var a *host // before there is a secondary whose session could ask for it
 		var seen []Progress
-		b := w.boot("b", false, nil)
 		a = w.boot("a", true, func(c *Config) {
 			c.Session.Step = func(mode event.Mode, op string, _ uint64) {
 				if q := a.job.Query(); mode == event.ModePrimary && q.State == SwitchingOver && (op == "send ram ahead" || op == "pause") {
@@ -46,6 +45,7 @@ func TestASwitchoverSaysHowFarItIs(t *testing.T) {
 				}
 			}
 		})
+		b := w.boot("b", false, nil)
 		a.is(Protected)
 		time.Sleep(150 * time.Millisecond)
 		if err := a.job.Switchover(t.Context()); err != nil {
