@@ -51,8 +51,9 @@ type Info struct {
 	// connection does. Set before checkpoint-ready.
 	Channels int `json:"channels,omitempty"`
 
-	// Sync is the initial synchronisation; primary only. It changes until
-	// checkpoint-ready.
+	// Sync is the initial synchronisation, until checkpoint-ready, and from then on the
+	// last checkpoint that Converge has asked for, if there was one, with its rounds as
+	// passes; primary only.
 	Sync Progress `json:"sync"`
 
 	// Held is the output that waits now, as far as the network says (see

@@ -36,25 +36,34 @@ func (p *Primary) ahead(cause event.Cause) func(context.Context) error {
 			return err
 		}
 		before := p.sent()
-		p.state.Pending(true) // what the guest has dirtied since the last checkpoint
-		if p.picky != nil {
-			p.picky.BeginAhead()
-		}
-		for done := false; !done; {
-			var err error
-			if done, err = p.state.SaveIterate(p.link.W); err != nil {
-				return err
-			}
-			if err := p.interrupted(ctx); err != nil {
-				return err
-			}
-			if p.diverged() {
-				break // packets wait: the rest is sent after the pause
-			}
+		p.state.Pending(true)                                       // what the guest has dirtied since the last checkpoint
+		if err := p.sendWhileRunning(ctx, p.diverged); err != nil { // packets wait: the rest is sent after the pause
+			return err
 		}
 		p.sentAhead = uint64(p.sent() - before)
 		return p.link.Flush() // not while the guest stands still
 	}
+}
+
+// sendWhileRunning sends what is pending, unless enough, which may be nil, reports after a
+// piece that the rest is to go with the checkpoint.
+func (p *Primary) sendWhileRunning(ctx context.Context, enough func() bool) error {
+	if p.picky != nil {
+		p.picky.BeginAhead()
+	}
+	for done := false; !done; {
+		var err error
+		if done, err = p.state.SaveIterate(p.link.W); err != nil {
+			return err
+		}
+		if err := p.interrupted(ctx); err != nil {
+			return err
+		}
+		if enough != nil && enough() {
+			break
+		}
+	}
+	return nil
 }
 
 // diverged takes a request that has come while memory is sent ahead: the pause

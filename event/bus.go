@@ -14,8 +14,8 @@ import (
 //
 // Delivery is a call on the publisher's goroutine, one event at a time, to the
 // subscribers in the order of their subscription: all of them see all events
-// in the same order. A subscriber must therefore be quick (see [Buffered]).
-// What a subscriber publishes is queued, and delivered when all subscribers
+// in the same order. A subscriber must therefore be quick (see [Buffered]): whoever
+// publishes meanwhile, and the session that does, waits for it. What a subscriber publishes is queued, and delivered when all subscribers
 // have seen the event that led to it.
 //
 // A bus can carry the events of many guests: see [Bus.Guest].
@@ -27,10 +27,11 @@ type Bus struct {
 	parent *Bus   // of a guest's bus: where its events go
 	guest  string // the guest that this view is of; empty: of none
 
-	delivery sync.Mutex // one event at a time; held while subscribers run
-	mu       sync.Mutex // guards what follows, never held while a subscriber runs
-	subs     []*subscription
-	queue    []Record // published by subscribers, behind the event under way
+	mu        sync.Mutex // guards what follows, never held while a subscriber runs
+	subs      []*subscription
+	queue     []Record  // published by subscribers, behind the event under way
+	delivers  bool      // somebody does: one event at a time, and until subscribers have returned
+	delivered sync.Cond // delivers has become false; its L is mu, from the first wait on
 }
 
 // subscription is guarded by mu of the bus.
@@ -82,7 +83,7 @@ func (b *Bus) Publish(e Event) {
 }
 
 func (b *Bus) publish(r Record) {
-	if !b.delivery.TryLock() {
+	if !b.begin(false) {
 		// Somebody delivers: another publisher, or a subscriber's own one,
 		// which waits for this call to return.
 		if delivering() {
@@ -91,22 +92,49 @@ func (b *Bus) publish(r Record) {
 			b.mu.Unlock()
 			return
 		}
-		b.delivery.Lock()
+		b.begin(true)
 	}
 	for ok := true; ok; {
 		for ; ok; r, ok = b.next() {
 			b.deliver(b.stamped(r))
 		}
-		b.delivery.Unlock()
+		b.end()
 		// A subscriber of another bus, on another goroutine, may have queued
 		// something since.
-		if !b.delivery.TryLock() {
-			return // whoever has it looks
+		if !b.begin(false) {
+			return // whoever delivers looks
 		}
 		if r, ok = b.next(); !ok {
-			b.delivery.Unlock()
+			b.end()
 		}
 	}
+}
+
+// begin makes the caller the one that delivers, when nobody else does; it waits for that, or
+// reports whether it is so at once. It is no mutex: to wait for that in a bubble of
+// testing/synctest, for a subscriber that sleeps, would stop the bubble's clock.
+func (b *Bus) begin(wait bool) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for b.delivers {
+		if !wait {
+			return false
+		}
+		if b.delivered.L == nil {
+			b.delivered.L = &b.mu
+		}
+		b.delivered.Wait()
+	}
+	b.delivers = true
+	return true
+}
+
+// end lets somebody else deliver.
+func (b *Bus) end() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.delivers = false
+	b.delivered.Signal()
 }
 
 // stamped gives a record its time, if it has none yet.

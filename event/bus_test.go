@@ -250,3 +250,24 @@ func TestABusNamesTheGuestOfEachEvent(t *testing.T) {
 	var none *event.Bus
 	none.Guest("x").Publish(event.Stop{})
 }
+
+// A subscriber that takes its time has the others wait, in a bubble as outside of one.
+func TestPublishersWaitForASubscriberThatSleeps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var b event.Bus
+		var heard []time.Duration
+		began := time.Now()
+		event.Subscribe(&b, func(event.Resume) {
+			time.Sleep(time.Second)
+			heard = append(heard, time.Since(began))
+		})
+		var group sync.WaitGroup
+		for range 3 {
+			group.Go(func() { b.Publish(event.Resume{}) })
+		}
+		group.Wait()
+		if want := []time.Duration{time.Second, 2 * time.Second, 3 * time.Second}; !slices.Equal(heard, want) {
+			t.Errorf("heard after %v, want %v", heard, want)
+		}
+	})
+}

@@ -39,6 +39,7 @@ type Job struct {
 	changed    chan struct{} // closed and replaced with each change of state
 	m          machine
 	since      time.Time
+	told       told
 	ran        bool
 	generation uint64 // that this host holds or has followed
 	acts       map[*activity]struct{}
@@ -89,6 +90,7 @@ func New(cfg Config) (*Job, error) {
 		cfg: cfg, channels: cfg.channels(), vm: newVM(cfg.Guest, cfg.Network, cfg.Disks),
 		token: failover.NewToken(), delay: cfg.CheckpointDelay, verbs: make(chan struct{}, 1), acts: map[*activity]struct{}{}, holding: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), saves: make(chan *saving), since: time.Now(),
 	}
+	j.told.ended.L = &j.mu
 	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
 	if cfg.Arbiter == nil {
 		j.manual = failover.NewManual(failover.Record{})
@@ -141,9 +143,7 @@ func (j *Job) Run(ctx context.Context) error {
 	}
 
 	all, end := context.WithCancelCause(context.WithoutCancel(ctx))
-	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(ended)
+	stop := atEnd(ctx, func() {
 		end(context.Cause(ctx)) // first: a job that was stopped is not taken for one that is completed
 		j.do(stopped, context.Cause(ctx).Error())
 	})
@@ -181,9 +181,7 @@ func (j *Job) Run(ctx context.Context) error {
 	}
 
 	err = j.live(all)
-	if !stop() {
-		<-ended // it says that the job is concluded
-	}
+	stop() // it says that the job is concluded
 	// Nobody claims anything for this host any more: what a claim gets that is under
 	// way is given back with the rest.
 	j.mu.Lock()
@@ -201,6 +199,7 @@ func (j *Job) Run(ctx context.Context) error {
 	j.refuseAll()
 	shut(errMoved)
 	group.Wait()
+	j.allTold()
 	j.keeper.Drop()
 	if s := j.cfg.Saved; s != nil {
 		err = errors.Join(err, s.Close())
@@ -392,7 +391,7 @@ func (j *Job) while(ctx context.Context, in ...State) (context.Context, context.
 	}
 }
 
-// do moves the machine and tells who needs to know.
+// do moves the machine and tells who needs to know: at once, or whoever is telling does.
 func (j *Job) do(in input, reason string) error {
 	j.mu.Lock()
 	from := j.m.state
@@ -424,11 +423,11 @@ func (j *Job) do(in input, reason string) error {
 	if j.current != nil {
 		e.Peer = j.current.peer.host
 	}
-	j.mu.Unlock()
 	if to != from {
-		j.cfg.publish(e)
-		j.logState(to, e)
+		j.told.queue = append(j.told.queue, change{to, e})
 	}
+	j.mu.Unlock()
+	j.tellAll()
 	return nil
 }
 

@@ -9,7 +9,7 @@ import (
 
 // cache is how a secondary stages its memory.
 func (c *Config) cache() ram.CacheConfig {
-	return ram.CacheConfig{StagedOnly: c.NoMemoryCopy, MaxStaged: c.MaxStaged, KeepAfter: c.Session.KeepAfter, Resumable: true}
+	return ram.CacheConfig{StagedOnly: c.NoMemoryCopy, MaxStaged: c.MaxStaged, KeepAfter: c.Session.KeepAfter, Resumable: true, Overlap: true}
 }
 
 // checkMemory refuses a secondary's memory that this host cannot do.

@@ -30,13 +30,13 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What: "a secondary does not keep its promise",
-		File: "colo/protect/session.go",
+		File: "colo/protect/settle.go",
 		Old:  "wait = time.Until(s.peer.pledge)",
 		New:  "wait = 0",
 	},
 	{
 		What: "a primary that is refused goes on",
-		File: "colo/protect/session.go",
+		File: "colo/protect/settle.go",
 		Old:  "\tgeneration, err := j.claim(ctx, s, c)\n\tif err != nil {",
 		New:  "\tgeneration, err := j.claim(ctx, s, c)\n\tif err != nil && s.primary == nil {",
 	},
@@ -92,19 +92,19 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What: "a secondary whose primary has died leaves the guest to it",
-		File: "colo/protect/session.go",
+		File: "colo/protect/settle.go",
 		Old:  "\t\t\tj.hearOut(ctx, s)\n\t\t}",
 		New:  "\t\t\tif j.hearOut(ctx, s); s.peer.gone {\n\t\t\t\treturn failover.ErrRefused\n\t\t\t}\n\t\t}",
 	},
 	{
 		What: "a primary leaves what it has released to a host that has died",
-		File: "colo/protect/session.go",
+		File: "colo/protect/settle.go",
 		Old:  "if j.handedOver(ctx, s) {",
 		New:  "if j.handedOver(ctx, s) || s.peer.gone {",
 	},
 	{
 		What: "an error of long ago keeps a secondary from its claim",
-		File: "colo/protect/session.go",
+		File: "colo/protect/settle.go",
 		Old:  "if err := j.keepPromise(ctx, s); err != nil {",
 		New:  "if err := errors.Join(j.keepPromise(ctx, s), j.Query().LastError); err != nil {",
 	},

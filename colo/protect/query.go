@@ -18,10 +18,11 @@ type Stats struct {
 	Downtime time.Duration
 }
 
-// Progress is how far a synchronisation has come. It is an estimate: memory that
-// the guest dirties meanwhile is sent again.
+// Progress is how far a synchronisation has come, or, in a switchover, how much of the last
+// checkpoint has been sent while the guest still runs. It is an estimate: memory that the
+// guest dirties meanwhile is sent again.
 type Progress struct {
-	Total     uint64 // the guest's memory, in bytes
+	Total     uint64 // the guest's memory, in bytes; in a switchover what it has written
 	Sent      uint64 // on the wire, in bytes
 	Remaining uint64 // in bytes, as if nothing were dirtied again
 	// Left is the time that Remaining takes at the rate so far; 0: not known.
@@ -44,7 +45,7 @@ type Info struct {
 	// LastError is the last thing that went wrong. It stays when things go well
 	// again.
 	LastError error
-	Progress  *Progress  // while synchronising, on the primary
+	Progress  *Progress  // while synchronising and switching over, on the primary
 	Session   *colo.Info // of the present session
 	Stats     Stats
 }
@@ -72,7 +73,11 @@ func (j *Job) Query() Info {
 	in.Peer = s.peer.host
 	session := s.colo.Info()
 	in.Session = &session
-	if in.State == Synchronising {
+	switch in.State {
+	case SwitchingOver:
+		last := session.Sync
+		in.Progress = &Progress{Total: last.Done + last.Remaining, Sent: last.Done, Remaining: last.Remaining, Left: last.ExpectedDowntime}
+	case Synchronising:
 		p := &Progress{Sent: s.wire.n.Load()}
 		for _, b := range j.cfg.Guest.Blocks() {
 			p.Total += uint64(len(b.Host))

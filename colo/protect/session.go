@@ -4,16 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/heartbeat"
-	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
@@ -97,42 +94,6 @@ func (s *session) committed() (epoch uint64, whole bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.epoch, s.whole
-}
-
-// counted counts what is written to a connection.
-type counted struct {
-	net.Conn
-	n atomic.Uint64
-}
-
-func (c *counted) Write(b []byte) (int, error) {
-	n, err := c.Conn.Write(b)
-	c.n.Add(uint64(n))
-	return n, err
-}
-
-// link returns the connection as package colo wants it: with vectored writes where the
-// one below has them, or each run of pages would be a write of its own.
-func (c *counted) link() net.Conn {
-	switch conn := c.Conn.(type) {
-	case *net.TCPConn, *net.UnixConn:
-		return vectored{c, func(b *net.Buffers) (int64, error) { return b.WriteTo(conn) }}
-	case qemufile.BuffersWriter:
-		return vectored{c, conn.WriteBuffers}
-	}
-	return c
-}
-
-type vectored struct {
-	*counted
-	write func(*net.Buffers) (int64, error)
-}
-
-// WriteBuffers implements qemufile.BuffersWriter.
-func (v vectored) WriteBuffers(b *net.Buffers) (int64, error) {
-	n, err := v.write(b)
-	v.n.Add(uint64(n))
-	return n, err
 }
 
 // observe passes a session's events on and notes what the job must know.
@@ -243,7 +204,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	}
 	// A session that is cancelled would say goodbye, so that the other side does
 	// not go on. A host that leaves wants it to.
-	stop := context.AfterFunc(ctx, func() { s.colo.Lost(context.Cause(ctx)) })
+	stop := atEnd(ctx, func() { s.colo.Lost(context.Cause(ctx)) })
 	defer stop()
 	if err := j.beginDisks(with, s, &group); err != nil {
 		s.colo.Lost(err)
@@ -431,9 +392,6 @@ func (s *session) ordered(err error) error {
 	return err
 }
 
-// errUnasked is no refusal: what an operator has said does not wait for an answer.
-var errUnasked = errors.New("this host goes on by an operator's word")
-
 // errHandingOver is why a session ends from the moment on in which the other side may take
 // the guest over. It is not that side's word that it has, or that it cannot, which is
 // errSwitchover: without one an operator has to say who goes on, where there is no arbiter.
@@ -441,229 +399,3 @@ var (
 	errHandingOver = errors.New("switchover")
 	errSwitchover  = fmt.Errorf("%w", errHandingOver)
 )
-
-// arbiter returns the session's colo.Arbiter: the guest stands still, and it is
-// to be settled whether this host goes on.
-func (j *Job) arbiter(s *session) colo.ArbiterFunc {
-	return func(ctx context.Context, c colo.Claim) error {
-		ctx, cancel := context.WithCancelCause(ctx)
-		defer cancel(nil)
-		defer context.AfterFunc(s.over, func() { cancel(context.Cause(s.over)) })()
-		err := j.settle(ctx, s, c)
-		leaves := s.over.Err() != nil
-		if err != nil && leaves {
-			err = fmt.Errorf("%w: %w", failover.ErrRefused, err) // nobody asks again
-		}
-		if err != nil && j.unasked(err) && !leaves {
-			return errUnasked // Fenced is about to say so
-		}
-		if errors.Is(err, failover.ErrRefused) {
-			j.fenceDisks()
-		}
-		return err
-	}
-}
-
-// unasked reports whether an operator has said by Fenced that this host goes on, so
-// that what the arbiter says is of no account. If not, and if that is no, Fenced comes
-// too late from now on.
-func (j *Job) unasked(err error) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.m.state == TakingOver {
-		return true
-	}
-	j.given = errors.Is(err, failover.ErrRefused)
-	return false
-}
-
-// settle is what the arbiter of a session does.
-func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
-	s.endedBy(c.Cause)
-	switch s.getPurpose() {
-	case toPause, toCancel, toComplete: // it was asked before
-		j.vm.face(true)
-		return nil
-	}
-	j.vm.keep(nil)
-	if s.getPurpose() == toHandOver {
-		if j.handedOver(ctx, s) {
-			return fmt.Errorf("%w: %w", failover.ErrRefused, errSwitchover)
-		}
-		s.setPurpose(noPurpose)
-	}
-	if s.over.Err() != nil {
-		return fmt.Errorf("%w: this host leaves: %w", failover.ErrRefused, context.Cause(s.over))
-	}
-	why := j.betterThere(s, c)
-	if why != nil {
-		j.do(broke, why.Error()+": "+c.Cause.Error())
-	} else {
-		j.do(broke, c.Cause.Error())
-	}
-	j.vm.keep(nil) // by a switchover that began at the same time; none can any more
-	switch st := j.State(); st {
-	case Asking:
-	default: // deposed, or stopped
-		return fmt.Errorf("%w: this host is %s", failover.ErrRefused, st)
-	}
-	if s.primary == nil {
-		if j.manual == nil && !c.Ordered && !errors.Is(c.Cause, errOrdered) {
-			j.hearOut(ctx, s)
-		}
-		if err := j.keepPromise(ctx, s); err != nil {
-			return err
-		}
-	} else if why != nil {
-		if err := j.giveForDisk(ctx, s, why); err != nil {
-			return err
-		}
-	}
-	generation, err := j.claim(ctx, s, c)
-	if err != nil {
-		return err
-	}
-	j.learn(generation)
-	j.hold(generation)
-	if s.primary == nil && s.getPurpose() != toTakeHand {
-		if err := j.fence(ctx, generation); err != nil {
-			return err
-		}
-	}
-	j.vm.face(true)
-	if err := j.do(granted, c.Cause.Error()); err != nil {
-		return fmt.Errorf("%w: %w", failover.ErrRefused, err) // stopped
-	}
-	return nil
-}
-
-// claim asks the arbiter, unless the other side has said, or says meanwhile, that
-// it ends the session on purpose: a secondary must not go on then, and a primary
-// need not fear that the other does. What a secondary has been granted and does not use
-// is no later copy of the guest: a primary claims it after that.
-func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, error) {
-	word := c.Ordered || errors.Is(c.Cause, errOrdered) || errors.Is(c.Cause, errSwitchover)
-	ask, over := s.peer.until(ctx, func() bool { return s.peer.ended })
-	generation, err := j.acquire(ask, s.peer.generation, word)
-	over()
-	if errors.Is(err, failover.ErrRefused) {
-		s.mu.Lock()
-		s.denied = true
-		s.mu.Unlock()
-	}
-	if why := s.peer.endedWhy(); why != nil && err != nil && !errors.Is(err, failover.ErrRefused) {
-		if s.primary == nil {
-			return 0, fmt.Errorf("%w: %w", failover.ErrRefused, why)
-		}
-		generation, err = j.acquire(ctx, s.peer.generation, true)
-	}
-	if unused := s.peer.notUsed(); unused > 0 && j.manual == nil && errors.Is(err, failover.ErrRefused) {
-		return j.acquire(ctx, unused, word)
-	}
-	return generation, err
-}
-
-// hearOut waits until this host, a secondary, has read what the other has said last.
-// That a guest has ended comes on another connection than the end of its session, and
-// may be read later. A host that has left or was killed has closed that connection as
-// well, and one that is silent says nothing more, so this takes time only where a
-// primary lives whose session has broken: no more than after which it would be lost.
-func (j *Job) hearOut(ctx context.Context, s *session) {
-	waiting, cancel := context.WithTimeout(ctx, j.cfg.Lost)
-	defer cancel()
-	p := s.peer
-	p.await(waiting, func() bool { return p.ended || p.gone || p.silent || p.released })
-}
-
-// keepPromise waits until this host may claim the guest, unless the other side
-// says that the session ended on purpose.
-func (j *Job) keepPromise(ctx context.Context, s *session) error {
-	for {
-		if err := s.peer.endedWhy(); err != nil {
-			return fmt.Errorf("%w: %w", failover.ErrRefused, err)
-		}
-		var wait time.Duration
-		s.peer.get(func() {
-			if !s.peer.released {
-				wait = time.Until(s.peer.pledge)
-			}
-		})
-		if wait <= 0 || j.manual != nil {
-			return nil
-		}
-		waiting, cancel := context.WithTimeout(ctx, wait)
-		s.peer.await(waiting, func() bool { return s.peer.ended || s.peer.released })
-		cancel()
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-	}
-}
-
-// fence makes sure of the other host's end, for as long as it takes.
-func (j *Job) fence(ctx context.Context, generation uint64) error {
-	if j.cfg.Fencer == nil {
-		return nil
-	}
-	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
-		err := j.cfg.Fencer.Fence(ctx, generation)
-		if err == nil {
-			return nil
-		}
-		j.note(fmt.Errorf("fence: %w", err))
-		if err := sleep(ctx, pause); err != nil {
-			return err
-		}
-	}
-}
-
-// A nets is the networks of a guest as one.
-type nets []Network
-
-func (n nets) each(f func(Network) error) error {
-	var errs []error
-	for _, one := range n {
-		errs = append(errs, f(one))
-	}
-	return errors.Join(errs...)
-}
-
-func (n nets) Mark(e uint64) error     { return n.each(func(o Network) error { return o.Mark(e) }) }
-func (n nets) Received(e uint64) error { return n.each(func(o Network) error { return o.Received(e) }) }
-func (n nets) Loaded(e uint64) error   { return n.each(func(o Network) error { return o.Loaded(e) }) }
-func (n nets) Commit(e uint64) error   { return n.each(func(o Network) error { return o.Commit(e) }) }
-func (n nets) Resumed(e uint64) error  { return n.each(func(o Network) error { return o.Resumed(e) }) }
-func (n nets) Failover() error         { return n.each(Network.Failover) }
-
-// HeldOutput implements colo.OutputHolder, for those that are one.
-func (n nets) HeldOutput() (all colo.Held) {
-	for _, one := range n {
-		if o, ok := one.(colo.OutputHolder); ok {
-			h := o.HeldOutput()
-			all.Packets += h.Packets
-			all.Bytes += h.Bytes
-			all.Age = max(all.Age, h.Age)
-		}
-	}
-	return all
-}
-
-// latencyCounter is a Network that counts how long the packets were kept that have
-// left.
-type latencyCounter interface{ OutputLatency() event.Latency }
-
-// OutputLatency merges those of the networks that count; ok says whether one does.
-func (n nets) OutputLatency() (all event.Latency, ok bool) {
-	for _, one := range n {
-		if c, counts := one.(latencyCounter); counts {
-			l := c.OutputLatency()
-			all.Merge(&l)
-			ok = true
-		}
-	}
-	return all, ok
-}
-
-func (n nets) Drain(ctx context.Context) error {
-	return n.each(func(o Network) error { return o.Drain(ctx) })
-}

@@ -335,18 +335,17 @@ func (j *Job) change(ctx context.Context, verb input) error {
 func (j *Job) handOver(ctx context.Context, s *session) error {
 	ctx, cancel := context.WithTimeout(ctx, j.cfg.PeerTimeout)
 	defer cancel()
-	// From the end of the next checkpoint's pause on the guest stands still, so that
-	// checkpoint has its last state. It is the one after the last that is committed
-	// when its pause ends.
+	// The guest is left standing by the checkpoint that has sent most of its memory before its
+	// pause, so that checkpoint has its last state. It is the one after the last that is
+	// committed when its pause ends.
 	var last atomic.Uint64
-	if err := j.keep(func() {
-		if epoch, _ := s.committed(); last.Load() == 0 {
-			last.Store(epoch + 1)
-		}
-	}); err != nil {
-		return err
-	}
-	s.primary.RequestCheckpoint(event.CauseRequest)
+	s.primary.Converge(func() {
+		j.keep(func() {
+			if epoch, _ := s.committed(); last.Load() == 0 {
+				last.Store(epoch + 1)
+			}
+		}) // otherwise the switchover is over already, as is said below
+	})
 	var epoch uint64
 	if err := j.switching(ctx, func() bool {
 		epoch, _ = s.committed()

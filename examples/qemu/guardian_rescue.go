@@ -63,8 +63,33 @@ func (g *guardian) part(ctx context.Context) error {
 	return err
 }
 
+// A QEMU says that it is in COLO a moment before it can be told to leave it: in between the
+// order ends QEMU 7.2 by an assertion of its own ("qemu_event_set"). Its guest stands in
+// finish-migrate then, as it does from there until its standby has answered, so that nothing
+// says when the moment is over. It is a short one: moment is many times as long.
+const moment = 100 * time.Millisecond
+
+// entersCOLO returns when a QEMU that may be about to enter COLO has had its moment, or is
+// not about to.
+func entersCOLO(ctx context.Context, m *qmp.Client) {
+	ctx, cancel := context.WithTimeout(ctx, moment)
+	defer cancel()
+	for {
+		var st struct{ Status string }
+		if m.Do(ctx, "query-status", nil, &st) != nil || st.Status != "finish-migrate" {
+			return // or it does not answer, and waits for what it is about to be told
+		}
+		select {
+		case <-time.After(moment / 10):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // lostHeartbeat has the QEMU leave COLO, if it is in it.
 func (g *guardian) lostHeartbeat(ctx context.Context) error {
+	entersCOLO(ctx, g.monitor())
 	err := g.order(ctx, "x-colo-lost-heartbeat", nil)
 	if errors.Is(err, context.DeadlineExceeded) {
 		// The monitor waits for a migration that waits for the standby.

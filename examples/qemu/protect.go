@@ -427,6 +427,7 @@ func (o *protectOptions) cutMigration(ctx context.Context, m *qmp.Client) error 
 
 // leaveCOLO returns when the guest runs on alone, or after leavingCOLO.
 func (o *protectOptions) leaveCOLO(ctx context.Context, m *qmp.Client) error {
+	entersCOLO(ctx, m)
 	if err := m.Do(ctx, "x-colo-lost-heartbeat", nil, nil); err != nil {
 		return err
 	}

@@ -28,6 +28,9 @@ type fakeMonitor struct {
 	breaks  int    // how many of the next cont end the connection in place of an answer
 	refuses bool   // cont
 	deaf    int    // how many of the next query-migrate end the connection
+	enters  int    // how many of the next query-status find it in finish-migrate
+	parts   int    // how often it has been told to leave COLO
+	early   int    // and how often in finish-migrate
 }
 
 func newFakeMonitor(t *testing.T) *fakeMonitor {
@@ -85,10 +88,18 @@ func (m *fakeMonitor) serve(conn net.Conn) {
 				m.mu.Unlock()
 				return
 			}
+		case "x-colo-lost-heartbeat":
+			if m.parts++; m.enters > 0 {
+				m.early++
+			}
 		case "query-block-jobs", "query-jobs", "query-named-block-nodes", "qom-list":
 			answer = `"return": []`
 		case "query-status":
 			state := m.state
+			if m.enters > 0 {
+				m.enters--
+				state = "finish-migrate"
+			}
 			if state == "" {
 				state = map[bool]string{true: "running", false: "paused"}[m.running]
 			}

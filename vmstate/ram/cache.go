@@ -38,6 +38,14 @@ type CacheConfig struct {
 	// again each time, as all that the guest has written.
 	KeepAfter int
 
+	// Overlap has the pages of an initial synchronisation put into the guest's memory while
+	// others are received, so that the first Flush, for which the primary waits, does not copy
+	// all memory. LoadState does it on a goroutine of its own that has ended when LoadState
+	// returns. The guest's memory is void until that Flush: a guest whose synchronisation broke
+	// must not run on what it had before. Without a copy (StagedOnly) that is so anyway, and
+	// Overlap does nothing.
+	Overlap bool
+
 	// Resumable has the cache keep what it holds of the primary's memory after a
 	// session, for the next ([Cache.Resume]): its memory, and the dirty log on, until
 	// Close. The guest stays paused meanwhile, or what it does is in the log.
@@ -53,7 +61,7 @@ type CacheConfig struct {
 // is rolled back to, and what differences apply to. The guest's own memory
 // changes in Flush and at no other time. (With CacheConfig.StagedOnly the cache
 // holds less, and the guest's memory is void until the first Flush of a session:
-// see [Cache.SaveDirty].)
+// see [Cache.SaveDirty]. It is that with CacheConfig.Overlap, too.)
 //
 // A Cache belongs to one goroutine at a time.
 //
@@ -83,14 +91,18 @@ type Cache struct {
 	only  stagedOnly
 	keep  keeping
 	fresh bool // wrote of the blocks is of a checkpoint that keep has not noted
+
+	overlap overlap
 }
 
 // cacheBlock is a block of a Cache.
 type cacheBlock struct {
 	Block
+	number int    // in Cache.blocks
 	page   []byte // the cache, as long as Host; nil for a block that is not sent
 	staged Bitmap // pages received since the last Flush
 	data   Bitmap // pages of the cache that may hold something else than zeros
+	placed Bitmap // pages of the first synchronisation that are in the guest's memory; nil: none
 	only   stagedPages
 	keep   keptPages
 	wrote  Bitmap // pages that the guest here wrote before the last Flush; nil if none are to be kept
@@ -115,7 +127,7 @@ func NewCache(blocks []Block, log DirtyLog, cfg CacheConfig) (*Cache, error) {
 	}
 	c := &Cache{index: make(map[string]int), log: log, cfg: cfg, last: noBlock, first: true, keep: newKeeping(log, cfg.KeepAfter)}
 	for i, b := range blocks {
-		cb := cacheBlock{Block: b, length: b.used(), told: b.used()}
+		cb := cacheBlock{Block: b, number: i, length: b.used(), told: b.used()}
 		if !cfg.Format.IgnoreShared || !b.Shared {
 			var err error
 			newMapping := mapping.New

@@ -11,7 +11,7 @@ import (
 // LoadState decodes the body of a RAM section into the cache. Every error is an
 // [*Error] that says where in the stream, and which page, as far as that is
 // known; the guest's memory is untouched (with CacheConfig.StagedOnly, from the
-// first Flush of a session on), but what is staged is void: a load that failed is followed by Discard, and the connection's end.
+// first Flush of a session on, and with CacheConfig.Overlap up to it void), but what is staged is void: a load that failed is followed by Discard, and the connection's end.
 func (c *Cache) LoadState(r *qemufile.Reader, version uint32) error {
 	if version != Version {
 		return &Error{Op: "load", Stream: r.Offset(), Err: fmt.Errorf("%w: %d", ErrVersion, version)}
@@ -26,7 +26,9 @@ func (c *Cache) LoadState(r *qemufile.Reader, version uint32) error {
 	start := r.Offset()
 	err := c.begin()
 	if err == nil {
+		c.overlap.begin(c)
 		err = c.load(r)
+		c.overlap.end()
 	} else {
 		err = loadError(start, "", 0, err)
 	}

@@ -69,6 +69,7 @@ func (c *Cache) Flush() error {
 		c.stats.Flushed += b.flush()
 	}
 	c.only.flushed()
+	c.stats.Flushed += c.overlap.taken(c)
 	c.forget()
 	c.fresh = !c.first && c.keep.on()
 	c.first, c.statsDone = false, true
@@ -117,6 +118,9 @@ func (c *Cache) readLog() error {
 // flush copies the staged pages to the guest and returns how many they were.
 func (b *cacheBlock) flush() (pages uint64) {
 	b.staged.ClearRange(int(b.length/PageSize), 64*len(b.staged))
+	for wi := range b.placed {
+		b.placed[wi] &^= b.staged[wi] // it came again
+	}
 	for wi, word := range b.staged {
 		if word == 0 {
 			continue
@@ -124,14 +128,7 @@ func (b *cacheBlock) flush() (pages uint64) {
 		data := b.data[wi]
 		for m := word; m != 0; m &= m - 1 {
 			bit := bits.TrailingZeros64(m)
-			off := (wi<<6 | bit) * PageSize
-			guest := b.Host[off : off+PageSize : off+PageSize]
-			switch {
-			case data>>bit&1 != 0:
-				copy(guest, b.page[off:off+PageSize])
-			case !isZero(guest):
-				clear(guest)
-			}
+			b.put(wi<<6|bit, data>>bit&1 != 0)
 		}
 		pages += uint64(bits.OnesCount64(word))
 		b.staged[wi] = 0
@@ -144,6 +141,9 @@ func (b *cacheBlock) flush() (pages uint64) {
 func (b *cacheBlock) takeMissing(from, to int) {
 	to = min(to, int(b.length/PageSize))
 	for wi, word := range b.staged {
+		if b.placed != nil {
+			word |= b.placed[wi]
+		}
 		for m := ^word; m != 0; m &= m - 1 {
 			i := wi<<6 | bits.TrailingZeros64(m)
 			if i < from {
@@ -168,7 +168,7 @@ func (b *cacheBlock) takeMissing(from, to int) {
 
 // Discard makes what is staged void, because the link broke or the load failed.
 // The guest's memory is what the last Flush made it and what the guest did
-// since; with CacheConfig.StagedOnly and before the first Flush of a session it is
+// since; with CacheConfig.StagedOnly or Overlap, and before the first Flush of a session, it is
 // nothing, as part of the initial synchronisation may be in it. The dirty log is switched off if the cache switched it on,
 // unless the cache holds what CacheConfig.Resumable is for. The cache
 // can be used again after NewSession, or when a peer begins with a block list.
@@ -196,6 +196,7 @@ func (c *Cache) drop() {
 	}
 	c.keepNone()
 	c.only.drop(c)
+	c.overlap.drop(c)
 }
 
 // Close discards what is staged and unmaps the cache. The guest's memory stays

@@ -1,0 +1,102 @@
+package colo
+
+import (
+	"context"
+	"math"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// Before a guest is handed over it stands still from its last checkpoint's pause until the
+// other side runs it, so as little as possible is left to that pause. As in a live migration,
+// what the guest has written is sent while it runs, then what it has written meanwhile, and so
+// on, as long as each round leaves less than half of what the one before had left.
+
+const (
+	// littleLeft is how many bytes of memory are not worth another round: a round costs about
+	// as much as a pause that finds them.
+	littleLeft = 64 << 10
+	// mostRounds bounds the rounds. Each takes less than half the time of the one before, so
+	// all of them take less than twice the time of the first.
+	mostRounds = 8
+)
+
+// convergence is a checkpoint that Converge has asked for.
+type convergence struct{ ready func() }
+
+// Converge asks for a checkpoint, as RequestCheckpoint does, in which the guest stands still
+// for as short a time as possible: what it has written is sent while it runs, in rounds, until
+// little is left or a round leaves more than half of what the one before did. The guest's
+// output waits longer for it than for another checkpoint, by no more than that one's transfer
+// would take twice; packets that have diverged end it after the first round. Info.Sync tells
+// how far it is.
+//
+// ready, if it is not nil, is called on the goroutine in Run right before the guest is paused
+// for that checkpoint, and must not wait: what comes after it, and nothing before, stands in
+// the checkpoint. Of calls that no checkpoint has met yet only the last counts. It never
+// blocks. Safe from any goroutine.
+func (p *Primary) Converge(ready func()) {
+	if ready == nil {
+		ready = func() {}
+	}
+	p.mu.Lock()
+	p.info.Sync = Progress{}
+	p.mu.Unlock()
+	p.converging.Store(&convergence{ready})
+	p.RequestCheckpoint(event.CauseRequest)
+}
+
+// approach returns the step that sends memory while the guest still runs, before a checkpoint
+// with that cause: nil where it should pause at once.
+func (p *Primary) approach(cause event.Cause) func(context.Context) error {
+	if c := p.converging.Swap(nil); c != nil {
+		p.diverged() // the request is met, if the timer has come before it
+		return func(ctx context.Context) error {
+			if err := p.converge(ctx); err != nil {
+				return err
+			}
+			c.ready()
+			return nil
+		}
+	}
+	return p.ahead(cause)
+}
+
+// converge sends memory in rounds while the guest runs.
+func (p *Primary) converge(ctx context.Context) error {
+	if err := p.sendVMStateSend(ctx); err != nil {
+		return err
+	}
+	before, began := p.sent(), time.Now()
+	for round, last := 1, uint64(math.MaxUint64); round <= mostRounds; round++ {
+		left, _ := p.state.Pending(true)
+		p.converged(round, left, p.sent()-before, time.Since(began))
+		if left <= littleLeft || left > last/2 || round > 1 && p.diverged() {
+			break
+		}
+		last = left
+		if err := p.sendWhileRunning(ctx, nil); err != nil {
+			return err
+		}
+		if err := p.link.Flush(); err != nil {
+			return err
+		}
+	}
+	p.sentAhead = uint64(p.sent() - before)
+	return p.link.Flush()
+}
+
+// converged notes how far it is, for Info.
+func (p *Primary) converged(round int, left uint64, sent int64, took time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	in := &p.info.Sync
+	in.Passes, in.Done, in.Remaining = round, uint64(sent), left
+	if sent > 0 && took > 0 {
+		in.Rate = float64(sent) / took.Seconds()
+	}
+	if in.ExpectedDowntime = 0; in.Rate > 0 {
+		in.ExpectedDowntime = time.Duration(float64(left) / in.Rate * float64(time.Second))
+	}
+}

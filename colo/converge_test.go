@@ -1,0 +1,131 @@
+package colo_test
+
+import (
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/event"
+)
+
+// rounds is a RAM that is told of each round of memory that is sent ahead.
+type rounds struct{ round func() }
+
+func (rounds) Pages() uint64           { return 0 }
+func (r rounds) BeginAhead()           { r.round() }
+func (rounds) Ahead() (uint64, uint64) { return 0, 0 }
+
+// A guest that is about to be handed over stands still for what it has written last, not for
+// what it has written since the checkpoint before.
+func TestMemoryIsSentInRoundsBeforeAGuestIsHandedOver(t *testing.T) {
+	for name, test := range map[string]struct {
+		writes []int // 32 pages each: before the checkpoint, and then in each round
+		rounds int
+		left   int64 // bytes sent with the guest standing still, at most
+	}{
+		"each round leaves less":         {[]int{8, 3, 1}, 3, 4 << 10},
+		"the guest writes as it is sent": {[]int{4, 4, 4, 4}, 1, 600 << 10},
+		"it writes next to nothing":      {[]int{0}, 0, 4 << 10},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var x *pair
+				var steps []string
+				var began, behind int64
+				begun, ready := 0, 0
+				write := func() {
+					if begun < len(test.writes) && test.writes[begun] > 0 {
+						x.p.step(test.writes[begun])
+					}
+				}
+				x = newPair(t, options{
+					guest: colotest.GuestConfig{Pages: 1024, Touch: 32},
+					primary: func(c *colo.PrimaryConfig) {
+						c.CheckpointDelay, c.AheadThreshold = time.Second, -1
+						c.RAM = rounds{func() { begun++; write() }}
+						c.Step = func(op string, epoch uint64) {
+							if epoch != 2 {
+								return
+							}
+							if len(steps) < 5 {
+								steps = append(steps, op)
+							}
+							switch now := x.pc.Sent().Bytes; op {
+							case "pause":
+								began = now
+							case "expect vmstate-received":
+								behind = now - began
+							}
+						}
+					},
+				})
+				defer x.close()
+				event.Subscribe(&x.p.bus, func(c event.CheckpointCommit) { // on the session's goroutine
+					switch c.Epoch {
+					case 1: // a timer's
+						write()
+						x.primary.Converge(func() { ready++; steps = append(steps, "ready") })
+					case 2:
+						if c.Cause != event.CauseRequest {
+							t.Errorf("the cause is %v", c.Cause)
+						}
+					case 3:
+						x.pc.Break()
+					}
+				})
+				x.start(t.Context())
+				x.wait()
+				x.wantWhole(t)
+				want := []string{"send checkpoint-request", "expect checkpoint-reply", "send ram ahead", "ready", "pause"}
+				if !slices.Equal(steps, want) || ready != 1 {
+					t.Errorf("steps %q, ready %d times", steps, ready)
+				}
+				if begun != test.rounds || behind > test.left {
+					t.Errorf("%d rounds, and %d bytes sent after them; want %d and at most %d", begun, behind, test.rounds, test.left)
+				}
+				if sync := x.primary.Info().Sync; sync.Passes != test.rounds+1 {
+					t.Errorf("%+v", sync)
+				}
+			})
+		})
+	}
+}
+
+// Packets that have diverged wait: the guest is paused after the round under way.
+func TestADivergenceEndsTheRoundsBeforeAHandOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var x *pair
+		begun := 0
+		x = newPair(t, options{
+			guest: colotest.GuestConfig{Pages: 1024, Touch: 32},
+			primary: func(c *colo.PrimaryConfig) {
+				c.CheckpointDelay, c.AheadThreshold = time.Second, -1
+				c.RAM = rounds{func() {
+					if begun++; begun == 1 {
+						x.p.step(3)
+						x.primary.RequestCheckpoint(event.CauseDivergence)
+					}
+				}}
+			},
+		})
+		defer x.close()
+		event.Subscribe(&x.p.bus, func(c event.CheckpointCommit) {
+			switch c.Epoch {
+			case 1:
+				x.p.step(8)
+				x.primary.Converge(nil)
+			case 2:
+				if c.Cause != event.CauseDivergence || begun != 1 {
+					t.Errorf("cause %v after %d rounds", c.Cause, begun)
+				}
+				x.pc.Break()
+			}
+		})
+		x.start(t.Context())
+		x.wait()
+		x.wantWhole(t)
+	})
+}

@@ -1,0 +1,75 @@
+package protect
+
+import (
+	"context"
+	"time"
+
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/failovertest"
+)
+
+// ofHost is the store as a host sees it.
+type ofHost struct {
+	*failovertest.Store
+	h *host
+}
+
+func (s ofHost) Load(ctx context.Context) (failover.Record, error) {
+	if err := s.reach(); err != nil {
+		return failover.Record{}, err
+	}
+	r, err := s.Store.Load(ctx)
+	if s.h.deaf.Load() {
+		return failover.Record{}, s.unheard(ctx)
+	}
+	s.h.pace()
+	return r, err
+}
+
+func (s ofHost) Swap(ctx context.Context, old, next failover.Record) (bool, error) {
+	if err := s.reach(); err != nil {
+		return false, err
+	}
+	if late := s.h.late.Add(-1); late >= 0 { // it arrives when nobody waits for it any more
+		d := time.Duration(late+1) * 137 * time.Millisecond
+		time.AfterFunc(d, func() { s.swap(context.Background(), old, next) })
+		return false, errNoRoute
+	}
+	ok, err := s.swap(ctx, old, next)
+	if s.h.twice.Load() { // as does one that the network repeats
+		time.AfterFunc(61*time.Millisecond, func() { s.swap(context.Background(), old, next) })
+	}
+	if s.h.deaf.Load() {
+		return false, s.unheard(ctx) // it was done
+	}
+	if s.h.forget.Add(-1) >= 0 || s.h.killed.Load() {
+		return false, errNoRoute // it was done, or not: who knows
+	}
+	s.h.trace("swap", int(next.Generation))
+	s.h.pace()
+	return ok, err
+}
+
+// unheard waits for an answer that does not come.
+func (s ofHost) unheard(ctx context.Context) error {
+	sleep(ctx, 300*time.Millisecond)
+	return errNoRoute
+}
+
+// swap notes whom the record has given the guest to.
+func (s ofHost) swap(ctx context.Context, old, next failover.Record) (bool, error) {
+	ok, err := s.Store.Swap(ctx, old, next)
+	if ok && next.Held() {
+		s.h.has(next.Generation)
+	}
+	return ok, err
+}
+
+func (s ofHost) reach() error {
+	s.h.pace()
+	time.Sleep(time.Duration(s.h.slow.Load()))
+	if s.h.killed.Load() || s.h.noArbiter.Load() {
+		return errNoRoute
+	}
+	return nil
+}

@@ -1,0 +1,189 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/failover"
+)
+
+// errUnasked is no refusal: what an operator has said does not wait for an answer.
+var errUnasked = errors.New("this host goes on by an operator's word")
+
+// arbiter returns the session's colo.Arbiter: the guest stands still, and it is
+// to be settled whether this host goes on.
+func (j *Job) arbiter(s *session) colo.ArbiterFunc {
+	return func(ctx context.Context, c colo.Claim) error {
+		ctx, cancel := context.WithCancelCause(ctx)
+		defer cancel(nil)
+		defer context.AfterFunc(s.over, func() { cancel(context.Cause(s.over)) })()
+		err := j.settle(ctx, s, c)
+		leaves := s.over.Err() != nil
+		if err != nil && leaves {
+			err = fmt.Errorf("%w: %w", failover.ErrRefused, err) // nobody asks again
+		}
+		if err != nil && j.unasked(err) && !leaves {
+			return errUnasked // Fenced is about to say so
+		}
+		if errors.Is(err, failover.ErrRefused) {
+			j.fenceDisks()
+		}
+		return err
+	}
+}
+
+// unasked reports whether an operator has said by Fenced that this host goes on, so
+// that what the arbiter says is of no account. If not, and if that is no, Fenced comes
+// too late from now on.
+func (j *Job) unasked(err error) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.m.state == TakingOver {
+		return true
+	}
+	j.given = errors.Is(err, failover.ErrRefused)
+	return false
+}
+
+// settle is what the arbiter of a session does.
+func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
+	s.endedBy(c.Cause)
+	switch s.getPurpose() {
+	case toPause, toCancel, toComplete: // it was asked before
+		j.vm.face(true)
+		return nil
+	}
+	j.vm.keep(nil)
+	if s.getPurpose() == toHandOver {
+		if j.handedOver(ctx, s) {
+			return fmt.Errorf("%w: %w", failover.ErrRefused, errSwitchover)
+		}
+		s.setPurpose(noPurpose)
+	}
+	if s.over.Err() != nil {
+		return fmt.Errorf("%w: this host leaves: %w", failover.ErrRefused, context.Cause(s.over))
+	}
+	why := j.betterThere(s, c)
+	if why != nil {
+		j.do(broke, why.Error()+": "+c.Cause.Error())
+	} else {
+		j.do(broke, c.Cause.Error())
+	}
+	j.vm.keep(nil) // by a switchover that began at the same time; none can any more
+	switch st := j.State(); st {
+	case Asking:
+	default: // deposed, or stopped
+		return fmt.Errorf("%w: this host is %s", failover.ErrRefused, st)
+	}
+	if s.primary == nil {
+		if j.manual == nil && !c.Ordered && !errors.Is(c.Cause, errOrdered) {
+			j.hearOut(ctx, s)
+		}
+		if err := j.keepPromise(ctx, s); err != nil {
+			return err
+		}
+	} else if why != nil {
+		if err := j.giveForDisk(ctx, s, why); err != nil {
+			return err
+		}
+	}
+	generation, err := j.claim(ctx, s, c)
+	if err != nil {
+		return err
+	}
+	j.learn(generation)
+	j.hold(generation)
+	if s.primary == nil && s.getPurpose() != toTakeHand {
+		if err := j.fence(ctx, generation); err != nil {
+			return err
+		}
+	}
+	j.vm.face(true)
+	if err := j.do(granted, c.Cause.Error()); err != nil {
+		return fmt.Errorf("%w: %w", failover.ErrRefused, err) // stopped
+	}
+	return nil
+}
+
+// claim asks the arbiter, unless the other side has said, or says meanwhile, that
+// it ends the session on purpose: a secondary must not go on then, and a primary
+// need not fear that the other does. What a secondary has been granted and does not use
+// is no later copy of the guest: a primary claims it after that.
+func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, error) {
+	word := c.Ordered || errors.Is(c.Cause, errOrdered) || errors.Is(c.Cause, errSwitchover)
+	ask, over := s.peer.until(ctx, func() bool { return s.peer.ended })
+	generation, err := j.acquire(ask, s.peer.generation, word)
+	over()
+	if errors.Is(err, failover.ErrRefused) {
+		s.mu.Lock()
+		s.denied = true
+		s.mu.Unlock()
+	}
+	if why := s.peer.endedWhy(); why != nil && err != nil && !errors.Is(err, failover.ErrRefused) {
+		if s.primary == nil {
+			return 0, fmt.Errorf("%w: %w", failover.ErrRefused, why)
+		}
+		generation, err = j.acquire(ctx, s.peer.generation, true)
+	}
+	if unused := s.peer.notUsed(); unused > 0 && j.manual == nil && errors.Is(err, failover.ErrRefused) {
+		return j.acquire(ctx, unused, word)
+	}
+	return generation, err
+}
+
+// hearOut waits until this host, a secondary, has read what the other has said last.
+// That a guest has ended comes on another connection than the end of its session, and
+// may be read later. A host that has left or was killed has closed that connection as
+// well, and one that is silent says nothing more, so this takes time only where a
+// primary lives whose session has broken: no more than after which it would be lost.
+func (j *Job) hearOut(ctx context.Context, s *session) {
+	waiting, cancel := context.WithTimeout(ctx, j.cfg.Lost)
+	defer cancel()
+	p := s.peer
+	p.await(waiting, func() bool { return p.ended || p.gone || p.silent || p.released })
+}
+
+// keepPromise waits until this host may claim the guest, unless the other side
+// says that the session ended on purpose.
+func (j *Job) keepPromise(ctx context.Context, s *session) error {
+	for {
+		if err := s.peer.endedWhy(); err != nil {
+			return fmt.Errorf("%w: %w", failover.ErrRefused, err)
+		}
+		var wait time.Duration
+		s.peer.get(func() {
+			if !s.peer.released {
+				wait = time.Until(s.peer.pledge)
+			}
+		})
+		if wait <= 0 || j.manual != nil {
+			return nil
+		}
+		waiting, cancel := context.WithTimeout(ctx, wait)
+		s.peer.await(waiting, func() bool { return s.peer.ended || s.peer.released })
+		cancel()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// fence makes sure of the other host's end, for as long as it takes.
+func (j *Job) fence(ctx context.Context, generation uint64) error {
+	if j.cfg.Fencer == nil {
+		return nil
+	}
+	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		err := j.cfg.Fencer.Fence(ctx, generation)
+		if err == nil {
+			return nil
+		}
+		j.note(fmt.Errorf("fence: %w", err))
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
+}

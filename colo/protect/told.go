@@ -1,0 +1,70 @@
+package protect
+
+import (
+	"context"
+	"sync"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// told is the changes of state that nobody has been told of yet, in their order. A job's state
+// is changed by several goroutines, and one that has changed it may be slow to say so: whoever
+// finds somebody telling leaves its own to him, so that nobody hears of a state before the one
+// that it followed. It is guarded by the job's mu.
+type told struct {
+	queue []change
+	busy  bool
+	ended sync.Cond // busy has become false; its L is the job's mu
+}
+
+// change is one change of state.
+type change struct {
+	to State
+	e  event.JobStatusChange
+}
+
+// tellAll tells of what is in the queue, unless somebody does so already: another goroutine, or
+// one that is further up on this stack.
+func (j *Job) tellAll() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	t := &j.told
+	if t.busy {
+		return
+	}
+	t.busy = true
+	for len(t.queue) > 0 {
+		c := t.queue[0]
+		t.queue = t.queue[1:]
+		j.mu.Unlock()
+		j.cfg.publish(c.e)
+		j.logState(c.to, c.e)
+		j.mu.Lock()
+	}
+	t.busy = false
+	t.ended.Broadcast()
+}
+
+// allTold returns when nobody is being told of a change of state.
+func (j *Job) allTold() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	for j.told.busy {
+		j.told.ended.Wait()
+	}
+}
+
+// atEnd calls f when ctx ends, on a goroutine of its own, until stop is called, once. When stop
+// returns, f is not being called.
+func atEnd(ctx context.Context, f func()) (stop func()) {
+	ended := make(chan struct{})
+	off := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		f()
+	})
+	return func() {
+		if !off() {
+			<-ended
+		}
+	}
+}

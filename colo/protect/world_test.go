@@ -1,0 +1,437 @@
+package protect
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/failover/failovertest"
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// A world is two hosts, or three, an arbiter, and a client who hears what leaves either.
+type world struct {
+	t      *testing.T
+	f      *fabric
+	store  *failovertest.Store
+	guest  colotest.GuestConfig
+	term   time.Duration
+	ledger colotest.Ledger
+
+	names []string      // the hosts that there can be
+	turn  time.Duration // of three, each reaches for one of the others for so long, and then for the next
+
+	delay    time.Duration // from one checkpoint to the next; 0: what it is by default
+	lean     bool          // hosts keep no copy of the memory
+	channels int           // of memory, that hosts have
+
+	compared bool   // the guests' output is, instead of waiting for checkpoints
+	agreed   uint64 // packets that left since both guests had said the same, as far as hosts that left knew
+	diverged uint64 // checkpoints that a divergence asked for
+
+	disks  bool              // the guest has one
+	size   int               // of it
+	images map[string]*image // by host; a host that comes back finds its own
+	record *trace            // nil: nothing is recorded
+	counts *counts           // nil: nothing is counted
+
+	mu     sync.Mutex
+	writes map[uint64][]write // by the hash of the round that made them
+	wire   [][]byte
+	oracle *colotest.Oracle
+	last   string // the host that the last frame came from
+	hosts  []*host
+}
+
+func newWorld(t *testing.T) *world {
+	interval := time.Millisecond
+	if testing.Short() {
+		interval *= 4 // what a guest does is most of what a test costs; where frames are counted it is set back
+	}
+	w := &world{
+		t: t, f: newFabric(), names: []string{"a", "b"}, store: new(failovertest.Store), images: map[string]*image{}, writes: map[uint64][]write{}, term: time.Second, size: diskSize,
+		guest: colotest.GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Interval: interval},
+	}
+	o, err := colotest.NewOracle(w.guest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.oracle = o
+	return w
+}
+
+// A host is one process: its guest, its NIC and its job. A host that comes back
+// is a new one.
+type host struct {
+	w     *world
+	name  string
+	guest *colotest.Guest
+	nic   *NIC
+	proxy *Proxy // instead of nic, if output is compared
+	job   *Job
+	stop  context.CancelCauseFunc
+	done  chan struct{}
+	err   error // of Run, when done is closed
+	dead  chan struct{}
+	once  sync.Once
+
+	ran   bool // the guest ran here when the host was halted
+	disk  *Disk
+	image *image
+	wrote []write // since the last frame
+
+	killed    atomic.Bool
+	gone      atomic.Bool   // killed, and not only not heard any more
+	noArbiter atomic.Bool   // the arbiter does not hear it
+	deaf      atomic.Bool   // the arbiter hears it, and it does not hear the arbiter
+	slow      atomic.Int64  // it answers that late, in nanoseconds
+	forget    atomic.Int64  // that many of its answers are lost
+	late      atomic.Int64  // that many of what it is asked for it does later
+	twice     atomic.Bool   // and all of it again
+	lag       atomic.Int64  // how slow the host is, in nanoseconds
+	asked     atomic.Int64  // when its gate last said that a frame may leave
+	token     string        // of its claims
+	copyOf    atomic.Uint64 // the last generation of which it has had the guest, or a whole copy
+
+	mu     sync.Mutex
+	still  chan struct{} // not nil: the process is stopped, until it is closed
+	events []event.Event
+	when   State
+	hook   func() // called when the job comes to that state, once
+}
+
+// has notes that the host has the guest of a generation, or a whole copy of it.
+func (h *host) has(generation uint64) {
+	for was := h.copyOf.Load(); was < generation && !h.copyOf.CompareAndSwap(was, generation); was = h.copyOf.Load() {
+	}
+}
+
+// on has f called when the job comes to a state, on the job's goroutine.
+func (h *host) on(s State, f func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.when, h.hook = s, f
+}
+
+// passes returns a channel that is closed when the job comes to a state, which it may
+// leave again before anybody has looked.
+func (h *host) passes(s State) <-chan struct{} {
+	c := make(chan struct{})
+	h.on(s, func() { close(c) })
+	return c
+}
+
+// uplink is the host's way to the client.
+type uplink struct{ h *host }
+
+func (u uplink) WritePacket(p []byte) error { return u.h.w.hear(u.h, p) }
+
+func (u uplink) ReadPacket() ([]byte, error) {
+	<-u.h.dead
+	return nil, errDead
+}
+
+func (u uplink) Close() error { u.h.once.Do(func() { close(u.h.dead) }); return nil }
+
+var errDead = errors.New("killed")
+
+// hear is the client, who must not be able to tell that there are two hosts.
+func (w *world) hear(h *host, p []byte) error {
+	if h.killed.Load() {
+		return errDead
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	told := w.t.Failed() // once is enough: each frame of a seed that goes wrong may do the same
+	if !told && !h.mayEmit() {
+		w.t.Errorf("a frame left %s while its gate is shut", h.name)
+	}
+	for _, o := range w.hosts {
+		if !told && o != h && !o.killed.Load() && o.job.Gate().Open() {
+			w.t.Errorf("a frame left %s while the gate of %s is open", h.name, o.name)
+		}
+	}
+	if announces(p) {
+		h.trace("announces", len(p))
+		return nil
+	}
+	w.oracle.Frame(p)
+	h.trace("frame", int(binary.BigEndian.Uint64(p[len(p)-16:])))
+	w.last = h.name
+	w.wire = append(w.wire, append([]byte(nil), p...))
+	return nil
+}
+
+// announces reports whether a host, and not its guest, has sent a frame: where the
+// guest is.
+func announces(p []byte) bool {
+	t := binary.BigEndian.Uint16(p[12:])
+	return t == packet.TypeARP || t == 0x8035 // RARP
+}
+
+func (w *world) heard() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return len(w.wire)
+}
+
+func (w *world) clean() {
+	w.t.Helper()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if v := w.oracle.Verdict(); !v.Clean() {
+		w.t.Errorf("the client noticed: %+v", v)
+	}
+}
+
+// other is whom a host reaches for now.
+func (w *world) other(name string) string {
+	others := w.others(name)
+	if len(others) == 1 {
+		return others[0]
+	}
+	return others[int(time.Since(epochOfBubbles)/w.turn)%len(others)]
+}
+
+// others are the names of the hosts beside one.
+func (w *world) others(name string) []string {
+	return slices.DeleteFunc(slices.Clone(w.names), func(n string) bool { return n == name })
+}
+
+// boot makes a host and starts its job. change may be nil.
+func (w *world) boot(name string, start bool, change func(*Config)) *host {
+	w.t.Helper()
+	h := &host{w: w, name: name, done: make(chan struct{}), dead: make(chan struct{})}
+	var err error
+	g := w.guest
+	g.Output = func(frame []byte) error {
+		h.pace()
+		if err := w.ledger.Frame(frame); err != nil {
+			w.t.Error(err)
+		}
+		w.noteWrites(h, frame)
+		if h.proxy != nil {
+			return h.proxy.WritePacket(frame)
+		}
+		return h.nic.WritePacket(frame)
+	}
+	if w.disks {
+		g.Disk, g.DiskEvery, g.Write = uint64(w.size), 2, h.write
+		if h.image = w.images[name]; h.image == nil {
+			h.image = &image{b: make([]byte, w.size)}
+			w.images[name] = h.image
+		}
+	}
+	if h.guest, err = colotest.NewGuest(g); err != nil {
+		w.t.Fatal(err)
+	}
+	var network Network
+	if w.compared {
+		h.proxy, err = NewProxy(ProxyConfig{Uplink: uplink{h}, Deliver: func([]byte) error { return nil }})
+		network = pacedProxy{h.proxy, h}
+	} else {
+		h.nic, err = NewNIC(NICConfig{Uplink: uplink{h}})
+		network = paced{h.nic, h}
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	l := newListener(w.f, name)
+	port, err := NewPort(l, PortConfig{Insecure: true})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	bus := new(event.Bus)
+	bus.SubscribeAll(h.observe)
+	cfg := Config{
+		Name: "guest", Host: name, Guest: h.guest, Network: []Network{network}, Start: start, Events: bus,
+		Peer: Peer{
+			Port: port, PortConfig: PortConfig{Insecure: true},
+			Dialer: func(ctx context.Context) (net.Conn, error) {
+				if h.killed.Load() {
+					return nil, errDead
+				}
+				return w.f.dial(ctx, name, w.other(name))
+			},
+		},
+		Arbiter: failover.NewStoreArbiter(ofHost{w.store, h}), Term: w.term, NoMemoryCopy: w.lean, CheckpointDelay: w.delay,
+	}
+	if w.disks {
+		if h.disk, err = NewDisk(DiskConfig{Name: "root", Image: ofProcess{h.image, h}}); err != nil {
+			w.t.Fatal(err)
+		}
+		cfg.Disks = []*Disk{h.disk}
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	if h.job, err = New(cfg); err != nil {
+		w.t.Fatal(err)
+	}
+	h.token = h.job.token
+	w.mu.Lock()
+	w.hosts = append(w.hosts, h)
+	w.mu.Unlock()
+	w.f.open(l) // who finds it finds the host
+	ctx, cancel := context.WithCancelCause(w.t.Context())
+	h.stop = cancel
+	var group sync.WaitGroup
+	group.Go(func() { h.guest.Run(ctx) })
+	group.Go(func() { port.Serve(ctx) })
+	go func() {
+		defer close(h.done)
+		h.err = h.job.Run(ctx)
+		h.stop(nil)
+		group.Wait()
+	}()
+	return h
+}
+
+// observe notes what the job tells.
+func (h *host) observe(r event.Record) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.events = append(h.events, r.Event)
+	switch e := r.Event.(type) {
+	case event.CheckpointCommit:
+		if s := h.job.session(); s != nil {
+			h.has(s.peer.generation)
+		}
+		switch {
+		case e.Mode != event.ModePrimary:
+		case e.Epoch == 0:
+			h.trace("synchronises", 0)
+		default:
+			h.trace("checkpoint", int(e.Epoch))
+		}
+	case event.JobStatusChange:
+		h.trace(e.State, int(e.Generation))
+		if h.hook != nil && e.State == h.when.String() {
+			h.hook()
+			h.hook = nil
+		}
+	}
+}
+
+// halt ends a host in good order and frees its guest.
+func (h *host) halt() error {
+	h.ran = h.job.State().runs()
+	whole, followed := h.whole(), strings.Count(h.states(), "following")
+	h.stop(errHalt)
+	<-h.done
+	if !h.w.lean || h.ran || whole && strings.Count(h.states(), "following") == followed {
+		h.w.verify(h)
+	} // or its memory is that of a synchronisation that was cut off
+	h.leave()
+	return h.err
+}
+
+var errHalt = errors.New("halted")
+
+// whole reports whether the host follows, and has a guest to go on with.
+func (h *host) whole() bool {
+	s := h.job.session()
+	if s == nil {
+		return false
+	}
+	_, whole := s.committed()
+	return whole
+}
+
+func (h *host) leave() {
+	h.w.mu.Lock()
+	defer h.w.mu.Unlock()
+	if h.proxy != nil {
+		if s, _ := h.proxy.Stats(); s != nil {
+			h.w.agreed += s.Matched
+			h.w.diverged += s.Diverged
+		}
+	}
+	for i, o := range h.w.hosts {
+		if o == h {
+			h.w.hosts = append(h.w.hosts[:i:i], h.w.hosts[i+1:]...)
+		}
+	}
+	if err := h.guest.Close(); err != nil {
+		h.w.t.Error(err)
+	}
+}
+
+// kill ends a host without a word: its connections break, or just fall silent, and
+// nothing of it is heard any more. What runs on of it ends by itself.
+func (h *host) kill(silent bool) {
+	h.killed.Store(true)
+	h.gone.Store(true)
+	h.resume()
+	if h.w.f.ways != nil {
+		h.w.f.ways.dies(h, silent)
+		h.stop(errDead)
+		return
+	}
+	h.w.f.part(h.name, h.w.other(h.name), silent)
+	h.w.f.mu.Lock()
+	delete(h.w.f.at, h.name)
+	h.w.f.mu.Unlock()
+	h.w.f.join(h.name, h.w.other(h.name))
+	h.stop(errDead)
+}
+
+// bury waits for what ran on of a killed host.
+func (h *host) bury() {
+	<-h.done
+	h.leave()
+}
+
+// is waits until the job is in a state.
+func (h *host) is(s State) {
+	h.w.t.Helper()
+	ctx, cancel := context.WithTimeout(h.w.t.Context(), time.Minute)
+	defer cancel()
+	got, err := h.job.Wait(ctx, s)
+	if err != nil || got != s {
+		h.w.t.Fatalf("%s is %v, not %v (%v): %+v", h.name, got, s, err, h.job.Query())
+	}
+}
+
+func (h *host) states() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var s []string
+	for _, e := range h.events {
+		if c, ok := e.(event.JobStatusChange); ok {
+			s = append(s, c.State)
+		}
+	}
+	return strings.Join(s, " ")
+}
+
+// protected boots a pair and waits until it is in step.
+func (w *world) protected() (a, b *host) {
+	w.t.Helper()
+	b = w.boot("b", false, nil)
+	a = w.boot("a", true, nil)
+	a.is(Protected)
+	b.is(Following)
+	return a, b
+}
+
+// verify checks a guest's whole state against what the guests ever did.
+func (w *world) verify(h *host) {
+	w.t.Helper()
+	if err := w.ledger.Verify(h.guest); err != nil {
+		w.t.Errorf("%s: %v", h.name, err)
+	}
+	if w.disks && h.ran {
+		w.verifyDisk(h)
+	}
+}

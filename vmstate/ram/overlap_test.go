@@ -1,0 +1,191 @@
+package ram
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/gocolo/lockstep/qemufile"
+)
+
+// overlapping sends a guest's memory in sections of about so many pages, while it is written
+// to, and calls look after each section.
+func overlapping(t *testing.T, prim, sec *guest, cfg CacheConfig, pages int, look func()) (*link, *Saver, *Cache) {
+	t.Helper()
+	l := newLink(t)
+	s := NewSaver(prim.blocks, prim, SaverConfig{IterateBytes: pages * PageSize})
+	c := newCache(t, sec, cfg)
+	r := rand.New(rand.NewPCG(4, 5))
+	l.setup(s)
+	l.load(c)
+	for done := false; !done; {
+		done = l.iterate(s)
+		l.load(c)
+		look()
+	}
+	for range 4 {
+		prim.scribble(r, 150)
+		s.Pending(true)
+		for done := false; !done; {
+			done = l.iterate(s)
+			l.load(c)
+			look()
+		}
+	}
+	prim.scribble(r, 100)
+	l.complete(s)
+	l.load(c)
+	return l, s, c
+}
+
+func filled(t *testing.T) (prim, sec *guest) {
+	t.Helper()
+	prim = newGuest(t, pages(t, "ram", 700), pages(t, "rom", 300))
+	sec = prim.twin(t)
+	r := rand.New(rand.NewPCG(2, 3))
+	for _, g := range []*guest{prim, sec} { // what the secondary has had is of no account
+		for _, b := range g.blocks {
+			for i := 0; i < len(b.Host); i += PageSize {
+				if r.IntN(4) > 0 {
+					copy(b.Host[i:], randomPage(r))
+				}
+			}
+		}
+	}
+	return prim, sec
+}
+
+// What one section brings is the guest's when the next has been received; what comes again
+// and what comes last, when it is flushed. Then the cache is as it is without an overlap.
+func TestMemoryIsPutInPlaceWhileMoreComes(t *testing.T) {
+	prim, sec := filled(t)
+	sections, inPlace := 0, 0
+	_, _, c := overlapping(t, prim, sec, CacheConfig{Overlap: true}, 100, func() {
+		if sections++; sections == 5 {
+			for i := 0; i < 700; i++ {
+				if bytes.Equal(sec.blocks[0].Host[i*PageSize:][:PageSize], prim.blocks[0].Host[i*PageSize:][:PageSize]) {
+					inPlace++
+				}
+			}
+		}
+	})
+	if inPlace < 300 || inPlace > 600 {
+		t.Errorf("%d pages are in place after 5 sections of about 100", inPlace)
+	}
+	flush(t, c)
+	want := prim.snapshot()
+	wantMemory(t, "flushed", sec, want)
+	if n := c.Stats().Flushed; n != 1000 {
+		t.Errorf("Flushed = %d", n)
+	}
+	// Whatever its guest writes, it is rolled back to the same.
+	sec.scribble(rand.New(rand.NewPCG(6, 7)), 2000)
+	flush(t, c)
+	wantMemory(t, "rolled back", sec, want)
+}
+
+func TestWithoutOverlapTheGuestIsUntouchedUntilFlush(t *testing.T) {
+	prim, sec := filled(t)
+	was := sec.snapshot()
+	_, _, c := overlapping(t, prim, sec, CacheConfig{}, 100, func() { wantMemory(t, "received", sec, was) })
+	flush(t, c)
+	wantMemory(t, "flushed", sec, prim.snapshot())
+}
+
+// After the first Flush what comes is the guest's in Flush and not before.
+func TestOverlapEndsWithTheFirstFlush(t *testing.T) {
+	prim, sec := filled(t)
+	l, s, c := overlapping(t, prim, sec, CacheConfig{Overlap: true}, 100, func() {})
+	flush(t, c)
+	was := sec.snapshot()
+	prim.scribble(rand.New(rand.NewPCG(8, 9)), 900)
+	s.Pending(true)
+	for done := false; !done; {
+		done = l.iterate(s)
+		l.load(c)
+		wantMemory(t, "a checkpoint comes", sec, was)
+	}
+	l.complete(s)
+	l.load(c)
+	wantMemory(t, "a checkpoint has come", sec, was)
+	flush(t, c)
+	wantMemory(t, "it is flushed", sec, prim.snapshot())
+}
+
+// A synchronisation that breaks is followed by another, of another guest.
+func TestASynchronisationThatBreaksLeavesNothingToTheNext(t *testing.T) {
+	prim, sec := filled(t)
+	_, _, c := overlapping(t, prim, sec, CacheConfig{Overlap: true}, 100, func() {})
+	if err := loadBytes(c, []byte{0, 0, 0, 0, 0, 0, 0, 0x08, 1}); err == nil {
+		t.Fatal("a page of no block was taken")
+	}
+	c.Discard()
+	c.NewSession()
+	other := newGuest(t, pages(t, "ram", 700), pages(t, "rom", 300))
+	copy(other.blocks[0].Host[650*PageSize:], page(7))
+	l := newLink(t)
+	l.sync(NewSaver(other.blocks, other, SaverConfig{IterateBytes: 100 * PageSize}), c)
+	wantMemory(t, "the second", sec, other.snapshot())
+}
+
+// A page that comes in one section and again in the next, while it is put in place, is what
+// it was last; and a peer that sends one page for ever has no long list made of it.
+func TestAPageThatComesAgainIsWhatItWasLast(t *testing.T) {
+	sec := newGuest(t, pages(t, "ram", 128))
+	c := newCache(t, sec, CacheConfig{Overlap: true})
+	section := func(n int, fill func(i int) byte) []byte {
+		return body(t, func(w *qemufile.Writer) {
+			for i := range n {
+				word := uint64(i%128)*PageSize | flagZero
+				if i > 0 {
+					word |= flagContinue
+				}
+				w.PutBE64(word)
+				if i == 0 {
+					w.PutCountedString("ram")
+				}
+				w.PutByte(fill(i))
+			}
+			w.PutBE64(flagEOS)
+		})
+	}
+	for round, n := range []int{128, 128, 3 * overlapMost, 128} {
+		if err := loadBytes(c, section(n, func(i int) byte { return byte((i%128 + round) % 3) })); err != nil {
+			t.Fatal(err)
+		}
+		if cap(c.overlap.fresh) > 2*overlapMost {
+			t.Fatalf("a list of %d pages", cap(c.overlap.fresh))
+		}
+	}
+	flush(t, c)
+	for i := range 128 {
+		if b := sec.blocks[0].Host[i*PageSize]; b != byte((i+3)%3) {
+			t.Fatalf("page %d is %d", i, b)
+		}
+	}
+}
+
+// By what the peer's block is longer the guest's is so only in Flush.
+func TestWhatABlockGrowsByIsNotTouchedBefore(t *testing.T) {
+	const now, then = 200, 500
+	prim := newGuest(t, Block{Name: "ram", Host: newMemory(t, then*PageSize)})
+	b := Block{Name: "ram", Host: newMemory(t, then*PageSize), Used: now * PageSize, Resizable: true}
+	for i := range then {
+		copy(prim.blocks[0].Host[i*PageSize:], page(byte(i)|1))
+	}
+	grown := false
+	b.Resize = func(n uint64) error {
+		if n != then*PageSize || !bytes.Equal(b.Host[now*PageSize:], make([]byte, (then-now)*PageSize)) {
+			t.Error("its memory was touched before it heard of it")
+		}
+		grown = true
+		return nil
+	}
+	sec := newGuest(t, b)
+	_, _, c := overlapping(t, prim, sec, CacheConfig{Overlap: true}, 100, func() {})
+	flush(t, c)
+	wantMemory(t, "flushed", sec, prim.snapshot())
+	if !grown {
+		t.Error("it has not heard of it")
+	}
+}
