@@ -83,7 +83,11 @@ func (h *host) over() bool {
 // it last, since they were granted it or had followed and were in step, are dead.
 func (s *simulation) lost() string {
 	r, _ := s.store.Load(s.t.Context())
-	has := func(h *host) bool { return h.copyOf.Load() == r.Generation }
+	last := max(r.Generation, s.word.Load())
+	has := func(h *host) bool { return h.copyOf.Load() == last }
+	if r.Generation < last && slices.ContainsFunc(s.dead, has) {
+		return "" // it died before its arbiter had heard of it, which refuses every copy
+	}
 	for _, h := range s.up() {
 		if has(h) {
 			return h.name + " has it"

@@ -65,9 +65,10 @@ type simulation struct {
 	patience time.Duration // for which a host that is not heard counts as alive; 0: what it is by default
 	lostAt   time.Time     // when the guest was seen to be lost; zero: it is not
 
-	pausing  atomic.Int64 // verbs that will resume what they pause
-	migrated int          // hosts that have ended so
-	fenced   atomic.Int64 // hosts that went on by an operator's word
+	pausing  atomic.Int64  // verbs that will resume what they pause
+	migrated int           // hosts that have ended so
+	fenced   atomic.Int64  // hosts that went on by an operator's word
+	word     atomic.Uint64 // the last generation that one holds so, or held
 
 	begun  bool // a session was broken off while its first state was sent or loaded
 	third  bool // the third host was in step with another

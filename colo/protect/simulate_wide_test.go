@@ -159,6 +159,8 @@ func (s *simulation) fences(h *host) {
 		err := h.job.Fenced()
 		if err == nil {
 			s.fenced.Add(1)
+			s.word.Store(h.job.keeper.Generation())
+			h.has(s.word.Load())
 		}
 		return err
 	})
