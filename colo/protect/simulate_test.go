@@ -623,6 +623,8 @@ var keptSeeds = []uint64{
 // keptAsTheyAre have found something too, and do all that seeds do now.
 var keptAsTheyAre = []uint64{
 	90, // a host that had gone on by an operator's word gave its guest away before its arbiter had heard of it
+
+	3002045, // another took over from such a host, whose gate stayed open
 }
 
 const (

@@ -151,11 +151,16 @@ func (s *simulation) followerOf(h *host) (follows *host) {
 	return follows
 }
 
-// fences has an operator tell a host that the one that it follows is dead, which is so.
+// fences has an operator tell a host that the one that it follows is dead, which is so; unless
+// it follows another by then, or nobody.
 func (s *simulation) fences(h *host) {
 	after := time.Duration(s.wide.IntN(1500)) * time.Millisecond
+	follows := h.job.session()
 	s.verb(h, "fenced", func(ctx context.Context) error {
 		sleep(ctx, after)
+		if follows == nil || h.job.session() != follows {
+			return nil
+		}
 		err := h.job.Fenced()
 		if err == nil {
 			s.fenced.Add(1)
