@@ -58,9 +58,13 @@ func (h *Holder) Granted(g Grant) {
 
 // Promised notes that the follower of the present generation will not ask for
 // the guest until term after it answered a request that left at sent. A promise
-// for another generation changes nothing.
+// for another generation changes nothing. Who promises can act as the holder itself, later:
+// an operator's word that nobody can ([Holder.Fenced]) is over with the first promise.
 func (h *Holder) Promised(generation uint64, sent time.Time, term time.Duration) {
 	if generation == h.generation && generation != 0 && term > 0 {
+		if h.fenced {
+			h.forever = false
+		}
 		h.extend(sent, term)
 	}
 }
@@ -106,7 +110,7 @@ func (h *Holder) Until() time.Time {
 // after the last one that was granted was sent, so that one that is lost can be
 // repeated. ok is false if there is nothing to renew.
 func (h *Holder) Renewal() (at time.Time, ok bool) {
-	if h.generation == 0 || h.forever {
+	if h.generation == 0 || h.forever || h.fenced {
 		return time.Time{}, false
 	}
 	return h.renewed.Add(h.term / 3), true

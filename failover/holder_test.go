@@ -278,3 +278,22 @@ func TestOperatorsWordHoldsUntilAGrantTakesItsPlace(t *testing.T) {
 		t.Error("a word brought back what is over")
 	}
 }
+
+// An operator's word that no other host can act as the holder is true until there is one
+// that has a copy, and promises how long it will not.
+func TestAnOperatorsWordIsOverWithTheFirstPromise(t *testing.T) {
+	var h failover.Holder
+	begin := time.Now()
+	h.Fenced(2)
+	h.Promised(1, begin, time.Second)
+	if !h.Until().After(begin.Add(time.Hour)) {
+		t.Errorf("the word was over by a promise for another generation, at %v", h.Until())
+	}
+	h.Promised(2, begin, time.Second)
+	if want := begin.Add(time.Second - failover.Margin(time.Second)); !h.Until().Equal(want) {
+		t.Errorf("until %v, want %v", h.Until(), want)
+	}
+	if at, ok := h.Renewal(); ok {
+		t.Errorf("there is something to renew at %v, though the arbiter has granted nothing", at)
+	}
+}

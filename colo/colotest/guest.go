@@ -77,7 +77,8 @@ const vcpuVersion = 1
 
 const (
 	defaultInterval = 100 * time.Microsecond
-	retryInterval   = 100 * time.Microsecond // after a refused frame
+	retryInterval   = 100 * time.Microsecond // after a refused frame, at least
+	retriesInRound  = 16                     // of a frame that is refused, at most
 	maxBehind       = 10 * time.Millisecond  // what a vCPU catches up at most
 )
 

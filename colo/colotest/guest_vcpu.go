@@ -78,14 +78,14 @@ func (v *vcpu) burst(ctx context.Context, interval time.Duration, due *time.Time
 			}
 		}
 		if v.emit() != nil {
-			return retryInterval, nil
+			return max(retryInterval, interval/retriesInRound), nil
 		}
 		if err := v.round(); err != nil {
 			return 0, err
 		}
 		*due = due.Add(interval)
 		if v.emit() != nil {
-			return retryInterval, nil
+			return max(retryInterval, interval/retriesInRound), nil
 		}
 		if interval < 0 && n%64 == 0 {
 			runtime.Gosched() // whoever wants to pause us may need this CPU

@@ -17,7 +17,6 @@ var errReset = errors.New("connection reset by peer")
 // last message may have arrived by half.
 type cable struct {
 	mu     sync.Mutex
-	cond   sync.Cond
 	broken bool
 	ends   [2]*cableEnd
 }
@@ -36,7 +35,11 @@ type cableEnd struct {
 	closed bool
 	read   cableDeadline
 	write  cableDeadline
-	alarm  *time.Timer // wakes who waits
+
+	cond    sync.Cond   // who reads or writes at this end waits for it
+	waiting int         // how many
+	alarm   *time.Timer // wakes them
+	rings   time.Time   // when it does; zero: it has, or was never set
 }
 
 // An arrival is a message that is under way.
@@ -66,9 +69,9 @@ const cableRoom = 256 << 10
 // newCable returns the two ends of a connection.
 func newCable(from, to *host, there, back func() time.Duration) (*cableEnd, *cableEnd) {
 	w := new(cable)
-	w.cond.L = &w.mu
 	a, b := &cableEnd{w: w, host: from, delay: there}, &cableEnd{w: w, host: to, delay: back}
 	a.other, b.other = b, a
+	a.cond.L, b.cond.L = &w.mu, &w.mu
 	w.ends = [2]*cableEnd{a, b}
 	return a, b
 }
@@ -106,7 +109,7 @@ func (e *cableEnd) get(p []byte) (int, error) {
 					}
 					e.in = append(e.in[:0], e.in[1:]...)
 				}
-				e.w.cond.Broadcast()
+				e.other.wake() // there is room
 				return n, nil
 			}
 		case e.w.broken:
@@ -155,7 +158,9 @@ func (e *cableEnd) Write(p []byte) (n int, err error) {
 			o.bytes += len(part)
 			n += len(part)
 			e.host.trace("sends", len(part))
-			e.w.cond.Broadcast()
+			if len(o.in) == 1 && !o.held && o.waiting > 0 {
+				o.ringAt(at)
+			}
 			continue
 		}
 		if e.write.over() {
@@ -167,27 +172,51 @@ func (e *cableEnd) Write(p []byte) (n int, err error) {
 
 // wait waits for something to happen, at most until one of the times.
 func (e *cableEnd) wait(times ...time.Time) {
-	var first time.Time
 	for _, t := range times {
-		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
-			first = t
+		if !t.IsZero() {
+			e.ringAt(t)
 		}
 	}
-	if !first.IsZero() {
-		// At the very time, and not before: nothing else wakes who waits.
-		if e.alarm == nil {
-			e.alarm = time.AfterFunc(time.Until(first), e.w.wake)
-		} else {
-			e.alarm.Reset(time.Until(first))
-		}
-	}
-	e.w.cond.Wait()
+	e.waiting++
+	e.cond.Wait()
+	e.waiting--
 }
 
-func (w *cable) wake() {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.cond.Broadcast()
+// ringAt wakes who waits at this end, at the very time and not before: nothing else does.
+func (e *cableEnd) ringAt(t time.Time) {
+	now := time.Now()
+	switch {
+	case !now.Before(t):
+		e.wake()
+	case !e.rings.IsZero() && !e.rings.After(t):
+	case e.alarm == nil:
+		e.rings, e.alarm = t, time.AfterFunc(t.Sub(now), e.ring)
+	default:
+		e.rings = t
+		e.alarm.Reset(t.Sub(now))
+	}
+}
+
+// ring is the alarm.
+func (e *cableEnd) ring() {
+	e.w.mu.Lock()
+	defer e.w.mu.Unlock()
+	e.rings = time.Time{}
+	e.wake()
+}
+
+// wake wakes who waits at this end. w.mu is held.
+func (e *cableEnd) wake() {
+	if e.waiting > 0 {
+		e.cond.Broadcast()
+	}
+}
+
+// wakeAll wakes who waits at either end. w.mu is held.
+func (w *cable) wakeAll() {
+	for _, e := range w.ends {
+		e.wake()
+	}
 }
 
 // Break breaks the connection. Of what is under way to each end the first message
@@ -211,7 +240,7 @@ func (e *cableEnd) Break() {
 		}
 		end.held = false
 	}
-	e.w.cond.Broadcast()
+	e.w.wakeAll()
 }
 
 // Stall keeps what this end sends under way, from now on.
@@ -226,7 +255,7 @@ func (e *cableEnd) hold(on bool) {
 	if !e.w.broken {
 		e.other.held = on
 	}
-	e.w.cond.Broadcast()
+	e.w.wakeAll()
 }
 
 // over reports whether nothing more comes of the connection.
@@ -246,7 +275,7 @@ func (e *cableEnd) Close() error {
 			end.alarm.Stop()
 		}
 	}
-	e.w.cond.Broadcast()
+	e.w.wakeAll()
 	return nil
 }
 
@@ -261,7 +290,7 @@ func (e *cableEnd) SetReadDeadline(t time.Time) error {
 	e.w.mu.Lock()
 	defer e.w.mu.Unlock()
 	e.read.t = t
-	e.w.cond.Broadcast()
+	e.wake()
 	return nil
 }
 
@@ -270,7 +299,7 @@ func (e *cableEnd) SetWriteDeadline(t time.Time) error {
 	e.w.mu.Lock()
 	defer e.w.mu.Unlock()
 	e.write.t = t
-	e.w.cond.Broadcast()
+	e.wake()
 	return nil
 }
 

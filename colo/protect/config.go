@@ -282,7 +282,7 @@ func (c *Config) check() error {
 	if err := c.checkMemory(); err != nil {
 		return err
 	}
-	names := map[string]bool{}
+	names, numbers := map[string]bool{}, map[uint32]bool{}
 	for i, d := range c.Disks {
 		switch {
 		case d == nil:
@@ -298,6 +298,12 @@ func (c *Config) check() error {
 	for i, n := range c.Network {
 		if n == nil {
 			return fmt.Errorf("protect: Network %d is nil", i)
+		}
+		if n, ok := n.(interface{ number() uint32 }); ok {
+			if numbers[n.number()] {
+				return fmt.Errorf("protect: two NICs have the Instance %d", n.number())
+			}
+			numbers[n.number()] = true
 		}
 		s, ok := n.(Sided)
 		if !ok {

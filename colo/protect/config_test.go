@@ -62,6 +62,15 @@ func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
 		"PeerTimeout":      func(c *Config) { c.PeerTimeout = time.Second },
 		"too short":        func(c *Config) { c.Term = failover.MinTerm - 1 },
 		"Network 0 is nil": func(c *Config) { c.Network = []Network{nil} },
+		"the Instance 7": func(c *Config) {
+			for range 2 {
+				n, err := NewNIC(NICConfig{Instance: 7, Uplink: newWire()})
+				if err != nil {
+					t.Fatal(err)
+				}
+				c.Network = append(c.Network, n)
+			}
+		},
 	} {
 		c := good()
 		change(&c)

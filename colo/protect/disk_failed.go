@@ -104,6 +104,10 @@ func (j *Job) releaseForDisk(ctx context.Context, s *session) {
 	ctx, cancel := context.WithTimeout(ctx, j.cfg.Term)
 	defer cancel()
 	epoch, _ := s.committed()
+	if err := j.tellArbiter(ctx, s.peer.generation); err != nil {
+		j.note(fmt.Errorf("release: %w", err))
+		return
+	}
 	if err := j.keeper.ReleaseGeneration(ctx, s.peer.generation, fmt.Sprintf("left to %s at checkpoint %d", s.peer.host, epoch)); err != nil {
 		j.note(fmt.Errorf("release: %w", err))
 		return

@@ -152,12 +152,13 @@ type write struct {
 // write is the guest's device.
 func (h *host) write(p []byte, off int64, flush bool) error {
 	h.pace()
-	_, err := h.disk.WriteAt(p, off)
+	disk, at, vcpu := h.placeOf(off)
+	_, err := disk.WriteAt(p, at)
 	if err == nil && flush {
-		err = h.disk.Sync()
+		err = disk.Sync()
 	}
 	h.pace()
-	h.wrote = append(h.wrote, write{off, string(p), err != nil})
+	h.wrote[vcpu] = append(h.wrote[vcpu], write{off, string(p), err != nil})
 	h.trace("disk", int(off))
 	if err != nil {
 		return h.diskError(err)
@@ -168,7 +169,7 @@ func (h *host) write(p []byte, off int64, flush bool) error {
 // diskError is an error of the guest's disk, which it never sees unless its host
 // has lost it, or the disk has failed.
 func (h *host) diskError(err error) error {
-	if s := h.job.State(); s.runs() && h.job.Gate().Open() && !h.image.failed.Load() && !h.gone.Load() {
+	if s := h.job.State(); s.runs() && h.job.Gate().Open() && !h.diskHasFailed() && !h.gone.Load() {
 		h.w.t.Errorf("the guest's disk on %s, %v: %v", h.name, s, err)
 	}
 	return nil
@@ -181,9 +182,9 @@ func (w *world) noteWrites(h *host, frame []byte) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if h.wrote != nil {
-		w.writes[binary.BigEndian.Uint64(frame[len(frame)-16:])] = h.wrote
-		h.wrote = nil
+	if wrote := &h.wrote[vCPUOf(frame)]; *wrote != nil {
+		w.writes[binary.BigEndian.Uint64(frame[len(frame)-16:])] = *wrote
+		*wrote = nil
 	}
 }
 
@@ -210,14 +211,16 @@ func (w *world) verifyDisk(h *host) {
 		}
 	}
 	w.mu.Unlock()
-	got := make([]byte, w.size)
-	if h.image.failed.Load() { // the guest may have gone on over what could not be written there
-		if _, err := h.disk.ReadAt(got, 0); err != nil {
+	got := make([]byte, 0, w.size)
+	for _, d := range h.allDisks() {
+		part := make([]byte, d.image.Size())
+		if !d.image.failed.Load() {
+			d.image.ReadAt(part, 0)
+		} else if _, err := d.disk.ReadAt(part, 0); err != nil { // the guest may have gone on over what could not be written there
 			w.t.Errorf("%s: %v", h.name, err)
 			return
 		}
-	} else {
-		h.image.ReadAt(got, 0)
+		got = append(got, part...)
 	}
 	for i := 0; i < w.size; i += sectorSize {
 		if known[i/sectorSize] && string(got[i:i+sectorSize]) != string(want[i:i+sectorSize]) {

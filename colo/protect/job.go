@@ -44,7 +44,8 @@ type Job struct {
 	generation uint64 // that this host holds or has followed
 	acts       map[*activity]struct{}
 	current    *session
-	given      bool // current's arbiter has refused, for good: the guest here is fenced off from its disks
+	word       uint64 // the generation that this host holds by Fenced, while the arbiter has not heard of it; 0: none
+	given      bool   // current's arbiter has refused, for good: the guest here is fenced off from its disks
 	pending    *pending
 	joined     chan *pending
 	lastErr    error
@@ -315,8 +316,19 @@ func (j *Job) letOut(ctx context.Context) {
 }
 
 // acquire asks for the generation after one. With word it is an operator's wish,
-// which is all that is needed where an operator is the arbiter.
+// which is all that is needed where an operator is the arbiter. The arbiter refuses what
+// comes after a generation that it has never heard of: where this host holds that by
+// Fenced, it is told of it first.
 func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, error) {
+	if j.untold(after) {
+		_, err := j.acquire(ctx, after-1, true)
+		if errors.Is(err, failover.ErrRefused) {
+			j.takeBack(after)
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
 	if j.manual != nil && word {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -328,7 +340,47 @@ func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, err
 		}()
 		defer func() { cancel(); <-said }()
 	}
-	return j.keeper.Acquire(ctx, after)
+	generation, err := j.keeper.Acquire(ctx, after)
+	if err == nil {
+		j.mu.Lock()
+		defer j.mu.Unlock()
+		if generation >= j.word {
+			j.word = 0
+		}
+	}
+	return generation, err
+}
+
+// untold reports whether this host holds a generation by an operator's word that the
+// arbiter has not heard yet.
+func (j *Job) untold(generation uint64) bool {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return generation != 0 && generation == j.word
+}
+
+// takeBack shuts the gate that an operator's word has opened for a generation, and reports
+// whether it has. Where the arbiter has heard of it meanwhile nothing happens.
+func (j *Job) takeBack(generation uint64) bool {
+	j.mu.Lock()
+	wrong := generation != 0 && generation == j.word
+	if wrong {
+		j.word = 0
+	}
+	j.mu.Unlock()
+	if wrong {
+		j.keeper.Drop()
+	}
+	return wrong
+}
+
+// tellArbiter sees to it that the arbiter has heard of a generation that this host holds by an
+// operator's word, if it does.
+func (j *Job) tellArbiter(ctx context.Context, generation uint64) error {
+	if !j.untold(generation) {
+		return nil
+	}
+	return j.order(ctx, doFenced, generation-1)
 }
 
 // order asks for the generation after one by an operator's wish, for as long as ctx

@@ -116,6 +116,9 @@ func (n *NIC) Commit(epoch uint64) error {
 	return err
 }
 
+// number tells the NICs of a guest apart.
+func (n *NIC) number() uint32 { return n.cfg.Instance }
+
 // Register implements Network.
 func (n *NIC) Register(reg *vmstate.Registry) error {
 	return reg.Register(n.buf.Entry(n.cfg.Instance), n.buf)

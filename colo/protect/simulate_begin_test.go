@@ -56,7 +56,7 @@ func (s *simulation) beginAnew() {
 	} else {
 		s.say("part %s and %s", one.name, other.name)
 		s.f.ways.part(one.name, other.name)
-		time.Sleep(time.Duration(500+draw.IntN(2000)) * time.Millisecond)
+		s.elapse(time.Duration(500+draw.IntN(2000)) * time.Millisecond)
 		s.say("mend")
 		s.f.ways.mend(true)
 	}
@@ -71,15 +71,20 @@ func (s *simulation) beginAnew() {
 	}
 	all := s.up()
 	lead := slices.IndexFunc(all, func(h *host) bool { return h.job.State() == Synchronising || h.job.State() == Protected })
-	if len(all) != 2 || lead < 0 {
+	if len(all) < 2 || lead < 0 {
 		return
 	}
-	one, other = all[lead], all[1-lead]
+	one, other = all[lead], all[(lead+1)%len(all)]
+	for _, h := range all {
+		if h != one && h.job.State() == Following {
+			other = h
+		}
+	}
 	s.begun = s.begun || one.job.State() == Synchronising
 	for range 1 + draw.IntN(3) {
 		s.breakBeginning(one, other)
 	}
-	time.Sleep(time.Duration(draw.IntN(3000)) * time.Millisecond)
+	s.elapse(time.Duration(draw.IntN(3000)) * time.Millisecond)
 }
 
 // breakBeginning does something to a pair that is about to be one.
@@ -125,11 +130,7 @@ func (s *simulation) breakBeginning(one, other *host) {
 			s.verb(one, "switchover", one.job.Switchover)
 		case 1:
 			s.verb(one, "pause", func(ctx context.Context) error {
-				if err := one.job.Pause(ctx, "simulated"); err != nil {
-					return err
-				}
-				sleep(ctx, 300*time.Millisecond)
-				return one.job.Resume()
+				return s.pauses(ctx, one)
 			})
 		case 2:
 			s.verb(other, "failover", func(context.Context) error { return other.job.Failover() })

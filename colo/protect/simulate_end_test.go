@@ -18,7 +18,7 @@ func (s *simulation) inStep(within time.Duration) bool {
 		if s.tend() && s.tended < 10 {
 			bound = time.Now().Add(within)
 		}
-		if time.Now().Before(bound) {
+		if time.Now().Before(bound) && !s.buried() {
 			continue
 		}
 		switch why := s.lost(); {
@@ -38,6 +38,10 @@ func (s *simulation) inStep(within time.Duration) bool {
 // since, or whose guest is torn by it, gets a disk that is good.
 func (s *simulation) tend() (done bool) {
 	for _, h := range s.up() {
+		if h.job.State() == Paused && s.pausing.Load() == 0 { // it was migrated here
+			s.say("%s resumes", h.name)
+			h.job.Resume()
+		}
 		if h.over() || h.job.State() == Waiting && h.job.diskFailed() != nil {
 			s.again(h)
 			s.tended++
@@ -51,7 +55,9 @@ func (s *simulation) tend() (done bool) {
 func (s *simulation) again(h *host) {
 	if h.over() {
 		s.say("%s comes again: %v", h.name, h.err)
-		if h.err == nil || !strings.Contains(h.err.Error(), errWorn.Error()) {
+		if h.err == nil && h.migrates.Load() {
+			s.migrated++
+		} else if h.err == nil || !strings.Contains(h.err.Error(), errWorn.Error()) {
 			s.t.Errorf("the job of %s has ended: %v", h.name, h.err)
 		}
 		h.leave()
@@ -77,7 +83,11 @@ func (h *host) over() bool {
 // it last, since they were granted it or had followed and were in step, are dead.
 func (s *simulation) lost() string {
 	r, _ := s.store.Load(s.t.Context())
-	has := func(h *host) bool { return h.copyOf.Load() == r.Generation }
+	last := max(r.Generation, s.word.Load())
+	has := func(h *host) bool { return h.copyOf.Load() == last }
+	if r.Generation < last && slices.ContainsFunc(s.dead, has) {
+		return "" // it died before its arbiter had heard of it, which refuses every copy
+	}
 	for _, h := range s.up() {
 		if has(h) {
 			return h.name + " has it"
@@ -87,6 +97,19 @@ func (s *simulation) lost() string {
 		return "nobody who had it died"
 	}
 	return ""
+}
+
+// buried reports whether the guest has been lost for longer than anybody waits before he
+// goes on with a copy.
+func (s *simulation) buried() bool {
+	if s.runs() != nil || s.lost() != "" {
+		s.lostAt = time.Time{}
+		return false
+	}
+	if s.lostAt.IsZero() {
+		s.lostAt = time.Now()
+	}
+	return time.Since(s.lostAt) > 5*s.term
 }
 
 // runs returns the host that has the guest; nil: none has.

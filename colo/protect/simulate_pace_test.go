@@ -18,7 +18,21 @@ func (s *simulation) paces(seed uint64) {
 	}
 	const least = 10 * time.Millisecond
 	s.guest.Interval = least + 2*(s.guest.Interval-least)
-	s.delay = time.Duration(1+rand.New(rand.NewPCG(seed, 4)).IntN(3)) * DefaultCheckpointDelay
+	draw := rand.New(rand.NewPCG(seed, 4))
+	s.delay = time.Duration(1+draw.IntN(3)) * DefaultCheckpointDelay
+	if s.swift = draw.IntN(4) > 0; s.swift {
+		s.term, s.patience = 400*time.Millisecond, DefaultLost/2
+		s.guest.Interval = s.guest.Interval * 3 / 2
+	}
+}
+
+// elapse lets time pass: in a swift seed, whose hosts wait for half as long for each other
+// and for their arbiter, less of it.
+func (s *simulation) elapse(d time.Duration) {
+	if s.swift {
+		d = d * 2 / 5
+	}
+	time.Sleep(d)
 }
 
 // enough is how many frames show that the guest goes on, over a checkpoint or two.

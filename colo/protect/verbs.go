@@ -210,7 +210,8 @@ func (j *Job) yes() {
 // Fenced is an operator's word that the other host is dead, or can do nothing for
 // the guest any more: this host goes on at once, and asks nobody. The arbiter is told
 // as soon as it can be. Until it agrees, this host's disks are recorded as those of the
-// generation before. If it turns out to have given the guest to somebody else, this
+// generation before, and the arbiter refuses the guest to a secondary of this host, should
+// this one die. If it turns out to have given the guest to somebody else, this
 // host gives the guest up again.
 func (j *Job) Fenced() error {
 	s, err := j.allowed(doFenced)
@@ -230,6 +231,9 @@ func (j *Job) Fenced() error {
 // goOn has a session go on here by an operator's word. The state says so already.
 func (j *Job) goOn(s *session) {
 	after := s.peer.generation
+	j.mu.Lock()
+	j.word = after + 1
+	j.mu.Unlock()
 	j.learn(j.keeper.Fenced(after))
 	j.vm.face(true)
 	s.colo.Fenced() // an error is that of a session that is about to go on anyway
@@ -242,8 +246,7 @@ func (j *Job) confirm(after uint64) {
 	ctx, end := j.while(context.Background(), TakingOver, Alone, Synchronising, Protected, SwitchingOver, Asking, Paused, Cancelled)
 	defer end()
 	err := j.order(ctx, doFenced, after)
-	if errors.Is(err, failover.ErrRefused) {
-		j.keeper.Drop()
+	if errors.Is(err, failover.ErrRefused) && j.takeBack(after+1) {
 		j.deposed(after+1, err)
 	}
 }
@@ -335,6 +338,9 @@ func (j *Job) change(ctx context.Context, verb input) error {
 func (j *Job) handOver(ctx context.Context, s *session) error {
 	ctx, cancel := context.WithTimeout(ctx, j.cfg.PeerTimeout)
 	defer cancel()
+	if err := j.tellArbiter(ctx, s.peer.generation); err != nil { // while the guest runs: nothing else can be released
+		return err
+	}
 	// The guest is left standing by the checkpoint that has sent most of its memory before its
 	// pause, so that checkpoint has its last state. It is the one after the last that is
 	// committed when its pause ends.

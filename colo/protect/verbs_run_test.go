@@ -149,6 +149,84 @@ func TestAFencedHostLeavesWithoutAnArbiter(t *testing.T) {
 	}
 }
 
+// The arbiter refuses whatever comes after a generation that it has not heard of. A host that
+// holds one by an operator's word tells it of that first.
+func TestAFencedHostTellsItsArbiterBeforeItAsksForMore(t *testing.T) {
+	for name, then := range map[string]func(t *testing.T, a, b *host){
+		"switchover": func(t *testing.T, a, b *host) {
+			if err := b.job.Switchover(t.Context()); err != nil {
+				t.Error(err)
+			}
+			a.is(Protected)
+			b.is(Following)
+		},
+		"pause": func(t *testing.T, _, b *host) {
+			if err := b.job.Pause(t.Context(), "test"); err != nil {
+				t.Error(err)
+			}
+			b.is(Paused)
+		},
+		"loss of the secondary": func(_ *testing.T, a, b *host) {
+			a.kill(false)
+			a.bury()
+			b.is(Alone)
+		},
+	} {
+		bubble(t, name, func(t *testing.T, w *world) {
+			a, b := w.protected()
+			a.noArbiter.Store(true)
+			b.noArbiter.Store(true)
+			a.kill(true)
+			a.bury()
+			b.is(Asking)
+			if err := b.job.Fenced(); err != nil {
+				t.Fatal(err)
+			}
+			b.is(Alone)
+			a = w.boot("a", false, nil)
+			b.is(Protected)
+			time.Sleep(5 * time.Second) // it asks once a second by now
+			if r, err := w.store.Load(t.Context()); err != nil || r.Generation != 1 {
+				t.Fatalf("the record is %+v, %v", r, err)
+			}
+			b.noArbiter.Store(false)
+			then(t, a, b)
+			for _, h := range []*host{a, b} {
+				if !h.gone.Load() {
+					h.halt()
+				}
+			}
+		})
+	}
+}
+
+// If that says no the word was wrong, and nothing leaves any more.
+func TestAFencedHostThatIsRefusedShutsItsGate(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		var no atomic.Bool
+		b := w.boot("b", false, func(c *Config) { c.Arbiter = refusing{c.Arbiter, &no} })
+		a := w.boot("a", true, nil)
+		a.is(Protected)
+		b.is(Following)
+		b.noArbiter.Store(true)
+		a.kill(true)
+		a.bury()
+		b.is(Asking)
+		if err := b.job.Fenced(); err != nil {
+			t.Fatal(err)
+		}
+		b.is(Alone)
+		no.Store(true)
+		if _, err := b.job.acquire(t.Context(), b.job.keeper.Generation(), false); !errors.Is(err, failover.ErrRefused) {
+			t.Error(err)
+		}
+		if b.job.Gate().Open() {
+			t.Error("the gate is open")
+		}
+		b.halt()
+	})
+}
+
 // A session may end in the moment in which an operator says that the other host is
 // fenced. It goes on here all the same.
 func TestFencedWhileTheSessionEndsGoesOn(t *testing.T) {

@@ -145,6 +145,8 @@ func (w *ways) dies(h *host, silent bool) {
 		} else {
 			a.Break()
 		}
-		a.w.wake()
+		a.w.mu.Lock()
+		a.w.wakeAll()
+		a.w.mu.Unlock()
 	}
 }

@@ -35,6 +35,9 @@ type world struct {
 	lean     bool          // hosts keep no copy of the memory
 	channels int           // of memory, that hosts have
 
+	twofold bool // the guest has two vCPUs, each of which has a NIC and half of the disk, which is two
+	late    bool // it stands still until its checkpoint is complete
+
 	compared bool   // the guests' output is, instead of waiting for checkpoints
 	agreed   uint64 // packets that left since both guests had said the same, as far as hosts that left knew
 	diverged uint64 // checkpoints that a divergence asked for
@@ -85,10 +88,11 @@ type host struct {
 	dead  chan struct{}
 	once  sync.Once
 
-	ran   bool // the guest ran here when the host was halted
-	disk  *Disk
-	image *image
-	wrote []write // since the last frame
+	ran    bool // the guest ran here when the host was halted
+	disk   *Disk
+	image  *image
+	wrote  [2][]write // by each vCPU, since its last frame
+	second second     // of a world that is twofold
 
 	killed    atomic.Bool
 	gone      atomic.Bool   // killed, and not only not heard any more
@@ -100,6 +104,7 @@ type host struct {
 	twice     atomic.Bool   // and all of it again
 	lag       atomic.Int64  // how slow the host is, in nanoseconds
 	asked     atomic.Int64  // when its gate last said that a frame may leave
+	migrates  atomic.Bool   // it was asked to
 	token     string        // of its claims
 	copyOf    atomic.Uint64 // the last generation of which it has had the guest, or a whole copy
 
@@ -220,8 +225,11 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 			w.t.Error(err)
 		}
 		w.noteWrites(h, frame)
-		if h.proxy != nil {
+		switch {
+		case h.proxy != nil:
 			return h.proxy.WritePacket(frame)
+		case w.twofold && vCPUOf(frame) == 1:
+			return h.second.nic.WritePacket(frame)
 		}
 		return h.nic.WritePacket(frame)
 	}
@@ -264,13 +272,16 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 				return w.f.dial(ctx, name, w.other(name))
 			},
 		},
-		Arbiter: failover.NewStoreArbiter(ofHost{w.store, h}), Term: w.term, NoMemoryCopy: w.lean, CheckpointDelay: w.delay,
+		Arbiter: failover.NewStoreArbiter(ofHost{w.store, h}), Term: w.term, NoMemoryCopy: w.lean, CheckpointDelay: w.delay, LateResume: w.late,
 	}
 	if w.disks {
 		if h.disk, err = NewDisk(DiskConfig{Name: "root", Image: ofProcess{h.image, h}}); err != nil {
 			w.t.Fatal(err)
 		}
 		cfg.Disks = []*Disk{h.disk}
+	}
+	if w.twofold {
+		h.addSecond(&cfg)
 	}
 	if change != nil {
 		change(&cfg)

@@ -1,0 +1,183 @@
+package protect
+
+import (
+	"context"
+	"encoding/binary"
+	"math/rand/v2"
+	"time"
+)
+
+// Worlds that are wider: a guest with two NICs and two disks, a third host in any kind of
+// world, and what an operator does now and then.
+
+// second is what a host has twice in a world that is twofold.
+type second struct {
+	nic   *NIC
+	disk  *Disk
+	image *image
+}
+
+// secondDisk is what the name of a host's second image ends in.
+const secondDisk = "/data"
+
+// widens chooses what a seed has more than others. Seeds that are kept do as before.
+func (s *simulation) widens(seed uint64) {
+	draw := s.wide
+	if draw == nil {
+		return
+	}
+	s.late = draw.IntN(4) == 0
+	if s.twofold = !s.compared && draw.IntN(4) == 0; s.twofold {
+		s.guest.VCPUs = 2
+		s.guest.Interval *= 2
+	}
+	if third := draw.IntN(4) == 0; third && seed%8 != 4 && !s.compared {
+		s.addThird(draw)
+	}
+}
+
+// addThird lets there be a third host.
+func (s *simulation) addThird(draw *rand.Rand) {
+	s.names = append(s.names, "c")
+	s.turn = time.Duration(400+draw.IntN(2000)) * time.Millisecond // there is time for a set of connections
+}
+
+// makeImages gives each host its disks.
+func (w *world) makeImages() {
+	made := func(size int) *image { return &image{b: make([]byte, size), loose: map[int][]byte{}} }
+	for _, name := range w.names {
+		if !w.twofold {
+			w.images[name] = made(w.size)
+			continue
+		}
+		w.images[name], w.images[name+secondDisk] = made(w.size/2), made(w.size/2)
+	}
+}
+
+// addSecond gives a host its second NIC and disk.
+func (h *host) addSecond(cfg *Config) {
+	var err error
+	if h.second.nic, err = NewNIC(NICConfig{Uplink: uplink{h}, Instance: 1}); err != nil {
+		h.w.t.Fatal(err)
+	}
+	cfg.Network = append(cfg.Network, paced{h.second.nic, h})
+	if h.w.disks {
+		h.second.image = h.w.images[h.name+secondDisk]
+		if h.second.disk, err = NewDisk(DiskConfig{Name: "data", Image: ofProcess{h.second.image, h}}); err != nil {
+			h.w.t.Fatal(err)
+		}
+		cfg.Disks = append(cfg.Disks, h.second.disk)
+	}
+}
+
+// vCPUOf returns whose frame it is.
+func vCPUOf(frame []byte) int { return int(binary.BigEndian.Uint32(frame[len(frame)-28:])) }
+
+// placeOf returns where the guest's write goes, and which vCPU's it is.
+func (h *host) placeOf(off int64) (d *Disk, at int64, vcpu int) {
+	if half := int64(h.w.size / 2); h.w.twofold && off >= half {
+		return h.second.disk, off - half, 1
+	}
+	return h.disk, off, 0
+}
+
+// diskAndImage is one of a host's disks.
+type diskAndImage struct {
+	disk  *Disk
+	image *image
+}
+
+// allDisks returns the host's disks, in the order in which the guest sees them.
+func (h *host) allDisks() []diskAndImage {
+	all := []diskAndImage{{h.disk, h.image}}
+	if h.w.twofold {
+		all = append(all, diskAndImage{h.second.disk, h.second.image})
+	}
+	return all
+}
+
+// diskHasFailed reports whether one of them ever has.
+func (h *host) diskHasFailed() bool {
+	for _, d := range h.allDisks() {
+		if d.image.failed.Load() {
+			return true
+		}
+	}
+	return false
+}
+
+// one chooses one of a host's disks.
+func (s *simulation) one(h *host) *image {
+	if s.twofold && s.wide.IntN(2) == 0 {
+		return h.second.image
+	}
+	return h.image
+}
+
+// alsoDoes does what an operator does now and then. It returns whether it has.
+func (s *simulation) alsoDoes(h *host) bool {
+	if h.over() { // it was migrated away from
+		s.again(h)
+		return true
+	}
+	switch s.wide.IntN(3) {
+	case 0:
+		d := time.Duration(20+s.wide.IntN(400)) * time.Millisecond
+		s.say("%s: a checkpoint every %v", h.name, d)
+		h.job.SetDelay(d)
+	default:
+		s.migrate(h)
+	}
+	return true
+}
+
+// migrate is the verb. The host's job ends with it, and an operator boots it anew.
+func (s *simulation) migrate(h *host) {
+	h.migrates.Store(true)
+	s.verb(h, "migrate", h.job.Migrate)
+}
+
+// followerOf returns the host that follows one that is about to die, if no other has the guest.
+func (s *simulation) followerOf(h *host) (follows *host) {
+	for _, o := range s.up() {
+		switch state := o.job.State(); {
+		case o == h:
+		case state == Following && o.job.Query().Peer == h.name:
+			follows = o
+		case state != Waiting:
+			return nil
+		}
+	}
+	return follows
+}
+
+// fences has an operator tell a host that the one that it follows is dead, which is so; unless
+// it follows another by then, or nobody.
+func (s *simulation) fences(h *host) {
+	after := time.Duration(s.wide.IntN(1500)) * time.Millisecond
+	follows := h.job.session()
+	s.verb(h, "fenced", func(ctx context.Context) error {
+		sleep(ctx, after)
+		if follows == nil || h.job.session() != follows {
+			return nil
+		}
+		err := h.job.Fenced()
+		if err == nil {
+			s.fenced.Add(1)
+			s.word.Store(h.job.keeper.Generation())
+			h.has(s.word.Load())
+		}
+		return err
+	})
+}
+
+// pauses is the verb that pauses and resumes.
+func (s *simulation) pauses(ctx context.Context, h *host) error {
+	s.pausing.Add(1)
+	defer s.pausing.Add(-1)
+	if err := h.job.Pause(ctx, "simulated"); err != nil {
+		return err
+	}
+	sleep(ctx, 300*time.Millisecond)
+	return h.job.Resume()
+}
