@@ -105,6 +105,7 @@ var promises = []struct {
 	{"docs/operations.md", "fails when it is attached or started, since its side file cannot be made.", []string{"replication.TestAFileBesideWhichNothingCanBeMadeFailsWhenItIsAttachedOrStarted"}},
 
 	{"docs/security.md", "an authority's signature alone is not enough", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS"}},
+	{"docs/security.md", "the socket's file permissions; over TCP nothing, but that a browser,", []string{"event/qmp.TestABrowserOrdersNothing"}},
 	{"docs/security.md", "an old primary is refused", []string{"replication/nbd.TestEXPORTNAMEForClientsThatKnowNothingElse"}},
 	{"docs/security.md", "a flood of SYNs takes no place of an established connection in the rewriter", []string{"colo/filter.TestAFloodOfSYNsTakesNoPlaceOfAConnection"}},
 	{"docs/security.md", "make this host write to a disk, or run a guest, after the arbiter has given the guest to this host", []string{"replication.TestOnceStoppedThePrimaryIsRefused", "colo/protect.TestOldGenerationGetsNowhere"}},

@@ -15,10 +15,11 @@
 //	err = s.Serve(ctx, l)
 //
 // A monitor may do all that its commands can, and asks nobody for a password: it
-// belongs on a Unix socket or a loopback address.
+// belongs on a Unix socket or a loopback address. There a browser can reach it too, for
+// any page that it shows; a client that begins with a request of HTTP is closed.
 //
 // Answers are QEMU's byte for byte where both have the command: the order of
 // members, the classes and texts of errors, what malformed input leads to. What
-// differs: many clients are served at a time, and what one may take is bounded
-// (see the fields of [Server]).
+// differs: many clients are served at a time, what one may take is bounded
+// (see the fields of [Server]), and no browser is a client.
 package qmp

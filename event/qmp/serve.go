@@ -133,10 +133,17 @@ func (c *client) read(conn net.Conn) {
 	})()
 	p := qjson.Parser{MaxBytes: positive(c.s.MaxValue, DefaultMaxValue)}
 	queued := false
+	var begins opening
 	buf := make([]byte, 4<<10)
 	for {
 		n, err := conn.Read(buf)
 		for _, b := range buf[:n] {
+			if begins.browser(b) {
+				if c.s.Log != nil {
+					c.s.Log.Warn("a browser has asked the monitor for a page, and was closed", "from", conn.RemoteAddr())
+				}
+				return
+			}
 			for more := true; more; {
 				var r request
 				var done bool

@@ -74,8 +74,8 @@ type Server struct {
 	// says so. It must not wait for Serve to return.
 	Quit func()
 
-	// Log hears of clients that are closed because they stall (Warn) and of each
-	// that comes and goes (Debug); nil is nobody.
+	// Log hears of clients that are closed because they stall, or are browsers (Warn),
+	// and of each that comes and goes (Debug); nil is nobody.
 	Log *slog.Logger
 
 	dropped atomic.Uint64

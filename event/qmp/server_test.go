@@ -8,6 +8,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -214,6 +215,45 @@ func TestASocketThatNobodyListensOnIsReplaced(t *testing.T) {
 	tcp.Close()
 }
 
+// A page that a browser shows can have it send anything to an address of this host.
+func TestABrowserOrdersNothing(t *testing.T) {
+	l, err := qmp.Listen("127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, s := newHost()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- s.Serve(ctx, l) }()
+	const orders = `{"execute":"qmp_capabilities"}{"execute":"stop"}{"execute":"quit"}`
+	say := func(write func(io.Writer) error) {
+		conn, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		write(conn)
+		io.Copy(io.Discard, conn) // it is closed, perhaps with what it has sent
+	}
+	for _, method := range []string{"POST", "GET", "HEAD", "OPTIONS"} {
+		q, err := http.NewRequest(method, "http://"+l.Addr().String()+"/", strings.NewReader(orders))
+		if err != nil {
+			t.Fatal(err)
+		}
+		say(q.Write)
+		if h.quits > 0 || h.RunState() != "running" {
+			t.Fatalf("by %s a page has ordered what it likes", method)
+		}
+	}
+	// A client that begins much like one of the four is a client.
+	say(func(w io.Writer) error { _, err := io.WriteString(w, "POS\n"+orders); return err })
+	cancel()
+	<-done
+	if h.quits != 1 || h.RunState() != "paused" {
+		t.Errorf("%d clients have ended the host, which is %s", h.quits, h.RunState())
+	}
+}
+
 // Whatever a client sends, it gets lines of ASCII with an answer each, and the
 // server goes on.
 func FuzzServer(f *testing.F) {
@@ -244,8 +284,8 @@ func FuzzServer(f *testing.F) {
 		for {
 			line, err := r.ReadString('\n')
 			if err != nil {
-				if bytes.Contains(in, []byte("quit")) {
-					break
+				if bytes.Contains(in, []byte("quit")) || len(choice) == 0 && bytes.ContainsAny(in, "GHPO") {
+					break // or it has begun as a browser does
 				}
 				t.Fatalf("%q: %q, %v", in, line, err)
 			}
