@@ -1,6 +1,7 @@
 package qmp
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"net"
@@ -32,12 +33,12 @@ func Listen(addr string) (net.Listener, error) {
 	if network != "unix" {
 		return net.Listen(network, address)
 	}
-	l, err := net.Listen("unix", address)
+	l, err := listenUnix(address)
 	if errors.Is(err, syscall.EADDRINUSE) && stale(address) {
 		if err := os.Remove(address); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		l, err = net.Listen("unix", address)
+		l, err = listenUnix(address)
 	}
 	if err != nil {
 		return nil, err
@@ -47,6 +48,11 @@ func Listen(addr string) (net.Listener, error) {
 		return nil, err
 	}
 	return l, nil
+}
+
+func listenUnix(address string) (net.Listener, error) {
+	c := net.ListenConfig{Control: ownersOnly}
+	return c.Listen(context.Background(), "unix", address)
 }
 
 // stale reports whether a path is a socket that nobody listens on.
