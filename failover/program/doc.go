@@ -40,7 +40,8 @@
 // which a terminal or a service manager sends to it as well as to the host: the host's last
 // request is that it gives the guest up. If it ends before, or says what is no
 // answer, each request that waits fails, which an arbiter takes for "could not ask" and not
-// for "no", and the program is started anew.
+// for "no", and the program is started anew. One that hangs, so that nothing is heard of it
+// for ten Timeouts while a load or swap waits, is killed, and started anew as well.
 //
 // Serve is the program's side, around any failover.Store.
 package program

@@ -47,11 +47,18 @@ type Store struct {
 	writing sync.Mutex // to the program; locked without mu
 
 	mu      sync.Mutex
-	in      *os.File      // where the program reads; nil: it does not run
+	to      *process      // nil: the program does not run
+	silent  time.Time     // since when a Load or Swap waits while nothing is heard; zero: none does
 	up      chan struct{} // closed when it runs, and replaced when it has ended
 	last    uint64        // the ID of the last request
 	waiting map[uint64]chan answer
 	why     error // the last end of the program, for whoever waits in vain; nil: there was none
+}
+
+// A process is a program that runs.
+type process struct {
+	in   *os.File // where it reads
+	kill func()   // ends it
 }
 
 var _ failover.Store = (*Store)(nil)
@@ -68,7 +75,8 @@ func New(cfg Config) (*Store, error) {
 }
 
 // Run starts the program, and starts it anew whenever it ends, until ctx does, and returns
-// why ctx has ended. The program has ended when it returns. It is called once.
+// why ctx has ended. A program that hangs, which has said nothing for ten Timeouts while a
+// Load or Swap waits, or does not read a request for one, is killed. The program has ended when it returns. It is called once.
 func (s *Store) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		begun := time.Now()
@@ -113,7 +121,7 @@ func (s *Store) once(ctx context.Context) error {
 		out.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 		ended <- err
 	}()
-	s.begin(in)
+	s.begin(&process{in, func() { cmd.Process.Kill() }})
 	err = s.read(out)
 	s.end()
 	in.Close()
@@ -131,10 +139,10 @@ func (s *Store) once(ctx context.Context) error {
 // errLeft says that a program has ended without an error, which nobody had asked for.
 var errLeft = errors.New("nobody had told it to")
 
-func (s *Store) begin(in *os.File) {
+func (s *Store) begin(p *process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.in = in
+	s.to, s.silent = p, time.Time{}
 	close(s.up)
 }
 
@@ -142,7 +150,7 @@ func (s *Store) begin(in *os.File) {
 func (s *Store) end() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.in, s.up = nil, make(chan struct{})
+	s.to, s.up = nil, make(chan struct{})
 }
 
 // fail ends all that waits for a program that does not run any more.
@@ -167,6 +175,7 @@ func (s *Store) read(out io.Reader) error {
 			return err
 		}
 		s.mu.Lock()
+		s.silent = time.Time{}
 		if to := s.waiting[a.ID]; to != nil {
 			delete(s.waiting, a.ID)
 			to <- a // there is room for one
@@ -213,16 +222,32 @@ func (s *Store) ask(ctx context.Context, q request) (answer, error) {
 		return a, nil
 	case <-ctx.Done():
 		s.forget(id)
-		return answer{}, context.Cause(ctx)
+		why := context.Cause(ctx)
+		if why == errSlow {
+			s.endHung()
+		}
+		return answer{}, why
+	}
+}
+
+// hangs is for how many Timeouts a program may say nothing while a Load or Swap waits: long
+// enough for one that takes its time to begin.
+const hangs = 10
+
+// endHung ends a program that hangs.
+func (s *Store) endHung() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.to != nil && !s.silent.IsZero() && time.Since(s.silent) >= hangs*s.cfg.Timeout {
+		s.to.kill()
 	}
 }
 
 // send writes a request when the program runs. Its answer will come to a channel.
 func (s *Store) send(ctx context.Context, q request, to chan answer) (id uint64, err error) {
-	var in *os.File
 	for {
 		s.mu.Lock()
-		if s.in != nil {
+		if s.to != nil {
 			break
 		}
 		up := s.up
@@ -237,12 +262,15 @@ func (s *Store) send(ctx context.Context, q request, to chan answer) (id uint64,
 		s.mu.Unlock()
 		return 0, fmt.Errorf("program: more than %d requests at one time", MaxRequests)
 	}
-	in = s.in
+	p := s.to
 	s.last++
 	q.ID = s.last
 	s.waiting[q.ID] = to
+	if q.Do != doChanged && s.silent.IsZero() {
+		s.silent = time.Now()
+	}
 	s.mu.Unlock()
-	if err := s.write(in, q); err != nil {
+	if err := s.write(p, q); err != nil {
 		s.mu.Lock()
 		delete(s.waiting, q.ID)
 		s.mu.Unlock()
@@ -252,12 +280,13 @@ func (s *Store) send(ctx context.Context, q request, to chan answer) (id uint64,
 }
 
 // write writes a request. A program that does not read it in time is ended.
-func (s *Store) write(in *os.File, q request) error {
+func (s *Store) write(p *process, q request) error {
 	s.writing.Lock()
 	defer s.writing.Unlock()
-	in.SetWriteDeadline(time.Now().Add(s.cfg.Timeout))
-	if _, err := in.Write(encode(q)); err != nil {
-		in.Close()
+	p.in.SetWriteDeadline(time.Now().Add(s.cfg.Timeout))
+	if _, err := p.in.Write(encode(q)); err != nil {
+		p.in.Close() // with half a request in it, perhaps
+		p.kill()
 		return fmt.Errorf("%w: %w", ErrEnded, err)
 	}
 	return nil
@@ -268,12 +297,12 @@ func (s *Store) forget(id uint64) {
 	s.mu.Lock()
 	_, waits := s.waiting[id]
 	delete(s.waiting, id)
-	in := s.in
+	p := s.to
 	s.last++
 	q := request{ID: s.last, Do: doForget, Of: id}
 	s.mu.Unlock()
-	if waits && in != nil {
-		s.write(in, q)
+	if waits && p != nil {
+		s.write(p, q)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/failover"
@@ -70,6 +71,12 @@ func behave(how string) int {
 	case "end":
 		request()
 		return 7
+	case "first": // one that is "deaf" or "mute", and then one that serves
+		how, dir, _ := strings.Cut(arg, " ")
+		if os.Mkdir(dir, 0o700) == nil {
+			return behave(how)
+		}
+		return behave("serve " + filepath.Join(dir, "guest"))
 	case "deaf": // it neither reads nor answers
 		time.Sleep(time.Hour)
 	case "mute": // it reads, and does not answer
@@ -243,6 +250,72 @@ func TestAProgramThatDoesNotAnswerIsWaitedForInTime(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A program that hangs, whatever in, would otherwise be an arbiter that nobody can ask any more.
+func TestAProgramThatHangsIsStartedAnew(t *testing.T) {
+	t.Parallel()
+	for _, how := range []string{"mute", "deaf"} {
+		t.Run(how, func(t *testing.T) {
+			t.Parallel()
+			pids := make(numbers, 100)
+			s := started(t, "first "+how+" "+filepath.Join(t.TempDir(), "begun"), Config{Timeout: 200 * time.Millisecond, Stderr: pids})
+			ctx := within(t)
+			hung := 0
+			for {
+				_, err := s.Load(ctx)
+				if err == nil {
+					break
+				}
+				if hung++; ctx.Err() != nil || errors.Is(err, failover.ErrRefused) {
+					t.Fatal(err)
+				}
+			}
+			if hung < 2 {
+				t.Errorf("it was ended after %d requests", hung)
+			}
+			if pid := <-pids; !errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) {
+				t.Errorf("process %d hangs on", pid)
+			}
+		})
+	}
+}
+
+// One that answers anything does not hang, however long it takes for something else.
+func TestAProgramThatAnswersIsLeftAsItIs(t *testing.T) {
+	s, err := New(Config{Command: []string{"none"}, Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		killed := 0
+		in, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		defer w.Close()
+		s.begin(&process{in: w, kill: func() { killed++ }})
+		for range 5 * hangs {
+			if _, err := s.Load(t.Context()); !errors.Is(err, errSlow) {
+				t.Fatal(err)
+			}
+			if err := s.read(strings.NewReader(fmt.Sprintf("{\"id\":%d,\"error\":\"late\"}\n", s.last-1))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if killed > 0 {
+			t.Fatal("a slow program was ended")
+		}
+		for range hangs + 1 {
+			if _, err := s.Load(t.Context()); !errors.Is(err, errSlow) {
+				t.Fatal(err)
+			}
+		}
+		if killed == 0 {
+			t.Error("one that says nothing is waited for")
+		}
+	})
 }
 
 // Requests that a program does not read fill the pipe, and hold up nobody for longer than
