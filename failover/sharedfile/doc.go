@@ -29,5 +29,7 @@
 //
 // Hosts that lose the storage can neither renew nor claim: the holder's output
 // stops at the end of its term, and nobody takes over until one of them reaches
-// it again.
+// it again. A call of a storage that waits for its server without an end (NFS
+// that is not mounted soft) comes back no sooner, whatever its context: a host
+// that leaves meanwhile waits for it.
 package sharedfile

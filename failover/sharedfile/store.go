@@ -46,7 +46,8 @@ func New(dir string) (*failover.StoreArbiter, error) {
 	return failover.NewStoreArbiter(s), nil
 }
 
-// Open returns the store in dir, which is made if it is not there.
+// Open returns the store in dir, which is made if it is not there. A directory that cannot be
+// written, or in which link(2) is not what the store needs, is an error.
 func Open(dir string) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -56,7 +57,31 @@ func Open(dir string) (*Store, error) {
 	if _, _, err := s.newest(); err != nil {
 		return nil, err
 	}
+	if err := s.try(); err != nil {
+		return nil, err
+	}
 	return s, nil
+}
+
+// try writes to the directory what is no state, as Swap does.
+func (s *Store) try() error {
+	temp, err := s.write(nil)
+	if err != nil {
+		return err
+	}
+	defer os.Remove(temp)
+	named := temp + ".named"
+	if err := os.Link(temp, named); err != nil {
+		return err
+	}
+	defer os.Remove(named)
+	switch err := os.Link(temp, named); {
+	case err == nil:
+		return fmt.Errorf("sharedfile: in %s link(2) replaces a name that is there", s.dir)
+	case !errors.Is(err, fs.ErrExist):
+		return err
+	}
+	return syncDir(s.dir)
 }
 
 // Load implements failover.Store.
