@@ -62,6 +62,10 @@ var bounds = map[string][]bound{
 	"output that waits": {{"colo/filter", "Limit", []string{"TestFullBufferLeavesThePacketWithTheDevice"}}},
 	"a secondary's disk overlays": {{"replication", "defaultOverlayBytes",
 		[]string{"TestActiveOverlayFullIsTheGuestsErrorAlone", "TestWriteForWhichThereIsNoRoomWaitsForACheckpoint"}}},
+	"a page": {
+		{"colo/protect/watch", "maxConnections", []string{"TestNoMoreConnectionsAreLetInThanThereMayBe"}},
+		{"colo/protect/watch", "MaxViewers", []string{"TestTooManyWhoWatchAreToldToComeBack"}},
+	},
 	"a monitor": {
 		{"event/qmp", "DefaultMaxClients", []string{"TestOfTooManyClientsTheLastWaitsUntilOneLeaves"}},
 		{"event/qmp", "DefaultMaxValue", []string{"TestACommandIsAtMostAsLongAsItMayBe"}},

@@ -201,25 +201,33 @@ func (p *peer) beatUntil(ctx context.Context, cfg heartbeat.Config) error {
 // holds from when it was answered.
 type promises struct {
 	mu   sync.Mutex
-	seq  uint64
-	sent time.Time // of the question seq
+	seq  uint64             // of the last question; 0: none was sent
+	sent [perTerm]time.Time // when the last questions were, each at its number modulo perTerm
 }
+
+// perTerm is how many questions are sent in a term. An answer that takes longer than a term
+// is of no use any more.
+const perTerm = 4
 
 // ask sends questions until ctx ends.
 func (q *promises) ask(ctx context.Context, p *peer, term time.Duration) {
 	for {
-		q.mu.Lock()
-		q.seq++
-		n := note{Say: sayAsk, Seq: q.seq, TermNS: int64(term)}
-		q.sent = time.Now()
-		q.mu.Unlock()
-		if p.say(n) != nil {
+		if p.say(q.next(time.Now(), term)) != nil {
 			return
 		}
-		if sleep(ctx, term/4) != nil {
+		if sleep(ctx, term/perTerm) != nil {
 			return
 		}
 	}
+}
+
+// next returns the next question, which is sent at that time.
+func (q *promises) next(now time.Time, term time.Duration) note {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.seq++
+	q.sent[q.seq%perTerm] = now
+	return note{Say: sayAsk, Seq: q.seq, TermNS: int64(term)}
 }
 
 // answer returns when the question that n answers was sent, and for how long the
@@ -227,8 +235,8 @@ func (q *promises) ask(ctx context.Context, p *peer, term time.Duration) {
 func (q *promises) answer(n note) (sent time.Time, term time.Duration, ok bool) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if n.Seq != q.seq || n.TermNS <= 0 {
-		return time.Time{}, 0, false // of a question that has been overtaken
+	if n.Seq == 0 || n.Seq > q.seq || q.seq-n.Seq >= perTerm || n.TermNS <= 0 {
+		return time.Time{}, 0, false // of a question that there was not, or a term ago
 	}
-	return q.sent, time.Duration(n.TermNS), true
+	return q.sent[n.Seq%perTerm], time.Duration(n.TermNS), true
 }

@@ -192,7 +192,10 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 			s.colo.Lost(err)
 		}
 	})
-	group.Go(func() { s.peer.hear(func(n note) { j.heard(s, n) }) })
+	group.Go(func() {
+		s.peer.hear(func(n note) { j.heard(s, n) })
+		j.deaf(with, s)
+	})
 	if s.primary != nil {
 		group.Go(func() { s.promises.ask(with, s.peer, j.cfg.Term) })
 	} else {
@@ -222,6 +225,22 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	}
 	s.peer.part(j.cfg.Lost)
 	return err
+}
+
+// deaf says that the other side is not heard any more where that is not the end of the
+// session, which it is if the other connections end as well. The guest is as safe as before,
+// and what goes over this connection alone is missing until there is another session.
+func (j *Job) deaf(ctx context.Context, s *session) {
+	if sleep(ctx, j.cfg.Lost) != nil || s.peer.endedWhy() != nil {
+		return
+	}
+	switch j.State() {
+	case Synchronising, Protected, Following:
+	default:
+		return // the session is over, and it is being settled who goes on
+	}
+	j.note(fmt.Errorf("protect: the control connection with %s has ended: no promise of it counts, and a switchover is not heard", s.peer.host))
+	j.pairLog().Warn("the control connection has ended, and the others have not: no promise is heard, nor an order to switch over", "peer", s.peer.host)
 }
 
 // unused returns the generation that this host, a secondary, may have been granted in

@@ -267,7 +267,8 @@ func (j *Job) useful(s *session) error {
 // follows from then on. It returns nil when the other host has said that this is so,
 // and only then. If anything fails on the way, the guest runs on where the arbiter
 // says, which is here unless the other host has it; the error says what it was, and
-// that this host does not run the guest if it does not. A host that dies in the moment
+// that this host does not run the guest if it does not. Another host that is told to go on,
+// and does not hear it, is waited for as long as PeerTimeout. A host that dies in the moment
 // between the arbiter's grant and its first output takes the guest with it, as a lone
 // host does: nobody knows what it said, and Switchover returns an error. Query reports
 // the downtime.
@@ -314,6 +315,8 @@ func (j *Job) change(ctx context.Context, verb input) error {
 		s.setPurpose(noPurpose)
 		s.colo.Expect(nil)
 		s.colo.Lost(err) // back to where it was
+	} else {
+		j.awaitHearing(s)
 	}
 	state, _ := j.over(context.WithoutCancel(ctx), s)
 	j.mu.Lock()
@@ -369,6 +372,18 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 	s.setPurpose(toHandOver)
 	s.colo.Expect(errHandingOver) // its connection may break before the other side's word is here
 	return s.peer.say(note{Say: sayGo, Seq: epoch, Migrate: s.migration()})
+}
+
+// awaitHearing waits for the end of a session whose secondary has been told to go on, which
+// ends it as soon as it hears that. One that does not hear it, though its heartbeat and the
+// session's connection are well, must not leave the guest standing for ever: who goes on is
+// then settled as where the link is lost.
+func (j *Job) awaitHearing(s *session) {
+	ctx, cancel := context.WithTimeout(context.Background(), j.cfg.PeerTimeout)
+	defer cancel()
+	if _, err := j.over(ctx, s); err != nil {
+		s.colo.Lost(fmt.Errorf("%w: %s has not answered for %v", errHandingOver, s.peer.host, j.cfg.PeerTimeout))
+	}
 }
 
 // keep has the guest left standing by the next checkpoint, unless the switchover is

@@ -114,6 +114,7 @@ func TestAProgramThatIsCalledWronglySaysHow(t *testing.T) {
 		"-endpoints a:1 -key k -timeout 1ms":    "want at least 10ms",
 		"-endpoints https://a:1 -key k -cert c": "belong together",
 		"-endpoints a:1 -key k -cacert c":       "https:// in front",
+		"-endpoints https://a:1,b:1 -key k":     "all of them",
 		"-endpoints https://a:1 -key k -cert /nowhere/c -cert-key /nowhere/key": "/nowhere/c",
 	} {
 		out, err := exec.Command(path, strings.Fields(args)...).CombinedOutput()

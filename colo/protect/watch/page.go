@@ -4,9 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"log/slog"
-	"net"
 	"net/http"
-	"strings"
 	"sync"
 	"time"
 
@@ -196,16 +194,4 @@ func deadline(w http.ResponseWriter, d time.Duration) {
 		t = time.Now().Add(d)
 	}
 	http.NewResponseController(w).SetWriteDeadline(t)
-}
-
-// Listen listens for browsers at an address: HOST:PORT, or :PORT or PORT, which is
-// on the loopback interface.
-func Listen(address string) (net.Listener, error) {
-	if !strings.Contains(address, ":") {
-		address = ":" + address
-	}
-	if strings.HasPrefix(address, ":") {
-		address = "127.0.0.1" + address
-	}
-	return net.Listen("tcp", address)
 }

@@ -87,9 +87,11 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 		return fmt.Errorf("%w: -cert and -cert-key belong together", errUsage)
 	}
 	members := strings.Split(*endpoints, ",")
-	secure := false
+	secure := strings.HasPrefix(members[0], "https://")
 	for _, m := range members {
-		secure = secure || strings.HasPrefix(m, "https://")
+		if strings.HasPrefix(m, "https://") != secure {
+			return errors.New("-endpoints: all of them have https:// in front, or none: to one without, the password and the record may go in clear")
+		}
 	}
 	if !secure && (*ca != "" || *cert != "") {
 		return fmt.Errorf("%w: -cacert and -cert are for members that have https:// in front", errUsage)

@@ -1,0 +1,45 @@
+package protect
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+// The connection that carries the order to go on falls silent, and the others do not: the
+// other host never hears it, and this one never that it has not.
+func TestASwitchoverWhoseOrderIsNotHeardIsGivenUp(t *testing.T) {
+	for _, verb := range []string{"switchover", "migrate"} {
+		bubble(t, verb, func(t *testing.T, w *world) {
+			w.guest.Interval = 20 * time.Millisecond
+			w.f.flow = breakOnce(0, false, 9, true)
+			b := w.boot("b", false, nil)
+			a := w.boot("a", true, nil)
+			time.Sleep(12 * time.Second) // no promise is heard any more
+			a.is(Protected)
+			b.is(Following)
+			begun := time.Now()
+			change := a.job.Switchover
+			if verb == "migrate" {
+				change = a.job.Migrate
+			}
+			err := change(t.Context())
+			if err == nil || !strings.Contains(err.Error(), "b has not answered") {
+				t.Errorf("%v", err)
+			}
+			if d := time.Since(begun); d > 2*a.job.cfg.PeerTimeout {
+				t.Errorf("the guest stood still for %v", d)
+			}
+			// The guest had been released, and b, whose primary has left it, has claimed it.
+			b.is(Protected)
+			a.is(Following)
+			w.hearsMore()
+			if err := b.job.Switchover(t.Context()); err != nil {
+				t.Errorf("the next: %v", err)
+			}
+			a.is(Protected)
+			a.halt()
+			b.halt()
+		})
+	}
+}
