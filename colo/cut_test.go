@@ -37,7 +37,7 @@ func sparse() int {
 }
 
 // wide is a guest that does not write the same pages all the time.
-var wide = colotest.GuestConfig{Pages: 24, Touch: 2, TSCPerMille: 300, Seed: 1}
+var wide = colotest.GuestConfig{Pages: 24, Touch: 2, TSCPerMille: 300, Seed: 1, Ring: 1024}
 
 var manners = []manner{
 	{"early resume", func(*colo.PrimaryConfig) {}, 5, small},
