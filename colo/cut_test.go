@@ -159,7 +159,7 @@ func TestCutAnywhereLeavesOneSideInAStateThatWas(t *testing.T) {
 				x, n, points := whole, 0, 0
 				defer func() { x.close() }()
 				try := func(ps, sp colotest.Flow) {
-					if points++; testing.Short() && !*every && points%(4*sparse()) != 0 {
+					if points++; testing.Short() && !*every && points%sparse() != 0 {
 						return
 					}
 					n++
