@@ -230,3 +230,27 @@ func TestExamplesNoticeThatTheirOutputIsNotWritten(t *testing.T) {
 		}
 	}
 }
+
+// Whoever tries the library for the first time runs go test -short: what it says of itself,
+// that it starts no process and opens no /dev/kvm, is shown where CI runs, by the program
+// that internal/confine tests.
+func TestShortTestsAreRunConfinedByCI(t *testing.T) {
+	ci := read(t, ".ci/run")
+	body := func(name string) string {
+		_, rest, _ := strings.Cut(ci, "\n"+name+"() {\n")
+		b, _, ok := strings.Cut(rest, "\n}\n")
+		if !ok {
+			t.Fatalf(".ci/run has no function %s", name)
+		}
+		return b + "\n"
+	}
+	if !strings.Contains(body("unit"), "\tshort\n") {
+		t.Error("step unit of .ci/run does not run function short")
+	}
+	for _, line := range []string{"\tgo build -o \"$dir\" ./internal/confine\n", "LOCKSTEP_REQUIRE= go test -short -count=1 -exec \"$dir/confine\" ./..."} {
+		if !strings.Contains(body("short"), line) {
+			t.Errorf("function short of .ci/run has no line %q", strings.TrimSpace(line))
+		}
+	}
+	newTestOn(t).want("internal/confine", "TestAProgramThatUsesWhatIsOutsideFails", "with -short no process is started")
+}

@@ -37,7 +37,7 @@ func sparse() int {
 }
 
 // wide is a guest that does not write the same pages all the time.
-var wide = colotest.GuestConfig{Pages: 24, Touch: 2, TSCPerMille: 300, Seed: 1}
+var wide = colotest.GuestConfig{Pages: 24, Touch: 2, TSCPerMille: 300, Seed: 1, Ring: 1024}
 
 var manners = []manner{
 	{"early resume", func(*colo.PrimaryConfig) {}, 5, small},
@@ -159,7 +159,7 @@ func TestCutAnywhereLeavesOneSideInAStateThatWas(t *testing.T) {
 				x, n, points := whole, 0, 0
 				defer func() { x.close() }()
 				try := func(ps, sp colotest.Flow) {
-					if points++; testing.Short() && !*every && points%(4*sparse()) != 0 {
+					if points++; testing.Short() && !*every && points%sparse() != 0 {
 						return
 					}
 					n++

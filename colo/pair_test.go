@@ -20,7 +20,7 @@ import (
 )
 
 // small is a guest whose checkpoints are a few pages.
-var small = colotest.GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1}
+var small = colotest.GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Ring: 1024}
 
 // host is one side of a pair, with everything a session needs.
 type host struct {

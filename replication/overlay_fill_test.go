@@ -135,11 +135,12 @@ func TestFillThatCannotReadHoldsNothing(t *testing.T) {
 }
 
 func TestFillAllocatesNothing(t *testing.T) {
-	const size = 4096 * BlockSize
+	const blocks = 1024
+	const size = blocks * BlockSize
 	d := filled(size, rand.New(rand.NewPCG(1, 2)))
 	o := newOverlay("hidden", size, size*2, newMemorySlots(size*2))
 	one := func() {
-		for b := int64(0); b < 4096; b += 16 {
+		for b := int64(0); b < blocks; b += 16 {
 			if _, _, err := o.fill(d, size, b, b+16); err != nil {
 				t.Fatal(err)
 			}

@@ -99,12 +99,15 @@ func (w *world) hearsMore() {
 	}
 }
 
-// open runs a test in a world that is in no bubble: the time of one stands still while
-// somebody waits for memory in a system call.
+// open runs a test, which is parallel, in a world that is in no bubble: the time of one
+// stands still while somebody waits for memory in a system call. It waits for the terms of
+// grants, which is what -short leaves out.
 func open(t *testing.T, name string, f func(t *testing.T, w *world)) {
 	t.Helper()
+	require.Outside(t, require.Userfaultfd)
 	canRunAhead(t)
 	t.Run(name, func(t *testing.T) {
+		t.Parallel()
 		w := newWorld(t)
 		w.term = 2 * time.Second // which a busy host does not let pass
 		f(t, w)
@@ -113,6 +116,7 @@ func open(t *testing.T, name string, f func(t *testing.T, w *world)) {
 }
 
 func TestAGuestOfAFileRunsBeforeItsMemoryAndIsProtectedBehindIt(t *testing.T) {
+	t.Parallel()
 	open(t, "", func(t *testing.T, w *world) {
 		f, rounds, memory := w.saves("a")
 		before := w.heard()
@@ -163,6 +167,7 @@ func TestAGuestOfAFileRunsBeforeItsMemoryAndIsProtectedBehindIt(t *testing.T) {
 }
 
 func TestAGuestWhoseFileBreaksStandsStill(t *testing.T) {
+	t.Parallel()
 	for name, broken := range map[string]error{"an error of the disk": syscall.EIO, "the end of the file": io.EOF} {
 		open(t, name, func(t *testing.T, w *world) {
 			f, rounds, _ := w.saves("a")
@@ -185,6 +190,7 @@ func TestAGuestWhoseFileBreaksStandsStill(t *testing.T) {
 }
 
 func TestAGuestWhoseMemoryIsStillReadEndsByAnOrder(t *testing.T) {
+	t.Parallel()
 	open(t, "", func(t *testing.T, w *world) {
 		f, rounds, _ := w.saves("a")
 		a, _, file := w.savedHost("a", f)
@@ -210,6 +216,7 @@ func TestAGuestWhoseMemoryIsStillReadEndsByAnOrder(t *testing.T) {
 }
 
 func TestAGuestThatHasGoneOnDoesNotGoOnFromItsFileAgain(t *testing.T) {
+	t.Parallel()
 	open(t, "", func(t *testing.T, w *world) {
 		f, _, _ := w.saves("a")
 		b, _, file := w.savedHost("b", f)

@@ -57,13 +57,14 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
-	interval := time.Millisecond
+	interval, ring := time.Millisecond, 1<<16 // all rounds of the longest test
 	if testing.Short() {
 		interval *= 4 // what a guest does is most of what a test costs; where frames are counted it is set back
+		ring /= 2
 	}
 	w := &world{
 		t: t, f: newFabric(), names: []string{"a", "b"}, store: new(failovertest.Store), images: map[string]*image{}, writes: map[uint64][]write{}, term: time.Second, size: diskSize,
-		guest: colotest.GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Interval: interval},
+		guest: colotest.GuestConfig{Pages: 4, Touch: 2, TSCPerMille: 300, Seed: 1, Ring: ring, Interval: interval},
 	}
 	o, err := colotest.NewOracle(w.guest)
 	if err != nil {

@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestArbiterOverADirectory(t *testing.T) {
+	t.Parallel()
 	failovertest.TestArbiter(t, 300*time.Millisecond, func(t *testing.T) failovertest.Two {
 		dir := filepath.Join(t.TempDir(), "shared", "guest")
 		open := func() failover.Arbiter {
@@ -69,6 +70,7 @@ func advance(t *testing.T, s *Store, r failover.Record, n int) failover.Record {
 }
 
 func TestOldStatesAreRemovedAndTheNewestStay(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	r := advance(t, s, failover.Record{}, 3*keep)
 	entries, err := os.ReadDir(s.dir)
@@ -83,6 +85,7 @@ func TestOldStatesAreRemovedAndTheNewestStay(t *testing.T) {
 // A process that was stopped between its load and its link finds the name of its
 // next state free again when that was removed meanwhile.
 func TestWriterThatWasStoppedForLongDoesNotSucceed(t *testing.T) {
+	t.Parallel()
 	s := open(t)
 	old := advance(t, s, failover.Record{}, 3)
 	next := old

@@ -44,7 +44,8 @@ func take(t *testing.T, mem []byte, in Input) (Reply, bool) {
 }
 
 func TestInputIsTakenInOrderAndAnsweredWithAllThatWasTaken(t *testing.T) {
-	mem, regs := load(t, Params{VCPUs: 2, Pages: 4, Touch: 2})
+	params := Params{VCPUs: 2, Pages: 4, Touch: 2, Ring: 256}
+	mem, regs := load(t, params)
 	y := uint64(0)
 	for m := uint64(1); m < 13; m++ {
 		v := m * golden
@@ -71,7 +72,7 @@ func TestInputIsTakenInOrderAndAnsweredWithAllThatWasTaken(t *testing.T) {
 	if m, _, _ := LastInput(mem, 0); m != 0 {
 		t.Errorf("the other vCPU has input %d", m)
 	}
-	model, err := NewModel(Params{VCPUs: 2, Pages: 4, Touch: 2}, 1)
+	model, err := NewModel(params, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

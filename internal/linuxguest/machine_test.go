@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // A stand-in for QEMU is found first in the path: a script that says something on
@@ -31,6 +33,7 @@ echo "$*" >"$console"
 }
 
 func TestAMachineSaysAndDies(t *testing.T) {
+	require.Outside(t, require.Processes)
 	cfg := standIn(t, "exec sleep 600")
 	m, err := StartMachine(cfg)
 	if err != nil {
@@ -57,6 +60,7 @@ func TestAMachineSaysAndDies(t *testing.T) {
 }
 
 func TestAMachineThatEndsIsNotWaitedFor(t *testing.T) {
+	require.Outside(t, require.Processes)
 	m, err := StartMachine(standIn(t, "echo no such device >&2; exit 3"))
 	if err != nil {
 		t.Fatal(err)

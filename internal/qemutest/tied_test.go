@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"testing"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // tiedEnv makes the test binary start a process that it is tied to, say so, and
@@ -32,6 +34,7 @@ func TestATiedProcessDoesNotOutliveItsParent(t *testing.T) {
 	if !ties {
 		t.Skip("only on Linux")
 	}
+	require.Outside(t, require.Processes)
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), tiedEnv+"=1")
 	out, err := cmd.StdoutPipe()

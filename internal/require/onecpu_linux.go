@@ -15,7 +15,7 @@ const oneCPU = "LOCKSTEP_TEST_ONE_CPU"
 
 // OneCPU reports whether the test runs in a process that has one CPU. If not, it runs the
 // test in such a process, fails it if it fails there, and reports false: there is nothing
-// left to do.
+// left to do. With -short the test is skipped, as by [Outside].
 func OneCPU(t interface {
 	TB
 	Name() string
@@ -27,6 +27,7 @@ func OneCPU(t interface {
 		}
 		return true
 	}
+	Outside(t, Processes)
 	cmd := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.v")
 	cmd.Env = append(os.Environ(), oneCPU+"="+t.Name())
 	said, err := runOnOneCPU(cmd)

@@ -69,9 +69,15 @@ func Granted(t TB, what string, err error) {
 // names that. Program and Usable call it.
 func Outside(t TB, what string) {
 	t.Helper()
-	if f := flag.Lookup("test.short"); f != nil && f.Value.String() == "true" && !Wanted(what) {
+	if !Allowed(what) {
 		t.Skipf("-short uses no %s", what)
 	}
+}
+
+// Allowed reports whether Outside lets a test go on, once the flags are parsed.
+func Allowed(what string) bool {
+	f := flag.Lookup("test.short")
+	return f == nil || f.Value.String() != "true" || Wanted(what)
 }
 
 // Usable calls Missing if probe returns an error.

@@ -75,6 +75,7 @@ func TestSeedsAreTheSameToTheLastBit(t *testing.T) {
 const stub = "#!/bin/sh\necho \"$0 $*\" >&2\nexit 1\n"
 
 func TestFailuresAreReported(t *testing.T) {
+	require.Outside(t, require.Processes)
 	dir := t.TempDir()
 	if err := os.WriteFile(dir+"/go", []byte(stub), 0o700); err != nil {
 		t.Fatal(err)

@@ -6,10 +6,13 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // The lines are those of one version of Go. With another, somebody has to look.
 func TestOverlayKnowsThisToolchain(t *testing.T) {
+	require.Outside(t, require.Processes)
 	if !strings.HasPrefix(runtime.Version(), "go1.26") {
 		t.Skipf("the changes are for Go 1.26, this is %s", runtime.Version())
 	}

@@ -15,6 +15,7 @@ import (
 )
 
 func TestAPageTellsWhatHappensAsItHappens(t *testing.T) {
+	t.Parallel()
 	j := newJob(protect.Protected)
 	s := serve(t, Config{Job: j})
 	live := s.live("/live?width=400")

@@ -91,6 +91,7 @@ func (c *counter) leave(packets int, after time.Duration) {
 }
 
 func TestAPageShowsHowLongPacketsReallyWaited(t *testing.T) {
+	t.Parallel()
 	c := &counter{job: newJob(protect.Protected)}
 	c.job.info.Session.Hold.Histogram[20] = 3 // the bound of a checkpoint, which is of no interest here
 	c.leave(50, time.Hour)                    // before anybody looked
