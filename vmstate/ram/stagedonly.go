@@ -274,10 +274,10 @@ func (o *stagedOnly) giveBack(b *cacheBlock, from, to int) {
 	b.only.held.ClearRange(from, to)
 }
 
-// Settle gives back memory that the last checkpoint needed and the next is not
-// likely to (CacheConfig.StagedOnly), while the guest runs. It makes a Cache a
-// colo.Settler. Without it the next load does the same first. Memory that the
-// kernel does not take back stays held, and is no error: there is none.
+// Settle gives back memory that the last checkpoint needed and the next is not likely to
+// (CacheConfig.StagedOnly), while the guest runs. It makes a Cache a colo.Settler.
+// Without it the next load does the same first. Memory that the kernel does not take back
+// stays held. The error is always nil.
 func (c *Cache) Settle() error {
 	c.only.trim(c)
 	return nil
