@@ -81,7 +81,7 @@ const (
 	ChunkPort  = "7001"
 )
 
-// guestInit is the guest's.
+// guestInit is the init script of the guest.
 const guestInit = common + `
 dmesg -n 3
 mkdir -p /mnt
@@ -112,8 +112,8 @@ const (
 // machineUp is what a machine says on its console before its role begins.
 const machineUp = "machine: up"
 
-// hostInit is a machine's. It leaves the two network cards' names in $cluster and
-// $guest, if it has them, and the machine's role to /role.
+// hostInit is the init script of a machine. It leaves the two network cards' names in
+// $cluster and $guest, if it has them, and the machine's role to /role.
 const hostInit = common + `
 [ -e /dev/net/tun ] || { mkdir -p /dev/net; mknod /dev/net/tun c 10 200; }
 for i in /sys/class/net/*; do
