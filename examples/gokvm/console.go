@@ -25,9 +25,9 @@ Ctrl-A a  send Ctrl-A to the guest
 Ctrl-A h  this
 `
 
-// A console is the guest's serial line at the program's standard input and
-// output. On a terminal, which is in raw mode while the guest has it, Ctrl-A
-// begins an order; otherwise every byte is the guest's.
+// A console is the guest's serial line at the program's standard input and output. On a
+// terminal, which is in raw mode while the guest has it, Ctrl-A begins an order;
+// otherwise every byte goes to the guest.
 type console struct {
 	in   io.Reader
 	quit func() // Ctrl-A x
@@ -65,8 +65,8 @@ func (c *console) start(order func(key byte)) {
 	}
 }
 
-// close gives the terminal back as it was, and shows nothing any more: what is typed
-// is nobody's. When it returns nothing is being given to the guest, and nothing will be
+// close gives the terminal back as it was, and shows nothing any more: what is typed goes
+// nowhere. When it returns nothing is being given to the guest, and nothing will be
 // unless the console is started again.
 func (c *console) close() {
 	c.hide()

@@ -118,7 +118,7 @@ func headerOf(c cable) int {
 	return 0
 }
 
-// gokvmMachine is a machine of gokvm's, or one for a guest of such a machine.
+// gokvmMachine is a machine of gokvm, or one that is made for a guest of such a machine.
 type gokvmMachine struct {
 	*gokvmhost.Host
 	machine *gokvmhost.Machine // nil: of no use

@@ -63,9 +63,9 @@ func (d *movingDisk) here() error {
 	return nil
 }
 
-// same says why -disk here is not the disk of a guest on another host, of so many bytes,
-// which has it open: its lock is met. shared is somebody's word that it is, where locks
-// do not reach.
+// same returns an error if -disk here is not the disk of a guest on another host. It is
+// that disk if it has size bytes and is locked, since the other host has it open. shared
+// says that the user vouches for it where locks do not reach.
 func (d *movingDisk) same(size int64, shared bool) error {
 	if d == nil {
 		if size != 0 {

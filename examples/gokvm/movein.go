@@ -143,7 +143,7 @@ func (a *arrival) again(l *link) {
 	}
 }
 
-// take has the next connection be the one in use, nil if there is none.
+// take makes the next connection the one in use, and returns it; nil if there is none.
 func (a *arrival) take() *link {
 	a.r.mu.Lock()
 	defer a.r.mu.Unlock()
@@ -157,8 +157,8 @@ func (a *arrival) take() *link {
 // errHalf is of a guest that has lost its other half.
 var errHalf = errors.New("the guest is lost: the other host, which has a part of its memory, is not heard")
 
-// reconnect waits for another connection of the source's, for as long as -give-up says,
-// or until some time after an order to end.
+// reconnect waits for another connection of the source, for as long as -give-up says, or
+// until some time after an order to end.
 func (a *arrival) reconnect(ctx context.Context, broken error) (migrate.Conn, error) {
 	const last = lastQuestions * retry
 	giveUp := a.r.o.giveUp

@@ -363,7 +363,7 @@ func (h *host) changed(e event.JobStatusChange) {
 	}
 }
 
-// state, open and about are the job's, for the arbiter.
+// state, open and about ask the job, on behalf of the arbiter.
 func (h *host) state() protect.State {
 	if job := h.job.Load(); job != nil {
 		return job.State()

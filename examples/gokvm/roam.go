@@ -240,7 +240,7 @@ func (r *roamer) report(line func() string) (stop func()) {
 // roamingVM is the guest as package migrate sees it: its disk and its console go with it.
 type roamingVM roamer
 
-// Pause implements migrate.VM. The disk is the other host's from now on.
+// Pause implements migrate.VM. From now on the disk belongs to the other host.
 func (v *roamingVM) Pause(ctx context.Context) error {
 	if err := v.solo.pause(ctx); err != nil {
 		return err

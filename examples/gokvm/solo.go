@@ -30,8 +30,8 @@ type solo struct {
 	wired bool // nic runs, and closes cable
 }
 
-// newSolo makes the guest, which stands still. The storage of its disk, nil for none, is
-// the caller's.
+// newSolo makes the guest, which stands still. The caller owns the storage of its disk;
+// nil: it has none.
 func newSolo(ctx context.Context, o options, c *console, p *printer, storage gokvmhost.Disk) (_ *solo, err error) {
 	s := &solo{o: o, terminal: c, p: p, guest: newGuest(), known: new(proxy.Neighbors), ended: make(chan error, 1)}
 	s.life, s.end = context.WithCancel(context.WithoutCancel(ctx))
@@ -127,7 +127,7 @@ func (s *solo) announce() {
 		return
 	}
 	cfg := proxy.AnnounceConfig{Neighbors: s.known.All(), VNetHdr: headerOf(s.cable)}
-	s.group.Go(func() { proxy.Announce(s.life, s.cable, cfg) }) // what is wrong with the cable is the network's to say
+	s.group.Go(func() { proxy.Announce(s.life, s.cable, cfg) }) // its error is dropped: the network reports what is wrong with the cable
 }
 
 // drainTimeout is how long an ended guest's last frames may take to leave.

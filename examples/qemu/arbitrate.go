@@ -16,7 +16,7 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// errForget: the copy is not gone on with, by somebody's word.
+// errForget: somebody has said that the copy must not be used.
 var errForget = errors.New("not gone on with")
 
 // openArbiter opens what -arbiter names; nil: none. end is called when it has heard the last

@@ -245,7 +245,7 @@ func (r *finding) disks(ctx context.Context, m *qmp.Client) error {
 		if b.Inserted == nil || b.Inserted.RO {
 			continue
 		}
-		file, _ := withoutSecrets("", b.Inserted.File) // which may be an address with a password
+		file, _ := withoutSecrets("", b.Inserted.File) // the name may be an address with a password
 		d := guestDisk{Name: b.Device, Driver: b.Inserted.Drv, File: file, Bytes: b.Inserted.Image.Size}
 		if d.Name == "" {
 			d.Name = b.Inserted.Node

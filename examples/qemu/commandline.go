@@ -94,7 +94,7 @@ func pluggedIn(ctx context.Context, m *qmp.Client) (list []plugged, err error) {
 }
 
 var (
-	// ofProcess are options that are this process's and no part of the machine; true:
+	// ofProcess are the options that belong to the process, and not to the machine; true:
 	// a value follows.
 	ofProcess = map[string]bool{
 		"qmp": true, "qmp-pretty": true, "monitor": true, "mon": true, "pidfile": true, "incoming": true, "loadvm": true,

@@ -25,8 +25,8 @@ var (
 	userInfo = regexp.MustCompile(`([A-Za-z0-9+]://[^/@:%,]*[:%])([^/@]+)(@)`)
 	// cephKey is the key of a user in rbd:pool/image:id=user:key=...
 	cephKey = regexp.MustCompile(`(rbd:.*?:key=)((?:[^:\\]|\\.)*)`)
-	// credential is one of systemd's that a guest is given: io.systemd.credential:name=...
-	// of -smbios, and io.systemd.credential.binary:
+	// credential begins a credential of systemd that is given to a guest:
+	// io.systemd.credential:name=... of -smbios, and io.systemd.credential.binary:
 	credential = regexp.MustCompile(`^(value=io\.systemd\.credential(?:\.binary)?:[^=]*=)(.+)$`)
 	// password is the flag of -vnc, which says that a client has to give one.
 	password = regexp.MustCompile(`(?:^|,)password(?:=(?:on|yes|true|y))?(?:,|$)`)

@@ -192,7 +192,7 @@ func (x *disk) Prepare(ctx context.Context, epoch uint64) error {
 	return x.Secondary.Prepare(ctx, epoch)
 }
 
-// begun reports whether they are a guest's.
+// begun reports whether a guest uses the disks.
 func (d *disks) begun() bool { return d != nil && d.started }
 
 // rollBack makes the disks those of the last checkpoint, for good: what the

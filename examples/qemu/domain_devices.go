@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// id is a device's alias, or a name of its own.
+// id returns the alias of a device, or a name that is made for it.
 func (t *translation) id(e *element, kind string) string {
 	if a := e.one("alias").get("name"); a != "" {
 		return a
@@ -193,7 +193,7 @@ func (t *translation) network(e *element) {
 		bridge = source.get("bridge")
 		t.note(e, "the bridge %s has to be there", bridge)
 	case e.is("type", "network"):
-		bridge = source.get("bridge") // which a running domain's has
+		bridge = source.get("bridge") // a running domain's XML has it
 		source.get("portid")
 		t.note(e, "libvirt's network %s: a bridge has to be there, by the name of %s", source.get("network"), cmp.Or(bridge, "(take the XML of the running domain)"))
 	default:

@@ -47,7 +47,7 @@ type guardian struct {
 	protects   bool                   // the standby may answer for the guest
 	exited     bool                   // COLO_EXIT since the last migrate
 	still      bool                   // an operator wants the guest to stand, and has it
-	settling   int                    // what stops it, and runs it again, by itself: see ours
+	settling   int                    // what stops it, and runs it again, by itself: see expectStop
 	settled    time.Time              // when that was over
 	delivered  uint64                 // the sequence number of the last beat that was answered
 	sent       uint64                 // and of the last that was sent
@@ -69,7 +69,7 @@ const tick = 50 * time.Millisecond
 func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
 	g := &guardian{protectOptions: o, p: p, told: make(chan news, 64), over: make(chan struct{}), generation: 1, token: tokenOf(o.qmp)}
 	o.exited = func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.exited }
-	o.ours, o.begins, o.permit, o.current = g.ours, g.begins, g.permit, g.monitor
+	o.expectStop, o.begins, o.permit, o.current = g.expectStop, g.begins, g.permit, g.monitor
 	arb, end, err := openArbiter(o.arbiter, p)
 	if err != nil {
 		return exitFailed, err

@@ -35,7 +35,7 @@ func (g *guardian) holdStill(ctx context.Context) {
 // returns when it has stood for a while. What the monitor says of it meanwhile is
 // not the operator's doing.
 func (g *guardian) stopAgain(ctx context.Context) {
-	defer g.set(func() { g.settling, g.settled = g.settling-1, time.Now() }) // as ours does
+	defer g.set(func() { g.settling, g.settled = g.settling-1, time.Now() }) // as expectStop does
 	quiet := time.Now()
 	for end := time.Now().Add(10 * time.Second); time.Now().Before(end) && time.Since(quiet) < 10*tick; {
 		var st struct{ Status string }

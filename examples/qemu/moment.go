@@ -36,8 +36,8 @@ func (o *protectOptions) standing(ctx context.Context, m *qmp.Client, do func() 
 	if st.Status != "running" {
 		return do()
 	}
-	if o.ours != nil {
-		defer o.ours()()
+	if o.expectStop != nil {
+		defer o.expectStop()()
 	}
 	// Whatever becomes of ctx, the guest runs again.
 	defer func() {
@@ -134,9 +134,10 @@ func (g *guardian) permit(cont func() error) error {
 	return cont()
 }
 
-// ours is told that the guest is stopped and run again, which is no operator's
-// doing, and what it returns that this is over.
-func (g *guardian) ours() (over func()) {
+// expectStop notes that this program is about to stop the guest and to run it again, so
+// that no operator is taken to have done it. The function that it returns notes that this
+// is over.
+func (g *guardian) expectStop() (over func()) {
 	g.set(func() { g.settling++ })
 	return func() { g.set(func() { g.settling, g.settled = g.settling-1, time.Now() }) }
 }

@@ -86,9 +86,9 @@ type protectOptions struct {
 	// exited, if set, says whether COLO_EXIT has come since migrate; whoever sets
 	// it takes the monitor's events.
 	exited func() bool
-	// ours, if set, is told that the guest will be stopped and run again, and what it
-	// returns that it has been.
-	ours func() (over func())
+	// expectStop, if set, is called before the guest is stopped and run again, and what
+	// it returns afterwards.
+	expectStop func() (over func())
 	// begins, if set, is called before it is asked whether the guest runs, and permit
 	// for each cont that is to follow: it gives it unless somebody else has stopped the
 	// guest since begins.

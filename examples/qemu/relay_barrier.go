@@ -5,11 +5,11 @@ import (
 	"sync"
 )
 
-// together is a relay's guest whose checkpoints count only when some secondaries
-// have them, too. It commits a checkpoint that is staged and checked before the
-// primary is answered, passes it on and waits: a state that the primary has not
-// yet been told to be safe is still the guest's, and nothing that the guest said
-// after the one before has left.
+// together is a relay's guest whose checkpoints count only when some secondaries have
+// them, too. It commits a checkpoint that is staged and checked before the primary is
+// answered, passes it on and waits: until the primary has been told that the state is
+// safe, nothing has left that the guest said since the state before, so the guest may
+// still go on from either.
 type together struct {
 	*keeper
 	r    *relayRun

@@ -80,7 +80,7 @@ type standbyRun struct {
 	guest  *standby.Guest
 	conn   *watched // of the session, or the last one; nil: none yet
 	heard  *heard
-	orders chan order // an operator's, taken by whatever is being waited in
+	orders chan order // orders of an operator; each wait takes them
 	tries  *rehearsals
 
 	arbiterOf failover.Arbiter // nil: none

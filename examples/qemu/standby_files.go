@@ -46,7 +46,8 @@ func (s *standbyRun) settle(ctx context.Context, run bool) (int, error) {
 	}
 }
 
-// placed is where the guest is to be left, and what it is to be brought back in.
+// placed returns the directory where the guest is to be left, and the QEMU in which it is
+// to be brought back.
 func (s *standbyRun) placed() (dir string, qemu []string) {
 	s.placing.Lock()
 	defer s.placing.Unlock()

@@ -114,7 +114,7 @@ func guarding(t *testing.T, m *fakeMonitor) *guardian {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { g.monitor().Close() })
-	g.protectOptions.ours, g.protectOptions.begins, g.protectOptions.permit, g.current = g.ours, g.begins, g.permit, g.monitor
+	g.protectOptions.expectStop, g.protectOptions.begins, g.protectOptions.permit, g.current = g.expectStop, g.begins, g.permit, g.monitor
 	return g
 }
 
