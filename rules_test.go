@@ -107,7 +107,7 @@ func TestErrorsBeginWithTheirPackage(t *testing.T) {
 func TestQuickackStandsAlone(t *testing.T) {
 	for line := range strings.Lines(read(t, ".ci/imports")) {
 		from, to, _ := strings.Cut(strings.TrimSpace(line), " -> ")
-		if from == "colo/quickack" || to == "colo/quickack" && from != "examples/qemu" {
+		if from == "colo/quickack" || to == "colo/quickack" && from != "examples/lockstep-qemu" {
 			t.Errorf("there is an arrow from %s to %s", from, to)
 		}
 	}
@@ -227,6 +227,15 @@ func TestExamplesNoticeThatTheirOutputIsNotWritten(t *testing.T) {
 			if file == name && !strings.Contains(string(text), "os.Exit(out.Status(") {
 				t.Errorf("%s: the exit status does not say that output was not written", file)
 			}
+		}
+	}
+}
+
+// Who installs the examples still finds the programs that they work with.
+func TestExamplesDoNotShadowOtherPrograms(t *testing.T) {
+	for _, taken := range []string{"qemu", "gokvm", "etcd", "nbdkit"} {
+		if _, err := os.Stat(filepath.Join("examples", taken)); err == nil {
+			t.Errorf("go install of examples/%s replaces another program of that name", taken)
 		}
 	}
 }

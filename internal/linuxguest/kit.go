@@ -13,11 +13,11 @@ import (
 // A Kit is a directory with what machines and guests are made of:
 //
 //	root/      Debian's kernel (linux-image-*-cloud-amd64) and busybox-static, unpacked
-//	bin/gokvm  examples/gokvm
+//	bin/gokvm  examples/lockstep-gokvm
 //	bin/jobs   internal/linuxguest/jobs
 //	bin/gokvmhost.test  the tests of kvm/gokvmhost
 //	bin/kvm.test        the tests of kvm
-//	bin/qemu            examples/qemu
+//	bin/qemu            examples/lockstep-qemu
 //
 // all of the programs linked statically.
 type Kit struct {
@@ -212,7 +212,7 @@ func (k *Kit) HostArchive(name, guest string) error {
 }
 
 // QEMUHostArchive writes the initial RAM disk of a machine that runs the guest by a QEMU,
-// whose files are given by their names there, and protects it by examples/qemu.
+// whose files are given by their names there, and protects it by examples/lockstep-qemu.
 func (k *Kit) QEMUHostArchive(name, guest string, files map[string]string) error {
 	all := map[string]string{"qemu": k.Binary("qemu")}
 	maps.Copy(all, files)

@@ -28,13 +28,13 @@ const (
 	modeReceive   = "receive"
 )
 
-const about = `Gokvm runs a Linux guest on KVM, alone or protected by a second host.
+const about = `Lockstep-gokvm runs a Linux guest on KVM, alone or protected by a second host.
 
-  gokvm boot -kernel bzImage [-initrd FILE] [-append ARGS] [-disk FILE] [-tap NAME]
-  gokvm secondary -listen ADDR -peer ADDR ...              on host B
-  gokvm primary   -listen ADDR -peer ADDR -kernel FILE ... on host A, which starts the guest
-  gokvm receive -listen ADDR ...                           on host B: no protection, but
-  gokvm migrate -peer ADDR -kernel FILE ...                a guest of host A that can move there
+  lockstep-gokvm boot -kernel bzImage [-initrd FILE] [-append ARGS] [-disk FILE] [-tap NAME]
+  lockstep-gokvm secondary -listen ADDR -peer ADDR ...              on host B
+  lockstep-gokvm primary   -listen ADDR -peer ADDR -kernel FILE ... on host A, which starts the guest
+  lockstep-gokvm receive -listen ADDR ...                           on host B: no protection, but
+  lockstep-gokvm migrate -peer ADDR -kernel FILE ...                a guest of host A that can move there
 
 It needs Linux on amd64, /dev/kvm, and for -tap the right to use TAP interfaces.
 
@@ -43,9 +43,9 @@ guest's on a bridge br0 of each; the certificates are for the names "a" and "b":
 
   both# ip tuntap add tap0 mode tap && ip link set tap0 master br0 up
   both# truncate -s 1G disk.img         # host A's is the guest's disk
-  B# gokvm secondary -listen 10.0.0.2:7654 -peer 10.0.0.1:7654 -peer-name a \
+  B# lockstep-gokvm secondary -listen 10.0.0.2:7654 -peer 10.0.0.1:7654 -peer-name a \
        -cert b.pem -key b.key -ca ca.pem -mem 512M -vcpus 2 -disk disk.img -tap tap0
-  A# gokvm primary   -listen 10.0.0.1:7654 -peer 10.0.0.2:7654 -peer-name b \
+  A# lockstep-gokvm primary   -listen 10.0.0.1:7654 -peer 10.0.0.2:7654 -peer-name b \
        -cert a.pem -key a.key -ca ca.pem -mem 512M -vcpus 2 -disk disk.img -tap tap0 \
        -kernel vmlinuz -initrd initrd.img -append "console=ttyS0 root=/dev/vda"
 
@@ -97,8 +97,8 @@ this version with -offload=false, and can never follow it. Upgrade the secondary
 hand the guest over to it, and upgrade the other one. Both hosts, and so the guest, are
 started anew to have -offload.
 
-Nobody protects a guest of gokvm migrate. SIGUSR2, or Ctrl-A s, moves it while it runs
-to the host of -peer, where gokvm receive waits for it with the same -name, -mem, -vcpus
+Nobody protects a guest of lockstep-gokvm migrate. SIGUSR2, or Ctrl-A s, moves it while it runs
+to the host of -peer, where lockstep-gokvm receive waits for it with the same -name, -mem, -vcpus
 and -tap; a receive that has a -peer too can move it on. The guest stands still for a
 moment at the end. A -disk is storage that both hosts reach, such as a file on a network's file
 system: the host that has the guest holds its lock. (A guest with a disk on each host
@@ -173,7 +173,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	o := options{hw: thisHost}
 	mem, overlay := size.Bytes(512<<20), size.Bytes(256<<20)
 	mac := "52:54:00:12:34:56"
-	f := flag.NewFlagSet("gokvm", flag.ContinueOnError)
+	f := flag.NewFlagSet("lockstep-gokvm", flag.ContinueOnError)
 	f.SetOutput(io.Discard)
 	f.StringVar(&o.on, "listen", "", "`address` at which the other host reaches this one")
 	f.StringVar(&o.peer, "peer", "", "`address` at which the other host is reached")

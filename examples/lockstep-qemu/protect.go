@@ -14,15 +14,15 @@ import (
 	"github.com/gocolo/lockstep/event/qmp"
 )
 
-const aboutProtect = `usage: qemu protect -qmp ADDR -to ADDR [flags]
+const aboutProtect = `usage: lockstep-qemu protect -qmp ADDR -to ADDR [flags]
 
 Protect makes a running QEMU the primary of the secondary, standby or relay that
-listens at -to: it checks as "qemu check" does, sets capabilities and parameters,
+listens at -to: it checks as "lockstep-qemu check" does, sets capabilities and parameters,
 starts, and returns when the guest is protected. If that fails, the guest runs on
 as before.
 
 A disk is copied to a standby with -disk DEVICE=NAME, DEVICE being its name in
-QEMU ("qemu check" lists them) and NAME what the standby calls it, while the guest
+QEMU ("lockstep-qemu check" lists them) and NAME what the standby calls it, while the guest
 runs (QMP blockdev-mirror); from then on a write is done when both sides have it.
 If the standby is lost, the guest writes on; QEMU tries to copy each write until
 the copy is given up, which -stay does, and protect does first of all.
@@ -129,7 +129,7 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 	f.DurationVar(&o.term, "term", 10*time.Second, "with -arbiter: let the standby have the guest when this host has been silent for so long")
 	f.DurationVar(&o.stall, "stall", standby.DefaultStall, "with -stay: have a guest run on that stands for so long without its checkpoint getting on")
 	f.DurationVar(&o.silence, "silence", standby.DefaultSilence, "with -stay: give up a standby that is silent for so long")
-	f.StringVar(&o.state, "state", "", "with -stay: answer \"qemu status\" in `DIR`")
+	f.StringVar(&o.state, "state", "", "with -stay: answer \"lockstep-qemu status\" in `DIR`")
 	f.StringVar(&o.http, "http", "", "with -stay: serve how it stands at `[HOST]:PORT`, for people at /, as JSON at /status, for Prometheus at /metrics; on loopback without HOST")
 	if status, done := parse(f, aboutProtect, args, t, false); done {
 		return status

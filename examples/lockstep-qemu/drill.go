@@ -19,7 +19,7 @@ import (
 	"github.com/gocolo/lockstep/event/qmp"
 )
 
-const aboutDrill = `usage: qemu drill [flags]
+const aboutDrill = `usage: lockstep-qemu drill [flags]
 
 Drill starts a small guest of its own, which counts, protects it with a standby and
 a guardian on this machine, kills it with SIGKILL, and brings it back; it says what

@@ -39,7 +39,7 @@ func (p *printer) warn(format string, args ...any) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.line.Clear(p.out)
-	fmt.Fprintf(p.err, "qemu: "+format+"\n", args...)
+	fmt.Fprintf(p.err, "lockstep-qemu: "+format+"\n", args...)
 }
 
 // event takes what a session reports.

@@ -13,8 +13,8 @@ import (
 	"github.com/gocolo/lockstep/event/qmp"
 )
 
-const aboutCheck = `usage: qemu check -qmp ADDR [flags]
-       qemu check -domain FILE [-json]
+const aboutCheck = `usage: lockstep-qemu check -qmp ADDR [flags]
+       lockstep-qemu check -domain FILE [-json]
 
 Check asks a running QEMU whether its guest can be protected, says in plain words
 what stands against it and what to mind, and prints the commands that start it, among
@@ -24,7 +24,7 @@ What in it belongs to this host, and what the guest has that is not in it, is li
 password is not printed, and a debugger's port (-gdb, -s) is left out; both are said. The
 process is the one that serves the monitor, or -pid where that is another, as
 under libvirt. With -domain it translates a libvirt domain's XML into such a command line
-instead, and names each element and attribute that it does not know; "qemu rehearse" shows
+instead, and names each element and attribute that it does not know; "lockstep-qemu rehearse" shows
 whether the guest fits. It changes nothing. Exit status: 0 if the guest can be protected, 1 if not.
 `
 
@@ -292,11 +292,11 @@ func (r *finding) print(p *printer) {
 	if r.Command != nil {
 		line = shellWords(r.Command)
 	}
-	p.say("\nOn the standby's host:\n  qemu standby -listen 0.0.0.0:9998 -state DIR -- \\\n    %s", line)
+	p.say("\nOn the standby's host:\n  lockstep-qemu standby -listen 0.0.0.0:9998 -state DIR -- \\\n    %s", line)
 	for _, a := range r.Adapt {
 		p.say("mind: %s", a)
 	}
-	p.say("Here, in the QEMU's human monitor (or: qemu protect -qmp ADDR -to tcp:STANDBY:9998):")
+	p.say("Here, in the QEMU's human monitor (or: lockstep-qemu protect -qmp ADDR -to tcp:STANDBY:9998):")
 	for _, s := range r.Set {
 		p.say("  migrate_set_capability %s", s)
 	}
@@ -309,5 +309,5 @@ func (r *finding) print(p *printer) {
 		there += fmt.Sprintf(" -disk disk%d=FILE%d", i, i)
 		here += fmt.Sprintf(" -disk %s=disk%d", d.Name, i)
 	}
-	p.say("\nWith its disks, each FILE being an image of the same size (and the QEMU after -- using it):\n  qemu standby ... -nbd 0.0.0.0:10809%s\n  qemu protect ... -nbd tcp:STANDBY:10809%s", there, here)
+	p.say("\nWith its disks, each FILE being an image of the same size (and the QEMU after -- using it):\n  lockstep-qemu standby ... -nbd 0.0.0.0:10809%s\n  lockstep-qemu protect ... -nbd tcp:STANDBY:10809%s", there, here)
 }

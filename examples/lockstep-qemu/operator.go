@@ -149,7 +149,7 @@ func noMonitor(addr string, err error) error {
 	return err
 }
 
-const aboutPromote = `usage: qemu promote -standby DIR [flags] [-- qemu-system-x86_64 ...]
+const aboutPromote = `usage: lockstep-qemu promote -standby DIR [flags] [-- qemu-system-x86_64 ...]
 
 Promote tells the standby whose -state is DIR to go on with its guest. A guardian
 that answers is made to stop the primary's guest first, and an arbiter is asked;
@@ -188,11 +188,11 @@ func promoteCommand(ctx context.Context, args []string, t terminal) int {
 		return exitFailed
 	}
 	p.object(map[string]any{"promote": map[string]any{"ordered": true}})
-	p.say("ordered     the standby says what comes of it: qemu status -state %s", *dir)
+	p.say("ordered     the standby says what comes of it: lockstep-qemu status -state %s", *dir)
 	return exitOK
 }
 
-const aboutStatus = `usage: qemu status -state DIR [-json]
+const aboutStatus = `usage: lockstep-qemu status -state DIR [-json]
 
 Status asks the standby or the guardian whose -state is DIR how it stands. Exit
 status: 0 it has answered, 1 nobody has, 2 wrong arguments.

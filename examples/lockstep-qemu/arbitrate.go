@@ -192,7 +192,7 @@ func (s *standbyRun) decided(step standby.Step, why string, c colo.Claim, guardi
 		if guardian {
 			return
 		}
-		s.p.say("            checkpoint %d is kept; once the guest surely does not run elsewhere: qemu promote -standby %s", c.Epoch, s.state)
+		s.p.say("            checkpoint %d is kept; once the guest surely does not run elsewhere: lockstep-qemu promote -standby %s", c.Epoch, s.state)
 	case standby.AskStop:
 		s.p.say("asking      the guardian to stop the primary's guest: %s", why)
 	case standby.AskArbiter:

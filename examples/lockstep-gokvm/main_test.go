@@ -69,8 +69,8 @@ func TestABadCommandLineIsOneLineAndStatus2(t *testing.T) {
 		{"boot -nothing", "flag provided but not defined"},
 	} {
 		status, out, err := gokvmSays(strings.Fields(c.args)...)
-		if status != 2 || out != "" || strings.Count(err, "\n") != 1 || !strings.HasPrefix(err, "gokvm: ") || !strings.Contains(err, c.want) {
-			t.Errorf("gokvm %s: status %d, %q, %q; want %q", c.args, status, out, err, c.want)
+		if status != 2 || out != "" || strings.Count(err, "\n") != 1 || !strings.HasPrefix(err, "lockstep-gokvm: ") || !strings.Contains(err, c.want) {
+			t.Errorf("lockstep-gokvm %s: status %d, %q, %q; want %q", c.args, status, out, err, c.want)
 		}
 	}
 }
@@ -81,7 +81,7 @@ func TestHelpExplainsTwoHosts(t *testing.T) {
 		if status != 0 || err != "" {
 			t.Errorf("%s: status %d, %q", args, status, err)
 		}
-		for _, want := range []string{"gokvm secondary -listen 10.0.0.2:7654", "-arbiter", "Ctrl-A x", "-lost-after", "-arbiter-command", "-qmp", "-tap"} {
+		for _, want := range []string{"lockstep-gokvm secondary -listen 10.0.0.2:7654", "-arbiter", "Ctrl-A x", "-lost-after", "-arbiter-command", "-qmp", "-tap"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("%s does not mention %q", args, want)
 			}
@@ -92,7 +92,7 @@ func TestHelpExplainsTwoHosts(t *testing.T) {
 func TestAFileThatIsNotThereIsOneLineAndStatus1(t *testing.T) {
 	require.Outside(t, require.KVM) // which is looked at first
 	status, _, err := gokvmSays("boot", "-kernel", "/does/not/exist")
-	if status != 1 || strings.Count(err, "\n") != 1 || !strings.HasPrefix(err, "gokvm: ") {
+	if status != 1 || strings.Count(err, "\n") != 1 || !strings.HasPrefix(err, "lockstep-gokvm: ") {
 		t.Errorf("status %d, %q", status, err)
 	}
 }

@@ -396,7 +396,7 @@ func TestWhatMovesAndWhatDoesNotIsSaidInOneLine(t *testing.T) {
 	} {
 		status, out, err := gokvmSays(strings.Fields(c.args)...)
 		if status != 2 || out != "" || strings.Count(err, "\n") != 1 || !strings.Contains(err, c.want) {
-			t.Errorf("gokvm %s: status %d, %q, %q; want %q", c.args, status, out, err, c.want)
+			t.Errorf("lockstep-gokvm %s: status %d, %q, %q; want %q", c.args, status, out, err, c.want)
 		}
 	}
 }

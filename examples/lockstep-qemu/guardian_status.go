@@ -9,7 +9,7 @@ import (
 	"github.com/gocolo/lockstep/colo/standby"
 )
 
-// guardianStatus is what "qemu status" prints of a guardian.
+// guardianStatus is what "lockstep-qemu status" prints of a guardian.
 type guardianStatus struct {
 	State      string `json:"state"`
 	Why        string `json:"why"`
@@ -20,7 +20,7 @@ type guardianStatus struct {
 	Rescued    int    `json:"rescued"`    // how often the guest was told to run on
 }
 
-// says notes the state for "qemu status", and for a standby that comes back.
+// says notes the state for "lockstep-qemu status", and for a standby that comes back.
 func (g *guardian) says(state standby.GuardState, why string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -35,7 +35,7 @@ func (g *guardian) say(text string, object any) {
 	g.p.object(object)
 }
 
-// report is what "qemu status" is answered.
+// report is what "lockstep-qemu status" is answered.
 func (g *guardian) report() any { return g.standing() }
 
 func (g *guardian) standing() guardianStatus {

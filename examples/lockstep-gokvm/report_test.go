@@ -69,7 +69,7 @@ func TestPeopleAreToldInLines(t *testing.T) {
 	if out != "" {
 		t.Errorf("the console got %q", out)
 	}
-	for _, want := range []string{"gokvm: protected: 64M of memory", "gokvm: alone: the guest goes on here, unprotected, from checkpoint 4", "4 checkpoints"} {
+	for _, want := range []string{"lockstep-gokvm: protected: 64M of memory", "lockstep-gokvm: alone: the guest goes on here, unprotected, from checkpoint 4", "4 checkpoints"} {
 		if !strings.Contains(errs, want) {
 			t.Errorf("not told: %q in\n%s", want, errs)
 		}

@@ -97,13 +97,13 @@ func TestTheTenCommandsOfTheREADMEBringAGuestBack(t *testing.T) {
 	// No other process listens at this address of loopback.
 	address := fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(254), 1+rand.IntN(254), 1+rand.IntN(254))
 	table := map[string]string{ // what is otherwise here
-		"go build -o qemu .": "ln -s " + self + " qemu",
-		"0.0.0.0:":           address + ":",
-		"STANDBY:":           address + ":",
-		"disk0.img 10G":      fmt.Sprintf("disk0.img %d", diskBytes),
-		"-m 1024":            "-m 16 -bios " + filepath.Join(root, "bios") + " -serial file:serial", // a guest that counts
-		"-stay":              "-stay -stall 1m -silence 1m",                                         // nothing hangs but a busy machine
-		"-rehearse":          "-rehearse -peer-timeout 1m",
+		"go build -o lockstep-qemu .": "ln -s " + self + " lockstep-qemu",
+		"0.0.0.0:":                    address + ":",
+		"STANDBY:":                    address + ":",
+		"disk0.img 10G":               fmt.Sprintf("disk0.img %d", diskBytes),
+		"-m 1024":                     "-m 16 -bios " + filepath.Join(root, "bios") + " -serial file:serial", // a guest that counts
+		"-stay":                       "-stay -stall 1m -silence 1m",                                         // nothing hangs but a busy machine
+		"-rehearse":                   "-rehearse -peer-timeout 1m",
 	}
 	used := make(map[string]bool)
 	var seen []uint32 // what the guest had printed before it was protected

@@ -18,11 +18,11 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-const aboutRehearse = `usage: qemu rehearse -standby DIR [flags]
+const aboutRehearse = `usage: lockstep-qemu rehearse -standby DIR [flags]
 
 Rehearse has the standby whose -state is DIR try the QEMU after its -- with the
 guest of the last checkpoint, and end it again: a command line that does not fit is
-found out now, with QEMU's words, and not when the primary is lost. "qemu standby
+found out now, with QEMU's words, and not when the primary is lost. "lockstep-qemu standby
 -rehearse" does it after the first checkpoint.
 
 The guest is paused (-S) and announces itself to no network, its -drives are written
@@ -79,7 +79,7 @@ type rehearsals struct {
 	s *standbyRun
 
 	mu   sync.Mutex
-	last string             // how the last one has ended, for "qemu status"
+	last string             // how the last one has ended, for "lockstep-qemu status"
 	stop context.CancelFunc // nil: none runs
 	done chan struct{}      // closed when it has ended
 }

@@ -286,7 +286,7 @@ func (s *standbyRun) standing() standbyStatus {
 	return st
 }
 
-// standbyStatus is what "qemu status" prints of a standby.
+// standbyStatus is what "lockstep-qemu status" prints of a standby.
 type standbyStatus struct {
 	Listen     string  `json:"listen"`
 	Ready      bool    `json:"waiting"`        // a primary can connect

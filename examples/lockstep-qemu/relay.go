@@ -12,7 +12,7 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-const aboutRelay = `usage: qemu relay -listen ADDR -state DIR -to ADDR[,ADDR...] [flags] [-- qemu-system-x86_64 ...]
+const aboutRelay = `usage: lockstep-qemu relay -listen ADDR -state DIR -to ADDR[,ADDR...] [flags] [-- qemu-system-x86_64 ...]
 
 Relay is a standby that passes each checkpoint on to QEMU secondaries, each of
 them started with -incoming ADDR. It answers the primary as soon as it has a
@@ -32,7 +32,7 @@ holds the primary up for -peer-timeout, once.
 When the primary is lost, the secondaries first get the last whole checkpoint.
 With -qmp, the first that has it is told to go on (x-colo-lost-heartbeat).
 Without, that is the operator's to do, with one of them. Where none is left, the
-relay does what a standby does: see qemu standby -h, also for what a lost primary
+relay does what a standby does: see lockstep-qemu standby -h, also for what a lost primary
 is, and for the exit statuses.
 
 One guest must run and never two. A QEMU secondary runs its copy of the guest, and

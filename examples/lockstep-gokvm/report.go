@@ -100,7 +100,7 @@ func (p *printer) say(format string, args ...any) {
 	if p.o.json {
 		return
 	}
-	p.terminal.say(p.std.err, fmt.Sprintf("gokvm: "+format+"\n", args...))
+	p.terminal.say(p.std.err, fmt.Sprintf("lockstep-gokvm: "+format+"\n", args...))
 }
 
 // object prints one line of JSON.

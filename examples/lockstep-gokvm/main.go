@@ -1,4 +1,4 @@
-// Gokvm runs a Linux guest on KVM, alone or protected by a second host.
+// Lockstep-gokvm runs a Linux guest on KVM, alone or protected by a second host.
 //
 // The guest's machine is that of github.com/bobuhiro11/gokvm, by way of package
 // kvm/gokvmhost. As a primary it is kept in step with a secondary on another
@@ -31,7 +31,7 @@ func main() {
 	ctx, status := interrupt.Notify()
 	out := output.New(os.Stdout)
 	own := gokvm(ctx, os.Args[1:], stdio{os.Stdin, out, os.Stderr})
-	os.Exit(out.Status(status(own), "gokvm", os.Stderr))
+	os.Exit(out.Status(status(own), "lockstep-gokvm", os.Stderr))
 }
 
 // stdio are the program's streams. Terminals are files.
@@ -49,7 +49,7 @@ func gokvm(ctx context.Context, args []string, std stdio) int {
 	case errors.Is(err, flag.ErrHelp):
 		return 0
 	case err != nil:
-		fmt.Fprintf(std.err, "gokvm: %s (-h explains)\n", strings.TrimSpace(err.Error()))
+		fmt.Fprintf(std.err, "lockstep-gokvm: %s (-h explains)\n", strings.TrimSpace(err.Error()))
 		return 2
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -70,7 +70,7 @@ func gokvm(ctx context.Context, args []string, std stdio) int {
 	}
 	p.end(err)
 	if err != nil {
-		fmt.Fprintf(std.err, "gokvm: %s\n", oneLine(err))
+		fmt.Fprintf(std.err, "lockstep-gokvm: %s\n", oneLine(err))
 		return 1
 	}
 	return 0

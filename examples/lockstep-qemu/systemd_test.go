@@ -39,7 +39,7 @@ func TestTheUnitsAreWhatSystemdTakes(t *testing.T) {
 			t.Fatal(err)
 		}
 		// It looks for the program, which is not installed here.
-		text = bytes.ReplaceAll(text, []byte("/usr/local/bin/qemu "), []byte(program+" "))
+		text = bytes.ReplaceAll(text, []byte("/usr/local/bin/lockstep-qemu "), []byte(program+" "))
 		out, err := verify(t, filepath.Base(unit), text)
 		if strings.Contains(out, filepath.Base(unit)) {
 			t.Errorf("%s: %v\n%s", unit, err, out)

@@ -1,4 +1,4 @@
-// Qemu is the COLO peer of real QEMUs: it protects a stock QEMU's guest without
+// Lockstep-qemu is the COLO peer of real QEMUs: it protects a stock QEMU's guest without
 // a second running virtual machine, passes its checkpoints on, and says whether
 // it can be protected. See -h.
 //
@@ -30,25 +30,25 @@ import (
 	"github.com/gocolo/lockstep/internal/usage"
 )
 
-const about = `Qemu is the other side of QEMU's COLO.
+const about = `Lockstep-qemu is the other side of QEMU's COLO.
 
-  qemu standby -listen ADDR -state DIR [-- qemu-system-x86_64 ...]
+  lockstep-qemu standby -listen ADDR -state DIR [-- qemu-system-x86_64 ...]
       Keeps the guest of a QEMU primary in memory, checkpoint by checkpoint, and
       brings it back when the primary is lost.
-  qemu relay -listen ADDR -state DIR -to ADDR[,ADDR...] [-qmp ADDR[,ADDR...]]
+  lockstep-qemu relay -listen ADDR -state DIR -to ADDR[,ADDR...] [-qmp ADDR[,ADDR...]]
       The same, and passes each checkpoint on to QEMU secondaries.
-  qemu check -qmp ADDR
+  lockstep-qemu check -qmp ADDR
       Says whether a running QEMU can be protected, and how.
-  qemu protect -qmp ADDR -to ADDR [-stay -control ADDR]
+  lockstep-qemu protect -qmp ADDR -to ADDR [-stay -control ADDR]
       Protects it: sets what has to be set and starts; with -stay stays with it,
       as its guardian.
-  qemu promote -standby DIR [-state DIR] [-- qemu-system-x86_64 ...]
+  lockstep-qemu promote -standby DIR [-state DIR] [-- qemu-system-x86_64 ...]
       Orders a standby to go on with its guest.
-  qemu rehearse -standby DIR
+  lockstep-qemu rehearse -standby DIR
       Has a standby try its QEMU with the guest, paused, and end it again.
-  qemu status -state DIR
+  lockstep-qemu status -state DIR
       Says how it stands with a standby or a guardian.
-  qemu drill
+  lockstep-qemu drill
       Shows all of it with a small guest, on this machine, in less than a minute.
 
 An ADDR is tcp:HOST:PORT, unix:PATH, HOST:PORT or a path. -h after a command
@@ -91,7 +91,7 @@ func main() {
 	ctx, status := interrupt.Notify() // a second signal ends it the hard way
 	out := output.New(os.Stdout)
 	own := run(ctx, os.Args[1:], terminal{out, os.Stderr, statusline.IsTerminal(os.Stdout)})
-	os.Exit(out.Status(status(own), "qemu", os.Stderr))
+	os.Exit(out.Status(status(own), "lockstep-qemu", os.Stderr))
 }
 
 func run(ctx context.Context, args []string, t terminal) int {
@@ -109,7 +109,7 @@ func run(ctx context.Context, args []string, t terminal) int {
 		c = drillCommand // it calls run itself
 	}
 	if c == nil {
-		fmt.Fprintf(t.err, "qemu: no command %q (-h explains)\n", args[0])
+		fmt.Fprintf(t.err, "lockstep-qemu: no command %q (-h explains)\n", args[0])
 		return exitUsage
 	}
 	return c(ctx, args[1:], t)
@@ -134,6 +134,6 @@ func parse(f *flag.FlagSet, about string, args []string, t terminal, rest bool) 
 
 // wrong says what is wrong with the arguments.
 func (t terminal) wrong(command string, err error) int {
-	fmt.Fprintf(t.err, "qemu %s: %s (-h explains)\n", command, strings.TrimSpace(err.Error()))
+	fmt.Fprintf(t.err, "lockstep-qemu %s: %s (-h explains)\n", command, strings.TrimSpace(err.Error()))
 	return exitUsage
 }

@@ -63,7 +63,7 @@ func (s *standbyRun) hold(ctx context.Context, why error) {
 		dir, _ := s.placed()
 		s.p.warn("%s", oneLine(why))
 		s.p.say("holding     the guest of checkpoint %d is in this process's memory and nowhere else; it needs %s in %s, or a QEMU that takes it", s.last.Epoch, size(s.last.RAM+s.last.State), dir)
-		s.p.say("            then SIGUSR1, or: qemu promote -standby %s -state DIR2 [-- qemu-system-x86_64 ...]", s.state)
+		s.p.say("            then SIGUSR1, or: lockstep-qemu promote -standby %s -state DIR2 [-- qemu-system-x86_64 ...]", s.state)
 		s.p.object(map[string]any{"holding": map[string]any{"epoch": s.last.Epoch, "bytes": s.last.RAM + s.last.State, "error": why.Error()}})
 		select {
 		case o := <-s.orders:
@@ -157,7 +157,7 @@ func (s *standbyRun) offer() {
 	if st, err := os.Stat(last); err == nil {
 		when = "of " + st.ModTime().Format(time.DateTime)
 	}
-	s.p.say("kept        %s %s; once its guest surely does not run elsewhere: qemu promote -standby %s", last, when, s.state)
+	s.p.say("kept        %s %s; once its guest surely does not run elsewhere: lockstep-qemu promote -standby %s", last, when, s.state)
 	s.p.object(map[string]string{"kept": last})
 }
 
