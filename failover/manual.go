@@ -51,10 +51,10 @@ func (m *Manual) Waiting() (c Claim, ok bool) {
 	return m.waiting.claim, true
 }
 
-// Grant says yes to the claim that waits. The error is ErrNobodyAsks.
+// Grant says yes to the claim that waits; ErrNobodyAsks if there is none.
 func (m *Manual) Grant() error { return m.say(nil) }
 
-// Refuse says no to the claim that waits, for good. The error is ErrNobodyAsks.
+// Refuse says no to the claim that waits, for good; ErrNobodyAsks if there is none.
 func (m *Manual) Refuse() error { return m.say(ErrRefused) }
 
 func (m *Manual) say(answer error) error {
