@@ -24,7 +24,7 @@ import (
 // changelog.
 func TestTheExportedAPIIsTheOneOnRecord(t *testing.T) {
 	written := map[string]bool{}
-	for _, dir := range publicPackages(t) {
+	for _, dir := range append(publicPackages(t), publicModules(t)...) {
 		got := exported(t, dir)
 		name := filepath.Join("api", strings.ReplaceAll(filepath.ToSlash(dir), "/", "_")+".txt")
 		written[name] = true
@@ -77,6 +77,26 @@ func publicPackages(t *testing.T) (dirs []string) {
 		t.Fatal(err)
 	}
 	slices.Sort(dirs)
+	return dirs
+}
+
+// publicModules returns the directories of the modules of their own that others may import.
+func publicModules(t *testing.T) (dirs []string) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (path != "." && strings.HasPrefix(d.Name(), ".") || d.Name() == "internal" || d.Name() == "examples" || d.Name() == "testdata"):
+			return fs.SkipDir
+		case d.Name() == "go.mod" && path != "go.mod":
+			dirs = append(dirs, filepath.Dir(path))
+		}
+		return nil
+	})
+	if err != nil || len(dirs) == 0 {
+		t.Fatalf("%d modules, %v", len(dirs), err)
+	}
 	return dirs
 }
 

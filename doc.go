@@ -43,7 +43,7 @@
 // devices nobody here knows. It keeps the last whole checkpoint of a stock QEMU and
 // writes it as a migration stream that a QEMU takes with -incoming. With
 // [github.com/gocolo/lockstep/colo/quickack] its connection does not keep the QEMU
-// waiting for acknowledgments. examples/qemu is the program for operators.
+// waiting for acknowledgments. examples/lockstep-qemu is the program for operators.
 //
 // # To move a guest
 //

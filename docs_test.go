@@ -154,3 +154,21 @@ func TestTheTableOfEventsHasEveryEventOfTheLibrarysOwn(t *testing.T) {
 		}
 	}
 }
+
+func TestContributorsAreToldOfEachNestedModule(t *testing.T) {
+	text := read(t, "CONTRIBUTING.md")
+	found := 0
+	err := filepath.WalkDir(".", func(path string, d os.DirEntry, err error) error {
+		if err != nil || d.Name() != "go.mod" || path == "go.mod" {
+			return err
+		}
+		found++
+		if dir := filepath.ToSlash(filepath.Dir(path)); !strings.Contains(text, "`"+dir+"`") {
+			t.Errorf("CONTRIBUTING.md does not name the module %s", dir)
+		}
+		return nil
+	})
+	if err != nil || found == 0 {
+		t.Errorf("%d modules, %v", found, err)
+	}
+}

@@ -122,7 +122,7 @@ var promises = []struct {
 	{"docs/security.md", "Every decoder has a fuzz target;", []string{"..TestEveryPackageThatBoundsAnInputHasAFuzzTarget"}},
 
 	{"docs/architecture.md", "A test compares the arrows with the imports of the code.", []string{"..TestThePictureShowsTheImports", "..TestArrowsThatFollowFromOthersAreLeftOut"}},
-	{"docs/architecture.md", "it imports nothing of the library, and only `examples/qemu` uses it.", []string{"..TestQuickackStandsAlone"}},
+	{"docs/architecture.md", "it imports nothing of the library, and only `examples/lockstep-qemu` uses it.", []string{"..TestQuickackStandsAlone"}},
 	{"docs/architecture.md", "`kvm` and `colo` do not know each other", []string{"..TestKVMAndCOLODoNotKnowEachOther"}},
 	{"docs/architecture.md", "**Decisions do no I/O.**", []string{"..TestDecisionsDoNoIO"}},
 	{"docs/architecture.md", "tests walk them exhaustively or against a model, without a clock.", []string{

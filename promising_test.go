@@ -60,7 +60,7 @@ var judged = map[string]map[string][]string{
 			"Two hosts, a process each, protect a guest by",
 			"What the client says goes to both guests;",
 			"The survivor is protected again when the other comes back,",
-			"[Its page](examples/qemu/README.md) has ten commands",
+			"[Its page](examples/lockstep-qemu/README.md) has ten commands",
 		},
 		"docs/operations.md": {
 			"from one checkpoint to the next, if nothing asks earlier",

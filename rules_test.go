@@ -107,7 +107,7 @@ func TestErrorsBeginWithTheirPackage(t *testing.T) {
 func TestQuickackStandsAlone(t *testing.T) {
 	for line := range strings.Lines(read(t, ".ci/imports")) {
 		from, to, _ := strings.Cut(strings.TrimSpace(line), " -> ")
-		if from == "colo/quickack" || to == "colo/quickack" && from != "examples/qemu" {
+		if from == "colo/quickack" || to == "colo/quickack" && from != "examples/lockstep-qemu" {
 			t.Errorf("there is an arrow from %s to %s", from, to)
 		}
 	}
@@ -253,4 +253,13 @@ func TestShortTestsAreRunConfinedByCI(t *testing.T) {
 		}
 	}
 	newTestOn(t).want("internal/confine", "TestAProgramThatUsesWhatIsOutsideFails", "with -short no process is started")
+}
+
+// Who installs the examples still finds the programs that they work with.
+func TestExamplesDoNotShadowOtherPrograms(t *testing.T) {
+	for _, taken := range []string{"qemu", "gokvm", "etcd", "nbdkit"} {
+		if _, err := os.Stat(filepath.Join("examples", taken)); err == nil {
+			t.Errorf("go install of examples/%s replaces another program of that name", taken)
+		}
+	}
 }

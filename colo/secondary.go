@@ -14,6 +14,9 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
+// The secondary of a session in the order of the protocol: synchronise and checkpoint are
+// lists of steps, and below each list stand its steps, in the order in which they are taken.
+
 // SecondaryConfig says which guest follows that of the primary. VM, RAM and one of
 // State and Loader are required.
 type SecondaryConfig struct {

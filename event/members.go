@@ -26,9 +26,8 @@ func (m Members) Map() map[string]json.RawMessage {
 	return all
 }
 
-// split takes the members of an object that a type has no field for out of it:
-// the type's own, and the others. It compares names exactly. Old forms have
-// been made new before.
+// split divides the members of an object: own has those that the type has a field for,
+// other the rest. It compares names exactly. Old forms have been made new before.
 func split(data json.RawMessage, t reflect.Type) (own, other json.RawMessage, err error) {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()

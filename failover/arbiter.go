@@ -47,8 +47,8 @@ type Arbiter interface {
 type Claim struct {
 	Holder string // the host's name, for people; not empty
 	Token  string // what no other process has; not empty. See NewToken
-	// After is the generation that the claimant has held or followed, so that
-	// its copy of the guest is of that generation. 0: of none.
+	// After is the generation that the claimant has held or followed, so that its copy of
+	// the guest is of that generation. 0: it has held and followed none.
 	After uint64
 	Term  time.Duration // how long the grant shall last after each renewal. 0: until it is released
 	Note  string        // at most MaxNote bytes

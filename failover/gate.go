@@ -12,9 +12,9 @@ import (
 // asked for every release and no timer is involved, so a process that was
 // stopped past that time finds the gate shut by itself when it goes on.
 //
-// What the process did not ask again about leaves all the same: between the
-// answer of Open and the system call that sends lie some instructions. A Gate is
-// as close as a process can get; a fencer closes the rest.
+// What Open has let pass leaves, even if the gate shuts before it is sent: between the
+// answer of Open and the system call that sends lie some instructions. A Gate is as close
+// as a process can get; a fencer closes the rest.
 //
 // The monotonic clock of Linux stands still while the machine is suspended, and
 // that of a virtual machine may while its own host has stopped it. A host that

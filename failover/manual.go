@@ -7,11 +7,11 @@ import (
 	"time"
 )
 
-// Manual is the Arbiter that is a person: a claim waits until an operator says
-// yes or no to it. Each host has its own, and the operator is who makes sure that
-// only one of the two is told yes; nothing else does. Its grants have no deadline,
-// so the gate of a holder stays open for as long as the process lives: before
-// another host is told yes the operator has made sure that this one has stopped.
+// Manual is the Arbiter that is a person: a claim waits until an operator says yes or no
+// to it. Each host has its own. It is the operator who makes sure that only one of the
+// two is told yes; nothing else does. Its grants have no deadline, so the gate of a
+// holder stays open for as long as the process lives: before another host is told yes the
+// operator has made sure that this one has stopped.
 //
 // A claim whose After is the generation that this host itself holds is put to
 // the operator too. Its methods may be called from any goroutine.
@@ -51,10 +51,10 @@ func (m *Manual) Waiting() (c Claim, ok bool) {
 	return m.waiting.claim, true
 }
 
-// Grant says yes to the claim that waits. The error is ErrNobodyAsks.
+// Grant says yes to the claim that waits; ErrNobodyAsks if there is none.
 func (m *Manual) Grant() error { return m.say(nil) }
 
-// Refuse says no to the claim that waits, for good. The error is ErrNobodyAsks.
+// Refuse says no to the claim that waits, for good; ErrNobodyAsks if there is none.
 func (m *Manual) Refuse() error { return m.say(ErrRefused) }
 
 func (m *Manual) say(answer error) error {

@@ -63,7 +63,8 @@ func (s *ChipState) Save(vm int) error {
 	return nil
 }
 
-// Restore writes the state to a VM whose vCPUs are stopped, before theirs.
+// Restore writes the state to a VM whose vCPUs are stopped, before the states of the
+// vCPUs.
 func (s *ChipState) Restore(vm int) error {
 	if s.hasChips {
 		if err := s.restoreChips(vm); err != nil {

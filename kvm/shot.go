@@ -13,8 +13,9 @@ import (
 // change while the vCPU stands still (its local APIC takes interrupts, of devices that
 // are stopped after it) is read when its state is asked for.
 type shot struct {
-	// wanted: the last pause's shot was asked for, so this one's will be. It is of Run's
-	// goroutine while the vCPU is active, and of who holds own otherwise; so are the others.
+	// wanted: the shot of the last pause was asked for, so that of this pause will be. It
+	// belongs to Run's goroutine while the vCPU is active, and otherwise to whoever holds
+	// own; so do the fields below.
 	wanted bool
 	state  *VCPUState // not the vCPU's own, which may still be being encoded
 	fresh  bool       // state is the vCPU's, but for what saveRest reads

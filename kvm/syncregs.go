@@ -91,8 +91,9 @@ func (y *synced) compared(same bool) {
 }
 
 // with has the next KVM_RUN, which get calls, leave the registers and the events. A host
-// may use the area itself: what KVM leaves there at each exit goes on as the host has it,
-// and while there is something that the host wants KVM to take from it, it is the host's.
+// may use the area itself: KVM goes on leaving there, at each exit, what the host has
+// asked for; and while KVM is to take something from there for the host, this package
+// does not touch the area.
 func (a *syncArea) with(get func() bool) bool {
 	if a.dirty != 0 {
 		return false

@@ -41,7 +41,7 @@ type deviceAttr struct {
 // tsc is what a vCPU's TSC is restored with.
 type tsc struct {
 	attr   bool       // KVM has KVM_VCPU_TSC_OFFSET
-	deaf   bool       // and has been seen not to obey
+	deaf   bool       // KVM has been seen not to set the TSC as it was told
 	shared bool       // the VM has more vCPUs
 	leader *VCPUState // the vCPU from whose TSC this one keeps its distance; nil: none
 

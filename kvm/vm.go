@@ -111,10 +111,10 @@ func (vm *VM) IdleCPUs() int {
 	return len(vm.vcpus)
 }
 
-// Pause stops all vCPUs and returns when none of them runs and none has an exit
-// pending. A vCPU whose Run is called later waits there. Pauses nest: the vCPUs go on
-// when each Pause that returned nil has been undone by a Resume. The host's own
-// devices are the host's to stop.
+// Pause stops all vCPUs and returns when none of them runs and none has an exit pending.
+// A vCPU whose Run is called later waits there. Pauses nest: the vCPUs go on when each
+// Pause that returned nil has been undone by a Resume. The host stops its own devices
+// itself.
 //
 // It waits for handlers that are being called, so they must not call it. If ctx
 // ends first, this Pause is void and the context's error is returned; ErrResumed

@@ -112,7 +112,7 @@ func (f *fingerprint) check(ctx context.Context, d Disk, size int64, j *Journal,
 	if f.n == 0 {
 		return nil // nobody can tell
 	}
-	var logged [fingerprintBlocks]bool // what the disk has there tells nothing
+	var logged [fingerprintBlocks]bool // blocks that are in the log: what the disk has there tells nothing
 	if j != nil {
 		err := j.log.replay(ctx, func(block, n int64, p []byte) error {
 			for i, b := range f.at[:f.n] {

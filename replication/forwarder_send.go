@@ -27,7 +27,7 @@ type forward struct {
 func (w *forward) cost() int64 { return forwardCost(w.n, w.zero) }
 
 func forwardCost(n int64, zero bool) int64 {
-	const overhead = 256 // of the record of it
+	const overhead = 256 // bytes that the record of a write takes, about
 	if zero {
 		return overhead
 	}

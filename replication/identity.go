@@ -161,12 +161,14 @@ func Newest(a, b Identity) (int, error) {
 
 // Errors of copies that cannot be joined or used.
 var (
-	// ErrIdentity: a copy is of another guest's disk, or of none that is
-	// known, and nobody has said that it may be overwritten. EPERM, as the next.
+	// ErrIdentity: a copy is of another guest's disk, or of none that is known, and
+	// nobody has said that it may be overwritten. Over NBD it is EPERM, and so is
+	// ErrDiverged.
 	ErrIdentity error = &sentinel{"not a copy of this disk", syscall.EPERM}
 	// ErrDiverged: two copies of one disk whose guests both went on.
 	ErrDiverged error = &sentinel{"the copies have diverged", syscall.EPERM}
-	// ErrInconsistent: the copy equals its disk at no moment, and so cannot be a guest's.
+	// ErrInconsistent: the copy equals the disk at no moment of its history, so no guest
+	// can use it.
 	ErrInconsistent error = &sentinel{"the copy is inconsistent", 0}
 	// ErrOutdated: another copy is newer. EPERM.
 	ErrOutdated error = &sentinel{"the copy is outdated", syscall.EPERM}

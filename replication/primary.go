@@ -28,9 +28,9 @@ type PrimaryConfig struct {
 	// counts for the first Remote that is attached, and only if the other side
 	// does not know better.
 	InSync bool
-	// Overwrite permits that a secondary's copy is overwritten as a whole that
-	// is blank, or of which nothing is known, or that is of another disk, newer
-	// than this one, or has diverged. Without it Attach refuses those.
+	// Overwrite permits a secondary's copy to be overwritten as a whole, though it is
+	// blank, nothing is known of it, it is of another disk, is newer than this one, or
+	// has diverged. Without it Attach refuses such copies.
 	Overwrite bool
 	// PermitOutdated lets the guest have a disk whose metadata says that it is
 	// inconsistent, or outdated.
@@ -56,11 +56,11 @@ type PrimaryConfig struct {
 	Gate Gate
 }
 
-// Primary is the disk of the guest on the primary host, and the [Replicator]
-// and [Marker] of that side. Reads are served, and writes first done, by the
-// local disk, whose errors are the guest's. Writes then go to the secondary
-// as with a [Forwarder]; that they could not is never the guest's error, but
-// Err's and the next checkpoint's.
+// Primary is the disk of the guest on the primary host, and the [Replicator] and [Marker]
+// of that side. Reads are served by the local disk, and writes are done there first: the
+// guest gets the errors of that disk. Writes then go to the secondary as with a
+// [Forwarder]. If they cannot, the guest gets no error; Err and the next checkpoint
+// return it.
 //
 // A Primary also works without a secondary: before the first, between two,
 // and after it has gone on alone. It keeps account of what a secondary has

@@ -46,13 +46,13 @@ func (s State) String() string {
 type SecondaryConfig struct {
 	// Name is what the events call the disk; it may be empty.
 	Name string
-	// Events is told the first error since Start (event.DiskBroken), and, once
-	// in an epoch, that an overlay is half full (event.DiskOverlayHalfFull): a
-	// checkpoint, which empties it, is due before it is full, and whoever
-	// subscribes sees to it that the primary makes one, of event.CauseLimit. A
-	// write of the guest's that waits for it is event.DiskOverlayFull. Events are published
-	// without locks held, on whatever goroutine the thing happened on. A
-	// subscriber must not call back into the disk. Nil: nobody listens.
+	// Events is told the first error since Start (event.DiskBroken), and, once in an
+	// epoch, that an overlay is half full (event.DiskOverlayHalfFull): a checkpoint,
+	// which empties it, is due before it is full, and whoever subscribes sees to it that
+	// the primary makes one, of event.CauseLimit. When a write of the guest waits for it,
+	// event.DiskOverlayFull is published. Events are published without locks held, on
+	// whatever goroutine the thing happened on. A subscriber must not call back into the
+	// disk. Nil: nobody listens.
 	Events *event.Bus
 	// ActiveBytes bounds the memory that the guest's own writes take between
 	// checkpoints, in bytes; zero means 256 MiB. Unused with a Journal.
@@ -83,19 +83,18 @@ type SecondaryConfig struct {
 	// is inconsistent until the synchronisation is complete. If it is false,
 	// the primary's writes get ErrFull then.
 	GiveUpCheckpoint bool
-	// Gate is asked before a write, flush, trim or zeroing of the guest's is
-	// answered, once this side goes on alone: while it is shut, the answer
-	// waits. Before that, what the guest does is seen by nobody. Nil: always
-	// open.
+	// Gate is asked before a write, flush, trim or zeroing of the guest is answered, once
+	// this side goes on alone: while it is shut, the answer waits. Before that, what the
+	// guest does is seen by nobody. Nil: always open.
 	Gate Gate
 }
 
 const defaultOverlayBytes = 256 << 20
 
-// Secondary is the disk of the guest on the secondary host, and the
-// [Replicator] of that side. Its ReadAt, WriteAt, Sync, Trim and WriteZeroes
-// are the guest's; what the primary forwards comes in through Export. They may
-// be called from any goroutine, at any time.
+// Secondary is the disk of the guest on the secondary host, and the [Replicator] of that
+// side. Its ReadAt, WriteAt, Sync, Trim and WriteZeroes are for the guest; what the
+// primary forwards comes in through Export. They may be called from any goroutine, at any
+// time.
 type Secondary struct {
 	disk   *stableDisk
 	size   atomic.Int64
@@ -146,8 +145,8 @@ type stableState interface {
 	setRunning(epoch uint64, id Identity) error
 	// setFailover makes the overlays themselves stable too.
 	setFailover(active *overlay) error
-	// setAlone records, before the disk is changed, that a failover was ordered of it
-	// and not of all disks of its group, or that this is of no matter any more.
+	// setAlone records, before the disk is changed, that a failover was ordered of it and
+	// not of all disks of its group, or that this no longer matters.
 	setAlone(alone bool) error
 	setDone(id Identity) error
 	// setForgotten records that there is no checkpoint, and that the disk is
@@ -328,8 +327,7 @@ func (s *Secondary) empty() {
 	s.full.free()
 }
 
-// lockGate refuses further writes of the primary's, and waits for all that use
-// the disk.
+// lockGate refuses further writes of the primary, and waits for all that use the disk.
 func (s *Secondary) lockGate() *rangeHold {
 	s.life.gate()
 	return s.lockAll()

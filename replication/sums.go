@@ -148,10 +148,10 @@ func Verify(ctx context.Context, local Disk, sums io.ReaderAt) (*Bitmap, error) 
 	return differ, nil
 }
 
-// Preflight compares some chunks, spread over the disk with its first and
-// last among them, and returns a *MismatchError if any differs: a cheap way
-// to notice that the wrong image was taken, before its owner's promise that
-// both are in sync is believed. Whole certainty is Verify's.
+// Preflight compares some chunks, spread over the disk with its first and last among
+// them, and returns a *MismatchError if any differs: a cheap way to notice that the wrong
+// image was taken, before its owner's promise that both are in sync is believed. Only
+// Verify is certain.
 func Preflight(ctx context.Context, local Disk, sums io.ReaderAt, chunks int) error {
 	total := (local.Size() + ChunkSize - 1) / ChunkSize
 	n := min(int64(max(chunks, 2)), total)

@@ -35,12 +35,11 @@ type VerifyConfig struct {
 	BytesPerSecond int64
 }
 
-// VerifyOnline compares the local disk with that of the attached secondary, while
-// the guest runs and replication does: step by step, with what is being compared
-// locked against the guest's writes, and after those before have arrived. It
-// returns the chunks that differ, as they were found, and whether they are
-// repaired is VerifyConfig's to say; a repair of the secondary is forwarded like
-// a write. What Synchronise is still to copy is left out.
+// VerifyOnline compares the local disk with that of the attached secondary, while the
+// guest runs and replication does: step by step, with what is being compared locked
+// against the guest's writes, and after those before have arrived. It returns the chunks
+// that differ, as they were found, and repairs them if VerifyConfig says so; a repair of
+// the secondary is forwarded like a write. What Synchronise is still to copy is left out.
 //
 // At the end the bus is told, with an event.DiskVerified. The error is
 // ErrNotRunning without a secondary, ctx's, that of a side that could not be

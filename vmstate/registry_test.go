@@ -12,6 +12,9 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
+// What a Registry writes and reads, with devices that record how they were called: whole
+// migrations byte by byte first, then what is refused, and then single rules.
+
 // counter is a device with one value and all the hooks.
 type counter struct {
 	N       uint32

@@ -13,8 +13,8 @@ import (
 var ErrFull = errors.New("compare: buffer full")
 
 // ErrFrame says that what was given to a [Comparer] is no frame: it is empty, or the
-// length of its virtio-net header is negative or beyond its end. It can never be
-// written to a network. Nothing was taken, and trying again is of no use.
+// length of its virtio-net header is negative or beyond its end. It can never be written
+// to a network. Nothing was taken, and the same frame will always be refused.
 var ErrFrame = errors.New("compare: malformed frame")
 
 // A PacketReader is where frames come from. What ReadPacket returns is valid until the
@@ -61,10 +61,10 @@ type Comparer struct {
 
 	mu    sync.Mutex
 	eng   *Engine
-	out   queue   // of packets that may leave, in memory of the engine's
+	out   queue   // packets that may leave, in memory of the engine
 	bytes int     // the length of the memory that out is in
 	wants bool    // a packet was refused for lack of memory, and its sender waits for Room
-	left  Latency // of what Run has written
+	left  Latency // how long the packets waited that Run has written
 
 	echo []byte // memory for the packet that Inbound returns
 }

@@ -28,10 +28,10 @@ type Config struct {
 	// connection waits for the checkpoint.
 	MaxQueue int
 
-	// MaxBytes bounds the memory for waiting packets, in bytes. Zero is 64 MiB. At half of
-	// it the engine asks for a checkpoint and drops the secondary's packets; at all of it,
-	// it takes no more of the primary's. A packet takes up to twice its length. As much
-	// memory again may be kept for later packets.
+	// MaxBytes bounds the memory for waiting packets, in bytes. Zero is 64 MiB. At half
+	// of it the engine asks for a checkpoint and drops the secondary's packets; at all of
+	// it, it takes no more packets of the primary. A packet takes up to twice its length.
+	// As much memory again may be kept for later packets.
 	MaxBytes int
 
 	// MaxConns bounds the number of connections. Zero is 16384. Connections without

@@ -74,7 +74,7 @@ type epochs struct {
 	received  uint64   // one more than the last epoch that was received
 	loaded    bool     // the secondary's guest runs from the last mark, and its packets count from the receipt on
 	passing   bool     // there is no session: packets pass
-	deaf      bool     // the secondary's packets are void, since they are of an older epoch or some are missing
+	deaf      bool     // packets of the secondary are dropped, since they are of an older epoch or some are missing
 	crowded   bool     // there was no room for a connection in this epoch
 	asked     bool     // in this epoch a checkpoint was asked for because of memory or pace
 	repeats   bool     // a connection has a flight
@@ -86,7 +86,7 @@ type epochs struct {
 // due has the times at which the engine has something to do, and those of marks.
 type due struct {
 	scan     instant       // for all connections
-	soon     instant       // for connections that cannot wait so long; zero: there is none
+	soon     instant       // when connections are due that cannot wait so long; zero: there are none
 	pace     instant       // for asking for the checkpoint of flows that are set apart; zero: none waits
 	lastMark instant       // about when the last mark was
 	took     time.Duration // from the last mark to its receipt; 0: not known

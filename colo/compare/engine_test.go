@@ -14,6 +14,9 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
+// An engine is driven by scripts: each test gives it packets and steps of checkpoints, and
+// says what it must release, and which reasons it must have, after each.
+
 // rig drives an engine and writes down what it does.
 type rig struct {
 	*compare.Engine

@@ -17,7 +17,7 @@ type strict struct {
 	marked  []*strictPkt
 	scan    time.Time
 	passing bool // nothing is compared
-	deaf    bool // the secondary's packets are not taken, since they are of an older epoch
+	deaf    bool // packets of the secondary are dropped, since they are of an older epoch
 	count   Stats
 	taken   []instant // when the packets of the last Result came
 	instant func(time.Time) instant

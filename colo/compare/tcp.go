@@ -194,8 +194,8 @@ func (v *cover) note(t *told, p *pkt) {
 	}
 }
 
-// keep replaces p, whose memory is the caller's, by a copy where it is in the secondary's
-// queue.
+// keep replaces p, whose memory belongs to the caller, by a copy, if it is in the
+// secondary's queue.
 func (e *Engine) keep(c *conn, p *pkt) {
 	for i, q := range c.s.all() {
 		if q == p {

@@ -464,7 +464,7 @@ func signal(c chan struct{}) {
 // OutputLatency returns how long the packets that have left were kept, from when the
 // guest sent them until the network had taken them: never less, and more by at most a
 // hundredth of what the longest of those that waited with them was kept, or by 50 µs.
-// Inherited packets do not count: when they were sent is another host's to know.
+// Inherited packets do not count: only the other host knows when they were sent.
 func (b *Buffer) OutputLatency() event.Latency {
 	b.mu.Lock()
 	defer b.mu.Unlock()

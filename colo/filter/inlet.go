@@ -19,9 +19,9 @@ import (
 //	conn := filter.NewConn(sock, filter.ConnConfig{Marks: true, OnMark: in.Mark})
 //	err := in.Run(ctx, conn, deliver)
 //
-// An Inlet does not know of pauses. Its host must not deliver to a guest that is
-// paused for a checkpoint, whose memory may be half the next one's: proxy.Secondary
-// waits with that.
+// An Inlet does not know of pauses. Its host must not deliver to a guest that is paused
+// for a checkpoint, whose memory may be half that of the next checkpoint: proxy.Secondary
+// waits until the guest runs.
 //
 // It is a colo.SecondaryNetwork. With a primary that sends no markers (a QEMU)
 // it is of no use: there [Chain.Serve] delivers at once.
@@ -112,8 +112,8 @@ func (in *Inlet) set(fn func()) {
 	in.changed = make(chan struct{})
 }
 
-// Commit says that the guest has become the primary's of epoch: what follows
-// that marker is for it.
+// Commit says that the guest has the state of the primary's guest at the mark of epoch:
+// what follows that marker is for it.
 func (in *Inlet) Commit(epoch uint64) error {
 	in.delivery.Lock()
 	defer in.delivery.Unlock()

@@ -16,11 +16,11 @@ type RewriterConfig struct {
 	// and a checkpoint follows, after which there is nothing to translate.
 	MaxConns int
 
-	// Untranslatable is called, if it is not nil, when the guest has opened a
-	// connection that cannot be translated: it signs its segments (TCP-MD5,
-	// TCP-AO), or there are too many. A checkpoint makes its numbers the primary's.
-	// It is called from within Outbound, once for each connection, and must not
-	// block or call the Rewriter.
+	// Untranslatable is called, if it is not nil, when the guest has opened a connection
+	// that cannot be translated: it signs its segments (TCP-MD5, TCP-AO), or there are
+	// too many. After the next checkpoint both guests have the same numbers for it. It is
+	// called from within Outbound, once for each connection, and must not block or call
+	// the Rewriter.
 	Untranslatable func()
 
 	// Edge, if it is not nil, translates connections of the same guest between the guest
@@ -469,9 +469,9 @@ func (r *Rewriter) refuses(k packet.Key, h packet.TCP) {
 	}
 }
 
-// Commit says that the guest has become the primary's of epoch: its connections
-// have the primary's numbers, so that there is nothing to translate but what
-// is opened from now on.
+// Commit says that the guest has the state of the primary's guest at epoch: its
+// connections have the same numbers, so that there is nothing to translate but what is
+// opened from now on.
 func (r *Rewriter) Commit(epoch uint64) error {
 	r.over = false
 	if r.strict != nil {

@@ -128,10 +128,10 @@ type Config struct {
 	// Fencer, if set, is called before a secondary goes on.
 	Fencer Fencer
 
-	// Start says that the guest may be started here, on this host's own: a first
-	// start, or one from the checkpoint that the disks of a secondary have. The
-	// arbiter is asked for the generation after Held; if it refuses, since there
-	// is a newer copy elsewhere, this host becomes a secondary.
+	// Start says that this host may start the guest by itself: a first start, or one from
+	// the checkpoint that the disks of a secondary have. The arbiter is asked for the
+	// generation after Held; if it refuses, since there is a newer copy elsewhere, this
+	// host becomes a secondary.
 	//
 	// Without Start a host waits for a primary, but for one whose disks are the
 	// guest's own; see the package comment on cold starts.

@@ -10,7 +10,7 @@ import (
 // maxDevices bounds the devices that a side may name.
 const maxDevices = 2048
 
-// A device is one of a guest's, as it is in a checkpoint: what is written is of that
+// A device is a device of a guest, as a checkpoint has it: its section is written in that
 // version.
 type device struct {
 	Name     string `json:"name"`

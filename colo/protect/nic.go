@@ -141,7 +141,7 @@ func (n *NIC) turn() {
 	n.turned = make(chan struct{})
 }
 
-// errNotRun is Drain's, of a NIC whose Run does not run.
+// errNotRun is the error of Drain where Run does not run.
 var errNotRun = errors.New("protect: the NIC does not run")
 
 // Drain implements Network.

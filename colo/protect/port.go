@@ -249,7 +249,7 @@ func (p *Port) greet(ctx context.Context, raw net.Conn) {
 	job.welcome(conn, h)
 }
 
-// turnAway tells a connection why it is of no use, and ends it.
+// turnAway tells a connection why it is refused, and ends it.
 func turnAway(conn net.Conn, format string, args ...any) {
 	writeHello(conn, hello{Refused: fmt.Sprintf(format, args...)})
 	conn.Close()

@@ -191,9 +191,10 @@ func (n *Proxy) WritePacket(p []byte) error {
 	return first.WritePacket(p)
 }
 
-// ComposePacket is WritePacket for a packet of size bytes that does not exist yet: compose
-// writes it into memory of the Proxy's, as for proxy.Primary.ComposePacket, and must not
-// call the Proxy. A NIC gathers a large segment (TSO) there from its guest's memory.
+// ComposePacket is WritePacket for a packet of size bytes that does not exist yet:
+// compose writes it into memory of the Proxy, as for proxy.Primary.ComposePacket, and
+// must not call the Proxy. A NIC gathers a large segment (TSO) there from its guest's
+// memory.
 func (n *Proxy) ComposePacket(size int, compose func(packet []byte) bool) error {
 	n.sending.RLock()
 	defer n.sending.RUnlock()

@@ -80,8 +80,8 @@ func (j *Job) Cancel(ctx context.Context) error {
 	return j.leave(ctx, ctx, doCancel, toCancel, Cancelled, "cancelled")
 }
 
-// SetDelay changes Config.CheckpointDelay, from the present interval on. It is this
-// host's: one that takes over has its own. It must be positive.
+// SetDelay changes Config.CheckpointDelay, from the present interval on. It counts on
+// this host only: a host that takes over has its own. It must be positive.
 func (j *Job) SetDelay(d time.Duration) error {
 	if d <= 0 {
 		return fmt.Errorf("protect: a checkpoint delay of %v", d)

@@ -1,5 +1,5 @@
-// Package proxy is the network of a protected guest's NIC, one type for each
-// side, made of the parts in colo/filter and colo/compare:
+// Package proxy is the network of a protected guest's NIC, one type for each side, made
+// of the parts in colo/filter and colo/compare.
 //
 // Hosts whose guest's output may wait for its checkpoint want package colo/protect
 // and its NIC; this one is for sessions that a host steers itself.
@@ -98,6 +98,6 @@
 // still translated outlive a second failover.
 //
 // A secondary that takes over tells the network where the guest is now: it knows the
-// guest's addresses from the frames of both guests. [Announce] and [Neighbors] are
-// for hosts whose guest's network is none of this package's.
+// guest's addresses from the frames of both guests. [Announce] and [Neighbors] are for
+// hosts that do not use the rest of this package.
 package proxy

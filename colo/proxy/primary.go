@@ -147,14 +147,14 @@ type PrimaryStats struct {
 	Buffer    filter.BufferStats // the counts of the output that is held, with Continuous
 }
 
-// NewPrimary returns a Primary through which packets pass. It panics without VM
-// or Deliver, which is a mistake of the program's.
+// NewPrimary returns a Primary through which packets pass. It panics without VM or
+// Deliver, which is a mistake of the program.
 func NewPrimary(cfg PrimaryConfig) *Primary {
 	if cfg.VM == nil || cfg.Deliver == nil {
 		panic("proxy: PrimaryConfig needs VM and Deliver")
 	}
 	cfg.Limit = limitOf(cfg.Limit)
-	clock := cfg.Now // of packets, and nil if theirs may be one that is read faster
+	clock := cfg.Now // clock is for packets; nil: they may use one that is read faster
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -240,12 +240,12 @@ func (p *Primary) WritePacket(packet []byte) error {
 }
 
 // ComposePacket is WritePacket for a packet of n bytes that does not exist yet: compose
-// writes it into memory of the Primary's, from which a large segment (TSO) leaves without
-// having been copied again. A NIC gathers it there from its guest's memory. The slice has n
-// bytes of any content, and is valid during the call; compose must not call the Primary. It
-// is called at most once, on the caller's goroutine, and returns false if there is no packet
-// after all: that is a *filter.Error with filter.ErrFrame. [ErrFull] may come before the
-// call or after it.
+// writes it into memory of the Primary, from which a large segment (TSO) leaves without
+// having been copied again. A NIC gathers it there from its guest's memory. The slice has
+// n bytes of any content, and is valid during the call; compose must not call the
+// Primary. It is called at most once, on the caller's goroutine, and returns false if
+// there is no packet after all: that is a *filter.Error with filter.ErrFrame. [ErrFull]
+// may come before the call or after it.
 func (p *Primary) ComposePacket(n int, compose func(packet []byte) bool) error {
 	if err := checkLength(n, p.cfg.VNetHdr); err != nil {
 		return err

@@ -38,7 +38,7 @@
 // planned end. Beside it, on its host, stands a guardian, which holds its monitor;
 // what it does is decided by a [Guard], and whether this host may go on with its
 // copy by a [Takeover]. Both are pure. The guardian and the standby talk over a
-// [Control]. examples/qemu is a guardian and a standby made of them.
+// [Control]. examples/lockstep-qemu is a guardian and a standby made of them.
 //
 // # Limits
 //

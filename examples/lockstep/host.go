@@ -23,8 +23,8 @@ import (
 // machineType is what both hosts agree the guest to be.
 const machineType = "lockstep-flat"
 
-// A host is one process of a pair that protect a guest, by package protect: what it is at the
-// moment, primary or secondary, is the job's to know.
+// A host is one process of a pair that protect a guest, by package protect: the job knows
+// whether it is primary or secondary at the moment.
 type host struct {
 	cfg     trial.SideConfig
 	reports *trial.Reporter
@@ -175,7 +175,7 @@ func (h *host) newPoint(ctx context.Context) *killpoint.Point {
 		Rand:  rand.New(rand.NewPCG(h.cfg.Seed, 1)),
 		Stop: func(detail string) {
 			h.reports.SendNow(trial.Report{Stopped: &trial.Stopped{Epoch: h.cfg.StopEpoch, Detail: detail}})
-			select { // or SIGKILL comes
+			select { // until SIGKILL comes
 			case <-h.proceed:
 			case <-ctx.Done():
 			}

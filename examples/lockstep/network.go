@@ -56,7 +56,8 @@ func (n *network) waiting() uint64 {
 	return p.Held + p.Queued
 }
 
-// traffic is what the present side of the network has counted, if that is a primary's.
+// traffic returns what this side of the network has counted, if it is the primary's side
+// now.
 func (n *network) traffic() *trial.Traffic {
 	s, _ := n.Stats()
 	if s == nil {

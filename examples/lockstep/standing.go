@@ -8,9 +8,9 @@ import (
 )
 
 // standing is the guest of a host whose output is compared with nothing: while it follows
-// nobody hears it, so it stands still and leaves the CPUs, and the faults of its dirty log, to
-// the primary's. Its memory and its devices follow each checkpoint. A resume is noted
-// and done once the host is alone. The nil standing is a guest that runs.
+// nobody hears it, so it stands still and costs no CPU time, and no faults of its dirty
+// log, beside the primary's guest. Its memory and its devices follow each checkpoint. A
+// resume is noted and done once the host is alone. The nil standing is a guest that runs.
 type standing struct {
 	vm colo.VM
 

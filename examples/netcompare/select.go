@@ -12,7 +12,7 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A selection says which packets of a capture are the guest's, and what of their
+// A selection says which packets of a capture the guest has sent, and which part of their
 // frames is looked at. It is a value of the flags -guest and -vlan.
 type selection struct {
 	macs  [][]byte
@@ -44,7 +44,7 @@ func (s *selection) only(vlan string) error {
 	return nil
 }
 
-// wants reports whether a parsed frame is the guest's.
+// wants reports whether the guest has sent a parsed frame.
 func (s *selection) wants(p *packet.Packet) bool {
 	if s.vlan >= 0 && int(p.Link.VLAN[0]) != s.vlan {
 		return false

@@ -199,7 +199,7 @@ func (m *memory) blocks() []string {
 	return append(names, others...)
 }
 
-// fileName is a block's name as a file's: a peer has chosen it.
+// fileName makes a file name of the name of a block, which a peer has chosen.
 func fileName(block string) string { return url.PathEscape(block) + ".bin" }
 
 func (m *memory) create(name string, size uint64) error {
@@ -230,7 +230,7 @@ func (m *memory) write(rec *ram.Record) error {
 	}
 	clear(m.page[n:])
 	if rec.Kind == ram.KindZero && rec.Fill == 0 && !slices.ContainsFunc(m.page, func(c byte) bool { return c != 0 }) {
-		return nil // and stays a hole
+		return nil // it stays a hole in the file
 	}
 	if err := rec.Apply(m.page); err != nil {
 		return err

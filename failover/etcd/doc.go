@@ -1,5 +1,5 @@
-// Package etcd keeps an arbiter's record in an etcd cluster. It is a module of its
-// own, so that nobody links etcd's client who does not use it.
+// Package etcd keeps an arbiter's record in an etcd cluster. It is a module of its own,
+// so that only those who use it link etcd's client.
 //
 //	client, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: time.Second})
 //	arbiter := etcd.New(client, "/lockstep/db1", etcd.Config{})

@@ -104,7 +104,7 @@ func (s *Store) watch(ctx context.Context, revision int64) error {
 	for answer := range s.client.Watch(watching, s.key, clientv3.WithRev(revision)) {
 		switch {
 		case answer.CompactRevision != 0:
-			return nil // so much has happened that it is best read
+			return nil // the changes in between are gone: read the record
 		case answer.Err() != nil:
 			return s.failed(ctx, "watch", answer.Err())
 		case len(answer.Events) > 0:

@@ -14,10 +14,10 @@ import (
 // Two are the arbiters of two hosts for one guest, as if in two processes.
 type Two struct{ A, B failover.Arbiter }
 
-// TestArbiter checks an implementation of failover.Arbiter against its contract.
-// newTwo makes the arbiters for a guest that was never granted and frees them with
-// t.Cleanup. term is one that they can keep, as short as possible. It runs real
-// time, some terms, or a bubble's.
+// TestArbiter checks an implementation of failover.Arbiter against its contract. newTwo
+// makes the arbiters for a guest that was never granted and frees them with t.Cleanup.
+// term is as short a term as the arbiters can keep. The test takes some terms, of real
+// time or of the time of a synctest bubble.
 func TestArbiter(t *testing.T, term time.Duration, newTwo func(t *testing.T) Two) {
 	for _, c := range []struct {
 		name string

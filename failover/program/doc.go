@@ -1,7 +1,7 @@
 // Package program keeps an arbiter's record by a program that is started for it. A host
-// needs it where what reaches the record is not to be linked into it: an etcd client
-// (command lockstep-etcd of failover/etcd), a cloud's, one that is written in another
-// language.
+// needs it where what reaches the record is not to be linked into it: a client of etcd
+// (command lockstep-etcd of failover/etcd) or of a cloud, or one that is written in
+// another language.
 //
 //	store, err := program.New(program.Config{
 //		Command: []string{"lockstep-etcd", "-endpoints", "a:2379,b:2379,c:2379", "-key", "/lockstep/db1"},
@@ -36,12 +36,13 @@
 // failover.Record's Encode makes, and is left out for the zero Record, which there is until
 // the first swap. A line has at most MaxLine bytes.
 //
-// The program ends when its standard input does, and takes no notice of SIGINT and SIGTERM,
-// which a terminal or a service manager sends to it as well as to the host: the host's last
-// request is that it gives the guest up. If it ends before, or says what is no
-// answer, each request that waits fails, which an arbiter takes for "could not ask" and not
-// for "no", and the program is started anew. One that hangs, so that nothing is heard of it
-// for ten Timeouts while a load or swap waits, is killed, and started anew as well.
+// The program ends when its standard input does, and takes no notice of SIGINT and
+// SIGTERM, which a terminal or a service manager sends to it as well as to the host: the
+// host's last request is that it gives the guest up. If it ends before, or writes a line
+// that is no answer, each request that waits fails, which an arbiter takes for "could not
+// ask" and not for "no", and the program is started anew. One that hangs, so that nothing
+// is heard of it for ten Timeouts while a load or swap waits, is killed, and started anew
+// as well.
 //
 // Serve is the program's side, around any failover.Store.
 package program

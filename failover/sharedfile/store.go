@@ -96,7 +96,7 @@ func (s *Store) Load(ctx context.Context) (failover.Record, error) {
 		}
 		r, err := s.read(n)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // so much newer ones have come meanwhile
+			continue // newer ones have come meanwhile, and this one was removed
 		}
 		return r, err
 	}

@@ -27,8 +27,8 @@ func mix(x, v uint64) uint64 {
 	return x ^ x>>32
 }
 
-// Regs is the state of one vCPU of the guest in Go: what the program keeps in
-// registers. The zero value is of no use; see [Boot].
+// Regs is the state of one vCPU of the guest in Go: what the program keeps in registers.
+// Use [Boot] to make one.
 type Regs struct {
 	VCPU int
 	N    uint64  // rounds done

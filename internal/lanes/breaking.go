@@ -20,9 +20,10 @@ func (b *breaking) init(conns []io.Closer, fail func(error)) {
 	b.conns, b.fail, b.bad = conns, fail, make(chan struct{})
 }
 
-// Spoil has whoever waits for a lane return err, which it returns, or what they broke with
-// before. The lanes are of no more use, but their connections stay open: the other side
-// does not hear of it yet. It may be called from any goroutine.
+// Spoil makes every call that waits for a lane return err, or the error with which the
+// lanes broke before; Spoil returns that error too. The lanes cannot be used any more,
+// but their connections stay open: the other side does not hear of it yet. It may be
+// called from any goroutine.
 func (b *breaking) Spoil(err error) error {
 	b.spoil(err)
 	return b.err
@@ -57,8 +58,8 @@ func (b *breaking) broke(err error) {
 	}
 }
 
-// Err returns why the lanes are of no more use, nil if they are, or were closed before
-// they could break.
+// Err returns why the lanes cannot be used any more; nil if they can, or were closed
+// before they could break.
 func (b *breaking) Err() error {
 	if err := b.ended(); !errors.Is(err, errClosed) {
 		return err

@@ -69,8 +69,8 @@ func (w *wait) arm() <-chan time.Time {
 	return w.timer.C
 }
 
-// late is called when what begin has returned has come: it returns what ends the
-// rest of the wait, or why there is none.
+// late is called when the channel of begin has fired. It returns the channel that ends
+// the rest of the wait, or the error of a wait that is over.
 func (w *wait) late() (<-chan time.Time, error) {
 	now := w.moved()
 	moved := now != w.seen

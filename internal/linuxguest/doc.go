@@ -22,6 +22,6 @@
 //
 // Kernel and userland of machines and guest are Debian packages, unpacked by
 // the script .ci/linux-hosts, which also runs the tests of this package that
-// need them. One of them has both QEMUs of a guest that examples/qemu protects on one
+// need them. One of them has both QEMUs of a guest that examples/lockstep-qemu protects on one
 // machine: see stock_linux_test.go.
 package linuxguest

@@ -13,11 +13,11 @@ import (
 // A Kit is a directory with what machines and guests are made of:
 //
 //	root/      Debian's kernel (linux-image-*-cloud-amd64) and busybox-static, unpacked
-//	bin/gokvm  examples/gokvm
+//	bin/gokvm  examples/lockstep-gokvm
 //	bin/jobs   internal/linuxguest/jobs
 //	bin/gokvmhost.test  the tests of kvm/gokvmhost
 //	bin/kvm.test        the tests of kvm
-//	bin/qemu            examples/qemu
+//	bin/qemu            examples/lockstep-qemu
 //
 // all of the programs linked statically.
 type Kit struct {
@@ -81,7 +81,7 @@ const (
 	ChunkPort  = "7001"
 )
 
-// guestInit is the guest's.
+// guestInit is the init script of the guest.
 const guestInit = common + `
 dmesg -n 3
 mkdir -p /mnt
@@ -112,8 +112,8 @@ const (
 // machineUp is what a machine says on its console before its role begins.
 const machineUp = "machine: up"
 
-// hostInit is a machine's. It leaves the two network cards' names in $cluster and
-// $guest, if it has them, and the machine's role to /role.
+// hostInit is the init script of a machine. It leaves the two network cards' names in
+// $cluster and $guest, if it has them, and the machine's role to /role.
 const hostInit = common + `
 [ -e /dev/net/tun ] || { mkdir -p /dev/net; mknod /dev/net/tun c 10 200; }
 for i in /sys/class/net/*; do
@@ -212,7 +212,7 @@ func (k *Kit) HostArchive(name, guest string) error {
 }
 
 // QEMUHostArchive writes the initial RAM disk of a machine that runs the guest by a QEMU,
-// whose files are given by their names there, and protects it by examples/qemu.
+// whose files are given by their names there, and protects it by examples/lockstep-qemu.
 func (k *Kit) QEMUHostArchive(name, guest string, files map[string]string) error {
 	all := map[string]string{"qemu": k.Binary("qemu")}
 	maps.Copy(all, files)

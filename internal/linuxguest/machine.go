@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// MachineConfig says what a machine has. All files are the host's.
+// MachineConfig says what a machine has. All files are on this host.
 type MachineConfig struct {
 	Name   string
 	Dir    string // for its consoles, which stay

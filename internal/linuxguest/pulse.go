@@ -15,7 +15,7 @@ import (
 // what a test waits for, and so seldom that it costs a machine nothing.
 const pulseEvery = 250 * time.Millisecond
 
-// pulseMAC is the card's.
+// pulseMAC is the address of the card.
 const pulseMAC = "52:54:00:99:00:01"
 
 // pulseFrame is the frame, with its length in front as the emulator's stream has it.

@@ -81,7 +81,7 @@ const (
 	killPort = "99"
 )
 
-// A Linux guest of a stock QEMU, with a disk and a network, is protected by examples/qemu and
+// A Linux guest of a stock QEMU, with a disk and a network, is protected by examples/lockstep-qemu and
 // brought back when its QEMU is killed: its client's connections go on, and so do its disk's
 // records. All of it runs on one machine.
 func TestAGuestOfAStockQEMUOutlivesIt(t *testing.T) {

@@ -92,8 +92,8 @@ var kvm = sync.OnceValue(func() error {
 	return nil
 })
 
-// KVMError returns why QEMU cannot use KVM here, nil if it can: the device may
-// open and still be of no use.
+// KVMError returns why QEMU cannot use KVM here, nil if it can: the device may open, and
+// KVM may still be unable to run a guest.
 func KVMError() error { return kvm() }
 
 // KVM skips a test where QEMU cannot use KVM. A stock QEMU 7.2 that emulates the
@@ -268,7 +268,7 @@ func (v *VM) AwaitEnd() {
 	}
 }
 
-// RunState returns query-status's.
+// RunState returns the status that query-status answers.
 func (v *VM) RunState() string {
 	v.t.Helper()
 	s, _ := v.Must("query-status", nil)["status"].(string)
@@ -293,7 +293,7 @@ func (v *VM) Kill() {
 	<-v.done
 }
 
-// Process is the running QEMU's.
+// Process returns the process of the running QEMU.
 func (v *VM) Process() *os.Process { return v.cmd.Process }
 
 // Serial returns the numbers that the guest has printed on the serial line in

@@ -41,10 +41,10 @@ type token struct {
 	end  uint32
 }
 
-// Feed takes one byte. If it completes a value, done is true, and value it is, or
-// err says why it is none, which is a [*SyntaxError]. A byte may complete two: a
-// number or word before it and itself. Then more is true, and the byte is to be
-// fed again.
+// Feed takes one byte. If it completes a value, done is true, and value is that value, or
+// err is a [*SyntaxError] that says what is wrong with it. A byte may complete two: a
+// number or word before it and itself. Then more is true, and the byte is to be fed
+// again.
 func (p *Parser) Feed(c byte) (value any, done, more bool, err error) {
 	k, u := p.lex.next(c)
 	if u == taken {

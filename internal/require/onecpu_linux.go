@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// oneCPU in the environment says that the process is one of OneCPU's.
+// oneCPU in the environment says that the process was started by OneCPU.
 const oneCPU = "LOCKSTEP_TEST_ONE_CPU"
 
 // OneCPU reports whether the test runs in a process that has one CPU. If not, it runs the

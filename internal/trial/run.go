@@ -80,7 +80,7 @@ func (r *Result) failovers() []time.Duration {
 	return f
 }
 
-// whose is the side that has the guest, in words.
+// whose returns in words which side has the guest.
 func (r *Result) whose() string {
 	if len(r.changes) > 0 {
 		return "host " + r.survivor

@@ -125,8 +125,8 @@ func (c *Cache) page(i int32) []byte {
 	return c.chunks[int(i)/chunkPages][off : off+c.pageSize : off+c.pageSize]
 }
 
-// bucket spreads keys by a multiplicative hash (the golden ratio's), whose
-// upper bits are the well mixed ones.
+// bucket spreads keys by a multiplicative hash (by the golden ratio), and takes the upper
+// bits, which are mixed best.
 func (c *Cache) bucket(key uint64) int {
 	return int(key*0x9e3779b97f4a7c15>>33) & (len(c.heads) - 1)
 }

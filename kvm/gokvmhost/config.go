@@ -39,7 +39,8 @@ type Config struct {
 	// VNetHdr is the length of the virtio-net header that the Uplink's frames begin with, and
 	// those of ReceivePacket; see pc.NIC. The machine's own tap has none.
 	VNetHdr int
-	// OtherPorts is as in pc.Devices, for a Host of Create. A machine of gokvm's has AddDevice.
+	// OtherPorts is as in pc.Devices, for a Host of Create. For a machine of gokvm there
+	// is AddDevice.
 	OtherPorts func(port uint16, in bool, p []byte) (known bool, err error)
 	// MAC is the NIC's address. All zero: the guest chooses one.
 	MAC [6]byte

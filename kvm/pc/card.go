@@ -9,7 +9,7 @@ import (
 	"github.com/gocolo/lockstep/kvm/internal/device"
 )
 
-// Card is a network card of a Machine's.
+// Card is a network card of a Machine.
 type Card struct {
 	m      *Machine
 	uplink Uplink

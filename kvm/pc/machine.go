@@ -40,7 +40,7 @@ type Machine struct {
 	places  []Place     // of the cards, the disks, the entropy device
 
 	turn   chan struct{} // held by Pause and Resume
-	pauses int           // that no Resume has undone; of who has the turn
+	pauses int           // pauses that no Resume has undone; for the goroutine that has the turn
 	paused atomic.Bool   // there are any; written by who has the turn
 
 	mu      sync.Mutex
@@ -82,8 +82,8 @@ func Create(cfg Config) (*Machine, error) {
 // kernel: the VM's vCPUs and memory, and devices of d. memory is the guest's from address
 // 0 on; what is beyond 3 GiB of it begins at 4 GiB. It is the VM's block kvm.RAMBlock,
 // and stays where it is while the Machine lives. The Machine is paused, and so is the VM,
-// whose pausing and resuming is the Machine's affair from now on. The VM stays the
-// caller's, who closes it after the Machine.
+// which from now on only the Machine pauses and resumes. The caller owns the VM, and
+// closes it after the Machine.
 func Attach(vm *kvm.VM, memory []byte, d Devices) (*Machine, error) {
 	if len(vm.VCPUs()) == 0 || len(memory) < 1<<20 {
 		return nil, fmt.Errorf("pc: a machine of %d vCPUs and %d bytes of memory", len(vm.VCPUs()), len(memory))
@@ -235,9 +235,9 @@ func (m *Machine) Blocks() []ram.Block { return []ram.Block{{Name: kvm.RAMBlock,
 
 // EnsureMemory is for a guest that runs before its memory is there: devices call ensure
 // before they touch memory, which returns when n bytes of the block of Blocks from offset
-// on are there (the method Ensure of a ram.Lazy), and wait for it meanwhile. Its error is
-// of memory that nobody brings any more, and is not looked at: the guest is lost then. Nil:
-// all memory is there. The Machine must be paused.
+// on are there (the method Ensure of a ram.Lazy), and wait for it meanwhile. An error of
+// it means that nobody brings the memory any more; it is ignored, since the guest is lost
+// then. Nil: all memory is there. The Machine must be paused.
 func (m *Machine) EnsureMemory(ensure func(block string, offset, n uint64) error) {
 	if ensure == nil {
 		m.seen.Ensure(nil)

@@ -21,7 +21,7 @@ var errPlatform = fmt.Errorf("pc: %s/%s: %w", runtime.GOOS, runtime.GOARCH, erro
 // Machine is a PC. There is none on this platform.
 type Machine struct{ _ int }
 
-// Card is a network card of a Machine's. There is none on this platform.
+// Card is a network card of a Machine. There is none on this platform.
 type Card struct{ _ int }
 
 // Stats counts what is rare.

@@ -9,10 +9,9 @@
 // may be something else that speaks NBD, QEMU above all. [Server] exports
 // disks; [Client] is a connection to one.
 //
-// An export may carry a generation in its name. Whoever takes over serves his
-// disk under the next generation, so that a primary that does not know yet
-// that it has been replaced is refused, rather than let write into the disk
-// of its successor.
+// An export may carry a generation in its name. Whoever takes over serves its disk under
+// the next generation, so that a primary that does not know yet that it has been replaced
+// is refused, rather than let write into the disk of its successor.
 //
 // Extended headers are not spoken: they are for requests of more than 4 GiB, which
 // no guest makes and which a Mark would have to wait for, and peers that know them

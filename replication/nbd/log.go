@@ -71,7 +71,7 @@ func (c *clientLog) end(ctx context.Context, err error, pushed bool) {
 		c.log.Debug("a client of a disk has gone", "error", err)
 	case !c.chosen && left(err):
 		c.log.Debug("a client of a disk has gone before it had chosen one")
-	case errors.As(err, &refused): // which has been told, since it is the server's own
+	case errors.As(err, &refused): // the server has refused it, and has logged that
 	default:
 		c.log.Warn("the connection of a client of a disk has failed", "error", err)
 	}

@@ -17,10 +17,9 @@ type Block struct {
 	// guest ("pc.ram").
 	Name string
 
-	// Host is the guest's memory as the host sees it, a multiple of PageSize
-	// long. It stays the caller's, who keeps it mapped as long as a Saver or
-	// Cache is in use. For a resizable block it is as long as the block can
-	// become.
+	// Host is the guest's memory as the host sees it, a multiple of PageSize long. The
+	// caller owns it, and keeps it mapped as long as a Saver or Cache is in use. For a
+	// resizable block it is as long as the block can become.
 	Host []byte
 
 	// Used is the length of the block now, in bytes, a multiple of PageSize;

@@ -6,10 +6,10 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// loadBlockList reads the blocks of a MEM_SIZE record and compares them with
-// the guest's. A list that names some blocks has to name all of them, or a part
-// of the guest would silently not be the primary's; an empty list, or none, is
-// accepted as QEMU does.
+// loadBlockList reads the blocks of a MEM_SIZE record and compares them with the guest's.
+// A list that names some blocks has to name all of them, since otherwise a part of the
+// guest would silently differ from the primary's; an empty list, or none, is accepted as
+// QEMU does.
 func (c *Cache) loadBlockList(r *qemufile.Reader, total uint64) error {
 	if c.beside != nil {
 		return fmt.Errorf("%w: while pages come beside the stream", ErrBlockList)

@@ -140,9 +140,9 @@ func (c *Cache) end() error {
 	return c.beside.Sync()
 }
 
-// SetBarrier has fn called at the end of each section, before LoadState returns:
-// pages that come elsewhere (StagePage) are in step with the stream there. Its
-// error is the load's. Nil: nothing is called.
+// SetBarrier has fn called at the end of each section, before LoadState returns: pages
+// that come elsewhere (StagePage) are in step with the stream there. LoadState returns
+// its error. Nil: nothing is called.
 func (l *Lazy) SetBarrier(fn func() error) { l.barrier = fn }
 
 // StagePage takes a page that came elsewhere than in the stream, before Listen:

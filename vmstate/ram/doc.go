@@ -17,12 +17,11 @@
 // stands right after its record's header, as in the stream: it is copied once
 // while the guest waits, and sent in large pieces.
 //
-// A [Cache] is the secondary's side, and what makes a checkpoint all or
-// nothing. It holds a copy of the primary's memory beside the guest's. What is
-// received changes only the copy; Flush makes it the guest's, and puts back what
-// the secondary's guest, which ran meanwhile, dirtied itself; Discard forgets
-// it. So the guest's memory is at every moment that of one checkpoint, and what
-// the guest did since.
+// A [Cache] is the secondary's side, and what makes a checkpoint all or nothing. It holds
+// a copy of the primary's memory beside the guest's. What is received changes only the
+// copy; Flush puts it into the guest's memory, and puts back what the secondary's guest,
+// which ran meanwhile, dirtied itself; Discard forgets it. So the guest's memory is at
+// every moment that of one checkpoint, and what the guest did since.
 //
 //	primary                                    secondary
 //	-------                                    ---------

@@ -6,21 +6,21 @@ import (
 	"github.com/gocolo/lockstep/internal/mapping"
 )
 
-// Flush makes what is staged the guest's: it copies the pages received since
-// the last Flush, and those that the secondary's guest dirtied itself, from the
-// cache to the guest's memory. The guest is paused.
+// Flush puts what is staged into the guest's memory: it copies the pages received since
+// the last Flush, and those that the secondary's guest dirtied itself, from the cache to
+// the guest's memory. The guest is paused.
 //
-// The first Flush of a session makes everything received the guest's, switches
-// the dirty log on if it is a [LogSwitch], and takes what the peer did not send
-// (memory the guest never had, a discarded area) from the guest into the cache:
-// from then on the cache is what the guest is rolled back to. With
-// CacheConfig.StagedOnly it takes nothing, if [Cache.Resent] was called in the
-// session; otherwise it calls [Cache.KeepCopy], whose error it may return.
+// The first Flush of a session copies everything received into the guest's memory,
+// switches the dirty log on if it is a [LogSwitch], and takes what the peer did not send
+// (memory the guest never had, a discarded area) from the guest into the cache: from then
+// on the cache is what the guest is rolled back to. With CacheConfig.StagedOnly it takes
+// nothing, if [Cache.Resent] was called in the session; otherwise it calls
+// [Cache.KeepCopy], whose error it may return.
 //
-// If the dirty log fails the guest is unchanged and Flush may be called again.
-// Flush returns [ErrDiscarded] when there is nothing valid to make the guest's,
-// and [ErrNotResent], with the guest unchanged, when the primary has not sent
-// again a page that it has to (CacheConfig.StagedOnly).
+// If the dirty log fails the guest is unchanged and Flush may be called again. Flush
+// returns [ErrDiscarded] when nothing valid is staged, and [ErrNotResent], with the guest
+// unchanged, when the primary has not sent again a page that it has to
+// (CacheConfig.StagedOnly).
 func (c *Cache) Flush() error {
 	if c.void || c.closed {
 		return &Error{Op: "flush", Stream: -1, Err: ErrDiscarded}
@@ -76,8 +76,8 @@ func (c *Cache) Flush() error {
 	return nil
 }
 
-// readLog adds what the secondary's guest dirtied to what is staged, for all
-// blocks before any memory changes. Before the first flush the guest was not
+// readLog adds what the secondary's guest dirtied to what is staged, for all blocks
+// before any memory changes. Before the first flush the guest did not have the state of
 // the primary's: what it dirtied does not matter.
 func (c *Cache) readLog() error {
 	if c.log == nil {
@@ -136,8 +136,8 @@ func (b *cacheBlock) flush() (pages uint64) {
 	return pages
 }
 
-// takeMissing makes the pages of the cache from one up to another that were not
-// received the guest's.
+// takeMissing copies pages that were not received, from one up to another, out of the
+// guest's memory into the cache.
 func (b *cacheBlock) takeMissing(from, to int) {
 	to = min(to, int(b.length/PageSize))
 	for wi, word := range b.staged {

@@ -249,8 +249,8 @@ func (b *fileBlock) read(f io.ReaderAt, at uint64, p []byte) error {
 	return nil
 }
 
-// placeRun makes src the pages from at up to stop, or zeros if it is nil. One that is there
-// is left: it is the guest's.
+// placeRun makes src the pages from at up to stop, or zeros if it is nil. A page that is
+// there already is left, since the guest may have written it.
 func (l *Lazy) placeRun(b *lazyBlock, at, stop uint64, src []byte) error {
 	begin := at
 	for at < stop {

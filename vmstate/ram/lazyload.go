@@ -157,7 +157,7 @@ func (l *Lazy) expect(b *lazyBlock, off uint64) error {
 func (l *Lazy) place(b *lazyBlock, at uint64) error {
 	i := at / PageSize
 	if b.has(b.received, i) {
-		return nil // it came before: it is the guest's
+		return nil // it came before, and the guest may have written it
 	}
 	dst := b.Host[at : at+b.size]
 	var err error

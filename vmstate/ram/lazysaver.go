@@ -102,9 +102,9 @@ func (l *LazySaver) Pending(exact bool) (mustPrecopy, canPostcopy uint64) {
 // HasPostcopy says that memory may follow the guest.
 func (l *LazySaver) HasPostcopy() bool { return true }
 
-// BeginPostcopy tells the other side, by RAM_DISCARD commands, what of the memory that it
-// has is not the guest's: all that was written since it was sent, in whole pages of the
-// host. The guest stands still, here and from now on.
+// BeginPostcopy tells the other side, by RAM_DISCARD commands, which part of the memory
+// that it has is out of date: all that was written since it was sent, in whole pages of
+// the host. The guest stands still, here and from now on.
 func (l *LazySaver) BeginPostcopy(w *qemufile.Writer) error {
 	if err := l.s.ready(); err != nil {
 		return err

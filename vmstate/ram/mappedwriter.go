@@ -115,8 +115,8 @@ func (m *MappedWriter) write(p []byte, at int64) error {
 	return nil
 }
 
-// OpenMapped goes on with a file that CreateMapped began at the same offset and
-// Commit has finished, by whomever: a QEMU's too. Its pages are those of the last
+// OpenMapped goes on with a file that CreateMapped began at the same offset and Commit
+// has finished, whoever has written it: it may be a QEMU. Its pages are those of the last
 // Commit. Errors are those of [Walker] with mapped-ram, and the file's.
 func OpenMapped(f MappedFile, at int64) (*MappedWriter, error) {
 	m := &MappedWriter{f: f, at: at, index: make(map[string]int)}

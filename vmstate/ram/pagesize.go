@@ -126,7 +126,7 @@ func (t *sizeTrial) run() bool {
 		off := word &^ uint64(t.size-1)
 		switch flags &^ flagContinue {
 		case flagEOS:
-			return true // what follows is another's
+			return true // what follows is another section
 		case flagMultiFDFlush:
 			continue
 		case flagMemSize:

@@ -348,7 +348,7 @@ func (s *Saver) SaveComplete(w *qemufile.Writer) error {
 	}
 	if err != nil {
 		s.abandon()
-		s.untake() // what went from the guest's memory
+		s.untake() // the pages that went straight from the guest's memory
 		return &Error{Op: "save", Stream: w.Transferred(), Err: err}
 	}
 	s.keepWritten()

@@ -29,7 +29,7 @@ type Config struct {
 // VIRTIO_NET_F_GUEST_CSUM, GUEST_TSO4 and so on.
 type Offload uint
 
-// What may be left to the reader. All but the first need that, too.
+// What may be left to the reader. All but the first need the first, too.
 const (
 	OffloadChecksum Offload = 1 << iota // checksums may be partial
 	OffloadTSO4                         // TCP over IPv4 of up to 64 KiB

@@ -190,11 +190,10 @@ func (d *Device) WritePacket(p []byte) error {
 	return d.write(p)
 }
 
-// WriteVNetPacket is WritePacket for a frame that begins with a virtio-net header
-// of hdrLen bytes. If the interface has another length, it gets a header of that
-// length: of no meaning if the frame has none. If the interface has none, a partial
-// checksum is completed; a frame that is to be cut cannot be taken then, and is
-// counted as lost.
+// WriteVNetPacket is WritePacket for a frame that begins with a virtio-net header of
+// hdrLen bytes. If the interface has another length, it gets a header of that length,
+// which says nothing if the frame has none. If the interface has none, a partial checksum
+// is completed; a frame that is to be cut cannot be taken then, and is counted as lost.
 func (d *Device) WriteVNetPacket(p []byte, hdrLen int) error {
 	d.wmu.Lock()
 	defer d.wmu.Unlock()

@@ -17,9 +17,8 @@ import (
 
 // Handles says where a job is steered and watched. The zero Handles is nowhere.
 type Handles struct {
-	// QMP is the address of the monitor, as qmp.Listen takes it: unix:PATH or
-	// HOST:PORT. Empty: there is none. Who can connect may do all that the monitor
-	// can.
+	// QMP is the address of the monitor, as qmp.Listen takes it: unix:PATH or HOST:PORT.
+	// Empty: there is none. Whoever can connect may do all that the monitor can.
 	QMP string
 	// HTTP is the address of the page, as watch.Listen takes it: a port alone is on
 	// the loopback interface. Empty: there is none.

@@ -65,8 +65,7 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// A Monitor is the QMP monitor of a job. Close is called when it is of no use any
-// more.
+// A Monitor is the QMP monitor of a job. Call Close when it is no longer needed.
 type Monitor struct {
 	// Commands are what the monitor answers; a host may register more.
 	Commands qmp.Commands

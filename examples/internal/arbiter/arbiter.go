@@ -95,7 +95,7 @@ func find(s, guest string, say func(line string)) (a failover.Arbiter, store *pr
 	return failover.NewStoreArbiter(store), store, nil
 }
 
-// A line of a program's is bounded.
+// maxLine bounds a line that a program writes, in bytes.
 const maxLine = 500
 
 // lines calls say for each line that is written.

@@ -1,3 +1,3 @@
-// Package oracle holds package packet against an independent parser, gopacket.
-// It is a module of its own so that gopacket is nobody's dependency.
+// Package oracle holds package packet against an independent parser, gopacket. It is a
+// module of its own so that nothing else depends on gopacket.
 package oracle

@@ -119,7 +119,7 @@ func (b *blkServer) step() (more bool) {
 		b.mu.Unlock()
 		return false
 	}
-	// The queue's segments are the next peek's.
+	// The next peek uses the segments of the queue again.
 	b.list = append(append(b.list[:0], c.out...), c.in...)
 	c.out, c.in = b.list[:len(c.out)], b.list[len(c.out):]
 	b.queues[0].pop()

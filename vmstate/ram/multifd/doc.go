@@ -17,8 +17,7 @@
 // [Reader.Pages] decompresses zlib, and anything else for which the caller has a
 // [Decoder].
 //
-// There are packets here, and nobody who drives them: package migrate does, for a
-// migration that is not COLO's. A [ram.Saver] has its pages sent elsewhere by
-// SendPagesTo; a [ram.Lazy] and a [ram.Cache] take pages that came over a channel
-// with StagePage.
+// This package has the packets only. Package migrate drives them, for a migration that is
+// not COLO's. A [ram.Saver] has its pages sent elsewhere by SendPagesTo; a [ram.Lazy] and
+// a [ram.Cache] take pages that came over a channel with StagePage.
 package multifd

@@ -15,7 +15,7 @@ type Compressor interface {
 }
 
 // CompressZlib makes a compressor for Zlib, at level 1, and gives [ErrMethod] for any
-// other method: those are the host's.
+// other method, for which a host brings its own.
 func CompressZlib(m Method) (Compressor, error) {
 	if m != Zlib {
 		return nil, fmt.Errorf("%w: %v", ErrMethod, m)

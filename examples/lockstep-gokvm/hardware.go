@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/filter/tap"
+	"github.com/gocolo/lockstep/colo/proxy"
+	"github.com/gocolo/lockstep/kvm"
+	"github.com/gocolo/lockstep/kvm/gokvmhost"
+	"github.com/gocolo/lockstep/replication"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+)
+
+// hardware is what this program needs of its host.
+type hardware struct {
+	// machine makes a paused machine with its guest loaded, but where there is no
+	// kernel: that guest comes over the wire, all of it.
+	machine func(options, gokvmhost.Config) (machine, error)
+	// probe says early, and in one line, if machine cannot succeed.
+	probe func() error
+	// cable opens the interface that the guest's network card is connected to.
+	cable func(options) (cable, error)
+	// image opens the image of the guest's disk. With keeps its metadata, if it is a
+	// replication.MetadataKeeper, outlives the process.
+	image func(name string) (_ image, keeps bool, err error)
+	// notify is signal.Notify.
+	notify func(c chan<- os.Signal, sig ...os.Signal)
+	// memory is what the memory of the guest of a file is read from. nil: from the file.
+	memory func(*os.File) io.ReaderAt
+	// dial connects to the other host's address. nil: by TCP.
+	dial func(ctx context.Context, address string) (net.Conn, error)
+}
+
+// A machine runs a guest.
+type machine interface {
+	colo.VM
+	Run(context.Context) error
+	Register(*vmstate.Registry) error
+	Blocks() []ram.Block
+	DirtyLog() ram.DirtyLog
+	ReceivePacket([]byte) error
+	Input([]byte) (int, error)
+	Close() error
+}
+
+// A cable is where frames go and come from.
+type cable interface {
+	proxy.Network
+	io.Closer
+}
+
+// thisHost is KVM, gokvm's machine and TAP interfaces.
+var thisHost = hardware{
+	machine: newMachine,
+	probe: func() error {
+		if err := kvm.Probe(); err != nil {
+			return fmt.Errorf("this host cannot run a guest: %w", err)
+		}
+		return nil
+	},
+	cable:  openTAP,
+	image:  openImage,
+	notify: signal.Notify,
+}
+
+// openImage opens an image file, beside which its metadata is kept, or a block device.
+func openImage(name string) (_ image, keeps bool, err error) {
+	f, err := replication.OpenFile(name)
+	if err != nil {
+		return nil, false, err // not a nil *File that is an image
+	}
+	st, err := os.Stat(name)
+	if err != nil {
+		return nil, false, errors.Join(err, f.Close())
+	}
+	return f, st.Mode().IsRegular(), nil
+}
+
+// openTAP opens a TAP interface that is there. The kernel makes one that is not, which
+// nobody would have connected to anything.
+func openTAP(o options) (cable, error) {
+	if _, err := os.Stat(filepath.Join("/sys/class/net", o.tap, "tun_flags")); err != nil {
+		if _, e := net.InterfaceByName(o.tap); e != nil {
+			return nil, fmt.Errorf("there is no interface %q", o.tap)
+		}
+		return nil, fmt.Errorf("%q is no TAP interface", o.tap)
+	}
+	cfg := tap.Config{Name: o.tap, VNetHdrLen: headerFor(o)}
+	if o.offload {
+		cfg.Offload = tap.OffloadChecksum | tap.OffloadTSO4 | tap.OffloadTSO6
+	}
+	return tap.Open(cfg)
+}
+
+// headerFor returns how long the virtio-net header is before the frames of an interface:
+// one that leaves checksums and segmentation to the guest has to say what it has left.
+func headerFor(o options) int {
+	if o.offload {
+		return 12
+	}
+	return 0
+}
+
+// headerOf returns how long the header is before the frames of a cable, 0 for none.
+func headerOf(c cable) int {
+	if v, ok := c.(interface{ VNetHdrLen() int }); ok {
+		return v.VNetHdrLen()
+	}
+	return 0
+}
+
+// gokvmMachine is a machine of gokvm, or one that is made for a guest of such a machine.
+type gokvmMachine struct {
+	*gokvmhost.Host
+	machine *gokvmhost.Machine // nil: of no use
+}
+
+// newMachine makes a machine. One whose guest comes from elsewhere has memory that nobody
+// has touched: with -lazy it is not touched before the guest does so.
+func newMachine(o options, devices gokvmhost.Config) (machine, error) {
+	if o.kernel == "" {
+		m, err := emptyMachine(o, devices)
+		if err != nil {
+			return nil, err // not a nil *gokvmMachine that is a machine
+		}
+		return m, nil
+	}
+	m, err := gokvmhost.New(gokvmhost.MachineConfig{VCPUs: o.vcpus, Memory: o.mem})
+	if err != nil {
+		return nil, err
+	}
+	if err = loadLinux(m, o); err == nil {
+		var h *gokvmhost.Host
+		if h, err = gokvmhost.Attach(m, devices); err == nil {
+			return &gokvmMachine{h, m}, nil
+		}
+	}
+	return nil, errors.Join(err, gokvmhost.CloseMachine(m))
+}
+
+func emptyMachine(o options, devices gokvmhost.Config) (*gokvmMachine, error) {
+	h, err := gokvmhost.Create(gokvmhost.MachineConfig{VCPUs: o.vcpus, Memory: o.mem}, devices)
+	if err != nil {
+		return nil, err
+	}
+	return &gokvmMachine{Host: h}, nil
+}
+
+func loadLinux(m *gokvmhost.Machine, o options) error {
+	kernel, err := os.Open(o.kernel)
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	var initrd io.ReaderAt // nil, not a nil *os.File
+	if o.initrd != "" {
+		f, err := os.Open(o.initrd)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		initrd = f
+	}
+	return gokvmhost.LoadLinux(m, kernel, initrd, o.append)
+}
+
+// MatchCPU is that of the machine's kvm.VM.
+func (m *gokvmMachine) MatchCPU() ([]byte, func([]byte) error, error) { return m.VM().MatchCPU() }
+
+func (m *gokvmMachine) DirtyLog() ram.DirtyLog { return m.VM() }
+
+func (m *gokvmMachine) Close() error {
+	err := m.Host.Close()
+	if m.machine != nil {
+		err = errors.Join(err, gokvmhost.CloseMachine(m.machine))
+	}
+	return err
+}

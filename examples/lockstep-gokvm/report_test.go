@@ -1,0 +1,90 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/protect"
+	"github.com/gocolo/lockstep/event"
+)
+
+// printed runs fn with a printer and returns the two streams.
+func printed(o options, fn func(*printer)) (out, errs string) {
+	var b, e bytes.Buffer
+	std := stdio{strings.NewReader(""), &b, &e}
+	fn(newPrinter(o, std, newConsole(std, o.json, nil)))
+	return b.String(), e.String()
+}
+
+// aRun is the events of a primary that loses its secondary.
+func aRun(p *printer) {
+	at := time.Unix(1000, 0)
+	for _, s := range []protect.State{protect.Alone, protect.Synchronising, protect.Protected} {
+		p.changed(event.JobStatusChange{State: s.String()})
+	}
+	for i, pause := range []time.Duration{0, 1, 9, 2, 3} {
+		cause := event.CauseTimer
+		if i == 2 {
+			cause = event.CauseDivergence
+		}
+		p.event(event.Record{Time: at, Event: event.CheckpointCommit{
+			Mode: event.ModePrimary, Epoch: uint64(i), Cause: cause, Pages: uint64(10 * i), PauseNS: int64(pause * time.Millisecond),
+		}})
+	}
+	p.event(event.Record{Time: at, Event: event.COLOExit{Mode: event.ModePrimary, Reason: event.ExitError, Error: "gone"}})
+	for _, s := range []protect.State{protect.Asking, protect.TakingOver, protect.Alone} {
+		p.changed(event.JobStatusChange{State: s.String()})
+	}
+}
+
+func TestTheLastLineIsTheSummary(t *testing.T) {
+	out, errs := printed(options{mode: modePrimary, json: true}, func(p *printer) { aRun(p); p.end(nil) })
+	if errs != "" {
+		t.Errorf("on standard error: %q", errs)
+	}
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	for _, l := range lines {
+		if !json.Valid([]byte(l)) {
+			t.Errorf("not JSON: %s", l)
+		}
+	}
+	var last struct{ Summary summary }
+	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
+		t.Fatal(err)
+	}
+	s := last.Summary
+	if s.Mode != "primary" || s.Checkpoints != 4 || s.Causes[event.CauseTimer] != 3 || s.Causes[event.CauseDivergence] != 1 ||
+		s.DirtyPagesP50 != 20 || s.PauseP50 != 2000 || s.PauseP99 != 9000 ||
+		s.Failover == nil || s.Failover.Epoch != 4 || s.Failover.Cause != "gone" || s.Failover.Reason != "error" || s.Failover.Resume <= 0 {
+		t.Errorf("%+v, failover %+v", s, s.Failover)
+	}
+}
+
+func TestPeopleAreToldInLines(t *testing.T) {
+	out, errs := printed(options{mode: modePrimary, mem: 64 << 20}, func(p *printer) { aRun(p); p.end(errors.New("broken")) })
+	if out != "" {
+		t.Errorf("the console got %q", out)
+	}
+	for _, want := range []string{"lockstep-gokvm: protected: 64M of memory", "lockstep-gokvm: alone: the guest goes on here, unprotected, from checkpoint 4", "4 checkpoints"} {
+		if !strings.Contains(errs, want) {
+			t.Errorf("not told: %q in\n%s", want, errs)
+		}
+	}
+}
+
+func TestFiguresAreOfTheLastCheckpoints(t *testing.T) {
+	var s samples[int64]
+	if s.quantile(0.5) != 0 {
+		t.Error("of none")
+	}
+	for i := range int64(maxSamples + 10) {
+		s.add(i)
+	}
+	if len(s.values) != maxSamples || s.quantile(0) != 10 || s.quantile(1) != maxSamples+9 {
+		t.Errorf("%d values, %d to %d", len(s.values), s.quantile(0), s.quantile(1))
+	}
+}

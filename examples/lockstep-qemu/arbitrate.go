@@ -1,0 +1,216 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/examples/internal/arbiter"
+	"github.com/gocolo/lockstep/failover"
+)
+
+// errForget: somebody has said that the copy must not be used.
+var errForget = errors.New("not gone on with")
+
+// openArbiter opens what -arbiter names; nil: none. end is called when it has heard the last
+// word.
+func openArbiter(s string, p *printer) (a failover.Arbiter, end func(), err error) {
+	if s == "" {
+		return nil, func() {}, nil
+	}
+	if a, end, err = arbiter.Open(s, "", func(line string) { p.warn("arbiter: %s", line) }); err != nil {
+		err = wrongArbiter(err)
+	}
+	return a, end, err
+}
+
+// checkArbiter returns an error unless -arbiter names one, or none.
+func checkArbiter(s string) error {
+	if s == "" {
+		return nil
+	}
+	if err := arbiter.Check(s, ""); err != nil {
+		return wrongArbiter(err)
+	}
+	return nil
+}
+
+func wrongArbiter(err error) error {
+	return fmt.Errorf("-arbiter %w, of this guest alone, where both hosts reach it", err)
+}
+
+// rule is how this standby decides.
+func (o *standbyOptions) rule() standby.Takeover {
+	return standby.Takeover{Arbiter: o.arbiter != "", Fence: o.fence != "", Always: o.takeover == "always"}
+}
+
+// arbitrate decides whether this side goes on. It waits for whatever has to be
+// waited for, and meanwhile the copy is kept.
+func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var question chan claimed // of the arbiter; nil: not asked yet
+	defer func() {
+		cancel()
+		if question != nil { // a yes that comes too late is given back
+			if a := <-question; a.err == nil && a.grant.Generation != s.granted.Generation {
+				s.release(a.grant, "not gone on with")
+			}
+		}
+		if err != nil {
+			s.giveBack("not gone on with")
+		}
+	}()
+	var arbiter, fence standby.Answer
+	said, asked := "", false
+	for {
+		e, words, changed := s.heard.evidence()
+		e.Closed, e.Promoted = s.conn != nil && s.conn.gone(), e.Promoted || c.Ordered
+		e.Arbiter, e.Fence = arbiter, fence
+		step, why := s.rule().Next(e)
+		if words != "" && e.Word != standby.NoWord {
+			why += ": " + words
+		}
+		if text := step.String() + why; text != said {
+			said = text
+			s.decided(step, why, c, e.Guardian == standby.GuardianHere)
+		}
+		switch step {
+		case standby.GoOn:
+			return nil
+		case standby.Forget:
+			return fmt.Errorf("%w: %w: %s", colo.ErrRefused, errForget, why)
+		case standby.AskStop:
+			if !asked {
+				asked = true
+				s.heard.ask()
+			}
+		case standby.AskArbiter:
+			if question == nil {
+				question = make(chan claimed, 1)
+				go s.claim(ctx, question) // joined by the answer
+			}
+		case standby.RunFence:
+			if err := s.runFence(ctx, c); err != nil {
+				s.p.warn("%v", err)
+				fence = standby.No
+			} else {
+				fence = standby.Yes
+			}
+			continue
+		case standby.Wait:
+			if e.Guardian != standby.GuardianHere && (e.Fence == standby.No || s.takeover == "always") {
+				return fmt.Errorf("%w: %s", colo.ErrRefused, why)
+			}
+		}
+		select {
+		case <-changed:
+		case a := <-question:
+			question = nil
+			switch {
+			case a.err == nil:
+				arbiter, s.granted = standby.Yes, a.grant
+			case errors.Is(a.err, failover.ErrRefused):
+				arbiter = standby.No
+				s.p.warn("arbiter: %v", a.err)
+			case ctx.Err() != nil:
+				return ctx.Err()
+			default:
+				s.p.warn("arbiter: %v", a.err)
+				select {
+				case <-time.After(time.Second):
+				case <-ctx.Done():
+					return ctx.Err()
+				}
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(100 * time.Millisecond): // whether the connection is closed by now
+		}
+	}
+}
+
+// claimed is what came of a question to the arbiter.
+type claimed struct {
+	grant failover.Grant
+	err   error
+}
+
+// claim asks the arbiter once, when what was promised to the guardian is over.
+func (s *standbyRun) claim(ctx context.Context, answer chan<- claimed) {
+	after, not := s.heard.claims()
+	g, err := s.acquire(ctx, after, not)
+	if err != nil {
+		s.heard.unclaimed()
+	}
+	answer <- claimed{g, err}
+}
+
+func (s *standbyRun) acquire(ctx context.Context, after uint64, not time.Time) (failover.Grant, error) {
+	if wait := time.Until(not); wait > 0 {
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return failover.Grant{}, ctx.Err()
+		}
+	}
+	if after == 0 { // nobody has told
+		after = s.began.Generation
+	}
+	return s.arbiterOf.Acquire(ctx, failover.Claim{Holder: s.holder, Token: s.token, After: after, Note: "a standby"})
+}
+
+// giveBack releases what the arbiter has granted, if it has.
+func (s *standbyRun) giveBack(note string) {
+	if s.arbiterOf != nil && s.granted.Generation > 0 {
+		s.release(s.granted, note)
+		s.granted = failover.Grant{}
+	}
+}
+
+// release gives a grant back.
+func (s *standbyRun) release(g failover.Grant, note string) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := s.arbiterOf.Release(ctx, g, note); err != nil && !errors.Is(err, failover.ErrRefused) {
+		s.p.warn("arbiter: %v", err)
+	}
+}
+
+// decided says what is done next, and what an operator can do about it.
+func (s *standbyRun) decided(step standby.Step, why string, c colo.Claim, guardian bool) {
+	s.p.object(map[string]any{"decision": map[string]any{"step": step.String(), "why": why, "epoch": c.Epoch}})
+	switch step {
+	case standby.Wait:
+		s.p.say("undecided   %s", why)
+		if guardian {
+			return
+		}
+		s.p.say("            checkpoint %d is kept; once the guest surely does not run elsewhere: lockstep-qemu promote -standby %s", c.Epoch, s.state)
+	case standby.AskStop:
+		s.p.say("asking      the guardian to stop the primary's guest: %s", why)
+	case standby.AskArbiter:
+		s.p.say("asking      %s, %s", s.arbiter, why)
+	}
+}
+
+func (s *standbyRun) runFence(ctx context.Context, c colo.Claim) error {
+	s.p.say("fencing     %s", s.fence)
+	cause := "an operator's order"
+	if c.Cause != nil {
+		cause = c.Cause.Error()
+	}
+	cmd := exec.CommandContext(ctx, "sh", "-c", s.fence)
+	cmd.Env = append(os.Environ(), "LOCKSTEP_EPOCH="+strconv.FormatUint(c.Epoch, 10), "LOCKSTEP_CAUSE="+cause)
+	cmd.WaitDelay = time.Second
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("-fence: %w: %s", err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/replication"
+	"github.com/gocolo/lockstep/replication/nbd"
+)
+
+// errDiskLost: what the primary's guest writes does not come here any more, so
+// no checkpoint can have it.
+var errDiskLost = errors.New("the primary does not write to the disk any more")
+
+// diskFlag is a disk of the guest on this side: -disk NAME=FILE.
+type diskFlag struct{ name, file string }
+
+func parseDisk(s string) (d diskFlag, err error) {
+	var ok bool
+	if d.name, d.file, ok = strings.Cut(s, "="); !ok || d.name == "" || d.file == "" {
+		return d, fmt.Errorf("%q is not NAME=FILE", s)
+	}
+	return d, nil
+}
+
+// disks are those of the guest that is taken in: files that the primary writes
+// over NBD, each with what a checkpoint replaces, so that they can be made those
+// of the last checkpoint.
+type disks struct {
+	list   []*disk
+	listen net.Listener
+	uri    string
+	server *nbd.Server
+	stop   context.CancelFunc
+	served sync.WaitGroup
+
+	started bool // one of them
+
+	mu    sync.Mutex
+	conns []net.Conn // that are being served, the oldest first
+	shut  bool       // while a migration is under way: nobody else connects
+}
+
+// disk is one of them.
+type disk struct {
+	*replication.Secondary
+	diskFlag
+	image   *replication.File
+	export  *nbd.Export
+	all     *disks
+	primary func() (dead bool) // whether the primary has closed its connection
+
+	prepared uint64 // the last epoch that was prepared
+}
+
+// openDisks serves them at addr. What log gets is said in nbd.ServerConfig.
+func openDisks(flags []diskFlag, addr string, creds *tls.Config, events *event.Bus, log *slog.Logger) (d *disks, err error) {
+	d = &disks{server: nbd.NewServer(nbd.ServerConfig{TLS: creds, RequireTLS: creds != nil, Logger: log})}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.close())
+		}
+	}()
+	for _, f := range flags {
+		x := &disk{diskFlag: f, all: d}
+		if x.image, err = replication.OpenFile(f.file); err != nil {
+			return d, err
+		}
+		d.list = append(d.list, x)
+		if x.Secondary, err = replication.NewSecondary(x.image, replication.SecondaryConfig{Name: f.name, Events: events}); err != nil {
+			return d, err
+		}
+		if x.export, err = d.server.Export(nbd.ExportConfig{Name: f.name, Disk: x.Export()}); err != nil {
+			return d, err
+		}
+	}
+	if d.listen, d.uri, err = listen(addr); err != nil {
+		return d, err
+	}
+	var ctx context.Context
+	ctx, d.stop = context.WithCancel(context.Background())
+	d.served.Go(func() {
+		for {
+			conn, err := d.listen.Accept()
+			if err != nil {
+				return // closed: there is one primary
+			}
+			d.served.Go(func() {
+				if d.admit(conn) {
+					d.server.ServeConn(ctx, conn)
+				}
+				conn.Close()
+				d.leave(conn)
+			})
+		}
+	})
+	return d, nil
+}
+
+func (d *disks) admit(conn net.Conn) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.shut {
+		return false
+	}
+	d.conns = append(d.conns, conn)
+	return true
+}
+
+func (d *disks) leave(conn net.Conn) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.conns = slices.DeleteFunc(d.conns, func(c net.Conn) bool { return c == conn })
+}
+
+// shutOut lets nobody connect from now on, and ends the connections that have not
+// come to a disk yet. A QEMU whose connection has broken makes another one by
+// itself with its next write, and what it could not write meanwhile is never
+// written: a copy is one connection's. Of those that are here the newest are ended;
+// should that be one that is in use, Start finds nobody at the disk.
+func (d *disks) shutOut() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.shut = true
+	clients := 0
+	for _, x := range d.list {
+		clients += x.export.Clients()
+	}
+	for _, conn := range d.conns[min(clients, len(d.conns)):] {
+		conn.Close()
+	}
+}
+
+// letIn undoes shutOut, when the migration has come to nothing: another one has its
+// disks copied anew.
+func (d *disks) letIn() {
+	if d == nil {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.shut = false
+}
+
+// group is the disks for a session, whose primary is on conn: it has begun to
+// migrate, so its disks have been copied.
+func (d *disks) group(conn *watched) (g replication.Group) {
+	if d == nil {
+		return nil
+	}
+	d.shutOut()
+	for _, x := range d.list {
+		x.primary = conn.gone
+		g = append(g, x)
+	}
+	return g
+}
+
+// Start takes the disk as the primary has filled it. Nobody could connect since the
+// migration began, and nobody can from now on, so a primary that has gone cannot have
+// come back unseen.
+func (x *disk) Start(ctx context.Context) error {
+	if x.export.Clients() == 0 {
+		return fmt.Errorf("disk %s: nobody writes to it; the primary must be connected to it before it migrates, and stay so", x.name)
+	}
+	x.all.listen.Close()
+	x.all.started = true
+	return x.Secondary.Start(ctx)
+}
+
+// Prepare is the last question before a checkpoint counts. A primary whose process
+// has died loses this connection a moment before the other, or after.
+func (x *disk) Prepare(ctx context.Context, epoch uint64) error {
+	if epoch != x.prepared { // not in the commit: there is no way back from that
+		if x.State() == replication.Running && x.export.Clients() == 0 {
+			for end := time.Now().Add(200 * time.Millisecond); !x.primary() && time.Now().Before(end); {
+				time.Sleep(5 * time.Millisecond)
+			}
+			return fmt.Errorf("disk %s: %w", x.name, errDiskLost)
+		}
+		x.prepared = epoch
+	}
+	return x.Secondary.Prepare(ctx, epoch)
+}
+
+// begun reports whether a guest uses the disks.
+func (d *disks) begun() bool { return d != nil && d.started }
+
+// rollBack makes the disks those of the last checkpoint, for good: what the
+// primary has written since is undone.
+func (d *disks) rollBack() error {
+	if d == nil {
+		return nil
+	}
+	var errs []error
+	for _, x := range d.list {
+		if x.State() == replication.None {
+			continue
+		}
+		if err := x.Stop(context.Background(), true); err != nil {
+			errs = append(errs, fmt.Errorf("disk %s (%s) is not that of the last checkpoint: %w", x.name, x.file, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// close ends serving and lets go of the files.
+func (d *disks) close() (err error) {
+	if d == nil {
+		return nil
+	}
+	if d.listen != nil {
+		d.listen.Close()
+	}
+	if d.stop != nil {
+		d.stop()
+	}
+	d.served.Wait()
+	for _, x := range d.list {
+		err = errors.Join(err, x.image.Close())
+	}
+	d.list = nil
+	return err
+}

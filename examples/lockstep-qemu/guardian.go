@@ -1,0 +1,269 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/failover"
+)
+
+// guardian stays with a guest: protect -stay. What it does is decided by guard;
+// this is its eyes and hands. All of it but the fields under mu belongs to the
+// goroutine in run.
+type guardian struct {
+	*protectOptions
+	p     *printer
+	guard *standby.Guard
+	told  chan news     // inputs for guard, to run
+	over  chan struct{} // closed when run returns
+	all   sync.WaitGroup
+
+	arb   failover.Arbiter // nil: none
+	token string
+	creds *tls.Config // of the control channel
+
+	keeper *failover.Keeper // of a guest that a standby follows; nil: there is no deadline
+	drop   context.CancelFunc
+
+	releasing sync.Mutex // held while the copies of the disks are given up
+	parting   sync.Mutex // held while the QEMU is told to go on without its standby
+
+	resuming sync.Mutex // held while the guest is told to run again after a moment
+	halted   bool       // the guard has stopped it since begins; under resuming
+
+	mu         sync.Mutex
+	m          *qmp.Client // nil: not connected
+	generation uint64
+	link       *standby.Control
+	word       standby.ControlMessage // what a standby that comes back is told
+	protects   bool                   // the standby may answer for the guest
+	exited     bool                   // COLO_EXIT since the last migrate
+	still      bool                   // an operator wants the guest to stand, and has it
+	settling   int                    // what stops it, and runs it again, by itself: see expectStop
+	settled    time.Time              // when that was over
+	delivered  uint64                 // the sequence number of the last beat that was answered
+	sent       uint64                 // and of the last that was sent
+	beats      [64]time.Time          // when they were, by number
+	status     guardianStatus
+}
+
+// news is an input of the guardian's decisions, and why it comes.
+type news struct {
+	in  standby.GuardInput
+	why string
+}
+
+// tick is how often the guardian looks at the guest.
+const tick = 50 * time.Millisecond
+
+// stayed does what protect -stay does. It returns when the guest has ended, or runs on another
+// host.
+func (o *protectOptions) stayed(ctx context.Context, p *printer) (int, error) {
+	g := &guardian{protectOptions: o, p: p, told: make(chan news, 64), over: make(chan struct{}), generation: 1, token: tokenOf(o.qmp)}
+	o.exited = func() bool { g.mu.Lock(); defer g.mu.Unlock(); return g.exited }
+	o.expectStop, o.begins, o.permit, o.current = g.expectStop, g.begins, g.permit, g.monitor
+	arb, end, err := openArbiter(o.arbiter, p)
+	if err != nil {
+		return exitFailed, err
+	}
+	defer end()
+	g.arb = arb
+	if o.controlTLS != "" {
+		if g.creds, err = clientCreds(o.controlTLS, hostOf(o.control)); err != nil {
+			return exitFailed, err
+		}
+	}
+	if err := g.connect(ctx); err != nil {
+		return exitFailed, err
+	}
+	defer func() { g.monitor().Close() }()
+	state, err := g.found(ctx)
+	if err != nil {
+		return exitFailed, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer g.all.Wait()
+	defer cancel()
+	if o.state != "" {
+		if err := os.MkdirAll(o.state, 0o700); err != nil {
+			return exitFailed, err
+		}
+		l, _, err := listen(socketIn(o.state, "guardian"))
+		if err != nil {
+			return exitFailed, err
+		}
+		g.all.Go(func() { takeOrders(ctx, l, nil, g.report) })
+	}
+	if o.http != "" {
+		if err := (&page{role: "guardian", status: g.report, metrics: g.metrics}).begin(ctx, &g.all, o.http, p); err != nil {
+			return exitFailed, err
+		}
+	}
+	g.guard = standby.NewGuard(standby.GuardConfig{Stall: o.stall, Silence: o.silence}, state, time.Now())
+	g.all.Go(func() { g.watch(ctx) })
+	if o.control != "" {
+		g.all.Go(func() { g.talk(ctx) })
+	}
+	notify("READY=1")
+	return g.run(ctx)
+}
+
+// connect dials the monitor.
+func (g *guardian) connect(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	network, address := qmp.Split(g.qmp)
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, network, address)
+	if err != nil {
+		return err
+	}
+	m, err := qmp.NewClientOOB(ctx, conn)
+	if err != nil {
+		return fmt.Errorf("qmp %s: %w", g.qmp, err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.m = m
+	return nil
+}
+
+func (g *guardian) monitor() *qmp.Client {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.m
+}
+
+// tell waits until run has room for the news.
+func (g *guardian) tell(in standby.GuardInput, why string) {
+	g.tellWhile(context.Background(), in, why)
+}
+
+// tellWhile is tell for a goroutine that run itself may wait for, having ended ctx.
+func (g *guardian) tellWhile(ctx context.Context, in standby.GuardInput, why string) {
+	select {
+	case g.told <- news{in, why}:
+	case <-g.over:
+	case <-ctx.Done():
+	}
+}
+
+// run is the loop.
+func (g *guardian) run(ctx context.Context) (int, error) {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	defer g.free()
+	defer close(g.over) // nobody waits to tell something any more
+	held := true
+	for {
+		in := news{in: standby.Tick}
+		select {
+		case in = <-g.told:
+		case <-ticker.C:
+			if g.control == "" {
+				g.step(ctx, news{in: standby.StandbyThere})
+			}
+			notify("WATCHDOG=1")
+		case <-ctx.Done():
+			return exitInterrupted, g.leave()
+		}
+		if now := g.holds(); now != held {
+			held = now
+			if held {
+				g.step(ctx, news{in: standby.HoldBack})
+			} else {
+				g.step(ctx, news{in: standby.HoldOver})
+			}
+		}
+		g.step(ctx, in)
+		switch g.guard.State() {
+		case standby.Ended:
+			return g.ended(ctx, in)
+		case standby.StoodDown:
+			if in.in == standby.Died || in.in == standby.PlannedEnd {
+				return exitUnfenced, errors.New("the guest's QEMU, which was stopped, has ended; the guest is the standby's")
+			}
+		}
+	}
+}
+
+// step gives the guard an input and does what it says.
+func (g *guardian) step(ctx context.Context, n news) {
+	was := g.guard.State()
+	do, why := g.guard.Step(time.Now(), n.in)
+	if n.why != "" && why != "" {
+		why += ": " + n.why
+	}
+	state := g.guard.State()
+	if state != was || why != "" {
+		g.says(state, why)
+		g.say(fmt.Sprintf("%-11s %s", state, why), map[string]any{"guardian": map[string]any{"state": state.String(), "was": was.String(), "why": why}})
+		notify("STATUS=" + state.String() + ": " + why)
+	}
+	for i, a := range do {
+		err := g.act(ctx, a, why)
+		if err != nil && a == standby.StopGuest && i+1 < len(do) && do[i+1] == standby.TellStopped {
+			// Nobody is told that the guest has stopped before it has.
+			g.all.Go(func() { g.stopThenTell(ctx, why) })
+			return
+		}
+		if err != nil && ctx.Err() == nil {
+			g.p.warn("%v: %v", a, err)
+			g.p.object(map[string]any{"guardian": map[string]any{"action": a.String(), "error": err.Error()}})
+		}
+	}
+}
+
+// act does one thing. It waits for the monitor, a second or two, and for nobody
+// else.
+func (g *guardian) act(ctx context.Context, a standby.GuardAction, why string) error {
+	switch a {
+	case standby.Protect:
+		g.all.Go(func() { g.protectAgain(ctx) })
+	case standby.AskGrant:
+		g.all.Go(func() { g.answered(ctx, why) })
+	case standby.LostHeartbeat:
+		return g.rescue(ctx)
+	case standby.StopGuest:
+		return g.halt(ctx, true, "stop")
+	case standby.ContinueGuest:
+		err := g.halt(ctx, false, "cont")
+		if !answered(err) { // nobody else has it run
+			g.all.Go(func() { g.resume(ctx, g.monitor()) })
+		}
+		return err
+	case standby.HoldStill:
+		g.set(func() { g.still = true; g.settling++ })
+		g.all.Go(func() { g.holdStill(ctx) })
+	case standby.TellAlone:
+		g.send(standby.SaidAlone, why)
+	case standby.TellStopped:
+		g.send(standby.SaidStopped, why)
+	case standby.TellPlanned:
+		g.send(standby.SaidPlanned, why)
+	case standby.TellDead:
+		g.send(standby.SaidDead, why)
+	}
+	return nil
+}
+
+func (g *guardian) set(fn func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	fn()
+}
+
+// order gives the QEMU a command and does not wait for long.
+func (g *guardian) order(ctx context.Context, command string, args any) error {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return g.monitor().Do(ctx, command, args, nil)
+}

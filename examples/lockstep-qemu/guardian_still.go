@@ -1,0 +1,76 @@
+package main
+
+import (
+	"context"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/standby"
+)
+
+// stopThenTell stops the guest, however long that takes, and then says so.
+func (g *guardian) stopThenTell(ctx context.Context, why string) {
+	for ctx.Err() == nil {
+		if g.halt(ctx, true, "stop") == nil {
+			g.send(standby.SaidStopped, why)
+			return
+		}
+		select {
+		case <-time.After(tick):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// holdStill keeps a guest standing that an operator has stopped: QEMU has it run
+// again at the end of each checkpoint. A new delay makes one at once, and the next
+// one is weeks away; the delay is put back when the guest runs again.
+func (g *guardian) holdStill(ctx context.Context) {
+	if err := g.order(ctx, "migrate-set-parameters", map[string]any{"x-checkpoint-delay": uint32(1<<32 - 1)}); err != nil && ctx.Err() == nil {
+		g.p.warn("stop: %v", err)
+	}
+	g.stopAgain(ctx)
+}
+
+// stopAgain stops a guest that a checkpoint, or the end of COLO, has run again, and
+// returns when it has stood for a while. What the monitor says of it meanwhile is
+// not the operator's doing.
+func (g *guardian) stopAgain(ctx context.Context) {
+	defer g.set(func() { g.settling, g.settled = g.settling-1, time.Now() }) // as expectStop does
+	quiet := time.Now()
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end) && time.Since(quiet) < 10*tick; {
+		var st struct{ Status string }
+		ask, cancel := context.WithTimeout(ctx, time.Second)
+		err := g.monitor().Do(ask, "query-status", nil, &st)
+		if err == nil && st.Status == "running" {
+			err = g.monitor().Do(ask, "stop", nil, nil)
+		}
+		cancel()
+		if err != nil || st.Status != "paused" {
+			quiet = time.Now()
+		}
+		select {
+		case <-time.After(tick / 2):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// runs tells that the guest ran at a time.
+func (g *guardian) runs(ctx context.Context, at time.Time) {
+	g.mu.Lock()
+	ours, still := g.settling > 0 || at.Before(g.settled), g.still
+	if !ours {
+		g.still = false
+	}
+	g.mu.Unlock()
+	if ours {
+		return
+	}
+	if still { // the operator's cont
+		if err := g.order(ctx, "migrate-set-parameters", map[string]any{"x-checkpoint-delay": g.delay.Milliseconds()}); err != nil && ctx.Err() == nil {
+			g.p.warn("%v", err)
+		}
+	}
+	g.tell(standby.Runs, "")
+}

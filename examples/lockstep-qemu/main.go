@@ -1,0 +1,139 @@
+// Lockstep-qemu is the COLO peer of real QEMUs: it protects a stock QEMU's guest without
+// a second running virtual machine, passes its checkpoints on, and says whether
+// it can be protected. See -h.
+//
+// To read it: standby.go takes a guest in, standby_files.go writes it to files, disk.go
+// keeps its disks, bringback.go starts it again, rehearse.go tries that; arbitrate.go decides whether it may,
+// with what heard.go knows of the primary. reception.go takes connections in,
+// operator.go orders. relay.go passes it on to further
+// secondaries: follower.go is one of them, relay_barrier.go waits for them, promote.go
+// lets one go on. check.go (commandline.go and domain.go say what a QEMU for the guest is started with) and
+// protect.go (mirror.go for disks) are the primary's, and
+// guardian.go stays with it: guardian_watch.go sees what becomes of the guest, guardian_protect.go
+// protects it again, guardian_rescue.go has it run on alone, guardian_still.go keeps it stopped, guardian_generation.go
+// asks whose it is, guardian_control.go talks to the standby, guardian_end.go tells of its end. output.go holds what it
+// sends. page.go tells how it stands, log.go logs, died.go how a QEMU has ended. drill.go shows all of it.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/gocolo/lockstep/examples/internal/interrupt"
+	"github.com/gocolo/lockstep/examples/internal/output"
+	"github.com/gocolo/lockstep/internal/statusline"
+	"github.com/gocolo/lockstep/internal/usage"
+)
+
+const about = `Lockstep-qemu is the other side of QEMU's COLO.
+
+  lockstep-qemu standby -listen ADDR -state DIR [-- qemu-system-x86_64 ...]
+      Keeps the guest of a QEMU primary in memory, checkpoint by checkpoint, and
+      brings it back when the primary is lost.
+  lockstep-qemu relay -listen ADDR -state DIR -to ADDR[,ADDR...] [-qmp ADDR[,ADDR...]]
+      The same, and passes each checkpoint on to QEMU secondaries.
+  lockstep-qemu check -qmp ADDR
+      Says whether a running QEMU can be protected, and how.
+  lockstep-qemu protect -qmp ADDR -to ADDR [-stay -control ADDR]
+      Protects it: sets what has to be set and starts; with -stay stays with it,
+      as its guardian.
+  lockstep-qemu promote -standby DIR [-state DIR] [-- qemu-system-x86_64 ...]
+      Orders a standby to go on with its guest.
+  lockstep-qemu rehearse -standby DIR
+      Has a standby try its QEMU with the guest, paused, and end it again.
+  lockstep-qemu status -state DIR
+      Says how it stands with a standby or a guardian.
+  lockstep-qemu drill
+      Shows all of it with a small guest, on this machine, in less than a minute.
+
+An ADDR is tcp:HOST:PORT, unix:PATH, HOST:PORT or a path. -h after a command
+explains it.
+
+Exit status: 0 as wished, 1 failed, 2 wrong arguments, 3 the guest is the other
+side's, or may be, 4 interrupted, 5 a QEMU that the guest was in has failed.
+`
+
+// The exit statuses.
+const (
+	exitOK = iota
+	exitFailed
+	exitUsage
+	exitUnfenced
+	exitInterrupted
+	exitGuest
+)
+
+// terminal is where a program's words go.
+type terminal struct {
+	out, err io.Writer
+	live     bool // out can rewrite a line
+}
+
+// command runs a command with its arguments and returns the exit status.
+type command func(ctx context.Context, args []string, t terminal) int
+
+var commands = map[string]command{
+	"standby":  standbyCommand,
+	"relay":    relayCommand,
+	"check":    checkCommand,
+	"protect":  protectCommand,
+	"promote":  promoteCommand,
+	"rehearse": rehearseCommand,
+	"status":   statusCommand,
+}
+
+func main() {
+	ctx, status := interrupt.Notify() // a second signal ends it the hard way
+	out := output.New(os.Stdout)
+	own := run(ctx, os.Args[1:], terminal{out, os.Stderr, statusline.IsTerminal(os.Stdout)})
+	os.Exit(out.Status(status(own), "lockstep-qemu", os.Stderr))
+}
+
+func run(ctx context.Context, args []string, t terminal) int {
+	if len(args) == 0 {
+		fmt.Fprint(t.err, about)
+		return exitUsage
+	}
+	switch args[0] {
+	case "-h", "-help", "--help", "help":
+		fmt.Fprint(t.out, about)
+		return exitOK
+	}
+	c := commands[args[0]]
+	if args[0] == "drill" {
+		c = drillCommand // it calls run itself
+	}
+	if c == nil {
+		fmt.Fprintf(t.err, "lockstep-qemu: no command %q (-h explains)\n", args[0])
+		return exitUsage
+	}
+	return c(ctx, args[1:], t)
+}
+
+// parse reads a command's flags; done means that the command ends with status.
+func parse(f *flag.FlagSet, about string, args []string, t terminal, rest bool) (status int, done bool) {
+	f.SetOutput(io.Discard)
+	err := f.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		usage.Print(t.out, about+"\n", f)
+		return exitOK, true
+	case err == nil && f.NArg() > 0 && !rest:
+		err = fmt.Errorf("what is %q?", f.Arg(0))
+	}
+	if err != nil {
+		return t.wrong(f.Name(), err), true
+	}
+	return 0, false
+}
+
+// wrong says what is wrong with the arguments.
+func (t terminal) wrong(command string, err error) int {
+	fmt.Fprintf(t.err, "lockstep-qemu %s: %s (-h explains)\n", command, strings.TrimSpace(err.Error()))
+	return exitUsage
+}

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"syscall"
+	"time"
+
+	"github.com/gocolo/lockstep/event/qmp"
+)
+
+// A guest is stopped for a moment while the copy of a disk is ended, and has to run
+// again whatever happens meanwhile; unless its guard has stopped it too, which must
+// last.
+
+// standing does something while the guest stands still, for as long as that takes:
+// the end of a copy. A write that is being copied while its job ends is one after
+// which QEMU 7.2 writes to memory that it has freed; a guest that stands has none.
+func (o *protectOptions) standing(ctx context.Context, m *qmp.Client, do func() error) (err error) {
+	// To stop a guest is to wait for its writes, and so for the standby.
+	for _, d := range o.disks {
+		var refused *qmp.Error
+		args := map[string]any{"instances": []map[string]string{{"type": "block-node", "node-name": d.node()}}}
+		if err := m.Do(ctx, "yank", args, nil); err != nil && !errors.As(err, &refused) {
+			return err
+		}
+	}
+	if o.begins != nil {
+		o.begins()
+	}
+	var st struct{ Status string }
+	if err := m.Do(ctx, "query-status", nil, &st); err != nil {
+		return err
+	}
+	if st.Status != "running" {
+		return do()
+	}
+	if o.expectStop != nil {
+		defer o.expectStop()()
+	}
+	// Whatever becomes of ctx, the guest runs again.
+	defer func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+		defer cancel()
+		err = errors.Join(err, o.resume(ctx, m))
+	}()
+	if err := m.Do(ctx, "stop", nil, nil); err != nil {
+		return err
+	}
+	return do()
+}
+
+// answered reports whether a QEMU has done what it was told to, or has refused it.
+func answered(err error) bool {
+	var refused *qmp.Error
+	return err == nil || errors.As(err, &refused)
+}
+
+// resume has a guest run again that was stopped for a moment. It gives cont again
+// until it has an answer or ctx ends, over another connection where the one of before
+// has failed: nobody else would.
+func (o *protectOptions) resume(ctx context.Context, m *qmp.Client) error {
+	permit := o.permit
+	if permit == nil {
+		permit = func(cont func() error) error { return cont() }
+	}
+	for {
+		if o.current != nil {
+			m = o.current()
+		}
+		failed := false // the connection has, not only this once
+		err := permit(func() error {
+			ask, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			err := m.Do(ask, "cont", nil, nil)
+			failed = err != nil && ask.Err() == nil
+			return err
+		})
+		if !answered(err) && failed && o.qmp != "" {
+			if o.current == nil {
+				m.Close() // a QEMU serves one at a time
+			}
+			err = permit(func() error {
+				ask, cancel := context.WithTimeout(ctx, time.Second)
+				defer cancel()
+				m, err := qmp.Dial(ask, o.qmp)
+				if err != nil {
+					return err
+				}
+				defer m.Close()
+				return m.Do(ask, "cont", nil, nil)
+			})
+			if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) { // there is no QEMU any more
+				return err
+			}
+		}
+		if answered(err) {
+			return err
+		}
+		select {
+		case <-time.After(tick):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// halt stops the guest for the guard, or has it run again. A resume that has begun is
+// over before, and none begins until the QEMU has the order.
+func (g *guardian) halt(ctx context.Context, stopped bool, command string) error {
+	g.resuming.Lock()
+	defer g.resuming.Unlock()
+	g.halted = stopped
+	return g.order(ctx, command, nil)
+}
+
+// begins forgets that the guard had stopped the guest: if it runs now, somebody has
+// given cont since, and what stops it from now on is said by halted.
+func (g *guardian) begins() {
+	g.resuming.Lock()
+	defer g.resuming.Unlock()
+	g.halted = false
+}
+
+// permit has a guest run again that was stopped for a moment, unless the guard has
+// stopped it meanwhile.
+func (g *guardian) permit(cont func() error) error {
+	g.resuming.Lock()
+	defer g.resuming.Unlock()
+	if g.halted {
+		return nil
+	}
+	return cont()
+}
+
+// expectStop notes that this program is about to stop the guest and to run it again, so
+// that no operator is taken to have done it. The function that it returns notes that this
+// is over.
+func (g *guardian) expectStop() (over func()) {
+	g.set(func() { g.settling++ })
+	return func() { g.set(func() { g.settling, g.settled = g.settling-1, time.Now() }) }
+}

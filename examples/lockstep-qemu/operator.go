@@ -1,0 +1,269 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io/fs"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/gocolo/lockstep/event/qmp"
+)
+
+// order is what an operator wants of a running process, a line of JSON over a
+// socket in its -state directory.
+type order struct {
+	Do    string   `json:"do"`              // promote, rehearse, status
+	State string   `json:"state,omitempty"` // a -state to use in place of the standby's
+	QEMU  []string `json:"qemu,omitempty"`  // another command after --
+
+	answer chan<- answer // capacity one
+}
+
+// reply says what has become of it.
+func (o order) reply(err error) {
+	var a answer
+	if err != nil {
+		a.Error = err.Error()
+	}
+	o.answer <- a
+}
+
+// answer is what an order of an operator is answered.
+type answer struct {
+	Error  string          `json:"error,omitempty"`
+	Status json.RawMessage `json:"status,omitempty"`
+}
+
+// maxOrder bounds an order, in bytes.
+const maxOrder = 64 << 10
+
+// socketIn is the socket of the process whose -state is dir.
+func socketIn(dir, role string) string { return "unix:" + filepath.Join(dir, role+".sock") }
+
+// takeOrders serves the operator's socket until ctx ends: status by status, what
+// else there is through orders.
+func takeOrders(ctx context.Context, l net.Listener, orders chan<- order, status func() any) {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	defer l.Close()
+	var all sync.WaitGroup
+	defer all.Wait()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		all.Go(func() {
+			stop := context.AfterFunc(ctx, func() { conn.SetReadDeadline(time.Unix(1, 0)) })
+			defer stop()
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(10 * time.Second))
+			in := bufio.NewScanner(conn)
+			in.Buffer(nil, maxOrder)
+			if !in.Scan() {
+				return
+			}
+			var o order
+			var a answer
+			switch err := json.Unmarshal(in.Bytes(), &o); {
+			case err != nil:
+				a.Error = err.Error()
+			case o.Do == "status":
+				a.Status, err = json.Marshal(status())
+				if err != nil {
+					a.Error = err.Error()
+				}
+			case (o.Do == "promote" || o.Do == "rehearse") && orders != nil:
+				got := make(chan answer, 1)
+				o.answer = got
+				var ending <-chan struct{} // a promotion that was taken is answered at once, whatever comes
+				select {
+				case orders <- o:
+					if o.Do == "rehearse" {
+						conn.SetDeadline(time.Now().Add(maxRehearsal + time.Minute))
+						ending = ctx.Done()
+					}
+					select {
+					case a = <-got:
+					case <-ending:
+						a.Error = "it is ending"
+					}
+				case <-ctx.Done():
+					a.Error = "it is ending"
+				}
+			default:
+				a.Error = fmt.Sprintf("%q is nothing that can be ordered here", o.Do)
+			}
+			json.NewEncoder(conn).Encode(a)
+		})
+	}
+}
+
+// tell gives an order to the process at a socket.
+func tell(ctx context.Context, addr string, o order) (a answer, err error) {
+	network, address := qmp.Split(addr)
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, network, address)
+	if err != nil {
+		return a, err
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := json.NewEncoder(conn).Encode(o); err != nil {
+		return a, err
+	}
+	if err := json.NewDecoder(conn).Decode(&a); err != nil {
+		return a, fmt.Errorf("no answer: %w", err)
+	}
+	if a.Error != "" {
+		err = errors.New(a.Error)
+	}
+	return a, err
+}
+
+// absent says which process an order was for, where there is none.
+func absent(dir string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("no standby, relay or guardian whose -state is %s runs on this host: %w", dir, err)
+	}
+	return err
+}
+
+// noMonitor says how a QEMU gets a monitor, where there is none at addr.
+func noMonitor(addr string, err error) error {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		return fmt.Errorf("no QEMU has a monitor at %s (start it with -qmp unix:PATH,server=on,wait=off, and give PATH here): %w", addr, err)
+	}
+	return err
+}
+
+const aboutPromote = `usage: lockstep-qemu promote -standby DIR [flags] [-- qemu-system-x86_64 ...]
+
+Promote tells the standby whose -state is DIR to go on with its guest. A guardian
+that answers is made to stop the primary's guest first, and an arbiter is asked;
+without either it is you who makes sure that the guest does not run elsewhere. A
+standby that has been started again goes on with the last checkpoint of -keep.
+
+With -state, and with another QEMU after --, a standby that could not save its
+guest, or start it, tries again with these. Exit status: 0 the order was taken
+(the standby says what comes of it), 1 not, 2 wrong arguments.
+`
+
+func promoteCommand(ctx context.Context, args []string, t terminal) int {
+	f := flag.NewFlagSet("promote", flag.ContinueOnError)
+	dir := f.String("standby", "", "order the standby whose -state is `DIR`; that of -state, if not given")
+	state := f.String("state", "", "leave the guest in another `DIR` than the standby's")
+	asJSON := f.Bool("json", false, "print one JSON object in place of words")
+	timeout := f.Duration("timeout", 10*time.Second, "wait for the answer for so long")
+	if status, done := parse(f, aboutPromote, args, t, true); done {
+		return status
+	}
+	if len(f.Args()) > 0 && !slices.Contains(args, "--") {
+		return t.wrong("promote", fmt.Errorf("what is %q? (the QEMU comes after --)", f.Arg(0)))
+	}
+	if *dir == "" {
+		*dir = *state
+	}
+	if *dir == "" {
+		return t.wrong("promote", errors.New("-standby is missing"))
+	}
+	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	defer cancel()
+	p := &printer{terminal: t, json: *asJSON}
+	if _, err := tell(ctx, socketIn(*dir, "standby"), order{Do: "promote", State: *state, QEMU: f.Args()}); err != nil {
+		p.object(map[string]any{"promote": map[string]any{"ordered": false, "error": err.Error()}})
+		p.warn("promote: %v", absent(*dir, err))
+		return exitFailed
+	}
+	p.object(map[string]any{"promote": map[string]any{"ordered": true}})
+	p.say("ordered     the standby says what comes of it: lockstep-qemu status -state %s", *dir)
+	return exitOK
+}
+
+const aboutStatus = `usage: lockstep-qemu status -state DIR [-json]
+
+Status asks the standby or the guardian whose -state is DIR how it stands. Exit
+status: 0 it has answered, 1 nobody has, 2 wrong arguments.
+`
+
+func statusCommand(ctx context.Context, args []string, t terminal) int {
+	f := flag.NewFlagSet("status", flag.ContinueOnError)
+	dir := f.String("state", "", "ask the standby, relay or guardian whose -state is `DIR`")
+	asJSON := f.Bool("json", false, "print one JSON object in place of words")
+	timeout := f.Duration("timeout", 10*time.Second, "wait for the answer for so long")
+	if status, done := parse(f, aboutStatus, args, t, false); done {
+		return status
+	}
+	if *dir == "" {
+		return t.wrong("status", errors.New("-state is missing"))
+	}
+	ctx, cancel := context.WithTimeout(ctx, *timeout)
+	defer cancel()
+	p := &printer{terminal: t, json: *asJSON}
+	var errs []error
+	found := false
+	for _, role := range []string{"guardian", "standby"} {
+		a, err := tell(ctx, socketIn(*dir, role), order{Do: "status"})
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		found = true
+		p.object(map[string]json.RawMessage{role: a.Status})
+		sayStatus(p, role, a.Status)
+	}
+	if !found {
+		p.warn("status: %s", oneLine(absent(*dir, errors.Join(errs...))))
+		return exitFailed
+	}
+	return exitOK
+}
+
+// sayStatus prints what an object has, one member a line, in its order.
+func sayStatus(p *printer, role string, status json.RawMessage) {
+	p.say("%s", role)
+	d := json.NewDecoder(strings.NewReader(string(status)))
+	if _, err := d.Token(); err != nil {
+		return
+	}
+	for d.More() {
+		key, err := d.Token()
+		var value any
+		if err != nil || d.Decode(&value) != nil {
+			return
+		}
+		switch value {
+		case nil, "", 0.0, false:
+			continue
+		}
+		if n, ok := value.(float64); ok {
+			value = fmt.Sprintf("%.0f", n)
+		}
+		p.say("  %-11s %v", key, value)
+	}
+}
+
+// checkQEMU says what is wrong with a command after --.
+func checkQEMU(qemu []string) error {
+	if slices.Contains(qemu, "-incoming") {
+		return errors.New("-incoming is added to the QEMU's arguments, leave it out")
+	}
+	if len(qemu) > 0 {
+		if _, err := exec.LookPath(qemu[0]); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,495 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/metrics"
+	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/replication"
+)
+
+func standbyCommand(ctx context.Context, args []string, t terminal) int {
+	var o standbyOptions
+	f := flag.NewFlagSet("standby", flag.ContinueOnError)
+	o.flags(f)
+	if status, done := parse(f, aboutStandby, args, t, true); done {
+		return status
+	}
+	if o.qemu = f.Args(); len(o.qemu) > 0 && !slices.Contains(args, "--") {
+		return t.wrong("standby", fmt.Errorf("what is %q? (the QEMU comes after --)", o.qemu[0]))
+	}
+	if err := o.check(); err != nil {
+		return t.wrong("standby", err)
+	}
+	return newStandby(o, t).main(ctx)
+}
+
+func newStandby(o standbyOptions, t terminal) *standbyRun {
+	s := &standbyRun{
+		standbyOptions: o, p: &printer{terminal: t, json: o.json}, guest: standby.New(standby.Config{MaxRAM: o.maxRAM << 20}),
+		orders: make(chan order),
+	}
+	s.heard, s.tries = newHeard(s.p), &rehearsals{s: s}
+	s.present.Store(s.guest)
+	s.keeper = &keeper{s.guest, s}
+	s.loader = s.keeper
+	return s
+}
+
+func (s *standbyRun) main(ctx context.Context) int {
+	defer func() {
+		s.tries.end()
+		s.guest.Close()
+		if s.reserve {
+			os.Remove(filepath.Join(s.state, reserved))
+		}
+	}()
+	if s.cleanup != nil {
+		defer s.cleanup()
+	}
+	status, err := s.run(ctx)
+	s.giveBack("the guest does not run here any more")
+	if err != nil {
+		s.p.warn("%s", oneLine(err))
+	}
+	s.report(status, err)
+	return status
+}
+
+// standbyRun is one guest after another that is taken in; most are one.
+type standbyRun struct {
+	standbyOptions
+	p      *printer
+	guest  *standby.Guest
+	conn   *watched // of the session, or the last one; nil: none yet
+	heard  *heard
+	orders chan order // orders of an operator; each wait takes them
+	tries  *rehearsals
+
+	arbiterOf failover.Arbiter // nil: none
+	token     string           // the token of this process's claims at the arbiter
+	began     failover.Record  // when the session did
+	granted   failover.Grant   // zero: none
+
+	// loader takes the guest in: the keeper, or what a relay puts around it.
+	keeper *keeper
+	loader interface {
+		colo.Loader
+		colo.Stage
+		colo.Settler
+		colo.PageCounter
+	}
+	events *event.Bus
+	disks  *disks            // nil: none
+	others replication.Group // who else must have a checkpoint before it counts
+
+	tally    tally
+	recorder metrics.Recorder              // figures from events, for /metrics
+	present  atomic.Pointer[standby.Guest] // guest, for those who only ask about it
+
+	protected bool // the primary was told that its guest is here
+	epoch     atomic.Uint64
+
+	placing sync.Mutex // guards place and qemu, which an operator may change
+	place   string     // instead of state, for the guest
+
+	lost time.Time    // when the session had ended
+	last standby.Info // the guest then
+	file string       // where the state was left
+	kept []string     // files of earlier checkpoints, oldest first
+
+	brought time.Duration // from the loss to the guest running again
+
+	// committed, if set, is called after each checkpoint, when the primary's
+	// guest runs again.
+	committed func(epoch uint64)
+
+	// handOver, if set, lets somebody else go on with the guest of a lost
+	// primary; it returns false if there is nobody.
+	handOver func(context.Context) (bool, error)
+
+	// cleanup, if set, is called before the guest's memory is freed.
+	cleanup func()
+}
+
+func (s *standbyRun) run(ctx context.Context) (int, error) {
+	if err := os.MkdirAll(s.state, 0o700); err != nil {
+		return exitFailed, err
+	}
+	var creds *tls.Config
+	var err error
+	if s.tls != "" {
+		if creds, err = serverCreds(s.tls); err != nil {
+			return exitFailed, err
+		}
+	}
+	arb, end, err := openArbiter(s.arbiter, s.p)
+	if err != nil {
+		return exitFailed, err
+	}
+	defer end()
+	s.arbiterOf = arb
+	s.token = tokenOf("unix:" + filepath.Join(s.state, "qmp"))
+	s.kept = keptIn(s.state)
+	serving, stop := context.WithCancel(ctx)
+	var served sync.WaitGroup
+	defer served.Wait()
+	defer stop()
+	defer s.tries.end() // whoever has ordered one is being served
+	if err := s.serve(serving, &served, creds); err != nil {
+		return exitFailed, err
+	}
+	s.events = new(event.Bus)
+	defer s.events.SubscribeAll(s.p.event)()
+	defer s.events.SubscribeAll(s.recorder.Record)()
+	defer event.Subscribe(s.events, func(c event.CheckpointCommit) {
+		s.epoch.Store(c.Epoch)
+		s.tally.committed.Store(time.Now().UnixNano())
+		if !s.protected {
+			s.protected = true
+			s.first()
+			if s.rehearse {
+				s.tries.begin(nil)
+			}
+		}
+	})()
+	defer func() { s.disks.close() }()
+	if len(s.kept) > 0 {
+		s.offer()
+	}
+	for addr, nbd := s.listen, s.nbd; ; {
+		if len(s.images) > 0 && s.disks == nil {
+			if s.disks, err = openDisks(s.images, nbd, creds, s.events, s.guestLog()); err != nil {
+				return exitFailed, err
+			}
+			nbd = s.disks.uri
+			s.p.say("waiting     for the disks at %s", s.disks.uri)
+			s.p.object(map[string]string{"disks": s.disks.uri})
+		}
+		l, uri, err := listen(addr)
+		if err != nil {
+			return exitFailed, err
+		}
+		addr = uri
+		waiting := func() {
+			s.p.say("waiting     for a primary: migrate %s", uri)
+			s.p.object(map[string]string{"listening": uri})
+		}
+		waiting()
+		s.heard.idle()
+		conn, want, err := s.acceptPrimary(ctx, l, creds, func(err error) { s.refused(err); waiting() })
+		switch {
+		case err != nil:
+			return s.interrupted(ctx, exitFailed), err
+		case want != nil:
+			return s.fromKept(ctx, want)
+		}
+		s.p.say("connected   %s", peer(conn))
+		err = s.session(ctx, conn)
+		s.lost = time.Now()
+		switch {
+		case err == nil || ctx.Err() != nil:
+			return s.after(ctx, err)
+		case s.protected && s.control != "" && errors.Is(err, errForget):
+			s.forget(err)
+		case s.protected || s.disks.begun() && s.control == "":
+			return s.after(ctx, err)
+		default: // it may have been anybody, and there was nothing to lose yet
+			s.refused(err)
+		}
+		if err := s.anew(); err != nil {
+			return exitFailed, err
+		}
+	}
+}
+
+// serve begins to take orders and guardians.
+func (s *standbyRun) serve(ctx context.Context, all *sync.WaitGroup, creds *tls.Config) error {
+	if l, _, err := listen(socketIn(s.state, "standby")); err != nil {
+		s.p.warn("orders are taken by signals only: %v", err)
+	} else {
+		all.Go(func() { takeOrders(ctx, l, s.orders, s.status) })
+	}
+	if s.control != "" {
+		l, uri, err := listen(s.control)
+		if err != nil {
+			return err
+		}
+		s.p.say("waiting     for a guardian at %s", uri)
+		s.p.object(map[string]string{"control": uri})
+		all.Go(func() { s.heard.serve(ctx, l, creds) })
+	}
+	if s.http != "" {
+		if err := (&page{role: "standby", status: s.status, metrics: s.metrics}).begin(ctx, all, s.http, s.p); err != nil {
+			return err
+		}
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR1)
+	all.Go(func() {
+		defer signal.Stop(signals)
+		for {
+			select {
+			case <-signals:
+			case <-ctx.Done():
+				return
+			}
+			got := make(chan answer, 1)
+			select {
+			case s.orders <- order{Do: "promote", answer: got}:
+				if a := <-got; a.Error != "" {
+					s.p.warn("SIGUSR1: %s", a.Error)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
+	return nil
+}
+
+// status is how it stands, for an operator.
+func (s *standbyRun) status() any { return s.standing() }
+
+func (s *standbyRun) standing() standbyStatus {
+	e, why, _ := s.heard.evidence()
+	s.heard.mu.Lock()
+	defer s.heard.mu.Unlock()
+	st := standbyStatus{
+		Listen: s.listen, Ready: s.heard.ready, Session: s.heard.live, Generation: s.heard.generation,
+		Guardian: e.Guardian == standby.GuardianHere, Said: why, GoneOn: s.heard.runs > 0, Rehearsal: s.tries.status(),
+	}
+	if age, ok := s.tally.age(); ok {
+		st.Age = math.Round(age.Seconds()*1000) / 1000
+	}
+	st.Back = float64(s.tally.brought.Load()) / float64(time.Millisecond)
+	if s.heard.epoch != nil {
+		st.Epoch, st.Bytes = s.heard.epoch()
+	}
+	return st
+}
+
+// standbyStatus is what "lockstep-qemu status" prints of a standby.
+type standbyStatus struct {
+	Listen     string  `json:"listen"`
+	Ready      bool    `json:"waiting"`        // a primary can connect
+	Session    bool    `json:"session"`        // with a primary, or one whose end is not settled
+	Epoch      uint64  `json:"checkpoint"`     // the number of the last whole checkpoint
+	Age        float64 `json:"checkpoint-age"` // in seconds; 0: there is none
+	Bytes      uint64  `json:"received"`
+	Guardian   bool    `json:"guardian"`
+	Generation uint64  `json:"generation"`
+	Said       string  `json:"guardian-said"`
+	GoneOn     bool    `json:"gone-on"` // the guest was gone on with here
+	Rehearsal  string  `json:"rehearsal"`
+	Back       float64 `json:"brought-back-ms,omitempty"` // from the loss until the guest ran again; 0: it was not
+}
+
+// refused tells of a connection that came to nothing.
+func (s *standbyRun) refused(err error) {
+	s.tally.refused.Add(1)
+	s.p.warn("not protected: %s", oneLine(err))
+	s.p.object(map[string]string{"refused": err.Error()})
+}
+
+// forget tells why a copy is not gone on with.
+func (s *standbyRun) forget(err error) {
+	s.tally.forgotten.Add(1)
+	s.p.say("forgotten   %s", strings.TrimPrefix(oneLine(err), colo.ErrRefused.Error()+": "+errForget.Error()+": "))
+	s.p.object(map[string]string{"forgotten": err.Error()})
+}
+
+// anew forgets a guest that was not received whole, or that goes on elsewhere.
+func (s *standbyRun) anew() error {
+	s.tries.end()
+	if s.cleanup != nil && s.protected {
+		s.cleanup()
+	}
+	err := s.guest.Close()
+	s.guest = standby.New(standby.Config{MaxRAM: s.maxRAM << 20})
+	s.present.Store(s.guest)
+	s.tally.committed.Store(0)
+	s.keeper.Guest = s.guest
+	s.protected = false
+	if s.disks.begun() {
+		err = errors.Join(err, s.disks.rollBack(), s.disks.close())
+		s.disks = nil
+	}
+	s.disks.letIn()
+	return err
+}
+
+// session keeps the guest until the primary is lost. It returns nil if this side
+// is to go on.
+func (s *standbyRun) session(ctx context.Context, conn *watched) error {
+	s.conn, s.lost = conn, time.Time{}
+	if s.arbiterOf != nil {
+		ask, cancel := context.WithTimeout(ctx, 5*time.Second)
+		r, err := s.arbiterOf.Record(ask)
+		cancel()
+		if err != nil {
+			conn.Close()
+			return fmt.Errorf("the arbiter: %w", err)
+		}
+		s.began = r
+	}
+	s.heard.begin(func() (uint64, uint64) { return s.epoch.Load(), conn.received.Load() })
+	sec, err := colo.NewSecondary(s.conn, colo.SecondaryConfig{
+		VM: s.guest, Loader: s.loader, RAM: s.loader, Disks: append(s.disks.group(s.conn), s.others...),
+		Events: s.events, Arbiter: colo.ArbiterFunc(s.arbitrate),
+		PeerTimeout: s.peer, IdleTimeout: s.idle, Logger: s.sessionLog(),
+	})
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		for {
+			_, _, changed := s.heard.evidence()
+			select {
+			case o := <-s.orders:
+				if o.Do == "rehearse" {
+					s.tries.begin(o.answer)
+				} else {
+					o.reply(s.promoted(o, sec))
+				}
+			case <-changed: // dead, or to go on with: no need to wait until the connection says so
+				if e, why, _ := s.heard.evidence(); e.Word == standby.Dead {
+					sec.Lost(fmt.Errorf("the guardian says that the primary is dead: %s", why))
+				}
+			case <-ended:
+				return
+			}
+		}
+	}()
+	err = sec.Run(ctx)
+	close(ended)
+	<-watched
+	return err
+}
+
+// promoted takes an operator's order during a session.
+func (s *standbyRun) promoted(o order, sec *colo.Secondary) error {
+	if err := s.override(o); err != nil {
+		return err
+	}
+	s.heard.update(func() { s.heard.promoted = true })
+	err := sec.Failover()
+	if errors.Is(err, failover.ErrInProgress) {
+		err = nil
+	}
+	return err
+}
+
+// override takes over what an order brings. Nobody else uses it meanwhile.
+func (s *standbyRun) override(o order) error {
+	if err := checkQEMU(o.QEMU); err != nil {
+		return err
+	}
+	if o.State != "" && o.State != s.state {
+		if err := os.MkdirAll(o.State, 0o700); err != nil {
+			return err
+		}
+	}
+	s.placing.Lock()
+	defer s.placing.Unlock()
+	if o.State != "" {
+		s.place = o.State
+	}
+	if len(o.QEMU) > 0 {
+		s.qemu = o.QEMU
+	}
+	return nil
+}
+
+// after does what is left to do when the session has ended.
+func (s *standbyRun) after(ctx context.Context, cause error) (int, error) {
+	var err error
+	if cause != nil && !s.protected {
+		return s.interrupted(ctx, exitFailed), fmt.Errorf("there is no guest to bring back: %w", cause)
+	}
+	if s.last, err = s.guest.Info(); err != nil {
+		return s.interrupted(ctx, exitFailed), fmt.Errorf("there is no guest to bring back: %w", cause)
+	}
+	if cause == nil {
+		s.tally.takeovers.Add(1)
+		s.heard.goOn(s.granted.Generation)
+	}
+	err = errors.Join(s.disks.rollBack(), s.disks.close()) // they are the guest's now
+	if err != nil {
+		_, e := s.settle(ctx, false)
+		return exitFailed, errors.Join(err, e)
+	}
+	if cause == nil && s.handOver != nil {
+		done, err := s.handOver(ctx)
+		if err != nil {
+			s.p.warn("%s", oneLine(err))
+		}
+		if done {
+			if err != nil {
+				return exitFailed, nil
+			}
+			return exitOK, nil
+		}
+	}
+	if status, err := s.settle(ctx, cause == nil); cause == nil || err != nil {
+		return status, err
+	}
+	switch {
+	case errors.Is(cause, errForget):
+		s.forget(cause)
+		if e, _, _ := s.heard.evidence(); e.Word == standby.Planned {
+			return exitOK, nil
+		}
+		return exitUnfenced, cause
+	case errors.Is(cause, colo.ErrRefused):
+		return exitUnfenced, cause
+	}
+	return s.interrupted(ctx, exitFailed), cause
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+func (s *standbyRun) interrupted(ctx context.Context, otherwise int) int {
+	if ctx.Err() != nil {
+		return exitInterrupted
+	}
+	return otherwise
+}
+
+// report ends the JSON lines.
+func (s *standbyRun) report(status int, err error) {
+	r := map[string]any{"status": status}
+	if in := s.last; in.Machine != "" {
+		r["epoch"], r["machine"], r["ram"], r["staged"] = in.Epoch, in.Machine, in.RAM, in.Staging
+	}
+	if err != nil {
+		r["error"] = err.Error()
+	}
+	if s.file != "" {
+		r["state"] = s.file
+	}
+	if s.brought > 0 {
+		r["brought-back-ms"] = float64(s.brought) / float64(time.Millisecond)
+	}
+	s.p.object(map[string]any{"standby": r})
+}
