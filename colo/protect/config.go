@@ -28,7 +28,8 @@ import (
 type Guest interface {
 	colo.VM
 	ram.DirtyLog
-	// Blocks returns its memory, the same for its life and on both hosts.
+	// Blocks returns its memory, the same for its life and on both hosts. While a host
+	// follows, and has no whole copy yet, what is there is void.
 	Blocks() []ram.Block
 	// Register registers its devices, without its memory. It is called for each
 	// session, and before it to tell the other host what there is, each time with
