@@ -47,6 +47,7 @@ func TestSavingAndRestoringAllocateNothing(t *testing.T) {
 		must(reg.SaveCaptured(w))
 		must(w.Flush())
 		must(vm.ReadDirty(RAMBlock, bitmap))
+		vm.KeepDirty(RAMBlock, bitmap)
 		vm.MarkDirty(0, PageSize)
 	}
 	save()

@@ -205,5 +205,6 @@ func TestAVCPUsStateIsExactInsideAMachine(t *testing.T) {
 	results := insideAMachine(t, "vcpu", "kvm.test", "-test.run 'TSC|EveryMSR|Refused|Description|Common|CatchesUp|Reported|Unlike|Payload|HyperV|AShot|ItStoodStill'", nil)
 	passedInside(t, results, "TestTheTSCIsRolledBackHoweverSoon", "TestTheTSCIsRolledBackWithoutOffsets",
 		"TestTheTSCsOfAVMKeepTheirDistance", "TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored",
-		"TestWhatAShotTakesIsWhatTheCallsSay", "TestAShotHasWhatStructKVMRunLacks", "TestAGuestIsToldByItsClockThatItStoodStill")
+		"TestWhatAShotTakesIsWhatTheCallsSay", "TestAShotHasWhatStructKVMRunLacks", "TestAGuestIsToldByItsClockThatItStoodStill",
+		"TestPagesThatStayWritableAreReportedUntilTheyAreNamedNoMore")
 }
