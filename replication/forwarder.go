@@ -25,7 +25,9 @@ type ForwarderConfig struct {
 	WindowRequests int
 	// HoldBytes bounds what is held between Mark and Loaded, in bytes of
 	// memory; zero means 64 MiB. A writer waits for room, that is for
-	// Loaded.
+	// Loaded. What is held beyond WindowBytes is what writers wait for after
+	// Loaded, until the link has taken it: a guest with large writes over a slow
+	// link has fewer long waits with less.
 	HoldBytes int64
 	// Timeout is how long an answer may take; zero means 30 s, for a flush
 	// may find much to do. Then the Forwarder is broken, with ErrTimeout.
