@@ -51,9 +51,9 @@ func TestAProfileTellsWhereTheTimeGoes(t *testing.T) {
 	var burnt, read, all time.Duration
 	samples, err := CPU(func() {
 		begin := used()
-		pprof.Do(t.Context(), pprof.Labels("who", "burner"), func(context.Context) { until(300*time.Millisecond, burner) })
+		pprof.Do(t.Context(), pprof.Labels("who", "burner"), func(context.Context) { until(400*time.Millisecond, burner) })
 		burnt = used() - begin
-		until(300*time.Millisecond, func() { io.ReadFull(zero, b) })
+		until(400*time.Millisecond, func() { io.ReadFull(zero, b) })
 		all = used() - begin
 		read = all - burnt
 	})
@@ -74,11 +74,12 @@ func TestAProfileTellsWhereTheTimeGoes(t *testing.T) {
 			inRead += s.Time
 		}
 	}
+	// There are a hundred samples a second of it, and so these are few.
 	for _, c := range []struct {
 		what      string
 		got, want time.Duration
 	}{{"all", sum, all}, {"the burner", inBurner, burnt}, {"what is labelled so", labelled, burnt}, {"the kernel's reading", inRead, read}} {
-		if ratio := float64(c.got) / float64(c.want); ratio < 0.7 || ratio > 1.3 {
+		if ratio := float64(c.got) / float64(c.want); ratio < 0.5 || ratio > 1.5 {
 			t.Errorf("%s: %v, the kernel counts %v", c.what, c.got, c.want)
 		}
 	}
