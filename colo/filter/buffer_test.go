@@ -438,25 +438,41 @@ func TestBufferIsSafeForConcurrentUse(t *testing.T) {
 	}
 }
 
+// A frame of a guest is gathered, and then written; or it is gathered where it waits. The
+// bound is one copy.
 func BenchmarkBuffer(b *testing.B) {
-	for _, size := range []int{64, 1500} {
-		b.Run(fmt.Sprint(size), func(b *testing.B) {
-			buf := filter.NewBuffer(filter.BufferConfig{})
-			ctx, cancel := context.WithCancel(b.Context())
-			var wg sync.WaitGroup
-			wg.Go(func() { buf.Run(ctx, discard{}) })
-			p := make([]byte, size)
-			bound := copying(size)
-			b.SetBytes(int64(size))
-			b.ReportAllocs()
-			for b.Loop() {
-				for buf.WritePacket(p) != nil {
-					<-buf.Room()
-				}
+	for _, size := range []int{64, 1500, 64 << 10} {
+		for _, composed := range []bool{false, true} {
+			name := fmt.Sprint(size)
+			if composed {
+				name += "-composed"
 			}
-			report(b, bound)
-			cancel()
-			wg.Wait()
-		})
+			b.Run(name, func(b *testing.B) {
+				buf := filter.NewBuffer(filter.BufferConfig{})
+				ctx, cancel := context.WithCancel(b.Context())
+				var wg sync.WaitGroup
+				wg.Go(func() { buf.Run(ctx, discard{}) })
+				guest, p := make([]byte, size), make([]byte, size)
+				gather := func(p []byte) bool { return copy(p, guest) == len(p) }
+				send := func() error {
+					gather(p)
+					return buf.WritePacket(p)
+				}
+				if composed {
+					send = func() error { return buf.ComposePacket(size, gather) }
+				}
+				bound := copying(size)
+				b.SetBytes(int64(size))
+				b.ReportAllocs()
+				for b.Loop() {
+					for send() != nil {
+						<-buf.Room()
+					}
+				}
+				report(b, bound)
+				cancel()
+				wg.Wait()
+			})
+		}
 	}
 }
