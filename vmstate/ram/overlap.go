@@ -21,7 +21,7 @@ const (
 // overlap is what a Cache has received of an initial synchronisation and not put in place. It
 // belongs to the goroutine that calls the Cache, but for batch while helper runs.
 type overlap struct {
-	on     bool // pages are being listed
+	on     bool // pages are being listed; changes only in sections without pages beside the stream
 	fresh  []stagedPage
 	batch  []stagedPage // what helper puts in place
 	helper sync.WaitGroup
@@ -35,10 +35,14 @@ type stagedPage struct {
 }
 
 // begin begins a section: what earlier ones have brought is put in place meanwhile. The
-// caller calls end when it has received it.
+// caller calls end when it has received it. Where pages come beside the stream there is
+// nothing to begin, and nothing is changed: those who bring them look at on.
 func (o *overlap) begin(c *Cache) {
-	o.on = c.cfg.Overlap && c.first && !c.void && !c.only.on && c.beside == nil
-	if !o.on || len(o.fresh) < overlapLeast {
+	if c.beside != nil || c.only.on || c.void || !c.cfg.Overlap || !c.first {
+		return
+	}
+	o.on = true
+	if len(o.fresh) < overlapLeast {
 		return
 	}
 	o.fresh, o.batch = o.batch[:0], o.fresh
@@ -69,8 +73,10 @@ func (o *overlap) staged(b *cacheBlock, page int) {
 
 // end ends a section.
 func (o *overlap) end() {
-	o.on = false
-	o.helper.Wait()
+	if o.on {
+		o.on = false
+		o.helper.Wait()
+	}
 }
 
 // drop forgets it all.
