@@ -16,7 +16,6 @@ import (
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover/sharedfile"
 	"github.com/gocolo/lockstep/internal/killpoint"
-	"github.com/gocolo/lockstep/internal/oracle"
 	"github.com/gocolo/lockstep/internal/trial"
 )
 
@@ -31,6 +30,7 @@ type host struct {
 	create  func(trial.SideConfig, sender, writer) (machine, error) // makes the guest
 
 	machine machine
+	sent    sent // by the guest here
 	nic     *network
 	disk    *protect.Disk // nil: none
 	job     *protect.Job
@@ -130,7 +130,13 @@ func (h *host) build(ctx context.Context, cable *cable) (err error) {
 	if h.disk != nil {
 		write = func(p []byte, off int64, flush bool) error { return writeTo(h.disk, p, off, flush) }
 	}
-	send := func(packet []byte) error { return h.nic.WritePacket(h.cfg.VLAN.Tag(packet)) }
+	send := func(packet []byte) error {
+		err := h.nic.WritePacket(h.cfg.VLAN.Tag(packet))
+		if err == nil {
+			h.sent.note(packet)
+		}
+		return err
+	}
 	if h.machine, err = h.create(h.cfg, send, write); err != nil {
 		return err
 	}
@@ -235,7 +241,8 @@ func (h *host) finish(ctx context.Context) (trial.Report, error) {
 	if h.job.Query().Role != event.ModePrimary {
 		return trial.Report{}, nil
 	}
-	if err := h.machine.Pause(ctx); err != nil {
+	histories, err := h.sent.pauseSettled(ctx, h.machine, h.cfg.Guest.VCPUs)
+	if err != nil {
 		return trial.Report{}, err
 	}
 	for h.nic.waiting() > 0 { // checkpoints go on and let it leave
@@ -249,10 +256,6 @@ func (h *host) finish(ctx context.Context) (trial.Report, error) {
 		if err := h.disk.Sync(); err != nil {
 			return trial.Report{}, err
 		}
-	}
-	histories, err := oracle.Remembered(h.machine.Memory(), h.cfg.Guest.VCPUs)
-	if err != nil {
-		return trial.Report{}, err
 	}
 	last := trial.Report{Histories: histories, Traffic: h.nic.traffic()}
 	return last, h.job.Complete(ctx)

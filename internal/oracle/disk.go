@@ -70,7 +70,7 @@ func (o *Oracle) FinishDisk(histories []History, disk io.ReaderAt) error {
 // lastWrite settles how far a vCPU has written. Its last frame may not have
 // left, while what the round writes to the disk has, for that comes before.
 func (o *Oracle) lastWrite(v int, c *chain, h History) {
-	d, n := o.disk, h.last()
+	d, n := o.disk, h.Last()
 	o.DiskBlocks += h.Written / d.every
 	left := uint64(len(c.rounds))
 	if n == left+1 && h.Written == n {

@@ -157,7 +157,7 @@ func (o *Oracle) Finish(histories []History) {
 		h := histories[v]
 		// The guest writes its history just before it sends the frame and
 		// may have been stopped in between.
-		if end := h.last(); end > last+1 {
+		if end := h.Last(); end > last+1 {
 			last = end - 1
 		}
 		for n := uint64(1); n <= last; n++ {
@@ -172,8 +172,8 @@ func (o *Oracle) Finish(histories []History) {
 				continue
 			}
 			want, known := h.at(n)
-			if n > h.last() {
-				o.Note(&o.Contradicted, "vCPU %d: round %d left, the survivor is at round %d", v, n, h.last())
+			if n > h.Last() {
+				o.Note(&o.Contradicted, "vCPU %d: round %d left, the survivor is at round %d", v, n, h.Last())
 			} else if known && got != want {
 				o.Note(&o.Contradicted, "vCPU %d: round %d left as %#x, the survivor knows it as %#x", v, n, got, want)
 			}
@@ -223,7 +223,7 @@ func Remembered(mem []byte, vcpus int) ([]History, error) {
 			if err != nil {
 				return nil, err
 			}
-			if f.N == h.last() {
+			if f.N == h.Last() {
 				h.T = f.T
 			}
 		}
@@ -232,7 +232,8 @@ func Remembered(mem []byte, vcpus int) ([]History, error) {
 	return histories, nil
 }
 
-func (h History) last() uint64 {
+// Last returns the last round that is remembered, or 0.
+func (h History) Last() uint64 {
 	if len(h.Hashes) == 0 {
 		return 0
 	}
@@ -240,7 +241,7 @@ func (h History) last() uint64 {
 }
 
 func (h History) at(n uint64) (uint64, bool) {
-	if n < h.First || n > h.last() {
+	if n < h.First || n > h.Last() {
 		return 0, false
 	}
 	return h.Hashes[n-h.First], true
