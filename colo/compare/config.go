@@ -92,7 +92,8 @@ type Config struct {
 	// not seen the connection begin, segments wait as with PatientAcks.
 	//
 	// It also lets the covered part of a segment leave by itself when the secondary's
-	// guest repeats it, or has said no more of the segment for 5 ms. Both make packets, so more may leave than were given.
+	// guest repeats it, or has said no more of the segment for 5 ms. Both make packets, so
+	// more may leave than were given.
 	//
 	// And a segment that repeats what waits already does not leave too, nor one that
 	// repeats what has left before the peer can have said anything of it, as far as

@@ -54,9 +54,9 @@
 //
 // With LowerAcks, too, what the secondary's guest has said of a segment leaves by
 // itself when that guest says it again, or has said no more for 5 ms: it has no room
-// to say the rest before that is acknowledged. And what the primary's guest says again leaves once, if it waits
-// or has just left: a guest takes for lost what leaves later than a segment that it
-// has sent later.
+// to say the rest before that is acknowledged. And what the primary's guest says again
+// leaves once, if it waits or has just left: a guest takes for lost what leaves later
+// than a segment that it has sent later.
 //
 // # Epochs
 //

@@ -88,7 +88,7 @@ func (r *ring) room(n int) int {
 	return at
 }
 
-// put makes the n bytes for which there is room at at the youngest frame.
+// put makes the n bytes behind at, where there is room, the youngest frame.
 func (r *ring) put(at, n int) {
 	switch {
 	case r.n == 0:

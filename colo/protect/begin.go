@@ -8,6 +8,7 @@ import (
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // begin decides who this host is.
@@ -50,7 +51,7 @@ func (j *Job) begin(ctx context.Context) error {
 	// A copy that was here before this process may have promised, as a
 	// secondary, not to claim the guest for a term.
 	if after > 0 && j.manual == nil {
-		if err := sleep(ctx, j.cfg.Term); err != nil {
+		if err := wait.For(ctx, j.cfg.Term); err != nil {
 			return err
 		}
 	}

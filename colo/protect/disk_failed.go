@@ -6,6 +6,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // failed returns why this host's copy is not to be trusted any more: it could not
@@ -122,7 +123,7 @@ func (j *Job) takenOver(ctx context.Context, s *session) bool {
 		switch {
 		case err == nil && seen.Generation > s.peer.generation:
 			return seen.Token != j.token // this host's, by a verb whose answer was lost
-		case ctx.Err() != nil, err != nil && sleep(ctx, minRedial) != nil:
+		case ctx.Err() != nil, err != nil && wait.For(ctx, minRedial) != nil:
 			return false
 		}
 		if r, e := j.cfg.Arbiter.Watch(ctx, seen); e == nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // comesIntoStep is the first checkpoint of a session, on the primary. The guest does not
@@ -47,15 +49,15 @@ func (j *Job) again(ctx context.Context, s *session) {
 		j.vain = 0
 		return
 	}
-	wait := min(maxRedial<<min(j.vain, 10), maxAgain)
+	pause := min(maxRedial<<min(j.vain, 10), maxAgain)
 	j.vain++
 	if err := s.ended(); err != nil {
 		why = fmt.Errorf("%w; the last session: %w", why, err)
 	}
-	j.note(fmt.Errorf("protection is tried again in %v: %w", wait, why))
+	j.note(fmt.Errorf("protection is tried again in %v: %w", pause, why))
 	act, end := j.while(ctx, Alone)
 	defer end()
-	sleep(act, wait)
+	wait.For(act, pause)
 }
 
 // ended returns why the session ended, as far as its arbiter was told or Run has said.

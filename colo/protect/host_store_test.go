@@ -6,6 +6,7 @@ import (
 
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/failovertest"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // ofHost is the store as a host sees it.
@@ -52,7 +53,7 @@ func (s ofHost) Swap(ctx context.Context, old, next failover.Record) (bool, erro
 
 // unheard waits for an answer that does not come.
 func (s ofHost) unheard(ctx context.Context) error {
-	sleep(ctx, 300*time.Millisecond)
+	wait.For(ctx, 300*time.Millisecond)
 	return errNoRoute
 }
 

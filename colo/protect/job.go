@@ -12,6 +12,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -335,7 +336,7 @@ func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, err
 		said := make(chan struct{})
 		go func() { // says yes as soon as there is a question; joined below
 			defer close(said)
-			for j.manual.Grant() != nil && sleep(ctx, time.Millisecond) == nil {
+			for j.manual.Grant() != nil && wait.For(ctx, time.Millisecond) == nil {
 			}
 		}()
 		defer func() { cancel(); <-said }()

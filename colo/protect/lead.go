@@ -11,6 +11,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -121,7 +122,7 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		// Whoever failed to follow once may fail again at once.
 		act, end := j.while(ctx, Alone)
 		defer end()
-		sleep(act, maxRedial)
+		wait.For(act, maxRedial)
 		return nil
 	}
 	return err
@@ -165,7 +166,7 @@ func (j *Job) seek(ctx context.Context) (*peer, error) {
 		if act.Err() == nil {
 			j.note(err)
 		}
-		if err := sleep(act, pause); err != nil {
+		if err := wait.For(act, pause); err != nil {
 			return nil, err
 		}
 	}

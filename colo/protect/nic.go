@@ -11,6 +11,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/vmstate"
 )
 
@@ -150,7 +151,7 @@ func (n *NIC) Drain(ctx context.Context) error {
 		if !n.runs.Load() {
 			return errNotRun
 		}
-		if err := sleep(ctx, time.Millisecond); err != nil {
+		if err := wait.For(ctx, time.Millisecond); err != nil {
 			return err
 		}
 	}

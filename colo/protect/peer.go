@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/failover/heartbeat"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // A peer is the other side of one session: its connections, and what was said on
@@ -215,7 +216,7 @@ func (q *promises) ask(ctx context.Context, p *peer, term time.Duration) {
 		if p.say(q.next(time.Now(), term)) != nil {
 			return
 		}
-		if sleep(ctx, term/perTerm) != nil {
+		if wait.For(ctx, term/perTerm) != nil {
 			return
 		}
 	}

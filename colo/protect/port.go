@@ -167,7 +167,7 @@ func (p *Port) Serve(ctx context.Context) error {
 		case errors.Is(err, net.ErrClosed):
 			return err
 		default: // out of descriptors, say, which passes
-			if err := sleep(ctx, pause); err != nil {
+			if err := wait.For(ctx, pause); err != nil {
 				return err
 			}
 			pause = min(2*pause, time.Second)
@@ -317,5 +317,3 @@ func exchange(conn net.Conn, h hello) (hello, error) {
 	}
 	return answer, nil
 }
-
-func sleep(ctx context.Context, d time.Duration) error { return wait.For(ctx, d) }

@@ -12,6 +12,7 @@ import (
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/vmstate"
 )
 
@@ -390,7 +391,7 @@ func (n *Proxy) Drain(ctx context.Context) error {
 		if dead {
 			return errNotRun
 		}
-		if err := sleep(ctx, time.Millisecond); err != nil {
+		if err := wait.For(ctx, time.Millisecond); err != nil {
 			return err
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/proxy"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // set changes what mu guards, and wakes who waits for it.
@@ -91,7 +92,7 @@ func (n *Proxy) quiet(ctx context.Context, s *proxy.Secondary) error {
 		if k.Queued+k.Held+k.Inherited == 0 {
 			return nil
 		}
-		if err := sleep(ctx, time.Millisecond); err != nil {
+		if err := wait.For(ctx, time.Millisecond); err != nil {
 			return err
 		}
 	}

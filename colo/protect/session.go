@@ -11,6 +11,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/heartbeat"
+	"github.com/gocolo/lockstep/internal/wait"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
@@ -231,7 +232,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 // session, which it is if the other connections end as well. The guest is as safe as before,
 // and what goes over this connection alone is missing until there is another session.
 func (j *Job) deaf(ctx context.Context, s *session) {
-	if sleep(ctx, j.cfg.Lost) != nil || s.peer.endedWhy() != nil {
+	if wait.For(ctx, j.cfg.Lost) != nil || s.peer.endedWhy() != nil {
 		return
 	}
 	switch j.State() {
@@ -314,7 +315,7 @@ func (j *Job) watch(ctx context.Context) {
 		r, err := j.cfg.Arbiter.Watch(ctx, seen)
 		if err == nil {
 			seen = r
-		} else if sleep(ctx, maxRedial) != nil {
+		} else if wait.For(ctx, maxRedial) != nil {
 			return
 		}
 	}

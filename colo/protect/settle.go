@@ -8,6 +8,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // errUnasked is no refusal: what an operator has said does not wait for an answer.
@@ -182,7 +183,7 @@ func (j *Job) fence(ctx context.Context, generation uint64) error {
 			return nil
 		}
 		j.note(fmt.Errorf("fence: %w", err))
-		if err := sleep(ctx, pause); err != nil {
+		if err := wait.For(ctx, pause); err != nil {
 			return err
 		}
 	}

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // Worlds that are wider: a guest with two NICs and two disks, a third host in any kind of
@@ -157,7 +159,7 @@ func (s *simulation) fences(h *host) {
 	after := time.Duration(s.wide.IntN(1500)) * time.Millisecond
 	follows := h.job.session()
 	s.verb(h, "fenced", func(ctx context.Context) error {
-		sleep(ctx, after)
+		wait.For(ctx, after)
 		if follows == nil || h.job.session() != follows {
 			return nil
 		}
@@ -178,6 +180,6 @@ func (s *simulation) pauses(ctx context.Context, h *host) error {
 	if err := h.job.Pause(ctx, "simulated"); err != nil {
 		return err
 	}
-	sleep(ctx, 300*time.Millisecond)
+	wait.For(ctx, 300*time.Millisecond)
 	return h.job.Resume()
 }

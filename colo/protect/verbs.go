@@ -9,6 +9,7 @@ import (
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // ErrNotWhole is why a verb has nothing to go on with: this host follows, and has
@@ -202,7 +203,7 @@ func (j *Job) yes() {
 	j.inBackground(func() {
 		ctx, end := j.while(context.Background(), Asking)
 		defer end()
-		for j.manual.Grant() != nil && sleep(ctx, time.Millisecond) == nil {
+		for j.manual.Grant() != nil && wait.For(ctx, time.Millisecond) == nil {
 		}
 	})
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // The ways between the hosts of a simulation: what connects each two of them, and what
@@ -44,7 +46,7 @@ func (w *ways) dial(ctx context.Context, from, to string, l *listener) (net.Conn
 			if takes == 0 {
 				break
 			}
-			if err := sleep(ctx, takes); err != nil {
+			if err := wait.For(ctx, takes); err != nil {
 				return nil, err
 			}
 			takes = 0 // and it is looked again

@@ -31,7 +31,15 @@ type kept struct {
 	late *time.Timer // passes the turn on
 }
 
-// end reports whether the turn was kept until now. Then the caller has it.
+// begin keeps the turn while its worker does what may last. A worker that has lost it by then
+// does not begin: what is kept is another's.
+func (k *kept) begin(has bool) {
+	if has {
+		k.is.Store(true)
+	}
+}
+
+// end reports whether a turn was kept until now. Then the caller has it.
 func (k *kept) end() bool { return k.is.Swap(false) }
 
 // quick reports whether a request is likely to be served at once.
@@ -52,7 +60,7 @@ func (s *session) serveTogether(t *taken) (keeps bool, err error) {
 	begin := time.Now()
 	s.kept.late.Reset(keepTurn)
 	for n := 1; ; n++ {
-		s.kept.is.Store(true)
+		s.kept.begin(true)
 		err = s.serve(t, false)
 		keeps = s.kept.end()
 		if !keeps || err != nil || n == mostTogether || time.Since(begin) >= together || !s.another(t) {
@@ -62,7 +70,7 @@ func (s *session) serveTogether(t *taken) (keeps bool, err error) {
 	if err != nil {
 		return keeps, err
 	}
-	s.kept.is.Store(keeps)
+	s.kept.begin(keeps)
 	err = s.out.flush()
 	return keeps && s.kept.end(), err
 }

@@ -287,3 +287,18 @@ func TestPostedWritesLeaveTogether(t *testing.T) {
 		}
 	})
 }
+
+// A worker whose turn was passed on while it served flushes its answers while another worker
+// keeps the turn: that one still has it, or nobody would read any more.
+func TestAWorkerThatHasLostItsTurnLeavesThatOfAnother(t *testing.T) {
+	var k kept
+	k.begin(true)
+	if !k.end() {
+		t.Fatal("the turn was not kept")
+	}
+	k.begin(true) // another worker's
+	k.begin(false)
+	if !k.end() {
+		t.Error("the turn is nobody's")
+	}
+}

@@ -10,8 +10,9 @@ import (
 
 // LoadState decodes the body of a RAM section into the cache. Every error is an
 // [*Error] that says where in the stream, and which page, as far as that is
-// known; the guest's memory is untouched (with CacheConfig.StagedOnly, from the
-// first Flush of a session on, and with CacheConfig.Overlap up to it void), but what is staged is void: a load that failed is followed by Discard, and the connection's end.
+// known; the guest's memory is untouched (with CacheConfig.StagedOnly or Overlap, from the
+// first Flush of a session on; it is void up to that), but what is staged is void: a load
+// that failed is followed by Discard, and the connection's end.
 func (c *Cache) LoadState(r *qemufile.Reader, version uint32) error {
 	if version != Version {
 		return &Error{Op: "load", Stream: r.Offset(), Err: fmt.Errorf("%w: %d", ErrVersion, version)}

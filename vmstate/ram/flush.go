@@ -169,8 +169,8 @@ func (b *cacheBlock) takeMissing(from, to int) {
 // Discard makes what is staged void, because the link broke or the load failed.
 // The guest's memory is what the last Flush made it and what the guest did
 // since; with CacheConfig.StagedOnly or Overlap, and before the first Flush of a session, it is
-// nothing, as part of the initial synchronisation may be in it. The dirty log is switched off if the cache switched it on,
-// unless the cache holds what CacheConfig.Resumable is for. The cache
+// nothing, as part of the initial synchronisation may be in it. The dirty log is switched
+// off if the cache switched it on, unless the cache holds what CacheConfig.Resumable is for. The cache
 // can be used again after NewSession, or when a peer begins with a block list.
 func (c *Cache) Discard() {
 	if c.suspend() {
