@@ -77,6 +77,9 @@ func TestAnOutboxWritesWhatItWasGiven(t *testing.T) {
 					out.Mark(epoch)
 					epoch++
 				}
+				if rnd.IntN(40) == 0 {
+					drained() // however slow the writer is, some come out
+				}
 				if rnd.IntN(100) == 0 {
 					out.Failover()
 					out.Mark(epoch)
