@@ -25,9 +25,10 @@ type ForwarderConfig struct {
 	WindowRequests int
 	// HoldBytes bounds what is held between Mark and Loaded, in bytes of
 	// memory; zero means 64 MiB. A writer waits for room, that is for
-	// Loaded. What is held beyond WindowBytes is what writers wait for after
-	// Loaded, until the link has taken it: a guest with large writes over a slow
-	// link has fewer long waits with less.
+	// Loaded. Once the Forwarder has seen how fast answers come while the window
+	// is full, writes are let in at that pace while they are held, and at half
+	// of it after Loaded until the window has room again, so that no write waits
+	// for all of them at once.
 	HoldBytes int64
 	// Timeout is how long an answer may take; zero means 30 s, for a flush
 	// may find much to do. Then the Forwarder is broken, with ErrTimeout.
@@ -103,6 +104,9 @@ type Forwarder struct {
 	flushes  int        // flushes without an answer
 	bytes    int64      // cost of inflight and queue
 	holding  int64      // cost of the writes in hold
+	pace     pace       // how fast writes are let in that are not sent at once
+	came     uint64     // how many writes, or parts of one, came to waitRoom
+	entered  uint64     // how many of them were let in; those of a broken Forwarder are not counted
 	seq      uint64
 	free     []*forward
 	driving  bool // a goroutine is in remote.Progress

@@ -64,7 +64,10 @@ func (f *Forwarder) Run(ctx context.Context) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.running = true
-	defer func() { f.running = false }()
+	defer func() {
+		f.running = false
+		f.broadcast() // those who wait have to send, and to handle answers, themselves
+	}()
 	for {
 		switch {
 		case f.state == Done:
@@ -262,6 +265,7 @@ func (f *Forwarder) beginHold(epoch uint64) error {
 	err := f.canHold(epoch)
 	if err == nil {
 		f.held, f.marked, f.heldAt = true, epoch, time.Now()
+		f.pace.held(f.heldAt, f.bytes, f.cfg.WindowBytes, f.cfg.HoldBytes)
 	}
 	return err
 }
@@ -300,6 +304,8 @@ func (f *Forwarder) Loaded(_ context.Context, epoch uint64) error {
 	}
 	f.queue = append(f.queue, f.hold...)
 	f.hold, f.holding = nil, 0
+	now := time.Now()
+	f.pace.loaded(now, now.Sub(f.heldAt), !f.fits(0))
 	f.broadcast()
 	if f.running {
 		// The answers to these writes send the rest, so that a checkpoint does not wait

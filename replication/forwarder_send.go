@@ -1,7 +1,6 @@
 package replication
 
 import (
-	"context"
 	"slices"
 	"time"
 )
@@ -142,23 +141,6 @@ func (f *Forwarder) overlapsAny(off, n int64) bool {
 	return false
 }
 
-// waitRoom waits until there is room for n more bytes. The caller holds mu.
-func (f *Forwarder) waitRoom(n int64) error {
-	for {
-		if err := f.failed(); err != nil {
-			return err
-		}
-		if f.held {
-			if f.holding == 0 || f.holding+n <= f.cfg.HoldBytes {
-				return nil
-			}
-		} else if f.bytes == 0 || f.bytes+n <= f.cfg.WindowBytes && len(f.inflight)+len(f.queue) < f.cfg.WindowRequests {
-			return nil
-		}
-		f.waitChange(context.Background())
-	}
-}
-
 func (f *Forwarder) newForward(off, n int64, fua, zero bool) *forward {
 	var w *forward
 	if k := len(f.free); k > 0 {
@@ -232,6 +214,7 @@ func (w *forward) finish(err error) {
 		}
 	}
 	f.bytes -= w.cost()
+	f.noteAnswer(w.cost())
 	if cap(w.data) > 256<<10 {
 		w.data = nil
 	}
