@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -292,6 +293,8 @@ func TestPostedWritesLeaveTogether(t *testing.T) {
 // keeps the turn: that one still has it, or nobody would read any more.
 func TestAWorkerThatHasLostItsTurnLeavesThatOfAnother(t *testing.T) {
 	var k kept
+	k.init(nil)
+	defer k.late.Stop()
 	k.begin(true)
 	if !k.end() {
 		t.Fatal("the turn was not kept")
@@ -301,4 +304,30 @@ func TestAWorkerThatHasLostItsTurnLeavesThatOfAnother(t *testing.T) {
 	if !k.end() {
 		t.Error("the turn is nobody's")
 	}
+}
+
+// A worker may be delayed between two requests, when it has the turn and does not keep it. The
+// timer that comes then does nothing, and has to come again for the next request, or one that
+// lasts would keep all others waiting.
+func TestATurnIsPassedOnThoughTheTimerHasComeBetweenTwoRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var k kept
+		var passed atomic.Int32
+		k.init(func() { passed.Add(1) })
+		defer k.late.Stop()
+		k.late.Reset(keepTurn)
+		k.begin(true)
+		if !k.end() {
+			t.Fatal("the turn was not kept")
+		}
+		time.Sleep(2 * keepTurn)
+		if passed.Load() != 0 {
+			t.Fatal("a turn was passed on that its worker had")
+		}
+		k.begin(true) // a request that lasts
+		time.Sleep(2 * keepTurn)
+		if passed.Load() != 1 || k.end() {
+			t.Errorf("the turn was passed on %d times", passed.Load())
+		}
+	})
 }
