@@ -331,3 +331,38 @@ func TestATurnIsPassedOnThoughTheTimerHasComeBetweenTwoRequests(t *testing.T) {
 		}
 	})
 }
+
+// A client that asks for much and takes nothing must not have the answers pile up: while a
+// worker waits for it to take some, the others answer no more than what one system call sends,
+// and then wait too.
+func TestAnswersThatNobodyTakesDoNotPileUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := NewServer(ServerConfig{MaxRequests: 4})
+		e, err := srv.Export(ExportConfig{Disk: newRAM(1 << 20)})
+		must(t, err)
+		client, conn := net.Pipe()
+		l := &link{Conn: conn, gone: make(chan struct{})}
+		s := newSession(e, &negotiation{srv: srv, raw: l, conn: conn, r: newReader(conn)})
+		done := make(chan error, 1)
+		go func() { done <- s.run() }()
+		warm(t, client)
+		const asked = 1000
+		var all []request
+		for i := range asked {
+			all = append(all, request{cmd: cmdRead, handle: uint64(i), n: copied})
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() { client.Write(heads(all...)) })
+		time.Sleep(time.Second)
+		s.out.mu.Lock()
+		n := len(s.out.pending)
+		s.out.mu.Unlock()
+		if most := maxPending + 4*mostTogether*(replyLen+copied); n > most {
+			t.Errorf("%d bytes of answers wait, more than %d", n, most)
+		}
+		client.Close()
+		wg.Wait()
+		<-done
+		l.Close()
+	})
+}
