@@ -129,3 +129,42 @@ func TestADivergenceEndsTheRoundsBeforeAHandOver(t *testing.T) {
 		x.wantWhole(t)
 	})
 }
+
+// wholeRounds is a RAM that can leave nothing out.
+type wholeRounds struct {
+	rounds
+	begin func()
+}
+
+func (w wholeRounds) BeginRounds() { w.begin() }
+
+// Pages that are left out of what is sent ahead of a checkpoint are not left out of the rounds.
+func TestRoundsBeforeAHandOverLeaveNothingOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var x *pair
+		ahead, all := 0, 0
+		x = newPair(t, options{
+			guest: colotest.GuestConfig{Pages: 1024, Touch: 32},
+			primary: func(c *colo.PrimaryConfig) {
+				c.CheckpointDelay, c.AheadThreshold = time.Second, -1
+				c.RAM = wholeRounds{rounds{func() { ahead++ }}, func() { all++ }}
+			},
+		})
+		defer x.close()
+		event.Subscribe(&x.p.bus, func(c event.CheckpointCommit) {
+			switch c.Epoch {
+			case 1:
+				x.p.step(8)
+				x.primary.Converge(nil)
+			case 2:
+				x.pc.Break()
+			}
+		})
+		x.start(t.Context())
+		x.wait()
+		x.wantWhole(t)
+		if passes := x.primary.Info().Sync.Passes; ahead != 0 || all != 1 || passes != 2 {
+			t.Errorf("BeginAhead %d times, BeginRounds %d times, and %d passes; want 0, 1 and 2", ahead, all, passes)
+		}
+	})
+}

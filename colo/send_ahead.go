@@ -19,6 +19,16 @@ type AheadSender interface {
 	Ahead() (pages, again uint64)
 }
 
+// RoundSender is an AheadSender that can leave nothing out: what it knows of pages that are
+// written again before the next checkpoint says little of the moment that the last round of
+// Primary.Converge takes (ram.Saver). BeginRounds is called before the first Pending(true) of
+// the registry for the first round; until the checkpoint is sent SaveIterate is to send all
+// that is dirty.
+type RoundSender interface {
+	AheadSender
+	BeginRounds()
+}
+
 // ahead returns the step that sends memory while the guest still runs, or nil
 // where a checkpoint should pause at once: packets wait for any checkpoint that
 // the timer has not asked for. The secondary takes the PART sections as it takes END
@@ -36,7 +46,8 @@ func (p *Primary) ahead(cause event.Cause) func(context.Context) error {
 			return err
 		}
 		before := p.sent()
-		p.state.Pending(true)                                       // what the guest has dirtied since the last checkpoint
+		p.state.Pending(true) // what the guest has dirtied since the last checkpoint
+		p.beginAhead()
 		if err := p.sendWhileRunning(ctx, p.diverged); err != nil { // packets wait: the rest is sent after the pause
 			return err
 		}
@@ -45,12 +56,15 @@ func (p *Primary) ahead(cause event.Cause) func(context.Context) error {
 	}
 }
 
-// sendWhileRunning sends what is pending, unless enough, which may be nil, reports after a
-// piece that the rest is to go with the checkpoint.
-func (p *Primary) sendWhileRunning(ctx context.Context, enough func() bool) error {
+func (p *Primary) beginAhead() {
 	if p.picky != nil {
 		p.picky.BeginAhead()
 	}
+}
+
+// sendWhileRunning sends what is pending, unless enough, which may be nil, reports after a
+// piece that the rest is to go with the checkpoint.
+func (p *Primary) sendWhileRunning(ctx context.Context, enough func() bool) error {
 	for done := false; !done; {
 		var err error
 		if done, err = p.state.SaveIterate(p.link.W); err != nil {

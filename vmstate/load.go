@@ -15,13 +15,17 @@ type LiveLoader interface {
 	LoadState(r *qemufile.Reader, version uint32) error
 }
 
+// maxLoads is how often a device may come from one Commit to the next. What undoes it is kept
+// for each time, and nothing else bounds a stream.
+const maxLoads = 16
+
 // maxPackaged is the default of Registry.MaxPackaged.
 const maxPackaged = 256 << 20
 
 // Load reads sections up to and including EOF. Live sections go to their
 // loaders. Device sections are decoded, checked and staged: the fields have
 // their new values, and wait for [Registry.Commit] or [Registry.Rollback];
-// several loads may precede either.
+// several loads may precede either, with up to 16 sections of one device.
 //
 // Commands go to onCommand, on this goroutine, in stream order; nil ignores
 // them. The payload is onCommand's to keep, and its error ends the load. After
@@ -165,6 +169,8 @@ func (reg *Registry) loadContinued(t SectionType, r *qemufile.Reader, start int6
 // loadBody loads body and footer.
 func (reg *Registry) loadBody(r *qemufile.Reader, e *entry, h Header, start int64) error {
 	switch {
+	case e.device != nil && h.Type.introduces() && e.loads == maxLoads:
+		return fmt.Errorf("%w: it has come %d times", ErrBounds, maxLoads)
 	case e.device != nil && h.Type.introduces():
 		f := &reg.fields
 		reg.after = nil
@@ -193,6 +199,7 @@ func (reg *Registry) loadBody(r *qemufile.Reader, e *entry, h Header, start int6
 // stage queues a device for Commit; a device that comes twice is committed once,
 // as it came last.
 func (reg *Registry) stage(s staged) {
+	s.entry.loads++
 	for i := range reg.staged {
 		if reg.staged[i].entry == s.entry {
 			reg.staged = append(reg.staged[:i], reg.staged[i+1:]...)
@@ -283,6 +290,9 @@ func (reg *Registry) Rollback() {
 
 func (reg *Registry) forget() {
 	reg.undo.forget()
+	for _, s := range reg.staged {
+		s.entry.loads = 0
+	}
 	clear(reg.staged)
 	reg.staged = reg.staged[:0]
 }

@@ -54,11 +54,13 @@ func (e *MisfitError) Unwrap() []error {
 
 // fits compares the length of a body with what the description adds up to; nil if they
 // agree.
-func (d *DeviceDesc) fits(found int) error {
+func (d *DeviceDesc) fits(found int) error { return d.misfit(d.Len(), found) }
+
+// misfit does what fits does, for one that adds up to n, as Len returns it.
+func (d *DeviceDesc) misfit(n int64, found int) error {
 	if d.Broken != nil {
 		return &MisfitError{Name: d.Name, Instance: d.Instance, Described: -1, Found: int64(found), Err: d.Broken}
 	}
-	n := d.Len()
 	if n < 0 {
 		return &MisfitError{Name: d.Name, Instance: d.Instance, Described: -1, Found: int64(found), Err: fmt.Errorf("described as more than 1 TiB, found %d bytes", found)}
 	}

@@ -84,6 +84,7 @@ type entry struct {
 	known       bool   // the peer has introduced the device
 	peerID      uint32 // the peer's section id of it
 	peerVersion uint32
+	loads       int // how often it was loaded since the last Commit or Rollback
 
 	saved    bool  // whether the last SaveDevices, or the SaveSetup before it, has saved it
 	early    bool  // whether SaveSetup has saved it

@@ -126,13 +126,14 @@ func (s *Scanner) describesEarly(d *VMDesc) bool {
 
 // describeEarly calls Described for the early devices, when the description has come.
 func (s *Scanner) describeEarly(d *VMDesc) {
+	c := cutter{devices: d}
 	for i := range s.early {
 		rec := &s.early[i]
 		rec.Desc, rec.Misfit = nil, nil
-		if dev := d.Find(rec.Header.Name, rec.Header.Instance); dev == nil {
+		if dev := c.find(rec.Header); dev.DeviceDesc == nil {
 			rec.Misfit = undescribed(rec.Header, len(rec.Body))
-		} else if rec.Misfit = dev.fits(len(rec.Body)); rec.Misfit == nil {
-			rec.Desc = dev
+		} else if rec.Misfit = dev.misfit(dev.n, len(rec.Body)); rec.Misfit == nil {
+			rec.Desc = dev.DeviceDesc
 		}
 		if s.Described != nil {
 			s.Described(rec)

@@ -9,16 +9,20 @@ import (
 )
 
 // splitDescribed cuts device sections by a description that must fit exactly: it has the
-// same devices in the same order, and EOF follows the last.
-func (s *Scanner) splitDescribed(state []byte, base int64, devices *VMDesc, noFooters bool) ([]Record, bool) {
+// same devices in the same order, and EOF follows the last. Each record takes one of work,
+// which is how many may still be looked at.
+func (s *Scanner) splitDescribed(state []byte, base int64, devices *VMDesc, noFooters bool, work *int) ([]Record, bool) {
 	var r qemufile.Reader
 	r.ResetBytes(state)
-	records := make([]Record, 0, min(len(devices.Devices), maxSections)+2)
 	if !s.describesEarly(devices) {
 		return nil, false
 	}
+	records := make([]Record, 0, min(len(devices.Devices), maxSections)+2)
 	next := len(s.early)
 	for {
+		if *work--; *work < 0 || len(records) > maxSections {
+			return nil, false
+		}
 		start := r.Offset()
 		switch SectionType(r.Byte()) {
 		case EOF:
@@ -34,7 +38,7 @@ func (s *Scanner) splitDescribed(state []byte, base int64, devices *VMDesc, noFo
 			records = append(records, Record{Offset: base + start, Length: r.Offset() - start, Type: CommandRecord, Command: c})
 		case SectionFull:
 			h, err := ReadHeader(SectionFull, &r)
-			if err != nil || next == len(devices.Devices) || len(records) > maxSections {
+			if err != nil || next == len(devices.Devices) {
 				return nil, false
 			}
 			d := &devices.Devices[next]
@@ -90,10 +94,17 @@ const (
 // maxSections bounds the depth of a cutter's recursion.
 const maxSections = 1 << 14
 
+// lengthOf is a description of a device, and what it adds up to, which is summed once: a stream
+// may have many sections of a device whose description is long.
+type lengthOf struct {
+	*DeviceDesc
+	n int64 // as Len returns it
+}
+
 type cutter struct {
 	s         *Scanner
 	devices   *VMDesc // may be nil, and may be wrong
-	index     map[Alias]*DeviceDesc
+	index     map[Alias]lengthOf
 	state     []byte
 	base      int64
 	until     ending
@@ -137,23 +148,23 @@ func (c *cutter) judge(rec *Record) {
 		return
 	}
 	d := c.find(rec.Header)
-	if d == nil {
+	if d.DeviceDesc == nil {
 		rec.Misfit = undescribed(rec.Header, len(rec.Body))
 		return
 	}
-	if rec.Misfit = d.fits(len(rec.Body)); rec.Misfit == nil {
-		rec.Desc, rec.Guessed = d, false
+	if rec.Misfit = d.misfit(d.n, len(rec.Body)); rec.Misfit == nil {
+		rec.Desc, rec.Guessed = d.DeviceDesc, false
 	}
 }
 
 // find does what Devices.Find does, in constant time.
-func (c *cutter) find(h Header) *DeviceDesc {
+func (c *cutter) find(h Header) lengthOf {
 	if c.index == nil {
-		c.index = make(map[Alias]*DeviceDesc, len(c.devices.Devices))
+		c.index = make(map[Alias]lengthOf, len(c.devices.Devices))
 		for i := range c.devices.Devices {
 			d := &c.devices.Devices[i]
-			if key := (Alias{d.Name, d.Instance}); c.index[key] == nil {
-				c.index[key] = d
+			if key := (Alias{d.Name, d.Instance}); c.index[key].DeviceDesc == nil {
+				c.index[key] = lengthOf{d, d.Len()}
 			}
 		}
 	}
@@ -210,11 +221,11 @@ func (c *cutter) described(h Header, body int) (end int) {
 		return -1
 	}
 	d := c.find(h)
-	if d == nil || d.Broken != nil {
+	if d.DeviceDesc == nil || d.Broken != nil {
 		return -1
 	}
-	if n := d.Len(); n >= 0 && n <= int64(len(c.state)-body) {
-		return body + int(n)
+	if d.n >= 0 && d.n <= int64(len(c.state)-body) {
+		return body + int(d.n)
 	}
 	return -1
 }

@@ -16,7 +16,7 @@ import (
 // before, or names every one of these: then footers show where the sections end that it
 // does not fit. Otherwise they are believed if the stream ends without a better one.
 func (s *Scanner) tail(r *qemufile.Reader) (described bool, err error) {
-	t := tailScan{s: s, r: r, base: r.Offset(), tries: maxTailTries}
+	t := tailScan{s: s, r: r, base: r.Offset(), tries: maxTailTries, work: maxTailWork}
 	looked := 1 // state[:looked] has no description
 	for {
 		if _, ok := r.PeekByte(); !ok {
@@ -84,11 +84,15 @@ type tailScan struct {
 	state []byte
 	had   int // state[had:] is not consumed
 	tries int // loose cuts that may still be tried
+	work  int // records that may still be cut by a description that has to fit
 	loose *looseDesc
 }
 
-// maxTailTries bounds the work for bytes that only look like a description.
-const maxTailTries = 8
+// The work for bytes that only look like a description is bounded: a stream may be full of them.
+const (
+	maxTailTries = 8
+	maxTailWork  = 1 << 22
+)
 
 // looseDesc is a description that does not account for everything.
 type looseDesc struct {
@@ -113,10 +117,11 @@ func (t *tailScan) try(at, end int) (done, described bool, err error) {
 		t.state = append(t.state, rest...)
 		t.had = len(t.state)
 	}
-	desc, bad := RepairVMDesc(t.state[at+5 : end])
+	text := t.state[at+5 : end]
+	desc, bad := parseVMDesc(text)
 	if bad == nil {
 		for _, noFooters := range s.footings() {
-			if records, ok := s.splitDescribed(t.state[:at], t.base, desc, noFooters); ok {
+			if records, ok := s.splitDescribed(t.state[:at], t.base, desc, noFooters, &t.work); ok {
 				return true, true, t.accept(at, end, desc, records, noFooters)
 			}
 		}
@@ -125,6 +130,9 @@ func (t *tailScan) try(at, end int) (done, described bool, err error) {
 		return false, false, nil
 	}
 	t.tries--
+	if bad != nil {
+		desc, bad = RepairVMDesc(text)
+	}
 	c := t.cut(at, desc, false)
 	if c != nil && bad == nil && s.identical(c.records, desc) {
 		return true, true, cmp.Or(t.accept(at, end, desc, c.records, c.noFooters), c.footless)

@@ -73,4 +73,10 @@ func (u *undoLog) forget() {
 	if cap(u.saved) > maxKept {
 		u.saved = nil
 	}
+	if cap(u.entries) > maxKept/32 { // the size of each
+		u.entries = nil
+	}
+	if cap(u.spans) > maxKept/32 {
+		u.spans = nil
+	}
 }

@@ -14,8 +14,8 @@ var (
 	// kept than its bound allows.
 	ErrStale = errors.New("standby: the view is too old")
 
-	// ErrTooLarge: more memory than Config.MaxRAM, or more staged pages than
-	// Config.MaxStaged.
+	// ErrTooLarge: more memory than Config.MaxRAM, more staged pages than Config.MaxStaged,
+	// or more devices than a Replica keeps.
 	ErrTooLarge = errors.New("standby: too large")
 
 	// ErrLive: a live section other than memory. Its contents cannot be kept

@@ -17,7 +17,9 @@ import (
 // Paused, it holds the Guest at one checkpoint: one that arrives meanwhile is
 // acknowledged, and the one after it waits. The primary's session should therefore
 // resume early (LateResume off) and call Step; then it waits for pages to be
-// copied, or for the secondary to take in the end of its initial state.
+// copied, or for the secondary to take in the end of its initial state. It keeps a device for
+// each that a checkpoint has ever had: once these are 1024 more than there were when it was made,
+// Pause fails with [ErrTooLarge], and the secondary needs a new one.
 //
 // The guest that a secondary runs from it belongs to that secondary alone: a Replica has
 // no output and no disks, and going on with it means [Guest.Put].
@@ -26,9 +28,15 @@ type Replica struct {
 	reg     *vmstate.Registry
 	dirty   []ram.Bitmap // by block; guarded by g.mu
 	devices map[vmstate.Alias]*opaque
+	most    int  // len(devices), at most
 	held    bool // this replica has g.mu
 	epoch   uint64
 }
+
+// moreDevices is how many devices a primary may add to its guest while a replica lives. None is
+// ever forgotten, since a session's registry does not forget any: one that a checkpoint does not
+// have may come again with the next.
+const moreDevices = 1024
 
 // opaque is a device of which only the bytes are known.
 type opaque struct {
@@ -113,13 +121,19 @@ func (g *Guest) replica(reg *vmstate.Registry, register func([]ram.Block, ram.Di
 // bodies are valid as long as it is.
 func (p *Replica) take() error {
 	for _, d := range p.devices {
-		d.there = false
+		d.there, d.body = false, nil
+	}
+	if p.most == 0 {
+		p.most = len(p.g.cur.sections) + moreDevices
 	}
 	for i := range p.g.cur.sections {
 		s := &p.g.cur.sections[i]
 		key := vmstate.Alias{Name: s.Name, Instance: s.Instance}
 		d := p.devices[key]
 		if d == nil {
+			if len(p.devices) == p.most {
+				return fmt.Errorf("%w: %s is a device more than the %d that a replica keeps", ErrTooLarge, s.Header, p.most)
+			}
 			d = &opaque{entry: vmstate.Entry{Name: s.Name, Instance: s.Instance, Version: s.Version, MinVersion: s.Version}}
 			if err := p.reg.Register(d.entry, d); err != nil {
 				return err

@@ -154,6 +154,7 @@ func (c *client) negotiate(_ context.Context, a capabilities) (None, error) {
 		return None{}, refuse("Capability %s is not available", a.Enable[0])
 	}
 	c.negotiated, c.oob = true, oob
+	c.at.stay()
 	c.h.join(c)
 	return None{}, nil
 }

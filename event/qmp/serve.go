@@ -17,6 +17,7 @@ import (
 type client struct {
 	s   *Server
 	h   *hub
+	at  *place // nil: it is the only client of a call
 	out *outbox
 
 	ctx        context.Context
@@ -38,9 +39,9 @@ type request struct {
 }
 
 // serve is one client's life.
-func (s *Server) serve(ctx context.Context, h *hub, conn net.Conn) {
+func (s *Server) serve(ctx context.Context, h *hub, conn net.Conn, at *place) {
 	ctx, cancel := context.WithCancel(ctx)
-	c := &client{s: s, h: h, ctx: ctx, out: newOutbox(positive(s.MaxBacklog, DefaultMaxBacklog), positive(s.MaxEvents, DefaultMaxEvents))}
+	c := &client{s: s, h: h, at: at, ctx: ctx, out: newOutbox(positive(s.MaxBacklog, DefaultMaxBacklog), positive(s.MaxEvents, DefaultMaxEvents))}
 	c.changed.L = &c.mu
 	if s.Log != nil {
 		s.Log.Debug("a client of the monitor has come", "from", conn.RemoteAddr())

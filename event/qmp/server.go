@@ -50,7 +50,8 @@ type Server struct {
 
 	// MaxClients bounds how many clients are served at a time. Another one
 	// connects and hears nothing until one leaves, as with a QEMU that has its
-	// one. 0 is [DefaultMaxClients].
+	// one; or it takes the place of one that has been there for ten seconds and has not
+	// said qmp_capabilities. 0 is [DefaultMaxClients].
 	MaxClients int
 
 	// MaxValue bounds a client's command, in bytes without blanks. 0 is
@@ -74,7 +75,8 @@ type Server struct {
 	// says so. It must not wait for Serve to return.
 	Quit func()
 
-	// Log hears of clients that are closed because they stall, or are browsers (Warn),
+	// Log hears of clients that are closed because they stall, are browsers, or say nothing
+	// while others wait (Warn),
 	// and of each that comes and goes (Debug); nil is nobody.
 	Log *slog.Logger
 
@@ -102,20 +104,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	wg.Go(func() { h.limit(ctx) })
 	defer s.Bus.SubscribeAll(h.event)()
 
-	room := make(chan struct{}, positive(s.MaxClients, DefaultMaxClients))
+	all := newPlaces(positive(s.MaxClients, DefaultMaxClients), s.Log)
 	for {
-		select {
-		case room <- struct{}{}:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
 		conn, err := l.Accept()
 		if err != nil {
 			if ctx.Err() != nil {
 				return context.Cause(ctx)
 			}
 			if tooMany(err) {
-				<-room
 				select {
 				case <-time.After(100 * time.Millisecond):
 				case <-ctx.Done():
@@ -124,9 +120,14 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			}
 			return err
 		}
+		p := all.take(ctx, conn)
+		if p == nil {
+			conn.Close()
+			return context.Cause(ctx)
+		}
 		wg.Go(func() {
-			defer func() { <-room }()
-			s.serve(ctx, h, conn)
+			defer all.leave(p)
+			s.serve(ctx, h, conn, p)
 		})
 	}
 }
@@ -148,7 +149,7 @@ func (s *Server) ServeConn(ctx context.Context, conn net.Conn) error {
 	defer cancel(nil)
 	wg.Go(func() { h.limit(ctx) })
 	defer s.Bus.SubscribeAll(h.event)()
-	s.serve(ctx, h, conn)
+	s.serve(ctx, h, conn, nil)
 	return context.Cause(ctx)
 }
 

@@ -49,6 +49,7 @@ type Store struct {
 	mu      sync.Mutex
 	to      *process      // nil: the program does not run
 	silent  time.Time     // since when a Load or Swap waits while nothing is heard; zero: none does
+	called  time.Time     // when the last Load or Swap was sent
 	up      chan struct{} // closed when it runs, and replaced when it has ended
 	last    uint64        // the ID of the last request
 	waiting map[uint64]chan answer
@@ -266,8 +267,13 @@ func (s *Store) send(ctx context.Context, q request, to chan answer) (id uint64,
 	s.last++
 	q.ID = s.last
 	s.waiting[q.ID] = to
-	if q.Do != doChanged && s.silent.IsZero() {
-		s.silent = time.Now()
+	if q.Do != doChanged {
+		now := time.Now()
+		// A Load that its caller has given up long ago is answered by nobody: it says nothing.
+		if s.silent.IsZero() || now.Sub(s.called) >= hangs/2*s.cfg.Timeout {
+			s.silent = now
+		}
+		s.called = now
 	}
 	s.mu.Unlock()
 	if err := s.write(p, q); err != nil {

@@ -318,6 +318,42 @@ func TestAProgramThatAnswersIsLeftAsItIs(t *testing.T) {
 	})
 }
 
+// A Load that its caller gives up has no answer to wait for: the hour after it is none of a
+// program that hangs while a Load waits.
+func TestAProgramThatNobodyAsksDoesNotHang(t *testing.T) {
+	s, err := New(Config{Command: []string{"none"}, Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		killed := 0
+		in, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		defer w.Close()
+		s.begin(&process{in: w, kill: func() { killed++ }})
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Millisecond, cancel)
+		if _, err := s.Load(ctx); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		for range hangs - 1 {
+			if _, err := s.Load(t.Context()); !errors.Is(err, errSlow) {
+				t.Fatal(err)
+			}
+		}
+		if killed > 0 {
+			t.Error("a program that was asked a moment ago was ended")
+		}
+		if _, err := s.Load(t.Context()); !errors.Is(err, errSlow) || killed == 0 {
+			t.Errorf("after ten Timeouts in which a Load waited it was not ended; %v", err)
+		}
+	})
+}
+
 // Requests that a program does not read fill the pipe, and hold up nobody for longer than
 // their time.
 func TestAProgramThatReadsNothingIsEnded(t *testing.T) {

@@ -110,10 +110,14 @@ func (o *sender) put(now bool, head, data []byte) error {
 	return o.err
 }
 
-// flush sends what put has left, unless another goroutine does.
+// flush sends what put has left, unless another goroutine does. Then it waits, as send does,
+// while too much is left to that one.
 func (o *sender) flush() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	for o.sending && len(o.pending) > maxPending {
+		o.free.Wait()
+	}
 	if !o.sending && o.err == nil && len(o.pending) > 0 {
 		o.sending = true
 		o.drain(math.MaxInt)

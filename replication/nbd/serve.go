@@ -48,7 +48,9 @@ type turn chan struct{}
 func (t turn) take() { t <- struct{}{} }
 func (t turn) pass() { <-t }
 
-func serveRequests(e *Export, n *negotiation) error {
+func serveRequests(e *Export, n *negotiation) error { return newSession(e, n).run() }
+
+func newSession(e *Export, n *negotiation) *session {
 	s := &session{
 		srv: n.srv, e: e, link: n.raw, conn: n.conn, r: n.r, turn: make(turn, 1),
 		size: uint64(e.cfg.Disk.Size()), structured: n.structured,
@@ -60,11 +62,14 @@ func serveRequests(e *Export, n *negotiation) error {
 	s.out.init(n.conn, n.srv.cfg.Timeout)
 	s.workers, s.waiting = 1, 1
 	s.pace = together // until it is known, requests are served one by one
-	s.kept.late = time.AfterFunc(time.Hour, func() {
-		if s.kept.end() {
-			s.out.push(func(error) { s.link.Close() })
-			s.pass()
-		}
+	return s
+}
+
+// run serves requests until the connection ends.
+func (s *session) run() error {
+	s.kept.init(func() {
+		s.out.push(func(error) { s.link.Close() })
+		s.pass()
 	})
 	defer s.kept.late.Stop()
 	s.wg.Add(1)

@@ -27,20 +27,39 @@ const (
 // has answered these, which a client waits for to send more. So no other worker is woken to
 // find that nothing has come.
 type kept struct {
-	is   atomic.Bool
-	late *time.Timer // passes the turn on
+	is   atomic.Int32
+	late *time.Timer // passes the turn on, if it is kept
+}
+
+// What kept is.
+const (
+	notKept int32 = iota
+	isKept
+	cameBetween // the timer, while its worker read: it has to come again
+)
+
+// init has pass called where a turn has been kept for too long.
+func (k *kept) init(pass func()) {
+	k.late = time.AfterFunc(time.Hour, func() {
+		for !k.end() {
+			if k.is.CompareAndSwap(notKept, cameBetween) || k.is.Load() == cameBetween {
+				return
+			}
+		}
+		pass()
+	})
 }
 
 // begin keeps the turn while its worker does what may last. A worker that has lost it by then
 // does not begin: what is kept is another's.
 func (k *kept) begin(has bool) {
-	if has {
-		k.is.Store(true)
+	if has && k.is.Swap(isKept) == cameBetween {
+		k.late.Reset(keepTurn)
 	}
 }
 
 // end reports whether a turn was kept until now. Then the caller has it.
-func (k *kept) end() bool { return k.is.Swap(false) }
+func (k *kept) end() bool { return k.is.CompareAndSwap(isKept, notKept) }
 
 // quick reports whether a request is likely to be served at once.
 func (s *session) quick(t *taken) bool {

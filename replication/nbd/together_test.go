@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -292,6 +293,8 @@ func TestPostedWritesLeaveTogether(t *testing.T) {
 // keeps the turn: that one still has it, or nobody would read any more.
 func TestAWorkerThatHasLostItsTurnLeavesThatOfAnother(t *testing.T) {
 	var k kept
+	k.init(nil)
+	defer k.late.Stop()
 	k.begin(true)
 	if !k.end() {
 		t.Fatal("the turn was not kept")
@@ -301,4 +304,65 @@ func TestAWorkerThatHasLostItsTurnLeavesThatOfAnother(t *testing.T) {
 	if !k.end() {
 		t.Error("the turn is nobody's")
 	}
+}
+
+// A worker may be delayed between two requests, when it has the turn and does not keep it. The
+// timer that comes then does nothing, and has to come again for the next request, or one that
+// lasts would keep all others waiting.
+func TestATurnIsPassedOnThoughTheTimerHasComeBetweenTwoRequests(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var k kept
+		var passed atomic.Int32
+		k.init(func() { passed.Add(1) })
+		defer k.late.Stop()
+		k.late.Reset(keepTurn)
+		k.begin(true)
+		if !k.end() {
+			t.Fatal("the turn was not kept")
+		}
+		time.Sleep(2 * keepTurn)
+		if passed.Load() != 0 {
+			t.Fatal("a turn was passed on that its worker had")
+		}
+		k.begin(true) // a request that lasts
+		time.Sleep(2 * keepTurn)
+		if passed.Load() != 1 || k.end() {
+			t.Errorf("the turn was passed on %d times", passed.Load())
+		}
+	})
+}
+
+// A client that asks for much and takes nothing must not have the answers pile up: while a
+// worker waits for it to take some, the others answer no more than what one system call sends,
+// and then wait too.
+func TestAnswersThatNobodyTakesDoNotPileUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		srv := NewServer(ServerConfig{MaxRequests: 4})
+		e, err := srv.Export(ExportConfig{Disk: newRAM(1 << 20)})
+		must(t, err)
+		client, conn := net.Pipe()
+		l := &link{Conn: conn, gone: make(chan struct{})}
+		s := newSession(e, &negotiation{srv: srv, raw: l, conn: conn, r: newReader(conn)})
+		done := make(chan error, 1)
+		go func() { done <- s.run() }()
+		warm(t, client)
+		const asked = 1000
+		var all []request
+		for i := range asked {
+			all = append(all, request{cmd: cmdRead, handle: uint64(i), n: copied})
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() { client.Write(heads(all...)) })
+		time.Sleep(time.Second)
+		s.out.mu.Lock()
+		n := len(s.out.pending)
+		s.out.mu.Unlock()
+		if most := maxPending + 4*mostTogether*(replyLen+copied); n > most {
+			t.Errorf("%d bytes of answers wait, more than %d", n, most)
+		}
+		client.Close()
+		wg.Wait()
+		<-done
+		l.Close()
+	})
 }

@@ -28,6 +28,7 @@ type keeping struct {
 	log   DirtyKeeper // nil: it keeps none
 	after int         // less than 1: none is to be kept
 	round int
+	named bool // the log was told of pages that it may leave writable, and not since to leave none
 	stats KeepStats
 }
 
@@ -103,7 +104,7 @@ func (k *keeping) release(block string, p *keptPages) {
 		return
 	}
 	k.log.KeepDirty(block, nil)
-	k.stats.Pages = 0
+	k.named, k.stats.Pages = false, 0
 	p.forget()
 }
 
@@ -167,5 +168,6 @@ func (k *keeping) note(block string, p *keptPages, written Bitmap) {
 		p.forget() // and asks again when as many checkpoints have come
 		return
 	}
+	k.named = true
 	k.stats.Pages += uint64(open)
 }

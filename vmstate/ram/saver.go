@@ -96,6 +96,7 @@ type Saver struct {
 
 	aheads uint64 // checkpoints that memory was sent ahead of
 	ahead  bool   // BeginAhead was called, and SaveComplete not yet
+	rounds bool   // BeginRounds was, so that nothing is left out
 	most   int    // bytes that SaveIterate sends; 0: as configured
 	spared int    // of dirty, pages that SaveIterate leaves out
 	sent   aheadCount
@@ -247,7 +248,7 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 	}
 	s.abandon()
 	s.begin()
-	if !s.ahead && s.keep.stats.Pages > 0 {
+	if !s.ahead && s.keep.named {
 		s.keepNone() // whoever iterates until nothing is dirty is to get there
 	}
 	start := w.Transferred()
@@ -270,7 +271,7 @@ func (s *Saver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 			s.atBlock, s.atPage = (s.atBlock+1)%len(s.blocks), 0
 			continue
 		}
-		if s.ahead {
+		if s.ahead && !s.rounds {
 			if b.spares(i) {
 				s.atPage = i + 1
 				continue

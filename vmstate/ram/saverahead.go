@@ -21,6 +21,24 @@ type aheadCount struct{ pages, again uint64 }
 // then is counted with what was before.
 func (s *Saver) BeginAhead() { s.beginAhead(0) }
 
+// BeginRounds says that the SaveIterate calls up to the next SaveComplete send all that is
+// dirty, in rounds that each begin with a Pending(true), the first of them after this call, so
+// that little is left for a pause that follows at once. They leave out nothing that BeginAhead
+// would, and the dirty log leaves no page writable (SaverConfig.KeepAfter) until that
+// SaveComplete. It makes a Saver a colo.RoundSender.
+func (s *Saver) BeginRounds() {
+	if s.bad != nil {
+		return
+	}
+	s.abandon()
+	if !s.ahead {
+		s.sent = aheadCount{}
+	}
+	s.rounds, s.most = true, 0
+	s.keepNone()
+	s.countSpared()
+}
+
 // BeginEarly is BeginAhead for SaveIterate calls that send about most bytes each, in place of
 // SaverConfig.IterateBytes, until BeginAhead or SaveComplete. It returns how many bytes of
 // memory they have to send. It makes a Saver a colo.EarlySender.
@@ -37,7 +55,7 @@ func (s *Saver) beginAhead(most int) {
 		return
 	}
 	s.abandon()
-	s.most = most
+	s.rounds, s.most = false, most
 	if s.ahead {
 		s.findHot(func(b *saverBlock) Bitmap { return b.dirty })
 	} else {
@@ -73,7 +91,7 @@ func (s *Saver) findHot(again func(*saverBlock) Bitmap) {
 // countSpared counts the dirty pages that SaveIterate leaves out.
 func (s *Saver) countSpared() {
 	s.spared = 0
-	if !s.ahead {
+	if !s.ahead || s.rounds {
 		return
 	}
 	for i := range s.blocks {
@@ -98,6 +116,7 @@ func (s *Saver) Ahead() (pages, again uint64) { return s.sent.pages, s.sent.agai
 // endAhead ends the sending ahead of a checkpoint, and finds the pages that went twice: taken
 // has those that the checkpoint sent.
 func (s *Saver) endAhead() {
+	s.rounds = false
 	if !s.ahead {
 		return
 	}
