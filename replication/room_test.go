@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // roomRig is a pair whose secondary has room for little.
@@ -348,10 +349,7 @@ func TestZeroesFillTheLogOfAJournal(t *testing.T) {
 // TestNothingThatAGuestWritesFillsTheSecondary has a guest write at random, over data, zeroes
 // and holes: its writes wait, and the secondary never has too little room.
 func TestNothingThatAGuestWritesFillsTheSecondary(t *testing.T) {
-	seeds := uint64(60)
-	if testing.Short() {
-		seeds = 4
-	}
+	seeds := require.Many[uint64](4, 20, 60)
 	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) {
 			const size = 8 << 20
