@@ -313,13 +313,7 @@ func TestZeroesFillTheLogOfAJournal(t *testing.T) {
 		}
 		s, err := NewSecondary(disk, SecondaryConfig{Journal: j})
 		must(t, err)
-		p, err := NewPrimary(local, PrimaryConfig{InSync: true})
-		must(t, err)
-		must(t, joinOver(p, s))
-		must(t, p.Mark(t.Context(), 0))
-		must(t, s.Start(t.Context()))
-		must(t, p.Loaded(t.Context(), 0))
-		must(t, p.Start(t.Context()))
+		p := startOver(t, local, s)
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -346,6 +340,20 @@ func TestZeroesFillTheLogOfAJournal(t *testing.T) {
 	})
 }
 
+// startOver returns a primary that replicates local, whose copy s has, after the first
+// checkpoint.
+func startOver(t *testing.T, local Disk, s *Secondary) *Primary {
+	t.Helper()
+	p, err := NewPrimary(local, PrimaryConfig{InSync: true})
+	must(t, err)
+	must(t, joinOver(p, s))
+	must(t, p.Mark(t.Context(), 0))
+	must(t, s.Start(t.Context()))
+	must(t, p.Loaded(t.Context(), 0))
+	must(t, p.Start(t.Context()))
+	return p
+}
+
 // TestNothingThatAGuestWritesFillsTheSecondary has a guest write at random, over data, zeroes
 // and holes: its writes wait, and the secondary never has too little room.
 func TestNothingThatAGuestWritesFillsTheSecondary(t *testing.T) {
@@ -369,13 +377,7 @@ func TestNothingThatAGuestWritesFillsTheSecondary(t *testing.T) {
 			copy(disk.data, local.data)
 			s, err := NewSecondary(disk, cfg)
 			must(t, err)
-			p, err := NewPrimary(local, PrimaryConfig{InSync: true})
-			must(t, err)
-			must(t, joinOver(p, s))
-			must(t, p.Mark(t.Context(), 0))
-			must(t, s.Start(t.Context()))
-			must(t, p.Loaded(t.Context(), 0))
-			must(t, p.Start(t.Context()))
+			p := startOver(t, local, s)
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
