@@ -215,10 +215,18 @@ func (f *function) read() *facts {
 	walk(f.decl.Body, nil, func(n ast.Node, under []*ast.IfStmt) {
 		switch n := n.(type) {
 		case *ast.CallExpr: // require.Program(t, require.QEMU, "qemu-img")
-			s, _ := n.Fun.(*ast.SelectorExpr)
+			fun := n.Fun
+			if of, ok := fun.(*ast.IndexExpr); ok { // require.Many[int64](1, 2, 3)
+				fun = of.X
+			}
+			s, _ := fun.(*ast.SelectorExpr)
 			// That of an error has no arguments.
 			is.fails = is.fails || s != nil && s.Sel.Name == "Error" && len(n.Args) > 0
-			if s != nil && isNamed(s.X, "require") && len(n.Args) > 1 {
+			switch {
+			case s == nil || !isNamed(s.X, "require") || len(n.Args) < 2:
+			case s.Sel.Name == "Many" || s.Sel.Name == "Sample":
+				is.needs = append(is.needs, "require.Cases")
+			default:
 				is.needs = append(is.needs, types.ExprString(n.Args[1]))
 			}
 		case *ast.SelectorExpr:

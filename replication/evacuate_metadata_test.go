@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // lostHost is a primary in step whose disk then fails as a whole: neither what its guest
@@ -144,10 +145,7 @@ func TestAGuestIsBroughtAwayFromADiskWhoseMetadataCannotBeWritten(t *testing.T) 
 func TestAPowerCutWhileAGuestIsBroughtAwayForgesNoCopy(t *testing.T) {
 	ctx := context.Background()
 	ended, promoted, clean := false, 0, 0
-	step := 1
-	if testing.Short() {
-		step = 23
-	}
+	step := require.Many(23, 5, 1)
 	for at := 0; !ended; at += step {
 		for seed := range uint64(2) {
 			h, disk, dev := newLostHost(t, seed%2 == 0)

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // crashGroup is the disks of one guest on a secondary host whose power fails.
@@ -159,8 +161,8 @@ func TestGroupRecoversToOneEpochWhereverThePowerFails(t *testing.T) {
 	switch {
 	case raceEnabled:
 		seeds /= 6
-	case testing.Short():
-		seeds /= 20
+	default:
+		seeds /= require.Many[uint64](20, 4, 1)
 	}
 	var forward, back, finished int
 	for seed := range seeds {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // A journal fails while a failover is ordered: the guest goes on, on this disk with what
@@ -15,10 +17,7 @@ import (
 func TestDisksOfAFailoverThatOneJournalRefusedAreNotMixed(t *testing.T) {
 	ctx := context.Background()
 	refused, agreed := 0, 0
-	seeds := uint64(300)
-	if testing.Short() {
-		seeds = 30
-	}
+	seeds := require.Many[uint64](30, 100, 300)
 	for seed := range seeds {
 		rng := rand.New(rand.NewPCG(seed, 11))
 		var disks [2][3]*fakeDisk // secondary disk, hidden and active device

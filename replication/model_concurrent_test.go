@@ -72,13 +72,7 @@ func TestModelConcurrent(t *testing.T) {
 		}
 		return
 	}
-	seeds := *modelSeeds / 60
-	switch {
-	case raceEnabled:
-		seeds /= 6
-	case testing.Short():
-		seeds /= 6
-	}
+	seeds := max(modelRuns()/60, 8)
 	base := uint64(time.Now().UnixNano())
 	var wg sync.WaitGroup
 	const atOnce = 2

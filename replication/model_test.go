@@ -14,17 +14,29 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
 var (
 	modelSeed  = flag.Uint64("model.seed", 0, "run only this seed of the model checker")
-	modelSeeds = flag.Int("model.seeds", 3000, "number of seeds that the model checker runs")
+	modelSeeds = flag.Int("model.seeds", 0, "number of seeds that the model checker runs; 0: as many as the other flags leave time for")
 )
 
 // foundSeeds are seeds that have found faults.
 var foundSeeds = []uint64{
 	1795803007966705791, // a power cut in a failover whose guest had rewritten all of a small disk: taken for another disk
+}
+
+// modelRuns is how many seeds TestModel runs.
+func modelRuns() int {
+	switch {
+	case *modelSeeds > 0:
+		return *modelSeeds
+	case raceEnabled:
+		return 500
+	}
+	return require.Many(125, 1500, 3000)
 }
 
 // TestModel drives a primary, a secondary and the connection between them at
@@ -37,13 +49,7 @@ func TestModel(t *testing.T) {
 	for _, seed := range foundSeeds {
 		runModel(t, seed)
 	}
-	seeds := *modelSeeds
-	switch {
-	case raceEnabled:
-		seeds /= 6
-	case testing.Short():
-		seeds /= 24
-	}
+	seeds := modelRuns()
 	base := uint64(time.Now().UnixNano())
 	var wg sync.WaitGroup
 	for w := range uint64(2) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // roomRig is a pair whose secondary has room for little.
@@ -312,13 +313,7 @@ func TestZeroesFillTheLogOfAJournal(t *testing.T) {
 		}
 		s, err := NewSecondary(disk, SecondaryConfig{Journal: j})
 		must(t, err)
-		p, err := NewPrimary(local, PrimaryConfig{InSync: true})
-		must(t, err)
-		must(t, joinOver(p, s))
-		must(t, p.Mark(t.Context(), 0))
-		must(t, s.Start(t.Context()))
-		must(t, p.Loaded(t.Context(), 0))
-		must(t, p.Start(t.Context()))
+		p := startOver(t, local, s)
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
@@ -345,13 +340,24 @@ func TestZeroesFillTheLogOfAJournal(t *testing.T) {
 	})
 }
 
+// startOver returns a primary that replicates local, whose copy s has, after the first
+// checkpoint.
+func startOver(t *testing.T, local Disk, s *Secondary) *Primary {
+	t.Helper()
+	p, err := NewPrimary(local, PrimaryConfig{InSync: true})
+	must(t, err)
+	must(t, joinOver(p, s))
+	must(t, p.Mark(t.Context(), 0))
+	must(t, s.Start(t.Context()))
+	must(t, p.Loaded(t.Context(), 0))
+	must(t, p.Start(t.Context()))
+	return p
+}
+
 // TestNothingThatAGuestWritesFillsTheSecondary has a guest write at random, over data, zeroes
 // and holes: its writes wait, and the secondary never has too little room.
 func TestNothingThatAGuestWritesFillsTheSecondary(t *testing.T) {
-	seeds := uint64(60)
-	if testing.Short() {
-		seeds = 4
-	}
+	seeds := require.Many[uint64](4, 20, 60)
 	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) {
 			const size = 8 << 20
@@ -371,13 +377,7 @@ func TestNothingThatAGuestWritesFillsTheSecondary(t *testing.T) {
 			copy(disk.data, local.data)
 			s, err := NewSecondary(disk, cfg)
 			must(t, err)
-			p, err := NewPrimary(local, PrimaryConfig{InSync: true})
-			must(t, err)
-			must(t, joinOver(p, s))
-			must(t, p.Mark(t.Context(), 0))
-			must(t, s.Start(t.Context()))
-			must(t, p.Loaded(t.Context(), 0))
-			must(t, p.Start(t.Context()))
+			p := startOver(t, local, s)
 			done := make(chan struct{})
 			go func() {
 				defer close(done)

@@ -242,7 +242,7 @@ func TestTestVMSaysWhatIsWrong(t *testing.T) {
 				g := running(t, GuestConfig{Touch: 4})
 				s := newSubject(c.host(hostOf(g), g))
 				if strings.Contains(c.want, "does not return") {
-					s.patience /= 20
+					s.patience /= 100
 				}
 				err = s.check(c.fn)
 			}

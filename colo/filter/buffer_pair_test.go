@@ -18,7 +18,7 @@ import (
 func TestNothingIsLostReorderedOrEarlyWhateverHappens(t *testing.T) {
 	seeds := uint64(300)
 	if testing.Short() {
-		seeds = 60
+		seeds = 30
 	}
 	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) { pair(t, seed) })

@@ -9,9 +9,9 @@ import (
 // The ring against a slice of slices, with frames of all sizes, under a limit
 // that it meets often.
 func TestRingIsAQueueOfFrames(t *testing.T) {
-	seeds := uint64(20)
+	seeds, steps := uint64(20), 20000
 	if testing.Short() {
-		seeds = 4 // each limit once
+		seeds, steps = 4, 5000 // each limit once
 	}
 	for seed := range seeds {
 		rnd := rand.New(rand.NewPCG(seed, 1))
@@ -20,7 +20,7 @@ func TestRingIsAQueueOfFrames(t *testing.T) {
 		var want [][]byte
 		used, refused, moved := 0, 0, 0
 		var draft, made []byte // what is being made, and what it is to be
-		for step := range 20000 {
+		for step := range steps {
 			switch {
 			case draft == nil && rnd.IntN(20) == 0:
 				size := 1 + rnd.IntN(1<<rnd.IntN(16))

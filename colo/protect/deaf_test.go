@@ -5,6 +5,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -18,6 +19,7 @@ func TestAControlConnectionThatEndsAloneIsTold(t *testing.T) {
 	bubble(t, "alone", func(t *testing.T, w *world) {
 		w.f.flow = breakOnce(0, false, 9, false)
 		b := w.boot("b", false, nil)
+		synctest.Wait() // b is there for the first connection, which is the one that breaks
 		a := w.boot("a", true, nil)
 		time.Sleep(12 * time.Second)
 		a.is(Protected)

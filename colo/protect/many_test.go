@@ -82,7 +82,7 @@ func startMany(t testing.TB, n int) *many {
 func TestManyGuestsShareOnePairOfPorts(t *testing.T) {
 	many, looks := 20, 100
 	if testing.Short() {
-		many, looks = 8, 40
+		many, looks = 8, 10
 	}
 	per := func(n, most int) (got int) {
 		// What a goroutine starts has its labels: those of other tests, which may

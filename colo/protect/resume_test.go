@@ -15,6 +15,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -103,10 +104,7 @@ func (c breaking) Write(p []byte) (int, error) {
 // the secondary's. Both go on from what the secondary has, whatever that is, and the two
 // memories are the same, byte for byte, before the secondary's guest runs.
 func TestAConnectionLostAtAnyWriteIsResumed(t *testing.T) {
-	step := 1
-	if testing.Short() {
-		step = 8
-	}
+	step := require.Many(8, 3, 1)
 	for _, lean := range []bool{false, true} {
 		for _, breaks := range []event.Mode{event.ModePrimary, event.ModeSecondary} {
 			for n := 0; n < 8; n += step {

@@ -3,6 +3,7 @@ package protect
 import (
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -14,6 +15,7 @@ func TestASwitchoverWhoseOrderIsNotHeardIsGivenUp(t *testing.T) {
 			w.guest.Interval = 20 * time.Millisecond
 			w.f.flow = breakOnce(0, false, 9, true)
 			b := w.boot("b", false, nil)
+			synctest.Wait() // b is there for the first connection, which is the one that breaks
 			a := w.boot("a", true, nil)
 			time.Sleep(12 * time.Second) // no promise is heard any more
 			a.is(Protected)

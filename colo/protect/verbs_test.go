@@ -14,6 +14,7 @@ import (
 	"github.com/gocolo/lockstep/colo/filter"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/failover/failovertest"
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 func TestPauseLetsTheGuestRunUnprotectedUntilResume(t *testing.T) {
@@ -346,10 +347,8 @@ func TestDowntimeEndsWithTheOtherHostsWord(t *testing.T) {
 // Whatever happens in a switchover, the guest goes on on one host, and the pair is
 // in step again in the end.
 func TestSwitchoverThatFailsLeavesTheGuestRunning(t *testing.T) {
-	moments := []time.Duration{0, time.Millisecond, 5 * time.Millisecond, 50 * time.Millisecond, 101 * time.Millisecond, 150 * time.Millisecond}
-	if testing.Short() {
-		moments = []time.Duration{101 * time.Millisecond}
-	}
+	const ms = time.Millisecond
+	moments := require.Many([]time.Duration{101 * ms}, []time.Duration{ms, 50 * ms, 101 * ms}, []time.Duration{0, ms, 5 * ms, 50 * ms, 101 * ms, 150 * ms})
 	for name, fault := range map[string]func(w *world, a, b *host){
 		"the link breaks":      func(w *world, a, b *host) { w.f.part("a", "b", false) },
 		"the link goes silent": func(w *world, a, b *host) { w.f.part("a", "b", true) },

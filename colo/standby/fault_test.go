@@ -10,6 +10,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -24,7 +25,7 @@ func TestAPrimaryThatIsKilledAtAnyStepIsBroughtBack(t *testing.T) {
 		"commit", "resume", "send vmstate-loaded",
 	} {
 		t.Run(when, func(t *testing.T) {
-			qemutest.Shorten(t, i, 4)
+			require.Sample(t, i, 4)
 			l, uri := qemutest.Listen(t)
 			dir := qemutest.Dir(t)
 			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "microvm", 4)...)
@@ -77,7 +78,7 @@ func TestASecondaryThatIsLostAtAnyStepDoesNotMatterToTheGuest(t *testing.T) {
 	} {
 		for _, signal := range []syscall.Signal{syscall.SIGKILL, syscall.SIGSTOP} {
 			t.Run(c.op+" "+signal.String(), func(t *testing.T) {
-				qemutest.Shorten(t, i, 5)
+				require.Sample(t, i, 5)
 				t.Parallel()
 				s, uri := secondary(t, "microvm", 4)
 				hit := false

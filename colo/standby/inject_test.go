@@ -17,6 +17,7 @@ import (
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -147,7 +148,7 @@ func TestWhatAQEMUPrimaryDoesWithAWrongAnswer(t *testing.T) {
 	qemutest.KVM(t)
 	for i, f := range answerFaults() {
 		t.Run(f.name, func(t *testing.T) {
-			qemutest.Shorten(t, i, 8)
+			require.Sample(t, i, 8)
 			l, uri := qemutest.Listen(t)
 			dir := qemutest.Dir(t)
 			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "microvm", 2)...)
@@ -306,7 +307,7 @@ func TestWhatAQEMUSecondaryAndWeDoWithAWrongRequest(t *testing.T) {
 			f.epoch = 1
 		}
 		t.Run(f.name+" to a QEMU", func(t *testing.T) {
-			qemutest.Shorten(t, i, 5)
+			require.Sample(t, i, 5)
 			toQEMU(t, f, sent)
 		})
 		t.Run(f.name+" to us", func(t *testing.T) { toUs(t, f, sent) })

@@ -12,6 +12,7 @@ import (
 
 	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/migrate"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
@@ -95,7 +96,7 @@ func TestAGuestGoesOnInAQEMUBeforeItsMemory(t *testing.T) {
 	qemutest.KVM(t)
 	for i, machine := range []string{"pc", "microvm"} {
 		t.Run(machine, func(t *testing.T) {
-			qemutest.Shorten(t, i, 2)
+			require.Sample(t, i, 2)
 			g, last := counted(t, machine, 16)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()

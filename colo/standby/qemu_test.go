@@ -19,6 +19,7 @@ import (
 	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
@@ -177,7 +178,7 @@ func TestAKilledPrimaryIsBroughtBackFromItsLastCheckpoint(t *testing.T) {
 	for i, machine := range machines {
 		for j, caps := range [][]string{nil, {"xbzrle"}} {
 			t.Run(fmt.Sprint(machine, caps), func(t *testing.T) {
-				qemutest.Shorten(t, 2*i+j, 5)
+				require.Sample(t, 2*i+j, 5)
 				l, uri := qemutest.Listen(t)
 				dir := qemutest.Dir(t)
 				p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, machine, 16)...)
@@ -209,7 +210,7 @@ func TestMemoryIsThePrimarysAtTheCheckpoint(t *testing.T) {
 	qemutest.KVM(t)
 	for i, caps := range [][]string{{"xbzrle"}, nil} {
 		t.Run(fmt.Sprint(caps), func(t *testing.T) {
-			qemutest.Shorten(t, i, 2)
+			require.Sample(t, i, 2)
 			l, uri := qemutest.Listen(t)
 			dir := qemutest.Dir(t)
 			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "pc", 16)...)
@@ -319,7 +320,7 @@ func TestAPrimaryThatBreaksOffAnywhereLeavesTheCheckpointBefore(t *testing.T) {
 	qemutest.KVM(t)
 	for i, caps := range [][]string{{"xbzrle"}, nil} {
 		t.Run(fmt.Sprint(caps), func(t *testing.T) {
-			qemutest.Shorten(t, i, 2)
+			require.Sample(t, i, 2)
 			l, uri := qemutest.Listen(t)
 			dir := qemutest.Dir(t)
 			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "microvm", 2)...)

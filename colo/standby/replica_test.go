@@ -16,6 +16,7 @@ import (
 	"github.com/gocolo/lockstep/colo/standby"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/qemutest"
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/qemufile"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
@@ -145,7 +146,7 @@ func TestAQEMUSecondaryGoesOnFromAGuestThatWasRecorded(t *testing.T) {
 			cfg  ram.SaverConfig
 		}{{"plain", nil, ram.SaverConfig{}}, {"xbzrle", nil, ram.SaverConfig{XBZRLE: 1 << 20}}} {
 			t.Run(machine+" "+c.name, func(t *testing.T) {
-				qemutest.Shorten(t, 2*i+j, 5)
+				require.Sample(t, 2*i+j, 5)
 				// A recorded stream of a guest that has counted.
 				dir := qemutest.Dir(t)
 				v := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, machine, 16)...)
@@ -201,7 +202,7 @@ func TestCheckpointsArePassedOnToQEMUSecondaries(t *testing.T) {
 	qemutest.KVM(t)
 	for i, caps := range [][]string{nil, {"xbzrle"}} {
 		t.Run(fmt.Sprint(caps), func(t *testing.T) {
-			qemutest.Shorten(t, i, 2)
+			require.Sample(t, i, 2)
 			l, uri := qemutest.Listen(t)
 			dir := qemutest.Dir(t)
 			p := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "pc", 16)...)

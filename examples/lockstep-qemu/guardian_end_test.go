@@ -86,6 +86,9 @@ func TestTheWatchdogIsFedWhileADeathIsTold(t *testing.T) {
 		{"to the arbiter", deadline{}, ""},
 		{"to the standby", nil, "nobody"},
 	} {
+		if testing.Short() && c.arb == nil {
+			continue // each waits for the second time, which comes half a second later
+		}
 		t.Run(c.name, func(t *testing.T) {
 			sock := filepath.Join(qemutest.Dir(t), "notify")
 			l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: sock, Net: "unixgram"})

@@ -34,7 +34,11 @@ func TestMain(m *testing.M) {
 
 func TestArbiterOverADirectory(t *testing.T) {
 	t.Parallel()
-	failovertest.TestArbiter(t, 300*time.Millisecond, func(t *testing.T) failovertest.Two {
+	term := 300 * time.Millisecond
+	if testing.Short() {
+		term /= 3
+	}
+	failovertest.TestArbiter(t, term, func(t *testing.T) failovertest.Two {
 		dir := filepath.Join(t.TempDir(), "shared", "guest")
 		open := func() failover.Arbiter {
 			a, err := New(dir)

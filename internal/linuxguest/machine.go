@@ -113,7 +113,7 @@ func StartMachine(cfg MachineConfig) (*Machine, error) {
 		m.pulsing = make(chan struct{})
 		go func() {
 			defer close(m.pulsing)
-			pulse(cfg.Pulse, m.ended)
+			pulse(cfg.Pulse, pulseEvery, m.ended)
 		}()
 	}
 	return m, nil

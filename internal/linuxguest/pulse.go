@@ -25,10 +25,10 @@ var pulseFrame = func() (f [4 + 60]byte) {
 	return f
 }()
 
-// pulse sends the frame to a machine again and again, until ended is closed. Nothing is
-// made of what the machine may send.
-func pulse(socket string, ended <-chan struct{}) {
-	tick := time.NewTicker(pulseEvery)
+// pulse sends the frame to a machine each time that every has passed, until ended is
+// closed. Nothing is made of what the machine may send.
+func pulse(socket string, every time.Duration, ended <-chan struct{}) {
+	tick := time.NewTicker(every)
 	defer tick.Stop()
 	var conn net.Conn
 	drained := make(chan struct{})
@@ -56,7 +56,7 @@ func pulse(socket string, ended <-chan struct{}) {
 			}()
 		}
 		// A machine that does not take it has enough of them waiting.
-		conn.SetWriteDeadline(time.Now().Add(pulseEvery))
+		conn.SetWriteDeadline(time.Now().Add(every))
 		conn.Write(pulseFrame[:])
 	}
 }

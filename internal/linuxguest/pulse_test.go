@@ -15,7 +15,7 @@ func TestAPulseBeginsWithItsLineAndEndsWithItsMachine(t *testing.T) {
 	ended, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		pulse(path, ended)
+		pulse(path, 5*time.Millisecond, ended)
 	}()
 	l, err := net.Listen("unix", path)
 	if err != nil {

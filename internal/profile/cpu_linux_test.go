@@ -47,13 +47,17 @@ func TestAProfileTellsWhereTheTimeGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer zero.Close()
+	long := 400 * time.Millisecond // of each
+	if testing.Short() {
+		long /= 2
+	}
 	b := make([]byte, 1<<20)
 	var burnt, read, all time.Duration
 	samples, err := CPU(func() {
 		begin := used()
-		pprof.Do(t.Context(), pprof.Labels("who", "burner"), func(context.Context) { until(400*time.Millisecond, burner) })
+		pprof.Do(t.Context(), pprof.Labels("who", "burner"), func(context.Context) { until(long, burner) })
 		burnt = used() - begin
-		until(400*time.Millisecond, func() { io.ReadFull(zero, b) })
+		until(long, func() { io.ReadFull(zero, b) })
 		all = used() - begin
 		read = all - burnt
 	})

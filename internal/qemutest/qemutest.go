@@ -57,17 +57,9 @@ func DiskFirmware() []byte {
 // Binary is the QEMU that is run.
 const Binary = "qemu-system-x86_64"
 
-// Shorten skips all but every n-th case of a long test with -short.
-func Shorten(t *testing.T, i, n int) {
-	t.Helper()
-	if testing.Short() && i%n != 0 {
-		t.Skip("-short")
-	}
-}
-
 // Rounds is how many checkpoints a long test waits for.
 func Rounds() int {
-	if testing.Short() {
+	if require.Sampled() {
 		return 10
 	}
 	return 50

@@ -31,6 +31,10 @@ const (
 	Assembler = "assembler" // GNU as and ld for x86-64
 	Processes = "processes" // child processes of the test, which are never missing
 
+	// Cases: each case of a test that has many, instead of a sample (see Sampled). It is
+	// no tool and never missing.
+	Cases = "cases"
+
 	// SmallPages: Linux with pages of 4 KiB, which a cache without a copy gives back to it.
 	SmallPages = "smallpages"
 
@@ -41,6 +45,31 @@ const (
 // Wanted reports whether LOCKSTEP_REQUIRE names what.
 func Wanted(what string) bool {
 	return slices.Contains(strings.Split(os.Getenv("LOCKSTEP_REQUIRE"), ","), what)
+}
+
+// Sampled reports whether a test that has many cases of a kind, each with a process or a
+// machine of its own, runs a sample of them: with -short, and without it unless
+// LOCKSTEP_REQUIRE names Cases.
+func Sampled() bool { return short() || !Wanted(Cases) }
+
+// Sample skips all but every n-th case of such a test, where i is which of them this is.
+func Sample(t TB, i, n int) {
+	t.Helper()
+	if i%n != 0 && Sampled() {
+		t.Skipf("one case in %d: for all, name %s in LOCKSTEP_REQUIRE and leave -short out", n, Cases)
+	}
+}
+
+// Many is how many cases such a test has, or of how many it runs one: few with -short, all
+// where LOCKSTEP_REQUIRE names Cases, and some otherwise.
+func Many[T any](few, some, all T) T {
+	switch {
+	case short():
+		return few
+	case Wanted(Cases):
+		return all
+	}
+	return some
 }
 
 // Missing skips the test because what is not there, or fails it if
@@ -76,8 +105,13 @@ func Outside(t TB, what string) {
 
 // Allowed reports whether Outside lets a test go on, once the flags are parsed.
 func Allowed(what string) bool {
+	return !short() || Wanted(what)
+}
+
+// short is testing.Short without package testing.
+func short() bool {
 	f := flag.Lookup("test.short")
-	return f == nil || f.Value.String() != "true" || Wanted(what)
+	return f != nil && f.Value.String() == "true"
 }
 
 // Usable calls Missing if probe returns an error.

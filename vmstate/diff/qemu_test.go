@@ -42,7 +42,7 @@ func TestQEMUDoesWhatIsSaid(t *testing.T) {
 		{"a processor less", pc("-smp", "2"), pc()},
 	} {
 		t.Run(x.name, func(t *testing.T) {
-			qemutest.Shorten(t, i, 4)
+			require.Sample(t, i, 4)
 			fileA, fileB := record(t, x.a), record(t, x.b)
 			findings := diff.Load(state(t, fileA), state(t, fileB))
 			said := ""

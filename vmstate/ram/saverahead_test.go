@@ -28,6 +28,9 @@ func eachAhead(t *testing.T, fn func(t *testing.T, cfg SaverConfig, rest func(*l
 		"differences":  {SaverConfig{XBZRLE: 1 << 20}, captured},
 		"small pieces": {SaverConfig{IterateBytes: 3 * PageSize}, captured},
 	} {
+		if testing.Short() && (name == "in part" || name == "small pieces") {
+			continue
+		}
 		t.Run(name, func(t *testing.T) { fn(t, way.cfg, way.rest) })
 	}
 }

@@ -166,44 +166,9 @@ func BenchmarkCaptureTogether(b *testing.B) {
 				if workers > runtime.NumCPU() {
 					b.Skip("there are fewer CPUs")
 				}
-				g := benchGuest(b)
-				s := NewSaver(g.blocks, g, SaverConfig{CaptureWorkers: workers})
-				w := qemufile.NewWriter(io.Discard)
-				if err := s.SaveSetup(w); err != nil {
-					b.Fatal(err)
-				}
-				if err := s.SaveComplete(w); err != nil {
-					b.Fatal(err)
-				}
-				s.arena.prepare(2 * n * PageSize)
-				host, dst, order := g.blocks[0].Host, make([]byte, n*PageSize), scattered(n)
-				var captured, idle, copied turns
-				for b.Loop() {
-					copied.time(func() {
-						for j, i := range order {
-							copy(dst[j*PageSize:(j+1)*PageSize], host[i*PageSize:])
-						}
-					})
-					idle.time(func() {
-						if _, err := s.Capture(); err != nil {
-							b.Fatal(err)
-						}
-					})
-					for _, i := range order {
-						g.dirty["ram"].Set(i)
-					}
-					captured.time(func() {
-						if whole, err := s.Capture(); err != nil || !whole {
-							b.Fatal(whole, err)
-						}
-					})
-					if err := s.SaveComplete(w); err != nil {
-						b.Fatal(err)
-					}
-				}
-				growth := captured.median() - idle.median()
+				copied, growth, _ := captures(b, SaverConfig{CaptureWorkers: workers}, n)
 				b.ReportMetric(growth/float64(n), "ns/page")
-				b.ReportMetric(growth/copied.median(), "x-of-one-core's-copy")
+				b.ReportMetric(growth/copied, "x-of-one-core's-copy")
 				b.ReportMetric(0, "ns/op")
 			})
 		}

@@ -12,6 +12,7 @@ import (
 )
 
 func TestPrometheusCanWatchThePage(t *testing.T) {
+	t.Parallel()
 	s := serve(t, Config{Job: newJob(protect.Protected), Metrics: func(s *metrics.Set) {
 		s.Add(metrics.Gauge, "vmm_guests", "Guests of this host.", 1)
 	}})
