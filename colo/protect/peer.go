@@ -45,6 +45,7 @@ type peer struct {
 	pledge   time.Time     // on a secondary: it does not claim the guest before
 	unused   uint64        // on a primary: the generation that the secondary may have been granted, and will not use; 0: it has not said so
 	released bool          // on a secondary: the primary has released the guest for it
+	gaveBack bool          // on a secondary: the arbiter says that the primary has released it, for whomever
 }
 
 func newPeer(h hello) *peer {

@@ -200,7 +200,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	if s.primary != nil {
 		group.Go(func() { s.promises.ask(with, s.peer, j.cfg.Term) })
 	} else {
-		group.Go(func() { j.watch(with) })
+		group.Go(func() { j.watch(with, s) })
 	}
 	j.serveNetworks(with, s, group.Go)
 	if st := j.State(); st != Synchronising && st != Following {
@@ -305,8 +305,9 @@ func (j *Job) beginDisks(ctx context.Context, s *session, workers *sync.WaitGrou
 }
 
 // watch sees the primary's renewals, so that a claim need not wait for a whole
-// term from when it is made.
-func (j *Job) watch(ctx context.Context) {
+// term from when it is made, and its release, after which nothing that was promised to it
+// is of use any more.
+func (j *Job) watch(ctx context.Context, s *session) {
 	if j.manual != nil {
 		return
 	}
@@ -315,6 +316,9 @@ func (j *Job) watch(ctx context.Context) {
 		r, err := j.cfg.Arbiter.Watch(ctx, seen)
 		if err == nil {
 			seen = r
+			if gaveBack(r, s.peer.generation) {
+				s.peer.set(func() { s.peer.gaveBack = true })
+			}
 		} else if wait.For(ctx, maxRedial) != nil {
 			return
 		}

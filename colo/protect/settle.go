@@ -148,7 +148,8 @@ func (j *Job) hearOut(ctx context.Context, s *session) {
 }
 
 // keepPromise waits until this host may claim the guest, unless the other side
-// says that the session ended on purpose.
+// says that the session ended on purpose. Whoever has given the guest back acts no
+// longer on a promise.
 func (j *Job) keepPromise(ctx context.Context, s *session) error {
 	for {
 		if err := s.peer.endedWhy(); err != nil {
@@ -156,7 +157,7 @@ func (j *Job) keepPromise(ctx context.Context, s *session) error {
 		}
 		var wait time.Duration
 		s.peer.get(func() {
-			if !s.peer.released {
+			if !s.peer.released && !s.peer.gaveBack {
 				wait = time.Until(s.peer.pledge)
 			}
 		})
@@ -164,12 +165,19 @@ func (j *Job) keepPromise(ctx context.Context, s *session) error {
 			return nil
 		}
 		waiting, cancel := context.WithTimeout(ctx, wait)
-		s.peer.await(waiting, func() bool { return s.peer.ended || s.peer.released })
+		s.peer.await(waiting, func() bool { return s.peer.ended || s.peer.released || s.peer.gaveBack })
 		cancel()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// gaveBack reports whether the arbiter's record says that the holder of a generation has
+// released it. It shuts its gate before it says so, and nothing opens that again for
+// this generation: no promise either.
+func gaveBack(r failover.Record, generation uint64) bool {
+	return generation > 0 && r.Generation == generation && !r.Held()
 }
 
 // fence makes sure of the other host's end, for as long as it takes.
