@@ -210,10 +210,14 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	// not go on. A host that leaves wants it to.
 	stop := atEnd(ctx, func() { s.colo.Lost(context.Cause(ctx)) })
 	defer stop()
-	if err := j.beginDisks(with, s, &group); err != nil {
+	err := j.awaitPromise(with, s)
+	if err == nil {
+		err = j.beginDisks(with, s, &group)
+	}
+	if err != nil {
 		s.colo.Lost(err)
 	}
-	err := s.colo.Run(context.WithoutCancel(ctx))
+	err = s.colo.Run(context.WithoutCancel(ctx))
 	for _, d := range j.cfg.Disks {
 		d.release()
 	}
@@ -254,6 +258,26 @@ func (s *session) unused(err error) uint64 {
 		return s.peer.generation + 1
 	}
 	return 0
+}
+
+// awaitPromise waits, on a primary that goes on by an operator's word, for the secondary's
+// first promise. Up to that the word keeps the gate open without an end, and whoever gets a
+// whole copy could claim the guest meanwhile.
+func (j *Job) awaitPromise(ctx context.Context, s *session) error {
+	if s.primary == nil || !j.untold(s.peer.generation) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, j.cfg.PeerTimeout)
+	defer cancel()
+	promised := false
+	err := s.peer.await(ctx, func() bool {
+		promised = s.peer.promised
+		return promised || s.peer.ended || s.peer.lost || s.peer.gone
+	})
+	if err == nil && !promised {
+		err = colo.ErrLost
+	}
+	return err
 }
 
 // beginDisks makes the disks of the secondary copies of those of the primary, while the
@@ -345,6 +369,7 @@ func (j *Job) heard(s *session, n note) {
 		}
 		if sent, term, ok := s.promises.answer(n); ok {
 			j.keeper.Promised(s.peer.generation, sent, term)
+			s.peer.set(func() { s.peer.promised = true })
 		}
 	case sayFull:
 		if s.primary != nil {
