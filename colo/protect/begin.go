@@ -8,7 +8,6 @@ import (
 
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
-	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // begin decides who this host is.
@@ -51,7 +50,7 @@ func (j *Job) begin(ctx context.Context) error {
 	// A copy that was here before this process may have promised, as a
 	// secondary, not to claim the guest for a term.
 	if after > 0 && j.manual == nil {
-		if err := wait.For(ctx, j.cfg.Term); err != nil {
+		if err := j.outwait(ctx, after); err != nil {
 			return err
 		}
 	}
@@ -67,6 +66,25 @@ func (j *Job) begin(ctx context.Context) error {
 	}
 	defer j.claiming(false)
 	return j.start(ctx, generation, "started")
+}
+
+// outwait waits until no host acts for the guest in a generation by a promise that this one
+// has made before it ended: for a term, or until the arbiter says that the generation was
+// given back, or is over, so that it refuses what comes after it.
+func (j *Job) outwait(ctx context.Context, generation uint64) error {
+	term, cancel := context.WithTimeout(ctx, j.cfg.Term)
+	defer cancel()
+	r, err := j.cfg.Arbiter.Record(term)
+	for ; err == nil; r, err = j.cfg.Arbiter.Watch(term, r) {
+		if gaveBack(r, generation) || r.Generation > generation {
+			return nil
+		}
+	}
+	<-term.Done() // nobody could be asked, or the term is over
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
 }
 
 // start lets a guest run that has been granted, and that has not run before here.

@@ -74,6 +74,10 @@ type hello struct {
 	Holds   *position `json:"holds,omitempty"`
 	Resumes *position `json:"resumes,omitempty"`
 
+	// On the control channel: the sender holds the generation by an operator's word, and its
+	// arbiter may not have heard of it.
+	Word bool `json:"word,omitempty"`
+
 	// Of an answer on the channel ask: what the job's State is called.
 	State string `json:"state,omitempty"`
 
@@ -218,6 +222,9 @@ func (h *hello) check() error {
 	}
 	if h.Generation > maxGeneration {
 		return fmt.Errorf("%w: generation %d", ErrHello, h.Generation)
+	}
+	if h.Word && h.Generation < 2 { // it comes after one that was granted
+		return fmt.Errorf("%w: generation %d by an operator's word", ErrHello, h.Generation)
 	}
 	if o := h.Offer; o != nil && (len(o.Memory) > maxList || len(o.Disks) > maxDisks || len(o.Networks) > maxNetworks || len(o.Devices) > maxDevices || len(o.Machine) > failover.MaxName) {
 		return fmt.Errorf("%w: %d blocks of memory and %d disks", ErrHello, len(o.Memory), len(o.Disks))

@@ -19,6 +19,7 @@ type peer struct {
 	host       string
 	generation uint64 // of the session: what the primary held when it began
 	token      string // of the pair; no connection of another session has it
+	word       bool   // on a secondary: the primary holds generation by an operator's word, or did when the session began
 
 	resumes *position // what the memory of the secondary is, where the session goes on from that; nil: all of it is sent
 
@@ -42,13 +43,15 @@ type peer struct {
 	parting  bool          // this side has said its last word: that the session ends on purpose, or that it runs the guest
 	parted   bool          // and the other has heard it
 	gone     bool          // nothing more will be heard from there
+	promised bool          // on a primary: the secondary has promised not to claim the guest for a while
 	pledge   time.Time     // on a secondary: it does not claim the guest before
 	unused   uint64        // on a primary: the generation that the secondary may have been granted, and will not use; 0: it has not said so
 	released bool          // on a secondary: the primary has released the guest for it
+	gaveBack bool          // on a secondary: the arbiter says that the primary has released it, for whomever
 }
 
 func newPeer(h hello) *peer {
-	return &peer{host: h.Host, generation: h.Generation, token: h.Token, more: map[string]net.Conn{}, changed: make(chan struct{}), write: make(chan struct{}, 1)}
+	return &peer{host: h.Host, generation: h.Generation, token: h.Token, word: h.Word, more: map[string]net.Conn{}, changed: make(chan struct{}), write: make(chan struct{}, 1)}
 }
 
 func (p *peer) close() {

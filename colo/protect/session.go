@@ -200,7 +200,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	if s.primary != nil {
 		group.Go(func() { s.promises.ask(with, s.peer, j.cfg.Term) })
 	} else {
-		group.Go(func() { j.watch(with) })
+		group.Go(func() { j.watch(with, s) })
 	}
 	j.serveNetworks(with, s, group.Go)
 	if st := j.State(); st != Synchronising && st != Following {
@@ -210,10 +210,14 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	// not go on. A host that leaves wants it to.
 	stop := atEnd(ctx, func() { s.colo.Lost(context.Cause(ctx)) })
 	defer stop()
-	if err := j.beginDisks(with, s, &group); err != nil {
+	err := j.awaitPromise(with, s)
+	if err == nil {
+		err = j.beginDisks(with, s, &group)
+	}
+	if err != nil {
 		s.colo.Lost(err)
 	}
-	err := s.colo.Run(context.WithoutCancel(ctx))
+	err = s.colo.Run(context.WithoutCancel(ctx))
 	for _, d := range j.cfg.Disks {
 		d.release()
 	}
@@ -254,6 +258,26 @@ func (s *session) unused(err error) uint64 {
 		return s.peer.generation + 1
 	}
 	return 0
+}
+
+// awaitPromise waits, on a primary that goes on by an operator's word, for the secondary's
+// first promise. Up to that the word keeps the gate open without an end, and whoever gets a
+// whole copy could claim the guest meanwhile.
+func (j *Job) awaitPromise(ctx context.Context, s *session) error {
+	if s.primary == nil || !j.untold(s.peer.generation) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, j.cfg.PeerTimeout)
+	defer cancel()
+	promised := false
+	err := s.peer.await(ctx, func() bool {
+		promised = s.peer.promised
+		return promised || s.peer.ended || s.peer.lost || s.peer.gone
+	})
+	if err == nil && !promised {
+		err = colo.ErrLost
+	}
+	return err
 }
 
 // beginDisks makes the disks of the secondary copies of those of the primary, while the
@@ -305,8 +329,9 @@ func (j *Job) beginDisks(ctx context.Context, s *session, workers *sync.WaitGrou
 }
 
 // watch sees the primary's renewals, so that a claim need not wait for a whole
-// term from when it is made.
-func (j *Job) watch(ctx context.Context) {
+// term from when it is made, and its release, after which nothing that was promised to it
+// is of use any more.
+func (j *Job) watch(ctx context.Context, s *session) {
 	if j.manual != nil {
 		return
 	}
@@ -315,6 +340,9 @@ func (j *Job) watch(ctx context.Context) {
 		r, err := j.cfg.Arbiter.Watch(ctx, seen)
 		if err == nil {
 			seen = r
+			if gaveBack(r, s.peer.generation) {
+				s.peer.set(func() { s.peer.gaveBack = true })
+			}
 		} else if wait.For(ctx, maxRedial) != nil {
 			return
 		}
@@ -341,6 +369,7 @@ func (j *Job) heard(s *session, n note) {
 		}
 		if sent, term, ok := s.promises.answer(n); ok {
 			j.keeper.Promised(s.peer.generation, sent, term)
+			s.peer.set(func() { s.peer.promised = true })
 		}
 	case sayFull:
 		if s.primary != nil {

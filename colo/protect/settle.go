@@ -117,6 +117,9 @@ func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, erro
 	word := c.Ordered || errors.Is(c.Cause, errOrdered) || errors.Is(c.Cause, errSwitchover)
 	ask, over := s.peer.until(ctx, func() bool { return s.peer.ended })
 	generation, err := j.acquire(ask, s.peer.generation, word)
+	if errors.Is(err, failover.ErrRefused) && s.primary == nil && s.peer.word && j.manual == nil {
+		generation, err = j.acquireBoth(ask, s.peer.generation, word)
+	}
 	over()
 	if errors.Is(err, failover.ErrRefused) {
 		s.mu.Lock()
@@ -135,6 +138,18 @@ func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, erro
 	return generation, err
 }
 
+// acquireBoth asks for a generation that a primary had by an operator's word, and died before
+// its arbiter had heard of it, and for the one after, which this secondary goes on in. The
+// primary had this host's promise before it sent anything, so it does nothing for the guest any
+// more, whatever the arbiter knows. If it has been heard meanwhile there is one to ask for.
+func (j *Job) acquireBoth(ctx context.Context, generation uint64, word bool) (uint64, error) {
+	_, err := j.acquire(ctx, generation-1, word)
+	if err != nil && !errors.Is(err, failover.ErrRefused) {
+		return 0, err
+	}
+	return j.acquire(ctx, generation, word)
+}
+
 // hearOut waits until this host, a secondary, has read what the other has said last.
 // That a guest has ended comes on another connection than the end of its session, and
 // may be read later. A host that has left or was killed has closed that connection as
@@ -148,7 +163,8 @@ func (j *Job) hearOut(ctx context.Context, s *session) {
 }
 
 // keepPromise waits until this host may claim the guest, unless the other side
-// says that the session ended on purpose.
+// says that the session ended on purpose. Whoever has given the guest back acts no
+// longer on a promise.
 func (j *Job) keepPromise(ctx context.Context, s *session) error {
 	for {
 		if err := s.peer.endedWhy(); err != nil {
@@ -156,7 +172,7 @@ func (j *Job) keepPromise(ctx context.Context, s *session) error {
 		}
 		var wait time.Duration
 		s.peer.get(func() {
-			if !s.peer.released {
+			if !s.peer.released && !s.peer.gaveBack {
 				wait = time.Until(s.peer.pledge)
 			}
 		})
@@ -164,12 +180,19 @@ func (j *Job) keepPromise(ctx context.Context, s *session) error {
 			return nil
 		}
 		waiting, cancel := context.WithTimeout(ctx, wait)
-		s.peer.await(waiting, func() bool { return s.peer.ended || s.peer.released })
+		s.peer.await(waiting, func() bool { return s.peer.ended || s.peer.released || s.peer.gaveBack })
 		cancel()
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// gaveBack reports whether the arbiter's record says that the holder of a generation has
+// released it. It shuts its gate before it says so, and nothing opens that again for
+// this generation: no promise either.
+func gaveBack(r failover.Record, generation uint64) bool {
+	return generation > 0 && r.Generation == generation && !r.Held()
 }
 
 // fence makes sure of the other host's end, for as long as it takes.

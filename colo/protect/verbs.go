@@ -211,9 +211,10 @@ func (j *Job) yes() {
 // Fenced is an operator's word that the other host is dead, or can do nothing for
 // the guest any more: this host goes on at once, and asks nobody. The arbiter is told
 // as soon as it can be. Until it agrees, this host's disks are recorded as those of the
-// generation before, and the arbiter refuses the guest to a secondary of this host, should
-// this one die. If it turns out to have given the guest to somebody else, this
-// host gives the guest up again.
+// generation before. A secondary that follows meanwhile gets nothing before it has promised
+// not to claim the guest while this host acts on that; should this one die, it tells the
+// arbiter of the word, and then goes on. If the arbiter turns out to have given the guest to
+// somebody else, this host gives the guest up again.
 func (j *Job) Fenced() error {
 	s, err := j.allowed(doFenced)
 	if err != nil {

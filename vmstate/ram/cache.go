@@ -41,7 +41,8 @@ type CacheConfig struct {
 	// Overlap has the pages of an initial synchronisation put into the guest's memory while
 	// others are received, so that the first Flush, for which the primary waits, does not copy
 	// all memory. LoadState does it on a goroutine of its own that has ended when LoadState
-	// returns. The guest's memory is void until that Flush: a guest whose synchronisation broke
+	// returns. After a run of data pages it takes memory of the cache for as many again before
+	// they come (8 MiB at most, and what did not come is given back in Flush and Discard). The guest's memory is void until that Flush: a guest whose synchronisation broke
 	// must not run on what it had before. Without a copy (StagedOnly) that is so anyway, and
 	// Overlap does nothing.
 	Overlap bool
@@ -103,6 +104,7 @@ type cacheBlock struct {
 	staged Bitmap // pages received since the last Flush
 	data   Bitmap // pages of the cache that may hold something else than zeros
 	placed Bitmap // pages of the first synchronisation that are in the guest's memory; nil: none
+	ahead  Bitmap // pages of the cache for which memory was taken before they came; nil: none
 	only   stagedPages
 	keep   keptPages
 	wrote  Bitmap // pages that the guest here wrote before the last Flush; nil if none are to be kept

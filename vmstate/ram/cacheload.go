@@ -29,7 +29,7 @@ func (c *Cache) LoadState(r *qemufile.Reader, version uint32) error {
 	if err == nil {
 		c.overlap.begin(c)
 		err = c.load(r)
-		c.overlap.end()
+		c.overlap.end(c)
 	} else {
 		err = loadError(start, "", 0, err)
 	}

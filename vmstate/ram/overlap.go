@@ -3,12 +3,19 @@ package ram
 import (
 	"math/bits"
 	"sync"
+	"sync/atomic"
+
+	"github.com/gocolo/lockstep/internal/mapping"
 )
 
 // With CacheConfig.Overlap the first Flush of a session does not copy all memory after the
 // last byte has come: what a section has brought is put into the guest's memory while the next
 // section is received. Nothing waits for that, and nothing depends on it: a page that comes
 // again meanwhile counts as staged, so that Flush copies it, whatever of it was copied before.
+//
+// Most of what a page costs is the fault with which memory is taken for it, twice: in the cache
+// and in the guest. It is taken for many pages at a time, which is cheaper, and for the cache
+// before they come, where pages of data have come one after the other up to there.
 
 const (
 	// overlapLeast is how many pages are worth a goroutine.
@@ -16,6 +23,10 @@ const (
 	// overlapMost bounds the list of pages, whatever a peer sends in one section: the rest is
 	// left to Flush.
 	overlapMost = 64 << 10
+	// overlapChunk is how many pages are put in place at a time.
+	overlapChunk = 32
+	// overlapAhead bounds for how many pages memory is taken before they come.
+	overlapAhead = 2048
 )
 
 // overlap is what a Cache has received of an initial synchronisation and not put in place. It
@@ -23,7 +34,8 @@ const (
 type overlap struct {
 	on     bool // pages are being listed; changes only in sections without pages beside the stream
 	fresh  []stagedPage
-	batch  []stagedPage // what helper puts in place
+	batch  []stagedPage // what is put in place by helper, and in the end by whoever waits for that
+	next   atomic.Int64 // in batch: from there on nobody has begun
 	helper sync.WaitGroup
 }
 
@@ -46,21 +58,96 @@ func (o *overlap) begin(c *Cache) {
 		return
 	}
 	o.fresh, o.batch = o.batch[:0], o.fresh
-	for i := range o.batch {
-		p := &o.batch[i]
+	once := o.batch[:0] // two may put it in place, and no page is for both
+	for _, p := range o.batch {
 		b := &c.blocks[p.block]
+		if !b.staged.Has(int(p.page)) {
+			continue
+		}
 		p.data = b.data.Has(int(p.page))
 		b.staged.Clear(int(p.page))
 		if b.placed == nil {
 			b.placed = NewBitmap(len(b.Host) / PageSize)
 		}
 		b.placed.Set(int(p.page))
+		once = append(once, p)
 	}
+	o.batch = once
+	b, from, to := o.foresee(c)
+	o.next.Store(0)
 	o.helper.Go(func() {
-		for _, p := range o.batch {
+		for ; from < to; from += overlapChunk {
+			b.populate(b.page, from, min(from+overlapChunk, to))
+		}
+		o.put(c)
+	})
+}
+
+// foresee returns for which pages of a block of the cache memory is to be taken: those that
+// the section that begins and the next may bring, where batch is a run of data. Otherwise it
+// returns none.
+func (o *overlap) foresee(c *Cache) (b *cacheBlock, from, to int) {
+	n := len(o.batch)
+	if n == 0 {
+		return nil, 0, 0
+	}
+	last := o.batch[n-1]
+	data := 0
+	for _, p := range o.batch {
+		if p.data && p.block == last.block && last.page-p.page < uint64(n) { // and so not after it
+			data++
+		}
+	}
+	b = &c.blocks[last.block]
+	if data < n-n/8 {
+		return b, 0, 0
+	}
+	from = int(last.page) + 1
+	to = min(from+min(2*n, overlapAhead), int(b.told/PageSize))
+	if b.ahead == nil {
+		b.ahead = NewBitmap(len(b.Host) / PageSize)
+	}
+	for from < to && b.ahead.Has(from) {
+		from++
+	}
+	for i := from; i < to; i++ {
+		b.ahead.Set(i)
+	}
+	return b, from, to
+}
+
+// put puts batch in place, side by side with whoever else calls it.
+func (o *overlap) put(c *Cache) {
+	for {
+		from := int(o.next.Add(overlapChunk)) - overlapChunk
+		if from >= len(o.batch) {
+			return
+		}
+		chunk := o.batch[from:min(from+overlapChunk, len(o.batch))]
+		if first, ok := run(chunk); ok {
+			b := &c.blocks[first.block]
+			b.populate(b.Host, int(first.page), int(first.page)+len(chunk))
+		}
+		for _, p := range chunk {
 			c.blocks[p.block].put(int(p.page), p.data)
 		}
-	})
+	}
+}
+
+// run reports whether pages of data follow one another, and returns the first.
+func run(chunk []stagedPage) (first stagedPage, ok bool) {
+	first = chunk[0]
+	for i, p := range chunk {
+		if !p.data || p.block != first.block || p.page != first.page+uint64(i) {
+			return first, false
+		}
+	}
+	return first, true
+}
+
+// populate takes memory for the pages from one up to another of the cache or the guest.
+func (b *cacheBlock) populate(mem []byte, from, to int) {
+	mapping.Populate(mem[from*PageSize : to*PageSize])
 }
 
 // staged is called with each page that is staged. One by which the peer's block is longer is
@@ -72,19 +159,38 @@ func (o *overlap) staged(b *cacheBlock, page int) {
 }
 
 // end ends a section.
-func (o *overlap) end() {
+func (o *overlap) end(c *Cache) {
 	if o.on {
 		o.on = false
+		o.put(c)
 		o.helper.Wait()
 	}
 }
 
-// drop forgets it all.
+// drop forgets it all, and gives back the memory that was taken for pages that did not come.
 func (o *overlap) drop(c *Cache) {
 	o.fresh, o.batch = nil, nil
 	for i := range c.blocks {
-		c.blocks[i].placed = nil
+		b := &c.blocks[i]
+		b.placed = nil
+		b.giveBack()
 	}
+}
+
+// giveBack gives back what was taken of the cache and holds nothing. Memory that is locked
+// may stay.
+func (b *cacheBlock) giveBack() {
+	from, pages := 0, len(b.Host)/PageSize
+	for i := 0; b.ahead != nil && i <= pages; i++ {
+		if i < pages && b.ahead.Has(i) && !b.data.Has(i) {
+			continue
+		}
+		if from < i {
+			_ = mapping.Release(b.page[from*PageSize : i*PageSize])
+		}
+		from = i + 1
+	}
+	b.ahead = nil
 }
 
 // taken returns how many pages Flush finds in place, and forgets it all.

@@ -189,3 +189,24 @@ func TestWhatABlockGrowsByIsNotTouchedBefore(t *testing.T) {
 		t.Error("it has not heard of it")
 	}
 }
+
+// A page that a section brings many times is put in place once, by one of those who do.
+func TestAPageThatComesTwiceInASectionIsPutInPlaceOnce(t *testing.T) {
+	prim := newGuest(t, pages(t, "ram", 400))
+	c := newCache(t, prim.twin(t), CacheConfig{Overlap: true})
+	o := &c.overlap
+	o.on = true
+	for range 3 {
+		for i := range 200 {
+			if err := c.StagePage("ram", uint64(i*PageSize), prim.blocks[0].Host[i*PageSize:][:PageSize]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	o.begin(c)
+	n := len(o.batch)
+	o.end(c)
+	if n != 200 {
+		t.Errorf("%d pages are put in place, and 200 have come three times", n)
+	}
+}

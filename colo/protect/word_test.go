@@ -1,0 +1,149 @@
+package protect
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// byWord boots a pair whose primary, b, goes on by an operator's word that its arbiter has not
+// heard: that hears a alone.
+func byWord(w *world, change func(*Config)) (a, b *host) {
+	w.t.Helper()
+	b = w.boot("b", false, change)
+	a = w.boot("a", true, nil)
+	a.is(Protected)
+	b.is(Following)
+	b.noArbiter.Store(true)
+	a.kill(true)
+	a.bury()
+	b.is(Asking)
+	if err := b.job.Fenced(); err != nil {
+		w.t.Fatal(err)
+	}
+	return w.boot("a", false, nil), b
+}
+
+// A primary that goes on by an operator's word, and dies before its arbiter has heard of that,
+// leaves a copy that goes on: its secondary claims what that had, and the guest after it.
+func TestTheSecondaryOfAHostThatWasFencedGoesOn(t *testing.T) {
+	for _, how := range []string{"killed", "silent", "cut off"} {
+		bubble(t, how, func(t *testing.T, w *world) {
+			w.disks = true
+			a, b := byWord(w, nil)
+			b.is(Protected)
+			a.is(Following)
+			time.Sleep(time.Second)
+			before := w.heard()
+			if how == "cut off" {
+				w.f.part("a", "b", true) // both live, and only one may be heard
+			} else {
+				b.kill(how == "silent")
+				b.bury()
+			}
+			a.is(Alone)
+			time.Sleep(10 * time.Second)
+			if w.heard() == before || !a.job.Gate().Open() {
+				t.Error("nothing leaves")
+			}
+			if r, err := w.store.Load(t.Context()); err != nil || r.Holder != "a" || r.Generation != 3 {
+				t.Errorf("%+v, %v", r, err)
+			}
+			if how == "cut off" {
+				if b.job.Gate().Open() {
+					t.Error("the gate of a host that was cut off is open")
+				}
+				b.noArbiter.Store(false)
+				w.f.join("a", "b")
+				a.is(Protected)
+				b.is(Following)
+				b.halt()
+			}
+			w.clean()
+			a.halt()
+		})
+	}
+}
+
+// Where the arbiter has heard of the primary's generation after the session began there is one
+// to ask for.
+func TestAWordThatTheArbiterHasHeardMeanwhileIsAGrant(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b := byWord(w, nil)
+		b.is(Protected)
+		b.noArbiter.Store(false)
+		time.Sleep(5 * time.Second)
+		if r, _ := w.store.Load(t.Context()); r.Holder != "b" || r.Generation != 2 {
+			t.Fatalf("%+v", r)
+		}
+		b.kill(true)
+		b.bury()
+		a.is(Alone)
+		if r, _ := w.store.Load(t.Context()); r.Holder != "a" || r.Generation != 3 {
+			t.Errorf("%+v", r)
+		}
+		w.clean()
+		a.halt()
+	})
+}
+
+// questionless is a connection that loses the questions for a promise.
+type questionless struct {
+	net.Conn
+	lost *atomic.Int64
+}
+
+func (c questionless) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(`"say":"promise?"`)) {
+		c.lost.Add(1)
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+// Up to a secondary's first promise an operator's word keeps the gate open without an end. No
+// secondary has a whole copy before it, with which it could go on as well.
+func TestAHostThatWasFencedSendsNothingBeforeTheFirstPromise(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		var lost atomic.Int64
+		var cut atomic.Bool
+		a, b := byWord(w, func(c *Config) {
+			dial := c.Peer.Dialer
+			c.Peer.Dialer = func(ctx context.Context) (net.Conn, error) {
+				conn, err := dial(ctx)
+				if err != nil || !cut.Load() {
+					return conn, err
+				}
+				return questionless{conn, &lost}, nil
+			}
+			cut.Store(true) // and not before this host leads: it is dialled up to then
+		})
+		time.Sleep(30 * time.Second)
+		if lost.Load() == 0 {
+			t.Fatal("no question was lost")
+		}
+		if a.copyOf.Load() != 0 || strings.Contains(b.states(), "protected") {
+			t.Errorf("%d is the generation of the copy of a secondary that has promised nothing; %s", a.copyOf.Load(), b.states())
+		}
+		cut.Store(false)
+		b.is(Protected)
+		a.is(Following)
+		w.clean()
+		a.halt()
+		b.halt()
+	})
+}
+
+func TestAHelloByWordFollowsAGrant(t *testing.T) {
+	for generation, ok := range map[uint64]bool{0: false, 1: false, 2: true} {
+		h := hello{Channel: chControl, Generation: generation, Word: true}
+		if err := h.check(); ok != (err == nil) || err != nil && !errors.Is(err, ErrHello) {
+			t.Errorf("generation %d: %v", generation, err)
+		}
+	}
+}
