@@ -300,6 +300,7 @@ func TestTheEchoOfARaisedTimestampIsTheGuestsOwn(t *testing.T) {
 		odd       bool
 	}{
 		{"of the retransmission, which was its own", 104, 250, 250, false},
+		{"of more than was sent, which the guest drops and which answers nothing", 109, 250, 250, false},
 		{"of what was raised", 108, 250, 11, false},
 		{"once", 108, 250, 250, false},
 	} {

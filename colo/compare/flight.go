@@ -28,11 +28,13 @@ type flight struct {
 // its clock alone within a time that follows from it: Linux waits for 200 ms at least.
 const longestFlight = 100 * time.Millisecond
 
-// hear takes an acknowledgment of the peer's. now may be the time of an earlier packet.
-func (w *flight) hear(h packet.TCP, now instant) {
+// hear takes an acknowledgment of the peer's. The guest has sent data up to end; no stack
+// believes who acknowledges more (RFC 9293 section 3.10.7.4), and nor does hear, since
+// anybody can send that who knows the addresses. now may be the time of an earlier packet.
+func (w *flight) hear(h packet.TCP, end uint32, now instant) {
 	top := h.Ack()
-	if !w.news.IsZero() && after(w.acked, top) {
-		return // it was overtaken
+	if after(top, end) || !w.news.IsZero() && after(w.acked, top) {
+		return // nothing can be known from it, or it was overtaken
 	}
 	w.acked, w.sacks = top, ranges{}
 	for kind, data, rest, ok := packet.NextOption(h.Options()); ok; kind, data, rest, ok = packet.NextOption(rest) {
@@ -41,6 +43,9 @@ func (w *flight) hear(h packet.TCP, now instant) {
 		}
 		for w.hears = true; len(data) >= 8; data = data[8:] {
 			from, to := binary.BigEndian.Uint32(data), binary.BigEndian.Uint32(data[4:])
+			if after(to, end) {
+				continue
+			}
 			w.sacks.add(from, to)
 			if after(to, top) {
 				top = to
@@ -94,6 +99,6 @@ func (e *Engine) overhear(f Frame) {
 	p.Key(&k.Key)
 	k.Key, k.kind = k.Reverse(), kindSegment
 	if c := e.conns.find(e.conns.hash(k), k); c != nil && c.tcp.flight != nil {
-		c.tcp.flight.hear(p.TCP(), e.now)
+		c.tcp.flight.hear(p.TCP(), c.tcp.told.end, e.now)
 	}
 }

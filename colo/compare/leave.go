@@ -300,8 +300,8 @@ func (e *Engine) restore(f Frame) (changed bool) {
 			t.scale = 0
 		}
 	}
-	if at == 0 {
-		return false
+	if at == 0 || after(h.Ack(), c.tcp.told.end) {
+		return false // no guest looks at the echo of who acknowledges what was not sent
 	}
 	echo := binary.BigEndian.Uint32(h[at:])
 	was, found := c.tcp.left.echoed(echo, h.Ack())

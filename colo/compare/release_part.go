@@ -92,9 +92,10 @@ func (e *Engine) tickPartials() {
 			wait = append(wait, c)
 		default:
 			c.partial = 0
-			for v, done := &c.tcp.cover, uint32(0); e.partly(c) && done != v.done; {
-				done = v.done
+			for v, more := &c.tcp.cover, true; more; {
+				done := v.done
 				e.part(c)
+				more = done != v.done && e.partly(c)
 			}
 		}
 	}

@@ -155,3 +155,19 @@ func TestAPartDoesNotLeaveAfterAMark(t *testing.T) {
 	x.now = x.now.Add(5 * time.Millisecond)
 	x.told("", x.Tick(x.now), "")
 }
+
+// The numbers of a connection's data may begin with any, and so with none that stands for
+// another.
+func TestWhatIsCoveredLeavesAtTheNumberNoughtToo(t *testing.T) {
+	x := newRig(t, lowering())
+	x.checkpoint(0)
+	syn := ackSeg{seq: 1<<32 - 1, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7}
+	x.Primary(syn.frame(), x.now)
+	if r := x.Secondary(syn.frame(), x.now); len(r.Release) != 1 {
+		t.Fatal("not opened")
+	}
+	x.Primary(data(0, "abcdefgh").frame(), x.now)
+	x.told("", x.Secondary(data(0, "abc").frame(), x.now), "")
+	x.now = x.now.Add(5 * time.Millisecond)
+	x.told("", x.Tick(x.now), "abc@0 ack 1000 to 7400")
+}

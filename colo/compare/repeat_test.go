@@ -148,6 +148,8 @@ func TestNothingLeavesTwiceBeforeThePeerCanHaveAnswered(t *testing.T) {
 	x.told("the peer has this", p(data(108, "ijkl")), "")
 	x.told("and this", p(data(100, "abcd")), "")
 	x.told("some of this it has not", p(data(104, "efghijkl")), "efghijkl@104 ack 1000 to 7400")
+	p(data(116, "qrst"))
+	x.told("what comes after it leaves", s(data(116, "qrst")), "qrst@116 ack 1000 to 7400")
 	hear(104, 108, 112, 116, 120)
 	x.told("what comes after it has arrived, and it has not", p(data(112, "mnop")), "mnop@112 ack 1000 to 7400")
 	if n := x.Stats().Repeated; n != 3 {
@@ -193,7 +195,7 @@ func TestRepetitionsAreForgottenAtASecondMark(t *testing.T) {
 	hear(112)
 	x.told("", p(data(112, "mnop")), "")
 	x.told("", s(data(112, "mnop")), "mnop@112 ack 1000 to 7400")
-	hear(112, 116, 120)
+	hear(112)
 	x.told("the first of all again", p(data(112, "mnop")), "mnop@112 ack 1000 to 7400")
 }
 
@@ -249,5 +251,29 @@ func TestNoPeerKeepsARepetitionFromLeavingForLong(t *testing.T) {
 		if r := p(data(100, "abcd")); len(r.Release) == 0 {
 			t.Fatalf("seed %d: what the peer may lack does not leave", seed)
 		}
+	}
+}
+
+// Who acknowledges what was never sent is believed by no guest, and may be anybody: it keeps
+// no repetition from leaving, however often it comes.
+func TestAnAcknowledgmentOfWhatWasNotSentKeepsNothingFromLeaving(t *testing.T) {
+	for name, say := range map[string]func(hear func(uint32, ...uint32), n uint32){
+		"by number":    func(hear func(uint32, ...uint32), n uint32) { hear(117 + 1000*n) },
+		"selectively":  func(hear func(uint32, ...uint32), n uint32) { hear(104, 112, 117+1000*n) },
+		"in two steps": func(hear func(uint32, ...uint32), n uint32) { hear(1<<30+n, 1<<30+n, 1<<31+n) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			x, p, s, hear := lossy(t)
+			p(data(112, "mnop"))
+			s(data(112, "mnop"))
+			for n := range uint32(20) {
+				x.now = x.now.Add(time.Millisecond)
+				s(ackSeg{seq: 116, ack: 1000, win: 50, flags: ackOnly}) // time passes with packets
+				say(hear, n)
+			}
+			x.told("after twice the time of the way", p(data(112, "mnop")), "mnop@112 ack 1000 to 7400")
+			hear(104, 108, 116)
+			x.told("the peer has it", p(data(112, "mnop")), "")
+		})
 	}
 }
