@@ -10,16 +10,14 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // A pair of guests that say 0, 1, 2, ... is checkpointed, with an initial
 // synchronisation, at random points of everything else: more packets, a
 // network that takes packets slowly, and in the end a death.
 func TestNothingIsLostReorderedOrEarlyWhateverHappens(t *testing.T) {
-	seeds := uint64(300)
-	if testing.Short() {
-		seeds = 30
-	}
+	seeds := require.Many[uint64](30, 100, 300)
 	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) { pair(t, seed) })
 		if t.Failed() {

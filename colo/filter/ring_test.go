@@ -4,14 +4,16 @@ import (
 	"bytes"
 	"math/rand/v2"
 	"testing"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 // The ring against a slice of slices, with frames of all sizes, under a limit
 // that it meets often.
 func TestRingIsAQueueOfFrames(t *testing.T) {
-	seeds, steps := uint64(20), 20000
+	seeds, steps := require.Many[uint64](4, 8, 20), 20000 // each limit once at least
 	if testing.Short() {
-		seeds, steps = 4, 5000 // each limit once
+		steps = 5000
 	}
 	for seed := range seeds {
 		rnd := rand.New(rand.NewPCG(seed, 1))

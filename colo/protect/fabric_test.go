@@ -11,10 +11,16 @@ import (
 	"testing"
 
 	"github.com/gocolo/lockstep/colo/colotest"
+	"github.com/gocolo/lockstep/internal/require"
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if err := require.Parallel(8); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // packageComment returns the comment as it is in the source.
 func packageComment(t *testing.T) string {

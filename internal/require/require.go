@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -71,6 +72,11 @@ func Many[T any](few, some, all T) T {
 	}
 	return some
 }
+
+// Parallel has up to n tests of a package run in parallel, however few CPUs there are, if
+// -parallel gives no number: it is for tests that wait most of the time. TestMain calls it,
+// before the flags are parsed.
+func Parallel(n int) error { return flag.Set("test.parallel", strconv.Itoa(n)) }
 
 // Missing skips the test because what is not there, or fails it if
 // LOCKSTEP_REQUIRE names what. It does not return.
