@@ -15,7 +15,13 @@ func TestASwitchoverWhoseOrderIsNotHeardIsGivenUp(t *testing.T) {
 			w.f.flow = breakOnce(0, false, 9, true)
 			b := w.boot("b", false, nil)
 			a := w.boot("a", true, nil)
-			time.Sleep(2500 * time.Millisecond) // no promise is heard any more, and that has not been noticed yet
+			a.is(Protected)
+			b.is(Following)
+			// No promise is heard any more, and that has not been noticed yet.
+			for p, over := b.job.session().peer, false; !over; {
+				time.Sleep(20 * time.Millisecond)
+				p.get(func() { over = !p.pledge.IsZero() && time.Now().After(p.pledge) })
+			}
 			a.is(Protected)
 			b.is(Following)
 			begun := time.Now()
