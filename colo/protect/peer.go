@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -43,6 +44,7 @@ type peer struct {
 	parting  bool          // this side has said its last word: that the session ends on purpose, or that it runs the guest
 	parted   bool          // and the other has heard it
 	gone     bool          // nothing more will be heard from there
+	mute     bool          // nothing was heard from there for longer than it takes to ask for a promise and be answered
 	promised bool          // on a primary: the secondary has promised not to claim the guest for a while
 	pledge   time.Time     // on a secondary: it does not claim the guest before
 	unused   uint64        // on a primary: the generation that the secondary may have been granted, and will not use; 0: it has not said so
@@ -162,15 +164,25 @@ func (p *peer) endedWhy() error {
 }
 
 // hear reads the control connection until it ends. on is called for what is not
-// about the peer's own state.
-func (p *peer) hear(on func(note)) {
+// about the peer's own state. In each session questions for a promise are asked or answered all
+// the time: after the first note, silent is called when there was none for a while.
+func (p *peer) hear(on func(note), while time.Duration, silent func()) {
 	defer p.set(func() { p.gone = true })
 	from := bufio.NewReaderSize(p.control, 512) // most notes are read at once
 	for {
+		if _, err := from.Peek(1); errors.Is(err, os.ErrDeadlineExceeded) && p.hushed() {
+			silent()
+			continue
+		}
 		n, err := readNote(from)
 		if err != nil {
 			return // the heartbeat says what that means
 		}
+		p.get(func() {
+			if p.mute = false; !p.lost {
+				p.control.SetReadDeadline(time.Now().Add(max(while, min(2*time.Duration(n.TermNS), 2*maxPledge))))
+			}
+		})
 		switch n.Say {
 		case sayEnd:
 			p.set(func() { p.ended, p.leaves, p.reason, p.complete, p.unused = true, true, n.Reason, n.Completed, n.Seq })
@@ -188,6 +200,18 @@ func (p *peer) hear(on func(note)) {
 		}
 		on(n)
 	}
+}
+
+// hushed notes that nothing was heard for a while, and has the next note awaited without an
+// end, unless the peer is lost: then what it has said before is all that is heard.
+func (p *peer) hushed() (ok bool) {
+	p.set(func() {
+		if ok = !p.lost; ok {
+			p.mute = true
+			p.control.SetReadDeadline(time.Time{})
+		}
+	})
+	return ok
 }
 
 // beatUntil sends heartbeats and hears the peer's, and returns why the peer is

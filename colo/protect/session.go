@@ -183,10 +183,12 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	}()
 	group.Go(func() {
 		if err := s.peer.beatUntil(with, heartbeat.Config{Interval: j.cfg.Beat, Timeout: j.cfg.Lost, Logger: j.pairLog()}); err != nil {
-			// What it has said before may still be on its way to be read.
-			s.peer.control.SetReadDeadline(time.Now().Add(j.cfg.Lost))
 			silent := err == heartbeat.ErrLost
-			s.peer.set(func() { s.peer.lost, s.peer.silent = true, silent })
+			s.peer.set(func() {
+				s.peer.lost, s.peer.silent = true, silent
+				// What it has said before may still be on its way to be read.
+				s.peer.control.SetReadDeadline(time.Now().Add(j.cfg.Lost))
+			})
 			if !silent {
 				err = s.ordered(err)
 			}
@@ -194,7 +196,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 		}
 	})
 	group.Go(func() {
-		s.peer.hear(func(n note) { j.heard(s, n) })
+		s.peer.hear(func(n note) { j.heard(s, n) }, j.cfg.Term+j.cfg.Lost, func() { j.silent(s) })
 		j.deaf(with, s)
 	})
 	if s.primary != nil {
@@ -239,13 +241,23 @@ func (j *Job) deaf(ctx context.Context, s *session) {
 	if wait.For(ctx, j.cfg.Lost) != nil || s.peer.endedWhy() != nil {
 		return
 	}
+	j.unheard(s, "has ended")
+}
+
+// silent says that nothing is heard of the other side over the control connection, though
+// that has not ended: a link may lose what belongs to one connection alone. It is heard again
+// if that comes back.
+func (j *Job) silent(s *session) { j.unheard(s, "is silent") }
+
+// unheard tells what is missing while the control connection is as it says.
+func (j *Job) unheard(s *session, is string) {
 	switch j.State() {
 	case Synchronising, Protected, Following:
 	default:
 		return // the session is over, and it is being settled who goes on
 	}
-	j.note(fmt.Errorf("protect: the control connection with %s has ended: no promise of it counts, and a switchover is not heard", s.peer.host))
-	j.pairLog().Warn("the control connection has ended, and the others have not: no promise is heard, nor an order to switch over", "peer", s.peer.host)
+	j.note(fmt.Errorf("protect: the control connection with %s %s: no promise of it counts, and a switchover is not heard", s.peer.host, is))
+	j.pairLog().Warn("the control connection "+is+", and the others are not: no promise is heard, nor an order to switch over", "peer", s.peer.host)
 }
 
 // unused returns the generation that this host, a secondary, may have been granted in

@@ -17,7 +17,13 @@ func TestASwitchoverWhoseOrderIsNotHeardIsGivenUp(t *testing.T) {
 			b := w.boot("b", false, nil)
 			synctest.Wait() // b is there for the first connection, which is the one that breaks
 			a := w.boot("a", true, nil)
-			time.Sleep(12 * time.Second) // no promise is heard any more
+			a.is(Protected)
+			b.is(Following)
+			// No promise is heard any more, and that has not been noticed yet.
+			for p, over := b.job.session().peer, false; !over; {
+				time.Sleep(20 * time.Millisecond)
+				p.get(func() { over = !p.pledge.IsZero() && time.Now().After(p.pledge) })
+			}
 			a.is(Protected)
 			b.is(Following)
 			begun := time.Now()

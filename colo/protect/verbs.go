@@ -343,6 +343,11 @@ func (j *Job) change(ctx context.Context, verb input) error {
 func (j *Job) handOver(ctx context.Context, s *session) error {
 	ctx, cancel := context.WithTimeout(ctx, j.cfg.PeerTimeout)
 	defer cancel()
+	deaf := false
+	s.peer.get(func() { deaf = s.peer.mute || s.peer.gone })
+	if deaf { // before the guest stands still for an order that nobody hears
+		return fmt.Errorf("the control connection with %s is silent, or has ended", s.peer.host)
+	}
 	if err := j.tellArbiter(ctx, s.peer.generation); err != nil { // while the guest runs: nothing else can be released
 		return err
 	}

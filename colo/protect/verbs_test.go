@@ -321,7 +321,7 @@ func TestDowntimeEndsWithTheOtherHostsWord(t *testing.T) {
 		heard := make(chan struct{})
 		go func() {
 			defer close(heard)
-			s.peer.hear(func(note) {})
+			s.peer.hear(func(note) {}, time.Hour, func() {})
 		}()
 		a.job.vm.mu.Lock()
 		a.job.vm.stopped = time.Now()

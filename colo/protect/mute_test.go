@@ -1,0 +1,96 @@
+package protect
+
+import (
+	"bytes"
+	"context"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// A swallowed is a connection of which nothing arrives any more while away is set, if it is
+// one for control.
+type swallowed struct {
+	net.Conn
+	away    *atomic.Bool
+	control atomic.Bool
+}
+
+func (c *swallowed) Write(p []byte) (int, error) {
+	if bytes.Contains(p, []byte(`"channel":"control"`)) {
+		c.control.Store(true)
+	}
+	if c.control.Load() && c.away.Load() {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+// A control connection that loses everything, and does not end, is noticed by both hosts, and
+// neither the session nor the guest ends for it. It is told, a switchover is refused before the guest
+// stands still, and what the connection carries counts again when it comes back.
+func TestAControlConnectionThatFallsSilentIsNoticed(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		var away atomic.Bool
+		b := w.boot("b", false, nil)
+		a := w.boot("a", true, func(c *Config) {
+			dial := c.Peer.Dialer
+			c.Peer.Dialer = func(ctx context.Context) (net.Conn, error) {
+				conn, err := dial(ctx)
+				if err != nil {
+					return nil, err
+				}
+				return &swallowed{Conn: conn, away: &away}, nil
+			}
+		})
+		a.is(Protected)
+		b.is(Following)
+		mute := func(h *host) (mute bool) {
+			p := h.job.session().peer
+			p.get(func() { mute = p.mute })
+			return mute
+		}
+		time.Sleep(10 * time.Second)
+		if mute(a) || mute(b) || a.job.Query().LastError != nil || b.job.Query().LastError != nil {
+			t.Errorf("%v and %v of a connection that is heard: %v, %v", mute(a), mute(b), a.job.Query().LastError, b.job.Query().LastError)
+		}
+		session := a.job.session()
+		silence := a.job.cfg.Term + a.job.cfg.Lost + w.term
+		away.Store(true)
+		time.Sleep(silence)
+		for _, h := range []*host{a, b} {
+			if err := h.job.Query().LastError; !mute(h) || err == nil || !strings.Contains(err.Error(), "is silent") {
+				t.Errorf("%s: %v, %v", h.name, mute(h), err)
+			}
+		}
+		a.is(Protected)
+		b.is(Following)
+		away.Store(false)
+		time.Sleep(w.term)
+		if mute(a) || mute(b) || a.job.session() != session {
+			t.Errorf("when it is heard again: %v, %v, the same session %v", mute(a), mute(b), a.job.session() == session)
+		}
+		away.Store(true)
+		time.Sleep(silence)
+		before := w.heard()
+		err := a.job.Switchover(t.Context())
+		if err == nil || !strings.Contains(err.Error(), "silent") || a.job.Query().Stats.Switchovers != 0 {
+			t.Errorf("a switchover that nobody would hear: %v, %+v", err, a.job.Query().Stats)
+		}
+		away.Store(false)
+		a.is(Protected) // with another connection
+		b.is(Following)
+		if err := a.job.Switchover(t.Context()); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(time.Second)
+		if w.heard() == before {
+			t.Error("nothing leaves")
+		}
+		w.clean()
+		a.halt()
+		b.halt()
+	})
+}
