@@ -6,6 +6,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
 	"github.com/gocolo/lockstep/replication"
+	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
 // State is where a session stands, in words.
@@ -46,6 +47,11 @@ type Info struct {
 	Causes      map[event.Cause]uint64 `json:"causes,omitempty"` // of those checkpoints; primary only
 	Pages       uint64                 `json:"pages"`            // of guest memory sent in checkpoints; primary only
 	Bytes       uint64                 `json:"bytes"`            // sent or received in checkpoints
+
+	// Kept are the pages that the dirty log of this side leaves writable, as its memory had
+	// them when the last checkpoint was committed; nothing where the memory keeps no such
+	// count (see PageKeeper).
+	Kept ram.KeepStats `json:"kept"`
 
 	// Channels are how many carry the memory of checkpoints, 0: the session's
 	// connection does. Set before checkpoint-ready.
@@ -123,6 +129,23 @@ type OutputHolder interface{ HeldOutput() Held }
 // secondary and with LateResume. What is told there is of the checkpoint before
 // (event.CheckpointCommit.StoppedEpoch).
 type Stopper interface{ Stopped() time.Duration }
+
+// PageKeeper is a PageCounter of a primary or a Stage that says which pages the dirty log
+// leaves writable: ram.Saver and ram.Cache are. Kept is called when a checkpoint has been
+// committed, from the goroutine in Run.
+type PageKeeper interface{ Kept() ram.KeepStats }
+
+// keeps takes what the memory of this side says of the pages that stay writable.
+func (s *session) keeps(memory any) {
+	k, ok := memory.(PageKeeper)
+	if !ok {
+		return
+	}
+	kept := k.Kept()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.info.Kept = kept
+}
 
 // Info returns the state of the session. Safe from any goroutine.
 func (s *session) Info() Info {

@@ -250,6 +250,7 @@ func (p *Primary) protected(ctx context.Context) error {
 	}
 	p.cp.CommitNS = int64(p.trigger.Sub(p.received))
 	p.cp.Bytes, p.cp.Pages = uint64(p.link.W.Transferred()), p.pages()
+	p.keeps(p.cfg.RAM)
 	p.record(p.cp)
 	p.events.Publish(event.Migration{Status: "colo"})
 	p.events.Publish(p.cp)

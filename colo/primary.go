@@ -354,6 +354,7 @@ func (p *Primary) checkpoint(ctx context.Context, cause event.Cause) error {
 		p.throttle.checkpoint(time.Since(p.since), p.since.Sub(p.earlier), p.cfg.ThrottleShare)
 		p.slow()
 	}
+	p.keeps(p.cfg.RAM)
 	p.record(p.cp)
 	p.events.Publish(p.nextPass())
 	p.events.Publish(p.cp)

@@ -562,6 +562,7 @@ func (s *Secondary) done() {
 	if c, ok := s.cfg.RAM.(PageCounter); ok {
 		s.cp.Pages = c.Pages()
 	}
+	s.keeps(s.cfg.RAM)
 	s.record(s.cp)
 	s.events.Publish(s.cp)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/gocolo/lockstep/colo/proxy"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
 var update = flag.Bool("update", false, "rewrite the files under testdata")
@@ -36,7 +37,7 @@ func page(t *testing.T) []byte {
 	var s metrics.Set
 	rec.AddTo(&s)
 	metrics.AddInfo(&s, "web", colo.Info{Mode: event.ModePrimary, Epoch: 7, Checkpoints: 6, Causes: map[event.Cause]uint64{event.CauseTimer: 4, event.CauseDivergence: 2},
-		Pages: 1 << 20, Bytes: 1 << 32, Pause: colo.Figure{Last: time.Millisecond, Max: time.Second, Total: 90 * time.Second}})
+		Pages: 1 << 20, Bytes: 1 << 32, Kept: ram.KeepStats{Pages: 64, Tried: 300, Idle: 12}, Pause: colo.Figure{Last: time.Millisecond, Max: time.Second, Total: 90 * time.Second}})
 	metrics.AddInfo(&s, "db", colo.Info{LastMode: event.ModeSecondary, TookOver: true})
 	var waits compare.Latency
 	for i := range 1000 {

@@ -27,6 +27,9 @@ func AddInfo(s *Set, guest string, in colo.Info) {
 	}
 	s.Add(Counter, "lockstep_session_pages_total", "Pages of guest memory that were sent in checkpoints.", float64(in.Pages), who...)
 	s.Add(Counter, "lockstep_session_transferred_bytes_total", "What was sent or received in checkpoints.", float64(in.Bytes), who...)
+	s.Add(Gauge, "lockstep_session_kept_pages", "Pages that the dirty log leaves writable, and reports whether they are written or not.", float64(in.Kept.Pages), who...)
+	s.Add(Counter, "lockstep_session_kept_tries_total", "How often a page that is to stay writable was protected, to see whether it is still written.", float64(in.Kept.Tried), who...)
+	s.Add(Counter, "lockstep_session_kept_idle_total", "How many of these tries saw no write: about the share of kept pages that are sent for nothing.", float64(in.Kept.Idle), who...)
 	for _, f := range []struct {
 		step, what string
 		colo.Figure

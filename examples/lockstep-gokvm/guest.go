@@ -75,6 +75,21 @@ func (g *guest) KeepDirty(block string, pages []uint64) bool {
 	return ok && k.KeepDirty(block, pages)
 }
 
+// IdleCPUs returns how many CPUs the paused machine leaves idle, 0 if the log does not say.
+func (g *guest) IdleCPUs() int {
+	if i, ok := g.DirtyLog().(ram.Idler); ok {
+		return i.IdleCPUs()
+	}
+	return 0
+}
+
+// ForgetDirty has the log forget what a checkpoint has written to memory, if it sees that.
+func (g *guest) ForgetDirty(block string) {
+	if f, ok := g.DirtyLog().(ram.Forgetter); ok {
+		f.ForgetDirty(block)
+	}
+}
+
 // Throttle slows the machine down, if it can be.
 func (g *guest) Throttle(percent int) error {
 	t, ok := g.machine.(interface{ Throttle(int) error })

@@ -61,6 +61,14 @@ func (g *hosted) KeepDirty(block string, pages []uint64) bool {
 	return ok && k.KeepDirty(block, pages)
 }
 
+// IdleCPUs implements ram.Idler, as far as the log does.
+func (g *hosted) IdleCPUs() int {
+	if i, ok := g.log.(ram.Idler); ok {
+		return i.IdleCPUs()
+	}
+	return 0
+}
+
 // ForgetDirty implements ram.Forgetter, as far as the log does.
 func (g *hosted) ForgetDirty(block string) {
 	if f, ok := g.log.(ram.Forgetter); ok {

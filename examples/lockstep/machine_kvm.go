@@ -132,6 +132,9 @@ func (m *kvmMachine) KeepDirty(block string, pages []uint64) bool {
 	return m.vm.KeepDirty(block, pages)
 }
 
+// IdleCPUs implements ram.Idler: the CPUs of a paused guest copy its pages.
+func (m *kvmMachine) IdleCPUs() int { return m.vm.IdleCPUs() }
+
 // Register registers the devices.
 func (m *kvmMachine) Register(reg *vmstate.Registry) error {
 	return errors.Join(

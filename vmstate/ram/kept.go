@@ -17,9 +17,9 @@ const keepTries = 16
 // KeepStats counts pages that the dirty log leaves writable ([DirtyKeeper]). Idle of Tried is
 // about the share of Pages that are copied, and sent, for nothing.
 type KeepStats struct {
-	Pages uint64 // that are writable now: reported whether they are written or not
-	Tried uint64 // so far, how often a page that is to be kept was protected, so that a write was seen
-	Idle  uint64 // how often none came before the next checkpoint
+	Pages uint64 `json:"pages"` // that are writable now: reported whether they are written or not
+	Tried uint64 `json:"tried"` // so far, how often a page that is to be kept was protected, so that a write was seen
+	Idle  uint64 `json:"idle"`  // how often none came before the next checkpoint
 }
 
 // keeping finds the pages that are written before most checkpoints, and has the log leave
