@@ -131,7 +131,7 @@ func TestWhatIsHeldIsNotWaitedForAtOnce(t *testing.T) {
 						}
 					}
 				})
-				const until, learnt = 10 * time.Second, 2 * time.Second
+				const until, learnt = 5 * time.Second, 2 * time.Second
 				var mu sync.Mutex
 				var longest time.Duration
 				var bytes int64
