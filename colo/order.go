@@ -2,6 +2,7 @@ package colo
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/gocolo/lockstep/failover"
 )
@@ -49,7 +50,7 @@ func (s *session) fence() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
-		return ErrEnded
+		return fmt.Errorf("colo: %w", ErrEnded)
 	}
 	err := s.machine.Request()
 	if errors.Is(err, failover.ErrInProgress) && !s.settled && s.unfenced() {
@@ -89,7 +90,7 @@ func (s *session) order() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ended {
-		return ErrEnded
+		return fmt.Errorf("colo: %w", ErrEnded)
 	}
 	return s.machine.Request()
 }
@@ -134,7 +135,7 @@ func (s *session) End() error {
 	switch {
 	case s.ended:
 		s.mu.Unlock()
-		return ErrEnded
+		return fmt.Errorf("colo: %w", ErrEnded)
 	case s.asked() || s.settled:
 		s.mu.Unlock()
 		return failover.ErrInProgress

@@ -15,7 +15,7 @@ var (
 
 	// ErrFull says that a buffer is at its limit. Nothing was taken; the caller
 	// keeps the packet.
-	ErrFull = errors.New("buffer full")
+	ErrFull = errors.New("filter: buffer full")
 
 	// ErrEpoch says that a checkpoint's steps came in the wrong order.
 	ErrEpoch = errors.New("epoch out of order")

@@ -111,7 +111,7 @@ func (t *Tracker) StartDirtyLog() error {
 	defer t.mu.Unlock()
 	switch {
 	case t.closed:
-		return ErrDiscarded
+		return &Error{Op: "dirty log", Stream: -1, Err: ErrDiscarded}
 	case t.on:
 		return nil
 	}

@@ -20,7 +20,7 @@ type Decoder interface {
 // [ErrMethod] for any other method.
 func DecodeZlib(m Method) (Decoder, error) {
 	if m != Zlib {
-		return nil, fmt.Errorf("%w: %v", ErrMethod, m)
+		return nil, fmt.Errorf("multifd: %w: %v", ErrMethod, m)
 	}
 	return new(zlibDecoder), nil
 }

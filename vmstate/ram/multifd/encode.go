@@ -18,7 +18,7 @@ type Compressor interface {
 // other method, for which a host brings its own.
 func CompressZlib(m Method) (Compressor, error) {
 	if m != Zlib {
-		return nil, fmt.Errorf("%w: %v", ErrMethod, m)
+		return nil, fmt.Errorf("multifd: %w: %v", ErrMethod, m)
 	}
 	c := new(zlibCompressor)
 	var err error

@@ -76,7 +76,7 @@ func ParseMethod(name string) (Method, error) {
 			return m, nil
 		}
 	}
-	return None, fmt.Errorf("%w: %q", ErrMethod, name)
+	return None, fmt.Errorf("multifd: %w: %q", ErrMethod, name)
 }
 
 // Packet is one packet of a channel.
