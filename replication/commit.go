@@ -5,10 +5,10 @@ import (
 	"fmt"
 )
 
-// PrepareFailover orders a failover without carrying it out: the primary's
-// writes are refused for good, and what the guest has written itself is made
-// stable, with a Journal. The guest is paused. Stop with failover does the
-// same first.
+// PrepareFailover orders a failover without carrying it out: it refuses the
+// primary's writes for good and, with a Journal, makes stable what the guest on
+// this side has written. The guest is paused. Stop with failover does the same
+// first.
 func (s *Secondary) PrepareFailover(context.Context) error {
 	if s.State() == None {
 		return ErrNotRunning
@@ -46,7 +46,7 @@ func (s *Secondary) beginFailover() error {
 	return nil
 }
 
-// failOverAlone is told when a failover could not be ordered of all disks of a group. The
+// A Group calls failOverAlone when it could not order a failover of all its disks. The
 // guest goes on all the same; if it may change this disk, stable storage says that first,
 // for the disks cannot be brought back together afterwards.
 func (s *Secondary) failOverAlone() error {

@@ -42,31 +42,31 @@
 //
 // # What is stable
 //
-// A flush is answered when a sync has ended that began after the writes before
-// the flush had; flushes share syncs. A sync that fails is a [SyncError], and the
-// last that the disk is believed: every later flush, Mark and Checkpoint fails, and
-// event.DiskFailed names the side and the disk. On a primary the guest goes on
-// reading what the disk still has, and its flushes fail; the good copy is the
-// secondary's, of the last checkpoint. Where there is none, or it is gone, the guest is
-// brought to a new one with what the disk reads as, see PrimaryConfig.Evacuate. Metadata
-// that cannot be written is a [MetadataError], and fails a copy in the same way, though its
-// flushes may succeed: what becomes of the copy would be known to nobody afterwards.
+// A flush is answered when a sync has ended that began after the writes before the flush
+// had; flushes share syncs. A sync that fails returns a [SyncError], and nothing that the
+// disk answers is believed after that: every later flush, Mark and Checkpoint fails, and
+// event.DiskFailed names the side and the disk. On a primary the guest goes on reading what
+// the disk still has, and its flushes fail; the good copy is the secondary's, of the last
+// checkpoint. Where there is none, or it is gone, the guest is brought to a new one with
+// what the disk reads as, see PrimaryConfig.Evacuate. Metadata that cannot be written is a
+// [MetadataError], and ends the use of a copy in the same way, though its flushes may
+// succeed: after a restart nobody could tell in what state the copy is.
 //
 // # Whose copy a disk is
 //
 // Each copy has an [Identity]: the guest's disk, which copy of it this is, the
-// generation, the last epoch, and whether it is clean, inconsistent or outdated.
-// It is in a file beside a raw image, see [Metadata], and in the superblock of a
+// generation, the last epoch, and whether it is clean, inconsistent or outdated. It
+// is in a file beside a raw image, see [Metadata], and in the superblock of a
 // Journal, which is therefore never applied to another disk. Attach exchanges
 // identities with the other side, over an [IdentityDisk] that is served beside the
-// Export: a copy that was this disk's secondary gets what was written since its
-// last checkpoint, also when the primary's process is another one, which knows from
-// a write-intent bitmap; any other copy of the disk gets everything; and a copy that
-// is blank, of no known disk, of another, newer, or has gone on by itself is refused,
-// unless PrimaryConfig.Overwrite or SecondaryConfig.Overwrite permits it. A QEMU says
-// nothing of itself, and is unknown each time. [Newest] says which of two copies
-// goes on after both hosts were down. Images and journals are locked while they
-// are open.
+// Export: a copy that was this disk's secondary gets what was written since its last
+// checkpoint, also when the primary's process is another one, which knows from a
+// write-intent bitmap; any other copy of the disk gets everything; and a copy that is
+// blank, of no known disk, of another, newer, or has gone on by itself is refused,
+// unless PrimaryConfig.Overwrite or SecondaryConfig.Overwrite permits it. A QEMU does
+// not tell an identity, so its copy is unknown each time. [Newest] says which of two
+// copies goes on after both hosts were down. Images and journals are locked while
+// they are open.
 //
 // With a Journal, a copy that is being synchronised again remains what it was: until
 // the next Start or Checkpoint, a crash, or Stop without failover, brings back the

@@ -42,8 +42,8 @@ var (
 	_ ExtentReader = diskRemote{}
 )
 
-// Extents implements [ExtentReader] with the file system's knowledge. Where there is none,
-// as for a block device, all is data.
+// Extents implements [ExtentReader] with the file system's knowledge. Where it has none,
+// as for a block device, Extents yields the whole range as data.
 func (d *File) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
 	if err := checkRange(off, n, d.size.Load()); err != nil {
 		return err
@@ -65,7 +65,7 @@ func (d *File) Extents(off, n int64, yield func(n int64, flags uint32) bool) err
 	return nil
 }
 
-// Extents implements [ExtentReader]: those of the local disk.
+// Extents implements [ExtentReader] with the extents of the local disk.
 func (p *Primary) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
 	return Extents(p.local.Disk, off, n, yield)
 }
@@ -76,8 +76,9 @@ func (p *Primary) DirtyExtents(off, n int64, yield func(n int64, flags uint32) b
 	return p.lacking().extents(off, n, yield)
 }
 
-// Extents implements [ExtentReader]. In state Done they are those of the disk.
-// Before, when overlays lie over it, all is data.
+// Extents implements [ExtentReader]. In state Done it yields the extents of the
+// disk. Before that, overlays lie over the disk, and it yields the whole range
+// as data.
 func (s *Secondary) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
 	if err := checkRange(off, n, s.size.Load()); err != nil {
 		return err
@@ -91,7 +92,7 @@ func (s *Secondary) Extents(off, n int64, yield func(n int64, flags uint32) bool
 	return Extents(nil, off, n, yield)
 }
 
-// Extents implements [ExtentReader]: those of the secondary disk.
+// Extents implements [ExtentReader] with the extents of the secondary disk.
 func (x incoming) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
 	if err := checkRange(off, n, x.s.size.Load()); err != nil {
 		return err

@@ -15,10 +15,10 @@ import (
 type File struct {
 	f    *os.File
 	size atomic.Int64
-	made bool // by CreateFile, just now
+	made bool // CreateFile has made the file
 
 	syncing sync.Mutex // one sync at a time, because the system reports an error once
-	lost    *SyncError // of the first sync that failed; guarded by syncing
+	lost    *SyncError // the error of the first sync that failed; guarded by syncing
 
 	metaMu   sync.Mutex
 	metaName string // see KeepMetadata; empty: beside the image
@@ -76,9 +76,9 @@ func CreateFile(name string, size int64) (*File, error) {
 	return createFile(name, size, lockFile)
 }
 
-// createFile does what CreateFile does, with another lock. It takes the lock before it
-// looks at the file, since an empty file may belong to another process that is about to
-// fill it.
+// createFile does what CreateFile does, and calls lock in place of lockFile. It takes
+// the lock before it looks at the file, since an empty file may belong to another
+// process that is about to fill it.
 func createFile(name string, size int64, lock func(*os.File) error) (*File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {

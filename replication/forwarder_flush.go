@@ -131,10 +131,10 @@ func (f *Forwarder) answered(ctx context.Context, seq uint64) error {
 }
 
 // flush waits for the answers to all writes that are queued or in flight now, and then
-// makes them stable on the secondary. It calls meanwhile, if that is not nil, at the
-// beginning, beside the waiting; an error of that is returned first. With always, it has
-// the other disk flushed even if this Forwarder has written nothing since the last flush,
-// since others may have.
+// makes them stable on the secondary. If meanwhile is not nil, flush runs it while the
+// answers are on their way, and returns an error of meanwhile before one of its own. With
+// always, it has the other disk flushed even if this Forwarder has written nothing since
+// the last flush, since others may have.
 func (f *Forwarder) flush(ctx context.Context, always bool, meanwhile func() error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

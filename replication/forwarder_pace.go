@@ -9,8 +9,9 @@ import (
 // while what was held then is more than the window. Memory would take them far faster than the
 // link gives them away, and the guest's writes would then wait for all of that at once.
 
-// pace is what a Forwarder knows of its link, and whose turn it is. Its zero value knows
-// nothing, and lets every write in. The Forwarder's mu guards it.
+// pace has the speed of a Forwarder's link, as far as the answers have shown it, and the
+// time at which the next write is let in. The zero value knows no speed, and lets every
+// write in. The Forwarder's mu guards it.
 type pace struct {
 	rate     float64       // bytes a second that the other side answers while it has enough to answer; 0: it never had
 	since    time.Time     // when the sample of the rate was begun; zero: none is taken
@@ -55,7 +56,7 @@ func (p *pace) answered(n, bytes, window int64) {
 	p.since = time.Time{}
 }
 
-// held begins what a Mark begins: window is what the window has room for, and bytes of it are on
+// held is called at a Mark: window is what the window has room for, and bytes of it are on
 // their way. Until Loaded writes are let in as if the link went on as it does, and not so
 // fast that bound bytes are there before Loaded.
 func (p *pace) held(now time.Time, bytes, window, bound int64) {
@@ -70,7 +71,7 @@ func (p *pace) held(now time.Time, bytes, window, bound int64) {
 	p.next = now.Add(-p.takes(max(window-bytes, 0)))
 }
 
-// loaded begins what Loaded begins. If full, what was held has no room in the window: until it
+// loaded is called at Loaded. If full, what was held has no room in the window: until it
 // has, writes are let in at half the link's rate.
 func (p *pace) loaded(now time.Time, hold time.Duration, full bool) {
 	p.phase++
@@ -79,7 +80,7 @@ func (p *pace) loaded(now time.Time, hold time.Duration, full bool) {
 	p.next, p.perSec = now, p.rate/2
 }
 
-// takes returns for how long n bytes keep the others away.
+// takes returns how long after a write of n bytes the next one is let in.
 func (p *pace) takes(n int64) time.Duration {
 	return time.Duration(float64(n) / p.perSec * float64(time.Second))
 }

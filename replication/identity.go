@@ -39,7 +39,8 @@ func (g Generation) next() Generation {
 	return Generation{g.Number + 1, binary.LittleEndian.Uint64(b[:])}
 }
 
-// CopyState says in which state a copy of a disk is.
+// CopyState says whether a guest may be given a copy of a disk, and if not,
+// why.
 type CopyState uint8
 
 // The states of a copy.
@@ -66,8 +67,9 @@ func (s CopyState) String() string {
 // historyLength is how many generations before its own a copy remembers.
 const historyLength = 6
 
-// Identity says which copy of which guest's disk a copy is, and how far it is in the
-// disk's history. Two sides exchange their identities when they are joined.
+// Identity names the disk of a guest and one copy of it, and says how far that copy
+// is in the disk's history. Two sides exchange their identities when they are
+// joined.
 type Identity struct {
 	Disk       ID // of the guest's disk, the same for all copies; zero: a blank copy, or unknown
 	Copy       ID // tells this copy from all others

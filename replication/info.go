@@ -60,8 +60,8 @@ type IOInfo struct {
 	Flush IO `json:"flush"`
 }
 
-// Informer is a Replicator that has figures of its disk. DiskInfo may be called from any
-// goroutine and does not wait.
+// Informer is a Replicator that reports figures of its disk. DiskInfo may be called from
+// any goroutine and does not wait.
 type Informer interface{ DiskInfo() DiskInfo }
 
 // DiskInfo has the figures of a disk on one side of a pair: first those that both sides
@@ -70,13 +70,13 @@ type Informer interface{ DiskInfo() DiskInfo }
 type DiskInfo struct {
 	Name  string     `json:"name,omitempty"`
 	Mode  event.Mode `json:"mode"`
-	State string     `json:"state"` // that of State
+	State string     `json:"state"` // the name of the side's State
 	Size  int64      `json:"size"`
-	IO    IOInfo     `json:"io"` // of the guest of this side
+	IO    IOInfo     `json:"io"` // requests of the guest on this side
 
 	// Dirty is what Synchronise would copy. InFlight and InFlightBytes are the
 	// writes on their way to the secondary, or queued for it; Held and HeldBytes
-	// those that wait for Loaded; LagBytes and Lag are those of PrimaryInfo.
+	// those that wait for Loaded; PrimaryInfo explains LagBytes and Lag.
 	Dirty         int64         `json:"dirty-bytes"`
 	InFlight      int           `json:"in-flight"`
 	InFlightBytes int64         `json:"in-flight-bytes"`
@@ -112,8 +112,9 @@ type PrimaryInfo struct {
 	// answered, or of the Mark that is not Loaded.
 	LagBytes int64
 	Lag      time.Duration
-	// Room and RoomTaken are the secondary's for pre-images, in bytes; zero if
-	// it is not known.
+	// Room is how many bytes of pre-images the secondary can keep, and
+	// RoomTaken how many of them the writes since the last Mark take; zero if
+	// that is not known.
 	Room, RoomTaken int64
 }
 
@@ -134,8 +135,8 @@ func (p *Primary) DiskInfo() DiskInfo {
 	}
 }
 
-// figures returns Info without the identity, whose lock is held while it is
-// written.
+// figures returns what Info returns, but for the identity: reading that waits
+// while the metadata is being written.
 func (p *Primary) figures() PrimaryInfo {
 	i := PrimaryInfo{
 		Name: p.cfg.Name, Size: p.size.Load(), State: p.State(), IO: p.io.info(),
@@ -198,7 +199,7 @@ func (s *Secondary) DiskInfo() DiskInfo {
 	}
 }
 
-// figures returns Info without the identity.
+// figures returns what Info returns, but for the identity.
 func (s *Secondary) figures() SecondaryInfo {
 	i := SecondaryInfo{Name: s.cfg.Name, Size: s.size.Load(), IO: s.io.info()}
 	i.State, i.Epoch = s.life.at()

@@ -13,9 +13,9 @@ const (
 	// intentRegion is the unit, in bytes, of the write-intent bitmap: one bit
 	// each.
 	intentRegion = 1 << 20
-	// intentActive is how many regions may be marked that need not be: so much,
-	// 256 MiB, may have to be read again after a restart beyond what was
-	// written since the last checkpoint.
+	// intentActive is how many regions may stay marked although the secondary
+	// has them: after a restart that much, 256 MiB, may have to be read again
+	// beyond what was written since the last checkpoint.
 	intentActive = 256
 
 	intentSectorBits = (SectorSize - 4) * 8
@@ -33,7 +33,7 @@ func intentBytes(size int64) int64 {
 // begins. Bits are cleared in memory when a checkpoint has the region, and on
 // stable storage when many are, so that regions that are written again and
 // again cost nothing. On the device a sector has 127 words of the bitmap and a
-// checksum; one that is not right has all its bits set.
+// checksum; a sector whose checksum is wrong counts as one with all bits set.
 type intent struct {
 	dev     *stableDisk
 	base    int64

@@ -435,8 +435,8 @@ func (j *Journal) String() string {
 	return b.String()
 }
 
-// Identity returns the identity that the disk of the journal's last user has at the epoch
-// of State. [Metadata] says how a disk is known.
+// Identity returns the identity, at the epoch that State returns, of the disk whose
+// Secondary used the journal last. [Metadata] says where the identity of a disk is kept.
 func (j *Journal) Identity() Identity {
 	j.mu.Lock()
 	defer j.mu.Unlock()

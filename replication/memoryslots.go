@@ -79,8 +79,8 @@ func begins(slot uint32) bool {
 	return slot%slabSlots == 0
 }
 
-// together returns how many of the slots, whose numbers are plus one, are next to each
-// other in memory.
+// together returns how many slots, from the first of the list on, follow each other in
+// memory. The list has each slot's index plus one.
 func (m *memorySlots) together(slots []uint32) int {
 	n := 1
 	for n < len(slots) && slots[n] == slots[n-1]+1 && !begins(slots[n]-1) {

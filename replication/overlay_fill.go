@@ -71,8 +71,8 @@ func (o *overlay) lend(slots []uint32) bool {
 	return true
 }
 
-// place makes slots that were lent those of blocks [b0, b1), which they have the content
-// of, and takes them out of the list.
+// place gives blocks [b0, b1) the slots that were lent for them and have their content,
+// and takes these slots out of the list.
 func (o *overlay) place(b0, b1, size int64, slots []uint32) (half bool, err error) {
 	if half, err = o.reserveWith(b0, b1, true, slots); err != nil {
 		return half, err

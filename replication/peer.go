@@ -93,8 +93,9 @@ const (
 	lacksAll
 )
 
-// lacks decides how much a secondary lacks whose copy is theirs, or returns why it must
-// not be overwritten. known is false if the secondary does not tell its identity.
+// lacks returns how much the copy theirs, a secondary's, lacks of the copy ours, or why
+// it must not be overwritten. known is false if the secondary does not tell its
+// identity.
 func (r *peer) lacks(ours, theirs Identity, known, promised, overwrite bool) (int, error) {
 	overwrite = overwrite || theirs.Overwrite
 	all := func(err error, why string) (int, error) {

@@ -44,11 +44,12 @@ type PrimaryConfig struct {
 	// the guest fails.
 	//
 	// Where the metadata beside the local disk cannot be written either, the secondary
-	// gets everything, and is what records the generation that begins: this copy is of
-	// an older one, on stable storage, and says so after a restart, so that the other
-	// is newer than it, or, if it goes on all the same, diverged. Until then each write
-	// of the guest fails, and changes nothing, whose place the write-intent bitmap does
-	// not have marked.
+	// gets everything, and only the secondary records the generation that begins. On
+	// stable storage the local copy stays one of the older generation, so that after a
+	// restart the other copy is newer than it or, if a guest goes on with it all the
+	// same, has diverged. Until the new generation begins, each write of the guest
+	// fails, and changes nothing, where the write-intent bitmap has not marked the
+	// place that it writes.
 	Evacuate bool
 	// Gate is asked before each write, flush, trim or zeroing is answered to
 	// the guest: while it is shut, the answer waits. Nil: always open. See
@@ -112,11 +113,11 @@ var (
 	_ FUAWriter  = (*Primary)(nil)
 )
 
-// NewPrimary returns a Primary over local, in state None and with no
-// secondary. The caller keeps local, and from now on writes it only through
-// the Primary. The error is ErrSize if the size of local is of no use, and
-// ErrInconsistent or ErrOutdated if its metadata says that a guest should not
-// have it, see PermitOutdated.
+// NewPrimary returns a Primary over local, in state None and with no secondary.
+// The caller keeps local, and from now on writes it only through the Primary.
+// The error is ErrSize if the size of local is not that of a disk (see
+// SectorSize), and ErrInconsistent or ErrOutdated if its metadata says that a
+// guest should not have it, see PermitOutdated.
 func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 	size := local.Size()
 	if err := checkSize("the disk", size); err != nil {
@@ -137,21 +138,21 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 	return p, nil
 }
 
-// Attach makes remote the way to the secondary, which must have a disk of the
-// same size (else the error is ErrSize), and owns it from now on. Writes to
-// what is in sync are forwarded from now on; the rest is for Synchronise.
-// While replication runs the error is ErrRunning. A Remote that was attached
-// before is closed when the other side has taken this disk's identity; until then, and if
-// it does not, that one stays attached and gets the guest's writes. Over both Remotes
-// together the same secondary must not be written: an Export serves the second when the
-// first has ended.
+// Attach makes remote the way to the secondary, which must have a disk of the same size
+// (else the error is ErrSize), and owns it from now on. Writes to what is in sync are
+// forwarded from now on; the rest is for Synchronise. While replication runs the error is
+// ErrRunning. A Remote that was attached before is closed when the other side has taken
+// this disk's identity; until then, and if it does not, that one stays attached and gets
+// the guest's writes. The two Remotes must not write the same secondary at the same time:
+// an Export serves the second when the first has ended.
 //
 // If the Remote is [Identified], the two sides tell each other who they are: a
 // copy that was this disk's secondary before lacks what has been written since
-// its last checkpoint, another copy of this disk everything. A copy of nothing
-// that is known is ErrIdentity, and so is that of another disk; a newer copy is
-// ErrOutdated, which is then recorded of this one, and one whose guest also went
-// on is ErrDiverged, unless Overwrite permits to overwrite it.
+// its last checkpoint, another copy of this disk everything. Unless Overwrite
+// permits to overwrite the other copy, the error is ErrIdentity for a copy of
+// another disk or of none that is known, ErrOutdated for a newer copy (Attach
+// then records that this one is outdated), and ErrDiverged for a copy whose
+// guest also went on.
 func (p *Primary) Attach(remote Remote) error {
 	defer p.tellFailed()
 	if remote.Size() != p.size.Load() {
@@ -380,12 +381,12 @@ func (p *Primary) Loaded(ctx context.Context, epoch uint64) error {
 	return p.settle(epoch)
 }
 
-// Stop implements [Replicator]: the guest goes on with the local disk alone,
-// with failover or without, and the secondary is detached. With failover the
-// copy begins a new generation, so that it is known which side has gone on; an
-// error is that this could not be recorded, and each write of the guest then tries
-// again, and fails with that error, changing nothing. Without, it does so at the first
-// write, if no Remote is attached before.
+// Stop implements [Replicator]: the guest goes on with the local disk alone, with
+// failover or without, and the secondary is detached. With failover the copy begins a
+// new generation, so that it is known which side has gone on. Stop returns an error if
+// it could not record that; each write of the guest then tries to record it again, and
+// as long as that fails, returns the error and changes nothing. Without failover the
+// copy begins the generation at the first write, if no Remote is attached before.
 func (p *Primary) Stop(_ context.Context, failover bool) error {
 	defer p.tellFailed()
 	p.mu.Lock()
@@ -413,8 +414,8 @@ func (p *Primary) Stop(_ context.Context, failover bool) error {
 }
 
 // Cut implements [Cutter]: it closes the Remote. Writers that wait for room in the
-// window, or for Loaded, go on with the local disk alone, and the account of
-// what the secondary lacks has what they write. Err is a *BrokenError that is
+// window, or for Loaded, go on with the local disk alone, and the account of what
+// the secondary lacks has what they write. Err returns a *BrokenError that matches
 // ErrCut; no event is published. Stop, or another Attach, follows.
 func (p *Primary) Cut() {
 	if f := p.link.Load(); f != nil {

@@ -7,14 +7,14 @@ import (
 
 var _ MetadataKeeper = (*Primary)(nil)
 
-// Metadata implements [MetadataKeeper]: that of the local disk.
+// Metadata implements [MetadataKeeper] with the metadata of the local disk.
 func (p *Primary) Metadata() (*Metadata, error) { return p.meta, nil }
 
 // Identity returns the identity of the local copy.
 func (p *Primary) Identity() Identity { return p.meta.Identity() }
 
-// openMetadata reads the metadata of the local copy, and with it what the last secondary
-// has.
+// openMetadata reads the metadata of the local copy, and takes from it what the last
+// secondary has.
 func (p *Primary) openMetadata(local Disk) (err error) {
 	if p.meta, err = metadataOf(local); err != nil {
 		return err

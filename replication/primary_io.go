@@ -198,8 +198,9 @@ func (p *Primary) tellFailed() {
 	p.lost.tell(p.local, p.meta, p.cfg.Events, event.ModePrimary, p.cfg.Name)
 }
 
-// localFailed returns what Err returns when the local disk is not to be
-// trusted, or nil, which it is too where the guest is being brought away from it.
+// localFailed returns what Err returns when the local disk is not to be trusted,
+// or nil. It returns nil too while the guest is being brought away from that
+// disk.
 func (p *Primary) localFailed() error {
 	if p.evacuates.Load() {
 		return nil

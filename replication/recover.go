@@ -10,15 +10,15 @@ import (
 	"slices"
 )
 
-// Recover brings disk, the secondary disk of the journal's last user, into
-// the state that the journal promises, and makes the journal clean: a disk
-// that was being replicated becomes that of its last checkpoint, a failover
-// that was under way is finished. It may be interrupted, by a crash too, and
-// repeated. It returns the epoch of the checkpoint that the disk is at, and
-// whether a failover has been finished. The disks of one guest are recovered
-// together, by RecoverGroup. Errors: ErrSize or ErrIdentity if it is not this
-// disk, or ErrCorrupt if the journal has what cannot be, or has lost what was stable,
-// and then the disk is left as it is; ctx's, or what a device said.
+// Recover brings disk, the secondary disk of the journal's last user, into the state
+// that the journal promises, and makes the journal clean: a disk that was being
+// replicated becomes that of its last checkpoint, a failover that was under way is
+// finished. It may be interrupted, by a crash too, and repeated. It returns the epoch
+// of the checkpoint that the disk is at, and whether a failover has been finished.
+// The disks of one guest are recovered together, by RecoverGroup. Errors: ErrSize or
+// ErrIdentity if it is not this disk, or ErrCorrupt if the journal contradicts
+// itself, or has lost what was stable, and then the disk is left as it is; ctx's, or
+// what a device said.
 func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedOver bool, err error) {
 	if j.Clean() {
 		_, epoch := j.State()
@@ -174,19 +174,18 @@ type Recovery struct {
 	Disk    Disk // the secondary disk of the journal's last user
 }
 
-// RecoverGroup does what [Journal.Recover] does for all disks of a guest, which
-// were a [Group], such that they end at one epoch, whatever the Group was
-// doing when the host crashed: in the middle of a checkpoint, that of the
-// checkpoint if one disk had it already, else that of the one before; in the
-// middle of a start, likewise; in the middle of a failover, with the guest's own writes on all disks or on none.
+// RecoverGroup does what [Journal.Recover] does for all disks of a guest, which were a
+// [Group], such that they end at one epoch, whatever the Group was doing when the host
+// crashed. After a crash in the middle of a checkpoint they all get its epoch if one disk
+// had it already, and otherwise the epoch before; in the middle of a start, likewise; in
+// the middle of a failover, either all disks get the guest's own writes or none does.
 //
-// It returns that epoch, and whether a failover has been finished. If there is
-// no such epoch, since these are not the disks of one guest or its Group went
-// on after an error, nothing has been changed and the error, which is ErrEpoch,
-// says of each disk where it is; neither has anything if a journal's disk is
-// another, which is ErrSize or ErrIdentity, or a journal has what cannot be, or has lost
-// something, which is ErrCorrupt. Like Recover it may be interrupted and
-// repeated, with all disks.
+// It returns that epoch, and whether a failover has been finished. If there is no such
+// epoch, since these are not the disks of one guest or its Group went on after an error,
+// nothing has been changed and the error, which is ErrEpoch, says of each disk where it
+// is; nor has anything been changed if the error is ErrSize or ErrIdentity, since a disk
+// is not the one of its journal, or ErrCorrupt, since a journal contradicts itself or
+// has lost something. Like Recover it may be interrupted and repeated, with all disks.
 func RecoverGroup(ctx context.Context, disks []Recovery) (epoch uint64, failedOver bool, err error) {
 	supers := make([]superblock, len(disks))
 	for i, d := range disks {
@@ -290,8 +289,8 @@ func planRecovery(disks []superblock) (epoch uint64, how []int, err error) {
 	return epoch, how, errors.Join(errs...)
 }
 
-// leftBy reports whether the guest went on from the checkpoint of b, which is Running, on
-// o, which may have been changed since.
+// leftBy reports whether the guest has left the checkpoint at which b, in state Running,
+// still is: it went on with disk o, which may have been changed since.
 func (b *superblock) leftBy(o superblock) bool {
 	return o.alone && (o.state == Failover || o.state == Done && o.epoch == b.epoch)
 }

@@ -136,10 +136,10 @@ func (r diskRemote) Close() error { return r.part.Close() }
 // Abort implements [Aborter].
 func (r diskRemote) Abort() { r.part.abort() }
 
-// BrokenError says that one half of a replicated disk is of no use for a checkpoint any
-// more, and stays so. On a primary, writes have not reached the secondary: the two disks
-// differ until a new synchronisation. On a secondary, an operation has failed on which the
-// next checkpoint, or a failover, depends.
+// BrokenError says that one side of a replicated disk can take part in no checkpoint any
+// more. On a primary, writes have not reached the secondary: the two disks differ until a
+// new synchronisation. On a secondary, an operation has failed on which the next
+// checkpoint, or a failover, depends.
 type BrokenError struct {
 	// Op is, on a primary, "write", "zeroes", "flush" or "connection", or "local
 	// flush" or "local metadata" if it is the primary's own disk that has failed, or

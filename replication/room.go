@@ -38,9 +38,8 @@ func (nowhere) grow(uint32)                         {}
 func (nowhere) readSlot(uint32, []byte, int) error  { return nil }
 func (nowhere) writeSlot(uint32, []byte, int) error { return nil }
 
-// set makes bytes the bound, or none if it is not positive, and zeroes what a run of blocks
-// of zeroes takes. The whole disk is
-// locked.
+// set records bytes as the bound, or that there is none if bytes is not positive, and that
+// a run of blocks of zeroes takes zeroes bytes. The whole disk is locked.
 func (r *room) set(size, bytes, zeroes int64) {
 	r.charged.Store(nil)
 	r.on, r.zeroes = false, zeroes
@@ -141,7 +140,8 @@ func (r *room) take(disk Disk, off, n int64) (half bool, err error) {
 }
 
 // takeZeroes charges blocks [b0, b1), which are zero on disk: for each run of them that is
-// not charged yet what it takes to say so, once in at most 64 blocks and for its ends.
+// not charged yet it charges what the secondary takes to record a run, once for each 64
+// blocks and once more for either end.
 func (r *room) takeZeroes(c *overlay, b0, b1 int64) error {
 	if _, err := c.reserve(b0, b1, false); err != nil || r.zeroes == 0 {
 		return err

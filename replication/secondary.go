@@ -57,7 +57,7 @@ type SecondaryConfig struct {
 	// ActiveBytes bounds the memory that the guest's own writes take between
 	// checkpoints, in bytes; zero means 256 MiB. Unused with a Journal.
 	ActiveBytes int64
-	// FullTimeout bounds how long a write of the guest's waits for a checkpoint
+	// FullTimeout bounds how long a write of the guest waits for a checkpoint
 	// that makes room for it in the active overlay; then it gets ErrFull. Zero
 	// means 30 s if there is a bus that can be asked for one, and otherwise, as
 	// if negative, that no write waits. See [Drainer] for what cannot wait.
@@ -84,8 +84,8 @@ type SecondaryConfig struct {
 	// the primary's writes get ErrFull then.
 	GiveUpCheckpoint bool
 	// Gate is asked before a write, flush, trim or zeroing of the guest is answered, once
-	// this side goes on alone: while it is shut, the answer waits. Before that, what the
-	// guest does is seen by nobody. Nil: always open.
+	// this side goes on alone: while it is shut, the answer waits. Before that nobody
+	// sees what the guest does. Nil: always open.
 	Gate Gate
 }
 
@@ -172,10 +172,10 @@ func (volatileState) setForgotten(Identity) error       { return nil }
 func (volatileState) failed() error                     { return nil }
 func (volatileState) emptied()                          {}
 
-// NewSecondary returns the secondary's view of disk, in state None. The
-// caller keeps disk, and from now on uses it only through what is returned.
-// The error is ErrSize if the size of disk is of no use, or ErrUnclean if the
-// configured Journal must be recovered first.
+// NewSecondary returns the secondary's view of disk, in state None. The caller
+// keeps disk, and from now on uses it only through what is returned. The error
+// is ErrSize if the size of disk is not that of a disk (see SectorSize), or
+// ErrUnclean if the configured Journal must be recovered first.
 func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 	size := disk.Size()
 	if err := checkSize("the disk", size); err != nil {
@@ -227,8 +227,8 @@ func (s *Secondary) OverlayBytes() (active, hidden int64) {
 
 func (s *Secondary) lockAll() *rangeHold { return s.locks.lock(0, math.MaxInt64, false) }
 
-// latch records the first error of a run, and returns it as what Err returns
-// of it. A range may be locked; tell is called when none is.
+// latch records the first error of a run, and returns the error that Err
+// returns from then on. A range may be locked; tell is called when none is.
 func (s *Secondary) latch(op string, off, n int64, err error) error {
 	e, latched := err.(*BrokenError)
 	if !latched {
@@ -372,16 +372,16 @@ func (s *Secondary) Prepare(_ context.Context, epoch uint64) error {
 	return nil
 }
 
-// Checkpoint makes what the primary has written the disk of epoch. The
-// primary's writes are refused while it runs: the primary has either stopped
-// its guest or holds its writes, so there can be none. It returns after the
-// secondary disk, and with a Journal the change of epoch, are stable. If it
-// fails, the guest still sees the disk of the last checkpoint and its own
-// writes; only if it was the Journal that failed, a crash of the host may
-// show the new one.
+// Checkpoint makes the secondary disk, with all that the primary has written,
+// the disk of epoch that the guest sees. The primary's writes are refused while
+// it runs: the primary has either stopped its guest or holds its writes, so
+// there can be none. It returns after the secondary disk, and with a Journal
+// the change of epoch, are stable. If it fails, the guest still sees the disk
+// of the last checkpoint and its own writes; only if it was the Journal that
+// failed, a crash of the host may show the new one.
 //
-// Errors are ErrNotRunning, ErrEpoch, and a *BrokenError, which then is Err's
-// too. In states Failover and Done it does nothing.
+// Errors are ErrNotRunning, ErrEpoch, and a *BrokenError, which Err then
+// returns too. In states Failover and Done it does nothing.
 func (s *Secondary) Checkpoint(_ context.Context, epoch uint64) error {
 	defer s.tell()
 	defer s.unlockGate(s.lockGate())
@@ -409,10 +409,10 @@ func (s *Secondary) Checkpoint(_ context.Context, epoch uint64) error {
 	return nil
 }
 
-// Err returns the first error since Start: a pre-image that could not be
-// saved, a write of the primary's that failed, a checkpoint or a commit that
-// failed; it is a *BrokenError. Errors of the guest's own writes are the
-// guest's alone. Before Start it is ErrNotRunning.
+// Err returns the first error since Start: a pre-image that could not be saved,
+// a write of the primary that failed, a checkpoint or a commit that failed; it
+// is a *BrokenError. Only the guest is told of errors of its own writes. Before
+// Start it is ErrNotRunning.
 func (s *Secondary) Err() error {
 	if s.State() == None {
 		return ErrNotRunning
@@ -420,10 +420,10 @@ func (s *Secondary) Err() error {
 	return s.life.failed()
 }
 
-// LocalErr returns why this copy can be no secondary's any more: the disk, or the
-// Journal, could not make stable what was written to it (a *SyncError), or the metadata
-// could not be written (a *MetadataError), which is final; or nil. With a Journal it waits
-// for what that writes. Any goroutine may call it.
+// LocalErr returns why no Secondary can use this copy any more: the disk, or the Journal,
+// could not make stable what was written to it (a *SyncError), or the metadata could not
+// be written (a *MetadataError), which is final; or nil. With a Journal it waits for what
+// that writes. Any goroutine may call it.
 func (s *Secondary) LocalErr() error {
 	if err := s.copyFailed(); err != nil {
 		return err
@@ -441,13 +441,14 @@ func (s *Secondary) copyFailed() error { return cmp.Or(s.disk.failed(), s.meta.f
 // Stop ends replication; the primary's writes are refused from now on. The
 // guest is paused.
 //
-// With failover, what the guest sees becomes the content of the secondary
-// disk: its own writes over the disk of the last checkpoint. That may be
-// repeated after an error or a context that ended, see Commit. Without
-// failover, the secondary disk is made that of the last checkpoint again, and
-// the guest's own writes are dropped; on an error nothing has changed for the
-// guest, and Stop may be called again. So is that of a synchronisation that was
-// not completed, if a Journal has kept the checkpoint of before.
+// With failover, what the guest sees becomes the content of the secondary disk:
+// its own writes over the disk of the last checkpoint. That may be repeated
+// after an error or a context that ended, see Commit. Without failover, the
+// secondary disk is made that of the last checkpoint again, and the guest's own
+// writes are dropped; on an error nothing has changed for the guest, and Stop
+// may be called again. After a synchronisation that was not completed, too,
+// Stop without failover brings back the checkpoint of before, if a Journal has
+// kept it.
 //
 // A primary may come back after a Stop without failover: with Adopt, the state
 // is None again.

@@ -13,7 +13,7 @@ var (
 	_ Identified     = incoming{}
 )
 
-// Metadata implements [MetadataKeeper]: that of the secondary disk.
+// Metadata implements [MetadataKeeper] with the metadata of the secondary disk.
 func (s *Secondary) Metadata() (*Metadata, error) { return s.meta, nil }
 
 // Identity returns the identity of the copy, as a primary is told it: while the primary
@@ -42,11 +42,12 @@ func (s *Secondary) roomForPreImages() int64 {
 	return s.hiddenBound()
 }
 
-// Adopt makes the disk one that is to become a copy of another, in state None,
-// or in state Running if a primary has come back; after a Stop without failover
-// the state is None again. With a Journal a disk that was a copy already remains,
-// until the next Start or Checkpoint, one that a crash, or Stop, brings back to
-// what it is. Otherwise it is recorded to be inconsistent.
+// Adopt records that the disk is to become a copy of the disk that the identity
+// of names. It is called in state None, or in state Running if a primary has come
+// back; after a Stop without failover the state is None again. If the disk was a
+// copy already and there is a Journal, a crash, or Stop, before the next Start or
+// Checkpoint brings the disk back to what it is now. Otherwise Adopt records that
+// it is inconsistent.
 //
 // Without Overwrite, in the identity or the configuration, the error is
 // ErrIdentity if it is a copy of another disk, ErrOutdated if it is newer, and
@@ -170,8 +171,8 @@ func (s *Secondary) beginPromotion() error {
 	return s.meta.update(func(i *Identity, _ *peerBase) { *i = s.promoted; i.State = CopyInconsistent })
 }
 
-// end records that the disk below is id's, and replication over. The whole disk
-// is locked, and the disk stable.
+// end records that the disk below has the identity id, and that replication is
+// over. The whole disk is locked, and the disk stable.
 func (s *Secondary) end(id Identity) error {
 	if s.kept.begun() { // what was begun after it did not complete
 		id = s.kept.id

@@ -4,12 +4,12 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// With LowerAcks, acknowledgments are treated as news and not as packets. Of those that
-// say more than the secondary's guest has, only the newest is kept, as owed to the peer;
-// it leaves with a lower number, as far as the secondary's guest follows. An
-// acknowledgment that says no more than what has left is a duplicate, from which a peer
-// infers a loss (RFC 5681 section 2), so a duplicate leaves only where the guest itself
-// sent one.
+// With LowerAcks it matters what acknowledgments say, and not which packets carry it. Of
+// the acknowledgments that say more than the secondary's guest has acknowledged, only
+// the newest is kept; the engine owes it to the peer, and lets it leave with a lower
+// number, as high as the secondary's guest has acknowledged by then. An acknowledgment
+// that says no more than what has left is a duplicate, from which a peer infers a loss
+// (RFC 5681 section 2), so a duplicate leaves only where the guest itself sent one.
 
 // primaryAck takes a segment of the primary's guest that carries an acknowledgment and
 // nothing else.
@@ -44,7 +44,7 @@ func (e *Engine) owe(c *conn, p *pkt) {
 }
 
 // settle drops the owed acknowledgment, because another packet has told the peer the same,
-// or will.
+// or is about to.
 func (e *Engine) settle(c *conn) {
 	if c.owed != nil {
 		e.stats.Merged++
@@ -130,9 +130,9 @@ func worthwhile(l *left, edge uint32) bool {
 	return after(edge, l.edge) && (room < little || more >= room/2)
 }
 
-// lacks reports whether the owed packet has a higher acknowledgment number to tell. Room
-// in the window or SACK blocks alone do not count, since both may stay smaller than the
-// primary's guest said.
+// lacks reports whether the owed packet has a higher acknowledgment number than the peer
+// has been told. Room in the window or SACK blocks alone do not count, since both may
+// stay smaller than the primary's guest said.
 func (c *conn) lacks() bool {
 	l := &c.tcp.left
 	return c.owed != nil && (!l.acks || after(c.owed.ack, l.ack))

@@ -2,12 +2,12 @@ package compare
 
 import "time"
 
-// Some flows never agree, because what they carry is random (TLS, SSH, QUIC). To compare
-// them makes a checkpoint for each packet. After a few epochs with a divergence such a
-// flow is set apart: its data leaves with checkpoints only, which are asked for at the
-// host's pace, and the packets of the secondary's guest are not looked at. Acknowledgments
-// and repeated data leave as they do otherwise. From time to time the engine tries to
-// compare the flow again.
+// Some flows never agree, because what they carry is random (TLS, SSH, QUIC). Comparing
+// them would ask for a checkpoint at each packet. After a few epochs with a divergence
+// such a flow is set apart: its data leaves with checkpoints only, which are asked for at
+// the host's pace, and the packets of the secondary's guest are not looked at.
+// Acknowledgments and repeated data leave as they do otherwise. From time to time the
+// engine tries to compare the flow again.
 
 // settled is the number of packets that must match in an epoch to cancel one earlier epoch
 // with a divergence.
@@ -62,7 +62,7 @@ type service struct {
 type serviceKey struct {
 	proto uint8
 	port  uint16
-	ours  bool // the port is the guest's own
+	ours  bool // the port belongs to the guest
 }
 
 // maxServices bounds the number of services that are remembered. Beyond it the oldest are
@@ -120,7 +120,7 @@ func (e *Engine) service(k serviceKey) *service {
 }
 
 // newcomer is called when a flow has its first data to compare. It sets the flow apart at
-// once if the earlier flows of its service have never agreed.
+// once if no earlier flow of its service has ever agreed.
 func (e *Engine) newcomer(c *conn) {
 	if !e.cfg.Adaptive || len(e.services) == 0 {
 		return
@@ -161,7 +161,8 @@ func (e *Engine) review(c *conn) {
 	c.matched = 0
 }
 
-// maxPace bounds what a flow that is set apart waits for the sake of others.
+// maxPace bounds how long a flow that is set apart waits so that others gain by
+// it.
 const maxPace = 5 * time.Millisecond
 
 // paces is called when a packet of a flow that is set apart waits for its checkpoint. It
@@ -173,7 +174,7 @@ func (e *Engine) paces(c *conn) {
 	e.gathered++
 	due := e.paced()
 	switch {
-	case e.deaf && e.cfg.Pace <= 0: // hear brings it forward
+	case e.deaf && e.cfg.Pace <= 0: // it is asked for when the secondary's guest is heard
 		due = e.now.Add(unheard)
 	case !e.now.Before(due):
 		e.asked, e.pace = true, 0
@@ -212,16 +213,17 @@ func (e *Engine) paced() instant {
 	return e.heard.Add(min(wait, maxPace))
 }
 
-// waited is trails for a packet whose twin has not come before a mark, and so comes no
-// sooner than that. Without it nothing would be known of twins that come too late each time.
+// waited calls trails for a packet whose twin has not come before a mark: it comes no
+// sooner than that. Without such packets the engine would learn nothing of twins that come
+// too late each time.
 func (e *Engine) waited(at instant) {
 	if e.now.Sub(max(at, e.heard)) > e.late {
 		e.trails(at)
 	}
 }
 
-// trails notes that the twin of a packet, or what is in the twin's place, has come so long
-// after it that it has waited since the instant at.
+// trails notes that a packet has waited since the instant at, until now, for its twin, or
+// for the packet that came in the twin's place.
 func (e *Engine) trails(at instant) {
 	e.trail(min(e.now.Sub(max(at, e.heard)), maxPace))
 }

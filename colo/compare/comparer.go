@@ -17,32 +17,33 @@ var ErrFull = errors.New("compare: buffer full")
 // to a network. Nothing was taken, and the same frame will always be refused.
 var ErrFrame = errors.New("compare: malformed frame")
 
-// A PacketReader is where frames come from. What ReadPacket returns is valid until the
-// next call. If the reader also has a method VNetHdrLen() int, that returns the length of
-// the virtio-net header of the last frame. A filter.Conn is a PacketReader.
+// A PacketReader yields frames one after another. What ReadPacket returns is valid until
+// the next call. If the reader also has a method VNetHdrLen() int, that returns the
+// length of the virtio-net header of the last frame. A filter.Conn is a PacketReader.
 type PacketReader interface {
 	ReadPacket() ([]byte, error)
 }
 
-// A PacketWriter is where frames go. It does not keep p. If the writer also has a method
-// WriteVNetPacket(p []byte, hdrLen int) error, that is called instead, with the length of
-// the frame's virtio-net header. A filter.Conn is a PacketWriter.
+// A PacketWriter takes frames one after another. It does not keep p. If the writer also
+// has a method WriteVNetPacket(p []byte, hdrLen int) error, that is called instead, with
+// the length of the frame's virtio-net header. A filter.Conn is a PacketWriter.
 type PacketWriter interface {
 	WritePacket(p []byte) error
 }
 
-// A Comparer is an [Engine] between three streams, and a colo.PrimaryNetwork.
-// Until Mark(0) the primary's packets pass.
+// A Comparer feeds an [Engine] with the packets of the primary and of the
+// secondary, and writes those that may leave to the network. It is a
+// colo.PrimaryNetwork. Until Mark(0) the primary's packets pass.
 //
 // The primary's packets come by WritePacket or ServePrimary, the secondary's by
-// ServeSecondary, and Run writes those that may leave, in order. Each of these runs on a
-// goroutine of the caller's; none starts one. The loss of the secondary ends
-// ServeSecondary and nothing else: packets that wait leave when the session calls
+// ServeSecondary, and Run writes those that may leave, in order. The caller runs each of
+// these on a goroutine of its own; none of them starts one. The loss of the secondary
+// ends ServeSecondary and nothing else: packets that wait leave when the session calls
 // Failover. All methods may be called from any goroutine.
 type Comparer struct {
-	// Diverged is called when a checkpoint is wanted, with the reason; the
-	// RequestCheckpoint of a colo.Primary is what it is for. It must not block.
-	// It is set before the Comparer is used.
+	// Diverged is called when a checkpoint is wanted, with the reason; a host
+	// has it call RequestCheckpoint of a colo.Primary. It must not block. It is
+	// set before the Comparer is used.
 	Diverged func(Reason)
 
 	// Noted is told of each change to a flow: that its packets differ, that it is not
@@ -53,7 +54,7 @@ type Comparer struct {
 	// Now is the clock; nil is time.Now. It is set before the Comparer is used.
 	Now func() time.Time
 
-	began time.Time // of the clock, if Now is nil
+	began time.Time // when the Comparer was made, if Now is nil
 	limit int
 	wake  chan struct{} // capacity 1: Run has something to look at
 	room  chan struct{} // capacity 1: see Room
@@ -143,12 +144,12 @@ func signal(ch chan struct{}) {
 
 // WritePacket takes a packet of the primary's guest, without a virtio-net header. It never
 // waits. If there is no memory for the packet, because too many wait for their twins or
-// for the network, it returns [ErrFull] and has taken nothing. For what is no frame it
-// returns [ErrFrame].
+// for the network, it returns [ErrFull] and has taken nothing. If p is no frame it returns
+// [ErrFrame].
 func (c *Comparer) WritePacket(p []byte) error { return c.WriteVNetPacket(p, 0) }
 
-// WriteVNetPacket is WritePacket for a packet that begins with a virtio-net
-// header of hdrLen bytes.
+// WriteVNetPacket does what WritePacket does, for a packet that begins with a
+// virtio-net header of hdrLen bytes.
 func (c *Comparer) WriteVNetPacket(p []byte, hdrLen int) error {
 	f := Frame{p, hdrLen}
 	if len(p) == 0 || !f.fits() {
@@ -166,13 +167,13 @@ func (c *Comparer) WriteVNetPacket(p []byte, hdrLen int) error {
 	return nil
 }
 
-// ComposePacket is WriteVNetPacket for a packet of n bytes that does not exist yet: compose
-// writes it into memory of the Comparer's, in which it can wait and leave without being
-// copied, as a large segment (TSO) is spared. A NIC gathers it there from its guest's
-// memory. p has n bytes of any content, and is valid during the call. compose is called at
-// most once, on the caller's goroutine and with no lock held, and returns false if there is
-// no packet after all; then ComposePacket returns [ErrFrame]. It returns [ErrFull] before
-// the call or after it.
+// ComposePacket does what WriteVNetPacket does, for a packet of n bytes that does not exist
+// yet: compose writes it into memory of the Comparer, where it can wait and from where it
+// can leave without being copied, which matters for a large segment (TSO). A NIC gathers
+// the packet there from the memory of its guest. p has n bytes of any content, and is valid
+// during the call. compose is called at most once, on the caller's goroutine and with no
+// lock held, and returns false if there is no packet after all; then ComposePacket returns
+// [ErrFrame]. It returns [ErrFull] before the call or after it.
 func (c *Comparer) ComposePacket(n, hdrLen int, compose func(p []byte) bool) error {
 	if n <= 0 || n > maxFrame || hdrLen < 0 || hdrLen > n {
 		return ErrFrame

@@ -66,11 +66,12 @@ type Config struct {
 	CompareARP bool
 
 	// Cross is how long packets of one flow may wait for their equals when the guests seem
-	// to have sent the same two datagrams in two orders. After it the engine asks for a
+	// to have sent the same datagrams in different orders. After it the engine asks for a
 	// checkpoint. Zero is 20 ms. Up to eight packets wait so; two that are evidently two
-	// answers to one question do not wait. As long have two flows of datagrams to one port,
-	// of which each guest has begun another, until the other guest has begun them too; two
-	// that ask the same question from two ports do not wait.
+	// answers to one question do not wait. Where each guest has begun a flow of datagrams
+	// to one port that the other has not, Cross is also how long the engine waits for the
+	// other guest to begin it too; two flows that ask the same question from two ports do
+	// not wait.
 	Cross time.Duration
 
 	// PatientAcks makes a segment whose data agrees wait until Timeout if it acknowledges
@@ -156,7 +157,7 @@ func (c Config) withDefaults() Config {
 // A Reason says why a checkpoint is wanted.
 type Reason uint8
 
-// The reasons for a checkpoint. Only ReasonNone is none.
+// The reasons for a checkpoint. ReasonNone says that none is wanted.
 const (
 	ReasonNone     Reason = iota
 	ReasonData            // the bytes differ
@@ -232,17 +233,17 @@ func flowOf(k *packet.Key) Flow {
 // Stats has counts since the engine was made, and a few present values, which are marked
 // "now".
 type Stats struct {
-	Matched    uint64 // packets of the primary's that left because the secondary said the same
-	Passed     uint64 // that left uncompared
-	Checkpoint uint64 // that left because a checkpoint covered them
+	Matched    uint64 // packets of the primary that left because the secondary's guest sent the same
+	Passed     uint64 // packets that left uncompared
+	Checkpoint uint64 // packets that left because a checkpoint covered them
 	Diverged   [reasons]uint64
 	Lowered    uint64 // acknowledgments that the engine made of a part of a held one, and let leave in addition
 	Merged     uint64 // acknowledgments that did not leave themselves, because later packets told the peer all of them
 	Repeated   uint64 // segments that did not leave themselves, because their bytes waited already, in segments that leave for them
 	SetApart   uint64 // times that a flow was set apart
 	Recovered  uint64 // divergences after which the connection went on without a checkpoint, and so were false
-	Stale      uint64 // packets of the secondary's that belong to an older epoch
-	Dropped    uint64 // packets of the secondary's for which the engine had no use or no memory
+	Stale      uint64 // packets of the secondary that belong to an older epoch
+	Dropped    uint64 // packets of the secondary that matched nothing, or for which the engine had no memory
 
 	Held, HeldBytes int // now: waiting packets of both sides, and the memory for them
 	Conns           int // now: connections that are followed

@@ -48,7 +48,7 @@ type conn struct {
 	crossed instant // since when datagrams of both sides wait for their equals, or a loner for the other guest to begin it; zero: none do
 
 	partial instant // since when a part of its lowest segment is covered, and no more of it; zero: none is; see release_part.go
-	partOK  uint32  // up to where
+	partOK  uint32  // the sequence number up to which it is covered
 
 	newer, older *conn   // neighbours in the engine's list, in the order in which they were put there
 	placed       instant // the value of used when it was put there

@@ -4,10 +4,10 @@
 // Most hosts want package colo/protect, or colo/proxy; this one is for those who
 // compare packets of their own, or of captures.
 //
-// Both guests of a COLO pair answer the world. What the secondary's guest says
-// goes nowhere but here. A packet of the primary leaves as soon as the
-// secondary's guest has said the same; what differs stays until a checkpoint
-// has made the guests equal again, and is a reason for one.
+// Both guests of a COLO pair answer the world. The packets of the secondary's
+// guest go nowhere but into the comparison. A packet of the primary leaves as
+// soon as the secondary's guest has sent the same; a packet that differs waits
+// until a checkpoint has made the guests equal again, and is a reason for one.
 //
 // [Engine] is the decision: packets and the time go in, packets to release and
 // reasons for a checkpoint come out. It does no I/O and has no clock.
@@ -32,25 +32,26 @@
 // # What is covered
 //
 // If the primary dies, a guest goes on that knows what the secondary knows. So
-// nothing leaves that this guest would not stand for: no byte that it has not said,
-// no acknowledgment that it has not given, the first of a connection included, no
-// SYN, FIN or RST. Which guest that is changes at a receipt, not at a mark. Between
-// the two it may still be the secondary's old guest, or already the one that the
-// checkpoint makes, and what leaves must be covered by both. From the receipt on
-// the checkpoint covers what the primary's guest had said before the mark, and a
-// retransmission of that leaves at once.
+// nothing leaves that this guest could not go on from: no byte that it has not
+// said, no acknowledgment that it has not given, the first of a connection
+// included, no SYN, FIN or RST. Which guest that is changes at a receipt, not at a
+// mark. Between the two it may still be the secondary's old guest, or already the
+// one that the checkpoint makes, and what leaves must be covered by both. From the
+// receipt on the checkpoint covers what the primary's guest had said before the
+// mark, and a retransmission of that leaves at once.
 //
 // # What is changed
 //
 // The peer sees one guest that takes nothing back. A segment that has waited leaves
 // with the newest timestamp that has left before, or the peer would drop it as old
-// (RFC 7323 section 5); [Engine.Inbound] gives the guest its own back in the echo.
-// With LowerAcks a segment that acknowledges more than the secondary's guest has
-// leaves with the lower number, a window as far as both guests have room, and the
-// SACK blocks that both hold; the rest follows as that guest catches up. Where that
-// guest has given SACK blocks itself, its own acknowledgment leaves. A guest that
-// has dropped input is behind until the peer sends it again, and the peer does
-// so only because nobody has told it that it need not.
+// (RFC 7323 section 5); [Engine.Inbound] puts the timestamp that the guest itself
+// sent back into the echo. With LowerAcks a segment that acknowledges more than the
+// secondary's guest has leaves with the lower number, a window as far as both
+// guests have room, and the SACK blocks that both hold; the rest follows as the
+// secondary's guest catches up. Where the secondary's guest has given SACK blocks
+// itself, the acknowledgment that it sent leaves. A guest that has dropped input is
+// behind until the peer sends it again, and the peer does so only because nobody
+// has told it that it need not.
 //
 // With LowerAcks, too, what the secondary's guest has said of a segment leaves by
 // itself when that guest says it again, or has said no more for 5 ms: it has no room
@@ -64,15 +65,17 @@
 // secondary's guest has said before it becomes void, because that guest is
 // rolled back, and a packet of it that is still on its way must never be taken
 // for the answer to one of the next epoch. So after [Engine.Mark] the engine is
-// deaf to the secondary until it is told that the packets of the new epoch
-// begin: by the marker in the secondary's stream ([Engine.SecondaryMark]), or,
-// if it sends none, by the end of its load ([Engine.Loaded]).
+// deaf to the secondary (it drops the packets of the secondary's guest) until it
+// is told that the packets of the new epoch begin: by the marker in the
+// secondary's stream ([Engine.SecondaryMark]), or, if it sends none, by the end
+// of its load ([Engine.Loaded]).
 //
 // # Flows that never agree
 //
-// What TLS, SSH and QUIC say is random. With Adaptive, a flow whose guests have
-// differed in a few epochs is set apart: it leaves with the checkpoints, at a pace
-// that the host sets, and is tried again now and then. A [Note] says which.
+// The bytes that TLS, SSH and QUIC send are random. With Adaptive, a flow whose
+// guests have differed in a few epochs is set apart: it leaves with the
+// checkpoints, at a pace that the host sets, and is tried again now and then. A
+// [Note] names the flow.
 //
 // # QEMU
 //

@@ -7,8 +7,8 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A flight is what is known of a connection's data on its way to the peer, from the first
-// repetition on until a mark between which and the one before nothing was repeated.
+// A flight has what is known of the data of a connection that is on its way to the peer.
+// It is kept from the first repetition on, until nothing was repeated between two marks.
 type flight struct {
 	used bool // something was repeated since the last mark
 
@@ -24,11 +24,11 @@ type flight struct {
 	rtt   time.Duration // how long it takes from there to the acknowledgment, of late; 0: not known
 }
 
-// longestFlight is the most that is believed of a measured time. No stack gives data up by
-// its clock alone within a time that follows from it: Linux waits for 200 ms at least.
+// longestFlight bounds a measured time; a longer one counts as this. No stack repeats data
+// by its clock alone within a time that follows from it: Linux waits for 200 ms at least.
 const longestFlight = 100 * time.Millisecond
 
-// hear takes an acknowledgment of the peer's. The guest has sent data up to end; no stack
+// hear takes an acknowledgment of the peer. The guest has sent data up to end; no stack
 // believes who acknowledges more (RFC 9293 section 3.10.7.4), and nor does hear, since
 // anybody can send that who knows the addresses. now may be the time of an earlier packet.
 func (w *flight) hear(h packet.TCP, end uint32, now instant) {
@@ -85,8 +85,8 @@ func (w *flight) tooSoon(from, to uint32, now instant) bool {
 	return !after(w.heard, from) || !after(to, w.acked) || w.sacks.has(from, to)
 }
 
-// overhear takes note of what a packet of the peer's acknowledges, of a connection on which
-// something was repeated.
+// overhear notes what a packet of the peer acknowledges, on a connection on which something
+// was repeated.
 func (e *Engine) overhear(f Frame) {
 	if !e.repeats || e.strict != nil || !f.fits() || len(f.Data) > maxFrame {
 		return

@@ -10,8 +10,8 @@ import (
 // blocks than the guest gave it. The peer sees one guest, which promises only what both
 // guests can keep and never takes anything back.
 
-// A raised is a segment that left with a newer timestamp than the guest gave it. When the
-// peer echoes that timestamp, Inbound writes the guest's own in its place.
+// A raised records a segment that left with a newer timestamp than the guest gave it.
+// When the peer echoes that timestamp, Inbound writes the guest's own in its place.
 type raised struct {
 	end       uint32 // of the segment's data; a segment of the peer that acknowledges as much may have the echo
 	was, sent uint32
@@ -51,7 +51,7 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 	}
 	d := e.edit(t, p)
 	if e.cfg.LowerAcks && p.flags&packet.ACK != 0 && p.flags&(packet.SYN|packet.RST) == 0 && !p.bare() {
-		// What the segment does not say any more is owed to the peer.
+		// The engine owes the peer what the segment does not say any more.
 		edge, ok := t.told.edgeOf(p)
 		if after(p.ack, d.ack) || ok && after(edge, d.edge) {
 			e.owe(c, e.ackOf(c, p))
@@ -261,19 +261,19 @@ func (e *Engine) echoes(f Frame) bool {
 }
 
 // Inbound takes a packet that is on its way to the guests, before either has it. Where a
-// segment has left with another timestamp than the guest's, it writes the guest's into the
-// peer's echo, in place, and corrects the checksum; changed reports that. The engine also
-// learns the scale of the peer's window from it, and, with LowerAcks, what of the data that
-// has left twice the peer has. Without calls of Inbound the guests'
-// measurements of round trips are less precise, and acknowledgments on connections that
-// the guest opens are held instead of lowered.
+// segment has left with another timestamp than the guest gave it, Inbound writes the
+// timestamp of the guest into the peer's echo, in place, and corrects the checksum; changed
+// reports that. The engine also learns the scale of the peer's window from it, and, with
+// LowerAcks, what of the data that has left twice the peer has. Without calls of Inbound
+// the guests' measurements of round trips are less precise, and acknowledgments on
+// connections that the guest opens are held instead of lowered.
 func (e *Engine) Inbound(f Frame) (changed bool) {
 	e.overhear(f)
 	return e.echoes(f) && e.restore(f)
 }
 
-// restore does what Inbound does with a packet for which echoes is true and that was parsed
-// by it.
+// restore does the work of Inbound for a packet that echoes has parsed, and for which it
+// returned true.
 func (e *Engine) restore(f Frame) (changed bool) {
 	p := &e.inbound
 	h := p.TCP()

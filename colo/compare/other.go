@@ -93,8 +93,9 @@ func (e *Engine) uncross(c *conn) {
 	c.crossed = 0
 }
 
-// sameOffload reports whether a device makes the same of two equal packets by their
-// virtio-net headers. Without one, or with one that is too short, it makes nothing.
+// sameOffload reports whether a device would send the same for two equal packets,
+// as their virtio-net headers tell it to. Without such a header, or with one that
+// is too short, it changes nothing.
 func sameOffload(p, s *pkt) bool {
 	h, g := packet.VNetOf(p.Data, p.VNetHdr), packet.VNetOf(s.Data, s.VNetHdr)
 	if h == nil {
@@ -115,7 +116,8 @@ func sameOffload(p, s *pkt) bool {
 
 // completes reports whether the virtio-net header of p, which is no TCP segment, has the
 // device finish no checksum, or p's own: anywhere else it would write over what was
-// compared. A header that does not say where means the packet's only one.
+// compared. A header that does not say where means the only checksum that the packet
+// has.
 func (p *pkt) completes(h packet.VNet) bool {
 	if h == nil || h.Flags()&packet.VNetNeedsCsum == 0 {
 		return true
@@ -151,9 +153,9 @@ func rivals(p, q *pkt) bool {
 }
 
 // same compares two packets of one flow. Of a virtio-net header its length is
-// compared, which says what the guest's driver has agreed upon, and what a device
-// makes of the packet by it: how it is cut, and where a checksum is finished. One that
-// the primary's header alone wants finished is the packet's own.
+// compared, which says what the guest's driver has agreed upon, and what it has a
+// device do to the packet: how to cut it, and where to finish a checksum. If only the
+// primary's header has a checksum finished, that must be the packet's own.
 func same(p, s *pkt) bool {
 	if p.VNetHdr != s.VNetHdr || !bytes.Equal(p.Payload(), s.Payload()) || !sameOffload(p, s) {
 		return false

@@ -92,7 +92,7 @@ func (s *plain) parse(f *Frame) bool {
 
 // finishes reports whether a virtio-net header has the device finish no checksum, or
 // that of the TCP segment at l4: anywhere else it would write over what was compared. A
-// header that does not say where means the packet's only one.
+// header that does not say where means the only checksum that the packet has.
 func finishes(h packet.VNet, l4 int) bool {
 	if h == nil || h.Flags()&packet.VNetNeedsCsum == 0 {
 		return true
@@ -211,7 +211,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	case e.cfg.LowerAcks && t.told.data && !after(s.last, t.told.end):
 		return false // it is a repetition
 	case c.s.len() == 0:
-		// It waits for the secondary's guest to say the same.
+		// It waits for the secondary's guest to send the same.
 		from := s.seq
 		if n := c.p.len(); n > 0 {
 			if after(c.p.at(n-1).seq, s.seq) {

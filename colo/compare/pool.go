@@ -12,7 +12,7 @@ type pkt struct {
 	packet.Packet        // of Frame, without the virtio-net header
 	id            uint64 // its place in the order of arrival
 	at            instant
-	class         int8 // of its memory in the pool; -1: Data is the caller's
+	class         int8 // the class of its memory in the pool; -1: Data belongs to the caller
 
 	owner *conn  // the connection in whose queue it is or was; of a segment, as long as it is held
 	age   uint32 // the owner's age when the packet came

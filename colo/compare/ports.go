@@ -109,8 +109,8 @@ func (e *Engine) enlist(c *conn) {
 	}
 }
 
-// unlist takes a connection out of them, because both guests have sent something or it
-// ends.
+// unlist takes a connection out of the engine's loners, because both guests have sent
+// something or it ends.
 func (e *Engine) unlist(c *conn) {
 	if c.loner == neither {
 		return
@@ -128,9 +128,9 @@ func (e *Engine) unlist(c *conn) {
 	}
 }
 
-// parted reports whether c, which has been a loner for as long as Config.Cross, stands
-// against one of the other guest's that has been for as long. since is when c became one.
-// A younger one is asked about c when its own time is over.
+// parted reports whether there is, besides c, which has been a loner for as long as
+// Config.Cross, a loner of the other guest that has been one for as long. since is when c
+// became one. A younger one is asked about c when its own time is over.
 func (e *Engine) parted(c *conn, since instant) bool {
 	l := e.loners[c.key.port()]
 	_, others := l.of(c.loner)
@@ -145,7 +145,8 @@ func (e *Engine) parted(c *conn, since instant) bool {
 	return false
 }
 
-// ask reports whether one of the flows began with the same question as p, a datagram.
+// ask reports whether one of the flows of l began with the same question as p, a
+// datagram.
 func (l *lone) ask(p *pkt) bool {
 	for _, c := range l {
 		if c == nil {

@@ -7,7 +7,7 @@ import (
 )
 
 // A segment has the header fields of a whole TCP segment within a frame. The zero segment
-// stands for a packet that is none.
+// stands for a packet that is no TCP segment.
 type segment struct {
 	is       bool
 	dat      int // where its data begins

@@ -6,7 +6,7 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A stream is what is known of a TCP connection besides the packets that wait.
+// A stream has what is known of a TCP connection besides the packets that wait.
 // Each of its parts changes at other moments, and that is what keeps apart what
 // the world may know from what it may not:
 //
@@ -33,7 +33,7 @@ type stream struct {
 	mark  snapshot
 }
 
-// told is what the primary's guest has said. It changes with each of its packets,
+// told has what the primary's guest has said. It changes with each of its packets,
 // before that is judged, and with nothing else: a checkpoint does not take it back.
 type told struct {
 	isn  uint32 // of its last SYN
@@ -54,12 +54,12 @@ type told struct {
 	scaled bool  // scale is known
 }
 
-// cover is the least that a secondary's guest knows that would go on if the
-// primary died now. It grows with what the secondary's guest says, as long as
-// that is heard. At a mark it shrinks to what the primary's guest knows: until the
-// receipt either of the two may go on, the secondary's old guest or the one of the
-// checkpoint. At the receipt it becomes what the primary's guest knew at the mark,
-// which may be more or less.
+// cover has what the guest that would go on if the primary died now knows at
+// least. What leaves must not go beyond it. It grows with what the secondary's
+// guest says, as long as that is heard. At a mark it shrinks to what the primary's
+// guest knows: until the receipt either of the two may go on, the secondary's old
+// guest or the one of the checkpoint. At the receipt it becomes what the primary's
+// guest knew at the mark, which may be more or less.
 type cover struct {
 	ack  uint32 // what that guest has acknowledged: no more is acknowledged to the peer
 	acks bool   // ack is known; if not, nothing is acknowledged
@@ -188,8 +188,8 @@ func (t *stream) receive(epoch uint64, covers bool) {
 	t.mark = snapshot{}
 }
 
-// tells reports whether s tells only what the primary's guest had said before the last
-// mark that was received, so that nobody needs an answer to it.
+// tells reports whether s says only what the primary's guest had said before the last
+// mark that was received, so that no packet need come for it.
 func (v *cover) tells(s *pkt) bool { return v.repeats && !after(s.end, v.repeat) }
 
 func (t *stream) late(now instant, timeout time.Duration) bool {

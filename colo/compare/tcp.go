@@ -66,8 +66,8 @@ func (t *told) note(p *pkt) {
 	}
 }
 
-// edgeOf returns the right edge of the window that p offers. The window of a SYN is not
-// scaled (RFC 7323 section 2.2).
+// edgeOf returns the right edge of the window that p offers. TCP does not scale the
+// window of a SYN (RFC 7323 section 2.2).
 func (t *told) edgeOf(p *pkt) (edge uint32, ok bool) {
 	switch {
 	case p.flags&packet.ACK == 0:

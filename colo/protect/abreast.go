@@ -7,8 +7,9 @@ import (
 )
 
 const (
-	// maxAbreast is how many connections of a pair are made at a time. Each takes some round
-	// trips, and hundreds at once would be too many for the port that they come to.
+	// maxAbreast is how many connections of a pair are made at a time, at most. Each takes
+	// some round trips, and hundreds at once would be too many for the port that they come
+	// to.
 	maxAbreast = 16
 	// maxMore is how many the jobs of a port make at a time beside one of each: with those
 	// of many guests, which begin together when a link comes back, no connection is among

@@ -9,22 +9,23 @@ import (
 // chAsk is the channel of a question: the answer is all that comes over it.
 const chAsk = "ask"
 
-// A Standing is what a host says of its job.
+// A Standing is what a host answers when it is asked how it stands with a guest
+// (see Ask).
 type Standing struct {
 	Host string
 	// State is the state of the job. One that waits for a primary, and is about to ask
-	// its arbiter for the guest, to start it from its disks, says Created: of two that
-	// are Created not both may be let. It says Waiting again when the arbiter has
-	// refused.
+	// its arbiter for the guest, to start it from its disks, says Created: if two
+	// hosts are Created, only one of them may be given it. It says Waiting again when
+	// the arbiter has refused.
 	State      State
-	Generation uint64 // that it holds or has followed
+	Generation uint64 // the generation that the host holds or has followed
 }
 
 // Ask asks the other host how it stands with a guest; host is this one's name. It is
-// for an arbiter that has nobody else to ask, and for an operator's tools. Of p it uses
-// what a job dials with. The answer is that of the moment in which it was given: it
-// promises nothing. A host that is there and has no such guest, or does not know yet
-// of which generation its disks are, is a *RefusedError.
+// for an arbiter that has nobody else to ask, and for an operator's tools. It uses
+// those fields of p with which a job dials. The answer is that of the moment in which
+// it was given: it promises nothing. A host that is there and has no such guest, or
+// does not know yet of which generation its disks are, is a *RefusedError.
 func Ask(ctx context.Context, p Peer, guest, host string) (Standing, error) {
 	if err := p.check(); err != nil {
 		return Standing{}, err

@@ -24,8 +24,8 @@ func (j *Job) begin(ctx context.Context) error {
 		after, own = h, false
 	}
 	if err != nil {
-		// A copy of no moment starts no guest, whatever was configured. A
-		// primary makes it good.
+		// Disks that are not those of one moment start no guest, whatever was
+		// configured. A primary makes them good.
 		j.claiming(false)
 		j.note(err)
 		j.do(refused, err.Error())
@@ -87,7 +87,8 @@ func (j *Job) outwait(ctx context.Context, generation uint64) error {
 	return nil
 }
 
-// start lets a guest run that has been granted, and that has not run before here.
+// start lets the guest run when the arbiter has granted it to this host, where it
+// has not run before.
 func (j *Job) start(ctx context.Context, generation uint64, why string) error {
 	j.learn(generation)
 	j.hold(generation)

@@ -15,8 +15,9 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// A Guest is the guest of this host for its life, able to be either side any
-// number of times. It is paused when Run is called.
+// A Guest is the VM that a job protects, for its whole life on this host. This
+// host can be its primary and its secondary any number of times. The guest is
+// paused when Run is called.
 //
 // Its methods are called by one goroutine at a time. If it is a ram.LogSwitch its
 // dirty log is switched on by the first session, and stays on between sessions, as long as
@@ -44,8 +45,8 @@ type Network interface {
 	colo.PrimaryNetwork
 	Commit(epoch uint64) error
 	Resumed(epoch uint64) error
-	// Register registers what the NIC has to keep over a change of sides. Called
-	// as that of Guest.
+	// Register registers what the NIC has to keep over a change of sides. It is
+	// called when Guest's Register is.
 	Register(reg *vmstate.Registry) error
 	// Input lets packets from the network into the guest, or not. When
 	// Input(false) returns none is being delivered. It is off at first.
@@ -55,11 +56,11 @@ type Network interface {
 	Drain(ctx context.Context) error
 	// Run moves packets until ctx ends, and returns the context's cause. It is
 	// called once. An error before that ends the job: a host without a network
-	// is of no use to its guest, and the other may have one.
+	// cannot serve its guest, and the other host may have one.
 	Run(ctx context.Context, h NetworkHost) error
 }
 
-// NetworkHost is what a job gives to a Network.
+// NetworkHost has what a Network needs of the job: Network.Run gets it.
 type NetworkHost struct {
 	// Gate is asked for each packet that would leave. While it is shut packets
 	// stay, in order.
@@ -117,7 +118,7 @@ type Config struct {
 	Host string // the name of this host; the other one has another
 
 	Guest   Guest
-	Network []Network // nil: the guest's output is not this job's concern
+	Network []Network // nil: this job does not hold the guest's output
 	Disks   []*Disk   // nil: it has none
 
 	Peer Peer
@@ -174,9 +175,10 @@ type Config struct {
 	// MinInterval is the least time between two checkpoints of which the second was
 	// asked for; see colo.PrimaryConfig. It must be less than CheckpointTimeout.
 	MinInterval time.Duration
-	// CheckpointTimeout is how old a checkpoint may get, while which the guest's
-	// output is held: what a slow secondary may cost. After it the primary gives
-	// its secondary up, in good order, and seeks it again.
+	// CheckpointTimeout bounds the age of a checkpoint. The guest's output is
+	// held meanwhile, so it is also how long a slow secondary can hold that up.
+	// After it the primary gives its secondary up, in good order, and seeks it
+	// again.
 	CheckpointTimeout time.Duration
 
 	// Channels are connections of their own for the memory of checkpoints. Zero: there
@@ -211,7 +213,8 @@ type Config struct {
 	// and CheckpointDelay should be shorter. 0: no bound but the guest's memory.
 	MaxStaged uint64
 
-	// Session has what is seldom changed of each session, and hooks into it.
+	// Session has settings of each session that are seldom changed, and hooks
+	// into it.
 	Session SessionConfig
 }
 

@@ -38,26 +38,26 @@ type DiskConfig struct {
 // replication.Primary, whose answers to writes wait for the job's gate; on a
 // secondary it is a replication.Secondary.
 //
-// A host whose image cannot make stable what the guest has written, or the metadata
-// beside it what becomes of it (an event.DiskFailed), leaves the guest to a secondary that is in step, whose copy is
-// that of the last checkpoint. Alone, where an operator orders it to go on, or where
-// that secondary does not go on with the guest, it goes on itself, and what fails of the
-// guest's requests goes on failing. It waits until the secondary could have acquired what this host has
-// released: for letting out the guest's output and for the release at most a Term each,
-// then two Terms and Lost, and where the secondary has acquired the guest and says
-// nothing, a PeerTimeout more. Without an arbiter nobody can say whether the
-// secondary goes on: an operator does, there.
+// A host whose image cannot make stable what the guest has written, or cannot record in the
+// metadata beside it in what state it is (an event.DiskFailed), leaves the guest to a
+// secondary that is in step, whose copy is that of the last checkpoint. Alone, where an
+// operator orders it to go on, or where that secondary does not go on with the guest, it
+// goes on itself, and what fails of the guest's requests goes on failing. It waits until
+// the secondary could have acquired what this host has released: for letting out the
+// guest's output and for the release at most a Term each, then two Terms and Lost, and
+// where the secondary has acquired the guest and says nothing, a PeerTimeout more. Without
+// an arbiter nobody can say whether the secondary goes on: an operator does, there.
 //
-// A guest that runs alone over such an image is brought away from it when the other
-// host is there again: memory, and the disk as the guest reads it, go over as in any
-// synchronisation, and at the first checkpoint the job switches over by itself. What
-// cannot be read goes nowhere, since the copy would answer with something else: the
-// session ends then. Where the metadata beside the image cannot be written either, the
+// A guest that runs alone over such an image is brought away from it when the other host
+// is there again: memory, and the disk as the guest reads it, go over as in any
+// synchronisation, and at the first checkpoint the job switches over by itself. Where the
+// image cannot be read nothing is sent, since the copy would answer with something else:
+// the session ends then. Where the metadata beside the image cannot be written either, the
 // image goes on saying what it was before. It starts no guest again, since the arbiter has
 // a later generation, which the other host's disk has too before the guest runs there.
 // After each session that leaves the guest over such an image the next one waits longer,
-// up to a minute; LastError says for how long and why. The host itself follows nobody
-// with a failed image, and says so: its operator gives a new job one that is good.
+// up to a minute; LastError says for how long and why. The host itself follows nobody with
+// a failed image, and says so: its operator gives a new job one that is good.
 //
 // A host that begins to follow has its image overwritten where it differs. The two
 // hosts tell each other which copy they have: a secondary that was only away gets
@@ -71,7 +71,7 @@ type Disk struct {
 	events *event.Bus
 	log    *slog.Logger // of the job, for connections
 
-	mu        sync.RWMutex // held for reading during a request of the guest's
+	mu        sync.RWMutex // held for reading during a request of the guest
 	primary   *replication.Primary
 	secondary *replication.Secondary // not nil: this host follows
 	// promoted is below primary if a secondary went on whose overlays could not

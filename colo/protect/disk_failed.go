@@ -17,7 +17,7 @@ func (d *Disk) failed() error {
 	return d.failure()
 }
 
-// failure is failed, with d.mu held.
+// failure does what failed does, with d.mu held.
 func (d *Disk) failure() error {
 	var err error
 	switch {

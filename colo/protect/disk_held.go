@@ -18,7 +18,7 @@ type remembered struct {
 }
 
 // metadataBytes is how large the metadata of a disk is without a bitmap, which
-// would be of use to another process only.
+// only another process would need.
 const metadataBytes = 8 << 10
 
 // Metadata implements replication.MetadataKeeper.
@@ -27,8 +27,8 @@ func (r *remembered) Metadata() (*replication.Metadata, error) {
 	return r.meta, r.err
 }
 
-// WriteZeroes implements replication.ZeroWriter, and the methods below what else the
-// image can do, or what stands for it.
+// WriteZeroes implements replication.ZeroWriter. It and the methods below pass on
+// what the image can do besides, or do the same by other means where it cannot.
 func (r *remembered) WriteZeroes(off, n int64) error {
 	return replication.WriteZeroes(r.Disk, off, n)
 }
@@ -46,7 +46,8 @@ func (r *remembered) Extents(off, n int64, yield func(n int64, flags uint32) boo
 	return replication.Extents(r.Disk, off, n, yield)
 }
 
-// memory is a small disk.
+// memory is a small disk in memory, for the metadata of an image that has no
+// place for it.
 type memory struct {
 	mu sync.Mutex
 	b  []byte
@@ -103,7 +104,7 @@ func (j *Job) hold(generation uint64) {
 	}
 }
 
-// errCopy is why the disks here are none to start a guest with.
+// errCopy says why no guest can be started from the disks here.
 var errCopy = errors.New("the disks here are not those of one moment")
 
 // held returns the generation of the copy that this host's disks are, and whether

@@ -91,7 +91,8 @@ type below struct {
 
 func (b *below) Open() bool { return b.led.Load() || b.Gate.Open() }
 
-// A remoteDisk is the way to the other host's copy of a disk, by its channels.
+// A remoteDisk has the connections to the other host's copy of a disk, one for
+// each of its channels.
 type remoteDisk [channelsOfDisk]*nbd.Client
 
 func (r remoteDisk) close() {
@@ -254,14 +255,15 @@ func (d *Disk) serve(ctx context.Context, conn net.Conn) {
 	server.ServeConn(ctx, conn) // the primary says what was wrong with it
 }
 
-// followed is the secondary of a Disk as a session drives it.
+// followed is the secondary of a Disk in the form that a session drives.
 type followed struct {
 	*replication.Secondary
 	d *Disk
 }
 
-// Stop returns with nothing of the primary's under way, whether it is dead or only
-// slow. When this host goes on, its copy is the guest's from then on.
+// Stop returns when no request of the primary is under way any more, whether the
+// primary is dead or only slow. When this host goes on, the guest has this host's
+// copy from then on.
 func (f *followed) Stop(ctx context.Context, failover bool) error {
 	var errs []error
 	for _, e := range f.d.exports {

@@ -74,7 +74,8 @@ func (j *Job) follow(ctx context.Context) error {
 	return j.followed(ctx, s, err)
 }
 
-// followed is the end of a session that this host followed.
+// followed is called at the end of a session that this host followed, and
+// decides what comes next.
 func (j *Job) followed(ctx context.Context, s *session, err error) error {
 	switch {
 	case tookOverHere(err):
@@ -102,7 +103,7 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 }
 
 // welcome implements welcomer: a connection has come that is meant for this
-// guest. It runs on a goroutine of the port's and does not wait.
+// guest. It runs on a goroutine of the port and does not wait.
 func (j *Job) welcome(conn net.Conn, h hello) {
 	if h.Channel == chAsk {
 		j.tell(conn, h)
@@ -161,8 +162,8 @@ func (j *Job) answered(token string, err error) {
 	p.peer.close()
 }
 
-// admit takes a connection into the pair that it belongs to, whose token it
-// returns, and for the first what the memory here is, or says why it is of no use now.
+// admit takes a connection into the pair that it belongs to, whose token it returns,
+// and for the first what the memory here is, or returns why the connection is refused.
 func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -232,7 +233,8 @@ func (j *Job) mayFollow() {
 
 func (j *Job) peerName() string { return j.cfg.Peer.Name }
 
-// refuseAll ends what has come and is of no use any more.
+// refuseAll ends the pairs and connections that have come and that nobody will
+// take any more.
 func (j *Job) refuseAll() {
 	j.mu.Lock()
 	defer j.mu.Unlock()

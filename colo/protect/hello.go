@@ -15,8 +15,8 @@ import (
 // package, or that it is cut or too long.
 var ErrHello = errors.New("protect: not a hello")
 
-// A RefusedError is the other side's no to a connection, in its words, or this
-// side's no to what the other offers.
+// A RefusedError says that the other side has refused a connection, and why, in
+// its words; or that this side refuses what the other offers.
 type RefusedError struct {
 	Reason string
 	// There says that the other side refused.
@@ -49,8 +49,8 @@ const (
 	maxList      = 1024 // memory blocks
 	maxNetworks  = 64
 
-	// maxGeneration bounds what a peer says, so that the generations after it can be
-	// counted.
+	// maxGeneration bounds the generation that a peer may name, so that there is
+	// room for the generations after it.
 	maxGeneration = 1 << 62
 )
 
@@ -81,7 +81,7 @@ type hello struct {
 	// Of an answer on the channel ask: what the job's State is called.
 	State string `json:"state,omitempty"`
 
-	// Of an answer: why not. "": welcome.
+	// Of an answer: why the connection is refused. "": it is welcome.
 	Refused string `json:"refused,omitempty"`
 }
 

@@ -73,8 +73,8 @@ type Job struct {
 	holding chan struct{}  // capacity one: held while a generation is recorded on the disks, which may wait
 }
 
-// An activity is what is done in some states; it ends when the job is in none of
-// them. There may be several at a time.
+// An activity is work that goes on while the job is in some states; its context
+// ends when the job is in none of them. There may be several at a time.
 type activity struct {
 	in     []State
 	cancel context.CancelCauseFunc
@@ -515,8 +515,8 @@ func (j *Job) State() State {
 	return j.m.state
 }
 
-// deposed is the keeper's word that another generation has begun. The gate is
-// shut.
+// deposed is called by the keeper when another generation has begun. The gate
+// is shut.
 func (j *Job) deposed(generation uint64, why error) {
 	j.note(why)
 	if j.do(deposed, why.Error()) == nil {

@@ -69,7 +69,8 @@ func (j *Job) lead(ctx context.Context) error {
 	return nil
 }
 
-// led is the end of a session that this host led.
+// led is called at the end of a session that this host led, and decides what
+// comes next.
 func (j *Job) led(ctx context.Context, s *session, err error) error {
 	switch {
 	case tookOverHere(err):
@@ -145,8 +146,8 @@ func (j *Job) leadNetworks(ctx context.Context) (ready bool, err error) {
 	return err == nil, err
 }
 
-// alone says that the guest runs here after a session, which may have ended by an
-// order, an answer of the arbiter, or both at the same time.
+// alone moves the job to Alone: the guest runs here after a session, which may
+// have ended by an order, an answer of the arbiter, or both at the same time.
 func (j *Job) alone(reason string) {
 	if j.do(tookOver, reason) != nil && j.do(left, reason) != nil {
 		j.do(granted, reason) // by a verb, while the session was asking

@@ -7,14 +7,16 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// sessionLog is the log of a session: it says of which guest and of which
-// generation it is, and the session adds its side and its checkpoint.
+// sessionLog returns the logger of a session: each record says of which guest
+// and of which generation it is, and the session adds its side and its
+// checkpoint.
 func (j *Job) sessionLog(s *session) *slog.Logger {
 	return j.cfg.Logger.With("guest", j.cfg.Name, "generation", s.peer.generation)
 }
 
-// pairLog is the log of what belongs to the present session but is no part of it: its
-// heartbeat, its disks' connections. A record says what there is when it is made.
+// pairLog returns the logger for what belongs to the present session but is no part
+// of it: its heartbeat, the connections of its disks. A record gets side, generation
+// and checkpoint when it is made.
 func (j *Job) pairLog() *slog.Logger { return slog.New(stamped{j.cfg.Logger.Handler(), j}) }
 
 // stamped adds to each record which guest, side, generation and checkpoint it is of.

@@ -7,12 +7,13 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// cache is how a secondary stages its memory.
+// cache returns the configuration by which a secondary stages its memory.
 func (c *Config) cache() ram.CacheConfig {
 	return ram.CacheConfig{StagedOnly: c.NoMemoryCopy, MaxStaged: c.MaxStaged, KeepAfter: c.Session.KeepAfter, Resumable: true, Overlap: true}
 }
 
-// checkMemory refuses a secondary's memory that this host cannot do.
+// checkMemory refuses a configuration of a secondary's memory that does not
+// work on this host.
 func (c *Config) checkMemory() error {
 	if !c.NoMemoryCopy {
 		if c.MaxStaged > 0 {

@@ -8,7 +8,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// A nets is the networks of a guest as one.
+// A nets is all networks of a guest; its methods call each of them.
 type nets []Network
 
 func (n nets) each(f func(Network) error) error {
@@ -43,7 +43,8 @@ func (n nets) HeldOutput() (all colo.Held) {
 // left.
 type latencyCounter interface{ OutputLatency() event.Latency }
 
-// OutputLatency merges those of the networks that count; ok says whether one does.
+// OutputLatency merges the latencies of the networks that count them; ok says
+// whether one does.
 func (n nets) OutputLatency() (all event.Latency, ok bool) {
 	for _, one := range n {
 		if c, counts := one.(latencyCounter); counts {

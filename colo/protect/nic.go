@@ -15,7 +15,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// An Uplink is where a guest's packets go and come from: a tap.Device, say, or a
+// An Uplink is the connection of a guest to the network: a tap.Device, say, or a
 // filter.Conn. ReadPacket and WritePacket are called by one goroutine each; what
 // ReadPacket returns is valid until the next call, and WritePacket keeps nothing.
 // Close ends reads and writes that wait.
@@ -25,7 +25,7 @@ type Uplink interface {
 	io.Closer
 }
 
-// NICConfig is how a NIC works. Uplink is required.
+// NICConfig says how a NIC works. Uplink is required.
 type NICConfig struct {
 	Instance uint32 // numbers the NICs of a guest
 	Uplink   Uplink // owned by Run, which closes it
@@ -52,7 +52,7 @@ type NIC struct {
 
 	mu      sync.Mutex
 	input   bool          // held while a packet is delivered
-	follows bool          // packets are another host's to deliver
+	follows bool          // another host delivers the packets
 	turned  chan struct{} // closed and replaced when one of the two changes
 	void    chan struct{} // closed and replaced when the buffer has dropped what was to leave
 }
@@ -77,9 +77,9 @@ func NewNIC(cfg NICConfig) (*NIC, error) {
 // filter.ErrFull nothing was taken, and the device tries again after Room.
 func (n *NIC) WritePacket(p []byte) error { return n.buf.WritePacket(p) }
 
-// ComposePacket is WritePacket for a packet of size bytes that does not exist yet: compose
-// writes it where it waits, as for filter.Buffer.ComposePacket, and may have to wait for that.
-// A NIC gathers a large segment (TSO) there from its guest's memory.
+// ComposePacket does what WritePacket does, for a packet of size bytes that does not exist
+// yet: compose writes it where it waits, as for filter.Buffer.ComposePacket, and may have
+// to wait for that. A NIC gathers a large segment (TSO) there from its guest's memory.
 func (n *NIC) ComposePacket(size int, compose func(packet []byte) bool) error {
 	return n.buf.ComposePacket(size, compose)
 }

@@ -224,9 +224,9 @@ func (p *peer) beatUntil(ctx context.Context, cfg heartbeat.Config) error {
 	return err
 }
 
-// promises asks the secondary again and again for its promise, and tells what it
-// is worth: kept is called with when the question was sent, and for how long it
-// holds from when it was answered.
+// promises asks the secondary again and again for its promise, and says for how
+// long it holds: kept is called with when the question was sent, and for how
+// long it holds from when it was answered.
 type promises struct {
 	mu   sync.Mutex
 	seq  uint64             // of the last question; 0: none was sent
@@ -234,7 +234,7 @@ type promises struct {
 }
 
 // perTerm is how many questions are sent in a term. An answer that takes longer than a term
-// is of no use any more.
+// is ignored.
 const perTerm = 4
 
 // ask sends questions until ctx ends.

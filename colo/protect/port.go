@@ -115,7 +115,7 @@ type welcomer interface {
 	peerName() string
 }
 
-// Listen opens a Port. Serve must be called for it to be of use.
+// Listen opens a Port. It lets nobody in before Serve is called.
 func Listen(address string, cfg PortConfig) (*Port, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
@@ -181,9 +181,10 @@ func (p *Port) Serve(ctx context.Context) error {
 	}
 }
 
-// An abrupt connection is one by TLS that ends without a word. TLS would say goodbye,
-// and wait for some seconds for a peer that takes nothing any more, which is just
-// when a takeover is due. What runs over it says itself where it ends.
+// An abrupt connection is a TLS connection that is closed without the message that
+// TLS sends at the end. TLS would say goodbye, and wait for some seconds for a peer
+// that takes nothing any more, which is just when a takeover is due. What runs over
+// it says itself where it ends.
 type abrupt struct {
 	*tls.Conn
 	raw net.Conn

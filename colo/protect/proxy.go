@@ -16,8 +16,9 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// ProxyConfig is how a [Proxy] works. Uplink and Deliver are required. What is not
-// about the host's own ends is the same on both hosts, or they refuse each other.
+// ProxyConfig says how a [Proxy] works. Uplink and Deliver are required. What is
+// not about the host's own ends is the same on both hosts, or they refuse each
+// other.
 type ProxyConfig struct {
 	Instance uint32 // numbers the NICs of a guest
 	Uplink   Uplink // owned by Run, which closes it
@@ -43,7 +44,7 @@ type ProxyConfig struct {
 	VNetHdr int
 
 	// Announce is how often, and how fast, the network is told where the guest is
-	// after a takeover; its Neighbors, VNetHdr and Gate are the Proxy's to say. Rounds
+	// after a takeover; the Proxy sets its Neighbors, VNetHdr and Gate itself. Rounds
 	// less than 0: it is not told.
 	Announce proxy.AnnounceConfig
 	Events   *event.Bus // is told which flows differ; nil: nobody
@@ -57,7 +58,7 @@ type ProxyConfig struct {
 // through it and through those that follow.
 //
 // When this host takes over, the network is told by Announce where the guest is now,
-// as far as its own frames, on either host, have said how it is called.
+// by the addresses that its own frames, on either host, have shown.
 //
 // Before a survivor leads for the first time after a takeover, what it still
 // translates is handed over. For that moment the guest's packets get filter.ErrFull,
@@ -116,7 +117,8 @@ func NewProxy(cfg ProxyConfig) (*Proxy, error) {
 	return n, nil
 }
 
-// guestless is the VM of a side: the job pauses the guest, and says so by Runs.
+// guestless stands for the VM of a side, and does nothing: the job pauses the
+// guest, and says so by Runs.
 type guestless struct{}
 
 func (guestless) Pause(context.Context) error  { return nil }
@@ -192,10 +194,10 @@ func (n *Proxy) WritePacket(p []byte) error {
 	return first.WritePacket(p)
 }
 
-// ComposePacket is WritePacket for a packet of size bytes that does not exist yet:
-// compose writes it into memory of the Proxy, as for proxy.Primary.ComposePacket, and
-// must not call the Proxy. A NIC gathers a large segment (TSO) there from its guest's
-// memory.
+// ComposePacket does what WritePacket does, for a packet of size bytes that does not
+// exist yet: compose writes it into memory of the Proxy, as for
+// proxy.Primary.ComposePacket, and must not call the Proxy. A NIC gathers a large
+// segment (TSO) there from its guest's memory.
 func (n *Proxy) ComposePacket(size int, compose func(packet []byte) bool) error {
 	n.sending.RLock()
 	defer n.sending.RUnlock()
@@ -296,7 +298,8 @@ func (n *Proxy) Failover() error {
 	})
 }
 
-// announce tells the network where the guest is, on a goroutine of Run's.
+// announce tells the network where the guest is, on a goroutine that Run waits
+// for.
 func (n *Proxy) announce() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -318,14 +321,15 @@ func (n *Proxy) HeldOutput() colo.Held {
 }
 
 // OutputLatency returns how long the packets that have left were kept, from when the
-// guest sent them until the uplink had taken them: of all sides that this one has been.
+// guest sent them until the uplink had taken them: over all sides that the Proxy has
+// been on.
 func (n *Proxy) OutputLatency() event.Latency {
 	n.mu.RLock()
 	defer n.mu.RUnlock()
 	return n.latency()
 }
 
-// latency is OutputLatency with n.mu held.
+// latency does what OutputLatency does, with n.mu held.
 func (n *Proxy) latency() event.Latency {
 	l := n.first.OutputLatency()
 	if n.second != nil {

@@ -83,7 +83,8 @@ func (l *lane) WritePacket(p []byte) error { return l.out.WritePacket(p) }
 // Close implements io.Closer.
 func (l *lane) Close() error { l.once.Do(func() { close(l.closed) }); return nil }
 
-// An uplinkWriter is the way out, for a side and for an announcement.
+// An uplinkWriter writes the packets of a side, and of an announcement, to the
+// uplink.
 type uplinkWriter struct {
 	mu     sync.Mutex
 	uplink Uplink

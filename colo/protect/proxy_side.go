@@ -257,7 +257,7 @@ func (n *Proxy) give(ctx context.Context, p []byte) (bool, error) {
 	n.neighbors.ToGuest(p, n.cfg.VNetHdr)
 	err := l.give(ctx, p)
 	if err == errLane {
-		return false, nil // it is the other side's turn
+		return false, nil // another side is about to take the packets
 	}
 	return true, err
 }

@@ -12,9 +12,9 @@ type Stats struct {
 	Checkpoints uint64 // committed on both sides, the first of a session included
 	Takeovers   uint64 // this host went on in the place of a lost primary
 	Switchovers uint64 // this host gave the guest to the other, which runs it
-	// Downtime is how long the guest stood still in the last switchover from
-	// here, until the other side's word that it runs was heard. How long this host
-	// takes to end its session then is no part of it.
+	// Downtime is how long the guest stood still in the last switchover from here,
+	// until the other side had said that it runs. It does not include the time in
+	// which this host then ends its session.
 	Downtime time.Duration
 }
 
@@ -29,7 +29,7 @@ type Progress struct {
 	Left time.Duration
 }
 
-// Info is what Query answers.
+// Info has the state and the figures of a job, as Query returns them.
 type Info struct {
 	Guest, Host string
 	State       State

@@ -20,9 +20,9 @@ import (
 // knows what is lacking, and sends no more. See package ram for why that is exact
 // whatever was under way when the link was lost.
 //
-// What a host has kept for that it drops as soon as it is anything else than who it was
-// in that session: a primary but while it seeks its secondary, a secondary but while it
-// waits for a primary.
+// A host drops what it has kept for that as soon as it leaves the part that it had in
+// that session: a primary may seek its secondary meanwhile, a secondary may wait for a
+// primary, and neither may do anything else.
 
 // A position is a checkpoint of a session. The token of its pair names the session: it
 // is random, and never used again.
@@ -84,7 +84,7 @@ func sameBlock(a, b ram.Block) bool {
 // confirm says that the secondary has committed a checkpoint.
 func (b *base) confirm(session string, epoch uint64) {
 	if b == nil {
-		return // a session of a test's
+		return // a session of a test
 	}
 	b.saver.Confirm()
 	b.at = position{Session: session, Epoch: epoch}
@@ -164,8 +164,9 @@ func (j *Job) keepCopy(s *session, err error) {
 	j.setCopy(s.cache, &at)
 }
 
-// spoilt reports whether a session has ended by what was in its memory's stream, or by
-// what this host made of it, and not by the end of the link: it would again.
+// spoilt reports whether a session has ended because of what the stream of its memory
+// contained, or because this host failed to load that, and not because the link ended:
+// another session that goes on from there would end in the same way.
 func spoilt(err error) bool {
 	var memory *ram.Error
 	var stream *qemufile.Error

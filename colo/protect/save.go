@@ -14,7 +14,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// A saving is a guest that is to be written.
+// A saving is a request to write the guest.
 type saving struct {
 	ctx   context.Context // of whoever waits for it
 	w     any             // what it is written to
@@ -24,15 +24,14 @@ type saving struct {
 
 var errSaving = errors.New("protect: the guest is being saved")
 
-// Save ends the guest here with its state written to w, for Restore: it stands still,
-// what it has said leaves, its disks are made stable, memory and devices are written,
-// and Run returns nil as after Complete. The secondary, if there is one, is of no use
-// any more from the beginning. What a Network has registered is not saved, nor are the
-// disks, which stay as they are for the guest to go on over. Until w has everything nothing is given up: with an
-// error the guest runs on here, and is protected again if it was before. A w that has a
-// method Sync() error, as a file does, is synchronised last, unless it says that it
-// cannot be, as a pipe does. The caller sees to it
-// that its name is stable.
+// Save ends the guest here with its state written to w, for Restore: it stands still, what
+// it has said leaves, its disks are made stable, memory and devices are written, and Run
+// returns nil as after Complete. From the beginning the copy of the secondary, if there is
+// one, does not count any more. What a Network has registered is not saved, nor are the
+// disks, which stay as they are for the guest to go on over. Until w has everything nothing
+// is given up: with an error the guest runs on here, and is protected again if it was
+// before. A w that has a method Sync() error, as a file does, is synchronised last, unless
+// it says that it cannot be, as a pipe does. The caller sees to it that its name is stable.
 //
 // Save returns when the guest has ended, or runs on. When ctx ends, or the job, it
 // gives up between two calls of w.Write, and before Sync. Run waits for these.
@@ -42,16 +41,16 @@ func (j *Job) Save(ctx context.Context, w io.Writer) error {
 	})
 }
 
-// SaveMapped is Save to a file that can be written at any place, and is empty. The memory
-// is at fixed places of it (mapped-ram of QEMU 9.0 and later): OpenSaved lets a guest run
-// before that has been read, and zeros take no room. Restore reads it as well.
+// SaveMapped does what Save does, to an empty file that can be written at any place. The
+// memory is at fixed places of it (mapped-ram of QEMU 9.0 and later): OpenSaved lets a
+// guest run before that has been read, and zeros take no room. Restore reads it as well.
 func (j *Job) SaveMapped(ctx context.Context, f ram.MappedFile) error {
 	return j.save(ctx, f, func(until ending) error {
 		return saveMapped(endingFile{until, f}, j.cfg.Guest, j.cfg.Machine, j.keeper.Generation())
 	})
 }
 
-// save is Save by way of write.
+// save does what Save does; write writes the guest to w.
 func (j *Job) save(ctx context.Context, w any, write func(until ending) error) error {
 	done, err := j.turn(ctx)
 	if err != nil {
@@ -195,7 +194,7 @@ func (e ending) err() error {
 	return nil
 }
 
-// An endingWriter writes until that, and not once more.
+// An endingWriter writes until its ending, and not once more.
 type endingWriter struct {
 	until ending
 	w     io.Writer
@@ -208,7 +207,7 @@ func (w endingWriter) Write(p []byte) (int, error) {
 	return w.w.Write(p)
 }
 
-// An endingFile is written until that, and not once more.
+// An endingFile is written until its ending, and not once more.
 type endingFile struct {
 	until ending
 	ram.MappedFile
@@ -235,13 +234,14 @@ func save(to io.Writer, g Guest, machine string, generation uint64) error {
 	return writeStream(to, ram.NewSaver(g.Blocks(), g, ram.SaverConfig{}), nil, g, machine, generation)
 }
 
-// saveMapped writes one with the memory at fixed places of a file.
+// saveMapped writes a migration stream with the memory at fixed places of a
+// file.
 func saveMapped(f ram.MappedFile, g Guest, machine string, generation uint64) error {
 	saver := ram.NewMappedSaver(f, g.Blocks())
 	return writeStream(saver, saver, []string{mappedRAM}, g, machine, generation)
 }
 
-// mappedRAM is the capability of such a file.
+// mappedRAM is QEMU's name for the capability that such a file announces.
 const mappedRAM = "mapped-ram"
 
 func writeStream(to io.Writer, memory vmstate.LiveSaver, capabilities []string, g Guest, machine string, generation uint64) error {

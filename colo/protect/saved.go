@@ -95,7 +95,7 @@ func (s *Saved) open(f io.ReaderAt, g EnsuredGuest, machine string) (err error) 
 	return nil
 }
 
-// savedMemory is the memory's sections of a file.
+// savedMemory loads the sections of a file that have the memory.
 type savedMemory struct {
 	f    io.ReaderAt
 	lazy *ram.Lazy
@@ -145,7 +145,8 @@ func (s *Saved) why() error {
 // does nothing.
 func (s *Saved) Close() error { return s.lazy.Close() }
 
-// letGo is the end of a job that has not begun, for a reason: nobody will read the memory.
+// letGo is called when a job ends before it has begun, with the reason: nobody will read
+// the memory.
 func (s *Saved) letGo(why error) error {
 	defer close(s.filled)
 	s.mu.Lock()
@@ -160,9 +161,9 @@ func (s *Saved) fill(ctx context.Context) error {
 	return s.read(s.lazy.Fill(ctx), s.lazy.Close)
 }
 
-// read is the end of reading memory. Where that has failed before the devices were
-// committed, these may wait for memory, which nothing but giveUp ends: they then see zeros,
-// and the guest has not run and never does.
+// read is called when memory has been read, or reading it has failed. Where that has failed
+// before the devices were committed, these may wait for memory, which nothing but giveUp
+// ends: they then see zeros, and the guest has not run and never does.
 func (s *Saved) read(err error, giveUp func() error) error {
 	if err == nil {
 		return nil

@@ -51,14 +51,14 @@ type coloSession interface {
 	Info() colo.Info
 }
 
-// A purpose is what a session is ended for by this host's operator.
+// A purpose says why the operator of this host ends a session.
 type purpose uint8
 
 const (
 	noPurpose  purpose = iota
 	toPause            // the guest runs on here, unprotected
 	toCancel           // the same, for good
-	toComplete         // there is no guest any more
+	toComplete         // the guest has ended, and nobody goes on with it
 	toHandOver         // the other side runs it
 	toTakeHand         // the other side has released it for this one
 )
@@ -361,7 +361,7 @@ func (j *Job) watch(ctx context.Context, s *session) {
 	}
 }
 
-// heard is what the other side says that the job has to act upon.
+// heard acts upon what the other side says on the control connection.
 func (j *Job) heard(s *session, n note) {
 	switch n.Say {
 	case sayAsk: // of a secondary: not to claim the guest for a while
@@ -436,7 +436,7 @@ func (j *Job) takeHand(s *session, n note) {
 	s.colo.Lost(errSwitchover)
 }
 
-// errEnding is why a session ends that an order of this host ends: Pause, Cancel or Complete.
+// errEnding says that a session ends by an order on this host: Pause, Cancel or Complete.
 var errEnding = errors.New("the protection was ended")
 
 // ordered returns the loss of the other side's connections as what it is when this host has

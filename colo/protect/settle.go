@@ -49,7 +49,8 @@ func (j *Job) unasked(err error) bool {
 	return false
 }
 
-// settle is what the arbiter of a session does.
+// settle does the work of the colo.Arbiter of a session: it finds out whether
+// this host goes on with the guest.
 func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 	s.endedBy(c.Cause)
 	switch s.getPurpose() {
@@ -195,7 +196,8 @@ func gaveBack(r failover.Record, generation uint64) bool {
 	return generation > 0 && r.Generation == generation && !r.Held()
 }
 
-// fence makes sure of the other host's end, for as long as it takes.
+// fence calls the Fencer until it has made sure that the other host no longer
+// acts for the guest, for as long as that takes.
 func (j *Job) fence(ctx context.Context, generation uint64) error {
 	if j.cfg.Fencer == nil {
 		return nil

@@ -12,9 +12,9 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// SessionConfig is how a job's sessions work, of which it has one after the other. The
-// zero value is right for most. Each field but the last four is this host's as a
-// primary, and means what that of the same name in colo.PrimaryConfig, or
+// SessionConfig says how the sessions of a job work, of which it has one after the
+// other. The zero value is right for most hosts. Each field but the last four is this
+// host's as a primary, and means what that of the same name in colo.PrimaryConfig, or
 // ram.SaverConfig, does.
 type SessionConfig struct {
 	MaxDowntime   time.Duration // 0: 300 ms; shorter than CheckpointTimeout

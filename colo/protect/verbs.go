@@ -12,8 +12,8 @@ import (
 	"github.com/gocolo/lockstep/internal/wait"
 )
 
-// ErrNotWhole is why a verb has nothing to go on with: this host follows, and has
-// not got the whole guest yet.
+// ErrNotWhole says that a verb has no guest to go on with: this host follows, and
+// has not got the whole guest yet.
 var ErrNotWhole = errors.New("protect: the copy here is not whole yet")
 
 // ErrCompleted says that the guest has ended, by its own will: somebody has called
@@ -43,8 +43,8 @@ func (j *Job) turn(ctx context.Context) (done func(), err error) {
 }
 
 // Pause ends the protection for now: no checkpoints are made, the guest's output
-// passes, and the secondary, if there is one, is of no use any more. The reason is
-// kept. It returns when that is so. The error is a *StateError, also if Run ends
+// passes, and the secondary, if there is one, cannot take over any more. Info has the
+// reason. Pause returns when that is so. The error is a *StateError, also if Run ends
 // meanwhile, or says that the arbiter could not be asked in ctx's time; protection then
 // goes on.
 func (j *Job) Pause(ctx context.Context, reason string) error {
@@ -99,7 +99,8 @@ func (j *Job) SetDelay(d time.Duration) error {
 	return nil
 }
 
-// CheckpointDelay returns what SetDelay has said last; Config's until then.
+// CheckpointDelay returns what SetDelay has said last, and
+// Config.CheckpointDelay until then.
 func (j *Job) CheckpointDelay() time.Duration {
 	j.mu.Lock()
 	defer j.mu.Unlock()
@@ -253,7 +254,7 @@ func (j *Job) confirm(after uint64) {
 	}
 }
 
-// useful says whether there is a guest here to go on with.
+// useful returns why there is no guest here to go on with, or nil.
 func (j *Job) useful(s *session) error {
 	if s == nil {
 		return ErrNotWhole
@@ -339,7 +340,8 @@ func (j *Job) change(ctx context.Context, verb input) error {
 	return fmt.Errorf("protect: %v: %s: %w", verb, where, s.failure)
 }
 
-// handOver does the primary's part, up to the word that sets the other side going.
+// handOver does the primary's part of a switchover, up to the note that tells the
+// other side to go on.
 func (j *Job) handOver(ctx context.Context, s *session) error {
 	ctx, cancel := context.WithTimeout(ctx, j.cfg.PeerTimeout)
 	defer cancel()

@@ -13,8 +13,8 @@ import (
 
 // A vm stands between a session and the guest: it counts the pauses that pass
 // through it, keeps the guest's input in step with them, and can keep the guest
-// standing where a session would resume it. Those of others, on the guest itself,
-// are none of its business.
+// standing where a session would resume it. It knows nothing of pauses that
+// others make on the guest itself.
 type vm struct {
 	guest    Guest
 	networks []Network
@@ -24,7 +24,7 @@ type vm struct {
 	mu      sync.Mutex
 	pausing bool   // the guest is being paused
 	pauses  int    // not taken back
-	stands  bool   // one pause of the guest is this vm's to take back
+	stands  bool   // this vm has one pause of the guest to take back
 	input   bool   // the guest is the one that the world talks to
 	hold    func() // not nil: Resume leaves it standing, and calls this
 	stopped time.Time

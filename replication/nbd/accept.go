@@ -11,10 +11,10 @@ import (
 	"github.com/gocolo/lockstep/internal/wait"
 )
 
-// passing are the errors of accept(2) that pass: the client has left already, or the host
-// is short of something. They do not mean that the listener is of no use any more.
+// passing are the errors of accept(2) after which it is worth accepting again: the client
+// has left already, or the host is short of something. The listener still works.
 var passing = []error{
-	syscall.ECONNABORTED, syscall.ECONNRESET, syscall.EINTR, syscall.EAGAIN, syscall.EPROTO, syscall.EPERM, // EPERM is a firewall's
+	syscall.ECONNABORTED, syscall.ECONNRESET, syscall.EINTR, syscall.EAGAIN, syscall.EPROTO, syscall.EPERM, // a firewall's refusal is EPERM
 	syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM,
 	syscall.ENETDOWN, syscall.ENETUNREACH, syscall.EHOSTDOWN, syscall.EHOSTUNREACH, syscall.ETIMEDOUT,
 }
@@ -103,7 +103,8 @@ type room struct {
 	left   chan struct{} // has an element if a connection has left since it was empty
 }
 
-// guest is a connection that a room counts.
+// guest is a connection that a room counts; it has nothing to do with the guest
+// of a VM.
 type guest struct {
 	room  *room
 	conn  net.Conn
@@ -195,7 +196,8 @@ func (g *guest) spoke() {
 	}
 }
 
-// pushed reports whether the client has been closed to make room for another.
+// pushed reports whether the connection has been closed to make room for
+// another.
 func (g *guest) pushed() bool {
 	if g == nil {
 		return false
@@ -205,7 +207,8 @@ func (g *guest) pushed() bool {
 	return g.shut
 }
 
-// settle is called when the client has negotiated, after which it may be silent.
+// settle is called when the client has negotiated. From then on it may be silent
+// without being closed.
 func (g *guest) settle() {
 	if g != nil {
 		g.room.mu.Lock()

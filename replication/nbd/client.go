@@ -113,8 +113,8 @@ func (c *Client) Err() error {
 }
 
 // Close tells the server that the client leaves and closes the connection. A server that
-// takes nothing delays it for a moment. Requests under way get ErrClosed; they may or may
-// not have been carried out.
+// reads nothing delays Close for a moment. Requests under way get ErrClosed; they may or
+// may not have been carried out.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	idle := c.err == nil && c.active == 0
@@ -235,8 +235,8 @@ func (c *Client) begin(a ask) *call {
 // to come whose arrival sends them.
 const mostPosted = 16
 
-// Push implements replication.Pusher: it has the server sent what StartWrite has kept to
-// send it together with later writes.
+// Push implements replication.Pusher: it sends the server the writes that StartWrite has
+// kept to send them together with later ones.
 func (c *Client) Push() {
 	c.mu.Lock()
 	c.pushIf(true)
@@ -320,7 +320,7 @@ func (c *Client) awaitReply() ([]byte, error) {
 }
 
 // peekReply reads until the header of a reply is in the buffer, or a deadline
-// passes, not necessarily the caller's.
+// passes, which may be that of another caller's request.
 func (c *Client) peekReply() error {
 	c.mu.Lock()
 	c.arm()

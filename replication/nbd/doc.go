@@ -15,11 +15,12 @@
 //
 // Extended headers are not spoken: they are for requests of more than 4 GiB, which
 // no guest makes and which a Mark would have to wait for, and peers that know them
-// fall back to structured replies. A Client refuses a read, a write or zeroes that
-// are no multiple of its server's minimum block with [ErrAlignment], since what it
-// would have to keep around them may be written by another connection; a guest
-// whose sectors are smaller than those of a disk wants a server in between that
-// has the disk to itself, as [Server] over a replication.File is.
+// fall back to structured replies. A Client refuses with [ErrAlignment] a read, a
+// write or zeroes that are no multiple of the minimum block of the server: it
+// would have to write back the rest of a block, which another connection may have
+// changed meanwhile. For a guest whose sectors are smaller than those of a disk,
+// put a server in between that has the disk to itself, such as a [Server] over a
+// replication.File.
 //
 // The protocol is that of doc/proto.md in github.com/NetworkBlockDevice/nbd;
 // "proto" in comments refers to it.

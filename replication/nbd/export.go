@@ -44,8 +44,9 @@ type ExportConfig struct {
 	// connection can reach the disk any more.
 	MaxClients int
 	// Contexts are metadata contexts that clients may select, in addition to
-	// ContextAllocation, which says what the Disk's Extents method does, see
-	// replication.ExtentReader; without one, all is data.
+	// ContextAllocation, for which the Disk's Extents method is asked, see
+	// replication.ExtentReader; a Disk without that method is reported as all
+	// data.
 	Contexts []Context
 }
 
@@ -110,7 +111,7 @@ func (s *Server) find(wire string) (*Export, *OptionError) {
 // WireName returns the name by which clients ask for the export.
 func (e *Export) WireName() string { return Name(e.cfg.Name, e.cfg.Generation) }
 
-// Clients returns how many are connected.
+// Clients returns how many clients are connected.
 func (e *Export) Clients() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -14,7 +14,7 @@ import (
 type clientLog struct {
 	log     *slog.Logger
 	chosen  bool // the client has chosen an export
-	refused bool // said already
+	refused bool // the refusal is logged already
 }
 
 func newClientLog(log *slog.Logger, conn net.Conn) *clientLog {
@@ -38,8 +38,9 @@ func (c *clientLog) uses(e *Export) {
 	c.log.Debug("a client of a disk has come")
 }
 
-// refuse tells of an option that is refused, loudly once for each client. That an
-// option is not known is no refusal: clients ask for what a server may not have.
+// refuse logs an option that is refused, the first of each client with level
+// Warn. An option that the server does not know is no refusal: clients ask for
+// what a server may not have.
 func (c *clientLog) refuse(asked string, e *OptionError) {
 	if c == nil || e.Code == repErrUnsup {
 		return
@@ -77,8 +78,9 @@ func (c *clientLog) end(ctx context.Context, err error, pushed bool) {
 	}
 }
 
-// left reports whether an error says no more than that the other side has gone, or
-// says nothing: whoever looks whether a port is open does that.
+// left reports whether an error says no more than that the other side has gone,
+// which may have said nothing at all: so does a program that checks whether a port
+// is open.
 func left(err error) bool {
 	for _, gone := range []error{io.EOF, io.ErrUnexpectedEOF, io.ErrClosedPipe, syscall.ECONNRESET, syscall.EPIPE} {
 		if errors.Is(err, gone) {

@@ -133,7 +133,8 @@ func (m *memory) leave(w *memoryWait) {
 	m.grant()
 }
 
-// grant gives room to those who wait and fit, in order. The caller holds mu.
+// grant gives room to the requests that wait, in order, as long as there is
+// enough for the next one. The caller holds mu.
 func (m *memory) grant() {
 	for len(m.waiting) > 0 && m.used+m.waiting[0].size <= m.limit {
 		w := m.waiting[0]
@@ -147,7 +148,7 @@ func (m *memory) grant() {
 	}
 }
 
-// put takes back what get has returned.
+// put takes back a buffer that get has returned.
 func (m *memory) put(p []byte) {
 	if cap(p) == 0 {
 		return

@@ -19,7 +19,7 @@ type Context struct {
 	Extents func(off, n int64, yield func(n int64, flags uint32) bool) error
 }
 
-// Names of contexts.
+// Names of the contexts that this package defines or knows.
 const (
 	// ContextAllocation says where an export has holes: StateHole, StateZero.
 	// Every export has it.

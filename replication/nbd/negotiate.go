@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	maxOption  = 64 << 10 // bytes of an option's data that are read
+	maxOption  = 64 << 10 // the longest data of an option that is read, in bytes
 	maxOptions = 1000     // in one negotiation
 )
 

@@ -27,8 +27,8 @@ const (
 	readBuffer = 64 << 10
 	// longData is the length from which on data is not read by way of the buffer.
 	longData = 16 << 10
-	// aroundHead is how much is buffered at a time while data is long: a head, and what of
-	// its data is no loss to copy.
+	// aroundHead is how many bytes are buffered at a time while data is long: a head, and
+	// as much of its data as costs little to copy.
 	aroundHead = 4 << 10
 )
 
@@ -62,7 +62,7 @@ func (s *source) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// errNothing is the error of a read of what is there where there is nothing.
+// errNothing says that a read that does not wait has found nothing to read.
 var errNothing = errors.New("nothing to read")
 
 // more buffers what has come, and reports whether that is anything. It does not wait.

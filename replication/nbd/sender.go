@@ -125,10 +125,10 @@ func (o *sender) flush() error {
 	return o.err
 }
 
-// post leaves a message whose sender does not wait for the answer, and so need not see it
-// leave, to the next push or send, if it is small. Many that are posted together leave with
-// one system call, and get to the other side together. It waits for room. An error is told
-// to lost, which is not nil.
+// post keeps a small message for the next push or send, since its caller does not wait for
+// the answer and so need not see it leave. Many that are posted together leave with one
+// system call, and get to the other side together. It waits for room. It calls lost, which
+// is not nil, with an error.
 func (o *sender) post(head, data []byte) {
 	if len(data) > copied {
 		if err := o.send(head, data); err != nil {

@@ -40,9 +40,9 @@ type session struct {
 	out sender
 }
 
-// turn is a lock that is held while a connection is read, which may last. It is
-// a channel with room for one, and not a sync.Mutex, so that those who wait for
-// it count as durably blocked in a bubble of package testing/synctest.
+// turn is a lock that is held while a connection is read, which may take long.
+// It is a channel with room for one, and not a sync.Mutex, so that those who
+// wait for it count as durably blocked in a bubble of package testing/synctest.
 type turn chan struct{}
 
 func (t turn) take() { t <- struct{}{} }

@@ -32,8 +32,8 @@ type ServerConfig struct {
 	// connection has a buffer of 64 KiB.
 	MaxTotalBytes int64
 	// MaxConns bounds the connections that Serve serves at a time; zero means
-	// 64. Others wait, but not for those that should negotiate and are
-	// silent for a second: they are closed then.
+	// 64. Others wait for one of them to end. Meanwhile a connection that
+	// should negotiate and is silent for a second is closed.
 	MaxConns int
 	// Timeout is how long negotiation as a whole, the arrival of the data of
 	// a write, and the client's taking of a reply (or an eighth longer), may
@@ -45,12 +45,13 @@ type ServerConfig struct {
 	// goroutine and may be called by several at the same time.
 	OnConn func(addr net.Addr, err error)
 
-	// Logger hears of clients that are refused or whose connections fail, of those
-	// that are closed to make room for others, and that none can be accepted for now
-	// (Warn; of one client's refusals the first, the others are Debug), and of those
-	// that come and go (Debug). A record has the client's address, and the export and
-	// its generation, if it has one, once they are chosen; which guest they are of, a host adds with
-	// the logger's With. Nothing is logged for a request. Nil: nothing is logged.
+	// Logger hears of clients that are refused or whose connections fail, of those that are
+	// closed to make room for others, and that none can be accepted for now (Warn; of one
+	// client's refusals the first, the others are Debug), and of those that come and go
+	// (Debug). A record has the client's address and, once the client has chosen, the
+	// export and its generation, if it has one; to name the guest too, a host adds an
+	// attribute with the logger's With. Nothing is logged for a request. Nil: nothing is
+	// logged.
 	Logger *slog.Logger
 }
 

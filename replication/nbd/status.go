@@ -65,7 +65,8 @@ func (s *session) status(req *request, p []byte) ([]byte, error) {
 	return p, nil
 }
 
-// extentsOf yields the extents of a disk. If the disk does not know them, all is data.
+// extentsOf yields the extents of a disk. If the disk does not know them, it yields
+// the whole range as data.
 func extentsOf(d Disk, off, n int64, yield func(n int64, flags uint32) bool) error {
 	if x, ok := d.(extenter); ok {
 		if err := x.Extents(off, n, yield); !errors.Is(err, errors.ErrUnsupported) {

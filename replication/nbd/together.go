@@ -11,20 +11,20 @@ const (
 	// together is for how long, at most, a request whose answer could be sent waits for
 	// others that have come meanwhile.
 	together = 64 * time.Microsecond
-	// mostTogether bounds their number.
+	// mostTogether is how many requests one worker serves together at most.
 	mostTogether = 16
 	// quick is the pace of a disk whose requests are served together.
 	quick = together / 4
-	// unhurried is the pace at which no measurement is slower: a disk that hesitated once
-	// is soon a quick one again.
+	// unhurried is the slowest pace that a measurement counts as: so a disk that
+	// hesitated once is soon a quick one again.
 	unhurried = 4 * together
 	// keepTurn is how long a worker that serves requests keeps the turn. It ends where a
 	// quick disk has become a slow one, or the client takes no answers.
 	keepTurn = time.Millisecond
 )
 
-// kept is the turn of a worker that serves requests: it reads the next ones only when it
-// has answered these, which a client waits for to send more. So no other worker is woken to
+// kept is the turn of a worker that goes on holding it while it serves requests: a client
+// that waits for these answers sends nothing before, so another worker would be woken to
 // find that nothing has come.
 type kept struct {
 	is   atomic.Int32
@@ -38,7 +38,8 @@ const (
 	cameBetween // the timer, while its worker read: it has to come again
 )
 
-// init has pass called where a turn has been kept for too long.
+// init sets pass as the function that is called when a turn has been kept for
+// too long.
 func (k *kept) init(pass func()) {
 	k.late = time.AfterFunc(time.Hour, func() {
 		for !k.end() {
@@ -50,8 +51,8 @@ func (k *kept) init(pass func()) {
 	})
 }
 
-// begin keeps the turn while its worker does what may last. A worker that has lost it by then
-// does not begin: what is kept is another's.
+// begin keeps the turn while its worker does what may take long. A worker that has lost it
+// by then does not begin: another worker keeps the turn.
 func (k *kept) begin(has bool) {
 	if has && k.is.Swap(isKept) == cameBetween {
 		k.late.Reset(keepTurn)

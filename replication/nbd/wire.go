@@ -125,7 +125,7 @@ func appendReply(p []byte, errno uint32, handle uint64) []byte {
 }
 
 // ProtocolError says that the peer does not keep to the protocol. The
-// connection is of no more use.
+// connection cannot be used any more.
 type ProtocolError struct {
 	What string
 	Got  uint64
@@ -135,7 +135,7 @@ func (e *ProtocolError) Error() string {
 	return fmt.Sprintf("nbd: protocol violation: %s %#x", e.What, e.Got)
 }
 
-// OptionError is the refusal of an option by the server: the export is not
+// OptionError says that the server has refused an option: the export is not
 // there, or of another generation, or wants TLS.
 type OptionError struct {
 	Option  uint32
@@ -166,8 +166,8 @@ func (e *OptionError) Is(target error) bool {
 	return false
 }
 
-// RequestError is the failure of one request at the server. The connection
-// goes on. It unwraps to the errno.
+// RequestError says that one request failed at the server. The connection goes
+// on. It unwraps to the errno.
 type RequestError struct {
 	Command string
 	Off     int64
@@ -190,8 +190,9 @@ func (e *RequestError) Unwrap() error { return e.Errno }
 var (
 	// ErrUnknownExport: the server has no export of that name.
 	ErrUnknownExport = errors.New("nbd: no such export")
-	// ErrPolicy: the server will not serve this client: the generation is
-	// not the export's, or the export has its clients.
+	// ErrPolicy: the server will not serve this client, for example because the
+	// client asked for another generation than that of the export, or the
+	// export has as many clients as it may.
 	ErrPolicy = errors.New("nbd: refused by policy")
 	// ErrTLSRequired: the server serves nothing without TLS.
 	ErrTLSRequired = errors.New("nbd: TLS is required")

@@ -3,8 +3,8 @@ package ram
 import "math"
 
 const (
-	// chunkSize is how much captured memory one write passes on, and by how much an
-	// arena grows, at most.
+	// chunkSize is how much captured memory one write passes on at most, and by how
+	// much an arena grows at most, in bytes.
 	chunkSize = 1 << 20
 	// firstChunk is what an arena begins with. It doubles until it grows by chunkSize: of
 	// the guests of a host most are idle, and capture little.
@@ -20,11 +20,12 @@ type arena struct {
 	used   []int // per chunk
 	cur    int   // the chunk that is being filled
 
-	most     int // that was captured of late
-	captures int // since that was begun to be counted
+	most     int // the most that one capture took of late
+	captures int // captures since most was counted anew
 }
 
-// settleEvery is how many captures tell what a guest needs.
+// settleEvery is after how many captures the arena judges how much memory the
+// guest's captures need.
 const settleEvery = 64
 
 // newArena returns an arena of at most limit bytes, but at least one record.

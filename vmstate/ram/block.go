@@ -48,7 +48,7 @@ type Block struct {
 }
 
 // Format is what the block list contains beyond names and lengths. Nothing in
-// the RAM section tells: both sides know it from the capabilities of the
+// the RAM section says so: both sides know it from the capabilities of the
 // migration, so it has to be the same on both.
 type Format struct {
 	// IgnoreShared is QEMU's capability x-ignore-shared: every block is
@@ -61,31 +61,31 @@ type Format struct {
 	// size.
 	Postcopy bool
 
-	// MappedRAM is QEMU's capability mapped-ram (9.0 and later): the stream is a
-	// file, and each block's pages are at fixed places of it, told behind the
-	// block's entry in the list. A stream announces it in its configuration
-	// section. A [Walker] reads it, and a [Cache] where the reader is at offset 0 of the file's
-	// first byte; see [MappedWriter] for writing, and [Lazy.OpenMapped].
+	// MappedRAM is QEMU's capability mapped-ram (9.0 and later): the stream is a file, and
+	// each block's pages are at fixed places of it, which the stream gives behind the
+	// block's entry in the list. A stream announces it in its configuration section. A
+	// [Walker] reads it, and a [Cache] where the reader is at offset 0 of the file's first
+	// byte; see [MappedWriter] for writing, and [Lazy.OpenMapped].
 	MappedRAM bool
 }
 
-// DirtyLog tells which pages were written. A Saver reads the primary guest's,
-// a Cache the secondary's. What follows with "must" is checked by
-// colotest.TestVM.
+// DirtyLog tells which pages were written. A Saver reads the log of the
+// primary's guest, a Cache that of the secondary's guest. What follows with
+// "must" is checked by colotest.TestVM.
 type DirtyLog interface {
 	// ReadDirty marks the pages of a block that were dirtied since the last
 	// call, and forgets them: bit i&63 of bitmap[i>>6] is page i. It is called
 	// from the goroutine that uses the Saver or Cache, with a bitmap that
 	// covers all of Host, and the guest may run.
 	//
-	// Every page that was written since the last call must be marked, also one
-	// that was written by a device or by the saving of one, and also while the
-	// guest runs; pages that were not written may be. A mark must be cleared
-	// before the page is read for it, so that a write in between is marked
-	// again; of a guest that stands still, a second call must mark nothing.
-	// Bits that are set already must stay set, and none beyond the block's
-	// pages may be. A block that the guest does not have must be an error. What differs
-	// for pages that may stay writable, a [DirtyKeeper] says.
+	// Every page that was written since the last call must be marked, also while the
+	// guest runs, and also a page that a device wrote, or that saving a device wrote;
+	// pages that were not written may be. A mark must be cleared before the page is
+	// read for it, so that a write in between is marked again; of a guest that stands
+	// still, a second call must mark nothing. Bits that are set already must stay set,
+	// and none beyond the block's pages may be. A block that the guest does not have
+	// must be an error. A [DirtyKeeper] has other rules for the pages that may stay
+	// writable.
 	ReadDirty(block string, bitmap []uint64) error
 }
 

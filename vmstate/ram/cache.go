@@ -6,7 +6,7 @@ import (
 	"github.com/gocolo/lockstep/internal/mapping"
 )
 
-// CacheConfig is how a [Cache] works; the zero value accepts what QEMU 7.2
+// CacheConfig says how a [Cache] works; the zero value accepts what QEMU 7.2
 // accepts.
 type CacheConfig struct {
 	// Format is what the block list contains. The peer's has to be the same.
@@ -34,8 +34,8 @@ type CacheConfig struct {
 	MaxStaged uint64
 
 	// KeepAfter is SaverConfig.KeepAfter for the pages that the guest here writes: one that
-	// stays writable is rolled back at each checkpoint. With StagedOnly such a page is sent
-	// again each time, as all that the guest has written.
+	// stays writable is rolled back at each checkpoint. With StagedOnly the primary sends
+	// such a page again each time, as it sends all that the guest has written.
 	KeepAfter int
 
 	// Overlap has the pages of an initial synchronisation put into the guest's memory while
@@ -49,7 +49,7 @@ type CacheConfig struct {
 
 	// Resumable has the cache keep what it holds of the primary's memory after a
 	// session, for the next ([Cache.Resume]): its memory, and the dirty log on, until
-	// Close. The guest stays paused meanwhile, or what it does is in the log.
+	// Close. The guest stays paused meanwhile, or the log has what it writes.
 	Resumable bool
 }
 
@@ -62,7 +62,7 @@ type CacheConfig struct {
 // is rolled back to, and what differences apply to. The guest's own memory
 // changes in Flush and at no other time. (With CacheConfig.StagedOnly the cache
 // holds less, and the guest's memory is void until the first Flush of a session:
-// see [Cache.SaveDirty]. It is that with CacheConfig.Overlap, too.)
+// see [Cache.SaveDirty]. With CacheConfig.Overlap it is void until then, too.)
 //
 // A Cache belongs to one goroutine at a time.
 //

@@ -16,7 +16,8 @@ func (c *Cache) keepWritten() {
 	}
 }
 
-// keepNone has the log leave no page writable any more. What it did is in the next reading.
+// keepNone has the log leave no page writable any more. The next reading of the log reports
+// the pages that it did leave writable.
 func (c *Cache) keepNone() {
 	c.fresh = false
 	for i := range c.blocks {
@@ -27,5 +28,6 @@ func (c *Cache) keepNone() {
 	}
 }
 
-// Kept says what the dirty log leaves writable here: see CacheConfig.KeepAfter.
+// Kept returns the counts of pages that the dirty log leaves writable here: see
+// CacheConfig.KeepAfter.
 func (c *Cache) Kept() KeepStats { return c.keep.stats }

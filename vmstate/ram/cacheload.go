@@ -165,8 +165,8 @@ func (c *Cache) loadPage(r *qemufile.Reader, b *cacheBlock, off uint64) error {
 	return r.ReadFull(page)
 }
 
-// loadPageBeside is loadPage where pages come elsewhere meanwhile: they do not wait for
-// the stream.
+// loadPageBeside does what loadPage does where pages come over other connections
+// meanwhile: those do not wait for the stream.
 func (c *Cache) loadPageBeside(r *qemufile.Reader, b *cacheBlock, off uint64) error {
 	data := r.Next(PageSize)
 	if err := r.Err(); err != nil {

@@ -27,8 +27,8 @@ func (c *Cache) place(b *cacheBlock, off uint64) ([]byte, error) {
 	return b.page[off : off+PageSize : off+PageSize], nil
 }
 
-// base is place for what is a difference from what the peer has: the page is
-// there as it was received last.
+// base does what place does, for a page that comes as a difference: at the
+// place that it returns stands the page as it was received last.
 func (c *Cache) base(b *cacheBlock, off uint64) ([]byte, error) {
 	if c.only.on {
 		return c.only.base(c, b, int(off/PageSize))
@@ -101,12 +101,13 @@ func (c *Cache) StagePage(block string, offset uint64, page []byte) error {
 }
 
 // TakesEarly returns how many bytes of memory the cache takes of a checkpoint that has not
-// begun, while its guest runs, and whether some of it may come as differences: a page of it is
-// staged like any other, so that Discard drops it, and the guest's memory changes in Flush. 0
-// says none: a cache that keeps no copy (CacheConfig.StagedOnly) knows a page that is not
-// staged only while its guest stands still, and could not tell what a difference is one from.
-// With CacheConfig.MaxStaged it is half of that, so that there is room for the checkpoint. It
-// makes a Cache a colo.EarlyStage, and is called after the first Flush of a session.
+// begun, while its guest runs, and whether some of it may come as differences: a page of it
+// is staged like any other, so that Discard drops it, and the guest's memory changes in
+// Flush. 0 says none: a cache that keeps no copy (CacheConfig.StagedOnly) knows a page that
+// is not staged only while its guest stands still, and could not tell from what a
+// difference differs. With CacheConfig.MaxStaged it is half of that, so that there is room
+// for the checkpoint. It makes a Cache a colo.EarlyStage, and is called after the first
+// Flush of a session.
 func (c *Cache) TakesEarly(differences bool) uint64 {
 	switch {
 	case c.KeepsCopy():

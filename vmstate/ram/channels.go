@@ -41,7 +41,7 @@ type PageReceiver interface {
 // round. It is not for postcopy.
 func (s *Saver) SendPagesTo(p PageSender) { s.elsewhere = p }
 
-// SendPagesTo is Saver.SendPagesTo.
+// SendPagesTo does what Saver.SendPagesTo does.
 func (l *LazySaver) SendPagesTo(p PageSender) { l.s.SendPagesTo(p) }
 
 // enter begins what a section holds: the other side takes nothing elsewhere before

@@ -16,8 +16,8 @@ const (
 	firstWhole, maxWhole = 4, 64
 )
 
-// tooLong keeps that a difference was too long, and reports whether the page is to be
-// forgotten.
+// tooLong records that a difference was too long, and reports whether the page is to
+// be forgotten.
 func (m *deltaMark) tooLong() bool {
 	m.level++
 	if m.level < patient {
@@ -46,10 +46,11 @@ func (s *Saver) asDelta(bi, i int) bool {
 	return true
 }
 
-// fits keeps that a page's difference was short enough.
+// fits records that the difference of a page was short enough.
 func (s *Saver) fits(bi, i int) { s.blocks[bi].marks[i] = deltaMark{} }
 
-// tooLong keeps that it was not, and returns whether kept is to become the page.
+// tooLong records that the difference of a page was too long, and reports
+// whether kept is to become the page.
 func (s *Saver) tooLong(bi, i int) (keep bool) {
 	if s.blocks[bi].marks[i].tooLong() {
 		s.deltas.Drop(pageKey(bi, i))

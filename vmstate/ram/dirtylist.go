@@ -25,7 +25,7 @@ import (
 //
 // The guest's memory is then at every moment that of one checkpoint and what the
 // guest did since, as without StagedOnly; but until the first Flush of a session
-// it is nothing, as the initial synchronisation goes straight into it.
+// it is void, as the initial synchronisation goes straight into it.
 //
 // The writer's error sticks as usual. An error of the dirty log is an [*Error].
 func (c *Cache) SaveDirty(w *qemufile.Writer) error {

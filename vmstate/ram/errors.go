@@ -12,10 +12,10 @@ var (
 	// ErrVersion: the section's version is not 4.
 	ErrVersion = errors.New("unsupported version of the ram section")
 
-	// ErrFlags: a record with flags that are unknown, obsolete (FULL), not
-	// for this kind of connection (HOOK, which is RDMA's), or that do not go
-	// together. Also an address that is no multiple of the page size, since
-	// its low bits are the flags.
+	// ErrFlags: a record with flags that are unknown, obsolete (FULL), not for
+	// this kind of connection (HOOK, which only RDMA has), or that do not go
+	// together. Also an address that is no multiple of the page size, since its
+	// low bits are the flags.
 	ErrFlags = errors.New("unknown combination of flags")
 
 	// ErrUnknownBlock: a name that is not one of the guest's RAM blocks.

@@ -78,7 +78,7 @@ func (c *Cache) Flush() error {
 
 // readLog adds what the secondary's guest dirtied to what is staged, for all blocks
 // before any memory changes. Before the first flush the guest did not have the state of
-// the primary's: what it dirtied does not matter.
+// the primary's guest: what it dirtied does not matter.
 func (c *Cache) readLog() error {
 	if c.log == nil {
 		return nil
@@ -166,12 +166,13 @@ func (b *cacheBlock) takeMissing(from, to int) {
 	}
 }
 
-// Discard makes what is staged void, because the link broke or the load failed.
-// The guest's memory is what the last Flush made it and what the guest did
-// since; with CacheConfig.StagedOnly or Overlap, and before the first Flush of a session, it is
-// nothing, as part of the initial synchronisation may be in it. The dirty log is switched
-// off if the cache switched it on, unless the cache holds what CacheConfig.Resumable is for. The cache
-// can be used again after NewSession, or when a peer begins with a block list.
+// Discard makes what is staged void, because the link broke or the load failed. The guest's
+// memory is what the last Flush made it and what the guest did since; with
+// CacheConfig.StagedOnly or Overlap, and before the first Flush of a session, it is void,
+// as part of the initial synchronisation may be in it. Discard switches the dirty log off
+// if the cache switched it on, unless the cache can go on in another session
+// ([Cache.Resumable]). The cache can be used again after NewSession, or when a peer begins
+// with a block list.
 func (c *Cache) Discard() {
 	if c.suspend() {
 		return

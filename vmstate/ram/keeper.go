@@ -15,9 +15,10 @@ type DirtyKeeper interface {
 	// have it logged anew, as any other page. A page that is not left writable must be logged
 	// as always, so that a log may leave as few as it likes.
 	//
-	// It returns false, and must then have forgotten all pages that were named before,
-	// where it leaves none: it cannot, cannot yet, or has no such block. StopDirtyLog
-	// must forget them too. It is called from the goroutine that calls ReadDirty, with a
-	// bitmap like that one's, which stays the caller's. The guest may run.
+	// It returns false where it leaves no page writable, because it cannot, cannot yet,
+	// or has no such block; it must then have forgotten all pages that were named
+	// before. StopDirtyLog must forget them too. It is called from the goroutine that
+	// calls ReadDirty, with a bitmap like that one's, which stays the caller's. The
+	// guest may run.
 	KeepDirty(block string, pages []uint64) bool
 }

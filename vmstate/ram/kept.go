@@ -2,9 +2,11 @@ package ram
 
 import "math/bits"
 
-// A page has a count: one more for a checkpoint before which it was written, two less for one
-// before which it was not, and nothing where the log cannot tell, since the page was writable
-// all the time. With a count of after it comes to be kept, which it is until it has none.
+// A page is kept if the log is to leave it writable. To decide that, each page has a count:
+// a checkpoint before which the page was written adds one, a checkpoint before which it was
+// not takes two, and a checkpoint for which the log cannot tell, since the page was
+// writable all the time, changes nothing. A page is kept from a count of keeping.after on,
+// until its count is 0.
 const (
 	defaultKeepAfter = 4
 	maxKeepAfter     = 7 // what the counts have room for
@@ -17,9 +19,9 @@ const keepTries = 16
 // KeepStats counts pages that the dirty log leaves writable ([DirtyKeeper]). Idle of Tried is
 // about the share of Pages that are copied, and sent, for nothing.
 type KeepStats struct {
-	Pages uint64 `json:"pages"` // that are writable now: reported whether they are written or not
+	Pages uint64 `json:"pages"` // pages that are writable now, and so reported whether they are written or not
 	Tried uint64 `json:"tried"` // so far, how often a page that is to be kept was protected, so that a write was seen
-	Idle  uint64 `json:"idle"`  // how often none came before the next checkpoint
+	Idle  uint64 `json:"idle"`  // how often no write came before the next checkpoint
 }
 
 // keeping finds the pages that are written before most checkpoints, and has the log leave
@@ -32,7 +34,7 @@ type keeping struct {
 	stats KeepStats
 }
 
-// keptPages is that of a block.
+// keptPages is what keeping knows of the pages of one block.
 type keptPages struct {
 	counts [3]Bitmap // in three bits for each page
 	known  Bitmap    // pages with a count
@@ -42,7 +44,7 @@ type keptPages struct {
 	told   bool      // the log leaves some writable
 }
 
-// newKeeping returns one for a log, with a number of checkpoints as configurations have it.
+// newKeeping returns a keeping for log. after is the KeepAfter of a configuration.
 func newKeeping(log DirtyLog, after int) keeping {
 	k := keeping{after: min(after, maxKeepAfter)}
 	if after == 0 {
@@ -55,7 +57,8 @@ func newKeeping(log DirtyLog, after int) keeping {
 // on reports whether pages are to be kept.
 func (k *keeping) on() bool { return k.log != nil && k.after > 0 }
 
-// equal returns where three words of counts are n.
+// equal returns the pages, a bit for each, whose counts in the three words of c
+// are n.
 func equal(c *[3]uint64, n int) uint64 {
 	differ := uint64(0)
 	for i, w := range c {
@@ -64,7 +67,7 @@ func equal(c *[3]uint64, n int) uint64 {
 	return ^differ
 }
 
-// atLeast returns where they are n or more.
+// atLeast returns the pages whose counts are n or more.
 func atLeast(c *[3]uint64, n int) (more uint64) {
 	same := ^uint64(0)
 	for i := 2; i >= 0; i-- {
@@ -78,7 +81,7 @@ func atLeast(c *[3]uint64, n int) (more uint64) {
 	return more | same
 }
 
-// add adds one where up says so, which must not be where they are 7.
+// add adds one to the counts of the pages in up, none of which may be 7.
 func add(c *[3]uint64, up uint64) {
 	for i, w := range c {
 		c[i] = w ^ up
@@ -86,7 +89,8 @@ func add(c *[3]uint64, up uint64) {
 	}
 }
 
-// take takes two where down says so, or what there is.
+// take takes two from the counts of the pages in down, or one from a count of
+// 1.
 func take(c *[3]uint64, down uint64) {
 	borrow := down &^ c[1]
 	none := borrow &^ c[2]
@@ -97,8 +101,8 @@ func take(c *[3]uint64, down uint64) {
 	}
 }
 
-// release has the log leave no page of a block writable, whoever has told it to, and forgets
-// what was found out. What was kept is reported by the next ReadDirty.
+// release has the log leave no page of a block writable, whoever has told it to, and
+// forgets the counts. The next ReadDirty reports the pages that were kept.
 func (k *keeping) release(block string, p *keptPages) {
 	if k.log == nil {
 		return

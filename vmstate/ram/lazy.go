@@ -28,8 +28,8 @@ var (
 // whoever touches it waits, and Serve asks the source for it; LoadState places each page of
 // the host whole. Finish ends that when all has come.
 //
-// Or a file has all of it (OpenMapped, Listen), and Fill does what Serve, LoadState and
-// Finish do.
+// Where the memory is in a file in place of a stream (OpenMapped, Listen), Fill does
+// what Serve, LoadState and Finish do.
 //
 // In Go, only system calls may touch memory that may be missing, KVM_RUN among them; Go code
 // that is about to touch it (a device model, say) calls Ensure first. Otherwise the process
@@ -106,7 +106,8 @@ func NewLazy(blocks []Block) (*Lazy, error) {
 	return l, nil
 }
 
-// Probe returns why Listen could not work here: what NewTracker's error may be.
+// Probe returns why Listen could not work here, or nil. NewTracker says which
+// errors there are.
 func (l *Lazy) Probe() error {
 	fd, err := l.open()
 	if err != nil {

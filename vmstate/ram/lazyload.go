@@ -10,9 +10,9 @@ import (
 )
 
 // LoadState decodes the body of a RAM section. Before Listen pages go to the guest's memory
-// at once; afterwards each is placed when all of its page of the host is there, and one that
-// is there already is left as it is, since the guest may have written it. Every error is an
-// [*Error]; after one the connection is of no use.
+// at once; afterwards each is placed when all of its page of the host is there, and one
+// that is there already is left as it is, since the guest may have written it. Every error
+// is an [*Error]; after one the connection cannot be used any more.
 func (l *Lazy) LoadState(r *qemufile.Reader, version uint32) error {
 	if version != Version {
 		return &Error{Op: "load", Stream: r.Offset(), Err: fmt.Errorf("%w: %d", ErrVersion, version)}

@@ -73,21 +73,21 @@ func PageSizes(blocks []Block) (sizes uint64) {
 // Register registers the saver as the memory of a source's registry.
 func (l *LazySaver) Register(reg *vmstate.Registry) error { return reg.RegisterLive(Entry(), l, nil) }
 
-// SaveSetup is Saver.SaveSetup.
+// SaveSetup does what Saver.SaveSetup does.
 func (l *LazySaver) SaveSetup(w *qemufile.Writer) error {
 	l.begun = false
 	l.forgetRequests()
 	return l.s.SaveSetup(w)
 }
 
-// SaveComplete is Saver.SaveComplete: the guest does not run on the other side before all
-// is there.
+// SaveComplete does what Saver.SaveComplete does: the guest does not run on the other
+// side before all its memory is there.
 func (l *LazySaver) SaveComplete(w *qemufile.Writer) error { return l.s.SaveComplete(w) }
 
-// SaveCleanup is Saver.SaveCleanup.
+// SaveCleanup does what Saver.SaveCleanup does.
 func (l *LazySaver) SaveCleanup() { l.s.SaveCleanup() }
 
-// Stats is Saver.Stats.
+// Stats returns what Saver.Stats returns.
 func (l *LazySaver) Stats() Stats { return l.s.Stats() }
 
 // Pending returns what is left to be sent, in bytes. All of it can follow the guest.
@@ -212,10 +212,10 @@ func (l *LazySaver) Requested() bool {
 	return len(l.queue) > 0
 }
 
-// SaveIterate is Saver.SaveIterate until BeginPostcopy. Then it sends what was asked for, up
-// to some 64 KiB and nothing else, so that nobody waits for what nobody has asked for; or,
-// if there is no such thing, some 16 KiB of the pages behind the last one. The caller
-// flushes. done means that all was sent.
+// SaveIterate does what Saver.SaveIterate does until BeginPostcopy. Then it sends what was
+// asked for, up to some 64 KiB and nothing else, so that nobody waits for what nobody has
+// asked for; or, if there is no such thing, some 16 KiB of the pages behind the last one.
+// The caller flushes. done means that all was sent.
 func (l *LazySaver) SaveIterate(w *qemufile.Writer) (done bool, err error) {
 	if !l.begun {
 		return l.s.SaveIterate(w)

@@ -46,9 +46,9 @@ func (b *saverBlock) send(wi int, word uint64) {
 	}
 }
 
-// Confirm says that the peer has made its own all that was sent: it has committed
-// the checkpoint whose SaveComplete was the last, or the initial synchronisation. It is called before anything more is
-// sent or captured. Without SaverConfig.Resumable it does nothing.
+// Confirm says that the peer has taken over all that was sent: it has committed the
+// checkpoint whose SaveComplete was the last, or the initial synchronisation. It is called
+// before anything more is sent or captured. Without SaverConfig.Resumable it does nothing.
 func (s *Saver) Confirm() {
 	if !s.cfg.Resumable || s.bad != nil || s.captured || s.err != nil {
 		return

@@ -7,7 +7,7 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// SaverConfig is how a [Saver] works; the zero value is right for most.
+// SaverConfig says how a [Saver] works; the zero value is right for most hosts.
 type SaverConfig struct {
 	// Format is what the block list contains. The peer's has to be the same.
 	Format Format
@@ -35,13 +35,14 @@ type SaverConfig struct {
 	// set.
 	XBZRLE int64
 
-	// KeepAfter is before how many checkpoints in turn, or somewhat more with gaps, a page has
-	// to be written for it to stay writable, where the DirtyLog is a DirtyKeeper. Its writes
-	// then cost the guest no fault, and it goes with each checkpoint. Once in sixteen it is
-	// protected, to see whether it is still written; when it has not been before some
-	// checkpoints, it is kept no longer. 0 means 4, which suits pages that are written before
-	// most checkpoints; 1 suits a host where a fault is dear, as it is where KVM does without
-	// the hardware's help; the most is 7; below 0 no page is kept.
+	// KeepAfter is the number of checkpoints in turn (somewhat more, if there are gaps)
+	// before each of which a page has to be written for it to stay writable, where the
+	// DirtyLog is a DirtyKeeper. Its writes then cost the guest no fault, and it goes with
+	// each checkpoint. Once in sixteen it is protected, to see whether it is still written;
+	// when it has not been before some checkpoints, it is kept no longer. 0 means 4, which
+	// suits pages that are written before most checkpoints; 1 suits a host where a fault is
+	// dear, as it is where KVM does without the hardware's help; the most is 7; below 0 no
+	// page is kept.
 	KeepAfter int
 
 	// Resumable has the saver know after a session what its peer lacks, so that the
@@ -96,7 +97,7 @@ type Saver struct {
 
 	aheads uint64 // checkpoints that memory was sent ahead of
 	ahead  bool   // BeginAhead was called, and SaveComplete not yet
-	rounds bool   // BeginRounds was, so that nothing is left out
+	rounds bool   // BeginRounds was called, so that nothing is left out
 	most   int    // bytes that SaveIterate sends; 0: as configured
 	spared int    // of dirty, pages that SaveIterate leaves out
 	sent   aheadCount

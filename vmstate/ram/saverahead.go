@@ -39,9 +39,9 @@ func (s *Saver) BeginRounds() {
 	s.countSpared()
 }
 
-// BeginEarly is BeginAhead for SaveIterate calls that send about most bytes each, in place of
-// SaverConfig.IterateBytes, until BeginAhead or SaveComplete. It returns how many bytes of
-// memory they have to send. It makes a Saver a colo.EarlySender.
+// BeginEarly does what BeginAhead does, for SaveIterate calls that send about most bytes
+// each, in place of SaverConfig.IterateBytes, until BeginAhead or SaveComplete. It returns
+// how many bytes of memory they have to send. It makes a Saver a colo.EarlySender.
 func (s *Saver) BeginEarly(most int) uint64 {
 	s.beginAhead(most)
 	return uint64(s.dirty-s.spared) * PageSize

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// Idler is what a DirtyLog may be besides: it says how many CPUs a paused guest leaves
-// idle, which copy its memory meanwhile (SaverConfig.CaptureWorkers).
+// Idler is an optional method of a DirtyLog: it says how many CPUs a paused guest
+// leaves idle, which copy its memory meanwhile (SaverConfig.CaptureWorkers).
 type Idler interface {
 	IdleCPUs() int
 }
@@ -45,8 +45,9 @@ type batches struct {
 	help  func()         // what a helper runs
 }
 
-// hands counts the helpers that copy. Who comes when all is copied is turned away: a guest
-// that stands still does not wait for a thread to wake up that has nothing left to do.
+// hands counts the helpers that copy. A helper that comes when all is copied is turned
+// away: a guest that stands still does not wait for a thread to wake up that has nothing
+// left to do.
 type hands struct {
 	n    atomic.Int32  // those that copy, less handsClosed when no more may
 	last chan struct{} // of one place: the last has left since the close
@@ -133,7 +134,7 @@ func (t *trial) together() bool {
 	return !cheaper || t.cost[1] == 0
 }
 
-// saw keeps what a capture of so many pages took.
+// saw records how long a capture of so many pages took.
 func (t *trial) saw(together bool, pages int, took time.Duration) {
 	way := 0
 	if together {

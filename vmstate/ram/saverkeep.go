@@ -18,7 +18,8 @@ func (s *Saver) keepWritten() {
 	}
 }
 
-// keepNone has the log leave no page writable any more. What it did is in the next reading.
+// keepNone has the log leave no page writable any more. The next reading of the log reports
+// the pages that it did leave writable.
 func (s *Saver) keepNone() {
 	for i := range s.blocks {
 		if b := &s.blocks[i]; len(b.mem) > 0 {
@@ -27,7 +28,8 @@ func (s *Saver) keepNone() {
 	}
 }
 
-// Kept says what the dirty log leaves writable, and what that cost: see SaverConfig.KeepAfter.
+// Kept returns the counts of pages that the dirty log leaves writable, and of those sent
+// for nothing because of that: see SaverConfig.KeepAfter.
 func (s *Saver) Kept() KeepStats { return s.keep.stats }
 
 // word returns the pages of a word that are kept, or tried.

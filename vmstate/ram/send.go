@@ -65,7 +65,7 @@ func (s *Saver) putHead(w *qemufile.Writer, bi int, word uint64) {
 	s.putWord(w, bi, word)
 }
 
-// putWord is putHead of a record that has been counted.
+// putWord does what putHead does, for a record that has been counted.
 func (s *Saver) putWord(w *qemufile.Writer, bi int, word uint64) {
 	if s.last == bi {
 		w.PutBE64(word | flagContinue)
@@ -142,7 +142,7 @@ func (s *Saver) captureDelta(dst []byte, bi int, off uint64, kept, page []byte) 
 	return h + 3 + n, true
 }
 
-// captureHead is putHead into memory; it returns the length.
+// captureHead does what putHead does, but writes to dst; it returns the length.
 func (s *Saver) captureHead(dst []byte, bi int, word uint64) int {
 	s.stats.Pages++
 	again := s.last == bi

@@ -9,12 +9,12 @@ import (
 // block's mapping then holds no copy of the primary's memory: each page that is
 // staged stands at its own place in it, and the rest takes no memory.
 //
-// Until the first Flush of a session nothing of the guest is worth anything, so
-// pages go straight into its memory, as far as it has any: what the primary's
-// block is longer by is staged, since the guest hears of it in Flush
-// (Block.Resize) and its memory may not be touched before. From then on a page that is not staged is
-// the guest's own as long as the guest has not written it, and if it has the
-// primary sends it whole.
+// Until the first Flush of a session the guest's memory is void, so pages go straight into
+// it, as far as the guest has any: the part by which the primary's block is longer is
+// staged, since the guest hears of it in Flush (Block.Resize) and its memory may not be
+// touched before. From then on the guest's memory has each page that is not staged, as long
+// as the guest has not written it; a page that the guest has written the primary sends
+// whole.
 //
 // Between a Flush and the next load the pages of that checkpoint keep their
 // memory: a guest dirties much the same pages again, and they are then there.
@@ -32,7 +32,7 @@ type stagedOnly struct {
 	give func([]byte) error // gives memory back to the system
 }
 
-// stagedPages is that of a block.
+// stagedPages is what a stagedOnly knows of the pages of one block.
 type stagedPages struct {
 	held Bitmap // pages of the mapping that have memory
 	keep Bitmap // of them, those of the last checkpoint
@@ -58,7 +58,7 @@ func (o *stagedOnly) direct(c *Cache, b *cacheBlock, i int) bool {
 	return o.on && c.first && i < b.only.had
 }
 
-// place is Cache.place.
+// place does what Cache.place does.
 func (o *stagedOnly) place(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 	off := i * PageSize
 	if o.direct(c, b, i) {
@@ -84,7 +84,7 @@ func (o *stagedOnly) place(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 	return b.page[off : off+PageSize : off+PageSize], nil
 }
 
-// base is Cache.base.
+// base does what Cache.base does.
 func (o *stagedOnly) base(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 	if o.direct(c, b, i) {
 		return o.place(c, b, i)
@@ -107,7 +107,7 @@ func (o *stagedOnly) base(c *Cache, b *cacheBlock, i int) ([]byte, error) {
 	return page, nil
 }
 
-// zero is what fill does for zeros, with the page marked as staged.
+// zero does what fill does for zeros. The page is marked as staged.
 func (o *stagedOnly) zero(c *Cache, b *cacheBlock, i int) {
 	if !o.direct(c, b, i) {
 		// What stands at its place does not count.
@@ -175,7 +175,7 @@ func (o *stagedOnly) check(c *Cache) error {
 	return nil
 }
 
-// flush is cacheBlock.flush.
+// flush does what cacheBlock.flush does.
 func (o *stagedOnly) flush(c *Cache, b *cacheBlock) (pages uint64) {
 	if b.page == nil {
 		return 0

@@ -1,8 +1,8 @@
 package ram
 
 // A Forgetter is a DirtyLog that sees also what a Cache writes: [Cache.Flush] asks it to
-// forget that, with the guest still paused. Without, each Flush would copy again what the
-// ones before have copied.
+// forget those writes, with the guest still paused. Otherwise each Flush would copy again
+// what the ones before have copied.
 //
 // What cannot be forgotten is reported again, which costs a copy and harms nothing where
 // the cache keeps one. Where it does not (CacheConfig.StagedOnly) the primary is asked for

@@ -59,7 +59,7 @@ func (v *Verifier) sum(b *verified, i int) uint64 {
 }
 
 // NewVerifier returns a Verifier of cfg.Log, whose blocks these are. Its errors are those
-// of [NewTracker]. Close gives back what it takes; cfg.Log stays the caller's.
+// of [NewTracker]. Close gives back what the Verifier takes; the caller keeps cfg.Log.
 func NewVerifier(blocks []Block, cfg VerifierConfig) (*Verifier, error) {
 	if cfg.Log == nil || cfg.Paused == nil || cfg.Missed == nil {
 		return nil, errors.New("ram: verifier: no Log, Paused or Missed")
@@ -172,14 +172,16 @@ func (v *Verifier) ForgetDirty(block string) {
 	clear(b.known)
 }
 
-// KeepDirty is the checked log's, if it is a [DirtyKeeper]: a page that stays writable is
-// reported by it each time, so that of such a page no write can be missed.
+// KeepDirty calls KeepDirty of the checked log, if that is a [DirtyKeeper]. The log
+// reports a page that stays writable each time, so that no write to such a page can be
+// missed.
 func (v *Verifier) KeepDirty(block string, pages []uint64) bool {
 	k, ok := v.cfg.Log.(DirtyKeeper)
 	return ok && k.KeepDirty(block, pages)
 }
 
-// IdleCPUs is the checked log's, if it is an [Idler], or 0.
+// IdleCPUs returns what the checked log's IdleCPUs returns, if that log is an
+// [Idler], or 0.
 func (v *Verifier) IdleCPUs() int {
 	if i, ok := v.cfg.Log.(Idler); ok {
 		return i.IdleCPUs()

@@ -8,7 +8,7 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// Kind is what a [Record] is.
+// Kind says what a [Record] carries.
 type Kind uint8
 
 // The kinds of records, by the name that String gives.
