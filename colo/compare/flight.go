@@ -62,6 +62,12 @@ func (w *flight) hear(h packet.TCP, end uint32, now instant) {
 	}
 }
 
+// lacks reports whether the peer has last said that it lacks data before seq. Nothing is
+// known of that where w is nil.
+func (w *flight) lacks(seq uint32) bool {
+	return w != nil && !w.news.IsZero() && after(seq, w.acked)
+}
+
 // leave notes that data up to end leaves.
 func (w *flight) leave(end uint32, now instant) {
 	switch {

@@ -13,6 +13,7 @@ import (
 // A raised records a segment that left with a newer timestamp than the guest gave it.
 // When the peer echoes that timestamp, Inbound writes the guest's own in its place.
 type raised struct {
+	seq       uint32 // of the segment's data
 	end       uint32 // of the segment's data; a segment of the peer that acknowledges as much may have the echo
 	was, sent uint32
 	is        bool
@@ -64,7 +65,7 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 			t.left.raised = new([8]raised) // rare: something was lost
 		}
 		t.left.raised[t.left.next%uint8(len(t.left.raised))] = raised{
-			end: p.end, was: binary.BigEndian.Uint32(p.Packet.Frame[p.ts:]), sent: d.ts, is: true,
+			seq: p.seq, end: p.end, was: binary.BigEndian.Uint32(p.Packet.Frame[p.ts:]), sent: d.ts, is: true,
 		}
 		t.left.next++
 		e.raised = true // until a mark finds that all is answered
@@ -268,8 +269,9 @@ func (e *Engine) echoes(f Frame) bool {
 // the guests' measurements of round trips are less precise, and acknowledgments on
 // connections that the guest opens are held instead of lowered.
 func (e *Engine) Inbound(f Frame) (changed bool) {
+	changed = e.echoes(f) && e.restore(f) // by what was acknowledged before f
 	e.overhear(f)
-	return e.echoes(f) && e.restore(f)
+	return changed
 }
 
 // restore does the work of Inbound for a packet that echoes has parsed, and for which it
@@ -304,7 +306,7 @@ func (e *Engine) restore(f Frame) (changed bool) {
 		return false // no guest looks at the echo of who acknowledges what was not sent
 	}
 	echo := binary.BigEndian.Uint32(h[at:])
-	was, found := c.tcp.left.echoed(echo, h.Ack())
+	was, found := c.tcp.left.echoed(echo, h.Ack(), c.tcp.flight)
 	if !found || was == echo {
 		return false
 	}
@@ -331,7 +333,12 @@ func (l *left) waits() bool {
 
 // echoed returns the timestamp that the guest gave to the first segment, among those up to
 // ack, that left with another one. It forgets the segments up to ack.
-func (l *left) echoed(echo, ack uint32) (was uint32, ok bool) {
+//
+// A peer echoes the segment that began where its last acknowledgment ended (RFC 7323
+// section 4.3). So where data before all of these was missing, the peer echoes the repetition
+// that brought it, with the same timestamp, and nothing is to be translated: a guest that
+// hears of an older one takes what it repeated for not lost (RFC 3522).
+func (l *left) echoed(echo, ack uint32, w *flight) (was uint32, ok bool) {
 	if l.raised == nil {
 		return 0, false
 	}
@@ -342,7 +349,7 @@ func (l *left) echoed(echo, ack uint32) (was uint32, ok bool) {
 			continue
 		}
 		r.is = false
-		if r.sent == echo && !ok {
+		if r.sent == echo && !ok && !w.lacks(r.seq) {
 			was, ok = r.was, true
 		}
 	}

@@ -12,14 +12,16 @@ import (
 
 // selective is an acknowledgment of the client's to the connection of ackSegs, with SACK
 // blocks.
-func selective(ack uint32, blocks ...uint32) []byte {
-	opts := ""
+func selective(ack uint32, blocks ...uint32) []byte { return answer(ack, "", blocks...) }
+
+// answer is selective with options before the blocks.
+func answer(ack uint32, opts string, blocks ...uint32) []byte {
 	if len(blocks) > 0 {
 		b := []byte{packet.OptNop, packet.OptNop, packet.OptSACK, byte(2 + 4*len(blocks))}
 		for _, n := range blocks {
 			b = binary.BigEndian.AppendUint32(b, n)
 		}
-		opts = string(b)
+		opts += string(b)
 	}
 	f := wireSegment(9, 1000, ack, packet.ACK, opts, "")
 	for i := range 4 { // the other way round
@@ -169,6 +171,44 @@ func TestARepetitionByTheClockLeaves(t *testing.T) {
 	x.now = x.now.Add(6 * time.Millisecond)
 	x.told("after twice the time of the way", p(data(112, "mnop")), "mnop@112 ack 1000 to 7400")
 	x.told("the peer has this, and is asked", p(data(103, "d")), "d@103 ack 1000 to 7400")
+}
+
+// What left late carries the timestamp of a repetition that left before it. The peer's echo is
+// that of the data which it lacked first, and a guest that got another one would take what it
+// repeated for not lost.
+func TestTheEchoOfARepetitionStaysAsItIs(t *testing.T) {
+	for _, c := range []struct {
+		why    string
+		before []byte // what the peer has said before it has all
+		want   uint32
+	}{
+		{"it lacked what was repeated", answer(100, wireTimes(7, 9), 108, 112), 250},
+		{"it had that, and lacked what left late", answer(104, wireTimes(7, 10), 108, 112), 11},
+	} {
+		x, p, s := opened(t, nil)
+		say := func(seq, time uint32, text string) ackSeg {
+			a := data(seq, text)
+			a.opts = wireTimes(time, 7)
+			return a
+		}
+		p(say(100, 10, "abcd"))
+		s(say(100, 10, "abcd"))
+		p(say(104, 11, "efgh"))
+		if r := p(say(100, 250, "abcd")); len(r.Release) != 1 {
+			t.Fatal("the repetition has not left")
+		}
+		p(say(108, 251, "ijkl"))
+		x.Inbound(compare.Frame{Data: c.before})
+		r := s(say(104, 11, "efgh"))
+		if len(r.Release) != 1 || binary.BigEndian.Uint32(r.Release[0].Data[34+24:]) != 250 {
+			t.Fatalf("%x", r.Release)
+		}
+		f := answer(108, wireTimes(7, 250))
+		x.Inbound(compare.Frame{Data: f})
+		if got := binary.BigEndian.Uint32(f[34+28:]); got != c.want {
+			t.Errorf("%s: the guest gets the echo %d", c.why, got)
+		}
+	}
 }
 
 // A peer without selective acknowledgments tells of a loss by saying the same again.
