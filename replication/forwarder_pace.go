@@ -98,13 +98,16 @@ func (p *pace) turn(n int64) time.Time {
 // waitRoom waits until there is room for n more bytes. Writers are let in in the order in which
 // they came. The caller holds mu, and does not release it before it has used the room.
 func (f *Forwarder) waitRoom(n int64) error {
+	if err := f.failed(); err != nil {
+		return err // it may be started later
+	}
 	mine := f.came
 	f.came++
 	var turn time.Time
 	var phase uint64
 	for {
 		if err := f.failed(); err != nil {
-			return err
+			return err // for good: nobody enters any more
 		}
 		var wait time.Duration
 		var room bool

@@ -252,3 +252,16 @@ func TestTheEndOfAHoldReleasesThoseWhoWaitForTheirTurn(t *testing.T) {
 		})
 	}
 }
+
+// A write that was refused before Start keeps nobody waiting after it.
+func TestAWriteThatCameTooEarlyKeepsNoPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := NewForwarder(newPacedRemote(1<<20, 1<<20), ForwarderConfig{})
+		_, err := f.WriteAt(make([]byte, 512), 0)
+		wantErr(t, "a write before the start", err, ErrNotRunning)
+		must(t, f.Start(t.Context()))
+		write(t, f, 1, 0, 512)
+		must(t, f.Sync())
+		must(t, f.Stop(t.Context(), true))
+	})
+}
