@@ -241,23 +241,24 @@ func (j *Job) deaf(ctx context.Context, s *session) {
 	if wait.For(ctx, j.cfg.Lost) != nil || s.peer.endedWhy() != nil {
 		return
 	}
-	j.unheard(s, "has ended")
+	j.unheard(s, "has ended, and the others have not")
 }
 
 // silent says that nothing is heard of the other side over the control connection, though
 // that has not ended: a link may lose what belongs to one connection alone. It is heard again
 // if that comes back.
-func (j *Job) silent(s *session) { j.unheard(s, "is silent") }
+func (j *Job) silent(s *session) { j.unheard(s, "is silent, and the others are not") }
 
-// unheard tells what is missing while the control connection is as it says.
-func (j *Job) unheard(s *session, is string) {
+// unheard says, in Query and the log, what cannot be heard while the control connection is in
+// the state that the words say.
+func (j *Job) unheard(s *session, words string) {
 	switch j.State() {
 	case Synchronising, Protected, Following:
 	default:
 		return // the session is over, and it is being settled who goes on
 	}
-	j.note(fmt.Errorf("protect: the control connection with %s %s: no promise of it counts, and a switchover is not heard", s.peer.host, is))
-	j.pairLog().Warn("the control connection "+is+", and the others are not: no promise is heard, nor an order to switch over", "peer", s.peer.host)
+	j.note(fmt.Errorf("protect: the control connection with %s %s: no promise of it counts, and a switchover is not heard", s.peer.host, words))
+	j.pairLog().Warn("no promise is heard over the control connection, nor an order to switch over", "connection", words, "peer", s.peer.host)
 }
 
 // unused returns the generation that this host, a secondary, may have been granted in

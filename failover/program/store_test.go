@@ -281,6 +281,19 @@ func TestAProgramThatHangsIsStartedAnew(t *testing.T) {
 	}
 }
 
+// beginDumb has s talk to a program that never answers, and returns how often it was killed.
+func beginDumb(t *testing.T, s *Store) (killed *int) {
+	t.Helper()
+	in, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); w.Close() })
+	killed = new(int)
+	s.begin(&process{in: w, kill: func() { *killed++ }})
+	return killed
+}
+
 // One that answers anything does not hang, however long it takes for something else.
 func TestAProgramThatAnswersIsLeftAsItIs(t *testing.T) {
 	s, err := New(Config{Command: []string{"none"}, Timeout: time.Second})
@@ -288,14 +301,7 @@ func TestAProgramThatAnswersIsLeftAsItIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		killed := 0
-		in, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer in.Close()
-		defer w.Close()
-		s.begin(&process{in: w, kill: func() { killed++ }})
+		killed := beginDumb(t, s)
 		for range 5 * hangs {
 			if _, err := s.Load(t.Context()); !errors.Is(err, errSlow) {
 				t.Fatal(err)
@@ -304,7 +310,7 @@ func TestAProgramThatAnswersIsLeftAsItIs(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if killed > 0 {
+		if *killed > 0 {
 			t.Fatal("a slow program was ended")
 		}
 		for range hangs + 1 {
@@ -312,7 +318,7 @@ func TestAProgramThatAnswersIsLeftAsItIs(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if killed == 0 {
+		if *killed == 0 {
 			t.Error("one that says nothing is waited for")
 		}
 	})
@@ -326,14 +332,7 @@ func TestAProgramThatNobodyAsksDoesNotHang(t *testing.T) {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		killed := 0
-		in, w, err := os.Pipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer in.Close()
-		defer w.Close()
-		s.begin(&process{in: w, kill: func() { killed++ }})
+		killed := beginDumb(t, s)
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Millisecond, cancel)
 		if _, err := s.Load(ctx); !errors.Is(err, context.Canceled) {
@@ -345,10 +344,10 @@ func TestAProgramThatNobodyAsksDoesNotHang(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if killed > 0 {
+		if *killed > 0 {
 			t.Error("a program that was asked a moment ago was ended")
 		}
-		if _, err := s.Load(t.Context()); !errors.Is(err, errSlow) || killed == 0 {
+		if _, err := s.Load(t.Context()); !errors.Is(err, errSlow) || *killed == 0 {
 			t.Errorf("after ten Timeouts in which a Load waited it was not ended; %v", err)
 		}
 	})
