@@ -1,0 +1,180 @@
+package protect
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+var (
+	seeds     = flag.Int("seeds", 40, "how many seeds TestSimulatedFaults runs")
+	firstSeed = flag.Uint64("seed", 1, "the first seed of TestSimulatedFaults")
+	eachSeed  = flag.Uint64("seed.step", 1, "from a seed of TestSimulatedFaults to the next: of 8, one kind of world")
+	digests   = flag.Bool("digests", false, "TestSimulatedFaults prints the digest of each seed")
+	traced    = flag.String("trace", "", "TestSimulatedFaults writes everything that happens to that file")
+)
+
+// keptSeeds have found something.
+var keptSeeds = []uint64{
+	3727, // a switchover whose session broke while the guest was being released
+	1515, // a pause that was granted while the session, which had broken, was asking
+	915,  // a switchover whose session broke before it had begun left the next session's guest standing
+	839,  // the same switchover, later: it gave the generation back that its host had acquired since
+	122,  // a failover ordered on a secondary kept its primary waiting for a checkpoint
+	2265, // a host that went on over overlays, and left at a shut gate, waited for ever; 1 of 6 runs of it
+
+	70038, // the test guest's own: its hash became 0 in some rounds, whatever it had been
+}
+
+// keptAsTheyAre have found something too, and do all that seeds do now.
+var keptAsTheyAre = []uint64{
+	90, // a host that had gone on by an operator's word gave its guest away before its arbiter had heard of it
+
+	3002045, // another took over from such a host, whose gate stayed open
+}
+
+const (
+	// collectEvery is how many seeds share a collection.
+	collectEvery = 8
+	// warmUp seeds run before those that are recorded: what is done once in a
+	// process is done then.
+	warmUp = 4
+)
+
+func TestSimulatedFaults(t *testing.T) {
+	n := *seeds
+	if testing.Short() {
+		n = min(n, 4)
+	}
+	var lines io.Writer
+	if *traced != "" {
+		f, err := os.Create(*traced)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		lines = f
+	}
+	// The collector would stop the world in the middle of a seed. Between two it
+	// makes room that need not be asked for again.
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	defer standDeep()()
+	var compared, agreed, diverged uint64
+	done := newCounts()
+	var threes, thirds, tended, begins, begun, earlies, pieces, migrated int
+	var fenced int64
+	one := func(seed uint64, record *trace) (lost bool) {
+		defer func() { // a bubble in which nothing can go on
+			if p := recover(); p != nil {
+				panic(fmt.Sprintf("seed %d: %v", seed, p))
+			}
+		}()
+		synctest.Test(t, func(t *testing.T) {
+			s := newSimulation(t, seed, record, done)
+			lost = s.run()
+			done.clock.Add(int64(time.Since(epochOfBubbles)))
+			if s.compared {
+				compared, agreed, diverged = compared+1, agreed+s.agreed, diverged+s.diverged
+			}
+			if s.tended > 0 {
+				tended++
+			}
+			migrated, fenced = migrated+s.migrated, fenced+s.fenced.Load()
+			if s.begins {
+				begins++
+			}
+			if s.begun {
+				begun++
+			}
+			if s.early.share > 0 {
+				earlies++
+				pieces += int(s.early.sent.Load())
+			}
+			if len(s.names) > 2 {
+				threes++
+				if s.third {
+					thirds++
+				}
+			}
+			if *digests && record != nil {
+				t.Logf("seed %d: %s", seed, record.digest())
+			}
+			if t.Failed() {
+				for _, line := range s.log {
+					t.Log(line)
+				}
+				t.Fatalf("seed %d", seed)
+			}
+		})
+		return lost
+	}
+	recorded := *digests || lines != nil
+	if recorded {
+		for seed := range uint64(warmUp) {
+			one(seed, nil)
+		}
+	}
+	begin, lost := time.Now(), 0
+	var run []uint64
+	if !isSet("seed") {
+		run = slices.Concat(keptSeeds, keptAsTheyAre)
+	}
+	for i := range n {
+		run = append(run, *firstSeed+uint64(i)**eachSeed)
+	}
+	for i, seed := range run {
+		if i%collectEvery == 0 {
+			runtime.GC()
+		}
+		var record *trace
+		if recorded {
+			record = newTrace(lines)
+		}
+		if one(seed, record) {
+			lost++
+		}
+	}
+	if compared > 0 {
+		t.Logf("in %d of them output was compared: %d packets agreed, %d times the guests diverged", compared, agreed, diverged)
+		if compared >= 4 && agreed == 0 || compared >= 40 && diverged == 0 {
+			t.Error("nothing was compared")
+		}
+	}
+	if threes > 0 {
+		t.Logf("%d of them had three hosts, and in %d the third came into step", threes, thirds)
+		if threes >= 12 && thirds == 0 {
+			t.Error("the third host never took the place of another")
+		}
+	}
+	t.Log(done.of(len(run)))
+	t.Logf("%d times a guest was migrated, %d times a host went on by an operator's word", migrated, fenced)
+	if len(run) >= 400 && (migrated == 0 || fenced == 0) {
+		t.Error("no guest was ever migrated, or no host went on by an operator's word")
+	}
+	if begins > 0 {
+		t.Logf("in %d of %d the beginning of a session was broken off", begun, begins)
+		if begins >= 12 && begun == 0 {
+			t.Error("no session was ever broken off at its beginning")
+		}
+	}
+	if earlies > 0 {
+		t.Logf("in %d of them memory was sent between checkpoints, in %d pieces", earlies, pieces)
+		if earlies >= 4 && pieces == 0 {
+			t.Error("no memory was ever sent between checkpoints")
+		}
+	}
+	t.Logf("%d seeds, in %d the guest died with the only host that had it, in %d a host whose disk had failed was booted anew; %.0f seeds a second", len(run), lost, tended, float64(len(run))/time.Since(begin).Seconds())
+}
+
+// isSet reports whether a flag was given.
+func isSet(name string) (set bool) {
+	flag.Visit(func(f *flag.Flag) { set = set || f.Name == name })
+	return set
+}
