@@ -49,6 +49,8 @@ const (
 	maxList      = 1024 // memory blocks
 	maxNetworks  = 64
 
+	// maxWords bounds how many generations in a row may be by an operator's word.
+	maxWords = 1024
 	// maxGeneration bounds the generation that a peer may name, so that there is
 	// room for the generations after it.
 	maxGeneration = 1 << 62
@@ -74,9 +76,9 @@ type hello struct {
 	Holds   *position `json:"holds,omitempty"`
 	Resumes *position `json:"resumes,omitempty"`
 
-	// On the control channel: the sender holds the generation by an operator's word, and its
-	// arbiter may not have heard of it.
-	Word bool `json:"word,omitempty"`
+	// On the control channel: the sender holds the generation by an operator's word, and this is
+	// the last of which it knows that its arbiter has heard. 0: it has been granted it.
+	Heard uint64 `json:"heard,omitempty"`
 
 	// Of an answer on the channel ask: what the job's State is called.
 	State string `json:"state,omitempty"`
@@ -223,8 +225,8 @@ func (h *hello) check() error {
 	if h.Generation > maxGeneration {
 		return fmt.Errorf("%w: generation %d", ErrHello, h.Generation)
 	}
-	if h.Word && h.Generation < 2 { // it comes after one that was granted
-		return fmt.Errorf("%w: generation %d by an operator's word", ErrHello, h.Generation)
+	if h.Heard >= max(1, h.Generation) || h.Heard > 0 && h.Generation-h.Heard > maxWords {
+		return fmt.Errorf("%w: generation %d by an operator's word, after generation %d", ErrHello, h.Generation, h.Heard)
 	}
 	if o := h.Offer; o != nil && (len(o.Memory) > maxList || len(o.Disks) > maxDisks || len(o.Networks) > maxNetworks || len(o.Devices) > maxDevices || len(o.Machine) > failover.MaxName) {
 		return fmt.Errorf("%w: %d blocks of memory and %d disks", ErrHello, len(o.Memory), len(o.Disks))

@@ -45,8 +45,8 @@ type Job struct {
 	generation uint64 // that this host holds or has followed
 	acts       map[*activity]struct{}
 	current    *session
-	word       uint64 // the generation that this host holds by Fenced, while the arbiter has not heard of it; 0: none
-	given      bool   // current's arbiter has refused, for good: the guest here is fenced off from its disks
+	word       word // what this host holds by Fenced, while the arbiter has not heard of it
+	given      bool // current's arbiter has refused, for good: the guest here is fenced off from its disks
 	pending    *pending
 	joined     chan *pending
 	lastErr    error
@@ -71,6 +71,7 @@ type Job struct {
 
 	orders  sync.WaitGroup // of questions to the arbiter that are asked in life; Run waits for them
 	holding chan struct{}  // capacity one: held while a generation is recorded on the disks, which may wait
+	telling chan struct{}  // capacity one: held while the arbiter is told of an operator's word, which may wait
 }
 
 // An activity is work that goes on while the job is in some states; its context
@@ -90,7 +91,7 @@ func New(cfg Config) (*Job, error) {
 	}
 	j := &Job{
 		cfg: cfg, channels: cfg.channels(), vm: newVM(cfg.Guest, cfg.Network, cfg.Disks),
-		token: failover.NewToken(), delay: cfg.CheckpointDelay, verbs: make(chan struct{}, 1), acts: map[*activity]struct{}{}, holding: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), saves: make(chan *saving), since: time.Now(),
+		token: failover.NewToken(), delay: cfg.CheckpointDelay, verbs: make(chan struct{}, 1), acts: map[*activity]struct{}{}, holding: make(chan struct{}, 1), telling: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), saves: make(chan *saving), since: time.Now(),
 	}
 	j.told.ended.L = &j.mu
 	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
@@ -321,15 +322,17 @@ func (j *Job) letOut(ctx context.Context) {
 // comes after a generation that it has never heard of: where this host holds that by
 // Fenced, it is told of it first.
 func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, error) {
-	if j.untold(after) {
-		_, err := j.acquire(ctx, after-1, true)
+	if err := j.tellUpTo(ctx, after); err != nil {
 		if errors.Is(err, failover.ErrRefused) {
 			j.takeBack(after)
 		}
-		if err != nil {
-			return 0, err
-		}
+		return 0, err
 	}
+	return j.ask(ctx, after, word)
+}
+
+// ask is acquire for a generation that the arbiter has heard of.
+func (j *Job) ask(ctx context.Context, after uint64, word bool) (uint64, error) {
 	if j.manual != nil && word {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -343,45 +346,9 @@ func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, err
 	}
 	generation, err := j.keeper.Acquire(ctx, after)
 	if err == nil {
-		j.mu.Lock()
-		defer j.mu.Unlock()
-		if generation >= j.word {
-			j.word = 0
-		}
+		j.hears(generation)
 	}
 	return generation, err
-}
-
-// untold reports whether this host holds a generation by an operator's word that the
-// arbiter has not heard yet.
-func (j *Job) untold(generation uint64) bool {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return generation != 0 && generation == j.word
-}
-
-// takeBack shuts the gate that an operator's word has opened for a generation, and reports
-// whether it has. Where the arbiter has heard of it meanwhile nothing happens.
-func (j *Job) takeBack(generation uint64) bool {
-	j.mu.Lock()
-	wrong := generation != 0 && generation == j.word
-	if wrong {
-		j.word = 0
-	}
-	j.mu.Unlock()
-	if wrong {
-		j.keeper.Drop()
-	}
-	return wrong
-}
-
-// tellArbiter sees to it that the arbiter has heard of a generation that this host holds by an
-// operator's word, if it does.
-func (j *Job) tellArbiter(ctx context.Context, generation uint64) error {
-	if !j.untold(generation) {
-		return nil
-	}
-	return j.order(ctx, doFenced, generation-1)
 }
 
 // order asks for the generation after one by an operator's wish, for as long as ctx
@@ -519,11 +486,25 @@ func (j *Job) State() State {
 // is shut.
 func (j *Job) deposed(generation uint64, why error) {
 	j.note(why)
-	if j.do(deposed, why.Error()) == nil {
+	switch err := j.do(deposed, why.Error()); {
+	case err == nil:
 		j.fenceDisks()
+	case j.State() == TakingOver:
+		j.inBackground(func() { j.deposedThen(generation, why) })
 	}
 	if s := j.session(); s != nil {
 		s.colo.Lost(why)
+	}
+}
+
+// deposedThen waits until a takeover that is under way is over, which nothing breaks off, and
+// gives up what this host has gone on with; unless it holds a later generation by then.
+func (j *Job) deposedThen(generation uint64, why error) {
+	taking, end := j.while(context.Background(), TakingOver)
+	defer end()
+	<-taking.Done()
+	if j.keeper.Generation() <= generation {
+		j.deposed(generation, why)
 	}
 }
 

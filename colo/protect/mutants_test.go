@@ -114,6 +114,20 @@ var mutants = []mutant.Mutant{
 		Old:  "PermitOutdated: true, Evacuate: true, Gate",
 		New:  "PermitOutdated: true, Gate",
 	},
+	{
+		What:  "the second of two words of an operator forgets the first",
+		File:  "colo/protect/word.go",
+		Old:   "\tcase heard == 0:\n",
+		New:   "\tdefault:\n",
+		Tests: []string{"-run=^TestTheArbiterIsToldOfEachWordOfARow$", "."},
+	},
+	{
+		What:  "a word that is refused during a takeover is not given up",
+		File:  "colo/protect/job.go",
+		Old:   "\tcase j.State() == TakingOver:\n",
+		New:   "\tcase false:\n",
+		Tests: []string{"-run=^TestAWordThatIsRefusedDuringTheTakeoverIsGivenUpAfterIt$", "."},
+	},
 	// Of the end of a synchronisation, in which the guest runs on before there is a
 	// secondary.
 	{

@@ -20,7 +20,7 @@ type peer struct {
 	host       string
 	generation uint64 // of the session: what the primary held when it began
 	token      string // of the pair; no connection of another session has it
-	word       bool   // on a secondary: the primary holds generation by an operator's word, or did when the session began
+	heard      uint64 // on a secondary: the last generation of which the arbiter had heard when the session began, as far as a primary knew that holds generation by an operator's word; 0: it is no such one
 
 	resumes *position // what the memory of the secondary is, where the session goes on from that; nil: all of it is sent
 
@@ -53,7 +53,7 @@ type peer struct {
 }
 
 func newPeer(h hello) *peer {
-	return &peer{host: h.Host, generation: h.Generation, token: h.Token, word: h.Word, more: map[string]net.Conn{}, changed: make(chan struct{}), write: make(chan struct{}, 1)}
+	return &peer{host: h.Host, generation: h.Generation, token: h.Token, heard: h.Heard, more: map[string]net.Conn{}, changed: make(chan struct{}), write: make(chan struct{}, 1)}
 }
 
 func (p *peer) close() {

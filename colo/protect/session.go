@@ -277,7 +277,7 @@ func (s *session) unused(err error) uint64 {
 // first promise. Up to that the word keeps the gate open without an end, and whoever gets a
 // whole copy could claim the guest meanwhile.
 func (j *Job) awaitPromise(ctx context.Context, s *session) error {
-	if s.primary == nil || !j.untold(s.peer.generation) {
+	if _, untold := j.untold(s.peer.generation); s.primary == nil || !untold {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, j.cfg.PeerTimeout)

@@ -118,8 +118,8 @@ func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, erro
 	word := c.Ordered || errors.Is(c.Cause, errOrdered) || errors.Is(c.Cause, errSwitchover)
 	ask, over := s.peer.until(ctx, func() bool { return s.peer.ended })
 	generation, err := j.acquire(ask, s.peer.generation, word)
-	if errors.Is(err, failover.ErrRefused) && s.primary == nil && s.peer.word && j.manual == nil {
-		generation, err = j.acquireBoth(ask, s.peer.generation, word)
+	if errors.Is(err, failover.ErrRefused) && s.primary == nil && s.peer.heard > 0 && j.manual == nil {
+		generation, err = j.acquireAfter(ask, s.peer.heard, s.peer.generation, word)
 	}
 	over()
 	if errors.Is(err, failover.ErrRefused) {
@@ -137,18 +137,6 @@ func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, erro
 		return j.acquire(ctx, unused, word)
 	}
 	return generation, err
-}
-
-// acquireBoth asks for a generation that a primary had by an operator's word, and died before
-// its arbiter had heard of it, and for the one after, which this secondary goes on in. The
-// primary had this host's promise before it sent anything, so it does nothing for the guest any
-// more, whatever the arbiter knows. If it has been heard meanwhile there is one to ask for.
-func (j *Job) acquireBoth(ctx context.Context, generation uint64, word bool) (uint64, error) {
-	_, err := j.acquire(ctx, generation-1, word)
-	if err != nil && !errors.Is(err, failover.ErrRefused) {
-		return 0, err
-	}
-	return j.acquire(ctx, generation, word)
 }
 
 // hearOut waits until this host, a secondary, has read what the other has said last.

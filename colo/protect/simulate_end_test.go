@@ -88,6 +88,9 @@ func (s *simulation) lost() string {
 	if r.Generation < last && slices.ContainsFunc(s.dead, has) {
 		return "" // it died before its arbiter had heard of it, which refuses every copy
 	}
+	if holds := func(h *host) bool { return h.token == r.Token }; r.Generation == s.word.Load() && slices.ContainsFunc(s.dead, holds) {
+		return "" // what it had asked for arrived when an operator had said that it was dead
+	}
 	for _, h := range s.up() {
 		if has(h) {
 			return h.name + " has it"

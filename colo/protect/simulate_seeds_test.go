@@ -38,6 +38,7 @@ var keptAsTheyAre = []uint64{
 	90, // a host that had gone on by an operator's word gave its guest away before its arbiter had heard of it
 
 	3002045, // another took over from such a host, whose gate stayed open
+	5008144, // an operator said of both hosts in turn that they were dead, before the arbiter had heard of the first word
 }
 
 const (

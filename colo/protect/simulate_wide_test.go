@@ -154,13 +154,14 @@ func (s *simulation) followerOf(h *host) (follows *host) {
 }
 
 // fences has an operator tell a host that the one that it follows is dead, which is so; unless
-// it follows another by then, or nobody.
+// it follows another by then, or nobody, or the arbiter has been told that the dead one had gone on
+// without it.
 func (s *simulation) fences(h *host) {
 	after := time.Duration(s.wide.IntN(1500)) * time.Millisecond
 	follows := h.job.session()
 	s.verb(h, "fenced", func(ctx context.Context) error {
 		wait.For(ctx, after)
-		if follows == nil || h.job.session() != follows {
+		if r, _ := s.store.Load(ctx); follows == nil || h.job.session() != follows || r.Generation > follows.peer.generation {
 			return nil
 		}
 		err := h.job.Fenced()

@@ -214,8 +214,10 @@ func (j *Job) yes() {
 // as soon as it can be. Until it agrees, this host's disks are recorded as those of the
 // generation before. A secondary that follows meanwhile gets nothing before it has promised
 // not to claim the guest while this host acts on that; should this one die, it tells the
-// arbiter of the word, and then goes on. If the arbiter turns out to have given the guest to
-// somebody else, this host gives the guest up again.
+// arbiter of the word, and then goes on; Fenced may be called there too. If the arbiter
+// turns out to have given the guest to somebody else, this host gives the guest up again:
+// also where the other host is dead, but had gone on without this one before, whose copy
+// is older than what the world has seen.
 func (j *Job) Fenced() error {
 	s, err := j.allowed(doFenced)
 	if err != nil {
@@ -234,9 +236,7 @@ func (j *Job) Fenced() error {
 // goOn has a session go on here by an operator's word. The state says so already.
 func (j *Job) goOn(s *session) {
 	after := s.peer.generation
-	j.mu.Lock()
-	j.word = after + 1
-	j.mu.Unlock()
+	j.saysAfter(s)
 	j.learn(j.keeper.Fenced(after))
 	j.vm.face(true)
 	s.colo.Fenced() // an error is that of a session that is about to go on anyway

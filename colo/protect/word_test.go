@@ -140,10 +140,122 @@ func TestAHostThatWasFencedSendsNothingBeforeTheFirstPromise(t *testing.T) {
 }
 
 func TestAHelloByWordFollowsAGrant(t *testing.T) {
-	for generation, ok := range map[uint64]bool{0: false, 1: false, 2: true} {
-		h := hello{Channel: chControl, Generation: generation, Word: true}
-		if err := h.check(); ok != (err == nil) || err != nil && !errors.Is(err, ErrHello) {
-			t.Errorf("generation %d: %v", generation, err)
+	for _, c := range []struct {
+		generation, heard uint64
+		ok                bool
+	}{
+		{0, 0, true}, {1, 0, true}, {0, 1, false}, {1, 1, false}, {2, 1, true}, {2, 2, false}, {2, 3, false},
+		{1 + maxWords, 1, true}, {2 + maxWords, 1, false}, {maxGeneration, maxGeneration - 1, true},
+	} {
+		h := hello{Channel: chControl, Generation: c.generation, Heard: c.heard}
+		if err := h.check(); c.ok != (err == nil) || err != nil && !errors.Is(err, ErrHello) {
+			t.Errorf("generation %d after %d: %v", c.generation, c.heard, err)
 		}
 	}
+}
+
+// An operator may say so of one host after the other before their arbiter hears of any: it is told of
+// each generation when it can be reached, by whoever has the guest then.
+func TestTheArbiterIsToldOfEachWordOfARow(t *testing.T) {
+	for _, how := range []string{"of the same host", "of the other", "of the other, whose secondary claims"} {
+		bubble(t, how, func(t *testing.T, w *world) {
+			w.disks = true
+			a, b := byWord(w, nil)
+			b.is(Protected)
+			a.is(Following)
+			lone, dies := b, a
+			if how != "of the same host" {
+				lone, dies = a, b
+			}
+			lone.noArbiter.Store(true)
+			dies.kill(true)
+			dies.bury()
+			lone.is(Asking)
+			if err := lone.job.Fenced(); err != nil {
+				t.Fatal(err)
+			}
+			lone.is(Alone)
+			generation := uint64(3)
+			if how == "of the other, whose secondary claims" {
+				b = w.boot("b", false, nil)
+				lone.is(Protected)
+				b.is(Following)
+				lone.kill(true)
+				lone.bury()
+				b.is(Alone)
+				generation, lone = 4, b
+			} else {
+				time.Sleep(10 * time.Second)
+				lone.noArbiter.Store(false)
+			}
+			time.Sleep(10 * time.Second)
+			before := w.heard()
+			time.Sleep(time.Second)
+			if !lone.job.Gate().Open() || w.heard() == before {
+				t.Errorf("nothing leaves: %+v", lone.job.Query())
+			}
+			if r, err := w.store.Load(t.Context()); err != nil || r.Generation != generation || r.Holder != lone.name {
+				t.Errorf("%+v, %v", r, err)
+			}
+			w.clean()
+			lone.halt()
+		})
+	}
+}
+
+// The second of two words rests on the first: if that was wrong so is the second.
+func TestAWordAfterOneThatWasWrongIsRefused(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		var no atomic.Bool
+		a, b := byWord(w, func(c *Config) { c.Arbiter = refusing{c.Arbiter, &no} })
+		b.is(Protected)
+		a.is(Following)
+		a.kill(true)
+		a.bury()
+		b.is(Asking)
+		if err := b.job.Fenced(); err != nil {
+			t.Fatal(err)
+		}
+		b.is(Alone)
+		no.Store(true)
+		b.is(Waiting)
+		if b.job.Gate().Open() {
+			t.Error("the gate is open")
+		}
+		b.halt()
+	})
+}
+
+// A takeover cannot be broken off. A host whose word is refused meanwhile gives up after it.
+func TestAWordThatIsRefusedDuringTheTakeoverIsGivenUpAfterIt(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		w.disks = true
+		var no atomic.Bool
+		b := w.boot("b", false, func(c *Config) { c.Arbiter = refusing{c.Arbiter, &no} })
+		a := w.boot("a", true, nil)
+		a.is(Protected)
+		b.is(Following)
+		s := b.job.session()
+		no.Store(true)
+		if err := b.job.do(doFenced, "the other host is fenced"); err != nil {
+			t.Fatal(err)
+		}
+		b.job.saysAfter(s)
+		b.job.keeper.Fenced(s.peer.generation)
+		b.job.confirm(s.peer.generation)
+		if got := b.job.State(); got != TakingOver || b.job.Gate().Open() {
+			t.Fatalf("%v, open %v", got, b.job.Gate().Open())
+		}
+		b.job.vm.face(true)
+		s.colo.Fenced()
+		b.is(Waiting)
+		b.is(Following) // of a, which goes on
+		a.is(Protected)
+		time.Sleep(time.Second)
+		if !strings.Contains(b.states(), "taking-over alone waiting") || b.guest == nil || b.job.Gate().Open() {
+			t.Error(b.states())
+		}
+		a.halt()
+		b.halt()
+	})
 }
