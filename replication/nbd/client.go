@@ -29,11 +29,12 @@ type Client struct {
 	turn chan struct{} // has an element while a caller reads
 	r    *reader       // used by the caller that has the turn
 
-	free  chan *call // calls that are not under way
-	calls []*call    // all calls, by slot
+	free chan *call // calls that are not under way
 
 	mu       sync.Mutex
-	err      error // why the connection has ended
+	calls    []*call // all calls that were ever needed, by slot
+	made     int     // of those, how many are for requests
+	err      error   // why the connection has ended
 	answered uint64
 	active   int
 	posted   int           // requests that were left to the sender to go with others; 0 once they have gone
@@ -48,14 +49,15 @@ type Client struct {
 
 // call is a slot for a request under way.
 type call struct {
-	slot   uint32
-	gen    uint32 // the upper half of the handle, so that a reply to an earlier use is recognized
-	active bool   // guarded by Client.mu, and so are the following fields until the call is finished
-	req    request
-	sent   time.Time
-	buf    []byte      // memory for the data of a read
-	done   func(error) // is given the answer; nil: the caller waits at ready
-	ready  chan error
+	slot    uint32
+	flushes bool   // it is the one of through
+	gen     uint32 // the upper half of the handle, so that a reply to an earlier use is recognized
+	active  bool   // guarded by Client.mu, and so are the following fields until the call is finished
+	req     request
+	sent    time.Time
+	buf     []byte      // memory for the data of a read
+	done    func(error) // is given the answer; nil: the caller waits at ready
+	ready   chan error
 
 	fua  bool  // it is to be flushed when it is answered
 	next *call // the next call in through
@@ -87,13 +89,6 @@ func newClient(d *dialogue, info Info, cfg ClientConfig) *Client {
 		free: make(chan *call, cfg.MaxRequests),
 		dead: make(chan struct{}),
 	}
-	for i := range cfg.MaxRequests {
-		k := &call{slot: uint32(i), ready: make(chan error, 1)}
-		c.calls = append(c.calls, k)
-		c.free <- k
-	}
-	c.through.flush = &call{slot: uint32(cfg.MaxRequests)}
-	c.calls = append(c.calls, c.through.flush)
 	c.out.init(c.conn, cfg.Timeout)
 	c.out.lost = c.lostSend
 	return c
@@ -182,7 +177,7 @@ func (c *Client) lostSend(err error) { c.fail(fmt.Errorf("nbd: send: %w", err)) 
 // finish handles the answer to a call that is no longer active. It does not wait.
 func (c *Client) finish(k *call, err error) {
 	switch {
-	case k == c.through.flush:
+	case k.flushes:
 		c.flushedThrough(err)
 	case err == nil && k.fua:
 		c.answeredThrough(k)
@@ -258,9 +253,36 @@ func (c *Client) pushIf(now bool) {
 	}
 }
 
-// slot waits for a call that is not under way, and reads answers meanwhile if no other
-// goroutine does.
+// newCall makes a call. The caller holds mu.
+func (c *Client) newCall() *call {
+	k := &call{slot: uint32(len(c.calls)), ready: make(chan error, 1)}
+	c.calls = append(c.calls, k)
+	return k
+}
+
+// another makes one more call for requests, or returns nil if there are as many as may be: most
+// clients never have as many under way.
+func (c *Client) another() *call {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.made == c.cfg.MaxRequests {
+		return nil
+	}
+	c.made++
+	return c.newCall()
+}
+
+// slot returns a call that is not under way. If there is none, and can be no other, it waits for
+// one, and reads answers meanwhile if no other goroutine does.
 func (c *Client) slot() *call {
+	select {
+	case k := <-c.free:
+		return k
+	default:
+	}
+	if k := c.another(); k != nil {
+		return k
+	}
 	for {
 		select {
 		case k := <-c.free:

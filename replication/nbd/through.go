@@ -11,7 +11,7 @@ import "time"
 // Its fields are guarded by Client.mu. Where first is not nil, a flush is under
 // way.
 type through struct {
-	flush   *call
+	flush   *call // nil: none was needed
 	covered *call // writes that were answered before the flush was sent; linked by next
 	first   *call // writes that were answered since
 	under   bool  // a flush is under way
@@ -39,6 +39,10 @@ func (c *Client) flushThrough() {
 		return
 	}
 	t.covered, t.first, t.under = t.first, nil, true
+	if t.flush == nil {
+		t.flush = c.newCall()
+		t.flush.flushes = true
+	}
 	k := t.flush
 	req := request{cmd: cmdFlush}
 	c.activate(k, &req)
