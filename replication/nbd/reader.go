@@ -21,10 +21,16 @@ type source struct {
 	poll bool                        // only what is there is to be read
 	err  error                       // met by now, to be returned
 	long bool                        // the data that came last was long, so that what follows the next head is too, probably
+	full bool                        // the last read has filled the buffer, so that there may be more to read at a time
+	last error                       // of the last read: the buffer may not have returned it yet
+	kept []byte                      // what a smaller buffer had, which comes first
 }
 
 const (
 	readBuffer = 64 << 10
+	// firstRead is the length of the buffer until there is more to read at a time: most disks
+	// are idle.
+	firstRead = 16 << 10
 	// longData is the length from which on data is not read by way of the buffer.
 	longData = 16 << 10
 	// aroundHead is how many bytes are buffered at a time while data is long: a head, and
@@ -34,8 +40,29 @@ const (
 
 func newReader(conn io.Reader) *reader {
 	r := &reader{src: source{conn: conn, now: readNow(conn)}}
-	r.Reader = bufio.NewReaderSize(&r.src, readBuffer)
+	r.Reader = bufio.NewReaderSize(&r.src, firstRead)
 	return r
+}
+
+// Peek is that of the buffer, which may have grown: what it returned before is no longer valid.
+func (r *reader) Peek(n int) ([]byte, error) {
+	if (r.src.full || n > r.Size()) && r.Size() < readBuffer {
+		r.grow()
+	}
+	return r.Reader.Peek(n)
+}
+
+// grow makes the buffer as large as it becomes.
+func (r *reader) grow() {
+	have, _ := r.Reader.Peek(r.Buffered())
+	if r.src.err == nil {
+		r.src.err = r.src.last
+	}
+	r.src.kept, r.src.full = have, false
+	r.Reader = bufio.NewReaderSize(&r.src, readBuffer)
+	if len(have) > 0 {
+		r.Reader.Peek(len(have))
+	}
 }
 
 // reset forgets what is buffered, and reads from conn from now on.
@@ -45,6 +72,20 @@ func (r *reader) reset(conn io.Reader) {
 }
 
 func (s *source) Read(p []byte) (int, error) {
+	if len(s.kept) > 0 {
+		n := copy(p, s.kept)
+		s.kept = s.kept[n:]
+		return n, nil
+	}
+	n, err := s.read(p)
+	s.full, s.last = n == len(p) && err == nil, err
+	if err == errNothing {
+		s.last = nil
+	}
+	return n, err
+}
+
+func (s *source) read(p []byte) (int, error) {
 	if s.long && len(p) > aroundHead {
 		p = p[:aroundHead]
 	}

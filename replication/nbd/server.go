@@ -29,7 +29,7 @@ type ServerConfig struct {
 	// MaxTotalBytes bounds the memory for the data of requests of all
 	// connections together, in bytes; zero means 256 MiB, and less than
 	// MaxRequest means MaxRequest. A request waits for room. Besides, each
-	// connection has a buffer of 64 KiB.
+	// connection has a buffer of 16 KiB, or of 64 KiB once more than that came at a time.
 	MaxTotalBytes int64
 	// MaxConns bounds the connections that Serve serves at a time; zero means
 	// 64. Others wait for one of them to end. Meanwhile a connection that
