@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 	"sync"
 	"time"
 )
@@ -36,10 +37,15 @@ type cableEnd struct {
 	read   cableDeadline
 	write  cableDeadline
 
-	cond    sync.Cond   // who reads or writes at this end waits for it
-	waiting int         // how many
-	alarm   *time.Timer // wakes them
-	rings   time.Time   // when it does; zero: it has, or was never set
+	waiters []*cableWaiter // who reads or writes at this end
+	idle    []*cableWaiter // that nobody uses
+}
+
+// A cableWaiter is a goroutine that waits at an end of a cable.
+type cableWaiter struct {
+	bell  chan struct{} // has an element when something has happened
+	alarm *time.Timer   // wakes it at a time
+	rings time.Time     // when; zero: never
 }
 
 // An arrival is a message that is under way.
@@ -71,7 +77,6 @@ func newCable(from, to *host, there, back func() time.Duration) (*cableEnd, *cab
 	w := new(cable)
 	a, b := &cableEnd{w: w, host: from, delay: there}, &cableEnd{w: w, host: to, delay: back}
 	a.other, b.other = b, a
-	a.cond.L, b.cond.L = &w.mu, &w.mu
 	w.ends = [2]*cableEnd{a, b}
 	return a, b
 }
@@ -158,8 +163,10 @@ func (e *cableEnd) Write(p []byte) (n int, err error) {
 			o.bytes += len(part)
 			n += len(part)
 			e.host.trace("sends", len(part))
-			if len(o.in) == 1 && !o.held && o.waiting > 0 {
-				o.ringAt(at)
+			if len(o.in) == 1 && !o.held {
+				for _, waits := range o.waiters {
+					waits.ringAt(at)
+				}
 			}
 			continue
 		}
@@ -170,45 +177,63 @@ func (e *cableEnd) Write(p []byte) (n int, err error) {
 	}
 }
 
-// wait waits for something to happen, at most until one of the times.
+// wait waits for something to happen, at most until one of the times. w.mu is held, but while it
+// waits.
 func (e *cableEnd) wait(times ...time.Time) {
+	var waits *cableWaiter
+	if n := len(e.idle); n > 0 {
+		waits, e.idle = e.idle[n-1], e.idle[:n-1]
+	} else {
+		waits = &cableWaiter{bell: make(chan struct{}, 1), alarm: time.NewTimer(longest)}
+		waits.alarm.Stop()
+	}
+	e.waiters = append(e.waiters, waits)
 	for _, t := range times {
 		if !t.IsZero() {
-			e.ringAt(t)
+			waits.ringAt(t)
 		}
 	}
-	e.waiting++
-	e.cond.Wait()
-	e.waiting--
+	e.w.mu.Unlock()
+	select {
+	case <-waits.bell:
+	case <-waits.alarm.C:
+	}
+	e.w.mu.Lock()
+	if !waits.rings.IsZero() {
+		waits.alarm.Stop()
+		waits.rings = time.Time{}
+	}
+	select { // it may have rung, too
+	case <-waits.bell:
+	default:
+	}
+	e.waiters = slices.DeleteFunc(e.waiters, func(o *cableWaiter) bool { return o == waits })
+	e.idle = append(e.idle, waits)
 }
 
-// ringAt wakes who waits at this end, at the very time and not before: nothing else does.
-func (e *cableEnd) ringAt(t time.Time) {
+// ringAt wakes it at the very time and not before, unless something else does.
+func (c *cableWaiter) ringAt(t time.Time) {
 	now := time.Now()
 	switch {
 	case !now.Before(t):
-		e.wake()
-	case !e.rings.IsZero() && !e.rings.After(t):
-	case e.alarm == nil:
-		e.rings, e.alarm = t, time.AfterFunc(t.Sub(now), e.ring)
-	default:
-		e.rings = t
-		e.alarm.Reset(t.Sub(now))
+		c.wake()
+	case c.rings.IsZero() || t.Before(c.rings):
+		c.rings = t
+		c.alarm.Reset(t.Sub(now))
 	}
 }
 
-// ring is the alarm.
-func (e *cableEnd) ring() {
-	e.w.mu.Lock()
-	defer e.w.mu.Unlock()
-	e.rings = time.Time{}
-	e.wake()
+func (c *cableWaiter) wake() {
+	select {
+	case c.bell <- struct{}{}:
+	default:
+	}
 }
 
 // wake wakes who waits at this end. w.mu is held.
 func (e *cableEnd) wake() {
-	if e.waiting > 0 {
-		e.cond.Broadcast()
+	for _, waits := range e.waiters {
+		waits.wake()
 	}
 }
 
@@ -270,11 +295,6 @@ func (e *cableEnd) Close() error {
 	e.w.mu.Lock()
 	defer e.w.mu.Unlock()
 	e.closed = true
-	for _, end := range e.w.ends {
-		if end.alarm != nil && e.w.ends[0].closed && e.w.ends[1].closed {
-			end.alarm.Stop()
-		}
-	}
 	e.w.wakeAll()
 	return nil
 }

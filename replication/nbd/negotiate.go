@@ -26,6 +26,7 @@ type negotiation struct {
 	tls      bool
 	noZeroes bool
 	leave    func()
+	out      []byte // replies to an option that is not done with
 
 	structured bool // structured replies were agreed on
 	metaExport *Export
@@ -111,15 +112,24 @@ func (n *negotiation) option(opt uint32, data []byte) (e *Export, done bool, err
 	return nil, false, n.refuse(opt, &OptionError{Code: repErrUnsup})
 }
 
+// reply sends a reply to an option. One that others follow is sent with them.
 func (n *negotiation) reply(opt, typ uint32, data []byte) error {
 	be := binary.BigEndian
-	p := be.AppendUint64(make([]byte, 0, 20+len(data)), magicOptReply)
-	p = be.AppendUint32(p, opt)
-	p = be.AppendUint32(p, typ)
-	p = be.AppendUint32(p, uint32(len(data)))
-	_, err := n.conn.Write(append(p, data...))
+	n.out = be.AppendUint64(n.out, magicOptReply)
+	n.out = be.AppendUint32(n.out, opt)
+	n.out = be.AppendUint32(n.out, typ)
+	n.out = be.AppendUint32(n.out, uint32(len(data)))
+	n.out = append(n.out, data...)
+	if last := typ != repServer && typ != repInfo && typ != repMeta; !last && len(n.out) < mostReplies {
+		return nil
+	}
+	_, err := n.conn.Write(n.out)
+	n.out = n.out[:0]
 	return err
 }
+
+// mostReplies is how many bytes of replies are sent at a time, at least.
+const mostReplies = 16 << 10
 
 func (n *negotiation) refuse(opt uint32, e *OptionError) error {
 	n.log.refuse(n.asked, &OptionError{Option: opt, Code: e.Code, Message: e.Message})
