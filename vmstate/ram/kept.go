@@ -89,6 +89,13 @@ func add(c *[3]uint64, up uint64) {
 	}
 }
 
+// raise makes the counts of the pages in up the highest.
+func raise(c *[3]uint64, up uint64) {
+	for i := range c {
+		c[i] |= up
+	}
+}
+
 // take takes two from the counts of the pages in down, or one from a count of
 // 1.
 func take(c *[3]uint64, down uint64) {
@@ -143,7 +150,6 @@ func (k *keeping) note(block string, p *keptPages, written Bitmap) {
 		p.known, p.kept, p.pass, p.open = NewBitmap(pages), NewBitmap(pages), NewBitmap(pages), NewBitmap(pages)
 	}
 	try := uint64(0x0001000100010001) << (k.round % keepTries)
-	most := min(2*k.after-1, 7)
 	some, open := uint64(0), 0
 	for i, w := range written {
 		known := p.known[i]
@@ -153,7 +159,8 @@ func (k *keeping) note(block string, p *keptPages, written Bitmap) {
 		c := [3]uint64{p.counts[0][i], p.counts[1][i], p.counts[2][i]}
 		seen := ^p.open[i]
 		take(&c, known&^w)
-		add(&c, w&seen&^equal(&c, most))
+		add(&c, w&seen&^equal(&c, maxKeepAfter))
+		raise(&c, w&seen&atLeast(&c, k.after))
 		p.counts[0][i], p.counts[1][i], p.counts[2][i] = c[0], c[1], c[2]
 		known = c[0] | c[1] | c[2]
 		kept := p.kept[i]
