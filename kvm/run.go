@@ -294,6 +294,7 @@ func (v *VCPU) park(ctx context.Context) error {
 		v.shot.ends()
 		v.begins()
 		vm.inside.Add(1)
+		vm.entries++
 		v.stop.inside = true
 		v.kicked.Store(false)
 		v.data.ImmediateExit = 0

@@ -59,6 +59,8 @@ type VCPU struct {
 	tid    int         // its thread while active; under vm.mu
 	kicked atomic.Bool // set under vm.mu
 
+	held held // under own
+
 	stop  stop
 	shot  shot
 	sync  synced
@@ -154,7 +156,7 @@ func (v *VCPU) with(fn func(fd int) error) error {
 		return err
 	}
 	defer v.own.Unlock()
-	v.shot.fresh = false
+	v.shot.fresh, v.held.ok = false, false
 	if err := fn(v.fd); err != nil {
 		return fmt.Errorf("kvm: vCPU %d: %w", v.index, err)
 	}

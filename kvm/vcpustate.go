@@ -73,6 +73,7 @@ type VCPUState struct {
 	judged   []CPUIDEntry          // a table that this host can give a guest; of another, it is found out
 	given    *given                // what the vCPU has, for any goroutine; nil: nobody asks
 	inMemory func(gpa uint64) bool // whether the guest has memory there; nil: not known
+	held     *held                 // what the vCPU has and was given by the last Restore; nil: that is not known
 	one      msrOne
 	some     *msrTable // those of msr that are written
 }
@@ -208,7 +209,12 @@ func (s *VCPUState) Restore(vcpu int) error {
 	if err := s.readCPUID(vcpu); err != nil {
 		return err
 	}
+	h := s.held
+	if h == nil || !h.ok {
+		h = &held{}
+	}
 	if entries := s.cpuid.entries[:s.cpuid.n]; !slices.Equal(entries, s.hasCPUID) {
+		h = &held{}
 		if err := s.setCPUID(vcpu, &s.cpuid); err != nil {
 			return err
 		}
@@ -224,22 +230,28 @@ func (s *VCPUState) Restore(vcpu int) error {
 	if _, err := ioctl(vcpu, "KVM_SET_MP_STATE", kvmSetMPState, unsafe.Pointer(&s.mp)); err != nil {
 		return err
 	}
-	if err := s.setSregs(vcpu); err != nil {
-		return err
+	// Without PDPTRs of its own, the older call reads them from memory, which is other memory.
+	sregs := h.ok && h.sregs == s.sregs && (s.sys.sregs2 || !s.paePaging())
+	if !sregs {
+		if err := s.setSregs(vcpu); err != nil {
+			return err
+		}
 	}
 	if _, err := ioctl(vcpu, "KVM_SET_REGS", kvmSetRegs, unsafe.Pointer(&s.regs)); err != nil {
 		return err
 	}
-	if s.sys.xcrs {
+	if s.sys.xcrs && !(h.ok && h.xcrs == s.xcrs) {
 		if _, err := ioctl(vcpu, "KVM_SET_XCRS", kvmSetXCRS, unsafe.Pointer(&s.xcrs)); err != nil {
 			return err
 		}
 	}
 	clear(s.xsave[s.xsaveSize:])
-	if _, err := ioctl(vcpu, "KVM_SET_XSAVE", kvmSetXSave, unsafe.Pointer(&s.xsave[0])); err != nil {
-		return err
+	if !h.ok || !h.sameXSave(s) {
+		if _, err := ioctl(vcpu, "KVM_SET_XSAVE", kvmSetXSave, unsafe.Pointer(&s.xsave[0])); err != nil {
+			return err
+		}
 	}
-	if s.sys.debugRegs {
+	if s.sys.debugRegs && !(h.ok && h.debug == s.debug) {
 		if _, err := ioctl(vcpu, "KVM_SET_DEBUGREGS", kvmSetDebugRegs, unsafe.Pointer(&s.debug)); err != nil {
 			return err
 		}
@@ -252,7 +264,10 @@ func (s *VCPUState) Restore(vcpu int) error {
 	if err := s.restoreTSC(vcpu); err != nil {
 		return err
 	}
-	if err := s.setMSRs(vcpu, func(index uint32) bool { return index != msrTSC }); err != nil {
+	// Some MSRs are another name of a special register.
+	if err := s.setMSRs(vcpu, func(i int) bool {
+		return s.msr.entries[i].Index != msrTSC && !(sregs && h.has(s, i))
+	}); err != nil {
 		return err
 	}
 	// A pending exception's payload, or a triple fault, is told apart only where the
@@ -411,13 +426,13 @@ func (s *VCPUState) scratch() *msrTable {
 	return s.some
 }
 
-// setMSRs writes those MSRs that want wants, in order. KVM stops at the first that it
+// setMSRs writes those MSRs whose places want wants, in order. KVM stops at the first that it
 // refuses; that is an error unless the vCPU has that value anyway.
-func (s *VCPUState) setMSRs(vcpu int, want func(index uint32) bool) error {
+func (s *VCPUState) setMSRs(vcpu int, want func(i int) bool) error {
 	t := s.scratch()
 	t.n = 0
 	for i := range s.msr.entries[:s.msr.n] {
-		if m := &s.msr.entries[i]; want(m.Index) {
+		if m := &s.msr.entries[i]; want(i) {
 			t.entries[t.n] = *m
 			t.n++
 		}
