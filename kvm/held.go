@@ -4,6 +4,7 @@ package kvm
 
 import (
 	"bytes"
+	"slices"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
@@ -40,16 +41,19 @@ func (vm *VM) stands() (entries uint64, known bool) {
 	return vm.entries, vm.ours && vm.active == 0
 }
 
-// has reports which of the MSRs of s, by its place, need not be set. Another list of MSRs
-// is none of those.
+// has reports whether the MSR at a place of s need not be set: the vCPU has it, and it is not
+// one that elapses, or is 0 and so off, or KVM did not take it before, and the vCPU had it anyway.
 func (h *held) has(s *VCPUState, i int) bool {
 	m := s.msr.entries[i]
-	return i < int(h.msrs.n) && h.msrs.entries[i] == m && (m.Data == 0 && m.Index != msrTSCDeadline || !elapses(m.Index))
+	if i >= int(h.msrs.n) || h.msrs.entries[i] != m { // of another list of MSRs, none is had
+		return false
+	}
+	return !elapses(m.Index) || m.Data == 0 && m.Index != msrTSCDeadline || slices.Contains(s.refused, m.Index)
 }
 
 // elapses reports whether an MSR is one whose value may be another by now, or whose writing
 // has KVM do something: the clocks' and timers', those by which a guest gives KVM a
-// page of its memory, and the counters of events. What is 0 among these is off, and stays so.
+// page of its memory, and the counters of events.
 func elapses(index uint32) bool {
 	const adjust, counters, fixed, global = 0x3b, 0xc1, 0x309, 0x38d
 	switch {

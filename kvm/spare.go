@@ -231,7 +231,7 @@ func (s *spare) try(state *VCPUState) error {
 	}
 	if err := state.setMSRs(s.fd, func(i int) bool {
 		return tried(state.msr.entries[i].Index) && !(same && had.has(state, i))
-	}); err != nil {
+	}, nil); err != nil {
 		return refused("MSRs", err)
 	}
 	if !same {
