@@ -253,7 +253,7 @@ func TestTheSummaryHasTheKeysThatScriptsReadAndTheEventsAreQMP(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, key := range strings.Fields(`backend vcpus mem_bytes checkpoints causes dirty_pages_p50 pause_us_p50 pause_us_p99 stopped_us_p50 stopped_us_p99
-		transfer_us_p50 commit_us_p50 failover_ms released lost duplicated contradicted corrupted survivor colo_exit
+		transfer_us_p50 commit_us_p50 checkpoints_per_second failover_ms released lost duplicated contradicted corrupted survivor colo_exit
 		mode inputs matched diverged released_at_match released_at_checkpoint latency_us_p50 latency_us_p99`) {
 		if _, ok := last["summary"][key]; !ok {
 			t.Errorf("the summary has no %s", key)
