@@ -187,3 +187,97 @@ func entered(v *VCPU) uint64 {
 	n, _ := v.vm.stands()
 	return n
 }
+
+// A state in which some bytes are others is taken or refused, and taken as a whole, just as by vCPUs
+// of which nothing is known, whatever was loaded before.
+func TestWhatAVCPUHasChangesNoVerdict(t *testing.T) {
+	list, v, load := states(t)
+	reg := &vmstate.Registry{}
+	if err := v.vm.Register(reg); err != nil {
+		t.Fatal(err)
+	}
+	reg.NewSession()
+	r := rand.New(rand.NewPCG(3, 4))
+	taken, refused := 0, 0
+	for range 300 {
+		good := list[r.IntN(len(list))]
+		bad := bytes.Clone(good)
+		for range 1 + r.IntN(2) {
+			bad[r.IntN(len(bad))] ^= 1 << r.IntN(8)
+		}
+		try := func(known bool) error {
+			load(good)
+			if !known {
+				v.held.ok, v.staged.spare.told.ok = false, false
+			}
+			err := reg.LoadDevices(bad, nil)
+			if err != nil {
+				reg.Rollback()
+				return err
+			}
+			return reg.Commit()
+		}
+		err := try(false)
+		var want *VCPUState
+		if err == nil {
+			want = shows(t, v)
+		}
+		other := try(true)
+		if (err == nil) != (other == nil) {
+			t.Fatalf("%v; and after another state %v", err, other)
+		}
+		if err != nil {
+			refused++
+			continue
+		}
+		taken++
+		sameState(t, "bytes that are others", shows(t, v), want)
+		if t.Failed() {
+			return
+		}
+	}
+	if taken < 20 || refused < 20 {
+		t.Errorf("%d were taken, and %d refused", taken, refused)
+	}
+	t.Logf("%d were taken, and %d refused", taken, refused)
+}
+
+// Each part of a state is tried for itself: what KVM refuses of it, it refuses also where the
+// rest was taken before.
+func TestEachPartIsRefusedAfterARestThatWasTaken(t *testing.T) {
+	list, v, load := states(t)
+	asked := 0
+	for name, spoil := range map[string]func(s *VCPUState){
+		"the MP state":         func(s *VCPUState) { s.mp.State = 77 },
+		"a special register":   func(s *VCPUState) { s.sregs.CR4 |= 1 << 40 },
+		"a mode":               func(s *VCPUState) { s.sregs.EFER |= 1 << 40 },
+		"an extended register": func(s *VCPUState) { s.xcrs.Registers[0].Value |= 1 << 62 },
+		"the XSAVE area":       func(s *VCPUState) { s.xsave[512+40] = 1 },
+		"a debug register":     func(s *VCPUState) { s.debug.DR7 |= 1 << 40 },
+		"an exception":         func(s *VCPUState) { s.events.E.Inject, s.events.E.Nr = 1, 40 },
+	} {
+		load(list[0])
+		s, had := v.staged, &v.staged.spare.told
+		spoil(s)
+		had.ok = false
+		if s.spare.try(s) == nil {
+			t.Logf("this KVM takes %s whatever it is", name)
+			continue
+		}
+		asked++
+		load(list[0])
+		if !had.ok {
+			t.Fatal("what the spare has is not known")
+		}
+		spoil(s)
+		if s.spare.try(s) == nil {
+			t.Errorf("%s is taken after a state that was", name)
+		}
+		if had.ok {
+			t.Errorf("%s was refused, and what the spare has is taken for known", name)
+		}
+	}
+	if asked < 4 {
+		t.Errorf("%d parts could be tried", asked)
+	}
+}
