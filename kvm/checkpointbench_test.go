@@ -22,24 +22,99 @@ import (
 )
 
 // Checkpoints a second of a guest of one vCPU on KVM, with 64 pages that are dirty at
-// each (a device's: what the guest's own writes cost is its dirty log's affair), one
-// right after the other, over TCP to a second VM that stands still. Beside it the bound
-// of the wire: a byte there and back as often as a checkpoint needs it, without a
-// checkpoint.
+// each, one right after the other, over TCP to a second VM that stands still: pages that a device
+// has marked, and pages that the guest writes in a round, after which it waits for its
+// checkpoint. Beside them two bounds: a byte there and back as often as a checkpoint needs
+// it, without a checkpoint; and the guest's rounds, with a pause after each and nothing else.
 func BenchmarkCheckpoints(b *testing.B) {
-	const pages = 64
+	b.Run("marked", func(b *testing.B) {
+		p := guest.Params{Pages: 2 * checkpointPages, Touch: 1, Delay: 1 << 16}
+		m := newMachine(b, p, kvm.Config{})
+		m.load()
+		first := len(m.Memory()) - checkpointPages*kvm.PageSize
+		rng := rand.NewChaCha8([32]byte{1})
+		rng.Read(m.Memory()[first:]) // a page of zeros would be hardly sent
+		m.start()
+		checkpoints(b, m, m, 0, func() { m.MarkDirty(uint64(first), checkpointPages*kvm.PageSize) })
+		b.ReportMetric(1/roundTrip(b).Seconds()/trips, "wire-bound/s")
+	})
+	b.Run("written", func(b *testing.B) {
+		p := guest.Params{Pages: checkpointPages, Touch: checkpointPages}
+		m := newMachine(b, p, kvm.Config{})
+		m.load()
+		r := newRounds(b, m)
+		m.start()
+		checkpoints(b, m, r, 1, func() { <-r.emits })
+		b.ReportMetric(1/roundTrip(b).Seconds()/trips, "wire-bound/s")
+		const n = 500
+		ctx, begun := context.Background(), time.Now()
+		for range n {
+			<-r.emits
+			if err := errors.Join(r.Pause(ctx), r.Resume(ctx)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(n/time.Since(begun).Seconds(), "rounds-bound/s")
+	})
+}
+
+// checkpointPages is how many pages are dirty at a checkpoint.
+const checkpointPages = 64
+
+// rounds is a machine whose guest makes one round between two pauses: at its frame the vCPU
+// waits, out of the guest, until it is to stop.
+type rounds struct {
+	*machine
+	emits chan struct{} // a round is over
+
+	mu   sync.Mutex
+	stop chan struct{} // closed while the guest is paused, or about to be
+}
+
+func newRounds(b *testing.B, m *machine) *rounds {
+	r := &rounds{machine: m, emits: make(chan struct{}), stop: make(chan struct{})}
+	done := b.Context().Done()
+	m.ensure = func(uint64) error {
+		r.mu.Lock()
+		stop := r.stop
+		r.mu.Unlock()
+		select {
+		case r.emits <- struct{}{}:
+		case <-stop:
+			return nil
+		case <-done:
+			return nil
+		}
+		select {
+		case <-stop:
+		case <-done:
+		}
+		return nil
+	}
+	return r
+}
+
+func (r *rounds) Pause(ctx context.Context) error {
+	r.mu.Lock()
+	close(r.stop)
+	r.mu.Unlock()
+	return r.machine.Pause(ctx)
+}
+
+func (r *rounds) Resume(ctx context.Context) error {
+	r.mu.Lock()
+	r.stop = make(chan struct{})
+	r.mu.Unlock()
+	return r.machine.Resume(ctx)
+}
+
+// checkpoints makes b.N checkpoints of a machine that runs, each after ready, and vm is what pauses it.
+func checkpoints(b *testing.B, primary *machine, vm colo.VM, keep int, ready func()) {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(runtime.NumCPU() + 1))
-	p := guest.Params{Pages: 2 * pages, Touch: 1, Delay: 1 << 16}
-	primary, secondary := newMachine(b, p, kvm.Config{}), newMachine(b, p, kvm.Config{})
-	primary.load()
+	secondary := newMachine(b, primary.params, kvm.Config{})
 	secondary.pause()
-	mem := primary.Memory()
-	first := len(mem) - pages*kvm.PageSize
-	rng := rand.NewChaCha8([32]byte{1})
-	rng.Read(mem[first:]) // a page of zeros would be hardly sent
-	primary.start()
 	blocks := func(m *machine) []ram.Block { return []ram.Block{{Name: kvm.RAMBlock, Host: m.Memory()}} }
-	saver := ram.NewSaver(blocks(primary), primary.VM, ram.SaverConfig{})
+	saver := ram.NewSaver(blocks(primary), primary.VM, ram.SaverConfig{KeepAfter: keep})
 	cache, err := ram.NewCache(blocks(secondary), secondary.VM, ram.CacheConfig{})
 	if err != nil {
 		b.Fatal(err)
@@ -59,7 +134,7 @@ func BenchmarkCheckpoints(b *testing.B) {
 		case <-ctx.Done():
 		}
 	})
-	lead, err := colo.NewPrimary(pc, colo.PrimaryConfig{VM: primary, State: &ps, RAM: saver, Events: &bus, CheckpointDelay: time.Hour, MinInterval: -1})
+	lead, err := colo.NewPrimary(pc, colo.PrimaryConfig{VM: vm, State: &ps, RAM: saver, Events: &bus, CheckpointDelay: time.Hour, MinInterval: -1})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -86,21 +161,20 @@ func BenchmarkCheckpoints(b *testing.B) {
 	var pauses []time.Duration
 	sent := uint64(0)
 	for b.Loop() {
-		primary.MarkDirty(uint64(first), pages*kvm.PageSize)
+		ready()
 		lead.RequestCheckpoint(event.CauseRequest)
 		c := next()
 		sent += c.Pages
 		pauses = append(pauses, time.Duration(c.PauseNS))
 	}
 	b.StopTimer()
-	if sent < uint64(b.N*pages) {
+	if sent < uint64(b.N*checkpointPages) {
 		b.Fatalf("%d pages in %d checkpoints", sent, b.N)
 	}
 	slices.Sort(pauses)
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "checkpoints/s")
 	b.ReportMetric(float64(sent)/float64(b.N), "pages")
 	b.ReportMetric(float64(pauses[len(pauses)/2].Nanoseconds())/1e3, "pause-p50-µs")
-	b.ReportMetric(1/roundTrip(b).Seconds()/trips, "wire-bound/s")
 }
 
 // trips is how often the two sides wait for each other in a checkpoint.

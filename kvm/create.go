@@ -100,7 +100,7 @@ func Create(cfg Config) (_ *VM, err error) {
 	if vm, err = Attach(uintptr(fd), AttachConfig{KVM: kvm, DirtyRing: cfg.DirtyRing, OwnLog: true, CatchUp: cfg.CatchUp, Log: cfg.Log}); err != nil {
 		return nil, err
 	}
-	vm.closer = closer
+	vm.closer, vm.ours = closer, true
 
 	mem, err := mapping(-1, int(cfg.Memory), unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_NORESERVE)
 	if err != nil {

@@ -70,7 +70,7 @@ func (v *VCPU) Run(ctx context.Context, handle func(*RunData) error) (err error)
 			v.stopEnds()
 			v.stop.entered = true
 		}
-		switch errno := enterGuest(v.fd); errno {
+		switch errno := v.enterGuest(); errno {
 		case 0:
 			if err := v.exit(handle); err != nil {
 				if cerr := v.complete(handle); cerr != nil {
@@ -87,6 +87,14 @@ func (v *VCPU) Run(ctx context.Context, handle func(*RunData) error) (err error)
 			return v.failed(errno)
 		}
 	}
+}
+
+// enterGuest is KVM_RUN.
+func (v *VCPU) enterGuest() unix.Errno {
+	v.inKVM.Store(true)
+	errno := enterGuest(v.fd)
+	v.inKVM.Store(false)
+	return errno
 }
 
 // exit deals with one exit. Those that say nothing went wrong and nothing is
@@ -113,7 +121,7 @@ func (v *VCPU) complete(handle func(*RunData) error) (err error) {
 	}
 	v.data.ImmediateExit = 1
 	for {
-		switch errno := enterGuest(v.fd); errno {
+		switch errno := v.enterGuest(); errno {
 		case 0:
 			if e := v.exit(handle); err == nil {
 				err = e
@@ -294,6 +302,7 @@ func (v *VCPU) park(ctx context.Context) error {
 		v.shot.ends()
 		v.begins()
 		vm.inside.Add(1)
+		vm.entries++
 		v.stop.inside = true
 		v.kicked.Store(false)
 		v.data.ImmediateExit = 0

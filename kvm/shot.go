@@ -71,6 +71,7 @@ func (v *VCPU) save() error {
 		return err
 	}
 	defer v.own.Unlock()
+	v.held.ok = false // reading an exception puts its address where it belongs
 	if v.shot.fresh && v.shot.resets == v.vm.resetsNow() && time.Since(v.shot.at) < stale {
 		var same bool
 		if same, err = v.shot.state.update(v.fd); err == nil && same {
@@ -96,10 +97,17 @@ func (v *VCPU) restore() error {
 	v.shot.fresh = false
 	v.vm.loaded()
 	v.staged.knows(v.state)
+	entries, known := v.vm.stands()
+	v.held.ok = v.held.ok && v.held.entries == entries && known
+	v.staged.held = &v.held
 	err := v.staged.Restore(v.fd)
 	v.state.knows(v.staged)
+	v.held.ok = false
 	if err != nil {
 		return fmt.Errorf("kvm: vCPU %d: %w", v.index, err)
+	}
+	if known {
+		v.held.take(v.staged, entries)
 	}
 	v.setPriority(v.staged.sregs.CR8)
 	return nil

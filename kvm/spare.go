@@ -10,6 +10,7 @@ import (
 	"sync"
 	"unsafe"
 
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
 	"golang.org/x/sys/unix"
 )
 
@@ -31,6 +32,8 @@ type spare struct {
 	id    int // the number of the vCPU
 	fd    int // 0: not made yet
 	cpuid cpuidTable
+	lapic gokvm.LAPICState // that is tried
+	told  tells
 }
 
 // newSpares keeps what it takes to make a spare VM later, when /dev/kvm may not be
@@ -178,7 +181,9 @@ func merge(table, more []CPUIDEntry) {
 	}
 }
 
-// try finds out whether KVM takes a state, in the order of VCPUState.Restore. What
+// try finds out whether KVM takes a state, in the order of VCPUState.Restore but for the
+// XSAVE area, on which only the CPUID bears. What the spare has of it already is not tried again,
+// and general registers are never refused. What
 // names the guest's memory to KVM, or belongs to the VM as a whole, is left out: the
 // spare has no memory, and the MSRs of Hyper-V are of a VM that was made for them.
 func (s *spare) try(state *VCPUState) error {
@@ -196,53 +201,75 @@ func (s *spare) try(state *VCPUState) error {
 		}
 		return fmt.Errorf("%w: KVM refuses the %s: %w", ErrState, what, err)
 	}
+	clear(state.xsave[state.xsaveSize:])
+	lapic, events := &s.lapic, state.events
+	if *lapic = state.lapic; state.apic {
+		const initialCount = 0x380 // of its timer, which is not to run here
+		clear(lapic.Regs[initialCount:][:4])
+	}
+	events.Flags &= state.flags
+	had := &s.told
+	known := had.ok
+	had.ok = false
 	if s.cpuid.n != state.cpuid.n || s.cpuid.entries != state.cpuid.entries {
-		s.cpuid = cpuidTable{}
+		s.cpuid, known = cpuidTable{}, false
 		if _, err := ioctl(s.fd, "KVM_SET_CPUID2", kvmSetCPUID2, unsafe.Pointer(&state.cpuid)); err != nil {
 			return refused("CPUID table", err)
 		}
 		s.cpuid = state.cpuid
 	}
+	same := known && had.same(state, lapic, events)
+	if !same {
+		if what, err := s.tryRegisters(state); err != nil {
+			return refused(what, err)
+		}
+	}
+	if !known || !had.sameXSave(state) {
+		if _, err := ioctl(s.fd, "KVM_SET_XSAVE", kvmSetXSave, unsafe.Pointer(&state.xsave[0])); err != nil {
+			return refused("XSAVE area", err)
+		}
+	}
+	if err := state.setMSRs(s.fd, func(i int) bool {
+		return tried(state.msr.entries[i].Index) && !(same && had.has(state, i))
+	}, nil); err != nil {
+		return refused("MSRs", err)
+	}
+	if !same {
+		if _, err := ioctl(s.fd, "KVM_SET_VCPU_EVENTS", kvmSetVCPUEvents, unsafe.Pointer(&events)); err != nil {
+			return refused("events", err)
+		}
+	}
+	had.take(state, lapic, events)
+	return nil
+}
+
+// tryRegisters tries what comes before the MSRs, but for the XSAVE area.
+func (s *spare) tryRegisters(state *VCPUState) (what string, err error) {
 	if _, err := ioctl(s.fd, "KVM_SET_MP_STATE", kvmSetMPState, unsafe.Pointer(&state.mp)); err != nil {
-		return refused("MP state", err)
+		return "MP state", err
 	}
 	if err := state.putSregs(s.fd); err != nil {
-		return refused("special registers", err)
+		return "special registers", err
 	}
 	if _, err := ioctl(s.fd, "KVM_SET_REGS", kvmSetRegs, unsafe.Pointer(&state.regs)); err != nil {
-		return refused("general registers", err)
+		return "general registers", err
 	}
 	if state.sys.xcrs {
 		if _, err := ioctl(s.fd, "KVM_SET_XCRS", kvmSetXCRS, unsafe.Pointer(&state.xcrs)); err != nil {
-			return refused("extended control registers", err)
+			return "extended control registers", err
 		}
-	}
-	clear(state.xsave[state.xsaveSize:])
-	if _, err := ioctl(s.fd, "KVM_SET_XSAVE", kvmSetXSave, unsafe.Pointer(&state.xsave[0])); err != nil {
-		return refused("XSAVE area", err)
 	}
 	if state.sys.debugRegs {
 		if _, err := ioctl(s.fd, "KVM_SET_DEBUGREGS", kvmSetDebugRegs, unsafe.Pointer(&state.debug)); err != nil {
-			return refused("debug registers", err)
+			return "debug registers", err
 		}
 	}
 	if state.apic {
-		const initialCount = 0x380 // of its timer, which is not to run here
-		lapic := state.lapic
-		clear(lapic.Regs[initialCount:][:4])
-		if _, err := ioctl(s.fd, "KVM_SET_LAPIC", kvmSetLAPIC, unsafe.Pointer(&lapic)); err != nil {
-			return refused("local APIC", err)
+		if _, err := ioctl(s.fd, "KVM_SET_LAPIC", kvmSetLAPIC, unsafe.Pointer(&s.lapic)); err != nil {
+			return "local APIC", err
 		}
 	}
-	if err := state.setMSRs(s.fd, tried); err != nil {
-		return refused("MSRs", err)
-	}
-	events := state.events
-	events.Flags &= state.flags
-	if _, err := ioctl(s.fd, "KVM_SET_VCPU_EVENTS", kvmSetVCPUEvents, unsafe.Pointer(&events)); err != nil {
-		return refused("events", err)
-	}
-	return nil
+	return "", nil
 }
 
 // tried says which MSRs a spare can be asked for.

@@ -120,8 +120,12 @@ func TestWhatKVMRefusesIsRefusedWhileDecoded(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			a, b := newAdopted(t, 1, nil), newAdopted(t, 1, nil)
 			state := a.save()
+			good := bytes.Clone(state)
 			spoil(t, state)
 			refusedWhileDecoded(t, b, state, "")
+			b.load(good) // and what was taken in between hides nothing
+			refusedWhileDecoded(t, b, state, "")
+			b.load(good)
 		})
 	}
 }
@@ -150,6 +154,7 @@ func TestAnMSRThatKVMRefusesIsRefusedWhileDecoded(t *testing.T) {
 			continue // it is not part of the state
 		}
 		asked++
+		b.load(state) // what was taken before hides nothing
 		refusedWhileDecoded(t, b, bytes.Replace(state, old, bad, 1), fmt.Sprintf("MSR %#x", index))
 	}
 	if asked == 0 {

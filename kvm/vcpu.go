@@ -58,6 +58,9 @@ type VCPU struct {
 	active bool        // in Run and not parked; under vm.mu
 	tid    int         // its thread while active; under vm.mu
 	kicked atomic.Bool // set under vm.mu
+	inKVM  atomic.Bool // in KVM_RUN, or about to be
+
+	held held // under own
 
 	stop  stop
 	shot  shot
@@ -154,7 +157,7 @@ func (v *VCPU) with(fn func(fd int) error) error {
 		return err
 	}
 	defer v.own.Unlock()
-	v.shot.fresh = false
+	v.shot.fresh, v.held.ok = false, false
 	if err := fn(v.fd); err != nil {
 		return fmt.Errorf("kvm: vCPU %d: %w", v.index, err)
 	}
@@ -262,13 +265,16 @@ func (v *VCPU) SetCPUID(entries []CPUIDEntry) error {
 }
 
 // kick makes an active vCPU leave the guest, or not enter it, and look around.
-// The flag covers the time before KVM_RUN looks at it, the signal the time after.
+// The flag covers the time before KVM_RUN looks at it, the signal the time after; a vCPU that is
+// not in KVM_RUN needs none, and whatever its thread waits in would be disturbed. Between the
+// flag's store and the look at inKVM, as between inKVM's store and KVM's look at the flag, stands an
+// atomic store, which no load overtakes.
 // SIGURG is the signal with which Go's runtime preempts its own threads: its
 // handler is there, and does not mind one more. vm.mu is held.
 func (v *VCPU) kick() {
-	v.kicked.Store(true)
 	v.data.ImmediateExit = 1
-	if v.active {
+	v.kicked.Store(true)
+	if v.active && v.inKVM.Load() {
 		unix.Tgkill(unix.Getpid(), v.tid, unix.SIGURG)
 	}
 }

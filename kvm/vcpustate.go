@@ -73,6 +73,8 @@ type VCPUState struct {
 	judged   []CPUIDEntry          // a table that this host can give a guest; of another, it is found out
 	given    *given                // what the vCPU has, for any goroutine; nil: nobody asks
 	inMemory func(gpa uint64) bool // whether the guest has memory there; nil: not known
+	refused  []uint32              // MSRs that KVM did not take in the last Restore, and that the vCPU had anyway
+	held     *held                 // what the vCPU has and was given by the last Restore; nil: that is not known
 	one      msrOne
 	some     *msrTable // those of msr that are written
 }
@@ -208,7 +210,14 @@ func (s *VCPUState) Restore(vcpu int) error {
 	if err := s.readCPUID(vcpu); err != nil {
 		return err
 	}
+	h := s.held
+	if h == nil || !h.ok {
+		h = &held{}
+		s.refused = s.refused[:0]
+	}
 	if entries := s.cpuid.entries[:s.cpuid.n]; !slices.Equal(entries, s.hasCPUID) {
+		h = &held{}
+		s.refused = s.refused[:0]
 		if err := s.setCPUID(vcpu, &s.cpuid); err != nil {
 			return err
 		}
@@ -224,22 +233,28 @@ func (s *VCPUState) Restore(vcpu int) error {
 	if _, err := ioctl(vcpu, "KVM_SET_MP_STATE", kvmSetMPState, unsafe.Pointer(&s.mp)); err != nil {
 		return err
 	}
-	if err := s.setSregs(vcpu); err != nil {
-		return err
+	// Without PDPTRs of its own, the older call reads them from memory, which is other memory.
+	sregs := h.ok && h.sregs == s.sregs && (s.sys.sregs2 || !s.paePaging())
+	if !sregs {
+		if err := s.setSregs(vcpu); err != nil {
+			return err
+		}
 	}
 	if _, err := ioctl(vcpu, "KVM_SET_REGS", kvmSetRegs, unsafe.Pointer(&s.regs)); err != nil {
 		return err
 	}
-	if s.sys.xcrs {
+	if s.sys.xcrs && !(h.ok && h.xcrs == s.xcrs) {
 		if _, err := ioctl(vcpu, "KVM_SET_XCRS", kvmSetXCRS, unsafe.Pointer(&s.xcrs)); err != nil {
 			return err
 		}
 	}
 	clear(s.xsave[s.xsaveSize:])
-	if _, err := ioctl(vcpu, "KVM_SET_XSAVE", kvmSetXSave, unsafe.Pointer(&s.xsave[0])); err != nil {
-		return err
+	if !h.ok || !h.sameXSave(s) {
+		if _, err := ioctl(vcpu, "KVM_SET_XSAVE", kvmSetXSave, unsafe.Pointer(&s.xsave[0])); err != nil {
+			return err
+		}
 	}
-	if s.sys.debugRegs {
+	if s.sys.debugRegs && !(h.ok && h.debug == s.debug) {
 		if _, err := ioctl(vcpu, "KVM_SET_DEBUGREGS", kvmSetDebugRegs, unsafe.Pointer(&s.debug)); err != nil {
 			return err
 		}
@@ -252,7 +267,10 @@ func (s *VCPUState) Restore(vcpu int) error {
 	if err := s.restoreTSC(vcpu); err != nil {
 		return err
 	}
-	if err := s.setMSRs(vcpu, func(index uint32) bool { return index != msrTSC }); err != nil {
+	// Some MSRs are other names of a special register.
+	if err := s.setMSRs(vcpu, func(i int) bool {
+		return s.msr.entries[i].Index != msrTSC && !(sregs && h.has(s, i))
+	}, &s.refused); err != nil {
 		return err
 	}
 	// A pending exception's payload, or a triple fault, is told apart only where the
@@ -411,27 +429,28 @@ func (s *VCPUState) scratch() *msrTable {
 	return s.some
 }
 
-// setMSRs writes those MSRs that want wants, in order. KVM stops at the first that it
+// setMSRs writes those MSRs whose places want wants, in order. KVM stops at the first that it
 // refuses; that is an error unless the vCPU has that value anyway.
-func (s *VCPUState) setMSRs(vcpu int, want func(index uint32) bool) error {
+func (s *VCPUState) setMSRs(vcpu int, want func(i int) bool, refused *[]uint32) error {
 	t := s.scratch()
 	t.n = 0
 	for i := range s.msr.entries[:s.msr.n] {
-		if m := &s.msr.entries[i]; want(m.Index) {
+		if m := &s.msr.entries[i]; want(i) {
 			t.entries[t.n] = *m
 			t.n++
 		}
 		if t.n == msrsAtOnce {
-			if err := s.putMSRs(vcpu, t); err != nil {
+			if err := s.putMSRs(vcpu, t, refused); err != nil {
 				return err
 			}
 		}
 	}
-	return s.putMSRs(vcpu, t)
+	return s.putMSRs(vcpu, t, refused)
 }
 
-// putMSRs writes the MSRs of a table, which is empty afterwards.
-func (s *VCPUState) putMSRs(vcpu int, t *msrTable) error {
+// putMSRs writes the MSRs of a table, which is empty afterwards, and adds to refused those that
+// KVM did not take.
+func (s *VCPUState) putMSRs(vcpu int, t *msrTable, refused *[]uint32) error {
 	for t.n > 0 {
 		n, err := ioctl(vcpu, "KVM_SET_MSRS", kvmSetMSRs, unsafe.Pointer(t))
 		if err != nil {
@@ -441,14 +460,17 @@ func (s *VCPUState) putMSRs(vcpu int, t *msrTable) error {
 			t.n = 0
 			break
 		}
-		refused := t.entries[n]
-		value, ok, err := s.readMSR(vcpu, refused.Index)
+		m := t.entries[n]
+		value, ok, err := s.readMSR(vcpu, m.Index)
 		if err != nil {
 			return err
 		}
 		// An MSR that does not exist here is as good as one that is 0.
-		if value != refused.Data || !ok && refused.Data != 0 {
-			return &MSRError{refused.Index, refused.Data}
+		if value != m.Data || !ok && m.Data != 0 {
+			return &MSRError{m.Index, m.Data}
+		}
+		if refused != nil {
+			*refused = append(*refused, m.Index)
 		}
 		t.n = uint32(copy(t.entries[:], t.entries[n+1:t.n]))
 	}

@@ -26,6 +26,7 @@ type VM struct {
 	clock  ClockState
 	ring   int // bytes of each vCPU's dirty ring; 0: bitmaps
 	closer func() error
+	ours   bool   // nobody else has its descriptors
 	memory []byte // of a VM that Create made
 	spares *spares
 	log    *slog.Logger
@@ -43,6 +44,7 @@ type VM struct {
 	watching time.Duration // watching, or 0 if there are too few CPUs; vCPUs are added before it is read
 	active   int           // vCPUs in Run and not parked
 	inside   atomic.Int32  // of them, those that are not about to park either
+	entries  uint64        // of vCPUs into the guest, after a pause or at the beginning
 	vcpus    []*VCPU
 
 	shadows  shadows

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"time"
 
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/internal/trial"
@@ -21,10 +20,6 @@ type machine interface {
 	Memory() []byte
 	Close() error // after Run
 }
-
-// pace is how often a vCPU may send: the guest has nothing else to wait for,
-// and would otherwise keep a CPU of the host busy on each side.
-const pace = 250 * time.Microsecond
 
 // sender takes what the guest sends; proxy.ErrFull refuses it for the moment.
 type sender func(packet []byte) error

@@ -42,7 +42,7 @@ func newKVMMachine(cfg trial.SideConfig, boot bool, out sender, write writer) (_
 	if err := m.Pause(context.Background()); err != nil {
 		return nil, err
 	}
-	m.nic = nic{out: out, in: newInputs(cfg.Guest.VCPUs), write: write, vm: vm, mem: vm.Memory(), ports: make([]port, cfg.Guest.VCPUs), pausing: make(chan struct{})}
+	m.nic = nic{pace: cfg.Pace, out: out, in: newInputs(cfg.Guest.VCPUs), write: write, vm: vm, mem: vm.Memory(), ports: make([]port, cfg.Guest.VCPUs), pausing: make(chan struct{})}
 	close(m.nic.pausing)
 	if boot {
 		if err := m.boot(cfg.Guest); err != nil {
@@ -156,6 +156,7 @@ func (m *kvmMachine) Close() error { return m.vm.Close() }
 // behind: the exit that asks for it ends with the write done, and a pause waits
 // for that.
 type nic struct {
+	pace  time.Duration // from one frame of a vCPU to the next, on average
 	out   sender
 	in    *inputs
 	write writer
@@ -279,14 +280,14 @@ func (n *nic) emit(p *port, frame []byte) error {
 	if p.answers {
 		p.answers = false // and its round's frame is still to come
 	} else {
-		// On average one frame per pace, even if the host oversleeps: otherwise
+		// On average one frame for each pace, even if the host oversleeps: otherwise
 		// the guest that did would stay behind the other one.
 		const behind = time.Second
 		now := time.Now()
 		if p.due.Before(now.Add(-behind)) {
 			p.due = now
 		}
-		p.due = p.due.Add(pace)
+		p.due = p.due.Add(n.pace)
 	}
 	switch err := n.out(frame); {
 	case errors.Is(err, proxy.ErrFull):

@@ -38,7 +38,7 @@ func newSimMachine(cfg trial.SideConfig, boot bool, out sender, write writer) (m
 	s := &simMachine{out: out, nic: simNIC{in: newInputs(p.VCPUs), answers: make([]answered, p.VCPUs)}}
 	gc := colotest.GuestConfig{
 		VCPUs: p.VCPUs, Pages: p.Pages, Touch: p.Touch, TSCPerMille: p.TSCPerMille, Seed: p.Seed,
-		Memory: cfg.Memory, Interval: pace, Output: s.output, Disk: p.Disk, DiskEvery: p.DiskEvery,
+		Memory: cfg.Memory, Interval: cfg.Pace, Output: s.output, Disk: p.Disk, DiskEvery: p.DiskEvery,
 	}
 	if write != nil {
 		gc.Write = write

@@ -253,7 +253,7 @@ func TestTheSummaryHasTheKeysThatScriptsReadAndTheEventsAreQMP(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, key := range strings.Fields(`backend vcpus mem_bytes checkpoints causes dirty_pages_p50 pause_us_p50 pause_us_p99 stopped_us_p50 stopped_us_p99
-		transfer_us_p50 commit_us_p50 failover_ms released lost duplicated contradicted corrupted survivor colo_exit
+		transfer_us_p50 commit_us_p50 checkpoints_per_second failover_ms released lost duplicated contradicted corrupted survivor colo_exit
 		mode inputs matched diverged released_at_match released_at_checkpoint latency_us_p50 latency_us_p99`) {
 		if _, ok := last["summary"][key]; !ok {
 			t.Errorf("the summary has no %s", key)
@@ -297,7 +297,7 @@ func TestWrongArgumentsGetOneLineAndStatus2(t *testing.T) {
 	for _, args := range []string{
 		"-backend xen", "-mode fast", "-mode", "-vcpus 0", "-vcpus 9", "-vcpus x", "-mem 1M", "-mem 4097", "-mem 99999999999G", "-mem x",
 		"-dirty -1", "-dirty 1000000", "-dirty 100000 -mem 16M", "-interval 0s", "-interval 2h", "-checkpoints 0", "-kill both", "-kill-at never",
-		"-kill none -kill-at ram", "-kill none -kill-at each", "-kill secondary -kill-at capture", "-lost-after 10ms", "-lost-after 1h", "-throttle 101", "-keep 8", "-keep -2", "-set 7", "-set -1", "-throttle NaN", "-repeat 0", "-repeat 2 -timeline x.svg", "-repeat 2 -qmp unix:/tmp/x", "-kill-at each -qmp unix:/tmp/x", "-qmp localhost:65535", "-diverge 101", "-diverge -1", "-diverge NaN",
+		"-kill none -kill-at ram", "-kill none -kill-at each", "-kill secondary -kill-at capture", "-lost-after 10ms", "-lost-after 1h", "-throttle 101", "-keep 8", "-keep -2", "-set 7", "-set -1", "-pace 0", "-pace 2s", "-throttle NaN", "-repeat 0", "-repeat 2 -timeline x.svg", "-repeat 2 -qmp unix:/tmp/x", "-kill-at each -qmp unix:/tmp/x", "-qmp localhost:65535", "-diverge 101", "-diverge -1", "-diverge NaN",
 		"-seed -1", "-frobnicate", "stray",
 		"-vlan -1", "-vlan 4095",
 		"-failovers -1", "-switchover -1", "-failovers 1 -term 1ms", "-term 1ms", "-failovers 1 -kill primary", "-switchover 1 -kill-at ram", "-failovers 1 -timeline x.svg", "-failovers 1 -repeat 2 -qmp unix:/tmp/x", "-repeat 2 -http 0", "-http x", "-http 65535", "-http localhost", "-http-control", "-failovers 1 -http-control",

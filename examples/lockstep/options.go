@@ -71,6 +71,10 @@ const (
 	repeatInterval     = 10 * time.Millisecond
 )
 
+// defaultPace is how often a vCPU has a round unless the flags say otherwise: the guest has
+// nothing else to wait for, and would keep a CPU of the host busy on each side.
+const defaultPace = 250 * time.Microsecond
+
 // What a run has unless the flags say otherwise. A host that is silent is lost after longer than
 // a process may have to wait for a CPU of a busy machine; one that is killed is noticed at once,
 // because its connections end. Either way the other goes on when the grant is over: until then
@@ -118,6 +122,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.Var(&mem, "mem", "`size` of the guest's memory in bytes, with K, M or G; the default grows with what the guest does")
 	f.IntVar(&o.Dirty, "dirty", 8, "`pages` that each vCPU touches per round")
 	f.IntVar(&o.Set, "set", 0, "`pages` from which each vCPU takes those, at random; the same number as -dirty: all of them in each round; 0: 1024, or twice as many as -dirty")
+	f.DurationVar(&o.Pace, "pace", defaultPace, "`time` from one round of a vCPU to the next, on average; the vCPU waits in between, out of the guest, and takes no processor")
 	f.DurationVar(&o.Interval, "interval", defaultInterval, "`time` from one checkpoint to the next; with -repeat "+repeatInterval.String())
 	f.IntVar(&o.Checkpoints, "checkpoints", defaultCheckpoints, "`number` of checkpoints before the kill; with -repeat 1 to "+strconv.Itoa(trial.RepeatCheckpoints)+", at random")
 	f.StringVar(&o.Kill, "kill", trial.Primary, "`who` is killed: primary, secondary or none")
@@ -233,6 +238,8 @@ func (o *options) validate(counted bool) error {
 		return fmt.Errorf("-dirty %d: want 0 to %d", o.Dirty, guest.MaxMemory/guest.PageSize)
 	case o.Set < 0 || o.Set > guest.MaxMemory/guest.PageSize || o.Set > 0 && o.Set < o.Dirty:
 		return fmt.Errorf("-set %d: want at least -dirty, %d, or 0 for the default", o.Set, o.Dirty)
+	case o.Pace <= 0 || o.Pace > time.Second:
+		return fmt.Errorf("-pace %v: want more than 0 and at most 1s", o.Pace)
 	case o.Interval <= 0 || o.Interval > time.Minute:
 		return fmt.Errorf("-interval %v: want more than 0 and at most 1m", o.Interval)
 	case counted && (o.Checkpoints < 1 || o.Checkpoints > 1e6):
@@ -303,6 +310,9 @@ func (o *options) again(backend string, checkpoints int, seed uint64) string {
 	}
 	if o.Set != 0 {
 		more += fmt.Sprintf(" -set %d", o.Set)
+	}
+	if o.Pace != defaultPace {
+		more += fmt.Sprintf(" -pace %v", o.Pace)
 	}
 	if o.Keep != 0 {
 		more += fmt.Sprintf(" -keep %d", o.Keep)

@@ -34,6 +34,7 @@ type Config struct {
 	Mem         uint64        // bytes of guest memory
 	Dirty       int           // pages that a vCPU touches per round
 	Set         int           // of so many; 0: as many as a few hundred rounds visit
+	Pace        time.Duration // from one round of a vCPU to the next
 	Diverge     float64       // per cent of the rounds, that take in the time-stamp counter
 	Disk        uint64        // bytes; 0: none
 	DiskDir     string        // where the images stay; "": they do not

@@ -1,8 +1,10 @@
 package trial
 
 import (
+	"math"
 	"slices"
 	"testing"
+	"time"
 )
 
 func TestQuantilesAreValuesThatOccurred(t *testing.T) {
@@ -14,6 +16,24 @@ func TestQuantilesAreValuesThatOccurred(t *testing.T) {
 	}
 	if quantile[int64](nil, 0.5) != 0 {
 		t.Error("of nothing")
+	}
+}
+
+func TestThePaceIsThatOfTheCheckpointsAfterASynchronisation(t *testing.T) {
+	begun := time.Now()
+	r := &Result{}
+	for _, c := range []struct {
+		epoch uint64
+		ms    int
+	}{{0, 0}, {1, 900}, {2, 901}, {3, 903}, {0, 1000}, {1, 1500}, {2, 1504}} {
+		r.checkpoints = append(r.checkpoints, Checkpoint{Epoch: c.epoch, Start: begun.Add(time.Duration(c.ms) * time.Millisecond)})
+	}
+	s := Summarise(Config{}, "sim", []*Result{r}, 1)
+	if want := 3 / 0.007; math.Abs(s.PerSecond-want) > 1 {
+		t.Errorf("%v checkpoints a second, want %v", s.PerSecond, want)
+	}
+	if s := Summarise(Config{}, "sim", []*Result{{}}, 1); s.PerSecond != 0 {
+		t.Errorf("%v checkpoints a second of none", s.PerSecond)
 	}
 }
 

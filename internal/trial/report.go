@@ -39,6 +39,7 @@ type SideConfig struct {
 	HTTP        string `json:"http,omitempty"`         // where it has its page
 	HTTPControl bool   `json:"http_control,omitempty"` // which has buttons
 
+	Pace        time.Duration `json:"pace,omitempty"` // from one round of a vCPU to the next, on average
 	Mode        string        `json:"mode"`
 	VLAN        VLAN          `json:"vlan,omitempty"` // of each frame
 	Interval    time.Duration `json:"interval"`       // between checkpoints
@@ -57,6 +58,18 @@ type SideConfig struct {
 	// the process's own to set.
 	Missed func(block string, offset uint64) `json:"-"`
 }
+
+// gather is for how long a side's reports gather. Nobody acts on one checkpoint of a thousand
+// a second, and to tell of each as it comes is work that both hosts and the parent would have
+// on the CPUs that they share.
+func (c *SideConfig) gather() time.Duration {
+	if c.Interval < time.Millisecond && c.StopAt == "" {
+		return gatherFor
+	}
+	return 0
+}
+
+const gatherFor = 5 * time.Millisecond
 
 // ErrOrphan says that the parent has gone, which ends a side.
 var ErrOrphan = errors.New("the parent process has gone")
@@ -162,6 +175,7 @@ const (
 // wakes the parent.
 type Reporter struct {
 	queue chan queued
+	now   chan struct{} // of one: what has gathered is to be written
 	done  chan struct{}
 }
 
@@ -171,38 +185,84 @@ type queued struct {
 	written chan struct{} // closed when it is; nil: nobody waits
 }
 
-// NewReporter starts a Reporter. Close ends it.
-func NewReporter(w io.Writer) *Reporter {
-	r := &Reporter{make(chan queued, 256), make(chan struct{})}
+// maxGathered is how many reports may wait to be written before Send waits.
+const maxGathered = 256
+
+// NewReporter starts a Reporter. Close ends it. Reports gather for that long before they are
+// written, if it is more than 0: a side of which there is much to tell neither wakes a
+// goroutine nor its parent for each.
+func NewReporter(w io.Writer, gather time.Duration) *Reporter {
+	r := &Reporter{make(chan queued, maxGathered), make(chan struct{}, 1), make(chan struct{})}
 	go func() {
 		defer close(r.done)
 		b := bufio.NewWriterSize(w, 64<<10)
 		enc := json.NewEncoder(b)
-		for q := range r.queue {
+		var waiting []chan struct{}
+		put := func(q queued) {
 			enc.Encode(q.Report) // a parent that does not read has gone
-			if q.written != nil || len(r.queue) == 0 {
-				b.Flush()
-			}
 			if q.written != nil {
-				close(q.written)
+				waiting = append(waiting, q.written)
 			}
+		}
+		for q := range r.queue {
+			put(q)
+			if gather > 0 && q.written == nil {
+				r.wait(gather)
+			}
+			for n := len(r.queue); n > 0; n-- {
+				put(<-r.queue)
+			}
+			b.Flush()
+			for _, w := range waiting {
+				close(w)
+			}
+			waiting = waiting[:0]
 		}
 	}()
 	return r
 }
 
+// wait returns when what has gathered is to be written.
+func (r *Reporter) wait(gather time.Duration) {
+	timer := time.NewTimer(gather)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-r.now:
+	}
+}
+
+// hurry has what has gathered written.
+func (r *Reporter) hurry() {
+	select {
+	case r.now <- struct{}{}:
+	default:
+	}
+}
+
 // Send queues a report.
-func (r *Reporter) Send(rep Report) { r.queue <- queued{Report: rep} }
+func (r *Reporter) Send(rep Report) { r.put(queued{Report: rep}) }
+
+func (r *Reporter) put(q queued) {
+	select {
+	case r.queue <- q:
+	default:
+		r.hurry()
+		r.queue <- q
+	}
+}
 
 // SendNow returns when the report, and all before it, have been written.
 func (r *Reporter) SendNow(rep Report) {
 	written := make(chan struct{})
-	r.queue <- queued{rep, written}
+	r.put(queued{rep, written})
+	r.hurry()
 	<-written
 }
 
 // Close ends the reporter when all is written.
 func (r *Reporter) Close() {
 	close(r.queue)
+	r.hurry()
 	<-r.done
 }

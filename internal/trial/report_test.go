@@ -4,7 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // slowPipe is a pipe whose first write waits.
@@ -24,7 +27,7 @@ func (p *slowPipe) Write(b []byte) (int, error) {
 
 func TestReportsThatHaveGatheredAreWrittenTogetherAndInOrder(t *testing.T) {
 	p := &slowPipe{began: make(chan struct{}), let: make(chan struct{})}
-	r := NewReporter(p)
+	r := NewReporter(p, 0)
 	r.Send(Report{Stopped: &Stopped{Epoch: 0}})
 	<-p.began
 	const more = 100
@@ -44,6 +47,50 @@ func TestReportsThatHaveGatheredAreWrittenTogetherAndInOrder(t *testing.T) {
 		}
 	}
 	r.Close()
+}
+
+// count counts writes, and the lines in them.
+type count struct{ writes, lines atomic.Int64 }
+
+func (c *count) Write(b []byte) (int, error) {
+	c.writes.Add(1)
+	c.lines.Add(int64(bytes.Count(b, []byte("\n"))))
+	return len(b), nil
+}
+
+func TestReportsGatherWhereThereAreMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var c count
+		r := NewReporter(&c, 5*time.Millisecond)
+		written := func(writes, reports int64) {
+			t.Helper()
+			synctest.Wait()
+			if w, got := c.writes.Load(), c.lines.Load(); w != writes || got != reports {
+				t.Errorf("%d reports in %d writes, want %d in %d", got, w, reports, writes)
+			}
+		}
+		for range 4 {
+			r.Send(Report{Stopped: &Stopped{}})
+			time.Sleep(time.Millisecond)
+		}
+		written(0, 0)
+		time.Sleep(time.Millisecond) // five since the first
+		written(1, 4)
+		r.Send(Report{Stopped: &Stopped{}})
+		r.SendNow(Report{Stopped: &Stopped{}})
+		written(2, 6)
+		begun := time.Now()
+		for range 2 * maxGathered { // more than may wait
+			r.Send(Report{Stopped: &Stopped{}})
+		}
+		if waited := time.Since(begun); waited > 0 {
+			t.Errorf("Send has waited for %v", waited)
+		}
+		r.Close()
+		if got := c.lines.Load(); got != 6+2*maxGathered {
+			t.Errorf("%d reports written", got)
+		}
+	})
 }
 
 func TestASideIsCalledByItsName(t *testing.T) {

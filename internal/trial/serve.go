@@ -24,11 +24,12 @@ type Parent struct {
 func Serve(in io.Reader, out io.Writer, life func(ctx context.Context, fail context.CancelCauseFunc, p *Parent) error) error {
 	dec := json.NewDecoder(bufio.NewReader(in))
 	commands := make(chan Command)
-	p := &Parent{Commands: commands, Reports: NewReporter(out)}
-	defer p.Reports.Close()
+	p := &Parent{Commands: commands}
 	if err := dec.Decode(&p.Config); err != nil {
 		return fmt.Errorf("configuration: %w", err)
 	}
+	p.Reports = NewReporter(out, p.Config.gather())
+	defer p.Reports.Close()
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
 	go func() { // ends with the process, or with the parent

@@ -19,8 +19,9 @@ type Summary struct {
 	Mode          string                 `json:"mode"`
 	VCPUs         int                    `json:"vcpus"`
 	MemBytes      uint64                 `json:"mem_bytes"`
-	Checkpoints   int                    `json:"checkpoints"` // without the initial synchronisation
-	Causes        map[event.Cause]uint64 `json:"causes"`      // the checkpoints by their causes
+	Checkpoints   int                    `json:"checkpoints"`            // without the initial synchronisation
+	Causes        map[event.Cause]uint64 `json:"causes"`                 // the checkpoints by their causes
+	PerSecond     float64                `json:"checkpoints_per_second"` // from the first to the last
 	DirtyPagesP50 uint64                 `json:"dirty_pages_p50"`
 	PauseP50      int64                  `json:"pause_us_p50"`
 	PauseP99      int64                  `json:"pause_us_p99"`
@@ -127,7 +128,11 @@ func Summarise(o Config, backend string, runs []*Result, tried int) Summary {
 	if o.Signal == SignalStop {
 		s.LateFigures = new(LateFigures)
 	}
+	var during time.Duration
+	gaps := 0
 	for _, r := range runs {
+		n, d := r.pace()
+		gaps, during = gaps+n, during+d
 		if l := s.LateFigures; l != nil {
 			l.LateFrames += r.late
 			l.LateWithin = max(l.LateWithin, milliseconds(r.lateFor))
@@ -168,6 +173,9 @@ func Summarise(o Config, backend string, runs []*Result, tried int) Summary {
 		}
 	}
 	s.Checkpoints = len(all)
+	if during > 0 {
+		s.PerSecond = float64(gaps) / during.Seconds()
+	}
 	s.DirtyPagesP50 = quantile(column(all, func(c Checkpoint) uint64 { return c.DirtyPages }), 0.5)
 	pauses := column(all, func(c Checkpoint) int64 { return c.PauseUS })
 	s.PauseP50, s.PauseP99 = quantile(pauses, 0.5), quantile(pauses, 0.99)
@@ -191,6 +199,20 @@ func Summarise(o Config, backend string, runs []*Result, tried int) Summary {
 	return s
 }
 
+// pace returns how often a checkpoint followed another, the initial synchronisation not
+// counted, and how long that took.
+func (r *Result) pace() (gaps int, during time.Duration) {
+	var last *Checkpoint
+	for i := range r.checkpoints {
+		c := &r.checkpoints[i]
+		if last != nil && last.Epoch > 0 && c.Epoch == last.Epoch+1 {
+			gaps, during = gaps+1, during+c.Start.Sub(last.Start)
+		}
+		last = c
+	}
+	return gaps, during
+}
+
 // Table prints the summary for people.
 func (s *Summary) Table(w io.Writer) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
@@ -202,7 +224,7 @@ func (s *Summary) Table(w io.Writer) {
 	for _, c := range slices.Sorted(maps.Keys(s.Causes)) {
 		causes = append(causes, fmt.Sprintf("%d %s", s.Causes[c], c))
 	}
-	row("checkpoints", "%d (%s), %d dirty pages p50", s.Checkpoints, strings.Join(causes, ", "), s.DirtyPagesP50)
+	row("checkpoints", "%d (%s), %.0f a second, %d dirty pages p50", s.Checkpoints, strings.Join(causes, ", "), s.PerSecond, s.DirtyPagesP50)
 	row("primary paused", "%s ms p50, %s ms p99", ms(s.PauseP50), ms(s.PauseP99))
 	if s.StoppedP50 > 0 {
 		row("guest stood still", "%s ms p50, %s ms p99", ms(s.StoppedP50), ms(s.StoppedP99))

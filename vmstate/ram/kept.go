@@ -5,8 +5,10 @@ import "math/bits"
 // A page is kept if the log is to leave it writable. To decide that, each page has a count:
 // a checkpoint before which the page was written adds one, a checkpoint before which it was
 // not takes two, and a checkpoint for which the log cannot tell, since the page was
-// writable all the time, changes nothing. A page is kept from a count of keeping.after on,
-// until its count is 0.
+// writable all the time, changes nothing. A page is kept from a count of keeping.after on, and
+// its count is then the highest after each write that is seen: it is kept until four checkpoints in
+// turn, of those that can tell, were without one. A guest that is slow because of its faults writes a page before every second
+// checkpoint only, and would never come to be faster if such a page were not kept.
 const (
 	defaultKeepAfter = 4
 	maxKeepAfter     = 7 // what the counts have room for
@@ -89,6 +91,13 @@ func add(c *[3]uint64, up uint64) {
 	}
 }
 
+// raise makes the counts of the pages in up the highest.
+func raise(c *[3]uint64, up uint64) {
+	for i := range c {
+		c[i] |= up
+	}
+}
+
 // take takes two from the counts of the pages in down, or one from a count of
 // 1.
 func take(c *[3]uint64, down uint64) {
@@ -143,7 +152,6 @@ func (k *keeping) note(block string, p *keptPages, written Bitmap) {
 		p.known, p.kept, p.pass, p.open = NewBitmap(pages), NewBitmap(pages), NewBitmap(pages), NewBitmap(pages)
 	}
 	try := uint64(0x0001000100010001) << (k.round % keepTries)
-	most := min(2*k.after-1, 7)
 	some, open := uint64(0), 0
 	for i, w := range written {
 		known := p.known[i]
@@ -153,7 +161,8 @@ func (k *keeping) note(block string, p *keptPages, written Bitmap) {
 		c := [3]uint64{p.counts[0][i], p.counts[1][i], p.counts[2][i]}
 		seen := ^p.open[i]
 		take(&c, known&^w)
-		add(&c, w&seen&^equal(&c, most))
+		add(&c, w&seen&^equal(&c, maxKeepAfter))
+		raise(&c, w&seen&atLeast(&c, k.after))
 		p.counts[0][i], p.counts[1][i], p.counts[2][i] = c[0], c[1], c[2]
 		known = c[0] | c[1] | c[2]
 		kept := p.kept[i]

@@ -1,0 +1,283 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"math/rand/v2"
+	"testing"
+	"time"
+	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+
+	"github.com/gocolo/lockstep/vmstate"
+)
+
+// states returns device states of a guest at different moments, and a VM that stands still and
+// is to take them. Some differ in what a guest seldom changes.
+func states(t *testing.T) (list [][]byte, v *VCPU, load func([]byte)) {
+	t.Helper()
+	a, _ := shooting(t, 1)
+	reg := &vmstate.Registry{}
+	if err := a.Register(reg); err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	for i := range 5 {
+		from := a.VCPUs()[0]
+		must := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		was, err := from.Regs()
+		must(err)
+		for now := was; now == was; {
+			must(a.Resume(ctx))
+			time.Sleep(2 * time.Millisecond)
+			must(a.Pause(ctx))
+			now, err = from.Regs()
+			must(err)
+		}
+		sregs, err := from.Sregs()
+		must(err)
+		switch i {
+		case 1:
+			sregs.FS.Base, sregs.CR2 = 0x1234000, 0x5678
+		case 2:
+			must(from.with(func(fd int) error {
+				debug := gokvm.DebugRegs{DR6: 0xffff0ff0, DR7: 0x400}
+				debug.DB[0] = 0x7777
+				_, err := ioctl(fd, "KVM_SET_DEBUGREGS", kvmSetDebugRegs, unsafe.Pointer(&debug))
+				return err
+			}))
+		case 3:
+			must(from.with(func(fd int) error { return from.state.writeMSR(fd, 0x175, 0x99999000) })) // SYSENTER_ESP
+		}
+		must(from.SetSregs(sregs))
+		list = append(list, bytes.Clone(encode(t, reg)))
+	}
+
+	b, _ := shooting(t, 1)
+	to := &vmstate.Registry{}
+	if err := b.Register(to); err != nil {
+		t.Fatal(err)
+	}
+	to.NewSession()
+	return list, b.vcpus[0], func(state []byte) {
+		t.Helper()
+		if err := errors.Join(to.LoadDevices(state, nil), to.Commit()); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// shows returns what KVM says that a vCPU has, but for what goes on by itself.
+func shows(t *testing.T, v *VCPU) *VCPUState {
+	t.Helper()
+	s := v.staged.another()
+	if err := s.Save(v.fd); err != nil {
+		t.Fatal(err)
+	}
+	for i := range s.msr.entries[:s.msr.n] {
+		if m := &s.msr.entries[i]; m.Index == msrTSC || m.Index == 0x3b {
+			m.Data = 0
+		}
+	}
+	return s
+}
+
+func sameState(t *testing.T, what string, got, want *VCPUState) {
+	t.Helper()
+	if got.mp != want.mp || got.sregs != want.sregs || got.regs != want.regs || got.xcrs != want.xcrs || got.debug != want.debug ||
+		got.events != want.events || !bytes.Equal(got.xsave, want.xsave) || got.msr != want.msr {
+		t.Errorf("%s: the vCPU has not all of the state that was loaded", what)
+	}
+}
+
+// Whatever a vCPU was given before, it has all of what is loaded: state by state, as a new one
+// has it.
+func TestAVCPUThatStandsStillHasAllOfEachState(t *testing.T) {
+	list, v, load := states(t)
+	var want []*VCPUState
+	for i, state := range list {
+		v.held.ok = false // as if it had run
+		v.staged.spare.told.ok = false
+		load(state)
+		want = append(want, shows(t, v))
+		for j := range i {
+			if want[i].regs == want[j].regs {
+				t.Fatalf("states %d and %d are the same", i, j)
+			}
+		}
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 100 {
+		n := r.IntN(len(list))
+		load(list[n])
+		if !v.held.ok || !v.staged.spare.told.ok {
+			t.Fatal("what the vCPUs have is not known")
+		}
+		sameState(t, "one after the other", shows(t, v), want[n])
+	}
+}
+
+// A vCPU is not given again what it has: DR0 has been changed where nobody can have seen it.
+func TestAVCPUThatStandsStillIsNotGivenWhatItHas(t *testing.T) {
+	list, v, load := states(t)
+	load(list[2])
+	debug := v.staged.debug
+	debug.DB[0] = 0x5000
+	if _, err := ioctl(v.fd, "KVM_SET_DEBUGREGS", kvmSetDebugRegs, unsafe.Pointer(&debug)); err != nil {
+		t.Fatal(err)
+	}
+	load(list[2])
+	if got := shows(t, v).debug.DB[0]; got != 0x5000 {
+		t.Errorf("DR0 is %#x: it was set though the vCPU had it", got)
+	}
+}
+
+// What a vCPU had is not known any more when it has run, when its registers were set, when it
+// was saved, or when somebody else has its descriptor.
+func TestAVCPUIsGivenAllWhereItMayHaveChanged(t *testing.T) {
+	list, v, load := states(t)
+	ctx := context.Background()
+	spoil := func() {
+		t.Helper()
+		debug := v.staged.debug
+		debug.DB[0] = 0x5000
+		if _, err := ioctl(v.fd, "KVM_SET_DEBUGREGS", kvmSetDebugRegs, unsafe.Pointer(&debug)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, change := range map[string]func() error{
+		"it has run": func() error {
+			err := v.vm.Resume(ctx)
+			for was, now := entered(v), entered(v); now == was && err == nil; now = entered(v) {
+				err = errors.Join(v.vm.Pause(ctx), v.vm.Resume(ctx))
+			}
+			return errors.Join(err, v.vm.Pause(ctx))
+		},
+		"its registers were set": func() error {
+			regs, err := v.Regs()
+			return errors.Join(err, v.SetRegs(regs))
+		},
+		"it was saved":                     v.save,
+		"somebody else has its descriptor": func() error { v.vm.ours = false; return nil },
+	} {
+		v.vm.ours = true
+		load(list[2])
+		if err := change(); err != nil {
+			t.Fatal(err)
+		}
+		spoil()
+		load(list[2])
+		if got := shows(t, v).debug.DB[0]; got != 0x7777 {
+			t.Errorf("%s: DR0 is %#x", name, got)
+		}
+	}
+}
+
+// entered returns how often vCPUs have entered the guest.
+func entered(v *VCPU) uint64 {
+	n, _ := v.vm.stands()
+	return n
+}
+
+// A state in which some bytes are others is taken or refused, and taken as a whole, just as by vCPUs
+// of which nothing is known, whatever was loaded before.
+func TestWhatAVCPUHasChangesNoVerdict(t *testing.T) {
+	list, v, load := states(t)
+	reg := &vmstate.Registry{}
+	if err := v.vm.Register(reg); err != nil {
+		t.Fatal(err)
+	}
+	reg.NewSession()
+	r := rand.New(rand.NewPCG(3, 4))
+	taken, refused := 0, 0
+	for range 300 {
+		good := list[r.IntN(len(list))]
+		bad := bytes.Clone(good)
+		for range 1 + r.IntN(2) {
+			bad[r.IntN(len(bad))] ^= 1 << r.IntN(8)
+		}
+		try := func(known bool) error {
+			load(good)
+			if !known {
+				v.held.ok, v.staged.spare.told.ok = false, false
+			}
+			err := reg.LoadDevices(bad, nil)
+			if err != nil {
+				reg.Rollback()
+				return err
+			}
+			return reg.Commit()
+		}
+		err := try(false)
+		var want *VCPUState
+		if err == nil {
+			want = shows(t, v)
+		}
+		other := try(true)
+		if (err == nil) != (other == nil) {
+			t.Fatalf("%v; and after another state %v", err, other)
+		}
+		if err != nil {
+			refused++
+			continue
+		}
+		taken++
+		sameState(t, "bytes that are others", shows(t, v), want)
+		if t.Failed() {
+			return
+		}
+	}
+	if taken < 20 || refused < 20 {
+		t.Errorf("%d were taken, and %d refused", taken, refused)
+	}
+	t.Logf("%d were taken, and %d refused", taken, refused)
+}
+
+// Each part of a state is tried for itself: what KVM refuses of it, it refuses also where the
+// rest was taken before.
+func TestEachPartIsRefusedAfterARestThatWasTaken(t *testing.T) {
+	list, v, load := states(t)
+	asked := 0
+	for name, spoil := range map[string]func(s *VCPUState){
+		"the MP state":         func(s *VCPUState) { s.mp.State = 77 },
+		"a special register":   func(s *VCPUState) { s.sregs.CR4 |= 1 << 40 },
+		"a mode":               func(s *VCPUState) { s.sregs.EFER |= 1 << 40 },
+		"an extended register": func(s *VCPUState) { s.xcrs.Registers[0].Value |= 1 << 62 },
+		"the XSAVE area":       func(s *VCPUState) { s.xsave[512+40] = 1 },
+		"a debug register":     func(s *VCPUState) { s.debug.DR7 |= 1 << 40 },
+		"an exception":         func(s *VCPUState) { s.events.E.Inject, s.events.E.Nr = 1, 40 },
+	} {
+		load(list[0])
+		s, had := v.staged, &v.staged.spare.told
+		spoil(s)
+		had.ok = false
+		if s.spare.try(s) == nil {
+			t.Logf("this KVM takes %s whatever it is", name)
+			continue
+		}
+		asked++
+		load(list[0])
+		if !had.ok {
+			t.Fatal("what the spare has is not known")
+		}
+		spoil(s)
+		if s.spare.try(s) == nil {
+			t.Errorf("%s is taken after a state that was", name)
+		}
+		if had.ok {
+			t.Errorf("%s was refused, and what the spare has is taken for known", name)
+		}
+	}
+	if asked < 4 {
+		t.Errorf("%d parts could be tried", asked)
+	}
+}
