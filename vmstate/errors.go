@@ -7,8 +7,7 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// Errors that a caller can tell apart with errors.Is. QEMU has an errno and a line of text
-// for most of them; the texts here are our own.
+// Errors that a caller can tell apart with errors.Is.
 var (
 	// ErrMagic: the stream does not begin with QEVM.
 	ErrMagic = errors.New("not a migration stream")
