@@ -269,7 +269,7 @@ func (d *Destination) load(x *wire) error {
 	}
 	if d.cfg.Machine != "" {
 		if err := c.Check(vmstate.Configuration{Machine: d.cfg.Machine}); err != nil {
-			return err
+			return fmt.Errorf("migrate: %w", err)
 		}
 	}
 	err = d.cfg.State.Load(x.r, d.command)
@@ -350,7 +350,7 @@ func (d *Destination) follow(x *wire, id uint32) error {
 				err = vmstate.ReadFooter(x.r, id)
 			}
 			if err != nil {
-				return err
+				return fmt.Errorf("migrate: memory in postcopy: %w", err)
 			}
 		case vmstate.CommandRecord:
 			c, err := vmstate.ReadCommand(x.r)
@@ -358,7 +358,7 @@ func (d *Destination) follow(x *wire, id uint32) error {
 				err = d.command(c)
 			}
 			if err != nil {
-				return err
+				return fmt.Errorf("migrate: command in postcopy: %w", err)
 			}
 		default:
 			return fmt.Errorf("migrate: %w %d in postcopy", vmstate.ErrSectionType, byte(t))
