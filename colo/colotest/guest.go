@@ -99,9 +99,9 @@ func (c GuestConfig) params() guest.Params {
 // MinMemory returns the least Memory that the guest can do with.
 func (c GuestConfig) MinMemory() uint64 { return c.params().MemSize() }
 
-// Guest is a guest in pure Go: memory, a dirty log, and vCPUs that run this
-// project's test program, a round at a time. It is a colo.VM, a ram.DirtyLog
-// and LogSwitch, and its vCPUs are devices of a vmstate.Registry.
+// Guest is a VM for tests, in pure Go and without KVM: memory, a dirty log, and vCPUs
+// that run this project's test program, a round at a time. It is a colo.VM, a
+// ram.DirtyLog and LogSwitch, and its vCPUs are devices of a vmstate.Registry.
 //
 // Pauses nest, as colo.VM wants it. A new guest stands still without anybody's
 // pause: the first Resume that leaves none starts it. Its rounds happen in

@@ -28,11 +28,13 @@ type Config struct {
 	MaxState uint64
 }
 
-// Guest is the state of a guest as of its last whole checkpoint. It is the VM,
-// the Loader and the Stage (with Settler and PageCounter) of a secondary of
-// package colo, which calls those methods from one goroutine; it serves one
-// session or one Read. Put, Info, NewView and the methods of its replicas may be called from any
-// goroutine, during the session too: they see whole checkpoints only.
+// Guest is a copy of a guest that never runs: the state of its last whole checkpoint,
+// kept on a host that does not know the guest's devices. (The guest that runs and is
+// protected is a protect.Guest.) It is the VM, the Loader and the Stage (with Settler
+// and PageCounter) of a secondary of package colo, which calls those methods from one
+// goroutine; it serves one session or one Read. Put, Info, NewView and the methods of
+// its replicas may be called from any goroutine, during the session too: they see whole
+// checkpoints only.
 type Guest struct {
 	cfg  Config
 	scan vmstate.Scanner
