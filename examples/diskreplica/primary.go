@@ -195,7 +195,7 @@ func (p *primary) status() {
 	p.returned(s, "state %s, epoch %d, the secondary lacks %d KiB, error %v", s.State, s.Epoch, missing>>10, p.disk.Err())
 }
 
-const primaryHelp = `checkpoint  make the secondary's disk that of now
+const primaryHelp = `checkpoint  bring the secondary's disk to the state of the primary's
 failover    go on alone
 reconnect   attach the secondary again, and copy what it has missed
 verify      compare both copies, while the guest goes on
