@@ -65,7 +65,7 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	cert := f.String("cert", "", "this host's certificate, a PEM `file`")
 	key := f.String("key", "", "key of -cert, a PEM `file`")
 	ca := f.String("ca", "", "certificate of the authority that has signed those of both hosts, a PEM `file`")
-	channels := f.Int("channels", 0, "connections of their own for the memory of checkpoints; of two hosts' `numbers` the smaller counts")
+	channels := f.Int("channels", 0, "`number` of connections for the memory of checkpoints, beside that of the session; the smaller number of the two hosts counts")
 	mode := modeFlag(f)
 	period := f.Duration("period", time.Millisecond, "`time` between two lines of the guest")
 	term := f.Duration("term", time.Second, "`time` for which the arbiter grants the guest")
