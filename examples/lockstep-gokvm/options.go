@@ -120,7 +120,7 @@ something failed, and with 2 for a bad command line.
 
 `
 
-// options is what the command line says.
+// options has the command line.
 type options struct {
 	hw   hardware
 	mode string
@@ -164,7 +164,7 @@ type options struct {
 	progress   time.Duration
 }
 
-// maxMemory is where gokvm's machine ends: below the hole for devices.
+// maxMemory is the most memory of gokvm's machine: it ends below the hole for devices.
 const maxMemory = 3 << 30
 
 // parseOptions reads the command line. Usage goes to help when it is asked for
@@ -265,11 +265,11 @@ func someName() string {
 var ofPairs = strings.Fields(`listen peer name host cert key ca peer-name insecure journal overlay interval min-interval
 	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command start save resume lazy qmp http http-control`)
 
-// ofPairsOnly are those of them that mean nothing to a guest that moves.
+// ofPairsOnly are those of ofPairs that mean nothing to a guest that moves.
 var ofPairsOnly = strings.Fields(`journal overlay interval min-interval continuous late-resume beat lost-after
 	checkpoint-timeout term arbiter arbiter-command start save resume lazy qmp http http-control host`)
 
-// maxVCPUs is what this program was tried with, and somewhat more.
+// maxVCPUs is somewhat more than the number of CPUs that this program was tried with.
 const maxVCPUs = 8
 
 func (o *options) validate(given map[string]bool) error {
