@@ -13,7 +13,7 @@ import (
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
-// primary is that side's process.
+// primary is the process of the primary's side.
 type primary struct {
 	*printer
 	events  event.Bus
@@ -21,7 +21,7 @@ type primary struct {
 	disk    *replication.Primary
 	control *control
 	epoch   uint64
-	due     chan func(context.Context) error // what to do since the secondary's overlay fills up
+	due     chan func(context.Context) error // checkpoints that are due since an overlay of the secondary fills up
 }
 
 func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer) (err error) {
@@ -129,7 +129,7 @@ func (p *primary) disconnect() {
 	}
 }
 
-// ask has a checkpoint made between two commands, if the secondary is there then.
+// ask makes obey make a checkpoint before the next command, if the secondary is there then.
 func (p *primary) ask() {
 	select {
 	case p.due <- func(ctx context.Context) error {

@@ -52,7 +52,7 @@ func main() {
 	os.Exit(out.Status(status(own), "protected", os.Stderr))
 }
 
-// host is one host of the two.
+// host runs one host of the two.
 func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f := flag.NewFlagSet("protected", flag.ContinueOnError)
 	name := f.String("host", "", "this host's `name`")
@@ -133,7 +133,7 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return handles.Run(ctx, job, control.Config{Events: cfg.Events, Guest: m, CheckpointDelay: cfg.CheckpointDelay, Quit: end, Logger: cfg.Logger})
 }
 
-// lines is the guest's network: what it sends is written out, a line each.
+// lines is the network of the guest: each packet is written out as a line.
 type lines struct {
 	w      io.Writer
 	header int // bytes before the line
