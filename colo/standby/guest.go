@@ -13,7 +13,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// Config bounds what a primary may make a Guest keep. The zero value is right
+// Config bounds the memory that a primary can make a Guest take. The zero value is right
 // for most.
 type Config struct {
 	// MaxRAM bounds the guest's memory, in bytes; zero: 1 TiB. Address space
@@ -151,8 +151,8 @@ func (g *Guest) LoadInitial(r *qemufile.Reader, onCommand func(vmstate.Command) 
 	return g.LoadDevices(blob, onCommand)
 }
 
-// Read takes a guest from a migration stream, such as Put or a QEMU's "migrate
-// file:" writes: what LoadInitial and Commit do, without a session.
+// Read reads a guest from a migration stream, such as Put or a QEMU's "migrate file:"
+// writes. It does what LoadInitial and Commit do, without a session.
 func (g *Guest) Read(r *qemufile.Reader) error {
 	refuse := func(c vmstate.Command) error {
 		if c.Type == vmstate.CommandEnableCOLO || c.Type == vmstate.CommandSwitchoverStart {
@@ -272,8 +272,8 @@ func (g *Guest) Flush() error {
 	return nil
 }
 
-// Commit makes what was loaded the guest's state, memory and devices in one
-// step.
+// Commit replaces the state of the guest by the one that was loaded, memory and devices in
+// one step.
 func (g *Guest) Commit() error {
 	if !g.loaded || !g.flushed {
 		return ErrVoid
@@ -291,8 +291,8 @@ func (g *Guest) Commit() error {
 	return nil
 }
 
-// Settle moves the pages of the last checkpoint into the image. A session calls
-// it when there is time; Load, Put and a replica do it where it was not.
+// Settle moves the pages of the last checkpoint into the image. A session calls it when
+// there is time; if it has not, Load, Put and a replica do the same.
 func (g *Guest) Settle() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -322,8 +322,8 @@ func (g *Guest) settle() {
 // Rollback drops the device state that was loaded and not committed.
 func (g *Guest) Rollback() { g.Discard() }
 
-// Discard drops what was loaded and not committed: the guest is that of the
-// last whole checkpoint.
+// Discard drops what was loaded and not committed: the guest stays in the state of the last
+// whole checkpoint.
 func (g *Guest) Discard() {
 	g.loaded, g.flushed = false, false
 	g.mu.Lock()
@@ -366,7 +366,7 @@ type Info struct {
 	RunState string           // in which the guest will be, in QEMU's word: running, unless Read has found another
 }
 
-// Info returns what the last whole checkpoint consists of, or [ErrNothing].
+// Info describes the last whole checkpoint, or returns [ErrNothing].
 func (g *Guest) Info() (Info, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
