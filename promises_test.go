@@ -38,7 +38,7 @@ var promises = []struct {
 	{"README.md", "the secondary stages the copy and then commits it, all or nothing.", []string{"colo.TestCheckpointThatEndsAnywhereIsRefusedWhole", "colo.TestBadCheckpointIsRefusedWholeAndFailoverIsStillPossible"}},
 	{"README.md", "If either side dies, the other goes on, and nobody outside can tell", []string{
 		"colo/protect.TestSimulatedFaults", "colo/compare.TestNothingLeavesThatASurvivorWouldNotKnow", "examples/protected.TestClientNoticesNothingOfKillsStopsAndSwitchovers"}},
-	{"README.md", "kills, stops and switches two hosts that protect a guest by themselves, and checks every line of it.", []string{
+	{"README.md", "kills, stops and switches two hosts that protect a guest by themselves, and checks every line that the guest says.", []string{
 		"examples/protected.TestClientNoticesNothingOfKillsStopsAndSwitchovers", "examples/protected.TestClientCountsWhatIsWrong"}},
 	{"README.md", "Without arguments it starts two hosts, kills, stops and switches them, and checks every line that leaves.", []string{"examples/protected.TestClientNoticesNothingOfKillsStopsAndSwitchovers"}},
 	{"README.md", "sticky error, offsets, bounded lengths, vectored writes.", []string{"qemufile.TestTheFirstWriteErrorSticks"}},
@@ -71,7 +71,7 @@ var promises = []struct {
 	{"docs/operations.md", "A host whose own guest was the last to write to its disks starts the guest from them without `Start` too", []string{"colo/protect.TestHostsThatWereBothDownStartTheGuestFromTheDisksThatAreItsOwn"}},
 	{"docs/operations.md", "it is brought back to its last checkpoint instead", []string{"colo/protect.TestADeadPairsSecondaryStartsFromItsLastCheckpointIfItHasAJournal"}},
 	{"docs/operations.md", "A secondary that was only away is sent what its disks have missed", []string{"replication.TestSecondaryThatComesBackGetsOnlyWhatItMissed", "colo/protect.TestABlipCostsWhatHasChanged"}},
-	{"docs/operations.md", "Of any other copy of a disk checksums are compared and what differs is sent, and memory goes as a whole.", []string{
+	{"docs/operations.md", "For any other copy of a disk checksums are compared and what differs is sent, and all of the memory is sent.", []string{
 		"replication.TestSynchroniseSendsOnlyWhatDiffersByItsSum", "colo/protect.TestAHostThatIsNotWhoItWasGetsAll"}},
 	{"docs/operations.md", "If anything fails on the way, the guest runs on where the arbiter says.", []string{"colo/protect.TestSwitchoverThatFailsLeavesTheGuestRunning"}},
 	{"docs/operations.md", "`Switchover` and `Migrate` return an error then.", []string{"colo/protect.TestAVerbThatGaveTheGuestToAHostThatDiedIsAnError"}},
@@ -80,7 +80,7 @@ var promises = []struct {
 	{"docs/operations.md", "Complete on the host where it ran", []string{"colo/protect.TestCompleteEndsTheGuestOnBothHosts"}},
 	{"docs/operations.md", "`Job.Query` answers at once, without I/O", []string{"colo/protect.TestQueryAnswersAtOnceWhileTheArbiterIsSlow"}},
 	{"docs/operations.md", "Images and journals are locked while they are open", []string{"replication.TestImagesAreLocked"}},
-	{"docs/operations.md", "compares machine type, memory blocks, disks, and devices with their versions of the two hosts before anything moves", []string{
+	{"docs/operations.md", "Before anything moves it compares the machine type, the memory blocks, the disks, and the devices with their versions of the two hosts.", []string{
 		"colo/protect.TestHostsThatDoNotFitAreRefusedInWords", "colo/protect.TestHostsCompareTheirDevicesBeforeAnythingMoves"}},
 	{"docs/operations.md", "On a primary of package `colo/protect` whose secondary is in step, the other side goes on by itself", []string{"colo/protect.TestAHostWhoseDiskFailsLeavesTheGuestToTheOther"}},
 	{"docs/operations.md", "A test compares the last column with the constants of the code", []string{"..TestTheTableOfTimesHasTheDefaultsOfTheCode"}},
@@ -94,18 +94,18 @@ var promises = []struct {
 	{"docs/operations.md", "two hosts emit until the arbiter, which is told afterwards, refuses one of them.", []string{"colo/protect.TestFencedThatWasWrongGivesUp"}},
 	{"docs/operations.md", "A claim with an older generation than the arbiter's record is refused and that host waits to follow.", []string{
 		"failover.TestEveryRequestToEveryRecordFollowsTheRules", "colo/protect.TestSecondStartOfAGuestThatRunsElsewhereIsRefused"}},
-	{"docs/operations.md", "a secondary that is killed while it follows leaves an image of no checkpoint, which the next synchronisation makes good.", []string{"colo/protect.TestDiskFollowsTheGuestThroughKills"}},
+	{"docs/operations.md", "a secondary that is killed while it follows leaves an image that is in the state of no checkpoint, which the next synchronisation repairs.", []string{"colo/protect.TestDiskFollowsTheGuestThroughKills"}},
 	{"docs/operations.md", "Nothing has to be called.", []string{"colo/protect.TestPrimaryGoesOnAloneAndTakesTheNextSecondary"}},
 	{"docs/operations.md", "so `Start` is refused, with `Held` too.", []string{"colo/protect.TestAGuestThatDiedWithTheHostItWasGivenToIsStartedFromEitherHostsDisks"}},
 	{"docs/operations.md", "which refuses images that do not wait for that", []string{"examples/diskreplica.TestHoldRecordsTheGenerationThatAnImageWaitsFor"}},
 	{"docs/operations.md", "this copy never runs again.", []string{"failover.TestTornGuestRefusesEverything", "colo.TestATornGuestOfEpoch0SaysSo"}},
 	{"docs/operations.md", "this copy is not to be trusted, every later flush fails", []string{"replication.TestAFailedSyncIsFinal", "replication.TestMetadataThatCannotBeWrittenFailsTheDisk"}},
-	{"docs/operations.md", "A host whose disk has failed follows nobody.", []string{"colo/protect.TestASecondaryWhoseDiskHasFailedFollowsNobody"}},
+	{"docs/operations.md", "A host whose disk has failed does not follow another.", []string{"colo/protect.TestASecondaryWhoseDiskHasFailedFollowsNobody"}},
 	{"docs/operations.md", "The copy that it leaves behind starts no guest", []string{"colo/protect.TestAPowerCutWhileAGuestLeavesADiskThatCannotRecordIt"}},
 	{"docs/operations.md", "fails when it is attached or started, since its side file cannot be made.", []string{"replication.TestAFileBesideWhichNothingCanBeMadeFailsWhenItIsAttachedOrStarted"}},
 
 	{"docs/security.md", "an authority's signature alone is not enough", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS"}},
-	{"docs/security.md", "the socket's file permissions; over TCP nothing, but that a browser,", []string{"event/qmp.TestABrowserOrdersNothing"}},
+	{"docs/security.md", "the socket's file permissions; over TCP nothing, except that the connection of a browser,", []string{"event/qmp.TestABrowserOrdersNothing"}},
 	{"docs/security.md", "an old primary is refused", []string{"replication/nbd.TestEXPORTNAMEForClientsThatKnowNothingElse"}},
 	{"docs/security.md", "a flood of SYNs takes no place of an established connection in the rewriter", []string{"colo/filter.TestAFloodOfSYNsTakesNoPlaceOfAConnection"}},
 	{"docs/security.md", "make this host write to a disk, or run a guest, after the arbiter has given the guest to this host", []string{"replication.TestOnceStoppedThePrimaryIsRefused", "colo/protect.TestOldGenerationGetsNowhere"}},

@@ -104,9 +104,9 @@ var judged = map[string]map[string][]string{
 			"Nothing but the operator prevents it",
 			"A new primary that dies between the arbiter's grant and its first output",
 			"A stock QEMU cannot be told of an end on purpose,",
-			"A disk whose image is no `replication.File`, and has no journal,",
+			"Only the process that has opened a disk knows how far its copy is,",
 			"A guest whose vCPU waits for its disk at a shut gate cannot be paused",
-			"There is no verb that ends the job with the guest running on:",
+			"No verb ends the job and leaves the guest running:",
 		},
 		"docs/security.md": {
 			"nothing of their own: they take a connection from the host,",

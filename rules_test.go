@@ -1,6 +1,7 @@
 package lockstep_test
 
 import (
+	"errors"
 	"go/ast"
 	"go/types"
 	"os"
@@ -10,6 +11,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/qemufile"
+	"github.com/gocolo/lockstep/replication"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
+	"github.com/gocolo/lockstep/vmstate/ram/multifd"
 )
 
 // Whoever uses a package says what is printed and when the process ends.
@@ -67,13 +76,53 @@ func TestKVMAndCOLODoNotKnowEachOther(t *testing.T) {
 	}
 }
 
-// An error that crosses packages says where it comes from. In the packages named here an
-// Error with the place of the failure says it, and wraps what is said.
+// placed are the packages whose sentinels do not name their package: an error with the place
+// of the failure, of which there is one here, does so and wraps them.
+var placed = map[string]error{
+	"colo":                &colo.Error{Err: errors.New("no")},
+	"colo/filter":         &filter.Error{Err: errors.New("no")},
+	"qemufile":            &qemufile.Error{Err: errors.New("no")},
+	"replication":         replication.ErrSize,
+	"vmstate":             &vmstate.SectionError{Err: errors.New("no")},
+	"vmstate/ram":         &ram.Error{Err: errors.New("no")},
+	"vmstate/ram/multifd": &multifd.Error{Err: errors.New("no")},
+}
+
+// What is printed names the package once: a sentinel that names it by itself is not wrapped by
+// an error that does so too.
+func TestAnErrorWithAPlaceNamesItsPackageOnce(t *testing.T) {
+	for dir, err := range placed {
+		name := path.Base(dir) + ": "
+		if text := err.Error(); !strings.HasPrefix(text, name) || strings.Count(text, name) != 1 {
+			t.Errorf("%s: %q does not name its package once", dir, text)
+		}
+		named := map[string]bool{}
+		for _, file := range sources(t, dir) {
+			ast.Inspect(file, func(n ast.Node) bool {
+				if v, ok := n.(*ast.ValueSpec); ok && len(v.Values) == 1 {
+					if call, ok := v.Values[0].(*ast.CallExpr); ok && len(call.Args) > 0 {
+						named[v.Names[0].Name] = strings.HasPrefix(types.ExprString(call.Args[0]), `"`+name)
+					}
+				}
+				return true
+			})
+		}
+		for _, file := range sources(t, dir) {
+			ast.Inspect(file, func(n ast.Node) bool {
+				if kv, ok := n.(*ast.KeyValueExpr); ok && types.ExprString(kv.Key) == "Err" && named[types.ExprString(kv.Value)] {
+					t.Errorf("%s: an error wraps %s, which names the package by itself", dir, types.ExprString(kv.Value))
+				}
+				return true
+			})
+		}
+	}
+}
+
+// An error that crosses packages says where it comes from.
 func TestErrorsBeginWithTheirPackage(t *testing.T) {
-	placed := []string{"colo", "colo/filter", "qemufile", "replication", "vmstate", "vmstate/ram", "vmstate/ram/multifd"}
 	sentinels := 0
 	for _, dir := range publicPackages(t) {
-		if slices.Contains(placed, dir) {
+		if placed[dir] != nil {
 			continue
 		}
 		for _, file := range sources(t, dir) {

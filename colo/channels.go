@@ -17,39 +17,40 @@ import (
 // QEMU's multifd, plain or compressed; zeros, differences and all else stay in the
 // session's connection, and so does the initial synchronisation.
 //
-// Both sides are given the ends of the same connections. The primary announces how
-// many, and how they are compressed, and a secondary that has as many, and knows the
-// method, says [UseChannels]; otherwise, and towards a QEMU, both close theirs, and all
-// memory is in the session's connection. A checkpoint is all or nothing as before: a
-// channel that breaks, or brings what it may not, ends the session like its own
-// connection does.
+// The hosts give both sides the ends of the same connections. The primary announces how
+// many it has and how it compresses, and a secondary that has as many, and knows the
+// method, says [UseChannels]; otherwise, and towards a QEMU, each side closes its ends, and
+// all memory goes over the session's connection. A checkpoint is all or nothing as before:
+// a channel that breaks, or brings what it may not, ends the session, as the end of the
+// session's connection does.
 type Channels struct {
 	// Conns are the connections, at most 255, in any order. Run closes them; where
 	// NewPrimary or NewSecondary fails they stay open, as conn does. None: there are no
 	// channels.
 	Conns []io.ReadWriteCloser
-	// ID begins each channel, and is the same on both sides: of the session, so
-	// that no channel of another one is taken for one of this. The network that the
+	// ID is the first thing sent on each channel. Both sides are given the same one, and
+	// each session another, so that a side refuses a channel of another session. The network that the
 	// connections cross is trusted as far as the session's is.
 	ID [16]byte
 
-	// Method is how a primary compresses pages: those for which it pays. It measures, as
-	// it sends, how fast the connections are, what compressing costs and how much is left,
-	// and has whatever is not the cheaper way tried now and then. A page that did not shrink
-	// goes as it is for a while. A checkpoint of less than 256 KiB a connection says nothing
-	// of how fast that is.
+	// Method is how a primary compresses the pages for which that pays. It measures, as
+	// it sends, how fast the connections are, what compressing costs and how much smaller pages
+	// get; now and then it tries the way that seemed slower. A page that did not shrink
+	// goes as it is for a while. A checkpoint with less than 256 KiB for each connection is too
+	// small to measure their speed.
 	Method multifd.Method
-	// Always has a primary compress every page, whether it pays or not.
+	// Always makes a primary compress every page, whether that pays or not.
 	Always bool
-	// Compressor makes a primary's compressors, one for each channel when that begins, and
-	// as many when the Primary is made, to see whether it can. One that has a method Close is
-	// closed when its channel has ended. An error later ends the session, as a channel does
-	// that breaks. Nil: multifd.CompressZlib. It is not called for multifd.None.
+	// Compressor makes the compressors of a primary, one for each channel when the channel
+	// begins. NewPrimary also calls it as many times, to find out whether it can. A compressor
+	// that has a method Close is closed when its channel has ended. An error after NewPrimary
+	// ends the session, as a broken channel does. Nil: multifd.CompressZlib. It is not called
+	// for multifd.None.
 	Compressor func(multifd.Method) (multifd.Compressor, error)
-	// Decoder makes a secondary's decoders, one for each channel, and one besides
-	// to learn whether the method is known. One that has a Close method, with or without
-	// an error to return, is closed when it is done with, at the latest before Run
-	// returns. Nil: multifd.DecodeZlib.
+	// Decoder makes the decoders of a secondary, one for each channel, and one more
+	// to find out whether it knows the method. A decoder that has a method Close, with or
+	// without an error result, is closed when the session no longer needs it, at the latest
+	// before Run returns. Nil: multifd.DecodeZlib.
 	Decoder func(multifd.Method) (multifd.Decoder, error)
 }
 
@@ -74,11 +75,11 @@ func (c *Channels) check(fits bool) error {
 	return nil
 }
 
-// errLinkClosed is how channels end with the session's connection.
+// errLinkClosed is the reason of channels that end because the session's connection is closed.
 var errLinkClosed = errors.New("the session's connection is closed")
 
-// beside is what a session has of Channels. Its methods may be called from any
-// goroutine unless they say otherwise.
+// beside holds the channels of a session, which run beside its connection. Its methods may
+// be called from any goroutine unless they say otherwise.
 type beside struct {
 	lanes interface {
 		Spoil(error) error
@@ -88,14 +89,13 @@ type beside struct {
 		Bytes() uint64
 	}
 	start func()
-	halt  func() // nothing is staged any more when it has returned; nil: nothing is
-	stop  func() // the RAM forgets them
+	halt  func() // ends staging: when it returns, no page is being staged; nil: nothing to end
+	stop  func() // makes the RAM forget the channels
 	count int
-	used  bool // agreed on; of the goroutine in Run
+	used  bool // both sides have agreed to use them; only the goroutine in Run reads or writes it
 }
 
-// broken returns what the channels have broken with by themselves, nil if they have
-// not.
+// broken returns the error with which a channel broke by itself, nil if none has.
 func (b *beside) broken() error {
 	if b == nil {
 		return nil
@@ -121,15 +121,14 @@ func (b *beside) cut() {
 	}
 }
 
-// settle has them change nothing more of what is staged. The other side does not hear
-// of it.
+// settle stops the staging of pages from the channels. It sends nothing to the other side.
 func (b *beside) settle() {
 	if b != nil && b.halt != nil {
 		b.halt()
 	}
 }
 
-// bytes returns how much has crossed them.
+// bytes returns how many bytes have crossed the channels.
 func (b *beside) bytes() uint64 {
 	if b == nil {
 		return 0
@@ -137,7 +136,8 @@ func (b *beside) bytes() uint64 {
 	return b.lanes.Bytes()
 }
 
-// agree begins to use the channels, or ends them. Called by the goroutine in Run.
+// agree begins to use the channels, or ends them if use is false. Called by the goroutine in
+// Run.
 func (b *beside) agree(use bool) {
 	switch {
 	case b == nil:
@@ -149,8 +149,8 @@ func (b *beside) agree(use bool) {
 	}
 }
 
-// end ends them: nothing of them refers to memory, or changes it, when it has
-// returned. Called by the goroutine in Run.
+// end ends the channels: when it returns, none of their goroutines reads or changes guest
+// memory. Called by the goroutine in Run.
 func (b *beside) end() {
 	if b == nil {
 		return
@@ -161,7 +161,7 @@ func (b *beside) end() {
 	}
 }
 
-// limit has a wait for the channels last as long as one for the session's connection.
+// limit bounds a wait for the channels as one for the session's connection is bounded.
 type limit struct{ t *timedConn }
 
 // Deadline implements lanes.Limit.
@@ -211,7 +211,8 @@ func (s *Secondary) openChannels() error {
 	}
 	cfg := lanes.ReceiverConfig{
 		ID: c.ID, Decoder: c.Decoder, Place: target.StagePage, Limit: limit{s.link.conn},
-		// Whoever reads the stream does not wait for what depends on a channel.
+		// A broken channel interrupts the link: otherwise the goroutine in Run would
+		// go on waiting there.
 		Fail: func(error) { s.link.interrupt() },
 	}
 	for _, conn := range c.Conns {
@@ -227,13 +228,14 @@ func (s *Secondary) openChannels() error {
 	return nil
 }
 
-// use has the link know of the channels.
+// use tells the link of the channels.
 func (s *session) use(b *beside) {
 	s.beside = b
 	s.link.conn.beside = b
 }
 
-// takesChannels reports whether a primary offers channels that are to be had here.
+// takesChannels reports whether this side has the channels that the primary offers and knows
+// their method.
 func (s *Secondary) takesChannels(o *offer) bool {
 	c := &s.cfg.Channels
 	if o == nil || s.beside == nil || o.Channels != len(c.Conns) {
@@ -258,7 +260,7 @@ func (s *Secondary) takesChannels(o *offer) bool {
 	return true
 }
 
-// agreeOnChannels begins to use the channels, or gives them up.
+// agreeOnChannels begins to use the channels, or ends them if use is false.
 func (s *session) agreeOnChannels(use bool) {
 	s.beside.agree(use)
 	if use {

@@ -8,7 +8,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// Before a guest is handed over it stands still from its last checkpoint's pause until the
+// Before a guest is handed over it stands still from the pause of its last checkpoint until the
 // other side runs it, so as little as possible is left to that pause. As in a live migration,
 // what the guest has written is sent while it runs, then what it has written meanwhile, and so
 // on, as long as each round leaves less than half of what the one before had left. Nothing is
@@ -30,14 +30,13 @@ type convergence struct{ ready func() }
 // Converge asks for a checkpoint, as RequestCheckpoint does, in which the guest stands still
 // for as short a time as possible: what it has written is sent while it runs, in rounds, until
 // little is left or a round leaves more than half of what the one before did. The guest's
-// output waits longer for it than for another checkpoint, by no more than that one's transfer
-// would take twice; packets that have diverged end it after the first round. Info.Sync tells
-// how far it is.
+// output waits longer for it than for an ordinary checkpoint, by no more than twice the
+// transfer time of that. Packets that have diverged end the rounds after the first. Info.Sync
+// tells how far it is.
 //
 // ready, if it is not nil, is called on the goroutine in Run right before the guest is paused
-// for that checkpoint, and must not wait: what comes after it, and nothing before, stands in
-// the checkpoint. Of calls that no checkpoint has met yet only the last counts. It never
-// blocks. Safe from any goroutine.
+// for that checkpoint, and must not wait. Until a checkpoint has answered a call of Converge,
+// a later call replaces it. Converge never blocks. Safe from any goroutine.
 func (p *Primary) Converge(ready func()) {
 	if ready == nil {
 		ready = func() {}
@@ -50,7 +49,7 @@ func (p *Primary) Converge(ready func()) {
 }
 
 // approach returns the step that sends memory while the guest still runs, before a checkpoint
-// with that cause: nil where it should pause at once.
+// with that cause. It returns nil where the guest should be paused at once.
 func (p *Primary) approach(cause event.Cause) func(context.Context) error {
 	if c := p.converging.Swap(nil); c != nil {
 		p.diverged() // the request is met, if the timer has come before it
@@ -96,7 +95,7 @@ func (p *Primary) converge(ctx context.Context) error {
 	return p.link.Flush()
 }
 
-// converged notes how far it is, for Info.
+// converged records for Info how far the rounds are.
 func (p *Primary) converged(round int, left uint64, sent int64, took time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -12,17 +12,17 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-// undo is something that a step has begun and that holds the guest, its output
-// or its writes, with what releases it. A step records it before it begins it,
-// so that every way out of Run passes all that there is: see release.
+// undo releases something that a step has begun and that holds the guest, its output
+// or its writes. A step records it before it begins, so that release, which every way
+// out of Run calls, finds all of them.
 type undo struct {
 	what string
-	// goOn releases it where this side's guest goes on, stay where it does
-	// not. Either may be nil: there is nothing to do.
+	// goOn is called if the guest goes on at this side, stay if it does not.
+	// Either may be nil: there is nothing to do.
 	goOn, stay func(ctx context.Context) error
 }
 
-// hold records an undo, once by its name.
+// hold records an undo. A second one of the same name is not recorded.
 func (s *session) hold(u undo) {
 	for _, b := range s.begun {
 		if b.what == u.what {
@@ -32,7 +32,7 @@ func (s *session) hold(u undo) {
 	s.begun = append(s.begun, u)
 }
 
-// release undoes what the steps have begun, the last first, and forgets it. It
+// release calls the recorded undos, the last first, and forgets them. It
 // goes on after a failure and joins the errors.
 func (s *session) release(ctx context.Context, goOn bool) error {
 	var errs []error
@@ -53,8 +53,8 @@ func (s *session) release(ctx context.Context, goOn bool) error {
 	return errors.Join(errs...)
 }
 
-// holdDisks is recorded by whatever has the disks hold writes or keep account
-// of them.
+// holdDisks records the undo of the disks. A step calls it before it makes the disks
+// hold writes or keep account of them.
 func (s *session) holdDisks() {
 	if len(s.disks) == 0 {
 		return
@@ -71,7 +71,7 @@ func (s *session) holdDisks() {
 	s.hold(undo{what: "disks", goOn: stop(true), stay: stop(false)})
 }
 
-// dropper is a network that is told that its side does not go on. See Dropper.
+// drop returns an undo that tells a network which is a Dropper that this side does not go on.
 func drop(net any) func(context.Context) error {
 	d, ok := net.(Dropper)
 	if !ok {
@@ -80,18 +80,18 @@ func drop(net any) func(context.Context) error {
 	return func(context.Context) error { return d.Drop() }
 }
 
-// parting is how a session ends.
+// parting says how a session ends, as far as the goroutine in Run knows by then.
 type parting struct {
 	cause error
-	sure  bool   // the other side does not run the guest: there is nothing to settle
-	stay  bool   // this side does not, and has said so
+	sure  bool   // the other side certainly does not run the guest: this one goes on, and asks nobody
+	stay  bool   // this side does not go on, and has said so to the other
 	drop  func() // drops what was staged and not committed; nil: nothing
 }
 
-// end is Run's only exit once the two sides share a guest: stop the guest, say
-// why, settle who goes on, release everything, and go on or not. The peer hears
-// of it before the arbiter if the link broke, and after it if this side has
-// decided to leave a peer that may be well.
+// end is the only exit of Run once both sides have a guest: it pauses the guest, says
+// why the session ends, settles who goes on, releases everything, and lets the guest go
+// on or not. It tells the peer before it asks the arbiter if the link broke, and after
+// that if this side has decided to leave a peer that may be well.
 func (s *session) end(ctx context.Context, p parting) error {
 	hold := context.WithoutCancel(ctx)
 	s.due, s.patient, s.hosts = time.Time{}, s.patience(), 0
@@ -103,8 +103,8 @@ func (s *session) end(ctx context.Context, p parting) error {
 		s.link.Close()
 	}
 	cause := p.cause
-	// The guest stands still until it is settled whether it may run here, and
-	// what holds its writes is gone.
+	// The guest stands still until it is settled whether it may run here and
+	// nothing holds its writes any more.
 	stuck := s.pauseAtEnd(hold, p)
 	if stuck != nil {
 		cause = errors.Join(cause, stuck)
@@ -133,13 +133,15 @@ func (s *session) end(ctx context.Context, p parting) error {
 	return s.goOn(hold, stuck)
 }
 
-// A guest waits if it says so twice, so long apart, while it is being paused.
+// A guest counts as waiting (see Waiter) if Waits says so twice, this long apart, while
+// Pause has not returned.
 const waitsFor = 100 * time.Millisecond
 
 var errWaits = errors.New("it waits for what this host is not allowed yet")
 
-// pauseAtEnd pauses the guest before it is settled whether it may run here; but not one
-// that waits for just that, which would be waited for until nobody has patience any more.
+// pauseAtEnd pauses the guest before it is settled whether it may run here. It gives up on a
+// guest whose vCPUs wait for just that (see Waiter): Pause would not return before its
+// context ends.
 func (s *session) pauseAtEnd(ctx context.Context, p parting) error {
 	w, ok := s.vm.(Waiter)
 	if !ok || s.paused || s.arbiter == nil || p.sure || p.stay {
@@ -200,8 +202,8 @@ func (s *session) reported() error {
 	}
 }
 
-// settleAlone says that the other side does not run the guest, so that this one
-// goes on whatever was ordered.
+// settleAlone records that the other side does not run the guest, so that this one
+// goes on, whatever was ordered.
 func (s *session) settleAlone() {
 	s.mu.Lock()
 	s.settled = true
@@ -215,7 +217,7 @@ func (s *session) settleAlone() {
 	}
 }
 
-// goOn is the end of a side whose guest goes on here. Nothing interrupts it.
+// goOn ends the session on a side whose guest goes on. Nothing interrupts it.
 func (s *session) goOn(ctx context.Context, stuck error) error {
 	s.mu.Lock()
 	s.settled = true
@@ -227,7 +229,8 @@ func (s *session) goOn(ctx context.Context, stuck error) error {
 	}
 	var errs []error
 	if stuck != nil && s.mode == event.ModeSecondary {
-		// Its disk is about to become what the guest has written.
+		// The guest must stand still before its disk is put into the state that it has
+		// written.
 		if err := s.pause(ctx); err != nil {
 			errs = append(errs, err)
 		}
@@ -257,8 +260,8 @@ func (s *session) goOn(ctx context.Context, stuck error) error {
 	return nil
 }
 
-// stay is the end of a side whose guest does not go on here: it stands still,
-// nothing that it holds leaves, and nobody waits for it.
+// stay ends the session on a side whose guest does not go on: the guest stands still,
+// what it held is dropped, and nothing waits for that output any longer.
 func (s *session) stay(ctx context.Context, err error) error {
 	if stuck := s.pauseAtLast(ctx); stuck != nil {
 		err = errors.Join(err, fmt.Errorf("%w: %w", ErrNotPaused, stuck))

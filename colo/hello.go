@@ -16,7 +16,7 @@ import (
 // knows the member answers with Hello in front of CheckpointReady. Neither word
 // is ever sent to a QEMU.
 
-// announcement is what a primary says of itself.
+// announcement is the member that a primary adds to the description of its initial stream.
 type announcement struct {
 	Version int `json:"version"` // 1
 	// CheckpointTimeout in nanoseconds: the primary never takes longer over a
@@ -76,7 +76,7 @@ func announced(description []byte) *offer {
 	return d.Lockstep
 }
 
-// longest is the longest time that a peer is believed to need.
+// longest bounds the times that a peer announces; a longer one is taken for this one.
 const longest = 24 * time.Hour
 
 func (a *announcement) checkpointTimeout() time.Duration {
@@ -86,8 +86,8 @@ func (a *announcement) checkpointTimeout() time.Duration {
 // maxReason bounds the reason that a goodbye carries, in bytes.
 const maxReason = 1 << 10
 
-// sayGoodbye says the last word of this side, past what the writer may have
-// queued: it must not have stopped in the middle of something.
+// sayGoodbye sends Goodbye, the last word of this side, ahead of what the writer may
+// still have queued. The last write must have been whole.
 func (l *Link) sayGoodbye(reason string) error {
 	if l.conn.half {
 		return errInterrupted
@@ -103,7 +103,7 @@ func (l *Link) sayGoodbye(reason string) error {
 	return err
 }
 
-// goodbye reads what follows the word, and returns it as an error.
+// goodbye reads the reason that follows the word Goodbye, and returns it as a *GoodbyeError.
 func (l *Link) goodbye() error {
 	l.trace("<", Goodbye, 0)
 	n := l.R.BE32()
@@ -112,9 +112,9 @@ func (l *Link) goodbye() error {
 	}
 	text := l.R.Bytes(uint64(n), maxReason)
 	if err := l.R.Err(); err != nil {
-		return &GoodbyeError{Reason: err.Error()} // the word was whole
+		return &GoodbyeError{Reason: err.Error()} // the word itself was read whole
 	}
-	// It goes into logs and onto terminals.
+	// The reason is printed in logs and on terminals.
 	reason := strings.Map(func(r rune) rune {
 		if !unicode.IsPrint(r) {
 			return ' '
@@ -124,8 +124,9 @@ func (l *Link) goodbye() error {
 	return &GoodbyeError{Reason: reason}
 }
 
-// linger reads and forgets what the peer still sends, so that the last word is
-// not lost with the connection, until the peer has closed it or for d.
+// linger reads and drops what the peer still sends, until the peer has closed the
+// connection or d has passed: closing with unread bytes would reset the connection, and
+// the last word could be lost.
 func (l *Link) linger(d time.Duration) {
 	l.until(time.Now().Add(d))
 	p := make([]byte, 32<<10)

@@ -15,8 +15,8 @@ const bucket0 = 64 * time.Microsecond
 // 64 µs, bucket i those below 64 µs << i, the last all others (from 268 s on).
 type Histogram [Buckets]uint64
 
-// BucketBound returns the duration that those of bucket i are below. The last
-// bucket has no bound; its result is 0.
+// BucketBound returns the upper bound of bucket i: all durations in it are shorter. The
+// last bucket has no bound; the result for it is 0.
 func BucketBound(i int) time.Duration {
 	if i >= Buckets-1 {
 		return 0
@@ -28,9 +28,9 @@ func (h *Histogram) add(d time.Duration) {
 	h[min(bits.Len64(uint64(max(0, d)/bucket0)), Buckets-1)]++
 }
 
-// Quantile returns a duration that at least the share q (0 to 1) of those
-// counted are below: the bound of a bucket, so it is at most twice too long. It
-// is 0 if nothing was counted, or if the quantile is in the last bucket.
+// Quantile returns a duration such that at least the share q (0 to 1) of the counted
+// durations are shorter. It is the bound of a bucket, so at most twice the exact
+// quantile. It is 0 if nothing was counted, or if the quantile is in the last bucket.
 func (h *Histogram) Quantile(q float64) time.Duration {
 	var n uint64
 	for _, c := range h {

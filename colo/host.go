@@ -16,8 +16,8 @@ import (
 //
 // Pauses nest. The guest must stand still as long as more pauses have succeeded
 // than were taken back by Resume. So whoever pauses it can rely on it, and a
-// session takes back its own pauses only. A secondary's guest is paused once
-// when its session begins, and that pause is the session's from then on; if the
+// session takes back only the pauses that it made. The host pauses the guest of a
+// secondary once before NewSecondary; the session takes that pause back. If the
 // session ends without going on, it leaves one pause to the host.
 //
 // The devices of the guest (vmstate.Device) may refuse to be saved, and must
@@ -36,9 +36,9 @@ type VM interface {
 	Resume(ctx context.Context) error
 }
 
-// PrimaryNetwork is what a primary does with its guest's output. Its methods
+// PrimaryNetwork holds the output of a primary's guest and lets it leave. Its methods
 // are called from the goroutine in Run and must not wait for a slow network:
-// letting output leave means handing it to whoever writes it.
+// they hand what may leave to another goroutine, which writes it.
 //
 // Epochs number the checkpoints; epoch 0 is the initial synchronisation, and
 // output is held from its mark on. filter.Buffer and compare.Comparer
@@ -51,18 +51,18 @@ type PrimaryNetwork interface {
 	// Received: the secondary holds all of epoch. Output up to its mark
 	// may leave. The guest may be running.
 	Received(epoch uint64) error
-	// Loaded: the secondary's guest is that of epoch.
+	// Loaded: the guest of the secondary has been put into the state of epoch.
 	Loaded(epoch uint64) error
 	// Failover: this side goes on alone. All that is held leaves, in
 	// order, and what follows passes.
 	Failover() error
 }
 
-// SecondaryNetwork is what a secondary does with its guest's output, which
-// leaves only after a failover. Called from the goroutine in Run.
+// SecondaryNetwork takes the output of a secondary's guest, which leaves only after a
+// failover. Its methods are called from the goroutine in Run.
 type SecondaryNetwork interface {
-	// Commit: memory, devices and disks are now those of epoch; output that
-	// the guest gave before is void. The guest is paused.
+	// Commit: memory, devices and disks are now in the state of epoch; output
+	// that the guest gave before is void. The guest is paused.
 	Commit(epoch uint64) error
 	// Resumed: the guest runs from epoch.
 	Resumed(epoch uint64) error
@@ -72,7 +72,7 @@ type SecondaryNetwork interface {
 
 // Dropper is a PrimaryNetwork or a SecondaryNetwork that wants to know that its
 // side does not go on: Drop is called at the end of Run in place of Failover.
-// What is held must never leave; nobody may wait for it any longer.
+// Output that it holds must never leave, and calls that wait for it must return.
 type Dropper interface{ Drop() error }
 
 // Heartbeat says whether the other side's host has been heard of lately: a
@@ -81,9 +81,9 @@ type Dropper interface{ Drop() error }
 // is told to Lost; this is asked only when PeerTimeout has passed. Alive is called
 // on any goroutine and must not wait.
 //
-// It takes the place of PeerTimeout for a connection that dies without a word while
-// the heartbeat's lives: that is noticed by CheckpointTimeout, once there are
-// checkpoints, or by TCP itself (TCP_USER_TIMEOUT).
+// So PeerTimeout does not notice a connection that dies without a word while the
+// connection of the heartbeat lives: CheckpointTimeout does, once there are checkpoints,
+// or TCP itself (TCP_USER_TIMEOUT).
 type Heartbeat interface{ Alive() bool }
 
 // A Waiter is a VM whose vCPUs may wait for what comes only when this host has been given
@@ -96,11 +96,12 @@ type Waiter interface {
 	Waits() bool
 }
 
-// Stage is memory that waits for its checkpoint to be complete (ram.Cache).
+// Stage holds the memory of a checkpoint that has been received, until the checkpoint is
+// complete (ram.Cache).
 type Stage interface {
 	// Flush puts the staged pages into the memory of the guest, which is paused.
 	Flush() error
-	// Discard forgets them; the guest's memory is as it was.
+	// Discard forgets the staged pages; the memory of the guest stays as it was.
 	Discard()
 }
 
@@ -111,8 +112,8 @@ type Settler interface{ Settle() error }
 
 // Loader takes a guest's state in place of a vmstate.Registry, on a host that
 // does not know the guest's devices (standby.Guest). Its methods are called from
-// the goroutine in Run; Load, LoadDevices, Commit and Rollback mean what those of
-// a Registry mean: what was loaded is staged until Commit or Rollback.
+// the goroutine in Run; Load, LoadDevices, Commit and Rollback do what the methods of
+// a Registry do: what was loaded is staged until Commit or Rollback.
 type Loader interface {
 	// LoadInitial reads the initial migration, from the file header to the
 	// description, and no further. onCommand is called for each command in it;
@@ -132,7 +133,7 @@ type Loader interface {
 	Rollback()
 }
 
-// stager is what a checkpoint needs of a Loader or a vmstate.Registry.
+// stager has the methods that a checkpoint calls on a Loader or a vmstate.Registry.
 type stager interface {
 	Load(r *qemufile.Reader, onCommand func(vmstate.Command) error) error
 	LoadDevices(state []byte, onCommand func(vmstate.Command) error) error
@@ -140,7 +141,7 @@ type stager interface {
 	Rollback()
 }
 
-// Claim is a side's wish to go on alone.
+// Claim is the question of one side to the arbiter: may it go on alone?
 type Claim struct {
 	Mode  event.Mode // the side that asks
 	Epoch uint64     // the last checkpoint it knows to be committed on both sides

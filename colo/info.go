@@ -9,7 +9,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// State is where a session stands, in words.
+// State is the phase that a session is in, in words.
 type State string
 
 // The states.
@@ -31,7 +31,7 @@ type Info struct {
 	LastMode event.Mode       `json:"last-mode"` // the mode before it became none
 	Reason   event.ExitReason `json:"reason"`    // none while the session lasts, processing while a failover is under way, then that of the COLO_EXIT
 	Failover failover.Status  `json:"-"`
-	// FailoverStatus is Failover by its QAPI name.
+	// FailoverStatus is the QAPI name of Failover.
 	FailoverStatus string `json:"failover"`
 	// TookOver: this side goes on alone by a failover. State says alone also
 	// where the protection was ended.
@@ -44,7 +44,7 @@ type Info struct {
 
 	Epoch       uint64                 `json:"epoch"`            // the last checkpoint committed on both sides, as far as this side knows
 	Checkpoints uint64                 `json:"checkpoints"`      // committed, the initial synchronisation not counted
-	Causes      map[event.Cause]uint64 `json:"causes,omitempty"` // of those checkpoints; primary only
+	Causes      map[event.Cause]uint64 `json:"causes,omitempty"` // of Checkpoints: how many had which cause; primary only
 	Pages       uint64                 `json:"pages"`            // of guest memory sent in checkpoints; primary only
 	Bytes       uint64                 `json:"bytes"`            // sent or received in checkpoints
 
@@ -53,8 +53,8 @@ type Info struct {
 	// count (see PageKeeper).
 	Kept ram.KeepStats `json:"kept"`
 
-	// Channels are how many carry the memory of checkpoints, 0: the session's
-	// connection does. Set before checkpoint-ready.
+	// Channels is how many connections carry the memory of checkpoints; 0: the session's
+	// own connection does. Set before checkpoint-ready.
 	Channels int `json:"channels,omitempty"`
 
 	// Sync is the initial synchronisation, until checkpoint-ready, and from then on the
@@ -70,8 +70,8 @@ type Info struct {
 	// have any (see replication.Informer). They are taken when Info is called.
 	Disks []replication.DiskInfo `json:"disks,omitempty"`
 
-	// Throttle is the share of the time that the guest's vCPUs are kept from
-	// running, in percent; 0: they are not.
+	// Throttle is the share of the time for which the vCPUs of the guest are kept
+	// from running, in percent; 0: they run freely.
 	Throttle int `json:"throttle"`
 
 	// Pause is how long the guest stood still in a checkpoint, as the session
@@ -121,21 +121,21 @@ type Held = event.HeldOutput
 // compare.Comparer and proxy.Primary implement it.
 type OutputHolder interface{ HeldOutput() Held }
 
-// Stopper is a VM that measures how long its guest really stood still: Stopped
-// returns it for the last pause, the longest over its vCPUs; 0 says that nobody has
+// Stopper is a VM that measures how long its guest really stood still. Stopped
+// returns that time for the last pause, the longest of its vCPUs; 0 says that nobody has
 // measured it. It is called from the goroutine in Run, a while after Resume, since a vCPU is
-// not back in the guest at once: by a primary that has resumed early when the checkpoint is
-// committed, and before each pause, where the commit follows the resume at once: on a
-// secondary and with LateResume. What is told there is of the checkpoint before
+// not back in the guest at once. A primary that resumes early calls it when the checkpoint
+// is committed. On a secondary and with LateResume, where the commit follows the resume at
+// once, it is called before the next pause, and is then reported with the next checkpoint
 // (event.CheckpointCommit.StoppedEpoch).
 type Stopper interface{ Stopped() time.Duration }
 
-// PageKeeper is a PageCounter of a primary or a Stage that says which pages the dirty log
-// leaves writable: ram.Saver and ram.Cache are. Kept is called when a checkpoint has been
-// committed, from the goroutine in Run.
+// PageKeeper is the PageCounter of a primary, or the Stage of a secondary, that counts the
+// pages which the dirty log leaves writable: ram.Saver and ram.Cache do. Kept is called from
+// the goroutine in Run when a checkpoint has been committed.
 type PageKeeper interface{ Kept() ram.KeepStats }
 
-// keeps takes what the memory of this side says of the pages that stay writable.
+// keeps records for Info what the memory of this side counts of the pages that stay writable.
 func (s *session) keeps(memory any) {
 	k, ok := memory.(PageKeeper)
 	if !ok {
@@ -187,7 +187,7 @@ func (s *session) setEpoch(n uint64) {
 	s.info.Epoch = n
 }
 
-// record adds a checkpoint, already committed on both sides.
+// record adds to Info the figures of a checkpoint that both sides have committed.
 func (s *session) record(c event.CheckpointCommit) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -11,14 +11,14 @@ import (
 // secondary says is a few bytes; more than inletBytes of them wait in the
 // connection.
 type inlet struct {
-	arrived chan struct{} // capacity one: something below has changed
-	room    chan struct{} // capacity one: bytes were taken
+	arrived chan struct{} // capacity one: signalled when a field below has changed
+	room    chan struct{} // capacity one: signalled when bytes were taken
 	done    chan struct{} // closed when the goroutine has ended
 	timer   *time.Timer   // of read; belongs to the goroutine in Run
 
 	mu  sync.Mutex
 	buf []byte
-	err error // why there will be no more
+	err error // why no more bytes will come
 }
 
 const inletBytes = 4 << 10
@@ -70,7 +70,7 @@ func (in *inlet) run(t *timedConn) {
 	}
 }
 
-// took says that there may be room again.
+// took tells the reading goroutine that there may be room again.
 func (in *inlet) took() { notify(in.room) }
 
 func notify(c chan struct{}) {
@@ -87,7 +87,7 @@ func (in *inlet) ready() bool {
 	return len(in.buf) > 0 || in.err != nil
 }
 
-// take returns what there is: bytes, or why there are none.
+// take moves the bytes that have arrived into p, or returns why no more will come.
 func (in *inlet) take(p []byte) (int, error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()

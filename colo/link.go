@@ -79,8 +79,8 @@ func (l *Link) Expect(want Message) error {
 	return l.is(got, want, at)
 }
 
-// ExpectValue is Expect for a message that carries a be64. The value is not
-// to be trusted.
+// ExpectValue is Expect for a message that carries a be64. The peer chooses the value:
+// the caller checks it.
 func (l *Link) ExpectValue(want Message) (uint64, error) {
 	got, at, err := l.next()
 	if err != nil {
@@ -112,7 +112,7 @@ func (l *Link) next() (got Message, at int64, err error) {
 	return got, at, l.R.Err()
 }
 
-// is returns nil if a message without a value is the one that is wanted.
+// is returns nil if got is want, and otherwise a *MessageError, or what Goodbye says.
 func (l *Link) is(got, want Message, at int64) error {
 	switch got {
 	case want:
@@ -164,18 +164,18 @@ type timedConn struct {
 	conn      io.ReadWriteCloser
 	deadlines deadliner // nil: closing is the only way to end a wait
 	timeout   atomic.Int64
-	until     time.Time  // of the goroutine in Run
-	ahead     func() int // bytes that the Link's reader has read ahead
+	until     time.Time  // belongs to the goroutine in Run
+	ahead     func() int // bytes that the reader of the Link has buffered
 	half      bool       // a write ended in the middle
 	inlet     *inlet     // nil: reads go to the connection
 
 	// alive, if set, is asked when an operation has stood still for timeout: it
 	// goes on waiting while that is true. Set before the first operation.
 	alive  func() bool
-	strict atomic.Bool // alive counts no more: the session is ending
+	strict atomic.Bool // alive is no longer asked: the session is ending
 
 	beside  *beside       // channels, which end with this connection; nil: none
-	crossed atomic.Uint64 // bytes over them, when the wait began or lives was called last
+	crossed atomic.Uint64 // bytes that had crossed beside when the wait began or lives was called last
 
 	mu      sync.Mutex
 	stopped bool          // interrupted; guarded by mu
@@ -227,8 +227,8 @@ func (t *timedConn) Write(p []byte) (n int, err error) {
 	}
 }
 
-// turn returns an error if the peer has said something that nobody has read:
-// while this side sends, the other has nothing to say.
+// turn returns an error if the peer has said something that has not been read: while
+// this side sends, it is not the turn of the other.
 func (t *timedConn) turn() error {
 	if t.inlet != nil && (t.ahead() > 0 || t.inlet.ready()) {
 		return ErrOutOfTurn
@@ -254,9 +254,8 @@ func (t *timedConn) again(err error) bool {
 	return errors.Is(err, os.ErrDeadlineExceeded) && !errors.Is(err, ErrStalled) && !errors.Is(err, errInterrupted)
 }
 
-// deadline begins a wait: it returns when an operation that begins now has to end,
-// zero: never. What crossed the channels earlier says nothing of a peer that is waited
-// for from now on.
+// deadline begins a wait: it returns the time at which an operation that begins now has
+// to end, zero: never. From now on lives counts only bytes that cross the channels later.
 func (t *timedConn) deadline() (at time.Time, d time.Duration) {
 	t.crossed.Store(t.beside.bytes())
 	if d = time.Duration(t.timeout.Load()); d > 0 {
@@ -268,7 +267,7 @@ func (t *timedConn) deadline() (at time.Time, d time.Duration) {
 	return at, d
 }
 
-// late says why an operation was not done in time.
+// late returns the error of an operation that was not done in time.
 func (t *timedConn) late(d time.Duration, err error) error {
 	if !t.until.IsZero() && !time.Now().Before(t.until) {
 		return fmt.Errorf("%w: %w", ErrStalled, err)
@@ -375,7 +374,7 @@ func (t *timedConn) interrupt() {
 	}
 	past := time.Unix(1, 0)
 	t.deadlines.SetWriteDeadline(past)
-	if t.inlet == nil { // which is never waited for without looking at cut
+	if t.inlet == nil { // a wait for the inlet ends with cut
 		t.deadlines.SetReadDeadline(past)
 	}
 }

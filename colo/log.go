@@ -8,17 +8,17 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// told is who is told of a session's events: the bus, and after it the log. It is
-// used by the goroutine in Run only.
+// told passes on the events of a session, to the bus and then to the log. Only the
+// goroutine in Run uses it.
 type told struct {
 	bus *event.Bus
 	log *slog.Logger // nil: nobody
 	s   *session
 }
 
-// Publish tells them. Each record of the log has the side and the checkpoint, also
-// of an event that does not name them; see event.Level for what is told how loudly.
-// Nothing is allocated for a log that does not keep the record.
+// Publish passes e to both. Each record of the log has the side and the checkpoint, also
+// for an event that does not name them; event.Level gives its level. Nothing is allocated
+// if the log does not keep records of that level.
 func (t told) Publish(e event.Event) {
 	t.bus.Publish(e)
 	if t.log == nil {

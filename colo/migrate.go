@@ -100,7 +100,8 @@ func (p *Primary) iterate(ctx context.Context) error {
 	}
 }
 
-// stopLast is stop; the guest's output is held from here on.
+// stopLast is the stop of the initial synchronisation: the output of the guest is held from
+// here on.
 func (p *Primary) stopLast(ctx context.Context) error {
 	p.since = time.Now()
 	p.mustEnd(4 * time.Duration(p.link.W.Transferred()))
@@ -171,7 +172,7 @@ func (p *Primary) expectHello() error {
 	case !p.due.IsZero():
 		d = 0
 	case d > 0:
-		d += 4 * time.Duration(p.link.W.Transferred()) // as in expectWork
+		d += 4 * time.Duration(p.link.W.Transferred()) // 4 ns for each byte, as in expectWork
 	}
 	p.link.patience(d)
 	defer p.link.patience(p.patient)
@@ -189,7 +190,8 @@ func (p *Primary) expectHello() error {
 	}
 	p.ours = true
 	if idle > 0 {
-		// Three times within what the secondary waits, and not too often.
+		// The primary says Alive three times within what the secondary waits, but not
+		// more than once a millisecond.
 		p.peerIdle = max(time.Duration(min(idle, uint64(longest)))/3, time.Millisecond)
 	}
 	return p.expectChannels()
@@ -257,8 +259,8 @@ func (p *Primary) protected(ctx context.Context) error {
 	return nil
 }
 
-// unprotected ends a session whose secondary has no guest: this one goes on as
-// if nothing had been tried.
+// unprotected ends a session whose secondary has no guest yet: the primary's guest runs
+// on as if there had been no session.
 func (p *Primary) unprotected(ctx context.Context, cause error) error {
 	p.cut()
 	p.due, p.patient = time.Time{}, p.patience()
@@ -283,8 +285,8 @@ func (p *Primary) unprotected(ctx context.Context, cause error) error {
 	return cause
 }
 
-// progress notes how far the synchronisation is; left is what was to be sent
-// when the pass began.
+// progress records for Info how far the synchronisation is; left is how many bytes were
+// to be sent when the pass began.
 func (p *Primary) progress(left uint64) {
 	w := p.link.W
 	p.mu.Lock()

@@ -72,8 +72,8 @@ func (s *session) unfenced() bool {
 	}
 }
 
-// begin starts the failover that was requested, at once or at the end of the
-// commit under way.
+// begin starts the failover that was requested, at once or, if a commit is under way,
+// when that ends.
 func (s *session) begin() error {
 	st, err := s.machine.Begin()
 	if err != nil {
@@ -105,9 +105,10 @@ func (s *session) leave() bool {
 	return s.ended
 }
 
-// shut is called by whoever made the failover active, once: first the reason,
-// then the link, so that COLO_EXIT always says request. The connection stays
-// open until it is settled who goes on: the peer hears of it afterwards.
+// shut ends the session for a failover. The goroutine that made the failover active calls
+// it, once. It sets the reason before it interrupts the link, so that COLO_EXIT always says
+// request. The connection stays open until it is settled who goes on: the peer is told
+// afterwards.
 func (s *session) shut() {
 	close(s.quit)
 	s.link.interrupt()
@@ -174,12 +175,12 @@ func (s *session) Lost(cause error) {
 // Expect tells the session that its end, however it shows itself, is one that was
 // ordered, and why: the guest is about to be given to the other side on purpose,
 // whose connection may break before the host comes to say so. COLO_EXIT's reason
-// is request then, and without an error. There is no HEARTBEAT_LOST for a Lost
-// whose reason matches cause, and an arbiter's refusal that matches it, by which
-// the order is carried out, is told as what was wanted (event.Arbitration's
-// Released). Who goes on is settled as ever. Nil: no end is expected any more. It
-// is called before what ends the session, from any goroutine, any number of times;
-// the last call before COLO_EXIT counts.
+// is request then, and without an error. A Lost whose reason matches cause publishes
+// no HEARTBEAT_LOST. If the order is carried out by a refusal of the arbiter, and that
+// error matches cause, the event says that it was wanted (Released in event.Arbitration).
+// Who goes on is settled as ever. Nil: no end is expected any more. The host calls Expect
+// before it does what ends the session, from any goroutine, any number of times; the last
+// call before COLO_EXIT counts.
 func (s *session) Expect(cause error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -205,8 +206,8 @@ func (s *session) Yield(cause error) {
 	s.Lost(cause)
 }
 
-// cut closes the link, and with it the disks' way to the other side: a vCPU
-// that waits there could not be paused.
+// cut closes the link, and with it the connection of the disks to the other side: a vCPU
+// that waits for an answer there could not be paused.
 func (s *session) cut() {
 	s.link.Close()
 	s.disks.Cut()

@@ -13,7 +13,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// Primary is the side whose guest talks to the world.
+// Primary is one session of the side whose guest talks to the world.
 type Primary struct {
 	session
 	cfg PrimaryConfig
@@ -33,16 +33,16 @@ type Primary struct {
 	trigger   time.Time // when the checkpoint under way was called for
 	began     time.Time // when the initial synchronisation began
 	cp        event.CheckpointCommit
-	stopped   time.Time // the guest stood still
+	stopped   time.Time // when the guest stood still
 	received  time.Time
 	earlier   time.Time   // when the checkpoint before began
 	ends      time.Time   // the mark of the checkpoint under way
 	marked    time.Time   // and that of the last one that was received
-	whole     bool        // nothing must be read from the paused guest any more
+	whole     bool        // all state is captured: nothing more is read from the paused guest
 	sending   bool        // vmstate-send has left
 	before    int64       // bytes sent before this checkpoint
 	last      uint64      // bytes of the last checkpoint
-	sentAhead uint64      // of them while the guest ran
+	sentAhead uint64      // those of last that were sent while the guest ran
 	picky     AheadSender // nil: RAM is none
 	aheadRest int         // timer checkpoints until memory is sent ahead again
 
@@ -61,9 +61,9 @@ type Primary struct {
 	handedOver bool // the secondary may have the whole guest
 }
 
-// NewPrimary makes the primary's side of a session. It owns conn from now on
-// and closes it at the end of Run; where it fails, conn and Channels.Conns stay the
-// caller's, open. One Primary is one session: after a failover
+// NewPrimary makes the primary's side of a session. The Primary owns conn from now on
+// and closes it at the end of Run; if NewPrimary fails, conn and Channels.Conns stay open
+// and belong to the caller. One Primary is one session: after a failover
 // the survivor makes a new one to be protected again.
 func NewPrimary(conn io.ReadWriteCloser, cfg PrimaryConfig) (*Primary, error) {
 	if cfg.VM == nil || cfg.State == nil {
@@ -123,7 +123,7 @@ func NewPrimary(conn io.ReadWriteCloser, cfg PrimaryConfig) (*Primary, error) {
 //     be running it (ErrNotPaused where it could not be paused, ErrNotResumed
 //     where it could not be resumed).
 //
-// A pause of somebody else's is not undone in any case: see VM.
+// Run never takes back a pause that it did not make: see VM.
 //
 // A cancelled context ends the protection as End does, and Run returns the
 // context's error. The guest runs on (Info.State is StateAlone) if the secondary has
@@ -221,8 +221,8 @@ func (p *Primary) SetCheckpointDelay(d time.Duration) {
 }
 
 // wait returns when there is a reason for a checkpoint. The delay counts from
-// trigger to trigger, as in QEMU. What the secondary says meanwhile, and the end
-// of the link, end the wait: it has nothing to say.
+// trigger to trigger, as in QEMU. It also returns, with an error, when the secondary says
+// something, which it may not now, or the link ends.
 func (p *Primary) wait(ctx context.Context) (event.Cause, error) {
 	p.op = "wait"
 	timer := time.NewTimer(time.Until(p.trigger.Add(time.Duration(p.delay.Load()))))
@@ -365,16 +365,15 @@ func (p *Primary) send(m Message) func(context.Context) error {
 	return func(context.Context) error { return p.link.Send(m) }
 }
 
-// expectWork waits for what the secondary says when it has done something: it
-// may take as long as the checkpoint may. Where that has no bound, PeerTimeout
-// is the bound, and a commit, which copies what was sent into the guest and
-// makes no progress that could be seen from here, gets 4 ns a byte (256 MB/s) on
-// top.
+// expectWork waits for the message with which the secondary answers when it has done
+// its work. The secondary may take as long as the checkpoint may. Where that has no bound,
+// PeerTimeout is the bound, plus 4 ns for each of bytes (256 MB/s) for a commit, which
+// copies them into the guest and shows no progress meanwhile.
 func (p *Primary) expectWork(m Message, bytes int64) error {
 	return p.working(bytes, func() error { return p.link.Expect(m) })
 }
 
-// working calls expect with the patience of expectWork.
+// working calls expect, whose waits are bounded as expectWork says.
 func (p *Primary) working(bytes int64, expect func() error) error {
 	d := p.patient
 	switch {
@@ -533,7 +532,7 @@ func (p *Primary) expectLoaded(ctx context.Context) error {
 	return p.late(ctx, "disks", p.disks.Loaded(ctx, p.epoch))
 }
 
-// sent is how many bytes have left so far.
+// sent returns how many bytes have left so far, over the link and the channels.
 func (p *Primary) sent() int64 { return p.link.W.Transferred() + int64(p.beside.bytes()) }
 
 func (p *Primary) pages() uint64 {

@@ -69,19 +69,19 @@ type PrimaryConfig struct {
 	MaxDowntime time.Duration
 	MaxPasses   int
 
-	// ThrottleMax is how much a guest that dirties memory faster than it can be
-	// sent is slowed down at most, in percent of the time that its vCPUs do not
-	// run. In the initial synchronisation that begins with 20 after two passes
-	// in a row that gained less than half, and grows by 10, as QEMU's
-	// auto-converge does; it ends with the synchronisation. Zero: 99. Negative:
-	// the guest is never slowed down.
+	// ThrottleMax bounds how much a guest that dirties memory faster than it can be
+	// sent is slowed down: its vCPUs are kept from running for at most this many
+	// percent of the time. In the initial synchronisation that begins with 20 after
+	// two passes in a row that gained less than half, and grows by 10, as
+	// auto-converge does in QEMU; it ends with the synchronisation. Zero: 99.
+	// Negative: the guest is never slowed down.
 	ThrottleMax int
 
-	// ThrottleShare is the share of the time that checkpoints may take, 0 to 1:
-	// a guest whose checkpoints take more, from trigger to vmstate-loaded, is
-	// slowed down step by step, and let go where they take less than half of
-	// it. Zero: never; the host decides what its guest's speed is worth. It is
-	// not for a CheckpointDelay that is negative.
+	// ThrottleShare is the share of the time that checkpoints may take, 0 to 1.
+	// A guest whose checkpoints take more, from trigger to vmstate-loaded, is
+	// slowed down step by step, and sped up again step by step when they take
+	// less than half of it. Zero: never. It must be zero with a negative
+	// CheckpointDelay.
 	ThrottleShare float64
 
 	// Throttler slows the guest down. Nil: VM, if it is one.
@@ -95,12 +95,11 @@ type PrimaryConfig struct {
 	// primary does. Otherwise it runs on as soon as its state is captured.
 	LateResume bool
 
-	// AheadThreshold: when the last checkpoint sent more than this many
-	// bytes, a timer's checkpoint sends memory ahead while the guest still
-	// runs, and after the pause only what is dirtied again; and what a RAM
-	// that is an AheadSender has left out since that is dirtied all the time.
-	// Zero: 4 MiB.
-	// Negative: never.
+	// AheadThreshold: if the last checkpoint sent more than this many bytes, a
+	// checkpoint that the timer asks for sends memory ahead, while the guest still
+	// runs, and after the pause only the pages that were written again, and those
+	// that a RAM which is an AheadSender has left out because they are written all
+	// the time. Zero: 4 MiB. Negative: never.
 	AheadThreshold int64
 
 	// EarlyShare is the share of the link, 0 to 1, that is spent between two checkpoints on
@@ -112,11 +111,12 @@ type PrimaryConfig struct {
 	// default, since each look at what the guest has written, of which there are up to
 	// eight from one checkpoint to the next, costs the guest a fault for each page that it
 	// writes again, and since output that leaves by comparison does not wait for
-	// checkpoints. It pays where checkpoints are large and output waits for them: 0.5 then.
+	// checkpoints. Where checkpoints are large and output waits for them it pays: use 0.5.
 	//
-	// RAM must be an EarlySender, and the secondary one that says TakeEarly: towards others,
-	// and a QEMU, it does nothing. One that keeps no copy does not say so to a RAM that sends
-	// differences (XBZRLE). With Channels, early pages go over them like any others.
+	// RAM must be an EarlySender. Nothing is sent early to a secondary that does not say
+	// TakeEarly, such as a QEMU; a secondary that keeps no copy does not say it to a primary
+	// whose RAM sends differences (XBZRLE). With Channels, early pages go over them like any
+	// others.
 	EarlyShare float64
 
 	// Channels carry the memory of checkpoints beside conn, to a secondary that has
@@ -137,6 +137,6 @@ type PrimaryConfig struct {
 	Logger *slog.Logger
 }
 
-// PageCounter tells how many pages of guest memory the last checkpoint carried
+// PageCounter counts the pages of guest memory that the last checkpoint carried
 // (ram.Saver).
 type PageCounter interface{ Pages() uint64 }

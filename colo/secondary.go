@@ -70,7 +70,7 @@ type SecondaryConfig struct {
 	Logger *slog.Logger
 }
 
-// Secondary is the side whose guest follows.
+// Secondary is one session of the side whose guest follows.
 type Secondary struct {
 	session
 	cfg    SecondaryConfig
@@ -80,7 +80,7 @@ type Secondary struct {
 
 	tells CopylessStage // RAM, where it is one; nil otherwise
 
-	channels bool // those of the primary are used
+	channels bool // the channels of the primary are used
 
 	takes      func() uint64 // how much memory may come early; nil: none
 	early      bool          // the primary has been told so
@@ -95,9 +95,9 @@ type Secondary struct {
 	whole  bool // the guest has been loaded once: there is something to go on with
 }
 
-// NewSecondary makes the secondary's side of a session. It owns conn from now
-// on and closes it at the end of Run; where it fails, conn and Channels.Conns stay the
-// caller's, open.
+// NewSecondary makes the secondary's side of a session. The Secondary owns conn from now
+// on and closes it at the end of Run; if NewSecondary fails, conn and Channels.Conns stay
+// open and belong to the caller.
 func NewSecondary(conn io.ReadWriteCloser, cfg SecondaryConfig) (*Secondary, error) {
 	if cfg.VM == nil || cfg.RAM == nil || (cfg.State == nil) == (cfg.Loader == nil) {
 		return nil, errors.New("colo: SecondaryConfig needs VM, RAM, and one of State and Loader")
@@ -128,11 +128,11 @@ func NewSecondary(conn io.ReadWriteCloser, cfg SecondaryConfig) (*Secondary, err
 // Run takes the guest over from the primary and keeps it in step, until the
 // session ends. It may be called once; a second call returns ErrEnded and
 // touches nothing. It returns nil if this side took over: the guest runs here
-// (unless somebody else has paused it). ErrDegraded says so too, and what went
-// wrong. Otherwise the error says why not; the guest is paused, in the state of
-// a whole checkpoint and what it has itself done since (ErrNotPaused where it
-// could not be paused), unless the error is failover.ErrTorn: then the guest is
-// neither one thing nor the other and must never run.
+// (unless somebody else has paused it). ErrDegraded means that it took over too, and
+// says what went wrong. Any other error says why it did not: the guest is paused, in the
+// state of the last checkpoint and what it has itself done since (ErrNotPaused where it
+// could not be paused). But if the error is failover.ErrTorn, a commit has failed half
+// way: that guest is in no consistent state and must never run.
 //
 // An error that matches ErrGoodbye says that the protection was ended on
 // purpose, by End of either side: the primary runs the guest, and this side must
@@ -182,7 +182,7 @@ func (s *Secondary) Run(ctx context.Context) error {
 const lingerTime = 2 * time.Second
 
 // farewell tells a primary of this package that this side does not run the guest, and
-// will not. If it is not heard nothing is lost but time.
+// will not. If the message is lost the primary finds out later, by other means.
 func (s *Secondary) farewell(reason string) {
 	if s.ours {
 		s.lastWords(reason)
@@ -206,9 +206,8 @@ func (s *Secondary) abandon() {
 	s.cfg.RAM.Discard()
 }
 
-// unborn ends a session before there was a guest to go on with. It says why
-// whatever the peer is: a primary that is a QEMU takes it for the end of the
-// connection, which follows.
+// unborn ends a session in which no guest has been loaded yet. It tells even a QEMU why,
+// which takes the unknown message for the end of the connection, which follows.
 func (s *Secondary) unborn(cause error) error {
 	s.leave()
 	if !s.cfg.QEMUWire && s.reported() == nil {
@@ -223,7 +222,8 @@ func (s *Secondary) unborn(cause error) error {
 	return s.stay(context.Background(), cause)
 }
 
-// reasonOf is an error as it is told to the peer, which knows where it stands.
+// reasonOf returns the text of an error for the peer, without the place in the session,
+// which the peer knows.
 func reasonOf(err error) string {
 	var e *Error
 	if errors.As(err, &e) {
@@ -395,7 +395,7 @@ func (s *Secondary) awaitRequest(context.Context) error {
 	}
 	s.link.patience(s.idle)
 	if !s.ours && s.cfg.IdleTimeout == 0 {
-		s.link.patience(0) // nobody says how long a QEMU waits
+		s.link.patience(0) // a QEMU does not say how long it waits between checkpoints
 	}
 	for {
 		got, at, err := s.link.next()
@@ -418,9 +418,9 @@ func (s *Secondary) awaitRequest(context.Context) error {
 	}
 }
 
-// worked is how long a primary may say nothing within a checkpoint: it pauses
-// its guest and marks its disks. One of this package never takes longer than it has
-// announced; without a bound there it has none here.
+// worked returns how long a primary may be silent within a checkpoint, while it pauses
+// its guest and marks its disks. A primary of this package never takes longer than the
+// CheckpointTimeout that it has announced; if that has no bound, this wait has none.
 func (s *Secondary) worked() time.Duration {
 	switch {
 	case s.patient == 0 || s.ours && s.working == 0:
@@ -473,7 +473,7 @@ func (s *Secondary) stageDevices(context.Context) error {
 	return s.loader.LoadDevices(s.blob, s.command)
 }
 
-// stageDisks lets the disks do now whatever could fail later.
+// stageDisks makes the disks do now whatever could fail later.
 func (s *Secondary) stageDisks(ctx context.Context) error {
 	if err := s.disks.Err(); err != nil {
 		return err
@@ -550,7 +550,7 @@ func (s *Secondary) loaded(context.Context) error {
 	return s.link.Flush()
 }
 
-// received is how many bytes have come so far.
+// received returns how many bytes have come so far, over the link and the channels.
 func (s *Secondary) received() int64 { return s.link.R.Offset() + int64(s.beside.bytes()) }
 
 // done counts a checkpoint that is committed here.

@@ -6,33 +6,34 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// aheadPause is for how many timer checkpoints sending ahead is left off after
-// it did not pay.
+// aheadPause is the number of timer checkpoints before which nothing is sent ahead, after
+// sending ahead did not pay.
 const aheadPause = 8
 
-// AheadSender is a PrimaryConfig.RAM that keeps count of what it sends ahead (ram.Saver).
+// AheadSender is a PrimaryConfig.RAM that counts the pages that it sends ahead (ram.Saver).
 // BeginAhead is called before the first page of a checkpoint is sent while the guest runs, and
-// after Pending(true) of the registry. It may leave out pages that are not worth it. Ahead
-// says, after the checkpoint, how many pages went ahead and how many of those went again.
+// after Pending(true) of the registry. From then on the RAM may leave out pages that will
+// probably be written again. Ahead is called after the checkpoint and returns how many pages
+// went ahead, and how many of those had to be sent again.
 type AheadSender interface {
 	BeginAhead()
 	Ahead() (pages, again uint64)
 }
 
-// RoundSender is an AheadSender that can leave nothing out: what it knows of pages that are
-// written again before the next checkpoint says little of the moment that the last round of
-// Primary.Converge takes (ram.Saver). BeginRounds is called before the first Pending(true) of
-// the registry for the first round; until the checkpoint is sent SaveIterate is to send all
-// that is dirty.
+// RoundSender is an AheadSender that can also send every dirty page (ram.Saver). The rounds of
+// Primary.Converge need that: a page that is usually written again before the next checkpoint
+// may well not be written in the short last round. BeginRounds is called before the first
+// Pending(true) of the registry for the first round; until the checkpoint is sent SaveIterate
+// is to send all that is dirty.
 type RoundSender interface {
 	AheadSender
 	BeginRounds()
 }
 
 // ahead returns the step that sends memory while the guest still runs, or nil
-// where a checkpoint should pause at once: packets wait for any checkpoint that
-// the timer has not asked for. The secondary takes the PART sections as it takes END
-// ones.
+// where the guest should be paused at once, as for every checkpoint that the timer has not
+// asked for: packets wait for those. The secondary stages PART sections as it does END
+// sections.
 func (p *Primary) ahead(cause event.Cause) func(context.Context) error {
 	if cause != event.CauseTimer || p.cfg.AheadThreshold < 0 || p.last <= uint64(p.cfg.AheadThreshold) {
 		return nil
@@ -80,8 +81,8 @@ func (p *Primary) sendWhileRunning(ctx context.Context, enough func() bool) erro
 	return nil
 }
 
-// diverged takes a request that has come while memory is sent ahead: the pause
-// that follows is what it asks for.
+// diverged reports whether a checkpoint was requested while memory is sent ahead, and takes
+// the request: the checkpoint under way answers it.
 func (p *Primary) diverged() bool {
 	select {
 	case <-p.request:
@@ -96,14 +97,15 @@ func (p *Primary) diverged() bool {
 	return true
 }
 
-// backOff notices when the guest had dirtied again most of what was sent ahead.
+// backOff stops sending ahead for a while if the guest has written again most of what was
+// sent.
 func (p *Primary) backOff() {
 	if p.sentAhead == 0 {
 		return
 	}
 	most := p.cp.Bytes-p.sentAhead > p.sentAhead/2
 	if p.picky != nil {
-		// What was left out went with the checkpoint, and only there.
+		// Pages that the RAM left out count as neither: they went with the checkpoint alone.
 		pages, again := p.picky.Ahead()
 		most = again > pages/2
 	}

@@ -30,32 +30,32 @@ type EarlySender interface {
 	Differences() bool
 }
 
-// How many times the guest's writes are looked for from one checkpoint to the next, if that is
-// neither more often than earlyOften nor less than earlySeldom.
+// How many times the log of the guest's writes is read from one checkpoint to the next, if the
+// time between two reads is then neither below earlyOften nor above earlySeldom.
 const (
 	earlyRounds = 8
 	earlyOften  = 10 * time.Millisecond
 	earlySeldom = time.Second
 )
 
-// early is what a primary knows of the pages that it sends between checkpoints. It belongs to
+// early decides when a primary sends pages between two checkpoints, and how many. It belongs to
 // the goroutine in Run.
 type early struct {
 	ram   EarlySender // nil: none are sent
 	takes uint64      // bytes of memory that the secondary takes before a checkpoint; 0: none
 	share float64     // of the link
 
-	rest  int           // checkpoints before which none are sent
+	rest  int           // checkpoints before which nothing is sent early
 	vain  int           // checkpoints in a row for which it brought little
 	every time.Duration // from one look at the guest's writes to the next
 	round time.Time     // the last look
-	open  bool          // what it has found is not all sent
+	open  bool          // some pages that the last look found are not sent yet
 	bytes int64         // sent since the last checkpoint
 
 	link linkRate
 }
 
-// openEarly prepares it.
+// openEarly prepares p.early.
 func (p *Primary) openEarly() error {
 	share := p.cfg.EarlyShare
 	switch e, ok := p.cfg.RAM.(EarlySender); {
@@ -70,9 +70,9 @@ func (p *Primary) openEarly() error {
 	return nil
 }
 
-// begin is called when the primary begins to wait for a checkpoint; the guest's writes were
-// looked for when it stood still for the last. It returns a timer for the first piece, nil
-// where none is to be sent.
+// begin is called when the primary begins to wait for a checkpoint. looked is when the log of
+// the guest's writes was last read, at the pause of the last checkpoint. It returns a timer
+// for the first piece, nil where none is to be sent.
 func (e *early) begin(interval time.Duration, looked time.Time) *time.Timer {
 	if e.ram == nil || e.takes == 0 {
 		return nil
@@ -86,7 +86,7 @@ func (e *early) begin(interval time.Duration, looked time.Time) *time.Timer {
 	return time.NewTimer(time.Until(looked.Add(e.every)))
 }
 
-// interval is about how long it is from one checkpoint to the next.
+// interval estimates the time from one checkpoint to the next.
 func (p *Primary) interval() time.Duration {
 	d := time.Duration(p.delay.Load())
 	if last := p.since.Sub(p.earlier); p.epoch > 1 && last < d {
@@ -144,11 +144,13 @@ func (p *Primary) sendEarly(ctx context.Context) (wait time.Duration, err error)
 	return max(wait, time.Microsecond), nil
 }
 
-// Where it was in vain twice in a row it is left off for aheadPause checkpoints. The first
-// time it may have been to learn which pages are written all the time.
+// If sending early brought little before earlyVain checkpoints in a row, it is left off for
+// aheadPause checkpoints. One such checkpoint is no reason: the RAM may have learnt there which
+// pages are written all the time.
 const earlyVain = 2
 
-// committed ends the count of what was sent before a checkpoint of so many pages.
+// committed is called when a checkpoint of that many pages is committed. It decides from what
+// was sent early before it whether to go on sending early.
 func (e *early) committed(of uint64) {
 	if e.bytes == 0 {
 		return
@@ -161,18 +163,18 @@ func (e *early) committed(of uint64) {
 	}
 }
 
-// linkRate estimates how many bytes a second the link carries: what it did lately when nothing
-// else was waited for, and less while pieces take longer than that.
+// linkRate estimates how many bytes a second the link carries: as many as in the last transfers
+// at full speed, and less while pieces take longer than that.
 type linkRate struct{ most, now float64 }
 
 const (
 	unknownRate = 1e9 / 8 // a link of 1 Gbit/s, before a checkpoint has shown it
-	largeEnough = 1 << 20 // bytes whose time says something of the link
+	largeEnough = 1 << 20 // the least bytes whose time measures the link
 	leastPiece  = 16 << 10
 	mostPiece   = 1 << 20
 )
 
-// carried is told of a transfer at full speed.
+// carried takes the measure of a transfer at full speed.
 func (l *linkRate) carried(bytes int64, took time.Duration) {
 	if bytes < largeEnough || took <= 0 {
 		return
@@ -185,7 +187,7 @@ func (l *linkRate) carried(bytes int64, took time.Duration) {
 	l.now = l.most
 }
 
-// pieceTook is told how long a piece took to be written.
+// pieceTook takes the measure of one piece: how long its write took.
 func (l *linkRate) pieceTook(bytes int64, took time.Duration) {
 	now := l.bytes()
 	if took >= time.Millisecond && float64(bytes) < now*took.Seconds() {
@@ -202,7 +204,7 @@ func (l *linkRate) mostBytes() float64 {
 	return l.most
 }
 
-// bytes is the estimate.
+// bytes returns the estimate, in bytes per second.
 func (l *linkRate) bytes() float64 {
 	if l.now == 0 {
 		return l.mostBytes()
@@ -210,7 +212,7 @@ func (l *linkRate) bytes() float64 {
 	return l.now
 }
 
-// piece is how many bytes are sent at a time: a millisecond of the link.
+// piece returns how many bytes are sent at a time: what the link carries in a millisecond.
 func (l *linkRate) piece() int {
 	return int(min(max(l.bytes()/1000, leastPiece), mostPiece))
 }

@@ -1,8 +1,8 @@
 package event
 
-// QEMU's events of block devices and of what is done with them.
+// The events that QEMU has for block devices and block jobs.
 
-// IOOperation is what was asked of a block device. (QAPI enums IoOperationType
+// IOOperation is the kind of a request to a block device. (QAPI enums IoOperationType
 // and QuorumOpType.)
 type IOOperation string
 
@@ -13,10 +13,11 @@ const (
 	IOFlush IOOperation = "flush" // of a quorum only
 )
 
-// UnmarshalText accepts any word. What is no word is an [*EnumError].
+// UnmarshalText accepts any word, listed here or not. A text that is no word gives an
+// [*EnumError].
 func (o *IOOperation) UnmarshalText(text []byte) error { return word(o, text, "IoOperationType") }
 
-// IOAction is what is done about an error of a block device. (QAPI enum
+// IOAction is what QEMU does about an error of a block device. (QAPI enum
 // BlockErrorAction.)
 type IOAction string
 
@@ -27,10 +28,11 @@ const (
 	IOStop   IOAction = "stop"   // the guest is stopped, or the job paused
 )
 
-// UnmarshalText accepts any word. What is no word is an [*EnumError].
+// UnmarshalText accepts any word, listed here or not. A text that is no word gives an
+// [*EnumError].
 func (a *IOAction) UnmarshalText(text []byte) error { return word(a, text, "BlockErrorAction") }
 
-// BlockImageCorrupted says that the metadata of an image is damaged. It is said
+// BlockImageCorrupted says that the metadata of an image is damaged. It is published
 // once for an image. (QAPI event BLOCK_IMAGE_CORRUPTED.)
 type BlockImageCorrupted struct {
 	Device   string `json:"device"`              // empty: the node has no device of the old kind
@@ -100,7 +102,7 @@ type BlockJobError struct {
 func (BlockJobError) Name() string { return "BLOCK_JOB_ERROR" }
 
 // BlockJobReady says that a block job can be completed, until a [BlockJobError]
-// or its end. The first documents have the device only: the rest is zero then.
+// or its end. The first documents of COLO show only the device: the rest is zero then.
 // (QAPI event BLOCK_JOB_READY.)
 type BlockJobReady struct {
 	Device string  `json:"device"`

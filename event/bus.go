@@ -14,9 +14,10 @@ import (
 //
 // Delivery is a call on the publisher's goroutine, one event at a time, to the
 // subscribers in the order of their subscription: all of them see all events
-// in the same order. A subscriber must therefore be quick (see [Buffered]): whoever
-// publishes meanwhile, and the session that does, waits for it. What a subscriber publishes is queued, and delivered when all subscribers
-// have seen the event that led to it.
+// in the same order. A subscriber must therefore be quick (see [Buffered]): the session
+// that publishes waits for it, and so does everyone else who publishes meanwhile. What a
+// subscriber publishes is queued, and delivered when all subscribers have seen the event
+// that led to it.
 //
 // A bus can carry the events of many guests: see [Bus.Guest].
 type Bus struct {
@@ -24,13 +25,13 @@ type Bus struct {
 	// bus is used.
 	Now func() time.Time
 
-	parent *Bus   // of a guest's bus: where its events go
-	guest  string // the guest that this view is of; empty: of none
+	parent *Bus   // the bus to which the events of a guest's bus go; nil: this is no guest's bus
+	guest  string // the guest of a guest's bus
 
 	mu        sync.Mutex // guards what follows, never held while a subscriber runs
 	subs      []*subscription
 	queue     []Record  // published by subscribers, behind the event under way
-	delivers  bool      // somebody does: one event at a time, and until subscribers have returned
+	delivers  bool      // a goroutine delivers: one event at a time, until the subscribers have returned
 	delivered sync.Cond // delivers has become false; its L is mu, from the first wait on
 }
 
@@ -42,22 +43,22 @@ type subscription struct {
 	idle sync.Cond // fn has returned
 }
 
-// A Record is an event, when it was published, and of which guest it is.
+// A Record is an event with the time of its publication and the name of its guest.
 type Record struct {
 	Time  time.Time // zero if unknown
-	Guest string    // its name; empty where the bus is not a guest's
+	Guest string    // its name; empty if the event was not published on a guest's bus
 	Event Event
 
-	// Members are those that the event came with and that its type has no field
-	// for, as [Decode] has found them.
+	// Members are the members of the event's data that its type has no field for, as
+	// [Decode] has found them.
 	Members Members
 }
 
 // Guest returns a bus for the events of one guest, which is a view of this one:
 // what is published on it is delivered here, and its records name the guest. Its
 // subscribers see the events of this guest only, those of b see all. So one bus,
-// and one log, serves a host with many guests. A name that b has itself is
-// replaced. A nil bus has nil guests.
+// and one log, serves a host with many guests. If b is a guest's bus itself, name
+// replaces its guest. Guest of a nil bus returns nil.
 func (b *Bus) Guest(name string) *Bus {
 	if b == nil {
 		return nil
@@ -65,7 +66,7 @@ func (b *Bus) Guest(name string) *Bus {
 	return &Bus{parent: b.root(), guest: name}
 }
 
-// root returns the bus that delivers.
+// root returns the bus that delivers the events of b.
 func (b *Bus) root() *Bus {
 	if b.parent != nil {
 		return b.parent
@@ -74,7 +75,7 @@ func (b *Bus) root() *Bus {
 }
 
 // Publish delivers e, with the present time, to all subscribers, and returns
-// when they have seen it; but from a subscriber it returns at once.
+// when they have seen it. If a subscriber calls it, it returns at once.
 func (b *Bus) Publish(e Event) {
 	if b == nil {
 		return
@@ -84,8 +85,8 @@ func (b *Bus) Publish(e Event) {
 
 func (b *Bus) publish(r Record) {
 	if !b.begin(false) {
-		// Somebody delivers: another publisher, or a subscriber's own one,
-		// which waits for this call to return.
+		// Another publisher delivers, or the one that has called this
+		// subscriber, which waits for this call to return.
 		if delivering() {
 			b.mu.Lock()
 			b.queue = append(b.queue, b.stamped(r))
@@ -102,7 +103,7 @@ func (b *Bus) publish(r Record) {
 		// A subscriber of another bus, on another goroutine, may have queued
 		// something since.
 		if !b.begin(false) {
-			return // whoever delivers looks
+			return // the goroutine that delivers will take it
 		}
 		if r, ok = b.next(); !ok {
 			b.end()
@@ -110,9 +111,9 @@ func (b *Bus) publish(r Record) {
 	}
 }
 
-// begin makes the caller the one that delivers, when nobody else does; it waits for that, or
-// reports whether it is so at once. It is no mutex: to wait for that in a bubble of
-// testing/synctest, for a subscriber that sleeps, would stop the bubble's clock.
+// begin lets the caller deliver when nobody else does. With wait it waits until then; otherwise
+// it reports whether the caller may deliver now. It does not use a mutex: in a bubble of
+// testing/synctest, waiting for a mutex while a subscriber sleeps would stop the clock.
 func (b *Bus) begin(wait bool) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -129,7 +130,7 @@ func (b *Bus) begin(wait bool) bool {
 	return true
 }
 
-// end lets somebody else deliver.
+// end lets another goroutine deliver.
 func (b *Bus) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -161,7 +162,7 @@ func (b *Bus) next() (r Record, ok bool) {
 	return r, true
 }
 
-// deliver calls the subscribers. Its name is looked for by delivering.
+// deliver calls the subscribers. The function delivering looks for its name on the stack.
 func (b *Bus) deliver(r Record) {
 	b.mu.Lock()
 	subs := b.subs

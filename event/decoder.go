@@ -16,7 +16,7 @@ type Decoder struct {
 	types map[string]decodeFunc // nil: the types of this package only
 }
 
-// Register makes a Decoder know a host's own type of event by the Name of its
+// Register makes a Decoder know an event type of the host, under the Name of its
 // zero value. A type of the same name, also one of this package, is replaced.
 func Register[T Event](d *Decoder) {
 	if d.types == nil {
@@ -26,7 +26,7 @@ func Register[T Event](d *Decoder) {
 	d.types[zero.Name()] = decode[T]
 }
 
-// Decode is [Decode] with the types that the Decoder knows.
+// Decode does what the function [Decode] does, with the types that the Decoder knows.
 func (d *Decoder) Decode(line []byte) (Record, error) {
 	var env struct {
 		Timestamp *stamp          `json:"timestamp"`

@@ -1,8 +1,8 @@
 package event
 
-// QEMU's events of devices that guests plug, eject and configure.
+// The events that QEMU has for devices that a guest plugs, ejects and configures.
 
-// ACPISlotType is what a slot of [ACPIDeviceOST] takes. (QAPI enum
+// ACPISlotType is the kind of device that a slot of [ACPIDeviceOST] takes. (QAPI enum
 // ACPISlotType.)
 type ACPISlotType string
 
@@ -12,12 +12,13 @@ const (
 	ACPISlotCPU  ACPISlotType = "CPU"
 )
 
-// UnmarshalText accepts any word. What is no word is an [*EnumError].
+// UnmarshalText accepts any word, listed here or not. A text that is no word gives an
+// [*EnumError].
 func (t *ACPISlotType) UnmarshalText(text []byte) error { return word(t, text, "ACPISlotType") }
 
-// ACPIDeviceOST says what the guest has made of a request to plug or unplug
+// ACPIDeviceOST says how a request to plug or unplug a device has ended in the guest
 // (_OST of the ACPI specification). The first documents show the members of
-// Info without it around them. (QAPI event ACPI_DEVICE_OST.)
+// Info at the top level. (QAPI event ACPI_DEVICE_OST.)
 type ACPIDeviceOST struct {
 	Info ACPIOSTInfo `json:"info"`
 }
@@ -28,8 +29,8 @@ func (ACPIDeviceOST) Name() string { return "ACPI_DEVICE_OST" }
 // ACPIOSTInfo is the QAPI type of the same name.
 type ACPIOSTInfo struct {
 	Device   string       `json:"device,omitempty"` // empty: the slot is
-	Source   int64        `json:"source"`           // the event that it is about, as _OST has it
-	Status   int64        `json:"status"`           // the answer, as _OST has it
+	Source   int64        `json:"source"`           // the event that it answers: the first argument of _OST
+	Status   int64        `json:"status"`           // the answer: the second argument of _OST
 	Slot     string       `json:"slot"`
 	SlotType ACPISlotType `json:"slot-type,omitempty"`
 }
@@ -57,7 +58,7 @@ type DeviceTrayMoved struct {
 func (DeviceTrayMoved) Name() string { return "DEVICE_TRAY_MOVED" }
 
 // NICRXFilterChanged says that the guest has changed which frames its card
-// receives. It is not said again before somebody has asked which those are
+// receives. QEMU does not publish it again before a client has asked which those are
 // (query-rx-filter). (QAPI event NIC_RX_FILTER_CHANGED.)
 type NICRXFilterChanged struct {
 	NIC  string `json:"name,omitempty"` // its name; empty: it has none

@@ -2,9 +2,8 @@ package event
 
 import "time"
 
-// The events of a replicated disk are this library's own. QEMU keeps what they
-// say to itself (block/replication.c), but for the error that
-// query-xen-replication-status returns when asked.
+// Only this library has events of a replicated disk. QEMU's block/replication.c
+// reports nothing, but for the error that query-xen-replication-status returns.
 
 // DiskBroken says that something has gone wrong with a replicated disk that
 // sticks: it takes part in no checkpoint any more. On a primary, writes have
@@ -23,12 +22,11 @@ type DiskBroken struct {
 // Name returns "DISK_BROKEN".
 func (DiskBroken) Name() string { return "DISK_BROKEN" }
 
-// DiskFailed says that the copy of a disk on this side is not to be trusted any
+// DiskFailed says that the copy of a disk on this side must not be trusted any
 // more: a sync of it failed, so that part of what was written may be gone, or the metadata
-// beside it could not be written, so that it cannot record what becomes of it. Each
-// of the two is published once. Every later checkpoint of the disk fails, and after a sync that
-// failed every flush. The
-// other side's copy, that of the last checkpoint, is the good one.
+// file beside it could not be written. Each of the two is published once. Every later
+// checkpoint of the disk fails, and after a failed sync every flush too. The copy on the
+// other side, in the state of the last checkpoint, is the good one.
 type DiskFailed struct {
 	Mode      Mode   `json:"mode"`           // the side whose disk it is
 	Disk      string `json:"disk,omitempty"` // its name, if it was given one
@@ -39,15 +37,14 @@ type DiskFailed struct {
 // Name returns "DISK_FAILED".
 func (DiskFailed) Name() string { return "DISK_FAILED" }
 
-// DiskSyncProgress says how far the copying of a primary's disk to its
-// secondary is.
+// DiskSyncProgress says how far a primary has copied its disk to the secondary.
 type DiskSyncProgress struct {
 	Disk      string    `json:"disk,omitempty"`
-	Phase     SyncPhase `json:"phase,omitempty"` // of a line without one: empty
-	Total     int64     `json:"total"`           // what was to be copied at the beginning, in bytes
-	Copied    int64     `json:"copied"`          // what has been sent of it
-	Same      int64     `json:"same"`            // what did not need to be, by its checksum
-	Remaining int64     `json:"remaining"`       // what is still to be looked at
+	Phase     SyncPhase `json:"phase,omitempty"` // empty in a line that has none
+	Total     int64     `json:"total"`           // what was to be compared or sent at the beginning, in bytes
+	Copied    int64     `json:"copied"`          // bytes of Total that have been sent
+	Same      int64     `json:"same"`            // bytes of Total that need not be sent, since their checksums are equal
+	Remaining int64     `json:"remaining"`       // bytes of Total that are still to be compared or sent
 	// Rate is how fast Remaining has shrunk since the beginning, in bytes per
 	// second; 0: not known yet.
 	Rate      int64 `json:"rate"`
@@ -70,15 +67,16 @@ func (p DiskSyncProgress) Left() time.Duration {
 type DiskSynchronised struct {
 	Disk      string `json:"disk,omitempty"`
 	Copied    int64  `json:"copied"`     // what was sent, in bytes
-	Same      int64  `json:"same"`       // what did not need to be
+	Same      int64  `json:"same"`       // what need not be sent, since it was equal
 	ElapsedNS int64  `json:"elapsed-ns"` // of this attempt, nanoseconds
 }
 
 // Name returns "DISK_SYNCHRONISED".
 func (DiskSynchronised) Name() string { return "DISK_SYNCHRONISED" }
 
-// DiskResynchronised says that the secondary has a stable copy again: what it
-// had missed since an earlier one was copied. A DiskBroken is over with it.
+// DiskResynchronised says that the secondary has a stable copy again: what it had
+// missed since an earlier copy has been sent. It ends the state that a DiskBroken
+// reported.
 type DiskResynchronised DiskSynchronised
 
 // Name returns "DISK_RESYNCHRONISED".
@@ -99,11 +97,11 @@ type DiskOverlayHalfFull struct {
 // Name returns "DISK_OVERLAY_HALF_FULL".
 func (DiskOverlayHalfFull) Name() string { return "DISK_OVERLAY_HALF_FULL" }
 
-// DiskOverlayFull says that a guest's write waits for a checkpoint, since the
-// secondary has no room for it. The primary's waits for as long as an answer of
-// the secondary's may take, if there is no room for what it would replace; then it
-// is made, and the secondary is lost. The secondary's fails after a time, if there
-// is no room for what it writes.
+// DiskOverlayFull says that a write of a guest waits for a checkpoint, since an overlay
+// of the secondary has no room. A write of the primary's guest waits for room for the
+// data that it replaces, for as long as an answer of the secondary may take; then the
+// write is made, and the secondary is lost. A write of the secondary's guest waits for
+// room for its own data, and fails after a time.
 type DiskOverlayFull struct {
 	Mode    Mode   `json:"mode"` // the side whose guest waits
 	Disk    string `json:"disk,omitempty"`

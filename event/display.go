@@ -1,8 +1,8 @@
 package event
 
-// QEMU's events of clients that look at a guest's screen.
+// The events that QEMU has for clients that look at the screen of a guest.
 
-// AddressFamily is what an address is of. (QAPI enum NetworkAddressFamily.)
+// AddressFamily is the kind of a network address. (QAPI enum NetworkAddressFamily.)
 type AddressFamily string
 
 // The families.
@@ -14,7 +14,8 @@ const (
 	FamilyUnknown AddressFamily = "unknown"
 )
 
-// UnmarshalText accepts any word. What is no word is an [*EnumError].
+// UnmarshalText accepts any word, listed here or not. A text that is no word gives an
+// [*EnumError].
 func (f *AddressFamily) UnmarshalText(text []byte) error {
 	return word(f, text, "NetworkAddressFamily")
 }
@@ -46,7 +47,7 @@ type SPICEChannel struct {
 }
 
 // SPICEConnected says that a client has connected. [SPICEInitialized] follows
-// when it is who it says, [SPICEDisconnected] in any case. (QAPI event
+// when it has proved who it is, [SPICEDisconnected] in any case. (QAPI event
 // SPICE_CONNECTED.)
 type SPICEConnected struct {
 	Server SPICEAddress `json:"server"`
@@ -95,7 +96,7 @@ type VNCClient struct {
 }
 
 // VNCConnected says that a client has connected. [VNCInitialized] follows when
-// it is who it says, [VNCDisconnected] in any case. (QAPI event VNC_CONNECTED.)
+// it has proved who it is, [VNCDisconnected] in any case. (QAPI event VNC_CONNECTED.)
 type VNCConnected struct {
 	Server VNCServer `json:"server"`
 	Client VNCClient `json:"client"`

@@ -16,14 +16,15 @@
 // [DiskSynchronised] or, for a secondary that comes back,
 // [DiskResynchronised].
 //
-// So have compared networks: [NetworkDiverged] names the flow that differs, and
-// [NetworkFlowApart] and [NetworkFlowTogether] tell which are not compared, since
-// the guests never agree.
+// Compared networks have their own too: [NetworkDiverged] names the flow that differs,
+// and [NetworkFlowApart] and [NetworkFlowTogether] tell which flows are not compared for
+// a while, since the guests never agree about them.
 //
 // Events of QEMU that a session does not publish have types too ([BlockIOError],
 // [JobStatusChange], ...), for a host that watches QEMUs or offers a monitor of
-// its own: what follows what is checked by an [Order], how often one may be said
-// is limited by a [Limiter]. Both are pure: they are told events and times.
+// its own. An [Order] checks that events come in an order that QEMU can produce; a
+// [Limiter] limits how often an event is published. Neither has a clock or a goroutine:
+// the caller tells them events and times.
 //
 // The bus reports; it never controls.
 package event

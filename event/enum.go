@@ -37,7 +37,7 @@ const (
 	CausePace       Cause = "pace"       // output waits of flows that are not compared
 )
 
-// SyncPhase is what the synchronisation of a disk is at.
+// SyncPhase is the phase that the synchronisation of a disk is in.
 type SyncPhase string
 
 // The phases, in their order.
@@ -46,8 +46,8 @@ const (
 	SyncFlush SyncPhase = "flush" // all have been, and are being made stable
 )
 
-// MigrationStatus is QAPI's enum of the same name. Names that are not listed
-// here are legal: QEMU gains some from time to time.
+// MigrationStatus is the state of a migration. (QAPI enum of the same name.) Names
+// that are not listed here are legal: QEMU gains some from time to time.
 type MigrationStatus string
 
 // The statuses that a COLO session passes through.
@@ -95,16 +95,18 @@ func (r *ExitReason) UnmarshalText(text []byte) error {
 	return unmarshal(r, text, "COLOExitReason", ExitNone)
 }
 
-// UnmarshalText accepts any word. What is no word is an [*EnumError].
+// UnmarshalText accepts any word, listed here or not. A text that is no word gives an
+// [*EnumError].
 func (c *Cause) UnmarshalText(text []byte) error { return unmarshal(c, text, "Cause", "unknown") }
 
-// UnmarshalText accepts any word. What is no word is an [*EnumError].
+// UnmarshalText accepts any word, listed here or not. A text that is no word gives an
+// [*EnumError].
 func (p *SyncPhase) UnmarshalText(text []byte) error {
 	return unmarshal(p, text, "SyncPhase", "unknown")
 }
 
-// MarshalText returns the word, and "unknown" for none: an event that lacks its
-// answer is encoded as one that can be read.
+// MarshalText returns the word, and "unknown" for the zero value, so that
+// UnmarshalText can read every answer.
 func (a ArbiterAnswer) MarshalText() ([]byte, error) {
 	if a == "" {
 		return []byte("unknown"), nil
@@ -112,7 +114,8 @@ func (a ArbiterAnswer) MarshalText() ([]byte, error) {
 	return []byte(a), nil
 }
 
-// UnmarshalText accepts any word. What is no word is an [*EnumError].
+// UnmarshalText accepts any word, listed here or not. A text that is no word gives an
+// [*EnumError].
 func (a *ArbiterAnswer) UnmarshalText(text []byte) error {
 	return unmarshal(a, text, "ArbiterAnswer", "unknown")
 }

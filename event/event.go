@@ -74,10 +74,10 @@ type CheckpointCommit struct {
 	Pages uint64 `json:"pages"`           // pages of guest memory that were sent; 0 on a secondary
 	Bytes uint64 `json:"bytes"`           // bytes on the wire, memory and devices
 
-	PauseNS    int64 `json:"pause-ns"`             // the guest stood still, nanoseconds
+	PauseNS    int64 `json:"pause-ns"`             // how long the guest stood still, nanoseconds
 	StoppedNS  int64 `json:"stopped-ns,omitempty"` // how long the guest really stood still in the pause of StoppedEpoch, as the VM measures it, the longest over its vCPUs, nanoseconds; 0: it does not
 	TransferNS int64 `json:"transfer-ns"`          // from the first byte of state to its receipt, nanoseconds
-	CommitNS   int64 `json:"commit-ns"`            // from receipt to the secondary's guest having become it, nanoseconds
+	CommitNS   int64 `json:"commit-ns"`            // from receipt until the secondary's guest has this state, nanoseconds
 
 	// StoppedEpoch is Epoch on a primary that resumes early, and the epoch before on another
 	// one and on a secondary: they commit before the guest's vCPUs are back.
@@ -104,7 +104,7 @@ type FailoverDone struct {
 // Name returns "FAILOVER".
 func (FailoverDone) Name() string { return "FAILOVER" }
 
-// Unknown is an event that [Decode] has no type for, as it came.
+// Unknown is an event that [Decode] has no type for, with its data as text.
 type Unknown struct {
 	Event string          // its QMP name
 	Data  json.RawMessage // its data member; nil if it had none

@@ -19,7 +19,8 @@ const (
 	JobProtect JobType = "protect"
 )
 
-// UnmarshalText accepts any word. What is no word is an [*EnumError].
+// UnmarshalText accepts any word, listed here or not. A text that is no word gives an
+// [*EnumError].
 func (t *JobType) UnmarshalText(text []byte) error { return word(t, text, "JobType") }
 
 // JobStatus is how far a job is. (QAPI enum of the same name.)
@@ -40,7 +41,8 @@ const (
 	JobNull      JobStatus = "null"      // the job is gone
 )
 
-// UnmarshalText accepts any word. What is no word is an [*EnumError].
+// UnmarshalText accepts any word, listed here or not. A text that is no word gives an
+// [*EnumError].
 func (s *JobStatus) UnmarshalText(text []byte) error { return word(s, text, "JobStatus") }
 
 // next lists what each status may be followed by, as QEMU's own jobs are held

@@ -75,7 +75,7 @@ type decodeFunc = func(json.RawMessage) (Event, Members, error)
 func Types() map[string]reflect.Type {
 	all := make(map[string]reflect.Type, len(decoders))
 	for name, dec := range decoders {
-		if e, _, err := dec(nil); err == nil { // of no data it cannot be one
+		if e, _, err := dec(nil); err == nil { // decoding no data gives no error
 			all[name] = reflect.TypeOf(e)
 		}
 	}

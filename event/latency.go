@@ -9,8 +9,8 @@ import (
 // power of two and the next: a class is a sixteenth wide.
 const latencyFine = 4
 
-// Latency counts durations by their class, exact to a sixteenth, in memory that
-// does not grow. The zero value has none. It belongs to one goroutine.
+// Latency counts durations, each exact to a sixteenth of its value, in memory that
+// does not grow. The zero value has counted none. It belongs to one goroutine.
 type Latency struct {
 	count   [(37 - latencyFine) << latencyFine]uint64 // classes of microseconds up to 2^36
 	n       uint64
@@ -18,7 +18,7 @@ type Latency struct {
 	longest time.Duration
 }
 
-// Add counts d. What is negative counts as zero. It allocates nothing.
+// Add counts d; a negative d counts as zero. It allocates nothing.
 func (l *Latency) Add(d time.Duration) {
 	us := uint64(max(d, 0) / time.Microsecond)
 	l.count[latencyClass(us)]++
@@ -52,9 +52,9 @@ func (l *Latency) Total() time.Duration { return l.total }
 // Max returns the longest duration.
 func (l *Latency) Max() time.Duration { return l.longest }
 
-// Quantile returns a duration that at least the share q of those counted does
-// not exceed: the upper end of its class, so up to a sixteenth too much. Of
-// nothing it is 0.
+// Quantile returns a duration that at least the share q of the counted durations does
+// not exceed. It may be up to a sixteenth longer than the exact quantile. It is 0 if
+// nothing was counted.
 func (l *Latency) Quantile(q float64) time.Duration {
 	want := max(uint64(q*float64(l.n)+0.999999), 1)
 	seen := uint64(0)
@@ -76,9 +76,10 @@ func (l *Latency) Merge(other *Latency) {
 	l.longest = max(l.longest, other.longest)
 }
 
-// Since returns what l has counted more than an earlier copy of it. If before is no
-// such copy, since the count has begun anew, it returns all of l. Where the longest
-// duration is not the last ones', their Max is the end of its class.
+// Since returns the durations that l has counted since the copy before of it was made. If
+// before is no earlier copy, since the count has begun anew, it returns all of l. If the
+// longest duration of l was counted earlier, Max of the result may be up to a sixteenth
+// too long.
 func (l *Latency) Since(before *Latency) Latency {
 	if before.n > l.n || before.longest > l.longest || before.total > l.total {
 		return *l

@@ -14,8 +14,8 @@ const LimitInterval = time.Second
 // of them. What is beyond is not limited.
 const maxLimited = 1024
 
-// LimitKey tells whether QEMU limits the rate of an event, and what it is one of
-// a kind with: kinds are limited one by one. They are RTC_CHANGE, WATCHDOG,
+// LimitKey tells whether QEMU limits the rate of an event, and returns the kind that
+// it belongs to: each kind is limited by itself. They are RTC_CHANGE, WATCHDOG,
 // BALLOON_CHANGE, QUORUM_FAILURE, QUORUM_REPORT_BAD for each node,
 // VSERPORT_CHANGE for each port, MEMORY_DEVICE_SIZE_CHANGE for each device and,
 // of newer QEMUs, HV_BALLOON_STATUS_REPORT and BLOCK_IO_ERROR for each device
@@ -71,8 +71,8 @@ type limited struct {
 	last  *Record // nil: none was kept
 }
 
-// Put takes a record at a time, and reports whether it passes now. What does not
-// is kept, or replaces what was.
+// Put takes a record that is published at now, and reports whether it passes. If not, it is
+// kept in place of an earlier one of its kind.
 func (l *Limiter) Put(now time.Time, r Record) (pass bool) {
 	key, ok := LimitKey(r.Event)
 	if !ok {

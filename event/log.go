@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Level returns how much an operator needs to know of an event:
+// Level returns the level at which an event belongs in an operator's log:
 //
 //	Error  the guest, a disk or the pair is damaged: GUEST_TORN, DISK_BROKEN, DISK_FAILED,
 //	       DISK_OVERLAY_FULL, GUEST_PANICKED, BLOCK_IMAGE_CORRUPTED
@@ -38,9 +38,9 @@ func Level(e Event) slog.Level {
 	return slog.LevelInfo
 }
 
-// Attrs returns the members of an event's data in a log's words: "mode" is "side",
-// "epoch" is "checkpoint", nanoseconds are durations, and what has the option
-// omitempty and is zero is left out.
+// Attrs returns the members of an event's data as attributes of a log: "mode" is called
+// "side", "epoch" is called "checkpoint", nanoseconds are durations, and a member with
+// the option omitempty is left out if it is zero.
 func Attrs(e Event) []slog.Attr {
 	v := reflect.ValueOf(e)
 	if v.Kind() == reflect.Pointer && !v.IsNil() {
@@ -79,7 +79,7 @@ func attr(name string, v reflect.Value) slog.Attr {
 	return slog.Any(name, text(v))
 }
 
-// text is a value as a log prints it; a word is a string, whatever its type.
+// text returns a value in the form in which a log prints it: a word of any type as a string.
 func text(v reflect.Value) any {
 	if v.Kind() != reflect.String {
 		return v.Interface()
@@ -91,8 +91,8 @@ func text(v reflect.Value) any {
 }
 
 // Log writes an event to a log, at its [Level]: its name is the message, the guest
-// and its [Attrs] are the attributes. A nil logger gets nothing. So a host that has
-// a log and no use for each part's own logs its bus:
+// and its [Attrs] are the attributes. A nil logger gets nothing. A host that wants one
+// log of everything subscribes it to its bus:
 //
 //	defer bus.SubscribeAll(func(r event.Record) { event.Log(logger, r) })()
 func Log(l *slog.Logger, r Record) {

@@ -1,7 +1,7 @@
 package event
 
-// What happens to the machine as a whole. All of these are QEMU's events; a
-// comment says what each means, and what follows it where something must.
+// The events that QEMU has for the machine as a whole. The comment of each says
+// what it means, and which event must follow it, if one must.
 // [Order] checks what follows.
 
 // ShutdownCause is why a machine was reset or shut down. (QAPI enum of the same
@@ -23,7 +23,8 @@ const (
 	ShutdownSnapshotLoad    ShutdownCause = "snapshot-load"
 )
 
-// UnmarshalText accepts any word. What is no word is an [*EnumError].
+// UnmarshalText accepts any word, listed here or not. A text that is no word gives an
+// [*EnumError].
 func (c *ShutdownCause) UnmarshalText(text []byte) error { return word(c, text, "ShutdownCause") }
 
 // Reset says that the machine was reset. Firmware may reset it some more times
@@ -41,8 +42,8 @@ func (Reset) Name() string { return "RESET" }
 func (r Reset) MarshalJSON() ([]byte, error) { return shutdownJSON(r.Guest, r.Reason) }
 
 // Shutdown says that the machine has shut down and that the emulator is about to
-// exit. Where it was told not to (-no-shutdown) [Stop] follows if the guest
-// was the cause, and it stays. (QAPI event SHUTDOWN.)
+// exit. With -no-shutdown it does not exit, and [Stop] follows if the guest was the
+// cause. (QAPI event SHUTDOWN.)
 type Shutdown struct {
 	Guest  bool          `json:"guest"`            // the guest is the cause
 	Reason ShutdownCause `json:"reason,omitempty"` // empty: not said, before QEMU 4.0
@@ -98,7 +99,8 @@ const (
 	WatchdogInjectNMI WatchdogAction = "inject-nmi" // the guest gets an NMI
 )
 
-// UnmarshalText accepts any word. What is no word is an [*EnumError].
+// UnmarshalText accepts any word, listed here or not. A text that is no word gives an
+// [*EnumError].
 func (a *WatchdogAction) UnmarshalText(text []byte) error { return word(a, text, "WatchdogAction") }
 
 // Watchdog says that the guest's watchdog has run out, and what is done: the
@@ -122,7 +124,8 @@ const (
 	PanicRun      PanicAction = "run"      // nothing: the guest goes on
 )
 
-// UnmarshalText accepts any word. What is no word is an [*EnumError].
+// UnmarshalText accepts any word, listed here or not. A text that is no word gives an
+// [*EnumError].
 func (a *PanicAction) UnmarshalText(text []byte) error { return word(a, text, "GuestPanicAction") }
 
 // GuestPanicked says that the guest's kernel has given up, and what is done: the
@@ -145,8 +148,8 @@ type GuestCrashloaded struct {
 // Name returns "GUEST_CRASHLOADED".
 func (GuestCrashloaded) Name() string { return "GUEST_CRASHLOADED" }
 
-// PanicInfo is what a guest says of its panic. Type tells which of the pointers
-// is set; of a type that is not known here neither is. (QAPI union
+// PanicInfo is what a guest reports of its panic. Type tells which of the pointers
+// is set; with a type that is not known here both are nil. (QAPI union
 // GuestPanicInformation.)
 type PanicInfo struct {
 	Type string `json:"type"` // "hyper-v", "s390", ...

@@ -12,8 +12,8 @@ import (
 
 // Members is a JSON object, as text: the members of an event's data that its
 // type has no field for. It is empty if there are none. Members of objects
-// inside the data are in objects of the same names. A Record with the same
-// Members encodes as it came, but for their place.
+// inside the data are in objects of the same names. A Record with its Members
+// encodes to the JSON that it was decoded from, but for the order of members.
 type Members string
 
 // Map returns the outermost members, nil if there are none or if the text is no
@@ -27,7 +27,7 @@ func (m Members) Map() map[string]json.RawMessage {
 }
 
 // split divides the members of an object: own has those that the type has a field for,
-// other the rest. It compares names exactly. Old forms have been made new before.
+// other the rest. It compares names exactly. The caller has called modern before.
 func split(data json.RawMessage, t reflect.Type) (own, other json.RawMessage, err error) {
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()

@@ -2,8 +2,8 @@ package event
 
 import "time"
 
-// The events of a compared network are this library's own. QEMU's colo-compare
-// keeps what they say to itself, but for its traces.
+// Only this library has events of a compared network. QEMU's colo-compare has
+// traces alone.
 
 // A Flow names packets from one address to another.
 type Flow struct {
@@ -14,8 +14,7 @@ type Flow struct {
 }
 
 // HeldOutput is output of a guest that waits for its checkpoint, or for the other
-// guest to say the same. It is no event: whoever holds output tells with it how much
-// (colo.OutputHolder).
+// guest to say the same. It is no event: a colo.OutputHolder returns it.
 type HeldOutput struct {
 	Packets int           `json:"packets"`
 	Bytes   int64         `json:"bytes"`  // of these packets

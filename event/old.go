@@ -5,9 +5,9 @@ import (
 	"maps"
 )
 
-// The first documents of some events differ from what QEMU says today. modern
-// makes the data of an event what it is today, so that each has one type; what
-// is of today already is not touched.
+// The first documents of COLO show some events in another form than QEMU prints today.
+// modern turns the data of an event from the old form into the present one, so that one
+// type fits both; data in the present form stays as it is.
 func modern(name string, data json.RawMessage) json.RawMessage {
 	change, ok := changes[name]
 	if !ok {
@@ -24,8 +24,8 @@ func modern(name string, data json.RawMessage) json.RawMessage {
 	return changed
 }
 
-// changes has, for each event whose members have moved, how; it reports whether
-// there was something to change.
+// changes has, for each event with an old form, a function that changes its members into
+// the present form and reports whether there was something to change.
 var changes = map[string]func(map[string]json.RawMessage) bool{
 	"ACPI_DEVICE_OST": func(m map[string]json.RawMessage) bool {
 		if m["info"] != nil || m["slot"] == nil {

@@ -20,9 +20,9 @@ func (e *OrderError) Error() string {
 	return fmt.Sprintf("event: %s: %s", e.Event, e.Reason)
 }
 
-// Order checks that the events of one machine come in an order that QEMU can
-// say. It may begin at any moment: what it has not seen the beginning of is
-// taken as it comes. The rules:
+// Order checks that the events of one machine come in an order in which QEMU can
+// publish them. It may begin at any moment: about a job, a sleep or a migration that
+// began before, it assumes nothing. The rules:
 //
 //   - STOP and RESUME take turns. What sleeps (SUSPEND) or was reset may RESUME
 //     without a STOP, because it was not running.
@@ -38,16 +38,16 @@ func (e *OrderError) Error() string {
 //     MIGRATION_PASS counts up in between.
 //   - COLO_EXIT comes once for each time that MIGRATION says colo.
 //   - VNC and SPICE: what is connected does not connect again before it has
-//     disconnected, and is not initialized twice. (Of Unix sockets, whose
-//     clients have no address, nothing is said.)
+//     disconnected, and is not initialized twice. (Clients of Unix sockets,
+//     which have no address, are not checked.)
 //
 // The rate of some events is limited ([Limiter]): they come late, with the time
 // at which they happened. What they lead to may then have come already, with a
 // later time.
 //
 // The zero Order is ready. It belongs to one goroutine, and is for tests and for
-// those who watch what they do not trust: it keeps at most a few thousand jobs
-// and connections, and forgets those beyond.
+// hosts that watch machines which they do not trust: it keeps at most a few thousand
+// jobs and connections, and forgets those beyond.
 type Order struct {
 	running   running
 	asleep    bool // SUSPEND or SUSPEND_DISK has come, and WAKEUP has not
@@ -76,7 +76,7 @@ type debt struct {
 	pays []string
 }
 
-// jobOrder is what the events have said of a job.
+// jobOrder is the state of a job as its events have reported it.
 type jobOrder struct {
 	status JobStatus
 	ready  bool
@@ -199,8 +199,8 @@ func (o *Order) Check(r Record) error {
 	return nil
 }
 
-// End says that no event follows, and returns an [*OrderError] if one had to.
-// An emulator that was killed has nothing to answer for.
+// End says that no event follows, and returns an [*OrderError] if one had to. Do not
+// call it for an emulator that was killed.
 func (o *Order) End() error {
 	if len(o.owed) > 0 {
 		d := o.owed[0]

@@ -1,9 +1,9 @@
 package event
 
-// The events of how a session ends are this library's own: QEMU says no more
-// than COLO_EXIT.
+// Only this library has these events of the end of a session: QEMU publishes COLO_EXIT
+// and no more.
 
-// ArbiterAnswer is how far a question to an arbiter has come.
+// ArbiterAnswer is the state of a question to an arbiter.
 type ArbiterAnswer string
 
 // The answers.
@@ -63,8 +63,8 @@ type ProtectionEnded struct {
 // Name returns "PROTECTION_ENDED".
 func (ProtectionEnded) Name() string { return "PROTECTION_ENDED" }
 
-// GuestTorn says that a commit has failed half way, so that this side's guest
-// is of no checkpoint and never runs again.
+// GuestTorn says that a commit has failed half way: the guest on this side is a mixture
+// of two states, and never runs again.
 type GuestTorn struct {
 	Mode  Mode   `json:"mode"`
 	Epoch uint64 `json:"epoch"` // of the checkpoint that was not committed
@@ -81,7 +81,7 @@ type OutputStalled struct {
 	Mode  Mode   `json:"mode"`
 	Epoch uint64 `json:"epoch"`  // the number of the checkpoint
 	AgeNS int64  `json:"age-ns"` // since it began, nanoseconds
-	Step  string `json:"step"`   // where it stands, as the comment of package colo names it
+	Step  string `json:"step"`   // the step that it is in, as the comment of package colo names it
 }
 
 // Name returns "OUTPUT_STALLED".

@@ -31,8 +31,8 @@ type Arbiter interface {
 
 	// Release gives the guest back, with a last note, so that the next claim
 	// does not wait for the end of the term. Whoever releases has shut its gate
-	// before. To release what somebody else has is ErrRefused and changes
-	// nothing.
+	// before. If another process has the guest, Release returns ErrRefused and
+	// changes nothing.
 	Release(ctx context.Context, g Grant, note string) error
 
 	// Record returns what the arbiter knows.
@@ -43,10 +43,10 @@ type Arbiter interface {
 	Watch(ctx context.Context, seen Record) (Record, error)
 }
 
-// A Claim is a host's wish to have a guest.
+// A Claim asks an arbiter to give a guest to a host.
 type Claim struct {
 	Holder string // the host's name, for people; not empty
-	Token  string // what no other process has; not empty. See NewToken
+	Token  string // a text that no other process uses; not empty. See NewToken
 	// After is the generation that the claimant has held or followed, so that its copy of
 	// the guest is of that generation. 0: it has held and followed none.
 	After uint64
@@ -54,7 +54,7 @@ type Claim struct {
 	Note  string        // at most MaxNote bytes
 }
 
-// A Grant is an arbiter's yes.
+// A Grant is the answer of an arbiter that has given a guest to a host.
 type Grant struct {
 	Generation uint64 // above that of every grant before it
 	Token      string // the token of the claim that was granted
@@ -74,7 +74,7 @@ const (
 	MaxName = 255
 )
 
-// ErrClaim says that a claim, a name or a note is not valid.
+// ErrClaim means that a claim, a name or a note is not valid.
 var ErrClaim = errors.New("failover: claim not valid")
 
 // Check returns an error that matches ErrClaim if the claim cannot be made.

@@ -53,8 +53,8 @@
 // the new generation refuses the secondary that it leaves behind, whose copy is
 // old from then on.
 //
-// A [Store] is all that is needed of the place itself: [StoreArbiter] makes an
-// Arbiter of it. failover/sharedfile is one on a file system, failover/etcd
-// (a module of its own) one in etcd. [Manual] is a person. [Keeper] does all
-// that a host has to do.
+// The place that both reach need only be a [Store]: [StoreArbiter] makes an
+// Arbiter of it. failover/sharedfile is a Store on a file system, failover/etcd
+// (a module of its own) one in etcd. [Manual] is an Arbiter that asks a person.
+// [Keeper] does all that a host has to do to get the guest and to keep it.
 package failover

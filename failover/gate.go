@@ -27,7 +27,7 @@ type Gate struct {
 	until atomic.Int64 // nanoseconds after base
 
 	mu     sync.Mutex
-	opened chan struct{} // somebody waits for it; nil: nobody does
+	opened chan struct{} // the channel of Opened, if somebody waits; nil: nobody does
 }
 
 // NewGate returns a Gate, which is shut.

@@ -24,7 +24,7 @@ type Holder struct {
 	over       uint64 // every generation up to this one is over
 	until      time.Time
 	forever    bool          // the grant has no deadline
-	fenced     bool          // it is held by an operator's word
+	fenced     bool          // an operator has said that no other host can act (Holder.Fenced)
 	renewed    time.Time     // when the last grant's request was sent
 	term       time.Duration // the term of that grant
 }

@@ -14,8 +14,8 @@ import (
 // does not say.
 const DefaultTerm = 3 * time.Second
 
-// KeeperConfig says for whom a Keeper keeps a guest. Arbiter and Holder are
-// required.
+// KeeperConfig names the arbiter of a guest and the host that is to keep it. Arbiter and
+// Holder are required.
 type KeeperConfig struct {
 	Arbiter Arbiter
 	Holder  string // this host's name
@@ -37,7 +37,7 @@ type KeeperConfig struct {
 type Keeper struct {
 	cfg  KeeperConfig
 	gate *Gate
-	kick chan struct{} // what Run waits for has changed
+	kick chan struct{} // wakes Run: the grant or its times have changed
 
 	mu     sync.Mutex
 	holder Holder
@@ -67,7 +67,7 @@ func NewKeeper(cfg KeeperConfig) (*Keeper, error) {
 }
 
 // Gate returns the gate that is open while this host may act as the guest's
-// holder. It is the same one for the Keeper's life.
+// holder. It is always the same Gate.
 func (k *Keeper) Gate() *Gate { return k.gate }
 
 // Generation returns the generation that is held, though its time may have run
@@ -123,7 +123,7 @@ func (k *Keeper) Acquire(ctx context.Context, after uint64) (uint64, error) {
 	}
 }
 
-// Promised notes the follower's promise; see Holder.Promised.
+// Promised records a promise of the follower; see Holder.Promised.
 func (k *Keeper) Promised(generation uint64, sent time.Time, term time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -160,15 +160,15 @@ func (k *Keeper) Release(ctx context.Context, note string) error {
 	g, held := k.grant, k.holder.Generation()
 	k.mu.Unlock()
 	k.over(held)
-	if held == 0 || g.Generation != held { // by an operator's word, which the arbiter has not heard
+	if held == 0 || g.Generation != held { // held by Fenced, of which the arbiter does not know
 		return nil
 	}
 	return k.cfg.Arbiter.Release(ctx, g, note)
 }
 
-// ReleaseGeneration is Release for one generation: where another is held by now, or
-// none, nothing happens and the error matches ErrRefused. It is for whoever has
-// decided to give the guest back while something else may have claimed it anew.
+// ReleaseGeneration does what Release does, for one generation alone: if another is held by
+// now, or none, it does nothing and its error matches ErrRefused. It is for a caller that has
+// decided to give the guest back while another goroutine may have claimed it anew.
 func (k *Keeper) ReleaseGeneration(ctx context.Context, generation uint64, note string) error {
 	k.mu.Lock()
 	g, held := k.grant, k.holder.Generation()
@@ -278,7 +278,7 @@ func (k *Keeper) granted(g Grant) {
 	k.wake()
 }
 
-// over ends a generation, and reports whether it was the one that is held.
+// over ends a generation, and reports whether this Keeper held it.
 func (k *Keeper) over(generation uint64) bool {
 	k.mu.Lock()
 	held := generation != 0 && k.holder.Generation() == generation

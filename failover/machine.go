@@ -34,7 +34,7 @@ func (s Status) String() string {
 var ErrInProgress = errors.New("failover: one is in progress")
 
 // ErrTorn says that the guest's last load failed half way, so that its state
-// is of no checkpoint.
+// is a mixture of two checkpoints.
 var ErrTorn = errors.New("failover: the guest is torn: its last load failed half way")
 
 // A StatusError reports a step that the present status does not allow. It

@@ -37,8 +37,8 @@ var _ Arbiter = (*Manual)(nil)
 // ErrNobodyAsks says that no claim waits for an operator's word.
 var ErrNobodyAsks = errors.New("failover: no claim waits for an answer")
 
-// NewManual returns a Manual whose record begins with r; the zero Record is that
-// of a guest that was never granted.
+// NewManual returns a Manual that begins with the record r; a guest that was never granted
+// has the zero Record.
 func NewManual(r Record) *Manual { return &Manual{record: r, changed: make(chan struct{})} }
 
 // Waiting returns the claim that waits for the operator's word.

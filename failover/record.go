@@ -14,8 +14,8 @@ type Record struct {
 	Holder     string        // who has the guest, by name. "": nobody, it was released
 	Token      string        // of the holder's process
 	Term       time.Duration // of the holder's grant. 0: until it is released
-	Note       string        // what the holder says, such as its last checkpoint. It outlives the grant
-	Writes     uint64        // changes with each grant, renewal and release
+	Note       string        // a text of the holder, such as its last checkpoint. It outlives the grant
+	Writes     uint64        // counts grants, renewals and releases
 }
 
 // Held reports whether somebody has the guest, as far as the record says: the

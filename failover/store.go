@@ -96,8 +96,8 @@ func (a *StoreArbiter) Acquire(ctx context.Context, c Claim) (Grant, error) {
 			return Grant{}, err
 		}
 		if granted {
-			// Of what this host has asked for before, and did not hear, there may be
-			// some time left.
+			// An earlier swap of this host, whose answer was lost, may have got it a
+			// grant that still lasts for a while.
 			if made, ok := a.made(r); ok && next.Generation == r.Generation && r.Term == c.Term && (c.Term == 0 || time.Since(made) < c.Term) {
 				return Grant{Generation: r.Generation, Token: c.Token, Term: c.Term, Sent: made}, nil
 			}
@@ -116,7 +116,7 @@ func (a *StoreArbiter) Acquire(ctx context.Context, c Claim) (Grant, error) {
 	}
 }
 
-// swap asks for a swap, and remembers one that is not answered.
+// swap asks the store for a swap, and remembers one that is not answered.
 func (a *StoreArbiter) swap(ctx context.Context, old, next Record, sent time.Time) (bool, error) {
 	swapped, err := a.store.Swap(ctx, old, next)
 	if err != nil {
@@ -131,8 +131,8 @@ func (a *StoreArbiter) swap(ctx context.Context, old, next Record, sent time.Tim
 	return swapped, nil
 }
 
-// made returns when the swap was sent that has made r, if nobody has answered it. It says
-// so once.
+// made returns when the swap that wrote r was sent, if that swap was not answered. It
+// returns that once.
 func (a *StoreArbiter) made(r Record) (sent time.Time, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -188,8 +188,8 @@ func (a *StoreArbiter) Release(ctx context.Context, g Grant, note string) error 
 	})
 }
 
-// change replaces the record by what rule says of it, which is sent at the time that it
-// says. A record that is as it should be is left.
+// change replaces the record by the one that rule returns for it, with the time from which
+// that counts as sent. If rule returns the same record nothing is written.
 func (a *StoreArbiter) change(ctx context.Context, rule func(Record) (Record, time.Time, error)) error {
 	for {
 		r, err := a.store.Load(ctx)
@@ -206,7 +206,7 @@ func (a *StoreArbiter) change(ctx context.Context, rule func(Record) (Record, ti
 	}
 }
 
-// ErrRecord says that what a store keeps is not a record.
+// ErrRecord means that the bytes in a store are no record.
 var ErrRecord = errors.New("failover: not an arbiter's record")
 
 // MaxRecord bounds the encoding of a record, in bytes.

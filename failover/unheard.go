@@ -12,9 +12,8 @@ type unheard struct {
 	sent time.Time // zero: there is none
 }
 
-// note notes a swap that was not answered. One that was sent earlier, from the same
-// record, may be the one that is made, whichever of the two was last: the earlier time
-// counts.
+// note records a swap that was not answered. If an earlier one from the same record was not
+// answered either, the store may have made either of the two, so the earlier time counts.
 func (u *unheard) note(next Record, sent time.Time) {
 	if !u.sent.IsZero() && u.next.Writes == next.Writes && u.sent.Before(sent) {
 		sent = u.sent
@@ -22,8 +21,8 @@ func (u *unheard) note(next Record, sent time.Time) {
 	u.next, u.sent = next, sent
 }
 
-// take returns when the swap was sent that has made r, once. ok is false if r is not of
-// the swap that was noted.
+// take returns when the swap that wrote r was sent, once. ok is false if another swap wrote
+// r.
 func (u *unheard) take(r Record) (sent time.Time, ok bool) {
 	if u.sent.IsZero() || r != u.next {
 		return time.Time{}, false

@@ -30,8 +30,8 @@ type ChipState struct {
 	pit              gokvm.PITState2
 }
 
-// NewChipState returns a state for a VM, whose interrupt controllers and timer
-// must have been created, if ever they are.
+// NewChipState returns a state for a VM. Interrupt controllers and a timer that the VM is
+// to have must have been created.
 func NewChipState(vm int) (*ChipState, error) {
 	s := &ChipState{}
 	absent := func(err error) bool {
@@ -113,8 +113,8 @@ func (s *ChipState) restorePIT(vm int) error {
 	return err
 }
 
-// chipFields names the interrupt controllers' fields. That a VM has them or not
-// is decided when it is made; both sides must agree.
+// chipFields names the fields of the interrupt controllers. Whether a VM has them is
+// decided when it is made; both sides must agree.
 func (s *ChipState) chipFields(f *vmstate.Fields) {
 	s.present = s.hasChips
 	f.Bool("present", &s.present)

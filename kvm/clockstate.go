@@ -34,7 +34,7 @@ func (s *ClockState) Save(vm int) error {
 }
 
 // Behind returns how much time has passed since Save by the wall clocks of the two
-// hosts; 0 if that is not known or less than nothing.
+// hosts; 0 if that is not known or negative.
 func (s *ClockState) Behind() time.Duration {
 	if s.wall == 0 {
 		return 0
@@ -48,12 +48,13 @@ func (s *ClockState) Restore(vm int) error {
 	return s.set(vm, gokvm.ClockData{Clock: s.data.Clock})
 }
 
-// RestoreLater sets the clock as much later as the wall clock is now.
+// RestoreLater sets the clock to where it was, plus the time that has passed since by the
+// wall clocks of the two hosts.
 func (s *ClockState) RestoreLater(vm int) error {
 	return s.set(vm, gokvm.ClockData{Clock: s.data.Clock + uint64(s.Behind())})
 }
 
-// restore is RestoreLater, computed by KVM where it can.
+// restore sets the clock. With realtime KVM itself adds the time that has passed.
 func (s *ClockState) restore(vm int, realtime bool) error {
 	if !realtime || s.wall == 0 {
 		return s.RestoreLater(vm)

@@ -5,7 +5,7 @@ import "log/slog"
 // PageSize is the unit of dirty logging.
 const PageSize = 4096
 
-// maxVCPUs is how many APIC IDs of 8 bits there are, without the one that means all.
+// maxVCPUs is the number of APIC IDs of 8 bits, without the one that means all vCPUs.
 const maxVCPUs = 255
 
 // Slot is a range of guest memory and the part of a RAM block that it shows.
@@ -21,33 +21,33 @@ type Slot struct {
 
 // AttachConfig says how a VM is adopted. The zero value is the usual case.
 type AttachConfig struct {
-	// KVM is a descriptor of /dev/kvm, which stays the caller's; 0 opens it
-	// for the duration of Attach.
+	// KVM is a descriptor of /dev/kvm, which the caller closes; 0 makes Attach
+	// open one and close it again.
 	KVM int
 	// DirtyRing is the number of entries in each vCPU's dirty ring, a power of
 	// two of at least 1024; 0 logs in bitmaps, and AutoRing leaves the choice
 	// to what the kernel has. A ring must be chosen before the first vCPU of
 	// the VM is created.
 	DirtyRing int
-	// OwnLog says that nobody but this package reads and clears the VM's dirty log, so
-	// that Attach may choose how that is done, where there is no DirtyRing: by hand
-	// (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), where the kernel has that. KeepDirty needs it.
+	// OwnLog says that only this package reads and clears the dirty log of the VM. Without
+	// a DirtyRing Attach then makes clearing the bitmap a call of its own
+	// (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), if the kernel has that. KeepDirty needs it.
 	OwnLog bool
-	// CatchUp has the guest's clocks, when its state is restored, go on as if they had
-	// run since the state was saved, by the wall clocks of the two hosts
+	// CatchUp makes the clocks of the guest, when its state is restored, go on as if they
+	// had run since the state was saved, by the wall clocks of the two hosts
 	// (KVM_CLOCK_REALTIME, and the TSC by as much): a guest that moves keeps the time
 	// of day, and sees it jump. Otherwise they go on from where they were, and the
-	// guest is late by what moving it took.
+	// guest is late by the time that the move took.
 	CatchUp bool
-	// Log is told, once, that KVM does not obey where the guest's TSC is restored
-	// (TSCError). Nil: nobody.
+	// Log gets one record if KVM does not set the guest's TSC as it is told when a
+	// state is restored (TSCError). Nil: nothing is logged.
 	Log *slog.Logger
 }
 
 // AutoRing asks for dirty rings where the kernel has them, of 65,536 entries or
-// as many as it takes, and for bitmaps elsewhere. Reading a ring costs the pages
-// that were written, reading a bitmap also the memory there is: rings pay from
-// some tens of GiB on.
+// as many as the kernel takes, and for bitmaps elsewhere. The time to read a ring grows
+// with the pages that were written, that to read a bitmap also with the size of the
+// memory: rings pay from some tens of GiB on.
 const AutoRing = -1
 
 // Config says what Create makes.

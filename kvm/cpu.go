@@ -11,9 +11,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// CPU describes what KVM can give a guest on a host, and what a guest there was
-// given. Two hosts exchange it before a guest's memory moves: what does not fit is
-// then known at once. It has a binary form (encoding.BinaryMarshaler and
+// CPU describes which CPU features KVM can give a guest on a host, and which a guest
+// there was given. Two hosts exchange it before the memory of a guest moves, so that they
+// know at once what does not fit. It has a binary form (encoding.BinaryMarshaler and
 // BinaryUnmarshaler) that both sides treat as opaque bytes.
 type CPU struct {
 	Supported  []CPUIDEntry // what KVM supports there
@@ -43,9 +43,9 @@ func ReadCPU() (*CPU, error) {
 	return c, nil
 }
 
-// CPU describes this host and the VM's first vCPU, without its MSRs. It may be called
-// while the VM runs, once the vCPU's CPUID is known: set by SetCPUID or Create, or read
-// by a save.
+// CPU describes this host and the first vCPU of the VM, without its MSRs. It may be called
+// while the VM runs, once the CPUID table of the vCPU is known: set by SetCPUID or Create,
+// or read by a save.
 func (vm *VM) CPU() (*CPU, error) {
 	c := &CPU{
 		Supported:  slices.Clone(vm.sys.cpuid),
@@ -114,10 +114,10 @@ func (vm *VM) JudgeCPU(theirs []byte) error {
 	return nil
 }
 
-// MatchCPU returns DescribeCPU's description, and JudgeCPU: what a host shows the
-// other before a guest is protected, and what it does with what it is shown. They fit
-// Offer and Judge of colo/protect's configuration. judge belongs to the VM, as
-// JudgeCPU does. It fails as DescribeCPU.
+// MatchCPU returns the description that DescribeCPU makes, and JudgeCPU as a function:
+// before a guest is protected a host sends the one to the other host, and calls the other
+// with the description that it receives. They fit Offer and Judge in the configuration of
+// colo/protect. Its errors are those of DescribeCPU.
 func (vm *VM) MatchCPU() (offer []byte, judge func(theirs []byte) error, err error) {
 	if offer, err = vm.DescribeCPU(); err != nil {
 		return nil, nil, err
@@ -125,8 +125,8 @@ func (vm *VM) MatchCPU() (offer []byte, judge func(theirs []byte) error, err err
 	return offer, vm.JudgeCPU, nil
 }
 
-// Judge reports whether guest's guest can run on the host that c describes; if it has
-// none, whether any guest that its host supports can. It fails with a CPUError.
+// Judge checks that the guest which the description guest names can run on the host that c
+// describes; if guest has no guest, that any guest of its host can. It fails with a CPUError.
 //
 // Its MSRs are not compared: whether a value is taken, only KVM knows. JudgeCPU asks
 // it, and what they are by then is tried once more when the guest's state is decoded.
@@ -137,7 +137,8 @@ func (c *CPU) Judge(guest *CPU) error {
 	return nil
 }
 
-// lacks says what guest's guest has that the host of c has not.
+// lacks returns the features, in words, that the guest of the description guest has and the
+// host of c lacks.
 func (c *CPU) lacks(guest *CPU) []string {
 	table := guest.Given
 	if table == nil {
@@ -174,7 +175,7 @@ func CommonCPUID(i int, others ...*CPU) ([]CPUIDEntry, error) {
 	return table, nil
 }
 
-// mask takes from a table what a host does not support.
+// mask removes from a table the features that a host does not support.
 func mask(table, supported []CPUIDEntry) {
 	for _, w := range cpuidWords {
 		if e := findCPUID(table, w.function, w.index); e != nil {
@@ -193,7 +194,7 @@ func mask(table, supported []CPUIDEntry) {
 }
 
 // The binary form of a CPU: the magic number, a version, flags, and big-endian numbers;
-// with cpuHasMSRs those, counted, at the end.
+// with the flag cpuHasMSRs the MSRs at the end, behind their number.
 const (
 	cpuMagic   = "lsCPU"
 	cpuVersion = 1
@@ -290,9 +291,9 @@ func (c *CPU) UnmarshalBinary(b []byte) error {
 }
 
 // SupportedCPUID returns a CPUID table for vCPU i of a VM with interrupt
-// controllers in the kernel: what the host supports, less nested virtualization and
-// what has KVM write to a stopped guest's memory (stolen time and its kin),
-// with the vCPU's own APIC ID, which ends at 254.
+// controllers in the kernel: the features that the host supports, less nested
+// virtualization and those by which KVM writes to the memory of a stopped guest (stolen
+// time and its kin), with the APIC ID of the vCPU, at most 254.
 func SupportedCPUID(i int) ([]CPUIDEntry, error) {
 	if i < 0 || i >= maxVCPUs {
 		return nil, fmt.Errorf("kvm: vCPU %d, want 0 to %d: its APIC ID has 8 bits", i, maxVCPUs-1)
@@ -309,8 +310,8 @@ func SupportedCPUID(i int) ([]CPUIDEntry, error) {
 	return cpuidOf(table, i), nil
 }
 
-// supportedCPUID is what KVM says, with what it leaves for the caller to add: that
-// there is a hypervisor, and the timer (KVM api, "KVM_CAP_TSC_DEADLINE_TIMER").
+// supportedCPUID returns the table of KVM, with the bits that KVM leaves to the caller to
+// add: that there is a hypervisor, and the timer (KVM api, "KVM_CAP_TSC_DEADLINE_TIMER").
 func supportedCPUID(kvm int) ([]CPUIDEntry, error) {
 	const tscDeadline, hypervisor = 1 << 24, 1 << 31
 	table := &cpuidTable{n: maxCPUID}
@@ -331,8 +332,8 @@ func supportedCPUID(kvm int) ([]CPUIDEntry, error) {
 	return entries, nil
 }
 
-// possibleCPUID is supportedCPUID with what KVM emulates for a guest that is told of
-// it, though no CPU has it.
+// possibleCPUID returns the table of supportedCPUID with the features that KVM emulates on
+// any CPU.
 func possibleCPUID(kvm int) ([]CPUIDEntry, error) {
 	entries, err := supportedCPUID(kvm)
 	if err != nil {

@@ -22,8 +22,8 @@ const (
 type cpuidWord struct {
 	function, index uint32
 	reg             int
-	// ignore has the bits that follow the guest's own doing or describe the
-	// topology, and those that the creator of a guest adds to what KVM lists.
+	// ignore has the bits that the guest itself changes (CR4 does), that describe
+	// the topology, or that the creator of a guest adds to KVM's list.
 	ignore uint32
 	names  string // of bits 0 to 31, as far as they have one; "-" has none
 }
@@ -128,7 +128,7 @@ func where(function, index uint32, r int) string {
 	return "CPUID " + leaf + " " + [...]string{"EAX", "EBX", "ECX", "EDX"}[r]
 }
 
-// bitNames lists bits of a word in words.
+// bitNames returns the names of the bits of mask.
 func (w cpuidWord) bitNames(mask uint32) (list []string) {
 	names := strings.Fields(w.names)
 	for ; mask != 0; mask &= mask - 1 {

@@ -17,9 +17,9 @@ type MSR struct {
 	Value uint64
 }
 
-// readMSRs returns what the vCPU has in those MSRs that another host can be asked for,
-// without those that are 0: any host has such a one. It stops the vCPU for as long as
-// that takes, some tens of microseconds, if it runs.
+// readMSRs returns the MSRs of the vCPU whose values another host can try, without those
+// that are 0, which any host takes. If the vCPU runs it is stopped meanwhile, for some tens
+// of microseconds.
 func (v *VCPU) readMSRs() (list []MSR, err error) {
 	if err := v.vm.Pause(context.Background()); err != nil {
 		return nil, err
@@ -45,8 +45,8 @@ func (v *VCPU) readMSRs() (list []MSR, err error) {
 	return list, nil
 }
 
-// refuses says which values of MSRs this KVM does not give a vCPU that has a CPUID
-// table, on the spare. The table is one that fits.
+// refuses returns, in words, the MSRs whose values this KVM refuses for a vCPU with that
+// CPUID table. It tries them on the spare. The table must fit this host.
 func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR) (list []string, err error) {
 	s.all.mu.Lock()
 	defer s.all.mu.Unlock()
@@ -61,7 +61,7 @@ func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR)
 	}
 	for _, m := range msrs {
 		if !tried(m.Index) {
-			continue // named by a host of another mind; judged with the state
+			continue // an MSR that this host does not try; the state decides later
 		}
 		one := msrOne{n: 1, entry: gokvm.MSREntry{Index: m.Index, Data: m.Value}}
 		n, err := ioctl(s.fd, "KVM_SET_MSRS", kvmSetMSRs, unsafe.Pointer(&one))
@@ -75,7 +75,7 @@ func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR)
 		switch n, err := ioctl(s.fd, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(&one)); {
 		case err != nil:
 			return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
-		case n == 0 && m.Value == 0: // one that is not there is as good as one that is 0
+		case n == 0 && m.Value == 0: // an MSR that is missing here reads like one that is 0
 		case n == 0:
 			list = append(list, fmt.Sprintf("MSR %#x, which is %#x", m.Index, m.Value))
 		case one.entry.Data != m.Value:
@@ -97,7 +97,7 @@ func appendMSRs(b []byte, list []MSR) []byte {
 	return b
 }
 
-// parseMSRs is appendMSRs' other side; ok is false unless b is that and no more.
+// parseMSRs decodes what appendMSRs has written; ok is false unless that is all of b.
 func parseMSRs(b []byte) (list []MSR, ok bool) {
 	if len(b) < 2 {
 		return nil, false

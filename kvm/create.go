@@ -23,7 +23,7 @@ const (
 // is one RAM block, and vCPUs with the CPUID that the host supports, less nested
 // virtualization. The vCPUs are in their reset state; all but the first wait to
 // be started (SetRunnable, or another vCPU's INIT and SIPI). The dirty log is
-// off. All of it goes with Close.
+// off. Close frees all of it.
 func Create(cfg Config) (_ *VM, err error) {
 	n := max(cfg.VCPUs, 1)
 	if n > maxVCPUs {
@@ -153,5 +153,5 @@ func Create(cfg Config) (_ *VM, err error) {
 }
 
 // Memory returns the RAM block of a VM that Create made, nil for an adopted one.
-// Whoever writes to it calls MarkDirty. It goes with Close.
+// Code that writes to it calls MarkDirty. Close unmaps it.
 func (vm *VM) Memory() []byte { return vm.memory }

@@ -10,8 +10,8 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
-// manual says whether reading KVM's bitmap leaves its bits there, to be cleared by a
-// call of their own: whoever made the VM may have chosen that for it
+// manual says whether reading KVM's bitmap leaves the bits set, so that a second call has
+// to clear them. The maker of the VM may have chosen that for it
 // (KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2), and KVM does not tell.
 type manual uint8
 
@@ -21,8 +21,9 @@ const (
 	manualYes
 )
 
-// enableManual has reading KVM's bitmaps leave the bits there, in a VM whose maker we are, so
-// that pages can stay writable. Reading and clearing costs what reading that clears does.
+// enableManual makes reading KVM's bitmaps leave the bits set, so that pages can stay
+// writable. It is for a VM that this package has made or whose log it owns. Reading and then
+// clearing takes as long as reading that clears.
 func (vm *VM) enableManual() error {
 	const enableOnly = 1 // the log begins empty, as without
 	if vm.ring > 0 || capability(vm.fd, capManualProtect)&enableOnly == 0 {
@@ -40,8 +41,8 @@ func (vm *VM) enableManual() error {
 // vCPUs want: a multiple of 64, as KVM asks.
 const clearChunk = 1 << 18
 
-// takeDirtyLog adds KVM's bitmap of a slot to part, and has KVM forget it, but for the
-// pages that are to be kept: whatever is not forgotten stays writable.
+// takeDirtyLog adds KVM's bitmap of a slot to part, and makes KVM forget it, but for the
+// pages that are to be kept: a page that KVM does not forget stays writable.
 //
 // Whether it has done so by itself is found out with the first pages that were
 // written, by reading again: if one of them is not there any more it has; the others
@@ -125,7 +126,7 @@ type clearLog struct {
 	bitmap uint64
 }
 
-// clearDirtyLog has KVM forget the pages in the slot's scratch and log them anew,
+// clearDirtyLog makes KVM forget the pages in the slot's scratch and log them anew,
 // without a call for stretches in which there are none.
 func (vm *VM) clearDirtyLog(s *slot) error {
 	const words = clearChunk / 64

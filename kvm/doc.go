@@ -20,12 +20,12 @@
 // lets them go on; pauses nest. Both are what colo.VM asks for, with [VM.Stopped],
 // which says how long the guest stood still, and [VM.Throttle], which slows it down.
 //
-// VM.SetIRQ is how the host's devices reach the interrupt controllers, while the
-// vCPUs run as well.
+// The devices of the host set the inputs of the interrupt controllers with VM.SetIRQ,
+// which may be called while the vCPUs run.
 //
-// Everything else that touches a vCPU needs it stopped (paused, or not in Run)
-// and fails with [ErrRunning] otherwise, because KVM would block the call until
-// the vCPU next leaves the guest. (KVM api, section 4.1 and "KVM_RUN".)
+// Every other method of a vCPU needs it stopped (paused, or not in Run) and fails
+// with [ErrRunning] otherwise, because KVM would block the call until the vCPU
+// next leaves the guest. (KVM api, section 4.1 and "KVM_RUN".)
 //
 // # State
 //
@@ -54,8 +54,8 @@
 // Not saved, and an error where a guest uses it: nested virtualization
 // ([NotSavedError], on saving and on loading), system-management memory apart from the
 // guest's (a slot of another address space cannot be added), more vCPUs than an APIC ID
-// of 8 bits can name. Breakpoints that the host itself has set (KVM_SET_GUEST_DEBUG) are the host's
-// and no part of the guest.
+// of 8 bits can name. Breakpoints that the host itself has set (KVM_SET_GUEST_DEBUG) are not part
+// of the guest, and are not saved.
 //
 // The section names, all version 1, are kvm/irqchip,
 // kvm/pit, kvm/vcpu (one instance for each) and kvm/clock; integers are big
@@ -77,17 +77,17 @@
 // # Time
 //
 // The TSC, and KVM's clock, go on from where they were when the state was saved,
-// exactly where KVM has KVM_VCPU_TSC_OFFSET. What came of it is read back
-// ([VM.TSCError]). A guest of a host that chose CatchUp instead sees the time pass that
-// it spent on its way. After pauses that add up to 10 ms the guest is told, by its
+// exactly where KVM has KVM_VCPU_TSC_OFFSET. The package reads the TSC back to see whether
+// KVM has set it ([VM.TSCError]). With CatchUp, which the host can choose instead, the time
+// of the move passes for the guest. After pauses that add up to 10 ms the guest is told, by its
 // clock, that it did not run, so that its watchdogs keep quiet.
 //
 // # Dirty memory
 //
 // Writes of vCPUs are logged by KVM, in a bitmap for each slot or in a ring for
-// each vCPU (AttachConfig, Config). An adopted VM's bitmaps may be of the kind that is
-// cleared by a call of its own; that is found out, and done. Writes of the host to
-// guest memory are not logged, and must be told with [VM.MarkDirty]. [VM.ReadDirty]
-// reports and forgets both. Each page reported must fault again before its next write is logged, so it is
-// not called more often than needed.
+// each vCPU (AttachConfig, Config). The bitmaps of an adopted VM may have to be cleared by a
+// second call; the package finds that out. KVM does not log writes of the host to guest
+// memory: the host reports them with [VM.MarkDirty]. [VM.ReadDirty] returns and forgets
+// both. Each page that it returns costs the guest a fault at the next write, so it is not
+// called more often than needed.
 package kvm

@@ -36,8 +36,8 @@ func (e *CapabilityError) Error() string {
 // Unwrap returns [errors.ErrUnsupported].
 func (e *CapabilityError) Unwrap() error { return errors.ErrUnsupported }
 
-// ExitError is an exit that ends a vCPU's Run: an error that KVM reports, or an
-// exit that nobody handles.
+// ExitError is an exit that ends the Run of a vCPU: an error that KVM reports, or an
+// exit for which there is no handler.
 type ExitError struct {
 	VCPU   int
 	Reason uint32   // KVM_EXIT_*
@@ -86,7 +86,7 @@ func (e *MSRError) Error() string {
 // Is reports whether target is [ErrState].
 func (e *MSRError) Is(target error) bool { return target == ErrState }
 
-// CPUError says in words what a guest's CPU has, and this host's KVM has not.
+// CPUError names the features that the CPU of a guest has and KVM on this host lacks.
 type CPUError struct {
 	Missing []string // such as "AVX512F (CPUID 7.0 EBX bit 16)"; at least one
 }
@@ -99,8 +99,8 @@ func (e *CPUError) Error() string {
 // Is reports whether target is [ErrState].
 func (e *CPUError) Is(target error) bool { return target == ErrState }
 
-// NotSavedError says that a guest uses what this package does not save, so that it
-// would be lost.
+// NotSavedError says that a guest uses a feature whose state this package does not save, so
+// that the state would be lost.
 type NotSavedError struct{ What string }
 
 // Error implements error.

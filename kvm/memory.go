@@ -34,7 +34,7 @@ type slot struct {
 
 // AddSlot gives the VM memory, or adopts a slot that it has: the same ID, address
 // and mapping change nothing. The slot's dirty log is on if the VM's is (see
-// StartDirtyLog). The mapping stays the caller's.
+// StartDirtyLog). The caller goes on owning the mapping.
 func (vm *VM) AddSlot(s Slot) error {
 	if len(s.Mem) == 0 || uintptr(unsafe.Pointer(&s.Mem[0]))%PageSize != 0 || len(s.Mem)%PageSize != 0 ||
 		s.GPA%PageSize != 0 || s.Offset%offsetUnit != 0 || s.ID > 0xffff {
@@ -82,8 +82,8 @@ func (vm *VM) setSlot(s *slot, log bool) error {
 }
 
 // StartDirtyLog turns the dirty log of every slot on. Writes before are not
-// known; writes after are reported by ReadDirty. The vCPUs may run. Each page's
-// next write costs a fault from now on.
+// known; writes after are reported by ReadDirty. The vCPUs may run. The next write to
+// each page costs the guest a fault.
 func (vm *VM) StartDirtyLog() error {
 	vm.logMu.Lock()
 	defer vm.logMu.Unlock()

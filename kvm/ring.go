@@ -92,7 +92,7 @@ func (vm *VM) drainRings() error {
 	return vm.harvest()
 }
 
-// harvest moves what the rings hold into the slots' bitmaps and has KVM log those
+// harvest moves what the rings hold into the slots' bitmaps and makes KVM log those
 // pages anew. A page that is written again before that is in the bitmap already.
 // vm.logMu is held, vCPUs may run.
 func (vm *VM) harvest() error {
@@ -124,7 +124,7 @@ func (vm *VM) harvest() error {
 	return errors.Join(err, vm.resetRings())
 }
 
-// resetRings has KVM log anew what was taken from the rings. Signals wait
+// resetRings makes KVM log anew the pages that were taken from the rings. Signals wait
 // meanwhile: newer kernels (seen with 6.18) break the call off when one is
 // pending, and even where the count of entries was made up by calling again, some
 // pages were then written unlogged. Go's runtime sends signals all the time.

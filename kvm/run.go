@@ -22,14 +22,13 @@ import (
 // once at a time; a vCPU whose Run has returned is stopped and may be saved, or
 // run again.
 //
-// Whoever runs vCPUs raises GOMAXPROCS by their number. A thread that comes back from
-// the guest needs one of the places that Go has for threads that run Go code; where
-// other goroutines have them all, it waits for the scheduler to take one away, and with
-// it the guest, and whoever pauses it: milliseconds instead of microseconds. In the guest
-// a vCPU takes no place.
+// A host that runs vCPUs raises GOMAXPROCS by their number. A thread that comes back from
+// the guest can run Go code only when one of GOMAXPROCS places is free. If other goroutines
+// have them all, the guest, and a caller of Pause, wait until the scheduler takes one away:
+// milliseconds instead of microseconds. In the guest a vCPU takes no place.
 //
-// handle is called for each exit but those that are KVM's own affair, with the
-// shared struct kvm_run; see Dispatch for a typed view. What it changes there (a
+// handle is called for each exit that needs the host, with the shared struct
+// kvm_run; see Dispatch for a typed view. What it changes there (a
 // port that is read) reaches the guest. An exit counts as handled even if handle
 // returns an error: before Run returns or parks, KVM has completed the
 // instruction, and for that handle may be called again (a repeated port access, an
@@ -97,8 +96,8 @@ func (v *VCPU) enterGuest() unix.Errno {
 	return errno
 }
 
-// exit deals with one exit. Those that say nothing went wrong and nothing is
-// wanted are not pending.
+// exit handles one exit. An exit that wants nothing of the host is not pending
+// afterwards.
 func (v *VCPU) exit(handle func(*RunData) error) error {
 	switch v.data.ExitReason {
 	case exitIntr:
@@ -213,7 +212,7 @@ func (v *VCPU) begin() error {
 		return fmt.Errorf("vCPU %d: %w", v.index, ErrRunning)
 	}
 	v.inRun, v.stop.entered = true, false
-	v.kicked.Store(true) // look around first
+	v.kicked.Store(true) // makes park look for work first
 	return nil
 }
 

@@ -10,7 +10,7 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
-// shadows is what a VM knows of KVM's copies of the guest's page tables.
+// shadows keeps what a VM knows of the copies that KVM keeps of the guest's page tables.
 //
 // A KVM without the hardware's second level of address translation (EPT, NPT) runs a guest on
 // page tables of its own, which it derives from the guest's, keeps, and corrects when the
@@ -19,12 +19,12 @@ import (
 // taken away. (Linux, Documentation/virt/kvm/x86/mmu.rst, "Reverse mapping" and
 // "Zapping all pages"; KVM api, KVM_SET_USER_MEMORY_REGION.)
 type shadows struct {
-	known bool   // kept has been found out; of who loads a state
+	known bool   // kept has been found out; belongs to the goroutine that loads a state
 	kept  bool   // this KVM keeps copies
 	ran   bool   // a vCPU has run since they were dropped last; under vm.mu
 	stale bool   // and a state has been loaded since; under vm.mu
-	slot  uint32 // the one that comes and goes
-	place int    // its address, in slotPlaces
+	slot  uint32 // the slot that is added and taken away
+	place int    // index in slotPlaces of its address
 }
 
 // slotPlaces are addresses far beyond any guest's memory, of which a KVM takes the first
@@ -38,7 +38,7 @@ func (vm *VM) loaded() {
 		s.known = true
 		var err error
 		if s.kept, err = vm.spares.keepShadows(); err != nil {
-			s.kept = true // dropping them costs time, keeping them the guest
+			s.kept = true // if unsure, drop them: that costs time, and stale copies would ruin the guest
 			if vm.log != nil {
 				vm.log.Warn("kvm: whether this KVM keeps copies of a guest's page tables is not known, it is taken to do so", "err", err)
 			}
@@ -49,7 +49,7 @@ func (vm *VM) loaded() {
 	s.stale = s.kept && s.ran
 }
 
-// forget has KVM drop its copies if they may be stale. It is called before a vCPU enters
+// forget makes KVM drop its copies if they may be stale. It is called before a vCPU enters
 // the guest; vm.mu is held.
 func (vm *VM) forget() error {
 	s := &vm.shadows
@@ -74,7 +74,7 @@ func (vm *VM) dropShadows() error {
 		const least = 32
 		s.slot = uint32(max(capability(vm.fd, capMemSlots), least)) - 1
 	}
-	// The host's are left alone, of which there are fewer.
+	// The number must be one that the host does not use.
 	for slices.ContainsFunc(slots, func(o *slot) bool { return o.ID == s.slot }) {
 		s.slot--
 	}

@@ -14,7 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// keepShadows is keepsShadows of the KVM of the spares.
+// keepShadows does what keepsShadows does, for the KVM of the spares.
 func (p *spares) keepShadows() (bool, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

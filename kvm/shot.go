@@ -8,14 +8,14 @@ import (
 	"unsafe"
 )
 
-// shot is how a vCPU is saved: by its own thread, on its way into a pause, since KVM
-// has the vCPU loaded there and the threads of several do it at once. What may still
+// shot is a state of a vCPU that its own thread saves on its way into a pause: KVM has the
+// vCPU loaded there, and the threads of several vCPUs save at once. What may still
 // change while the vCPU stands still (its local APIC takes interrupts, of devices that
 // are stopped after it) is read when its state is asked for.
 type shot struct {
-	// wanted: the shot of the last pause was asked for, so that of this pause will be. It
-	// belongs to Run's goroutine while the vCPU is active, and otherwise to whoever holds
-	// own; so do the fields below.
+	// wanted says that the state of the last pause was asked for, so that the state of this
+	// pause probably will be. It belongs to the goroutine of Run while the vCPU is active,
+	// and otherwise to the holder of own; so do the fields below.
 	wanted bool
 	state  *VCPUState // not the vCPU's own, which may still be being encoded
 	fresh  bool       // state is the vCPU's, but for what saveRest reads
@@ -35,7 +35,7 @@ func (s *VCPUState) another() *VCPUState {
 	}
 }
 
-// knows makes s know what from knows of the vCPU.
+// knows copies to s what does not change while the guest runs.
 func (s *VCPUState) knows(from *VCPUState) {
 	s.hasCPUID, s.hasTSCKHz = append(s.hasCPUID[:0], from.hasCPUID...), from.hasTSCKHz
 }
@@ -52,10 +52,10 @@ func (v *VCPU) shoot(resets uint64) {
 		}
 	}
 	v.shot.at = time.Now()
-	_ = v.state.readCPUID(v.fd) // who asks for the shot would see the error
+	_ = v.state.readCPUID(v.fd) // save meets the same error and returns it
 	v.shot.state.knows(v.state)
 	v.shot.state.tsc.shared = v.staged.tsc.shared
-	v.shot.fresh = v.saveMost() == nil // who asks for it will see the error
+	v.shot.fresh = v.saveMost() == nil // save then reads the state itself, and returns the error
 }
 
 // ends forgets the shot: the vCPU enters the guest.
@@ -64,7 +64,7 @@ func (s *shot) ends() {
 	s.fresh, s.used = false, false
 }
 
-// save makes the shot the stopped vCPU's state.
+// save completes the shot, so that it is the present state of the stopped vCPU.
 func (v *VCPU) save() error {
 	err := v.hold()
 	if err != nil {
@@ -88,7 +88,7 @@ func (v *VCPU) save() error {
 	return nil
 }
 
-// restore makes what is staged the stopped vCPU's state.
+// restore writes the staged state to the stopped vCPU.
 func (v *VCPU) restore() error {
 	if err := v.hold(); err != nil {
 		return err

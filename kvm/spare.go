@@ -36,8 +36,8 @@ type spare struct {
 	told  tells
 }
 
-// newSpares keeps what it takes to make a spare VM later, when /dev/kvm may not be
-// within reach any more.
+// newSpares keeps a descriptor of /dev/kvm, with which a spare VM can be made later, when
+// the process may not be able to open /dev/kvm any more.
 func newSpares(kvm int, chips bool) (*spares, error) {
 	fd, err := unix.FcntlInt(uintptr(kvm), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
@@ -55,7 +55,7 @@ func (p *spares) add(id int) *spare {
 	return s
 }
 
-// close gives everything back; nothing is tried any more.
+// close frees the spare VM; no state can be tried any more.
 func (p *spares) close() error {
 	if p == nil {
 		return nil
@@ -80,7 +80,7 @@ func (p *spares) close() error {
 	return errors.Join(errs...)
 }
 
-// open makes the vCPU unless it is there. all.mu is held.
+// open makes the spare's vCPU if there is none yet. all.mu is held.
 func (s *spare) open(apic bool, flags uint32) error {
 	p := s.all
 	if s.fd > 0 {
@@ -126,8 +126,8 @@ func prepareSpare(vm int, chips, apic bool, flags uint32) error {
 	return enableEvents(vm, flags)
 }
 
-// enableEvents has KVM tell of a pending exception's payload and of a triple fault, as
-// far as flags has them and KVM has that.
+// enableEvents makes KVM report the payload of a pending exception, and a triple fault, if
+// flags asks for them and KVM has that.
 func enableEvents(vm int, flags uint32) error {
 	for _, c := range []struct {
 		flag uint32
@@ -144,9 +144,9 @@ func enableEvents(vm int, flags uint32) error {
 	return nil
 }
 
-// given returns what a guest may have been told by KVM itself: there are KVMs (those
-// that do without the hardware's help) that give a vCPU a CPUID of their own instead of
-// the table that was set.
+// given returns the CPUID table that KVM itself may show a guest: a KVM that runs without
+// hardware virtualization can show a vCPU a CPUID of its own instead of the table that was
+// set.
 func (s *spare) given(supported []CPUIDEntry, apic bool, flags uint32) ([]CPUIDEntry, error) {
 	s.all.mu.Lock()
 	defer s.all.mu.Unlock()
@@ -172,7 +172,7 @@ func (s *spare) given(supported []CPUIDEntry, apic bool, flags uint32) ([]CPUIDE
 	return gives, nil
 }
 
-// merge adds to a table what another has.
+// merge adds to a table the features of another.
 func merge(table, more []CPUIDEntry) {
 	for _, w := range cpuidWords {
 		if e := findCPUID(table, w.function, w.index); e != nil {
@@ -197,7 +197,7 @@ func (s *spare) try(state *VCPUState) error {
 	}
 	refused := func(what string, err error) error {
 		if errors.Is(err, ErrState) {
-			return err // it says which MSR
+			return err // it names the MSR
 		}
 		return fmt.Errorf("%w: KVM refuses the %s: %w", ErrState, what, err)
 	}
@@ -272,7 +272,7 @@ func (s *spare) tryRegisters(state *VCPUState) (what string, err error) {
 	return "", nil
 }
 
-// tried says which MSRs a spare can be asked for.
+// tried reports whether a value of an MSR can be tried on a spare.
 func tried(index uint32) bool {
 	switch {
 	case index == msrTSC, index == msrTSCDeadline: // any value is taken, and set a timer

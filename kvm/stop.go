@@ -10,17 +10,17 @@ import (
 // stops measures how long the vCPUs are out of the guest for a pause.
 type stops struct {
 	out     atomic.Int32 // vCPUs that a pause has stopped and that are not back
-	longest atomic.Int64 // of those that were out together
+	longest atomic.Int64 // the longest time of the vCPUs that were out together
 	last    atomic.Int64
 }
 
-// stop is a vCPU's part, of its goroutine in Run alone.
+// stop is the part of one vCPU in that. It belongs to the goroutine in Run.
 type stop struct {
 	entered bool          // it has been in the guest in this Run
 	inside  bool          // it counts in VM.inside
 	noticed time.Time     // when it saw that it was to leave the guest
 	since   time.Time     // since when it is out for a pause; zero: it is not
-	unsaid  time.Duration // of the time out of the guest, what the guest has not been told of
+	unsaid  time.Duration // time out of the guest of which the guest has not been told
 }
 
 // Stopped returns how long the guest stood still in the last pause that is over for
@@ -63,12 +63,12 @@ func (v *VCPU) stopEnds() {
 	}
 }
 
-// untold is how much time out of the guest may add up before the guest is told: little
-// beside the seconds after which a guest takes a vCPU for stuck, and so much that a
-// guest that is paused a thousand times a second is told now and then.
+// untold is how much time out of the guest may add up before the guest is told. It is far
+// below the seconds after which a guest takes a vCPU for stuck, and long enough that a guest
+// which is paused a thousand times a second is told only now and then.
 const untold = 10 * time.Millisecond
 
-// tellGuest has the guest's clock say that the vCPU was stopped by its host, so that
+// tellGuest makes the guest's clock say that the vCPU was stopped by its host, so that
 // its watchdogs do not take it for stuck. It fails where the guest does not use the
 // clock, which then has nothing to say. (KVM api, "KVM_KVMCLOCK_CTRL".) It is called
 // before the vCPU enters the guest.

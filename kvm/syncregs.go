@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Where struct kvm_run has the registers, and what they are there of
+// The place of the registers in struct kvm_run, and the bits for what is there
 // (KVM_SYNC_X86_REGS, _SREGS and _EVENTS).
 const (
 	syncAt  = 288
@@ -25,18 +25,18 @@ type syncArea struct {
 	events       gokvm.VCPUEvents
 }
 
-// synced is how a vCPU's thread gets the registers and the events by one call instead of
-// three: by a KVM_RUN that does not enter the guest and leaves them in struct kvm_run.
-// (KVM api, "KVM_CAP_SYNC_REGS" and "immediate_exit".) What KVM says it can do is
-// compared with what the three calls say the first time, and not done again if it differs.
+// synced reads the registers and the events with one call instead of three: a KVM_RUN that
+// does not enter the guest and leaves them in struct kvm_run. (KVM api, "KVM_CAP_SYNC_REGS"
+// and "immediate_exit".) The first time the result is compared with that of the three calls,
+// and if they differ too often synced is not used any more.
 type synced struct {
 	area   *syncArea // nil: KVM does not do it
-	proved bool      // it has been seen to do it right
-	wrong  int       // how often it has been seen not to
+	proved bool      // it has been seen to give the right values
+	wrong  int       // how often it has been seen to give others
 }
 
-// mostWrong is how often what was synchronised may differ before it is not done any more.
-// It is more than once because a device may have raised an NMI between.
+// mostWrong is how often the values may differ before synced is not used any more. It is
+// more than once because a device may have raised an NMI between the calls.
 const mostWrong = 3
 
 func newSynced(sys *System, run []byte) synced {
@@ -80,7 +80,7 @@ func (v *VCPU) saveMost() error {
 	return err
 }
 
-// compared keeps what came of a comparison with what the three calls say.
+// compared records the result of a comparison with the three calls.
 func (y *synced) compared(same bool) {
 	if y.proved = same; same {
 		return
@@ -90,7 +90,7 @@ func (y *synced) compared(same bool) {
 	}
 }
 
-// with has the next KVM_RUN, which get calls, leave the registers and the events. A host
+// with makes the next KVM_RUN, which get calls, leave the registers and the events. A host
 // may use the area itself: KVM goes on leaving there, at each exit, what the host has
 // asked for; and while KVM is to take something from there for the host, this package
 // does not touch the area.
@@ -105,9 +105,10 @@ func (a *syncArea) with(get func() bool) bool {
 	return ok
 }
 
-// ask has the next KVM_RUN leave the registers and the events. What stands there until
-// then no KVM leaves: bit 1 of RFLAGS is always set, the local APIC's base is 36 to 52
-// bits wide, and KVM says of three kinds of events that they are there.
+// ask makes the next KVM_RUN leave the registers and the events. It fills their place with
+// values that no KVM writes, to see whether this one has written: bit 1 of RFLAGS is always
+// set, the base of the local APIC is 36 to 52 bits wide, and KVM always marks three kinds of
+// events as valid.
 func (a *syncArea) ask() {
 	a.regs.RFLAGS, a.sregs.ApicBase, a.events.Flags = 0, ^uint64(0), 0
 	a.valid = syncAll

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Most MSRs and CPUID entries that are carried. KVM's own limits are about 150
+// The most MSRs and CPUID entries in a state. KVM's own limits are about 150
 // and 256 (KVM_MAX_CPUID_ENTRIES).
 const (
 	maxMSRs  = 512
@@ -26,8 +26,8 @@ const (
 	msrWallClockNew = 0x4b564d00 // MSR_KVM_WALL_CLOCK_NEW
 )
 
-// System is what this host's KVM can do for a VM. It is read once, never
-// changes, and may be shared.
+// System lists the capabilities of KVM on this host that a VM needs. It is read once,
+// never changes, and may be shared.
 type System struct {
 	msrs       []uint32 // to save, in the order to restore
 	xsaveSize  int      // bytes of KVM_GET_XSAVE(2)
@@ -161,8 +161,8 @@ func RunSize() (int, error) {
 }
 
 // Probe returns nil if VMs can be created, run and saved here, and otherwise
-// what is in the way: /dev/kvm is missing, may not be opened or works only in
-// name, or a capability is missing. It creates a VM and closes it.
+// why not: /dev/kvm is missing, may not be opened or does not work, or a capability
+// is missing. It creates a VM and closes it.
 func Probe() error {
 	vm, err := Create(Config{Memory: PageSize})
 	if err != nil {

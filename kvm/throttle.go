@@ -7,9 +7,10 @@ import (
 	"time"
 )
 
-// sliceLength is the time of which Throttle takes a share: short beside what a guest's
-// timers mind, long beside what leaving the guest costs. A slice is longer where a timer
-// comes late, up to longestRest: the share is of the time that the vCPU has run.
+// sliceLength is the time of which Throttle takes a share. It is short enough not to disturb
+// the timers of a guest, and long compared with the cost of leaving the guest. If a timer
+// comes late the slice gets longer, up to longestRest: the rest is a share of the time that
+// the vCPU has really run.
 const (
 	sliceLength = 10 * time.Millisecond
 	longestRest = 200 * time.Millisecond
@@ -115,7 +116,7 @@ func (v *VCPU) sliceEnds() {
 	v.kick()
 }
 
-// stop ends what the timers do. vm.mu is held.
+// stop stops the timers. vm.mu is held.
 func (s *slice) stop() {
 	for _, t := range []*time.Timer{s.end, s.wake} {
 		if t != nil {

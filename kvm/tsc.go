@@ -14,8 +14,8 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// TSCError says that KVM took a vCPU's TSC without an error and did not obey: the
-// guest's TSC goes on from somewhere else than where it was saved.
+// TSCError says that KVM took a value for the TSC of a vCPU without an error and did not
+// set it: the guest's TSC goes on from another count than the saved one.
 type TSCError struct {
 	VCPU      int
 	Want, Got uint64 // counts of the TSC, in cycles
@@ -38,10 +38,10 @@ type deviceAttr struct {
 	attr, addr   uint64
 }
 
-// tsc is what a vCPU's TSC is restored with.
+// tsc has what is needed to restore the TSC of a vCPU.
 type tsc struct {
 	attr   bool       // KVM has KVM_VCPU_TSC_OFFSET
-	deaf   bool       // KVM has been seen not to set the TSC as it was told
+	deaf   bool       // KVM does not listen: it was seen to take a TSC and not to set it
 	shared bool       // the VM has more vCPUs
 	leader *VCPUState // the vCPU from whose TSC this one keeps its distance; nil: none
 
@@ -65,8 +65,8 @@ func (s *VCPUState) Follow(first *VCPUState) {
 	s.tsc.leader, s.tsc.shared, first.tsc.shared = first, true, true
 }
 
-// Advance has Restore set the TSC as much later than it was saved, for a guest that
-// is to notice that time has passed.
+// Advance makes Restore set the TSC to a count that is later than the saved one by this
+// time, for a guest that is to notice that time has passed.
 func (s *VCPUState) Advance(by time.Duration) { s.tsc.advance = max(by, 0) }
 
 // TSCError returns how the last Restore failed to set the TSC, nil if it is as it was
@@ -84,7 +84,7 @@ func (vm *VM) TSCError() error {
 	return nil
 }
 
-// noteTSC keeps what came of a vCPU's TSC, and tells the log the first time.
+// noteTSC records whether KVM has set the TSC of a vCPU, and logs the first failure.
 func (vm *VM) noteTSC(v *VCPU) {
 	e := v.staged.tsc.err
 	switch old := vm.tscError.Load(); {
@@ -137,7 +137,8 @@ func (s *VCPUState) saveTSC(vcpu int) error {
 	return err
 }
 
-// farTSC is further than KVM takes two TSCs to be meant as the same one, in cycles.
+// farTSC is a distance, in cycles, at which KVM no longer takes two TSCs for an attempt to
+// set the same one.
 const farTSC = 1 << 44
 
 // restoreTSC sets the TSC to what it was when it was saved, and reads back what has

@@ -19,7 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Types of gokvm's that are the kernel's byte for byte.
+// Types of package gokvm with the layout of the kernel's structs.
 type (
 	// RunData is the part of struct kvm_run that says why a vCPU left the
 	// guest.
@@ -43,11 +43,11 @@ type VCPU struct {
 	data   *RunData
 	state  *VCPUState // what was saved last; whoever encodes it may do so when the vCPU runs again
 	staged *VCPUState // what is loaded
-	given  *given     // what all of them say the vCPU was made with
+	given  *given     // the CPUID table of the vCPU, which its states share
 	ring   *ring      // nil: bitmaps
 
-	// own is held by Run except while parked, and by whoever else touches the
-	// vCPU, who only tries.
+	// own is held by Run except while parked, and by other methods that touch the
+	// vCPU, which take it with TryLock.
 	own sync.Mutex
 
 	// pending says that an exit has been handled and KVM has not been told;
@@ -69,9 +69,9 @@ type VCPU struct {
 }
 
 // AddVCPU adopts a vCPU: its descriptor and the mapping of its struct kvm_run
-// (KVM_GET_VCPU_MMAP_SIZE bytes), which stay the caller's and must outlive the
-// VM. The order of the calls is the vCPUs' numbering in saved state. CPUID, if
-// not set by SetCPUID, must have been set before the first save.
+// (KVM_GET_VCPU_MMAP_SIZE bytes), which the caller goes on owning and which must
+// outlive the VM. The order of the calls numbers the vCPUs in the saved state. CPUID,
+// if not set by SetCPUID, must have been set before the first save.
 func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 	if len(run) < PageSize {
 		return nil, fmt.Errorf("kvm: struct kvm_run mapped with %d bytes", len(run))
@@ -264,7 +264,7 @@ func (v *VCPU) SetCPUID(entries []CPUIDEntry) error {
 	})
 }
 
-// kick makes an active vCPU leave the guest, or not enter it, and look around.
+// kick makes an active vCPU leave the guest, or not enter it, and look for work.
 // The flag covers the time before KVM_RUN looks at it, the signal the time after; a vCPU that is
 // not in KVM_RUN needs none, and whatever its thread waits in would be disturbed. Between the
 // flag's store and the look at inKVM, as between inKVM's store and KVM's look at the flag, stands an

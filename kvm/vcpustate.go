@@ -68,7 +68,7 @@ type VCPUState struct {
 	xsave     []byte // sys.xsaveSize bytes
 
 	tsc      tsc
-	spare    *spare                // tries a state while it is decoded; nil: nobody does
+	spare    *spare                // tries a state while it is decoded; nil: states are not tried
 	flags    uint32                // of events, that KVM takes here
 	judged   []CPUIDEntry          // a table that this host can give a guest; of another, it is found out
 	given    *given                // what the vCPU has, for any goroutine; nil: nobody asks
@@ -79,7 +79,7 @@ type VCPUState struct {
 	some     *msrTable // those of msr that are written
 }
 
-// given is what a vCPU was made with.
+// given has the CPUID table with which a vCPU was made.
 type given struct {
 	cpuid atomic.Pointer[[]CPUIDEntry] // nil: not known
 	khz   atomic.Uint32
@@ -280,7 +280,7 @@ func (s *VCPUState) Restore(vcpu int) error {
 	return err
 }
 
-// readOnce fills in what a guest cannot change.
+// readOnce reads the parts of the state that a guest cannot change.
 func (s *VCPUState) readOnce(vcpu int) error {
 	s.tscKHz = s.hasTSCKHz
 	if err := s.readCPUID(vcpu); err != nil {
@@ -308,7 +308,7 @@ func (s *VCPUState) readCPUID(vcpu int) error {
 	return nil
 }
 
-// publishCPUID shows what the vCPU has to those who must not touch the state.
+// publishCPUID shows the CPUID table to goroutines that must not touch the state.
 func (s *VCPUState) publishCPUID() {
 	if s.given != nil {
 		table := slices.Clone(s.hasCPUID)

@@ -16,10 +16,10 @@ import (
 
 // Channels are the connections that carry pages beside the main one (multifd).
 //
-// They are in step with the stream at the end of each section, as a QEMU up to 8.0
-// has them. A later one, on either side, does so with
-// -global migration.multifd-flush-after-each-section=on only (machine types up to
-// 8.0 have it on); without, the two sides wait for each other until [ErrChannelStuck].
+// At the end of each section of the stream all pages of the section have come over the
+// channels, as with a QEMU up to 8.0. A later QEMU, on either side, does so only with
+// -global migration.multifd-flush-after-each-section=on (machine types up to
+// 8.0 have it on); without it the two sides wait for each other until [ErrChannelStuck].
 type Channels struct {
 	// Conns are the connections, at most 255, opened after the main one. Run owns
 	// and closes them. None: all pages are in the main stream.
@@ -30,13 +30,12 @@ type Channels struct {
 	// Method is how a source compresses what is in a packet. A QEMU wants its
 	// parameter multifd-compression to be the same.
 	Method multifd.Method
-	// Compressor makes a source's compressors, one for each channel, and as many before, to see
-	// whether it can; one that has a method Close is closed. Nil: zlib at level 1, for
-	// multifd.Zlib only. For multifd.Zstd the host
-	// has to bring one.
+	// Compressor makes the compressors of a source, one for each channel. It is called as many
+	// times before, to find out whether it can. A compressor that has a method Close is closed.
+	// Nil: zlib at level 1, for multifd.Zlib only; for multifd.Zstd the host has to bring one.
 	Compressor func(multifd.Method) (multifd.Compressor, error)
 
-	// Decoder makes a destination's decoders. Nil: zlib only.
+	// Decoder makes the decoders of a destination. Nil: zlib only.
 	Decoder func(multifd.Method) (multifd.Decoder, error)
 }
 
@@ -44,7 +43,7 @@ type Channels struct {
 // bring none while the stream waits for it.
 const channelPatience = time.Minute
 
-// maxChannels is what a channel's number has room for.
+// maxChannels is the number of channels that a channel's number, a byte, can tell apart.
 const maxChannels = lanes.Max
 
 func (c *Channels) check() error {
@@ -91,7 +90,7 @@ func (s *sender) close() {
 	s.Close()
 }
 
-// broken returns what a channel has broken with, or err if none has.
+// broken returns the error with which a channel broke, or err if none has.
 func (s *sender) broken(err error) error {
 	if why := s.Err(); why != nil {
 		return stuck(why)
@@ -134,15 +133,15 @@ type receiver struct {
 	err  error // valid when bad is closed
 }
 
-// errGone: a source may end its channels before the stream, but not while there is
-// memory in it.
+// errGone means that the source has ended a channel while memory was still to come. Before
+// the end of the stream, but after the last of the memory, it may.
 var errGone = errors.New("migrate: a channel has ended within the stream")
 
 // inbound is one channel of a receiver.
 type inbound struct {
 	*wire
 	arrived chan struct{} // has sent all of a section
-	resume  chan struct{} // and all others have
+	resume  chan struct{} // and all other channels have, too
 	gone    chan struct{} // closed when it has ended, between two sections
 	end     error         // how it has; valid when gone is closed
 	packets atomic.Uint64 // packets that have come on this channel
@@ -165,7 +164,7 @@ func newReceiver(ctx context.Context, c *Channels, memory *ram.Lazy, fail func(e
 	return v
 }
 
-// broke keeps the first error, and ends everything.
+// broke keeps the first error, and ends all channels and the main connection.
 func (v *receiver) broke(err error) {
 	v.once.Do(func() {
 		v.err = err
@@ -196,9 +195,10 @@ func (v *receiver) run(l *inbound, c *Channels) error {
 	for whole := false; ; {
 		p, err := r.Read()
 		if err != nil && whole && l.r.Err() != nil {
-			// However it has ended: a TLS may go without a word, and a QEMU that
-			// has done shuts its channels, within an empty packet if it must. If
-			// there is another section, its barrier finds the channel gone.
+			// It does not matter how it has ended: TLS may end without a close_notify,
+			// and a QEMU shuts its channels when it is done, even in the middle of an
+			// empty packet. If there is another section, its barrier finds the channel
+			// gone.
 			l.end = qemufile.NoEOF(err)
 			close(l.gone)
 			return nil
@@ -286,8 +286,8 @@ func (v *receiver) await(l *inbound, step chan struct{}) error {
 	}
 }
 
-// stop ends the channels: no page is placed when it has returned. It returns what
-// one has broken with.
+// stop ends the channels: when it has returned no more pages are placed. It returns the
+// error with which one broke.
 func (v *receiver) stop() error {
 	v.stopped.Store(true)
 	for _, l := range v.lanes {

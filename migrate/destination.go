@@ -14,7 +14,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// DestinationConfig is what a [Destination] fills.
+// DestinationConfig has the guest that a [Destination] fills, and how it does so.
 type DestinationConfig struct {
 	// VM is the guest, which stands still. It runs when it may. In postcopy its Resume must
 	// not wait for memory: Run waits for Resume, also when no more memory will come.
@@ -27,10 +27,11 @@ type DestinationConfig struct {
 	// does nothing. Go code of the guest's devices calls its Ensure before it touches
 	// memory.
 	Memory *ram.Lazy
-	// Blocks is what Memory was made of.
+	// Blocks are the blocks from which Memory was made.
 	Blocks []ram.Block
 
-	// Machine is the machine's name; what the source says must begin it. Empty: any.
+	// Machine is the name of the machine; the name that the source gives must be a prefix of
+	// it. Empty: any.
 	Machine string
 	// Postcopy says that the source may begin postcopy: a QEMU's capability postcopy-ram,
 	// which must be the same on both sides.
@@ -60,13 +61,13 @@ type Destination struct {
 	answers atomic.Bool // the source reads a return path
 	course  course
 
-	Stats DestinationStats // of Run, after it has returned
+	Stats DestinationStats // the figures of Run, after it has returned
 }
 
-// DestinationStats says how a migration went.
+// DestinationStats has the figures of a migration at the destination.
 type DestinationStats struct {
 	Postcopy        bool          // the guest ran before its memory was there
-	Resumed         time.Time     // when it did
+	Resumed         time.Time     // when the guest began to run
 	Memory          time.Duration // from then until all of it was there
 	Recovered       int           // connections after the first
 	Placed, Touched uint64        // pages of the host that came in postcopy, and that somebody waited for
@@ -82,15 +83,16 @@ func NewDestination(cfg DestinationConfig) *Destination {
 	return d
 }
 
-// Run takes the guest from conn, which it closes, and returns nil when all of it is here. The
-// guest runs then; in postcopy it has been running for some time.
+// Run takes the guest from conn, which it closes, and returns nil when all of the guest is here.
+// The guest runs then; in postcopy it has been running for some time.
 //
-// An error leaves a guest that has not run, and never may; but after [ErrPaused] it is
-// running, and what waits for memory waits. An error of VM.Resume leaves the guest this
-// side's too: the source does not run it any more, and Resume may be called again.
+// After an error the guest has not run here, and never may, with two exceptions. After
+// [ErrPaused] it runs, and whatever touches missing memory waits. After an error of VM.Resume
+// the guest belongs to this side: the source does not run it any more, and the host may call
+// Resume again.
 //
-// When ctx ends, so does the connection. It does not keep a guest that is this side's from
-// being resumed.
+// When ctx ends, so does the connection. A guest that belongs to this side by then is resumed
+// all the same.
 func (d *Destination) Run(ctx context.Context, conn Conn) (err error) {
 	d.course.at(StatusActive)
 	defer func() { d.course.end(err) }()
@@ -108,7 +110,7 @@ func (d *Destination) Run(ctx context.Context, conn Conn) (err error) {
 			d.shut(err)
 			return err
 		}
-		// From here on the guest is this side's, whether the source hears of it or not.
+		// From here on the guest belongs to this side, whether the source hears of it or not.
 		d.shut(nil)
 		d.Stats.Resumed = time.Now()
 		return d.cfg.VM.Resume(context.WithoutCancel(ctx))
@@ -149,7 +151,7 @@ func (d *Destination) Run(ctx context.Context, conn Conn) (err error) {
 			d.Stats.Placed, d.Stats.Touched = d.cfg.Memory.Placed()
 			return <-served
 		}
-		x.close() // whoever writes to it returns
+		x.close() // ends the writes to it
 		d.answer(nil)
 		d.course.at(StatusPostcopyPaused)
 		if ctx.Err() != nil || d.cfg.Reconnect == nil {
@@ -244,7 +246,7 @@ func (d *Destination) loadWithChannels(ctx context.Context, x *wire) error {
 		return err
 	}
 	v := newReceiver(ctx, c, d.cfg.Memory, func(err error) {
-		d.shut(err) // whoever has the guest, the end of the stream would not say it
+		d.shut(err) // the source would take the mere end of the stream for a broken connection
 		x.conn.Close()
 	})
 	d.cfg.Memory.SetBarrier(v.barrier)
@@ -267,7 +269,7 @@ func (d *Destination) load(x *wire) error {
 	}
 	if d.cfg.Machine != "" {
 		if err := c.Check(vmstate.Configuration{Machine: d.cfg.Machine}); err != nil {
-			return err
+			return fmt.Errorf("migrate: %w", err)
 		}
 	}
 	err = d.cfg.State.Load(x.r, d.command)
@@ -348,7 +350,7 @@ func (d *Destination) follow(x *wire, id uint32) error {
 				err = vmstate.ReadFooter(x.r, id)
 			}
 			if err != nil {
-				return err
+				return fmt.Errorf("migrate: memory in postcopy: %w", err)
 			}
 		case vmstate.CommandRecord:
 			c, err := vmstate.ReadCommand(x.r)
@@ -356,7 +358,7 @@ func (d *Destination) follow(x *wire, id uint32) error {
 				err = d.command(c)
 			}
 			if err != nil {
-				return err
+				return fmt.Errorf("migrate: command in postcopy: %w", err)
 			}
 		default:
 			return fmt.Errorf("migrate: %w %d in postcopy", vmstate.ErrSectionType, byte(t))

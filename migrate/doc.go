@@ -7,9 +7,9 @@
 // the devices, is sent while it stands still, and it runs on the other side when all is
 // there. A guest that writes faster than the link carries never gets there.
 //
-// In postcopy it goes to the other side without the memory that is left: it stands still as
-// long as the devices take, whatever its size, and memory that it touches is sent before the
-// rest ([ram.LazySaver], [ram.Lazy]). A Source begins with precopy passes and changes to
+// In postcopy it goes to the other side without the memory that is left: it stands still only
+// while the devices are sent, however large it is, and memory that it touches is sent before
+// the rest ([ram.LazySaver], [ram.Lazy]). A Source begins with precopy passes and changes to
 // postcopy after SourceConfig.PostcopyAfter of them, if it may.
 //
 //	source                                      destination
@@ -41,11 +41,11 @@
 //
 // # Who has the guest
 //
-// Until the devices are sent the guest is the source's: whatever fails, it runs on there, and
-// the destination's never runs. From the moment that the first byte of the devices is
-// written, the source does not run it any more unless the destination says that it failed
-// (SHUT with an error, before it ran); what is unknown is [ErrUnknown], and for somebody to
-// find out who can ask both sides. So the guest never runs on both.
+// Until the devices are sent the guest belongs to the source: whatever fails, it runs on there,
+// and never at the destination. From the moment that the first byte of the devices is written,
+// the source runs it again only if the destination says that it failed (SHUT with an error,
+// before it ran). If the source cannot know, Run returns [ErrUnknown], and somebody who can ask
+// both sides has to find out. So the guest never runs on both.
 //
 // # A connection that breaks
 //

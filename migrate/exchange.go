@@ -15,12 +15,12 @@ type exchange struct {
 	*wire
 	bitmaps chan vmstate.Return
 	ack     chan struct{}
-	ready   chan struct{} // pingReady was answered
-	kick    chan struct{} // something was asked for, or has been placed
+	ready   chan struct{} // closed when pingReady was answered
+	kick    chan struct{} // wakes follow: memory was asked for or placed
 	pace    *pacer
 	timer   *time.Timer   // of look
 	looks   bool          // timer is armed
-	done    chan struct{} // closed when the return path has ended, and err is set
+	done    chan struct{} // closed when the return path has ended and err is set
 	quit    chan struct{}
 	err     error // nil: SHUT with success
 }
@@ -121,7 +121,7 @@ func (x *exchange) broken() error {
 	}
 }
 
-// cause prefers what the other side has said to how the connection ended.
+// cause returns the error that the other side has sent, if it has, and otherwise err.
 func (x *exchange) cause(err error) error {
 	if x.w.Err() != nil {
 		select {
@@ -137,7 +137,7 @@ func (x *exchange) cause(err error) error {
 	return err
 }
 
-// wake has follow look again.
+// wake makes follow look again.
 func (x *exchange) wake() {
 	select {
 	case x.kick <- struct{}{}:

@@ -9,9 +9,9 @@ import (
 const firstPace = 1 << 16
 
 const (
-	// minWindow is how much may always be on its way.
+	// minWindow is how many bytes may always be on their way.
 	minWindow = 16 << 10
-	// maxWindow is how much may be on its way at most, whatever the destination says.
+	// maxWindow bounds the bytes on their way, whatever the destination answers.
 	maxWindow = 64 << 20
 	// paceGain is the window, in units of what the link carries in the shortest round
 	// trip.
@@ -32,9 +32,9 @@ const (
 
 // A pacer bounds how much of the memory that nobody has asked for is on its way in postcopy,
 // since a page that somebody waits for is behind it: in the buffers of both hosts and of the
-// network, which hold megabytes. About once in a quarter of the window a PING follows what
-// was sent. The destination answers in its turn, so the PONG says that it has placed
-// all that is in front, and how long that took.
+// network, which hold megabytes. About once in a quarter of the window it sends a PING. The
+// destination answers that in its turn, so the PONG tells that it has placed all that was sent
+// before, and how long that took.
 //
 // The window is what the link carries in one and a half of the shortest round trips: enough
 // to keep it busy. It grows for as long as more on its way brings more through.
@@ -56,8 +56,9 @@ type pacer struct {
 	rate  int                  // where the next one goes
 	trip  [2]time.Duration     // the shortest in this epoch and in the last; 0: none
 	epoch time.Time
-	// probing: nothing is sent before all is there, and then one piece, once in an epoch;
-	// or what stands in a queue all the time would count as the length of the link.
+	// probing: once in an epoch the pacer waits until everything has arrived and then
+	// sends one piece, to measure the round trip without a queue. Otherwise a queue that
+	// never empties would count as the length of the link.
 	probing bool
 
 	answered time.Time // when the last answer to a request was sent

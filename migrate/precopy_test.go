@@ -81,7 +81,7 @@ func TestADestinationRefusesAnotherMachine(t *testing.T) {
 	m := newPrecopy(t, 2)
 	m.destination.cfg.Machine = "other"
 	m.run()
-	if !errors.Is(m.dstErr, vmstate.ErrConfiguration) {
+	if !errors.Is(m.dstErr, vmstate.ErrConfiguration) || !strings.HasPrefix(m.dstErr.Error(), "migrate: configuration: machine type ") {
 		t.Errorf("%v", m.dstErr)
 	}
 	m.oneSide()

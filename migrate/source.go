@@ -13,14 +13,14 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// SourceConfig is what a [Source] sends, and how.
+// SourceConfig has the guest that a [Source] sends, and how it does so.
 type SourceConfig struct {
 	// VM is the guest, which runs. It is paused when it is handed over.
 	VM VM
 	// State has the guest's devices and Memory, which the caller has registered. A device
 	// that is a [vmstate.Unplugger] keeps the guest here until the guest has given it up.
 	State *vmstate.Registry
-	// Memory is the guest's memory.
+	// Memory is the memory of the guest.
 	Memory *ram.LazySaver
 	// Blocks is what Memory was made of.
 	Blocks []ram.Block
@@ -36,7 +36,7 @@ type SourceConfig struct {
 	// means 32. With Postcopy it does not matter.
 	MaxPasses int
 
-	// Postcopy lets the guest go before its memory. The destination must be able to.
+	// Postcopy lets the guest go before its memory. The destination must support that.
 	Postcopy bool
 	// PostcopyAfter is after how many passes that happens, if there is too much left for
 	// MaxDowntime. 0 means 1. Below 0 it goes before any pass, as soon as the destination
@@ -82,7 +82,7 @@ type Source struct {
 	Stats SourceStats // of Run, after it has returned
 }
 
-// SourceStats says how a migration went.
+// SourceStats has the figures of a migration at the source.
 type SourceStats struct {
 	Passes    int           // over memory, before the guest stood still
 	Postcopy  bool          // the guest went before its memory
@@ -175,7 +175,7 @@ func (s *Source) beginChannels(ctx context.Context, x *exchange) (owns bool, err
 	return false, err
 }
 
-// rate is how fast memory goes, in bytes a second; so many went over channels since.
+// rate returns how fast memory goes, in bytes a second, channelBytes of it over channels.
 func (s *Source) rate(x *exchange, since time.Time, channelBytes uint64) float64 {
 	// A clock may say that no time went by.
 	took := max(time.Since(since), time.Microsecond)
@@ -205,8 +205,8 @@ func (s *Source) paused(err error) error {
 	return fmt.Errorf("%w: %w", ErrPaused, err)
 }
 
-// send is the whole migration on one connection. owns says that the guest is still this
-// side's, and is to run.
+// send does the whole migration on one connection. owns says that the guest still belongs to
+// this side, and is to run.
 func (s *Source) send(ctx context.Context, x *exchange) (owns bool, err error) {
 	reg, w := s.cfg.State, x.w
 	paused := false

@@ -7,8 +7,10 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// Errors that a caller can tell apart with errors.Is. QEMU has an errno and a line of text
-// for most of them; the texts here are our own.
+// Errors that a caller can tell apart with errors.Is. They do not name the package: a
+// [SectionError] does, with the place. A function that reads or checks a single element
+// (ReadHeader, ReadFooter, ReadCommand, the methods of Command, Incoming.Accept,
+// Configuration.Check) knows no place and returns them without either; its caller adds both.
 var (
 	// ErrMagic: the stream does not begin with QEVM.
 	ErrMagic = errors.New("not a migration stream")

@@ -44,10 +44,10 @@ const (
 //
 // # Versions
 //
-// Version is the version of the description that is being carried. In VMState that is
-// the device. Inside Struct, VStruct, Structs, a list or a Subsection it is the part,
-// whose version their caller names (of a subsection, the stream does). DeviceVersion
-// is the version of the device everywhere.
+// Version returns the version of the description that is being carried. In VMState that is
+// the version of the device. Inside Struct, VStruct, Structs, a list or a Subsection it is
+// the version of the part, which the caller of these names (for a subsection that is loaded,
+// the stream does). DeviceVersion returns the version of the device everywhere.
 //
 // The first error sticks; after it nothing is loaded any more. A Fields is only
 // valid during the call it is passed to.
@@ -151,9 +151,9 @@ func (f *Fields) Count(n uint64, max int) int {
 // if s has fewer.
 func Elems[T any](f *Fields, s []T, n uint64) []T { return s[:f.Count(n, len(s))] }
 
-// Resize is Elems for memory that is made to measure: while loading *s becomes n
-// zero elements, or fails with [ErrBounds] beyond max; a rollback brings the old
-// slice back. While saving *s must have n elements already.
+// Resize returns *s for an array whose length n is an earlier field. While loading it
+// first makes *s a new slice of n zero elements, or fails with [ErrBounds] if n is above
+// max; a rollback brings the old slice back. While saving *s must have n elements already.
 func Resize[T any](f *Fields, s *[]T, n uint64, max int) []T {
 	if f.mode != loading {
 		return Elems(f, *s, n)
@@ -174,8 +174,8 @@ func (f *Fields) Check(name string, ok bool) {
 	}
 }
 
-// Unused stands for n bytes that used to mean something: zeros are written,
-// anything is skipped.
+// Unused stands for n bytes that an older version used: zeros are written, and what is
+// read is skipped.
 func (f *Fields) Unused(n int) {
 	switch f.mode {
 	case saving:
@@ -232,7 +232,7 @@ func (f *Fields) Struct(name, vmsd string, version uint32, fn func(*Fields)) {
 	f.nested(name, "struct", vmsd, version, fn)
 }
 
-// VStruct is Struct for a part that is pinned to an old version of its
+// VStruct does what Struct does, for a part that is pinned to an old version of its
 // description.
 func (f *Fields) VStruct(name, vmsd string, version uint32, fn func(*Fields)) {
 	f.nested(name, "vstruct", vmsd, version, fn)

@@ -67,8 +67,8 @@ func (in *Incoming) Pause() { in.paused = true }
 func (in *Incoming) End() { in.state = PostcopyEnded }
 
 // Accept takes one command. An error wraps [ErrCommand] and ends the migration.
-// act=false says that the command is legal but to be ignored: opening the return
-// path twice, or a RESUME of what was not interrupted.
+// act=false says that the command is legal but must be ignored: a second
+// OPEN_RETURN_PATH, or a RESUME when nothing was interrupted.
 func (in *Incoming) Accept(c Command) (act bool, err error) {
 	switch c.Type {
 	case CommandOpenReturnPath:

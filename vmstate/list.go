@@ -12,7 +12,7 @@ func QTailQ[T any](f *Fields, name, vmsd string, version uint32, list *[]T, max 
 	carryList(f, name, "qtailq", vmsd, version, list, max, fn)
 }
 
-// QList is QTailQ under the type name of QEMU's QLIST; the wire is the same.
+// QList does what QTailQ does, under the type name of QEMU's QLIST; the wire is the same.
 func QList[T any](f *Fields, name, vmsd string, version uint32, list *[]T, max int, fn func(*T, *Fields)) {
 	carryList(f, name, "qlist", vmsd, version, list, max, fn)
 }

@@ -9,8 +9,8 @@ import (
 )
 
 // A LiveLoader takes the sections of a live device: each START, PART and END brings one
-// body. It reads exactly the body; an error that it returns ends the load. It has to undo
-// itself what it has taken, when its host tells it to.
+// body. It reads exactly the body; an error that it returns ends the load. Rollback does not
+// undo what a LiveLoader has taken: the host tells it to, by a method of its own.
 type LiveLoader interface {
 	LoadState(r *qemufile.Reader, version uint32) error
 }
@@ -28,7 +28,7 @@ const maxPackaged = 256 << 20
 // several loads may precede either, with up to 16 sections of one device.
 //
 // Commands go to onCommand, on this goroutine, in stream order; nil ignores
-// them. The payload is onCommand's to keep, and its error ends the load. After
+// them. onCommand may keep the payload, and its error ends the load. After
 // PACKAGED, Load reads the nested stream itself (bounded by MaxPackaged).
 //
 // At POSTCOPY_RUN Load returns [ErrPostcopyRun]: everything is staged as at EOF,
@@ -45,9 +45,9 @@ func (reg *Registry) Load(r *qemufile.Reader, onCommand func(Command) error) err
 	return err
 }
 
-// LoadParts is Load where only live devices have anything to say, which the guest may
-// run meanwhile for: it takes PART sections up to and including EOF, and refuses
-// everything else before it is read, with [ErrSectionType]. No device's field changes.
+// LoadParts loads PART sections up to and including EOF, and refuses every other section
+// before it reads it, with [ErrSectionType]. No field of a device changes, so the guest may
+// run meanwhile.
 func (reg *Registry) LoadParts(r *qemufile.Reader) error {
 	err := reg.load(r, nil, true)
 	if err != nil {
@@ -56,9 +56,9 @@ func (reg *Registry) LoadParts(r *qemufile.Reader) error {
 	return err
 }
 
-// LoadDevices is Load for a device state in memory, such as a COLO checkpoint
-// has: it must end with its EOF, and what follows is [ErrTrailing]. The memory
-// is the caller's again when it returns.
+// LoadDevices does what Load does, for a device state in memory, such as a COLO checkpoint
+// has: the state must end with its EOF; bytes after that are [ErrTrailing]. LoadDevices
+// does not keep the memory.
 func (reg *Registry) LoadDevices(state []byte, onCommand func(Command) error) error {
 	reg.memory.ResetBytes(state)
 	defer reg.memory.ResetBytes(nil)

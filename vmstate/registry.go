@@ -82,13 +82,13 @@ type entry struct {
 	loader LiveLoader
 
 	known       bool   // the peer has introduced the device
-	peerID      uint32 // the peer's section id of it
+	peerID      uint32 // the section id under which the peer sends it
 	peerVersion uint32
 	loads       int // how often it was loaded since the last Commit or Rollback
 
 	saved    bool  // whether the last SaveDevices, or the SaveSetup before it, has saved it
 	early    bool  // whether SaveSetup has saved it
-	savedLen int64 // the length of the body then
+	savedLen int64 // the length of the body that was saved then
 }
 
 // header returns the header with which this side saves the device.

@@ -4,7 +4,7 @@ import (
 	"bytes"
 )
 
-// RepairVMDesc is [ParseVMDesc] for a text that it refuses. It loses the device
+// RepairVMDesc parses a text that [ParseVMDesc] refuses. It loses the device
 // in whose description the text is broken, keeps those before, and goes on with
 // the next. A device that is lost keeps its name and instance if they came before
 // the damage, and has Broken set. The error is the first one, as ParseVMDesc

@@ -323,7 +323,7 @@ func (rw *ReturnWriter) Pong(value uint32) error {
 }
 
 // RequestPages asks for pages of a block; start and length are in bytes. The
-// block is named only where it is not the last one asked for.
+// block is named on the wire only if it is not the last one asked for.
 func (rw *ReturnWriter) RequestPages(block string, start uint64, length uint32) error {
 	m := Return{Type: ReturnRequestPages, Start: start, Length: length}
 	if block != rw.block || block == "" {

@@ -36,8 +36,7 @@ type Pender interface {
 	Pending(exact bool) (mustPrecopy, canPostcopy uint64)
 }
 
-// A Cleaner is a LiveSaver with something to give back when saving is over,
-// however it ended.
+// A Cleaner is a LiveSaver that frees something when saving is over, however it ended.
 type Cleaner interface {
 	SaveCleanup()
 }
@@ -184,8 +183,8 @@ func (reg *Registry) Capture() (whole bool, err error) {
 // devices may.
 func (reg *Registry) SaveComplete(w *qemufile.Writer) error { return reg.saveComplete(w, false) }
 
-// SaveCompleteInPostcopy is SaveComplete after the switch to postcopy: devices
-// that go on in postcopy are left out.
+// SaveCompleteInPostcopy does what SaveComplete does, after the switch to postcopy: it
+// leaves out devices that go on in postcopy.
 func (reg *Registry) SaveCompleteInPostcopy(w *qemufile.Writer) error {
 	err := reg.saveComplete(w, true)
 	reg.behind = err == nil

@@ -20,15 +20,15 @@ import (
 // Stream has read an initial migration, Sections and State read the checkpoints
 // that follow it. It belongs to one goroutine.
 type Scanner struct {
-	// Record is told of each record; what it is given is its to keep. An error
-	// ends the scan. Required.
+	// Record is called with each record, which it may keep. An error ends the scan.
+	// Required.
 	Record func(*Record) error
 	// Live reads the body of a live section, after Record has seen its header;
 	// SkipLive is for those it does not know. Nil: a live section ends the scan
 	// with ErrUnknownSection.
 	Live func(h Header, r *qemufile.Reader) error
-	// Described, if not nil, is told of each early device once more, with Desc,
-	// right before Record is told of the description.
+	// Described, if not nil, is called once more with each early device, with Desc
+	// set, right before Record is called with the description.
 	Described func(*Record)
 	// NoConfiguration and NoFooters say that the stream has none, as those of
 	// very old machine types. Stream sets them where it finds that out, which it

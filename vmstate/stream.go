@@ -101,7 +101,7 @@ func putSubsection(w *qemufile.Writer, name string, version uint32) {
 // in the order above. Whether a stream has a configuration at all is not in the
 // stream: very old machine types (send-configuration=off) have none.
 //
-// Reading it is not agreeing with it; see [Configuration.Check].
+// ReadConfiguration does not compare it with the local machine; [Configuration.Check] does.
 func ReadConfiguration(r *qemufile.Reader) (Configuration, error) {
 	start := r.Offset()
 	c, err := readConfiguration(r)

@@ -10,15 +10,15 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-// Disk is a guest's disk that is a list: the guest appends to it. The disk of the primary
+// Disk is a disk whose content is a list: the guest appends to it. The disk of the primary
 // sends what is appended to it to the disk of the secondary ([Disk.Follow]), before a
 // session at once and then as the protocol allows; both record what a session asked of
 // them. Calls in an order that the protocol does not allow fail, which ends the session.
 //
 // Its methods may be called from any goroutine.
 type Disk struct {
-	// Fail, if set, is asked before each call of a session; its error is the
-	// call's. It is called with the disk locked.
+	// Fail, if set, is called before each call of a session is carried out; if it returns
+	// an error, the call returns that. It is called with the disk locked.
 	Fail func(Call) error
 
 	mu      sync.Mutex
@@ -80,7 +80,7 @@ func (d *Disk) forward(v ...uint64) {
 	d.pending = append(d.pending, v...)
 }
 
-// AppendFrame appends what a frame of a [Guest] says, so that the disk can be
+// AppendFrame appends the hash in a frame of a [Guest], so that the disk can be
 // compared with the guest's history.
 func (d *Disk) AppendFrame(frame []byte) {
 	d.Append(binary.BigEndian.Uint64(frame[len(frame)-16:])) // the round's hash

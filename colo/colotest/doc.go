@@ -1,7 +1,7 @@
-// Package colotest is for the tests of whoever uses package colo: a guest
-// without a hypervisor, connections that break where they are told, and the
-// parts that a session needs around it (a network, a disk, a witness), each
-// recording what was asked of it.
+// Package colotest helps to test programs that use package colo. It has a guest
+// without a hypervisor, connections that break at a chosen operation, and the other
+// parts that a session needs (a network, a disk, a witness), each of which records
+// the calls that it gets.
 //
 // [TestVM] runs a host VMM's own implementation of colo.VM, ram.DirtyLog and
 // its devices through what a session relies on.

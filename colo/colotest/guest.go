@@ -58,10 +58,10 @@ type GuestConfig struct {
 	// blocks vanish.
 	Write func(p []byte, off int64, flush bool) error
 
-	// Tracked has the kernel keep the dirty log (a [ram.Tracker]), instead of marks that the
-	// vCPUs set: for the tests of hosts that rely on one. NewGuest fails where the kernel
-	// cannot, with the error of [ram.NewTracker]. What else writes the memory then counts as
-	// written too.
+	// Tracked makes the kernel keep the dirty log (a [ram.Tracker]), in place of marks that
+	// the vCPUs set: for the tests of hosts that rely on one. NewGuest fails if the kernel
+	// cannot, with the error of [ram.NewTracker]. Writes of the test itself are then logged
+	// too.
 	Tracked bool
 
 	// TSC is the time-stamp counter. Nil: nanoseconds since the guest was
@@ -99,12 +99,12 @@ func (c GuestConfig) params() guest.Params {
 // MinMemory returns the least Memory that the guest can do with.
 func (c GuestConfig) MinMemory() uint64 { return c.params().MemSize() }
 
-// Guest is a guest in pure Go: memory, a dirty log, and vCPUs that run this
-// project's test program, a round at a time. It is a colo.VM, a ram.DirtyLog
-// and LogSwitch, and its vCPUs are devices of a vmstate.Registry.
+// Guest is a VM for tests, in pure Go and without KVM: memory, a dirty log, and vCPUs
+// that run this project's test program, a round at a time. It is a colo.VM, a
+// ram.DirtyLog and LogSwitch, and its vCPUs are devices of a vmstate.Registry.
 //
-// Pauses nest, as colo.VM wants it. A new guest stands still without anybody's
-// pause: the first Resume that leaves none starts it. Its rounds happen in
+// Pauses nest, as colo.VM demands. A new guest stands still though nothing has paused
+// it: the first Resume that leaves no pause starts it. Its rounds happen in
 // [Guest.Run], on goroutines that end with it, or in [Guest.Step]. Its methods
 // may be called from any goroutine, but for those that say otherwise.
 type Guest struct {
@@ -213,8 +213,8 @@ func (g *Guest) Close() error {
 	return errors.Join(err, mapping.Free(mem))
 }
 
-// Memory returns the guest's memory, from guest-physical address 0. It is the
-// guest's and changes while the guest runs.
+// Memory returns the guest's memory, from guest-physical address 0. It is not a copy, and
+// changes while the guest runs.
 func (g *Guest) Memory() []byte { return g.mem }
 
 // Blocks returns the guest's memory as a saver or a cache wants it.
@@ -429,7 +429,7 @@ func (g *Guest) rest() {
 	}
 }
 
-// admit is wake that waits for Resume.
+// admit does what wake does, but waits for Resume.
 func (g *Guest) admit(ctx context.Context) error {
 	for !g.wake() {
 		g.mu.Lock()

@@ -98,7 +98,7 @@ func (n *Network) Register(reg *vmstate.Registry) error {
 	return reg.Register(vmstate.Entry{Name: "network", Version: 1, MinVersion: 1}, n)
 }
 
-// Output takes a frame of the guest. It fits GuestConfig.Output.
+// Output takes a frame of the guest. Use it as GuestConfig.Output.
 func (n *Network) Output(frame []byte) error {
 	n.mu.Lock()
 	if n.Limit > 0 && n.holding && len(n.held) >= n.Limit {
@@ -275,7 +275,7 @@ func (n *Network) Calls() []Call {
 	return append([]Call(nil), n.calls...)
 }
 
-// frames are a network in the stream.
+// frames is the state of a network in the stream.
 type frames struct{ list [][]byte }
 
 // PreSave implements vmstate.PreSaver. Between the mark and the save the guest

@@ -10,7 +10,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// Verdict is what an [Oracle] has seen.
+// Verdict counts what an [Oracle] has seen.
 type Verdict struct {
 	Frames       uint64 // in all
 	Duplicated   uint64 // said again, in the same words: legal on a network
@@ -32,7 +32,7 @@ type Oracle struct {
 	verdict Verdict
 }
 
-// oracleVCPU is what an Oracle knows of one vCPU.
+// oracleVCPU has the state of an Oracle for one vCPU.
 type oracleVCPU struct {
 	model *guest.Model
 	said  []said // by round, from 1

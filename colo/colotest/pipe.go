@@ -51,7 +51,7 @@ func (p Point) String() string {
 	return fmt.Sprintf("%v %d", p.Op, p.N)
 }
 
-// Flow is what befalls the bytes of one direction. In a zero Flow they arrive.
+// Flow says which faults the bytes of one direction meet. With a zero Flow they all arrive.
 type Flow struct {
 	// Break is where the connection breaks, in both directions. The
 	// operation that it names is the first that fails: bytes before that one
@@ -107,7 +107,7 @@ func Pipe(ab, ba Flow) (a, b *Conn) {
 	return &Conn{p: p, in: back, out: there}, &Conn{p: p, in: there, out: back}
 }
 
-// pipe is what the two ends share. One lock and one condition serve both
+// pipe is the part that the two ends share. One lock and one condition serve both
 // directions: there are never more than four waiters.
 type pipe struct {
 	mu     sync.Mutex

@@ -15,11 +15,11 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// Host is what a VMM brings to a session, for [TestVM] to check: a guest with a
-// load that writes memory whenever it runs.
+// Host has the parts that a VMM brings to a session, for [TestVM] to check. Its guest must
+// have a load that writes memory whenever it runs.
 type Host struct {
-	// VM is the guest. It is paused, and whatever runs its vCPUs when it is
-	// resumed has been started.
+	// VM is the guest. It is paused, and the goroutines that will run its vCPUs have been
+	// started.
 	VM colo.VM
 	// Log is its dirty log, switched on if it is a ram.LogSwitch.
 	Log ram.DirtyLog

@@ -37,7 +37,7 @@ type BufferConfig struct {
 //
 // The guest's NIC calls WritePacket, which never waits for the network. Run,
 // on a goroutine of the caller's, writes what may leave, in order, as fast as
-// the network takes it. In between stand the steps of the checkpoints:
+// the network takes it. The steps of the checkpoints decide which packets may leave:
 //
 //   - Primary (colo.PrimaryNetwork). Before Mark(0) packets pass. From then on
 //     they are held: Mark(e) ends epoch e, Received(e) lets its packets leave.
@@ -59,7 +59,7 @@ type BufferConfig struct {
 // steps and the device's state belong to one at a time.
 type Buffer struct {
 	cfg  BufferConfig
-	wake chan struct{} // capacity 1: Run has something to look at
+	wake chan struct{} // capacity 1: wakes Run: a packet may leave
 	room chan struct{} // capacity 1: see Room
 
 	drafts sync.Mutex // held while a packet is composed

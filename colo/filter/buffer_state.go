@@ -108,7 +108,7 @@ func (b *Buffer) PreSave() error {
 	b.own.each(int(upto.n-b.gone.n), m.add)
 	b.saved = m
 	if len(m.data) > b.maxImage() {
-		return &Error{Op: "save", Offset: -1, Err: ErrFull}
+		return fmt.Errorf("%w: %d bytes to save, at most %d", ErrFull, len(m.data), b.maxImage())
 	}
 	return nil
 }

@@ -67,9 +67,8 @@ type ConnConfig struct {
 // frame's bytes, and not the length words.
 //
 // A Conn is for one connection: a new connection has a new Conn, so that half
-// a frame of the old one cannot confuse it. Closing the connection is the
-// owner's business. ReadPacket belongs to one goroutine; writes may come from
-// several, and from others than the reader's.
+// a frame of the old one cannot confuse it. The caller closes the connection.
+// ReadPacket belongs to one goroutine; writes may come from several others.
 type Conn struct {
 	cfg ConnConfig
 
@@ -84,7 +83,7 @@ type Conn struct {
 	w    io.Writer
 	wbuf []byte
 	woff int64
-	werr error // sticky: after a partial write the stream is of no use
+	werr error // sticky: after a partial write the peer cannot find the next frame
 }
 
 // NewConn returns a Conn on rw. It reads nothing yet.
@@ -124,7 +123,7 @@ func (c *Conn) ReadPacket() ([]byte, error) {
 }
 
 // VNetHdrLen returns the length of the virtio-net header of the frame that
-// ReadPacket returned last: the peer's word with VNetHdr, otherwise 0.
+// ReadPacket returned last: what the peer said if VNetHdr is set, otherwise 0.
 func (c *Conn) VNetHdrLen() int { return c.vnet }
 
 // next consumes one frame or one marker (then p is nil).
@@ -245,8 +244,8 @@ func (c *Conn) appendFrame(b, p []byte, hdrLen int) []byte {
 	return append(b, p...)
 }
 
-// framed returns a frame behind both of its lengths as it is written: if only the first of
-// them is, it takes the place of the other.
+// framed returns the bytes to write for a frame that stands behind both of its lengths. If the
+// connection has only the first length, that is moved to the place of the second.
 func (c *Conn) framed(p []byte) []byte {
 	if c.cfg.VNetHdr {
 		return p

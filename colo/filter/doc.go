@@ -6,9 +6,9 @@
 // this library.
 //
 // [Buffer] holds the guest's output until the checkpoint that covers it is
-// received. It is all of the network that continuous checkpointing needs, and
-// what it holds travels with the checkpoints, so that a secondary that takes
-// over says everything its guest remembers to have said.
+// received. Continuous checkpointing needs no other part of this package. The
+// packets that it holds travel with the checkpoints, so that a secondary that takes
+// over sends all that its guest remembers to have sent.
 //
 // [Chain] is the filters between a guest's NIC and its network, in the order and
 // with the properties that QEMU gives them: [Mirror] copies the primary's input,
@@ -22,10 +22,10 @@
 // Frames may begin with a virtio-net header of 10, 12, 20 or 24 bytes, and be what
 // a guest with offloads sends: of up to 64 KiB, to be cut by the device
 // (VIRTIO_NET_F_GUEST_TSO4 and its like), with a checksum that the device
-// completes. They are carried uncut, and as they are. How many buffers a frame takes
-// in the guest's ring (num_buffers) is the business of whoever puts it there.
+// completes. This package carries them unchanged and whole. How many buffers a frame takes
+// in the ring of the guest (num_buffers) is decided by the device that puts it there.
 //
 // A host that protects a guest's NIC wants package proxy, which puts these parts
-// and the comparison together. On their own they are for hosts that work with a
-// QEMU's, or in another order.
+// and the comparison together. These parts on their own are for hosts that exchange
+// packets with the filters of a QEMU, or that need another order.
 package filter

@@ -45,9 +45,9 @@ type settled struct {
 const MaxEdge = 1 << 16
 
 // Adopt takes over the connections that r translates, after the failover of its
-// side and before the side is protected again. Nothing may be on its way between
-// the guest and the network meanwhile; from now on r is of no use but for its
-// Commit. It returns how many connections there were no room for.
+// side and before the side is protected again. No packet may be on its way between
+// the guest and the network meanwhile. Of r only Commit may be called afterwards.
+// Adopt returns how many connections there was no room for.
 func (e *Edge) Adopt(r *Rewriter) (left int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -58,8 +58,8 @@ func (e *Edge) Adopt(r *Rewriter) (left int) {
 		if !c.known() {
 			continue
 		}
-		// The guest has opened the connection since then, in the place of the one that the
-		// Edge had.
+		// The guest has opened this connection anew since the Edge took over the earlier one
+		// with the same addresses.
 		delete(e.conns, k)
 		t := c.translation()
 		if t == (translation{}) {
@@ -123,7 +123,7 @@ func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) {
 	h := p.TCP()
 	switch {
 	case h.Flags()&packet.SYN != 0:
-		// The guest says whether it is of a new connection.
+		// Only a packet from the guest decides whether the connection is a new one.
 		if !inward {
 			delete(e.conns, k)
 		}
@@ -169,8 +169,8 @@ type EdgeNetwork struct {
 	in, out []byte
 }
 
-// Network returns n behind the Edge. Its frames begin with a virtio-net header of
-// vnetHdr bytes. Reads belong to one goroutine, and writes to one.
+// Network returns a network that reads from n and writes to n, and translates each packet.
+// Frames begin with a virtio-net header of vnetHdr bytes. One goroutine reads, and one writes.
 func (e *Edge) Network(n interface {
 	PacketReader
 	PacketWriter

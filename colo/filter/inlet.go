@@ -23,8 +23,8 @@ import (
 // for a checkpoint, whose memory may be half that of the next checkpoint: proxy.Secondary
 // waits until the guest runs.
 //
-// It is a colo.SecondaryNetwork. With a primary that sends no markers (a QEMU)
-// it is of no use: there [Chain.Serve] delivers at once.
+// It is a colo.SecondaryNetwork. It needs a primary that sends markers: with a QEMU,
+// which sends none, use [Chain.Serve], which delivers at once.
 type Inlet struct {
 	delivery sync.Mutex // held while a packet is delivered, so that a commit comes before or after it
 

@@ -76,8 +76,8 @@ type Rewriter struct {
 	last    *conversation // the conversation of lastKey, if not nil: packets come in bursts
 	lastKey packet.Key
 
-	spares bool   // the frame of this call is not to be changed
-	copied []byte // memory for a copy of one
+	spares bool   // the frame of this call must not be changed
+	copied []byte // memory for a copy of such a frame
 
 	earlyVNet int // the length of the virtio-net header of the packet that Outbound returned last
 }

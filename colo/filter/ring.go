@@ -60,7 +60,7 @@ func (r *ring) fits(n int) bool {
 // push copies p to the end of the queue, or returns false if the limit forbids.
 func (r *ring) push(p []byte) bool { return r.pushBehind(nil, p) }
 
-// pushBehind is push for a frame that has head before p.
+// pushBehind does what push does, for a frame that is head followed by p.
 func (r *ring) pushBehind(head, p []byte) bool {
 	n := len(head) + len(p)
 	at := r.room(n)
@@ -81,7 +81,7 @@ func (r *ring) room(n int) int {
 		if !r.fits(n) {
 			return -1
 		}
-		r.drafted = false // whoever writes keeps the old memory
+		r.drafted = false // the writer of the draft keeps the old memory
 		r.grow(need)
 		at = r.place(need)
 	}
@@ -101,9 +101,9 @@ func (r *ring) put(at, n int) {
 	r.n++
 }
 
-// draft returns memory behind the frames for one of n bytes that does not exist yet, or nil
-// if the limit forbids. It stays the caller's, whatever happens to the ring, until adopt or
-// scrap. There is one draft at a time.
+// draft returns memory behind the frames, in which the caller makes a frame of n bytes, or nil
+// if the limit forbids. The caller may write there, whatever happens to the ring, until it
+// calls adopt or scrap. There is one draft at a time.
 func (r *ring) draft(n int) []byte {
 	at := r.room(n)
 	if at < 0 {

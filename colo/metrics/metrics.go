@@ -1,6 +1,6 @@
-// Package metrics writes what a session knows of itself as Prometheus reads it:
-// the text format, version 0.0.4. It has no library behind it and no server: a
-// host that wants to be watched gives what a [Set] writes to its own handler, as
+// Package metrics writes the figures of a session as Prometheus reads them: in
+// the text format, version 0.0.4. It needs no client library and runs no server: a
+// host that wants to be watched sends what a [Set] writes from its own handler, as
 // text/plain; version=0.0.4.
 //
 // Names begin with lockstep_, units are seconds and bytes, counters end in
@@ -21,7 +21,7 @@ import (
 	"time"
 )
 
-// Kind is what a metric is.
+// Kind is the type of a metric.
 type Kind string
 
 // The kinds.
@@ -38,7 +38,7 @@ type Set struct {
 	err      error
 }
 
-// family is the samples of one name.
+// family has the samples of one name.
 type family struct {
 	kind    Kind
 	help    string
@@ -49,7 +49,7 @@ type family struct {
 type Label struct{ Name, Value string }
 
 // Add adds a sample of a counter or a gauge. Samples of one name have one kind
-// and one help, and differ in labels; what does not is an error of WriteTo.
+// and one help, and differ in labels; otherwise WriteTo returns an error.
 func (s *Set) Add(kind Kind, name, help string, value float64, labels ...Label) {
 	if kind == Histogram {
 		s.fail("%s: a histogram is added with AddHistogram", name)
@@ -114,7 +114,7 @@ var (
 	escapeHelp  = strings.NewReplacer(`\`, `\\`, "\n", `\n`)
 )
 
-// labels returns labels as they are written; those without a value are not.
+// labels returns the text of labels, without those that have no value.
 func (s *Set) labels(name string, labels []Label) (text string, ok bool) {
 	var b strings.Builder
 	for _, l := range labels {
@@ -154,8 +154,8 @@ func number(f float64) string {
 	return strconv.FormatFloat(f, 'g', -1, 64)
 }
 
-// WriteTo writes all, by name and by labels, or nothing and the first error of
-// what was added.
+// WriteTo writes all samples, sorted by name and labels. If a call of Add was wrong it
+// writes nothing and returns the first such error.
 func (s *Set) WriteTo(w io.Writer) (int64, error) {
 	if s.err != nil {
 		return 0, s.err
@@ -187,7 +187,7 @@ type Durations struct {
 	total  time.Duration
 }
 
-// Observe counts one. It allocates nothing.
+// Observe counts one duration. It allocates nothing.
 func (d *Durations) Observe(t time.Duration) {
 	i, _ := slices.BinarySearch(bounds, t)
 	d.counts[i]++

@@ -10,8 +10,8 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// AddPrimaryNetwork adds what the primary's side of a NIC has counted. The name
-// tells the NICs of a guest apart.
+// AddPrimaryNetwork adds the counts of the primary's side of a NIC. The name nic tells
+// the NICs of a guest apart.
 func AddPrimaryNetwork(s *Set, guest, nic string, n proxy.PrimaryStats) {
 	who := nicOf(guest, nic, "primary")
 	left := func(why string, n uint64) {
@@ -41,7 +41,7 @@ func AddPrimaryNetwork(s *Set, guest, nic string, n proxy.PrimaryStats) {
 	delivered(s, who, n.Delivered, n.Refused, n.Unsent)
 }
 
-// AddSecondaryNetwork adds what the secondary's side of a NIC has counted.
+// AddSecondaryNetwork adds the counts of the secondary's side of a NIC.
 func AddSecondaryNetwork(s *Set, guest, nic string, n proxy.SecondaryStats) {
 	who := nicOf(guest, nic, "secondary")
 	s.Add(Gauge, "lockstep_network_connected", "Whether there is a connection to the other side's network now.", truth(n.Connected), who...)
@@ -51,8 +51,8 @@ func AddSecondaryNetwork(s *Set, guest, nic string, n proxy.SecondaryStats) {
 	delivered(s, who, n.Delivered, n.Refused, n.Unsent)
 }
 
-// AddBuffer adds what a NIC has counted whose output waits for the checkpoints, as
-// that of package protect does.
+// AddBuffer adds the counts of a NIC whose output waits for the checkpoints, as it does
+// with the NIC of package protect.
 func AddBuffer(s *Set, guest, nic string, b filter.BufferStats) {
 	who := []Label{{"guest", guest}, {"nic", nic}}
 	for _, n := range []struct {

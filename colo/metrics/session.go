@@ -8,8 +8,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// AddInfo adds what a session says of itself. Each side of each guest is added
-// once.
+// AddInfo adds the figures of a session. Each side of each guest is added once.
 func AddInfo(s *Set, guest string, in colo.Info) {
 	mode := in.Mode
 	if mode == "" || mode == event.ModeNone {
@@ -56,8 +55,8 @@ func truth(b bool) float64 {
 // beyond is not counted.
 const maxSeries = 4096
 
-// A Recorder makes histograms and counts of the events of a bus, for all the
-// guests that it has:
+// A Recorder makes histograms and counts of the events of a bus, for all guests whose
+// events the bus carries:
 //
 //	var rec metrics.Recorder
 //	defer bus.SubscribeAll(rec.Record)()
@@ -78,7 +77,7 @@ type side struct {
 // named tells the events of one guest and name from others.
 type named struct{ guest, event string }
 
-// checkpoints is how long the parts of a side's checkpoints have taken.
+// checkpoints has the durations of the parts of a side's checkpoints.
 type checkpoints struct{ pause, transfer, commit Durations }
 
 // Record counts an event. It allocates nothing for what it has seen before.

@@ -15,9 +15,9 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// A Guest is the VM that a job protects, for its whole life on this host. This
-// host can be its primary and its secondary any number of times. The guest is
-// paused when Run is called.
+// A Guest is the VM that a job protects; the host implements this interface. One Guest
+// serves for the whole life of the VM on this host, which can be its primary and its
+// secondary any number of times. The guest is paused when Run is called.
 //
 // Its methods are called by one goroutine at a time. If it is a ram.LogSwitch its
 // dirty log is switched on by the first session, and stays on between sessions, as long as

@@ -2,6 +2,7 @@ package protect
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,6 +23,10 @@ func TestAHostThatLeavesHasItsPromiseEnded(t *testing.T) {
 			t.Errorf("the secondary of a host that has left goes on after %v, in terms of %v", took, w.term)
 		}
 		a.bury()
+		_, answers, _ := a.exits()
+		if len(answers) != 1 || strings.Count(answers[0].Error, failover.ErrRefused.Error()) != 1 {
+			t.Errorf("the host that has left is not refused in words that come once: %+v", answers)
+		}
 		b.halt()
 		w.clean()
 	})

@@ -23,7 +23,7 @@ func (j *Job) arbiter(s *session) colo.ArbiterFunc {
 		defer context.AfterFunc(s.over, func() { cancel(context.Cause(s.over)) })()
 		err := j.settle(ctx, s, c)
 		leaves := s.over.Err() != nil
-		if err != nil && leaves {
+		if err != nil && leaves && !errors.Is(err, failover.ErrRefused) {
 			err = fmt.Errorf("%w: %w", failover.ErrRefused, err) // nobody asks again
 		}
 		if err != nil && j.unasked(err) && !leaves {

@@ -82,9 +82,9 @@
 //
 // The connection between the two sides may break, or stall, on its own. Then
 // nothing can be compared: the guests are not told the same any more. The primary
-// holds its guest's output and asks for a checkpoint as soon as there is some. A
-// new connection is of use from the first checkpoint on that begins with it,
-// which is asked for at once.
+// holds its guest's output and asks for a checkpoint as soon as there is some. When
+// there is a new connection the primary asks for a checkpoint at once, and compares
+// again from that checkpoint on.
 //
 // # After a failover
 //

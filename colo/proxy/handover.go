@@ -17,11 +17,11 @@ import (
 //   - It gives the Primary the network, by Run, registers it in the Secondary's
 //     place, and gives it to the next session.
 //
-// VM, Deliver, Limit and Gate are the Secondary's where cfg has none, and VNetHdr
-// always is. The guest is still paused, and the Primary's Resume resumes it. The
+// VM, Deliver, Limit and Gate are taken from the Secondary where cfg has none, and
+// VNetHdr always is. The guest is still paused; Resume of the Primary resumes it. The
 // other side has a new Secondary. Promote returns how many connections there was no
-// room for (filter.MaxEdge); they break at the next failover. The Secondary is of
-// no further use.
+// room for (filter.MaxEdge); they break at the next failover. The Secondary must not
+// be used afterwards.
 func (s *Secondary) Promote(cfg PrimaryConfig) (p *Primary, left int) {
 	if cfg.VM == nil {
 		cfg.VM = s.cfg.VM
@@ -54,10 +54,10 @@ func (s *Secondary) Promote(cfg PrimaryConfig) (p *Primary, left int) {
 //     Primary. The new Secondary has an Edge of its own, in the same places and in
 //     the Rewriter of its configuration.
 //
-// An Edge that this side has had itself, because it was a Secondary of such a pair,
-// is the one to give: it keeps what it has. HandOver returns how many connections e
-// had no room for; they break at the next failover. The Secondary is of no further
-// use.
+// If this side has an Edge already, because it was a Secondary of such a pair, give
+// that one: it keeps its connections. HandOver returns how many connections e had no
+// room for; they break at the next failover. The Secondary must not be used
+// afterwards.
 func (s *Secondary) HandOver(e *filter.Edge) (left int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

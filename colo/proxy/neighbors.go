@@ -71,8 +71,8 @@ func (t *Neighbors) FromGuest(frame []byte, vnetHdr int) {
 	}
 }
 
-// ToGuest looks at a frame that is sent to the guest. An address that its sender claims is
-// not the guest's any more.
+// ToGuest looks at a frame that is sent to the guest, and forgets an address that the sender
+// of the frame claims.
 func (t *Neighbors) ToGuest(frame []byte, vnetHdr int) {
 	l, ok := linkOf(frame, vnetHdr)
 	if !ok {
@@ -99,7 +99,7 @@ func (t *Neighbors) learn(n Neighbor) {
 			t.known[i].Router = n.Router
 			return
 		case k.Addr == netip.Addr{}:
-			t.known[i] = n // the MAC without an address is of no use any more
+			t.known[i] = n // the entry with an address replaces the one with the MAC alone
 			return
 		}
 	}
@@ -242,7 +242,7 @@ func (t *Neighbors) VMState(f *vmstate.Fields) {
 	}
 }
 
-// PostLoad makes what was loaded what is known. (A vmstate.PostLoader.)
+// PostLoad replaces the known addresses by those that were loaded. (A vmstate.PostLoader.)
 func (t *Neighbors) PostLoad(uint32) error {
 	known, err := t.staged.neighbors()
 	if err != nil {

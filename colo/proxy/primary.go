@@ -15,9 +15,9 @@ import (
 // PrimaryConfig configures a [Primary]. VM and Deliver are required.
 type PrimaryConfig struct {
 	// VM is the guest. The session is given the Primary in its place. A guest with
-	// several NICs has their proxies in a chain, each the VM of the next. Its
-	// Throttle and Stopped (colo.Throttler, colo.Stopper), if it has them, are the
-	// Primary's too.
+	// several NICs has their proxies in a chain, each the VM of the next. Throttle
+	// and Stopped of the Primary (colo.Throttler, colo.Stopper) call those of VM, if it
+	// has them.
 	VM VM
 
 	// Deliver gives a packet to the guest's NIC; the packet is valid during the

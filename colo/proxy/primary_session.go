@@ -13,7 +13,7 @@ import (
 // begun to run from it. If it takes longer, the connection has stalled.
 const markPatience = time.Second
 
-// attach begins a connection. If an epoch has begun without it, it is of no use until the
+// attach begins a connection. If an epoch has begun without it, nothing is compared until the
 // next one, since the secondary's guest has missed input, and its output so far is missing
 // here.
 func (p *Primary) attach() {

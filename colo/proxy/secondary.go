@@ -186,8 +186,8 @@ func (s *Secondary) send(packet []byte) error {
 	return err
 }
 
-// give gives the guest a packet that came before it could be translated; nil: there is
-// none. If the guest is paused, or is about to be, the client will send it again.
+// give delivers a packet that came before it could be translated; nil: there is none. If the
+// guest is paused, or is about to be, the packet is dropped: the client will send it again.
 func (s *Secondary) give(early []byte) {
 	if early == nil {
 		return
@@ -438,7 +438,7 @@ func (s *Secondary) VMState(f *vmstate.Fields) {
 	stand(f, s.known, s.edge)
 }
 
-// PostLoad makes the guest's what was loaded. (A vmstate.PostLoader.)
+// PostLoad gives the guest the packets and addresses that were loaded. (A vmstate.PostLoader.)
 func (s *Secondary) PostLoad(version uint32) error {
 	if err := s.keep.PostLoad(version); err != nil {
 		return err

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// ErrControl says that what has come over a control channel is none of its messages.
+// ErrControl means that a line which came over a control channel is no message of it.
 var ErrControl = errors.New("standby: not a message of the control channel")
 
 // ControlVersion is in the first message of either side. Another one is refused.
@@ -19,10 +19,10 @@ const ControlVersion = 1
 // MaxControl bounds a message of the control channel, in bytes.
 const MaxControl = 4 << 10
 
-// A Said is what a message of the control channel is about.
+// A Said is the kind of a message of the control channel.
 type Said string
 
-// What the guardian says, beside its Hello and Beat.
+// The messages of the guardian; Hello and Beat are sent by both sides.
 const (
 	SaidHello   Said = "hello"   // of both, first: Version, Generation
 	SaidBeat    Said = "beat"    // of both: the guardian's is answered by the standby's
@@ -33,14 +33,14 @@ const (
 	SaidStopped Said = "stopped" // Word Stopped
 )
 
-// What the standby says, beside its Hello and Beat.
+// The messages of the standby, beside its Hello and Beat.
 const (
 	SaidWants Said = "wants" // an operator has promoted it: the guest is to be stopped
 	SaidRuns  Said = "runs"  // it has gone on with the guest
 )
 
-// ControlMessage is what one side of a control channel tells the other: a line of
-// JSON. A number that does not belong to what is said is zero.
+// ControlMessage is a message of a control channel: a line of JSON. A number that does not
+// belong to its kind is zero.
 type ControlMessage struct {
 	Say     Said `json:"say"`
 	Version int  `json:"version,omitempty"` // of the protocol; in a Hello only
@@ -58,7 +58,7 @@ type ControlMessage struct {
 	Why     string `json:"why,omitempty"` // a reason for people to read
 }
 
-// word returns what a guardian's message says of its guest.
+// word returns the Word for a guardian's message.
 func (m ControlMessage) word() Word {
 	switch m.Say {
 	case SaidPlanned:
@@ -73,9 +73,9 @@ func (m ControlMessage) word() Word {
 	return NoWord
 }
 
-// WordFor returns what a guardian's message says of the guest whose copy is of a
-// generation. Words of an earlier generation say nothing; that a later one has
-// begun says that the copy is old, whatever else the message is about.
+// WordFor returns the Word for a guardian's message, about the guest of which this host
+// has a copy of that generation. A message about an earlier generation gives NoWord. A
+// message about a later one gives Alone, whatever its kind: the copy is old.
 func (m ControlMessage) WordFor(generation uint64) Word {
 	switch {
 	case m.Generation < generation || m.Say == SaidAlone && m.Generation == generation:
@@ -130,8 +130,8 @@ func NewControl(conn net.Conn) *Control {
 	return c
 }
 
-// Send tells the other side something, or fails when it is not taken within a
-// time. After an error the connection is of no more use.
+// Send sends a message, or fails if the other side does not take it within that time. After
+// an error the Control cannot be used any more.
 func (c *Control) Send(m ControlMessage, within time.Duration) error {
 	for { // words for people must not make it too long
 		b, err := json.Marshal(m)
@@ -151,9 +151,9 @@ func (c *Control) Send(m ControlMessage, within time.Duration) error {
 	}
 }
 
-// Receive returns the next message. Where none comes within a time the error is
-// the connection's timeout; what is no message is [ErrControl]. After an error
-// the connection is of no more use.
+// Receive returns the next message. If none comes within that time the error is a timeout
+// of the connection; a line that is no message is [ErrControl]. After an error the Control
+// cannot be used any more.
 func (c *Control) Receive(within time.Duration) (ControlMessage, error) {
 	if err := c.conn.SetReadDeadline(time.Now().Add(within)); err != nil {
 		return ControlMessage{}, err

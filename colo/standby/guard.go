@@ -38,7 +38,7 @@ type Guard struct {
 	paused bool // an operator has stopped the guest
 }
 
-// GuardConfig bounds what a Guard puts up with. The zero value is right for most.
+// GuardConfig has the times for which a Guard waits. The zero value is right for most.
 type GuardConfig struct {
 	// Stall is for how long a protected guest may stand without its checkpoint
 	// getting on. 0: DefaultStall.
@@ -58,7 +58,7 @@ const (
 	DefaultRetry   = time.Second
 )
 
-// A GuardState is how it stands with the guest.
+// A GuardState is the state of a guest's protection.
 type GuardState uint8
 
 // The states.
@@ -163,14 +163,14 @@ func NewGuard(cfg GuardConfig, state GuardState, now time.Time) *Guard {
 	return &Guard{cfg: cfg, state: state, moved: now, seen: now, wait: cfg.Retry, held: true}
 }
 
-// State returns how it stands.
+// State returns the present state.
 func (g *Guard) State() GuardState { return g.state }
 
 // Paused reports whether an operator has stopped the guest, as far as is known.
 func (g *Guard) Paused() bool { return g.paused }
 
-// Step takes an input at a time, which does not go back, and returns what is to be
-// done, and why in an operator's words where the state has changed.
+// Step takes an input at the time now, which does not go back. It returns the actions to
+// carry out and, if the state has changed, the reason in words for an operator.
 func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string) {
 	if g.state == StoodDown || g.state == Ended {
 		if in == Runs && g.state == StoodDown { // somebody, or a checkpoint
@@ -276,7 +276,8 @@ func (g *Guard) Step(now time.Time, in GuardInput) (do []GuardAction, why string
 	return nil, ""
 }
 
-// alone leaves the guest unprotected, for a time that doubles with each failure.
+// alone changes the state to Unprotected, and sets the time of the next try, which is twice
+// as long after each failure.
 func (g *Guard) alone(now time.Time) {
 	g.state, g.moved = Unprotected, now
 	g.next = now.Add(g.wait)

@@ -13,7 +13,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// Config bounds what a primary may make a Guest keep. The zero value is right
+// Config bounds the memory that a primary can make a Guest take. The zero value is right
 // for most.
 type Config struct {
 	// MaxRAM bounds the guest's memory, in bytes; zero: 1 TiB. Address space
@@ -28,11 +28,13 @@ type Config struct {
 	MaxState uint64
 }
 
-// Guest is the state of a guest as of its last whole checkpoint. It is the VM,
-// the Loader and the Stage (with Settler and PageCounter) of a secondary of
-// package colo, which calls those methods from one goroutine; it serves one
-// session or one Read. Put, Info, NewView and the methods of its replicas may be called from any
-// goroutine, during the session too: they see whole checkpoints only.
+// Guest is a copy of a guest that never runs: the state of its last whole checkpoint,
+// kept on a host that does not know the guest's devices. (The guest that runs and is
+// protected is a protect.Guest.) It is the VM, the Loader and the Stage (with Settler
+// and PageCounter) of a secondary of package colo, which calls those methods from one
+// goroutine; it serves one session or one Read. Put, Info, NewView and the methods of
+// its replicas may be called from any goroutine, during the session too: they see whole
+// checkpoints only.
 type Guest struct {
 	cfg  Config
 	scan vmstate.Scanner
@@ -149,8 +151,8 @@ func (g *Guest) LoadInitial(r *qemufile.Reader, onCommand func(vmstate.Command) 
 	return g.LoadDevices(blob, onCommand)
 }
 
-// Read takes a guest from a migration stream, such as Put or a QEMU's "migrate
-// file:" writes: what LoadInitial and Commit do, without a session.
+// Read reads a guest from a migration stream, such as Put or a QEMU's "migrate file:"
+// writes. It does what LoadInitial and Commit do, without a session.
 func (g *Guest) Read(r *qemufile.Reader) error {
 	refuse := func(c vmstate.Command) error {
 		if c.Type == vmstate.CommandEnableCOLO || c.Type == vmstate.CommandSwitchoverStart {
@@ -270,8 +272,8 @@ func (g *Guest) Flush() error {
 	return nil
 }
 
-// Commit makes what was loaded the guest's state, memory and devices in one
-// step.
+// Commit replaces the state of the guest by the one that was loaded, memory and devices in
+// one step.
 func (g *Guest) Commit() error {
 	if !g.loaded || !g.flushed {
 		return ErrVoid
@@ -289,8 +291,8 @@ func (g *Guest) Commit() error {
 	return nil
 }
 
-// Settle moves the pages of the last checkpoint into the image. A session calls
-// it when there is time; Load, Put and a replica do it where it was not.
+// Settle moves the pages of the last checkpoint into the image. A session calls it when
+// there is time; if it has not, Load, Put and a replica do the same.
 func (g *Guest) Settle() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -320,8 +322,8 @@ func (g *Guest) settle() {
 // Rollback drops the device state that was loaded and not committed.
 func (g *Guest) Rollback() { g.Discard() }
 
-// Discard drops what was loaded and not committed: the guest is that of the
-// last whole checkpoint.
+// Discard drops what was loaded and not committed: the guest stays in the state of the last
+// whole checkpoint.
 func (g *Guest) Discard() {
 	g.loaded, g.flushed = false, false
 	g.mu.Lock()
@@ -364,7 +366,7 @@ type Info struct {
 	RunState string           // in which the guest will be, in QEMU's word: running, unless Read has found another
 }
 
-// Info returns what the last whole checkpoint consists of, or [ErrNothing].
+// Info describes the last whole checkpoint, or returns [ErrNothing].
 func (g *Guest) Info() (Info, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -86,8 +86,8 @@ func (m *image) find(rec *ram.Record) (*block, int, error) {
 	return b, int(rec.Offset / ram.PageSize), nil
 }
 
-// load makes a record's page part of the image at once: the initial migration,
-// before there is a guest.
+// load puts the page of a record into the image at once, in the initial migration, before
+// there is a guest.
 func (m *image) load(rec *ram.Record) error {
 	b, i, err := m.find(rec)
 	if err != nil {
@@ -141,8 +141,8 @@ func (m *image) stage(rec *ram.Record) error {
 	return rec.Apply(m.pages.page(b.slot[i]))
 }
 
-// settle moves what was committed into the image. It tells before, if that is not
-// nil, of each page before it is replaced, and seen afterwards.
+// settle moves the committed pages into the image. For each page it calls before, if that is
+// not nil, before it replaces the page, and seen afterwards.
 func (m *image) settle(before, seen func(block, page int)) {
 	if !m.committed {
 		return
@@ -205,8 +205,8 @@ func (b *block) page(i int) []byte {
 	return b.mem[i*ram.PageSize : (i+1)*ram.PageSize : (i+1)*ram.PageSize]
 }
 
-// zero makes a page zeros, and does not touch one that never held anything
-// else: memory that the guest has not used costs nothing here either.
+// zero fills a page with zeros. It does not touch a page that never held anything else, so
+// memory that the guest has not used takes none here either.
 func (b *block) zero(i int) {
 	if b.data.Has(i) {
 		clear(b.page(i))
@@ -249,7 +249,7 @@ func (a *arena) page(n uint32) []byte {
 	return a.chunks[n/chunkPages][off : off+ram.PageSize : off+ram.PageSize]
 }
 
-// bytes is how much memory has been used at most.
+// bytes returns the most memory that was used so far.
 func (a *arena) bytes() uint64 { return uint64(a.peak) * ram.PageSize }
 
 func (a *arena) free() error {

@@ -15,11 +15,11 @@ import (
 // the goroutine of that session.
 //
 // Paused, it holds the Guest at one checkpoint: one that arrives meanwhile is
-// acknowledged, and the one after it waits. The primary's session should therefore
-// resume early (LateResume off) and call Step; then it waits for pages to be
-// copied, or for the secondary to take in the end of its initial state. It keeps a device for
-// each that a checkpoint has ever had: once these are 1024 more than there were when it was made,
-// Pause fails with [ErrTooLarge], and the secondary needs a new one.
+// acknowledged, and the one after it waits. The session of the Replica should therefore
+// resume early (LateResume off) and call Step; then the Guest waits only until the pages are
+// copied, or the end of the initial state has been sent. A Replica keeps every device that a
+// checkpoint has ever had: when these are 1024 more than there were when it was made, Pause
+// fails with [ErrTooLarge], and the secondary needs a new Replica.
 //
 // The guest that a secondary runs from it belongs to that secondary alone: a Replica has
 // no output and no disks, and going on with it means [Guest.Put].
@@ -64,13 +64,13 @@ func (g *Guest) NewReplica(reg *vmstate.Registry, cfg ram.SaverConfig) (*Replica
 	return p, saver, nil
 }
 
-// NewLazyReplica is NewReplica for a guest that goes on elsewhere before its memory is
-// there: the Replica is the VM, and the other results the Memory and the Blocks, of a
-// migrate.SourceConfig with Postcopy and a PostcopyAfter below 0. Its Machine is
-// Info().Machine. A QEMU of the same machine takes the guest, which waits for a
-// migration with the capability postcopy-ram set: the guest runs there as soon as it has
-// the devices, however large the memory is, which comes from the Guest as it is touched,
-// and all of it in the end.
+// NewLazyReplica makes a Replica for a guest that goes on elsewhere before its memory is
+// there. Its results are for a migrate.SourceConfig with Postcopy and a PostcopyAfter below
+// 0: the Replica is the VM, the others are Memory and Blocks; Machine is Info().Machine. A
+// QEMU of the same machine that waits for a migration, with the capability postcopy-ram,
+// takes the guest. It runs there as soon as the QEMU has the devices, however large the
+// memory is. The memory is sent from the Guest as the QEMU touches it, and all of it in the
+// end.
 //
 // Paused, which it stays when the guest has been handed over, the Replica holds the
 // Guest. From then on the guest lives in both: if this process or the QEMU ends before
@@ -117,8 +117,8 @@ func (g *Guest) replica(reg *vmstate.Registry, register func([]ram.Block, ram.Di
 	return p, nil
 }
 
-// take makes the devices those of the present checkpoint. g.mu is held, and the
-// bodies are valid as long as it is.
+// take updates the devices to those of the present checkpoint. g.mu is held, and the bodies
+// are valid as long as it is.
 func (p *Replica) take() error {
 	for _, d := range p.devices {
 		d.there, d.body = false, nil
@@ -163,16 +163,16 @@ func (p *Replica) Pause(context.Context) error {
 	return p.take()
 }
 
-// Step lets the Guest go on once the secondary has been sent all of the initial
-// state, while it loads it; as colo.PrimaryConfig.Step it is told when.
+// Step lets the Guest go on once all of the initial state has been sent, while the secondary
+// loads it. Give it to colo.PrimaryConfig as Step.
 func (p *Replica) Step(op string, epoch uint64) {
 	if op == "expect checkpoint-ready" {
 		p.release()
 	}
 }
 
-// Epoch returns which checkpoint of the Guest Pause has held last. Where the
-// session's secondary has loaded a checkpoint, this is what it has of the Guest.
+// Epoch returns the number of the Guest's checkpoint that Pause has held last. When the
+// secondary has loaded a checkpoint of this session, it has that checkpoint of the Guest.
 func (p *Replica) Epoch() uint64 { return p.epoch }
 
 // Resume lets the Guest go on.
@@ -206,7 +206,7 @@ func (p *Replica) ReadDirty(name string, bitmap []uint64) error {
 	return nil
 }
 
-// Close lets go of the Guest. The session that used the replica has ended.
+// Close frees the Guest from the replica. The session that used the replica must have ended.
 func (p *Replica) Close() error {
 	p.release()
 	p.g.mu.Lock()

@@ -18,13 +18,13 @@ import (
 // [Guest.NewView] for one that it need not wait for.
 func (g *Guest) Put(w *qemufile.Writer) error { return g.PutFresh(w, nil) }
 
-// PutFresh is [Guest.Put] to a QEMU that is new, most of whose memory is zeros
-// still. Of the pages that are zeros in the checkpoint it writes only those that may
-// be something else there: a QEMU looks at each one that it is told of, and 8 GB are
+// PutFresh does what [Guest.Put] does, for a QEMU that was just started, most of whose
+// memory is still zeros. Of the pages that are zeros in the checkpoint it writes only those
+// that may be something else there: a QEMU looks at each page that it is sent, and 8 GB are
 // two million.
 //
-// used says which those are: for a block of so many pages of [ram.PageSize] it returns
-// a bitmap that long, which is changed, or nil if it does not know, for all of them. It
+// used returns which pages those are: for a block with that many pages of [ram.PageSize] a
+// bitmap of that length, which PutFresh changes, or nil for all pages if it does not know. It
 // is called once for each block, after what comes before the pages has been flushed
 // and before any page is written. So it may wait until the QEMU has read that, and thus has put
 // into its memory whatever it does by itself. The Guest is locked meanwhile; used
@@ -116,7 +116,7 @@ func (b *block) put(w *qemufile.Writer, used ram.Bitmap) error {
 	return w.Err()
 }
 
-// description is what the initial migration says about the devices.
+// description is the description of the devices in the initial migration.
 type description struct {
 	pageSize int64
 	devices  []json.RawMessage // the descriptions of the devices, as in VMDesc.Devices
@@ -138,9 +138,9 @@ func (d *description) parse(text []byte, parsed *vmstate.VMDesc) error {
 	return nil
 }
 
-// of describes a state. A section that has another shape than in the initial
-// migration, because a subsection came or went, is described as a buffer of its
-// length, as QEMU describes the devices that it knows no more about.
+// of returns the description of a state. A section that has another shape than in the
+// initial migration, because a subsection came or went, is described as a buffer of its
+// length, as QEMU describes devices whose fields it does not know.
 func (d *description) of(s *state) ([]byte, error) {
 	raw := make(map[*vmstate.DeviceDesc]json.RawMessage, len(d.devices))
 	for i := range d.parsed.Devices {

@@ -3,33 +3,33 @@ package standby
 import "fmt"
 
 // A Takeover says whether the host of a [Guest] may go on with it when the session
-// with the primary has ended. It is pure: what is known goes in, what to do next
-// comes out, and the caller does it and asks again. The zero Takeover never
-// decides alone: it goes on only by the guardian's word or an operator's.
+// with the primary has ended. It is pure: the caller passes what is known, gets the next
+// step, carries that out and asks again. The zero Takeover never decides alone: it goes
+// on only when the guardian or an operator says so.
 //
-// The rules, the first that fits:
+// The rules, of which the first that fits counts:
 //
-//   - The guardian says that the guest has ended as it was meant to, or that it
-//     runs on alone: the copy is not gone on with.
-//   - The arbiter refuses: neither.
+//   - The guardian says that the guest has ended in good order, or that it runs on
+//     alone: the copy is not used.
+//   - The arbiter refuses: the copy is not used.
 //   - The guardian says that the guest's process is dead, or that it has stopped
-//     the guest for good: the copy is gone on with, once the arbiter has
-//     granted it, where there is one.
+//     the guest for good: the host goes on with the copy, once the arbiter, if there
+//     is one, has granted it.
 //   - An operator has promoted this side: a guardian that answers is asked to
 //     stop its guest first.
-//   - A guardian that answers knows more than anybody here: its word is waited for.
-//   - Without one the arbiter decides, or the fence, or, with Always, the end of
-//     the primary's connection.
-//   - Otherwise somebody has to say: [Wait].
+//   - A guardian answers, which knows the guest: the host waits for its decision.
+//   - No guardian answers: the arbiter decides, or the fence, or, with Always, the end
+//     of the primary's connection.
+//   - Otherwise the host waits until one of them decides: [Wait].
 type Takeover struct {
-	// Arbiter: there is an arbiter, and nothing is gone on with that it has not
-	// granted.
+	// Arbiter: there is an arbiter, and the host does not go on with the copy unless it
+	// has granted that.
 	Arbiter bool
-	// Fence: there is a command that makes sure that the primary does not run. It
-	// is used where nobody's word is certain, after the arbiter.
+	// Fence: there is a command that makes sure that the primary does not run. It is
+	// run, after the arbiter was asked, if neither guardian nor operator has decided.
 	Fence bool
-	// Always takes a connection that the primary's side has closed for the death
-	// of its guest. With an arbiter it has no effect.
+	// Always treats a connection that the primary's side has closed as the death of its
+	// guest. With an arbiter it has no effect.
 	Always bool
 }
 
@@ -43,13 +43,13 @@ const (
 	GuardianGone                 // it did, and does not any more
 )
 
-// A Word is what a guardian has said last of the guest whose copy is here.
+// A Word is the last thing that a guardian has said about the guest whose copy is here.
 type Word uint8
 
 // The words.
 const (
 	NoWord  Word = iota // nothing that decides
-	Planned             // it has ended as it was meant to: shut down, quit, a signal
+	Planned             // it has ended in good order: shut down, quit, a signal
 	Dead                // its process has ended without being told to
 	Alone               // it runs on without this copy
 	Stopped             // it was stopped, for this copy to go on
@@ -65,7 +65,7 @@ func (w Word) String() string {
 	return fmt.Sprintf("Word(%d)", uint8(w))
 }
 
-// An Answer is what came of a question.
+// An Answer is the answer to a question, to the arbiter or the fence.
 type Answer uint8
 
 // The answers.
@@ -75,7 +75,7 @@ const (
 	No
 )
 
-// Evidence is what is known of the primary's guest.
+// Evidence has the facts from which Next decides.
 type Evidence struct {
 	Closed   bool     // the primary's side has closed the connection, or reset it
 	Guardian Presence // changes as the guardian comes and goes
@@ -108,8 +108,7 @@ func (s Step) String() string {
 	return fmt.Sprintf("Step(%d)", uint8(s))
 }
 
-// Next returns the step that the evidence asks for, and why in an operator's
-// words.
+// Next returns the next step, and the reason in words for an operator.
 func (t Takeover) Next(e Evidence) (Step, string) {
 	switch {
 	case e.Word == Planned:

@@ -8,9 +8,9 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// View is a Guest as of one checkpoint. Later checkpoints do not wait for whoever
-// reads it: a page that one of them replaces, and that was not read yet, is copied
-// aside first. It serves one Put, of any goroutine; Close ends it.
+// View shows a Guest in the state of one checkpoint. Later checkpoints do not wait for its
+// reader: a page that one of them replaces, and that was not read yet, is copied aside
+// first. It serves one Put, from any goroutine; Close ends it.
 type View struct {
 	g     *Guest
 	epoch uint64
@@ -57,7 +57,7 @@ func (g *Guest) NewView(max uint64) (*View, error) {
 	return v, nil
 }
 
-// Epoch returns which checkpoint it is; 0 is the initial migration.
+// Epoch returns the number of the checkpoint; 0 is the initial migration.
 func (v *View) Epoch() uint64 { return v.epoch }
 
 // keep copies a page aside that is about to be replaced. g.mu is held.
@@ -80,7 +80,7 @@ func (v *View) keep(b *block, block, page int) {
 	k.has.Set(page)
 }
 
-// end lets go of what was copied aside. g.mu is held.
+// end frees the pages that were copied aside. g.mu is held.
 func (v *View) end(why error) {
 	if v.err == nil {
 		v.err = why
@@ -90,7 +90,7 @@ func (v *View) end(why error) {
 	v.kept = nil
 }
 
-// Close lets go of what was copied aside. A Put that runs ends with an error. It
+// Close frees the pages that were copied aside. A Put that runs ends with an error. It
 // may be called more than once.
 func (v *View) Close() error {
 	v.g.mu.Lock()

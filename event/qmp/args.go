@@ -10,12 +10,12 @@ import (
 	"github.com/gocolo/lockstep/internal/qjson"
 )
 
-// words is implemented by string types that are enumerations.
+// words is implemented by a string type that is an enumeration; it lists the values.
 type words interface{ Words() []string }
 
 var wordsType = reflect.TypeFor[words]()
 
-// field is an argument, or a member of one.
+// field is an argument of a command, or a member of an argument.
 type field struct {
 	name     string
 	index    []int
@@ -117,7 +117,7 @@ func decodeValue(path, name string, v any, to reflect.Value) error {
 			return wrongType(path, "array")
 		}
 		s := reflect.MakeSlice(to.Type(), 0, 0)
-		for i, e := range a { // it grows with what is good
+		for i, e := range a { // memory grows only as elements prove valid
 			v := reflect.New(to.Type().Elem()).Elem()
 			if err := decodeValue(fmt.Sprintf("%s[%d]", path, i), "null", e, v); err != nil {
 				return err

@@ -2,16 +2,16 @@ package qmp
 
 import "strings"
 
-// A browser that shows a page of somebody else's posts what that page says to any address
-// that the page names, a monitor on this host's loopback address among them. A monitor would
-// answer each line of the request's head with an error, and then do what is in its body. So
-// a client that begins as a browser does is none.
+// A page of a foreign site can make a browser post a text to any address, also to a monitor on
+// the loopback address of this host. A monitor would answer each line of the request's head
+// with an error, and then carry out the commands in its body. So a client that begins as a
+// browser does is refused.
 var requestLines = []string{"GET ", "HEAD ", "POST ", "OPTIONS "}
 
-// longestVerb is the length of the longest of them.
+// longestVerb is the length of the longest of requestLines.
 const longestVerb = len("OPTIONS ")
 
-// opening is what a client begins with, as far as it takes to know a browser.
+// opening keeps the first bytes of a client until it is known whether that is a browser.
 type opening struct {
 	text  [longestVerb]byte
 	n     int

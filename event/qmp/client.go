@@ -24,14 +24,14 @@ const (
 	MaxPending = 4096
 )
 
-// ErrProtocol says that what came over the connection cannot be a monitor's: see
-// errors.Is. The Client cannot be used any more.
+// ErrProtocol means that a monitor cannot have sent what came over the connection. The
+// Client cannot be used any more.
 var ErrProtocol = errors.New("qmp: not what a monitor says")
 
 // Client is a connection to a monitor. Its methods may be called from any
 // goroutine, several at a time: commands are sent in the order of the calls. It
-// has no goroutine of its own: what the monitor says is read by those who wait for
-// something.
+// has no goroutine of its own: the callers that wait for something read what the
+// monitor says.
 type Client struct {
 	// Version is the version of the emulator, as in "7.2.22". It does not change.
 	Version             string
@@ -41,8 +41,8 @@ type Client struct {
 
 	conn    net.Conn
 	decoder *event.Decoder
-	writing chan struct{} // capacity 1: who has put something in may write
-	reading chan struct{} // capacity 1: who has put something in may read
+	writing chan struct{} // capacity 1: a lock; the goroutine that has put a value in may write
+	reading chan struct{} // capacity 1: a lock; the goroutine that has put a value in may read
 
 	partial []byte // what has come of a line that is not whole yet; for the holder of reading
 	buf     []byte // for the holder of reading
@@ -53,7 +53,7 @@ type Client struct {
 	events  []event.Record
 	news    chan struct{} // closed when there is another event, or err
 	missed  uint64
-	mute    error // why no command can be sent any more; what was said before is still read
+	mute    error // why no command can be sent any more; earlier answers and events are still read
 	err     error // why nothing more can be heard, or sent
 }
 
@@ -81,14 +81,14 @@ func Dial(ctx context.Context, addr string) (*Client, error) {
 	return c, nil
 }
 
-// NewClient is [Dial] over a connection, which is the Client's from then on: it is
-// closed with an error.
+// NewClient does what [Dial] does over a connection that exists already. The Client owns
+// it: if NewClient fails, it closes it.
 func NewClient(ctx context.Context, conn net.Conn) (*Client, error) {
 	return newClient(ctx, conn, false)
 }
 
-// NewClientOOB is [NewClient], and enables out-of-band execution if the monitor
-// offers it; OOB tells.
+// NewClientOOB does what [NewClient] does, and enables out-of-band execution if the monitor
+// offers it: the field OOB of the Client tells.
 func NewClientOOB(ctx context.Context, conn net.Conn) (*Client, error) {
 	return newClient(ctx, conn, true)
 }
@@ -108,7 +108,7 @@ func newClient(ctx context.Context, conn net.Conn, oob bool) (*Client, error) {
 // maxLeftover is how many lines may come before the greeting.
 const maxLeftover = 256
 
-// leftover reports whether a line may be left from the client before this one. A QEMU
+// leftover reports whether a line may have been meant for the client before this one. A QEMU
 // that could not send everything to that client sends the rest to the next one, before
 // its greeting: events and answers, of which the first may lack its beginning.
 func leftover(line []byte, first bool) bool {
@@ -151,16 +151,16 @@ func (c *Client) negotiate(ctx context.Context, oob bool) error {
 }
 
 // Do executes a command and decodes its result into out, unless that is nil. args
-// is what encoding/json makes an object of, or nil. What the monitor refuses is
-// an [*Error]. When ctx ends, its error is returned; the monitor may execute the
-// command all the same.
+// is a value that encoding/json encodes as an object, or nil. If the monitor refuses the
+// command, Do returns an [*Error]. If ctx ends, it returns the error of ctx; the monitor
+// may execute the command all the same.
 func (c *Client) Do(ctx context.Context, command string, args, out any) error {
 	return c.do(ctx, "execute", command, args, out)
 }
 
-// DoOOB is [Client.Do] out of band: the command is executed though others, of
-// which there may be up to 7 besides the one that runs, have no answer yet. OOB
-// must be true, and the command must allow it.
+// DoOOB does what [Client.Do] does, out of band: the monitor executes the command before it
+// has answered earlier ones, of which up to 7 may wait behind the one that runs. The field
+// OOB must be true, and the command must allow it.
 func (c *Client) DoOOB(ctx context.Context, command string, args, out any) error {
 	return c.do(ctx, "exec-oob", command, args, out)
 }
@@ -239,8 +239,8 @@ func (c *Client) ask(ctx context.Context, verb, command string, args any) (reply
 	}
 }
 
-// write sends a whole command, or none can be sent any more. A monitor that has ended
-// may have said why, which is still to be read.
+// write sends a whole command. If it cannot, no later command is sent, but reading goes on: a
+// monitor that has ended may have said why.
 func (c *Client) write(ctx context.Context, text []byte) error {
 	select {
 	case c.writing <- struct{}{}:
@@ -293,7 +293,7 @@ func (c *Client) read(ctx context.Context) error {
 			c.fail(err)
 			return err
 		}
-		return nil // an event or an answer with members that cannot be: it is lost, and no more
+		return nil // an event or an answer that cannot be decoded is dropped; the Client goes on
 	}
 	if a.ID != nil {
 		c.mu.Lock()
@@ -346,7 +346,7 @@ func (c *Client) keep(r event.Record) {
 	c.news = make(chan struct{})
 }
 
-// fail ends the Client's use.
+// fail makes all present and later calls return err.
 func (c *Client) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -6,7 +6,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// COLO is a session, or what has been one. Its methods may be called from any
+// COLO is a session that runs or has ended. Its methods may be called from any
 // goroutine.
 type COLO interface {
 	// COLOStatus returns the mode of this side, event.ModeNone outside a session,
@@ -37,20 +37,20 @@ func RegisterCOLO(c *Commands, s COLO) {
 	})
 }
 
-// Replication is what is done with the disks of a session. Its methods may be
-// called from any goroutine.
+// Replication starts, stops and checkpoints the replication of a session's disks. Its
+// methods may be called from any goroutine.
 type Replication interface {
-	// StartReplication starts it for all disks, as the primary or the secondary.
+	// StartReplication starts the replication of all disks, as the primary or the secondary.
 	StartReplication(ctx context.Context, primary bool) error
-	// StopReplication ends it; failover is that this side goes on alone.
+	// StopReplication ends it; failover says that this side goes on alone.
 	StopReplication(ctx context.Context, failover bool) error
 	// CheckpointReplication makes a checkpoint of all disks.
 	CheckpointReplication(ctx context.Context) error
-	// ReplicationError is what is wrong with a disk; nil: nothing.
+	// ReplicationError returns what is wrong with a disk, nil if nothing is.
 	ReplicationError() error
 }
 
-// setReplication is the arguments of xen-set-replication.
+// setReplication has the arguments of xen-set-replication.
 type setReplication struct {
 	Enable   bool  `json:"enable"`
 	Primary  bool  `json:"primary"`

@@ -11,7 +11,7 @@ import (
 	"github.com/gocolo/lockstep/internal/qjson"
 )
 
-// Commands is what a monitor can be told. The zero Commands is empty; a [Server]
+// Commands are the commands that a monitor knows. The zero Commands is empty; a [Server]
 // adds those that need no host. Commands may be registered and used from any
 // goroutine, also while a Server serves them.
 type Commands struct {
@@ -26,8 +26,8 @@ type command struct {
 	oob          bool
 }
 
-// None is the arguments of a command that takes none, and the result of one that
-// has none.
+// None stands for no arguments in a command that takes none, and for no result in one
+// that has none.
 type None struct{}
 
 // Register adds a command, or replaces the one of its name.
@@ -37,11 +37,12 @@ type None struct{}
 // omitzero may be left out.
 // Fields are strings, bools, integers of any size, floats, slices, structs and
 // pointers to them, or any; a string type with a method Words() []string is an
-// enumeration of those. What a client sends is checked before fn is called: what
-// is missing, unknown or of another type is refused with QEMU's words and the
-// argument's name.
+// enumeration of those. The arguments that a client sends are checked before fn is
+// called: an argument that is missing, unknown or of another type is refused as in QEMU,
+// with its name.
 //
-// R is the answer, which encoding/json encodes as an object or a list: [None] is none.
+// R is the type of the answer, which encoding/json encodes as an object or a list;
+// [None] means no answer.
 //
 // fn is called on a goroutine of the Server, for each client one command at a
 // time, for several clients at once; its ctx ends when the client was closed or

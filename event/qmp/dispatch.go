@@ -37,8 +37,8 @@ func failure(id any, hasID bool, err error) qjson.Object {
 	return answer
 }
 
-// dispatch checks a command in QEMU's order and runs it. The first thing that is
-// wrong is answered.
+// dispatch checks a command in QEMU's order and runs it. It answers the first error that
+// it finds.
 func (c *client) dispatch(v any) (any, error) {
 	o, ok := v.(qjson.Object)
 	if !ok {
@@ -91,12 +91,12 @@ type capability string
 // Words implements the enumeration.
 func (capability) Words() []string { return []string{"oob"} }
 
-// capabilities is the arguments of qmp_capabilities.
+// capabilities has the arguments of qmp_capabilities.
 type capabilities struct {
 	Enable []capability `json:"enable,omitempty"`
 }
 
-// nameAndMeta is what all elements of a schema have. (QAPI union SchemaInfo.)
+// nameAndMeta has the members that all elements of a schema have. (QAPI union SchemaInfo.)
 type nameAndMeta struct {
 	Name string `json:"name"`
 	Meta string `json:"meta-type"`
@@ -132,14 +132,14 @@ func (c *client) own(name string) *command {
 	return nil
 }
 
-// commandOf is a command that is in no Commands. Its result may be a value.
+// commandOf makes a command that is in no Commands. Its result may be any JSON value.
 func commandOf[A, R any](fn func(context.Context, A) (R, error)) *command {
 	var c Commands
 	Register(&c, "", fn)
 	return c.m[""]
 }
 
-// answering says what a command answers whose result is made by hand.
+// answering gives the schema of the result, R, to a command that builds its result by hand.
 func answering[R any](c *command) *command {
 	c.result = reflect.TypeFor[R]()
 	return c

@@ -8,18 +8,18 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// A Job is something long that clients can steer: the protection of a guest say.
-// Its methods may be called from any goroutine. A verb is only asked for in a
-// status that allows it (QEMU's table); what the job has against it then is
-// answered as it says. Jobs publish [event.JobStatusChange].
+// A Job is a long task that clients can steer: the protection of a guest, say.
+// Its methods may be called from any goroutine. Those that steer it are called only in a
+// status that allows it, according to QEMU's table; an error that one returns then is the
+// answer. Jobs publish [event.JobStatusChange].
 type Job interface {
 	ID() string
 	Type() event.JobType
 	Status() event.JobStatus
-	// Progress returns what is done and what there is to do, in a unit that the job
-	// chooses.
+	// Progress returns how much is done, and how much there is to do in total, in a unit
+	// that the job chooses.
 	Progress() (current, total int64)
-	// Err is why it has failed, or was cancelled; nil: it has not.
+	// Err returns why the job has failed or was cancelled, nil if it has not and was not.
 	Err() error
 
 	Pause(ctx context.Context) error  // running to paused, ready to standby
@@ -41,7 +41,7 @@ type jobInfo struct {
 	Error           string          `json:"error,omitempty"`
 }
 
-// jobID is the arguments of the commands about one job.
+// jobID has the arguments of the commands about one job.
 type jobID struct {
 	ID string `json:"id"`
 }

@@ -4,9 +4,10 @@ package qmp
 
 import "syscall"
 
-// ownersOnly has the socket that is about to be bound be its owner's from its first moment
-// on, where the system makes it as the descriptor is (Linux). Where it does not, or cannot
-// be told, there is the Chmod after it, and the moment between the two.
+// ownersOnly changes the mode of a descriptor that is about to be bound, so that the socket in
+// the file system is accessible to its owner alone from its first moment on. Linux gives the
+// socket the mode of the descriptor. On other systems only the Chmod after the bind restricts
+// it, and for a moment others can connect.
 func ownersOnly(_, _ string, c syscall.RawConn) error {
 	return c.Control(func(fd uintptr) { _ = syscall.Fchmod(int(fd), 0o600) })
 }

@@ -5,14 +5,14 @@ import "context"
 // A Machine is a guest that can be stopped. Its methods may be called from any
 // goroutine.
 type Machine interface {
-	// RunState is the guest's state, in QAPI's words: "running", "paused",
-	// "inmigrate", "prelaunch", "colo", "shutdown", ... It runs in "running".
+	// RunState returns the state of the guest by its QAPI name: "running", "paused",
+	// "inmigrate", "prelaunch", "colo", "shutdown", ... The guest runs in "running" alone.
 	RunState() string
-	// Stop stops the guest that runs; it publishes event.Stop. An error says why
-	// it cannot be done now.
+	// Stop stops the guest, which runs, and publishes event.Stop. An error says why
+	// it cannot be stopped now.
 	Stop(ctx context.Context) error
-	// Cont lets the guest run that does not; it publishes event.Resume. An error
-	// says why it cannot be done now: while a checkpoint is committed say.
+	// Cont lets the guest, which does not run, go on, and publishes event.Resume. An
+	// error says why it cannot run now: because a checkpoint is committed, say.
 	Cont(ctx context.Context) error
 }
 
@@ -24,8 +24,8 @@ type statusInfo struct {
 	Status     string `json:"status"`
 }
 
-// RegisterMachine adds query-status, stop and cont. To stop what does not run
-// and to let run what does is no error: the machine is not asked.
+// RegisterMachine adds query-status, stop and cont. It is no error to stop a guest that
+// does not run, or to continue one that runs: Stop and Cont are not called then.
 func RegisterMachine(c *Commands, m Machine) {
 	Register(c, "query-status", func(context.Context, None) (statusInfo, error) {
 		state := m.RunState()
@@ -45,8 +45,8 @@ func RegisterMachine(c *Commands, m Machine) {
 	})
 }
 
-// RegisterName adds query-name, which answers the guest's name; an empty one is
-// that it has none.
+// RegisterName adds query-name, which answers the name of the guest; empty means that it
+// has none.
 func RegisterName(c *Commands, name string) {
 	Register(c, "query-name", func(context.Context, None) (nameInfo, error) { return nameInfo{name}, nil })
 }

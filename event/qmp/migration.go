@@ -13,8 +13,8 @@ type MigrationParameters struct {
 }
 
 // RegisterParameters adds migrate-set-parameters and query-migrate-parameters. P
-// is a struct of pointers: get returns all, set changes those that are not nil,
-// all or, with an error, none.
+// is a struct of pointers: get returns all parameters; set changes those that are not
+// nil, or returns an error and changes none.
 func RegisterParameters[P any](c *Commands, get func() P, set func(ctx context.Context, p P) error) {
 	Register(c, "migrate-set-parameters", func(ctx context.Context, p P) (None, error) { return None{}, set(ctx, p) })
 	Register(c, "query-migrate-parameters", func(context.Context, None) (P, error) { return get(), nil })
@@ -23,7 +23,7 @@ func RegisterParameters[P any](c *Commands, get func() P, set func(ctx context.C
 // MigrationCapability is a capability of QEMU 7.2. (QAPI enum of the same name.)
 type MigrationCapability string
 
-// CapabilityCOLO is the one that COLO needs.
+// CapabilityCOLO is the capability that COLO needs.
 const CapabilityCOLO MigrationCapability = "x-colo"
 
 // Words returns all of them, in QEMU's order.
@@ -43,8 +43,8 @@ type CapabilityStatus struct {
 
 // RegisterCapabilities adds migrate-set-capabilities and
 // query-migrate-capabilities. get returns those that the host has; set is called
-// with one or more of them. One that QEMU has and the host has not is off, may be
-// turned off, and is refused when it is to be turned on.
+// with one or more of them. A capability that QEMU has and the host lacks is shown as off,
+// may be turned off, and is refused when a client turns it on.
 func RegisterCapabilities(c *Commands, get func() []CapabilityStatus, set func(ctx context.Context, all []CapabilityStatus) error) {
 	type args struct {
 		Capabilities []CapabilityStatus `json:"capabilities"`
@@ -79,9 +79,10 @@ func RegisterCapabilities(c *Commands, get func() []CapabilityStatus, set func(c
 	})
 }
 
-// RegisterMigration adds query-migrate. Info is what it answers: QEMU's members
-// are in MigrationInfo of its schema, "status" the one that all clients want
-// (event.MigrationStatus); a struct that is empty is that there has been none.
+// RegisterMigration adds query-migrate. Info is the type of its answer: a struct with members
+// of MigrationInfo in QEMU's schema, of which all clients read "status"
+// (event.MigrationStatus). An Info without members in its JSON means that there was no
+// migration.
 func RegisterMigration[Info any](c *Commands, info func() Info) {
 	Register(c, "query-migrate", func(context.Context, None) (Info, error) { return info(), nil })
 }

@@ -5,7 +5,7 @@ import (
 	"sync"
 )
 
-// outbox is what waits to be written to a client.
+// outbox has the lines that wait to be written to a client.
 type outbox struct {
 	maxBytes, maxEvents int
 
@@ -26,7 +26,7 @@ func newOutbox(maxBytes, maxEvents int) *outbox {
 	return o
 }
 
-// answer puts a line that must not be lost, and waits while there are too many.
+// answer adds a line that must not be lost, and waits while there are too many.
 func (o *outbox) answer(line []byte) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -36,7 +36,7 @@ func (o *outbox) answer(line []byte) {
 	o.put(line, false)
 }
 
-// event puts a line that may be lost, and reports whether it was not. It does not
+// event adds a line unless there are too many, and reports whether it did. It does not
 // wait.
 func (o *outbox) event(line []byte) bool {
 	o.mu.Lock()
@@ -71,8 +71,8 @@ func (o *outbox) finish() {
 	o.changed.Broadcast()
 }
 
-// run writes what is put until the end, or an error. Before each write it calls
-// deadline, which says until when the client must have taken something.
+// run writes the lines until finish was called and none is left, or until an error. Before
+// each write it calls deadline, which sets the time by which the client must take a byte.
 func (o *outbox) run(conn net.Conn, deadline func()) error {
 	defer func() {
 		o.mu.Lock()

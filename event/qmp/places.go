@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// wordless is how long a client that has not negotiated keeps its place where others wait.
+// wordless is how long a client that has not negotiated keeps its place while others wait.
 const wordless = 10 * time.Second
 
 // places bounds the clients of one call of Serve.
@@ -21,7 +21,7 @@ type places struct {
 	taken map[*place]struct{}
 }
 
-// place is that of a client.
+// place is the place that one client takes.
 type place struct {
 	in    *places
 	conn  net.Conn

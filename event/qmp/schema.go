@@ -49,7 +49,7 @@ func (s *Server) schema() []any {
 			cmd = s.Commands.get(n.Name)
 		}
 		if cmd == nil {
-			continue // it has been replaced by nothing since
+			continue // it has been removed since
 		}
 		w.add("command", n.Name, "arg-type", w.object(cmd.args), "ret-type", w.name(cmd.result), "allow-oob", cmd.oob)
 	}

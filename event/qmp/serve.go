@@ -11,7 +11,7 @@ import (
 	"github.com/gocolo/lockstep/internal/qjson"
 )
 
-// client is one client of a Server. What has no comment belongs to the goroutine
+// client is one client of a Server. A field without a comment belongs to the goroutine
 // that executes commands: the one that reads, or, once out-of-band execution is
 // enabled, the one that takes commands off the queue.
 type client struct {
@@ -32,13 +32,13 @@ type client struct {
 	stop    bool      // no more are executed
 }
 
-// request is what has been read: a value, or why it is none.
+// request is one JSON value that a client has sent, or the error that it gave.
 type request struct {
 	value any
 	err   error
 }
 
-// serve is one client's life.
+// serve serves one client from its connection to its end.
 func (s *Server) serve(ctx context.Context, h *hub, conn net.Conn, at *place) {
 	ctx, cancel := context.WithCancel(ctx)
 	c := &client{s: s, h: h, at: at, ctx: ctx, out: newOutbox(positive(s.MaxBacklog, DefaultMaxBacklog), positive(s.MaxEvents, DefaultMaxEvents))}
@@ -87,7 +87,7 @@ func (c *client) greeting() any {
 
 func (c *client) line(v any) []byte { return append(qjson.Append(nil, v), "\r\n"...) }
 
-// deadlines are those of what is written to a client.
+// deadlines sets the deadlines of the writes to a client.
 type deadlines struct {
 	conn  net.Conn
 	stall time.Duration
@@ -114,7 +114,7 @@ func (d *deadlines) close(in time.Duration) {
 	d.conn.SetWriteDeadline(time.Now().Add(in))
 }
 
-// read takes what the client sends until it ends, and returns when no command
+// read reads what the client sends until that ends, and returns when none of its commands
 // runs any more.
 func (c *client) read(conn net.Conn) {
 	var worker sync.WaitGroup
@@ -204,13 +204,12 @@ func (c *client) push(r request) {
 	}
 }
 
-// moment is how long those before an out-of-band command may take to be executed
-// first.
+// moment is how long an out-of-band command waits for the commands that were sent before it.
 const moment = 5 * time.Millisecond
 
 // settle gives commands that were sent right before an out-of-band one a moment,
 // so that a client which sends all at once gets its answers in the order in
-// which a QEMU, who reads slowly, gives them. What takes longer is overtaken.
+// which a QEMU, which reads slowly, gives them. Commands that take longer are overtaken.
 func (c *client) settle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

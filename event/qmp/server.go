@@ -27,7 +27,7 @@ const (
 // of band or not. Of one that has not nothing is read while a command runs.
 const MaxInFlight = 8
 
-// A Version is what a monitor says of itself.
+// A Version is the version that a monitor gives in its greeting.
 type Version struct {
 	Major, Minor, Micro int
 	Package             string // whose build it is
@@ -36,7 +36,7 @@ type Version struct {
 // A Server serves a monitor to any number of clients. Its fields are set before
 // it is used.
 type Server struct {
-	// Commands is what clients can do; nil is nothing but what needs no host.
+	// Commands are the commands of the host; nil: there are only those that need no host.
 	Commands *Commands
 
 	// Bus is where the events come from that clients see, as QMP prints them and limited
@@ -44,14 +44,14 @@ type Server struct {
 	// what was published before it had negotiated.
 	Bus *event.Bus
 
-	// Version is what greeting and query-version say; zero is QEMU 7.2.22, which this
+	// Version is given in the greeting and by query-version; zero is QEMU 7.2.22, which this
 	// package imitates.
 	Version Version
 
-	// MaxClients bounds how many clients are served at a time. Another one
-	// connects and hears nothing until one leaves, as with a QEMU that has its
-	// one; or it takes the place of one that has been there for ten seconds and has not
-	// said qmp_capabilities. 0 is [DefaultMaxClients].
+	// MaxClients bounds how many clients are served at a time. A further client can
+	// connect, but gets no greeting until another leaves, as with a QEMU, which serves
+	// one; or until it takes the place of a client that has not said qmp_capabilities
+	// within ten seconds. 0 is [DefaultMaxClients].
 	MaxClients int
 
 	// MaxValue bounds a client's command, in bytes without blanks. 0 is
@@ -70,14 +70,14 @@ type Server struct {
 	// is closed. 0 is [DefaultStall].
 	Stall time.Duration
 
-	// Quit ends the host; nil is that there is no command quit. It is called when
-	// the client has its answer and has been closed, once for each client that
-	// says so. It must not wait for Serve to return.
+	// Quit ends the host; nil: there is no command quit. It is called when the client
+	// has its answer and has been closed, once for each client that says quit. It must
+	// not wait for Serve to return.
 	Quit func()
 
-	// Log hears of clients that are closed because they stall, are browsers, or say nothing
-	// while others wait (Warn),
-	// and of each that comes and goes (Debug); nil is nobody.
+	// Log gets a record for each client that is closed because it stalls, is a browser, or
+	// says nothing while others wait (Warn), and for each that comes and goes (Debug). Nil:
+	// nothing is logged.
 	Log *slog.Logger
 
 	dropped atomic.Uint64

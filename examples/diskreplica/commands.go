@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// obey reads commands, one a line, and calls do with each, and calls what comes from
-// due, one after the other. What they return is printed and ends nothing. It returns
-// nil after the command "quit", and ctx's error when ctx ends; the end of commands is
-// no end of the disk's service.
+// obey reads commands, one a line, and calls do with each; it also calls the functions that
+// come from due, all one after the other. It prints their errors and goes on. It returns
+// nil after the command "quit", and ctx's error when ctx ends. When commands end the disk
+// is still served.
 func (p *printer) obey(ctx context.Context, commands io.Reader, due <-chan func(context.Context) error, do func(context.Context, string) error) error {
 	in := lines(ctx, commands)
 	for {

@@ -7,7 +7,8 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-// errNotWaiting is why hold records nothing on an image.
+// errNotWaiting means that an image does not wait for the generation, so that hold changes
+// nothing.
 var errNotWaiting = errors.New("it does not wait for that generation")
 
 // hold records on the images of one guest that they are its disks of generation. That is
@@ -45,8 +46,8 @@ func hold(files []string, generation uint64, p *printer) error {
 	return nil
 }
 
-// mayHold refuses an image that is not a whole copy of the generation before, or that has
-// been told already.
+// mayHold refuses an image that is not a whole copy of the generation before, or on which an
+// earlier hold was recorded.
 func mayHold(m *replication.Metadata, generation uint64) error {
 	id, held := m.Identity(), m.Held()
 	switch {
@@ -55,7 +56,7 @@ func mayHold(m *replication.Metadata, generation uint64) error {
 	case held == 0:
 		return fmt.Errorf("%w: no host has recorded a generation on it", errNotWaiting)
 	case held == generation:
-		return nil // by an earlier call that was cut off
+		return nil // recorded by an earlier call that was interrupted
 	case held+1 != generation:
 		return fmt.Errorf("%w: it is of generation %d, and may be said to be of %d only", errNotWaiting, held, held+1)
 	}

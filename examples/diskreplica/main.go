@@ -90,7 +90,7 @@ func main() {
 	os.Exit(out.Status(statusOf(err), "diskreplica", os.Stderr))
 }
 
-// statusOf says an error, if there is one, and returns the exit status.
+// statusOf prints an error, if there is one, and returns the exit status.
 func statusOf(err error) int {
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp), errors.Is(err, context.Canceled):
@@ -103,10 +103,10 @@ func statusOf(err error) int {
 	return 1
 }
 
-// errUsage is for a bad command line.
+// errUsage means that the command line is wrong.
 var errUsage = errors.New("bad command line")
 
-// options are those of the command line.
+// options has the command line.
 type options struct {
 	role                              string
 	image, listen, secondary, journal string

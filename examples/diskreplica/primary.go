@@ -13,7 +13,7 @@ import (
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
-// primary is that side's process.
+// primary is the process of the primary's side.
 type primary struct {
 	*printer
 	events  event.Bus
@@ -21,7 +21,7 @@ type primary struct {
 	disk    *replication.Primary
 	control *control
 	epoch   uint64
-	due     chan func(context.Context) error // what to do since the secondary's overlay fills up
+	due     chan func(context.Context) error // checkpoints that are due since an overlay of the secondary fills up
 }
 
 func runPrimary(ctx context.Context, o options, commands io.Reader, out *printer) (err error) {
@@ -129,7 +129,7 @@ func (p *primary) disconnect() {
 	}
 }
 
-// ask has a checkpoint made between two commands, if the secondary is there then.
+// ask makes obey make a checkpoint before the next command, if the secondary is there then.
 func (p *primary) ask() {
 	select {
 	case p.due <- func(ctx context.Context) error {
@@ -195,7 +195,7 @@ func (p *primary) status() {
 	p.returned(s, "state %s, epoch %d, the secondary lacks %d KiB, error %v", s.State, s.Epoch, missing>>10, p.disk.Err())
 }
 
-const primaryHelp = `checkpoint  make the secondary's disk that of now
+const primaryHelp = `checkpoint  bring the secondary's disk to the state of the primary's
 failover    go on alone
 reconnect   attach the secondary again, and copy what it has missed
 verify      compare both copies, while the guest goes on

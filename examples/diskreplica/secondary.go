@@ -25,7 +25,7 @@ func openImage(o options) (*replication.File, error) {
 	return f, err
 }
 
-// secondary is that side's process.
+// secondary is the process of the secondary's side.
 type secondary struct {
 	*printer
 	events event.Bus
@@ -107,7 +107,7 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 	return s.obey(ctx, commands, nil, s.command)
 }
 
-// answer does what the primary asks for.
+// answer carries out a request of the primary.
 func (s *secondary) answer(ctx context.Context, words []string) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -13,10 +13,9 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// newArbiter returns who decides which of the two hosts has the guest: a place that both
-// reach, which -arbiter names, or this host itself (between), with or without a command that
-// is asked.
-// end is called when that has heard the last word.
+// newArbiter returns the arbiter that decides which of the two hosts has the guest: one at a
+// place that both reach, which -arbiter names, or this host itself (between), with or without
+// a command that is asked. The caller calls end when it has asked the arbiter for the last time.
 func newArbiter(o options, d *disk, h *host) (a failover.Arbiter, end func(), err error) {
 	a, end = &between{
 		host: o.host, disks: d != nil, fresh: d != nil && d.fresh, word: o.anyway,
@@ -59,16 +58,16 @@ func starts(s protect.State) bool { return s == protect.Created || s == protect.
 // If it may be a network that is cut, both hosts would go on, and no two hosts can
 // find out alone: then -arbiter must name a place, or a command, that both reach.
 //
-//   - A primary goes on at once while it is sure that the secondary does not: that has
-//     promised not to, for a term, which keeps the gate open. Later, after it was
-//     stopped or very slow, it asks the other host, and goes on if that cannot be
-//     reached, or does not have the guest.
-//   - A secondary goes on when its promise is over and the primary has not been heard
-//     to go on, which that says as soon as it can: it seeks its secondary. One that can
-//     ask, does, and waits as long as the primary lives and has not decided.
+//   - A primary goes on at once while the secondary's promise not to take the guest
+//     lasts: the promise, for a term, keeps the gate open. Later, after it was stopped
+//     or very slow, it asks the other host, and goes on if that cannot be reached, or
+//     does not have the guest.
+//   - A secondary goes on when its promise is over, unless it has heard that the primary
+//     goes on: a primary that does seeks its secondary at once. A secondary that can
+//     ask the primary does, and waits as long as that lives and has not decided.
 //   - A start needs the other host's answer, or the word of a person who knows
-//     (-start), unless the guest is a new one, as its disk says. It is refused by a
-//     host that has the guest, or a later copy of it.
+//     (-start), unless the guest is a new one, as its disk says. A host that has the
+//     guest, or a later copy of it, refuses.
 //
 // In step a primary has no grant that it could renew: the promises count.
 type between struct {
@@ -81,9 +80,10 @@ type between struct {
 	lost    time.Duration // ask, once, takes half of it at most
 	state   func() protect.State
 	open    func() bool                                          // reports whether this host's gate is open
-	about   func() (mode event.Mode, epoch uint64, cause string) // the side, the checkpoint and the cause that the command is told
+	about   func() (mode event.Mode, epoch uint64, cause string) // returns the side, the checkpoint and the cause, for the command
 	ask     func(context.Context) (protect.Standing, error)      // the other host
-	// undecided is told why nothing is decided, once for each reason. nil: nobody is.
+	// undecided is called with the reason why nothing is decided, once for each. Nil: not
+	// called.
 	undecided func(error)
 
 	mu      sync.Mutex
@@ -113,8 +113,8 @@ func (b *between) Acquire(ctx context.Context, c failover.Claim) (failover.Grant
 	}
 	after, at := c.After, time.Now()
 	if present <= c.After {
-		// What it rests on is true of a moment. A process that was stopped since then
-		// asks anew: the other host may have gone on.
+		// The decision rests on an answer that was true at the time at. A process that was
+		// stopped since then asks anew: the other host may have gone on.
 		for again := true; again; again = time.Since(at) > b.term/4 {
 			if after, at, err = b.decide(ctx, c, present == c.After); err != nil {
 				b.tell(err)
@@ -131,7 +131,7 @@ func (b *between) Acquire(ctx context.Context, c failover.Claim) (failover.Grant
 	return failover.Grant{Generation: b.record.Generation, Token: c.Token, Term: b.term, Sent: at}, nil
 }
 
-// turn waits until nobody else decides. Whoever decides calls done.
+// turn waits until no other goroutine decides. The caller calls done when it has decided.
 func (b *between) turn(ctx context.Context) (done func(), err error) {
 	for {
 		b.mu.Lock()
@@ -169,9 +169,9 @@ func (b *between) tell(err error) {
 	}
 }
 
-// decide says whether a claim is granted, which generation the grant is after, and of
-// which moment what it rests on is true. held says that this host had the generation
-// that it claims to go on from.
+// decide returns nil if a claim is granted, the generation that the grant comes after, and the
+// time at which the answer that this rests on was true. held says that this host had the
+// generation that it claims to go on from.
 func (b *between) decide(ctx context.Context, c failover.Claim, held bool) (after uint64, at time.Time, err error) {
 	state, now := b.state(), time.Now()
 	switch {
@@ -203,9 +203,9 @@ func (b *between) decide(ctx context.Context, c failover.Claim, held bool) (afte
 	return c.After, at, b.run(ctx, c.After)
 }
 
-// early reports whether the other host, which asks as well, may still be about to go
-// on because it had no answer while this one stood still. It has less than that time
-// for its questions, and then says what came of them.
+// early reports whether the other host, which asks as well, may still be about to go on
+// because it got no answer while this one stood still. Its questions take less time than
+// that, and then it says how it has decided.
 func (b *between) early(after uint64, asks bool) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -219,7 +219,7 @@ func (b *between) early(after uint64, asks bool) bool {
 	return time.Since(b.asking.since) < 2*b.lost
 }
 
-// errPromises says that this host has no grant to renew.
+// errPromises means that this host has no grant to renew.
 var errPromises = errors.New("in step, the other host's promises count")
 
 // Renew implements failover.Arbiter. What is granted while a pair synchronises is over

@@ -35,8 +35,8 @@ func (b *between) run(ctx context.Context, after uint64) error {
 	cmd := exec.CommandContext(limit, "sh", "-c", b.command)
 	cmd.Env = append(os.Environ(), "LOCKSTEP_MODE="+string(mode), fmt.Sprintf("LOCKSTEP_EPOCH=%d", epoch), "LOCKSTEP_HOST="+b.host,
 		fmt.Sprintf("LOCKSTEP_GENERATION=%d", after+1), "LOCKSTEP_CAUSE="+oneLine(errors.New(cause)))
-	// With the shell end those that it waits for; whoever is left and holds the output
-	// open is not waited for.
+	// When the shell ends, so have the processes that it waits for. Others that still hold
+	// the output open are not waited for.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = commandPipe

@@ -65,9 +65,9 @@ func (c *console) start(order func(key byte)) {
 	}
 }
 
-// close gives the terminal back as it was, and shows nothing any more: what is typed goes
-// nowhere. When it returns nothing is being given to the guest, and nothing will be
-// unless the console is started again.
+// close restores the terminal, and shows nothing any more: what is typed is dropped. When it
+// returns no byte is being given to the guest, and none will be unless the console is started
+// again.
 func (c *console) close() {
 	c.hide()
 	c.typing.Lock() // whoever gives a key to the guest has done so
@@ -91,16 +91,16 @@ func (c *console) raw() bool {
 	return c.restore != nil
 }
 
-// mode says whether there are orders, who takes them, and whether the guest has the
-// console at all.
+// mode returns whether Ctrl-A begins an order, the function that takes orders, and whether the
+// guest has the console at all.
 func (c *console) mode() (orders bool, order func(key byte), ours bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.restore != nil, c.order, c.show
 }
 
-// Write is what the guest says. It never fails: a guest that nobody listens to
-// goes on. (An io.Writer for gokvmhost.Config.Console.)
+// Write shows the output of the guest. It never fails: a guest whose output cannot be
+// shown goes on. (An io.Writer for gokvmhost.Config.Console.)
 func (c *console) Write(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -130,8 +130,8 @@ func (c *console) say(w io.Writer, text string) {
 // inputRetry is how soon a byte is offered again to a guest that does not read.
 const inputRetry = 10 * time.Millisecond
 
-// give offers the guest what was typed, and returns how much of that is done with: all
-// of it if the console is not the guest's any more.
+// give offers the guest the bytes that were typed, and returns how many need not be offered
+// again: all of them if the guest does not have the console any more.
 func (c *console) give(guest *guest, typed []byte) (int, error) {
 	c.typing.Lock()
 	defer c.typing.Unlock()

@@ -12,8 +12,8 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// errUndecided says that the other host has to be heard, or heard again, before
-// anything is decided: the claim is made again.
+// errUndecided means that the other host has to be heard, or heard again, before anything is
+// decided: the claim is made again.
 var errUndecided = errors.New("not decided yet")
 
 // errUnheard says that the other host cannot be reached, or said nothing at all.
@@ -33,12 +33,12 @@ func silent(err error) bool {
 	return errors.As(err, &op) && (op.Op == "dial" || op.Timeout())
 }
 
-// questions is how often a host is asked that is not heard.
+// questions is how often a host that is not heard is asked.
 const questions = 3
 
-// hear asks the other host until it is heard, but not for ever: an error that matches
-// errUnheard says that it was not, any other that it lives and has not said how it
-// stands. at is the moment of which that is true.
+// hear asks the other host until it is heard, but not for ever. An error that matches
+// errUnheard means that it was not; any other that it lives, and has not told its state. at
+// is the time at which the result was true.
 func (b *between) hear(ctx context.Context) (there protect.Standing, at time.Time, err error) {
 	for unheard := 0; ; {
 		at = time.Now()
@@ -76,7 +76,7 @@ type aStart struct {
 	word  bool   // -start was given: the operator's word that the other host is dead
 }
 
-// decide says which generation the start is after, given what the other host says.
+// decide returns the generation that the start comes after, given the answer of the other host.
 func (a aStart) decide(there protect.Standing, err error) (after uint64, _ error) {
 	switch {
 	case err != nil && a.word:

@@ -17,7 +17,7 @@ type disk struct {
 	fresh   bool                 // no guest has ever used the image, as far as it is sure to know
 }
 
-// An image is what a disk is kept in.
+// An image holds the contents of a disk: a file or a block device.
 type image interface {
 	replication.Disk
 	io.Closer
@@ -59,7 +59,7 @@ func openDisk(o options) (_ *disk, err error) {
 	return d, err
 }
 
-// view is what the guest has.
+// view returns the disk that the guest reads and writes.
 func (d *disk) view() replication.Disk {
 	if d.handle == nil {
 		return d.image

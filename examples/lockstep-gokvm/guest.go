@@ -16,15 +16,15 @@ import (
 type guest struct {
 	machine
 
-	// loaded is sent to when the machine has become that of a checkpoint: a guest that
-	// has ended runs on from there.
+	// loaded receives a value when a checkpoint has been loaded into the machine: a guest
+	// that had ended runs on from there.
 	loaded chan struct{}
 }
 
 func newGuest() *guest { return &guest{loaded: make(chan struct{}, 1)} }
 
-// Register registers the machine's devices, and last what tells that all of them
-// have been loaded.
+// Register registers the devices of the machine, and at last a device whose PostLoad tells
+// that all of them have been loaded.
 func (g *guest) Register(reg *vmstate.Registry) error {
 	if err := g.machine.Register(reg); err != nil {
 		return err
@@ -69,7 +69,7 @@ func (g *guest) StopDirtyLog() error {
 	return nil
 }
 
-// KeepDirty has the log leave pages writable, if it can.
+// KeepDirty makes the log leave pages writable, if it can.
 func (g *guest) KeepDirty(block string, pages []uint64) bool {
 	k, ok := g.DirtyLog().(ram.DirtyKeeper)
 	return ok && k.KeepDirty(block, pages)
@@ -83,7 +83,8 @@ func (g *guest) IdleCPUs() int {
 	return 0
 }
 
-// ForgetDirty has the log forget what a checkpoint has written to memory, if it sees that.
+// ForgetDirty makes the log forget the pages that loading a checkpoint has written, if it logs
+// those.
 func (g *guest) ForgetDirty(block string) {
 	if f, ok := g.DirtyLog().(ram.Forgetter); ok {
 		f.ForgetDirty(block)
@@ -108,8 +109,8 @@ func (g *guest) Stopped() time.Duration {
 	return s.Stopped()
 }
 
-// cpu returns what the other host must know of this one's CPU, and how what it says
-// of its own is judged; nothing where the machine does not say.
+// cpu returns a description of this host's CPU for the other host, and the function that
+// judges the description of the other; nothing if the machine has none.
 func (g *guest) cpu() (offer []byte, judge func([]byte) error, err error) {
 	m, ok := g.machine.(interface {
 		MatchCPU() ([]byte, func([]byte) error, error)
@@ -132,7 +133,8 @@ func (g *guest) EnsureMemory(ensure func(block string, offset, n uint64) error) 
 	}
 }
 
-// laterMemory has the guest's devices wait for memory that comes after it has begun to run.
+// laterMemory makes the devices of the guest wait for memory that comes after it has begun to
+// run.
 func (g *guest) laterMemory(memory *ram.Lazy) error {
 	m, ok := g.machine.(ensured)
 	if !ok {
@@ -145,11 +147,10 @@ func (g *guest) laterMemory(memory *ram.Lazy) error {
 	return nil
 }
 
-// run runs the guest until it fails or ctx ends. When it ends by itself, ended is
-// called with how, and decides: with nil the guest has ended for good. Otherwise, on
-// a host that follows, its end only says what the primary's guest may do next:
-// ended waits until there is something to decide, or until a checkpoint has been
-// loaded, from which it runs on.
+// run runs the guest until it fails or ctx ends. When the guest ends by itself, run calls
+// ended with how it did. If ended returns nil the guest has ended for good. On a host that
+// follows, the end of the guest only means that the primary's guest may end next: ended waits
+// until that has, or until a checkpoint has been loaded, from which the guest runs on.
 func (g *guest) run(ctx context.Context, ended func(ctx context.Context, how string) error) error {
 	for {
 		err := g.machine.Run(ctx)

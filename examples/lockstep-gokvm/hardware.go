@@ -25,7 +25,7 @@ type hardware struct {
 	// machine makes a paused machine with its guest loaded, but where there is no
 	// kernel: that guest comes over the wire, all of it.
 	machine func(options, gokvmhost.Config) (machine, error)
-	// probe says early, and in one line, if machine cannot succeed.
+	// probe returns an error, in one line, if machine cannot succeed.
 	probe func() error
 	// cable opens the interface that the guest's network card is connected to.
 	cable func(options) (cable, error)
@@ -118,10 +118,10 @@ func headerOf(c cable) int {
 	return 0
 }
 
-// gokvmMachine is a machine of gokvm, or one that is made for a guest of such a machine.
+// gokvmMachine is a machine of gokvm, or one that gokvmhost.Create has made for its guest.
 type gokvmMachine struct {
 	*gokvmhost.Host
-	machine *gokvmhost.Machine // nil: of no use
+	machine *gokvmhost.Machine // nil: of gokvmhost.Create
 }
 
 // newMachine makes a machine. One whose guest comes from elsewhere has memory that nobody
@@ -173,7 +173,7 @@ func loadLinux(m *gokvmhost.Machine, o options) error {
 	return gokvmhost.LoadLinux(m, kernel, initrd, o.append)
 }
 
-// MatchCPU is that of the machine's kvm.VM.
+// MatchCPU calls MatchCPU of the machine's kvm.VM.
 func (m *gokvmMachine) MatchCPU() ([]byte, func([]byte) error, error) { return m.VM().MatchCPU() }
 
 func (m *gokvmMachine) DirtyLog() ram.DirtyLog { return m.VM() }

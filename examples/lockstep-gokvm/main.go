@@ -34,7 +34,7 @@ func main() {
 	os.Exit(out.Status(status(own), "lockstep-gokvm", os.Stderr))
 }
 
-// stdio are the program's streams. Terminals are files.
+// stdio has the standard streams of the program. A terminal is an *os.File.
 type stdio struct {
 	in       io.Reader
 	out, err io.Writer
@@ -79,7 +79,7 @@ func gokvm(ctx context.Context, args []string, std stdio) int {
 // errEscape ends the program at the user's wish, as a signal does.
 var errEscape = errors.New("ended from the console")
 
-// oneLine is an error without line breaks.
+// oneLine returns the text of an error without line breaks.
 func oneLine(err error) string {
 	return strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
 }

@@ -21,11 +21,11 @@ type movingDisk struct {
 	image image // nil: the guest stands still here, or is not here
 }
 
-// errAway is what a disk says whose guest is not here. No guest ever sees it.
+// errAway is the error of a disk whose guest is not here. No guest ever sees it.
 var errAway = errors.New("the disk is the other host's")
 
-// errNoDisk is how a guest ends that the other host has given up, and that could not run
-// here before there was an order to end.
+// errNoDisk ends a guest that the other host has given up, and that could not run here before
+// the user ordered the program to end, since its disk could not be opened.
 var errNoDisk = errors.New("the guest has not run here, for want of its disk")
 
 // moving returns the disk of -disk, nil for none, without opening it.
@@ -148,7 +148,7 @@ func (d *movingDisk) give() error {
 		return nil
 	}
 	if err := d.image.Sync(); err != nil {
-		return err // it is still ours
+		return err // the disk stays open here
 	}
 	i := d.image
 	d.image = nil

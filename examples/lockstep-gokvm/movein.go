@@ -73,7 +73,7 @@ func (r *roamer) accept(l net.Listener) {
 	}
 }
 
-// visit does what a connection is for, or says why not.
+// visit carries out what a connection asks for, or answers why not.
 func (r *roamer) visit(l *link, hello moveHello) {
 	if hello.Version != moveVersion || hello.Guest != r.o.name || hello.Machine != machineType {
 		r.refuse(l, moveUnknown, fmt.Errorf("the guest is %q on a %s here, of version %d", r.o.name, machineType, moveVersion))
@@ -110,7 +110,7 @@ func (r *roamer) remember(a *arrival) {
 	}
 }
 
-// refuse answers a connection that does not go on.
+// refuse answers a connection that is then closed.
 func (r *roamer) refuse(l *link, state string, why error) {
 	answer := moveAnswer{State: state}
 	if why != nil {
@@ -154,7 +154,7 @@ func (a *arrival) take() *link {
 	return l
 }
 
-// errHalf is of a guest that has lost its other half.
+// errHalf ends a guest that runs here and whose missing memory cannot come any more.
 var errHalf = errors.New("the guest is lost: the other host, which has a part of its memory, is not heard")
 
 // reconnect waits for another connection of the source, for as long as -give-up says, or
@@ -196,7 +196,7 @@ func (a *arrival) reconnect(ctx context.Context, broken error) (migrate.Conn, er
 	}
 }
 
-// end says whether the guest has come.
+// end records, for later questions of the source, whether the guest has come.
 func (a *arrival) end(state string) {
 	a.r.mu.Lock()
 	defer a.r.mu.Unlock()
@@ -293,7 +293,7 @@ func (r *roamer) take(a *arrival) (err error) {
 	return nil
 }
 
-// fits says why a guest cannot be had here.
+// fits returns an error that says why a guest cannot run here.
 func (r *roamer) fits(h moveHello) error {
 	o := r.o
 	switch {

@@ -18,7 +18,7 @@ import (
 // source and a moveAnswer, each as JSON behind its length (4 bytes, big endian). Then it is
 // that of package migrate.
 
-// moveVersion is that of the connection.
+// moveVersion is the version of what is said on a connection.
 const moveVersion = 1
 
 // maxMoveHello bounds a moveHello and a moveAnswer.
@@ -55,7 +55,7 @@ type moveHello struct {
 	Postcopy bool   `json:"postcopy,omitempty"`
 }
 
-// A moveAnswer is what the other host says to a moveHello.
+// A moveAnswer is the answer of the other host to a moveHello.
 type moveAnswer struct {
 	State   string `json:"state"`
 	Refused string `json:"refused,omitempty"` // why, of movedNot
@@ -126,7 +126,7 @@ func security(o options) (*tls.Config, error) {
 	return t, nil
 }
 
-// greet is fn on a new connection, which has greetTime for that, a handshake included.
+// greet calls fn on a new connection, and allows greetTime for that, a handshake included.
 func greet(ctx context.Context, raw net.Conn, conn net.Conn, fn func(*link) error) (*link, error) {
 	stop := context.AfterFunc(ctx, func() { raw.Close() })
 	defer stop()
@@ -184,7 +184,7 @@ func callPeer(ctx context.Context, o options, secure *tls.Config, hello moveHell
 	return l, answer, err
 }
 
-// visited hears what a connection is for that somebody else has made.
+// visited reads the moveHello of a connection that the other host has made.
 func visited(ctx context.Context, o options, secure *tls.Config, raw net.Conn) (*link, moveHello, error) {
 	var hello moveHello
 	conn := raw

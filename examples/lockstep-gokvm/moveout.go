@@ -182,7 +182,7 @@ func (d *departure) find(lost error) error {
 	}
 }
 
-// stays has the guest go on here, by a person's word.
+// stays lets the guest go on here, by a person's word.
 func (d *departure) stays(lost error) error {
 	return errors.Join(fmt.Errorf("the guest runs on here, as ordered: %w", lost), (*roamingVM)(d.r).Resume(d.r.life))
 }
@@ -196,13 +196,13 @@ func (d *departure) cancel() {
 	}
 }
 
-// line is how far it has come.
+// line returns how far the move has come, for a line of progress.
 func (d *departure) line() string {
 	p := d.source.Progress()
 	return fmt.Sprintf("%s: %d passes, %v sent, %v left%s", p.Status, p.Passes, size.Bytes(p.Sent>>10<<10), size.Bytes(p.Remaining>>10<<10), again(p.Recovered))
 }
 
-// again says how many connections came after the first.
+// again returns in words how many connections came after the first.
 func again(n int) string {
 	if n == 0 {
 		return ""

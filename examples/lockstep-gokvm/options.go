@@ -62,7 +62,7 @@ Who goes on? A host that has not heard the other one for -lost-after waits until
 one may not act for the guest any more (-term), and takes the guest. If both live, and
 only the network between them is cut, both would take it. So that one of them does,
 -arbiter names a place that both reach: file:DIR, a directory; etcd:HOST:PORT,..., an
-etcd cluster, by the program lockstep-etcd, which is beside gokvm or on the PATH, and
+etcd cluster, by the program lockstep-etcd, which is beside this one or on the PATH, and
 the key /lockstep/NAME; store:COMMAND, another program that keeps the record. Or
 -arbiter-command is a command that says yes (exit status 0) to one host only. Each
 question has a $LOCKSTEP_GENERATION of its own. A command that was ended before it
@@ -79,7 +79,7 @@ other one first, for as long as it takes: that may run the guest, or have the ne
 disk. "undecided" says what it waits for. A primary whose image file no guest has
 ever used does not wait for a host that is not heard. If the other host is dead, or
 has never had this guest and will not come up, -start says so. With two that would
-start the guest from disks equally new, the one goes first whose -host comes first.
+start the guest from disks equally new, the one whose -host sorts first goes first.
 A host whose disk is older than the other's, or new, is refused, unless with -start.
 
 Ctrl-A w, where -save names a file, or protection-save of -qmp, saves the guest: it
@@ -92,7 +92,7 @@ be read then, the guest stands still, and is lost.
 If a guest switches itself off while its secondary cannot be told, the secondary may
 take over and go on from its last checkpoint.
 
-A host of an earlier version of gokvm, which has no -offload, can be followed by one of
+A host of an earlier version of this program, without -offload, can be followed by one of
 this version with -offload=false, and can never follow it. Upgrade the secondary first,
 hand the guest over to it, and upgrade the other one. Both hosts, and so the guest, are
 started anew to have -offload.
@@ -120,7 +120,7 @@ something failed, and with 2 for a bad command line.
 
 `
 
-// options is what the command line says.
+// options has the command line.
 type options struct {
 	hw   hardware
 	mode string
@@ -164,7 +164,7 @@ type options struct {
 	progress   time.Duration
 }
 
-// maxMemory is where gokvm's machine ends: below the hole for devices.
+// maxMemory is the most memory of gokvm's machine: it ends below the hole for devices.
 const maxMemory = 3 << 30
 
 // parseOptions reads the command line. Usage goes to help when it is asked for
@@ -265,11 +265,11 @@ func someName() string {
 var ofPairs = strings.Fields(`listen peer name host cert key ca peer-name insecure journal overlay interval min-interval
 	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command start save resume lazy qmp http http-control`)
 
-// ofPairsOnly are those of them that mean nothing to a guest that moves.
+// ofPairsOnly are those of ofPairs that mean nothing to a guest that moves.
 var ofPairsOnly = strings.Fields(`journal overlay interval min-interval continuous late-resume beat lost-after
 	checkpoint-timeout term arbiter arbiter-command start save resume lazy qmp http http-control host`)
 
-// maxVCPUs is what this program was tried with, and somewhat more.
+// maxVCPUs is somewhat more than the number of CPUs that this program was tried with.
 const maxVCPUs = 8
 
 func (o *options) validate(given map[string]bool) error {

@@ -20,7 +20,7 @@ import (
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 )
 
-// machineType is what both sides agree the guest to be.
+// machineType is the machine type that both sides name.
 const machineType = "lockstep-gokvm"
 
 // A host is this side of a guest that is protected: the guest, and the job that keeps
@@ -123,7 +123,7 @@ func runProtected(ctx context.Context, o options, c *console, p *printer) (err e
 	return h.farewell(err)
 }
 
-// configure makes the guest, and says how it is protected.
+// configure makes the guest, and returns the configuration of its job.
 func (h *host) configure(d *disk) (cfg protect.Config, err error) {
 	o := h.o
 	t, err := openCable(o)
@@ -181,7 +181,7 @@ func (h *host) configure(d *disk) (cfg protect.Config, err error) {
 	return cfg, nil
 }
 
-// reach opens the port at which this host is reached, and says how the other one is.
+// reach opens the port at which the other host reaches this one, and sets h.peer.
 func (h *host) reach() error {
 	o := h.o
 	peer := protect.Peer{Dial: o.peer, Name: o.peerName, PortConfig: protect.PortConfig{Insecure: o.insecure}}
@@ -221,8 +221,8 @@ func (h *host) ask(ctx context.Context) (protect.Standing, error) {
 	return protect.Ask(ctx, h.peer, h.o.name, h.o.host)
 }
 
-// nowhere is where a host listens that was given no -listen: it has the guest until it
-// ends, or gives it away for good.
+// nowhere is the listener of a host without -listen: it accepts nothing. Such a host has the
+// guest until it ends, or gives the guest away for good.
 type nowhere chan struct{}
 
 func (n nowhere) Accept() (net.Conn, error) { <-n; return nil, net.ErrClosed }
@@ -345,14 +345,14 @@ func (h *host) press(key byte) {
 	}
 }
 
-// refused says why an order was not carried out, unless it was.
+// refused prints why an order was not carried out; nil: it was.
 func (h *host) refused(err error) {
 	if err != nil {
 		h.p.phase("refused", "%s", oneLine(err))
 	}
 }
 
-// changed is told of each state of the job, on its goroutine.
+// changed is called with each new state of the job, on the goroutine of the job.
 func (h *host) changed(e event.JobStatusChange) {
 	h.p.changed(e)
 	switch e.State {
@@ -385,7 +385,7 @@ func (h *host) about() (mode event.Mode, epoch uint64, cause string) {
 	return q.Role, epoch, q.Reason
 }
 
-// farewell is how this side's run has ended, in the user's words.
+// farewell returns how the run of this side has ended, in words for the user.
 func (h *host) farewell(err error) error {
 	cause := context.Cause(h.life)
 	switch {
@@ -398,7 +398,7 @@ func (h *host) farewell(err error) error {
 	return err
 }
 
-// status is the network's part of a line of progress.
+// status returns the network's part of a line of progress.
 func (h *host) status() string {
 	if f := h.figures(); f != nil {
 		return fmt.Sprintf(", frames released at a match %d, at a checkpoint %d", f.Matched, f.Checkpoint)

@@ -129,7 +129,7 @@ func (p *printer) phase(name, format string, args ...any) {
 	p.object(map[string]phase{"phase": {name, text, time.Now()}})
 }
 
-// event is told of every event of the session.
+// event is called with every event of the session.
 func (p *printer) event(r event.Record) {
 	switch e := r.Event.(type) {
 	case event.CheckpointCommit:
@@ -148,7 +148,7 @@ func (p *printer) event(r event.Record) {
 	}
 }
 
-// changed is told of each state of the job.
+// changed is called with each new state of the job.
 func (p *printer) changed(e event.JobStatusChange) {
 	p.mu.Lock()
 	was, inStep, ending := p.state, p.inStep, p.ending
@@ -205,7 +205,7 @@ func (p *printer) committed(e event.CheckpointCommit) {
 	p.pauses.add(e.PauseNS / 1000)
 }
 
-// wentAlone says that the pair has ended with this side going on.
+// wentAlone prints that the pair has ended and this side goes on.
 func (p *printer) wentAlone(epoch uint64) {
 	p.mu.Lock()
 	f := &parting{Epoch: epoch, Cause: p.exit.Error, Reason: string(p.exit.Reason)}
@@ -221,7 +221,7 @@ func (p *printer) wentAlone(epoch uint64) {
 	p.phase("alone", "%s", text)
 }
 
-// progress is a line on how things stand.
+// progress returns a line that describes the present state.
 func (p *printer) progress() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -237,7 +237,8 @@ func (p *printer) setStatus(fn func() string) {
 	p.status = fn
 }
 
-// willEnd says that what breaks from now on is meant to.
+// willEnd says that this program ends on purpose: connections that break from now on are no
+// failures.
 func (p *printer) willEnd() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -13,8 +13,8 @@ import (
 	"github.com/gocolo/lockstep/kvm/gokvmhost"
 )
 
-// A roamer is this host's side of a guest that nobody protects and that may move: it has
-// it, or waits for it.
+// A roamer is one host's side of a guest that is not protected and may move: the host has the
+// guest, or waits for it.
 type roamer struct {
 	o        options
 	terminal *console
@@ -131,7 +131,7 @@ func (r *roamer) await() error {
 	}
 }
 
-// keep has the guest here, until it ends or has moved.
+// keep runs the guest here until it ends or has moved.
 func (r *roamer) keep() error {
 	hand := make(chan os.Signal, 1)
 	r.o.hw.notify(hand, syscall.SIGUSR2)
@@ -197,7 +197,7 @@ func (r *roamer) press(key byte) {
 	}
 }
 
-// describe says what guest is here.
+// describe returns the moveHello that describes the guest that is here.
 func (r *roamer) describe() moveHello {
 	h := moveHello{
 		Version: moveVersion, Guest: r.o.name, Machine: machineType, Memory: r.o.mem, VCPUs: r.o.vcpus,

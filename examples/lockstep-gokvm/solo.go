@@ -13,7 +13,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// A solo is a guest that nobody protects, and what it runs on here.
+// A solo is a guest that is not protected, with its machine, console and network here.
 type solo struct {
 	o        options
 	terminal *console
@@ -143,7 +143,7 @@ func (s *solo) drain() {
 	}
 }
 
-// finish says how the guest has ended, given how the machine's Run has.
+// finish returns how the guest has ended, given the error of the machine's Run.
 func (s *solo) finish(err error) error {
 	how := howEnded(err)
 	if how == "" {

@@ -7,7 +7,7 @@ import (
 )
 
 // makeRaw puts a terminal into raw mode and returns how to undo that
-// (termios(3), cfmakeraw). What is no terminal is an error.
+// (termios(3), cfmakeraw). It fails if f is no terminal.
 func makeRaw(f *os.File) (restore func() error, err error) {
 	fd := int(f.Fd())
 	old, err := unix.IoctlGetTermios(fd, unix.TCGETS)

@@ -7,8 +7,8 @@ import (
 	"github.com/gocolo/lockstep/colo/protect"
 )
 
-// watch says what goes wrong, how things stand now and then, and that the guest has
-// ended on the other host.
+// watch prints what goes wrong, a line of progress now and then, and that the guest has ended
+// on the other host.
 func (h *host) watch() {
 	tick := time.NewTicker(retry)
 	defer tick.Stop()
@@ -41,10 +41,10 @@ func (h *host) watch() {
 	}
 }
 
-// parted reports whether the other host runs the guest as this one does, and how that
-// stands: two hosts that have lost each other, and nobody else to ask, have both gone
-// on, and reach each other again. Where -arbiter names a place that both reach it never
-// is so: of two that run, one has not found out yet that it may not.
+// parted reports whether both hosts run the guest, and returns the standing of the other: two
+// hosts that lost each other, and had no arbiter to ask, have both gone on, and reach each
+// other again. If -arbiter names a place that both reach it returns false: if both run then,
+// one will find out from the arbiter that it may not.
 func (h *host) parted(q protect.Info) (protect.Standing, bool) {
 	var no *protect.RefusedError
 	if h.o.place != "" || q.State != protect.Alone || !errors.As(q.LastError, &no) || !no.There || !h.open() {

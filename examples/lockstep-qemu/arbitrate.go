@@ -16,11 +16,11 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// errForget: somebody has said that the copy must not be used.
+// errForget means that the guardian or an operator has said that the copy must not be used.
 var errForget = errors.New("not gone on with")
 
-// openArbiter opens what -arbiter names; nil: none. end is called when it has heard the last
-// word.
+// openArbiter opens the arbiter that -arbiter names; nil: none. The caller calls end when it
+// has asked the arbiter for the last time.
 func openArbiter(s string, p *printer) (a failover.Arbiter, end func(), err error) {
 	if s == "" {
 		return nil, func() {}, nil
@@ -46,19 +46,19 @@ func wrongArbiter(err error) error {
 	return fmt.Errorf("-arbiter %w, of this guest alone, where both hosts reach it", err)
 }
 
-// rule is how this standby decides.
+// rule returns the rule by which this standby decides whether it goes on.
 func (o *standbyOptions) rule() standby.Takeover {
 	return standby.Takeover{Arbiter: o.arbiter != "", Fence: o.fence != "", Always: o.takeover == "always"}
 }
 
-// arbitrate decides whether this side goes on. It waits for whatever has to be
-// waited for, and meanwhile the copy is kept.
+// arbitrate decides whether this side goes on. It waits for the guardian, the arbiter or an
+// operator as the rule says, and keeps the copy meanwhile.
 func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	var question chan claimed // of the arbiter; nil: not asked yet
 	defer func() {
 		cancel()
-		if question != nil { // a yes that comes too late is given back
+		if question != nil { // if the arbiter grants the guest too late, give it back
 			if a := <-question; a.err == nil && a.grant.Generation != s.granted.Generation {
 				s.release(a.grant, "not gone on with")
 			}
@@ -136,13 +136,13 @@ func (s *standbyRun) arbitrate(ctx context.Context, c colo.Claim) (err error) {
 	}
 }
 
-// claimed is what came of a question to the arbiter.
+// claimed is the answer of the arbiter to a claim.
 type claimed struct {
 	grant failover.Grant
 	err   error
 }
 
-// claim asks the arbiter once, when what was promised to the guardian is over.
+// claim asks the arbiter once, when the promise to the guardian is over.
 func (s *standbyRun) claim(ctx context.Context, answer chan<- claimed) {
 	after, not := s.heard.claims()
 	g, err := s.acquire(ctx, after, not)
@@ -160,7 +160,7 @@ func (s *standbyRun) acquire(ctx context.Context, after uint64, not time.Time) (
 			return failover.Grant{}, ctx.Err()
 		}
 	}
-	if after == 0 { // nobody has told
+	if after == 0 { // no guardian has named its generation
 		after = s.began.Generation
 	}
 	return s.arbiterOf.Acquire(ctx, failover.Claim{Holder: s.holder, Token: s.token, After: after, Note: "a standby"})
@@ -183,7 +183,7 @@ func (s *standbyRun) release(g failover.Grant, note string) {
 	}
 }
 
-// decided says what is done next, and what an operator can do about it.
+// decided prints what is done next, and what an operator can do about it.
 func (s *standbyRun) decided(step standby.Step, why string, c colo.Claim, guardian bool) {
 	s.p.object(map[string]any{"decision": map[string]any{"step": step.String(), "why": why, "epoch": c.Epoch}})
 	switch step {

@@ -17,10 +17,10 @@ import (
 )
 
 // bringBack starts the QEMU and gives it the guest, out of memory, through a
-// pipe; or, with -postcopy, has it run the guest and sends the memory behind. It
-// returns when that QEMU has ended; loaded is false if it is not known to have taken the
-// guest, which is still here then. A QEMU that does not take it before its memory gets all
-// of that first.
+// pipe; or, with -postcopy, lets it run the guest and sends the memory afterwards. A QEMU
+// that does not take the guest without its memory gets all memory first. bringBack returns
+// when the QEMU has ended. loaded is false if it is not known to have taken the guest; the
+// copy is still here then.
 func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, err error) {
 	s.tries.end() // it would be in the way
 	s.p.say("bringing    the guest of checkpoint %d back", s.last.Epoch)
@@ -57,7 +57,7 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 		if s.cleanup != nil {
 			s.cleanup()
 		}
-		s.guest.Close() // its memory is the QEMU's now
+		s.guest.Close() // the QEMU has the memory now
 	}
 	var follows <-chan error // nil: all of the memory is there
 	if s.postcopy {
@@ -104,8 +104,8 @@ func (s *standbyRun) bringBack(ctx context.Context) (status int, loaded bool, er
 	return exitOK, true, nil
 }
 
-// mayHaveRun reports whether a guest whose memory was to follow it may have run, by how
-// sending it has ended.
+// mayHaveRun reports whether a guest whose memory was to follow may have run, by the error
+// with which sending the memory ended.
 func mayHaveRun(sent error) bool {
 	return sent == nil || errors.Is(sent, migrate.ErrUnknown) || errors.Is(sent, migrate.ErrPaused)
 }
@@ -213,7 +213,7 @@ func (q *process) running(ctx context.Context) (string, error) {
 	}
 }
 
-// why prefers the process's own end to what followed from it.
+// why returns the error with which the process ended, if it has ended, and otherwise err.
 func (q *process) why(err error) error {
 	select {
 	case <-q.done:

@@ -78,7 +78,7 @@ func checkCommand(ctx context.Context, args []string, t terminal) int {
 	return exitOK
 }
 
-// finding is what check has found out.
+// finding is the result of check.
 type finding struct {
 	Version  string   `json:"version"`
 	Machine  string   `json:"machine"`
@@ -86,14 +86,14 @@ type finding struct {
 	CPUs     int      `json:"cpus"`
 	KVM      bool     `json:"kvm"`
 	Status   string   `json:"status"`   // the guest's run state, in QEMU's word
-	Problems []string `json:"problems"` // what makes it impossible
-	Warnings []string `json:"warnings"` // what an operator should mind
+	Problems []string `json:"problems"` // why the guest cannot be protected
+	Warnings []string `json:"warnings"` // what an operator should know
 	Set      []string `json:"set"`      // capabilities that protect changes, as "name on"
 
 	Disks []guestDisk `json:"disks"`
 
 	Command []string `json:"command"` // for after --; nil: not known
-	Adapt   []string `json:"adapt"`   // what in it does not hold on another host, or is not in it
+	Adapt   []string `json:"adapt"`   // notes on parts of Command that do not hold on another host, or are missing
 
 	capabilities map[string]bool
 }
@@ -106,8 +106,8 @@ func (r *finding) warn(format string, args ...any) {
 	r.Warnings = append(r.Warnings, fmt.Sprintf(format, args...))
 }
 
-// wanted is how the capabilities must be on a COLO primary, and why. Those that
-// this QEMU does not have are off.
+// wanted lists how the capabilities must be set on a COLO primary, and why. A capability
+// that this QEMU does not have counts as off.
 var wanted = []struct {
 	name string
 	on   bool
@@ -125,7 +125,7 @@ var wanted = []struct {
 	{"mapped-ram", false, "it is for files"},
 }
 
-// examine asks everything that matters; it only reads.
+// examine queries all that decides whether the guest can be protected. It changes nothing.
 func examine(ctx context.Context, m *qmp.Client) (*finding, error) {
 	r := &finding{Version: m.Version, Problems: []string{}, Warnings: []string{}, Set: []string{}, Disks: []guestDisk{}, Adapt: []string{}}
 	for _, step := range []func(context.Context, *qmp.Client) error{r.guest, r.migration, r.disks} {

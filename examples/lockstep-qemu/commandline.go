@@ -12,8 +12,9 @@ import (
 	"github.com/gocolo/lockstep/event/qmp"
 )
 
-// The command line for after --: that of the running QEMU, without what belongs to
-// this process and not to its guest, and with a list of what belongs to this host.
+// The command line to give after --: that of the running QEMU, without the options that
+// concern the process and not its guest, and with a list of the things on it that belong
+// to this host.
 
 // running is a QEMU's process.
 type running struct {
@@ -31,9 +32,9 @@ const (
 	maxPlugged = 1 << 12
 )
 
-// offer finds the command line of the QEMU of a monitor, to which conn is connected at
-// addr, or of a process if pid is not 0. That it cannot be found is said in r and is no
-// error.
+// offer finds the command line of the QEMU whose monitor conn is connected to, at addr, or
+// of the process pid if that is not 0. If it cannot be found, offer notes that in r and
+// returns no error.
 func (r *finding) offer(ctx context.Context, m *qmp.Client, conn net.Conn, addr string, pid int) error {
 	plugged, err := pluggedIn(ctx, m)
 	if err != nil {
@@ -94,8 +95,8 @@ func pluggedIn(ctx context.Context, m *qmp.Client) (list []plugged, err error) {
 }
 
 var (
-	// ofProcess are the options that belong to the process, and not to the machine; true:
-	// a value follows.
+	// ofProcess are the options that concern the process, and not the machine; true: a value
+	// follows.
 	ofProcess = map[string]bool{
 		"qmp": true, "qmp-pretty": true, "monitor": true, "mon": true, "pidfile": true, "incoming": true, "loadvm": true,
 		"daemonize": false, "S": false, "gdb": true, "s": false,
@@ -110,8 +111,8 @@ func submatch(re *regexp.Regexp, s string) string {
 	return strings.Join(re.FindStringSubmatch(s)[1:], "")
 }
 
-// adapt turns the command line of a QEMU into one for after --, and says what in it
-// does not hold on another host.
+// adapt turns the command line of a QEMU into one to give after --, and returns notes on the
+// parts that do not hold on another host.
 func adapt(q running, r *finding, devices []plugged) (args, notes []string) {
 	type option struct {
 		name   string // without its dashes; "": a word that is none
@@ -229,9 +230,9 @@ func adapt(q running, r *finding, devices []plugged) (args, notes []string) {
 	return append(q.args[:1:1], args...), notes
 }
 
-// versioned replaces the type in the value of -machine by the type that the machine has: pc,
-// say, names another type in each version of QEMU. It reports whether the value names a type
-// at all: -machine accel=kvm does not, and the QEMU's version chooses.
+// versioned replaces the machine type in the value of -machine by the full name of the type:
+// pc, say, means another type in each version of QEMU. It reports whether the value names a
+// type at all: -machine accel=kvm does not, and leaves it to the version of the QEMU.
 func versioned(value, machine string) (_ string, typed bool) {
 	parts := optionParts(value)
 	for i, p := range parts {
@@ -260,8 +261,8 @@ func optionParts(value string) (parts []string) {
 	return append(parts, value[start:])
 }
 
-// serves says why a process of a program and a command line is not the QEMU that serves
-// the monitor at path.
+// serves returns an error that says why a process with this program and command line is not
+// the QEMU that serves the monitor at path.
 func serves(exe string, args []string, path string) error {
 	switch {
 	case !namesSocket(args[1:], path):
@@ -302,8 +303,8 @@ const (
 	maxValues = 1 << 5  // in one part of an option's value, which may have many of = and :
 )
 
-// valuesIn is what may be a name in the value of an option: each of its parts, and of
-// each what is behind a = or a :, since either may also be in a name.
+// valuesIn returns all texts in the value of an option that may be a name: each of its parts,
+// and the rest of each part behind every = and :, since a name may contain those too.
 func valuesIn(value string) (list []string) {
 	parts := optionParts(value)
 	if strings.HasPrefix(value, "{") {
@@ -328,7 +329,8 @@ func valuesIn(value string) (list []string) {
 	return list
 }
 
-// filesIn is what may be the name of a file in the value of an option. A number is none.
+// filesIn returns all texts in the value of an option that may be the name of a file. A number
+// is not.
 func filesIn(value string) (list []string) {
 	for _, v := range valuesIn(value) {
 		if strings.Trim(v, "0123456789") != "" {

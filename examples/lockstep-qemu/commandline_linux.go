@@ -46,9 +46,9 @@ func findQEMU(conn net.Conn, addr string, pid int) (running, error) {
 		return running{}, fmt.Errorf("process %d has one of %d bytes", pid, len(line))
 	}
 	args := strings.Split(strings.TrimSuffix(string(line), "\x00"), "\x00")
-	// Who listens may be another than who serves: a socket can be handed to a QEMU, and a
-	// proxy can stand before its own.
-	exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)) // of another user's process it is not known
+	// The process that listens need not be the QEMU that serves: a socket can be handed to a
+	// QEMU, and a proxy can stand in front of its socket.
+	exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)) // not readable for a process of another user
 	if err := serves(exe, args, path); err != nil && !given {
 		return running{}, fmt.Errorf("process %d listens at its monitor and %w (-pid names the QEMU's)", pid, err)
 	}

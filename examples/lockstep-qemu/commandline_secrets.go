@@ -5,11 +5,11 @@ import (
 	"strings"
 )
 
-// What check prints is passed on and kept in logs, so that a secret on the command line
-// of a QEMU is not in it.
+// The output of check is passed on and kept in logs, so secrets on the command line of a
+// QEMU are left out of it.
 
-// notShown stands for a secret. It is no word of a QEMU's and stands out in a command
-// line, where it is quoted.
+// notShown stands in the place of a secret. A QEMU would not accept it, and it stands out in
+// a command line, where it is quoted.
 const notShown = "<not shown>"
 
 var (
@@ -33,7 +33,7 @@ var (
 	isFlag   = regexp.MustCompile(`^(?:on|off|yes|no|true|false|y|n)$`)
 )
 
-// withoutSecrets is the value of an option with notShown in the place of each secret, and
+// withoutSecrets returns the value of an option with notShown in the place of each secret, and
 // whether there was one.
 func withoutSecrets(option, value string) (_ string, found bool) {
 	replace := func(re *regexp.Regexp, s, with string) string {

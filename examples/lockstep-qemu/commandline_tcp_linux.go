@@ -19,8 +19,8 @@ const maxSockets = 1 << 20
 
 var errNotHere = errors.New("its monitor is not on this host, or its process is not seen from here: run check there, or -pid names the process")
 
-// peerOf is the process that has the other end of a TCP connection, if that is on this
-// host, and this process may see it.
+// peerOf returns the process that has the other end of a TCP connection, if that is on this
+// host and this process may see it.
 func peerOf(conn *net.TCPConn) (int, error) {
 	theirs, ours := addrPort(conn.RemoteAddr()), addrPort(conn.LocalAddr())
 	for _, name := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
@@ -85,8 +85,8 @@ func parseSocket(s string) netip.AddrPort {
 	return netip.AddrPortFrom(addr.Unmap(), uint16(n))
 }
 
-// holderOf is the process that has a socket open. If several have, as after a fork, it is
-// not known which of them serves.
+// holderOf returns the process that has a socket open. It fails if several have, as after a
+// fork, since it cannot know which of them serves.
 func holderOf(inode uint64) (pid int, err error) {
 	processes, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {

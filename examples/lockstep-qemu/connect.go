@@ -41,7 +41,7 @@ func stale(path string) bool {
 }
 
 // accept takes one connection and closes the listener: there is one primary. It
-// tells refused of those who do not get through TLS.
+// calls refused for each client that fails the TLS handshake.
 func accept(ctx context.Context, l net.Listener, creds *tls.Config, refused func(error)) (net.Conn, error) {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()

@@ -17,8 +17,8 @@ import (
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
-// errDiskLost: what the primary's guest writes does not come here any more, so
-// no checkpoint can have it.
+// errDiskLost means that the writes of the primary's guest do not arrive here any more,
+// so no checkpoint can have them.
 var errDiskLost = errors.New("the primary does not write to the disk any more")
 
 // diskFlag is a disk of the guest on this side: -disk NAME=FILE.
@@ -32,9 +32,9 @@ func parseDisk(s string) (d diskFlag, err error) {
 	return d, nil
 }
 
-// disks are those of the guest that is taken in: files that the primary writes
-// over NBD, each with what a checkpoint replaces, so that they can be made those
-// of the last checkpoint.
+// disks are the disks of the guest: files that the primary writes over NBD, each with the
+// data that was replaced since the last checkpoint, so that it can be put back into the
+// state of that checkpoint.
 type disks struct {
 	list   []*disk
 	listen net.Listener
@@ -50,7 +50,7 @@ type disks struct {
 	shut  bool       // while a migration is under way: nobody else connects
 }
 
-// disk is one of them.
+// disk is one disk of a disks.
 type disk struct {
 	*replication.Secondary
 	diskFlag
@@ -62,7 +62,7 @@ type disk struct {
 	prepared uint64 // the last epoch that was prepared
 }
 
-// openDisks serves them at addr. What log gets is said in nbd.ServerConfig.
+// openDisks opens the disks and serves them at addr. nbd.ServerConfig says what log gets.
 func openDisks(flags []diskFlag, addr string, creds *tls.Config, events *event.Bus, log *slog.Logger) (d *disks, err error) {
 	d = &disks{server: nbd.NewServer(nbd.ServerConfig{TLS: creds, RequireTLS: creds != nil, Logger: log})}
 	defer func() {
@@ -151,7 +151,7 @@ func (d *disks) letIn() {
 	d.shut = false
 }
 
-// group is the disks for a session, whose primary is on conn: it has begun to
+// group returns the disks for the session with the primary on conn. That has begun to
 // migrate, so its disks have been copied.
 func (d *disks) group(conn *watched) (g replication.Group) {
 	if d == nil {
@@ -177,8 +177,8 @@ func (x *disk) Start(ctx context.Context) error {
 	return x.Secondary.Start(ctx)
 }
 
-// Prepare is the last question before a checkpoint counts. A primary whose process
-// has died loses this connection a moment before the other, or after.
+// Prepare checks once more, before a checkpoint counts, that the primary is connected: one
+// whose process has died loses this connection a moment before the session's, or after.
 func (x *disk) Prepare(ctx context.Context, epoch uint64) error {
 	if epoch != x.prepared { // not in the commit: there is no way back from that
 		if x.State() == replication.Running && x.export.Clients() == 0 {
@@ -195,7 +195,7 @@ func (x *disk) Prepare(ctx context.Context, epoch uint64) error {
 // begun reports whether a guest uses the disks.
 func (d *disks) begun() bool { return d != nil && d.started }
 
-// rollBack makes the disks those of the last checkpoint, for good: what the
+// rollBack puts the disks back into the state of the last checkpoint, for good: what the
 // primary has written since is undone.
 func (d *disks) rollBack() error {
 	if d == nil {

@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// translation turns a libvirt domain into the command line of a QEMU. The machine and its
-// devices are what matters: a checkpoint has to find each of them, where it was.
+// translation turns a libvirt domain into the command line of a QEMU. It must get the machine
+// and its devices right: a checkpoint has to find each of them in its place.
 type translation struct {
 	args    []string
 	notes   []string
@@ -107,7 +107,7 @@ func checkDomain(name string, p *printer) int {
 	return exitOK
 }
 
-// frame is all but the devices.
+// frame translates all but the devices.
 func (t *translation) frame(d *element) {
 	d.get("id")
 	for _, about := range []string{"metadata", "title", "description"} { // nothing of the machine's
@@ -177,7 +177,7 @@ func (t *translation) frame(d *element) {
 	t.start(d, system)
 }
 
-// start is what the guest is started from, and what its end means.
+// start translates what the guest boots from, and what happens when it ends.
 func (t *translation) start(d, system *element) {
 	if loader := system.one("loader"); loader.is("type", "pflash") {
 		readonly := ""
@@ -231,7 +231,7 @@ func (t *translation) start(d, system *element) {
 	}
 }
 
-// memorySize is in bytes; libvirt's default unit is KiB.
+// memorySize returns the size in bytes; libvirt's default unit is KiB.
 func memorySize(e *element) (uint64, bool) {
 	n, err := strconv.ParseUint(e.words(), 10, 64)
 	unit, ok := map[string]uint64{"": 1 << 10, "b": 1, "bytes": 1, "k": 1 << 10, "KiB": 1 << 10, "M": 1 << 20, "MiB": 1 << 20, "G": 1 << 30, "GiB": 1 << 30,

@@ -21,7 +21,7 @@ func (t *translation) device(e *element, driver, kind string, pairs ...string) {
 	t.add("-device", option(driver, append(append([]string{"id", t.id(e, kind)}, pairs...), t.place(e)...)...))
 }
 
-// place is the address of a PCI device.
+// place returns the properties for the PCI address of a device.
 func (t *translation) place(e *element) []string {
 	a := e.one("address")
 	if a.name == "" {

@@ -9,8 +9,9 @@ import (
 	"strings"
 )
 
-// element is one of a libvirt domain's XML. What is asked of it is taken; what nobody has
-// asked for in the end is what was not understood, and is named.
+// element is an element of a libvirt domain's XML. Each part that the translation reads is
+// marked as taken; the parts that are not taken in the end were not understood, and are named
+// to the user.
 type element struct {
 	name  string
 	line  int
@@ -156,7 +157,7 @@ func (e *element) skip() {
 	}
 }
 
-// left is what was not taken, from path on.
+// left lists what was not taken, each with its path below path.
 func (e *element) left(path string) (list []string) {
 	path += e.name
 	if !e.taken {

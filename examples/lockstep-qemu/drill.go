@@ -52,7 +52,7 @@ func drillCommand(ctx context.Context, args []string, t terminal) int {
 	return exitOK
 }
 
-// drill is one run of the command.
+// drill is one run of the command drill.
 type drill struct {
 	p     *printer
 	qemu  string
@@ -156,7 +156,7 @@ func (d *drill) run(ctx context.Context) (err error) {
 	return nil
 }
 
-// empty is how long a QEMU without a guest takes from its start until its monitor
+// empty measures how long a QEMU without a guest takes from its start until its monitor
 // answers. The QEMU has ended when it returns.
 func (d *drill) empty(ctx context.Context, args []string, sock string) (time.Duration, error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -195,7 +195,7 @@ func (d *drill) part(ctx context.Context, args []string) <-chan int {
 	return done
 }
 
-// tagged prints lines with the name of who says them.
+// tagged prints each line behind the name of the part that wrote it.
 type tagged struct {
 	d    *drill
 	tag  string
@@ -217,7 +217,7 @@ func (w *tagged) Write(p []byte) (int, error) {
 	}
 }
 
-// await waits until something is so.
+// await waits until is returns true; what says in an error what was waited for.
 func (d *drill) await(ctx context.Context, part <-chan int, what string, is func() bool) error {
 	for !is() {
 		select {
@@ -237,7 +237,7 @@ func ask(ctx context.Context, dir, role string, to any) bool {
 	return err == nil && json.Unmarshal(a.Status, to) == nil
 }
 
-// counted is what the guest has printed.
+// counted returns the numbers that the guest has printed.
 func counted(dir, serial string) (list []uint32) {
 	p, _ := os.ReadFile(filepath.Join(dir, serial))
 	for _, line := range strings.Fields(string(p[:bytes.LastIndexByte(p, '\n')+1])) {

@@ -12,8 +12,8 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// follow gives the guest to a QEMU over w, which it closes, and sends its memory behind it.
-// It returns when all of that is there.
+// follow gives the guest to a QEMU over w, which it closes, and then sends its memory. It
+// returns when the QEMU has all of the memory.
 func (s *standbyRun) follow(w *os.File) error {
 	conn, err := net.FileConn(w)
 	w.Close()

@@ -39,7 +39,7 @@ type follower struct {
 	changed chan struct{} // closed when any of these changes
 }
 
-// begin lets it follow, until end.
+// begin starts to keep a session with the secondary, until end.
 func (s *follower) begin(ctx context.Context) {
 	ctx, s.stop = context.WithCancel(ctx)
 	s.done = make(chan struct{})

@@ -78,8 +78,8 @@ func (q *process) reads(w *os.File) bool {
 	}
 }
 
-// greets is for how long a QEMU that has read its guest may keep its monitor's client
-// waiting, as it does if it has another one.
+// greets bounds the time until a QEMU that has read its guest greets a client of its monitor:
+// it does not greet while it has another one.
 const greets = 5 * time.Second
 
 // maps is the address space of the process that listens at the QEMU's monitor: the

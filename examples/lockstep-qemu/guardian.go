@@ -15,9 +15,9 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// guardian stays with a guest: protect -stay. What it does is decided by guard;
-// this is its eyes and hands. All of it but the fields under mu belongs to the
-// goroutine in run.
+// guardian stays with a guest: protect -stay. guard decides what it does; the guardian
+// watches the QEMU and carries the decisions out. All of it but the fields under mu
+// belongs to the goroutine in run.
 type guardian struct {
 	*protectOptions
 	p     *printer
@@ -37,7 +37,7 @@ type guardian struct {
 	parting   sync.Mutex // held while the QEMU is told to go on without its standby
 
 	resuming sync.Mutex // held while the guest is told to run again after a moment
-	halted   bool       // the guard has stopped it since begins; under resuming
+	halted   bool       // the guard has stopped the guest since the call of begins; under resuming
 
 	mu         sync.Mutex
 	m          *qmp.Client // nil: not connected
@@ -55,7 +55,7 @@ type guardian struct {
 	status     guardianStatus
 }
 
-// news is an input of the guardian's decisions, and why it comes.
+// news is an input for guard, and the reason of it.
 type news struct {
 	in  standby.GuardInput
 	why string
@@ -147,7 +147,8 @@ func (g *guardian) tell(in standby.GuardInput, why string) {
 	g.tellWhile(context.Background(), in, why)
 }
 
-// tellWhile is tell for a goroutine that run itself may wait for, having ended ctx.
+// tellWhile does what tell does, until ctx ends: for a goroutine for which run itself waits
+// after it has ended ctx.
 func (g *guardian) tellWhile(ctx context.Context, in standby.GuardInput, why string) {
 	select {
 	case g.told <- news{in, why}:
@@ -222,7 +223,7 @@ func (g *guardian) step(ctx context.Context, n news) {
 	}
 }
 
-// act does one thing. It waits for the monitor, a second or two, and for nobody
+// act carries out one action. It waits for the monitor, a second or two, and for nothing
 // else.
 func (g *guardian) act(ctx context.Context, a standby.GuardAction, why string) error {
 	switch a {
@@ -236,7 +237,7 @@ func (g *guardian) act(ctx context.Context, a standby.GuardAction, why string) e
 		return g.halt(ctx, true, "stop")
 	case standby.ContinueGuest:
 		err := g.halt(ctx, false, "cont")
-		if !answered(err) { // nobody else has it run
+		if !answered(err) { // nothing else makes the guest run
 			g.all.Go(func() { g.resume(ctx, g.monitor()) })
 		}
 		return err

@@ -131,7 +131,7 @@ func (g *guardian) channel(ctx context.Context) error {
 	}
 }
 
-// answeredBeat notes a beat that came back, and the promise in it.
+// answeredBeat records a beat that came back, and the promise in it.
 func (g *guardian) answeredBeat(m standby.ControlMessage) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -145,13 +145,13 @@ func (g *guardian) answeredBeat(m standby.ControlMessage) {
 	}
 }
 
-// send tells the standby, now and whenever it comes back.
+// send sends said to the standby, now and whenever it connects again.
 func (g *guardian) send(said standby.Said, why string) {
 	g.set(func() { g.word = standby.ControlMessage{Say: said, Generation: g.generation, Why: why} })
 	g.repeat()
 }
 
-// repeat tells the standby the last word.
+// repeat sends the last message of send again.
 func (g *guardian) repeat() {
 	g.mu.Lock()
 	link, m := g.link, g.word

@@ -9,8 +9,8 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// ended tells those who have to know that the guest has: the standby, and the
-// arbiter. A death is told for as long as it takes.
+// ended tells the standby and the arbiter that the guest has ended. If it died they are told
+// again and again until they have heard it.
 func (g *guardian) ended(ctx context.Context, n news) (int, error) {
 	defer stillAlive()()
 	if g.arb != nil {
@@ -35,8 +35,8 @@ func (g *guardian) ended(ctx context.Context, n news) (int, error) {
 	return exitOK, nil
 }
 
-// give tells the arbiter: a guest that has ended as it was meant to is held for
-// good, so that no copy of it is granted; one that is dead is given back.
+// give tells the arbiter. A guest that has ended in good order is held for good, so that no
+// copy of it is granted; one that has died is given back.
 func (g *guardian) give(ctx context.Context, n news) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -75,8 +75,8 @@ func (g *guardian) heardOf(ctx context.Context) bool {
 	}
 }
 
-// leave is the end of a guardian whose guest goes on: from now on nobody tells a
-// crash from a planned end, so what it holds has no deadline.
+// leave ends a guardian whose guest goes on. From now on nothing can tell a crash of the
+// guest from a planned end, so it acquires the guest once more, without a deadline.
 func (g *guardian) leave() error {
 	g.mu.Lock()
 	held, after := g.keeper != nil, g.generation-1

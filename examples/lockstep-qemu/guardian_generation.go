@@ -10,8 +10,8 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// found asks how it stands: a guest that is in COLO was protected by an earlier
-// guardian. It becomes this host's at the arbiter.
+// found queries the state of the guest: one that is in COLO was protected by an earlier
+// guardian. It acquires the guest for this host at the arbiter.
 func (g *guardian) found(ctx context.Context) (standby.GuardState, error) {
 	var now progress
 	if err := g.monitor().Do(ctx, "query-migrate", nil, &now); err != nil {
@@ -129,21 +129,21 @@ func (g *guardian) next(ctx context.Context, note string) error {
 	return nil
 }
 
-// holds reports whether this host may have the guest run.
+// holds reports whether this host may let the guest run.
 func (g *guardian) holds() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.keeper == nil || time.Now().Add(3*tick).Before(g.keeper.Until())
 }
 
-// short is an error as an arbiter's note.
+// short returns the text of an error, short enough for a note at the arbiter.
 func short(err error) string {
 	text := oneLine(err)
 	return text[:min(len(text), 500)]
 }
 
-// answered asks for the next generation until there is an answer, and tells it: the
-// guest may be standing until then.
+// answered asks for the next generation until there is an answer, and tells guard the answer:
+// the guest may be standing until then.
 func (g *guardian) answered(ctx context.Context, note string) {
 	for {
 		err := g.next(ctx, note)

@@ -9,7 +9,7 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// protectAgain copies the guest to the standby and tells what came of it.
+// protectAgain protects the guest anew, and tells guard whether that worked.
 func (g *guardian) protectAgain(ctx context.Context) {
 	g.released()
 	g.mu.Lock()

@@ -52,7 +52,8 @@ func (g *guardian) rescue(ctx context.Context) error {
 	return err
 }
 
-// part has the QEMU leave COLO, if it is in it, and what its guest sends leave at once.
+// part makes the QEMU leave COLO, if it is in it, and lets the packets of the guest leave at
+// once.
 func (g *guardian) part(ctx context.Context) error {
 	if err := g.lostHeartbeat(ctx); err != nil {
 		return err
@@ -87,7 +88,7 @@ func entersCOLO(ctx context.Context, m *qmp.Client) {
 	}
 }
 
-// lostHeartbeat has the QEMU leave COLO, if it is in it.
+// lostHeartbeat makes the QEMU leave COLO, if it is in it.
 func (g *guardian) lostHeartbeat(ctx context.Context) error {
 	entersCOLO(ctx, g.monitor())
 	err := g.order(ctx, "x-colo-lost-heartbeat", nil)

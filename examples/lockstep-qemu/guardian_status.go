@@ -35,7 +35,7 @@ func (g *guardian) say(text string, object any) {
 	g.p.object(object)
 }
 
-// report is what "lockstep-qemu status" is answered.
+// report returns the answer to "lockstep-qemu status".
 func (g *guardian) report() any { return g.standing() }
 
 func (g *guardian) standing() guardianStatus {
@@ -46,8 +46,8 @@ func (g *guardian) standing() guardianStatus {
 	return st
 }
 
-// stillAlive tells systemd so until the function that it returns is called: what
-// waits meanwhile does so for as long as it has to.
+// stillAlive tells systemd's watchdog that this process lives, until the function that it
+// returns is called: the caller waits for something that may take long.
 func stillAlive() (stop func()) {
 	var wait sync.WaitGroup
 	done := make(chan struct{})
@@ -66,7 +66,7 @@ func stillAlive() (stop func()) {
 	return func() { close(done); wait.Wait() }
 }
 
-// notify tells systemd how it stands, if that has asked for it (sd_notify(3)).
+// notify sends a state to systemd, if systemd has asked for that (sd_notify(3)).
 func notify(state string) {
 	name := os.Getenv("NOTIFY_SOCKET")
 	if name == "" {

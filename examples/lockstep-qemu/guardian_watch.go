@@ -98,7 +98,7 @@ func (g *guardian) poll(ctx context.Context, m *qmp.Client) {
 	}
 }
 
-// look asks once. It returns false when there is no sense in asking again.
+// look asks once. It returns false if asking again is of no use.
 func (g *guardian) look(ctx context.Context, m *qmp.Client) bool {
 	var st struct{ Status string }
 	at := time.Now()

@@ -17,8 +17,8 @@ import (
 // arbiter is down.
 const promise = 5 * time.Second
 
-// heard is what a standby knows of the primary's guest beside the session: from
-// its guardian, over the control channel, and from operators.
+// heard keeps what a standby has heard about the primary's guest from outside the session:
+// from its guardian, over the control channel, and from operators.
 type heard struct {
 	p *printer
 

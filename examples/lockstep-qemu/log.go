@@ -62,7 +62,7 @@ func (r records) Write(b []byte) (int, error) {
 	return r.p.err.Write(b)
 }
 
-// logOf is a logger whose records have these attributes as well; nil stays nil.
+// logOf returns a logger whose records also have these attributes; nil stays nil.
 func logOf(l *slog.Logger, attrs ...any) *slog.Logger {
 	if l == nil {
 		return nil
@@ -70,8 +70,8 @@ func logOf(l *slog.Logger, attrs ...any) *slog.Logger {
 	return l.With(attrs...)
 }
 
-// guestLog is where it is logged what happens to the guest, by the name of the
-// directory of its standby. Nil: nowhere.
+// guestLog returns the logger for the guest, which names the directory of its standby. Nil:
+// nothing is logged.
 func (s *standbyRun) guestLog() *slog.Logger {
 	name := s.state
 	if whole, err := filepath.Abs(name); err == nil {
@@ -80,8 +80,8 @@ func (s *standbyRun) guestLog() *slog.Logger {
 	return logOf(s.log.logger(s.p), "guest", filepath.Base(name))
 }
 
-// sessionLog is guestLog for the session that has begun: with the generation, where
-// an arbiter counts them.
+// sessionLog returns guestLog for the session that has begun: with the generation, if there
+// is an arbiter.
 func (s *standbyRun) sessionLog() *slog.Logger {
 	l := s.guestLog()
 	if s.arbiterOf == nil {

@@ -25,7 +25,7 @@ func parseMirrored(s string) (d mirrored, err error) {
 	return d, nil
 }
 
-// node and job are what the copy is called in QEMU.
+// node and job return the names of the copy in QEMU.
 func (d mirrored) node() string { return "lockstep-" + d.name }
 
 // mirror begins to copy the disks, and returns when the copies are whole and
@@ -153,12 +153,12 @@ type blockJob struct {
 	IOStatus    string `json:"io-status"` // of a job that an error has stopped
 }
 
-// ended reports whether nothing more is to be had of a job.
+// ended reports whether a job has ended.
 func (j *blockJob) ended() bool {
 	return j.Error != "" || j.Status == "concluded" || j.IOStatus != "" && j.IOStatus != "ok"
 }
 
-// reason is why a job has ended.
+// reason returns why a job has ended.
 func (o *protectOptions) reason(ctx context.Context, m *qmp.Client, d mirrored, j blockJob) string {
 	said := j.Error
 	switch j.IOStatus {
@@ -181,7 +181,7 @@ func (o *protectOptions) reason(ctx context.Context, m *qmp.Client, d mirrored, 
 	return said
 }
 
-// explained says of QEMU's refusal to copy a disk what can be done about it.
+// explained adds to QEMU's refusal to copy a disk what can be done about it.
 func explained(err error) error {
 	var refused *qmp.Error
 	if errors.As(err, &refused) && strings.Contains(refused.Desc, "root block node") {

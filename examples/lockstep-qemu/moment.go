@@ -14,9 +14,9 @@ import (
 // again whatever happens meanwhile; unless its guard has stopped it too, which must
 // last.
 
-// standing does something while the guest stands still, for as long as that takes:
-// the end of a copy. A write that is being copied while its job ends is one after
-// which QEMU 7.2 writes to memory that it has freed; a guest that stands has none.
+// standing calls do while the guest stands still, for as long as that takes: to end a copy.
+// If a job ends while a write of the guest is being copied, QEMU 7.2 writes to memory that it
+// has freed; a guest that stands still writes nothing.
 func (o *protectOptions) standing(ctx context.Context, m *qmp.Client, do func() error) (err error) {
 	// To stop a guest is to wait for its writes, and so for the standby.
 	for _, d := range o.disks {
@@ -57,9 +57,9 @@ func answered(err error) bool {
 	return err == nil || errors.As(err, &refused)
 }
 
-// resume has a guest run again that was stopped for a moment. It gives cont again
-// until it has an answer or ctx ends, over another connection where the one of before
-// has failed: nobody else would.
+// resume makes a guest run again that was stopped for a moment. It repeats cont until
+// there is an answer or ctx ends, over a new connection if the last has failed: nothing else
+// would let the guest run.
 func (o *protectOptions) resume(ctx context.Context, m *qmp.Client) error {
 	permit := o.permit
 	if permit == nil {
@@ -106,8 +106,8 @@ func (o *protectOptions) resume(ctx context.Context, m *qmp.Client) error {
 	}
 }
 
-// halt stops the guest for the guard, or has it run again. A resume that has begun is
-// over before, and none begins until the QEMU has the order.
+// halt stops the guest for the guard, or lets it run again. A resume that has begun ends
+// before, and none begins until the QEMU has the order.
 func (g *guardian) halt(ctx context.Context, stopped bool, command string) error {
 	g.resuming.Lock()
 	defer g.resuming.Unlock()
@@ -123,8 +123,8 @@ func (g *guardian) begins() {
 	g.halted = false
 }
 
-// permit has a guest run again that was stopped for a moment, unless the guard has
-// stopped it meanwhile.
+// permit calls cont for a guest that was stopped for a moment, unless the guard has stopped
+// it meanwhile.
 func (g *guardian) permit(cont func() error) error {
 	g.resuming.Lock()
 	defer g.resuming.Unlock()

@@ -30,7 +30,7 @@ type order struct {
 	answer chan<- answer // capacity one
 }
 
-// reply says what has become of it.
+// reply answers the order: err nil means that it was carried out.
 func (o order) reply(err error) {
 	var a answer
 	if err != nil {
@@ -39,7 +39,7 @@ func (o order) reply(err error) {
 	o.answer <- a
 }
 
-// answer is what an order of an operator is answered.
+// answer is the answer to an order of an operator.
 type answer struct {
 	Error  string          `json:"error,omitempty"`
 	Status json.RawMessage `json:"status,omitempty"`
@@ -51,8 +51,8 @@ const maxOrder = 64 << 10
 // socketIn is the socket of the process whose -state is dir.
 func socketIn(dir, role string) string { return "unix:" + filepath.Join(dir, role+".sock") }
 
-// takeOrders serves the operator's socket until ctx ends: status by status, what
-// else there is through orders.
+// takeOrders serves the operator's socket until ctx ends. It calls status for an order
+// status, and sends all other orders to orders.
 func takeOrders(ctx context.Context, l net.Listener, orders chan<- order, status func() any) {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -133,7 +133,7 @@ func tell(ctx context.Context, addr string, o order) (a answer, err error) {
 	return a, err
 }
 
-// absent says which process an order was for, where there is none.
+// absent returns the error for an order to a process that does not run.
 func absent(dir string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return fmt.Errorf("no standby, relay or guardian whose -state is %s runs on this host: %w", dir, err)
@@ -141,7 +141,7 @@ func absent(dir string, err error) error {
 	return err
 }
 
-// noMonitor says how a QEMU gets a monitor, where there is none at addr.
+// noMonitor adds to err how a QEMU gets a monitor, if there is none at addr.
 func noMonitor(addr string, err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
 		return fmt.Errorf("no QEMU has a monitor at %s (start it with -qmp unix:PATH,server=on,wait=off, and give PATH here): %w", addr, err)

@@ -13,16 +13,16 @@ import (
 	"github.com/gocolo/lockstep/internal/rebind"
 )
 
-// page is how it stands with a standby or a guardian, over HTTP: in words at /, as
-// JSON at /status, for Prometheus at /metrics. Nothing can be ordered there, and no other
-// site can have a browser read it.
+// page shows the state of a standby or a guardian over HTTP: as text at /, as JSON at
+// /status, for Prometheus at /metrics. It takes no orders, and no other site can make a
+// browser read it.
 type page struct {
 	role    string
 	status  func() any
 	metrics func(*metrics.Set)
 }
 
-// listenHTTP is on loopback where no host is named.
+// listenHTTP listens at addr, on loopback if that names no host.
 func listenHTTP(addr string) (net.Listener, error) {
 	host, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -82,7 +82,7 @@ func (g *page) handler() http.Handler {
 	return mux
 }
 
-// truth is a condition as a metric.
+// truth returns a condition as the value of a metric.
 func truth(b bool) float64 {
 	if b {
 		return 1

@@ -8,7 +8,7 @@ import (
 	"github.com/gocolo/lockstep/colo/standby"
 )
 
-// tally is what has happened to a standby since it was started.
+// tally counts what has happened to a standby since it was started.
 type tally struct {
 	refused, forgotten, takeovers atomic.Uint64
 	fits, misfits                 atomic.Uint64 // rehearsals
@@ -16,13 +16,13 @@ type tally struct {
 	brought                       atomic.Int64  // from the last loss until the guest ran again, in ns; 0: it was not brought back
 }
 
-// age is how old the last checkpoint is.
+// age returns how old the last checkpoint is.
 func (c *tally) age() (time.Duration, bool) {
 	at := c.committed.Load()
 	return time.Since(time.Unix(0, at)), at != 0
 }
 
-// metrics is a standby's page.
+// metrics adds the metrics of a standby.
 func (s *standbyRun) metrics(m *metrics.Set) {
 	st := s.standing()
 	gauge := func(name, help string, v float64) { m.Add(metrics.Gauge, "lockstep_standby_"+name, help, v) }
@@ -54,8 +54,8 @@ func (s *standbyRun) metrics(m *metrics.Set) {
 	s.recorder.AddTo(m)
 }
 
-// metrics is a guardian's page. Every state has a sample, so that one that is not
-// there now does not stay where Prometheus has seen it last.
+// metrics adds the metrics of a guardian. Every state has a sample, 1 for the present one and
+// 0 for all others: Prometheus would go on showing an earlier state that merely disappeared.
 func (g *guardian) metrics(m *metrics.Set) {
 	st := g.standing()
 	gauge := func(name, help string, v float64, labels ...metrics.Label) {

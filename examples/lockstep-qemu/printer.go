@@ -64,7 +64,7 @@ func (p *printer) event(r event.Record) {
 	}
 }
 
-// plain is why a session has ended, in an operator's words where there are some.
+// plain returns why a session has ended, in words for an operator if there are some.
 func plain(why string) string {
 	for _, w := range []struct{ end, words string }{
 		{": EOF", "the primary closed the connection"},
@@ -80,7 +80,7 @@ func plain(why string) string {
 	return why
 }
 
-// where is the checkpoint that an error is about.
+// where returns the checkpoint that an error is about.
 func where(why string) string {
 	for part := range strings.SplitSeq(why, ": ") {
 		if n, ok := strings.CutPrefix(part, "checkpoint "); ok {
@@ -90,7 +90,7 @@ func where(why string) string {
 	return ""
 }
 
-// checkpoint shows how it stands, if it is time for it.
+// checkpoint prints a line of progress, if it is time for one.
 func (p *printer) checkpoint(now time.Time, c event.CheckpointCommit) {
 	took := time.Duration(c.PauseNS)
 	if c.Epoch == 0 {
@@ -127,7 +127,7 @@ func (p *printer) object(v any) {
 	fmt.Fprintf(p.out, "%s\n", b)
 }
 
-// size is a number of bytes for people.
+// size formats a number of bytes for people.
 func size(n uint64) string {
 	switch {
 	case n >= 10<<30:

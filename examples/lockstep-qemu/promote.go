@@ -66,7 +66,7 @@ func (r *relayRun) promote(ctx context.Context) (bool, error) {
 	return true, r.leaveBehind(ctx)
 }
 
-// leaveBehind leaves the relay's own copy in a file.
+// leaveBehind writes the relay's own copy to a file.
 func (r *relayRun) leaveBehind(ctx context.Context) error {
 	_, err := r.settle(ctx, false)
 	return err
@@ -79,8 +79,8 @@ func (r *relayRun) patience() time.Duration {
 	return colo.DefaultPeerTimeout
 }
 
-// goOn orders the secondary to take over. ordered says that it was told, whatever
-// came of it.
+// goOn orders the secondary to take over. ordered says that the order was sent, whether it
+// was carried out or not.
 func (s *follower) goOn(ctx context.Context) (ordered bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, s.r.patience())
 	defer cancel()

@@ -57,7 +57,7 @@ and the one here was stopped. 4 interrupted; the guest goes on. 5 its process ha
 died, and the standby knows.
 `
 
-// protectOptions is what the command line of protect says, and what its guardian is made of.
+// protectOptions has the command line of protect, and hooks that its guardian sets.
 type protectOptions struct {
 	qmp, to   string
 	json      bool
@@ -279,7 +279,7 @@ func (o *protectOptions) set(ctx context.Context, m *qmp.Client, r *finding) err
 	return m.Do(ctx, "migrate-set-parameters", params, nil)
 }
 
-// progress is what query-migrate says.
+// progress is the answer to query-migrate.
 type progress struct {
 	Status string
 	Error  string `json:"error-desc"`
@@ -297,7 +297,7 @@ func (o *protectOptions) await(ctx context.Context, m *qmp.Client, p *printer) e
 	next := time.Now().Add(time.Second)
 	stood := time.Now()  // since when the guest has been in COLO
 	var paused time.Time // see whole
-	var broken error     // why a copy of a disk is of no use
+	var broken error     // why a copy of a disk cannot be used
 	for {
 		var now progress
 		if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {
@@ -366,10 +366,10 @@ func (o *protectOptions) undo(m *qmp.Client, was string, cause error) error {
 	return errors.Join(cause, o.runOn(ctx, m, was))
 }
 
-// runOn ends what has been begun, and has a guest run that ran before. A guardian asks
-// over and over until the QEMU has answered, over another connection where one is lost: a
-// guest that stands in COLO stands for good. As long as it is not known that a
-// migration has ended, the guest is not told to run: what is sent of it might be torn.
+// runOn ends what protectBy has begun, and lets a guest run that ran before. A guardian
+// repeats that until the QEMU has answered, over a new connection if one is lost: a guest
+// that stands still in COLO would do so for good. As long as it is not known that a migration
+// has ended, the guest is not told to run: its state might be sent half changed.
 func (o *protectOptions) runOn(ctx context.Context, m *qmp.Client, was string) error {
 	err := o.endMigration(ctx, m)
 	for o.current != nil && !answered(err) {
@@ -393,8 +393,8 @@ func (o *protectOptions) runOn(ctx context.Context, m *qmp.Client, was string) e
 	return errors.Join(err, o.unmirror(ctx, m))
 }
 
-// endMigration has a migration end, or COLO, and what the guest sends leave at once. What
-// the QEMU refuses has ended by itself meanwhile; the refusal is returned.
+// endMigration ends a migration, or COLO, and lets the packets of the guest leave at once. If
+// the QEMU refuses, it has ended by itself meanwhile; the refusal is returned.
 func (o *protectOptions) endMigration(ctx context.Context, m *qmp.Client) error {
 	var now progress
 	if err := m.Do(ctx, "query-migrate", nil, &now); err != nil {

@@ -20,12 +20,13 @@ import (
 // oldest is closed.
 const maxStrangers = 16
 
-// patience is for how long a stranger may take to begin a migration, where a
-// silent primary is given longer.
+// patience bounds the time in which a stranger must begin a migration, even if a silent
+// primary is given longer.
 const patience = 30 * time.Second
 
-// patience is what this standby has with a stranger: no more than with its primary,
-// if -peer-timeout is a time. 0 is the library's own there, and less is no bound.
+// patience returns how long this standby waits for a stranger: no longer than for its
+// primary, if -peer-timeout is positive. (There 0 means the default of the library, and a
+// negative time no bound.)
 func (s *standbyRun) patience() time.Duration {
 	if s.peer <= 0 {
 		return patience
@@ -37,8 +38,8 @@ func (s *standbyRun) patience() time.Duration {
 const maxBeginning = 16 << 10
 
 // acceptPrimary takes the first connection that begins a migration and closes the
-// listener. Whoever is silent, or says something else, holds nobody up. It
-// returns an order instead if one is given that there is something for.
+// listener. A client that is silent, or sends something else, does not keep others out. It
+// returns an order instead if an operator gives one that can be carried out now.
 func (s *standbyRun) acceptPrimary(ctx context.Context, l net.Listener, creds *tls.Config, refused func(error)) (*watched, *order, error) {
 	r := &reception{creds: creds, patience: s.patience(), refused: refused, first: make(chan *watched), over: make(chan struct{})}
 	ctx, cancel := context.WithCancel(ctx)
@@ -67,7 +68,7 @@ func (s *standbyRun) acceptPrimary(ctx context.Context, l net.Listener, creds *t
 	}
 }
 
-// reception is the connections among which the primary's may be.
+// reception has the connections of which one may be that of the primary.
 type reception struct {
 	creds    *tls.Config
 	patience time.Duration
@@ -128,8 +129,8 @@ func (r *reception) look(ctx context.Context, raw net.Conn) {
 // magic is what a migration begins with.
 var magic = []byte("QEVM")
 
-// begins waits for a migration's beginning, up to the name of the first section:
-// a QEMU sends that at once, and whoever knows less than that of it is none.
+// begins waits for the beginning of a migration, up to the name of the first section: a
+// QEMU sends that at once, so a client that does not is no QEMU.
 func (r *reception) begins(ctx context.Context, raw net.Conn) (*watched, error) {
 	conn := quickack.Conn(raw)
 	if r.creds != nil {

@@ -84,9 +84,8 @@ type rehearsals struct {
 	done chan struct{}      // closed when it has ended
 }
 
-// begin tries the QEMU with the last checkpoint, in the background, and tells got
-// what came of it, if that is not nil. The guest does not change its identity until
-// end.
+// begin tries the QEMU with the last checkpoint, in the background, and sends the result to
+// got, if that is not nil. Until end the standby keeps the same guest.
 func (r *rehearsals) begin(got chan<- answer) {
 	ctx, cancel := context.WithTimeout(context.Background(), maxRehearsal) // end, at the latest, ends it
 	r.mu.Lock()
@@ -137,7 +136,7 @@ func (r *rehearsals) status() string {
 	return r.last
 }
 
-// tell says how it went.
+// tell reports how a rehearsal went.
 func (r *rehearsals) tell(epoch uint64, took time.Duration, err error) error {
 	said := map[string]any{"epoch": epoch, "fits": err == nil, "ms": float64(took) / 1e6}
 	text := fmt.Sprintf("the QEMU after -- takes the guest of checkpoint %d", epoch)
@@ -158,7 +157,7 @@ func (r *rehearsals) tell(epoch uint64, took time.Duration, err error) error {
 	return err
 }
 
-// unfit is why a QEMU cannot be tried without harm.
+// unfit returns why a QEMU cannot be tried without harm.
 func unfit(qemu []string) error {
 	if len(qemu) == 0 {
 		return errors.New("there is no QEMU after --")
@@ -308,7 +307,7 @@ func (q *rehearsed) quit(ctx context.Context) {
 	}
 }
 
-// lastWords keeps the end of what a process says.
+// lastWords keeps the end of the output of a process.
 type lastWords struct {
 	mu   sync.Mutex
 	text []byte

@@ -64,7 +64,7 @@ func (g *together) reached(ctx context.Context, epoch uint64) (n int) {
 	return n
 }
 
-// say tells when there are fewer than wanted, and when there are enough again.
+// say prints when fewer secondaries than wanted follow, and when enough do again.
 func (g *together) say(n int) {
 	if n == g.few {
 		return

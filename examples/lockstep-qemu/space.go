@@ -14,11 +14,11 @@ import (
 // reserved is the file that keeps space for the guest.
 const reserved = ".reserved"
 
-// need is how much space a guest may need in a file: each page has a header.
+// need returns how much space a guest may need in a file: each page has a header.
 func need(ram, state uint64) uint64 { return ram + ram/256 + state + 1<<20 }
 
-// first is called when the guest is protected: whether it could be left in a file
-// is better found out now.
+// first is called when the guest is protected, to find out now whether there is space to
+// write it to a file later.
 func (s *standbyRun) first() {
 	in, err := s.guest.Info()
 	if err != nil {
@@ -46,10 +46,9 @@ func (s *standbyRun) first() {
 	}
 }
 
-// tokenOf is this host's name for itself to an arbiter, as the keeper of the guest
-// whose monitor is at addr. A monitor has one client, so that there is one such
-// keeper at a time; the token is the same when it is started again, and another
-// after a reboot, which ends all guests.
+// tokenOf returns the token of this host's claims for the guest whose monitor is at addr. A
+// monitor has one client, so only one process uses the token at a time. It stays the same
+// when that process is started again, and changes with a reboot, which ends all guests.
 func tokenOf(addr string) string {
 	network, address := qmp.Split(addr)
 	if abs, err := filepath.Abs(address); network == "unix" && err == nil {

@@ -21,7 +21,7 @@ func allocate(name string, bytes uint64) error {
 	return nil
 }
 
-// availableMemory is how much memory processes can still have, in bytes.
+// availableMemory returns how much memory processes can still get, in bytes.
 func availableMemory() (uint64, bool) {
 	p, _ := os.ReadFile("/proc/meminfo")
 	_, rest, found := bytes.Cut(p, []byte("MemAvailable:"))

@@ -73,7 +73,8 @@ func (s *standbyRun) main(ctx context.Context) int {
 	return status
 }
 
-// standbyRun is one guest after another that is taken in; most are one.
+// standbyRun is a run of the command standby. It keeps one guest after another; most runs
+// keep one.
 type standbyRun struct {
 	standbyOptions
 	p      *printer
@@ -88,7 +89,7 @@ type standbyRun struct {
 	began     failover.Record  // when the session did
 	granted   failover.Grant   // zero: none
 
-	// loader takes the guest in: the keeper, or what a relay puts around it.
+	// loader receives the guest: the keeper, or what a relay puts around it.
 	keeper *keeper
 	loader interface {
 		colo.Loader
@@ -98,11 +99,11 @@ type standbyRun struct {
 	}
 	events *event.Bus
 	disks  *disks            // nil: none
-	others replication.Group // who else must have a checkpoint before it counts
+	others replication.Group // others that must have a checkpoint before it counts
 
 	tally    tally
 	recorder metrics.Recorder              // figures from events, for /metrics
-	present  atomic.Pointer[standby.Guest] // guest, for those who only ask about it
+	present  atomic.Pointer[standby.Guest] // guest, for goroutines that only read its Info
 
 	protected bool // the primary was told that its guest is here
 	epoch     atomic.Uint64
@@ -265,7 +266,7 @@ func (s *standbyRun) serve(ctx context.Context, all *sync.WaitGroup, creds *tls.
 	return nil
 }
 
-// status is how it stands, for an operator.
+// status returns the state of the standby, for an operator.
 func (s *standbyRun) status() any { return s.standing() }
 
 func (s *standbyRun) standing() standbyStatus {
@@ -302,21 +303,22 @@ type standbyStatus struct {
 	Back       float64 `json:"brought-back-ms,omitempty"` // from the loss until the guest ran again; 0: it was not
 }
 
-// refused tells of a connection that came to nothing.
+// refused prints why a connection was refused.
 func (s *standbyRun) refused(err error) {
 	s.tally.refused.Add(1)
 	s.p.warn("not protected: %s", oneLine(err))
 	s.p.object(map[string]string{"refused": err.Error()})
 }
 
-// forget tells why a copy is not gone on with.
+// forget prints why the copy is not used.
 func (s *standbyRun) forget(err error) {
 	s.tally.forgotten.Add(1)
 	s.p.say("forgotten   %s", strings.TrimPrefix(oneLine(err), colo.ErrRefused.Error()+": "+errForget.Error()+": "))
 	s.p.object(map[string]string{"forgotten": err.Error()})
 }
 
-// anew forgets a guest that was not received whole, or that goes on elsewhere.
+// anew drops a guest that was not received whole, or that goes on elsewhere, and prepares for
+// the next.
 func (s *standbyRun) anew() error {
 	s.tries.end()
 	if s.cleanup != nil && s.protected {
@@ -387,7 +389,7 @@ func (s *standbyRun) session(ctx context.Context, conn *watched) error {
 	return err
 }
 
-// promoted takes an operator's order during a session.
+// promoted carries out the order promote of an operator during a session.
 func (s *standbyRun) promoted(o order, sec *colo.Secondary) error {
 	if err := s.override(o); err != nil {
 		return err
@@ -400,7 +402,8 @@ func (s *standbyRun) promoted(o order, sec *colo.Secondary) error {
 	return err
 }
 
-// override takes over what an order brings. Nobody else uses it meanwhile.
+// override replaces the directory and the QEMU by those that an order names. Nothing else
+// uses them meanwhile.
 func (s *standbyRun) override(o order) error {
 	if err := checkQEMU(o.QEMU); err != nil {
 		return err
@@ -421,7 +424,8 @@ func (s *standbyRun) override(o order) error {
 	return nil
 }
 
-// after does what is left to do when the session has ended.
+// after is called when the session has ended: it brings the guest back, writes it to a file,
+// or drops it.
 func (s *standbyRun) after(ctx context.Context, cause error) (int, error) {
 	var err error
 	if cause != nil && !s.protected {
@@ -434,7 +438,7 @@ func (s *standbyRun) after(ctx context.Context, cause error) (int, error) {
 		s.tally.takeovers.Add(1)
 		s.heard.goOn(s.granted.Generation)
 	}
-	err = errors.Join(s.disks.rollBack(), s.disks.close()) // they are the guest's now
+	err = errors.Join(s.disks.rollBack(), s.disks.close()) // the QEMU that goes on with the guest opens them next
 	if err != nil {
 		_, e := s.settle(ctx, false)
 		return exitFailed, errors.Join(err, e)
@@ -476,7 +480,7 @@ func (s *standbyRun) interrupted(ctx context.Context, otherwise int) int {
 	return otherwise
 }
 
-// report ends the JSON lines.
+// report prints the last of the JSON lines.
 func (s *standbyRun) report(status int, err error) {
 	r := map[string]any{"status": status}
 	if in := s.last; in.Machine != "" {

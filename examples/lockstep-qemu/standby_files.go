@@ -94,8 +94,8 @@ func (s *standbyRun) leave(dir string) error {
 	return nil
 }
 
-// space is a file to write the guest to: the reserved one, if the guest is about to
-// be left and not only kept.
+// space returns the file to write the guest to: the reserved one, if this is the last time
+// and not one of -keep.
 func (s *standbyRun) space(dir string) (*os.File, error) {
 	part := filepath.Join(dir, ".part-reserved")
 	if s.reserve && !s.lost.IsZero() && os.Rename(filepath.Join(dir, reserved), part) == nil {
@@ -150,7 +150,7 @@ func keptIn(dir string) []string {
 	return list
 }
 
-// offer says that there is a guest to go on with, of a standby that was killed.
+// offer prints that there is a guest to go on with, which a standby that was killed has kept.
 func (s *standbyRun) offer() {
 	last := s.kept[len(s.kept)-1]
 	when := "at an unknown time"
@@ -161,7 +161,7 @@ func (s *standbyRun) offer() {
 	s.p.object(map[string]string{"kept": last})
 }
 
-// fromKept goes on with what an earlier standby has kept, by an operator's order.
+// fromKept goes on with the guest that an earlier standby has kept, by an operator's order.
 func (s *standbyRun) fromKept(ctx context.Context, o *order) (int, error) {
 	if err := s.override(*o); err != nil {
 		o.reply(err)

@@ -80,7 +80,7 @@ As a service: Restart=on-failure with RestartPreventExitStatus=3 5, for these wa
 somebody to look; the arguments may stay the same, also unix sockets.
 `
 
-// standbyOptions is what the command line of standby or relay says.
+// standbyOptions has the command line of standby or relay.
 type standbyOptions struct {
 	listen, state string
 	keep          int

@@ -8,7 +8,7 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-// diskExport is what the disk is called between the hosts.
+// diskExport is the name of the disk between the hosts.
 const diskExport = "disk"
 
 // openDisk opens the image of this host, if the guest has a disk. The image is to be closed

@@ -11,8 +11,8 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// hosted is a machine as its job has it: what pauses it, and what says which memory it has
-// written, may be something in between.
+// hosted is the machine as a protect.Guest: its VM and its dirty log may be wrapped, by
+// standing and a verifier.
 type hosted struct {
 	machine
 	vm       colo.VM       // the machine itself, or standing

@@ -19,7 +19,7 @@ import (
 	"github.com/gocolo/lockstep/internal/trial"
 )
 
-// machineType is what both hosts agree the guest to be.
+// machineType is the machine type that both hosts name.
 const machineType = "lockstep-flat"
 
 // A host is one process of a pair that protect a guest, by package protect: the job knows
@@ -173,7 +173,7 @@ func (h *host) protect(guest protect.Guest) error {
 	return err
 }
 
-// newPoint is where the host stops to be killed.
+// newPoint makes the point of a checkpoint at which the host stops to be killed.
 func (h *host) newPoint(ctx context.Context) *killpoint.Point {
 	return &killpoint.Point{
 		Place: h.cfg.StopAt,

@@ -24,7 +24,7 @@ type machine interface {
 // sender takes what the guest sends; proxy.ErrFull refuses it for the moment.
 type sender func(packet []byte) error
 
-// writer is what the guest's port to its disk does: it returns when the guest may go on.
+// writer carries out a write of the guest to its disk: it returns when the guest may go on.
 // Nil: the guest has no disk.
 type writer func(p []byte, off int64, flush bool) error
 
@@ -37,7 +37,7 @@ func newMachine(cfg trial.SideConfig, out sender, write writer) (machine, error)
 	return newSimMachine(cfg, cfg.Start, out, write)
 }
 
-// chooseBackend says which backend auto is here, and why.
+// chooseBackend returns the backend, which it chooses for auto, and why.
 func chooseBackend(wanted string) (backend, why string, err error) {
 	if wanted == "sim" {
 		return "sim", "a guest in Go, as wanted", nil

@@ -19,9 +19,9 @@ type simMachine struct {
 	nic simNIC
 }
 
-// simNIC is what colotest.Guest has no notion of: packets to the guest. A vCPU
-// takes them when it sends, which is on its goroutine and not in a pause. It is a
-// vmstate.Device: an answer that could not be passed on is part of the guest.
+// simNIC adds to colotest.Guest what that lacks: packets to the guest. A vCPU takes them
+// when it sends, which is on its goroutine and not in a pause. It is a vmstate.Device: an
+// answer that could not be passed on is part of the guest.
 type simNIC struct {
 	in      *inputs
 	answers []answered

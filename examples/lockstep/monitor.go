@@ -19,8 +19,8 @@ func serve(ctx context.Context, cfg trial.SideConfig, reports *trial.Reporter, j
 	return handles.Run(ctx, job, c)
 }
 
-// watched returns the bus for a network to say on which flows differ: nil where nobody
-// watches.
+// watched returns the bus on which a network publishes which flows differ: nil if there is
+// neither a page nor a monitor.
 func watched(cfg trial.SideConfig, bus *event.Bus) *event.Bus {
 	if cfg.HTTP == "" && cfg.QMP == "" {
 		return nil

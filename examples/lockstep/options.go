@@ -48,7 +48,7 @@ with 2 for wrong arguments, and with 130, 143 or 129 if it was interrupted.
 
 `
 
-// options is what the command line says.
+// options has the command line.
 type options struct {
 	trial.Config
 	backend  string
@@ -290,7 +290,7 @@ func isDirectory(name string) bool {
 	return err == nil && st.IsDir()
 }
 
-// again is the command line that repeats one run with its random choices.
+// again returns the command line that repeats one run with its random choices.
 func (o *options) again(backend string, checkpoints int, seed uint64) string {
 	more := ""
 	if o.Disk > 0 {

@@ -43,10 +43,10 @@ func (v *standing) Resume(ctx context.Context) error {
 	return err
 }
 
-// failover says that the next resume is meant.
+// failover says that the next resume is to be carried out.
 func (v *standing) failover() { v.set(true) }
 
-// follow says that those to come are not. The guest is paused.
+// follow says that later resumes are only to be noted. The guest is paused.
 func (v *standing) follow() { v.set(false) }
 
 func (v *standing) set(alone bool) {

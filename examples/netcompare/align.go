@@ -183,8 +183,8 @@ func (n *numbering) otherwise(o *numbering, k packet.Key) bool {
 	return false
 }
 
-// anonymous leaves of an echo what its sender decides: the sequence number that it
-// answers, and the length.
+// anonymous clears all of an echo reply but the sequence number that it answers and the
+// length, which the guest that sends it decides.
 func anonymous(p *packet.Packet) {
 	m := p.Payload()
 	clear(m[2:6])

@@ -64,7 +64,7 @@ func openStreams(ctx context.Context, listen bool, names ...string) (conns []net
 	return conns, nil
 }
 
-// A said is what came from a guest, or why nothing will come any more.
+// A said is a packet of a guest, or the reason why no more will come.
 type said struct {
 	frame compare.Frame
 	at    time.Time
@@ -139,7 +139,7 @@ func (r *replay) live(ctx context.Context, conns []net.Conn, vnet bool) error {
 	return r.end()
 }
 
-// end says how it was.
+// end prints the summary.
 func (r *replay) end() error {
 	if err := r.summary(); err != nil {
 		return err

@@ -52,7 +52,7 @@ func main() {
 	os.Exit(out.Status(own, "netcompare", os.Stderr))
 }
 
-// statusOf says an error that has not been said, and returns the exit status.
+// statusOf prints an error that has not been printed, and returns the exit status.
 func statusOf(err error, interrupted int) int {
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
@@ -81,7 +81,7 @@ command line or what cannot be read.
 
 `
 
-// errUsage is for a bad command line.
+// errUsage means that the command line is wrong.
 var errUsage = errors.New("bad command line")
 
 // These are for an exit status, after the output has said it all.
@@ -90,7 +90,7 @@ var (
 	errDiverged = errors.New("the guests diverged")
 )
 
-// run is the command; progress is where people look on.
+// run is the command; it writes its progress to progress, a terminal.
 func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	flags := flag.NewFlagSet("netcompare", flag.ContinueOnError)
 	flags.SetOutput(io.Discard) // one line says what is wrong

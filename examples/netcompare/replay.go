@@ -82,7 +82,7 @@ func (r *replay) captures(ctx context.Context, p, s *track, shift *time.Duration
 	return nil
 }
 
-// counted is what is said of the packets besides what the engine says.
+// counted has the counts of packets that the engine does not keep.
 type counted struct {
 	cut, filled, unknown, anon int
 	last                       time.Time
@@ -176,7 +176,7 @@ func (r *replay) conclude(p, s *track, count counted) {
 	}
 }
 
-// note says something of the captures.
+// note prints a note about the captures.
 func (r *replay) note(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	r.print(map[string]string{"note": text}, func() { fmt.Fprintln(r.out, text) })
@@ -285,7 +285,7 @@ func (r *replay) tick(now time.Time) {
 	}
 }
 
-// line is what is said of one packet.
+// line is the line that is printed about one packet.
 type line struct {
 	Time    float64 `json:"time"` // seconds since the first packet
 	Side    string  `json:"side"`
@@ -328,7 +328,7 @@ func (r *replay) show(at time.Time, side string, n int, res compare.Result) {
 	}
 }
 
-// base returns what the offsets of a stream count from.
+// base returns a function for the sequence number from which the offsets of a stream count.
 func (r *replay) base(f compare.Flow) func(*piece) uint32 {
 	var first uint32
 	for k, seq := range r.first {

@@ -20,7 +20,7 @@ Exit status: 0, 1 if something failed or the guest cannot go on here, 2 for a ba
 
 `
 
-// errUsage says that the command line is wrong.
+// errUsage means that the command line is wrong.
 var errUsage = errors.New("bad command line")
 
 // ofOneHost reports whether there is a flag that the demonstration does not have.
@@ -34,12 +34,12 @@ func ofOneHost(args []string) bool {
 	return false
 }
 
-// modeFlag is how lines leave.
+// modeFlag adds the flag -mode, which says when lines leave.
 func modeFlag(f *flag.FlagSet) *string {
 	return f.String("mode", "continuous", "how the guest's lines leave: all with checkpoints (continuous), or when both guests have said them (compare)")
 }
 
-// parse reads a command line, or says what there is to say.
+// parse reads a command line. For -h it prints the usage, and returns flag.ErrHelp.
 func parse(f *flag.FlagSet, args []string, stdout io.Writer) error {
 	f.SetOutput(io.Discard) // main says what is wrong, in one line
 	switch err := f.Parse(args); {
@@ -59,8 +59,8 @@ func parse(f *flag.FlagSet, args []string, stdout io.Writer) error {
 	return nil
 }
 
-// statusOf says an error, if there is something to say, and returns the exit status. A
-// host that a signal has ended has done what it was asked to; a demonstration has not.
+// statusOf prints an error, if there is one, and returns the exit status. It is no error of a
+// host (service) that a signal has ended it; it is one of the demonstration.
 func statusOf(err error, service bool) int {
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp), service && errors.Is(err, context.Canceled):

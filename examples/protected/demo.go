@@ -106,14 +106,14 @@ type pair struct {
 	ended  []*process
 }
 
-// process is a host of the demonstration, which is a process of its own.
+// process is a process of this program that is one host of the demonstration.
 type process struct {
 	cmd    *exec.Cmd
 	log    *watched
 	reader sync.WaitGroup
 }
 
-// watched is what a process logs.
+// watched keeps the log of a process.
 type watched struct {
 	mu  sync.Mutex
 	all strings.Builder
@@ -127,8 +127,8 @@ func (w *watched) Write(p []byte) (int, error) {
 
 func (w *watched) text() string { w.mu.Lock(); defer w.mu.Unlock(); return w.all.String() }
 
-// state waits until the process has come to a state after the first so many bytes
-// of its log.
+// state waits until the log of the process, without its first after bytes, says that the job
+// has come to state s.
 func (p *process) state(ctx context.Context, s string, after int) error {
 	for !strings.Contains(p.log.text()[after:], "state="+s) {
 		select {
@@ -203,7 +203,7 @@ func newPair(dir string, secure bool, mode string) (*pair, error) {
 	return p, nil
 }
 
-// close ends what runs.
+// close ends the processes that run.
 func (p *pair) close() {
 	for h := range p.procs {
 		p.end(h)
@@ -250,8 +250,7 @@ func (p *pair) protected(ctx context.Context, host string, after int) error {
 
 func (p *pair) mark(host string) int { return len(p.procs[host].log.text()) }
 
-// demo starts both hosts, does to them what happens to hosts, and checks what they
-// say.
+// demo starts both hosts, kills, stops and switches them, and checks the lines of the guest.
 func demo(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	f := flag.NewFlagSet("protected", flag.ContinueOnError)
 	secure := f.Bool("tls", false, "the hosts show each other certificates")

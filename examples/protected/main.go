@@ -52,7 +52,7 @@ func main() {
 	os.Exit(out.Status(status(own), "protected", os.Stderr))
 }
 
-// host is one host of the two.
+// host runs one host of the two.
 func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	f := flag.NewFlagSet("protected", flag.ContinueOnError)
 	name := f.String("host", "", "this host's `name`")
@@ -65,7 +65,7 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	cert := f.String("cert", "", "this host's certificate, a PEM `file`")
 	key := f.String("key", "", "key of -cert, a PEM `file`")
 	ca := f.String("ca", "", "certificate of the authority that has signed those of both hosts, a PEM `file`")
-	channels := f.Int("channels", 0, "connections of their own for the memory of checkpoints; of two hosts' `numbers` the smaller counts")
+	channels := f.Int("channels", 0, "`number` of connections for the memory of checkpoints, beside that of the session; the smaller number of the two hosts counts")
 	mode := modeFlag(f)
 	period := f.Duration("period", time.Millisecond, "`time` between two lines of the guest")
 	term := f.Duration("term", time.Second, "`time` for which the arbiter grants the guest")
@@ -133,7 +133,7 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return handles.Run(ctx, job, control.Config{Events: cfg.Events, Guest: m, CheckpointDelay: cfg.CheckpointDelay, Quit: end, Logger: cfg.Logger})
 }
 
-// lines is the guest's network: what it sends is written out, a line each.
+// lines is the network of the guest: each packet is written out as a line.
 type lines struct {
 	w      io.Writer
 	header int // bytes before the line

@@ -114,7 +114,7 @@ func readOnce(o options, name string, devices *vmstate.VMDesc, stdin io.Reader, 
 	return s, err
 }
 
-// comparison is the answer, as it is in JSON.
+// comparison is the result of -diff and -against, for -json.
 type comparison struct {
 	Equal       bool              `json:"equal"`
 	Loads       string            `json:"loads"` // yes, no, perhaps: whether B would load A

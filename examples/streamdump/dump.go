@@ -14,7 +14,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// What a stream may make the dump keep, in bytes.
+// Bounds for the memory that a stream can make the program take, in bytes.
 const (
 	// maxState is device state that is kept until the description comes; a
 	// larger one passes by.
@@ -47,7 +47,7 @@ type dumper struct {
 	shared   bool // blocks may be left out
 }
 
-// dump prints everything that can be decoded; its error is what could not.
+// dump prints everything that can be decoded; its error says what could not.
 func dump(o options, in io.Reader, stdout, stderr io.Writer) error {
 	d := &dumper{
 		o: o, progress: newProgress(stderr),
@@ -123,7 +123,7 @@ func (d *dumper) prepare(in io.Reader) error {
 	return nil
 }
 
-// source makes in what is read next.
+// source makes in the input that is read next.
 func (d *dumper) source(in io.Reader) {
 	if d.o.verify {
 		d.verify = new(verifier)
@@ -213,8 +213,8 @@ func (d *dumper) libvirt(l *libvirt) error {
 	return nil
 }
 
-// trailing refuses what follows the end, but for zeros: a writer in blocks fills
-// the last one.
+// trailing refuses bytes after the end of the stream, except zeros: a program that writes
+// whole blocks fills the last one with them.
 func (d *dumper) trailing() error {
 	end := d.r.Offset()
 	for {
@@ -236,7 +236,7 @@ func (d *dumper) trailing() error {
 	return nil
 }
 
-// incomplete says what a stream that was read to its end does not have.
+// incomplete returns an error that says what is missing in a stream that was read to its end.
 func (d *dumper) incomplete() error {
 	m := &d.memory
 	if d.guessed > 0 {
@@ -275,7 +275,7 @@ func (d *dumper) incomplete() error {
 	return fmt.Errorf("%d of %d pages did not come: with multifd they are in the channels (-channel FILE)", missing, all)
 }
 
-// show prints the one thing that was asked for.
+// show prints the one thing that -d asks for.
 func (d *dumper) show(stdout io.Writer) error {
 	if d.o.show == "xml" {
 		if d.xml == "" {

@@ -15,7 +15,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// An input is a stream without what may surround it.
+// An input is a stream without a compression around it.
 type input struct {
 	r        io.Reader
 	pageSize int64  // as the description of a seekable file says; 0: unknown

@@ -33,7 +33,7 @@ func main() {
 	os.Exit(out.Status(streamdump(os.Args[1:], os.Stdin, out, os.Stderr), "streamdump", os.Stderr))
 }
 
-// options is what the command line says.
+// options has the command line.
 type options struct {
 	json, colo, fields, verify bool
 	returnPath                 bool
@@ -158,7 +158,7 @@ func streamdump(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 0
 }
 
-// source opens a file, or is standard input.
+// source opens a file, or returns standard input for "-".
 func source(name string, stdin io.Reader) (io.Reader, io.Closer, error) {
 	if name == "-" {
 		return stdin, io.NopCloser(nil), nil
@@ -170,7 +170,7 @@ func source(name string, stdin io.Reader) (io.Reader, io.Closer, error) {
 	return f, f, nil
 }
 
-// fail says what went wrong, on one line: names in it are a peer's.
+// fail prints an error on one line, without control characters: a peer has chosen names in it.
 func fail(stderr io.Writer, err error) {
 	text := strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f {

@@ -39,7 +39,7 @@ type summary struct {
 	Notes   []string       `json:"notes,omitempty"`
 }
 
-// blockSummary is what has come of a RAM block.
+// blockSummary says which pages of a RAM block the stream has.
 type blockSummary struct {
 	Name    string `json:"name"`
 	Size    uint64 `json:"size"`
@@ -137,7 +137,7 @@ func number(v *uint32) string {
 	return fmt.Sprint(*v)
 }
 
-// printable keeps what a peer has named from moving the cursor.
+// printable replaces characters by which a name that a peer has chosen could move the cursor.
 func printable(s string) string {
 	q := fmt.Sprintf("%q", s)
 	return q[1 : len(q)-1]

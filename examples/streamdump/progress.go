@@ -8,9 +8,8 @@ import (
 	"github.com/gocolo/lockstep/internal/statusline"
 )
 
-// progress says now and then how far a long input has been read, on one line of
-// a terminal. Elsewhere it says nothing: who reads errors from a file does not
-// want it.
+// progress prints now and then how far a long input has been read, on one line of a
+// terminal. If standard error is no terminal it prints nothing.
 type progress struct {
 	w     io.Writer // nil: nobody looks
 	start time.Time
@@ -29,7 +28,7 @@ func newProgress(w io.Writer) *progress {
 	return p
 }
 
-// at is told where in the input the dump is.
+// at takes the offset in the input up to which the dump has come.
 func (p *progress) at(offset int64) {
 	if p.w == nil {
 		return

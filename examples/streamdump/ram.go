@@ -151,7 +151,7 @@ func (m *memory) takeElsewhere(rec *ram.Record) error {
 	return m.take(rec)
 }
 
-// take notes a page and writes it, if that is wanted.
+// take counts a page, and writes it to the file of its block if -extract-ram asks for that.
 func (m *memory) take(rec *ram.Record) error {
 	if m.last == nil || m.lastOf != rec.Block {
 		m.last, m.lastOf = m.seen[rec.Block], rec.Block

@@ -171,7 +171,7 @@ func section(rec *vmstate.Record) *line {
 	return &line{Offset: rec.Offset, Kind: rec.Type.String(), ID: &h.ID, Name: h.Name, Instance: &h.Instance, Version: &h.Version, Length: rec.Length, Footer: &footer}
 }
 
-// payload is what a command says.
+// payload returns the decoded payload of a command.
 func payload(c vmstate.Command) any {
 	if v, err := c.AsPing(); err == nil {
 		return map[string]any{"value": v}

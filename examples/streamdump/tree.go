@@ -58,9 +58,8 @@ func (p *printer) tree(v any, depth int) {
 	}
 }
 
-// abridged is s without bytes that are too many to be shown: of a buffer beyond
-// maxShown the beginning stays, and its name says how long it is; a bitmap becomes
-// the ranges of its bits.
+// abridged returns s with long values shortened: a buffer of more than maxShown bytes keeps
+// its beginning, and its name says how long it is; a bitmap becomes the ranges of its bits.
 func abridged(s vmstate.Struct) vmstate.Struct {
 	if !long(s) {
 		return s
@@ -136,7 +135,7 @@ func longValue(v any) bool {
 	return false
 }
 
-// ranges is a bitmap for people: how many bits are set, and which.
+// ranges describes a bitmap in words: how many bits are set, and which.
 func ranges(p []byte) string {
 	set, runs, last := 0, 0, false
 	var b strings.Builder

@@ -13,7 +13,7 @@ import (
 // DefaultTimeout bounds one request if a configuration does not say.
 const DefaultTimeout = 2 * time.Second
 
-// Config is how a Store asks.
+// Config says how a Store asks the cluster.
 type Config struct {
 	// Timeout bounds one request to one member; what was not answered is asked
 	// again by whoever uses the Store, of another member perhaps. 0:

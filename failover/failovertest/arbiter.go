@@ -109,8 +109,8 @@ func (a *arbiters) waitsForTerm() {
 // tries is how often what a slow machine may have done is tried again.
 const tries = 5
 
-// starved sees whether this process gets its CPU, until the function that it returns is
-// called. That reports whether it was without one for half a term.
+// starved watches whether this process gets CPU time, until the function that it returns is
+// called. That reports whether the process went without for half a term.
 func (a *arbiters) starved() func() bool {
 	done, most := make(chan struct{}), make(chan time.Duration, 1)
 	go func() {
@@ -135,8 +135,9 @@ func (a *arbiters) starved() func() bool {
 	}
 }
 
-// A holder that has no CPU for a term loses its grant, and nothing is shown by that: it
-// is tried again, as often as it takes where this process was without, and else a few times.
+// A holder that gets no CPU for a term loses its grant, which shows nothing about the arbiter.
+// So the check is repeated: without a bound while this process was starved, and else a few
+// times.
 func (a *arbiters) renewals() {
 	after := uint64(0)
 	for left := tries; left > 0; after += 2 {

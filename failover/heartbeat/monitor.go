@@ -15,9 +15,9 @@ type Monitor struct {
 // maxExcuses is how often in a row a silence may be put down to this process.
 const maxExcuses = 3
 
-// Beat says that the peer was heard at now. The first Beat is that of the caller itself,
-// when it begins to listen. Time does not go back: a beat that is earlier than the last
-// one counts as one at the time of the last one.
+// Beat says that the peer was heard at now. The caller also calls it once when it begins to
+// listen. Time does not go back: a beat that is earlier than the last one counts as one at
+// the time of the last one.
 func (m *Monitor) Beat(now time.Time) {
 	if now.After(m.last) {
 		m.last = now

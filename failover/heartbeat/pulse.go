@@ -14,13 +14,13 @@ type Pulse struct {
 	deadline atomic.Pointer[time.Time] // when the peer is lost if it stays silent; nil: no beat was heard, or Run has ended
 }
 
-// Run is [Run], and keeps the state that Alive tells. One Run at a time; another
-// may follow it, on a new connection.
+// Run does what the function [Run] does, and keeps the state that Alive returns. One Run at
+// a time; another may follow it, on a new connection.
 func (p *Pulse) Run(ctx context.Context, conn io.ReadWriteCloser, interval, timeout time.Duration) error {
 	return p.Watch(ctx, conn, Config{Interval: interval, Timeout: timeout})
 }
 
-// Watch is Run with a Config.
+// Watch does what Run does, with a Config.
 func (p *Pulse) Watch(ctx context.Context, conn io.ReadWriteCloser, cfg Config) error {
 	defer p.deadline.Store(nil)
 	return run(ctx, conn, cfg, func(deadline time.Time) { p.deadline.Store(&deadline) })

@@ -41,17 +41,17 @@ func Run(ctx context.Context, conn io.ReadWriteCloser, interval, timeout time.Du
 	return Watch(ctx, conn, Config{Interval: interval, Timeout: timeout})
 }
 
-// Config is how a heartbeat goes.
+// Config has the times of a heartbeat, and its logger.
 type Config struct {
 	// Interval is from one beat of this side to the next. Timeout is how long the peer
 	// may be silent; it must be greater, and three to five times is usual.
 	Interval, Timeout time.Duration
 
-	// Logger hears that the heartbeat begins, and that it ends with the context
-	// (Debug); of a goodbye (Info); of a peer that is lost or is none, and of a silence
-	// that is put down to this process, which was not run for so long (Warn). Nothing
-	// is logged for a beat. A host that has more than one gives each a logger that says
-	// of which guest and generation it is. Nil: nothing is logged.
+	// Logger gets a record when the heartbeat begins and when it ends with the context
+	// (Debug), for a goodbye (Info), for a peer that is lost or is no heartbeat, and for
+	// a silence that is the fault of this process, which did not run for so long (Warn).
+	// Beats are not logged. A host that has more than one heartbeat gives each a logger
+	// that names the guest and the generation. Nil: nothing is logged.
 	Logger *slog.Logger
 }
 

@@ -1,7 +1,7 @@
-// Package program keeps an arbiter's record by a program that is started for it. A host
-// needs it where what reaches the record is not to be linked into it: a client of etcd
-// (command lockstep-etcd of failover/etcd) or of a cloud, or one that is written in
-// another language.
+// Package program starts another program that keeps an arbiter's record, and talks to it
+// over its standard input and output. A host uses it so that it need not link the code
+// which reaches the record: a client of etcd (command lockstep-etcd of failover/etcd) or
+// of a cloud, or one that is written in another language.
 //
 //	store, err := program.New(program.Config{
 //		Command: []string{"lockstep-etcd", "-endpoints", "a:2379,b:2379,c:2379", "-key", "/lockstep/db1"},

@@ -22,8 +22,8 @@ const DefaultTimeout = 5 * time.Second
 // startEvery is the least time between two starts of the program.
 const startEvery = 500 * time.Millisecond
 
-// ErrEnded says that the program has ended, or was not there, before it had answered: what
-// was asked for may have been done or not.
+// ErrEnded means that the program has ended, or did not run, before it had answered: the
+// request may have been carried out or not.
 var ErrEnded = errors.New("program: it has ended")
 
 // Config says which program is started.
@@ -38,9 +38,9 @@ type Config struct {
 	Timeout time.Duration
 }
 
-// A Store is the failover.Store that a program keeps. Its methods may be called from any
-// goroutine; they are answered while Run runs. An error of the program has its text, and
-// says nothing of whether the record has changed.
+// A Store is a failover.Store whose record another program keeps. Its methods may be called
+// from any goroutine; they are answered while Run runs. After an error from the program,
+// whose text it has, the record may have changed or not.
 type Store struct {
 	cfg Config
 
@@ -137,7 +137,7 @@ func (s *Store) once(ctx context.Context) error {
 	return fmt.Errorf("%w: %w", ErrEnded, cmp.Or(err, <-ended, errLeft))
 }
 
-// errLeft says that a program has ended without an error, which nobody had asked for.
+// errLeft means that a program has ended without an error, though its input was still open.
 var errLeft = errors.New("nobody had told it to")
 
 func (s *Store) begin(p *process) {

@@ -59,7 +59,7 @@ func run(args []string) (status int, err error) {
 	cmd := exec.Command("/proc/self/exe", append([]string{inside, empty.Name()}, args...)...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // whose end is the child's
+	runtime.LockOSThread() // the child dies with this thread
 	err = cmd.Run()
 	var exit *exec.ExitError
 	switch {
@@ -86,7 +86,7 @@ func run(args []string) (status int, err error) {
 // become puts the file in the place of the device and becomes the program. It returns only
 // if it cannot.
 func become(file string, args []string) error {
-	runtime.LockOSThread() // a filter is a thread's, and the program comes from this one
+	runtime.LockOSThread() // a filter belongs to a thread, and this one becomes the program
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("mount: %w", err)
 	}
@@ -106,8 +106,8 @@ func become(file string, args []string) error {
 	return unix.Exec(path, args, env)
 }
 
-// startNothing has the kernel kill this process, and what it becomes, once it starts
-// another. Threads it may start.
+// startNothing makes the kernel kill this process, or the program that it becomes, when it
+// starts another process. It may start threads.
 func startNothing() error {
 	const nr, flags = 0, 16 // in struct seccomp_data: the call, and its first argument
 	load := func(at uint32) unix.SockFilter {

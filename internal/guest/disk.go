@@ -31,10 +31,10 @@ const (
 	descSize = 0x30
 )
 
-// descriptor returns the address of a vCPU's descriptor.
+// descriptor returns the address of the descriptor of a vCPU.
 func descriptor(vcpu int) int { return frameBuffer(vcpu) + descOffset }
 
-// dataPage returns the address of what a vCPU writes.
+// dataPage returns the address of the data that a vCPU writes to the disk.
 func dataPage(vcpu int) int { return DataBase + vcpu*PageSize }
 
 // region returns the part of the disk that a vCPU writes, in sectors.
@@ -43,7 +43,7 @@ func (p Params) region(vcpu int) (first, n uint64) {
 	return uint64(vcpu) * n, n
 }
 
-// loadDisk writes what a vCPU needs in order to use its disk.
+// loadDisk writes into memory what a vCPU needs in order to use its disk.
 func (p Params) loadDisk(mem []byte, vcpu int) {
 	le := binary.LittleEndian
 	first, n := p.region(vcpu)

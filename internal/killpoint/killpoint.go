@@ -119,7 +119,7 @@ func (k *Point) Trace(_ event.Mode, _ string, m colo.Message, value uint64) {
 	}
 }
 
-// Committed is told how many bytes a checkpoint had.
+// Committed is called with the number of bytes that a checkpoint had.
 func (k *Point) Committed(bytes uint64) {
 	if k != nil {
 		k.total = bytes
@@ -208,8 +208,8 @@ func (l *limit) allow(n int64) (int64, bool) {
 	return l.left, false
 }
 
-// passed counts bytes; if they were the last, it waits for the end, or until the
-// stream is to go on without a limit.
+// passed counts bytes; if they were the last that may pass, it waits for the end, or until
+// the stream is to go on without a limit.
 func (l *limit) passed(n int64, final bool) {
 	l.mu.Lock()
 	if l.armed && !l.fromEnd {

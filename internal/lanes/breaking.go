@@ -29,7 +29,7 @@ func (b *breaking) Spoil(err error) error {
 	return b.err
 }
 
-// spoil is Spoil, and reports whether it was the first.
+// spoil does what Spoil does, and reports whether nothing had ended the lanes before.
 func (b *breaking) spoil(err error) (first bool) {
 	b.once.Do(func() {
 		b.err, first = err, true
@@ -38,7 +38,7 @@ func (b *breaking) spoil(err error) (first bool) {
 	return first
 }
 
-// Break is Spoil, and closes the connections.
+// Break does what Spoil does, and closes the connections.
 func (b *breaking) Break(err error) error {
 	b.spoil(err)
 	b.closed.Do(func() {
@@ -49,7 +49,8 @@ func (b *breaking) Break(err error) error {
 	return b.err
 }
 
-// broke is Break by a lane: whoever does not wait for one hears of it too.
+// broke is called by a lane that fails: it does what Break does, and calls Fail, since the
+// goroutine that drives the stream may not be waiting for a lane.
 func (b *breaking) broke(err error) {
 	first := b.spoil(err)
 	b.Break(err)
@@ -67,7 +68,7 @@ func (b *breaking) Err() error {
 	return nil
 }
 
-// ended is Err, of lanes that were closed too.
+// ended returns what Err returns, and errClosed for lanes that were closed in order.
 func (b *breaking) ended() error {
 	select {
 	case <-b.bad:

@@ -7,7 +7,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram/multifd"
 )
 
-// way is how pages go: as they are, or compressed.
+// way says how pages are sent: as they are, or compressed.
 type way uint8
 
 const (
@@ -18,13 +18,13 @@ const (
 
 func (w way) other() way { return w ^ 1 }
 
-// outcome is what a packet took to go.
+// outcome has the measurements of one packet that was sent.
 type outcome struct {
 	way    way
 	pages  int           // with contents; 0: nothing is known
 	wire   int           // bytes on the lane
 	made   time.Duration // copying the pages, and compressing them
-	wrote  time.Duration // writing what became of them
+	wrote  time.Duration // writing the result
 	before load          // of the lane, from its packet before
 }
 
@@ -37,7 +37,7 @@ const (
 	full             // writing took longer: its buffer is full
 )
 
-// load returns that of the lane when the packet has gone.
+// load returns the load of the lane after this packet.
 func (o *outcome) load() load {
 	if o.wrote >= o.made {
 		return full
@@ -72,7 +72,7 @@ type chooser struct {
 	pages  *[]mark
 }
 
-// mark says of one page whether it is worth compressing.
+// mark records whether compressing one page has paid.
 type mark struct {
 	skip  uint8 // times that it goes plain before it is tried again
 	level uint8 // how often in turn it was not worth it
@@ -91,8 +91,8 @@ const (
 	least, most = 32 * multifd.MaxPages, 1024 * multifd.MaxPages
 	// trialShare is the share of the time that trials may take.
 	trialShare = 50
-	// enough is how much cheaper the other way has to be to be taken: what is won must
-	// be more than what the measurements vary by.
+	// enough is the share of the present cost that the other way may cost to be taken: the
+	// gain must be more than the measurements vary by.
 	enough = 0.9
 )
 
@@ -133,7 +133,7 @@ func (c *chooser) worth(m *mark, page []byte) bool {
 	return false
 }
 
-// shrank keeps how a page has come out.
+// shrank records whether compressing the page has paid.
 func (m *mark) shrank(yes bool) {
 	if yes {
 		*m = mark{}
@@ -159,7 +159,7 @@ func (c *chooser) mark(block string, offset uint64) *mark {
 	return &(*c.pages)[i]
 }
 
-// saw learns from a packet of pages of a block.
+// saw learns from the outcome of a packet with pages of a block.
 func (c *chooser) saw(o outcome, block string, offsets []uint64) {
 	if o.pages == 0 {
 		return
@@ -217,7 +217,8 @@ func (c *chooser) sawWire(o outcome) {
 	}
 }
 
-// cost returns what a byte of pages costs a lane, in ns, where so much of it is left.
+// cost returns the time that a byte of pages costs a lane, in ns, if ratio bytes go over the
+// lane for it.
 func (c *chooser) cost(w way, ratio float64) float64 {
 	if w == plain {
 		return max(c.made[plain], c.wire)

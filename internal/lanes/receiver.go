@@ -19,8 +19,8 @@ type ReceiverConfig struct {
 	Conns []io.ReadCloser
 	ID    [16]byte // as the sender's
 
-	// Decoder makes a lane's decoders, which CloseDecoder is called for at the lane's
-	// end. Nil: multifd.DecodeZlib.
+	// Decoder makes the decoder of a lane, which is closed with CloseDecoder at the end of
+	// the lane. Nil: multifd.DecodeZlib.
 	Decoder func(multifd.Method) (multifd.Decoder, error)
 
 	// Place takes a page, of ram.PageSize bytes, or nil for zeros. It is called
@@ -117,7 +117,7 @@ func CloseCompressor(z multifd.Compressor) { closeCodec(z) }
 func closeCodec(c any) {
 	switch c := c.(type) {
 	case io.Closer:
-		c.Close() // there is nothing to be saved
+		c.Close() // nothing can be lost with it
 	case interface{ Close() }:
 		c.Close()
 	}
@@ -162,7 +162,7 @@ func (v *Receiver) run(l *inward) error {
 		for synced := false; !synced; {
 			if synced, err = v.packet(packets); err != nil {
 				if v.ended() != nil {
-					return nil // it is not this lane that ends them
+					return nil // another lane, or Close, has ended them
 				}
 				return err
 			}
@@ -206,7 +206,7 @@ func (v *Receiver) packet(r *multifd.Reader) (sync bool, err error) {
 	return p.Sync, nil
 }
 
-// errOpen: the section before has not come to its end.
+// errOpen means that a section begins before the one before it has ended.
 var errOpen = errors.New("a section within a section")
 
 // Begin implements ram.PageReceiver: the lanes take what comes, up to the end of the

@@ -19,13 +19,13 @@ type SenderConfig struct {
 	ID    [16]byte // of the guest, or of the session: the receiver's is the same
 
 	Method multifd.Method
-	// Compressor makes one for each lane, when that begins, and as many before, to see
-	// whether it can; one that has a Close method is closed. Nil: multifd.CompressZlib. It
-	// is not called for multifd.None.
+	// Compressor makes a compressor for each lane when the lane begins. NewSender also calls
+	// it as many times, to find out whether it can. A compressor that has a Close method is
+	// closed. Nil: multifd.CompressZlib. It is not called for multifd.None.
 	Compressor func(multifd.Method) (multifd.Compressor, error)
-	// Choose has only those pages compressed for which that pays at the rate that the
-	// lanes are found to have; the others go as they are, in packets of multifd.None. A
-	// QEMU takes packets of one method only.
+	// Choose compresses only the pages for which that pays at the measured rate of the
+	// lanes; the others go as they are, in packets of multifd.None. A QEMU takes packets of
+	// one method only.
 	Choose bool
 
 	// Limit bounds the waits of SendPage and Sync. Nil: nothing does.
@@ -44,7 +44,7 @@ type Sender struct {
 	cfg   SenderConfig
 	lanes []*outward
 	work  chan *packet  // full ones
-	free  chan *packet  // empty ones, with what has become of them
+	free  chan *packet  // empty ones, with the outcome of their last use
 	fill  [ways]*packet // are being filled; nil: none
 	wait  wait
 	pick  *chooser // nil: all pages go the same way
@@ -80,15 +80,15 @@ func (l *outward) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// packet is a packet's pages, by reference to the guest's memory.
+// packet has the pages of a packet, by reference to the guest's memory.
 type packet struct {
 	multifd.Packet
 	pages   [][]byte
 	outcome outcome // of its last use
 }
 
-// NewSender makes a Sender, which owns its lanes from now on; where it fails they stay the
-// caller's, open. Start starts it.
+// NewSender makes a Sender, which owns its lanes from now on; if NewSender fails they stay
+// open and belong to the caller. Start starts it.
 func NewSender(cfg SenderConfig) (*Sender, error) {
 	s := &Sender{
 		cfg: cfg, work: make(chan *packet), free: make(chan *packet, len(cfg.Conns)+ways),
@@ -127,8 +127,8 @@ func NewSender(cfg SenderConfig) (*Sender, error) {
 	return s, nil
 }
 
-// Start starts the lanes' goroutines, each of which says first whose it is. They
-// have ended when Close returns.
+// Start starts the goroutines of the lanes, each of which first sends its Init. They have
+// ended when Close returns.
 func (s *Sender) Start() {
 	for _, l := range s.lanes {
 		if s.cfg.Patience > 0 {
@@ -162,7 +162,7 @@ func (s *Sender) Bytes() uint64 { return s.moved.Load() }
 // run sends packets over a lane until the lanes break.
 func (s *Sender) run(l *outward) (err error) {
 	if s.cfg.Method != multifd.None {
-		s.making.Lock() // the host's own code, and not for several goroutines at a time
+		s.making.Lock() // Compressor is the host's, and is called by one goroutine at a time
 		l.z, err = s.cfg.Compressor(s.cfg.Method)
 		s.making.Unlock()
 		if err != nil {
@@ -285,7 +285,7 @@ func (s *Sender) SendPage(block string, offset uint64, page []byte) error {
 	return nil
 }
 
-// take takes an empty packet, and learns from what has become of it.
+// take takes an empty packet, and gives its last outcome to the chooser.
 func (s *Sender) take() (p *packet, err error) {
 	late := s.wait.begin()
 	defer s.wait.end()
@@ -316,7 +316,7 @@ func (s *Sender) hand(w way) error {
 	return s.give(s.work, p, nil, 0)
 }
 
-// give has a lane send a packet, or the end of a section.
+// give hands a packet, or the end of a section, to a lane.
 func (s *Sender) give(work chan<- *packet, p *packet, sync chan<- uint64, n uint64) error {
 	s.busy.Add(1)
 	late := s.wait.begin()

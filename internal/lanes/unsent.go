@@ -9,9 +9,9 @@ import (
 // that returns says little of the lane's rate while the kernel takes megabytes at once.
 const unsentBytes = 128 << 10
 
-// boundUnsent has a lane's socket keep no more than unsentBytes, where there is one and
-// the system can do so. What is on its way and not acknowledged does not count, so that a
-// long link is filled all the same.
+// boundUnsent limits the bytes that a lane's socket keeps unsent to unsentBytes, if the lane
+// has a socket and the system supports that. Bytes that were sent and not acknowledged do not
+// count, so that a long link is filled all the same.
 func boundUnsent(conn any) {
 	for range 8 { // a TLS within another one
 		c, ok := conn.(interface{ NetConn() net.Conn })

@@ -14,8 +14,8 @@ import (
 	"github.com/gocolo/lockstep/internal/linuxguest/job"
 )
 
-// A Client is the guest's client on its two connections, and judges all that
-// arrives. It is told nothing but when the guest was to stop.
+// A Client is a client of the guest on two connections, and judges all that arrives.
+// It knows nothing of how the guest is protected; Stop tells it that the guest may end.
 type Client struct {
 	reports, chunks net.Conn
 
@@ -43,7 +43,7 @@ func NewClient(reports, chunks net.Conn) *Client {
 	return &Client{reports: reports, chunks: chunks, sum: job.NewChecksum(), heard: time.Now()}
 }
 
-// ErrWrong says that the guest has said something that it must not.
+// ErrWrong means that the guest has sent something that a right guest would not.
 var ErrWrong = errors.New("the guest is wrong")
 
 // Run reads until the guest has sent its last record, something is wrong, a
@@ -115,7 +115,7 @@ func (c *Client) Delays() []time.Duration {
 	return append([]time.Duration(nil), c.delays...)
 }
 
-// hear notes that something arrived.
+// hear records that a byte has arrived.
 func (c *Client) hear() {
 	now := time.Now()
 	if d := now.Sub(c.heard); !c.watch.IsZero() && d > c.quiet {

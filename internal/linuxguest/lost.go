@@ -14,7 +14,8 @@ import (
 // lost on the way: it stands in the local APIC for ever, and the CPU does not hear of it.
 // If that was the timer's, and the timer rings once, nothing of the machine runs again.
 
-// look is what the emulator says of a machine's CPUs and of their local APICs.
+// look is the state of a machine's CPUs and their local APICs, as the emulator's monitor
+// prints it.
 type look struct {
 	registers string
 	lapics    []string // by CPU

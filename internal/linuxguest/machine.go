@@ -147,7 +147,7 @@ func (m *Machine) Name() string { return m.cfg.Name }
 // Memory returns how many bytes the machine has.
 func (m *Machine) Memory() uint64 { return uint64(m.cfg.Memory) << 20 }
 
-// Kill is a power failure.
+// Kill ends the machine like a power failure, with SIGKILL.
 func (m *Machine) Kill() error {
 	m.killed.Store(true)
 	err := m.cmd.Process.Signal(syscall.SIGKILL)
@@ -171,7 +171,7 @@ func (m *Machine) Died() bool {
 // Ended is closed when the machine has switched itself off, or was killed.
 func (m *Machine) Ended() <-chan struct{} { return m.ended }
 
-// Console returns what the machine has said so far on its console.
+// Console returns what the machine has written so far to its console.
 func (m *Machine) Console() string { return readSoFar(m.file("console")) }
 
 // Events returns what was written so far to its second serial line.

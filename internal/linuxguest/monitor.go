@@ -12,9 +12,9 @@ import (
 // prompt is what QEMU's monitor for people ends each answer with.
 const prompt = "(qemu) "
 
-// Ask has the emulator itself answer a command of its monitor: what its CPUs are at,
-// whether the machine's kernel still does anything or not. A machine whose
-// configuration has no Monitor fails.
+// Ask gives a command to the emulator's monitor, such as one for the state of the CPUs, and
+// returns the answer: it works whether the machine's kernel still does anything or not. It
+// fails for a machine whose configuration has no Monitor.
 func (m *Machine) Ask(ctx context.Context, command string) (answer string, err error) {
 	if m.cfg.Monitor == "" {
 		return "", fmt.Errorf("machine %s has no monitor", m.cfg.Name)

@@ -9,10 +9,9 @@ import (
 	"strings"
 )
 
-// A machine's kernel resets a vCPU that ends in a triple fault before anybody else sees
-// it; its registers, and with them the evidence of whose doing that was, are lost to
-// whoever runs the guest. So a probe on the kernel's own handler reads them out of the
-// hardware's control block first.
+// The kernel of a machine resets a vCPU that ends in a triple fault before the program that
+// runs the guest can read its registers, which are the evidence of what caused the fault. So
+// a probe on the kernel's own handler reads them out of the hardware's control block first.
 
 // shutdownFields are what the probe tells, by their names there, and their places in the
 // control block. (AMD APM volume 2, appendix B.)

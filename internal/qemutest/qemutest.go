@@ -117,8 +117,8 @@ func GuestArgs(t testing.TB, dir, machine string, megabytes int) []string {
 	return FirmwareArgs(t, dir, machine, megabytes, Firmware(10, Every))
 }
 
-// FirmwareArgs is GuestArgs for other firmware. What still runs with them when the
-// test ends, whoever has started it, is killed, on Linux.
+// FirmwareArgs returns the arguments of GuestArgs for other firmware. On Linux every process
+// that still runs with these arguments when the test ends is killed.
 func FirmwareArgs(t testing.TB, dir, machine string, megabytes int, firmware []byte) []string {
 	t.Helper()
 	args := []string{"-M", machine, "-m", strconv.Itoa(megabytes), "-nodefaults", "-display", "none"}

@@ -1,7 +1,7 @@
-// Package qjson reads and writes JSON as QEMU's monitor does, which is not as
-// RFC 8259 has it: strings may have single quotes, values follow each other
-// without a separator, an error loses one value and not the connection, and what
-// is printed is ASCII whose members have an order of QEMU's own.
+// Package qjson reads and writes JSON as QEMU's monitor does, which differs from
+// RFC 8259: strings may have single quotes, values follow each other without a
+// separator, an error loses one value and not the connection, and the output is ASCII
+// with the members in an order of QEMU's own.
 //
 // A [Parser] takes bytes one at a time and returns values and errors; an error's
 // text is the one that QEMU 7.2 answers. [Append] prints.

@@ -1,6 +1,6 @@
 package qjson
 
-// kind is what a token is.
+// kind is the kind of a token.
 type kind uint8
 
 const (
@@ -13,7 +13,7 @@ const (
 	stray // an error: a byte that no token may have there
 )
 
-// state is where a lexer is in a token.
+// state says how far into a token a lexer is.
 type state uint8
 
 const (
@@ -40,7 +40,7 @@ type lexer struct {
 
 func digit(c byte) bool { return c >= '0' && c <= '9' }
 
-// use is what became of a byte.
+// use says what the lexer has done with a byte.
 type use uint8
 
 const (

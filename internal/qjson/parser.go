@@ -12,7 +12,7 @@ const (
 	MaxBytes  = 64 << 20 // of one value's tokens
 )
 
-// A SyntaxError is what QEMU answers to what is no JSON of its kind.
+// A SyntaxError is the answer of QEMU to input that is not its kind of JSON.
 type SyntaxError struct{ Text string }
 
 func (e *SyntaxError) Error() string { return e.Text }

@@ -61,8 +61,8 @@ func (c *Canvas) WriteDocument(w io.Writer, height int) error {
 	return err
 }
 
-// Element returns the picture as an element of a page that has Style. The name is
-// what those hear who do not see it.
+// Element returns the picture as an element of a page that has Style. A screen reader
+// speaks the name.
 func (c *Canvas) Element(height int, name string) string {
 	return fmt.Sprintf(`<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" class="tl" role="img" aria-label="%s">
 %s</svg>`, c.Width, height, c.Width, height, html.EscapeString(name), c.b.Bytes())
@@ -71,7 +71,7 @@ func (c *Canvas) Element(height int, name string) string {
 // An Axis maps values to pixels.
 type Axis struct{ From, To, Lo, Hi float64 }
 
-// At returns where a value is.
+// At returns the pixel of a value.
 func (a Axis) At(v float64) float64 {
 	if a.To == a.From {
 		return a.Lo
@@ -79,7 +79,7 @@ func (a Axis) At(v float64) float64 {
 	return a.Lo + (v-a.From)/(a.To-a.From)*(a.Hi-a.Lo)
 }
 
-// step is a round distance of ticks, for about n of them.
+// step returns a round distance between ticks, for about n of them.
 func (a Axis) step(n int) float64 {
 	raw := (a.To - a.From) / float64(n)
 	if raw <= 0 {
@@ -104,7 +104,7 @@ func (a Axis) Ticks(n int, fn func(v float64, label string)) {
 	}
 }
 
-// Px is a coordinate as the picture has it.
+// Px formats a coordinate.
 func Px(v float64) string {
 	return strings.TrimSuffix(strings.TrimRight(fmt.Sprintf("%.2f", v), "0"), ".")
 }

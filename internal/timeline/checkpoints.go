@@ -10,8 +10,8 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// A Checkpoint is one as the pictures have it. Its times but At are spans from At,
-// the request.
+// A Checkpoint has the times of one checkpoint for the pictures. All but At, the time of the
+// request, are spans from At.
 type Checkpoint struct {
 	At       time.Time
 	Epoch    uint64
@@ -25,7 +25,7 @@ type Checkpoint struct {
 	Bytes    uint64
 }
 
-// whole is how long a checkpoint takes, in milliseconds.
+// whole returns how long a checkpoint takes, in milliseconds.
 func (c Checkpoint) whole() float64 { return ms(c.Transfer + c.Commit) }
 
 func ms(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }

@@ -78,7 +78,7 @@ func (l *Live) Picture() string {
 	return c.Element(bottom+46, l.words(seen, samples))
 }
 
-// first is the beginning of what there is to see.
+// first returns the time of the first checkpoint or sample in the picture.
 func (l *Live) first() (t time.Time, ok bool) {
 	if len(l.Checkpoints) > 0 {
 		t, ok = l.Checkpoints[0].At, true
@@ -100,7 +100,7 @@ func after[T any](all []T, from time.Time, at func(T) time.Time) []T {
 	return nil
 }
 
-// words says what the picture shows.
+// words describes the picture in words.
 func (l *Live) words(seen []Checkpoint, samples []Sample) string {
 	latency := ""
 	if n, p99 := summary(samples); n > 0 {

@@ -9,8 +9,8 @@ import (
 	"github.com/gocolo/lockstep/event/qmp"
 )
 
-// MonitorOf returns where a side has its monitor: the primary, or host a, where -qmp
-// says, the other one beside it. A port 0 is any for both.
+// MonitorOf returns the address of a side's monitor: for the primary, or host a, that of
+// -qmp, for the other side the one beside it. With port 0 each gets any free port.
 func MonitorOf(addr, side string) (string, error) {
 	if addr == "" || isFirst(side) {
 		return addr, nil
@@ -27,7 +27,8 @@ func MonitorOf(addr, side string) (string, error) {
 	return net.JoinHostPort(host, port), err
 }
 
-// PageOf is MonitorOf for the page of -http, whose address may be a port alone.
+// PageOf returns the address of a side's page in the same way, from that of -http, which may
+// be a port alone.
 func PageOf(addr, side string) (string, error) {
 	if addr == "" {
 		return "", nil
@@ -40,7 +41,7 @@ func PageOf(addr, side string) (string, error) {
 	return addr[:at] + port, nil
 }
 
-// handles says where a side is steered and watched. The options were checked.
+// handles sets the addresses of a side's monitor and page. The options were checked.
 func (s *SideConfig) handles(o *Config) {
 	s.QMP, _ = MonitorOf(o.QMP, s.Side)
 	s.HTTP, _ = PageOf(o.HTTP, s.Side)

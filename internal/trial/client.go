@@ -146,7 +146,8 @@ func (c *client) hasEnded(side string) bool {
 	return c.opened[side] > 0 && c.ended[side] == c.opened[side]
 }
 
-// expect forgets what was heard from a side, which is to go on in the place of the other.
+// expect forgets when frames came from a side that is to take over from the other: the next
+// counts as the first.
 func (c *client) expect(side string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

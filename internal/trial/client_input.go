@@ -55,7 +55,7 @@ func (t *talk) run() {
 					continue
 				}
 				*l = said{in.M, side, now}
-				// A side that is dead does not hear it; the next one will.
+				// If the side is dead the packet is lost; the other side gets the next one.
 				to.raw.SetWriteDeadline(time.Now().Add(patience))
 				to.conn.WritePacket(t.client.vlan.Tag(in.AppendFrame(nil)))
 			}

@@ -110,7 +110,7 @@ func (c *Config) Guest(seed uint64) guest.Params {
 	}
 }
 
-// says is what a run does, in a sentence.
+// says returns a sentence that describes the run.
 func (c *Config) says() string {
 	var does string
 	switch {
@@ -129,7 +129,7 @@ func (c *Config) says() string {
 	return does + " What has left is checked against what the last one remembers. (-h explains.)"
 }
 
-// rounds is how many rounds of each vCPU after the kill must be right: some
+// rounds returns how many rounds of each vCPU after the kill must be right: some
 // hundred, and enough to visit nearly all of the working set.
 func (c *Config) rounds() uint64 {
 	const some = 300

@@ -44,11 +44,11 @@ func (c *crew) PIDs() map[string]int {
 // lastWords is how long a side may take to end when a run has failed.
 const lastWords = time.Second
 
-// end ends all processes and returns when the last has, with nothing read that they said:
-// at once, or after their last words.
+// end ends all processes and returns when the last has ended: at once, or after it has given
+// them a moment to report. It drops what they still report.
 func (c *crew) end(atOnce bool) {
 	for _, p := range c.sides {
-		p.in.Close() // which it takes as an order to end
+		p.in.Close() // the end of the input is an order to end
 	}
 	kill := func() {
 		for _, p := range c.sides {
@@ -58,7 +58,7 @@ func (c *crew) end(atOnce bool) {
 	if atOnce {
 		kill()
 	} else {
-		// A side may be about to say what the other only suffers from.
+		// A side may be about to report the fault of which the other has seen only the effect.
 		defer time.AfterFunc(lastWords, kill).Stop()
 	}
 	go func() { c.readers.Wait(); close(c.inbox) }()

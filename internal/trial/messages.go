@@ -106,7 +106,7 @@ func (r *Run) event(m message) error {
 	return nil
 }
 
-// What a host is called in the words of package protect that a run looks at.
+// The states of package protect that a run looks at, by their names.
 const (
 	stateProtected  = "protected" // it has the guest, and the other every checkpoint
 	stateWaiting    = "waiting"   // it does not have the guest
@@ -117,7 +117,7 @@ const (
 	stateConcluded  = "concluded"
 )
 
-// moved is told of the state of a host.
+// moved is called with each new state of a host.
 func (r *Run) moved(host string, e event.JobStatusChange) error {
 	r.state[host] = e.State
 	alone := e.State == stateTakingOver || e.State == stateAlone
@@ -144,7 +144,7 @@ func (r *Run) moved(host string, e event.JobStatusChange) error {
 	return nil
 }
 
-// epochs is how many checkpoints both sides have, the initial synchronisation
+// epochs returns how many checkpoints both sides have, the initial synchronisation
 // not counted.
 func (r *Result) epochs() uint64 {
 	if len(r.checkpoints) == 0 {

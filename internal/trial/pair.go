@@ -50,8 +50,8 @@ func (p *pair) other(host string) string {
 	return p.first
 }
 
-// do starts the hosts, has the plot carried out, and leaves nothing behind. The error is why
-// there is no verdict.
+// do starts the hosts, calls drive, and leaves nothing behind. Its error says why there is no
+// verdict.
 func (p *pair) do(ctx context.Context, drive func(context.Context) error) (err error) {
 	judge, err := oracle.New(p.o.Guest(p.seed))
 	if err != nil {
@@ -114,7 +114,7 @@ func (p *pair) addresses() error {
 // maxBeat is the longest time between two heartbeats.
 const maxBeat = 200 * time.Millisecond
 
-// config says what a host is to be; start, that the guest begins its life there.
+// config returns the configuration of a host; start says that the guest begins its life there.
 func (p *pair) config(host string, start bool) SideConfig {
 	o := &p.o
 	cfg := SideConfig{
@@ -140,7 +140,7 @@ func (p *pair) wait(handle func(message) error) wait {
 	}
 }
 
-// states adds to an error how the hosts stand.
+// states adds the states of the hosts to an error.
 func (p *pair) states(ctx context.Context, err error) error {
 	if err == nil || ctx.Err() != nil {
 		return err
@@ -148,7 +148,7 @@ func (p *pair) states(ctx context.Context, err error) error {
 	return fmt.Errorf("%w (%s: %q, %s: %q)", err, called(p.first), p.state[p.first], called(p.second), p.state[p.second])
 }
 
-// miss notes a page that the dirty log of a host lacked.
+// miss records a page that the dirty log of a host lacked.
 func (p *pair) miss(host string, page MissedPage) {
 	p.missed = append(p.missed, fmt.Sprintf("%s's %s at %#x", called(host), page.Block, page.Offset))
 }
@@ -162,7 +162,7 @@ func (p *pair) verified() error {
 	return fmt.Errorf("written, and in no dirty log, %d times: %s", n, strings.Join(p.missed[:min(n, 10)], ", "))
 }
 
-// beside returns an error as it is if there is no other.
+// beside adds other to err, if there is another.
 func beside(err, other error) error {
 	if other == nil {
 		return err

@@ -14,7 +14,7 @@ import (
 // TalkOn is how many inputs each vCPU must have taken after the takeover.
 const TalkOn = 5
 
-// drive is the run's plot.
+// drive carries the run out, from the protection to the verdict.
 func (r *Run) drive(ctx context.Context) error {
 	if err := r.await(ctx, "the initial synchronisation", func() bool { return !r.protected.IsZero() }); err != nil {
 		return err
@@ -53,7 +53,7 @@ func (r *Run) drive(ctx context.Context) error {
 		r.out.phase("taken over", "the %s goes on from checkpoint %d; its first frame came %s after the kill", r.survivor, r.epoch, round3(r.failover()))
 	}
 
-	// Far enough to have met whatever a wrong takeover would have left behind.
+	// Wait until the guest has used all state that a wrong takeover could have spoilt.
 	at := r.client.now()
 	for v := range frontier {
 		frontier[v] = max(frontier[v], at.last[v]) + r.o.rounds()
@@ -75,8 +75,8 @@ func (r *Run) drive(ctx context.Context) error {
 	return r.judge(ctx)
 }
 
-// wakeVictim lets a victim go on that was stopped, and waits until it has found
-// that the guest is not its any more; as does a secondary whose primary goes on by order.
+// wakeVictim lets a victim go on that was stopped, and waits until it has found out that
+// it no longer has the guest. A secondary whose primary goes on by order does the same.
 func (r *Run) wakeVictim(ctx context.Context) error {
 	gaveUp := func() bool { return r.gaveUp != "" }
 	if r.victim == "" {
@@ -189,7 +189,7 @@ func (r *Run) randomInstant(ctx context.Context) error {
 func (r *Run) judge(ctx context.Context) error {
 	r.closing = true
 	for _, host := range []string{r.survivor, r.other(r.survivor)} {
-		r.sides[host].tell(Command{Stop: true}) // a killed one does not hear it
+		r.sides[host].tell(Command{Stop: true}) // no effect on one that was killed
 		if err := r.await(ctx, "the end of all output of the "+host, func() bool {
 			return r.gone[host] && r.histories != nil && r.client.hasEnded(host)
 		}); err != nil {

@@ -83,7 +83,7 @@ func (p *process) kill() error { return p.cmd.Process.Kill() }
 func (p *process) pause() error  { return p.cmd.Process.Signal(syscall.SIGSTOP) }
 func (p *process) resume() error { return p.cmd.Process.Signal(syscall.SIGCONT) }
 
-// pid is for people.
+// pid returns the process ID, to print it.
 func (p *process) pid() int { return p.cmd.Process.Pid }
 
 // failure says how a process ended that should not have.
@@ -98,7 +98,7 @@ func (p *process) failure(err error) error {
 	return fmt.Errorf("%s failed: %w%s", called(p.side), err, said)
 }
 
-// called is what a side, or a host, is called in a sentence.
+// called returns the name of a side, or a host, for use in a sentence.
 func called(side string) string {
 	if side == hostA || side == hostB {
 		return "host " + side

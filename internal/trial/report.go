@@ -54,8 +54,8 @@ type SideConfig struct {
 	StopEpoch uint64 `json:"stop_epoch,omitempty"`
 	Seed      uint64 `json:"seed"`
 
-	// Missed, with VerifyDirty, is told what the dirty log of this process lacks. It is
-	// the process's own to set.
+	// Missed, with VerifyDirty, is called with each page that the dirty log of this process
+	// lacks. The process sets it itself.
 	Missed func(block string, offset uint64) `json:"-"`
 }
 
@@ -134,8 +134,8 @@ type Checkpoint struct {
 	Traffic     *Traffic    `json:"traffic"` // so far
 }
 
-// withStopped appends a checkpoint, and moves what is known of the pause before to where it
-// belongs.
+// withStopped appends a checkpoint. If its StoppedUS is about the pause of the checkpoint
+// before, it moves the figure there.
 func withStopped(list []Checkpoint, c Checkpoint) []Checkpoint {
 	if c.StoppedIn != c.Epoch {
 		if n := len(list); n > 0 && list[n-1].Epoch == c.StoppedIn {

@@ -88,7 +88,7 @@ func (r *Result) whose() string {
 	return "the " + r.survivor
 }
 
-// how is what happened to the hosts, in words.
+// how returns what happened to the hosts, in words.
 func (r *Result) how() string {
 	if len(r.changes) == 0 {
 		return r.killedAt
@@ -103,13 +103,13 @@ func (r *Result) Results() *Result { return r }
 // again; 0: it draws them.
 func (r *Result) Checkpoints() int { return int(r.target) }
 
-// throttled is how much the primary's guest was slowed down from then on.
+// throttled says how much the primary's guest was slowed down from some moment on.
 type throttled struct {
 	at      time.Time
 	percent int
 }
 
-// failover is the time from SIGKILL to the survivor's first frame; of several the median.
+// failover returns the time from SIGKILL to the survivor's first frame; of several the median.
 func (r *Result) failover() time.Duration {
 	if f := r.failovers(); len(f) > 0 {
 		return quantile(f, 0.5)
@@ -138,7 +138,7 @@ func New(o Config, backend string, seed uint64, out *Printer) *Run {
 // there is no verdict.
 func (r *Run) Do(ctx context.Context) error { return r.do(ctx, r.drive) }
 
-// servers are what a run listens with.
+// servers are the listeners of a run.
 type servers struct {
 	group     sync.WaitGroup
 	listeners []net.Listener

@@ -42,7 +42,7 @@ type Change struct {
 	LateFrames int           // that left the old host after it was woken
 }
 
-// What a Change is.
+// The kinds of a Change.
 const (
 	changeKilled   = "killed"
 	changeStopped  = "stopped"
@@ -61,7 +61,7 @@ func NewSeries(o Config, backend string, seed uint64, out *Printer) *Series {
 // verdict.
 func (s *Series) Do(ctx context.Context) error { return s.do(ctx, s.drive) }
 
-// drive is the plot.
+// drive carries the series out.
 func (s *Series) drive(ctx context.Context) error {
 	s.lead = hostA
 	if err := s.await(ctx, "the first synchronisation", func() bool { return s.state[s.lead] == stateProtected }); err != nil {
@@ -154,7 +154,7 @@ func (s *Series) change(ctx context.Context, kind string) (Change, error) {
 	return c, err
 }
 
-// carryOut is the change itself.
+// carryOut takes the guest from one host to the other.
 func (s *Series) carryOut(ctx context.Context, c *Change) error {
 	s.again[c.To], s.switched = false, nil
 	s.client.expect(c.To)

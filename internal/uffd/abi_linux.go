@@ -79,7 +79,7 @@ type (
 	}
 )
 
-// kernel is what this package asks of it; tests put another in its place.
+// kernel has the system calls that this package makes; tests replace it.
 type kernel interface {
 	// userfaultfd is userfaultfd(2).
 	userfaultfd(flags int) (int, error)

@@ -98,8 +98,8 @@ func (f *FD) span(mem []byte) (rangeArg, error) {
 	return rangeArg{uint64(start), uint64(len(mem))}, nil
 }
 
-// Register has the kernel tell about mem, which must be a mapping's, and not Go's own
-// memory. Memory that another userfaultfd has is an error that wraps [unix.EBUSY].
+// Register makes the kernel report on mem, which must be memory of a mapping, and not Go's
+// own. If another userfaultfd has the memory, the error wraps [unix.EBUSY].
 // It stays registered until Unregister, Close, or the end of the mapping.
 func (f *FD) Register(mem []byte, mode Mode) error {
 	at, err := f.span(mem)
@@ -120,8 +120,8 @@ func (f *FD) Register(mem []byte, mode Mode) error {
 	return nil
 }
 
-// Unregister ends what Register began, lifts the protection of every page of mem, and
-// wakes who waits for one.
+// Unregister undoes Register: it lifts the protection of every page of mem, and wakes the
+// threads that wait for one.
 func (f *FD) Unregister(mem []byte) error {
 	at, err := f.span(mem)
 	if err != nil {
@@ -132,9 +132,9 @@ func (f *FD) Unregister(mem []byte) error {
 }
 
 // Copy places pages that are missing in dst: each gets the bytes of src, which is as long,
-// all at once, and who waits for it goes on. It returns how many bytes were placed. A page
-// that is there already ends it with [ErrExists]; whoever waits for that one has to be
-// woken with Wake.
+// all at once, and threads that wait for it go on. It returns how many bytes were placed. A
+// page that is there already ends it with [ErrExists]; the caller wakes the threads that wait
+// for that page with Wake.
 func (f *FD) Copy(dst, src []byte) (int, error) {
 	at, err := f.span(dst)
 	if err == nil && len(src) != len(dst) {
@@ -164,8 +164,8 @@ func (f *FD) Copy(dst, src []byte) (int, error) {
 	}
 }
 
-// Zero is Copy of zeros, which cost no memory until they are written. Huge pages cannot
-// be placed so.
+// Zero places pages of zeros, which cost no memory until they are written. It cannot place
+// huge pages.
 func (f *FD) Zero(dst []byte) (int, error) {
 	at, err := f.span(dst)
 	if err != nil {
@@ -199,7 +199,8 @@ func (f *FD) Wake(mem []byte) error {
 	return os.NewSyscallError("ioctl UFFDIO_WAKE", err)
 }
 
-// WriteProtect protects every page of mem, or lifts the protection and wakes who waits.
+// WriteProtect protects every page of mem, or lifts the protection and wakes the threads that
+// wait.
 func (f *FD) WriteProtect(mem []byte, on bool) error {
 	at, err := f.span(mem)
 	if err != nil {
@@ -273,9 +274,9 @@ func (f *FD) Interrupt() {
 	_ = f.file.SetReadDeadline(time.Unix(1, 0))
 }
 
-// Close gives the userfaultfd back; what is registered is so no more, and who waits for a
-// page touches it as ordinary memory. No other method may be running, but for Faults after
-// Interrupt, which the caller waits for first.
+// Close closes the userfaultfd. Registered memory becomes ordinary memory, also for threads
+// that wait for a page. No other method may be running: after Interrupt the caller first waits
+// for Faults to return.
 func (f *FD) Close() error {
 	if f.closed.Swap(true) {
 		return nil
@@ -283,8 +284,8 @@ func (f *FD) Close() error {
 	return f.file.Close()
 }
 
-// Populate has the kernel touch every page of mem for reading, and returns when they are
-// there: how Go code waits for pages that are missing.
+// Populate makes the kernel touch every page of mem for reading, and returns when they are
+// there. Go code waits for missing pages in this way.
 func Populate(mem []byte) error {
 	for {
 		err := unix.Madvise(mem, unix.MADV_POPULATE_READ)
@@ -298,7 +299,7 @@ func Populate(mem []byte) error {
 	}
 }
 
-// readThrough is Populate by a system call that reads a byte of each page.
+// readThrough does what Populate does, by a system call that reads a byte of each page.
 func readThrough(mem []byte) error {
 	var b [1]byte
 	local := []unix.Iovec{{Base: &b[0]}}
@@ -317,8 +318,8 @@ func readThrough(mem []byte) error {
 	return nil
 }
 
-// Drop gives the pages of mem back, also those of a file in memory that it maps: they are
-// missing afterwards, and zeros where nobody says otherwise.
+// Drop frees the pages of mem, also those of a file in memory that it maps: they are missing
+// afterwards, and read as zeros unless they are placed.
 func Drop(mem []byte) error {
 	if err := unix.Madvise(mem, unix.MADV_DONTNEED); err != nil {
 		return os.NewSyscallError("madvise MADV_DONTNEED", err)
@@ -340,8 +341,8 @@ func SmallPages(mem []byte) error {
 	return nil
 }
 
-// HugePages undoes SmallPages: the kernel may back mem with huge pages. There is no way
-// back to what it did unasked; memory of a guest is what huge pages are for.
+// HugePages undoes SmallPages: the kernel may back mem with huge pages. The kernel's default
+// cannot be restored, but for the memory of a guest huge pages are right.
 func HugePages(mem []byte) error {
 	if err := unix.Madvise(mem, unix.MADV_HUGEPAGE); err != nil && err != unix.EINVAL {
 		return os.NewSyscallError("madvise MADV_HUGEPAGE", err)

@@ -32,7 +32,7 @@ const (
 	slotDisk
 )
 
-// own is what a machine has of its own: the devices that its host has added.
+// own lists the devices that the host has added to a machine.
 type own struct {
 	slots []slotKind // in the order of the bus; the bridge is the first
 	disk  *diskParts
@@ -78,9 +78,8 @@ func adopt(bus *pci.PCI) (*own, error) {
 	return o, nil
 }
 
-// plan says what each slot is for, whether there is such a device or not: what the
-// machine has stays where it is, and of what it does not have, the network card is
-// the first.
+// plan returns the kind of device for each slot, also for devices that the machine lacks.
+// Those that it has keep their slots; of the others the network card comes first.
 func (o *own) plan() []slotKind {
 	plan := slices.Clone(o.slots)
 	for _, kind := range []slotKind{slotNIC, slotDisk} {
@@ -91,7 +90,7 @@ func (o *own) plan() []slotKind {
 	return plan
 }
 
-// places says where the devices of a Host are: in the slots of the plan, at the ports and
+// places returns where the devices of a Host are: in the slots of the plan, at the ports and
 // interrupts that gokvm gives them.
 func (o *own) places() (nic, disk pc.Place) {
 	plan := o.plan()

@@ -17,14 +17,14 @@ type MachineConfig struct {
 // Uplink is where the frames of the guest's NIC go.
 type Uplink = pc.Uplink
 
-// Disk is what the guest's disk is made of; a replication.Disk is one.
+// Disk holds the contents of the guest's disk; a replication.Disk is one.
 type Disk = pc.Storage
 
 // Stats counts what is rare.
 type Stats = pc.Stats
 
-// Config says what a Host's devices are connected to. The zero value is a guest
-// with a serial port that nobody reads, and what the machine has of its own.
+// Config says what the devices of a Host are connected to. The zero value is a guest
+// with a serial port that nobody reads, and the disk and network card of the machine.
 type Config struct {
 	// Console takes what the guest writes to its first serial port. It is called
 	// from a goroutine of Run; while it blocks, the port is busy and the guest
@@ -50,10 +50,10 @@ type Config struct {
 	DirtyRing int
 	// CatchUp is as in kvm.AttachConfig.
 	CatchUp bool
-	// CPUID is as in kvm.Config: what vCPU i is told of its CPU, such as
-	// kvm.CommonCPUID. Nil is kvm.SupportedCPUID.
+	// CPUID is as in kvm.Config: it returns the CPUID table of vCPU i, as
+	// kvm.CommonCPUID does. Nil is kvm.SupportedCPUID.
 	CPUID func(i int) ([]kvm.CPUIDEntry, error)
-	// Log is told what a guest or a backend does that is odd: a broken ring, a
-	// failed write. Nil: nobody.
+	// Log gets a record when a guest or a backend does something odd: a broken
+	// ring, a failed write. Nil: nothing is logged.
 	Log *slog.Logger
 }

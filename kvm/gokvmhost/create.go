@@ -25,9 +25,10 @@ func (cfg MachineConfig) check() (vcpus int, err error) {
 	return n, nil
 }
 
-// Create makes a Host for a guest that comes from another one, or from a file: what New and
-// Attach make of a machine to which nothing was added, without gokvm's part in it, whose
-// memory is touched by nobody yet, where New writes to all of it. The Host is paused. Its memory is there until Close.
+// Create makes a Host for a guest that comes from another host or from a file. The Host
+// equals one that New and Attach make of a machine to which no devices were added, but gokvm
+// has no part in it, and its memory is untouched, where New writes to all of it. The Host is
+// paused. Close frees its memory.
 func Create(machine MachineConfig, cfg Config) (_ *Host, err error) {
 	n, err := machine.check()
 	if err != nil {

@@ -1,9 +1,9 @@
-// Package gokvmhost is for hosts that have a machine of gokvm's
-// (github.com/bobuhiro11/gokvm/machine) and want it protected: it takes over a
-// machine.Machine, gives it the run loop and the devices of package pc, and so what a COLO
-// session asks of a host, without a change to gokvm. Who has no machine yet is better off with package
-// pc itself. linux/amd64; elsewhere it compiles and everything fails with an error that
-// wraps errors.ErrUnsupported.
+// Package gokvmhost protects a guest that runs in gokvm
+// (github.com/bobuhiro11/gokvm/machine): it takes over a machine.Machine and gives it the
+// run loop and the devices of package pc, and so all that a COLO session needs of a host,
+// without a change to gokvm. A host that has no machine yet uses package pc itself.
+// linux/amd64; elsewhere it compiles and everything fails with an error that wraps
+// errors.ErrUnsupported.
 //
 // A host makes a machine (New), loads a guest (LoadLinux, with the ACPI tables that
 // gokvm lacks), and attaches it:
@@ -17,16 +17,16 @@
 //
 // A Host is a colo.VM, its VM's dirty log a ram.DirtyLog, its memory one ram.Block.
 // Frames for the guest go to ReceivePacket, input for its console to Input. On the
-// secondary there is nothing to load, and no need of gokvm's machine: Create makes a Host
-// for a guest that comes from another, or from a file, whose memory nobody has touched.
+// secondary there is nothing to load, and no need of a machine of gokvm: Create makes a
+// Host for a guest that comes from another host, or from a file.
 //
-// # What is gokvm's and what is not
+// # Which parts are those of gokvm
 //
 // gokvm makes the VM, its vCPUs and its memory, and loads the kernel. Devices that
 // the host has added to it with AddDevice answer at their ports, one access at a
 // time. The run loop is that of package kvm, so that a pause completes what an exit
 // has begun; and the devices of a PC that matter to a guest's state are those of package
-// pc, where a guest of gokvm's expects them:
+// pc, in the places where a guest of gokvm expects them:
 //
 //	COM1, interrupt 4                 gokvm/serial
 //	PCI configuration                 gokvm/pci
@@ -40,8 +40,8 @@
 //
 // # How it gets there
 //
-// Some of what is needed gokvm does not export. It is found by name and type with
-// package reflect, and a gokvm that has it otherwise gives a LayoutError before
-// anything was changed. Where a gokvm has methods for it (VMFd, Mem), those are
-// used.
+// Some fields of the machine that this package needs are not exported by gokvm. It finds
+// them by name and type with package reflect; if a version of gokvm lacks one, or has it
+// with another type, the error is a LayoutError, and nothing was changed. Where a
+// version has methods for them (VMFd, Mem), those are used.
 package gokvmhost

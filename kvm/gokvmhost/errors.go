@@ -26,7 +26,7 @@ var (
 	ErrKernel = pc.ErrKernel
 )
 
-// TripleFaultError is how a vCPU ended that could not deliver a fault.
+// TripleFaultError ends Run when a vCPU could not deliver a fault.
 type TripleFaultError = pc.TripleFaultError
 
 // LayoutError says that gokvm's types are not those that this package knows: it

@@ -17,7 +17,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// Host is a machine of gokvm's with what it takes to protect it: a colo.VM, its
+// Host is a machine of gokvm with all that a session needs to protect it: a colo.VM, its
 // devices as vmstate devices, and its memory. Its methods may be called from any
 // goroutine. They are those of pc.Machine, which says more about each.
 type Host struct {
@@ -28,11 +28,11 @@ type Host struct {
 }
 
 // Attach takes over a machine, which must not have run. The Host is paused: Resume
-// lets the guest run, once Run has been called. What gokvm has of its own for a
-// disk or a network card, from AddDisk or AddTapIf, is put to rest for good, and
-// its file or tap is used where cfg has nothing else. The machine's own run loop
-// must not be used any more; devices added with AddDevice are used as they are, one
-// access at a time, and saving their state is the host's affair.
+// lets the guest run, once Run has been called. The disk and the network card that gokvm
+// has made (AddDisk, AddTapIf) are stopped for good; their file and tap are used where
+// cfg names no others. The machine's own run loop must not be used any more. Devices
+// added with AddDevice are used as they are, one access at a time, and the host itself
+// saves their state.
 //
 // It fails with a LayoutError on a gokvm that it does not know.
 func Attach(m *Machine, cfg Config) (_ *Host, err error) {
@@ -157,8 +157,8 @@ func (h *Host) devices(p parts, has *own, cfg Config) (pc.Devices, error) {
 	return d, nil
 }
 
-// foreign has gokvm's handler for a port called, filled by gokvm's LoadLinux. Many of
-// those do nothing, some say that there is no device.
+// foreign returns a function that calls gokvm's handler for a port, from the table that
+// gokvm's LoadLinux fills. Many handlers do nothing, some report that there is no device.
 func foreign(handlers *portHandlers) func(port uint16, in bool, p []byte) (known bool, err error) {
 	return func(port uint16, in bool, p []byte) (known bool, err error) {
 		direction := 1
@@ -178,10 +178,10 @@ func foreign(handlers *portHandlers) func(port uint16, in bool, p []byte) (known
 
 // Run runs the vCPUs and the devices until ctx ends, the guest switches itself off
 // (ErrPowerOff) or asks for a reset (ErrReset), or something fails, and returns
-// which of them. All that it started has ended then; a disk or a console that
-// blocks keeps it. While the Host is paused the vCPUs wait.
+// which of them. All that it started has ended then: a disk or a console that
+// blocks delays its return. While the Host is paused the vCPUs wait.
 //
-// Whoever calls it raises GOMAXPROCS by the number of vCPUs, as for kvm.VCPU.Run.
+// The caller raises GOMAXPROCS by the number of vCPUs, as for kvm.VCPU.Run.
 //
 // It is called once at a time, and may be called again: a guest that has reset
 // itself can be rolled back to an earlier state, and run on from there.
@@ -211,15 +211,15 @@ func (h *Host) Throttle(percent int) error { return h.pc.Throttle(percent) }
 func (h *Host) Register(reg *vmstate.Registry) error { return h.pc.RegisterAs(reg, "gokvm/") }
 
 // VM returns the VM: its dirty log (ram.DirtyLog, ram.LogSwitch) and its vCPUs.
-// Pausing and resuming it is the Host's affair.
+// Only the Host may pause and resume it.
 func (h *Host) VM() *kvm.VM { return h.vm }
 
-// Blocks returns the guest's memory: one block, named kvm.RAMBlock. Who writes to
+// Blocks returns the guest's memory: one block, named kvm.RAMBlock. Code that writes to
 // it calls VM().MarkDirty.
 func (h *Host) Blocks() []ram.Block { return h.pc.Blocks() }
 
 // EnsureMemory is for a guest that runs before its memory is there; see the method of
-// pc.Machine. Devices of the machine's own look after themselves.
+// pc.Machine. Devices that were added with AddDevice do not call ensure.
 func (h *Host) EnsureMemory(ensure func(block string, offset, n uint64) error) {
 	h.pc.EnsureMemory(ensure)
 }
@@ -228,8 +228,9 @@ func (h *Host) EnsureMemory(ensure func(block string, offset, n uint64) error) {
 func (h *Host) Stats() Stats { return h.pc.Stats() }
 
 // ReceivePacket gives the guest's NIC a copy of an Ethernet frame. It never blocks: a
-// frame that there is no room for is dropped with ErrFull. A frame that the twin is to
-// receive after a checkpoint must not be given before Resume; see the method of pc.Card.
+// frame that there is no room for is dropped with ErrFull. A frame that the other guest of a
+// pair is to receive after a checkpoint must not be given before Resume; see the method of
+// pc.Card.
 func (h *Host) ReceivePacket(frame []byte) error {
 	cards := h.pc.Cards()
 	if len(cards) == 0 {
@@ -242,8 +243,8 @@ func (h *Host) ReceivePacket(frame []byte) error {
 // was room for; less than all of them come with ErrFull.
 func (h *Host) Input(p []byte) (int, error) { return h.pc.Input(p) }
 
-// Close lets go of what Attach made; the machine stays as it is, paused for good.
-// Run must have returned, or it fails with ErrRunning. Closing twice is no error.
+// Close frees what Attach made; the machine stays as it is, paused for good.
+// Run must have returned, or Close fails with ErrRunning. Closing twice is no error.
 func (h *Host) Close() error {
 	if h.pc != nil {
 		if err := h.pc.Close(); err != nil {

@@ -27,13 +27,12 @@ const (
 	maxVCPUs  = 64 // gokvm's MP table
 )
 
-// New makes a machine with machine.New, for a host that needs one of gokvm's; pc.Create
-// makes a machine without all this. It keeps it clear of what is in the way there:
-// gokvm passes addresses of its stack to the kernel as numbers, which must
-// not move meanwhile; it uses the descriptor of a file that the garbage collector
-// may already have closed; and it gives up where a signal interrupts it. During the
-// call the garbage collector is switched off. Memory is all zero afterwards, which
-// gokvm would fill with a pattern.
+// New makes a machine with machine.New, for a host that needs a machine of gokvm (pc.Create
+// makes one without it). It works around three faults of machine.New: that passes addresses
+// of its stack to the kernel as numbers, so the stack must not move meanwhile; it uses the
+// descriptor of a file that the garbage collector may already have closed; and it gives up
+// when a signal interrupts it. During the call the garbage collector is switched off. All
+// memory is zero afterwards, where gokvm alone would leave a pattern.
 //
 // The machine's descriptors and memory last until CloseMachine.
 func New(cfg MachineConfig) (*Machine, error) {

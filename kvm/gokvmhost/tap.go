@@ -54,7 +54,7 @@ func newTapUplink(fd int, log *slog.Logger) (_ *tapUplink, err error) {
 	return &tapUplink{file: file, old: flags, raw: raw, room: make(chan struct{}), log: log}, nil
 }
 
-// giveBack has the tap be again as gokvm had it: the machine is not taken over.
+// giveBack restores the tap to the state in which gokvm had it, since Attach has failed.
 func (t *tapUplink) giveBack() error {
 	var err error
 	e := t.raw.Control(func(fd uintptr) { _, err = unix.FcntlInt(fd, unix.F_SETFL, t.old) })

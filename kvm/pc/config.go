@@ -20,8 +20,8 @@ type Config struct {
 	Devices
 }
 
-// Devices says what a Machine's devices are connected to. The zero value is a guest
-// with a serial port that nobody reads, without a disk and without a network.
+// Devices lists the devices of a Machine, and what each is connected to. The zero value is a
+// guest with a serial port that nobody reads, without a disk and without a network.
 type Devices struct {
 	// Console takes what the guest writes to its first serial port. It is called
 	// from a goroutine of Run; while it blocks, the port is busy and the guest
@@ -36,21 +36,21 @@ type Devices struct {
 	// OtherPorts is called for an access to ports that no device of the Machine has;
 	// known is false if nobody has them. When the guest reads (in), p is all ones and
 	// the function fills it. It is called by one vCPU at a time; an error ends Run.
-	// Saving the state of what is behind it is the host's affair. Nil: nobody.
+	// The host itself saves the state of the device behind it. Nil: no ports.
 	OtherPorts func(port uint16, in bool, p []byte) (known bool, err error)
-	// Log is told what a guest or a backend does that is odd: a broken ring, a
-	// failed write. Nil: nobody.
+	// Log gets a record when a guest or a backend does something odd: a broken
+	// ring, a failed write. Nil: nothing is logged.
 	Log *slog.Logger
 }
 
 // Disk is a virtio disk of the guest.
 type Disk struct {
 	Storage Storage
-	// Requests is how many of the guest's requests are served at once, at most 64; 0
-	// means 1. With more than one, Storage's methods are called from as many goroutines,
-	// and requests that overlap are the guest's to keep apart, as with any disk.
+	// Requests is how many requests of the guest are served at once, at most 64; 0
+	// means 1. With more than one, the methods of Storage are called from as many
+	// goroutines, and the guest has to keep apart requests that overlap, as with any disk.
 	Requests int
-	ID       string // what the disk says of itself, at most 20 bytes; empty: "lockstep"
+	ID       string // the serial number that the guest reads, at most 20 bytes; empty: "lockstep"
 	Place    Place
 }
 
@@ -62,11 +62,11 @@ type NIC struct {
 	// of package tap, or 0 for none. The first 10 bytes are looked at, what follows is zero.
 	//
 	// With a header the card offers the guest checksum offload, TCP segmentation over IPv4
-	// and IPv6, both ways, and mergeable receive buffers: what the guest leaves to others
-	// is then the Uplink's to do, and what the Uplink leaves to the guest is done by the card
-	// as far as the guest does not take it. What a guest is offered is part of its state.
-	// A guest from a host without a header goes on without offloads; one with them is
-	// refused by a host without a header.
+	// and IPv6, both ways, and mergeable receive buffers. The Uplink then has to do the
+	// work that the guest leaves undone; work that the Uplink leaves undone is done by the
+	// card unless the guest has offered to do it. The offered features are part of the
+	// state. A guest from a host without a header goes on without offloads; a guest with
+	// offloads is refused by a host without a header.
 	//
 	// The state of a card is saved as version 2, with a header and without one. It is
 	// loaded from version 1 too, which has no headers; a program that knows only that
@@ -86,21 +86,21 @@ type Random struct {
 }
 
 // Place is where a device is on the PCI bus. The zero value takes the next slot that
-// is free: the cards in their order, then the disks, then the
-// entropy device. Slot n of those has the ports from
-// 0x6100 + 0x100 n on, and the first interrupt of 9, 10, 5, 7, 3, 6, 14, 15, 12, 16 to 23
-// that no other device has; those from 16 on need a guest that uses ACPI. A host that adds devices in a later version gives
-// those that there were a Place, so that they stay where the guests of before know them.
+// is free: the cards in their order, then the disks, then the entropy device. Slot n of
+// those has the ports from 0x6100 + 0x100 n on, and the first interrupt of 9, 10, 5, 7, 3,
+// 6, 14, 15, 12, 16 to 23 that no other device has; those from 16 on need a guest that
+// uses ACPI. A host that adds devices in a later version gives the earlier devices a
+// Place, so that they stay where existing guests expect them.
 type Place struct {
 	Slot      uint8  // 1 to 31
 	Ports     uint16 // 256 of them, a multiple of that; 0: by the slot
 	Interrupt uint8  // 3 to 23, of its own; 0: the next that is free
 }
 
-// Storage is what a guest's disk is made of; a replication.Disk is one. Its
-// methods are called from goroutines of Run, one at a time unless Disk.Requests is more, and may block: the
-// guest's request is then not complete, and neither is a Pause. A call must
-// return before Run can.
+// Storage holds the contents of a guest's disk; a replication.Disk is one. Its
+// methods are called from goroutines of Run, one at a time unless Disk.Requests is
+// more. They may block: until they return, neither the request of the guest nor a Pause
+// is complete, and Run does not return.
 type Storage interface {
 	io.ReaderAt
 	io.WriterAt
@@ -114,20 +114,21 @@ type Storage interface {
 // Comparer of package compare and the types of package proxy are Uplinks.
 //
 // WritePacket takes a copy of an Ethernet frame of 14 to 65,535 bytes, or with a header
-// (NIC.VNetHdr) of up to 65,557 behind it, and does not wait. If it fails it has taken nothing: the frame stays in the guest's ring
-// and is given again after Room's channel, which is the same every time, was
-// sent to. Both are called from a goroutine of Run.
+// (NIC.VNetHdr) of up to 65,557 behind it, and does not wait. If it fails it has taken
+// nothing: the frame stays in the guest's ring and is given again when the channel that
+// Room returns, always the same one, has received a value. Both are called from a
+// goroutine of Run.
 type Uplink interface {
 	WritePacket(frame []byte) error
 	Room() <-chan struct{}
 }
 
-// Composer is an Uplink in whose memory a frame can be made, which is then where it waits
-// and leaves: the card calls ComposePacket in place of WritePacket, and a large frame is
+// Composer is an Uplink that lets the card make a frame in the memory in which the frame
+// will wait: the card calls ComposePacket in place of WritePacket, and a large frame is
 // copied once less. The types of package proxy, protect.Proxy and
 // protect.NIC are Composers.
 //
-// ComposePacket is WritePacket for a frame of n bytes, header included. It passes memory of
+// ComposePacket takes a frame of n bytes, header included. It passes memory of
 // that length, of any content, to compose, once at most, from the same goroutine, and
 // before it returns. compose reads the guest's memory, for which it may have to wait. If it
 // returns false there is no frame, and the memory may hold a part of one: the Composer
@@ -141,8 +142,8 @@ type Composer interface {
 
 // Source is an Uplink that brings frames for the guest as well, such as a tap: Run has
 // a goroutine that calls Receive, which passes each frame to deliver and returns when
-// ctx ends. If it returns before, Run ends with its error, or ErrSource if that is nil. A frame that deliver does not
-// take is dropped, and counted.
+// ctx ends. If it returns before, Run ends with its error, or ErrSource if that is nil.
+// A frame that deliver does not take is dropped, and counted.
 type Source interface {
 	Uplink
 	Receive(ctx context.Context, deliver func(frame []byte) error) error

@@ -1,7 +1,8 @@
 // Package pc is a small PC on KVM, for Go authors who want a whole virtual machine to
 // start from, and for hosts with a VM of their own who lack its devices: vCPUs and
-// memory (package kvm), a serial port, a PCI bus, virtio disks, network cards and randomness, clocks, the ACPI
-// tables that describe them, and a loader for Linux. Every part of it can be paused,
+// memory (package kvm), a serial port, a PCI bus, virtio disks, network cards and
+// randomness, clocks, the ACPI tables that describe them, and a loader for Linux. Every
+// part of it can be paused,
 // saved and restored, so a [Machine] can be what a COLO session protects, what migrates,
 // or what is rolled back. linux/amd64; elsewhere it compiles and everything fails with
 // an error that wraps errors.ErrUnsupported.
@@ -20,8 +21,8 @@
 // Frames for the guest go to [Card.ReceivePacket], input for its console to Input. On
 // the side that receives a guest there is nothing to load.
 //
-// [Attach] is the same for a kvm.VM that somebody else has made; package gokvmhost uses
-// it for a machine of gokvm's.
+// [Attach] does the same for a kvm.VM that exists already; package gokvmhost uses it for a
+// machine of gokvm.
 //
 // # The devices
 //
@@ -34,9 +35,9 @@
 //	virtio entropy device          pc/virtio-rng
 //
 // Each is a vmstate device of the name on the right; Register says of which version. They
-// take nothing on trust, neither from the guest nor from the stream; they tell the dirty log of what
-// they write; and they stand still while the guest is paused. A port that nobody has
-// reads as all ones. The virtio devices are legacy ones on bus 0: the bridge is
+// take nothing on trust, neither from the guest nor from the stream; they mark what they
+// write in the dirty log; and they stand still while the guest is paused. A port that no
+// device has reads as all ones. The virtio devices are legacy ones on bus 0: the bridge is
 // in slot 0, and [Place] says where the others are.
 //
 // # Pausing

@@ -29,8 +29,8 @@ var (
 	ErrKernel = bzimage.ErrKernel
 )
 
-// TripleFaultError is how a vCPU ended that could not deliver a fault: as on hardware,
-// the guest is reset. It says where the vCPU was.
+// TripleFaultError ends Run when a vCPU could not deliver a fault: as on hardware, the
+// guest is reset. It says where the vCPU was.
 type TripleFaultError struct {
 	VCPU          int
 	RIP, CR2, CR3 uint64

@@ -226,18 +226,18 @@ func (m *Machine) abort(err error) {
 }
 
 // VM returns the VM: its dirty log (ram.DirtyLog, ram.LogSwitch) and its vCPUs.
-// Pausing and resuming it is the Machine's affair.
+// Only the Machine may pause and resume it.
 func (m *Machine) VM() *kvm.VM { return m.vm }
 
-// Blocks returns the guest's memory: one block, named kvm.RAMBlock. Who writes to
+// Blocks returns the guest's memory: one block, named kvm.RAMBlock. Code that writes to
 // it calls VM().MarkDirty.
 func (m *Machine) Blocks() []ram.Block { return []ram.Block{{Name: kvm.RAMBlock, Host: m.memory}} }
 
-// EnsureMemory is for a guest that runs before its memory is there: devices call ensure
-// before they touch memory, which returns when n bytes of the block of Blocks from offset
-// on are there (the method Ensure of a ram.Lazy), and wait for it meanwhile. An error of
-// it means that nobody brings the memory any more; it is ignored, since the guest is lost
-// then. Nil: all memory is there. The Machine must be paused.
+// EnsureMemory is for a guest that runs before its memory is there. Devices call ensure
+// before they touch memory: it returns when n bytes of the block of Blocks from offset on
+// are there (the method Ensure of a ram.Lazy). An error of ensure means that the memory
+// will never come; it is ignored, since the guest is lost then. Nil: all memory is there.
+// The Machine must be paused.
 func (m *Machine) EnsureMemory(ensure func(block string, offset, n uint64) error) {
 	if ensure == nil {
 		m.seen.Ensure(nil)
@@ -275,8 +275,8 @@ func (m *Machine) Input(p []byte) (int, error) {
 	return n, err
 }
 
-// Close lets go of what Create or Attach made; a VM that was attached stays as it is, paused. Run
-// must have returned, or it fails with ErrRunning. Closing twice is no error.
+// Close frees what Create or Attach made; a VM that was attached stays as it is, paused.
+// Run must have returned, or Close fails with ErrRunning. Closing twice is no error.
 func (m *Machine) Close() error {
 	m.mu.Lock()
 	if m.running {

@@ -16,10 +16,11 @@ import (
 
 // Run runs the vCPUs and the devices until ctx ends, the guest switches itself off
 // (ErrPowerOff) or asks for a reset (ErrReset), or something fails, and returns
-// which of them. All that it started has ended then; a disk, a console, a Source or the
-// Source of a Random that blocks keeps it. While the Machine is paused the vCPUs wait.
+// which of them. All that it started has ended then: a disk, a console, a Source or the
+// Source of a Random that blocks delays its return. While the Machine is paused the vCPUs
+// wait.
 //
-// Whoever calls it raises GOMAXPROCS by the number of vCPUs, as for kvm.VCPU.Run.
+// The caller raises GOMAXPROCS by the number of vCPUs, as for kvm.VCPU.Run.
 //
 // It is called once at a time, and may be called again: a guest that has reset
 // itself can be rolled back to an earlier state, and run on from there.
@@ -210,8 +211,8 @@ func (m *Machine) give() { <-m.turn }
 // paused, and otherwise fail with ErrRunning.
 func (m *Machine) Register(reg *vmstate.Registry) error { return m.RegisterAs(reg, "pc/") }
 
-// RegisterAs is Register with another prefix than "pc/" before the names of the devices
-// that are not package kvm's.
+// RegisterAs does what Register does, with another prefix than "pc/" before the names of
+// those devices that are not devices of package kvm.
 func (m *Machine) RegisterAs(reg *vmstate.Registry, prefix string) error {
 	if err := m.vm.Register(reg); err != nil {
 		return err

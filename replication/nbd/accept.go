@@ -78,14 +78,14 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 			ln.Close()
 			return err
 		}
-		g := room.enter(ctx, conn)
-		if g == nil {
+		at := room.enter(ctx, conn)
+		if at == nil {
 			conn.Close()
 			return ErrServerClosed
 		}
 		wg.Go(func() {
-			defer room.leave(g)
-			err := s.serve(ctx, conn, g)
+			defer room.leave(at)
+			err := s.serve(ctx, conn, at)
 			if s.cfg.OnConn != nil {
 				s.cfg.OnConn(conn.RemoteAddr(), err)
 			}
@@ -99,13 +99,12 @@ type room struct {
 	long time.Duration // how long a negotiation may last while others wait
 
 	mu     sync.Mutex
-	guests map[*guest]struct{}
+	places map[*place]struct{}
 	left   chan struct{} // has an element if a connection has left since it was empty
 }
 
-// guest is a connection that a room counts; it has nothing to do with the guest
-// of a VM.
-type guest struct {
+// place is the place in a room that the connection of one client has.
+type place struct {
 	room  *room
 	conn  net.Conn
 	came  time.Time
@@ -115,20 +114,20 @@ type guest struct {
 }
 
 func newRoom(max int, timeout time.Duration) *room {
-	return &room{max: max, long: timeout / patience, guests: make(map[*guest]struct{}), left: make(chan struct{}, 1)}
+	return &room{max: max, long: timeout / patience, places: make(map[*place]struct{}), left: make(chan struct{}, 1)}
 }
 
-// enter waits for room and returns the new guest, or nil when ctx ends before. It is
+// enter waits for room and returns the place of conn, or nil when ctx ends before. It is
 // called by one goroutine at a time.
-func (r *room) enter(ctx context.Context, conn net.Conn) *guest {
+func (r *room) enter(ctx context.Context, conn net.Conn) *place {
 	for {
 		now := time.Now()
 		r.mu.Lock()
-		if len(r.guests) < r.max {
-			g := &guest{room: r, conn: conn, came: now, heard: now}
-			r.guests[g] = struct{}{}
+		if len(r.places) < r.max {
+			at := &place{room: r, conn: conn, came: now, heard: now}
+			r.places[at] = struct{}{}
 			r.mu.Unlock()
-			return g
+			return at
 		}
 		r.mu.Unlock()
 		next := r.shed(now)
@@ -154,16 +153,16 @@ func (r *room) enter(ctx context.Context, conn net.Conn) *guest {
 func (r *room) shed(now time.Time) (next time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var out *guest
-	for g := range r.guests {
-		if g.stays {
+	var out *place
+	for at := range r.places {
+		if at.stays {
 			continue
 		}
-		due := min(silence-now.Sub(g.heard), r.long-now.Sub(g.came))
+		due := min(silence-now.Sub(at.heard), r.long-now.Sub(at.came))
 		switch {
 		case due <= 0:
-			if out == nil || g.came.Before(out.came) {
-				out = g
+			if out == nil || at.came.Before(out.came) {
+				out = at
 			}
 		case next == 0 || due < next:
 			next = due
@@ -177,9 +176,9 @@ func (r *room) shed(now time.Time) (next time.Duration) {
 	return r.long + silence // it leaves before that
 }
 
-func (r *room) leave(g *guest) {
+func (r *room) leave(at *place) {
 	r.mu.Lock()
-	delete(r.guests, g)
+	delete(r.places, at)
 	r.mu.Unlock()
 	select {
 	case r.left <- struct{}{}:
@@ -188,31 +187,31 @@ func (r *room) leave(g *guest) {
 }
 
 // spoke is called when the client has sent something.
-func (g *guest) spoke() {
-	if g != nil {
-		g.room.mu.Lock()
-		g.heard = time.Now()
-		g.room.mu.Unlock()
+func (at *place) spoke() {
+	if at != nil {
+		at.room.mu.Lock()
+		at.heard = time.Now()
+		at.room.mu.Unlock()
 	}
 }
 
 // pushed reports whether the connection has been closed to make room for
 // another.
-func (g *guest) pushed() bool {
-	if g == nil {
+func (at *place) pushed() bool {
+	if at == nil {
 		return false
 	}
-	g.room.mu.Lock()
-	defer g.room.mu.Unlock()
-	return g.shut
+	at.room.mu.Lock()
+	defer at.room.mu.Unlock()
+	return at.shut
 }
 
 // settle is called when the client has negotiated. From then on it may be silent
 // without being closed.
-func (g *guest) settle() {
-	if g != nil {
-		g.room.mu.Lock()
-		g.stays = true
-		g.room.mu.Unlock()
+func (at *place) settle() {
+	if at != nil {
+		at.room.mu.Lock()
+		at.stays = true
+		at.room.mu.Unlock()
 	}
 }

@@ -17,7 +17,7 @@ const (
 // negotiation" and "Fixed newstyle negotiation").
 type negotiation struct {
 	srv      *Server
-	guest    *guest
+	at       *place
 	log      *clientLog
 	asked    string   // the export that the client has asked for last
 	raw      *link    // the connection that the export closes
@@ -68,7 +68,7 @@ func (n *negotiation) run() (*Export, error) {
 		if err := readFull(n.r, data); err != nil {
 			return nil, err
 		}
-		n.guest.spoke()
+		n.at.spoke()
 		e, done, err := n.option(opt, data)
 		if done || err != nil {
 			return e, err

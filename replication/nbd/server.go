@@ -110,27 +110,27 @@ func (l *link) Close() error {
 	return l.Conn.Close()
 }
 
-// serve does what ServeConn does; g is the connection's place in a room, or nil.
-func (s *Server) serve(ctx context.Context, conn net.Conn, g *guest) error {
+// serve does what ServeConn does; at is the place of conn in a room, or nil.
+func (s *Server) serve(ctx context.Context, conn net.Conn, at *place) error {
 	l := &link{Conn: conn, gone: make(chan struct{})}
 	defer l.Close()
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	log := newClientLog(s.cfg.Logger, conn)
-	err := s.serveConn(l, g, log)
-	log.end(ctx, err, g.pushed())
+	err := s.serveConn(l, at, log)
+	log.end(ctx, err, at.pushed())
 	if ctx.Err() != nil && errors.Is(err, net.ErrClosed) {
 		return ctx.Err()
 	}
 	return err
 }
 
-func (s *Server) serveConn(l *link, g *guest, log *clientLog) error {
+func (s *Server) serveConn(l *link, at *place, log *clientLog) error {
 	conn := l.Conn
 	if err := conn.SetDeadline(time.Now().Add(s.cfg.Timeout)); err != nil {
 		return err
 	}
-	n := &negotiation{srv: s, raw: l, conn: conn, guest: g, log: log}
+	n := &negotiation{srv: s, raw: l, conn: conn, at: at, log: log}
 	e, err := n.run()
 	if e == nil {
 		return err
@@ -139,7 +139,7 @@ func (s *Server) serveConn(l *link, g *guest, log *clientLog) error {
 	if err := conn.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	g.settle()
+	at.settle()
 	log.uses(e)
 	return serveRequests(e, n)
 }

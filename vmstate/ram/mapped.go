@@ -15,8 +15,8 @@ type MappedBlock struct {
 	PageSize uint64 // of the target, in bytes
 	// Bitmap is the offset in the file of a bitmap with a bit for each page that
 	// the file has, in 64-bit words of the host's byte order (little endian here);
-	// what it lacks is zeros. Pages is the offset of page 0; others are behind
-	// it at their offset in the block.
+	// a page without a bit is zeros. Pages is the offset in the file of page 0; every
+	// other page lies behind it, at its own offset in the block.
 	Bitmap, Pages uint64
 }
 
@@ -29,12 +29,12 @@ const (
 	maxMapped = 1 << 28 // pages
 )
 
-// ErrMapped means that the header of a block in a mapped-ram file has another version or
-// page size than there is, or places that overlap or go back.
+// ErrMapped means that the header of a block in a mapped-ram file has an unknown version or
+// page size, or that bitmap and pages overlap or lie before what was read already.
 var ErrMapped = errors.New("bad mapped-ram block")
 
 // mapped reads a block list with mapped-ram: behind each entry are the block's
-// header, bitmap and pages. An error of fn is the second.
+// header, bitmap and pages. The second result is an error of fn.
 func (k *Walker) mapped(r *qemufile.Reader, rec *Record, fn func(*Record) error) (err, failed error) {
 	list := *rec
 	err = k.entries(r, &list, func(info BlockInfo) error {
@@ -59,7 +59,7 @@ func (k *Walker) mapped(r *qemufile.Reader, rec *Record, fn func(*Record) error)
 	return err, nil
 }
 
-// offset returns where r is in the file.
+// offset returns the offset in the file at which r stands.
 func (k *Walker) offset(r *qemufile.Reader) uint64 { return uint64(k.origin + r.Offset()) }
 
 // readMapped reads the header of a block.

@@ -7,12 +7,13 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// mappedPiece is how much memory a MappedSaver looks at between two writes at most.
+// mappedPiece is the most memory that a MappedSaver reads between two writes, in bytes.
 const mappedPiece = 4 << 20
 
-// A MappedSaver puts a guest that stands still into a file, from its first byte on, with the
-// memory at fixed places ([MappedWriter]), for [Lazy.OpenMapped] or a QEMU with mapped-ram.
-// It is what the stream is written to, and the memory in it, a [vmstate.LiveSaver]:
+// A MappedSaver saves a paused guest to a file, from the file's first byte on, with each page
+// of memory at a fixed place ([MappedWriter]), for [Lazy.OpenMapped] or a QEMU with mapped-ram.
+// It has two parts: the io.Writer to which the caller writes the stream, and the
+// [vmstate.LiveSaver] that writes the memory into that stream:
 //
 //	saver := ram.NewMappedSaver(file, blocks)
 //	saver.Register(reg)
@@ -22,14 +23,14 @@ const mappedPiece = 4 << 20
 //	reg.SaveSetup(w)
 //	… and so on
 //
-// All memory is written in SaveSetup, behind all that w has. The file should be empty. A
+// SaveSetup writes all memory, behind what was put into w before. The file should be empty. A
 // MappedSaver belongs to one goroutine, and is used once.
 //
 // [vmstate.LiveSaver]: https://pkg.go.dev/github.com/gocolo/lockstep/vmstate#LiveSaver
 type MappedSaver struct {
 	f      MappedFile
 	blocks []Block
-	at     int64 // where Write writes
+	at     int64 // offset in the file at which Write writes next
 	done   bool
 }
 
@@ -43,15 +44,15 @@ func (m *MappedSaver) Register(reg *vmstate.Registry) error {
 	return reg.RegisterLive(Entry(), m, nil)
 }
 
-// Write writes a part of the stream, one behind the other.
+// Write appends p to the stream in the file. It implements io.Writer.
 func (m *MappedSaver) Write(p []byte) (int, error) {
 	n, err := m.f.WriteAt(p, m.at)
 	m.at += int64(n)
 	return n, err
 }
 
-// SaveSetup flushes w, and writes the memory behind it; what w takes then goes behind that.
-// Its errors are those of CreateMapped.
+// SaveSetup flushes w and writes the memory behind that; what is put into w afterwards goes
+// behind the memory. Its errors are those of CreateMapped.
 func (m *MappedSaver) SaveSetup(w *qemufile.Writer) error {
 	if m.done {
 		return &Error{Op: "save", Stream: -1, Err: errors.New("a MappedSaver is used once")}

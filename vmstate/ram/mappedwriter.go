@@ -8,7 +8,7 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// MappedFile is a file that a [MappedWriter] keeps memory in: an *os.File, say.
+// MappedFile is the file in which a [MappedWriter] keeps memory: an *os.File, say.
 // Bytes that were never written have to read as zeros, or as the end of the file.
 type MappedFile interface {
 	io.ReaderAt
@@ -16,9 +16,9 @@ type MappedFile interface {
 }
 
 // MappedWriter writes a guest's memory to fixed places of a file, as QEMU's
-// capability mapped-ram does (9.0 and later). It is the body of the ram section's
-// START: whoever writes a stream puts the headers before it and goes on at
-// [MappedWriter.End]; the sections of memory that follow have no pages.
+// capability mapped-ram does (9.0 and later). That memory is the body of the ram
+// section's START: the caller writes the headers of the stream before it and goes on
+// at [MappedWriter.End]; the memory sections that follow there have no pages.
 //
 //	vmstate.PutFileHeader(w)
 //	vmstate.PutConfiguration(w, vmstate.Configuration{Machine: m, Capabilities: []string{"mapped-ram"}})
@@ -30,11 +30,11 @@ type MappedFile interface {
 //	… at m.End(): the section's footer, devices, EOF and description
 //
 // A page that comes again is written in place, so that the file is never longer
-// than the guest, and a page of zeros takes no room. What is in the file counts
-// from Commit on; pages written before the first Commit are lost with a crash,
-// and one that is overwritten afterwards is torn until it is written whole: the
-// caller who needs the state before keeps it in another file. [OpenMapped] goes
-// on with a file that was committed.
+// than the guest, and a page of zeros takes no room. Commit makes the pages written
+// so far part of the file: a crash before the first Commit loses them all. A crash
+// while a page is written over leaves that page torn, so a caller who needs the
+// earlier state keeps it in another file. [OpenMapped] goes on with a file that was
+// committed.
 //
 // It belongs to one goroutine.
 type MappedWriter struct {
@@ -55,10 +55,10 @@ type mappedBlock struct {
 	change bool // has differs from what the file says
 }
 
-// CreateMapped lays out blocks in a file, from an offset on, and writes all that
-// does not change: list and headers. Lengths have to be multiples of PageSize.
-// Whatever the file has there counts as nothing; for it to be sparse it should be
-// new. Errors are [*Error] with [ErrBlockList], or the file's.
+// CreateMapped lays out blocks in the file f from offset at on, and writes what will
+// not change: the block list and the headers. Lengths have to be multiples of PageSize.
+// It ignores what the file has there already, but only a new file becomes sparse.
+// Errors are [*Error] with [ErrBlockList], or those of f.
 func CreateMapped(f MappedFile, at int64, blocks []BlockInfo) (*MappedWriter, error) {
 	m := &MappedWriter{f: f, at: at, index: make(map[string]int)}
 	pos := at + 8
@@ -115,9 +115,9 @@ func (m *MappedWriter) write(p []byte, at int64) error {
 	return nil
 }
 
-// OpenMapped goes on with a file that CreateMapped began at the same offset and Commit
-// has finished, whoever has written it: it may be a QEMU. Its pages are those of the last
-// Commit. Errors are those of [Walker] with mapped-ram, and the file's.
+// OpenMapped goes on with a file that CreateMapped began at the same offset and that was
+// committed, or that a QEMU wrote. It has the pages of the last Commit. Errors are those of
+// [Walker] with mapped-ram, and those of f.
 func OpenMapped(f MappedFile, at int64) (*MappedWriter, error) {
 	m := &MappedWriter{f: f, at: at, index: make(map[string]int)}
 	r := qemufile.NewReader(io.NewSectionReader(f, at, 1<<62))
@@ -141,11 +141,11 @@ func OpenMapped(f MappedFile, at int64) (*MappedWriter, error) {
 	return m, nil
 }
 
-// End returns the offset in the file at which the stream goes on: the footer of
-// the START section.
+// End returns the offset in the file at which the caller goes on with the stream: the
+// footer of the START section comes there.
 func (m *MappedWriter) End() int64 { return m.end }
 
-// Blocks returns the blocks and where they are, in the order of the list.
+// Blocks returns the blocks and the places of each in the file, in the order of the list.
 func (m *MappedWriter) Blocks() (blocks []BlockInfo, places []MappedBlock) {
 	for i := range m.blocks {
 		blocks = append(blocks, m.blocks[i].BlockInfo)
@@ -155,13 +155,13 @@ func (m *MappedWriter) Blocks() (blocks []BlockInfo, places []MappedBlock) {
 }
 
 // WritePage writes a page, PageSize bytes, to its place. A page of zeros is not
-// written: the file says that it does not have it. It allocates nothing.
+// written: its bit in the bitmap is cleared instead. WritePage allocates nothing.
 func (m *MappedWriter) WritePage(block string, offset uint64, page []byte) error {
 	return m.WritePages(block, offset, page[:PageSize])
 }
 
-// WritePages is WritePage of as many pages, one behind the other, as p has. Those between
-// two pages of zeros are written at once.
+// WritePages writes all pages of p, one behind the other, as WritePage would. It writes each
+// run of pages that are not zeros with one call to the file.
 func (m *MappedWriter) WritePages(block string, offset uint64, p []byte) error {
 	if m.last >= len(m.blocks) || m.blocks[m.last].Name != block {
 		i, ok := m.index[block]
@@ -196,7 +196,7 @@ func (m *MappedWriter) WritePages(block string, offset uint64, p []byte) error {
 	return nil
 }
 
-// mark says whether the file has a page.
+// mark records whether the file has a page.
 func (b *mappedBlock) mark(offset uint64, has bool) {
 	i := offset / PageSize
 	word, bit := &b.has[i/64], uint64(1)<<(i%64)
@@ -206,8 +206,8 @@ func (b *mappedBlock) mark(offset uint64, has bool) {
 	}
 }
 
-// Commit writes which pages the file has. It does not sync the file: the caller
-// does, before and after, where a crash of the host matters.
+// Commit writes the bitmaps, which say what pages the file has. It does not sync the
+// file: where a crash of the host matters, the caller syncs before and after.
 func (m *MappedWriter) Commit() error {
 	for i := range m.blocks {
 		b := &m.blocks[i]

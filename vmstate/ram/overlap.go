@@ -18,7 +18,7 @@ import (
 // before they come, where pages of data have come one after the other up to there.
 
 const (
-	// overlapLeast is how many pages are worth a goroutine.
+	// overlapLeast is the least number of pages for which a goroutine is started.
 	overlapLeast = 64
 	// overlapMost bounds the list of pages, whatever a peer sends in one section: the rest is
 	// left to Flush.
@@ -34,21 +34,22 @@ const (
 type overlap struct {
 	on     bool // pages are being listed; changes only in sections without pages beside the stream
 	fresh  []stagedPage
-	batch  []stagedPage // what is put in place by helper, and in the end by whoever waits for that
-	next   atomic.Int64 // in batch: from there on nobody has begun
+	batch  []stagedPage // what helper copies into the guest; end copies what is left of it
+	next   atomic.Int64 // index in batch of the first page that nobody has begun to copy
 	helper sync.WaitGroup
 }
 
 // stagedPage is a page of a block.
 type stagedPage struct {
 	block int32
-	data  bool // it may hold something else than zeros
+	data  bool // its contents may be other than zeros
 	page  uint64
 }
 
-// begin begins a section: what earlier ones have brought is put in place meanwhile. The
-// caller calls end when it has received it. Where pages come beside the stream there is
-// nothing to begin, and nothing is changed: those who bring them look at on.
+// begin is called at the start of a section. It starts the helper that copies the pages of
+// earlier sections into the guest while this one is received; the caller calls end when it
+// has been. Where pages come over channels begin does nothing and leaves o as it is, because
+// the channels' goroutines read on.
 func (o *overlap) begin(c *Cache) {
 	if c.beside != nil || c.only.on || c.void || !c.cfg.Overlap || !c.first {
 		return
@@ -58,7 +59,7 @@ func (o *overlap) begin(c *Cache) {
 		return
 	}
 	o.fresh, o.batch = o.batch[:0], o.fresh
-	once := o.batch[:0] // two may put it in place, and no page is for both
+	once := o.batch[:0] // two goroutines may copy from batch, so no page is in it twice
 	for _, p := range o.batch {
 		b := &c.blocks[p.block]
 		if !b.staged.Has(int(p.page)) {
@@ -83,9 +84,9 @@ func (o *overlap) begin(c *Cache) {
 	})
 }
 
-// foresee returns for which pages of a block of the cache memory is to be taken: those that
-// the section that begins and the next may bring, where batch is a run of data. Otherwise it
-// returns none.
+// foresee returns the block and the pages of the cache for which begin takes memory early:
+// those that this section and the next may bring, if batch is one run of pages with data.
+// Otherwise it returns none.
 func (o *overlap) foresee(c *Cache) (b *cacheBlock, from, to int) {
 	n := len(o.batch)
 	if n == 0 {
@@ -116,7 +117,8 @@ func (o *overlap) foresee(c *Cache) (b *cacheBlock, from, to int) {
 	return b, from, to
 }
 
-// put puts batch in place, side by side with whoever else calls it.
+// put copies the pages of batch into the guest. Two goroutines may call it at a time: each
+// takes the next chunk that nobody has begun.
 func (o *overlap) put(c *Cache) {
 	for {
 		from := int(o.next.Add(overlapChunk)) - overlapChunk
@@ -134,7 +136,8 @@ func (o *overlap) put(c *Cache) {
 	}
 }
 
-// run reports whether pages of data follow one another, and returns the first.
+// run reports whether all pages of chunk have data and follow one another in one block, and
+// returns the first.
 func run(chunk []stagedPage) (first stagedPage, ok bool) {
 	first = chunk[0]
 	for i, p := range chunk {
@@ -145,20 +148,23 @@ func run(chunk []stagedPage) (first stagedPage, ok bool) {
 	return first, true
 }
 
-// populate takes memory for the pages from one up to another of the cache or the guest.
+// populate takes memory for the pages from up to to of mem, the memory of the cache or of the
+// guest.
 func (b *cacheBlock) populate(mem []byte, from, to int) {
 	mapping.Populate(mem[from*PageSize : to*PageSize])
 }
 
-// staged is called with each page that is staged. One by which the peer's block is longer is
-// left to Flush: the guest hears of it there, and its memory may not be touched before.
+// staged is called with each page that is staged. It leaves to Flush a page beyond the length
+// at which the guest knows the block: Flush tells the guest of the new length, and only then
+// may that memory be touched.
 func (o *overlap) staged(b *cacheBlock, page int) {
 	if o.on && len(o.fresh) < overlapMost && uint64(page) < b.told/PageSize {
 		o.fresh = append(o.fresh, stagedPage{block: int32(b.number), page: uint64(page)})
 	}
 }
 
-// end ends a section.
+// end is called when a section has been received. It returns when all of batch is in the
+// guest.
 func (o *overlap) end(c *Cache) {
 	if o.on {
 		o.on = false
@@ -167,7 +173,8 @@ func (o *overlap) end(c *Cache) {
 	}
 }
 
-// drop forgets it all, and gives back the memory that was taken for pages that did not come.
+// drop forgets the pages that are listed and placed, and frees the memory that was taken for
+// pages that did not come.
 func (o *overlap) drop(c *Cache) {
 	o.fresh, o.batch = nil, nil
 	for i := range c.blocks {
@@ -177,8 +184,8 @@ func (o *overlap) drop(c *Cache) {
 	}
 }
 
-// giveBack gives back what was taken of the cache and holds nothing. Memory that is locked
-// may stay.
+// giveBack frees the memory that was taken early for pages of the cache that hold no data.
+// Memory that is locked may stay.
 func (b *cacheBlock) giveBack() {
 	from, pages := 0, len(b.Host)/PageSize
 	for i := 0; b.ahead != nil && i <= pages; i++ {
@@ -193,7 +200,8 @@ func (b *cacheBlock) giveBack() {
 	b.ahead = nil
 }
 
-// taken returns how many pages Flush finds in place, and forgets it all.
+// taken returns how many pages Flush need not copy because they are in the guest already, and
+// drops the lists.
 func (o *overlap) taken(c *Cache) (pages uint64) {
 	for i := range c.blocks {
 		for _, word := range c.blocks[i].placed {
@@ -204,7 +212,7 @@ func (o *overlap) taken(c *Cache) (pages uint64) {
 	return pages
 }
 
-// put makes a page of the cache the guest's.
+// put copies a page of the cache into the guest; data false means that it is zeros.
 func (b *cacheBlock) put(page int, data bool) {
 	off := page * PageSize
 	guest := b.Host[off : off+PageSize : off+PageSize]

@@ -12,8 +12,8 @@ type Config struct {
 	// VNetHdrLen is the length in bytes of the virtio-net header that each frame
 	// begins with: 10, 12 with mergeable buffers, 20 with a hash report, 24 with
 	// tunnels, or 0 for none. The kernel fills in and looks at the first 10 bytes, and
-	// what follows is zero: num_buffers is the business of whoever puts a frame into
-	// the guest's ring. Of a frame that is written, the kernel believes the header:
+	// what follows is zero: the device that puts a frame into the guest's ring sets
+	// num_buffers. For a frame that is written, the kernel does what the header asks for:
 	// it completes a partial checksum, and cuts a frame that is to be cut, whatever
 	// Offload says.
 	VNetHdrLen int

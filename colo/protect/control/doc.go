@@ -8,8 +8,8 @@
 //
 // # The monitor
 //
-// It has the commands of QEMU that a protected guest has a use for, and answers
-// with QEMU's words:
+// It has the commands of QEMU that make sense for a protected guest, and answers
+// as QEMU does:
 //
 //	query-status, stop, cont     the guest; stop is a pause of Config.Guest beside the job's own
 //	query-name                   the guest's name
@@ -27,14 +27,14 @@
 //	job-dismiss                  forgets a job that has concluded
 //	xen-colo-do-checkpoint       protect.Job.Checkpoint
 //	query-xen-replication-status whether a disk of the present session is broken
-//	xen-set-replication          what the job does by itself is no error; anything else is
+//	xen-set-replication          answers where the job has done it by itself; anything else is an error
 //	quit                         Config.Quit
 //
-// And some of its own, for what QEMU has no word for:
+// And some that QEMU does not have:
 //
 //	query-protection             protect.Info, as JSON
 //	protection-failover          protect.Job.Failover
-//	protection-fenced            protect.Job.Fenced: the other host is dead, on the operator's word
+//	protection-fenced            protect.Job.Fenced: the operator has made sure that the other host is dead
 //	protection-complete          protect.Job.Complete: the guest has ended
 //	protection-migrate           protect.Job.Migrate, where the job has it
 //	protection-save              Config.Save, with the member filename
@@ -43,9 +43,9 @@
 // checkpoint does so until that is done, whatever is ordered meanwhile. On a host that
 // follows it is refused, so that no client can let the copy run.
 //
-// What a state of the job does not allow is a GenericError with the words of a
-// protect.StateError. A verb that a client has given is carried out also when the
-// client leaves before its answer.
+// A command that the state of the job does not allow gets a GenericError with the text
+// of the protect.StateError. A command is carried out even if the client leaves before
+// the answer.
 //
 // The state of the guest is, in words of QEMU's RunState:
 //

@@ -15,7 +15,8 @@ import (
 	"github.com/gocolo/lockstep/event/qmp"
 )
 
-// Handles says where a job is steered and watched. The zero Handles is nowhere.
+// Handles says at which addresses a job can be steered and watched. The zero Handles has
+// none.
 type Handles struct {
 	// QMP is the address of the monitor, as qmp.Listen takes it: unix:PATH or HOST:PORT.
 	// Empty: there is none. Whoever can connect may do all that the monitor can.
@@ -38,7 +39,7 @@ func Flags(f *flag.FlagSet) *Handles {
 	return h
 }
 
-// What a handle is called where Config.Listening and the log name it.
+// The names of the handles for Config.Listening and in the log.
 const (
 	HandleMonitor = "monitor"
 	HandlePage    = "page"
@@ -125,7 +126,7 @@ func (h *Handles) open(job Job, cfg Config) (all []served, err error) {
 	return all, nil
 }
 
-// monitorAddress is where a listener listens, as qmp.Listen takes it.
+// monitorAddress returns the address of a listener in the form that qmp.Listen takes.
 func monitorAddress(l net.Listener) string {
 	a := l.Addr()
 	if a.Network() == "unix" {
@@ -148,7 +149,7 @@ func servePage(ctx context.Context, l net.Listener, page *watch.Page) error {
 	case <-ctx.Done():
 		err = context.Cause(ctx)
 	}
-	end() // browsers that watch are let go
+	end() // ends the requests of browsers that watch
 	grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 15*time.Second)
 	defer cancel()
 	if server.Shutdown(grace) != nil {

@@ -19,7 +19,7 @@ func (m *Monitor) jobs() []qmp.Job {
 	return []qmp.Job{job{m}}
 }
 
-// job is the monitor's job as a qmp.Job.
+// job makes the one job of a monitor a qmp.Job.
 type job struct{ m *Monitor }
 
 var errNotThisJob = errors.New("the protection of a guest has no such step")
@@ -31,8 +31,8 @@ func (j job) Status() event.JobStatus {
 	return event.JobStatus(j.m.job.Query().State.JobStatus())
 }
 
-// Progress is that of a synchronisation, in bytes. A guest that is in step, or
-// that nobody copies, has nothing to do.
+// Progress returns how far a synchronisation is, in bytes. It returns 0, 0 if none is
+// under way.
 func (j job) Progress() (current, total int64) {
 	p := j.m.job.Query().Progress
 	if p == nil {
@@ -41,7 +41,7 @@ func (j job) Progress() (current, total int64) {
 	return int64(p.Total - min(p.Total, p.Remaining)), int64(p.Total)
 }
 
-// Err is what has ended the job.
+// Err returns the error with which the job ended.
 func (j job) Err() error {
 	if in := j.m.job.Query(); in.State == protect.Concluded {
 		return in.LastError

@@ -9,22 +9,22 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// runs reports whether the guest runs here as the one that the world sees.
+// runs reports whether the guest that the world sees runs here.
 func runs(s protect.State) bool {
 	switch s {
 	case protect.Alone, protect.Synchronising, protect.Protected, protect.Paused:
 		return true
 	}
-	return s.String() == "cancelled" // protected no more, if the job can be cancelled
+	return s.String() == "cancelled" // after job-cancel the guest runs on, unprotected
 }
 
-// gone reports whether the guest does not run here any more. While it is settled who
-// goes on, or while the guest moves, it may still be this host.
+// gone reports whether the guest certainly does not run here. That is not certain while the
+// arbiter is asked who goes on, or while the guest moves.
 func gone(s protect.State) bool {
 	return s == protect.Waiting || s == protect.Following || s == protect.Concluded
 }
 
-// machine answers for the guest with what the monitor knows. (A qmp.Machine.)
+// machine makes the guest of a monitor a qmp.Machine.
 type machine Monitor
 
 var (
@@ -32,7 +32,7 @@ var (
 	errNotHere = errors.New("the guest runs on the other host, or it is being settled where")
 )
 
-// RunState says what the guest does, in words of QEMU's RunState.
+// RunState returns the state of the guest as a QEMU would name it (QAPI RunState).
 func (m *machine) RunState() string {
 	in := m.job.Query()
 	m.mu.Lock()
@@ -81,8 +81,8 @@ func (m *machine) Stop(ctx context.Context) error {
 	return nil
 }
 
-// Cont takes the pause of Stop back. A guest that stands still for another reason
-// does so on.
+// Cont takes back the pause that Stop made. A guest that stands still for another
+// reason too goes on standing still.
 func (m *machine) Cont(ctx context.Context) error {
 	if m.cfg.Guest == nil {
 		return errNoGuest

@@ -14,7 +14,7 @@ import (
 	"github.com/gocolo/lockstep/event/qmp"
 )
 
-// A Job is what a monitor steers: a [protect.Job].
+// A Job is the job that a monitor steers: a [protect.Job].
 type Job interface {
 	Query() protect.Info
 	Pause(ctx context.Context, reason string) error
@@ -32,13 +32,13 @@ type Config struct {
 	// query-colo-status forgets a session when it has ended.
 	Events *event.Bus
 
-	// Guest is what stop and cont act upon. Its Pause and Resume are called
-	// beside those of the job, from any goroutine, as colo.VM says they may be.
-	// Nil: both are refused.
+	// Guest is the VM that stop pauses and cont resumes. They call it from any
+	// goroutine, at the same time as the job does, which colo.VM allows. Nil: stop
+	// and cont are refused.
 	Guest colo.VM
 
-	// CheckpointDelay is that of the job, for query-migrate-parameters. Zero: the
-	// default of package protect.
+	// CheckpointDelay is the delay that the job was given, for query-migrate-parameters.
+	// Zero: the default of package protect.
 	CheckpointDelay time.Duration
 
 	// Quit ends the host; nil: there is no command quit. It must not wait for
@@ -67,7 +67,7 @@ type Config struct {
 
 // A Monitor is the QMP monitor of a job. Call Close when it is no longer needed.
 type Monitor struct {
-	// Commands are what the monitor answers; a host may register more.
+	// Commands are the commands of the monitor; a host may register more.
 	Commands qmp.Commands
 
 	job    Job
@@ -79,7 +79,7 @@ type Monitor struct {
 	leave    atomic.Bool // the guest does not run here any more: see machine.left
 
 	mu        sync.Mutex
-	stopped   bool // one pause of the guest is the operator's
+	stopped   bool // Stop has paused the guest, and Cont has not resumed it yet
 	dismissed bool
 	delay     time.Duration    // of checkpoints, as far as it was set here
 	last      event.Mode       // of the last session that has ended
@@ -107,8 +107,8 @@ func NewMonitor(job Job, cfg Config) *Monitor {
 	qmp.RegisterMigration(c, m.migration)
 	qmp.RegisterCapabilities(c, capabilities, setCapabilities)
 	if d, ok := job.(delayer); ok {
-		// A QEMU takes 0, which is no delay at all; to a job the least delay is another
-		// than none.
+		// leastDelay takes the place of an x-checkpoint-delay of 0, which a QEMU accepts and a job
+		// does not.
 		const leastDelay = time.Millisecond
 		qmp.RegisterParameters(c, m.parameters, func(_ context.Context, p qmp.MigrationParameters) error {
 			if p.XCheckpointDelay == nil {
@@ -142,7 +142,7 @@ func NewMonitor(job Job, cfg Config) *Monitor {
 	return m
 }
 
-// saveArguments are those of protection-save.
+// saveArguments are the arguments of protection-save.
 type saveArguments struct {
 	Filename string `json:"filename"`
 }
@@ -167,14 +167,14 @@ type canceller interface {
 	Cancel(ctx context.Context) error
 }
 
-// verb registers a command without arguments that has no answer but its error.
+// verb registers a command that has no arguments, and no answer but an error.
 func (m *Monitor) verb(name string, do func(context.Context) error) {
 	qmp.Register(&m.Commands, name, func(ctx context.Context, _ qmp.None) (qmp.None, error) {
 		return qmp.None{}, m.ordered(name, do(context.WithoutCancel(ctx)))
 	})
 }
 
-// ordered notes what an operator has ordered, and what came of it.
+// ordered logs what an operator has ordered, and how it ended.
 func (m *Monitor) ordered(what string, err error) error {
 	in := m.job.Query()
 	args := []any{"order", what, "guest", in.Guest, "side", in.Role.String(), "generation", in.Generation, "checkpoint", checkpoint(in)}
@@ -185,7 +185,7 @@ func (m *Monitor) ordered(what string, err error) error {
 	return err
 }
 
-// checkpoint is the last one of the present session; 0: there is none.
+// checkpoint returns the last checkpoint of the present session; 0: there is none.
 func checkpoint(in protect.Info) uint64 {
 	if in.Session == nil {
 		return 0
@@ -193,13 +193,13 @@ func checkpoint(in protect.Info) uint64 {
 	return in.Session.Epoch
 }
 
-// Server returns a server of the monitor. Each is for any number of listeners.
+// Server returns a new server of the monitor, which can serve any number of listeners.
 func (m *Monitor) Server() *qmp.Server {
 	return &qmp.Server{Commands: &m.Commands, Bus: m.cfg.Events, Quit: m.cfg.Quit, Log: m.cfg.Logger}
 }
 
-// Close ends the monitor: it hears no more events, and an operator's stop is taken
-// back. Its servers have returned before.
+// Close ends the monitor: it unsubscribes from the events, and takes back a stop that no
+// cont has. The caller has ended the servers of the monitor before.
 func (m *Monitor) Close() error {
 	m.cancel()
 	ctx, cancel := context.WithTimeout(context.Background(), colo.DefaultPeerTimeout)
@@ -209,7 +209,8 @@ func (m *Monitor) Close() error {
 	return (*machine)(m).release(ctx)
 }
 
-// observe notes what query-colo-status and query-xen-replication-status answer.
+// observe records from an event what query-colo-status and query-xen-replication-status
+// answer.
 func (m *Monitor) observe(r event.Record) {
 	if e, ok := r.Event.(event.JobStatusChange); ok && e.State != "" && gone(m.job.Query().State) {
 		(*machine)(m).left()

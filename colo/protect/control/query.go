@@ -9,7 +9,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// protection is protect.Info in JSON, with QAPI's manner of names.
+// protection is protect.Info as JSON, with names in the manner of QAPI.
 type protection struct {
 	Guest       string     `json:"guest"`
 	Host        string     `json:"host"`
@@ -56,8 +56,9 @@ func newProtection(in protect.Info) protection {
 	return p
 }
 
-// migrationInfo has the members of QAPI's MigrationInfo that mean something here.
-// Those of MigrationStats that nobody counts are 0; QEMU's are never absent.
+// migrationInfo has those members of MigrationInfo (QAPI) that mean something here. The
+// members of MigrationStats that are not counted here are 0, since in QEMU none is ever
+// absent.
 type migrationInfo struct {
 	Status       event.MigrationStatus `json:"status,omitempty"`
 	RAM          *migrationStats       `json:"ram,omitempty"`

@@ -8,10 +8,10 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// session is the monitor as the sessions of its job. (A qmp.COLO.)
+// session makes the sessions of a monitor's job a qmp.COLO.
 type session Monitor
 
-// COLOStatus is that of the present session, or how the last one ended.
+// COLOStatus returns the status of the present session, or how the last one ended.
 func (s *session) COLOStatus() (mode, last event.Mode, reason event.ExitReason) {
 	in := s.job.Query()
 	s.mu.Lock()
@@ -37,13 +37,14 @@ func (s *session) LostHeartbeat(context.Context) error {
 	return (*Monitor)(s).ordered("x-colo-lost-heartbeat", s.job.Failover())
 }
 
-// disks is the monitor as what is done with the disks, which is the job's business.
-// (A qmp.Replication.)
+// disks makes the disks of a monitor's job a qmp.Replication. The job itself starts and
+// stops their replication.
 type disks Monitor
 
 var errByItself = errors.New("the protection of a guest starts and stops its replication by itself")
 
-// StartReplication has nothing to do where the job has it started on that side.
+// StartReplication does nothing if the job replicates in that direction already, and
+// fails otherwise.
 func (d *disks) StartReplication(_ context.Context, primary bool) error {
 	if in := d.job.Query(); in.Session != nil && primary == (in.Role == event.ModePrimary) {
 		return nil
@@ -51,7 +52,7 @@ func (d *disks) StartReplication(_ context.Context, primary bool) error {
 	return errByItself
 }
 
-// StopReplication has nothing to do where there is none.
+// StopReplication does nothing if no disk is replicated, and fails otherwise.
 func (d *disks) StopReplication(_ context.Context, failover bool) error {
 	if failover || d.job.Query().Session != nil {
 		return errByItself

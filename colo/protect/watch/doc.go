@@ -1,5 +1,5 @@
-// Package watch is a page on which people watch a protected guest, and may steer
-// it: an http.Handler without anything from elsewhere. It shows both sides and
+// Package watch is a web page on which people watch a protected guest, and may steer
+// it: an http.Handler that loads nothing from other servers. It shows both sides and
 // their generations, the checkpoints of the last minute, how long output waits and
 // how much of it, what happened, how far a synchronisation is, and which flows
 // diverge most.

@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// maxConnections is how many connections Listen lets in at a time. Whoever makes more would
-// have the process run out of the descriptors that the guest's own connections need.
+// maxConnections is the number of connections that Listen accepts at a time. Without a bound
+// a client could use up the descriptors that the connections of the guest need.
 const maxConnections = 128
 
 // Listen listens for browsers at an address: HOST:PORT, or :PORT or PORT, which is
@@ -27,7 +27,7 @@ func Listen(address string) (net.Listener, error) {
 	return &listener{Listener: l, room: make(chan struct{}, maxConnections), closed: make(chan struct{})}, nil
 }
 
-// listener lets so many connections in at a time.
+// listener accepts as many connections at a time as room has places.
 type listener struct {
 	net.Listener
 	room   chan struct{} // holds one value for each that is in
@@ -56,7 +56,7 @@ func (l *listener) Close() error {
 	return l.Listener.Close()
 }
 
-// visitor is a connection that has been let in.
+// visitor is a connection that was accepted; Close gives its place back.
 type visitor struct {
 	net.Conn
 	once  sync.Once

@@ -7,7 +7,7 @@ import (
 	"github.com/gocolo/lockstep/colo/protect"
 )
 
-// metrics is what Prometheus asks for.
+// metrics answers the request of a Prometheus.
 func (p *Page) metrics(w http.ResponseWriter, _ *http.Request) {
 	var s metrics.Set
 	in := p.cfg.Job.Query()
@@ -28,8 +28,8 @@ func (p *Page) metrics(w http.ResponseWriter, _ *http.Request) {
 	}
 }
 
-// addJob adds a job. Every state has a sample, so that one that is not there now
-// does not stay where Prometheus has seen it last.
+// addJob adds a job. Every state has a sample, 1 for the present one and 0 for all others:
+// Prometheus would go on showing an earlier state that merely disappeared.
 func addJob(s *metrics.Set, in protect.Info) {
 	who := []metrics.Label{{Name: "guest", Value: in.Guest}, {Name: "host", Value: in.Host}}
 	truth := func(b bool) float64 {

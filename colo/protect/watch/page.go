@@ -15,9 +15,9 @@ import (
 )
 
 // A Job is what is watched: a [protect.Job]. The methods are called from the
-// goroutines of requests. If it has OutputLatency, as that of package protect, the page
-// shows how long packets really waited; if not, what each checkpoint kept output at
-// most.
+// goroutines of requests. If it has a method OutputLatency, as a protect.Job does, the page
+// shows how long packets really waited; if not, the longest that each checkpoint can have
+// held output.
 type Job interface {
 	Query() protect.Info
 	Pause(ctx context.Context, reason string) error
@@ -36,13 +36,13 @@ const MaxViewers = 32
 const Span = time.Minute
 
 const (
-	sampled  = 250 * time.Millisecond // from one look at the job to the next
+	sampled  = 250 * time.Millisecond // from one query of the job to the next
 	between  = 400 * time.Millisecond // from one message to the next, at least
 	silence  = time.Second            // from one message to the next, at most
 	stalling = 10 * time.Second       // how long a browser may take no byte
 )
 
-// Config is what a page shows. Job is required.
+// Config says what a page shows and who may use it. Job is required.
 type Config struct {
 	Job Job
 
@@ -56,7 +56,7 @@ type Config struct {
 	// localhost and every address.
 	Hosts []string
 
-	// Metrics adds to the page's metrics what the host has besides: of its networks,
+	// Metrics adds further metrics of the host to those of the page, of its networks,
 	// say. It is called by the goroutines of requests. Nil: nothing is added.
 	Metrics func(*metrics.Set)
 
@@ -72,7 +72,7 @@ type Page struct {
 	mux     http.ServeMux
 	origin  *http.CrossOriginProtection
 	token   string        // what an order must carry
-	boot    string        // tells the browsers of a process from those of the one before
+	boot    string        // tells a browser that the process has restarted
 	viewers chan struct{} // holds one value for each browser that watches
 	over    chan struct{} // closed when Run has returned
 
@@ -104,15 +104,15 @@ func New(cfg Config) *Page {
 	return p
 }
 
-// Run notes what happens, for all who watch, until ctx ends; then it returns the
-// cause, and the browsers are let go. What happened before Run the page does not
-// know. It is called once.
+// Run records what happens, for all who watch, until ctx ends; then it ends the requests
+// of browsers that watch, and returns the cause. The page shows nothing that happened
+// before Run. It is called once.
 func (p *Page) Run(ctx context.Context) error {
 	defer p.ending.Do(func() { close(p.over) })
 	defer p.cfg.Events.SubscribeAll(p.note)()
 	guest := p.cfg.Job.Query().Guest
 	defer p.cfg.Events.SubscribeAll(func(r event.Record) {
-		r.Guest = guest // a bus may be that of one guest, and not say so
+		r.Guest = guest // the bus of a single guest may leave its name out
 		p.counts.Record(r)
 	})()
 	tick := time.NewTicker(sampled)
@@ -155,7 +155,7 @@ func (p *Page) latency() *event.Latency {
 	return nil
 }
 
-// note takes an event.
+// note records an event.
 func (p *Page) note(r event.Record) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -186,8 +186,8 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.mux.ServeHTTP(w, r)
 }
 
-// deadline says how long a browser may take no byte from now on, where the server can;
-// 0: for ever.
+// deadline bounds how long a browser may take no byte from now on, where the server supports
+// that; 0: no bound.
 func deadline(w http.ResponseWriter, d time.Duration) {
 	var t time.Time
 	if d > 0 {

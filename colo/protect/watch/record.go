@@ -21,7 +21,7 @@ const (
 	maxFlows       = 512
 	maxDisks       = 64
 	maxText        = 400 // bytes of an event's
-	totals         = 12  // of how long packets were kept, in a Span
+	totals         = 12  // samples of the packets' latency, in a Span
 )
 
 // A record is what a page remembers of what happened.
@@ -37,13 +37,13 @@ type record struct {
 
 	hold   colo.Histogram  // of the session, at the last sample
 	left   event.Latency   // of the packets that have left, at the last sample
-	counts bool            // left says something
+	counts bool            // the job counts left
 	kept   timeline.Sample // of the packets that have left since the sample before
 	totals []total         // left in the last Span, the oldest first
-	seen   string          // what the last sample said of the state
+	seen   string          // the state in the last sample, as text
 }
 
-// A total is how long packets were kept that had left at a moment.
+// A total is the latency of all packets that had left by some moment.
 type total struct {
 	at   time.Time
 	left event.Latency
@@ -57,7 +57,7 @@ type line struct {
 	Tone string    `json:"tone"`
 }
 
-// A flow is one that diverges.
+// A flow counts the divergences of one flow of packets.
 type flow struct {
 	count  uint64
 	reason string
@@ -65,8 +65,8 @@ type flow struct {
 	apart  bool
 }
 
-// keep adds to what is remembered, which has at most so many. Of too many some of
-// the oldest go at once, so that not all of the others move each time.
+// keep appends v to all, which has at most most entries. If there are more it removes several
+// of the oldest at once, so that the others are not moved each time.
 func keep[T any](all []T, v T, most int) []T {
 	if len(all) >= most {
 		all = slices.Delete(all, 0, max(1, most/32))
@@ -179,12 +179,12 @@ func (r *record) flow(f event.Flow) *flow {
 	return e
 }
 
-// leaving notes how long the packets were kept that have left since the job was made.
-// It is called before the sample that is to have it.
+// leaving records the latency of all packets that have left since the job was made. It is
+// called before the sample in which it is to appear.
 func (r *record) leaving(now time.Time, left *event.Latency) {
 	more := left.Since(&r.left)
 	if !r.counts {
-		more = event.Latency{} // left before anybody looked
+		more = event.Latency{} // packets that left before the first sample
 	}
 	r.left, r.counts = *left, true
 	r.kept = timeline.Sample{Packets: more.N(), Latency: more.Quantile(0.5), P99: more.Quantile(0.99), Longest: more.Max()}
@@ -196,7 +196,7 @@ func (r *record) leaving(now time.Time, left *event.Latency) {
 	}
 }
 
-// sample notes what the job says, and reports whether its state is another.
+// sample records the state and figures of the job, and reports whether the state has changed.
 func (r *record) sample(now time.Time, in protect.Info) (changed bool) {
 	s := r.kept
 	s.At, s.Bound = now, !r.counts
@@ -216,12 +216,12 @@ func (r *record) sample(now time.Time, in protect.Info) (changed bool) {
 	return changed
 }
 
-// since returns the median and the longest of what a histogram has more than the
-// one before: bounds of buckets.
+// since returns the median and the longest of the durations that now has and before has not,
+// as bounds of buckets.
 func since(before, now colo.Histogram) (median, longest time.Duration) {
 	var more colo.Histogram
 	for i := range now {
-		if now[i] < before[i] { // another session's
+		if now[i] < before[i] { // a new session has begun
 			return since(colo.Histogram{}, now)
 		}
 		more[i] = now[i] - before[i]
@@ -229,7 +229,7 @@ func since(before, now colo.Histogram) (median, longest time.Duration) {
 	return more.Quantile(0.5), more.Quantile(1)
 }
 
-// words is an event's data in a line.
+// words returns the data of an event as one line of text.
 func words(e event.Event) string {
 	var parts []string
 	for _, a := range event.Attrs(e) {
@@ -246,7 +246,7 @@ func words(e event.Event) string {
 	return s
 }
 
-// tone is how an event's line looks, besides what it says.
+// tone returns the style class of the line of an event.
 func tone(e event.Event) string {
 	switch l := event.Level(e); {
 	case l >= 8:

@@ -20,8 +20,8 @@ import (
 //go:embed page.html page.css page.js
 var files embed.FS
 
-// index is the page itself: the one document, with its style and its script inside. What
-// it shows comes by live.
+// index serves the page: one document that contains its style and script. live sends what
+// it shows.
 func (p *Page) index(w http.ResponseWriter, r *http.Request) {
 	nonce := rand.Text()
 	page := document(p.cfg.Job.Query().Guest, nonce, p.cfg.Control)
@@ -32,9 +32,9 @@ func (p *Page) index(w http.ResponseWriter, r *http.Request) {
 	w.Write([]byte(page))
 }
 
-// document fills the page in. The name of a guest is the one thing in it that is not of
-// this package. It does without html/template: a linker that sees a template keeps every
-// exported method of the whole program.
+// document returns the page for a guest, whose name is the only text in it from outside this
+// package. It does not use html/template: a linker that sees a template keeps every exported
+// method of the whole program.
 func document(guest, nonce string, orders bool) string {
 	page, css, js := text("page.html"), text("page.css"), text("page.js")
 	for !orders {
@@ -55,7 +55,7 @@ func text(file string) string {
 	return string(b)
 }
 
-// width is how wide a picture is wanted.
+// width returns the width of the picture that a request asks for.
 func width(r *http.Request) int {
 	n, err := strconv.Atoi(r.URL.Query().Get("width"))
 	if err != nil {
@@ -66,7 +66,7 @@ func width(r *http.Request) int {
 
 func (p *Page) state(w http.ResponseWriter, r *http.Request) {
 	s := p.snapshot(width(r))
-	s.Token = "" // the page's alone
+	s.Token = "" // only the page gets the token
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(s)
 }
@@ -134,10 +134,11 @@ func (p *Page) pause(ctx context.Context, d time.Duration, changed <-chan struct
 	return true
 }
 
-// maxForm bounds what an order is sent with.
+// maxForm bounds the body of an order, in bytes.
 const maxForm = 4 << 10
 
-// act carries an order out. What the job has against it is 409, in its words.
+// act carries an order out. If the job refuses it the answer is 409 with the text of its
+// error.
 func (p *Page) act(w http.ResponseWriter, r *http.Request) {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
 	token := r.Header.Get("X-Lockstep-Token")

@@ -43,13 +43,13 @@ type side struct {
 	Facts []fact `json:"facts"`
 }
 
-// A fact is a name and a value, both in words.
+// A fact is a name and a value, both as text.
 type fact struct {
 	Name  string `json:"name"`
 	Value string `json:"value"`
 }
 
-// copied is how far something has been copied to the other host.
+// copied says how much of something has been copied to the other host.
 type copied struct {
 	What    string `json:"what"`
 	Percent int    `json:"percent"`
@@ -76,13 +76,13 @@ type flowRow struct {
 	Last   time.Time `json:"last"`
 }
 
-// How much of what is remembered the page shows.
+// How many of the recorded entries the page shows.
 const (
 	shownCheckpoints = 10
 	shownFlows       = 10
 )
 
-// snapshot is what the page shows now, with a picture of some width.
+// snapshot returns what the page shows now, with a picture of that width.
 func (p *Page) snapshot(width int) snapshot {
 	in, now := p.cfg.Job.Query(), time.Now()
 	s := snapshot{
@@ -131,7 +131,7 @@ func here(in protect.Info, now time.Time) side {
 	return s
 }
 
-// there is the other host: what it is follows from what this one is.
+// there describes the other host, as far as that follows from the state of this one.
 func there(in protect.Info) side {
 	s := side{Host: in.Peer, Role: "none"}
 	if in.Peer == "" {
@@ -217,7 +217,7 @@ func figures(in protect.Info) []fact {
 	return all
 }
 
-// spread is a figure's last value and, from its histogram, what most are below.
+// spread returns the last value of a figure and, from its histogram, a bound for most values.
 func spread(f colo.Figure) string {
 	if f.Max == 0 {
 		return "–"
@@ -229,7 +229,7 @@ func spread(f colo.Figure) string {
 	return s + ", longest " + short(f.Max)
 }
 
-// latency is how long the packets that left in the last Span were kept.
+// latency returns how long the packets that left in the last Span were kept.
 func (r *record) latency() []fact {
 	if !r.counts || len(r.totals) == 0 {
 		return nil

@@ -19,7 +19,7 @@ type action struct {
 	in []protect.State // the states that allow the order
 }
 
-// actions are the buttons in the present state.
+// actions returns the buttons, and which of them the present state enables.
 func actions(in protect.Info) []action {
 	peer := other(in)
 	all := []action{{
@@ -100,7 +100,7 @@ func capital(s string) string {
 	return string(s[0]-'a'+'A') + s[1:]
 }
 
-// sentence says in one line how things are, and how good that is.
+// sentence returns one line of text that describes the state of the job, and its style class.
 func sentence(in protect.Info) (s, tone string) {
 	here, peer := "host "+in.Host, other(in)
 	switch in.State {
@@ -134,7 +134,7 @@ func sentence(in protect.Info) (s, tone string) {
 	return "The protection has ended on this host.", "idle"
 }
 
-// short is a duration with three digits and a unit.
+// short formats a duration with three digits and a unit.
 func short(d time.Duration) string {
 	v, unit := float64(d)/1e3, "µs"
 	switch {

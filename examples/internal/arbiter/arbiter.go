@@ -1,4 +1,4 @@
-// Package arbiter opens what the -arbiter of an example names.
+// Package arbiter opens the arbiter that the flag -arbiter of an example names.
 package arbiter
 
 import (
@@ -16,7 +16,7 @@ import (
 	"github.com/gocolo/lockstep/failover/sharedfile"
 )
 
-// Forms is what Named takes, for a usage text.
+// Forms lists the names that Open takes, for a usage text.
 const Forms = "file:DIR, etcd:HOST:PORT,... or store:COMMAND"
 
 // etcdProgram keeps a record in etcd: see failover/etcd.
@@ -42,8 +42,9 @@ func Check(s, guest string) error {
 //   - store:COMMAND, a program that keeps the record, with its arguments: see package
 //     failover/program. There are no quotation marks.
 //
-// say is given each line that a program says. end ends what was started, and is called when
-// the arbiter has heard the last word: a host that is told to end still gives its guest up.
+// say is called with each line that the program writes. The caller calls end when it has asked
+// the arbiter for the last time, to end the program: a host that is told to end first gives
+// its guest up.
 func Open(s, guest string, say func(line string)) (a failover.Arbiter, end func(), err error) {
 	a, store, err := find(s, guest, say)
 	if err != nil || store == nil {

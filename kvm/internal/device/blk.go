@@ -32,7 +32,7 @@ const (
 	blkIDSize = 20
 )
 
-// Backend is what a Blk is made of. See pc.Storage.
+// Backend holds the contents of a Blk. See pc.Storage.
 type Backend interface {
 	io.ReaderAt
 	io.WriterAt
@@ -43,8 +43,8 @@ type Backend interface {
 // Blk is a virtio disk. It begins requests in the order in which they were made
 // available, on the goroutines of Work, and serves as many at once as it was told; they
 // are answered in the order in which they end. The backend never
-// sees the guest's memory, which the guest may change at any time: what is written
-// is copied first, so that all who take part in a write take the same bytes.
+// sees the guest's memory, which the guest may change at any time: what is written is
+// copied first, so that all parts of the backend (the copies of a disk) get the same bytes.
 type Blk struct {
 	virtio
 	backend Backend
@@ -103,7 +103,7 @@ func (b *Blk) Kick() { b.work.kick() }
 // step serves one request, and wakes another server if there are more.
 func (b *blkServer) step() (more bool) {
 	b.mu.Lock()
-	if b.held > 0 { // what waits empties the queue
+	if b.held > 0 { // a reset waits, and will empty the queue
 		b.mu.Unlock()
 		return false
 	}

@@ -23,7 +23,7 @@ func NewGate() *Gate {
 }
 
 // Enter waits until the gate is open and goes in; it returns false if ctx ended
-// first. Who is in must not wait for anybody to close the gate.
+// first. A goroutine that is in must not wait for one that closes the gate.
 func (g *Gate) Enter(ctx context.Context) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -51,7 +51,7 @@ func (g *Gate) TryEnter() bool {
 	return g.open
 }
 
-// Leave goes out.
+// Leave undoes one Enter or TryEnter.
 func (g *Gate) Leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -122,9 +122,10 @@ func (n *Net) most() int {
 }
 
 // Receive gives the guest a copy of a frame and never waits: while the ring has no
-// room, or the gate is closed, the frame waits in the card. What the driver does not take
-// as it is, is cut and completed. If there is no room in the card either it is dropped,
-// with ErrFull. A frame whose header is wrong fails with ErrFrame, and counts as dropped.
+// room, or the gate is closed, the frame waits in the card. If the driver has not offered to
+// take such a frame, the card cuts it into segments or completes its checksum. If there is
+// no room in the card either the frame is dropped, with ErrFull. A frame whose header is
+// wrong fails with ErrFrame, and counts as dropped.
 // Any goroutine may call it.
 func (n *Net) Receive(gate *Gate, frame []byte) error {
 	if len(frame) < n.vnet+MinFrame || len(frame) > n.vnet+n.most() {
@@ -146,7 +147,7 @@ func (n *Net) Receive(gate *Gate, frame []byte) error {
 	return err
 }
 
-// keep has a frame wait for the guest, as one or in segments. mu is held.
+// keep puts a frame into the queue for the guest, whole or in segments. mu is held.
 func (n *Net) keep(header, frame []byte) error {
 	var h [vnetLen]byte
 	copy(h[:], header)
@@ -178,7 +179,7 @@ func (n *Net) deliver() {
 		need := uint64(k + len(frame))
 		rooms, in, never, err := q.rooms(need, n.features&netMerge != 0)
 		n.broke(netReceive, err)
-		if never || err == nil && rooms != nil && !takesWhole(n.features, h) { // the driver is another than the one it came for
+		if never || err == nil && rooms != nil && !takesWhole(n.features, h) { // another driver has taken the card since the frame came
 			n.waiting.drop()
 			n.dropped.Add(1)
 			continue
@@ -235,7 +236,7 @@ func (n *Net) Work(ctx context.Context, gate *Gate) {
 	<-room
 }
 
-// Kick has the card look at its rings: the gate has been opened.
+// Kick makes the card look at its rings after the gate was opened.
 func (n *Net) Kick() {
 	n.work.kick()
 	n.mu.Lock()
@@ -243,7 +244,7 @@ func (n *Net) Kick() {
 	n.mu.Unlock()
 }
 
-// KickTransmit has Work look for frames to send, after a time without it.
+// KickTransmit makes Work look for frames to send, after a time in which it did not run.
 func (n *Net) KickTransmit() { n.work.kick() }
 
 // step sends one frame.
@@ -256,8 +257,8 @@ func (n *Net) step() (more bool) {
 	}
 	good := size(c.out) >= uint64(n.headerLen()+MinFrame) && size(c.out) <= uint64(n.headerLen()+n.most())
 	if good {
-		// Nothing of this is done with mu: the uplink may hand a frame to this card before
-		// it returns, and what the driver writes meanwhile must not have it wait.
+		// The frame is sent without mu: the uplink may hand a frame to this card before it
+		// returns, and a register that the driver writes meanwhile must not wait.
 		n.busy++
 		w := &n.sending
 		w.begin(n.mem, c, n.headerLen(), n.features)

@@ -25,9 +25,9 @@ const (
 // frame becomes.
 const leastGSO = 8
 
-// honest reports whether a header says what can be done to the frame behind it, and makes
-// it say nothing besides: what its flags do not ask for is 0, and the length of the
-// headers is their length. Of segmentation there is TCP's, whose checksum is partial then.
+// honest reports whether the work that a header asks for can be done on the frame behind it.
+// It clears the fields that the flags do not use, and corrects the length of the headers. The
+// only segmentation is that of TCP, with a partial checksum.
 func honest(h packet.VNet, frame []byte) bool {
 	flags := h.Flags() & (packet.VNetNeedsCsum | packet.VNetDataValid)
 	kind, size := h.GSOType(), h.GSOSize()
@@ -67,8 +67,8 @@ func honest(h packet.VNet, frame []byte) bool {
 	return true
 }
 
-// sends makes a header say what the driver may leave to whoever takes the frame, and
-// reports whether that is what it says.
+// sends reports whether the header asks only for work that the driver may leave undone,
+// by the features that it has taken. It clears the header of a driver that may leave nothing.
 func sends(features uint32, h packet.VNet, frame []byte) bool {
 	switch {
 	case features&netCsum == 0: // a driver that leaves nothing says nothing

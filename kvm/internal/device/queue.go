@@ -100,12 +100,12 @@ type room struct {
 	n    uint32 // the length of the buffers, bytes
 }
 
-// rooms takes a look at as many of the next available chains as have room for n bytes
-// together, and leaves them there. It returns what each has, and the segments of all of
-// them as if they were one; none if there is not room enough. Unless merge, one chain must
-// have it all. never says that there will not be: the chain has not, or the whole ring.
-// What it returns is valid until the next call, and until the next peek. An error breaks
-// the queue.
+// rooms looks at as many of the next available chains as are needed to hold n bytes, and
+// leaves them there. It returns the room of each, and the segments of all of them in one
+// list; none if the available chains are too small. Without merge the first chain must hold
+// all n bytes. never says that waiting would not help: the first chain, or with merge the
+// whole ring, is too small. The results are valid until the next call of rooms or peek. An
+// error breaks the queue.
 func (q *queue) rooms(n uint64, merge bool) (list []room, in []segment, never bool, err error) {
 	avail, err := q.available()
 	if err != nil {
@@ -204,7 +204,7 @@ func (q *queue) put(head uint16, n uint32) {
 	q.used++
 }
 
-// publish has the driver see what was put, all of it at once.
+// publish shows the driver all that was put, at once.
 func (q *queue) publish() { q.mem.store(q.base()+usedAt, uint32(q.used)<<16) }
 
 // interrupts reports whether the driver wants to be told of what was pushed. It is

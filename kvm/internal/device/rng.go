@@ -32,12 +32,12 @@ func NewRNG(source io.Reader, mem *Memory, line Line, log *slog.Logger) *RNG {
 // Work serves requests until ctx ends, and returns when none is being served.
 func (r *RNG) Work(ctx context.Context, gate *Gate) { r.work.run(ctx, gate, r.step) }
 
-// Kick has Work look for requests, after Apply or a time without Work.
+// Kick makes Work look for requests, after Apply or a time in which it did not run.
 func (r *RNG) Kick() { r.work.kick() }
 
 // step serves one request. If the source fails, the request stays in the ring until the
-// driver, or Kick, has the device look again: to answer it with nothing would have the
-// guest ask for ever.
+// driver, or Kick, makes the device look again: after an empty answer the guest would ask
+// again, for ever.
 func (r *RNG) step() (more bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -2,12 +2,11 @@ package device
 
 import "github.com/gocolo/lockstep/internal/packet"
 
-// A sending is the frame that a driver's chain is made into on its way to the uplink: in
-// the uplink's memory if that is a Composer, else in memory of its own. It belongs to the
-// goroutine that runs Work.
+// A sending makes a frame for the uplink out of a driver's chain: in the memory of the uplink
+// if that is a Composer, else in its own. It belongs to the goroutine that runs Work.
 //
-// The guest may change what the chain is made of at any moment. Each byte is read once,
-// and what is looked at is the copy.
+// The guest may change the memory of the chain at any moment. So each byte is read once, and
+// only the copy is checked.
 type sending struct {
 	uplink  Uplink
 	vnet    int                                             // length of the header before the uplink's frames
@@ -42,8 +41,8 @@ func (w *sending) begin(mem *Memory, c chain, header int, features uint32) {
 	w.good = true // until it has been looked at
 }
 
-// send gives the uplink the frame, and returns why that did not take it, or the uplink's
-// word for what is no frame.
+// send gives the uplink the frame, and returns the error of the uplink if it did not take it
+// or the frame turned out to be none.
 func (w *sending) send() error {
 	if w.compose != nil {
 		return w.compose(w.n, w.fill)

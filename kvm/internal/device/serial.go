@@ -225,7 +225,7 @@ func (s *Serial) Input(gate *Gate, p []byte) (n int, err error) {
 	return n, err
 }
 
-// Kick has the port look at its console and input again, when the gate has been
+// Kick makes the port look at its console and input again, when the gate has been
 // opened or the console has room.
 func (s *Serial) Kick() {
 	s.mu.Lock()

@@ -28,9 +28,9 @@ const VirtioPorts = 0x100
 
 const isrQueue = 1
 
-// virtio is what legacy virtio devices have in common. mu guards all of it, except
-// that a device works on chains without it while busy is not 0: what would take the
-// rings away from under it waits, and while it does no other chain is begun.
+// virtio is the common part of the legacy virtio devices. mu guards all of it, except that
+// a device works on chains without mu while busy is not 0. A call that would take the rings
+// away from under it waits for that to end, and while it waits no other chain is begun.
 type virtio struct {
 	mu     sync.Mutex
 	idle   sync.Cond // busy became 0
@@ -158,15 +158,14 @@ func (v *virtio) release() {
 	}
 }
 
-// peek is queue.peek, with a word to the log about a ring that is broken. mu is
-// held.
+// peek does what queue.peek does, and logs a ring that is broken. mu is held.
 func (v *virtio) peek(q int) (chain, bool) {
 	c, ok, err := v.queues[q].peek()
 	v.broke(q, err)
 	return c, ok
 }
 
-// broke tells the log of a ring that is broken, if err says so.
+// broke logs that a ring is broken, if err says so.
 func (v *virtio) broke(q int, err error) {
 	if err != nil {
 		v.log.Warn("the guest broke the rules of a virtqueue, which is left alone until it resets the device", "queue", q, "err", err)
@@ -206,9 +205,9 @@ func (v *virtio) copyState(to, from *virtioState) {
 	to.queues = queues
 }
 
-// fields names the fields that all of them have. optional are features that a stream need
-// not offer though this host can: the guest began on one that could not, and goes on to
-// see what it saw.
+// fields names the fields that all virtio devices have. optional are features that the
+// stream may lack though this host could offer them: the guest began on a host that could
+// not, and goes on without them.
 func (v *virtio) fields(f *vmstate.Fields, optional uint32) {
 	s := &v.saved
 	if !f.Loading() {

@@ -10,14 +10,15 @@ import (
 // A Decoder decompresses the packets of one channel, one after the other. It
 // belongs to the Reader's goroutine.
 type Decoder interface {
-	// Decode fills pages with what data is the compressed form of: the next
-	// piece of the channel's stream, at whose end the sender has flushed. It
-	// keeps neither. Data that is not exactly as much is an error.
+	// Decode decompresses data into pages. data is the next piece of the
+	// channel's compressed stream, up to a point at which the sender has
+	// flushed; it is an error if it does not fill pages exactly. Decode
+	// keeps neither slice.
 	Decode(pages, data []byte) error
 }
 
-// DecodeZlib is the default of [Reader.Decoder]: a decoder for Zlib, and
-// [ErrMethod] for any other method.
+// DecodeZlib returns a decoder for the method Zlib, and [ErrMethod] for any
+// other method. It is the default of [Reader.Decoder].
 func DecodeZlib(m Method) (Decoder, error) {
 	if m != Zlib {
 		return nil, fmt.Errorf("multifd: %w: %v", ErrMethod, m)
@@ -25,18 +26,19 @@ func DecodeZlib(m Method) (Decoder, error) {
 	return new(zlibDecoder), nil
 }
 
-// zlibDecoder decompresses the stream that a channel's packets are pieces of.
+// zlibDecoder decompresses one zlib stream, of which each packet of a channel
+// carries the next piece.
 type zlibDecoder struct {
 	left  pieces
 	z     io.ReadCloser
-	end   []byte // of the packet before, which d keeps
-	carry []byte // memory for it and the next
+	end   []byte // what the decoder has not consumed of the packet before
+	carry []byte // reused memory: end and the next packet, joined
 }
 
 // Decode implements [Decoder].
 func (d *zlibDecoder) Decode(pages, data []byte) error {
 	if len(d.left.p) > 0 {
-		// The end of the packet before was not needed for its pages.
+		// The last bytes of the packet before were not needed for its pages.
 		data = append(append(d.carry[:0], d.left.p...), data...)
 		d.carry = data
 	}
@@ -51,8 +53,8 @@ func (d *zlibDecoder) Decode(pages, data []byte) error {
 	if _, err := io.ReadFull(d.z, pages); err != nil {
 		return err
 	}
-	// What is left is the end of a block, and an empty one by which the sender
-	// has flushed.
+	// What may be left over is the end of a deflate block and the empty block
+	// that the sender's flush wrote.
 	if len(d.left.p) > maxFlush {
 		return errors.New("more than the pages")
 	}
@@ -61,7 +63,8 @@ func (d *zlibDecoder) Decode(pages, data []byte) error {
 	return nil
 }
 
-// maxFlush bounds what may be left of a packet when its pages are complete.
+// maxFlush bounds the bytes of a packet that may be left over when its pages
+// are complete.
 const maxFlush = 64
 
 // pieces is the packet that is being read. It implements io.ByteReader, so that

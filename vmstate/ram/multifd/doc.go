@@ -17,7 +17,8 @@
 // [Reader.Pages] decompresses zlib, and anything else for which the caller has a
 // [Decoder].
 //
-// This package has the packets only. Package migrate drives them, for a migration that is
-// not COLO's. A [ram.Saver] has its pages sent elsewhere by SendPagesTo; a [ram.Lazy] and
-// a [ram.Cache] take pages that came over a channel with StagePage.
+// This package only encodes and decodes packets. Package migrate drives the channels of a
+// plain migration, package colo those of a COLO session. SendPagesTo makes a [ram.Saver]
+// hand its pages to a channel instead of the main stream; StagePage gives a page that came
+// over a channel to a [ram.Lazy] or a [ram.Cache].
 package multifd

@@ -9,13 +9,14 @@ import (
 // A Compressor compresses the packets of one channel, one after the other, as one
 // stream. It belongs to one goroutine.
 type Compressor interface {
-	// Compress appends to dst what pages become: the next piece of the stream,
-	// from which all of pages can be read (a flush at its end). It keeps neither.
+	// Compress appends pages to dst in compressed form, as the next piece of the
+	// stream, and flushes: the receiver can read all of pages from it. It keeps
+	// neither slice.
 	Compress(dst, pages []byte) ([]byte, error)
 }
 
-// CompressZlib makes a compressor for Zlib, at level 1, and gives [ErrMethod] for any
-// other method, for which a host brings its own.
+// CompressZlib returns a compressor for the method Zlib at level 1, and [ErrMethod] for
+// any other method: a host brings its own compressor for those.
 func CompressZlib(m Method) (Compressor, error) {
 	if m != Zlib {
 		return nil, fmt.Errorf("multifd: %w: %v", ErrMethod, m)

@@ -31,7 +31,7 @@ type Error struct {
 // Error implements error.
 func (e *Error) Error() string { return fmt.Sprintf("multifd: packet at %d: %v", e.Stream, e.Err) }
 
-// Unwrap returns the cause: one of the errors above, or the stream's.
+// Unwrap returns the cause: one of the errors above, or the error of the stream.
 func (e *Error) Unwrap() error { return e.Err }
 
 func wrap(at int64, err error) error { return &Error{Stream: at, Err: err} }

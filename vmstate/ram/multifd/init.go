@@ -7,10 +7,10 @@ import (
 )
 
 const (
-	// Magic begins a channel, and every packet (MULTIFD_MAGIC). A main stream
-	// begins with 0x5145564d.
+	// Magic is the first word of a channel and of every packet (MULTIFD_MAGIC).
+	// The first word of a main stream is 0x5145564d.
 	Magic = 0x11223344
-	// Version is the only version there is (MULTIFD_VERSION).
+	// Version is the format's version; there is only this one (MULTIFD_VERSION).
 	Version = 1
 )
 
@@ -33,9 +33,9 @@ func (i Init) Put(w *qemufile.Writer) {
 	}
 }
 
-// ReadInit reads the packet and checks that it is for this VM and for one of
-// channels channels. Errors are [*Error], with [ErrMagic], [ErrVersion],
-// [ErrUUID] or [ErrChannel], or the reader's. Reserved bytes are ignored.
+// ReadInit reads the packet. It checks that the packet names the VM with this uuid
+// and a channel below channels. Errors are [*Error], with [ErrMagic], [ErrVersion],
+// [ErrUUID], [ErrChannel] or the error of r. Reserved bytes are ignored.
 func ReadInit(r *qemufile.Reader, uuid [16]byte, channels int) (Init, error) {
 	var i Init
 	at := r.Offset()

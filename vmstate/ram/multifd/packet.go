@@ -63,13 +63,13 @@ func (m Method) String() string {
 	return fmt.Sprintf("method-%d", uint8(m))
 }
 
-// methods are those that there are.
+// methods lists every Method that has a constant.
 var methods = [...]Method{None, Zlib, Zstd, QPL, UADK, QATZip}
 
 func (m Method) known() bool { return slices.Contains(methods[:], m) }
 
-// ParseMethod returns the method of a name that [Method.String] gives for a constant.
-// Any other name is [ErrMethod].
+// ParseMethod returns the method that has this name, as [Method.String] writes it.
+// The error for a name that no constant has is [ErrMethod].
 func ParseMethod(name string) (Method, error) {
 	for _, m := range methods {
 		if m.String() == name {
@@ -92,9 +92,9 @@ type Packet struct {
 	Normal []uint64
 	Zero   []uint64
 
-	// Data are the contents of the normal pages one after the other, or what
-	// Method made of them. Of a packet that was read it is the Reader's
-	// memory.
+	// Data are the contents of the normal pages one after the other,
+	// compressed by Method. In a packet that was read, the memory belongs
+	// to the Reader.
 	Data []byte
 
 	// Device is not nil if the packet carries device state instead of pages
@@ -102,7 +102,7 @@ type Packet struct {
 	Device *Device
 }
 
-// Device is whose state a packet carries.
+// Device names the device whose state a packet carries.
 type Device struct {
 	Name     string // 1 to 255 bytes
 	Instance uint32

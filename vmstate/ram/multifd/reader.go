@@ -12,8 +12,8 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// maxData bounds the contents of a packet of pages: what is twice as long as
-// the pages that it makes is no compression of them.
+// maxData bounds the contents of a packet of pages: no compression method makes
+// pages twice as long.
 const maxData = 2 * MaxPages * ram.PageSize
 
 // defaultDevice is the default of Reader.MaxDevice. QEMU's VFIO sends device
@@ -27,8 +27,8 @@ type Reader struct {
 	// 0 means 4 MiB.
 	MaxDevice uint32
 
-	// Decoder makes decoders for the packets of a method other than None; see
-	// [Reader.Pages]. Nil: [DecodeZlib], which knows only that.
+	// Decoder returns a decoder for a method other than None; [Reader.Pages]
+	// calls it. Nil means [DecodeZlib], which knows only Zlib.
 	Decoder func(Method) (Decoder, error)
 
 	decoders map[Method]Decoder
@@ -47,11 +47,11 @@ type Reader struct {
 func NewReader(r *qemufile.Reader) *Reader { return &Reader{r: r} }
 
 // Pages returns the contents of the normal pages of the packet that Read has
-// returned last, one after the other: Data, or what its Method made it of. They
-// are valid until the next call. A packet's stream goes on from packet to packet,
-// so Pages has to be called for each packet of a channel that has contents, in
-// order. Its errors are [*Error] with [ErrMethod] or [ErrDecode], after which the
-// channel's contents are of no more use.
+// returned last, one after the other: Data, decompressed if Method is not None.
+// They are valid until the next call. One compressed stream runs through all packets
+// of a channel, so the caller calls Pages for each packet that has contents, in
+// order. Its errors are [*Error] with [ErrMethod] or [ErrDecode]; after one of them
+// no later packet can be decompressed.
 func (c *Reader) Pages() ([]byte, error) {
 	p := &c.packet
 	if p.Method == None || len(p.Normal) == 0 || p.Device != nil {
@@ -81,11 +81,11 @@ func (c *Reader) Pages() ([]byte, error) {
 }
 
 // Read returns the next packet, which is valid until the next call. The end of
-// the channel between two packets is io.EOF. Every other error is an [*Error];
-// the channel is then of no more use.
+// the channel between two packets is io.EOF. Every other error is an [*Error], and
+// nothing more can be read from the channel.
 //
-// What depends on the guest is not checked: whether there is such a block, and
-// whether the pages are in it.
+// Read does not know the guest: the caller checks that it has the block and that
+// the pages lie within it.
 func (c *Reader) Read() (*Packet, error) {
 	at := c.r.Offset()
 	c.at = at
@@ -127,7 +127,7 @@ func (c *Reader) read() error {
 	if err != nil {
 		return err
 	}
-	// The length is bounded now, and memory for it is kept.
+	// The length has been bounded above; the memory is reused by the next packet.
 	c.data = slices.Grow(c.data[:0], int(size))[:size]
 	c.packet.Data = c.data
 	return c.r.ReadFull(c.data)
@@ -190,7 +190,7 @@ func (c *Reader) readDevice() (size uint32, err error) {
 }
 
 // name returns the name in the first 256 bytes of p, up to the zero that ends
-// it; was is what it may well be again.
+// it. If it equals was, the name of the packet before, it returns was and allocates nothing.
 func name(p []byte, was string) (string, error) {
 	n := bytes.IndexByte(p[:nameLen], 0)
 	if n < 0 {

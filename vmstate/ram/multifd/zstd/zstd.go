@@ -1,4 +1,4 @@
-// Package zstd compresses what goes over the channels of a guest's memory with Zstandard,
+// Package zstd compresses the multifd channels that carry a guest's memory with Zstandard,
 // by the library github.com/klauspost/compress. It is a module of its own, so that only a
 // host that wants it links that. A host gives [Compressor] and [Decoder] to its channels
 // (migrate.Channels, colo.Channels) and asks for [multifd.Zstd]; a QEMU with
@@ -18,9 +18,9 @@ import (
 // maxWindow is how far back a stream may reach, in bytes: that of level 20.
 const maxWindow = 32 << 20
 
-// Compressor makes the compressor of one channel, for [multifd.Zstd] at level 1, for
-// [multifd.Zlib] that of [multifd.CompressZlib]; and gives [multifd.ErrMethod] for any other
-// method. The result belongs to one goroutine, and starts none.
+// Compressor returns a compressor for one channel: Zstandard at level 1 for [multifd.Zstd],
+// the one of [multifd.CompressZlib] for [multifd.Zlib], and [multifd.ErrMethod] for any other
+// method. It belongs to one goroutine, and starts none.
 func Compressor(m multifd.Method) (multifd.Compressor, error) {
 	if m != multifd.Zstd {
 		return multifd.CompressZlib(m)
@@ -31,13 +31,13 @@ func Compressor(m multifd.Method) (multifd.Compressor, error) {
 	return c, err
 }
 
-// compressor compresses packets as pieces of one stream.
+// compressor writes the packets of a channel as pieces of one Zstandard stream.
 type compressor struct {
 	z   *zstd.Encoder
 	out bytes.Buffer
 }
 
-// Close gives back what the compressor has. (Channels close their compressors.)
+// Close frees the compressor. (migrate.Channels and colo.Channels call it.)
 func (c *compressor) Close() error { return c.z.Close() }
 
 // Compress implements multifd.Compressor.
@@ -50,10 +50,10 @@ func (c *compressor) Compress(dst, pages []byte) ([]byte, error) {
 	return append(dst, c.out.Bytes()...), err
 }
 
-// Decoder makes the decoder of one channel, for [multifd.Zstd]; for [multifd.Zlib] that of
-// [multifd.DecodeZlib]; and gives [multifd.ErrMethod] for any other method. The result
-// belongs to one goroutine, and starts none. It needs up to 64 MiB of memory, if the stream
-// reaches far back.
+// Decoder returns a decoder for one channel: Zstandard for [multifd.Zstd], the one of
+// [multifd.DecodeZlib] for [multifd.Zlib], and [multifd.ErrMethod] for any other method. It
+// belongs to one goroutine, and starts none. It takes up to 64 MiB of memory if the stream
+// refers far back.
 func Decoder(m multifd.Method) (multifd.Decoder, error) {
 	if m != multifd.Zstd {
 		return multifd.DecodeZlib(m)
@@ -64,14 +64,14 @@ func Decoder(m multifd.Method) (multifd.Decoder, error) {
 	return d, err
 }
 
-// decoder decompresses the stream that a channel's packets are pieces of.
+// decoder decompresses one Zstandard stream, of which each packet carries the next piece.
 type decoder struct {
 	z     *zstd.Decoder
 	in    packet
 	begun bool
 }
 
-// errTooMuch is of a packet that has more than its pages.
+// errTooMuch means that a packet decompresses to more than its pages.
 var errTooMuch = errors.New("zstd: more than the pages")
 
 // Decode implements multifd.Decoder.
@@ -87,21 +87,21 @@ func (d *decoder) Decode(pages, data []byte) error {
 	if _, err := io.ReadFull(d.z, pages); err != nil {
 		return err
 	}
-	// A sender flushes with a block, of which nothing is left.
+	// The sender ends each packet with a block boundary, so no byte is left over.
 	if len(d.in.p) > 0 {
 		return errTooMuch
 	}
 	return nil
 }
 
-// Close gives back what the decoder has. (Channels close their decoders.)
+// Close frees the decoder. (migrate.Channels and colo.Channels call it.)
 func (d *decoder) Close() { d.z.Close() }
 
 // packet is the packet that is being read.
 type packet struct{ p []byte }
 
-// Read implements io.Reader. The packet's end is no end of the stream, but nobody may
-// read beyond it.
+// Read implements io.Reader. The stream goes on behind the packet's end, but the decoder may
+// not read beyond it.
 func (k *packet) Read(p []byte) (int, error) {
 	if len(k.p) == 0 && len(p) > 0 {
 		return 0, io.ErrUnexpectedEOF
