@@ -103,6 +103,7 @@ type Secondary struct {
 	meta   *Metadata
 	gate   gate
 
+	journal  ID // the name of the Journal; zero: there is none
 	instance ID // names this Secondary: what it has not made stable is lost with it
 	kept     keptCheckpoint
 

@@ -142,12 +142,16 @@ func (s *Secondary) identityAt(epoch uint64) Identity {
 // beginRun records the checkpoint of epoch 0. The whole disk is locked.
 func (s *Secondary) beginRun() error {
 	id := s.identityAt(0)
-	if err := s.meta.update(func(*Identity, *peerBase) {}); err != nil { // there is a name for the copy from now on
+	err := s.meta.guardBy(s.journal)
+	if err == nil {
+		err = s.meta.update(func(*Identity, *peerBase) {}) // there is a name for the copy from now on
+	}
+	if err != nil {
 		return err
 	}
 	// The journal comes first: if the host crashed in between, the disk would otherwise be
 	// recorded as inconsistent without a journal that can make it consistent.
-	err := s.stable.setRunning(0, id)
+	err = s.stable.setRunning(0, id)
 	if err == nil {
 		err = s.meta.update(func(i *Identity, b *peerBase) {
 			*i, *b = id, peerBase{}
@@ -222,6 +226,9 @@ func (k *keptCheckpoint) end() {
 // keep saves what a change of [off, off+n) replaces, in state None, if the disk
 // is worth it. The range is locked.
 func (s *Secondary) keep(off, n int64) error {
+	if err := s.meta.guardBy(s.journal); err != nil {
+		return err
+	}
 	k := &s.kept
 	k.mu.Lock()
 	armed := k.armed && !k.begun()
