@@ -34,6 +34,9 @@ type lifecycle struct {
 	// published.
 	err    *BrokenError
 	untold bool
+	// instance names this Secondary as long as it has all that a primary has written since
+	// the last checkpoint. It changes when the disk goes back to that, or is going to.
+	instance ID
 	// adopted is the identity of which the disk is a copy from the next checkpoint on;
 	// nil: its identity does not change.
 	adopted *Identity
@@ -177,7 +180,7 @@ func (l *lifecycle) revoked() {
 func (l *lifecycle) ended() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.state, l.err, l.behind = Done, nil, nil
+	l.state, l.err, l.behind, l.instance = Done, nil, nil, newID()
 }
 
 // readmitted: a primary that comes back may fill the disk.
@@ -185,6 +188,13 @@ func (l *lifecycle) readmitted() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.state, l.err, l.untold, l.gated = None, nil, false, false
+}
+
+// present returns the name of the instance.
+func (l *lifecycle) present() ID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.instance
 }
 
 // askOnce reports whether a checkpoint has not been asked for in this epoch, and
@@ -197,12 +207,12 @@ func (l *lifecycle) askOnce() bool {
 	return !was
 }
 
-// fail records the first error of a run.
+// fail records the first error of a run, which does not go on.
 func (l *lifecycle) fail(e *BrokenError) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err == nil {
-		l.err, l.untold = e, true
+		l.err, l.untold, l.instance = e, true, newID()
 	}
 }
 

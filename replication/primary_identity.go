@@ -115,7 +115,7 @@ func (p *Primary) join(remote Remote) (theirs Identity, lacks int, err error) {
 	p.resumed.Store(false)
 	if known {
 		ours := p.meta.Identity()
-		ours.Overwrite = p.cfg.Overwrite
+		ours.Overwrite, ours.instance = p.cfg.Overwrite, theirs.instance
 		err = other.Adopt(ours)
 	}
 	return theirs, lacks, err

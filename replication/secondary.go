@@ -103,9 +103,8 @@ type Secondary struct {
 	meta   *Metadata
 	gate   gate
 
-	journal  ID // the name of the Journal; zero: there is none
-	instance ID // names this Secondary: what it has not made stable is lost with it
-	kept     keptCheckpoint
+	journal ID // the name of the Journal; zero: there is none
+	kept    keptCheckpoint
 
 	locks          rangeLock
 	active, hidden *overlay
@@ -188,7 +187,8 @@ func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 	if cfg.HiddenBytes == 0 {
 		cfg.HiddenBytes = defaultOverlayBytes
 	}
-	s := &Secondary{disk: newStableDisk(disk, "disk"), cfg: cfg, stable: volatileState{}, instance: newID()}
+	s := &Secondary{disk: newStableDisk(disk, "disk"), cfg: cfg, stable: volatileState{}}
+	s.life.instance = newID()
 	s.size.Store(size)
 	s.gate.init(cfg.Gate)
 	var err error

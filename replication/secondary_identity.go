@@ -20,7 +20,7 @@ func (s *Secondary) Metadata() (*Metadata, error) { return s.meta, nil }
 // writes the copy, it is an inconsistent one of the primary's generation.
 func (s *Secondary) Identity() Identity {
 	i := s.meta.Identity()
-	i.Overwrite, i.instance, i.room = s.cfg.Overwrite, s.instance, s.roomForPreImages()
+	i.Overwrite, i.instance, i.room = s.cfg.Overwrite, s.life.present(), s.roomForPreImages()
 	if s.cfg.Journal != nil {
 		i.zeroes = recordHeader
 	}
@@ -52,7 +52,8 @@ func (s *Secondary) roomForPreImages() int64 {
 // Without Overwrite, in the identity or the configuration, the error is
 // ErrIdentity if it is a copy of another disk, ErrOutdated if it is newer, and
 // ErrDiverged if it has gone on by itself. On a side that took over it is
-// ErrGated. After an error nothing has changed, but for a run that had met an
+// ErrGated, and ErrNotRunning if the copy has gone back to its last checkpoint
+// since the primary asked for its identity. After an error nothing has changed, but for a run that had met an
 // error: its disk is that of the last checkpoint again, and the state None.
 func (s *Secondary) Adopt(of Identity) error {
 	if of.Disk == (ID{}) {
@@ -66,6 +67,9 @@ func (s *Secondary) Adopt(of Identity) error {
 	}
 	if err := s.reenter(st); err != nil {
 		return err
+	}
+	if of.instance != (ID{}) && of.instance != s.life.present() {
+		return fmt.Errorf("%w: what the primary was told of this copy holds no more", ErrNotRunning)
 	}
 	st = s.State()
 	own := s.meta.Identity()
