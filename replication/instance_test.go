@@ -78,3 +78,34 @@ func TestAPrimaryThatKnowsWhatHoldsNoMoreIsRefusedOnce(t *testing.T) {
 	}
 	must(t, s.Adopt(of))
 }
+
+// The guest of each side has gone on with something that the other has not.
+func TestAFailoverFromTheCheckpointBeforeAPrimaryCameBackHasDiverged(t *testing.T) {
+	ctx := context.Background()
+	for _, journal := range []bool{false, true} {
+		p, s, local, disk := resyncRig(t, journal)
+		must(t, p.Detach())
+		must(t, s.Stop(ctx, true))
+		want(t, "the primary's guest has", local, 0x33, 0, SectorSize)
+		want(t, "the secondary's has", disk, 0x22, 0, SectorSize)
+		_, err := Newest(p.Identity(), s.Identity())
+		wantErr(t, fmt.Sprintf("with a journal %v", journal), err, ErrDiverged)
+	}
+}
+
+// A checkpoint after that is of the generation of the primary that came back.
+func TestAFailoverFromACheckpointAfterAPrimaryCameBackIsNewer(t *testing.T) {
+	ctx := context.Background()
+	for _, journal := range []bool{false, true} {
+		p, s, _, disk := resyncRig(t, journal)
+		must(t, p.Mark(ctx, 0))
+		must(t, s.Checkpoint(ctx, s.Epoch()+1))
+		must(t, p.Detach())
+		must(t, s.Stop(ctx, true))
+		want(t, "the secondary's guest has", disk, 0x33, 0, SectorSize)
+		n, err := Newest(p.Identity(), s.Identity())
+		if n != 1 || err != nil {
+			t.Errorf("with a journal %v: %d, %v; want the secondary", journal, n, err)
+		}
+	}
+}

@@ -40,6 +40,9 @@ type lifecycle struct {
 	// adopted is the identity of which the disk is a copy from the next checkpoint on;
 	// nil: its identity does not change.
 	adopted *Identity
+	// standing is the identity that the disk has at the last checkpoint of the run; nil: there
+	// is no run.
+	standing *Identity
 	// behind has the leaves of the overlays that are to be copied down, from ordered until
 	// ended.
 	behind map[uint32]bool
@@ -180,14 +183,14 @@ func (l *lifecycle) revoked() {
 func (l *lifecycle) ended() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.state, l.err, l.behind, l.instance = Done, nil, nil, newID()
+	l.state, l.err, l.behind, l.standing, l.instance = Done, nil, nil, nil, newID()
 }
 
 // readmitted: a primary that comes back may fill the disk.
 func (l *lifecycle) readmitted() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.state, l.err, l.untold, l.gated = None, nil, false, false
+	l.state, l.err, l.untold, l.gated, l.standing = None, nil, false, false, nil
 }
 
 // present returns the name of the instance.
@@ -249,6 +252,20 @@ func (l *lifecycle) adoption() *Identity {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.adopted
+}
+
+// stand: the disk has the identity id at a checkpoint, to which it goes back.
+func (l *lifecycle) stand(id *Identity) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.standing = id
+}
+
+// checkpoint returns the identity at the last checkpoint of the run, or nil.
+func (l *lifecycle) checkpoint() *Identity {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.standing
 }
 
 // fallBehind notes that the overlays of a range have changed since they were

@@ -402,11 +402,13 @@ func (s *Secondary) Checkpoint(_ context.Context, epoch uint64) error {
 	if err := s.life.failed(); err != nil { // after the sync, as in Prepare
 		return err
 	}
-	if err := s.stable.setRunning(epoch, s.identityAt(epoch)); err != nil {
+	id := s.identityAt(epoch)
+	if err := s.stable.setRunning(epoch, id); err != nil {
 		return s.latch("checkpoint", 0, 0, err)
 	}
 	s.empty()
 	s.life.committed(epoch)
+	s.life.stand(&id)
 	return nil
 }
 

@@ -133,7 +133,18 @@ func (s *Secondary) reenter(st State) error {
 	return nil
 }
 
-// identityAt returns the disk's identity at a checkpoint.
+// lastIdentity returns the disk's identity at the last checkpoint of the run. A primary that
+// has come back since may be of another generation, which that checkpoint is not of.
+func (s *Secondary) lastIdentity() Identity {
+	i := s.meta.Identity()
+	if c := s.life.checkpoint(); c != nil {
+		i.Disk, i.Generation, i.History = c.Disk, c.Generation, c.History
+	}
+	i.Epoch, i.State, i.Writes = s.Epoch(), CopyClean, false
+	return i
+}
+
+// identityAt returns the disk's identity at a checkpoint that is being made.
 func (s *Secondary) identityAt(epoch uint64) Identity {
 	i := s.meta.Identity()
 	if a := s.life.adoption(); a != nil {
@@ -164,6 +175,7 @@ func (s *Secondary) beginRun() error {
 	}
 	if err == nil {
 		s.kept.end()
+		s.life.stand(&id)
 	}
 	return err
 }
@@ -172,7 +184,7 @@ func (s *Secondary) beginRun() error {
 // disk is locked.
 func (s *Secondary) beginPromotion() error {
 	if s.promoted == (Identity{}) {
-		s.promoted = s.identityAt(s.Epoch())
+		s.promoted = s.lastIdentity()
 		s.promoted.begin()
 		s.promoted.Writes = true
 	}
