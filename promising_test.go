@@ -91,7 +91,6 @@ var judged = map[string]map[string][]string{
 			"nothing once; often for one flow:",
 			"nothing: a flow that the guests never agree about",
 			"nothing",
-			"A journal with which the disk was not changed last",
 		},
 	},
 	"says what is not done, not known or not prevented": {

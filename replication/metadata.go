@@ -370,8 +370,11 @@ func (d *File) metadataName() string {
 }
 
 // Rebind says that the image and the file with its metadata belong together,
-// though the image is not the file that it was: both were moved or restored.
-// It is called before anything else uses the metadata.
+// though the image is not the file that it was: both were moved or restored. They may
+// be older than what other copies know of them, so the account of what a secondary lacks is
+// void, and so is what a primary knows of a copy that is inconsistent without a [Journal]:
+// the next synchronisation compares or copies everything. It is called before anything else
+// uses the metadata.
 func (d *File) Rebind() error {
 	d.metaMu.Lock()
 	defer d.metaMu.Unlock()
@@ -387,7 +390,14 @@ func (d *File) Rebind() error {
 		return err
 	}
 	m.bound = birth(d.f)
-	return errors.Join(m.store(m.id, m.peer), m.close())
+	id := m.id
+	if m.peer.Copy != (ID{}) && m.peer.Generation == id.Generation {
+		id.begin() // the guest goes on from there, without its secondary
+	}
+	if id.State == CopyInconsistent && m.guard == (ID{}) {
+		id.Copy = newID()
+	}
+	return errors.Join(m.store(id, peerBase{}), m.close())
 }
 
 // ReadIdentity returns the identity of the image of that name, from the file beside it. It
