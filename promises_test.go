@@ -57,6 +57,8 @@ var promises = []struct {
 	{"README.md", "The root module depends on [gokvm](https://github.com/bobuhiro11/gokvm)", []string{"..TestTheRootModuleDependsOnWhatTheREADMESays"}},
 	{"README.md", "its tests on go-cmp and goleak. Nothing else.", []string{"..TestTheRootModuleDependsOnWhatTheREADMESays"}},
 
+	{"docs/operations.md", "A journal with which the disk was not changed last", []string{"replication.TestAJournalUndoesNothingThatWasWrittenWithoutIt"}},
+	{"docs/operations.md", "the next synchronisation compares everything.", []string{"replication.TestARestoredImageIsNotTakenForTheOneThatItWas"}},
 	{"docs/operations.md", "at least two beats", []string{"colo/protect.TestWhatCannotWorkIsRefusedAtNew"}},
 	{"docs/operations.md", "A checkpoint that is older than `CheckpointTimeout` is an outage", []string{"colo.TestSlowIsNotLostUntilItCostsTooMuch", "colo.TestAHeartbeatExcusesNoOutage"}},
 	{"docs/operations.md", "refuse a copy of an older generation.", []string{"failover.TestEveryRequestToEveryRecordFollowsTheRules", "colo/protect.TestOldGenerationGetsNowhere"}},

@@ -91,7 +91,6 @@ var judged = map[string]map[string][]string{
 			"nothing once; often for one flow:",
 			"nothing: a flow that the guests never agree about",
 			"nothing",
-			"after the disk was recovered or went on alone, never before",
 		},
 	},
 	"says what is not done, not known or not prevented": {

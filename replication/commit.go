@@ -224,5 +224,5 @@ func (s *Secondary) restore(ctx context.Context) error {
 	if err := s.syncDisk(); err != nil {
 		return err
 	}
-	return s.end(s.identityAt(s.Epoch()))
+	return s.end(s.lastIdentity())
 }

@@ -57,7 +57,8 @@
 // Each copy has an [Identity]: the guest's disk, which copy of it this is, the
 // generation, the last epoch, and whether it is clean, inconsistent or outdated. It
 // is in a file beside a raw image, see [Metadata], and in the superblock of a
-// Journal, which is therefore never applied to another disk. Attach exchanges
+// Journal, which is therefore never applied to another disk, nor to one that was changed
+// since without it. Attach exchanges
 // identities with the other side, over an [IdentityDisk] that is served beside the
 // Export: a copy that was this disk's secondary gets what was written since its last
 // checkpoint, also when the primary's process is another one, which knows from a

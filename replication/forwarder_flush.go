@@ -184,6 +184,9 @@ func (f *Forwarder) startFlush(seq uint64) (wait func(context.Context) error) {
 	defer f.mu.Lock()
 	done := false
 	f.remote.StartFlush(func(err error) {
+		if err != nil {
+			f.breakOff(&BrokenError{Op: "flush", Err: err}) // first, as in finish
+		}
 		f.mu.Lock()
 		done = true
 		if err == nil {
@@ -193,9 +196,6 @@ func (f *Forwarder) startFlush(seq uint64) (wait func(context.Context) error) {
 		f.flushAt = time.Now()
 		f.broadcast()
 		f.mu.Unlock()
-		if err != nil {
-			f.breakOff(&BrokenError{Op: "flush", Err: err})
-		}
 	})
 	return func(ctx context.Context) error {
 		return f.waitUntil(ctx, func() bool { return done })

@@ -199,7 +199,17 @@ func (f *Forwarder) start(w *forward, p []byte) {
 // finish is called by the remote with the answer to the write.
 func (w *forward) finish(err error) {
 	f := w.f
-	off, n, zero := w.off, w.n, w.zero
+	if err != nil {
+		// First, so that nobody who waits for the answer takes it for a good one.
+		if f.cfg.lost != nil {
+			f.cfg.lost(w.off, w.n)
+		}
+		op := "write"
+		if w.zero {
+			op = "zeroes"
+		}
+		f.breakOff(&BrokenError{Op: op, Off: w.off, Len: w.n, Err: err})
+	}
 	f.mu.Lock()
 	last := len(f.inflight) - 1
 	f.inflight[w.index] = f.inflight[last]
@@ -223,17 +233,6 @@ func (w *forward) finish(err error) {
 	}
 	f.broadcast()
 	f.mu.Unlock()
-	if err == nil {
-		return
-	}
-	if f.cfg.lost != nil {
-		f.cfg.lost(off, n)
-	}
-	op := "write"
-	if zero {
-		op = "zeroes"
-	}
-	f.breakOff(&BrokenError{Op: op, Off: off, Len: n, Err: err})
 }
 
 // atOnce is how many of the held writes Loaded sends itself; the answers to these send the

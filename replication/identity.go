@@ -88,7 +88,7 @@ type Identity struct {
 	Overwrite bool
 
 	// Only on the wire are:
-	instance ID     // names the process that uses the copy
+	instance ID     // see lifecycle; a primary gives back that which it has been told
 	room     int64  // for pre-images, in bytes; zero: not known
 	zeroes   uint32 // what a run of blocks of zeroes takes of room, in bytes, at most BlockSize
 }

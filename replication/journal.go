@@ -30,7 +30,9 @@ import (
 // RecoverGroup.
 //
 // A superblock says of which copy of which disk the journal is, so that it is
-// never applied to another, if the disk keeps its own [Metadata]. Of a disk that
+// never applied to another, if the disk keeps its own [Metadata], which in turn names
+// the journal: a disk that was changed since by a Secondary with another journal or none,
+// or by a Primary, is refused too. Of a disk that
 // cannot, it has checksums of some blocks at the checkpoint, of places that
 // differ between disks: a disk that is another, or was written by somebody else
 // after the crash, is refused.
@@ -80,18 +82,22 @@ type superblock struct {
 	// alone says, in states Failover and Done, that not all disks of a Group could be told
 	// of the failover, and that the guest has gone on all the same: it cannot be undone.
 	alone bool
+	// name is the journal's own, at random; zero: it was last used before there were names.
+	// Metadata has the name of the journal without which the disk is not used.
+	name ID
 	// print is the fingerprint of a disk without a place for Metadata: at epoch or, where
 	// a guest may have gone on, at the last change of state.
 	print fingerprint
 }
 
 const (
-	superMagic   = "lockstep journal 3\n"
+	superMagic   = "lockstep journal 4\n"
 	superSlot    = 4096 // each of the two has a physical block of its own
 	logStart     = 2 * superSlot
 	minJournal   = 64 << 10                                                    // of each device
 	superPrint   = 24 + 8*4 + 16 + 8 + 4 + 8 + (identityEncoded - 16) + 16 + 4 // where print is
-	superEncoded = superPrint + fingerprintEncoded + 4
+	superName    = superPrint + fingerprintEncoded                             // where name is
+	superEncoded = superName + 16 + 4
 )
 
 func (b *superblock) encode() []byte {
@@ -110,6 +116,7 @@ func (b *superblock) encode() []byte {
 	copy(p[superPrint-20:], b.start[:])
 	p[superPrint-4], p[superPrint-3] = bit(b.pending), bit(b.alone)
 	copy(p[superPrint:], b.print.append(nil))
+	copy(p[superName:], b.name[:])
 	le.PutUint32(p[superEncoded-4:], crc32.Checksum(p[:superEncoded-4], castagnoli))
 	return p
 }
@@ -133,6 +140,7 @@ func (b *superblock) decode(p []byte) bool {
 	b.entrySum = le.Uint32(p[80:])
 	b.prepared = le.Uint64(p[84:])
 	copy(b.start[:], p[superPrint-20:])
+	copy(b.name[:], p[superName:])
 	b.pending, b.alone = p[superPrint-4] != 0, p[superPrint-3] != 0
 	return b.id.decode(p[92:]) && b.print.decode(p[superPrint:], int64(b.size))
 }
@@ -242,6 +250,10 @@ func (j *Journal) attach(s *Secondary) error {
 		}
 	}
 	j.super.size = uint64(s.size.Load())
+	if j.super.name == (ID{}) {
+		j.super.name = newID()
+	}
+	s.journal = j.super.name
 	j.mu.Unlock()
 	n := j.activeSlots()
 	s.hidden = newOverlay("hidden", s.size.Load(), math.MaxInt64, j.log)

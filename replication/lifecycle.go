@@ -34,9 +34,15 @@ type lifecycle struct {
 	// published.
 	err    *BrokenError
 	untold bool
+	// instance names this Secondary as long as it has all that a primary has written since
+	// the last checkpoint. It changes when the disk goes back to that, or is going to.
+	instance ID
 	// adopted is the identity of which the disk is a copy from the next checkpoint on;
 	// nil: its identity does not change.
 	adopted *Identity
+	// standing is the identity that the disk has at the last checkpoint of the run; nil: there
+	// is no run.
+	standing *Identity
 	// behind has the leaves of the overlays that are to be copied down, from ordered until
 	// ended.
 	behind map[uint32]bool
@@ -177,14 +183,21 @@ func (l *lifecycle) revoked() {
 func (l *lifecycle) ended() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.state, l.err, l.behind = Done, nil, nil
+	l.state, l.err, l.behind, l.standing, l.instance = Done, nil, nil, nil, newID()
 }
 
 // readmitted: a primary that comes back may fill the disk.
 func (l *lifecycle) readmitted() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.state, l.err, l.untold, l.gated = None, nil, false, false
+	l.state, l.err, l.untold, l.gated, l.standing = None, nil, false, false, nil
+}
+
+// present returns the name of the instance.
+func (l *lifecycle) present() ID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.instance
 }
 
 // askOnce reports whether a checkpoint has not been asked for in this epoch, and
@@ -197,12 +210,12 @@ func (l *lifecycle) askOnce() bool {
 	return !was
 }
 
-// fail records the first error of a run.
+// fail records the first error of a run, which does not go on.
 func (l *lifecycle) fail(e *BrokenError) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.err == nil {
-		l.err, l.untold = e, true
+		l.err, l.untold, l.instance = e, true, newID()
 	}
 }
 
@@ -239,6 +252,20 @@ func (l *lifecycle) adoption() *Identity {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.adopted
+}
+
+// stand: the disk has the identity id at a checkpoint, to which it goes back.
+func (l *lifecycle) stand(id *Identity) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.standing = id
+}
+
+// checkpoint returns the identity at the last checkpoint of the run, or nil.
+func (l *lifecycle) checkpoint() *Identity {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.standing
 }
 
 // fallBehind notes that the overlays of a range have changed since they were

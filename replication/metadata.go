@@ -37,6 +37,7 @@ type Metadata struct {
 	peer   peerBase
 	bound  [32]byte // of the image, so that it is not taken for another; zero: not bound
 	held   uint64   // see Held
+	guard  ID       // the name of the journal with which the copy was changed last; zero: it was none
 	ahead  bool     // id and peer are newer than what stable storage has, see remember
 	intent *intent  // nil: none is kept
 	failed *MetadataError
@@ -72,10 +73,10 @@ type MetadataKeeper interface {
 }
 
 const (
-	metadataMagic   = "lockstep disk 1\n"
+	metadataMagic   = "lockstep disk 2\n"
 	metadataSlot    = 4096
 	metadataHead    = 2 * metadataSlot
-	metadataEncoded = 16 + 8 + (identityEncoded - 16) + 40 + 32 + 8
+	metadataEncoded = 16 + 8 + (identityEncoded - 16) + 40 + 32 + 8 + 16
 )
 
 // OpenMetadata reads the metadata on a device of its own, of at least 8 KiB;
@@ -120,7 +121,7 @@ func (m *Metadata) open(dev Disk) error {
 		switch {
 		case o.decode(p[:]):
 			if !found || o.seq > m.seq {
-				m.seq, m.id, m.peer, m.bound, m.held, found = o.seq, o.id, o.peer, o.bound, o.held, true
+				m.seq, m.id, m.peer, m.bound, m.held, m.guard, found = o.seq, o.id, o.peer, o.bound, o.held, o.guard, true
 			}
 		case p == [SectorSize]byte{}:
 			blank++
@@ -143,7 +144,7 @@ func (m *Metadata) encode() []byte {
 	p = le.AppendUint64(le.AppendUint64(p, m.peer.Generation.Number), m.peer.Generation.Tag)
 	p = le.AppendUint64(p, m.peer.Epoch)
 	p = append(p, m.bound[:]...)
-	p = le.AppendUint64(p, m.held)
+	p = append(le.AppendUint64(p, m.held), m.guard[:]...)
 	p = append(p, zeroes[:SectorSize-4-len(p)]...)
 	return le.AppendUint32(p, crc32.Checksum(p, castagnoli))
 }
@@ -163,6 +164,7 @@ func (m *Metadata) decode(p []byte) bool {
 	m.peer.Epoch = le.Uint64(p[32:])
 	copy(m.bound[:], p[40:])
 	m.held = le.Uint64(p[72:])
+	copy(m.guard[:], p[80:])
 	return true
 }
 
@@ -199,6 +201,31 @@ func (m *Metadata) Hold(generation uint64) error {
 		m.held = was
 	}
 	return err
+}
+
+// guardBy records that the copy is changed from now on by who has the journal of that name,
+// or none, so that no other journal is applied to it. It returns when that is stable, and
+// does nothing if it is so already.
+func (m *Metadata) guardBy(journal ID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	was := m.guard
+	if journal == was {
+		return nil
+	}
+	m.guard = journal
+	err := m.store(m.id, m.peer)
+	if err != nil {
+		m.guard = was
+	}
+	return err
+}
+
+// guardedBy returns the name of the journal with which the copy was changed last, or zero.
+func (m *Metadata) guardedBy() ID {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.guard
 }
 
 // kept reports whether the metadata has a place that outlives the process.
@@ -269,7 +296,7 @@ func (m *Metadata) store(id Identity, peer peerBase) error {
 		}
 		m.dev, m.make = newStableDisk(dev, "metadata"), nil
 	}
-	next := &Metadata{seq: m.seq + 1, id: id, peer: peer, bound: m.bound, held: m.held}
+	next := &Metadata{seq: m.seq + 1, id: id, peer: peer, bound: m.bound, held: m.held, guard: m.guard}
 	if m.dev != nil {
 		err := writeFull(m.dev, next.encode(), int64(next.seq%2)*metadataSlot)
 		if err == nil {
@@ -343,8 +370,11 @@ func (d *File) metadataName() string {
 }
 
 // Rebind says that the image and the file with its metadata belong together,
-// though the image is not the file that it was: both were moved or restored.
-// It is called before anything else uses the metadata.
+// though the image is not the file that it was: both were moved or restored. They may
+// be older than what other copies know of them, so the account of what a secondary lacks is
+// void, and so is what a primary knows of a copy that is inconsistent without a [Journal]:
+// the next synchronisation compares or copies everything. It is called before anything else
+// uses the metadata.
 func (d *File) Rebind() error {
 	d.metaMu.Lock()
 	defer d.metaMu.Unlock()
@@ -360,7 +390,14 @@ func (d *File) Rebind() error {
 		return err
 	}
 	m.bound = birth(d.f)
-	return errors.Join(m.store(m.id, m.peer), m.close())
+	id := m.id
+	if m.peer.Copy != (ID{}) && m.peer.Generation == id.Generation {
+		id.begin() // the guest goes on from there, without its secondary
+	}
+	if id.State == CopyInconsistent && m.guard == (ID{}) {
+		id.Copy = newID()
+	}
+	return errors.Join(m.store(id, peerBase{}), m.close())
 }
 
 // ReadIdentity returns the identity of the image of that name, from the file beside it. It

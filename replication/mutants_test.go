@@ -94,7 +94,7 @@ var mutants = []mutant.Mutant{
 	{
 		What: "a checkpoint is not recorded",
 		File: "secondary.go",
-		Old:  "if err := s.stable.setRunning(epoch, s.identityAt(epoch)); err != nil {",
+		Old:  "if err := s.stable.setRunning(epoch, id); err != nil {",
 		New:  "if err := error(nil); err != nil {",
 	},
 	// The models do not find the following.

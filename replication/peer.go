@@ -20,7 +20,7 @@ type peer struct {
 	// before it and after the last Mark that is Loaded. The secondary may undo both.
 	epoch, older *Bitmap
 	// copied has the chunks that Synchronise has copied since the last Loaded. They are
-	// lost with the secondary's process.
+	// lost with the secondary's instance.
 	copied *Bitmap
 
 	marks  *Bitmap // chunks that an earlier process has left to be copied, unless the caller promises otherwise
@@ -30,7 +30,8 @@ type peer struct {
 	// changes with the first Loaded of a run and with each later one.
 	base peerBase
 	// run is the copy that was attached last, with the generation at that time; instance
-	// is the secondary's process. Attach changes both.
+	// is the secondary's process, which changes its name when it takes the copy back to its
+	// last checkpoint. Attach changes both.
 	run      peerBase
 	instance ID
 }
@@ -73,7 +74,7 @@ func (r *peer) detached() {
 	}
 }
 
-// restarted makes dirty the chunks that were lost with the secondary's process.
+// restarted makes dirty the chunks that were lost with the secondary's instance.
 func (r *peer) restarted() {
 	r.dirty.Or(r.copied)
 	r.copied.clearAll()

@@ -85,7 +85,8 @@ type Primary struct {
 	due     chan struct{} // tells Run to call ahead.begin
 	room    room          // what the secondary can take until the next Mark
 	peer    peer          // what the secondary has
-	resumed atomic.Bool   // the generation is that of an earlier process, and it is not known yet whether it goes on
+	raw     bool          // local is no Secondary that was promoted
+	resumed atomic.Bool   // the first write has something to record: see resumeAlone
 
 	link atomic.Pointer[Forwarder] // nil: detached
 	lost lostOnce

@@ -29,7 +29,8 @@ func (p *Primary) openMetadata(local Disk) (err error) {
 		return fmt.Errorf("%w: %v; its journal may make it consistent, PermitOutdated takes it as it is", ErrInconsistent, id)
 	}
 	p.used = base.Copy != (ID{}) && base.Generation == id.Generation
-	p.resumed.Store(p.used)
+	p.raw = !promoted
+	p.resumed.Store(p.used || p.raw && p.meta.guardedBy() != ID{})
 	p.peer.base = base
 	if p.peer.intent, err = p.meta.openIntent(p.size.Load()); err != nil {
 		return err
@@ -53,11 +54,23 @@ func (p *Primary) openMetadata(local Disk) (err error) {
 // PrimaryConfig.Evacuate for why that is sound.
 func (p *Primary) record(change func(*Identity, *peerBase)) error {
 	err := p.meta.update(change)
-	if err != nil && p.cfg.Evacuate && p.LocalErr() != nil {
+	if err != nil && p.mayForget() {
 		p.meta.remember(change)
 		return nil
 	}
 	return err
+}
+
+// mayForget reports whether the guest goes on, though the metadata cannot be written.
+func (p *Primary) mayForget() bool { return p.cfg.Evacuate && p.LocalErr() != nil }
+
+// unguard records that the disk is changed from now on without the journal that it may have
+// had, which must not undo that. A Secondary that was promoted still has its own.
+func (p *Primary) unguard() error {
+	if !p.raw {
+		return nil
+	}
+	return p.meta.guardBy(ID{})
 }
 
 // join finds out what the copy on the other side of remote lacks, and has it adopt this
@@ -76,6 +89,9 @@ func (p *Primary) join(remote Remote) (theirs Identity, lacks int, err error) {
 		if errors.Is(err, ErrOutdated) {
 			err = errors.Join(err, p.meta.Outdate())
 		}
+		return theirs, 0, err
+	}
+	if err := p.unguard(); err != nil && !p.mayForget() {
 		return theirs, 0, err
 	}
 	err = p.record(func(i *Identity, _ *peerBase) {
@@ -99,7 +115,7 @@ func (p *Primary) join(remote Remote) (theirs Identity, lacks int, err error) {
 	p.resumed.Store(false)
 	if known {
 		ours := p.meta.Identity()
-		ours.Overwrite = p.cfg.Overwrite
+		ours.Overwrite, ours.instance = p.cfg.Overwrite, theirs.instance
 		err = other.Adopt(ours)
 	}
 	return theirs, lacks, err
@@ -181,12 +197,19 @@ func (p *Primary) goAlone() error {
 	return err
 }
 
-// resumeAlone does what goAlone does, at the first write after a restart, if no secondary
-// was attached before it.
+// resumeAlone does what unguard and goAlone do, at the first write after a restart, if no
+// secondary was attached before it.
 func (p *Primary) resumeAlone() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.resumed.Load() {
+		return nil
+	}
+	if err := p.unguard(); err != nil {
+		return err
+	}
+	if !p.used {
+		p.resumed.Store(false)
 		return nil
 	}
 	return p.goAlone()

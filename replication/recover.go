@@ -16,7 +16,8 @@ import (
 // finished. It may be interrupted, by a crash too, and repeated. It returns the epoch
 // of the checkpoint that the disk is at, and whether a failover has been finished.
 // The disks of one guest are recovered together, by RecoverGroup. Errors: ErrSize or
-// ErrIdentity if it is not this disk, or ErrCorrupt if the journal contradicts
+// ErrIdentity if it is not this disk, or the disk was changed since without this
+// journal, or ErrCorrupt if the journal contradicts
 // itself, or has lost what was stable, and then the disk is left as it is; ctx's, or
 // what a device said.
 func (j *Journal) Recover(ctx context.Context, disk Disk) (epoch uint64, failedOver bool, err error) {
@@ -164,6 +165,9 @@ func (j *Journal) belongs(ctx context.Context, disk Disk, meta *Metadata) error 
 	}
 	if id := meta.Identity(); b.id.Copy != (ID{}) && id.Copy != b.id.Copy {
 		return fmt.Errorf("%w: the journal is that of copy %v (%v), this is copy %v (%v)", ErrIdentity, b.id.Copy, b.id, id.Copy, id)
+	}
+	if meta.guardedBy() != b.name {
+		return fmt.Errorf("%w: the disk has been changed since without the journal, which undoes that no more and may be removed; the disk is %v", ErrIdentity, meta.Identity())
 	}
 	return nil
 }

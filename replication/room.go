@@ -139,6 +139,21 @@ func (r *room) take(disk Disk, off, n int64) (half bool, err error) {
 	return true, errors.Join(err, extents)
 }
 
+// takeData charges a change of [off, off+n), of which nothing is known that the secondary
+// has there. The error is ErrFull; half says that half of the room is taken. The range is
+// locked.
+func (r *room) takeData(off, n int64) (half bool, err error) {
+	if !r.on {
+		return false, nil
+	}
+	c := r.charged.Load()
+	if c.urgent.Load() {
+		return true, ErrFull // what is spare is for guests that are being paused
+	}
+	b0, b1 := blockRange(off, n)
+	return c.reserve(b0, b1, true)
+}
+
 // takeZeroes charges blocks [b0, b1), which are zero on disk: for each run of them that is
 // not charged yet it charges what the secondary takes to record a run, once for each 64
 // blocks and once more for either end.

@@ -158,8 +158,10 @@ func (r *schedRemote) begin(do func() error, done func(error)) {
 	id := r.next
 	r.next++
 	r.open[id] = done
+	r.wg.Add(1) // before Close, after which it is waited for
 	r.mu.Unlock()
-	r.wg.Go(func() {
+	go func() {
+		defer r.wg.Done()
 		r.s.point()
 		err := do()
 		r.s.point()
@@ -171,7 +173,7 @@ func (r *schedRemote) begin(do func() error, done func(error)) {
 		delete(r.open, id)
 		r.done = append(r.done, func() { done(err) })
 		r.signal()
-	})
+	}()
 }
 
 func (r *schedRemote) signal() {

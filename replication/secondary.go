@@ -103,8 +103,8 @@ type Secondary struct {
 	meta   *Metadata
 	gate   gate
 
-	instance ID // names this Secondary: what it has not made stable is lost with it
-	kept     keptCheckpoint
+	journal ID // the name of the Journal; zero: there is none
+	kept    keptCheckpoint
 
 	locks          rangeLock
 	active, hidden *overlay
@@ -187,7 +187,8 @@ func NewSecondary(disk Disk, cfg SecondaryConfig) (*Secondary, error) {
 	if cfg.HiddenBytes == 0 {
 		cfg.HiddenBytes = defaultOverlayBytes
 	}
-	s := &Secondary{disk: newStableDisk(disk, "disk"), cfg: cfg, stable: volatileState{}, instance: newID()}
+	s := &Secondary{disk: newStableDisk(disk, "disk"), cfg: cfg, stable: volatileState{}}
+	s.life.instance = newID()
 	s.size.Store(size)
 	s.gate.init(cfg.Gate)
 	var err error
@@ -401,11 +402,13 @@ func (s *Secondary) Checkpoint(_ context.Context, epoch uint64) error {
 	if err := s.life.failed(); err != nil { // after the sync, as in Prepare
 		return err
 	}
-	if err := s.stable.setRunning(epoch, s.identityAt(epoch)); err != nil {
+	id := s.identityAt(epoch)
+	if err := s.stable.setRunning(epoch, id); err != nil {
 		return s.latch("checkpoint", 0, 0, err)
 	}
 	s.empty()
 	s.life.committed(epoch)
+	s.life.stand(&id)
 	return nil
 }
 

@@ -20,7 +20,7 @@ func (s *Secondary) Metadata() (*Metadata, error) { return s.meta, nil }
 // writes the copy, it is an inconsistent one of the primary's generation.
 func (s *Secondary) Identity() Identity {
 	i := s.meta.Identity()
-	i.Overwrite, i.instance, i.room = s.cfg.Overwrite, s.instance, s.roomForPreImages()
+	i.Overwrite, i.instance, i.room = s.cfg.Overwrite, s.life.present(), s.roomForPreImages()
 	if s.cfg.Journal != nil {
 		i.zeroes = recordHeader
 	}
@@ -52,7 +52,8 @@ func (s *Secondary) roomForPreImages() int64 {
 // Without Overwrite, in the identity or the configuration, the error is
 // ErrIdentity if it is a copy of another disk, ErrOutdated if it is newer, and
 // ErrDiverged if it has gone on by itself. On a side that took over it is
-// ErrGated. After an error nothing has changed, but for a run that had met an
+// ErrGated, and ErrNotRunning if the copy has gone back to its last checkpoint
+// since the primary asked for its identity. After an error nothing has changed, but for a run that had met an
 // error: its disk is that of the last checkpoint again, and the state None.
 func (s *Secondary) Adopt(of Identity) error {
 	if of.Disk == (ID{}) {
@@ -66,6 +67,9 @@ func (s *Secondary) Adopt(of Identity) error {
 	}
 	if err := s.reenter(st); err != nil {
 		return err
+	}
+	if of.instance != (ID{}) && of.instance != s.life.present() {
+		return fmt.Errorf("%w: what the primary was told of this copy holds no more", ErrNotRunning)
 	}
 	st = s.State()
 	own := s.meta.Identity()
@@ -129,7 +133,18 @@ func (s *Secondary) reenter(st State) error {
 	return nil
 }
 
-// identityAt returns the disk's identity at a checkpoint.
+// lastIdentity returns the disk's identity at the last checkpoint of the run. A primary that
+// has come back since may be of another generation, which that checkpoint is not of.
+func (s *Secondary) lastIdentity() Identity {
+	i := s.meta.Identity()
+	if c := s.life.checkpoint(); c != nil {
+		i.Disk, i.Generation, i.History = c.Disk, c.Generation, c.History
+	}
+	i.Epoch, i.State, i.Writes = s.Epoch(), CopyClean, false
+	return i
+}
+
+// identityAt returns the disk's identity at a checkpoint that is being made.
 func (s *Secondary) identityAt(epoch uint64) Identity {
 	i := s.meta.Identity()
 	if a := s.life.adoption(); a != nil {
@@ -142,12 +157,16 @@ func (s *Secondary) identityAt(epoch uint64) Identity {
 // beginRun records the checkpoint of epoch 0. The whole disk is locked.
 func (s *Secondary) beginRun() error {
 	id := s.identityAt(0)
-	if err := s.meta.update(func(*Identity, *peerBase) {}); err != nil { // there is a name for the copy from now on
+	err := s.meta.guardBy(s.journal)
+	if err == nil {
+		err = s.meta.update(func(*Identity, *peerBase) {}) // there is a name for the copy from now on
+	}
+	if err != nil {
 		return err
 	}
 	// The journal comes first: if the host crashed in between, the disk would otherwise be
 	// recorded as inconsistent without a journal that can make it consistent.
-	err := s.stable.setRunning(0, id)
+	err = s.stable.setRunning(0, id)
 	if err == nil {
 		err = s.meta.update(func(i *Identity, b *peerBase) {
 			*i, *b = id, peerBase{}
@@ -156,6 +175,7 @@ func (s *Secondary) beginRun() error {
 	}
 	if err == nil {
 		s.kept.end()
+		s.life.stand(&id)
 	}
 	return err
 }
@@ -164,7 +184,7 @@ func (s *Secondary) beginRun() error {
 // disk is locked.
 func (s *Secondary) beginPromotion() error {
 	if s.promoted == (Identity{}) {
-		s.promoted = s.identityAt(s.Epoch())
+		s.promoted = s.lastIdentity()
 		s.promoted.begin()
 		s.promoted.Writes = true
 	}
@@ -222,6 +242,9 @@ func (k *keptCheckpoint) end() {
 // keep saves what a change of [off, off+n) replaces, in state None, if the disk
 // is worth it. The range is locked.
 func (s *Secondary) keep(off, n int64) error {
+	if err := s.meta.guardBy(s.journal); err != nil {
+		return err
+	}
 	k := &s.kept
 	k.mu.Lock()
 	armed := k.armed && !k.begun()

@@ -39,12 +39,13 @@ type VerifyConfig struct {
 // guest runs and replication does: step by step, with what is being compared locked
 // against the guest's writes, and after those before have arrived. It returns the chunks
 // that differ, as they were found, and repairs them if VerifyConfig says so; a repair of
-// the secondary is forwarded like a write. What Synchronise is still to copy is left out.
+// the secondary is forwarded like a write, and waits like one where the secondary has no
+// room for what it replaces. What Synchronise is still to copy is left out.
 //
 // At the end the bus is told, with an event.DiskVerified. The error is
 // ErrNotRunning without a secondary, ctx's, that of a side that could not be
-// read or written, or the *BrokenError; what was found until then is returned
-// with it.
+// read or written, ErrFull if a repair has waited for ForwarderConfig.Timeout, or
+// the *BrokenError; what was found until then is returned with it.
 func (p *Primary) VerifyOnline(ctx context.Context, cfg VerifyConfig) (differ *Bitmap, err error) {
 	differ = NewBitmap(p.size.Load())
 	f := p.link.Load()
@@ -82,20 +83,32 @@ type verifier struct {
 	differ             *Bitmap
 	ours, theirs       []byte
 	compared, repaired int64
+	half               bool // the room for pre-images is half full
 }
 
 // step compares a range, after the writes on their way to it have arrived.
 func (v *verifier) step(ctx context.Context, off, n int64) error {
+	compared := v.compared
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		freed := v.p.room.wait()
 		h := v.p.locks.lock(off, n, false)
 		if err := v.f.arrived(ctx, off, n); err != errHeld {
 			if err == nil {
 				err = v.compare(off, n)
 			}
 			v.p.locks.unlock(h)
+			if v.half && !v.p.room.asked.Load() {
+				v.p.askForCheckpoint(false)
+			}
+			if err == errNoRoom {
+				if err = v.awaitRoom(ctx, freed); err == nil {
+					v.compared = compared // once more, without what is repaired
+					continue
+				}
+			}
 			return err
 		}
 		// A write that is held arrives after Loaded, and Loaded must not wait for this
@@ -104,6 +117,22 @@ func (v *verifier) step(ctx context.Context, off, n int64) error {
 		if err := v.f.unheld(ctx); err != nil {
 			return err
 		}
+	}
+}
+
+// awaitRoom waits for the Mark after which the secondary has room for pre-images again. The
+// caller holds no lock.
+func (v *verifier) awaitRoom(ctx context.Context, freed <-chan struct{}) error {
+	v.p.askForCheckpoint(true)
+	t := time.NewTimer(v.p.cfg.Forward.timeout())
+	defer t.Stop()
+	select {
+	case <-freed:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return fmt.Errorf("replication: verify: no checkpoint has made room for a repair: %w", ErrFull)
 	}
 }
 
@@ -154,7 +183,9 @@ func (v *verifier) compareRun(off, n int64) error {
 	return nil
 }
 
-// repair overwrites one copy at off with the other; ours is the primary's content.
+// repair overwrites one copy at off with the other; ours is the primary's content. The error
+// is errNoRoom if the secondary has no room for all of what that replaces; a part may be
+// repaired then.
 func (v *verifier) repair(ours []byte, off int64) error {
 	n := int64(len(ours))
 	switch v.cfg.Repair {
@@ -162,9 +193,16 @@ func (v *verifier) repair(ours []byte, off int64) error {
 		if err := v.p.peer.begin(off, n); err != nil {
 			return err
 		}
-		if _, err := v.f.send(ours, off, n, false); err != nil {
-			v.p.peer.dirty.Set(off, n)
-			return err
+		for c := int64(0); len(ours) > 0; ours, off = ours[c:], off+c {
+			c = min(int64(len(ours)), v.p.room.most())
+			half, err := v.p.room.takeData(off, c)
+			if v.half = v.half || half; err != nil {
+				return errNoRoom
+			}
+			if _, err := v.f.send(ours[:c], off, c, false); err != nil {
+				v.p.peer.dirty.Set(off, c)
+				return err
+			}
 		}
 	case RepairPrimary:
 		theirs := v.theirs[:n]

@@ -67,7 +67,7 @@ and on a primary what its secondary may lack; "status" prints it, also while the
 image is in use. A primary overwrites a copy of its own disk that is older. A
 blank image that the secondary has just made is overwritten too; any other only
 with -overwrite, on either side. "bind" says that an image and the file beside it
-still belong together, after both were moved. An image or journal that another
+still belong together, after both were moved or restored; all is compared then. An image or journal that another
 process uses is refused.
 
 "hold" is an operator's word about the disks of a guest that package protect kept: a

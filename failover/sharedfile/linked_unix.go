@@ -7,9 +7,15 @@ import (
 	"syscall"
 )
 
-// linked reports whether a file has two names.
+// linked reports whether a file has two names. It opens the file, since an NFS client asks
+// the server then, and otherwise may answer with what it knew before the second one.
 func linked(path string) bool {
-	fi, err := os.Lstat(path)
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	fi, err := f.Stat()
 	if err != nil {
 		return false
 	}

@@ -32,7 +32,10 @@ const (
 
 // Store is the failover.Store in a directory. Its methods may be called from any
 // goroutine, and by any number of processes.
-type Store struct{ dir string }
+type Store struct {
+	dir  string
+	link func(oldname, newname string) error // os.Link
+}
 
 var _ failover.Store = (*Store)(nil)
 
@@ -48,11 +51,14 @@ func New(dir string) (*failover.StoreArbiter, error) {
 
 // Open returns the store in dir, which is made if it is not there. A directory that cannot be
 // written, or in which link(2) is not what the store needs, is an error.
-func Open(dir string) (*Store, error) {
+func Open(dir string) (*Store, error) { return openBy(dir, os.Link) }
+
+// openBy is Open for a directory whose link(2) is link.
+func openBy(dir string, link func(oldname, newname string) error) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
-	s := &Store{dir}
+	s := &Store{dir, link}
 	// Find out now, and not in a failover, whether it can be used.
 	if _, _, err := s.newest(); err != nil {
 		return nil, err
@@ -71,11 +77,11 @@ func (s *Store) try() error {
 	}
 	defer os.Remove(temp)
 	named := temp + ".named"
-	if err := os.Link(temp, named); err != nil {
+	if err := s.name(temp, named); err != nil {
 		return err
 	}
 	defer os.Remove(named)
-	switch err := os.Link(temp, named); {
+	switch err := s.link(temp, named); {
 	case err == nil:
 		return fmt.Errorf("sharedfile: in %s link(2) replaces a name that is there", s.dir)
 	case !errors.Is(err, fs.ErrExist):
@@ -123,12 +129,8 @@ func (s *Store) Swap(ctx context.Context, old, next failover.Record) (bool, erro
 		return false, err
 	}
 	defer os.Remove(temp)
-	if err := os.Link(temp, s.state(next.Writes)); errors.Is(err, fs.ErrExist) {
-		// An NFS client may have sent the request twice and hear of the
-		// second one: this process made it if its own file has two names.
-		if !linked(temp) {
-			return false, nil
-		}
+	if err := s.name(temp, s.state(next.Writes)); errors.Is(err, fs.ErrExist) {
+		return false, nil
 	} else if err != nil {
 		return false, err
 	}
@@ -169,6 +171,17 @@ func (s *Store) Changed(ctx context.Context, seen failover.Record) (failover.Rec
 			return failover.Record{}, context.Cause(ctx)
 		}
 	}
+}
+
+// name gives the file temp, which has one name, a second one.
+func (s *Store) name(temp, name string) error {
+	err := s.link(temp, name)
+	if errors.Is(err, fs.ErrExist) && linked(temp) {
+		// An NFS client may have sent the request twice and hear of the second one: this
+		// process made the name if its own file has two.
+		return nil
+	}
+	return err
 }
 
 func (s *Store) state(n uint64) string {

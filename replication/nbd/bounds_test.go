@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -37,4 +38,32 @@ func TestANameIsAtMostAsLongAsItMayBe(t *testing.T) {
 	})
 	must(t, err)
 	must(t, conn.Close())
+}
+
+// A server may list ten thousand exports, and would fill 640 MB with names as long as a
+// reply.
+func TestTheNamesThatAServerListsAreBounded(t *testing.T) {
+	be := binary.BigEndian
+	for _, c := range []struct {
+		n, count int
+		good     bool
+	}{{maxName, 256, true}, {maxName + 1, 1, false}, {maxName, 257, false}} {
+		p := be.AppendUint64(nil, magicServer)
+		p = be.AppendUint64(p, magicOption)
+		p = be.AppendUint16(p, flagFixedNewstyle)
+		reply := func(typ uint32, data []byte) {
+			p = be.AppendUint64(p, magicOptReply)
+			p = be.AppendUint32(be.AppendUint32(p, optList), typ)
+			p = append(be.AppendUint32(p, uint32(len(data))), data...)
+		}
+		for range c.count {
+			reply(repServer, append(be.AppendUint32(nil, uint32(c.n)), strings.Repeat("x", c.n)...))
+		}
+		reply(repAck, nil)
+		names, err := List(context.Background(), answers{Reader: bytes.NewReader(p)}, ClientConfig{})
+		var pe *ProtocolError
+		if c.good != (err == nil) || !c.good && !errors.As(err, &pe) || c.good && len(names) != c.count {
+			t.Errorf("%d names of %d bytes: %d, %v", c.count, c.n, len(names), err)
+		}
+	}
 }

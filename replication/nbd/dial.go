@@ -236,13 +236,17 @@ func (d *dialogue) startTLS(ctx context.Context, cfg *tls.Config) error {
 	return nil
 }
 
-const maxReplies = 10000 // to one option
+const (
+	maxReplies = 10000   // to one option
+	maxListed  = 1 << 20 // bytes of the names of all exports
+)
 
 func (d *dialogue) list() ([]string, error) {
 	if err := d.send(optList, nil); err != nil {
 		return nil, err
 	}
 	var names []string
+	listed := 0
 	for range maxReplies {
 		typ, data, err := d.reply(optList)
 		if err != nil {
@@ -255,7 +259,11 @@ func (d *dialogue) list() ([]string, error) {
 			if len(data) < 4 || uint64(binary.BigEndian.Uint32(data)) > uint64(len(data)-4) {
 				return nil, &ProtocolError{"export of length", uint64(len(data))}
 			}
-			names = append(names, string(data[4:4+binary.BigEndian.Uint32(data)]))
+			n := binary.BigEndian.Uint32(data)
+			if listed += int(n); n > maxName || listed > maxListed {
+				return nil, &ProtocolError{"exports with names of length", uint64(listed)}
+			}
+			names = append(names, string(data[4:4+n]))
 		default:
 			return nil, &ProtocolError{"reply to LIST", uint64(typ)}
 		}

@@ -1,0 +1,141 @@
+package replication
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"testing"
+)
+
+// guardRig is a directory with the images of both sides and the journals of a secondary
+// that was killed when it was past checkpoint 1.
+type guardRig struct {
+	t   *testing.T
+	dir string
+	p   *Primary
+}
+
+func newGuardRig(t *testing.T) *guardRig {
+	x := &guardRig{t: t, dir: t.TempDir()}
+	local := x.image("local")
+	t.Cleanup(func() { local.Close() })
+	var err error
+	x.p, err = NewPrimary(local, PrimaryConfig{Overwrite: true})
+	must(t, err)
+	x.follow("journal", func(s *Secondary) {
+		protectFirst(t, x.p, s)
+		write(t, x.p, 0x11, 0, BlockSize)
+		checkpointBoth(t, x.p, s, 1)
+		write(t, x.p, 0x22, 0, BlockSize)
+		must(t, x.p.Sync())
+		must(t, x.p.Stop(context.Background(), true))
+	})
+	return x
+}
+
+func (x *guardRig) image(name string) *File {
+	f, err := CreateFile(filepath.Join(x.dir, name), 4<<20)
+	must(x.t, err)
+	return f
+}
+
+func (x *guardRig) open(journal string) *Journal {
+	j, err := OpenJournalFiles(filepath.Join(x.dir, journal), 8<<20)
+	must(x.t, err)
+	return j
+}
+
+// follow is a process of the secondary, with a journal or, without a name, none.
+func (x *guardRig) follow(journal string, do func(*Secondary)) {
+	x.t.Helper()
+	disk := x.image("disk")
+	cfg := SecondaryConfig{Overwrite: true}
+	if journal != "" {
+		cfg.Journal = x.open(journal)
+		defer cfg.Journal.Close()
+	}
+	s, err := NewSecondary(disk, cfg)
+	must(x.t, err)
+	do(s)
+	must(x.t, disk.Close())
+}
+
+// A host whose secondary was killed comes back without its journal, and its disk goes on.
+// When the journal is there again, it must not take that disk back to where it was.
+func TestAJournalUndoesNothingThatWasWrittenWithoutIt(t *testing.T) {
+	ctx := context.Background()
+	takesOver := func(x *guardRig) func(*Secondary) {
+		return func(s *Secondary) {
+			protectFirst(t, x.p, s)
+			checkpointBoth(t, x.p, s, 1)
+			must(t, x.p.Stop(ctx, true))
+			must(t, s.Stop(ctx, true))
+			write(t, s, 0x44, 0, BlockSize)
+			must(t, s.Sync())
+		}
+	}
+	for _, c := range []struct {
+		name string
+		next func(x *guardRig)
+		want byte
+	}{
+		{"a secondary without it takes over", func(x *guardRig) { x.follow("", takesOver(x)) }, 0x44},
+		{"one with another journal does", func(x *guardRig) { x.follow("other", takesOver(x)) }, 0x44},
+		{"one with another is filled by a primary that is not known", func(x *guardRig) {
+			x.follow("other", func(s *Secondary) { write(t, s.Export(), 0x44, 0, BlockSize); must(t, s.Export().Sync()) })
+		}, 0x44},
+		{"a guest writes the image itself", func(x *guardRig) {
+			disk := x.image("disk")
+			p, err := NewPrimary(disk, PrimaryConfig{PermitOutdated: true})
+			must(t, err)
+			write(t, p, 0x44, 0, BlockSize)
+			must(t, errors.Join(p.Sync(), disk.Close()))
+		}, 0x44},
+		{"a guest gets it, and writes nothing", func(x *guardRig) {
+			disk := x.image("disk")
+			p, err := NewPrimary(disk, PrimaryConfig{PermitOutdated: true})
+			must(t, err)
+			must(t, errors.Join(p.Sync(), disk.Close()))
+		}, 0x11},
+		{"a secondary without it waits for a primary in vain", func(x *guardRig) { x.follow("", func(*Secondary) {}) }, 0x11},
+		{"one without it is asked by a primary that is lost then", func(x *guardRig) {
+			x.follow("", func(s *Secondary) { must(t, joinOver(x.p, s)) })
+		}, 0x11},
+	} {
+		x := newGuardRig(t)
+		c.next(x)
+		disk, j := x.image("disk"), x.open("journal")
+		_, _, err := j.Recover(ctx, disk)
+		if refused := c.want == 0x44; refused != errors.Is(err, ErrIdentity) || !refused && err != nil {
+			t.Errorf("%s: recovered, %v", c.name, err)
+		}
+		want(t, c.name, disk, c.want, 0, BlockSize)
+		must(t, errors.Join(disk.Close(), j.Close()))
+	}
+}
+
+// The journal of a disk that a guest has written meanwhile is used again when the disk
+// follows again.
+func TestAJournalIsUsedAgainAfterItsDiskWasWrittenWithoutIt(t *testing.T) {
+	ctx := context.Background()
+	x := newGuardRig(t)
+	disk, j := x.image("disk"), x.open("journal")
+	_, _, err := j.Recover(ctx, disk)
+	must(t, errors.Join(err, j.Close()))
+	p, err := NewPrimary(disk, PrimaryConfig{})
+	must(t, err)
+	write(t, p, 0x55, 0, BlockSize)
+	must(t, errors.Join(p.Sync(), disk.Close()))
+	x.follow("journal", func(s *Secondary) {
+		protectFirst(t, x.p, s)
+		write(t, x.p, 0x66, 0, BlockSize)
+		checkpointBoth(t, x.p, s, 1)
+		write(t, x.p, 0x77, 0, BlockSize)
+		must(t, x.p.Sync())
+	})
+	disk, j = x.image("disk"), x.open("journal")
+	_, _, err = j.Recover(ctx, disk)
+	must(t, err)
+	want(t, "the last checkpoint", disk, 0x66, 0, BlockSize)
+	must(t, errors.Join(disk.Close(), j.Close()))
+}
