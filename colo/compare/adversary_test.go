@@ -448,6 +448,9 @@ func (a *adversary) wrap(f []byte) compare.Frame {
 		h[0] = byte(a.choose(8))
 		binary.LittleEndian.PutUint16(h[6:], uint16(a.choose(120)))
 		binary.LittleEndian.PutUint16(h[8:], uint16(a.choose(30)))
+		if p.IsTCP() && packet.VNet(h).PartialChecksum(&p, packet.TCPChecksumAt) {
+			p.TCP().SetChecksum(p.PseudoSum())
+		}
 	}
 	return compare.Frame{Data: append(h, f...), VNetHdr: a.vnet}
 }
