@@ -57,23 +57,24 @@ type conn struct {
 // kindOf returns how p is compared, and sets the part of k that does not follow from p's
 // addresses.
 func (e *Engine) kindOf(p *pkt, k *connKey) kind {
+	deep := int(p.Link.Tags) > len(p.Link.VLAN) // it is not known which network that is
 	switch p.Kind {
 	case packet.IP4, packet.IP6:
 	case packet.ARP:
-		if e.cfg.CompareARP && (p.Link.Bare() || e.cfg.CompareVLAN) && p.completes(packet.VNetOf(p.Data, p.VNetHdr)) && p.claimARP(k) {
+		if e.cfg.CompareARP && !deep && (p.Link.Bare() || e.cfg.CompareVLAN) && p.completes(packet.VNetOf(p.Data, p.VNetHdr)) && p.claimARP(k) {
 			return kindClaim
 		}
 		return kindNone
 	default:
 		return kindNone
 	}
-	if !p.Link.Bare() && !e.cfg.CompareVLAN {
+	if !p.Link.Bare() && !e.cfg.CompareVLAN || deep {
 		return kindNone
 	}
 	switch {
 	case p.Fragment:
 		return kindFragment
-	case p.segment.is && !finishes(packet.VNetOf(p.Data, p.VNetHdr), p.L4):
+	case p.segment.is && !p.offloads(packet.VNetOf(p.Data, p.VNetHdr)):
 		return kindMangled
 	case p.segment.is:
 		return kindSegment

@@ -17,17 +17,19 @@
 // A TCP connection is compared as two streams of bytes, by sequence number: how
 // they are cut into segments, retransmitted or padded makes no difference. SYN,
 // with the options that bind the connection, FIN and RST are events of the stream
-// and must agree. UDP, ICMP and ICMPv6 are compared from their header on, packet
-// by packet, any order; other protocols and fragments with their IP header, except
-// for the fields that differ between two hosts by nature (identification, time to
-// live, class, checksum). Packets in a VLAN or in a session of PPP over Ethernet
-// are compared within it, ARP and neighbour discovery by whose address they claim,
-// if the configuration says so.
+// and must agree; data that comes with a SYN or a RST waits for the checkpoint.
+// UDP, ICMP and ICMPv6 are compared from their header on, packet by packet, any
+// order; other protocols and fragments with their IP header, except for the
+// fields that differ between two hosts by nature (identification, time to live,
+// class, checksum). Packets in a VLAN or in a session of PPP over Ethernet are
+// compared within it, ARP and neighbour discovery by whose address they claim, if
+// the configuration says so.
 //
 // What cannot be compared (another EtherType, a header that contradicts itself, a
-// frame that is too long) leaves at once or waits for the next checkpoint, as the
-// configuration says, and is counted. IP with a malformed transport header always
-// waits: a queue never holds segments and what is none.
+// frame that is too long, more than two VLAN tags) leaves at once or waits for
+// the next checkpoint, as the configuration says, and is counted. IP with a
+// malformed transport header always waits: a queue never holds segments and what
+// is none.
 //
 // # What is covered
 //

@@ -264,5 +264,5 @@ func (e *Engine) Failover() Result {
 
 // toldOf returns what is kept of told beyond a session.
 func toldOf(t *told) told {
-	return told{isn: t.isn, open: t.open, scale: t.scale, scaled: t.scaled}
+	return told{isn: t.isn, open: t.open, scale: t.scale, scaled: t.scaled, options: t.options}
 }

@@ -93,6 +93,10 @@ func (e *Engine) uncross(c *conn) {
 	c.crossed = 0
 }
 
+// offloads reports whether a device can do to p, a TCP segment, what its virtio-net header
+// says, and does not write over what was compared.
+func (p *pkt) offloads(h packet.VNet) bool { return finishes(h, p.L4) && h.Cuts(p.Kind, p.Proto) }
+
 // sameOffload reports whether a device would send the same for two equal packets,
 // as their virtio-net headers tell it to. Without such a header, or with one that
 // is too short, it changes nothing.
@@ -100,6 +104,9 @@ func sameOffload(p, s *pkt) bool {
 	h, g := packet.VNetOf(p.Data, p.VNetHdr), packet.VNetOf(s.Data, s.VNetHdr)
 	if h == nil {
 		return true
+	}
+	if !h.Cuts(p.Kind, p.Proto) && (g == nil || h.GSOType() != g.GSOType() || h.GSOSize() != g.GSOSize()) {
+		return false
 	}
 	if data, ok := p.Body(); ok && p.Proto == packet.ProtoUDP {
 		n, size := h.Datagrams(data)
@@ -172,11 +179,17 @@ func same(p, s *pkt) bool {
 		// Not: class, identification, time to live, checksum.
 		return h[0] == g[0] && bytes.Equal(h[2:4], g[2:4]) && bytes.Equal(h[6:8], g[6:8]) && bytes.Equal(h[20:], g[20:])
 	}
-	// Not: class, flow label, hop limit; nor a fragment's identification, which
-	// ends the headers.
-	n := len(h)
-	if p.Fragment {
-		n -= 4
+	// Not: class, flow label, hop limit; nor a fragment's identification.
+	if p.Ident != s.Ident || !bytes.Equal(h[4:7], g[4:7]) {
+		return false
 	}
-	return bytes.Equal(h[4:7], g[4:7]) && bytes.Equal(h[packet.IPv6Len:n], g[packet.IPv6Len:n])
+	from := packet.IPv6Len
+	if p.Ident > 0 {
+		at := p.Ident - p.L3
+		if !bytes.Equal(h[from:at], g[from:at]) {
+			return false
+		}
+		from = at + 4
+	}
+	return bytes.Equal(h[from:], g[from:])
 }

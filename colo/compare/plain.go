@@ -81,8 +81,10 @@ func (s *plain) parse(f *Frame) bool {
 	default:
 		return false
 	}
-	if f.VNetHdr > 0 && !finishes(packet.VNetOf(f.Data, f.VNetHdr), l4) {
-		return false
+	if f.VNetHdr > 0 {
+		if h := packet.VNetOf(f.Data, f.VNetHdr); !finishes(h, l4) || !h.Cuts(s.kind, packet.ProtoTCP) {
+			return false
+		}
 	}
 	s.frame, s.l4, s.end = b, l4, end
 	s.ports, s.seq, s.ack, s.win = binary.BigEndian.Uint32(h), binary.BigEndian.Uint32(h[4:]), binary.BigEndian.Uint32(h[8:]), binary.BigEndian.Uint16(h[14:])
@@ -371,6 +373,7 @@ func (e *Engine) holdPlain(c *conn, f *Frame, s *plain) *pkt {
 	h.Tags, h.Link = 0, packet.Link{}
 	h.L3, h.L4, h.End = packet.EthernetLen, s.l4, s.end
 	h.Proto, h.Fragment, h.First, h.L4OK = packet.ProtoTCP, false, true, true
+	h.Ident, h.Sealed = 0, false
 
 	g := &q.segment
 	g.is, g.dat, g.seq, g.ack, g.end, g.ok = true, s.dat, s.seq, s.ack, s.last, s.seq

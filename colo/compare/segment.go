@@ -16,7 +16,7 @@ type segment struct {
 	ok       uint32 // the data before this sequence number equals the secondary's
 	win      uint16
 	flags    uint8
-	signed   bool // a signature covers its header (RFC 2385, RFC 5925): it leaves unchanged or not at all
+	signed   bool // a signature covers its header (RFC 2385, RFC 5925, RFC 4302): it leaves unchanged or not at all
 	waitsAck bool // nothing keeps it from leaving but its acknowledgment, which the secondary's guest has not given
 
 	ts   int // the offset of its timestamps' value; 0: it has none
@@ -44,7 +44,10 @@ func (p *pkt) parseSegment() {
 	s.is, s.dat = true, p.L4+n
 	s.seq, s.ack, s.flags, s.win = h.Seq(), h.Ack(), h.Flags(), binary.BigEndian.Uint16(h[14:])
 	s.end, s.ok = s.seq+uint32(p.End-s.dat), s.seq
-	s.waitsAck, s.signed, s.ts, s.sack, s.nsck = false, false, 0, 0, 0
+	s.waitsAck, s.signed, s.ts, s.sack, s.nsck = false, p.Sealed, 0, 0, 0
+	if s.flags&packet.RST != 0 {
+		s.flags &^= packet.SYN | packet.FIN // which nobody looks at then (RFC 9293 section 3.10.7)
+	}
 	switch {
 	case n == packet.TCPLen:
 	case n == packet.TCPLen+12 && binary.BigEndian.Uint32(h[packet.TCPLen:]) == 0x0101080a:

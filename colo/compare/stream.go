@@ -52,6 +52,8 @@ type told struct {
 
 	scale  uint8 // of its window, by its last SYN and that of the peer (RFC 7323 section 2)
 	scaled bool  // scale is known
+
+	options synOptions // of its last SYN
 }
 
 // cover has what the guest that would go on if the primary died now knows at
@@ -74,6 +76,8 @@ type cover struct {
 	inStep bool   // the primary's next byte is at done; otherwise it may be anywhere
 	fin    bool   // the FIN at done too
 	syn    bool   // the primary's SYN too
+
+	options synOptions // of that SYN, as this guest has said it last
 
 	sack ranges // what it holds beyond ack; emptied at a mark
 
@@ -155,6 +159,7 @@ func (t *stream) narrow(epoch uint64) {
 		c.edge = t.told.edge
 	}
 	c.inStep = false
+	c.syn = c.syn && c.options == t.told.options
 	c.sack = ranges{}
 	t.said.syn, t.said.fin, t.said.rst = synEvent{}, streamEvent{}, streamEvent{}
 	t.said.ends = false
@@ -173,7 +178,7 @@ func (t *stream) receive(epoch uint64, covers bool) {
 		ack: m.ack, acks: m.acks,
 		edge: m.edge, edges: m.edges,
 		done: t.cover.done, agreed: t.cover.agreed, fin: t.cover.fin,
-		syn:    m.open,
+		syn: m.open, options: m.options,
 		repeat: m.end, repeats: m.data,
 	}
 	if covers && m.data {

@@ -44,7 +44,7 @@ func (e *Engine) primaryTCP(c *conn, p *pkt) {
 func (t *told) note(p *pkt) {
 	if p.flags&packet.SYN != 0 {
 		o := p.synOptions()
-		t.isn, t.open = p.seq, true
+		t.isn, t.open, t.options = p.seq, true, o
 		// The peer's SYN says whether the peer scales too. It has come before a SYN|ACK.
 		t.scale, t.scaled = o.scale, p.flags&packet.ACK != 0
 	}
@@ -54,15 +54,15 @@ func (t *told) note(p *pkt) {
 			serialMax(&t.edge, &t.edges, edge)
 		}
 	}
+	end := p.end
+	if p.flags&packet.SYN != 0 {
+		end++
+	}
 	if p.flags&packet.RST == 0 {
-		end := p.end
-		if p.flags&packet.SYN != 0 {
-			end++
-		}
 		serialMax(&t.end, &t.data, end)
 	}
 	if p.flags&packet.FIN != 0 {
-		t.fin, t.fins = p.end, true
+		t.fin, t.fins = end, true
 	}
 }
 
@@ -117,6 +117,11 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		t.said = said{isn: p.seq, open: true, syn: synEvent{streamEvent{true, p.seq, p.at}, p.flags, p.ack, p.synOptions()}}
 		t.cover = cover{}
 	}
+	// The initial numbers of the guests differ, and what a RST carries is no data.
+	const events = packet.SYN | packet.RST
+	if p.flags&packet.SYN != 0 {
+		t.cover.options = p.synOptions() // a guest may repeat it with others
+	}
 	if t.said.past {
 		// But a refusal of a connection that the primary's guest accepts is about this
 		// one.
@@ -127,7 +132,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		}
 		return
 	}
-	repeats := t.said.repeats(p)
+	repeats := p.flags&events == 0 && t.said.repeats(p)
 	again := p.bare() && t.cover.acks && p.ack == t.cover.ack
 	if p.flags&packet.ACK != 0 {
 		room := t.cover.edge
@@ -137,7 +142,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 	if p.flags&packet.RST != 0 && !t.said.rst.is && !c.apart {
 		t.said.rst = streamEvent{true, p.seq, p.at}
 	}
-	if p.flags&packet.FIN != 0 && !t.said.fin.is && !(t.cover.fin && p.end == t.cover.done) && !c.apart {
+	if p.flags&packet.FIN != 0 && p.flags&events == 0 && !t.said.fin.is && !(t.cover.fin && p.end == t.cover.done) && !c.apart {
 		t.said.fin = streamEvent{true, p.end, p.at}
 	}
 	if c.owed != nil && !e.paySelective(c, p) {
@@ -152,7 +157,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		e.advance(c, false)
 		return
 	}
-	if len(p.data()) > 0 && !(t.cover.agreed && !t.cover.ahead(p.end)) && !c.blind && !c.apart {
+	if len(p.data()) > 0 && p.flags&events == 0 && !(t.cover.agreed && !t.cover.ahead(p.end)) && !c.blind && !c.apart {
 		if c.p.len() > 0 {
 			// The queue may need p only during this call, and then no copy.
 			c.s.bySeq(p)
@@ -243,8 +248,8 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	switch {
 	case p.flags&packet.RST != 0:
 		switch {
-		case t.said.fin.is || t.said.syn.is:
-			return false, ReasonFlags
+		case t.said.fin.is || t.said.syn.is || len(data) > 0:
+			return false, ReasonFlags // what a RST says of its reason is no part of the stream
 		case !t.said.rst.is:
 			return false, ReasonNone
 		case !e.ackOK(t, p):
@@ -254,11 +259,12 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 		return true, ReasonNone
 
 	case p.flags&packet.SYN != 0:
-		if v.syn {
-			return (kick || e.cfg.ReleaseRetransmits) && e.ackOK(t, p), ReasonNone
+		if v.syn && !v.beyond(p) {
+			same := v.options == p.synOptions()
+			return same && (kick || e.cfg.ReleaseRetransmits) && e.ackOK(t, p), ReasonNone
 		}
 		switch {
-		case t.said.rst.is, len(data) > 0:
+		case t.said.rst.is, len(data) > 0, v.syn:
 			return false, ReasonFlags // data with a SYN (RFC 7413) waits for the checkpoint
 		case !t.said.syn.is:
 			return false, ReasonNone
@@ -269,7 +275,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 		case !e.ackOK(t, p), p.flags&packet.ACK != 0 && t.said.syn.ack != p.ack:
 			return false, e.impatient() // they answer two SYNs
 		}
-		t.said.syn.is, v.syn = false, true
+		t.said.syn.is, v.syn, v.options = false, true, p.synOptions()
 		v.done, v.agreed, v.inStep = p.seq+1, true, true
 		return true, ReasonNone
 
@@ -281,7 +287,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	}
 
 	old := v.agreed && !v.ahead(p.end)
-	if old && (p.flags&packet.FIN == 0 || v.fin || p.end != v.done) {
+	if old && (p.flags&packet.FIN == 0 || v.fin && p.end == v.done) {
 		return (kick || e.cfg.ReleaseRetransmits) && e.ackOK(t, p), ReasonNone
 	}
 	from := p.ok
@@ -322,6 +328,18 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 		t.said.fin.is = false
 	}
 	return true, ReasonNone
+}
+
+// beyond reports whether a repeated SYN has data or a FIN that v does not know of.
+func (v *cover) beyond(p *pkt) bool {
+	end := p.end + 1
+	switch {
+	case p.flags&packet.FIN != 0:
+		return !v.fin || v.done != end
+	case p.seq == p.end, v.repeats && !after(end, v.repeat):
+		return false
+	}
+	return !v.agreed || v.ahead(end)
 }
 
 func (e *Engine) impatient() Reason {

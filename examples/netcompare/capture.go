@@ -59,9 +59,11 @@ type shot struct {
 // A capture is a recording that is being read.
 type capture struct {
 	f    io.Closer
+	src  *bufio.Reader // from which read reads
 	read func() ([]byte, gopacket.CaptureInfo, error)
 	link func(gopacket.CaptureInfo) layers.LinkType
 	n    int
+	at   time.Time // of the packet before, since a simple packet block of pcapng has no time
 
 	// cut says that the file ends within a packet. It is set when next has returned
 	// io.EOF.
@@ -85,7 +87,7 @@ func (r *recording) begin() (*capture, error) {
 }
 
 func newCapture(f io.ReadCloser) (*capture, error) {
-	c := &capture{f: f}
+	c := &capture{f: f, at: time.Unix(0, 0)}
 	b := bufio.NewReaderSize(f, 1<<16)
 	if magic, _ := b.Peek(2); len(magic) == 2 && magic[0] == 0x1f && magic[1] == 0x8b {
 		z, err := gzip.NewReader(b)
@@ -94,6 +96,7 @@ func newCapture(f io.ReadCloser) (*capture, error) {
 		}
 		b = bufio.NewReaderSize(z, 1<<16)
 	}
+	c.src = b // both readers take it as it is
 	magic, err := b.Peek(4)
 	if err != nil {
 		return nil, fmt.Errorf("head of the capture: %w", unexpected(err))
@@ -138,7 +141,7 @@ func (c *capture) next() (shot, error) {
 	case err == nil:
 	case err == io.EOF && len(data) == 0 && ci.CaptureLength == 0:
 		return shot{}, io.EOF
-	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF):
+	case err == io.EOF, errors.Is(err, io.ErrUnexpectedEOF), c.ended():
 		c.cut = true
 		return shot{}, io.EOF
 	default:
@@ -149,7 +152,18 @@ func (c *capture) next() (shot, error) {
 	if err != nil {
 		return shot{}, fmt.Errorf("packet %d: %w", c.n, err)
 	}
+	if ci.Timestamp.IsZero() {
+		ci.Timestamp = c.at
+	}
+	c.at = ci.Timestamp
 	return shot{at: ci.Timestamp, n: c.n, data: frame, missing: max(ci.Length-len(data), 0)}, nil
+}
+
+// ended reports whether nothing is left to be read, and nothing else is wrong. The reader of
+// pcapng does not always return that as an error of its own.
+func (c *capture) ended() bool {
+	_, err := c.src.Peek(1)
+	return err == io.EOF || errors.Is(err, io.ErrUnexpectedEOF)
 }
 
 func (c *capture) Close() error { return c.f.Close() }

@@ -59,6 +59,9 @@ func summed(t testing.TB, args ...string) (sum map[string]int, notes string, err
 	t.Helper()
 	var out bytes.Buffer
 	err = run(t.Context(), append([]string{"-json"}, args...), &out, io.Discard)
+	if out.Len() == 0 {
+		return nil, "", err // it was refused
+	}
 	for l := range strings.SplitSeq(strings.TrimSpace(out.String()), "\n") {
 		var v struct {
 			Note    string

@@ -18,6 +18,7 @@ const (
 type Link struct {
 	Tags    uint8     // VLAN tags (802.1Q, 802.1ad)
 	VLAN    [2]uint16 // the VLANs of the last two, the inner one first
+	Service uint8     // which of these two are 802.1ad: bit 0 says it of the inner one, bit 1 of the other
 	PPPoE   bool      // a session of PPP over Ethernet
 	Session uint16    // the number of the PPPoE session
 }
@@ -34,7 +35,7 @@ func (p *Packet) LinkKey(k *Key) {
 
 // link sets the fields of k that say what its packets come in.
 func (k *Key) link(l *Link) {
-	k.Layers, k.VLAN = min(l.Tags, 0x7f), l.VLAN[0]
+	k.Layers, k.VLAN = min(l.Tags, 0xf)|l.Service<<4, l.VLAN[0]
 	if l.PPPoE {
 		k.Layers |= 0x80
 	}
@@ -51,6 +52,10 @@ func (p *Packet) link() bool {
 	for p.Type == TypeVLAN || p.Type == TypeQinQ {
 		if len(frame) < p.L3+TagLen {
 			return false
+		}
+		p.Link.Service = p.Link.Service << 1 & 3
+		if p.Type == TypeQinQ {
+			p.Link.Service |= 1
 		}
 		p.Link.VLAN[1] = p.Link.VLAN[0]
 		p.Link.VLAN[0] = binary.BigEndian.Uint16(frame[p.L3:]) & 0xfff

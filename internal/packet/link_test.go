@@ -18,7 +18,7 @@ func TestWhatStandsInFrontOfTheNetworkHeaderIsLookedInto(t *testing.T) {
 		{"nothing", "\x08\x00", packet.IP4, packet.Link{}},
 		{"802.1Q", "\x81\x00\xe0\x05\x08\x00", packet.IP4, packet.Link{Tags: 1, VLAN: [2]uint16{5}}},
 		{"a priority", "\x81\x00\xe0\x00\x08\x00", packet.IP4, packet.Link{Tags: 1}},
-		{"802.1ad", "\x88\xa8\x00\x07\x81\x00\x00\x05\x08\x00", packet.IP4, packet.Link{Tags: 2, VLAN: [2]uint16{5, 7}}},
+		{"802.1ad", "\x88\xa8\x00\x07\x81\x00\x00\x05\x08\x00", packet.IP4, packet.Link{Tags: 2, VLAN: [2]uint16{5, 7}, Service: 2}},
 		{"PPPoE", "\x88\x64\x11\x00\x12\x34\x00\x1a\x00\x21", packet.IP4, packet.Link{PPPoE: true, Session: 0x1234}},
 		{"PPPoE in a VLAN", "\x81\x00\x00\x05\x88\x64\x11\x00\x00\x01\x00\x1a\x00\x21", packet.IP4,
 			packet.Link{Tags: 1, VLAN: [2]uint16{5}, PPPoE: true, Session: 1}},

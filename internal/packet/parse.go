@@ -32,6 +32,8 @@ type Packet struct {
 	Proto    uint8 // IANA's number of the protocol at L4
 	Fragment bool  // the packet is a fragment: what is at L4 is part of something
 	First    bool  // it is the first one, and has the transport header
+	Ident    int   // of a fragment of IPv6: where the identification is
+	Sealed   bool  // an authentication header of IPv6 covers the packet (RFC 4302), which no change of it survives
 	L4OK     bool  // TCP, UDP, ICMP and ICMPv6: the transport header is whole and consistent
 }
 
@@ -106,12 +108,15 @@ func (p *Packet) ipv6() bool {
 				return false
 			}
 			n = 8 + 4*int(p.Frame[at+1])
+			p.Sealed = true
 		case ProtoFragment:
 			if end-at < 8 {
 				return false
 			}
 			v := binary.BigEndian.Uint16(p.Frame[at+2:])
-			p.Fragment = p.Fragment || v&^6 != 0 // an atomic fragment is none (RFC 6946)
+			if v&^6 != 0 { // an atomic fragment is none (RFC 6946)
+				p.Fragment, p.Ident = true, at+4
+			}
 			p.First = p.First && v&^7 == 0
 			n = 8
 		default:
@@ -169,7 +174,7 @@ type Key struct {
 	Ports    uint32   // source port, destination port; what stands for them elsewhere, or 0
 	Proto    uint8
 	Kind     Kind
-	Layers   uint8  // VLAN tags, and 0x80 for a session of PPP over Ethernet
+	Layers   uint8  // VLAN tags, and which are 802.1ad; 0x80 for a session of PPP over Ethernet
 	VLAN     uint16 // the innermost VLAN, 0 if untagged
 	Outer    uint32 // the VLAN around it, and the number of the session
 }

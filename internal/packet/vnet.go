@@ -48,6 +48,26 @@ func (h VNet) Flags() uint8 { return h[0] }
 // GSOType returns how the frame is to be segmented, with GSOECN.
 func (h VNet) GSOType() uint8 { return h[1] }
 
+// Cuts reports whether a device can cut packets of a kind and protocol in the way that the
+// header says, if it says one: a device that is told of another protocol than the packet's
+// drops the packet, or writes to it where that has something else. A nil header says nothing.
+func (h VNet) Cuts(kind Kind, proto uint8) bool {
+	if len(h) < VNetLen {
+		return true
+	}
+	switch h.GSOType() &^ GSOECN {
+	case GSONone:
+		return true
+	case GSOTCPv4:
+		return kind == IP4 && proto == ProtoTCP
+	case GSOTCPv6:
+		return kind == IP6 && proto == ProtoTCP
+	case GSOUDP, GSOUDPL4:
+		return proto == ProtoUDP
+	}
+	return false
+}
+
 // HdrLen returns what the sender says of the length of the headers, in bytes. It
 // is a hint.
 func (h VNet) HdrLen() int { return int(binary.LittleEndian.Uint16(h[2:])) }
