@@ -18,7 +18,7 @@ func (e *Engine) primaryTCP(c *conn, p *pkt) {
 	case p.bare() && !c.blind:
 		e.primaryAck(c, p)
 		return
-	case again && e.repeat(c, p):
+	case again && (e.repeat(c, p) || e.turn(c, p)):
 		return
 	}
 	// The usual cases need no copy: the queue is empty and p may leave.
@@ -89,6 +89,7 @@ func (e *Engine) reopen(c *conn, p *pkt) {
 		e.diverge(c, ReasonFlags)
 	}
 	e.settle(c)
+	e.unkeep(t.flight)
 	n := stream{said: said{isn: t.said.isn, open: t.said.open}}
 	if t.said.syn.is {
 		// The secondary's guest has begun the new connection before the primary's; its
@@ -128,6 +129,15 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		return
 	}
 	repeats := t.said.repeats(p)
+	if e.cfg.LowerAcks && (repeats || p.seq != p.end && t.cover.agreed && !t.cover.ahead(p.end)) {
+		w := e.flies(t)
+		if p.ts > 0 {
+			serialMax(&w.twin, &w.twins, p.stamped())
+		}
+		if !e.turned(c, p) {
+			e.relay(c, p)
+		}
+	}
 	again := p.bare() && t.cover.acks && p.ack == t.cover.ack
 	if p.flags&packet.ACK != 0 {
 		room := t.cover.edge
