@@ -24,6 +24,7 @@ type flight struct {
 	withheld bool   // since then a repetition has waited for its turn, or not left
 
 	acked uint32  // the peer's greatest acknowledgment number
+	moved instant // about when acked was moved last; zero: never
 	heard uint32  // the peer has acknowledged nothing from here on, selectively either
 	sacks ranges  // the blocks of the peer's last acknowledgment
 	hears bool    // the peer acknowledges selectively, and acked and heard are known
@@ -49,6 +50,9 @@ func (w *flight) hear(h packet.TCP, end uint32, now instant) {
 	top := h.Ack()
 	if after(top, end) || !w.news.IsZero() && after(w.acked, top) {
 		return // nothing can be known from it, or it was overtaken
+	}
+	if after(top, w.acked) {
+		w.moved = now
 	}
 	w.acked, w.sacks = top, ranges{}
 	if !after(w.until, top) {

@@ -25,6 +25,7 @@ type sent struct {
 	seq, end uint32
 	hash     uint64  // of the data
 	at       instant // when it left last
+	relayed  bool    // that was in a packet of relay's
 }
 
 // How many stretches are kept of a connection, and of all.
@@ -41,7 +42,7 @@ func (e *Engine) record(c *conn, seq uint32, data []byte, size int) {
 	from, end := seq, seq+uint32(len(data))
 	for i := len(w.parts) - 1; i >= 0 && after(w.parts[i].end, seq); i-- {
 		if after(end, w.parts[i].seq) {
-			w.parts[i].at = e.now
+			w.parts[i].at, w.parts[i].relayed = e.now, false
 		}
 	}
 	if n := len(w.parts); n > 0 && after(w.parts[n-1].end, from) {
@@ -61,7 +62,7 @@ func (e *Engine) record(c *conn, seq uint32, data []byte, size int) {
 			}
 		}
 		e.sents++
-		w.parts = append(w.parts, sent{from, to, maphash.Bytes(e.seed, data[from-seq:to-seq]), e.now})
+		w.parts = append(w.parts, sent{from, to, maphash.Bytes(e.seed, data[from-seq:to-seq]), e.now, false})
 		from = to
 	}
 }
@@ -157,8 +158,26 @@ func (e *Engine) relay(c *conn, s *pkt) {
 	}
 	q = e.apply(q, &d)
 	w.leave(to, e.now)
-	e.record(c, from, q.data(), 0)
+	for i := range w.parts {
+		if r := &w.parts[i]; !after(from, r.seq) && !after(r.end, to) {
+			r.at, r.relayed = e.now, true
+		}
+	}
 	e.release(q, &e.stats.Relayed)
+}
+
+// relays reports whether the data from one number to another has left for the other guest so
+// lately that it may still be on its way.
+func (w *flight) relays(from, to uint32, now instant) (all bool) {
+	for i := range w.parts {
+		if r := &w.parts[i]; after(r.end, from) && after(to, r.seq) {
+			if !r.relayed || now.Sub(r.at) >= w.patience() {
+				return false
+			}
+			all = true
+		}
+	}
+	return all
 }
 
 // postpone keeps s, at which relay is to look again at the time due.

@@ -80,6 +80,21 @@ func TestWhatThePeerHasLeavesOnceWhicheverGuestRepeatsIt(t *testing.T) {
 	}
 }
 
+// What has left for the other guest is on its way, and the peer tells of what it gets twice.
+func TestWhatHasJustLeftForTheOtherGuestLeavesOnce(t *testing.T) {
+	x, p, s, hear := lost(t)
+	x.now = x.now.Add(5 * time.Millisecond)
+	x.told("for the secondary's guest", s(data(112, "abcd")), "abcd@112 ack 1000 to 7400")
+	x.now = x.now.Add(10 * time.Millisecond)
+	x.told("the primary's is late", p(data(112, "abcd")), "")
+	x.now = x.now.Add(5 * time.Millisecond)
+	x.told("it was lost", x.Tick(x.now), "abcd@112 ack 1000 to 7400")
+	x.now = x.now.Add(15 * time.Millisecond)
+	x.told("and again", p(data(112, "abcd")), "abcd@112 ack 1000 to 7400")
+	x.told("its own may leave twice", p(data(112, "abcd")), "abcd@112 ack 1000 to 7400")
+	hear(124)
+}
+
 // What follows may be on its way, or lost as the end of all was, of which nothing tells.
 func TestTheEndOfWhatHasLeftIsRepeatedByItsGuest(t *testing.T) {
 	x, _, s, hear := lossy(t)
@@ -291,6 +306,35 @@ func TestARepetitionTakesItsTurn(t *testing.T) {
 			}
 		})
 	}
+}
+
+// By the time that it is its turn, the peer may have it.
+func TestARepetitionWhoseTurnComesTooLateDoesNotLeave(t *testing.T) {
+	late := func(ack uint32) (x *rig, s func(ackSeg) compare.Result) {
+		x, p, s, hear := lossy(t)
+		p(data(112, "mnop"))
+		a := data(104, "efgh")
+		a.ack = ack
+		x.told("it waits for its turn", p(a), "")
+		x.now = x.now.Add(time.Millisecond)
+		s(ackSeg{seq: 112, ack: 1000, win: 50, flags: ackOnly}) // time passes with packets
+		hear(112)
+		return x, s
+	}
+	x, s := late(1000)
+	x.told("in its turn", s(data(112, "mnop")), "mnop@112 ack 1000 to 7400")
+	if st := x.Stats(); st.Held != 0 || st.HeldBytes != 0 || st.Repeated != 1 {
+		t.Errorf("%+v", st)
+	}
+	x, s = late(1000)
+	x.told("out of turn", s(data(104, "efgh")), "")
+	if st := x.Stats(); st.Held != 1 || st.Repeated != 1 {
+		t.Errorf("%+v", st)
+	}
+	x, s = late(1100)
+	a := data(112, "mnop")
+	a.ack = 1100
+	x.told("it says something else", s(a), "mnop@112 ack 1000 to 7400, efgh@104 ack 1100 to 7500")
 }
 
 // Whoever says what, the memory for it is bounded, and given back.

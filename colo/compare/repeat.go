@@ -62,7 +62,8 @@ func (e *Engine) flies(t *stream) *flight {
 }
 
 // needless reports whether p is nothing but bytes and an acknowledgment, and each of the
-// bytes waits already, with the same value, or has left and is repeated too soon.
+// bytes waits already, with the same value, or has left and is repeated too soon, or has just
+// left for the other guest.
 func (e *Engine) needless(c *conn, p *pkt) bool {
 	const odd = packet.SYN | packet.FIN | packet.RST | packet.URG
 	if p.flags&odd != 0 || p.signed || c.blind {
@@ -74,7 +75,7 @@ func (e *Engine) needless(c *conn, p *pkt) bool {
 		if v.ahead(to) {
 			to = v.done
 		}
-		if !c.tcp.flight.tooSoon(from, to, e.now) {
+		if w := c.tcp.flight; !w.tooSoon(from, to, e.now) && !w.relays(from, to, e.now) {
 			return false
 		}
 		from = to

@@ -221,6 +221,11 @@ func (e *Engine) keep(c *conn, p *pkt) {
 func (e *Engine) advance(c *conn, kick bool) {
 	for c.p.len() > 0 && !c.blind {
 		p := c.p.at(0)
+		if p.turn && e.tooLate(c, p) {
+			e.pool.put(c.p.remove(0))
+			e.recovered(c)
+			continue
+		}
 		ok, why := e.judge(c, p, kick)
 		if !ok {
 			if why != ReasonNone {

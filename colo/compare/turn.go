@@ -45,7 +45,27 @@ func (e *Engine) hurry(c *conn, which func(q *pkt) bool) (any bool) {
 		}
 		any = true
 		c.p.remove(i)
+		if e.tooLate(c, q) {
+			e.pool.put(q)
+			continue
+		}
 		e.leave(c, q, &e.stats.Matched)
 	}
 	return any
+}
+
+// tooLate reports whether q, which has waited for its turn, need not leave any more: the peer
+// has acknowledged more meanwhile, the data of q included, and nothing else that q says is
+// news. It counts those. What the peer has said before, or somebody for it, keeps no
+// repetition from leaving.
+func (e *Engine) tooLate(c *conn, q *pkt) bool {
+	l, w := &c.tcp.left, c.tcp.flight
+	if w == nil || !w.hears || !w.moved.After(q.at) || after(q.end, w.acked) || q.nsck > 0 || !l.acks || after(q.ack, l.ack) {
+		return false
+	}
+	if edge, ok := c.tcp.told.edgeOf(q); ok && (!l.edges || after(edge, l.edge)) {
+		return false
+	}
+	e.stats.Repeated++
+	return true
 }
