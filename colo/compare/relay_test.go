@@ -2,12 +2,14 @@ package compare_test
 
 import (
 	"encoding/binary"
+	"io"
 	"math/rand/v2"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/internal/packet"
 )
 
 // lost is a connection on which the first four bytes of "abcdefghijkl" at 112 are lost, over a
@@ -427,5 +429,50 @@ func TestRelaysSayNothingNew(t *testing.T) {
 			}
 			x.now = x.now.Add(time.Duration(rnd.IntN(20)) * time.Millisecond)
 		}
+	}
+}
+
+// one yields a packet.
+type one struct{ p []byte }
+
+func (o *one) ReadPacket() ([]byte, error) {
+	if o.p == nil {
+		return nil, io.EOF
+	}
+	p := o.p
+	o.p = nil
+	return p, nil
+}
+
+// While nothing else comes, only the peer's packets tell how long it takes to answer.
+func TestAComparerMeasuresTheWayByWhatComesIn(t *testing.T) {
+	c := compare.NewComparer(lowering())
+	now := time.Now()
+	c.Now = func() time.Time { return now }
+	if err := c.Mark(0); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SecondaryMark(0); err != nil {
+		t.Fatal(err)
+	}
+	p := func(a ackSeg) { c.WritePacket(a.frame().Data) }
+	s := func(a ackSeg) { c.ServeSecondary(t.Context(), &one{a.frame().Data}) }
+	both := func(a ackSeg) { p(a); s(a) }
+	both(ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7})
+	both(data(100, "abcd"))
+	p(data(100, "abcd"))
+	both(data(104, "efgh"))
+	both(data(108, "ijkl"))
+	now = now.Add(10 * time.Millisecond)
+	c.Inbound(selective(104, 108, 112), 0)
+	now = now.Add(4 * time.Millisecond)
+	s(data(104, "efgh"))
+	if got, _ := c.Stats(); got.Relayed != 0 {
+		t.Error("it leaves too early")
+	}
+	now = now.Add(time.Millisecond)
+	s(data(104, "efgh"))
+	if got, _ := c.Stats(); got.Relayed != 1 {
+		t.Error("it does not leave")
 	}
 }
