@@ -212,6 +212,9 @@ func (c *Comparer) ComposePacket(n, hdrLen int, compose func(p []byte) bool) err
 func (c *Comparer) Inbound(p []byte, hdrLen int) []byte {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.eng.repeats {
+		c.eng.now = c.eng.instant(c.now()) // it measures how long the peer takes to answer
+	}
 	if f := (Frame{p, hdrLen}); !c.eng.echoes(f) {
 		c.eng.overhear(f)
 		return p

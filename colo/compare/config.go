@@ -239,6 +239,7 @@ type Stats struct {
 	Diverged   [reasons]uint64
 	Lowered    uint64 // acknowledgments that the engine made of a part of a held one, and let leave in addition
 	Merged     uint64 // acknowledgments that did not leave themselves, because later packets told the peer all of them
+	Relayed    uint64 // repetitions of either guest that have left, or parts of them, because the peer went on lacking them
 	Repeated   uint64 // segments that did not leave themselves, because their bytes waited already, in segments that leave for them
 	SetApart   uint64 // times that a flow was set apart
 	Recovered  uint64 // divergences after which the connection went on without a checkpoint, and so were false

@@ -58,8 +58,14 @@
 // With LowerAcks, too, what the secondary's guest has said of a segment leaves by
 // itself when that guest says it again, or has said no more for 5 ms: it has no room
 // to say the rest before that is acknowledged. And what the primary's guest says again
-// leaves once, if it waits or has just left: a guest takes for lost what leaves later
-// than a segment that it has sent later.
+// leaves once, if it waits or has just left, and else takes its turn behind what waits: a
+// guest takes for lost what leaves later than a segment that it has sent later.
+//
+// With LowerAcks and [Engine.Inbound], a repetition of either guest leaves if the peer goes
+// on lacking the bytes, whether the other guest repeats them or not. They are the bytes that
+// have left before: a hash is kept of them. And no guest is given the echo of what it sent
+// before its first repetition, where that may be due to the other guest: it would take its
+// loss back.
 //
 // # Epochs
 //

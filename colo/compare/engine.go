@@ -2,6 +2,7 @@ package compare
 
 import (
 	"errors"
+	"hash/maphash"
 	"time"
 
 	"github.com/gocolo/lockstep/internal/packet"
@@ -29,6 +30,9 @@ type Engine struct {
 	epochs
 	due
 
+	seed  maphash.Seed // of the hashes of what has left
+	sents int          // how many there are; a mark counts anew
+
 	pool  pool
 	began time.Time // the time of instant 1
 	stats Stats
@@ -43,6 +47,7 @@ type connections struct {
 	spare    *conn   // forgotten ones, for reuse
 	lastConn *conn   // of the last packet: packets come in bursts
 	crossing []*conn // those with a time in crossed
+	flights  []*conn // those with a repetition that waits for its time, and some that had one; see relay.go
 	partials []*conn // those with a time in partial, and some that had one
 	loners   map[connKey]loners
 	services map[serviceKey]*service
@@ -107,7 +112,7 @@ type marked struct {
 // NewEngine returns an engine that compares, in the epoch that Mark(0) ends.
 func NewEngine(cfg Config) *Engine {
 	cfg = cfg.withDefaults()
-	e := &Engine{cfg: cfg, connections: connections{
+	e := &Engine{cfg: cfg, seed: maphash.MakeSeed(), connections: connections{
 		conns: newIndex(), loners: make(map[connKey]loners), services: make(map[serviceKey]*service),
 	}}
 	e.pool.limit = cfg.MaxBytes

@@ -31,15 +31,20 @@ func (e *Engine) Mark(epoch uint64) error {
 		e.marked = append(e.marked, marked{p, epoch})
 	}
 	e.ownerless.clear()
-	e.raised, e.repeats = false, false
+	e.raised, e.repeats, e.sents = false, false, 0
 	for c := e.newest; c != nil; c = c.older {
 		e.markConn(c, epoch)
+		if w := c.tcp.flight; w != nil {
+			e.sents += len(w.parts)
+		}
 		e.raised = e.raised || c.tcp.left.waits()
 		e.repeats = e.repeats || c.tcp.flight != nil
 	}
 	clear(e.loners)
 	clear(e.crossing)
 	e.crossing = e.crossing[:0]
+	clear(e.flights)
+	e.flights = e.flights[:0]
 	clear(e.partials)
 	e.partials = e.partials[:0]
 	slices.SortFunc(e.marked[first:], func(a, b marked) int { return cmp.Compare(a.p.id, b.p.id) })
@@ -67,6 +72,7 @@ func (e *Engine) markConn(c *conn, epoch uint64) {
 	switch c.key.kind {
 	case kindSegment:
 		c.tcp.narrow(epoch)
+		e.unkeep(c.tcp.flight)
 		if w := c.tcp.flight; w != nil && !w.used {
 			c.tcp.flight = nil
 		} else if w != nil {

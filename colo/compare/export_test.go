@@ -44,3 +44,11 @@ func (e *Engine) TakeOver(i int, f Frame) Draft { return Draft{e.takeOver(i, f)}
 
 // GiveBack gives memory back that Draft or TakeOver has returned.
 func (e *Engine) GiveBack(d Draft) { e.giveBack(d.p) }
+
+// MaxSent returns how many stretches of data are kept of what has left, of a connection and
+// of all.
+func MaxSent() (one, all int) { return maxSent, maxAllSent }
+
+// Sents returns how many are kept, and SetSents takes it for another number until a mark.
+func (e *Engine) Sents() int     { return e.sents }
+func (e *Engine) SetSents(n int) { e.sents = n }

@@ -12,12 +12,27 @@ import (
 type flight struct {
 	used bool // something was repeated since the last mark
 
+	// A guest that hears of an older timestamp than that of its first repetition takes what
+	// it repeated for not lost (RFC 3522); see floor.
+	stamp    uint32 // the newest timestamp of a repetition of the primary's guest, whether that left or not
+	stamps   bool   // stamp is known
+	twin     uint32 // the newest timestamp of a repetition of the secondary's guest
+	twins    bool   // twin is known
+	recovers bool   // the primary's guest has repeated something, and the peer does not have all that had been sent by then
+	began    uint32 // the timestamp of the first repetition since recovers
+	until    uint32 // the end of what had been sent by then
+	withheld bool   // since then a repetition has waited for its turn, or not left
+
 	acked uint32  // the peer's greatest acknowledgment number
+	moved instant // about when acked was moved last; zero: never
 	heard uint32  // the peer has acknowledged nothing from here on, selectively either
 	sacks ranges  // the blocks of the peer's last acknowledgment
 	hears bool    // the peer acknowledges selectively, and acked and heard are known
 	news  instant // about when heard was moved last; zero: never
 
+	kept  *pkt          // a repetition that may turn out to be needed; nil: none
+	due   instant       // when that is looked at
+	parts []sent        // what is on its way, in the order of the stream; see relay.go
 	sent  uint32        // the greatest end of the data that has left, or waited when all this began
 	timed uint32        // the end of some data that is on its way
 	since instant       // when that left; zero: none is timed
@@ -36,7 +51,13 @@ func (w *flight) hear(h packet.TCP, end uint32, now instant) {
 	if after(top, end) || !w.news.IsZero() && after(w.acked, top) {
 		return // nothing can be known from it, or it was overtaken
 	}
+	if after(top, w.acked) {
+		w.moved = now
+	}
 	w.acked, w.sacks = top, ranges{}
+	if !after(w.until, top) {
+		w.recovers, w.withheld = false, false
+	}
 	for kind, data, rest, ok := packet.NextOption(h.Options()); ok; kind, data, rest, ok = packet.NextOption(rest) {
 		if kind != packet.OptSACK {
 			continue
@@ -66,6 +87,35 @@ func (w *flight) hear(h packet.TCP, end uint32, now instant) {
 // known of that where w is nil.
 func (w *flight) lacks(seq uint32) bool {
 	return w != nil && !w.news.IsZero() && after(seq, w.acked)
+}
+
+// latest returns the timestamp to which the echo of a segment is translated that its guest
+// sent at the time was, and that leaves now: that of the newest repetition, if was is older.
+func (w *flight) latest(was uint32) uint32 {
+	if w.stamps && after(w.stamp, was) {
+		return w.stamp
+	}
+	return was
+}
+
+// floor returns the echo that the guests are to get of the peer's, which may be newer if the
+// first repetition has left, or has been withheld because another packet has the bytes: what
+// arrives then may be that of either guest, and what the guest has sent before, but has left
+// after. The echo is not newer than that of newest, the newest timestamp that has left, since
+// the clock of the secondary's guest may be ahead.
+func (w *flight) floor(echo, newest uint32) uint32 {
+	if w == nil || !w.recovers || !w.withheld && after(w.began, echo) {
+		return echo
+	}
+	if n := w.latest(echo); !w.twins || !after(w.twin, n) {
+		return n
+	} else if !after(w.twin, newest) {
+		return w.twin
+	} else if after(newest, n) {
+		return newest
+	} else {
+		return n
+	}
 }
 
 // leave notes that data up to end leaves.
@@ -105,6 +155,8 @@ func (e *Engine) overhear(f Frame) {
 	p.Key(&k.Key)
 	k.Key, k.kind = k.Reverse(), kindSegment
 	if c := e.conns.find(e.conns.hash(k), k); c != nil && c.tcp.flight != nil {
-		c.tcp.flight.hear(p.TCP(), c.tcp.told.end, e.now)
+		w := c.tcp.flight
+		w.hear(p.TCP(), c.tcp.told.end, e.now)
+		e.acknowledged(w)
 	}
 }

@@ -46,6 +46,9 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 			newest, known = t.left.ts, t.left.tss
 		}
 		d := edit{ack: p.ack, win: p.win, ts: p.stamp(newest, known)}
+		if p.owner != nil && p.ts > 0 {
+			serialMax(&t.left.past, &t.left.pasts, d.ts) // a repetition may have made it newer than those behind it
+		}
 		p = e.apply(p, &d)
 		e.release(p, count)
 		return
@@ -64,9 +67,11 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 		if t.left.raised == nil {
 			t.left.raised = new([8]raised) // rare: something was lost
 		}
-		t.left.raised[t.left.next%uint8(len(t.left.raised))] = raised{
-			seq: p.seq, end: p.end, was: binary.BigEndian.Uint32(p.Packet.Frame[p.ts:]), sent: d.ts, is: true,
+		was := p.stamped()
+		if w := t.flight; w != nil {
+			was = w.latest(was)
 		}
+		t.left.raised[t.left.next%uint8(len(t.left.raised))] = raised{seq: p.seq, end: p.end, was: was, sent: d.ts, is: true}
 		t.left.next++
 		e.raised = true // until a mark finds that all is answered
 	}
@@ -75,8 +80,9 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 	}
 	p = e.apply(p, &d)
 	t.left.note(p, &d, t.told.scale)
-	if w := t.flight; w != nil && p.seq != p.end {
+	if w := t.flight; w != nil && p.seq != p.end && p.flags&packet.SYN == 0 {
 		w.leave(p.end, e.now)
+		e.record(c, p.seq, p.data(), gsoSize(&p.Frame))
 	}
 	e.release(p, count)
 }
@@ -124,7 +130,7 @@ func (p *pkt) stamp(newest uint32, known bool) uint32 {
 	if p.ts == 0 {
 		return 0
 	}
-	ts := binary.BigEndian.Uint32(p.Packet.Frame[p.ts:])
+	ts := p.stamped()
 	if known && !p.signed && after(newest, ts) {
 		return newest
 	}
@@ -258,14 +264,16 @@ func (e *Engine) echoes(f Frame) bool {
 		return false
 	}
 	flags := p.TCP().Flags() & (packet.SYN | packet.ACK)
-	return flags == packet.SYN|packet.ACK || e.raised && flags == packet.ACK
+	return flags == packet.SYN|packet.ACK || (e.raised || e.repeats) && flags == packet.ACK
 }
 
 // Inbound takes a packet that is on its way to the guests, before either has it. Where a
 // segment has left with another timestamp than the guest gave it, Inbound writes the
 // timestamp of the guest into the peer's echo, in place, and corrects the checksum; changed
-// reports that. The engine also learns the scale of the peer's window from it, and, with
-// LowerAcks, what of the data that has left twice the peer has. Without calls of Inbound
+// reports that. It does so too where a guest would take from the echo that what it has
+// repeated was not lost, and that may be due to the other guest. The engine also learns the
+// scale of the peer's window from it, and, with LowerAcks, what the peer lacks of the data
+// that has left. Without calls of Inbound
 // the guests' measurements of round trips are less precise, and acknowledgments on
 // connections that the guest opens are held instead of lowered.
 func (e *Engine) Inbound(f Frame) (changed bool) {
@@ -279,10 +287,10 @@ func (e *Engine) Inbound(f Frame) (changed bool) {
 func (e *Engine) restore(f Frame) (changed bool) {
 	p := &e.inbound
 	h := p.TCP()
-	var k connKey
+	k := &e.key // which lies there already
 	p.Key(&k.Key)
 	k.Key, k.kind = k.Reverse(), kindSegment
-	c := e.conns.find(e.conns.hash(&k), &k)
+	c := e.conns.find(e.conns.hash(k), k)
 	if c == nil {
 		return false
 	}
@@ -307,7 +315,10 @@ func (e *Engine) restore(f Frame) (changed bool) {
 	}
 	echo := binary.BigEndian.Uint32(h[at:])
 	was, found := c.tcp.left.echoed(echo, h.Ack(), c.tcp.flight)
-	if !found || was == echo {
+	if !found {
+		was = echo
+	}
+	if was = c.tcp.flight.floor(was, c.tcp.left.ts); was == echo {
 		return false
 	}
 	binary.BigEndian.PutUint32(h[at:], was)

@@ -245,6 +245,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	t.left.notePlain(&t.told, &s, e.ids)
 	if w := t.flight; w != nil && !s.bare() {
 		w.leave(s.last, e.now)
+		e.record(c, s.seq, s.data(), gsoSize(f))
 	}
 	e.stats.Matched++
 	e.waits.Add(0)
@@ -323,8 +324,9 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	v.done = s.last
 	c.agreed()
 	l.notePlain(&t.told, &plain{ts: p.ts, stamp: stamp, ack: p.ack, win: p.win}, p.id)
-	if t.flight != nil {
-		t.flight.leave(s.last, e.now)
+	if w := t.flight; w != nil {
+		w.leave(s.last, e.now)
+		e.record(c, p.seq, p.data(), gsoSize(&p.Frame))
 	}
 	e.release(p, &e.stats.Matched)
 	if c.p.len() > 0 {
@@ -361,7 +363,7 @@ func (e *Engine) holdPlain(c *conn, f *Frame, s *plain) *pkt {
 		e.pool.bytes += sizeOf(q.class)
 	}
 	q.VNetHdr = f.VNetHdr
-	q.id, q.at, q.owner, q.age = e.ids, e.now, c, c.age
+	q.id, q.at, q.owner, q.age, q.turn = e.ids, e.now, c, c.age, false
 
 	// The fields are set one by one, since a literal would be made elsewhere and copied.
 	h := &q.Packet

@@ -12,6 +12,7 @@ type pkt struct {
 	packet.Packet        // of Frame, without the virtio-net header
 	id            uint64 // its place in the order of arrival
 	at            instant
+	turn          bool // it repeats what has left, and takes its turn behind what waits; see turn.go
 	class         int8 // the class of its memory in the pool; -1: Data belongs to the caller
 
 	owner *conn  // the connection in whose queue it is or was; of a segment, as long as it is held
@@ -57,7 +58,7 @@ func (o *pool) copy(p *pkt) *pkt {
 	q := o.get(len(p.Data))
 	mem, c := q.Data, q.class
 	*q = *p
-	q.class, q.Data = c, mem
+	q.class, q.Data, q.turn = c, mem, false
 	copy(mem, p.Data)
 	q.Packet.Frame = nil
 	if q.fits() {
@@ -154,11 +155,13 @@ func (q *queue) remove(i int) *pkt {
 
 // bySeq inserts p behind all packets that do not come after it in the stream.
 func (q *queue) bySeq(p *pkt) {
-	i := q.len()
-	for i > 0 && after(q.at(i-1).seq, p.seq) {
-		i--
+	at := q.len()
+	for i := at; i > 0 && (q.at(i-1).turn || after(q.at(i-1).seq, p.seq)); i-- {
+		if !q.at(i - 1).turn {
+			at = i - 1
+		}
 	}
-	q.insert(i, p)
+	q.insert(at, p)
 }
 
 // after reports whether a comes after b in serial number arithmetic (RFC 1982).

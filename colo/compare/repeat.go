@@ -18,16 +18,26 @@ import (
 // reports whether p need not leave.
 func (e *Engine) repeat(c *conn, p *pkt) bool {
 	t := &c.tcp
-	w := t.flight
-	if w == nil {
-		w = &flight{sent: t.told.end} // rare: something was lost
-		t.flight, e.repeats = w, true
+	w := e.flies(t)
+	if p.ts > 0 {
+		if !w.recovers {
+			w.recovers, w.began, w.until = true, p.stamped(), t.told.end
+		}
+		serialMax(&w.stamp, &w.stamps, p.stamped())
 	}
-	w.used = true
 	if !e.needless(c, p) {
 		return false
 	}
 	e.stats.Repeated++
+	e.relay(c, p) // it may turn out to be needed
+	w.withheld = true
+	if p.ts > 0 {
+		for _, q := range c.p.all() {
+			if q.owner == c && q.age == c.age && after(q.end, p.seq) && after(p.end, q.seq) {
+				q.restamp(p.stamped())
+			}
+		}
+	}
 	// What p acknowledges, and offers of its window, it may be the only one to say.
 	l := &t.left
 	edge, scaled := t.told.edgeOf(p)
@@ -40,8 +50,20 @@ func (e *Engine) repeat(c *conn, p *pkt) bool {
 	return true
 }
 
+// flies returns what is known of the flight of t, on which something is repeated.
+func (e *Engine) flies(t *stream) *flight {
+	w := t.flight
+	if w == nil {
+		w = &flight{sent: t.told.end} // rare: something was lost
+		t.flight, e.repeats = w, true
+	}
+	w.used = true
+	return w
+}
+
 // needless reports whether p is nothing but bytes and an acknowledgment, and each of the
-// bytes waits already, with the same value, or has left and is repeated too soon.
+// bytes waits already, with the same value, or has left and is repeated too soon, or has just
+// left for the other guest.
 func (e *Engine) needless(c *conn, p *pkt) bool {
 	const odd = packet.SYN | packet.FIN | packet.RST | packet.URG
 	if p.flags&odd != 0 || p.signed || c.blind {
@@ -53,7 +75,7 @@ func (e *Engine) needless(c *conn, p *pkt) bool {
 		if v.ahead(to) {
 			to = v.done
 		}
-		if !c.tcp.flight.tooSoon(from, to, e.now) {
+		if w := c.tcp.flight; !w.tooSoon(from, to, e.now) && !w.relays(from, to, e.now) {
 			return false
 		}
 		from = to

@@ -85,6 +85,24 @@ func (p *pkt) synOptions() (o synOptions) {
 	return o
 }
 
+// stamped returns the value of p's timestamps. It has them if p.ts is not 0.
+func (p *pkt) stamped() uint32 { return binary.BigEndian.Uint32(p.Packet.Frame[p.ts:]) }
+
+// restamp sets the value of p's timestamps, if it has them and ts is newer. p's memory is
+// the engine's.
+func (p *pkt) restamp(ts uint32) {
+	if p.ts == 0 || p.signed || !after(ts, p.stamped()) {
+		return
+	}
+	f := p.Packet.Frame
+	h := packet.TCP(f[p.L4:p.dat])
+	was := packet.Sum(0, h[packet.TCPLen:])
+	binary.BigEndian.PutUint32(f[p.ts:], ts)
+	if p.VNetHdr == 0 || p.Data[0]&1 == 0 {
+		h.SetChecksum(packet.Update(h.Checksum(), uint32(was), uint32(packet.Sum(0, h[packet.TCPLen:]))))
+	}
+}
+
 func (p *pkt) data() []byte { return p.Packet.Frame[p.dat:p.End] }
 
 // bare reports whether the segment is an acknowledgment and nothing else.

@@ -11,7 +11,7 @@ import (
 // the world may know from what it may not:
 //
 //	          Primary   Secondary   Mark      Received   a packet leaves
-//	flight    begins    -           may end   -          grows, as when the peer is heard
+//	flight    begins    begins      may end   -          grows, as when the peer is heard
 //	told      grows     -           -         -          -
 //	cover     -         grows       shrinks   := mark    done, fin, syn
 //	mark      -         -           := told   is used    -

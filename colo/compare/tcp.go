@@ -18,7 +18,7 @@ func (e *Engine) primaryTCP(c *conn, p *pkt) {
 	case p.bare() && !c.blind:
 		e.primaryAck(c, p)
 		return
-	case again && e.repeat(c, p):
+	case again && (e.repeat(c, p) || e.turn(c, p)):
 		return
 	}
 	// The usual cases need no copy: the queue is empty and p may leave.
@@ -89,6 +89,7 @@ func (e *Engine) reopen(c *conn, p *pkt) {
 		e.diverge(c, ReasonFlags)
 	}
 	e.settle(c)
+	e.unkeep(t.flight)
 	n := stream{said: said{isn: t.said.isn, open: t.said.open}}
 	if t.said.syn.is {
 		// The secondary's guest has begun the new connection before the primary's; its
@@ -133,6 +134,15 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		return
 	}
 	repeats := p.flags&events == 0 && t.said.repeats(p)
+	if e.cfg.LowerAcks && p.flags&events == 0 && (repeats || p.seq != p.end && t.cover.agreed && !t.cover.ahead(p.end)) {
+		w := e.flies(t)
+		if p.ts > 0 {
+			serialMax(&w.twin, &w.twins, p.stamped())
+		}
+		if !e.turned(c, p) {
+			e.relay(c, p)
+		}
+	}
 	again := p.bare() && t.cover.acks && p.ack == t.cover.ack
 	if p.flags&packet.ACK != 0 {
 		room := t.cover.edge
@@ -216,6 +226,11 @@ func (e *Engine) keep(c *conn, p *pkt) {
 func (e *Engine) advance(c *conn, kick bool) {
 	for c.p.len() > 0 && !c.blind {
 		p := c.p.at(0)
+		if p.turn && e.tooLate(c, p) {
+			e.pool.put(c.p.remove(0))
+			e.recovered(c)
+			continue
+		}
 		ok, why := e.judge(c, p, kick)
 		if !ok {
 			if why != ReasonNone {

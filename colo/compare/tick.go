@@ -91,6 +91,7 @@ func (e *Engine) tickSoon() {
 		}
 	}
 	e.tickPartials()
+	e.tickFlights()
 	switch {
 	case e.pace.IsZero():
 	case e.now.Before(e.pace):

@@ -1,0 +1,242 @@
+package compare
+
+import (
+	"hash/maphash"
+	"slices"
+	"time"
+
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// A guest may stop repeating what the peer lacks, and then its timer has to run out, which
+// takes 200 ms at least: Linux takes a loss back when it hears that a repetition was
+// needless, and does not always infer it again. With LowerAcks a repetition of either guest
+// therefore leaves, although it would not otherwise, if the peer still lacks the bytes one
+// and a half round trips after they left last, and has others that were sent later.
+//
+// Nothing new is said by that. The bytes have left before. So the secondary's guest has said
+// them since its last roll-back, or a received checkpoint has given them to it, and it would
+// repeat them if it had to go on alone. They are the same bytes as then: a hash is kept of
+// each stretch that leaves while a flight is known. The packet acknowledges what the peer
+// has been told, with the same window, and has the newest timestamp that has left.
+
+// A sent is a stretch of data that has left and that the peer has not acknowledged.
+type sent struct {
+	seq, end uint32
+	hash     uint64  // of the data
+	at       instant // when it left last
+	relayed  bool    // that was in a packet of relay's
+}
+
+// How many stretches are kept of a connection, and of all.
+const (
+	maxSent    = 1 << 13
+	maxAllSent = 1 << 16
+)
+
+// record notes that data of c leaves, which has the number seq and which a device cuts into
+// pieces of the given size, if that is not 0. A repetition may begin or end where a segment
+// of either guest did, and so the data is cut there into stretches.
+func (e *Engine) record(c *conn, seq uint32, data []byte, size int) {
+	w := c.tcp.flight
+	from, end := seq, seq+uint32(len(data))
+	for i := len(w.parts) - 1; i >= 0 && after(w.parts[i].end, seq); i-- {
+		if after(end, w.parts[i].seq) {
+			w.parts[i].at, w.parts[i].relayed = e.now, false
+		}
+	}
+	if n := len(w.parts); n > 0 && after(w.parts[n-1].end, from) {
+		from = w.parts[n-1].end
+	}
+	said := c.s.all()
+	for after(end, from) && len(w.parts) < maxSent && e.sents < maxAllSent {
+		to := edge(end, seq, from, size)
+		for len(said) > 0 && !after(said[0].end, from) {
+			said = said[1:]
+		}
+		if len(said) > 0 {
+			if s := said[0]; after(s.seq, from) {
+				to = earlier(to, s.seq)
+			} else {
+				to = earlier(to, edge(s.end, s.seq, from, gsoSize(&s.Frame)))
+			}
+		}
+		e.sents++
+		w.parts = append(w.parts, sent{from, to, maphash.Bytes(e.seed, data[from-seq:to-seq]), e.now, false})
+		from = to
+	}
+}
+
+// edge returns the end of the piece that has the number from, in data from begin to end that
+// is cut into pieces of a size, if that is not 0.
+func edge(end, begin, from uint32, size int) uint32 {
+	if size <= 0 {
+		return end
+	}
+	n := uint32(size)
+	return earlier(end, begin+((from-begin)/n+1)*n)
+}
+
+func earlier(a, b uint32) uint32 {
+	if after(a, b) {
+		return b
+	}
+	return a
+}
+
+// gsoSize returns how much data there is in each of the segments into which a device cuts f;
+// 0: f is one segment.
+func gsoSize(f *Frame) int {
+	if h := packet.VNetOf(f.Data, f.VNetHdr); h != nil && h.GSOType() != packet.GSONone {
+		return h.GSOSize()
+	}
+	return 0
+}
+
+// acknowledged forgets what the peer has acknowledged.
+func (e *Engine) acknowledged(w *flight) {
+	n := 0
+	for n < len(w.parts) && !after(w.parts[n].end, w.acked) {
+		n++
+	}
+	e.sents -= n
+	w.parts = w.parts[:copy(w.parts, w.parts[n:])]
+}
+
+// patience returns how long after data has left it counts as lost if the peer has not got it,
+// but other data that was sent later.
+func (w *flight) patience() time.Duration { return w.rtt * 3 / 2 }
+
+// relay takes s, in which a guest repeats what has left, and lets that part of it leave which
+// the peer lacks. If the peer lacks it already, but has had too little time to get it, relay
+// keeps s and looks again later.
+func (e *Engine) relay(c *conn, s *pkt) {
+	const odd = packet.SYN | packet.FIN | packet.RST | packet.URG
+	t := &c.tcp
+	v, l, w := &t.cover, &t.left, t.flight
+	if !w.hears || w.rtt == 0 || s.flags&(odd|packet.ACK) != packet.ACK || s.signed || c.blind || c.apart ||
+		!t.covers(s) || !v.agreed || v.ahead(s.end) || !l.acks || s.ts > 0 && !l.tss {
+		return
+	}
+	from, to := s.seq, s.seq
+	for i := range w.parts {
+		r := &w.parts[i]
+		if from == to && (after(s.seq, r.seq) || !after(r.end, w.acked) || w.sacks.has(r.seq, r.end)) {
+			continue
+		}
+		if after(r.end, s.end) || from != to && (r.seq != to || w.sacks.has(r.seq, r.end)) ||
+			maphash.Bytes(e.seed, s.data()[r.seq-s.seq:r.end-s.seq]) != r.hash {
+			break
+		}
+		if e.now.Sub(r.at) < w.patience() {
+			if from == to && !after(r.seq, w.acked) {
+				e.postpone(c, s, r.at.Add(w.patience()))
+			}
+			break
+		}
+		if !after(w.heard, r.end) {
+			break
+		}
+		if from == to {
+			from = r.seq
+		}
+		to = r.end
+		if s.VNetHdr > 0 {
+			break // a device would have to cut more than one
+		}
+	}
+	if from == to {
+		return
+	}
+	q := e.cut(c, s, s.dat+int(from-s.seq), s.dat+int(to-s.seq), from, s.flags&(packet.ACK|packet.PSH))
+	q.id, q.at = e.ids, e.now
+	d := edit{ack: l.ack, win: l.win, cut: q.nsck > 0}
+	if s.ts > 0 {
+		// The primary's guest may have repeated it, and have heard of that too late.
+		d.ts = w.latest(l.ts)
+		l.ts = d.ts
+	}
+	q = e.apply(q, &d)
+	w.leave(to, e.now)
+	for i := range w.parts {
+		if r := &w.parts[i]; !after(from, r.seq) && !after(r.end, to) {
+			r.at, r.relayed = e.now, true
+		}
+	}
+	e.release(q, &e.stats.Relayed)
+}
+
+// relays reports whether the data from one number to another has left for the other guest so
+// lately that it may still be on its way.
+func (w *flight) relays(from, to uint32, now instant) (all bool) {
+	for i := range w.parts {
+		if r := &w.parts[i]; after(r.end, from) && after(to, r.seq) {
+			if !r.relayed || now.Sub(r.at) >= w.patience() {
+				return false
+			}
+			all = true
+		}
+	}
+	return all
+}
+
+// postpone keeps s, at which relay is to look again at the time due.
+func (e *Engine) postpone(c *conn, s *pkt, due instant) {
+	w := c.tcp.flight
+	if w.kept != s {
+		e.unkeep(w)
+		w.kept = e.hold(c, s)
+	}
+	w.due = due
+	e.await(c, due)
+}
+
+// unkeep gives up what w keeps. w may be nil.
+func (e *Engine) unkeep(w *flight) {
+	if w != nil && w.kept != nil {
+		e.pool.put(w.kept)
+		w.kept = nil
+	}
+}
+
+// await has tickFlights look at c at the time due, or before.
+func (e *Engine) await(c *conn, due instant) {
+	if !slices.Contains(e.flights, c) {
+		e.flights = append(e.flights, c)
+	}
+	e.sooner(due)
+}
+
+// tickFlights lets those repetitions leave that have waited long enough for their turn, or
+// that the peer turns out to need.
+func (e *Engine) tickFlights() {
+	wait := e.flights[:0]
+	for _, c := range e.flights {
+		w := c.tcp.flight
+		if w == nil {
+			continue
+		}
+		e.hurry(c, func(q *pkt) bool { return e.now.Sub(q.at) >= w.rtt })
+		if w.kept != nil && !e.now.Before(w.due) {
+			if e.relay(c, w.kept); !e.now.Before(w.due) {
+				e.unkeep(w) // relay has not postponed it again
+			}
+		}
+		var next instant
+		if w.kept != nil {
+			next = w.due
+		}
+		for _, q := range c.p.all() {
+			if due := q.at.Add(w.rtt); q.turn && !c.blind && !c.apart && (next.IsZero() || due.Before(next)) {
+				next = due
+			}
+		}
+		if next.IsZero() {
+			continue
+		}
+		e.sooner(next)
+		wait = append(wait, c)
+	}
+	clear(e.flights[len(wait):])
+	e.flights = wait
+}

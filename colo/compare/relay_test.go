@@ -1,0 +1,478 @@
+package compare_test
+
+import (
+	"encoding/binary"
+	"io"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/internal/packet"
+)
+
+// lost is a connection on which the first four bytes of "abcdefghijkl" at 112 are lost, over a
+// way that takes 10 ms. The peer has the rest, and has said so, and both guests have said all
+// of it, the secondary's cut as the parts are.
+func lost(t *testing.T, parts ...string) (x *rig, p, s func(ackSeg) compare.Result, hear func(ack uint32, blocks ...uint32)) {
+	t.Helper()
+	x, p, s, hear = lossy(t)
+	hear(112)
+	p(data(112, "abcd"))
+	p(data(116, "efgh"))
+	p(data(120, "ijkl"))
+	if len(parts) == 0 {
+		parts = []string{"abcd", "efgh", "ijkl"}
+	}
+	seq, n := uint32(112), 0
+	for _, part := range parts {
+		n += len(s(data(seq, part)).Release)
+		seq += uint32(len(part))
+	}
+	if n != 3 {
+		t.Fatalf("%d have left", n)
+	}
+	x.now = x.now.Add(10 * time.Millisecond)
+	s(ackSeg{seq: 124, ack: 1000, win: 50, flags: ackOnly}) // time passes with packets
+	hear(112, 116, 124)
+	return x, p, s, hear
+}
+
+// A guest may have taken a loss back, and then the other one's repetition is the only one
+// before a timer runs out.
+func TestWhatThePeerLacksLeavesWhicheverGuestRepeatsIt(t *testing.T) {
+	x, _, s, hear := lost(t)
+	x.told("the peer could not have said yet that it has it", s(data(112, "abcd")), "")
+	x.now = x.now.Add(4 * time.Millisecond)
+	x.told("nor now", x.Tick(x.now), "")
+	x.now = x.now.Add(time.Millisecond)
+	x.told("now it could", x.Tick(x.now), "abcd@112 ack 1000 to 7400")
+	x.told("it has just left", s(data(112, "abcd")), "")
+	x.now = x.now.Add(15 * time.Millisecond)
+	x.told("and was lost again", x.Tick(x.now), "abcd@112 ack 1000 to 7400")
+	x.now = x.now.Add(time.Second)
+	x.told("once for each time that it is repeated", x.Tick(x.now), "")
+	x.told("the peer still lacks it", s(data(112, "abcd")), "abcd@112 ack 1000 to 7400")
+	hear(124)
+	x.now = x.now.Add(time.Second)
+	x.told("the peer has it", s(data(112, "abcd")), "")
+	if st := x.Stats(); st.Relayed != 3 || st.Held != 0 {
+		t.Errorf("%+v", st)
+	}
+}
+
+func TestWhatThePeerHasLeavesOnceWhicheverGuestRepeatsIt(t *testing.T) {
+	for name, c := range map[string]struct {
+		seq  uint32
+		data string
+		want string
+	}{
+		"it has all of this":             {116, "efgh", ""},
+		"it has the rest":                {112, "abcdefghijkl", "abcd@112 ack 1000 to 7400"},
+		"it has what is before and more": {108, "ijklabcdef", "abcd@112 ack 1000 to 7400"},
+		"some of what it lacks":          {112, "abc", ""},
+		"what has not left":              {120, "ijklmnop", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x, _, s, _ := lost(t)
+			x.now = x.now.Add(time.Second)
+			x.told("", s(data(c.seq, c.data)), c.want)
+		})
+	}
+}
+
+// What has left for the other guest is on its way, and the peer tells of what it gets twice.
+func TestWhatHasJustLeftForTheOtherGuestLeavesOnce(t *testing.T) {
+	x, p, s, hear := lost(t)
+	x.now = x.now.Add(5 * time.Millisecond)
+	x.told("for the secondary's guest", s(data(112, "abcd")), "abcd@112 ack 1000 to 7400")
+	x.now = x.now.Add(10 * time.Millisecond)
+	x.told("the primary's is late", p(data(112, "abcd")), "")
+	x.now = x.now.Add(5 * time.Millisecond)
+	x.told("it was lost", x.Tick(x.now), "abcd@112 ack 1000 to 7400")
+	x.now = x.now.Add(15 * time.Millisecond)
+	x.told("and again", p(data(112, "abcd")), "abcd@112 ack 1000 to 7400")
+	x.told("its own may leave twice", p(data(112, "abcd")), "abcd@112 ack 1000 to 7400")
+	hear(124)
+}
+
+// What follows may be on its way, or lost as the end of all was, of which nothing tells.
+func TestTheEndOfWhatHasLeftIsRepeatedByItsGuest(t *testing.T) {
+	x, _, s, hear := lossy(t)
+	hear(112)
+	p := func(a ackSeg) { x.Primary(a.frame(), x.now) }
+	p(data(112, "abcd"))
+	s(data(112, "abcd"))
+	x.now = x.now.Add(time.Second)
+	x.told("", s(data(112, "abcd")), "")
+}
+
+// The peer must not get other bytes than before, whatever has become of the guest.
+func TestOtherBytesThanHaveLeftNeverLeave(t *testing.T) {
+	x, _, s, _ := lost(t)
+	x.now = x.now.Add(time.Second)
+	x.told("of the secondary's guest", s(data(112, "abcD")), "")
+	x.told("in the middle of others", s(data(108, "ijklabXdefgh")), "")
+	x.checkpoint(1)
+	x.now = x.now.Add(time.Second)
+	x.told("after a roll-back", s(data(112, "Abcd")), "")
+	x.now = x.now.Add(time.Second)
+	x.told("later", x.Tick(x.now), "")
+	x.told("those that have left", s(data(112, "abcd")), "abcd@112 ack 1000 to 7400")
+}
+
+// Between a mark and its receipt nothing is known of which guest goes on, and what the
+// secondary's guest says, or has said and waits, is void.
+func TestBetweenMarkAndReceiptNothingIsRelayed(t *testing.T) {
+	x, _, s, _ := lost(t)
+	x.told("it waits", s(data(112, "abcd")), "")
+	if st := x.Stats(); st.HeldBytes == 0 {
+		t.Error("it does not wait")
+	}
+	if err := x.Mark(1); err != nil {
+		t.Fatal(err)
+	}
+	if st := x.Stats(); st.HeldBytes != 0 {
+		t.Errorf("%d bytes are left of it", st.HeldBytes)
+	}
+	x.now = x.now.Add(time.Second)
+	x.told("", x.Tick(x.now), "")
+	x.told("", s(data(112, "abcd")), "")
+}
+
+// The guests cut their streams where they like, and each repeats its own pieces.
+func TestAPieceOfEitherGuestIsEnough(t *testing.T) {
+	x, _, s, hear := lost(t, "ab", "cdef", "gh", "ijkl")
+	x.now = x.now.Add(time.Second)
+	x.told("less than any has sent", s(data(112, "a")), "")
+	x.told("the first of two", s(data(110, "klab")), "ab@112 ack 1000 to 7400")
+	hear(114, 116, 124)
+	x.told("the second", s(data(114, "cdef")), "cd@114 ack 1000 to 7400")
+}
+
+// What leaves for a guest says nothing but what the peer has been told: the guest that
+// repeats may know more, or less.
+func TestWhatIsRelayedSaysWhatThePeerHasBeenTold(t *testing.T) {
+	x, p, s, _ := lost(t)
+	x.now = x.now.Add(time.Second)
+	a := data(112, "abcd")
+	a.ack, a.win = 1512, 90
+	x.told("", s(a), "abcd@112 ack 1000 to 7400")
+	a = data(124, "mnop")
+	a.ack = 1512
+	p(a)
+	x.told("the other guest has said it too", s(a), "mnop@124 ack 1512 to 7912")
+	x.now = x.now.Add(time.Second)
+	x.told("an older number", s(data(112, "abcd")), "abcd@112 ack 1512 to 7912")
+}
+
+// stamps is opened, with timestamps, on which the primary's guest says what it says at a time.
+func stamps(t *testing.T) (x *rig, p, s func(at, seq uint32, text string) []compare.Frame, hear func(echo, ack uint32, blocks ...uint32) uint32) {
+	x, tell, say := opened(t, nil)
+	with := func(to func(ackSeg) compare.Result) func(at, seq uint32, text string) []compare.Frame {
+		return func(at, seq uint32, text string) []compare.Frame {
+			a := data(seq, text)
+			a.opts = wireTimes(at, 7)
+			var out []compare.Frame
+			for _, f := range to(a).Release {
+				out = append(out, compare.Frame{Data: append([]byte(nil), f.Data...)})
+			}
+			return out
+		}
+	}
+	hear = func(echo, ack uint32, blocks ...uint32) uint32 {
+		f := answer(ack, wireTimes(7, echo), blocks...)
+		x.Inbound(compare.Frame{Data: f})
+		return binary.BigEndian.Uint32(f[34+28:])
+	}
+	return x, with(tell), with(say), hear
+}
+
+func stampOf(t *testing.T, frames []compare.Frame) uint32 {
+	t.Helper()
+	if len(frames) != 1 {
+		t.Fatalf("%d have left", len(frames))
+	}
+	return binary.BigEndian.Uint32(frames[0].Data[34+24:])
+}
+
+// A packet that leaves for a guest has the newest timestamp that has left, or that of a
+// repetition which has not: the echo of an older one would tell the guest that what it
+// repeated was not lost.
+func TestWhatIsRelayedHasTheNewestTimestamp(t *testing.T) {
+	x, p, s, hear := stamps(t)
+	p(10, 100, "abcd")
+	s(11, 100, "abcd")
+	p(12, 100, "abcd")
+	p(13, 104, "efgh")
+	s(13, 104, "efgh")
+	x.now = x.now.Add(10 * time.Millisecond)
+	s(13, 108, "")
+	hear(13, 100, 104, 108)
+	x.now = x.now.Add(15 * time.Millisecond)
+	if got := stampOf(t, s(99, 100, "abcd")); got != 13 {
+		t.Errorf("it leaves with the timestamp %d", got)
+	}
+	p(20, 108, "ijkl")
+	p(30, 108, "ijkl") // it waits already, and takes the timestamp
+	x.now = x.now.Add(15 * time.Millisecond)
+	if got := stampOf(t, s(99, 100, "abcd")); got != 30 {
+		t.Errorf("it leaves with the timestamp %d", got)
+	}
+	if got := stampOf(t, s(20, 108, "ijkl")); got != 30 {
+		t.Errorf("what waited leaves with the timestamp %d", got)
+	}
+}
+
+// A guest that hears the echo of what it sent before its first repetition takes that for
+// needless. The peer has got what the other guest sent, or what left late.
+func TestAGuestHearsNoEchoThatTakesItsLossBack(t *testing.T) {
+	start := func() (p, s func(at, seq uint32, text string) []compare.Frame, hear func(echo, ack uint32, blocks ...uint32) uint32) {
+		_, p, s, hear = stamps(t)
+		p(10, 100, "abcd")
+		s(10, 100, "abcd")
+		p(11, 104, "efgh")
+		s(11, 104, "efgh")
+		hear(7, 100, 104, 108)
+		return p, s, hear
+	}
+	p, s, hear := start()
+	if got := hear(11, 108); got != 11 {
+		t.Errorf("nothing was repeated: the echo %d", got)
+	}
+
+	p, s, hear = start()
+	stampOf(t, p(20, 100, "abcd"))
+	s(24, 100, "abcd")
+	p(30, 108, "ijkl")
+	stampOf(t, s(30, 108, "ijkl"))
+	if got := hear(10, 104, 104, 108); got != 10 {
+		t.Errorf("the repetition was needless: the echo %d", got)
+	}
+	if got := hear(20, 108); got != 24 {
+		t.Errorf("the secondary's guest repeated later: the echo %d", got)
+	}
+
+	p, s, hear = start()
+	stampOf(t, p(20, 100, "abcd"))
+	s(400, 100, "abcd")
+	if got := hear(20, 108); got != 20 {
+		t.Errorf("the secondary's guest has another clock: the echo %d", got)
+	}
+	if got := hear(10, 108); got != 10 {
+		t.Errorf("the peer has all of that: the echo %d", got)
+	}
+}
+
+// A repetition that left at once would overtake what its guest has sent before it, and the
+// guest would take that for lost.
+func TestARepetitionTakesItsTurn(t *testing.T) {
+	for name, c := range map[string]struct {
+		then func(x *rig, p, s func(ackSeg) compare.Result) compare.Result
+		want string
+	}{
+		"behind what waits": {func(x *rig, p, s func(ackSeg) compare.Result) compare.Result {
+			return s(data(112, "mnop"))
+		}, "mnop@112 ack 1000 to 7400, efgh@104 ack 1000 to 7400"},
+		"and before what comes later": {func(x *rig, p, s func(ackSeg) compare.Result) compare.Result {
+			p(data(116, "qrst"))
+			return s(data(112, "mnopqrst"))
+		}, "mnop@112 ack 1000 to 7400, efgh@104 ack 1000 to 7400, qrst@116 ack 1000 to 7400"},
+		"or leaves when the other guest repeats it": {func(x *rig, p, s func(ackSeg) compare.Result) compare.Result {
+			return s(data(104, "efgh"))
+		}, "efgh@104 ack 1000 to 7400"},
+		"or when its guest repeats it again": {func(x *rig, p, s func(ackSeg) compare.Result) compare.Result {
+			return p(data(104, "efgh"))
+		}, "efgh@104 ack 1000 to 7400, efgh@104 ack 1000 to 7400"},
+		"or after the time of the way": {func(x *rig, p, s func(ackSeg) compare.Result) compare.Result {
+			x.now = x.now.Add(10 * time.Millisecond)
+			return x.Tick(x.now)
+		}, "efgh@104 ack 1000 to 7400"},
+		"or after a checkpoint": {func(x *rig, p, s func(ackSeg) compare.Result) compare.Result {
+			x.Mark(1)
+			r, _ := x.SecondaryMark(1)
+			return r
+		}, "mnop@112 ack 1000 to 7400, efgh@104 ack 1000 to 7400"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x, p, s, _ := lossy(t)
+			x.told("it waits", p(data(112, "mnop")), "")
+			x.told("behind it", p(data(104, "efgh")), "")
+			x.now = x.now.Add(9 * time.Millisecond)
+			x.told("not longer", x.Tick(x.now), "")
+			x.now = x.now.Add(-9 * time.Millisecond)
+			x.told("", c.then(x, p, s), c.want)
+			if st := x.Stats(); strings.Contains(c.want, "mnop") && (st.Held != 0 || st.HeldBytes != 0) {
+				t.Errorf("%+v", st)
+			}
+		})
+	}
+}
+
+// By the time that it is its turn, the peer may have it.
+func TestARepetitionWhoseTurnComesTooLateDoesNotLeave(t *testing.T) {
+	late := func(ack uint32) (x *rig, s func(ackSeg) compare.Result) {
+		x, p, s, hear := lossy(t)
+		p(data(112, "mnop"))
+		a := data(104, "efgh")
+		a.ack = ack
+		x.told("it waits for its turn", p(a), "")
+		x.now = x.now.Add(time.Millisecond)
+		s(ackSeg{seq: 112, ack: 1000, win: 50, flags: ackOnly}) // time passes with packets
+		hear(112)
+		return x, s
+	}
+	x, s := late(1000)
+	x.told("in its turn", s(data(112, "mnop")), "mnop@112 ack 1000 to 7400")
+	if st := x.Stats(); st.Held != 0 || st.HeldBytes != 0 || st.Repeated != 1 {
+		t.Errorf("%+v", st)
+	}
+	x, s = late(1000)
+	x.told("out of turn", s(data(104, "efgh")), "")
+	if st := x.Stats(); st.Held != 1 || st.Repeated != 1 {
+		t.Errorf("%+v", st)
+	}
+	x, s = late(1100)
+	a := data(112, "mnop")
+	a.ack = 1100
+	x.told("it says something else", s(a), "mnop@112 ack 1000 to 7400, efgh@104 ack 1100 to 7500")
+}
+
+// Whoever says what, the memory for it is bounded, and given back.
+func TestWhatIsKnownOfWhatHasLeftIsBounded(t *testing.T) {
+	x, p, s, hear := lossy(t)
+	one, all := compare.MaxSent()
+	seq := uint32(112)
+	for range one + 1000 {
+		a := data(seq, "m")
+		p(a)
+		s(a)
+		seq++
+	}
+	if n := x.Sents(); n > one {
+		t.Errorf("%d are known of one connection", n)
+	}
+	hear(seq)
+	if n := x.Sents(); n != 0 {
+		t.Errorf("%d are known of what was acknowledged", n)
+	}
+	x.SetSents(all)
+	a := data(seq, "m")
+	p(a)
+	x.told("it leaves all the same", s(a), told(compare.Result{Release: []compare.Frame{a.frame()}}))
+	if n := x.Sents(); n != all {
+		t.Errorf("%d are known of all connections", n)
+	}
+	x.checkpoint(1)
+	if n := x.Sents(); n != 0 {
+		t.Errorf("%d are counted at a mark", n)
+	}
+}
+
+// Whatever guests repeat, and peers answer, nothing leaves that has not left before, as it was.
+func TestRelaysSayNothingNew(t *testing.T) {
+	const text = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuvwxyz"
+	for seed := range uint64(300) {
+		rnd := rand.New(rand.NewPCG(seed, 6))
+		x, p, s, hear := lossy(t)
+		done, told := uint32(112), uint32(112) // what has left, and what the primary's guest has said
+		epoch := uint64(1)
+		for range 100 {
+			var r compare.Result
+			before := x.Stats().Relayed
+			switch rnd.IntN(8) {
+			case 0, 1:
+				n := uint32(1 + rnd.IntN(4))
+				if int(told-112+n) > len(text) {
+					break
+				}
+				r = p(data(told, text[told-112:][:n]))
+				told += n
+			case 2, 3:
+				from := 112 + uint32(rnd.IntN(int(told-112)+1))
+				if int(from-112)+4 > len(text) {
+					break
+				}
+				b := []byte(text[from-112:][:1+rnd.IntN(4)])
+				if rnd.IntN(4) == 0 {
+					b[rnd.IntN(len(b))] ^= 0x20
+				}
+				if from > done {
+					break // what it leaves out it does not send
+				}
+				r = s(data(from, string(b)))
+			case 4, 5:
+				a := 100 + uint32(rnd.IntN(int(told-100)+1))
+				b := a + uint32(rnd.IntN(8))
+				hear(a, b, b+uint32(rnd.IntN(8)))
+			case 6:
+				r = x.Tick(x.now)
+			case 7:
+				if rnd.IntN(4) == 0 {
+					x.checkpoint(epoch)
+					epoch, done = epoch+1, told
+				}
+			}
+			relayed := x.Stats().Relayed - before
+			for _, f := range r.Release {
+				h := f.Data[34:]
+				seq, d := binary.BigEndian.Uint32(h[4:]), h[h[12]>>4*4:]
+				if seq >= 112 && string(d) != text[seq-112:][:len(d)] {
+					t.Fatalf("seed %d: %q leaves at %d", seed, d, seq)
+				}
+				end := seq + uint32(len(d))
+				if relayed > 0 && len(r.Release) == int(relayed) && end > done {
+					t.Fatalf("seed %d: relayed up to %d, and %d have left", seed, end, done)
+				}
+				done = max(done, end)
+			}
+			x.now = x.now.Add(time.Duration(rnd.IntN(20)) * time.Millisecond)
+		}
+	}
+}
+
+// one yields a packet.
+type one struct{ p []byte }
+
+func (o *one) ReadPacket() ([]byte, error) {
+	if o.p == nil {
+		return nil, io.EOF
+	}
+	p := o.p
+	o.p = nil
+	return p, nil
+}
+
+// While nothing else comes, only the peer's packets tell how long it takes to answer.
+func TestAComparerMeasuresTheWayByWhatComesIn(t *testing.T) {
+	c := compare.NewComparer(lowering())
+	now := time.Now()
+	c.Now = func() time.Time { return now }
+	if err := c.Mark(0); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SecondaryMark(0); err != nil {
+		t.Fatal(err)
+	}
+	p := func(a ackSeg) { c.WritePacket(a.frame().Data) }
+	s := func(a ackSeg) { c.ServeSecondary(t.Context(), &one{a.frame().Data}) }
+	both := func(a ackSeg) { p(a); s(a) }
+	both(ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7})
+	both(data(100, "abcd"))
+	p(data(100, "abcd"))
+	both(data(104, "efgh"))
+	both(data(108, "ijkl"))
+	now = now.Add(10 * time.Millisecond)
+	c.Inbound(selective(104, 108, 112), 0)
+	now = now.Add(4 * time.Millisecond)
+	s(data(104, "efgh"))
+	if got, _ := c.Stats(); got.Relayed != 0 {
+		t.Error("it leaves too early")
+	}
+	now = now.Add(time.Millisecond)
+	s(data(104, "efgh"))
+	if got, _ := c.Stats(); got.Relayed != 1 {
+		t.Error("it does not leave")
+	}
+}
