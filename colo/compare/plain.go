@@ -280,6 +280,9 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	if !v.agreed || !v.ahead(s.last) {
 		return false
 	}
+	if e.cfg.LowerAcks && t.said.ends && !after(s.last, t.said.end) {
+		return false // it is a repetition
+	}
 	if c.p.len() == 0 {
 		if n := c.s.len(); n > 0 && after(c.s.at(n-1).seq, s.seq) {
 			return false
