@@ -10,8 +10,8 @@ import (
 )
 
 var (
-	// ErrFailover is why a session ended when a failover was asked for:
-	// Run itself returns nil then, since this side went on.
+	// ErrFailover is the reason of a session that ended because a failover was
+	// ordered: Run itself returns nil then, since this side went on.
 	ErrFailover = errors.New("failover requested")
 
 	// ErrEnded: an order was given, or Run was called, after the session had
@@ -65,7 +65,7 @@ var (
 
 // GoodbyeError is the peer's last word. It matches ErrGoodbye.
 type GoodbyeError struct {
-	// Reason is what the peer said, in words; it may be empty. Unprintable
+	// Reason is the reason that the peer gave, in words; it may be empty. Unprintable
 	// characters are replaced.
 	Reason string
 }

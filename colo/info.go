@@ -23,8 +23,8 @@ const (
 	StateStopped       State = "stopped"       // the guest does not go on here
 )
 
-// Info is what query-colo-status answers, and the figures of a session so far.
-// In JSON times are in nanoseconds, as the members' names say.
+// Info is the state of a session, as query-colo-status answers it, and its figures so
+// far. In JSON times are in nanoseconds, as the members' names say.
 type Info struct {
 	State    State            `json:"state"`     // changes with each phase of Run
 	Mode     event.Mode       `json:"mode"`      // none after the session

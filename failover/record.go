@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// A Record is what an arbiter keeps of one guest. Its methods are the rules that
+// A Record is the state of one guest at an arbiter. Its methods are the rules that
 // every arbiter follows: pure, they return the record that takes the place of
 // this one, which the arbiter writes in one indivisible step or not at all.
 type Record struct {

@@ -22,9 +22,9 @@ type CPU struct {
 	TSCKHz     uint32       // frequency of the guest's TSC, or else of the host's; 0: not known
 	TSCScaling bool         // the host can give a guest a TSC of any frequency
 
-	// MSRs are what the guest's first vCPU had in its model-specific registers when it
-	// was described, without those that were 0 or that name its memory; nil: not told.
-	// Among them are those by which a CPU says what it can do.
+	// MSRs are the model-specific registers of the guest's first vCPU when it was
+	// described, without those that were 0 or that name its memory; nil: not known. Among
+	// them are those in which a CPU lists its features.
 	MSRs []MSR
 }
 

@@ -74,7 +74,7 @@ type DiskInfo struct {
 	Size  int64      `json:"size"`
 	IO    IOInfo     `json:"io"` // requests of the guest on this side
 
-	// Dirty is what Synchronise would copy. InFlight and InFlightBytes are the
+	// Dirty is how much Synchronise would copy. InFlight and InFlightBytes are the
 	// writes on their way to the secondary, or queued for it; Held and HeldBytes
 	// those that wait for Loaded; PrimaryInfo explains LagBytes and Lag.
 	Dirty         int64         `json:"dirty-bytes"`
@@ -101,13 +101,13 @@ type PrimaryInfo struct {
 	State    State
 	Identity Identity
 	IO       IOInfo
-	// Dirty is what Synchronise would copy, in bytes.
+	// Dirty is how much Synchronise would copy, in bytes.
 	Dirty int64
 	// InFlight and InFlightBytes are the writes on their way to the secondary,
 	// or queued for it; Held and HeldBytes those that wait for Loaded.
 	InFlight, Held           int
 	InFlightBytes, HeldBytes int64
-	// LagBytes is what was written since the last checkpoint that the secondary
+	// LagBytes is how much was written since the last checkpoint that the secondary
 	// has, in whole chunks; Lag the age of the oldest request that it has not
 	// answered, or of the Mark that is not Loaded.
 	LagBytes int64

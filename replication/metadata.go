@@ -11,7 +11,7 @@ import (
 	"sync/atomic"
 )
 
-// Metadata is what is durably known of a copy of a disk beside its content: its
+// Metadata keeps, durably, the facts about a copy of a disk beside its content: its
 // [Identity] and, on a primary, which secondary's copy has what, so that only
 // the rest needs to be copied after a restart. Its methods may be called from
 // any goroutine.

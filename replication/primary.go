@@ -13,7 +13,7 @@ import (
 
 // PrimaryConfig configures a [Primary].
 type PrimaryConfig struct {
-	// Name is what the events call the disk; it may be empty.
+	// Name is the name of the disk in events; it may be empty.
 	Name string
 	// Events is told when the disks drift apart (event.DiskBroken), and how
 	// far a synchronisation is (event.DiskSyncProgress, then

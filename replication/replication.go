@@ -26,8 +26,8 @@ type Replicator interface {
 	Stop(ctx context.Context, failover bool) error
 }
 
-// Marker is what the disk of a primary offers in addition: the two moments
-// of a checkpoint that matter to its writes.
+// Marker is the disk of a primary. It has two more methods than a Replicator, for the
+// moments of a checkpoint that matter to its writes.
 type Marker interface {
 	// Mark ends epoch. The guest is paused. When Mark returns, every write
 	// so far is on the secondary's stable storage, and writes from now on
@@ -38,9 +38,9 @@ type Marker interface {
 	Loaded(ctx context.Context, epoch uint64) error
 }
 
-// Preparer is what a Replicator offers if most of a checkpoint's work, and
-// all that is likely to fail, can be done beforehand. [Group] prepares every
-// member before it checkpoints the first.
+// Preparer is a Replicator that can do most of a checkpoint's work, and all that
+// is likely to fail, beforehand. [Group] prepares every member before it checkpoints
+// the first.
 type Preparer interface {
 	// Prepare does what Checkpoint of the same epoch would have to do first.
 	// It changes nothing that the guest can see. Checkpoint or Stop must
@@ -48,17 +48,17 @@ type Preparer interface {
 	Prepare(ctx context.Context, epoch uint64) error
 }
 
-// FailoverPreparer is what a Replicator offers if a failover can be ordered,
-// for good, before it is carried out. [Group] orders it of every member before
-// it stops the first.
+// FailoverPreparer is a Replicator that can be told, for good, that a failover is
+// coming before it is carried out. [Group] tells every member before it stops the
+// first.
 type FailoverPreparer interface {
 	// PrepareFailover does what Stop with failover would have to do first.
 	// That must follow. What fails here, fails there again.
 	PrepareFailover(ctx context.Context) error
 }
 
-// Drainer is what a Replicator offers whose guest's writes may wait for the next
-// checkpoint, which pauses the guest: a vCPU that waits in a write would keep it
+// Drainer is a Replicator in which writes of the guest may wait for the next
+// checkpoint. That pauses the guest, and a vCPU that waits in a write would keep it
 // from being paused, and the checkpoint from being made.
 type Drainer interface {
 	// Drain lets every write that waits for a checkpoint end, and until that
@@ -68,9 +68,9 @@ type Drainer interface {
 	Drain()
 }
 
-// Cutter is what a Replicator offers whose guest may wait for the other side:
-// a write that cannot be answered keeps a vCPU, and with it the whole guest,
-// from being paused.
+// Cutter is a Replicator in which the guest may wait for the other side: a write
+// that cannot be answered keeps a vCPU, and with it the whole guest, from being
+// paused.
 type Cutter interface {
 	// Cut ends the connection to the other side at once. Every write and
 	// flush that waits for it goes on without the other side or fails, and

@@ -44,7 +44,7 @@ func (s State) String() string {
 
 // SecondaryConfig says how a [Secondary] keeps its overlays and where it publishes events.
 type SecondaryConfig struct {
-	// Name is what the events call the disk; it may be empty.
+	// Name is the name of the disk in events; it may be empty.
 	Name string
 	// Events is told the first error since Start (event.DiskBroken), and, once in an
 	// epoch, that an overlay is half full (event.DiskOverlayHalfFull): a checkpoint,

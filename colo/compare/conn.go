@@ -21,8 +21,8 @@ type connKey struct {
 	kind kind
 }
 
-// A conn is what the engine knows of one connKey: of a TCP connection, of a flow of
-// datagrams, or of a claim. The fields that each packet needs come first, so that it takes
+// A conn is the state of the engine for one connKey: for a TCP connection, a flow of
+// datagrams, or a claim. The fields that each packet needs come first, so that it takes
 // few lines of the processor's cache.
 type conn struct {
 	key      connKey

@@ -17,8 +17,8 @@ func BacklogEntry(instance uint32) vmstate.Entry {
 	return vmstate.Entry{Name: "lockstep-net-buffer", Instance: instance, Version: 1, MinVersion: 1}
 }
 
-// A Backlog is what a primary without a Buffer saves in its place: the packets that were
-// sent before the mark and have not left. The secondary loads them into a Buffer. The
+// A Backlog has the packets that were sent before the mark and have not left, for a primary
+// without a Buffer to save in its place. The secondary loads them into a Buffer. The
 // owner of a Backlog fills it anew for each checkpoint, and uses it on the goroutine that
 // saves.
 type Backlog struct{ m image }

@@ -223,9 +223,9 @@ func (c *life) over() bool { return c.guestAcked && c.clientAcked }
 // acknowledgment of more belongs to another connection.
 func (c *conversation) has(seq uint32) bool { return seq-c.own.seq <= c.sent-c.own.seq }
 
-// An opening is what the Rewriter remembers of clients' SYNs that the guest has not
-// answered yet. It only decides whether a packet that can belong to no other connection
-// waits for the guest's answer.
+// An opening remembers SYNs of clients that the guest has not answered yet. It only
+// decides whether a packet that can belong to no other connection waits for the guest's
+// answer.
 type opening struct {
 	syns  [4]syn // the latest replaces the oldest
 	count int    // how many there have been

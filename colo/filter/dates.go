@@ -12,7 +12,7 @@ type dates struct {
 	near time.Duration // a packet that comes no later than that after a date has it too
 }
 
-// A date is that of some packets.
+// A date is the time at which some packets were taken.
 type date struct {
 	at      time.Time
 	packets int

@@ -9,7 +9,7 @@ import (
 // chAsk is the channel of a question: the answer is all that comes over it.
 const chAsk = "ask"
 
-// A Standing is what a host answers when it is asked how it stands with a guest
+// A Standing is the answer of a host to the question how its job for a guest stands
 // (see Ask).
 type Standing struct {
 	Host string

@@ -90,7 +90,7 @@ type Peer struct {
 	// several goroutines at a time: a pair's connections are made side by side.
 	Dialer func(ctx context.Context) (net.Conn, error)
 
-	// Name is what the other host's certificate must be for. Required with TLS.
+	// Name is the name for which the other host's certificate must be. Required with TLS.
 	Name string
 	PortConfig
 }
@@ -161,9 +161,10 @@ type Config struct {
 
 	// Machine is the machine type, which must be the same on both sides.
 	Machine string
-	// Offer is what else must fit, opaque to this package: CPU features, say.
-	// It is shown to the other side's Judge, whose error refuses the pair. Nil:
-	// everything fits. MatchCPU of a kvm.VM returns one of each.
+	// Offer describes what else of this host must fit the other, in bytes that only
+	// the hosts understand: CPU features, say. Each side gives the Offer of the other
+	// to its Judge, whose error refuses the pair. Nil: everything fits. MatchCPU of a
+	// kvm.VM returns both.
 	Offer []byte
 	Judge func(offer []byte) error
 

@@ -87,7 +87,7 @@ type hello struct {
 	Refused string `json:"refused,omitempty"`
 }
 
-// An offer is what one side has, for the other to compare.
+// An offer describes the machine of one side, for the other to compare.
 type offer struct {
 	Machine  string   `json:"machine"`
 	Memory   []part   `json:"memory"`

@@ -63,7 +63,8 @@ func (s State) runs() bool {
 	return s == Alone || s == Synchronising || s == Protected || s == Paused || s == Cancelled
 }
 
-// An input is what moves a machine: what happened, or an operator's verb.
+// An input can change the state of a machine: something has happened, or an operator has
+// called a verb.
 type input uint8
 
 const (

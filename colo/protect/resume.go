@@ -34,7 +34,7 @@ type position struct {
 	Lacks bool `json:"lacks,omitempty"`
 }
 
-// A base is what a primary knows of its secondary's memory.
+// A base records which checkpoint's memory the secondary of a primary holds.
 type base struct {
 	saver  *ram.Saver
 	blocks []ram.Block // the blocks that saver saves

@@ -17,7 +17,7 @@ const (
 	KVMMissingCap   Class = "KVMMissingCap"
 )
 
-// An Error is what a monitor answers instead of a result. A command of a host
+// An Error is the answer of a monitor in place of a result. A command of a host
 // that returns one, wrapped or not, is answered with its class; any other error
 // is a GenericError with its text. A [Client] returns them.
 type Error struct {

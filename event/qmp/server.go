@@ -167,7 +167,7 @@ func (s *Server) version() Version {
 	return s.Version
 }
 
-// versionInfo is what value says, for the schema. (QAPI struct VersionInfo.)
+// versionInfo has the fields that value returns, for the schema. (QAPI struct VersionInfo.)
 type versionInfo struct {
 	QEMU struct {
 		Major int64 `json:"major"`

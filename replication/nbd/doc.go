@@ -5,9 +5,9 @@
 // Most hosts want package colo/protect, which uses it; this one is for those who
 // replicate disks themselves, and for whoever needs an NBD server or client.
 //
-// It is what carries the writes of a primary to its secondary, and either end
-// may be something else that speaks NBD, QEMU above all. [Server] exports
-// disks; [Client] is a connection to one.
+// NBD carries the writes of a primary to its secondary, and either end may be
+// something else that speaks NBD, QEMU above all. [Server] exports disks; [Client]
+// is a connection to one.
 //
 // An export may carry a generation in its name. Whoever takes over serves its disk under
 // the next generation, so that a primary that does not know yet that it has been replaced

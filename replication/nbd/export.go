@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// Disk is what an export serves. Its methods are called from several goroutines at the
+// Disk is the disk that an export serves. Its methods are called from several goroutines at the
 // same time. A replication.Disk is a Disk.
 type Disk interface {
 	io.ReaderAt
@@ -31,7 +31,8 @@ type (
 
 // ExportConfig describes an export.
 type ExportConfig struct {
-	// Name is what clients ask for. The empty name is the default export.
+	// Name is the name by which clients ask for the export. The empty name is the default
+	// export.
 	Name string
 	// Generation, if not zero, is part of the name on the wire, see [Name].
 	// A client that asks for another generation is refused with ErrPolicy.

@@ -48,8 +48,8 @@ type Scratch interface {
 // ErrDelta means that a stream has XBZRLE pages and Config no Scratch.
 var ErrDelta = errors.New("diff: XBZRLE pages need a scratch file")
 
-// A State is what a destination would hold after loading a stream, and what the
-// stream says of the machine that has written it.
+// A State is the state that a destination would have after loading a stream, with the
+// facts that the stream tells about the machine that has written it.
 type State struct {
 	// Configuration is nil where the stream has none.
 	Configuration *vmstate.Configuration

@@ -105,9 +105,9 @@ func (s *Saver) Forget() {
 	s.stopLog()
 }
 
-// suspend is what Discard does where the cache holds what another session can go on
-// from. What was staged and not committed counts as staged: it differs from what the
-// guest has.
+// suspend is called by Discard. If another session can go on from the contents of the cache,
+// it keeps them and returns true. Pages that were staged and not committed count as staged,
+// since they differ from those of the guest.
 func (c *Cache) suspend() bool {
 	c.resumed, c.kept = false, false
 	if !c.cfg.Resumable || c.first || c.closed || c.unlogged {

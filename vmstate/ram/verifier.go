@@ -6,7 +6,7 @@ import (
 	"hash/maphash"
 )
 
-// VerifierConfig is what a [Verifier] works with. All of it is needed.
+// VerifierConfig configures a [Verifier]. All of its fields are required.
 type VerifierConfig struct {
 	// Log is the dirty log that is checked.
 	Log DirtyLog

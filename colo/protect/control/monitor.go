@@ -26,7 +26,7 @@ type Job interface {
 	Switchover(ctx context.Context) error
 }
 
-// Config is what a monitor or a page needs besides the job.
+// Config has all that a monitor or a page needs besides the job.
 type Config struct {
 	// Events is the job's bus: clients see its events. Nil: there are none, and
 	// query-colo-status forgets a session when it has ended.

@@ -51,11 +51,11 @@ const (
 	Tables      = 0xf0000 // of ACPI: not memory for the guest
 )
 
-// ErrKernel is what is wrong with a kernel that is none that is known here, or that does
-// not fit into the guest's memory.
+// ErrKernel means that a file is no kernel that is known here, or does not fit into the
+// guest's memory.
 var ErrKernel = errors.New("pc: kernel cannot be loaded")
 
-// Image is what a kernel's header says.
+// Image has the fields of a kernel's header.
 type Image struct {
 	size       uint64 // of what is loaded at 1 MiB
 	unpacked   uint64 // end of the memory that it unpacks itself to
