@@ -17,9 +17,11 @@ var errReset = errors.New("connection reset by peer")
 // as TCP repeats what was lost, or never, if the connection breaks before: then the
 // last message may have arrived by half.
 type cable struct {
-	mu     sync.Mutex
-	broken bool
-	ends   [2]*cableEnd
+	mu      sync.Mutex
+	broken  bool
+	channel string // what it is for; "": nobody has said so
+	mute    int    // bits of the ends that are not heard
+	ends    [2]*cableEnd
 }
 
 // A cableEnd is one end of a cable, and what is under way to it.
@@ -155,6 +157,9 @@ func (e *cableEnd) Write(p []byte) (n int, err error) {
 		o := e.other
 		if room := cableRoom - o.bytes; room > 0 {
 			part := o.message(p[n:min(len(p), n+room)])
+			if e.w.channel == "" {
+				e.w.learn(part)
+			}
 			at := time.Now().Add(d)
 			if k := len(o.in); k > 0 && o.in[k-1].at.After(at) {
 				at = o.in[k-1].at

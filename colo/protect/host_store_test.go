@@ -48,6 +48,9 @@ func (s ofHost) Swap(ctx context.Context, old, next failover.Record) (bool, erro
 	}
 	s.h.trace("swap", int(next.Generation))
 	s.h.pace()
+	if late := s.h.tardy.Load(); late > 0 {
+		wait.For(ctx, time.Duration(late))
+	}
 	return ok, err
 }
 
@@ -62,8 +65,22 @@ func (s ofHost) swap(ctx context.Context, old, next failover.Record) (bool, erro
 	ok, err := s.Store.Swap(ctx, old, next)
 	if ok && next.Held() {
 		s.h.has(next.Generation)
+		if next.Token != old.Token && !s.h.killed.Load() {
+			s.h.w.takes(s.h)
+		}
 	}
 	return ok, err
+}
+
+// takes checks that nobody else acts for the guest when a host is granted it.
+func (w *world) takes(h *host) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, o := range w.hosts {
+		if o != h && !o.killed.Load() && o.job.Gate().Open() && !w.t.Failed() {
+			w.t.Errorf("%s was granted the guest while the gate of %s is open", h.name, o.name)
+		}
+	}
 }
 
 func (s ofHost) reach() error {

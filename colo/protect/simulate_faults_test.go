@@ -27,6 +27,10 @@ func (s *simulation) fault() {
 		s.reach.Store(int64(most))
 		s.say("making a connection takes up to %v", most)
 	}
+	if s.latest != nil && s.latest.IntN(20) == 0 {
+		s.together(h)
+		return
+	}
 	switch what {
 	case 0, 1:
 		for _, o := range s.facing(h) {
@@ -188,7 +192,7 @@ func (s *simulation) heal(reset bool) {
 		h.noArbiter.Store(false)
 		h.deaf.Store(false)
 		h.twice.Store(false)
-		for _, left := range []interface{ Store(int64) }{&h.slow, &h.forget, &h.late, &h.lag} {
+		for _, left := range []interface{ Store(int64) }{&h.slow, &h.tardy, &h.forget, &h.late, &h.lag} {
 			left.Store(0)
 		}
 		if s.disks {

@@ -66,7 +66,11 @@ func (s *simulation) breakOff() {
 	} else {
 		s.verb(one, "switchover", one.job.Switchover)
 	}
-	if when := s.more.IntN(150); when < 75 {
+	when := s.more.IntN(150)
+	if s.latest != nil && s.latest.IntN(2) == 0 {
+		when = 75 + when/2
+	}
+	if when < 75 {
 		time.Sleep(time.Duration(2*when) * time.Millisecond)
 	} else { // as soon as nobody has the guest, as far as the record says
 		for range 500 {

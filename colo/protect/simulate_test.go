@@ -39,7 +39,8 @@ type simulation struct {
 	begins   bool             // the beginning of a session is broken off
 	more     *rand.Rand       // of what was added later, so that a seed does as before what it did
 	newer    *rand.Rand       // and later still; nil: of a seed that is kept, and does none of that
-	wide     *rand.Rand       // the same, of what was added last
+	wide     *rand.Rand       // the same, of what was added then
+	latest   *rand.Rand       // of what was added last; nil: of any seed that is kept
 	live     map[string]*host // by name, the process that was booted last; nil: none was
 	dead     []*host
 	ended    []*host // that followed nobody, and were booted anew
@@ -87,11 +88,15 @@ func newSimulation(t *testing.T, seed uint64, record *trace, counts *counts) *si
 		s.newer = rand.New(rand.NewPCG(seed, 3))
 		s.wide = rand.New(rand.NewPCG(seed, 6))
 	}
+	if s.newer != nil && !slices.Contains(keptAsTheyAre, seed) {
+		s.latest = rand.New(rand.NewPCG(seed, 7))
+	}
 	s.stands = seed%8 == 5
 	if w.compared = seed%8 == 0; w.compared {
 		w.guest.TSCPerMille = 1 + s.more.IntN(20) // more, and the guests would agree in nothing
 	}
 	s.widens(seed)
+	s.remembers()
 	if seed%8 == 4 {
 		s.addThird(s.more)
 		w.lean = s.more.IntN(4) == 0 && (&Config{NoMemoryCopy: true}).checkMemory() == nil

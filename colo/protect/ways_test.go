@@ -80,7 +80,7 @@ func (w *ways) dial(ctx context.Context, from, to string, l *listener) (net.Conn
 // silence lets a connection be as the way is. w.mu is held.
 func (w *ways) silence(a *cableEnd) {
 	for _, end := range a.w.ends {
-		end.hold(w.silent[[2]string{end.host.name, end.other.host.name}] || !end.host.lives() || !end.other.host.lives())
+		end.hold(end.muted() || w.silent[[2]string{end.host.name, end.other.host.name}] || !end.host.lives() || !end.other.host.lives())
 	}
 }
 
@@ -124,7 +124,7 @@ func (w *ways) mend(reset bool) {
 	w.mended = make(chan struct{})
 	for _, a := range w.cables {
 		here, there := a.host.name, a.other.host.name
-		if reset && (was[[2]string{here, there}] || was[[2]string{there, here}]) {
+		if muted := a.w.unmute(); reset && (muted || was[[2]string{here, there}] || was[[2]string{there, here}]) {
 			a.Break()
 		}
 		w.silence(a)

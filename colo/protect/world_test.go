@@ -99,7 +99,8 @@ type host struct {
 	gone      atomic.Bool   // killed, and not only not heard any more
 	noArbiter atomic.Bool   // the arbiter does not hear it
 	deaf      atomic.Bool   // the arbiter hears it, and it does not hear the arbiter
-	slow      atomic.Int64  // it answers that late, in nanoseconds
+	slow      atomic.Int64  // it hears that late, in nanoseconds
+	tardy     atomic.Int64  // and answers so much later than it has done what it was asked for
 	forget    atomic.Int64  // that many of its answers are lost
 	late      atomic.Int64  // that many of what it is asked for it does later
 	twice     atomic.Bool   // and all of it again
