@@ -22,7 +22,7 @@ type conversation struct {
 	peer      initial
 	peerKnown bool
 
-	// signed says that the guest signs its segments (TCP-MD5, TCP-AO), so that nothing is
+	// signed says that the guest signs its segments (see Signed of packet.Packet), so that nothing is
 	// translated. It is set when the conversation begins.
 	signed bool
 

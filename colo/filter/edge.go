@@ -128,7 +128,7 @@ func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) {
 			delete(e.conns, k)
 		}
 		return
-	case h.Signed():
+	case p.Signed():
 		return
 	case inward:
 		s.inward(h)

@@ -17,8 +17,8 @@ type RewriterConfig struct {
 	MaxConns int
 
 	// Untranslatable is called, if it is not nil, when the guest has opened a connection
-	// that cannot be translated: it signs its segments (TCP-MD5, TCP-AO), or there are
-	// too many. After the next checkpoint both guests have the same numbers for it. It is
+	// that cannot be translated: it signs its segments (TCP-MD5, TCP-AO, or an
+	// authentication header of IPv6), or there are too many. After the next checkpoint both guests have the same numbers for it. It is
 	// called from within Outbound, once for each connection, and must not block or call
 	// the Rewriter.
 	Untranslatable func()
@@ -153,7 +153,7 @@ func (r *Rewriter) Inbound(frame []byte, vnetHdr int) (deliver bool) {
 	case flags&(packet.SYN|packet.ACK) == packet.SYN:
 		r.clientAsks(k, c, h)
 		return true
-	case h.Signed() || c != nil && c.signed:
+	case r.pkt.Signed() || c != nil && c.signed:
 		return true
 	case flags&packet.ACK == 0:
 		r.clientResets(k, c, h)
@@ -270,7 +270,7 @@ func (r *Rewriter) quoted(frame []byte, vnetHdr int, inward bool) []byte {
 // connection.
 func (r *Rewriter) clientAsks(k packet.Key, c *conversation, h packet.TCP) {
 	s := syn{h.Seq(), h.Seq() + 1 + uint32(len(h.Payload()))}
-	if r.over || c != nil && !c.byGuest && s.precedes(c.first) {
+	if r.over || c != nil && !c.closed && !c.byGuest && s.precedes(c.first) {
 		return // it repeats the SYN of the conversation
 	}
 	o := r.opens[k]
@@ -411,7 +411,7 @@ func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conv
 		return c // it is repeated, or both ends open the connection at once
 	case !c.byGuest && answers && c.own.seq == seq:
 		return c // it is repeated: the first counts, because its time may have been answered
-	case !c.byGuest && answers && c.next == h.Ack() && c.sent == c.own.seq+1:
+	case !c.closed && !c.byGuest && answers && c.next == h.Ack() && c.sent == c.own.seq+1:
 		// Of several numbers the last one counts, since nobody has acknowledged those
 		// before it.
 		c.own, c.sent = opened(h), seq+1
@@ -437,7 +437,7 @@ func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conv
 		return nil
 	}
 	c = &conversation{
-		own: opened(h), byGuest: !answers, signed: h.Signed(), first: h.Ack(),
+		own: opened(h), byGuest: !answers, signed: r.pkt.Signed(), first: h.Ack(),
 		life: life{next: h.Ack(), window: windowOf(h), scale: scaleOf(h), sent: seq + 1},
 	}
 	r.conns[k] = c

@@ -159,6 +159,11 @@ func (p *Packet) IPv6() IPv6 { return IPv6(p.Frame[p.L3:p.End]) }
 // IsTCP reports whether the frame has one whole TCP segment.
 func (p *Packet) IsTCP() bool { return p.Proto == ProtoTCP && p.L4OK && !p.Fragment }
 
+// Signed reports whether a signature covers the segment, so that no change of it survives:
+// an option of its own (TCP-MD5, TCP-AO), or an authentication header before it. IsTCP
+// reports whether there is a segment.
+func (p *Packet) Signed() bool { return p.Sealed || p.TCP().Signed() }
+
 // TCP returns the segment. IsTCP reports whether there is one.
 func (p *Packet) TCP() TCP { return TCP(p.Frame[p.L4:p.End]) }
 
