@@ -177,7 +177,8 @@ func (s *session) Lost(cause error) {
 // is request then, and without an error. There is no HEARTBEAT_LOST for a Lost
 // whose reason matches cause, and an arbiter's refusal that matches it, by which
 // the order is carried out, is told as what was wanted (event.Arbitration's
-// Released). Who goes on is settled as ever. Nil: no end is expected any more. It
+// Released). Who goes on is settled as ever, but that a primary which hears a goodbye asks
+// its arbiter nevertheless: it may have given the guest back to it. Nil: no end is expected any more. It
 // is called before what ends the session, from any goroutine, any number of times;
 // the last call before COLO_EXIT counts.
 func (s *session) Expect(cause error) {

@@ -70,6 +70,7 @@ func (j *Job) follow(ctx context.Context) error {
 		return nil
 	}
 	err = j.attend(ctx, s)
+	j.vm.keep(nil)
 	j.keepCopy(s, err)
 	return j.followed(ctx, s, err)
 }

@@ -34,6 +34,9 @@ type session struct {
 	failure  error     // why a switchover did not come about
 	epoch    uint64    // the last one committed
 	whole    bool      // a checkpoint was committed, so that epoch counts
+	last     uint64    // on a primary: the one whose pause its guest is left standing by; 0: none
+	received uint64    // on a primary: that one, when the secondary has all of it; 0: not yet
+	early    *note     // on a secondary: it is to go on as soon as it has the checkpoint that is being committed
 	denied   bool      // the arbiter has refused this host the generation after the session's
 	cause    error     // why the session has ended; nil: it has not, or nothing is known
 	began    time.Time // when the synchronisation began
@@ -103,8 +106,12 @@ func (j *Job) observe(s *session, e event.Event) {
 		s.mu.Lock()
 		first := !s.whole
 		s.epoch, s.whole = c.Epoch, true
+		early := s.early
 		s.mu.Unlock()
 		j.count(c)
+		if early != nil && c.Epoch >= early.Seq {
+			defer j.takeHand(s, *early)
+		}
 		if s.primary != nil {
 			s.base.confirm(s.peer.token, c.Epoch)
 			if first {
@@ -223,9 +230,9 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	for _, d := range j.cfg.Disks {
 		d.release()
 	}
-	if tookOverHere(err) && s.getPurpose() == toTakeHand {
+	if tookOverHere(err) && s.wasHanded() {
 		s.peer.say(note{Say: sayRuns})
-	} else if s.getPurpose() == toTakeHand {
+	} else if s.wasHanded() {
 		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprint(err), Seq: s.unused(err)})
 	} else if s.primary == nil && ctx.Err() != nil {
 		s.peer.say(note{Say: sayEnd, Reason: j.cfg.Host + " leaves", Seq: s.unused(err)})
@@ -412,13 +419,46 @@ func (j *Job) heard(s *session, n note) {
 // maxPledge bounds what a primary can ask for.
 const maxPledge = time.Minute
 
+// leaveStanding leaves the guest here, a secondary's, standing when it is that of the epoch in which
+// this host is to go on: it would only be paused again. A session that has ended resumes what it
+// left standing.
+func (j *Job) leaveStanding() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.m.state == Following {
+		j.vm.keep(func() {})
+	}
+}
+
+// wasHanded reports whether this host, a secondary, has been told to go on, and has not
+// answered yet.
+func (s *session) wasHanded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.purpose == toTakeHand || s.early != nil
+}
+
 // takeHand is the secondary's part of a switchover: the primary's guest stands
-// still in that epoch, and the arbiter has been told that it is released.
+// still in that epoch, and the arbiter has been told that it is released. Told so as soon as
+// it had received all of that epoch, this host may still be making it its guest's, which
+// nothing but its own failure keeps it from: it goes on when it has.
 func (j *Job) takeHand(s *session, n note) {
 	if s.primary != nil {
 		return
 	}
-	epoch, whole := s.committed()
+	s.mu.Lock()
+	epoch, whole := s.epoch, s.whole
+	early := whole && epoch+1 == n.Seq
+	if s.early = nil; early {
+		s.early, s.migrates = &n, n.Migrate
+	}
+	s.mu.Unlock()
+	if early {
+		s.peer.set(func() { s.peer.released = true })
+		s.colo.Expect(errSwitchover)
+		j.leaveStanding()
+		return
+	}
 	// A later checkpoint, of the same guest that stands still, is as good.
 	if !whole || epoch < n.Seq {
 		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprintf("the last checkpoint here is %d, not %d", epoch, n.Seq)})

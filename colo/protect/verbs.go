@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -358,20 +357,19 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 	// The guest is left standing by the checkpoint that has sent most of its memory before its
 	// pause, so that checkpoint has its last state. It is the one after the last that is
 	// committed when its pause ends.
-	var last atomic.Uint64
 	s.primary.Converge(func() {
-		j.keep(func() {
-			if epoch, _ := s.committed(); last.Load() == 0 {
-				last.Store(epoch + 1)
-			}
-		}) // otherwise the switchover is over already, as is said below
+		j.keep(s.stands) // otherwise the switchover is over already, as is said below
 	})
 	var epoch uint64
 	// The one under way, if there is one, and that one end the session if they take too long.
 	if err := bounded(ctx, 2*j.cfg.CheckpointTimeout+j.cfg.PeerTimeout, func(ctx context.Context) error {
 		return j.switching(ctx, func() bool {
-			epoch, _ = s.committed()
-			return last.Load() > 0 && epoch >= last.Load()
+			// What the other side has all of it makes its guest's, while this one does the
+			// rest of its part.
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			epoch = max(s.epoch, s.received)
+			return s.last > 0 && epoch >= s.last
 		})
 	}); err != nil {
 		return err
@@ -380,13 +378,13 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 	if err := bounded(ctx, j.cfg.PeerTimeout, nets(j.cfg.Network).Drain); err != nil {
 		return err
 	}
+	s.colo.Expect(errHandingOver) // its connection may break before the other side's word is here
 	if err := bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error {
 		return j.keeper.ReleaseGeneration(ctx, s.peer.generation, fmt.Sprintf("handed to %s at checkpoint %d", s.peer.host, epoch))
 	}); err != nil {
 		return err
 	}
 	s.setPurpose(toHandOver)
-	s.colo.Expect(errHandingOver) // its connection may break before the other side's word is here
 	return s.peer.say(note{Say: sayGo, Seq: epoch, Migrate: s.migration()})
 }
 
@@ -407,6 +405,15 @@ func (j *Job) awaitHearing(s *session) {
 	defer cancel()
 	if _, err := j.over(ctx, s); err != nil {
 		s.colo.Lost(fmt.Errorf("%w: %s has not answered for %v", errHandingOver, s.peer.host, j.cfg.PeerTimeout))
+	}
+}
+
+// stands is called when the guest of a primary is left standing.
+func (s *session) stands() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last == 0 {
+		s.last = s.epoch + 1
 	}
 }
 
