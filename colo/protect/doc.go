@@ -133,6 +133,8 @@
 // are refused, and which are made side by side. The session of package colo, the heartbeats and each [Proxy] have one
 // each, and a disk has three: for writes, for whose copy it is, and for checksums.
 // The memory of checkpoints has as many as both hosts can have (Config.Channels).
+// A control connection that ends, or is silent, while the others are well is made again beside
+// the session: the new one has the session's token, and takes the place of the old one.
 // TLS 1.3 with certificates on both sides, or PortConfig.Insecure. A Port serves any
 // number of guests.
 //
@@ -194,8 +196,8 @@
 //
 // Run's own, one that renews the grant, one for each Network and, if it has a port
 // of its own, one for that and for each connection that comes in. A session adds
-// one for the heartbeat, two for the control connection, one for the promises, and
-// some for each disk. A session has one more for each of the
+// one for the heartbeat, two for the control connection, one more on a primary, which makes
+// that again, one for the promises, and some for each disk. A session has one more for each of the
 // Channels.
 // All have ended when Run returns. Events are published, and Config's functions
 // called, on any of them.

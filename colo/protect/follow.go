@@ -110,6 +110,10 @@ func (j *Job) welcome(conn net.Conn, h hello) {
 		j.tell(conn, h)
 		return
 	}
+	if h.Channel == chAgain {
+		j.reconnected(conn, h)
+		return
+	}
 	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: h.Generation}
 	var why error
 	if h.Channel == chControl {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -203,11 +204,14 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 		}
 	})
 	group.Go(func() {
-		s.peer.hear(func(n note) { j.heard(s, n) }, j.cfg.Term+j.cfg.Lost, func() { j.silent(s) })
-		j.deaf(with, s)
+		for deaf := false; !deaf; {
+			was := s.peer.hear(func(n note) { j.heard(s, n) }, j.cfg.Term+j.cfg.Lost, func() { j.silent(s) })
+			deaf = j.deaf(with, s, was)
+		}
 	})
 	if s.primary != nil {
 		group.Go(func() { s.promises.ask(with, s.peer, j.cfg.Term) })
+		group.Go(func() { j.reconnect(with, s) })
 	} else {
 		group.Go(func() { j.watch(with, s) })
 	}
@@ -243,12 +247,19 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 
 // deaf says that the other side is not heard any more where that is not the end of the
 // session, which it is if the other connections end as well. The guest is as safe as before,
-// and what goes over this connection alone is missing until there is another session.
-func (j *Job) deaf(ctx context.Context, s *session) {
-	if wait.For(ctx, j.cfg.Lost) != nil || s.peer.endedWhy() != nil {
-		return
+// and what goes over this connection alone is missing until there is another in place of the
+// one that was. It returns whether there is none when the session ends.
+func (j *Job) deaf(ctx context.Context, s *session, was net.Conn) bool {
+	soon, cancel := context.WithTimeout(ctx, j.cfg.Lost)
+	defer cancel()
+	if s.peer.replaced(soon, was) == nil {
+		return false
+	}
+	if ctx.Err() != nil || s.peer.endedWhy() != nil {
+		return true
 	}
 	j.unheard(s, "has ended, and the others have not")
+	return s.peer.replaced(ctx, was) != nil
 }
 
 // silent says that nothing is heard of the other side over the control connection, though
