@@ -187,6 +187,13 @@ var mutants = []mutant.Mutant{
 		New:   "if false {",
 		Tests: []string{"-run=^TestASecondaryIsToldToGoOnWhileItCommits$", "."},
 	},
+	{
+		What:  "a stranger takes the place of a primary's control connection",
+		File:  "colo/protect/reconnect.go",
+		Old:   `h.Token != "" && h.Token == s.peer.token && `,
+		New:   "",
+		Tests: []string{"-run=^TestAStrangerDoesNotReplaceAControlConnection$", "."},
+	},
 	// Of memory that is sent between checkpoints.
 	{
 		What:  "a page that was sent early counts as one that the secondary has",
