@@ -78,6 +78,8 @@ var promises = []struct {
 	{"docs/operations.md", "If anything fails on the way, the guest runs on where the arbiter says.", []string{"colo/protect.TestSwitchoverThatFailsLeavesTheGuestRunning"}},
 	{"docs/operations.md", "`Switchover` and `Migrate` return an error then.", []string{"colo/protect.TestAVerbThatGaveTheGuestToAHostThatDiedIsAnError"}},
 	{"docs/operations.md", "One that lives and cannot run the guest says so, and the old primary goes on.", []string{"colo/protect.TestAGenerationThatIsNotUsedGoesBack"}},
+	{"docs/operations.md", "is made again by the host that has the guest, beside the session", []string{
+		"colo/protect.TestAControlConnectionThatEndsAloneIsToldAndMadeAgain", "colo/protect.TestAControlConnectionThatFallsSilentIsNoticedAndMadeAgain"}},
 	{"docs/operations.md", "A guest that died with the host that it was given to is started anew", []string{"colo/protect.TestAGuestThatDiedWithTheHostItWasGivenToIsStartedFromEitherHostsDisks"}},
 	{"docs/operations.md", "Complete on the host where it ran", []string{"colo/protect.TestCompleteEndsTheGuestOnBothHosts"}},
 	{"docs/operations.md", "`Job.Query` answers at once, without I/O", []string{"colo/protect.TestQueryAnswersAtOnceWhileTheArbiterIsSlow"}},

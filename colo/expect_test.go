@@ -80,3 +80,35 @@ func TestAnEndThatIsExpectedIsARequest(t *testing.T) {
 		})
 	}
 }
+
+// A primary that gives its guest away, and hears that the other side ends the session, does not
+// go on with what it may have given back: the arbiter says whose it is.
+func TestAGoodbyeInTheMidstOfAHandoverIsSettledByTheArbiter(t *testing.T) {
+	for _, expects := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			asked := 0
+			x := newPair(t, options{primary: func(c *colo.PrimaryConfig) {
+				c.Arbiter = colo.ArbiterFunc(func(context.Context, colo.Claim) error {
+					asked++
+					return colo.ErrRefused
+				})
+			}})
+			defer x.close()
+			ended := false
+			defer event.Subscribe(&x.p.bus, func(e event.CheckpointCommit) {
+				if e.Epoch == 1 && !ended {
+					ended = true
+					if expects {
+						x.primary.Expect(errMaintenance)
+					}
+					x.secondary.End()
+				}
+			})()
+			x.start(t.Context())
+			x.wait()
+			if (asked > 0) != expects || errors.Is(x.p.err, colo.ErrRefused) != expects {
+				t.Errorf("expected: %v, the arbiter was asked %d times: %v", expects, asked, x.p.err)
+			}
+		})
+	}
+}

@@ -161,6 +161,9 @@ func (p *Primary) Run(ctx context.Context) error {
 	sure, by, reason := !p.handedOver, event.ModeSecondary, ""
 	cancelled := ctx.Err() != nil && !errors.Is(err, ErrFailover)
 	switch {
+	case errors.As(err, &bye) && p.expected() != nil:
+		// The guest is being given away: that the other side does not take it is no
+		// word of whose it is.
 	case errors.As(err, &bye):
 		sure, reason = true, bye.Reason
 	case sure:

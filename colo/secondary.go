@@ -543,11 +543,12 @@ func (s *Secondary) apply(ctx context.Context) error {
 }
 
 func (s *Secondary) loaded(context.Context) error {
-	if err := s.link.Send(VMStateLoaded); err != nil {
-		return err
+	err := s.link.Send(VMStateLoaded)
+	if err == nil {
+		err = s.link.Flush() // first: whoever hears of the checkpoint may end the session
 	}
 	s.done()
-	return s.link.Flush()
+	return err
 }
 
 // received returns how many bytes have come so far, over the link and the channels.

@@ -9,9 +9,9 @@ import (
 	"time"
 )
 
-// A pair whose control connection alone has ended goes on, and says what it lacks; one whose
-// session ends with all its connections says nothing of that one.
-func TestAControlConnectionThatEndsAloneIsTold(t *testing.T) {
+// A pair whose control connection alone has ended goes on, says what it lacks, and makes it
+// again; one whose session ends with all its connections says nothing of that one.
+func TestAControlConnectionThatEndsAloneIsToldAndMadeAgain(t *testing.T) {
 	told := func(h *host) bool {
 		err := h.job.Query().LastError
 		return err != nil && strings.Contains(err.Error(), "control connection")
@@ -27,6 +27,13 @@ func TestAControlConnectionThatEndsAloneIsTold(t *testing.T) {
 		if !told(a) || !told(b) {
 			t.Errorf("a says %v, b says %v", a.job.Query().LastError, b.job.Query().LastError)
 		}
+		promised(t, a, b)
+		session := a.job.session()
+		if err := a.job.Switchover(t.Context()); err != nil || !session.handed {
+			t.Errorf("in the session in which it was made again: %v", err)
+		}
+		b.is(Protected)
+		a.is(Following)
 		a.halt()
 		b.halt()
 	})

@@ -101,6 +101,27 @@
 // Without an arbiter an operator is asked: a pair that has lost each other stands
 // still until Failover or Fenced is called on one of the hosts.
 //
+// # A switchover
+//
+// Before the guest stands still nothing is lost by an end: the control connection is there, the
+// arbiter has heard of the generation, and what the guest has written is sent while it runs, in
+// rounds. Then, with nobody running it:
+//
+//	primary      pauses it, and sends the rest of its memory and its devices   half a turn of the link
+//	secondary    has all of that, and says so; from here on it can but commit  half a turn
+//	primary      lets out what left the guest up to there, and releases it     the arbiter is asked
+//	primary      says go; the secondary has committed meanwhile                half a turn
+//	secondary    claims it, and lets it run                                    the arbiter is asked
+//
+// That it runs is said afterwards. So a switchover takes a pause, a round trip of the link, and
+// two questions to the arbiter. The round trip cannot be saved: two hosts may not speak for the
+// guest at a time, so the primary's last output leaves before the secondary's first, and it may
+// only leave when the secondary has the state that it belongs to.
+//
+// Where it breaks before the release, the guest runs on where it ran. After it whoever claims
+// the guest first has it: the secondary if it was told, or notices that the primary is gone,
+// and has committed; the primary if the secondary says that it cannot, or is gone.
+//
 // # Connections
 //
 // All go to one port of the host that waits, from the one that has the guest, and
@@ -112,6 +133,8 @@
 // are refused, and which are made side by side. The session of package colo, the heartbeats and each [Proxy] have one
 // each, and a disk has three: for writes, for whose copy it is, and for checksums.
 // The memory of checkpoints has as many as both hosts can have (Config.Channels).
+// A control connection that ends, or is silent, while the others are well is made again beside
+// the session: the new one has the session's token, and takes the place of the old one.
 // TLS 1.3 with certificates on both sides, or PortConfig.Insecure. A Port serves any
 // number of guests.
 //
@@ -173,8 +196,8 @@
 //
 // Run's own, one that renews the grant, one for each Network and, if it has a port
 // of its own, one for that and for each connection that comes in. A session adds
-// one for the heartbeat, two for the control connection, one for the promises, and
-// some for each disk. A session has one more for each of the
+// one for the heartbeat, two for the control connection, one more on a primary, which makes
+// that again, one for the promises, and some for each disk. A session has one more for each of the
 // Channels.
 // All have ended when Run returns. Events are published, and Config's functions
 // called, on any of them.

@@ -70,6 +70,7 @@ func (j *Job) follow(ctx context.Context) error {
 		return nil
 	}
 	err = j.attend(ctx, s)
+	j.vm.keep(nil)
 	j.keepCopy(s, err)
 	return j.followed(ctx, s, err)
 }
@@ -107,6 +108,10 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 func (j *Job) welcome(conn net.Conn, h hello) {
 	if h.Channel == chAsk {
 		j.tell(conn, h)
+		return
+	}
+	if h.Channel == chAgain {
+		j.reconnected(conn, h)
 		return
 	}
 	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: h.Generation}

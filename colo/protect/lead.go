@@ -256,9 +256,7 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (_ *session, err error) {
 		Channels: j.leadingChannels(p),
 	}
 	j.cfg.Session.primary(&cfg)
-	if len(j.cfg.Network) > 0 {
-		cfg.Net = nets(j.cfg.Network)
-	}
+	cfg.Net = leading{nets(j.cfg.Network), j, s}
 	primary, err := colo.NewPrimary(s.wire.link(), cfg)
 	if err != nil {
 		return nil, err

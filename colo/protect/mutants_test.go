@@ -179,6 +179,35 @@ var mutants = []mutant.Mutant{
 		New:   "\tif _, err := w.Write(p.blob.b); err != nil {\n\t\treturn err\n\t}\n\tvmstate.PutDescription(w, text)\n\treturn p.link.Flush()\n",
 		Tests: ofBeginnings,
 	},
+	// Of a secondary that is told to go on while it commits.
+	{
+		What:  "a goodbye in the midst of a handover is taken for the guest",
+		File:  "colo/primary.go",
+		Old:   "case errors.As(err, &bye) && p.expected() != nil:",
+		New:   "case false:",
+		Tests: []string{"-run=^TestAGoodbyeInTheMidstOfAHandoverIsSettledByTheArbiter$", "../../colo"},
+	},
+	{
+		What:  "a secondary that was told to go on keeps to itself that it cannot",
+		File:  "colo/protect/session.go",
+		Old:   "return s.purpose == toTakeHand || s.early != nil",
+		New:   "return s.purpose == toTakeHand",
+		Tests: []string{"-run=^TestASecondaryThatWasToldToGoOnAndCannotCommitSaysSo$", "."},
+	},
+	{
+		What:  "a secondary that is to go on resumes its guest to pause it again",
+		File:  "colo/protect/session.go",
+		Old:   "if j.m.state == Following {",
+		New:   "if false {",
+		Tests: []string{"-run=^TestASecondaryIsToldToGoOnWhileItCommits$", "."},
+	},
+	{
+		What:  "a stranger takes the place of a primary's control connection",
+		File:  "colo/protect/reconnect.go",
+		Old:   `h.Token != "" && h.Token == s.peer.token && `,
+		New:   "",
+		Tests: []string{"-run=^TestAStrangerDoesNotReplaceAControlConnection$", "."},
+	},
 	// Of memory that is sent between checkpoints.
 	{
 		What:  "a page that was sent early counts as one that the secondary has",

@@ -15,14 +15,19 @@ import (
 type swallowed struct {
 	net.Conn
 	away    *atomic.Bool
+	all     *atomic.Bool // and not only the first of a session
 	control atomic.Bool
+	again   atomic.Bool
 }
 
 func (c *swallowed) Write(p []byte) (int, error) {
 	if bytes.Contains(p, []byte(`"channel":"control"`)) {
 		c.control.Store(true)
 	}
-	if c.control.Load() && c.away.Load() {
+	if bytes.Contains(p, []byte(`"channel":"control-again"`)) {
+		c.again.Store(true)
+	}
+	if (c.control.Load() || c.again.Load() && c.all.Load()) && c.away.Load() {
 		return len(p), nil
 	}
 	return c.Conn.Write(p)
@@ -30,10 +35,10 @@ func (c *swallowed) Write(p []byte) (int, error) {
 
 // A control connection that loses everything, and does not end, is noticed by both hosts, and
 // neither the session nor the guest ends for it. It is told, a switchover is refused before the guest
-// stands still, and what the connection carries counts again when it comes back.
-func TestAControlConnectionThatFallsSilentIsNoticed(t *testing.T) {
+// stands still, and what the connection carries counts again when there is another.
+func TestAControlConnectionThatFallsSilentIsNoticedAndMadeAgain(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
-		var away atomic.Bool
+		var away, all atomic.Bool
 		b := w.boot("b", false, nil)
 		a := w.boot("a", true, func(c *Config) {
 			dial := c.Peer.Dialer
@@ -42,7 +47,7 @@ func TestAControlConnectionThatFallsSilentIsNoticed(t *testing.T) {
 				if err != nil {
 					return nil, err
 				}
-				return &swallowed{Conn: conn, away: &away}, nil
+				return &swallowed{Conn: conn, away: &away, all: &all}, nil
 			}
 		})
 		a.is(Protected)
@@ -57,7 +62,7 @@ func TestAControlConnectionThatFallsSilentIsNoticed(t *testing.T) {
 			t.Errorf("%v and %v of a connection that is heard: %v, %v", mute(a), mute(b), a.job.Query().LastError, b.job.Query().LastError)
 		}
 		session := a.job.session()
-		silence := a.job.cfg.Term + a.job.cfg.Lost + w.term
+		silence := a.job.cfg.Term + a.job.cfg.Lost + w.term/2
 		away.Store(true)
 		time.Sleep(silence)
 		for _, h := range []*host{a, b} {
@@ -67,11 +72,13 @@ func TestAControlConnectionThatFallsSilentIsNoticed(t *testing.T) {
 		}
 		a.is(Protected)
 		b.is(Following)
-		away.Store(false)
-		time.Sleep(w.term)
+		time.Sleep(2 * a.job.cfg.Lost)
 		if mute(a) || mute(b) || a.job.session() != session {
-			t.Errorf("when it is heard again: %v, %v, the same session %v", mute(a), mute(b), a.job.session() == session)
+			t.Errorf("when it is made again: %v, %v, the same session %v", mute(a), mute(b), a.job.session() == session)
 		}
+		promised(t, a, b)
+		away.Store(false)
+		all.Store(true) // the new one is silent as well
 		away.Store(true)
 		time.Sleep(silence)
 		before := w.heard()

@@ -26,6 +26,32 @@ func (n nets) Commit(e uint64) error   { return n.each(func(o Network) error { r
 func (n nets) Resumed(e uint64) error  { return n.each(func(o Network) error { return o.Resumed(e) }) }
 func (n nets) Failover() error         { return n.each(Network.Failover) }
 
+// leading is the networks of a primary, of which there may be none, in a session.
+type leading struct {
+	nets
+	j *Job
+	s *session
+}
+
+// Received implements colo.PrimaryNetwork. A switchover waits for its last checkpoint to be
+// received, and for the output up to there to be let go.
+func (l leading) Received(e uint64) error {
+	err := l.nets.Received(e)
+	if err != nil {
+		return err
+	}
+	l.s.mu.Lock()
+	last := e > 0 && e == l.s.last
+	if last {
+		l.s.received = e
+	}
+	l.s.mu.Unlock()
+	if last {
+		l.j.wake()
+	}
+	return nil
+}
+
 // HeldOutput implements colo.OutputHolder, for those that are one.
 func (n nets) HeldOutput() (all colo.Held) {
 	for _, one := range n {

@@ -24,14 +24,17 @@ type peer struct {
 
 	resumes *position // what the memory of the secondary is, where the session goes on from that; nil: all of it is sent
 
-	control, session, beat net.Conn
-	more                   map[string]net.Conn // of disks, networks and memory, by channel
-	channels               int                 // how many connections of more carry memory
+	session, beat net.Conn
+	more          map[string]net.Conn // of disks, networks and memory, by channel
+	channels      int                 // how many connections of more carry memory
 
 	write chan struct{} // capacity one: held while control is written, which may wait
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced when something below changes
+	control  net.Conn      // to write to it, write is held as well
+	again    bool          // it is not the one with which the session began
+	closed   bool          // there is no other any more
 	ended    bool          // it has said that the session ends on purpose
 	leaves   bool          // in so many words, by a note: a primary then keeps nothing to go on from
 	reason   string        // why the session ends, in the peer's words
@@ -57,7 +60,9 @@ func newPeer(h hello) *peer {
 }
 
 func (p *peer) close() {
-	for _, c := range []net.Conn{p.control, p.session, p.beat} {
+	var control net.Conn
+	p.get(func() { control, p.closed = p.control, true })
+	for _, c := range []net.Conn{control, p.session, p.beat} {
 		if c != nil {
 			c.Close()
 		}
@@ -128,11 +133,13 @@ func (p *peer) until(ctx context.Context, done func() bool) (context.Context, fu
 func (p *peer) say(n note) error {
 	p.write <- struct{}{}
 	defer func() { <-p.write }()
-	p.control.SetWriteDeadline(time.Now().Add(sayTime))
+	var control net.Conn
+	p.get(func() { control = p.control })
+	control.SetWriteDeadline(time.Now().Add(sayTime))
 	if n.Say == sayEnd || n.Say == sayRuns {
 		p.set(func() { p.parting = true })
 	}
-	return writeNote(p.control, n)
+	return writeNote(control, n)
 }
 
 // part returns, before the connections are closed, when the other side has heard this
@@ -163,24 +170,36 @@ func (p *peer) endedWhy() error {
 	return err
 }
 
-// hear reads the control connection until it ends. on is called for what is not
+// hear reads the control connection until it ends, and returns which it was. on is called for what is not
 // about the peer's own state. In each session questions for a promise are asked or answered all
 // the time: after the first note, silent is called when there was none for a while.
-func (p *peer) hear(on func(note), while time.Duration, silent func()) {
-	defer p.set(func() { p.gone = true })
-	from := bufio.NewReaderSize(p.control, 512) // most notes are read at once
+func (p *peer) hear(on func(note), while time.Duration, silent func()) (control net.Conn) {
+	p.get(func() {
+		if control = p.control; p.again {
+			control.SetReadDeadline(time.Now().Add(while))
+		}
+	})
+	defer p.set(func() {
+		if p.control == control {
+			p.gone = true
+		}
+	})
+	from := bufio.NewReaderSize(control, 512) // most notes are read at once
 	for {
-		if _, err := from.Peek(1); errors.Is(err, os.ErrDeadlineExceeded) && p.hushed() {
+		if _, err := from.Peek(1); errors.Is(err, os.ErrDeadlineExceeded) && p.hushed(control) {
 			silent()
 			continue
 		}
 		n, err := readNote(from)
 		if err != nil {
-			return // the heartbeat says what that means
+			return control // the heartbeat says what that means
 		}
 		p.get(func() {
-			if p.mute = false; !p.lost {
-				p.control.SetReadDeadline(time.Now().Add(max(while, min(2*time.Duration(n.TermNS), 2*maxPledge))))
+			if p.control == control {
+				p.mute = false
+			}
+			if !p.lost {
+				control.SetReadDeadline(time.Now().Add(max(while, min(2*time.Duration(n.TermNS), 2*maxPledge))))
 			}
 		})
 		switch n.Say {
@@ -204,11 +223,11 @@ func (p *peer) hear(on func(note), while time.Duration, silent func()) {
 
 // hushed notes that nothing was heard for a while, and has the next note awaited without an
 // end, unless the peer is lost: then what it has said before is all that is heard.
-func (p *peer) hushed() (ok bool) {
+func (p *peer) hushed(control net.Conn) (ok bool) {
 	p.set(func() {
-		if ok = !p.lost; ok {
+		if ok = !p.lost && p.control == control; ok {
 			p.mute = true
-			p.control.SetReadDeadline(time.Time{})
+			control.SetReadDeadline(time.Time{})
 		}
 	})
 	return ok
@@ -240,9 +259,7 @@ const perTerm = 4
 // ask sends questions until ctx ends.
 func (q *promises) ask(ctx context.Context, p *peer, term time.Duration) {
 	for {
-		if p.say(q.next(time.Now(), term)) != nil {
-			return
-		}
+		p.say(q.next(time.Now(), term)) // where it is not heard, it is asked again
 		if wait.For(ctx, term/perTerm) != nil {
 			return
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"sync"
 	"time"
 
@@ -34,6 +35,9 @@ type session struct {
 	failure  error     // why a switchover did not come about
 	epoch    uint64    // the last one committed
 	whole    bool      // a checkpoint was committed, so that epoch counts
+	last     uint64    // on a primary: the one whose pause its guest is left standing by; 0: none
+	received uint64    // on a primary: that one, when the secondary has all of it; 0: not yet
+	early    *note     // on a secondary: it is to go on as soon as it has the checkpoint that is being committed
 	denied   bool      // the arbiter has refused this host the generation after the session's
 	cause    error     // why the session has ended; nil: it has not, or nothing is known
 	began    time.Time // when the synchronisation began
@@ -103,8 +107,12 @@ func (j *Job) observe(s *session, e event.Event) {
 		s.mu.Lock()
 		first := !s.whole
 		s.epoch, s.whole = c.Epoch, true
+		early := s.early
 		s.mu.Unlock()
 		j.count(c)
+		if early != nil && c.Epoch >= early.Seq {
+			defer j.takeHand(s, *early)
+		}
 		if s.primary != nil {
 			s.base.confirm(s.peer.token, c.Epoch)
 			if first {
@@ -196,11 +204,14 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 		}
 	})
 	group.Go(func() {
-		s.peer.hear(func(n note) { j.heard(s, n) }, j.cfg.Term+j.cfg.Lost, func() { j.silent(s) })
-		j.deaf(with, s)
+		for deaf := false; !deaf; {
+			was := s.peer.hear(func(n note) { j.heard(s, n) }, j.cfg.Term+j.cfg.Lost, func() { j.silent(s) })
+			deaf = j.deaf(with, s, was)
+		}
 	})
 	if s.primary != nil {
 		group.Go(func() { s.promises.ask(with, s.peer, j.cfg.Term) })
+		group.Go(func() { j.reconnect(with, s) })
 	} else {
 		group.Go(func() { j.watch(with, s) })
 	}
@@ -223,9 +234,9 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	for _, d := range j.cfg.Disks {
 		d.release()
 	}
-	if tookOverHere(err) && s.getPurpose() == toTakeHand {
+	if tookOverHere(err) && s.wasHanded() {
 		s.peer.say(note{Say: sayRuns})
-	} else if s.getPurpose() == toTakeHand {
+	} else if s.wasHanded() {
 		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprint(err), Seq: s.unused(err)})
 	} else if s.primary == nil && ctx.Err() != nil {
 		s.peer.say(note{Say: sayEnd, Reason: j.cfg.Host + " leaves", Seq: s.unused(err)})
@@ -236,12 +247,19 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 
 // deaf says that the other side is not heard any more where that is not the end of the
 // session, which it is if the other connections end as well. The guest is as safe as before,
-// and what goes over this connection alone is missing until there is another session.
-func (j *Job) deaf(ctx context.Context, s *session) {
-	if wait.For(ctx, j.cfg.Lost) != nil || s.peer.endedWhy() != nil {
-		return
+// and what goes over this connection alone is missing until there is another in place of the
+// one that was. It returns whether there is none when the session ends.
+func (j *Job) deaf(ctx context.Context, s *session, was net.Conn) bool {
+	soon, cancel := context.WithTimeout(ctx, j.cfg.Lost)
+	defer cancel()
+	if s.peer.replaced(soon, was) == nil {
+		return false
+	}
+	if ctx.Err() != nil || s.peer.endedWhy() != nil {
+		return true
 	}
 	j.unheard(s, "has ended, and the others have not")
+	return s.peer.replaced(ctx, was) != nil
 }
 
 // silent says that nothing is heard of the other side over the control connection, though
@@ -412,13 +430,46 @@ func (j *Job) heard(s *session, n note) {
 // maxPledge bounds what a primary can ask for.
 const maxPledge = time.Minute
 
+// leaveStanding leaves the guest here, a secondary's, standing when it is that of the epoch in which
+// this host is to go on: it would only be paused again. A session that has ended resumes what it
+// left standing.
+func (j *Job) leaveStanding() {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.m.state == Following {
+		j.vm.keep(func() {})
+	}
+}
+
+// wasHanded reports whether this host, a secondary, has been told to go on, and has not
+// answered yet.
+func (s *session) wasHanded() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.purpose == toTakeHand || s.early != nil
+}
+
 // takeHand is the secondary's part of a switchover: the primary's guest stands
-// still in that epoch, and the arbiter has been told that it is released.
+// still in that epoch, and the arbiter has been told that it is released. Told so as soon as
+// it had received all of that epoch, this host may still be making it its guest's, which
+// nothing but its own failure keeps it from: it goes on when it has.
 func (j *Job) takeHand(s *session, n note) {
 	if s.primary != nil {
 		return
 	}
-	epoch, whole := s.committed()
+	s.mu.Lock()
+	epoch, whole := s.epoch, s.whole
+	early := whole && epoch+1 == n.Seq
+	if s.early = nil; early {
+		s.early, s.migrates = &n, n.Migrate
+	}
+	s.mu.Unlock()
+	if early {
+		s.peer.set(func() { s.peer.released = true })
+		s.colo.Expect(errSwitchover)
+		j.leaveStanding()
+		return
+	}
 	// A later checkpoint, of the same guest that stands still, is as good.
 	if !whole || epoch < n.Seq {
 		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprintf("the last checkpoint here is %d, not %d", epoch, n.Seq)})

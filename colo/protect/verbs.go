@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"sync/atomic"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -271,7 +270,9 @@ func (j *Job) useful(s *session) error {
 // and only then. If anything fails on the way, the guest runs on where the arbiter
 // says, which is here unless the other host has it; the error says what it was, and
 // that this host does not run the guest if it does not. Another host that is told to go on,
-// and does not hear it, is waited for as long as PeerTimeout. A host that dies in the moment
+// and does not hear it, is waited for as long as PeerTimeout. So are, each for itself, the
+// arbiter and the output that is on its way out; a checkpoint may take its CheckpointTimeout,
+// and ctx bounds it all up to the word that the other host is to go on. A host that dies in the moment
 // between the arbiter's grant and its first output takes the guest with it, as a lone
 // host does: nobody knows what it said, and Switchover returns an error. Query reports
 // the downtime.
@@ -343,44 +344,56 @@ func (j *Job) change(ctx context.Context, verb input) error {
 // handOver does the primary's part of a switchover, up to the note that tells the
 // other side to go on.
 func (j *Job) handOver(ctx context.Context, s *session) error {
-	ctx, cancel := context.WithTimeout(ctx, j.cfg.PeerTimeout)
-	defer cancel()
 	deaf := false
 	s.peer.get(func() { deaf = s.peer.mute || s.peer.gone })
 	if deaf { // before the guest stands still for an order that nobody hears
 		return fmt.Errorf("the control connection with %s is silent, or has ended", s.peer.host)
 	}
-	if err := j.tellArbiter(ctx, s.peer.generation); err != nil { // while the guest runs: nothing else can be released
+	if err := bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error {
+		return j.tellArbiter(ctx, s.peer.generation) // while the guest runs: nothing else can be released
+	}); err != nil {
 		return err
 	}
 	// The guest is left standing by the checkpoint that has sent most of its memory before its
 	// pause, so that checkpoint has its last state. It is the one after the last that is
 	// committed when its pause ends.
-	var last atomic.Uint64
 	s.primary.Converge(func() {
-		j.keep(func() {
-			if epoch, _ := s.committed(); last.Load() == 0 {
-				last.Store(epoch + 1)
-			}
-		}) // otherwise the switchover is over already, as is said below
+		j.keep(s.stands) // otherwise the switchover is over already, as is said below
 	})
 	var epoch uint64
-	if err := j.switching(ctx, func() bool {
-		epoch, _ = s.committed()
-		return last.Load() > 0 && epoch >= last.Load()
+	// The one under way, if there is one, and that one end the session if they take too long.
+	if err := bounded(ctx, 2*j.cfg.CheckpointTimeout+j.cfg.PeerTimeout, func(ctx context.Context) error {
+		return j.switching(ctx, func() bool {
+			// What the other side has all of it makes its guest's, while this one does the
+			// rest of its part.
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			epoch = max(s.epoch, s.received)
+			return s.last > 0 && epoch >= s.last
+		})
 	}); err != nil {
 		return err
 	}
 	// What this host has let go is out before the other may say anything.
-	if err := nets(j.cfg.Network).Drain(ctx); err != nil {
+	if err := bounded(ctx, j.cfg.PeerTimeout, nets(j.cfg.Network).Drain); err != nil {
 		return err
 	}
-	if err := j.keeper.ReleaseGeneration(ctx, s.peer.generation, fmt.Sprintf("handed to %s at checkpoint %d", s.peer.host, epoch)); err != nil {
+	s.colo.Expect(errHandingOver) // its connection may break before the other side's word is here
+	if err := bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error {
+		return j.keeper.ReleaseGeneration(ctx, s.peer.generation, fmt.Sprintf("handed to %s at checkpoint %d", s.peer.host, epoch))
+	}); err != nil {
 		return err
 	}
 	s.setPurpose(toHandOver)
-	s.colo.Expect(errHandingOver) // its connection may break before the other side's word is here
 	return s.peer.say(note{Say: sayGo, Seq: epoch, Migrate: s.migration()})
+}
+
+// bounded calls f with a context that ends after limit: each step of a switchover has its own
+// time, so that several slow ones are not taken for one that does not end.
+func bounded(ctx context.Context, limit time.Duration, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return f(ctx)
 }
 
 // awaitHearing waits for the end of a session whose secondary has been told to go on, which
@@ -392,6 +405,15 @@ func (j *Job) awaitHearing(s *session) {
 	defer cancel()
 	if _, err := j.over(ctx, s); err != nil {
 		s.colo.Lost(fmt.Errorf("%w: %s has not answered for %v", errHandingOver, s.peer.host, j.cfg.PeerTimeout))
+	}
+}
+
+// stands is called when the guest of a primary is left standing.
+func (s *session) stands() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last == 0 {
+		s.last = s.epoch + 1
 	}
 }
 

@@ -99,18 +99,19 @@ type Cache struct {
 // cacheBlock is a block of a Cache.
 type cacheBlock struct {
 	Block
-	number int    // in Cache.blocks
-	page   []byte // the cache, as long as Host; nil for a block that is not sent
-	staged Bitmap // pages received since the last Flush
-	data   Bitmap // pages of the cache that may hold something else than zeros
-	placed Bitmap // pages of the first synchronisation that are in the guest's memory; nil: none
-	ahead  Bitmap // pages of the cache for which memory was taken before they came; nil: none
-	only   stagedPages
-	keep   keptPages
-	wrote  Bitmap // pages that the guest here wrote before the last Flush; nil if none are to be kept
-	length uint64 // of the block, as the last block list says
-	told   uint64 // the length that the guest has
-	listed bool   // in the block list that is being read
+	number  int    // in Cache.blocks
+	page    []byte // the cache, as long as Host; nil for a block that is not sent
+	staged  Bitmap // pages received since the last Flush
+	data    Bitmap // pages of the cache that may hold something else than zeros
+	placed  Bitmap // pages of the first synchronisation that are in the guest's memory; nil: none
+	placing Bitmap // pages of them that somebody may be reading from the cache; nil: none
+	ahead   Bitmap // pages of the cache for which memory was taken before they came; nil: none
+	only    stagedPages
+	keep    keptPages
+	wrote   Bitmap // pages that the guest here wrote before the last Flush; nil if none are to be kept
+	length  uint64 // of the block, as the last block list says
+	told    uint64 // the length that the guest has
+	listed  bool   // in the block list that is being read
 }
 
 // CacheStats counts what was received for one checkpoint, and what its Flush

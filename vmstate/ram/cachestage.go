@@ -23,7 +23,7 @@ func (c *Cache) place(b *cacheBlock, off uint64) ([]byte, error) {
 	}
 	b.staged.Set(i)
 	b.data.Set(i)
-	c.overlap.staged(b, i)
+	c.overlap.staged(c, b, i)
 	return b.page[off : off+PageSize : off+PageSize], nil
 }
 
@@ -47,7 +47,7 @@ func (c *Cache) fill(b *cacheBlock, off uint64, fill byte) error {
 	}
 	i := int(off / PageSize)
 	b.staged.Set(i)
-	c.overlap.staged(b, i)
+	c.overlap.staged(c, b, i)
 	switch {
 	case c.only.on:
 		c.only.zero(c, b, i)

@@ -71,6 +71,10 @@ func (o *overlap) begin(c *Cache) {
 			b.placed = NewBitmap(len(b.Host) / PageSize)
 		}
 		b.placed.Set(int(p.page))
+		if b.placing == nil {
+			b.placing = NewBitmap(len(b.Host) / PageSize)
+		}
+		b.placing.Set(int(p.page))
 		once = append(once, p)
 	}
 	o.batch = once
@@ -154,11 +158,17 @@ func (b *cacheBlock) populate(mem []byte, from, to int) {
 	mapping.Populate(mem[from*PageSize : to*PageSize])
 }
 
-// staged is called with each page that is staged. It leaves to Flush a page beyond the length
-// at which the guest knows the block: Flush tells the guest of the new length, and only then
-// may that memory be touched.
-func (o *overlap) staged(b *cacheBlock, page int) {
-	if o.on && len(o.fresh) < overlapMost && uint64(page) < b.told/PageSize {
+// staged is called with each page that is staged, before the cache is written to. It leaves
+// to Flush a page beyond the length at which the guest knows the block: Flush tells the guest
+// of the new length, and only then may that memory be touched.
+func (o *overlap) staged(c *Cache, b *cacheBlock, page int) {
+	if !o.on {
+		return
+	}
+	if b.placing != nil && b.placing.Has(page) {
+		o.finish(c)
+	}
+	if len(o.fresh) < overlapMost && uint64(page) < b.told/PageSize {
 		o.fresh = append(o.fresh, stagedPage{block: int32(b.number), page: uint64(page)})
 	}
 }
@@ -168,9 +178,18 @@ func (o *overlap) staged(b *cacheBlock, page int) {
 func (o *overlap) end(c *Cache) {
 	if o.on {
 		o.on = false
-		o.put(c)
-		o.helper.Wait()
+		o.finish(c)
 	}
+}
+
+// finish returns when batch is in place, and nobody reads the cache any more.
+func (o *overlap) finish(c *Cache) {
+	o.put(c)
+	o.helper.Wait()
+	for _, p := range o.batch {
+		c.blocks[p.block].placing.Clear(int(p.page))
+	}
+	o.batch = o.batch[:0]
 }
 
 // drop forgets the pages that are listed and placed, and frees the memory that was taken for
@@ -179,7 +198,7 @@ func (o *overlap) drop(c *Cache) {
 	o.fresh, o.batch = nil, nil
 	for i := range c.blocks {
 		b := &c.blocks[i]
-		b.placed = nil
+		b.placed, b.placing = nil, nil
 		b.giveBack()
 	}
 }

@@ -210,3 +210,38 @@ func TestAPageThatComesTwiceInASectionIsPutInPlaceOnce(t *testing.T) {
 		t.Errorf("%d pages are put in place, and 200 have come three times", n)
 	}
 }
+
+// A page that comes again while it may be put in place is not written to before it is: two
+// would use the same memory at a time, which the race detector reports where that is Go's own.
+func TestAPageThatComesAgainIsReceivedWhenItIsInPlace(t *testing.T) {
+	const n = 2000
+	sec := newGuest(t, pages(t, "ram", n))
+	c := newCache(t, sec, CacheConfig{Overlap: true})
+	b := &c.blocks[0]
+	mapped := b.page
+	b.page = make([]byte, len(mapped)) // memory that the race detector knows
+	defer func() { b.page = mapped }()
+	for round := range 20 {
+		c.overlap.begin(c)
+		for i := range n {
+			if err := c.StagePage("ram", uint64(i*PageSize), page(byte(round+i)|1)); err != nil {
+				t.Fatal(err)
+			}
+			if i > 0 || round == 0 {
+				continue
+			}
+			for j := range n {
+				if got, want := b.Host[j*PageSize], byte(round-1+j)|1; got != want {
+					t.Fatalf("round %d: page %d is %d in the guest, not %d, and page 0 comes again", round, j, got, want)
+				}
+			}
+		}
+		c.overlap.end(c)
+	}
+	flush(t, c)
+	for i := range n {
+		if got, want := b.Host[i*PageSize], byte(19+i)|1; got != want {
+			t.Fatalf("page %d is %d, not %d", i, got, want)
+		}
+	}
+}

@@ -1,0 +1,160 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/colo/colotest"
+)
+
+// committing is a NIC that is told of each commit of its host before it makes it.
+type committing struct {
+	paced
+	f func(epoch uint64) error
+}
+
+func (c committing) Commit(epoch uint64) error {
+	if err := c.f(epoch); err != nil {
+		return err
+	}
+	return c.paced.Commit(epoch)
+}
+
+// resumes counts how often a guest is resumed.
+type resumes struct {
+	*colotest.Guest
+	n *atomic.Int64
+}
+
+func (g resumes) Resume(ctx context.Context) error {
+	g.n.Add(1)
+	return g.Guest.Resume(ctx)
+}
+
+// whileCommitting switches the guest over to a host that calls meanwhile while it makes the last
+// checkpoint its own: by then it has been told to go on.
+func whileCommitting(t *testing.T, w *world, meanwhile func(a, b *host) error) (a, b *host, resumed int64, err error) {
+	t.Helper()
+	var n atomic.Int64
+	var met atomic.Bool
+	b = w.boot("b", false, func(c *Config) {
+		g := c.Guest.(*colotest.Guest)
+		c.Guest = resumes{g, &n}
+		c.Network = []Network{committing{c.Network[0].(paced), func(epoch uint64) error {
+			s := b.job.session()
+			if s == nil || a == nil || a.job.State() != SwitchingOver || a.guest.Paused() && met.Load() {
+				return nil
+			}
+			time.Sleep(200 * time.Millisecond) // more than it takes to be told
+			s.mu.Lock()
+			told := s.early != nil
+			s.mu.Unlock()
+			if !told {
+				return nil // it is not the last
+			}
+			met.Store(true)
+			n.Store(0)
+			if r, err := b.job.cfg.Arbiter.Record(t.Context()); err != nil || r.Held() {
+				t.Errorf("it was told to go on, and the guest is not released: %+v, %v", r, err)
+			}
+			return meanwhile(a, b)
+		}}}
+	})
+	a = w.boot("a", true, nil)
+	a.is(Protected)
+	b.is(Following)
+	err = a.job.Switchover(t.Context())
+	if !met.Load() {
+		t.Fatal("the other host was not told before it had committed the last checkpoint")
+	}
+	return a, b, n.Load(), err
+}
+
+// A secondary that makes the last checkpoint its own is told to go on meanwhile, and does as
+// soon as it has: its guest is resumed once, and not to be paused again.
+func TestASecondaryIsToldToGoOnWhileItCommits(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b, resumed, err := whileCommitting(t, w, func(a, b *host) error { return nil })
+		if err != nil {
+			t.Error(err)
+		}
+		b.is(Protected)
+		a.is(Following)
+		if resumed != 1 {
+			t.Errorf("the guest was resumed %d times", resumed)
+		}
+		w.hearsMore()
+		if err := b.job.Switchover(t.Context()); err != nil {
+			t.Errorf("and back: %v", err)
+		}
+		a.is(Protected)
+		b.is(Following)
+		a.halt()
+		b.halt()
+	})
+}
+
+// One whose commit fails says so, and the guest runs on where it ran.
+func TestASecondaryThatWasToldToGoOnAndCannotCommitSaysSo(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		var at time.Time
+		a, b, _, err := whileCommitting(t, w, func(a, b *host) error {
+			at = time.Now()
+			return errors.New("its network is gone")
+		})
+		if err == nil || !strings.Contains(err.Error(), "the guest runs on here") || !strings.Contains(err.Error(), "b cannot") {
+			t.Errorf("%v", err)
+		}
+		if d := time.Since(at); d > a.job.cfg.Lost {
+			t.Errorf("it took %v", d)
+		}
+		<-b.done // torn
+		b.leave()
+		w.hearsMore()
+		a.halt()
+	})
+}
+
+// One that is cut off meanwhile has the guest: it was released for it, and it has all of it.
+func TestASecondaryThatWasToldToGoOnAndIsCutOffGoesOn(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		begun := time.Now()
+		a, b, _, err := whileCommitting(t, w, func(a, b *host) error {
+			w.f.part("a", "b", false)
+			return nil
+		})
+		w.f.join("a", "b")
+		if err == nil { // nobody could say that it runs there
+			t.Error("no error")
+		}
+		b.is(Protected)
+		a.is(Following)
+		if d := time.Since(begun); d > 30*time.Second {
+			t.Errorf("it took %v", d)
+		}
+		w.hearsMore()
+		a.halt()
+		b.halt()
+	})
+}
+
+// One that dies meanwhile has not asked for the guest, which runs on where it ran.
+func TestAHostRunsOnIfTheOneThatItToldToGoOnDiesInItsCommit(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b, _, err := whileCommitting(t, w, func(a, b *host) error {
+			b.kill(false)
+			return errDead
+		})
+		if err == nil || !strings.Contains(err.Error(), "the guest runs on here") {
+			t.Errorf("%v", err)
+		}
+		a.is(Alone)
+		b.bury()
+		w.hearsMore()
+		a.halt()
+	})
+}
