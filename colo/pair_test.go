@@ -271,7 +271,7 @@ type pair struct {
 	primary   *colo.Primary
 	secondary *colo.Secondary
 	pc, sc    *colotest.Conn
-	tee       *tee // pc, with what the primary sent
+	tee       *tee // pc, with what the primary sent, if its hosts are new
 	said      *[2]transcript
 }
 
@@ -318,7 +318,7 @@ func newPairIn(t testing.TB, o options, known func(*pair)) *pair {
 		t.Fatal(err)
 	}
 	x.pc, x.sc = colotest.Pipe(o.ps, o.sp)
-	x.tee = &tee{Conn: x.pc}
+	x.tee = &tee{Conn: x.pc, forgets: o.again != nil}
 	x.join(t, x.tee, x.sc, o)
 	return x
 }

@@ -154,7 +154,7 @@ func (d *fakeDisk) cutPower(rng *rand.Rand) *fakeDisk {
 			p, off = p[n:], off+n
 		}
 	}
-	return newPoweredFake(data)
+	return &fakeDisk{data: data, stable: bytes.Clone(data)}
 }
 
 // heard returns a bus, and where the events of one type that it carries go.

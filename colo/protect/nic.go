@@ -48,7 +48,7 @@ type NIC struct {
 	cfg  NICConfig
 	buf  *filter.Buffer
 	full atomic.Pointer[func(event.Cause)]
-	runs atomic.Bool
+	over atomic.Bool // Run has returned, or is about to
 
 	mu      sync.Mutex
 	input   bool          // held while a packet is delivered
@@ -142,13 +142,15 @@ func (n *NIC) turn() {
 	n.turned = make(chan struct{})
 }
 
-// errNotRun is the error of Drain where Run does not run.
+// errNotRun is the error of Drain where Run does not run any more; that of a Proxy, where it
+// does not run.
 var errNotRun = errors.New("protect: the NIC does not run")
 
-// Drain implements Network.
+// Drain implements Network. Before Run has begun it waits for that as for everything else: a
+// guest can be switched over in the moment in which its job starts Run's goroutine.
 func (n *NIC) Drain(ctx context.Context) error {
 	for n.buf.Stats().Queued > 0 {
-		if !n.runs.Load() {
+		if n.over.Load() {
 			return errNotRun
 		}
 		if err := wait.For(ctx, time.Millisecond); err != nil {
@@ -171,8 +173,7 @@ func (n *NIC) Stats() filter.BufferStats { return n.buf.Stats() }
 
 // Run implements Network. It closes the uplink.
 func (n *NIC) Run(ctx context.Context, h NetworkHost) error {
-	n.runs.Store(true)
-	defer n.runs.Store(false)
+	defer n.over.Store(true)
 	if h.Checkpoint != nil {
 		n.full.Store(&h.Checkpoint)
 	}

@@ -166,6 +166,33 @@ func TestUplinkThatEndsEndsTheNIC(t *testing.T) {
 	})
 }
 
+// The goroutine of Run may begin after a verb that drains the NIC.
+func TestADrainThatComesBeforeRunWaitsForIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWire()
+		n, _ := NewNIC(NICConfig{Uplink: w})
+		n.WritePacket([]byte("x"))
+		drained := make(chan error, 1)
+		go func() { drained <- n.Drain(t.Context()) }()
+		time.Sleep(time.Second)
+		select {
+		case err := <-drained:
+			t.Fatalf("drained before Run: %v", err)
+		default:
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		gate := failover.NewGate()
+		gate.Until(time.Now().Add(time.Minute))
+		done := make(chan error)
+		go func() { done <- n.Run(ctx, NetworkHost{Gate: gate}) }()
+		if err := <-drained; err != nil {
+			t.Error(err)
+		}
+		cancel()
+		<-done
+	})
+}
+
 // closesOnce is a wire whose Close has happened.
 type closesOnce struct {
 	*wire

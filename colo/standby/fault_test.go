@@ -57,6 +57,7 @@ func TestAPrimaryThatIsKilledAtAnyStepIsBroughtBack(t *testing.T) {
 // nothing else. (A QEMU primary in our place would wait for ever for one that
 // stands still, its guest stopped.)
 func TestASecondaryThatIsLostAtAnyStepDoesNotMatterToTheGuest(t *testing.T) {
+	t.Parallel()
 	qemutest.KVM(t)
 	dir := qemutest.Dir(t)
 	v := qemutest.Start(t, dir, qemutest.GuestArgs(t, dir, "microvm", 4)...)

@@ -272,6 +272,7 @@ func differences(a, b []byte) (n int) {
 }
 
 func TestAPrimaryThatStandsStillIsATimeout(t *testing.T) {
+	t.Parallel()
 	qemutest.KVM(t)
 	for _, when := range []string{"wait", "expect vmstate-send"} {
 		t.Run(when, func(t *testing.T) {

@@ -12,6 +12,7 @@ import (
 )
 
 func TestTheSurvivorsDiskIsThatOfItsMemory(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	for _, victim := range []string{trial.Primary, trial.Secondary} {
 		for _, place := range []string{killpoint.AtAny, killpoint.AtReceived} {
@@ -35,6 +36,7 @@ func TestTheSurvivorsDiskIsThatOfItsMemory(t *testing.T) {
 }
 
 func TestADiskIsHandedOverInOrderToo(t *testing.T) {
+	t.Parallel()
 	require.Outside(t, require.Processes)
 	out, _ := program(t, 0, append(short, "-backend", "sim", "-disk", "256K", "-kill", "none", "-early-resume=false")...)
 	if !strings.Contains(out, "its disk has what its memory has written") || !strings.Contains(out, "0 lost, 0 corrupted\n") {

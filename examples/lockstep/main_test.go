@@ -32,6 +32,11 @@ func TestMain(m *testing.M) {
 		os.Exit(0)
 	}
 	os.Setenv("GORACE", "atexit_sleep_ms=0") // or each side takes a second to end
+	// Runs wait for their processes, most of the time.
+	if err := require.Parallel(4); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	goleak.VerifyTestMain(m)
 }
 
@@ -76,6 +81,7 @@ func TestEitherSideMayBeKilledAnywhereAndNothingIsLost(t *testing.T) {
 				continue // see TestEachStepMayBeTheLast
 			}
 			t.Run(victim+"/"+place, func(t *testing.T) {
+				t.Parallel()
 				mode := modes[i%len(modes)]
 				s, _ := summed(t, append(short, "-backend", "sim", "-mode", mode, "-kill", victim, "-kill-at", place)...)
 				if s.Survivor != survivor || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 ||
@@ -113,7 +119,7 @@ func TestASideThatIsStoppedForAMomentEndsNothing(t *testing.T) {
 				continue
 			}
 			t.Run(victim+"/"+place, func(t *testing.T) {
-				t.Parallel() // they sleep, most of the time
+				t.Parallel()
 				s, _ := summed(t, append(short, "-backend", "sim", "-mode", modes[i%len(modes)], "-kill", victim, "-kill-at", place,
 					"-signal", trial.SignalStop, "-stop-for", "300ms")...)
 				if s.Survivor != trial.Primary || s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 || s.COLOExit != "request" {
@@ -149,6 +155,7 @@ func TestASideThatIsStoppedForLongComesBackAndSaysNothingNew(t *testing.T) {
 }
 
 func TestKVMGuestSurvivesItsPrimary(t *testing.T) {
+	t.Parallel()
 	require.Usable(t, require.KVM, kvm.Probe)
 	for _, victim := range []string{trial.Primary, trial.Secondary} {
 		s, _ := summed(t, append(short, "-backend", "kvm", "-vcpus", "2", "-diverge", "30", "-disk", "256K", "-kill", victim)...)
@@ -160,6 +167,7 @@ func TestKVMGuestSurvivesItsPrimary(t *testing.T) {
 }
 
 func TestAnOrderedHandoverIsARequestAndTheSecondaryDoesNotGoOn(t *testing.T) {
+	t.Parallel()
 	s, lines := summed(t, append(short, "-backend", "sim", "-kill", "none")...)
 	if s.Survivor != trial.Primary || s.COLOExit != "request" || s.Failover != 0 {
 		t.Errorf("%+v", s)
@@ -188,6 +196,7 @@ func TestAnOrderedHandoverIsARequestAndTheSecondaryDoesNotGoOn(t *testing.T) {
 }
 
 func TestGuestsThatDifferAreStillOneGuestToTheClient(t *testing.T) {
+	t.Parallel()
 	s, _ := summed(t, append(short, "-backend", "sim", "-diverge", "100", "-vcpus", "2", "-early-resume=false")...)
 	if s.Lost+s.Contradicted+s.Corrupted != 0 || s.VCPUs != 2 {
 		t.Errorf("%+v", s)
@@ -217,6 +226,7 @@ func TestGuestsThatAgreeAreNotHeldUntilTheirCheckpoint(t *testing.T) {
 }
 
 func TestGuestsThatDifferHaveCheckpointsOnDemand(t *testing.T) {
+	t.Parallel()
 	s, _ := summed(t, "-backend", "sim", "-diverge", "10", "-interval", "20s", "-checkpoints", "5", "-kill", "secondary", "-kill-at", "received")
 	if s.Causes[event.CauseDivergence] == 0 || s.Causes[event.CauseTimer] != 0 || s.Diverged == 0 || s.AtCheckpoint == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 {
 		t.Errorf("%+v", s)
@@ -224,6 +234,7 @@ func TestGuestsThatDifferHaveCheckpointsOnDemand(t *testing.T) {
 }
 
 func TestContinuousComparesNothing(t *testing.T) {
+	t.Parallel()
 	s, _ := summed(t, append(short, "-backend", "sim", "-mode", "continuous", "-diverge", "50")...)
 	if s.Matched+s.AtMatch+s.Diverged != 0 || s.AtCheckpoint == 0 || s.LatencyP99 != 0 || s.Causes[event.CauseTimer] != uint64(s.Checkpoints) {
 		t.Errorf("%+v", s)
@@ -231,6 +242,7 @@ func TestContinuousComparesNothing(t *testing.T) {
 }
 
 func TestRepeatedRunsAreSummedUp(t *testing.T) {
+	t.Parallel()
 	s, lines := summed(t, "-backend", "sim", "-mem", "8M", "-repeat", "3", "-seed", "11")
 	if s.Repeated == nil || s.Runs != 3 || s.Clean != 3 || s.FailoverMax < s.FailoverP50 {
 		t.Errorf("%+v %+v", s, s.Repeated)
@@ -247,6 +259,7 @@ func TestRepeatedRunsAreSummedUp(t *testing.T) {
 }
 
 func TestTheSummaryHasTheKeysThatScriptsReadAndTheEventsAreQMP(t *testing.T) {
+	t.Parallel()
 	_, lines := summed(t, append(short, "-backend", "sim")...)
 	var last map[string]map[string]any
 	if err := json.Unmarshal([]byte(lines[len(lines)-1]), &last); err != nil {
@@ -285,6 +298,7 @@ func TestTheSummaryHasTheKeysThatScriptsReadAndTheEventsAreQMP(t *testing.T) {
 }
 
 func TestTaggedFramesAreComparedAndNoneIsLost(t *testing.T) {
+	t.Parallel()
 	for _, mode := range []string{"colo", "continuous"} {
 		s, _ := summed(t, append(short, "-backend", "sim", "-vlan", "7", "-diverge", "20", "-mode", mode)...)
 		if mode == "colo" && s.AtMatch == 0 {

@@ -25,9 +25,11 @@ func needTracker(t *testing.T) {
 }
 
 func TestTheDirtyLogOfEitherBackendLacksNothing(t *testing.T) {
+	t.Parallel()
 	needTracker(t)
 	for _, backend := range []string{"sim", "kvm"} {
 		t.Run(backend, func(t *testing.T) {
+			t.Parallel()
 			if backend == "kvm" {
 				require.Usable(t, require.KVM, kvm.Probe)
 			}
@@ -41,6 +43,7 @@ func TestTheDirtyLogOfEitherBackendLacksNothing(t *testing.T) {
 
 // Between two sessions the log stays on, and the next begins with what it says.
 func TestTheDirtyLogOfAGuestThatChangesHostsLacksNothing(t *testing.T) {
+	t.Parallel()
 	needTracker(t)
 	s, _ := summed(t, "-backend", "sim", "-disk", "0", "-failovers", "1", "-switchover", "1", "-term", "400ms", "-verify-dirty", "-early-resume=false")
 	if s.Lost+s.Contradicted+s.Corrupted != 0 || s.Failovers != 1 || s.Switchovers != 1 {

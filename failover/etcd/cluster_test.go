@@ -23,22 +23,28 @@ type cluster struct {
 	clients []string // their client addresses
 }
 
-// addresses returns n that are free. etcd listens at them itself, and until then nobody
-// else may be given one: on Linux they are of a loopback host of this process's own,
-// from which no connection of another one leaves either.
+// given are the addresses that the clusters of this process have, which are started beside
+// each other.
+var given sync.Map
+
+// addresses returns n that are free and not given. etcd listens at them itself, and until
+// then nobody else may be given one: on Linux they are of a loopback host of this process's
+// own, from which no connection of another one leaves either.
 func addresses(t *testing.T, n int) (list []string) {
 	t.Helper()
 	host := "127.0.0.1"
 	if pid := os.Getpid(); runtime.GOOS == "linux" {
 		host = fmt.Sprintf("127.%d.%d.%d", 1+pid>>16&0x7f, pid>>8&0xff, pid&0xff)
 	}
-	for range n {
+	for len(list) < n {
 		l, err := net.Listen("tcp", host+":0")
 		if err != nil {
 			t.Skip(err)
 		}
 		defer l.Close() // when all of them have been chosen
-		list = append(list, l.Addr().String())
+		if _, taken := given.LoadOrStore(l.Addr().String(), true); !taken {
+			list = append(list, l.Addr().String())
+		}
 	}
 	return list
 }

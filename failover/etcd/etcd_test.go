@@ -23,6 +23,7 @@ var (
 )
 
 func TestArbiterOverACluster(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	client := c.client()
 	guests := 0
@@ -58,6 +59,7 @@ func acquire(t *testing.T, k *failover.Keeper, after uint64) {
 // A lost leader, then a lost member, cost the holder nothing but time: it keeps the
 // guest, and the other side does not get it.
 func TestLossOfTheLeaderDoesNotMoveTheGuest(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	client := c.client()
 	term := 3 * time.Second
@@ -83,6 +85,7 @@ func TestLossOfTheLeaderDoesNotMoveTheGuest(t *testing.T) {
 // nothing and refuses nothing for good. The holder, which may ask any member, goes on
 // with the others.
 func TestPartitionedLeaderDecidesNothing(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
@@ -122,6 +125,7 @@ func TestPartitionedLeaderDecidesNothing(t *testing.T) {
 // A host that is cut off from all members stops by its own clock before the other
 // side is granted the guest, and finds itself deposed when it is back.
 func TestHolderThatIsCutOffStopsBeforeTheOtherBegins(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	ways, through := newRelays(t, c)
 	term := time.Second
@@ -156,6 +160,7 @@ func TestHolderThatIsCutOffStopsBeforeTheOtherBegins(t *testing.T) {
 
 // Without a majority nobody is granted anything, and the holder stops.
 func TestWithoutAMajorityNobodyGoesOn(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	client := c.client()
 	term := time.Second
@@ -179,6 +184,7 @@ func TestWithoutAMajorityNobodyGoesOn(t *testing.T) {
 
 // What comes late is counted from when it was asked for.
 func TestAnswerThatIsLateIsCountedFromItsRequest(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	a := etcd.New(c.client(), "g", patient)
 	g, err := a.Acquire(t.Context(), failover.Claim{Holder: "a", Token: "a", Term: time.Second})
@@ -200,6 +206,7 @@ func TestAnswerThatIsLateIsCountedFromItsRequest(t *testing.T) {
 // A key that was deleted, or restored from an old backup, grants the guest to
 // nobody who has a copy of it.
 func TestLostKeyRefuses(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	client := c.client()
 	a := keep(t, etcd.New(client, "g", requests), "a", time.Second)

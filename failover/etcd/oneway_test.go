@@ -15,8 +15,10 @@ import (
 // host is granted the guest, which is granted it; and when the way is mended, and what
 // was under way arrives, nothing of it opens the gate again or prolongs a grant.
 func TestAHolderThatIsHeardOrHearsAloneStopsBeforeTheOtherBegins(t *testing.T) {
+	t.Parallel()
 	for direction, what := range map[int]string{there: "its requests are lost", back: "its answers are lost"} {
 		t.Run(what, func(t *testing.T) {
+			t.Parallel()
 			c := newCluster(t)
 			ways, through := newRelays(t, c)
 			term := time.Second
@@ -59,6 +61,7 @@ func TestAHolderThatIsHeardOrHearsAloneStopsBeforeTheOtherBegins(t *testing.T) {
 // A direction of the way to one member, the leader or another one, is lost: the holder
 // goes on with those that answer.
 func TestAHolderThatOneMemberDoesNotAnswerGoesOn(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	ways, through := newRelays(t, c)
 	a := keep(t, etcd.New(c.client(through...), "g", requests), "a", 1500*time.Millisecond)
@@ -83,6 +86,7 @@ func TestAHolderThatOneMemberDoesNotAnswerGoesOn(t *testing.T) {
 // A host whose claim is granted, and which is not told, has the guest as soon as it can
 // read: it does not ask for what it has.
 func TestAClaimWhoseAnswerIsLostIsHeardOfByReading(t *testing.T) {
+	t.Parallel()
 	c := newCluster(t)
 	ways, through := newRelays(t, c)
 	k := keep(t, failover.NewStoreArbiter(deaf{etcd.Open(c.client(through...), "g", requests), ways}), "a", time.Hour)

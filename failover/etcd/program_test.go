@@ -48,6 +48,7 @@ func by(t *testing.T, path string, c *cluster, key string, args ...string) failo
 // A host that does not link etcd has the same arbiter by a program, which outlives the
 // leader.
 func TestArbiterOverAClusterByAProgram(t *testing.T) {
+	t.Parallel()
 	path := lockstepEtcd(t)
 	c := newCluster(t)
 	guests := 0
@@ -77,6 +78,7 @@ func TestArbiterOverAClusterByAProgram(t *testing.T) {
 
 // What ends its host does not end it before its host has said its last word.
 func TestAProgramEndsWithItsInputAndNotByASignal(t *testing.T) {
+	t.Parallel()
 	cmd := exec.Command(lockstepEtcd(t), "-endpoints", "127.0.0.1:1", "-key", "k", "-timeout", "100ms")
 	in, err1 := cmd.StdinPipe()
 	out, err2 := cmd.StdoutPipe()
@@ -106,6 +108,7 @@ func TestAProgramEndsWithItsInputAndNotByASignal(t *testing.T) {
 }
 
 func TestAProgramThatIsCalledWronglySaysHow(t *testing.T) {
+	t.Parallel()
 	path := lockstepEtcd(t)
 	for args, want := range map[string]string{
 		"":                                      "-endpoints is needed",

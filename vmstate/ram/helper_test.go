@@ -118,6 +118,13 @@ func randomPage(r *rand.Rand) []byte {
 	return p
 }
 
+// remember is snapshot into one that there is, for tests that need many.
+func (g *guest) remember(snapshot [][]byte) {
+	for i, b := range g.blocks {
+		copy(snapshot[i], b.Host)
+	}
+}
+
 func (g *guest) snapshot() [][]byte {
 	var s [][]byte
 	for _, b := range g.blocks {
