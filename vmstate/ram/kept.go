@@ -5,10 +5,11 @@ import "math/bits"
 // A page is kept if the log is to leave it writable. To decide that, each page has a count:
 // a checkpoint before which the page was written adds one, a checkpoint before which it was
 // not takes two, and a checkpoint for which the log cannot tell, since the page was
-// writable all the time, changes nothing. A page is kept from a count of keeping.after on, and
-// its count is then the highest after each write that is seen: it is kept until four checkpoints in
-// turn, of those that can tell, were without one. A guest that is slow because of its faults writes a page before every second
-// checkpoint only, and would never come to be faster if such a page were not kept.
+// writable all the time, changes nothing. A page is kept from a count of keeping.after on. From
+// then on each write that is seen sets its count to the highest, so that it is kept until four
+// checkpoints in turn, of those that can tell, were without a write. A guest that is slow because
+// of its faults writes a page before every second checkpoint only: if such a page were not kept,
+// the guest would never become faster.
 const (
 	defaultKeepAfter = 4
 	maxKeepAfter     = 7 // what the counts have room for
