@@ -34,9 +34,9 @@
 // restored. [VCPUState], [ChipState] and [ClockState] are the same without the
 // rest of the package, for a host that has only descriptors to offer. Restoring
 // into a VM that has run is an ordinary case: it is what a COLO secondary does
-// at every checkpoint. A vCPU of Create's that has not run since it was loaded last is given
-// only the registers that differ; of an adopted VM others have the descriptors, so its vCPUs are
-// given all.
+// at every checkpoint. A vCPU of a VM that Create made, and that has not run since it was loaded
+// last, is given only the registers that differ. Of an adopted VM others have the descriptors,
+// so its vCPUs are given all.
 //
 // A KVM that has no second level of address translation from the hardware (EPT, NPT)
 // keeps copies of the guest's page tables, which do not follow what the host writes there.

@@ -22,7 +22,7 @@ var rules = []struct {
 	{"doc.go", "pauses nest", []string{"TestPausesNest", "TestManyPauseAtOnce"}},
 	{"doc.go", "[VM.Stopped], which says how long the guest stood still, and [VM.Throttle], which slows it down", []string{
 		"TestStoppedIsTheTimeThatTheGuestLost", "TestThrottleKeepsTheGuestOutForAShare"}},
-	{"doc.go", "Everything else that touches a vCPU needs it stopped (paused, or not in Run) and fails with [ErrRunning] otherwise", []string{
+	{"doc.go", "Every other method of a vCPU needs it stopped (paused, or not in Run) and fails with [ErrRunning] otherwise", []string{
 		"TestDevicesOfARunningVMAreNeitherSavedNorRestored"}},
 
 	// State.
@@ -36,7 +36,7 @@ var rules = []struct {
 		"TestAPendingExceptionKeepsItsPayload", "TestAnExceptionThatIsPendingWithoutItsPayloadIsTaken", "TestTheTSCsOfAVMKeepTheirDistance"}},
 	{"shot.go", "What may still change while the vCPU stands still (its local APIC takes interrupts, of devices that are stopped after it) is read when its state is asked for.", []string{
 		"TestWhatChangesAfterAVCPUHasStoppedIsSaved", "TestADeadlineThatPassesWhileAVCPUIsSavedIsNotLost", "TestAShotIsUsedOnlyForWhatItShows"}},
-	{"syncregs.go", "What KVM says it can do is compared with what the three calls say the first time, and not done again if it differs.", []string{
+	{"syncregs.go", "The first time the result is compared with that of the three calls, and if they differ too often synced is not used any more.", []string{
 		"TestAKVMThatLeavesSomethingElseIsAskedOneByOne", "TestWhatAShotTakesIsWhatTheCallsSay", "TestRegistersAreTakenOnlyIfKVMHasLeftThem"}},
 	{"vm.go", "a save may be encoded when the vCPU runs again", []string{"TestASecondPauseDoesNotTouchWhatIsStillToBeEncoded"}},
 	{"doc.go", "nested virtualization ([NotSavedError], on saving and on loading)", []string{
@@ -61,16 +61,16 @@ var rules = []struct {
 	// Time.
 	{"doc.go", "The TSC, and KVM's clock, go on from where they were when the state was saved, exactly where KVM has KVM_VCPU_TSC_OFFSET.", []string{
 		"TestTheTSCIsRolledBackHoweverSoon", "TestTheTSCIsRolledBackWithoutOffsets"}},
-	{"doc.go", "What came of it is read back ([VM.TSCError]).", []string{"TestATSCThatIsNotObeyedIsSaid"}},
-	{"doc.go", "A guest of a host that chose CatchUp instead sees the time pass that it spent on its way.", []string{"TestAGuestCatchesUpWithTheWallClockIfAsked"}},
+	{"doc.go", "The package reads the TSC back to see whether KVM has set it ([VM.TSCError]).", []string{"TestATSCThatIsNotObeyedIsSaid"}},
+	{"doc.go", "With CatchUp, which the host can choose instead, the time of the move passes for the guest.", []string{"TestAGuestCatchesUpWithTheWallClockIfAsked"}},
 	{"doc.go", "After pauses that add up to 10 ms the guest is told, by its clock, that it did not run", []string{"TestAGuestIsToldByItsClockThatItStoodStill"}},
 
 	// Dirty memory.
-	{"doc.go", "An adopted VM's bitmaps may be of the kind that is cleared by a call of its own; that is found out, and done.", []string{
+	{"doc.go", "The bitmaps of an adopted VM may have to be cleared by a second call; the package finds that out.", []string{
 		"TestEachPageIsReportedOnceWhoeverClearsTheLog", "TestALogThatBeginsFullIsReportedAndForgotten"}},
 	{"doc.go", "Writes of vCPUs are logged by KVM, in a bitmap for each slot or in a ring for each vCPU", []string{
 		"TestMemoryMovedByTheDirtyLogAloneStaysIdenticalOver30Generations", "TestKVMsLogHasEveryPageThatTheKernelSawWritten", "TestAFullDirtyRingLosesNothing"}},
-	{"doc.go", "Writes of the host to guest memory are not logged, and must be told with [VM.MarkDirty].", []string{
+	{"doc.go", "KVM does not log writes of the host to guest memory: the host reports them with [VM.MarkDirty].", []string{
 		"TestTheDirtyLogNamesEveryWriteOfTheHostThatItIsTold", "TestMarksMadeWhileTheLogIsReadAreNotLost"}},
 }
 
