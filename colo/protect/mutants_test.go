@@ -72,7 +72,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "output leaves in which the guests differ",
-		File:  "colo/compare/other.go",
+		File:  "colo/compare/datagram.go",
 		Old:   "p.VNetHdr != s.VNetHdr || !bytes.Equal(p.Payload(), s.Payload())",
 		New:   "p.VNetHdr != s.VNetHdr",
 		Tests: []string{"-timeout=9m", "-run=^TestSimulatedFaults$", "-seed=8", "-seed.step=8", "-seeds=400", "."},

@@ -8,10 +8,11 @@
 // To read it: options.go is the command line; protect.go is a guest that two hosts
 // keep running, and boot.go one without protection; arbiter.go and decide.go are who
 // goes on when they part, command.go asks somebody else, and watch.go tells a person;
-// save.go puts a guest in a file. roam.go is a guest that moves without protection: moveout.go
-// is where it leaves, movein.go where it arrives, movelink.go the connections between, and
-// movedisk.go its disk. solo.go is what all guests without protection have. guest.go is the guest of this host, hardware.go what
-// it runs on; disk.go and console.go are devices of it. report.go is what is printed.
+// save.go puts a guest in a file. move.go is a guest that moves without protection:
+// moveout.go is where it leaves, movein.go where it arrives, movelink.go the connections
+// between, and movedisk.go its disk. solo.go is what all guests without protection have.
+// guest.go is the guest of this host, hardware.go what it runs on; disk.go and console.go
+// are devices of it. report.go is what is printed.
 package main
 
 import (
