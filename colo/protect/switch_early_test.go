@@ -119,27 +119,48 @@ func TestASecondaryThatWasToldToGoOnAndCannotCommitSaysSo(t *testing.T) {
 	})
 }
 
-// One that is cut off meanwhile has the guest: it was released for it, and it has all of it.
-func TestASecondaryThatWasToldToGoOnAndIsCutOffGoesOn(t *testing.T) {
-	bubble(t, "", func(t *testing.T, w *world) {
-		begun := time.Now()
-		a, b, _, err := whileCommitting(t, w, func(a, b *host) error {
-			w.f.part("a", "b", false)
-			return nil
+// One that is cut off meanwhile has all of the guest, which was released, and so has the host
+// that released it: whoever asks the arbiter first goes on with it, and the other follows.
+func TestASecondaryThatWasToldToGoOnIsCutOffAndOneOfTheTwoGoesOn(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		unheard  func(a, b *host) *host // who cannot ask meanwhile
+		goesBack bool
+	}{
+		{"the one that was told asks first", func(a, _ *host) *host { return a }, false},
+		{"the one that said so asks first", func(_, b *host) *host { return b }, true},
+		{"both ask", func(_, _ *host) *host { return nil }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			bubble(t, "", func(t *testing.T, w *world) {
+				begun := time.Now()
+				a, b, _, err := whileCommitting(t, w, func(a, b *host) error {
+					if h := c.unheard(a, b); h != nil {
+						h.noArbiter.Store(true)
+						time.AfterFunc(2*time.Second, func() { h.noArbiter.Store(false) })
+					}
+					w.f.part("a", "b", false)
+					return nil
+				})
+				w.f.join("a", "b")
+				back := err != nil && strings.Contains(err.Error(), "the guest runs on here")
+				if err == nil || c.unheard(a, b) != nil && back != c.goesBack { // nobody could say that it runs there
+					t.Errorf("%v", err)
+				}
+				if back {
+					a, b = b, a
+				}
+				b.is(Protected)
+				a.is(Following)
+				if d := time.Since(begun); d > 30*time.Second {
+					t.Errorf("it took %v", d)
+				}
+				w.hearsMore()
+				a.halt()
+				b.halt()
+			})
 		})
-		w.f.join("a", "b")
-		if err == nil { // nobody could say that it runs there
-			t.Error("no error")
-		}
-		b.is(Protected)
-		a.is(Following)
-		if d := time.Since(begun); d > 30*time.Second {
-			t.Errorf("it took %v", d)
-		}
-		w.hearsMore()
-		a.halt()
-		b.halt()
-	})
+	}
 }
 
 // One that dies meanwhile has not asked for the guest, which runs on where it ran.
