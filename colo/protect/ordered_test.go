@@ -104,6 +104,44 @@ func TestAnEndThatIsOrderedIsARequestHoweverItIsHeard(t *testing.T) {
 	}
 }
 
+// A host that leaves, as by a signal, has asked for the end of its session itself: it warns of
+// nothing. The other has lost its protection, and says so.
+func TestAHostThatLeavesHasAskedForTheEndItself(t *testing.T) {
+	for _, leaver := range []string{"a", "b"} {
+		bubble(t, leaver, func(t *testing.T, w *world) {
+			var log lines
+			logs := func(name string) func(*Config) {
+				return func(c *Config) {
+					if name == leaver {
+						c.Logger = slog.New(slog.NewTextHandler(&log, nil))
+					}
+				}
+			}
+			b, a := w.boot("b", false, logs("b")), w.boot("a", true, logs("a"))
+			a.is(Protected)
+			time.Sleep(300 * time.Millisecond)
+			leaves, stays := a, b
+			if leaver == "b" {
+				leaves, stays = b, a
+			}
+			leaves.halt()
+			if exits, _, lost := leaves.exits(); len(exits) != 1 || exits[0].Reason != event.ExitRequest || exits[0].Error != "" || lost != 0 {
+				t.Errorf("%+v, %d times HEARTBEAT_LOST", exits, lost)
+			}
+			for _, l := range log.all() {
+				if strings.Contains(l, "level=WARN") {
+					t.Errorf("it warns: %s", l)
+				}
+			}
+			stays.is(Alone)
+			if exits, _, _ := stays.exits(); len(exits) != 1 || exits[0].Reason != event.ExitError {
+				t.Errorf("the one that stays: %+v", exits)
+			}
+			stays.halt()
+		})
+	}
+}
+
 // lingering is a connection on which the order to end is heard long before it is known to
 // have been sent.
 type lingering struct{ net.Conn }

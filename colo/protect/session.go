@@ -221,7 +221,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	}
 	// A session that is cancelled would say goodbye, so that the other side does
 	// not go on. A host that leaves wants it to.
-	stop := atEnd(ctx, func() { s.colo.Lost(context.Cause(ctx)) })
+	stop := atEnd(ctx, func() { s.leave(context.Cause(ctx)) })
 	defer stop()
 	err := j.awaitPromise(with, s)
 	if err == nil {
@@ -425,6 +425,16 @@ func (j *Job) heard(s *session, n note) {
 		}
 		s.colo.Lost(why)
 	}
+}
+
+// leave ends the session of a host whose Run is to end. That is what somebody here has asked for,
+// and no loss of the other side, unless the guest is being handed over: then the end of the
+// session is that of the switchover.
+func (s *session) leave(why error) {
+	if s.getPurpose() == noPurpose && !s.wasHanded() {
+		s.colo.Expect(why)
+	}
+	s.colo.Lost(why)
 }
 
 // maxPledge bounds what a primary can ask for.
