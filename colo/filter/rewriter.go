@@ -409,7 +409,7 @@ func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conv
 	case c == nil:
 	case c.byGuest && c.own.seq == seq:
 		return c // it is repeated, or both ends open the connection at once
-	case !c.byGuest && answers && c.own.seq == seq:
+	case !c.byGuest && answers && c.own.seq == seq && (!c.closed || c.first == h.Ack()):
 		return c // it is repeated: the first counts, because its time may have been answered
 	case !c.closed && !c.byGuest && answers && c.next == h.Ack() && c.sent == c.own.seq+1:
 		// Of several numbers the last one counts, since nobody has acknowledged those

@@ -212,7 +212,7 @@ func (m *rewriting) step() {
 }
 
 func TestEachEndGetsItsOwnNumbers(t *testing.T) {
-	seeds := uint64(300)
+	seeds := uint64(350)
 	if !require.Sampled() {
 		seeds = 10000
 	}
