@@ -107,6 +107,22 @@ func (e *Engine) acknowledged(w *flight) {
 // but other data that was sent later.
 func (w *flight) patience() time.Duration { return w.rtt * 3 / 2 }
 
+// piece returns the data that s has in the place of r, or nil if s does not have all of it.
+// The two may be anywhere.
+func (s *pkt) piece(r *sent) []byte {
+	d := s.data()
+	if at, n := r.seq-s.seq, r.end-r.seq; uint64(at)+uint64(n) <= uint64(len(d)) {
+		return d[at:][:n]
+	}
+	return nil
+}
+
+// same reports whether s has all of r, with the bytes that have left.
+func (e *Engine) same(s *pkt, r *sent) bool {
+	d := s.piece(r)
+	return d != nil && maphash.Bytes(e.seed, d) == r.hash
+}
+
 // relay takes s, in which a guest repeats what has left, and lets that part of it leave which
 // the peer lacks. If the peer lacks it already, but has had too little time to get it, relay
 // keeps s and looks again later.
@@ -124,8 +140,7 @@ func (e *Engine) relay(c *conn, s *pkt) {
 		if from == to && (after(s.seq, r.seq) || !after(r.end, w.acked) || w.sacks.has(r.seq, r.end)) {
 			continue
 		}
-		if after(r.end, s.end) || from != to && (r.seq != to || w.sacks.has(r.seq, r.end)) ||
-			maphash.Bytes(e.seed, s.data()[r.seq-s.seq:r.end-s.seq]) != r.hash {
+		if from != to && (r.seq != to || w.sacks.has(r.seq, r.end)) || !e.same(s, r) {
 			break
 		}
 		if e.now.Sub(r.at) < w.patience() {

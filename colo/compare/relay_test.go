@@ -432,6 +432,24 @@ func TestRelaysSayNothingNew(t *testing.T) {
 	}
 }
 
+// Guests that keep to no window may be half of all sequence numbers ahead of what the peer
+// has acknowledged, and that is then neither before what they repeat nor behind it.
+func TestWhatHasLeftMayBeHalfOfAllNumbersAway(t *testing.T) {
+	x, p, s, hear := lossy(t)
+	hear(112)
+	a := data(112, strings.Repeat("m", 1000))
+	p(a)
+	s(a)
+	for epoch, far := range []uint32{1 << 30, 1 << 31} {
+		p(a)
+		p(data(1112+far, "n"))
+		x.checkpoint(uint64(epoch) + 1)
+	}
+	for _, seq := range []uint32{112, 122, 1110} {
+		x.told("", s(data(seq+1<<31, "n")), "")
+	}
+}
+
 // one yields a packet.
 type one struct{ p []byte }
 
