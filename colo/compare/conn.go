@@ -177,7 +177,7 @@ func (c *conn) idle() bool {
 func (e *Engine) forget(c *conn) {
 	e.unlist(c)
 	e.drop(&c.s)
-	e.unkeep(c.tcp.flight)
+	e.land(c.tcp.flight)
 	if c.apart {
 		e.aparts--
 	}

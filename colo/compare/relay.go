@@ -32,18 +32,23 @@ type sent struct {
 const (
 	maxSent    = 1 << 13
 	maxAllSent = 1 << 16
+	fewSent    = 64 // the memory for so many stays with a connection
 )
 
-// record notes that data of c leaves, which has the number seq and which a device cuts into
-// pieces of the given size, if that is not 0. A repetition may begin or end where a segment
-// of either guest did, and so the data is cut there into stretches.
-func (e *Engine) record(c *conn, seq uint32, data []byte, size int) {
+// record notes that data of c leaves in f, which has the number seq and which a device may
+// cut. A repetition may begin or end where a segment of either guest did, and so the data is
+// cut there into stretches.
+func (e *Engine) record(c *conn, seq uint32, data []byte, f *Frame) {
 	w := c.tcp.flight
+	w.vnet = f.VNetHdr
+	size := gsoSize(f)
 	from, end := seq, seq+uint32(len(data))
 	for i := len(w.parts) - 1; i >= 0 && after(w.parts[i].end, seq); i-- {
-		if after(end, w.parts[i].seq) {
-			w.parts[i].at, w.parts[i].relayed = e.now, false
+		r := &w.parts[i]
+		if !after(end, r.seq) {
+			continue
 		}
+		r.at, r.relayed = e.now, false
 	}
 	if n := len(w.parts); n > 0 && after(w.parts[n-1].end, from) {
 		from = w.parts[n-1].end
@@ -95,31 +100,44 @@ func gsoSize(f *Frame) int {
 
 // acknowledged forgets what the peer has acknowledged.
 func (e *Engine) acknowledged(w *flight) {
+	if w.news.IsZero() {
+		return // it has acknowledged nothing that counts
+	}
 	n := 0
 	for n < len(w.parts) && !after(w.parts[n].end, w.acked) {
 		n++
 	}
 	e.sents -= n
 	w.parts = w.parts[:copy(w.parts, w.parts[n:])]
+	if m := cap(w.parts); m > fewSent && len(w.parts) <= m/4 {
+		w.parts = append([]sent(nil), w.parts...) // what is kept for all is bounded by what is known of all
+	}
+}
+
+// land forgets w, the flight of a connection that is over. w may be nil.
+func (e *Engine) land(w *flight) {
+	if w != nil {
+		e.unkeep(w)
+		e.sents -= len(w.parts)
+	}
 }
 
 // patience returns how long after data has left it counts as lost if the peer has not got it,
 // but other data that was sent later.
 func (w *flight) patience() time.Duration { return w.rtt * 3 / 2 }
 
-// piece returns the data that s has in the place of r, or nil if s does not have all of it.
-// The two may be anywhere.
-func (s *pkt) piece(r *sent) []byte {
-	d := s.data()
-	if at, n := r.seq-s.seq, r.end-r.seq; uint64(at)+uint64(n) <= uint64(len(d)) {
-		return d[at:][:n]
+// piece returns what is in the place of r in data, which has the number seq, or nil if data
+// does not have all of it. The two may be anywhere.
+func piece(seq uint32, data []byte, r *sent) []byte {
+	if at, n := r.seq-seq, r.end-r.seq; uint64(at)+uint64(n) <= uint64(len(data)) {
+		return data[at:][:n]
 	}
 	return nil
 }
 
 // same reports whether s has all of r, with the bytes that have left.
 func (e *Engine) same(s *pkt, r *sent) bool {
-	d := s.piece(r)
+	d := piece(s.seq, s.data(), r)
 	return d != nil && maphash.Bytes(e.seed, d) == r.hash
 }
 
@@ -130,7 +148,7 @@ func (e *Engine) relay(c *conn, s *pkt) {
 	const odd = packet.SYN | packet.FIN | packet.RST | packet.URG
 	t := &c.tcp
 	v, l, w := &t.cover, &t.left, t.flight
-	if !w.hears || w.rtt == 0 || s.flags&(odd|packet.ACK) != packet.ACK || s.signed || c.blind || c.apart ||
+	if !w.hears || w.rtt == 0 || s.VNetHdr != w.vnet || s.flags&(odd|packet.ACK) != packet.ACK || s.signed || c.blind || c.apart ||
 		!t.covers(s) || !v.agreed || v.ahead(s.end) || !l.acks || s.ts > 0 && !l.tss {
 		return
 	}

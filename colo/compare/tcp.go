@@ -89,7 +89,7 @@ func (e *Engine) reopen(c *conn, p *pkt) {
 		e.diverge(c, ReasonFlags)
 	}
 	e.settle(c)
-	e.unkeep(t.flight)
+	e.land(t.flight)
 	n := stream{said: said{isn: t.said.isn, open: t.said.open}}
 	if t.said.syn.is {
 		// The secondary's guest has begun the new connection before the primary's; its
