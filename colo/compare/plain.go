@@ -220,6 +220,9 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 				return false
 			}
 		} else if !v.ahead(from) {
+			if from != v.done && t.flight != nil {
+				return false // it repeats something, beside what is new
+			}
 			from = v.done
 		}
 		e.arrive(c, now)

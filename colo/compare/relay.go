@@ -49,6 +49,9 @@ func (e *Engine) record(c *conn, seq uint32, data []byte, f *Frame) {
 			continue
 		}
 		r.at, r.relayed = e.now, false
+		if d := piece(seq, data, r); d != nil {
+			r.hash = maphash.Bytes(e.seed, d) // with a checkpoint others may leave than before
+		}
 	}
 	if n := len(w.parts); n > 0 && after(w.parts[n-1].end, from) {
 		from = w.parts[n-1].end
@@ -139,6 +142,25 @@ func piece(seq uint32, data []byte, r *sent) []byte {
 func (e *Engine) same(s *pkt, r *sent) bool {
 	d := piece(s.seq, s.data(), r)
 	return d != nil && maphash.Bytes(e.seed, d) == r.hash
+}
+
+// takesBack reports whether the primary's guest says something else in p than has left and is
+// not acknowledged, as far as that is known: p has all of a stretch, with other bytes. Where
+// the peer acknowledges nothing that the engine hears of, it is not known which bytes it
+// still looks at, and a guest may fill a packet that asks for a sign of life with any (RFC
+// 9293 section 3.8.4).
+func (e *Engine) takesBack(c *conn, p *pkt) bool {
+	v, w := &c.tcp.cover, c.tcp.flight
+	if w == nil || w.news.IsZero() || p.seq == p.end || p.flags&(packet.SYN|packet.RST) != 0 ||
+		!v.agreed || v.ahead(p.seq) || p.seq == v.done {
+		return false
+	}
+	for i := range w.parts {
+		if r := &w.parts[i]; piece(p.seq, p.data(), r) != nil && !e.same(p, r) {
+			return true
+		}
+	}
+	return false
 }
 
 // relay takes s, in which a guest repeats what has left, and lets that part of it leave which

@@ -319,3 +319,41 @@ func TestAnAcknowledgmentOfWhatWasNotSentKeepsNothingFromLeaving(t *testing.T) {
 		})
 	}
 }
+
+// What the secondary's guest would repeat if it had to go on alone is what has left.
+func TestAGuestThatTakesBackWhatItHasSaidWaitsForTheCheckpoint(t *testing.T) {
+	for name, again := range map[string]ackSeg{
+		"one segment":      data(112, "abcD"),
+		"amid others":      data(108, "ijklabcdefGhijkl"),
+		"with more behind": data(116, "efgHijklmnop"),
+		"with an end":      {seq: 120, ack: 1000, win: 50, flags: push | packet.FIN, data: "ijkL"},
+		"with urgent data": {seq: 120, ack: 1000, win: 50, flags: push | packet.URG, data: "ijkL"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x, p, s, _ := lost(t)
+			x.now = x.now.Add(time.Second)
+			x.told("other bytes", p(again), "!data")
+			x.told("and nothing more", p(data(124, "mnop")), "")
+			x.told("whatever the other guest says", s(data(124, "mnop")), "")
+			x.Mark(1)
+			r, _ := x.SecondaryMark(1)
+			if len(r.Release) != 2 || r.Diverged {
+				t.Errorf("with the checkpoint %q leaves", told(r))
+			}
+			x.now = x.now.Add(time.Second)
+			if r := p(again); len(r.Release) != 1 || r.Diverged {
+				t.Errorf("now it has been said, and %q leaves", told(r))
+			}
+		})
+	}
+}
+
+// A packet that only asks for a sign of life may have any byte in the place of the last one.
+func TestAByteThatThePeerHasMayBeAny(t *testing.T) {
+	x, p, s, hear := lossy(t)
+	p(data(112, "m"))
+	s(data(112, "m"))
+	hear(113)
+	x.now = x.now.Add(time.Second)
+	x.told("", p(data(112, "\x00")), "\x00@112 ack 1000 to 7400")
+}

@@ -15,6 +15,11 @@ func (e *Engine) primaryTCP(c *conn, p *pkt) {
 	t.told.note(p)
 	switch {
 	case !e.cfg.LowerAcks:
+	case e.takesBack(c, p):
+		c.blind = true // until a checkpoint has the bytes that the guest says now
+		e.diverge(c, ReasonData)
+		c.p.bySeq(e.hold(c, p))
+		return
 	case p.bare() && !c.blind:
 		e.primaryAck(c, p)
 		return
