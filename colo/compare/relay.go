@@ -2,7 +2,6 @@ package compare
 
 import (
 	"hash/maphash"
-	"slices"
 	"time"
 
 	"github.com/gocolo/lockstep/internal/packet"
@@ -256,7 +255,11 @@ func (e *Engine) unkeep(w *flight) {
 
 // await has tickFlights look at c at the time due, or before.
 func (e *Engine) await(c *conn, due instant) {
-	if !slices.Contains(e.flights, c) {
+	if w := c.tcp.flight; !c.awaits || due.Before(w.next) {
+		w.next = due
+	}
+	if !c.awaits {
+		c.awaits = true
 		e.flights = append(e.flights, c)
 	}
 	e.sooner(due)
@@ -269,6 +272,12 @@ func (e *Engine) tickFlights() {
 	for _, c := range e.flights {
 		w := c.tcp.flight
 		if w == nil {
+			c.awaits = false
+			continue
+		}
+		if e.now.Before(w.next) {
+			e.sooner(w.next)
+			wait = append(wait, c)
 			continue
 		}
 		e.hurry(c, func(q *pkt) bool { return e.now.Sub(q.at) >= w.rtt })
@@ -287,8 +296,10 @@ func (e *Engine) tickFlights() {
 			}
 		}
 		if next.IsZero() {
+			c.awaits = false
 			continue
 		}
+		w.next = next
 		e.sooner(next)
 		wait = append(wait, c)
 	}
