@@ -247,6 +247,8 @@ type adversary struct {
 	hears      bool
 	wrong      uint32 // where the bytes of the secondary's guest begin to differ; 0: nowhere
 	left       int
+	clock      uint32            // of the primary's guest, for timestamps
+	newest     map[string]uint32 // the timestamp that has left last, by flow
 }
 
 func (a *adversary) fail(format string, args ...any) {
@@ -268,11 +270,13 @@ func (a *adversary) options() string {
 	var o string
 	switch a.choose(8) {
 	case 0, 1, 2:
-		o = wireTimes(uint32(a.choose(8))-4, 7)
+		a.clock += uint32(a.choose(2))
+		o = wireTimes(a.clock, 7)
 	case 3:
 		o = wireMSS + wireSACKOK + wireWindow7
 	case 4:
-		o = a.pick("\x08\x0a\x00\x00\x00\x01\x00\x00\x00\x02\x08\x0a\xff\xff\xff\xff\x00\x00\x00\x02\x01\x01", // twice
+		now := string(binary.BigEndian.AppendUint32(nil, a.clock))
+		o = a.pick("\x08\x0a\x00\x00\x00\x01\x00\x00\x00\x02\x08\x0a"+now+"\x00\x00\x00\x02\x01\x01", // twice
 			"\x08\x00\x01\x01", "\x08\x01\x01\x01", "\x08\xff\x01\x01", "\x05\x02\x01\x01", "\x05\x0b\x01\x01\x01\x01\x01\x01\x01\x01\x01\x00",
 			"\x13\x12"+strings.Repeat("m", 16)+"\x01\x01", "\x1d\x10"+strings.Repeat("a", 14), "\x00\x08\x0a\x00")
 	case 5:
@@ -480,6 +484,7 @@ func (a *adversary) check(r compare.Result, receipt bool) {
 		if p.ParseVNet(f.Data, f.VNetHdr); !p.IsTCP() {
 			continue
 		}
+		a.checkStamp(&p)
 		want := p.TCPChecksum()
 		if packet.VNetOf(f.Data, f.VNetHdr).PartialChecksum(&p, packet.TCPChecksumAt) {
 			if f.Data[6]|f.Data[8] == 0 {
@@ -490,6 +495,27 @@ func (a *adversary) check(r compare.Result, receipt bool) {
 		if got := p.TCP().Checksum(); got != want {
 			a.fail("its checksum is %#x and not %#x: %x", got, want, f.Data)
 		}
+	}
+}
+
+// checkStamp refuses a timestamp that is older than one before it, since a peer drops the
+// segment.
+func (a *adversary) checkStamp(p *packet.Packet) {
+	a.t.Helper()
+	flow, _, _, _ := says(p)
+	stamp, has := uint32(0), false
+	for kind, data, rest, ok := packet.NextOption(p.TCP().Options()); ok; kind, data, rest, ok = packet.NextOption(rest) {
+		if kind == packet.OptTimestamps && len(data) == 8 {
+			stamp, has = binary.BigEndian.Uint32(data), true
+		}
+	}
+	newest, known := a.newest[flow]
+	switch {
+	case !has || p.Signed():
+	case known && int32(newest-stamp) > 0:
+		a.fail("the timestamp %d leaves after %d: %x", stamp, newest, p.Frame)
+	default:
+		a.newest[flow] = stamp
 	}
 }
 
@@ -658,7 +684,7 @@ func newAdversary(t testing.TB, choose func(int) int) *adversary {
 		t: t, choose: choose, cfg: cfg, e: newBoth(t, cfg), now: time.Unix(1000, 0),
 		vnet: []int{0, 0, 10, 12, 20, 24}[choose(6)],
 		told: newTestimony(), base: newTestimony(), pending: map[uint64]*testimony{}, hears: true,
-		at: [2]map[string]place{{}, {}},
+		at: [2]map[string]place{{}, {}}, clock: 1<<32 - 20, newest: map[string]uint32{},
 	}
 }
 

@@ -35,6 +35,7 @@ type conn struct {
 	strikes  uint8       // epochs with a divergence, less those in which enough matched; see setapart.go
 	matched  uint16      // packets that matched in this epoch
 	age      uint32      // how many connections with these addresses came before this one
+	awaits   bool        // it is in the engine's list flights
 	used     instant     // when the last packet came
 
 	owed *pkt  // TCP: the newest acknowledgment that has not left whole; see ack.go
@@ -112,7 +113,7 @@ func (e *Engine) conn(p *pkt, k *connKey, now instant) *conn {
 		}
 		if c = e.spare; c != nil {
 			e.spare = c.older
-			*c = conn{p: c.p, s: c.s}
+			*c = conn{p: c.p, s: c.s, awaits: c.awaits}
 		} else {
 			c = new(conn)
 		}
@@ -177,7 +178,7 @@ func (c *conn) idle() bool {
 func (e *Engine) forget(c *conn) {
 	e.unlist(c)
 	e.drop(&c.s)
-	e.unkeep(c.tcp.flight)
+	e.land(c.tcp.flight)
 	if c.apart {
 		e.aparts--
 	}

@@ -63,7 +63,12 @@
 //
 // With LowerAcks and [Engine.Inbound], a repetition of either guest leaves if the peer goes
 // on lacking the bytes, whether the other guest repeats them or not. They are the bytes that
-// have left before: a hash is kept of them. And no guest is given the echo of what it sent
+// have left before: a hash is kept of them. A guest of the primary that repeats other bytes
+// than have left waits for the checkpoint, where that is known: after a first repetition on the
+// connection, of what has left since, if the peer acknowledges by Inbound and has not
+// acknowledged it, and if all of a stretch is repeated. Before that nothing is kept of what
+// has left, as the hashes would take more time than the comparison, and a guest that takes
+// back what it has said is believed. And no guest is given the echo of what it sent
 // before its first repetition, where that may be due to the other guest: it would take its
 // loss back.
 //

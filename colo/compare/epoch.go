@@ -43,6 +43,9 @@ func (e *Engine) Mark(epoch uint64) error {
 	clear(e.loners)
 	clear(e.crossing)
 	e.crossing = e.crossing[:0]
+	for _, c := range e.flights {
+		c.awaits = false
+	}
 	clear(e.flights)
 	e.flights = e.flights[:0]
 	clear(e.partials)

@@ -52,3 +52,13 @@ func MaxSent() (one, all int) { return maxSent, maxAllSent }
 // Sents returns how many are kept, and SetSents takes it for another number until a mark.
 func (e *Engine) Sents() int     { return e.sents }
 func (e *Engine) SetSents(n int) { e.sents = n }
+
+// SentsMemory returns for how many there is memory.
+func (e *Engine) SentsMemory() (n int) {
+	for c := e.newest; c != nil; c = c.older {
+		if w := c.tcp.flight; w != nil {
+			n += cap(w.parts)
+		}
+	}
+	return n
+}

@@ -246,6 +246,27 @@ func TestSYNACKBetweenMarkAndReceipt(t *testing.T) {
 	x.want("sent again, not received", x.p(synack), "")
 }
 
+// So a client that acknowledges the primary's number has it from both guests, or from a
+// checkpoint: filter.Rewriter forgets at a commit what clients have asked for.
+func TestAnAnswerGivenAfterTheMarkWaitsForThatOfTheOtherGuest(t *testing.T) {
+	synack := wireSegment(1, 99, 501, wireSYN|wireACK, "", "")
+	x := newProxied(t)
+	x.want("the old guest answers before the mark", x.s(wireSegment(1, 799, 501, wireSYN|wireACK, "", "")), "")
+	x.mark(1)
+	x.want("the primary's after it", x.p(synack), "")
+	x.want("which the checkpoint does not have", x.received(1), "")
+	x.e.SecondaryMark(1)
+	x.want("nor at the commit", x.p(synack), "")
+	x.want("the new guest answers too", x.s(wireSegment(1, 899, 501, wireSYN|wireACK, "", "")), "SYN SYN")
+
+	x = newProxied(t)
+	x.mark(1)
+	x.want("", x.p(synack), "")
+	x.mark(2)
+	x.want("of an older mark", x.received(1), "")
+	x.want("the next checkpoint has it", x.received(2), "SYN")
+}
+
 // The first acknowledgement of a connection leaves whatever the
 // secondary's guest has: after a failover nobody has the client's bytes.
 func TestFirstAcknowledgement(t *testing.T) {

@@ -80,9 +80,9 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 	}
 	p = e.apply(p, &d)
 	t.left.note(p, &d, t.told.scale)
-	if w := t.flight; w != nil && p.seq != p.end && p.flags&packet.SYN == 0 {
+	if w := t.flight; w != nil && p.seq != p.end && p.flags&(packet.SYN|packet.RST) == 0 {
 		w.leave(p.end, e.now)
-		e.record(c, p.seq, p.data(), gsoSize(&p.Frame))
+		e.record(c, p.seq, p.data(), &p.Frame)
 	}
 	e.release(p, count)
 }

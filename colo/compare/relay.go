@@ -2,7 +2,6 @@ package compare
 
 import (
 	"hash/maphash"
-	"slices"
 	"time"
 
 	"github.com/gocolo/lockstep/internal/packet"
@@ -32,17 +31,25 @@ type sent struct {
 const (
 	maxSent    = 1 << 13
 	maxAllSent = 1 << 16
+	fewSent    = 64 // the memory for so many stays with a connection
 )
 
-// record notes that data of c leaves, which has the number seq and which a device cuts into
-// pieces of the given size, if that is not 0. A repetition may begin or end where a segment
-// of either guest did, and so the data is cut there into stretches.
-func (e *Engine) record(c *conn, seq uint32, data []byte, size int) {
+// record notes that data of c leaves in f, which has the number seq and which a device may
+// cut. A repetition may begin or end where a segment of either guest did, and so the data is
+// cut there into stretches.
+func (e *Engine) record(c *conn, seq uint32, data []byte, f *Frame) {
 	w := c.tcp.flight
+	w.vnet = f.VNetHdr
+	size := gsoSize(f)
 	from, end := seq, seq+uint32(len(data))
 	for i := len(w.parts) - 1; i >= 0 && after(w.parts[i].end, seq); i-- {
-		if after(end, w.parts[i].seq) {
-			w.parts[i].at, w.parts[i].relayed = e.now, false
+		r := &w.parts[i]
+		if !after(end, r.seq) {
+			continue
+		}
+		r.at, r.relayed = e.now, false
+		if d := piece(seq, data, r); d != nil {
+			r.hash = maphash.Bytes(e.seed, d) // with a checkpoint others may leave than before
 		}
 	}
 	if n := len(w.parts); n > 0 && after(w.parts[n-1].end, from) {
@@ -95,17 +102,65 @@ func gsoSize(f *Frame) int {
 
 // acknowledged forgets what the peer has acknowledged.
 func (e *Engine) acknowledged(w *flight) {
+	if w.news.IsZero() {
+		return // it has acknowledged nothing that counts
+	}
 	n := 0
 	for n < len(w.parts) && !after(w.parts[n].end, w.acked) {
 		n++
 	}
 	e.sents -= n
 	w.parts = w.parts[:copy(w.parts, w.parts[n:])]
+	if m := cap(w.parts); m > fewSent && len(w.parts) <= m/4 {
+		w.parts = append([]sent(nil), w.parts...) // what is kept for all is bounded by what is known of all
+	}
+}
+
+// land forgets w, the flight of a connection that is over. w may be nil.
+func (e *Engine) land(w *flight) {
+	if w != nil {
+		e.unkeep(w)
+		e.sents -= len(w.parts)
+	}
 }
 
 // patience returns how long after data has left it counts as lost if the peer has not got it,
 // but other data that was sent later.
 func (w *flight) patience() time.Duration { return w.rtt * 3 / 2 }
+
+// piece returns what is in the place of r in data, which has the number seq, or nil if data
+// does not have all of it. The two may be anywhere.
+func piece(seq uint32, data []byte, r *sent) []byte {
+	if at, n := r.seq-seq, r.end-r.seq; uint64(at)+uint64(n) <= uint64(len(data)) {
+		return data[at:][:n]
+	}
+	return nil
+}
+
+// same reports whether s has all of r, with the bytes that have left.
+func (e *Engine) same(s *pkt, r *sent) bool {
+	d := piece(s.seq, s.data(), r)
+	return d != nil && maphash.Bytes(e.seed, d) == r.hash
+}
+
+// takesBack reports whether the primary's guest says something else in p than has left and is
+// not acknowledged, as far as that is known: p has all of a stretch, with other bytes. Where
+// the peer acknowledges nothing that the engine hears of, it is not known which bytes it
+// still looks at, and a guest may fill a packet that asks for a sign of life with any (RFC
+// 9293 section 3.8.4).
+func (e *Engine) takesBack(c *conn, p *pkt) bool {
+	v, w := &c.tcp.cover, c.tcp.flight
+	if w == nil || w.news.IsZero() || p.seq == p.end || p.flags&(packet.SYN|packet.RST) != 0 ||
+		!v.agreed || v.ahead(p.seq) || p.seq == v.done {
+		return false
+	}
+	for i := range w.parts {
+		if r := &w.parts[i]; piece(p.seq, p.data(), r) != nil && !e.same(p, r) {
+			return true
+		}
+	}
+	return false
+}
 
 // relay takes s, in which a guest repeats what has left, and lets that part of it leave which
 // the peer lacks. If the peer lacks it already, but has had too little time to get it, relay
@@ -114,7 +169,7 @@ func (e *Engine) relay(c *conn, s *pkt) {
 	const odd = packet.SYN | packet.FIN | packet.RST | packet.URG
 	t := &c.tcp
 	v, l, w := &t.cover, &t.left, t.flight
-	if !w.hears || w.rtt == 0 || s.flags&(odd|packet.ACK) != packet.ACK || s.signed || c.blind || c.apart ||
+	if !w.hears || w.rtt == 0 || s.VNetHdr != w.vnet || s.flags&(odd|packet.ACK) != packet.ACK || s.signed || c.blind || c.apart ||
 		!t.covers(s) || !v.agreed || v.ahead(s.end) || !l.acks || s.ts > 0 && !l.tss {
 		return
 	}
@@ -124,8 +179,7 @@ func (e *Engine) relay(c *conn, s *pkt) {
 		if from == to && (after(s.seq, r.seq) || !after(r.end, w.acked) || w.sacks.has(r.seq, r.end)) {
 			continue
 		}
-		if after(r.end, s.end) || from != to && (r.seq != to || w.sacks.has(r.seq, r.end)) ||
-			maphash.Bytes(e.seed, s.data()[r.seq-s.seq:r.end-s.seq]) != r.hash {
+		if from != to && (r.seq != to || w.sacks.has(r.seq, r.end)) || !e.same(s, r) {
 			break
 		}
 		if e.now.Sub(r.at) < w.patience() {
@@ -201,7 +255,11 @@ func (e *Engine) unkeep(w *flight) {
 
 // await has tickFlights look at c at the time due, or before.
 func (e *Engine) await(c *conn, due instant) {
-	if !slices.Contains(e.flights, c) {
+	if w := c.tcp.flight; !c.awaits || due.Before(w.next) {
+		w.next = due
+	}
+	if !c.awaits {
+		c.awaits = true
 		e.flights = append(e.flights, c)
 	}
 	e.sooner(due)
@@ -214,6 +272,12 @@ func (e *Engine) tickFlights() {
 	for _, c := range e.flights {
 		w := c.tcp.flight
 		if w == nil {
+			c.awaits = false
+			continue
+		}
+		if e.now.Before(w.next) {
+			e.sooner(w.next)
+			wait = append(wait, c)
 			continue
 		}
 		e.hurry(c, func(q *pkt) bool { return e.now.Sub(q.at) >= w.rtt })
@@ -232,8 +296,10 @@ func (e *Engine) tickFlights() {
 			}
 		}
 		if next.IsZero() {
+			c.awaits = false
 			continue
 		}
+		w.next = next
 		e.sooner(next)
 		wait = append(wait, c)
 	}

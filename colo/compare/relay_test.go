@@ -432,6 +432,107 @@ func TestRelaysSayNothingNew(t *testing.T) {
 	}
 }
 
+// Guests that keep to no window may be half of all sequence numbers ahead of what the peer
+// has acknowledged, and that is then neither before what they repeat nor behind it.
+func TestWhatHasLeftMayBeHalfOfAllNumbersAway(t *testing.T) {
+	x, p, s, hear := lossy(t)
+	hear(112)
+	a := data(112, strings.Repeat("m", 1000))
+	p(a)
+	s(a)
+	for epoch, far := range []uint32{1 << 30, 1 << 31} {
+		p(a)
+		p(data(1112+far, "n"))
+		x.checkpoint(uint64(epoch) + 1)
+	}
+	for _, seq := range []uint32{112, 122, 1110} {
+		x.told("", s(data(seq+1<<31, "n")), "")
+	}
+}
+
+// The network takes each packet with a virtio-net header of one length.
+func TestWhatIsRelayedHasTheHeaderThatTheNetworkTakes(t *testing.T) {
+	x, _, s, _ := lost(t)
+	x.now = x.now.Add(time.Second)
+	f := data(112, "abcd").frame()
+	f = compare.Frame{Data: append(make([]byte, 12), f.Data...), VNetHdr: 12}
+	if r := x.Secondary(f, x.now); len(r.Release) != 0 {
+		t.Errorf("it leaves with a header of %d bytes", r.Release[0].VNetHdr)
+	}
+	x.told("without one", s(data(112, "abcd")), "abcd@112 ack 1000 to 7400")
+}
+
+// What is known of connections that are over counts no more, and takes no memory.
+func TestWhatIsKnownOfWhatHasLeftEndsWithItsConnection(t *testing.T) {
+	for name, end := range map[string]func(x *rig, p func(ackSeg) compare.Result){
+		"another begins": func(x *rig, p func(ackSeg) compare.Result) {
+			p(ackSeg{seq: 7099, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS})
+		},
+		"it is forgotten": func(x *rig, p func(ackSeg) compare.Result) {
+			x.now = x.now.Add(2 * time.Hour)
+			x.Tick(x.now)
+		},
+	} {
+		x, p, _, _ := lost(t)
+		if x.Sents() == 0 {
+			t.Fatal("nothing is known")
+		}
+		if end(x, p); x.Sents() != 0 {
+			t.Errorf("%s: %d are known", name, x.Sents())
+		}
+	}
+
+	x, p, s, hear := lossy(t)
+	seq := uint32(112)
+	for range 5000 {
+		p(data(seq, "m"))
+		s(data(seq, "m"))
+		seq++
+	}
+	if hear(seq - 10); x.Sents() != 10 || x.SentsMemory() > 100 {
+		t.Errorf("there is memory for %d where %d are known", x.SentsMemory(), x.Sents())
+	}
+}
+
+// A peer that acknowledges what was not sent has acknowledged nothing, wherever the numbers
+// are.
+func TestWhatIsKnownOfWhatHasLeftStaysUntilThePeerHasIt(t *testing.T) {
+	for _, isn := range []uint32{99, 1<<31 - 6, 1 << 31, 1<<32 - 6} {
+		x := newRig(t, lowering())
+		x.checkpoint(0)
+		both := func(a ackSeg) {
+			x.Primary(a.frame(), x.now)
+			x.Secondary(a.frame(), x.now)
+		}
+		both(ackSeg{seq: isn, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7})
+		both(data(isn+1, "abcd"))
+		x.Primary(data(isn+1, "abcd").frame(), x.now)
+		both(data(isn+5, "efgh"))
+		n := x.Sents()
+		x.Inbound(compare.Frame{Data: selective(isn + 900)})
+		if n == 0 || x.Sents() != n {
+			t.Errorf("from %d on: %d are known, and then %d", isn, n, x.Sents())
+		}
+		x.Inbound(compare.Frame{Data: selective(isn + 9)})
+		if x.Sents() != 0 {
+			t.Errorf("from %d on: %d are known of what the peer has", isn, x.Sents())
+		}
+	}
+}
+
+// The text that a RST may have is no part of the stream, and nobody may repeat it as such.
+func TestTheTextOfAResetIsNoDataThatHasLeft(t *testing.T) {
+	x, p, s, _ := lost(t)
+	n := x.Sents()
+	p(ackSeg{seq: 124, ack: 1000, win: 50, flags: packet.RST | packet.ACK, data: "gone"})
+	x.checkpoint(1)
+	if x.Sents() != n {
+		t.Errorf("%d are known, and then %d", n, x.Sents())
+	}
+	x.now = x.now.Add(time.Second)
+	x.told("", s(data(124, "gone")), "")
+}
+
 // one yields a packet.
 type one struct{ p []byte }
 

@@ -319,3 +319,92 @@ func TestAnAcknowledgmentOfWhatWasNotSentKeepsNothingFromLeaving(t *testing.T) {
 		})
 	}
 }
+
+// What the secondary's guest would repeat if it had to go on alone is what has left.
+func TestAGuestThatTakesBackWhatItHasSaidWaitsForTheCheckpoint(t *testing.T) {
+	for name, again := range map[string]ackSeg{
+		"one segment":      data(112, "abcD"),
+		"amid others":      data(108, "ijklabcdefGhijkl"),
+		"with more behind": data(116, "efgHijklmnop"),
+		"with an end":      {seq: 120, ack: 1000, win: 50, flags: push | packet.FIN, data: "ijkL"},
+		"with urgent data": {seq: 120, ack: 1000, win: 50, flags: push | packet.URG, data: "ijkL"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			x, p, s, _ := lost(t)
+			x.now = x.now.Add(time.Second)
+			x.told("other bytes", p(again), "!data")
+			x.told("and nothing more", p(data(124, "mnop")), "")
+			x.told("whatever the other guest says", s(data(124, "mnop")), "")
+			x.Mark(1)
+			r, _ := x.SecondaryMark(1)
+			if len(r.Release) != 2 || r.Diverged {
+				t.Errorf("with the checkpoint %q leaves", told(r))
+			}
+			x.now = x.now.Add(time.Second)
+			if r := p(again); len(r.Release) != 1 || r.Diverged {
+				t.Errorf("now it has been said, and %q leaves", told(r))
+			}
+		})
+	}
+}
+
+// A packet that only asks for a sign of life may have any byte in the place of the last one.
+func TestAByteThatThePeerHasMayBeAny(t *testing.T) {
+	x, p, s, hear := lossy(t)
+	p(data(112, "m"))
+	s(data(112, "m"))
+	hear(113)
+	x.now = x.now.Add(time.Second)
+	x.told("", p(data(112, "\x00")), "\x00@112 ack 1000 to 7400")
+}
+
+// A crowd of repetitions that wait for their turn leaves room for what is new.
+func TestRepetitionsThatWaitLeaveRoom(t *testing.T) {
+	x, p, s, hear := lossy(t)
+	hear(112)
+	seq := uint32(112)
+	for range 1200 {
+		p(data(seq, "m"))
+		s(data(seq, "m"))
+		seq++
+	}
+	x.now = x.now.Add(10 * time.Millisecond)
+	s(ackSeg{seq: seq, ack: 1000, win: 50, flags: ackOnly}) // time passes with packets
+	hear(112, seq-1, seq)
+	p(data(seq, "what waits"))
+	left := 0
+	for at := uint32(112); at < seq-1; at++ {
+		r := p(data(at, "m"))
+		if left += len(r.Release); r.Diverged {
+			t.Fatalf("%v after %d", r.Reason, at-112)
+		}
+	}
+	if left == 0 || left > 1000 {
+		t.Errorf("%d leave at once", left)
+	}
+}
+
+// Without ReleaseRetransmits what has left is repeated when the secondary's guest speaks.
+func TestARepetitionThatWaitsForTheOtherGuestHasNoTurn(t *testing.T) {
+	cfg := lowering()
+	cfg.ReleaseRetransmits = false
+	x := newRig(t, cfg)
+	x.checkpoint(0)
+	p := func(a ackSeg) compare.Result { return x.Primary(a.frame(), x.now) }
+	s := func(a ackSeg) compare.Result { return x.Secondary(a.frame(), x.now) }
+	both := func(a ackSeg) { p(a); s(a) }
+	both(ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7})
+	both(data(100, "abcd"))
+	p(data(100, "abcd"))
+	both(data(104, "efgh"))
+	both(data(108, "ijkl"))
+	x.now = x.now.Add(10 * time.Millisecond)
+	s(ackSeg{seq: 112, ack: 1000, win: 50, flags: ackOnly}) // time passes with packets
+	x.Inbound(compare.Frame{Data: selective(100, 104, 112)})
+	p(data(112, "mnop"))
+	x.now = x.now.Add(100 * time.Millisecond)
+	x.told("it waits", p(data(100, "abcd")), "")
+	x.now = x.now.Add(500 * time.Millisecond)
+	x.told("however long", x.Tick(x.now), "")
+	x.told("until the other guest speaks", s(ackSeg{seq: 112, ack: 1000, win: 51, flags: ackOnly}), "abcd@100 ack 1000 to 7400")
+}

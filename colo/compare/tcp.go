@@ -15,6 +15,11 @@ func (e *Engine) primaryTCP(c *conn, p *pkt) {
 	t.told.note(p)
 	switch {
 	case !e.cfg.LowerAcks:
+	case e.takesBack(c, p):
+		c.blind = true // until a checkpoint has the bytes that the guest says now
+		e.diverge(c, ReasonData)
+		c.p.bySeq(e.hold(c, p))
+		return
 	case p.bare() && !c.blind:
 		e.primaryAck(c, p)
 		return
@@ -89,7 +94,7 @@ func (e *Engine) reopen(c *conn, p *pkt) {
 		e.diverge(c, ReasonFlags)
 	}
 	e.settle(c)
-	e.unkeep(t.flight)
+	e.land(t.flight)
 	n := stream{said: said{isn: t.said.isn, open: t.said.open}}
 	if t.said.syn.is {
 		// The secondary's guest has begun the new connection before the primary's; its

@@ -8,14 +8,15 @@ import "github.com/gocolo/lockstep/internal/packet"
 // guest, and its guest would repeat all of these too. So with LowerAcks a repetition takes
 // its turn behind what waits. It leaves sooner if either guest says the same again, and
 // after the time of one round trip, since the secondary's guest may have no room to say what
-// is before it until the peer has what it repeats.
+// is before it until the peer has what it repeats. Of a crowd of them no more wait than leave
+// room for what is new.
 
 // turn takes p, which repeats what has left, and reports whether it waits for its turn. It
 // lets those leave that wait for theirs and that p repeats.
 func (e *Engine) turn(c *conn, p *pkt) bool {
 	const odd = packet.SYN | packet.FIN | packet.RST | packet.URG
 	v, w := &c.tcp.cover, c.tcp.flight
-	if c.p.len() == 0 || c.blind || c.apart || p.flags&odd != 0 || p.signed || !v.agreed || v.ahead(p.end) || w.rtt == 0 || e.turned(c, p) {
+	if n := c.p.len(); n == 0 || n > e.cfg.MaxQueue/2 || !e.cfg.ReleaseRetransmits || c.blind || c.apart || p.flags&odd != 0 || p.signed || !v.agreed || v.ahead(p.end) || w.rtt == 0 || e.turned(c, p) {
 		return false
 	}
 	q := e.hold(c, p)
