@@ -229,6 +229,16 @@ func (s *VCPUState) Restore(vcpu int) error {
 		if _, err := ioctl(vcpu, "KVM_GET_MP_STATE", kvmGetMPState, unsafe.Pointer(&old)); err != nil {
 			return err
 		}
+		if h.ok {
+			settled, err := h.settled(vcpu, old)
+			if err != nil {
+				return err
+			}
+			if settled {
+				h = &held{}
+				s.refused = s.refused[:0]
+			}
+		}
 	}
 	if _, err := ioctl(vcpu, "KVM_SET_MP_STATE", kvmSetMPState, unsafe.Pointer(&s.mp)); err != nil {
 		return err
