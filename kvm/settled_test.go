@@ -51,6 +51,32 @@ func TestAnINITBetweenTwoLoadsLeavesNothing(t *testing.T) {
 	}
 }
 
+// A state of a KVM that does not tell PDPTRs has those of its memory, which is other memory with
+// each load: so KVM is given the special registers again, which has it read them. That it is shows by
+// a base that was changed where nobody can have seen it.
+func TestPDPTRsThatAreInMemoryAreReadAnew(t *testing.T) {
+	list, v, load := states(t)
+	load(list[0])
+	s := &v.staged.sregs
+	s.CR0, s.CR4, s.EFER, s.CS.L = cr0PE|cr0PG, cr4PAE, 0, 0
+	for flags, again := range map[uint64]bool{0: true, sregsFlags: !v.staged.sys.sregs2} {
+		if s.Flags = flags; v.restore() != nil {
+			t.Fatal("this KVM does not take PAE paging")
+		}
+		other := *v.staged
+		other.sregs.GS.Base ^= 0x1000
+		if err := other.putSregs(v.fd); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.restore(); err != nil {
+			t.Fatal(err)
+		}
+		if got := shows(t, v).sregs.GS.Base == s.GS.Base; got != again {
+			t.Errorf("PDPTRs told: %v; the registers were set again: %v", flags != 0, got)
+		}
+	}
+}
+
 // Whatever befalls a vCPU between two loads, it then has all of the second.
 func TestAVCPUHasAllOfAStateWhateverCameBefore(t *testing.T) {
 	list, v, load := states(t)
