@@ -5,6 +5,7 @@ package kvm
 import (
 	"bytes"
 	"slices"
+	"unsafe"
 
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
@@ -16,6 +17,8 @@ import (
 type held struct {
 	ok      bool // the rest is there
 	entries uint64
+	mp      gokvm.MPState
+	regs    gokvm.Regs
 	sregs   gokvm.SRegs2
 	xcrs    gokvm.XCRS
 	debug   gokvm.DebugRegs
@@ -27,6 +30,7 @@ type held struct {
 // the guest.
 func (h *held) take(s *VCPUState, entries uint64) {
 	h.ok, h.entries = true, entries
+	h.mp, h.regs = s.mp, s.regs
 	h.sregs, h.xcrs, h.debug = s.sregs, s.xcrs, s.debug
 	h.xsave = append(h.xsave[:0], s.xsave...)
 	h.msrs.n = uint32(copy(h.msrs.entries[:], s.msr.entries[:s.msr.n]))
@@ -39,6 +43,19 @@ func (vm *VM) stands() (entries uint64, known bool) {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	return vm.entries, vm.ours && vm.active == 0
+}
+
+// settled reports whether a vCPU whose MP state was just read, and is mp, was sent an INIT or a start while
+// it stood still. KVM settles them when that is read: the vCPU begins anew, and little is left of what it was
+// given. An interrupt controller sends both for devices, and a state can have one that waits. If it is not
+// the MP state that tells, the general registers do, which have the values of a reset then.
+func (h *held) settled(vcpu int, mp gokvm.MPState) (bool, error) {
+	if mp != h.mp {
+		return true, nil
+	}
+	var regs gokvm.Regs
+	_, err := ioctl(vcpu, "KVM_GET_REGS", kvmGetRegs, unsafe.Pointer(&regs))
+	return regs != h.regs, err
 }
 
 // has reports whether the MSR at a place of s need not be set: the vCPU has it, and it is not
@@ -71,7 +88,6 @@ func elapses(index uint32) bool {
 // no more than it was given. What it has taken it takes again.
 type tells struct {
 	held
-	mp     gokvm.MPState
 	lapic  gokvm.LAPICState
 	events gokvm.VCPUEvents
 }
@@ -86,7 +102,7 @@ func (h *tells) same(s *VCPUState, lapic *gokvm.LAPICState, events gokvm.VCPUEve
 // take notes what the vCPU has taken.
 func (h *tells) take(s *VCPUState, lapic *gokvm.LAPICState, events gokvm.VCPUEvents) {
 	h.held.take(s, 0)
-	h.mp, h.lapic, h.events = s.mp, *lapic, events
+	h.lapic, h.events = *lapic, events
 }
 
 // sameXSave reports whether the vCPU has the FPU and vector state of s.

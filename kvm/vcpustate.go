@@ -229,12 +229,23 @@ func (s *VCPUState) Restore(vcpu int) error {
 		if _, err := ioctl(vcpu, "KVM_GET_MP_STATE", kvmGetMPState, unsafe.Pointer(&old)); err != nil {
 			return err
 		}
+		if h.ok {
+			settled, err := h.settled(vcpu, old)
+			if err != nil {
+				return err
+			}
+			if settled {
+				h = &held{}
+				s.refused = s.refused[:0]
+			}
+		}
 	}
 	if _, err := ioctl(vcpu, "KVM_SET_MP_STATE", kvmSetMPState, unsafe.Pointer(&s.mp)); err != nil {
 		return err
 	}
-	// Without PDPTRs of its own, the older call reads them from memory, which is other memory.
-	sregs := h.ok && h.sregs == s.sregs && (s.sys.sregs2 || !s.paePaging())
+	// PDPTRs that the call does not have, or the state, are read from memory, which is other memory.
+	pdptrs := s.sys.sregs2 && s.sregs.Flags&sregsFlags != 0
+	sregs := h.ok && h.sregs == s.sregs && (pdptrs || !s.paePaging())
 	if !sregs {
 		if err := s.setSregs(vcpu); err != nil {
 			return err

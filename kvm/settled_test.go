@@ -1,0 +1,137 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"math/rand/v2"
+	"testing"
+)
+
+// initFromTheIOAPIC has an interrupt controller send the VM's first vCPU an INIT.
+func initFromTheIOAPIC(vm *VM) error {
+	const pin, redirections = 5, 24
+	chips := vm.chips
+	if err := chips.saveChips(vm.fd); err != nil {
+		return err
+	}
+	binary.LittleEndian.PutUint64(chips.chip[2].Chip[redirections+8*pin:], 5<<8|1<<14) // to APIC ID 0
+	return errors.Join(chips.restoreChips(vm.fd), vm.SetIRQ(pin, true), vm.SetIRQ(pin, false))
+}
+
+// An INIT or a start that a vCPU gets while it stands still, KVM settles when the vCPU is looked at.
+// Nothing is left of it in the state that is loaded then, whatever the vCPU had before.
+func TestAnINITBetweenTwoLoadsLeavesNothing(t *testing.T) {
+	list, v, load := states(t)
+	load(list[2])
+	want := shows(t, v)
+	for name, disturb := range map[string]func() error{
+		"an INIT from the IOAPIC": func() error { return initFromTheIOAPIC(v.vm) },
+		"an INIT in the state": func() error {
+			v.staged.events.S.LatchedInit = 1
+			return v.restore()
+		},
+		"a start in the state": func() error {
+			v.staged.mp.State, v.staged.events.SipiVector = mpStateLast, 3
+			return v.restore()
+		},
+	} {
+		load(list[2])
+		if err := disturb(); err != nil {
+			t.Fatal(err)
+		}
+		if !v.held.ok {
+			t.Fatal("what the vCPU has is not known")
+		}
+		load(list[2])
+		sameState(t, name, shows(t, v), want)
+	}
+}
+
+// A state of a KVM that does not tell PDPTRs has those of its memory, which is other memory with
+// each load: so KVM is given the special registers again, which has it read them. That it is shows by
+// a base that was changed where nobody can have seen it.
+func TestPDPTRsThatAreInMemoryAreReadAnew(t *testing.T) {
+	list, v, load := states(t)
+	load(list[0])
+	s := &v.staged.sregs
+	s.CR0, s.CR4, s.EFER, s.CS.L = cr0PE|cr0PG, cr4PAE, 0, 0
+	for flags, again := range map[uint64]bool{0: true, sregsFlags: !v.staged.sys.sregs2} {
+		if s.Flags = flags; v.restore() != nil {
+			t.Fatal("this KVM does not take PAE paging")
+		}
+		other := *v.staged
+		other.sregs.GS.Base ^= 0x1000
+		if err := other.putSregs(v.fd); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.restore(); err != nil {
+			t.Fatal(err)
+		}
+		if got := shows(t, v).sregs.GS.Base == s.GS.Base; got != again {
+			t.Errorf("PDPTRs told: %v; the registers were set again: %v", flags != 0, got)
+		}
+	}
+}
+
+// Whatever befalls a vCPU between two loads, it then has all of the second.
+func TestAVCPUHasAllOfAStateWhateverCameBefore(t *testing.T) {
+	list, v, load := states(t)
+	ctx := context.Background()
+	image := bytes.Clone(v.vm.Memory())
+	var want []*VCPUState
+	for _, state := range list {
+		v.held.ok = false
+		load(state)
+		want = append(want, shows(t, v))
+	}
+	run := func() error {
+		err := v.vm.Resume(ctx)
+		for was, now := entered(v), entered(v); now == was && err == nil; now = entered(v) {
+			err = errors.Join(v.vm.Pause(ctx), v.vm.Resume(ctx))
+		}
+		return errors.Join(err, v.vm.Pause(ctx))
+	}
+	between := []func() error{
+		func() error { return nil },
+		run,
+		v.save,
+		func() error { return errors.Join(run(), v.save()) },
+		func() error { return initFromTheIOAPIC(v.vm) },
+		func() error { return errors.Join(run(), initFromTheIOAPIC(v.vm)) },
+		func() error {
+			regs, err := v.Regs()
+			regs.RAX++
+			return errors.Join(err, v.SetRegs(regs))
+		},
+		func() error {
+			s, err := v.Sregs()
+			s.GS.Base ^= 0x1000
+			return errors.Join(err, v.SetSregs(s))
+		},
+		func() error { _, err := v.vm.DescribeCPU(); return err },
+		func() error { // a restore that fails half way
+			v.staged.msr.entries[0].Data ^= 1
+			v.staged.xcrs.Registers[0].Value |= 1 << 62
+			if v.restore() == nil {
+				return errors.New("it did not fail")
+			}
+			return nil
+		},
+	}
+	r := rand.New(rand.NewPCG(5, 6))
+	for range 200 {
+		what, n := r.IntN(len(between)), r.IntN(len(list))
+		if err := between[what](); err != nil {
+			t.Fatalf("%d: %v", what, err)
+		}
+		copy(v.vm.Memory(), image)
+		load(list[n])
+		if sameState(t, "after others", shows(t, v), want[n]); t.Failed() {
+			t.Fatalf("after %d", what)
+		}
+	}
+}
