@@ -48,6 +48,12 @@ func (s *Secondary) Grow(_ context.Context, size int64) error {
 	if st := s.State(); st == Failover || st == FailoverFailed {
 		return fmt.Errorf("%w: state %v", ErrRunning, st)
 	}
+	if j := s.cfg.Journal; j != nil {
+		// A crash leaves the disk of either size.
+		if err := j.growing(size); err != nil {
+			return err
+		}
+	}
 	if err := growDisk(s.disk.Disk, size); err != nil {
 		return err
 	}
@@ -61,6 +67,7 @@ func (s *Secondary) Grow(_ context.Context, size int64) error {
 		}
 	}
 	s.active.grow(size)
+	s.active.keepSpare(size)
 	s.hidden.grow(size)
 	s.size.Store(size)
 	return nil
@@ -71,7 +78,16 @@ func (j *Journal) setSize(size int64) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	b := j.super
-	b.size = uint64(size)
+	b.size, b.grows = uint64(size), 0
+	return j.store(b)
+}
+
+// growing records how long the disk is about to be.
+func (j *Journal) growing(size int64) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	b := j.super
+	b.grows = uint64(size)
 	return j.store(b)
 }
 
@@ -110,7 +126,6 @@ func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
 	case remote != nil && remote.Size() != size:
 		return fmt.Errorf("%w: the secondary has %d bytes, not %d", ErrSize, remote.Size(), size)
 	}
-	var room, zeroes int64
 	if other, ok := remote.(Identified); ok {
 		theirs, err := other.Identity()
 		if err != nil {
@@ -119,7 +134,6 @@ func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
 		if theirs.Copy != p.peer.run.Copy || theirs.instance != p.peer.instance {
 			return fmt.Errorf("%w: it is copy %v, the one that is attached %v", ErrIdentity, theirs.Copy, p.peer.run.Copy)
 		}
-		room, zeroes = theirs.room, int64(theirs.zeroes)
 	}
 	h := p.lockAll()
 	defer p.locks.unlock(h)
@@ -145,7 +159,7 @@ func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
 		p.peer.marks.grow(size)
 	}
 	p.size.Store(size)
-	p.room.set(size, room, zeroes)
+	p.room.grow(size)
 	if old == nil {
 		return nil
 	}

@@ -4,10 +4,32 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"math/rand/v2"
 	"path/filepath"
 	"sync"
 	"testing"
+	"testing/synctest"
 )
+
+// growingFake is a fakeDisk that can become longer. If the power fails meanwhile, it has.
+type growingFake struct{ *fakeDisk }
+
+func (d growingFake) Grow(size int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	during, after := d.power.use()
+	if !after {
+		more := make([]byte, size-d.Size())
+		d.data = append(d.data, more...)
+		if d.stable != nil {
+			d.stable = append(d.stable, more...)
+		}
+	}
+	if during || after {
+		return errPower
+	}
+	return nil
+}
 
 // growRig is a pair on files that runs.
 type growRig struct {
@@ -137,4 +159,90 @@ func TestGrowthThatCannotBeIsRefused(t *testing.T) {
 	s, err = NewSecondary(newFake(testSize+SectorSize, 0), SecondaryConfig{})
 	must(t, err)
 	wantErr(t, "the last block is not whole", s.Grow(ctx, 2*testSize), ErrSize)
+}
+
+// Wherever the power fails while a disk without a place for metadata grows, its journal
+// still knows it.
+func TestADiskWhosePowerFailsWhileItGrowsIsStillTheJournals(t *testing.T) {
+	ctx := context.Background()
+	const size = testSize + 3*BlockSize
+	sizes := map[int64]int{}
+	for at := 0; ; at++ {
+		x := newPlainRig(t, noise(1, testSize))
+		s, err := NewSecondary(growingFake{x.disk}, SecondaryConfig{Journal: x.open()})
+		must(t, err)
+		must(t, s.Start(ctx))
+		write(t, s.Export(), 0x22, 0, BlockSize)
+		must(t, s.Checkpoint(ctx, 1))
+		checkpoint := bytes.Clone(x.disk.data)
+		write(t, s.Export(), 0x33, 0, testSize/2)
+		host := &power{left: at}
+		for _, d := range []*fakeDisk{x.disk, x.hidden, x.active} {
+			d.power = host
+		}
+		grown := s.Grow(ctx, size)
+		rng := rand.New(rand.NewPCG(uint64(at), 4))
+		x.disk, x.hidden, x.active = x.disk.cutPower(rng), x.hidden.cutPower(rng), x.active.cutPower(rng)
+		sizes[x.disk.Size()]++
+		j := x.open()
+		epoch, _, err := j.Recover(ctx, x.disk)
+		if err != nil || epoch != 1 {
+			t.Fatalf("power fails after %d operations, the disk has %d bytes: recovered %d, %v", at, x.disk.Size(), epoch, err)
+		}
+		want := append(checkpoint, make([]byte, size-testSize)...)[:x.disk.Size()]
+		wantBytes(t, "the last checkpoint", x.disk.data, want, 0)
+		again, err := NewSecondary(x.disk, SecondaryConfig{Journal: j})
+		must(t, err)
+		if i := again.Identity(); i.State != CopyClean || i.Epoch != 1 {
+			t.Errorf("power fails after %d operations: the copy is %v", at, i)
+		}
+		if grown == nil {
+			break
+		}
+	}
+	if sizes[testSize] == 0 || sizes[size] < 2 {
+		t.Errorf("the disk had these sizes: %v, want both, and the new one before Grow has ended", sizes)
+	}
+}
+
+// What a write takes of the secondary's room, it has taken after a growth too.
+func TestAfterAGrowthThereIsNoMoreRoomThanBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := context.Background()
+		const size = testSize + BlockSize
+		x := newRoomRig(t, SecondaryConfig{})
+		x.p.local.Disk, x.s.disk.Disk = growingFake{x.local}, growingFake{x.disk}
+		x.fill(t)
+		must(t, x.s.Grow(ctx, size))
+		must(t, x.p.Grow(ctx, size, WithIdentity(DiskRemote(plainDisk{x.s.Export()}), NewIdentityDisk(x.s))))
+		done := make(chan struct{})
+		go func() { write(t, x.p, 0x33, testSize/2, BlockSize); close(done) }()
+		synctest.Wait()
+		must(t, x.s.Err())
+		checkpointBoth(t, x.p, x.s, 1)
+		<-done
+		must(t, x.s.Err())
+		want(t, "the checkpoint is without it", x.s, 0x11, testSize/2, BlockSize)
+		checkpointBoth(t, x.p, x.s, 2)
+		want(t, "the next has it", x.s, 0x33, testSize/2, BlockSize)
+	})
+}
+
+// An overlay that had room for all of a disk keeps some for writes that cannot wait when the
+// disk has outgrown it.
+func TestAnOverlayThatItsDiskOutgrowsKeepsSomeRoom(t *testing.T) {
+	ctx := context.Background()
+	const bound = (minSpare + leafCost) * BlockSize
+	d := growingFake{newFake(minSpare*BlockSize, 0)}
+	s, err := NewSecondary(d, SecondaryConfig{ActiveBytes: bound})
+	must(t, err)
+	must(t, s.Start(ctx))
+	write(t, s, 0x22, 0, minSpare*BlockSize)
+	must(t, s.Grow(ctx, 2*minSpare*BlockSize))
+	write(t, s, 0x33, 0, minSpare*BlockSize) // takes no more
+	must(t, s.Checkpoint(ctx, 1))
+	_, err = s.WriteAt(make([]byte, minSpare*BlockSize), 0)
+	wantErr(t, "all of it", err, ErrFull)
+	s.Drain()
+	write(t, s, 0x44, 0, minSpare*BlockSize)
 }

@@ -93,7 +93,9 @@ type Identity struct {
 	zeroes   uint32 // what a run of blocks of zeroes takes of room, in bytes, at most BlockSize
 }
 
-// String returns the identity as one line of text.
+// String returns the identity as one line of text. It has the epoch only where the copy is,
+// or was, that of a checkpoint: a guest's copy is ahead of every checkpoint, and which one an
+// inconsistent copy can be brought back to, a running Secondary or the Journal knows.
 func (i Identity) String() string {
 	if i.Disk == (ID{}) {
 		return "of no known disk"
@@ -102,7 +104,11 @@ func (i Identity) String() string {
 	if i.Writes {
 		role = "the guest's copy"
 	}
-	return fmt.Sprintf("disk %v, %s, %v, generation %v, epoch %d", i.Disk, role, i.State, i.Generation, i.Epoch)
+	s := fmt.Sprintf("disk %v, %s, %v, generation %v", i.Disk, role, i.State, i.Generation)
+	if !i.Writes && (i.State != CopyInconsistent || i.Epoch > 0) {
+		s += fmt.Sprintf(", epoch %d", i.Epoch)
+	}
+	return s
 }
 
 // begin begins the next generation.

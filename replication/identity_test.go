@@ -461,3 +461,25 @@ func TestWhatAPeerSaysOfItselfIsChecked(t *testing.T) {
 	garbage := newFake(BlockSize, 7)
 	wantErr(t, "garbage", p.Attach(WithIdentity(DiskRemote(newFake(testSize, 0)), garbage)), ErrCorrupt)
 }
+
+func TestABlankDiskIsBlankUntilAPrimaryComes(t *testing.T) {
+	ctx := context.Background()
+	for name, journal := range map[string]func() *Journal{"in memory": func() *Journal { return nil }, "with a journal": func() *Journal {
+		j, err := OpenJournal(newFake(minJournal, 0), newFake(minJournal, 0))
+		must(t, err)
+		return j
+	}} {
+		s, err := NewSecondary(newFake(testSize, 0), SecondaryConfig{Blank: true, Journal: journal()})
+		must(t, err)
+		first, err := NewPrimary(newFake(testSize, 0x11), PrimaryConfig{})
+		must(t, err)
+		protectFirst(t, first, s)
+		must(t, first.Stop(ctx, false))
+		other, err := NewPrimary(newFake(testSize, 0x22), PrimaryConfig{})
+		must(t, err)
+		wantErr(t, name+": another guest's", joinOver(other, s), ErrIdentity)
+		must(t, s.Stop(ctx, false))
+		wantErr(t, name+": another guest's, after the end", joinOver(other, s), ErrIdentity)
+		protectFirst(t, first, s)
+	}
+}

@@ -85,19 +85,23 @@ type superblock struct {
 	// name is the journal's own, at random; zero: it was last used before there were names.
 	// Metadata has the name of the journal without which the disk is not used.
 	name ID
+	// grows is the size that the disk may have instead, since it was being made longer; zero:
+	// it was not.
+	grows uint64
 	// print is the fingerprint of a disk without a place for Metadata: at epoch or, where
 	// a guest may have gone on, at the last change of state.
 	print fingerprint
 }
 
 const (
-	superMagic   = "lockstep journal 4\n"
+	superMagic   = "lockstep journal 5\n"
 	superSlot    = 4096 // each of the two has a physical block of its own
 	logStart     = 2 * superSlot
 	minJournal   = 64 << 10                                                    // of each device
 	superPrint   = 24 + 8*4 + 16 + 8 + 4 + 8 + (identityEncoded - 16) + 16 + 4 // where print is
 	superName    = superPrint + fingerprintEncoded                             // where name is
-	superEncoded = superName + 16 + 4
+	superGrows   = superName + 16                                              // where grows is
+	superEncoded = superGrows + 8 + 4
 )
 
 func (b *superblock) encode() []byte {
@@ -117,6 +121,7 @@ func (b *superblock) encode() []byte {
 	p[superPrint-4], p[superPrint-3] = bit(b.pending), bit(b.alone)
 	copy(p[superPrint:], b.print.append(nil))
 	copy(p[superName:], b.name[:])
+	le.PutUint64(p[superGrows:], b.grows)
 	le.PutUint32(p[superEncoded-4:], crc32.Checksum(p[:superEncoded-4], castagnoli))
 	return p
 }
@@ -141,6 +146,7 @@ func (b *superblock) decode(p []byte) bool {
 	b.prepared = le.Uint64(p[84:])
 	copy(b.start[:], p[superPrint-20:])
 	copy(b.name[:], p[superName:])
+	b.grows = le.Uint64(p[superGrows:])
 	b.pending, b.alone = p[superPrint-4] != 0, p[superPrint-3] != 0
 	return b.id.decode(p[92:]) && b.print.decode(p[superPrint:], int64(b.size))
 }
@@ -234,7 +240,7 @@ func (j *Journal) attach(s *Secondary) error {
 	j.mu.Lock()
 	if !s.meta.kept() {
 		j.user = s
-		if b := &j.super; b.id.Copy != (ID{}) && b.size == uint64(s.size.Load()) {
+		if b := &j.super; b.id.Copy != (ID{}) && b.isSize(s.size.Load()) {
 			err := b.isOf(context.Background(), s.disk.Disk, nil)
 			if err != nil && !errors.Is(err, ErrIdentity) {
 				j.mu.Unlock()
@@ -249,7 +255,7 @@ func (j *Journal) attach(s *Secondary) error {
 			s.meta.mu.Unlock()
 		}
 	}
-	j.super.size = uint64(s.size.Load())
+	j.super.size, j.super.grows = uint64(s.size.Load()), 0
 	if j.super.name == (ID{}) {
 		j.super.name = newID()
 	}
@@ -262,6 +268,11 @@ func (j *Journal) attach(s *Secondary) error {
 	s.active.keepSpare(s.size.Load())
 	s.stable = j
 	return nil
+}
+
+// isSize reports whether the disk may have n bytes.
+func (b *superblock) isSize(n int64) bool {
+	return uint64(n) == b.size || b.grows != 0 && uint64(n) == b.grows
 }
 
 // smallDisk is the size below which a disk whose guest went on, and which has changed

@@ -128,7 +128,7 @@ func (o *overlay) reserveWith(b0, b1 int64, withSlots bool, lent []uint32) (half
 				}
 			}
 		}
-		if need > o.bound()-int64(o.used) {
+		if need > 0 && need > o.bound()-int64(o.used) { // what is used may be more than the bound, after a growth
 			return true, fmt.Errorf("%w: %s overlay, bound %d bytes", ErrFull, o.name, int64(o.max)*BlockSize)
 		}
 		b = leafEnd

@@ -146,6 +146,7 @@ func (j *Journal) apply(ctx context.Context, disk Disk, how int) (epoch uint64, 
 		return 0, fmt.Errorf("replication: recovery: %w", err)
 	}
 	b.state, b.prepared, b.start, b.pending = Done, 0, ID{}, false
+	b.size, b.grows = uint64(disk.Size()), 0
 	if !meta.kept() {
 		b.print.take(disk, int64(b.size))
 	}
@@ -157,7 +158,7 @@ func (j *Journal) apply(ctx context.Context, disk Disk, how int) (epoch uint64, 
 func (j *Journal) belongs(ctx context.Context, disk Disk, meta *Metadata) error {
 	b := &j.super
 	// A disk with metadata may have grown without the journal's knowledge.
-	if n := uint64(disk.Size()); n < b.size || n > b.size && !meta.kept() {
+	if n := disk.Size(); uint64(n) < b.size || !b.isSize(n) && !meta.kept() {
 		return fmt.Errorf("%w: the journal is that of a disk of %d bytes, not %d", ErrSize, b.size, n)
 	}
 	if !meta.kept() {

@@ -51,6 +51,15 @@ func (r *room) set(size, bytes, zeroes int64) {
 	r.free()
 }
 
+// grow says that the disk has size bytes. The bound is the same, and what has been taken of
+// it since the last Mark remains taken. The whole disk is locked.
+func (r *room) grow(size int64) {
+	if c := r.charged.Load(); c != nil {
+		c.grow(size)
+		c.keepSpare(size)
+	}
+}
+
 // marked begins an epoch. The whole disk is locked.
 func (r *room) marked() {
 	c := r.charged.Load()

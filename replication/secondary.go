@@ -77,6 +77,10 @@ type SecondaryConfig struct {
 	// Overwrite permits every primary that comes to overwrite the disk as a
 	// whole, also if it is that of another guest, or newer.
 	Overwrite bool
+	// Blank says that there is nothing on the disk that could be lost, since it has just
+	// been made (File.Made). The first primary that comes may overwrite it as a whole; a
+	// disk that has adopted an identity since is blank no more.
+	Blank bool
 	// GiveUpCheckpoint lets a synchronisation go on that replaces more of the
 	// disk than the Journal has room to keep: the last checkpoint, to which a
 	// crash would bring the disk back otherwise, is then given up, and the disk

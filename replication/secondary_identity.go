@@ -20,7 +20,8 @@ func (s *Secondary) Metadata() (*Metadata, error) { return s.meta, nil }
 // writes the copy, it is an inconsistent one of the primary's generation.
 func (s *Secondary) Identity() Identity {
 	i := s.meta.Identity()
-	i.Overwrite, i.instance, i.room = s.cfg.Overwrite, s.life.present(), s.roomForPreImages()
+	i.Overwrite = s.cfg.Overwrite || s.cfg.Blank && i.Disk == (ID{})
+	i.instance, i.room = s.life.present(), s.roomForPreImages()
 	if s.cfg.Journal != nil {
 		i.zeroes = recordHeader
 	}

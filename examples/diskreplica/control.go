@@ -13,7 +13,9 @@ import (
 // The two processes speak NBD, and beside that one line per checkpoint over a
 // connection of their own, where a protected VM would have its checkpoint
 // protocol: the primary says "checkpoint 7", the secondary answers "loaded 7"
-// or "error" and why. It listens at the address of the NBD server with
+// or "error" and why. Before that the primary says "hello", is told the names of its two
+// exports, has the disk adopt its identity through one of them, and says "start" when it
+// has synchronised the disk through the other. The secondary listens at the address of the NBD server with
 // ".control" appended, or the next port.
 
 func controlAddr(addr string) (string, error) {

@@ -66,6 +66,46 @@ func TestWhatASecondaryMayBeOverwrittenWith(t *testing.T) {
 	start(t, "primary", "-image", path("a.img"), "-secondary", path("b")).refused("the first primary", replication.ErrIdentity)
 }
 
+// A primary that is not taken disturbs the one that is there in nothing, and neither does
+// one that has not said who it is.
+func TestAPrimaryThatIsRefusedDisturbsNobody(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	s := start(t, "secondary", "-image", path("b.img"), "-size", "4M", "-listen", path("b"))
+	s.expect("waiting for a primary")
+	p := start(t, "primary", "-image", path("a.img"), "-size", "4M", "-secondary", path("b"), "-listen", path("a"))
+	p.expect("replication runs")
+	start(t, "primary", "-image", path("x.img"), "-size", "4M", "-secondary", path("b")).
+		refused("another guest's primary", replication.ErrIdentity)
+	c, err := dialControl(context.Background(), path("b"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.conn.Close()
+	if _, err := c.ask("checkpoint 7", "loaded"); err == nil {
+		t.Error("a checkpoint of somebody who has not said hello was made")
+	}
+	names, err := c.ask("hello", "export")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, _, _ := strings.Cut(names, " ")
+	if _, err := guest(t, path("b"), name).WriteAt(make([]byte, 4096), 0); err == nil {
+		t.Error("a primary whose identity is not known has written the disk")
+	}
+	for _, line := range []string{"checkpoint 7", "start"} {
+		if _, err := c.ask(line, "error"); err != nil {
+			t.Errorf("%s by a primary that has not been adopted: %v", line, err)
+		}
+	}
+	write(t, guest(t, path("a"), "disk"), 0x22, 0)
+	p.say("checkpoint")
+	p.expect("checkpoint 1")
+	want(t, "the secondary's guest", guest(t, path("b"), "guest"), 0x22, 0)
+	s.say("status")
+	s.expect("state running, epoch 1,")
+}
+
 func TestReconnectNeedsNoOtherProcess(t *testing.T) {
 	dir := t.TempDir()
 	path := func(name string) string { return filepath.Join(dir, name) }
@@ -110,6 +150,11 @@ func TestStatusOfImages(t *testing.T) {
 	lines := strings.Split(strings.TrimSpace(status(path("a.img"), path("b.img"))), "\n")
 	if len(lines) != 2 || !strings.Contains(lines[0], "the guest's copy, clean, generation 1-") || !strings.Contains(lines[1], "a copy, inconsistent, generation 1-") {
 		t.Errorf("while they are in use: %q", lines)
+	}
+	p.say("checkpoint")
+	p.expect("checkpoint 1")
+	if got := status(path("a.img"), path("b.img")); strings.Contains(got, "epoch") {
+		t.Errorf("no copy stands at a checkpoint, and it says: %s", got)
 	}
 	s.say("failover")
 	s.expect("failover:")

@@ -64,7 +64,10 @@ last checkpoint, and so it does if a synchronisation was interrupted.
 
 FILE.lockstep, beside each image, says whose copy it is, how far in its history,
 and on a primary what its secondary may lack; "status" prints it, also while the
-image is in use. A primary overwrites a copy of its own disk that is older. A
+image is in use. It has the epoch of a copy that stands at a checkpoint. A primary's
+copy is ahead of every checkpoint, and a copy that is being written is inconsistent
+and has no epoch here: the command "status" of its own process tells that, or after a
+crash the next start with the journal. A primary overwrites a copy of its own disk that is older. A
 blank image that the secondary has just made is overwritten too; any other only
 with -overwrite, on either side. "bind" says that an image and the file beside it
 still belong together, after both were moved or restored; all is compared then. An image or journal that another

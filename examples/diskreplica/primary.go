@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/gocolo/lockstep/event"
@@ -76,11 +77,12 @@ func (p *primary) connect(ctx context.Context) error {
 		return err
 	}
 	p.control = c
-	name, err := c.ask("hello", "export")
+	names, err := c.ask("hello", "export")
 	if err != nil {
 		return err
 	}
-	conn, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: name})
+	diskExport, identityExport, _ := strings.Cut(names, " ")
+	conn, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: diskExport})
 	if err != nil {
 		return err
 	}
@@ -89,7 +91,7 @@ func (p *primary) connect(ctx context.Context) error {
 		return errors.Join(err, conn.Close())
 	}
 	defer sums.Close()
-	identity, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: identityName})
+	identity, err := nbd.Dial(ctx, network(p.o.secondary), p.o.secondary, nbd.ClientConfig{Export: identityExport})
 	if err != nil {
 		return errors.Join(err, conn.Close())
 	}

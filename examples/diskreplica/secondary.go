@@ -34,7 +34,7 @@ type secondary struct {
 
 	mu         sync.Mutex // one command at a time, from whichever side
 	generation uint64
-	export     *nbd.Export // what the primary writes
+	present    *visit // the primary that the disk has adopted last; nil: none, or it is fenced off
 	promoted   bool
 }
 
@@ -46,7 +46,7 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 	defer func() { err = errors.Join(err, image.Close()) }()
 	s := &secondary{printer: out, srv: nbd.NewServer(nbd.ServerConfig{})}
 	s.events.SubscribeAll(out.event)
-	cfg := replication.SecondaryConfig{Name: diskName, Events: &s.events, Overwrite: o.overwrite || image.Made()}
+	cfg := replication.SecondaryConfig{Name: diskName, Events: &s.events, Overwrite: o.overwrite, Blank: image.Made()}
 	if o.journal != "" {
 		j, err := replication.OpenJournalFiles(o.journal, max(image.Size()*2, 1<<20))
 		if err != nil {
@@ -79,7 +79,6 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 	}
 	for _, e := range []nbd.ExportConfig{
 		{Name: "guest", Disk: s.disk, MaxClients: 8, Description: "what the secondary's guest sees"},
-		{Name: identityName, Disk: replication.NewIdentityDisk(s.disk), MaxClients: 8, Description: "whose copy the secondary disk is"},
 		{Name: "sums", Disk: replication.NewSums(s.disk.Export()), ReadOnly: true, MaxClients: 8, Description: "checksums of the secondary disk"},
 	} {
 		if _, err := s.srv.Export(e); err != nil {
@@ -99,7 +98,9 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 				return
 			}
 			wg.Go(func() {
-				serveControl(ctx, conn, func(words []string) (string, error) { return s.answer(ctx, words) })
+				v := &visit{s: s}
+				serveControl(ctx, conn, func(words []string) (string, error) { return s.answer(ctx, v, words) })
+				v.leave(ctx)
 			})
 		}
 	})
@@ -107,8 +108,8 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 	return s.obey(ctx, commands, nil, s.command)
 }
 
-// answer carries out a request of the primary.
-func (s *secondary) answer(ctx context.Context, words []string) (string, error) {
+// answer carries out a request of the primary of v.
+func (s *secondary) answer(ctx context.Context, v *visit, words []string) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var epoch uint64
@@ -120,23 +121,12 @@ func (s *secondary) answer(ctx context.Context, words []string) (string, error) 
 	}
 	switch {
 	case len(words) == 1 && words[0] == "hello":
-		// The former primary's connection, if there is one, is fenced off.
 		if st := s.disk.State(); st == replication.Failover || st == replication.FailoverFailed || s.promoted {
 			return "", fmt.Errorf("this side went on alone, state %v", st)
 		}
-		if s.export != nil {
-			if err := s.export.Close(ctx); err != nil {
-				return "", err
-			}
-		}
-		s.generation++
-		var err error
-		s.export, err = s.srv.Export(nbd.ExportConfig{Name: diskName, Generation: s.generation, Disk: s.disk.Export(), Description: "what the primary writes"})
-		if err != nil {
-			return "", err
-		}
-		s.printf("a primary of generation %d", s.generation)
-		return "export " + s.export.WireName(), nil
+		return v.hello(ctx)
+	case s.present != v:
+		return "", errors.New("another primary has taken the place of this one, or none has been taken yet")
 	case len(words) == 1 && words[0] == "start":
 		// A primary that was lost and has come back has copied what was
 		// missing; until now the last checkpoint has been kept beside it.
@@ -178,11 +168,11 @@ func (s *secondary) command(ctx context.Context, line string) error {
 	defer s.mu.Unlock()
 	switch line {
 	case "failover", "stop":
-		if s.export != nil {
-			if err := s.export.Close(ctx); err != nil {
+		if s.present != nil {
+			if err := s.present.disk.Close(ctx); err != nil {
 				return err
 			}
-			s.export = nil
+			s.present = nil
 		}
 		if err := s.disk.Stop(ctx, line == "failover"); err != nil {
 			return err

@@ -6,11 +6,12 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-// diskName is the name of the disk: that of its export, which a secondary
-// serves with a generation, and that in the events.
+// diskName is the name of the disk: that of its export, which a secondary serves each
+// primary with another generation in its name, and that in the events.
 const diskName = "disk"
 
-// identityName is the export that says whose copy a secondary has.
+// identityName is the export that says whose copy a secondary has, and takes the identity of
+// a primary; it is served like the disk.
 const identityName = "identity"
 
 // printIdentities prints what is durably known of images, which may be in use.
@@ -20,10 +21,14 @@ func printIdentities(files []string, p *printer) error {
 		if err != nil {
 			return err
 		}
-		p.returned(map[string]any{
+		said := map[string]any{
 			"image": name, "disk": i.Disk.String(), "copy": i.Copy.String(), "generation": i.Generation.String(),
-			"epoch": i.Epoch, "state": i.State.String(), "writes": i.Writes,
-		}, "%s: %v", name, i)
+			"state": i.State.String(), "writes": i.Writes,
+		}
+		if i.State != replication.CopyInconsistent && !i.Writes {
+			said["epoch"] = i.Epoch // of the checkpoint at which the copy stands
+		}
+		p.returned(said, "%s: %v", name, i)
 	}
 	return nil
 }
