@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/kvm"
 )
@@ -337,5 +339,21 @@ func TestMoreVCPUsThanAPICIDsAreAnErrorAtCreation(t *testing.T) {
 	}
 	if err := x.vcpus[1].SetCPUID(table); !errors.Is(err, kvm.ErrState) {
 		t.Error("the APIC ID of another vCPU:", err)
+	}
+}
+
+// An adopted vCPU has the number that its host gave it, of which the state of a local APIC keeps 8 bits.
+func TestAnAdoptedVCPUWhoseAPICIDDoesNotFitIsAnError(t *testing.T) {
+	x := newAdopted(t, 1, nil)
+	run := make([]byte, 3*kvm.PageSize)
+	for id, fits := range map[uintptr]bool{254: true, 255: false, 300: false} {
+		fd, err := rawValue(x.fd, reqCreateVCPU, id)
+		if err != nil {
+			t.Skip(err)
+		}
+		defer unix.Close(fd)
+		if _, err := x.AddVCPU(uintptr(fd), run); (err == nil) != fits || err != nil && !strings.Contains(err.Error(), "APIC ID") {
+			t.Errorf("APIC ID %d: %v", id, err)
+		}
 	}
 }

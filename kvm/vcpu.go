@@ -70,7 +70,8 @@ type VCPU struct {
 
 // AddVCPU adopts a vCPU: its descriptor and the mapping of its struct kvm_run
 // (KVM_GET_VCPU_MMAP_SIZE bytes), which the caller goes on owning and which must
-// outlive the VM. The order of the calls numbers the vCPUs in the saved state. CPUID,
+// outlive the VM. The order of the calls numbers the vCPUs in the saved state. The number
+// that KVM_CREATE_VCPU was given is the APIC ID, and is 254 at most. CPUID,
 // if not set by SetCPUID, must have been set before the first save.
 func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 	if len(run) < PageSize {
@@ -96,13 +97,14 @@ func (vm *VM) AddVCPU(fd uintptr, run []byte) (*VCPU, error) {
 		return nil, errors.Join(ErrClosed, v.ring.unmap())
 	}
 	v.index = len(vm.vcpus)
-	if v.index == maxVCPUs {
-		return nil, errors.Join(fmt.Errorf("kvm: more than %d vCPUs: an APIC ID has 8 bits", maxVCPUs), v.ring.unmap())
+	id := vcpuID(v.fd, v.index)
+	if v.index == maxVCPUs || id >= maxVCPUs {
+		return nil, errors.Join(fmt.Errorf("kvm: vCPU %d, whose APIC ID is %d: want at most %d vCPUs, with IDs of 8 bits", v.index, id, maxVCPUs), v.ring.unmap())
 	}
 	if v.index > 0 {
 		v.staged.Follow(vm.vcpus[0].staged)
 	}
-	v.staged.spare = vm.spares.add(vcpuID(v.fd, v.index))
+	v.staged.spare = vm.spares.add(id)
 	vm.vcpus = append(vm.vcpus, v)
 	vm.watching = 0
 	if len(vm.vcpus) < runtime.NumCPU() {
