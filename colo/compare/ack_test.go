@@ -378,3 +378,20 @@ func TestLoweredAcknowledgmentsAllocateNothing(t *testing.T) {
 		t.Errorf("%d were lowered", got)
 	}
 }
+
+// A guest echoes congestion in each packet until the peer has heard of it, or counts it.
+func TestWhatIsCutOfASegmentSaysTheSameOfCongestion(t *testing.T) {
+	const bits = 0xc0 // CWR and ECE
+	_, p, s := opened(t, nil)
+	check := func(why string, r compare.Result) {
+		if len(r.Release) != 1 || r.Release[0].Data[34+13]&bits != bits {
+			t.Errorf("%s: %x", why, r.Release)
+		}
+	}
+	p(ackSeg{seq: 100, ack: 2280, win: 60, flags: push | bits, data: "abcd"})
+	check("with a lower number", s(ackSeg{seq: 100, ack: 1512, win: 56, flags: push | bits, data: "abcd"}))
+	check("what it acknowledges besides", s(ackSeg{seq: 104, ack: 2280, win: 60, flags: ackOnly | bits}))
+	p(ackSeg{seq: 104, ack: 2280, win: 60, flags: push | bits, data: "efgh"})
+	s(ackSeg{seq: 104, ack: 2280, win: 60, flags: push | bits, data: "ef"})
+	check("a part", s(ackSeg{seq: 104, ack: 2280, win: 60, flags: push | bits, data: "ef"}))
+}

@@ -274,6 +274,9 @@ func (a *adversary) options() string {
 		o = wireTimes(a.clock, 7)
 	case 3:
 		o = wireMSS + wireSACKOK + wireWindow7
+		if a.choose(2) == 0 {
+			o += "\x22\x0acookie's" // data with a SYN (RFC 7413)
+		}
 	case 4:
 		now := string(binary.BigEndian.AppendUint32(nil, a.clock))
 		o = a.pick("\x08\x0a\x00\x00\x00\x01\x00\x00\x00\x02\x08\x0a"+now+"\x00\x00\x00\x02\x01\x01", // twice
@@ -318,6 +321,9 @@ func (a *adversary) segment(guest int) (h []byte) {
 	binary.BigEndian.PutUint32(h[8:], life*3+uint32(a.choose(40)))
 	opts += strings.Repeat("\x00", -len(opts)&3)
 	h[12], h[13] = byte(20+len(opts))<<2, flags
+	if a.choose(8) == 0 {
+		h[12] |= 1 // it counts marks of congestion
+	}
 	binary.BigEndian.PutUint16(h[14:], uint16(a.choose(3)*500))
 	h = append(h, opts...)
 	if flags&packet.SYN != 0 {
@@ -370,6 +376,15 @@ func (a *adversary) frame(guest int) []byte {
 		f = wireDatagram(uint16(53+a.choose(2)), 5000, a.pick("a", "b", "cc"))
 	case 16:
 		f = wireIPv4(1, 0, []byte{byte(a.choose(2) * 8), 0, 1, 1, 0, 1, 0, byte(a.choose(3)), 'x'})
+		switch a.choose(3) {
+		case 0: // groups that a guest joins, or leaves (IGMP, MLD)
+			f = wireIPv4(2, 0, []byte{byte(0x16 + a.choose(2)), 0, 0, 0, 224, 0, 0, byte(a.choose(3))})
+		case 1:
+			f = v6(packet.ProtoHopByHop, append([]byte{packet.ProtoICMPv6, 0, 5, 2, 0, 0, 1, 0,
+				byte(131 + a.choose(2)), 0, 0, 0, 0, 0, 0, 0, 0xff, 2}, make([]byte, 13)...))
+			f = append(f, byte(a.choose(3)))
+			binary.BigEndian.PutUint16(f[18:], uint16(len(f)-54))
+		}
 	case 17: // tunnels
 		f = wireIPv4([]byte{4, 47, 41, 50, 51, 2, 132}[a.choose(7)], 0, h)
 	case 18:

@@ -103,6 +103,9 @@ func (e *Engine) tickPartials() {
 	e.partials = wait
 }
 
+// congested has the flags CWR and ECE.
+const congested = 0xc0
+
 // cut returns a copy of p that leaves by itself, with the given flags and the data between
 // two offsets of the frame, whose first byte has the number seq. The checksum is complete,
 // so that no device has anything left to do.
@@ -136,7 +139,7 @@ func (e *Engine) cut(c *conn, p *pkt, from, to int, seq uint32, flags uint8) *pk
 	q.ok = q.end
 	h := packet.TCP(f[q.L4:q.End])
 	h.SetSeq(seq)
-	h[13] = flags
+	h[13] = flags | h[13]&congested       // an echo of congestion is in each packet (RFC 3168 section 6.1.3)
 	binary.BigEndian.PutUint16(h[18:], 0) // there is no urgent data
 	h.SetChecksum(q.TCPChecksum())
 	return q
