@@ -187,3 +187,48 @@ func TestASecondaryThatIsFencedWhileItCommitsTheLastCheckpointRunsTheGuest(t *te
 		b.halt()
 	})
 }
+
+// Where nobody is asked who goes on, the other host's word that it cannot is enough.
+func TestAHostWithoutAnArbiterRunsOnIfTheOtherSaysThatItCannotCommit(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b, _, met := committer(w, func(c *Config) { c.Arbiter = nil }, func(a, b *host) error {
+			return errors.New("its network is gone")
+		})
+		var err error
+		done := make(chan struct{})
+		go func() { defer close(done); err = a.job.Switchover(t.Context()) }()
+		<-b.done // torn
+		b.leave()
+		a.is(Alone)
+		<-done
+		if err == nil || !met.Load() || !strings.Contains(err.Error(), "b cannot") {
+			t.Errorf("told meanwhile: %v: %v", met.Load(), err)
+		}
+		w.hearsMore()
+		a.halt()
+	})
+}
+
+// And one that has been told to go on does, though its link is lost before it has committed.
+func TestAHostWithoutAnArbiterThatWasToldToGoOnAndIsCutOffGoesOn(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b, _, met := committer(w, func(c *Config) { c.Arbiter = nil }, func(a, b *host) error {
+			w.f.part("a", "b", false)
+			time.Sleep(time.Second) // it is noticed in the commit
+			return nil
+		})
+		done := make(chan struct{})
+		go func() { defer close(done); a.job.Switchover(t.Context()) }() // an operator has to say who goes on
+		b.is(Alone)
+		if !met.Load() {
+			t.Error("it was not told before it had committed the last checkpoint")
+		}
+		w.hearsMore()
+		if s := a.job.State(); s != Asking && s != SwitchingOver {
+			t.Errorf("a is %v", s)
+		}
+		a.halt()
+		<-done
+		b.halt()
+	})
+}
