@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/event"
@@ -111,4 +112,27 @@ func TestAGoodbyeInTheMidstOfAHandoverIsSettledByTheArbiter(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Where there is no arbiter to give it back to, the other side's goodbye is all that is needed.
+func TestAGoodbyeInTheMidstOfAHandoverIsEnoughWithoutAnArbiter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := newPair(t, options{primary: func(c *colo.PrimaryConfig) { c.Arbiter = nil }})
+		defer x.close()
+		ended := false
+		defer event.Subscribe(&x.p.bus, func(e event.CheckpointCommit) {
+			if e.Epoch == 1 && !ended {
+				ended = true
+				x.primary.Expect(errMaintenance)
+				x.secondary.End()
+			}
+		})()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		x.start(ctx)
+		x.wait()
+		if x.p.err != nil || x.primary.Info().State != colo.StateAlone {
+			t.Errorf("it is %s: %v", x.primary.Info().State, x.p.err)
+		}
+	})
 }

@@ -178,8 +178,8 @@ func (s *session) Lost(cause error) {
 // is request then, and without an error. A Lost whose reason matches cause publishes
 // no HEARTBEAT_LOST. If the order is carried out by a refusal of the arbiter, and that
 // error matches cause, the event says that it was wanted (Released in event.Arbitration).
-// Who goes on is settled as ever, but a primary that hears a goodbye asks its arbiter
-// nevertheless: the host may have given the guest back to it. Nil: no end is expected any
+// Who goes on is settled as ever, but a primary that hears a goodbye asks its arbiter, if it
+// has one, nevertheless: the host may have given the guest back to it. Nil: no end is expected any
 // more. The host calls Expect before it does what ends the session, from any goroutine,
 // any number of times; the last call before COLO_EXIT counts.
 func (s *session) Expect(cause error) {

@@ -161,7 +161,7 @@ func (p *Primary) Run(ctx context.Context) error {
 	sure, by, reason := !p.handedOver, event.ModeSecondary, ""
 	cancelled := ctx.Err() != nil && !errors.Is(err, ErrFailover)
 	switch {
-	case errors.As(err, &bye) && p.expected() != nil:
+	case errors.As(err, &bye) && p.arbiter != nil && p.expected() != nil:
 		// The guest is being given away: that the other side does not take it is no
 		// word of whose it is.
 	case errors.As(err, &bye):

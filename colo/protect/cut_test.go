@@ -14,6 +14,7 @@ import (
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/internal/require"
+	"github.com/gocolo/lockstep/vmstate"
 )
 
 // Each of the three connections of a pair breaks, or falls silent, at each of its
@@ -76,6 +77,36 @@ func breakOnce(connection int64, back bool, n int64, stall bool) func(string, st
 		}
 		return
 	}
+}
+
+// undescribed is a guest whose devices take a while to be named.
+type undescribed struct {
+	*colotest.Guest
+	known <-chan struct{}
+}
+
+func (g undescribed) Register(reg *vmstate.Registry) error {
+	<-g.known
+	return g.Guest.Register(reg)
+}
+
+// A host that does not know yet what its guest has does not say that something lacks there.
+func TestAHostThatHasNotBegunIsNotTakenForOneThatDoesNotFit(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		known := make(chan struct{})
+		b := w.boot("b", false, func(c *Config) { c.Guest = undescribed{c.Guest.(*colotest.Guest), known} })
+		a := w.boot("a", true, nil)
+		time.Sleep(5 * time.Second)
+		var r *RefusedError
+		if err := a.job.Query().LastError; !errors.As(err, &r) || r.Reason != "b is created" {
+			t.Errorf("%v", err)
+		}
+		close(known)
+		a.is(Protected)
+		b.is(Following)
+		a.halt()
+		b.halt()
+	})
 }
 
 func TestHostsThatDoNotFitAreRefusedInWords(t *testing.T) {

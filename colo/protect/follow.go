@@ -116,7 +116,9 @@ func (j *Job) welcome(conn net.Conn, h hello) {
 	}
 	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: h.Generation}
 	var why error
-	if h.Channel == chControl {
+	if s := j.State(); s == Created {
+		why = refuse("%s is %s", j.cfg.Host, s) // it may not know yet what its guest has
+	} else if h.Channel == chControl {
 		if why = j.judge(h.Offer); why == nil {
 			why = j.loads(h.Offer.Devices)
 		}

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -40,6 +41,7 @@ func TestAControlConnectionThatFallsSilentIsNoticedAndMadeAgain(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		var away, all atomic.Bool
 		b := w.boot("b", false, nil)
+		synctest.Wait() // b is there for the first connection, so that nothing is noted of it
 		a := w.boot("a", true, func(c *Config) {
 			dial := c.Peer.Dialer
 			c.Peer.Dialer = func(ctx context.Context) (net.Conn, error) {

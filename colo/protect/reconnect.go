@@ -92,6 +92,7 @@ func (p *peer) replace(conn net.Conn, wanted func() bool) bool {
 		defer func() { <-p.write }()
 		p.set(func() {
 			if ok = !p.closed; ok {
+				p.control.Close() // it may be another by now
 				p.control, p.mute, p.gone, p.again = conn, false, false, true
 			}
 		})

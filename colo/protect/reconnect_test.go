@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -164,5 +165,42 @@ func TestAControlConnectionThatEndsInASwitchoverIsNotMadeAgain(t *testing.T) {
 		b.is(Protected)
 		a.halt()
 		b.halt()
+	})
+}
+
+// tellsEnd is a connection that notes its end.
+type tellsEnd struct {
+	net.Conn
+	ends *atomic.Int64
+}
+
+func (c tellsEnd) Close() error { c.ends.Add(1); return c.Conn.Close() }
+
+// One that comes while another is about to take the place of the old is not forgotten.
+func TestAControlConnectionThatIsReplacedIsClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPeer(hello{})
+		var ends [4]atomic.Int64
+		conn := func(i int) net.Conn {
+			here, there := net.Pipe()
+			t.Cleanup(func() { there.Close() })
+			return tellsEnd{here, &ends[i]}
+		}
+		p.control = conn(0)
+		p.write <- struct{}{} // a note is being written
+		var group sync.WaitGroup
+		for i := 1; i < len(ends); i++ {
+			c := conn(i)
+			group.Go(func() { p.replace(c, func() bool { return true }) })
+		}
+		synctest.Wait()
+		<-p.write
+		group.Wait()
+		p.close()
+		for i := range ends {
+			if ends[i].Load() == 0 {
+				t.Errorf("connection %d stays open", i)
+			}
+		}
 	})
 }

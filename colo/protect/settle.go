@@ -115,7 +115,7 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 // need not fear that the other does. What a secondary has been granted and does not use
 // is no later copy of the guest: a primary claims it after that.
 func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, error) {
-	word := c.Ordered || errors.Is(c.Cause, errOrdered) || errors.Is(c.Cause, errSwitchover)
+	word := c.Ordered || errors.Is(c.Cause, errOrdered) || errors.Is(c.Cause, errSwitchover) || s.saidWhose()
 	ask, over := s.peer.until(ctx, func() bool { return s.peer.ended })
 	generation, err := j.acquire(ask, s.peer.generation, word)
 	if errors.Is(err, failover.ErrRefused) && s.primary == nil && s.peer.heard > 0 && j.manual == nil {
@@ -137,6 +137,16 @@ func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, erro
 		return j.acquire(ctx, unused, word)
 	}
 	return generation, err
+}
+
+// saidWhose reports whether what was said in a switchover gives the guest to this host, however
+// its session has ended since: a secondary was told to go on, or has told a primary that it cannot.
+func (s *session) saidWhose() (said bool) {
+	if s.primary == nil {
+		return s.wasHanded()
+	}
+	s.peer.get(func() { said = s.peer.verdict == sayCannot })
+	return said
 }
 
 // hearOut waits until this host, a secondary, has read what the other has said last.

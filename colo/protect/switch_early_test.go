@@ -39,11 +39,24 @@ func (g resumes) Resume(ctx context.Context) error {
 // checkpoint its own: by then it has been told to go on.
 func whileCommitting(t *testing.T, w *world, meanwhile func(a, b *host) error) (a, b *host, resumed int64, err error) {
 	t.Helper()
-	var n atomic.Int64
-	var met atomic.Bool
+	a, b, n, met := committer(w, func(*Config) {}, meanwhile)
+	err = a.job.Switchover(t.Context())
+	if !met.Load() {
+		t.Fatal("the other host was not told before it had committed the last checkpoint")
+	}
+	return a, b, n.Load(), err
+}
+
+// committer boots a pair whose secondary calls meanwhile in the commit in which it has been told to
+// go on. It counts how often the guest there is resumed from then on.
+func committer(w *world, change func(*Config), meanwhile func(a, b *host) error) (a, b *host, n *atomic.Int64, met *atomic.Bool) {
+	t := w.t
+	t.Helper()
+	n, met = new(atomic.Int64), new(atomic.Bool)
 	b = w.boot("b", false, func(c *Config) {
+		change(c)
 		g := c.Guest.(*colotest.Guest)
-		c.Guest = resumes{g, &n}
+		c.Guest = resumes{g, n}
 		c.Network = []Network{committing{c.Network[0].(paced), func(epoch uint64) error {
 			s := b.job.session()
 			if s == nil || a == nil || a.job.State() != SwitchingOver || a.guest.Paused() && met.Load() {
@@ -58,20 +71,18 @@ func whileCommitting(t *testing.T, w *world, meanwhile func(a, b *host) error) (
 			}
 			met.Store(true)
 			n.Store(0)
-			if r, err := b.job.cfg.Arbiter.Record(t.Context()); err != nil || r.Held() {
-				t.Errorf("it was told to go on, and the guest is not released: %+v, %v", r, err)
+			if arbiter := b.job.cfg.Arbiter; arbiter != nil {
+				if r, err := arbiter.Record(t.Context()); err != nil || r.Held() {
+					t.Errorf("it was told to go on, and the guest is not released: %+v, %v", r, err)
+				}
 			}
 			return meanwhile(a, b)
 		}}}
 	})
-	a = w.boot("a", true, nil)
+	a = w.boot("a", true, change)
 	a.is(Protected)
 	b.is(Following)
-	err = a.job.Switchover(t.Context())
-	if !met.Load() {
-		t.Fatal("the other host was not told before it had committed the last checkpoint")
-	}
-	return a, b, n.Load(), err
+	return a, b, n, met
 }
 
 // A secondary that makes the last checkpoint its own is told to go on meanwhile, and does as
@@ -177,5 +188,68 @@ func TestAHostRunsOnIfTheOneThatItToldToGoOnDiesInItsCommit(t *testing.T) {
 		b.bury()
 		w.hearsMore()
 		a.halt()
+	})
+}
+
+// An operator may say meanwhile that the other host is dead. The guest, which the commit leaves
+// standing, runs on all the same.
+func TestASecondaryThatIsFencedWhileItCommitsTheLastCheckpointRunsTheGuest(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b, _, _ := whileCommitting(t, w, func(a, b *host) error {
+			a.kill(false)
+			return b.job.Fenced()
+		})
+		a.bury()
+		b.is(Alone)
+		if b.guest.Paused() {
+			t.Fatal("the guest stands still")
+		}
+		w.hearsMore()
+		b.halt()
+	})
+}
+
+// Where nobody is asked who goes on, the other host's word that it cannot is enough.
+func TestAHostWithoutAnArbiterRunsOnIfTheOtherSaysThatItCannotCommit(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b, _, met := committer(w, func(c *Config) { c.Arbiter = nil }, func(a, b *host) error {
+			return errors.New("its network is gone")
+		})
+		var err error
+		done := make(chan struct{})
+		go func() { defer close(done); err = a.job.Switchover(t.Context()) }()
+		<-b.done // torn
+		b.leave()
+		a.is(Alone)
+		<-done
+		if err == nil || !met.Load() || !strings.Contains(err.Error(), "b cannot") {
+			t.Errorf("told meanwhile: %v: %v", met.Load(), err)
+		}
+		w.hearsMore()
+		a.halt()
+	})
+}
+
+// And one that has been told to go on does, though its link is lost before it has committed.
+func TestAHostWithoutAnArbiterThatWasToldToGoOnAndIsCutOffGoesOn(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b, _, met := committer(w, func(c *Config) { c.Arbiter = nil }, func(a, b *host) error {
+			w.f.part("a", "b", false)
+			time.Sleep(time.Second) // it is noticed in the commit
+			return nil
+		})
+		done := make(chan struct{})
+		go func() { defer close(done); a.job.Switchover(t.Context()) }() // an operator has to say who goes on
+		b.is(Alone)
+		if !met.Load() {
+			t.Error("it was not told before it had committed the last checkpoint")
+		}
+		w.hearsMore()
+		if s := a.job.State(); s != Asking && s != SwitchingOver {
+			t.Errorf("a is %v", s)
+		}
+		a.halt()
+		<-done
+		b.halt()
 	})
 }

@@ -235,6 +235,7 @@ func (j *Job) Fenced() error {
 // goOn has a session go on here by an operator's word. The state says so already.
 func (j *Job) goOn(s *session) {
 	after := s.peer.generation
+	j.vm.keep(nil) // a secondary that was told to go on may have left it standing, and nobody is asked who goes on
 	j.saysAfter(s)
 	j.learn(j.keeper.Fenced(after))
 	j.vm.face(true)

@@ -108,6 +108,21 @@ func (r *Run) wake() error {
 	return nil
 }
 
+// where says where in a checkpoint the victim is now, as far as its reports tell: where they
+// gather, the last of them are on their way, or gone with it.
+func (r *Run) where() string {
+	gathers := SideConfig{Interval: r.o.Interval}
+	switch {
+	case r.stopped != nil:
+		return fmt.Sprintf("in checkpoint %d, %s", r.stopped.Epoch, r.stopped.Detail)
+	case gathers.gather() > 0:
+		return fmt.Sprintf("soon after checkpoint %d", r.epochs())
+	case r.under > 0:
+		return fmt.Sprintf("in checkpoint %d", r.under)
+	}
+	return fmt.Sprintf("between checkpoints %d and %d", r.epochs(), r.epochs()+1)
+}
+
 // doze stops the victim for a moment that ends nothing, and then parts the pair in
 // good order.
 func (r *Run) doze(ctx context.Context) error {
@@ -153,14 +168,7 @@ func (r *Run) part(ctx context.Context) error {
 	if err := signal(); err != nil {
 		return err
 	}
-	switch {
-	case r.stopped != nil:
-		r.killedAt = fmt.Sprintf("in checkpoint %d, %s", r.stopped.Epoch, r.stopped.Detail)
-	case r.under > 0:
-		r.killedAt = fmt.Sprintf("in checkpoint %d", r.under)
-	default:
-		r.killedAt = fmt.Sprintf("between checkpoints %d and %d", r.epochs(), r.epochs()+1)
-	}
+	r.killedAt = r.where()
 	r.out.phase(name, "%s (pid %d) with SIG%s %s", r.victim, p.pid(), strings.ToUpper(r.o.Signal), r.killedAt)
 	r.out.kill(r.victim, p.pid(), r.killedAt, r.killed)
 	if r.o.StopFor > 0 {

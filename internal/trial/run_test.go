@@ -195,3 +195,26 @@ func TestImagesBeginEmptyWhateverARunHasLeft(t *testing.T) {
 		}
 	}
 }
+
+// A side whose reports gather is killed somewhere after the last that has come.
+func TestARunSaysWhereItsVictimWasAsFarAsThatIsKnown(t *testing.T) {
+	for _, c := range []struct {
+		interval time.Duration
+		under    uint64
+		stopped  *Stopped
+		want     string
+	}{
+		{100 * time.Millisecond, 0, nil, "between checkpoints 7 and 8"},
+		{100 * time.Millisecond, 8, nil, "in checkpoint 8"},
+		{500 * time.Microsecond, 0, nil, "soon after checkpoint 7"},
+		{500 * time.Microsecond, 8, nil, "soon after checkpoint 7"},
+		{500 * time.Microsecond, 8, &Stopped{Epoch: 8, Detail: "at ram"}, "in checkpoint 8, at ram"},
+	} {
+		r := New(Config{Interval: c.interval}, "sim", 1, nil)
+		r.checkpoints = []Checkpoint{{Epoch: 7}}
+		r.under, r.stopped = c.under, c.stopped
+		if got := r.where(); got != c.want {
+			t.Errorf("%v, %d under way: %q, not %q", c.interval, c.under, got, c.want)
+		}
+	}
+}

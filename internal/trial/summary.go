@@ -103,7 +103,7 @@ func seriesFigures(runs []*Result) *SeriesFigures {
 type Repeated struct {
 	Runs        int     `json:"runs"`
 	Clean       int     `json:"clean"`
-	Inside      int     `json:"killed_in_checkpoint"` // of the runs; the others between two
+	Inside      int     `json:"killed_in_checkpoint"` // of the runs; the others between two, or it is not known where
 	FailoverP50 float64 `json:"failover_ms_p50"`
 	FailoverP99 float64 `json:"failover_ms_p99"`
 	FailoverMax float64 `json:"failover_ms_max"`
