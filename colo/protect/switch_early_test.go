@@ -53,12 +53,13 @@ func committer(w *world, change func(*Config), meanwhile func(a, b *host) error)
 	t := w.t
 	t.Helper()
 	n, met = new(atomic.Int64), new(atomic.Bool)
+	var primary atomic.Pointer[host]
 	b = w.boot("b", false, func(c *Config) {
 		change(c)
 		g := c.Guest.(*colotest.Guest)
 		c.Guest = resumes{g, n}
 		c.Network = []Network{committing{c.Network[0].(paced), func(epoch uint64) error {
-			s := b.job.session()
+			s, a := b.job.session(), primary.Load()
 			if s == nil || a == nil || a.job.State() != SwitchingOver || a.guest.Paused() && met.Load() {
 				return nil
 			}
@@ -80,6 +81,7 @@ func committer(w *world, change func(*Config), meanwhile func(a, b *host) error)
 		}}}
 	})
 	a = w.boot("a", true, change)
+	primary.Store(a)
 	a.is(Protected)
 	b.is(Following)
 	return a, b, n, met
