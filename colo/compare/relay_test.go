@@ -237,12 +237,12 @@ func TestAGuestHearsNoEchoThatTakesItsLossBack(t *testing.T) {
 		hear(7, 100, 104, 108)
 		return p, s, hear
 	}
-	p, s, hear := start()
-	if got := hear(11, 108); got != 11 {
+	_, _, before := start()
+	if got := before(11, 108); got != 11 {
 		t.Errorf("nothing was repeated: the echo %d", got)
 	}
 
-	p, s, hear = start()
+	p, s, hear := start()
 	stampOf(t, p(20, 100, "abcd"))
 	s(24, 100, "abcd")
 	p(30, 108, "ijkl")

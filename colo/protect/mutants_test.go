@@ -183,7 +183,7 @@ var mutants = []mutant.Mutant{
 	{
 		What:  "a goodbye in the midst of a handover is taken for the guest",
 		File:  "colo/primary.go",
-		Old:   "case errors.As(err, &bye) && p.expected() != nil:",
+		Old:   "case errors.As(err, &bye) && p.arbiter != nil && p.expected() != nil:",
 		New:   "case false:",
 		Tests: []string{"-run=^TestAGoodbyeInTheMidstOfAHandoverIsSettledByTheArbiter$", "../../colo"},
 	},

@@ -247,8 +247,9 @@ func TestAWordThatIsRefusedDuringTheTakeoverIsGivenUpAfterIt(t *testing.T) {
 			t.Fatalf("%v, open %v", got, b.job.Gate().Open())
 		}
 		b.job.vm.face(true)
+		waits := b.passes(Waiting)
 		s.colo.Fenced()
-		b.is(Waiting)
+		<-waits
 		b.is(Following) // of a, which goes on
 		a.is(Protected)
 		time.Sleep(time.Second)

@@ -62,8 +62,8 @@ type SideConfig struct {
 // gather is for how long a side's reports gather. Nobody acts on one checkpoint of a thousand
 // a second, and to tell of each as it comes is work that both hosts and the parent would have
 // on the CPUs that they share.
-func (c *SideConfig) gather() time.Duration {
-	if c.Interval < time.Millisecond && c.StopAt == "" {
+func (s *SideConfig) gather() time.Duration {
+	if s.Interval < time.Millisecond && s.StopAt == "" {
 		return gatherFor
 	}
 	return 0
