@@ -147,9 +147,13 @@ func TestAControlConnectionThatEndsInASwitchoverIsNotMadeAgain(t *testing.T) {
 		a, b := w.protected()
 		session := a.job.session()
 		a.on(SwitchingOver, func() { control(a).Close() })
+		// What the other host is told does not arrive. If the guest has been released by then,
+		// whoever asks the arbiter first goes on with it.
 		err := a.job.Switchover(t.Context())
-		if err == nil || !strings.Contains(err.Error(), "the guest runs on here") {
-			t.Errorf("%v", err)
+		if err == nil {
+			t.Error("no error")
+		} else if !strings.Contains(err.Error(), "the guest runs on here") {
+			a, b = b, a
 		}
 		a.is(Protected)
 		b.is(Following)
