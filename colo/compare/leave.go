@@ -41,9 +41,9 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 	if p.class >= 0 && (p.owner != c || p.age != c.age) {
 		// The segment belongs to the connection before this one, or to an unknown one, and
 		// a checkpoint covers it.
-		newest, known := t.left.past, t.left.pasts
-		if p.owner == nil {
-			newest, known = t.left.ts, t.left.tss
+		newest, known := t.left.ts, t.left.tss
+		if p.owner != nil && t.left.pasts { // the connection after it may have said something by now
+			serialMax(&newest, &known, t.left.past)
 		}
 		d := edit{ack: p.ack, win: p.win, ts: p.stamp(newest, known)}
 		if p.owner != nil && p.ts > 0 {
