@@ -12,6 +12,18 @@ import (
 	"time"
 )
 
+// goesOn checks that the pair has a control connection again, in the session that it had, and
+// ends both hosts.
+func goesOn(t *testing.T, a, b *host, session *session) {
+	t.Helper()
+	promised(t, a, b)
+	if a.job.session() != session {
+		t.Error("it is another session")
+	}
+	a.halt()
+	b.halt()
+}
+
 // promised wants a pair whose control connection carries promises.
 func promised(t *testing.T, a, b *host) {
 	t.Helper()
@@ -103,12 +115,7 @@ func TestAControlConnectionIsTriedAgainUntilItIsThere(t *testing.T) {
 		w.hearsMore()
 		away.Store(false)
 		time.Sleep(2 * maxRedial)
-		promised(t, a, b)
-		if a.job.session() != session {
-			t.Error("it is another session")
-		}
-		a.halt()
-		b.halt()
+		goesOn(t, a, b, session)
 	})
 }
 
@@ -131,12 +138,7 @@ func TestOfControlConnectionsThatComeAtOnceOneIsLeft(t *testing.T) {
 		}
 		group.Wait()
 		time.Sleep(10 * time.Second)
-		promised(t, a, b)
-		if a.job.session() != session {
-			t.Error("it is another session")
-		}
-		a.halt()
-		b.halt()
+		goesOn(t, a, b, session)
 	})
 }
 
