@@ -18,9 +18,9 @@ type RewriterConfig struct {
 
 	// Untranslatable is called, if it is not nil, when the guest has opened a connection
 	// that cannot be translated: it signs its segments (TCP-MD5, TCP-AO, or an
-	// authentication header of IPv6), or there are too many. After the next checkpoint both guests have the same numbers for it. It is
-	// called from within Outbound, once for each connection, and must not block or call
-	// the Rewriter.
+	// authentication header of IPv6), or there are too many. After the next checkpoint
+	// both guests have the same numbers for it. It is called from within Outbound, once for
+	// each connection, and must not block or call the Rewriter.
 	Untranslatable func()
 
 	// Edge, if it is not nil, translates connections of the same guest between the guest

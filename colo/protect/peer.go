@@ -20,7 +20,11 @@ type peer struct {
 	host       string
 	generation uint64 // of the session: what the primary held when it began
 	token      string // of the pair; no connection of another session has it
-	heard      uint64 // on a secondary: the last generation of which the arbiter had heard when the session began, as far as a primary knew that holds generation by an operator's word; 0: it is no such one
+
+	// heard, on a secondary, is of a primary that holds generation by an operator's word: the
+	// last generation of which the arbiter had heard when the session began, as far as the
+	// primary knew. 0: the primary was granted generation.
+	heard uint64
 
 	resumes *position // what the memory of the secondary is, where the session goes on from that; nil: all of it is sent
 
