@@ -16,7 +16,7 @@ func TestChangesOfStateAreToldInTheirOrder(t *testing.T) {
 		var a *host
 		var heard []string
 		var second int // when the last subscriber was told of Alone, how many had been heard
-		booted := make(chan struct{})
+		booted, looked := make(chan struct{}), make(chan struct{})
 		moved := func(f func(string)) func(event.JobStatusChange) {
 			return func(e event.JobStatusChange) { f(e.State) }
 		}
@@ -33,6 +33,7 @@ func TestChangesOfStateAreToldInTheirOrder(t *testing.T) {
 					if s := a.job.State(); s != Paused {
 						t.Errorf("the job is %v", s)
 					}
+					close(looked)
 				}
 			}))
 			event.Subscribe(c.Events, moved(func(s string) {
@@ -43,6 +44,7 @@ func TestChangesOfStateAreToldInTheirOrder(t *testing.T) {
 		})
 		close(booted)
 		a.is(Paused)
+		<-looked
 		a.halt()
 		i := slices.Index(heard, Alone.String())
 		if i < 0 || i+1 == len(heard) || heard[i+1] != Paused.String() || second != i+1 {
