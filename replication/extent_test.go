@@ -155,7 +155,7 @@ func TestWhatIsWrittenAloneIsDirtyAtOnce(t *testing.T) {
 		t.Errorf("dirty are %v, want %v", at, want)
 	}
 	none := func(int64, uint32) bool { return true }
-	if n := testing.AllocsPerRun(20, func() { p.Dirty(); p.DirtyExtents(0, testSize, none) }); n > 0 && !raceEnabled {
+	if n := testing.AllocsPerRun(100, func() { p.Dirty(); p.DirtyExtents(0, testSize, none) }); n > 0 && !raceEnabled {
 		t.Errorf("asking makes %v allocations", n)
 	}
 }

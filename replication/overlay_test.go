@@ -64,19 +64,23 @@ func TestEmptyingAnOverlayAllocatesNothing(t *testing.T) {
 	if testing.Short() {
 		runs = 5
 	}
-	var full []*overlay
-	for range runs + 1 { // one to warm up
-		o := newOverlay("active", disk, 64<<20, newMemorySlots(64<<20))
-		for b := int64(0); b < disk/BlockSize; b += 17 * leafBlocks {
-			if _, err := o.reserve(b, b+1, false); err != nil {
-				t.Fatal(err)
+	n := 1.0
+	for tries := 3; n != 0 && tries > 0; tries-- { // what else the process allocates meanwhile counts too
+		var full []*overlay
+		for range runs + 1 { // one to warm up
+			o := newOverlay("active", disk, 64<<20, newMemorySlots(64<<20))
+			for b := int64(0); b < disk/BlockSize; b += 17 * leafBlocks {
+				if _, err := o.reserve(b, b+1, false); err != nil {
+					t.Fatal(err)
+				}
+				o.hold(b, 0, 1)
 			}
-			o.hold(b, 0, 1)
+			full = append(full, o)
 		}
-		full = append(full, o)
+		i := 0
+		n = testing.AllocsPerRun(runs, func() { full[i].reset(); i++ })
 	}
-	i := 0
-	if n := testing.AllocsPerRun(runs, func() { full[i].reset(); i++ }); n != 0 {
+	if n != 0 {
 		t.Errorf("%v allocations to empty an overlay", n)
 	}
 }

@@ -72,7 +72,7 @@ func TestAReadAllocatesNothing(t *testing.T) {
 	nagle, other := pair(t)
 	conn := quickack.Conn(other)
 	p := make([]byte, 4)
-	if n := testing.AllocsPerRun(50, func() {
+	if n := testing.AllocsPerRun(200, func() {
 		if _, err := nagle.Write(p); err != nil {
 			t.Fatal(err)
 		}

@@ -48,20 +48,20 @@ func TestPagePathsAllocateNothing(t *testing.T) {
 						t.Errorf("%s: %v allocations", what, got)
 					}
 				}
-				want("iterate", testing.AllocsPerRun(10, func() {
+				want("iterate", testing.AllocsPerRun(40, func() {
 					touch()
 					s.Pending(true)
 					if _, err := s.SaveIterate(w); err != nil {
 						t.Fatal(err)
 					}
 				}))
-				want("complete from the guest", testing.AllocsPerRun(10, func() {
+				want("complete from the guest", testing.AllocsPerRun(40, func() {
 					touch()
 					if err := s.SaveComplete(w); err != nil {
 						t.Fatal(err)
 					}
 				}))
-				want("capture and complete", testing.AllocsPerRun(10, func() {
+				want("capture and complete", testing.AllocsPerRun(40, func() {
 					touch()
 					if !capture(t, s) {
 						t.Fatal("did not fit")
@@ -81,7 +81,7 @@ func TestPagePathsAllocateNothing(t *testing.T) {
 				}
 				var src bytes.Reader
 				rd := qemufile.NewReader(&src)
-				want("load and flush", testing.AllocsPerRun(10, func() {
+				want("load and flush", testing.AllocsPerRun(40, func() {
 					touch()
 					src.Reset(in)
 					rd.Reset(&src)

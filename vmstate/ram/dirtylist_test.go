@@ -96,7 +96,7 @@ func TestTellingAllocatesNothing(t *testing.T) {
 	}
 	list := dirtyList(t, c)
 	rd := reader(list)
-	if n := testing.AllocsPerRun(10, func() {
+	if n := testing.AllocsPerRun(100, func() {
 		rd.ResetBytes(list)
 		if err := s.LoadDirty(rd); err != nil {
 			t.Fatal(err)
@@ -105,7 +105,7 @@ func TestTellingAllocatesNothing(t *testing.T) {
 		t.Errorf("LoadDirty: %v allocations", n)
 	}
 	w := qemufile.NewWriter(discard{})
-	if n := testing.AllocsPerRun(10, func() {
+	if n := testing.AllocsPerRun(100, func() {
 		if err := c.SaveDirty(w); err != nil {
 			t.Fatal(err)
 		}

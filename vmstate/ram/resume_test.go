@@ -368,7 +368,7 @@ func TestResumableCheckpointsAllocateNothing(t *testing.T) {
 	}
 	s.Confirm()
 	var err error
-	if n := testing.AllocsPerRun(20, func() {
+	if n := testing.AllocsPerRun(100, func() {
 		p.write(0, 7*PageSize, 1)
 		if _, e := s.Capture(); e != nil {
 			err = e

@@ -138,7 +138,7 @@ func TestACaptureByManyAllocatesNothing(t *testing.T) {
 	g := newGuest(t, pages(t, "ram", 2000))
 	_, many := together(t, g, SaverConfig{CaptureWorkers: 2})
 	w := qemufile.NewWriter(io.Discard)
-	if n := testing.AllocsPerRun(20, func() {
+	if n := testing.AllocsPerRun(100, func() {
 		for i := range 600 {
 			g.write(0, i*3*PageSize, 1)
 		}

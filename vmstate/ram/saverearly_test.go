@@ -249,7 +249,7 @@ func TestSendingEarlyAllocatesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	data := slices.Repeat([]byte{1}, PageSize)
-	if n := testing.AllocsPerRun(20, func() {
+	if n := testing.AllocsPerRun(100, func() {
 		for i := range 100 {
 			prim.write(0, i*PageSize, data...)
 		}

@@ -299,7 +299,7 @@ func TestReadingAndWritingAllocateNothing(t *testing.T) {
 	r := qemufile.NewReader(&src)
 	c := NewReader(r)
 	w := qemufile.NewWriter(io.Discard)
-	if n := testing.AllocsPerRun(20, func() {
+	if n := testing.AllocsPerRun(100, func() {
 		src.Reset(in)
 		r.Reset(&src)
 		if _, err := c.Read(); err != nil {
