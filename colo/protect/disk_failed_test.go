@@ -200,7 +200,7 @@ func TestAHostAloneWhoseDiskHasFailedLeavesItsGuestToTheNextSecondary(t *testing
 			w.until(func() bool { return b.disk.failed() != nil })
 			b.image.breaks(nil)
 			a = w.boot(a.name, false, nil)
-			<-a.passes(TakingOver)
+			a.passed(TakingOver)
 			if said := b.reasons(); !strings.Contains(said, "is about to be handed to") || !strings.Contains(said, errWorn.Error()) {
 				t.Errorf("no change of its state names the disk's error:\n%s", said)
 			}

@@ -38,6 +38,8 @@ type world struct {
 	twofold bool // the guest has two vCPUs, each of which has a NIC and half of the disk, which is two
 	late    bool // it stands still until its checkpoint is complete
 
+	outside bool // of a bubble: between two looks at gates any time may pass
+
 	compared bool   // the guests' output is, instead of waiting for checkpoints
 	agreed   uint64 // packets that left since both guests had said the same, as far as hosts that left knew
 	diverged uint64 // checkpoints that a divergence asked for
@@ -110,11 +112,13 @@ type host struct {
 	token     string        // of its claims
 	copyOf    atomic.Uint64 // the last generation of which it has had the guest, or a whole copy
 
-	mu     sync.Mutex
-	still  chan struct{} // not nil: the process is stopped, until it is closed
-	events []event.Event
-	when   State
-	hook   func() // called when the job comes to that state, once
+	mu      sync.Mutex
+	still   chan struct{} // not nil: the process is stopped, until it is closed
+	events  []event.Event
+	told    string                  // the state that the job has told of last
+	awaited map[chan struct{}]State // each is closed when the job tells of its state
+	when    State
+	hook    func() // called when the job comes to that state, once
 }
 
 // has notes that the host has the guest of a generation, or a whole copy of it.
@@ -159,7 +163,8 @@ func (w *world) hear(h *host, p []byte) error {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	told := w.t.Failed() // once is enough: each frame of a seed that goes wrong may do the same
+	// Once is enough: each frame of a seed that goes wrong may do the same.
+	told := w.t.Failed() || w.outside
 	if !told && !h.mayEmit() {
 		w.t.Errorf("a frame left %s while its gate is shut", h.name)
 	}
@@ -312,10 +317,17 @@ func (w *world) boot(name string, start bool, change func(*Config)) *host {
 
 // observe notes what the job tells.
 func (h *host) observe(r event.Record) {
+	if hook := h.note(r.Event); hook != nil {
+		hook() // which may wait for this host
+	}
+}
+
+// note returns what is to be called because of an event.
+func (h *host) note(e event.Event) (hook func()) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.events = append(h.events, r.Event)
-	switch e := r.Event.(type) {
+	h.events = append(h.events, e)
+	switch e := e.(type) {
 	case event.CheckpointCommit:
 		if s := h.job.session(); s != nil {
 			h.has(s.peer.generation)
@@ -329,11 +341,18 @@ func (h *host) observe(r event.Record) {
 		}
 	case event.JobStatusChange:
 		h.trace(e.State, int(e.Generation))
+		h.told = e.State
+		for c, s := range h.awaited {
+			if s.String() == e.State {
+				close(c)
+				delete(h.awaited, c)
+			}
+		}
 		if h.hook != nil && e.State == h.when.String() {
-			h.hook()
-			h.hook = nil
+			hook, h.hook = h.hook, nil
 		}
 	}
+	return hook
 }
 
 // halt ends a host in good order and frees its guest.
@@ -405,14 +424,55 @@ func (h *host) bury() {
 	h.leave()
 }
 
-// is waits until the job is in a state.
+// is waits until the job is in a state and has told of it, with all that came before. One that
+// goes by meanwhile, before anybody has looked, counts too.
 func (h *host) is(s State) {
 	h.w.t.Helper()
-	ctx, cancel := context.WithTimeout(h.w.t.Context(), time.Minute)
-	defer cancel()
-	got, err := h.job.Wait(ctx, s)
-	if err != nil || got != s {
-		h.w.t.Fatalf("%s is %v, not %v (%v): %+v", h.name, got, s, err, h.job.Query())
+	told, now := h.awaits(s), h.job.State()
+	h.mu.Lock()
+	there := now == s && h.told == s.String()
+	h.mu.Unlock()
+	if !there {
+		h.comes(s, told)
+	}
+}
+
+// passed waits until the job has told of a state, since it began: it may have left that long ago.
+func (h *host) passed(s State) {
+	h.w.t.Helper()
+	told := h.awaits(s)
+	if !slices.Contains(strings.Fields(h.states()), s.String()) {
+		h.comes(s, told)
+	}
+}
+
+// awaits returns a channel that is closed when the job tells of a state.
+func (h *host) awaits(s State) chan struct{} {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.awaited == nil {
+		h.awaited = make(map[chan struct{}]State)
+	}
+	c := make(chan struct{})
+	h.awaited[c] = s
+	return c
+}
+
+// comes waits for a channel of awaits.
+func (h *host) comes(s State, told chan struct{}) {
+	h.w.t.Helper()
+	limit := time.NewTimer(time.Minute)
+	defer limit.Stop()
+	select {
+	case <-told:
+		return
+	case <-h.done:
+	case <-limit.C:
+	}
+	select {
+	case <-told: // with the end of Run
+	default:
+		h.w.t.Fatalf("%s is %v, not %v: %+v", h.name, h.job.State(), s, h.job.Query())
 	}
 }
 
