@@ -180,6 +180,7 @@ func cutGoodbye(t *testing.T, g goodbye, s *snap) {
 	runs := ""
 	for range 30 { // longer than anything waits
 		time.Sleep(500 * time.Millisecond)
+		synctest.Wait() // the guest is not handed over between a look at one host and at the other
 		runs = ""
 		for _, h := range []*host{a, b} {
 			if h.job.State().runs() && h.job.Gate().Open() {

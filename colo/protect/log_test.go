@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/gocolo/lockstep/event"
 )
@@ -31,35 +32,37 @@ func (l *lines) all() []string {
 // What a job logs says of which guest, side, generation and checkpoint it is, and
 // what happens to a checkpoint is for those who debug.
 func TestEveryRecordOfAJobsLogSaysWhoseItIs(t *testing.T) {
-	w := newWorld(t)
-	var log lines
-	all := func(c *Config) {
-		c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	}
-	b, a := w.boot("b", false, nil), w.boot("a", true, all)
-	a.is(Protected)
-	b.halt()
-	a.halt() // its log is whole
-	states, commits, beats := 0, 0, 0
-	for _, l := range log.all() {
-		for _, want := range []string{" guest=guest ", " generation=", " side=", " checkpoint="} {
-			if !strings.Contains(l, want) {
-				t.Errorf("%q is not in: %s", want, l)
+	bubble(t, "", func(t *testing.T, w *world) {
+		var log lines
+		all := func(c *Config) {
+			c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		}
+		b, a := w.boot("b", false, nil), w.boot("a", true, all)
+		a.is(Protected)
+		time.Sleep(300 * time.Millisecond) // all that belongs to a session has begun
+		b.halt()
+		a.halt() // its log is whole
+		states, commits, beats := 0, 0, 0
+		for _, l := range log.all() {
+			for _, want := range []string{" guest=guest ", " generation=", " side=", " checkpoint="} {
+				if !strings.Contains(l, want) {
+					t.Errorf("%q is not in: %s", want, l)
+				}
+			}
+			if strings.Contains(l, "level=INFO msg=protect ") && strings.Contains(l, " generation=1 ") && strings.Contains(l, "state=protected") {
+				states++
+			}
+			if strings.Contains(l, "level=DEBUG msg=CHECKPOINT_COMMIT guest=guest generation=1 side=primary") {
+				commits++
+			}
+			if strings.Contains(l, `level=DEBUG msg="a heartbeat begins" guest=guest generation=1 side=primary checkpoint=`) {
+				beats++
 			}
 		}
-		if strings.Contains(l, "level=INFO msg=protect ") && strings.Contains(l, " generation=1 ") && strings.Contains(l, "state=protected") {
-			states++
+		if states != 1 || commits == 0 || beats != 1 {
+			t.Errorf("protected %d times, %d checkpoints, %d heartbeats:\n%s", states, commits, beats, strings.Join(log.all(), "\n"))
 		}
-		if strings.Contains(l, "level=DEBUG msg=CHECKPOINT_COMMIT guest=guest generation=1 side=primary") {
-			commits++
-		}
-		if strings.Contains(l, `level=DEBUG msg="a heartbeat begins" guest=guest generation=1 side=primary checkpoint=`) {
-			beats++
-		}
-	}
-	if states != 1 || commits == 0 || beats != 1 {
-		t.Errorf("protected %d times, %d checkpoints, %d heartbeats:\n%s", states, commits, beats, strings.Join(log.all(), "\n"))
-	}
+	})
 }
 
 func TestWhatHappensToADiskIsLoggedOnce(t *testing.T) {

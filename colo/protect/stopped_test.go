@@ -44,6 +44,7 @@ func TestAHostThatGoesOnOverWhatItHoldsInMemoryLeavesAtAShutGate(t *testing.T) {
 		time.Sleep(300 * time.Millisecond)
 		for hidden := int64(0); hidden == 0; hidden = b.disk.secondary.Info().HiddenBytes {
 			time.Sleep(time.Millisecond) // a checkpoint has just left nothing of the disk to take back
+			a.betweenPauses()            // and none is made before a dies
 		}
 		b.image.breaks(errWorn)
 		a.kill(false)
