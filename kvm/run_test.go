@@ -66,7 +66,7 @@ func code(t *testing.T, program []byte) (*machine, *kvm.VCPU) {
 // run is Run, with a limit in time for what should end by itself.
 func run(t *testing.T, v *kvm.VCPU, h kvm.Handler) error {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	return v.Run(ctx, v.Dispatch(h))
 }

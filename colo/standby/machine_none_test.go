@@ -27,7 +27,7 @@ func TestAMachineWithoutAProcessor(t *testing.T) {
 	}
 	back := qemutest.Dir(t)
 	q := qemutest.Start(t, back, append(qemutest.GuestArgs(t, back, "none", 8), "-incoming", "exec:cat "+x.stream())...)
-	for end := time.Now().Add(20 * time.Second); q.RunState() != "running"; time.Sleep(10 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); q.RunState() != "running"; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatalf("it is %s", q.RunState())
 		}

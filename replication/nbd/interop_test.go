@@ -69,7 +69,7 @@ func serveAt(t testing.TB, srv *nbd.Server, addr string) string {
 func tool(t testing.TB, what, name string, args ...string) string {
 	t.Helper()
 	path := require.Program(t, what, name)
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, path, args...).CombinedOutput()
 	if err != nil {

@@ -74,7 +74,7 @@ func talk(t *testing.T, path string, options ...[]byte) (replies []string) {
 	conn, err := net.Dial("unix", path)
 	must(t, err)
 	defer conn.Close()
-	must(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+	must(t, conn.SetDeadline(time.Now().Add(time.Minute)))
 	hello := make([]byte, 18)
 	must(t, readFull(conn, hello))
 	be := binary.BigEndian

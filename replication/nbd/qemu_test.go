@@ -50,7 +50,7 @@ func (q *qemu) try(cmd string, args any) (json.RawMessage, error) {
 	}
 	p, err := json.Marshal(m)
 	must(q.t, err)
-	q.conn.SetDeadline(time.Now().Add(20 * time.Second))
+	q.conn.SetDeadline(time.Now().Add(time.Minute))
 	_, err = q.conn.Write(append(p, '\n'))
 	must(q.t, err)
 	for {
