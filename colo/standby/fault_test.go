@@ -83,7 +83,7 @@ func TestASecondaryThatIsLostAtAnyStepDoesNotMatterToTheGuest(t *testing.T) {
 				t.Parallel()
 				s, uri := secondary(t, "microvm", 4)
 				hit := false
-				d := protect(t, x.guest, uri, ram.SaverConfig{}, colo.PrimaryConfig{CheckpointDelay: -1, PeerTimeout: 2 * time.Second, Step: func(op string, epoch uint64) {
+				d := protect(t, x.guest, uri, ram.SaverConfig{}, colo.PrimaryConfig{CheckpointDelay: -1, PeerTimeout: 10 * time.Second, Step: func(op string, epoch uint64) {
 					if op == c.op && epoch == c.epoch {
 						hit = true
 						s.Process().Signal(signal)

@@ -339,7 +339,7 @@ func toUs(t *testing.T, f requestFault, sent []byte) {
 	defer conn.Close()
 	var cause error
 	var o options
-	o.cfg.PeerTimeout = 300 * time.Millisecond
+	o.cfg.PeerTimeout = 2 * time.Second
 	o.cfg.Arbiter = colo.ArbiterFunc(func(_ context.Context, c colo.Claim) error { cause = c.Cause; return nil })
 	x := accept(t, l, o)
 	err := x.wait()
@@ -367,7 +367,7 @@ func say(t *testing.T, uri string, sent []byte, then ending) net.Conn {
 	t.Helper()
 	var conn net.Conn
 	var err error
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
 		if conn, err = net.Dial("tcp", uri[len("tcp:"):]); err == nil || time.Now().After(end) {
 			break
 		}

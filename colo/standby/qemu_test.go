@@ -246,7 +246,7 @@ func TestMemoryIsThePrimarysAtTheCheckpoint(t *testing.T) {
 			// And QEMU, told to wait, has it after loading the file.
 			back := qemutest.Dir(t)
 			q := qemutest.Start(t, back, append(qemutest.GuestArgs(t, back, "pc", 16), "-S", "-incoming", "exec:cat "+x.stream())...)
-			for end := time.Now().Add(20 * time.Second); q.RunState() == "inmigrate" && time.Now().Before(end); {
+			for end := time.Now().Add(time.Minute); q.RunState() == "inmigrate" && time.Now().Before(end); {
 				time.Sleep(10 * time.Millisecond)
 			}
 			for _, part := range [][2]int{{0, 0xa0000}, {1 << 20, 15 << 20}} {
@@ -283,7 +283,7 @@ func TestAPrimaryThatStandsStillIsATimeout(t *testing.T) {
 			qemutest.AwaitSerial(t, dir, 1)
 			p.Protect(uri, 10*time.Millisecond)
 			var o options
-			o.cfg.PeerTimeout, o.cfg.IdleTimeout = 3*time.Second, 3*time.Second
+			o.cfg.PeerTimeout, o.cfg.IdleTimeout = 10*time.Second, 10*time.Second
 			o.cfg.Arbiter = colo.ArbiterFunc(func(context.Context, colo.Claim) error {
 				return fmt.Errorf("%w: nobody has seen it dead", colo.ErrRefused)
 			})
