@@ -391,9 +391,12 @@ func (w *world) rewritten() (s filter.RewriterStats) {
 // check holds the world to what was promised, and says what happened.
 func (w *world) check(t *testing.T) {
 	t.Helper()
+	s, queued := w.cmp.Stats()
+	for end := time.Now().Add(ackPatience); queued > 0 && !w.cut.Load() && time.Now().Before(end); s, queued = w.cmp.Stats() {
+		time.Sleep(time.Millisecond) // an acknowledgment that the secondary's guest owes
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	s, queued := w.cmp.Stats()
 	if len(w.reasons) > 0 {
 		t.Errorf("diverged %d times: %v\n%+v", len(w.reasons), w.reasons[:min(len(w.reasons), 10)], s)
 	}

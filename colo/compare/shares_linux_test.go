@@ -169,29 +169,37 @@ func TestOurCodeIsToldFromOthers(t *testing.T) {
 		}
 		return took
 	}
-	var ours, others time.Duration
-	of, _, _ := shares(t, func() {
-		ours = costs(func() {
-			for range 10000 {
-				packet.TCP(pf.Data[34:]).SetSeq(seq)
-				packet.TCP(sf.Data[34:]).SetSeq(seq)
-				seq += 60000
-				x.Primary(pf, x.now)
-				if r := x.Secondary(sf, x.now); len(r.Release) != 1 {
-					t.Fatal("nothing has left")
+	var wrong []string
+	for range 4 { // a profile has few samples, of which some may be lost: not each time
+		var ours, others time.Duration
+		of, _, _ := shares(t, func() {
+			ours = costs(func() {
+				for range 10000 {
+					packet.TCP(pf.Data[34:]).SetSeq(seq)
+					packet.TCP(sf.Data[34:]).SetSeq(seq)
+					seq += 60000
+					x.Primary(pf, x.now)
+					if r := x.Secondary(sf, x.now); len(r.Release) != 1 {
+						t.Fatal("nothing has left")
+					}
 				}
-			}
+			})
+			others = costs(func() { guestsWork() })
 		})
-		others = costs(func() { guestsWork() })
-	})
-	for _, c := range []struct {
-		of        share
-		got, want time.Duration
-	}{{ourCode, of[ourCode], ours}, {outside, of[outside], others}} {
-		if ratio := float64(c.got) / float64(c.want); ratio < 0.5 || ratio > 1.5 {
-			t.Errorf("%s: %v, and the kernel counts %v", c.of, c.got, c.want)
+		wrong = nil
+		for _, c := range []struct {
+			of        share
+			got, want time.Duration
+		}{{ourCode, of[ourCode], ours}, {outside, of[outside], others}} {
+			if ratio := float64(c.got) / float64(c.want); ratio < 0.5 || ratio > 1.5 {
+				wrong = append(wrong, fmt.Sprintf("%s: %v, and the kernel counts %v", c.of, c.got, c.want))
+			}
+		}
+		if wrong == nil {
+			return
 		}
 	}
+	t.Errorf("%q", wrong)
 }
 
 // guestsWork makes what a guest sends.

@@ -165,11 +165,13 @@ func size() int64 {
 func download(t *testing.T, c net.Conn, n int64, seed uint64, half func()) {
 	t.Helper()
 	begin := time.Now()
+	c.SetDeadline(begin.Add(patience))
 	fmt.Fprintf(c, "down %d %d\n", n, seed)
 	got, want := sha256.New(), sha256.New()
 	_, err := io.CopyN(got, c, n/2)
 	if err == nil {
 		half()
+		c.SetDeadline(time.Now().Add(patience))
 		_, err = io.CopyN(got, c, n-n/2)
 	}
 	if err != nil {
@@ -187,12 +189,14 @@ func download(t *testing.T, c net.Conn, n int64, seed uint64, half func()) {
 func upload(t *testing.T, c net.Conn, n int64, seed uint64, half func()) {
 	t.Helper()
 	begin := time.Now()
+	c.SetDeadline(begin.Add(patience))
 	fmt.Fprintf(c, "up %d\n", n)
 	want := sha256.New()
 	src := io.TeeReader(pattern(seed), want)
 	_, err := io.CopyN(c, src, n/2)
 	if err == nil {
 		half()
+		c.SetDeadline(time.Now().Add(patience))
 		_, err = io.CopyN(c, src, n-n/2)
 	}
 	if err != nil {
