@@ -5,11 +5,11 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"net"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/loopback"
 	"github.com/gocolo/lockstep/internal/trial"
 )
 
@@ -96,7 +96,8 @@ func TestAHostWhoseGuestFailsLeavesItToTheOther(t *testing.T) {
 			}
 			a := aloneConfig(t)
 			a.Side, a.Term = trial.Primary, time.Second
-			a.Listen, a.Dial = freePorts(t)
+			free := loopback.Free(t, 2)
+			a.Listen, a.Dial = free[0], free[1]
 			b := a
 			b.Side, b.Start, b.Listen, b.Dial = trial.Secondary, false, a.Dial, a.Listen
 			hosts := map[string]*inProcess{trial.Secondary: startInProcess(b), trial.Primary: startInProcess(a)}
@@ -122,19 +123,4 @@ func TestAHostWhoseGuestFailsLeavesItToTheOther(t *testing.T) {
 			}
 		})
 	}
-}
-
-// freePorts returns two addresses that nobody listens at.
-func freePorts(t *testing.T) (a, b string) {
-	t.Helper()
-	var at [2]string
-	for i := range at {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer l.Close()
-		at[i] = l.Addr().String()
-	}
-	return at[0], at[1]
 }

@@ -2,10 +2,7 @@ package etcd_test
 
 import (
 	"fmt"
-	"net"
 	"net/url"
-	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +11,8 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+
+	"github.com/gocolo/lockstep/internal/loopback"
 )
 
 // A cluster is three members of a real etcd in this process.
@@ -23,38 +22,12 @@ type cluster struct {
 	clients []string // their client addresses
 }
 
-// given are the addresses that the clusters of this process have, which are started beside
-// each other.
-var given sync.Map
-
-// addresses returns n that are free and not given. etcd listens at them itself, and until
-// then nobody else may be given one: on Linux they are of a loopback host of this process's
-// own, from which no connection of another one leaves either.
-func addresses(t *testing.T, n int) (list []string) {
-	t.Helper()
-	host := "127.0.0.1"
-	if pid := os.Getpid(); runtime.GOOS == "linux" {
-		host = fmt.Sprintf("127.%d.%d.%d", 1+pid>>16&0x7f, pid>>8&0xff, pid&0xff)
-	}
-	for len(list) < n {
-		l, err := net.Listen("tcp", host+":0")
-		if err != nil {
-			t.Skip(err)
-		}
-		defer l.Close() // when all of them have been chosen
-		if _, taken := given.LoadOrStore(l.Addr().String(), true); !taken {
-			list = append(list, l.Addr().String())
-		}
-	}
-	return list
-}
-
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
 	c := &cluster{t: t, members: make([]*embed.Etcd, 3)}
 	var initial []string
 	var configs []*embed.Config
-	free := addresses(t, 2*len(c.members))
+	free := loopback.Free(t, 2*len(c.members)) // etcd listens there itself
 	for i := range c.members {
 		client, peer := "http://"+free[2*i], "http://"+free[2*i+1]
 		cfg := embed.NewConfig()
@@ -125,7 +98,7 @@ func (c *cluster) partition(i int) {
 
 func (c *cluster) leader() int {
 	c.t.Helper()
-	for range 1000 {
+	for range 6000 {
 		for i, m := range c.members {
 			if m != nil && m.Server.Leader() == m.Server.MemberID() {
 				return i

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/loopback"
 )
 
 // patience bounds each wait for something that is certain to come.
@@ -24,7 +26,7 @@ type pair struct {
 	t       *testing.T
 	program string
 	dir     string
-	port    map[string]int // where a host is reached by the other
+	addr    map[string]string // where a host is reached by the other
 	page    map[string]int
 	procs   map[string]*exec.Cmd
 
@@ -33,15 +35,16 @@ type pair struct {
 }
 
 func newPair(t *testing.T) *pair {
-	p := &pair{t: t, dir: t.TempDir(), port: map[string]int{}, page: map[string]int{}, procs: map[string]*exec.Cmd{}}
+	p := &pair{t: t, dir: t.TempDir(), addr: map[string]string{}, page: map[string]int{}, procs: map[string]*exec.Cmd{}}
 	p.program = filepath.Join(p.dir, "protected")
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	if out, err := exec.CommandContext(ctx, "go", "build", "-C", "../../../../..", "-o", p.program, "./examples/protected").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	for _, h := range []string{"a", "b"} {
-		p.port[h], p.page[h] = freePort(t), freePort(t)
+	addr := loopback.Free(t, 2)
+	for i, h := range []string{"a", "b"} {
+		p.addr[h], p.page[h] = addr[i], freePort(t)
 	}
 	t.Cleanup(func() {
 		for h := range p.procs {
@@ -71,7 +74,7 @@ func (p *pair) url(host string) string { return fmt.Sprintf("http://127.0.0.1:%d
 func (p *pair) start(host string, more ...string) {
 	p.t.Helper()
 	peer := map[string]string{"a": "b", "b": "a"}[host]
-	c := exec.Command(p.program, append([]string{"-host", host, "-listen", fmt.Sprintf("127.0.0.1:%d", p.port[host]), "-dial", fmt.Sprintf("127.0.0.1:%d", p.port[peer]),
+	c := exec.Command(p.program, append([]string{"-host", host, "-listen", p.addr[host], "-dial", p.addr[peer],
 		"-arbiter", filepath.Join(p.dir, "arbiter"), "-insecure", "-term", "4s", "-beat", "2s", "-http", strconv.Itoa(p.page[host])}, more...)...)
 	c.Stderr = logOf{p, host}
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
