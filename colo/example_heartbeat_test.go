@@ -50,7 +50,7 @@ func Example_heartbeat() {
 	// A heartbeat that has ended in any way that its host did not ask for has lost
 	// the peer, and the session hears of it at once.
 	beat := func(ctx context.Context, conn net.Conn, lost func(error)) {
-		err := heartbeat.Run(ctx, conn, 10*time.Millisecond, 100*time.Millisecond)
+		err := heartbeat.Run(ctx, conn, 10*time.Millisecond, time.Second)
 		if ctx.Err() == nil {
 			lost(err)
 		}
