@@ -67,6 +67,7 @@ var promises = []struct {
 	{"docs/operations.md", "its gate is shut at the end of its term", []string{"colo/protect.TestPrimaryThatIsCutOffFromEverybodyStopsInTime"}},
 	{"docs/operations.md", "goes on: the secondary's promises keep its gate open", []string{"colo/protect.TestPairGoesOnWithoutItsArbiterAndNobodyTakesOver"}},
 	{"docs/operations.md", "Without an arbiter a pair that has lost each other stands still until an operator calls", []string{"colo/protect.TestOperatorDecidesWithoutAnArbiter"}},
+	{"docs/operations.md", "The other one follows that host as soon as the two reach each other again", []string{"colo/protect.TestAHostWithoutAnArbiterFollowsTheOneThatAnOperatorHasGoOn"}},
 	{"docs/operations.md", "On a secondary whose primary lives it is refused", []string{"colo/protect.TestFailoverOnTheSecondaryOfALivePrimaryIsRefused"}},
 	{"docs/operations.md", "the arbiter grants one of them and refuses the other", []string{"colo/protect.TestSecondStartOfAGuestThatRunsElsewhereIsRefused"}},
 	{"docs/operations.md", "`replication.Newest` compares two identities", []string{"replication.TestNewestIsTheCopyWhoseGuestWentOn"}},

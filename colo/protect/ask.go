@@ -60,15 +60,3 @@ func (j *Job) tell(conn net.Conn, h hello) {
 	writeHello(conn, answer) // who does not hear it asks again
 	conn.Close()
 }
-
-// overtook tells a session that its host follows no longer what it asks for: the
-// other one has gone on, under a later generation, and seeks a secondary. j.mu is held.
-func (j *Job) overtook(h hello) {
-	s := j.current
-	if j.m.state != Asking || s == nil || s.primary != nil || h.Channel != chControl || h.Host != s.peer.host || h.Generation <= s.peer.generation {
-		return
-	}
-	s.peer.set(func() {
-		s.peer.ended, s.peer.reason = true, fmt.Sprintf("%s goes on, in generation %d", h.Host, h.Generation)
-	})
-}

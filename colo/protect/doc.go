@@ -99,7 +99,9 @@
 // has been read.
 //
 // Without an arbiter an operator is asked: a pair that has lost each other stands
-// still until Failover or Fenced is called on one of the hosts.
+// still until Failover or Fenced is called on one of the hosts. The other follows that
+// one as soon as it is reached by it: a host that seeks a secondary says in which session it has
+// taken the guest over.
 //
 // # A switchover
 //

@@ -81,6 +81,7 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 	switch {
 	case tookOverHere(err):
 		j.note(err)
+		j.took = s.peer.token
 		j.mu.Lock()
 		j.stats.Takeovers++
 		j.mu.Unlock()

@@ -80,6 +80,10 @@ type hello struct {
 	// the last of which it knows that its arbiter has heard. 0: it has been granted it.
 	Heard uint64 `json:"heard,omitempty"`
 
+	// On the control channel: the token of the session in which the sender has taken the
+	// guest over last. "": it has not since its process began.
+	TookOver string `json:"took_over,omitempty"`
+
 	// Of an answer on the channel ask: what the job's State is called.
 	State string `json:"state,omitempty"`
 
@@ -212,7 +216,7 @@ func readHello(r io.Reader) (hello, error) {
 }
 
 func (h *hello) check() error {
-	for _, s := range []string{h.Channel, h.Guest, h.Token, h.Host, h.State} {
+	for _, s := range []string{h.Channel, h.Guest, h.Token, h.Host, h.TookOver, h.State} {
 		if len(s) > failover.MaxName {
 			return fmt.Errorf("%w: a name of %d bytes", ErrHello, len(s))
 		}

@@ -64,6 +64,7 @@ type Job struct {
 
 	base  *base      // of this host as a primary; Run's alone
 	copy  *ram.Cache // of this host as a secondary, between two sessions; Run's alone
+	took  string     // token of the session in which this host has taken the guest over last; "": none; Run's alone
 	holds *position  // what copy is; nil: there is none; guarded by mu
 
 	saves  chan *saving // saves that are asked for, to the function rest, which makes them

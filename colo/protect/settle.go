@@ -112,11 +112,12 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 
 // claim asks the arbiter, unless the other side has said, or says meanwhile, that
 // it ends the session on purpose: a secondary must not go on then, and a primary
-// need not fear that the other does. What a secondary has been granted and does not use
-// is no later copy of the guest: a primary claims it after that.
+// need not fear that the other does. A primary asks no more either when its secondary has gone
+// on. What a secondary has been granted and does not use is no later copy of the guest: a primary
+// claims it after that.
 func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, error) {
 	word := c.Ordered || errors.Is(c.Cause, errOrdered) || errors.Is(c.Cause, errSwitchover) || s.saidWhose()
-	ask, over := s.peer.until(ctx, func() bool { return s.peer.ended })
+	ask, over := s.peer.until(ctx, func() bool { return s.peer.ended || s.peer.goneOn != nil })
 	generation, err := j.acquire(ask, s.peer.generation, word)
 	if errors.Is(err, failover.ErrRefused) && s.primary == nil && s.peer.heard > 0 && j.manual == nil {
 		generation, err = j.acquireAfter(ask, s.peer.heard, s.peer.generation, word)
@@ -126,6 +127,9 @@ func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, erro
 		s.mu.Lock()
 		s.denied = true
 		s.mu.Unlock()
+	}
+	if why := s.peer.goneOnWhy(); why != nil && err != nil {
+		return 0, fmt.Errorf("%w: %w", failover.ErrRefused, why)
 	}
 	if why := s.peer.endedWhy(); why != nil && err != nil && !errors.Is(err, failover.ErrRefused) {
 		if s.primary == nil {

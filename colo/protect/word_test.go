@@ -9,6 +9,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/gocolo/lockstep/failover"
 )
 
 // byWord boots a pair whose primary, b, goes on by an operator's word that its arbiter has not
@@ -259,4 +261,28 @@ func TestAWordThatIsRefusedDuringTheTakeoverIsGivenUpAfterIt(t *testing.T) {
 		a.halt()
 		b.halt()
 	})
+}
+
+// What is refused so late is a generation of before, if this host holds another by then.
+func TestAWordThatIsRefusedDuringTheTakeoverIsNotThatOfALaterGeneration(t *testing.T) {
+	for refused, want := range map[uint64]State{7: Waiting, 6: Alone} {
+		j := jobIn(TakingOver)
+		var err error
+		if j.keeper, err = failover.NewKeeper(failover.KeeperConfig{Arbiter: failover.NewManual(failover.Record{}), Holder: "a", Term: -1}); err != nil {
+			t.Fatal(err)
+		}
+		j.keeper.Fenced(6) // it holds 7
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			j.deposedThen(refused, failover.ErrRefused)
+		}()
+		if err := j.do(tookOver, ""); err != nil {
+			t.Error(err)
+		}
+		<-done
+		if s := j.State(); s != want {
+			t.Errorf("%d is refused, and the host is %v, not %v", refused, s, want)
+		}
+	}
 }
