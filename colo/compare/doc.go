@@ -51,7 +51,7 @@
 // secondary's guest has leaves with the lower number, a window as far as both
 // guests have room, and the SACK blocks that both hold; the rest follows as the
 // secondary's guest catches up. Where the secondary's guest has given SACK blocks
-// itself, the acknowledgment that it sent leaves. A guest that has dropped input is
+// itself, the acknowledgment that it sent leaves, with the headers of the primary's. A guest that has dropped input is
 // behind until the peer sends it again, and the peer does so only because nobody
 // has told it that it need not.
 //

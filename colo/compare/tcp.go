@@ -144,7 +144,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		if p.ts > 0 {
 			serialMax(&w.twin, &w.twins, p.stamped())
 		}
-		if !e.turned(c, p) {
+		if !e.turned(c, p) && p.ordinary() {
 			e.relay(c, p)
 		}
 	}
