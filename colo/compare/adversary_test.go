@@ -139,9 +139,6 @@ func (a *adversary) wild(guest int, f compare.Frame) bool {
 	}
 	h := p.TCP()
 	life := lifeOf(h.Seq())
-	if doubtful(f) && h.Flags()&packet.SYN != 0 {
-		return true // what the engine does not look into begins no connection
-	}
 	if life < 0 || uint32(int32(h.Ack()-lives[life]*3)+1<<20) > 1<<21 {
 		return true
 	}
