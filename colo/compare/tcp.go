@@ -140,7 +140,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 	}
 	repeats := p.flags&events == 0 && t.said.repeats(p)
 	if e.cfg.LowerAcks && p.flags&events == 0 && (repeats || p.seq != p.end && t.cover.agreed && !t.cover.ahead(p.end)) {
-		w := e.flies(t)
+		w := e.flies(t, p.seq)
 		if p.ts > 0 {
 			serialMax(&w.twin, &w.twins, p.stamped())
 		}
