@@ -298,7 +298,7 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	// In nearly all cases the primary's guest has just said the same.
 	p := c.p.at(0)
 	if c.s.len() > 0 || p.seq != s.seq || p.end != s.last || p.ok != s.seq || p.owner != c || p.age != c.age ||
-		p.flags&(packet.SYN|packet.FIN|packet.RST|packet.ACK) != packet.ACK || p.nsck > 0 ||
+		p.flags&(packet.SYN|packet.FIN|packet.RST|packet.URG|packet.ACK) != packet.ACK || p.nsck > 0 ||
 		!v.inStep || v.done != s.seq || v.fin {
 		return false
 	}
