@@ -89,7 +89,7 @@ func (e *Engine) payOwed(c *conn, again bool) {
 func (e *Engine) paySelective(c *conn, s *pkt) bool {
 	t, p := &c.tcp, c.owed
 	if s.nsck == 0 || s.signed || !s.bare() || !t.covers(p) || c.blind || !after(p.ack, t.cover.ack) || !t.lowers(p) ||
-		s.VNetHdr != p.VNetHdr || (s.ts > 0) != (p.ts > 0) {
+		s.VNetHdr != p.VNetHdr || (s.ts > 0) != (p.ts > 0) || s.L4 != p.L4 || !s.ordinary() {
 		return false
 	}
 	d := e.edit(t, p)
@@ -105,16 +105,9 @@ func (e *Engine) paySelective(c *conn, s *pkt) bool {
 	if d.sack.n == 0 || l.acks && !after(d.ack, l.ack) && d.sack.and(&l.sack) == d.sack {
 		return false
 	}
-	q := e.hold(c, s)
-	q.id = e.ids
-	h := packet.TCP(q.Packet.Frame[q.L4:q.End])
-	if q.seq != p.seq {
-		h.SetSeq(p.seq)
-		if q.VNetHdr == 0 || q.Data[0]&1 == 0 {
-			h.SetChecksum(packet.Update(h.Checksum(), q.seq, p.seq))
-		}
-		q.seq, q.end, q.ok = p.seq, p.seq, p.seq
-	}
+	q := e.cut(c, s, s.dat, s.dat, p.seq, packet.ACK)
+	q.dress(p.Packet.Frame[:p.L4+headTCP])
+	q.id, q.at = e.ids, e.now
 	p.at = e.now
 	q = e.apply(q, &d)
 	l.note(q, &d, t.told.scale)

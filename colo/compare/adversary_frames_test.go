@@ -73,6 +73,9 @@ func (a *adversary) segment(guest int) (h []byte) {
 		h[12] |= 1 // it counts marks of congestion
 	}
 	binary.BigEndian.PutUint16(h[14:], uint16(a.choose(3)*500))
+	if flags&packet.URG != 0 {
+		h[19] = byte(a.choose(4))
+	}
 	h = append(h, opts...)
 	if flags&packet.SYN != 0 {
 		seq++

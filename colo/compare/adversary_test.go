@@ -76,7 +76,11 @@ func (a *adversary) check(r compare.Result, receipt bool) {
 			a.fail("a frame leaves, and a guest that may go on has not said %s\n%x", why, f.Data)
 		}
 		var p packet.Packet
-		if p.ParseVNet(f.Data, f.VNetHdr); !p.IsTCP() {
+		p.ParseVNet(f.Data, f.VNetHdr)
+		if p.Kind == packet.IP4 && p.Frame[p.L3+8] != 64 || p.Kind == packet.IP6 && p.Frame[p.L3+7] != 64 {
+			a.fail("it has a header of the secondary's guest: %x", f.Data)
+		}
+		if !p.IsTCP() {
 			continue
 		}
 		a.checkStamp(&p)
@@ -135,9 +139,6 @@ func (a *adversary) wild(guest int, f compare.Frame) bool {
 	}
 	h := p.TCP()
 	life := lifeOf(h.Seq())
-	if doubtful(f) && h.Flags()&packet.SYN != 0 {
-		return true // what the engine does not look into begins no connection
-	}
 	if life < 0 || uint32(int32(h.Ack()-lives[life]*3)+1<<20) > 1<<21 {
 		return true
 	}
@@ -196,11 +197,23 @@ func (a *adversary) say(guest int, f compare.Frame) {
 		a.check(a.e.Primary(f, a.now), false)
 		return
 	}
+	accent(f)
 	a.note("S %x", f.Data)
 	if a.hears {
 		a.base.learn(f)
 	}
 	a.check(a.e.Secondary(f, a.now), false)
+}
+
+// accent gives a frame of the secondary's guest the time to live of its host.
+func accent(f compare.Frame) {
+	var p packet.Packet
+	switch p.ParseVNet(f.Data, f.VNetHdr) {
+	case packet.IP4:
+		p.Frame[p.L3+8] = 63
+	case packet.IP6:
+		p.Frame[p.L3+7] = 63
+	}
 }
 
 func (a *adversary) step() {

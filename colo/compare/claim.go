@@ -43,8 +43,12 @@ func (p *pkt) claimARP(k *connKey) bool {
 		return false
 	}
 	p.LinkKey(&k.Key)
+	who := b[14:18]
+	if b[7] == 1 && [4]byte(who) == [4]byte{} {
+		who = b[24:28] // it asks whether anybody has this address (RFC 5227 section 2.1.1)
+	}
 	copy(k.Dst[:], b[8:14]) // the sender's link-layer address
-	copy(k.Src[:], b[14:18])
+	copy(k.Src[:], who)
 	return true
 }
 

@@ -16,12 +16,19 @@
 //
 // A TCP connection is compared as two streams of bytes, by sequence number: how
 // they are cut into segments, retransmitted or padded makes no difference. SYN,
-// with the options that bind the connection, FIN and RST are events of the stream
-// and must agree; data that comes with a SYN or a RST waits for the checkpoint.
+// with the options that bind the connection, FIN, RST and urgent pointers are events
+// of the stream and must agree; data or an urgent pointer that comes with a SYN, and
+// data that comes with a RST, wait for the checkpoint. Of what else the header of a
+// segment says (reserved bits, PSH, marks of congestion, other options) nothing is
+// compared.
+//
 // UDP, ICMP and ICMPv6 are compared from their header on, packet by packet, any
-// order; other protocols and fragments with their IP header, except for the
-// fields that differ between two hosts by nature (identification, time to live,
-// class, checksum). Packets in a VLAN or in a session of PPP over Ethernet are
+// order; a checksum of zero and one that was computed differ. Of what is in front of
+// these headers and of TCP's, the addresses of IP are compared and nothing else: it
+// leaves as the primary's guest has sent it. Other protocols (SCTP, UDP-Lite) and
+// fragments are compared with their IP header and the addresses of Ethernet, except
+// for the fields that differ between two hosts by nature (identification, time to
+// live, class, flow label, checksum). Packets in a VLAN or in a session of PPP over Ethernet are
 // compared within it, ARP and neighbour discovery by whose address they claim, if
 // the configuration says so.
 //
@@ -51,7 +58,7 @@
 // secondary's guest has leaves with the lower number, a window as far as both
 // guests have room, and the SACK blocks that both hold; the rest follows as the
 // secondary's guest catches up. Where the secondary's guest has given SACK blocks
-// itself, the acknowledgment that it sent leaves. A guest that has dropped input is
+// itself, the acknowledgment that it sent leaves, with the headers of the primary's. A guest that has dropped input is
 // behind until the peer sends it again, and the peer does so only because nobody
 // has told it that it need not.
 //

@@ -227,6 +227,9 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 	k.kind = e.kindOf(p, k)
 	switch {
 	case k.kind == kindMangled, k.kind == kindNone && e.cfg.HoldUncompared:
+		if k.kind == kindMangled && p.opens() {
+			e.obscures(p, k)
+		}
 		e.ownerless.push(e.pool.copy(p))
 		return e.end()
 	case k.kind == kindNone:
@@ -304,6 +307,9 @@ func (e *Engine) secondary(f Frame, now time.Time) Result {
 	e.speaks = secondary
 	k := &e.key
 	if k.kind = e.kindOf(p, k); k.kind <= kindMangled {
+		if k.kind == kindMangled && p.opens() {
+			e.obscured(p, k)
+		}
 		e.stats.Dropped++
 		return e.end()
 	}

@@ -82,7 +82,7 @@ func (e *Engine) leave(c *conn, p *pkt, count *uint64) {
 	t.left.note(p, &d, t.told.scale)
 	if w := t.flight; w != nil && p.seq != p.end && p.flags&(packet.SYN|packet.RST) == 0 {
 		w.leave(p.end, e.now)
-		e.record(c, p.seq, p.data(), &p.Frame)
+		e.record(c, p.seq, p.data(), &p.Frame, p.L4, p.signed)
 	}
 	e.release(p, count)
 }

@@ -248,7 +248,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	t.left.notePlain(&t.told, &s, e.ids)
 	if w := t.flight; w != nil && !s.bare() {
 		w.leave(s.last, e.now)
-		e.record(c, s.seq, s.data(), f)
+		e.record(c, s.seq, s.data(), f, s.l4, false)
 	}
 	e.stats.Matched++
 	e.waits.Add(0)
@@ -298,7 +298,7 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	// In nearly all cases the primary's guest has just said the same.
 	p := c.p.at(0)
 	if c.s.len() > 0 || p.seq != s.seq || p.end != s.last || p.ok != s.seq || p.owner != c || p.age != c.age ||
-		p.flags&(packet.SYN|packet.FIN|packet.RST|packet.ACK) != packet.ACK || p.nsck > 0 ||
+		p.flags&(packet.SYN|packet.FIN|packet.RST|packet.URG|packet.ACK) != packet.ACK || p.nsck > 0 ||
 		!v.inStep || v.done != s.seq || v.fin {
 		return false
 	}
@@ -332,7 +332,7 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	l.notePlain(&t.told, &plain{ts: p.ts, stamp: stamp, ack: p.ack, win: p.win}, p.id)
 	if w := t.flight; w != nil {
 		w.leave(s.last, e.now)
-		e.record(c, p.seq, p.data(), &p.Frame)
+		e.record(c, p.seq, p.data(), &p.Frame, p.L4, p.signed)
 	}
 	e.release(p, &e.stats.Matched)
 	if c.p.len() > 0 {

@@ -65,6 +65,41 @@ func TestAddressesAreComparedAsClaims(t *testing.T) {
 	}
 }
 
+// A guest asks whether anybody has an address before it takes it: with ARP it names no
+// sender then, and with neighbour discovery neither (RFC 5227, RFC 4862 section 5.4).
+func TestAskingWhetherAnAddressIsFreeClaimsThatAddress(t *testing.T) {
+	dad := func(mac, ip byte) compare.Frame {
+		f := nd(135, mac, ip)
+		clear(f.Data[22:38])
+		f.Data = f.Data[:len(f.Data)-8] // it names no link-layer address but that of the frame
+		f.Data[19] -= 8
+		f.Data[11] = mac
+		return f
+	}
+	for name, ask := range map[string]func(mac, ip byte) compare.Frame{
+		"ARP": func(mac, ip byte) compare.Frame {
+			f := arp(1, mac, 0, ip)
+			clear(f.Data[28:32])
+			f.Data[38] = 10
+			return f
+		},
+		"neighbour discovery": dad,
+	} {
+		x := newRig(t, everything())
+		x.checkpoint(0)
+		x.Secondary(ask(1, 1), x.now)
+		if r := x.Primary(ask(1, 1), x.now); len(r.Release) != 1 {
+			t.Errorf("%s: both have asked, and it waits", name)
+		}
+		if r := x.Primary(ask(1, 2), x.now); len(r.Release) != 0 {
+			t.Errorf("%s: the secondary's guest has asked for another address", name)
+		}
+		if r := x.Primary(ask(2, 1), x.now); len(r.Release) != 0 {
+			t.Errorf("%s: the secondary's guest has another address of its own", name)
+		}
+	}
+}
+
 func TestAClaimOfTheOldGuestOnlyIsVoidAfterAMark(t *testing.T) {
 	x := newRig(t, everything())
 	x.checkpoint(0)

@@ -17,7 +17,8 @@ import (
 // them since its last roll-back, or a received checkpoint has given them to it, and it would
 // repeat them if it had to go on alone. They are the same bytes as then: a hash is kept of
 // each stretch that leaves while a flight is known. The packet acknowledges what the peer
-// has been told, with the same window, and has the newest timestamp that has left.
+// has been told, with the same window, and has the newest timestamp that has left. It has the
+// headers of the primary's guest.
 
 // A sent is a stretch of data that has left and that the peer has not acknowledged.
 type sent struct {
@@ -34,11 +35,12 @@ const (
 	fewSent    = 64 // the memory for so many stays with a connection
 )
 
-// record notes that data of c leaves in f, which has the number seq and which a device may
-// cut. A repetition may begin or end where a segment of either guest did, and so the data is
+// record notes that data of c leaves in f, where the segment is at l4 behind the virtio-net
+// header. The data has the number seq, and a device may cut it. A repetition may begin or end where a segment of either guest did, and so the data is
 // cut there into stretches.
-func (e *Engine) record(c *conn, seq uint32, data []byte, f *Frame) {
+func (e *Engine) record(c *conn, seq uint32, data []byte, f *Frame, l4 int, signed bool) {
 	w := c.tcp.flight
+	w.wear(f.Data[f.VNetHdr:], l4, signed)
 	w.vnet = f.VNetHdr
 	size := gsoSize(f)
 	from, end := seq, seq+uint32(len(data))
@@ -170,7 +172,7 @@ func (e *Engine) relay(c *conn, s *pkt) {
 	t := &c.tcp
 	v, l, w := &t.cover, &t.left, t.flight
 	if !w.hears || w.rtt == 0 || s.VNetHdr != w.vnet || s.flags&(odd|packet.ACK) != packet.ACK || s.signed || c.blind || c.apart ||
-		!t.covers(s) || !v.agreed || v.ahead(s.end) || !l.acks || s.ts > 0 && !l.tss {
+		!t.covers(s) || !v.agreed || v.ahead(s.end) || !l.acks || s.ts > 0 && !l.tss || !s.suits(w.head) {
 		return
 	}
 	from, to := s.seq, s.seq
@@ -203,6 +205,7 @@ func (e *Engine) relay(c *conn, s *pkt) {
 		return
 	}
 	q := e.cut(c, s, s.dat+int(from-s.seq), s.dat+int(to-s.seq), from, s.flags&(packet.ACK|packet.PSH))
+	q.dress(w.head)
 	q.id, q.at = e.ids, e.now
 	d := edit{ack: l.ack, win: l.win, cut: q.nsck > 0}
 	if s.ts > 0 {

@@ -577,3 +577,30 @@ func TestAComparerMeasuresTheWayByWhatComesIn(t *testing.T) {
 		t.Error("it does not leave")
 	}
 }
+
+// A round trip is measured wherever the numbers of a connection are that was open before the
+// session, and whichever guest speaks first.
+func TestWhatASilentGuestHasNotSaidYetIsTimedToo(t *testing.T) {
+	for _, from := range []uint32{100, 1 << 31, 0xc0000000, 0xfffffff8} {
+		x := newRig(t, lowering())
+		x.checkpoint(0)
+		s := func(at uint32, text string) compare.Result { return x.Secondary(data(from+at, text).frame(), x.now) }
+		s(0, "abcd")
+		x.told("it is repeated, and the primary's guest has said nothing", s(0, "abcd"), "")
+		for i, text := range []string{"abcd", "efgh", "ijkl"} {
+			if i > 0 {
+				s(uint32(4*i), text)
+			}
+			if r := x.Primary(data(from+uint32(4*i), text).frame(), x.now); len(r.Release) != 1 {
+				t.Fatalf("%d at %d have left", len(r.Release), i)
+			}
+		}
+		x.now = x.now.Add(10 * time.Millisecond)
+		x.Secondary(ackSeg{seq: from + 12, ack: 1000, win: 50, flags: ackOnly}.frame(), x.now)
+		x.Inbound(compare.Frame{Data: selective(from, from+4, from+12)})
+		x.now = x.now.Add(time.Second)
+		if r := s(0, "abcd"); len(r.Release) != 1 || !strings.HasPrefix(told(r), "abcd@") {
+			t.Errorf("from %d: %q leaves, and the peer lacks it", from, told(r))
+		}
+	}
+}

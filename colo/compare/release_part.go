@@ -121,19 +121,8 @@ func (e *Engine) cut(c *conn, p *pkt, from, to int, seq uint32, flags uint8) *pk
 	q.Packet.Frame = q.Data[vnet:]
 	clear(q.Data[:vnet])
 	f := q.Packet.Frame
-	size := end - q.L3
-	if q.Kind == packet.IP4 {
-		h := f[q.L3:q.L4]
-		binary.BigEndian.PutUint16(h[2:], uint16(size))
-		binary.BigEndian.PutUint16(h[10:], 0)
-		binary.BigEndian.PutUint16(h[10:], packet.Checksum(h))
-	} else {
-		binary.BigEndian.PutUint16(f[q.L3+4:], uint16(size-packet.IPv6Len))
-	}
-	if q.Link.PPPoE {
-		binary.BigEndian.PutUint16(f[q.L3-4:], uint16(size+2))
-	}
 	q.End = end
+	q.measure()
 	q.seq, q.flags = seq, flags
 	q.end = seq + uint32(end-q.dat)
 	q.ok = q.end

@@ -18,7 +18,8 @@ import (
 // reports whether p need not leave.
 func (e *Engine) repeat(c *conn, p *pkt) bool {
 	t := &c.tcp
-	w := e.flies(t)
+	w := e.flies(t, t.told.end)
+	w.wear(p.Packet.Frame, p.L4, p.signed)
 	if p.ts > 0 {
 		if !w.recovers {
 			w.recovers, w.began, w.until = true, p.stamped(), t.told.end
@@ -50,11 +51,15 @@ func (e *Engine) repeat(c *conn, p *pkt) bool {
 	return true
 }
 
-// flies returns what is known of the flight of t, on which something is repeated.
-func (e *Engine) flies(t *stream) *flight {
+// flies returns what is known of the flight of t, on which something is repeated. Where the
+// primary's guest has said no data yet, all of it begins at seq.
+func (e *Engine) flies(t *stream, seq uint32) *flight {
 	w := t.flight
 	if w == nil {
-		w = &flight{sent: t.told.end} // rare: something was lost
+		if t.told.data {
+			seq = t.told.end
+		}
+		w = &flight{sent: seq} // rare: something was lost
 		t.flight, e.repeats = w, true
 	}
 	w.used = true

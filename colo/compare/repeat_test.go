@@ -116,10 +116,18 @@ func TestOnlyARepetitionIsTakenForOne(t *testing.T) {
 // there and back, and of which the peer has acknowledged all up to 112 but the four bytes
 // from 104 on.
 func lossy(t *testing.T) (x *rig, p, s func(ackSeg) compare.Result, hear func(ack uint32, blocks ...uint32)) {
-	x, p, s = opened(t, nil)
+	return lossyIn(t, nil)
+}
+
+// lossyIn is lossy for packets in something.
+func lossyIn(t *testing.T, wrap func([]byte) []byte) (x *rig, p, s func(ackSeg) compare.Result, hear func(ack uint32, blocks ...uint32)) {
+	x, p, s = opened(t, wrap)
 	hear = func(ack uint32, blocks ...uint32) {
 		t.Helper()
 		f := selective(ack, blocks...)
+		if wrap != nil {
+			f = turnedRound(wrap(turnedRound(f)))
+		}
 		was := string(f)
 		if x.Inbound(compare.Frame{Data: f}); string(f) != was {
 			t.Error("an acknowledgment was changed")

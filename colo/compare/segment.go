@@ -107,7 +107,7 @@ func (p *pkt) data() []byte { return p.Packet.Frame[p.dat:p.End] }
 
 // bare reports whether the segment is an acknowledgment and nothing else.
 func (p *pkt) bare() bool {
-	return p.dat == p.End && p.flags&(packet.SYN|packet.FIN|packet.RST|packet.ACK) == packet.ACK
+	return p.dat == p.End && p.flags&(packet.SYN|packet.FIN|packet.RST|packet.URG|packet.ACK) == packet.ACK
 }
 
 // blocks returns the SACK blocks of p.

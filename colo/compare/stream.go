@@ -31,6 +31,8 @@ type stream struct {
 	left  left
 	said  said
 	mark  snapshot
+
+	urgent *urgent // nil: neither guest has sent an urgent pointer
 }
 
 // told has what the primary's guest has said. It changes with each of its packets,
@@ -161,6 +163,7 @@ func (t *stream) narrow(epoch uint64) {
 	c.inStep = false
 	c.syn = c.syn && c.options == t.told.options
 	c.sack = ranges{}
+	t.urgent.narrow()
 	t.said.syn, t.said.fin, t.said.rst = synEvent{}, streamEvent{}, streamEvent{}
 	t.said.ends = false
 	t.mark = snapshot{true, epoch, t.told}
@@ -189,6 +192,7 @@ func (t *stream) receive(epoch uint64, covers bool) {
 	}
 	v.fin = v.fin || m.fins && v.done == m.fin
 	t.cover = v
+	t.urgent.receive()
 	t.said.isn, t.said.open, t.said.past = m.isn, m.open, false
 	t.mark = snapshot{}
 }

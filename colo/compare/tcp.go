@@ -13,6 +13,9 @@ func (e *Engine) primaryTCP(c *conn, p *pkt) {
 	}
 	again := t.told.data && p.seq != p.end && !after(p.end, t.told.end)
 	t.told.note(p)
+	if p.flags&packet.URG != 0 {
+		t.points(p, primary)
+	}
 	switch {
 	case !e.cfg.LowerAcks:
 	case e.takesBack(c, p):
@@ -122,6 +125,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		}
 		t.said = said{isn: p.seq, open: true, syn: synEvent{streamEvent{true, p.seq, p.at}, p.flags, p.ack, p.synOptions()}}
 		t.cover = cover{}
+		t.urgent = nil
 	}
 	// The initial numbers of the guests differ, and what a RST carries is no data.
 	const events = packet.SYN | packet.RST
@@ -140,13 +144,16 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 	}
 	repeats := p.flags&events == 0 && t.said.repeats(p)
 	if e.cfg.LowerAcks && p.flags&events == 0 && (repeats || p.seq != p.end && t.cover.agreed && !t.cover.ahead(p.end)) {
-		w := e.flies(t)
+		w := e.flies(t, p.seq)
 		if p.ts > 0 {
 			serialMax(&w.twin, &w.twins, p.stamped())
 		}
-		if !e.turned(c, p) {
+		if !e.turned(c, p) && p.ordinary() {
 			e.relay(c, p)
 		}
+	}
+	if p.flags&packet.URG != 0 {
+		t.points(p, secondary)
 	}
 	again := p.bare() && t.cover.acks && p.ack == t.cover.ack
 	if p.flags&packet.ACK != 0 {
@@ -193,7 +200,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 // twins reports whether p is the next segment of the primary's stream and s is equal to
 // it, both without SYN, FIN or RST. judge would come to the same result.
 func (t *stream) twins(p, s *pkt) bool {
-	const events = packet.SYN | packet.FIN | packet.RST
+	const events = packet.SYN | packet.FIN | packet.RST | packet.URG
 	v := &t.cover
 	return p.seq == s.seq && p.end == s.end && p.seq != p.end && (p.flags|s.flags)&events == 0 &&
 		v.inStep && v.agreed && v.done == p.seq && p.ok == p.seq && !v.fin &&
@@ -265,6 +272,9 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	t := &c.tcp
 	v := &t.cover
 	data := p.data()
+	if ok, why = t.urges(p); !ok {
+		return ok, why
+	}
 	switch {
 	case p.flags&packet.RST != 0:
 		switch {

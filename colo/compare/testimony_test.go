@@ -2,6 +2,7 @@ package compare_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"slices"
 
@@ -82,6 +83,9 @@ func says(p *packet.Packet) (flow string, facts []string, ack uint32, has bool) 
 	}
 	if flags&packet.FIN != 0 {
 		say(" FIN %d", seq+uint32(len(h.Payload())))
+	}
+	if flags&(packet.URG|packet.SYN|packet.RST) == packet.URG {
+		say(" URG %d", seq+uint32(binary.BigEndian.Uint16(h[18:])))
 	}
 	if flags&packet.RST != 0 {
 		facts = append(facts, fmt.Sprintf("%x %x RST", linkOf(p), k))

@@ -29,6 +29,10 @@ type conversation struct {
 	// byGuest says that the guest has sent a SYN. It is set when the conversation begins.
 	byGuest bool
 
+	// crossed says that the guest has also answered a SYN of the client's, which it had not
+	// got when it sent its own (RFC 9293 section 3.5).
+	crossed bool
+
 	// first is the number after the client's SYN, if the client sent one first. It is set
 	// when the conversation begins.
 	first uint32

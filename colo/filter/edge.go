@@ -47,7 +47,9 @@ const MaxEdge = 1 << 16
 // Adopt takes over the connections that r translates, after the failover of its
 // side and before the side is protected again. No packet may be on its way between
 // the guest and the network meanwhile. Of r only Commit may be called afterwards.
-// Adopt returns how many connections there was no room for.
+// Adopt returns how many connections there was no room for. A connection whose handshake is
+// not complete is not among those that it takes over, since the numbers are not known: its
+// guest refuses the client, which begins anew.
 func (e *Edge) Adopt(r *Rewriter) (left int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -202,6 +202,9 @@ func (c *conversation) learn(h packet.TCP) (t translation, ok, wait bool) {
 		return c.own.ahead(o.peer), true, false
 	case c.byGuest && len(c.offers) == 1 && h.Seq()-c.offers[0].seq < maxWindow:
 		return c.own.ahead(c.offers[0].peer), true, false // it follows the only SYN|ACK
+	case c.byGuest && c.crossed && len(c.offers) == 0 && h.Seq() == c.next:
+		c.peer, c.peerKnown = acknowledged(h), true // the client's SYN|ACK has not come
+		return c.translation(), true, false
 	case c.byGuest && len(c.offers) > 1:
 		return translation{}, false, true // until the guest has answered one of them
 	case c.byGuest:
@@ -407,8 +410,11 @@ func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conv
 	answers, seq := h.Flags()&packet.ACK != 0, h.Seq()
 	switch {
 	case c == nil:
-	case c.byGuest && c.own.seq == seq:
-		return c // it is repeated, or both ends open the connection at once
+	case c.byGuest && !c.closed && c.own.seq == seq:
+		if answers && !c.crossed { // both ends open the connection at once
+			c.crossed, c.next, c.window = true, h.Ack(), windowOf(h)
+		}
+		return c // or it is repeated
 	case !c.byGuest && answers && c.own.seq == seq && (!c.closed || c.first == h.Ack()):
 		return c // it is repeated: the first counts, because its time may have been answered
 	case !c.closed && !c.byGuest && answers && c.next == h.Ack() && c.sent == c.own.seq+1:

@@ -1,0 +1,39 @@
+package compare
+
+import "github.com/gocolo/lockstep/internal/packet"
+
+// A SYN may come with a virtio-net header that contradicts it. It is not compared, and waits
+// for the checkpoint by itself. But it begins a connection for the guest that sends it, and
+// what comes after it must not be taken for more of the one before it. So nothing leaves on
+// that connection any more before the checkpoint.
+
+// opens reports whether p is a segment with a SYN.
+func (p *pkt) opens() bool { return p.segment.is && p.flags&packet.SYN != 0 }
+
+// obscures is called for such a SYN of the primary's guest.
+func (e *Engine) obscures(p *pkt, k *connKey) {
+	k.kind = kindSegment
+	c := e.conn(p, k, e.now)
+	if c == nil {
+		return // what comes after it has no connection either
+	}
+	if t := &c.tcp; !t.told.open || t.told.isn != p.seq {
+		e.reopen(c, p)
+		t.told.note(p)
+	}
+	c.blind = true
+	e.diverge(c, ReasonFlags)
+}
+
+// obscured is called for such a SYN of the secondary's guest.
+func (e *Engine) obscured(p *pkt, k *connKey) {
+	k.kind = kindSegment
+	p.Key(&k.Key)
+	c := e.conns.find(e.conns.hash(k), k)
+	if c == nil {
+		return // whatever it says before the primary's guest has begun the connection too does not count
+	}
+	e.drop(&c.s)
+	c.blind = true
+	e.diverge(c, ReasonFlags)
+}

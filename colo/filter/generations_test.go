@@ -1,0 +1,305 @@
+package filter_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/internal/packet"
+	"github.com/gocolo/lockstep/internal/require"
+)
+
+// A model of a guest that goes from host to host: each host that takes over is protected by
+// the next one, which takes over from it. Clients know the numbers that they were given first,
+// and the guests of each pair have two of their own for what was opened since the last
+// checkpoint. Whatever is opened, ended and opened again in any generation, each segment
+// reaches the other end in that end's own numbers.
+
+type lived struct {
+	state  string // "", "asked", "answered", "open"; the guest's own: "calls", "open"
+	client uint32 // the number that the guest expects of the client
+	out    uint32 // how much the guest has sent
+	clock  uint32 // since the guest has opened it
+	hosts  [2]own // the primary's guest, or that of the host that is alone; and the secondary's
+	shown  own    // to the client
+	lost   int    // how many hosts it has outlived
+}
+
+// An own is what a guest has begun a connection with: the number after its SYN, and a time.
+type own struct{ number, time uint32 }
+
+type lineage struct {
+	t      testing.TB
+	choose func(int) int
+	v6     bool
+	conns  [4]lived
+	edges  [2]*filter.Edge
+	r      *twice // of the secondary, or of the host that has taken over and is alone
+	alone  bool
+	trace  []string
+
+	failovers, outlived int
+}
+
+func (m *lineage) fail(format string, args ...any) {
+	m.t.Helper()
+	for _, l := range m.trace {
+		m.t.Log(l)
+	}
+	m.t.Fatalf(format, args...)
+}
+
+func (m *lineage) note(format string, args ...any) {
+	m.trace = append(m.trace, fmt.Sprintf(format, args...))
+}
+
+func (m *lineage) number() uint32 {
+	if m.choose(2) == 0 {
+		return uint32(m.choose(40)) - 20 // it is about to wrap
+	}
+	return uint32(m.choose(256))<<24 | uint32(m.choose(1<<16))
+}
+
+// segment is one of the connection i, whose client has a port of its own.
+func (m *lineage) segment(toGuest bool, i int, seq, ack uint32, flags uint8, opts []byte) []byte {
+	f := segment(toGuest, m.v6, seq, ack, flags, opts, nil)
+	at := 14 + 20
+	if m.v6 {
+		at = 14 + 40
+	}
+	if !toGuest {
+		at += 2
+	}
+	binary.BigEndian.PutUint16(f[at:], uint16(40000+i))
+	return resealed(f)
+}
+
+// clocked are options with timestamps.
+func clocked(value, echo uint32) []byte {
+	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32([]byte{1, 1, 8, 10}, value), echo)
+}
+
+// hosts are those whose guests run.
+func (m *lineage) hosts() int {
+	if m.alone {
+		return 1
+	}
+	return 2
+}
+
+// in has the client send a segment, which reaches each guest as if it were its own.
+func (m *lineage) in(why string, i int, flags uint8, beyond uint32) {
+	m.t.Helper()
+	c := &m.conns[i]
+	sacks := flags == packet.ACK && m.choose(3) == 0
+	to := func(o own) []byte {
+		switch {
+		case flags&packet.ACK == 0:
+			return m.segment(true, i, c.client-1, 0, flags, clocked(5, 0))
+		case flags&packet.SYN != 0:
+			return m.segment(true, i, c.client-1, o.number, flags, clocked(5, o.time+c.clock))
+		}
+		opts := clocked(5, o.time+c.clock)
+		if sacks {
+			opts = append(opts, 1, 1, 5, 10)
+			opts = binary.BigEndian.AppendUint32(opts, o.number+beyond+10)
+			opts = binary.BigEndian.AppendUint32(opts, o.number+beyond+19)
+		}
+		return m.segment(true, i, c.client, o.number+beyond, flags, opts)
+	}
+	f := to(c.shown)
+	m.note("%d: %s %d/%d comes", i, why, c.client, c.shown.number+beyond)
+	for h := range m.hosts() {
+		if h == 0 {
+			m.edges[0].Inbound(f, 0) // what the other one gets has come through it
+		}
+		g := bytes.Clone(f)
+		if (h == 1 || m.alone) && !m.r.Inbound(g, 0) {
+			m.fail("it is not delivered to the guest of host %d", h)
+		}
+		want := to(c.hosts[h])
+		if !bytes.Equal(g, want) {
+			m.fail("the guest of host %d gets %x\nand not %x", h, g, want)
+		}
+	}
+}
+
+// out has both guests say the same, each in its own numbers.
+func (m *lineage) out(why string, i int, flags uint8) {
+	m.t.Helper()
+	c := &m.conns[i]
+	m.note("%d: %s leaves", i, why)
+	of := func(o own) []byte {
+		seq, ack := o.number+c.out, c.client
+		if flags&packet.SYN != 0 {
+			seq--
+		}
+		if flags&packet.ACK == 0 {
+			ack = 0
+		}
+		return m.segment(false, i, seq, ack, flags, clocked(o.time+c.clock, 5))
+	}
+	for h := m.hosts() - 1; h >= 0; h-- {
+		f, want := of(c.hosts[h]), of(c.shown)
+		switch {
+		case h == 1:
+			// A SYN is compared by itself: the guests' numbers differ.
+			if want = of(c.hosts[0]); flags&packet.SYN != 0 {
+				want = bytes.Clone(f)
+			}
+			m.r.Outbound(f, 0)
+		case m.alone:
+			m.r.Outbound(f, 0)
+			fallthrough
+		default:
+			m.edges[0].Outbound(f, 0)
+		}
+		if !bytes.Equal(f, want) {
+			m.fail("from host %d leaves %x\nand not %x", h, f, want)
+		}
+	}
+}
+
+// checkpoint gives the secondary the primary's guest and its Edge.
+func (m *lineage) checkpoint() {
+	m.note("checkpoint")
+	if err := loadEdge(m.t, m.edges[1], saveEdge(m.t, m.edges[0])); err != nil {
+		m.fail("%v", err)
+	}
+	m.r.Commit(0)
+	for i := range m.conns {
+		m.conns[i].hosts[1] = m.conns[i].hosts[0]
+	}
+}
+
+// protect pairs the host with another one.
+func (m *lineage) protect() {
+	m.note("protect")
+	if m.r != nil {
+		if left := m.edges[0].Adopt(m.r.Rewriter); left != 0 {
+			m.fail("%d connections are left", left)
+		}
+		for i := range m.conns { // those whose handshake is not complete break
+			if c := &m.conns[i]; c.state != "open" && c.shown != c.hosts[0] {
+				c.state = ""
+			}
+		}
+	}
+	m.edges[1] = new(filter.Edge)
+	m.r = newTwice(m.t, filter.RewriterConfig{Edge: m.edges[1]})
+	m.alone = false
+	m.checkpoint()
+}
+
+func (m *lineage) failover() {
+	m.note("failover")
+	m.r.Failover()
+	m.edges[0], m.edges[1], m.alone = m.edges[1], nil, true
+	m.failovers++
+	for i := range m.conns {
+		c := &m.conns[i]
+		c.hosts[0] = c.hosts[1]
+		switch {
+		case c.state == "asked":
+			c.shown = c.hosts[0] // nobody has answered, and this guest will
+		case c.state == "open" && c.shown != c.hosts[0]:
+			if c.lost++; c.lost > 1 {
+				m.outlived++
+			}
+		}
+	}
+}
+
+func (m *lineage) step() {
+	i := m.choose(len(m.conns))
+	c := &m.conns[i]
+	switch k := m.choose(24); {
+	case k < 2 && c.state == "": // anew, between the same addresses
+		was := *c
+		for *c = (lived{}); c.client == 0 || c.client-was.client+1<<20 < 1<<21; {
+			c.client = m.number()
+		}
+		for h := range c.hosts {
+			c.hosts[h] = own{m.number(), m.number()}
+		}
+		c.shown = c.hosts[0]
+		if k == 0 {
+			c.state = "asked"
+			m.in("SYN", i, packet.SYN, 0)
+		} else {
+			c.state = "calls"
+			m.out("SYN", i, packet.SYN)
+		}
+	case k < 5 && c.state == "asked":
+		c.state = "answered"
+		m.out("SYN|ACK", i, packet.SYN|packet.ACK)
+	case k < 5 && c.state == "answered":
+		c.state = "open"
+		m.in("ACK", i, packet.ACK, 0)
+	case k < 5 && c.state == "calls":
+		c.state = "open"
+		m.in("SYN|ACK", i, packet.SYN|packet.ACK, 0)
+		m.out("ACK", i, packet.ACK)
+	case k < 9 && c.state == "open":
+		m.in("data", i, packet.ACK, uint32(m.choose(int(c.out)+1)))
+	case k < 13 && c.state == "open":
+		c.out += uint32(m.choose(3))
+		c.clock += uint32(m.choose(3))
+		m.out("data", i, packet.ACK)
+	case k == 13 && c.state == "open": // a stranger's SYN, which the guest challenges
+		f := m.segment(true, i, c.client^1<<30, 0, packet.SYN, nil)
+		m.edges[0].Inbound(f, 0)
+		m.r.Inbound(f, 0)
+		m.out("challenge", i, packet.ACK)
+	case k == 14 && c.state == "open": // a stranger's RST
+		f := m.segment(true, i, c.client+9, 0, packet.RST, nil)
+		m.edges[0].Inbound(f, 0)
+		m.r.Inbound(f, 0)
+	case k == 15 && c.state == "open" && m.choose(3) == 0:
+		m.out("RST", i, packet.RST|packet.ACK)
+		c.state = ""
+	case k == 16 && c.state == "open": // an error about what the guest has sent
+		for h := range m.hosts() {
+			about := func(o own) []byte {
+				return quoting(m.t.(*testing.T), m.segment(false, i, o.number+c.out, c.client, packet.ACK, nil), true, m.v6, 8)
+			}
+			f, want := about(c.shown), about(c.hosts[h])
+			if m.edges[0].Inbound(f, 0); h == 1 || m.alone {
+				m.r.Inbound(f, 0)
+			}
+			if !bytes.Equal(f, want) {
+				m.fail("an error reaches host %d as %x\nand not %x", h, f, want)
+			}
+		}
+	case k == 17 && !m.alone && m.choose(4) == 0:
+		m.checkpoint()
+	case k == 18 && !m.alone && m.choose(4) == 0:
+		m.failover()
+	case k == 18 && m.alone && m.choose(2) == 0:
+		m.protect()
+	}
+}
+
+func TestConnectionsOutliveAnyNumberOfFailovers(t *testing.T) {
+	seeds := uint64(300)
+	if !require.Sampled() {
+		seeds = 5000
+	}
+	failovers, outlived := 0, 0
+	for seed := range seeds {
+		rnd := rand.New(rand.NewPCG(seed, 29))
+		m := &lineage{t: t, choose: rnd.IntN, v6: seed%2 == 1, edges: [2]*filter.Edge{new(filter.Edge), nil}}
+		m.note("seed %d", seed)
+		m.protect()
+		for range 400 {
+			m.step()
+		}
+		failovers, outlived = failovers+m.failovers, outlived+m.outlived
+	}
+	if failovers < 2*int(seeds) || outlived < int(seeds)/4 {
+		t.Errorf("%d failovers, and %d connections outlived two, in %d runs: nothing was tried", failovers, outlived, seeds)
+	}
+}
