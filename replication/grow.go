@@ -34,6 +34,15 @@ func mayGrow(from, to int64) error {
 	return nil
 }
 
+// sizesDiffer returns the error of two disks that cannot be copies of each other, as when a
+// growth has failed, or a host has crashed, after the first of them had grown.
+func sizesDiffer(ours, theirs int64) error {
+	if ours < theirs {
+		return fmt.Errorf("%w: the secondary's disk has %d bytes, the local one %d; let the local one grow to that (Primary.Grow without a Remote), and attach again", ErrSize, theirs, ours)
+	}
+	return fmt.Errorf("%w: the local disk has %d bytes, the secondary's %d; let the secondary's grow to that (Secondary.Grow), and attach a new connection to it", ErrSize, ours, theirs)
+}
+
 // Grow makes the secondary disk longer, before the primary's grows and while both run. The
 // new part is zero and belongs to no checkpoint yet. A connection to the Export that is
 // made from now on sees the new size; the primary needs one for its own Grow. The error is

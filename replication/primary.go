@@ -140,7 +140,7 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 }
 
 // Attach makes remote the way to the secondary, which must have a disk of the same size
-// (else the error is ErrSize), and owns it from now on. Writes to what is in sync are
+// (else the error is ErrSize, and says which of the two has to grow), and owns it from now on. Writes to what is in sync are
 // forwarded from now on; the rest is for Synchronise. While replication runs the error is
 // ErrRunning. A Remote that was attached before is closed when the other side has taken
 // this disk's identity; until then, and if it does not, that one stays attached and gets
@@ -157,7 +157,7 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 func (p *Primary) Attach(remote Remote) error {
 	defer p.tellFailed()
 	if remote.Size() != p.size.Load() {
-		return fmt.Errorf("%w: the local disk has %d bytes, the secondary's %d", ErrSize, p.size.Load(), remote.Size())
+		return sizesDiffer(p.size.Load(), remote.Size())
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -3,10 +3,13 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -39,14 +42,21 @@ type control struct {
 	r    *bufio.Reader
 }
 
-const controlTimeout = 30 * time.Second
+const (
+	controlTimeout = 30 * time.Second
+	// helloTimeout is how long a primary that the disk has not adopted may say nothing. One
+	// that was adopted may be silent for as long as nobody asks it for a checkpoint.
+	helloTimeout = 10 * time.Second
+	// maxVisits bounds the control connections; who comes later waits until one has ended.
+	maxVisits = 8
+)
 
 func dialControl(ctx context.Context, addr string) (*control, error) {
 	at, err := controlAddr(addr)
 	if err != nil {
 		return nil, err
 	}
-	var d net.Dialer
+	d := net.Dialer{Timeout: controlTimeout}
 	conn, err := d.DialContext(ctx, network(addr), at)
 	if err != nil {
 		return nil, err
@@ -55,15 +65,23 @@ func dialControl(ctx context.Context, addr string) (*control, error) {
 }
 
 // ask sends a line and wants the answer to begin with answer; it returns what
-// follows.
-func (c *control) ask(line, answer string) (string, error) {
+// follows. The connection cannot be used any more if ctx ends meanwhile.
+func (c *control) ask(ctx context.Context, line, answer string) (string, error) {
 	c.conn.SetDeadline(time.Now().Add(controlTimeout))
-	if _, err := fmt.Fprintln(c.conn, line); err != nil {
-		return "", err
+	stop := context.AfterFunc(ctx, func() { c.conn.Close() })
+	defer stop()
+	_, err := fmt.Fprintln(c.conn, line)
+	var got []byte
+	if err == nil {
+		got, err = c.r.ReadSlice('\n')
 	}
-	got, err := c.r.ReadSlice('\n')
-	if err != nil {
-		return "", err
+	switch {
+	case err != nil && ctx.Err() != nil:
+		return "", ctx.Err()
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return "", fmt.Errorf("the secondary has not answered %q for %v", line, controlTimeout)
+	case err != nil:
+		return "", fmt.Errorf("the secondary's control connection, after %q: %w", line, err)
 	}
 	rest, ok := strings.CutPrefix(strings.TrimSpace(string(got)), answer)
 	if !ok {
@@ -72,13 +90,38 @@ func (c *control) ask(line, answer string) (string, error) {
 	return strings.TrimSpace(rest), nil
 }
 
-// serveControl answers a primary's lines until the connection ends.
-func serveControl(ctx context.Context, conn net.Conn, answer func(words []string) (string, error)) {
+// serveVisits serves each connection to ln by serve, on a goroutine of its own and no more
+// than maxVisits at a time. It returns when ln is closed, or ctx ends, and all of them have
+// ended.
+func serveVisits(ctx context.Context, ln net.Listener, serve func(net.Conn)) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for room := make(chan struct{}, maxVisits); ; {
+		select {
+		case room <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		conn, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		wg.Go(func() {
+			serve(conn)
+			<-room
+		})
+	}
+}
+
+// serveControl answers a primary's lines until the connection ends. arm is called before
+// each line, to give the connection the deadline for it.
+func serveControl(ctx context.Context, conn net.Conn, arm func(), answer func(words []string) (string, error)) {
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer stop()
 	defer conn.Close()
 	r := bufio.NewReaderSize(conn, 256)
 	for {
+		arm()
 		line, err := r.ReadSlice('\n')
 		if err != nil {
 			return

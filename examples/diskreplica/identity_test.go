@@ -82,10 +82,10 @@ func TestAPrimaryThatIsRefusedDisturbsNobody(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.conn.Close()
-	if _, err := c.ask("checkpoint 7", "loaded"); err == nil {
+	if _, err := c.ask(t.Context(), "checkpoint 7", "loaded"); err == nil {
 		t.Error("a checkpoint of somebody who has not said hello was made")
 	}
-	names, err := c.ask("hello", "export")
+	names, err := c.ask(t.Context(), "hello", "export")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -94,7 +94,7 @@ func TestAPrimaryThatIsRefusedDisturbsNobody(t *testing.T) {
 		t.Error("a primary whose identity is not known has written the disk")
 	}
 	for _, line := range []string{"checkpoint 7", "start"} {
-		if _, err := c.ask(line, "error"); err != nil {
+		if _, err := c.ask(t.Context(), line, "error"); err != nil {
 			t.Errorf("%s by a primary that has not been adopted: %v", line, err)
 		}
 	}

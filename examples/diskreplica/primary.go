@@ -77,7 +77,7 @@ func (p *primary) connect(ctx context.Context) error {
 		return err
 	}
 	p.control = c
-	names, err := c.ask("hello", "export")
+	names, err := c.ask(ctx, "hello", "export")
 	if err != nil {
 		return err
 	}
@@ -105,7 +105,7 @@ func (p *primary) connect(ctx context.Context) error {
 	if err := p.disk.Mark(ctx, 0); err != nil {
 		return err
 	}
-	epoch, err := c.ask("start", "started")
+	epoch, err := c.ask(ctx, "start", "started")
 	if err != nil {
 		return err
 	}
@@ -155,7 +155,7 @@ func (p *primary) checkpoint(ctx context.Context) error {
 	if err := p.disk.Mark(ctx, p.epoch); err != nil {
 		return err
 	}
-	if _, err := p.control.ask(fmt.Sprintf("checkpoint %d", p.epoch), fmt.Sprintf("loaded %d", p.epoch)); err != nil {
+	if _, err := p.control.ask(ctx, fmt.Sprintf("checkpoint %d", p.epoch), fmt.Sprintf("loaded %d", p.epoch)); err != nil {
 		return errors.Join(err, p.disk.Stop(ctx, true))
 	}
 	if err := p.disk.Loaded(ctx, p.epoch); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"strconv"
 	"sync"
 
@@ -92,17 +93,11 @@ func runSecondary(ctx context.Context, o options, commands io.Reader, out *print
 	wg.Go(func() { s.srv.Serve(ctx, ln) })
 	defer cln.Close()
 	wg.Go(func() {
-		for {
-			conn, err := cln.Accept()
-			if err != nil {
-				return
-			}
-			wg.Go(func() {
-				v := &visit{s: s}
-				serveControl(ctx, conn, func(words []string) (string, error) { return s.answer(ctx, v, words) })
-				v.leave(ctx)
-			})
-		}
+		serveVisits(ctx, cln, func(conn net.Conn) {
+			v := &visit{s: s, conn: conn}
+			serveControl(ctx, conn, v.arm, func(words []string) (string, error) { return s.answer(ctx, v, words) })
+			v.leave(ctx)
+		})
 	})
 	s.printf("secondary: %d bytes, serving at %s; waiting for a primary", image.Size(), o.listen)
 	return s.obey(ctx, commands, nil, s.command)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"time"
 
 	"github.com/gocolo/lockstep/replication"
 	"github.com/gocolo/lockstep/replication/nbd"
@@ -14,7 +16,20 @@ import (
 // the primary that was there before goes on undisturbed.
 type visit struct {
 	s              *secondary
+	conn           net.Conn    // for control
 	disk, identity *nbd.Export // nil before the hello
+}
+
+// arm gives the control connection the deadline for the primary's next line. No lock is
+// held.
+func (v *visit) arm() {
+	v.s.mu.Lock()
+	defer v.s.mu.Unlock()
+	var deadline time.Time
+	if v.s.present != v {
+		deadline = time.Now().Add(helloTimeout)
+	}
+	v.conn.SetReadDeadline(deadline)
 }
 
 // hello serves the disk and its identity to a primary, under a generation of their own. The
@@ -66,6 +81,7 @@ func (d adopter) WriteAt(p []byte, off int64) (int, error) {
 		}
 	}
 	s.present = d.v
+	d.v.conn.SetReadDeadline(time.Time{}) // it may synchronise for hours
 	d.v.disk.Open()
 	return n, nil
 }

@@ -27,8 +27,8 @@ type ClientConfig struct {
 	Contexts []string
 	// MaxRequests bounds the requests under way; zero means 128. More wait.
 	MaxRequests int
-	// Timeout is how long negotiation as a whole, and each answer after it,
-	// may take; zero means 30 s. Then the connection is lost, with
+	// Timeout is how long connecting by Dial, then negotiation as a whole, and each
+	// answer after it, may take; zero means 30 s. Then the connection is lost, with
 	// ErrTimeout.
 	Timeout time.Duration
 	// Logger hears that the connection has failed (Warn), with the export's name on the
@@ -70,14 +70,26 @@ func (i *Info) setFlags(flags uint16) {
 	i.WriteZeroes = flags&flagSendWriteZeroes != 0
 }
 
-// Dial connects to addr and negotiates; see NewClient.
+// Dial connects to addr and negotiates; see NewClient. A host that does not answer, as
+// one does whose power or link is gone, is given up after Timeout, with ErrTimeout; the
+// kernel alone would try for minutes.
 func Dial(ctx context.Context, network, addr string, cfg ClientConfig) (*Client, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, network, addr)
-	if err != nil {
-		return nil, err
+	return dialBy(ctx, new(net.Dialer).DialContext, network, addr, cfg)
+}
+
+// dialBy is Dial with another way to connect.
+func dialBy(ctx context.Context, connect func(ctx context.Context, network, addr string) (net.Conn, error), network, addr string, cfg ClientConfig) (*Client, error) {
+	cfg.setDefaults()
+	limit, cancel := context.WithTimeout(ctx, cfg.Timeout)
+	defer cancel()
+	conn, err := connect(limit, network, addr)
+	switch {
+	case err == nil:
+		return NewClient(ctx, conn, cfg)
+	case ctx.Err() == nil && limit.Err() != nil:
+		return nil, fmt.Errorf("%w: connecting to %s: %w", ErrTimeout, addr, err)
 	}
-	return NewClient(ctx, conn, cfg)
+	return nil, err
 }
 
 // NewClient negotiates over conn, which it owns from now on, also if it

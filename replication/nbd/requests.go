@@ -306,7 +306,8 @@ func (c *Client) interrupt(progress uint64) {
 }
 
 // readReplyOr does what readReply does, but returns ctx's error, with nothing read, if ctx
-// ends before there is a reply.
+// ends before there is a reply. Once it is there, only Timeout bounds how long the rest of
+// it may take.
 func (c *Client) readReplyOr(ctx context.Context) error {
 	for c.r.Buffered() < replyLen {
 		if err := ctx.Err(); err != nil {
@@ -319,6 +320,10 @@ func (c *Client) readReplyOr(ctx context.Context) error {
 			return fmt.Errorf("%w: %v", ErrTimeout, c.cfg.Timeout)
 		}
 	}
+	c.mu.Lock()
+	c.progress++ // what has begun to come is read to its end, which ctx must not cut off
+	c.interrupted = false
+	c.mu.Unlock()
 	return c.readReply()
 }
 
