@@ -171,7 +171,7 @@ func promoteCommand(ctx context.Context, args []string, t terminal) int {
 		return status
 	}
 	if len(f.Args()) > 0 && !slices.Contains(args, "--") {
-		return t.wrong("promote", fmt.Errorf("what is %q? (the QEMU comes after --)", f.Arg(0)))
+		return t.wrong("promote", fmt.Errorf("unexpected argument %q (the QEMU comes after --)", f.Arg(0)))
 	}
 	if *dir == "" {
 		*dir = *state
