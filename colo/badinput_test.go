@@ -32,7 +32,7 @@ type recording struct {
 func record(t testing.TB) recording {
 	t.Helper()
 	var sizes []uint64
-	x := newPair(t, options{primary: func(c *colo.PrimaryConfig) {
+	x := newPair(t, options{record: true, primary: func(c *colo.PrimaryConfig) {
 		c.EarlyShare = 0.5 // and there is no time for it
 		c.Trace = func(_ string, m colo.Message, v uint64) {
 			if m == colo.VMStateSize {
