@@ -18,8 +18,8 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// recording is what a primary sends in a session with two checkpoints, taken
-// apart: whoever has it can be a primary that gets something wrong.
+// recording holds the messages of a primary in a session with two checkpoints, taken
+// apart: a test changes one and plays the primary that gets it wrong.
 type recording struct {
 	initial []byte // up to the VM description
 	first   []byte // the first checkpoint, whole

@@ -67,8 +67,8 @@ func (p *plain) PostLoad(uint32) error {
 	return nil
 }
 
-// world is what the two sides share: the network that clients are on, what the
-// guests did, and who may go on.
+// world has all that the two sides share: the network that clients are on, the record of what
+// the guests did, and the ledger of who may go on.
 type world struct {
 	cfg     colotest.GuestConfig
 	witness colotest.Witness

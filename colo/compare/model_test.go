@@ -18,7 +18,7 @@ import (
 // a copy of the primary's at a commit. Whenever a frame leaves, each guest that
 // could go on if the primary died at this moment must know all that it says.
 
-// known is what a guest has said, and so remembers: of each connection the greatest
+// known holds what a guest has said, and so remembers: of each connection the greatest
 // acknowledgment, the bytes, and the events of its stream. Connections are told
 // apart by the high bits of their sequence numbers.
 type known struct {

@@ -87,7 +87,7 @@ type Buffer struct {
 	staged image // loaded and not yet committed; belongs to the one that loads
 }
 
-// bufferMode is what a Buffer does with the packets that it takes.
+// bufferMode says where a Buffer sends the packets that it takes.
 type bufferMode uint8
 
 const (
