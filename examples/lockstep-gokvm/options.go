@@ -261,7 +261,7 @@ func someName() string {
 var ofPairs = strings.Fields(`listen peer name host cert key ca peer-name insecure journal overlay interval min-interval
 	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command start save resume lazy qmp http http-control`)
 
-// ofPairsOnly are those of ofPairs that mean nothing to a guest that moves.
+// ofPairsOnly are the flags of ofPairs that mean nothing to a guest that moves.
 var ofPairsOnly = strings.Fields(`journal overlay interval min-interval continuous late-resume beat lost-after
 	checkpoint-timeout term arbiter arbiter-command start save resume lazy qmp http http-control host`)
 

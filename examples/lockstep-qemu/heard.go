@@ -249,7 +249,7 @@ func (h *heard) hear(m standby.ControlMessage) {
 	}
 }
 
-// beat is what a guardian is answered. h.mu is held.
+// beat returns the answer to a beat of a guardian. h.mu is held.
 func (h *heard) beat() standby.ControlMessage {
 	m := standby.ControlMessage{Say: standby.SaidBeat, Generation: max(h.generation, h.next), Ready: h.ready}
 	if h.epoch != nil {

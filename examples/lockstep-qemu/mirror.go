@@ -142,7 +142,7 @@ func (o *protectOptions) whole(ctx context.Context, m *qmp.Client, paused *time.
 	return nil
 }
 
-// blockJob is what query-block-jobs says.
+// blockJob is an element of the answer to query-block-jobs.
 type blockJob struct {
 	Device      string
 	Ready       bool

@@ -20,8 +20,8 @@ import (
 	"github.com/gocolo/lockstep/event/qmp"
 )
 
-// order is what an operator wants of a running process, a line of JSON over a
-// socket in its -state directory.
+// order asks a running process to do something for an operator: a line of JSON over a socket in
+// its -state directory.
 type order struct {
 	Do    string   `json:"do"`              // promote, rehearse, status
 	State string   `json:"state,omitempty"` // a -state to use in place of the standby's

@@ -287,7 +287,7 @@ func (s *standbyRun) standing() standbyStatus {
 	return st
 }
 
-// standbyStatus is what "lockstep-qemu status" prints of a standby.
+// standbyStatus is printed by "lockstep-qemu status" of a standby.
 type standbyStatus struct {
 	Listen     string  `json:"listen"`
 	Ready      bool    `json:"waiting"`        // a primary can connect

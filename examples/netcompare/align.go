@@ -85,8 +85,8 @@ func (n *numbering) conn(k packet.Key, h packet.TCP, at time.Time) (b *beginning
 	return b, i
 }
 
-// A difference is what has to be added to the numbers of the secondary's connection to
-// get those of the primary's.
+// A difference is added to the numbers of a connection of the secondary to get those of the
+// primary.
 type difference struct{ seq, ack, val, echo uint32 }
 
 // difference returns that of the i-th connection of a flow, ok if it is known: the
