@@ -292,7 +292,7 @@ func (m *model) frame(g *modelGuest) []byte {
 	return f
 }
 
-// begin notes a datagram that a guest sends: 0 is the primary's.
+// begin notes a datagram that a guest sends: 0 is the guest of the primary.
 func (m *model) begin(guest int, f []byte) {
 	var p packet.Packet
 	var k packet.Key

@@ -36,7 +36,7 @@ type BufferConfig struct {
 // goes on remembers.
 //
 // The guest's NIC calls WritePacket, which never waits for the network. Run,
-// on a goroutine of the caller's, writes what may leave, in order, as fast as
+// on a goroutine of the caller, writes what may leave, in order, as fast as
 // the network takes it. The steps of the checkpoints decide which packets may leave:
 //
 //   - Primary (colo.PrimaryNetwork). Before Mark(0) packets pass. From then on

@@ -98,7 +98,7 @@ func (s schema) kind(name string) string {
 	}
 }
 
-// A comparison is of a schema of ours with a QEMU's.
+// A comparison sets the schema of this package beside that of a QEMU.
 type comparison struct {
 	ours, theirs schema
 	// events are read in more forms than one QEMU has: what is a must there may be

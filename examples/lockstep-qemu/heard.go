@@ -12,9 +12,8 @@ import (
 	"github.com/gocolo/lockstep/colo/standby"
 )
 
-// promise is for how long a standby that follows, and has just answered its
-// guardian, does not ask the arbiter: so long a primary's guest runs on while the
-// arbiter is down.
+// promise is the time for which a standby that follows, and has just answered its guardian, does
+// not ask the arbiter: so long the guest of a primary runs on while the arbiter is down.
 const promise = 5 * time.Second
 
 // heard keeps what a standby has heard about the primary's guest from outside the session:

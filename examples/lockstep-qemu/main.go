@@ -8,7 +8,7 @@
 // operator.go orders. relay.go passes it on to further
 // secondaries: follower.go is one of them, relay_barrier.go waits for them, promote.go
 // lets one go on. check.go (commandline.go and domain.go say what a QEMU for the guest is started with) and
-// protect.go (mirror.go for disks) are the primary's, and
+// protect.go (mirror.go for disks) are parts of the primary, and
 // guardian.go stays with it: guardian_watch.go sees what becomes of the guest, guardian_protect.go
 // protects it again, guardian_rescue.go has it run on alone, guardian_still.go keeps it stopped, guardian_generation.go
 // asks whose it is, guardian_control.go talks to the standby, guardian_end.go tells of its end. output.go holds what it

@@ -8,8 +8,8 @@ import (
 )
 
 // Two guests that were captured on their own have numbers of their own on every
-// connection, and so had the clients that talked to them. Here the secondary's
-// packets get the numbers of the primary's: the first pass over both captures
+// connection, and so had the clients that talked to them. Here the packets of
+// the secondary get the numbers of the primary: the first pass over both captures
 // learns with which numbers each connection begins, and the second one translates.
 
 // A beginning is how a connection begins in one capture, as the guest's SYN or

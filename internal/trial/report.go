@@ -59,7 +59,7 @@ type SideConfig struct {
 	Missed func(block string, offset uint64) `json:"-"`
 }
 
-// gather is for how long a side's reports gather. Nobody acts on one checkpoint of a thousand
+// gather returns the time for which the reports of a side gather. Nobody acts on one checkpoint of a thousand
 // a second, and to tell of each as it comes is work that both hosts and the parent would have
 // on the CPUs that they share.
 func (s *SideConfig) gather() time.Duration {
