@@ -222,7 +222,7 @@ func sources(t *testing.T, dir string) (list []*ast.File) {
 // asParsed has what byFile has read, by directory, for the next test.
 var asParsed = map[string]map[string]*ast.File{}
 
-// byFile does the same, by their names.
+// byFile parses the Go files of a directory but its tests, by their names.
 func byFile(t *testing.T, dir string) map[string]*ast.File {
 	t.Helper()
 	dir = filepath.Clean(dir)

@@ -56,6 +56,45 @@ var promises = []struct {
 		"vmstate/ram.TestPagePathsAllocateNothing", "colo/filter.TestFramesAreCarriedWithoutAllocation", "colo/compare.TestMatchedPacketsAllocateNothing", "colo/proxy.TestNeighborsAreBoundedAndLearnedWithoutAllocation"}},
 	{"README.md", "The root module depends on [gokvm](https://github.com/bobuhiro11/gokvm)", []string{"..TestTheRootModuleDependsOnWhatTheREADMESays"}},
 	{"README.md", "its tests on go-cmp and goleak. Nothing else.", []string{"..TestTheRootModuleDependsOnWhatTheREADMESays"}},
+	{"README.md", "it runs there before its memory has come.", []string{"migrate.TestAGuestRunsBeforeItsMemoryIsThere"}},
+	{"README.md", "A connection that breaks in postcopy is taken up again.", []string{
+		"migrate.TestAConnectionMayBreakAgainAndAgain", "migrate.TestNothingIsLostWhereverTheConnectionBreaks"}},
+	{"README.md", "Either side may be a QEMU.", []string{"migrate.TestAQEMUTakesAGuestWhoseMemoryFollows", "migrate.TestAQEMUsMemoryFollowsItsGuest"}},
+	{"README.md", "one declaration saves, loads and describes.", []string{
+		"vmstate.TestEveryKindOfFieldComesBack", "vmstate.TestOurDescriptionIsQEMUs"}},
+	{"README.md", "`Tracker`: a dirty log of any mapping, kept by the kernel", []string{
+		"vmstate/ram.TestTheTrackerReportsExactlyWhatWasWrittenIn10000Rounds"}},
+	{"README.md", "`Verifier` checks a host's own dirty log against it.", []string{"vmstate/ram.TestAWriteThatTheLogMissesIsNamedAndStillReported"}},
+	{"README.md", "`Lazy`: memory that comes when it is touched, over a connection or from a file", []string{
+		"vmstate/ram.TestALazySaverSendsWhatIsAskedForFirst", "vmstate/ram.TestAGuestOfAFileHasWhatItTouchesBeforeTheRest"}},
+	{"README.md", "a secondary that holds two dirty sets in place of a copy of the guest.", []string{
+		"vmstate/ram.TestAStagedOnlyCacheHoldsAtMostTwoDirtySets"}},
+	{"README.md", "as QEMU 7.2's byte for byte where both have the command", []string{
+		"event/qmp.TestAnswersAreThoseOfQEMUByteForByte", "event/qmp.TestAQEMUAndTheServerGiveTheSameAnswers"}},
+	{"README.md", "with grants that end for their holder first.", []string{"failover.TestHolderStopsBeforeItsTermCountedFromTheRequest"}},
+	{"README.md", "know whose copies they are, and get only what they missed", []string{
+		"replication.TestIdentityIsCarriedInASector", "replication.TestSecondaryThatComesBackGetsOnlyWhatItMissed"}},
+	{"README.md", "so that sparse disks stay sparse.", []string{"replication.TestHolesAreNotReadOnEitherSide", "replication/nbd.TestClientAndServerAgreeOnEveryCommand"}},
+	{"README.md", "It announces the guest after a takeover where the host says how often, and becomes the primary's side again by `Promote`.", []string{
+		"colo/proxy.TestAnnouncementsAreRepeatedWithGrowingGaps", "colo/proxy.TestAPromotedPrimaryGoesOnWithTheAnnouncement"}},
+	{"README.md", "After a link that was lost for a moment only what changed is sent, disks and memory.", []string{
+		"colo/protect.TestABlipCostsWhatHasChanged", "replication.TestSecondaryThatComesBackGetsOnlyWhatItMissed"}},
+	{"README.md", "writes a complete stream of the last whole checkpoint.", []string{
+		"colo/standby.TestABrokenCheckpointLeavesTheOneBefore", "colo/standby.TestAKilledPrimaryIsBroughtBackFromItsLastCheckpoint"}},
+	{"README.md", "A View reads a checkpoint while later ones come.", []string{"colo/standby.TestAViewIsItsCheckpointWhileLaterOnesCome"}},
+	{"README.md", "A checkpoint is made when the two guests send different things, and otherwise when some time has passed.", []string{
+		"colo/protect.TestWhatBothGuestsSayLeavesWithoutACheckpoint", "colo.TestTimerCountsFromTriggerToTrigger", "colo/compare.TestDivergenceNamesItsFlow"}},
+	{"README.md", "The example of package `colo/protect`; a test keeps the two equal.", []string{"..TestTheProgramThatLeadsTheREADMEIsTheExample"}},
+	{"README.md", "This is a single one; a test keeps it equal, too.", []string{"colo.TestTheProgramInTheREADMEIsTheExample"}},
+	{"README.md", "has the picture of the imports, which a test keeps true.", []string{"..TestThePictureShowsTheImports"}},
+	{"README.md", "A frame may leave twice, with the same content.", []string{"colo/filter.TestSurvivorSendsWhatWasReleasedAndHadNotLeft"}},
+	{"README.md", "30 generations of save and restore with memory moved only by the dirty log, byte-identical; roll-back into a running VM.", []string{
+		"kvm.TestMemoryMovedByTheDirtyLogAloneStaysIdenticalOver30Generations", "kvm.TestARunningVMIsRolledBack20Times"}},
+	{"README.md", "with random writes, broken links and power cuts, 20,000 seeds.", []string{
+		"replication.TestModel", "..TestTheModelRunsAsManySeedsAsTheREADMESays"}},
+	{"README.md", "29 faults can be planted", []string{
+		"replication.TestEachMutantIsOneOfTheSourceAsItIs", "..TestTheREADMESaysHowManyFaultsOfDisksCanBePlanted"}},
+	{"README.md", "has what is exported, which a test compares.", []string{"..TestTheExportedAPIIsTheOneOnRecord"}},
 
 	{"docs/operations.md", "A journal with which the disk was not changed last", []string{"replication.TestAJournalUndoesNothingThatWasWrittenWithoutIt"}},
 	{"docs/operations.md", "the next synchronisation compares everything.", []string{"replication.TestARestoredImageIsNotTakenForTheOneThatItWas"}},
@@ -108,6 +147,37 @@ var promises = []struct {
 	{"docs/operations.md", "A host whose disk has failed does not follow another.", []string{"colo/protect.TestASecondaryWhoseDiskHasFailedFollowsNobody"}},
 	{"docs/operations.md", "The copy that it leaves behind starts no guest", []string{"colo/protect.TestAPowerCutWhileAGuestLeavesADiskThatCannotRecordIt"}},
 	{"docs/operations.md", "fails when it is attached or started, since its side file cannot be made.", []string{"replication.TestAFileBesideWhichNothingCanBeMadeFailsWhenItIsAttachedOrStarted"}},
+	{"docs/operations.md", "its output is held for as long; a secondary that is slower is given up and sought again", []string{
+		"colo.TestSlowIsNotLostUntilItCostsTooMuch", "colo/protect.TestPrimaryGoesOnAloneAndTakesTheNextSecondary"}},
+	{"docs/operations.md", "Renewals come three times in a term", []string{"failover.TestPromiseCountsLikeAGrant"}},
+	{"docs/operations.md", "with a margin of two per cent of the term and a millisecond", []string{
+		"failover.TestHolderStopsBeforeItsTermCountedFromTheRequest", "..TestTheMarginOfAGrantIsThatOfThePage"}},
+	{"docs/operations.md", "A process that is stopped (SIGSTOP) and goes on later finds its gate shut.", []string{
+		"failover.TestStoppedProcessFindsTheGateShut"}},
+	{"docs/operations.md", "takes over when the primary's term is over", []string{"colo/protect.TestPrimaryThatIsCutOffFromEverybodyStopsInTime"}},
+	{"docs/operations.md", "**Failover** claims the guest for this host: it asks the arbiter.", []string{"colo.TestAnOrderIsAClaim"}},
+	{"docs/operations.md", "is succeeded by its secondary all the same, which may be told Fenced as well.", []string{
+		"colo/protect.TestTheSecondaryOfAHostThatWasFencedGoesOn"}},
+	{"docs/operations.md", "asks the arbiter for the guest, starts it, and seeks the other; the other waits.", []string{
+		"colo/protect.TestTwoHostsProtectAGuest"}},
+	{"docs/operations.md", "A job records the generation of that copy on disks that know whose they are", []string{
+		"colo/protect.TestHostsThatWereBothDownStartTheGuestFromTheDisksThatAreItsOwn"}},
+	{"docs/operations.md", "after 20 ms at first, then after twice as long each time, up to a second.", []string{
+		"..TestAHostSeeksTheOtherAsOftenAsOperatorsAreTold"}},
+	{"docs/operations.md", "`Query().Stats.Downtime` says how long the guest stood still.", []string{
+		"colo/protect.TestDowntimeEndsWithTheOtherHostsWord"}},
+	{"docs/operations.md", "Pause on the host where it runs; Resume protects it again", []string{
+		"colo/protect.TestPauseLetsTheGuestRunUnprotectedUntilResume"}},
+	{"docs/operations.md", "The end of the context alone leaves the guest paused and lets the other host go on", []string{
+		"colo/protect.TestHostThatLeavesLetsTheOtherGoOnAtOnce"}},
+	{"docs/operations.md", "It is bound to the image by inode number and time of birth", []string{
+		"replication.TestMetadataIsOfTheImageThatItWasMadeFor"}},
+	{"docs/operations.md", "writes do not reach the secondary; they are counted and sent when it is synchronised again", []string{
+		"replication.TestBrokenStaysBrokenAndTheGuestDoesNotNotice", "replication.TestAfterABreakOnlyWhatMayDifferIsCopied"}},
+	{"docs/operations.md", "A `protect.NIC` holds output until the checkpoint that covers it is received.", []string{
+		"colo/protect.TestTwoHostsProtectAGuest", "colo/filter.TestPrimaryHoldsUntilTheCheckpointIsReceived"}},
+	{"docs/operations.md", "compares the packets of both guests, and what both have said leaves at once.", []string{
+		"colo/protect.TestWhatBothGuestsSayLeavesWithoutACheckpoint"}},
 
 	{"docs/security.md", "an authority's signature alone is not enough", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS"}},
 	{"docs/security.md", "the socket's file permissions; over TCP nothing, except that the connection of a browser,", []string{"event/qmp.TestABrowserOrdersNothing"}},
@@ -125,6 +195,12 @@ var promises = []struct {
 	{"docs/security.md", "all of a checkpoint is decoded and checked before the guest is touched, and what fails is rolled back;", []string{"colo.TestCheckpointThatEndsAnywhereIsRefusedWhole"}},
 	{"docs/security.md", "256 MiB each", []string{"..TestWhatIsBoundedIsBoundedByTheCodeAndTested"}},
 	{"docs/security.md", "Every decoder has a fuzz target;", []string{"..TestEveryPackageThatBoundsAnInputHasAFuzzTarget"}},
+	{"docs/security.md", "A plain connection has to be asked for by `PortConfig.Insecure`", []string{"colo/protect.TestWhatCannotWorkIsRefusedAtNew"}},
+	{"docs/security.md", "`ServerConfig.TLS` (STARTTLS) with `RequireTLS`", []string{
+		"replication/nbd.TestSTARTTLS", "replication/nbd.TestSecretsOfTheClearDoNotPassForTLS"}},
+	{"docs/security.md", "Memory is taken as bytes arrive, not as a length announces.", []string{"vmstate.TestHostileLengthsTakeLittleMemory"}},
+	{"docs/security.md", "It can be slow or silent until the times of", []string{
+		"colo.TestASlowPeerThatDoesNotBeatIsLost", "colo.TestSilentPeerIsNoticedWhereverItFallsSilent"}},
 
 	{"docs/architecture.md", "A test compares the arrows with the imports of the code.", []string{"..TestThePictureShowsTheImports", "..TestArrowsThatFollowFromOthersAreLeftOut"}},
 	{"docs/architecture.md", "it imports nothing of the library, and only `examples/lockstep-qemu` uses it.", []string{"..TestQuickackStandsAlone"}},
@@ -138,6 +214,8 @@ var promises = []struct {
 	{"docs/architecture.md", "**Whoever calls Run owns the goroutines.**", []string{
 		"colo.TestMain", "colo/protect.TestMain", "colo/proxy.TestMain", "colo/filter.TestMain", "event/qmp.TestMain", "failover.TestMain", "kvm.TestMain", "migrate.TestMain", "replication.TestMain", "replication/nbd.TestMain"}},
 	{"docs/architecture.md", "The root module links gokvm and golang.org/x/sys.", []string{"..TestTheRootModuleDependsOnWhatTheREADMESays"}},
+	{"docs/architecture.md", "`vmstate.Registry.Load` decodes and can roll back, `ram.Cache` stages beside the guest's memory, a `replication.Secondary` keeps pre-images.", []string{
+		"vmstate.TestBadStatesAreRefusedAndUndone", "vmstate/ram.TestDiscardLeavesTheGuestAlone", "replication.TestFailoverUndoesThePrimarysWrites"}},
 }
 
 func TestEveryPromiseOnRecordIsStillMadeAndStillTested(t *testing.T) {

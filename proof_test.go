@@ -26,7 +26,7 @@ type testOn struct {
 // parsed has what testOn.of has read, by directory, for the next test.
 var parsed = map[string]*functions{}
 
-// functions are those of a directory, by name; methods of a name are listed together, since
+// functions has the functions of a directory, by name; methods of a name are listed together, since
 // the parser does not know the type that a selector is of.
 type functions struct {
 	tests, helpers map[string][]*function
@@ -38,7 +38,7 @@ type function struct {
 	facts   *facts            // nil: not read yet
 }
 
-// facts are what a function's body says, closures included.
+// facts has what the body of a function does, closures included.
 type facts struct {
 	calls []call
 	needs []string // the second arguments of calls of package require

@@ -280,6 +280,34 @@ func TestExamplesNoticeThatTheirOutputIsNotWritten(t *testing.T) {
 	}
 }
 
+// Whoever knows what one program says of a wrong command line knows it of all.
+func TestProgramsReadTheirCommandLinesInOneWay(t *testing.T) {
+	mains, err := filepath.Glob("examples/*/main.go")
+	if err != nil || len(mains) < 6 {
+		t.Fatalf("%d programs, %v", len(mains), err)
+	}
+	for _, name := range append(mains, "failover/etcd/lockstep-etcd/main.go") {
+		files, err := filepath.Glob(filepath.Join(filepath.Dir(name), "*.go"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var text strings.Builder
+		for _, file := range files {
+			if !strings.HasSuffix(file, "_test.go") {
+				text.WriteString(read(t, file))
+			}
+		}
+		for _, call := range []string{"usage.Parse(", "usage.Tell("} {
+			if !strings.Contains(text.String(), call) {
+				t.Errorf("%s has no call of %s…)", filepath.Dir(name), call)
+			}
+		}
+		if strings.Contains(text.String(), "-h explains") {
+			t.Errorf("%s says in a way of its own that -h explains", filepath.Dir(name))
+		}
+	}
+}
+
 // Whoever tries the library for the first time runs go test -short: what it says of itself,
 // that it starts no process and opens no /dev/kvm, is shown where CI runs, by the program
 // that internal/confine tests.

@@ -64,7 +64,7 @@ func (g *gigabit) Write(p []byte) (int, error) {
 	return g.Conn.Write(p)
 }
 
-// aheadRun is what checkpoints of a guest with a hot set and a cold set took.
+// aheadRun counts the cost of the checkpoints of a guest with a hot set and a cold set.
 type aheadRun struct {
 	bytes, pages    uint64
 	pause, transfer time.Duration // medians; transfer: from the pause on

@@ -18,8 +18,8 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// recording is what a primary sends in a session with two checkpoints, taken
-// apart: whoever has it can be a primary that gets something wrong.
+// recording holds the messages of a primary in a session with two checkpoints, taken
+// apart: a test changes one and plays the primary that gets it wrong.
 type recording struct {
 	initial []byte // up to the VM description
 	first   []byte // the first checkpoint, whole
@@ -32,7 +32,7 @@ type recording struct {
 func record(t testing.TB) recording {
 	t.Helper()
 	var sizes []uint64
-	x := newPair(t, options{primary: func(c *colo.PrimaryConfig) {
+	x := newPair(t, options{record: true, primary: func(c *colo.PrimaryConfig) {
 		c.EarlyShare = 0.5 // and there is no time for it
 		c.Trace = func(_ string, m colo.Message, v uint64) {
 			if m == colo.VMStateSize {

@@ -109,8 +109,8 @@ func (x *bench) dirty(n int) {
 	}
 }
 
-// copyCost is what copying n scattered pages of the guest takes, at the moment of
-// a checkpoint at which they are captured.
+// copyCost measures the time to copy n scattered pages of the guest at the moment of a
+// checkpoint, when they are captured.
 func (x *bench) copyCost(n int, arena []byte, r *rand.Rand) (d time.Duration) {
 	mem := x.p.guest.Memory()
 	set := mem[len(mem)-4*n*ram.PageSize:]

@@ -76,7 +76,7 @@ func TestASecondaryWithoutACopyMayBeCutAnywhere(t *testing.T) {
 
 func cutWithoutACopy(t *testing.T, m manner) {
 	cut := func(ps, sp colotest.Flow, again *pair, dies bool) *pair {
-		x := newCopyless(t, options{ps: ps, sp: sp, again: again, guest: m.guest, primary: m.apply})
+		x := newCopyless(t, options{ps: ps, sp: sp, again: again, guest: m.guest, record: again == nil, primary: m.apply})
 		if dies {
 			x.witness.Deny = func(c colo.Claim) error {
 				if c.Mode == event.ModePrimary && len(x.s.net.Calls()) > 0 {

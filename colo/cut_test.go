@@ -59,7 +59,7 @@ func cutRunWith(t testing.TB, m manner, ps, sp colotest.Flow, dies bool, again *
 	t.Helper()
 	var x *pair
 	x = newPair(t, options{
-		ps: ps, sp: sp, again: again, guest: m.guest,
+		ps: ps, sp: sp, again: again, guest: m.guest, record: again == nil,
 		primary: func(c *colo.PrimaryConfig) {
 			m.apply(c)
 			c.Step = func(string, uint64) { x.p.step(1) }
@@ -117,16 +117,16 @@ func pages(stream []byte, memory uint64) []bool {
 	return in
 }
 
-// tee records what is written to a connection.
+// tee records what is written to a connection, if it is asked to.
 type tee struct {
 	*colotest.Conn
-	sent    []byte
-	forgets bool // keeps nothing of what is sent
+	sent  []byte
+	keeps bool // in sent
 }
 
 func (c *tee) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
-	if !c.forgets {
+	if c.keeps {
 		c.sent = append(c.sent, b[:n]...)
 	}
 	return n, err

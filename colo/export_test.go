@@ -26,7 +26,7 @@ func Add(f *Figure, d time.Duration) { f.add(d) }
 // Told returns what publishes a session's events to a log.
 func Told(l *slog.Logger) func(event.Event) { return told{log: l, s: new(session)}.Publish }
 
-// LinkRate is what a primary believes of its link.
+// LinkRate gives tests the estimate that a primary makes of its link.
 type LinkRate struct{ l linkRate }
 
 // Carried tells it of a transfer, PieceTook of a piece; it returns bytes a second, and the
@@ -36,7 +36,7 @@ func (r *LinkRate) Carried(bytes int64, took time.Duration) (float64, int) {
 	return r.l.bytes(), r.l.piece()
 }
 
-// PieceTook is that of a piece.
+// PieceTook tells it how long a piece took.
 func (r *LinkRate) PieceTook(bytes int64, took time.Duration) (float64, int) {
 	r.l.pieceTook(bytes, took)
 	return r.l.bytes(), r.l.piece()

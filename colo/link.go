@@ -149,7 +149,7 @@ func (l *Link) interrupt() { l.conn.interrupt() }
 // allow lets reads and writes happen again after an interrupt.
 func (l *Link) allow() { l.conn.allow() }
 
-// errInterrupted is why a read or a write ended: the session is to end.
+// errInterrupted is returned by a read or a write that ended because the session is to end.
 var errInterrupted = errors.New("interrupted")
 
 // deadliner is a connection that can end a wait at a time, as a net.Conn can.

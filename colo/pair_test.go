@@ -67,8 +67,8 @@ func (p *plain) PostLoad(uint32) error {
 	return nil
 }
 
-// world is what the two sides share: the network that clients are on, what the
-// guests did, and who may go on.
+// world has all that the two sides share: the network that clients are on, the record of what
+// the guests did, and the ledger of who may go on.
 type world struct {
 	cfg     colotest.GuestConfig
 	witness colotest.Witness
@@ -271,7 +271,7 @@ type pair struct {
 	primary   *colo.Primary
 	secondary *colo.Secondary
 	pc, sc    *colotest.Conn
-	tee       *tee // pc, with what the primary sent, if its hosts are new
+	tee       *tee // pc, with what the primary sent if options.record
 	said      *[2]transcript
 }
 
@@ -283,6 +283,7 @@ type options struct {
 	secondary func(*colo.SecondaryConfig)
 	again     *pair // whose hosts to use again; nil: new ones
 	qemu      bool  // both sides say nothing that a QEMU does not say
+	record    bool  // keep what the primary sends, in pair.tee
 
 	saver ram.SaverConfig // the primary's
 	cache ram.CacheConfig // with StagedOnly the primary sends again what the secondary wrote
@@ -318,7 +319,7 @@ func newPairIn(t testing.TB, o options, known func(*pair)) *pair {
 		t.Fatal(err)
 	}
 	x.pc, x.sc = colotest.Pipe(o.ps, o.sp)
-	x.tee = &tee{Conn: x.pc, forgets: o.again != nil}
+	x.tee = &tee{Conn: x.pc, keeps: o.record}
 	x.join(t, x.tee, x.sc, o)
 	return x
 }

@@ -15,10 +15,9 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// session is what the two sides have in common: the link, the guest, the
-// failover machine and the one exit of Run. All of it belongs to the goroutine
-// in Run but for the failover machine, the channels, the link's Close and
-// interrupt, and what mu guards.
+// session has what a Primary and a Secondary share: the link, the guest, the failover machine
+// and the one exit of Run. All of it belongs to the goroutine in Run but for the failover
+// machine, the channels, the link's Close and interrupt, and what mu guards.
 type session struct {
 	mode    event.Mode
 	vm      VM
@@ -212,7 +211,7 @@ func (s *session) purpose() error {
 	return nil
 }
 
-// errEnd is why a session ends that was ended by End.
+// errEnd ends a session whose method End was called.
 var errEnd = fmt.Errorf("%w: End was called", ErrGoodbye)
 
 // interrupted returns why the session is to end now, nil if it is not.

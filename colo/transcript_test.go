@@ -20,7 +20,7 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// transcript is what one side did and was told, in order. A line that begins
+// transcript records what one side did and was told, in order. A line that begins
 // with > or < is a message.
 type transcript struct {
 	mu     sync.Mutex

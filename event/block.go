@@ -17,7 +17,7 @@ const (
 // [*EnumError].
 func (o *IOOperation) UnmarshalText(text []byte) error { return word(o, text, "IoOperationType") }
 
-// IOAction is what QEMU does about an error of a block device. (QAPI enum
+// IOAction is an answer of QEMU to an error of a block device. (QAPI enum
 // BlockErrorAction.)
 type IOAction string
 

@@ -12,7 +12,7 @@ const (
 	ModeSecondary Mode = "secondary"
 )
 
-// ExitReason is why a session ended. (QAPI enum COLOExitReason.)
+// ExitReason says why a session ended. (QAPI enum COLOExitReason.)
 type ExitReason string
 
 // The reasons. ExitNone and ExitProcessing are answers to query-colo-status
@@ -24,7 +24,7 @@ const (
 	ExitProcessing ExitReason = "processing" // a failover is under way
 )
 
-// Cause is why a checkpoint was made.
+// Cause says why a checkpoint was made.
 type Cause string
 
 // The causes.

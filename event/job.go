@@ -1,6 +1,6 @@
 package event
 
-// JobType is what a job does. (QAPI enum of the same name.)
+// JobType names the work of a job. (QAPI enum of the same name.)
 type JobType string
 
 // The types.

@@ -4,7 +4,7 @@ package event
 // what it means, and which event must follow it, if one must.
 // [Order] checks what follows.
 
-// ShutdownCause is why a machine was reset or shut down. (QAPI enum of the same
+// ShutdownCause says why a machine was reset or shut down. (QAPI enum of the same
 // name.)
 type ShutdownCause string
 
@@ -84,7 +84,7 @@ type Wakeup struct{}
 // Name returns "WAKEUP".
 func (Wakeup) Name() string { return "WAKEUP" }
 
-// WatchdogAction is what is done when a watchdog has run out. (QAPI enum of the
+// WatchdogAction is the answer of QEMU to a watchdog that has run out. (QAPI enum of the
 // same name.)
 type WatchdogAction string
 
@@ -113,7 +113,7 @@ type Watchdog struct {
 // Name returns "WATCHDOG".
 func (Watchdog) Name() string { return "WATCHDOG" }
 
-// PanicAction is what is done when a guest has panicked. (QAPI enum
+// PanicAction is the answer of QEMU to a guest that has panicked. (QAPI enum
 // GuestPanicAction.)
 type PanicAction string
 
@@ -148,7 +148,7 @@ type GuestCrashloaded struct {
 // Name returns "GUEST_CRASHLOADED".
 func (GuestCrashloaded) Name() string { return "GUEST_CRASHLOADED" }
 
-// PanicInfo is what a guest reports of its panic. Type tells which of the pointers
+// PanicInfo is the report of a guest on its panic. Type tells which of the pointers
 // is set; with a type that is not known here both are nil. (QAPI union
 // GuestPanicInformation.)
 type PanicInfo struct {

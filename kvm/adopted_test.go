@@ -79,7 +79,7 @@ func newAdopted(t testing.TB, vcpus int, set func(vm int), slots ...pages) *adop
 	return newAdoptedWith(t, kvm.AttachConfig{}, vcpus, set, slots...)
 }
 
-// newAdoptedWith does so with a configuration.
+// newAdoptedWith is newAdopted with a configuration.
 func newAdoptedWith(t testing.TB, cfg kvm.AttachConfig, vcpus int, set func(vm int), slots ...pages) *adopted {
 	t.Helper()
 	require.Usable(t, require.KVM, kvm.Probe)

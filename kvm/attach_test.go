@@ -16,8 +16,8 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// hostVM is what a host VMM has: descriptors and mappings, here of a VM without
-// interrupt controllers in the kernel.
+// hostVM has the descriptors and mappings of a host VMM, here of a VM without interrupt
+// controllers in the kernel.
 type hostVM struct {
 	vm, vcpu int
 	mem, run []byte

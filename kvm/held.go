@@ -10,9 +10,9 @@ import (
 	gokvm "github.com/bobuhiro11/gokvm/kvm"
 )
 
-// held is what a vCPU that stands still has been given last, and so need not be given
-// again: a call to KVM for a vCPU loads it onto the CPU first, which may cost ten times what
-// it does. A guest that stands still between its checkpoints gets few other registers with
+// held has the registers that a vCPU which stands still was given last, and so need not be
+// given again: a call to KVM for a vCPU loads it onto the CPU first, which may cost ten times
+// what it does. A guest that stands still between its checkpoints gets few other registers with
 // the next. Only what neither time nor a device changes is here; see elapses.
 type held struct {
 	ok      bool // the rest is there

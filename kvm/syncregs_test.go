@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// left is what a KVM leaves that does as it is asked.
+// left returns the area as a KVM leaves it that does as it is asked.
 func left() *syncArea {
 	a := &syncArea{}
 	a.ask()

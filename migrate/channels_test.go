@@ -355,7 +355,7 @@ func (r rest) Close() error {
 	return nil
 }
 
-// section is what a channel brings for a section without pages.
+// section returns the bytes of a channel for a section without pages.
 func section(t testing.TB, syncs int) []byte {
 	t.Helper()
 	var b bytes.Buffer

@@ -22,7 +22,7 @@ type SourceConfig struct {
 	State *vmstate.Registry
 	// Memory is the memory of the guest.
 	Memory *ram.LazySaver
-	// Blocks is what Memory was made of.
+	// Blocks are the blocks that Memory was made with.
 	Blocks []ram.Block
 
 	// Machine is the machine's name for the configuration section; a QEMU takes only its

@@ -8,12 +8,12 @@ import (
 )
 
 const (
-	// readBuffer is what a Reader reads ahead at most. Pages are copied out of it, so
+	// readBuffer bounds what a Reader reads ahead. Pages are copied out of it, so
 	// it has to stay in the second-level cache; see BenchmarkReaderPages.
 	readBuffer = 128 << 10
 
-	// firstBuffer is what a Reader reads ahead, and a Writer gathers, until more has
-	// come at a time: of the streams of a host with hundreds of guests most are idle.
+	// firstBuffer bounds what a Reader reads ahead, and a Writer gathers, until more has come at
+	// a time: of the streams of a host with hundreds of guests most are idle.
 	firstBuffer = 4 << 10
 
 	// directRead is the length from which a read that finds the buffer empty

@@ -125,7 +125,7 @@ func writeFull(d io.WriterAt, p []byte, off int64) error {
 	return err
 }
 
-// zeroes is what writeZeroes writes to a disk that has no better way.
+// zeroes is written by writeZeroes to a disk that is no ZeroWriter.
 var zeroes [256 << 10]byte
 
 // WriteZeroes zeroes n bytes of d at off: with its own method if it has one,

@@ -46,7 +46,7 @@
 // had; flushes share syncs. A sync that fails returns a [SyncError], and nothing that the
 // disk answers is believed after that: every later flush, Mark and Checkpoint fails, and
 // event.DiskFailed names the side and the disk. On a primary the guest goes on reading what
-// the disk still has, and its flushes fail; the good copy is the secondary's, of the last
+// the disk still has, and its flushes fail; the good copy is on the secondary, of the last
 // checkpoint. Where there is none, or it is gone, the guest is brought to a new one with
 // what the disk reads as, see PrimaryConfig.Evacuate. Metadata that cannot be written is a
 // [MetadataError], and ends the use of a copy in the same way, though its flushes may

@@ -17,7 +17,7 @@ func (m memory) ReadAt(p []byte, off int64) (int, error)  { return copy(p, m[off
 func (m memory) WriteAt(p []byte, off int64) (int, error) { return copy(m[off:], p), nil }
 func (m memory) Sync() error                              { return nil }
 
-// request is what a virtio-blk device finds in its queue.
+// request is an element of the queue of a virtio-blk device.
 type request struct {
 	kind   int // VIRTIO_BLK_T_*, virtio 1.2, section 5.2.6
 	sector int64

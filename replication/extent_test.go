@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// extent is what Extents yields.
+// extent is an element that Extents yields.
 type extent struct {
 	n     int64
 	flags uint32

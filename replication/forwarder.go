@@ -11,7 +11,7 @@ import (
 
 // ForwarderConfig names and bounds a [Forwarder].
 type ForwarderConfig struct {
-	// Name is what the events call the disk; it may be empty.
+	// Name names the disk in events; it may be empty.
 	Name string
 	// Events is told, with an event.DiskBroken, when a write is lost, at once
 	// and on whatever goroutine that was noticed. A subscriber must not call

@@ -23,7 +23,7 @@ type pace struct {
 	phase    uint64        // how many Marks and Loadeds there were; a turn is good for one of them
 }
 
-// leastSample is for how long answers are counted at least. The link is busy meanwhile if as much
+// leastSample is the shortest time for which answers are counted. The link is busy meanwhile if as much
 // as the sample has is on its way at any time; after that a pause of the link may be in it.
 const leastSample = 20 * time.Millisecond
 

@@ -182,7 +182,7 @@ func TestBitmapAfterAPowerCut(t *testing.T) {
 	}
 }
 
-// stableCopy is what a power cut would certainly leave.
+// stableCopy returns the disk as a power cut leaves it that takes all that may be lost.
 func (d *fakeDisk) stableCopy() *fakeDisk {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -7,8 +7,8 @@ import (
 	"testing/synctest"
 )
 
-// loggedDisk is what is left of a secondary whose journal has so many records, each of which
-// was stable when the next was made.
+// loggedDisk returns the files of a secondary that has ended: its journal has so many records,
+// each of which was stable when the next was made.
 func loggedDisk(t *testing.T, records int) (hidden, active, disk *fakeDisk) {
 	t.Helper()
 	hidden, active, disk = newFake(minJournal, 0), newFake(minJournal, 0), newFake(testSize, 0x22)

@@ -27,8 +27,8 @@ const (
 	killBlocks = killSize / BlockSize
 )
 
-// killScript is what the primary writes in an epoch: the blocks and their
-// content. Each process computes the same.
+// killScript returns the blocks that the primary writes in an epoch, and their content. Each
+// process computes the same.
 func killScript(epoch uint64) (blocks []int64, fill byte) {
 	rng := rand.New(rand.NewPCG(epoch, 3))
 	for range 1 + rng.IntN(20) {

@@ -58,8 +58,8 @@ func (e *MetadataError) Error() string { return fmt.Sprintf("replication: %s: %v
 
 func (e *MetadataError) Unwrap() error { return e.Err }
 
-// peerBase is what a primary knows of its secondary's copy: which it is, and
-// the checkpoint since when all writes are accounted for.
+// peerBase names the copy of the secondary, and the checkpoint since which its primary has
+// accounted for all writes.
 type peerBase struct {
 	Copy       ID // zero: there is none
 	Generation Generation
@@ -312,7 +312,7 @@ func (m *Metadata) store(id Identity, peer peerBase) error {
 	return nil
 }
 
-// metadataSuffix is what the file with an image's metadata is called beside it.
+// metadataSuffix, after the name of an image, names the file with its metadata.
 const metadataSuffix = ".lockstep"
 
 // KeepMetadata says that the disk's metadata is in the file of that name, which

@@ -4,7 +4,7 @@ import (
 	"fmt"
 )
 
-// peer is what a primary knows of its secondary's copy: its identity, the checkpoint up to
+// peer keeps what a primary knows of the copy of its secondary: its identity, the checkpoint up to
 // which all writes are accounted for, and what it may lack. Its bitmaps may be used from
 // any goroutine, and the other fields by the goroutine that attaches and starts.
 //

@@ -37,7 +37,7 @@ func superblocks() (all []superblock) {
 	return all
 }
 
-// said is what a superblock says, for messages.
+// said returns a superblock in words, for messages.
 func said(b superblock) string {
 	return fmt.Sprintf("%v, epoch %d, prepared %d, start %x, pending %t, alone %t, writes %t", b.state, b.epoch, b.prepared, b.start[0], b.pending, b.alone, b.id.Writes)
 }

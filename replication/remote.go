@@ -69,7 +69,7 @@ func abort(r any) {
 	}
 }
 
-// part is what a Remote of this package closes together with itself: once, even if it is
+// part is closed by a Remote of this package together with itself: once, even if it is
 // closed in place of an Abort that it does not have.
 type part struct {
 	of     any

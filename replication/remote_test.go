@@ -34,8 +34,8 @@ func newFakeRemote(disk Disk, seed uint64) *fakeRemote {
 	return &fakeRemote{disk: disk, rng: rand.New(rand.NewPCG(seed, 1)), wake: make(chan struct{})}
 }
 
-// Identity is that of the disk, or one that the disk is given: nothing that has
-// reached it is ever lost.
+// Identity returns the identity of the disk, which is given one where it has none: nothing that
+// has reached it is ever lost.
 func (r *fakeRemote) Identity() (Identity, error) {
 	if d, ok := r.disk.(Identified); ok {
 		return d.Identity()

@@ -10,8 +10,8 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// room is what a primary knows of its secondary's room for pre-images. Each write between
-// two Marks takes some of it. A write without room would end replication on the secondary,
+// room counts the room for pre-images on the secondary, as the primary knows it. Each write
+// between two Marks takes some of it. A write without room would end replication on the secondary,
 // so it waits on the primary, before it is made, for the next Mark.
 //
 // It is the map of an overlay without contents, and counts as much as the secondary

@@ -16,7 +16,7 @@ type Snapshotter interface {
 	Snapshots() bool
 }
 
-// capturedDevices is what CaptureDevices has taken: sections in memory, and between them
+// capturedDevices holds what CaptureDevices has taken: sections in memory, and between them
 // devices whose sections are written from their own copies.
 type capturedDevices struct {
 	there bool

@@ -7,7 +7,7 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// mode is what a walk over a device's fields does.
+// mode says whether a walk over the fields of a device saves, loads or describes.
 type mode uint8
 
 const (

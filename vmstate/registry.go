@@ -66,7 +66,7 @@ type Entry struct {
 	Priority int
 	// Aliases are further names to load from.
 	Aliases []Alias
-	// Unmigratable is why the device cannot be saved; empty: it can.
+	// Unmigratable says why the device cannot be saved; empty: it can.
 	Unmigratable string
 	// Early devices are saved by SaveSetup, before the live ones, because a
 	// receiver must have their fields first (early_setup of a VMStateDescription,

@@ -40,8 +40,8 @@ type oracleVCPU struct {
 	next  uint64
 }
 
-// said is what a vCPU has reported of a round: its hash, and the counter that the round took
-// in.
+// said holds the report of a vCPU on one round: the hash of the round, and the counter that it
+// took in.
 type said struct{ h, t uint64 }
 
 // NewOracle returns the oracle of a guest in its first state.

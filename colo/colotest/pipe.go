@@ -11,10 +11,10 @@ import (
 	"time"
 )
 
-// ErrBroken is what reads and writes of a connection return once it has broken.
+// ErrBroken is returned by reads and writes of a connection that has broken.
 var ErrBroken = errors.New("colotest: connection broke")
 
-// Op is what a [Point] counts.
+// Op is a kind of call on a connection, which a [Point] counts.
 type Op uint8
 
 // The operations of one direction of a connection.

@@ -67,8 +67,8 @@ func (x *rig) told(why string, r compare.Result, want string) {
 	}
 }
 
-// opened is a connection that both guests have accepted: theirs begins at 100, the
-// client's at 1000, and there is room up to 1000+6400.
+// opened returns a connection that both guests have accepted: their numbers begin at 100, those
+// of the client at 1000, and there is room up to 1000+6400.
 func opened(t *testing.T, wrap func([]byte) []byte) (x *rig, p, s func(ackSeg) compare.Result) {
 	x = newRig(t, lowering())
 	x.checkpoint(0)

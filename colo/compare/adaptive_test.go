@@ -14,7 +14,7 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A workload is what clients ask of a pair, and what its checkpoints take.
+// A workload says how many requests clients make of a pair, and how long its checkpoints take.
 type workload struct {
 	flows  int
 	random int           // of which the guests never agree about the answers
@@ -110,7 +110,7 @@ func (x *pairOf) noisy(rnd *rand.Rand, d time.Duration) time.Duration {
 
 func (x *pairOf) clock() time.Time { return time.Unix(1000, 0).Add(x.now) }
 
-// served is what clients see in a time, and what it costs.
+// served counts the answers that clients get in a time, and the cost of them.
 type served struct {
 	mean        time.Duration // of the flows' mean waits
 	answers     int

@@ -13,7 +13,7 @@ import (
 
 func (a *adversary) pick(list ...string) string { return list[a.choose(len(list))] }
 
-// options are those of a segment, well-formed or not.
+// options returns the options of a segment, well-formed or not.
 func (a *adversary) options() string {
 	var o string
 	switch a.choose(8) {

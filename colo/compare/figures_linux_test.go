@@ -22,8 +22,7 @@ const (
 	ways
 )
 
-// A cost is what a transfer took, in time, in the process's time on processors, and in
-// packets to the client.
+// A cost counts the time, the processor time and the packets to the client of one transfer.
 type cost struct {
 	took, cpu time.Duration
 	packets   int

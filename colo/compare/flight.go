@@ -101,8 +101,8 @@ func (w *flight) latest(was uint32) uint32 {
 	return was
 }
 
-// floor returns the echo that the guests are to get of the peer's, which may be newer if the
-// first repetition has left, or has been withheld because another packet has the bytes: what
+// floor returns the echo that the guests are to get in place of the one that the peer sent. That
+// one may be newer if the first repetition has left, or has been withheld because another packet has the bytes: what
 // arrives then may be that of either guest, and what the guest has sent before, but has left
 // after. The echo is not newer than that of newest, the newest timestamp that has left, since
 // the clock of the secondary's guest may be ahead.

@@ -18,7 +18,7 @@ import (
 // a copy of the primary's at a commit. Whenever a frame leaves, each guest that
 // could go on if the primary died at this moment must know all that it says.
 
-// known is what a guest has said, and so remembers: of each connection the greatest
+// known holds what a guest has said, and so remembers: of each connection the greatest
 // acknowledgment, the bytes, and the events of its stream. Connections are told
 // apart by the high bits of their sequence numbers.
 type known struct {
@@ -292,7 +292,7 @@ func (m *model) frame(g *modelGuest) []byte {
 	return f
 }
 
-// begin notes a datagram that a guest sends: 0 is the primary's.
+// begin notes a datagram that a guest sends: 0 is the guest of the primary.
 func (m *model) begin(guest int, f []byte) {
 	var p packet.Packet
 	var k packet.Key

@@ -9,7 +9,7 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// everything is what package proxy asks for.
+// everything returns the configuration that package proxy uses.
 func everything() compare.Config {
 	return compare.Config{Marks: true, PatientAcks: true, ReleaseRetransmits: true, LowerAcks: true,
 		HoldUncompared: true, CompareVLAN: true, CompareARP: true}

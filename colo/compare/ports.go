@@ -29,9 +29,9 @@ const (
 // first. Behind the last one there is nil. Of TCP it has one.
 type lone [crossMax]*conn
 
-// A loners has the flows to one port on which only one of the guests has sent anything: p
-// are the primary's, s the secondary's. It changes when one of them is begun by the other
-// guest too, or ends; a mark empties it.
+// A loners has the flows to one port on which only one of the guests has sent anything: p has
+// those of the primary, s those of the secondary. It changes when the other guest begins one of
+// them too, or one ends; a mark empties it.
 type loners struct{ p, s lone }
 
 // of returns the flows of one side, and those of the other.

@@ -233,7 +233,7 @@ func standIn(t *testing.T, primary, secondary *machine, v *vector, strict bool) 
 	<-p.asked
 	<-s.asked
 
-	// say is what a guest sends, by way of its QEMU.
+	// say sends a frame of a guest, by way of its QEMU.
 	say := func(m *machine, side tally, frame []byte) {
 		if err := m.guest.WritePacket(frame); err != nil {
 			t.Fatal(err)

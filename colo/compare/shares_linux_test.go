@@ -18,8 +18,8 @@ import (
 	"github.com/gocolo/lockstep/internal/profile"
 )
 
-// A share is whose a part of the process's time is, while a client and the guests of a pair
-// talk. The race detector's own would be nobody's.
+// A share names who spends a part of the processor time, while a client and the guests of a pair
+// talk. Time of the race detector belongs to none.
 type share string
 
 const (

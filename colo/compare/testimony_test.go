@@ -10,7 +10,7 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A testimony is what a guest has said.
+// A testimony collects all that a guest has said.
 type testimony struct {
 	facts map[string]bool
 	acks  map[string]uint32
@@ -106,8 +106,8 @@ func linkOf(p *packet.Packet) []byte {
 	return b
 }
 
-// word is what two frames have in common that are the same to a comparison packet by
-// packet.
+// word returns the part of a frame that a comparison packet by packet looks at: frames with
+// equal words are equal to it.
 func word(f compare.Frame) string {
 	var p packet.Packet
 	kind := p.ParseVNet(f.Data, f.VNetHdr)

@@ -49,8 +49,8 @@ func vectorsOf(t testing.TB, name string) []vector {
 	return file.Cases
 }
 
-// want is what is right after each step: what left and whether a checkpoint was
-// asked for.
+// want returns the right outcome of each step: what left, and whether a checkpoint was asked
+// for.
 func (v *vector) want(t *testing.T, strict bool) []string {
 	t.Helper()
 	if v.Recommended != nil && !strict {

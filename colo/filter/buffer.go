@@ -36,7 +36,7 @@ type BufferConfig struct {
 // goes on remembers.
 //
 // The guest's NIC calls WritePacket, which never waits for the network. Run,
-// on a goroutine of the caller's, writes what may leave, in order, as fast as
+// on a goroutine of the caller, writes what may leave, in order, as fast as
 // the network takes it. The steps of the checkpoints decide which packets may leave:
 //
 //   - Primary (colo.PrimaryNetwork). Before Mark(0) packets pass. From then on
@@ -87,7 +87,7 @@ type Buffer struct {
 	staged image // loaded and not yet committed; belongs to the one that loads
 }
 
-// bufferMode is what a Buffer does with the packets that it takes.
+// bufferMode says where a Buffer sends the packets that it takes.
 type bufferMode uint8
 
 const (

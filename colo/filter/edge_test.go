@@ -45,7 +45,7 @@ func loadEdge(t testing.TB, e *filter.Edge, state []byte) error {
 	return reg.Commit()
 }
 
-// A side is what stands between a guest and the network on one host.
+// A side has the filters between a guest and the network on one host.
 type side struct {
 	edge *filter.Edge
 	r    *filter.Rewriter

@@ -27,7 +27,7 @@ func offloaded(frame []byte, n int) []byte {
 	return append(h, frame...)
 }
 
-// complete is what a device does with the checksum that was left to it.
+// complete fills in the checksum that was left to the device.
 func complete(t *testing.T, frame []byte, n int) []byte {
 	t.Helper()
 	h := packet.VNetOf(frame, n)

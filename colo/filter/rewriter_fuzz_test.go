@@ -29,9 +29,9 @@ func (s *script) take(n int) []byte {
 	return p
 }
 
-// frame is what somebody sends who knows addresses and not numbers: a segment of
+// frame makes a frame of somebody who knows addresses and not numbers: a segment of
 // the connection or of another one, with any flags and options, an error that
-// quotes it, a fragment, a tag, a tunnel, or what is cut or changed anywhere.
+// quotes it, a fragment, a tag, a tunnel, or one of these cut or changed anywhere.
 func (s *script) frame(toGuest, v6 bool) []byte {
 	kind, flags := s.next(), uint8(s.next())
 	seq := 1<<20 + uint32(s.next())<<16 // nowhere near what the two sides use

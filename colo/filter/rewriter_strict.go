@@ -9,7 +9,7 @@ type strictRewriter struct {
 	over  bool
 }
 
-// strictConversation is what QEMU's rewriter keeps of a connection.
+// strictConversation holds the state that QEMU's rewriter keeps of a connection.
 type strictConversation struct {
 	state  tcpState
 	offset uint32 // how far the secondary's numbers are ahead of the primary's

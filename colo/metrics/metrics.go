@@ -171,7 +171,7 @@ func (s *Set) WriteTo(w io.Writer) (int64, error) {
 	return b.WriteTo(w)
 }
 
-// bounds are those of the buckets of Durations: from 10 µs to 10 s, three in a
+// bounds has the upper bounds of the buckets of Durations: from 10 µs to 10 s, three in a
 // decade.
 var bounds = func() (all []time.Duration) {
 	for d := 10 * time.Microsecond; d <= time.Second; d *= 10 {

@@ -91,7 +91,7 @@ func nicOf(guest, nic, mode string) []Label {
 	return []Label{{"guest", guest}, {"nic", nic}, {"mode", mode}}
 }
 
-// delivered is what both sides count of the packets for the guest.
+// delivered adds the counters of packets for the guest, which both sides have.
 func delivered(s *Set, who []Label, delivered, refused, unsent uint64) {
 	s.Add(Counter, "lockstep_network_delivered_packets_total", "Packets that were given to the guest.", float64(delivered), who...)
 	s.Add(Counter, "lockstep_network_refused_packets_total", "Packets for the guest that were dropped because it took none.", float64(refused), who...)

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// counts are what the seeds have done, so that it can be seen what their time is spent on.
+// counts adds up what the seeds have done, to show where their time goes.
 type counts struct {
 	clock                        atomic.Int64 // nanoseconds of the bubbles
 	dials, messages, bytes       atomic.Int64

@@ -142,7 +142,7 @@ func (d *image) powerCut() {
 	clear(d.loose)
 }
 
-// A write is what a guest wrote in a round.
+// A write is one that a guest made in a round.
 type write struct {
 	off    int64
 	data   string

@@ -13,7 +13,8 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-// wear is what becomes of the disk of a host, with the metadata beside the image.
+// wear wears out the disk of a host, with the metadata beside the image: from then on no write
+// is stable.
 type wear struct {
 	out  atomic.Bool // nothing becomes stable any more
 	meta memory      // survives the host

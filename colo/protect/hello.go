@@ -241,8 +241,8 @@ func (h *hello) check() error {
 	return nil
 }
 
-// A note is what is said on the control connection after the hello: a length of
-// 16 bits and that many bytes of JSON.
+// A note is a message on the control connection after the hello: a length of 16 bits and that
+// many bytes of JSON.
 type note struct {
 	Say string `json:"say"`
 	// Seq, of sayAsk and sayPromise: the number of the question. Of sayGo: that of the

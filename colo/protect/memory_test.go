@@ -88,7 +88,8 @@ func watchCaches(w *world, name string, f func(*ram.Cache)) func(event.Mode, str
 	}
 }
 
-// watchCommits does so, and before each synchronisation is committed.
+// watchCommits is like watchCaches, and its hook also calls f before each synchronisation is
+// committed.
 func watchCommits(w *world, name string, f func(*ram.Cache)) func(event.Mode, string, uint64) {
 	return func(side event.Mode, op string, epoch uint64) {
 		if side != event.ModeSecondary || op != "commit" {

@@ -227,7 +227,7 @@ func TestASessionIsToldWhatAllNICsHold(t *testing.T) {
 			all = append(all, n)
 			time.Sleep(time.Second)
 		}
-		all = append(all, struct{ Network }{}) // one of the host's, which does not tell
+		all = append(all, struct{ Network }{}) // one that the host has made, which does not tell
 		var holder colo.OutputHolder = all
 		if got, want := holder.HeldOutput(), (colo.Held{Packets: 2, Bytes: 6, Age: 2 * time.Second}); got != want {
 			t.Errorf("%+v is held, want %+v", got, want)

@@ -94,8 +94,8 @@ func (h *host) mayEmit() bool {
 	return h.job.Gate().Open() || h.asked.Load() == time.Now().UnixNano()
 }
 
-// A trace is what happened in a world, in order: its digest, and the lines of it if
-// somebody wants to read them.
+// A trace records what happened in a world, in order: as a digest, and as lines if somebody
+// wants to read them.
 type trace struct {
 	mu    sync.Mutex
 	sum   hash.Hash64

@@ -165,8 +165,8 @@ func (g *server) conn(port uint32, opens bool) *service {
 	return nil
 }
 
-// send is called with what receive does: the queue is the guest's, so that it does
-// not call its NIC from within.
+// send hands a frame to the NIC on another goroutine: receive, which the NIC calls, sends too, and
+// may not call the NIC from within.
 func (g *server) send(p []byte) error {
 	if g.composes {
 		go g.nic.ComposePacket(len(p), func(b []byte) bool { return copy(b, p) == len(b) })
@@ -230,7 +230,7 @@ func (p *plug) WritePacket(b []byte) error {
 
 func (p *plug) Close() error { p.once.Do(func() { close(p.closed) }); return nil }
 
-// send is the client's, to all hosts, as a switch that knows nobody does.
+// send carries a frame of the client to all hosts, as a switch does that knows none.
 func (h *hub) send(b []byte) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -73,8 +73,8 @@ func (b *base) worth(p *position, there *offer) bool {
 	return b.saver.Lacking() <= most && b.saver.Resumable()
 }
 
-// resumedShare is what part of the guest's memory a secondary without a copy is sent at
-// most when it goes on from what it has.
+// resumedShare bounds what a secondary without a copy is sent when it goes on from the memory
+// that it has: one part in so many of the guest's memory.
 const resumedShare = 8
 
 func sameBlock(a, b ram.Block) bool {

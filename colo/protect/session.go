@@ -45,7 +45,7 @@ type session struct {
 	handed bool // the other side has said that it runs the guest, and the state says so; guarded by the job's mu
 }
 
-// coloSession is what colo.Primary and colo.Secondary have in common.
+// coloSession has the methods that colo.Primary and colo.Secondary share.
 type coloSession interface {
 	Run(context.Context) error
 	Failover() error
@@ -515,8 +515,8 @@ func (s *session) ordered(err error) error {
 	return err
 }
 
-// errHandingOver is why a session ends from the moment on in which the other side may take
-// the guest over. It is not that side's word that it has, or that it cannot, which is
+// errHandingOver ends a session from the moment on in which the other side may take the guest
+// over. It is not that side's word that it has, or that it cannot, which is
 // errSwitchover: without one an operator has to say who goes on, where there is no arbiter.
 var (
 	errHandingOver = errors.New("switchover")

@@ -87,7 +87,7 @@ func (s *simulation) beginAnew() {
 	s.elapse(time.Duration(draw.IntN(3000)) * time.Millisecond)
 }
 
-// breakBeginning does something to a pair that is about to be one.
+// breakBeginning makes one fault of two hosts that are about to become a pair.
 func (s *simulation) breakBeginning(one, other *host) {
 	draw := s.newer
 	coin, power := draw.IntN(2) == 0, draw.IntN(2) == 0

@@ -34,8 +34,8 @@ func (s *simulation) inStep(within time.Duration) bool {
 	return true
 }
 
-// tend does what an operator does: a host whose disk has failed, and that follows nobody
-// since, or whose guest is torn by it, gets a disk that is good.
+// tend plays the operator: it gives a good disk to a host whose disk has failed and that follows
+// nobody since, or whose guest is torn by that.
 func (s *simulation) tend() (done bool) {
 	for _, h := range s.up() {
 		if h.job.State() == Paused && s.pausing.Load() == 0 { // it was migrated here

@@ -9,7 +9,7 @@ import (
 
 // What befalls the hosts of a seed at any time.
 
-// fault does something to the pair.
+// fault makes or mends one fault of the pair, which the seed chooses.
 func (s *simulation) fault() {
 	name := s.names[s.rng.IntN(len(s.names))]
 	h := s.live[name]

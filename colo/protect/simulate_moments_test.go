@@ -97,8 +97,8 @@ func (s *simulation) breakOff() {
 	s.elapse(time.Duration(s.more.IntN(3000)) * time.Millisecond)
 }
 
-// wearOut makes the disk of a primary fail in the moments in which its secondary dies. What
-// its guest's memory has is then nowhere else.
+// wearOut makes the disk of a primary fail in the moments in which its secondary dies. Then the
+// memory of the guest is the only place that has what the guest wrote last.
 func (s *simulation) wearOut() {
 	primary, secondary := s.well()
 	if primary == nil {

@@ -48,7 +48,7 @@ func (s *simulation) together(h *host) {
 	}
 }
 
-// anyVerb is what an operator may say at any time, also while another verb is under way.
+// anyVerb calls a verb that an operator may call at any time, also while another is under way.
 func (s *simulation) anyVerb(h *host) {
 	switch s.latest.IntN(5) {
 	case 0, 1:

@@ -12,14 +12,15 @@ import (
 // Worlds that are wider: a guest with two NICs and two disks, a third host in any kind of
 // world, and what an operator does now and then.
 
-// second is what a host has twice in a world that is twofold.
+// second has the second network card and the second disk of a host, in a world where each host
+// has two.
 type second struct {
 	nic   *NIC
 	disk  *Disk
 	image *image
 }
 
-// secondDisk is what the name of a host's second image ends in.
+// secondDisk ends the name of the second image of a host.
 const secondDisk = "/data"
 
 // widens chooses what a seed has more than others. Seeds that are kept do as before.

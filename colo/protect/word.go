@@ -7,9 +7,9 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// A word is what an operator has said by Fenced, as far as the arbiter has not heard of it.
-// The zero word is none. Generations that other hosts had so, which died before they could
-// tell the arbiter, come before those of this host.
+// A word holds the generations that an operator has given by Fenced and the arbiter has not
+// heard of. The zero word has none. Those of other hosts, which died before they could tell the
+// arbiter, come before those of this host.
 type word struct {
 	heard uint64 // the last generation of which the arbiter has heard, as far as this host knows
 	own   uint64 // the first that this host has by an operator's word

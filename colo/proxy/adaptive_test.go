@@ -13,8 +13,8 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// A workload is what a client asks of the guests, and whether they agree about the
-// answers: those of TLS never do, since they are random.
+// A workload says how many requests a client makes, and whether the guests agree about the
+// answers: over TLS they never do, since those are random.
 type workload struct {
 	every  time.Duration // the client asks after the last answer
 	agrees bool
@@ -27,7 +27,7 @@ type way struct {
 	change func(p *proxy.PrimaryConfig, s *proxy.SecondaryConfig)
 }
 
-// outcomeOf is what a client sees, and what it costs.
+// outcomeOf counts the answers that a client gets, and the cost of them.
 type outcomeOf struct {
 	answers     int
 	p50         time.Duration

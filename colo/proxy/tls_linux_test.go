@@ -40,7 +40,7 @@ func certificate(t *testing.T) tls.Certificate {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
 }
 
-// tlsOutcome is what a client sees of a mode, and what it costs.
+// tlsOutcome has the times that a client measures in a mode, and the cost of it.
 type tlsOutcome struct {
 	p50, all    time.Duration // of a request; of everything
 	bytes       int

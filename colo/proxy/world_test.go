@@ -41,7 +41,7 @@ func datagram(word string) []byte {
 	return append(b, word...)
 }
 
-// word is what datagram has built.
+// word returns the payload of a frame that datagram has built.
 func word(p []byte) string { return string(p[packet.EthernetLen+packet.IPv4Len+packet.UDPLen:]) }
 
 // A guest has a memory of what it was told and what it said. It is a VM.

@@ -43,7 +43,7 @@ type tamper struct {
 	mute bool
 }
 
-// ending is what comes after the fault.
+// ending says how a connection goes on after the fault.
 type ending int
 
 const (

@@ -162,7 +162,7 @@ func checkpoint(t testing.TB, records ...[]byte) []byte {
 	return slices.Concat(be(1), cp[:head], slices.Concat(records...), cp[head:])
 }
 
-// noneGuest is what the vectors' machine and three composed checkpoints send.
+// noneGuest returns the stream of the vectors' machine with three composed checkpoints.
 func noneGuest(t testing.TB) []byte {
 	return slices.Concat(
 		vector(t, "none-initial.bin"),

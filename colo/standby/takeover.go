@@ -85,7 +85,7 @@ type Evidence struct {
 	Fence    Answer // what the fencing command answered
 }
 
-// A Step is what a host does next about a guest whose session has ended.
+// A Step tells a host how to go on with a guest whose session has ended.
 type Step uint8
 
 // The steps.

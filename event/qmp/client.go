@@ -57,7 +57,7 @@ type Client struct {
 	err     error // why nothing more can be heard, or sent
 }
 
-// reply is what a monitor answers to a command.
+// reply is the answer of a monitor to a command.
 type reply struct {
 	ID     *int            `json:"id"`
 	Return json.RawMessage `json:"return"`

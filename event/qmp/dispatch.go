@@ -85,7 +85,7 @@ func (c *client) dispatch(v any) (any, error) {
 	return cmd.run(c.ctx, args)
 }
 
-// capability is what a client can enable. (QAPI enum QMPCapability.)
+// capability names a part of the protocol that a client can enable. (QAPI enum QMPCapability.)
 type capability string
 
 // Words implements the enumeration.

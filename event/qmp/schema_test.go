@@ -9,7 +9,7 @@ import (
 	"github.com/gocolo/lockstep/event/qmp"
 )
 
-// A schema is what query-qmp-schema answers, by name; names of commands and events have
+// A schema holds the answer of query-qmp-schema, by name; names of commands and events have
 // their meta-type before them.
 type schema map[string]schemaInfo
 
@@ -71,7 +71,7 @@ func schemaOf(t *testing.T, addr string) schema {
 	return s
 }
 
-// members are those of an object, with those of its variants.
+// members returns the members of an object and of its variants.
 func (s schema) members(name string) map[string]schemaMember {
 	all := make(map[string]schemaMember)
 	for _, v := range s[name].variants {
@@ -86,7 +86,7 @@ func (s schema) members(name string) map[string]schemaMember {
 	return all
 }
 
-// kind is what JSON has for a type.
+// kind returns the JSON kind of a type.
 func (s schema) kind(name string) string {
 	switch i := s[name]; i.meta {
 	case "builtin":
@@ -98,7 +98,7 @@ func (s schema) kind(name string) string {
 	}
 }
 
-// A comparison is of a schema of ours with a QEMU's.
+// A comparison sets the schema of this package beside that of a QEMU.
 type comparison struct {
 	ours, theirs schema
 	// events are read in more forms than one QEMU has: what is a must there may be

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/gocolo/lockstep/internal/usage"
 	"github.com/gocolo/lockstep/replication"
 )
 
@@ -77,7 +78,7 @@ func TestHoldRecordsTheGenerationThatAnImageWaitsFor(t *testing.T) {
 			if !errors.Is(err, replication.ErrLocked) {
 				t.Errorf("%s: %v", name, err)
 			}
-		} else if _, err := try(args...); err == nil || errors.Is(err, errUsage) {
+		} else if _, err := try(args...); err == nil || errors.Is(err, usage.ErrWrong) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if n := holds(t, path("root")); n != 4 {

@@ -98,16 +98,12 @@ func statusOf(err error) int {
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp), errors.Is(err, context.Canceled):
 		return 0
-	case errors.Is(err, errUsage):
-		fmt.Fprintln(os.Stderr, "diskreplica:", err, "(-h explains)")
-		return 2
+	case errors.Is(err, usage.ErrWrong):
+		return usage.Tell(os.Stderr, "diskreplica", err)
 	}
 	fmt.Fprintln(os.Stderr, "diskreplica:", err)
 	return 1
 }
-
-// errUsage means that the command line is wrong.
-var errUsage = errors.New("bad command line")
 
 // options has the command line.
 type options struct {
@@ -119,11 +115,10 @@ type options struct {
 	files                             []string // of status, bind and hold
 }
 
-// parse reads a command line. For -h it writes to out how the program is used, and the
-// error is flag.ErrHelp; for a bad one it is errUsage and says what is wrong.
+// parse reads a command line. Help is printed where it is asked for (flag.ErrHelp); any other
+// error is usage.ErrWrong and says what is wrong.
 func parse(args []string, out io.Writer) (o options, err error) {
 	fs := flag.NewFlagSet("diskreplica", flag.ContinueOnError)
-	fs.SetOutput(io.Discard) // one line says what is wrong
 	fs.StringVar(&o.image, "image", "", "raw disk `file`; made if -size is given and it is not there")
 	fs.Func("size", "`bytes` of the image, with K, M or G", func(s string) (err error) {
 		o.size, err = parseSize(s)
@@ -139,14 +134,12 @@ func parse(args []string, out io.Writer) (o options, err error) {
 		o.role, args = args[0], args[1:]
 	}
 	bad := func(format string, args ...any) (options, error) {
-		return options{}, fmt.Errorf("%w: "+format, append([]any{errUsage}, args...)...)
+		return options{}, usage.Wrong(format, args...)
 	}
-	switch err := fs.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		usage.Print(out, about, fs)
+	if err := usage.Parse(fs, about, args, out); err != nil {
 		return o, err
-	case err != nil:
-		return bad("%w", err)
+	}
+	switch {
 	case o.generation > 0 && o.role != "hold":
 		return bad("-generation is for hold")
 	case o.role == "status" && fs.NArg() > 0, o.role == "bind" && fs.NArg() == 1:

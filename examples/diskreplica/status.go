@@ -46,7 +46,7 @@ func bind(name string) error {
 	return nil
 }
 
-// status is what the command of that name returns. Sizes are in bytes.
+// status is the answer to the command of that name. Sizes are in bytes.
 type status struct {
 	State   string `json:"state"`
 	Epoch   uint64 `json:"epoch"`

@@ -20,7 +20,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// hardware is what this program needs of its host.
+// hardware opens the parts of the host that this program needs; a test has others.
 type hardware struct {
 	// machine makes a paused machine with its guest loaded, but where there is no
 	// kernel: that guest comes over the wire, all of it.
@@ -34,7 +34,7 @@ type hardware struct {
 	image func(name string) (_ image, keeps bool, err error)
 	// notify is signal.Notify.
 	notify func(c chan<- os.Signal, sig ...os.Signal)
-	// memory is what the memory of the guest of a file is read from. nil: from the file.
+	// memory returns the place to read the memory of a saved guest from. nil: its file.
 	memory func(*os.File) io.ReaderAt
 	// dial connects to the other host's address. nil: by TCP.
 	dial func(ctx context.Context, address string) (net.Conn, error)

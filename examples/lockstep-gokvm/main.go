@@ -18,7 +18,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -26,6 +25,7 @@ import (
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
 	"github.com/gocolo/lockstep/examples/internal/output"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 func main() {
@@ -46,12 +46,8 @@ type stdio struct {
 // command line.
 func gokvm(ctx context.Context, args []string, std stdio) int {
 	o, err := parseOptions(args, std.out)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return 0
-	case err != nil:
-		fmt.Fprintf(std.err, "lockstep-gokvm: %s (-h explains)\n", strings.TrimSpace(err.Error()))
-		return 2
+	if err != nil {
+		return usage.Tell(std.err, "lockstep-gokvm", err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)

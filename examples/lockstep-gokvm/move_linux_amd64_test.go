@@ -56,8 +56,8 @@ func (m *flatMachine) EnsureMemory(ensure func(block string, offset, n uint64) e
 	m.gokvmMachine.EnsureMemory(ensure)
 }
 
-// DirtyLog is that of the machine, all of whose memory has been written again at each look:
-// the guest would go with its memory if the host let it do nothing meanwhile.
+// DirtyLog returns a log that has all of the memory dirty at each look: the guest could never
+// be moved with its memory while it runs.
 func (m *flatMachine) DirtyLog() ram.DirtyLog { return rewritten{m.VM(), len(m.Blocks()[0].Host)} }
 
 type rewritten struct {

@@ -167,14 +167,13 @@ type options struct {
 // maxMemory is the most memory of gokvm's machine: it ends below the hole for devices.
 const maxMemory = 3 << 30
 
-// parseOptions reads the command line. Usage goes to help when it is asked for
-// (flag.ErrHelp); any other error is one line for the user.
+// parseOptions reads the command line. Help is printed where it is asked for (flag.ErrHelp);
+// any other error says what is wrong.
 func parseOptions(args []string, help io.Writer) (options, error) {
 	o := options{hw: thisHost}
 	mem, overlay := size.Bytes(512<<20), size.Bytes(256<<20)
 	mac := "52:54:00:12:34:56"
 	f := flag.NewFlagSet("lockstep-gokvm", flag.ContinueOnError)
-	f.SetOutput(io.Discard)
 	f.StringVar(&o.on, "listen", "", "`address` at which the other host reaches this one")
 	f.StringVar(&o.peer, "peer", "", "`address` at which the other host is reached")
 	f.StringVar(&o.name, "name", "guest", "the guest's `name`, the same on both hosts")
@@ -222,10 +221,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
 		o.mode, args = args[0], args[1:]
 	}
-	if err := f.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			usage.Print(help, about, f)
-		}
+	if err := usage.Parse(f, about, args, help); err != nil {
 		return o, err
 	}
 	if f.NArg() > 0 {
@@ -265,7 +261,7 @@ func someName() string {
 var ofPairs = strings.Fields(`listen peer name host cert key ca peer-name insecure journal overlay interval min-interval
 	continuous late-resume beat lost-after checkpoint-timeout term arbiter arbiter-command start save resume lazy qmp http http-control`)
 
-// ofPairsOnly are those of ofPairs that mean nothing to a guest that moves.
+// ofPairsOnly are the flags of ofPairs that mean nothing to a guest that moves.
 var ofPairsOnly = strings.Fields(`journal overlay interval min-interval continuous late-resume beat lost-after
 	checkpoint-timeout term arbiter arbiter-command start save resume lazy qmp http http-control host`)
 

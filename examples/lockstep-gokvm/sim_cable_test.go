@@ -25,8 +25,8 @@ func (c *simCable) Close() error {
 
 func (p *process) VNetHdrLen() int { return p.vnet }
 
-// WritePacket is what the guest says to the world's client. What the hypervisor says
-// of it is no frame of the guest's.
+// WritePacket carries a frame of the guest to the client of the world. One that the hypervisor
+// sends for the guest is not counted as said by it.
 func (p *process) WritePacket(b []byte) error {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()

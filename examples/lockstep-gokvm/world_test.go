@@ -35,7 +35,7 @@ type process struct {
 	signals map[os.Signal]chan<- os.Signal // that it wants to hear of
 }
 
-// Write is what the process says.
+// Write takes what the process prints.
 func (p *process) Write(b []byte) (int, error) {
 	p.w.mu.Lock()
 	defer p.w.mu.Unlock()

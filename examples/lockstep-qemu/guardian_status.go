@@ -9,7 +9,7 @@ import (
 	"github.com/gocolo/lockstep/colo/standby"
 )
 
-// guardianStatus is what "lockstep-qemu status" prints of a guardian.
+// guardianStatus is printed by "lockstep-qemu status" of a guardian.
 type guardianStatus struct {
 	State      string `json:"state"`
 	Why        string `json:"why"`

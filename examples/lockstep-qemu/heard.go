@@ -12,9 +12,8 @@ import (
 	"github.com/gocolo/lockstep/colo/standby"
 )
 
-// promise is for how long a standby that follows, and has just answered its
-// guardian, does not ask the arbiter: so long a primary's guest runs on while the
-// arbiter is down.
+// promise is the time for which a standby that follows, and has just answered its guardian, does
+// not ask the arbiter: so long the guest of a primary runs on while the arbiter is down.
 const promise = 5 * time.Second
 
 // heard keeps what a standby has heard about the primary's guest from outside the session:
@@ -249,7 +248,7 @@ func (h *heard) hear(m standby.ControlMessage) {
 	}
 }
 
-// beat is what a guardian is answered. h.mu is held.
+// beat returns the answer to a beat of a guardian. h.mu is held.
 func (h *heard) beat() standby.ControlMessage {
 	m := standby.ControlMessage{Say: standby.SaidBeat, Generation: max(h.generation, h.next), Ready: h.ready}
 	if h.epoch != nil {

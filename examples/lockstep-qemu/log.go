@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// logLevel is what -log says: the least level of a record that is written.
+// logLevel is the flag -log: the least level of a record that is written.
 type logLevel struct {
 	on bool
 	slog.Level

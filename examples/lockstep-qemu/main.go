@@ -8,7 +8,7 @@
 // operator.go orders. relay.go passes it on to further
 // secondaries: follower.go is one of them, relay_barrier.go waits for them, promote.go
 // lets one go on. check.go (commandline.go and domain.go say what a QEMU for the guest is started with) and
-// protect.go (mirror.go for disks) are the primary's, and
+// protect.go (mirror.go for disks) are parts of the primary, and
 // guardian.go stays with it: guardian_watch.go sees what becomes of the guest, guardian_protect.go
 // protects it again, guardian_rescue.go has it run on alone, guardian_still.go keeps it stopped, guardian_generation.go
 // asks whose it is, guardian_control.go talks to the standby, guardian_end.go tells of its end. output.go holds what it
@@ -17,12 +17,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
 	"github.com/gocolo/lockstep/examples/internal/output"
@@ -109,22 +107,16 @@ func run(ctx context.Context, args []string, t terminal) int {
 		c = drillCommand // it calls run itself
 	}
 	if c == nil {
-		fmt.Fprintf(t.err, "lockstep-qemu: no command %q (-h explains)\n", args[0])
-		return exitUsage
+		return usage.Tell(t.err, "lockstep-qemu", fmt.Errorf("no command %q", args[0]))
 	}
 	return c(ctx, args[1:], t)
 }
 
 // parse reads a command's flags; done means that the command ends with status.
 func parse(f *flag.FlagSet, about string, args []string, t terminal, rest bool) (status int, done bool) {
-	f.SetOutput(io.Discard)
-	err := f.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		usage.Print(t.out, about+"\n", f)
-		return exitOK, true
-	case err == nil && f.NArg() > 0 && !rest:
-		err = fmt.Errorf("what is %q?", f.Arg(0))
+	err := usage.Parse(f, about+"\n", args, t.out)
+	if err == nil && f.NArg() > 0 && !rest {
+		err = fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
 	if err != nil {
 		return t.wrong(f.Name(), err), true
@@ -134,6 +126,5 @@ func parse(f *flag.FlagSet, about string, args []string, t terminal, rest bool) 
 
 // wrong says what is wrong with the arguments.
 func (t terminal) wrong(command string, err error) int {
-	fmt.Fprintf(t.err, "lockstep-qemu %s: %s (-h explains)\n", command, strings.TrimSpace(err.Error()))
-	return exitUsage
+	return usage.Tell(t.err, "lockstep-qemu "+command, err)
 }

@@ -103,7 +103,7 @@ func (o *protectOptions) mirror(ctx context.Context, m *qmp.Client, p *printer) 
 	}
 }
 
-// maxPaused is for how long a job may be paused: QEMU itself does that for a moment.
+// maxPaused bounds the time for which a job may be paused: QEMU itself pauses one for a moment.
 const maxPaused = time.Second
 
 // whole refuses copies that may lack something that the guest has written: those
@@ -142,7 +142,7 @@ func (o *protectOptions) whole(ctx context.Context, m *qmp.Client, paused *time.
 	return nil
 }
 
-// blockJob is what query-block-jobs says.
+// blockJob is an element of the answer to query-block-jobs.
 type blockJob struct {
 	Device      string
 	Ready       bool
@@ -264,8 +264,8 @@ func (o *protectOptions) hasLeft(ctx context.Context, m *qmp.Client) {
 	}
 }
 
-// leavingCOLO is for how long a QEMU may take to leave COLO before its disks' jobs
-// are ended all the same.
+// leavingCOLO bounds the time in which a QEMU leaves COLO. After it the jobs of its disks are
+// ended all the same.
 const leavingCOLO = 2 * time.Second
 
 // unmirror ends what mirror has begun, as far as it has come.

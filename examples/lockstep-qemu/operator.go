@@ -20,8 +20,8 @@ import (
 	"github.com/gocolo/lockstep/event/qmp"
 )
 
-// order is what an operator wants of a running process, a line of JSON over a
-// socket in its -state directory.
+// order asks a running process to do something for an operator: a line of JSON over a socket in
+// its -state directory.
 type order struct {
 	Do    string   `json:"do"`              // promote, rehearse, status
 	State string   `json:"state,omitempty"` // a -state to use in place of the standby's
@@ -171,7 +171,7 @@ func promoteCommand(ctx context.Context, args []string, t terminal) int {
 		return status
 	}
 	if len(f.Args()) > 0 && !slices.Contains(args, "--") {
-		return t.wrong("promote", fmt.Errorf("what is %q? (the QEMU comes after --)", f.Arg(0)))
+		return t.wrong("promote", fmt.Errorf("unexpected argument %q (the QEMU comes after --)", f.Arg(0)))
 	}
 	if *dir == "" {
 		*dir = *state

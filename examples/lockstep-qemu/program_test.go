@@ -99,7 +99,7 @@ func (p *program) output() string {
 	return p.out.String()
 }
 
-// errors is what it has said to stderr.
+// errors returns what the program has printed to stderr.
 func (p *program) errors() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -177,7 +177,7 @@ func (p *program) ends(status int) {
 	}
 }
 
-// summary is what the last JSON line says.
+// summary decodes the last JSON line.
 func (p *program) summary() (s struct {
 	Status int
 	Epoch  uint64

@@ -126,7 +126,7 @@ func (r *reception) look(ctx context.Context, raw net.Conn) {
 	}
 }
 
-// magic is what a migration begins with.
+// magic begins a migration.
 var magic = []byte("QEVM")
 
 // begins waits for the beginning of a migration, up to the name of the first section: a

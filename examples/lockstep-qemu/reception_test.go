@@ -16,7 +16,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// migrationBeginning is what a QEMU sends first, up to the header of its first
+// migrationBeginning returns the first bytes of a migration, up to the header of its first
 // section.
 func migrationBeginning(machine string) []byte {
 	var b bytes.Buffer
@@ -30,7 +30,7 @@ func migrationBeginning(machine string) []byte {
 	return b.Bytes()
 }
 
-// taken is what acceptPrimary has come to.
+// taken has the results of acceptPrimary.
 type taken struct {
 	conn *watched
 	err  error

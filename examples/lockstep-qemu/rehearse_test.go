@@ -13,7 +13,7 @@ import (
 	"github.com/gocolo/lockstep/internal/qemutest"
 )
 
-// rehearsal is what a standby says of the n-th.
+// rehearsal decodes the report of a standby on its n-th rehearsal.
 func (p *program) rehearsal(n int) (r struct {
 	Fits  bool
 	Error string

@@ -55,7 +55,7 @@ func relayCommand(ctx context.Context, args []string, t terminal) int {
 		return status
 	}
 	if o.qemu = f.Args(); len(o.qemu) > 0 && !slices.Contains(args, "--") {
-		return t.wrong("relay", fmt.Errorf("what is %q? (the QEMU comes after --)", o.qemu[0]))
+		return t.wrong("relay", fmt.Errorf("unexpected argument %q (the QEMU comes after --)", o.qemu[0]))
 	}
 	if err := o.check(); err != nil {
 		return t.wrong("relay", err)

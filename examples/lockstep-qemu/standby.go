@@ -33,7 +33,7 @@ func standbyCommand(ctx context.Context, args []string, t terminal) int {
 		return status
 	}
 	if o.qemu = f.Args(); len(o.qemu) > 0 && !slices.Contains(args, "--") {
-		return t.wrong("standby", fmt.Errorf("what is %q? (the QEMU comes after --)", o.qemu[0]))
+		return t.wrong("standby", fmt.Errorf("unexpected argument %q (the QEMU comes after --)", o.qemu[0]))
 	}
 	if err := o.check(); err != nil {
 		return t.wrong("standby", err)
@@ -287,7 +287,7 @@ func (s *standbyRun) standing() standbyStatus {
 	return st
 }
 
-// standbyStatus is what "lockstep-qemu status" prints of a standby.
+// standbyStatus is printed by "lockstep-qemu status" of a standby.
 type standbyStatus struct {
 	Listen     string  `json:"listen"`
 	Ready      bool    `json:"waiting"`        // a primary can connect

@@ -27,7 +27,7 @@ func testNIC(out sender, frame []byte) *nic {
 	return &nic{out: out, in: newInputs(1), mem: append(mem, frame...), ports: make([]port, 1), pausing: make(chan struct{})}
 }
 
-// status is what the guest reads from PortStatus.
+// status reads PortStatus, as the guest does.
 func status(t *testing.T, n *nic) byte {
 	t.Helper()
 	io := &kvm.IO{In: true, Port: guest.PortStatus, Size: 1, Count: 1, Data: []byte{0xff}}

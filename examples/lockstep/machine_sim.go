@@ -65,8 +65,7 @@ func (m *simMachine) Register(reg *vmstate.Registry) error {
 
 func (m *simMachine) Deliver(packet []byte) error { return m.nic.in.deliver(packet) }
 
-// output is what a vCPU does with the frame of its round: the answers to its
-// input go first.
+// output sends the frame of a round; the answers to the input of the vCPU go first.
 func (m *simMachine) output(frame []byte) error {
 	f, err := guest.ParseFrame(frame)
 	if err != nil {

@@ -27,12 +27,10 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
-	"strings"
 	"syscall"
 
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
@@ -40,6 +38,7 @@ import (
 	"github.com/gocolo/lockstep/internal/killpoint"
 	"github.com/gocolo/lockstep/internal/statusline"
 	"github.com/gocolo/lockstep/internal/trial"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 func main() {
@@ -60,12 +59,8 @@ func main() {
 // lockstep is the program; it returns its exit status.
 func lockstep(ctx context.Context, args []string, stdout, stderr io.Writer, terminal bool) int {
 	o, err := parseOptions(args, stdout)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return 0
-	case err != nil:
-		fmt.Fprintf(stderr, "lockstep: %s (-h explains)\n", strings.TrimSpace(err.Error()))
-		return 2
+	if err != nil {
+		return usage.Tell(stderr, "lockstep", err)
 	}
 	backend, why, err := chooseBackend(o.backend)
 	if err != nil {

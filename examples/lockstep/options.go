@@ -109,13 +109,12 @@ const (
 	maxDisk     = 256 << 20
 )
 
-// parseOptions reads the command line. Usage goes to help when it is asked for
-// (flag.ErrHelp); any other error is one line for the user.
+// parseOptions reads the command line. Help is printed where it is asked for (flag.ErrHelp);
+// any other error says what is wrong.
 func parseOptions(args []string, help io.Writer) (options, error) {
 	var o options
 	mem, disk := size.Bytes(16<<20), size.Bytes(0)
 	f := flag.NewFlagSet("lockstep", flag.ContinueOnError)
-	f.SetOutput(io.Discard)
 	f.StringVar(&o.backend, "backend", "auto", "`where` the guest runs: auto, kvm or sim (a guest in Go)")
 	f.StringVar(&o.Mode, "mode", trial.ModeCOLO, "`when` output leaves: colo (when both guests have said the same, or at a checkpoint; a flow that never agrees with the checkpoints only), compare (the same, but no flow is given up) or continuous (at a checkpoint; the secondary's guest stands still until it takes over)")
 	f.IntVar(&o.VCPUs, "vcpus", 1, "`number` of the guest's vCPUs")
@@ -148,10 +147,7 @@ func parseOptions(args []string, help io.Writer) (options, error) {
 	f.IntVar(&o.Keep, "keep", 0, "`checkpoints` in turn before which a page is written to stay writable, which saves the guest a fault for each; 1 where faults are dear, to 7; 0: 4; -1: no page does")
 	f.BoolVar(&o.VerifyDirty, "verify-dirty", false, "compare the dirty log of each side with what the kernel saw written (userfaultfd, Linux 6.7), and fail with the pages that it lacks")
 	f.Uint64Var(&o.Seed, "seed", 0, "`number` that random choices start from; 0: a new one, printed")
-	if err := f.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			usage.Print(help, about, f)
-		}
+	if err := usage.Parse(f, about, args, help); err != nil {
 		return o, err
 	}
 	o.Mem, o.Disk = uint64(mem), uint64(disk)

@@ -55,8 +55,8 @@ func pageOf(t *testing.T, page, side string) string {
 	return s.State
 }
 
-// aloneConfig is that of host a, which has the guest and finds nobody to protect it. Its client
-// is not interested.
+// aloneConfig returns the configuration of host a, which has the guest and finds nobody to
+// protect it. What the guest says is read and dropped.
 func aloneConfig(t *testing.T) trial.SideConfig {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")

@@ -20,7 +20,7 @@ func (s *sent) note(packet []byte) {
 	}
 }
 
-// runsOn is for how long a guest that is to stop runs on to send what it remembers.
+// runsOn is the time for which a guest that is to stop runs on to send what it remembers.
 const runsOn = time.Millisecond
 
 // pauseSettled pauses the guest in a moment in which the frames of all rounds that it

@@ -8,8 +8,8 @@ import (
 )
 
 // Two guests that were captured on their own have numbers of their own on every
-// connection, and so had the clients that talked to them. Here the secondary's
-// packets get the numbers of the primary's: the first pass over both captures
+// connection, and so had the clients that talked to them. Here the packets of
+// the secondary get the numbers of the primary: the first pass over both captures
 // learns with which numbers each connection begins, and the second one translates.
 
 // A beginning is how a connection begins in one capture, as the guest's SYN or
@@ -85,8 +85,8 @@ func (n *numbering) conn(k packet.Key, h packet.TCP, at time.Time) (b *beginning
 	return b, i
 }
 
-// A difference is what has to be added to the numbers of the secondary's connection to
-// get those of the primary's.
+// A difference is added to the numbers of a connection of the secondary to get those of the
+// primary.
 type difference struct{ seq, ack, val, echo uint32 }
 
 // difference returns that of the i-th connection of a flow, ok if it is known: the

@@ -23,7 +23,7 @@ type span struct {
 	data []byte
 }
 
-// A memory is what a capture has of the streams.
+// A memory has the parts of the streams that a capture holds.
 type memory struct {
 	spans map[place][]span
 	bytes int

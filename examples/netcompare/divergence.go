@@ -9,13 +9,12 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A history is what each side has said of late, by flow: what a divergence is looked
-// up in.
+// A history keeps what each side has said of late, by flow. A divergence is looked up in it.
 type history struct {
 	flows map[packet.Key]*[2][]piece
 }
 
-// A piece is what one packet carried: a part of a stream, or a packet's payload.
+// A piece is the content of one packet: a part of a stream, or a payload.
 type piece struct {
 	n     int // the packet's, in its capture
 	tcp   bool

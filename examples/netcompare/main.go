@@ -61,11 +61,10 @@ func statusOf(err error, interrupted int) int {
 		return interrupted
 	case errors.Is(err, errDiverged), errors.Is(err, errFailed):
 		return 1
-	case errors.Is(err, errUsage):
-		fmt.Fprintln(os.Stderr, "netcompare:", err, "(-h explains)")
-	default:
-		fmt.Fprintln(os.Stderr, "netcompare:", err)
+	case errors.Is(err, usage.ErrWrong):
+		return usage.Tell(os.Stderr, "netcompare", err)
 	}
+	fmt.Fprintln(os.Stderr, "netcompare:", err)
 	return 2
 }
 
@@ -81,9 +80,6 @@ command line or what cannot be read.
 
 `
 
-// errUsage means that the command line is wrong.
-var errUsage = errors.New("bad command line")
-
 // These are for an exit status, after the output has said it all.
 var (
 	errFailed   = errors.New("failed")
@@ -93,7 +89,6 @@ var (
 // run is the command; it writes its progress to progress, a terminal.
 func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	flags := flag.NewFlagSet("netcompare", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // one line says what is wrong
 	strict := flags.Bool("strict", false, "do what QEMU 7.2 does")
 	asJSON := flags.Bool("json", false, "print one JSON object a line")
 	vectors := flags.String("vectors", "", "run the cases of a `file` for the comparison")
@@ -110,12 +105,8 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	})
 	wait := flags.Bool("listen", false, "wait for connections in the place of making them")
 	vnet := flags.Bool("vnet", false, "streams have the length of a virtio-net header with each frame")
-	switch err := flags.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		usage.Print(out, about, flags)
+	if err := usage.Parse(flags, about, args, out); err != nil {
 		return err
-	case err != nil:
-		return fmt.Errorf("%w: %w", errUsage, err)
 	}
 	switch {
 	case *vectors != "":
@@ -123,7 +114,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	case *rewriter != "":
 		return runCases(out, *rewriter, *strict, rewriterCase)
 	case flags.NArg() != 2:
-		return fmt.Errorf("%w: two captures or streams are needed", errUsage)
+		return usage.Wrong("two captures or streams are needed")
 	}
 	r := &replay{
 		engine: compare.NewEngine(compare.Config{

@@ -20,9 +20,6 @@ Exit status: 0, 1 if something failed or the guest cannot go on here, 2 for a ba
 
 `
 
-// errUsage means that the command line is wrong.
-var errUsage = errors.New("bad command line")
-
 // ofOneHost reports whether there is a flag that the demonstration does not have.
 func ofOneHost(args []string) bool {
 	for _, a := range args {
@@ -39,21 +36,18 @@ func modeFlag(f *flag.FlagSet) *string {
 	return f.String("mode", "continuous", "how the guest's lines leave: all with checkpoints (continuous), or when both guests have said them (compare)")
 }
 
-// parse reads a command line. For -h it prints the usage, and returns flag.ErrHelp.
+// parse reads a command line. Help is printed where it is asked for (flag.ErrHelp); any other
+// error is usage.ErrWrong and says what is wrong.
 func parse(f *flag.FlagSet, args []string, stdout io.Writer) error {
-	f.SetOutput(io.Discard) // main says what is wrong, in one line
-	switch err := f.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		usage.Print(stdout, about, f)
+	if err := usage.Parse(f, about, args, stdout); err != nil {
 		return err
-	case err != nil:
-		return fmt.Errorf("%w: %w", errUsage, err)
-	case f.NArg() > 0:
-		return fmt.Errorf("%w: what is %q?", errUsage, f.Arg(0))
+	}
+	if f.NArg() > 0 {
+		return usage.Wrong("unexpected argument %q", f.Arg(0))
 	}
 	for _, name := range []string{"host", "listen", "dial"} {
 		if needed := f.Lookup(name); needed != nil && needed.Value.String() == "" {
-			return fmt.Errorf("%w: -%s is missing", errUsage, name)
+			return usage.Wrong("-%s is missing", name)
 		}
 	}
 	return nil
@@ -65,9 +59,8 @@ func statusOf(err error, service bool) int {
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp), service && errors.Is(err, context.Canceled):
 		return 0
-	case errors.Is(err, errUsage):
-		fmt.Fprintf(os.Stderr, "protected: %v (-h explains)\n", err)
-		return 2
+	case errors.Is(err, usage.ErrWrong):
+		return usage.Tell(os.Stderr, "protected", err)
 	}
 	fmt.Fprintln(os.Stderr, "protected:", err)
 	return 1

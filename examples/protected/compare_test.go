@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/internal/mapping"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 // Both hosts, in this process: the client hears each line once or again, from one
@@ -137,7 +138,7 @@ func TestCommandLinesAreOfOneHostOrOfBoth(t *testing.T) {
 	if err := demo(t.Context(), []string{"-mode", "what"}, io.Discard, io.Discard); err == nil {
 		t.Error("an unknown mode is accepted")
 	}
-	if err := host(t.Context(), []string{"-term", "1s"}, io.Discard, io.Discard); !errors.Is(err, errUsage) {
+	if err := host(t.Context(), []string{"-term", "1s"}, io.Discard, io.Discard); !errors.Is(err, usage.ErrWrong) {
 		t.Errorf("one host without -host: %v", err)
 	}
 }

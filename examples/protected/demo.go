@@ -18,6 +18,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 // A client reads the lines of both hosts and knows what a guest would have said.
@@ -259,7 +261,7 @@ func demo(ctx context.Context, args []string, stdout, _ io.Writer) error {
 		return err
 	}
 	if *mode != "continuous" && *mode != "compare" {
-		return fmt.Errorf("%w: no mode %q", errUsage, *mode)
+		return usage.Wrong("-mode %s: want continuous or compare", *mode)
 	}
 	return play(ctx, stdout, *secure, *mode)
 }

@@ -24,7 +24,6 @@ package main
 import (
 	"context"
 	"flag"
-	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -39,6 +38,7 @@ import (
 	"github.com/gocolo/lockstep/examples/internal/interrupt"
 	"github.com/gocolo/lockstep/examples/internal/output"
 	"github.com/gocolo/lockstep/failover/sharedfile"
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 func main() {
@@ -103,7 +103,7 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		cfg.Network, cfg.CheckpointDelay = []protect.Network{nic}, time.Second
 		group.Go(func() { report(ctx, nic, cfg.Logger) })
 	default:
-		return fmt.Errorf("%w: no mode %q", errUsage, *mode)
+		return usage.Wrong("-mode %s: want continuous or compare", *mode)
 	}
 	if *cert != "" {
 		if cfg.Peer.TLS, err = protect.LoadTLS(*cert, *key, *ca); err != nil {

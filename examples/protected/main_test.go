@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/gocolo/lockstep/internal/usage"
 )
 
 // The demonstration starts this program again, for each host.
@@ -103,7 +105,7 @@ func TestOnlyADemonstrationFailsWhenItIsEnded(t *testing.T) {
 		err     error
 		service bool
 		want    int
-	}{{nil, false, 0}, {nil, true, 0}, {ended, false, 1}, {ended, true, 0}, {errUsage, true, 2}, {os.ErrNotExist, true, 1}} {
+	}{{nil, false, 0}, {nil, true, 0}, {ended, false, 1}, {ended, true, 0}, {usage.ErrWrong, true, 2}, {os.ErrNotExist, true, 1}} {
 		if got := statusOf(x.err, x.service); got != x.want {
 			t.Errorf("%v, a service: %v: status %d, want %d", x.err, x.service, got, x.want)
 		}
@@ -115,7 +117,7 @@ func TestAHostNeedsItsAddresses(t *testing.T) {
 		"-host a": "-listen is missing", "-host a -listen :0": "-dial is missing", "-listen :0 -dial :0": "-host is missing",
 	} {
 		err := host(t.Context(), strings.Fields(args), io.Discard, io.Discard)
-		if !errors.Is(err, errUsage) || !strings.Contains(err.Error(), want) {
+		if !errors.Is(err, usage.ErrWrong) || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", args, err, want)
 		}
 	}

@@ -18,7 +18,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// maxResident is what the program may take, whatever it is given, in bytes.
+// maxResident bounds the resident memory of the program, whatever it is given, in bytes.
 const maxResident = 200 << 20
 
 // A hostile input, written to a file.

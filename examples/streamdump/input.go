@@ -153,7 +153,7 @@ const (
 
 var libvirtKinds = []string{"raw", "gzip", "bzip2", "xz", "lzop", "zstd", "sparse"}
 
-// libvirt is what is before the stream in an image of libvirt.
+// libvirt is the header of an image of libvirt, before the stream.
 type libvirt struct {
 	Version    uint32 `json:"version"`
 	Running    bool   `json:"was-running"`

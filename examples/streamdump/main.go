@@ -91,7 +91,6 @@ func (r *repeated) Set(s string) error { *r = append(*r, s); return nil }
 func parseOptions(args []string, out io.Writer) (options, error) {
 	var o options
 	f := flag.NewFlagSet("streamdump", flag.ContinueOnError)
-	f.SetOutput(io.Discard)
 	f.BoolVar(&o.json, "json", false, "print one JSON object per record, and a summary at the end")
 	f.BoolVar(&o.colo, "colo", false, "go on with the checkpoints of a COLO connection")
 	f.BoolVar(&o.fields, "fields", false, "print the fields of devices and commands too")
@@ -104,13 +103,10 @@ func parseOptions(args []string, out io.Writer) (options, error) {
 	f.BoolVar(&o.diff, "diff", false, "compare two streams, A and B")
 	f.StringVar(&o.against, "against", "", "would the destination that has written the stream `B` load FILE?")
 	f.StringVar(&o.show, "d", "", "print only one thing: `desc`, the description as JSON, or xml, that of a libvirt image")
-	err := f.Parse(args)
+	if err := usage.Parse(f, about, args, out); err != nil {
+		return o, err
+	}
 	switch {
-	case errors.Is(err, flag.ErrHelp):
-		usage.Print(out, about, f)
-		return o, err
-	case err != nil:
-		return o, err
 	case o.diff && f.NArg() != 2:
 		return o, errors.New("-diff wants two files, A and B")
 	case !o.diff && f.NArg() != 1:
@@ -136,12 +132,8 @@ func parseOptions(args []string, out io.Writer) (options, error) {
 // streamdump is the program; it returns its exit status.
 func streamdump(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	o, err := parseOptions(args, stdout)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		return 0
-	case err != nil:
-		fmt.Fprintf(stderr, "streamdump: %s (-h explains)\n", strings.TrimSpace(err.Error()))
-		return 2
+	if err != nil {
+		return usage.Tell(stderr, "streamdump", err)
 	}
 	if o.diff || o.against != "" {
 		return compare(o, stdin, stdout, stderr)

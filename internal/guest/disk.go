@@ -89,7 +89,7 @@ func blockWord(i, n, y uint64) uint64 {
 // that it never wrote.
 func SectorRound(sector []byte) uint64 { return binary.LittleEndian.Uint64(sector) }
 
-// Write is what a guest asks its disk for.
+// Write is a request of a guest to its disk.
 type Write struct {
 	Off   int64  // in bytes
 	Data  []byte // a view of the guest's memory, or of the Model's; valid until it goes on

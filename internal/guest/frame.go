@@ -76,7 +76,7 @@ func checksum(p []byte) uint16 {
 	return ^uint16(sum)
 }
 
-// Frame is what a frame tells of a round.
+// Frame is the content of a frame: the report of one round.
 type Frame struct {
 	VCPU int
 	N, H uint64

@@ -31,7 +31,7 @@ func putReplyTemplate(buffer []byte, vcpu int) {
 	putHeaders(buffer[lengthSize:bufferSize], ReplyPort+vcpu, ReplyDestPort, replyMagic, vcpu)
 }
 
-// Input is what a client tells a vCPU: word v, number m, counted from 1.
+// Input is a word that a client sends to a vCPU: word v, number m, counted from 1.
 type Input struct {
 	VCPU int
 	M, V uint64

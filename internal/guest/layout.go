@@ -21,7 +21,7 @@ const (
 	DataBase    = 0x19000 // what each vCPU writes to its disk, a page each
 	RingBase    = 1 << 20 // one ring per vCPU; the working sets follow the rings
 
-	// lowMemory is what every guest has: all that is below the rings.
+	// lowMemory is the size of the part that every guest has: all that is below the rings.
 	lowMemory = DataBase + MaxVCPUs*PageSize
 )
 
@@ -251,7 +251,7 @@ func loadTSS(mem []byte) {
 	binary.LittleEndian.PutUint16(tss[tssMapField:], tssSize)
 }
 
-// Entry is what a vCPU's ring says of one round.
+// Entry is the entry of one round in the ring of a vCPU.
 type Entry struct{ N, H uint64 }
 
 // A ring is the ring of a vCPU, as its state page describes it.

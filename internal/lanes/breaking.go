@@ -6,7 +6,7 @@ import (
 	"sync"
 )
 
-// breaking is what ends all lanes at once.
+// breaking ends all lanes at once.
 type breaking struct {
 	conns  []io.Closer
 	fail   func(error)

@@ -84,7 +84,7 @@ func TestPagesArePlacedWithinASectionOnly(t *testing.T) {
 	})
 }
 
-// lane is what one lane brings, and then nothing.
+// lane returns the bytes of one lane, after which nothing comes.
 func lane(t testing.TB, fn func(w *qemufile.Writer)) []byte {
 	t.Helper()
 	var b bytes.Buffer

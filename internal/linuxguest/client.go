@@ -32,7 +32,7 @@ type Client struct {
 	delays []time.Duration // from asking for a chunk to having all of it
 }
 
-// Progress is what a Client has seen.
+// Progress has what a Client has seen so far.
 type Progress struct {
 	Record job.Record // the last record that came
 	Chunks uint64     // that were right

@@ -31,7 +31,7 @@ const (
 	chunksEach  = 20
 )
 
-// guestArgs are those of the guest's kernel.
+// guestArgs is the command line of the kernel of a guest.
 const guestArgs = "console=ttyS0 quiet panic=-1 nokaslr cryptomgr.notests ipv6.disable=1 rdinit=/init"
 
 // network is the part of a role that connects the guest's TAP interface, by a

@@ -94,7 +94,7 @@ umount /mnt && echo "guest: unmounted"
 poweroff -f
 `
 
-// echoInit is that of a guest without devices, which answers one line.
+// echoInit is the init of a guest without devices, which answers one line.
 const echoInit = common + `
 echo "guest: type"
 read line
@@ -109,7 +109,7 @@ const (
 	bridgeMACs  = "52:54:00:78:00:0"
 )
 
-// machineUp is what a machine says on its console before its role begins.
+// machineUp is printed on the console of a machine before its role begins.
 const machineUp = "machine: up"
 
 // hostInit is the init script of a machine. It leaves the two network cards' names in
@@ -160,7 +160,7 @@ func (k *Kit) archive(name string, init string, modules []string, more func(*Arc
 	return a.Close()
 }
 
-// guestModules is what the guest's disk and network card take.
+// guestModules drive the disk and the network card of a guest.
 var guestModules = []string{"virtio_pci", "virtio_blk", "virtio_net"}
 
 // GuestModules returns the files of the modules that a guest of the adapter's tests may

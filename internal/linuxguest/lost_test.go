@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// seen is what a QEMU 7.2 said of a machine that had stopped in its first minute: its one
-// CPU was halted with its timer's interrupt pending.
+// seen returns what a QEMU 7.2 said of a machine that had stopped in its first minute: its one
+// CPU was halted with the interrupt of its timer pending.
 func seen(t *testing.T) look {
 	t.Helper()
 	var l look

@@ -46,7 +46,7 @@ type Machine struct {
 	pulsing chan struct{} // closed when the pulse has ended, soon after the machine; nil: there is none
 }
 
-// machineArgs are those of the machine's kernel. The emulated time-stamp
+// machineArgs is the command line of the kernel of the machine. The emulated time-stamp
 // counters of two CPUs are not in step, and a kernel that believes them stalls. Its
 // addresses are not randomised, nor are the guests', so that one can be told from
 // another: see spoilt. Its own tests of its ciphers, an eighth of the time of a boot, are

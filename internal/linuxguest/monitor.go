@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// prompt is what QEMU's monitor for people ends each answer with.
+// prompt ends each answer of QEMU's monitor for people.
 const prompt = "(qemu) "
 
 // Ask gives a command to the emulator's monitor, such as one for the state of the CPUs, and

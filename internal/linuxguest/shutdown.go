@@ -13,8 +13,8 @@ import (
 // runs the guest can read its registers, which are the evidence of what caused the fault. So
 // a probe on the kernel's own handler reads them out of the hardware's control block first.
 
-// shutdownFields are what the probe tells, by their names there, and their places in the
-// control block. (AMD APM volume 2, appendix B.)
+// shutdownFields are the fields that the probe prints, by their names there, and their places in
+// the control block. (AMD APM volume 2, appendix B.)
 var shutdownFields = []struct {
 	name string
 	at   int

@@ -36,8 +36,8 @@ var machines = [...]string{"Hardware name: QEMU", "kvm_amd"}
 
 var lockup = regexp.MustCompile(`BUG: soft lockup - CPU#\d+ stuck for \d+s! \[gokvm`)
 
-// A report is what a kernel says in one go, line by line with the time in front, when
-// something is wrong with it.
+// A report is printed by a kernel in one go, line by line with the time in front, when something
+// is wrong with it.
 type report struct {
 	what    string // its first line that says what is wrong
 	machine bool   // the machine's kernel says it, not the guest's
@@ -122,7 +122,7 @@ func fellDown(console string) string {
 	return "the machine was reset under its kernel, without a word"
 }
 
-// lateWatchdog is what a kernel says of a CPU that did not get on for long. A guest says
+// lateWatchdog matches what a kernel prints of a CPU that did not get on for long. A guest says
 // so too if its host gives it no time, as an emulated one does: that is no panic.
 var lateWatchdog = regexp.MustCompile(`BUG: soft lockup - CPU#\d+ stuck for \d+s! \[[^g].*`)
 

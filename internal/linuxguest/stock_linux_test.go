@@ -44,7 +44,7 @@ const heldOutput = `-object iothread,id=hold -chardev socket,id=none,path=/none,
 	`-object filter-redirector,id=take,netdev=n0,queue=rx,outdev=held,status=off ` +
 	`-object colo-compare,id=compare,primary_in=held-in,secondary_in=none,outdev=freed-out,iothread=hold `
 
-// stockRole is that of the machine on which all of it runs, each QEMU with a TAP interface
+// stockRole is the script of the machine on which all of it runs, each QEMU with a TAP interface
 // of its own on the bridge and a disk. Whoever connects to killPort has the primary's QEMU
 // killed, two seconds after its last checkpoint: the next one would be much later.
 var stockRole = `

@@ -150,7 +150,7 @@ func (w *world) must(err error) {
 	}
 }
 
-// standAt is what tells most of where a CPU is, and of what it waits for.
+// standAt matches the lines that tell most about where a CPU is, and what it waits for.
 var standAt = regexp.MustCompile(`(?m)^(RIP=.*HLT=\d|(IRR|ISR)\s+\d.*)`)
 
 // interrupts looks, after a failure, whether the emulator has lost an interrupt of a

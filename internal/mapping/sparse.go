@@ -24,7 +24,7 @@ func NewSparse(size int) ([]byte, error) {
 	return p, nil
 }
 
-// pageSize is that of a guest: what is given back is a number of these.
+// pageSize is the size of a page of a guest: memory is given back in whole pages.
 const pageSize = 4096
 
 // supported returns why there is no sparse memory on a host with pages of size

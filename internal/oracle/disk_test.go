@@ -12,7 +12,8 @@ import (
 
 var smallDisk = guest.Params{VCPUs: 2, Pages: 8, Touch: 2, TSCPerMille: 300, Seed: 7, Disk: 64 << 10, DiskEvery: 3}
 
-// lived is what a guest has left behind after a number of rounds of each vCPU.
+// lived has the frames, the memory and the disk of a guest after a number of rounds of each
+// vCPU.
 type lived struct {
 	frames    [][]byte
 	histories []History

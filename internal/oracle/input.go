@@ -2,7 +2,7 @@ package oracle
 
 import "github.com/gocolo/lockstep/internal/guest"
 
-// told is what the client has told a vCPU, and what that has answered. An answer
+// told keeps what the client has told a vCPU, and what that has answered. An answer
 // is the same whenever it is given: the number of the last input that was taken,
 // and a hash of all of them up to it.
 type told struct {
@@ -11,7 +11,7 @@ type told struct {
 	answered uint64   // the greatest number
 }
 
-// word is what an input says.
+// word returns the word of input m.
 func (t *told) word(m uint64) uint64 { return guest.NextInput(t.seed, m, 0) }
 
 // VCPUs is how many vCPUs the guest has.

@@ -54,7 +54,7 @@ type chain struct {
 	last   uint64                 // the greatest round that has left
 }
 
-// round is what a frame said of its round.
+// round is the report of a frame on its round: a hash and a time stamp.
 type round struct{ h, t uint64 }
 
 // tooEarly bounds how far a frame may be ahead of its predecessors.
@@ -189,7 +189,7 @@ func (o *Oracle) Note(count *uint64, format string, args ...any) {
 	}
 }
 
-// History is what a guest's memory says of a vCPU's last rounds.
+// History has the last rounds of a vCPU, as the memory of a guest holds them.
 type History struct {
 	First   uint64   `json:"first"`   // the oldest round that it still has
 	Hashes  []uint64 `json:"hashes"`  // from First on

@@ -10,7 +10,7 @@ import (
 	"strings"
 )
 
-// Refused is what a browser is told that asked by a name which the page does not have.
+// Refused is the answer to a browser that asked by a name which the page does not have.
 const Refused = "this page has no such name: use its address, or localhost"
 
 // Known reports whether a request, of which host is the Host header, names this host as no

@@ -13,8 +13,8 @@ import (
 	"strings"
 )
 
-// Style is what the picture's classes look like, in light and in dark: for the
-// picture's own style element, or for that of the page that has it inside.
+// Style says how the classes of the picture look, in light and in dark. It is for the style
+// element of the picture, or of the page that has it inside.
 const Style = `.tl{font:12px system-ui,"Helvetica Neue",Arial,sans-serif;--tl-ink:#222;--tl-soft:#5a5a5a;--tl-grid:#ddd;--tl-paper:#fff;--tl-alarm:#c03040;--tl-good:#1a6b28}
 .tl text{fill:var(--tl-ink)}.tl .soft{fill:var(--tl-soft)}.tl .paper{fill:var(--tl-paper)}.tl .alarm{fill:var(--tl-alarm)}.tl .good{fill:var(--tl-good)}
 .tl .grid{stroke:var(--tl-grid)}.tl .tick{stroke:var(--tl-soft)}.tl .name{font-weight:600}.tl .title{font-size:20px;font-weight:600}.tl .end{text-anchor:end}.tl .mid{text-anchor:middle}.tl .small{font-size:9px}

@@ -32,7 +32,7 @@ func ms(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 
 func millis(d time.Duration) string { return fmt.Sprintf("%.2f", ms(d)) }
 
-// A cause is what colour a checkpoint has, and in words why it was made.
+// causes give each checkpoint its colour, and say in words why it was made.
 var causes = []struct {
 	cause event.Cause
 	Key

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// A Sample is what was seen at one moment of a guest that runs.
+// A Sample is an observation of a guest that runs, at one moment.
 type Sample struct {
 	At      time.Time
 	Held    int64         // bytes of output that wait

@@ -7,14 +7,14 @@ import (
 	"github.com/gocolo/lockstep/failover"
 )
 
-// Claim is what a host asks the arbiter.
+// Claim is a request of a host to the arbiter.
 type Claim struct {
 	Generation uint64 `json:"generation"` // the one that the host has held or followed; 0: none
 	Side       string `json:"side"`
 	Note       string `json:"note,omitempty"`
 }
 
-// Answer is what the arbiter says to it.
+// Answer is the answer of the arbiter to a Claim.
 type Answer struct {
 	Granted    bool   `json:"granted"`
 	Generation uint64 `json:"generation,omitempty"` // that the host has from now on

@@ -120,7 +120,7 @@ func announces(frame []byte) bool {
 	return len(frame) >= 14 && frame[12] == 0x80 && frame[13] == 0x35
 }
 
-// seen is what the client knows at some instant.
+// seen has what the client knows at some instant.
 type seen struct {
 	oracle.Verdict
 	last     []uint64 // of each vCPU, the greatest round that has left

@@ -5,9 +5,8 @@
 // The processes are the program's own, started again with SideArgument as their
 // argument. Such a process calls Serve, which reads from standard input what it is
 // to be (SideConfig) and what it is to do (Command), and says on standard output what
-// happens to it (Report), one JSON object per line. What a side is made of, its guest,
-// its session, its network and its disk, is the program's; here is only what looks
-// at it from the outside:
+// happens to it (Report), one JSON object per line. The program makes the parts of a side: its
+// guest, its session, its network and its disk. Here is only what looks at it from the outside:
 //
 //	config.go, address.go     what a run is to do
 //	pair.go                   two hosts, the arbiter that they ask, and all that surrounds them

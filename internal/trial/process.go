@@ -20,7 +20,7 @@ type process struct {
 	stderr tail
 }
 
-// message is what comes from a process: a report, or its end.
+// message comes from a process: a report, or the news that it has ended.
 type message struct {
 	side   string
 	from   *process

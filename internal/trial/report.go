@@ -59,7 +59,7 @@ type SideConfig struct {
 	Missed func(block string, offset uint64) `json:"-"`
 }
 
-// gather is for how long a side's reports gather. Nobody acts on one checkpoint of a thousand
+// gather returns the time for which the reports of a side gather. Nobody acts on one checkpoint of a thousand
 // a second, and to tell of each as it comes is work that both hosts and the parent would have
 // on the CPUs that they share.
 func (s *SideConfig) gather() time.Duration {
@@ -116,7 +116,7 @@ type Switched struct {
 	Error      string `json:"error,omitempty"` // it runs where it ran
 }
 
-// Checkpoint is what the primary tells of a checkpoint that both sides have.
+// Checkpoint is the report of a primary on a checkpoint that both sides have.
 type Checkpoint struct {
 	Epoch       uint64      `json:"epoch"`
 	Cause       event.Cause `json:"cause"`
@@ -146,8 +146,8 @@ func withStopped(list []Checkpoint, c Checkpoint) []Checkpoint {
 	return append(list, c)
 }
 
-// Traffic is what the primary counts of its guest's packets. Latency is how long
-// those were held that left at a match.
+// Traffic has the counters of a primary for the packets of its guest. Latency is the time for
+// which packets were held that left at a match.
 type Traffic struct {
 	Matched      uint64 `json:"matched"`       // left because both guests had said the same
 	AtCheckpoint uint64 `json:"at_checkpoint"` // left because a checkpoint covered them

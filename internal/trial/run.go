@@ -32,7 +32,7 @@ type Run struct {
 	stopped  *Stopped
 }
 
-// Result is what a run has shown so far; it is complete when Do returns.
+// Result collects what a run has shown so far; it is complete when Do returns.
 type Result struct {
 	o       Config
 	backend string
@@ -69,7 +69,7 @@ type Result struct {
 	histories []oracle.History
 }
 
-// failovers are those of a series.
+// failovers returns the times of the failovers of a series.
 func (r *Result) failovers() []time.Duration {
 	var f []time.Duration
 	for _, c := range r.changes {

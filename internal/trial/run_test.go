@@ -63,7 +63,7 @@ func TestAThrottledGuestIsPartOfTheRun(t *testing.T) {
 	}
 }
 
-// told is what a host says of its state.
+// told returns the message by which a host reports its state.
 func told(t *testing.T, host, state string) message {
 	t.Helper()
 	e, err := json.Marshal(event.Record{Event: event.JobStatusChange{State: state, Reason: "because"}})

@@ -8,7 +8,7 @@ import (
 	"io"
 )
 
-// SideArgument is what a run starts its program with to make it one of the sides.
+// SideArgument makes a process that a run starts with it one of the sides.
 const SideArgument = "lockstep-side"
 
 // A Parent is the process that has started this one, as this one sees it.

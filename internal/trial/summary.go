@@ -51,20 +51,20 @@ type Summary struct {
 	*Repeated    // with -repeat
 }
 
-// LateFigures are what runs have in addition whose victim was stopped and woken.
+// LateFigures are added to those of runs whose victim was stopped and woken.
 type LateFigures struct {
 	LateFrames int     `json:"late_frames"`    // that left the victim after it was woken; the survivor has said them too
 	LateWithin float64 `json:"late_within_ms"` // of that, the last one
 }
 
-// DiskFigures are what runs with a disk have in addition.
+// DiskFigures are added to those of runs with a disk.
 type DiskFigures struct {
 	DiskBlocks    uint64 `json:"disk_blocks"`    // writes of the guests
 	DiskLost      uint64 `json:"disk_lost"`      // sectors of the survivors' disks, 512 bytes each, without their last write
 	DiskCorrupted uint64 `json:"disk_corrupted"` // with anything else
 }
 
-// SeriesFigures are what series have in addition.
+// SeriesFigures are added to those of series.
 type SeriesFigures struct {
 	Failovers     int     `json:"failovers"`
 	Switchovers   int     `json:"switchovers"`
@@ -99,7 +99,7 @@ func seriesFigures(runs []*Result) *SeriesFigures {
 	return f
 }
 
-// Repeated is what several runs have in addition.
+// Repeated has the figures of several runs together.
 type Repeated struct {
 	Runs        int     `json:"runs"`
 	Clean       int     `json:"clean"`

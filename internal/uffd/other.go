@@ -4,7 +4,7 @@ package uffd
 
 import "runtime"
 
-// errPlatform is what everything here returns.
+// errPlatform is returned by every function here.
 var errPlatform = &FeatureError{What: "userfaultfd: " + runtime.GOOS + "/" + runtime.GOARCH}
 
 // FD stands for a userfaultfd. There is none on this platform.

@@ -2,7 +2,7 @@ package xbzrle
 
 import "errors"
 
-// ErrCorrupt is what every error of [Decode] matches with errors.Is.
+// ErrCorrupt is matched, with errors.Is, by every error of [Decode].
 var ErrCorrupt = errors.New("xbzrle: corrupt delta")
 
 // corrupt is one way in which a delta can be wrong.

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// sample is what the files in testdata hold: pages of many kinds.
+// sample returns the content of the files in testdata: pages of many kinds.
 func sample() []byte {
 	r := rand.New(rand.NewPCG(1, 2))
 	words := bytes.Fields([]byte("checkpoint vmstate section dirty bitmap stage commit failover relaunch mirror redirector lease generation"))

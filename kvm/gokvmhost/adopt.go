@@ -23,7 +23,7 @@ const (
 	irqDisk = 10
 )
 
-// slotKind is what is in a slot of the PCI bus.
+// slotKind says which device is in a slot of the PCI bus.
 type slotKind int
 
 const (

@@ -12,7 +12,7 @@ import (
 	"github.com/gocolo/lockstep/kvm"
 )
 
-// reading is what the guest's clocks say at one time.
+// reading has the values of the clocks of a guest at one time.
 type reading struct{ n, tsc, mono, real uint64 }
 
 // clocks returns what the guest has said last of its clocks.

@@ -175,7 +175,7 @@ func loadModule(name string) error {
 	return unix.FinitModule(int(f.Fd()), "", 0)
 }
 
-// offloadsTaken is what a guest says whose driver has taken all that eth0 offers.
+// offloadsTaken is said by a guest whose driver has taken all that eth0 offers.
 const offloadsTaken = "guest: eth0 has offloads"
 
 // hasOffloads reports whether the driver of an interface has taken checksums,

@@ -196,7 +196,7 @@ type place struct {
 	done  chan error
 }
 
-// host is what gokvmhost.Host and pc.Machine have in common.
+// host has the methods that gokvmhost.Host and pc.Machine share.
 type host interface {
 	colo.VM
 	Run(context.Context) error

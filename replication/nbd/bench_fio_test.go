@@ -20,7 +20,7 @@ import (
 	"github.com/gocolo/lockstep/replication/nbd"
 )
 
-// fioJobs are what guests do, as fio says it.
+// fioJobs are loads of guests, in the options of fio.
 var fioJobs = []struct {
 	name string
 	args []string
@@ -32,7 +32,7 @@ var fioJobs = []struct {
 	{"fsync8", []string{"--rw=randwrite", "--bs=4k", "--fsync=8"}, false},
 }
 
-// fioRun is what fio has measured.
+// fioRun has the figures of one run of fio.
 type fioRun struct {
 	IOPS     float64 `json:"iops"`
 	Requests int64   `json:"total_ios"`
@@ -115,7 +115,8 @@ type fioCost struct {
 	calls        float64 // system calls of this process that read or write a file or a connection
 }
 
-// spent is what has been used so far, by this process and by those that it has waited for.
+// spent returns the processor time used so far, by this process and by those that it has waited
+// for.
 func spent(b *testing.B) fioCost {
 	var self, others syscall.Rusage
 	must(b, syscall.Getrusage(syscall.RUSAGE_SELF, &self))
@@ -124,7 +125,7 @@ func spent(b *testing.B) fioCost {
 	return fioCost{process: time(self), fio: time(others), calls: ioCalls(b, "syscr") + ioCalls(b, "syscw")}
 }
 
-// since is what each request of a run took, before which so much had been used.
+// since returns the processor time of each request of a run, before which so much had been used.
 func (c fioCost) since(before fioCost, r fioRun) fioCost {
 	n := max(float64(r.Requests), 1)
 	return fioCost{r, (c.process - before.process) / n, (c.fio - before.fio) / n, (c.calls - before.calls) / n}

@@ -55,7 +55,7 @@ func Example() {
 	must(primary.Synchronise(ctx, replication.SyncConfig{Sums: sums}))
 	must(sums.Close())
 
-	// From here on it is the session's, which is handed the disks as a
+	// From here on the session calls it. It is handed the disks as a
 	// replication.Group: epoch 0 begins, and each checkpoint is one.
 	must(primary.Mark(ctx, 0))
 	must(secondary.Start(ctx))

@@ -141,7 +141,7 @@ func (x *hopRig) end() {
 	}
 }
 
-// hopLoad is what a guest does, and what it gets.
+// hopLoad is a load of a guest: the size of its writes, and how often it flushes.
 type hopLoad struct {
 	size  int64
 	flush int // after so many writes of each; 0: never

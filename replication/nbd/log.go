@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// clientLog is what a server logs of one client. Levels are those that
-// ServerConfig.Logger says.
+// clientLog logs what happens to one client of a server, at the levels that
+// ServerConfig.Logger documents.
 type clientLog struct {
 	log     *slog.Logger
 	chosen  bool // the client has chosen an export

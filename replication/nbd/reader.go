@@ -44,7 +44,8 @@ func newReader(conn io.Reader) *reader {
 	return r
 }
 
-// Peek is that of the buffer, which may have grown: what it returned before is no longer valid.
+// Peek returns the next n bytes without taking them. The buffer may grow for it: slices that it
+// returned before are no longer valid.
 func (r *reader) Peek(n int) ([]byte, error) {
 	if (r.src.full || n > r.Size()) && r.Size() < readBuffer {
 		r.grow()

@@ -14,7 +14,7 @@ type clock struct{ seconds uint32 }
 
 func (c *clock) VMState(f *vmstate.Fields) { f.Uint32("seconds", &c.seconds) }
 
-// stream is what a machine with such a clock writes.
+// stream returns the migration stream of a machine with such a clock.
 func stream(c *clock) []byte {
 	var reg vmstate.Registry
 	if err := reg.Register(vmstate.Entry{Name: "clock"}, c); err != nil {

@@ -57,7 +57,7 @@ type State struct {
 	Footers bool
 	// PageSize is the size of the target's pages, in bytes.
 	PageSize int
-	// Devices are those of the FULL sections, each once, in the order in which
+	// Devices are the devices of the FULL sections, each once, in the order in which
 	// they come (last) in the stream.
 	Devices []Device
 	// Live names the live devices, "ram" among them.

@@ -6,7 +6,7 @@ const (
 	// chunkSize is how much captured memory one write passes on at most, and by how
 	// much an arena grows at most, in bytes.
 	chunkSize = 1 << 20
-	// firstChunk is what an arena begins with. It doubles until it grows by chunkSize: of
+	// firstChunk is the size of the first chunk of an arena. It doubles until it grows by chunkSize: of
 	// the guests of a host most are idle, and capture little.
 	firstChunk = 128 << 10
 )

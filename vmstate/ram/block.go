@@ -47,7 +47,7 @@ type Block struct {
 	HostPageSize uint64
 }
 
-// Format is what the block list contains beyond names and lengths. Nothing in
+// Format says what the block list contains beyond names and lengths. Nothing in
 // the RAM section says so: both sides know it from the capabilities of the
 // migration, so it has to be the same on both.
 type Format struct {

@@ -9,7 +9,7 @@ import (
 // CacheConfig says how a [Cache] works; the zero value accepts what QEMU 7.2
 // accepts.
 type CacheConfig struct {
-	// Format is what the block list contains. The peer's has to be the same.
+	// Format says what the block list contains. It has to be the one that the peer uses.
 	Format Format
 
 	// ZeroFillOnly refuses ZERO records with another fill byte than 0, as

@@ -37,7 +37,8 @@ type keeping struct {
 	stats KeepStats
 }
 
-// keptPages is what keeping knows of the pages of one block.
+// keptPages counts, for each page of one block, the checkpoints in turn before which it was
+// written.
 type keptPages struct {
 	counts [3]Bitmap // in three bits for each page
 	known  Bitmap    // pages with a count

@@ -76,8 +76,8 @@ func keepers(t *testing.T, saver SaverConfig, cache CacheConfig) (p, q *keeper, 
 	return p, q, s, c, l
 }
 
-// keptCheckpoint brings the secondary's guest to the state of the primary's, and returns how many
-// pages that took.
+// keptCheckpoint copies the memory of the primary to the secondary, and returns the number of
+// pages that it sent.
 func keptCheckpoint(t *testing.T, s *Saver, c *Cache, l *link) (sent uint64) {
 	t.Helper()
 	tell(t, c, s)

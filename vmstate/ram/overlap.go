@@ -29,7 +29,7 @@ const (
 	overlapAhead = 2048
 )
 
-// overlap is what a Cache has received of an initial synchronisation and not put in place. It
+// overlap holds what a Cache has received of an initial synchronisation and not put in place. It
 // belongs to the goroutine that calls the Cache, but for batch while helper runs.
 type overlap struct {
 	on     bool // pages are being listed; changes only in sections without pages beside the stream

@@ -14,7 +14,7 @@ import "math/bits"
 // Neither can know whether the other is the one that it was with. Whoever drives
 // them does, and tells both, or neither.
 
-// resumption is what a Saver knows of the session before.
+// resumption keeps what a Saver knows of the session before.
 type resumption struct {
 	confirmed bool // sent and dirty are all that the peer lacks
 	asked     bool // Resume was called, and SaveSetup not yet

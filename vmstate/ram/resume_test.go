@@ -104,7 +104,7 @@ func (x *resumer) begin(resume bool) [][]byte {
 	return x.stream(true)
 }
 
-// commit makes what has come the guest's.
+// commit puts what has come into the memory of the guest.
 func (x *resumer) commit() {
 	x.t.Helper()
 	if err := x.c.CheckStaged(); err != nil {

@@ -9,7 +9,7 @@ import (
 
 // SaverConfig says how a [Saver] works; the zero value is right for most hosts.
 type SaverConfig struct {
-	// Format is what the block list contains. The peer's has to be the same.
+	// Format says what the block list contains. It has to be the one that the peer uses.
 	Format Format
 
 	// IterateBytes is about how much one SaveIterate sends; 0 means 4 MiB.
@@ -109,8 +109,8 @@ type Saver struct {
 	keep   keeping
 
 	stats         Stats
-	statsDone     bool  // stats are those of a checkpoint that is complete
-	beforeCapture Stats // what they were without the capture
+	statsDone     bool  // stats count a checkpoint that is complete
+	beforeCapture Stats // stats as they were before the capture
 	logging       bool
 }
 

@@ -35,7 +35,7 @@ func eachAhead(t *testing.T, fn func(t *testing.T, cfg SaverConfig, rest func(*l
 	}
 }
 
-// sendAhead is what a primary does while the guest runs.
+// sendAhead sends pages while the guest runs, as a primary does.
 func sendAhead(t *testing.T, l *link, s *Saver) {
 	t.Helper()
 	s.Pending(true)

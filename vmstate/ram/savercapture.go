@@ -115,7 +115,7 @@ type trial struct {
 	left int              // captures until the dearer way is tried again
 }
 
-// trials are those of captures of one size each, in powers of two: whether helpers pay
+// trials has one trial for each size of a capture, in powers of two: whether helpers pay
 // depends on how much there is to copy while they wake up.
 type trials [17]trial
 

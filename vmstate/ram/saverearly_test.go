@@ -12,7 +12,8 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// sendEarly is what a primary does between two checkpoints, in pieces, and returns how many.
+// sendEarly sends pages between two checkpoints, as a primary does, and returns the number of
+// pieces.
 func sendEarly(t *testing.T, l *link, s *Saver, most int) (pieces int) {
 	t.Helper()
 	for s.Pending(true); s.BeginEarly(most) > 0; pieces++ {
@@ -149,7 +150,7 @@ func TestWhatComesEarlyCountsWithItsCheckpointOnly(t *testing.T) {
 	})
 }
 
-// early is what a primary sends at one time between two checkpoints.
+// early returns the pieces that a primary sends at one time between two checkpoints.
 func (x *resumer) early() (pieces [][]byte) {
 	x.t.Helper()
 	for x.s.Pending(true); x.s.BeginEarly(3*PageSize) > 0 && len(pieces) < 1000; {

@@ -8,8 +8,8 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// longer is a guest of which only part is there until it is told of more, which
-// then is zeros.
+// longer returns a guest with a part of its memory. It has the rest, all zeros, once it is told
+// of it.
 func longer(t testing.TB, used, all int) *guest {
 	t.Helper()
 	b := pages(t, "ram", all)

@@ -5,7 +5,7 @@ import (
 	"math/bits"
 )
 
-// stagedOnly is what a Cache does differently with CacheConfig.StagedOnly. A
+// stagedOnly has the part of a Cache that differs with CacheConfig.StagedOnly. A
 // block's mapping then holds no copy of the primary's memory: each page that is
 // staged stands at its own place in it, and the rest takes no memory.
 //
@@ -32,7 +32,7 @@ type stagedOnly struct {
 	give func([]byte) error // gives memory back to the system
 }
 
-// stagedPages is what a stagedOnly knows of the pages of one block.
+// stagedPages keeps what a stagedOnly knows of the pages of one block.
 type stagedPages struct {
 	held Bitmap // pages of the mapping that have memory
 	keep Bitmap // of them, those of the last checkpoint

@@ -45,7 +45,7 @@ type Verifier struct {
 	on      bool
 }
 
-// verified is what is known of a block.
+// verified keeps what a Verifier knows of one block.
 type verified struct {
 	mem         []byte
 	sums        []uint64 // of each page, at the last pause

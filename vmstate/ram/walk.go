@@ -149,7 +149,7 @@ func (rec *Record) Apply(page []byte) error {
 // memory. One Walker belongs to one connection, whose block context and block
 // list it keeps, and to one goroutine. The zero value is ready.
 type Walker struct {
-	// Format is what the block list contains. It may be changed between
+	// Format says what the block list contains. It may be changed between
 	// sections, as the stream tells.
 	Format Format
 

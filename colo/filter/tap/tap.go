@@ -18,14 +18,14 @@ type Config struct {
 	// Offload says.
 	VNetHdrLen int
 
-	// Offload is what the kernel may leave to the reader of its frames, as a guest has
+	// Offload names the work that the kernel may leave to the reader of its frames, as a guest has
 	// negotiated it. It needs VNetHdrLen. Zero is nothing: then the headers that are
 	// read say nothing, checksums are complete, and no frame is longer than the MTU.
 	Offload Offload
 }
 
-// Offload is what the one who reads frames of an interface takes over
-// (TUNSETOFFLOAD), to be combined. A guest takes it over by the features
+// Offload is a set of bits, one for each kind of work on a frame that the reader of an
+// interface takes over from the kernel (TUNSETOFFLOAD). A guest takes it over by the features
 // VIRTIO_NET_F_GUEST_CSUM, GUEST_TSO4 and so on.
 type Offload uint
 

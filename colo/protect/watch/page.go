@@ -14,7 +14,7 @@ import (
 	"github.com/gocolo/lockstep/internal/rebind"
 )
 
-// A Job is what is watched: a [protect.Job]. The methods are called from the
+// A Job is watched by a page: a [protect.Job]. The methods are called from the
 // goroutines of requests. If it has a method OutputLatency, as a protect.Job does, the page
 // shows how long packets really waited; if not, the longest that each checkpoint can have
 // held output.

@@ -24,7 +24,7 @@ const (
 	totals         = 12  // samples of the packets' latency, in a Span
 )
 
-// A record is what a page remembers of what happened.
+// A record holds the past that a page can show.
 type record struct {
 	checkpoints []timeline.Checkpoint
 	samples     []timeline.Sample

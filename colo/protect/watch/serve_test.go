@@ -27,8 +27,8 @@ func TestABrowserThatWatchesIsLetGoWithThePage(t *testing.T) {
 	}
 }
 
-// A timed is what a server gives a handler to answer by: it notes until when a browser
-// may take no byte.
+// A timed is the ResponseWriter of a server that notes the deadline for writes which a handler
+// sets.
 type timed struct {
 	*httptest.ResponseRecorder
 	until   time.Time

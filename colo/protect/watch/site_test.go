@@ -131,7 +131,7 @@ func (s *site) request(method, path string, body url.Values, header ...string) (
 	return a.StatusCode, string(b), a.Header
 }
 
-// A stream is what a browser hears.
+// A stream reads the events that the page sends to a browser.
 type stream struct {
 	t    *testing.T
 	body io.ReadCloser

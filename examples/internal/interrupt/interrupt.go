@@ -43,7 +43,7 @@ func Notify() (ctx context.Context, status func(own int) int) {
 	}
 }
 
-// received is why a context has ended with a signal.
+// received is the cause of a context that a signal has ended.
 type received struct{ os.Signal }
 
 func (r received) Error() string        { return r.Signal.String() + " signal received" }

@@ -34,9 +34,8 @@ func main() {
 	err := run(context.Background(), os.Args[1:], os.Stdin, os.Stdout)
 	switch {
 	case err == nil, errors.Is(err, flag.ErrHelp):
-	case errors.Is(err, errUsage):
-		fmt.Fprintf(os.Stderr, "lockstep-etcd: %v (-h explains)\n", err)
-		os.Exit(2)
+	case errors.Is(err, usage.ErrWrong):
+		os.Exit(usage.Tell(os.Stderr, "lockstep-etcd", err))
 	default:
 		fmt.Fprintln(os.Stderr, "lockstep-etcd:", err)
 		os.Exit(1)
@@ -52,16 +51,12 @@ Exit status: 0, 1 if something failed, 2 for a bad command line.
 
 `
 
-// errUsage says that the command line is wrong.
-var errUsage = errors.New("bad command line")
-
 // passwordVariable has the password of -user: arguments can be read by everybody.
 const passwordVariable = "LOCKSTEP_ETCD_PASSWORD"
 
 // run is the program.
 func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
 	f := flag.NewFlagSet("lockstep-etcd", flag.ContinueOnError)
-	f.SetOutput(io.Discard) // main says what is wrong, in one line
 	endpoints := f.String("endpoints", "", "`HOST:PORT,...` of the cluster's members, with https:// in front for TLS")
 	key := f.String("key", "", "the `KEY` that has the record, of one guest alone")
 	timeout := f.Duration("timeout", etcd.DefaultTimeout, "`time` for one request to one member; less than the term")
@@ -69,32 +64,30 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 	ca := f.String("cacert", "", "certificates of the authorities that sign the members', a PEM `file`; default the system's")
 	cert := f.String("cert", "", "this host's certificate, a PEM `file`")
 	certKey := f.String("cert-key", "", "its key, a PEM `file`")
-	switch err := f.Parse(args); {
-	case errors.Is(err, flag.ErrHelp):
-		usage.Print(out, about, f)
+	if err := usage.Parse(f, about, args, out); err != nil {
 		return err
-	case err != nil:
-		return fmt.Errorf("%w: %w", errUsage, err)
+	}
+	switch {
 	case f.NArg() > 0:
-		return fmt.Errorf("%w: what is %q?", errUsage, f.Arg(0))
+		return usage.Wrong("unexpected argument %q", f.Arg(0))
 	case *endpoints == "":
-		return fmt.Errorf("%w: -endpoints is needed", errUsage)
+		return usage.Wrong("-endpoints is needed")
 	case *key == "":
-		return fmt.Errorf("%w: -key is needed: it is another one for each guest", errUsage)
+		return usage.Wrong("-key is needed: it is another one for each guest")
 	case *timeout < 10*time.Millisecond:
-		return fmt.Errorf("%w: -timeout %v: want at least 10ms", errUsage, *timeout)
+		return usage.Wrong("-timeout %v: want at least 10ms", *timeout)
 	case (*cert == "") != (*certKey == ""):
-		return fmt.Errorf("%w: -cert and -cert-key belong together", errUsage)
+		return usage.Wrong("-cert and -cert-key belong together")
 	}
 	members := strings.Split(*endpoints, ",")
 	secure := strings.HasPrefix(members[0], "https://")
 	for _, m := range members {
 		if strings.HasPrefix(m, "https://") != secure {
-			return errors.New("-endpoints: all of them have https:// in front, or none: to one without, the password and the record may go in clear")
+			return usage.Wrong("-endpoints: all of them have https:// in front, or none: to one without, the password and the record may go in clear")
 		}
 	}
 	if !secure && (*ca != "" || *cert != "") {
-		return fmt.Errorf("%w: -cacert and -cert are for members that have https:// in front", errUsage)
+		return usage.Wrong("-cacert and -cert are for members that have https:// in front")
 	}
 	var security *tls.Config
 	if secure {

@@ -109,7 +109,7 @@ func work(reports, chunks net.Listener, file string) error {
 	return err
 }
 
-// guest is what the jobs have done so far.
+// guest counts what the jobs have done so far.
 type guest struct {
 	counter, synced, chunks atomic.Uint64
 

@@ -53,8 +53,8 @@ func (*cable) StateFields() []string                   { return nil }
 func (*cable) StateSave(state.Sink)                    {}
 func (*cable) StateLoad(context.Context, state.Source) {}
 
-// A clock is a guest's. A copy's goes on with the time that it is, as that of a guest
-// does whose host sets it right.
+// A clock of a guest tells the real time. In a copy of the guest it does too, as where the host
+// sets the clock right after a copy.
 type clock struct{}
 
 var began = time.Now()
@@ -196,7 +196,8 @@ func answer(seed, i uint64) byte {
 	return byte(x>>56) ^ byte(i)
 }
 
-// step does what can be done now, and reports whether that was anything.
+// step accepts, reads and writes as far as it can without waiting, and reports whether it did
+// anything.
 func (p *program) step() (did bool) {
 	for {
 		ep, q, err := p.listen.Accept(nil)
@@ -438,7 +439,7 @@ func (g *guest) save() ([]byte, error) {
 	return b.Bytes(), err
 }
 
-// become makes a paused guest the copy of what was saved.
+// become loads what was saved into a paused guest.
 func (g *guest) become(saved []byte) error {
 	var i image
 	if _, err := state.Load(context.Background(), bytes.NewReader(saved), &i); err != nil {

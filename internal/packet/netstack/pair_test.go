@@ -128,7 +128,7 @@ type pair struct {
 
 // protect makes a pair of a guest that runs on the host with the port pw, and of a
 // new host. With an Edge before the network of the first, pe, the hosts carry the
-// connections; without, the proxies do, and the first may be a promoted secondary's.
+// connections; without, the proxies do, and was, if it is not nil, is promoted on the first.
 func protect(t *testing.T, ctx context.Context, group *sync.WaitGroup, c *client, g *guest, pw *place, pe *filter.Edge, was *proxy.Secondary, v6 bool) *pair {
 	t.Helper()
 	x := &pair{t: t, ctx: ctx, group: group, pg: g, sg: newGuest(v6, g.gso), pw: pw, sw: c.plug(), pe: pe, wants: make(chan event.Cause, 1)}
@@ -184,7 +184,7 @@ func (x *pair) must(err error) {
 	}
 }
 
-// checkpoint makes the secondary's guest a copy of the primary's.
+// checkpoint copies the guest of the primary to the secondary.
 func (x *pair) checkpoint() {
 	x.t.Helper()
 	x.must(x.p.Pause(x.ctx))
@@ -243,8 +243,8 @@ func (x *pair) takeOver(c *client) {
 	c.moveTo(x.sw)
 }
 
-// patience is for how long a client waits for the next bytes, and not for all of them: how
-// long that takes is the machine's. A test that hangs says where.
+// patience bounds the wait of a client for the next bytes, and not for all of them: that depends
+// on the machine. A test that hangs says where.
 const patience = 2 * time.Minute
 
 var errOther = errors.New("other data")

@@ -134,7 +134,7 @@ func randomFrame(t testing.TB, r *rand.Rand) []byte {
 	return frame
 }
 
-// A theirs is what gopacket sees in a frame, as far as package packet looks.
+// A theirs has what gopacket sees in a frame, as far as package packet looks.
 type theirs struct {
 	kind packet.Kind
 	tags int

@@ -39,8 +39,8 @@ func (m Machine) dsdt() []byte {
 		join([]byte{opScope}, sized(join([]byte("\\_SB_"), []byte{opExt, opDevice}, sized(bus)))))
 }
 
-// busResources is what the bus passes on: bus 0, all ports but the configuration
-// space's own, and the memory between 3 GiB and the interrupt controllers. (ACPI
+// busResources are passed on by the bus: bus 0, all ports but those of the configuration
+// space, and the memory between 3 GiB and the interrupt controllers. (ACPI
 // 4.0, section 6.4.)
 func busResources() []byte {
 	const (

@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// Machine is what the tables describe.
+// Machine is described by the tables.
 type Machine struct {
 	VCPUs     int    // APIC IDs from 0 on
 	PMEvent   uint16 // port of PM1's status and enable registers

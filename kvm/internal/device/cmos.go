@@ -21,7 +21,7 @@ type CMOS struct {
 	saved cmosState
 }
 
-// cmosState is what a CMOS saves: the index that was written last, and the registers.
+// cmosState is saved by a CMOS: the index that was written last, and the registers.
 type cmosState struct {
 	index uint8
 	data  [128]byte

@@ -21,7 +21,8 @@ func newBus() (*PCI, *resetter) {
 	), dev
 }
 
-// resetter is a device of which the test sees only that it is it.
+// resetter is a device that answers every write with ErrReset: a test sees by it that a port
+// leads there.
 type resetter struct{}
 
 func (*resetter) In(_ uint16, p []byte)       { ones(p) }

@@ -45,8 +45,8 @@ type segment struct {
 	n    uint32
 }
 
-// chain is what the driver made available as one: out is what the device reads,
-// in is what it writes. It is valid until the next peek.
+// chain is a chain of descriptors that the driver made available: the device reads out and
+// writes in. It is valid until the next peek.
 type chain struct {
 	head    uint16
 	out, in []segment
@@ -94,7 +94,7 @@ func (q *queue) available() (uint16, error) {
 	return n, nil
 }
 
-// room is what a chain has for the device to write.
+// room is the part of a chain that the device may write.
 type room struct {
 	head uint16
 	n    uint32 // the length of the buffers, bytes

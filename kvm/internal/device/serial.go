@@ -174,7 +174,7 @@ func (s *Serial) Out(off uint16, p []byte) error {
 	return nil
 }
 
-// cause is what the interrupt identification register says.
+// cause returns the value of the interrupt identification register.
 func (s *Serial) cause() uint8 {
 	switch {
 	case s.ier&ierReceive != 0 && s.n > 0:

@@ -140,8 +140,8 @@ func (v *virtio) wait() {
 	v.held--
 }
 
-// reset is what a driver does first. When it returns, the device does not touch
-// the rings any more. mu is held.
+// reset puts the device in the state that a driver begins with. When it returns, the device
+// does not touch the rings any more. mu is held.
 func (v *virtio) reset() {
 	v.wait()
 	v.features, v.selected, v.status, v.isr = 0, 0, 0, 0

@@ -158,7 +158,7 @@ func waysInTurns(b *testing.B, paced bool) {
 	}
 }
 
-// BenchmarkCompress is what compression alone costs.
+// BenchmarkCompress measures the cost of compression alone.
 func BenchmarkCompress(b *testing.B) {
 	const packet = 512 << 10
 	mem := mix(32 << 20) // more than the window, so that nothing is found in it

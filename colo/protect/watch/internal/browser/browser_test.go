@@ -82,7 +82,7 @@ func gone(t *testing.T, dir string) {
 	}
 }
 
-// A tab is what the browser shows: one page at a time.
+// A tab of the browser shows one page at a time.
 type tab struct {
 	t   *testing.T
 	ctx context.Context

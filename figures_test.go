@@ -1,0 +1,81 @@
+package lockstep_test
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/failover"
+)
+
+// What the documents count is counted here.
+
+func TestTheREADMESaysHowManyFaultsOfDisksCanBePlanted(t *testing.T) {
+	f, err := parser.ParseFile(token.NewFileSet(), "replication/mutants_test.go", nil, parser.SkipObjectResolution)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	ast.Inspect(f, func(node ast.Node) bool {
+		if v, ok := node.(*ast.ValueSpec); ok && v.Names[0].Name == "mutants" {
+			n = len(v.Values[0].(*ast.CompositeLit).Elts)
+		}
+		return true
+	})
+	if want := fmt.Sprintf("%d faults can be planted", n); n == 0 || !strings.Contains(read(t, "README.md"), want) {
+		t.Errorf("the README does not say that %s", want)
+	}
+	if !strings.Contains(read(t, "replication/mutation_test.go"), `flag.Int("mutants", 4,`) {
+		t.Error("without -mutants it is not the first four, as the README says, that are planted")
+	}
+}
+
+func TestTheModelRunsAsManySeedsAsTheREADMESays(t *testing.T) {
+	if !strings.Contains(read(t, "README.md"), "20,000 seeds") || !strings.Contains(read(t, ".ci/run"), "${MODEL_SEEDS:-20000}") {
+		t.Error("the README says 20,000 seeds, and .ci/run runs others")
+	}
+}
+
+func TestTheShortestProgramIsAsShortAsTheREADMESays(t *testing.T) {
+	for file, said := range map[string]int{"examples/protected/machine.go": 80, "examples/protected/main.go": 120} {
+		n := 0
+		for line := range strings.Lines(read(t, file)) {
+			if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "//") {
+				n++
+			}
+		}
+		if n < said-10 || n > said+10 {
+			t.Errorf("%s has %d lines of code, and the README says some %d", file, n, said)
+		}
+	}
+	for _, says := range []string{"some 80 lines and some 120 lines more", "some 80 lines, and some 120 that protect it"} {
+		if !strings.Contains(strings.Join(strings.Fields(read(t, "README.md")), " "), says) {
+			t.Errorf("the README does not say %q", says)
+		}
+	}
+}
+
+func TestAHostSeeksTheOtherAsOftenAsOperatorsAreTold(t *testing.T) {
+	first, err1 := constant("colo/protect", "minRedial")
+	then, err2 := constant("colo/protect", "maxRedial")
+	page := strings.Join(strings.Fields(read(t, "docs/operations.md")), " ")
+	if err1 != nil || err2 != nil || first != 20*time.Millisecond || then != time.Second || !strings.Contains(page, "after 20 ms at first, then after twice as long each time, up to a second") {
+		t.Errorf("it seeks after %v (%v) at first and then after up to %v (%v), and the page says otherwise", first, err1, then, err2)
+	}
+}
+
+func TestTheMarginOfAGrantIsThatOfThePage(t *testing.T) {
+	page := strings.Join(strings.Fields(read(t, "docs/operations.md")), " ")
+	if !strings.Contains(page, "a margin of two per cent of the term and a millisecond") {
+		t.Error("docs/operations.md does not say what the margin is")
+	}
+	for _, term := range []time.Duration{failover.MinTerm, time.Second, time.Hour} {
+		if got, want := failover.Margin(term), term*2/100+time.Millisecond; got != want {
+			t.Errorf("of a term of %v the margin is %v, want %v", term, got, want)
+		}
+	}
+}
