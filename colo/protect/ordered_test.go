@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -137,6 +138,38 @@ func TestAHostThatLeavesHasAskedForTheEndItself(t *testing.T) {
 			if exits, _, _ := stays.exits(); len(exits) != 1 || exits[0].Reason != event.ExitError {
 				t.Errorf("the one that stays: %+v", exits)
 			}
+			stays.halt()
+		})
+	}
+}
+
+// The other host ends the session when it hears that this one leaves, and must not have heard so
+// before the session here is told: it would have been lost.
+func TestAHostThatLeavesTellsItsOwnSessionFirst(t *testing.T) {
+	for _, leaver := range []string{"a", "b"} {
+		bubble(t, leaver, func(t *testing.T, w *world) {
+			a, b := w.protected()
+			time.Sleep(300 * time.Millisecond)
+			leaves, stays := a, b
+			if leaver == "b" {
+				leaves, stays = b, a
+			}
+			s, p, heard := leaves.job.session(), stays.job.session().peer, false
+			s.mu.Lock() // whoever tells it waits
+			leaves.stop(errHalt)
+			for range 50000 { // the clock of the bubble stands still, and whoever can goes on
+				runtime.Gosched()
+			}
+			p.get(func() { heard = p.lost })
+			s.mu.Unlock()
+			if heard {
+				t.Error("the other host has heard of it before")
+			}
+			leaves.halt()
+			if exits, _, _ := leaves.exits(); len(exits) != 1 || exits[0].Reason != event.ExitRequest {
+				t.Errorf("the one that leaves: %+v", exits)
+			}
+			stays.is(Alone)
 			stays.halt()
 		})
 	}

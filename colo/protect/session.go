@@ -182,10 +182,13 @@ func (j *Job) over(ctx context.Context, s *session) (State, error) {
 // attend runs a session and all that belongs to it, and returns what its Run
 // returned when all of it has ended.
 func (j *Job) attend(ctx context.Context, s *session) error {
-	with, end := context.WithCancel(ctx)
+	// What tells the other side that this host leaves, as the end of its heartbeat does, ends
+	// when the session here has been told: it would be lost otherwise, since the other side
+	// closes its connections then.
+	with, end := context.WithCancelCause(context.WithoutCancel(ctx))
 	var group sync.WaitGroup
 	defer func() {
-		end()
+		end(nil)
 		s.peer.close()
 		group.Wait()
 	}()
@@ -221,7 +224,10 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 	}
 	// A session that is cancelled would say goodbye, so that the other side does
 	// not go on. A host that leaves wants it to.
-	stop := atEnd(ctx, func() { s.leave(context.Cause(ctx)) })
+	stop := atEnd(ctx, func() {
+		s.leave(context.Cause(ctx))
+		end(context.Cause(ctx))
+	})
 	defer stop()
 	err := j.awaitPromise(with, s)
 	if err == nil {
