@@ -266,6 +266,13 @@ var mutants = []mutant.Mutant{
 		New:   "\tif why := s.peer.goneOnWhy(); why != nil && err != nil {\n\t\treturn j.acquire(ctx, s.peer.generation, true)\n",
 		Tests: []string{"-run=^TestAPrimaryIsNotOvertakenByAnotherGuest$", "."},
 	},
+	{
+		What:  "a guest that is handed over is paused when the last round has left",
+		File:  "colo/converge.go",
+		Old:   "wait = min(wait, longestDigest) - time.Since(began)",
+		New:   "wait = 0",
+		Tests: []string{"-run=^TestAGuestThatIsHandedOverRunsUntilTheSecondaryHasWhatWasSent$", "../../colo"},
+	},
 	// Of memory that is sent between checkpoints.
 	{
 		What:  "a page that was sent early counts as one that the secondary has",
