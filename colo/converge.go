@@ -22,6 +22,9 @@ const (
 	// mostRounds bounds the rounds. Each takes less than half the time of the one before, so
 	// all of them take less than twice the time of the first.
 	mostRounds = 8
+	// longestDigest bounds the wait for the secondary to take in a round, however slow the link
+	// seems to be.
+	longestDigest = 50 * time.Millisecond
 )
 
 // convergence is a checkpoint that Converge has asked for.
@@ -29,7 +32,8 @@ type convergence struct{ ready func() }
 
 // Converge asks for a checkpoint, as RequestCheckpoint does, in which the guest stands still
 // for as short a time as possible: what it has written is sent while it runs, in rounds, until
-// little is left or a round leaves more than half of what the one before did. The guest's
+// little is left or a round leaves more than half of what the one before did. A round ends when
+// the secondary has had the time to take it in, as far as the speed of the link is known. The guest's
 // output waits longer for it than for an ordinary checkpoint, by no more than twice the
 // transfer time of that. Packets that have diverged end the rounds after the first. Info.Sync
 // tells how far it is.
@@ -77,10 +81,11 @@ func (p *Primary) converge(ctx context.Context) error {
 	for round, last := 1, uint64(math.MaxUint64); round <= mostRounds; round++ {
 		left, _ := p.state.Pending(true)
 		p.converged(round, left, p.sent()-before, time.Since(began))
-		if left <= littleLeft || left > last/2 || round > 1 && p.diverged() {
+		if asked := round > 1 && p.diverged(); asked || left <= littleLeft || left > last/2 {
 			break
 		}
 		last = left
+		sent, begins := p.sent(), time.Now()
 		if !ok {
 			p.beginAhead()
 		}
@@ -90,9 +95,42 @@ func (p *Primary) converge(ctx context.Context) error {
 		if err := p.link.Flush(); err != nil {
 			return err
 		}
+		if err := p.digested(ctx, p.sent()-sent, begins); err != nil {
+			return err
+		}
 	}
 	p.sentAhead = uint64(p.sent() - before)
 	return p.link.Flush()
+}
+
+// digested waits until the secondary has taken in a round of so many bytes that began at a time:
+// about as long as the link needs for them. What has left this host may still be on its way, in the
+// buffers of both kernels, and a guest that is paused now stands still until the secondary has it;
+// one that runs writes meanwhile what it is sent in the next round. A checkpoint that is
+// requested meanwhile, for packets that wait, ends the wait.
+func (p *Primary) digested(ctx context.Context, bytes int64, began time.Time) error {
+	wait := time.Duration(float64(bytes) / max(p.syncRate, p.early.link.mostBytes()) * float64(time.Second))
+	wait = min(wait, longestDigest) - time.Since(began)
+	if !p.due.IsZero() {
+		wait = min(wait, time.Until(p.due)/4)
+	}
+	if wait > 0 {
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
+		select {
+		case <-timer.C:
+		case <-p.request:
+			select {
+			case p.request <- struct{}{}: // for diverged
+			default:
+			}
+		case <-p.quit:
+		case <-p.lost:
+		case <-p.wish:
+		case <-ctx.Done():
+		}
+	}
+	return p.interrupted(ctx)
 }
 
 // converged records for Info how far the rounds are.

@@ -168,3 +168,96 @@ func TestRoundsBeforeAHandOverLeaveNothingOut(t *testing.T) {
 		}
 	})
 }
+
+// What has been sent to a secondary is not there yet: the guest runs until it is, and is paused
+// at once if the session is lost meanwhile or packets wait.
+func TestAGuestThatIsHandedOverRunsUntilTheSecondaryHasWhatWasSent(t *testing.T) {
+	const sent = 8 * 32 * 4096 / 125e6 // in seconds, over a link of 1 Gbit/s, which an unknown one is taken for
+	whole := time.Duration(sent * float64(time.Second))
+	for name, test := range map[string]struct {
+		meanwhile   func(p *colo.Primary)
+		least, most time.Duration
+		cause       event.Cause
+	}{
+		"nothing happens": {func(*colo.Primary) {}, whole, whole * 5 / 4, event.CauseRequest},
+		"packets wait":    {func(p *colo.Primary) { p.RequestCheckpoint(event.CauseDivergence) }, time.Millisecond, time.Millisecond, event.CauseDivergence},
+		"a request":       {func(p *colo.Primary) { p.RequestCheckpoint(event.CauseRequest) }, time.Millisecond, time.Millisecond, event.CauseRequest},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var x *pair
+				var ahead, paused time.Time
+				x = newPair(t, options{
+					guest: colotest.GuestConfig{Pages: 1024, Touch: 32},
+					primary: func(c *colo.PrimaryConfig) {
+						c.CheckpointDelay, c.AheadThreshold = time.Second, -1
+						c.Step = func(op string, epoch uint64) {
+							switch {
+							case epoch == 2 && op == "send ram ahead":
+								ahead = time.Now()
+								time.AfterFunc(time.Millisecond, func() { test.meanwhile(x.primary) })
+							case epoch == 2 && op == "pause":
+								paused = time.Now()
+							}
+						}
+					},
+				})
+				defer x.close()
+				event.Subscribe(&x.p.bus, func(c event.CheckpointCommit) {
+					switch c.Epoch {
+					case 1:
+						x.p.step(8)
+						x.primary.Converge(nil)
+					case 2:
+						if c.Cause != test.cause {
+							t.Errorf("the cause is %v", c.Cause)
+						}
+						x.pc.Break()
+					}
+				})
+				x.start(t.Context())
+				x.wait()
+				x.wantWhole(t)
+				if d := paused.Sub(ahead); d < test.least || d > test.most {
+					t.Errorf("paused after %v, want %v to %v", d, test.least, test.most)
+				}
+			})
+		})
+	}
+}
+
+// Nor does the end of the session wait for it.
+func TestASessionThatIsLostWaitsForNoRoundOfAHandOver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var x *pair
+		var lost time.Time
+		x = newPair(t, options{
+			guest: colotest.GuestConfig{Pages: 1024, Touch: 32},
+			primary: func(c *colo.PrimaryConfig) {
+				c.CheckpointDelay, c.AheadThreshold = time.Second, -1
+				c.Step = func(op string, epoch uint64) {
+					if epoch == 2 && op == "send ram ahead" {
+						time.AfterFunc(time.Millisecond, func() {
+							lost = time.Now()
+							x.primary.Lost(nil)
+						})
+					}
+				}
+			},
+		})
+		defer x.close()
+		var exit time.Time
+		event.Subscribe(&x.p.bus, func(event.COLOExit) { exit = time.Now() })
+		event.Subscribe(&x.p.bus, func(c event.CheckpointCommit) {
+			if c.Epoch == 1 {
+				x.p.step(8)
+				x.primary.Converge(nil)
+			}
+		})
+		x.start(t.Context())
+		x.wait()
+		if lost.IsZero() || !exit.Equal(lost) {
+			t.Errorf("lost at %v, and the end begins at %v", lost, exit)
+		}
+	})
+}

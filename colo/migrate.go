@@ -92,6 +92,9 @@ func (p *Primary) iterate(ctx context.Context) error {
 		last = left
 		switch {
 		case p.pass >= p.cfg.MaxPasses, inTime && !shrinks:
+			if took := time.Since(p.began); took > 0 {
+				p.syncRate = float64(p.sent()) / took.Seconds()
+			}
 			return nil
 		case !inTime:
 			p.throttle.pass(uint64(w.Transferred()-sent), left)

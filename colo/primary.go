@@ -50,6 +50,8 @@ type Primary struct {
 	sendsAt time.Time // when the memory of the checkpoint under way began to be sent
 	sends   int64     // bytes that had been sent then
 
+	syncRate float64 // bytes a second in the initial synchronisation, the scan of memory included; 0: not known
+
 	peerIdle time.Duration // how often the waiting primary says that it lives
 
 	throttle  throttle

@@ -251,7 +251,11 @@ func TestAWordThatIsRefusedDuringTheTakeoverIsGivenUpAfterIt(t *testing.T) {
 		b.job.vm.face(true)
 		waits := b.passes(Waiting)
 		s.colo.Fenced()
-		<-waits
+		select {
+		case <-waits:
+		case <-time.After(time.Minute):
+			t.Fatalf("b is %v", b.job.State())
+		}
 		b.is(Following) // of a, which goes on
 		a.is(Protected)
 		time.Sleep(time.Second)
