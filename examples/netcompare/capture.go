@@ -102,6 +102,8 @@ func newCapture(f io.ReadCloser) (*capture, error) {
 		return nil, fmt.Errorf("head of the capture: %w", unexpected(err))
 	}
 	if binary.BigEndian.Uint32(magic) == ngMagic {
+		b = bufio.NewReaderSize(&ngVersion{src: b}, 1<<16)
+		c.src = b
 		r, err := pcapgo.NewNgReader(b, pcapgo.NgReaderOptions{WantMixedLinkType: true, SkipUnknownVersion: true})
 		if err != nil {
 			return nil, fmt.Errorf("head of the capture: %w", unexpected(err))

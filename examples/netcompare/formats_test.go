@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"maps"
 	"strings"
 	"testing"
 
@@ -105,8 +106,16 @@ func formats(t testing.TB, list [][]byte) map[string][]byte {
 			plain = append(plain, simple(order, f)...)
 		}
 		all["pcapng "+name], all["simple pcapng "+name] = ng, plain
+		old := ng
+		for _, order := range []binary.AppendByteOrder{binary.LittleEndian, binary.BigEndian} {
+			version := func(minor uint16) []byte {
+				return order.AppendUint16(order.AppendUint16(order.AppendUint32(nil, 0x1a2b3c4d), 1), minor)
+			}
+			old = bytes.ReplaceAll(old, version(0), version(2))
+		}
+		all["pcapng 1.2 "+name] = old
 	}
-	for name, b := range all {
+	for name, b := range maps.Clone(all) {
 		var z bytes.Buffer
 		w := gzip.NewWriter(&z)
 		w.Write(b)

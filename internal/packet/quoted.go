@@ -2,16 +2,17 @@ package packet
 
 import "encoding/binary"
 
-// A Quoted is the TCP segment that an ICMP error carries, as far as it carries
-// it: the beginning of a packet which its receiver had sent (RFC 792, RFC 4443
-// section 3). There are at least its ports and its sequence number.
+// A Quoted is the TCP segment that an ICMP error or a redirect carries, as far as it
+// carries it: the beginning of a packet which its receiver had sent (RFC 792, RFC 4443
+// section 3, RFC 4861 section 4.6.3). There are at least its ports and its sequence number.
 type Quoted struct {
 	L4  int // where the segment begins, in bytes from the beginning of the frame
-	End int // where the error ends
+	End int // where what is quoted ends
 	Key Key // the flow of the segment, in the direction of the segment
 }
 
-// icmpError reports whether the message at L4 is an error, which quotes a packet.
+// icmpError reports whether the message at L4 is an error or a redirect, which quotes a
+// packet.
 func (p *Packet) icmpError() bool {
 	if !p.L4OK || p.Fragment {
 		return false
@@ -20,9 +21,32 @@ func (p *Packet) icmpError() bool {
 	case p.Kind == IP4 && p.Proto == ProtoICMP:
 		return t == 3 || t == 4 || t == 5 || t == 11 || t == 12
 	case p.Kind == IP6 && p.Proto == ProtoICMPv6:
-		return t >= 1 && t <= 4
+		return t >= 1 && t <= 4 || t == ndRedirect
 	}
 	return false
+}
+
+// A redirect of IPv6 is a message of neighbour discovery, which quotes a packet in an option.
+const (
+	ndRedirect        = 137
+	ndRedirectLen     = 40 // without options
+	ndRedirectedOpt   = 4
+	ndRedirectedAtOpt = 8 // where the packet begins in the option
+)
+
+// redirected returns where the packet that a redirect of IPv6 quotes begins and ends.
+func (p *Packet) redirected() (at, end int, ok bool) {
+	for at = p.L4 + ndRedirectLen; p.End-at >= ndRedirectedAtOpt; {
+		n := 8 * int(p.Frame[at+1])
+		if n == 0 || n > p.End-at {
+			return 0, 0, false
+		}
+		if p.Frame[at] == ndRedirectedOpt {
+			return at + ndRedirectedAtOpt, at + n, true
+		}
+		at += n
+	}
+	return 0, 0, false
 }
 
 // Quoted sets q to the TCP segment that the packet quotes, and reports whether
@@ -32,9 +56,15 @@ func (p *Packet) Quoted(q *Quoted) bool {
 	if !p.icmpError() {
 		return false
 	}
-	at := p.L4 + ICMPLen
-	b := p.Frame[at:p.End]
-	*q = Quoted{End: p.End, Key: Key{Proto: ProtoTCP, Kind: p.Kind}}
+	at, end := p.L4+ICMPLen, p.End
+	if p.Kind == IP6 && p.Frame[p.L4] == ndRedirect {
+		var ok bool
+		if at, end, ok = p.redirected(); !ok {
+			return false
+		}
+	}
+	b := p.Frame[at:end]
+	*q = Quoted{End: end, Key: Key{Proto: ProtoTCP, Kind: p.Kind}}
 	if p.L3 != EthernetLen {
 		q.Key.link(&p.Link)
 	}
@@ -66,7 +96,7 @@ func (p *Packet) Quoted(q *Quoted) bool {
 		copy(q.Key.Dst[:], h.Dst())
 		q.L4 = at + n
 	}
-	if p.End-q.L4 < 8 {
+	if end-q.L4 < 8 {
 		return false
 	}
 	q.Key.Ports = binary.BigEndian.Uint32(p.Frame[q.L4:])

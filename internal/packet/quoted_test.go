@@ -1,6 +1,9 @@
 package packet
 
-import "testing"
+import (
+	"strings"
+	"testing"
+)
 
 const (
 	quotedTCP4 = "4500 05dc 0001 4000 40 06 0000 0a000001 0a000002 0050 9c40 00000064"
@@ -10,6 +13,8 @@ const (
 func TestAnErrorQuotesASegment(t *testing.T) {
 	ip6q := ip6hdr("0500", "06") + "0050 9c40 00000064"
 	ip6ext := ip6hdr("0500", "00") + "3c00 010400000000" + "2c00 010400000000" + "0600 0001 00000007" + "0050 9c40 00000064"
+	// Where to and for whom, an option of its own, and the one that quotes.
+	redirected := strings.Repeat("00", 32) + "0201 020000000001" + "0407 000000000000"
 	for why, c := range map[string]struct {
 		frame string
 		l4    int
@@ -17,6 +22,7 @@ func TestAnErrorQuotesASegment(t *testing.T) {
 		"IPv4":                 {macs + "0800" + icmpIP4 + "0304 0000 0000 0500" + quotedTCP4, 14 + 20 + 8 + 20},
 		"IPv4 in a VLAN":       {macs + "8100 0005 0800" + icmpIP4 + "0b00 0000 0000 0000" + quotedTCP4, 18 + 20 + 8 + 20},
 		"IPv6":                 {macs + "86dd" + ip6hdr("0038", "3a") + "0200 0000 0000 0500" + ip6q, 14 + 40 + 8 + 40},
+		"a redirect of IPv6":   {macs + "86dd" + ip6hdr("0068", "3a") + "8900 0000 00000000" + redirected + ip6q, 14 + 40 + 40 + 16 + 40},
 		"IPv6 with extensions": {macs + "86dd" + ip6hdr("0050", "3a") + "0200 0000 0000 0500" + ip6ext, 14 + 40 + 8 + 40 + 24},
 	} {
 		var p Packet
