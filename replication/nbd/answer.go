@@ -71,13 +71,22 @@ func (c *Client) readSimple(head []byte) error {
 		return lost
 	case k.req.cmd == cmdRead:
 		c.conn.SetReadDeadline(time.Now().Add(c.cfg.Timeout))
-		if lost := c.r.data(k.buf); lost != nil {
+		if lost := c.cutOff(c.r.data(k.buf)); lost != nil {
 			c.finish(k, lost)
 			return lost
 		}
 	}
 	c.conclude(k, err)
 	return nil
+}
+
+// cutOff returns err, or ErrTimeout if it says that the rest of an answer has not come in
+// time.
+func (c *Client) cutOff(err error) error {
+	if err != nil && isTimeout(err) {
+		return fmt.Errorf("%w: %v, for the rest of an answer", ErrTimeout, c.cfg.Timeout)
+	}
+	return err
 }
 
 // failed returns the error of a request that the server has answered with errno.
@@ -90,7 +99,7 @@ func (c *Client) readChunk() error {
 	c.conn.SetReadDeadline(time.Now().Add(c.cfg.Timeout)) // the rest of the header is on its way
 	head, err := c.r.Peek(chunkLen)
 	if err != nil {
-		return eof(err)
+		return c.cutOff(eof(err))
 	}
 	var h chunk
 	h.parse(head)
@@ -99,7 +108,7 @@ func (c *Client) readChunk() error {
 	if err != nil {
 		return err
 	}
-	if err := c.readPayload(k, &h); err != nil {
+	if err := c.cutOff(c.readPayload(k, &h)); err != nil {
 		c.finish(k, err)
 		return err
 	}
