@@ -50,11 +50,14 @@ func (v *VCPU) readMSRs() (list []MSR, err error) {
 func (s *spare) refuses(cpuid []CPUIDEntry, apic bool, flags uint32, msrs []MSR) (list []string, err error) {
 	s.all.mu.Lock()
 	defer s.all.mu.Unlock()
+	table := &cpuidTable{n: uint32(len(cpuid))}
+	copy(table.entries[:], cpuid)
+	if err := s.renew(table); err != nil {
+		return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
+	}
 	if err := s.open(apic, flags); err != nil {
 		return nil, fmt.Errorf("kvm: a VM to try a state on: %w", err)
 	}
-	table := &cpuidTable{n: uint32(len(cpuid))}
-	copy(table.entries[:], cpuid)
 	s.cpuid = cpuidTable{} // the next state to be tried sets its own
 	if _, err := ioctl(s.fd, "KVM_SET_CPUID2", kvmSetCPUID2, unsafe.Pointer(table)); err != nil {
 		return []string{"the CPUID table as a whole"}, nil

@@ -281,3 +281,60 @@ func TestEachPartIsRefusedAfterARestThatWasTaken(t *testing.T) {
 		t.Errorf("%d parts could be tried", asked)
 	}
 }
+
+// A state is tried on a vCPU that has nothing of what was tried under another CPUID table: the
+// guest's own may not have it.
+func TestAStateIsTriedWithoutWhatAnotherCPUHad(t *testing.T) {
+	const sysenterESP, value = 0x175, 0x12345000
+	list, v, load := states(t)
+	load(list[3])
+	s, spare := v.staged, v.staged.spare
+	read := func() uint64 {
+		t.Helper()
+		got, _, err := s.readMSR(spare.fd, sysenterESP)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	try := func() {
+		t.Helper()
+		if err := spare.try(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range s.msr.entries[:s.msr.n] {
+		if m := &s.msr.entries[i]; m.Index == sysenterESP {
+			m.Data = value
+			try()
+			m.Index, m.Data = msrTSC, 0 // the next state has none
+		}
+	}
+	if read() != value {
+		t.Fatal("the MSR was not tried")
+	}
+	try()
+	if read() != value {
+		t.Error("under the same table the vCPU is another")
+	}
+	for i := range s.cpuid.entries[:s.cpuid.n] {
+		if e := &s.cpuid.entries[i]; e.Function == 1 {
+			e.Eax ^= 0x10 // another model
+		}
+	}
+	try()
+	if got := read(); got != 0 {
+		t.Errorf("the MSR is %#x, of a state of another CPU", got)
+	}
+	// The description of a CPU, too.
+	if list, err := spare.refuses(s.cpuid.entries[:s.cpuid.n], s.apic, s.flags, []MSR{{sysenterESP, value}}); err != nil || len(list) > 0 {
+		t.Fatal(list, err)
+	}
+	if read() != value {
+		t.Fatal("the described MSR was not tried")
+	}
+	load(list[3])
+	if got := read(); got == value {
+		t.Error("the vCPU has an MSR of another host's description")
+	}
+}

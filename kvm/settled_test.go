@@ -135,3 +135,54 @@ func TestAVCPUHasAllOfAStateWhateverCameBefore(t *testing.T) {
 		}
 	}
 }
+
+// What a vCPU was sent before a state is loaded is not part of it, though KVM may have it queued: an
+// NMI, and where there is system management an SMI.
+func TestWhatIsQueuedForAVCPUIsGoneWithTheNextLoad(t *testing.T) {
+	const sendNMI, sendSMI, capSMM = 0xae9a, 0xaeb7, 117
+	list, v, load := states(t)
+	load(list[0])
+	want := shows(t, v).events
+	queue := map[string]func() error{"NMI": func() error {
+		_, err := ioctlValue(v.fd, "KVM_NMI", sendNMI, 0)
+		return err
+	}}
+	if capability(v.vm.fd, capSMM) != 0 {
+		queue["SMI"] = func() error {
+			_, err := ioctlValue(v.fd, "KVM_SMI", sendSMI, 0)
+			return err
+		}
+	}
+	for name, send := range queue {
+		for seen, look := range map[string]func(){"": func() {}, " that KVM has looked at": func() { shows(t, v) }} {
+			if err := send(); err != nil {
+				t.Skip(err)
+			}
+			look()
+			load(list[0])
+			if got := shows(t, v).events; got != want {
+				t.Errorf("after an %s%s: %+v, want %+v", name, seen, got, want)
+			}
+		}
+	}
+}
+
+// What the flags of a state do not tell of is off, and not what the vCPU had before: KVM leaves alone
+// what it is not told of.
+func TestWhatAStateDoesNotTellOfIsOff(t *testing.T) {
+	list, v, load := states(t)
+	load(list[0])
+	if v.staged.kept&eventsNMI == 0 {
+		t.Fatal("this KVM tells of no NMI")
+	}
+	v.staged.events.N.Pending, v.staged.events.I.Shadow = 1, 1
+	for _, flags := range []uint32{eventsNMI | eventsShadow, 0} {
+		if v.staged.events.Flags = flags; v.restore() != nil {
+			t.Fatal("KVM refuses the events")
+		}
+		e := shows(t, v).events
+		if told := flags != 0; (e.N.Pending != 0) != told || (e.I.Shadow != 0) != told {
+			t.Errorf("flags %#x: NMIs pending %d, interrupt shadow %d", flags, e.N.Pending, e.I.Shadow)
+		}
+	}
+}

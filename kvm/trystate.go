@@ -32,6 +32,7 @@ type spare struct {
 	id    int // the number of the vCPU
 	fd    int // 0: not made yet
 	cpuid cpuidTable
+	under cpuidTable       // the table under which it was given MSRs; empty: it was given none
 	lapic gokvm.LAPICState // that is tried
 	told  tells
 }
@@ -65,19 +66,38 @@ func (p *spares) close() error {
 	if p.kvm < 0 {
 		return nil
 	}
+	err := errors.Join(p.drop(), unix.Close(p.kvm))
+	p.kvm = -1
+	return err
+}
+
+// drop closes the spare VM, if there is one. mu is held.
+func (p *spares) drop() error {
 	var errs []error
 	for _, s := range p.list {
 		if s.fd > 0 {
 			errs = append(errs, unix.Close(s.fd))
-			s.fd = 0
 		}
+		s.fd, s.cpuid, s.under, s.told.ok = 0, cpuidTable{}, cpuidTable{}, false
 	}
 	if p.vm > 0 {
 		errs = append(errs, unix.Close(p.vm))
 	}
-	errs = append(errs, unix.Close(p.kvm))
-	p.kvm, p.vm = -1, 0
+	p.vm = 0
 	return errors.Join(errs...)
+}
+
+// renew has the next state tried on another vCPU, if this one was given MSRs under another
+// table than that: it could have one of those that KVM does not take under the new one, and
+// the guest's vCPU would not have it. KVM frees a vCPU together with its VM only. all.mu is held.
+func (s *spare) renew(table *cpuidTable) error {
+	if u := &s.under; u.n == 0 || u.n == table.n && u.entries == table.entries {
+		s.under = *table
+		return nil
+	}
+	err := s.all.drop()
+	s.under = *table
+	return err
 }
 
 // open makes the spare's vCPU if there is none yet. all.mu is held.
@@ -192,6 +212,9 @@ func (s *spare) try(state *VCPUState) error {
 	}
 	s.all.mu.Lock()
 	defer s.all.mu.Unlock()
+	if err := s.renew(&state.cpuid); err != nil {
+		return fmt.Errorf("kvm: a VM to try a state on: %w", err)
+	}
 	if err := s.open(state.apic, state.flags); err != nil {
 		return fmt.Errorf("kvm: a VM to try a state on: %w", err)
 	}
@@ -202,12 +225,11 @@ func (s *spare) try(state *VCPUState) error {
 		return fmt.Errorf("%w: KVM refuses the %s: %w", ErrState, what, err)
 	}
 	clear(state.xsave[state.xsaveSize:])
-	lapic, events := &s.lapic, state.events
+	lapic, events := &s.lapic, state.told()
 	if *lapic = state.lapic; state.apic {
 		const initialCount = 0x380 // of its timer, which is not to run here
 		clear(lapic.Regs[initialCount:][:4])
 	}
-	events.Flags &= state.flags
 	had := &s.told
 	known := had.ok
 	had.ok = false

@@ -70,6 +70,7 @@ type VCPUState struct {
 	tsc      tsc
 	spare    *spare                // tries a state while it is decoded; nil: states are not tried
 	flags    uint32                // of events, that KVM takes here
+	kept     uint32                // of events, what KVM does not change unless it is told of it
 	judged   []CPUIDEntry          // a table that this host can give a guest; of another, it is found out
 	given    *given                // what the vCPU has, for any goroutine; nil: nobody asks
 	inMemory func(gpa uint64) bool // whether the guest has memory there; nil: not known
@@ -111,6 +112,7 @@ func NewVCPUState(sys *System, vcpu int) (*VCPUState, error) {
 		return nil, err
 	}
 	s.flags = s.events.Flags&eventsEnabled | eventsFlags&^eventsEnabled
+	s.kept = s.events.Flags & eventsKept
 	return s, s.getMSRs(vcpu) // finds out which there are
 }
 
@@ -186,7 +188,8 @@ func (s *VCPUState) saveRest(vcpu int) error {
 
 // Restore writes the state to a stopped vCPU, which may have run before. The
 // interrupt controllers must have been restored, the clock not yet. The order is
-// what KVM needs: CPUID before the registers it legalises; the local APIC before
+// what KVM needs: CPUID before the registers it legalises; an NMI, an SMI, an INIT or a start that
+// the vCPU was sent and has not looked at are taken back before anything is written; the local APIC before
 // the TSC deadline, which its mode decides on; the TSC before the deadline;
 // events last, because setting registers drops a pending exception.
 //
@@ -221,6 +224,9 @@ func (s *VCPUState) Restore(vcpu int) error {
 		if err := s.setCPUID(vcpu, &s.cpuid); err != nil {
 			return err
 		}
+	}
+	if err := s.dequeue(vcpu); err != nil {
+		return err
 	}
 	if s.apic {
 		// Reading settles an INIT or a SIPI that another vCPU has sent this one, and
@@ -284,10 +290,8 @@ func (s *VCPUState) Restore(vcpu int) error {
 	}, &s.refused); err != nil {
 		return err
 	}
-	// A pending exception's payload, or a triple fault, is told apart only where the
-	// VM was made so; check has let it through only if there is none.
-	s.events.Flags &= s.flags
-	_, err := ioctl(vcpu, "KVM_SET_VCPU_EVENTS", kvmSetVCPUEvents, unsafe.Pointer(&s.events))
+	events := s.told()
+	_, err := ioctl(vcpu, "KVM_SET_VCPU_EVENTS", kvmSetVCPUEvents, unsafe.Pointer(&events))
 	return err
 }
 

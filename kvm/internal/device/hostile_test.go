@@ -340,3 +340,46 @@ func FuzzDriver(f *testing.F) {
 		h.check()
 	})
 }
+
+// However a driver has laid out its ring, frames that have waited are dropped in the time that it
+// takes to look at one ring: the driver's vCPU waits for that, and so does a pause.
+func TestFramesThatNeverHaveRoomCostOneLookAtTheRing(t *testing.T) {
+	for name, lay := range map[string]func(r *ring){
+		"empty buffers": func(r *ring) {
+			for i := range uint16(QueueSize) {
+				r.desc(i, part{testData, 0, true}, 0, 0)
+				r.push(i)
+			}
+		},
+		"chains that share descriptors": func(r *ring) {
+			for i := range uint16(QueueSize - 1) {
+				r.desc(i, part{testData, 1, false}, descNext, i+1)
+			}
+			r.desc(QueueSize-1, part{testData, 1, false}, 0, 0)
+			for range QueueSize {
+				r.push(0)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newOffloadRig(t, allFeatures)
+			closed, waiting := NewGate(), 0
+			for r.nic.Receive(closed, make([]byte, 12+MinFrame)) == nil {
+				waiting++
+			}
+			lay(r.rx)
+			looks := 0
+			r.nic.mem.Ensure(func(_, _ uint64) { looks++ })
+			r.rx.kick()
+			if limit := 4 * QueueSize; looks > limit {
+				t.Errorf("for %d frames the card has looked at memory %d times, want at most %d", waiting, looks, limit)
+			}
+			if r.nic.queues[netReceive].broken {
+				return // and left alone
+			}
+			if n := int(r.nic.Dropped()) - 1; n != waiting { // one had no room in the card
+				t.Errorf("%d of %d frames are dropped", n, waiting)
+			}
+		})
+	}
+}

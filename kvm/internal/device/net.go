@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"log/slog"
+	"math"
 	"sync/atomic"
 
 	"github.com/gocolo/lockstep/internal/packet"
@@ -171,14 +172,24 @@ func (n *Net) keep(header, frame []byte) error {
 // deliver moves waiting frames into the ring. mu is held.
 func (n *Net) deliver() {
 	moved := false
+	short := uint64(math.MaxUint64) // what needs as much has found that it would never have room
 	q := &n.queues[netReceive]
 	for b := n.waiting.first(); b != nil; b = n.waiting.first() {
 		h, frame := packet.VNet(b[:vnetLen]), b[vnetLen:]
 		var header [netMergeHeader]byte
 		k := n.headerLen()
 		need := uint64(k + len(frame))
-		rooms, in, never, err := q.rooms(need, n.features&netMerge != 0)
-		n.broke(netReceive, err)
+		var rooms []room
+		var in []segment
+		var err error
+		never := need >= short
+		if !never {
+			rooms, in, never, err = q.rooms(need, n.features&netMerge != 0)
+			n.broke(netReceive, err)
+		}
+		if never {
+			short = need
+		}
 		if never || err == nil && rooms != nil && !takesWhole(n.features, h) { // another driver has taken the card since the frame came
 			n.waiting.drop()
 			n.dropped.Add(1)
@@ -199,6 +210,7 @@ func (n *Net) deliver() {
 			need -= took
 		}
 		q.publish()
+		short = math.MaxUint64
 		n.waiting.drop()
 		moved = true
 	}

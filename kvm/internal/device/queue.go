@@ -115,15 +115,18 @@ func (q *queue) rooms(n uint64, merge bool) (list []room, in []segment, never bo
 	if !merge {
 		most = 1
 	}
-	at, total := 0, uint64(0)
+	// Chains that are available at once share no descriptors, so that all of them together have no
+	// more than a ring.
+	at, seen, total := 0, 0, uint64(0)
 	for k := uint16(0); total < n; k++ {
 		if k == most || k == avail {
 			return nil, nil, k == most, nil
 		}
-		c, err := q.chain(q.last+k, q.segments[at:])
+		c, err := q.chain(q.last+k, q.segments[at:at+QueueSize-seen])
 		if err != nil {
 			return nil, nil, false, err
 		}
+		seen += len(c.out) + len(c.in)
 		has := size(c.in)
 		q.list[k] = room{c.head, uint32(has)}
 		list = q.list[:k+1]
