@@ -438,6 +438,23 @@ func (w *world) protected() (a, b *host) {
 	return a, b
 }
 
+// fencedAlone boots a pair, kills host a, silently, and gives the guest to b by Fenced while
+// neither reaches the arbiter.
+func (w *world) fencedAlone() (a, b *host) {
+	w.t.Helper()
+	a, b = w.protected()
+	a.noArbiter.Store(true)
+	b.noArbiter.Store(true)
+	a.kill(true)
+	a.bury()
+	b.is(Asking)
+	if err := b.job.Fenced(); err != nil {
+		w.t.Fatal(err)
+	}
+	b.is(Alone)
+	return a, b
+}
+
 // verify checks a guest's whole state against what the guests ever did.
 func (w *world) verify(h *host) {
 	w.t.Helper()
