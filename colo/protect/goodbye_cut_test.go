@@ -84,7 +84,7 @@ func (c snapping) Read(b []byte) (int, error) {
 	return 0, errors.Join(c.cut(), err)
 }
 
-// snaps are the ways in which one operation is cut, and how many operations of a goodbye
+// snaps returns the ways in which one operation is cut, and how many operations of a goodbye
 // are, if there are so many: a note is one write, and two reads. Questions and promises go
 // over the same connection, and may be among them.
 func snaps() (all []snapKind) {

@@ -210,7 +210,7 @@ func (w *world) other(name string) string {
 	return others[int(time.Since(epochOfBubbles)/w.turn)%len(others)]
 }
 
-// others are the names of the hosts beside one.
+// others returns the names of the hosts beside one.
 func (w *world) others(name string) []string {
 	return slices.DeleteFunc(slices.Clone(w.names), func(n string) bool { return n == name })
 }
