@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// pages are the documents of this repository.
+// pages returns the documents of this repository.
 func pages(t *testing.T) map[string]string {
 	files, err := filepath.Glob("docs/*.md")
 	if err != nil {

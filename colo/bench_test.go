@@ -76,7 +76,7 @@ func newBench(b *testing.B, cfg colotest.GuestConfig, delay time.Duration) *benc
 	return x
 }
 
-// benchHost is a host that records nothing and whose guest's frames vanish.
+// benchHost returns a host that records nothing and whose guest's frames vanish.
 func benchHost(b *testing.B, w *world, name string) *host {
 	b.Helper()
 	h := &host{t: b, name: name, world: w, net: &colotest.Network{Keep: -1}, disk: colotest.NewDisk()}

@@ -25,7 +25,7 @@ type manner struct {
 	guest  colotest.GuestConfig
 }
 
-// sparse is by how much fewer places a test tries than it could.
+// sparse returns n where a test tries one of n places.
 func sparse() int {
 	switch {
 	case raceEnabled:

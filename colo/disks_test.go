@@ -15,7 +15,7 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-// fullDisk is a disk of a guest's one of whose writes waits for a checkpoint, as
+// fullDisk is a disk of a guest. One write of it waits for a checkpoint, as
 // one vCPU does then, until it is drained.
 type fullDisk struct {
 	*colotest.Disk

@@ -18,7 +18,7 @@ import (
 // plainStage is a ram.Cache that takes no memory between checkpoints.
 type plainStage struct{ colo.Stage }
 
-// smallStage takes some.
+// smallStage is a ram.Cache that takes a little memory between checkpoints.
 type smallStage struct {
 	colo.Stage
 	bytes uint64

@@ -111,7 +111,7 @@ func FuzzAnswers(f *testing.F) {
 	})
 }
 
-// goodbye is the word with its reason.
+// goodbye returns the message of that name with a reason.
 func goodbye(reason string) []byte {
 	return slices.Concat(be32(uint32(colo.Goodbye)), be32(uint32(len(reason))), []byte(reason))
 }

@@ -257,7 +257,7 @@ func faultAt(t *testing.T, f fault, when moment, guest colotest.GuestConfig) (x 
 	return x, hit
 }
 
-// ended is how a side ended, in a word.
+// ended says in a word how a side ended.
 func ended(err error) string {
 	for _, c := range []struct {
 		target error

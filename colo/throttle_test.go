@@ -49,7 +49,7 @@ func (v *throttled) Throttle(percent int) error {
 	return nil
 }
 
-// busy is a pair whose guest dirties, while a pass is sent, all that is sent, less
+// busy returns a pair whose guest dirties, while a pass is sent, all that is sent, less
 // the share that it is throttled by.
 func busy(t *testing.T, change func(*colo.PrimaryConfig), fail error) (*pair, *throttled) {
 	var x *pair

@@ -11,7 +11,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// plain is a log without times, which keeps all levels.
+// plain returns a log without times, which keeps all levels.
 func plain(b *bytes.Buffer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(b, &slog.HandlerOptions{Level: slog.LevelDebug, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
 		if a.Key == slog.TimeKey {

@@ -77,7 +77,7 @@ func inside(m map[string]json.RawMessage, object string, names ...string) bool {
 	return true
 }
 
-// shutdownJSON is the data of RESET and SHUTDOWN, which had none at first.
+// shutdownJSON returns the data of RESET and SHUTDOWN, which had none at first.
 func shutdownJSON(guest bool, reason ShutdownCause) ([]byte, error) {
 	if !guest && reason == "" {
 		return []byte("{}"), nil

@@ -34,7 +34,7 @@ const (
 	promiseOf = 2 // ticks of a promise
 )
 
-// holderTime is the holder's clock: one that runs slower by the whole margin, without
+// holderTime returns the time of a holder's clock that runs slower by the whole margin, without
 // the millisecond.
 func holderTime(tick int) time.Time {
 	return time.Unix(1000, 0).Add(time.Duration(tick) * tickLen * 98 / 100)

@@ -14,7 +14,7 @@ import (
 
 var errUnheard = errors.New("connection reset")
 
-// losing is a store that makes every swap and, while lose is set, answers none, each after
+// losing returns a store that makes every swap and, while lose is set, answers none, each after
 // a time. Whatever is read is answered.
 func losing(lose *atomic.Bool, after time.Duration) *failovertest.Store {
 	return &failovertest.Store{After: func(_ context.Context, op string) error {

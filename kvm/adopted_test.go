@@ -246,7 +246,7 @@ func (e streamCPUID) bytes() []byte {
 	return b
 }
 
-// withCPUID is a state with one CPUID entry changed, as from a host with another
+// withCPUID returns a state with one CPUID entry changed, as from a host with another
 // CPU.
 func withCPUID(t *testing.T, x *adopted, state []byte, function, index uint32, change func(*streamCPUID)) []byte {
 	t.Helper()

@@ -30,7 +30,7 @@ const (
 	interruptData   = 0x20000
 )
 
-// interrupted is a program for a vCPU in real mode: it has the timer interrupt it a
+// interrupted returns a program for a vCPU in real mode: it has the timer interrupt it a
 // thousand times a second, whose handler counts, and computes rounds, each of which adds a
 // number to a word of 64 KiB. When it is to end it writes a port and halts.
 func interrupted() (code, handler []byte) {

@@ -37,7 +37,7 @@ const (
 	callingAPIC   = 0xfee00000
 )
 
-// calling is a program for a vCPU in real mode: a round sends the other vCPU an interrupt,
+// calling returns a program for a vCPU in real mode: a round sends the other vCPU an interrupt,
 // waits until it has counted it, and adds a number to a word of 64 KiB. When it is to end
 // it writes a port, and goes on to count. BX is its block, SI the other's, EBP the other's
 // APIC ID in the place where an interrupt command has it; FS shows the local APIC. (Intel

@@ -368,7 +368,7 @@ func section(t testing.TB, syncs int) []byte {
 	return b.Bytes()
 }
 
-// empty is a packet of nothing, which a QEMU sends after a section whose end it has
+// empty returns a packet of nothing, which a QEMU sends after a section whose end it has
 // told with the last pages.
 func empty(t testing.TB) []byte {
 	t.Helper()

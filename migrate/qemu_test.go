@@ -27,7 +27,7 @@ type opaque struct{ p []byte }
 
 func (o *opaque) VMState(f *vmstate.Fields) { f.Bytes("all", o.p) }
 
-// noneGuest is a guest like a QEMU's machine "none".
+// noneGuest returns a guest like a QEMU's machine "none".
 func noneGuest(t *testing.T) *guest {
 	t.Helper()
 	mem, err := mapping.New(noneMegabytes << 20)
@@ -188,7 +188,7 @@ func incoming(t *testing.T, set func(*qemutest.VM)) (q *qemutest.VM, address str
 	return q, listener.Addr().String()
 }
 
-// busyGuest is a noneGuest that runs, and writes so often, with two thirds of its memory filled.
+// busyGuest returns a noneGuest that runs, and writes so often, with two thirds of its memory filled.
 func busyGuest(t *testing.T, write int) *guest {
 	t.Helper()
 	g := noneGuest(t)

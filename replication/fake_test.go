@@ -68,7 +68,7 @@ func newFake(size int, fill byte) *fakeDisk {
 	return &fakeDisk{data: bytes.Repeat([]byte{fill}, size)}
 }
 
-// newPoweredFake is a fakeDisk whose power can be cut.
+// newPoweredFake returns a fakeDisk whose power can be cut.
 func newPoweredFake(data []byte) *fakeDisk {
 	return &fakeDisk{data: bytes.Clone(data), stable: bytes.Clone(data)}
 }

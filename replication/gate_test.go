@@ -35,7 +35,7 @@ func (d *door) unlock() {
 	close(d.opened)
 }
 
-// promotedBehind is a secondary that took over behind a gate.
+// promotedBehind returns a secondary that took over behind a gate.
 func promotedBehind(t *testing.T, g Gate) *Secondary {
 	t.Helper()
 	s, err := NewSecondary(newFake(testSize, 0), SecondaryConfig{Gate: g})

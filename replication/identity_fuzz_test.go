@@ -68,7 +68,7 @@ func FuzzMetadata(f *testing.F) {
 	})
 }
 
-// sealed is a sector with the checksum that it should have.
+// sealed returns a sector with the checksum that it should have.
 func sealed(p []byte) []byte {
 	q := bytes.Clone(p)
 	binary.LittleEndian.PutUint32(q[SectorSize-4:], crc32.Checksum(q[:SectorSize-4], castagnoli))

@@ -23,7 +23,7 @@ type keptDisk struct {
 
 func (d *keptDisk) Metadata() (*Metadata, error) { return d.meta, nil }
 
-// reopened is a disk as the next process finds it, with its metadata on dev.
+// reopened returns a disk as the next process finds it, with its metadata on dev.
 func reopened(t testing.TB, d, dev *fakeDisk) *keptDisk {
 	t.Helper()
 	m, err := OpenMetadata(dev)

@@ -6,7 +6,7 @@ import (
 	"testing"
 )
 
-// resyncRig is a pair that had a checkpoint, parted, and came together again: what the guest wrote
+// resyncRig returns a pair that had a checkpoint, parted, and came together again: what the guest wrote
 // meanwhile has been copied, and no checkpoint has it yet.
 func resyncRig(t *testing.T, journal bool) (p *Primary, s *Secondary, local, disk *fakeDisk) {
 	t.Helper()

@@ -22,7 +22,7 @@ const (
 	intentWords      = (SectorSize - 4) / 4 // of 32 bits
 )
 
-// intentBytes is the room that the bitmap of a disk of size bytes takes.
+// intentBytes returns the room that the bitmap of a disk of size bytes takes.
 func intentBytes(size int64) int64 {
 	regions := (size + intentRegion - 1) / intentRegion
 	return (regions + intentSectorBits - 1) / intentSectorBits * SectorSize

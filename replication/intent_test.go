@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// primaryOn is a primary whose process has just begun.
+// primaryOn returns a primary whose process has just begun.
 func primaryOn(t *testing.T, local, dev *fakeDisk) *Primary {
 	t.Helper()
 	p, err := NewPrimary(reopened(t, local, dev), PrimaryConfig{Overwrite: true})

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// sealedSuper is a superblock whose checksum is right, with a number for the state that need
+// sealedSuper returns a superblock whose checksum is right, with a number for the state that need
 // not be one.
 func sealedSuper(b superblock, state uint64) []byte {
 	p := b.encode()

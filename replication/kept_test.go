@@ -37,7 +37,7 @@ func newKeptRig(t *testing.T, journal int) *keptRig {
 	return x
 }
 
-// boot is the next process of the secondary. It returns the epoch of what was
+// boot starts the next process of the secondary. It returns the epoch of what was
 // recovered.
 func (x *keptRig) boot(cfg SecondaryConfig) (*Secondary, uint64) {
 	x.t.Helper()

@@ -42,7 +42,7 @@ func said(b superblock) string {
 	return fmt.Sprintf("%v, epoch %d, prepared %d, start %x, pending %t, alone %t, writes %t", b.state, b.epoch, b.prepared, b.start[0], b.pending, b.alone, b.id.Writes)
 }
 
-// recovered is the superblock that Journal.recover leaves.
+// recovered returns the superblock that Journal.recover leaves.
 func recovered(b superblock, how int) superblock {
 	switch how {
 	case rollForward:

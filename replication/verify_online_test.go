@@ -11,7 +11,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// verifyRig is a pair that runs, of which the copies differ in two chunks.
+// verifyRig returns a pair that runs, of which the copies differ in two chunks.
 func verifyRig(t *testing.T, bus *event.Bus) (p *Primary, s *Secondary, local, disk *fakeDisk) {
 	t.Helper()
 	local, disk = newFake(testSize, 0x11), newFake(testSize, 0x11)

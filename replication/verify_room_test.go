@@ -11,7 +11,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// smallRoomRig is a pair that runs, whose copies differ everywhere, and whose secondary has room for
+// smallRoomRig returns a pair that runs, whose copies differ everywhere, and whose secondary has room for
 // a small part of that.
 func smallRoomRig(t *testing.T, bus *event.Bus) (p *Primary, s *Secondary, local, disk *fakeDisk) {
 	t.Helper()

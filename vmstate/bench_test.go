@@ -142,7 +142,7 @@ type steady struct{ live }
 
 func (s *steady) LoadState(r *qemufile.Reader, _ uint32) error { r.Byte(); return r.Err() }
 
-// copyTime is the bound of both benchmarks: moving the same bytes.
+// copyTime returns the bound of both benchmarks: moving the same bytes.
 func copyTime(n int) time.Duration {
 	a, b := make([]byte, n), make([]byte, n)
 	start := time.Now()

@@ -28,7 +28,7 @@ func vectors(t testing.TB, pattern string) []string {
 	return names
 }
 
-// whole are the vectors that are whole streams.
+// whole returns the vectors that are whole streams.
 func whole(t testing.TB) []string {
 	return slices.DeleteFunc(append(vectors(t, "*.bin"), vectors(t, "*.gz")...), func(name string) bool {
 		return strings.Contains(name, "checkpoint") || strings.Contains(name, "package")
@@ -259,7 +259,7 @@ func TestAFooterInsideABodyDoesNotCutIt(t *testing.T) {
 	}
 }
 
-// described is a description section in hex.
+// described returns a description section in hex.
 func described(text string) string { return fmt.Sprintf("06 %08x %x", len(text), text) }
 
 func TestScannerRefuses(t *testing.T) {

@@ -12,7 +12,7 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// fuzzed is a registry with a device of every kind, a small one, and a live one.
+// fuzzed returns a registry with a device of every kind, a small one, and a live one.
 func fuzzed(t testing.TB) (*Registry, *everything, *counter) {
 	reg := &Registry{MaxPackaged: 1 << 16}
 	d, c := empty(), &counter{N: 1}
@@ -111,7 +111,7 @@ func FuzzState(f *testing.F) {
 	})
 }
 
-// badStates are device states of the classes of input that hurt readers.
+// badStates returns device states of the classes of input that hurt readers.
 func badStates(t testing.TB) map[string][]byte {
 	var reg Registry
 	if err := errors.Join(reg.Register(allEntry, full()), reg.Register(Entry{Name: "c", Version: 1}, &counter{N: 7})); err != nil {

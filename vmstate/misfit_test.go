@@ -14,7 +14,7 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// threeDevices is a stream of devices a, b and c, of 1, 2 and 3 bytes; change
+// threeDevices returns a stream of devices a, b and c, of 1, 2 and 3 bytes; change
 // may alter the description and the bodies.
 func threeDevices(t testing.TB, noConfiguration, noFooters bool, lengths [3]int, text string) []byte {
 	t.Helper()

@@ -86,7 +86,7 @@ func (q *qemu) do(command string, args arguments) json.RawMessage {
 	return nil
 }
 
-// status is the state of the guest or of a migration.
+// status returns the state of the guest or of a migration.
 func (q *qemu) status(command string) string {
 	q.t.Helper()
 	var s struct{ Status string }
@@ -155,7 +155,7 @@ const (
 	bootsAt   = 0x504 // how often it was started
 )
 
-// countingBIOS is a program for the reset vector: it counts how often it is
+// countingBIOS returns a program for the reset vector: it counts how often it is
 // started, and then forever. ROM, 64 KiB:
 //
 //	0000  fa                cli

@@ -177,7 +177,7 @@ func wantSameBodies(t *testing.T, a, b *vmstate.Document) {
 	}
 }
 
-// machines are command lines whose guests, where there is one, count.
+// machines returns command lines whose guests, where there is one, count.
 func machines(t *testing.T) map[string][]string {
 	bios := countingBIOS(t)
 	list := map[string][]string{

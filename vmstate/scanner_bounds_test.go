@@ -39,7 +39,7 @@ func TestCommandsAmongDevicesAreBounded(t *testing.T) {
 	}
 }
 
-// tailOf is a search that has read a section of dev-a, EOF and a description.
+// tailOf returns a search that has read a section of dev-a, EOF and a description.
 func tailOf(text string) (t *tailScan, at int) {
 	var state bytes.Buffer
 	w := qemufile.NewWriter(&state)

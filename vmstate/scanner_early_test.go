@@ -13,7 +13,7 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// earlyStream is a migration with two early devices, one of them absent, before
+// earlyStream returns a migration with two early devices, one of them absent, before
 // and after a live one.
 func earlyStream(t *testing.T, desc bool) (*Registry, []byte) {
 	t.Helper()

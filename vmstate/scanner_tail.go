@@ -238,7 +238,7 @@ func (t *tailScan) hasFooter() bool {
 	return !t.s.NoFooters && len(t.state) > 5 && bytes.Contains(t.state[5:], append([]byte{byte(Footer)}, t.state[1:5]...))
 }
 
-// footings are the ways in which device sections may end: NoFooters or not.
+// footings returns the ways in which device sections may end: NoFooters or not.
 func (s *Scanner) footings() []bool {
 	switch {
 	case s.NoFooters:

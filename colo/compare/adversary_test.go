@@ -326,23 +326,9 @@ func TestNothingLeavesThatNoSurvivorHasSaid(t *testing.T) {
 }
 
 func FuzzNothingLeavesThatNoSurvivorHasSaid(f *testing.F) {
-	for seed := range uint64(8) {
-		rnd := rand.New(rand.NewPCG(seed, 20))
-		b := make([]byte, 3000)
-		for i := range b {
-			b[i] = byte(rnd.Uint32())
-		}
-		f.Add(b)
-	}
+	addScripts(f, 20, 3000)
 	f.Fuzz(func(t *testing.T, script []byte) {
-		a := newAdversary(t, func(n int) int {
-			if len(script) == 0 || n < 2 {
-				return 0
-			}
-			b := script[0]
-			script = script[1:]
-			return int(b) % n
-		})
+		a := newAdversary(t, chooserOf(&script))
 		for len(script) > 0 {
 			a.step()
 		}

@@ -29,7 +29,7 @@ func wireTimes(value, echo uint32) string {
 	return string(b)
 }
 
-// wireSegment is a segment of the guest, 10.0.0.1:80, to a client.
+// wireSegment returns a segment of the guest, 10.0.0.1:80, to a client.
 func wireSegment(port uint16, seq, ack uint32, flags byte, opts, data string) []byte {
 	h := make([]byte, 20)
 	binary.BigEndian.PutUint16(h, 80)

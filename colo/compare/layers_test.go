@@ -10,7 +10,7 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// v6 is an IPv6 packet of the guest, to a client.
+// v6 returns an IPv6 packet of the guest, to a client.
 func v6(next byte, payload []byte) []byte {
 	b := append(make([]byte, 12), 0x86, 0xdd)
 	h := make([]byte, 40)

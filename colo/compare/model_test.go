@@ -567,23 +567,9 @@ func TestNothingLeavesThatASurvivorWouldNotKnow(t *testing.T) {
 }
 
 func FuzzNothingLeavesThatASurvivorWouldNotKnow(f *testing.F) {
-	for seed := range uint64(8) {
-		rnd := rand.New(rand.NewPCG(seed, 12))
-		b := make([]byte, 2000)
-		for i := range b {
-			b[i] = byte(rnd.Uint32())
-		}
-		f.Add(b)
-	}
+	addScripts(f, 12, 2000)
 	f.Fuzz(func(t *testing.T, script []byte) {
-		choose := func(n int) int {
-			if len(script) == 0 || n < 2 {
-				return 0
-			}
-			b := script[0]
-			script = script[1:]
-			return int(b) % n
-		}
+		choose := chooserOf(&script)
 		m := newModel(t, modelConfig(choose), choose)
 		for len(script) > 0 {
 			m.step()

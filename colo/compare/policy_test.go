@@ -15,13 +15,13 @@ func everything() compare.Config {
 		HoldUncompared: true, CompareVLAN: true, CompareARP: true}
 }
 
-// arp is a request or a reply of who has an address.
+// arp returns a request or a reply of who has an address.
 func arp(op, mac, ip, target byte) compare.Frame {
 	return compare.Frame{Data: append(append(make([]byte, 12), 8, 6), 0, 1, 8, 0, 6, 4, 0, op,
 		2, 0, 0, 0, 0, mac, 10, 0, 0, ip, 0, 0, 0, 0, 0, 0, 10, 0, 0, target)}
 }
 
-// nd is a message of neighbour discovery about an address.
+// nd returns a message of neighbour discovery about an address.
 func nd(kind, mac, ip byte) compare.Frame {
 	b := make([]byte, 24, 32)
 	b[0], b[8], b[23] = kind, 0xfd, ip

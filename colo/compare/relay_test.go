@@ -12,7 +12,7 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// lost is a connection on which the first four bytes of "abcdefghijkl" at 112 are lost, over a
+// lost returns a connection on which the first four bytes of "abcdefghijkl" at 112 are lost, over a
 // way that takes 10 ms. The peer has the rest, and has said so, and both guests have said all
 // of it, the secondary's cut as the parts are.
 func lost(t *testing.T, parts ...string) (x *rig, p, s func(ackSeg) compare.Result, hear func(ack uint32, blocks ...uint32)) {

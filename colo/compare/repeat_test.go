@@ -10,7 +10,7 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// selective is an acknowledgment of the client's to the connection of ackSegs, with SACK
+// selective returns an acknowledgment of the client to the connection of ackSegs, with SACK
 // blocks.
 func selective(ack uint32, blocks ...uint32) []byte { return answer(ack, "", blocks...) }
 
@@ -112,7 +112,7 @@ func TestOnlyARepetitionIsTakenForOne(t *testing.T) {
 	}
 }
 
-// lossy is an opened connection on which a repetition was seen, over a way that takes 10 ms
+// lossy returns an opened connection on which a repetition was seen, over a way that takes 10 ms
 // there and back, and of which the peer has acknowledged all up to 112 but the four bytes
 // from 104 on.
 func lossy(t *testing.T) (x *rig, p, s func(ackSeg) compare.Result, hear func(ack uint32, blocks ...uint32)) {

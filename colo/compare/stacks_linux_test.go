@@ -39,7 +39,7 @@ import (
 
 const port = 7000
 
-// pattern is an endless stream that a seed determines.
+// pattern returns an endless stream that a seed determines.
 func pattern(seed uint64) io.Reader {
 	var key [32]byte
 	binary.LittleEndian.PutUint64(key[:], seed)

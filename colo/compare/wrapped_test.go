@@ -14,7 +14,7 @@ import (
 // the options up.
 var wireSigned = "\x13\x12" + strings.Repeat("s", 16) + "\x01\x01"
 
-// wired is a frame, behind a virtio-net header of vnet bytes.
+// wired returns a frame, behind a virtio-net header of vnet bytes.
 func wired(vnet int, f []byte) compare.Frame {
 	return compare.Frame{Data: append(make([]byte, vnet), f...), VNetHdr: vnet}
 }
@@ -195,7 +195,7 @@ func TestDatagramsThatAreCutOtherwiseDiffer(t *testing.T) {
 	}
 }
 
-// extended is an IPv6 packet with extension headers in front of a segment.
+// extended returns an IPv6 packet with extension headers in front of a segment.
 func extended(headers []byte, first byte, segment []byte) []byte {
 	f := append(make([]byte, 12), 0x86, 0xdd, 0x60, 0, 0, 0, 0, 0, first, 64)
 	binary.BigEndian.PutUint16(f[18:], uint16(len(headers)+len(segment)))

@@ -62,8 +62,20 @@ type bench struct {
 }
 
 func start(t *testing.T, b *filter.Buffer) *bench {
+	return startOver(t, b, nil)
+}
+
+// startSlow starts a bench whose network takes a packet for each value that comes from gate.
+func startSlow(t *testing.T) (x *bench, gate chan struct{}) {
+	gate = make(chan struct{})
+	return startOver(t, filter.NewBuffer(filter.BufferConfig{}), func() { <-gate }), gate
+}
+
+// startOver starts a bench whose network calls delay before it takes a packet.
+func startOver(t *testing.T, b *filter.Buffer, delay func()) *bench {
 	ctx, stop := context.WithCancel(t.Context())
 	x := &bench{Buffer: b, t: t, done: make(chan error, 1), stop: stop}
+	x.out.delay = delay
 	go func() { x.done <- b.Run(ctx, &x.out) }()
 	return x
 }
@@ -271,13 +283,7 @@ func TestSecondaryOffersRoomAtItsCommit(t *testing.T) {
 
 func TestSlowNetworkHoldsNobodyUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := filter.NewBuffer(filter.BufferConfig{})
-		x := &bench{Buffer: b, t: t, done: make(chan error, 1)}
-		gate := make(chan struct{})
-		x.out.delay = func() { <-gate }
-		ctx, stop := context.WithCancel(t.Context())
-		x.stop = stop
-		go func() { x.done <- b.Run(ctx, &x.out) }()
+		x, gate := startSlow(t)
 		x.send("a", "b")
 		synctest.Wait() // a is with the network now, which does not take it
 		x.Mark(0)
@@ -323,13 +329,7 @@ func TestFailedWriteIsTheFirstOfTheNextRun(t *testing.T) {
 // before: the packet's memory is not reused under it.
 func TestCommitDoesNotTouchThePacketThatIsBeingWritten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		b := filter.NewBuffer(filter.BufferConfig{})
-		x := &bench{Buffer: b, t: t, done: make(chan error, 1)}
-		gate := make(chan struct{})
-		x.out.delay = func() { <-gate }
-		ctx, stop := context.WithCancel(t.Context())
-		x.stop = stop
-		go func() { x.done <- b.Run(ctx, &x.out) }()
+		x, gate := startSlow(t)
 		x.send("before", "gone")
 		synctest.Wait()
 		x.Commit(0)

@@ -50,7 +50,7 @@ func (m *rewriting) fail(format string, args ...any) {
 	m.t.Fatalf(format, args...)
 }
 
-// frame is a segment of the connection i, whose client has a port of its own.
+// frame returns a segment of the connection i, whose client has a port of its own.
 func (m *rewriting) frame(toGuest bool, i int, seq, ack uint32, flags uint8, data string) []byte {
 	var opts []byte
 	if m.choose(3) == 0 && flags&packet.SYN == 0 {

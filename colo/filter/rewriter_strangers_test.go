@@ -49,7 +49,7 @@ func (x talk) out(why, want string, flags uint8, seq, ack uint32, data ...byte) 
 
 const synAck = packet.SYN | packet.ACK
 
-// talking is a connection that the client, or the guest, has opened.
+// talking returns a connection that the client, or the guest, has opened.
 func talking(t *testing.T, byGuest bool) talk {
 	t.Helper()
 	x := talk{T: t, r: newTwice(t, filter.RewriterConfig{})}
@@ -327,7 +327,7 @@ func TestAGuestIsEchoedNoTimeThatItHasNotSent(t *testing.T) {
 	}
 }
 
-// quoting is an ICMP error to or from the guest about a segment.
+// quoting returns an ICMP error to or from the guest about a segment.
 func quoting(t *testing.T, about []byte, toGuest, v6 bool, bytes int) []byte {
 	t.Helper()
 	ip, quoted := packet.EthernetLen, about[packet.EthernetLen:]
@@ -361,7 +361,7 @@ func quoting(t *testing.T, about []byte, toGuest, v6 bool, bytes int) []byte {
 	return f
 }
 
-// icmpSum is the sum over an ICMP message with its pseudo-header, if it has one.
+// icmpSum returns the sum over an ICMP message with its pseudo-header, if it has one.
 func icmpSum(p *packet.Packet) uint16 {
 	if p.Kind == packet.IP6 {
 		return packet.Sum(p.PseudoSum(), p.Payload())

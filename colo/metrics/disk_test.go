@@ -11,7 +11,7 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-// diskPage is a guest with two disks on its primary, one without a name, and the
+// diskPage returns a guest with two disks on its primary, one without a name, and the
 // secondary's copy of the other.
 func diskPage(t *testing.T) []byte {
 	t.Helper()

@@ -10,7 +10,7 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// question is the Peer by which a host of the world is asked.
+// question returns the Peer by which a host of the world is asked.
 func (w *world) question(from, to string) Peer {
 	return Peer{
 		PortConfig: PortConfig{Insecure: true},

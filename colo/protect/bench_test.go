@@ -70,7 +70,7 @@ func benchmarkSwitchover(b *testing.B, secure, late bool) {
 	b.ReportMetric(0, "ns/op")
 }
 
-// roundTrip is the median time of a byte there and back between two goroutines of this process,
+// roundTrip returns the median time of a byte there and back between two goroutines of this process,
 // over the same loopback: no switchover is shorter than a pause and one of these, since the
 // output up to the last checkpoint may leave when the other side says that it has it, and that
 // side may go on when it is told that the output has left.

@@ -216,7 +216,7 @@ func (e *cableEnd) wait(times ...time.Time) {
 	e.idle = append(e.idle, waits)
 }
 
-// ringAt wakes it at the very time and not before, unless something else does.
+// ringAt has wait end at a time and not before, unless something happens.
 func (c *cableWaiter) ringAt(t time.Time) {
 	now := time.Now()
 	switch {
@@ -276,7 +276,7 @@ func (e *cableEnd) Break() {
 // Stall keeps what this end sends under way, from now on.
 func (e *cableEnd) Stall() { e.hold(true) }
 
-// Flow lets it arrive.
+// Flow lets what this end sends arrive again.
 func (e *cableEnd) Flow() { e.hold(false) }
 
 func (e *cableEnd) hold(on bool) {

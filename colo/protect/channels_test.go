@@ -16,7 +16,7 @@ func withChannels(n int, m multifd.Method) func(*Config) {
 	return func(c *Config) { c.Channels = Channels{Count: n, Method: m} }
 }
 
-// channels returns over how many channels the memory of the host's session goes.
+// channels counts the channels for memory of the session of a host.
 func (h *host) channels() int {
 	if s := h.job.Query().Session; s != nil {
 		return s.Channels

@@ -11,7 +11,7 @@ import (
 	"github.com/gocolo/lockstep/replication"
 )
 
-// A kept image knows what it was told of itself.
+// A kept image keeps its metadata.
 type kept struct {
 	replication.Disk
 	m *replication.Metadata
@@ -19,8 +19,8 @@ type kept struct {
 
 func (k kept) Metadata() (*replication.Metadata, error) { return k.m, nil }
 
-// replicated returns metadata as it is once a disk has had a copy: it is of a known
-// disk, and the guest's or a secondary's.
+// replicated returns metadata of a disk that has had a copy: it names the disk, and says whether
+// it is the copy of the guest or of a secondary.
 func replicated(at *memory, guest bool) (*replication.Metadata, error) {
 	for p := at.b; len(p) >= 4096; p = p[4096:] {
 		p := p[:512]

@@ -83,7 +83,7 @@ func (d *image) spare() (b []byte) {
 	return b
 }
 
-// ofProcess is an image as a host's process has it: one that was killed writes nothing
+// ofProcess is an image as a process of a host has it open: one that was killed writes nothing
 // more, whatever of it runs on here. The next process may have the image by then.
 type ofProcess struct {
 	*image
@@ -149,7 +149,7 @@ type write struct {
 	failed bool // the guest was told so: nobody knows what is there
 }
 
-// write is the guest's device.
+// write makes a write of the guest.
 func (h *host) write(p []byte, off int64, flush bool) error {
 	h.pace()
 	disk, at, vcpu := h.placeOf(off)

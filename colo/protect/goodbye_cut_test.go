@@ -13,8 +13,8 @@ import (
 	"github.com/gocolo/lockstep/colo/colotest"
 )
 
-// A snap is where a connection breaks: at one of the operations of the host that dialled
-// it, from when it is set.
+// A snap breaks a connection at one of the operations of the host that dialled it, counted from
+// when it is set.
 type snap struct {
 	read bool // a read, or else a write
 	n    int64
@@ -84,7 +84,7 @@ func (c snapping) Read(b []byte) (int, error) {
 	return 0, errors.Join(c.cut(), err)
 }
 
-// snaps are the ways in which one operation is cut, and how many operations of a goodbye
+// snaps returns the ways in which one operation is cut, and how many operations of a goodbye
 // are, if there are so many: a note is one write, and two reads. Questions and promises go
 // over the same connection, and may be among them.
 func snaps() (all []snapKind) {
@@ -105,7 +105,7 @@ type snapKind struct {
 	most int64
 }
 
-// A goodbye is how a session ends on purpose. (A host whose Run is ended says nothing on
+// A goodbye ends a session on purpose in one way. (A host whose Run is ended says nothing on
 // this connection.)
 type goodbye struct {
 	name string

@@ -52,7 +52,7 @@ func TestHelloHasTheBytesThatTheCommentSays(t *testing.T) {
 	}
 }
 
-// raw is a hello with any body.
+// raw returns a hello with any body.
 func raw(version uint16, announced uint32, body string) []byte {
 	b := []byte(helloMagic)
 	b = binary.BigEndian.AppendUint16(b, version)

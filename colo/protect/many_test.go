@@ -19,7 +19,7 @@ import (
 	"github.com/gocolo/lockstep/failover/failovertest"
 )
 
-// many are guests that two hosts protect over one port each, by TCP on loopback.
+// many has guests that two hosts protect over one port each, by TCP on loopback.
 type many struct {
 	ports [2]*Port
 	jobs  []*Job // of the primary's host

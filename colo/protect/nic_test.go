@@ -193,7 +193,7 @@ func TestADrainThatComesBeforeRunWaitsForIt(t *testing.T) {
 	})
 }
 
-// closesOnce is a wire whose Close has happened.
+// closesOnce is a wire that counts as closed after its first Close.
 type closesOnce struct {
 	*wire
 	_ bool

@@ -17,7 +17,7 @@ var (
 	serverAddr, clientAddr = []byte{10, 0, 0, 1}, []byte{10, 0, 0, 2}
 )
 
-// A segment is one of TCP between the client and the server, port 80.
+// A segment is a TCP segment between the client and port 80 of the server.
 type segment struct {
 	port     uint16 // the client's
 	seq, ack uint32
@@ -118,7 +118,7 @@ func (g *server) VMState(f *vmstate.Fields) {
 	}
 }
 
-// receive is the guest's NIC.
+// receive takes a frame for the guest, as its NIC does.
 func (g *server) receive(p []byte) error {
 	if len(p) > 40 && p[12] == 8 && p[13] == 6 && bytes.Equal(p[38:42], serverAddr) {
 		return g.send(arp(2, serverMAC, serverAddr, clientAddr))
@@ -182,6 +182,18 @@ type hub struct {
 	plugs map[string]*plug // by host
 	got   []heard
 	more  chan struct{} // closed and replaced when something has come
+}
+
+func newHub() *hub { return &hub{plugs: map[string]*plug{}, more: make(chan struct{})} }
+
+// protected starts a server on host a, and host b, and waits until b follows. change may change
+// the proxies of both; nil: it does not.
+func (h *hub) protected(w *world, change func(*ProxyConfig)) (a, b *host) {
+	b = h.serving(w, "b", false, change)
+	a = h.serving(w, "a", true, change)
+	a.is(Protected)
+	b.is(Following)
+	return a, b
 }
 
 type heard struct {

@@ -21,11 +21,8 @@ func TestConnectionsLiveThroughTakeoversInBothDirections(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					change := func(c *ProxyConfig) { c.Continuous = how == "continuous" }
 					w := newWorld(t)
-					h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
-					second := h.serving(w, "b", false, change)
-					first := h.serving(w, "a", true, change)
-					first.is(Protected)
-					second.is(Following)
+					h := newHub()
+					first, second := h.protected(w, change)
 					h.ask(t, "who has", arp(1, clientMAC, clientAddr, serverAddr), func(x heard) bool {
 						return bytes.Contains(x.frame, serverAddr) && x.host == first.name
 					})
@@ -88,7 +85,7 @@ func TestConnectionsLiveThroughWhateverHappensToAPair(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				rng := rand.New(rand.NewPCG(seed, 5))
 				w := newWorld(t)
-				h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
+				h := newHub()
 				follows := h.serving(w, "b", false, nil)
 				leads := h.serving(w, "a", true, nil)
 				var conns []*caller
@@ -146,11 +143,8 @@ func TestConnectionsLiveThroughWhateverHappensToAPair(t *testing.T) {
 func TestWhatBothGuestsSayLeavesWithoutACheckpoint(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
-		b := h.serving(w, "b", false, nil)
-		a := h.serving(w, "a", true, nil)
-		a.is(Protected)
-		b.is(Following)
+		h := newHub()
+		a, b := h.protected(w, nil)
 		c := h.dial(t, 4000)
 		for range 10 {
 			c.say("again")
@@ -174,11 +168,8 @@ func TestWhatBothGuestsSayLeavesWithoutACheckpoint(t *testing.T) {
 func TestWithoutTheNICsConnectionOutputLeavesWithCheckpoints(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
-		b := h.serving(w, "b", false, nil)
-		a := h.serving(w, "a", true, nil)
-		a.is(Protected)
-		b.is(Following)
+		h := newHub()
+		a, b := h.protected(w, nil)
 		c := h.dial(t, 4000)
 		c.say("compared")
 		nic := a.job.cfg.Network[0].(*Proxy)
@@ -214,7 +205,7 @@ func TestWithoutTheNICsConnectionOutputLeavesWithCheckpoints(t *testing.T) {
 func TestNetworksThatDoNotFitAreRefused(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
+		h := newHub()
 		b := h.serving(w, "b", false, func(c *ProxyConfig) { c.Continuous = true })
 		a := h.serving(w, "a", true, nil)
 		time.Sleep(3 * time.Second)
@@ -227,7 +218,7 @@ func TestNetworksThatDoNotFitAreRefused(t *testing.T) {
 }
 
 func TestAProxyTakesPacketsWithoutAllocating(t *testing.T) {
-	h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
+	h := newHub()
 	frame := segment{port: 1}.frame(false)
 	gather := func(b []byte) bool { return copy(b, frame) == len(b) }
 	for _, follows := range []bool{false, true} {

@@ -40,7 +40,7 @@ func running(t *testing.T, cfg ProxyConfig, checkpoint func(event.Cause)) *Proxy
 // What a packet of the guest shows may be told to somebody who wants to know how the
 // network is, while the job stops the guest. Nobody waits for the packet then.
 func TestAProxyIsAskedAndPausedWhileItTellsOfAPacket(t *testing.T) {
-	h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
+	h := newHub()
 	var n *Proxy
 	told := 0
 	cfg := ProxyConfig{Uplink: h.plug("a"), Deliver: func([]byte) error { return nil }}
@@ -91,7 +91,7 @@ func (j jam) WritePacket([]byte) error {
 // other side meanwhile is let go with his context.
 func TestAJammedUplinkHoldsNoSideForEver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
+		h := newHub()
 		up := jam{h.plug("a"), make(chan struct{}, 1)}
 		n := running(t, ProxyConfig{Uplink: up, Deliver: func([]byte) error { return nil }}, nil)
 		n.Runs(true)
@@ -114,7 +114,7 @@ func TestAJammedUplinkHoldsNoSideForEver(t *testing.T) {
 // context allows; with the next call, when it is taken, he leads.
 func TestAJammedGuestHoldsNoSideForEver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
+		h := newHub()
 		taken := make(chan struct{})
 		up := h.plug("a")
 		n := running(t, ProxyConfig{Uplink: up, Deliver: func([]byte) error { <-taken; return nil }}, nil)
@@ -156,12 +156,9 @@ func TestATakeoverIsAnnouncedAsOftenAsConfigured(t *testing.T) {
 	for rounds, want := range map[int]int{0: 5, 2: 2, -1: 0} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t)
-			h := &hub{plugs: map[string]*plug{}, more: make(chan struct{})}
+			h := newHub()
 			change := func(c *ProxyConfig) { c.Announce = proxy.AnnounceConfig{Rounds: rounds} }
-			b := h.serving(w, "b", false, change)
-			a := h.serving(w, "a", true, change)
-			a.is(Protected)
-			b.is(Following)
+			a, b := h.protected(w, change)
 			h.ask(t, "who has", arp(1, clientMAC, clientAddr, serverAddr), func(x heard) bool { return bytes.Contains(x.frame, serverAddr) })
 			n := b.job.Query().Stats.Checkpoints
 			w.until(func() bool { return b.job.Query().Stats.Checkpoints > n+1 })

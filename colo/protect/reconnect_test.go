@@ -42,7 +42,7 @@ func promised(t *testing.T, a, b *host) {
 	})
 }
 
-// control is the control connection of a host's session.
+// control returns the control connection of a host's session.
 func control(h *host) (conn net.Conn) {
 	p := h.job.session().peer
 	p.get(func() { conn = p.control })

@@ -9,13 +9,13 @@ import (
 	"github.com/gocolo/lockstep/event"
 )
 
-// early is how a simulation's hosts send memory between checkpoints.
+// early says how the hosts of a simulation send memory between checkpoints.
 type early struct {
 	share float64
 	sent  atomic.Int64 // pieces
 }
 
-// sendsEarly chooses whether hosts do, which is in one seed of three. Seeds that are kept do
+// sendsEarly has the hosts send memory early in one seed of three. Seeds that are kept do
 // as before.
 func (s *simulation) sendsEarly(seed uint64) {
 	if !slices.Contains(keptSeeds, seed) && rand.New(rand.NewPCG(seed, 5)).IntN(3) == 0 {

@@ -51,7 +51,7 @@ func (s *simulation) tend() (done bool) {
 	return done
 }
 
-// again boots a host anew, and opens its disk with that.
+// again boots a host anew, which opens its disk anew.
 func (s *simulation) again(h *host) {
 	if h.over() {
 		s.say("%s comes again: %v", h.name, h.err)

@@ -93,7 +93,7 @@ func (e *cableEnd) muted() bool {
 	return e.w.mute&(1<<slices.Index(e.w.ends[:], e)) != 0
 }
 
-// unmute lets it arrive again, and reports whether it did not.
+// unmute lets what either end sends arrive again, and reports whether it had not arrived.
 func (w *cable) unmute() (was bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -73,7 +73,7 @@ func (h *host) addSecond(cfg *Config) {
 	}
 }
 
-// vCPUOf returns whose frame it is.
+// vCPUOf returns the vCPU that has made a frame.
 func vCPUOf(frame []byte) int { return int(binary.BigEndian.Uint32(frame[len(frame)-28:])) }
 
 // placeOf returns where the guest's write goes, and which vCPU's it is.
@@ -117,7 +117,8 @@ func (s *simulation) one(h *host) *image {
 	return h.image
 }
 
-// alsoDoes does what an operator does now and then. It returns whether it has.
+// alsoDoes calls a verb that an operator calls now and then, and reports whether it has called
+// one.
 func (s *simulation) alsoDoes(h *host) bool {
 	if h.over() { // it was migrated away from
 		s.again(h)

@@ -131,16 +131,7 @@ func TestWhatAVerbIsGrantedAtTheEndOfRunIsGivenBack(t *testing.T) {
 func TestAFencedHostLeavesWithoutAnArbiter(t *testing.T) {
 	for _, after := range []time.Duration{0, time.Millisecond, 10 * time.Second} {
 		bubble(t, after.String(), func(t *testing.T, w *world) {
-			a, b := w.protected()
-			a.noArbiter.Store(true)
-			b.noArbiter.Store(true)
-			a.kill(true)
-			a.bury()
-			b.is(Asking)
-			if err := b.job.Fenced(); err != nil {
-				t.Fatal(err)
-			}
-			b.is(Alone)
+			_, b := w.fencedAlone()
 			time.Sleep(after)
 			b.stop(errHalt)
 			b.ends()
@@ -173,17 +164,8 @@ func TestAFencedHostTellsItsArbiterBeforeItAsksForMore(t *testing.T) {
 		},
 	} {
 		bubble(t, name, func(t *testing.T, w *world) {
-			a, b := w.protected()
-			a.noArbiter.Store(true)
-			b.noArbiter.Store(true)
-			a.kill(true)
-			a.bury()
-			b.is(Asking)
-			if err := b.job.Fenced(); err != nil {
-				t.Fatal(err)
-			}
-			b.is(Alone)
-			a = w.boot("a", false, nil)
+			_, b := w.fencedAlone()
+			a := w.boot("a", false, nil)
 			b.is(Protected)
 			time.Sleep(5 * time.Second) // it asks once a second by now
 			if r, err := w.store.Load(t.Context()); err != nil || r.Generation != 1 {
@@ -250,8 +232,6 @@ func TestFencedWhileTheSessionEndsGoesOn(t *testing.T) {
 	})
 }
 
-// The disks are of the generation that an operator's word began when the arbiter has
-// agreed, so that disks of a wrong word do not win the next start.
 // refusing is an arbiter that gives the guest to nobody from some time on.
 type refusing struct {
 	failover.Arbiter
@@ -296,19 +276,12 @@ func TestFencedThatComesAfterTheArbitersNoIsRefused(t *testing.T) {
 	})
 }
 
+// The disks are of the generation that an operator's word began when the arbiter has
+// agreed, so that disks of a wrong word do not win the next start.
 func TestFencedRecordsAGenerationWhenTheArbiterAgrees(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		w.disks = true
-		a, b := w.protected()
-		a.noArbiter.Store(true)
-		b.noArbiter.Store(true)
-		a.kill(true)
-		a.bury()
-		b.is(Asking)
-		if err := b.job.Fenced(); err != nil {
-			t.Fatal(err)
-		}
-		b.is(Alone)
+		_, b := w.fencedAlone()
 		time.Sleep(10 * time.Second)
 		if g := b.holds(); g != 1 {
 			t.Errorf("generation %d is on the disk before anybody has agreed", g)

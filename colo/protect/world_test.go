@@ -215,7 +215,7 @@ func (w *world) other(name string) string {
 	return others[int(time.Since(epochOfBubbles)/w.turn)%len(others)]
 }
 
-// others are the names of the hosts beside one.
+// others returns the names of the hosts beside one.
 func (w *world) others(name string) []string {
 	return slices.DeleteFunc(slices.Clone(w.names), func(n string) bool { return n == name })
 }
@@ -495,6 +495,23 @@ func (w *world) protected() (a, b *host) {
 	a = w.boot("a", true, nil)
 	a.is(Protected)
 	b.is(Following)
+	return a, b
+}
+
+// fencedAlone boots a pair, kills host a, silently, and gives the guest to b by Fenced while
+// neither reaches the arbiter.
+func (w *world) fencedAlone() (a, b *host) {
+	w.t.Helper()
+	a, b = w.protected()
+	a.noArbiter.Store(true)
+	b.noArbiter.Store(true)
+	a.kill(true)
+	a.bury()
+	b.is(Asking)
+	if err := b.job.Fenced(); err != nil {
+		w.t.Fatal(err)
+	}
+	b.is(Alone)
 	return a, b
 }
 

@@ -113,7 +113,7 @@ func (l workload) serve(t *testing.T, y way, long time.Duration) (o outcomeOf) {
 	return o
 }
 
-// answer is a segment of one connection.
+// answer returns a segment of one connection.
 func answer(n int, by byte) []byte {
 	f := datagram(string(make([]byte, 12)) + "xxxx")
 	f[23] = 6

@@ -25,7 +25,7 @@ import (
 	"github.com/gocolo/lockstep/internal/require"
 )
 
-// certificate is a server's own.
+// certificate returns a certificate that a server has signed itself.
 func certificate(t *testing.T) tls.Certificate {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -44,7 +44,7 @@ func (w *quietWire) left() int {
 	return len(w.out)
 }
 
-// wireProtected is the network of a guest whose secondary has its state and says
+// wireProtected returns the network of a guest whose secondary has its state and says
 // nothing.
 func wireProtected(t *testing.T) (*proxy.Primary, *quietWire) {
 	t.Helper()
@@ -71,7 +71,7 @@ func wireCheckpoint(t *testing.T, p *proxy.Primary, epoch uint64) {
 	}
 }
 
-// wireFrame is a UDP datagram behind what stands between the MAC addresses and
+// wireFrame returns a UDP datagram behind what stands between the MAC addresses and
 // the IP header.
 func wireFrame(before string) []byte {
 	b := append([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2}, before...)

@@ -34,7 +34,7 @@ type able struct {
 func (a *able) Throttle(percent int) error { a.percent = percent; return a.fail }
 func (a *able) Stopped() time.Duration     { return 7 * time.Millisecond }
 
-// fronts are the proxies of two NICs of a VM, on each side: the second has the first
+// fronts returns the proxies of two NICs of a VM, on each side: the second has the first
 // for its VM.
 func fronts(vm proxy.VM) map[string]proxy.VM {
 	deliver := func([]byte) error { return nil }

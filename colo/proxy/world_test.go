@@ -338,7 +338,7 @@ func (w *world) wantTold(why string, g *guest, want ...string) {
 	}
 }
 
-// newContinuous is a world of either mode.
+// newContinuous returns a world of either mode.
 func newContinuous(t *testing.T, continuous bool) *world {
 	return newWorld(t, func(p *proxy.PrimaryConfig, s *proxy.SecondaryConfig) {
 		p.Continuous, s.Continuous = continuous, continuous

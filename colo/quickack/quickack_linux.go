@@ -35,5 +35,5 @@ func (c *tcp) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// WriteBuffers is a vectored write, as qemufile.BuffersWriter has it.
+// WriteBuffers makes a vectored write, as qemufile.BuffersWriter has it.
 func (c *tcp) WriteBuffers(b *net.Buffers) (int64, error) { return b.WriteTo(c.TCPConn) }

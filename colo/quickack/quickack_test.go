@@ -15,7 +15,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// pair is a TCP connection whose first side leaves Nagle's algorithm on, as a
+// pair returns a TCP connection whose first side leaves Nagle's algorithm on, as a
 // stock QEMU does.
 func pair(t testing.TB) (nagle, other net.Conn) {
 	t.Helper()

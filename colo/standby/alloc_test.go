@@ -12,7 +12,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// liveSection is a checkpoint's memory: n pages of the vectors' machine.
+// liveSection returns a checkpoint's memory: n pages of the vectors' machine.
 func liveSection(n int, kind byte, data []byte) []byte {
 	var records [][]byte
 	for i := range n {

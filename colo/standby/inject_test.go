@@ -362,7 +362,7 @@ func toUs(t *testing.T, f requestFault, sent []byte) {
 	}
 }
 
-// say is a primary that does not listen.
+// say plays a primary that does not listen.
 func say(t *testing.T, uri string, sent []byte, then ending) net.Conn {
 	t.Helper()
 	var conn net.Conn

@@ -58,7 +58,7 @@ func TestAStandbyTakesNoMoreMemoryThanTheGuest(t *testing.T) {
 	}
 }
 
-// resident is the memory of this process, in bytes.
+// resident returns the memory of this process, in bytes.
 func resident(t *testing.T) int {
 	t.Helper()
 	p, err := os.ReadFile("/proc/self/status")

@@ -131,7 +131,7 @@ func (x *session) stream() string {
 	return name
 }
 
-// lastCount is the counter in the guest's memory, at 1 MiB.
+// lastCount returns the counter in the guest's memory, at 1 MiB.
 func (x *session) lastCount() uint32 {
 	x.t.Helper()
 	var p [4]byte
@@ -141,7 +141,7 @@ func (x *session) lastCount() uint32 {
 	return uint32(p[0]) | uint32(p[1])<<8 | uint32(p[2])<<16 | uint32(p[3])<<24
 }
 
-// mainBlock is the name of the largest block.
+// mainBlock returns the name of the largest block.
 func mainBlock(t testing.TB, g *standby.Guest) string {
 	t.Helper()
 	in, err := g.Info()

@@ -143,10 +143,10 @@ func be(v ...uint32) (p []byte) {
 
 func be64(v uint64) []byte { return binary.BigEndian.AppendUint64(nil, v) }
 
-// page is a record without a block's name.
+// page returns a record without a block's name.
 func page(word uint64, data ...byte) []byte { return append(be64(word), data...) }
 
-// named is the first record of a block.
+// named returns the first record of a block.
 func named(word uint64, block string, data ...byte) []byte {
 	return slices.Concat(be64(word), []byte{byte(len(block))}, []byte(block), data)
 }

@@ -42,7 +42,7 @@ func odd() (all []string) {
 	)
 }
 
-// oddArguments is a command that a QEMU has, too, with arguments that were drawn. None
+// oddArguments returns a command that a QEMU has, too, with arguments that were drawn. None
 // of them ends or changes a QEMU.
 func oddArguments(r *rand.Rand) string {
 	commands := []string{"query-name", "query-version", "query-status", "query-jobs", "query-migrate-capabilities", "query-colo-status", "query-xen-replication-status", "x-colo-lost-heartbeat", "xen-colo-do-checkpoint",

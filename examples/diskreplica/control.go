@@ -59,7 +59,7 @@ func dialControl(ctx context.Context, addr string) (*control, error) {
 	d := net.Dialer{Timeout: controlTimeout}
 	conn, err := d.DialContext(ctx, network(addr), at)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("no secondary answers at %s (start it first, with -listen): %w", addr, err)
 	}
 	return &control{conn, bufio.NewReaderSize(conn, 256)}, nil
 }

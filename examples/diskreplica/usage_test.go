@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -27,6 +28,16 @@ func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
 	}
 	if err := run(context.Background(), []string{"secondary", "-image", "no/such", "-listen", "x"}, nil, io.Discard, false); !errors.Is(err, os.ErrNotExist) || errors.Is(err, usage.ErrWrong) || !strings.HasSuffix(err.Error(), "(-size makes it)") {
 		t.Errorf("an image that is not there: %v, want a failure that says how it is made", err)
+	}
+}
+
+func TestAPrimaryThatFindsNoSecondarySaysWhatToDo(t *testing.T) {
+	dir := t.TempDir()
+	none := filepath.Join(dir, "none")
+	args := []string{"primary", "-image", filepath.Join(dir, "image"), "-size", "1M", "-secondary", none}
+	err := run(t.Context(), args, strings.NewReader(""), io.Discard, false)
+	if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "no secondary answers at "+none+" (start it first") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// alone is a roamer whose other host is dead, and what it says.
+// alone returns a roamer whose other host is dead, and what it says.
 func alone(ctx, ordered context.Context, giveUp time.Duration) (*roamer, *bytes.Buffer) {
 	said := new(bytes.Buffer)
 	std := stdio{strings.NewReader(""), said, io.Discard}

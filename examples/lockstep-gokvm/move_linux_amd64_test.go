@@ -154,7 +154,7 @@ func (w *flatWorld) machine(number int, o options, devices gokvmhost.Config) (_ 
 	return f, nil
 }
 
-// leastKernel is the least that gokvm takes for a kernel. It is not run.
+// leastKernel returns the least that gokvm takes for a kernel. It is not run.
 func leastKernel() []byte {
 	k := make([]byte, 4096)
 	le := binary.LittleEndian

@@ -19,7 +19,7 @@ import (
 
 // Guests that move here are those of the pairs, in storage that both hosts reach.
 
-// newRoamWorld is a world whose hosts share a disk.
+// newRoamWorld returns a world whose hosts share a disk.
 func newRoamWorld(t *testing.T) *simWorld {
 	t.Helper()
 	w := newSimWorld(t)

@@ -14,7 +14,7 @@ import (
 // The pairs here are whole: two hosts on loopback, with disk and network, but with a
 // guest in Go, whose frames an oracle understands.
 
-// simGuest is the guest of both hosts.
+// simGuest returns the guest of both hosts.
 func simGuest() colotest.GuestConfig {
 	return colotest.GuestConfig{Touch: 8, Interval: time.Millisecond, Disk: simDisk, DiskEvery: 4, Seed: 3}
 }

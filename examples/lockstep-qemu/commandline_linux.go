@@ -69,7 +69,7 @@ func findQEMU(conn net.Conn, addr string, pid int) (running, error) {
 	}, nil
 }
 
-// listenerOf is the process that listens at the other end.
+// listenerOf returns the process that listens at the other end.
 func listenerOf(conn *net.UnixConn) (int, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {

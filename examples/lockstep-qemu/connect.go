@@ -143,7 +143,7 @@ func peer(conn net.Conn) string {
 	return "a process at " + conn.LocalAddr().String()
 }
 
-// hostOf is the name that the certificate of a peer must have.
+// hostOf returns the name that the certificate of a peer must have.
 func hostOf(addr string) string {
 	network, address := qmp.Split(addr)
 	host, _, err := net.SplitHostPort(address)

@@ -17,7 +17,7 @@ import (
 
 const diskBytes = 1 << 20
 
-// diskGuest is the machine of a guest that writes what it prints to its disk,
+// diskGuest returns the machine of a guest that writes what it prints to its disk,
 // too. The disk is given as the options of a -drive.
 func diskGuest(t *testing.T, dir, drive string) []string {
 	t.Helper()
@@ -33,7 +33,7 @@ func emptyDisk(t *testing.T, dir, name string) string {
 	return file
 }
 
-// at is the counter of a guest that was left in a file.
+// at returns the counter of a guest that was left in a file.
 func at(t *testing.T, file string) uint32 {
 	t.Helper()
 	var p [4]byte
@@ -43,7 +43,7 @@ func at(t *testing.T, file string) uint32 {
 	return binary.LittleEndian.Uint32(p[:])
 }
 
-// guestIn is the guest that was left in a file, until the end of the test.
+// guestIn returns the guest that was left in a file, until the end of the test.
 func guestIn(t *testing.T, file string) *standby.Guest {
 	t.Helper()
 	f, err := os.Open(file)

@@ -137,7 +137,7 @@ func (k *link) pass(to, from net.Conn, back bool) {
 	}
 }
 
-// cutPair is a pair with an arbiter, whose link can be cut.
+// cutPair returns a pair with an arbiter, whose link can be cut.
 func cutPair(t *testing.T) (g *guarded, migration, control *link) {
 	t.Helper()
 	needsQEMU(t)

@@ -82,7 +82,7 @@ func (q *process) reads(w *os.File) bool {
 // it does not greet while it has another one.
 const greets = 5 * time.Second
 
-// maps is the address space of the process that listens at the QEMU's monitor: the
+// maps returns the address space of the process that listens at the QEMU's monitor: the
 // command after -- may be one that has started it. nil: there is none that waits for
 // its guest. A QEMU answers its monitor when it has been reset, and not before.
 func (q *process) maps() []span {

@@ -16,7 +16,7 @@ import (
 	"github.com/gocolo/lockstep/internal/qemutest"
 )
 
-// alone is a guardian without a guest, of which one part is tested.
+// alone returns a guardian without a guest, of which one part is tested.
 func alone(arb failover.Arbiter) *guardian {
 	return &guardian{
 		protectOptions: &protectOptions{holder: "here", term: 10 * time.Second},

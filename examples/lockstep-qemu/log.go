@@ -29,7 +29,7 @@ func (l *logLevel) Set(s string) error {
 	return fmt.Errorf("it is debug, info, warn, error or off")
 }
 
-// String is the flag's value.
+// String returns the flag's value.
 func (l *logLevel) String() string {
 	if !l.on {
 		return "off"

@@ -323,7 +323,7 @@ func (o *protectOptions) cancelJobs(ctx context.Context, m *qmp.Client) error {
 	return nil
 }
 
-// nbdAddress is an address as QMP's SocketAddress.
+// nbdAddress returns an address as QMP's SocketAddress.
 func nbdAddress(addr string) (map[string]string, error) {
 	network, address := qmp.Split(addr)
 	if network == "unix" {

@@ -48,7 +48,7 @@ type answer struct {
 // maxOrder bounds an order, in bytes.
 const maxOrder = 64 << 10
 
-// socketIn is the socket of the process whose -state is dir.
+// socketIn returns the socket of the process whose -state is dir.
 func socketIn(dir, role string) string { return "unix:" + filepath.Join(dir, role+".sock") }
 
 // takeOrders serves the operator's socket until ctx ends. It calls status for an order

@@ -8,7 +8,7 @@ import (
 	"github.com/gocolo/lockstep/internal/qemutest"
 )
 
-// heldOutput is a network whose output can be held, as the README has it.
+// heldOutput returns a network whose output can be held, as the README has it.
 func heldOutput(dir string) []string {
 	at := func(name string) string { return filepath.Join(dir, name) }
 	return []string{

@@ -22,7 +22,7 @@ func primary(t *testing.T, machine string) (*qemutest.VM, []uint32) {
 	return v, qemutest.AwaitSerial(t, dir, 2)
 }
 
-// same is the command line of a QEMU with the machine of primary.
+// same returns the command line of a QEMU with the machine of primary.
 func same(t *testing.T, dir, machine string) []string {
 	t.Helper()
 	return append([]string{"--", qemutest.Binary}, qemutest.GuestArgs(t, dir, machine, 16)...)

@@ -116,7 +116,7 @@ func (m *fakeMonitor) runs() bool {
 	return m.running
 }
 
-// guarding is a guardian of the guest of a monitor, without its loops.
+// guarding returns a guardian of the guest of a monitor, without its loops.
 func guarding(t *testing.T, m *fakeMonitor) *guardian {
 	t.Helper()
 	g := alone(nil)

@@ -21,7 +21,7 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// testNIC is a nic whose guest's memory holds one frame, at address 0.
+// testNIC returns a nic whose guest's memory holds one frame, at address 0.
 func testNIC(out sender, frame []byte) *nic {
 	mem := binary.LittleEndian.AppendUint32(nil, uint32(len(frame)))
 	return &nic{out: out, in: newInputs(1), mem: append(mem, frame...), ports: make([]port, 1), pausing: make(chan struct{})}

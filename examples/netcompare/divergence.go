@@ -196,7 +196,7 @@ func (r *finding) show() {
 	r.Primary, r.Secondary = hex.EncodeToString(r.primary), hex.EncodeToString(r.secondary)
 }
 
-// text is a finding for people.
+// text says a finding in words.
 func (r *finding) text() string {
 	if r.Offset == nil {
 		return r.note

@@ -13,7 +13,7 @@ import (
 	"github.com/gocolo/lockstep/internal/require"
 )
 
-// frames are datagrams of one flow, each with data of its own.
+// frames returns datagrams of one flow, each with data of its own.
 func frames(t testing.TB, n int) (list [][]byte) {
 	for i := range n {
 		f, err := hex.DecodeString(udpA)
@@ -26,7 +26,7 @@ func frames(t testing.TB, n int) (list [][]byte) {
 	return list
 }
 
-// classic is a pcap file.
+// classic returns a pcap file.
 func classic(order binary.AppendByteOrder, magic uint32, list [][]byte) []byte {
 	b := order.AppendUint32(nil, magic)
 	b = order.AppendUint16(order.AppendUint16(b, 2), 4)
@@ -89,7 +89,7 @@ func simple(order binary.AppendByteOrder, f []byte) []byte {
 	return block(order, 3, append(order.AppendUint32(nil, uint32(len(f))), f...)...)
 }
 
-// formats are captures of the same frames.
+// formats returns captures of the same frames.
 func formats(t testing.TB, list [][]byte) map[string][]byte {
 	all := map[string][]byte{}
 	for name, order := range map[string]binary.AppendByteOrder{"little": binary.LittleEndian, "big": binary.BigEndian} {

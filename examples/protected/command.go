@@ -50,6 +50,13 @@ func parse(f *flag.FlagSet, args []string, stdout io.Writer) error {
 			return usage.Wrong("-%s is missing", name)
 		}
 	}
+	if plain := f.Lookup("insecure"); plain != nil && plain.Value.String() == "false" {
+		for _, name := range []string{"cert", "key", "ca", "peer"} {
+			if f.Lookup(name).Value.String() == "" {
+				return usage.Wrong("-%s is missing: a host has -cert, -key, -ca and -peer, or -insecure", name)
+			}
+		}
+	}
 	return nil
 }
 

@@ -112,9 +112,10 @@ func TestOnlyADemonstrationFailsWhenItIsEnded(t *testing.T) {
 	}
 }
 
-func TestAHostNeedsItsAddresses(t *testing.T) {
+func TestAHostNeedsItsAddressesAndCertificates(t *testing.T) {
 	for args, want := range map[string]string{
 		"-host a": "-listen is missing", "-host a -listen :0": "-dial is missing", "-listen :0 -dial :0": "-host is missing",
+		"-host a -listen :0 -dial :0": "-cert is missing", "-host a -listen :0 -dial :0 -cert c -key k -ca a": "-peer is missing",
 	} {
 		err := host(t.Context(), strings.Fields(args), io.Discard, io.Discard)
 		if !errors.Is(err, usage.ErrWrong) || !strings.Contains(err.Error(), want) {

@@ -64,7 +64,7 @@ func putHeaders(frame []byte, from, to int, magic uint32, vcpu int) {
 	be.PutUint32(payload[payloadVCPU:], uint32(vcpu))
 }
 
-// checksum is the Internet checksum (RFC 1071) of an even number of bytes.
+// checksum returns the Internet checksum (RFC 1071) of an even number of bytes.
 func checksum(p []byte) uint16 {
 	var sum uint32
 	for i := 0; i < len(p); i += 2 {

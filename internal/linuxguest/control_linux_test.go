@@ -84,7 +84,7 @@ echo "machine: control ended"
 	}
 }
 
-// qemuFiles are QEMU and what it needs in a machine, by their names there.
+// qemuFiles returns QEMU and what it needs in a machine, by their names there.
 func qemuFiles(t *testing.T) map[string]string {
 	t.Helper()
 	path := require.Program(t, linuxHosts, "qemu-system-x86_64")

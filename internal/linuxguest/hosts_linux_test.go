@@ -34,7 +34,7 @@ const (
 // guestArgs is the command line of the kernel of a guest.
 const guestArgs = "console=ttyS0 quiet panic=-1 nokaslr cryptomgr.notests ipv6.disable=1 rdinit=/init"
 
-// network is the part of a role that connects the guest's TAP interface, by a
+// network returns the part of a role that connects the guest's TAP interface, by a
 // bridge, and the machine itself.
 func network(number int) string {
 	return fmt.Sprintf(`
@@ -48,7 +48,7 @@ ip link set br0 up
 `, number)
 }
 
-// program is the part of a role that runs gokvm: what it reports goes to the
+// program returns the part of a role that runs gokvm: what it reports goes to the
 // machine's second serial line, the guest's console to the first. What the machine's
 // kernel knows of a triple fault of the guest follows.
 func program(t *testing.T, k *Kit, args string, vcpus int) string {

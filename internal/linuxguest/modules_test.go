@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// someModules are files of these names, which need each other as said.
+// someModules returns files of these names, which need each other as said.
 func someModules(t *testing.T, needs map[string]string) *Modules {
 	t.Helper()
 	dir := t.TempDir()

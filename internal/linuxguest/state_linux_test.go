@@ -74,7 +74,7 @@ echo "machine: tests ended with $code"
 // guest that is wrong has other words.
 var stoodInside = regexp.MustCompile(`: (the guest hangs|the guest was late|Run has ended): `)
 
-// tellShutdowns is the part of a role that has the machine's kernel tell of each triple
+// tellShutdowns returns the part of a role that has the machine's kernel tell of each triple
 // fault of a guest, and toldShutdowns the one that writes what it told, in the words that
 // Spoilt reads, to the events.
 func tellShutdowns(t *testing.T, k *Kit) string {
@@ -149,7 +149,7 @@ func watchAlive(ctx context.Context, m *Machine) bool {
 	}
 }
 
-// linuxFiles is a directory of the kernel and of the modules that a guest needs.
+// linuxFiles returns a directory of the kernel and of the modules that a guest needs.
 func linuxFiles(t *testing.T) map[string]string {
 	k := needKit(t, "qemu-system-x86_64")
 	files := map[string]string{"linux/vmlinuz": k.Kernel}

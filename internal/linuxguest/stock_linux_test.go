@@ -26,7 +26,7 @@ func installedQEMU(t *testing.T) map[string]string {
 	return files
 }
 
-// stockGuest is the guest's QEMU, with a TAP interface, a disk and a file for what it says.
+// stockGuest returns the guest's QEMU, with a TAP interface, a disk and a file for what it says.
 func stockGuest(tap, disk, said string) string {
 	return `/usr/bin/qemu-system-x86_64 -accel kvm -cpu host -M pc -m 128 -nodefaults -display none -no-reboot ` +
 		`-kernel /guest/kernel -initrd /guest/initrd -append '` + guestArgs + `' -serial file:` + said + ` ` +

@@ -131,7 +131,7 @@ func (r *reader) array() (any, error) {
 	}
 }
 
-// number is an int64 if it can be, then a uint64, then a float64, which is
+// number returns an int64 if it can be, then a uint64, then a float64, which is
 // infinite if it must.
 func number(text string, k kind) (any, error) {
 	if k == integer {

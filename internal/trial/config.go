@@ -88,7 +88,7 @@ const diskEvery = 8
 // round touches, so that a few hundred rounds visit all of it.
 const workingSet = 1024
 
-// Guest is the test program that the run protects.
+// Guest returns the test program that the run protects.
 func (c *Config) Guest(seed uint64) guest.Params {
 	every := 0
 	if c.Disk > 0 {

@@ -89,7 +89,7 @@ func (s *Series) drive(ctx context.Context) error {
 	return s.judge(ctx)
 }
 
-// kinds are the changes to make: those of each kind by turns, for as long as there are any.
+// kinds returns the changes to make: those of each kind by turns, for as long as there are any.
 func (s *Series) kinds() []string {
 	failover := changeKilled
 	if s.o.Signal == SignalStop {

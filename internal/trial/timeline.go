@@ -118,13 +118,13 @@ type drawing struct {
 	bars []timeline.Checkpoint
 }
 
-// seconds is an instant as the run's axis has it.
+// seconds returns an instant as the run's axis has it.
 func (d *drawing) seconds(t time.Time) float64 { return t.Sub(d.r.started).Seconds() }
 
 // at is where an instant is.
 func (d *drawing) at(t time.Time) float64 { return d.span.At(d.seconds(t)) }
 
-// bar is a checkpoint as it is drawn.
+// bar returns a checkpoint as it is drawn.
 func (c Checkpoint) bar() timeline.Checkpoint {
 	us := func(n int64) time.Duration { return time.Duration(n) * time.Microsecond }
 	return timeline.Checkpoint{

@@ -18,7 +18,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the files in testdata")
 
-// drawn is a run as it might have been: thirty checkpoints, one of them slow,
+// drawn returns a run as it might have been: thirty checkpoints, one of them slow,
 // and the primary killed in the last.
 func drawn() (Config, *Result) {
 	o := Config{VCPUs: 2, Mem: 16 << 20, Interval: 60 * time.Millisecond, EarlyResume: true, Repeat: 1}

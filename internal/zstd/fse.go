@@ -109,5 +109,5 @@ func buildFSE(norm []int, log int) *fseTable {
 	return t
 }
 
-// rleFSE is a table of one symbol, which takes no bits.
+// rleFSE returns a table of one symbol, which takes no bits.
 func rleFSE(symbol uint8) *fseTable { return &fseTable{entries: []fseEntry{{symbol: symbol}}} }

@@ -151,7 +151,7 @@ func (l *linux) putImages(images [2][]byte) {
 	copy(l.second.data, images[1])
 }
 
-// linuxInitrd is a cpio archive with this binary as init, and the modules.
+// linuxInitrd returns a cpio archive with this binary as init, and the modules.
 func linuxInitrd(t *testing.T, dir string) []byte {
 	t.Helper()
 	self, err := os.Executable()

@@ -57,7 +57,7 @@ func rawSession(t *testing.T, d Disk) (client net.Conn, server *countedConn) {
 	return client, server
 }
 
-// heads are requests, one after the other, with data if they are writes.
+// heads returns requests, one after the other, with data if they are writes.
 func heads(all ...request) (p []byte) {
 	for _, r := range all {
 		p = r.append(p)
@@ -68,7 +68,7 @@ func heads(all ...request) (p []byte) {
 	return p
 }
 
-// write is a write of a block, whose handle is its place.
+// write returns a write of a block, whose handle is its place.
 func write(block uint64) request {
 	return request{cmd: cmdWrite, handle: block, off: block * 512, n: 512}
 }
@@ -137,7 +137,7 @@ func TestRequestsThatComeTogetherAreServedAtOnceByASlowDisk(t *testing.T) {
 	})
 }
 
-// warmSession is a session whose disk takes so long for a write, and knows it.
+// warmSession returns a session whose disk takes so long for a write, and knows it.
 func warmSession(t *testing.T, takes time.Duration) (net.Conn, *countedConn) {
 	d := newRAM(1 << 20)
 	d.hook = func(string, int64) error { time.Sleep(takes); return nil }

@@ -105,7 +105,7 @@ func compareFio(b *testing.B, args []string, ours, theirs string) {
 	b.ReportMetric(pairs(fioCost.p99), "median-p99-ratio")
 }
 
-// p99 is the time that one in a hundred requests took, or more, in nanoseconds.
+// p99 returns the time that one in a hundred requests took, or more, in nanoseconds.
 func (r fioRun) p99() float64 { return r.Clat.Percentile["99.000000"] }
 
 // fioCost is a run, and what each of its requests took.

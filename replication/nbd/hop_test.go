@@ -215,7 +215,7 @@ func TestProtectedDiskKeepsUpWithARemoteOne(t *testing.T) {
 	}
 }
 
-// protected is a primary's disk with a checkpoint in each hopEpoch.
+// protected returns a primary's disk with a checkpoint in each hopEpoch.
 func (x *hopRig) protected() *replication.Primary {
 	t, ctx := x.t, context.Background()
 	t.Helper()

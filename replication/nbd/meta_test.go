@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// striped is a context whose extents of n bytes have the flags 0, 1, 2 … in
+// striped returns a context whose extents of n bytes have the flags 0, 1, 2 … in
 // turn.
 func striped(n int64) func(off, length int64, yield func(int64, uint32) bool) error {
 	return func(off, length int64, yield func(int64, uint32) bool) error {

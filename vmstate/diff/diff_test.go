@@ -60,7 +60,7 @@ func (m saver) SaveComplete(w *qemufile.Writer) error {
 	return nil
 }
 
-// stream is a migration of the side.
+// stream returns a migration of the side.
 func (s side) stream(t testing.TB) []byte {
 	t.Helper()
 	var reg vmstate.Registry

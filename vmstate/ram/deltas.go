@@ -59,7 +59,7 @@ func (s *Saver) tooLong(bi, i int) (keep bool) {
 	return true
 }
 
-// maxDelta is the length from which on a page goes whole: what goes beside the stream is
+// maxDelta returns the length from which on a page goes whole: what goes beside the stream is
 // perhaps compressed, and at any rate not in the way of all else.
 func (s *Saver) maxDelta() int {
 	if s.elsewhere != nil {

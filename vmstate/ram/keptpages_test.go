@@ -57,7 +57,7 @@ func (k *keeper) touch(page int) { k.write(0, page*PageSize, k.blocks[0].Host[pa
 // names returns the pages of the first block that are named.
 func (k *keeper) names() []int { return slices.Collect(k.named[k.blocks[0].Name].All()) }
 
-// keepers is a primary with hot pages, and its secondary, after the first synchronisation.
+// keepers returns a primary with hot pages, and its secondary, after the first synchronisation.
 func keepers(t *testing.T, saver SaverConfig, cache CacheConfig) (p, q *keeper, s *Saver, c *Cache, l *link) {
 	g := newGuest(t, pages(t, "ram", 130), pages(t, "more", 64))
 	p, q = newKeeper(g), newKeeper(g.twin(t))

@@ -26,7 +26,7 @@ func eachCache(t *testing.T, test func(t *testing.T, k kind)) {
 	}
 }
 
-// cache is newCache for this kind.
+// cache returns a cache of this kind for a guest.
 func (k kind) cache(t testing.TB, g *guest, cfg CacheConfig) *Cache {
 	t.Helper()
 	cfg.StagedOnly = k.cfg.StagedOnly
@@ -38,7 +38,7 @@ func (k kind) cache(t testing.TB, g *guest, cfg CacheConfig) *Cache {
 	return c
 }
 
-// one is one for this kind.
+// one returns a guest of n pages and its cache of this kind.
 func (k kind) one(t testing.TB, n int, cfg CacheConfig) (*guest, *Cache) {
 	g := newGuest(t, pages(t, "ram", n))
 	return g, k.cache(t, g, cfg)

@@ -10,7 +10,7 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// lists are the ram section of a file that has as many lists of one block each, and more
+// lists returns the ram section of a file that has as many lists of one block each, and more
 // records behind them.
 func lists(t *testing.T, length uint64, more func(w *qemufile.Writer), blocks ...string) *os.File {
 	t.Helper()

@@ -90,7 +90,7 @@ func length(sections [][]byte) (n int) {
 // tells has the primary know what the secondary's guest wrote, where it must.
 func (x *resumer) tells() { tell(x.t, x.c, x.s) }
 
-// begin is the first stream of a session that both agree to resume, or not.
+// begin returns the first stream of a session that both agree to resume, or not.
 func (x *resumer) begin(resume bool) [][]byte {
 	x.t.Helper()
 	if resume {

@@ -20,7 +20,7 @@ type idler struct {
 
 func (i idler) IdleCPUs() int { return i.cpus }
 
-// together is a saver that has others help, and one that has not, of one guest.
+// together returns a saver that has others help, and one that has not, of one guest.
 func together(t testing.TB, g *guest, cfg SaverConfig) (one, many *Saver) {
 	t.Helper()
 	one = NewSaver(g.blocks, g, SaverConfig{MaxCapture: cfg.MaxCapture, CaptureWorkers: 1})

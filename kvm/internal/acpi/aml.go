@@ -15,7 +15,7 @@ const (
 	opDevice  = 0x82 // after opExt
 )
 
-// dsdt is the body of the Differentiated System Description Table:
+// dsdt returns the body of the Differentiated System Description Table:
 //
 //	Name (\_S5, Package () { SleepOff, 0, 0, 0 })
 //	Scope (\_SB) {
@@ -39,8 +39,8 @@ func (m Machine) dsdt() []byte {
 		join([]byte{opScope}, sized(join([]byte("\\_SB_"), []byte{opExt, opDevice}, sized(bus)))))
 }
 
-// busResources are passed on by the bus: bus 0, all ports but those of the configuration
-// space, and the memory between 3 GiB and the interrupt controllers. (ACPI
+// busResources returns the resources that the bus passes on: bus 0, all ports but those of the
+// configuration space, and the memory between 3 GiB and the interrupt controllers. (ACPI
 // 4.0, section 6.4.)
 func busResources() []byte {
 	const (

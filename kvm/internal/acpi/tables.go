@@ -92,7 +92,7 @@ func checksum(p []byte) (c byte) {
 	return c
 }
 
-// fadt is the body of the Fixed ACPI Description Table, version 4. (ACPI 4.0,
+// fadt returns the body of the Fixed ACPI Description Table, version 4. (ACPI 4.0,
 // section 5.2.9.) The machine has no system management mode and is not
 // hardware-reduced: it has the legacy interrupts.
 func (m Machine) fadt(dsdt uint32) []byte {
@@ -129,7 +129,7 @@ func address(p []byte, port uint16, bits byte) {
 	binary.LittleEndian.PutUint64(p[4:], uint64(port))
 }
 
-// madt is the body of the Multiple APIC Description Table. (ACPI 4.0, section
+// madt returns the body of the Multiple APIC Description Table. (ACPI 4.0, section
 // 5.2.12.) The inputs of the IOAPIC are the legacy interrupts, one to one.
 func (m Machine) madt() []byte {
 	const localAPIC, ioAPIC, pcATCompatible = 0xfee00000, 0xfec00000, 1

@@ -147,7 +147,7 @@ type Region struct {
 // MaxRegions is how many regions the boot parameters have room for.
 const MaxRegions = 128
 
-// Map is the memory map of a PC with so many bytes of memory below 4 GiB and, from there
+// Map returns the memory map of a PC with so many bytes of memory below 4 GiB and, from there
 // on, high more.
 func Map(low, high uint64) []Region {
 	list := []Region{

@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-// testKernel is a kernel's header that asks for 16 to 20 MiB.
+// testKernel returns a kernel's header that asks for 16 to 20 MiB.
 func testKernel(change func(k []byte)) io.ReaderAt {
 	k := make([]byte, 4096)
 	le := binary.LittleEndian

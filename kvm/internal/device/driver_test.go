@@ -181,7 +181,7 @@ func drain(step func() bool) {
 	}
 }
 
-// entry is the section of a device.
+// entry returns the section of a device.
 func entry(s State) vmstate.Entry {
 	e := vmstate.Entry{Name: "device", Version: 1, MinVersion: 1}
 	if _, ok := s.(*Net); ok {
