@@ -153,10 +153,11 @@ type Config struct {
 	Events *event.Bus // nil: nobody listens
 	// Logger is told of each change of state (Info) and of the events of the
 	// sessions and, with Events, of the disks, at their event.Level, and of heartbeats and
-	// connections of disks that are lost (Warn) or come and go (Debug): Error and Warn
-	// are what an operator must see to, Info is what he wants to know, Debug is each
-	// step. All records have guest, side, generation and checkpoint where
-	// there are any. Nil: nothing is logged.
+	// connections of disks that are lost (Warn) or come and go (Debug), and of what keeps
+	// the guest unprotected or the arbiter from answering, once (Warn; Info where it is only
+	// that the other host is not reached): Error and Warn are what an operator must see to,
+	// Info is what he wants to know, Debug is each step. All records have guest, side,
+	// generation and checkpoint where there are any. Nil: nothing is logged.
 	Logger *slog.Logger
 
 	// Machine is the machine type, which must be the same on both sides.
