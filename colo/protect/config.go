@@ -285,6 +285,13 @@ func (c *Config) check() error {
 	if err := c.Session.check(c.CheckpointTimeout); err != nil {
 		return err
 	}
+	blocks := c.Guest.Blocks()
+	if err := ram.CheckBlocks(blocks); err != nil {
+		return fmt.Errorf("protect: %w", err)
+	}
+	if len(blocks) > maxList {
+		return fmt.Errorf("protect: %d blocks of memory, at most %d", len(blocks), maxList)
+	}
 	if err := c.checkMemory(); err != nil {
 		return err
 	}
