@@ -91,6 +91,8 @@ type Peer struct {
 	Dialer func(ctx context.Context) (net.Conn, error)
 
 	// Name is the name for which the other host's certificate must be. Required with TLS.
+	// A host that dials with a certificate for another name is told nothing, as nobody is who
+	// could be a stranger: its connection ends before the answer (ErrHello, with io.EOF).
 	Name string
 	PortConfig
 }

@@ -3,6 +3,7 @@ package protect
 import (
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 
 	"github.com/gocolo/lockstep/event"
@@ -10,11 +11,16 @@ import (
 
 // say tells of something that belongs to no session, which would tell of it.
 func (j *Job) say(e event.Event) {
+	j.cfg.publish(e)
+	event.Log(j.ownLog(), event.Record{Event: e})
+}
+
+// ownLog returns the logger for what belongs to no session.
+func (j *Job) ownLog() *slog.Logger {
 	j.mu.Lock()
 	generation := j.generation
 	j.mu.Unlock()
-	j.cfg.publish(e)
-	event.Log(j.cfg.Logger.With("guest", j.cfg.Name, "generation", generation), event.Record{Event: e})
+	return j.cfg.Logger.With("guest", j.cfg.Name, "generation", generation)
 }
 
 // tellAlone tells why no secondary is found: each refusal once, and that nobody is reached
@@ -28,7 +34,7 @@ func (j *Job) tellAlone(err error, told string) string {
 		}
 		return why
 	case told == "":
-		j.pairLog().Info("the other host is not reached", "error", err)
+		j.ownLog().Info("the other host is not reached", "side", event.ModePrimary.String(), "checkpoint", uint64(0), "error", err)
 		return why
 	}
 	return told

@@ -89,7 +89,7 @@ func TestAHostThatNobodyAnswersSaysSoOnce(t *testing.T) {
 		a := w.boot("a", true, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
 		a.is(Alone)
 		time.Sleep(5 * time.Second)
-		if n := log.with(`level=INFO msg="the other host is not reached" guest=guest generation=1`, "error="); n != 1 {
+		if n := log.with(`level=INFO msg="the other host is not reached" guest=guest generation=1 side=primary checkpoint=0`, "error="); n != 1 {
 			t.Errorf("%d times: %q", n, log.all())
 		}
 		if all := said[event.ProtectionRefused](a); len(all) != 0 {
