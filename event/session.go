@@ -14,7 +14,9 @@ const (
 	ArbiterUnreachable ArbiterAnswer = "unreachable" // nobody answered; it is asked again
 )
 
-// Arbitration says that the arbiter is asked who goes on, and what it answers.
+// Arbitration says that the arbiter is asked who goes on, and what it answers. A host of
+// package colo/protect also tells so when its grant cannot be renewed, or its first claim
+// cannot be made (unreachable, once), and when it then has been (granted).
 type Arbitration struct {
 	Mode    Mode          `json:"mode"`
 	Epoch   uint64        `json:"epoch"`   // the last checkpoint of the side that asks
@@ -42,7 +44,9 @@ type HeartbeatLost struct {
 func (HeartbeatLost) Name() string { return "HEARTBEAT_LOST" }
 
 // ProtectionRefused says that an attempt to protect the guest has failed before
-// there was a second one, and why. The guest runs on as before, unprotected.
+// there was a second one, and why. The guest runs on as before, unprotected. In package
+// colo/protect a host that seeks the other also tells so when that refuses it, or it refuses
+// that, for longer than a second: once for each reason.
 type ProtectionRefused struct {
 	Mode  Mode   `json:"mode"`
 	Error string `json:"error"`

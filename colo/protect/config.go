@@ -91,6 +91,8 @@ type Peer struct {
 	Dialer func(ctx context.Context) (net.Conn, error)
 
 	// Name is the name for which the other host's certificate must be. Required with TLS.
+	// A host that dials with a certificate for another name is told nothing, as nobody is who
+	// could be a stranger: its connection ends before the answer (ErrHello, with io.EOF).
 	Name string
 	PortConfig
 }
@@ -153,10 +155,11 @@ type Config struct {
 	Events *event.Bus // nil: nobody listens
 	// Logger is told of each change of state (Info) and of the events of the
 	// sessions and, with Events, of the disks, at their event.Level, and of heartbeats and
-	// connections of disks that are lost (Warn) or come and go (Debug): Error and Warn
-	// are what an operator must see to, Info is what he wants to know, Debug is each
-	// step. All records have guest, side, generation and checkpoint where
-	// there are any. Nil: nothing is logged.
+	// connections of disks that are lost (Warn) or come and go (Debug), and of what keeps
+	// the guest unprotected or the arbiter from answering, once (Warn; Info where it is only
+	// that the other host is not reached): Error and Warn are what an operator must see to,
+	// Info is what he wants to know, Debug is each step. All records have guest, side,
+	// generation and checkpoint where there are any. Nil: nothing is logged.
 	Logger *slog.Logger
 
 	// Machine is the machine type, which must be the same on both sides.
@@ -283,6 +286,13 @@ func (c *Config) check() error {
 	}
 	if err := c.Session.check(c.CheckpointTimeout); err != nil {
 		return err
+	}
+	blocks := c.Guest.Blocks()
+	if err := ram.CheckBlocks(blocks); err != nil {
+		return fmt.Errorf("protect: %w", err)
+	}
+	if len(blocks) > maxList {
+		return fmt.Errorf("protect: %d blocks of memory, at most %d", len(blocks), maxList)
 	}
 	if err := c.checkMemory(); err != nil {
 		return err

@@ -2,13 +2,23 @@ package protect
 
 import (
 	"crypto/tls"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/vmstate/ram"
 )
+
+// ofBlocks is a guest that has other memory.
+type ofBlocks struct {
+	Guest
+	blocks []ram.Block
+}
+
+func (g ofBlocks) Blocks() []ram.Block { return g.blocks }
 
 func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
 	g, err := colotest.NewGuest(colotest.GuestConfig{Pages: 4})
@@ -27,13 +37,22 @@ func TestWhatCannotWorkIsRefusedAtNew(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func(*Config){
-		"MinInterval":     func(c *Config) { c.MinInterval = 5 * time.Second },
-		"is negative":     func(c *Config) { c.MinInterval = -1 },
-		"MaxStaged":       func(c *Config) { c.MaxStaged = 1 },
-		"guest's name":    func(c *Config) { c.Name = "" },
-		"host's name":     func(c *Config) { c.Host = strings.Repeat("x", 256) },
-		"machine type":    func(c *Config) { c.Machine = strings.Repeat("x", 256) },
-		"needs a Guest":   func(c *Config) { c.Guest = nil },
+		"MinInterval":    func(c *Config) { c.MinInterval = 5 * time.Second },
+		"is negative":    func(c *Config) { c.MinInterval = -1 },
+		"MaxStaged":      func(c *Config) { c.MaxStaged = 1 },
+		"guest's name":   func(c *Config) { c.Name = "" },
+		"host's name":    func(c *Config) { c.Host = strings.Repeat("x", 256) },
+		"machine type":   func(c *Config) { c.Machine = strings.Repeat("x", 256) },
+		"needs a Guest":  func(c *Config) { c.Guest = nil },
+		"not a multiple": func(c *Config) { c.Guest = ofBlocks{g, []ram.Block{{Name: "ram", Host: make([]byte, ram.PageSize+1)}}} },
+		"not unique":     func(c *Config) { c.Guest = ofBlocks{g, []ram.Block{{Name: "ram"}, {Name: "ram"}}} },
+		"at most 1024": func(c *Config) {
+			many := make([]ram.Block, maxList+1)
+			for i := range many {
+				many[i].Name = fmt.Sprint(i)
+			}
+			c.Guest = ofBlocks{g, many}
+		},
 		"Offer":           func(c *Config) { c.Offer = make([]byte, maxHello) },
 		"Dial and Dialer": func(c *Config) { c.Peer.Dial = "" },
 		"Listen and Port": func(c *Config) { c.Peer.Listen = "" },

@@ -38,6 +38,11 @@ type DiskConfig struct {
 // replication.Primary, whose answers to writes wait for the job's gate; on a
 // secondary it is a replication.Secondary.
 //
+// A request that has no answer yet when the guest is paused is part of the device's state:
+// the device saves it, and makes it again after a load, since the disk of a checkpoint may or
+// may not have what it writes. The answer waits until the guest runs. A Pause that waits for
+// answers instead takes as long as the gate is shut, since until then none comes.
+//
 // A host whose image cannot make stable what the guest has written, or cannot record in the
 // metadata beside it in what state it is (an event.DiskFailed), leaves the guest to a
 // secondary that is in step, whose copy is that of the last checkpoint. Alone, where an

@@ -95,7 +95,7 @@ func New(cfg Config) (*Job, error) {
 		token: failover.NewToken(), delay: cfg.CheckpointDelay, verbs: make(chan struct{}, 1), acts: map[*activity]struct{}{}, holding: make(chan struct{}, 1), telling: make(chan struct{}, 1), changed: make(chan struct{}), joined: make(chan *pending, 1), saves: make(chan *saving), since: time.Now(),
 	}
 	j.told.ended.L = &j.mu
-	keep := failover.KeeperConfig{Arbiter: cfg.Arbiter, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
+	keep := failover.KeeperConfig{Arbiter: &toldArbiter{Arbiter: cfg.Arbiter, j: j}, Holder: cfg.Host, Token: j.token, Term: cfg.Term, Lost: j.deposed}
 	if cfg.Arbiter == nil {
 		j.manual = failover.NewManual(failover.Record{})
 		keep.Arbiter, keep.Term = j.manual, -1

@@ -155,10 +155,12 @@ func (j *Job) alone(reason string) {
 	}
 }
 
-// seek reaches for the other host until it agrees to follow.
+// seek reaches for the other host until it agrees to follow. What keeps it from that is told
+// when it has lasted as long as a change of sides may keep the other host busy.
 func (j *Job) seek(ctx context.Context) (*peer, error) {
 	act, end := j.while(ctx, Alone)
 	defer end()
+	var told string
 	for pause := minRedial; ; pause = min(2*pause, maxRedial) {
 		p, err := j.connect(act)
 		if err == nil {
@@ -166,6 +168,9 @@ func (j *Job) seek(ctx context.Context) (*peer, error) {
 		}
 		if act.Err() == nil {
 			j.note(err)
+			if pause == maxRedial {
+				told = j.tellAlone(err, told)
+			}
 		}
 		if err := wait.For(act, pause); err != nil {
 			return nil, err

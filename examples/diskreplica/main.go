@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"os/signal"
@@ -215,10 +216,10 @@ func network(addr string) string {
 
 func listen(addr string) (net.Listener, error) {
 	if network(addr) == "unix" {
-		// One that a killed process left behind answers nobody.
+		// One that a killed process left behind answers nobody. Nor does an image.
 		if c, err := net.Dial("unix", addr); err == nil {
 			c.Close()
-		} else if errors.Is(err, syscall.ECONNREFUSED) {
+		} else if st, e := os.Lstat(addr); e == nil && st.Mode().Type() == fs.ModeSocket && errors.Is(err, syscall.ECONNREFUSED) {
 			os.Remove(addr)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -31,8 +32,12 @@ func listen(addr string) (net.Listener, string, error) {
 	return l, network + ":" + l.Addr().String(), nil
 }
 
-// stale removes the socket of a process that was killed, at which nobody listens.
+// stale removes the socket of a process that was killed, at which nobody listens. What is no
+// socket answers nobody either, and is left.
 func stale(path string) bool {
+	if st, err := os.Lstat(path); err != nil || st.Mode().Type() != fs.ModeSocket {
+		return false
+	}
 	conn, err := net.Dial("unix", path)
 	if err == nil {
 		conn.Close()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	_ "embed"
 	"encoding/binary"
@@ -96,9 +97,15 @@ func (d *drill) run(ctx context.Context) (err error) {
 		return err
 	}
 	ended := make(chan struct{})
-	go func() { cmd.Wait(); close(ended) }() // after the kill below, at the latest
+	runs, over := context.WithCancelCause(ctx)
+	go func() { // after the kill below, at the latest
+		over(fmt.Errorf("its QEMU has ended: %v", cmp.Or(cmd.Wait(), errors.New("exit status 0"))))
+		close(ended)
+	}()
 	defer func() { cmd.Process.Kill(); <-ended }()
-	if err := d.await(ctx, standby, "the guest to count", func() bool { return len(counted(dir, "before")) > 1 }); err != nil {
+	if err := d.await(runs, standby, "the guest to count", func() bool { return len(counted(dir, "before")) > 1 }); err != nil {
+		cmd.Process.Kill()
+		<-ended
 		return errors.Join(err, errors.New(strings.TrimSpace(said.String())))
 	}
 	d.p.say("started     a guest of %d MB, in process %d; it has counted to %d", d.mb, cmd.Process.Pid, last(counted(dir, "before")))
@@ -225,7 +232,7 @@ func (d *drill) await(ctx context.Context, part <-chan int, what string, is func
 			return fmt.Errorf("waiting for %s: a part has ended with status %d", what, status)
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
-			return fmt.Errorf("waiting for %s: %w", what, ctx.Err())
+			return fmt.Errorf("waiting for %s: %w", what, context.Cause(ctx))
 		}
 	}
 	return nil

@@ -113,8 +113,9 @@ func (b *Block) hugePages() uint64 {
 	return b.HostPageSize
 }
 
-// checkBlocks reports what is wrong with a host's blocks.
-func checkBlocks(blocks []Block) error {
+// CheckBlocks reports what of a guest's blocks no Saver or Cache takes: a name that is too long
+// or not unique, or a length that is no multiple of PageSize. The error is an *[Error].
+func CheckBlocks(blocks []Block) error {
 	seen := make(map[string]bool, len(blocks))
 	for i := range blocks {
 		b := &blocks[i]

@@ -125,7 +125,7 @@ type CacheStats struct {
 // own guest dirtied; it may be nil if that guest does not run between two
 // calls of Flush.
 func NewCache(blocks []Block, log DirtyLog, cfg CacheConfig) (*Cache, error) {
-	if err := checkBlocks(blocks); err != nil {
+	if err := CheckBlocks(blocks); err != nil {
 		return nil, err
 	}
 	c := &Cache{index: make(map[string]int), log: log, cfg: cfg, last: noBlock, first: true, keep: newKeeping(log, cfg.KeepAfter)}

@@ -83,7 +83,7 @@ type lazyBlock struct {
 
 // NewLazy returns a Lazy of blocks. It opens nothing yet; Probe says whether it can.
 func NewLazy(blocks []Block) (*Lazy, error) {
-	if err := checkBlocks(blocks); err != nil {
+	if err := CheckBlocks(blocks); err != nil {
 		return nil, err
 	}
 	l := &Lazy{index: make(map[string]int), last: noBlock}

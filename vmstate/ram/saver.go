@@ -140,7 +140,7 @@ const (
 // NewSaver returns a Saver of blocks. log, which must not be nil, tells which
 // pages are dirty. What is wrong with the blocks is returned by SaveSetup.
 func NewSaver(blocks []Block, log DirtyLog, cfg SaverConfig) *Saver {
-	s := &Saver{log: log, cfg: cfg, bad: checkBlocks(blocks), last: noBlock, keep: newKeeping(log, cfg.KeepAfter)}
+	s := &Saver{log: log, cfg: cfg, bad: CheckBlocks(blocks), last: noBlock, keep: newKeeping(log, cfg.KeepAfter)}
 	if s.cfg.IterateBytes <= 0 {
 		s.cfg.IterateBytes = defaultIterate
 	}

@@ -76,7 +76,7 @@ type trackedBlock struct {
 // names, and fs.ErrPermission where the process may not use it, and then says what would
 // help. An [*Error] is about a block.
 func NewTracker(blocks []Block) (*Tracker, error) {
-	if err := checkBlocks(blocks); err != nil {
+	if err := CheckBlocks(blocks); err != nil {
 		return nil, err
 	}
 	page := uintptr(os.Getpagesize())

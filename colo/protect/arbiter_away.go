@@ -1,0 +1,56 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
+)
+
+// A toldArbiter is a job's arbiter, of which the job tells when it begins to be out of reach,
+// and when it answers again. Questions of a session are told of by that.
+type toldArbiter struct {
+	failover.Arbiter
+	j    *Job
+	away atomic.Bool
+}
+
+func (a *toldArbiter) Acquire(ctx context.Context, c failover.Claim) (failover.Grant, error) {
+	g, err := a.Arbiter.Acquire(ctx, c)
+	if a.j.session() == nil {
+		a.heard(ctx, event.ModeNone, err)
+	}
+	return g, err
+}
+
+func (a *toldArbiter) Renew(ctx context.Context, g failover.Grant, note string) (failover.Grant, error) {
+	next, err := a.Arbiter.Renew(ctx, g, note)
+	a.heard(ctx, event.ModePrimary, err)
+	return next, err
+}
+
+// heard notes what a question has come to.
+func (a *toldArbiter) heard(ctx context.Context, mode event.Mode, err error) {
+	e := event.Arbitration{Mode: mode, Answer: event.ArbiterGranted}
+	if s := a.j.session(); s != nil {
+		e.Epoch, _ = s.committed()
+	}
+	switch {
+	case errors.Is(err, failover.ErrRefused), errors.Is(err, failover.ErrClaim):
+		a.away.Store(false) // whoever has asked tells of it
+		return
+	case err == nil:
+		if !a.away.Swap(false) {
+			return
+		}
+	case errors.Is(ctx.Err(), context.Canceled) || a.away.Swap(true):
+		return // nobody waits for the answer, or it was told
+	default:
+		e.Answer, e.Error = event.ArbiterUnreachable, err.Error()
+		a.j.note(fmt.Errorf("protect: the arbiter does not answer: %w", err))
+	}
+	a.j.say(e)
+}

@@ -1,0 +1,68 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// An arbiter that is out of reach is told of by the host that needs it, whether or not
+// anything is held back because of it yet, and so is its return.
+func TestAnArbiterThatIsOutOfReachIsToldOfOnce(t *testing.T) {
+	for _, when := range []string{"at the start", "alone", "in step"} {
+		bubble(t, when, func(t *testing.T, w *world) {
+			w.guest.Interval = 50 * time.Millisecond // this is not about what it says
+			var away atomic.Bool
+			w.store.Before = func(context.Context, string) error {
+				if away.Load() {
+					return errors.New("no route to the arbiter")
+				}
+				return nil
+			}
+			var log lines
+			var b *host
+			if when == "in step" {
+				b = w.boot("b", false, nil)
+			}
+			away.Store(when == "at the start")
+			a := w.boot("a", true, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+			switch when {
+			case "alone":
+				a.is(Alone)
+			case "in step":
+				a.is(Protected)
+			}
+			away.Store(true)
+			time.Sleep(4 * w.term)
+			all := said[event.Arbitration](a)
+			if len(all) != 1 || all[0].Answer != event.ArbiterUnreachable || !strings.Contains(all[0].Error, "no route") {
+				t.Errorf("%+v", all)
+			}
+			if n := log.with("level=WARN msg=ARBITRATION guest=guest", "answer=unreachable"); n != 1 {
+				t.Errorf("%d warnings: %q", n, log.all())
+			}
+			if open := a.job.Query().Open; open != (b != nil) {
+				t.Errorf("the gate is open: %v", open)
+			}
+			away.Store(false)
+			time.Sleep(4 * w.term)
+			all = said[event.Arbitration](a)
+			if len(all) != 2 || all[1].Answer != event.ArbiterGranted || all[1].Error != "" {
+				t.Errorf("%+v", all)
+			}
+			if !a.job.Query().Open {
+				t.Error("the gate is shut")
+			}
+			a.halt()
+			if b != nil {
+				b.halt()
+			}
+		})
+	}
+}

@@ -1,0 +1,42 @@
+package main
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// The place of a socket that nobody listens at any more is taken, and no other: an address
+// that names an image by mistake costs nobody the image.
+func TestListenReplacesTheSocketOfADeadProcessAndNothingElse(t *testing.T) {
+	dir := t.TempDir()
+	dead := filepath.Join(dir, "dead")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: dead, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	if again, err := listen(dead); err != nil {
+		t.Error(err)
+	} else {
+		again.Close()
+	}
+	image, empty := filepath.Join(dir, "image"), filepath.Join(dir, "empty")
+	if err := os.WriteFile(image, []byte("data"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(empty, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{image, empty} {
+		if l, err := listen(path); err == nil {
+			l.Close()
+			t.Errorf("%s was replaced", path)
+		}
+		if st, err := os.Lstat(path); err != nil || st.Mode()&os.ModeSocket != 0 {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+}
