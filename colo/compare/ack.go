@@ -106,7 +106,7 @@ func (e *Engine) paySelective(c *conn, s *pkt) bool {
 		return false
 	}
 	q := e.cut(c, s, s.dat, s.dat, p.seq, packet.ACK)
-	q.dress(p.Packet.Frame[:p.L4+headTCP])
+	q.putHead(p.Packet.Frame[:p.L4+headTCP])
 	q.id, q.at = e.ids, e.now
 	p.at = e.now
 	q = e.apply(q, &d)

@@ -18,9 +18,9 @@ const maxHead = 128
 // much congestion was marked (RFC 3168 section 6.1.3).
 const headTCP = 14
 
-// wear keeps the head of a frame of the primary's guest, whose segment is at l4. It keeps
+// keepHead keeps the head of a frame of the primary's guest, whose segment is at l4. It keeps
 // none of a segment that is signed, since the signature may be among the headers.
-func (w *flight) wear(frame []byte, l4 int, signed bool) {
+func (w *flight) keepHead(frame []byte, l4 int, signed bool) {
 	w.head = w.head[:0]
 	if !signed && l4 <= maxHead {
 		w.head = append(w.head, frame[:l4+headTCP]...)
@@ -31,10 +31,10 @@ func (w *flight) wear(frame []byte, l4 int, signed bool) {
 // segment is as long.
 func (p *pkt) suits(head []byte) bool { return len(head) == p.L4+headTCP }
 
-// dress gives p the head of another packet of its connection. p's memory is the engine's, its
+// putHead gives p the head of another packet of its connection. p's memory is the engine's, its
 // checksum is complete, and it has no urgent data. It leaves as a packet that is not to be
 // marked: it may be a repetition, or an acknowledgment (RFC 3168 sections 6.1.4 and 6.1.5).
-func (p *pkt) dress(head []byte) {
+func (p *pkt) putHead(head []byte) {
 	f := p.Packet.Frame
 	copy(f[:p.L4], head)
 	if p.Kind == packet.IP4 {

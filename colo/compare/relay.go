@@ -40,7 +40,7 @@ const (
 // cut there into stretches.
 func (e *Engine) record(c *conn, seq uint32, data []byte, f *Frame, l4 int, signed bool) {
 	w := c.tcp.flight
-	w.wear(f.Data[f.VNetHdr:], l4, signed)
+	w.keepHead(f.Data[f.VNetHdr:], l4, signed)
 	w.vnet = f.VNetHdr
 	size := gsoSize(f)
 	from, end := seq, seq+uint32(len(data))
@@ -205,7 +205,7 @@ func (e *Engine) relay(c *conn, s *pkt) {
 		return
 	}
 	q := e.cut(c, s, s.dat+int(from-s.seq), s.dat+int(to-s.seq), from, s.flags&(packet.ACK|packet.PSH))
-	q.dress(w.head)
+	q.putHead(w.head)
 	q.id, q.at = e.ids, e.now
 	d := edit{ack: l.ack, win: l.win, cut: q.nsck > 0}
 	if s.ts > 0 {

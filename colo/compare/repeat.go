@@ -19,7 +19,7 @@ import (
 func (e *Engine) repeat(c *conn, p *pkt) bool {
 	t := &c.tcp
 	w := e.flies(t, t.told.end)
-	w.wear(p.Packet.Frame, p.L4, p.signed)
+	w.keepHead(p.Packet.Frame, p.L4, p.signed)
 	if p.ts > 0 {
 		if !w.recovers {
 			w.recovers, w.began, w.until = true, p.stamped(), t.told.end
