@@ -39,8 +39,9 @@ func (s *VCPUState) told() gokvm.VCPUEvents {
 	return e
 }
 
-// dequeue takes back an NMI or an SMI that the vCPU was sent and has not looked at: KVM has such a
-// one in a queue, which older kernels do not empty when the events are written, and for SMIs none does. Reading the events makes it pending, and what is pending is overwritten later. What
+// dequeue takes back an NMI or an SMI that the vCPU was sent and has not looked at. KVM has such
+// a one in a queue, which older kernels do not empty when the events are written, and for SMIs
+// none does. Reading the events makes it pending, and what is pending is overwritten later. What
 // the queue has of NMIs is emptied first where that can be done, since a CPU that keeps a pending
 // NMI itself (AMD's virtual NMI) is given it by the reading.
 func (s *VCPUState) dequeue(vcpu int) error {
