@@ -101,7 +101,7 @@ func TestAProgramThatIsCalledWronglySaysHow(t *testing.T) {
 	for args, want := range map[string]string{
 		"":                                      "-endpoints is needed",
 		"-endpoints a:1":                        "-key is needed",
-		"-endpoints a:1 x":                      `what is "x"?`,
+		"-endpoints a:1 x":                      `unexpected argument "x"`,
 		"-endpoints a:1 -key k -timeout 1ms":    "want at least 10ms",
 		"-endpoints https://a:1 -key k -cert c": "belong together",
 		"-endpoints a:1 -key k -cacert c":       "https:// in front",
