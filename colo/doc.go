@@ -165,9 +165,9 @@
 //
 // # Goroutines
 //
-// A session runs on the goroutine that called Run. It has two of its own: that
-// of a primary reads the link, and while an Arbiter is asked one watches for
-// orders; and one for each of its Channels. All have ended when Run returns, for which
-// a connection's Close must end a Read and a Write. Failover, Fenced, End, Lost, Expect, Yield, RequestCheckpoint, Info and
-// Status may be called from any goroutine and do not wait for I/O.
+// A session runs on the goroutine that called Run. It has two of its own: that of a primary
+// reads the link, and while an Arbiter is asked one watches for orders; and one for each of its
+// Channels. All have ended when Run returns, for which a connection's Close must end a Read and
+// a Write. Failover, Fenced, End, Lost, Expect, Yield, RequestCheckpoint, Info and Status may
+// be called from any goroutine and do not wait for I/O.
 package colo

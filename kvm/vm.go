@@ -215,9 +215,9 @@ func (vm *VM) isClosed() bool {
 	return vm.closed
 }
 
-// Close lets go of everything that was made here: an adopted VM's dirty rings and the
-// spare VM on which its states were tried, or all of a VM that Create made, including its memory. Run must have returned
-// for every vCPU, or it fails with ErrRunning. Closing twice is no error.
+// Close lets go of everything that was made here: an adopted VM's dirty rings and the spare VM
+// on which its states were tried, or all of a VM that Create made, including its memory. Run
+// must have returned for every vCPU, or it fails with ErrRunning. Closing twice is no error.
 func (vm *VM) Close() error {
 	vm.mu.Lock()
 	if vm.closed {

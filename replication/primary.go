@@ -139,12 +139,12 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 	return p, nil
 }
 
-// Attach makes remote the way to the secondary, which must have a disk of the same size
-// (else the error is ErrSize, and says which of the two has to grow), and owns it from now on. Writes to what is in sync are
-// forwarded from now on; the rest is for Synchronise. While replication runs the error is
-// ErrRunning. A Remote that was attached before is closed when the other side has taken
-// this disk's identity; until then, and if it does not, that one stays attached and gets
-// the guest's writes. The two Remotes must not write the same secondary at the same time:
+// Attach makes remote the way to the secondary, which must have a disk of the same size (else
+// the error is ErrSize, and says which of the two has to grow), and owns it from now on. Writes
+// to what is in sync are forwarded from now on; the rest is for Synchronise. While replication
+// runs the error is ErrRunning. A Remote that was attached before is closed when the other side
+// has taken this disk's identity; until then, and if it does not, that one stays attached and
+// gets the guest's writes. The two Remotes must not write the same secondary at the same time:
 // an Export serves the second when the first has ended.
 //
 // If the Remote is [Identified], the two sides tell each other who they are: a

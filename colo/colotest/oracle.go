@@ -149,10 +149,10 @@ func (l *Ledger) Frame(b []byte) error {
 	return nil
 }
 
-// Verify checks a guest, which must stand still and have done at most as many
-// rounds as its memory remembers, 65536 unless its Ring says otherwise: its registers, its ring and its working set must all be what the
-// history in its ring leads to, round by round, and every round of it must have
-// been run by one of the guests that the ledger knows.
+// Verify checks a guest, which must stand still and have done at most as many rounds as its
+// memory remembers, 65536 unless its Ring says otherwise: its registers, its ring and its
+// working set must all be what the history in its ring leads to, round by round, and every
+// round of it must have been run by one of the guests that the ledger knows.
 func (l *Ledger) Verify(g *Guest) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

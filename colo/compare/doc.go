@@ -51,16 +51,15 @@
 //
 // # What is changed
 //
-// The peer sees one guest that takes nothing back. A segment that has waited leaves
-// with the newest timestamp that has left before, or the peer would drop it as old
-// (RFC 7323 section 5); [Engine.Inbound] puts the timestamp that the guest itself
-// sent back into the echo. With LowerAcks a segment that acknowledges more than the
-// secondary's guest has leaves with the lower number, a window as far as both
-// guests have room, and the SACK blocks that both hold; the rest follows as the
-// secondary's guest catches up. Where the secondary's guest has given SACK blocks
-// itself, the acknowledgment that it sent leaves, with the headers of the primary's. A guest that has dropped input is
-// behind until the peer sends it again, and the peer does so only because nobody
-// has told it that it need not.
+// The peer sees one guest that takes nothing back. A segment that has waited leaves with the
+// newest timestamp that has left before, or the peer would drop it as old (RFC 7323 section 5);
+// [Engine.Inbound] puts the timestamp that the guest itself sent back into the echo. With
+// LowerAcks a segment that acknowledges more than the secondary's guest has leaves with the
+// lower number, a window as far as both guests have room, and the SACK blocks that both hold;
+// the rest follows as the secondary's guest catches up. Where the secondary's guest has given
+// SACK blocks itself, the acknowledgment that it sent leaves, with the headers of the
+// primary's. A guest that has dropped input is behind until the peer sends it again, and the
+// peer does so only because nobody has told it that it need not.
 //
 // With LowerAcks, too, what the secondary's guest has said of a segment leaves by
 // itself when that guest says it again, or has said no more for 5 ms: it has no room

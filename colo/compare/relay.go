@@ -36,8 +36,8 @@ const (
 )
 
 // record notes that data of c leaves in f, where the segment is at l4 behind the virtio-net
-// header. The data has the number seq, and a device may cut it. A repetition may begin or end where a segment of either guest did, and so the data is
-// cut there into stretches.
+// header. The data has the number seq, and a device may cut it. A repetition may begin or end
+// where a segment of either guest did, and so the data is cut there into stretches.
 func (e *Engine) record(c *conn, seq uint32, data []byte, f *Frame, l4 int, signed bool) {
 	w := c.tcp.flight
 	w.keepHead(f.Data[f.VNetHdr:], l4, signed)

@@ -38,9 +38,9 @@ type Guest interface {
 	Register(reg *vmstate.Registry) error
 }
 
-// A Network is a NIC of the guest for its life, whichever side its host is. [Proxy],
-// which compares, and [NIC], which does not, are two; a host may have its own. The methods of colo's interfaces are called as
-// those of a session are.
+// A Network is a NIC of the guest for its life, whichever side its host is. [Proxy], which
+// compares, and [NIC], which does not, are two; a host may have its own. The methods of colo's
+// interfaces are called as those of a session are.
 type Network interface {
 	colo.PrimaryNetwork
 	Commit(epoch uint64) error

@@ -142,14 +142,15 @@
 //
 // # What lives longer than a side
 //
-// The guest, its networks ([NIC], [Proxy]) and its disks ([Disk]) are handles for the
-// life of the job; what stands below them changes with the side. Disks are made equal first, while the guest runs; then memory follows. Of a
-// disk only what the secondary has missed is sent, or, where nobody knows that, what
-// differs by its checksums. Of memory, after a link that was lost for a moment, what was
-// written, or under way, since the secondary's last checkpoint; all of it wherever one of
-// the two is not certain of that: one of them has begun anew, or has been anything else
-// than primary and secondary of each other. So a primary leaves the dirty log on while it
-// is alone and seeks a secondary, and a secondary keeps its copy of the memory while it waits.
+// The guest, its networks ([NIC], [Proxy]) and its disks ([Disk]) are handles for the life of
+// the job; what stands below them changes with the side. Disks are made equal first, while the
+// guest runs; then memory follows. Of a disk only what the secondary has missed is sent, or,
+// where nobody knows that, what differs by its checksums. Of memory, after a link that was lost
+// for a moment, what was written, or under way, since the secondary's last checkpoint; all of
+// it wherever one of the two is not certain of that: one of them has begun anew, or has been
+// anything else than primary and secondary of each other. So a primary leaves the dirty log on
+// while it is alone and seeks a secondary, and a secondary keeps its copy of the memory while
+// it waits.
 //
 // # Cold starts
 //

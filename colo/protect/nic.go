@@ -15,10 +15,10 @@ import (
 	"github.com/gocolo/lockstep/vmstate"
 )
 
-// An Uplink is the connection of a guest to the network: a tap.Device, say, or a
-// filter.Conn together with the Close of its connection. ReadPacket and WritePacket are called by one goroutine each; what
-// ReadPacket returns is valid until the next call, and WritePacket keeps nothing.
-// Close ends reads and writes that wait.
+// An Uplink is the connection of a guest to the network: a tap.Device, say, or a filter.Conn
+// together with the Close of its connection. ReadPacket and WritePacket are called by one
+// goroutine each; what ReadPacket returns is valid until the next call, and WritePacket keeps
+// nothing. Close ends reads and writes that wait.
 type Uplink interface {
 	ReadPacket() ([]byte, error)
 	WritePacket(p []byte) error

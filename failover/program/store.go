@@ -75,9 +75,10 @@ func New(cfg Config) (*Store, error) {
 	return &Store{cfg: cfg, up: make(chan struct{}), waiting: make(map[uint64]chan answer)}, nil
 }
 
-// Run starts the program, and starts it anew whenever it ends, until ctx does, and returns
-// why ctx has ended. A program that hangs, which has said nothing for ten Timeouts while a
-// Load or Swap waits, or does not read a request for one, is killed. The program has ended when it returns. It is called once.
+// Run starts the program, and starts it anew whenever it ends, until ctx does, and returns why
+// ctx has ended. A program that hangs, which has said nothing for ten Timeouts while a Load or
+// Swap waits, or does not read a request for one, is killed. The program has ended when it
+// returns. It is called once.
 func (s *Store) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		begun := time.Now()

@@ -162,9 +162,9 @@ type Stopped struct {
 	Detail string `json:"detail"`
 }
 
-// The first frame on a side's connection to the client is its name, with
-// inputSuffix on the one that the client sends by. The other one says that what follows was released after it had taken over. The guest's own
-// frames are longer.
+// The first frame on a side's connection to the client is its name, with inputSuffix on the one
+// that the client sends by. The other one says that what follows was released after it had
+// taken over. The guest's own frames are longer.
 const (
 	TookOver    = "took over"
 	InputSuffix = " input"

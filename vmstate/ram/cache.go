@@ -16,15 +16,15 @@ type CacheConfig struct {
 	// QEMU does from 8.2 on. No QEMU sends one.
 	ZeroFillOnly bool
 
-	// StagedOnly has the cache hold only what came and is not committed, in
-	// place of a copy of the primary's memory. Pages that the secondary's guest
-	// wrote itself are then taken from the primary again: see [Cache.SaveDirty]
-	// for what that asks of whoever drives the cache, who says with [Cache.Resent]
-	// that it does so. With a primary that sends nothing again (a QEMU) a copy is
-	// kept all the same: all of the guest's memory is then copied at once, at the
-	// end of the initial synchronisation, before the secondary says that it is
-	// ready for the first checkpoint ([Cache.KeepCopy]). It needs Linux with pages of
-	// 4 KiB, which arm64 and ppc64 hosts may not have; NewCache elsewhere gives an error that wraps [errors.ErrUnsupported].
+	// StagedOnly has the cache hold only what came and is not committed, in place of a copy
+	// of the primary's memory. Pages that the secondary's guest wrote itself are then taken
+	// from the primary again: see [Cache.SaveDirty] for what that asks of whoever drives
+	// the cache, who says with [Cache.Resent] that it does so. With a primary that sends
+	// nothing again (a QEMU) a copy is kept all the same: all of the guest's memory is then
+	// copied at once, at the end of the initial synchronisation, before the secondary says
+	// that it is ready for the first checkpoint ([Cache.KeepCopy]). It needs Linux with
+	// pages of 4 KiB, which arm64 and ppc64 hosts may not have; NewCache elsewhere gives an
+	// error that wraps [errors.ErrUnsupported].
 	StagedOnly bool
 
 	// MaxStaged bounds the memory that a cache with StagedOnly holds, in bytes.
@@ -39,12 +39,13 @@ type CacheConfig struct {
 	KeepAfter int
 
 	// Overlap has the pages of an initial synchronisation put into the guest's memory while
-	// others are received, so that the first Flush, for which the primary waits, does not copy
-	// all memory. LoadState does it on a goroutine of its own that has ended when LoadState
-	// returns. After a run of data pages it takes memory of the cache for as many again before
-	// they come (8 MiB at most, and what did not come is given back in Flush and Discard). The guest's memory is void until that Flush: a guest whose synchronisation broke
-	// must not run on what it had before. Without a copy (StagedOnly) that is so anyway, and
-	// Overlap does nothing.
+	// others are received, so that the first Flush, for which the primary waits, does not
+	// copy all memory. LoadState does it on a goroutine of its own that has ended when
+	// LoadState returns. After a run of data pages it takes memory of the cache for as many
+	// again before they come (8 MiB at most, and what did not come is given back in Flush
+	// and Discard). The guest's memory is void until that Flush: a guest whose
+	// synchronisation broke must not run on what it had before. Without a copy (StagedOnly)
+	// that is so anyway, and Overlap does nothing.
 	Overlap bool
 
 	// Resumable has the cache keep what it holds of the primary's memory after a

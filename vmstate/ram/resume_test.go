@@ -169,8 +169,8 @@ func TestASessionGoesOnFromWhatTheSecondaryHolds(t *testing.T) {
 								continue
 							}
 						}
-						// What the secondary has committed and the primary does not know is no
-						// harm. Now and then it runs on a little before it notices.
+						// What the secondary has committed and the primary does not know is
+						// no harm. Now and then it runs on a little before it notices.
 						x.sec.scribble(x.r, x.r.IntN(3))
 						x.cut()
 						x.p.scribble(x.r, x.r.IntN(5))

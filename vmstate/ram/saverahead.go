@@ -8,14 +8,14 @@ const hotFor = 16
 // aheadCount says what became of the pages that were sent ahead.
 type aheadCount struct{ pages, again uint64 }
 
-// BeginAhead says that the SaveIterate calls up to the next SaveComplete send memory ahead of
-// a checkpoint, while the guest runs. Pending(true) comes before it. They leave out the pages
+// BeginAhead says that the SaveIterate calls up to the next SaveComplete send memory ahead of a
+// checkpoint, while the guest runs. Pending(true) comes before it. They leave out the pages
 // that are hot: of those that were sent ahead, before this checkpoint or an earlier one, the
 // ones that the guest had written again when the log was next read or it stood still, so that
-// they went twice; and the pages that the dirty log leaves writable
-// (SaverConfig.KeepAfter), which go with the checkpoint in any case. Hot pages go with the checkpoint alone. A sixteenth of them is tried again
-// before each checkpoint, and one that the guest has not written from one checkpoint to the
-// next is hot no more. It makes a Saver a colo.AheadSender.
+// they went twice; and the pages that the dirty log leaves writable (SaverConfig.KeepAfter),
+// which go with the checkpoint in any case. Hot pages go with the checkpoint alone. A sixteenth
+// of them is tried again before each checkpoint, and one that the guest has not written from
+// one checkpoint to the next is hot no more. It makes a Saver a colo.AheadSender.
 //
 // It may be called again before that SaveComplete, after another Pending(true): what is sent
 // then is counted with what was before.
