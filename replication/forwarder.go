@@ -34,8 +34,10 @@ type ForwarderConfig struct {
 	// may find much to do. Then the Forwarder is broken, with ErrTimeout.
 	Timeout time.Duration
 
-	lost  func(off, n int64) // is told which writes are not on the secondary
-	ended func()             // is told that nothing is sent any more
+	// lost is told which writes may not be on the secondary, before Stop returns: once another
+	// connection is in use, an answer that comes late says nothing of the copy. mu is held.
+	lost  func(off, n int64)
+	ended func() // is told that nothing is sent any more
 }
 
 // timeout returns Timeout, or its default.
@@ -190,9 +192,8 @@ func (f *Forwarder) Stop(_ context.Context, _ bool) error {
 		return nil
 	}
 	f.state = Done
-	lost := f.drop()
+	f.drop()
 	f.mu.Unlock()
-	f.tellLost(lost)
 	f.remote.Close()
 	if f.cfg.ended != nil {
 		f.cfg.ended()
@@ -200,38 +201,38 @@ func (f *Forwarder) Stop(_ context.Context, _ bool) error {
 	return nil
 }
 
-// drop empties the queues, and returns what was in them. The caller holds mu.
-func (f *Forwarder) drop() []*forward {
-	lost := f.queue
+// drop empties the queues, and tells of all that has not been answered as lost. The caller
+// holds mu.
+func (f *Forwarder) drop() {
+	lose := func(w *forward) {
+		if f.cfg.lost != nil {
+			f.cfg.lost(w.off, w.n)
+		}
+	}
 	sent := f.inflight[:0]
 	for _, w := range f.inflight {
+		lose(w)
 		if w.begun {
 			w.index = len(sent)
 			sent = append(sent, w)
 		} else {
-			lost = append(lost, w)
+			f.bytes -= w.cost()
 		}
 	}
 	clear(f.inflight[len(sent):])
 	f.inflight = sent
-	for _, w := range lost {
+	for _, w := range f.queue {
+		lose(w)
 		f.bytes -= w.cost()
 	}
-	lost = append(lost, f.hold...)
+	for _, w := range f.hold {
+		lose(w)
+	}
 	f.ready, f.queue, f.hold, f.holding = nil, nil, nil, 0
 	if f.deadline != nil {
 		f.deadline.Stop()
 	}
 	f.broadcast()
-	return lost
-}
-
-func (f *Forwarder) tellLost(lost []*forward) {
-	if f.cfg.lost != nil {
-		for _, w := range lost {
-			f.cfg.lost(w.off, w.n)
-		}
-	}
 }
 
 // Cut implements [Cutter]: it breaks the Forwarder with ErrCut, without an event.
@@ -245,9 +246,8 @@ func (f *Forwarder) end(err *BrokenError) bool {
 		return false
 	}
 	f.err = err
-	lost := f.drop()
+	f.drop()
 	f.mu.Unlock()
-	f.tellLost(lost)
 	abort(f.remote) // without waiting for a side that may be lost; Stop closes
 	if f.cfg.ended != nil {
 		f.cfg.ended()

@@ -200,14 +200,11 @@ func (f *Forwarder) start(w *forward, p []byte) {
 func (w *forward) finish(err error) {
 	f := w.f
 	if err != nil {
-		// First, so that nobody who waits for the answer takes it for a good one.
-		if f.cfg.lost != nil {
-			f.cfg.lost(w.off, w.n)
-		}
 		op := "write"
 		if w.zero {
 			op = "zeroes"
 		}
+		// First, so that nobody who waits for the answer takes it for a good one.
 		f.breakOff(&BrokenError{Op: op, Off: w.off, Len: w.n, Err: err})
 	}
 	f.mu.Lock()
