@@ -3,11 +3,12 @@ package qmp
 import (
 	"context"
 	"errors"
-	"io/fs"
 	"net"
 	"os"
 	"strings"
 	"syscall"
+
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // Split takes an address as QEMU writes it, "unix:PATH" or "tcp:HOST:PORT", or
@@ -34,10 +35,7 @@ func Listen(addr string) (net.Listener, error) {
 		return net.Listen(network, address)
 	}
 	l, err := listenUnix(address)
-	if errors.Is(err, syscall.EADDRINUSE) && stale(address) {
-		if err := os.Remove(address); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
+	if errors.Is(err, syscall.EADDRINUSE) && socket.RemoveDead(address) {
 		l, err = listenUnix(address)
 	}
 	if err != nil {
@@ -53,16 +51,4 @@ func Listen(addr string) (net.Listener, error) {
 func listenUnix(address string) (net.Listener, error) {
 	c := net.ListenConfig{Control: ownersOnly}
 	return c.Listen(context.Background(), "unix", address)
-}
-
-// stale reports whether a path is a socket that nobody listens on.
-func stale(path string) bool {
-	if st, err := os.Lstat(path); err != nil || st.Mode().Type() != fs.ModeSocket {
-		return false
-	}
-	c, err := net.Dial("unix", path)
-	if err == nil {
-		c.Close()
-	}
-	return errors.Is(err, syscall.ECONNREFUSED)
 }

@@ -10,7 +10,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"os/signal"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/gocolo/lockstep/examples/internal/output"
 	"github.com/gocolo/lockstep/internal/size"
+	"github.com/gocolo/lockstep/internal/socket"
 	"github.com/gocolo/lockstep/internal/statusline"
 	"github.com/gocolo/lockstep/internal/usage"
 )
@@ -214,14 +214,4 @@ func network(addr string) string {
 	return "tcp"
 }
 
-func listen(addr string) (net.Listener, error) {
-	if network(addr) == "unix" {
-		// One that a killed process left behind answers nobody. Nor does an image.
-		if c, err := net.Dial("unix", addr); err == nil {
-			c.Close()
-		} else if st, e := os.Lstat(addr); e == nil && st.Mode().Type() == fs.ModeSocket && errors.Is(err, syscall.ECONNREFUSED) {
-			os.Remove(addr)
-		}
-	}
-	return net.Listen(network(addr), addr)
-}
+func listen(addr string) (net.Listener, error) { return socket.Listen(network(addr), addr) }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,32 +16,17 @@ import (
 
 	"github.com/gocolo/lockstep/colo/quickack"
 	"github.com/gocolo/lockstep/event/qmp"
+	"github.com/gocolo/lockstep/internal/socket"
 )
 
 // listen opens addr. It returns the address as a QEMU's migrate command wants it.
 func listen(addr string) (net.Listener, string, error) {
 	network, address := qmp.Split(addr)
-	l, err := net.Listen(network, address)
-	if errors.Is(err, syscall.EADDRINUSE) && network == "unix" && stale(address) {
-		l, err = net.Listen(network, address)
-	}
+	l, err := socket.Listen(network, address)
 	if err != nil {
 		return nil, "", err
 	}
 	return l, network + ":" + l.Addr().String(), nil
-}
-
-// stale removes the socket of a process that was killed, at which nobody listens. What is no
-// socket answers nobody either, and is left.
-func stale(path string) bool {
-	if st, err := os.Lstat(path); err != nil || st.Mode().Type() != fs.ModeSocket {
-		return false
-	}
-	conn, err := net.Dial("unix", path)
-	if err == nil {
-		conn.Close()
-	}
-	return errors.Is(err, syscall.ECONNREFUSED) && os.Remove(path) == nil
 }
 
 // accept takes one connection and closes the listener: there is one primary. It

@@ -1,4 +1,4 @@
-package main
+package socket
 
 import (
 	"net"
@@ -18,9 +18,18 @@ func TestListenReplacesTheSocketOfADeadProcessAndNothingElse(t *testing.T) {
 	}
 	l.SetUnlinkOnClose(false)
 	l.Close()
-	if again, _, err := listen("unix:" + dead); err != nil {
+	if again, err := Listen("unix", dead); err != nil {
 		t.Error(err)
 	} else {
+		again.Close()
+	}
+	if again, err := net.Listen("unix", dead); err != nil {
+		t.Error(err)
+	} else {
+		if second, err := Listen("unix", dead); err == nil {
+			second.Close()
+			t.Error("the place of somebody who listens was taken")
+		}
 		again.Close()
 	}
 	image, empty := filepath.Join(dir, "image"), filepath.Join(dir, "empty")
@@ -31,7 +40,7 @@ func TestListenReplacesTheSocketOfADeadProcessAndNothingElse(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{image, empty} {
-		if l, _, err := listen("unix:" + path); err == nil {
+		if l, err := Listen("unix", path); err == nil {
 			l.Close()
 			t.Errorf("%s was replaced", path)
 		}
