@@ -30,14 +30,7 @@ func TestAHostWithoutAnArbiterFollowsTheOneThatItHasToldToGoOn(t *testing.T) {
 		if err := <-done; err == nil || !strings.Contains(err.Error(), "this host is waiting") {
 			t.Errorf("%v", err) // nobody has said so while it was under way
 		}
-		w.hearsMore()
-		if err := b.job.Switchover(t.Context()); err != nil {
-			t.Errorf("and back: %v", err)
-		}
-		a.is(Protected)
-		b.is(Following)
-		a.halt()
-		b.halt()
+		w.andBack(a, b)
 	})
 }
 
@@ -65,14 +58,7 @@ func TestAHostWithoutAnArbiterFollowsTheOneThatAnOperatorHasGoOn(t *testing.T) {
 			w.f.join("a", "b")
 			b.is(Protected)
 			a.is(Following)
-			w.hearsMore()
-			if err := b.job.Switchover(t.Context()); err != nil {
-				t.Errorf("and back: %v", err)
-			}
-			a.is(Protected)
-			b.is(Following)
-			a.halt()
-			b.halt()
+			w.andBack(a, b)
 		})
 	}
 }

@@ -99,6 +99,19 @@ func (w *world) hearsMore() {
 	}
 }
 
+// andBack hands the guest over from b, which has it, to a, and ends both hosts.
+func (w *world) andBack(a, b *host) {
+	w.t.Helper()
+	w.hearsMore()
+	if err := b.job.Switchover(w.t.Context()); err != nil {
+		w.t.Errorf("and back: %v", err)
+	}
+	a.is(Protected)
+	b.is(Following)
+	a.halt()
+	b.halt()
+}
+
 // open runs a test, which is parallel, in a world that is in no bubble: the time of one
 // stands still while somebody waits for memory in a system call. It waits for the terms of
 // grants, which is what -short leaves out.

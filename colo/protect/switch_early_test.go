@@ -100,14 +100,7 @@ func TestASecondaryIsToldToGoOnWhileItCommits(t *testing.T) {
 		if resumed != 1 {
 			t.Errorf("the guest was resumed %d times", resumed)
 		}
-		w.hearsMore()
-		if err := b.job.Switchover(t.Context()); err != nil {
-			t.Errorf("and back: %v", err)
-		}
-		a.is(Protected)
-		b.is(Following)
-		a.halt()
-		b.halt()
+		w.andBack(a, b)
 	})
 }
 
