@@ -20,7 +20,7 @@ type Latency struct {
 
 // Add counts d; a negative d counts as zero. It allocates nothing.
 func (l *Latency) Add(d time.Duration) {
-	us := uint64(max(d, 0) / time.Microsecond)
+	us := uint64(max(d, 0)) / uint64(time.Microsecond)
 	l.count[latencyClass(us)]++
 	l.n++
 	l.total = addDuration(l.total, max(d, 0))

@@ -21,7 +21,7 @@ func (e *Engine) primaryAck(c *conn, p *pkt) {
 			return
 		}
 	}
-	if t.said.rst.is {
+	if t.said.rsts {
 		e.diverge(c, ReasonFlags) // the secondary's guest will acknowledge nothing more
 	}
 	e.owe(c, e.hold(c, p))

@@ -34,7 +34,8 @@ type Config struct {
 	// As much memory again may be kept for later packets.
 	MaxBytes int
 
-	// MaxConns bounds the number of connections. Zero is 16384. Connections without
+	// MaxConns bounds the number of connections. Zero is 16384; more than 16,777,215 counts as
+	// that many. Connections without
 	// waiting packets are forgotten first, those idle longest before others; if there is
 	// none, packets of new connections wait for a checkpoint, and the engine asks for one.
 	MaxConns int
@@ -151,6 +152,7 @@ func (c Config) withDefaults() Config {
 	num(&c.MaxQueue, 1024)
 	num(&c.MaxBytes, 64<<20)
 	num(&c.MaxConns, 16384)
+	c.MaxConns = min(c.MaxConns, maxConns)
 	return c
 }
 

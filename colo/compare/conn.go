@@ -26,7 +26,6 @@ type connKey struct {
 // few lines of the processor's cache.
 type conn struct {
 	key      connKey
-	hash     uint64      // the hash of key
 	plain    packet.Kind // IP4 or IP6: its segments may be plain; 0: they may not; see plain.go
 	loner    side        // the side whose guest is the only one that has sent anything; see ports.go
 	apart    bool        // set apart, and so not compared at present; changes at a divergence and at a mark; see setapart.go
@@ -35,7 +34,6 @@ type conn struct {
 	strikes  uint8       // epochs with a divergence, less those in which enough matched; see setapart.go
 	matched  uint16      // packets that matched in this epoch
 	age      uint32      // how many connections with these addresses came before this one
-	awaits   bool        // it is in the engine's list flights
 	used     instant     // when the last packet came
 
 	owed *pkt  // TCP: the newest acknowledgment that has not left whole; see ack.go
@@ -43,6 +41,9 @@ type conn struct {
 
 	tcp stream
 
+	hash    uint64 // the hash of key
+	number  int    // in the index
+	awaits  bool   // it is in the engine's list flights
 	claim   claim
 	marked  int     // how many packets wait that belong to an epoch that has ended and is not received
 	until   instant // when the flow is tried again, if it is set apart
@@ -163,7 +164,7 @@ func (c *conn) idle() bool {
 	if c.p.len() > 0 || c.owed != nil || c.marked > 0 || c.blind {
 		return false
 	}
-	if c.tcp.said.syn.is || c.tcp.said.past {
+	if c.tcp.said.syns || c.tcp.said.past {
 		return false // the guests are in two successive connections, which must not be mixed up
 	}
 	for _, s := range c.s.all() {

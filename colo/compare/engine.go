@@ -35,6 +35,7 @@ type Engine struct {
 
 	pool  pool
 	began time.Time // the time of instant 1
+	dated bool      // began is known
 	stats Stats
 	waits Latency // of packets that matched
 }
@@ -66,11 +67,17 @@ type call struct {
 
 	res   Result
 	out   []Frame
-	taken []instant // when those of out came
-	spent []*pkt    // whose memory those of out have; the next call frees it; nil: the caller's, or see takeOver
+	spent []spent // of those of out
 	notes []Note
 
 	drafted *pkt // the memory of compose's packet, until something adopts it or scrap frees it
+}
+
+// A spent has what else is known of a packet that leaves: when it came, and whose memory it has,
+// which the next call frees; nil: the caller's, or see takeOver.
+type spent struct {
+	at instant
+	p  *pkt
 }
 
 // epochs has what changes with the steps of a checkpoint.
@@ -127,16 +134,17 @@ func (e *Engine) begin() {
 	if e.drafted != nil {
 		e.scrap()
 	}
-	for _, p := range e.spent {
-		if p != nil {
-			e.pool.put(p)
+	for _, s := range e.spent {
+		if s.p != nil {
+			e.pool.bytes -= sizeOf(s.p.class)
+			e.pool.keep(s.p)
 		}
 	}
 	e.spent = e.spent[:0]
 	if len(e.out) > 8 {
 		clear(e.out) // of a few it does not matter how long they are kept
 	}
-	e.out, e.taken = e.out[:0], e.taken[:0]
+	e.out = e.out[:0]
 	e.notes = e.notes[:0]
 	if e.res.Diverged || e.res.Full {
 		e.res = Result{}
@@ -155,11 +163,11 @@ func (e *Engine) release(p *pkt, count *uint64) {
 		e.waits.Add(e.now.Sub(p.at))
 		e.trails(p.at)
 	}
-	e.out, e.taken = append(e.out, p.Frame), append(e.taken, p.at)
+	s := spent{at: p.at, p: p}
 	if p.class < 0 {
-		p = nil
+		s.p = nil
 	}
-	e.spent = append(e.spent, p)
+	e.out, e.spent = append(e.out, p.Frame), append(e.spent, s)
 }
 
 func (e *Engine) want(why Reason) {
@@ -381,7 +389,7 @@ func (e *Engine) takenAt(i int) instant {
 	if e.strict != nil {
 		return e.strict.taken[i]
 	}
-	return e.taken[i]
+	return e.spent[i].at
 }
 
 // draft returns memory for a packet of n bytes, for compose or giveBack.
@@ -429,9 +437,9 @@ func (e *Engine) scrap() {
 // caller's until giveBack: that in which the packet has waited, or a copy if it has not. It
 // is called once for each.
 func (e *Engine) takeOver(i int, f Frame) *pkt {
-	if e.strict == nil && e.spent[i] != nil {
-		p := e.spent[i]
-		e.spent[i] = nil
+	if e.strict == nil && e.spent[i].p != nil {
+		p := e.spent[i].p
+		e.spent[i].p = nil
 		e.pool.bytes -= sizeOf(p.class) // p may be shorter than its memory
 		return p
 	}
@@ -468,9 +476,9 @@ func (e *Engine) Stats() Stats {
 			s.Held++
 		}
 	}
-	for _, p := range e.spent {
-		if p != nil {
-			s.HeldBytes -= sizeOf(p.class)
+	for _, gone := range e.spent {
+		if gone.p != nil {
+			s.HeldBytes -= sizeOf(gone.p.class)
 		}
 	}
 	return s

@@ -257,7 +257,7 @@ func (e *Engine) Failover() Result {
 		}
 		if told := c.tcp.told; told.scaled {
 			e.unlist(c)
-			*c = conn{key: c.key, hash: c.hash, plain: c.plain, newer: c.newer, older: c.older, used: c.used, p: c.p, s: c.s}
+			*c = conn{key: c.key, hash: c.hash, number: c.number, plain: c.plain, newer: c.newer, older: c.older, used: c.used, p: c.p, s: c.s}
 			c.tcp.told = toldOf(&told)
 		} else {
 			e.forget(c)

@@ -11,18 +11,33 @@ import (
 // An index finds connections by their key. It is a table with open addressing and
 // linear probing, at most half full. The numbers that keys are mixed with are
 // drawn for each index, so that whoever chooses ports cannot make them collide.
+//
+// With many connections nearly each packet finds its place in the table outside the
+// processor's nearest caches. A slot is as small as it can be for that reason, so that more of
+// the table is in the next one.
 type index struct {
-	slots []slot // a power of two
-	n     int
-	seed  [4]uint64
+	slots  []slot  // a power of two
+	all    []*conn // by number; nil: the number is free
+	vacant []int   // the numbers that are free
+	n      int
+	seed   [4]uint64
 }
 
-// A slot has the connection's hash, so that a probe touches no other one. It is free
-// if there is no connection.
-type slot struct {
-	hash uint64
-	c    *conn
-}
+// A slot has a connection's number and a part of its hash, so that a probe touches hardly any
+// other connection. It is 0 if it is free.
+type slot uint32
+
+// maxConns is how many connections an index can number.
+const maxConns = 1<<24 - 1
+
+// slotOf returns the slot of the connection with a hash and a number.
+func slotOf(hash uint64, number int) slot { return slot(hash>>56)<<24 | slot(number+1) }
+
+// may reports whether s may be of a connection with the hash h.
+func (s slot) may(h uint64) bool { return uint64(s>>24) == h>>56 }
+
+// number returns the number in s, which is not free.
+func (s slot) number() int { return int(s&maxConns) - 1 }
 
 func newIndex() index {
 	x := index{slots: make([]slot, 64)}
@@ -52,8 +67,7 @@ func (x *index) hash(k *connKey) uint64 {
 func (x *index) hashPlain(s *plain) uint64 {
 	var h uint64
 	if s.kind == packet.IP4 {
-		b := (*[8]byte)(s.frame[packet.EthernetLen+12:])
-		h = mix(uint64(binary.LittleEndian.Uint32(b[:]))^x.seed[0], uint64(binary.LittleEndian.Uint32(b[4:]))^x.seed[1])
+		h = mix(uint64(s.src)^x.seed[0], uint64(s.dst)^x.seed[1])
 	} else {
 		b := (*[32]byte)(s.frame[packet.EthernetLen+8:])
 		h = mix(binary.LittleEndian.Uint64(b[:])^x.seed[0], binary.LittleEndian.Uint64(b[16:])^x.seed[1])
@@ -77,35 +91,47 @@ func (k *connKey) is(o *connKey) bool {
 // find returns the connection of k, whose hash is h, or nil.
 func (x *index) find(h uint64, k *connKey) *conn {
 	for i := h & uint64(len(x.slots)-1); ; i = (i + 1) & uint64(len(x.slots)-1) {
-		s := &x.slots[i]
-		if s.c == nil || s.hash == h && s.c.key.is(k) {
-			return s.c
+		s := x.slots[i]
+		if s == 0 {
+			return nil
 		}
-	}
-}
-
-// add puts c into the index, which must have no connection with its key.
-func (x *index) add(c *conn) {
-	if 2*(x.n+1) > len(x.slots) {
-		old := x.slots
-		x.slots = make([]slot, 2*len(old))
-		for _, s := range old {
-			if s.c != nil {
-				x.put(s)
+		if s.may(h) {
+			if c := x.all[s.number()]; c.key.is(k) {
+				return c
 			}
 		}
 	}
-	x.put(slot{c.hash, c})
+}
+
+// add numbers c and puts it into the index, which must have no connection with its key, and
+// fewer than maxConns.
+func (x *index) add(c *conn) {
+	if 2*(x.n+1) > len(x.slots) {
+		x.slots = make([]slot, 2*len(x.slots))
+		for _, c := range x.all {
+			if c != nil {
+				x.put(c)
+			}
+		}
+	}
+	if n := len(x.vacant); n > 0 {
+		c.number, x.vacant = x.vacant[n-1], x.vacant[:n-1]
+		x.all[c.number] = c
+	} else {
+		c.number = len(x.all)
+		x.all = append(x.all, c)
+	}
+	x.put(c)
 	x.n++
 }
 
-func (x *index) put(s slot) {
+func (x *index) put(c *conn) {
 	mask := uint64(len(x.slots) - 1)
-	i := s.hash & mask
-	for x.slots[i].c != nil {
+	i := c.hash & mask
+	for x.slots[i] != 0 {
 		i = (i + 1) & mask
 	}
-	x.slots[i] = s
+	x.slots[i] = slotOf(c.hash, c.number)
 }
 
 // remove takes c out of the index, where it must be. Connections behind it move up where
@@ -113,15 +139,17 @@ func (x *index) put(s slot) {
 func (x *index) remove(c *conn) {
 	mask := uint64(len(x.slots) - 1)
 	i := c.hash & mask
-	for x.slots[i].c != c {
+	for x.slots[i] != slotOf(c.hash, c.number) {
 		i = (i + 1) & mask
 	}
-	for j := (i + 1) & mask; x.slots[j].c != nil; j = (j + 1) & mask {
-		if home := x.slots[j].hash & mask; (j-home)&mask >= (j-i)&mask {
+	for j := (i + 1) & mask; x.slots[j] != 0; j = (j + 1) & mask {
+		if home := x.all[x.slots[j].number()].hash & mask; (j-home)&mask >= (j-i)&mask {
 			x.slots[i] = x.slots[j]
 			i = j
 		}
 	}
-	x.slots[i] = slot{}
+	x.slots[i] = 0
+	x.all[c.number] = nil
+	x.vacant = append(x.vacant, c.number)
 	x.n--
 }

@@ -58,3 +58,16 @@ func TestEachPartOfAKeyChangesItsHash(t *testing.T) {
 		}
 	}
 }
+
+func TestASlotHasTheNumberOfTheLastConnectionThatMayBe(t *testing.T) {
+	const hash = 0xa5<<56 | 1
+	if n := (Config{MaxConns: maxConns + 1}).withDefaults().MaxConns; n != maxConns {
+		t.Errorf("%d connections may be, %d can be numbered", n, maxConns)
+	}
+	for _, n := range []int{0, 1, maxConns - 1} {
+		s := slotOf(hash, n)
+		if s == 0 || s.number() != n || !s.may(hash) || s.may(hash+1<<56) {
+			t.Errorf("number %d: slot %#x has %d", n, s, s.number())
+		}
+	}
+}

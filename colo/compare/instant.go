@@ -9,8 +9,8 @@ type instant int64
 // instant converts now, which a caller has passed. Times before that of the first call
 // become instant 1.
 func (e *Engine) instant(now time.Time) instant {
-	if e.began.IsZero() {
-		e.began = now.Add(-1)
+	if !e.dated {
+		e.began, e.dated = now.Add(-1), true
 	}
 	return max(1, instant(now.Sub(e.began)))
 }

@@ -24,6 +24,7 @@ type plain struct {
 	seq, ack uint32
 	last     uint32 // seq and the length of the data
 	ports    uint32
+	src, dst uint32 // the first four bytes of its addresses
 	stamp    uint32 // the value of its timestamps
 	ts       int    // where that is; 0: it has none
 	win      uint16
@@ -51,14 +52,14 @@ func (s *plain) parse(f *Frame) bool {
 			return false
 		}
 		end = packet.EthernetLen + int(binary.BigEndian.Uint16(b[16:]))
-		s.kind = packet.IP4
+		s.kind, s.src, s.dst = packet.IP4, binary.LittleEndian.Uint32(b[26:]), binary.LittleEndian.Uint32(b[30:])
 	case packet.TypeIPv6:
 		if b[14]>>4 != 6 || b[20] != packet.ProtoTCP {
 			return false
 		}
 		l4 = packet.EthernetLen + packet.IPv6Len
 		end = l4 + int(binary.BigEndian.Uint16(b[18:]))
-		s.kind = packet.IP6
+		s.kind, s.src, s.dst = packet.IP6, binary.LittleEndian.Uint32(b[22:]), binary.LittleEndian.Uint32(b[38:])
 	default:
 		return false
 	}
@@ -116,15 +117,15 @@ func (k *connKey) plain() packet.Kind {
 	return k.Kind
 }
 
-// isPlain reports whether s belongs to the connection that has the fields kind and key.
+// isPlain reports whether s belongs to the connection that has the fields kind and key. It is
+// inlined.
 func (k *connKey) isPlain(kind packet.Kind, s *plain) bool {
-	if kind != s.kind || k.Ports != s.ports {
-		return false
-	}
-	if kind == packet.IP4 {
-		b := (*[8]byte)(s.frame[packet.EthernetLen+12:])
-		return [4]byte(k.Src[:4]) == [4]byte(b[:4]) && [4]byte(k.Dst[:4]) == [4]byte(b[4:])
-	}
+	return k.Ports == s.ports && kind == s.kind && binary.LittleEndian.Uint32(k.Src[:]) == s.src &&
+		binary.LittleEndian.Uint32(k.Dst[:]) == s.dst && (kind == packet.IP4 || k.isPlain6(s))
+}
+
+// isPlain6 reports whether k has the addresses of s, a segment of IPv6.
+func (k *connKey) isPlain6(s *plain) bool {
 	b := (*[32]byte)(s.frame[packet.EthernetLen+8:])
 	return k.Src == [16]byte(b[:16]) && k.Dst == [16]byte(b[16:])
 }
@@ -138,13 +139,15 @@ func (e *Engine) plainConn(s *plain) *conn {
 	h := x.hashPlain(s)
 	mask := uint64(len(x.slots) - 1)
 	for i := h & mask; ; i = (i + 1) & mask {
-		t := &x.slots[i]
-		if t.c == nil {
+		t := x.slots[i]
+		if t == 0 {
 			return nil
 		}
-		if t.hash == h && t.c.key.isPlain(t.c.plain, s) {
-			e.lastConn = t.c
-			return t.c
+		if t.may(h) {
+			if c := x.all[t.number()]; c.key.isPlain(c.plain, s) {
+				e.lastConn = c
+				return c
+			}
 		}
 	}
 }
@@ -172,18 +175,18 @@ func (t *told) notePlain(s *plain) {
 	serialMax(&t.end, &t.data, s.last)
 }
 
-// notePlain does what left.note does, for a plain segment that leaves unchanged. id is its
-// place in the order of arrival.
-func (l *left) notePlain(t *told, s *plain, id uint64) {
-	if s.ts > 0 {
-		l.ts, l.tss = s.stamp, true // leavesAsItIs: it is no older
+// notePlain does what left.note does, for a plain segment that leaves unchanged, with the
+// timestamp stamp if it has one. id is its place in the order of arrival.
+func (l *left) notePlain(t *told, stamped bool, stamp, ack uint32, win uint16, id uint64) {
+	if stamped {
+		l.ts, l.tss = stamp, true // leavesAsItIs: it is no older
 	}
 	l.last = id
-	if !l.acks || after(s.ack, l.ack) || s.ack == l.ack && s.win > l.win {
-		l.ack, l.acks, l.win = s.ack, true, s.win
+	if !l.acks || after(ack, l.ack) || ack == l.ack && win > l.win {
+		l.ack, l.acks, l.win = ack, true, win
 	}
 	if t.scaled {
-		serialMax(&l.edge, &l.edges, s.ack+uint32(s.win)<<t.scale)
+		serialMax(&l.edge, &l.edges, ack+uint32(win)<<t.scale)
 	}
 }
 
@@ -191,7 +194,7 @@ func (l *left) notePlain(t *told, s *plain, id uint64) {
 // step follows from it. ok reports that; otherwise nothing has changed.
 func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	var s plain
-	if e.passing || e.thorough || !s.parse(f) || 2*(e.pool.bytes+costOf(len(f.Data))) > e.cfg.MaxBytes {
+	if e.passing || e.thorough || !s.parse(f) || 2*(e.pool.bytes+atMost(len(f.Data))) > e.cfg.MaxBytes {
 		return false
 	}
 	c := e.plainConn(&s)
@@ -201,7 +204,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	t := &c.tcp
 	v := &t.cover
 	switch {
-	case t.said.rst.is || t.said.fin.is || t.said.syn.is:
+	case t.said.rsts || t.said.fins || t.said.syns:
 		return false
 	case s.bare():
 		// An acknowledgment leaves if the secondary's guest has given it too.
@@ -245,7 +248,7 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	e.compared = e.now
 	t.told.notePlain(&s)
 	c.agreed()
-	t.left.notePlain(&t.told, &s, e.ids)
+	t.left.notePlain(&t.told, s.ts > 0, s.stamp, s.ack, s.win, e.ids)
 	if w := t.flight; w != nil && !s.bare() {
 		w.leave(s.last, e.now)
 		e.record(c, s.seq, s.data(), f, s.l4, false)
@@ -253,14 +256,14 @@ func (e *Engine) primaryPlain(f *Frame, now time.Time) (ok bool) {
 	e.stats.Matched++
 	e.waits.Add(0)
 	e.trail(0)
-	e.out, e.taken, e.spent = append(e.out, *f), append(e.taken, e.now), append(e.spent, nil)
+	e.out, e.spent = append(e.out, *f), append(e.spent, spent{at: e.now})
 	return true
 }
 
 // secondaryPlain does what Secondary does, as primaryPlain does for Primary.
 func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	var s plain
-	if e.passing || e.deaf || e.thorough || !s.parse(f) || 2*(e.pool.bytes+costOf(len(f.Data))) > e.cfg.MaxBytes {
+	if e.passing || e.deaf || e.thorough || !s.parse(f) || 2*(e.pool.bytes+atMost(len(f.Data))) > e.cfg.MaxBytes {
 		return false
 	}
 	c := e.plainConn(&s)
@@ -269,7 +272,7 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	}
 	t := &c.tcp
 	v := &t.cover
-	if t.said.past || t.said.syn.is {
+	if t.said.past || t.said.syns {
 		return false
 	}
 	if s.bare() {
@@ -329,7 +332,7 @@ func (e *Engine) secondaryPlain(f *Frame, now time.Time) (ok bool) {
 	c.p.remove(0)
 	v.done = s.last
 	c.agreed()
-	l.notePlain(&t.told, &plain{ts: p.ts, stamp: stamp, ack: p.ack, win: p.win}, p.id)
+	l.notePlain(&t.told, p.ts > 0, stamp, p.ack, p.win, p.id)
 	if w := t.flight; w != nil {
 		w.leave(s.last, e.now)
 		e.record(c, p.seq, p.data(), &p.Frame, p.L4, p.signed)
@@ -372,20 +375,25 @@ func (e *Engine) holdPlain(c *conn, f *Frame, s *plain) *pkt {
 	q.id, q.at, q.owner, q.age, q.turn = e.ids, e.now, c, c.age, false
 
 	// The fields are set one by one, since a literal would be made elsewhere and copied.
-	h := &q.Packet
-	h.Frame = q.Data[f.VNetHdr:]
-	h.Kind, h.Type = s.kind, packet.TypeIPv4
-	if s.kind == packet.IP6 {
-		h.Type = packet.TypeIPv6
+	h, g := &q.Packet, &q.segment
+	if q.shape != s.kind {
+		q.takeShape(s)
 	}
-	h.Tags, h.Link = 0, packet.Link{}
-	h.L3, h.L4, h.End = packet.EthernetLen, s.l4, s.end
-	h.Proto, h.Fragment, h.First, h.L4OK = packet.ProtoTCP, false, true, true
-	h.Ident, h.Sealed = 0, false
-
-	g := &q.segment
-	g.is, g.dat, g.seq, g.ack, g.end, g.ok = true, s.dat, s.seq, s.ack, s.last, s.seq
-	g.win, g.flags, g.signed, g.waitsAck = s.win, s.flags, false, false
-	g.ts, g.sack, g.nsck = s.ts, 0, 0
+	h.Frame, h.End = q.Data[f.VNetHdr:], s.end
+	g.dat, g.seq, g.ack, g.end, g.ok = s.dat, s.seq, s.ack, s.last, s.seq
+	g.win, g.flags, g.waitsAck, g.ts = s.win, s.flags, false, s.ts
 	return q
+}
+
+// takeShape sets the fields of q in which all plain segments of one kind are equal. They stay as
+// they are as long as q has packets of that kind.
+func (q *pkt) takeShape(s *plain) {
+	q.shape = s.kind
+	q.Packet = packet.Packet{
+		Kind: s.kind, Type: packet.TypeIPv4, L3: packet.EthernetLen, L4: s.l4, Proto: packet.ProtoTCP, First: true, L4OK: true,
+	}
+	if s.kind == packet.IP6 {
+		q.Packet.Type = packet.TypeIPv6
+	}
+	q.segment = segment{is: true}
 }

@@ -15,6 +15,8 @@ type pkt struct {
 	turn          bool // it repeats what has left, and takes its turn behind what waits; see turn.go
 	class         int8 // the class of its memory in the pool; -1: Data belongs to the caller
 
+	shape packet.Kind // holdPlain has set all fields in which plain segments of this kind are equal; 0: it has not
+
 	owner *conn  // the connection in whose queue it is or was; of a segment, as long as it is held
 	age   uint32 // the owner's age when the packet came
 
@@ -36,21 +38,25 @@ func classOf(n int) int8 { return int8(max(bits.Len(uint(max(n, 1)-1)), poolMin)
 // costOf returns how much memory the pool uses for a packet of n bytes.
 func costOf(n int) int { return sizeOf(classOf(n)) }
 
-// sizeOf returns how much memory the packets of a class have.
-func sizeOf(class int8) int { return 1 << (poolMin + class) }
+// atMost returns no less than costOf does, for less: a plain segment needs no more.
+func atMost(n int) int { return 2*n + 1<<poolMin }
+
+// sizeOf returns how much memory the packets of a class have, which is not negative.
+func sizeOf(class int8) int { return 1 << (poolMin + class&31) }
 
 // get returns a packet with memory for n bytes. Of its fields only class and Data are set.
 func (o *pool) get(n int) *pkt {
 	c := classOf(n)
-	o.bytes += costOf(n)
+	size := sizeOf(c)
+	o.bytes += size
 	if l := o.free[c]; len(l) > 0 {
 		q := l[len(l)-1]
 		o.free[c] = l[:len(l)-1]
-		o.kept -= costOf(n)
+		o.kept -= size
 		q.Data = q.Data[:n]
 		return q
 	}
-	return &pkt{Frame: Frame{Data: make([]byte, n, sizeOf(c))}, class: c}
+	return &pkt{Frame: Frame{Data: make([]byte, n, size)}, class: c}
 }
 
 // copy returns a copy of p that may be kept.
@@ -104,10 +110,12 @@ func (o *pool) shrink(last int8) {
 	drop(last)
 }
 
-// A queue holds packets in order. Taking from the front is cheap.
+// A queue holds packets in order. Taking from the front is cheap. It is used where it lies
+// and never copied, since its first memory is within it.
 type queue struct {
 	items []*pkt
 	head  int
+	one   [1]*pkt // the memory of items, as long as no two packets have waited
 }
 
 func (q *queue) len() int      { return len(q.items) - q.head }
@@ -116,6 +124,9 @@ func (q *queue) all() []*pkt   { return q.items[q.head:] }
 func (q *queue) clear()        { clear(q.items); q.items, q.head = q.items[:0], 0 }
 
 func (q *queue) push(p *pkt) {
+	if q.items == nil {
+		q.items = q.one[:0] // beside what else is known of the connection
+	}
 	if q.head > 0 && len(q.items) == cap(q.items) {
 		q.close()
 	}

@@ -21,16 +21,17 @@ import (
 // Nothing leaves that goes beyond cover. A new connection between the same
 // addresses (reopen) begins with an empty stream.
 //
-// What each packet needs is in front, here and in the parts, so that it takes few
-// lines of the processor's cache.
+// What each packet needs of two parts lies together, at the end of the first of them and in
+// front of the second, so that it takes few lines of the processor's cache: of told and
+// cover, and of said and left.
 type stream struct {
 	flight *flight // nil: nothing was repeated of late
 
 	told  told
 	cover cover
-	left  left
-	said  said
 	mark  snapshot
+	said  said
+	left  left
 
 	urgent *urgent // nil: neither guest has sent an urgent pointer
 }
@@ -38,24 +39,20 @@ type stream struct {
 // told has what the primary's guest has said. It changes with each of its packets,
 // before that is judged, and with nothing else: a checkpoint does not take it back.
 type told struct {
-	isn  uint32 // of its last SYN
-	open bool   // isn is known
-
-	ack  uint32 // the greatest acknowledgment number
-	acks bool   // ack is known
-
-	edge  uint32 // the greatest right edge of its receive window (RFC 9293 section 3.3.1)
-	edges bool   // edge is known
-
-	end  uint32 // the greatest end of its data
-	data bool   // end is known
-	fin  uint32 // the sequence number of its FIN
-	fins bool   // fin is known
-
-	scale  uint8 // of its window, by its last SYN and that of the peer (RFC 7323 section 2)
-	scaled bool  // scale is known
-
+	isn     uint32     // of its last SYN
+	fin     uint32     // the sequence number of its FIN
+	open    bool       // isn is known
+	fins    bool       // fin is known
 	options synOptions // of its last SYN
+
+	ack    uint32 // the greatest acknowledgment number
+	edge   uint32 // the greatest right edge of its receive window (RFC 9293 section 3.3.1)
+	end    uint32 // the greatest end of its data
+	acks   bool   // ack is known
+	edges  bool   // edge is known
+	data   bool   // end is known
+	scaled bool   // scale is known
+	scale  uint8  // of its window, by its last SYN and that of the peer (RFC 7323 section 2)
 }
 
 // cover has what the guest that would go on if the primary died now knows at
@@ -65,26 +62,21 @@ type told struct {
 // guest or the one of the checkpoint. At the receipt it becomes what the primary's
 // guest knew at the mark, which may be more or less.
 type cover struct {
-	ack  uint32 // what that guest has acknowledged: no more is acknowledged to the peer
-	acks bool   // ack is known; if not, nothing is acknowledged
-
+	ack   uint32 // what that guest has acknowledged: no more is acknowledged to the peer
 	edge  uint32 // the right edge of its receive window
+	done  uint32 // it has said everything before it, as the primary's guest did; it grows when a packet leaves
+	acks  bool   // ack is known; if not, nothing is acknowledged
 	edges bool   // edge is known
 
-	// What it has said of the data, compared with what the primary's guest did; it
-	// grows when a packet leaves.
-	done   uint32 // everything before it
-	agreed bool   // done is known
-	inStep bool   // the primary's next byte is at done; otherwise it may be anywhere
-	fin    bool   // the FIN at done too
-	syn    bool   // the primary's SYN too
+	agreed bool // done is known
+	inStep bool // the primary's next byte is at done; otherwise it may be anywhere
+	fin    bool // it has said the FIN at done too
+	syn    bool // it has said the primary's SYN too
 
+	repeats bool       // repeat is known
 	options synOptions // of that SYN, as this guest has said it last
-
-	sack ranges // what it holds beyond ack; emptied at a mark
-
-	repeat  uint32 // the primary's guest had said what is before it when the mark was set that was received last
-	repeats bool   // repeat is known
+	repeat  uint32     // the primary's guest had said what is before it when the mark was set that was received last
+	sack    ranges     // what this guest holds beyond ack; emptied at a mark
 }
 
 // snapshot has what the primary's guest knew at a mark. It is set at the mark, used at the
@@ -99,42 +91,40 @@ type snapshot struct {
 // primary's has come yet. It grows with the secondary's packets. A packet of the primary
 // that matches some of it removes that when it leaves, and a mark clears all.
 type said struct {
-	isn  uint32 // of its last SYN; a mark leaves it, and from the receipt on it is the primary's
-	open bool   // isn is known
-	past bool   // it is still in the connection before this one: from the primary's SYN until its own, or a receipt
-
-	end  uint32 // the greatest end of its data; a mark clears it
-	ends bool   // end is known
-
 	rst streamEvent
 	fin streamEvent // seq: where the FIN is
 	syn synEvent
+
+	isn  uint32 // of its last SYN; a mark leaves it, and from the receipt on it is the primary's
+	end  uint32 // the greatest end of its data; a mark clears it
+	open bool   // isn is known
+	past bool   // it is still in the connection before this one: from the primary's SYN until its own, or a receipt
+	ends bool   // end is known
+	rsts bool   // rst waits
+	fins bool   // fin waits
+	syns bool   // syn waits
 }
 
 // left has what the peer has been told. It changes only when a packet leaves.
 type left struct {
-	ack  uint32 // the greatest acknowledgment number
-	acks bool   // ack is known
-
+	last  uint64 // the last packet with an acknowledgment, by its place in the order of arrival
+	ack   uint32 // the greatest acknowledgment number
 	edge  uint32 // the greatest right edge of the window
-	edges bool   // edge is known
+	ts    uint32 // the newest timestamp (RFC 7323)
 	win   uint16 // the window that was sent with ack, in units of its scale
+	acks  bool   // ack is known
+	edges bool   // edge is known
+	tss   bool   // ts is known
 
-	ts  uint32 // the newest timestamp (RFC 7323)
-	tss bool   // ts is known
-
-	past  uint32 // the newest timestamp of the connection before this one, packets of which may still wait
-	pasts bool   // past is known
-
-	last   uint64     // the last packet with an acknowledgment, by its place in the order of arrival
+	pasts  bool       // past is known
+	next   uint8      // the index in raised that is written next
+	past   uint32     // the newest timestamp of the connection before this one, packets of which may still wait
 	sack   ranges     // the blocks of the last packet with any
 	raised *[8]raised // nil: there is none
-	next   uint8      // the index in raised that is written next
 }
 
 // A streamEvent is an event of the secondary's stream that waits for the primary's.
 type streamEvent struct {
-	is   bool
 	seq  uint32
 	when instant
 }
@@ -142,8 +132,8 @@ type streamEvent struct {
 // synEvent is the opening of a stream, by what the secondary's guest has said.
 type synEvent struct {
 	streamEvent
-	flags   uint8
 	ack     uint32
+	flags   uint8
 	options synOptions
 }
 
@@ -151,7 +141,7 @@ type synEvent struct {
 // it is at the mark, which knows only what it has said.
 func (t *stream) narrow(epoch uint64) {
 	c := &t.cover
-	if t.said.syn.is {
+	if t.said.syns {
 		*c = cover{} // it is of a connection that is over for the primary's guest
 	}
 	if c.acks = c.acks && t.told.acks; c.acks && after(c.ack, t.told.ack) {
@@ -164,8 +154,7 @@ func (t *stream) narrow(epoch uint64) {
 	c.syn = c.syn && c.options == t.told.options
 	c.sack = ranges{}
 	t.urgent.narrow()
-	t.said.syn, t.said.fin, t.said.rst = synEvent{}, streamEvent{}, streamEvent{}
-	t.said.ends = false
+	t.said.syns, t.said.fins, t.said.rsts, t.said.ends = false, false, false, false
 	t.mark = snapshot{true, epoch, t.told}
 }
 
@@ -202,12 +191,8 @@ func (t *stream) receive(epoch uint64, covers bool) {
 func (v *cover) tells(s *pkt) bool { return v.repeats && !after(s.end, v.repeat) }
 
 func (t *stream) late(now instant, timeout time.Duration) bool {
-	for _, ev := range [...]streamEvent{t.said.syn.streamEvent, t.said.fin, t.said.rst} {
-		if ev.is && now.Sub(ev.when) > timeout {
-			return true
-		}
-	}
-	return false
+	s := &t.said
+	return s.syns && now.Sub(s.syn.when) > timeout || s.fins && now.Sub(s.fin.when) > timeout || s.rsts && now.Sub(s.rst.when) > timeout
 }
 
 func serialMax(v *uint32, known *bool, n uint32) {
@@ -219,7 +204,7 @@ func serialMax(v *uint32, known *bool, n uint32) {
 // covers reports whether cover holds for the connection of p. It does not for a SYN of the
 // secondary's that the primary's guest has not answered, which begins another connection.
 func (t *stream) covers(p *pkt) bool {
-	return t.cover.acks && (!t.said.syn.is || p.flags&packet.SYN != 0)
+	return t.cover.acks && (!t.said.syns || p.flags&packet.SYN != 0)
 }
 
 // ahead reports whether seq is beyond the data that has been compared. A number more than

@@ -99,7 +99,7 @@ func (e *Engine) reopen(c *conn, p *pkt) {
 	e.settle(c)
 	e.land(t.flight)
 	n := stream{said: said{isn: t.said.isn, open: t.said.open}}
-	if t.said.syn.is {
+	if t.said.syns {
 		// The secondary's guest has begun the new connection before the primary's; its
 		// packets since belong to the new one.
 		n.said = t.said
@@ -123,7 +123,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		if c.p.len() > 0 && c.p.at(0).flags&packet.SYN == 0 {
 			e.diverge(c, ReasonFlags)
 		}
-		t.said = said{isn: p.seq, open: true, syn: synEvent{streamEvent{true, p.seq, p.at}, p.flags, p.ack, p.synOptions()}}
+		t.said = said{isn: p.seq, open: true, syns: true, syn: synEvent{streamEvent{p.seq, p.at}, p.ack, p.flags, p.synOptions()}}
 		t.cover = cover{}
 		t.urgent = nil
 	}
@@ -137,7 +137,7 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		// one.
 		const refusal = packet.RST | packet.ACK
 		if p.flags&refusal == refusal && t.told.acks && p.ack == t.told.ack && !c.apart {
-			t.said.rst = streamEvent{true, p.seq, p.at}
+			t.said.rsts, t.said.rst = true, streamEvent{p.seq, p.at}
 			e.advance(c, true)
 		}
 		return
@@ -161,11 +161,11 @@ func (e *Engine) secondaryTCP(c *conn, p *pkt) {
 		t.cover.note(&t.told, p)
 		again = again && t.cover.edge == room
 	}
-	if p.flags&packet.RST != 0 && !t.said.rst.is && !c.apart {
-		t.said.rst = streamEvent{true, p.seq, p.at}
+	if p.flags&packet.RST != 0 && !t.said.rsts && !c.apart {
+		t.said.rsts, t.said.rst = true, streamEvent{p.seq, p.at}
 	}
-	if p.flags&packet.FIN != 0 && p.flags&events == 0 && !t.said.fin.is && !(t.cover.fin && p.end == t.cover.done) && !c.apart {
-		t.said.fin = streamEvent{true, p.end, p.at}
+	if p.flags&packet.FIN != 0 && p.flags&events == 0 && !t.said.fins && !(t.cover.fin && p.end == t.cover.done) && !c.apart {
+		t.said.fins, t.said.fin = true, streamEvent{p.end, p.at}
 	}
 	if c.owed != nil && !e.paySelective(c, p) {
 		e.payOwed(c, again)
@@ -278,14 +278,14 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	switch {
 	case p.flags&packet.RST != 0:
 		switch {
-		case t.said.fin.is || t.said.syn.is || len(data) > 0:
+		case t.said.fins || t.said.syns || len(data) > 0:
 			return false, ReasonFlags // what a RST says of its reason is no part of the stream
-		case !t.said.rst.is:
+		case !t.said.rsts:
 			return false, ReasonNone
 		case !e.ackOK(t, p):
 			return false, e.impatient()
 		}
-		t.said.rst.is = false
+		t.said.rsts = false
 		return true, ReasonNone
 
 	case p.flags&packet.SYN != 0:
@@ -294,9 +294,9 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 			return same && (kick || e.cfg.ReleaseRetransmits) && e.ackOK(t, p), ReasonNone
 		}
 		switch {
-		case t.said.rst.is, len(data) > 0, v.syn:
+		case t.said.rsts, len(data) > 0, v.syn:
 			return false, ReasonFlags // data with a SYN (RFC 7413) waits for the checkpoint
-		case !t.said.syn.is:
+		case !t.said.syns:
 			return false, ReasonNone
 		case (t.said.syn.flags^p.flags)&(packet.ACK|packet.FIN|packet.RST) != 0:
 			return false, ReasonFlags
@@ -305,12 +305,12 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 		case !e.ackOK(t, p), p.flags&packet.ACK != 0 && t.said.syn.ack != p.ack:
 			return false, e.impatient() // they answer two SYNs
 		}
-		t.said.syn.is, v.syn, v.options = false, true, p.synOptions()
+		t.said.syns, v.syn, v.options = false, true, p.synOptions()
 		v.done, v.agreed, v.inStep = p.seq+1, true, true
 		return true, ReasonNone
 
 	case len(data) == 0 && p.flags&packet.FIN == 0:
-		if ok = e.ackOK(t, p); !ok && t.said.rst.is {
+		if ok = e.ackOK(t, p); !ok && t.said.rsts {
 			why = ReasonFlags // the secondary's guest will acknowledge nothing more
 		}
 		return ok, why
@@ -332,9 +332,9 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 		switch {
 		case why != ReasonNone:
 			return false, why
-		case from != p.end && t.said.rst.is:
+		case from != p.end && t.said.rsts:
 			return false, ReasonFlags
-		case from != p.end && t.said.fin.is && !after(t.said.fin.seq, from):
+		case from != p.end && t.said.fins && !after(t.said.fin.seq, from):
 			return false, ReasonFlags
 		case from != p.end:
 			return false, ReasonNone
@@ -342,11 +342,11 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	}
 	if p.flags&packet.FIN != 0 {
 		switch {
-		case t.said.rst.is, t.said.fin.is && t.said.fin.seq != p.end:
+		case t.said.rsts, t.said.fins && t.said.fin.seq != p.end:
 			return false, ReasonFlags
-		case !t.said.fin.is && c.s.len() > 0 && after(c.s.at(c.s.len()-1).end, p.end):
+		case !t.said.fins && c.s.len() > 0 && after(c.s.at(c.s.len()-1).end, p.end):
 			return false, ReasonFlags // the secondary's guest goes on sending
-		case !t.said.fin.is:
+		case !t.said.fins:
 			return false, ReasonNone
 		}
 	}
@@ -355,7 +355,7 @@ func (e *Engine) judge(c *conn, p *pkt, kick bool) (ok bool, why Reason) {
 	}
 	v.done, v.agreed, v.inStep = p.end, true, true
 	if v.fin = p.flags&packet.FIN != 0; v.fin {
-		t.said.fin.is = false
+		t.said.fins = false
 	}
 	return true, ReasonNone
 }
