@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,10 +31,17 @@ type Handles struct {
 	Hosts []string
 }
 
-// Flags adds the flags -qmp, -http and -http-control, and returns what they set.
+// Flags adds the flags -qmp, -http and -http-control, and returns what they set. A word for
+// -qmp that is no address at first sight, without a colon or a slash, is refused.
 func Flags(f *flag.FlagSet) *Handles {
 	h := new(Handles)
-	f.StringVar(&h.QMP, "qmp", "", "serve a QMP monitor at `unix:PATH|HOST:PORT`")
+	f.Func("qmp", "serve a QMP monitor at `unix:PATH|HOST:PORT`", func(addr string) error {
+		if !strings.ContainsAny(addr, ":/") { // qmp.Listen would make a socket of that name here
+			return errors.New("want unix:PATH or HOST:PORT")
+		}
+		h.QMP = addr
+		return nil
+	})
 	f.StringVar(&h.HTTP, "http", "", "serve a page to watch at `[HOST:]PORT`")
 	f.BoolVar(&h.HTTPControl, "http-control", false, "the page has buttons, too")
 	return h

@@ -112,6 +112,20 @@ func TestAHostIsToldWhichPortsWereFree(t *testing.T) {
 	}
 }
 
+func TestAWordThatIsNoAddressOfAMonitorIsRefused(t *testing.T) {
+	f := flag.NewFlagSet("vmm", flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	h := Flags(f)
+	if err := f.Parse([]string{"-qmp", "what"}); err == nil || !strings.Contains(err.Error(), "want unix:PATH or HOST:PORT") || h.QMP != "" {
+		t.Errorf("%v, and the monitor is to be at %q", err, h.QMP)
+	}
+	for _, addr := range []string{"unix:m", "./m", "localhost:4444", "tcp:localhost:4444"} {
+		if err := f.Parse([]string{"-qmp", addr}); err != nil || h.QMP != addr {
+			t.Errorf("%v, and the monitor is to be at %q, not %s", err, h.QMP, addr)
+		}
+	}
+}
+
 func TestAnAddressThatIsTakenIsNoticedBeforeTheJobBegins(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
