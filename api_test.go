@@ -11,6 +11,7 @@ import (
 	"go/token"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -100,8 +101,8 @@ func publicModules(t *testing.T) (dirs []string) {
 	return dirs
 }
 
-// exported prints the exported declarations of a package, without comments.
-func exported(t *testing.T, dir string) []byte {
+// documented returns what go doc and pkg.go.dev show of a package on linux/amd64.
+func documented(t *testing.T, dir string, mode parser.Mode) (*token.FileSet, *doc.Package) {
 	t.Helper()
 	ctx := build.Default
 	ctx.GOOS, ctx.GOARCH = "linux", "amd64"
@@ -112,16 +113,23 @@ func exported(t *testing.T, dir string) []byte {
 	fset := token.NewFileSet()
 	var files []*ast.File
 	for _, name := range pkg.GoFiles {
-		f, err := parser.ParseFile(fset, filepath.Join(dir, name), nil, 0)
+		f, err := parser.ParseFile(fset, filepath.Join(dir, name), nil, mode)
 		if err != nil {
 			t.Fatal(err)
 		}
 		files = append(files, f)
 	}
-	p, err := doc.NewFromFiles(fset, files, "github.com/gocolo/lockstep/"+filepath.ToSlash(dir))
+	p, err := doc.NewFromFiles(fset, files, path.Join("github.com/gocolo/lockstep", filepath.ToSlash(dir)))
 	if err != nil {
 		t.Fatal(err)
 	}
+	return fset, p
+}
+
+// exported prints the exported declarations of a package, without comments.
+func exported(t *testing.T, dir string) []byte {
+	t.Helper()
+	fset, p := documented(t, dir, 0)
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "package %s\n", p.Name)
 	put := func(decl ast.Decl) {

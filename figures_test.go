@@ -79,3 +79,12 @@ func TestTheMarginOfAGrantIsThatOfThePage(t *testing.T) {
 		}
 	}
 }
+
+func TestTheTermsOfTheMainExampleAreThoseOfTheREADME(t *testing.T) {
+	one, err1 := constant("examples/lockstep", "defaultTerm")
+	series, err2 := constant("examples/lockstep", "seriesTerm")
+	page := strings.Join(strings.Fields(read(t, "README.md")), " ")
+	if err1 != nil || err2 != nil || one != 400*time.Millisecond || series != 2*time.Second || !strings.Contains(page, "keeps the guest from the other host, 400 ms (2 s with `-failovers` and `-switchover`)") {
+		t.Errorf("the terms are %v (%v) and %v (%v), and the README says otherwise", one, err1, series, err2)
+	}
+}

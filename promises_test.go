@@ -41,7 +41,8 @@ var promises = []struct {
 	{"README.md", "kills, stops and switches two hosts that protect a guest by themselves, and checks every line that the guest says.", []string{
 		"examples/protected.TestClientNoticesNothingOfKillsStopsAndSwitchovers", "examples/protected.TestClientCountsWhatIsWrong"}},
 	{"README.md", "Without arguments it starts two hosts, kills, stops and switches them, and checks every line that leaves.", []string{"examples/protected.TestClientNoticesNothingOfKillsStopsAndSwitchovers"}},
-	{"README.md", "sticky error, offsets, bounded lengths, vectored writes.", []string{"qemufile.TestTheFirstWriteErrorSticks"}},
+	{"README.md", "sticky error, offsets, bounded lengths, vectored writes.", []string{
+		"qemufile.TestTheFirstWriteErrorSticks", "qemufile.TestEveryTruncationIsTold", "qemufile.TestALengthIsBoundedBeforeMemoryIsTaken", "qemufile.TestAFlushIsOneVectoredWrite"}},
 	{"README.md", "Every QMP event of QEMU's first list and of today's schema is a type", []string{
 		"event.TestDocumentedFormsOldAndNewAreReadAsThoseOfToday", "event.TestWhatQEMUHasSaidIsTypedAndEncodesAsItSaidIt", "event.TestWhatQEMUHasSaidIsInOrder"}},
 	{"README.md", "A QEMU that was just started is sent no zero pages that it has already", []string{"colo/standby.TestZeroPagesThatAreZerosAlreadyAreLeftOut"}},
@@ -135,13 +136,26 @@ var promises = []struct {
 	{"docs/operations.md", "claims are refused until a person looks, and no two hosts hold the guest.", []string{"failover.TestEveryRequestToEveryRecordFollowsTheRules"}},
 	{"docs/operations.md", "means that no packet leaves and no write is acknowledged", []string{"colo/protect.TestNothingLeavesWhileTheGateIsShut", "colo/protect.TestHostThatIsCutOffAnswersNoWriteAndFollowsLater"}},
 	{"docs/operations.md", "is refused, and waits to be protected again", []string{"colo/protect.TestPairThatIsPartedLeavesTheGuestWhereItIs"}},
-	{"docs/operations.md", "goes on alone under the next generation | asks until it is refused", []string{"colo/protect.TestDiskFollowsTheGuestThroughPartitions"}},
+	{"docs/operations.md", "goes on alone under the next generation | asks until it is refused", []string{
+		"colo/protect.TestASecondaryThatIsCutOffFromEverybodyAsksUntilItIsRefused"}},
+	{"docs/operations.md", "gate shut at the end of its term, open again with the next renewal", []string{
+		"colo/protect.TestALoneHostHoldsItsOutputWhileItsArbiterIsAway"}},
+	{"docs/operations.md", "takes the guest with it: nobody knows what it has sent, and both hosts wait for a primary.", []string{
+		"colo/protect.TestAHostThatDiesOnceItIsGrantedTheGuestTakesItAlong"}},
+	{"docs/operations.md", "with `Start` and the generation of the arbiter's record as `Held`.", []string{
+		"colo/protect.TestAHostThatDiesOnceItIsGrantedTheGuestTakesItAlong"}},
+	{"docs/operations.md", "where it is not there, the guest runs on here and is handed over when it is back", []string{
+		"colo/protect.TestAHostWhoseDiskFailsGoesOnWhereItsSecondaryHasJustDied", "colo/protect.TestAHostAloneWhoseDiskHasFailedLeavesItsGuestToTheNextSecondary"}},
+	{"docs/operations.md", "it is started anew, and finds the record there", []string{"failover/program.TestAProgramThatIsKilledIsStartedAnew"}},
+	{"docs/operations.md", "(`File.Rebind`) says that they still belong together.", []string{
+		"examples/diskreplica.TestStatusOfImages", "replication.TestARestoredImageIsNotTakenForTheOneThatItWas"}},
 	{"docs/operations.md", "asks; nobody takes over until one of them reaches the arbiter", []string{"colo/protect.TestPairGoesOnWithoutItsArbiterAndNobodyTakesOver"}},
 	{"docs/operations.md", "Nobody is asked.", []string{"colo/protect.TestFencedGoesOnAtOnceAndTellsTheArbiterLater"}},
 	{"docs/operations.md", "two hosts emit until the arbiter, which is told afterwards, refuses one of them.", []string{"colo/protect.TestFencedThatWasWrongGivesUp"}},
 	{"docs/operations.md", "A claim with an older generation than the arbiter's record is refused and that host waits to follow.", []string{
 		"failover.TestEveryRequestToEveryRecordFollowsTheRules", "colo/protect.TestSecondStartOfAGuestThatRunsElsewhereIsRefused"}},
-	{"docs/operations.md", "a secondary that is killed while it follows leaves an image that is in the state of no checkpoint, which the next synchronisation repairs.", []string{"colo/protect.TestDiskFollowsTheGuestThroughKills"}},
+	{"docs/operations.md", "a secondary that is killed while it follows leaves an image that is in the state of no checkpoint, which the next synchronisation repairs.", []string{
+		"colo/protect.TestDiskFollowsTheGuestThroughKills", "colo/protect.TestADeadPairsSecondaryStartsFromItsLastCheckpointIfItHasAJournal"}},
 	{"docs/operations.md", "Nothing has to be called.", []string{"colo/protect.TestPrimaryGoesOnAloneAndTakesTheNextSecondary"}},
 	{"docs/operations.md", "so `Start` is refused, with `Held` too.", []string{"colo/protect.TestAGuestThatDiedWithTheHostItWasGivenToIsStartedFromEitherHostsDisks"}},
 	{"docs/operations.md", "which refuses images that do not wait for that", []string{"examples/diskreplica.TestHoldRecordsTheGenerationThatAnImageWaitsFor"}},
@@ -182,6 +196,9 @@ var promises = []struct {
 	{"docs/operations.md", "compares the packets of both guests, and what both have said leaves at once.", []string{
 		"colo/protect.TestWhatBothGuestsSayLeavesWithoutACheckpoint"}},
 
+	{"docs/security.md", "needs the token that the control connection's answer gave", []string{
+		"colo/protect.TestAConnectionOfAPairNeedsItsToken", "colo/protect.TestAStrangerDoesNotReplaceAControlConnection"}},
+	{"docs/security.md", "It never sees the guest.", []string{"colo/protect.TestAnArbiterLearnsTheHostsAndTheCheckpointsAndNothingElse"}},
 	{"docs/security.md", "an authority's signature alone is not enough", []string{"colo/protect.TestOnlyTheConfiguredHostGetsInByTLS"}},
 	{"docs/security.md", "the socket's file permissions; over TCP nothing, except that the connection of a browser,", []string{"event/qmp.TestABrowserOrdersNothing"}},
 	{"docs/security.md", "an old primary is refused", []string{"replication/nbd.TestEXPORTNAMEForClientsThatKnowNothingElse"}},

@@ -19,10 +19,9 @@ const (
 	messageMax
 )
 
-// The words that are not QEMU's. A side says Hello and Alive only to a peer that has announced
-// that it knows them, likewise DirtyPages, UseChannels, TakeEarly and EarlyPages, and Goodbye
-// also as the last word to a peer whose stream it cannot take: to a QEMU that is as good as the
-// end of the connection, which follows.
+// The words that are not QEMU's. A side says one only to a peer that has announced that it
+// knows it, but for Goodbye, which is also the last word to a peer whose stream it cannot take:
+// a QEMU takes that for the end of the connection, which follows.
 const (
 	// Hello, before CheckpointReady: the secondary has read the primary's
 	// announcement. It carries the secondary's IdleTimeout in nanoseconds as

@@ -52,7 +52,7 @@ func TestPausesNest(t *testing.T) {
 	}
 	m.resume()
 	m.await(m.rounds() + 3)
-	// What was never paused owes nothing.
+	// A Resume without a pause does not make up for a later pause.
 	m.resume()
 	m.pause()
 	m.wantStill("paused once more")
@@ -179,7 +179,8 @@ func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
 		time.Sleep(100 * time.Millisecond)
 		return float64(used.Load()-before) / float64(time.Since(begun))
 	}
-	// It has its share sooner or later, if it may.
+	// Other processes may have the CPUs for a while; a guest that is not throttled gets more than
+	// the share in one of many looks.
 	full := func() {
 		t.Helper()
 		for range 100 {

@@ -158,7 +158,8 @@ func TestAKVMThatKeepsCopiesOfPageTablesIsFoundOut(t *testing.T) {
 		t.Error("they are to be dropped still")
 	}
 
-	// Without any of this, such a KVM's guest goes by what was there before.
+	// Where the copies are not dropped, the guest reads through the page table that was there
+	// before: so the test can tell.
 	x.shadows = shadows{known: true}
 	for i := range 4 {
 		want := [...]uint32{tabledOther, tabledFirst}[i%2]

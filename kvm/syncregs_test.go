@@ -11,7 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// left returns the area as a KVM leaves it that does as it is asked.
+// left returns the area as it is after an exit of a KVM that stores all that ask asks for.
 func left() *syncArea {
 	a := &syncArea{}
 	a.ask()
@@ -147,7 +147,7 @@ func TestAShotHasWhatStructKVMRunLacks(t *testing.T) {
 	}
 	save()
 
-	// Where it lies nobody writes.
+	// This KVM stores nothing.
 	v.sync = synced{area: &syncArea{}, proved: true}
 	regs, err := v.Regs()
 	if err != nil {

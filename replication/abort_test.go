@@ -18,8 +18,8 @@ type abortingDisk struct {
 
 func (d *abortingDisk) Abort() { d.aborted++ }
 
-// However often a Remote of this package is aborted and closed, what it stands on is
-// closed once, and not by an Abort that has something better.
+// However often a Remote of this package is aborted and closed, the disk below it is closed
+// once, and never by Abort if that disk has an Abort of its own.
 func TestWhatARemoteStandsOnIsClosedOnce(t *testing.T) {
 	for name, over := range map[string]func(Disk) Remote{
 		"a disk":      DiskRemote,

@@ -120,7 +120,7 @@ func TestAGuestIsBroughtAwayFromADiskWhoseMetadataCannotBeWritten(t *testing.T) 
 				t.Errorf("the copy, %v, does not descend from %v", there, here)
 			}
 
-			// The old copy wins no start, and is nobody's partner but as a blank one.
+			// The old copy is refused as a primary. As a secondary it is sent all of the disk.
 			q, err := NewPrimary(reopened(t, old, gone), PrimaryConfig{})
 			must(t, err)
 			s, err = NewSecondary(reopened(t, disk, dev), SecondaryConfig{})

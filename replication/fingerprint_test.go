@@ -94,8 +94,8 @@ func TestJournalRefusesItsDiskOnceSomebodyElseHasWrittenToIt(t *testing.T) {
 	x.refused("after a crash", changed)
 }
 
-// What is as it was before the crash is what the log says, so that it does not
-// matter how far the primary's writes, or a recovery, have come.
+// A journal recognises its disk by the blocks as they were before the writes that its log
+// undoes, so it does not matter how many of those writes, or of a recovery, are on the disk.
 func TestJournalKnowsItsDiskHoweverMuchOfItIsStable(t *testing.T) {
 	ctx := context.Background()
 	content := noise(1, testSize)

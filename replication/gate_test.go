@@ -7,7 +7,7 @@ import (
 	"testing/synctest"
 )
 
-// door is a Gate.
+// A door is a Gate that a test opens and shuts.
 type door struct {
 	mu     sync.Mutex
 	open   bool

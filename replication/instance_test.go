@@ -79,7 +79,7 @@ func TestAPrimaryThatKnowsWhatHoldsNoMoreIsRefusedOnce(t *testing.T) {
 	must(t, s.Adopt(of))
 }
 
-// The guest of each side has gone on with something that the other has not.
+// Each of the two copies then has a write that the other lacks, and neither is the newer one.
 func TestAFailoverFromTheCheckpointBeforeAPrimaryCameBackHasDiverged(t *testing.T) {
 	ctx := context.Background()
 	for _, journal := range []bool{false, true} {
@@ -93,7 +93,7 @@ func TestAFailoverFromTheCheckpointBeforeAPrimaryCameBackHasDiverged(t *testing.
 	}
 }
 
-// A checkpoint after that is of the generation of the primary that came back.
+// A checkpoint that is made after the primary has come back is of its generation.
 func TestAFailoverFromACheckpointAfterAPrimaryCameBackIsNewer(t *testing.T) {
 	ctx := context.Background()
 	for _, journal := range []bool{false, true} {

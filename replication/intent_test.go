@@ -66,7 +66,7 @@ func TestPrimaryThatComesBackCopiesWhatChanged(t *testing.T) {
 	must(t, p.Mark(ctx, 2))
 	wantBytes(t, "the copy", disk.data, local.data, 0)
 
-	// The secondary was replaced; nothing of what is known counts.
+	// The secondary was replaced: the bitmap says nothing of the new one.
 	p = primaryOn(t, local, ldev)
 	s, err = NewSecondary(newFake(size, 0), SecondaryConfig{})
 	must(t, err)

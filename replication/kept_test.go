@@ -88,7 +88,7 @@ func TestLastCheckpointIsKeptUntilThereIsAnother(t *testing.T) {
 		if i := again.Identity(); i.State != CopyClean || i.Epoch != epoch {
 			t.Errorf("power fails after %d operations: the copy is %v", at, i)
 		}
-		// It is worth no less than before.
+		// The primary takes it as a secondary.
 		must(t, joinOver(x.p, again))
 		must(t, x.p.Synchronise(ctx, SyncConfig{}))
 		must(t, x.p.Mark(ctx, 0))

@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// What is restored is older than what the other side knows of it, and both are compared as a
-// whole.
+// An image that was restored is older than the other side believes: all of it is compared.
 func TestARestoredImageIsNotTakenForTheOneThatItWas(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("files are not told apart here")

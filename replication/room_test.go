@@ -222,7 +222,7 @@ func TestZeroesTakeNoRoomForPreImages(t *testing.T) {
 	}
 }
 
-// zeroes in the log come back as zeroes.
+// A block of zeroes, of which the log has only a header, is recovered.
 func TestZeroesOfALogAreRecovered(t *testing.T) {
 	ctx := context.Background()
 	const size = testSize + SectorSize // the last block is one sector

@@ -155,7 +155,7 @@ func (d *cacheDisk) WriteFUA(p []byte, off int64) error {
 	return d.fakeDisk.Sync()
 }
 
-// A system tells of data that it has lost once, to whoever asks first.
+// An operating system reports data that it has lost to one caller only, the first that syncs.
 func TestAWriteThroughThatFailsIsAFailedSync(t *testing.T) {
 	d := &cacheDisk{fakeDisk: newFake(testSize, 0), fua: errInjected}
 	s := newStableDisk(d, "disk")

@@ -103,6 +103,7 @@ func (e *Engine) Received(epoch uint64) (Result, error) {
 	return e.end(), nil
 }
 
+// receive does what Received does, where epoch is not received yet.
 func (e *Engine) receive(epoch uint64) {
 	if epoch < e.received {
 		return
@@ -222,6 +223,7 @@ func (e *Engine) Covered(fn func(Frame)) {
 	}
 }
 
+// hear has the packets of the secondary's guest count from now on.
 func (e *Engine) hear() {
 	if e.deaf {
 		e.heard = e.now

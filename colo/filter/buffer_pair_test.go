@@ -52,8 +52,8 @@ func pair(t *testing.T, seed uint64) {
 	}
 	p.say(intn(5), intn)
 
-	// early is the last packet that may leave the primary; a checkpoint's
-	// receipt moves it. -1: everything.
+	// early is the last packet that may leave the primary; it moves when the
+	// secondary has received a checkpoint. -1: everything.
 	early, saved := -1, 0
 	checkEarly := func() {
 		synctest.Wait()

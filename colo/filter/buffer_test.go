@@ -15,7 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// What package colo asks of a network; a Buffer is both.
+// A Buffer has the methods that package colo calls on the network of a primary, and of a secondary.
 var _ interface {
 	Mark(epoch uint64) error
 	Received(epoch uint64) error

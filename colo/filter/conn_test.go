@@ -18,7 +18,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// rw makes a connection of something to read and something to write.
+// rw joins a reader and a writer to one connection.
 type rw struct {
 	io.Reader
 	io.Writer
@@ -338,7 +338,7 @@ func BenchmarkConnWrite(b *testing.B) {
 }
 
 // copying returns how many nanoseconds it takes to copy n bytes once, from a
-// memory of some size to another: what a packet costs that is only moved.
+// memory of some size to another: no packet that is moved can cost less.
 func copying(n int) float64 {
 	const packets = 1000
 	src, dst := make([]byte, packets*n), make([]byte, packets*n)

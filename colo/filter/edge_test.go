@@ -100,7 +100,7 @@ func TestConnectionsOutliveASecondFailover(t *testing.T) {
 			if a, b := saveEdge(t, b.edge), saveEdge(t, c.edge); !bytes.Equal(a, b) {
 				t.Errorf("what is loaded is saved otherwise:\n%x\n%x", a, b)
 			}
-			// Errors that quote it, on their way in.
+			// An error that quotes a segment of it is rewritten on its way in.
 			q := quoting(t, segment(false, v6, 1001, 501, packet.ACK, nil, nil), true, v6, 8)
 			c.in(q)
 			if want := quoting(t, segment(false, v6, 9001, 501, packet.ACK, nil, nil), true, v6, 8); !bytes.Equal(q, want) {

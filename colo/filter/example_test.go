@@ -7,7 +7,7 @@ import (
 	"github.com/gocolo/lockstep/colo/filter"
 )
 
-// wire says what leaves.
+// A wire sends the packets that leave to a channel.
 type wire struct{ left chan string }
 
 func (n wire) WritePacket(p []byte) error {

@@ -13,10 +13,10 @@ import (
 )
 
 // A model of a guest that goes from host to host: each host that takes over is protected by
-// the next one, which takes over from it. Clients know the numbers that they were given first,
-// and the guests of each pair have two of their own for what was opened since the last
-// checkpoint. Whatever is opened, ended and opened again in any generation, each segment
-// reaches the other end in that end's own numbers.
+// the next one, which takes over from it. A client knows the sequence numbers with which its
+// connection was opened. The two guests of a pair chose different ones if that was after the
+// last checkpoint. Whatever is opened, ended and opened again in any generation, each segment
+// has the numbers that its receiver knows when it gets there.
 
 type lived struct {
 	state  string // "", "asked", "answered", "open"; the guest's own: "calls", "open"
@@ -28,7 +28,7 @@ type lived struct {
 	lost   int    // how many hosts it has outlived
 }
 
-// An own is what a guest has begun a connection with: the number after its SYN, and a time.
+// An own has the number after the SYN of a guest, and the timestamp in it.
 type own struct{ number, time uint32 }
 
 type lineage struct {
@@ -63,7 +63,7 @@ func (m *lineage) number() uint32 {
 	return uint32(m.choose(256))<<24 | uint32(m.choose(1<<16))
 }
 
-// segment is one of the connection i, whose client has a port of its own.
+// segment builds a segment of connection i, whose client has a port that no other has.
 func (m *lineage) segment(toGuest bool, i int, seq, ack uint32, flags uint8, opts []byte) []byte {
 	f := segment(toGuest, m.v6, seq, ack, flags, opts, nil)
 	at := 14 + 20
@@ -77,12 +77,12 @@ func (m *lineage) segment(toGuest bool, i int, seq, ack uint32, flags uint8, opt
 	return resealed(f)
 }
 
-// clocked are options with timestamps.
+// clocked returns TCP options that have a timestamp and the echo of one.
 func clocked(value, echo uint32) []byte {
 	return binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32([]byte{1, 1, 8, 10}, value), echo)
 }
 
-// hosts are those whose guests run.
+// hosts returns how many hosts have a guest that runs.
 func (m *lineage) hosts() int {
 	if m.alone {
 		return 1

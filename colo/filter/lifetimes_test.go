@@ -9,7 +9,7 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// calling is segment for the client that has the port 40000+i.
+// calling builds a segment of the client at port 40000+i.
 func calling(i int, toGuest bool, seq, ack uint32, flags uint8, data string) []byte {
 	f := segment(toGuest, false, seq, ack, flags, nil, []byte(data))
 	at := 34
@@ -20,7 +20,8 @@ func calling(i int, toGuest bool, seq, ack uint32, flags uint8, data string) []b
 	return resealed(f)
 }
 
-// given is what the guest gets of a segment, and said what leaves of one.
+// given returns the numbers with which a segment reaches the guest, or "waits", and said those
+// with which one leaves it.
 func given(t *testing.T, r *filter.Rewriter, f []byte) string {
 	t.Helper()
 	if !r.Inbound(f, 0) {

@@ -10,7 +10,7 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// message is an ICMP message to the guest, or from it, that quotes a packet.
+// message builds an ICMP message to the guest, or from it, that quotes a packet.
 func message(t *testing.T, toGuest, v6, redirect bool, tags string, quoted []byte) []byte {
 	t.Helper()
 	f := segment(toGuest, v6, 0, 0, 0, nil, nil)

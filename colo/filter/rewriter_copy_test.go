@@ -9,8 +9,8 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A twice is two Rewriters that are told the same, one of which leaves the guest's packets
-// as they are. What follows must be the same each time.
+// A twice gives each packet to two Rewriters. One of them changes the packets of the guest
+// where they are, the other returns changed copies. Both must make the same of each.
 type twice struct {
 	t testing.TB
 	*filter.Rewriter

@@ -10,7 +10,7 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A script is the bytes of a fuzzer as decisions.
+// A script takes a decision from each byte of a fuzzer.
 type script struct{ b []byte }
 
 func (s *script) next() int {

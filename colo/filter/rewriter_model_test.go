@@ -88,7 +88,7 @@ func (m *rewriting) in(why string, i int, seq, ack, want uint32, data string) {
 	}
 }
 
-// check holds a segment that reaches the guest to the numbers that it is to have.
+// check compares the numbers of a segment that reaches the guest with those that it is to have.
 func (m *rewriting) check(f []byte, seq, want, was uint32) {
 	m.t.Helper()
 	var p packet.Packet

@@ -10,7 +10,7 @@ import (
 	"github.com/gocolo/lockstep/internal/packet"
 )
 
-// A talk is a rewriter and what goes through it. The client's first number is 500,
+// A talk has a rewriter, and sends segments through it. The client's first number is 500,
 // that of the primary's guest 1000 and that of the secondary's 9000.
 type talk struct {
 	*testing.T
@@ -19,7 +19,7 @@ type talk struct {
 	opts []byte
 }
 
-// in gives the guest a segment, and says how it gets it.
+// in gives the guest a segment, and checks with which numbers it arrives, or that it is held.
 func (x talk) in(why, want string, flags uint8, seq, ack uint32, data ...byte) {
 	x.Helper()
 	f := segment(true, x.v6, seq, ack, flags, x.opts, data)
@@ -32,8 +32,8 @@ func (x talk) in(why, want string, flags uint8, seq, ack uint32, data ...byte) {
 	}
 }
 
-// out has the guest send a segment, and says how it leaves, and what the guest
-// gets of what was held.
+// out has the guest send a segment, and checks with which numbers it leaves, and with which
+// the segment that was held for the guest reaches it now, if there is one.
 func (x talk) out(why, want string, flags uint8, seq, ack uint32, data ...byte) {
 	x.Helper()
 	f := segment(false, x.v6, seq, ack, flags, x.opts, data)
@@ -101,8 +101,8 @@ func TestWhatAStrangerSendsChangesNothing(t *testing.T) {
 	}
 }
 
-// RSTs, and the ends of connections, make room in a full table: but not a RST that
-// the guest does not take, or anything else that a stranger sends.
+// In a full table, connections that are over make room, whether they ended by RST or by
+// FIN. A RST that the guest does not take ends none, nor does what a stranger sends.
 func TestOnlyWhatTheGuestTakesMakesRoomForOthers(t *testing.T) {
 	for name, c := range map[string]struct {
 		ends bool

@@ -44,7 +44,8 @@ func rewriterCases(t testing.TB) []rewriterCase {
 	return file.Cases
 }
 
-// numbers shows a packet, and that its checksum is right.
+// numbers returns the sequence number and the acknowledgment of a packet, whose checksum must
+// be right.
 func numbers(t *testing.T, frame []byte) string {
 	t.Helper()
 	var p packet.Packet

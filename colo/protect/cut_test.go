@@ -303,3 +303,40 @@ func TestOldGenerationGetsNowhere(t *testing.T) {
 		a.halt()
 	})
 }
+
+// Whoever reaches the port while a pair is being made gets none of its connections without the
+// token that the primary was given.
+func TestAConnectionOfAPairNeedsItsToken(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a := w.boot("a", false, nil)
+		a.is(Waiting)
+		cfg := &Config{Peer: Peer{PortConfig: PortConfig{Insecure: true}, Dialer: func(ctx context.Context) (net.Conn, error) { return w.f.dial(ctx, "b", "a") }}}
+		first := hello{Channel: chControl, Guest: "guest", Generation: 1, Host: "b", Offer: a.job.offer()}
+		control, answer, err := dial(t.Context(), cfg, first)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer control.Close()
+		for _, channel := range []string{chSession, chHeartbeat, chDisk + "root"} {
+			for name, change := range map[string]func(*hello){
+				"no token":           func(h *hello) { h.Token = "" },
+				"another token":      func(h *hello) { h.Token += "x" },
+				"another generation": func(h *hello) { h.Generation++ },
+			} {
+				h := hello{Channel: channel, Guest: "guest", Generation: 1, Host: "b", Token: answer.Token}
+				change(&h)
+				conn, _, err := dial(t.Context(), cfg, h)
+				var refused *RefusedError
+				if !errors.As(err, &refused) || !strings.Contains(refused.Reason, "belongs to no pair") {
+					t.Errorf("%s with %s: %v, %v", channel, name, conn, err)
+				}
+			}
+		}
+		beat, _, err := dial(t.Context(), cfg, hello{Channel: chHeartbeat, Guest: "guest", Generation: 1, Host: "b", Token: answer.Token})
+		if err != nil {
+			t.Fatalf("with all of it: %v", err)
+		}
+		beat.Close()
+		a.halt()
+	})
+}

@@ -263,6 +263,12 @@ func TestDiskFollowsTheGuestThroughKills(t *testing.T) {
 				secondary.is(Protected)
 				primary, secondary = secondary, back
 			}
+			time.Sleep(130 * time.Millisecond)
+			secondary.kill(silent)
+			primary.is(Alone)
+			secondary.bury()
+			secondary = w.boot(secondary.name, false, nil)
+			primary.is(Protected)
 			secondary.halt()
 			primary.halt()
 		})

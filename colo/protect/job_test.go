@@ -1,6 +1,7 @@
 package protect
 
 import (
+	"regexp"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -142,6 +143,73 @@ func TestPrimaryThatIsCutOffFromEverybodyStopsInTime(t *testing.T) {
 		time.Sleep(time.Second)
 		b.halt()
 		a.is(Alone)
+		a.halt()
+	})
+}
+
+func TestASecondaryThatIsCutOffFromEverybodyAsksUntilItIsRefused(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b := w.protected()
+		before := a.job.Query().Generation
+		b.noArbiter.Store(true)
+		w.f.part("a", "b", true)
+		a.is(Alone)
+		if g := a.job.Query().Generation; g != before+1 {
+			t.Errorf("the primary goes on in generation %d, after %d", g, before)
+		}
+		b.is(Asking)
+		time.Sleep(3 * w.term)
+		if s := b.job.State(); s != Asking || b.job.Gate().Open() {
+			t.Errorf("the secondary is %v", s)
+		}
+		w.hearsMore()
+		b.noArbiter.Store(false)
+		b.is(Waiting)
+		w.f.join("a", "b")
+		a.is(Protected)
+		b.is(Following)
+		b.halt()
+		a.halt()
+	})
+}
+
+func TestAnArbiterLearnsTheHostsAndTheCheckpointsAndNothingElse(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a, b := w.protected()
+		time.Sleep(2 * w.term)
+		a.halt()
+		b.is(Alone)
+		b.halt()
+		holders, note := map[string]bool{}, regexp.MustCompile(`^(checkpoint \d+|left by [ab])?$`)
+		for _, r := range w.store.History() {
+			holders[r.Holder] = true
+			if !note.MatchString(r.Note) {
+				t.Errorf("it is told %q", r.Note)
+			}
+		}
+		if len(holders) != 3 || !holders["a"] || !holders["b"] || !holders[""] {
+			t.Errorf("it knows the hosts %v", holders)
+		}
+	})
+}
+
+func TestALoneHostHoldsItsOutputWhileItsArbiterIsAway(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		a := w.boot("a", true, nil)
+		a.is(Alone)
+		w.hearsMore()
+		a.noArbiter.Store(true)
+		time.Sleep(w.term)
+		before := w.heard()
+		time.Sleep(3 * w.term)
+		if n := w.heard() - before; n > 0 || a.job.Gate().Open() || a.guest.Paused() {
+			t.Errorf("%d frames have left, the gate is open: %v, the guest stands still: %v", n, a.job.Gate().Open(), a.guest.Paused())
+		}
+		a.noArbiter.Store(false)
+		w.hearsMore()
+		if s := a.job.State(); s != Alone {
+			t.Errorf("it is %v", s)
+		}
 		a.halt()
 	})
 }

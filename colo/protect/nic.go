@@ -19,6 +19,10 @@ import (
 // together with the Close of its connection. ReadPacket and WritePacket are called by one
 // goroutine each; what ReadPacket returns is valid until the next call, and WritePacket keeps
 // nothing. Close ends reads and writes that wait.
+//
+// Any other error of ReadPacket or WritePacket ends the job, since a host without a network
+// cannot serve its guest. An Uplink drops the packet in place of returning an error that will
+// pass, such as that of a UDP socket whose other end does not listen yet.
 type Uplink interface {
 	ReadPacket() ([]byte, error)
 	WritePacket(p []byte) error

@@ -70,7 +70,7 @@ func TestASessionIsWatchedFromInside(t *testing.T) {
 	})
 }
 
-// A closing connection says that it has been closed.
+// closing is a connection that counts the calls of Close.
 type closing struct {
 	net.Conn
 	closed *atomic.Int64
@@ -78,7 +78,7 @@ type closing struct {
 
 func (c closing) Close() error { c.closed.Add(1); return c.Conn.Close() }
 
-// What Session.Conn has returned is closed though the session does not begin.
+// The connection that Session.Conn has returned is closed, even if the session does not begin.
 func TestTheConnectionOfASessionThatDoesNotBeginIsClosed(t *testing.T) {
 	for _, name := range []string{"a", "b"} {
 		bubble(t, "as "+name+" is stopped", func(t *testing.T, w *world) {
@@ -123,7 +123,7 @@ func TestTheConnectionOfASessionThatDoesNotBeginIsClosed(t *testing.T) {
 	})
 }
 
-// The delay that a program shows is the one that is used.
+// CheckpointDelay returns the default, and later what SetDelay was given.
 func TestTheCheckpointDelayIsTold(t *testing.T) {
 	bubble(t, "", func(t *testing.T, w *world) {
 		a := w.boot("a", true, nil)

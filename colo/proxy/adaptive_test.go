@@ -21,7 +21,7 @@ type workload struct {
 	quick  time.Duration // how many times as quick checkpoints are; 0: they take what is said below
 }
 
-// A way is one of the modes.
+// A way configures both sides for one mode of the comparison.
 type way struct {
 	name   string
 	change func(p *proxy.PrimaryConfig, s *proxy.SecondaryConfig)
@@ -41,8 +41,8 @@ const (
 	apartTime = time.Millisecond      // how much later the secondary's guest answers
 )
 
-// serve lets a client talk to a pair for a time, in virtual time: checkpoints take
-// as long as said above, all else but the client takes none.
+// serve lets a client talk to a pair for long, in virtual time: a checkpoint takes
+// pauseTime and sendTime, and nothing else but the client takes any.
 func (l workload) serve(t *testing.T, y way, long time.Duration) (o outcomeOf) {
 	synctest.Test(t, func(t *testing.T) {
 		asked := make(chan event.Cause, 1)

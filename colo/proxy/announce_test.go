@@ -119,7 +119,7 @@ func TestAnnouncementsAreRepeatedWithGrowingGaps(t *testing.T) {
 	}
 }
 
-// A leaf is a gate that opens once.
+// A leaf is a gate that is shut at first and opens once.
 type leaf struct {
 	open atomic.Bool
 	ch   chan struct{}

@@ -30,7 +30,7 @@ var cpuTime func() time.Duration
 
 // BenchmarkMatchedPackets: both guests say the same over a TCP connection between
 // the sides, and everything leaves. The processor time is that of both sides, with the
-// kernel's for the connection; what of it is ours a profile says.
+// kernel's for the connection: a profile tells them apart.
 func BenchmarkMatchedPackets(b *testing.B) {
 	ctx, cancel := context.WithCancel(b.Context())
 	vm := &guest{paused: true}

@@ -204,7 +204,7 @@ func TestEventsOfFlowsAreNotMoreThanAnybodyCanRead(t *testing.T) {
 	})
 }
 
-// proxied lets a primary have a checkpoint.
+// proxied takes a primary through the steps of a checkpoint.
 func proxied(t *testing.T, p *proxy.Primary, epoch uint64) {
 	t.Helper()
 	for _, err := range []error{
@@ -216,7 +216,7 @@ func proxied(t *testing.T, p *proxy.Primary, epoch uint64) {
 	}
 }
 
-// What a host asks for by name it gets.
+// With PassUncompared a frame that is not compared waits for no checkpoint.
 func TestWhatAHostLetsPassPasses(t *testing.T) {
 	lldp := append(make([]byte, 12), 0x88, 0xcc, 1, 2, 3)
 	for _, pass := range []bool{false, true} {

@@ -79,10 +79,9 @@ func wireFrame(before string) []byte {
 		0, 1, 0, 2, 0, 13, 0, 0, 'h', 'e', 'l', 'l', 'o')
 }
 
-// Output commit does not hold for what the comparison does not look
-// into: a tag is enough to leave before any checkpoint, with a state that only
-// the primary has.
-func TestUncomparedOutputLeavesBeforeItsCheckpoint(t *testing.T) {
+// A frame that the comparison cannot read waits for its checkpoint: before that only the
+// primary has the state from which it was sent.
+func TestOutputThatIsNotComparedWaitsForItsCheckpoint(t *testing.T) {
 	whole := wireFrame("\x08\x00")
 	zero, beyond := bytes.Clone(whole), bytes.Clone(whole)
 	binary.BigEndian.PutUint16(zero[16:], 0)
@@ -115,8 +114,8 @@ func TestUncomparedOutputLeavesBeforeItsCheckpoint(t *testing.T) {
 	}
 }
 
-// A guest that sends three frames ends the process that protects it.
-func TestGuestEndsTheProcess(t *testing.T) {
+// A guest that makes up the lengths in its segments does not end the process that protects it.
+func TestSegmentsWithFalseLengthsEndNoProcess(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := wireProtected(t)
 		defer func() {

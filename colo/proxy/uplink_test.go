@@ -32,8 +32,8 @@ type shutter struct {
 func (l *shutter) Open() bool              { return !l.shut.Load() }
 func (l *shutter) Opened() <-chan struct{} { return l.opened }
 
-// What an announcement may be is asked when it is sent, and not before it has waited for
-// a packet of the guest that takes its time.
+// An announcement may wait for a packet of the guest that is being written. Whether it may
+// be sent is asked after that wait.
 func TestAnAnnouncementThatHasWaitedIsAskedForAgain(t *testing.T) {
 	why := errors.New("over")
 	for name, c := range map[string]struct {

@@ -17,7 +17,7 @@ var (
 	_ colo.Stopper   = (*proxy.Secondary)(nil)
 )
 
-// plain is a VM without anything that a VM may have besides.
+// plain is a VM with the methods that a VM must have, and no other.
 type plain struct{}
 
 func (plain) Pause(context.Context) error  { return nil }

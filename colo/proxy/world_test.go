@@ -92,7 +92,7 @@ func (g *guest) heard() []string {
 	return slices.Clone(g.told)
 }
 
-// become makes the guest another's copy.
+// become gives the guest the memory of another.
 func (g *guest) become(told, said []string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -229,7 +229,7 @@ func (w *world) connect() {
 	}
 }
 
-// end leaves nothing behind.
+// end closes both networks, and returns when every goroutine of the world has ended.
 func (w *world) end() {
 	w.cancel()
 	w.pw.Close()
@@ -244,7 +244,7 @@ func (w *world) must(err error) {
 	}
 }
 
-// requests returns what was asked for since the last call.
+// requests returns the checkpoints that were asked for since the last call, by their cause.
 func (w *world) requests() []event.Cause {
 	synctest.Wait()
 	w.amu.Lock()
@@ -253,14 +253,14 @@ func (w *world) requests() []event.Cause {
 	return w.asked
 }
 
-// arrive is a packet from the primary's network.
+// arrive brings packets from the network of the primary, one for each word.
 func (w *world) arrive(words ...string) {
 	for _, x := range words {
 		w.pw.in <- datagram(x)
 	}
 }
 
-// say lets a guest send.
+// say has a guest send a packet for each word, and remember it.
 func (w *world) say(g *guest, words ...string) {
 	w.t.Helper()
 	for _, x := range words {
@@ -275,7 +275,7 @@ func (w *world) say(g *guest, words ...string) {
 	}
 }
 
-// snapshot is the state that a checkpoint carries.
+// A snapshot has what a checkpoint carries of the guest and of its network.
 type snapshot struct {
 	told, said []string
 	network    []byte
@@ -310,7 +310,7 @@ func (w *world) run() {
 	w.must(w.s.Resumed(w.epoch))
 }
 
-// checkpoint is all of one.
+// checkpoint makes one checkpoint, from the pause to the word that it was loaded.
 func (w *world) checkpoint() {
 	w.t.Helper()
 	x := w.mark()

@@ -90,7 +90,7 @@ func TestAWordIsAboutOneGeneration(t *testing.T) {
 	}
 }
 
-// Only one meaning: what is accepted means the same when it is said again.
+// A line that ParseControl accepts is written and parsed again: it then has the same meaning.
 func FuzzParseControl(f *testing.F) {
 	for _, s := range []Said{SaidHello, SaidBeat, SaidProtect, SaidPlanned, SaidDead, SaidAlone, SaidStopped, SaidWants, SaidRuns} {
 		f.Add([]byte(`{"say":"` + string(s) + `","version":1,"generation":3,"ready":true,"epoch":9,"bytes":1,"why":"x"}`))

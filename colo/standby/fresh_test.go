@@ -51,7 +51,7 @@ func TestZeroPagesThatAreZerosAlreadyAreLeftOut(t *testing.T) {
 			if n := len(whole) - out.Len(); n != c.less*record {
 				t.Errorf("%d bytes less, not %d", n, c.less*record)
 			}
-			// To who has nothing but zeros it is the same guest.
+			// A guest whose memory was all zeros becomes the same by it.
 			there := standby.New(standby.Config{})
 			defer there.Close()
 			if err := there.Read(qemufile.NewReader(&out)); err != nil {

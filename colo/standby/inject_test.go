@@ -198,8 +198,8 @@ func TestWhatAQEMUPrimaryDoesWithAWrongAnswer(t *testing.T) {
 	}
 }
 
-// Beside it: our primary's session ends at once or in bounded time, says why, and
-// its guest runs on.
+// A primary of package colo that gets the same answers ends its session, at once or in
+// bounded time, and says why. Its guest runs on.
 func TestOurPrimaryGoesOnAfterAWrongAnswer(t *testing.T) {
 	for i, f := range answerFaults() {
 		if testing.Short() && i%4 != 0 {

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -289,7 +288,7 @@ func TestAPrimaryThatStandsStillIsATimeout(t *testing.T) {
 			})
 			o.cfg.Step = func(op string, epoch uint64) {
 				if op == when && epoch == 3 {
-					p.Process().Signal(syscall.SIGSTOP)
+					p.Freeze()
 				}
 			}
 			x := accept(t, l, o)

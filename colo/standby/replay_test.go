@@ -19,13 +19,13 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-// script is a primary that says what it is told and hears nothing.
+// script is the connection of a primary that sends the bytes of its Reader and ignores the answers.
 type script struct{ io.Reader }
 
 func (script) Write(p []byte) (int, error) { return len(p), nil }
 func (script) Close() error                { return nil }
 
-// replay runs a session against what a primary sent, until that ends.
+// replayed is a guest after a session with what a primary had sent.
 type replayed struct {
 	*standby.Guest
 	err  error

@@ -45,7 +45,7 @@ func (d *downstream) await(t *testing.T, n int) (last event.CheckpointCommit) {
 	return last
 }
 
-// rest has no checkpoint begin any more, and returns the last one when it is over. A QEMU
+// rest stops the checkpoints, and returns the last one when it is over. A QEMU
 // that was told to fail over while checkpoints came every 10 ms has been seen to answer
 // nothing for a minute, once; between two checkpoints none has.
 func (d *downstream) rest(t *testing.T) event.CheckpointCommit {

@@ -122,7 +122,8 @@ func TestAViewIsItsCheckpointWhileLaterOnesCome(t *testing.T) {
 	}
 }
 
-// The view is given up, and not the checkpoint.
+// A view may keep so many replaced pages and no more. With one more it ends; the checkpoint
+// that brought the page counts all the same.
 func TestAViewThatWouldKeepTooMuchEndsAndTheCheckpointCounts(t *testing.T) {
 	g := newViewed(t)
 	g.checkpoint(0, 1, 1, 1)

@@ -12,7 +12,7 @@ import (
 )
 
 // Split takes an address as QEMU writes it, "unix:PATH" or "tcp:HOST:PORT", or
-// without the scheme: with a slash it is a path.
+// without the scheme: with a slash, or without a colon, it is a path.
 func Split(addr string) (network, address string) {
 	addr, _, _ = strings.Cut(addr, ",") // options such as server=on are the server's
 	switch {

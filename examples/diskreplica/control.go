@@ -21,6 +21,8 @@ import (
 // has synchronised the disk through the other. The secondary listens at the address of the NBD server with
 // ".control" appended, or the next port.
 
+// controlAddr returns the address of the control connections of a secondary whose NBD server
+// is at addr.
 func controlAddr(addr string) (string, error) {
 	if network(addr) == "unix" {
 		return addr + ".control", nil
@@ -29,11 +31,14 @@ func controlAddr(addr string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	n, err := strconv.Atoi(port)
+	n, err := strconv.ParseUint(port, 10, 16)
 	if err != nil {
-		return "", err
+		return "", fmt.Errorf("%q is no port", port)
 	}
-	return net.JoinHostPort(host, strconv.Itoa(n+1)), nil
+	if n == 0 || n == 1<<16-1 {
+		return "", fmt.Errorf("a secondary uses the next port, too: want 1 to %d", 1<<16-2)
+	}
+	return net.JoinHostPort(host, strconv.FormatUint(n+1, 10)), nil
 }
 
 // control is the connection for checkpoints.
@@ -59,7 +64,7 @@ func dialControl(ctx context.Context, addr string) (*control, error) {
 	d := net.Dialer{Timeout: controlTimeout}
 	conn, err := d.DialContext(ctx, network(addr), at)
 	if err != nil {
-		return nil, fmt.Errorf("no secondary answers at %s (start it first, with -listen): %w", addr, err)
+		return nil, fmt.Errorf("no secondary answers at %s (start it first, with -listen; checkpoints go to %s): %w", addr, at, err)
 	}
 	return &control{conn, bufio.NewReaderSize(conn, 256)}, nil
 }

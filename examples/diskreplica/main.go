@@ -32,7 +32,9 @@ const about = `diskreplica keeps a disk image in two copies that agree at every 
   diskreplica hold      -generation N FILE...
 
 The first two serve their guest's view of the disk over NBD, so that qemu-io, nbdcopy
-or a VM can be the guest. ADDR is a host:port, or the path of a Unix socket.
+or a VM can be the guest. ADDR is a host:port, or the path of a Unix socket. A secondary
+serves NBD there, and takes checkpoints at the next port, or at the path with .control
+after it.
 Both read commands from standard input: "help" lists them.
 
 A minute's trial, in three terminals:
@@ -167,6 +169,13 @@ func parse(args []string, out io.Writer) (o options, err error) {
 		return bad("a secondary needs -listen")
 	case o.role == "secondary" && o.secondary != "":
 		return bad("-secondary is the primary's")
+	}
+	name, addr := "-listen", o.listen // of the secondary
+	if o.role == "primary" {
+		name, addr = "-secondary", o.secondary
+	}
+	if _, err := controlAddr(addr); err != nil {
+		return bad("%s %s: %w", name, addr, err)
 	}
 	return o, nil
 }

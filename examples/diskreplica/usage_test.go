@@ -19,6 +19,7 @@ import (
 func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
 	for _, args := range []string{"", "-nonsense", "primary", "tertiary -image x -listen y", "primary x", "secondary -image x",
 		"secondary -image x -size 12x -listen y", "secondary -image x -listen y -secondary z", "primary -image x -secondary y -journal z",
+		"secondary -image x -listen localhost:0", "secondary -image x -listen localhost:65535", "primary -image x -secondary localhost",
 		"hold x", "hold -generation 2", "hold -generation -1 x", "status -generation 2 x"} {
 		var out bytes.Buffer
 		err := run(context.Background(), strings.Fields(args), strings.NewReader(""), &out, false)
@@ -26,7 +27,7 @@ func TestABadCommandLineIsToldFromAFailure(t *testing.T) {
 			t.Errorf("%q: %v, want a bad command line, in one line, and nothing on the standard output but %q", args, err, out.String())
 		}
 	}
-	if err := run(context.Background(), []string{"secondary", "-image", "no/such", "-listen", "x"}, nil, io.Discard, false); !errors.Is(err, os.ErrNotExist) || errors.Is(err, usage.ErrWrong) || !strings.HasSuffix(err.Error(), "(-size makes it)") {
+	if err := run(context.Background(), []string{"secondary", "-image", "no/such", "-listen", "localhost:1"}, nil, io.Discard, false); !errors.Is(err, os.ErrNotExist) || errors.Is(err, usage.ErrWrong) || !strings.HasSuffix(err.Error(), "(-size makes it)") {
 		t.Errorf("an image that is not there: %v, want a failure that says how it is made", err)
 	}
 }
@@ -36,7 +37,7 @@ func TestAPrimaryThatFindsNoSecondarySaysWhatToDo(t *testing.T) {
 	none := filepath.Join(dir, "none")
 	args := []string{"primary", "-image", filepath.Join(dir, "image"), "-size", "1M", "-secondary", none}
 	err := run(t.Context(), args, strings.NewReader(""), io.Discard, false)
-	if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "no secondary answers at "+none+" (start it first") {
+	if !errors.Is(err, os.ErrNotExist) || !strings.Contains(err.Error(), "no secondary answers at "+none+" (start it first, with -listen; checkpoints go to "+none+".control)") {
 		t.Errorf("%v", err)
 	}
 }
@@ -59,7 +60,7 @@ func TestHelpExplainsAll(t *testing.T) {
 	if err := run(context.Background(), []string{"-h"}, nil, &out, false); !errors.Is(err, flag.ErrHelp) {
 		t.Errorf("-h: %v", err)
 	}
-	for _, want := range []string{"A minute's trial", "-journal", "-json"} {
+	for _, want := range []string{"A minute's trial", "at the next port", "-journal", "-json"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("-h does not say %q", want)
 		}

@@ -150,13 +150,13 @@ func protectCommand(ctx context.Context, args []string, t terminal) int {
 	p := &printer{terminal: t, json: o.json}
 	if o.stay {
 		status, err := o.stayed(ctx, p)
-		if err != nil {
+		if err = interrupted(ctx, err); err != nil {
 			p.object(map[string]any{"guardian": map[string]any{"error": err.Error()}})
 			p.warn("%s", oneLine(err))
 		}
 		return status
 	}
-	if err := o.protect(ctx, p); err != nil {
+	if err := interrupted(ctx, o.protect(ctx, p)); err != nil {
 		p.object(map[string]any{"protect": map[string]any{"error": err.Error()}})
 		p.warn("%v", err)
 		if ctx.Err() != nil {

@@ -65,6 +65,7 @@ func (s *standbyRun) main(ctx context.Context) int {
 		defer s.cleanup()
 	}
 	status, err := s.run(ctx)
+	err = interrupted(ctx, err)
 	s.giveBack("the guest does not run here any more")
 	if err != nil {
 		s.p.warn("%s", oneLine(err))

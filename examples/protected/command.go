@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/gocolo/lockstep/internal/usage"
 )
@@ -44,6 +45,9 @@ func parse(f *flag.FlagSet, args []string, stdout io.Writer) error {
 	}
 	if f.NArg() > 0 {
 		return usage.Wrong("unexpected argument %q", f.Arg(0))
+	}
+	if period := f.Lookup("period"); period != nil && period.Value.(flag.Getter).Get().(time.Duration) <= 0 {
+		return usage.Wrong("-period %v: want more than 0", period.Value)
 	}
 	for _, name := range []string{"host", "listen", "dial"} {
 		if needed := f.Lookup(name); needed != nil && needed.Value.String() == "" {

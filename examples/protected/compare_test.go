@@ -69,10 +69,12 @@ func TestComparedLinesLeaveAtAMatchAndAtACheckpoint(t *testing.T) {
 	}
 }
 
-func TestMoreChannelsThanThereCanBeAreRefused(t *testing.T) {
-	args := []string{"-host", "a", "-listen", "127.0.0.1:0", "-dial", "127.0.0.1:1", "-insecure", "-channels", "256"}
-	if err := host(t.Context(), args, io.Discard, io.Discard); err == nil || !strings.Contains(err.Error(), "256 Channels") {
-		t.Error(err)
+func TestAHostThatCannotWorkAsItsFlagsSayIsAWrongCommandLine(t *testing.T) {
+	for flag, want := range map[string]string{"-channels=256": "256 Channels", "-term=1ms": "a term of 1ms", "-period=0": "-period 0s", "-period=-1s": "-period -1s"} {
+		args := []string{"-host", "a", "-listen", "127.0.0.1:0", "-dial", "127.0.0.1:1", "-insecure", flag}
+		if err := host(t.Context(), args, io.Discard, io.Discard); !errors.Is(err, usage.ErrWrong) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want a wrong command line that has %q", flag, err, want)
+		}
 	}
 }
 

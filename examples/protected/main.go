@@ -24,6 +24,7 @@ package main
 import (
 	"context"
 	"flag"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -112,12 +113,12 @@ func host(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	if *arbiter != "" {
 		if cfg.Arbiter, err = sharedfile.New(*arbiter); err != nil {
-			return err
+			return fmt.Errorf("-arbiter: %w", err)
 		}
 	}
 	job, err := protect.New(cfg)
 	if err != nil {
-		return err
+		return usage.Wrong("%w", err) // the rest of cfg suits it
 	}
 
 	group.Go(func() { m.run(ctx) })

@@ -15,6 +15,9 @@ func MonitorOf(addr, side string) (string, error) {
 	if addr == "" || isFirst(side) {
 		return addr, nil
 	}
+	if !strings.ContainsAny(addr, ":/") {
+		return "", fmt.Errorf("%q is neither unix:PATH nor HOST:PORT", addr)
+	}
 	network, address := qmp.Split(addr)
 	if network == "unix" {
 		return "unix:" + address + "." + side, nil

@@ -19,6 +19,8 @@ func TestTheOtherSidesHandlesAreBesideTheFirsts(t *testing.T) {
 		{MonitorOf, "localhost:0", Secondary, "localhost:0"},
 		{MonitorOf, "localhost:65535", Secondary, wrong},
 		{MonitorOf, "localhost:x", Secondary, wrong},
+		{MonitorOf, "m", Secondary, wrong}, // a word is more likely a mistake than a file here
+		{MonitorOf, "./m", Secondary, "unix:./m.secondary"},
 		{PageOf, "", Secondary, ""},
 		{PageOf, "8080", Primary, "8080"},
 		{PageOf, "8080", Secondary, "8081"},

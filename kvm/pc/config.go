@@ -113,10 +113,10 @@ type Storage interface {
 // Uplink is where the frames of a guest's NIC go. Buffer of package filter,
 // Comparer of package compare and the types of package proxy are Uplinks.
 //
-// WritePacket takes a copy of an Ethernet frame of 14 to 65,535 bytes, or with a header
-// (NIC.VNetHdr) of up to 65,557 behind it, and does not wait. If it fails it has taken
-// nothing: the frame stays in the guest's ring and is given again when the channel that
-// Room returns, always the same one, has received a value. Both are called from a
+// WritePacket takes a copy of an Ethernet frame of 14 to 65,535 bytes, and does not wait. With
+// NIC.VNetHdr a header comes first, and the frame behind it has up to 65,557 bytes. If it
+// fails it has taken nothing: the frame stays in the guest's ring and is given again when the
+// channel that Room returns, always the same one, has received a value. Both are called from a
 // goroutine of Run.
 type Uplink interface {
 	WritePacket(frame []byte) error

@@ -22,7 +22,7 @@ func one(t testing.TB, n int, cfg CacheConfig) (*guest, *Cache) {
 	return g, newCache(t, g, cfg)
 }
 
-// deflated returns p as zlib has it.
+// deflated returns p, compressed by zlib.
 func deflated(t testing.TB, p []byte) []byte {
 	var buf bytes.Buffer
 	z := zlib.NewWriter(&buf)

@@ -75,7 +75,8 @@ func TestAPageWhoseDifferenceIsTooLongIsLeftAlone(t *testing.T) {
 	}
 }
 
-// A difference of more than half a page is in the way of what goes beside the stream.
+// A page goes beside the stream unless its difference, which goes in the stream, has at most
+// half a page.
 func TestALongDifferenceGoesWholeBesideTheStream(t *testing.T) {
 	prim := newGuest(t, pages(t, "ram", 2))
 	sec := prim.twin(t)

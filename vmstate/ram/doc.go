@@ -4,7 +4,7 @@
 // Most hosts want package colo/protect, and of this one Block and DirtyLog; the rest is
 // for those who steer a session themselves, or read streams.
 //
-// Memory is a list of named [Block]s. In the stream it is records: one for a
+// Memory is a list of blocks ([Block]), which have names. In the stream it is records: one for a
 // page, with the page's offset in its block, after a list of the blocks that
 // comes once. A page that is all zeros, or that the peer has in an earlier
 // state, takes a shorter record. A page may come again; the last one counts.

@@ -27,7 +27,7 @@ func newMemory(t testing.TB, size int) []byte {
 	return p
 }
 
-// guest is RAM blocks and a dirty log, switched on or not.
+// A guest has RAM blocks and a dirty log, which can be switched off.
 type guest struct {
 	blocks []Block
 	dirty  map[string]Bitmap
@@ -118,7 +118,7 @@ func randomPage(r *rand.Rand) []byte {
 	return p
 }
 
-// remember is snapshot into one that there is, for tests that need many.
+// remember overwrites an old snapshot with a new one, for tests that need many.
 func (g *guest) remember(snapshot [][]byte) {
 	for i, b := range g.blocks {
 		copy(snapshot[i], b.Host)

@@ -270,7 +270,8 @@ func TestPagesAreCountedEachForItself(t *testing.T) {
 	}
 }
 
-// hot makes some pages hot.
+// hot has both guests write the same four pages before each of six checkpoints, after which
+// those pages must stay writable.
 func hot(t *testing.T, p, q *keeper, s *Saver, c *Cache, l *link) {
 	t.Helper()
 	for range 6 {
@@ -285,7 +286,7 @@ func hot(t *testing.T, p, q *keeper, s *Saver, c *Cache, l *link) {
 	}
 }
 
-// Who sends memory until none is dirty gets there.
+// A migration that sends memory until none is dirty comes to an end.
 func TestLiveRoundsEndThoughPagesStayedWritable(t *testing.T) {
 	p, q, s, c, l := keepers(t, SaverConfig{}, CacheConfig{})
 	hot(t, p, q, s, c, l)

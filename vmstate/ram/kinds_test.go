@@ -44,8 +44,8 @@ func (k kind) one(t testing.TB, n int, cfg CacheConfig) (*guest, *Cache) {
 	return g, k.cache(t, g, cfg)
 }
 
-// begun has the cache in the first checkpoint of a session, where that makes a
-// difference: before, with nothing but what is staged, the guest is void.
+// begun brings a cache that keeps no copy into the first checkpoint of a session. Before
+// that the guest's memory is void; a cache that keeps a copy need not be told.
 func (k kind) begun(t testing.TB, c *Cache) {
 	t.Helper()
 	if k.cfg.StagedOnly {

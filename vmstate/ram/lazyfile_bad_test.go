@@ -94,7 +94,7 @@ func TestAPageOutsideTheFixedPlacesIsRefused(t *testing.T) {
 	}
 }
 
-// Whoever comes late finds it closed.
+// A Lazy that was closed refuses to fill its memory. Other calls find nothing to do.
 func TestAClosedLazyTakesPartInNothing(t *testing.T) {
 	was := pages(t, "ram", 3)
 	b := pages(t, "ram", 3)

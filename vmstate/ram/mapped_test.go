@@ -181,7 +181,7 @@ func TestMappedRefuses(t *testing.T) {
 	}
 }
 
-// body of memory with pages of a size, all of a block.
+// sized returns a section body with a block list, and every page of the blocks, of size bytes each.
 func sized(t testing.TB, size int, blocks []BlockInfo, content func(i int) byte) []byte {
 	t.Helper()
 	return body(t, func(w *qemufile.Writer) {

@@ -8,7 +8,7 @@ import (
 )
 
 // On one CPU nobody helps to copy, whatever the host asks for and however many threads may
-// run Go code: a helper would take its time from whom the paused guest waits for.
+// run Go code: a helper would take the CPU from the goroutine that the paused guest waits for.
 func TestOnOneCPUNobodyHelps(t *testing.T) {
 	if !require.OneCPU(t) {
 		return

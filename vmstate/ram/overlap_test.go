@@ -8,8 +8,8 @@ import (
 	"github.com/gocolo/lockstep/qemufile"
 )
 
-// overlapping sends a guest's memory in sections of about so many pages, while it is written
-// to, and calls look after each section.
+// overlapping sends the memory of prim in sections of about so many pages, while the guest
+// writes, and calls look after each section.
 func overlapping(t *testing.T, prim, sec *guest, cfg CacheConfig, pages int, look func()) (*link, *Saver, *Cache) {
 	t.Helper()
 	l := newLink(t)
@@ -55,8 +55,9 @@ func filled(t *testing.T) (prim, sec *guest) {
 	return prim, sec
 }
 
-// What one section brings is the guest's when the next has been received; what comes again
-// and what comes last, when it is flushed. Then the cache is as it is without an overlap.
+// The pages of a section are in the guest's memory when the next section has been received,
+// but for those that come a second time, and those of the last section: these are put there
+// by Flush. After it the cache is as it would be without an overlap.
 func TestMemoryIsPutInPlaceWhileMoreComes(t *testing.T) {
 	prim, sec := filled(t)
 	sections, inPlace := 0, 0
@@ -92,7 +93,7 @@ func TestWithoutOverlapTheGuestIsUntouchedUntilFlush(t *testing.T) {
 	wantMemory(t, "flushed", sec, prim.snapshot())
 }
 
-// After the first Flush what comes is the guest's in Flush and not before.
+// After the first Flush pages reach the guest's memory in Flush and not before.
 func TestOverlapEndsWithTheFirstFlush(t *testing.T) {
 	prim, sec := filled(t)
 	l, s, c := overlapping(t, prim, sec, CacheConfig{Overlap: true}, 100, func() {})
@@ -165,7 +166,8 @@ func TestAPageThatComesAgainIsWhatItWasLast(t *testing.T) {
 	}
 }
 
-// By what the peer's block is longer the guest's is so only in Flush.
+// Where the peer's block is longer, the memory by which it is longer is written in Flush,
+// after Resize was called, and not before.
 func TestWhatABlockGrowsByIsNotTouchedBefore(t *testing.T) {
 	const now, then = 200, 500
 	prim := newGuest(t, Block{Name: "ram", Host: newMemory(t, then*PageSize)})
@@ -190,7 +192,8 @@ func TestWhatABlockGrowsByIsNotTouchedBefore(t *testing.T) {
 	}
 }
 
-// A page that a section brings many times is put in place once, by one of those who do.
+// A page that a section brings many times is put in place once: two goroutines that put
+// pages in place would write the same memory.
 func TestAPageThatComesTwiceInASectionIsPutInPlaceOnce(t *testing.T) {
 	prim := newGuest(t, pages(t, "ram", 400))
 	c := newCache(t, prim.twin(t), CacheConfig{Overlap: true})
@@ -211,8 +214,9 @@ func TestAPageThatComesTwiceInASectionIsPutInPlaceOnce(t *testing.T) {
 	}
 }
 
-// A page that comes again while it may be put in place is not written to before it is: two
-// would use the same memory at a time, which the race detector reports where that is Go's own.
+// A page that comes again while its staged copy may be on its way to the guest overwrites that
+// copy only afterwards. Otherwise one goroutine would read memory that another writes, which
+// the race detector reports where the memory is Go's own.
 func TestAPageThatComesAgainIsReceivedWhenItIsInPlace(t *testing.T) {
 	const n = 2000
 	sec := newGuest(t, pages(t, "ram", n))

@@ -34,7 +34,7 @@ func newResumer(t *testing.T, k kind, seed uint64, cfg SaverConfig) *resumer {
 	return x
 }
 
-// stream is one checkpoint of the primary, as it leaves, section by section.
+// stream makes a checkpoint of the primary, and returns what leaves of it, section by section.
 func (x *resumer) stream(setup bool) [][]byte {
 	x.t.Helper()
 	var sections [][]byte
@@ -87,7 +87,7 @@ func length(sections [][]byte) (n int) {
 	return n
 }
 
-// tells has the primary know what the secondary's guest wrote, where it must.
+// tells tells the primary which pages the secondary's guest wrote, if the cache keeps no copy.
 func (x *resumer) tells() { tell(x.t, x.c, x.s) }
 
 // begin returns the first stream of a session that both agree to resume, or not.
@@ -114,7 +114,7 @@ func (x *resumer) commit() {
 	wantMemory(x.t, "committed", x.sec, x.held)
 }
 
-// cut is the end of a connection on both sides.
+// cut ends the session on both sides, as after a lost connection.
 func (x *resumer) cut() { x.c.Discard(); x.s.SaveCleanup() }
 
 func kindsOfSaver() map[string]SaverConfig {

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,11 +32,26 @@ type Handles struct {
 	Hosts []string
 }
 
-// Flags adds the flags -qmp, -http and -http-control, and returns what they set.
+// Flags adds the flags -qmp, -http and -http-control, and returns what they set. A word that
+// is no address at first sight is refused: one for -qmp without a colon and a slash, and one
+// for -http without a port's number.
 func Flags(f *flag.FlagSet) *Handles {
 	h := new(Handles)
-	f.StringVar(&h.QMP, "qmp", "", "serve a QMP monitor at `unix:PATH|HOST:PORT`")
-	f.StringVar(&h.HTTP, "http", "", "serve a page to watch at `[HOST:]PORT`")
+	f.Func("qmp", "serve a QMP monitor at `unix:PATH|HOST:PORT`", func(addr string) error {
+		if addr != "" && !strings.ContainsAny(addr, ":/") { // qmp.Listen would make a socket of that name here
+			return errors.New("want unix:PATH or HOST:PORT")
+		}
+		h.QMP = addr
+		return nil
+	})
+	f.Func("http", "serve a page to watch at `[HOST:]PORT`", func(addr string) error {
+		_, err := strconv.ParseUint(addr[strings.LastIndexByte(addr, ':')+1:], 10, 16)
+		if addr != "" && err != nil {
+			return errors.New("want [HOST:]PORT")
+		}
+		h.HTTP = addr
+		return nil
+	})
 	f.BoolVar(&h.HTTPControl, "http-control", false, "the page has buttons, too")
 	return h
 }

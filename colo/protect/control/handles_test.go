@@ -112,6 +112,30 @@ func TestAHostIsToldWhichPortsWereFree(t *testing.T) {
 	}
 }
 
+func TestAWordThatIsNoAddressIsRefused(t *testing.T) {
+	f := flag.NewFlagSet("vmm", flag.ContinueOnError)
+	f.SetOutput(io.Discard)
+	h := Flags(f)
+	for _, word := range []string{"what", "localhost:what", "localhost:", "65536"} {
+		if err := f.Parse([]string{"-http", word}); err == nil || !strings.Contains(err.Error(), "want [HOST:]PORT") || h.HTTP != "" {
+			t.Errorf("%v, and the page is to be at %q", err, h.HTTP)
+		}
+	}
+	if err := f.Parse([]string{"-qmp", "what"}); err == nil || !strings.Contains(err.Error(), "want unix:PATH or HOST:PORT") || h.QMP != "" {
+		t.Errorf("%v, and the monitor is to be at %q", err, h.QMP)
+	}
+	for _, addr := range []string{"8080", ":8080", "0", "localhost:0", "[::1]:8080", ""} {
+		if err := f.Parse([]string{"-http", addr}); err != nil || h.HTTP != addr {
+			t.Errorf("%v, and the page is to be at %q, not %q", err, h.HTTP, addr)
+		}
+	}
+	for _, addr := range []string{"unix:m", "./m", "localhost:4444", "tcp:localhost:4444", ""} {
+		if err := f.Parse([]string{"-qmp", addr}); err != nil || h.QMP != addr {
+			t.Errorf("%v, and the monitor is to be at %q, not %q", err, h.QMP, addr)
+		}
+	}
+}
+
 func TestAnAddressThatIsTakenIsNoticedBeforeTheJobBegins(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
