@@ -3,6 +3,7 @@ package replication
 import (
 	"fmt"
 	"io"
+	"time"
 )
 
 // Identified is a [Remote] whose other side knows the identity of its copy. Both methods
@@ -100,6 +101,22 @@ func (r identifiedRemote) Adopt(i Identity) error {
 		return fmt.Errorf("replication: the secondary refuses to be a copy of %v: %w", i, err)
 	}
 	return nil
+}
+
+// Push implements [Pusher] if the Remote does.
+func (r identifiedRemote) Push() {
+	if p, ok := r.Remote.(Pusher); ok {
+		p.Push()
+	}
+}
+
+// Moved implements [Mover] if the Remote does. Of another it knows nothing, as of the
+// beginning of time.
+func (r identifiedRemote) Moved() (t time.Time) {
+	if m, ok := r.Remote.(Mover); ok {
+		t = m.Moved()
+	}
+	return t
 }
 
 func (r identifiedRemote) Close() error {

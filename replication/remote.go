@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/gocolo/lockstep/event"
 )
@@ -56,6 +57,14 @@ type Pusher interface {
 	// Push sends what was kept. Whoever waits for the answer to a write calls it first. It
 	// may be called from any goroutine.
 	Push()
+}
+
+// Mover is a [Remote] that knows when anything has moved over its link last, either way. That
+// tells a link that is slow from one that is lost: of another Remote only answers tell.
+type Mover interface {
+	// Moved returns when that was, as far as is known by now. It does not wait, and may be
+	// called from any goroutine.
+	Moved() time.Time
 }
 
 // abort ends the connection of r without waiting if it is an Aborter; otherwise it closes
@@ -174,7 +183,7 @@ var (
 	ErrBroken error = &sentinel{"broken", 0}
 	// ErrCut: Cut has ended the connection.
 	ErrCut error = &sentinel{"cut off from the secondary", 0}
-	// ErrTimeout: the secondary did not answer in time.
+	// ErrTimeout: the secondary was silent for too long while answers were owed.
 	ErrTimeout error = &sentinel{"the secondary does not answer", 0}
 	// ErrWriteOnly: a [Forwarder] cannot be read. EIO.
 	ErrWriteOnly error = &sentinel{"a forwarder is only written", syscall.EIO}
