@@ -119,6 +119,14 @@ func (r identifiedRemote) Moved() (t time.Time) {
 	return t
 }
 
+// Align implements [Aligner] if the Remote does.
+func (r identifiedRemote) Align() int64 {
+	if a, ok := r.Remote.(Aligner); ok {
+		return a.Align()
+	}
+	return 1
+}
+
 func (r identifiedRemote) Close() error {
 	err := r.Remote.Close()
 	r.part.Close()

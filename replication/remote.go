@@ -67,6 +67,31 @@ type Mover interface {
 	Moved() time.Time
 }
 
+// Aligner is a [Remote] that takes only requests whose offset and length are multiples of a
+// block.
+type Aligner interface {
+	// Align returns the length of the block in bytes, a power of two up to [ChunkSize], which
+	// stays as it is.
+	Align() int64
+}
+
+// alignOf returns in what blocks r takes requests, or why a disk of that size cannot be sent
+// to it.
+func alignOf(r Remote, size int64) (int64, error) {
+	a, ok := r.(Aligner)
+	if !ok {
+		return 1, nil
+	}
+	switch n := a.Align(); {
+	case n <= 0 || n&(n-1) != 0 || n > ChunkSize:
+		return 0, fmt.Errorf("%w: the secondary takes blocks of %d bytes", ErrSize, n)
+	case size&(n-1) != 0:
+		return 0, fmt.Errorf("%w: the secondary takes blocks of %d bytes only, and could not be sent the end of a disk of %d, whose blocks are of %d; let both disks grow to a multiple", ErrSize, n, size, SectorSize)
+	default:
+		return n, nil
+	}
+}
+
 // abort ends the connection of r without waiting if it is an Aborter; otherwise it closes
 // r.
 func abort(r any) {

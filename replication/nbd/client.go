@@ -102,6 +102,9 @@ func (c *Client) Info() Info { return c.info }
 // Size returns the length of the export, in bytes.
 func (c *Client) Size() int64 { return c.info.Size }
 
+// Align implements replication.Aligner: it returns the minimum block of the server.
+func (c *Client) Align() int64 { return int64(c.info.MinBlock) }
+
 // Err returns why the connection has ended, or nil.
 func (c *Client) Err() error {
 	c.mu.Lock()
