@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -151,4 +152,36 @@ func TestARemoteWithAnIdentityStillAlignsPushesAndMoves(t *testing.T) {
 	if n := WithIdentity(newFakeRemote(newFake(1<<20, 0), 1), newFake(BlockSize, 0)).(Aligner).Align(); n != 1 {
 		t.Errorf("blocks of %d where none were asked for", n)
 	}
+}
+
+// crumbsRemote tells of its disk byte by byte: one is data, and the next a hole.
+type crumbsRemote struct{ *fakeRemote }
+
+func (r crumbsRemote) Extents(off, n int64, yield func(n int64, flags uint32) bool) error {
+	for end := off + n; off < end; off++ {
+		if !yield(1, uint32(off%2)*(ExtentHole|ExtentZero)) {
+			return nil
+		}
+	}
+	return nil
+}
+
+// What is zero here and not, in as many places as there can be, on the secondary is asked for
+// and zeroed by blocks.
+func TestASecondaryThatTellsOfEveryByteCostsNoMore(t *testing.T) {
+	const size = 1<<20 + SectorSize
+	file, err := CreateFile(filepath.Join(t.TempDir(), "hole"), size)
+	must(t, err)
+	defer file.Close()
+	p, err := NewPrimary(file, PrimaryConfig{Overwrite: true})
+	must(t, err)
+	remote := newFake(size, 0x22)
+	r := newFakeRemote(remote, 1)
+	must(t, p.Attach(crumbsRemote{r}))
+	must(t, p.Synchronise(t.Context(), SyncConfig{}))
+	wantBytes(t, "the secondary is zero", remote.data, make([]byte, size), 0)
+	if log := r.takeLog(); len(log) > 4 {
+		t.Errorf("%d requests", len(log))
+	}
+	must(t, p.Detach())
 }
