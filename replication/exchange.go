@@ -3,6 +3,7 @@ package replication
 import (
 	"fmt"
 	"io"
+	"time"
 )
 
 // Identified is a [Remote] whose other side knows the identity of its copy. Both methods
@@ -100,6 +101,30 @@ func (r identifiedRemote) Adopt(i Identity) error {
 		return fmt.Errorf("replication: the secondary refuses to be a copy of %v: %w", i, err)
 	}
 	return nil
+}
+
+// Push implements [Pusher] if the Remote does.
+func (r identifiedRemote) Push() {
+	if p, ok := r.Remote.(Pusher); ok {
+		p.Push()
+	}
+}
+
+// Moved implements [Mover] if the Remote does. Of another it knows nothing, as of the
+// beginning of time.
+func (r identifiedRemote) Moved() (t time.Time) {
+	if m, ok := r.Remote.(Mover); ok {
+		t = m.Moved()
+	}
+	return t
+}
+
+// Align implements [Aligner] if the Remote does.
+func (r identifiedRemote) Align() int64 {
+	if a, ok := r.Remote.(Aligner); ok {
+		return a.Align()
+	}
+	return 1
 }
 
 func (r identifiedRemote) Close() error {

@@ -30,8 +30,16 @@ type ForwarderConfig struct {
 	// of it after Loaded until the window has room again, so that no write waits
 	// for all of them at once.
 	HoldBytes int64
-	// Timeout is how long an answer may take; zero means 30 s, for a flush
-	// may find much to do. Then the Forwarder is broken, with ErrTimeout.
+	// Timeout is for how long (or an eighth longer) the other side may be silent while
+	// answers are owed; zero means 30 s, for a flush may find much to do. Then the
+	// Forwarder is broken, with ErrTimeout. An answer, and any byte that moves if the
+	// Remote is a [Mover], ends a silence: a slow link, over which a window may take
+	// minutes, is not taken for a lost one. One write that the other side never answers
+	// while it answers others is noticed after the next Mark, which waits for it alone.
+	//
+	// A write of the guest that waits for a silent side waits for as long, unless Cut
+	// releases it before: a session does that when it has lost its peer, as one of
+	// package colo/protect after its PeerTimeout.
 	Timeout time.Duration
 
 	// lost is told which writes may not be on the secondary, before Stop returns: once another
@@ -116,6 +124,7 @@ type Forwarder struct {
 	wake     chan struct{}
 	deadline *time.Timer
 	flushAt  time.Time // when the oldest outstanding flush was sent
+	heard    time.Time // when the last answer came
 	watched  bool      // a timer for the deadline is running
 }
 

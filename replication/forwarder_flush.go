@@ -194,6 +194,7 @@ func (f *Forwarder) startFlush(seq uint64) (wait func(context.Context) error) {
 		}
 		f.flushes--
 		f.flushAt = time.Now()
+		f.heard = f.flushAt
 		f.broadcast()
 		f.mu.Unlock()
 	})
@@ -202,49 +203,63 @@ func (f *Forwarder) startFlush(seq uint64) (wait func(context.Context) error) {
 	}
 }
 
+// looks is how often, in a Timeout, a Forwarder looks whether the other side is silent.
+const looks = 8
+
 // watch starts the timer for the deadline, unless it runs. The caller holds mu.
 func (f *Forwarder) watch() {
 	if f.watched {
 		return // checkDeadline looks for the oldest
 	}
 	f.watched = true
-	if f.deadline == nil {
-		f.deadline = time.AfterFunc(f.cfg.Timeout, f.checkDeadline)
+	if d := f.cfg.Timeout / looks; f.deadline == nil {
+		f.deadline = time.AfterFunc(d, f.checkDeadline)
 	} else {
-		f.deadline.Reset(f.cfg.Timeout)
+		f.deadline.Reset(d)
 	}
 }
 
+// checkDeadline breaks the Forwarder if nothing has moved for too long.
 func (f *Forwarder) checkDeadline() {
+	var moved time.Time
+	if m, ok := f.remote.(Mover); ok {
+		moved = m.Moved()
+	}
 	f.mu.Lock()
 	f.watched = false
-	if f.failed() != nil || len(f.inflight)+f.flushes == 0 {
+	oldest, sent := f.oldest()
+	if f.failed() != nil || oldest == nil {
 		f.mu.Unlock()
 		return
 	}
-	oldest := &BrokenError{Op: "flush", Err: ErrTimeout}
-	sent := f.flushAt
-	first := f.flushes == 0
-	for _, w := range f.inflight {
-		if w.begun && (first || w.sent.Before(sent)) {
-			first = false
-			sent = w.sent
-			oldest = &BrokenError{Op: "write", Off: w.off, Len: w.n, Err: ErrTimeout}
+	for _, t := range []time.Time{f.heard, moved} {
+		if t.After(sent) {
+			sent = t
 		}
-	}
-	if first { // every write and flush has been answered
-		f.mu.Unlock()
-		return
 	}
 	left := f.cfg.Timeout - time.Since(sent)
 	if left > 0 {
 		f.watched = true
-		f.deadline.Reset(left)
+		f.deadline.Reset(min(left, f.cfg.Timeout/looks))
 	}
 	f.mu.Unlock()
 	if left <= 0 {
 		f.breakOff(oldest)
 	}
+}
+
+// oldest returns the error of the oldest write or flush without an answer, if that does not
+// come, and when it was sent; or nil, if all have been answered. The caller holds mu.
+func (f *Forwarder) oldest() (err *BrokenError, sent time.Time) {
+	if f.flushes > 0 {
+		err, sent = &BrokenError{Op: "flush", Err: ErrTimeout}, f.flushAt
+	}
+	for _, w := range f.inflight {
+		if w.begun && (err == nil || w.sent.Before(sent)) {
+			err, sent = &BrokenError{Op: "write", Off: w.off, Len: w.n, Err: ErrTimeout}, w.sent
+		}
+	}
+	return err, sent
 }
 
 // Mark implements [Marker]: it waits until everything sent so far is stable

@@ -221,6 +221,7 @@ func (w *forward) finish(err error) {
 		}
 	}
 	f.bytes -= w.cost()
+	f.heard = time.Now()
 	f.noteAnswer(w.cost())
 	if cap(w.data) > 256<<10 {
 		w.data = nil

@@ -135,6 +135,13 @@ func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
 	case remote != nil && remote.Size() != size:
 		return fmt.Errorf("%w: the secondary has %d bytes, not %d", ErrSize, remote.Size(), size)
 	}
+	align := int64(1)
+	if remote != nil {
+		var err error
+		if align, err = alignOf(remote, size); err != nil {
+			return err
+		}
+	}
 	if other, ok := remote.(Identified); ok {
 		theirs, err := other.Identity()
 		if err != nil {
@@ -174,6 +181,7 @@ func (p *Primary) Grow(ctx context.Context, size int64, remote Remote) error {
 	}
 	f := NewForwarder(remote, old.cfg)
 	f.state, f.marked = Running, old.marked
+	p.align.Store(align)
 	p.link.Store(f)
 	old.Stop(ctx, false) // it has nothing under way
 	p.changed()

@@ -88,8 +88,9 @@ type Primary struct {
 	raw     bool          // local is no Secondary that was promoted
 	resumed atomic.Bool   // the first write has something to record: see resumeAlone
 
-	link atomic.Pointer[Forwarder] // nil: detached
-	lost lostOnce
+	link  atomic.Pointer[Forwarder] // nil: detached
+	align atomic.Int64              // what requests to the secondary are multiples of; changed with the whole disk locked
+	lost  lostOnce
 
 	synced bool // Synchronise has completed once
 
@@ -130,6 +131,7 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 		peer: newPeer(size), due: make(chan struct{}, 1),
 	}
 	p.size.Store(size)
+	p.align.Store(1)
 	attached := make(chan struct{})
 	p.attached.Store(&attached)
 	p.gate.init(cfg.Gate)
@@ -147,6 +149,9 @@ func NewPrimary(local Disk, cfg PrimaryConfig) (*Primary, error) {
 // gets the guest's writes. The two Remotes must not write the same secondary at the same time:
 // an Export serves the second when the first has ended.
 //
+// To an [Aligner] the guest's smaller writes are sent as whole blocks, with what the local
+// disk has around them. The error is ErrSize if the disk is no multiple of its blocks.
+//
 // If the Remote is [Identified], the two sides tell each other who they are: a
 // copy that was this disk's secondary before lacks what has been written since
 // its last checkpoint, another copy of this disk everything. Unless Overwrite
@@ -158,6 +163,10 @@ func (p *Primary) Attach(remote Remote) error {
 	defer p.tellFailed()
 	if remote.Size() != p.size.Load() {
 		return sizesDiffer(p.size.Load(), remote.Size())
+	}
+	align, err := alignOf(remote, p.size.Load())
+	if err != nil {
+		return err
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -186,6 +195,7 @@ func (p *Primary) Attach(remote Remote) error {
 		return err
 	}
 	p.evacuates.Store(p.cfg.Evacuate && p.LocalErr() != nil)
+	p.align.Store(align)
 	p.link.Store(f)
 	p.state.Store(uint32(None))
 	p.changed()

@@ -129,7 +129,7 @@ func (p *Primary) write(b []byte, off, n int64, fua bool, local func() error) (*
 var errNoRoom = errors.New("replication: no room for pre-images")
 
 func (p *Primary) writeLocked(b []byte, off, n int64, fua, force bool, local func() error) (_ *Forwarder, _ uint64, half bool, _ error) {
-	h := p.locks.lock(off, n, false)
+	h, align := p.lockBlocks(off, n)
 	defer p.locks.unlock(h)
 	if p.room.on && !force && p.linked() {
 		var err error
@@ -155,7 +155,35 @@ func (p *Primary) writeLocked(b []byte, off, n int64, fua, force bool, local fun
 			return nil, 0, half, failed
 		}
 	}
-	var seq uint64
+	if (off|n)&(align-1) == 0 {
+		return f, p.forward(f, b, off, n, fua), half, failed
+	}
+	seq, err := p.forwardBlocks(f, b, off, n, align, fua)
+	if err != nil {
+		p.peer.dirty.Set(off, n)
+		f.breakOff(&BrokenError{Op: "write", Off: off, Len: n, Err: err})
+		return nil, 0, half, failed
+	}
+	return f, seq, half, failed
+}
+
+// lockBlocks locks the blocks of the secondary that a range touches, and returns their
+// length.
+func (p *Primary) lockBlocks(off, n int64) (*rangeHold, int64) {
+	for {
+		align := p.align.Load()
+		from, to := off&^(align-1), (off+n+align-1)&^(align-1)
+		h := p.locks.lock(from, to-from, false)
+		if p.align.Load() == align {
+			return h, align
+		}
+		p.locks.unlock(h) // another Remote was attached meanwhile
+	}
+}
+
+// forward sends a write, but for what Synchronise has still to copy, and returns the number
+// of its last part. The range is locked.
+func (p *Primary) forward(f *Forwarder, b []byte, off, n int64, fua bool) (seq uint64) {
 	for n > 0 {
 		c, dirty := p.peer.dirty.run(off, n)
 		var part []byte
@@ -171,7 +199,36 @@ func (p *Primary) writeLocked(b []byte, off, n int64, fua, force bool, local fun
 		}
 		off, n = off+c, n-c
 	}
-	return f, seq, half, failed
+	return seq
+}
+
+// forwardBlocks does what forward does for a write that is no multiple of the secondary's
+// blocks, all of which are locked: the first and the last are sent as the local disk has
+// them now. The error is that of reading them.
+func (p *Primary) forwardBlocks(f *Forwarder, b []byte, off, n, align int64, fua bool) (seq uint64, err error) {
+	block := make([]byte, align)
+	for n > 0 {
+		from := off &^ (align - 1)
+		c := min(n, from+align-off)
+		if c == align { // up to the last whole block
+			c = n &^ (align - 1)
+			part := b
+			if b != nil {
+				part = b[:c]
+			}
+			seq = max(seq, p.forward(f, part, off, c, fua))
+		} else {
+			if err := readFull(p.local, block, from); err != nil {
+				return seq, err
+			}
+			seq = max(seq, p.forward(f, block, from, align, fua))
+		}
+		if b != nil {
+			b = b[c:]
+		}
+		off, n = off+c, n-c
+	}
+	return seq, nil
 }
 
 // linked reports whether writes are being forwarded.

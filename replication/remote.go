@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/gocolo/lockstep/event"
 )
@@ -56,6 +57,39 @@ type Pusher interface {
 	// Push sends what was kept. Whoever waits for the answer to a write calls it first. It
 	// may be called from any goroutine.
 	Push()
+}
+
+// Mover is a [Remote] that knows when anything has moved over its link last, either way. That
+// tells a link that is slow from one that is lost: of another Remote only answers tell.
+type Mover interface {
+	// Moved returns when that was, as far as is known by now. It does not wait, and may be
+	// called from any goroutine.
+	Moved() time.Time
+}
+
+// Aligner is a [Remote] that takes only requests whose offset and length are multiples of a
+// block.
+type Aligner interface {
+	// Align returns the length of the block in bytes, a power of two up to [ChunkSize], which
+	// stays as it is.
+	Align() int64
+}
+
+// alignOf returns in what blocks r takes requests, or why a disk of that size cannot be sent
+// to it.
+func alignOf(r Remote, size int64) (int64, error) {
+	a, ok := r.(Aligner)
+	if !ok {
+		return 1, nil
+	}
+	switch n := a.Align(); {
+	case n <= 0 || n&(n-1) != 0 || n > ChunkSize:
+		return 0, fmt.Errorf("%w: the secondary takes blocks of %d bytes", ErrSize, n)
+	case size&(n-1) != 0:
+		return 0, fmt.Errorf("%w: the secondary takes blocks of %d bytes only, and could not be sent the end of a disk of %d, whose blocks are of %d; let both disks grow to a multiple", ErrSize, n, size, SectorSize)
+	default:
+		return n, nil
+	}
 }
 
 // abort ends the connection of r without waiting if it is an Aborter; otherwise it closes
@@ -174,7 +208,7 @@ var (
 	ErrBroken error = &sentinel{"broken", 0}
 	// ErrCut: Cut has ended the connection.
 	ErrCut error = &sentinel{"cut off from the secondary", 0}
-	// ErrTimeout: the secondary did not answer in time.
+	// ErrTimeout: the secondary was silent for too long while answers were owed.
 	ErrTimeout error = &sentinel{"the secondary does not answer", 0}
 	// ErrWriteOnly: a [Forwarder] cannot be read. EIO.
 	ErrWriteOnly error = &sentinel{"a forwarder is only written", syscall.EIO}

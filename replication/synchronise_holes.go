@@ -92,10 +92,14 @@ func notZero(f *Forwarder, cfg *SyncConfig, start, n int64) (differ [][2]int64, 
 	if f.overlapsAny(start, n) {
 		return [][2]int64{{start, n}}, nil // writes may be on their way to it
 	}
+	align, err := alignOf(f.remote, f.remote.Size())
+	if err != nil {
+		return nil, err
+	}
 	pos := start
 	err = Extents(f.remote, start, n, func(m int64, flags uint32) bool {
 		if flags&ExtentZero == 0 {
-			differ = append(differ, [2]int64{pos, m})
+			differ = appendBlocks(differ, pos, m, max(align, BlockSize), start+n)
 		}
 		pos += m
 		return true
@@ -115,6 +119,20 @@ func notZero(f *Forwarder, cfg *SyncConfig, start, n int64) (differ [][2]int64, 
 		}
 	}
 	return left, nil
+}
+
+// appendBlocks appends the blocks that [off, off+n) touches, up to end, but for those that the
+// last of ranges has. So another side that tells of every byte by itself costs neither memory
+// nor requests.
+func appendBlocks(ranges [][2]int64, off, n, block, end int64) [][2]int64 {
+	from, to := off&^(block-1), min((off+n+block-1)&^(block-1), end)
+	if k := len(ranges) - 1; k >= 0 {
+		if last := &ranges[k]; from <= last[0]+last[1] {
+			last[1] = to - last[0]
+			return ranges
+		}
+	}
+	return append(ranges, [2]int64{from, to - from})
 }
 
 // compareZeroes calls differ for each part of a range that is, by the sums of its

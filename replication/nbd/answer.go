@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"slices"
-	"time"
 )
 
 // readReply reads one simple reply, or one chunk, and hands it out. The caller has the
@@ -42,6 +41,7 @@ func (c *Client) take(handle uint64) (*call, error) {
 	k := c.calls[slot]
 	k.active = false
 	c.active--
+	c.pulse.partial = true
 	return k, nil
 }
 
@@ -49,6 +49,7 @@ func (c *Client) take(handle uint64) (*call, error) {
 func (c *Client) conclude(k *call, err error) {
 	c.mu.Lock()
 	c.answered++
+	c.pulse.partial = false
 	c.pushIf(false)
 	c.finish(k, err)
 }
@@ -70,23 +71,13 @@ func (c *Client) readSimple(head []byte) error {
 		c.finish(k, lost)
 		return lost
 	case k.req.cmd == cmdRead:
-		c.conn.SetReadDeadline(time.Now().Add(c.cfg.Timeout))
-		if lost := c.cutOff(c.r.data(k.buf)); lost != nil {
+		if lost := c.why(c.r.data(k.buf)); lost != nil {
 			c.finish(k, lost)
 			return lost
 		}
 	}
 	c.conclude(k, err)
 	return nil
-}
-
-// cutOff returns err, or ErrTimeout if it says that the rest of an answer has not come in
-// time.
-func (c *Client) cutOff(err error) error {
-	if err != nil && isTimeout(err) {
-		return fmt.Errorf("%w: %v, for the rest of an answer", ErrTimeout, c.cfg.Timeout)
-	}
-	return err
 }
 
 // failed returns the error of a request that the server has answered with errno.
@@ -96,10 +87,15 @@ func (r *request) failed(errno uint32, message string) error {
 
 // readChunk reads a chunk, the beginning of whose header is in the buffer.
 func (c *Client) readChunk() error {
-	c.conn.SetReadDeadline(time.Now().Add(c.cfg.Timeout)) // the rest of the header is on its way
+	if c.r.Buffered() < chunkLen { // the rest of the header is on its way
+		c.mu.Lock()
+		c.watch()
+		c.pulse.partial = true
+		c.mu.Unlock()
+	}
 	head, err := c.r.Peek(chunkLen)
 	if err != nil {
-		return c.cutOff(eof(err))
+		return eof(err)
 	}
 	var h chunk
 	h.parse(head)
@@ -108,7 +104,7 @@ func (c *Client) readChunk() error {
 	if err != nil {
 		return err
 	}
-	if err := c.cutOff(c.readPayload(k, &h)); err != nil {
+	if err := c.why(c.readPayload(k, &h)); err != nil {
 		c.finish(k, err)
 		return err
 	}
@@ -121,6 +117,7 @@ func (c *Client) readChunk() error {
 		}
 		k.active = true
 		c.active++
+		c.pulse.partial = false
 		c.mu.Unlock()
 		return nil
 	}

@@ -2,7 +2,6 @@ package nbd
 
 import (
 	"fmt"
-	"io"
 	"net"
 	"sync"
 	"time"
@@ -45,6 +44,7 @@ type Client struct {
 
 	through through
 	out     sender
+	pulse   pulse
 }
 
 // call is a slot for a request under way.
@@ -54,7 +54,6 @@ type call struct {
 	gen     uint32 // the upper half of the handle, so that a reply to an earlier use is recognized
 	active  bool   // guarded by Client.mu, and so are the following fields until the call is finished
 	req     request
-	sent    time.Time
 	buf     []byte      // memory for the data of a read
 	done    func(error) // is given the answer; nil: the caller waits at ready
 	ready   chan error
@@ -89,8 +88,11 @@ func newClient(d *dialogue, info Info, cfg ClientConfig) *Client {
 		free: make(chan *call, cfg.MaxRequests),
 		dead: make(chan struct{}),
 	}
-	c.out.init(c.conn, cfg.Timeout)
+	c.out.init(c.conn, 0)
+	c.out.endless = true
 	c.out.lost = c.lostSend
+	c.pulse.listen(c.conn, c.r)
+	c.conn.SetDeadline(time.Time{}) // it is the caller's, who may have set one
 	return c
 }
 
@@ -99,6 +101,9 @@ func (c *Client) Info() Info { return c.info }
 
 // Size returns the length of the export, in bytes.
 func (c *Client) Size() int64 { return c.info.Size }
+
+// Align implements replication.Aligner: it returns the minimum block of the server.
+func (c *Client) Align() int64 { return int64(c.info.MinBlock) }
 
 // Err returns why the connection has ended, or nil.
 func (c *Client) Err() error {
@@ -139,6 +144,9 @@ func (c *Client) end(err error, polite bool) {
 	}
 	c.err = err
 	close(c.dead)
+	if c.pulse.timer != nil {
+		c.pulse.timer.Stop()
+	}
 	var lost []*call
 	for _, k := range c.calls {
 		if k.active {
@@ -330,61 +338,6 @@ func (c *Client) do(req request, p, dst []byte) error {
 
 // awaitReply waits until the header of a reply is in the buffer.
 func (c *Client) awaitReply() ([]byte, error) {
-	for c.r.Buffered() < replyLen {
-		if err := c.peekReply(); err != nil && !isTimeout(err) {
-			return nil, err
-		}
-		if c.late() {
-			return nil, fmt.Errorf("%w: %v", ErrTimeout, c.cfg.Timeout)
-		}
-	}
-	return c.r.Peek(replyLen)
-}
-
-// peekReply reads until the header of a reply is in the buffer, or a deadline
-// passes, which may be that of another caller's request.
-func (c *Client) peekReply() error {
-	c.mu.Lock()
-	c.arm()
-	c.mu.Unlock()
-	_, err := c.r.Peek(replyLen)
-	if err == io.EOF {
-		err = io.ErrUnexpectedEOF
-	}
-	return err
-}
-
-// arm sets the deadline of the goroutine that reads. The caller holds mu.
-func (c *Client) arm() {
-	if c.interrupted {
-		c.conn.SetReadDeadline(time.Unix(1, 0))
-		return
-	}
-	c.conn.SetReadDeadline(c.deadline())
-}
-
-// deadline returns when the oldest request under way has to be answered; zero: none is
-// under way. The caller holds mu.
-func (c *Client) deadline() time.Time {
-	var oldest time.Time
-	if c.active == 0 {
-		return oldest
-	}
-	for _, k := range c.calls {
-		if k.active && (oldest.IsZero() || k.sent.Before(oldest)) {
-			oldest = k.sent
-		}
-	}
-	return oldest.Add(c.cfg.Timeout)
-}
-
-// late reports whether the deadline has passed and there is no reply.
-func (c *Client) late() bool {
-	if c.r.Buffered() >= replyLen {
-		return false
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	d := c.deadline()
-	return !d.IsZero() && !time.Now().Before(d)
+	head, err := c.r.Peek(replyLen)
+	return head, eof(err)
 }

@@ -27,9 +27,15 @@ type ClientConfig struct {
 	Contexts []string
 	// MaxRequests bounds the requests under way; zero means 128. More wait.
 	MaxRequests int
-	// Timeout is how long connecting by Dial, then negotiation as a whole, and each
-	// answer after it, may take; zero means 30 s. Then the connection is lost, with
-	// ErrTimeout.
+	// Timeout is how long connecting by Dial, and then negotiation as a whole, may take,
+	// and after it for how long (or an eighth longer) nothing may move over the connection,
+	// either way, while an answer is owed; zero means 30 s. Then the connection is lost,
+	// with ErrTimeout. A link that moves bytes is never too slow: whoever cannot wait for
+	// an answer closes the Client. A server that answers others and leaves one request
+	// without an answer is not noticed by this until the others have ended.
+	//
+	// On Linux a byte over TCP has moved when the other host acknowledges it. Elsewhere
+	// what the kernel takes counts, where a write had to wait for that.
 	Timeout time.Duration
 	// Logger hears that the connection has failed (Warn), with the export's name on the
 	// wire, which has its generation. What NewClient and Close do is not logged: they

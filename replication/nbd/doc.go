@@ -18,9 +18,10 @@
 // fall back to structured replies. A Client refuses with [ErrAlignment] a read, a
 // write or zeroes that are no multiple of the minimum block of the server: it
 // would have to write back the rest of a block, which another connection may have
-// changed meanwhile. For a guest whose sectors are smaller than those of a disk,
-// put a server in between that has the disk to itself, such as a [Server] over a
-// replication.File.
+// changed meanwhile. A replication.Primary may have such a server for its secondary: it
+// has the rest of the block on its own disk. For another guest whose sectors are smaller
+// than those of a disk, put a server in between that has the disk to itself, such as a
+// [Server] over a replication.File.
 //
 // The protocol is that of doc/proto.md in github.com/NetworkBlockDevice/nbd;
 // "proto" in comments refers to it.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"sync/atomic"
+	"time"
 )
 
 // check refuses a request that the server would refuse, or that has no form on the wire.
@@ -280,10 +281,7 @@ func (c *Client) Progress(ctx context.Context) error {
 		stop := context.AfterFunc(ctx, func() { c.interrupt(me) })
 		err = c.readReplyOr(ctx)
 		stop()
-		c.mu.Lock()
-		c.progress++ // from now on the end of this ctx interrupts no other Progress
-		c.interrupted = false
-		c.mu.Unlock()
+		c.uninterrupted() // from now on the end of this ctx interrupts no other Progress
 		if err != nil && err == ctx.Err() {
 			return err
 		}
@@ -301,29 +299,34 @@ func (c *Client) interrupt(progress uint64) {
 	defer c.mu.Unlock()
 	if c.progress == progress {
 		c.interrupted = true
-		c.arm()
+		c.conn.SetReadDeadline(time.Unix(1, 0))
+	}
+}
+
+// uninterrupted has the end of the present Progress's ctx interrupt nothing any more.
+func (c *Client) uninterrupted() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.progress++
+	if c.interrupted {
+		c.interrupted = false
+		c.conn.SetReadDeadline(time.Time{})
 	}
 }
 
 // readReplyOr does what readReply does, but returns ctx's error, with nothing read, if ctx
-// ends before there is a reply. Once it is there, only Timeout bounds how long the rest of
-// it may take.
+// ends before there is a reply. Once it is there, only silence ends the wait for the rest
+// of it.
 func (c *Client) readReplyOr(ctx context.Context) error {
 	for c.r.Buffered() < replyLen {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := c.peekReply(); err != nil && !isTimeout(err) {
+		if _, err := c.awaitReply(); err != nil && (!isTimeout(err) || ctx.Err() == nil) {
 			return err
 		}
-		if c.late() {
-			return fmt.Errorf("%w: %v", ErrTimeout, c.cfg.Timeout)
-		}
 	}
-	c.mu.Lock()
-	c.progress++ // what has begun to come is read to its end, which ctx must not cut off
-	c.interrupted = false
-	c.mu.Unlock()
+	c.uninterrupted() // what has begun to come is read to its end, which ctx must not cut off
 	return c.readReply()
 }
 

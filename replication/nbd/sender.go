@@ -12,8 +12,10 @@ import (
 // that small messages leave before large ones.
 type sender struct {
 	conn    net.Conn
-	timeout time.Duration
-	lost    func(error) // see handOver; nil: the sending goroutine goes on as long as there is something to send
+	whole   bool          // conn takes any number of parts with one system call
+	timeout time.Duration // in which a piece of what is sent has to leave
+	endless bool          // nothing here bounds that
+	lost    func(error)   // see handOver; nil: the sending goroutine goes on as long as there is something to send
 
 	mu      sync.Mutex
 	free    *sync.Cond // signals room in pending, or that sending is false
@@ -27,6 +29,7 @@ type sender struct {
 	vec     net.Buffers // parts; a write removes what it has sent
 	until   time.Time   // the deadline of the connection
 	unused  []*large
+	calls   uint64 // how many system calls have ended
 	err     error
 }
 
@@ -59,7 +62,18 @@ const (
 
 func (o *sender) init(conn net.Conn, timeout time.Duration) {
 	o.conn, o.timeout = conn, timeout
+	switch conn.(type) {
+	case *net.TCPConn, *net.UnixConn:
+		o.whole = true
+	}
 	o.free = sync.NewCond(&o.mu)
+}
+
+// state reports whether a goroutine is sending, and how many system calls have ended.
+func (o *sender) state() (sending bool, calls uint64) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.sending, o.calls
 }
 
 // send sends a message, or leaves it to the goroutine that is sending. Neither head nor
@@ -196,7 +210,9 @@ func (o *sender) farewell(head []byte) bool {
 		return false
 	}
 	o.sending = true
-	o.timeout = min(o.timeout, leave-leave/9) // leave with the eighth more; the sending goroutine reads it
+	if short := leave - leave/9; o.endless || o.timeout > short { // leave with the eighth more
+		o.timeout, o.endless = short, false // the sending goroutine reads them
+	}
 	o.until = time.Time{}
 	o.pending = append(o.pending, head...)
 	o.drain(math.MaxInt)
@@ -251,16 +267,17 @@ func (o *sender) drain(most int) bool {
 		o.pending = o.spare[:0]
 		o.gather(p)
 		o.mu.Unlock()
-		o.allow()
-		var err error
-		if len(o.batch) == 0 {
-			_, err = o.conn.Write(p)
-		} else {
-			o.vec = o.parts
-			_, err = o.vec.WriteTo(o.conn)
+		o.vec = o.parts
+		err := o.transmit()
+		for !o.whole && err == nil && len(o.vec) > 0 {
+			o.mu.Lock()
+			o.calls++
+			o.mu.Unlock()
+			err = o.transmit()
 		}
 		clear(o.parts)
 		o.mu.Lock()
+		o.calls++
 		o.spare = p
 		if o.err == nil {
 			o.err = err
@@ -277,9 +294,43 @@ func (o *sender) drain(most int) bool {
 	return true
 }
 
+// transmit sends vec, or a piece of it where that is all that is sent at a time, and removes
+// from it what has left.
+func (o *sender) transmit() error {
+	for {
+		o.allow()
+		var n int64
+		var err error
+		if o.whole && len(o.vec) > 1 {
+			n, err = o.vec.WriteTo(o.conn)
+		} else {
+			n, err = o.one()
+		}
+		if err == nil || !o.whole || n < piece || !isTimeout(err) {
+			return err
+		}
+	}
+}
+
+// one sends the first part of vec, or a piece of it.
+func (o *sender) one() (int64, error) {
+	p := o.vec[0]
+	if !o.whole {
+		p = p[:min(len(p), piece)]
+	}
+	n, err := o.conn.Write(p)
+	if o.vec[0] = o.vec[0][n:]; len(o.vec[0]) == 0 {
+		o.vec = o.vec[1:]
+	}
+	return int64(n), err
+}
+
 // allow gives the next system call of the sending goroutine the timeout, or up to an eighth
 // more, so that the deadline need not be moved for each.
 func (o *sender) allow() {
+	if o.endless {
+		return
+	}
 	if now := time.Now(); o.until.Sub(now) <= o.timeout {
 		o.until = now.Add(o.timeout + o.timeout/8)
 		o.conn.SetWriteDeadline(o.until)

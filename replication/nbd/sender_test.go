@@ -86,7 +86,7 @@ func TestLargeMessagesThatWaitLeaveTogetherInOrder(t *testing.T) {
 	const n = 5
 	var c heldConn
 	o := newSender(&c)
-	o.timeout = 0 // so that each system call has a deadline of its own
+	o.whole, o.timeout = true, 0 // each system call has all parts, and a deadline of its own
 	var got []byte
 	var wg sync.WaitGroup
 	c.write = func(p []byte) error {

@@ -24,10 +24,11 @@ type session struct {
 	structured bool // the client takes structured replies
 	contexts   []selectedContext
 
-	turn turn // held by the worker that reads; guards r and end
+	turn turn // held by the worker that reads; guards r, slow and end
 	kept kept // the turn of a worker that serves
 	r    *reader
-	end  error // why no more requests are read; io.EOF: the client disconnected
+	slow patientReader // what r reads from
+	end  error         // why no more requests are read; io.EOF: the client disconnected
 
 	mu      sync.Mutex // guards what follows
 	waiting int        // workers that wait for their turn
@@ -59,6 +60,8 @@ func newSession(e *Export, n *negotiation) *session {
 		s.contexts = n.contexts
 	}
 	s.room = sync.NewCond(&s.mu)
+	s.slow = patientReader{Conn: n.conn, timeout: n.srv.cfg.Timeout}
+	s.r.src.conn = &s.slow
 	s.out.init(n.conn, n.srv.cfg.Timeout)
 	s.workers, s.waiting = 1, 1
 	s.pace = together // until it is known, requests are served one by one
@@ -253,19 +256,19 @@ func (s *session) next(req *request) (data []byte, refused, end error) {
 	return data, nil, nil
 }
 
-// arrive bounds the time in which read reads the n bytes of a request's data, since memory
-// is taken for them already.
+// arrive bounds the time in which read reads each piece of the n bytes of a request's data,
+// since memory is taken for them already.
 func (s *session) arrive(n int, read func() error) error {
 	if s.r.Buffered() >= n {
 		return read()
 	}
-	if err := s.conn.SetReadDeadline(time.Now().Add(s.srv.cfg.Timeout)); err != nil {
+	if err := s.slow.begin(); err != nil {
 		return err
 	}
 	if err := read(); err != nil {
 		return err
 	}
-	return s.conn.SetReadDeadline(time.Time{})
+	return s.slow.end()
 }
 
 // check refuses a request that is not to be served (proto, "Request types"

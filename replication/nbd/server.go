@@ -35,9 +35,11 @@ type ServerConfig struct {
 	// 64. Others wait for one of them to end. Meanwhile a connection that
 	// should negotiate and is silent for a second is closed.
 	MaxConns int
-	// Timeout is how long negotiation as a whole, the arrival of the data of
-	// a write, and the client's taking of a reply (or an eighth longer), may
-	// last; zero means 30 s.
+	// Timeout is how long negotiation as a whole, the arrival of each 64 KiB of the
+	// data of a write, and the client's taking of each 64 KiB of replies (or an eighth
+	// longer), may last; zero means 30 s. So a slow link, of 18 kbit/s at least, is not
+	// taken for a lost one, and a client that sends byte by byte does not keep the
+	// memory of its requests.
 	// A client that asks nothing is waited for without end.
 	Timeout time.Duration
 	// OnConn is called when a connection has ended, with its address and

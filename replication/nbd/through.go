@@ -1,7 +1,5 @@
 package nbd
 
-import "time"
-
 // through does the work of FUA with a server that does not know it: writes that are
 // answered wait here for a flush, which covers those that were here when it was sent. The
 // goroutine that handles an answer only puts the write here. The flush has a slot of its
@@ -80,9 +78,8 @@ func (c *Client) tellAll(k *call, err error) {
 func (c *Client) activate(k *call, req *request) {
 	k.gen++
 	req.handle = uint64(k.gen)<<32 | uint64(k.slot)
-	k.req, k.sent = *req, time.Now()
+	k.req = *req
+	c.watch()
 	k.active = true
-	if c.active++; c.active == 1 {
-		c.arm() // a goroutine may be reading without a deadline
-	}
+	c.active++
 }
