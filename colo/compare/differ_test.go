@@ -47,6 +47,7 @@ func TestWhatTwoPacketsMayDifferIn(t *testing.T) {
 	times := wireTimes(5, 6)
 	segment := wireSegment(9, 100, 1000, packet.ACK, times, "data")
 	opening := wireSegment(9, 99, 1000, packet.SYN|packet.ACK, wireMSS+wireSACKOK+wireWindow7+times, "")
+	keyed := wireSegment(9, 99, 1000, packet.SYN|packet.ACK, wireMSS+wireSACKOK+wireWindow7+"\x1e\x0c\x01\x01a key...", "")
 	pressing := wireSegment(9, 100, 1000, packet.ACK|packet.URG, "", "data")
 	pressing[34+19] = 4
 	datagram := wireDatagram(53, 5000, "data")
@@ -82,6 +83,9 @@ func TestWhatTwoPacketsMayDifferIn(t *testing.T) {
 		{"SYN: selective acknowledgments", opening, set(58, 1, 1), "options"},
 		{"SYN: timestamps", opening, set(66, []byte(strings.Repeat("\x01", 12))...), "options"},
 		{"SYN: the acknowledgment", opening, set(42, 0, 0, 3, 0xe7), "timeout"},
+		{"SYN: Multipath TCP, with a key", keyed, set(66, []byte("\x1e\x0c\x01\x01another.")...), "options"},
+		{"SYN: Multipath TCP, with a key that is the same by accident", keyed, set(0), "options"},
+		{"SYN: Multipath TCP, the primary's guest's alone", keyed, set(66, []byte(strings.Repeat("\x01", 12))...), "options"},
 		{"UDP: nothing", datagram, set(0), "leaves"},
 		{"UDP: no checksum instead of one", set(40, 0x12, 0x34)(bytes.Clone(datagram)), set(40, 0, 0), "packet"},
 		{"UDP: a byte", datagram, set(42, 'D'), "packet"},

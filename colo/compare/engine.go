@@ -235,7 +235,7 @@ func (e *Engine) primary(f Frame, now time.Time) Result {
 	k.kind = e.kindOf(p, k)
 	switch {
 	case k.kind == kindMangled, k.kind == kindNone && e.cfg.HoldUncompared:
-		if k.kind == kindMangled && p.opens() {
+		if p.segment.is && k.kind == kindMangled {
 			e.obscures(p, k)
 		}
 		e.ownerless.push(e.pool.copy(p))

@@ -3,6 +3,9 @@ package compare_test
 import (
 	"strings"
 	"testing"
+
+	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/internal/packet"
 )
 
 // Both guests have opened a connection. A SYN that repeats the primary's has not thereby
@@ -77,4 +80,21 @@ func TestAFINAmidWhatHasLeftWaits(t *testing.T) {
 	x.p(whole)
 	x.want("", x.s(whole), "abcdef")
 	x.want("a FIN behind abc", x.p(wireSegment(1, 100, 501, wireACK|wireFIN, "", "abc")), "")
+}
+
+// The keys of Multipath TCP (RFC 8684) are random. A peer that has got one guest's answer to
+// its SYN cannot go on with the other guest before a checkpoint has made the two one.
+func TestAConnectionOfMultipathTCPBeginsWithACheckpoint(t *testing.T) {
+	x := newRig(t, everything())
+	x.checkpoint(0)
+	answer := func(key string) compare.Frame {
+		return ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7 + "\x1e\x0c\x01\x01" + key}.frame()
+	}
+	x.told("the primary's guest answers", x.Primary(answer("primary."), x.now), "")
+	x.told("the secondary's guest does", x.Secondary(answer("second.."), x.now), "!options")
+	x.told("again, with nothing between", x.Primary(answer("primary."), x.now), "")
+	x.told("the checkpoint has it", x.checkpoint(1), "@99 ack 1000 to 820200, @99 ack 1000 to 820200")
+	x.told("once more", x.Primary(answer("primary."), x.now), "@99 ack 1000 to 820200")
+	x.told("the connection goes on", x.Primary(data(100, "abcd").frame(), x.now), "")
+	x.told("and is compared", x.Secondary(data(100, "abcd").frame(), x.now), "abcd@100 ack 1000 to 7400")
 }

@@ -2,17 +2,25 @@ package compare
 
 import "github.com/gocolo/lockstep/internal/packet"
 
-// A SYN may come with a virtio-net header that contradicts it. It is not compared, and waits
-// for the checkpoint by itself. But it begins a connection for the guest that sends it, and
+// A segment may come with a virtio-net header that contradicts it. It is not compared, and
+// waits for the checkpoint by itself. But the guest that sends it has said what is in it, and
+// once a checkpoint has that, both guests go on from there. A SYN begins a connection, and
 // what comes after it must not be taken for more of the one before it. So nothing leaves on
 // that connection any more before the checkpoint.
 
 // opens reports whether p is a segment with a SYN.
 func (p *pkt) opens() bool { return p.segment.is && p.flags&packet.SYN != 0 }
 
-// obscures is called for such a SYN of the primary's guest.
+// obscures is called for such a segment of the primary's guest.
 func (e *Engine) obscures(p *pkt, k *connKey) {
 	k.kind = kindSegment
+	if !p.opens() {
+		p.Key(&k.Key)
+		if c := e.conns.find(e.conns.hash(k), k); c != nil {
+			c.tcp.told.note(p)
+		}
+		return
+	}
 	c := e.conn(p, k, e.now)
 	if c == nil {
 		return // what comes after it has no connection either

@@ -46,3 +46,62 @@ func TestASYNThatIsNotLookedIntoBeginsAConnectionAllTheSame(t *testing.T) {
 		t.Errorf("%d connections begin with what the secondary's guest alone has said", n)
 	}
 }
+
+// A guest goes on behind what it has said in a segment that is not looked into. Once a
+// checkpoint has that, nothing is missing in its stream.
+func TestWhatIsNotLookedIntoLeavesNoHoleBehindTheCheckpoint(t *testing.T) {
+	wrap := func(a ackSeg, gso byte) compare.Frame {
+		h := make([]byte, packet.VNetMergeLen)
+		h[1] = gso
+		return compare.Frame{Data: append(h, a.frame().Data...), VNetHdr: len(h)}
+	}
+	syn := ackSeg{seq: 99, ack: 1000, win: 6400, flags: packet.SYN | packet.ACK, opts: wireMSS + wireWindow7}
+	odd, next, later := data(100, "abcd"), data(104, "efgh"), data(108, "ijkl")
+	for name, c := range map[string]struct{ both, more bool }{
+		"the last thing before a mark":               {},
+		"the last thing, and the other guest's":      {both: true},
+		"with more behind it":                        {more: true},
+		"with more behind it, and the other guest's": {true, true},
+	} {
+		x := newRig(t, everything())
+		x.checkpoint(0)
+		x.Primary(wrap(syn, 0), x.now)
+		x.told(name+": both accept it", x.Secondary(wrap(syn, 0), x.now), "@99 ack 1000 to 820200")
+		x.told(name+": it cannot be compared", x.Primary(wrap(odd, packet.GSOUDP), x.now), "")
+		if c.both {
+			x.told(name+": nor this one", x.Secondary(wrap(odd, packet.GSOUDP), x.now), "")
+		} else {
+			x.told(name+": this can", x.Secondary(wrap(odd, 0), x.now), "")
+		}
+		covered := "abcd@100 ack 1000 to 7400"
+		if c.more {
+			covered += ", efgh@104 ack 1000 to 7400"
+			x.told(name+": what comes after it waits", x.Primary(wrap(next, 0), x.now), "")
+			x.told(name+": whatever the other says", x.Secondary(wrap(next, 0), x.now), "")
+		}
+		x.told(name+": a checkpoint has it", x.checkpoint(1), covered)
+		if !c.more {
+			x.told(name+": they go on", x.Primary(wrap(next, 0), x.now), "")
+			x.told(name+": and agree", x.Secondary(wrap(next, 0), x.now), "efgh@104 ack 1000 to 7400")
+		}
+		x.told(name+": they go on further", x.Primary(wrap(later, 0), x.now), "")
+		x.told(name+": and agree", x.Secondary(wrap(later, 0), x.now), "ijkl@108 ack 1000 to 7400")
+	}
+
+	// An acknowledgment leaves no hole.
+	x := newRig(t, everything())
+	x.checkpoint(0)
+	x.Primary(wrap(syn, 0), x.now)
+	x.Secondary(wrap(syn, 0), x.now)
+	x.told("it waits by itself", x.Primary(wrap(ackSeg{seq: 100, ack: 1000, win: 50, flags: ackOnly}, packet.GSOUDP), x.now), "")
+	x.Primary(wrap(odd, 0), x.now)
+	x.told("what is behind it does not", x.Secondary(wrap(odd, 0), x.now), "abcd@100 ack 1000 to 7400")
+
+	// Nothing is known of a connection that begins so.
+	x = newRig(t, everything())
+	x.checkpoint(0)
+	x.told("it waits", x.Primary(wrap(odd, packet.GSOUDP), x.now), "")
+	if n := x.Stats().Conns; n != 0 {
+		t.Errorf("%d connections begin with it", n)
+	}
+}

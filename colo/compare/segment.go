@@ -30,6 +30,7 @@ type synOptions struct {
 	scale      uint8
 	scales     bool
 	sack, time bool
+	multipath  bool // Multipath TCP: its keys are random, and so those of two guests differ (RFC 8684 section 3.1)
 }
 
 // maxScale is the greatest shift of a window. A greater one counts as this (RFC 7323
@@ -80,6 +81,8 @@ func (p *pkt) synOptions() (o synOptions) {
 			o.sack = true
 		case kind == packet.OptTimestamps && len(data) == 8:
 			o.time = true
+		case kind == packet.OptMultipath:
+			o.multipath = true
 		}
 	}
 	return o

@@ -2,6 +2,7 @@ package filter
 
 import (
 	"sync"
+	"time"
 
 	"github.com/gocolo/lockstep/internal/packet"
 )
@@ -21,13 +22,18 @@ import (
 // with the Edge, and tells it of the connections that its own guest opens anew
 // between two checkpoints.
 //
+// A connection whose handshake is not complete when the Edge begins with it is translated
+// from the client's answer on. Only the checkpoint after that carries it, so that a failover
+// before that checkpoint breaks it.
+//
 // The zero value translates nothing yet. Its methods may be called from any
 // goroutine; those of the device belong to the session.
 type Edge struct {
-	mu    sync.Mutex
-	conns map[packet.Key]*settled // by the guest's direction
-	pkt   packet.Packet
-	count uint64
+	mu     sync.Mutex
+	conns  map[packet.Key]*settled // by the guest's direction
+	halves *halves                 // nil: there are none
+	pkt    packet.Packet
+	count  uint64
 
 	saved, staged edgeImage // what PreSave gathered, and what was loaded and not yet committed
 }
@@ -38,7 +44,32 @@ type settled struct {
 	translation
 	life
 	begun bool
+	ended time.Time // when it was over; zero: it is not
+
+	opened bool   // own and first are known
+	own    uint32 // the number of the guest's SYN or SYN|ACK
+	first  uint32 // what a SYN|ACK acknowledges; 0 if the guest has sent a SYN
 }
+
+// settle returns what is kept of c, whose numbers are known.
+func settle(c *conversation) *settled {
+	s := &settled{translation: c.translation(), life: c.life, begun: true, opened: true, own: c.own.seq, first: c.first}
+	if c.closed {
+		s.ended = time.Now()
+	}
+	return s
+}
+
+// repeats reports whether h is the SYN or SYN|ACK of the connection once more, as a guest
+// sends it whose handshake is not complete because a packet was lost on its way to the
+// guest.
+func (s *settled) repeats(h packet.TCP) bool {
+	return s.opened && h.Seq() == s.own && (s.first == 0 && s.ended.IsZero() || s.first == h.Ack())
+}
+
+// maxLinger is how long an Edge keeps a connection that is over, of which late packets may
+// come (RFC 9293 section 3.4.2), and a handshake that does not become complete.
+const maxLinger = 4 * time.Minute
 
 // MaxEdge is the greatest number of connections that an Edge translates. If more are open
 // at a failover, those beyond it break at the next failover.
@@ -47,40 +78,39 @@ const MaxEdge = 1 << 16
 // Adopt takes over the connections that r translates, after the failover of its
 // side and before the side is protected again. No packet may be on its way between
 // the guest and the network meanwhile. Of r only Commit may be called afterwards.
-// Adopt returns how many connections there was no room for. A connection whose handshake is
-// not complete is not among those that it takes over, since the numbers are not known: its
-// guest refuses the client, which begins anew.
+// Adopt returns how many connections there was no room for.
 func (e *Edge) Adopt(r *Rewriter) (left int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.conns == nil {
 		e.conns = make(map[packet.Key]*settled)
 	}
+	e.tidy()
 	for k, c := range r.conns {
-		if !c.known() {
-			continue
-		}
 		// The guest has opened this connection anew since the Edge took over the earlier one
 		// with the same addresses.
 		delete(e.conns, k)
-		t := c.translation()
-		if t == (translation{}) {
-			continue
-		}
-		if len(e.conns) >= MaxEdge {
+		e.halves.remove(k)
+		switch {
+		case c.signed, c.closed && !c.known():
+		case !c.known():
+			e.begin(k, c)
+		case c.translation() == translation{}:
+		case len(e.conns) >= MaxEdge:
 			left++
-			continue
+		default:
+			e.conns[k] = settle(c)
 		}
-		e.conns[k] = &settled{translation: t, life: c.life, begun: true}
 	}
 	return left
 }
 
-// Len returns how many connections are translated.
+// Len returns how many connections are translated, or will be once their handshake is
+// complete.
 func (e *Edge) Len() int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	return len(e.conns)
+	return len(e.conns) + e.halves.len()
 }
 
 // Rewritten returns how many packets were translated since the Edge was made.
@@ -91,17 +121,22 @@ func (e *Edge) Rewritten() uint64 {
 }
 
 // Inbound translates a packet from the network in place, before anything else
-// sees it. The frame begins with a virtio-net header of vnetHdr bytes.
-func (e *Edge) Inbound(frame []byte, vnetHdr int) { e.pass(frame, vnetHdr, true) }
+// sees it. The frame begins with a virtio-net header of vnetHdr bytes. If it returns
+// false the packet must not be delivered: it cannot be translated yet, and the client
+// sends it again.
+func (e *Edge) Inbound(frame []byte, vnetHdr int) (deliver bool) {
+	return e.pass(frame, vnetHdr, true)
+}
 
 // Outbound translates a packet in place as the last thing before it leaves.
 func (e *Edge) Outbound(frame []byte, vnetHdr int) { e.pass(frame, vnetHdr, false) }
 
-func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) {
+// pass translates a packet in place, and reports whether it may be delivered.
+func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if len(e.conns) == 0 {
-		return
+	if len(e.conns) == 0 && e.halves == nil {
+		return true
 	}
 	p := &e.pkt
 	p.ParseVNet(frame, vnetHdr)
@@ -113,30 +148,35 @@ func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) {
 				e.count++
 			}
 		}
-		return
+		return true
 	}
 	var k packet.Key
 	p.Key(&k)
 	k = ofGuest(k, !inward)
 	s := e.conns[k]
 	if s == nil {
-		return
+		return e.passHalf(&k, frame, vnetHdr, inward)
 	}
-	h := p.TCP()
+	h, over := p.TCP(), false
 	switch {
 	case h.Flags()&packet.SYN != 0:
 		// Only a packet from the guest decides whether the connection is a new one.
-		if !inward {
+		switch {
+		case inward:
+			return true
+		case !s.repeats(h):
 			delete(e.conns, k)
+			return true
 		}
-		return
+		s.outward(h)
 	case p.Signed():
-		return
+		return true
 	case inward:
 		s.inward(h)
 		if s.begun {
 			s.past(h)
 			s.told(h)
+			over = h.Flags()&packet.RST != 0 && h.Seq() == s.next
 		}
 	default:
 		if !s.begun && h.Flags()&packet.RST == 0 {
@@ -148,8 +188,12 @@ func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) {
 			delete(e.conns, k) // what the guest sends now has the client's own numbers
 		}
 	}
+	if (over || s.over()) && s.ended.IsZero() {
+		s.ended = time.Now()
+	}
 	seal(p, packet.VNetOf(frame, vnetHdr))
 	e.count++
+	return true
 }
 
 // forget removes a connection that the guest opens anew.
@@ -157,6 +201,7 @@ func (e *Edge) forget(k packet.Key) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.conns, k)
+	e.halves.remove(k)
 }
 
 // An EdgeNetwork is a network as an [Edge] shows it: packets read from it and written to
@@ -182,13 +227,16 @@ func (e *Edge) Network(n interface {
 
 // ReadPacket returns the next packet. The slice is valid until the next call.
 func (n *EdgeNetwork) ReadPacket() ([]byte, error) {
-	p, err := n.network.ReadPacket()
-	if err != nil || n.edge.Len() == 0 {
-		return p, err
+	for {
+		p, err := n.network.ReadPacket()
+		if err != nil || n.edge.Len() == 0 {
+			return p, err
+		}
+		n.in = append(n.in[:0], p...)
+		if n.edge.Inbound(n.in, n.vnet) {
+			return n.in, nil
+		}
 	}
-	n.in = append(n.in[:0], p...)
-	n.edge.Inbound(n.in, n.vnet)
-	return n.in, nil
 }
 
 // WritePacket sends a packet, and neither keeps nor changes p.

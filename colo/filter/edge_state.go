@@ -41,10 +41,12 @@ func (e *Edge) Entry(instance uint32) vmstate.Entry {
 	return vmstate.Entry{Name: "lockstep-net-edge", Instance: instance, Version: 1, MinVersion: 1}
 }
 
-// PreSave gathers the connections that are translated. (A vmstate.PreSaver.)
+// PreSave gathers the connections that are translated, and forgets those that were over
+// some minutes ago. (A vmstate.PreSaver.)
 func (e *Edge) PreSave() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	e.tidy()
 	records := make([][edgeRecord]byte, 0, len(e.conns))
 	for k, s := range e.conns {
 		records = append(records, recordOf(k, s.translation))
@@ -89,7 +91,7 @@ func (e *Edge) PostLoad(uint32) error {
 	e.staged = edgeImage{}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	e.conns = conns
+	e.conns, e.halves = conns, nil
 	return nil
 }
 

@@ -41,13 +41,16 @@ func newUplink(n Network, edge *filter.Edge, vnetHdr int, announces bool) (*upli
 
 // ReadPacket returns the next packet, translated for the guest.
 func (u *uplink) ReadPacket() ([]byte, error) {
-	p, err := u.network.ReadPacket()
-	if err != nil || u.edge.Len() == 0 {
-		return p, err
+	for {
+		p, err := u.network.ReadPacket()
+		if err != nil || u.edge.Len() == 0 {
+			return p, err
+		}
+		u.in = append(u.in[:0], p...)
+		if u.edge.Inbound(u.in, u.vnet) {
+			return u.in, nil
+		}
 	}
-	u.in = append(u.in[:0], p...)
-	u.edge.Inbound(u.in, u.vnet)
-	return u.in, nil
 }
 
 func (u *uplink) translate(p []byte, vnetHdr int) []byte {

@@ -2,12 +2,14 @@ package proxy
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
 	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/internal/packet"
 )
 
 // A slowNetwork takes a packet when it is let, and counts what it was given.
@@ -82,5 +84,59 @@ func TestAnAnnouncementThatHasWaitedIsAskedForAgain(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// handshake is a segment without data between a guest, 10.0.0.1:80, and its client.
+func handshake(toGuest bool, flags uint8, seq, ack uint32) []byte {
+	f := make([]byte, packet.EthernetLen+packet.IPv4Len+packet.TCPLen)
+	ends := []byte{10, 0, 0, 1, 10, 0, 0, 2, 0, 80, 0, 99}
+	if toGuest {
+		ends = []byte{10, 0, 0, 2, 10, 0, 0, 1, 0, 99, 0, 80}
+	}
+	f[12], f[14], f[17], f[23], f[46], f[47] = 8, 0x45, 40, packet.ProtoTCP, 5<<4, flags
+	copy(f[26:], ends)
+	h := packet.TCP(f[34:])
+	h.SetSeq(seq)
+	h.SetAck(ack)
+	binary.BigEndian.PutUint16(h[14:], 1000) // the window
+	return f
+}
+
+// A script is a network that brings packets, and then nothing.
+type script struct{ packets [][]byte }
+
+func (*script) WritePacket([]byte) error { return nil }
+func (s *script) ReadPacket() ([]byte, error) {
+	if len(s.packets) == 0 {
+		return nil, errors.New("there is none")
+	}
+	p := s.packets[0]
+	s.packets = s.packets[1:]
+	return p, nil
+}
+
+// What a client sends before its handshake is translated comes again, and does not reach the
+// guest before that.
+func TestWhatCannotBeTranslatedYetDoesNotReachTheGuest(t *testing.T) {
+	r := filter.NewRewriter(filter.RewriterConfig{})
+	r.Inbound(handshake(true, packet.SYN, 500, 0), 0)
+	r.Outbound(handshake(false, packet.SYN|packet.ACK, 9000, 501), 0)
+	if err := r.Failover(); err != nil {
+		t.Fatal(err)
+	}
+	e := new(filter.Edge)
+	e.Adopt(r)
+	early, first := handshake(true, packet.ACK, 503, 1001), handshake(true, packet.ACK, 501, 1001)
+	u, _ := newUplink(&script{[][]byte{early, first}}, e, 0, false)
+	p, err := u.ReadPacket()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if h := packet.TCP(p[34:]); h.Seq() != 501 || h.Ack() != 9001 {
+		t.Errorf("the guest gets %d/%d", h.Seq(), h.Ack())
+	}
+	if _, err := u.ReadPacket(); err == nil {
+		t.Error("and something else")
 	}
 }

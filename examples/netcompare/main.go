@@ -114,7 +114,11 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 	case *rewriter != "":
 		return runCases(out, *rewriter, *strict, rewriterCase)
 	case flags.NArg() != 2:
-		return usage.Wrong("two captures or streams are needed")
+		return usage.Wrong("two captures or streams are needed, behind the flags")
+	}
+	_, _, streams := splitStream(flags.Arg(0))
+	if err := suits(flags, streams); err != nil {
+		return err
 	}
 	r := &replay{
 		engine: compare.NewEngine(compare.Config{
@@ -125,7 +129,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		json:     *asJSON,
 		shown:    time.Now(),
 	}
-	if _, _, ok := splitStream(flags.Arg(0)); ok {
+	if streams {
 		conns, err := openStreams(ctx, *wait, flags.Args()...)
 		if err != nil {
 			return err
@@ -140,4 +144,22 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		}
 	}
 	return r.captures(ctx, p, s, shift)
+}
+
+// suits returns an error if a flag was given that says nothing of what is compared: captures,
+// or streams.
+func suits(flags *flag.FlagSet, streams bool) (err error) {
+	flags.Visit(func(f *flag.Flag) {
+		switch f.Name {
+		case "listen", "vnet":
+			if !streams {
+				err = usage.Wrong("-%s is for streams, and not for captures", f.Name)
+			}
+		case "guest", "vlan", "offset":
+			if streams {
+				err = usage.Wrong("-%s is for captures, and not for streams", f.Name)
+			}
+		}
+	})
+	return err
 }

@@ -146,6 +146,9 @@ func (r *replay) conclude(p, s *track, count counted) {
 		r.tick(count.last.Add(patience))
 	}
 	for _, t := range []*track{p, s} {
+		if t.frames == 0 && t.skipped {
+			r.note("%s: no packet is of those that -guest and -vlan name", t.rec.name)
+		}
 		if t.cut {
 			r.note("%s: the file ends within a packet, behind %d of the guest's", t.rec.name, t.frames)
 		}

@@ -16,6 +16,7 @@ type track struct {
 	numbers *numbering
 	first   time.Time
 	frames  int
+	skipped bool // there are packets that are not the guest's, by -guest and -vlan
 	tagged  bool
 	snap    int     // the shortest frame that was cut, in bytes; 0: none was
 	memory  *memory // of the streams, if a frame of either side was cut
@@ -55,6 +56,7 @@ func (t *track) next(c *capture) (shot, bool) {
 		}
 		var p packet.Packet
 		if p.Parse(s.data); !t.sel.wants(&p) {
+			t.skipped = true
 			continue
 		}
 		t.tagged = t.tagged || p.Link.Tags > 0

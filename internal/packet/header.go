@@ -155,7 +155,7 @@ func (h TCP) Options() []byte { return h[TCPLen:h.HeaderLen()] }
 // Payload returns the data.
 func (h TCP) Payload() []byte { return h[h.HeaderLen():] }
 
-// Kinds of TCP options (RFC 9293, 7323, 2018, 2385, 5925).
+// Kinds of TCP options (RFC 9293, 7323, 2018, 2385, 5925, 8684).
 const (
 	OptEnd        = 0
 	OptNop        = 1
@@ -166,6 +166,7 @@ const (
 	OptTimestamps = 8
 	OptMD5        = 19
 	OptAO         = 29
+	OptMultipath  = 30
 )
 
 // Signed reports whether the segment carries a signature over itself (TCP-MD5,
