@@ -5,6 +5,8 @@ package kvm_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -153,12 +155,13 @@ func TestStoppedIsTheTimeThatTheGuestLost(t *testing.T) {
 	}
 }
 
-// Throttled by a share, a vCPU's thread has no more of a CPU than the rest, however busy
-// the host is; not throttled, it may have all of it.
+// Throttled by a share, a vCPU's thread wants no more of a CPU than the rest; not throttled, it
+// wants all of it. On a busy host a slice's timer comes late, and the one that is longer for
+// that has a longer rest only afterwards: the share is that of some time, not of any.
 func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
 	m := newMachine(t, guest.Params{Pages: 8, Touch: 1}, kvm.Config{})
 	m.load()
-	var used atomic.Int64 // by the vCPU's thread, ns
+	var used, thread atomic.Int64 // by the vCPU's thread, ns, and which it is
 	ctx, stop := context.WithCancel(context.Background())
 	var group sync.WaitGroup
 	run := func() {
@@ -168,16 +171,25 @@ func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
 				var ts unix.Timespec
 				unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)
 				used.Store(ts.Nano())
+				thread.Store(int64(unix.Gettid()))
 				return m.io(0, x)
 			}}))
 		})
 	}
 	run()
 	m.await(5)
-	share := func() float64 {
-		before, begun := used.Load(), time.Now()
+	// wants returns how long it has had a CPU, or waited in vain for one that others had.
+	wants := func() int64 {
+		n := used.Load()
+		var had, waited int64
+		text, _ := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/schedstat", thread.Load()))
+		fmt.Sscan(string(text), &had, &waited)
+		return n + waited
+	}
+	share := func() float64 { // at most: the clock is read first and last
+		begun, before := time.Now(), wants()
 		time.Sleep(100 * time.Millisecond)
-		return float64(used.Load()-before) / float64(time.Since(begun))
+		return float64(wants()-before) / float64(time.Since(begun))
 	}
 	// Other processes may have the CPUs for a while; a guest that is not throttled gets more than
 	// the share in one of many looks.
@@ -188,19 +200,18 @@ func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
 				return
 			}
 		}
-		t.Error("the guest hardly runs, though it is not throttled")
+		t.Error("the guest hardly wants to run, though it is not throttled")
 	}
 	throttled := func(why string) {
 		t.Helper()
-		share() // what it had before
-		most := 0.0
-		for range 3 {
-			most = max(most, share())
+		m.await(m.rounds() + 1) // it gets on, and its thread is known
+		least := 1.0
+		for range 100 {
+			if least = min(least, share()); least <= 0.2 {
+				return
+			}
 		}
-		if most > 0.2 {
-			t.Errorf("%s: throttled by 90 %%, the vCPU's thread had %.0f %% of a CPU", why, 100*most)
-		}
-		m.await(m.rounds() + 1)
+		t.Errorf("%s: throttled by 90 %%, the vCPU's thread wants %.0f %% of a CPU at the least", why, 100*least)
 	}
 	full()
 	if err := m.Throttle(90); err != nil {

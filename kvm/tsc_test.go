@@ -128,7 +128,7 @@ func TestAGuestCatchesUpWithTheWallClockIfAsked(t *testing.T) {
 		ahead := x.clock() - saved
 		took := time.Since(begun)
 		switch {
-		case catchUp && ahead < away:
+		case catchUp && ahead < away-away/10: // the clock of day may be slewed meanwhile
 			t.Errorf("caught up: %v ahead of the saved clock after %v", ahead, away)
 		case !catchUp && ahead > took+away/2:
 			t.Errorf("did not catch up: %v ahead of the saved clock, loading took %v", ahead, took)

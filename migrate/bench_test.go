@@ -38,7 +38,7 @@ func BenchmarkPostcopyFault(b *testing.B) {
 		src.onPause = func() { src.dirty["ram"].SetRange(0, pages) }
 		started := make(chan struct{})
 		dst.onRun = func() { close(started) }
-		x, y := loopback(b)
+		x, y := overLoopback(b)
 		s := NewSource(SourceConfig{VM: src, State: &src.state, Memory: src.saver, Blocks: src.blocks, Postcopy: true, MaxDowntime: 1})
 		d := NewDestination(DestinationConfig{VM: dst, State: &dst.state, Memory: dst.lazy, Blocks: dst.blocks, Postcopy: true})
 		ended := make(chan error, 2)
@@ -83,7 +83,7 @@ func benchSide(b *testing.B, pages int) *guest {
 	return &guest{blocks: []ram.Block{{Name: "ram", Host: mem}}, dirty: map[string]ram.Bitmap{"ram": ram.NewBitmap(pages)}}
 }
 
-func loopback(b *testing.B) (x, y net.Conn) {
+func overLoopback(b *testing.B) (x, y net.Conn) {
 	b.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	check(b, err)
@@ -98,7 +98,7 @@ func loopback(b *testing.B) (x, y net.Conn) {
 // roundTrips times requests of 16 bytes that are answered with a page.
 func roundTrips(b *testing.B, n int) (took []time.Duration) {
 	b.Helper()
-	x, y := loopback(b)
+	x, y := overLoopback(b)
 	defer x.Close()
 	go func() {
 		defer y.Close()

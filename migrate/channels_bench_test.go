@@ -70,7 +70,7 @@ func BenchmarkChannels(b *testing.B) {
 // swallowed returns a connection of which the other end is read, until it is closed.
 func swallowed(b *testing.B) net.Conn {
 	b.Helper()
-	conn, peer := loopback(b)
+	conn, peer := overLoopback(b)
 	go func() {
 		defer peer.Close()
 		p := make([]byte, 256<<10)

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gocolo/lockstep/internal/loopback"
 	"github.com/gocolo/lockstep/internal/mapping"
 	"github.com/gocolo/lockstep/internal/qemutest"
 	"github.com/gocolo/lockstep/internal/require"
@@ -182,10 +183,9 @@ func incoming(t *testing.T, set func(*qemutest.VM)) (q *qemutest.VM, address str
 	dir := qemutest.Dir(t)
 	q = qemutest.Start(t, dir, append(qemutest.GuestArgs(t, dir, "none", noneMegabytes), "-incoming", "defer")...)
 	set(q)
-	listener, uri := qemutest.Listen(t)
-	listener.Close() // QEMU listens there
-	q.Must("migrate-incoming", qemutest.Args{"uri": uri})
-	return q, listener.Addr().String()
+	address = loopback.Free(t, 1)[0]
+	q.Must("migrate-incoming", qemutest.Args{"uri": "tcp:" + address})
+	return q, address
 }
 
 // busyGuest returns a noneGuest that runs, and writes so often, with two thirds of its memory filled.
@@ -225,10 +225,8 @@ func TestAQEMUTakesAGuestWhoseMemoryFollows(t *testing.T) {
 				}
 				time.Sleep(5 * time.Millisecond)
 			}
-			l, uri := qemutest.Listen(t)
-			addr := l.Addr().String()
-			l.Close()
-			q.Must("migrate-recover", qemutest.Args{"uri": uri})
+			addr := loopback.Free(t, 1)[0]
+			q.Must("migrate-recover", qemutest.Args{"uri": "tcp:" + addr})
 			return net.Dial("tcp", addr)
 		},
 	})

@@ -65,7 +65,7 @@ func newMachine(t *testing.T, cfg filter.ConnConfig, devs []string, filters ...s
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { c.Close() })
-		c.SetDeadline(time.Now().Add(30 * time.Second))
+		c.SetDeadline(time.Now().Add(time.Minute))
 		switch i {
 		case 0:
 			m.network = filter.NewConn(c, filter.ConnConfig{})
@@ -148,7 +148,7 @@ func TestFramesGoThroughQEMUsFiltersAndBack(t *testing.T) {
 						}
 					case err := <-served:
 						t.Fatal(err)
-					case <-time.After(30 * time.Second):
+					case <-time.After(time.Minute):
 						t.Fatal("nothing came from the guest")
 					}
 				}

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -179,7 +181,8 @@ func TestWhatAQEMUPrimaryDoesWithAWrongAnswer(t *testing.T) {
 			if f.qemu == waitsAtStart {
 				// QEMU says that it is in COLO a moment before the order can be carried out,
 				// and would end by an assertion of its own in between ("qemu_event_set").
-				time.Sleep(500 * time.Millisecond)
+				for time.Sleep(500 * time.Millisecond); wantsCPU(p.Process().Pid); time.Sleep(10 * time.Millisecond) {
+				}
 			}
 			p.Must("x-colo-lost-heartbeat", nil)
 			if !f.qemu.exit {
@@ -196,6 +199,19 @@ func TestWhatAQEMUPrimaryDoesWithAWrongAnswer(t *testing.T) {
 			put(t, x.guest)
 		})
 	}
+}
+
+// wantsCPU reports whether a thread of a process runs, or waits for others to leave it a CPU. It
+// knows that of Linux only.
+func wantsCPU(pid int) bool {
+	list, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, name := range list {
+		stat, _ := os.ReadFile(name)
+		if _, after, _ := bytes.Cut(stat, []byte(") ")); bytes.HasPrefix(after, []byte("R")) {
+			return true
+		}
+	}
+	return false
 }
 
 // A primary of package colo that gets the same answers ends its session, at once or in

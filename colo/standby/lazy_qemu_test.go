@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/standby"
+	"github.com/gocolo/lockstep/internal/loopback"
 	"github.com/gocolo/lockstep/internal/qemutest"
 	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/migrate"
@@ -55,8 +56,7 @@ func counted(t testing.TB, machine string, megabytes int) (g *standby.Guest, las
 // waiting starts a QEMU that waits for a guest, and returns a connection to it.
 func waiting(t testing.TB, machine string, megabytes int, capabilities ...string) (*qemutest.VM, net.Conn) {
 	t.Helper()
-	l, uri := qemutest.Listen(t)
-	l.Close() // for its address
+	address := loopback.Free(t, 1)[0]
 	dir := qemutest.Dir(t)
 	v := qemutest.Start(t, dir, append(qemutest.GuestArgs(t, dir, machine, megabytes), "-incoming", "defer")...)
 	var list []qemutest.Args
@@ -66,8 +66,8 @@ func waiting(t testing.TB, machine string, megabytes int, capabilities ...string
 	if len(list) > 0 {
 		v.Must("migrate-set-capabilities", qemutest.Args{"capabilities": list})
 	}
-	v.Must("migrate-incoming", qemutest.Args{"uri": uri})
-	conn, err := net.Dial("tcp", l.Addr().String())
+	v.Must("migrate-incoming", qemutest.Args{"uri": "tcp:" + address})
+	conn, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,7 +71,7 @@ func (p *process) quit() {
 // expect waits for the process to say something that it has not said yet.
 func (p *process) expect(text string) {
 	p.t.Helper()
-	for range 2000 {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		p.mu.Lock()
 		all := p.out.String()
 		i := strings.Index(all, text)
@@ -83,7 +83,6 @@ func (p *process) expect(text string) {
 		if i >= 0 {
 			return
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 	p.t.Fatalf("it does not say %q:\n%s", text, p.out.String())
 }
@@ -217,12 +216,11 @@ func TestPrimaryExportsWhatTheSecondaryLacks(t *testing.T) {
 
 func awaitListener(t *testing.T, socket string) {
 	t.Helper()
-	for range 2000 {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if c, err := net.Dial("unix", socket); err == nil {
 			c.Close()
 			return
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 	t.Fatalf("nobody listens at %s", socket)
 }

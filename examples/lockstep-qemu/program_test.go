@@ -77,7 +77,7 @@ func start(t *testing.T, args ...string) *program {
 	if (args[0] == "standby" || args[0] == "relay") && !slices.ContainsFunc(args, deciding) {
 		args = slices.Insert(slices.Clone(args), 1, "-takeover", "always")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 90*time.Second+time.Duration(*kills)*20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute+time.Duration(*kills)*20*time.Second)
 	p := &program{t: t, cancel: cancel, done: make(chan struct{}), more: make(chan struct{}, 1)}
 	go func() {
 		defer close(p.done)

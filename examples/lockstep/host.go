@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/compare"
 	"github.com/gocolo/lockstep/colo/protect"
 	"github.com/gocolo/lockstep/colo/protect/control"
@@ -163,8 +164,10 @@ func (h *host) protect(guest protect.Guest) error {
 		Arbiter: trial.Heard(arbiter, func(c trial.Claimed) { h.reports.Send(trial.Report{Claimed: &c}) }),
 		Start:   h.cfg.Start, Events: &h.events,
 		CheckpointDelay: h.cfg.Interval, Beat: h.cfg.Beat, Lost: h.cfg.Lost, Term: h.cfg.Term,
-		LateResume: !h.cfg.EarlyResume,
-		Session:    protect.SessionConfig{ThrottleShare: h.cfg.Throttle, KeepAfter: h.cfg.Keep, Step: h.step, Trace: h.point.Trace, Conn: h.point.Conn},
+		// A host that may be silent for so long, for want of a CPU, may be as late with a checkpoint.
+		CheckpointTimeout: max(colo.DefaultCheckpointTimeout, h.cfg.Lost),
+		LateResume:        !h.cfg.EarlyResume,
+		Session:           protect.SessionConfig{ThrottleShare: h.cfg.Throttle, KeepAfter: h.cfg.Keep, Step: h.step, Trace: h.point.Trace, Conn: h.point.Conn},
 	}
 	if h.disk != nil {
 		cfg.Disks = []*protect.Disk{h.disk}

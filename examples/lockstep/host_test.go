@@ -53,7 +53,7 @@ func TestAGuestOutlivesEachOfItsHostsAndIsProtectedAgain(t *testing.T) {
 // protects the other.
 func TestAHostThatIsStoppedPastItsTermSaysNothingNewAndFollows(t *testing.T) {
 	t.Parallel()
-	s, _ := summed(t, "-backend", "sim", "-failovers", "1", "-signal", "stop")
+	s, _ := summed(t, "-backend", "sim", "-failovers", "1", "-signal", "stop", "-lost-after", "2s")
 	if s.Released == 0 || s.Lost+s.Contradicted+s.Corrupted != 0 || s.SeriesFigures.Failovers != 1 || s.LateFigures.LateFrames > 1 {
 		t.Errorf("%+v %+v %+v", s, s.SeriesFigures, s.LateFigures)
 	}

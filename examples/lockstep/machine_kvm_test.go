@@ -117,7 +117,9 @@ func (f packetFunc) WritePacket(p []byte) error { return f(p) }
 func TestAVCPUThatWaitsToSendDoesNotHoldUpAPause(t *testing.T) {
 	n := testNIC(filter.NewBuffer(filter.BufferConfig{}).WritePacket, []byte("frame"))
 	n.ports[0].due = time.Now().Add(time.Hour)
+	held := make(chan struct{})
 	go func() {
+		defer close(held)
 		time.Sleep(time.Millisecond)
 		n.hold()
 		n.hold() // pausing a paused guest is no error
@@ -125,6 +127,7 @@ func TestAVCPUThatWaitsToSendDoesNotHoldUpAPause(t *testing.T) {
 	if status(t, n) != 0 {
 		t.Error("ready an hour early")
 	}
+	<-held
 	n.open()
 	n.ports[0].due = time.Now()
 	if status(t, n) != guest.StatusReady {

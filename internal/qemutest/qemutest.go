@@ -73,7 +73,7 @@ var kvm = sync.OnceValue(func() error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, "-accel", "kvm", "-M", "pc", "-m", "4", "-nodefaults", "-display", "none", "-S", "-monitor", "stdio")
 	cmd.Stdin = strings.NewReader("quit\n")

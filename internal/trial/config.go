@@ -16,6 +16,7 @@
 //	report.go, serve.go       what the two say to each other
 //	client.go, client_input.go, vlan.go   who the guest talks to
 //	claims.go                 what the sides ask the arbiter
+//	stall.go                  whether the machine has let them run
 //	printer.go, summary.go, timeline.go   what is shown of it
 package trial
 

@@ -57,6 +57,12 @@ func (p *pair) do(ctx context.Context, drive func(context.Context) error) (err e
 	if err != nil {
 		return err
 	}
+	still := watchStalls(time.Now)
+	defer func() {
+		if gap := still(); ctx.Err() == nil {
+			err = stalled(err, gap, p.o.Lost)
+		}
+	}()
 	p.client = newClient(judge, p.first)
 	p.client.vlan = VLAN(p.o.VLAN)
 	remove, err := p.createDisks(p.first, p.second)

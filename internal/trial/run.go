@@ -17,7 +17,7 @@ import (
 
 // patience is how long the parent waits for anything that should happen
 // within a fraction of a second, or within one checkpoint interval.
-const patience = 20 * time.Second
+const patience = time.Minute
 
 // A Run is one pair of processes, from their start to the verdict: one is killed, or stopped,
 // or the protection ends by order, and the other goes on.
