@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"go.uber.org/goleak"
+
+	"github.com/gocolo/lockstep/internal/require"
 )
 
 var (
@@ -12,4 +14,7 @@ var (
 	every  = flag.Bool("every", false, "cut at every byte, not only at a sample of those inside pages")
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	require.SeldomCollect()
+	goleak.VerifyTestMain(m)
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -393,6 +394,7 @@ func TestNoFaultLeavesADescriptorOrAMapping(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it maps gigabytes")
 	}
+	defer debug.SetGCPercent(debug.SetGCPercent(100)) // the heap stays small
 	guest := small
 	guest.Memory = 16 << 20
 	var list []moment

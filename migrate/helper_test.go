@@ -20,7 +20,10 @@ import (
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	require.SeldomCollect()
+	goleak.VerifyTestMain(m)
+}
 
 const page = ram.PageSize
 

@@ -11,11 +11,15 @@ import (
 
 	"go.uber.org/goleak"
 
+	"github.com/gocolo/lockstep/internal/require"
 	"github.com/gocolo/lockstep/vmstate"
 	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	require.SeldomCollect()
+	goleak.VerifyTestMain(m)
+}
 
 // running returns a guest in Run, until the end of the test.
 func running(t *testing.T, cfg GuestConfig) *Guest {

@@ -305,10 +305,7 @@ func (a *adversary) end() {
 }
 
 func TestNothingLeavesThatNoSurvivorHasSaid(t *testing.T) {
-	seeds := uint64(60)
-	if !require.Sampled() {
-		seeds = 2000
-	}
+	seeds := require.Many[uint64](20, 60, 2000)
 	matched := uint64(0)
 	for seed := range seeds {
 		rnd := rand.New(rand.NewPCG(seed, 19))

@@ -541,7 +541,7 @@ func modelConfig(choose func(int) int) compare.Config {
 func TestNothingLeavesThatASurvivorWouldNotKnow(t *testing.T) {
 	runs := uint64(400)
 	if testing.Short() {
-		runs = 100
+		runs = 40
 	}
 	left, parted, repeated := 0, 0, uint64(0)
 	for seed := range runs {

@@ -10,10 +10,14 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/compare"
+	"github.com/gocolo/lockstep/internal/require"
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	require.SeldomCollect()
+	goleak.VerifyTestMain(m)
+}
 
 type step struct {
 	Op      string   `json:"op"`

@@ -17,7 +17,7 @@ import (
 // synchronisation, at random points of everything else: more packets, a
 // network that takes packets slowly, and in the end a death.
 func TestNothingIsLostReorderedOrEarlyWhateverHappens(t *testing.T) {
-	seeds := require.Many[uint64](30, 100, 300)
+	seeds := require.Many[uint64](10, 100, 300)
 	for seed := range seeds {
 		synctest.Test(t, func(t *testing.T) { pair(t, seed) })
 		if t.Failed() {

@@ -13,10 +13,14 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo/filter"
+	"github.com/gocolo/lockstep/internal/require"
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	require.SeldomCollect()
+	goleak.VerifyTestMain(m)
+}
 
 // rw joins a reader and a writer to one connection.
 type rw struct {

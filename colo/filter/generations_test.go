@@ -292,10 +292,7 @@ func (m *lineage) step() {
 }
 
 func TestConnectionsOutliveAnyNumberOfFailovers(t *testing.T) {
-	seeds := uint64(300)
-	if !require.Sampled() {
-		seeds = 5000
-	}
+	seeds := require.Many[uint64](100, 300, 5000)
 	failovers, outlived, completed := 0, 0, 0
 	for seed := range seeds {
 		rnd := rand.New(rand.NewPCG(seed, 29))

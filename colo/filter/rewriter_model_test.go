@@ -212,10 +212,7 @@ func (m *rewriting) step() {
 }
 
 func TestEachEndGetsItsOwnNumbers(t *testing.T) {
-	seeds := uint64(350)
-	if !require.Sampled() {
-		seeds = 10000
-	}
+	seeds := require.Many[uint64](100, 350, 10000)
 	rewritten, held := uint64(0), uint64(0)
 	for seed := range seeds {
 		rnd := rand.New(rand.NewPCG(seed, 23))

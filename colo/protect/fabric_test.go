@@ -19,6 +19,7 @@ func TestMain(m *testing.M) {
 	if err := require.Parallel(8); err != nil {
 		panic(err)
 	}
+	require.SeldomCollect()
 	goleak.VerifyTestMain(m)
 }
 

@@ -46,11 +46,17 @@ type options struct {
 // accept takes one primary.
 func accept(t testing.TB, l net.Listener, o options) *session {
 	t.Helper()
-	x := &session{t: t, guest: standby.New(standby.Config{}), done: make(chan error, 1), reached: make(chan struct{}, 1)}
 	conn, err := l.Accept()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return follow(t, conn, o)
+}
+
+// follow runs a session over the connection to a primary.
+func follow(t testing.TB, conn net.Conn, o options) *session {
+	t.Helper()
+	x := &session{t: t, guest: standby.New(standby.Config{}), done: make(chan error, 1), reached: make(chan struct{}, 1)}
 	if !o.nagle {
 		conn = quickack.Conn(conn)
 	}
@@ -73,6 +79,7 @@ func accept(t testing.TB, l net.Listener, o options) *session {
 		default:
 		}
 	})
+	var err error
 	if x.s, err = colo.NewSecondary(conn, o.cfg); err != nil {
 		t.Fatal(err)
 	}

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"os"
 	"os/exec"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,6 +78,17 @@ func Many[T any](few, some, all T) T {
 // -parallel gives no number: it is for tests that wait most of the time. TestMain calls it,
 // before the flags are parsed.
 func Parallel(n int) error { return flag.Set("test.parallel", strconv.Itoa(n)) }
+
+// SeldomCollect has the garbage of a package's tests collected a quarter as often, if GOGC
+// gives no percentage. It is for tests that make many small worlds, one after the other: with
+// a heap of a few megabytes a collection comes with nearly each of them. TestMain calls it,
+// and it parses the flags: a benchmark's figure is that of a program that collects as usual.
+func SeldomCollect() {
+	flag.Parse()
+	if os.Getenv("GOGC") == "" && flag.Lookup("test.bench").Value.String() == "" {
+		debug.SetGCPercent(400)
+	}
+}
 
 // Missing skips the test because what is not there, or fails it if
 // LOCKSTEP_REQUIRE names what. It does not return.
