@@ -228,6 +228,7 @@ func (s *VCPUState) Restore(vcpu int) error {
 	if err := s.dequeue(vcpu); err != nil {
 		return err
 	}
+	runs := false // the vCPU has been seen to be as s.mp says
 	if s.apic {
 		// Reading settles an INIT or a SIPI that another vCPU has sent this one, and
 		// that the new state would otherwise take.
@@ -245,9 +246,12 @@ func (s *VCPUState) Restore(vcpu int) error {
 				s.refused = s.refused[:0]
 			}
 		}
+		runs = h.ok && old == s.mp && old.State == gokvm.MPStateRunnable
 	}
-	if _, err := ioctl(vcpu, "KVM_SET_MP_STATE", kvmSetMPState, unsafe.Pointer(&s.mp)); err != nil {
-		return err
+	if !runs {
+		if _, err := ioctl(vcpu, "KVM_SET_MP_STATE", kvmSetMPState, unsafe.Pointer(&s.mp)); err != nil {
+			return err
+		}
 	}
 	// PDPTRs that the call does not have, or the state, are read from memory, which is other memory.
 	pdptrs := s.sys.sregs2 && s.sregs.Flags&sregsFlags != 0
