@@ -85,6 +85,8 @@ type given struct {
 	cpuid atomic.Pointer[[]CPUIDEntry] // nil: not known
 	khz   atomic.Uint32
 	told  atomic.Bool // cpuid was set by SetCPUID
+	sure  atomic.Bool // cpuid is what KVM was given, and not what it shows
+	ran   atomic.Bool // the vCPU has entered the guest, after which KVM gives it no other CPUID
 }
 
 // NewVCPUState returns a state for a vCPU, which must not run during the call
@@ -323,6 +325,9 @@ func (s *VCPUState) readCPUID(vcpu int) error {
 		table.n--
 	}
 	s.hasCPUID = slices.Clone(table.entries[:table.n])
+	if s.given != nil {
+		s.given.sure.Store(false)
+	}
 	s.publishCPUID()
 	return nil
 }
@@ -342,6 +347,9 @@ func (s *VCPUState) setCPUID(vcpu int, table *cpuidTable) error {
 	}
 	s.hasCPUID = append(s.hasCPUID[:0], table.entries[:table.n]...)
 	s.publishCPUID()
+	if s.given != nil {
+		s.given.sure.Store(true)
+	}
 	return nil
 }
 
