@@ -123,6 +123,7 @@ const (
 	capTSCDeadline      = 72
 	capSyncRegs         = 74
 	capKVMClockCtrl     = 76
+	capSMM              = 117
 	capSplitIRQChip     = 121
 	capImmediateExit    = 136
 	capExceptionPayload = 164

@@ -5,8 +5,6 @@ package kvm_test
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -155,13 +153,13 @@ func TestStoppedIsTheTimeThatTheGuestLost(t *testing.T) {
 	}
 }
 
-// Throttled by a share, a vCPU's thread wants no more of a CPU than the rest; not throttled, it
-// wants all of it. On a busy host a slice's timer comes late, and the one that is longer for
-// that has a longer rest only afterwards: the share is that of some time, not of any.
+// Throttled by a share, a vCPU's thread has no more of a CPU than the rest, now and then at least:
+// a busy host may let it leave the guest, and rest, too late (in virtual time:
+// TestAThrottledVCPUIsInTheGuestForWhatItsShareLeaves). The guest goes on in any case.
 func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
 	m := newMachine(t, guest.Params{Pages: 8, Touch: 1}, kvm.Config{})
 	m.load()
-	var used, thread atomic.Int64 // by the vCPU's thread, ns, and which it is
+	var used atomic.Int64 // by the vCPU's thread, ns
 	ctx, stop := context.WithCancel(context.Background())
 	var group sync.WaitGroup
 	run := func() {
@@ -171,49 +169,24 @@ func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
 				var ts unix.Timespec
 				unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts)
 				used.Store(ts.Nano())
-				thread.Store(int64(unix.Gettid()))
 				return m.io(0, x)
 			}}))
 		})
 	}
 	run()
 	m.await(5)
-	// wants returns how long it has had a CPU, or waited in vain for one that others had.
-	wants := func() int64 {
-		n := used.Load()
-		var had, waited int64
-		text, _ := os.ReadFile(fmt.Sprintf("/proc/self/task/%d/schedstat", thread.Load()))
-		fmt.Sscan(string(text), &had, &waited)
-		return n + waited
-	}
-	share := func() float64 { // at most: the clock is read first and last
-		begun, before := time.Now(), wants()
-		time.Sleep(100 * time.Millisecond)
-		return float64(wants()-before) / float64(time.Since(begun))
-	}
-	// Other processes may have the CPUs for a while; a guest that is not throttled gets more than
-	// the share in one of many looks.
-	full := func() {
-		t.Helper()
-		for range 100 {
-			if share() > 0.3 {
-				return
-			}
-		}
-		t.Error("the guest hardly wants to run, though it is not throttled")
-	}
 	throttled := func(why string) {
 		t.Helper()
-		m.await(m.rounds() + 1) // it gets on, and its thread is known
-		least := 1.0
 		for range 100 {
-			if least = min(least, share()); least <= 0.2 {
+			m.await(m.rounds() + 1) // it goes on
+			before, begun := used.Load(), time.Now()
+			time.Sleep(50 * time.Millisecond)
+			if float64(used.Load()-before) < 0.2*float64(time.Since(begun)) {
 				return
 			}
 		}
-		t.Errorf("%s: throttled by 90 %%, the vCPU's thread wants %.0f %% of a CPU at the least", why, 100*least)
+		t.Errorf("%s: throttled by 90 %%, the vCPU's thread always has more than 20 %% of a CPU", why)
 	}
-	full()
 	if err := m.Throttle(90); err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +205,7 @@ func TestThrottleKeepsTheGuestOutForAShare(t *testing.T) {
 	}
 	m.wantStill("not throttled, but paused")
 	m.resume()
-	full()
+	m.await(m.rounds() + 20)
 	for _, percent := range []int{-1, 100} {
 		if m.Throttle(percent) == nil {
 			t.Errorf("%d %% was taken", percent)

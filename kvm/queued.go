@@ -39,12 +39,18 @@ func (s *VCPUState) told() gokvm.VCPUEvents {
 	return e
 }
 
-// dequeue takes back an NMI or an SMI that the vCPU was sent and has not looked at. KVM has such
-// a one in a queue, which older kernels do not empty when the events are written, and for SMIs
-// none does. Reading the events makes it pending, and what is pending is overwritten later. What
-// the queue has of NMIs is emptied first where that can be done, since a CPU that keeps a pending
-// NMI itself (AMD's virtual NMI) is given it by the reading.
+// dequeue takes back an SMI that the vCPU was sent and has not looked at. KVM has such a one in a
+// queue, which it does not empty when the events are written. Reading the events makes it pending,
+// and what is pending is overwritten later. The same reading would give an NMI that is queued to a
+// CPU that keeps a pending one itself (AMD's virtual NMI), from which nothing takes it back; so what
+// the queue has of NMIs is emptied before, by writing the events.
+//
+// Where KVM has no SMIs nothing is to be done: an NMI that is queued goes when the events are written
+// at the end. Older kernels make it pending first, newer ones overwrite the queue.
 func (s *VCPUState) dequeue(vcpu int) error {
+	if !s.sys.smm {
+		return nil
+	}
 	none := gokvm.VCPUEvents{Flags: s.kept & eventsNMI}
 	if _, err := ioctl(vcpu, "KVM_SET_VCPU_EVENTS", kvmSetVCPUEvents, unsafe.Pointer(&none)); err != nil {
 		return err

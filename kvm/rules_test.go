@@ -21,7 +21,7 @@ var rules = []struct {
 		"TestPausing1000TimesAtRandomLosesAndDoublesNothing", "TestAGuestThatIsInterruptedIsPausedAnywhere", "TestAnExitWhoseHandlerFailedIsStillCompleted"}},
 	{"doc.go", "pauses nest", []string{"TestPausesNest", "TestManyPauseAtOnce"}},
 	{"doc.go", "[VM.Stopped], which says how long the guest stood still, and [VM.Throttle], which slows it down", []string{
-		"TestStoppedIsTheTimeThatTheGuestLost", "TestThrottleKeepsTheGuestOutForAShare"}},
+		"TestStoppedIsTheTimeThatTheGuestLost", "TestThrottleKeepsTheGuestOutForAShare", "TestAThrottledVCPUIsInTheGuestForWhatItsShareLeaves"}},
 	{"doc.go", "Every other method of a vCPU needs it stopped (paused, or not in Run) and fails with [ErrRunning] otherwise", []string{
 		"TestDevicesOfARunningVMAreNeitherSavedNorRestored"}},
 

@@ -303,6 +303,9 @@ func (v *VCPU) park(ctx context.Context) error {
 		vm.inside.Add(1)
 		vm.entries++
 		v.stop.inside = true
+		if !v.given.ran.Load() {
+			v.given.ran.Store(true)
+		}
 		v.kicked.Store(false)
 		v.data.ImmediateExit = 0
 		return nil

@@ -40,6 +40,7 @@ type System struct {
 	clock      bool
 	clockReal  bool         // KVM_CLOCK_REALTIME
 	clockCtrl  bool         // KVM_KVMCLOCK_CTRL
+	smm        bool         // system management mode, and so SMIs
 	syncRegs   bool         // registers and events in struct kvm_run
 	cpuid      []CPUIDEntry // what a guest may be told; nil: not known
 }
@@ -71,6 +72,7 @@ func ReadSystem(kvm, vm int) (*System, error) {
 		clock:      capability(vm, capAdjustClock) != 0,
 		clockReal:  capability(vm, capAdjustClock)&clockRealtime != 0,
 		clockCtrl:  capability(vm, capKVMClockCtrl) != 0,
+		smm:        capability(vm, capSMM) != 0,
 		syncRegs:   capability(vm, capSyncRegs)&syncAll == syncAll,
 	}
 	s.xsave2 = s.xsaveSize >= xsaveMin

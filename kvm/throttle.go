@@ -43,7 +43,10 @@ func (vm *VM) Throttle(percent int) error {
 	}
 	vm.throttle.Store(int32(percent))
 	for _, v := range vm.vcpus {
-		v.slice.due, v.slice.until = false, time.Time{}
+		if v.slice.due { // the timer has run, and the vCPU has not looked: the next slice has it run again
+			v.slice.due, v.slice.armed = false, false
+		}
+		v.slice.until = time.Time{}
 		v.kick() // it looks around, and begins a slice
 	}
 	vm.parked.raise()

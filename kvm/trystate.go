@@ -296,10 +296,13 @@ func (s *spare) tryRegisters(state *VCPUState) (what string, err error) {
 
 // tried reports whether a value of an MSR can be tried on a spare.
 func tried(index uint32) bool {
+	const pollControl, asyncPFInt, migrationControl = 0x4b564d05, 0x4b564d06, 0x4b564d08
 	switch {
 	case index == msrTSC, index == msrTSCDeadline: // any value is taken, and set a timer
 		return false
-	case index == 0x12, index>>8 == 0x4b564d: // KVM's own, which name memory
+	case index == pollControl, index == asyncPFInt, index == migrationControl:
+		return true
+	case index == 0x12, index>>8 == 0x4b564d: // KVM's own, which name memory, or of which nothing is known
 		return false
 	case index >= 0x40000000 && index < 0x40010000: // Hyper-V's
 		return false

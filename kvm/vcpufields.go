@@ -200,6 +200,11 @@ func (s *VCPUState) check(apic bool) error {
 		}
 		s.judged = append(s.judged[:0], table...)
 	}
+	if s.given != nil && s.given.ran.Load() && s.given.sure.Load() {
+		if has := s.given.cpuid.Load(); has != nil && !sameCPUID(s.cpuid.entries[:s.cpuid.n], *has) {
+			return bad("another CPUID than that with which the vCPU has run, and which KVM does not change any more")
+		}
+	}
 	if s.sys.xcrs != (s.xcrs.NrXRCS > 0) {
 		return bad("%d extended control registers", s.xcrs.NrXRCS)
 	}
@@ -216,6 +221,26 @@ func (s *VCPUState) check(apic bool) error {
 		}
 	}
 	return s.checkTSCKHz()
+}
+
+// sameCPUID reports whether KVM takes a for a vCPU that has run with b: they differ in nothing but what
+// KVM itself keeps up to date.
+func sameCPUID(a, b []CPUIDEntry) bool {
+	return slices.EqualFunc(a, b, func(a, b CPUIDEntry) bool {
+		const osxsave, mwait, apic, ospke = 1 << 27, 1 << 3, 1 << 9, 1 << 4
+		var ebx, ecx, edx uint32
+		switch {
+		case a.Function == 1:
+			ecx, edx = osxsave|mwait, apic
+		case a.Function == 7 && a.Index == 0:
+			ecx = ospke
+		case a.Function == xcr0CPUIDFn && a.Index < 2: // the size of what XCR0 and XSS enable
+			ebx = ^uint32(0)
+		}
+		a.Ebx, a.Ecx, a.Edx = a.Ebx&^ebx, a.Ecx&^ecx, a.Edx&^edx
+		b.Ebx, b.Ecx, b.Edx = b.Ebx&^ebx, b.Ecx&^ecx, b.Edx&^edx
+		return a == b
+	})
 }
 
 // xcr0Allowed returns the bits of XCR0 that the CPUID table in the state allows.

@@ -85,6 +85,8 @@ type given struct {
 	cpuid atomic.Pointer[[]CPUIDEntry] // nil: not known
 	khz   atomic.Uint32
 	told  atomic.Bool // cpuid was set by SetCPUID
+	sure  atomic.Bool // cpuid is what KVM was given, and not what it shows
+	ran   atomic.Bool // the vCPU has entered the guest, after which KVM gives it no other CPUID
 }
 
 // NewVCPUState returns a state for a vCPU, which must not run during the call
@@ -228,6 +230,7 @@ func (s *VCPUState) Restore(vcpu int) error {
 	if err := s.dequeue(vcpu); err != nil {
 		return err
 	}
+	runs := false // the vCPU has been seen to be as s.mp says
 	if s.apic {
 		// Reading settles an INIT or a SIPI that another vCPU has sent this one, and
 		// that the new state would otherwise take.
@@ -245,9 +248,12 @@ func (s *VCPUState) Restore(vcpu int) error {
 				s.refused = s.refused[:0]
 			}
 		}
+		runs = h.ok && old == s.mp && old.State == gokvm.MPStateRunnable
 	}
-	if _, err := ioctl(vcpu, "KVM_SET_MP_STATE", kvmSetMPState, unsafe.Pointer(&s.mp)); err != nil {
-		return err
+	if !runs {
+		if _, err := ioctl(vcpu, "KVM_SET_MP_STATE", kvmSetMPState, unsafe.Pointer(&s.mp)); err != nil {
+			return err
+		}
 	}
 	// PDPTRs that the call does not have, or the state, are read from memory, which is other memory.
 	pdptrs := s.sys.sregs2 && s.sregs.Flags&sregsFlags != 0
@@ -319,6 +325,9 @@ func (s *VCPUState) readCPUID(vcpu int) error {
 		table.n--
 	}
 	s.hasCPUID = slices.Clone(table.entries[:table.n])
+	if s.given != nil {
+		s.given.sure.Store(false)
+	}
 	s.publishCPUID()
 	return nil
 }
@@ -338,6 +347,9 @@ func (s *VCPUState) setCPUID(vcpu int, table *cpuidTable) error {
 	}
 	s.hasCPUID = append(s.hasCPUID[:0], table.entries[:table.n]...)
 	s.publishCPUID()
+	if s.given != nil {
+		s.given.sure.Store(true)
+	}
 	return nil
 }
 

@@ -53,7 +53,7 @@ func TestABadCommandLineIsOneLineAndStatus2(t *testing.T) {
 		{"secondary -listen a:1 -resume f", "-resume is a primary's"},
 		{"primary -peer a:1 -kernel k -lazy", "-lazy without -resume"},
 		{"boot -kernel k -lazy", "-lazy: an unprotected guest"},
-		{"boot -kernel k -save f", "-save: an unprotected guest"},
+		{"boot -kernel k -save f", "-save: an unprotected guest has none; primary"},
 		{"secondary", "a secondary needs -listen"},
 		{"secondary -listen a:1 -append x", "-append without -kernel"},
 		{"secondary -listen a:1 -journal j", "-journal without -disk"},

@@ -289,7 +289,7 @@ func (o *options) validate(given map[string]bool) error {
 	}
 	for _, name := range ofPairs {
 		if o.mode == modeBoot && given[name] {
-			return fmt.Errorf("-%s: an unprotected guest has no other side", name)
+			return fmt.Errorf("-%s: an unprotected guest has none; primary and secondary do", name)
 		}
 	}
 	for _, name := range []string{"initrd", "append", "start"} {

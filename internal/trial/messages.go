@@ -19,7 +19,7 @@ func (r *Run) await(ctx context.Context, what string, done func() bool) error {
 
 // sleep waits, and goes on listening.
 func (r *Run) sleep(ctx context.Context, d time.Duration) error {
-	return r.crew.sleep(ctx, d, r.handle)
+	return r.crew.sleep(ctx, d, r.settling(r.handle))
 }
 
 // matters reports whether an event, as it came, is of a kind that handle looks at.

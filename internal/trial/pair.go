@@ -141,8 +141,19 @@ func (p *pair) config(host string, start bool) SideConfig {
 // interval or a term.
 func (p *pair) wait(handle func(message) error) wait {
 	return wait{
-		handle: handle, limit: patience + 2*p.o.Interval + 2*p.o.Term,
+		handle: p.settling(handle), limit: patience + 2*p.o.Interval + 2*p.o.Term,
 		progress: func() int { return 0 }, look: func() {},
+	}
+}
+
+// settling returns what handles a message and, if no other waits, has printed what has gathered.
+func (p *pair) settling(handle func(message) error) func(message) error {
+	return func(m message) error {
+		err := handle(m)
+		if len(p.inbox) == 0 {
+			p.out.settle()
+		}
+		return err
 	}
 }
 

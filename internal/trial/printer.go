@@ -1,6 +1,7 @@
 package trial
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -20,9 +21,25 @@ type Printer struct {
 	JSON     bool
 	Quiet    bool // people want one line per run
 
-	mu   sync.Mutex
-	line statusline.Line
-	next time.Time // for the next status
+	mu       sync.Mutex
+	line     statusline.Line
+	next     time.Time    // for the next status
+	gathered bytes.Buffer // lines of JSON that come a thousand a second, and wait for settle or what is printed next
+}
+
+// settle prints what has gathered. It is called when nothing more is known to come at once: a
+// write for each line would wake whoever reads them as often.
+func (p *Printer) settle() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.put()
+}
+
+// put does what settle does; mu is held.
+func (p *Printer) put() {
+	if p.gathered.Len() > 0 {
+		p.gathered.WriteTo(p.W)
+	}
 }
 
 // Say prints a line for people.
@@ -79,6 +96,7 @@ func (p *Printer) Object(v any) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.put()
 	json.NewEncoder(p.W).Encode(v)
 }
 
@@ -90,7 +108,7 @@ func (p *Printer) event(side string, event json.RawMessage) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	fmt.Fprintf(p.W, `{"side":%q,%s`+"\n", side, event[1:])
+	fmt.Fprintf(&p.gathered, `{"side":%q,%s`+"\n", side, event[1:])
 }
 
 // Start says what is about to run.
@@ -119,7 +137,12 @@ func (p *Printer) Start(o Config, backend, why string) {
 }
 
 func (p *Printer) checkpoint(c Checkpoint) {
-	p.Object(map[string]Checkpoint{"checkpoint": c})
+	if !p.JSON {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	json.NewEncoder(&p.gathered).Encode(map[string]Checkpoint{"checkpoint": c})
 }
 
 func (p *Printer) claim(c Claimed) { p.Object(c) }

@@ -338,5 +338,5 @@ func (s *Series) await(ctx context.Context, what string, done func() bool) error
 
 // sleep waits, and goes on listening.
 func (s *Series) sleep(ctx context.Context, d time.Duration) error {
-	return s.crew.sleep(ctx, d, s.handle)
+	return s.crew.sleep(ctx, d, s.settling(s.handle))
 }

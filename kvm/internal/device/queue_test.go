@@ -60,6 +60,35 @@ func TestTheLongestChainIsServed(t *testing.T) {
 	r.wantStatus("read", blkOK, (QueueSize-2)*SectorSize+1)
 }
 
+// The length of a chain is a number of 32 bits, in the used ring and here: a driver that names the
+// same memory again and again, until it has more bytes than that, breaks the rules.
+func TestAChainHasAsManyBytesAsItsLengthCanSay(t *testing.T) {
+	const each = 1 << 32 / QueueSize
+	for last, ok := range map[uint32]bool{each - 1: true, each: false} {
+		mem := make([]byte, each) // of which the queue alone is touched
+		q := queue{mem: NewMemory(mem, len(mem), func(gpa, n uint64) {})}
+		q.setup(1)
+		for i := range QueueSize {
+			d := mem[queueAlign+16*i:]
+			binary.LittleEndian.PutUint32(d[8:], each)
+			binary.LittleEndian.PutUint16(d[12:], descWrite|descNext)
+			binary.LittleEndian.PutUint16(d[14:], uint16(i+1))
+			if i == QueueSize-1 {
+				binary.LittleEndian.PutUint32(d[8:], last)
+				binary.LittleEndian.PutUint16(d[12:], descWrite)
+			}
+		}
+		binary.LittleEndian.PutUint16(mem[queueAlign+availAt+2:], 1)
+		c, found, err := q.peek()
+		if found != ok || (err == nil) != ok || q.broken == ok {
+			t.Errorf("%d bytes: found %v, %v, broken %v", uint64(QueueSize-1)*each+uint64(last), found, err, q.broken)
+		}
+		if ok && size(c.in) != 1<<32-1 {
+			t.Errorf("the chain has %d bytes", size(c.in))
+		}
+	}
+}
+
 // The fuzzer writes rings, descriptors and requests; whatever they are, the device
 // works on memory only, marks what it writes, and comes to an end.
 func FuzzChain(f *testing.F) {
