@@ -50,6 +50,7 @@ type Job struct {
 	pending    *pending
 	joined     chan *pending
 	lastErr    error
+	lastErrAt  time.Time
 	stats      Stats
 	wrote      uint64          // the generation of the disks that were the guest's own when Run began; 0: they were not
 	delay      time.Duration   // CheckpointDelay, or what SetDelay has said since
@@ -454,11 +455,14 @@ func (j *Job) do(in input, reason string) error {
 
 func (c *Config) publish(e event.Event) { c.Events.Publish(e) }
 
-// note keeps an error for Query.
+// note keeps an error for Query; nil is none.
 func (j *Job) note(err error) {
+	if err == nil {
+		return
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.lastErr = err
+	j.lastErr, j.lastErrAt = err, time.Now()
 }
 
 // learn notes a generation that this host holds or follows; they only grow.
