@@ -111,6 +111,7 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 	if j.do(refused, why.Error()) != nil {
 		return err
 	}
+	j.isOver(s)
 	return nil
 }
 

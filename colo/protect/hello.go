@@ -87,6 +87,10 @@ type hello struct {
 	// Of an answer on the channel ask: what the job's State is called.
 	State string `json:"state,omitempty"`
 
+	// Of an answer on the channel ask, whose question has the token of a session: the sender has
+	// followed in that, which is over, and never goes on from it.
+	Over bool `json:"over,omitempty"`
+
 	// Of an answer: why the connection is refused. "": it is welcome.
 	Refused string `json:"refused,omitempty"`
 }

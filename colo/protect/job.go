@@ -68,6 +68,9 @@ type Job struct {
 	took  string     // token of the session in which this host has taken the guest over last; "": none; Run's alone
 	holds *position  // what copy is; nil: there is none; guarded by mu
 
+	departed     string // token of the session in which this host has followed last, and from which it never goes on; "": none; guarded by mu
+	departedFrom string // the host that led it; guarded by mu
+
 	saves  chan *saving // saves that are asked for, to the function rest, which makes them
 	saving bool         // Resume is refused
 
