@@ -186,6 +186,9 @@ func (j *Job) answered(token string, err error) {
 func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if h.Host == j.cfg.Host { // this host itself, as often as another of the same name
+		return "", nil, refuse("both hosts are called %q", h.Host)
+	}
 	if h.Generation < j.generation {
 		return "", nil, refuse("generation %d is over, the present one is %d", h.Generation, j.generation)
 	}
@@ -195,9 +198,6 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 	}
 	if j.unfit != nil {
 		return "", nil, refuse("%s follows nobody: %v", j.cfg.Host, j.unfit)
-	}
-	if h.Host == j.cfg.Host {
-		return "", nil, refuse("both hosts are called %q", h.Host)
 	}
 	if h.Generation == j.wrote && j.wrote > 0 {
 		// Nobody else can have that generation but by a mistake, of persons or of an

@@ -86,11 +86,25 @@ type activity struct {
 	cancel context.CancelCauseFunc
 }
 
-// New makes a job. An error says what cannot work.
+// New makes a job, which has the networks and disks of its Config from then on: another job
+// that is given them is refused. An error says what cannot work.
 func New(cfg Config) (*Job, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
+	disown, err := own(cfg.Network)
+	if err != nil {
+		return nil, err
+	}
+	j, err := newJob(cfg)
+	if err != nil {
+		disown()
+	}
+	return j, err
+}
+
+// newJob makes a job of a Config that can work.
+func newJob(cfg Config) (*Job, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -107,6 +121,11 @@ func New(cfg Config) (*Job, error) {
 	var err error
 	if j.keeper, err = failover.NewKeeper(keep); err != nil {
 		return nil, err
+	}
+	for _, d := range cfg.Disks { // before anything is done with one that another job has
+		if err := d.isFree(); err != nil {
+			return nil, err
+		}
 	}
 	if err := recoverDisks(cfg.Disks); err != nil {
 		return nil, err
