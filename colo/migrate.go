@@ -268,8 +268,11 @@ func (p *Primary) unprotected(ctx context.Context, cause error) error {
 	p.cut()
 	p.due, p.patient = time.Time{}, p.patience()
 	p.heed()
+	expected := p.expected() != nil
 	p.mu.Lock()
-	p.info.Mode, p.info.Reason = event.ModeNone, event.ExitError
+	if p.info.Mode, p.info.Reason = event.ModeNone, event.ExitError; expected {
+		p.info.Reason = event.ExitRequest
+	}
 	p.mu.Unlock()
 	ctx = context.WithoutCancel(ctx)
 	if err := p.release(ctx, true); err != nil {
@@ -283,6 +286,10 @@ func (p *Primary) unprotected(ctx context.Context, cause error) error {
 	if errors.Is(cause, errEnd) {
 		p.events.Publish(event.ProtectionEnded{Mode: p.mode, By: p.mode})
 		return nil
+	}
+	if expected {
+		p.events.Publish(event.ProtectionEnded{Mode: p.mode, By: p.mode, Reason: cause.Error()})
+		return cause
 	}
 	p.events.Publish(event.ProtectionRefused{Mode: p.mode, Error: cause.Error()})
 	return cause

@@ -175,7 +175,8 @@ func (s *session) Lost(cause error) {
 // Expect tells the session that its end, however it shows itself, is one that was
 // ordered, and why: the guest is about to be given to the other side on purpose,
 // whose connection may break before the host comes to say so. COLO_EXIT's reason
-// is request then, and without an error. A Lost whose reason matches cause publishes
+// is request then, and without an error; a primary that has handed nothing over yet publishes
+// PROTECTION_ENDED in place of PROTECTION_REFUSED. A Lost whose reason matches cause publishes
 // no HEARTBEAT_LOST. If the order is carried out by a refusal of the arbiter, and that
 // error matches cause, the event says that it was wanted (Released in event.Arbitration).
 // Who goes on is settled as ever, but a primary that hears a goodbye asks its arbiter, if it

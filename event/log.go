@@ -14,7 +14,7 @@ import (
 //	       DISK_OVERLAY_FULL, GUEST_PANICKED, BLOCK_IMAGE_CORRUPTED
 //	Warn   something has failed, and is being dealt with: HEARTBEAT_LOST, COLO_EXIT with an
 //	       error, OUTPUT_STALLED, PROTECTION_REFUSED, an ARBITRATION that nobody or a no answers
-//	       (unless that no is what a switchover wants), DISK_OVERLAY_HALF_FULL, BLOCK_IO_ERROR, BLOCK_JOB_ERROR, QUORUM_FAILURE
+//	       (unless that no is what an order wants), DISK_OVERLAY_HALF_FULL, BLOCK_IO_ERROR, BLOCK_JOB_ERROR, QUORUM_FAILURE
 //	Debug  each step of what works: CHECKPOINT_START, CHECKPOINT_COMMIT, STOP and RESUME,
 //	       MIGRATION_PASS, DISK_SYNC_PROGRESS, NETWORK_DIVERGED, NETWORK_FLOW_APART and _TOGETHER
 //	Info   all others

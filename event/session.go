@@ -25,7 +25,8 @@ type Arbitration struct {
 	Error   string        `json:"error,omitempty"` // why the session ended (asked), or the arbiter's error
 
 	// Released: this side is refused because it has given the guest to the other
-	// by an order (a switchover). Nothing has failed.
+	// by an order (a switchover), or because the other side has ended the protection by
+	// one. Nothing has failed.
 	Released bool `json:"released,omitempty"`
 }
 

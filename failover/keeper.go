@@ -99,7 +99,8 @@ func (k *Keeper) SetNote(note string) error {
 // Acquire claims the guest after a generation that this host has held or
 // followed, and returns the generation that it got; the gate is open then. While
 // nobody can be asked it asks again, for as long as ctx lasts. A refusal matches
-// ErrRefused. What is held while Acquire asks stays held.
+// ErrRefused. A grant that no Arbiter may give is another error, and opens nothing. What is
+// held while Acquire asks stays held.
 func (k *Keeper) Acquire(ctx context.Context, after uint64) (uint64, error) {
 	var last error
 	for pause := 10 * time.Millisecond; ; pause = min(2*pause, time.Second) {
@@ -109,6 +110,9 @@ func (k *Keeper) Acquire(ctx context.Context, after uint64) (uint64, error) {
 		g, err := k.cfg.Arbiter.Acquire(ctx, c)
 		switch {
 		case err == nil:
+			if err := k.check(g, after+1); err != nil {
+				return 0, err
+			}
 			k.granted(g)
 			return g.Generation, nil
 		case errors.Is(err, ErrRefused), errors.Is(err, ErrClaim):
@@ -221,6 +225,9 @@ func (k *Keeper) renew(ctx context.Context, g Grant, note string) {
 	ask, cancel := context.WithTimeout(ctx, g.Term)
 	defer cancel()
 	next, err := k.cfg.Arbiter.Renew(ask, g, note)
+	if err == nil {
+		err = k.check(next, g.Generation)
+	}
 	switch {
 	case err == nil:
 		k.granted(next)
@@ -260,11 +267,29 @@ func (k *Keeper) own(ctx context.Context, g Grant) bool {
 	held := k.holder.Generation() == g.Generation
 	k.mu.Unlock()
 	if held {
-		if next, err := k.cfg.Arbiter.Acquire(ctx, c); err == nil {
+		if next, err := k.cfg.Arbiter.Acquire(ctx, c); err == nil && k.check(next, g.Generation+1) == nil {
 			k.granted(next)
 		}
 	}
 	return true
+}
+
+// check returns an error for a grant that breaks the rules of Arbiter, as one does in which a host's
+// own Arbiter has left a field out: without an end it would keep the gate open for ever, and
+// without a beginning it would be renewed without a pause. least is the least generation that it
+// can be of.
+func (k *Keeper) check(g Grant, least uint64) error {
+	switch {
+	case g.Generation < least:
+		return fmt.Errorf("failover: the arbiter grants generation %d, where %d is the least", g.Generation, least)
+	case k.cfg.Term == 0:
+		return nil
+	case g.Term < MinTerm:
+		return fmt.Errorf("failover: the arbiter grants a term of %v, where %v was asked for", g.Term, k.cfg.Term)
+	case g.Sent.IsZero(), time.Until(g.Sent) > 0:
+		return errors.New("failover: the arbiter's grant does not say from when it counts, or from a time to come")
+	}
+	return nil
 }
 
 func (k *Keeper) granted(g Grant) {

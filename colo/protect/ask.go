@@ -51,6 +51,7 @@ func (j *Job) tell(conn net.Conn, h hello) {
 		state = Created
 	}
 	answer := hello{Channel: h.Channel, Guest: h.Guest, Host: j.cfg.Host, Generation: j.generation, State: state.String()}
+	answer.Over = h.Token != "" && h.Token == j.departed && h.Host == j.departedFrom
 	known := j.known
 	j.mu.Unlock()
 	if !known {

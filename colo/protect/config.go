@@ -152,10 +152,15 @@ type Config struct {
 	// nobody. Run closes it; where New fails the caller does, or calls New with it again.
 	Saved *Saved
 
-	Events *event.Bus // nil: nobody listens
+	// Events gets what happens. It is published by what carries it out, so a subscriber that
+	// calls a verb which waits for the end of a session (Pause, Cancel, Complete, Switchover,
+	// Migrate, Save) does so on another goroutine; so does a method of Guest or Network. Nil:
+	// nobody listens.
+	Events *event.Bus
 	// Logger is told of each change of state (Info) and of the events of the
 	// sessions and, with Events, of the disks, at their event.Level, and of heartbeats and
-	// connections of disks that are lost (Warn) or come and go (Debug), and of what keeps
+	// connections of disks that are lost (Warn) or come and go (Debug), unless the session has
+	// been ended on purpose, on either host, which no record calls a loss, and of what keeps
 	// the guest unprotected or the arbiter from answering, once (Warn; Info where it is only
 	// that the other host is not reached): Error and Warn are what an operator must see to,
 	// Info is what he wants to know, Debug is each step. All records have guest, side,

@@ -46,6 +46,16 @@ func (d *Disk) adopt(gate Gate, events *event.Bus, full func()) error {
 	return d.lead(d.image)
 }
 
+// isFree returns an error if the disk is a job's.
+func (d *Disk) isFree() error {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.gate != nil {
+		return fmt.Errorf("protect: disk %q belongs to a job already", d.cfg.Name)
+	}
+	return nil
+}
+
 // recoverDisks brings disks whose host died while it followed to one checkpoint.
 func recoverDisks(disks []*Disk) error {
 	var all []replication.Recovery

@@ -101,7 +101,8 @@
 // Without an arbiter an operator is asked: a pair that has lost each other stands
 // still until Failover or Fenced is called on one of the hosts. The other follows that
 // one as soon as it is reached by it: a host that seeks a secondary says in which session it has
-// taken the guest over.
+// taken the guest over. A primary asks its secondary, as soon as that is reached, and goes on by
+// itself if the secondary says that it does not: its copy was not whole, or it has left the session.
 //
 // # A switchover
 //

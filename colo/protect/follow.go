@@ -82,10 +82,14 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 	case tookOverHere(err):
 		j.note(err)
 		j.took = s.peer.token
-		j.mu.Lock()
-		j.stats.Takeovers++
-		j.mu.Unlock()
-		if err := j.do(tookOver, "took over from "+s.peer.host); err != nil || !s.migration() {
+		why := "switched over from " + s.peer.host
+		if !s.wasHanded() {
+			why = "took over from " + s.peer.host
+			j.mu.Lock()
+			j.stats.Takeovers++
+			j.mu.Unlock()
+		}
+		if err := j.do(tookOver, why); err != nil || !s.migration() {
 			return err
 		}
 		j.do(doPause, "migrated from "+s.peer.host) // or it was deposed or stopped at once
@@ -96,11 +100,18 @@ func (j *Job) followed(ctx context.Context, s *session, err error) error {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	}
-	j.note(err)
 	j.keeper.Drop() // a grant that came and could not be used
-	if j.do(refused, err.Error()) != nil {
+	why := err
+	if end := s.peer.orderlyEnd(); end != nil && !errors.Is(err, colo.ErrNotPaused) {
+		why = end
+	}
+	if why == err || errors.Is(why, ErrCompleted) {
+		j.note(why)
+	}
+	if j.do(refused, why.Error()) != nil {
 		return err
 	}
+	j.isOver(s)
 	return nil
 }
 
@@ -175,6 +186,9 @@ func (j *Job) answered(token string, err error) {
 func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why error) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if h.Host == j.cfg.Host { // this host itself, as often as another of the same name
+		return "", nil, refuse("both hosts are called %q", h.Host)
+	}
 	if h.Generation < j.generation {
 		return "", nil, refuse("generation %d is over, the present one is %d", h.Generation, j.generation)
 	}
@@ -184,9 +198,6 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 	}
 	if j.unfit != nil {
 		return "", nil, refuse("%s follows nobody: %v", j.cfg.Host, j.unfit)
-	}
-	if h.Host == j.cfg.Host {
-		return "", nil, refuse("both hosts are called %q", h.Host)
 	}
 	if h.Generation == j.wrote && j.wrote > 0 {
 		// Nobody else can have that generation but by a mistake, of persons or of an
@@ -290,7 +301,7 @@ func (j *Job) newSecondary(ctx context.Context, p *peer) (_ *session, err error)
 		}
 	}
 	cfg := colo.SecondaryConfig{
-		Logger: j.sessionLog(s), Disks: group(j.cfg.Disks),
+		Logger: j.sessionLog(), Disks: group(j.cfg.Disks),
 		VM: j.vm, State: reg, RAM: cache, Machine: j.cfg.Machine,
 		Events: j.bus(s), Arbiter: j.arbiter(s), PeerTimeout: j.cfg.PeerTimeout,
 		Channels: j.channelsOf(p),

@@ -94,8 +94,8 @@ func TestAHostThatLeavesOnPurposeIsHeardBeforeItsConnectionsClose(t *testing.T) 
 			if s := b.states(); strings.Contains(s, Alone.String()) || b.job.State() != Waiting {
 				t.Errorf("b: %s", s)
 			}
-			if err := b.job.Query().LastError; !errors.Is(err, errEnded) {
-				t.Errorf("b: %v", err)
+			if q := b.job.Query(); errors.Is(q.LastError, ErrCompleted) != (name == "complete") || name != "complete" && q.LastError != nil || q.Reason == "" {
+				t.Errorf("b: %v, %q", q.LastError, q.Reason)
 			}
 			if name == "complete" {
 				<-a.done

@@ -87,6 +87,10 @@ type hello struct {
 	// Of an answer on the channel ask: what the job's State is called.
 	State string `json:"state,omitempty"`
 
+	// Of an answer on the channel ask, whose question has the token of a session: the sender has
+	// followed in that, which is over, and never goes on from it.
+	Over bool `json:"over,omitempty"`
+
 	// Of an answer: why the connection is refused. "": it is welcome.
 	Refused string `json:"refused,omitempty"`
 }
@@ -256,18 +260,23 @@ type note struct {
 	Migrate bool `json:"migrate,omitempty"`
 	// Completed, of sayEnd: there is no guest any more.
 	Completed bool `json:"completed,omitempty"`
+	// Verb, of sayEnd: by which the session was ended, as an input is called; "": by none, or
+	// the sender does not say it.
+	Verb string `json:"verb,omitempty"`
 }
 
 const (
-	sayAsk     = "promise?" // primary: do not claim the guest for that term
-	sayPromise = "promise"  // secondary: I do not, counted from now
-	sayDisks   = "disks"    // primary: the disks are synchronised, the session begins
-	sayFull    = "full"     // secondary: an overlay fills, make a checkpoint
-	sayEnd     = "end"      // the session ends on purpose: do not claim the guest
-	sayHeard   = "heard"    // of sayEnd and sayRuns: it has been, and the connection may close
-	sayGo      = "go"       // primary: the guest is released, claim it and run it
-	sayRuns    = "runs"     // secondary: it runs here
-	sayCannot  = "cannot"   // secondary: it does not
+	sayAsk      = "promise?" // primary: do not claim the guest for that term
+	sayPromise  = "promise"  // secondary: I do not, counted from now
+	sayDisks    = "disks"    // primary: the disks are synchronised, the session begins
+	sayFull     = "full"     // secondary: an overlay fills, make a checkpoint
+	sayEnd      = "end"      // the session ends on purpose: do not claim the guest
+	sayHeard    = "heard"    // of sayEnd and sayRuns: it has been, and the connection may close
+	sayLeaves   = "leaves"   // the sender's Run is about to end, and with it the session; the guest may be claimed
+	sayFarewell = "farewell" // of sayLeaves: it has been heard
+	sayGo       = "go"       // primary: the guest is released, claim it and run it
+	sayRuns     = "runs"     // secondary: it runs here
+	sayCannot   = "cannot"   // secondary: it does not
 )
 
 const maxNote = 4 << 10

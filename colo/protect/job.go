@@ -50,6 +50,7 @@ type Job struct {
 	pending    *pending
 	joined     chan *pending
 	lastErr    error
+	lastErrAt  time.Time
 	stats      Stats
 	wrote      uint64          // the generation of the disks that were the guest's own when Run began; 0: they were not
 	delay      time.Duration   // CheckpointDelay, or what SetDelay has said since
@@ -67,6 +68,9 @@ type Job struct {
 	took  string     // token of the session in which this host has taken the guest over last; "": none; Run's alone
 	holds *position  // what copy is; nil: there is none; guarded by mu
 
+	departed     string // token of the session in which this host has followed last, and from which it never goes on; "": none; guarded by mu
+	departedFrom string // the host that led it; guarded by mu
+
 	saves  chan *saving // saves that are asked for, to the function rest, which makes them
 	saving bool         // Resume is refused
 
@@ -82,11 +86,25 @@ type activity struct {
 	cancel context.CancelCauseFunc
 }
 
-// New makes a job. An error says what cannot work.
+// New makes a job, which has the networks and disks of its Config from then on: another job
+// that is given them is refused. An error says what cannot work.
 func New(cfg Config) (*Job, error) {
 	if err := cfg.check(); err != nil {
 		return nil, err
 	}
+	disown, err := own(cfg.Network)
+	if err != nil {
+		return nil, err
+	}
+	j, err := newJob(cfg)
+	if err != nil {
+		disown()
+	}
+	return j, err
+}
+
+// newJob makes a job of a Config that can work.
+func newJob(cfg Config) (*Job, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -103,6 +121,11 @@ func New(cfg Config) (*Job, error) {
 	var err error
 	if j.keeper, err = failover.NewKeeper(keep); err != nil {
 		return nil, err
+	}
+	for _, d := range cfg.Disks { // before anything is done with one that another job has
+		if err := d.isFree(); err != nil {
+			return nil, err
+		}
 	}
 	if err := recoverDisks(cfg.Disks); err != nil {
 		return nil, err
@@ -454,11 +477,14 @@ func (j *Job) do(in input, reason string) error {
 
 func (c *Config) publish(e event.Event) { c.Events.Publish(e) }
 
-// note keeps an error for Query.
+// note keeps an error for Query; nil is none.
 func (j *Job) note(err error) {
+	if err == nil {
+		return
+	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	j.lastErr = err
+	j.lastErr, j.lastErrAt = err, time.Now()
 }
 
 // learn notes a generation that this host holds or follows; they only grow.

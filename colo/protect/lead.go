@@ -166,11 +166,9 @@ func (j *Job) seek(ctx context.Context) (*peer, error) {
 		if err == nil {
 			return p, nil
 		}
-		if act.Err() == nil {
+		if act.Err() == nil && pause == maxRedial {
 			j.note(err)
-			if pause == maxRedial {
-				told = j.tellAlone(err, told)
-			}
+			told = j.tellAlone(err, told)
 		}
 		if err := wait.For(act, pause); err != nil {
 			return nil, err
@@ -253,7 +251,7 @@ func (j *Job) newPrimary(ctx context.Context, p *peer) (_ *session, err error) {
 		return nil, err
 	}
 	cfg := colo.PrimaryConfig{
-		Logger: j.sessionLog(s), Disks: group(j.cfg.Disks),
+		Logger: j.sessionLog(), Disks: group(j.cfg.Disks),
 		VM: j.vm, State: reg, RAM: saver, Machine: j.cfg.Machine,
 		Events: j.bus(s), Arbiter: j.arbiter(s),
 		CheckpointDelay: j.CheckpointDelay(), PeerTimeout: j.cfg.PeerTimeout,

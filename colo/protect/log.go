@@ -9,9 +9,31 @@ import (
 
 // sessionLog returns the logger of a session: each record says of which guest
 // and of which generation it is, and the session adds its side and its
-// checkpoint.
-func (j *Job) sessionLog(s *session) *slog.Logger {
-	return j.cfg.Logger.With("guest", j.cfg.Name, "generation", s.peer.generation)
+// checkpoint. The generation is another from the moment on in which the host goes on.
+func (j *Job) sessionLog() *slog.Logger { return slog.New(generational{j.cfg.Logger.Handler(), j}) }
+
+// generational adds to each record of which guest and generation it is.
+type generational struct {
+	slog.Handler
+	j *Job
+}
+
+func (h generational) Handle(ctx context.Context, r slog.Record) error {
+	h.j.mu.Lock()
+	generation := h.j.generation
+	h.j.mu.Unlock()
+	all := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
+	all.AddAttrs(slog.String("guest", h.j.cfg.Name), slog.Uint64("generation", generation))
+	r.Attrs(func(a slog.Attr) bool { all.AddAttrs(a); return true })
+	return h.Handler.Handle(ctx, all)
+}
+
+func (h generational) WithAttrs(all []slog.Attr) slog.Handler {
+	return generational{h.Handler.WithAttrs(all), h.j}
+}
+
+func (h generational) WithGroup(name string) slog.Handler {
+	return generational{h.Handler.WithGroup(name), h.j}
 }
 
 // pairLog returns the logger for what belongs to the present session but is no part
@@ -31,7 +53,6 @@ func (h stamped) Handle(ctx context.Context, r slog.Record) error {
 	s, generation := h.j.current, h.j.generation
 	h.j.mu.Unlock()
 	if s != nil {
-		generation = s.peer.generation
 		if side = event.ModeSecondary; s.primary != nil {
 			side = event.ModePrimary
 		}

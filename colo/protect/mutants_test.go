@@ -309,6 +309,20 @@ var mutants = []mutant.Mutant{
 		New:   "case partsOnly && t == SectionEnd:",
 		Tests: []string{"-run=^TestBadCheckpointIsRefusedWholeAndFailoverIsStillPossible$", "../../colo"},
 	},
+	{
+		What:  "a secondary that may go on says that its session is over",
+		File:  "colo/protect/ask.go",
+		Old:   "h.Token == j.departed && ",
+		New:   "(h.Token == j.departed || j.current != nil && h.Token == j.current.peer.token) || ",
+		Tests: []string{"-run=^TestOnlyAHostThatHasLeftASessionSaysThatItIsOver$", "."},
+	},
+	{
+		What:  "a disk that a job has is brought back for another",
+		File:  "colo/protect/job.go",
+		Old:   "if err := d.isFree(); err != nil {",
+		New:   "if err := d.isFree(); err != nil && false {",
+		Tests: []string{"-run=^TestADiskOfTwoJobsIsNotBroughtBack$", "."},
+	},
 }
 
 // ofBeginnings has the simulator break off the beginnings of sessions.

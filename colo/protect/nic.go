@@ -54,6 +54,8 @@ type NIC struct {
 	full atomic.Pointer[func(event.Cause)]
 	over atomic.Bool // Run has returned, or is about to
 
+	ownership
+
 	mu      sync.Mutex
 	input   bool          // held while a packet is delivered
 	follows bool          // another host delivers the packets

@@ -105,8 +105,8 @@ func TestAnEndThatIsOrderedIsARequestHoweverItIsHeard(t *testing.T) {
 	}
 }
 
-// A host that leaves, as by a signal, has asked for the end of its session itself: it warns of
-// nothing. The other has lost its protection, and says so.
+// A host that leaves, as by a signal, has asked for the end of its session itself, and says so to
+// the other: neither warns of anything.
 func TestAHostThatLeavesHasAskedForTheEndItself(t *testing.T) {
 	for _, leaver := range []string{"a", "b"} {
 		bubble(t, leaver, func(t *testing.T, w *world) {
@@ -135,7 +135,7 @@ func TestAHostThatLeavesHasAskedForTheEndItself(t *testing.T) {
 				}
 			}
 			stays.is(Alone)
-			if exits, _, _ := stays.exits(); len(exits) != 1 || exits[0].Reason != event.ExitError {
+			if exits, _, _ := stays.exits(); len(exits) != 1 || exits[0].Reason != event.ExitRequest {
 				t.Errorf("the one that stays: %+v", exits)
 			}
 			stays.halt()
@@ -230,6 +230,31 @@ func TestASwitchoverThatIsGivenUpIsNoRequest(t *testing.T) {
 			}
 		}
 		a.halt()
+		b.halt()
+	})
+}
+
+// Where an operator is the arbiter, Failover counts as a yes in the moment, too, between the end of
+// a secondary's session and its question.
+func TestAnOperatorsYesCountsBeforeTheQuestion(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		none := func(c *Config) { c.Arbiter = nil }
+		b := w.boot("b", false, func(c *Config) {
+			none(c)
+			event.Subscribe(c.Events, func(event.COLOExit) {
+				if h := w.newest("b"); h.job.State() == Following {
+					if err := h.job.Failover(); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		})
+		a := w.boot("a", true, none)
+		a.is(Protected)
+		b.is(Following)
+		a.kill(true)
+		a.bury()
+		b.is(Alone)
 		b.halt()
 	})
 }

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"sync"
@@ -41,6 +40,9 @@ type peer struct {
 	closed   bool          // there is no other any more
 	ended    bool          // it has said that the session ends on purpose
 	leaves   bool          // in so many words, by a note: a primary then keeps nothing to go on from
+	verb     string        // by which, as the peer says; it may be any string
+	departs  bool          // it has said that its Run is about to end
+	farewell bool          // it has heard that the Run here is about to end
 	reason   string        // why the session ends, in the peer's words
 	complete bool          // and that the guest has ended
 	verdict  string        // of a secondary that was told to go on: sayRuns or sayCannot
@@ -158,23 +160,6 @@ func (p *peer) part(patience time.Duration) {
 
 const sayTime = 2 * time.Second
 
-// errEnded is how a session ends when the other side says that it does so on
-// purpose.
-var errEnded = errors.New("the other side has ended the session")
-
-func (p *peer) endedWhy() error {
-	var err error
-	p.get(func() {
-		switch {
-		case p.ended && p.complete:
-			err = fmt.Errorf("%w: %w", errEnded, ErrCompleted)
-		case p.ended:
-			err = fmt.Errorf("%w: %s", errEnded, p.reason)
-		}
-	})
-	return err
-}
-
 // hear reads the control connection until it ends, and returns which it was. on is called for what is not
 // about the peer's own state. In each session questions for a promise are asked or answered all
 // the time: after the first note, silent is called when there was none for a while.
@@ -209,7 +194,14 @@ func (p *peer) hear(on func(note), while time.Duration, silent func()) (control 
 		})
 		switch n.Say {
 		case sayEnd:
-			p.set(func() { p.ended, p.leaves, p.reason, p.complete, p.unused = true, true, n.Reason, n.Completed, n.Seq })
+			p.set(func() {
+				p.ended, p.leaves, p.reason, p.complete, p.unused = true, true, n.Reason, n.Completed, n.Seq
+				p.verb = n.Verb
+			})
+		case sayLeaves:
+			p.set(func() { p.departs = true })
+		case sayFarewell:
+			p.set(func() { p.farewell = true })
 		case sayHeard:
 			p.set(func() { p.parted = true })
 		case sayDisks:

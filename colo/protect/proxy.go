@@ -69,6 +69,8 @@ type Proxy struct {
 	neighbors proxy.Neighbors
 	room      chan struct{}
 
+	ownership
+
 	started chan struct{} // closed by Run, which has set host
 	host    NetworkHost
 	out     uplinkWriter

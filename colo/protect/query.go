@@ -42,12 +42,14 @@ type Info struct {
 	// ends if nothing is renewed; the zero time if it may not.
 	Open  bool
 	Until time.Time
-	// LastError is the last thing that went wrong. It stays when things go well
-	// again.
-	LastError error
-	Progress  *Progress  // while synchronising and switching over, on the primary
-	Session   *colo.Info // of the present session
-	Stats     Stats
+	// LastError is the last thing that went wrong, and LastErrorAt when. They stay when
+	// things go well again. The end of a session that somebody has ordered, on either host, is
+	// none, unless the guest has ended (ErrCompleted). Nil and the zero time: nothing did.
+	LastError   error
+	LastErrorAt time.Time
+	Progress    *Progress  // while synchronising and switching over, on the primary
+	Session     *colo.Info // of the present session
+	Stats       Stats
 }
 
 // Query returns the present state and figures. It does not wait for I/O.
@@ -55,7 +57,7 @@ func (j *Job) Query() Info {
 	j.mu.Lock()
 	in := Info{
 		Guest: j.cfg.Name, Host: j.cfg.Host, State: j.m.state, Reason: j.m.reason, Since: j.since,
-		Generation: j.generation, LastError: j.lastErr, Stats: j.stats,
+		Generation: j.generation, LastError: j.lastErr, LastErrorAt: j.lastErrAt, Stats: j.stats,
 	}
 	s := j.current
 	j.mu.Unlock()

@@ -193,7 +193,7 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 		group.Wait()
 	}()
 	group.Go(func() {
-		if err := s.peer.beatUntil(with, heartbeat.Config{Interval: j.cfg.Beat, Timeout: j.cfg.Lost, Logger: j.pairLog()}); err != nil {
+		if err := s.peer.beatUntil(with, heartbeat.Config{Interval: j.cfg.Beat, Timeout: j.cfg.Lost, Logger: j.beatLog(s)}); err != nil {
 			silent := err == heartbeat.ErrLost
 			s.peer.set(func() {
 				s.peer.lost, s.peer.silent = true, silent
@@ -219,9 +219,6 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 		group.Go(func() { j.watch(with, s) })
 	}
 	j.serveNetworks(with, s, group.Go)
-	if st := j.State(); st != Synchronising && st != Following {
-		s.colo.Lost(errMoved) // deposed, or stopped, since the two agreed
-	}
 	// A session that is cancelled would say goodbye, so that the other side does
 	// not go on. A host that leaves wants it to.
 	stop := atEnd(ctx, func() {
@@ -229,6 +226,9 @@ func (j *Job) attend(ctx context.Context, s *session) error {
 		end(context.Cause(ctx))
 	})
 	defer stop()
+	if st := j.State(); st != Synchronising && st != Following && ctx.Err() == nil {
+		s.colo.Lost(errMoved) // deposed since the two agreed
+	}
 	err := j.awaitPromise(with, s)
 	if err == nil {
 		err = j.beginDisks(with, s, &group)
@@ -413,8 +413,11 @@ func (j *Job) heard(s *session, n note) {
 			s.primary.RequestCheckpoint(event.CauseLimit)
 		}
 	case sayEnd:
-		s.colo.Lost(s.peer.endedWhy())
+		s.endsInOrder(s.peer.endedWhy())
 		s.peer.say(note{Say: sayHeard})
+	case sayLeaves:
+		s.endsInOrder(&leavesError{s.peer.host})
+		s.peer.say(note{Say: sayFarewell})
 	case sayGo:
 		j.takeHand(s, n)
 	case sayRuns, sayCannot:
@@ -431,16 +434,6 @@ func (j *Job) heard(s *session, n note) {
 		}
 		s.colo.Lost(why)
 	}
-}
-
-// leave ends the session of a host whose Run is to end. That is what somebody here has asked for,
-// and no loss of the other side, unless the guest is being handed over: then the end of the
-// session is that of the switchover.
-func (s *session) leave(why error) {
-	if s.getPurpose() == noPurpose && !s.wasHanded() {
-		s.colo.Expect(why)
-	}
-	s.colo.Lost(why)
 }
 
 // maxPledge bounds what a primary can ask for.
@@ -502,23 +495,6 @@ func (j *Job) takeHand(s *session, n note) {
 	s.setPurpose(toTakeHand)
 	s.colo.Expect(errSwitchover)
 	s.colo.Lost(errSwitchover)
-}
-
-// errEnding says that a session ends by an order on this host: Pause, Cancel or Complete.
-var errEnding = errors.New("the protection was ended")
-
-// ordered returns the loss of the other side's connections as what it is when this host has
-// ordered what makes that side close them: it ends its session as it takes the guest over, or
-// as it hears that there is nothing to follow any more, and this may be heard before its
-// word, or before this side's session has ended.
-func (s *session) ordered(err error) error {
-	switch s.getPurpose() {
-	case toHandOver:
-		return fmt.Errorf("%w: %w", errHandingOver, err)
-	case toPause, toCancel, toComplete:
-		return fmt.Errorf("%w: %w", errEnding, err)
-	}
-	return err
 }
 
 // errHandingOver ends a session from the moment on in which the other side may take the guest

@@ -26,6 +26,9 @@ func (j *Job) arbiter(s *session) colo.ArbiterFunc {
 		if err != nil && leaves && !errors.Is(err, failover.ErrRefused) {
 			err = fmt.Errorf("%w: %w", failover.ErrRefused, err) // nobody asks again
 		}
+		if err != nil && leaves {
+			err = &ownEnd{err}
+		}
 		if err != nil && j.unasked(err) && !leaves {
 			return errUnasked // Fenced is about to say so
 		}
@@ -68,11 +71,22 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 	if s.over.Err() != nil {
 		return fmt.Errorf("%w: this host leaves: %w", failover.ErrRefused, context.Cause(s.over))
 	}
+	if s.primary == nil {
+		if j.manual == nil && !c.Ordered && !errors.Is(c.Cause, errOrdered) {
+			j.hearOut(ctx, s)
+		}
+		if why := s.peer.endedWhy(); why != nil {
+			return fmt.Errorf("%w: %w", failover.ErrRefused, why)
+		}
+	}
 	why := j.betterThere(s, c)
+	ends := s.inWords(c.Cause)
+	said := ends
 	if why != nil {
-		j.do(broke, why.Error()+": "+c.Cause.Error())
-	} else {
-		j.do(broke, c.Cause.Error())
+		said = why.Error() + ": " + said
+	}
+	if j.do(broke, said) != nil && s.primary == nil && j.State() == Asking {
+		c.Ordered = true // by Failover, when the session had ended already
 	}
 	j.vm.keep(nil) // by a switchover that began at the same time; none can any more
 	switch st := j.State(); st {
@@ -81,9 +95,6 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		return fmt.Errorf("%w: this host is %s", failover.ErrRefused, st)
 	}
 	if s.primary == nil {
-		if j.manual == nil && !c.Ordered && !errors.Is(c.Cause, errOrdered) {
-			j.hearOut(ctx, s)
-		}
 		if err := j.keepPromise(ctx, s); err != nil {
 			return err
 		}
@@ -104,7 +115,7 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 		}
 	}
 	j.vm.face(true)
-	if err := j.do(granted, c.Cause.Error()); err != nil {
+	if err := j.do(granted, ends); err != nil {
 		return fmt.Errorf("%w: %w", failover.ErrRefused, err) // stopped
 	}
 	return nil
@@ -118,11 +129,13 @@ func (j *Job) settle(ctx context.Context, s *session, c colo.Claim) error {
 func (j *Job) claim(ctx context.Context, s *session, c colo.Claim) (uint64, error) {
 	word := c.Ordered || errors.Is(c.Cause, errOrdered) || errors.Is(c.Cause, errSwitchover) || s.saidWhose()
 	ask, over := s.peer.until(ctx, func() bool { return s.peer.ended || s.peer.goneOn != nil })
+	asked := j.askWhetherOver(ask, s)
 	generation, err := j.acquire(ask, s.peer.generation, word)
 	if errors.Is(err, failover.ErrRefused) && s.primary == nil && s.peer.heard > 0 && j.manual == nil {
 		generation, err = j.acquireAfter(ask, s.peer.heard, s.peer.generation, word)
 	}
 	over()
+	asked()
 	if errors.Is(err, failover.ErrRefused) {
 		s.mu.Lock()
 		s.denied = true

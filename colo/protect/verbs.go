@@ -137,7 +137,7 @@ func (j *Job) leave(ctx, over context.Context, verb input, why purpose, to State
 		return &StateError{Verb: verb.String(), State: st}
 	}
 	s.setPurpose(why)
-	s.colo.Expect(errEnding) // the other side may close its connections before this session ends
+	s.colo.Expect(errInOrder) // the other side may close its connections before this session ends
 	s.peer.set(func() { s.peer.reason = reason })
 	if why == toComplete {
 		j.vm.keep(func() {}) // it has nothing more to do
@@ -145,7 +145,8 @@ func (j *Job) leave(ctx, over context.Context, verb input, why purpose, to State
 	// Everybody who has to be asked was. A session that has ended meanwhile was
 	// told the same by its arbiter, and what became of it shows below.
 	// The other side hears it first, or the end of the connections might be faster.
-	s.peer.say(note{Say: sayEnd, Reason: reason, Completed: why == toComplete}) // an arbiter would refuse it anyway
+	s.peer.say(note{Say: sayEnd, Verb: verb.String(), Reason: reason, Completed: why == toComplete}) // an arbiter would refuse it anyway
+	s.peer.part(min(j.cfg.Lost, hearTime))
 	fenced := s.colo.Fenced()
 	got, err := j.over(over, s)
 	if err == nil && got != to {

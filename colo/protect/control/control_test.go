@@ -206,10 +206,10 @@ func TestAJobThatHasConcludedIsDismissedOnce(t *testing.T) {
 
 func TestTheProtectionIsDescribedAsJSON(t *testing.T) {
 	j := newJob(protect.Protected)
-	j.info.LastError = errors.New("no route")
+	j.info.LastError, j.info.LastErrorAt = errors.New("no route"), time.Date(2026, 2, 3, 4, 5, 6, 0, time.UTC)
 	c := connect(t, NewMonitor(j, Config{}))
 	got := do(t, c, "query-protection", nil)
-	for _, want := range []string{"guest:db1", "host:a", "peer:b", "state:protected", "generation:3", "role:primary", "last-error:no route", "epoch:12"} {
+	for _, want := range []string{"guest:db1", "host:a", "peer:b", "state:protected", "generation:3", "role:primary", "last-error:no route", "last-error-at:2026-02-03T04:05:06Z", "epoch:12"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%s lacks %s", got, want)
 		}

@@ -22,6 +22,7 @@ type protection struct {
 	Open        bool       `json:"open"`
 	Until       *time.Time `json:"until,omitempty"`
 	LastError   string     `json:"last-error,omitempty"`
+	LastErrorAt *time.Time `json:"last-error-at,omitempty"`
 	Progress    *progress  `json:"progress,omitempty"`
 	Session     *colo.Info `json:"session,omitempty"`
 	Checkpoints uint64     `json:"checkpoints"`
@@ -49,6 +50,9 @@ func newProtection(in protect.Info) protection {
 	}
 	if in.LastError != nil {
 		p.LastError = in.LastError.Error()
+		if !in.LastErrorAt.IsZero() {
+			p.LastErrorAt = &in.LastErrorAt
+		}
 	}
 	if g := in.Progress; g != nil {
 		p.Progress = &progress{g.Total, g.Sent, g.Remaining, int64(g.Left)}

@@ -1,0 +1,194 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"time"
+)
+
+// How a session ends that somebody ends on purpose. Whoever does so says it before it closes a
+// connection, and waits until that was heard, so that the other side does not take it for a loss.
+
+// hearTime is how long the other side has to hear that a session is about to end. One that
+// does not is told of it by the end itself.
+const hearTime = 250 * time.Millisecond
+
+var (
+	// errInOrder is all that follows, and what a session of this package expects from the moment on
+	// in which somebody has ended it on purpose, whoever is heard of first.
+	errInOrder = errors.New("the session was ended on purpose")
+
+	// errEnded is how a session ends when the other side says that it ends it on purpose, and that
+	// nobody but that side is to go on.
+	errEnded = errors.New("the other side has ended the session")
+
+	// errLeaves is how a session ends when the Run of the other side is about to end.
+	errLeaves = errors.New("the other side leaves")
+
+	// errEnding says that a session ends by an order on this host: Pause, Cancel or Complete.
+	errEnding error = &ownEnd{errors.New("the protection was ended")}
+)
+
+// An ownEnd is errInOrder by the end of Run's context.
+type ownEnd struct{ error }
+
+func (e *ownEnd) Is(target error) bool { return target == errInOrder }
+func (e *ownEnd) Unwrap() error        { return e.error }
+
+// An endedError is errEnded in the words in which an operator reads it. It matches errEnded, and
+// ErrCompleted if there is no guest any more.
+type endedError struct {
+	words    string
+	complete bool
+}
+
+func (e *endedError) Error() string { return e.words }
+
+// Is reports whether it matches target.
+func (e *endedError) Is(target error) bool {
+	return target == errEnded || target == errInOrder || e.complete && target == ErrCompleted
+}
+
+// A leavesError is errLeaves, with the name of the host that leaves.
+type leavesError struct{ host string }
+
+func (e *leavesError) Error() string        { return e.host + " leaves" }
+func (e *leavesError) Is(target error) bool { return target == errLeaves || target == errInOrder }
+
+// endedWhy returns an error that says that the other side ends the session on purpose, or has
+// gone on, and why; nil if it does not.
+func (p *peer) endedWhy() (err error) {
+	p.get(func() {
+		if p.ended {
+			err = &endedError{words: p.endWords(), complete: p.complete}
+		}
+	})
+	return err
+}
+
+// orderlyEnd is endedWhy where the other side has said so, before anything was lost.
+func (p *peer) orderlyEnd() error {
+	said := false
+	p.get(func() { said = p.leaves })
+	if !said {
+		return nil
+	}
+	return p.endedWhy()
+}
+
+// endWords says what the other side has done. p.mu is held.
+func (p *peer) endWords() string {
+	switch {
+	case p.complete:
+		return "the guest has ended on " + p.host
+	case p.verb == doPause.String() && p.reason == "":
+		return p.host + " has paused the protection"
+	case p.verb == doPause.String():
+		return fmt.Sprintf("%s has paused the protection: %s", p.host, p.reason)
+	case p.verb == doCancel.String():
+		return p.host + " has ended the protection"
+	}
+	return p.reason
+}
+
+// endsInOrder ends the session as the other side has said that it ends, and is to be taken for
+// no loss.
+func (s *session) endsInOrder(why error) {
+	if s.getPurpose() == noPurpose && !s.wasHanded() {
+		s.colo.Expect(errInOrder)
+	}
+	s.colo.Lost(why)
+}
+
+// inWords returns why the session ends, as an operator is told.
+func (s *session) inWords(cause error) string {
+	departs := false
+	s.peer.get(func() { departs = s.peer.departs })
+	if departs { // whatever has noticed it first
+		return (&leavesError{s.peer.host}).Error()
+	}
+	return cause.Error()
+}
+
+// leave ends the session of a host whose Run is to end. That is what somebody here has asked for,
+// and no loss of the other side, unless the guest is being handed over: then the end of the
+// session is that of the switchover.
+func (s *session) leave(why error) {
+	if s.getPurpose() == noPurpose && !s.wasHanded() {
+		s.colo.Expect(errInOrder)
+		s.peer.sayLeaves()
+		why = &ownEnd{why}
+	}
+	s.colo.Lost(why)
+}
+
+// sayLeaves says that this host leaves, and waits until that was heard. It waits for nobody who
+// writes already.
+func (p *peer) sayLeaves() {
+	select {
+	case p.write <- struct{}{}:
+	default:
+		return
+	}
+	var control net.Conn
+	p.get(func() { control = p.control })
+	control.SetWriteDeadline(time.Now().Add(hearTime))
+	err := writeNote(control, note{Say: sayLeaves})
+	<-p.write
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), hearTime)
+	defer cancel()
+	p.await(ctx, func() bool { return p.farewell || p.ended || p.lost || p.gone })
+}
+
+// ordered returns the loss of the other side's connections as what it is when this host has
+// ordered what makes that side close them: it ends its session as it takes the guest over, or
+// as it hears that there is nothing to follow any more, and this may be heard before its
+// word, or before this side's session has ended.
+func (s *session) ordered(err error) error {
+	switch s.getPurpose() {
+	case toHandOver:
+		return fmt.Errorf("%w: %w", errHandingOver, err)
+	case toPause, toCancel, toComplete:
+		return fmt.Errorf("%w: %w", errEnding, err)
+	}
+	return err
+}
+
+// inOrder reports whether the session ends on purpose, on either side.
+func (s *session) inOrder() (ordered bool) {
+	s.peer.get(func() { ordered = s.peer.leaves || s.peer.departs })
+	return ordered || s.getPurpose() != noPurpose || s.wasHanded() || s.over.Err() != nil
+}
+
+// beatLog returns the logger of a session's heartbeat. That the other side closes it is no loss
+// where the session ends on purpose.
+func (j *Job) beatLog(s *session) *slog.Logger {
+	return slog.New(calm{stamped{j.cfg.Logger.Handler(), j}, s.inOrder})
+}
+
+// calm passes warnings on as what is for those who debug while ordered says so.
+type calm struct {
+	slog.Handler
+	ordered func() bool
+}
+
+func (h calm) Handle(ctx context.Context, r slog.Record) error {
+	if r.Level >= slog.LevelInfo && h.ordered() {
+		r.Level = slog.LevelDebug
+		if !h.Enabled(ctx, r.Level) {
+			return nil
+		}
+	}
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h calm) WithAttrs(all []slog.Attr) slog.Handler {
+	return calm{h.Handler.WithAttrs(all), h.ordered}
+}
+func (h calm) WithGroup(name string) slog.Handler { return calm{h.Handler.WithGroup(name), h.ordered} }
