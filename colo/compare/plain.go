@@ -385,15 +385,15 @@ func (e *Engine) holdPlain(c *conn, f *Frame, s *plain) *pkt {
 	return q
 }
 
-// takeShape sets the fields of q in which all plain segments of one kind are equal. They stay as
-// they are as long as q has packets of that kind.
-func (q *pkt) takeShape(s *plain) {
-	q.shape = s.kind
-	q.Packet = packet.Packet{
+// takeShape sets the fields of p in which all plain segments of one kind are equal. They stay as
+// they are as long as p has packets of that kind.
+func (p *pkt) takeShape(s *plain) {
+	p.shape = s.kind
+	p.Packet = packet.Packet{
 		Kind: s.kind, Type: packet.TypeIPv4, L3: packet.EthernetLen, L4: s.l4, Proto: packet.ProtoTCP, First: true, L4OK: true,
 	}
 	if s.kind == packet.IP6 {
-		q.Packet.Type = packet.TypeIPv6
+		p.Packet.Type = packet.TypeIPv6
 	}
-	q.segment = segment{is: true}
+	p.segment = segment{is: true}
 }
