@@ -39,20 +39,20 @@ type stream struct {
 // told has what the primary's guest has said. It changes with each of its packets,
 // before that is judged, and with nothing else: a checkpoint does not take it back.
 type told struct {
-	isn     uint32     // of its last SYN
-	fin     uint32     // the sequence number of its FIN
-	open    bool       // isn is known
-	fins    bool       // fin is known
-	options synOptions // of its last SYN
-
+	isn    uint32 // of its last SYN
+	fin    uint32 // the sequence number of its FIN
 	ack    uint32 // the greatest acknowledgment number
 	edge   uint32 // the greatest right edge of its receive window (RFC 9293 section 3.3.1)
 	end    uint32 // the greatest end of its data
+	open   bool   // isn is known
+	fins   bool   // fin is known
 	acks   bool   // ack is known
 	edges  bool   // edge is known
 	data   bool   // end is known
 	scaled bool   // scale is known
 	scale  uint8  // of its window, by its last SYN and that of the peer (RFC 7323 section 2)
+
+	options synOptions // of its last SYN
 }
 
 // cover has what the guest that would go on if the primary died now knows at
