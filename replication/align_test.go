@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 )
 
 // blockRemote is a secondary that takes only whole blocks.
@@ -40,6 +41,18 @@ func (r *blockRemote) StartZeroes(off, n int64, fua bool, done func(error)) {
 	r.fakeRemote.StartZeroes(off, n, fua, done)
 }
 
+// hesitantDisk now and then lets others go on between what it has read and what is done with
+// that.
+type hesitantDisk struct{ *fakeDisk }
+
+func (d hesitantDisk) ReadAt(p []byte, off int64) (int, error) {
+	n, err := d.fakeDisk.ReadAt(p, off)
+	if rand.IntN(2) == 0 {
+		time.Sleep(100 * time.Microsecond)
+	}
+	return n, err
+}
+
 // A guest with sectors of 512 bytes has a secondary whose device takes blocks of 4096: those of
 // its writes that are no whole blocks are sent with what is around them, in whatever order they
 // and those of their neighbours come, while the first copy is made too.
@@ -48,7 +61,7 @@ func TestASecondaryOfLargerBlocksGetsWholeOnes(t *testing.T) {
 	for _, block := range []int64{4096, ChunkSize} {
 		ctx, cancel := context.WithCancel(t.Context())
 		local, remote := newFake(size, 0x11), newFake(size, 0x22)
-		p, err := NewPrimary(local, PrimaryConfig{Overwrite: true, Forward: ForwarderConfig{WindowRequests: 8}})
+		p, err := NewPrimary(hesitantDisk{local}, PrimaryConfig{Overwrite: true, Forward: ForwarderConfig{WindowRequests: 8}})
 		must(t, err)
 		r := &blockRemote{fakeRemote: newFakeRemote(remote, 1), block: block}
 		must(t, p.Attach(r))

@@ -141,6 +141,13 @@ var mutants = []mutant.Mutant{
 		Tests: []string{"-run=GenerationCannotBeRecorded", "."},
 	},
 	{
+		What:  "of a block that is sent as a whole only the guest's part is locked",
+		File:  "primary_io.go",
+		Old:   "p.locks.lock(from, to-from, false)",
+		New:   "p.locks.lock(off, n+0*(from+to), false)",
+		Tests: []string{"-run=ASecondaryOfLargerBlocks", "."},
+	},
+	{
 		What:  "a small disk that its guest has rewritten is another one",
 		File:  "journal.go",
 		Old:   "case b.size < smallDisk:",
