@@ -90,6 +90,8 @@ func (p *peer) endWords() string {
 		return fmt.Sprintf("%s has paused the protection: %s", p.host, p.reason)
 	case p.verb == doCancel.String():
 		return p.host + " has ended the protection"
+	case p.leaves && p.reason != p.host+" leaves": // by a verb of another version, which may send none
+		return fmt.Sprintf("%s has ended the session: %s", p.host, p.reason)
 	}
 	return p.reason
 }

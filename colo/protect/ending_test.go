@@ -189,11 +189,12 @@ func TestAJobThatIsStoppedBeforeItsSessionRunsHasEndedItInOrder(t *testing.T) {
 	})
 }
 
-// Words of another version, and more than a host would say, are told as they are.
+// Words of another version are told with who has said them.
 func TestTheEndOfASessionIsToldInTheWordsThatCame(t *testing.T) {
 	for _, c := range []struct{ verb, reason, want string }{
 		{"", "b leaves", "b leaves"},
-		{"a verb of tomorrow", "it is over", "it is over"},
+		{"a verb of tomorrow", "it is over", "b has ended the session: it is over"},
+		{"", "for a while", "b has ended the session: for a while"},
 		{"pause", "x", "b has paused the protection: x"},
 		{"cancel", "cancelled", "b has ended the protection"},
 	} {
