@@ -144,11 +144,15 @@ func TestFencerRunsBeforeTheGuestDoes(t *testing.T) {
 		b := w.boot("b", false, func(c *Config) { c.Fencer = f })
 		a := w.boot("a", true, func(c *Config) { c.Fencer = f })
 		f.before = func(generation uint64) {
-			if b.job.State() != Asking || generation != 2 || w.last != "a" {
-				t.Errorf("%v, generation %d", b.job.State(), generation)
+			w.mu.Lock()
+			last := w.last
+			w.mu.Unlock()
+			if b.job.State() != Asking || generation != 2 || last != "a" {
+				t.Errorf("%v, generation %d, the last frame is from %q", b.job.State(), generation, last)
 			}
 		}
 		a.is(Protected)
+		w.hearsMore()
 		a.kill(true)
 		a.bury()
 		b.is(Alone)
