@@ -75,7 +75,7 @@ func TestExitStatus(t *testing.T) {
 		os.Exit(0)
 	}
 	require.Outside(t, require.Processes)
-	for args, want := range map[string]int{"-h": 0, "primary -size 12x": 2, "nonsense": 2, "secondary -image no/such -listen x": 1} {
+	for args, want := range map[string]int{"-h": 0, "primary -size 12x": 2, "nonsense": 2, "secondary -image no/such -listen localhost:7000": 1, "secondary -image no/such -listen x": 2} {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestExitStatus$")
 		cmd.Env = append(os.Environ(), "DISKREPLICA_ARGS="+args)
 		var stderr bytes.Buffer
