@@ -151,9 +151,13 @@ func (p *peer) sayLeaves() {
 // ordered returns the loss of the other side's connections as what it is when this host has
 // ordered what makes that side close them: it ends its session as it takes the guest over, or
 // as it hears that there is nothing to follow any more, and this may be heard before its
-// word, or before this side's session has ended.
+// word, or before this side's session has ended. So does the other side of a host that leaves.
 func (s *session) ordered(err error) error {
 	switch s.getPurpose() {
+	case noPurpose:
+		if s.over.Err() != nil && !s.wasHanded() {
+			return &ownEnd{err}
+		}
 	case toHandOver:
 		return fmt.Errorf("%w: %w", errHandingOver, err)
 	case toPause, toCancel, toComplete:
