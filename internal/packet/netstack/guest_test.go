@@ -128,8 +128,10 @@ func (i *image) StateLoad(_ context.Context, s state.Source) {
 	s.Load(1, &i.program)
 }
 
-// A program is a server that answers "down N SEED" on each connection. It does one
-// thing at a time, so that it can be stopped anywhere and copied.
+// A program is a server that answers "down N SEED" on each connection, and takes the N bytes
+// that follow "up N SEED": it answers these with the first receiptLen bytes of the answer of
+// SEED, or of another seed if some were wrong. It does one thing at a time, so that it can be
+// stopped anywhere and copied.
 type program struct {
 	queue  *waiter.Queue
 	listen tcpip.Endpoint
@@ -144,7 +146,11 @@ type conn struct {
 	at    uint64 // of the answer
 	left  uint64
 	shut  bool
+	rest  uint64 // to come of what a client sends
+	wrong bool   // some of that was
 }
+
+const receiptLen = 16
 
 func (*program) StateTypeName() string { return "netstack.program" }
 func (*program) StateFields() []string { return []string{"queue", "listen", "conns"} }
@@ -161,7 +167,7 @@ func (p *program) StateLoad(_ context.Context, s state.Source) {
 
 func (*conn) StateTypeName() string { return "netstack.conn" }
 func (*conn) StateFields() []string {
-	return []string{"queue", "ep", "line", "seed", "at", "left", "shut"}
+	return []string{"queue", "ep", "line", "seed", "at", "left", "shut", "rest", "wrong"}
 }
 func (c *conn) StateSave(s state.Sink) {
 	s.Save(0, &c.queue)
@@ -171,6 +177,8 @@ func (c *conn) StateSave(s state.Sink) {
 	s.Save(4, &c.at)
 	s.Save(5, &c.left)
 	s.Save(6, &c.shut)
+	s.Save(7, &c.rest)
+	s.Save(8, &c.wrong)
 }
 func (c *conn) StateLoad(_ context.Context, s state.Source) {
 	s.Load(0, &c.queue)
@@ -180,6 +188,8 @@ func (c *conn) StateLoad(_ context.Context, s state.Source) {
 	s.Load(4, &c.at)
 	s.Load(5, &c.left)
 	s.Load(6, &c.shut)
+	s.Load(7, &c.rest)
+	s.Load(8, &c.wrong)
 }
 
 func init() {
@@ -216,7 +226,7 @@ func (p *program) step() (did bool) {
 func (c *conn) step() (did bool) {
 	for c.left == 0 && !c.shut {
 		var b bytes.Buffer
-		w := tcpip.LimitedWriter{W: &b, N: 1}
+		w := tcpip.LimitedWriter{W: &b, N: int64(min(max(c.rest, 1), 4096))}
 		_, err := c.ep.Read(&w, tcpip.ReadOptions{})
 		if _, closed := err.(*tcpip.ErrClosedForReceive); closed {
 			c.shut = true
@@ -227,8 +237,13 @@ func (c *conn) step() (did bool) {
 			return did
 		}
 		did = true
+		if c.rest > 0 {
+			c.take(b.Bytes())
+			continue
+		}
 		if c.line = append(c.line, b.Bytes()...); c.line[len(c.line)-1] == '\n' {
 			fmt.Sscanf(string(c.line), "down %d %d", &c.left, &c.seed)
+			fmt.Sscanf(string(c.line), "up %d %d", &c.rest, &c.seed)
 			c.line, c.at = nil, 0
 		}
 	}
@@ -246,6 +261,21 @@ func (c *conn) step() (did bool) {
 		c.left -= uint64(n)
 	}
 	return did
+}
+
+// take looks at what a client sends behind "up".
+func (c *conn) take(b []byte) {
+	for i, v := range b {
+		c.wrong = c.wrong || v != answer(c.seed, c.at+uint64(i))
+	}
+	c.at += uint64(len(b))
+	if c.rest -= uint64(len(b)); c.rest > 0 {
+		return
+	}
+	if c.wrong {
+		c.seed = ^c.seed
+	}
+	c.at, c.left, c.wrong = 0, receiptLen, false
 }
 
 // A guest is a stack and its program, which can be paused, and become a copy of
@@ -286,6 +316,9 @@ func newGuest(v6, gso bool) *guest {
 // vnet is the length of the virtio-net header that each frame begins with.
 const vnet = packet.VNetMergeLen
 
+// tagged has all stacks be in a VLAN. It is set before there are any, and not with gso.
+var tagged bool
+
 // frame puts a virtio-net header and an Ethernet header before an IP packet.
 func frame(pkt *stack.PacketBuffer, toGuest bool) []byte {
 	v := pkt.ToView()
@@ -302,6 +335,9 @@ func frame(pkt *stack.PacketBuffer, toGuest bool) []byte {
 	e[12] = 8
 	if len(p) > 0 && p[0]>>4 == 6 {
 		e[12], e[13] = 0x86, 0xdd
+	}
+	if tagged {
+		f = append(f[:vnet+12], 0x81, 0, 0, 5, e[12], e[13])
 	}
 	if o := &pkt.GSOOptions; o.Type != stack.GSONone && o.NeedsCsum { // virtio 1.2 section 5.1.6
 		l4 := packet.EthernetLen + o.L3HdrLen
@@ -332,6 +368,9 @@ func inject(link *cable, f []byte) {
 // injectWhole gives a frame to a stack as it is. The stack keeps it.
 func injectWhole(link *cable, f []byte) {
 	f = f[vnet:]
+	if tagged {
+		f = append(f[:12], f[12+packet.TagLen:]...)
+	}
 	proto := header.IPv4ProtocolNumber
 	if f[12] == 0x86 {
 		proto = header.IPv6ProtocolNumber

@@ -44,6 +44,8 @@ type client struct {
 	link  *cable
 	whole atomic.Uint64 // how many frames have come that are longer than a segment
 
+	lossy *lossy // nil: nothing is lost
+
 	mu     sync.Mutex
 	charge *place
 }
@@ -70,6 +72,9 @@ func (c *client) moveTo(p *place) {
 
 // send carries what the client sends.
 func (c *client) send(f []byte) {
+	if c.lossy.loses() {
+		return
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	select {
@@ -122,6 +127,9 @@ type pair struct {
 	epoch  uint64
 	wants  chan event.Cause
 
+	alone atomic.Bool   // the secondary has taken over
+	made  atomic.Uint64 // checkpoints, where others look at their number
+
 	checkpoints int
 	size        int
 }
@@ -152,11 +160,20 @@ func protect(t *testing.T, ctx context.Context, group *sync.WaitGroup, c *client
 		rewriter.Edge = x.se
 	}
 	x.s = proxy.NewSecondary(proxy.SecondaryConfig{
-		VM: x.sg, VNetHdr: vnet, Deliver: func(f []byte) error { return x.sg.deliver(f) }, Rewriter: rewriter,
+		VM: x.sg, VNetHdr: vnet, Rewriter: rewriter, Deliver: func(f []byte) error {
+			if c.lossy.loses() {
+				return nil
+			}
+			return x.sg.deliver(f)
+		},
 		Announce: proxy.AnnounceConfig{Rounds: 5},
 	})
 	x.pg.out = func(f []byte) { x.must(x.p.WritePacket(f)) }
-	x.sg.out = func(f []byte) { x.must(x.s.WritePacket(f)) }
+	x.sg.out = func(f []byte) {
+		if x.alone.Load() || !c.lossy.loses() {
+			x.must(x.s.WritePacket(f))
+		}
+	}
 	x.preg, x.sreg = new(vmstate.Registry), new(vmstate.Registry)
 	x.must(errors.Join(x.preg.Register(x.p.Entry(0), x.p), x.sreg.Register(x.s.Entry(0), x.s)))
 	var pnet, snet proxy.Network = x.pw, x.sw
@@ -239,6 +256,7 @@ func (x *pair) kill() {
 // takeOver lets the secondary go on alone.
 func (x *pair) takeOver(c *client) {
 	x.t.Helper()
+	x.alone.Store(true)
 	x.must(x.s.Failover())
 	c.moveTo(x.sw)
 }
