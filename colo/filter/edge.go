@@ -46,25 +46,34 @@ type settled struct {
 	begun bool
 	ended time.Time // when it was over; zero: it is not
 
-	opened bool   // own and first are known
-	own    uint32 // the number of the guest's SYN or SYN|ACK
-	first  uint32 // what a SYN|ACK acknowledges; 0 if the guest has sent a SYN
+	opened  bool   // the rest is known
+	byGuest bool   // the guest has opened it, and has answered the client's SYN|ACK
+	crossed bool   // both have
+	own     uint32 // the number of the guest's SYN or SYN|ACK
+	first   uint32 // the number after the client's SYN, if not byGuest
 }
 
 // settle returns what is kept of c, whose numbers are known.
 func settle(c *conversation) *settled {
-	s := &settled{translation: c.translation(), life: c.life, begun: true, opened: true, own: c.own.seq, first: c.first}
+	s := &settled{translation: c.translation(), life: c.life, begun: true,
+		opened: true, byGuest: c.byGuest, crossed: c.crossed, own: c.own.seq, first: c.first}
 	if c.closed {
 		s.ended = time.Now()
 	}
 	return s
 }
 
-// repeats reports whether h is the SYN or SYN|ACK of the connection once more, as a guest
-// sends it whose handshake is not complete because a packet was lost on its way to the
-// guest.
+// repeats reports whether h is the SYN|ACK of the connection once more, as a guest sends it
+// whose handshake is not complete because a packet was lost on its way to the guest. A SYN
+// opens another connection, with the same number by chance: that of this one has been answered.
 func (s *settled) repeats(h packet.TCP) bool {
-	return s.opened && h.Seq() == s.own && (s.first == 0 && s.ended.IsZero() || s.first == h.Ack())
+	switch {
+	case !s.opened || h.Flags()&packet.ACK == 0 || h.Seq() != s.own:
+		return false
+	case s.byGuest:
+		return s.crossed && s.ended.IsZero() && h.Ack() == s.next
+	}
+	return h.Ack() == s.first
 }
 
 // maxLinger is how long an Edge keeps a connection that is over, of which late packets may

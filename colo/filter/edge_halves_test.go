@@ -104,6 +104,20 @@ func TestAHandshakeThatIsNotCompleteOutlivesAProtectionAnew(t *testing.T) {
 			{"ACK", false, ack, 9001, 501, "", "1001/501"},
 			{"data", true, ack, 501, 1001, "x", "501/9001"},
 		}, 1},
+		"the guest calls once more, with the same number": {calls, []handshakeStep{
+			{"SYN|ACK", true, synAck, 500, 1001, "", "500/9001"},
+			{"ACK", false, ack, 9001, 501, "", "1001/501"},
+			{"SYN", false, packet.SYN, 9000, 0, "", "9000/0"},
+			{"SYN|ACK", true, synAck, 800, 9001, "", "800/9001"},
+			{"ACK", false, ack, 9001, 801, "", "9001/801"},
+		}, 0},
+		"both call, and what the guest answers is repeated": {calls, []handshakeStep{
+			{"SYN", true, packet.SYN, 500, 0, "", "500/0"},
+			{"SYN|ACK", false, synAck, 9000, 501, "", "9000/501"},
+			{"ACK, which the guest does not get", true, ack, 501, 1001, "", "501/9001"},
+			{"SYN|ACK", false, synAck, 9000, 501, "", "1000/501"},
+			{"data", false, ack, 9001, 501, "x", "1001/501"},
+		}, 1},
 		"both call": {calls, []handshakeStep{
 			{"SYN", true, packet.SYN, 500, 0, "", "500/0"},
 			{"SYN|ACK", false, synAck, 9000, 501, "", "9000/501"},
