@@ -4,8 +4,10 @@ package kvm
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/gocolo/lockstep/vmstate"
@@ -96,5 +98,98 @@ func TestAVCPUThatHasRunTakesNoOtherCPUID(t *testing.T) {
 	other(fresh.staged)
 	if err := errors.Join(fresh.staged.check(fresh.staged.apic), fresh.restore()); err != nil {
 		t.Error("a vCPU that has not run:", err)
+	}
+}
+
+// What KVM itself keeps up to date of a CPUID may be anything in a state for a vCPU that has run: KVM refuses
+// some of it on some hosts, such as the sizes of the XSAVE area, and so is not asked.
+func TestAVCPUThatHasRunKeepsItsCPUIDWhateverAStateSaysOfWhatKVMKeeps(t *testing.T) {
+	list, v, load := states(t)
+	for _, c := range []struct {
+		function, index uint32
+		of              func(*CPUIDEntry) *uint32
+		bits            uint32
+	}{
+		{1, 0, func(e *CPUIDEntry) *uint32 { return &e.Ecx }, 1 << 27}, // OSXSAVE
+		{1, 0, func(e *CPUIDEntry) *uint32 { return &e.Ecx }, 1 << 3},  // MONITOR
+		{1, 0, func(e *CPUIDEntry) *uint32 { return &e.Edx }, 1 << 9},  // APIC
+		{7, 0, func(e *CPUIDEntry) *uint32 { return &e.Ecx }, 1 << 4},  // OSPKE
+		{0xd, 0, func(e *CPUIDEntry) *uint32 { return &e.Ebx }, 0x40},
+		{0xd, 1, func(e *CPUIDEntry) *uint32 { return &e.Ebx }, 0x40},
+	} {
+		load(list[0])
+		e := findCPUID(v.staged.cpuid.entries[:v.staged.cpuid.n], c.function, c.index)
+		if e == nil {
+			continue
+		}
+		*c.of(e) ^= c.bits
+		if err := v.staged.check(v.staged.apic); err != nil {
+			// Of a feature that this CPU lacks no guest is told, whoever keeps it up to date.
+			var cpu *CPUError
+			if !errors.As(err, &cpu) {
+				t.Errorf("CPUID %#x.%d with %#x changed: %v", c.function, c.index, c.bits, err)
+			}
+			continue
+		}
+		if err := v.restore(); err != nil {
+			t.Errorf("CPUID %#x.%d with %#x changed, which was taken: %v", c.function, c.index, c.bits, err)
+		}
+	}
+	load(list[0])
+}
+
+// A vCPU that has run keeps the features that MSRs tell of, too: a state with others is refused while it
+// is decoded. One that has not run takes them.
+func TestAVCPUThatHasRunTakesNoOtherFeatureMSRs(t *testing.T) {
+	list, v, _ := states(t)
+	fresh, err := Create(Config{VCPUs: 1, Memory: uint64(len(v.vm.Memory()))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fresh.Close()
+	registered := func(vm *VM) *vmstate.Registry {
+		reg := &vmstate.Registry{}
+		if err := vm.Register(reg); err != nil {
+			t.Fatal(err)
+		}
+		return reg
+	}
+	ran, other := registered(v.vm), registered(fresh)
+	var entry [16]byte
+	tried := 0
+	for _, index := range v.state.sys.features {
+		was, ok, err := v.state.readMSR(v.fd, index)
+		if err != nil || !ok || !slices.Contains(v.state.known(), index) {
+			continue
+		}
+		binary.LittleEndian.PutUint32(entry[:], index)
+		binary.LittleEndian.PutUint64(entry[8:], was)
+		at := bytes.Index(list[0], entry[:])
+		if at < 0 {
+			t.Errorf("MSR %#x with %#x is not in the state", index, was)
+			continue
+		}
+		bad := bytes.Clone(list[0])
+		for bit := range 64 { // the first that a vCPU takes which has not run
+			binary.LittleEndian.PutUint64(bad[at+8:], was^1<<bit)
+			if err := other.LoadDevices(bad, nil); err != nil {
+				continue
+			}
+			if err := other.Commit(); err != nil {
+				t.Errorf("MSR %#x with %#x, on a vCPU that has not run: %v", index, was^1<<bit, err)
+			}
+			tried++
+			var msr *MSRError
+			if err := ran.LoadDevices(bad, nil); !errors.As(err, &msr) || !errors.Is(err, ErrState) || msr.Index != index {
+				t.Errorf("MSR %#x with %#x in place of %#x, on a vCPU that has run: %v", index, was^1<<bit, was, err)
+			}
+			break
+		}
+	}
+	if len(v.state.sys.features) > 0 && tried == 0 {
+		t.Skip("this KVM takes no other value of a feature's MSR")
+	}
+	if err := errors.Join(ran.LoadDevices(list[0], nil), ran.Commit()); err != nil {
+		t.Error("the state as it was:", err)
 	}
 }

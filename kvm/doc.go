@@ -46,8 +46,8 @@
 //
 // A vCPU's state is: CPUID, TSC frequency, MP state, special and general
 // registers with the PDPTRs, XCRs, XSAVE area, debug registers, local APIC, MSRs (those
-// that KVM lists, and of the others memory types, machine-check banks, TSC_AUX and
-// KVM's own, and Hyper-V's synthetic interrupts and timers where the VM's host has made it
+// that KVM lists, and of the others memory types, machine-check banks, TSC_AUX, AMD's list of
+// errata and KVM's own, and Hyper-V's synthetic interrupts and timers where the VM's host has made it
 // for them), pending events with a pending exception's payload, and the distance of
 // its TSC from the other vCPUs'.
 //

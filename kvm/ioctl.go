@@ -18,6 +18,7 @@ const (
 	kvmGetVCPUMmapSize     = 0xae04
 	kvmGetSupportedCPUID   = 0xc008ae05
 	kvmGetEmulatedCPUID    = 0xc008ae09
+	kvmGetMSRFeatureList   = 0xc004ae0a
 	kvmCreateVCPU          = 0xae41
 	kvmGetDirtyLog         = 0x4010ae42
 	kvmSetUserMemoryRegion = 0x4020ae46

@@ -30,7 +30,7 @@ var rules = []struct {
 		"TestARunningVMIsRolledBack20Times", "TestAStartThatWasRolledBackStartsNothing"}},
 	{"doc.go", "A VM that is loaded after it has run drops them before the first vCPU enters the guest", []string{
 		"TestARolledBackGuestGoesByThePageTablesThatWereLoaded", "TestAKVMThatKeepsCopiesOfPageTablesIsFoundOut", "TestCopiesAreDroppedBesideTheHostsSlots"}},
-	{"doc.go", "MSRs (those that KVM lists, and of the others memory types, machine-check banks, TSC_AUX and KVM's own, and Hyper-V's synthetic interrupts and timers", []string{
+	{"doc.go", "MSRs (those that KVM lists, and of the others memory types, machine-check banks, TSC_AUX, AMD's list of errata and KVM's own, and Hyper-V's synthetic interrupts and timers", []string{
 		"TestEveryMSRThatCanBeSetIsRestored", "TestHyperVsInterruptsAndTimersAreRestored"}},
 	{"doc.go", "pending events with a pending exception's payload, and the distance of its TSC from the other vCPUs'", []string{
 		"TestAPendingExceptionKeepsItsPayload", "TestAnExceptionThatIsPendingWithoutItsPayloadIsTaken", "TestTheTSCsOfAVMKeepTheirDistance"}},

@@ -304,6 +304,7 @@ func (v *VCPU) park(ctx context.Context) error {
 		vm.entries++
 		v.stop.inside = true
 		if !v.given.ran.Load() {
+			v.state.fixes(v.fd)
 			v.given.ran.Store(true)
 		}
 		v.kicked.Store(false)

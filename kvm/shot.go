@@ -4,6 +4,7 @@ package kvm
 
 import (
 	"fmt"
+	"slices"
 	"time"
 	"unsafe"
 )
@@ -37,7 +38,11 @@ func (s *VCPUState) another() *VCPUState {
 
 // knows copies to s what does not change while the guest runs.
 func (s *VCPUState) knows(from *VCPUState) {
-	s.hasCPUID, s.hasTSCKHz = append(s.hasCPUID[:0], from.hasCPUID...), from.hasTSCKHz
+	s.hasTSCKHz = from.hasTSCKHz
+	if !slices.Equal(s.hasCPUID, from.hasCPUID) {
+		s.hasCPUID = append(s.hasCPUID[:0], from.hasCPUID...)
+		s.regain()
+	}
 }
 
 // shoot saves the vCPU, unless others may still act on it: a vCPU in the guest can

@@ -24,12 +24,15 @@ const (
 	msrTSCDeadline  = 0x6e0
 	msrWallClock    = 0x11       // MSR_KVM_WALL_CLOCK
 	msrWallClockNew = 0x4b564d00 // MSR_KVM_WALL_CLOCK_NEW
+	msrOSVWLength   = 0xc0010140 // how many errata the other has bits of
+	msrOSVWStatus   = 0xc0010141
 )
 
 // System lists the capabilities of KVM on this host that a VM needs. It is read once,
 // never changes, and may be shared.
 type System struct {
 	msrs       []uint32 // to save, in the order to restore
+	features   []uint32 // MSRs that a vCPU which has run keeps
 	xsaveSize  int      // bytes of KVM_GET_XSAVE(2)
 	xsave2     bool
 	xcrs       bool
@@ -43,6 +46,12 @@ type System struct {
 	smm        bool         // system management mode, and so SMIs
 	syncRegs   bool         // registers and events in struct kvm_run
 	cpuid      []CPUIDEntry // what a guest may be told; nil: not known
+}
+
+// msrIndices is struct kvm_msr_list.
+type msrIndices struct {
+	n       uint32
+	indices [maxMSRs]uint32
 }
 
 // ReadSystem asks KVM what it can do for a VM: kvm is a descriptor of /dev/kvm,
@@ -78,10 +87,7 @@ func ReadSystem(kvm, vm int) (*System, error) {
 	s.xsave2 = s.xsaveSize >= xsaveMin
 	s.xsaveSize = max(s.xsaveSize, xsaveMin)
 
-	var list struct {
-		n       uint32
-		indices [maxMSRs]uint32
-	}
+	var list msrIndices
 	list.n = maxMSRs
 	if _, err := ioctl(kvm, "KVM_GET_MSR_INDEX_LIST", kvmGetMSRIndexList, unsafe.Pointer(&list)); err != nil {
 		return nil, fmt.Errorf("kvm: %w", err)
@@ -113,6 +119,7 @@ func ReadSystem(kvm, vm int) (*System, error) {
 		s.msrs = slices.DeleteFunc(s.msrs, func(i uint32) bool { return slices.Contains(more, i) })
 		s.msrs = append(s.msrs, more...)
 	}
+	s.features = featureMSRs(kvm)
 	var err error
 	if s.cpuid, err = possibleCPUID(kvm); err != nil {
 		return nil, fmt.Errorf("kvm: %w", err)
@@ -125,8 +132,8 @@ func ReadSystem(kvm, vm int) (*System, error) {
 
 // unlisted returns MSRs that KVM may have and does not list, or lists only where a
 // guest may use them: the memory types of physical addresses (Intel SDM volume 3,
-// 12.11), the machine-check banks, of which there are so many, TSC_AUX, AMD's VM_CR, and
-// KVM's own without those that name memory.
+// 12.11), the machine-check banks, of which there are so many, TSC_AUX, AMD's VM_CR and the
+// errata that a guest is told of, and KVM's own without those that name memory.
 func unlisted(banks int) []uint32 {
 	const (
 		physBase, physMask16                              = 0x200, 0x20f
@@ -141,7 +148,7 @@ func unlisted(banks int) []uint32 {
 	for i := uint32(fix4K0); i <= fix4K7; i++ {
 		list = append(list, i)
 	}
-	list = append(list, defType, mcgStatus, mcgCtl, tscAux, vmCR)
+	list = append(list, defType, mcgStatus, mcgCtl, tscAux, vmCR, msrOSVWLength, msrOSVWStatus)
 	for i := range uint32(ownMSRs) {
 		list = append(list, firstOwn+i)
 	}

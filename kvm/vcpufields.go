@@ -200,7 +200,7 @@ func (s *VCPUState) check(apic bool) error {
 		}
 		s.judged = append(s.judged[:0], table...)
 	}
-	if s.given != nil && s.given.ran.Load() && s.given.sure.Load() {
+	if s.given.fixed() {
 		if has := s.given.cpuid.Load(); has != nil && !sameCPUID(s.cpuid.entries[:s.cpuid.n], *has) {
 			return bad("another CPUID than that with which the vCPU has run, and which KVM does not change any more")
 		}
@@ -216,15 +216,18 @@ func (s *VCPUState) check(apic bool) error {
 	for i := range s.msr.entries[:s.msr.n] {
 		m := &s.msr.entries[i]
 		known := i < len(s.msrs) && s.msrs[i] == m.Index // the usual case: the same list
-		if m.Padding != 0 || m.Data != 0 && !known && !slices.Contains(s.known(), m.Index) || !s.backed(m.Index, m.Data) {
+		if m.Padding != 0 || m.Data != 0 && !known && !s.knowsMSR(m.Index) || !s.backed(m.Index, m.Data) {
 			return &MSRError{m.Index, m.Data}
+		}
+		if s.given.changes(m.Index, m.Data) {
+			return fmt.Errorf("%w: the vCPU has run with another value, which KVM does not change any more", &MSRError{m.Index, m.Data})
 		}
 	}
 	return s.checkTSCKHz()
 }
 
-// sameCPUID reports whether KVM takes a for a vCPU that has run with b: they differ in nothing but what
-// KVM itself keeps up to date.
+// sameCPUID reports whether a is good for a vCPU that has run with b: they differ in nothing but what
+// KVM itself keeps up to date, where it has that.
 func sameCPUID(a, b []CPUIDEntry) bool {
 	return slices.EqualFunc(a, b, func(a, b CPUIDEntry) bool {
 		const osxsave, mwait, apic, ospke = 1 << 27, 1 << 3, 1 << 9, 1 << 4

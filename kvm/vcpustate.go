@@ -82,11 +82,12 @@ type VCPUState struct {
 
 // given has the CPUID table with which a vCPU was made.
 type given struct {
-	cpuid atomic.Pointer[[]CPUIDEntry] // nil: not known
-	khz   atomic.Uint32
-	told  atomic.Bool // cpuid was set by SetCPUID
-	sure  atomic.Bool // cpuid is what KVM was given, and not what it shows
-	ran   atomic.Bool // the vCPU has entered the guest, after which KVM gives it no other CPUID
+	cpuid    atomic.Pointer[[]CPUIDEntry] // nil: not known
+	khz      atomic.Uint32
+	told     atomic.Bool           // cpuid was set by SetCPUID
+	sure     atomic.Bool           // cpuid is what KVM was given, and not what it shows
+	ran      atomic.Bool           // the vCPU has entered the guest, after which KVM gives it no other CPUID
+	features atomic.Pointer[[]MSR] // the features that it had then
 }
 
 // NewVCPUState returns a state for a vCPU, which must not run during the call
@@ -220,7 +221,7 @@ func (s *VCPUState) Restore(vcpu int) error {
 		h = &held{}
 		s.refused = s.refused[:0]
 	}
-	if entries := s.cpuid.entries[:s.cpuid.n]; !slices.Equal(entries, s.hasCPUID) {
+	if entries := s.cpuid.entries[:s.cpuid.n]; !slices.Equal(entries, s.hasCPUID) && !s.keepsCPUID() {
 		h = &held{}
 		s.refused = s.refused[:0]
 		if err := s.setCPUID(vcpu, &s.cpuid); err != nil {
@@ -325,6 +326,7 @@ func (s *VCPUState) readCPUID(vcpu int) error {
 		table.n--
 	}
 	s.hasCPUID = slices.Clone(table.entries[:table.n])
+	s.regain()
 	if s.given != nil {
 		s.given.sure.Store(false)
 	}
@@ -346,6 +348,7 @@ func (s *VCPUState) setCPUID(vcpu int, table *cpuidTable) error {
 		return err
 	}
 	s.hasCPUID = append(s.hasCPUID[:0], table.entries[:table.n]...)
+	s.regain()
 	s.publishCPUID()
 	if s.given != nil {
 		s.given.sure.Store(true)
