@@ -151,6 +151,15 @@ func (f *fabric) part(a, b string, silent bool) {
 	delete(f.conns, pair(a, b))
 }
 
+// hush lets nothing arrive any more of what two hosts say over the connections that they have.
+func (f *fabric) hush(a, b string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, c := range f.conns[pair(a, b)] {
+		c.Stall()
+	}
+}
+
 func (f *fabric) join(a, b string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

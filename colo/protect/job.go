@@ -437,18 +437,22 @@ func (j *Job) while(ctx context.Context, in ...State) (context.Context, context.
 
 // do moves the machine and tells who needs to know: at once, or whoever is telling does.
 func (j *Job) do(in input, reason string) error {
-	_, err := j.enter(in, reason)
+	_, err := j.enter(in, reason, nil)
 	return err
 }
 
-// enter is do, and returns the state that the input led to, which may have changed since.
-func (j *Job) enter(in input, reason string) (State, error) {
+// enter is do, and returns the state that the input led to, which may have changed since. Where
+// it is about a session, of, that is the job's still, or nothing is done: the error is errAnother.
+func (j *Job) enter(in input, reason string, of *session) (State, error) {
 	j.mu.Lock()
 	from := j.m.state
 	var err error
-	if in == doFenced && j.given {
+	switch {
+	case of != nil && j.current != of:
+		err = errAnother
+	case in == doFenced && j.given:
 		err = &StateError{Verb: in.String(), State: from}
-	} else {
+	default:
 		err = j.m.do(in, reason)
 	}
 	if err != nil {

@@ -63,6 +63,15 @@ func (s State) runs() bool {
 	return s == Alone || s == Synchronising || s == Protected || s == Paused || s == Cancelled
 }
 
+// paired reports whether there is a session in that state.
+func (s State) paired() bool {
+	switch s {
+	case Synchronising, Protected, SwitchingOver, Following, Asking, TakingOver:
+		return true
+	}
+	return false
+}
+
 // An input can change the state of a machine: something has happened, or an operator has
 // called a verb.
 type input uint8

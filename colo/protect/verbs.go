@@ -21,15 +21,45 @@ var ErrNotWhole = errors.New("protect: the copy here is not whole yet")
 var ErrCompleted = errors.New("protect: the guest has ended")
 
 // allowed returns the session of a verb that is allowed now; nil where there is
-// none.
+// none. A session that has ended with the job leaves its state behind for a moment: whether
+// the verb is allowed shows in the next one, which comes at once.
 func (j *Job) allowed(verb input) (*session, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if !j.m.allows(verb) {
-		return nil, &StateError{Verb: verb.String(), State: j.m.state}
+	for {
+		j.mu.Lock()
+		s, state, changed := j.current, j.m.state, j.changed
+		ok := j.m.allows(verb)
+		j.mu.Unlock()
+		if !ok {
+			return nil, &StateError{Verb: verb.String(), State: state}
+		}
+		if s != nil || !state.paired() {
+			return s, nil
+		}
+		<-changed
 	}
-	return j.current, nil
 }
+
+// obey moves the machine by a verb, and returns the session that it is about. useful says
+// why the verb is of no use there, or for which reason the state changes. Where that session
+// ends and another begins in between, obey looks again.
+func (j *Job) obey(verb input, useful func(*session) (reason string, err error)) (*session, error) {
+	for {
+		s, err := j.allowed(verb)
+		if err != nil {
+			return nil, err
+		}
+		reason, err := useful(s)
+		if err != nil {
+			return nil, err
+		}
+		if _, err = j.enter(verb, reason, s); err != errAnother {
+			return s, err
+		}
+	}
+}
+
+// errAnother says that the session is over that a verb is about.
+var errAnother = errors.New("another session, or none")
 
 // turn waits for the end of another verb that takes time.
 func (j *Job) turn(ctx context.Context) (done func(), err error) {
@@ -129,7 +159,7 @@ func (j *Job) leave(ctx, over context.Context, verb input, why purpose, to State
 		}
 		var got State
 		if s == nil {
-			got, err = j.enter(verb, reason)
+			got, err = j.enter(verb, reason, nil)
 		} else {
 			got, err = j.leaveSession(ctx, over, s, verb, why, to, reason)
 		}
@@ -190,18 +220,20 @@ func (j *Job) Checkpoint() error {
 // the arbiter, Failover is his yes, and he has made sure that the other host does
 // not get one.
 func (j *Job) Failover() error {
-	s, err := j.allowed(doFailover)
-	if err != nil {
-		return err
-	}
-	if err := j.useful(s); err != nil {
-		return err
-	}
-	if j.State() == Asking {
+	s, err := j.obey(doFailover, func(s *session) (string, error) {
+		if err := j.useful(s); err != nil {
+			return "", err
+		}
+		if j.State() == Asking {
+			return "", errAsked
+		}
+		return "ordered", nil
+	})
+	if err == errAsked {
 		j.yes()
-		return nil // it is being asked for
+		return nil
 	}
-	if err := j.do(doFailover, "ordered"); err != nil {
+	if err != nil {
 		return err
 	}
 	if s.primary == nil {
@@ -213,6 +245,9 @@ func (j *Job) Failover() error {
 	}
 	return s.colo.Failover()
 }
+
+// errAsked says that the arbiter is being asked already.
+var errAsked = errors.New("the arbiter is being asked")
 
 // yes is the operator's answer, where he is the arbiter. The state may be a moment
 // ahead of the question.
@@ -238,14 +273,8 @@ func (j *Job) yes() {
 // also where the other host is dead, but had gone on without this one before, whose copy
 // is older than what the world has seen.
 func (j *Job) Fenced() error {
-	s, err := j.allowed(doFenced)
+	s, err := j.obey(doFenced, func(s *session) (string, error) { return "the other host is fenced", j.useful(s) })
 	if err != nil {
-		return err
-	}
-	if err := j.useful(s); err != nil {
-		return err
-	}
-	if err := j.do(doFenced, "the other host is fenced"); err != nil {
 		return err
 	}
 	j.goOn(s)
@@ -325,14 +354,13 @@ func (j *Job) change(ctx context.Context, verb input) error {
 		return err
 	}
 	defer done()
-	s, err := j.allowed(verb)
+	s, err := j.obey(verb, func(s *session) (string, error) {
+		s.mu.Lock()
+		s.migrates = verb == doMigrate
+		s.mu.Unlock()
+		return "to " + s.peer.host, nil
+	})
 	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.migrates = verb == doMigrate
-	s.mu.Unlock()
-	if err := j.do(verb, "to "+s.peer.host); err != nil {
 		return err
 	}
 	if err := j.handOver(ctx, s); err != nil {

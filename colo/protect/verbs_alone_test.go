@@ -2,7 +2,10 @@ package protect
 
 import (
 	"context"
+	"errors"
+	"log/slog"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/gocolo/lockstep/event"
@@ -105,6 +108,59 @@ func TestAVerbEndsASessionThatBeginsMeanwhile(t *testing.T) {
 				w.renew()
 			}
 		})
+	}
+}
+
+// A session ends with the job a moment before the state says so: a verb that comes in between
+// has no session, and the job has ended for it.
+func TestAVerbBetweenTheEndOfASessionAndThatOfItsJobIsRefused(t *testing.T) {
+	verbs := map[string]func(context.Context, *Job) error{
+		"switchover": func(ctx context.Context, j *Job) error { return j.Switchover(ctx) },
+		"migrate":    func(ctx context.Context, j *Job) error { return j.Migrate(ctx) },
+		"failover":   func(_ context.Context, j *Job) error { return j.Failover() },
+		"fenced":     func(_ context.Context, j *Job) error { return j.Fenced() },
+	}
+	for name, verb := range verbs {
+		bubble(t, name, func(t *testing.T, w *world) {
+			b := w.boot("b", false, nil)
+			a := w.boot("a", true, nil)
+			a.is(Protected)
+			a.job.mu.Lock()
+			a.job.current = nil // as between the two, which is too short to come to
+			a.job.mu.Unlock()
+			said := make(chan error, 1)
+			go func() { said <- verb(t.Context(), a.job) }()
+			synctest.Wait()
+			a.stop(errHalt)
+			<-a.done
+			var refused *StateError
+			if err := <-said; !errors.As(err, &refused) || refused.State != Concluded {
+				t.Errorf("%v", err)
+			}
+			a.leave()
+			b.cutOff()
+		})
+	}
+}
+
+// A verb is about the session that it has looked at: one that has begun since is not ended
+// half, by the state alone.
+func TestAVerbThatLookedAtAnotherSessionLooksAgain(t *testing.T) {
+	for verb, at := range map[input]State{doFailover: Following, doFenced: Protected, doSwitchover: Protected} {
+		past, now := &session{peer: newPeer(hello{})}, &session{peer: newPeer(hello{})}
+		j := &Job{cfg: Config{Logger: slog.New(slog.DiscardHandler)}, m: machine{state: at}, current: past, acts: map[*activity]struct{}{}, changed: make(chan struct{})}
+		var looked []*session
+		s, err := j.obey(verb, func(s *session) (string, error) {
+			looked = append(looked, s)
+			if j.State() != at {
+				t.Errorf("%v of a session that is over: the job is %v", verb, j.State())
+			}
+			j.current = now
+			return "", nil
+		})
+		if err != nil || s != now || len(looked) != 2 {
+			t.Errorf("%v: looked at %d sessions: %v", verb, len(looked), err)
+		}
 	}
 }
 

@@ -402,6 +402,8 @@ func (h *host) leave() {
 // kill ends a host without a word: its connections break, or just fall silent, and
 // nothing of it is heard any more. What runs on of it ends by itself.
 func (h *host) kill(silent bool) {
+	// First of all: its card fails when it is dead, and what runs on of it would say that it leaves.
+	h.w.f.hush(h.name, h.w.other(h.name))
 	h.killed.Store(true)
 	h.gone.Store(true)
 	h.resume()

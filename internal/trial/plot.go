@@ -16,7 +16,7 @@ const TalkOn = 5
 
 // drive carries the run out, from the protection to the verdict.
 func (r *Run) drive(ctx context.Context) error {
-	if err := r.await(ctx, "the initial synchronisation", func() bool { return !r.protected.IsZero() }); err != nil {
+	if err := r.await(ctx, "the initial synchronisation", r.inStep); err != nil {
 		return err
 	}
 	what := fmt.Sprintf("%v of memory", size.Bytes(r.o.Mem))
@@ -74,6 +74,11 @@ func (r *Run) drive(ctx context.Context) error {
 	}
 	return r.judge(ctx)
 }
+
+// inStep reports whether both sides have said that the pair is in step. What they say comes on a
+// pipe each: the first word of a secondary, that it waits for a primary, may be read after all
+// that the primary has said up to its death, and would be taken for what became of the secondary.
+func (r *Run) inStep() bool { return !r.protected.IsZero() && r.state[Secondary] == stateFollowing }
 
 // wakeVictim lets a victim go on that was stopped, and waits until it has found out that
 // it no longer has the guest. A secondary whose primary goes on by order does the same.

@@ -107,6 +107,26 @@ func TestARunKnowsWhoGoesOnByTheStatesOfTheHosts(t *testing.T) {
 	}
 }
 
+// The words of the two sides come on a pipe each: all that the primary says up to its death may be read
+// before the first word of the secondary, which would then be what became of it.
+func TestARunIsInStepWhenBothSidesHaveSaidSo(t *testing.T) {
+	r := New(Config{Kill: Primary}, "sim", 1, new(Printer))
+	r.out.W = io.Discard
+	for i, c := range []struct {
+		m    message
+		want bool
+	}{
+		{told(t, Primary, stateProtected), false},
+		{message{side: Primary, report: Report{Checkpoint: &Checkpoint{Traffic: new(Traffic)}}}, false},
+		{told(t, Secondary, stateWaiting), false},
+		{told(t, Secondary, stateFollowing), true},
+	} {
+		if err := r.handle(c.m); err != nil || r.inStep() != c.want {
+			t.Errorf("message %d: in step: %v; %v", i, r.inStep(), err)
+		}
+	}
+}
+
 func TestASurvivorThatIsProtectedAgainIsNoMoreOfTheRun(t *testing.T) {
 	r := New(Config{Kill: Primary}, "sim", 1, new(Printer))
 	r.out.W = io.Discard
