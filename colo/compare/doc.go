@@ -64,8 +64,8 @@
 //
 // What Multipath TCP acknowledges of its own numbers (DATA_ACK) is neither compared nor
 // lowered, so that it may be ahead of what the secondary's guest has. The peer keeps the data
-// all the same until the connection that it was sent on has acknowledged it (RFC 8684 section
-// 3.3.2), and sends it there again; but where that one connection of several breaks
+// all the same until the connection that it was sent on has acknowledged it (RFC 8684),
+// and sends it there again; but where that one connection of several breaks
 // together with the primary's host, it sends it on no other, and the stream stops.
 //
 // With LowerAcks, too, what the secondary's guest has said of a segment leaves by
