@@ -34,6 +34,20 @@ func Extents(d any, off, n int64, yield func(n int64, flags uint32) bool) error 
 	return nil
 }
 
+// extentsOrData calls yield as Extents does. Where d fails to tell, it yields the rest as
+// data, since whoever reads that finds out.
+func extentsOrData(d any, off, n int64, yield func(n int64, flags uint32) bool) {
+	more := true
+	err := Extents(d, off, n, func(m int64, flags uint32) bool {
+		off, n = off+m, n-m
+		more = yield(m, flags)
+		return more
+	})
+	if err != nil && more && n > 0 {
+		yield(n, 0)
+	}
+}
+
 var (
 	_ ExtentReader = (*File)(nil)
 	_ ExtentReader = (*Primary)(nil)

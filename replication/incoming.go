@@ -122,7 +122,7 @@ func (s *Secondary) saveOld(off, n int64) (half bool, err error) {
 	}
 	b, pos := b0, b0*BlockSize
 	end := min(b1*BlockSize, s.size.Load())
-	extents := Extents(s.disk.Disk, pos, end-pos, func(n int64, flags uint32) bool {
+	extentsOrData(s.disk.Disk, pos, end-pos, func(n int64, flags uint32) bool {
 		pos += n
 		last := pos / BlockSize // whole blocks only; the rest is saved with the next
 		if pos == end {
@@ -143,10 +143,6 @@ func (s *Secondary) saveOld(off, n int64) (half bool, err error) {
 		half, b = half || h, last
 		return err == nil
 	})
-	if err == nil && extents != nil {
-		h, err := s.saveRange(b, b1) // as if all were data
-		return half || h, err
-	}
 	return half, err
 }
 

@@ -1,7 +1,6 @@
 package replication
 
 import (
-	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -117,7 +116,7 @@ func (r *room) take(disk Disk, off, n int64) (half bool, err error) {
 	pos := b0 * BlockSize
 	buf := buffers.Get().(*[256 << 10]byte)
 	defer buffers.Put(buf)
-	extents := Extents(disk, pos, end-pos, func(n int64, flags uint32) bool {
+	extentsOrData(disk, pos, end-pos, func(n int64, flags uint32) bool {
 		if flags&ExtentZero != 0 {
 			err = r.takeZeroes(c, pos/BlockSize, (pos+n+BlockSize-1)/BlockSize)
 			pos += n
@@ -142,10 +141,7 @@ func (r *room) take(disk Disk, off, n int64) (half bool, err error) {
 		pos = min(pos, end)
 		return true
 	})
-	if errors.Is(err, ErrFull) {
-		return true, err
-	}
-	return true, errors.Join(err, extents)
+	return true, err
 }
 
 // takeData charges a change of [off, off+n), of which nothing is known that the secondary

@@ -71,20 +71,14 @@ type chunkSums struct {
 func (c *chunkSums) at(off int64, buf []byte) (sum [sumSize]byte, err error) {
 	n := min(ChunkSize, c.d.Size()-off)
 	if off >= max(c.zero, c.data) {
-		if c.zero, err = zeroPrefix(c.d, off, c.end-off); err != nil {
-			return sum, err
-		}
-		if c.zero += off; c.zero < off+n {
-			err = Extents(c.d, off, c.end-off, func(m int64, flags uint32) bool {
+		if c.zero = off + zeroPrefix(c.d, off, c.end-off); c.zero < off+n {
+			extentsOrData(c.d, off, c.end-off, func(m int64, flags uint32) bool {
 				if flags&ExtentZero != 0 && m >= ChunkSize {
 					return false
 				}
 				c.data = max(c.data, off) + m
 				return true
 			})
-			if err != nil {
-				return sum, err
-			}
 		}
 	}
 	if n == ChunkSize && off+n <= c.zero {
@@ -126,10 +120,7 @@ func Verify(ctx context.Context, local Disk, sums io.ReaderAt) (*Bitmap, error) 
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		hole, err := zeroPrefix(local, off, min(holeStep, local.Size()-off))
-		if err != nil {
-			return nil, err
-		}
+		hole := zeroPrefix(local, off, min(holeStep, local.Size()-off))
 		if hole -= hole % copyStep; hole > 0 { // with nothing to be read
 			if err := compareZeroes(sums, off, hole, differ.Set); err != nil {
 				return nil, err

@@ -59,10 +59,7 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		start, n, hole, err := p.nextStep(pos)
-		if err != nil {
-			return err
-		}
+		start, n, hole := p.nextStep(pos)
 		if n == 0 && pos == 0 {
 			break
 		}
@@ -71,6 +68,7 @@ func (p *Primary) Synchronise(ctx context.Context, cfg SyncConfig) error {
 			continue
 		}
 		if hole {
+			var err error
 			if hole, err = p.copyHole(f, &cfg, start, n, &t.progress); err != nil {
 				return err
 			}

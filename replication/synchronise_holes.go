@@ -13,26 +13,23 @@ const holeStep = 64 << 20
 // nextStep returns what Synchronise does next, from pos on: some dirty chunks,
 // and whether they seem to be a hole of the local disk. n is 0 where no more is
 // dirty.
-func (p *Primary) nextStep(pos int64) (start, n int64, hole bool, err error) {
+func (p *Primary) nextStep(pos int64) (start, n int64, hole bool) {
 	start, n = p.peer.dirty.next(pos, copyStep)
 	if n == 0 {
-		return start, 0, false, nil
+		return start, 0, false
 	}
-	zero, err := zeroPrefix(p.local.Disk, start, min(holeStep, p.size.Load()-start))
-	if err != nil {
-		return 0, 0, false, fmt.Errorf("replication: synchronise: %w", err)
-	}
+	zero := zeroPrefix(p.local.Disk, start, min(holeStep, p.size.Load()-start))
 	switch {
 	case zero >= ChunkSize || zero == n && zero > 0:
 		if start+zero < p.size.Load() {
 			zero -= zero % ChunkSize // start is that of a chunk
 		}
 		_, n = p.peer.dirty.next(start, holeStep)
-		return start, min(n, zero), true, nil
+		return start, min(n, zero), true
 	case n > ChunkSize:
 		// A hole behind it is for the next step.
 		data := int64(0)
-		err = Extents(p.local.Disk, start, n, func(m int64, flags uint32) bool {
+		extentsOrData(p.local.Disk, start, n, func(m int64, flags uint32) bool {
 			if flags&ExtentZero != 0 && m >= ChunkSize {
 				return false
 			}
@@ -41,20 +38,20 @@ func (p *Primary) nextStep(pos int64) (start, n int64, hole bool, err error) {
 		})
 		n = min(n, max(ChunkSize, (data+ChunkSize-1)/ChunkSize*ChunkSize))
 	}
-	return start, n, false, err
+	return start, n, false
 }
 
 // zeroPrefix returns how many bytes at the beginning of [off, off+n) are known to be zero
 // without reading them.
-func zeroPrefix(d any, off, n int64) (zero int64, err error) {
-	err = Extents(d, off, n, func(m int64, flags uint32) bool {
+func zeroPrefix(d any, off, n int64) (zero int64) {
+	extentsOrData(d, off, n, func(m int64, flags uint32) bool {
 		if flags&ExtentZero == 0 {
 			return false
 		}
 		zero += m
 		return true
 	})
-	return zero, err
+	return zero
 }
 
 // copyHole makes [start, start+n), dirty chunks that are a hole of the local
@@ -64,8 +61,8 @@ func zeroPrefix(d any, off, n int64) (zero int64, err error) {
 func (p *Primary) copyHole(f *Forwarder, cfg *SyncConfig, start, n int64, done *event.DiskSyncProgress) (bool, error) {
 	h := p.locks.lock(start, n, false)
 	defer p.locks.unlock(h)
-	if zero, err := zeroPrefix(p.local.Disk, start, n); err != nil || zero < n {
-		return false, err
+	if zeroPrefix(p.local.Disk, start, n) < n {
+		return false, nil
 	}
 	differ, err := notZero(f, cfg, start, n)
 	if err != nil {
@@ -97,15 +94,15 @@ func notZero(f *Forwarder, cfg *SyncConfig, start, n int64) (differ [][2]int64, 
 		return nil, err
 	}
 	pos := start
-	err = Extents(f.remote, start, n, func(m int64, flags uint32) bool {
+	extentsOrData(f.remote, start, n, func(m int64, flags uint32) bool {
 		if flags&ExtentZero == 0 {
 			differ = appendBlocks(differ, pos, m, max(align, BlockSize), start+n)
 		}
 		pos += m
 		return true
 	})
-	if err != nil {
-		return nil, &BrokenError{Op: "connection", Err: err}
+	if err := f.Err(); err != nil {
+		return nil, err // that is why it could not tell
 	}
 	if cfg.Sums == nil {
 		return differ, nil

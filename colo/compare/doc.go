@@ -62,6 +62,12 @@
 // primary's. A guest that has dropped input is behind until the peer sends it again, and the
 // peer does so only because nobody has told it that it need not.
 //
+// What Multipath TCP acknowledges of its own numbers (DATA_ACK) is neither compared nor
+// lowered, so that it may be ahead of what the secondary's guest has. The peer keeps the data
+// all the same until the connection that it was sent on has acknowledged it (RFC 8684),
+// and sends it there again; but where that one connection of several breaks
+// together with the primary's host, it sends it on no other, and the stream stops.
+//
 // With LowerAcks, too, what the secondary's guest has said of a segment leaves by
 // itself when that guest says it again, or has said no more for 5 ms: it has no room
 // to say the rest before that is acknowledged. And what the primary's guest says again

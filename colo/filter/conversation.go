@@ -33,8 +33,8 @@ type conversation struct {
 	// got when it sent its own (RFC 9293 section 3.5).
 	crossed bool
 
-	// first is the number after the client's SYN, if the client sent one first. It is set
-	// when the conversation begins.
+	// first is the number that the guest's SYN|ACK acknowledges. It is set when the
+	// conversation begins, or when it is crossed.
 	first uint32
 
 	// How far the two sides have come, and whether they have ended the connection.
@@ -130,8 +130,11 @@ func opened(h packet.TCP) initial {
 // windowOf returns the window field of a segment, which is not scaled.
 func windowOf(h packet.TCP) uint32 { return uint32(binary.BigEndian.Uint16(h[14:])) }
 
+// maxScale is the greatest shift of a window (RFC 7323 section 2.3).
+const maxScale = 14
+
 // scaleOf returns the shift of the window that a SYN or SYN|ACK announces, at most
-// 14 (RFC 7323 section 2.3).
+// maxScale.
 func scaleOf(h packet.TCP) uint8 {
 	for opts := h.Options(); ; {
 		kind, data, rest, ok := packet.NextOption(opts)
@@ -139,7 +142,7 @@ func scaleOf(h packet.TCP) uint8 {
 		case !ok:
 			return 0
 		case kind == packet.OptWScale && len(data) == 1:
-			return min(data[0], 14)
+			return min(data[0], maxScale)
 		}
 		opts = rest
 	}

@@ -23,8 +23,10 @@ import (
 // between two checkpoints.
 //
 // A connection whose handshake is not complete when the Edge begins with it is translated
-// from the client's answer on. Only the checkpoint after that carries it, so that a failover
-// before that checkpoint breaks it.
+// from the client's answer on. Only the checkpoint after that carries it, and a failover
+// before that checkpoint breaks it: what the client acknowledges tells the number of the
+// earlier guest, but the next host is given the client's segments as they are translated
+// already, and the client does not send that answer again.
 //
 // The zero value translates nothing yet. Its methods may be called from any
 // goroutine; those of the device belong to the session.
@@ -43,37 +45,36 @@ type Edge struct {
 type settled struct {
 	translation
 	life
+	answer
 	begun bool
 	ended time.Time // when it was over; zero: it is not
+}
 
-	opened  bool   // the rest is known
-	byGuest bool   // the guest has opened it, and has answered the client's SYN|ACK
-	crossed bool   // both have
-	own     uint32 // the number of the guest's SYN or SYN|ACK
-	first   uint32 // the number after the client's SYN, if not byGuest
+// An answer has the numbers of the SYN|ACK that the guest has sent on a connection, and
+// what that acknowledges. There is none where the guest has opened the connection and the
+// client has answered.
+type answer struct {
+	answered   bool
+	own, first uint32
 }
 
 // settle returns what is kept of c, whose numbers are known.
 func settle(c *conversation) *settled {
-	s := &settled{translation: c.translation(), life: c.life, begun: true,
-		opened: true, byGuest: c.byGuest, crossed: c.crossed, own: c.own.seq, first: c.first}
+	s := &settled{translation: c.translation(), life: c.life, begun: true}
+	if !c.byGuest || c.crossed {
+		s.answer = answer{true, c.own.seq, c.first}
+	}
 	if c.closed {
 		s.ended = time.Now()
 	}
 	return s
 }
 
-// repeats reports whether h is the SYN|ACK of the connection once more, as a guest sends it
-// whose handshake is not complete because a packet was lost on its way to the guest. A SYN
+// repeats reports whether h, a SYN or SYN|ACK, is that SYN|ACK once more, as a guest sends
+// it whose handshake is not complete because a packet was lost on its way to the guest. A SYN
 // opens another connection, with the same number by chance: that of this one has been answered.
-func (s *settled) repeats(h packet.TCP) bool {
-	switch {
-	case !s.opened || h.Flags()&packet.ACK == 0 || h.Seq() != s.own:
-		return false
-	case s.byGuest:
-		return s.crossed && s.ended.IsZero() && h.Ack() == s.next
-	}
-	return h.Ack() == s.first
+func (a *answer) repeats(h packet.TCP) bool {
+	return a.answered && h.Flags()&packet.ACK != 0 && h.Seq() == a.own && h.Ack() == a.first
 }
 
 // maxLinger is how long an Edge keeps a connection that is over, of which late packets may
@@ -205,12 +206,17 @@ func (e *Edge) pass(frame []byte, vnetHdr int, inward bool) bool {
 	return true
 }
 
-// forget removes a connection that the guest opens anew.
-func (e *Edge) forget(k packet.Key) {
+// opens takes note of a SYN or SYN|ACK of a secondary's guest, and reports whether that
+// opens a connection anew, which is translated no more.
+func (e *Edge) opens(k packet.Key, h packet.TCP) bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if s := e.conns[k]; s != nil && s.repeats(h) {
+		return false
+	}
 	delete(e.conns, k)
 	e.halves.remove(k)
+	return true
 }
 
 // An EdgeNetwork is a network as an [Edge] shows it: packets read from it and written to

@@ -247,3 +247,29 @@ func TestAnEdgeForgetsWhatHasBeenOverForMinutes(t *testing.T) {
 		}
 	}
 }
+
+// A FIN that comes behind data beyond a window without its shift is in the window.
+func TestAnEdgeThatACheckpointMadeNoticesTheEndBehindAWideWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const ack, much = packet.ACK, 100_000
+		r := filter.NewRewriter(filter.RewriterConfig{})
+		r.Inbound(segment(true, false, 500, 0, packet.SYN, []byte{3, 3, 7, 0}, nil), 0)
+		r.Outbound(segment(false, false, 9000, 501, synAck, []byte{3, 3, 7, 0}, nil), 0)
+		r.Inbound(segment(true, false, 501, 1001, ack, nil, nil), 0)
+		before, e := new(filter.Edge), new(filter.Edge)
+		before.Adopt(r)
+		if err := loadEdge(t, e, saveEdge(t, before)); err != nil {
+			t.Fatal(err)
+		}
+		out := func(seq, a uint32, flags uint8) { e.Outbound(segment(false, false, seq, a, flags, nil, nil), 0) }
+		in := func(seq, a uint32, flags uint8) { e.Inbound(segment(true, false, seq, a, flags, nil, nil), 0) }
+		out(9001, 501, ack)
+		in(501+much, 1001, ack|packet.FIN)
+		out(9001, 502+much, ack|packet.FIN)
+		in(502+much, 1002, ack)
+		time.Sleep(5 * time.Minute)
+		if saveEdge(t, e); e.Len() != 0 {
+			t.Error("it is carried for good")
+		}
+	})
+}

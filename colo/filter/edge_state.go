@@ -12,19 +12,23 @@ import (
 )
 
 // ErrEdge says that what was loaded is no table of connections: a connection in it is of
-// an unknown kind, or is there twice, or needs no translation.
+// an unknown kind, or is there twice, or needs no translation, or has a window that no
+// connection has.
 var ErrEdge = errors.New("malformed table of connections")
 
 // edgeImage has the connections of an Edge as a section has them, each as a record of
 // edgeRecord bytes, in ascending order of the bytes.
 //
 //	byte kind (4, 6) | byte layers | be16 VLAN | be32 outer | be32 ports |
-//	16 bytes source | 16 bytes destination | be32 numbers | be32 timestamps
+//	16 bytes source | 16 bytes destination | be32 numbers | be32 timestamps |
+//	byte scale | byte answered | be32 own | be32 first
 //
 // Layers, VLAN and outer are what packet.Key has of the link. The ports are the
 // source's and the destination's, and the source is the guest; an address of IPv4 is
 // followed by twelve zero bytes. Numbers and timestamps are how far the guest is
-// ahead of what the other end knows.
+// ahead of what the other end knows. Scale is the shift of the guest's window. If answered is
+// 1 the guest has sent a SYN|ACK with the number own, which acknowledges first; else it and
+// these are zero.
 type edgeImage struct {
 	count uint32
 	data  []byte
@@ -32,7 +36,9 @@ type edgeImage struct {
 
 const (
 	edgeKey    = 1 + 1 + 2 + 4 + 4 + 16 + 16
-	edgeRecord = edgeKey + 4 + 4
+	edgeScale  = edgeKey + 4 + 4
+	edgeAnswer = edgeScale + 1
+	edgeRecord = edgeAnswer + 1 + 4 + 4
 )
 
 // Entry returns the entry under which the Edge is registered in a vmstate.Registry.
@@ -49,7 +55,7 @@ func (e *Edge) PreSave() error {
 	e.tidy()
 	records := make([][edgeRecord]byte, 0, len(e.conns))
 	for k, s := range e.conns {
-		records = append(records, recordOf(k, s.translation))
+		records = append(records, recordOf(k, s))
 	}
 	slices.SortFunc(records, func(a, b [edgeRecord]byte) int { return bytes.Compare(a[:], b[:]) })
 	m := edgeImage{count: uint32(len(records)), data: e.saved.data[:0]}
@@ -85,8 +91,8 @@ func (e *Edge) VMState(f *vmstate.Fields) {
 func (e *Edge) PostLoad(uint32) error {
 	conns := make(map[packet.Key]*settled, e.staged.count)
 	for b := e.staged.data; len(b) >= edgeRecord; b = b[edgeRecord:] {
-		k, t := connectionOf(b)
-		conns[k] = &settled{translation: t}
+		k, s := connectionOf(b)
+		conns[k] = s
 	}
 	e.staged = edgeImage{}
 	e.mu.Lock()
@@ -95,7 +101,7 @@ func (e *Edge) PostLoad(uint32) error {
 	return nil
 }
 
-func recordOf(k packet.Key, t translation) (r [edgeRecord]byte) {
+func recordOf(k packet.Key, s *settled) (r [edgeRecord]byte) {
 	r[0] = 4
 	if k.Kind == packet.IP6 {
 		r[0] = 6
@@ -106,12 +112,18 @@ func recordOf(k packet.Key, t translation) (r [edgeRecord]byte) {
 	binary.BigEndian.PutUint32(r[8:], k.Ports)
 	copy(r[12:], k.Src[:])
 	copy(r[28:], k.Dst[:])
-	binary.BigEndian.PutUint32(r[edgeKey:], t.seq)
-	binary.BigEndian.PutUint32(r[edgeKey+4:], t.time)
+	binary.BigEndian.PutUint32(r[edgeKey:], s.seq)
+	binary.BigEndian.PutUint32(r[edgeKey+4:], s.time)
+	r[edgeScale] = s.scale
+	if a := s.answer; a.answered {
+		r[edgeAnswer] = 1
+		binary.BigEndian.PutUint32(r[edgeAnswer+1:], a.own)
+		binary.BigEndian.PutUint32(r[edgeAnswer+5:], a.first)
+	}
 	return r
 }
 
-func connectionOf(r []byte) (k packet.Key, t translation) {
+func connectionOf(r []byte) (k packet.Key, s *settled) {
 	k = packet.Key{
 		Src: [16]byte(r[12:]), Dst: [16]byte(r[28:]),
 		Ports: binary.BigEndian.Uint32(r[8:]), Proto: packet.ProtoTCP, Kind: packet.IP4,
@@ -120,7 +132,12 @@ func connectionOf(r []byte) (k packet.Key, t translation) {
 	if r[0] == 6 {
 		k.Kind = packet.IP6
 	}
-	return k, translation{seq: binary.BigEndian.Uint32(r[edgeKey:]), time: binary.BigEndian.Uint32(r[edgeKey+4:])}
+	return k, &settled{
+		translation: translation{seq: binary.BigEndian.Uint32(r[edgeKey:]), time: binary.BigEndian.Uint32(r[edgeKey+4:])},
+		life:        life{scale: r[edgeScale]},
+		answer: answer{r[edgeAnswer] != 0,
+			binary.BigEndian.Uint32(r[edgeAnswer+1:]), binary.BigEndian.Uint32(r[edgeAnswer+5:])},
+	}
 }
 
 // check checks that the records are as PreSave makes them, so that each table has one form
@@ -129,12 +146,13 @@ func (m *edgeImage) check() error {
 	var last []byte
 	for n, b := 0, m.data; len(b) >= edgeRecord; n, b = n+1, b[edgeRecord:] {
 		r := b[:edgeRecord]
-		k, t := connectionOf(r)
+		k, s := connectionOf(r)
 		var zero [12]byte
 		switch {
 		case r[0] != 4 && r[0] != 6,
 			r[0] == 4 && (!bytes.Equal(k.Src[4:], zero[:]) || !bytes.Equal(k.Dst[4:], zero[:])),
-			t == translation{},
+			s.translation == translation{}, s.scale > maxScale,
+			r[edgeAnswer] > 1, r[edgeAnswer] == 0 && s.answer != answer{},
 			last != nil && bytes.Compare(last[:edgeKey], r[:edgeKey]) >= 0:
 			return fmt.Errorf("connection %d: %w", n, ErrEdge)
 		}

@@ -164,12 +164,26 @@ func TestAnEdgeForgetsAConnectionWhenTheGuestOpensAnother(t *testing.T) {
 			s.r.Inbound(segment(true, false, 800, 0, packet.SYN, nil, nil), 0)
 			s.r.Outbound(segment(false, false, 77000, 801, synAck, nil, nil), 0)
 		}, true},
+		"its SYN|ACK again": {func(s side) { s.edge.Outbound(segment(false, false, 9000, 501, synAck, nil, nil), 0) }, false},
+		"its SYN|ACK again, of a secondary's guest": {func(s side) {
+			s.r.Outbound(segment(false, false, 9000, 501, synAck, nil, nil), 0)
+		}, false},
+		"its number again, for another client": {func(s side) { s.edge.Outbound(segment(false, false, 9000, 801, synAck, nil, nil), 0) }, true},
 	} {
-		s := newSide()
-		s.edge.Adopt(established(false))
-		c.say(s)
-		if got := s.edge.Len() == 0; got != c.forgets {
-			t.Errorf("%s: forgotten: %t", name, got)
+		for _, loaded := range []bool{false, true} {
+			s := newSide()
+			s.edge.Adopt(established(false))
+			if loaded {
+				state := saveEdge(t, s.edge)
+				s = newSide()
+				if err := loadEdge(t, s.edge, state); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.say(s)
+			if got := s.edge.Len() == 0; got != c.forgets {
+				t.Errorf("%s, by a checkpoint=%t: forgotten: %t", name, loaded, got)
+			}
 		}
 	}
 }
@@ -251,11 +265,14 @@ func TestAnEdgeRefusesWhatIsNoTable(t *testing.T) {
 	if at < 0 {
 		t.Fatalf("%x", state)
 	}
-	const record = 52
+	const record = 62
 	for name, change := range map[string]func(b []byte){
 		"of no known kind":        func(b []byte) { b[at] = 5 },
 		"bytes behind an address": func(b []byte) { b[at+12+4] = 1 },
 		"no translation":          func(b []byte) { clear(b[at+44 : at+52]) },
+		"no such window":          func(b []byte) { b[at+52] = 15 },
+		"no such answer":          func(b []byte) { b[at+53] = 2 },
+		"numbers of no answer":    func(b []byte) { b[at+53] = 0 },
 		"out of order":            func(b []byte) { b[at], b[at+record] = 6, 4; clear(b[at+record+12 : at+record+44]) },
 		"twice":                   func(b []byte) { copy(b[at+record:], b[at:at+record]) },
 	} {

@@ -412,7 +412,7 @@ func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conv
 	case c == nil:
 	case c.byGuest && !c.closed && c.own.seq == seq:
 		if answers && !c.crossed { // both ends open the connection at once
-			c.crossed, c.next, c.window = true, h.Ack(), windowOf(h)
+			c.crossed, c.first, c.next, c.window = true, h.Ack(), h.Ack(), windowOf(h)
 		}
 		return c // or it is repeated
 	case !c.byGuest && answers && c.own.seq == seq && (!c.closed || c.first == h.Ack()):
@@ -426,8 +426,8 @@ func (r *Rewriter) guestOpens(k packet.Key, c *conversation, h packet.TCP) *conv
 	if c != nil {
 		r.remove(k, c)
 	}
-	if r.cfg.Edge != nil {
-		r.cfg.Edge.forget(k)
+	if r.cfg.Edge != nil && !r.cfg.Edge.opens(k, h) {
+		return nil // it is repeated, and the guest has the number that the Edge translates
 	}
 	o := r.opens[k]
 	if o != nil {
