@@ -68,7 +68,7 @@ func TestALinkThatIsLostAtAnyByteIsNoticedInTime(t *testing.T) {
 			for at, whole := 0, false; !whole; at += step {
 				synctest.Test(t, func(t *testing.T) {
 					srv := NewServer(ServerConfig{})
-					disk := newRAM(1 << 20)
+					disk := newRAM(64 << 10)
 					_, err := srv.Export(ExportConfig{Disk: disk})
 					must(t, err)
 					a, b := net.Pipe()
@@ -91,7 +91,7 @@ func TestALinkThatIsLostAtAnyByteIsNoticedInTime(t *testing.T) {
 							func() error { return c.WriteFUA(p[:], 512) },
 							func() error { return c.WriteZeroes(0, 4096) },
 							func() error { return c.Trim(0, 4096) },
-							func() error { return c.Extents(0, 1<<20, func(int64, uint32) bool { return true }) },
+							func() error { return c.Extents(0, 64<<10, func(int64, uint32) bool { return true }) },
 							c.Sync,
 						} {
 							if err = ask(); err != nil {
