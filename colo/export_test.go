@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/failover"
 )
 
 // Announced reads an announcement from a description, and Announce adds one.
@@ -41,3 +42,20 @@ func (r *LinkRate) PieceTook(bytes int64, took time.Duration) (float64, int) {
 	r.l.pieceTook(bytes, took)
 	return r.l.bytes(), r.l.piece()
 }
+
+// Asking is a session that asks its arbiter. It has a link, and no guest.
+type Asking struct{ s session }
+
+// NewAsking returns one.
+func NewAsking(l *Link) *Asking {
+	return &Asking{session{link: l, machine: new(failover.Machine), quit: make(chan struct{}), fenced: make(chan struct{})}}
+}
+
+// Fenced is the operator's word.
+func (a *Asking) Fenced() error { return a.s.Fenced() }
+
+// Request and Begin are the steps of a failover that the arbiter has granted.
+func (a *Asking) Request() error { return a.s.machine.Request() }
+
+// Begin is the second of them.
+func (a *Asking) Begin() error { return a.s.beginGranted() }

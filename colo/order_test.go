@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
 )
@@ -203,4 +204,24 @@ func TestASideThatYieldsLeavesTheGuestToTheOther(t *testing.T) {
 			x.close()
 		})
 	}
+}
+
+// An operator's word may come between the two steps of a failover that the arbiter has
+// granted: the guest goes on once, and neither is an error.
+func TestFencedComesWithTheArbitersYes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := colotest.Pipe(colotest.Flow{}, colotest.Flow{})
+		defer a.Close()
+		defer b.Close()
+		side := colo.NewAsking(colo.NewLink(a, 0))
+		if err := side.Request(); err != nil {
+			t.Fatal(err)
+		}
+		if err := side.Fenced(); err != nil {
+			t.Errorf("the operator: %v", err)
+		}
+		if err := side.Begin(); err != nil {
+			t.Errorf("the arbiter: %v", err)
+		}
+	})
 }

@@ -150,8 +150,19 @@ func (s *session) granted() error {
 		<-s.quit // an order came first and is about to say so
 		return nil
 	}
-	if err == nil {
-		_, err = s.machine.Begin()
+	if err != nil {
+		return err
+	}
+	return s.beginGranted()
+}
+
+// beginGranted begins the failover that was requested for an arbiter. Fenced may have come
+// since, and begun it.
+func (s *session) beginGranted() error {
+	_, err := s.machine.Begin()
+	if err != nil && !s.unfenced() {
+		<-s.quit
+		return nil
 	}
 	return err
 }

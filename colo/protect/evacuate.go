@@ -39,22 +39,29 @@ func (j *Job) evacuate(s *session, why error) {
 // maxAgain bounds the time between two sessions that leave the guest over a failed disk.
 const maxAgain = time.Minute
 
-// again waits, after a session that has left the guest here over a disk that has failed,
-// before the next may begin: each costs a synchronisation, and one that ends at its first
-// checkpoint a generation, and the one after it may fail as well. The time doubles with
-// each.
+// again waits, after a session that has left the guest here, before the next may begin:
+// whoever failed to follow once may fail again at once. Over a disk here that has failed
+// each session costs a synchronisation, and one that ends at its first checkpoint a
+// generation, and the one after it may fail as well: the time doubles with each.
 func (j *Job) again(ctx context.Context, s *session) {
-	why := j.diskFailed()
-	if why == nil || j.State() != Alone {
+	if j.State() != Alone {
 		j.vain = 0
 		return
 	}
-	pause := min(maxRedial<<min(j.vain, 10), maxAgain)
-	j.vain++
-	if err := s.ended(); err != nil {
-		why = fmt.Errorf("%w; the last session: %w", why, err)
+	var pause time.Duration
+	if why := j.diskFailed(); why != nil {
+		pause = min(maxRedial<<min(j.vain, 10), maxAgain)
+		j.vain++
+		if err := s.ended(); err != nil {
+			why = fmt.Errorf("%w; the last session: %w", why, err)
+		}
+		j.note(fmt.Errorf("protection is tried again in %v: %w", pause, why))
+	} else {
+		j.vain = 0
+		if s.unharmed {
+			pause = maxRedial
+		}
 	}
-	j.note(fmt.Errorf("protection is tried again in %v: %w", pause, why))
 	act, end := j.while(ctx, Alone)
 	defer end()
 	wait.For(act, pause)

@@ -437,6 +437,12 @@ func (j *Job) while(ctx context.Context, in ...State) (context.Context, context.
 
 // do moves the machine and tells who needs to know: at once, or whoever is telling does.
 func (j *Job) do(in input, reason string) error {
+	_, err := j.enter(in, reason)
+	return err
+}
+
+// enter is do, and returns the state that the input led to, which may have changed since.
+func (j *Job) enter(in input, reason string) (State, error) {
 	j.mu.Lock()
 	from := j.m.state
 	var err error
@@ -447,7 +453,7 @@ func (j *Job) do(in input, reason string) error {
 	}
 	if err != nil {
 		j.mu.Unlock()
-		return err
+		return from, err
 	}
 	to := j.m.state
 	if (in == handed || in == migrated) && j.current != nil {
@@ -472,7 +478,7 @@ func (j *Job) do(in input, reason string) error {
 	}
 	j.mu.Unlock()
 	j.tellAll()
-	return nil
+	return to, nil
 }
 
 func (c *Config) publish(e event.Event) { c.Events.Publish(e) }

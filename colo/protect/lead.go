@@ -65,6 +65,8 @@ func (j *Job) lead(ctx context.Context) error {
 	if err := j.led(ctx, s, err); err != nil {
 		return err
 	}
+	j.take(nil)    // a verb that comes in the pause below has no session to end
+	j.vm.keep(nil) // by a verb that came too late
 	j.again(ctx, s)
 	return nil
 }
@@ -114,17 +116,8 @@ func (j *Job) led(ctx context.Context, s *session, err error) error {
 		return j.do(refused, err.Error())
 	case j.State() == Synchronising && j.vm.isRunning():
 		j.note(err)
-		if err := j.do(unharmed, err.Error()); err != nil {
-			return err
-		}
-		if j.diskFailed() != nil {
-			return nil // again waits
-		}
-		// Whoever failed to follow once may fail again at once.
-		act, end := j.while(ctx, Alone)
-		defer end()
-		wait.For(act, maxRedial)
-		return nil
+		s.unharmed = true
+		return j.do(unharmed, err.Error())
 	}
 	return err
 }

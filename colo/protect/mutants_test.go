@@ -43,8 +43,8 @@ var mutants = []mutant.Mutant{
 	{
 		What: "a pause does not ask the arbiter",
 		File: "colo/protect/verbs.go",
-		Old:  "\terr = j.order(ctx, verb, s.peer.generation)\n",
-		New:  "\terr = nil\n",
+		Old:  "\tif err := j.order(ctx, verb, s.peer.generation); err != nil {\n",
+		New:  "\tif err := error(nil); err != nil {\n",
 	},
 	{
 		What: "a packet leaves through a shut gate",

@@ -24,8 +24,11 @@ type session struct {
 	primary *colo.Primary // nil: this host is the secondary
 	cache   *ram.Cache    // on a secondary; for the goroutine in colo's Run alone
 	base    *base         // on a primary; for the goroutine in colo's Run alone
-	wire    *counted
-	over    context.Context // ends with the job
+
+	unharmed bool // on a primary: its synchronisation failed while the guest ran; for the goroutine of the job's Run alone
+
+	wire *counted
+	over context.Context // ends with the job
 
 	promises promises
 

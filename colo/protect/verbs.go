@@ -118,29 +118,48 @@ func (j *Job) Complete(ctx context.Context) error {
 	return j.leave(ctx, ctx, doComplete, toComplete, Concluded, "the guest has ended")
 }
 
-// leave ends the session, if there is one, with the guest on this host. The
-// arbiter comes first: from its answer on, the secondary's copy is old. ctx bounds
-// that, and over the wait for the session's end, which comes then in any case.
+// leave ends the session, if there is one, with the guest on this host. A session that
+// ends by itself at that moment, or one that begins, does not hinder what is possible
+// after it as well: leave looks again.
 func (j *Job) leave(ctx, over context.Context, verb input, why purpose, to State, reason string) error {
-	s, err := j.allowed(verb)
-	if err != nil {
-		return err
+	for {
+		s, err := j.allowed(verb)
+		if err != nil {
+			return err
+		}
+		var got State
+		if s == nil {
+			got, err = j.enter(verb, reason)
+		} else {
+			got, err = j.leaveSession(ctx, over, s, verb, why, to, reason)
+		}
+		if err != nil || got == to {
+			return err
+		}
+		if !got.runs() {
+			return &StateError{Verb: verb.String(), State: got}
+		}
 	}
-	if s == nil {
-		return j.do(verb, reason)
-	}
-	err = j.order(ctx, verb, s.peer.generation)
-	if err != nil {
-		return err
+}
+
+// leaveSession ends a session with the guest on this host, and returns what state came of
+// that. The arbiter comes first: from its answer on, the secondary's copy is old. ctx bounds
+// that, and over the wait for the session's end, which comes then in any case.
+func (j *Job) leaveSession(ctx, over context.Context, s *session, verb input, why purpose, to State, reason string) (State, error) {
+	if err := j.order(ctx, verb, s.peer.generation); err != nil {
+		return 0, err
 	}
 	if st := j.State(); st == Concluded {
-		return &StateError{Verb: verb.String(), State: st}
+		return 0, &StateError{Verb: verb.String(), State: st}
 	}
 	s.setPurpose(why)
 	s.colo.Expect(errInOrder) // the other side may close its connections before this session ends
 	s.peer.set(func() { s.peer.reason = reason })
 	if why == toComplete {
 		j.vm.keep(func() {}) // it has nothing more to do
+		if j.session() != s {
+			j.vm.keep(nil) // too late: the guest runs after that session
+		}
 	}
 	// Everybody who has to be asked was. A session that has ended meanwhile was
 	// told the same by its arbiter, and what became of it shows below.
@@ -149,10 +168,10 @@ func (j *Job) leave(ctx, over context.Context, verb input, why purpose, to State
 	s.peer.part(min(j.cfg.Lost, hearTime))
 	fenced := s.colo.Fenced()
 	got, err := j.over(over, s)
-	if err == nil && got != to {
+	if err == nil && got != to && !got.runs() {
 		err = errors.Join(&StateError{Verb: verb.String(), State: got}, fenced)
 	}
-	return err
+	return got, err
 }
 
 // Checkpoint asks for a checkpoint now, and returns at once.
