@@ -63,6 +63,10 @@ var promises = []struct {
 	{"README.md", "Either side may be a QEMU.", []string{"migrate.TestAQEMUTakesAGuestWhoseMemoryFollows", "migrate.TestAQEMUsMemoryFollowsItsGuest"}},
 	{"README.md", "one declaration saves, loads and describes.", []string{
 		"vmstate.TestEveryKindOfFieldComesBack", "vmstate.TestOurDescriptionIsQEMUs"}},
+	{"README.md", "what differs between two streams, and whether one machine would load the other's.", []string{
+		"vmstate/diff.TestEveryKindOfDifferenceIsFound", "vmstate/diff.TestWhatWouldNotLoadIsSaidInWords"}},
+	{"README.md", "how long packets really waited too", []string{"colo/metrics.TestAPageOfMetrics"}},
+	{"README.md", "a VMM of some 80 lines, and some 120 that protect it, flags included.", []string{"..TestTheShortestProgramIsAsShortAsTheREADMESays"}},
 	{"README.md", "`Tracker`: a dirty log of any mapping, kept by the kernel", []string{
 		"vmstate/ram.TestTheTrackerReportsExactlyWhatWasWrittenIn10000Rounds"}},
 	{"README.md", "`Verifier` checks a host's own dirty log against it.", []string{"vmstate/ram.TestAWriteThatTheLogMissesIsNamedAndStillReported"}},
@@ -104,7 +108,13 @@ var promises = []struct {
 	{"docs/operations.md", "Told also when a grant cannot be renewed", []string{"colo/protect.TestAnArbiterThatIsOutOfReachIsToldOfOnce"}},
 	{"docs/operations.md", "at least two beats", []string{"colo/protect.TestWhatCannotWorkIsRefusedAtNew"}},
 	{"docs/operations.md", "A checkpoint that is older than `CheckpointTimeout` is an outage", []string{"colo.TestSlowIsNotLostUntilItCostsTooMuch", "colo.TestAHeartbeatExcusesNoOutage"}},
+	{"docs/operations.md", "A link that moves bytes is not silent, however slow", []string{"replication.TestASlowSecondaryIsNotTakenForASilentOne"}},
+	{"docs/operations.md", "and a promise of the secondary; at least 20 ms", []string{"colo/protect.TestWhatCannotWorkIsRefusedAtNew"}},
+	{"docs/operations.md", "the shortest time from one trigger to the next, where a checkpoint is asked for", []string{"colo.TestRequestsFollowEachOtherAtAMeasuredPace"}},
+	{"docs/operations.md", "the secondary was too slow for CheckpointTimeout: `step` says where", []string{"colo.TestSlowIsNotLostUntilItCostsTooMuch"}},
+	{"docs/operations.md", "somebody has ended it on purpose; reason and side are in it", []string{"colo.TestEitherSideEndsTheProtectionOnPurpose"}},
 	{"docs/operations.md", "is no failure: neither host's log has a warning of it", []string{"colo/protect.TestASessionThatIsEndedOnPurposeReadsLikeNoFailure", "colo/protect.TestAHostThatLeavesHasAskedForTheEndItself"}},
+	{"docs/operations.md", "Each host's log tells the end of such a session in one line, COLO_EXIT", []string{"colo/protect.TestASessionThatIsEndedOnPurposeReadsLikeNoFailure"}},
 	{"docs/operations.md", "A primary that reaches its secondary again, and hears that it", []string{"colo/protect.TestAPrimaryWithoutAnArbiterGoesOnWhenItsSecondaryHasNothing", "colo/protect.TestOnlyAHostThatHasLeftASessionSaysThatItIsOver"}},
 	{"docs/operations.md", "refuse a copy of an older generation.", []string{"failover.TestEveryRequestToEveryRecordFollowsTheRules", "colo/protect.TestOldGenerationGetsNowhere"}},
 	{"docs/operations.md", "processes killed or stopped at any point", []string{"failover/sharedfile.TestProcessesAreKilledAtAnyPoint", "failover/sharedfile.TestStoppedProcessKeepsNobodyOut"}},
@@ -226,6 +236,8 @@ var promises = []struct {
 
 	{"docs/architecture.md", "A test compares the arrows with the imports of the code.", []string{"..TestThePictureShowsTheImports", "..TestArrowsThatFollowFromOthersAreLeftOut"}},
 	{"docs/architecture.md", "it imports nothing of the library, and only `examples/lockstep-qemu` uses it.", []string{"..TestQuickackStandsAlone"}},
+	{"docs/architecture.md", "The dotted arrow is that of a nested module", []string{"..TestTheDottedArrowIsThatOfANestedModule"}},
+	{"docs/architecture.md", "**Heavy or foreign things are modules of their own**", []string{"..TestWhatIsHeavyOrForeignIsAModuleOfItsOwn"}},
 	{"docs/architecture.md", "`kvm` and `colo` do not know each other", []string{"..TestKVMAndCOLODoNotKnowEachOther"}},
 	{"docs/architecture.md", "**Decisions do no I/O.**", []string{"..TestDecisionsDoNoIO"}},
 	{"docs/architecture.md", "tests walk them exhaustively or against a model, without a clock.", []string{

@@ -135,7 +135,7 @@ func TestSlowIsNotLostUntilItCostsTooMuch(t *testing.T) {
 							said = append(said, e)
 						}
 					}
-					if len(said) != 1 || said[0].Epoch != 2 || time.Duration(said[0].AgeNS) != colo.DefaultCheckpointTimeout {
+					if len(said) != 1 || said[0].Epoch != 2 || time.Duration(said[0].AgeNS) != colo.DefaultCheckpointTimeout || said[0].Step != "expect vmstate-loaded" {
 						t.Errorf("it said %+v", said)
 					}
 					if x.p.guest.Paused() {

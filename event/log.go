@@ -16,7 +16,8 @@ import (
 //	       error, OUTPUT_STALLED, PROTECTION_REFUSED, an ARBITRATION that nobody or a no answers
 //	       (unless that no is what an order wants), DISK_OVERLAY_HALF_FULL, BLOCK_IO_ERROR, BLOCK_JOB_ERROR, QUORUM_FAILURE
 //	Debug  each step of what works: CHECKPOINT_START, CHECKPOINT_COMMIT, STOP and RESUME,
-//	       MIGRATION_PASS, DISK_SYNC_PROGRESS, NETWORK_DIVERGED, NETWORK_FLOW_APART and _TOGETHER
+//	       MIGRATION_PASS, DISK_SYNC_PROGRESS, NETWORK_DIVERGED, NETWORK_FLOW_APART and _TOGETHER,
+//	       an ARBITRATION that is asked after an order, or answered by the no that it wants
 //	Info   all others
 func Level(e Event) slog.Level {
 	switch e := e.(type) {
@@ -29,8 +30,11 @@ func Level(e Event) slog.Level {
 			return slog.LevelWarn
 		}
 	case Arbitration:
-		if e.Answer == ArbiterRefused && !e.Released || e.Answer == ArbiterUnreachable {
+		switch {
+		case e.Answer == ArbiterRefused && !e.Released, e.Answer == ArbiterUnreachable:
 			return slog.LevelWarn
+		case e.Released, e.Ordered && e.Answer == ArbiterAsked:
+			return slog.LevelDebug
 		}
 	case CheckpointStart, CheckpointCommit, Stop, Resume, MigrationPass, DiskSyncProgress, NetworkDiverged, NetworkFlowApart, NetworkFlowTogether:
 		return slog.LevelDebug

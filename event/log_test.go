@@ -35,7 +35,9 @@ func TestALogSaysWhatAnOperatorNeedsToKnow(t *testing.T) {
 		{event.NetworkDiverged{Flow: event.Flow{Source: "10.0.0.2:80", Destination: "10.0.0.1:4000", Protocol: 6}, Reason: "data"}, `level=DEBUG msg=NETWORK_DIVERGED guest=db1 flow="10.0.0.2:80 > 10.0.0.1:4000" reason=data`},
 		{event.Arbitration{Mode: event.ModePrimary, Answer: event.ArbiterUnreachable, Error: "no route"}, `level=WARN msg=ARBITRATION guest=db1 side=primary checkpoint=0 ordered=false answer=unreachable error="no route"`},
 		{event.Arbitration{Mode: event.ModeSecondary, Ordered: true, Answer: event.ArbiterRefused, Error: "generation 3 is over"}, `level=WARN msg=ARBITRATION guest=db1 side=secondary checkpoint=0 ordered=true answer=refused error="generation 3 is over"`},
-		{event.Arbitration{Mode: event.ModePrimary, Epoch: 9, Ordered: true, Answer: event.ArbiterRefused, Error: "failover: arbiter refused: switchover", Released: true}, `level=INFO msg=ARBITRATION guest=db1 side=primary checkpoint=9 ordered=true answer=refused error="failover: arbiter refused: switchover" released=true`},
+		{event.Arbitration{Mode: event.ModePrimary, Epoch: 9, Ordered: true, Answer: event.ArbiterRefused, Error: "failover: arbiter refused: switchover", Released: true}, `level=DEBUG msg=ARBITRATION guest=db1 side=primary checkpoint=9 ordered=true answer=refused error="failover: arbiter refused: switchover" released=true`},
+		{event.Arbitration{Mode: event.ModeSecondary, Epoch: 9, Ordered: true, Answer: event.ArbiterAsked, Error: "a leaves"}, `level=DEBUG msg=ARBITRATION guest=db1 side=secondary checkpoint=9 ordered=true answer=asked error="a leaves"`},
+		{event.Arbitration{Mode: event.ModeSecondary, Epoch: 9, Answer: event.ArbiterAsked, Error: "EOF"}, `level=INFO msg=ARBITRATION guest=db1 side=secondary checkpoint=9 ordered=false answer=asked error=EOF`},
 	} {
 		var b bytes.Buffer
 		event.Log(plain(&b), event.Record{Guest: "db1", Event: c.e})

@@ -73,7 +73,8 @@ type DestinationStats struct {
 	Placed, Touched uint64        // pages of the host that came in postcopy, and that somebody waited for
 }
 
-// NewDestination returns a Destination.
+// NewDestination makes the side that takes one guest, as cfg describes it. Nothing is checked and no
+// memory is taken before Run.
 func NewDestination(cfg DestinationConfig) *Destination {
 	d := &Destination{cfg: cfg}
 	d.in = vmstate.Incoming{

@@ -91,7 +91,9 @@ type SourceStats struct {
 	Memory    ram.Stats
 }
 
-// NewSource returns a Source.
+// NewSource makes the side that gives one guest away, as cfg describes it, with the defaults
+// where MaxDowntime or MaxPasses is not positive or PostcopyAfter is 0. The guest is not touched
+// before Run.
 func NewSource(cfg SourceConfig) *Source {
 	if cfg.MaxDowntime <= 0 {
 		cfg.MaxDowntime = defaultDowntime

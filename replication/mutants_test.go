@@ -128,7 +128,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "an empty metadata file is taken for one",
-		File:  "metadata.go",
+		File:  "metadata_file.go",
 		Old:   "if st, err := f.Stat(); err != nil || st.Size() == 0 {",
 		New:   "if st, err := f.Stat(); err != nil || st.Size() < 0 {",
 		Tests: []string{"-run=AMetadataFileOfNothing", "."},

@@ -115,6 +115,35 @@ func (s *session) inWords(cause error) string {
 	return cause.Error()
 }
 
+// whoEnded returns in words who has ended the session on purpose, and what for; "" if nobody has.
+func (s *session) whoEnded() (words string) {
+	host := s.peer.host
+	switch s.getPurpose() {
+	case toPause:
+		return "the protection was paused on this host"
+	case toCancel:
+		return "the protection was ended on this host"
+	case toComplete:
+		return "the guest has ended on this host"
+	case toHandOver:
+		return "the guest is handed over to " + host
+	case toTakeHand:
+		return host + " hands the guest over"
+	}
+	s.peer.get(func() {
+		switch {
+		case s.peer.departs:
+			words = (&leavesError{host}).Error()
+		case s.peer.ended && s.peer.leaves:
+			words = s.peer.endWords()
+		}
+	})
+	if words == "" && s.over.Err() != nil {
+		words = "this host leaves"
+	}
+	return words
+}
+
 // leave ends the session of a host whose Run is to end. That is what somebody here has asked for,
 // and no loss of the other side, unless the guest is being handed over: then the end of the
 // session is that of the switchover.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -52,6 +53,27 @@ func (l *lines) has(all ...string) bool {
 	return false
 }
 
+// toldOnce checks that one line of a log says that the session has ended, and why, and that no
+// line but that of a grant says what was asked of the arbiter.
+func (l *lines) toldOnce(t *testing.T, host, why string) {
+	t.Helper()
+	exits := 0
+	for _, line := range l.all() {
+		switch {
+		case strings.Contains(line, "msg=COLO_EXIT"):
+			exits++
+			if !strings.Contains(line, "reason=request why="+strconv.Quote(why)) {
+				t.Errorf("%s does not say %q: %s", host, why, line)
+			}
+		case strings.Contains(line, "msg=ARBITRATION") && !strings.Contains(line, "answer=granted"):
+			t.Errorf("%s: %s", host, line)
+		}
+	}
+	if exits != 1 {
+		t.Errorf("%s tells %d times that the session has ended", host, exits)
+	}
+}
+
 // A session that somebody ends on purpose is no failure of anything: neither log has a warning,
 // no event says error, Query has no error, and the other side says in one line what has happened.
 func TestASessionThatIsEndedOnPurposeReadsLikeNoFailure(t *testing.T) {
@@ -61,13 +83,14 @@ func TestASessionThatIsEndedOnPurposeReadsLikeNoFailure(t *testing.T) {
 		b    State    // that b comes to
 		line []string // of b's log
 		aSee string   // in a's log, where that is not its own doing
+		whys [2]string
 	}{
-		"pause":                  {func(ctx context.Context, a, b *host) error { return a.job.Pause(ctx, "a new kernel") }, Waiting, []string{"state=waiting", `reason="a has paused the protection: a new kernel"`}, ""},
-		"pause without a reason": {func(ctx context.Context, a, b *host) error { return a.job.Pause(ctx, "") }, Waiting, []string{"state=waiting", `reason="a has paused the protection"`}, ""},
-		"cancel":                 {func(ctx context.Context, a, b *host) error { return a.job.Cancel(ctx) }, Waiting, []string{"state=waiting", `reason="a has ended the protection"`}, ""},
-		"switchover":             {func(ctx context.Context, a, b *host) error { return a.job.Switchover(ctx) }, Protected, []string{"generation=2", "state=alone", `reason="switched over from a"`}, `reason="b has taken the guest over"`},
-		"the primary leaves":     {func(ctx context.Context, a, b *host) error { leave(a); return nil }, Alone, []string{"generation=2", "state=alone", `reason="took over from a"`}, ""},
-		"the secondary leaves":   {func(ctx context.Context, a, b *host) error { leave(b); return nil }, Concluded, []string{"state=concluded"}, `reason="b leaves"`},
+		"pause":                  {func(ctx context.Context, a, b *host) error { return a.job.Pause(ctx, "a new kernel") }, Waiting, []string{"state=waiting", `reason="a has paused the protection: a new kernel"`}, "", [2]string{"the protection was paused on this host", "a has paused the protection: a new kernel"}},
+		"pause without a reason": {func(ctx context.Context, a, b *host) error { return a.job.Pause(ctx, "") }, Waiting, []string{"state=waiting", `reason="a has paused the protection"`}, "", [2]string{"the protection was paused on this host", "a has paused the protection"}},
+		"cancel":                 {func(ctx context.Context, a, b *host) error { return a.job.Cancel(ctx) }, Waiting, []string{"state=waiting", `reason="a has ended the protection"`}, "", [2]string{"the protection was ended on this host", "a has ended the protection"}},
+		"switchover":             {func(ctx context.Context, a, b *host) error { return a.job.Switchover(ctx) }, Protected, []string{"generation=2", "state=alone", `reason="switched over from a"`}, `reason="b has taken the guest over"`, [2]string{"the guest is handed over to b", "a hands the guest over"}},
+		"the primary leaves":     {func(ctx context.Context, a, b *host) error { leave(a); return nil }, Alone, []string{"generation=2", "state=alone", `reason="took over from a"`}, "", [2]string{"this host leaves", "a leaves"}},
+		"the secondary leaves":   {func(ctx context.Context, a, b *host) error { leave(b); return nil }, Concluded, []string{"state=concluded"}, `reason="b leaves"`, [2]string{"b leaves", "this host leaves"}},
 	} {
 		bubble(t, name, func(t *testing.T, w *world) {
 			a, b, ofA, ofB := w.loggedPair()
@@ -84,6 +107,8 @@ func TestASessionThatIsEndedOnPurposeReadsLikeNoFailure(t *testing.T) {
 			if !ofA.has(c.aSee) {
 				t.Errorf("no line of a has %q:\n%s", c.aSee, strings.Join(ofA.all(), "\n"))
 			}
+			ofA.toldOnce(t, "a", c.whys[0])
+			ofB.toldOnce(t, "b", c.whys[1])
 			for _, h := range []*host{a, b} {
 				if q := h.job.Query(); q.LastError != nil || !q.LastErrorAt.IsZero() {
 					t.Errorf("%s: %v, at %v", h.name, q.LastError, q.LastErrorAt)

@@ -10,6 +10,7 @@ import (
 // sessionLog returns the logger of a session: each record says of which guest
 // and of which generation it is, and the session adds its side and its
 // checkpoint. The generation is another from the moment on in which the host goes on.
+// COLO_EXIT says in words who has ended a session that was ended on purpose.
 func (j *Job) sessionLog() *slog.Logger { return slog.New(generational{j.cfg.Logger.Handler(), j}) }
 
 // generational adds to each record of which guest and generation it is.
@@ -20,11 +21,21 @@ type generational struct {
 
 func (h generational) Handle(ctx context.Context, r slog.Record) error {
 	h.j.mu.Lock()
-	generation := h.j.generation
+	s, generation := h.j.current, h.j.generation
 	h.j.mu.Unlock()
 	all := slog.NewRecord(r.Time, r.Level, r.Message, r.PC)
 	all.AddAttrs(slog.String("guest", h.j.cfg.Name), slog.Uint64("generation", generation))
-	r.Attrs(func(a slog.Attr) bool { all.AddAttrs(a); return true })
+	requested := false
+	r.Attrs(func(a slog.Attr) bool {
+		all.AddAttrs(a)
+		requested = requested || a.Key == "reason" && a.Value.String() == event.ExitRequest.String()
+		return true
+	})
+	if requested && s != nil && r.Message == (event.COLOExit{}).Name() {
+		if why := s.whoEnded(); why != "" {
+			all.AddAttrs(slog.String("why", why))
+		}
+	}
 	return h.Handler.Handle(ctx, all)
 }
 

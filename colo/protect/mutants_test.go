@@ -125,7 +125,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "a word that is refused during a takeover is not given up",
-		File:  "colo/protect/job.go",
+		File:  "colo/protect/generation.go",
 		Old:   "\tcase j.State() == TakingOver:\n",
 		New:   "\tcase false:\n",
 		Tests: []string{"-run=^TestAWordThatIsRefusedDuringTheTakeoverIsGivenUpAfterIt$", "."},
@@ -198,7 +198,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "a secondary that is to go on resumes its guest to pause it again",
-		File:  "colo/protect/session.go",
+		File:  "colo/protect/heard.go",
 		Old:   "if j.m.state == Following {",
 		New:   "if false {",
 		Tests: []string{"-run=^TestASecondaryIsToldToGoOnWhileItCommits$", "."},
@@ -219,7 +219,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "a secondary that is told to go on before it has committed cannot",
-		File:  "colo/protect/session.go",
+		File:  "colo/protect/heard.go",
 		Old:   "early := whole && epoch+1 == n.Seq",
 		New:   "early := false",
 		Tests: []string{"-run=^TestASecondaryIsToldToGoOnWhileItCommits$", "."},
@@ -247,7 +247,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "a host gives up what it holds by now for a generation of before",
-		File:  "colo/protect/job.go",
+		File:  "colo/protect/generation.go",
 		Old:   "if j.keeper.Generation() <= generation {",
 		New:   "if generation > 0 {",
 		Tests: []string{"-run=^TestAWordThatIsRefusedDuringTheTakeoverIsNotThatOfALaterGeneration$", "."},

@@ -389,115 +389,12 @@ func (j *Job) watch(ctx context.Context, s *session) {
 	}
 }
 
-// heard acts upon what the other side says on the control connection.
-func (j *Job) heard(s *session, n note) {
-	switch n.Say {
-	case sayAsk: // of a secondary: not to claim the guest for a while
-		if s.primary != nil || n.TermNS <= 0 || j.State() != Following {
-			return
-		}
-		term := min(time.Duration(n.TermNS), maxPledge)
-		s.peer.set(func() {
-			if until := time.Now().Add(term); until.After(s.peer.pledge) {
-				s.peer.pledge = until
-			}
-		})
-		s.peer.say(note{Say: sayPromise, Seq: n.Seq, TermNS: int64(term)})
-	case sayPromise:
-		if s.primary == nil {
-			return
-		}
-		if sent, term, ok := s.promises.answer(n); ok {
-			j.keeper.Promised(s.peer.generation, sent, term)
-			s.peer.set(func() { s.peer.promised = true })
-		}
-	case sayFull:
-		if s.primary != nil {
-			s.primary.RequestCheckpoint(event.CauseLimit)
-		}
-	case sayEnd:
-		s.endsInOrder(s.peer.endedWhy())
-		s.peer.say(note{Say: sayHeard})
-	case sayLeaves:
-		s.endsInOrder(&leavesError{s.peer.host})
-		s.peer.say(note{Say: sayFarewell})
-	case sayGo:
-		j.takeHand(s, n)
-	case sayRuns, sayCannot:
-		if n.Say == sayRuns {
-			defer s.peer.say(note{Say: sayHeard})
-		}
-		if s.getPurpose() != toHandOver {
-			return
-		}
-		why := errSwitchover
-		if n.Say == sayCannot { // it is not carried out
-			s.colo.Expect(nil)
-			why = fmt.Errorf("%w: %s cannot: %s", errSwitchover, s.peer.host, n.Reason)
-		}
-		s.colo.Lost(why)
-	}
-}
-
-// maxPledge bounds what a primary can ask for.
-const maxPledge = time.Minute
-
-// leaveStanding leaves the guest here, a secondary's, standing when it is that of the epoch in which
-// this host is to go on: it would only be paused again. A session that has ended resumes what it
-// left standing.
-func (j *Job) leaveStanding() {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	if j.m.state == Following {
-		j.vm.keep(func() {})
-	}
-}
-
 // wasHanded reports whether this host, a secondary, has been told to go on, and has not
 // answered yet.
 func (s *session) wasHanded() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.purpose == toTakeHand || s.early != nil
-}
-
-// takeHand is the secondary's part of a switchover: the primary's guest stands
-// still in that epoch, and the arbiter has been told that it is released. Told so as soon as
-// it had received all of that epoch, this host may still be making it its guest's, which
-// nothing but its own failure keeps it from: it goes on when it has.
-func (j *Job) takeHand(s *session, n note) {
-	if s.primary != nil {
-		return
-	}
-	s.mu.Lock()
-	epoch, whole := s.epoch, s.whole
-	early := whole && epoch+1 == n.Seq
-	if s.early = nil; early {
-		s.early, s.migrates = &n, n.Migrate
-	}
-	s.mu.Unlock()
-	if early {
-		s.peer.set(func() { s.peer.released = true })
-		s.colo.Expect(errSwitchover)
-		j.leaveStanding()
-		return
-	}
-	// A later checkpoint, of the same guest that stands still, is as good.
-	if !whole || epoch < n.Seq {
-		s.peer.say(note{Say: sayCannot, Reason: fmt.Sprintf("the last checkpoint here is %d, not %d", epoch, n.Seq)})
-		return
-	}
-	if j.do(doFailover, "switchover") != nil {
-		s.peer.say(note{Say: sayCannot, Reason: "this host is " + j.State().String()})
-		return
-	}
-	s.peer.set(func() { s.peer.released = true })
-	s.mu.Lock()
-	s.migrates = n.Migrate
-	s.mu.Unlock()
-	s.setPurpose(toTakeHand)
-	s.colo.Expect(errSwitchover)
-	s.colo.Lost(errSwitchover)
 }
 
 // errHandingOver ends a session from the moment on in which the other side may take the guest

@@ -353,7 +353,8 @@ func (g *Guest) Close() error {
 	return err
 }
 
-// Info describes a Guest.
+// Info has what a Guest keeps of the last whole checkpoint: how much memory, which devices,
+// and what it costs.
 type Info struct {
 	Machine  string // machine type, as the stream names it; empty before it was received
 	Epoch    uint64 // of the last whole checkpoint; 0 is the initial migration

@@ -5,7 +5,8 @@ import (
 	"fmt"
 )
 
-// Class is the class of an error. (QAPI enum QapiErrorClass.)
+// Class says what a client can do about an error: most are a GenericError, whose text is for
+// people only. (QAPI enum QapiErrorClass.)
 type Class string
 
 // The classes.

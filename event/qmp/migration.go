@@ -23,7 +23,8 @@ func RegisterParameters[P any](c *Commands, get func() P, set func(ctx context.C
 // MigrationCapability is a capability of QEMU 7.2. (QAPI enum of the same name.)
 type MigrationCapability string
 
-// CapabilityCOLO is the capability that COLO needs.
+// CapabilityCOLO makes a QEMU go on with checkpoints where a migration would end. Both sides
+// have to set it.
 const CapabilityCOLO MigrationCapability = "x-colo"
 
 // Words returns all of them, in QEMU's order.

@@ -6,7 +6,9 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -40,6 +42,9 @@ func modeFlag(f *flag.FlagSet) *string {
 // parse reads a command line. Help is printed where it is asked for (flag.ErrHelp); any other
 // error is usage.ErrWrong and says what is wrong.
 func parse(f *flag.FlagSet, args []string, stdout io.Writer) error {
+	if f.Lookup("tls") == nil && slices.ContainsFunc(args, func(a string) bool { return a == "-tls" || a == "--tls" }) {
+		return usage.Wrong("-tls is for both hosts on this machine: one host has -cert, -key, -ca and -peer")
+	}
 	if err := usage.Parse(f, about, args, stdout); err != nil {
 		return err
 	}
@@ -52,6 +57,13 @@ func parse(f *flag.FlagSet, args []string, stdout io.Writer) error {
 	for _, name := range []string{"host", "listen", "dial"} {
 		if needed := f.Lookup(name); needed != nil && needed.Value.String() == "" {
 			return usage.Wrong("-%s is missing", name)
+		}
+	}
+	for _, name := range []string{"listen", "dial"} {
+		if address := f.Lookup(name); address != nil {
+			if _, _, err := net.SplitHostPort(address.Value.String()); err != nil {
+				return usage.Wrong("-%s %s: want [HOST]:PORT", name, address.Value)
+			}
 		}
 	}
 	if plain := f.Lookup("insecure"); plain != nil && plain.Value.String() == "false" {

@@ -50,7 +50,8 @@ type Machine struct {
 	closed  atomic.Bool // written with mu held
 }
 
-// Stats counts what is rare.
+// Stats counts accesses that no device answers and frames that no ring took, since the Machine
+// was made: a guest that runs well has few.
 type Stats struct {
 	UnknownPorts  uint64 // accesses to ports that nobody has
 	UnknownMemory uint64 // accesses to memory that nobody has

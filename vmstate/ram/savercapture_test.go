@@ -277,3 +277,103 @@ func TestEachBatchIsTakenOnce(t *testing.T) {
 		}
 	}
 }
+
+func TestSaveCompleteSendsWhatCaptureTook(t *testing.T) {
+	eachCache(t, func(t *testing.T, k kind) {
+		prim := newGuest(t, pages(t, "ram", 40))
+		sec := prim.twin(t)
+		s, c, l := NewSaver(prim.blocks, prim, SaverConfig{}), k.cache(t, sec, CacheConfig{}), newLink(t)
+		l.sync(s, c)
+		prim.write(0, 3*PageSize, page(1)...)
+		prim.write(0, 7*PageSize, page(2)...)
+		prim.write(0, 8*PageSize, make([]byte, PageSize)...)
+		want := prim.snapshot()
+		if !capture(t, s) {
+			t.Fatal("three pages did not fit the arena")
+		}
+		// The guest runs on before anything is sent.
+		prim.write(0, 3*PageSize, page(9)...)
+		prim.write(0, 8*PageSize, page(9)...)
+		prim.write(0, 20*PageSize, page(9)...)
+		l.complete(s)
+		if got, want := s.Stats(), (Stats{Pages: 3, ZeroPages: 1, Bytes: 2*(8+PageSize) + 9 + 8}); got != want {
+			t.Errorf("Stats = %+v, want %+v", got, want)
+		}
+		l.load(c)
+		flush(t, c)
+		wantMemory(t, "the captured state", sec, want)
+		if must, _ := s.Pending(true); must != 3*PageSize {
+			t.Errorf("%d bytes are pending, want those of the 3 pages written since", must)
+		}
+	})
+}
+
+func TestCaptureThatDoesNotFitIsCompletedFromTheGuest(t *testing.T) {
+	eachCache(t, func(t *testing.T, k kind) {
+		prim := newGuest(t, pages(t, "ram", 100))
+		sec := prim.twin(t)
+		s := NewSaver(prim.blocks, prim, SaverConfig{MaxCapture: 16 * PageSize})
+		c, l := k.cache(t, sec, CacheConfig{}), newLink(t)
+		l.sync(s, c)
+		for i := range 50 {
+			prim.write(0, i*2*PageSize, page(byte(i+1))...)
+		}
+		want := prim.snapshot()
+		if capture(t, s) {
+			t.Fatal("50 pages fitted an arena of 16")
+		}
+		if got := s.arena.bytes(); got > 16*PageSize {
+			t.Errorf("%d bytes are captured, more than the limit", got)
+		}
+		if must, _ := s.Pending(false); must == 0 || must == 50*PageSize {
+			t.Errorf("%d bytes are said to be left in the guest", must)
+		}
+		reads, before := prim.reads, l.w.Transferred()
+		l.complete(s)
+		if prim.reads != reads {
+			t.Error("SaveComplete read the dirty log again")
+		}
+		if l.w.Transferred()-before != int64(l.buf.Len()) {
+			t.Error("guest memory is still queued when SaveComplete returns")
+		}
+		l.load(c)
+		flush(t, c)
+		wantMemory(t, "after the checkpoint", sec, want)
+	})
+}
+
+func TestAbandonedCaptureLosesNothing(t *testing.T) {
+	eachCache(t, func(t *testing.T, k kind) {
+		for _, deltas := range []int64{0, 1 << 20} {
+			prim := newGuest(t, pages(t, "a", 20), pages(t, "b", 20))
+			sec := prim.twin(t)
+			s := NewSaver(prim.blocks, prim, SaverConfig{XBZRLE: deltas})
+			c, l := k.cache(t, sec, CacheConfig{}), newLink(t)
+			l.sync(s, c)
+			for round := range byte(4) {
+				prim.write(0, 5*PageSize+10, round+1)
+				prim.write(1, 6*PageSize+10, round+1)
+				capture(t, s)
+				prim.write(0, 5*PageSize+20, round+7) // in the meantime
+				switch round {
+				case 0:
+					capture(t, s)
+				case 1:
+					l.iterate(s)
+				case 2:
+					s.NewSession()
+					if must, _ := s.Pending(false); must != 2*PageSize {
+						t.Errorf("%d bytes are pending after a new session, want 2 pages", must)
+					}
+				case 3:
+					s.SaveCleanup()
+				}
+				want := prim.snapshot()
+				l.complete(s)
+				l.load(c)
+				flush(t, c)
+				wantMemory(t, "after the checkpoint", sec, want)
+			}
+		}
+	})
+}

@@ -87,7 +87,8 @@ type Monitor struct {
 	broken    error            // of a disk, in the present session
 }
 
-// NewMonitor makes the monitor of a job.
+// NewMonitor makes a monitor that steers job and answers from what cfg.Events carries, from now
+// on until Close.
 func NewMonitor(job Job, cfg Config) *Monitor {
 	m := &Monitor{job: job, cfg: cfg, log: cfg.Logger, last: event.ModeNone, reason: event.ExitNone, delay: cfg.CheckpointDelay}
 	if m.delay == 0 {

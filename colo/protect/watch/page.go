@@ -84,7 +84,8 @@ type Page struct {
 	ending  sync.Once
 }
 
-// New makes a page.
+// New makes the page of cfg.Job, which a host serves as an http.Handler while Run, on a goroutine of
+// the host's, hears the events and samples the figures.
 func New(cfg Config) *Page {
 	p := &Page{
 		cfg: cfg, log: cfg.Logger, origin: http.NewCrossOriginProtection(), token: rand.Text(), boot: rand.Text(),

@@ -63,6 +63,9 @@ new ResizeObserver(() => {
 
 const clock = d => d.toLocaleTimeString([], {hour12: false});
 
+// moment is the clock, and the date of what was not today.
+const moment = d => (d.toDateString() === new Date().toDateString() ? "" : d.toLocaleDateString() + " ") + clock(d);
+
 function since(s) {
 	let t = Math.max(0, Math.round((Date.now() - Date.parse(s.since)) / 1000));
 	const parts = [[86400, " d"], [3600, " h"], [60, " min"], [1, " s"]], words = [];
@@ -127,7 +130,7 @@ function show(s) {
 		d.append(label);
 		return d;
 	}));
-	say(at("error"), s.error ? "Last error: " + s.error : "");
+	say(at("error"), s.error ? "Last error" + (s.errorAt ? ", at " + moment(new Date(s.errorAt)) : "") + ": " + s.error : "");
 	at("error").hidden = !s.error;
 	facts(at("figures"), s.figures);
 	at("picture").innerHTML = s.picture; // drawn, and escaped, by the server

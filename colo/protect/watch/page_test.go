@@ -2,12 +2,14 @@ package watch
 
 import (
 	"encoding/xml"
+	"errors"
 	"io"
 	"os"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/gocolo/lockstep/colo"
 	"github.com/gocolo/lockstep/colo/protect"
@@ -40,12 +42,17 @@ func TestAPageTellsWhatHappensAsItHappens(t *testing.T) {
 	if !strings.Contains(got.Picture, `class="red"`) || !strings.Contains(got.Picture, `width="400"`) {
 		t.Errorf("the checkpoint is not in the picture: %s", got.Picture)
 	}
+	when := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	j.mu.Lock()
 	j.info.State, j.info.Peer = protect.Alone, ""
+	j.info.LastError, j.info.LastErrorAt = errors.New("silence"), when
 	j.mu.Unlock()
 	got = live.until("the state", func(s snapshot) bool { return s.State == "alone" })
 	if got.There.Host != "" || got.Boot != first.Boot {
 		t.Errorf("%+v", got)
+	}
+	if first.Error != "" || !first.ErrorAt.IsZero() || got.Error != "silence" || !got.ErrorAt.Equal(when) {
+		t.Errorf("the error was %q at %v, and is %q at %v", first.Error, first.ErrorAt, got.Error, got.ErrorAt)
 	}
 }
 

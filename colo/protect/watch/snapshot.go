@@ -23,6 +23,7 @@ type snapshot struct {
 	Sentence    string    `json:"sentence"`
 	Reason      string    `json:"reason,omitempty"`
 	Error       string    `json:"error,omitempty"`
+	ErrorAt     time.Time `json:"errorAt,omitzero"`
 	Here        side      `json:"here"`
 	There       side      `json:"there"`
 	Copies      []copied  `json:"copies"`
@@ -91,7 +92,7 @@ func (p *Page) snapshot(width int) snapshot {
 	}
 	s.Sentence, s.Tone = sentence(in)
 	if in.LastError != nil {
-		s.Error = in.LastError.Error()
+		s.Error, s.ErrorAt = in.LastError.Error(), in.LastErrorAt
 	}
 	if p.cfg.Control {
 		s.Actions, s.Token = actions(in), p.token

@@ -216,6 +216,7 @@ func TestAPairIsWatchedAndSteeredInABrowser(t *testing.T) {
 	if seen := eval[[]string](b, `seen`); len(seen) < 2 || seen[0] != "asking" || seen[len(seen)-1] != "alone" {
 		t.Errorf("the failover was not watched happening: %q", seen)
 	}
+	b.until("the error has its time", `/^Last error, at (\S+ )?\d\d:\d\d:\d\d: ./.test(document.getElementById("error").textContent) && !document.getElementById("error").hidden`)
 	b.shot("after-failover")
 	p.start("b", "-http-control")
 	b.is("protected")

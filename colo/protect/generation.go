@@ -1,0 +1,113 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/internal/wait"
+)
+
+// acquire asks for the generation after one. With word it is an operator's wish,
+// which is all that is needed where an operator is the arbiter. The arbiter refuses what
+// comes after a generation that it has never heard of: where this host holds that by
+// Fenced, it is told of it first.
+func (j *Job) acquire(ctx context.Context, after uint64, word bool) (uint64, error) {
+	if err := j.tellUpTo(ctx, after); err != nil {
+		if errors.Is(err, failover.ErrRefused) {
+			j.takeBack(after)
+		}
+		return 0, err
+	}
+	return j.ask(ctx, after, word)
+}
+
+// ask is acquire for a generation that the arbiter has heard of.
+func (j *Job) ask(ctx context.Context, after uint64, word bool) (uint64, error) {
+	if j.manual != nil && word {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		said := make(chan struct{})
+		go func() { // says yes as soon as there is a question; joined below
+			defer close(said)
+			for j.manual.Grant() != nil && wait.For(ctx, time.Millisecond) == nil {
+			}
+		}()
+		defer func() { cancel(); <-said }()
+	}
+	generation, err := j.keeper.Acquire(ctx, after)
+	if err == nil {
+		j.hears(generation)
+	}
+	return generation, err
+}
+
+// order asks for the generation after one by an operator's wish, for as long as ctx
+// and Run last, and records it. Run waits for it, and then gives back what it got: a
+// job that has ended takes the guest from nobody. If Run ends meanwhile the error is a
+// *StateError.
+func (j *Job) order(ctx context.Context, verb input, after uint64) error {
+	j.mu.Lock()
+	life, over := j.life, &StateError{Verb: verb.String(), State: Concluded}
+	if life == nil || life.Err() != nil || j.m.state == Concluded {
+		j.mu.Unlock()
+		return over
+	}
+	j.orders.Add(1)
+	j.mu.Unlock()
+	defer j.orders.Done()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer context.AfterFunc(life, func() { cancel(errLeft) })()
+	generation, err := j.acquire(ctx, after, true)
+	if err == nil {
+		j.learn(generation)
+		j.hold(generation)
+	}
+	if life.Err() != nil {
+		return errors.Join(over, err)
+	}
+	return err
+}
+
+// learn notes a generation that this host holds or follows; they only grow.
+func (j *Job) learn(generation uint64) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.generation = max(j.generation, generation)
+}
+
+// claiming notes that the disks have been read, and whether this host is about to ask
+// for the guest so as to start it.
+func (j *Job) claiming(claims bool) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.known, j.claims = true, claims
+}
+
+// deposed is called by the keeper when another generation has begun. The gate
+// is shut.
+func (j *Job) deposed(generation uint64, why error) {
+	j.note(why)
+	switch err := j.do(deposed, why.Error()); {
+	case err == nil:
+		j.fenceDisks()
+	case j.State() == TakingOver:
+		j.inBackground(func() { j.deposedThen(generation, why) })
+	}
+	if s := j.session(); s != nil {
+		s.colo.Lost(why)
+	}
+}
+
+// deposedThen waits until a takeover that is under way is over, which nothing breaks off, and
+// gives up what this host has gone on with; unless it holds a later generation by then.
+func (j *Job) deposedThen(generation uint64, why error) {
+	taking, end := j.while(context.Background(), TakingOver)
+	defer end()
+	<-taking.Done()
+	if j.keeper.Generation() <= generation {
+		j.deposed(generation, why)
+	}
+}

@@ -1,0 +1,111 @@
+//go:build linux && amd64
+
+package kvm
+
+import (
+	"slices"
+	"unsafe"
+
+	gokvm "github.com/bobuhiro11/gokvm/kvm"
+)
+
+// msrTable is struct kvm_msrs.
+type msrTable struct {
+	n, _    uint32
+	entries [maxMSRs]gokvm.MSREntry
+}
+
+// msrOne is struct kvm_msrs with one entry.
+type msrOne struct {
+	n, _  uint32
+	entry gokvm.MSREntry
+}
+
+// msrsAtOnce is how many MSRs KVM takes in one call.
+const msrsAtOnce = 255
+
+// getMSRs reads all MSRs. KVM stops at the first that it cannot read and returns
+// how many it has read; that one is left out from then on.
+func (s *VCPUState) getMSRs(vcpu int) error {
+	t := s.scratch()
+	for at := 0; at < len(s.msrs); {
+		list := s.msrs[at:min(at+msrsAtOnce, len(s.msrs))]
+		t.n = uint32(len(list))
+		for i, index := range list {
+			t.entries[i] = gokvm.MSREntry{Index: index}
+		}
+		n, err := ioctl(vcpu, "KVM_GET_MSRS", kvmGetMSRs, unsafe.Pointer(t))
+		if err != nil {
+			return err
+		}
+		copy(s.msr.entries[at:], t.entries[:n])
+		if n < len(list) {
+			s.msrs = slices.Delete(s.msrs, at+n, at+n+1)
+		}
+		at += n
+	}
+	s.msr.n = uint32(len(s.msrs))
+	return nil
+}
+
+// scratch returns a table of MSRs for a call.
+func (s *VCPUState) scratch() *msrTable {
+	if s.some == nil {
+		s.some = &msrTable{}
+	}
+	return s.some
+}
+
+// setMSRs writes those MSRs whose places want wants, in order. KVM stops at the first that it
+// refuses; that is an error unless the vCPU has that value anyway.
+func (s *VCPUState) setMSRs(vcpu int, want func(i int) bool, refused *[]uint32) error {
+	t := s.scratch()
+	t.n = 0
+	for i := range s.msr.entries[:s.msr.n] {
+		if m := &s.msr.entries[i]; want(i) {
+			t.entries[t.n] = *m
+			t.n++
+		}
+		if t.n == msrsAtOnce {
+			if err := s.putMSRs(vcpu, t, refused); err != nil {
+				return err
+			}
+		}
+	}
+	return s.putMSRs(vcpu, t, refused)
+}
+
+// putMSRs writes the MSRs of a table, which is empty afterwards, and adds to refused those that
+// KVM did not take.
+func (s *VCPUState) putMSRs(vcpu int, t *msrTable, refused *[]uint32) error {
+	for t.n > 0 {
+		n, err := ioctl(vcpu, "KVM_SET_MSRS", kvmSetMSRs, unsafe.Pointer(t))
+		if err != nil {
+			return err
+		}
+		if n == int(t.n) {
+			t.n = 0
+			break
+		}
+		m := t.entries[n]
+		value, ok, err := s.readMSR(vcpu, m.Index)
+		if err != nil {
+			return err
+		}
+		// An MSR that does not exist here is as good as one that is 0.
+		if value != m.Data || !ok && m.Data != 0 {
+			return &MSRError{m.Index, m.Data}
+		}
+		if refused != nil {
+			*refused = append(*refused, m.Index)
+		}
+		t.n = uint32(copy(t.entries[:], t.entries[n+1:t.n]))
+	}
+	return nil
+}
+
+// nearby reports whether two TSC frequencies are as good as the same: KVM itself
+// does not scale below 250 parts per million.
+func nearby(a, b uint32) bool {
+	return max(a, b)-min(a, b) <= b/4000
+}

@@ -1,0 +1,169 @@
+package replication
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+)
+
+// metadataSuffix, after the name of an image, names the file with its metadata.
+const metadataSuffix = ".lockstep"
+
+// KeepMetadata says that the disk's metadata is in the file of that name, which
+// is made when there is something to record. It is called before the disk is
+// given to a Primary, a Secondary or a Journal.
+func (d *File) KeepMetadata(name string) error {
+	d.metaMu.Lock()
+	defer d.metaMu.Unlock()
+	if d.meta != nil {
+		return errors.New("replication: the metadata of " + d.f.Name() + " is in use")
+	}
+	d.metaName = name
+	return nil
+}
+
+// Metadata implements [MetadataKeeper]: in the file that KeepMetadata named,
+// or for a regular file, beside it. Elsewhere it is in memory.
+func (d *File) Metadata() (*Metadata, error) {
+	d.metaMu.Lock()
+	defer d.metaMu.Unlock()
+	if d.meta != nil {
+		return d.meta, nil
+	}
+	name := d.metadataName()
+	if name == "" {
+		d.meta = newMetadata(nil)
+		return d.meta, nil
+	}
+	bound := birth(d.f)
+	m, err := openMetadataFile(name, d.size.Load())
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", name, err)
+	case m.bound != bound && m.bound != [32]byte{}: // it belongs to an image that had this name before
+		err = errors.Join(m.close(), os.ErrNotExist)
+	}
+	if err != nil {
+		m = newMetadata(nil)
+		m.make = func() (Disk, error) { return createMetadataFile(name, d.size.Load(), m) }
+	}
+	m.bound = bound
+	d.meta = m
+	return m, nil
+}
+
+func (d *File) metadataName() string {
+	if d.metaName != "" {
+		return d.metaName
+	}
+	if st, err := d.f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return ""
+	}
+	return d.f.Name() + metadataSuffix
+}
+
+// Rebind says that the image and the file with its metadata belong together,
+// though the image is not the file that it was: both were moved or restored. They may
+// be older than what other copies know of them, so the account of what a secondary lacks is
+// void, and so is what a primary knows of a copy that is inconsistent without a [Journal]:
+// the next synchronisation compares or copies everything. It is called before anything else
+// uses the metadata.
+func (d *File) Rebind() error {
+	d.metaMu.Lock()
+	defer d.metaMu.Unlock()
+	if d.meta != nil {
+		return errors.New("replication: the metadata of " + d.f.Name() + " is in use")
+	}
+	name := d.metadataName()
+	if name == "" {
+		return fmt.Errorf("replication: %s has no metadata", d.f.Name())
+	}
+	m, err := openMetadataFile(name, d.size.Load())
+	if err != nil {
+		return err
+	}
+	m.bound = birth(d.f)
+	id := m.id
+	if m.peer.Copy != (ID{}) && m.peer.Generation == id.Generation {
+		id.begin() // the guest goes on from there, without its secondary
+	}
+	if id.State == CopyInconsistent && m.guard == (ID{}) {
+		id.Copy = newID()
+	}
+	return errors.Join(m.store(id, peerBase{}), m.close())
+}
+
+// ReadIdentity returns the identity of the image of that name, from the file beside it. It
+// uses neither, so that it works while another process does. An image without metadata has
+// the zero Identity.
+func ReadIdentity(name string) (Identity, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return Identity{}, err
+	}
+	defer f.Close()
+	g, err := os.Open(name + metadataSuffix)
+	if errors.Is(err, os.ErrNotExist) {
+		return Identity{}, nil
+	}
+	if err != nil {
+		return Identity{}, err
+	}
+	defer g.Close()
+	if st, err := g.Stat(); err != nil || st.Size() == 0 {
+		return Identity{}, err
+	}
+	d, err := NewFile(g)
+	if err != nil {
+		return Identity{}, err
+	}
+	m, err := OpenMetadata(d)
+	if err != nil {
+		return Identity{}, fmt.Errorf("%s: %w", g.Name(), err)
+	}
+	if m.seq == 0 {
+		return Identity{}, nil // nothing has been recorded yet
+	}
+	if m.bound != birth(f) {
+		return Identity{}, fmt.Errorf("%w: %s is that of a file which was replaced", ErrIdentity, g.Name())
+	}
+	return m.id, nil
+}
+
+// openMetadataFile opens the file for the metadata of an image of size bytes. One that is
+// empty, since whoever made it did not get as far as its length, is os.ErrNotExist.
+func openMetadataFile(name string, size int64) (*Metadata, error) {
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	if st, err := f.Stat(); err != nil || st.Size() == 0 {
+		return nil, errors.Join(cmp.Or(err, os.ErrNotExist), f.Close())
+	}
+	d, err := NewFile(f)
+	var m *Metadata
+	if err == nil {
+		m, err = OpenMetadata(d)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	m.close = f.Close
+	return m, nil
+}
+
+// createMetadataFile makes the file for m, in the place of what is there.
+func createMetadataFile(name string, size int64, m *Metadata) (Disk, error) {
+	if err := os.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	unlocked := func(*os.File) error { return nil } // the image is locked
+	d, err := createFile(name, metadataHead+intentBytes(size), unlocked)
+	if err != nil {
+		return nil, err
+	}
+	m.close = d.f.Close
+	return d, nil
+}
