@@ -36,7 +36,8 @@ type convergence struct{ ready func() }
 // the secondary has had the time to take it in, as far as the speed of the link is known. The guest's
 // output waits longer for it than for an ordinary checkpoint, by no more than twice the
 // transfer time of that. Packets that have diverged end the rounds after the first. Info.Sync
-// tells how far it is.
+// tells how far it is. MinInterval does not delay it: a host that wants little to be committed
+// while the guest stands still has another checkpoint made right before.
 //
 // ready, if it is not nil, is called on the goroutine in Run right before the guest is paused
 // for that checkpoint, and must not wait. Until a checkpoint has answered a call of Converge,

@@ -261,3 +261,40 @@ func TestASessionThatIsLostWaitsForNoRoundOfAHandOver(t *testing.T) {
 		}
 	})
 }
+
+// A guest is not handed over later because a checkpoint was made right before.
+func TestTheLastCheckpointIsNotDelayedByTheOneBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var x *pair
+		var begun [4]time.Time
+		x = newPair(t, options{
+			guest: colotest.GuestConfig{Pages: 1024, Touch: 32},
+			primary: func(c *colo.PrimaryConfig) {
+				c.CheckpointDelay, c.MinInterval, c.AheadThreshold = time.Hour, 4*time.Second, -1
+			},
+		})
+		defer x.close()
+		event.Subscribe(&x.p.bus, func(c event.CheckpointStart) { begun[c.Epoch] = time.Now() })
+		event.Subscribe(&x.p.bus, func(c event.CheckpointCommit) {
+			switch c.Epoch {
+			case 0:
+				x.primary.RequestCheckpoint(event.CauseRequest)
+			case 1:
+				x.primary.Converge(nil)
+			case 2: // any other request waits
+				x.primary.RequestCheckpoint(event.CauseRequest)
+			case 3:
+				x.pc.Break()
+			}
+		})
+		x.start(t.Context())
+		x.wait()
+		x.wantWhole(t)
+		if d := begun[2].Sub(begun[1]); d >= time.Second {
+			t.Errorf("the last checkpoint began %v after the one before", d)
+		}
+		if d := begun[3].Sub(begun[2]); d < 3*time.Second {
+			t.Errorf("another began after %v", d)
+		}
+	})
+}

@@ -283,7 +283,7 @@ func (p *Primary) wait(ctx context.Context) (event.Cause, error) {
 		case <-p.changed:
 			timer.Reset(time.Until(p.trigger.Add(time.Duration(p.delay.Load()))))
 		case <-requests:
-			if left := time.Until(p.trigger.Add(p.cfg.MinInterval)); left > 0 && p.epoch > 0 {
+			if left := time.Until(p.trigger.Add(p.cfg.MinInterval)); left > 0 && p.epoch > 0 && p.converging.Load() == nil {
 				t := time.NewTimer(left)
 				defer t.Stop()
 				early = t.C

@@ -38,7 +38,7 @@ type PrimaryConfig struct {
 
 	// MinInterval is the least time from one checkpoint's trigger to the next
 	// one's where that is asked for (RequestCheckpoint): the guest stands still
-	// in each of them. Zero: 20 ms. Negative: none.
+	// in each of them. Converge does not wait for it. Zero: 20 ms. Negative: none.
 	MinInterval time.Duration
 
 	// CheckpointTimeout bounds the age of a checkpoint, from its trigger until

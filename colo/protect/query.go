@@ -73,12 +73,15 @@ func (j *Job) Query() Info {
 		return in
 	}
 	in.Peer = s.peer.host
+	last := s.converges() // asked first: progress that is read after that is no longer the synchronisation's
 	session := s.colo.Info()
 	in.Session = &session
 	switch in.State {
 	case SwitchingOver:
-		last := session.Sync
-		in.Progress = &Progress{Total: last.Done + last.Remaining, Sent: last.Done, Remaining: last.Remaining, Left: last.ExpectedDowntime}
+		in.Progress = new(Progress)
+		if p := session.Sync; last {
+			*in.Progress = Progress{Total: p.Done + p.Remaining, Sent: p.Done, Remaining: p.Remaining, Left: p.ExpectedDowntime}
+		}
 	case Synchronising:
 		p := &Progress{Sent: s.wire.n.Load()}
 		for _, b := range j.cfg.Guest.Blocks() {

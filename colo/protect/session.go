@@ -38,6 +38,7 @@ type session struct {
 	failure  error     // why a switchover did not come about
 	epoch    uint64    // the last one committed
 	whole    bool      // a checkpoint was committed, so that epoch counts
+	rounds   bool      // on a primary: the last checkpoint before its guest is handed over was asked for
 	last     uint64    // on a primary: the one whose pause its guest is left standing by; 0: none
 	received uint64    // on a primary: that one, when the secondary has all of it; 0: not yet
 	early    *note     // on a secondary: it is to go on as soon as it has the checkpoint that is being committed

@@ -403,10 +403,13 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 	}); err != nil {
 		return err
 	}
+	if err := j.commitsFirst(ctx, s); err != nil {
+		return err
+	}
 	// The guest is left standing by the checkpoint that has sent most of its memory before its
 	// pause, so that checkpoint has its last state. It is the one after the last that is
 	// committed when its pause ends.
-	s.primary.Converge(func() {
+	s.converge(func() {
 		j.keep(s.stands) // otherwise the switchover is over already, as is said below
 	})
 	var epoch uint64
@@ -437,6 +440,24 @@ func (j *Job) handOver(ctx context.Context, s *session) error {
 	return s.peer.say(note{Say: sayGo, Seq: epoch, Migrate: s.migration()})
 }
 
+// commitsFirst waits for a checkpoint right before the last one. The other side makes its guest's
+// what the guest here has written up to then, while this one runs: in the last checkpoint, in which
+// it stands still, it would do so with all that was written since the one before. A guest that
+// stands still in each checkpoint until the other side has it gains nothing by one more.
+func (j *Job) commitsFirst(ctx context.Context, s *session) error {
+	if j.cfg.LateResume {
+		return nil
+	}
+	before, _ := s.committed()
+	s.primary.RequestCheckpoint(event.CauseRequest)
+	return bounded(ctx, 2*j.cfg.CheckpointTimeout+j.cfg.PeerTimeout, func(ctx context.Context) error {
+		return j.switching(ctx, func() bool {
+			epoch, _ := s.committed()
+			return epoch > before
+		})
+	})
+}
+
 // bounded calls f with a context that ends after limit: each step of a switchover has its own
 // time, so that several slow ones are not taken for one that does not end.
 func bounded(ctx context.Context, limit time.Duration, f func(context.Context) error) error {
@@ -455,6 +476,22 @@ func (j *Job) awaitHearing(s *session) {
 	if _, err := j.over(ctx, s); err != nil {
 		s.colo.Lost(fmt.Errorf("%w: %s has not answered for %v", errHandingOver, s.peer.host, j.cfg.PeerTimeout))
 	}
+}
+
+// converge asks for the last checkpoint. Up to then the progress of the session is that of its
+// synchronisation.
+func (s *session) converge(ready func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.primary.Converge(ready)
+	s.rounds = true
+}
+
+// converges reports whether the last checkpoint has been asked for.
+func (s *session) converges() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rounds
 }
 
 // stands is called when the guest of a primary is left standing.
