@@ -50,7 +50,7 @@ var cpuidWords = []cpuidWord{
 	{0x19, 0, ebx, 0, ""},
 	{0x1d, 0, eax, 0, ""},
 	{0x1e, 0, ebx, 0, ""},
-	{0x40000001, 0, eax, 0, "CLOCKSOURCE NOP_IO_DELAY MMU_OP CLOCKSOURCE2 ASYNC_PF STEAL_TIME PV_EOI PV_UNHALT - PV_TLB_FLUSH ASYNC_PF_VMEXIT PV_SEND_IPI POLL_CONTROL PV_SCHED_YIELD ASYNC_PF_INT MSI_EXT_DEST_ID HC_MAP_GPA_RANGE MIGRATION_CONTROL - - - - - - CLOCKSOURCE_STABLE"},
+	{kvmFeatures, 0, eax, 0, "CLOCKSOURCE NOP_IO_DELAY MMU_OP CLOCKSOURCE2 ASYNC_PF STEAL_TIME PV_EOI PV_UNHALT - PV_TLB_FLUSH ASYNC_PF_VMEXIT PV_SEND_IPI POLL_CONTROL PV_SCHED_YIELD ASYNC_PF_INT MSI_EXT_DEST_ID HC_MAP_GPA_RANGE MIGRATION_CONTROL - - - - - - CLOCKSOURCE_STABLE"},
 	{0x80000001, 0, ecx, 1 << 1, "LAHF_LM CMP_LEGACY SVM EXTAPIC CR8_LEGACY ABM SSE4A MISALIGNSSE 3DNOWPREFETCH OSVW IBS XOP SKINIT WDT - LWP FMA4 TCE - NODEID_MSR - TBM TOPOEXT PERFCTR_CORE PERFCTR_NB - DBX PERFTSC PERFCTR_LLC MWAITX"},
 	{0x80000001, 0, edx, 0, "FPU VME DE PSE TSC MSR PAE MCE CX8 APIC - SYSCALL MTRR PGE MCA CMOV PAT PSE-36 - MP NX - MMXEXT MMX FXSR FXSR_OPT PDPE1GB RDTSCP - LM 3DNOWEXT 3DNOW"},
 	{0x80000007, 0, edx, 0, "- - - - - - - - invariant-TSC"},
@@ -59,6 +59,30 @@ var cpuidWords = []cpuidWord{
 	{0x8000001f, 0, eax, 0, "SME SEV - SEV_ES SEV_SNP"},
 	{0x80000021, 0, eax, 0, ""},
 	{0x80000022, 0, eax, 0, ""},
+}
+
+// kvmFeatures is the leaf of what KVM offers a guest, on a host.
+const kvmFeatures = 0x40000001
+
+// kvmLeaf returns the leaf in which a guest finds what KVM offers it, 0 if there is none. It is the one
+// behind KVM's signature: a guest may be told of another hypervisor's interface before. (KVM's cpuid page.)
+func kvmLeaf(table []CPUIDEntry) (leaf uint32) {
+	const base, end, each = kvmFeatures - 1, 0x40010000, 0x100
+	const kvmk, vmkv, m = 0x4b4d564b, 0x564b4d56, 0x4d // the signature
+	first := false
+	for i := range table {
+		switch e := &table[i]; {
+		case e.Function < base || e.Function >= end || e.Function%each != 0:
+		case e.Ebx == kvmk && e.Ecx == vmkv && e.Edx == m && (leaf == 0 || e.Function < leaf):
+			leaf = e.Function + 1
+		case e.Function == base:
+			first = true
+		}
+	}
+	if leaf == 0 && !first {
+		return kvmFeatures // a table without signatures
+	}
+	return leaf
 }
 
 // cpuidNumber is a part of a register that counts something: a host must have at
@@ -160,7 +184,13 @@ func missing(table, supported []CPUIDEntry) (list []string) {
 		list = append(list, fmt.Sprintf("the vendor %q, which is %q here (CPUID 0)", g, h))
 	}
 	for _, w := range cpuidWords {
-		if lacks := cpuidValue(table, w.function, w.index, w.reg) &^ w.ignore &^ cpuidValue(supported, w.function, w.index, w.reg); lacks != 0 {
+		has := cpuidValue(supported, w.function, w.index, w.reg)
+		if w.function == kvmFeatures {
+			if w.function = kvmLeaf(table); w.function == 0 {
+				continue
+			}
+		}
+		if lacks := cpuidValue(table, w.function, w.index, w.reg) &^ w.ignore &^ has; lacks != 0 {
 			list = append(list, w.bitNames(lacks)...)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -354,6 +355,64 @@ func TestAnAdoptedVCPUWhoseAPICIDDoesNotFitIsAnError(t *testing.T) {
 		defer unix.Close(fd)
 		if _, err := x.AddVCPU(uintptr(fd), run); (err == nil) != fits || err != nil && !strings.Contains(err.Error(), "APIC ID") {
 			t.Errorf("APIC ID %d: %v", id, err)
+		}
+	}
+}
+
+// What KVM offers a guest is where its signature is. A guest that was told of Hyper-V's interface too, which
+// comes first, or of that alone, is not taken for one with KVM's features because of what it says there.
+func TestAGuestThatIsToldOfAnotherHypervisorIsJudgedByWhatKVMOffersIt(t *testing.T) {
+	const kvmAt, features = 0x40000000, 0x40000001
+	a, b := newAdopted(t, 1, nil), newAdopted(t, 1, nil)
+	table, err := kvm.SupportedCPUID(0)
+	must(t, err)
+	host, err := kvm.ReadCPU()
+	must(t, err)
+	var moved []kvm.CPUIDEntry
+	lacks := uint32(0) // features that KVM has not here
+	for i := range table {
+		switch e := &table[i]; e.Function {
+		case kvmAt:
+			k := *e
+			k.Function, k.Eax = kvmAt+0x100, features+0x100
+			moved = append(moved, k)
+			e.Eax, e.Ebx, e.Ecx, e.Edx = 0x40000005, 0x7263694d, 0x666f736f, 0x76482074 // Microsoft Hv
+		case features:
+			k := *e
+			k.Function = features + 0x100
+			moved = append(moved, k)
+			e.Eax, e.Ebx, e.Ecx, e.Edx = 0x31237648, 0, 0, 0 // Hv#1
+		}
+	}
+	for _, e := range host.Supported {
+		if e.Function == features {
+			lacks = ^e.Eax
+		}
+	}
+	if len(moved) != 2 {
+		t.Fatalf("KVM's leaves are %+v", moved)
+	}
+	both := append(slices.Clone(table), moved...)
+	for name, table := range map[string][]kvm.CPUIDEntry{"both": both, "Hyper-V alone": table} {
+		if err := errors.Join(a.vcpus[0].SetCPUID(table), b.vcpus[0].SetCPUID(table)); err != nil {
+			t.Logf("%s: KVM does not take it: %v", name, err)
+			continue
+		}
+		b.load(a.save())
+		if err := host.Judge(&kvm.CPU{Given: table, Supported: host.Supported}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for bit := range uint32(32) {
+		if lacks>>bit&1 == 0 {
+			continue
+		}
+		other := slices.Clone(both)
+		other[len(other)-1].Eax |= 1 << bit
+		err := host.Judge(&kvm.CPU{Given: other, Supported: host.Supported})
+		var judged *kvm.CPUError
+		if want := fmt.Sprintf("CPUID 40000101 EAX bit %d", bit); !errors.As(err, &judged) || len(judged.Missing) != 1 || !strings.Contains(err.Error(), want) {
+			t.Errorf("bit %d: %v, want %s", bit, err, want)
 		}
 	}
 }
