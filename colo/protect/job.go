@@ -444,13 +444,19 @@ func (j *Job) do(in input, reason string) error {
 }
 
 // enter is do, and returns the state that the input led to, which may have changed since.
-func (j *Job) enter(in input, reason string) (State, error) {
+func (j *Job) enter(in input, reason string) (State, error) { return j.enterIn(nil, in, reason) }
+
+// enterIn is enter, and doIn where s is not nil.
+func (j *Job) enterIn(s *session, in input, reason string) (State, error) {
 	j.mu.Lock()
 	from := j.m.state
 	var err error
-	if in == doFenced && j.given {
+	switch {
+	case s != nil && j.current != s:
+		err = errMoved
+	case in == doFenced && j.given:
 		err = &StateError{Verb: in.String(), State: from}
-	} else {
+	default:
 		err = j.m.do(in, reason)
 	}
 	if err != nil {

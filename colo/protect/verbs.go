@@ -190,18 +190,8 @@ func (j *Job) Checkpoint() error {
 // the arbiter, Failover is his yes, and he has made sure that the other host does
 // not get one.
 func (j *Job) Failover() error {
-	s, err := j.allowed(doFailover)
-	if err != nil {
-		return err
-	}
-	if err := j.useful(s); err != nil {
-		return err
-	}
-	if j.State() == Asking {
-		j.yes()
-		return nil // it is being asked for
-	}
-	if err := j.do(doFailover, "ordered"); err != nil {
+	s, err := j.goingOn(doFailover, "ordered")
+	if err != nil || s == nil {
 		return err
 	}
 	if s.primary == nil {
@@ -238,14 +228,8 @@ func (j *Job) yes() {
 // also where the other host is dead, but had gone on without this one before, whose copy
 // is older than what the world has seen.
 func (j *Job) Fenced() error {
-	s, err := j.allowed(doFenced)
+	s, err := j.goingOn(doFenced, "the other host is fenced")
 	if err != nil {
-		return err
-	}
-	if err := j.useful(s); err != nil {
-		return err
-	}
-	if err := j.do(doFenced, "the other host is fenced"); err != nil {
 		return err
 	}
 	j.goOn(s)
@@ -325,14 +309,8 @@ func (j *Job) change(ctx context.Context, verb input) error {
 		return err
 	}
 	defer done()
-	s, err := j.allowed(verb)
+	s, err := j.handing(verb)
 	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	s.migrates = verb == doMigrate
-	s.mu.Unlock()
-	if err := j.do(verb, "to "+s.peer.host); err != nil {
 		return err
 	}
 	if err := j.handOver(ctx, s); err != nil {

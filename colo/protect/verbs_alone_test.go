@@ -2,6 +2,7 @@ package protect
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -105,6 +106,36 @@ func TestAVerbEndsASessionThatBeginsMeanwhile(t *testing.T) {
 				w.renew()
 			}
 		})
+	}
+}
+
+// So a verb that is meant for a session says nothing of the next one, which is in the same state.
+func TestAVerbDoesNothingToTheSessionAfterItsOwn(t *testing.T) {
+	for _, verb := range []input{doFailover, doFenced, doSwitchover, doMigrate} {
+		ended := &session{whole: true, peer: new(peer)}
+		j := &Job{changed: make(chan struct{}), current: &session{whole: true, peer: new(peer)}}
+		j.m.state = Protected
+		if err := j.doIn(ended, verb, ""); err != errMoved || j.State() != Protected {
+			t.Errorf("%v: the job is %v; error %v", verb, j.State(), err)
+		}
+	}
+}
+
+// A job that is about to end of a failure has no session, and its state does not say so yet.
+func TestAVerbFindsNoSessionInAJobThatIsAboutToEnd(t *testing.T) {
+	j := &Job{changed: make(chan struct{})}
+	j.m.state = Protected
+	j.verbs = make(chan struct{}, 1)
+	for name, verb := range map[string]func() error{
+		"switchover": func() error { return j.Switchover(t.Context()) },
+		"migrate":    func() error { return j.Migrate(t.Context()) },
+		"failover":   j.Failover,
+		"fenced":     j.Fenced,
+	} {
+		var wrong *StateError
+		if err := verb(); !errors.As(err, &wrong) && !errors.Is(err, ErrNotWhole) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
