@@ -47,7 +47,8 @@ func (HeartbeatLost) Name() string { return "HEARTBEAT_LOST" }
 // ProtectionRefused says that an attempt to protect the guest has failed before
 // there was a second one, and why. The guest runs on as before, unprotected. In package
 // colo/protect a host that seeks the other also tells so when that refuses it, or it refuses
-// that, for longer than a second: once for each reason.
+// that, for longer than a second, and either when its own devices or networks keep it from
+// a session: once for each reason.
 type ProtectionRefused struct {
 	Mode  Mode   `json:"mode"`
 	Error string `json:"error"`

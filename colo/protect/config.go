@@ -34,7 +34,9 @@ type Guest interface {
 	Blocks() []ram.Block
 	// Register registers its devices, without its memory. It is called for each
 	// session, and before it to tell the other host what there is, each time with
-	// a registry that is new.
+	// a registry that is new. An error of the first call ends Run. After a later one
+	// the guest goes on as it is, unprotected: Info.LastError says why, and it is called
+	// again, a second later.
 	Register(reg *vmstate.Registry) error
 }
 
@@ -46,7 +48,7 @@ type Network interface {
 	Commit(epoch uint64) error
 	Resumed(epoch uint64) error
 	// Register registers what the NIC has to keep over a change of sides. It is
-	// called when Guest's Register is.
+	// called when Guest's Register is, and an error means the same.
 	Register(reg *vmstate.Registry) error
 	// Input lets packets from the network into the guest, or not. When
 	// Input(false) returns none is being delivered. It is off at first.

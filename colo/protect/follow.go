@@ -35,7 +35,8 @@ func (j *Job) follow(ctx context.Context) error {
 		}
 	}
 	if err := j.describe(); err != nil {
-		return err
+		j.turnsAway(err)
+		return j.unable(ctx, Waiting, err)
 	}
 	if there, err := j.hasMemory(ctx, Waiting); !there {
 		return err
@@ -52,9 +53,14 @@ func (j *Job) follow(ctx context.Context) error {
 		return nil
 	}
 	s, err := j.newSecondary(ctx, p)
-	if err != nil {
+	if errors.Is(err, errRegister) {
+		p.close()
+		j.turnsAway(err)
+		return j.unable(ctx, Waiting, err)
+	} else if err != nil {
 		return err
 	}
+	j.hindered = ""
 	if err := j.tellWritten(ctx, s); err != nil {
 		j.note(err)
 		s.wire.Close()
@@ -241,11 +247,19 @@ func (j *Job) admit(conn net.Conn, h hello) (token string, holds *position, why 
 // one that has failed would end at its first checkpoint.
 func (j *Job) mayFollow() {
 	why := j.diskFailed()
+	j.turnsAway(why)
+	if why != nil {
+		j.note(fmt.Errorf("protect: this host follows nobody: %w", why))
+	}
+}
+
+// turnsAway has each primary refused that comes, or has come, from now on, and told why; nil has
+// none refused.
+func (j *Job) turnsAway(why error) {
 	j.mu.Lock()
 	j.unfit = why
 	j.mu.Unlock()
 	if why != nil {
-		j.note(fmt.Errorf("protect: this host follows nobody: %w", why))
 		j.refuseAll()
 	}
 }

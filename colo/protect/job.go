@@ -62,10 +62,12 @@ type Job struct {
 	background func(func())    // starts a goroutine that Run waits for; nil: Run does not run
 	life       context.Context // ends when Run no longer leads or follows; nil: it does not yet, or any more
 
-	base  *base      // of this host as a primary; Run's alone
-	copy  *ram.Cache // of this host as a secondary, between two sessions; Run's alone
-	took  string     // token of the session in which this host has taken the guest over last; "": none; Run's alone
-	holds *position  // what copy is; nil: there is none; guarded by mu
+	base     *base      // of this host as a primary; Run's alone
+	copy     *ram.Cache // of this host as a secondary, between two sessions; Run's alone
+	hindered string     // why this host could not make its side of a session last, as unable has told; "": it could; Run's alone
+
+	took  string    // token of the session in which this host has taken the guest over last; "": none; Run's alone
+	holds *position // what copy is; nil: there is none; guarded by mu
 
 	departed     string // token of the session in which this host has followed last, and from which it never goes on; "": none; guarded by mu
 	departedFrom string // the host that led it; guarded by mu

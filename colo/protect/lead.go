@@ -26,7 +26,7 @@ const (
 // lead seeks a secondary and protects the guest, until the session ends.
 func (j *Job) lead(ctx context.Context) error {
 	if err := j.describe(); err != nil {
-		return err
+		return j.unable(ctx, Alone, err)
 	}
 	if there, err := j.hasMemory(ctx, Alone); !there {
 		return err
@@ -36,13 +36,19 @@ func (j *Job) lead(ctx context.Context) error {
 		return nil // the job has moved on
 	}
 	defer p.close()
-	if ready, err := j.leadNetworks(ctx); !ready || err != nil {
-		return err
+	if ready, err := j.leadNetworks(ctx); err != nil {
+		p.close()
+		return j.unable(ctx, Alone, err)
+	} else if !ready {
+		return nil
 	}
 	s, err := j.newPrimary(ctx, p)
 	if err != nil {
-		return err
+		p.close()
+		j.dropBase() // it may have been made ready for that session
+		return j.unable(ctx, Alone, err)
 	}
+	j.hindered = ""
 	if err := j.hearWritten(ctx, s); err != nil {
 		j.note(err)
 		s.wire.Close()
@@ -265,11 +271,18 @@ func ramEntry() vmstate.Entry {
 	return vmstate.Entry{Name: ram.SectionName, Version: ram.Version, MinVersion: ram.Version}
 }
 
+// errRegister is what register fails with, beside the error of the guest or network.
+var errRegister = errors.New("protect: register the devices")
+
 func (j *Job) register(reg *vmstate.Registry) error {
-	if err := j.cfg.Guest.Register(reg); err != nil {
-		return err
+	err := j.cfg.Guest.Register(reg)
+	if err == nil {
+		err = nets(j.cfg.Network).each(func(n Network) error { return n.Register(reg) })
 	}
-	return nets(j.cfg.Network).each(func(n Network) error { return n.Register(reg) })
+	if err != nil {
+		return fmt.Errorf("%w: %w", errRegister, err)
+	}
+	return nil
 }
 
 // bus returns a session's own bus, which passes everything on.

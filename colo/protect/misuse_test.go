@@ -3,9 +3,11 @@ package protect
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -15,6 +17,8 @@ import (
 	"github.com/gocolo/lockstep/colo/colotest"
 	"github.com/gocolo/lockstep/event"
 	"github.com/gocolo/lockstep/failover"
+	"github.com/gocolo/lockstep/vmstate"
+	"github.com/gocolo/lockstep/vmstate/ram"
 )
 
 // A meddler is a guest whose methods call the job that has called them.
@@ -23,6 +27,8 @@ type meddler struct {
 	job   *atomic.Pointer[Job]
 	calls atomic.Int64
 	fails atomic.Bool // Pause does, and the guest runs on
+	bare  atomic.Bool // Register fails
+	late  atomic.Bool // the same, and only in a session, which has the memory registered before
 }
 
 var errStuck = errors.New("a vCPU does not come back")
@@ -38,6 +44,55 @@ func (m *meddler) Pause(ctx context.Context) error {
 func (m *meddler) Resume(ctx context.Context) error {
 	m.meddle()
 	return m.Guest.Resume(ctx)
+}
+
+func (m *meddler) Throttle(int) error {
+	m.meddle()
+	return nil
+}
+
+func (m *meddler) Stopped() time.Duration {
+	m.meddle()
+	return time.Millisecond
+}
+
+func (m *meddler) Register(reg *vmstate.Registry) error {
+	m.meddle()
+	if err := m.hindrance(reg); err != nil {
+		return err
+	}
+	return m.Guest.Register(reg)
+}
+
+// hindrance is what Register fails with.
+func (m *meddler) hindrance(reg *vmstate.Registry) error {
+	inSession := slices.ContainsFunc(reg.Entries(), func(e vmstate.Entry) bool { return e.Name == ram.SectionName })
+	if m.bare.Load() || m.late.Load() && inSession {
+		return errBare
+	}
+	return nil
+}
+
+var errBare = errors.New("the model of a device has gone")
+
+// A meddling NIC calls the job that has called it, and cannot be registered when its meddler cannot.
+type meddlingNIC struct {
+	Network
+	m     *meddler
+	alone bool // the NIC cannot be registered, and the guest can
+}
+
+func (n *meddlingNIC) Input(on bool) {
+	n.m.meddle()
+	n.Network.Input(on)
+	n.m.meddle()
+}
+
+func (n *meddlingNIC) Register(reg *vmstate.Registry) error {
+	if err := n.m.hindrance(reg); n.alone && err != nil {
+		return err
+	}
+	return n.Network.Register(reg)
 }
 
 // meddle calls what does not wait for a session.
@@ -67,6 +122,8 @@ func (w *world) meddling(name string, start bool, change func(*Config)) (*host, 
 	h := w.boot(name, start, func(c *Config) {
 		m.Guest = c.Guest.(*colotest.Guest)
 		c.Guest = m
+		c.Network = []Network{&meddlingNIC{Network: c.Network[0], m: m}}
+		c.Session.ThrottleShare = 0.1
 		c.Events.SubscribeAll(func(event.Record) {
 			if j := m.job.Load(); j != nil {
 				meddle(j)
@@ -123,6 +180,124 @@ func TestAGuestThatCannotBePausedRunsOn(t *testing.T) {
 		w.hearsMore()
 		b.halt()
 		a.halt()
+	})
+}
+
+// A host whose devices cannot be registered any more, or a NIC, makes no session. A guest that runs
+// there runs on, and is protected when they can be again; a host that follows waits as well. Why is
+// told once.
+func TestAHostWhoseDevicesCannotBeRegisteredWaits(t *testing.T) {
+	for _, of := range []string{"guest", "NIC"} {
+		for _, side := range []event.Mode{event.ModePrimary, event.ModeSecondary} {
+			for _, when := range []string{"before a session", "in a session"} {
+				bubble(t, fmt.Sprintf("%s %v %s", of, side, when), func(t *testing.T, w *world) {
+					w.guest.Interval = 20 * time.Millisecond
+					nic := func(c *Config) {
+						n := c.Network[0].(*meddlingNIC)
+						n.alone = of == "NIC"
+						if n.alone {
+							c.Guest = n.m.Guest
+						}
+					}
+					b, ofB := w.meddling("b", false, nic)
+					a, ofA := w.meddling("a", true, nic)
+					a.is(Protected)
+					w.f.part("a", "b", false)
+					a.is(Alone)
+					b.is(Waiting)
+					h, m := a, ofA
+					if side == event.ModeSecondary {
+						h, m = b, ofB
+					}
+					fails := &m.bare
+					if when == "in a session" {
+						fails = &m.late
+					}
+					fails.Store(true)
+					w.f.join("a", "b")
+					time.Sleep(20 * time.Second)
+					if q := h.job.Query(); !errors.Is(q.LastError, errBare) {
+						t.Error(q.LastError)
+					}
+					if s := b.job.State(); s != Waiting || !a.job.State().runs() || a.guest.Paused() {
+						t.Fatalf("a is %v, paused: %t; b is %v", a.job.State(), a.guest.Paused(), s)
+					}
+					var told []event.ProtectionRefused
+					for _, e := range said[event.ProtectionRefused](h) {
+						if strings.Contains(e.Error, errBare.Error()) {
+							told = append(told, e)
+						}
+					}
+					if len(told) != 1 || told[0].Mode != side {
+						t.Errorf("told: %+v", told)
+					}
+					w.hearsMore()
+					fails.Store(false)
+					a.is(Protected)
+					b.is(Following)
+					w.hearsMore()
+					b.halt()
+					a.halt()
+				})
+			}
+		}
+	}
+}
+
+// An unleading network cannot be made ready for a session.
+type unleading struct {
+	pacedProxy
+	fails atomic.Bool
+}
+
+func (u *unleading) Lead(ctx context.Context) error {
+	if u.fails.Load() {
+		return errBare
+	}
+	return u.pacedProxy.Lead(ctx)
+}
+
+// Nor does a network end the job that cannot be made ready for a session.
+func TestAGuestWhoseNetworkDoesNotLeadRunsOn(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		w.guest.Interval, w.compared = 20*time.Millisecond, true
+		n := new(unleading)
+		n.fails.Store(true)
+		b := w.boot("b", false, nil)
+		a := w.boot("a", true, func(c *Config) {
+			n.pacedProxy = c.Network[0].(pacedProxy)
+			c.Network = []Network{n}
+		})
+		a.is(Alone)
+		time.Sleep(10 * time.Second)
+		all := said[event.ProtectionRefused](a)
+		if q := a.job.Query(); q.State != Alone || a.guest.Paused() || !errors.Is(q.LastError, errBare) || len(all) != 1 {
+			t.Fatalf("%v, paused: %t, %v, told: %+v", q.State, a.guest.Paused(), q.LastError, all)
+		}
+		w.hearsMore()
+		n.fails.Store(false)
+		a.is(Protected)
+		b.is(Following)
+		w.hearsMore()
+		b.halt()
+		a.halt()
+	})
+}
+
+// What cannot be registered when Run begins has never worked: Run says so.
+func TestAHostWhoseDevicesCannotBeRegisteredAtFirstIsRefused(t *testing.T) {
+	bubble(t, "", func(t *testing.T, w *world) {
+		m := &meddler{job: new(atomic.Pointer[Job])}
+		m.bare.Store(true)
+		a := w.boot("a", true, func(c *Config) {
+			m.Guest = c.Guest.(*colotest.Guest)
+			c.Guest = m
+		})
+		<-a.done
+		if !errors.Is(a.err, errBare) {
+			t.Error(a.err)
+		}
+		a.leave()
 	})
 }
 

@@ -240,7 +240,7 @@ var mutants = []mutant.Mutant{
 	},
 	{
 		What:  "the steps of a switchover share one time",
-		File:  "colo/protect/verbs.go",
+		File:  "colo/protect/switchover.go",
 		Old:   "\tdeaf := false\n\ts.peer.get(func() { deaf =",
 		New:   "\tctx, all := context.WithTimeout(ctx, j.cfg.PeerTimeout)\n\tdefer all()\n\tdeaf := false\n\ts.peer.get(func() { deaf =",
 		Tests: []string{"-run=^TestASwitchoverOfWhichEachStepIsSlowIsMade$", "."},

@@ -15,7 +15,8 @@ type Sided interface {
 	// hosts, or they refuse each other before a session begins.
 	Link() (name, terms string)
 	// Lead is called before each session that this host leads, while the guest
-	// runs here, and Register after it. An error ends the attempt.
+	// runs here, and Register after it. An error ends the attempt; there is another
+	// a second later, and Info.LastError says why.
 	Lead(ctx context.Context) error
 	// Follow is called before each session that this host follows, while the
 	// guest stands still, and Register after it. An error ends the job.

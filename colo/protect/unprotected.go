@@ -1,12 +1,14 @@
 package protect
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
 
 	"github.com/gocolo/lockstep/event"
+	"github.com/gocolo/lockstep/internal/wait"
 )
 
 // say tells of something that belongs to no session, which would tell of it.
@@ -38,6 +40,26 @@ func (j *Job) tellAlone(err error, told string) string {
 		return why
 	}
 	return told
+}
+
+// unable is called where a method of the guest's, or of a network's, that has worked before keeps
+// this host from its side of a session. What is there of the guest stays as it is, running where it
+// runs: the job tells why, each reason once, and waits for as long as it is in a state before it
+// tries again.
+func (j *Job) unable(ctx context.Context, in State, err error) error {
+	j.note(err)
+	if why := err.Error(); why != j.hindered {
+		j.hindered = why
+		mode := event.ModePrimary
+		if in == Waiting {
+			mode = event.ModeSecondary
+		}
+		j.say(event.ProtectionRefused{Mode: mode, Error: why})
+	}
+	act, end := j.while(ctx, in)
+	defer end()
+	wait.For(act, maxRedial)
+	return nil // Run's own end is seen where the states are walked
 }
 
 // isRefusal reports whether an attempt to reach the other host has failed by what one of the

@@ -20,19 +20,22 @@ type vm struct {
 	networks []Network
 	disks    []*Disk
 	turn     chan struct{} // capacity one: held while the guest is being paused or resumed, which may last
+	hearing  chan struct{} // capacity one: held while the networks are being told, which may last
 
-	mu      sync.Mutex
-	pausing bool   // the guest is being paused
-	pauses  int    // not taken back
-	stands  bool   // this vm has one pause of the guest to take back
-	input   bool   // the guest is the one that the world talks to
-	hold    func() // not nil: Resume leaves it standing, and calls this
+	mu      sync.Mutex // held while no method of the host's is called
+	pausing bool       // the guest is being paused
+	pauses  int        // not taken back
+	stands  bool       // this vm has one pause of the guest to take back
+	input   bool       // the guest is the one that the world talks to
+	stale   bool       // the networks have not been told of the last change of these
+	ran     bool       // they have been told last that the guest runs
+	hold    func()     // not nil: Resume leaves it standing, and calls this
 	stopped time.Time
 }
 
 // newVM returns the vm of a guest that is paused; the vm takes that pause back.
 func newVM(g Guest, n []Network, d []*Disk) *vm {
-	return &vm{guest: g, networks: n, disks: d, turn: make(chan struct{}, 1), pauses: 1, stands: true}
+	return &vm{guest: g, networks: n, disks: d, turn: make(chan struct{}, 1), hearing: make(chan struct{}, 1), pauses: 1, stands: true}
 }
 
 // enter waits for the end of another pause, or resume, for as long as ctx lasts.
@@ -53,25 +56,25 @@ func (v *vm) Pause(ctx context.Context) error {
 		return err
 	}
 	defer v.leave()
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if !v.stands {
-		now := time.Now()
-		v.pausing = true
-		v.let(false)
-		v.runs(false)
-		v.mu.Unlock() // a vCPU may take its time
-		err := v.guest.Pause(ctx)
-		v.mu.Lock()
-		v.pausing = false
-		if err != nil {
-			v.runs(true)
-			v.let(v.input)
-			return err
-		}
-		v.stands, v.stopped = true, now
+	if !v.isRunning() {
+		v.change(func() { v.pauses++ })
+		return nil
 	}
-	v.pauses++
+	now := time.Now()
+	v.change(func() { v.pausing, v.stale = true, true })
+	err := v.tell(ctx)
+	if err == nil {
+		err = v.guest.Pause(ctx) // a vCPU may take its time
+	}
+	if err != nil {
+		v.change(func() { v.pausing, v.stale = false, true })
+		v.tellOrLeave()
+		return err
+	}
+	v.change(func() {
+		v.pausing, v.stands, v.stopped = false, true, now
+		v.pauses++
+	})
 	return nil
 }
 
@@ -81,27 +84,89 @@ func (v *vm) Resume(ctx context.Context) error {
 		return err
 	}
 	defer v.leave()
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	if v.pauses > 1 || !v.stands {
-		v.pauses = max(0, v.pauses-1)
+	resumes, held := false, func() {}
+	v.change(func() {
+		switch {
+		case v.pauses > 1 || !v.stands:
+			v.pauses = max(0, v.pauses-1)
+		case v.hold != nil:
+			v.pauses, held = 0, v.hold
+		default:
+			resumes = true
+		}
+	})
+	held()
+	if !resumes {
 		return nil
 	}
-	if v.hold != nil {
-		v.pauses = 0
-		v.hold()
-		return nil
-	}
-	v.mu.Unlock()
-	err := v.guest.Resume(ctx)
-	v.mu.Lock()
-	if err != nil {
+	if err := v.guest.Resume(ctx); err != nil {
 		return err
 	}
-	v.pauses, v.stands = 0, false
-	v.runs(true)
-	v.let(v.input)
+	v.change(func() { v.pauses, v.stands, v.stale = 0, false, true })
+	v.tell(ctx) // where ctx ends first, whoever is telling them tells them of this as well
 	return nil
+}
+
+// change changes what mu guards.
+func (v *vm) change(f func()) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	f()
+}
+
+// tell returns when the networks have been told of the last change, or when ctx ends: they
+// may be being told of one before, by a method that does not return.
+func (v *vm) tell(ctx context.Context) error {
+	select {
+	case v.hearing <- struct{}{}:
+	case <-ctx.Done():
+		v.tellOrLeave() // they may be free as well
+		return context.Cause(ctx)
+	}
+	v.tellNow()
+	v.tellOrLeave() // what has changed since
+	return nil
+}
+
+// tellOrLeave tells the networks of the last change, unless somebody is telling them, who then
+// tells them of this one as well: another goroutine, or one that is further up on this stack.
+func (v *vm) tellOrLeave() {
+	for v.behind() {
+		select {
+		case v.hearing <- struct{}{}:
+			v.tellNow()
+		default:
+			return
+		}
+	}
+}
+
+// behind reports whether the networks have not been told of the last change.
+func (v *vm) behind() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.stale
+}
+
+// tellNow tells the networks until nothing has changed meanwhile. The caller has taken hearing,
+// which tellNow gives back.
+func (v *vm) tellNow() {
+	defer func() { <-v.hearing }()
+	for v.behind() {
+		var runs, ran, input bool
+		v.change(func() {
+			runs, ran = !v.stands && !v.pausing, v.ran
+			input = runs && v.input
+			v.stale, v.ran = false, runs
+		})
+		if runs && !ran {
+			v.runs(true)
+		}
+		v.let(input)
+		if !runs && ran {
+			v.runs(false)
+		}
+	}
 }
 
 // Waits implements colo.Waiter: a vCPU waits for an answer of a disk, at the job's gate.
@@ -125,8 +190,6 @@ func (v *vm) runOn(ctx context.Context) error {
 
 // Throttle implements colo.Throttler, as far as the guest does.
 func (v *vm) Throttle(percent int) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	if t, ok := v.guest.(colo.Throttler); ok {
 		return t.Throttle(percent)
 	}
@@ -136,10 +199,8 @@ func (v *vm) Throttle(percent int) error {
 // Stopped implements colo.Stopper, as far as the guest does. A guest that was left
 // standing has not ended its pause.
 func (v *vm) Stopped() time.Duration {
-	v.mu.Lock()
-	defer v.mu.Unlock()
 	s, ok := v.guest.(colo.Stopper)
-	if !ok || v.stands {
+	if !ok || !v.isRunning() {
 		return 0
 	}
 	return s.Stopped()
@@ -155,12 +216,11 @@ func (v *vm) runs(on bool) {
 	sided(v.networks, func(s Sided) error { s.Runs(on); return nil })
 }
 
-// face says whether the guest is the one that the world talks to, from now on.
+// face says whether the guest is the one that the world talks to, from now on. It does not wait
+// for networks that are being told of a change before.
 func (v *vm) face(world bool) {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	v.input = world
-	v.let(!v.stands && !v.pausing && world)
+	v.change(func() { v.input, v.stale = world, true })
+	v.tellOrLeave()
 }
 
 // keep makes Resume leave the guest standing, and call held, which must not call

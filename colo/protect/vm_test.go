@@ -3,10 +3,14 @@ package protect
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/gocolo/lockstep/colo"
+	"github.com/gocolo/lockstep/vmstate"
 )
 
 // still is a Guest of which only the pauses work.
@@ -128,6 +132,132 @@ func TestAGuestThatWasLeftStandingIsResumedOnce(t *testing.T) {
 	}
 	if err := v.runOn(t.Context()); err != nil || v.isRunning() {
 		t.Errorf("the pause of a session was taken back; error %v", err)
+	}
+}
+
+// A witness is a guest, and a network, that notes what it is called for, and calls the vm then.
+type witness struct {
+	Network
+	Guest
+	t     *testing.T
+	v     *vm
+	calls []string
+	fails error  // of Pause
+	input func() // called by Input; may be nil
+}
+
+func (w *witness) note(call string) {
+	if !w.v.mu.TryLock() {
+		w.t.Fatalf("%s is called under the lock of the vm", call)
+	}
+	w.v.mu.Unlock()
+	w.v.keep(nil)
+	w.v.isRunning()
+	w.calls = append(w.calls, call)
+}
+
+func (w *witness) Register(*vmstate.Registry) error { return nil }
+func (w *witness) Pause(context.Context) error      { w.note("pause"); return w.fails }
+func (w *witness) Resume(context.Context) error     { w.note("resume"); return nil }
+func (w *witness) Throttle(int) error               { w.note("throttle"); return nil }
+func (w *witness) Stopped() time.Duration           { w.note("stopped"); return 0 }
+func (w *witness) Runs(on bool)                     { w.note(fmt.Sprint("runs ", on)) }
+
+func (w *witness) Input(on bool) {
+	w.note(fmt.Sprint("input ", on))
+	if w.input != nil {
+		w.input()
+	}
+}
+
+// The rest of a Sided.
+func (w *witness) Link() (name, terms string)      { return "", "" }
+func (w *witness) Lead(context.Context) error      { return nil }
+func (w *witness) Follow(context.Context) error    { return nil }
+func (w *witness) Serve(context.Context, net.Conn) {}
+
+// said returns what has been called since the last call of it.
+func (w *witness) said() string {
+	all := strings.Join(w.calls, ", ")
+	w.calls = nil
+	return all
+}
+
+func newWitness(t *testing.T) *witness {
+	w := &witness{t: t}
+	w.v = newVM(w, []Network{w}, nil)
+	return w
+}
+
+// A guest has no input from before its pause to after it, and what calls the vm from a method of
+// the host's finds it free.
+func TestTheNetworksOfAGuestAreToldInOrderAndUnderNoLock(t *testing.T) {
+	w := newWitness(t)
+	failed := errors.New("a vCPU does not come back")
+	for _, step := range []struct {
+		do   func() error
+		want string
+	}{
+		{func() error { w.v.face(true); return nil }, "input false"},
+		{func() error { return w.v.Resume(t.Context()) }, "resume, runs true, input true"},
+		{func() error { return w.v.Pause(t.Context()) }, "input false, runs false, pause"},
+		{func() error { return w.v.Pause(t.Context()) }, ""},
+		{func() error { w.v.face(false); return nil }, "input false"},
+		{func() error { return w.v.Resume(t.Context()) }, ""},
+		{func() error { return w.v.Resume(t.Context()) }, "resume, runs true, input false"},
+		{func() error { w.v.face(true); return nil }, "input true"},
+		{func() error { w.fails = failed; return w.v.Pause(t.Context()) }, "input false, runs false, pause, runs true, input true"},
+		{func() error { w.v.Stopped(); return w.v.Throttle(1) }, "stopped, throttle"},
+	} {
+		if err := step.do(); err != w.fails && err != nil {
+			t.Error(err)
+		}
+		if step.want == "stopped, throttle" {
+			w.fails = nil
+		}
+		if got := w.said(); got != step.want {
+			t.Errorf("%q, not %q", got, step.want)
+		}
+	}
+	w.input = func() { w.input = nil; w.v.face(false) }
+	w.v.face(true)
+	if got := w.said(); got != "input true, input false" {
+		t.Errorf("%q, where Input(true) has the world talk to another", got)
+	}
+}
+
+// A network that does not come back from Input keeps nobody waiting but a pause, which its context
+// ends, and hears of what has changed when it comes back.
+func TestANetworkThatDoesNotComeBackKeepsNobodyWaitingButAPause(t *testing.T) {
+	w := newWitness(t)
+	if err := w.v.Resume(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.said()
+	called, let, done := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	w.input = func() { w.input = nil; close(called); <-let }
+	go func() {
+		defer close(done)
+		w.v.face(true)
+	}()
+	<-called
+	given, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := w.v.Pause(given); !errors.Is(err, context.Canceled) || !w.v.isRunning() {
+		t.Errorf("a pause that was given up: %v", err)
+	}
+	w.v.face(false)
+	w.v.keep(nil)
+	close(let)
+	<-done
+	if got := w.said(); got != "input true, input false" {
+		t.Errorf("%q", got)
+	}
+	if err := w.v.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.said(); got != "input false, runs false, pause" {
+		t.Errorf("%q", got)
 	}
 }
 

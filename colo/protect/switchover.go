@@ -1,0 +1,262 @@
+package protect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/gocolo/lockstep/event"
+)
+
+// Switchover changes the sides without loss: the guest stands still, its last
+// checkpoint is made, the arbiter is told, and the other host runs it; this one
+// follows from then on. It returns nil when the other host has said that this is so,
+// and only then. If anything fails on the way, the guest runs on where the arbiter
+// says, which is here unless the other host has it; the error says what it was, and
+// that this host does not run the guest if it does not. Another host that is told to go on,
+// and does not hear it, is waited for as long as PeerTimeout. So are, each for itself, the
+// arbiter and the output that is on its way out; a checkpoint may take its CheckpointTimeout,
+// and ctx bounds it all up to the word that the other host is to go on. A host that dies in the moment
+// between the arbiter's grant and its first output takes the guest with it, as a lone
+// host does: nobody knows what it said, and Switchover returns an error. Query reports
+// the downtime.
+//
+// A person starts such a guest anew: on that host with Start, since its disks are of the
+// generation that was granted. If that host is gone, or died before it had recorded
+// that, the disks of the one that gave the guest away are those of the last checkpoint,
+// but of the generation before, and start nothing until the person has recorded the
+// generation of the arbiter's record on each (replication.Metadata.Hold). Where disks
+// do not know their generation, it is given as Config.Held.
+func (j *Job) Switchover(ctx context.Context) error {
+	return j.change(ctx, doSwitchover)
+}
+
+// Migrate moves the guest to the other host as Switchover does, and ends the
+// protection: Run returns nil here, with the guest paused, and this host can be
+// switched off. There the guest is paused in the sense of Pause, until Resume seeks a
+// secondary for it again. If anything fails on the way the guest runs on here, and is
+// protected again; if the other host has it, but could not say so, this one waits for
+// a primary, and Migrate returns an error.
+func (j *Job) Migrate(ctx context.Context) error {
+	return j.change(ctx, doMigrate)
+}
+
+// change gives the guest to the other host, by one of two verbs.
+func (j *Job) change(ctx context.Context, verb input) error {
+	done, err := j.turn(ctx)
+	if err != nil {
+		return err
+	}
+	defer done()
+	s, err := j.obey(verb, func(s *session) (string, error) {
+		s.mu.Lock()
+		s.migrates = verb == doMigrate
+		s.mu.Unlock()
+		return "to " + s.peer.host, nil
+	})
+	if err != nil {
+		return err
+	}
+	if err := j.handOver(ctx, s); err != nil {
+		s.fail(err)
+		s.setPurpose(noPurpose)
+		s.colo.Expect(nil)
+		s.colo.Lost(err) // back to where it was
+	} else {
+		j.awaitHearing(s)
+	}
+	state, _ := j.over(context.WithoutCancel(ctx), s)
+	j.mu.Lock()
+	moved := s.handed
+	j.mu.Unlock()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case moved:
+		return nil
+	case s.failure == nil:
+		s.failure = errMoved
+	}
+	where := "the guest runs on here"
+	if !state.runs() {
+		where = "this host is " + state.String()
+	}
+	return fmt.Errorf("protect: %v: %s: %w", verb, where, s.failure)
+}
+
+// handOver does the primary's part of a switchover, up to the note that tells the
+// other side to go on.
+func (j *Job) handOver(ctx context.Context, s *session) error {
+	deaf := false
+	s.peer.get(func() { deaf = s.peer.mute || s.peer.gone })
+	if deaf { // before the guest stands still for an order that nobody hears
+		return fmt.Errorf("the control connection with %s is silent, or has ended", s.peer.host)
+	}
+	if err := bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error {
+		return j.tellArbiter(ctx, s.peer.generation) // while the guest runs: nothing else can be released
+	}); err != nil {
+		return err
+	}
+	if err := j.commitsFirst(ctx, s); err != nil {
+		return err
+	}
+	// The guest is left standing by the checkpoint that has sent most of its memory before its
+	// pause, so that checkpoint has its last state. It is the one after the last that is
+	// committed when its pause ends.
+	s.converge(func() {
+		j.keep(s.stands) // otherwise the switchover is over already, as is said below
+	})
+	var epoch uint64
+	// The one under way, if there is one, and that one end the session if they take too long.
+	if err := bounded(ctx, 2*j.cfg.CheckpointTimeout+j.cfg.PeerTimeout, func(ctx context.Context) error {
+		return j.switching(ctx, func() bool {
+			// What the other side has all of it makes its guest's, while this one does the
+			// rest of its part.
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			epoch = max(s.epoch, s.received)
+			return s.last > 0 && epoch >= s.last
+		})
+	}); err != nil {
+		return err
+	}
+	// What this host has let go is out before the other may say anything.
+	if err := bounded(ctx, j.cfg.PeerTimeout, nets(j.cfg.Network).Drain); err != nil {
+		return err
+	}
+	s.colo.Expect(errHandingOver) // its connection may break before the other side's word is here
+	if err := bounded(ctx, j.cfg.PeerTimeout, func(ctx context.Context) error {
+		return j.keeper.ReleaseGeneration(ctx, s.peer.generation, fmt.Sprintf("handed to %s at checkpoint %d", s.peer.host, epoch))
+	}); err != nil {
+		return err
+	}
+	s.setPurpose(toHandOver)
+	return s.peer.say(note{Say: sayGo, Seq: epoch, Migrate: s.migration()})
+}
+
+// commitsFirst waits for a checkpoint right before the last one. The other side makes its guest's
+// what the guest here has written up to then, while this one runs: in the last checkpoint, in which
+// it stands still, it would do so with all that was written since the one before. A guest that
+// stands still in each checkpoint until the other side has it gains nothing by one more.
+func (j *Job) commitsFirst(ctx context.Context, s *session) error {
+	if j.cfg.LateResume {
+		return nil
+	}
+	before, _ := s.committed()
+	s.primary.RequestCheckpoint(event.CauseRequest)
+	return bounded(ctx, 2*j.cfg.CheckpointTimeout+j.cfg.PeerTimeout, func(ctx context.Context) error {
+		return j.switching(ctx, func() bool {
+			epoch, _ := s.committed()
+			return epoch > before
+		})
+	})
+}
+
+// bounded calls f with a context that ends after limit: each step of a switchover has its own
+// time, so that several slow ones are not taken for one that does not end.
+func bounded(ctx context.Context, limit time.Duration, f func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return f(ctx)
+}
+
+// awaitHearing waits for the end of a session whose secondary has been told to go on, which
+// ends it as soon as it hears that. One that does not hear it, though its heartbeat and the
+// session's connection are well, must not leave the guest standing for ever: who goes on is
+// then settled as where the link is lost.
+func (j *Job) awaitHearing(s *session) {
+	ctx, cancel := context.WithTimeout(context.Background(), j.cfg.PeerTimeout)
+	defer cancel()
+	if _, err := j.over(ctx, s); err != nil {
+		s.colo.Lost(fmt.Errorf("%w: %s has not answered for %v", errHandingOver, s.peer.host, j.cfg.PeerTimeout))
+	}
+}
+
+// converge asks for the last checkpoint. Up to then the progress of the session is that of its
+// synchronisation.
+func (s *session) converge(ready func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.primary.Converge(ready)
+	s.rounds = true
+}
+
+// converges reports whether the last checkpoint has been asked for.
+func (s *session) converges() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rounds
+}
+
+// stands is called when the guest of a primary is left standing.
+func (s *session) stands() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last == 0 {
+		s.last = s.epoch + 1
+	}
+}
+
+// keep has the guest left standing by the next checkpoint, unless the switchover is
+// over already: the session may have broken since it began, and its guest is not to
+// stand still in the next one.
+func (j *Job) keep(held func()) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.m.state != SwitchingOver {
+		return &StateError{Verb: doSwitchover.String(), State: j.m.state}
+	}
+	j.vm.keep(held)
+	return nil
+}
+
+// switching waits for something while the switchover is under way.
+func (j *Job) switching(ctx context.Context, done func() bool) error {
+	for {
+		j.mu.Lock()
+		state, changed := j.m.state, j.changed
+		j.mu.Unlock()
+		if state != SwitchingOver {
+			return &StateError{Verb: doSwitchover.String(), State: state}
+		}
+		if done() {
+			return nil
+		}
+		select {
+		case <-changed: // a checkpoint is committed, or the state is another
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// handedOver waits for the other side's word that it runs the guest. Without one
+// it is for the arbiter to say who does.
+func (j *Job) handedOver(ctx context.Context, s *session) bool {
+	ctx, cancel := context.WithTimeout(ctx, j.cfg.PeerTimeout)
+	defer cancel()
+	runs := false
+	var heard time.Time
+	s.peer.await(ctx, func() bool {
+		runs, heard = s.peer.verdict == sayRuns, s.peer.decided
+		return s.peer.verdict != "" || s.peer.gone
+	})
+	if runs {
+		since := j.vm.standing()
+		j.mu.Lock()
+		j.stats.Switchovers++
+		j.stats.Downtime = heard.Sub(since)
+		j.mu.Unlock()
+	} else {
+		why := errors.New("the other side was lost")
+		s.peer.get(func() {
+			if s.peer.verdict != "" {
+				why = fmt.Errorf("%s cannot: %s", s.peer.host, s.peer.reason)
+			}
+		})
+		j.note(why)
+		s.fail(why)
+	}
+	return runs
+}
