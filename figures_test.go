@@ -60,8 +60,8 @@ func TestTheShortestProgramIsAsShortAsTheREADMESays(t *testing.T) {
 }
 
 func TestAHostSeeksTheOtherAsOftenAsOperatorsAreTold(t *testing.T) {
-	first, err1 := constant("colo/protect", "minRedial")
-	then, err2 := constant("colo/protect", "maxRedial")
+	first, err1 := constant(t, "colo/protect", "minRedial")
+	then, err2 := constant(t, "colo/protect", "maxRedial")
 	page := strings.Join(strings.Fields(read(t, "docs/operations.md")), " ")
 	if err1 != nil || err2 != nil || first != 20*time.Millisecond || then != time.Second || !strings.Contains(page, "after 20 ms at first, then after twice as long each time, up to a second") {
 		t.Errorf("it seeks after %v (%v) at first and then after up to %v (%v), and the page says otherwise", first, err1, then, err2)
@@ -81,8 +81,8 @@ func TestTheMarginOfAGrantIsThatOfThePage(t *testing.T) {
 }
 
 func TestTheTermsOfTheMainExampleAreThoseOfTheREADME(t *testing.T) {
-	one, err1 := constant("examples/lockstep", "defaultTerm")
-	series, err2 := constant("examples/lockstep", "seriesTerm")
+	one, err1 := constant(t, "examples/lockstep", "defaultTerm")
+	series, err2 := constant(t, "examples/lockstep", "seriesTerm")
 	page := strings.Join(strings.Fields(read(t, "README.md")), " ")
 	if err1 != nil || err2 != nil || one != 400*time.Millisecond || series != 2*time.Second || !strings.Contains(page, "keeps the guest from the other host, 400 ms (2 s with `-failovers` and `-switchover`)") {
 		t.Errorf("the terms are %v (%v) and %v (%v), and the README says otherwise", one, err1, series, err2)

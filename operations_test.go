@@ -3,10 +3,8 @@ package lockstep_test
 import (
 	"fmt"
 	"go/ast"
-	"go/parser"
 	"go/token"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -57,7 +55,7 @@ func TestTheTableOfTimesHasTheDefaultsOfTheCode(t *testing.T) {
 			}
 			continue
 		}
-		want, err := constant(at.dir, at.constant)
+		want, err := constant(t, at.dir, at.constant)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -74,19 +72,9 @@ func TestTheTableOfTimesHasTheDefaultsOfTheCode(t *testing.T) {
 }
 
 // constant returns the duration of a constant in the Go files of a directory.
-func constant(dir, name string) (time.Duration, error) {
-	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
-	if err != nil {
-		return 0, err
-	}
-	for _, file := range files {
-		if strings.HasSuffix(file, "_test.go") {
-			continue
-		}
-		f, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
-		if err != nil {
-			return 0, err
-		}
+func constant(t *testing.T, dir, name string) (time.Duration, error) {
+	t.Helper()
+	for _, f := range byFile(t, dir) {
 		for _, d := range f.Decls {
 			g, ok := d.(*ast.GenDecl)
 			if !ok || g.Tok != token.CONST {

@@ -43,7 +43,7 @@ func newLostHost(t *testing.T, landed bool) (h lostHost, disk, dev *fakeDisk) {
 	h.local.failSync = func() error { return errInjected }
 	h.dev.failSync = func() error {
 		if landed {
-			copy(h.dev.stable, h.dev.data)
+			h.dev.settle()
 		}
 		return errInjected
 	}
@@ -185,7 +185,7 @@ func TestAPowerCutWhileAGuestIsBroughtAwayForgesNoCopy(t *testing.T) {
 				wantBytes(t, "a copy that is clean, of a later generation", other.data, guest, 0)
 			}
 			for _, of := range [][4]*fakeDisk{{image, idev, other, odev}, {other, odev, image, idev}} {
-				a, b, c, d := newPoweredFake(of[0].data), newPoweredFake(of[1].data), newPoweredFake(of[2].data), newPoweredFake(of[3].data)
+				a, b, c, d := of[0].again(), of[1].again(), of[2].again(), of[3].again()
 				p, err := NewPrimary(reopened(t, a, b), PrimaryConfig{Overwrite: true, PermitOutdated: true})
 				must(t, err)
 				s, err := NewSecondary(reopened(t, c, d), SecondaryConfig{Overwrite: true})

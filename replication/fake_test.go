@@ -20,8 +20,9 @@ var (
 // what was written since the last Sync any sectors may then be lost.
 type fakeDisk struct {
 	mu      sync.Mutex
-	data    []byte // what reads see
-	stable  []byte // what survives for certain; nil: not tracked
+	data    []byte   // what reads see; a test that writes to it cuts no power before it calls settle
+	powered bool     // what survives for certain is tracked
+	pieces  []*piece // that, where something was written: see stable
 	pending []pendingWrite
 
 	// Asked before each operation, if set.
@@ -65,12 +66,54 @@ type pendingWrite struct {
 }
 
 func newFake(size int, fill byte) *fakeDisk {
+	if fill == 0 {
+		return &fakeDisk{data: make([]byte, size)} // of which nothing is touched
+	}
 	return &fakeDisk{data: bytes.Repeat([]byte{fill}, size)}
 }
 
-// newPoweredFake returns a fakeDisk whose power can be cut.
+// newPoweredFake returns a fakeDisk of data, which it keeps, whose power can be cut.
 func newPoweredFake(data []byte) *fakeDisk {
-	return &fakeDisk{data: bytes.Clone(data), stable: bytes.Clone(data)}
+	return &fakeDisk{data: data, powered: true}
+}
+
+// again returns another disk of the same content.
+func (d *fakeDisk) again() *fakeDisk { return newPoweredFake(bytes.Clone(d.data)) }
+
+// A piece is what survives for certain of so many bytes of a disk. It is copied from what
+// reads see when the first of them is about to be written.
+type piece [4096]byte
+
+// keep copies the pieces of the n bytes at off, which are about to be written. The caller
+// holds mu.
+func (d *fakeDisk) keep(off, n int64) {
+	const size = int64(len(piece{}))
+	if more := (d.Size()+size-1)/size - int64(len(d.pieces)); more > 0 { // a disk can grow
+		d.pieces = append(d.pieces, make([]*piece, more)...)
+	}
+	for i := off / size; i*size < off+n; i++ {
+		if d.pieces[i] == nil {
+			d.pieces[i] = new(piece)
+			copy(d.pieces[i][:], d.data[i*size:])
+		}
+	}
+}
+
+// settle makes what reads see stable. The caller holds mu, or is alone.
+func (d *fakeDisk) settle() { d.pieces, d.pending = nil, nil }
+
+// stable returns a copy of what survives for certain of the n bytes at off. The caller
+// holds mu.
+func (d *fakeDisk) stable(off, n int64) []byte {
+	const size = int64(len(piece{}))
+	p := bytes.Clone(d.data[off : off+n])
+	for i := off / size; i*size < off+n && i < int64(len(d.pieces)); i++ {
+		if piece := d.pieces[i]; piece != nil {
+			at := max(i*size, off)
+			copy(p[at-off:], piece[at-i*size:])
+		}
+	}
+	return p
 }
 
 func (d *fakeDisk) Size() int64 { return int64(len(d.data)) }
@@ -107,10 +150,13 @@ func (d *fakeDisk) WriteAt(p []byte, off int64) (int, error) {
 	if after {
 		return 0, errPower
 	}
-	copy(d.data[off:], p)
-	if d.stable != nil { // it is sectors that get there, or do not
+	if !d.powered {
+		copy(d.data[off:], p)
+	} else { // it is sectors that get there, or do not
 		from := off / SectorSize * SectorSize
 		to := min((off+int64(len(p))+SectorSize-1)/SectorSize*SectorSize, d.Size())
+		d.keep(from, to-from)
+		copy(d.data[off:], p)
 		d.pending = append(d.pending, pendingWrite{from, bytes.Clone(d.data[from:to])})
 	}
 	if during {
@@ -133,7 +179,11 @@ func (d *fakeDisk) Sync() error {
 		return errPower
 	}
 	for _, w := range d.pending {
-		copy(d.stable[w.off:], w.data)
+		for p, off := w.data, w.off; len(p) > 0; {
+			const size = int64(len(piece{}))
+			n := copy(d.pieces[off/size][off%size:], p)
+			p, off = p[n:], off+int64(n)
+		}
 	}
 	d.pending = d.pending[:0]
 	return nil
@@ -143,7 +193,7 @@ func (d *fakeDisk) Sync() error {
 func (d *fakeDisk) cutPower(rng *rand.Rand) *fakeDisk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	data := bytes.Clone(d.stable)
+	data := d.stable(0, d.Size())
 	keep := rng.IntN(5) // sometimes nothing at all reached the platter, sometimes everything
 	for _, w := range d.pending {
 		for p, off := w.data, w.off; len(p) > 0; {
@@ -154,7 +204,7 @@ func (d *fakeDisk) cutPower(rng *rand.Rand) *fakeDisk {
 			p, off = p[n:], off+n
 		}
 	}
-	return &fakeDisk{data: data, stable: bytes.Clone(data)}
+	return newPoweredFake(data)
 }
 
 // heard returns a bus, and where the events of one type that it carries go.

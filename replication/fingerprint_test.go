@@ -15,7 +15,7 @@ type plainRig struct {
 }
 
 func newPlainRig(t *testing.T, content []byte) *plainRig {
-	return &plainRig{t, newPoweredFake(content), newPoweredFake(make([]byte, 2*testSize)), newPoweredFake(make([]byte, 2*testSize))}
+	return &plainRig{t, newPoweredFake(bytes.Clone(content)), newPoweredFake(make([]byte, 2*testSize)), newPoweredFake(make([]byte, 2*testSize))}
 }
 
 func noise(seed uint64, n int) []byte {

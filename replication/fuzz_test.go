@@ -143,7 +143,7 @@ func FuzzRecover(f *testing.F) {
 		rng := rand.New(rand.NewPCG(uint64(len(log)), uint64(fix)))
 		host := &power{left: 1 + rng.IntN(12)}
 		hidden, act = fuzzedDevices(fix, super, log, active)
-		again := [3]*fakeDisk{newPoweredFake(hidden.data), newPoweredFake(act.data), newPoweredFake(make([]byte, fuzzDisk))}
+		again := [3]*fakeDisk{hidden.again(), act.again(), newPoweredFake(make([]byte, fuzzDisk))}
 		for {
 			for _, d := range again {
 				d.power = host

@@ -19,11 +19,7 @@ func (d growingFake) Grow(size int64) error {
 	defer d.mu.Unlock()
 	during, after := d.power.use()
 	if !after {
-		more := make([]byte, size-d.Size())
-		d.data = append(d.data, more...)
-		if d.stable != nil {
-			d.stable = append(d.stable, more...)
-		}
+		d.data = append(d.data, make([]byte, size-d.Size())...)
 	}
 	if during || after {
 		return errPower

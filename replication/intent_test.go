@@ -186,7 +186,7 @@ func TestBitmapAfterAPowerCut(t *testing.T) {
 func (d *fakeDisk) stableCopy() *fakeDisk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return newPoweredFake(d.stable)
+	return newPoweredFake(d.stable(0, d.Size()))
 }
 
 // sparseFake is a large disk of which only writes are counted.

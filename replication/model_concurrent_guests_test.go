@@ -63,7 +63,7 @@ func (m *cmodel) wantFlushed(w int, before [cmTurns]uint64) {
 	defer m.local.mu.Unlock()
 	for i, want := range before {
 		k := int64(i*cmWriters + w)
-		if v, ok := version(m.local.stable[k*SectorSize:][:SectorSize], k); !ok || v < want {
+		if v, ok := version(m.local.stable(k*SectorSize, SectorSize), k); !ok || v < want {
 			m.errorf("a flush is answered, and of sector %d stable storage has version %d, %v; %d was answered before", k, v, ok, want)
 		}
 	}
@@ -77,7 +77,7 @@ func (m *cmodel) wantMarked(epoch uint64, image []byte) {
 		disk *fakeDisk
 	}{{"primary", m.local}, {"secondary", m.disk}} {
 		side.disk.mu.Lock()
-		if at := firstDifference(side.disk.stable, image); at >= 0 {
+		if at := firstDifference(side.disk.stable(0, side.disk.Size()), image); at >= 0 {
 			m.errorf("%d is marked, and stable storage of the %s differs at %d", epoch, side.name, at)
 		}
 		side.disk.mu.Unlock()

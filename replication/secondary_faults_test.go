@@ -101,7 +101,7 @@ func faultyRun(t *testing.T, seed uint64, at, how int) (left int) {
 		faulty[i] = &faultyDisk{fakeDisk: devices[i], at: &at, how: how}
 	}
 	copy(devices[0].data[:size/2], bytes.Repeat([]byte{9}, size/2))
-	copy(devices[0].stable, devices[0].data)
+	devices[0].settle()
 	where := fmt.Sprintf("seed %d, operation %d, failure %d", seed, at, how)
 
 	var allowed [][]byte // what the disk may be after a power cut

@@ -70,12 +70,18 @@ func TestFlushCoversEveryWriteThatWasAnsweredBeforeIt(t *testing.T) {
 				close(release)
 				wg.Wait()
 				must(t, side.Sync())
-				if disk.stable[0] != 7 {
+				if disk.stableByte(0) != 7 {
 					t.Error("a write and then a flush were answered, and the write is not stable")
 				}
 			})
 		})
 	}
+}
+
+func (d *fakeDisk) stableByte(off int64) byte {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.stable(off, 1)[0]
 }
 
 func TestFlushesThatComeDuringASyncShareTheNext(t *testing.T) {
@@ -92,7 +98,7 @@ func TestFlushesThatComeDuringASyncShareTheNext(t *testing.T) {
 			wg.Go(func() {
 				write(t, s, 7, int64(i)*SectorSize, SectorSize)
 				must(t, s.Sync())
-				if disk.stable[int(i)*SectorSize] != 7 {
+				if disk.stableByte(int64(i)*SectorSize) != 7 {
 					t.Errorf("the flush of write %d was answered by a sync that had begun before it", i)
 				}
 			})

@@ -127,11 +127,14 @@ func (r *ring) adopt(p []byte) bool {
 // scrap ends what draft began, without a frame.
 func (r *ring) scrap() { r.drafted = false }
 
-// grow moves the frames to the front of a larger memory. Frames that were
-// handed out stay where they are, in the old one.
+// grow moves the frames to the front of another memory, which is larger if need bytes are
+// not free in this one. Frames that were handed out stay where they are, in the old one.
 func (r *ring) grow(need int) {
 	used := r.used()
-	size := max(2*len(r.mem), ringMin)
+	size := max(len(r.mem), ringMin)
+	if r.place(need) < 0 {
+		size = max(2*len(r.mem), ringMin)
+	}
 	for size < used+need {
 		size *= 2
 	}

@@ -100,3 +100,20 @@ func TestRingIsAQueueOfFrames(t *testing.T) {
 		}
 	}
 }
+
+// A frame that comes while another is made moves the frames, so that they stay whole, and not
+// into twice the memory each time.
+func TestAFrameThatComesWhileAnotherIsMadeNeedsNoLargerMemory(t *testing.T) {
+	r := ring{limit: 1 << 20}
+	for range 100 {
+		draft := r.draft(100)
+		if !r.push(make([]byte, 50)) || !r.adopt(draft) {
+			t.Fatal("two small frames do not fit")
+		}
+		r.pop()
+		r.pop()
+	}
+	if len(r.mem) != ringMin {
+		t.Errorf("two small frames at a time take %d bytes, want %d", len(r.mem), ringMin)
+	}
+}

@@ -204,13 +204,13 @@ func (m *Model) Write() (w Write, ok bool) {
 	if !writes {
 		return Write{}, false
 	}
-	const perPage = PageSize / 8
-	page, sector, sectors, y := place(m.n, m.x, uint64(len(m.set)/perPage), m.sectors)
+	page, sector, sectors, y := place(m.n, m.x, uint64(len(m.set)), m.sectors)
 	if m.block == nil {
 		m.block = make([]byte, PageSize)
 	}
+	words := m.page(page)
 	for i := range sectors * (SectorSize / 8) {
-		y = mix(y, m.set[page*perPage+i])
+		y = mix(y, words[i])
 		binary.LittleEndian.PutUint64(m.block[i*8:], blockWord(i, m.n, y))
 	}
 	return Write{Off: int64(m.first+sector) * SectorSize, Data: m.block[:sectors*SectorSize], Flush: flush != 0, Round: m.n}, true

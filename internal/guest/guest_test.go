@@ -122,7 +122,7 @@ func TestTheModelFollowsTheGoGuestFromItsFramesAlone(t *testing.T) {
 			if d := cmp.Diff(want, got); d != "" {
 				t.Errorf("%+v: ring of vCPU %d (-want +got):\n%s", p, v, d)
 			}
-			for i := range model.set {
+			for i := range p.withDefaults().Pages * perPage {
 				if w := binary.LittleEndian.Uint64(mem[p.withDefaults().setBase(v)+uint64(i)*8:]); w != model.Word(i) {
 					t.Fatalf("%+v: word %d of the working set is %#x, model says %#x", p, i, w, model.Word(i))
 				}

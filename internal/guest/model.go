@@ -13,12 +13,15 @@ import (
 type Model struct {
 	n, x, k uint64
 	acc     float64
-	set     []uint64
+	set     [][]uint64 // the pages of the working set; nil: as it was at first
 	touch   int
 	tsc     uint64
 
 	every, first, sectors uint64 // of the disk
 	block                 []byte
+
+	params Params // what the working set was at first, with vcpu
+	vcpu   int
 }
 
 // NewModel returns the model of a vCPU before its first round.
@@ -27,26 +30,36 @@ func NewModel(p Params, vcpu int) (*Model, error) {
 		return nil, err
 	}
 	p = p.withDefaults()
-	m := &Model{x: p.seed(vcpu), touch: p.Touch, tsc: uint64(p.TSCPerMille), set: make([]uint64, p.Pages*(PageSize/8))}
+	m := &Model{x: p.seed(vcpu), touch: p.Touch, tsc: uint64(p.TSCPerMille), set: make([][]uint64, p.Pages), params: p, vcpu: vcpu}
 	m.k = ^m.x
 	if p.DiskEvery > 0 {
 		m.every = uint64(p.DiskEvery)
 		m.first, m.sectors = p.region(vcpu)
 	}
-	for i := range m.set {
-		m.set[i] = p.word(vcpu, uint64(i))
-	}
 	return m, nil
+}
+
+const perPage = PageSize / 8 // words
+
+// page returns a page of the working set.
+func (m *Model) page(i uint64) []uint64 {
+	if m.set[i] == nil { // nobody has asked for it: most pages of most guests
+		page := make([]uint64, perPage)
+		for k := range page {
+			page[k] = m.params.word(m.vcpu, i*perPage+uint64(k))
+		}
+		m.set[i] = page
+	}
+	return m.set[i]
 }
 
 // Next performs the next round, in which the guest took in t (0: nothing), and
 // returns the round's number and hash.
 func (m *Model) Next(t uint64) (n, h uint64) {
-	const perPage = PageSize / 8
 	m.n++
-	first, _ := bits.Mul64(m.x, uint64(len(m.set)/perPage))
+	first, _ := bits.Mul64(m.x, uint64(len(m.set)))
 	for i := range uint64(m.touch) {
-		page := m.set[(first+i)%uint64(len(m.set)/perPage)*perPage:][:perPage]
+		page := m.page((first + i) % uint64(len(m.set)))
 		for _, w := range [2]uint64{0, (m.n*wordStep + i*pageStep) % perPage} {
 			m.x, page[w] = mix(m.x, page[w]), m.x
 		}
@@ -66,12 +79,20 @@ func (m *Model) Round() uint64 { return m.n }
 func (m *Model) TakesTSC(n uint64) bool { return takesTSC(n, m.tsc) }
 
 // Word returns word i of the working set, as the guest's memory should have it.
-func (m *Model) Word(i int) uint64 { return m.set[i] }
+func (m *Model) Word(i int) uint64 {
+	if page := m.set[i/perPage]; page != nil {
+		return page[i%perPage]
+	}
+	return m.params.word(m.vcpu, uint64(i))
+}
 
 // Clone returns an independent copy of the model in its present state.
 func (m *Model) Clone() *Model {
 	c := *m
-	c.set = slices.Clone(m.set)
+	c.set = make([][]uint64, len(m.set))
+	for i, page := range m.set {
+		c.set[i] = slices.Clone(page)
+	}
 	c.block = nil
 	return &c
 }

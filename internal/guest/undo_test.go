@@ -87,8 +87,8 @@ func TestTwoGuestsThatDifferNeverAgreeAgain(t *testing.T) {
 				"the running hash":              func(o *Model) { o.x ^= 1 << (n % 64) },
 				"the integer":                   func(o *Model) { o.k ^= 1 << (n % 64) },
 				"the accumulator":               func(o *Model) { o.acc = math.Float64frombits(math.Float64bits(o.acc) ^ 1) },
-				"the first word of a page":      func(o *Model) { o.set[first*512] ^= 1 << (n % 64) },
-				"the word that the round takes": func(o *Model) { o.set[first*512+n*wordStep%512] ^= 1 << (n % 64) },
+				"the first word of a page":      func(o *Model) { o.page(first)[0] ^= 1 << (n % 64) },
+				"the word that the round takes": func(o *Model) { o.page(first)[n*wordStep%512] ^= 1 << (n % 64) },
 			} {
 				if what == "the running hash" && p.Pages > 1 {
 					continue // it decides which pages are touched
